@@ -1,0 +1,9 @@
+DROP TABLE mails;
+DROP TABLE events;
+DROP TABLE comments;
+DROP TABLE task_labels;
+DROP TABLE labels;
+DROP TABLE tasks;
+DROP TABLE projects;
+DROP TABLE sessions;
+DROP TABLE users;

@@ -1,0 +1,49 @@
+import { getOperationAST, parse } from 'graphql';
+import { send } from './http.js';
+import { isUnauthenticated, live } from './live.js';
+import { accessToken, getAccount, replace } from './session.js';
+
+export function fetcher({ query, variables, operationName }, { headers } = {}) {
+  const operation = chosenOperation(query, operationName);
+  const request = {
+    query,
+    variables,
+    operationName: operation ? operation.name?.value : operationName,
+  };
+  if (operation?.operation !== 'subscription') return execute(request, headers);
+  if (getAccount()) return live(request);
+  return { errors: [{ message: 'Sign in first: a subscription belongs to a user.' }] };
+}
+
+// Just after a change of tab GraphiQL still names the operation of the tab before.
+function chosenOperation(query, name) {
+  try {
+    const document = parse(query);
+    return getOperationAST(document, name) ?? getOperationAST(document);
+  } catch {
+    // The server explains what is wrong with the document.
+    return undefined;
+  }
+}
+
+async function execute(request, headers) {
+  const token = await accessToken();
+  const answer = await ask(request, token, headers);
+  // A refusal before GraphQL is reached is a problem document, not a response with errors.
+  const refused = isUnauthenticated(answer.errors ?? [{ extensions: answer }]);
+  if (!token || !refused) return answer;
+  const next = await replace(token);
+  return next ? ask(request, next, headers) : answer;
+}
+
+async function ask(request, token, headers) {
+  const response = await send('/graphql', request, token, {
+    accept: 'application/graphql-response+json, application/json;q=0.9',
+    ...headers,
+  });
+  try {
+    return await response.json();
+  } catch {
+    throw new Error(`The server answered ${response.status} without JSON.`);
+  }
+}

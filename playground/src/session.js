@@ -1,0 +1,110 @@
+import { post } from './http.js';
+
+const KEY = 'fasttrack.session';
+const RETRY = 15_000;
+
+let session = JSON.parse(sessionStorage.getItem(KEY));
+let ended = false;
+let refreshing;
+let timer;
+const listeners = new Set();
+
+schedule();
+
+/** Who is signed in; the same object until they sign out, however often the tokens change. */
+export const getAccount = () => session?.account;
+
+/** Whether the last session was ended by the server and not by its user. */
+export const sessionEnded = () => ended;
+
+export function onAccountChange(listener) {
+  listeners.add(listener);
+  return () => listeners.delete(listener);
+}
+
+export async function signIn(name, password) {
+  const account = { name };
+  const who = name.includes('@') ? { email: name } : { username: name };
+  keep(account, await post('/auth/login', { ...who, password }));
+}
+
+export async function register({ email, username, password, displayName }) {
+  await post('/auth/register', {
+    email,
+    username,
+    password,
+    display_name: displayName || undefined,
+  });
+  await signIn(username, password);
+}
+
+export async function signOut() {
+  try {
+    await post('/auth/logout', undefined, await accessToken());
+  } catch (error) {
+    if (error.status !== 401) throw error;
+  } finally {
+    ended = false;
+    store(undefined);
+  }
+}
+
+/** A token that has not expired, or undefined when nobody is signed in. */
+export async function accessToken() {
+  if (refreshing || (session && Date.now() >= session.expiresAt)) await refresh();
+  return session?.accessToken;
+}
+
+/** The server refused this token: resolves to another one, or undefined when there is none to be had. */
+export async function replace(token) {
+  if (session && session.accessToken === token) await refresh();
+  return session?.accessToken;
+}
+
+// A refresh token that is used twice looks stolen and ends the session, so all callers share one request.
+function refresh() {
+  refreshing ??= rotate(session).finally(() => {
+    refreshing = undefined;
+  });
+  return refreshing;
+}
+
+async function rotate(old) {
+  try {
+    const tokens = await post('/auth/refresh', { refresh_token: old.refreshToken });
+    if (session === old) keep(old.account, tokens);
+  } catch (error) {
+    const over = error.status === 400 || error.status === 401 || error.status === 403;
+    if (!over) throw error;
+    if (session !== old) return;
+    ended = true;
+    store(undefined);
+  }
+}
+
+function keep(account, { access_token, refresh_token, expires_in }) {
+  const now = Date.now();
+  ended = false;
+  store({
+    account,
+    accessToken: access_token,
+    refreshToken: refresh_token,
+    refreshAt: now + expires_in * 750,
+    // A little early, so that no token expires on its way to the server.
+    expiresAt: now + expires_in * 950,
+  });
+}
+
+function store(next) {
+  const changed = next?.account !== session?.account;
+  session = next;
+  if (next) sessionStorage.setItem(KEY, JSON.stringify(next));
+  else sessionStorage.removeItem(KEY);
+  schedule();
+  if (changed) for (const listener of listeners) listener();
+}
+
+function schedule(delay = session?.refreshAt - Date.now()) {
+  clearTimeout(timer);
+  if (session) timer = setTimeout(() => refresh().catch(() => schedule(RETRY)), delay);
+}

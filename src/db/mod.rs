@@ -1,0 +1,348 @@
+//! The database: one [`Db`] over SQLite or PostgreSQL, chosen by URL.
+//!
+//! A query is written once, as a plain diesel expression inside [`on!`](crate::on), which puts it into both arms of
+//! [`Conn`]: the compiler checks it against both databases. What truly differs is a `match` in the function that needs it.
+
+pub mod migrate;
+pub mod page;
+pub mod schema;
+pub mod types;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use diesel::connection::{Instrumentation, InstrumentationEvent};
+use diesel::sqlite::SqliteConnection;
+use diesel::{ConnectionError, ConnectionResult};
+use diesel_async::pooled_connection::deadpool::{Object, Pool};
+use diesel_async::pooled_connection::{AsyncDieselConnectionManager, ManagerConfig, RecyclingMethod};
+use diesel_async::sync_connection_wrapper::SyncConnectionWrapper;
+use diesel_async::{AsyncConnection, AsyncPgConnection, SimpleAsyncConnection};
+use futures_util::FutureExt;
+use tokio::sync::Notify;
+
+use crate::error::{Error, Result};
+
+/// SQLite behind tokio's blocking pool.
+pub type SqliteConn = SyncConnectionWrapper<SqliteConnection>;
+
+/// How long a request waits for a free connection before it is told to come back.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
+/// How often a transaction is tried that the database aborted for the sake of another one.
+const ATTEMPTS: u32 = 4;
+
+/// Puts one diesel expression into both arms: `on!(conn, |c| users::table.find(id).first(c).await)`.
+///
+/// Inside of it `Backend` names the arm's backend, for `into_boxed::<Backend>()`.
+#[macro_export]
+macro_rules! on {
+    ($conn:expr, |$c:ident| $body:expr) => {
+        match &mut $conn.pooled {
+            $crate::db::Pooled::Sqlite(pooled) => {
+                #[allow(dead_code, reason = "only boxed queries name it")]
+                type Backend = diesel::sqlite::Sqlite;
+                let $c: &mut $crate::db::SqliteConn = pooled;
+                $body
+            }
+            $crate::db::Pooled::Postgres(pooled) => {
+                #[allow(dead_code, reason = "only boxed queries name it")]
+                type Backend = diesel::pg::Pg;
+                let $c: &mut diesel_async::AsyncPgConnection = pooled;
+                $body
+            }
+        }
+    };
+}
+
+/// A connection on loan from its pool.
+pub enum Pooled {
+    /// To the embedded database.
+    Sqlite(Object<SqliteConn>),
+    /// To a PostgreSQL server.
+    Postgres(Object<AsyncPgConnection>),
+}
+
+/// A connection; one inside a transaction is called `tx`.
+pub struct Conn {
+    #[doc(hidden)]
+    pub pooled: Pooled,
+    rings: bool,
+}
+
+impl Conn {
+    /// Marks the transaction as one that wrote to the event log: its commit rings the bell.
+    pub fn ring_on_commit(&mut self) {
+        self.rings = true;
+    }
+
+    /// Whether this is PostgreSQL, for the few statements that differ.
+    pub const fn is_postgres(&self) -> bool {
+        matches!(self.pooled, Pooled::Postgres(_))
+    }
+
+    async fn execute(&mut self, sql: &str) -> Result<()> {
+        Ok(on!(self, |c| c.batch_execute(sql).await)?)
+    }
+
+    /// Closes the connection instead of giving it back: the way out of a transaction in an unknown state.
+    fn discard(self) {
+        match self.pooled {
+            Pooled::Sqlite(pooled) => drop(Object::take(pooled)),
+            Pooled::Postgres(pooled) => drop(Object::take(pooled)),
+        }
+    }
+}
+
+#[derive(Clone)]
+enum Pools {
+    Sqlite { writer: Pool<SqliteConn>, readers: Pool<SqliteConn> },
+    Postgres(Pool<AsyncPgConnection>),
+}
+
+/// What runs inside a transaction: an async closure whose future may move between threads. (The bound on `AsyncFn` alone
+/// cannot say the latter.)
+pub trait Work<'r, T>: Fn(&'r mut Conn) -> Self::Running {
+    /// The closure's future.
+    type Running: Future<Output = Result<T>> + Send;
+}
+
+impl<'r, T, F, R> Work<'r, T> for F
+where
+    F: Fn(&'r mut Conn) -> R,
+    R: Future<Output = Result<T>> + Send,
+{
+    type Running = R;
+}
+
+/// The database and its pools; cheap to clone.
+#[derive(Clone)]
+pub struct Db {
+    pools: Pools,
+    statements: Arc<AtomicU64>,
+    /// Rung after each commit that wrote to the event log.
+    pub bell: Arc<Notify>,
+}
+
+/// Where the database is, read from `DATABASE_URL`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Location {
+    /// A file, created when missing.
+    Sqlite(PathBuf),
+    /// A server, as a libpq connection URL.
+    Postgres(String),
+}
+
+impl Location {
+    /// Reads `sqlite://path`, `sqlite:path`, `postgres://…` or `postgresql://…`.
+    pub fn parse(url: &str) -> Option<Self> {
+        if url.starts_with("postgres://") || url.starts_with("postgresql://") {
+            return Some(Self::Postgres(url.to_owned()));
+        }
+        let path = url.strip_prefix("sqlite:")?;
+        let path = path.strip_prefix("//").unwrap_or(path);
+        let path = path.split('?').next().unwrap_or_default();
+        (!path.is_empty() && path != ":memory:").then(|| Self::Sqlite(path.into()))
+    }
+}
+
+/// Counts the statements a connection sends, so that a test can hold their number.
+struct Count(Arc<AtomicU64>);
+
+impl Instrumentation for Count {
+    fn on_connection_event(&mut self, event: InstrumentationEvent<'_>) {
+        if matches!(event, InstrumentationEvent::StartQuery { .. }) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Db {
+    /// Opens the pools; nothing is connected yet.
+    pub fn open(location: &Location, connections: usize) -> Result<Self> {
+        let statements = Arc::new(AtomicU64::new(0));
+        let pools = match location {
+            Location::Sqlite(path) => {
+                let path = path.to_string_lossy().into_owned();
+                Pools::Sqlite {
+                    writer: sqlite_pool(&path, 1, &statements, SQLITE_WRITER)?,
+                    readers: sqlite_pool(&path, connections, &statements, SQLITE_READER)?,
+                }
+            }
+            Location::Postgres(url) => Pools::Postgres(postgres_pool(url, connections, &statements)?),
+        };
+        Ok(Self { pools, statements, bell: Arc::new(Notify::new()) })
+    }
+
+    /// A connection for reading.
+    pub async fn conn(&self) -> Result<Conn> {
+        Ok(match &self.pools {
+            Pools::Sqlite { readers, .. } => {
+                Conn { pooled: Pooled::Sqlite(acquire(readers.get()).await?), rings: false }
+            }
+            Pools::Postgres(pool) => Conn { pooled: Pooled::Postgres(acquire(pool.get()).await?), rings: false },
+        })
+    }
+
+    async fn writer(&self) -> Result<Conn> {
+        Ok(match &self.pools {
+            Pools::Sqlite { writer, .. } => Conn { pooled: Pooled::Sqlite(acquire(writer.get()).await?), rings: false },
+            Pools::Postgres(pool) => Conn { pooled: Pooled::Postgres(acquire(pool.get()).await?), rings: false },
+        })
+    }
+
+    /// Runs `work` in a transaction that is committed when it succeeds and rolled back when it fails.
+    ///
+    /// `work` runs again when the database aborted it for the sake of another transaction. A transaction that is
+    /// dropped in the middle takes its connection with it.
+    pub fn transaction<'a, T, F>(&'a self, work: F) -> impl Future<Output = Result<T>> + Send + 'a
+    where
+        F: AsyncFn(&mut Conn) -> Result<T> + for<'r> Work<'r, T> + Send + Sync + 'a,
+        T: Send + 'a,
+    {
+        async move {
+            let mut attempt = 1;
+            loop {
+                match self.attempt(&work).await {
+                    Err(error) if is_aborted(&error) && attempt < ATTEMPTS => attempt += 1,
+                    done => return done,
+                }
+            }
+        }
+    }
+
+    async fn attempt<T>(&self, work: &(impl for<'r> Work<'r, T> + Sync)) -> Result<T> {
+        let mut open = Open(Some(self.writer().await?));
+        let tx = open.conn();
+        let begin = if tx.is_postgres() { "BEGIN" } else { "BEGIN IMMEDIATE" };
+        tx.execute(begin).await?;
+        let done = match work(tx).await {
+            Ok(value) => open.conn().execute("COMMIT").await.map(|()| value),
+            Err(error) => Err(error),
+        };
+        if done.is_ok() {
+            if open.close().rings {
+                self.bell.notify_one();
+            }
+        } else if open.conn().execute("ROLLBACK").await.is_ok() {
+            open.close();
+        }
+        done
+    }
+
+    /// How many statements were sent since the start.
+    pub fn statements(&self) -> u64 {
+        self.statements.load(Ordering::Relaxed)
+    }
+
+    /// Asks the database for a sign of life.
+    pub async fn ping(&self) -> Result<()> {
+        self.conn().await?.execute("SELECT 1").await
+    }
+
+    /// Closes the pools; on SQLite the log is folded into the database file first.
+    pub async fn close(&self) {
+        match &self.pools {
+            Pools::Sqlite { writer, readers } => {
+                readers.close();
+                if let Ok(mut conn) = self.writer().await {
+                    if let Err(error) = conn.execute("PRAGMA wal_checkpoint(TRUNCATE)").await {
+                        tracing::warn!(cause = ?error, "checkpoint failed");
+                    }
+                }
+                writer.close();
+            }
+            Pools::Postgres(pool) => pool.close(),
+        }
+    }
+}
+
+/// A connection with a transaction open on it: dropped half-way, it is closed and not reused.
+struct Open(Option<Conn>);
+
+impl Open {
+    #[expect(clippy::expect_used, reason = "it is there until `close` consumes the guard")]
+    fn conn(&mut self) -> &mut Conn {
+        self.0.as_mut().expect("open until closed")
+    }
+
+    #[expect(clippy::expect_used, reason = "consumes the guard")]
+    fn close(mut self) -> Conn {
+        self.0.take().expect("open until closed")
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        if let Some(conn) = self.0.take() {
+            conn.discard();
+        }
+    }
+}
+
+/// Serialization failure or deadlock: the other transaction went on, this one may be tried again.
+fn is_aborted(error: &Error) -> bool {
+    let Error::Internal(cause) = error else {
+        return false;
+    };
+    let Some(cause) = cause.downcast_ref::<diesel::result::Error>() else {
+        return false;
+    };
+    match cause {
+        diesel::result::Error::DatabaseError(diesel::result::DatabaseErrorKind::SerializationFailure, _) => true,
+        diesel::result::Error::DatabaseError(_, info) => info.message().contains("deadlock detected"),
+        _ => false,
+    }
+}
+
+// FULL: an acknowledged write survives a power cut. One writer at a time, so its lock is never waited for in SQLite.
+const SQLITE_WRITER: &str = "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON; \
+     PRAGMA busy_timeout = 5000; PRAGMA cache_size = -16000; PRAGMA temp_store = MEMORY";
+const SQLITE_READER: &str = "PRAGMA foreign_keys = ON; PRAGMA busy_timeout = 5000; PRAGMA cache_size = -16000; \
+     PRAGMA temp_store = MEMORY; PRAGMA query_only = ON";
+const POSTGRES: &str = "SET statement_timeout = '5s'; SET lock_timeout = '2s'; \
+     SET idle_in_transaction_session_timeout = '10s'; SET timezone = 'UTC'";
+
+fn config<C: AsyncConnection + 'static>(statements: &Arc<AtomicU64>, setup: &'static str) -> ManagerConfig<C> {
+    let statements = Arc::clone(statements);
+    let mut config = ManagerConfig::<C>::default();
+    config.recycling_method = RecyclingMethod::Fast;
+    config.custom_setup = Box::new(move |url| {
+        let (url, statements) = (url.to_owned(), Arc::clone(&statements));
+        async move { establish(&url, statements, setup).await }.boxed()
+    });
+    config
+}
+
+async fn establish<C: AsyncConnection>(url: &str, statements: Arc<AtomicU64>, setup: &str) -> ConnectionResult<C> {
+    let mut conn = C::establish(url).await?;
+    conn.batch_execute(setup).await.map_err(ConnectionError::CouldntSetupConfiguration)?;
+    conn.set_instrumentation(Count(statements));
+    Ok(conn)
+}
+
+fn sqlite_pool(path: &str, size: usize, statements: &Arc<AtomicU64>, setup: &'static str) -> Result<Pool<SqliteConn>> {
+    let manager = AsyncDieselConnectionManager::new_with_config(path, config(statements, setup));
+    Pool::builder(manager).max_size(size).build().map_err(Error::internal)
+}
+
+fn postgres_pool(url: &str, size: usize, statements: &Arc<AtomicU64>) -> Result<Pool<AsyncPgConnection>> {
+    let manager = AsyncDieselConnectionManager::new_with_config(url, config(statements, POSTGRES));
+    Pool::builder(manager).max_size(size).build().map_err(Error::internal)
+}
+
+/// Waits for a connection, but not for ever.
+async fn acquire<T, E: std::fmt::Display>(get: impl Future<Output = std::result::Result<T, E>>) -> Result<T> {
+    match tokio::time::timeout(ACQUIRE_TIMEOUT, get).await {
+        Ok(Ok(conn)) => Ok(conn),
+        Ok(Err(error)) => {
+            tracing::warn!(cause = %error, "no database connection");
+            Err(Error::unavailable())
+        }
+        Err(_) => {
+            tracing::warn!("every database connection is busy");
+            Err(Error::unavailable())
+        }
+    }
+}

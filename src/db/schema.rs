@@ -1,0 +1,152 @@
+//! The tables, written once for both databases in the types of [`super::types::sql`].
+
+#![allow(missing_docs, reason = "`table!` makes items that cannot carry any")]
+
+use diesel::allow_tables_to_appear_in_same_query;
+use diesel::prelude::*;
+
+table! {
+    use crate::db::types::sql::*;
+    users (id) {
+        id -> Uuid,
+        email -> Text,
+        email_key -> Text,
+        username -> Text,
+        username_key -> Text,
+        display_name -> Text,
+        search -> Text,
+        password_hash -> Text,
+        role -> SmallInt,
+        is_active -> Bool,
+        email_verified -> Bool,
+        last_login_at -> Nullable<Instant>,
+        created_at -> Instant,
+        updated_at -> Instant,
+    }
+}
+
+table! {
+    use crate::db::types::sql::*;
+    sessions (id) {
+        id -> Uuid,
+        user_id -> Uuid,
+        seed -> Binary,
+        generation -> Integer,
+        rotated_at -> Instant,
+        created_at -> Instant,
+        last_used_at -> Instant,
+        expires_at -> Instant,
+        revoked_at -> Nullable<Instant>,
+        ip_address -> Nullable<Text>,
+        user_agent -> Nullable<Text>,
+    }
+}
+
+table! {
+    use crate::db::types::sql::*;
+    projects (id) {
+        id -> Uuid,
+        owner_id -> Uuid,
+        name -> Text,
+        name_key -> Text,
+        description -> Nullable<Text>,
+        search -> Text,
+        status -> SmallInt,
+        version -> Integer,
+        created_at -> Instant,
+        updated_at -> Instant,
+    }
+}
+
+table! {
+    use crate::db::types::sql::*;
+    tasks (id) {
+        id -> Uuid,
+        project_id -> Uuid,
+        owner_id -> Uuid,
+        creator_id -> Nullable<Uuid>,
+        assignee_id -> Nullable<Uuid>,
+        title -> Text,
+        description -> Nullable<Text>,
+        search -> Text,
+        status -> SmallInt,
+        priority -> SmallInt,
+        due_at -> Nullable<Instant>,
+        due_order -> Instant,
+        completed_at -> Nullable<Instant>,
+        version -> Integer,
+        created_at -> Instant,
+        updated_at -> Instant,
+    }
+}
+
+table! {
+    use crate::db::types::sql::*;
+    labels (id) {
+        id -> Uuid,
+        project_id -> Uuid,
+        name -> Text,
+        name_key -> Text,
+        color -> Text,
+        created_at -> Instant,
+    }
+}
+
+table! {
+    use crate::db::types::sql::*;
+    task_labels (task_id, label_id) {
+        task_id -> Uuid,
+        label_id -> Uuid,
+    }
+}
+
+table! {
+    use crate::db::types::sql::*;
+    comments (id) {
+        id -> Uuid,
+        task_id -> Uuid,
+        author_id -> Uuid,
+        body -> Text,
+        is_edited -> Bool,
+        created_at -> Instant,
+        updated_at -> Instant,
+    }
+}
+
+table! {
+    use crate::db::types::sql::*;
+    events (seq) {
+        seq -> BigInt,
+        xid -> BigInt,
+        id -> Uuid,
+        kind -> SmallInt,
+        occurred_at -> Instant,
+        actor_id -> Nullable<Uuid>,
+        owner_id -> Nullable<Uuid>,
+        project_id -> Nullable<Uuid>,
+        task_id -> Nullable<Uuid>,
+        comment_id -> Nullable<Uuid>,
+        assignee_id -> Nullable<Uuid>,
+        previous_assignee_id -> Nullable<Uuid>,
+        session_id -> Nullable<Uuid>,
+        data -> Text,
+    }
+}
+
+table! {
+    use crate::db::types::sql::*;
+    mails (id) {
+        id -> Uuid,
+        recipient -> Text,
+        subject -> Text,
+        body -> Text,
+        created_at -> Instant,
+        next_attempt_at -> Instant,
+        attempts -> Integer,
+        last_error -> Nullable<Text>,
+    }
+}
+
+allow_tables_to_appear_in_same_query!(users, sessions, projects, tasks, labels, task_labels, comments, events, mails);
+joinable!(sessions -> users (user_id));
+joinable!(task_labels -> labels (label_id));

@@ -1,0 +1,258 @@
+//! What can go wrong, and what a client is told of it.
+//!
+//! One [`Error`] for the whole program. It has no `Display`, so that the text of a database can reach a client by no
+//! accident: the two doors (`graphql`, `http`) say the [`Code`] and its message, and log an internal cause once.
+
+use std::borrow::Cow;
+use std::time::Duration;
+
+use diesel::result::{DatabaseErrorKind, Error as DieselError};
+
+/// The stable codes of every error that a client can meet, as `extensions.code` or the `code` of a problem document.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Code {
+    /// The request is not well formed: malformed JSON, a missing body field, a wrong content type.
+    BadRequest,
+    /// The document does not parse.
+    ParseFailed,
+    /// The document does not fit the schema.
+    ValidationFailed,
+    /// An argument is out of its range or of the wrong kind, such as a cursor of another list.
+    BadUserInput,
+    /// REST: one or more body fields are wrong; `errors` lists them.
+    InvalidInput,
+    /// No access token, or one that is expired, revoked or not ours.
+    Unauthenticated,
+    /// REST: unknown identifier or wrong password; the same for both.
+    InvalidCredentials,
+    /// Seen, but not permitted to this viewer.
+    Forbidden,
+    /// Not there, or not there for this viewer.
+    NotFound,
+    /// Too many requests; try again after the time given.
+    RateLimited,
+    /// The cursor is older than what the event log keeps.
+    CursorExpired,
+    /// Overloaded, or a part that the request needs is away; nothing was written. Try again.
+    Unavailable,
+    /// A defect of the server; the request id finds it in the log.
+    Internal,
+}
+
+impl Code {
+    /// Every code, for the table in the documentation and its test.
+    pub const ALL: [Self; 13] = [
+        Self::BadRequest,
+        Self::ParseFailed,
+        Self::ValidationFailed,
+        Self::BadUserInput,
+        Self::InvalidInput,
+        Self::Unauthenticated,
+        Self::InvalidCredentials,
+        Self::Forbidden,
+        Self::NotFound,
+        Self::RateLimited,
+        Self::CursorExpired,
+        Self::Unavailable,
+        Self::Internal,
+    ];
+
+    /// The code as clients see it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::BadRequest => "BAD_REQUEST",
+            Self::ParseFailed => "GRAPHQL_PARSE_FAILED",
+            Self::ValidationFailed => "GRAPHQL_VALIDATION_FAILED",
+            Self::BadUserInput => "BAD_USER_INPUT",
+            Self::InvalidInput => "INVALID_INPUT",
+            Self::Unauthenticated => "UNAUTHENTICATED",
+            Self::InvalidCredentials => "INVALID_CREDENTIALS",
+            Self::Forbidden => "FORBIDDEN",
+            Self::NotFound => "NOT_FOUND",
+            Self::RateLimited => "RATE_LIMITED",
+            Self::CursorExpired => "CURSOR_EXPIRED",
+            Self::Unavailable => "SERVICE_UNAVAILABLE",
+            Self::Internal => "INTERNAL_SERVER_ERROR",
+        }
+    }
+
+    /// The HTTP status where the whole request fails with it.
+    pub const fn status(self) -> u16 {
+        match self {
+            Self::BadRequest | Self::ParseFailed | Self::BadUserInput | Self::CursorExpired => 400,
+            Self::ValidationFailed | Self::InvalidInput => 422,
+            Self::Unauthenticated | Self::InvalidCredentials => 401,
+            Self::Forbidden => 403,
+            Self::NotFound => 404,
+            Self::RateLimited => 429,
+            Self::Unavailable => 503,
+            Self::Internal => 500,
+        }
+    }
+}
+
+/// What is wrong with one field of an input, as `userErrors` tell it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, async_graphql::Enum)]
+#[graphql(name = "UserErrorCode")]
+pub enum FaultCode {
+    /// Nothing but white space where something is needed.
+    Blank,
+    /// Shorter than the field allows.
+    TooShort,
+    /// Longer than the field allows; lengths count Unicode code points.
+    TooLong,
+    /// Not of the form the field asks for.
+    Invalid,
+    /// Somebody else has it already.
+    Taken,
+    /// There is no such object for this viewer.
+    NotFound,
+    /// A moment that has passed already.
+    InThePast,
+    /// The task cannot go from its present status to that one.
+    InvalidStatusTransition,
+    /// The project is archived and takes no new tasks.
+    Archived,
+    /// The object has moved on from the expected version; read it again.
+    Conflict,
+    /// The current password is not right.
+    WrongPassword,
+    /// The new password is too easy to guess.
+    WeakPassword,
+}
+
+/// One thing that the caller can put right.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// The field of the input at fault; `None` when it is no single one.
+    pub field: Option<&'static str>,
+    /// Which kind of fault.
+    pub code: FaultCode,
+    /// For a person to read.
+    pub message: Cow<'static, str>,
+}
+
+impl Fault {
+    /// A fault of one field.
+    pub fn new(field: &'static str, code: FaultCode, message: impl Into<Cow<'static, str>>) -> Self {
+        Self { field: Some(field), code, message: message.into() }
+    }
+}
+
+/// Everything that can go wrong on the way to an answer.
+#[derive(Debug)]
+pub enum Error {
+    /// What the caller can put right; nothing was written.
+    Faults(Vec<Fault>),
+    /// The request is refused as a whole.
+    Refused {
+        /// Its stable code.
+        code: Code,
+        /// For a person to read.
+        message: Cow<'static, str>,
+        /// When to try again, if that helps.
+        retry_after: Option<Duration>,
+    },
+    /// A defect or a broken part: logged, never told.
+    Internal(Box<dyn std::error::Error + Send + Sync>),
+}
+
+/// A result with the program's own error.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl Error {
+    /// A refusal with a code of the table.
+    pub fn refused(code: Code, message: impl Into<Cow<'static, str>>) -> Self {
+        Self::Refused { code, message: message.into(), retry_after: None }
+    }
+
+    /// One fault of one field.
+    pub fn fault(field: &'static str, code: FaultCode, message: impl Into<Cow<'static, str>>) -> Self {
+        Self::Faults(vec![Fault::new(field, code, message)])
+    }
+
+    /// There is no such object for this viewer, as a fault of the field that named it.
+    pub fn not_found(field: &'static str, what: &'static str) -> Self {
+        Self::fault(field, FaultCode::NotFound, format!("There is no such {what}."))
+    }
+
+    /// An argument outside of what the field takes.
+    pub fn bad_input(message: impl Into<Cow<'static, str>>) -> Self {
+        Self::refused(Code::BadUserInput, message)
+    }
+
+    /// Not signed in.
+    pub fn unauthenticated() -> Self {
+        Self::refused(Code::Unauthenticated, "Sign in first: send a valid access token.")
+    }
+
+    /// Seen, but not permitted.
+    pub fn forbidden() -> Self {
+        Self::refused(Code::Forbidden, "You may not do this.")
+    }
+
+    /// The server cannot take this now.
+    pub fn unavailable() -> Self {
+        Self::Refused {
+            code: Code::Unavailable,
+            message: "The service is busy or a part of it is away. Try again.".into(),
+            retry_after: Some(Duration::from_secs(1)),
+        }
+    }
+
+    /// A defect, with its cause for the log.
+    pub fn internal(cause: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        Self::Internal(cause.into())
+    }
+
+    /// What a client is told: code, message, when to try again. Logs an internal cause, so call it once, at the door.
+    pub fn told(self) -> (Code, Cow<'static, str>, Option<Duration>) {
+        match self {
+            Self::Faults(faults) => {
+                let message = faults.into_iter().next().map_or(Cow::Borrowed("Invalid input."), |fault| fault.message);
+                (Code::BadUserInput, message, None)
+            }
+            Self::Refused { code, message, retry_after } => (code, message, retry_after),
+            Self::Internal(cause) => {
+                tracing::error!(cause = %cause, "internal error");
+                (Code::Internal, "Something went wrong on the server.".into(), None)
+            }
+        }
+    }
+}
+
+impl From<DieselError> for Error {
+    fn from(error: DieselError) -> Self {
+        match &error {
+            DieselError::DatabaseError(
+                DatabaseErrorKind::ClosedConnection
+                | DatabaseErrorKind::UnableToSendCommand
+                | DatabaseErrorKind::SerializationFailure,
+                _,
+            ) => {
+                tracing::warn!(cause = %error, "database away");
+                Self::unavailable()
+            }
+            // Neither diesel nor the drivers have a kind for these: a lock or a statement that took too long, a full disk.
+            DieselError::DatabaseError(DatabaseErrorKind::Unknown, info)
+                if ["database is locked", "statement timeout", "lock timeout", "database or disk is full"]
+                    .iter()
+                    .any(|text| info.message().contains(text)) =>
+            {
+                tracing::warn!(cause = %error, "database busy");
+                Self::unavailable()
+            }
+            _ => Self::Internal(Box::new(error)),
+        }
+    }
+}
+
+/// Whether a write failed because a row with that unique key is there already.
+pub fn is_taken(error: &DieselError) -> bool {
+    matches!(error, DieselError::DatabaseError(DatabaseErrorKind::UniqueViolation, _))
+}
+
+/// Whether a write failed because the row it refers to is gone.
+pub fn is_orphan(error: &DieselError) -> bool {
+    matches!(error, DieselError::DatabaseError(DatabaseErrorKind::ForeignKeyViolation, _))
+}

@@ -1,0 +1,187 @@
+//! The event log: what happened, written in the transaction of the change itself (transactional outbox), read after a
+//! position by queries, subscriptions and the hub. What an event means is the business of whoever writes and tells it;
+//! here it is ids and a snapshot as JSON.
+
+pub mod hub;
+
+use diesel::deserialize::FromSqlRow;
+use diesel::expression::AsExpression;
+use diesel::prelude::*;
+use diesel_async::RunQueryDsl;
+
+use crate::db::Conn;
+use crate::db::schema::events;
+use crate::error::Result;
+use crate::id::Id;
+use crate::time::Timestamp;
+use crate::{on, spelled, stored_as_smallint};
+
+/// What kind of thing happened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, AsExpression, FromSqlRow)]
+#[diesel(sql_type = diesel::sql_types::SmallInt)]
+pub enum Kind {
+    /// A task came into being.
+    TaskCreated,
+    /// Fields of a task changed, other than status and assignee.
+    TaskUpdated,
+    /// A task is gone.
+    TaskDeleted,
+    /// A task got an assignee.
+    TaskAssigned,
+    /// A task lost its assignee.
+    TaskUnassigned,
+    /// A task changed its status.
+    StatusChanged,
+    /// Somebody commented on a task.
+    CommentAdded,
+    /// A comment's text changed.
+    CommentUpdated,
+    /// A comment is gone.
+    CommentDeleted,
+    /// Fields of a project changed.
+    ProjectUpdated,
+    /// A project is gone, with all its tasks.
+    ProjectDeleted,
+    /// A session ended; told to the server's instances, never to a client.
+    SessionEnded,
+    /// A user's role or activity changed; told to the server's instances, never to a client.
+    UserChanged,
+}
+stored_as_smallint!(Kind {
+    TaskCreated = 1,
+    TaskUpdated = 2,
+    TaskDeleted = 3,
+    TaskAssigned = 4,
+    TaskUnassigned = 5,
+    StatusChanged = 6,
+    CommentAdded = 7,
+    CommentUpdated = 8,
+    CommentDeleted = 9,
+    ProjectUpdated = 10,
+    ProjectDeleted = 11,
+    SessionEnded = 100,
+    UserChanged = 101,
+});
+
+impl Kind {
+    /// Kinds from here on are for the server's own instances.
+    pub const FIRST_INTERNAL: i16 = 100;
+
+    /// Whether clients never see it.
+    pub const fn is_internal(self) -> bool {
+        self.code() >= Self::FIRST_INTERNAL
+    }
+}
+
+/// A place in the log. The order is that of commits: on PostgreSQL by transaction, then by row.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Position {
+    /// The writing transaction; 0 on SQLite, which has one writer.
+    pub xid: i64,
+    /// The row.
+    pub seq: i64,
+}
+
+/// An event as the log keeps it.
+#[derive(Clone, Debug, Queryable, Selectable)]
+#[diesel(table_name = events)]
+pub struct Event {
+    /// The row.
+    pub seq: i64,
+    /// The writing transaction.
+    pub xid: i64,
+    /// Its identity, for clients that see it twice.
+    pub id: Id,
+    /// What happened.
+    pub kind: Kind,
+    /// When.
+    pub occurred_at: Timestamp,
+    /// Who did it.
+    pub actor_id: Option<Id>,
+    /// The owner of the project it happened in, or for internal kinds the user it is about.
+    pub owner_id: Option<Id>,
+    /// The project it happened in.
+    pub project_id: Option<Id>,
+    /// The task it happened to.
+    pub task_id: Option<Id>,
+    /// The comment it is about.
+    pub comment_id: Option<Id>,
+    /// Who had the task after it.
+    pub assignee_id: Option<Id>,
+    /// Who had the task before it, if that changed.
+    pub previous_assignee_id: Option<Id>,
+    /// The session that ended, for the internal kind that tells it.
+    pub session_id: Option<Id>,
+    /// What it looked like then, as JSON.
+    pub data: String,
+}
+
+impl Event {
+    /// Its place in the log.
+    pub const fn position(&self) -> Position {
+        Position { xid: self.xid, seq: self.seq }
+    }
+}
+
+/// An event to be written.
+#[derive(Clone, Debug, Insertable)]
+#[diesel(table_name = events)]
+pub struct NewEvent {
+    id: Id,
+    kind: Kind,
+    occurred_at: Timestamp,
+    actor_id: Option<Id>,
+    /// See [`Event::owner_id`].
+    pub owner_id: Option<Id>,
+    /// See [`Event::project_id`].
+    pub project_id: Option<Id>,
+    /// See [`Event::task_id`].
+    pub task_id: Option<Id>,
+    /// See [`Event::comment_id`].
+    pub comment_id: Option<Id>,
+    /// See [`Event::assignee_id`].
+    pub assignee_id: Option<Id>,
+    /// See [`Event::previous_assignee_id`].
+    pub previous_assignee_id: Option<Id>,
+    /// See [`Event::session_id`].
+    pub session_id: Option<Id>,
+    /// See [`Event::data`].
+    pub data: String,
+}
+
+impl NewEvent {
+    /// An event about nothing yet: the writer fills in what it is about.
+    pub fn new(kind: Kind, actor_id: Option<Id>, occurred_at: Timestamp) -> Self {
+        Self {
+            id: Id::new(),
+            kind,
+            occurred_at,
+            actor_id,
+            owner_id: None,
+            project_id: None,
+            task_id: None,
+            comment_id: None,
+            assignee_id: None,
+            previous_assignee_id: None,
+            session_id: None,
+            data: "{}".to_owned(),
+        }
+    }
+}
+
+/// Appends to the log, in the transaction of the change.
+pub async fn append(tx: &mut Conn, new: &[NewEvent]) -> Result<()> {
+    // One statement a row: it is prepared once, and more than two at a time are rare.
+    for event in new {
+        on!(tx, |c| diesel::insert_into(events::table).values(event).execute(c).await)?;
+    }
+    tx.ring_on_commit();
+    Ok(())
+}
+
+spelled! {
+    /// The oldest transaction that may still commit: what is below it is settled, nothing can appear there any more.
+    Horizon: diesel::sql_types::BigInt,
+    postgres "pg_snapshot_xmin(pg_current_snapshot())::text::bigint",
+    sqlite "1"
+}

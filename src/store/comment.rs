@@ -1,0 +1,159 @@
+//! Comments on tasks.
+
+use std::collections::HashMap;
+
+use diesel::prelude::*;
+use diesel_async::RunQueryDsl;
+use serde::{Deserialize, Serialize};
+
+use super::event::about_comment;
+use super::task::{self, Task};
+use super::value::Body;
+use crate::access::{Action, Standing, Subject, Viewer};
+use crate::db::page::{Key, Page, Parent, Position, Window, by_parent, each};
+use crate::db::schema::comments;
+use crate::db::{Conn, Db};
+use crate::error::{Error, Result};
+use crate::events::{self, Kind};
+use crate::id::Id;
+use crate::time::Timestamp;
+use crate::{keyset, on};
+
+/// What a person wrote about a task. Whoever sees the task sees its comments.
+#[derive(Clone, Debug, PartialEq, Eq, Queryable, Selectable, Insertable, Serialize, Deserialize)]
+#[diesel(table_name = comments)]
+pub struct Comment {
+    /// Its id.
+    pub id: Id,
+    /// The task it is about.
+    pub task_id: Id,
+    /// Who wrote it.
+    pub author_id: Id,
+    /// The text.
+    pub body: String,
+    /// Whether the text was changed after it was added.
+    pub is_edited: bool,
+    /// When it was added.
+    pub created_at: Timestamp,
+    /// When the text last changed.
+    pub updated_at: Timestamp,
+}
+
+impl Subject for Comment {
+    fn stands(&self, viewer: &Viewer, standing: Standing) -> bool {
+        standing == Standing::Author && self.author_id == viewer.id
+    }
+}
+
+impl Comment {
+    /// Its place in the order of its list.
+    pub fn position(&self) -> Position {
+        Position { key: Key::Time(self.created_at), id: self.id }
+    }
+}
+
+/// The comments with these ids; rights are those of their tasks, which the caller asks.
+pub async fn by_ids(conn: &mut Conn, ids: &[Id]) -> Result<Vec<Comment>> {
+    Ok(on!(conn, |c| comments::table.filter(comments::id.eq_any(ids)).select(Comment::as_select()).load(c).await)?)
+}
+
+/// One page of the comments of each task, oldest first.
+pub async fn pages(conn: &mut Conn, tasks: &[Id], window: &Window) -> Result<HashMap<Id, Page<Comment>>> {
+    let rows: Vec<Comment> = on!(conn, |c| {
+        let mut query = comments::table
+            .filter(comments::task_id.eq(Parent))
+            .select(Comment::as_select())
+            .into_boxed::<Backend>();
+        keyset!(query, window, false, (), comments { () => created_at as Time });
+        each::<Comment, _>(tasks, "comments", query).load(c).await
+    })?;
+    let mut groups = by_parent(rows, |comment| comment.task_id);
+    Ok(tasks
+        .iter()
+        .map(|id| (*id, window.page(false, groups.remove(id).unwrap_or_default(), Comment::position)))
+        .collect())
+}
+
+/// How many comments each task has.
+pub async fn counts(conn: &mut Conn, tasks: &[Id]) -> Result<HashMap<Id, i64>> {
+    let counts: Vec<(Id, i64)> = on!(conn, |c| comments::table
+        .filter(comments::task_id.eq_any(tasks))
+        .group_by(comments::task_id)
+        .select((comments::task_id, diesel::dsl::count_star()))
+        .load(c)
+        .await)?;
+    Ok(counts.into_iter().collect())
+}
+
+/// Adds a comment to a task that the viewer sees.
+pub async fn create(db: &Db, now: Timestamp, viewer: &Viewer, task_id: Id, body: &Body) -> Result<Comment> {
+    db.transaction(async |tx| {
+        let task = task::seen(tx, viewer, task_id, "taskId").await?;
+        viewer.require(Action::AddComment, &task)?;
+        let comment = Comment {
+            id: Id::new(),
+            task_id,
+            author_id: viewer.id,
+            body: body.to_string(),
+            is_edited: false,
+            created_at: now,
+            updated_at: now,
+        };
+        let inserted = on!(tx, |c| diesel::insert_into(comments::table).values(&comment).execute(c).await);
+        match inserted {
+            Err(error) if crate::error::is_orphan(&error) => return Err(Error::not_found("taskId", "task")),
+            other => other?,
+        };
+        events::append(tx, &[about_comment(Kind::CommentAdded, viewer, now, &task, &comment)]).await?;
+        Ok(comment)
+    })
+    .await
+}
+
+/// Changes a comment's text.
+pub async fn update(db: &Db, now: Timestamp, viewer: &Viewer, id: Id, body: &Body) -> Result<Comment> {
+    db.transaction(async |tx| {
+        let (task, mut comment) = seen(tx, viewer, id).await?;
+        viewer.require(Action::UpdateComment, &comment)?;
+        if comment.body == **body {
+            return Ok(comment);
+        }
+        comment.body = body.to_string();
+        comment.is_edited = true;
+        comment.updated_at = now;
+        let changed = on!(tx, |c| diesel::update(comments::table.find(id))
+            .set((
+                comments::body.eq(&comment.body),
+                comments::is_edited.eq(true),
+                comments::updated_at.eq(now)
+            ))
+            .execute(c)
+            .await)?;
+        if changed == 0 {
+            return Err(Error::not_found("id", "comment"));
+        }
+        events::append(tx, &[about_comment(Kind::CommentUpdated, viewer, now, &task, &comment)]).await?;
+        Ok(comment)
+    })
+    .await
+}
+
+/// Deletes a comment.
+pub async fn delete(db: &Db, now: Timestamp, viewer: &Viewer, id: Id) -> Result<()> {
+    db.transaction(async |tx| {
+        let (task, comment) = seen(tx, viewer, id).await?;
+        viewer.require(Action::DeleteComment, &comment)?;
+        if on!(tx, |c| diesel::delete(comments::table.find(id)).execute(c).await)? == 0 {
+            return Err(Error::not_found("id", "comment"));
+        }
+        events::append(tx, &[about_comment(Kind::CommentDeleted, viewer, now, &task, &comment)]).await
+    })
+    .await
+}
+
+async fn seen(tx: &mut Conn, viewer: &Viewer, id: Id) -> Result<(Task, Comment)> {
+    let missing = || Error::not_found("id", "comment");
+    let comment = by_ids(tx, &[id]).await?.pop().ok_or_else(missing)?;
+    let task = task::by_ids(tx, viewer, &[comment.task_id]).await?.pop().ok_or_else(missing)?;
+    Ok((task, comment))
+}

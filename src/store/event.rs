@@ -1,0 +1,192 @@
+//! What the log tells about the nouns: the snapshot that each event carries, and the events a viewer may see.
+
+use diesel::prelude::*;
+use diesel_async::RunQueryDsl;
+use serde::{Deserialize, Serialize};
+
+use super::comment::Comment;
+use super::project::Project;
+use super::task::{Status, Task};
+use crate::access::Viewer;
+use crate::db::Conn;
+use crate::db::page::{Beyond, beyond};
+use crate::db::schema::{events, tasks};
+use crate::error::Result;
+use crate::events::{Event, Horizon, Kind, NewEvent, Position};
+use crate::id::Id;
+use crate::on;
+use crate::time::Timestamp;
+
+/// A field that changed, with its value before and after as text; a missing value is `None`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Change {
+    /// The field's name in the schema.
+    pub field: String,
+    /// Before.
+    pub from: Option<String>,
+    /// After.
+    pub to: Option<String>,
+}
+
+/// The last picture of what an event is about, so that it can be told when the row is gone.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Snapshot {
+    /// The task as the event left it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub task: Option<Task>,
+    /// The comment as the event left it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub comment: Option<Comment>,
+    /// The project as the event left it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub project: Option<Project>,
+    /// The status before and after.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub status: Option<(Status, Status)>,
+    /// The fields that changed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub changes: Vec<Change>,
+}
+
+impl Snapshot {
+    /// Reads what an event carries; an older form reads as empty rather than failing.
+    pub fn of(event: &Event) -> Self {
+        serde_json::from_str(&event.data).unwrap_or_default()
+    }
+
+    fn json(&self) -> String {
+        serde_json::to_string(self).unwrap_or_default()
+    }
+}
+
+/// An event about a task.
+pub fn about_task(kind: Kind, viewer: &Viewer, now: Timestamp, task: &Task, told: Snapshot) -> NewEvent {
+    NewEvent {
+        owner_id: Some(task.owner_id),
+        project_id: Some(task.project_id),
+        task_id: Some(task.id),
+        assignee_id: task.assignee_id,
+        data: Snapshot { task: Some(task.clone()), ..told }.json(),
+        ..NewEvent::new(kind, Some(viewer.id), now)
+    }
+}
+
+/// An event about a comment.
+pub fn about_comment(kind: Kind, viewer: &Viewer, now: Timestamp, task: &Task, comment: &Comment) -> NewEvent {
+    let told = Snapshot { comment: Some(comment.clone()), ..Snapshot::default() };
+    NewEvent { comment_id: Some(comment.id), ..about_task(kind, viewer, now, task, told) }
+}
+
+/// An event about a project.
+pub fn about_project(kind: Kind, viewer: &Viewer, now: Timestamp, project: &Project, changes: Vec<Change>) -> NewEvent {
+    NewEvent {
+        owner_id: Some(project.owner_id),
+        project_id: Some(project.id),
+        data: Snapshot { project: Some(project.clone()), changes, ..Snapshot::default() }.json(),
+        ..NewEvent::new(kind, Some(viewer.id), now)
+    }
+}
+
+/// Which events are asked for; members are ANDed.
+#[derive(Clone, Debug, Default)]
+pub struct Filter {
+    /// In this project.
+    pub project_id: Option<Id>,
+    /// About this task.
+    pub task_id: Option<Id>,
+    /// Of these kinds; an empty list matches nothing.
+    pub kinds: Option<Vec<Kind>>,
+}
+
+impl Filter {
+    /// The same question asked of one event.
+    pub fn matches(&self, event: &Event) -> bool {
+        self.project_id.is_none_or(|id| event.project_id == Some(id))
+            && self.task_id.is_none_or(|id| event.task_id == Some(id))
+            && self.kinds.as_ref().is_none_or(|kinds| kinds.contains(&event.kind))
+    }
+}
+
+/// Which stretch of the log is asked for.
+#[derive(Clone, Copy, Debug)]
+pub struct Stretch {
+    /// Only what comes after this place.
+    pub after: Option<Position>,
+    /// Only what comes before this place.
+    pub before: Option<Position>,
+    /// How many events at most.
+    pub limit: usize,
+    /// Counted from the end of the log.
+    pub backward: bool,
+}
+
+/// Whether a viewer may see an event, given its task as it is now (`None` when the task is gone).
+///
+/// Whoever sees the task now sees its events. When it is gone, its project's owner does, and its last assignee sees
+/// that it went. Whoever lost a task sees that it was taken from them, and nothing after it.
+pub fn sees(viewer: &Viewer, event: &Event, task: Option<&Task>) -> bool {
+    if event.kind.is_internal() {
+        return false;
+    }
+    viewer.is_admin()
+        || event.owner_id == Some(viewer.id)
+        || task.is_some_and(|task| task.assignee_id == Some(viewer.id))
+        || (event.kind == Kind::TaskDeleted && event.assignee_id == Some(viewer.id))
+        || (event.kind == Kind::TaskUnassigned && event.previous_assignee_id == Some(viewer.id))
+}
+
+fn place(position: Position, after: bool) -> Beyond<
+    events::xid,
+    events::seq,
+    diesel::dsl::AsExprOf<i64, diesel::sql_types::BigInt>,
+    diesel::dsl::AsExprOf<i64, diesel::sql_types::BigInt>,
+> {
+    beyond(events::xid, events::seq, after, position.xid, position.seq)
+}
+
+/// The events that a viewer may see, in the order of the log. The same rule as [`sees`], as a query.
+pub async fn page(conn: &mut Conn, viewer: &Viewer, filter: &Filter, stretch: Stretch) -> Result<Vec<Event>> {
+    let mut rows: Vec<Event> = on!(conn, |c| {
+        let mut query = events::table
+            .select(Event::as_select())
+            .filter(events::kind.lt(Kind::FIRST_INTERNAL))
+            .filter(events::xid.lt(Horizon))
+            .into_boxed::<Backend>();
+        if !viewer.is_admin() {
+            let mine = tasks::table.filter(tasks::assignee_id.eq(viewer.id)).select(tasks::id.nullable());
+            query = query.filter(
+                events::owner_id
+                    .eq(viewer.id)
+                    .or(events::task_id.eq_any(mine))
+                    .or(events::kind.eq(Kind::TaskDeleted).and(events::assignee_id.eq(viewer.id)))
+                    .or(events::kind.eq(Kind::TaskUnassigned).and(events::previous_assignee_id.eq(viewer.id))),
+            );
+        }
+        if let Some(id) = filter.project_id {
+            query = query.filter(events::project_id.eq(id));
+        }
+        if let Some(id) = filter.task_id {
+            query = query.filter(events::task_id.eq(id));
+        }
+        if let Some(kinds) = &filter.kinds {
+            query = query.filter(events::kind.eq_any(kinds));
+        }
+        if let Some(position) = stretch.after {
+            query = query.filter(place(position, true));
+        }
+        if let Some(position) = stretch.before {
+            query = query.filter(place(position, false));
+        }
+        query = if stretch.backward {
+            query.order_by((events::xid.desc(), events::seq.desc()))
+        } else {
+            query.order_by((events::xid.asc(), events::seq.asc()))
+        };
+        let limit = i64::try_from(stretch.limit).unwrap_or(i64::MAX);
+        query.limit(limit).load(c).await
+    })?;
+    if stretch.backward {
+        rows.reverse();
+    }
+    Ok(rows)
+}

@@ -1,0 +1,145 @@
+//! Labels: a project's own tags for its tasks. Whoever sees the project sees them, whoever may update it manages them.
+
+use diesel::prelude::*;
+use diesel_async::RunQueryDsl;
+
+use super::project;
+use super::value::{Color, LabelName, fold};
+use crate::access::{Action, Viewer};
+use crate::db::schema::{labels, task_labels};
+use crate::db::{Conn, Db};
+use crate::error::{Error, FaultCode, Result, is_orphan, is_taken};
+use crate::id::Id;
+use crate::on;
+use crate::time::Timestamp;
+
+/// A tag of a project.
+#[derive(Clone, Debug, PartialEq, Eq, Queryable, Selectable, Insertable)]
+#[diesel(table_name = labels)]
+pub struct Label {
+    /// Its id.
+    pub id: Id,
+    /// The project it belongs to.
+    pub project_id: Id,
+    /// Unique in its project, without case.
+    pub name: String,
+    /// `#rrggbb`.
+    pub color: String,
+    /// When it was made.
+    pub created_at: Timestamp,
+}
+
+/// The labels with these ids; rights are those of their projects, which the caller asks.
+pub async fn by_ids(conn: &mut Conn, ids: &[Id]) -> Result<Vec<Label>> {
+    Ok(on!(conn, |c| labels::table.filter(labels::id.eq_any(ids)).select(Label::as_select()).load(c).await)?)
+}
+
+/// All labels of these projects, by name.
+pub async fn of_projects(conn: &mut Conn, projects: &[Id]) -> Result<Vec<Label>> {
+    Ok(on!(conn, |c| labels::table
+        .filter(labels::project_id.eq_any(projects))
+        .order_by((labels::name_key, labels::id))
+        .select(Label::as_select())
+        .load(c)
+        .await)?)
+}
+
+/// The labels on these tasks, each with its task, by name.
+pub async fn of_tasks(conn: &mut Conn, tasks: &[Id]) -> Result<Vec<(Id, Label)>> {
+    Ok(on!(conn, |c| task_labels::table
+        .inner_join(labels::table)
+        .filter(task_labels::task_id.eq_any(tasks))
+        .order_by((labels::name_key, labels::id))
+        .select((task_labels::task_id, Label::as_select()))
+        .load(c)
+        .await)?)
+}
+
+/// Adds a label to a project.
+pub async fn create(
+    db: &Db,
+    now: Timestamp,
+    viewer: &Viewer,
+    project_id: Id,
+    name: &LabelName,
+    color: &Color,
+) -> Result<Label> {
+    db.transaction(async |tx| {
+        let project = project::seen(tx, viewer, project_id, "projectId").await?;
+        viewer.require(Action::UpdateProject, &project)?;
+        let label = Label {
+            id: Id::new(),
+            project_id,
+            name: name.to_string(),
+            color: color.clone().into_string(),
+            created_at: now,
+        };
+        let inserted = on!(tx, |c| diesel::insert_into(labels::table)
+            .values((&label, labels::name_key.eq(fold(name))))
+            .execute(c)
+            .await);
+        match inserted {
+            Err(error) if is_taken(&error) => Err(taken()),
+            Err(error) if is_orphan(&error) => Err(Error::not_found("projectId", "project")),
+            other => Ok(other.map(|_| label)?),
+        }
+    })
+    .await
+}
+
+/// Changes a label's name or colour.
+pub async fn update(
+    db: &Db,
+    viewer: &Viewer,
+    id: Id,
+    name: Option<&LabelName>,
+    color: Option<&Color>,
+) -> Result<Label> {
+    db.transaction(async |tx| {
+        let mut label = managed(tx, viewer, id).await?;
+        if let Some(name) = name {
+            label.name = name.to_string();
+        }
+        if let Some(color) = color {
+            label.color = color.clone().into_string();
+        }
+        let updated = on!(tx, |c| diesel::update(labels::table.find(id))
+            .set((
+                labels::name.eq(&label.name),
+                labels::name_key.eq(fold(&label.name)),
+                labels::color.eq(&label.color)
+            ))
+            .execute(c)
+            .await);
+        match updated {
+            Err(error) if is_taken(&error) => Err(taken()),
+            Ok(0) => Err(Error::not_found("id", "label")),
+            other => Ok(other.map(|_| label)?),
+        }
+    })
+    .await
+}
+
+/// Deletes a label and takes it off every task.
+pub async fn delete(db: &Db, viewer: &Viewer, id: Id) -> Result<()> {
+    db.transaction(async |tx| {
+        managed(tx, viewer, id).await?;
+        match on!(tx, |c| diesel::delete(labels::table.find(id)).execute(c).await)? {
+            0 => Err(Error::not_found("id", "label")),
+            _ => Ok(()),
+        }
+    })
+    .await
+}
+
+async fn managed(tx: &mut Conn, viewer: &Viewer, id: Id) -> Result<Label> {
+    let missing = || Error::not_found("id", "label");
+    let label = by_ids(tx, &[id]).await?.pop().ok_or_else(missing)?;
+    let project = project::by_ids(tx, viewer, &[label.project_id]).await?.pop().ok_or_else(missing)?;
+    viewer.require(Action::UpdateProject, &project)?;
+    Ok(label)
+}
+
+fn taken() -> Error {
+    Error::fault("name", FaultCode::Taken, "The project has a label of that name already.")
+}

@@ -1,0 +1,11 @@
+//! What the database does about each noun: a read is one query, a write is one transaction that changes rows *and*
+//! appends its event. Rights are asked of `access` where the row is read, inside the same transaction.
+
+pub mod comment;
+pub mod event;
+pub mod label;
+pub mod project;
+pub mod session;
+pub mod task;
+pub mod user;
+pub mod value;

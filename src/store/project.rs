@@ -1,0 +1,400 @@
+//! Projects: owned by the person who made them. An assignee of one of its tasks sees the project too.
+
+use std::collections::HashMap;
+
+use diesel::deserialize::FromSqlRow;
+use diesel::dsl::exists;
+use diesel::expression::AsExpression;
+use diesel::prelude::*;
+use diesel_async::RunQueryDsl;
+use serde::{Deserialize, Serialize};
+
+use super::event::{Change, Snapshot, about_project, about_task};
+use super::task::{self, Status as TaskStatus};
+use super::value::{Description, ProjectName, Search, fold};
+use crate::access::{Action, Standing, Subject, Viewer};
+use crate::db::page::{Key, Page, Parent, Position, Window, by_parent, each};
+use crate::db::schema::{projects, tasks};
+use crate::db::{Conn, Db};
+use crate::error::{Error, FaultCode, Result};
+use crate::events::{self, Kind};
+use crate::id::Id;
+use crate::stored_as_smallint;
+use crate::time::Timestamp;
+use crate::{keyset, on};
+
+/// Whether a project takes new tasks.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Hash, AsExpression, FromSqlRow, Serialize, Deserialize, async_graphql::Enum,
+)]
+#[diesel(sql_type = diesel::sql_types::SmallInt)]
+#[graphql(name = "ProjectStatus")]
+pub enum Status {
+    /// Takes new tasks.
+    Active,
+    /// Kept to look at: its tasks can still be changed, but no new ones are added.
+    Archived,
+}
+stored_as_smallint!(Status { Active = 0, Archived = 1 });
+
+/// A project.
+#[derive(Clone, Debug, PartialEq, Eq, Queryable, Selectable, Insertable, Serialize, Deserialize)]
+#[diesel(table_name = projects)]
+pub struct Project {
+    /// Its id.
+    pub id: Id,
+    /// Who made it; never changes.
+    pub owner_id: Id,
+    /// Its name.
+    pub name: String,
+    /// What it is about.
+    pub description: Option<String>,
+    /// Whether it takes new tasks.
+    pub status: Status,
+    /// Grows by one with each change.
+    pub version: i32,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// When it last changed.
+    pub updated_at: Timestamp,
+}
+
+impl Subject for Project {
+    fn stands(&self, viewer: &Viewer, standing: Standing) -> bool {
+        standing == Standing::Owner && self.owner_id == viewer.id
+    }
+}
+
+/// What projects can be ordered by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, async_graphql::Enum)]
+#[graphql(name = "ProjectOrderField")]
+pub enum OrderField {
+    /// When the project was made.
+    CreatedAt,
+    /// When it last changed.
+    UpdatedAt,
+    /// Its name, without regard to case.
+    Name,
+}
+
+/// Which projects are asked for; members are ANDed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Filter {
+    /// Words in name or description.
+    pub search: Option<Search>,
+    /// In this status.
+    pub status: Option<Status>,
+    /// Owned by this user.
+    pub owner_id: Option<Id>,
+}
+
+/// A list of projects and the page of it that is asked for.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct List {
+    /// Which of them.
+    pub filter: Filter,
+    /// In which order.
+    pub order: OrderField,
+    /// The other way round.
+    pub descending: bool,
+    /// Which stretch.
+    pub window: Window,
+}
+
+impl Project {
+    /// Its place in the order of a list.
+    pub fn position(&self, order: OrderField) -> Position {
+        let key = match order {
+            OrderField::CreatedAt => Key::Time(self.created_at),
+            OrderField::UpdatedAt => Key::Time(self.updated_at),
+            OrderField::Name => Key::Text(fold(&self.name)),
+        };
+        Position { key, id: self.id }
+    }
+}
+
+/// Narrows a boxed query on projects, in both arms of `on!`.
+macro_rules! narrow {
+    ($query:ident, $filter:expr) => {
+        for pattern in $filter.search.iter().flat_map(Search::patterns) {
+            $query = $query.filter(projects::search.like(pattern.clone()).escape('\\'));
+        }
+        if let Some(status) = $filter.status {
+            $query = $query.filter(projects::status.eq(status));
+        }
+        if let Some(owner) = $filter.owner_id {
+            $query = $query.filter(projects::owner_id.eq(owner));
+        }
+    };
+}
+
+macro_rules! order {
+    ($query:ident, $list:expr) => {
+        keyset!($query, $list.window, $list.descending, $list.order, projects {
+            OrderField::CreatedAt => created_at as Time,
+            OrderField::UpdatedAt => updated_at as Time,
+            OrderField::Name => name_key as Text,
+        });
+    };
+}
+
+/// The projects among these that the viewer may see ([`Action::SeeProject`] as a query).
+pub async fn by_ids(conn: &mut Conn, viewer: &Viewer, ids: &[Id]) -> Result<Vec<Project>> {
+    Ok(on!(conn, |c| {
+        let mut query =
+            projects::table.filter(projects::id.eq_any(ids)).select(Project::as_select()).into_boxed::<Backend>();
+        if !viewer.is_admin() {
+            let assigned = tasks::table.filter(tasks::project_id.eq(projects::id)).filter(tasks::assignee_id.eq(viewer.id));
+            query = query.filter(projects::owner_id.eq(viewer.id).or(exists(assigned)));
+        }
+        query.load(c).await
+    })?)
+}
+
+/// One project that the viewer sees, or a fault of the field that named it.
+pub async fn seen(conn: &mut Conn, viewer: &Viewer, id: Id, field: &'static str) -> Result<Project> {
+    by_ids(conn, viewer, &[id]).await?.pop().ok_or_else(|| Error::not_found(field, "project"))
+}
+
+/// One page of the projects that the viewer owns, or of all for ADMIN.
+pub async fn page(conn: &mut Conn, viewer: &Viewer, list: &List) -> Result<Page<Project>> {
+    let rows = on!(conn, |c| {
+        let mut query = projects::table.select(Project::as_select()).into_boxed::<Backend>();
+        if !viewer.is_admin() {
+            query = query.filter(projects::owner_id.eq(viewer.id));
+        }
+        narrow!(query, list.filter);
+        order!(query, list);
+        query.load(c).await
+    })?;
+    Ok(list.window.page(list.descending, rows, |project: &Project| project.position(list.order)))
+}
+
+/// How many projects the same list has on all its pages.
+pub async fn count(conn: &mut Conn, viewer: &Viewer, filter: &Filter) -> Result<i64> {
+    Ok(on!(conn, |c| {
+        let mut query = projects::table.select(diesel::dsl::count_star()).into_boxed::<Backend>();
+        if !viewer.is_admin() {
+            query = query.filter(projects::owner_id.eq(viewer.id));
+        }
+        narrow!(query, filter);
+        query.first(c).await
+    })?)
+}
+
+/// One page of the projects of each owner.
+pub async fn pages_of_owners(conn: &mut Conn, owners: &[Id], list: &List) -> Result<HashMap<Id, Page<Project>>> {
+    let rows: Vec<Project> = on!(conn, |c| {
+        let mut query =
+            projects::table.filter(projects::owner_id.eq(Parent)).select(Project::as_select()).into_boxed::<Backend>();
+        narrow!(query, list.filter);
+        order!(query, list);
+        each::<Project, _>(owners, "projects", query).load(c).await
+    })?;
+    let mut groups = by_parent(rows, |project| project.owner_id);
+    Ok(owners
+        .iter()
+        .map(|id| {
+            let rows = groups.remove(id).unwrap_or_default();
+            (*id, list.window.page(list.descending, rows, |project| project.position(list.order)))
+        })
+        .collect())
+}
+
+/// How many projects each owner has.
+pub async fn counts_of_owners(conn: &mut Conn, owners: &[Id], filter: &Filter) -> Result<HashMap<Id, i64>> {
+    let counts: Vec<(Id, i64)> = on!(conn, |c| {
+        let mut query = projects::table
+            .filter(projects::owner_id.eq_any(owners))
+            .group_by(projects::owner_id)
+            .select((projects::owner_id, diesel::dsl::count_star()))
+            .into_boxed::<Backend>();
+        narrow!(query, filter);
+        query.load(c).await
+    })?;
+    Ok(counts.into_iter().collect())
+}
+
+/// How many tasks a project has, and how they stand.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// In TODO.
+    pub todo: i64,
+    /// In IN_PROGRESS.
+    pub in_progress: i64,
+    /// In DONE.
+    pub done: i64,
+    /// Past their due date and not DONE.
+    pub overdue: i64,
+}
+
+/// The statistics of each project: counted from an index when asked, so that they can never be wrong.
+pub async fn stats(conn: &mut Conn, projects: &[Id], now: Timestamp) -> Result<HashMap<Id, Stats>> {
+    use diesel::dsl::{case_when, count_star, sum};
+    let rows: Vec<(Id, TaskStatus, i64, Option<i64>)> = on!(conn, |c| {
+        // Of 32-bit integers the sum is a BIGINT on both; of 64-bit ones PostgreSQL makes a NUMERIC.
+        let overdue = case_when::<_, _, diesel::sql_types::Integer>(tasks::due_order.lt(now), 1).otherwise(0);
+        tasks::table
+            .filter(tasks::project_id.eq_any(projects))
+            .group_by((tasks::project_id, tasks::status))
+            .select((tasks::project_id, tasks::status, count_star(), sum(overdue)))
+            .load(c)
+            .await
+    })?;
+    let mut stats: HashMap<Id, Stats> = HashMap::new();
+    for (project, status, count, overdue) in rows {
+        let entry = stats.entry(project).or_default();
+        match status {
+            TaskStatus::Todo => entry.todo = count,
+            TaskStatus::InProgress => entry.in_progress = count,
+            TaskStatus::Done => entry.done = count,
+        }
+        if status != TaskStatus::Done {
+            entry.overdue += overdue.unwrap_or_default();
+        }
+    }
+    Ok(stats)
+}
+
+/// Makes a project that the viewer owns.
+pub async fn create(
+    db: &Db,
+    now: Timestamp,
+    viewer: &Viewer,
+    name: &ProjectName,
+    description: Option<&Description>,
+) -> Result<Project> {
+    let project = Project {
+        id: Id::new(),
+        owner_id: viewer.id,
+        name: name.to_string(),
+        description: description.map(ToString::to_string),
+        status: Status::Active,
+        version: 1,
+        created_at: now,
+        updated_at: now,
+    };
+    db.transaction(async |tx| {
+        on!(tx, |c| diesel::insert_into(projects::table)
+            .values((&project, Keys::of(&project)))
+            .execute(c)
+            .await)?;
+        Ok(())
+    })
+    .await?;
+    Ok(project)
+}
+
+/// What an update changes; `None` is left alone.
+#[derive(Clone, Debug, Default)]
+pub struct Changes {
+    /// A new name.
+    pub name: Option<ProjectName>,
+    /// A new description, or none.
+    pub description: Option<Option<Description>>,
+    /// A new status.
+    pub status: Option<Status>,
+    /// Refuse when the project has moved on from this version.
+    pub expected_version: Option<i32>,
+}
+
+/// Changes a project.
+pub async fn update(db: &Db, now: Timestamp, viewer: &Viewer, id: Id, changes: &Changes) -> Result<Project> {
+    db.transaction(async |tx| {
+        loop {
+            let old = seen(tx, viewer, id, "id").await?;
+            viewer.require(Action::UpdateProject, &old)?;
+            if changes.expected_version.is_some_and(|version| version != old.version) {
+                return Err(moved_on());
+            }
+            let mut new = old.clone();
+            if let Some(name) = &changes.name {
+                new.name = name.to_string();
+            }
+            if let Some(description) = &changes.description {
+                new.description = description.as_ref().map(ToString::to_string);
+            }
+            new.status = changes.status.unwrap_or(old.status);
+            if new == old {
+                return Ok(old);
+            }
+            new.version += 1;
+            new.updated_at = now;
+            let updated = on!(tx, |c| diesel::update(projects::table.find(id))
+                .filter(projects::version.eq(old.version))
+                .set((
+                    projects::name.eq(&new.name),
+                    projects::description.eq(&new.description),
+                    projects::status.eq(new.status),
+                    projects::version.eq(new.version),
+                    projects::updated_at.eq(now),
+                    Keys::of(&new),
+                ))
+                .execute(c)
+                .await)?;
+            if updated == 0 {
+                // Somebody was faster: look again, and refuse if a version was expected.
+                continue;
+            }
+            let told = differences(&old, &new);
+            events::append(tx, &[about_project(Kind::ProjectUpdated, viewer, now, &new, told)]).await?;
+            return Ok(new);
+        }
+    })
+    .await
+}
+
+/// Deletes a project with all that is in it; every task that goes with it is told as deleted first.
+pub async fn delete(db: &Db, now: Timestamp, viewer: &Viewer, id: Id) -> Result<()> {
+    db.transaction(async |tx| {
+        let project = seen(tx, viewer, id, "id").await?;
+        viewer.require(Action::DeleteProject, &project)?;
+        // Tasks that are being added hold a lock on the row until they are committed, so none slips in between.
+        on!(tx, |c| diesel::update(projects::table.find(id))
+            .set(projects::version.eq(projects::version + 1))
+            .execute(c)
+            .await)?;
+        let mut told = Vec::new();
+        for task in task::all_of_project(tx, id).await? {
+            told.push(about_task(Kind::TaskDeleted, viewer, now, &task, Snapshot::default()));
+        }
+        told.push(about_project(Kind::ProjectDeleted, viewer, now, &project, Vec::new()));
+        if on!(tx, |c| diesel::delete(projects::table.find(id)).execute(c).await)? == 0 {
+            return Err(Error::not_found("id", "project"));
+        }
+        events::append(tx, &told).await
+    })
+    .await
+}
+
+/// The columns that are made from others: what is searched and ordered by.
+#[derive(Insertable, AsChangeset)]
+#[diesel(table_name = projects)]
+struct Keys {
+    name_key: String,
+    search: String,
+}
+
+impl Keys {
+    fn of(project: &Project) -> Self {
+        let search = fold(&format!("{}\n{}", project.name, project.description.as_deref().unwrap_or_default()));
+        Self { name_key: fold(&project.name), search }
+    }
+}
+
+fn differences(old: &Project, new: &Project) -> Vec<Change> {
+    let fields = [
+        ("name", Some(old.name.clone()), Some(new.name.clone())),
+        ("description", old.description.clone(), new.description.clone()),
+        ("status", Some(format!("{:?}", old.status).to_uppercase()), Some(format!("{:?}", new.status).to_uppercase())),
+    ];
+    fields
+        .into_iter()
+        .filter(|(_, from, to)| from != to)
+        .map(|(field, from, to)| Change { field: field.to_owned(), from, to })
+        .collect()
+}
+
+fn moved_on() -> Error {
+    Error::fault("expectedVersion", FaultCode::Conflict, "The project has changed meanwhile. Read it again.")
+}

@@ -1,0 +1,772 @@
+//! Tasks: in a project, perhaps assigned to somebody. The project's owner, the assignee and ADMIN see and change them.
+
+use std::collections::HashMap;
+
+use diesel::deserialize::FromSqlRow;
+use diesel::dsl::exists;
+use diesel::expression::AsExpression;
+use diesel::prelude::*;
+use diesel_async::RunQueryDsl;
+use serde::{Deserialize, Serialize};
+
+use super::event::{Change, Snapshot, about_task};
+use super::value::{Description, Search, Title, fold};
+use super::{project, user};
+use crate::access::{Action, Standing, Subject, Viewer};
+use crate::db::page::{Key, Page, Parent, Position, Window, by_parent, each};
+use crate::db::schema::{labels, projects, task_labels, tasks};
+use crate::db::{Conn, Db};
+use crate::error::{Error, FaultCode, Result, is_orphan};
+use crate::events::{self, Kind, NewEvent};
+use crate::id::Id;
+use crate::stored_as_smallint;
+use crate::time::Timestamp;
+use crate::{keyset, mail, on};
+
+/// How far a task is. It goes TODO → IN_PROGRESS → DONE and back one step at a time, DONE → IN_PROGRESS → TODO.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Hash, AsExpression, FromSqlRow, Serialize, Deserialize, async_graphql::Enum,
+)]
+#[diesel(sql_type = diesel::sql_types::SmallInt)]
+#[graphql(name = "TaskStatus")]
+pub enum Status {
+    /// Not begun.
+    Todo,
+    /// Somebody is at it.
+    InProgress,
+    /// Finished.
+    Done,
+}
+stored_as_smallint!(Status { Todo = 0, InProgress = 1, Done = 2 });
+
+impl Status {
+    /// Whether a task may go from this status to that one.
+    pub const fn leads_to(self, next: Self) -> bool {
+        matches!(
+            (self, next),
+            (Self::Todo, Self::InProgress)
+                | (Self::InProgress, Self::Done | Self::Todo)
+                | (Self::Done, Self::InProgress)
+        )
+    }
+}
+
+/// How urgent a task is: LOW < MEDIUM < HIGH < URGENT.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Hash, AsExpression, FromSqlRow, Serialize, Deserialize, async_graphql::Enum,
+)]
+#[diesel(sql_type = diesel::sql_types::SmallInt)]
+#[graphql(name = "TaskPriority")]
+pub enum Priority {
+    /// When there is time.
+    Low,
+    /// The usual.
+    Medium,
+    /// Soon.
+    High,
+    /// Before anything else.
+    Urgent,
+}
+stored_as_smallint!(Priority { Low = 0, Medium = 1, High = 2, Urgent = 3 });
+
+/// A task.
+#[derive(Clone, Debug, PartialEq, Eq, Queryable, Selectable, Insertable, Serialize, Deserialize)]
+#[diesel(table_name = tasks)]
+pub struct Task {
+    /// Its id.
+    pub id: Id,
+    /// The project it is in; never changes.
+    pub project_id: Id,
+    /// The project's owner.
+    pub owner_id: Id,
+    /// Who made it.
+    pub creator_id: Option<Id>,
+    /// Who is to do it.
+    pub assignee_id: Option<Id>,
+    /// What is to be done.
+    pub title: String,
+    /// At more length.
+    pub description: Option<String>,
+    /// How far it is.
+    pub status: Status,
+    /// How urgent it is.
+    pub priority: Priority,
+    /// When it should be done.
+    pub due_at: Option<Timestamp>,
+    /// When it was done.
+    pub completed_at: Option<Timestamp>,
+    /// Grows by one with each change.
+    pub version: i32,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// When it last changed.
+    pub updated_at: Timestamp,
+}
+
+impl Subject for Task {
+    fn stands(&self, viewer: &Viewer, standing: Standing) -> bool {
+        match standing {
+            Standing::Owner => self.owner_id == viewer.id,
+            Standing::Assignee => self.assignee_id == Some(viewer.id),
+            _ => false,
+        }
+    }
+}
+
+/// What tasks can be ordered by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, async_graphql::Enum)]
+#[graphql(name = "TaskOrderField")]
+pub enum OrderField {
+    /// When the task was made.
+    CreatedAt,
+    /// When it last changed.
+    UpdatedAt,
+    /// When it should be done; tasks without a due date come last ascending, first descending.
+    DueAt,
+    /// How urgent it is, LOW first when ascending.
+    Priority,
+}
+
+impl Task {
+    /// Its place in the order of a list.
+    pub fn position(&self, order: OrderField) -> Position {
+        let key = match order {
+            OrderField::CreatedAt => Key::Time(self.created_at),
+            OrderField::UpdatedAt => Key::Time(self.updated_at),
+            OrderField::DueAt => Key::Time(self.due_at.unwrap_or(Timestamp::MAX)),
+            OrderField::Priority => Key::Rank(self.priority.code()),
+        };
+        Position { key, id: self.id }
+    }
+}
+
+/// A stretch of time; members are ANDed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Range {
+    /// Later than.
+    pub gt: Option<Timestamp>,
+    /// Not earlier than.
+    pub gte: Option<Timestamp>,
+    /// Earlier than.
+    pub lt: Option<Timestamp>,
+    /// Not later than.
+    pub lte: Option<Timestamp>,
+}
+
+/// Which tasks are asked for; members are ANDed, an empty list matches nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Filter {
+    /// Words in title or description.
+    pub search: Option<Search>,
+    /// In one of these statuses.
+    pub status: Option<Vec<Status>>,
+    /// Of one of these priorities.
+    pub priority: Option<Vec<Priority>>,
+    /// In this project.
+    pub project_id: Option<Id>,
+    /// Assigned to this user.
+    pub assignee_id: Option<Id>,
+    /// Assigned to nobody, or to somebody.
+    pub unassigned: Option<bool>,
+    /// With one of these labels.
+    pub label_ids: Option<Vec<Id>>,
+    /// Past its due date and not DONE, or not so.
+    pub overdue: Option<bool>,
+    /// Due in this stretch.
+    pub due_at: Option<Range>,
+    /// Made in this stretch.
+    pub created_at: Option<Range>,
+    /// Last changed in this stretch.
+    pub updated_at: Option<Range>,
+}
+
+/// Which tasks a list starts from: each is one range of an index, and no two of a list overlap.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Scope {
+    /// Every task.
+    Everything,
+    /// The tasks in a user's own projects.
+    OwnedBy(Id),
+    /// The tasks assigned to a user.
+    AssignedTo(Id),
+    /// The tasks assigned to a user in somebody else's projects.
+    AssignedElsewhere(Id),
+}
+
+impl Scope {
+    /// Every task that the viewer may see ([`Action::SeeTask`] as a query).
+    pub fn visible_to(viewer: &Viewer) -> Vec<Self> {
+        if viewer.may(Action::SeeEveryTask, &()) {
+            vec![Self::Everything]
+        } else {
+            vec![Self::OwnedBy(viewer.id), Self::AssignedElsewhere(viewer.id)]
+        }
+    }
+
+    /// The tasks of one project that the viewer may see.
+    pub fn in_project(viewer: &Viewer, project: &project::Project) -> Vec<Self> {
+        if viewer.may(Action::SeeEveryTask, project) { vec![Self::Everything] } else { vec![Self::AssignedTo(viewer.id)] }
+    }
+}
+
+/// A list of tasks and the page of it that is asked for.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct List {
+    /// Starting from these.
+    pub scopes: Vec<Scope>,
+    /// Which of them.
+    pub filter: Filter,
+    /// In which order.
+    pub order: OrderField,
+    /// The other way round.
+    pub descending: bool,
+    /// Which stretch.
+    pub window: Window,
+}
+
+/// Whose tasks a nested list is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Of {
+    /// Of projects.
+    Project,
+    /// Of the people they are assigned to.
+    Assignee,
+}
+
+macro_rules! within {
+    ($query:ident, $column:ident, $range:expr) => {
+        if let Some(range) = &$range {
+            if let Some(moment) = range.gt {
+                $query = $query.filter(tasks::$column.gt(moment));
+            }
+            if let Some(moment) = range.gte {
+                $query = $query.filter(tasks::$column.ge(moment));
+            }
+            if let Some(moment) = range.lt {
+                $query = $query.filter(tasks::$column.lt(moment));
+            }
+            if let Some(moment) = range.lte {
+                $query = $query.filter(tasks::$column.le(moment));
+            }
+        }
+    };
+}
+
+/// Narrows a boxed query on tasks, in both arms of `on!`.
+macro_rules! narrow {
+    ($query:ident, $scope:expr, $filter:expr, $now:expr) => {
+        match $scope {
+            Scope::Everything => {}
+            Scope::OwnedBy(id) => $query = $query.filter(tasks::owner_id.eq(*id)),
+            Scope::AssignedTo(id) => $query = $query.filter(tasks::assignee_id.eq(*id)),
+            Scope::AssignedElsewhere(id) => {
+                $query = $query.filter(tasks::assignee_id.eq(*id)).filter(tasks::owner_id.ne(*id));
+            }
+        }
+        for pattern in $filter.search.iter().flat_map(Search::patterns) {
+            $query = $query.filter(tasks::search.like(pattern.clone()).escape('\\'));
+        }
+        if let Some(status) = &$filter.status {
+            $query = $query.filter(tasks::status.eq_any(status.clone()));
+        }
+        if let Some(priority) = &$filter.priority {
+            $query = $query.filter(tasks::priority.eq_any(priority.clone()));
+        }
+        if let Some(project) = $filter.project_id {
+            $query = $query.filter(tasks::project_id.eq(project));
+        }
+        if let Some(assignee) = $filter.assignee_id {
+            $query = $query.filter(tasks::assignee_id.eq(assignee));
+        }
+        match $filter.unassigned {
+            Some(true) => $query = $query.filter(tasks::assignee_id.is_null()),
+            Some(false) => $query = $query.filter(tasks::assignee_id.is_not_null()),
+            None => {}
+        }
+        if let Some(ids) = &$filter.label_ids {
+            let labelled = task_labels::table
+                .filter(task_labels::task_id.eq(tasks::id))
+                .filter(task_labels::label_id.eq_any(ids.clone()));
+            $query = $query.filter(exists(labelled));
+        }
+        match $filter.overdue {
+            Some(true) => {
+                $query = $query.filter(tasks::due_order.lt($now)).filter(tasks::status.ne(Status::Done));
+            }
+            Some(false) => $query = $query.filter(tasks::due_order.ge($now).or(tasks::status.eq(Status::Done))),
+            None => {}
+        }
+        within!($query, due_at, $filter.due_at);
+        within!($query, created_at, $filter.created_at);
+        within!($query, updated_at, $filter.updated_at);
+    };
+}
+
+macro_rules! order {
+    ($query:ident, $list:expr) => {
+        keyset!($query, $list.window, $list.descending, $list.order, tasks {
+            OrderField::CreatedAt => created_at as Time,
+            OrderField::UpdatedAt => updated_at as Time,
+            OrderField::DueAt => due_order as Time,
+            OrderField::Priority => priority as Rank,
+        });
+    };
+}
+
+/// The tasks among these that the viewer may see.
+pub async fn by_ids(conn: &mut Conn, viewer: &Viewer, ids: &[Id]) -> Result<Vec<Task>> {
+    let mut rows = any_by_ids(conn, ids).await?;
+    rows.retain(|task| viewer.may(Action::SeeTask, task));
+    Ok(rows)
+}
+
+/// The tasks with these ids, whoever may see them: for telling events, where the rights of many viewers are asked.
+pub async fn any_by_ids(conn: &mut Conn, ids: &[Id]) -> Result<Vec<Task>> {
+    Ok(on!(conn, |c| tasks::table.filter(tasks::id.eq_any(ids)).select(Task::as_select()).load(c).await)?)
+}
+
+/// One task that the viewer sees, or a fault of the field that named it.
+pub async fn seen(conn: &mut Conn, viewer: &Viewer, id: Id, field: &'static str) -> Result<Task> {
+    by_ids(conn, viewer, &[id]).await?.pop().ok_or_else(|| Error::not_found(field, "task"))
+}
+
+/// Every task of a project, for its last words.
+pub async fn all_of_project(tx: &mut Conn, project: Id) -> Result<Vec<Task>> {
+    Ok(on!(tx, |c| tasks::table
+        .filter(tasks::project_id.eq(project))
+        .order_by((tasks::created_at, tasks::id))
+        .select(Task::as_select())
+        .load(c)
+        .await)?)
+}
+
+/// One page of a list: each scope is walked along its own index, and the walks are merged.
+pub async fn page(conn: &mut Conn, list: &List, now: Timestamp) -> Result<Page<Task>> {
+    let mut rows: Vec<Task> = Vec::new();
+    for scope in &list.scopes {
+        rows.extend(on!(conn, |c| {
+            let mut query = tasks::table.select(Task::as_select()).into_boxed::<Backend>();
+            narrow!(query, scope, list.filter, now);
+            order!(query, list);
+            query.load::<Task>(c).await
+        })?);
+    }
+    Ok(list.window.page(list.descending, rows, |task| task.position(list.order)))
+}
+
+/// How many tasks the same list has on all its pages.
+pub async fn count(conn: &mut Conn, list: &List, now: Timestamp) -> Result<i64> {
+    let mut total = 0;
+    for scope in &list.scopes {
+        total += on!(conn, |c| {
+            let mut query = tasks::table.select(diesel::dsl::count_star()).into_boxed::<Backend>();
+            narrow!(query, scope, list.filter, now);
+            query.first::<i64>(c).await
+        })?;
+    }
+    Ok(total)
+}
+
+/// One page of the tasks of each parent, in one statement a scope.
+pub async fn pages(conn: &mut Conn, of: Of, ids: &[Id], list: &List, now: Timestamp) -> Result<HashMap<Id, Page<Task>>> {
+    let mut rows: Vec<Task> = Vec::new();
+    for scope in &list.scopes {
+        rows.extend(on!(conn, |c| {
+            let mut query = tasks::table.select(Task::as_select()).into_boxed::<Backend>();
+            query = match of {
+                Of::Project => query.filter(tasks::project_id.eq(Parent)),
+                Of::Assignee => query.filter(tasks::assignee_id.eq(Parent.nullable())),
+            };
+            narrow!(query, scope, list.filter, now);
+            order!(query, list);
+            each::<Task, _>(ids, "tasks", query).load::<Task>(c).await
+        })?);
+    }
+    let mut groups = by_parent(rows, |task| match of {
+        Of::Project => task.project_id,
+        Of::Assignee => task.assignee_id.unwrap_or(task.project_id),
+    });
+    Ok(ids
+        .iter()
+        .map(|id| {
+            let rows = groups.remove(id).unwrap_or_default();
+            (*id, list.window.page(list.descending, rows, |task| task.position(list.order)))
+        })
+        .collect())
+}
+
+/// How many tasks each parent has on all pages of the list.
+pub async fn counts(conn: &mut Conn, of: Of, ids: &[Id], list: &List, now: Timestamp) -> Result<HashMap<Id, i64>> {
+    let mut totals: HashMap<Id, i64> = HashMap::new();
+    for scope in &list.scopes {
+        let counts: Vec<(Option<Id>, i64)> = match of {
+            Of::Project => on!(conn, |c| {
+                let mut query = tasks::table
+                    .filter(tasks::project_id.eq_any(ids))
+                    .group_by(tasks::project_id)
+                    .select((tasks::project_id.nullable(), diesel::dsl::count_star()))
+                    .into_boxed::<Backend>();
+                narrow!(query, scope, list.filter, now);
+                query.load(c).await
+            })?,
+            Of::Assignee => on!(conn, |c| {
+                let mut query = tasks::table
+                    .filter(tasks::assignee_id.eq_any(ids))
+                    .group_by(tasks::assignee_id)
+                    .select((tasks::assignee_id, diesel::dsl::count_star()))
+                    .into_boxed::<Backend>();
+                narrow!(query, scope, list.filter, now);
+                query.load(c).await
+            })?,
+        };
+        for (id, count) in counts {
+            if let Some(id) = id {
+                *totals.entry(id).or_default() += count;
+            }
+        }
+    }
+    Ok(totals)
+}
+
+/// A task to be made.
+#[derive(Clone, Debug)]
+pub struct New {
+    /// In this project.
+    pub project_id: Id,
+    /// What is to be done.
+    pub title: Title,
+    /// At more length.
+    pub description: Option<Description>,
+    /// How urgent it is.
+    pub priority: Priority,
+    /// When it should be done.
+    pub due_at: Option<Timestamp>,
+    /// Who is to do it.
+    pub assignee_id: Option<Id>,
+    /// With these labels of its project.
+    pub label_ids: Vec<Id>,
+}
+
+/// Adds a task to a project.
+pub async fn create(db: &Db, now: Timestamp, viewer: &Viewer, new: &New) -> Result<Task> {
+    db.transaction(async |tx| {
+        let project = project::seen(tx, viewer, new.project_id, "projectId").await?;
+        viewer.require(Action::CreateTask, &project)?;
+        if locked_status(tx, project.id).await? != Some(project::Status::Active) {
+            return Err(Error::fault("projectId", FaultCode::Archived, "The project is archived and takes no new tasks."));
+        }
+        check_due(now, new.due_at)?;
+        let task = Task {
+            id: Id::new(),
+            project_id: project.id,
+            owner_id: project.owner_id,
+            creator_id: Some(viewer.id),
+            assignee_id: new.assignee_id,
+            title: new.title.to_string(),
+            description: new.description.as_ref().map(ToString::to_string),
+            status: Status::Todo,
+            priority: new.priority,
+            due_at: new.due_at,
+            completed_at: None,
+            version: 1,
+            created_at: now,
+            updated_at: now,
+        };
+        let inserted = on!(tx, |c| diesel::insert_into(tasks::table)
+            .values((&task, tasks::search.eq(search(&task))))
+            .execute(c)
+            .await);
+        match inserted {
+            // The assignee is asked about below; what can be gone here is the project.
+            Err(error) if is_orphan(&error) && task.assignee_id.is_none() => {
+                return Err(Error::not_found("projectId", "project"));
+            }
+            Err(error) if is_orphan(&error) => return Err(Error::not_found("assigneeId", "user")),
+            other => other?,
+        };
+        label(tx, &task, &new.label_ids, "labelIds").await?;
+        let mut told = vec![about_task(Kind::TaskCreated, viewer, now, &task, Snapshot::default())];
+        told.extend(assign(tx, now, viewer, &task, None).await?);
+        events::append(tx, &told).await?;
+        Ok(task)
+    })
+    .await
+}
+
+/// What an update changes; `None` is left alone.
+#[derive(Clone, Debug, Default)]
+pub struct Changes {
+    /// A new title.
+    pub title: Option<Title>,
+    /// A new description, or none.
+    pub description: Option<Option<Description>>,
+    /// A new status.
+    pub status: Option<Status>,
+    /// A new priority.
+    pub priority: Option<Priority>,
+    /// A new due date, or none.
+    pub due_at: Option<Option<Timestamp>>,
+    /// Somebody else, or nobody, is to do it.
+    pub assignee_id: Option<Option<Id>>,
+    /// Labels to put on.
+    pub add_label_ids: Vec<Id>,
+    /// Labels to take off.
+    pub remove_label_ids: Vec<Id>,
+    /// Refuse when the task has moved on from this version.
+    pub expected_version: Option<i32>,
+}
+
+/// Changes a task. Each kind of change is told as an event of its own.
+pub async fn update(db: &Db, now: Timestamp, viewer: &Viewer, id: Id, changes: &Changes) -> Result<Task> {
+    db.transaction(async |tx| {
+        loop {
+            let old = seen(tx, viewer, id, "id").await?;
+            viewer.require(Action::UpdateTask, &old)?;
+            if changes.expected_version.is_some_and(|version| version != old.version) {
+                return Err(Error::fault(
+                    "expectedVersion",
+                    FaultCode::Conflict,
+                    "The task has changed meanwhile. Read it again.",
+                ));
+            }
+            let mut new = changed(&old, changes, now)?;
+            let relabelling = Relabelling::plan(tx, &old, changes).await?;
+            if new == old && relabelling.is_none() {
+                return Ok(old);
+            }
+            new.version += 1;
+            new.updated_at = now;
+            let updated = on!(tx, |c| diesel::update(tasks::table.find(id))
+                .filter(tasks::version.eq(old.version))
+                .set((
+                    tasks::title.eq(&new.title),
+                    tasks::description.eq(&new.description),
+                    tasks::search.eq(search(&new)),
+                    tasks::status.eq(new.status),
+                    tasks::priority.eq(new.priority),
+                    tasks::due_at.eq(new.due_at),
+                    tasks::completed_at.eq(new.completed_at),
+                    tasks::assignee_id.eq(new.assignee_id),
+                    tasks::version.eq(new.version),
+                    tasks::updated_at.eq(now),
+                ))
+                .execute(c)
+                .await);
+            match updated {
+                // Somebody was faster: look again, and refuse if a version was expected.
+                Ok(0) => continue,
+                Err(error) if is_orphan(&error) => return Err(Error::not_found("assigneeId", "user")),
+                other => other?,
+            };
+            let labels = match relabelling {
+                Some(relabelling) => Some(relabelling.apply(tx, &old).await?),
+                None => None,
+            };
+            let mut told = Vec::new();
+            let differences = differences(&old, &new, labels);
+            if !differences.is_empty() {
+                let snapshot = Snapshot { changes: differences, ..Snapshot::default() };
+                told.push(about_task(Kind::TaskUpdated, viewer, now, &new, snapshot));
+            }
+            if new.status != old.status {
+                let snapshot = Snapshot { status: Some((old.status, new.status)), ..Snapshot::default() };
+                told.push(about_task(Kind::StatusChanged, viewer, now, &new, snapshot));
+            }
+            if new.assignee_id != old.assignee_id {
+                told.extend(assign(tx, now, viewer, &new, old.assignee_id).await?);
+            }
+            events::append(tx, &told).await?;
+            return Ok(new);
+        }
+    })
+    .await
+}
+
+/// Deletes a task with its comments.
+pub async fn delete(db: &Db, now: Timestamp, viewer: &Viewer, id: Id) -> Result<()> {
+    db.transaction(async |tx| {
+        let task = seen(tx, viewer, id, "id").await?;
+        viewer.require(Action::DeleteTask, &task)?;
+        if on!(tx, |c| diesel::delete(tasks::table.find(id)).execute(c).await)? == 0 {
+            return Err(Error::not_found("id", "task"));
+        }
+        events::append(tx, &[about_task(Kind::TaskDeleted, viewer, now, &task, Snapshot::default())]).await
+    })
+    .await
+}
+
+/// The project's status, held until the transaction ends, so that archiving it waits for tasks being added.
+async fn locked_status(tx: &mut Conn, project: Id) -> Result<Option<project::Status>> {
+    use crate::db::Pooled;
+    let query = projects::table.find(project).select(projects::status);
+    Ok(match &mut tx.pooled {
+        Pooled::Sqlite(c) => query.first(&mut **c).await.optional()?,
+        Pooled::Postgres(c) => query.for_share().first(&mut **c).await.optional()?,
+    })
+}
+
+fn check_due(now: Timestamp, due_at: Option<Timestamp>) -> Result<()> {
+    match due_at {
+        Some(due) if due <= now => Err(Error::fault("dueAt", FaultCode::InThePast, "Must be in the future.")),
+        _ => Ok(()),
+    }
+}
+
+fn changed(old: &Task, changes: &Changes, now: Timestamp) -> Result<Task> {
+    let mut new = old.clone();
+    if let Some(title) = &changes.title {
+        new.title = title.to_string();
+    }
+    if let Some(description) = &changes.description {
+        new.description = description.as_ref().map(ToString::to_string);
+    }
+    new.priority = changes.priority.unwrap_or(old.priority);
+    if let Some(due_at) = changes.due_at
+        && due_at != old.due_at
+    {
+        check_due(now, due_at)?;
+        new.due_at = due_at;
+    }
+    if let Some(assignee) = changes.assignee_id {
+        new.assignee_id = assignee;
+    }
+    if let Some(status) = changes.status
+        && status != old.status
+    {
+        if !old.status.leads_to(status) {
+            return Err(Error::fault(
+                "status",
+                FaultCode::InvalidStatusTransition,
+                "A task goes TODO, IN_PROGRESS, DONE and back one step at a time.",
+            ));
+        }
+        new.status = status;
+        new.completed_at = (status == Status::Done).then_some(now);
+    }
+    Ok(new)
+}
+
+/// Tells the new assignee, by event and by mail, and whoever had the task before.
+async fn assign(
+    tx: &mut Conn,
+    now: Timestamp,
+    viewer: &Viewer,
+    task: &Task,
+    previous: Option<Id>,
+) -> Result<Vec<NewEvent>> {
+    let mut told = Vec::new();
+    let event = |kind| NewEvent {
+        previous_assignee_id: previous,
+        ..about_task(kind, viewer, now, task, Snapshot::default())
+    };
+    if previous.is_some() {
+        told.push(event(Kind::TaskUnassigned));
+    }
+    if let Some(assignee) = task.assignee_id {
+        let assignee = user::any_by_ids(tx, &[assignee]).await?.pop();
+        let assignee = assignee.ok_or_else(|| Error::not_found("assigneeId", "user"))?;
+        if !assignee.is_active {
+            return Err(Error::fault("assigneeId", FaultCode::Invalid, "This user is not active."));
+        }
+        told.push(event(Kind::TaskAssigned));
+        if assignee.id != viewer.id {
+            let subject = format!("Assigned to you: {}", task.title);
+            let body = format!("Hello {},\n\na task was assigned to you:\n\n  {}\n", assignee.display_name, task.title);
+            mail::queue(tx, now, &assignee.email, subject, body).await?;
+        }
+    }
+    Ok(told)
+}
+
+/// Puts labels of the task's own project on it that it does not have yet.
+async fn label(tx: &mut Conn, task: &Task, ids: &[Id], field: &'static str) -> Result<()> {
+    if ids.is_empty() {
+        return Ok(());
+    }
+    let missing = || Error::not_found(field, "label in the task's project");
+    let known: Vec<Id> = on!(tx, |c| labels::table
+        .filter(labels::project_id.eq(task.project_id))
+        .filter(labels::id.eq_any(ids))
+        .select(labels::id)
+        .load(c)
+        .await)?;
+    if ids.iter().any(|id| !known.contains(id)) {
+        return Err(missing());
+    }
+    for id in known {
+        let row = (task_labels::task_id.eq(task.id), task_labels::label_id.eq(id));
+        let inserted = on!(tx, |c| diesel::insert_into(task_labels::table)
+            .values(row)
+            .on_conflict_do_nothing()
+            .execute(c)
+            .await);
+        match inserted {
+            Err(error) if is_orphan(&error) => return Err(missing()),
+            other => other?,
+        };
+    }
+    Ok(())
+}
+
+/// Labels that go on and come off in an update, and the names that were on before.
+struct Relabelling {
+    add: Vec<Id>,
+    remove: Vec<Id>,
+    before: String,
+}
+
+impl Relabelling {
+    /// What is left of the request when labels that are on already, or are not on anyway, are left out.
+    async fn plan(tx: &mut Conn, task: &Task, changes: &Changes) -> Result<Option<Self>> {
+        if changes.add_label_ids.is_empty() && changes.remove_label_ids.is_empty() {
+            return Ok(None);
+        }
+        let present = super::label::of_tasks(tx, &[task.id]).await?;
+        let is_on = |id: &Id| present.iter().any(|(_, label)| label.id == *id);
+        let add: Vec<Id> = changes.add_label_ids.iter().copied().filter(|id| !is_on(id)).collect();
+        let remove: Vec<Id> = changes
+            .remove_label_ids
+            .iter()
+            .copied()
+            .filter(|id| is_on(id) && !changes.add_label_ids.contains(id))
+            .collect();
+        Ok((!add.is_empty() || !remove.is_empty()).then(|| Self { add, remove, before: names(&present) }))
+    }
+
+    /// The names of the labels before and after.
+    async fn apply(&self, tx: &mut Conn, task: &Task) -> Result<(String, String)> {
+        on!(tx, |c| diesel::delete(task_labels::table)
+            .filter(task_labels::task_id.eq(task.id))
+            .filter(task_labels::label_id.eq_any(&self.remove))
+            .execute(c)
+            .await)?;
+        label(tx, task, &self.add, "addLabelIds").await?;
+        let after = super::label::of_tasks(tx, &[task.id]).await?;
+        Ok((self.before.clone(), names(&after)))
+    }
+}
+
+fn names(labels: &[(Id, super::label::Label)]) -> String {
+    labels.iter().map(|(_, label)| label.name.as_str()).collect::<Vec<_>>().join(", ")
+}
+
+fn search(task: &Task) -> String {
+    fold(&format!("{}\n{}", task.title, task.description.as_deref().unwrap_or_default()))
+}
+
+fn differences(old: &Task, new: &Task, labels: Option<(String, String)>) -> Vec<Change> {
+    let priority = |task: &Task| Some(format!("{:?}", task.priority).to_uppercase());
+    let due = |task: &Task| task.due_at.map(|due| due.to_string());
+    let mut fields = vec![
+        ("title", Some(old.title.clone()), Some(new.title.clone())),
+        ("description", old.description.clone(), new.description.clone()),
+        ("priority", priority(old), priority(new)),
+        ("dueAt", due(old), due(new)),
+    ];
+    fields.extend(labels.map(|(from, to)| ("labels", Some(from), Some(to))));
+    fields
+        .into_iter()
+        .filter(|(_, from, to)| from != to)
+        .map(|(field, from, to)| Change { field: field.to_owned(), from, to })
+        .collect()
+}

@@ -1,0 +1,358 @@
+//! People with an account.
+
+use diesel::prelude::*;
+use diesel_async::RunQueryDsl;
+
+use super::value::{DisplayName, Email, Search, Username, fold};
+use crate::access::{Action, Role, Standing, Subject, Viewer};
+use crate::db::page::{Key, Page, Position, Window};
+use crate::db::schema::{projects, tasks, users};
+use crate::db::{Conn, Db};
+use crate::error::{Error, Fault, FaultCode, Result, is_taken};
+use crate::events::{self, Kind, NewEvent};
+use crate::id::Id;
+use crate::time::Timestamp;
+use crate::{keyset, on};
+
+/// A person's account, without what proves that it is theirs.
+#[derive(Clone, Debug, PartialEq, Eq, Queryable, Selectable, Insertable)]
+#[diesel(table_name = users)]
+pub struct User {
+    /// Its id.
+    pub id: Id,
+    /// Where mail goes to.
+    pub email: String,
+    /// The handle that others find them by.
+    pub username: String,
+    /// The name that others read.
+    pub display_name: String,
+    /// What they are on this server.
+    pub role: Role,
+    /// Whether they may sign in.
+    pub is_active: bool,
+    /// Whether they have shown that mail to the address reaches them.
+    pub email_verified: bool,
+    /// When they last logged in.
+    pub last_login_at: Option<Timestamp>,
+    /// When they signed up.
+    pub created_at: Timestamp,
+    /// When the account last changed.
+    pub updated_at: Timestamp,
+}
+
+impl Subject for User {
+    fn stands(&self, viewer: &Viewer, standing: Standing) -> bool {
+        standing == Standing::Oneself && self.id == viewer.id
+    }
+}
+
+/// What users can be ordered by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, async_graphql::Enum)]
+#[graphql(name = "UserOrderField")]
+pub enum OrderField {
+    /// When they signed up.
+    CreatedAt,
+    /// Their handle, without regard to case.
+    Username,
+}
+
+/// Which users are asked for; members are ANDed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Filter {
+    /// Words in username, display name or e-mail.
+    pub search: Option<Search>,
+    /// With this role.
+    pub role: Option<Role>,
+    /// Who may sign in, or may not.
+    pub is_active: Option<bool>,
+}
+
+/// A list of users and the page of it that is asked for.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct List {
+    /// Which of them.
+    pub filter: Filter,
+    /// In which order.
+    pub order: OrderField,
+    /// The other way round.
+    pub descending: bool,
+    /// Which stretch.
+    pub window: Window,
+}
+
+impl User {
+    /// Its place in the order of a list.
+    pub fn position(&self, order: OrderField) -> Position {
+        let key = match order {
+            OrderField::CreatedAt => Key::Time(self.created_at),
+            OrderField::Username => Key::Text(fold(&self.username)),
+        };
+        Position { key, id: self.id }
+    }
+}
+
+macro_rules! narrow {
+    ($query:ident, $filter:expr) => {
+        for pattern in $filter.search.iter().flat_map(Search::patterns) {
+            $query = $query.filter(users::search.like(pattern.clone()).escape('\\'));
+        }
+        if let Some(role) = $filter.role {
+            $query = $query.filter(users::role.eq(role));
+        }
+        if let Some(is_active) = $filter.is_active {
+            $query = $query.filter(users::is_active.eq(is_active));
+        }
+    };
+}
+
+/// The users with these ids: their names are for everyone to see, guards stand before the rest.
+pub async fn any_by_ids(conn: &mut Conn, ids: &[Id]) -> Result<Vec<User>> {
+    Ok(on!(conn, |c| users::table.filter(users::id.eq_any(ids)).select(User::as_select()).load(c).await)?)
+}
+
+/// The user with that handle, without regard to case.
+pub async fn find_by_username(conn: &mut Conn, username: &str) -> Result<Option<User>> {
+    if username.contains('\0') {
+        return Ok(None);
+    }
+    Ok(on!(conn, |c| users::table
+        .filter(users::username_key.eq(fold(username)))
+        .select(User::as_select())
+        .first(c)
+        .await
+        .optional())?)
+}
+
+/// One page of all users. Only ADMIN gets here: the guard is on the field.
+pub async fn page(conn: &mut Conn, list: &List) -> Result<Page<User>> {
+    let rows = on!(conn, |c| {
+        let mut query = users::table.select(User::as_select()).into_boxed::<Backend>();
+        narrow!(query, list.filter);
+        keyset!(query, list.window, list.descending, list.order, users {
+            OrderField::CreatedAt => created_at as Time,
+            OrderField::Username => username_key as Text,
+        });
+        query.load(c).await
+    })?;
+    Ok(list.window.page(list.descending, rows, |user: &User| user.position(list.order)))
+}
+
+/// How many users the same list has on all its pages.
+pub async fn count(conn: &mut Conn, filter: &Filter) -> Result<i64> {
+    Ok(on!(conn, |c| {
+        let mut query = users::table.select(diesel::dsl::count_star()).into_boxed::<Backend>();
+        narrow!(query, filter);
+        query.first(c).await
+    })?)
+}
+
+/// What a person owns and has to do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Projects they own.
+    pub owned_projects: i64,
+    /// Tasks assigned to them.
+    pub assigned_tasks: i64,
+    /// Tasks assigned to them that are DONE.
+    pub completed_tasks: i64,
+}
+
+/// The statistics of each of these users.
+pub async fn stats(conn: &mut Conn, ids: &[Id]) -> Result<std::collections::HashMap<Id, Stats>> {
+    use super::task::Status;
+    use diesel::dsl::count_star;
+    let owned: Vec<(Id, i64)> = on!(conn, |c| projects::table
+        .filter(projects::owner_id.eq_any(ids))
+        .group_by(projects::owner_id)
+        .select((projects::owner_id, count_star()))
+        .load(c)
+        .await)?;
+    let assigned: Vec<(Option<Id>, Status, i64)> = on!(conn, |c| tasks::table
+        .filter(tasks::assignee_id.eq_any(ids))
+        .group_by((tasks::assignee_id, tasks::status))
+        .select((tasks::assignee_id, tasks::status, count_star()))
+        .load(c)
+        .await)?;
+    let mut stats: std::collections::HashMap<Id, Stats> = std::collections::HashMap::new();
+    for (id, count) in owned {
+        stats.entry(id).or_default().owned_projects = count;
+    }
+    for (id, status, count) in assigned {
+        let Some(id) = id else { continue };
+        let entry = stats.entry(id).or_default();
+        entry.assigned_tasks += count;
+        if status == Status::Done {
+            entry.completed_tasks = count;
+        }
+    }
+    Ok(stats)
+}
+
+/// An account to be made; the password is hashed already.
+#[derive(Clone, Debug)]
+pub struct New {
+    /// Where mail goes to.
+    pub email: Email,
+    /// The handle.
+    pub username: Username,
+    /// The name that others read.
+    pub display_name: DisplayName,
+    /// argon2, in PHC form.
+    pub password_hash: String,
+    /// What they are on this server.
+    pub role: Role,
+}
+
+/// Makes an account.
+pub async fn create(db: &Db, now: Timestamp, new: &New) -> Result<User> {
+    let user = User {
+        id: Id::new(),
+        email: new.email.to_string(),
+        username: new.username.to_string(),
+        display_name: new.display_name.to_string(),
+        role: new.role,
+        is_active: true,
+        email_verified: false,
+        last_login_at: None,
+        created_at: now,
+        updated_at: now,
+    };
+    db.transaction(async |tx| {
+        check_free(tx, &user, Some(&new.email), Some(&new.username)).await?;
+        let inserted = on!(tx, |c| diesel::insert_into(users::table)
+            .values((&user, Keys::of(&user), users::password_hash.eq(&new.password_hash)))
+            .execute(c)
+            .await);
+        saved(inserted, &user)
+    })
+    .await
+}
+
+/// What an update of one's own account changes; `None` is left alone.
+#[derive(Clone, Debug, Default)]
+pub struct Changes {
+    /// A new name to show.
+    pub display_name: Option<DisplayName>,
+    /// A new handle.
+    pub username: Option<Username>,
+    /// A new address, which is unverified again.
+    pub email: Option<Email>,
+}
+
+/// Changes the viewer's own account.
+pub async fn update_viewer(db: &Db, now: Timestamp, viewer: &Viewer, changes: &Changes) -> Result<User> {
+    db.transaction(async |tx| {
+        let mut user = any_by_ids(tx, &[viewer.id]).await?.pop().ok_or_else(Error::unauthenticated)?;
+        if let Some(name) = &changes.display_name {
+            user.display_name = name.to_string();
+        }
+        if let Some(username) = &changes.username {
+            user.username = username.to_string();
+        }
+        if let Some(email) = &changes.email
+            && **email != *user.email
+        {
+            user.email_verified = user.email_verified && fold(email) == fold(&user.email);
+            user.email = email.to_string();
+        }
+        user.updated_at = now;
+        check_free(tx, &user, changes.email.as_ref(), changes.username.as_ref()).await?;
+        let updated = on!(tx, |c| diesel::update(users::table.find(user.id))
+            .set((
+                users::display_name.eq(&user.display_name),
+                users::username.eq(&user.username),
+                users::email.eq(&user.email),
+                users::email_verified.eq(user.email_verified),
+                users::updated_at.eq(now),
+                Keys::of(&user),
+            ))
+            .execute(c)
+            .await);
+        saved(updated, &user)
+    })
+    .await
+}
+
+/// Changes a user's role or whether they may sign in; their sessions feel it with the next request.
+pub async fn update(
+    db: &Db,
+    now: Timestamp,
+    viewer: &Viewer,
+    id: Id,
+    role: Option<Role>,
+    is_active: Option<bool>,
+) -> Result<User> {
+    db.transaction(async |tx| {
+        viewer.require(Action::ManageUsers, &())?;
+        let old = any_by_ids(tx, &[id]).await?.pop().ok_or_else(|| Error::not_found("id", "user"))?;
+        let mut user = old.clone();
+        user.role = role.unwrap_or(old.role);
+        user.is_active = is_active.unwrap_or(old.is_active);
+        if user == old {
+            return Ok(old);
+        }
+        user.updated_at = now;
+        on!(tx, |c| diesel::update(users::table.find(id))
+            .set((users::role.eq(user.role), users::is_active.eq(user.is_active), users::updated_at.eq(now)))
+            .execute(c)
+            .await)?;
+        let told = NewEvent { owner_id: Some(id), ..NewEvent::new(Kind::UserChanged, Some(viewer.id), now) };
+        events::append(tx, &[told]).await?;
+        Ok(user)
+    })
+    .await
+}
+
+/// Which of the two unique names are taken, both told at once. The unique indexes decide in a race.
+async fn check_free(tx: &mut Conn, user: &User, email: Option<&Email>, username: Option<&Username>) -> Result<()> {
+    let others: Vec<(String, String)> = on!(tx, |c| users::table
+        .filter(users::id.ne(user.id))
+        .filter(users::email_key.eq(fold(&user.email)).or(users::username_key.eq(fold(&user.username))))
+        .select((users::email_key, users::username_key))
+        .load(c)
+        .await)?;
+    let mut faults = Vec::new();
+    if email.is_some() && others.iter().any(|(key, _)| *key == fold(&user.email)) {
+        faults.push(taken("email"));
+    }
+    if username.is_some() && others.iter().any(|(_, key)| *key == fold(&user.username)) {
+        faults.push(taken("username"));
+    }
+    if faults.is_empty() { Ok(()) } else { Err(Error::Faults(faults)) }
+}
+
+fn saved(written: QueryResult<usize>, user: &User) -> Result<User> {
+    match written {
+        Err(error) if is_taken(&error) => {
+            let diesel::result::Error::DatabaseError(_, info) = &error else { return Err(error.into()) };
+            // PostgreSQL names the constraint, SQLite the column; both have the column's name in them.
+            let named = info.constraint_name().unwrap_or_else(|| info.message());
+            Err(Error::Faults(vec![taken(if named.contains("username") { "username" } else { "email" })]))
+        }
+        other => Ok(other.map(|_| user.clone())?),
+    }
+}
+
+fn taken(field: &'static str) -> Fault {
+    let message = if field == "email" { "This e-mail address has an account already." } else { "This username is taken." };
+    Fault::new(field, FaultCode::Taken, message)
+}
+
+/// The columns that are made from others: what is unique, searched and ordered by.
+#[derive(Insertable, AsChangeset)]
+#[diesel(table_name = users)]
+struct Keys {
+    email_key: String,
+    username_key: String,
+    search: String,
+}
+
+impl Keys {
+    fn of(user: &User) -> Self {
+        Self {
+            email_key: fold(&user.email),
+            username_key: fold(&user.username),
+            search: fold(&format!("{}\n{}\n{}", user.username, user.display_name, user.email)),
+        }
+    }
+}

@@ -1,0 +1,254 @@
+//! Values that were checked: whoever holds one need not ask again. Lengths count Unicode code points.
+
+use std::fmt;
+use std::ops::Deref;
+
+use crate::error::{Error, Fault, FaultCode, Result};
+
+/// Collects what is wrong with an input, so that the caller is told everything at once.
+#[derive(Debug, Default)]
+pub struct Faults(Vec<Fault>);
+
+impl Faults {
+    /// The value, or its fault kept for later.
+    pub fn take<T>(&mut self, checked: std::result::Result<T, Fault>) -> Option<T> {
+        checked.map_err(|fault| self.0.push(fault)).ok()
+    }
+
+    /// Adds a fault.
+    pub fn push(&mut self, fault: Fault) {
+        self.0.push(fault);
+    }
+
+    /// Goes on only when there were none.
+    pub fn check(self) -> Result<()> {
+        if self.0.is_empty() { Ok(()) } else { Err(Error::Faults(self.0)) }
+    }
+}
+
+/// Text without white space at its ends, at least `MIN` and at most `MAX` code points, without NUL.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Text<const MIN: usize, const MAX: usize>(String);
+
+/// A task's title.
+pub type Title = Text<1, 200>;
+/// A project's or task's description.
+pub type Description = Text<0, 10_000>;
+/// A comment's text.
+pub type Body = Text<1, 5_000>;
+/// A project's name.
+pub type ProjectName = Text<1, 120>;
+/// A label's name.
+pub type LabelName = Text<1, 50>;
+/// The name a person shows to others.
+pub type DisplayName = Text<1, 100>;
+
+impl<const MIN: usize, const MAX: usize> Text<MIN, MAX> {
+    /// Trims and checks.
+    pub fn parse(field: &'static str, raw: &str) -> std::result::Result<Self, Fault> {
+        // A cheap bound first: a code point is at most four bytes.
+        if raw.len() > (MAX + 1_000) * 4 {
+            return Err(too_long(field, MAX));
+        }
+        let text = raw.trim();
+        if text.contains('\0') {
+            return Err(Fault::new(field, FaultCode::Invalid, "NUL characters are not allowed."));
+        }
+        let length = text.chars().count();
+        if length == 0 && MIN > 0 {
+            return Err(Fault::new(field, FaultCode::Blank, "Must not be blank."));
+        }
+        if length < MIN {
+            return Err(Fault::new(field, FaultCode::TooShort, format!("Must have at least {MIN} characters.")));
+        }
+        if length > MAX {
+            return Err(too_long(field, MAX));
+        }
+        Ok(Self(text.to_owned()))
+    }
+
+    /// The text itself.
+    pub fn into_string(self) -> String {
+        self.0
+    }
+}
+
+impl<const MIN: usize, const MAX: usize> fmt::Display for Text<MIN, MAX> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl<const MIN: usize, const MAX: usize> Deref for Text<MIN, MAX> {
+    type Target = str;
+    fn deref(&self) -> &str {
+        &self.0
+    }
+}
+
+fn too_long(field: &'static str, max: usize) -> Fault {
+    Fault::new(field, FaultCode::TooLong, format!("Must have at most {max} characters."))
+}
+
+/// A handle: 3–50 of `A–Z a–z 0–9 _ -`, unique without case.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Username(String);
+
+impl Username {
+    /// Checks.
+    pub fn parse(field: &'static str, raw: &str) -> std::result::Result<Self, Fault> {
+        let text = Text::<3, 50>::parse(field, raw)?;
+        if !text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-') {
+            return Err(Fault::new(field, FaultCode::Invalid, "Only letters A–Z, digits, _ and - are allowed."));
+        }
+        Ok(Self(text.into_string()))
+    }
+}
+
+impl Deref for Username {
+    type Target = str;
+    fn deref(&self) -> &str {
+        &self.0
+    }
+}
+
+/// An e-mail address that mail can be sent to (RFC 5321), unique without case.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Email(String);
+
+impl Email {
+    /// Checks the form; whether anybody reads there, only mail can tell.
+    pub fn parse(field: &'static str, raw: &str) -> std::result::Result<Self, Fault> {
+        let text = Text::<1, 254>::parse(field, raw)?;
+        let invalid = || Fault::new(field, FaultCode::Invalid, "Not a valid e-mail address.");
+        let (local, domain) = text.rsplit_once('@').ok_or_else(invalid)?;
+        let fits = local.len() <= 64 && domain.contains('.') && !text.chars().any(|c| c.is_whitespace() || c.is_control());
+        if !fits || text.parse::<lettre::Address>().is_err() {
+            return Err(invalid());
+        }
+        Ok(Self(text.into_string()))
+    }
+}
+
+impl Deref for Email {
+    type Target = str;
+    fn deref(&self) -> &str {
+        &self.0
+    }
+}
+
+/// Logs must not hold addresses.
+impl fmt::Debug for Email {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Email(…)")
+    }
+}
+
+/// A colour as `#rrggbb`, in lower case.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Color(String);
+
+impl Color {
+    /// What a label has when none is given.
+    pub fn grey() -> Self {
+        Self("#808080".to_owned())
+    }
+
+    /// Checks.
+    pub fn parse(field: &'static str, raw: &str) -> std::result::Result<Self, Fault> {
+        let digits = raw.strip_prefix('#').filter(|digits| digits.len() == 6);
+        match digits {
+            Some(digits) if digits.bytes().all(|byte| byte.is_ascii_hexdigit()) => Ok(Self(raw.to_ascii_lowercase())),
+            _ => Err(Fault::new(field, FaultCode::Invalid, "Must be a colour like #1f6feb.")),
+        }
+    }
+
+    /// The text itself.
+    pub fn into_string(self) -> String {
+        self.0
+    }
+}
+
+/// Without case, beyond ASCII too (Unicode full case folding): what keys and searches compare.
+pub fn fold(text: &str) -> String {
+    unicase::UniCase::unicode(text).to_folded_case()
+}
+
+/// What somebody searches for: every word must occur, in any order, without regard to case.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Search(Vec<String>);
+
+impl Search {
+    const MAX_LENGTH: usize = 200;
+    const MAX_WORDS: usize = 10;
+
+    /// Checks; an empty search finds everything.
+    pub fn parse(raw: &str) -> Result<Self> {
+        if raw.contains('\0') {
+            return Err(Error::bad_input("A search must not contain NUL characters."));
+        }
+        if raw.chars().take(Self::MAX_LENGTH + 1).count() > Self::MAX_LENGTH {
+            return Err(Error::bad_input("A search has at most 200 characters."));
+        }
+        let words: Vec<String> = fold(raw).split_whitespace().map(pattern).collect();
+        if words.len() > Self::MAX_WORDS {
+            return Err(Error::bad_input("A search has at most 10 words."));
+        }
+        Ok(Self(words))
+    }
+
+    /// One `LIKE` pattern a word, escaped by a backslash.
+    pub fn patterns(&self) -> &[String] {
+        &self.0
+    }
+}
+
+fn pattern(word: &str) -> String {
+    let mut pattern = String::with_capacity(word.len() + 2);
+    pattern.push('%');
+    for c in word.chars() {
+        if matches!(c, '%' | '_' | '\\') {
+            pattern.push('\\');
+        }
+        pattern.push(c);
+    }
+    pattern.push('%');
+    pattern
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lengths_count_code_points_after_trimming() {
+        assert_eq!(Title::parse("title", &format!("  {}  ", "ü".repeat(200))).map(|title| title.chars().count()), Ok(200));
+        assert_eq!(Title::parse("title", &"ü".repeat(201)).map_err(|fault| fault.code), Err(FaultCode::TooLong));
+        assert_eq!(Title::parse("title", " \t\n ").map_err(|fault| fault.code), Err(FaultCode::Blank));
+        assert_eq!(Title::parse("title", "a\0b").map_err(|fault| fault.code), Err(FaultCode::Invalid));
+    }
+
+    #[test]
+    fn an_email_needs_a_mailbox_and_a_domain() {
+        for good in ["a@b.co", "first.last+tag@sub.example.org", "üser@example.org"] {
+            assert!(Email::parse("email", good).is_ok(), "{good}");
+        }
+        for bad in ["", "a", "a@", "@b.co", "a@b", "a b@c.de", "a@b.co\n", "a@@b.co", &format!("{}@b.co", "a".repeat(65))] {
+            let parsed = Email::parse("email", bad);
+            assert!(parsed.is_err() || bad.trim() != bad, "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn folding_goes_beyond_ascii() {
+        assert_eq!(fold("STRASSE"), fold("straße"));
+        assert_eq!(fold("ΣΊΣΥΦΟΣ"), fold("σίσυφος"));
+        assert_eq!(fold("ÄRGER"), fold("ärger"));
+    }
+
+    #[test]
+    fn a_search_takes_wildcards_literally() {
+        let search = Search::parse(" 100%  a_b c\\d ").unwrap();
+        assert_eq!(search.patterns(), ["%100\\%%", "%a\\_b%", "%c\\\\d%"]);
+    }
+}

@@ -1,0 +1,142 @@
+//! The one notion of time: UTC microseconds since 1970, and the clock that gives them.
+//!
+//! Both databases, tokens, cursors and the `DateTime` scalar carry exactly this value, so that nothing is rounded on
+//! the way. Everything that asks for the present asks a [`Clock`], which tests set by hand.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
+
+use chrono::{DateTime, SecondsFormat, Utc};
+use diesel::deserialize::FromSqlRow;
+use diesel::expression::AsExpression;
+
+/// A moment in UTC, exact to the microsecond.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, AsExpression, FromSqlRow)]
+#[diesel(sql_type = crate::db::types::sql::Instant)]
+pub struct Timestamp(i64);
+
+impl Timestamp {
+    /// Later than every moment a client can name: what a missing due date counts as in an order.
+    pub const MAX: Self = Self(i64::MAX);
+    /// The first and last moments that RFC 3339 can write (years 0000–9999); input outside of them is refused.
+    const FIRST: i64 = -62_167_219_200_000_000;
+    const LAST: i64 = 253_402_300_799_999_999;
+
+    /// The moment so many microseconds after 1970-01-01T00:00:00Z.
+    pub const fn from_micros(micros: i64) -> Self {
+        Self(micros)
+    }
+
+    /// Microseconds since 1970-01-01T00:00:00Z.
+    pub const fn micros(self) -> i64 {
+        self.0
+    }
+
+    /// Whole seconds since 1970-01-01T00:00:00Z, as tokens count them.
+    pub const fn seconds(self) -> i64 {
+        self.0.div_euclid(1_000_000)
+    }
+
+    /// Reads an RFC 3339 date-time with any offset; digits beyond microseconds are cut off.
+    pub fn parse(text: &str) -> Option<Self> {
+        // A leap second is read as the second after it by chrono's nanosecond overflow; RFC 3339 allows it.
+        let micros = DateTime::parse_from_rfc3339(text).ok()?.timestamp_micros();
+        (Self::FIRST..=Self::LAST).contains(&micros).then_some(Self(micros))
+    }
+
+    /// This moment and so much later.
+    pub fn plus(self, span: Duration) -> Self {
+        Self(self.0.saturating_add(i64::try_from(span.as_micros()).unwrap_or(i64::MAX)))
+    }
+
+    /// This moment and so much earlier.
+    pub fn minus(self, span: Duration) -> Self {
+        Self(self.0.saturating_sub(i64::try_from(span.as_micros()).unwrap_or(i64::MAX)))
+    }
+
+    /// How long after `earlier` this is; zero if it is not.
+    pub fn since(self, earlier: Self) -> Duration {
+        Duration::from_micros(u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0))
+    }
+}
+
+impl fmt::Display for Timestamp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match DateTime::<Utc>::from_timestamp_micros(self.0) {
+            Some(time) => f.write_str(&time.to_rfc3339_opts(SecondsFormat::Micros, true)),
+            None => f.write_str("out of range"),
+        }
+    }
+}
+
+impl fmt::Debug for Timestamp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl serde::Serialize for Timestamp {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> serde::Deserialize<'de> for Timestamp {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = <std::borrow::Cow<'de, str>>::deserialize(deserializer)?;
+        Self::parse(&text).ok_or_else(|| serde::de::Error::custom("not an RFC 3339 date-time"))
+    }
+}
+
+/// Where the present comes from: the system, or a moment that a test sets and moves.
+#[derive(Clone, Debug, Default)]
+pub struct Clock(Option<Arc<AtomicI64>>);
+
+impl Clock {
+    /// The system's clock.
+    pub fn system() -> Self {
+        Self(None)
+    }
+
+    /// A clock that stands still at `start` until it is moved.
+    pub fn fixed(start: Timestamp) -> Self {
+        Self(Some(Arc::new(AtomicI64::new(start.0))))
+    }
+
+    /// The present.
+    #[expect(clippy::disallowed_methods, reason = "the one place that asks the system")]
+    pub fn now(&self) -> Timestamp {
+        match &self.0 {
+            None => Timestamp(Utc::now().timestamp_micros()),
+            Some(fixed) => Timestamp(fixed.load(Ordering::SeqCst)),
+        }
+    }
+
+    /// Moves a fixed clock on; the system's clock cannot be moved.
+    pub fn advance(&self, span: Duration) {
+        if let Some(fixed) = &self.0 {
+            fixed.fetch_add(i64::try_from(span.as_micros()).unwrap_or(i64::MAX), Ordering::SeqCst);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_moment_is_read_with_any_offset_and_written_in_utc_with_microseconds() {
+        let moment = Timestamp::parse("2026-11-21T09:30:00.1234567+02:00").expect("valid");
+        assert_eq!(moment.to_string(), "2026-11-21T07:30:00.123456Z");
+        assert_eq!(Timestamp::parse(&moment.to_string()), Some(moment));
+    }
+
+    #[test]
+    fn what_is_not_rfc_3339_is_refused() {
+        for text in ["", "2026-11-21", "2026-11-21T09:30:00", "2026-13-01T00:00:00Z", "+12026-01-01T00:00:00Z"] {
+            assert_eq!(Timestamp::parse(text), None, "{text}");
+        }
+    }
+}
