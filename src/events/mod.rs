@@ -10,6 +10,7 @@ use diesel::prelude::*;
 use diesel_async::RunQueryDsl;
 
 use crate::db::Conn;
+use crate::db::page::beyond;
 use crate::db::schema::events;
 use crate::error::Result;
 use crate::id::Id;
@@ -127,10 +128,14 @@ impl Event {
 #[derive(Clone, Debug, Insertable)]
 #[diesel(table_name = events)]
 pub struct NewEvent {
-    id: Id,
-    kind: Kind,
-    occurred_at: Timestamp,
-    actor_id: Option<Id>,
+    /// See [`Event::id`].
+    pub id: Id,
+    /// See [`Event::kind`].
+    pub kind: Kind,
+    /// See [`Event::occurred_at`].
+    pub occurred_at: Timestamp,
+    /// See [`Event::actor_id`].
+    pub actor_id: Option<Id>,
     /// See [`Event::owner_id`].
     pub owner_id: Option<Id>,
     /// See [`Event::project_id`].
@@ -184,4 +189,31 @@ spelled! {
     Horizon: diesel::sql_types::BigInt,
     postgres "pg_snapshot_xmin(pg_current_snapshot())::text::bigint",
     sqlite "1"
+}
+
+/// Settled events after a position, oldest first, internal ones too, and whether more are written but not settled.
+pub async fn settled_after(conn: &mut Conn, position: Position, limit: i64) -> Result<(Vec<Event>, bool)> {
+    let mut rows: Vec<(Event, bool)> = on!(conn, |c| events::table
+        .filter(beyond(events::xid, events::seq, true, position.xid, position.seq))
+        .order_by((events::xid, events::seq))
+        .limit(limit)
+        .select((Event::as_select(), events::xid.lt(Horizon)))
+        .load(c)
+        .await)?;
+    let settled = rows.iter().take_while(|(_, settled)| *settled).count();
+    let unsettled = settled < rows.len();
+    rows.truncate(settled);
+    Ok((rows.into_iter().map(|(event, _)| event).collect(), unsettled))
+}
+
+/// The place of the newest settled event; the beginning when there is none.
+pub async fn settled_end(conn: &mut Conn) -> Result<Position> {
+    let end: Option<(i64, i64)> = on!(conn, |c| events::table
+        .filter(events::xid.lt(Horizon))
+        .order_by((events::xid.desc(), events::seq.desc()))
+        .select((events::xid, events::seq))
+        .first(c)
+        .await
+        .optional())?;
+    Ok(end.map_or_else(Position::default, |(xid, seq)| Position { xid, seq }))
 }

@@ -60,10 +60,8 @@ pub async fn by_ids(conn: &mut Conn, ids: &[Id]) -> Result<Vec<Comment>> {
 /// One page of the comments of each task, oldest first.
 pub async fn pages(conn: &mut Conn, tasks: &[Id], window: &Window) -> Result<HashMap<Id, Page<Comment>>> {
     let rows: Vec<Comment> = on!(conn, |c| {
-        let mut query = comments::table
-            .filter(comments::task_id.eq(Parent))
-            .select(Comment::as_select())
-            .into_boxed::<Backend>();
+        let mut query =
+            comments::table.filter(comments::task_id.eq(Parent)).select(Comment::as_select()).into_boxed::<Backend>();
         keyset!(query, window, false, (), comments { () => created_at as Time });
         each::<Comment, _>(tasks, "comments", query).load(c).await
     })?;
@@ -101,7 +99,9 @@ pub async fn create(db: &Db, now: Timestamp, viewer: &Viewer, task_id: Id, body:
         };
         let inserted = on!(tx, |c| diesel::insert_into(comments::table).values(&comment).execute(c).await);
         match inserted {
-            Err(error) if crate::error::is_orphan(&error) => return Err(Error::not_found("taskId", "task")),
+            Err(error) if crate::error::is_orphan(&error) => {
+                return Err(Error::not_found("taskId", "task"));
+            }
             other => other?,
         };
         events::append(tx, &[about_comment(Kind::CommentAdded, viewer, now, &task, &comment)]).await?;
@@ -122,11 +122,7 @@ pub async fn update(db: &Db, now: Timestamp, viewer: &Viewer, id: Id, body: &Bod
         comment.is_edited = true;
         comment.updated_at = now;
         let changed = on!(tx, |c| diesel::update(comments::table.find(id))
-            .set((
-                comments::body.eq(&comment.body),
-                comments::is_edited.eq(true),
-                comments::updated_at.eq(now)
-            ))
+            .set((comments::body.eq(&comment.body), comments::is_edited.eq(true), comments::updated_at.eq(now)))
             .execute(c)
             .await)?;
         if changed == 0 {

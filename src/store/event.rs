@@ -1,16 +1,19 @@
 //! What the log tells about the nouns: the snapshot that each event carries, and the events a viewer may see.
 
+use std::collections::HashMap;
+use std::sync::Arc;
+
 use diesel::prelude::*;
 use diesel_async::RunQueryDsl;
 use serde::{Deserialize, Serialize};
 
 use super::comment::Comment;
 use super::project::Project;
-use super::task::{Status, Task};
+use super::task::{self, Status, Task};
 use crate::access::Viewer;
-use crate::db::Conn;
-use crate::db::page::{Beyond, beyond};
+use crate::db::page::{Beyond, Parent, beyond, each};
 use crate::db::schema::{events, tasks};
+use crate::db::{Conn, Db};
 use crate::error::Result;
 use crate::events::{Event, Horizon, Kind, NewEvent, Position};
 use crate::id::Id;
@@ -87,6 +90,36 @@ pub fn about_project(kind: Kind, viewer: &Viewer, now: Timestamp, project: &Proj
     }
 }
 
+/// What it takes to tell an event to whoever may see it: the rows that its rights and fields hang on, as they are now.
+#[derive(Clone, Debug, Default)]
+pub struct Objects {
+    /// The task, unless it is gone.
+    pub task: Option<Arc<Task>>,
+}
+
+impl Objects {
+    /// Loads them.
+    pub async fn of(conn: &mut Conn, event: &Event) -> Result<Self> {
+        let task = match event.task_id {
+            Some(id) => task::any_by_ids(conn, &[id]).await?.pop().map(Arc::new),
+            None => None,
+        };
+        Ok(Self { task })
+    }
+
+    /// The tasks of many events at once, by id.
+    pub async fn of_all(db: &Db, events: &[Event]) -> Result<HashMap<Id, Arc<Task>>> {
+        let mut ids: Vec<Id> = events.iter().filter_map(|event| event.task_id).collect();
+        ids.sort_unstable();
+        ids.dedup();
+        if ids.is_empty() {
+            return Ok(HashMap::new());
+        }
+        let tasks = task::any_by_ids(&mut db.conn().await?, &ids).await?;
+        Ok(tasks.into_iter().map(|task| (task.id, Arc::new(task))).collect())
+    }
+}
+
 /// Which events are asked for; members are ANDed.
 #[derive(Clone, Debug, Default)]
 pub struct Filter {
@@ -96,6 +129,8 @@ pub struct Filter {
     pub task_id: Option<Id>,
     /// Of these kinds; an empty list matches nothing.
     pub kinds: Option<Vec<Kind>>,
+    /// After which this user had the task.
+    pub assignee_id: Option<Id>,
 }
 
 impl Filter {
@@ -104,11 +139,12 @@ impl Filter {
         self.project_id.is_none_or(|id| event.project_id == Some(id))
             && self.task_id.is_none_or(|id| event.task_id == Some(id))
             && self.kinds.as_ref().is_none_or(|kinds| kinds.contains(&event.kind))
+            && self.assignee_id.is_none_or(|id| event.assignee_id == Some(id))
     }
 }
 
 /// Which stretch of the log is asked for.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Stretch {
     /// Only what comes after this place.
     pub after: Option<Position>,
@@ -135,13 +171,34 @@ pub fn sees(viewer: &Viewer, event: &Event, task: Option<&Task>) -> bool {
         || (event.kind == Kind::TaskUnassigned && event.previous_assignee_id == Some(viewer.id))
 }
 
-fn place(position: Position, after: bool) -> Beyond<
+fn place(
+    position: Position,
+    after: bool,
+) -> Beyond<
     events::xid,
     events::seq,
     diesel::dsl::AsExprOf<i64, diesel::sql_types::BigInt>,
     diesel::dsl::AsExprOf<i64, diesel::sql_types::BigInt>,
 > {
     beyond(events::xid, events::seq, after, position.xid, position.seq)
+}
+
+/// Bounds and orders a boxed query on events, in both arms of `on!`.
+macro_rules! stretched {
+    ($query:ident, $stretch:expr) => {
+        if let Some(position) = $stretch.after {
+            $query = $query.filter(place(position, true));
+        }
+        if let Some(position) = $stretch.before {
+            $query = $query.filter(place(position, false));
+        }
+        $query = if $stretch.backward {
+            $query.order_by((events::xid.desc(), events::seq.desc()))
+        } else {
+            $query.order_by((events::xid.asc(), events::seq.asc()))
+        };
+        $query = $query.limit(i64::try_from($stretch.limit).unwrap_or(i64::MAX));
+    };
 }
 
 /// The events that a viewer may see, in the order of the log. The same rule as [`sees`], as a query.
@@ -171,22 +228,34 @@ pub async fn page(conn: &mut Conn, viewer: &Viewer, filter: &Filter, stretch: St
         if let Some(kinds) = &filter.kinds {
             query = query.filter(events::kind.eq_any(kinds));
         }
-        if let Some(position) = stretch.after {
-            query = query.filter(place(position, true));
+        if let Some(id) = filter.assignee_id {
+            query = query.filter(events::assignee_id.eq(id));
         }
-        if let Some(position) = stretch.before {
-            query = query.filter(place(position, false));
-        }
-        query = if stretch.backward {
-            query.order_by((events::xid.desc(), events::seq.desc()))
-        } else {
-            query.order_by((events::xid.asc(), events::seq.asc()))
-        };
-        let limit = i64::try_from(stretch.limit).unwrap_or(i64::MAX);
-        query.limit(limit).load(c).await
+        stretched!(query, stretch);
+        query.load(c).await
     })?;
     if stretch.backward {
         rows.reverse();
     }
     Ok(rows)
+}
+
+/// The events of each of these tasks, which the viewer sees.
+pub async fn pages_of_tasks(conn: &mut Conn, tasks: &[Id], stretch: Stretch) -> Result<HashMap<Id, Vec<Event>>> {
+    let mut rows: Vec<Event> = on!(conn, |c| {
+        let mut query = events::table
+            .select(Event::as_select())
+            .filter(events::kind.lt(Kind::FIRST_INTERNAL))
+            .filter(events::xid.lt(Horizon))
+            .filter(events::task_id.eq(Parent.nullable()))
+            .into_boxed::<Backend>();
+        stretched!(query, stretch);
+        each::<Event, _>(tasks, "events", query).load(c).await
+    })?;
+    rows.sort_by_key(Event::position);
+    let mut groups: HashMap<Id, Vec<Event>> = HashMap::new();
+    for event in rows {
+        groups.entry(event.task_id.unwrap_or(event.id)).or_default().push(event);
+    }
+    Ok(groups)
 }

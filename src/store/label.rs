@@ -104,11 +104,7 @@ pub async fn update(
             label.color = color.clone().into_string();
         }
         let updated = on!(tx, |c| diesel::update(labels::table.find(id))
-            .set((
-                labels::name.eq(&label.name),
-                labels::name_key.eq(fold(&label.name)),
-                labels::color.eq(&label.color)
-            ))
+            .set((labels::name.eq(&label.name), labels::name_key.eq(fold(&label.name)), labels::color.eq(&label.color)))
             .execute(c)
             .await);
         match updated {

@@ -144,7 +144,8 @@ pub async fn by_ids(conn: &mut Conn, viewer: &Viewer, ids: &[Id]) -> Result<Vec<
         let mut query =
             projects::table.filter(projects::id.eq_any(ids)).select(Project::as_select()).into_boxed::<Backend>();
         if !viewer.is_admin() {
-            let assigned = tasks::table.filter(tasks::project_id.eq(projects::id)).filter(tasks::assignee_id.eq(viewer.id));
+            let assigned =
+                tasks::table.filter(tasks::project_id.eq(projects::id)).filter(tasks::assignee_id.eq(viewer.id));
             query = query.filter(projects::owner_id.eq(viewer.id).or(exists(assigned)));
         }
         query.load(c).await
@@ -275,10 +276,7 @@ pub async fn create(
         updated_at: now,
     };
     db.transaction(async |tx| {
-        on!(tx, |c| diesel::insert_into(projects::table)
-            .values((&project, Keys::of(&project)))
-            .execute(c)
-            .await)?;
+        on!(tx, |c| diesel::insert_into(projects::table).values((&project, Keys::of(&project))).execute(c).await)?;
         Ok(())
     })
     .await?;

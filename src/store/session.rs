@@ -93,6 +93,11 @@ pub async fn create(db: &Db, session: &Session) -> Result<()> {
     .await
 }
 
+/// The session with this id, ended or not.
+pub async fn find(conn: &mut Conn, id: Id) -> Result<Option<Session>> {
+    Ok(on!(conn, |c| sessions::table.find(id).select(Session::as_select()).first(c).await.optional())?)
+}
+
 /// What came of showing a refresh token.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Rotation {
@@ -136,7 +141,9 @@ pub async fn rotate(
             .first(c)
             .await
             .optional())?;
-        let Some((session, true)) = session else { return Ok(Rotation::Gone) };
+        let Some((session, true)) = session else {
+            return Ok(Rotation::Gone);
+        };
         if rotated == 1 {
             return Ok(Rotation::Current(session));
         }

@@ -205,7 +205,11 @@ impl Scope {
 
     /// The tasks of one project that the viewer may see.
     pub fn in_project(viewer: &Viewer, project: &project::Project) -> Vec<Self> {
-        if viewer.may(Action::SeeEveryTask, project) { vec![Self::Everything] } else { vec![Self::AssignedTo(viewer.id)] }
+        if viewer.may(Action::SeeEveryTask, project) {
+            vec![Self::Everything]
+        } else {
+            vec![Self::AssignedTo(viewer.id)]
+        }
     }
 }
 
@@ -368,7 +372,13 @@ pub async fn count(conn: &mut Conn, list: &List, now: Timestamp) -> Result<i64> 
 }
 
 /// One page of the tasks of each parent, in one statement a scope.
-pub async fn pages(conn: &mut Conn, of: Of, ids: &[Id], list: &List, now: Timestamp) -> Result<HashMap<Id, Page<Task>>> {
+pub async fn pages(
+    conn: &mut Conn,
+    of: Of,
+    ids: &[Id],
+    list: &List,
+    now: Timestamp,
+) -> Result<HashMap<Id, Page<Task>>> {
     let mut rows: Vec<Task> = Vec::new();
     for scope in &list.scopes {
         rows.extend(on!(conn, |c| {
@@ -453,7 +463,11 @@ pub async fn create(db: &Db, now: Timestamp, viewer: &Viewer, new: &New) -> Resu
         let project = project::seen(tx, viewer, new.project_id, "projectId").await?;
         viewer.require(Action::CreateTask, &project)?;
         if locked_status(tx, project.id).await? != Some(project::Status::Active) {
-            return Err(Error::fault("projectId", FaultCode::Archived, "The project is archived and takes no new tasks."));
+            return Err(Error::fault(
+                "projectId",
+                FaultCode::Archived,
+                "The project is archived and takes no new tasks.",
+            ));
         }
         check_due(now, new.due_at)?;
         let task = Task {
@@ -555,7 +569,9 @@ pub async fn update(db: &Db, now: Timestamp, viewer: &Viewer, id: Id, changes: &
             match updated {
                 // Somebody was faster: look again, and refuse if a version was expected.
                 Ok(0) => continue,
-                Err(error) if is_orphan(&error) => return Err(Error::not_found("assigneeId", "user")),
+                Err(error) if is_orphan(&error) => {
+                    return Err(Error::not_found("assigneeId", "user"));
+                }
                 other => other?,
             };
             let labels = match relabelling {
@@ -655,10 +671,8 @@ async fn assign(
     previous: Option<Id>,
 ) -> Result<Vec<NewEvent>> {
     let mut told = Vec::new();
-    let event = |kind| NewEvent {
-        previous_assignee_id: previous,
-        ..about_task(kind, viewer, now, task, Snapshot::default())
-    };
+    let event =
+        |kind| NewEvent { previous_assignee_id: previous, ..about_task(kind, viewer, now, task, Snapshot::default()) };
     if previous.is_some() {
         told.push(event(Kind::TaskUnassigned));
     }
@@ -695,11 +709,8 @@ async fn label(tx: &mut Conn, task: &Task, ids: &[Id], field: &'static str) -> R
     }
     for id in known {
         let row = (task_labels::task_id.eq(task.id), task_labels::label_id.eq(id));
-        let inserted = on!(tx, |c| diesel::insert_into(task_labels::table)
-            .values(row)
-            .on_conflict_do_nothing()
-            .execute(c)
-            .await);
+        let inserted =
+            on!(tx, |c| diesel::insert_into(task_labels::table).values(row).on_conflict_do_nothing().execute(c).await);
         match inserted {
             Err(error) if is_orphan(&error) => return Err(missing()),
             other => other?,

@@ -1,10 +1,11 @@
 //! People with an account.
 
+use diesel::dsl::exists;
 use diesel::prelude::*;
 use diesel_async::RunQueryDsl;
 
 use super::value::{DisplayName, Email, Search, Username, fold};
-use crate::access::{Action, Role, Standing, Subject, Viewer};
+use crate::access::{Action, Role, Viewer};
 use crate::db::page::{Key, Page, Position, Window};
 use crate::db::schema::{projects, tasks, users};
 use crate::db::{Conn, Db};
@@ -38,12 +39,6 @@ pub struct User {
     pub created_at: Timestamp,
     /// When the account last changed.
     pub updated_at: Timestamp,
-}
-
-impl Subject for User {
-    fn stands(&self, viewer: &Viewer, standing: Standing) -> bool {
-        standing == Standing::Oneself && self.id == viewer.id
-    }
 }
 
 /// What users can be ordered by.
@@ -121,6 +116,15 @@ pub async fn find_by_username(conn: &mut Conn, username: &str) -> Result<Option<
         .first(c)
         .await
         .optional())?)
+}
+
+/// Whether anybody may manage the others.
+pub async fn has_admin(conn: &mut Conn) -> Result<bool> {
+    Ok(on!(conn, |c| diesel::select(exists(
+        users::table.filter(users::role.eq(Role::Admin)).filter(users::is_active.eq(true))
+    ))
+    .get_result(c)
+    .await)?)
 }
 
 /// One page of all users. Only ADMIN gets here: the guard is on the field.
@@ -324,7 +328,9 @@ async fn check_free(tx: &mut Conn, user: &User, email: Option<&Email>, username:
 fn saved(written: QueryResult<usize>, user: &User) -> Result<User> {
     match written {
         Err(error) if is_taken(&error) => {
-            let diesel::result::Error::DatabaseError(_, info) = &error else { return Err(error.into()) };
+            let diesel::result::Error::DatabaseError(_, info) = &error else {
+                return Err(error.into());
+            };
             // PostgreSQL names the constraint, SQLite the column; both have the column's name in them.
             let named = info.constraint_name().unwrap_or_else(|| info.message());
             Err(Error::Faults(vec![taken(if named.contains("username") { "username" } else { "email" })]))
@@ -334,7 +340,8 @@ fn saved(written: QueryResult<usize>, user: &User) -> Result<User> {
 }
 
 fn taken(field: &'static str) -> Fault {
-    let message = if field == "email" { "This e-mail address has an account already." } else { "This username is taken." };
+    let message =
+        if field == "email" { "This e-mail address has an account already." } else { "This username is taken." };
     Fault::new(field, FaultCode::Taken, message)
 }
 

@@ -122,7 +122,8 @@ impl Email {
         let text = Text::<1, 254>::parse(field, raw)?;
         let invalid = || Fault::new(field, FaultCode::Invalid, "Not a valid e-mail address.");
         let (local, domain) = text.rsplit_once('@').ok_or_else(invalid)?;
-        let fits = local.len() <= 64 && domain.contains('.') && !text.chars().any(|c| c.is_whitespace() || c.is_control());
+        let fits =
+            local.len() <= 64 && domain.contains('.') && !text.chars().any(|c| c.is_whitespace() || c.is_control());
         if !fits || text.parse::<lettre::Address>().is_err() {
             return Err(invalid());
         }
@@ -222,7 +223,10 @@ mod tests {
 
     #[test]
     fn lengths_count_code_points_after_trimming() {
-        assert_eq!(Title::parse("title", &format!("  {}  ", "ü".repeat(200))).map(|title| title.chars().count()), Ok(200));
+        assert_eq!(
+            Title::parse("title", &format!("  {}  ", "ü".repeat(200))).map(|title| title.chars().count()),
+            Ok(200)
+        );
         assert_eq!(Title::parse("title", &"ü".repeat(201)).map_err(|fault| fault.code), Err(FaultCode::TooLong));
         assert_eq!(Title::parse("title", " \t\n ").map_err(|fault| fault.code), Err(FaultCode::Blank));
         assert_eq!(Title::parse("title", "a\0b").map_err(|fault| fault.code), Err(FaultCode::Invalid));
@@ -233,7 +237,9 @@ mod tests {
         for good in ["a@b.co", "first.last+tag@sub.example.org", "üser@example.org"] {
             assert!(Email::parse("email", good).is_ok(), "{good}");
         }
-        for bad in ["", "a", "a@", "@b.co", "a@b", "a b@c.de", "a@b.co\n", "a@@b.co", &format!("{}@b.co", "a".repeat(65))] {
+        for bad in
+            ["", "a", "a@", "@b.co", "a@b", "a b@c.de", "a@b.co\n", "a@@b.co", &format!("{}@b.co", "a".repeat(65))]
+        {
             let parsed = Email::parse("email", bad);
             assert!(parsed.is_err() || bad.trim() != bad, "{bad:?}");
         }

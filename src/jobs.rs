@@ -1,0 +1,47 @@
+//! What happens on time: mail is sent, what has ended is cleared away.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::App;
+use crate::error::Result;
+use crate::mail::Mailer;
+use crate::store::session;
+
+/// How often the mail queue is looked at.
+const MAIL: Duration = Duration::from_secs(2);
+/// How often what has ended is cleared away.
+const CLEANING: Duration = Duration::from_secs(600);
+/// How long ended sessions are kept, to be looked at.
+const ENDED_SESSIONS: Duration = Duration::from_secs(30 * 86_400);
+
+/// Starts everything that runs beside the requests: the tail of the event log and the jobs. They end with the token.
+pub fn start(app: &Arc<App>, stop: &CancellationToken) -> Result<TaskTracker> {
+    let tracker = TaskTracker::new();
+    tracker.spawn(app.hub.clone().tail(app.db.clone(), stop.clone()));
+    let mailer = Mailer::new(&app.config)?;
+    let mailing = Arc::clone(app);
+    tracker.spawn(every(MAIL, stop.clone(), async move || mailer.send_due(&mailing.db, &mailing.clock).await));
+    let cleaning = Arc::clone(app);
+    tracker.spawn(every(CLEANING, stop.clone(), async move || {
+        session::drop_ended(&cleaning.db, cleaning.clock.now().minus(ENDED_SESSIONS)).await.map(|_| ())
+    }));
+    tracker.close();
+    Ok(tracker)
+}
+
+async fn every(pause: Duration, stop: CancellationToken, job: impl AsyncFn() -> Result<()>) {
+    loop {
+        if let Err(error) = job().await {
+            let (code, ..) = error.told();
+            tracing::warn!(code = code.as_str(), "a job failed; it is tried again");
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(pause) => {}
+        }
+    }
+}
