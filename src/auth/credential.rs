@@ -1,0 +1,269 @@
+//! What proves who somebody is: passwords and tokens.
+//!
+//! An access token is a JWT (RFC 7519, HS256 pinned, `typ` `at+jwt` as RFC 9068 has it) that names a user and a session
+//! and no right. A refresh token is an HMAC over the session's seed, id and generation under a key of its own: nothing
+//! that is stored can be used as one.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use argon2::password_hash::phc::PasswordHash;
+use argon2::password_hash::{PasswordHasher, PasswordVerifier};
+use argon2::{Algorithm, Argon2, Params, Version};
+use aws_lc_rs::{constant_time, hmac, rand};
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use jsonwebtoken::{DecodingKey, EncodingKey, Header, Validation};
+use serde::{Deserialize, Serialize};
+use tokio::sync::Semaphore;
+
+use crate::config::{Config, HashCost, PasswordPolicy};
+use crate::error::{Error, Fault, FaultCode, Result};
+use crate::id::Id;
+use crate::store::session::Session;
+use crate::store::value::fold;
+use crate::time::Timestamp;
+
+const ISSUER: &str = "fasttrack";
+const TYPE: &str = "at+jwt";
+/// Hashes that may run or wait at once; each takes the configured memory only while it runs.
+const HASH_QUEUE: usize = 64;
+
+/// A password that fits the policy.
+#[derive(Clone)]
+pub struct Password(String);
+
+impl Password {
+    const MAX_LENGTH: usize = 256;
+
+    /// Checks a new password against the policy; `personal` is what it must not be.
+    pub fn parse(
+        field: &'static str,
+        raw: &str,
+        policy: PasswordPolicy,
+        personal: &[&str],
+    ) -> std::result::Result<Self, Fault> {
+        let length = raw.chars().take(Self::MAX_LENGTH + 1).count();
+        let weak = |message: &'static str| Err(Fault::new(field, FaultCode::WeakPassword, message));
+        if length > Self::MAX_LENGTH {
+            return Err(Fault::new(field, FaultCode::TooLong, "Must have at most 256 characters."));
+        }
+        if raw.contains('\0') {
+            return Err(Fault::new(field, FaultCode::Invalid, "NUL characters are not allowed."));
+        }
+        match policy {
+            PasswordPolicy::Composition => {
+                let mixed = raw.chars().any(char::is_uppercase)
+                    && raw.chars().any(char::is_lowercase)
+                    && raw.chars().any(char::is_numeric)
+                    && raw.chars().any(|c| !c.is_alphanumeric());
+                if length < 8 || !mixed {
+                    return weak(
+                        "Use at least 8 characters with upper and lower case, a digit and a special character.",
+                    );
+                }
+            }
+            PasswordPolicy::Length if length < 15 => return weak("Use at least 15 characters."),
+            PasswordPolicy::Length => {}
+        }
+        if personal.iter().any(|text| fold(text) == fold(raw)) {
+            return weak("Must not be your username or e-mail address.");
+        }
+        Ok(Self(raw.to_owned()))
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+struct Claims {
+    iss: String,
+    aud: String,
+    sub: Id,
+    sid: Id,
+    jti: Id,
+    iat: i64,
+    nbf: i64,
+    exp: i64,
+}
+
+/// What an access token says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Access {
+    /// The session that it was given out for.
+    pub session_id: Id,
+    /// When it is no longer good.
+    pub expires_at: Timestamp,
+}
+
+/// The tokens of a login or a refresh, as RFC 6749 section 5.1 answers them.
+#[derive(Debug, Serialize)]
+pub struct Tokens {
+    access_token: String,
+    refresh_token: String,
+    token_type: &'static str,
+    expires_in: u64,
+}
+
+/// Makes and checks passwords and tokens; cheap to clone.
+#[derive(Clone)]
+pub struct Credentials(Arc<Inner>);
+
+struct Inner {
+    encoding: EncodingKey,
+    decoding: DecodingKey,
+    validation: Validation,
+    refresh: hmac::Key,
+    access_lifetime: Duration,
+    argon2: Argon2<'static>,
+    dummy: String,
+    running: Arc<Semaphore>,
+    queue: Arc<Semaphore>,
+}
+
+impl Credentials {
+    /// Sets the keys and the hash up.
+    pub fn new(config: &Config) -> Result<Self> {
+        let HashCost { memory_kib, passes, lanes } = config.hash_cost;
+        let params =
+            Params::new(memory_kib, passes, lanes, None).map_err(|error| Error::internal(error.to_string()))?;
+        let argon2 = Argon2::new(Algorithm::Argon2id, Version::V0x13, params);
+        let dummy = hash(&argon2, "")?;
+        let mut validation = Validation::new(jsonwebtoken::Algorithm::HS256);
+        validation.set_issuer(&[ISSUER]);
+        validation.set_audience(&[ISSUER]);
+        validation.set_required_spec_claims(&["exp", "nbf", "iss", "aud", "sub"]);
+        // Asked below, of the server's clock and without leeway.
+        validation.validate_exp = false;
+        validation.validate_nbf = false;
+        let cores = std::thread::available_parallelism().map_or(2, usize::from);
+        Ok(Self(Arc::new(Inner {
+            encoding: EncodingKey::from_secret(config.secret_key.expose()),
+            decoding: DecodingKey::from_secret(config.secret_key.expose()),
+            validation,
+            refresh: hmac::Key::new(hmac::HMAC_SHA256, config.refresh_secret_key.expose()),
+            access_lifetime: config.access_lifetime,
+            argon2,
+            dummy,
+            running: Arc::new(Semaphore::new(cores)),
+            queue: Arc::new(Semaphore::new(HASH_QUEUE)),
+        })))
+    }
+
+    /// Hashes a new password.
+    pub async fn hash(&self, password: &Password) -> Result<String> {
+        let password = password.0.clone();
+        self.run(move |inner| hash(&inner.argon2, &password)).await?
+    }
+
+    /// Whether the password is the one that was hashed. Without a hash the answer is no and takes as long.
+    pub async fn verify(&self, password: &str, hash: Option<&str>) -> Result<bool> {
+        if password.chars().take(Password::MAX_LENGTH + 1).count() > Password::MAX_LENGTH {
+            return Ok(false);
+        }
+        let (password, hash) = (password.to_owned(), hash.map(ToOwned::to_owned));
+        self.run(move |inner| {
+            let parsed = PasswordHash::new(hash.as_deref().unwrap_or(&inner.dummy));
+            let parsed = parsed.map_err(|error| Error::internal(error.to_string()))?;
+            Ok(inner.argon2.verify_password(password.as_bytes(), &parsed).is_ok() && hash.is_some())
+        })
+        .await?
+    }
+
+    /// Runs a hash off the event loop, so many at once as there are cores; too many waiting are turned away.
+    async fn run<T: Send + 'static>(&self, work: impl FnOnce(&Inner) -> T + Send + 'static) -> Result<T> {
+        let queued = Arc::clone(&self.0.queue).try_acquire_owned().map_err(|_| Error::unavailable())?;
+        let running = Arc::clone(&self.0.running).acquire_owned().await.map_err(Error::internal)?;
+        let inner = Arc::clone(&self.0);
+        // The permits go along: a caller who leaves does not make room before the work is done.
+        let done = tokio::task::spawn_blocking(move || {
+            let _permits = (queued, running);
+            work(&inner)
+        });
+        done.await.map_err(Error::internal)
+    }
+
+    /// The pair of tokens for a session as it stands.
+    pub fn tokens(&self, now: Timestamp, session: &Session) -> Result<Tokens> {
+        let lifetime = self.0.access_lifetime;
+        let claims = Claims {
+            iss: ISSUER.to_owned(),
+            aud: ISSUER.to_owned(),
+            sub: session.user_id,
+            sid: session.id,
+            jti: Id::new(),
+            iat: now.seconds(),
+            nbf: now.seconds(),
+            exp: now.plus(lifetime).seconds(),
+        };
+        let header = Header { typ: Some(TYPE.to_owned()), ..Header::default() };
+        Ok(Tokens {
+            access_token: jsonwebtoken::encode(&header, &claims, &self.0.encoding).map_err(Error::internal)?,
+            refresh_token: self.refresh_token(session),
+            token_type: "bearer",
+            expires_in: lifetime.as_secs(),
+        })
+    }
+
+    /// What an access token says, if it is ours and still good.
+    pub fn access(&self, now: Timestamp, token: &str) -> Option<Access> {
+        let data = jsonwebtoken::decode::<Claims>(token, &self.0.decoding, &self.0.validation).ok()?;
+        let Claims { sid, nbf, exp, .. } = data.claims;
+        let good = data.header.typ.as_deref() == Some(TYPE) && nbf <= now.seconds() && now.seconds() < exp;
+        good.then(|| Access { session_id: sid, expires_at: Timestamp::from_micros(exp.saturating_mul(1_000_000)) })
+    }
+
+    fn refresh_token(&self, session: &Session) -> String {
+        let mut token = Vec::with_capacity(52);
+        token.extend_from_slice(session.id.as_bytes());
+        token.extend_from_slice(&session.generation.to_be_bytes());
+        token.extend_from_slice(self.refresh_tag(session, session.generation).as_ref());
+        URL_SAFE_NO_PAD.encode(token)
+    }
+
+    fn refresh_tag(&self, session: &Session, generation: i32) -> hmac::Tag {
+        let mut context = hmac::Context::with_key(&self.0.refresh);
+        context.update(&session.seed);
+        context.update(session.id.as_bytes());
+        context.update(&generation.to_be_bytes());
+        context.sign()
+    }
+
+    /// Whether the session's key made this token.
+    pub fn refreshes(&self, session: &Session, shown: &Refresh) -> bool {
+        let tag = self.refresh_tag(session, shown.generation);
+        constant_time::verify_slices_are_equal(tag.as_ref(), &shown.tag).is_ok()
+    }
+}
+
+/// A refresh token taken apart; whether it is genuine, its session tells.
+#[derive(Debug)]
+pub struct Refresh {
+    /// The session it claims to be of.
+    pub session_id: Id,
+    /// The generation it claims to be of.
+    pub generation: i32,
+    tag: [u8; 32],
+}
+
+impl Refresh {
+    /// Takes a token apart.
+    pub fn parse(token: &str) -> Option<Self> {
+        let bytes: [u8; 52] = URL_SAFE_NO_PAD.decode(token).ok()?.try_into().ok()?;
+        Some(Self {
+            session_id: Id::from_bytes(bytes[..16].try_into().ok()?),
+            generation: i32::from_be_bytes(bytes[16..20].try_into().ok()?),
+            tag: bytes[20..].try_into().ok()?,
+        })
+    }
+}
+
+/// 32 random bytes.
+pub fn random() -> Result<[u8; 32]> {
+    let mut bytes = [0; 32];
+    rand::fill(&mut bytes).map_err(Error::internal)?;
+    Ok(bytes)
+}
+
+fn hash(argon2: &Argon2<'_>, password: &str) -> Result<String> {
+    let hash = argon2.hash_password(password.as_bytes());
+    Ok(hash.map_err(|error| Error::internal(error.to_string()))?.to_string())
+}

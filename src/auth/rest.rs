@@ -1,0 +1,223 @@
+//! The accounts' door over plain HTTP: sign-up, login, refresh and logout under `/auth`, JSON in snake_case.
+//! Errors are problem documents (RFC 9457) with a stable `code`.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use axum::extract::{ConnectInfo, FromRequest, Request, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::post;
+use axum::{Form, Json, Router};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use super::bearer;
+use super::credential::{self, Password, Refresh, Tokens};
+use crate::App;
+use crate::access::Role;
+use crate::error::{Code, Error, Result};
+use crate::graphql::node::{self, Noun};
+use crate::http::problem::Problem;
+use crate::limits::{Door, Who};
+use crate::store::session::{self, Rotation, Session};
+use crate::store::user::{self, User};
+use crate::store::value::{DisplayName, Email, Faults, Username};
+use crate::time::Timestamp;
+
+/// The routes under `/auth`.
+pub fn routes() -> Router<Arc<App>> {
+    Router::new()
+        .route("/auth/register", post(register))
+        .route("/auth/login", post(login))
+        .route("/auth/refresh", post(refresh))
+        .route("/auth/logout", post(logout))
+}
+
+#[derive(Deserialize)]
+struct Registration {
+    email: String,
+    username: String,
+    password: String,
+    display_name: Option<String>,
+}
+
+/// A person's own account, as the REST door shows it.
+#[derive(Serialize)]
+struct Account {
+    id: String,
+    email: String,
+    username: String,
+    display_name: String,
+    role: &'static str,
+    is_active: bool,
+    email_verified: bool,
+    created_at: Timestamp,
+}
+
+impl From<User> for Account {
+    fn from(user: User) -> Self {
+        Self {
+            id: node::encode(Noun::User, user.id).to_string(),
+            role: match user.role {
+                Role::Admin => "ADMIN",
+                Role::User => "USER",
+            },
+            email: user.email,
+            username: user.username,
+            display_name: user.display_name,
+            is_active: user.is_active,
+            email_verified: user.email_verified,
+            created_at: user.created_at,
+        }
+    }
+}
+
+async fn register(
+    State(app): State<Arc<App>>,
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    Body(body): Body<Registration>,
+) -> Result<impl IntoResponse, Problem> {
+    let now = app.clock.now();
+    app.limits.admit(Door::Credentials, Who::address(peer.ip()), now)?;
+    let new =
+        account(&app, &body.email, &body.username, &body.password, body.display_name.as_deref(), Role::User).await?;
+    let user = user::create(&app.db, now, &new).await?;
+    Ok((StatusCode::CREATED, Json(Account::from(user))))
+}
+
+/// Checks what an account is to be made of and hashes its password.
+pub async fn account(
+    app: &App,
+    email: &str,
+    username: &str,
+    password: &str,
+    display_name: Option<&str>,
+    role: Role,
+) -> Result<user::New> {
+    let mut faults = Faults::default();
+    let policy = app.config.password_policy;
+    let checked = (
+        faults.take(Email::parse("email", email)),
+        faults.take(Username::parse("username", username)),
+        faults.take(DisplayName::parse("display_name", display_name.unwrap_or(username))),
+        faults.take(Password::parse("password", password, policy, &[email, username])),
+    );
+    faults.check()?;
+    let (Some(email), Some(username), Some(display_name), Some(password)) = checked else {
+        return Err(Error::internal("a value without a fault"));
+    };
+    let password_hash = app.credentials.hash(&password).await?;
+    Ok(user::New { email, username, display_name, password_hash, role })
+}
+
+/// A login by e-mail or by username. The OAuth2 password form (RFC 6749 section 4.3.2) puts either in `username`.
+#[derive(Deserialize)]
+struct Login {
+    #[serde(alias = "email")]
+    username: String,
+    password: String,
+}
+
+async fn login(
+    State(app): State<Arc<App>>,
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    headers: HeaderMap,
+    Body(body): Body<Login>,
+) -> Result<Response, Problem> {
+    let now = app.clock.now();
+    app.limits.admit(Door::Credentials, Who::address(peer.ip()), now)?;
+    let found = session::credential(&mut app.db.conn().await?, &body.username).await?;
+    let hash = found.as_ref().map(|credential| credential.password_hash.as_str());
+    let right = app.credentials.verify(&body.password, hash).await?;
+    // Unknown, wrong and disabled are told alike, and take alike.
+    let Some(found) = found.filter(|credential| right && credential.is_active) else {
+        return Err(Error::refused(Code::InvalidCredentials, "The e-mail, username or password is not right.").into());
+    };
+    let session = Session {
+        id: crate::id::Id::new(),
+        user_id: found.user_id,
+        seed: credential::random()?.to_vec(),
+        generation: 0,
+        rotated_at: now,
+        created_at: now,
+        last_used_at: now,
+        expires_at: now.plus(app.config.refresh_lifetime),
+        revoked_at: None,
+        ip_address: Some(peer.ip().to_canonical().to_string()),
+        user_agent: user_agent(&headers),
+    };
+    session::create(&app.db, &session).await?;
+    Ok(granted(app.credentials.tokens(now, &session)?))
+}
+
+#[derive(Deserialize)]
+struct Refreshing {
+    refresh_token: String,
+}
+
+async fn refresh(
+    State(app): State<Arc<App>>,
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    Body(body): Body<Refreshing>,
+) -> Result<Response, Problem> {
+    let now = app.clock.now();
+    app.limits.admit(Door::Auth, Who::address(peer.ip()), now)?;
+    let refused = || Error::refused(Code::Unauthenticated, "The refresh token is not valid. Log in again.");
+    let shown = Refresh::parse(&body.refresh_token).ok_or_else(refused)?;
+    let session = session::find(&mut app.db.conn().await?, shown.session_id).await?.ok_or_else(refused)?;
+    if !app.credentials.refreshes(&session, &shown) {
+        return Err(refused().into());
+    }
+    let (lifetime, grace) = (app.config.refresh_lifetime, app.config.refresh_grace);
+    match session::rotate(&app.db, now, session.id, shown.generation, lifetime, grace).await? {
+        Rotation::Current(session) => Ok(granted(app.credentials.tokens(now, &session)?)),
+        Rotation::Reused => {
+            tracing::warn!(session = %session.id, "a replaced refresh token was shown again; the session is ended");
+            Err(refused().into())
+        }
+        Rotation::Gone => Err(refused().into()),
+    }
+}
+
+async fn logout(
+    State(app): State<Arc<App>>,
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    headers: HeaderMap,
+) -> Result<StatusCode, Problem> {
+    let now = app.clock.now();
+    app.limits.admit(Door::Auth, Who::address(peer.ip()), now)?;
+    let token = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()).and_then(bearer);
+    let viewer = super::viewer(&app, token.ok_or_else(Error::unauthenticated)?).await?;
+    session::revoke(&app.db, now, viewer.id, viewer.session_id).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Tokens are for their receiver alone (RFC 6749 section 5.1).
+fn granted(tokens: Tokens) -> Response {
+    ([(header::CACHE_CONTROL, "no-store")], Json(tokens)).into_response()
+}
+
+fn user_agent(headers: &HeaderMap) -> Option<String> {
+    let text = headers.get(header::USER_AGENT)?.to_str().ok()?;
+    Some(text.chars().take(200).collect())
+}
+
+/// A body in JSON or, as OAuth2 has it, a form; whatever is wrong with it is told as a problem document.
+struct Body<T>(T);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, state: &S) -> std::result::Result<Self, Problem> {
+        let content_type = request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+        let form = content_type.is_some_and(|value| value.starts_with("application/x-www-form-urlencoded"));
+        if form {
+            let Form(body) =
+                Form::from_request(request, state).await.map_err(|error| Problem::bad_body(error.status()))?;
+            return Ok(Self(body));
+        }
+        let Json(body) = Json::from_request(request, state).await.map_err(|error| Problem::bad_body(error.status()))?;
+        Ok(Self(body))
+    }
+}

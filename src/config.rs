@@ -1,0 +1,339 @@
+//! Every setting: one documented field, read from the environment or `.env`. Secrets never print.
+
+use std::fmt;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::db::Location;
+
+/// A key that must not appear in logs.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(Vec<u8>);
+
+impl Secret {
+    /// Fewer bytes than this are refused.
+    pub const MIN_LENGTH: usize = 32;
+
+    /// Wraps key material.
+    pub fn new(bytes: impl Into<Vec<u8>>) -> Self {
+        Self(bytes.into())
+    }
+
+    /// The key material.
+    pub fn expose(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(…)")
+    }
+}
+
+/// What a password must have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PasswordPolicy {
+    /// At least 8 characters with upper and lower case, a digit and something else.
+    Composition,
+    /// At least 15 characters of any kind (NIST SP 800-63B).
+    Length,
+}
+
+/// The cost of hashing a password with argon2id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HashCost {
+    /// KiB of memory.
+    pub memory_kib: u32,
+    /// Passes over it.
+    pub passes: u32,
+    /// Lanes.
+    pub lanes: u32,
+}
+
+/// How often something may be done in a minute, counted in a sliding window.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RateLimits {
+    /// `/auth` requests that carry a credential, per address.
+    pub credentials_per_minute: u32,
+    /// Other `/auth` requests, per address.
+    pub auth_per_minute: u32,
+    /// GraphQL requests, per user, or per address when nobody is signed in.
+    pub graphql_per_minute: u32,
+}
+
+/// The settings of one server.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// `DATABASE_URL`: `sqlite://path` (created when missing) or `postgres://user:password@host/database`.
+    /// Default `sqlite://fasttrack.db`.
+    pub database: Location,
+    /// `DATABASE_CONNECTIONS`: how many connections are kept to the database. Default 8.
+    pub database_connections: usize,
+    /// `LISTEN_ADDR`: address and port to listen on. Default `127.0.0.1:8000`.
+    pub listen: SocketAddr,
+    /// `PUBLIC_URL`: where people reach the server; links in mails begin with it. Default `http://` + `LISTEN_ADDR`.
+    pub public_url: String,
+    /// `SECRET_KEY`: signs access tokens; at least 32 bytes. Default: made once and kept in `SECRETS_FILE`.
+    pub secret_key: Secret,
+    /// `REFRESH_SECRET_KEY`: signs refresh tokens; another one. Default: made once and kept in `SECRETS_FILE`.
+    pub refresh_secret_key: Secret,
+    /// `ACCESS_TOKEN_EXPIRE_MINUTES`: how long an access token is good. Default 15.
+    pub access_lifetime: Duration,
+    /// `REFRESH_TOKEN_EXPIRE_DAYS`: how long a session lasts without being refreshed. Default 7.
+    pub refresh_lifetime: Duration,
+    /// `REFRESH_GRACE_SECONDS`: how long the token before the current one still gets the same successor, for two tabs
+    /// or a lost answer. Default 10.
+    pub refresh_grace: Duration,
+    /// `PASSWORD_POLICY`: `composition` or `length`. Default `composition`.
+    pub password_policy: PasswordPolicy,
+    /// `ARGON2_MEMORY_KIB`, `ARGON2_PASSES`, `ARGON2_LANES`: the cost of a password hash. Default 19456, 2, 1.
+    pub hash_cost: HashCost,
+    /// `CORS_ORIGINS`: browsers' pages that may call the server, comma-separated, such as `https://app.example.org`.
+    /// Default none.
+    pub cors_origins: Vec<String>,
+    /// `RATE_LIMIT_ENABLED` with `RATE_LIMIT_CREDENTIALS_PER_MINUTE` (5), `RATE_LIMIT_AUTH_PER_MINUTE` (100) and
+    /// `RATE_LIMIT_GRAPHQL_PER_MINUTE` (1200). Default on.
+    pub rate_limits: Option<RateLimits>,
+    /// `REDIS_URL`: shared by several instances. Default none.
+    pub redis_url: Option<Secret>,
+    /// `SMTP_URL`: `smtp://…` or `smtps://user:password@host`. Default none: mail is written to the log.
+    pub smtp_url: Option<Secret>,
+    /// `MAIL_FROM`: the sender of mails. Default `fasttrack <noreply@localhost>`.
+    pub mail_from: String,
+    /// `GRAPHIQL_ENABLED`: whether `/graphiql` is served. Default on.
+    pub graphiql: bool,
+    /// `INTROSPECTION_ENABLED`: whether the schema can be asked for. Default on.
+    pub introspection: bool,
+    /// `LOG_FORMAT`: `text` or `json`. Default `text`. What is logged, `RUST_LOG` says; default `info`.
+    pub log_json: bool,
+}
+
+/// A setting that cannot be used, and why.
+#[derive(Debug, thiserror::Error)]
+#[error("{name}: {problem}")]
+pub struct Invalid {
+    name: &'static str,
+    problem: String,
+}
+
+impl Invalid {
+    fn new(name: &'static str, problem: impl Into<String>) -> Self {
+        Self { name, problem: problem.into() }
+    }
+}
+
+/// The names of all settings, as `.env.example` must list them.
+pub const NAMES: [&str; 26] = [
+    "DATABASE_URL",
+    "DATABASE_CONNECTIONS",
+    "LISTEN_ADDR",
+    "PUBLIC_URL",
+    "SECRET_KEY",
+    "REFRESH_SECRET_KEY",
+    "SECRETS_FILE",
+    "ACCESS_TOKEN_EXPIRE_MINUTES",
+    "REFRESH_TOKEN_EXPIRE_DAYS",
+    "REFRESH_GRACE_SECONDS",
+    "PASSWORD_POLICY",
+    "ARGON2_MEMORY_KIB",
+    "ARGON2_PASSES",
+    "ARGON2_LANES",
+    "CORS_ORIGINS",
+    "RATE_LIMIT_ENABLED",
+    "RATE_LIMIT_CREDENTIALS_PER_MINUTE",
+    "RATE_LIMIT_AUTH_PER_MINUTE",
+    "RATE_LIMIT_GRAPHQL_PER_MINUTE",
+    "REDIS_URL",
+    "SMTP_URL",
+    "MAIL_FROM",
+    "GRAPHIQL_ENABLED",
+    "INTROSPECTION_ENABLED",
+    "LOG_FORMAT",
+    "RUST_LOG",
+];
+
+/// Where settings are looked up; an empty value counts as none.
+struct Source<'a>(&'a dyn Fn(&str) -> Option<String>);
+
+impl Source<'_> {
+    fn text(&self, name: &'static str) -> Option<String> {
+        debug_assert!(NAMES.contains(&name), "{name} is not in NAMES");
+        (self.0)(name).map(|value| value.trim().to_owned()).filter(|value| !value.is_empty())
+    }
+
+    fn parse<T: std::str::FromStr>(&self, name: &'static str, default: T) -> Result<T, Invalid> {
+        match self.text(name) {
+            None => Ok(default),
+            Some(value) => value.parse().map_err(|_| Invalid::new(name, format!("cannot read {value:?}"))),
+        }
+    }
+
+    fn positive(&self, name: &'static str, default: u32) -> Result<u32, Invalid> {
+        match self.parse(name, default)? {
+            0 => Err(Invalid::new(name, "must be at least 1")),
+            value => Ok(value),
+        }
+    }
+
+    fn switch(&self, name: &'static str, default: bool) -> Result<bool, Invalid> {
+        match self.text(name).map(|value| value.to_ascii_lowercase()).as_deref() {
+            None => Ok(default),
+            Some("true" | "1" | "yes" | "on") => Ok(true),
+            Some("false" | "0" | "no" | "off") => Ok(false),
+            Some(other) => Err(Invalid::new(name, format!("must be true or false, not {other:?}"))),
+        }
+    }
+
+    fn choice<T>(&self, name: &'static str, default: T, choices: &[(&str, T)]) -> Result<T, Invalid>
+    where
+        T: Copy,
+    {
+        let Some(value) = self.text(name) else {
+            return Ok(default);
+        };
+        let known = choices.iter().find(|(text, _)| *text == value);
+        known.map(|(_, choice)| *choice).ok_or_else(|| {
+            let names: Vec<&str> = choices.iter().map(|(text, _)| *text).collect();
+            Invalid::new(name, format!("must be one of {}, not {value:?}", names.join(", ")))
+        })
+    }
+}
+
+impl Config {
+    /// Reads the settings of this process.
+    pub fn from_env() -> Result<Self, Invalid> {
+        Self::from(&|name| std::env::var(name).ok())
+    }
+
+    /// Reads the settings from anything that knows names.
+    pub fn from(lookup: &dyn Fn(&str) -> Option<String>) -> Result<Self, Invalid> {
+        let source = Source(lookup);
+        let url = source.text("DATABASE_URL").unwrap_or_else(|| "sqlite://fasttrack.db".to_owned());
+        let database = Location::parse(&url).ok_or_else(|| {
+            Invalid::new("DATABASE_URL", "must begin with sqlite:// or postgres:// and name a database")
+        })?;
+        let listen = source.parse("LISTEN_ADDR", SocketAddr::from((Ipv4Addr::LOCALHOST, 8000)))?;
+        let (secret_key, refresh_secret_key) = keys(&source, &database)?;
+        let days = source.positive("REFRESH_TOKEN_EXPIRE_DAYS", 7)?;
+        let limits = RateLimits {
+            credentials_per_minute: source.positive("RATE_LIMIT_CREDENTIALS_PER_MINUTE", 5)?,
+            auth_per_minute: source.positive("RATE_LIMIT_AUTH_PER_MINUTE", 100)?,
+            graphql_per_minute: source.positive("RATE_LIMIT_GRAPHQL_PER_MINUTE", 1200)?,
+        };
+        let public_url = source.text("PUBLIC_URL").unwrap_or_else(|| format!("http://{listen}"));
+        url::Url::parse(&public_url).map_err(|error| Invalid::new("PUBLIC_URL", error.to_string()))?;
+        let mail_from = source.text("MAIL_FROM").unwrap_or_else(|| "fasttrack <noreply@localhost>".to_owned());
+        mail_from
+            .parse::<lettre::message::Mailbox>()
+            .map_err(|_| Invalid::new("MAIL_FROM", "must be like `Name <address@example.org>`"))?;
+        Ok(Self {
+            database,
+            database_connections: source.positive("DATABASE_CONNECTIONS", 8)? as usize,
+            listen,
+            public_url: public_url.trim_end_matches('/').to_owned(),
+            secret_key,
+            refresh_secret_key,
+            access_lifetime: Duration::from_secs(60 * u64::from(source.positive("ACCESS_TOKEN_EXPIRE_MINUTES", 15)?)),
+            refresh_lifetime: Duration::from_secs(86_400 * u64::from(days)),
+            refresh_grace: Duration::from_secs(source.parse("REFRESH_GRACE_SECONDS", 10)?),
+            password_policy: source.choice(
+                "PASSWORD_POLICY",
+                PasswordPolicy::Composition,
+                &[("composition", PasswordPolicy::Composition), ("length", PasswordPolicy::Length)],
+            )?,
+            hash_cost: HashCost {
+                memory_kib: source.positive("ARGON2_MEMORY_KIB", 19_456)?,
+                passes: source.positive("ARGON2_PASSES", 2)?,
+                lanes: source.positive("ARGON2_LANES", 1)?,
+            },
+            cors_origins: origins(&source)?,
+            rate_limits: source.switch("RATE_LIMIT_ENABLED", true)?.then_some(limits),
+            redis_url: source.text("REDIS_URL").map(Secret::new),
+            smtp_url: source.text("SMTP_URL").map(Secret::new),
+            mail_from,
+            graphiql: source.switch("GRAPHIQL_ENABLED", true)?,
+            introspection: source.switch("INTROSPECTION_ENABLED", true)?,
+            log_json: source.choice("LOG_FORMAT", false, &[("text", false), ("json", true)])?,
+        })
+    }
+}
+
+fn origins(source: &Source<'_>) -> Result<Vec<String>, Invalid> {
+    let list = source.text("CORS_ORIGINS").unwrap_or_default();
+    let mut origins = Vec::new();
+    for origin in list.split(',').map(str::trim).filter(|origin| !origin.is_empty()) {
+        let parsed = url::Url::parse(origin).ok().filter(|url| url.has_host() && origin != "*");
+        let parsed = parsed.ok_or_else(|| {
+            Invalid::new("CORS_ORIGINS", format!("{origin:?} is no origin like https://app.example.org"))
+        })?;
+        origins.push(parsed.origin().ascii_serialization());
+    }
+    Ok(origins)
+}
+
+fn keys(source: &Source<'_>, database: &Location) -> Result<(Secret, Secret), Invalid> {
+    let given = |name| match source.text(name) {
+        Some(key) if key.len() < Secret::MIN_LENGTH => Err(Invalid::new(name, "must have at least 32 bytes")),
+        key => Ok(key.map(Secret::new)),
+    };
+    let keys = match (given("SECRET_KEY")?, given("REFRESH_SECRET_KEY")?) {
+        (Some(access), Some(refresh)) => (access, refresh),
+        (access, refresh) => {
+            let path = source.text("SECRETS_FILE").map_or_else(|| secrets_beside(database), PathBuf::from);
+            let kept = kept_keys(&path)
+                .map_err(|error| Invalid::new("SECRETS_FILE", format!("{}: {error}", path.display())))?;
+            (access.unwrap_or(kept.0), refresh.unwrap_or(kept.1))
+        }
+    };
+    if keys.0 == keys.1 {
+        return Err(Invalid::new("REFRESH_SECRET_KEY", "must differ from SECRET_KEY"));
+    }
+    Ok(keys)
+}
+
+fn secrets_beside(database: &Location) -> PathBuf {
+    match database {
+        Location::Sqlite(path) => path.with_extension("secrets"),
+        Location::Postgres(_) => PathBuf::from("fasttrack.secrets"),
+    }
+}
+
+/// Reads the two keys from their file, which is made on the first start and readable by its owner alone.
+fn kept_keys(path: &Path) -> std::io::Result<(Secret, Secret)> {
+    use std::io::{Error, ErrorKind, Write};
+    let text = match std::fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            let text = format!("{}\n{}\n", random_key()?, random_key()?);
+            let mut options = std::fs::OpenOptions::new();
+            options.write(true).create_new(true);
+            #[cfg(unix)]
+            std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+            match options.open(path) {
+                Ok(mut file) => {
+                    file.write_all(text.as_bytes())?;
+                    file.sync_all()?;
+                    text
+                }
+                // Another process was faster.
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => std::fs::read_to_string(path)?,
+                Err(error) => return Err(error),
+            }
+        }
+        Err(error) => return Err(error),
+    };
+    let mut keys = text.split_whitespace().filter(|key| key.len() >= Secret::MIN_LENGTH);
+    match (keys.next(), keys.next()) {
+        (Some(access), Some(refresh)) => Ok((Secret::new(access), Secret::new(refresh))),
+        _ => Err(Error::new(ErrorKind::InvalidData, "must hold two keys of at least 32 bytes, one a line")),
+    }
+}
+
+fn random_key() -> std::io::Result<String> {
+    use base64::Engine;
+    let mut bytes = [0; 32];
+    aws_lc_rs::rand::fill(&mut bytes).map_err(|_| std::io::Error::other("no randomness"))?;
+    Ok(base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(bytes))
+}
