@@ -1,0 +1,268 @@
+//! Connections as Relay's cursor specification has them, over keyset pages.
+
+use std::borrow::Cow;
+use std::hash::{BuildHasher, Hash};
+use std::sync::Arc;
+
+use async_graphql::{Context, Object, OutputType, Result, SimpleObject, TypeName};
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+
+use super::Caller;
+use crate::db::page::{Key, Page, Position, Window};
+use crate::error::Error;
+use crate::id::Id;
+use crate::store::{project, task, user};
+use crate::time::Timestamp;
+
+/// `first` and `last` go up to this.
+pub const MAX_PAGE: usize = 100;
+/// The size of a page when neither is given.
+pub const DEFAULT_PAGE: usize = 20;
+
+/// Where a page stands in its list.
+#[derive(Clone, Debug, SimpleObject)]
+pub struct PageInfo {
+    /// Whether there is more after this page. With `last`, whether a `before` was given.
+    pub has_next_page: bool,
+    /// Whether there is more before this page. With `first`, whether an `after` was given.
+    pub has_previous_page: bool,
+    /// The cursor of the first edge; null on an empty page.
+    pub start_cursor: Option<String>,
+    /// The cursor of the last edge; null on an empty page.
+    pub end_cursor: Option<String>,
+}
+
+/// The paging arguments of a field, as they came.
+#[derive(Clone, Debug, Default)]
+pub struct Paging {
+    /// So many from the start.
+    pub first: Option<i32>,
+    /// After this cursor.
+    pub after: Option<String>,
+    /// So many from the end.
+    pub last: Option<i32>,
+    /// Before this cursor.
+    pub before: Option<String>,
+}
+
+impl Paging {
+    /// How many, and whether counted from the end.
+    pub fn size(&self) -> crate::error::Result<(usize, bool)> {
+        let (name, size, backward) = match (self.first, self.last) {
+            (Some(_), Some(_)) => {
+                return Err(Error::bad_input("Give `first` or `last`, not both."));
+            }
+            (Some(first), None) => ("first", first, false),
+            (None, Some(last)) => ("last", last, true),
+            (None, None) => return Ok((DEFAULT_PAGE, false)),
+        };
+        match usize::try_from(size) {
+            Ok(size) if (1..=MAX_PAGE).contains(&size) => Ok((size, backward)),
+            _ => Err(Error::bad_input(format!("`{name}` must be from 1 to {MAX_PAGE}."))),
+        }
+    }
+
+    /// The window on a list, whose cursors carry its tag.
+    pub fn window(&self, tag: Tag) -> crate::error::Result<Window> {
+        let (limit, backward) = self.size()?;
+        let read = |cursor: &Option<String>| cursor.as_deref().map(|cursor| tag.decode(cursor)).transpose();
+        Ok(Window { after: read(&self.after)?, before: read(&self.before)?, limit, backward })
+    }
+}
+
+/// Marks the cursors of one list in one order, so that a cursor of another is refused and not misread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Tag(u32);
+
+impl Tag {
+    /// The tag of a list: its field, its parent if it has one, its order.
+    pub fn new(list: &str, parent: Option<Id>, order: &impl Hash, descending: bool) -> Self {
+        // Fixed seeds: a cursor is good on every instance and after every restart.
+        let hash = Fnv.hash_one((list, parent, order, descending));
+        #[expect(clippy::cast_possible_truncation, reason = "32 bits are enough to tell lists apart")]
+        Self((hash ^ (hash >> 32)) as u32)
+    }
+
+    /// The cursor of a place in the list.
+    pub fn encode(self, position: &Position) -> String {
+        let mut bytes = Vec::with_capacity(32);
+        bytes.extend_from_slice(&self.0.to_be_bytes());
+        bytes.extend_from_slice(position.id.as_bytes());
+        match &position.key {
+            Key::Time(moment) => {
+                bytes.push(b't');
+                bytes.extend_from_slice(&moment.micros().to_be_bytes());
+            }
+            Key::Rank(rank) => {
+                bytes.push(b'r');
+                bytes.extend_from_slice(&rank.to_be_bytes());
+            }
+            Key::Text(text) => {
+                bytes.push(b's');
+                bytes.extend_from_slice(text.as_bytes());
+            }
+        }
+        URL_SAFE_NO_PAD.encode(bytes)
+    }
+
+    fn decode(self, cursor: &str) -> crate::error::Result<Position> {
+        self.read(cursor).ok_or_else(|| Error::bad_input("The cursor is not one of this list in this order."))
+    }
+
+    fn read(self, cursor: &str) -> Option<Position> {
+        let bytes = URL_SAFE_NO_PAD.decode(cursor).ok()?;
+        let (tag, rest) = bytes.split_at_checked(4)?;
+        let (id, rest) = rest.split_at_checked(16)?;
+        let (kind, value) = rest.split_at_checked(1)?;
+        let key = match kind {
+            b"t" => Key::Time(Timestamp::from_micros(i64::from_be_bytes(value.try_into().ok()?))),
+            b"r" => Key::Rank(i16::from_be_bytes(value.try_into().ok()?)),
+            b"s" => Key::Text(String::from_utf8(value.to_vec()).ok().filter(|text| !text.contains('\0'))?),
+            _ => return None,
+        };
+        (tag == self.0.to_be_bytes()).then_some(Position { key, id: Id::from_bytes(id.try_into().ok()?) })
+    }
+}
+
+/// FNV-1a: a hash that never changes, unlike the standard library's.
+struct Fnv;
+struct FnvState(u64);
+
+impl BuildHasher for Fnv {
+    type Hasher = FnvState;
+    fn build_hasher(&self) -> FnvState {
+        FnvState(0xcbf2_9ce4_8422_2325)
+    }
+}
+
+impl std::hash::Hasher for FnvState {
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+        }
+    }
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
+
+/// How the whole of a list is counted, when somebody asks.
+#[derive(Clone)]
+pub enum Total {
+    /// The list of users.
+    Users(Arc<user::List>),
+    /// The list of projects.
+    Projects(Arc<project::List>),
+    /// The projects of an owner.
+    ProjectsOf(Id, Arc<project::List>),
+    /// The list of tasks.
+    Tasks(Arc<task::List>),
+    /// The tasks of a project or an assignee.
+    TasksOf(task::Of, Id, Arc<task::List>),
+    /// The comments on a task.
+    Comments(Id),
+}
+
+impl Total {
+    async fn count(&self, ctx: &Context<'_>) -> crate::error::Result<i64> {
+        let caller = Caller::of(ctx);
+        let (app, viewer, loaders) = (caller.app(), caller.viewer()?, caller.loaders()?);
+        match self {
+            Self::Users(list) => user::count(&mut app.db.conn().await?, &list.filter).await,
+            Self::Projects(list) => project::count(&mut app.db.conn().await?, viewer, &list.filter).await,
+            Self::ProjectsOf(owner, list) => loaders.project_count(*owner, Arc::clone(list)).await,
+            Self::Tasks(list) => task::count(&mut app.db.conn().await?, list, app.clock.now()).await,
+            Self::TasksOf(of, id, list) => loaders.task_count(*of, *id, Arc::clone(list)).await,
+            Self::Comments(task) => loaders.comment_count(*task).await,
+        }
+    }
+}
+
+/// One object on a page and its place in the list.
+pub struct Edge<T> {
+    tag: Tag,
+    position: Position,
+    node: T,
+}
+
+/// One page of a list.
+pub struct Connection<T> {
+    tag: Tag,
+    total: Total,
+    nodes: Vec<(Position, T)>,
+    has_next: bool,
+    has_previous: bool,
+}
+
+impl<T> Connection<T> {
+    /// Wraps the rows of a page.
+    pub fn new<R>(
+        tag: Tag,
+        total: Total,
+        page: Page<R>,
+        position: impl Fn(&R) -> Position,
+        wrap: impl Fn(R) -> T,
+    ) -> Self {
+        let nodes = page.rows.into_iter().map(|row| (position(&row), wrap(row))).collect();
+        Self { tag, total, nodes, has_next: page.has_next, has_previous: page.has_previous }
+    }
+}
+
+impl<T: OutputType> TypeName for Connection<T> {
+    fn type_name() -> Cow<'static, str> {
+        format!("{}Connection", T::type_name()).into()
+    }
+}
+
+impl<T: OutputType> TypeName for Edge<T> {
+    fn type_name() -> Cow<'static, str> {
+        format!("{}Edge", T::type_name()).into()
+    }
+}
+
+/// One page of a list, as Relay's cursor connections specification has it.
+#[Object(name_type)]
+impl<T: OutputType + Clone> Connection<T> {
+    /// The objects on this page, each with its cursor.
+    async fn edges(&self) -> Vec<Edge<T>> {
+        let edge =
+            |(position, node): &(Position, T)| Edge { tag: self.tag, position: position.clone(), node: node.clone() };
+        self.nodes.iter().map(edge).collect()
+    }
+
+    /// The objects on this page.
+    async fn nodes(&self) -> Vec<T> {
+        self.nodes.iter().map(|(_, node)| node.clone()).collect()
+    }
+
+    /// Where this page stands in the list.
+    async fn page_info(&self) -> PageInfo {
+        PageInfo {
+            has_next_page: self.has_next,
+            has_previous_page: self.has_previous,
+            start_cursor: self.nodes.first().map(|(position, _)| self.tag.encode(position)),
+            end_cursor: self.nodes.last().map(|(position, _)| self.tag.encode(position)),
+        }
+    }
+
+    /// How many objects the whole list has. Counted only when asked for: leave it out where it is not needed.
+    async fn total_count(&self, ctx: &Context<'_>) -> Result<i64> {
+        Ok(self.total.count(ctx).await?)
+    }
+}
+
+/// One object on a page.
+#[Object(name_type)]
+impl<T: OutputType + Clone> Edge<T> {
+    /// The object's place in this list: pass it as `after` or `before` to go on from here. Opaque, and good only for
+    /// the same list in the same order.
+    async fn cursor(&self) -> String {
+        self.tag.encode(&self.position)
+    }
+
+    /// The object.
+    async fn node(&self) -> T {
+        self.node.clone()
+    }
+}

@@ -1,0 +1,574 @@
+//! Events: what happened, as types of one interface; the log as a connection and as subscriptions.
+
+use std::sync::Arc;
+
+use async_graphql::{Context, Enum, ID, InputObject, Interface, Object, Result, SimpleObject};
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use futures_util::stream::BoxStream;
+use futures_util::{Stream, StreamExt};
+
+use super::comment::Comment;
+use super::connection::{PageInfo, Paging};
+use super::live::follow;
+use super::node::{self, Noun};
+use super::project::Project;
+use super::task::{Task, user};
+use super::user::User;
+use super::{Caller, guard};
+use crate::access::Action;
+use crate::error::Error;
+use crate::events::{self as log, Kind, Position};
+use crate::id::Id;
+use crate::store::event::{self as store, Filter, Objects, Snapshot, Stretch};
+use crate::store::task::{Status, Task as TaskRow};
+use crate::time::Timestamp;
+
+/// An event with what it takes to tell it.
+#[derive(Clone)]
+pub struct Told {
+    event: Arc<log::Event>,
+    snapshot: Arc<Snapshot>,
+    task: Option<Arc<TaskRow>>,
+}
+
+impl Told {
+    /// Takes the task as it is now; when it is gone, its last picture in this event.
+    pub fn new(event: log::Event, task: Option<Arc<TaskRow>>) -> Self {
+        let mut snapshot = Snapshot::of(&event);
+        let task = task.or_else(|| snapshot.task.take().map(Arc::new));
+        Self { event: Arc::new(event), snapshot: Arc::new(snapshot), task }
+    }
+
+    fn task(&self) -> Result<Task> {
+        let task = self.task.clone().ok_or_else(|| Error::internal("an event without its task"))?;
+        Ok(Task(task))
+    }
+
+    fn last_comment(&self) -> Option<Comment> {
+        self.snapshot.comment.clone().map(|row| Comment(Arc::new(row)))
+    }
+
+    async fn comment(&self, ctx: &Context<'_>) -> Result<Option<Comment>> {
+        let Some(id) = self.event.comment_id else {
+            return Ok(None);
+        };
+        Ok(Caller::of(ctx).loaders()?.comment(id).await?.map(Comment))
+    }
+
+    fn changes(&self) -> Vec<FieldChange> {
+        let change = |change: &store::Change| FieldChange {
+            field: change.field.clone(),
+            from: change.from.clone(),
+            to: change.to.clone(),
+        };
+        self.snapshot.changes.iter().map(change).collect()
+    }
+
+    fn project(&self) -> Result<Project> {
+        let project = self.snapshot.project.clone().ok_or_else(|| Error::internal("an event without its project"))?;
+        Ok(Project(Arc::new(project)))
+    }
+}
+
+/// The opaque cursor of a place in the log; the same for every viewer, stream and query.
+pub fn cursor(position: Position) -> String {
+    let mut bytes = [0; 17];
+    bytes[0] = b'e';
+    bytes[1..9].copy_from_slice(&position.xid.to_be_bytes());
+    bytes[9..].copy_from_slice(&position.seq.to_be_bytes());
+    URL_SAFE_NO_PAD.encode(bytes)
+}
+
+fn position(cursor: &str) -> crate::error::Result<Position> {
+    let read = || {
+        let bytes: [u8; 17] = URL_SAFE_NO_PAD.decode(cursor).ok()?.try_into().ok()?;
+        let number = |range: std::ops::Range<usize>| Some(i64::from_be_bytes(bytes[range].try_into().ok()?));
+        (bytes[0] == b'e').then_some(Position { xid: number(1..9)?, seq: number(9..17)? })
+    };
+    read().ok_or_else(|| Error::bad_input("The cursor is not one of the event log."))
+}
+
+/// A field that changed.
+#[derive(SimpleObject)]
+pub struct FieldChange {
+    /// The field's name in the schema.
+    field: String,
+    /// Its value before, as text; null if it had none.
+    from: Option<String>,
+    /// Its value after, as text; null if it has none.
+    to: Option<String>,
+}
+
+/// One type for each kind of event, all with the fields of the interface.
+macro_rules! events {
+    ($($(#[$doc:meta])* $name:ident { $($fields:tt)* })+) => {
+        $(
+            $(#[$doc])*
+            #[derive(Clone)]
+            pub struct $name(Told);
+
+            $(#[$doc])*
+            #[Object]
+            impl $name {
+                /// The event's identity: a client that sees it twice knows it by this.
+                pub async fn id(&self) -> ID {
+                    node::encode(Noun::Event, self.0.event.id)
+                }
+
+                /// Opaque position in the event log: pass it as `after` to go on from here.
+                pub async fn cursor(&self) -> String {
+                    cursor(self.0.event.position())
+                }
+
+                /// When it happened.
+                pub async fn occurred_at(&self) -> Timestamp {
+                    self.0.event.occurred_at
+                }
+
+                /// Who did it; null when the account is gone.
+                pub async fn actor(&self, ctx: &Context<'_>) -> Result<Option<User>> {
+                    user(ctx, self.0.event.actor_id).await
+                }
+
+                $($fields)*
+            }
+        )+
+
+        /// Something that happened, written in the same transaction as the change itself.
+        #[derive(Clone, Interface)]
+        #[graphql(
+            field(name = "id", ty = "ID", desc = "The event's identity: a client that sees it twice knows it by this."),
+            field(name = "cursor", ty = "String", desc = "Opaque position in the event log: pass it as `after` to go on from here."),
+            field(name = "occurred_at", ty = "Timestamp", desc = "When it happened."),
+            field(name = "actor", ty = "Option<User>", desc = "Who did it; null when the account is gone.")
+        )]
+        pub enum Event {
+            $($(#[$doc])* $name($name)),+
+        }
+    };
+}
+
+events! {
+    /// A task came into being.
+    TaskCreatedEvent {
+        /// The task as it is now; its last picture when it is gone.
+        async fn task(&self) -> Result<Task> {
+            self.0.task()
+        }
+    }
+
+    /// Fields of a task changed, other than its status and assignee, which have events of their own.
+    TaskUpdatedEvent {
+        /// The task as it is now; its last picture when it is gone.
+        async fn task(&self) -> Result<Task> {
+            self.0.task()
+        }
+
+        /// The fields that changed.
+        async fn changes(&self) -> Vec<FieldChange> {
+            self.0.changes()
+        }
+    }
+
+    /// A task is gone, by itself or with its project.
+    TaskDeletedEvent {
+        /// Its last picture. What hangs on it (labels, comments, history) is gone.
+        async fn task(&self) -> Result<Task> {
+            self.0.task()
+        }
+
+        /// The id that is gone.
+        async fn deleted_task_id(&self) -> Result<ID> {
+            let id = self.0.event.task_id.ok_or_else(|| Error::internal("an event without its task"))?;
+            Ok(node::encode(Noun::Task, id))
+        }
+    }
+
+    /// A task got an assignee.
+    TaskAssignedEvent {
+        /// The task as it is now; its last picture when it is gone.
+        async fn task(&self) -> Result<Task> {
+            self.0.task()
+        }
+
+        /// Who got it.
+        async fn assignee(&self, ctx: &Context<'_>) -> Result<Option<User>> {
+            user(ctx, self.0.event.assignee_id).await
+        }
+
+        /// Who had it before.
+        async fn previous_assignee(&self, ctx: &Context<'_>) -> Result<Option<User>> {
+            user(ctx, self.0.event.previous_assignee_id).await
+        }
+    }
+
+    /// A task was taken from its assignee, who is told of it with this last event.
+    TaskUnassignedEvent {
+        /// The task as it is now, its last picture when it is gone; null for a viewer who may not see it any more.
+        async fn task(&self, ctx: &Context<'_>) -> Result<Option<Task>> {
+            let viewer = Caller::of(ctx).viewer()?;
+            Ok(self.0.task.clone().filter(|task| viewer.may(Action::SeeTask, &**task)).map(Task))
+        }
+
+        /// The task's id, also when the viewer may not see it any more.
+        async fn task_id(&self) -> Result<ID> {
+            let id = self.0.event.task_id.ok_or_else(|| Error::internal("an event without its task"))?;
+            Ok(node::encode(Noun::Task, id))
+        }
+
+        /// Who had it.
+        async fn previous_assignee(&self, ctx: &Context<'_>) -> Result<Option<User>> {
+            user(ctx, self.0.event.previous_assignee_id).await
+        }
+    }
+
+    /// A task changed its status.
+    StatusChangedEvent {
+        /// The task as it is now; its last picture when it is gone.
+        async fn task(&self) -> Result<Task> {
+            self.0.task()
+        }
+
+        /// Its status before.
+        async fn from(&self) -> Result<Status> {
+            Ok(self.0.snapshot.status.ok_or_else(|| Error::internal("an event without its status"))?.0)
+        }
+
+        /// Its status after.
+        async fn to(&self) -> Result<Status> {
+            Ok(self.0.snapshot.status.ok_or_else(|| Error::internal("an event without its status"))?.1)
+        }
+    }
+
+    /// Somebody commented on a task.
+    CommentAddedEvent {
+        /// The task as it is now; its last picture when it is gone.
+        async fn task(&self) -> Result<Task> {
+            self.0.task()
+        }
+
+        /// The comment as it is now; null when it is gone.
+        async fn comment(&self, ctx: &Context<'_>) -> Result<Option<Comment>> {
+            self.0.comment(ctx).await
+        }
+    }
+
+    /// A comment's text changed.
+    CommentUpdatedEvent {
+        /// The task as it is now; its last picture when it is gone.
+        async fn task(&self) -> Result<Task> {
+            self.0.task()
+        }
+
+        /// The comment as it is now; null when it is gone.
+        async fn comment(&self, ctx: &Context<'_>) -> Result<Option<Comment>> {
+            self.0.comment(ctx).await
+        }
+    }
+
+    /// A comment is gone.
+    CommentDeletedEvent {
+        /// The task as it is now; its last picture when it is gone.
+        async fn task(&self) -> Result<Task> {
+            self.0.task()
+        }
+
+        /// The comment's last picture.
+        async fn comment(&self) -> Option<Comment> {
+            self.0.last_comment()
+        }
+
+        /// The id that is gone.
+        async fn deleted_comment_id(&self) -> Result<ID> {
+            let id = self.0.event.comment_id.ok_or_else(|| Error::internal("an event without its comment"))?;
+            Ok(node::encode(Noun::Comment, id))
+        }
+    }
+
+    /// Fields of a project changed.
+    ProjectUpdatedEvent {
+        /// The project as this event left it.
+        async fn project(&self) -> Result<Project> {
+            self.0.project()
+        }
+
+        /// The fields that changed.
+        async fn changes(&self) -> Vec<FieldChange> {
+            self.0.changes()
+        }
+    }
+
+    /// A project is gone. Each task that went with it is told as deleted before this.
+    ProjectDeletedEvent {
+        /// Its last picture. What hangs on it is gone.
+        async fn project(&self) -> Result<Project> {
+            self.0.project()
+        }
+
+        /// The id that is gone.
+        async fn deleted_project_id(&self) -> Result<ID> {
+            let id = self.0.event.project_id.ok_or_else(|| Error::internal("an event without its project"))?;
+            Ok(node::encode(Noun::Project, id))
+        }
+    }
+}
+
+impl Event {
+    fn of(told: Told) -> Result<Self> {
+        Ok(match told.event.kind {
+            Kind::TaskCreated => TaskCreatedEvent(told).into(),
+            Kind::TaskUpdated => TaskUpdatedEvent(told).into(),
+            Kind::TaskDeleted => TaskDeletedEvent(told).into(),
+            Kind::TaskAssigned => TaskAssignedEvent(told).into(),
+            Kind::TaskUnassigned => TaskUnassignedEvent(told).into(),
+            Kind::StatusChanged => StatusChangedEvent(told).into(),
+            Kind::CommentAdded => CommentAddedEvent(told).into(),
+            Kind::CommentUpdated => CommentUpdatedEvent(told).into(),
+            Kind::CommentDeleted => CommentDeletedEvent(told).into(),
+            Kind::ProjectUpdated => ProjectUpdatedEvent(told).into(),
+            Kind::ProjectDeleted => ProjectDeletedEvent(told).into(),
+            Kind::SessionEnded | Kind::UserChanged => {
+                return Err(Error::internal("an internal event").into());
+            }
+        })
+    }
+}
+
+/// The kinds of events.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Enum)]
+pub enum EventType {
+    /// A task came into being.
+    TaskCreated,
+    /// Fields of a task changed, other than its status and assignee.
+    TaskUpdated,
+    /// A task is gone.
+    TaskDeleted,
+    /// A task got an assignee.
+    TaskAssigned,
+    /// A task was taken from its assignee.
+    TaskUnassigned,
+    /// A task changed its status.
+    StatusChanged,
+    /// Somebody commented on a task.
+    CommentAdded,
+    /// A comment's text changed.
+    CommentUpdated,
+    /// A comment is gone.
+    CommentDeleted,
+    /// Fields of a project changed.
+    ProjectUpdated,
+    /// A project is gone.
+    ProjectDeleted,
+}
+
+impl From<EventType> for Kind {
+    fn from(kind: EventType) -> Self {
+        match kind {
+            EventType::TaskCreated => Self::TaskCreated,
+            EventType::TaskUpdated => Self::TaskUpdated,
+            EventType::TaskDeleted => Self::TaskDeleted,
+            EventType::TaskAssigned => Self::TaskAssigned,
+            EventType::TaskUnassigned => Self::TaskUnassigned,
+            EventType::StatusChanged => Self::StatusChanged,
+            EventType::CommentAdded => Self::CommentAdded,
+            EventType::CommentUpdated => Self::CommentUpdated,
+            EventType::CommentDeleted => Self::CommentDeleted,
+            EventType::ProjectUpdated => Self::ProjectUpdated,
+            EventType::ProjectDeleted => Self::ProjectDeleted,
+        }
+    }
+}
+
+/// Which events are asked for. Members are ANDed; an empty list matches nothing.
+#[derive(InputObject)]
+pub struct EventFilter {
+    /// In this project.
+    project_id: Option<ID>,
+    /// About this task.
+    task_id: Option<ID>,
+    /// Of these kinds.
+    types: Option<Vec<EventType>>,
+}
+
+fn filter(project_id: Option<ID>, task_id: Option<ID>, kinds: Option<Vec<Kind>>) -> crate::error::Result<Filter> {
+    Ok(Filter {
+        project_id: project_id.map(|id| node::filtered(Noun::Project, &id)).transpose()?,
+        task_id: task_id.map(|id| node::filtered(Noun::Task, &id)).transpose()?,
+        kinds,
+        assignee_id: None,
+    })
+}
+
+impl EventFilter {
+    fn parse(self) -> crate::error::Result<Filter> {
+        let kinds = self.types.map(|types| types.into_iter().map(Kind::from).collect());
+        filter(self.project_id, self.task_id, kinds)
+    }
+}
+
+/// One event on a page.
+#[derive(Clone, SimpleObject)]
+pub struct EventEdge {
+    /// The event's place in the log: pass it as `after` or `before` to go on from here.
+    cursor: String,
+    /// The event.
+    node: Event,
+}
+
+/// One page of the event log.
+#[derive(SimpleObject)]
+pub struct EventConnection {
+    /// The events on this page, each with its cursor.
+    edges: Vec<EventEdge>,
+    /// The events on this page.
+    nodes: Vec<Event>,
+    /// Where this page stands in the log.
+    page_info: PageInfo,
+}
+
+/// The stretch of the log that paging arguments ask for.
+pub fn stretch(paging: &Paging) -> crate::error::Result<Stretch> {
+    let (limit, backward) = paging.size()?;
+    let read = |cursor: &Option<String>| cursor.as_deref().map(position).transpose();
+    Ok(Stretch { after: read(&paging.after)?, before: read(&paging.before)?, limit, backward })
+}
+
+/// One event more than asked for tells whether there is another page.
+pub fn one_more(stretch: Stretch) -> Stretch {
+    Stretch { limit: stretch.limit + 1, ..stretch }
+}
+
+/// The page of the log that was read by a stretch with [`one_more`].
+pub fn connection(
+    mut events: Vec<log::Event>,
+    stretch: Stretch,
+    task: impl Fn(Id) -> Option<Arc<TaskRow>>,
+) -> Result<EventConnection> {
+    let more = events.len() > stretch.limit;
+    if more && stretch.backward {
+        events.remove(0);
+    } else {
+        events.truncate(stretch.limit);
+    }
+    let mut edges = Vec::with_capacity(events.len());
+    for event in events {
+        let task = event.task_id.and_then(&task);
+        let cursor = cursor(event.position());
+        edges.push(EventEdge { cursor, node: Event::of(Told::new(event, task))? });
+    }
+    Ok(EventConnection {
+        page_info: PageInfo {
+            has_next_page: if stretch.backward { stretch.before.is_some() } else { more },
+            has_previous_page: if stretch.backward { more } else { stretch.after.is_some() },
+            start_cursor: edges.first().map(|edge| edge.cursor.clone()),
+            end_cursor: edges.last().map(|edge| edge.cursor.clone()),
+        },
+        nodes: edges.iter().map(|edge| edge.node.clone()).collect(),
+        edges,
+    })
+}
+
+/// The queries of the event log.
+#[derive(Default)]
+pub struct EventQuery;
+
+#[Object]
+impl EventQuery {
+    /// The event log as the viewer may see it, oldest first: the same events, order and cursors as the subscriptions.
+    #[graphql(guard = "guard::signed_in")]
+    async fn events(
+        &self,
+        ctx: &Context<'_>,
+        #[graphql(desc = "So many from the start: 1–100, default 20.")] first: Option<i32>,
+        #[graphql(desc = "Only what comes after this cursor.")] after: Option<String>,
+        #[graphql(desc = "So many from the end: 1–100; not together with `first`.")] last: Option<i32>,
+        #[graphql(desc = "Only what comes before this cursor.")] before: Option<String>,
+        #[graphql(desc = "Only these.")] filter: Option<EventFilter>,
+    ) -> Result<EventConnection> {
+        let caller = Caller::of(ctx);
+        let stretch = stretch(&Paging { first, after, last, before })?;
+        let filter = filter.map(EventFilter::parse).transpose()?.unwrap_or_default();
+        let mut conn = caller.app().db.conn().await?;
+        let events = store::page(&mut conn, caller.viewer()?, &filter, one_more(stretch)).await?;
+        drop(conn);
+        let tasks = Objects::of_all(&caller.app().db, &events).await?;
+        connection(events, stretch, |id| tasks.get(&id).cloned())
+    }
+}
+
+/// What happens, as it happens. Each stream goes from a cursor to now and on without a gap: with `after` it begins with
+/// what came after that place in the log. Rights are asked again for each event.
+pub struct Subscription;
+
+async fn stream<T>(
+    ctx: &Context<'_>,
+    filter: Filter,
+    after: Option<String>,
+    wrap: impl Fn(Told) -> Result<T> + Send + 'static,
+) -> Result<BoxStream<'static, Result<T>>>
+where
+    T: 'static,
+{
+    let after = after.as_deref().map(position).transpose()?;
+    let told = follow(Caller::of(ctx), filter, after).await?;
+    Ok(told.map(move |told| wrap(told?)).boxed())
+}
+
+/// What happens, as it happens. Each stream goes from a cursor to now and on without a gap: with `after` it begins with
+/// what came after that place in the log. Rights are asked again for each event.
+#[async_graphql::Subscription]
+impl Subscription {
+    /// A task was assigned to the viewer.
+    #[graphql(guard = "guard::signed_in")]
+    async fn task_assigned(
+        &self,
+        ctx: &Context<'_>,
+        #[graphql(desc = "Begin with what came after this cursor; without it, from now on.")] after: Option<String>,
+    ) -> Result<impl Stream<Item = Result<TaskAssignedEvent>> + use<>> {
+        let filter = Filter {
+            kinds: Some(vec![Kind::TaskAssigned]),
+            assignee_id: Some(Caller::of(ctx).viewer()?.id),
+            ..Filter::default()
+        };
+        stream(ctx, filter, after, |told| Ok(TaskAssignedEvent(told))).await
+    }
+
+    /// A comment was added to a task the viewer may see.
+    #[graphql(guard = "guard::signed_in")]
+    async fn comment_added(
+        &self,
+        ctx: &Context<'_>,
+        #[graphql(desc = "Only on this task.")] task_id: Option<ID>,
+        #[graphql(desc = "Only in this project.")] project_id: Option<ID>,
+        #[graphql(desc = "Begin with what came after this cursor; without it, from now on.")] after: Option<String>,
+    ) -> Result<impl Stream<Item = Result<CommentAddedEvent>> + use<>> {
+        let filter = filter(project_id, task_id, Some(vec![Kind::CommentAdded]))?;
+        stream(ctx, filter, after, |told| Ok(CommentAddedEvent(told))).await
+    }
+
+    /// A task the viewer may see changed its status.
+    #[graphql(guard = "guard::signed_in")]
+    async fn status_changed(
+        &self,
+        ctx: &Context<'_>,
+        #[graphql(desc = "Only of this task.")] task_id: Option<ID>,
+        #[graphql(desc = "Only in this project.")] project_id: Option<ID>,
+        #[graphql(desc = "Begin with what came after this cursor; without it, from now on.")] after: Option<String>,
+    ) -> Result<impl Stream<Item = Result<StatusChangedEvent>> + use<>> {
+        let filter = filter(project_id, task_id, Some(vec![Kind::StatusChanged]))?;
+        stream(ctx, filter, after, |told| Ok(StatusChangedEvent(told))).await
+    }
+
+    /// All of them on one stream.
+    #[graphql(guard = "guard::signed_in")]
+    async fn events(
+        &self,
+        ctx: &Context<'_>,
+        #[graphql(desc = "Only these.")] filter: Option<EventFilter>,
+        #[graphql(desc = "Begin with what came after this cursor; without it, from now on.")] after: Option<String>,
+    ) -> Result<impl Stream<Item = Result<Event>> + use<>> {
+        let filter = filter.map(EventFilter::parse).transpose()?.unwrap_or_default();
+        stream(ctx, filter, after, Event::of).await
+    }
+}

@@ -1,0 +1,22 @@
+//! Guards: they stand on the fields and quote the table in [`crate::access`].
+
+use async_graphql::{Context, Guard, Result};
+
+use super::Caller;
+use crate::access::{Action, Subject};
+use crate::error::Error;
+
+/// Only for people who are signed in.
+pub fn signed_in(ctx: &Context<'_>) -> Result<()> {
+    Caller::of(ctx).viewer().map(|_| ()).map_err(Into::into)
+}
+
+/// Only for those whom the table allows the action on the subject.
+pub struct May<S>(pub Action, pub S);
+
+impl<S: Subject + Send + Sync> Guard for May<S> {
+    async fn check(&self, ctx: &Context<'_>) -> Result<()> {
+        let viewer = Caller::of(ctx).viewer()?;
+        if viewer.may(self.0, &self.1) { Ok(()) } else { Err(Error::forbidden().into()) }
+    }
+}

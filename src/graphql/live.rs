@@ -1,0 +1,116 @@
+//! From a cursor to now and on: the stream behind every subscription.
+//!
+//! The listener is registered first and the log is read after it, so that nothing falls between the two; what comes by
+//! both ways is recognised by its place in the log. Rights are asked for each event, of the rows as they are then.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use futures_util::Stream;
+use futures_util::stream::unfold;
+
+use super::Caller;
+use super::event::Told;
+use crate::access::Viewer;
+use crate::error::{Error, Result};
+use crate::events::hub::{Delivery, Listener};
+use crate::events::{Position, settled_end};
+use crate::store::event::{self, Filter, Objects, Stretch, sees};
+use crate::store::session;
+
+/// How many events are read from the log at once while catching up.
+const BATCH: usize = 100;
+
+struct Follower {
+    caller: Caller,
+    viewer: Viewer,
+    filter: Arc<Filter>,
+    position: Position,
+    listener: Listener<Objects>,
+    behind: bool,
+    caught_up: VecDeque<Delivery<Objects>>,
+}
+
+/// Every event that passes the filter and that the viewer may see: after the position, or from now on.
+pub async fn follow(
+    caller: &Caller,
+    filter: Filter,
+    after: Option<Position>,
+) -> Result<impl Stream<Item = Result<Told>> + use<>> {
+    let (caller, viewer, filter) = (caller.clone(), *caller.viewer()?, Arc::new(filter));
+    let listener = listen(&caller, viewer, &filter);
+    let position = match after {
+        Some(position) => position,
+        None => settled_end(&mut caller.app().db.conn().await?).await?,
+    };
+    let follower =
+        Follower { caller, viewer, filter, position, listener, behind: after.is_some(), caught_up: VecDeque::new() };
+    Ok(unfold(Some(follower), async |follower| {
+        let mut follower = follower?;
+        match follower.next().await {
+            Ok(told) => {
+                follower.caller.renew();
+                Some((Ok(told), Some(follower)))
+            }
+            Err(error) => Some((Err(error), None)),
+        }
+    }))
+}
+
+fn listen(caller: &Caller, viewer: Viewer, filter: &Arc<Filter>) -> Listener<Objects> {
+    let filter = Arc::clone(filter);
+    caller.app().hub.listen(viewer, Box::new(move |event| filter.matches(event)))
+}
+
+impl Follower {
+    async fn next(&mut self) -> Result<Told> {
+        loop {
+            if let Some(delivery) = self.caught_up.pop_front() {
+                self.position = delivery.event.position();
+                if let Some(told) = self.tell(&delivery).await? {
+                    return Ok(told);
+                }
+            } else if self.behind {
+                self.catch_up().await?;
+            } else if let Some(delivery) = self.listener.next().await {
+                if delivery.event.position() <= self.position {
+                    continue;
+                }
+                self.position = delivery.event.position();
+                if let Some(told) = self.tell(&delivery).await? {
+                    return Ok(told);
+                }
+            } else {
+                self.listen_again().await?;
+            }
+        }
+    }
+
+    async fn catch_up(&mut self) -> Result<()> {
+        let stretch = Stretch { after: Some(self.position), before: None, limit: BATCH, backward: false };
+        let mut conn = self.caller.app().db.conn().await?;
+        let events = event::page(&mut conn, &self.viewer, &self.filter, stretch).await?;
+        self.behind = events.len() == BATCH;
+        self.caught_up = events.into_iter().map(Delivery::new).collect();
+        Ok(())
+    }
+
+    /// After falling behind, or after something changed about the viewer: goes on only if the session still holds.
+    async fn listen_again(&mut self) -> Result<()> {
+        let app = self.caller.app();
+        let viewer = session::viewer(&mut app.db.conn().await?, app.clock.now(), self.viewer.session_id).await?;
+        self.viewer = viewer.filter(|viewer| *viewer == self.viewer).ok_or_else(Error::unauthenticated)?;
+        self.listener = listen(&self.caller, self.viewer, &self.filter);
+        self.behind = true;
+        Ok(())
+    }
+
+    async fn tell(&self, delivery: &Delivery<Objects>) -> Result<Option<Told>> {
+        let load = async || Objects::of(&mut self.caller.app().db.conn().await?, &delivery.event).await;
+        let objects = delivery.objects.get_or_try_init(load).await?;
+        if !sees(&self.viewer, &delivery.event, objects.task.as_deref()) {
+            return Ok(None);
+        }
+        Ok(Some(Told::new(delivery.event.clone(), objects.task.clone())))
+    }
+}

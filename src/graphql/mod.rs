@@ -1,0 +1,119 @@
+//! The schema: every noun in a file of its own, in the order of the SDL; roots are merged here.
+//!
+//! Resolvers say what a client may ask and parse it into values; queries, rules and rights are in `store` and `access`.
+
+pub mod comment;
+pub mod connection;
+pub mod event;
+pub mod guard;
+pub mod label;
+pub mod live;
+pub mod loader;
+pub mod node;
+pub mod payload;
+pub mod project;
+pub mod scalar;
+pub mod task;
+pub mod user;
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use async_graphql::{Context, ErrorExtensionValues, MergedObject, SDLExportOptions};
+
+use crate::App;
+use crate::access::Viewer;
+use crate::error::{Error, Result};
+use loader::Loaders;
+
+/// Everything that can be read.
+#[derive(Default, MergedObject)]
+pub struct Query(user::UserQuery, node::NodeQuery, project::ProjectQuery, task::TaskQuery, event::EventQuery);
+
+/// Everything that can be changed. Each mutation takes one `input` and answers one payload: what the caller can put
+/// right is in `userErrors`, the object is then null and nothing was written. In an update an absent field is left
+/// alone and an explicit null clears it.
+#[derive(Default, MergedObject)]
+pub struct Mutation(
+    project::ProjectMutation,
+    label::LabelMutation,
+    task::TaskMutation,
+    comment::CommentMutation,
+    user::UserMutation,
+);
+
+/// The schema of this server.
+pub type Schema = async_graphql::Schema<Query, Mutation, event::Subscription>;
+
+/// Builds the schema; what it serves comes with each request as a [`Caller`].
+pub fn schema(introspection: bool) -> Schema {
+    let builder = Schema::build(Query::default(), Mutation::default(), event::Subscription)
+        .register_output_type::<node::Node>()
+        .limit_depth(16)
+        .limit_complexity(2_000)
+        .limit_recursive_depth(32);
+    if introspection { builder.finish() } else { builder.disable_introspection().finish() }
+}
+
+/// The schema in SDL, as `schema.graphql` keeps it.
+pub fn sdl() -> String {
+    let options = SDLExportOptions::new().sorted_enum_items().include_specified_by().prefer_single_line_descriptions();
+    schema(true).sdl_with_options(options)
+}
+
+/// Who asks, with the loaders of their operation: the data of each request. Cheap to clone.
+#[derive(Clone)]
+pub struct Caller(Arc<Inner>);
+
+struct Inner {
+    app: Arc<App>,
+    viewer: Option<Viewer>,
+    loaders: Mutex<Option<Arc<Loaders>>>,
+}
+
+impl Caller {
+    /// A caller, signed in or not.
+    pub fn new(app: Arc<App>, viewer: Option<Viewer>) -> Self {
+        let caller = Self(Arc::new(Inner { app, viewer, loaders: Mutex::new(None) }));
+        caller.renew();
+        caller
+    }
+
+    /// The caller of this operation.
+    pub fn of<'a>(ctx: &Context<'a>) -> &'a Self {
+        ctx.data_unchecked()
+    }
+
+    /// The server.
+    pub fn app(&self) -> &Arc<App> {
+        &self.0.app
+    }
+
+    /// Who is signed in, or UNAUTHENTICATED.
+    pub fn viewer(&self) -> Result<&Viewer> {
+        self.0.viewer.as_ref().ok_or_else(Error::unauthenticated)
+    }
+
+    /// The loaders of this operation, or UNAUTHENTICATED.
+    pub fn loaders(&self) -> Result<Arc<Loaders>> {
+        let loaders = self.0.loaders.lock().unwrap_or_else(PoisonError::into_inner);
+        loaders.clone().ok_or_else(Error::unauthenticated)
+    }
+
+    /// Takes new loaders: a subscription does so for each event, because loaders keep a little of each load.
+    pub fn renew(&self) {
+        let loaders = self.0.viewer.map(|viewer| Arc::new(Loaders::new(&self.0.app, viewer)));
+        *self.0.loaders.lock().unwrap_or_else(PoisonError::into_inner) = loaders;
+    }
+}
+
+impl From<Error> for async_graphql::Error {
+    fn from(error: Error) -> Self {
+        let (code, message, retry_after) = error.told();
+        let mut extensions = ErrorExtensionValues::default();
+        extensions.set("code", code.as_str());
+        if let Some(wait) = retry_after {
+            extensions.set("retryAfter", wait.as_secs().max(1));
+        }
+        Self { extensions: Some(extensions), ..Self::new(message) }
+    }
+}

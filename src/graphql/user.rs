@@ -1,0 +1,330 @@
+//! Users.
+
+use std::sync::Arc;
+
+use async_graphql::{Context, Enum, ID, InputObject, MaybeUndefined, Object, Result, SimpleObject};
+
+use super::connection::{Connection, Paging, Tag, Total};
+use super::node::{self, Noun};
+use super::payload::{UserError, write};
+use super::project::{self, Project, ProjectFilter, ProjectOrder};
+use super::task::{self, Task, TaskFilter, TaskOrder};
+use super::{Caller, guard};
+use crate::access::{Account, Action, Role};
+use crate::error::{Error, Fault, FaultCode};
+use crate::store::task::{Of, Scope};
+use crate::store::user::{self as store, Changes, Filter, List, OrderField};
+use crate::store::value::{DisplayName, Email, Faults, Search, Username};
+use crate::time::Timestamp;
+
+/// The direction of an order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Enum)]
+pub enum OrderDirection {
+    /// Smallest, oldest or first in the alphabet first.
+    Asc,
+    /// Largest, newest or last in the alphabet first.
+    Desc,
+}
+
+/// A person with an account. Everyone who is signed in sees username and display name; the rest is for the person
+/// themselves and ADMIN.
+#[derive(Clone)]
+pub struct User(pub Arc<store::User>);
+
+/// A person with an account. Everyone who is signed in sees username and display name; anything else is for the person
+/// themselves and ADMIN: for others it is null, with a FORBIDDEN error at its path.
+#[Object]
+impl User {
+    /// The object's global id; opaque, and it never changes.
+    pub async fn id(&self) -> ID {
+        node::encode(Noun::User, self.0.id)
+    }
+
+    /// The handle that others find them by: 3–50 of `A–Z a–z 0–9 _ -`, unique without regard to case.
+    async fn username(&self) -> &str {
+        &self.0.username
+    }
+
+    /// The name that others read.
+    async fn display_name(&self) -> &str {
+        &self.0.display_name
+    }
+
+    /// When they signed up.
+    async fn created_at(&self) -> Timestamp {
+        self.0.created_at
+    }
+
+    /// Where mail goes to. Oneself and ADMIN.
+    #[graphql(guard = "guard::May(Action::ReadAccount, Account(self.0.id))")]
+    async fn email(&self) -> Option<&str> {
+        Some(&self.0.email)
+    }
+
+    /// What they are on this server. Oneself and ADMIN.
+    #[graphql(guard = "guard::May(Action::ReadAccount, Account(self.0.id))")]
+    async fn role(&self) -> Option<Role> {
+        Some(self.0.role)
+    }
+
+    /// Whether they may sign in. Oneself and ADMIN.
+    #[graphql(guard = "guard::May(Action::ReadAccount, Account(self.0.id))")]
+    async fn is_active(&self) -> Option<bool> {
+        Some(self.0.is_active)
+    }
+
+    /// Whether they have shown that mail to the address reaches them. Oneself and ADMIN.
+    #[graphql(guard = "guard::May(Action::ReadAccount, Account(self.0.id))")]
+    async fn email_verified(&self) -> Option<bool> {
+        Some(self.0.email_verified)
+    }
+
+    /// When they last logged in. Oneself and ADMIN.
+    #[graphql(guard = "guard::May(Action::ReadAccount, Account(self.0.id))")]
+    async fn last_login_at(&self) -> Option<Timestamp> {
+        self.0.last_login_at
+    }
+
+    /// What they own and have to do. Oneself and ADMIN.
+    #[graphql(guard = "guard::May(Action::ReadAccount, Account(self.0.id))")]
+    async fn stats(&self, ctx: &Context<'_>) -> Result<Option<UserStats>> {
+        const DAY: u64 = 86_400;
+        let caller = Caller::of(ctx);
+        let stats = caller.loaders()?.user_stats(self.0.id).await?;
+        let age = caller.app().clock.now().since(self.0.created_at);
+        Ok(Some(UserStats {
+            owned_project_count: stats.owned_projects,
+            assigned_task_count: stats.assigned_tasks,
+            completed_task_count: stats.completed_tasks,
+            account_age_days: age.as_secs() / DAY,
+        }))
+    }
+
+    /// The projects they own, by default oldest first. Oneself and ADMIN.
+    #[graphql(guard = "guard::May(Action::ReadAccount, Account(self.0.id))")]
+    #[expect(clippy::too_many_arguments, reason = "Relay's paging arguments")]
+    async fn projects(
+        &self,
+        ctx: &Context<'_>,
+        #[graphql(desc = "So many from the start: 1–100, default 20.")] first: Option<i32>,
+        #[graphql(desc = "Only what comes after this cursor.")] after: Option<String>,
+        #[graphql(desc = "So many from the end: 1–100; not together with `first`.")] last: Option<i32>,
+        #[graphql(desc = "Only what comes before this cursor.")] before: Option<String>,
+        #[graphql(desc = "Only these.")] filter: Option<ProjectFilter>,
+        #[graphql(desc = "In this order.")] order_by: Option<ProjectOrder>,
+    ) -> Result<Option<Connection<Project>>> {
+        let paging = Paging { first, after, last, before };
+        let (tag, list) = project::list("User.projects", Some(self.0.id), &paging, filter, order_by)?;
+        let page = Caller::of(ctx).loaders()?.project_page(self.0.id, Arc::clone(&list)).await?;
+        Ok(Some(project::connection(tag, Total::ProjectsOf(self.0.id, Arc::clone(&list)), page, &list)))
+    }
+
+    /// The tasks assigned to them, by default oldest first. Oneself and ADMIN.
+    #[graphql(guard = "guard::May(Action::ReadAccount, Account(self.0.id))")]
+    #[expect(clippy::too_many_arguments, reason = "Relay's paging arguments")]
+    async fn assigned_tasks(
+        &self,
+        ctx: &Context<'_>,
+        #[graphql(desc = "So many from the start: 1–100, default 20.")] first: Option<i32>,
+        #[graphql(desc = "Only what comes after this cursor.")] after: Option<String>,
+        #[graphql(desc = "So many from the end: 1–100; not together with `first`.")] last: Option<i32>,
+        #[graphql(desc = "Only what comes before this cursor.")] before: Option<String>,
+        #[graphql(desc = "Only these.")] filter: Option<TaskFilter>,
+        #[graphql(desc = "In this order.")] order_by: Option<TaskOrder>,
+    ) -> Result<Option<Connection<Task>>> {
+        let paging = Paging { first, after, last, before };
+        // Whoever may read the account may see what is assigned to it.
+        let scopes = vec![Scope::Everything];
+        let (tag, list) = task::list("User.assignedTasks", Some(self.0.id), scopes, &paging, filter, order_by)?;
+        let page = Caller::of(ctx).loaders()?.task_page(Of::Assignee, self.0.id, Arc::clone(&list)).await?;
+        Ok(Some(task::connection(tag, Total::TasksOf(Of::Assignee, self.0.id, Arc::clone(&list)), page, &list)))
+    }
+}
+
+/// What a person owns and has to do.
+#[derive(SimpleObject)]
+pub struct UserStats {
+    /// Projects they own.
+    owned_project_count: i64,
+    /// Tasks assigned to them, in any status.
+    assigned_task_count: i64,
+    /// Tasks assigned to them that are DONE.
+    completed_task_count: i64,
+    /// Whole days since they signed up.
+    account_age_days: u64,
+}
+
+/// Which users are asked for; members are ANDed.
+#[derive(InputObject)]
+pub struct UserFilter {
+    /// Words in username, display name or e-mail, without regard to case; all of them must occur.
+    search: Option<String>,
+    /// With this role.
+    role: Option<Role>,
+    /// Who may sign in (true), or may not (false).
+    is_active: Option<bool>,
+}
+
+/// The order of a list of users.
+#[derive(InputObject)]
+pub struct UserOrder {
+    /// What to order by.
+    field: OrderField,
+    /// Which way round.
+    #[graphql(default_with = "OrderDirection::Asc")]
+    direction: OrderDirection,
+}
+
+/// The queries of users.
+#[derive(Default)]
+pub struct UserQuery;
+
+#[Object]
+impl UserQuery {
+    /// The signed-in user.
+    #[graphql(guard = "guard::signed_in")]
+    async fn viewer(&self, ctx: &Context<'_>) -> Result<User> {
+        let caller = Caller::of(ctx);
+        let user = caller.loaders()?.user(caller.viewer()?.id).await?;
+        Ok(User(user.ok_or_else(Error::unauthenticated)?))
+    }
+
+    /// The user with that handle, without regard to case, to assign a task to; null if there is none.
+    #[graphql(guard = "guard::signed_in")]
+    async fn user(&self, ctx: &Context<'_>, #[graphql(desc = "The handle.")] username: String) -> Result<Option<User>> {
+        let mut conn = Caller::of(ctx).app().db.conn().await?;
+        Ok(store::find_by_username(&mut conn, &username).await?.map(|user| User(Arc::new(user))))
+    }
+
+    /// All users, by default in the order of signing up. ADMIN only.
+    #[graphql(guard = "guard::May(Action::ManageUsers, ())")]
+    #[expect(clippy::too_many_arguments, reason = "Relay's paging arguments")]
+    async fn users(
+        &self,
+        ctx: &Context<'_>,
+        #[graphql(desc = "So many from the start: 1–100, default 20.")] first: Option<i32>,
+        #[graphql(desc = "Only what comes after this cursor.")] after: Option<String>,
+        #[graphql(desc = "So many from the end: 1–100; not together with `first`.")] last: Option<i32>,
+        #[graphql(desc = "Only what comes before this cursor.")] before: Option<String>,
+        #[graphql(desc = "Only these.")] filter: Option<UserFilter>,
+        #[graphql(desc = "In this order.")] order_by: Option<UserOrder>,
+    ) -> Result<Connection<User>> {
+        let order = order_by.as_ref().map_or(OrderField::CreatedAt, |order| order.field);
+        let descending = order_by.is_some_and(|order| order.direction == OrderDirection::Desc);
+        let tag = Tag::new("users", None, &order, descending);
+        let filter = match filter {
+            None => Filter::default(),
+            Some(UserFilter { search, role, is_active }) => {
+                Filter { search: search.as_deref().map(Search::parse).transpose()?, role, is_active }
+            }
+        };
+        let window = Paging { first, after, last, before }.window(tag)?;
+        let list = Arc::new(List { filter, order, descending, window });
+        let page = store::page(&mut Caller::of(ctx).app().db.conn().await?, &list).await?;
+        let total = Total::Users(Arc::clone(&list));
+        Ok(Connection::new(tag, total, page, |user| user.position(order), |user| User(Arc::new(user))))
+    }
+}
+
+/// What to change of one's own account. A field that is left out stays as it is.
+#[derive(InputObject)]
+pub struct UpdateViewerInput {
+    /// A new name to show: 1–100 characters.
+    display_name: MaybeUndefined<String>,
+    /// A new handle: 3–50 of `A–Z a–z 0–9 _ -`.
+    username: MaybeUndefined<String>,
+    /// A new address.
+    email: MaybeUndefined<String>,
+}
+
+/// What came of `updateViewer`.
+#[derive(SimpleObject)]
+pub struct UpdateViewerPayload {
+    /// The account as it is now; null if nothing was written.
+    viewer: Option<User>,
+    /// What the caller can put right.
+    user_errors: Vec<UserError>,
+}
+
+/// What to change of a user. A field that is left out stays as it is.
+#[derive(InputObject)]
+pub struct UpdateUserInput {
+    /// Whom.
+    id: ID,
+    /// A new role.
+    role: MaybeUndefined<Role>,
+    /// Whether they may sign in; false ends their sessions.
+    is_active: MaybeUndefined<bool>,
+}
+
+/// What came of `updateUser`.
+#[derive(SimpleObject)]
+pub struct UpdateUserPayload {
+    /// The user as they are now; null if nothing was written.
+    user: Option<User>,
+    /// What the caller can put right.
+    user_errors: Vec<UserError>,
+}
+
+/// The value of a field that may be left out but not cleared.
+pub fn required<T>(faults: &mut Faults, field: &'static str, value: MaybeUndefined<T>) -> Option<T> {
+    match value {
+        MaybeUndefined::Undefined => None,
+        MaybeUndefined::Value(value) => Some(value),
+        MaybeUndefined::Null => {
+            faults.push(Fault::new(field, FaultCode::Blank, "Cannot be cleared."));
+            None
+        }
+    }
+}
+
+/// The mutations of users.
+#[derive(Default)]
+pub struct UserMutation;
+
+#[Object]
+impl UserMutation {
+    /// Changes the signed-in user's own account. User errors: BLANK, TOO_SHORT, TOO_LONG, INVALID, TAKEN.
+    #[graphql(guard = "guard::signed_in")]
+    async fn update_viewer(
+        &self,
+        ctx: &Context<'_>,
+        #[graphql(desc = "What to change.")] input: UpdateViewerInput,
+    ) -> Result<UpdateViewerPayload> {
+        let (viewer, user_errors) = write(ctx, |app, viewer| async move {
+            let mut faults = Faults::default();
+            let name = required(&mut faults, "displayName", input.display_name);
+            let username = required(&mut faults, "username", input.username);
+            let email = required(&mut faults, "email", input.email);
+            let changes = Changes {
+                display_name: name.and_then(|name| faults.take(DisplayName::parse("displayName", &name))),
+                username: username.and_then(|name| faults.take(Username::parse("username", &name))),
+                email: email.and_then(|email| faults.take(Email::parse("email", &email))),
+            };
+            faults.check()?;
+            store::update_viewer(&app.db, app.clock.now(), &viewer, &changes).await
+        })
+        .await?;
+        Ok(UpdateViewerPayload { viewer: viewer.map(|user| User(Arc::new(user))), user_errors })
+    }
+
+    /// Changes a user's role or whether they may sign in; it holds from their next request on. ADMIN only.
+    /// User errors: BLANK, NOT_FOUND.
+    #[graphql(guard = "guard::May(Action::ManageUsers, ())")]
+    async fn update_user(
+        &self,
+        ctx: &Context<'_>,
+        #[graphql(desc = "What to change.")] input: UpdateUserInput,
+    ) -> Result<UpdateUserPayload> {
+        let (user, user_errors) = write(ctx, |app, viewer| async move {
+            let mut faults = Faults::default();
+            let role = required(&mut faults, "role", input.role);
+            let is_active = required(&mut faults, "isActive", input.is_active);
+            faults.check()?;
+            let id = node::named(Noun::User, &input.id, "id")?;
+            store::update(&app.db, app.clock.now(), &viewer, id, role, is_active).await
+        })
+        .await?;
+        Ok(UpdateUserPayload { user: user.map(|user| User(Arc::new(user))), user_errors })
+    }
+}
