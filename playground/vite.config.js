@@ -14,8 +14,11 @@ export default defineConfig({
     // "use client" marks in the dependencies mean nothing here.
     rolldownOptions: { checks: { moduleLevelDirective: false } },
   },
-  // Workers are imported by `?worker`, which the pre-bundling does not understand.
-  optimizeDeps: { exclude: ['graphiql/setup-workers/vite', '@graphiql/react/setup-workers/vite'] },
+  optimizeDeps: {
+    // The pre-bundling does not understand the `?worker` imports of these, nor looks behind them.
+    exclude: ['graphiql/setup-workers/vite', '@graphiql/react/setup-workers/vite'],
+    include: ['graphql-language-service', 'picomatch-browser'],
+  },
   server: {
     proxy: {
       '/auth': server,
