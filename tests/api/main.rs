@@ -1,1 +1,1 @@
-fn main(){}
+//! The tests of the whole server, through its real router, sockets and database.

@@ -1,0 +1,120 @@
+//! `fasttrack demo`: a believable team, its projects, tasks and comments, to look at. Written through the same doors as
+//! everything else, so that the event log tells how it came about.
+
+use std::time::Duration;
+
+use crate::App;
+use crate::access::{Role, Viewer};
+use crate::auth::credential::Password;
+use crate::error::{Error, Result};
+use crate::id::Id;
+use crate::store::task::{Changes, New, Priority, Status};
+use crate::store::value::{Body, Color, Description, DisplayName, Email, LabelName, ProjectName, Title, Username};
+use crate::store::{comment, label, project, task, user};
+
+/// What everybody in the demo logs in with.
+const PASSWORD: &str = "Demo-Password-1";
+
+const PEOPLE: [(&str, &str, Role); 5] = [
+    ("alice", "Alice Moreau", Role::User),
+    ("bob", "Bob Lindqvist", Role::User),
+    ("carol", "Carol Nakamura", Role::User),
+    ("dave", "Dave Okafor", Role::User),
+    ("erin", "Erin Schäfer", Role::Admin),
+];
+
+const PROJECTS: [(usize, &str, &str); 3] = [
+    (0, "Website relaunch", "New look, new content system, and pages that load in under a second."),
+    (1, "Mobile app 2.0", "Offline mode and push notifications for both platforms."),
+    (2, "Office move", "From the third floor to the new building by the river."),
+];
+
+/// Project, title, priority, days until due, assignee, status.
+type Row = (usize, &'static str, Priority, Option<u64>, Option<usize>, Status);
+
+const TASKS: [Row; 15] = [
+    (0, "Choose the content system", Priority::High, Some(3), Some(1), Status::Done),
+    (0, "Draw the start page", Priority::High, Some(7), Some(2), Status::InProgress),
+    (0, "Move the blog posts over", Priority::Medium, Some(14), Some(3), Status::Todo),
+    (0, "Check contrast and keyboard use", Priority::Medium, Some(21), None, Status::Todo),
+    (0, "Redirect the old addresses", Priority::Low, None, Some(1), Status::Todo),
+    (1, "Keep edits while offline", Priority::Urgent, Some(5), Some(0), Status::InProgress),
+    (1, "Ask for notification permission late", Priority::Medium, Some(10), Some(2), Status::Todo),
+    (1, "Reproduce the crash on start", Priority::Urgent, Some(1), Some(3), Status::Done),
+    (1, "Translate the store page", Priority::Low, Some(30), None, Status::Todo),
+    (1, "Measure battery use", Priority::Medium, None, Some(0), Status::Todo),
+    (2, "Count the desks", Priority::Low, Some(2), Some(3), Status::Done),
+    (2, "Order network cabling", Priority::High, Some(12), Some(1), Status::InProgress),
+    (2, "Label the boxes", Priority::Low, Some(20), None, Status::Todo),
+    (2, "Tell the customers the new address", Priority::Medium, Some(25), Some(0), Status::Todo),
+    (2, "Plan the opening party", Priority::Medium, Some(40), Some(2), Status::Todo),
+];
+
+const LABELS: [(&str, &str); 3] = [("bug", "#d73a4a"), ("design", "#a371f7"), ("chore", "#57606a")];
+
+const COMMENTS: [&str; 6] = [
+    "I had a first look: it is more than we thought, but nothing we cannot do.",
+    "Can somebody review this before Thursday?",
+    "Done on my side. Over to you!",
+    "Let us keep this small for now and see how it works out.",
+    "The numbers are in the shared folder.",
+    "Thanks, that was quick.",
+];
+
+/// Fills the database and says the password.
+pub async fn fill(app: &App) -> Result<&'static str> {
+    let wrong = |fault| Error::Faults(vec![fault]);
+    let now = app.clock.now();
+    let password = Password::parse("password", PASSWORD, app.config.password_policy, &[]).map_err(wrong)?;
+    let password_hash = app.credentials.hash(&password).await?;
+    let mut people = Vec::new();
+    for (username, display_name, role) in PEOPLE {
+        let new = user::New {
+            email: Email::parse("email", &format!("{username}@example.org")).map_err(wrong)?,
+            username: Username::parse("username", username).map_err(wrong)?,
+            display_name: DisplayName::parse("displayName", display_name).map_err(wrong)?,
+            password_hash: password_hash.clone(),
+            role,
+        };
+        let user = user::create(&app.db, now, &new).await?;
+        people.push(Viewer { id: user.id, session_id: Id::new(), role });
+    }
+    let mut projects = Vec::new();
+    for (owner, name, about) in PROJECTS {
+        let (owner, name) = (people[owner], ProjectName::parse("name", name).map_err(wrong)?);
+        let about = Description::parse("description", about).map_err(wrong)?;
+        let project = project::create(&app.db, now, &owner, &name, Some(&about)).await?;
+        let mut labels = Vec::new();
+        for (name, color) in LABELS {
+            let (name, color) =
+                (LabelName::parse("name", name).map_err(wrong)?, Color::parse("color", color).map_err(wrong)?);
+            labels.push(label::create(&app.db, now, &owner, project.id, &name, &color).await?.id);
+        }
+        projects.push((owner, project.id, labels));
+    }
+    for (index, (project, title, priority, days, assignee, status)) in TASKS.into_iter().enumerate() {
+        let (owner, project_id, labels) = &projects[project];
+        let new = New {
+            project_id: *project_id,
+            title: Title::parse("title", title).map_err(wrong)?,
+            description: None,
+            priority,
+            due_at: days.map(|days| now.plus(Duration::from_secs(days * 86_400))),
+            assignee_id: assignee.map(|person| people[person].id),
+            label_ids: vec![labels[index % labels.len()]],
+        };
+        let made = task::create(&app.db, now, owner, &new).await?;
+        for step in [Status::InProgress, Status::Done] {
+            if status.code() >= step.code() {
+                let changes = Changes { status: Some(step), ..Changes::default() };
+                task::update(&app.db, now, owner, made.id, &changes).await?;
+            }
+        }
+        let authors = [Some(*owner), assignee.map(|person| people[person])];
+        for (turn, author) in authors.into_iter().flatten().enumerate() {
+            let body = Body::parse("body", COMMENTS[(index + turn) % COMMENTS.len()]).map_err(wrong)?;
+            comment::create(&app.db, now, &author, made.id, &body).await?;
+        }
+    }
+    Ok(PASSWORD)
+}

@@ -1,0 +1,135 @@
+//! Errors outside of GraphQL: problem documents (RFC 9457) with a stable `code`.
+
+use std::borrow::Cow;
+use std::time::Duration;
+
+use axum::Json;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+
+use crate::error::{Code, Error, FaultCode};
+
+/// A problem document.
+#[derive(Debug)]
+pub struct Problem {
+    status: StatusCode,
+    code: &'static str,
+    detail: Cow<'static, str>,
+    errors: Vec<FieldError>,
+    retry_after: Option<Duration>,
+}
+
+#[derive(Debug, Serialize)]
+struct FieldError {
+    field: Option<&'static str>,
+    code: &'static str,
+    message: Cow<'static, str>,
+}
+
+#[derive(Serialize)]
+struct Document<'a> {
+    r#type: &'static str,
+    title: &'static str,
+    status: u16,
+    code: &'static str,
+    detail: &'a str,
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    errors: &'a [FieldError],
+}
+
+const fn fault_code(code: FaultCode) -> &'static str {
+    match code {
+        FaultCode::Blank => "BLANK",
+        FaultCode::TooShort => "TOO_SHORT",
+        FaultCode::TooLong => "TOO_LONG",
+        FaultCode::Invalid => "INVALID",
+        FaultCode::Taken => "TAKEN",
+        FaultCode::NotFound => "NOT_FOUND",
+        FaultCode::InThePast => "IN_THE_PAST",
+        FaultCode::InvalidStatusTransition => "INVALID_STATUS_TRANSITION",
+        FaultCode::Archived => "ARCHIVED",
+        FaultCode::Conflict => "CONFLICT",
+        FaultCode::WrongPassword => "WRONG_PASSWORD",
+        FaultCode::WeakPassword => "WEAK_PASSWORD",
+    }
+}
+
+impl Problem {
+    /// A problem with a code of the table.
+    pub fn new(code: Code, detail: impl Into<Cow<'static, str>>) -> Self {
+        let status = StatusCode::from_u16(code.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        Self { status, code: code.as_str(), detail: detail.into(), errors: Vec::new(), retry_after: None }
+    }
+
+    /// A body that could not be read, with the status that says why.
+    pub fn bad_body(status: StatusCode) -> Self {
+        let detail = match status {
+            StatusCode::PAYLOAD_TOO_LARGE => "The body is too large.",
+            StatusCode::UNSUPPORTED_MEDIA_TYPE => "Send `Content-Type: application/json`.",
+            StatusCode::UNPROCESSABLE_ENTITY => "A field of the body is missing or of the wrong type.",
+            _ => "The body is not well-formed.",
+        };
+        Self { status, ..Self::new(Code::BadRequest, detail) }
+    }
+}
+
+impl From<Error> for Problem {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Faults(faults) => {
+                let taken = faults.iter().all(|fault| fault.code == FaultCode::Taken);
+                let errors: Vec<FieldError> = faults
+                    .into_iter()
+                    .map(|fault| FieldError {
+                        field: fault.field,
+                        code: fault_code(fault.code),
+                        message: fault.message,
+                    })
+                    .collect();
+                let first = errors.first();
+                Self {
+                    status: if taken { StatusCode::CONFLICT } else { StatusCode::UNPROCESSABLE_ENTITY },
+                    code: first.map_or(Code::BadUserInput.as_str(), |error| error.code),
+                    detail: first.map_or("Invalid input.".into(), |error| match error.field {
+                        Some(field) => format!("{field}: {}", error.message).into(),
+                        None => error.message.clone(),
+                    }),
+                    errors,
+                    retry_after: None,
+                }
+            }
+            other => {
+                let (code, detail, retry_after) = other.told();
+                Self { retry_after, ..Self::new(code, detail) }
+            }
+        }
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let document = Document {
+            r#type: "about:blank",
+            title: self.status.canonical_reason().unwrap_or("Error"),
+            status: self.status.as_u16(),
+            code: self.code,
+            detail: &self.detail,
+            errors: &self.errors,
+        };
+        let mut response = (self.status, Json(document)).into_response();
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        if self.status == StatusCode::UNAUTHORIZED {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        if let Some(wait) = self.retry_after {
+            // Whole seconds (RFC 9110 section 10.2.3), rounded up: never too early.
+            headers.insert(
+                header::RETRY_AFTER,
+                wait.as_millis().div_ceil(1000).max(1).to_string().parse().unwrap_or(HeaderValue::from_static("1")),
+            );
+        }
+        response
+    }
+}
