@@ -19,12 +19,14 @@ pub enum Code {
     ValidationFailed,
     /// An argument is out of its range or of the wrong kind, such as a cursor of another list.
     BadUserInput,
-    /// REST: one or more body fields are wrong; `errors` lists them.
-    InvalidInput,
     /// No access token, or one that is expired, revoked or not ours.
     Unauthenticated,
     /// REST: unknown identifier or wrong password; the same for both.
     InvalidCredentials,
+    /// REST: too many wrong passwords for this identifier from this address; try again after the time given.
+    LockedOut,
+    /// REST: the right password, but the e-mail address must be verified before logging in.
+    EmailNotVerified,
     /// Seen, but not permitted to this viewer.
     Forbidden,
     /// Not there, or not there for this viewer.
@@ -41,14 +43,15 @@ pub enum Code {
 
 impl Code {
     /// Every code, for the table in the documentation and its test.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::BadRequest,
         Self::ParseFailed,
         Self::ValidationFailed,
         Self::BadUserInput,
-        Self::InvalidInput,
         Self::Unauthenticated,
         Self::InvalidCredentials,
+        Self::LockedOut,
+        Self::EmailNotVerified,
         Self::Forbidden,
         Self::NotFound,
         Self::RateLimited,
@@ -64,9 +67,10 @@ impl Code {
             Self::ParseFailed => "GRAPHQL_PARSE_FAILED",
             Self::ValidationFailed => "GRAPHQL_VALIDATION_FAILED",
             Self::BadUserInput => "BAD_USER_INPUT",
-            Self::InvalidInput => "INVALID_INPUT",
             Self::Unauthenticated => "UNAUTHENTICATED",
             Self::InvalidCredentials => "INVALID_CREDENTIALS",
+            Self::LockedOut => "LOCKED_OUT",
+            Self::EmailNotVerified => "EMAIL_NOT_VERIFIED",
             Self::Forbidden => "FORBIDDEN",
             Self::NotFound => "NOT_FOUND",
             Self::RateLimited => "RATE_LIMITED",
@@ -80,11 +84,11 @@ impl Code {
     pub const fn status(self) -> u16 {
         match self {
             Self::BadRequest | Self::ParseFailed | Self::BadUserInput | Self::CursorExpired => 400,
-            Self::ValidationFailed | Self::InvalidInput => 422,
+            Self::ValidationFailed => 422,
             Self::Unauthenticated | Self::InvalidCredentials => 401,
-            Self::Forbidden => 403,
+            Self::Forbidden | Self::EmailNotVerified => 403,
             Self::NotFound => 404,
-            Self::RateLimited => 429,
+            Self::RateLimited | Self::LockedOut => 429,
             Self::Unavailable => 503,
             Self::Internal => 500,
         }

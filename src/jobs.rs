@@ -9,7 +9,7 @@ use tokio_util::task::TaskTracker;
 use crate::App;
 use crate::error::Result;
 use crate::mail::Mailer;
-use crate::store::session;
+use crate::store::{audit, lockout, session, token};
 
 /// How often the mail queue is looked at.
 const MAIL: Duration = Duration::from_secs(2);
@@ -22,12 +22,16 @@ const ENDED_SESSIONS: Duration = Duration::from_secs(30 * 86_400);
 pub fn start(app: &Arc<App>, stop: &CancellationToken) -> Result<TaskTracker> {
     let tracker = TaskTracker::new();
     tracker.spawn(app.hub.clone().tail(app.db.clone(), stop.clone()));
-    let mailer = Mailer::new(&app.config)?;
-    let mailing = Arc::clone(app);
-    tracker.spawn(every(MAIL, stop.clone(), async move || mailer.send_due(&mailing.db, &mailing.clock).await));
+    let mailer = Mailer::new(Arc::clone(app))?;
+    tracker.spawn(every(MAIL, stop.clone(), async move || mailer.send_due().await));
     let cleaning = Arc::clone(app);
     tracker.spawn(every(CLEANING, stop.clone(), async move || {
-        session::drop_ended(&cleaning.db, cleaning.clock.now().minus(ENDED_SESSIONS)).await.map(|_| ())
+        let (db, now) = (&cleaning.db, cleaning.clock.now());
+        session::drop_ended(db, now.minus(ENDED_SESSIONS)).await?;
+        token::drop_ended(db, now).await?;
+        lockout::drop_ended(db, now.minus(cleaning.config.lockout.duration)).await?;
+        audit::drop_older(db, now.minus(cleaning.config.audit_retention)).await?;
+        Ok(())
     }));
     tracker.close();
     Ok(tracker)

@@ -13,6 +13,7 @@ pub mod node;
 pub mod payload;
 pub mod project;
 pub mod scalar;
+pub mod session;
 pub mod task;
 pub mod user;
 
@@ -39,6 +40,7 @@ pub struct Mutation(
     task::TaskMutation,
     comment::CommentMutation,
     user::UserMutation,
+    session::SessionMutation,
 );
 
 /// The schema of this server.
