@@ -116,7 +116,7 @@ impl Tag {
         let (id, rest) = rest.split_at_checked(16)?;
         let (kind, value) = rest.split_at_checked(1)?;
         let key = match kind {
-            b"t" => Key::Time(Timestamp::from_micros(i64::from_be_bytes(value.try_into().ok()?))),
+            b"t" => Key::Time(Timestamp::from_untrusted_micros(i64::from_be_bytes(value.try_into().ok()?))?),
             b"r" => Key::Rank(i16::from_be_bytes(value.try_into().ok()?)),
             b"s" => Key::Text(String::from_utf8(value.to_vec()).ok().filter(|text| !text.contains('\0'))?),
             _ => return None,

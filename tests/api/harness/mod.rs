@@ -1,0 +1,230 @@
+//! A server for one test, and the people who use it.
+//!
+//! ```ignore
+//! let server = Server::start().await;
+//! let (alice, bob) = (server.person("alice").await, server.person("bob").await);
+//! let mut events = bob.subscribe("subscription ($after: String) { taskAssigned(after: $after) { task { id } } }", json!({})).await;
+//! let project = alice.mutate("createProject", json!({ "name": "Apollo" })).await.ok();
+//! let input = json!({ "projectId": project["id"], "title": "Fly", "assigneeId": bob.id });
+//! let task = alice.mutate("createTask", input).await.ok();
+//! assert_eq!(events.next().await["taskAssigned"]["task"]["id"], task["id"]);
+//! ```
+//!
+//! The server runs on threads of its own, as it would in a process of its own. Its clock stands still until a test moves
+//! it. When it goes out of scope it is stopped as the program stops it; a panic in it, or a part that does not end, fails
+//! the test then.
+
+mod database;
+mod person;
+mod socket;
+
+use std::collections::HashMap;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, Once};
+use std::time::Duration;
+
+use fasttrack::access::Role;
+use fasttrack::auth::rest::account;
+use fasttrack::config::Config;
+use fasttrack::store::user;
+use fasttrack::time::{Clock, Timestamp};
+use fasttrack::{App, graphql, http, jobs};
+use reqwest::{Method, RequestBuilder};
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tokio::runtime::{Builder, Runtime};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+pub use database::{Database, is_postgres};
+pub use person::{Answer, Mutated, Person, Reply};
+pub use socket::{Socket, Subscription};
+
+/// When every test begins.
+pub const START: &str = "2030-01-01T12:00:00.000000Z";
+/// Everybody's password.
+pub const PASSWORD: &str = "Correct-Horse-7";
+/// Longer than anything takes that works; only a failing test waits so long.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// What differs from the defaults so that a test is fast and alone.
+const SETTINGS: [(&str, &str); 6] = [
+    ("SECRET_KEY", "the key of the tests' access tokens"),
+    ("REFRESH_SECRET_KEY", "the key of the tests' refresh tokens"),
+    ("ARGON2_MEMORY_KIB", "8"),
+    ("ARGON2_PASSES", "1"),
+    ("RATE_LIMIT_ENABLED", "false"),
+    ("DATABASE_CONNECTIONS", "4"),
+];
+
+/// A running server with a database of its own.
+pub struct Server {
+    /// What it shares between its parts.
+    pub app: Arc<App>,
+    /// Where it listens.
+    pub address: SocketAddr,
+    http: reqwest::Client,
+    name: String,
+    stop: CancellationToken,
+    running: Option<Running>,
+}
+
+struct Running {
+    runtime: Runtime,
+    served: JoinHandle<std::io::Result<()>>,
+    jobs: TaskTracker,
+    database: Database,
+}
+
+impl Server {
+    /// Starts a server.
+    pub async fn start() -> Self {
+        Self::with(&[]).await
+    }
+
+    /// Starts a server with some settings of its own, named as in the environment.
+    pub async fn with(settings: &[(&str, &str)]) -> Self {
+        let database = Database::fresh().await;
+        let mut values: HashMap<&str, &str> = SETTINGS.into_iter().collect();
+        values.insert("DATABASE_URL", database.url());
+        values.extend(settings.iter().copied());
+        let config = Config::from(&|name| values.get(name).map(ToString::to_string)).expect("good settings");
+        let clock = Clock::fixed(Timestamp::parse(START).expect("a moment"));
+        let (name, stop) = (unique_name(), CancellationToken::new());
+        let runtime = Builder::new_multi_thread().worker_threads(2).thread_name(&name).enable_all().build();
+        let runtime = runtime.expect("a runtime");
+        let stopped = stop.clone();
+        let starting = runtime.spawn(async move {
+            let app = App::open(config, clock).expect("the parts of the server");
+            let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free port");
+            let address = listener.local_addr().expect("an address");
+            let jobs = jobs::start(&app, &stopped).expect("jobs");
+            let router = http::router(&app, graphql::schema(app.config.introspection));
+            (app, address, jobs, tokio::spawn(http::serve(listener, router, stopped)))
+        });
+        let (app, address, jobs, served) = starting.await.expect("a server that starts");
+        let running = Some(Running { runtime, served, jobs, database });
+        Self { app, address, http: reqwest::Client::new(), name, stop, running }
+    }
+
+    /// Somebody new, who has signed up and logged in.
+    pub async fn person(&self, username: &str) -> Person {
+        let email = format!("{username}@example.org");
+        let body = json!({ "email": email, "username": username, "password": PASSWORD });
+        assert_eq!(self.post("/auth/register", body).await.status, 201, "{username} signs up");
+        self.login(username).await
+    }
+
+    /// Somebody new with the role ADMIN, made as `fasttrack user create --admin` does it.
+    pub async fn admin(&self, username: &str) -> Person {
+        let email = format!("{username}@example.org");
+        let new = account(&self.app, &email, username, PASSWORD, None, Role::Admin).await.expect("a good account");
+        user::create(&self.app.db, self.app.clock.now(), &new).await.expect("a new account");
+        self.login(username).await
+    }
+
+    /// Logs somebody in once more.
+    pub async fn login(&self, username: &str) -> Person {
+        let reply = self.post("/auth/login", json!({ "username": username, "password": PASSWORD })).await;
+        assert_eq!(reply.status, 200, "{username} logs in: {}", reply.body);
+        let mut person = Person {
+            username: username.to_owned(),
+            access_token: Some(text(&reply.body["access_token"])),
+            refresh_token: text(&reply.body["refresh_token"]),
+            ..self.nobody()
+        };
+        person.id = text(&person.query("{ viewer { id } }", json!({})).await["viewer"]["id"]);
+        person
+    }
+
+    /// Somebody who is not signed in.
+    pub fn nobody(&self) -> Person {
+        Person {
+            id: String::new(),
+            username: "nobody".to_owned(),
+            access_token: None,
+            refresh_token: String::new(),
+            http: self.http.clone(),
+            app: Arc::clone(&self.app),
+            address: self.address,
+        }
+    }
+
+    /// A request to be filled in by hand.
+    pub fn request(&self, method: Method, path: &str) -> RequestBuilder {
+        self.http.request(method, format!("http://{}{path}", self.address))
+    }
+
+    /// Posts JSON without a token.
+    pub async fn post(&self, path: &str, body: Value) -> Reply {
+        Reply::to(self.request(Method::POST, path).json(&body)).await
+    }
+
+    /// Moves the clock on.
+    pub fn advance(&self, span: Duration) {
+        self.app.clock.advance(span);
+    }
+
+    /// A moment so much after [`START`], as the schema writes it.
+    pub fn moment(&self, after_start: Duration) -> String {
+        Timestamp::parse(START).expect("a moment").plus(after_start).to_string()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let Some(Running { runtime, served, jobs, database }) = self.running.take() else {
+            return;
+        };
+        self.stop.cancel();
+        let db = self.app.db.clone();
+        let ended = move || {
+            let ended = runtime.block_on(async {
+                let ended = tokio::time::timeout(PATIENCE, async {
+                    jobs.wait().await;
+                    served.await
+                });
+                let ended = ended.await;
+                db.close().await;
+                ended
+            });
+            runtime.block_on(database.remove());
+            ended
+        };
+        // On another thread: this one belongs to the test's own runtime, which cannot wait for another.
+        let ended = std::thread::spawn(ended).join();
+        if std::thread::panicking() {
+            return;
+        }
+        assert!(matches!(ended, Ok(Ok(Ok(Ok(()))))), "the server did not end well: {ended:?}");
+        let panics = PANICS.lock().expect("no panic while held");
+        let panics: Vec<&String> = panics.iter().filter(|(thread, _)| *thread == self.name).map(|(_, at)| at).collect();
+        assert!(panics.is_empty(), "the server panicked: {panics:?}");
+    }
+}
+
+/// The thread and the place of every panic, to find those of a server, which its doors survive.
+static PANICS: Mutex<Vec<(String, String)>> = Mutex::new(Vec::new());
+
+/// The name that a server's threads have.
+fn unique_name() -> String {
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    static WATCH: Once = Once::new();
+    WATCH.call_once(|| {
+        let before = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            if let (Some(thread), Ok(mut panics)) = (std::thread::current().name(), PANICS.lock()) {
+                panics.push((thread.to_owned(), panic.to_string()));
+            }
+            before(panic);
+        }));
+    });
+    format!("server-{}", NEXT.fetch_add(1, Ordering::Relaxed))
+}
+
+/// The string in a JSON value.
+pub fn text(value: &Value) -> String {
+    value.as_str().unwrap_or_else(|| panic!("not a string: {value}")).to_owned()
+}
