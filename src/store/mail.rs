@@ -9,7 +9,7 @@ use diesel::prelude::*;
 use diesel_async::RunQueryDsl;
 
 use crate::db::schema::mails;
-use crate::db::{Conn, Db};
+use crate::db::{Bell, Conn, Db};
 use crate::error::Result;
 use crate::id::Id;
 use crate::on;
@@ -91,6 +91,7 @@ pub async fn queue(
         last_error: None,
     };
     on!(tx, |c| diesel::insert_into(mails::table).values(&mail).execute(c).await)?;
+    tx.ring_on_commit(Bell::Mail);
     Ok(())
 }
 

@@ -6,4 +6,8 @@
 mod harness;
 
 mod journey;
+mod leaving;
+mod login;
+mod recovery;
 mod relay;
+mod session;

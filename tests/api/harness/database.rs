@@ -3,6 +3,7 @@
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::Path;
 
+use diesel::{Connection, RunQueryDsl, SqliteConnection};
 use fasttrack::db::{Location, migrate};
 use fasttrack::id::Id;
 use tempfile::TempDir;
@@ -17,6 +18,12 @@ const LOCK: i64 = 0x7465_6d70_6c61_7465;
 pub struct Database {
     url: String,
     kept: Kept,
+}
+
+#[derive(diesel::QueryableByName)]
+struct Text {
+    #[diesel(sql_type = diesel::sql_types::Text)]
+    text: String,
 }
 
 enum Kept {
@@ -57,6 +64,47 @@ impl Database {
     /// Its `DATABASE_URL`.
     pub fn url(&self) -> &str {
         &self.url
+    }
+
+    /// Every row of every table, as text.
+    pub async fn dump(&self) -> String {
+        match &self.kept {
+            Kept::Sqlite(directory) => {
+                let mut conn = SqliteConnection::establish(&directory.path().join("fasttrack.db").to_string_lossy());
+                let conn = conn.as_mut().expect("the file");
+                let tables: Vec<String> =
+                    diesel::sql_query("SELECT name AS text FROM sqlite_schema WHERE type = 'table'")
+                        .load::<Text>(conn)
+                        .expect("tables")
+                        .into_iter()
+                        .map(|row| row.text)
+                        .collect();
+                let mut dump = String::new();
+                for table in tables {
+                    let columns: Vec<Text> =
+                        diesel::sql_query(format!("SELECT name AS text FROM pragma_table_info('{table}')"))
+                            .load(conn)
+                            .expect("columns");
+                    for Text { text: column } in columns {
+                        let values = format!("SELECT coalesce(CAST({column} AS TEXT), '') AS text FROM {table}");
+                        let values: Vec<Text> = diesel::sql_query(values).load(conn).unwrap_or_default();
+                        dump.extend(values.into_iter().map(|row| format!("{table}.{column} = {}\n", row.text)));
+                    }
+                }
+                dump
+            }
+            Kept::Postgres { server, name } => {
+                let client = connect(&on(server, name).parse().expect("a URL")).await;
+                let tables = "SELECT tablename FROM pg_tables WHERE schemaname = 'public'";
+                let mut dump = String::new();
+                for table in client.query(tables, &[]).await.expect("tables") {
+                    let table: String = table.get(0);
+                    let rows = client.query(&format!("SELECT t::text FROM \"{table}\" t"), &[]).await.expect("rows");
+                    dump.extend(rows.iter().map(|row| format!("{table}: {}\n", row.get::<_, String>(0))));
+                }
+                dump
+            }
+        }
     }
 
     /// Removes it with all that is in it.

@@ -15,6 +15,7 @@
 //! the test then.
 
 mod database;
+mod mailbox;
 mod person;
 mod socket;
 
@@ -25,9 +26,10 @@ use std::sync::{Arc, Mutex, Once};
 use std::time::Duration;
 
 use fasttrack::access::Role;
-use fasttrack::auth::rest::account;
+use fasttrack::auth::rest::NewAccount;
 use fasttrack::config::Config;
-use fasttrack::store::user;
+use fasttrack::store::audit::Origin;
+use fasttrack::store::{account, user};
 use fasttrack::time::{Clock, Timestamp};
 use fasttrack::{App, graphql, http, jobs};
 use reqwest::{Method, RequestBuilder};
@@ -39,6 +41,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use database::{Database, is_postgres};
+pub use mailbox::Mailbox;
 pub use person::{Answer, Mutated, Person, Reply};
 pub use socket::{Socket, Subscription};
 
@@ -86,7 +89,18 @@ impl Server {
 
     /// Starts a server with some settings of its own, named as in the environment.
     pub async fn with(settings: &[(&str, &str)]) -> Self {
-        let database = Database::fresh().await;
+        Self::on(Database::fresh().await, settings).await
+    }
+
+    /// Stops and starts again on the same database, with some settings of its own.
+    pub async fn again(mut self, settings: &[(&str, &str)]) -> Self {
+        let running = self.running.take().expect("running");
+        let (database, ended) = self.end(running).await;
+        self.check(&ended);
+        Self::on(database, settings).await
+    }
+
+    async fn on(database: Database, settings: &[(&str, &str)]) -> Self {
         let mut values: HashMap<&str, &str> = SETTINGS.into_iter().collect();
         values.insert("DATABASE_URL", database.url());
         values.extend(settings.iter().copied());
@@ -120,14 +134,27 @@ impl Server {
     /// Somebody new with the role ADMIN, made as `fasttrack user create --admin` does it.
     pub async fn admin(&self, username: &str) -> Person {
         let email = format!("{username}@example.org");
-        let new = account(&self.app, &email, username, PASSWORD, None, Role::Admin).await.expect("a good account");
-        user::create(&self.app.db, self.app.clock.now(), &new).await.expect("a new account");
+        let account = NewAccount {
+            email: &email,
+            username,
+            password: PASSWORD,
+            display_name: None,
+            role: Role::Admin,
+            email_verified: true,
+        };
+        let new = account.check(&self.app).await.expect("a good account");
+        user::create(&self.app.db, self.app.clock.now(), &new, &Origin::default()).await.expect("a new account");
         self.login(username).await
     }
 
     /// Logs somebody in once more.
     pub async fn login(&self, username: &str) -> Person {
-        let reply = self.post("/auth/login", json!({ "username": username, "password": PASSWORD })).await;
+        self.login_with(username, PASSWORD).await
+    }
+
+    /// Logs somebody in with a password of their own.
+    pub async fn login_with(&self, username: &str, password: &str) -> Person {
+        let reply = self.post("/auth/login", json!({ "username": username, "password": password })).await;
         assert_eq!(reply.status, 200, "{username} logs in: {}", reply.body);
         let mut person = Person {
             username: username.to_owned(),
@@ -157,9 +184,27 @@ impl Server {
         self.http.request(method, format!("http://{}{path}", self.address))
     }
 
+    /// Whether a token is good, by asking who it speaks for.
+    pub async fn is_signed_in(&self, access_token: &str) -> bool {
+        let request = self.request(Method::POST, "/graphql").bearer_auth(access_token);
+        Reply::to(request.json(&json!({ "query": "{ viewer { id } }" }))).await.body["data"]["viewer"]["id"].is_string()
+    }
+
     /// Posts JSON without a token.
     pub async fn post(&self, path: &str, body: Value) -> Reply {
         Reply::to(self.request(Method::POST, path).json(&body)).await
+    }
+
+    /// What is kept of somebody's password.
+    pub async fn stored_hash(&self, username: &str) -> String {
+        let mut conn = self.app.db.conn().await.expect("a connection");
+        let found = account::credential(&mut conn, username).await.expect("an answer");
+        found.expect("an account").password_hash
+    }
+
+    /// Everything that is in the database, as text.
+    pub async fn dump(&self) -> String {
+        self.running.as_ref().expect("running").database.dump().await
     }
 
     /// Moves the clock on.
@@ -173,14 +218,18 @@ impl Server {
     }
 }
 
-impl Drop for Server {
-    fn drop(&mut self) {
-        let Some(Running { runtime, served, jobs, database }) = self.running.take() else {
-            return;
-        };
+/// How a server ended: in time, and without an error.
+type Ended = Result<Result<std::io::Result<()>, tokio::task::JoinError>, tokio::time::error::Elapsed>;
+
+impl Server {
+    /// Stops everything; the database stays.
+    fn end(&self, running: Running) -> impl Future<Output = (Database, Ended)> + Send + use<> {
+        let Running { runtime, served, jobs, database } = running;
         self.stop.cancel();
         let db = self.app.db.clone();
-        let ended = move || {
+        let (sender, ended) = tokio::sync::oneshot::channel();
+        // On another thread: this one belongs to the test's own runtime, which cannot wait for another.
+        std::thread::spawn(move || {
             let ended = runtime.block_on(async {
                 let ended = tokio::time::timeout(PATIENCE, async {
                     jobs.wait().await;
@@ -190,18 +239,38 @@ impl Drop for Server {
                 db.close().await;
                 ended
             });
-            runtime.block_on(database.remove());
-            ended
-        };
-        // On another thread: this one belongs to the test's own runtime, which cannot wait for another.
-        let ended = std::thread::spawn(ended).join();
-        if std::thread::panicking() {
-            return;
-        }
-        assert!(matches!(ended, Ok(Ok(Ok(Ok(()))))), "the server did not end well: {ended:?}");
+            drop(runtime);
+            sender.send((database, ended)).map_err(|_| "nobody waits").expect("somebody waits");
+        });
+        async move { ended.await.expect("the end") }
+    }
+
+    fn check(&self, ended: &Ended) {
+        assert!(matches!(ended, Ok(Ok(Ok(())))), "the server did not end well: {ended:?}");
         let panics = PANICS.lock().expect("no panic while held");
         let panics: Vec<&String> = panics.iter().filter(|(thread, _)| *thread == self.name).map(|(_, at)| at).collect();
         assert!(panics.is_empty(), "the server panicked: {panics:?}");
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let Some(running) = self.running.take() else {
+            return;
+        };
+        let ended = self.end(running);
+        let ended = std::thread::spawn(move || {
+            let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
+            runtime.block_on(async {
+                let (database, ended) = ended.await;
+                database.remove().await;
+                ended
+            })
+        });
+        let ended = ended.join();
+        if !std::thread::panicking() {
+            self.check(&ended.expect("a database that can be removed"));
+        }
     }
 }
 

@@ -12,7 +12,7 @@ use super::socket::{Socket, Subscription};
 use super::text;
 
 /// What [`Person::mutate`] selects from each payload.
-const SELECTIONS: [(&str, &str); 14] = [
+const SELECTIONS: [(&str, &str); 17] = [
     ("createProject", PROJECT),
     ("updateProject", PROJECT),
     ("deleteProject", "deletedProjectId"),
@@ -27,6 +27,9 @@ const SELECTIONS: [(&str, &str); 14] = [
     ("deleteComment", "deletedCommentId"),
     ("updateViewer", "viewer { id username displayName email emailVerified }"),
     ("updateUser", "user { id username role isActive }"),
+    ("changePassword", "viewer { id }"),
+    ("revokeSession", "revokedSessionId"),
+    ("deleteViewer", "deletedUserId"),
 ];
 const PROJECT: &str = "project { id name description status version createdAt updatedAt }";
 const LABEL: &str = "label { id name color }";
@@ -51,6 +54,11 @@ pub struct Person {
 }
 
 impl Person {
+    /// The access token of somebody who is signed in.
+    pub fn token(&self) -> &str {
+        self.access_token.as_deref().expect("signed in")
+    }
+
     /// Sends an operation and takes whatever the answer is.
     pub async fn ask(&self, document: &str, variables: Value) -> Answer {
         let request = self.post("/graphql").json(&json!({ "query": document, "variables": variables }));
