@@ -1,6 +1,7 @@
 //! `fasttrack`: serves by default; the other commands look after its database.
 
 use std::io::{BufRead, IsTerminal};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +18,8 @@ use fasttrack::store::audit::Origin;
 use fasttrack::store::{account, user};
 use fasttrack::time::Clock;
 use fasttrack::{demo, graphql, http, jobs};
-use tokio::net::TcpListener;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
 /// A GraphQL server for task management. Settings come from the environment or `.env`; see `.env.example`.
@@ -32,6 +34,8 @@ struct Cli {
 enum Command {
     /// Run the server (the default).
     Serve,
+    /// Ask the running server whether it is ready, for health checks where there is no curl.
+    Health,
     /// Bring the database to this version's schema, or take back the newest migration.
     Migrate {
         /// Take back the newest migration instead.
@@ -165,6 +169,7 @@ async fn run(command: Command) -> Result<(), Failure> {
     match command {
         Command::Schema => Ok(()),
         Command::Serve => serve(config).await,
+        Command::Health => health(config.listen).await,
         Command::Migrate { down: true } => {
             migrate::down(&config.database).await?;
             println!("The newest migration was taken back.");
@@ -227,7 +232,7 @@ async fn serve(config: Config) -> Result<(), Failure> {
 }
 
 /// Tells a newcomer where to go.
-async fn greet(app: &App, address: std::net::SocketAddr) -> Result<(), Failure> {
+async fn greet(app: &App, address: SocketAddr) -> Result<(), Failure> {
     let database = match &app.config.database {
         Location::Sqlite(path) => format!("SQLite, {}", path.display()),
         Location::Postgres(_) => "PostgreSQL".to_owned(),
@@ -261,6 +266,26 @@ async fn terminated() {
     if tokio::signal::ctrl_c().await.is_err() {
         std::future::pending::<()>().await;
     }
+}
+
+/// Asks `/readyz` of the server that listens on this address.
+async fn health(mut address: SocketAddr) -> Result<(), Failure> {
+    if address.ip().is_unspecified() {
+        let loopback =
+            if address.is_ipv4() { IpAddr::from(Ipv4Addr::LOCALHOST) } else { IpAddr::from(Ipv6Addr::LOCALHOST) };
+        address.set_ip(loopback);
+    }
+    let ask = async {
+        let mut socket = TcpStream::connect(address).await?;
+        let request = format!("GET /readyz HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+        socket.write_all(request.as_bytes()).await?;
+        let mut answer = Vec::new();
+        socket.take(1024).read_to_end(&mut answer).await?;
+        std::io::Result::Ok(answer)
+    };
+    let answer = tokio::time::timeout(Duration::from_secs(3), ask).await;
+    let answer = answer.map_err(|_| Failure(format!("{address} does not answer")))??;
+    if answer.starts_with(b"HTTP/1.1 200 ") { Ok(()) } else { Err(Failure(format!("{address} is not ready"))) }
 }
 
 async fn look_after_users(config: Config, command: UserCommand) -> Result<(), Failure> {
