@@ -115,9 +115,3 @@ async fn around(request: Request, next: Next) -> Response {
         .or_insert(HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'"));
     response
 }
-
-impl Problem {
-    fn method_not_allowed() -> (StatusCode, Self) {
-        (StatusCode::METHOD_NOT_ALLOWED, Self::new(Code::BadRequest, "This method is not allowed here."))
-    }
-}

@@ -72,6 +72,14 @@ impl Problem {
         };
         Self { status, ..Self::new(Code::BadRequest, detail) }
     }
+
+    /// Something is there, but not for this method.
+    pub fn method_not_allowed() -> Self {
+        Self {
+            status: StatusCode::METHOD_NOT_ALLOWED,
+            ..Self::new(Code::BadRequest, "This method is not allowed here.")
+        }
+    }
 }
 
 impl From<Error> for Problem {
