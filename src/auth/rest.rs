@@ -100,12 +100,17 @@ pub async fn account(
     let checked = (
         faults.take(Email::parse("email", email)),
         faults.take(Username::parse("username", username)),
-        faults.take(DisplayName::parse("display_name", display_name.unwrap_or(username))),
         faults.take(Password::parse("password", password, policy, &[email, username])),
     );
+    let display_name = display_name.map(|name| faults.take(DisplayName::parse("display_name", name)));
     faults.check()?;
-    let (Some(email), Some(username), Some(display_name), Some(password)) = checked else {
+    let (Some(email), Some(username), Some(password)) = checked else {
         return Err(Error::internal("a value without a fault"));
+    };
+    let display_name = match display_name.flatten() {
+        Some(name) => name,
+        // Whatever is a handle is also a name to show.
+        None => DisplayName::parse("display_name", &username).map_err(|fault| Error::Faults(vec![fault]))?,
     };
     let password_hash = app.credentials.hash(&password).await?;
     Ok(user::New { email, username, display_name, password_hash, role })
