@@ -56,6 +56,10 @@ pub struct Credential {
 
 /// The credential of the account with that e-mail or username.
 pub async fn credential(conn: &mut Conn, identifier: &str) -> Result<Option<Credential>> {
+    // PostgreSQL takes no NUL in a text, and no account has one.
+    if identifier.contains('\0') {
+        return Ok(None);
+    }
     let key = fold(identifier.trim());
     Ok(on!(conn, |c| users::table
         .filter(users::email_key.eq(&key).or(users::username_key.eq(&key)))
