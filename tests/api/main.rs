@@ -5,5 +5,7 @@
 
 mod harness;
 
+mod access;
+mod account;
 mod journey;
 mod relay;

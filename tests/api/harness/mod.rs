@@ -129,12 +129,7 @@ impl Server {
     pub async fn login(&self, username: &str) -> Person {
         let reply = self.post("/auth/login", json!({ "username": username, "password": PASSWORD })).await;
         assert_eq!(reply.status, 200, "{username} logs in: {}", reply.body);
-        let mut person = Person {
-            username: username.to_owned(),
-            access_token: Some(text(&reply.body["access_token"])),
-            refresh_token: text(&reply.body["refresh_token"]),
-            ..self.nobody()
-        };
+        let mut person = Person { username: username.to_owned(), ..self.nobody() }.with_tokens(&reply.body);
         person.id = text(&person.query("{ viewer { id } }", json!({})).await["viewer"]["id"]);
         person
     }

@@ -51,6 +51,15 @@ pub struct Person {
 }
 
 impl Person {
+    /// The same person with the tokens that a login or a refresh answered.
+    pub fn with_tokens(&self, tokens: &Value) -> Self {
+        Self {
+            access_token: Some(text(&tokens["access_token"])),
+            refresh_token: text(&tokens["refresh_token"]),
+            ..self.clone()
+        }
+    }
+
     /// Sends an operation and takes whatever the answer is.
     pub async fn ask(&self, document: &str, variables: Value) -> Answer {
         let request = self.post("/graphql").json(&json!({ "query": document, "variables": variables }));
