@@ -7,5 +7,10 @@ mod harness;
 
 mod access;
 mod account;
+mod comment;
 mod journey;
+mod label;
+mod project;
 mod relay;
+mod task;
+mod user;
