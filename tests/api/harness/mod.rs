@@ -33,7 +33,7 @@ use fasttrack::{App, graphql, http, jobs};
 use reqwest::{Method, RequestBuilder};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
-use tokio::runtime::{Builder, Runtime};
+use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -66,6 +66,7 @@ pub struct Server {
     /// Where it listens.
     pub address: SocketAddr,
     http: reqwest::Client,
+    threads: Handle,
     name: String,
     stop: CancellationToken,
     running: Option<Running>,
@@ -105,8 +106,9 @@ impl Server {
             (app, address, jobs, tokio::spawn(http::serve(listener, router, stopped)))
         });
         let (app, address, jobs, served) = starting.await.expect("a server that starts");
+        let threads = runtime.handle().clone();
         let running = Some(Running { runtime, served, jobs, database });
-        Self { app, address, http: reqwest::Client::new(), name, stop, running }
+        Self { app, address, http: reqwest::Client::new(), threads, name, stop, running }
     }
 
     /// Somebody new, who has signed up and logged in.
@@ -119,10 +121,23 @@ impl Server {
 
     /// Somebody new with the role ADMIN, made as `fasttrack user create --admin` does it.
     pub async fn admin(&self, username: &str) -> Person {
-        let email = format!("{username}@example.org");
-        let new = account(&self.app, &email, username, PASSWORD, None, Role::Admin).await.expect("a good account");
-        user::create(&self.app.db, self.app.clock.now(), &new).await.expect("a new account");
+        let (email, handle) = (format!("{username}@example.org"), username.to_owned());
+        let made = self.run(async move |app| {
+            let new = account(&app, &email, &handle, PASSWORD, None, Role::Admin).await?;
+            user::create(&app.db, app.clock.now(), &new).await
+        });
+        made.await.expect("a new account");
         self.login(username).await
+    }
+
+    /// Does something with the server's own parts, on its own threads: a database connection lives on those that opened
+    /// it.
+    pub async fn run<T, F>(&self, work: impl FnOnce(Arc<App>) -> F) -> T
+    where
+        T: Send + 'static,
+        F: Future<Output = T> + Send + 'static,
+    {
+        self.threads.spawn(work(Arc::clone(&self.app))).await.expect("work without a panic")
     }
 
     /// Logs somebody in once more.
@@ -143,6 +158,7 @@ impl Server {
             refresh_token: String::new(),
             http: self.http.clone(),
             app: Arc::clone(&self.app),
+            threads: self.threads.clone(),
             address: self.address,
         }
     }

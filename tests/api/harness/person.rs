@@ -7,6 +7,7 @@ use fasttrack::{App, events, graphql};
 use reqwest::header::HeaderMap;
 use reqwest::{RequestBuilder, StatusCode};
 use serde_json::{Value, json};
+use tokio::runtime::Handle;
 use tokio::time::timeout;
 
 use super::socket::{Socket, Subscription};
@@ -48,6 +49,7 @@ pub struct Person {
     pub refresh_token: String,
     pub(super) http: reqwest::Client,
     pub(super) app: Arc<App>,
+    pub(super) threads: Handle,
     pub(super) address: SocketAddr,
 }
 
@@ -114,8 +116,9 @@ impl Person {
     /// The end of the event log once nothing is on its way into it: on PostgreSQL an event shows when every
     /// transaction that began before it has ended, also those of other databases on the same server.
     async fn settled(&self) -> events::Position {
-        let mut conn = self.app.db.conn().await.expect("a connection");
-        let settled = async {
+        let app = Arc::clone(&self.app);
+        let settled = async move {
+            let mut conn = app.db.conn().await.expect("a connection");
             loop {
                 let end = events::settled_end(&mut conn).await.expect("the end of the log");
                 if let (_, false) = events::settled_after(&mut conn, end, 1).await.expect("what comes after it") {
@@ -123,7 +126,7 @@ impl Person {
                 }
             }
         };
-        timeout(PATIENCE, settled).await.expect("a log that settles")
+        timeout(PATIENCE, self.threads.spawn(settled)).await.expect("a log that settles").expect("no panic")
     }
 
     /// A POST with this person's token.
