@@ -122,12 +122,17 @@ impl NewAccount<'_> {
         let checked = (
             faults.take(Email::parse("email", self.email)),
             faults.take(Username::parse("username", self.username)),
-            faults.take(DisplayName::parse("display_name", self.display_name.unwrap_or(self.username))),
             faults.take(Password::parse("password", self.password, policy, &personal)),
         );
+        let display_name = self.display_name.map(|name| faults.take(DisplayName::parse("display_name", name)));
         faults.check()?;
-        let (Some(email), Some(username), Some(display_name), Some(password)) = checked else {
+        let (Some(email), Some(username), Some(password)) = checked else {
             return Err(Error::internal("a value without a fault"));
+        };
+        let display_name = match display_name.flatten() {
+            Some(name) => name,
+            // Whatever is a handle is also a name to show.
+            None => DisplayName::parse("display_name", &username).map_err(|fault| Error::Faults(vec![fault]))?,
         };
         let password_hash = app.credentials.hash(&password).await?;
         let (role, email_verified) = (self.role, self.email_verified);

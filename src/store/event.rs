@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use diesel::dsl::exists;
 use diesel::prelude::*;
 use diesel_async::RunQueryDsl;
 use serde::{Deserialize, Serialize};
@@ -240,7 +241,7 @@ pub async fn page(conn: &mut Conn, viewer: &Viewer, filter: &Filter, stretch: St
     Ok(rows)
 }
 
-/// The events of each of these tasks, which the viewer sees.
+/// The events of each of these tasks, which the viewer sees. The history of a task goes with it.
 pub async fn pages_of_tasks(conn: &mut Conn, tasks: &[Id], stretch: Stretch) -> Result<HashMap<Id, Vec<Event>>> {
     let mut rows: Vec<Event> = on!(conn, |c| {
         let mut query = events::table
@@ -248,6 +249,7 @@ pub async fn pages_of_tasks(conn: &mut Conn, tasks: &[Id], stretch: Stretch) -> 
             .filter(events::kind.lt(Kind::FIRST_INTERNAL))
             .filter(events::xid.lt(Horizon))
             .filter(events::task_id.eq(Parent.nullable()))
+            .filter(exists(tasks::table.filter(tasks::id.nullable().eq(events::task_id))))
             .into_boxed::<Backend>();
         stretched!(query, stretch);
         each::<Event, _>(tasks, "events", query).load(c).await

@@ -5,9 +5,17 @@
 
 mod harness;
 
+mod access;
+mod account;
+mod comment;
+mod event;
 mod journey;
+mod label;
 mod leaving;
 mod login;
+mod project;
 mod recovery;
 mod relay;
 mod session;
+mod task;
+mod user;

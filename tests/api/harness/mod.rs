@@ -35,7 +35,7 @@ use fasttrack::{App, graphql, http, jobs};
 use reqwest::{Method, RequestBuilder};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
-use tokio::runtime::{Builder, Runtime};
+use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -69,6 +69,7 @@ pub struct Server {
     /// Where it listens.
     pub address: SocketAddr,
     http: reqwest::Client,
+    threads: Handle,
     name: String,
     stop: CancellationToken,
     running: Option<Running>,
@@ -119,8 +120,9 @@ impl Server {
             (app, address, jobs, tokio::spawn(http::serve(listener, router, stopped)))
         });
         let (app, address, jobs, served) = starting.await.expect("a server that starts");
+        let threads = runtime.handle().clone();
         let running = Some(Running { runtime, served, jobs, database });
-        Self { app, address, http: reqwest::Client::new(), name, stop, running }
+        Self { app, address, http: reqwest::Client::new(), threads, name, stop, running }
     }
 
     /// Somebody new, who has signed up and logged in.
@@ -133,18 +135,31 @@ impl Server {
 
     /// Somebody new with the role ADMIN, made as `fasttrack user create --admin` does it.
     pub async fn admin(&self, username: &str) -> Person {
-        let email = format!("{username}@example.org");
-        let account = NewAccount {
-            email: &email,
-            username,
-            password: PASSWORD,
-            display_name: None,
-            role: Role::Admin,
-            email_verified: true,
-        };
-        let new = account.check(&self.app).await.expect("a good account");
-        user::create(&self.app.db, self.app.clock.now(), &new, &Origin::default()).await.expect("a new account");
+        let (email, handle) = (format!("{username}@example.org"), username.to_owned());
+        let made = self.run(async move |app| {
+            let account = NewAccount {
+                email: &email,
+                username: &handle,
+                password: PASSWORD,
+                display_name: None,
+                role: Role::Admin,
+                email_verified: true,
+            };
+            let new = account.check(&app).await?;
+            user::create(&app.db, app.clock.now(), &new, &Origin::default()).await
+        });
+        made.await.expect("a new account");
         self.login(username).await
+    }
+
+    /// Does something with the server's own parts, on its own threads: a database connection lives on those that opened
+    /// it.
+    pub async fn run<T, F>(&self, work: impl FnOnce(Arc<App>) -> F) -> T
+    where
+        T: Send + 'static,
+        F: Future<Output = T> + Send + 'static,
+    {
+        self.threads.spawn(work(Arc::clone(&self.app))).await.expect("work without a panic")
     }
 
     /// Logs somebody in once more.
@@ -156,12 +171,7 @@ impl Server {
     pub async fn login_with(&self, username: &str, password: &str) -> Person {
         let reply = self.post("/auth/login", json!({ "username": username, "password": password })).await;
         assert_eq!(reply.status, 200, "{username} logs in: {}", reply.body);
-        let mut person = Person {
-            username: username.to_owned(),
-            access_token: Some(text(&reply.body["access_token"])),
-            refresh_token: text(&reply.body["refresh_token"]),
-            ..self.nobody()
-        };
+        let mut person = Person { username: username.to_owned(), ..self.nobody() }.with_tokens(&reply.body);
         person.id = text(&person.query("{ viewer { id } }", json!({})).await["viewer"]["id"]);
         person
     }
@@ -175,6 +185,7 @@ impl Server {
             refresh_token: String::new(),
             http: self.http.clone(),
             app: Arc::clone(&self.app),
+            threads: self.threads.clone(),
             address: self.address,
         }
     }
@@ -197,9 +208,9 @@ impl Server {
 
     /// What is kept of somebody's password.
     pub async fn stored_hash(&self, username: &str) -> String {
-        let mut conn = self.app.db.conn().await.expect("a connection");
-        let found = account::credential(&mut conn, username).await.expect("an answer");
-        found.expect("an account").password_hash
+        let username = username.to_owned();
+        let found = self.run(async move |app| account::credential(&mut app.db.conn().await?, &username).await);
+        found.await.expect("an answer").expect("an account").password_hash
     }
 
     /// Everything that is in the database, as text.
