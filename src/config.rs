@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::db::Location;
+use crate::network::Network;
 
 /// A key that must not appear in logs.
 #[derive(Clone, PartialEq, Eq)]
@@ -96,6 +97,9 @@ pub struct Config {
     /// `RATE_LIMIT_ENABLED` with `RATE_LIMIT_CREDENTIALS_PER_MINUTE` (5), `RATE_LIMIT_AUTH_PER_MINUTE` (100) and
     /// `RATE_LIMIT_GRAPHQL_PER_MINUTE` (1200). Default on.
     pub rate_limits: Option<RateLimits>,
+    /// `TRUSTED_PROXIES`: addresses or networks (`10.0.0.0/8`), comma-separated, whose `X-Forwarded-For` is believed.
+    /// Default none.
+    pub trusted_proxies: Vec<Network>,
     /// `REDIS_URL`: shared by several instances. Default none.
     pub redis_url: Option<Secret>,
     /// `SMTP_URL`: `smtp://…` or `smtps://user:password@host`. Default none: mail is written to the log.
@@ -125,7 +129,7 @@ impl Invalid {
 }
 
 /// The names of all settings, as `.env.example` must list them.
-pub const NAMES: [&str; 26] = [
+pub const NAMES: [&str; 27] = [
     "DATABASE_URL",
     "DATABASE_CONNECTIONS",
     "LISTEN_ADDR",
@@ -145,6 +149,7 @@ pub const NAMES: [&str; 26] = [
     "RATE_LIMIT_CREDENTIALS_PER_MINUTE",
     "RATE_LIMIT_AUTH_PER_MINUTE",
     "RATE_LIMIT_GRAPHQL_PER_MINUTE",
+    "TRUSTED_PROXIES",
     "REDIS_URL",
     "SMTP_URL",
     "MAIL_FROM",
@@ -168,6 +173,12 @@ impl Source<'_> {
             None => Ok(default),
             Some(value) => value.parse().map_err(|_| Invalid::new(name, format!("cannot read {value:?}"))),
         }
+    }
+
+    fn list<T: std::str::FromStr>(&self, name: &'static str) -> Result<Vec<T>, Invalid> {
+        let text = self.text(name).unwrap_or_default();
+        let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
+        items.map(|item| item.parse().map_err(|_| Invalid::new(name, format!("cannot read {item:?}")))).collect()
     }
 
     fn positive(&self, name: &'static str, default: u32) -> Result<u32, Invalid> {
@@ -250,6 +261,7 @@ impl Config {
             },
             cors_origins: origins(&source)?,
             rate_limits: source.switch("RATE_LIMIT_ENABLED", true)?.then_some(limits),
+            trusted_proxies: source.list("TRUSTED_PROXIES")?,
             redis_url: source.text("REDIS_URL").map(Secret::new),
             smtp_url: source.text("SMTP_URL").map(Secret::new),
             mail_from,

@@ -1,6 +1,7 @@
 //! fasttrack
 
 pub mod access;
+pub mod admission;
 pub mod auth;
 pub mod config;
 pub mod db;
@@ -13,6 +14,7 @@ pub mod id;
 pub mod jobs;
 pub mod limits;
 pub mod mail;
+pub mod network;
 pub mod store;
 pub mod time;
 

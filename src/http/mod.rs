@@ -1,6 +1,11 @@
 //! The server's doors: the router on one page, with what stands around every request.
 
+pub mod address;
+pub mod answer;
 pub mod graphql;
+pub mod negotiate;
+pub mod operation;
+pub mod origin;
 pub mod playground;
 pub mod problem;
 
@@ -28,17 +33,17 @@ use crate::id::Id;
 use problem::Problem;
 
 const AUTH_BODY: usize = 8 * 1024;
-const GRAPHQL_BODY: usize = 256 * 1024;
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// The id of a request, for its answer and its lines in the log.
+#[derive(Clone, Debug)]
+pub struct RequestId(pub Arc<str>);
 
 /// Everything that is served.
 pub fn router(app: &Arc<App>, schema: Schema) -> Router {
-    let graphql = graphql::Door { app: Arc::clone(app), schema };
+    let door = operation::Door::new(Arc::clone(app), schema);
     let auth = rest::routes().layer(DefaultBodyLimit::max(AUTH_BODY)).with_state(Arc::clone(app));
-    let graphql = Router::new()
-        .route("/graphql", get(graphql::socket).post(graphql::post))
-        .layer(DefaultBodyLimit::max(GRAPHQL_BODY))
-        .with_state(graphql);
+    let graphql = Router::new().route("/graphql", get(graphql::serve).post(graphql::serve)).with_state(door);
     let mut router = Router::new()
         .route("/livez", get(async || "ok"))
         .route("/readyz", get(ready).with_state(Arc::clone(app)))
@@ -89,12 +94,13 @@ fn panicked(cause: Box<dyn std::any::Any + Send>) -> Response {
 }
 
 /// Around every request: an id, a line in the log, and the headers that keep browsers careful.
-async fn around(request: Request, next: Next) -> Response {
-    let id = Id::new().to_string();
+async fn around(mut request: Request, next: Next) -> Response {
+    let id: Arc<str> = Id::new().to_string().into();
+    request.extensions_mut().insert(RequestId(Arc::clone(&id)));
     let route = request.extensions().get::<MatchedPath>().map_or("-", MatchedPath::as_str).to_owned();
     let span = tracing::info_span!(
         "request",
-        id,
+        %id,
         method = %request.method(),
         route,
         operation = tracing::field::Empty,
