@@ -7,21 +7,26 @@
 //! No batches, no multipart, no forms: what a page of another site can make a browser send without asking first (a
 //! "simple request") is refused, whatever it says.
 
+use std::net::IpAddr;
+
 use async_graphql::parser::types::OperationType;
 use axum::Extension;
 use axum::body::Bytes;
+use axum::extract::ws::WebSocketUpgrade;
+use axum::extract::ws::rejection::WebSocketUpgradeRejection;
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde_json::{Map, Value};
 
-use super::RequestId;
 use super::address::ClientAddress;
 use super::answer::{Answer, Refused, to_json, too_large, whole_seconds};
 use super::negotiate::{Media, answer_type, is_json_utf8};
 use super::operation::{Door, Words};
-use super::origin::is_cross_site_simple;
+use super::origin::{is_cross_site_simple, is_known};
+use super::websocket::{self, Opening};
+use super::{Lifeline, RequestId};
 use crate::access::Viewer;
 use crate::auth::{self, bearer};
 use crate::error::{Code, Error};
@@ -29,13 +34,38 @@ use crate::error::{Code, Error};
 /// Bytes of a request's body.
 const MAX_BODY: usize = 256 * 1024;
 
-/// An operation by POST, or a query by GET.
-pub async fn serve(
+/// An operation by POST.
+pub async fn post(
     State(door): State<Door>,
     ClientAddress(address): ClientAddress,
     Extension(id): Extension<RequestId>,
     request: Request,
 ) -> Response {
+    serve(&door, address, &id, request).await
+}
+
+/// A query by GET, or a socket.
+pub async fn get(
+    State(door): State<Door>,
+    ClientAddress(address): ClientAddress,
+    Extension(id): Extension<RequestId>,
+    lifeline: Lifeline,
+    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
+    request: Request,
+) -> Response {
+    let Ok(upgrade) = upgrade else {
+        return serve(&door, address, &id, request).await;
+    };
+    let headers = request.headers();
+    if !is_known(headers, &door.app.config.cors_origins) {
+        let refused = Refused::new(Code::Forbidden, "A page of this origin may not open a socket.");
+        return answered(Media::GraphqlResponse, &Answer::refused(refused, &id.0));
+    }
+    let authorization = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()).map(ToOwned::to_owned);
+    websocket::open(door, upgrade, Opening { address, request_id: id.0, authorization, lifeline })
+}
+
+async fn serve(door: &Door, address: IpAddr, id: &RequestId, request: Request) -> Response {
     let Some(media) = answer_type(request.headers()) else {
         let message = "Answers are application/graphql-response+json, application/json or, for subscriptions, \
                        text/event-stream.";
@@ -43,7 +73,7 @@ pub async fn serve(
     };
     // A stream of events is refused before it begins with a status of its own.
     let refusal = if media == Media::EventStream { Media::GraphqlResponse } else { media };
-    match run(&door, address, &id, media, request).await {
+    match run(door, address, id, media, request).await {
         Ok(response) => response,
         Err(refused) => answered(refusal, &Answer::refused(refused, &id.0)),
     }
@@ -51,7 +81,7 @@ pub async fn serve(
 
 async fn run(
     door: &Door,
-    address: std::net::IpAddr,
+    address: IpAddr,
     id: &RequestId,
     media: Media,
     request: Request,

@@ -1,5 +1,6 @@
 //! The server's doors: the router on one page, with what stands around every request.
 
+pub mod accept;
 pub mod address;
 pub mod answer;
 pub mod graphql;
@@ -8,8 +9,9 @@ pub mod operation;
 pub mod origin;
 pub mod playground;
 pub mod problem;
+pub mod protocol;
+pub mod websocket;
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,8 +21,6 @@ use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use tokio::net::TcpListener;
-use tokio_util::sync::CancellationToken;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::cors::CorsLayer;
 use tracing::Instrument;
@@ -30,6 +30,7 @@ use crate::auth::rest;
 use crate::error::Code;
 use crate::graphql::Schema;
 use crate::id::Id;
+pub use accept::{Lifeline, serve};
 use problem::Problem;
 
 const AUTH_BODY: usize = 8 * 1024;
@@ -43,7 +44,7 @@ pub struct RequestId(pub Arc<str>);
 pub fn router(app: &Arc<App>, schema: Schema) -> Router {
     let door = operation::Door::new(Arc::clone(app), schema);
     let auth = rest::routes().layer(DefaultBodyLimit::max(AUTH_BODY)).with_state(Arc::clone(app));
-    let graphql = Router::new().route("/graphql", get(graphql::serve).post(graphql::serve)).with_state(door);
+    let graphql = Router::new().route("/graphql", get(graphql::get).post(graphql::post)).with_state(door);
     let mut router = Router::new()
         .route("/livez", get(async || "ok"))
         .route("/readyz", get(ready).with_state(Arc::clone(app)))
@@ -58,13 +59,6 @@ pub fn router(app: &Arc<App>, schema: Schema) -> Router {
         .layer(cors(&app.config.cors_origins))
         .layer(CatchPanicLayer::custom(panicked))
         .layer(middleware::from_fn(around))
-}
-
-/// Serves until the token is cancelled, then lets the requests in flight finish.
-pub async fn serve(listener: TcpListener, router: Router, stop: CancellationToken) -> std::io::Result<()> {
-    axum::serve(listener, router.into_make_service_with_connect_info::<SocketAddr>())
-        .with_graceful_shutdown(stop.cancelled_owned())
-        .await
 }
 
 /// Whether the server can do its work: the database answers.

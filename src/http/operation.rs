@@ -13,6 +13,7 @@ use futures_util::{FutureExt, StreamExt};
 use serde_json::{Map, Value};
 
 use super::answer::{Answer, Refused};
+use super::websocket::Sockets;
 use crate::App;
 use crate::access::Viewer;
 use crate::admission::{self, Admitted};
@@ -69,6 +70,8 @@ pub struct Door {
     pub schema: Schema,
     /// What a document may cost.
     pub limits: Arc<admission::Limits>,
+    /// Who has how many sockets open.
+    pub sockets: Arc<Sockets>,
 }
 
 impl FromRef<Door> for Arc<App> {
@@ -89,7 +92,7 @@ pub struct Operation {
 impl Door {
     /// A door to this schema.
     pub fn new(app: Arc<App>, schema: Schema) -> Self {
-        Self { app, schema, limits: Arc::default() }
+        Self { app, schema, limits: Arc::default(), sockets: Arc::default() }
     }
 
     /// Counts a request against the limits of who makes it.
