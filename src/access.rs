@@ -57,6 +57,8 @@ pub enum Action {
     SeeUser,
     /// Read a user's e-mail, role, activity, statistics, projects and assigned tasks.
     ReadAccount,
+    /// List a user's sessions.
+    ReadSessions,
     /// List all users and change their role or whether they are active.
     ManageUsers,
     /// See a project with its labels and statistics.
@@ -89,6 +91,7 @@ pub const fn allowed(action: Action) -> &'static [Standing] {
     match action {
         Action::SeeUser => &[Anyone],
         Action::ReadAccount => &[Oneself, Admin],
+        Action::ReadSessions => &[Oneself],
         Action::ManageUsers => &[Admin],
         Action::SeeProject => &[Owner, Assignee, Admin],
         Action::SeeEveryTask => &[Owner, Admin],

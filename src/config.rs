@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use crate::db::Location;
 use crate::network::Network;
+use crate::store::lockout::Rule;
 
 /// A key that must not appear in logs.
 #[derive(Clone, PartialEq, Eq)]
@@ -144,6 +145,19 @@ pub struct Config {
     pub smtp_url: Option<Secret>,
     /// `MAIL_FROM`: the sender of mails. Default `fasttrack <noreply@localhost>`.
     pub mail_from: String,
+    /// `VERIFY_EMAIL_URL`: the page that the link to verify an e-mail address opens; the token is added as `#token=…`.
+    /// Default: the server's own page under `PUBLIC_URL`.
+    pub verify_email_url: String,
+    /// `PASSWORD_RESET_URL`: the page that the link to set a new password opens; the token is added as `#token=…`.
+    /// Default: the server's own page under `PUBLIC_URL`.
+    pub reset_password_url: String,
+    /// `REQUIRE_VERIFIED_EMAIL`: whether people must verify their e-mail address before they can log in. Default off.
+    pub require_verified_email: bool,
+    /// `LOCKOUT_FAILURES` (5) and `LOCKOUT_MINUTES` (30): after so many wrong passwords for one identifier an address
+    /// may not try it for so long.
+    pub lockout: Rule,
+    /// `AUDIT_RETENTION_DAYS`: how long the audit log is kept. Default 365.
+    pub audit_retention: Duration,
     /// `GRAPHIQL_ENABLED`: whether `/graphiql` is served. Default on.
     pub graphiql: bool,
     /// `INTROSPECTION_ENABLED`: whether the schema can be asked for. Default on.
@@ -167,7 +181,7 @@ impl Invalid {
 }
 
 /// The names of all settings, as `.env.example` must list them.
-pub const NAMES: [&str; 38] = [
+pub const NAMES: [&str; 44] = [
     "DATABASE_URL",
     "DATABASE_CONNECTIONS",
     "LISTEN_ADDR",
@@ -202,6 +216,12 @@ pub const NAMES: [&str; 38] = [
     "REDIS_URL",
     "SMTP_URL",
     "MAIL_FROM",
+    "VERIFY_EMAIL_URL",
+    "PASSWORD_RESET_URL",
+    "REQUIRE_VERIFIED_EMAIL",
+    "LOCKOUT_FAILURES",
+    "LOCKOUT_MINUTES",
+    "AUDIT_RETENTION_DAYS",
     "GRAPHIQL_ENABLED",
     "INTROSPECTION_ENABLED",
     "LOG_FORMAT",
@@ -288,6 +308,7 @@ impl Config {
         };
         let public_url = source.text("PUBLIC_URL").unwrap_or_else(|| format!("http://{listen}"));
         url::Url::parse(&public_url).map_err(|error| Invalid::new("PUBLIC_URL", error.to_string()))?;
+        let public_url = public_url.trim_end_matches('/').to_owned();
         let mail_from = source.text("MAIL_FROM").unwrap_or_else(|| "fasttrack <noreply@localhost>".to_owned());
         mail_from
             .parse::<lettre::message::Mailbox>()
@@ -296,7 +317,6 @@ impl Config {
             database,
             database_connections: source.positive("DATABASE_CONNECTIONS", 8)? as usize,
             listen,
-            public_url: public_url.trim_end_matches('/').to_owned(),
             secret_key,
             refresh_secret_key,
             access_lifetime: Duration::from_secs(60 * u64::from(source.positive("ACCESS_TOKEN_EXPIRE_MINUTES", 15)?)),
@@ -333,10 +353,28 @@ impl Config {
             redis_url: source.text("REDIS_URL").map(Secret::new),
             smtp_url: source.text("SMTP_URL").map(Secret::new),
             mail_from,
+            verify_email_url: page(&source, "VERIFY_EMAIL_URL", &public_url, "/auth/verify-email")?,
+            reset_password_url: page(&source, "PASSWORD_RESET_URL", &public_url, "/auth/password-reset")?,
+            require_verified_email: source.switch("REQUIRE_VERIFIED_EMAIL", false)?,
+            lockout: Rule {
+                failures: i32::try_from(source.positive("LOCKOUT_FAILURES", 5)?).unwrap_or(i32::MAX),
+                duration: Duration::from_secs(60 * u64::from(source.positive("LOCKOUT_MINUTES", 30)?)),
+            },
+            audit_retention: Duration::from_secs(86_400 * u64::from(source.positive("AUDIT_RETENTION_DAYS", 365)?)),
             graphiql: source.switch("GRAPHIQL_ENABLED", true)?,
             introspection: source.switch("INTROSPECTION_ENABLED", true)?,
             log_json: source.choice("LOG_FORMAT", false, &[("text", false), ("json", true)])?,
+            public_url,
         })
+    }
+}
+
+fn page(source: &Source<'_>, name: &'static str, public_url: &str, path: &str) -> Result<String, Invalid> {
+    let Some(url) = source.text(name) else { return Ok(format!("{public_url}{path}")) };
+    match url::Url::parse(&url) {
+        Ok(parsed) if parsed.fragment().is_none() => Ok(url),
+        Ok(_) => Err(Invalid::new(name, "must not have a fragment: the token goes there")),
+        Err(error) => Err(Invalid::new(name, error.to_string())),
     }
 }
 

@@ -41,12 +41,14 @@ pub enum Code {
     DocumentNotTrusted,
     /// An argument or a variable is out of its range or of the wrong kind, such as a cursor of another list.
     BadUserInput,
-    /// REST: one or more body fields are wrong; `errors` lists them.
-    InvalidInput,
     /// No access token, or one that is expired, revoked or not ours.
     Unauthenticated,
     /// REST: unknown identifier or wrong password; the same for both.
     InvalidCredentials,
+    /// REST: too many wrong passwords for this identifier from this address; try again after the time given.
+    LockedOut,
+    /// REST: the right password, but the e-mail address must be verified before logging in.
+    EmailNotVerified,
     /// Seen, but not permitted to this viewer, this origin or this host.
     Forbidden,
     /// Not there, or not there for this viewer.
@@ -63,7 +65,7 @@ pub enum Code {
 
 impl Code {
     /// Every code, for the table in the documentation and its test.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 25] = [
         Self::BadRequest,
         Self::PayloadTooLarge,
         Self::UnsupportedMediaType,
@@ -79,9 +81,10 @@ impl Code {
         Self::PersistedQueryNotFound,
         Self::DocumentNotTrusted,
         Self::BadUserInput,
-        Self::InvalidInput,
         Self::Unauthenticated,
         Self::InvalidCredentials,
+        Self::LockedOut,
+        Self::EmailNotVerified,
         Self::Forbidden,
         Self::NotFound,
         Self::RateLimited,
@@ -108,9 +111,10 @@ impl Code {
             Self::PersistedQueryNotFound => "PERSISTED_QUERY_NOT_FOUND",
             Self::DocumentNotTrusted => "DOCUMENT_NOT_TRUSTED",
             Self::BadUserInput => "BAD_USER_INPUT",
-            Self::InvalidInput => "INVALID_INPUT",
             Self::Unauthenticated => "UNAUTHENTICATED",
             Self::InvalidCredentials => "INVALID_CREDENTIALS",
+            Self::LockedOut => "LOCKED_OUT",
+            Self::EmailNotVerified => "EMAIL_NOT_VERIFIED",
             Self::Forbidden => "FORBIDDEN",
             Self::NotFound => "NOT_FOUND",
             Self::RateLimited => "RATE_LIMITED",
@@ -148,9 +152,14 @@ impl Code {
             Self::BadUserInput => {
                 "An argument or a variable is out of its range or of the wrong kind, such as a cursor of another list."
             }
-            Self::InvalidInput => "REST: one or more body fields are wrong; `errors` lists them.",
             Self::Unauthenticated => "No access token, or one that is expired, revoked or not ours.",
             Self::InvalidCredentials => "REST: unknown identifier or wrong password; the same for both.",
+            Self::LockedOut => {
+                "REST: too many wrong passwords for this identifier from this address; try again after the time given."
+            }
+            Self::EmailNotVerified => {
+                "REST: the right password, but the e-mail address must be verified before logging in."
+            }
             Self::Forbidden => "Seen, but not permitted to this viewer, this origin or this host.",
             Self::NotFound => "Not there, or not there for this viewer.",
             Self::RateLimited => "Too many requests; try again after the time given.",
@@ -171,7 +180,7 @@ impl Code {
             | Self::BadUserInput
             | Self::CursorExpired => 400,
             Self::Unauthenticated | Self::InvalidCredentials => 401,
-            Self::DocumentNotTrusted | Self::Forbidden => 403,
+            Self::DocumentNotTrusted | Self::EmailNotVerified | Self::Forbidden => 403,
             Self::NotFound => 404,
             Self::MethodNotAllowed => 405,
             Self::NotAcceptable => 406,
@@ -180,9 +189,8 @@ impl Code {
             Self::ValidationFailed
             | Self::DocumentTooComplex
             | Self::OperationNotFound
-            | Self::OperationNameRequired
-            | Self::InvalidInput => 422,
-            Self::RateLimited => 429,
+            | Self::OperationNameRequired => 422,
+            Self::RateLimited | Self::LockedOut => 429,
             Self::Internal => 500,
             Self::Unavailable => 503,
         }
@@ -190,7 +198,7 @@ impl Code {
 
     /// Whether the same request may succeed later, unchanged.
     pub const fn retryable(self) -> bool {
-        matches!(self, Self::RateLimited | Self::Unavailable)
+        matches!(self, Self::RateLimited | Self::LockedOut | Self::Unavailable)
     }
 
     /// Whether it says something about the document of a request that is otherwise well formed: such an answer has the

@@ -7,12 +7,13 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::App;
+use crate::db::{Bell, Db};
 use crate::error::Result;
 use crate::mail::Mailer;
-use crate::store::session;
+use crate::store::{audit, lockout, session, token};
 
-/// How often the mail queue is looked at.
-const MAIL: Duration = Duration::from_secs(2);
+/// How often the mail queue is looked at; what is queued here is sent at once.
+const MAIL: Duration = Duration::from_secs(5);
 /// How often what has ended is cleared away.
 const CLEANING: Duration = Duration::from_secs(600);
 /// How long ended sessions are kept, to be looked at.
@@ -22,25 +23,42 @@ const ENDED_SESSIONS: Duration = Duration::from_secs(30 * 86_400);
 pub fn start(app: &Arc<App>, stop: &CancellationToken) -> Result<TaskTracker> {
     let tracker = TaskTracker::new();
     tracker.spawn(app.hub.clone().tail(app.db.clone(), stop.clone()));
-    let mailer = Mailer::new(&app.config)?;
-    let mailing = Arc::clone(app);
-    tracker.spawn(every(MAIL, stop.clone(), async move || mailer.send_due(&mailing.db, &mailing.clock).await));
+    let mailer = Mailer::new(Arc::clone(app))?;
+    tracker.spawn(every(MAIL, Some((app.db.clone(), Bell::Mail)), stop.clone(), async move || mailer.send_due().await));
     let cleaning = Arc::clone(app);
-    tracker.spawn(every(CLEANING, stop.clone(), async move || {
-        session::drop_ended(&cleaning.db, cleaning.clock.now().minus(ENDED_SESSIONS)).await.map(|_| ())
+    tracker.spawn(every(CLEANING, None, stop.clone(), async move || {
+        let (db, now) = (&cleaning.db, cleaning.clock.now());
+        session::drop_ended(db, now.minus(ENDED_SESSIONS)).await?;
+        token::drop_ended(db, now).await?;
+        lockout::drop_ended(db, now.minus(cleaning.config.lockout.duration)).await?;
+        audit::drop_older(db, now.minus(cleaning.config.audit_retention)).await?;
+        Ok(())
     }));
     tracker.close();
     Ok(tracker)
 }
 
-async fn every(pause: Duration, stop: CancellationToken, job: impl AsyncFn() -> Result<()>) {
+/// Does a job, and again after the pause or when the bell rings. One that fails is tried again; what is under way when
+/// the server stops is broken off, as every step of a job may be.
+async fn every(pause: Duration, bell: Option<(Db, Bell)>, stop: CancellationToken, job: impl AsyncFn() -> Result<()>) {
     loop {
-        if let Err(error) = job().await {
+        let done = tokio::select! {
+            () = stop.cancelled() => return,
+            done = job() => done,
+        };
+        if let Err(error) = done {
             let (code, ..) = error.told();
             tracing::warn!(code = code.as_str(), "a job failed; it is tried again");
         }
+        let rung = async {
+            match &bell {
+                Some((db, bell)) => db.rung(*bell).await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             () = stop.cancelled() => return,
+            () = rung => {}
             () = tokio::time::sleep(pause) => {}
         }
     }

@@ -1,4 +1,106 @@
-//! fasttrack
+//! `fasttrack`: a GraphQL server for task management, over SQLite or PostgreSQL. This page is the map of the house; what
+//! a client can do is in the README and in the descriptions of the schema.
+//!
+//! # The idea in four sentences
+//!
+//! A **noun** has two files of the same name: `graphql/task.rs` (what a client can say about tasks, in the order of the
+//! SDL) and `store/task.rs` (what the database does about them). A **read** is one query; a **write** is one
+//! transaction that changes rows *and appends its event*, so that an event can neither be forgotten nor lie. **Who may**
+//! is one table, [`access::allowed`], quoted by guards on fields and asked again where the rows are read. **Live** is a
+//! reader of the event log; whoever commits only rings a bell.
+//!
+//! # Who sees whom
+//!
+//! ```text
+//! main → http → { auth, graphql } → store → { events, db }
+//! ```
+//!
+//! Each may use what is to its right. What stands beside the line may be used from everywhere and looks at nothing on
+//! it but the shapes of [`db`]: [`access`] (who may), [`error`] (what a client is told), [`config`], [`id`], [`time`],
+//! [`limits`]; [`mail`] is written to by `store`, [`jobs`] and [`demo`] are started by `main`. One thing looks back: the
+//! REST door [`auth::rest`] answers with [`http::problem`] and shows ids by [`graphql::node`].
+//!
+//! | module | what lives there |
+//! |---|---|
+//! | [`http`] | the router on one page, GraphQL over HTTP and WebSocket, GraphiQL, problem documents |
+//! | [`auth`] | from a request to its [`access::Viewer`]; the `/auth` routes; passwords and tokens |
+//! | [`graphql`] | the nouns' types, queries, inputs, mutations and subscriptions; guards, global ids, connections, loaders |
+//! | [`store`] | the nouns' rows, reads and transactions; [`store::value`] has what was checked, such as a `Title` |
+//! | [`events`] | the log (transactional outbox) and [`events::hub`], which tails it and fans out |
+//! | [`db`] | [`db::Db`], [`db::Conn`] and [`on!`]; types, tables, migrations, keyset paging |
+//!
+//! There is no layer that only forwards: no repository trait with one implementation, no queries in resolvers, no rights
+//! in bodies.
+//!
+//! # `updateTask` in three files
+//!
+//! 1. [`http::graphql::post`] resolves the viewer once (token → session → role, read from the database) and puts it into
+//!    a [`graphql::Caller`], with fresh loaders.
+//! 2. `update_task` in [`graphql::task`] has the description, the guard and the input. It parses the input into
+//!    [`store::task::Changes`], where an absent field differs from null, and runs the write by
+//!    [`graphql::payload::write`]: in a task of its own, so that a client that goes away cannot cut it in half. Faults
+//!    become `userErrors`, everything else a top-level error.
+//! 3. [`store::task::update`] is one transaction: read the row as the viewer sees it, ask the table, apply the changes,
+//!    `UPDATE … WHERE version = …`, then [`events::append`]. After the commit [`db::Db::transaction`] rings the bell.
+//!
+//! # A task is assigned → its subscriber, in four files
+//!
+//! 1. [`store::task`] writes the row, the event and the mail to the assignee in one transaction.
+//! 2. [`events`] keeps the log in the order of commits. On PostgreSQL that is `(transaction, row)`, and only what is
+//!    below the oldest transaction still open is read, so that a slow one is never skipped; SQLite has one writer.
+//! 3. [`events::hub`] tails the log, finds the subscribers by the people whom the event concerns and puts it into their
+//!    bounded queues. The bell makes it prompt and a slow poll makes it certain, also for what another instance wrote.
+//! 4. [`graphql::live`] asks the rights again for each event and yields it; with `after`, or when its queue ran over, it
+//!    reads the log first. [`graphql::event`] says what the event looks like.
+//!
+//! # How to add a noun
+//!
+//! 1. `migrations/{sqlite,postgres}/<time>_<what>/` with the same names on both sides, and the table in [`db::schema`].
+//! 2. `store/<noun>.rs`: the row, its `Subject` for [`access`], its reads (`by_ids`, `page`, `count`) and its writes.
+//! 3. An [`access::Action`] for each right and its line in [`access::allowed`]: the match has no wildcard.
+//! 4. `graphql/<noun>.rs`: type, connection, queries, mutations. Give it a number in [`graphql::node::Noun`] and an arm in
+//!    `node`, its loads in [`graphql::loader`], and merge its roots in [`graphql`].
+//! 5. `cargo run -- schema > schema.graphql`.
+//!
+//! # How to add a mutation
+//!
+//! Input, payload and resolver in `graphql/<noun>.rs`, written like their neighbours: the resolver parses and calls one
+//! function of `store/<noun>.rs`, which is one transaction that asks [`access::Viewer::require`] of the row it has just
+//! read and appends its event. What the caller can put right is an [`error::Fault`] with a [`error::FaultCode`]; list
+//! those in the mutation's description. Then print the schema as above.
+//!
+//! # How to add an event
+//!
+//! A kind with a number of its own in [`events::Kind`] (numbers are never used twice; from 100 on they are for the
+//! server alone). Whoever writes it fills in whom and what it concerns, by the functions in [`store::event`]; who may
+//! see it is [`store::event::sees`] and the same rule as a query in [`store::event::page`], to be changed together. In
+//! [`graphql::event`] it needs a type in `events!`, an arm in `Event::of` and a value of `EventType`.
+//!
+//! # One query text for two databases
+//!
+//! A [`db::Conn`] is a connection to either. [`on!`] puts a plain diesel expression into both arms of a match, so the
+//! compiler checks each query against both backends:
+//!
+//! ```ignore
+//! let task = on!(conn, |c| tasks::table.find(id).select(Task::as_select()).first(c).await)?;
+//! ```
+//!
+//! A boxed query is built inside of it, by `into_boxed::<Backend>()`; conditions that several queries share are macros
+//! next to them (`narrow!`). [`db::types::sql`] has the column types that the databases keep differently: an
+//! [`id::Id`] is a `uuid` or 16 bytes, a [`time::Timestamp`] a `timestamptz` or microseconds. An expression that is
+//! spelled differently is a `spelled!` item, and what truly differs (a row lock) is one `match` where it is needed.
+//! Whatever depends on a locale is decided here and not there: text is folded by [`store::value`] before it is kept or
+//! compared, and keys are ordered byte by byte.
+//!
+//! # How paging works
+//!
+//! A place in a list is the value that it is ordered by and the row's id ([`db::page::Position`]); a cursor is that
+//! place under a tag of its list and order. `keyset!` turns a [`db::page::Window`] into one range of an index,
+//! `(value, id) > (?, ?)`, of one row more than asked for, which tells whether there is another page. Whoever sees
+//! several ranges (own projects, tasks assigned elsewhere) has each walked by its own index, and
+//! [`db::page::Window::page`] merges them. For nested lists [`db::page::each`] runs the bounded query once for each
+//! parent in one statement, so that "ten tasks of each of a hundred projects" is one round trip, and loaders collect
+//! the parents. `totalCount` is a query of its own, run only when it is selected.
 
 pub mod access;
 pub mod admission;

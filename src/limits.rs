@@ -51,6 +51,17 @@ impl Who {
     }
 }
 
+/// The network of an address as text: the address itself, of IPv6 its /64.
+pub fn network(address: IpAddr) -> String {
+    match address.to_canonical() {
+        IpAddr::V4(v4) => v4.to_string(),
+        IpAddr::V6(v6) => {
+            let [a, b, c, d, ..] = v6.segments();
+            format!("{a:x}:{b:x}:{c:x}:{d:x}::/64")
+        }
+    }
+}
+
 #[derive(Clone, Copy)]
 struct Window {
     minute: i64,

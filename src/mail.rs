@@ -1,177 +1,195 @@
-//! Outgoing mail: written to a queue in the transaction of the change that asks for it, sent by a background job over
-//! SMTP, or to the log when no server is configured.
+//! Outgoing mail: takes what is due from the queue, finds the words, makes the tokens they need, and sends it over SMTP,
+//! or to the log when no server is configured.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use diesel::prelude::*;
-use diesel_async::RunQueryDsl;
-use lettre::message::{Mailbox, Message};
+use lettre::message::{Mailbox, Message, MultiPart};
 use lettre::{AsyncSmtpTransport, AsyncTransport, Tokio1Executor};
 
-use crate::config::Config;
-use crate::db::schema::mails;
-use crate::db::{Conn, Db};
+use crate::App;
+use crate::auth::credential::MailToken;
 use crate::error::{Error, Result};
-use crate::id::Id;
-use crate::on;
-use crate::time::{Clock, Timestamp};
+use crate::store::mail::{self, Kind, Mail};
+use crate::store::token::{self, Purpose};
+use crate::store::user;
 
-/// A message that waits in the queue.
-#[derive(Clone, Debug, Queryable, Selectable, Insertable)]
-#[diesel(table_name = mails)]
-pub struct Mail {
-    /// Its id, also its Message-ID, so that a mail sent twice can be recognised.
-    pub id: Id,
-    /// Whom to.
-    pub recipient: String,
-    /// The subject line.
-    pub subject: String,
-    /// Plain text.
-    pub body: String,
-    /// When it was asked for.
-    pub created_at: Timestamp,
-    /// Not before this moment.
-    pub next_attempt_at: Timestamp,
-    /// How often it was tried.
-    pub attempts: i32,
-    /// Why the last attempt failed.
-    pub last_error: Option<String>,
-}
-
-/// Puts a message into the queue, in the transaction of the change that asks for it.
-pub async fn queue(tx: &mut Conn, now: Timestamp, recipient: &str, subject: String, body: String) -> Result<()> {
-    let mail = Mail {
-        id: Id::new(),
-        recipient: recipient.to_owned(),
-        subject,
-        body,
-        created_at: now,
-        next_attempt_at: now,
-        attempts: 0,
-        last_error: None,
-    };
-    on!(tx, |c| diesel::insert_into(mails::table).values(&mail).execute(c).await)?;
-    Ok(())
-}
-
-/// How many messages are taken from the queue at once.
-const BATCH: i64 = 20;
-/// While one instance sends a message the others leave it alone this long.
-const CLAIM: Duration = Duration::from_secs(120);
-/// A message that could not be sent in this many attempts, over about three days, is dropped.
-const ATTEMPTS: i32 = 16;
+/// How long one attempt may take.
+const TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a mailed token is good.
+const VERIFY: Duration = Duration::from_secs(24 * 3_600);
+const RESET: Duration = Duration::from_secs(30 * 60);
 
 /// Sends what is in the queue.
 pub struct Mailer {
+    app: Arc<App>,
     from: Mailbox,
     transport: Option<AsyncSmtpTransport<Tokio1Executor>>,
 }
 
+/// The words of a message: paragraphs, and a link to follow.
+struct Letter {
+    subject: String,
+    paragraphs: Vec<String>,
+    link: Option<String>,
+}
+
 impl Mailer {
     /// Over the configured server; without one, into the log.
-    pub fn new(config: &Config) -> Result<Self> {
-        let transport = match &config.smtp_url {
+    pub fn new(app: Arc<App>) -> Result<Self> {
+        let transport = match &app.config.smtp_url {
             None => None,
             Some(url) => {
                 let url = std::str::from_utf8(url.expose()).map_err(Error::internal)?;
                 let transport = AsyncSmtpTransport::<Tokio1Executor>::from_url(url).map_err(Error::internal)?;
-                Some(transport.timeout(Some(Duration::from_secs(30))).build())
+                Some(transport.timeout(Some(TIMEOUT)).build())
             }
         };
-        Ok(Self { from: config.mail_from.parse().map_err(Error::internal)?, transport })
+        Ok(Self { from: app.config.mail_from.parse().map_err(Error::internal)?, transport, app })
     }
 
     /// Sends every message that is due. One that fails is tried again, later each time.
-    pub async fn send_due(&self, db: &Db, clock: &Clock) -> Result<()> {
+    pub async fn send_due(&self) -> Result<()> {
+        let (db, clock) = (&self.app.db, &self.app.clock);
         loop {
-            let claimed = claim(db, clock.now()).await?;
+            let claimed = mail::claim(db, clock.now()).await?;
             if claimed.is_empty() {
                 return Ok(());
             }
             for mail in claimed {
-                let sent = self.send(&mail).await;
-                settle(db, clock.now(), &mail, sent.err()).await?;
+                let Some(letter) = self.write(&mail).await? else {
+                    mail::settle(db, &mail).await?;
+                    continue;
+                };
+                match self.send(&mail, &letter).await {
+                    Ok(()) => mail::settle(db, &mail).await?,
+                    Err(reason) => {
+                        let kept = mail::postpone(db, clock.now(), &mail, &reason).await?;
+                        tracing::warn!(mail = %mail.id, reason, kept, "mail could not be sent");
+                    }
+                }
             }
         }
     }
 
-    async fn send(&self, mail: &Mail) -> std::result::Result<(), String> {
+    /// Finds the words; none when there is nobody to write to, or nothing left to say.
+    async fn write(&self, mail: &Mail) -> Result<Option<Letter>> {
+        let config = &self.app.config;
+        Ok(match mail.kind {
+            Kind::TaskAssigned => Some(Letter {
+                subject: format!("Assigned to you: {}", mail.data),
+                paragraphs: vec!["A task was assigned to you:".to_owned(), mail.data.clone()],
+                link: None,
+            }),
+            Kind::VerifyEmail => self.token(mail, Purpose::VerifyEmail, VERIFY).await?.map(|token| Letter {
+                subject: "Verify your e-mail address".to_owned(),
+                paragraphs: vec![
+                    "Follow this link to show that this address is yours. It is good for 24 hours.".to_owned(),
+                    "If you did not ask for it, you can ignore this message.".to_owned(),
+                ],
+                link: Some(link(&config.verify_email_url, &token)),
+            }),
+            Kind::ResetPassword => self.token(mail, Purpose::ResetPassword, RESET).await?.map(|token| Letter {
+                subject: "Set a new password".to_owned(),
+                paragraphs: vec![
+                    "Follow this link to set a new password. It is good for 30 minutes and works once.".to_owned(),
+                    "If you did not ask for it, you can ignore this message: your password stays as it is.".to_owned(),
+                ],
+                link: Some(link(&config.reset_password_url, &token)),
+            }),
+            Kind::PasswordChanged => Some(Letter {
+                subject: "Your password was changed".to_owned(),
+                paragraphs: vec![
+                    "The password of your account was changed, and every other session was ended.".to_owned(),
+                    "If that was not you, set a new password now and tell your administrator.".to_owned(),
+                ],
+                link: None,
+            }),
+            Kind::EmailChanged => Some(Letter {
+                subject: "Your e-mail address was changed".to_owned(),
+                paragraphs: vec![
+                    format!("Your account now uses the address {}.", mail.data),
+                    "If that was not you, tell your administrator.".to_owned(),
+                ],
+                link: None,
+            }),
+        })
+    }
+
+    /// Makes the token that a message carries. None when the address is nobody's, or needs none any more.
+    async fn token(&self, mail: &Mail, purpose: Purpose, lifetime: Duration) -> Result<Option<String>> {
+        let (db, now) = (&self.app.db, self.app.clock.now());
+        let user = match mail.user_id {
+            Some(id) => user::any_by_ids(&mut db.conn().await?, &[id]).await?.pop(),
+            None => user::find_by_email(&mut db.conn().await?, &mail.recipient).await?,
+        };
+        let Some(user) = user.filter(|user| user.is_active) else { return Ok(None) };
+        if purpose == Purpose::VerifyEmail && user.email_verified && user.email == mail.recipient {
+            return Ok(None);
+        }
+        let token = MailToken::new()?;
+        let hash = token.hash();
+        db.transaction(async |tx| {
+            token::replace(tx, user.id, purpose, &hash, &mail.recipient, now.plus(lifetime)).await
+        })
+        .await?;
+        Ok(Some(token.into_string()))
+    }
+
+    async fn send(&self, mail: &Mail, letter: &Letter) -> std::result::Result<(), String> {
         let Some(transport) = &self.transport else {
-            tracing::info!(to = mail.recipient, subject = mail.subject, body = mail.body, "mail (no SMTP_URL is set)");
+            tracing::info!(
+                to = mail.recipient,
+                subject = letter.subject,
+                text = letter.text(),
+                "mail, as no SMTP_URL is set"
+            );
             return Ok(());
         };
+        let recipient: Mailbox = mail.recipient.parse().map_err(|_| "the address cannot be written to".to_owned())?;
         let message = Message::builder()
             .from(self.from.clone())
-            .to(mail.recipient.parse().map_err(|error: lettre::address::AddressError| error.to_string())?)
+            .to(recipient)
             .message_id(Some(format!("<{}@{}>", mail.id, self.from.email.domain())))
-            .subject(&mail.subject)
-            .header(lettre::message::header::ContentType::TEXT_PLAIN)
-            .body(mail.body.clone())
+            .subject(&letter.subject)
+            .multipart(MultiPart::alternative_plain_html(letter.text(), letter.html()))
             .map_err(|error| error.to_string())?;
         transport.send(message).await.map(|_| ()).map_err(|error| error.to_string())
     }
 }
 
-/// Takes due messages, so that no other instance sends them meanwhile; a crash gives them back after [`CLAIM`].
-async fn claim(db: &Db, now: Timestamp) -> Result<Vec<Mail>> {
-    let due = on!(db.conn().await?, |c| mails::table
-        .filter(mails::next_attempt_at.le(now))
-        .select(diesel::dsl::count_star())
-        .first::<i64>(c)
-        .await)?;
-    if due == 0 {
-        return Ok(Vec::new());
-    }
-    db.transaction(async |tx| {
-        let candidates: Vec<Mail> = on!(tx, |c| mails::table
-            .filter(mails::next_attempt_at.le(now))
-            .order_by((mails::next_attempt_at, mails::id))
-            .limit(BATCH)
-            .select(Mail::as_select())
-            .load(c)
-            .await)?;
-        let mut claimed = Vec::new();
-        for mail in candidates {
-            let taken = on!(tx, |c| diesel::update(mails::table.find(mail.id))
-                .filter(mails::next_attempt_at.eq(mail.next_attempt_at))
-                .set(mails::next_attempt_at.eq(now.plus(CLAIM)))
-                .execute(c)
-                .await)?;
-            if taken == 1 {
-                claimed.push(mail);
-            }
-        }
-        Ok(claimed)
-    })
-    .await
+/// The token goes behind `#`: browsers do not send that part to any server, so it is in no log.
+fn link(page: &str, token: &str) -> String {
+    format!("{page}#token={token}")
 }
 
-async fn settle(db: &Db, now: Timestamp, mail: &Mail, failure: Option<String>) -> Result<()> {
-    db.transaction(async |tx| {
-        let attempts = mail.attempts + 1;
-        match &failure {
-            Some(reason) if attempts < ATTEMPTS => {
-                tracing::warn!(mail = %mail.id, attempts, reason, "mail could not be sent; it is tried again later");
-                // 30 s, doubling up to six hours.
-                let pause =
-                    Duration::from_secs(30 << attempts.clamp(1, 10).unsigned_abs()).min(Duration::from_secs(21_600));
-                on!(tx, |c| diesel::update(mails::table.find(mail.id))
-                    .set((
-                        mails::attempts.eq(attempts),
-                        mails::next_attempt_at.eq(now.plus(pause)),
-                        mails::last_error.eq(reason),
-                    ))
-                    .execute(c)
-                    .await)?;
-            }
-            other => {
-                if let Some(reason) = other {
-                    tracing::error!(mail = %mail.id, attempts, reason, "mail is given up");
-                }
-                on!(tx, |c| diesel::delete(mails::table.find(mail.id)).execute(c).await)?;
-            }
+impl Letter {
+    fn text(&self) -> String {
+        let mut text = self.paragraphs.join("\n\n");
+        if let Some(link) = &self.link {
+            text.push_str("\n\n");
+            text.push_str(link);
         }
-        Ok(())
-    })
-    .await
+        text.push('\n');
+        text
+    }
+
+    fn html(&self) -> String {
+        let mut html = String::from("<!doctype html><html><body>");
+        for paragraph in &self.paragraphs {
+            html.push_str("<p>");
+            html.push_str(&escaped(paragraph));
+            html.push_str("</p>");
+        }
+        if let Some(link) = &self.link {
+            let link = escaped(link);
+            html.push_str(&format!("<p><a href=\"{link}\">{link}</a></p>"));
+        }
+        html.push_str("</body></html>");
+        html
+    }
+}
+
+fn escaped(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }

@@ -1,6 +1,7 @@
 //! `fasttrack`: serves by default; the other commands look after its database.
 
 use std::io::{BufRead, IsTerminal};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,14 +9,17 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 use fasttrack::App;
 use fasttrack::access::Role;
-use fasttrack::auth::rest::account;
+use fasttrack::auth::credential::Password;
+use fasttrack::auth::rest::NewAccount;
 use fasttrack::config::Config;
 use fasttrack::db::{Location, migrate};
 use fasttrack::error::Error;
-use fasttrack::store::user;
+use fasttrack::store::audit::Origin;
+use fasttrack::store::{account, user};
 use fasttrack::time::Clock;
 use fasttrack::{demo, graphql, http, jobs};
-use tokio::net::TcpListener;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
 /// A GraphQL server for task management. Settings come from the environment or `.env`; see `.env.example`.
@@ -30,6 +34,8 @@ struct Cli {
 enum Command {
     /// Run the server (the default).
     Serve,
+    /// Ask the running server whether it is ready, for health checks where there is no curl.
+    Health,
     /// Bring the database to this version's schema, or take back the newest migration.
     Migrate {
         /// Take back the newest migration instead.
@@ -51,6 +57,34 @@ enum Command {
 enum UserCommand {
     /// Make an account. The password is read from a prompt, or from standard input.
     Create(NewUser),
+    /// List all accounts.
+    List,
+    /// Change what somebody is on this server.
+    SetRole {
+        /// Whose, by username.
+        username: String,
+        /// The new role.
+        #[arg(value_parser = ["admin", "user"])]
+        role: String,
+    },
+    /// Keep somebody from signing in, and end their sessions.
+    Disable {
+        /// Whom, by username.
+        username: String,
+    },
+    /// Let somebody sign in again.
+    Enable {
+        /// Whom, by username.
+        username: String,
+    },
+    /// Set a new password and end all sessions. It is read from a prompt, or from standard input.
+    ResetPassword {
+        /// Whose, by username.
+        username: String,
+        /// Read the password from the first line of standard input instead of a prompt.
+        #[arg(long)]
+        password_stdin: bool,
+    },
 }
 
 #[derive(Args)]
@@ -135,6 +169,7 @@ async fn run(command: Command) -> Result<(), Failure> {
     match command {
         Command::Schema => Ok(()),
         Command::Serve => serve(config).await,
+        Command::Health => health(config.listen).await,
         Command::Migrate { down: true } => {
             migrate::down(&config.database).await?;
             println!("The newest migration was taken back.");
@@ -145,7 +180,7 @@ async fn run(command: Command) -> Result<(), Failure> {
             println!("{applied} migrations applied.");
             Ok(())
         }
-        Command::User { command: UserCommand::Create(new) } => create_user(config, new).await,
+        Command::User { command } => look_after_users(config, command).await,
         Command::Demo => {
             let app = open(config).await?;
             let password = demo::fill(&app).await?;
@@ -197,7 +232,7 @@ async fn serve(config: Config) -> Result<(), Failure> {
 }
 
 /// Tells a newcomer where to go.
-async fn greet(app: &App, address: std::net::SocketAddr) -> Result<(), Failure> {
+async fn greet(app: &App, address: SocketAddr) -> Result<(), Failure> {
     let database = match &app.config.database {
         Location::Sqlite(path) => format!("SQLite, {}", path.display()),
         Location::Postgres(_) => "PostgreSQL".to_owned(),
@@ -233,13 +268,79 @@ async fn terminated() {
     }
 }
 
-async fn create_user(config: Config, new: NewUser) -> Result<(), Failure> {
-    let password = read_password(new.password_stdin)?;
+/// Asks `/readyz` of the server that listens on this address.
+async fn health(mut address: SocketAddr) -> Result<(), Failure> {
+    if address.ip().is_unspecified() {
+        let loopback =
+            if address.is_ipv4() { IpAddr::from(Ipv4Addr::LOCALHOST) } else { IpAddr::from(Ipv6Addr::LOCALHOST) };
+        address.set_ip(loopback);
+    }
+    let ask = async {
+        let mut socket = TcpStream::connect(address).await?;
+        let request = format!("GET /readyz HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+        socket.write_all(request.as_bytes()).await?;
+        let mut answer = Vec::new();
+        socket.take(1024).read_to_end(&mut answer).await?;
+        std::io::Result::Ok(answer)
+    };
+    let answer = tokio::time::timeout(Duration::from_secs(3), ask).await;
+    let answer = answer.map_err(|_| Failure(format!("{address} does not answer")))??;
+    if answer.starts_with(b"HTTP/1.1 200 ") { Ok(()) } else { Err(Failure(format!("{address} is not ready"))) }
+}
+
+async fn look_after_users(config: Config, command: UserCommand) -> Result<(), Failure> {
     let app = open(config).await?;
-    let role = if new.admin { Role::Admin } else { Role::User };
-    let account = account(&app, &new.email, &new.username, &password, new.display_name.as_deref(), role).await?;
-    let user = user::create(&app.db, app.clock.now(), &account).await?;
-    println!("{} is there as {:?}.", user.username, user.role);
+    let now = app.clock.now();
+    let named = async |username: &str| match user::find_by_username(&mut app.db.conn().await?, username).await? {
+        Some(user) => Ok(user),
+        None => Err(Failure(format!("there is no user {username}"))),
+    };
+    match command {
+        UserCommand::Create(new) => {
+            let password = read_password(new.password_stdin)?;
+            let account = NewAccount {
+                email: &new.email,
+                username: &new.username,
+                password: &password,
+                display_name: new.display_name.as_deref(),
+                role: if new.admin { Role::Admin } else { Role::User },
+                email_verified: true,
+            };
+            let user = user::create(&app.db, now, &account.check(&app).await?, &Origin::default()).await?;
+            println!("{} was made, as {:?}.", user.username, user.role);
+        }
+        UserCommand::List => {
+            for user in user::all(&mut app.db.conn().await?).await? {
+                let state = if user.is_active { "active" } else { "disabled" };
+                println!("{}\t{}\t{:?}\t{state}\t{}", user.username, user.email, user.role, user.created_at);
+            }
+        }
+        UserCommand::SetRole { username, role } => {
+            let role = if role == "admin" { Role::Admin } else { Role::User };
+            let user = named(&username).await?;
+            user::update_from_shell(&app.db, now, user.id, Some(role), None).await?;
+            println!("{username} is {role:?} now.");
+        }
+        UserCommand::Disable { username } => {
+            let user = named(&username).await?;
+            user::update_from_shell(&app.db, now, user.id, None, Some(false)).await?;
+            println!("{username} is disabled.");
+        }
+        UserCommand::Enable { username } => {
+            let user = named(&username).await?;
+            user::update_from_shell(&app.db, now, user.id, None, Some(true)).await?;
+            println!("{username} is enabled.");
+        }
+        UserCommand::ResetPassword { username, password_stdin } => {
+            let user = named(&username).await?;
+            let personal = [user.email.as_str(), user.username.as_str()];
+            let password =
+                Password::parse("password", &read_password(password_stdin)?, app.config.password_policy, &personal);
+            let password = password.map_err(|fault| Error::Faults(vec![fault]))?;
+            account::set_password(&app.db, now, &user, &app.credentials.hash(&password).await?).await?;
+            println!("The password of {username} is set, their sessions are ended.");
+        }
+    }
     app.db.close().await;
     Ok(())
 }

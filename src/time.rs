@@ -29,6 +29,11 @@ impl Timestamp {
         Self(micros)
     }
 
+    /// The same for a number from outside: [`Timestamp::MAX`], or a moment that RFC 3339 can write.
+    pub fn from_untrusted_micros(micros: i64) -> Option<Self> {
+        (micros == Self::MAX.0 || (Self::FIRST..=Self::LAST).contains(&micros)).then_some(Self(micros))
+    }
+
     /// Microseconds since 1970-01-01T00:00:00Z.
     pub const fn micros(self) -> i64 {
         self.0

@@ -10,7 +10,7 @@ use std::time::Duration;
 use argon2::password_hash::phc::PasswordHash;
 use argon2::password_hash::{PasswordHasher, PasswordVerifier};
 use argon2::{Algorithm, Argon2, Params, Version};
-use aws_lc_rs::{constant_time, hmac, rand};
+use aws_lc_rs::{constant_time, digest, hmac, rand};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jsonwebtoken::{DecodingKey, EncodingKey, Header, Validation};
@@ -66,11 +66,40 @@ impl Password {
             PasswordPolicy::Length if length < 15 => return weak("Use at least 15 characters."),
             PasswordPolicy::Length => {}
         }
+        if is_common(raw) {
+            return weak("This password is one of the first that anybody would guess.");
+        }
         if personal.iter().any(|text| fold(text) == fold(raw)) {
             return weak("Must not be your username or e-mail address.");
         }
         Ok(Self(raw.to_owned()))
     }
+}
+
+/// Passwords, and the words that most common passwords are made of, one a line in lower case.
+const COMMON: &str = include_str!("common.txt");
+
+/// Whether a password is a common one, or a common word dressed up: `P@ssw0rd1!` is `password` with what a policy asks
+/// for put around it.
+fn is_common(password: &str) -> bool {
+    let plain = password.to_lowercase();
+    let undressed: String = plain
+        .chars()
+        .map(|c| match c {
+            '@' | '4' => 'a',
+            '0' => 'o',
+            '1' | '!' => 'i',
+            '3' => 'e',
+            '$' | '5' => 's',
+            '7' => 't',
+            other => other,
+        })
+        .collect();
+    let bare = |text: &str| text.trim_matches(|c: char| !c.is_alphabetic()).to_owned();
+    // Digits at the end are decoration, but inside of a word they stand for letters.
+    let core = undressed.get(..bare(&plain).len()).map(ToOwned::to_owned).unwrap_or_default();
+    let candidates = [plain.clone(), bare(&plain), core, undressed];
+    COMMON.lines().any(|common| candidates.iter().any(|candidate| candidate == common))
 }
 
 #[derive(Serialize, Deserialize)]
@@ -134,7 +163,8 @@ impl Credentials {
         // Asked below, of the server's clock and without leeway.
         validation.validate_exp = false;
         validation.validate_nbf = false;
-        let cores = std::thread::available_parallelism().map_or(2, usize::from);
+        // Half of the cores: a burst of logins leaves the other half to everything else.
+        let cores = (std::thread::available_parallelism().map_or(2, usize::from) / 2).max(1);
         Ok(Self(Arc::new(Inner {
             encoding: EncodingKey::from_secret(config.secret_key.expose()),
             decoding: DecodingKey::from_secret(config.secret_key.expose()),
@@ -168,7 +198,21 @@ impl Credentials {
         .await?
     }
 
-    /// Runs a hash off the event loop, so many at once as there are cores; too many waiting are turned away.
+    /// Whether a hash was made at a lower cost than is configured now.
+    pub fn is_outdated(&self, hash: &str) -> bool {
+        let params = PasswordHash::new(hash).ok().and_then(|parsed| Params::try_from(&parsed).ok());
+        let now = self.0.argon2.params();
+        params.is_some_and(|old| {
+            old.m_cost() < now.m_cost() || old.t_cost() < now.t_cost() || old.p_cost() < now.p_cost()
+        })
+    }
+
+    /// Hashes a right password anew, at the present cost.
+    pub async fn rehash(&self, password: &str) -> Result<String> {
+        self.hash(&Password(password.to_owned())).await
+    }
+
+    /// Runs a hash off the event loop, few at once; too many waiting are turned away.
     async fn run<T: Send + 'static>(&self, work: impl FnOnce(&Inner) -> T + Send + 'static) -> Result<T> {
         let queued = Arc::clone(&self.0.queue).try_acquire_owned().map_err(|_| Error::unavailable())?;
         let running = Arc::clone(&self.0.running).acquire_owned().await.map_err(Error::internal)?;
@@ -256,6 +300,31 @@ impl Refresh {
     }
 }
 
+/// A token that is mailed: 256 random bits. Only its hash is kept.
+pub struct MailToken(String);
+
+impl MailToken {
+    /// A new one.
+    pub fn new() -> Result<Self> {
+        Ok(Self(URL_SAFE_NO_PAD.encode(random()?)))
+    }
+
+    /// One that somebody shows.
+    pub fn shown(token: &str) -> Self {
+        Self(token.trim().to_owned())
+    }
+
+    /// What is kept of it.
+    pub fn hash(&self) -> Vec<u8> {
+        digest::digest(&digest::SHA256, self.0.as_bytes()).as_ref().to_vec()
+    }
+
+    /// The token itself, for the mail alone.
+    pub fn into_string(self) -> String {
+        self.0
+    }
+}
+
 /// 32 random bytes.
 pub fn random() -> Result<[u8; 32]> {
     let mut bytes = [0; 32];
@@ -266,4 +335,46 @@ pub fn random() -> Result<[u8; 32]> {
 fn hash(argon2: &Argon2<'_>, password: &str) -> Result<String> {
     let hash = argon2.hash_password(password.as_bytes());
     Ok(hash.map_err(|error| Error::internal(error.to_string()))?.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn code(policy: PasswordPolicy, password: &str) -> Option<FaultCode> {
+        Password::parse("password", password, policy, &["alice", "alice@example.org"]).err().map(|fault| fault.code)
+    }
+
+    #[test]
+    fn a_password_needs_what_the_policy_asks_for() {
+        use PasswordPolicy::{Composition, Length};
+        for weak in ["", "Ab1-xyz", "lowercase-1", "UPPERCASE-1", "No-Digits", "NoSpecial1"] {
+            assert_eq!(code(Composition, weak), Some(FaultCode::WeakPassword), "{weak}");
+        }
+        assert_eq!(code(Composition, "Gr0ße-Wörter"), None);
+        assert_eq!(code(Length, "fourteen chars"), Some(FaultCode::WeakPassword));
+        assert_eq!(code(Length, "correct horse battery"), None);
+        assert_eq!(code(Composition, &format!("Aa1-{}", "x".repeat(253))), Some(FaultCode::TooLong));
+        assert_eq!(code(Composition, "Abcd-123\0"), Some(FaultCode::Invalid));
+    }
+
+    #[test]
+    fn a_common_password_is_refused_however_it_is_dressed_up() {
+        for common in [
+            "Password1!",
+            "P@ssw0rd",
+            "P@ssw0rd123!",
+            "Qwerty123!",
+            "Welcome1!",
+            "LetMeIn!2026",
+            "Admin123!",
+            "Iloveyou1!",
+        ] {
+            assert_eq!(code(PasswordPolicy::Composition, common), Some(FaultCode::WeakPassword), "{common}");
+        }
+        for fine in ["Passwort-Regal-7", "Secret-1234", "Tr0ub4dor&3"] {
+            assert_eq!(code(PasswordPolicy::Composition, fine), None, "{fine}");
+        }
+        assert_eq!(code(PasswordPolicy::Length, "ALICE@example.org"), Some(FaultCode::WeakPassword));
+    }
 }

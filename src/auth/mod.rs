@@ -1,6 +1,7 @@
 //! From a request, or a socket's `connection_init`, to the [`Viewer`] it speaks for.
 
 pub mod credential;
+pub mod recovery;
 pub mod rest;
 
 use crate::App;

@@ -1,10 +1,10 @@
 //! The accounts' door over plain HTTP: sign-up, login, refresh and logout under `/auth`, JSON in snake_case.
 //! Errors are problem documents (RFC 9457) with a stable `code`.
 
-use std::net::SocketAddr;
+use std::net::IpAddr;
 use std::sync::Arc;
 
-use axum::extract::{ConnectInfo, FromRequest, Request, State};
+use axum::extract::{FromRequest, Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
@@ -12,17 +12,21 @@ use axum::{Form, Json, Router};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::bearer;
 use super::credential::{self, Password, Refresh, Tokens};
+use super::{bearer, recovery};
 use crate::App;
 use crate::access::Role;
 use crate::error::{Code, Error, Result};
 use crate::graphql::node::{self, Noun};
+use crate::http::address::ClientAddress;
 use crate::http::problem::Problem;
-use crate::limits::{Door, Who};
+use crate::id::Id;
+use crate::limits::{self, Door, Who};
+use crate::store::audit::Origin;
 use crate::store::session::{self, Rotation, Session};
 use crate::store::user::{self, User};
-use crate::store::value::{DisplayName, Email, Faults, Username};
+use crate::store::value::{DisplayName, Email, Faults, Username, fold};
+use crate::store::{account, lockout};
 use crate::time::Timestamp;
 
 /// The routes under `/auth`.
@@ -32,6 +36,7 @@ pub fn routes() -> Router<Arc<App>> {
         .route("/auth/login", post(login))
         .route("/auth/refresh", post(refresh))
         .route("/auth/logout", post(logout))
+        .merge(recovery::routes())
 }
 
 #[derive(Deserialize)]
@@ -75,40 +80,60 @@ impl From<User> for Account {
 
 async fn register(
     State(app): State<Arc<App>>,
-    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    ClientAddress(peer): ClientAddress,
+    headers: HeaderMap,
     Body(body): Body<Registration>,
 ) -> Result<impl IntoResponse, Problem> {
     let now = app.clock.now();
-    app.limits.admit(Door::Credentials, Who::address(peer.ip()), now)?;
-    let new =
-        account(&app, &body.email, &body.username, &body.password, body.display_name.as_deref(), Role::User).await?;
-    let user = user::create(&app.db, now, &new).await?;
+    app.limits.admit(Door::Credentials, Who::address(peer), now)?;
+    let account = NewAccount {
+        email: &body.email,
+        username: &body.username,
+        password: &body.password,
+        display_name: body.display_name.as_deref(),
+        role: Role::User,
+        email_verified: false,
+    };
+    let new = account.check(&app).await?;
+    let user = user::create(&app.db, now, &new, &origin(peer, &headers)).await?;
     Ok((StatusCode::CREATED, Json(Account::from(user))))
 }
 
-/// Checks what an account is to be made of and hashes its password.
-pub async fn account(
-    app: &App,
-    email: &str,
-    username: &str,
-    password: &str,
-    display_name: Option<&str>,
-    role: Role,
-) -> Result<user::New> {
-    let mut faults = Faults::default();
-    let policy = app.config.password_policy;
-    let checked = (
-        faults.take(Email::parse("email", email)),
-        faults.take(Username::parse("username", username)),
-        faults.take(DisplayName::parse("display_name", display_name.unwrap_or(username))),
-        faults.take(Password::parse("password", password, policy, &[email, username])),
-    );
-    faults.check()?;
-    let (Some(email), Some(username), Some(display_name), Some(password)) = checked else {
-        return Err(Error::internal("a value without a fault"));
-    };
-    let password_hash = app.credentials.hash(&password).await?;
-    Ok(user::New { email, username, display_name, password_hash, role })
+/// What an account is to be made of, as it came.
+pub struct NewAccount<'a> {
+    /// Where mail goes to.
+    pub email: &'a str,
+    /// The handle.
+    pub username: &'a str,
+    /// In plain text.
+    pub password: &'a str,
+    /// The name that others read; the handle if left out.
+    pub display_name: Option<&'a str>,
+    /// What they are on this server.
+    pub role: Role,
+    /// Whether somebody vouches for the address.
+    pub email_verified: bool,
+}
+
+impl NewAccount<'_> {
+    /// Checks everything and hashes the password.
+    pub async fn check(&self, app: &App) -> Result<user::New> {
+        let mut faults = Faults::default();
+        let (policy, personal) = (app.config.password_policy, [self.email, self.username]);
+        let checked = (
+            faults.take(Email::parse("email", self.email)),
+            faults.take(Username::parse("username", self.username)),
+            faults.take(DisplayName::parse("display_name", self.display_name.unwrap_or(self.username))),
+            faults.take(Password::parse("password", self.password, policy, &personal)),
+        );
+        faults.check()?;
+        let (Some(email), Some(username), Some(display_name), Some(password)) = checked else {
+            return Err(Error::internal("a value without a fault"));
+        };
+        let password_hash = app.credentials.hash(&password).await?;
+        let (role, email_verified) = (self.role, self.email_verified);
+        Ok(user::New { email, username, display_name, password_hash, role, email_verified })
+    }
 }
 
 /// A login by e-mail or by username. The OAuth2 password form (RFC 6749 section 4.3.2) puts either in `username`.
@@ -121,21 +146,43 @@ struct Login {
 
 async fn login(
     State(app): State<Arc<App>>,
-    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    ClientAddress(peer): ClientAddress,
     headers: HeaderMap,
     Body(body): Body<Login>,
 ) -> Result<Response, Problem> {
     let now = app.clock.now();
-    app.limits.admit(Door::Credentials, Who::address(peer.ip()), now)?;
-    let found = session::credential(&mut app.db.conn().await?, &body.username).await?;
+    app.limits.admit(Door::Credentials, Who::address(peer), now)?;
+    let (origin, source) = (origin(peer, &headers), limits::network(peer));
+    let identifier = identifier(&body.username);
+    let wrong = || Error::refused(Code::InvalidCredentials, "The e-mail, username or password is not right.");
+    let mut conn = app.db.conn().await?;
+    if let Some(until) = lockout::locked_until(&mut conn, now, &identifier, &source).await? {
+        return Err(Error::Refused {
+            code: Code::LockedOut,
+            message: "Too many wrong passwords. Try again later, or set a new password by mail.".into(),
+            retry_after: Some(until.since(now)),
+        }
+        .into());
+    }
+    let found = account::credential(&mut conn, &identifier).await?;
+    drop(conn);
     let hash = found.as_ref().map(|credential| credential.password_hash.as_str());
     let right = app.credentials.verify(&body.password, hash).await?;
     // Unknown, wrong and disabled are told alike, and take alike.
-    let Some(found) = found.filter(|credential| right && credential.is_active) else {
-        return Err(Error::refused(Code::InvalidCredentials, "The e-mail, username or password is not right.").into());
+    let Some(found) = found.as_ref().filter(|credential| right && credential.is_active) else {
+        let user = found.map(|credential| credential.user_id);
+        account::login_failed(&app.db, now, &identifier, &source, user, &origin, app.config.lockout).await?;
+        return Err(wrong().into());
+    };
+    if app.config.require_verified_email && !found.email_verified {
+        return Err(account::unverified().into());
+    }
+    let rehashed = match app.credentials.is_outdated(&found.password_hash) {
+        true => Some(app.credentials.rehash(&body.password).await?),
+        false => None,
     };
     let session = Session {
-        id: crate::id::Id::new(),
+        id: Id::new(),
         user_id: found.user_id,
         seed: credential::random()?.to_vec(),
         generation: 0,
@@ -144,11 +191,17 @@ async fn login(
         last_used_at: now,
         expires_at: now.plus(app.config.refresh_lifetime),
         revoked_at: None,
-        ip_address: Some(peer.ip().to_canonical().to_string()),
-        user_agent: user_agent(&headers),
+        ip_address: origin.ip_address,
+        user_agent: origin.user_agent,
     };
-    session::create(&app.db, &session).await?;
+    session::create(&app.db, &session, &identifier, &source, rehashed.as_deref()).await?;
     Ok(granted(app.credentials.tokens(now, &session)?))
+}
+
+/// What was typed in, as failures are counted by it; NUL, which no account has, would not fit into PostgreSQL.
+fn identifier(typed: &str) -> String {
+    let typed: String = typed.trim().chars().filter(|c| *c != '\0').take(254).collect();
+    fold(&typed)
 }
 
 #[derive(Deserialize)]
@@ -158,11 +211,12 @@ struct Refreshing {
 
 async fn refresh(
     State(app): State<Arc<App>>,
-    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    ClientAddress(peer): ClientAddress,
+    headers: HeaderMap,
     Body(body): Body<Refreshing>,
 ) -> Result<Response, Problem> {
     let now = app.clock.now();
-    app.limits.admit(Door::Auth, Who::address(peer.ip()), now)?;
+    app.limits.admit(Door::Auth, Who::address(peer), now)?;
     let refused = || Error::refused(Code::Unauthenticated, "The refresh token is not valid. Log in again.");
     let shown = Refresh::parse(&body.refresh_token).ok_or_else(refused)?;
     let session = session::find(&mut app.db.conn().await?, shown.session_id).await?.ok_or_else(refused)?;
@@ -170,7 +224,8 @@ async fn refresh(
         return Err(refused().into());
     }
     let (lifetime, grace) = (app.config.refresh_lifetime, app.config.refresh_grace);
-    match session::rotate(&app.db, now, session.id, shown.generation, lifetime, grace).await? {
+    let origin = origin(peer, &headers);
+    match session::rotate(&app.db, now, session.id, shown.generation, lifetime, grace, &origin).await? {
         Rotation::Current(session) => Ok(granted(app.credentials.tokens(now, &session)?)),
         Rotation::Reused => {
             tracing::warn!(session = %session.id, "a replaced refresh token was shown again; the session is ended");
@@ -182,14 +237,14 @@ async fn refresh(
 
 async fn logout(
     State(app): State<Arc<App>>,
-    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    ClientAddress(peer): ClientAddress,
     headers: HeaderMap,
 ) -> Result<StatusCode, Problem> {
     let now = app.clock.now();
-    app.limits.admit(Door::Auth, Who::address(peer.ip()), now)?;
+    app.limits.admit(Door::Auth, Who::address(peer), now)?;
     let token = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()).and_then(bearer);
     let viewer = super::viewer(&app, token.ok_or_else(Error::unauthenticated)?).await?;
-    session::revoke(&app.db, now, viewer.id, viewer.session_id).await?;
+    session::revoke(&app.db, now, &viewer, viewer.session_id, &origin(peer, &headers)).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -198,13 +253,17 @@ fn granted(tokens: Tokens) -> Response {
     ([(header::CACHE_CONTROL, "no-store")], Json(tokens)).into_response()
 }
 
-fn user_agent(headers: &HeaderMap) -> Option<String> {
-    let text = headers.get(header::USER_AGENT)?.to_str().ok()?;
-    Some(text.chars().take(200).collect())
+/// Where a request came from, for the audit log.
+pub fn origin(address: IpAddr, headers: &HeaderMap) -> Origin {
+    let user_agent = headers.get(header::USER_AGENT).and_then(|value| value.to_str().ok());
+    Origin {
+        ip_address: Some(address.to_canonical().to_string()),
+        user_agent: user_agent.map(|text| text.chars().take(200).collect()),
+    }
 }
 
 /// A body in JSON or, as OAuth2 has it, a form; whatever is wrong with it is told as a problem document.
-struct Body<T>(T);
+pub struct Body<T>(pub T);
 
 impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
     type Rejection = Problem;

@@ -57,6 +57,7 @@ macro_rules! on {
 }
 
 /// A connection on loan from its pool.
+#[expect(clippy::large_enum_variant, reason = "one lives on the stack of each operation, and is never moved in bulk")]
 pub enum Pooled {
     /// To the embedded database.
     Sqlite(Object<SqliteConn>),
@@ -68,13 +69,22 @@ pub enum Pooled {
 pub struct Conn {
     #[doc(hidden)]
     pub pooled: Pooled,
-    rings: bool,
+    rings: [bool; 2],
+}
+
+/// Who waits for a commit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bell {
+    /// The tail of the event log.
+    Log = 0,
+    /// The job that sends mail.
+    Mail = 1,
 }
 
 impl Conn {
-    /// Marks the transaction as one that wrote to the event log: its commit rings the bell.
-    pub fn ring_on_commit(&mut self) {
-        self.rings = true;
+    /// Marks the transaction as one that somebody waits for: its commit rings the bell.
+    pub fn ring_on_commit(&mut self, bell: Bell) {
+        self.rings[bell as usize] = true;
     }
 
     /// Whether this is PostgreSQL, for the few statements that differ.
@@ -121,8 +131,7 @@ where
 pub struct Db {
     pools: Pools,
     statements: Arc<AtomicU64>,
-    /// Rung after each commit that wrote to the event log.
-    pub bell: Arc<Notify>,
+    bells: Arc<[Notify; 2]>,
 }
 
 /// Where the database is, read from `DATABASE_URL`.
@@ -172,23 +181,25 @@ impl Db {
             }
             Location::Postgres(url) => Pools::Postgres(postgres_pool(url, connections, &statements)?),
         };
-        Ok(Self { pools, statements, bell: Arc::new(Notify::new()) })
+        Ok(Self { pools, statements, bells: Arc::default() })
     }
 
     /// A connection for reading.
     pub async fn conn(&self) -> Result<Conn> {
         Ok(match &self.pools {
             Pools::Sqlite { readers, .. } => {
-                Conn { pooled: Pooled::Sqlite(acquire(readers.get()).await?), rings: false }
+                Conn { pooled: Pooled::Sqlite(acquire(readers.get()).await?), rings: [false; 2] }
             }
-            Pools::Postgres(pool) => Conn { pooled: Pooled::Postgres(acquire(pool.get()).await?), rings: false },
+            Pools::Postgres(pool) => Conn { pooled: Pooled::Postgres(acquire(pool.get()).await?), rings: [false; 2] },
         })
     }
 
     async fn writer(&self) -> Result<Conn> {
         Ok(match &self.pools {
-            Pools::Sqlite { writer, .. } => Conn { pooled: Pooled::Sqlite(acquire(writer.get()).await?), rings: false },
-            Pools::Postgres(pool) => Conn { pooled: Pooled::Postgres(acquire(pool.get()).await?), rings: false },
+            Pools::Sqlite { writer, .. } => {
+                Conn { pooled: Pooled::Sqlite(acquire(writer.get()).await?), rings: [false; 2] }
+            }
+            Pools::Postgres(pool) => Conn { pooled: Pooled::Postgres(acquire(pool.get()).await?), rings: [false; 2] },
         })
     }
 
@@ -196,6 +207,7 @@ impl Db {
     ///
     /// `work` runs again when the database aborted it for the sake of another transaction. A transaction that is
     /// dropped in the middle takes its connection with it.
+    #[expect(clippy::manual_async_fn, reason = "`Send` is promised here, where the compiler can see it")]
     pub fn transaction<'a, T, F>(&'a self, work: F) -> impl Future<Output = Result<T>> + Send + 'a
     where
         F: AsyncFn(&mut Conn) -> Result<T> + for<'r> Work<'r, T> + Send + Sync + 'a,
@@ -222,13 +234,20 @@ impl Db {
             Err(error) => Err(error),
         };
         if done.is_ok() {
-            if open.close().rings {
-                self.bell.notify_one();
+            for (bell, rings) in self.bells.iter().zip(open.close().rings) {
+                if rings {
+                    bell.notify_one();
+                }
             }
         } else if open.conn().execute("ROLLBACK").await.is_ok() {
             open.close();
         }
         done
+    }
+
+    /// Waits until a commit has rung the bell since the last time.
+    pub async fn rung(&self, bell: Bell) {
+        self.bells[bell as usize].notified().await;
     }
 
     /// How many statements were sent since the start.
@@ -246,10 +265,10 @@ impl Db {
         match &self.pools {
             Pools::Sqlite { writer, readers } => {
                 readers.close();
-                if let Ok(mut conn) = self.writer().await {
-                    if let Err(error) = conn.execute("PRAGMA wal_checkpoint(TRUNCATE)").await {
-                        tracing::warn!(cause = ?error, "checkpoint failed");
-                    }
+                if let Ok(mut conn) = self.writer().await
+                    && let Err(error) = conn.execute("PRAGMA wal_checkpoint(TRUNCATE)").await
+                {
+                    tracing::warn!(cause = ?error, "checkpoint failed");
                 }
                 writer.close();
             }

@@ -20,6 +20,7 @@ table! {
         is_active -> Bool,
         email_verified -> Bool,
         last_login_at -> Nullable<Instant>,
+        deleted_at -> Nullable<Instant>,
         created_at -> Instant,
         updated_at -> Instant,
     }
@@ -137,9 +138,10 @@ table! {
     use crate::db::types::sql::*;
     mails (id) {
         id -> Uuid,
+        kind -> SmallInt,
         recipient -> Text,
-        subject -> Text,
-        body -> Text,
+        user_id -> Nullable<Uuid>,
+        data -> Text,
         created_at -> Instant,
         next_attempt_at -> Instant,
         attempts -> Integer,
@@ -147,6 +149,55 @@ table! {
     }
 }
 
-allow_tables_to_appear_in_same_query!(users, sessions, projects, tasks, labels, task_labels, comments, events, mails);
+table! {
+    use crate::db::types::sql::*;
+    mail_tokens (user_id, purpose) {
+        user_id -> Uuid,
+        purpose -> SmallInt,
+        hash -> Binary,
+        email -> Text,
+        expires_at -> Instant,
+    }
+}
+
+table! {
+    use crate::db::types::sql::*;
+    login_failures (identifier, source) {
+        identifier -> Text,
+        source -> Text,
+        failures -> Integer,
+        failed_at -> Instant,
+        locked_until -> Nullable<Instant>,
+    }
+}
+
+table! {
+    use crate::db::types::sql::*;
+    audit_entries (id) {
+        id -> Uuid,
+        kind -> SmallInt,
+        occurred_at -> Instant,
+        user_id -> Nullable<Uuid>,
+        actor_id -> Nullable<Uuid>,
+        ip_address -> Nullable<Text>,
+        user_agent -> Nullable<Text>,
+    }
+}
+
+allow_tables_to_appear_in_same_query!(
+    users,
+    sessions,
+    projects,
+    tasks,
+    labels,
+    task_labels,
+    comments,
+    events,
+    mails,
+    mail_tokens,
+    login_failures,
+    audit_entries,
+);
 joinable!(sessions -> users (user_id));
 joinable!(task_labels -> labels (label_id));
+joinable!(mail_tokens -> users (user_id));

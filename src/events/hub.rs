@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Event, Kind, Position, settled_after};
 use crate::access::Viewer;
-use crate::db::Db;
+use crate::db::{Bell, Db};
 use crate::error::Result;
 use crate::id::Id;
 
@@ -138,7 +138,7 @@ impl<T: Send + Sync + 'static> Hub<T> {
             };
             tokio::select! {
                 () = stop.cancelled() => break,
-                () = db.bell.notified() => {}
+                () = db.rung(Bell::Log) => {}
                 () = tokio::time::sleep(wait) => {}
             }
         }

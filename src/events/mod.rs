@@ -9,9 +9,9 @@ use diesel::expression::AsExpression;
 use diesel::prelude::*;
 use diesel_async::RunQueryDsl;
 
-use crate::db::Conn;
 use crate::db::page::beyond;
 use crate::db::schema::events;
+use crate::db::{Bell, Conn};
 use crate::error::Result;
 use crate::id::Id;
 use crate::time::Timestamp;
@@ -180,7 +180,7 @@ pub async fn append(tx: &mut Conn, new: &[NewEvent]) -> Result<()> {
     for event in new {
         on!(tx, |c| diesel::insert_into(events::table).values(event).execute(c).await)?;
     }
-    tx.ring_on_commit();
+    tx.ring_on_commit(Bell::Log);
     Ok(())
 }
 

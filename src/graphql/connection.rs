@@ -12,7 +12,7 @@ use super::Caller;
 use crate::db::page::{Key, Page, Position, Window};
 use crate::error::Error;
 use crate::id::Id;
-use crate::store::{project, task, user};
+use crate::store::{audit, project, task, user};
 use crate::time::Timestamp;
 
 /// `first` and `last` go up to this.
@@ -116,7 +116,7 @@ impl Tag {
         let (id, rest) = rest.split_at_checked(16)?;
         let (kind, value) = rest.split_at_checked(1)?;
         let key = match kind {
-            b"t" => Key::Time(Timestamp::from_micros(i64::from_be_bytes(value.try_into().ok()?))),
+            b"t" => Key::Time(Timestamp::from_untrusted_micros(i64::from_be_bytes(value.try_into().ok()?))?),
             b"r" => Key::Rank(i16::from_be_bytes(value.try_into().ok()?)),
             b"s" => Key::Text(String::from_utf8(value.to_vec()).ok().filter(|text| !text.contains('\0'))?),
             _ => return None,
@@ -162,6 +162,8 @@ pub enum Total {
     TasksOf(task::Of, Id, Arc<task::List>),
     /// The comments on a task.
     Comments(Id),
+    /// The audit log, of one account or of all.
+    Audit(Option<Id>),
 }
 
 impl Total {
@@ -175,6 +177,7 @@ impl Total {
             Self::Tasks(list) => task::count(&mut app.db.conn().await?, list, app.clock.now()).await,
             Self::TasksOf(of, id, list) => loaders.task_count(*of, *id, Arc::clone(list)).await,
             Self::Comments(task) => loaders.comment_count(*task).await,
+            Self::Audit(user) => audit::count(&mut app.db.conn().await?, *user).await,
         }
     }
 }

@@ -19,7 +19,7 @@ use crate::error::{Code, Error, Result};
 use crate::events::Event;
 use crate::id::Id;
 use crate::store::event::Stretch;
-use crate::store::{comment, event, label, project, task, user};
+use crate::store::{comment, event, label, project, session, task, user};
 
 /// More keys than the largest operation that is admitted can ask for at once.
 const MAX_BATCH: usize = 10_000;
@@ -102,6 +102,15 @@ loads! {
     };
     user_stats: UserStats(Id => user::Stats) |app, _viewer, ids| {
         user::stats(&mut app.db.conn().await?, ids).await
+    };
+    user_sessions: UserSessions(Id => Vec<session::Session>) |app, _viewer, ids| {
+        let (mut conn, now) = (app.db.conn().await?, app.clock.now());
+        let mut sessions = HashMap::new();
+        // A viewer sees none but their own: this is one id.
+        for id in ids {
+            sessions.insert(*id, session::of_user(&mut conn, now, *id).await?);
+        }
+        Ok(sessions)
     };
     projects: Projects(Id => Arc<project::Project>) |app, viewer, ids| {
         let rows = project::by_ids(&mut app.db.conn().await?, viewer, ids).await?;
@@ -223,6 +232,11 @@ impl Loaders {
     /// A user's statistics.
     pub async fn user_stats(&self, id: Id) -> Result<user::Stats> {
         Ok(told(self.user_stats.load(id).await)?.unwrap_or_default())
+    }
+
+    /// A user's sessions that have not ended, newest first.
+    pub async fn sessions(&self, id: Id) -> Result<Vec<session::Session>> {
+        Ok(told(self.user_sessions.load(id).await)?.unwrap_or_default())
     }
 
     /// A project by id, if the viewer sees it.

@@ -3,6 +3,7 @@
 //! Resolvers say what a client may ask and parse it into values; queries, rules and rights are in `store` and `access`.
 
 pub mod comment;
+pub mod complete;
 pub mod connection;
 pub mod event;
 pub mod guard;
@@ -13,6 +14,7 @@ pub mod node;
 pub mod payload;
 pub mod project;
 pub mod scalar;
+pub mod session;
 pub mod task;
 pub mod user;
 
@@ -27,7 +29,14 @@ use loader::Loaders;
 
 /// Everything that can be read.
 #[derive(Default, MergedObject)]
-pub struct Query(user::UserQuery, node::NodeQuery, project::ProjectQuery, task::TaskQuery, event::EventQuery);
+pub struct Query(
+    user::UserQuery,
+    node::NodeQuery,
+    project::ProjectQuery,
+    task::TaskQuery,
+    event::EventQuery,
+    session::SessionQuery,
+);
 
 /// Everything that can be changed. Each mutation takes one `input` and answers one payload: what the caller can put
 /// right is in `userErrors`, the object is then null and nothing was written. In an update an absent field is left
@@ -39,6 +48,7 @@ pub struct Mutation(
     task::TaskMutation,
     comment::CommentMutation,
     user::UserMutation,
+    session::SessionMutation,
 );
 
 /// The schema of this server.

@@ -7,6 +7,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use super::comment::Comment;
 use super::label::Label;
 use super::project::Project;
+use super::session::Session;
 use super::task::Task;
 use super::user::User;
 use super::{Caller, guard};
@@ -30,11 +31,21 @@ pub enum Noun {
     Comment = 6,
     /// An event.
     Event = 7,
+    /// A line of the audit log.
+    AuditEntry = 8,
 }
 
 impl Noun {
-    const ALL: [Self; 7] =
-        [Self::User, Self::Session, Self::Project, Self::Label, Self::Task, Self::Comment, Self::Event];
+    const ALL: [Self; 8] = [
+        Self::User,
+        Self::Session,
+        Self::Project,
+        Self::Label,
+        Self::Task,
+        Self::Comment,
+        Self::Event,
+        Self::AuditEntry,
+    ];
 
     /// The type's name in the schema.
     pub const fn name(self) -> &'static str {
@@ -46,6 +57,7 @@ impl Noun {
             Self::Task => "Task",
             Self::Comment => "Comment",
             Self::Event => "Event",
+            Self::AuditEntry => "AuditEntry",
         }
     }
 }
@@ -95,6 +107,15 @@ pub enum Node {
     Task(Task),
     /// A comment.
     Comment(Comment),
+    /// A session.
+    Session(Session),
+}
+
+/// A session of the viewer that has not ended.
+async fn session(ctx: &Context<'_>, id: Id) -> Result<Option<Session>> {
+    let caller = Caller::of(ctx);
+    let sessions = caller.loaders()?.sessions(caller.viewer()?.id).await?;
+    Ok(sessions.into_iter().find(|session| session.id == id).map(Session))
 }
 
 async fn find(ctx: &Context<'_>, id: &ID) -> Result<Option<Node>> {
@@ -108,7 +129,8 @@ async fn find(ctx: &Context<'_>, id: &ID) -> Result<Option<Node>> {
         Noun::Label => loaders.label(id).await?.map(Label).map(Node::Label),
         Noun::Task => loaders.task(id).await?.map(Task).map(Node::Task),
         Noun::Comment => loaders.comment(id).await?.map(Comment).map(Node::Comment),
-        Noun::Session | Noun::Event => None,
+        Noun::Session => session(ctx, id).await?.map(Node::Session),
+        Noun::Event | Noun::AuditEntry => None,
     })
 }
 
@@ -151,7 +173,7 @@ mod tests {
             assert_eq!(decode(&id), Some((noun, row)));
             assert_eq!(decode_as(Noun::Task, &id).is_some(), noun == Noun::Task);
         }
-        for text in ["", "x", "AAAA", "CAAAAAAAAAAAAAAAAAAAAAA", "ÄÖÜ"] {
+        for text in ["", "x", "AAAA", "fwAAAAAAAAAAAAAAAAAAAAA", "ÄÖÜ"] {
             assert_eq!(decode(&ID(text.to_owned())), None, "{text}");
         }
     }

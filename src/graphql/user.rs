@@ -8,6 +8,7 @@ use super::connection::{Connection, Paging, Tag, Total};
 use super::node::{self, Noun};
 use super::payload::{UserError, write};
 use super::project::{self, Project, ProjectFilter, ProjectOrder};
+use super::session::{self, AuditEntry, Session};
 use super::task::{self, Task, TaskFilter, TaskOrder};
 use super::{Caller, guard};
 use crate::access::{Account, Action, Role};
@@ -98,6 +99,26 @@ impl User {
             completed_task_count: stats.completed_tasks,
             account_age_days: age.as_secs() / DAY,
         }))
+    }
+
+    /// Their sessions that have not ended, newest first. Oneself only.
+    #[graphql(guard = "guard::May(Action::ReadSessions, Account(self.0.id))")]
+    async fn sessions(&self, ctx: &Context<'_>) -> Result<Option<Vec<Session>>> {
+        let sessions = Caller::of(ctx).loaders()?.sessions(self.0.id).await?;
+        Ok(Some(sessions.into_iter().map(Session).collect()))
+    }
+
+    /// What happened to their account, newest first. Oneself and ADMIN.
+    #[graphql(guard = "guard::May(Action::ReadAccount, Account(self.0.id))")]
+    async fn security_log(
+        &self,
+        ctx: &Context<'_>,
+        #[graphql(desc = "So many from the start: 1–100, default 20.")] first: Option<i32>,
+        #[graphql(desc = "Only what comes after this cursor.")] after: Option<String>,
+        #[graphql(desc = "So many from the end: 1–100; not together with `first`.")] last: Option<i32>,
+        #[graphql(desc = "Only what comes before this cursor.")] before: Option<String>,
+    ) -> Result<Option<Connection<AuditEntry>>> {
+        Ok(Some(session::log(ctx, Some(self.0.id), Paging { first, after, last, before }).await?))
     }
 
     /// The projects they own, by default oldest first. Oneself and ADMIN.
@@ -233,7 +254,7 @@ pub struct UpdateViewerInput {
     display_name: MaybeUndefined<String>,
     /// A new handle: 3–50 of `A–Z a–z 0–9 _ -`.
     username: MaybeUndefined<String>,
-    /// A new address.
+    /// A new address. It holds once the link in a mail to it was followed; until then the old one stays.
     email: MaybeUndefined<String>,
 }
 
@@ -309,7 +330,7 @@ impl UserMutation {
     }
 
     /// Changes a user's role or whether they may sign in; it holds from their next request on. ADMIN only.
-    /// User errors: BLANK, NOT_FOUND.
+    /// The last active ADMIN stays. User errors: BLANK, NOT_FOUND, INVALID.
     #[graphql(guard = "guard::May(Action::ManageUsers, ())")]
     async fn update_user(
         &self,
@@ -322,7 +343,8 @@ impl UserMutation {
             let is_active = required(&mut faults, "isActive", input.is_active);
             faults.check()?;
             let id = node::named(Noun::User, &input.id, "id")?;
-            store::update(&app.db, app.clock.now(), &viewer, id, role, is_active).await
+            let origin = session::origin(&app, &viewer).await?;
+            store::update(&app.db, app.clock.now(), &viewer, id, role, is_active, &origin).await
         })
         .await?;
         Ok(UpdateUserPayload { user: user.map(|user| User(Arc::new(user))), user_errors })

@@ -18,6 +18,7 @@ use crate::App;
 use crate::access::Viewer;
 use crate::admission::{self, Admitted};
 use crate::error::{Code, Error};
+use crate::graphql::complete::Shape;
 use crate::graphql::{Caller, Schema};
 use crate::limits::{Door as Limited, Who};
 
@@ -70,6 +71,8 @@ pub struct Door {
     pub schema: Schema,
     /// What a document may cost.
     pub limits: Arc<admission::Limits>,
+    /// The types of the schema, to complete answers by.
+    pub shape: Arc<Shape>,
     /// Who has how many sockets open.
     pub sockets: Arc<Sockets>,
 }
@@ -86,13 +89,15 @@ pub struct Operation {
     pub kind: OperationType,
     /// What it costs, in points.
     pub cost: u32,
+    document: ExecutableDocument,
     request: async_graphql::Request,
 }
 
 impl Door {
     /// A door to this schema.
     pub fn new(app: Arc<App>, schema: Schema) -> Self {
-        Self { app, schema, limits: Arc::default(), sockets: Arc::default() }
+        let shape = Arc::new(Shape::of(&crate::graphql::sdl()));
+        Self { app, schema, limits: Arc::default(), shape, sockets: Arc::default() }
     }
 
     /// Counts a request against the limits of who makes it.
@@ -117,19 +122,23 @@ impl Door {
             tracing::Span::current().record("operation", name.chars().take(80).collect::<String>());
         }
         let mut request = async_graphql::Request::new(String::new());
-        request.operation_name = name;
+        request.operation_name.clone_from(&name);
         request.variables = Variables::from_json(Value::Object(words.variables));
-        request.set_parsed_query(document);
-        Ok(Operation { kind, cost, request })
+        request.set_parsed_query(document.clone());
+        Ok(Operation { kind, cost, document, request })
     }
 
     /// Executes a query or a mutation. Whoever stops waiting does not stop a mutation: it runs in a task of its own.
     pub async fn execute(&self, operation: Operation, viewer: Option<Viewer>, request_id: &str) -> Answer {
-        let cost = operation.cost;
-        let request = operation.request.data(Caller::new(Arc::clone(&self.app), viewer));
+        let Operation { cost, document, request, .. } = operation;
+        let name = request.operation_name.clone();
+        let request = request.data(Caller::new(Arc::clone(&self.app), viewer));
         let executed = AssertUnwindSafe(self.schema.execute(request)).catch_unwind();
         match tokio::time::timeout(DEADLINE, executed).await {
-            Ok(Ok(response)) => Answer::of(response, request_id).costing(cost),
+            Ok(Ok(mut response)) => {
+                self.shape.complete(&document, name.as_deref(), &mut response);
+                Answer::of(response, request_id).costing(cost)
+            }
             Ok(Err(_)) => Answer::refused(Error::internal("a panic during execution").into(), request_id),
             Err(_) => Answer::refused(Error::unavailable().into(), request_id),
         }
@@ -143,8 +152,14 @@ impl Door {
         viewer: Option<Viewer>,
         request_id: Arc<str>,
     ) -> BoxStream<'static, Answer> {
-        let request = operation.request.data(Caller::new(Arc::clone(&self.app), viewer));
-        self.schema.execute_stream(request).map(move |response| Answer::of(response, &request_id)).boxed()
+        let Operation { document, request, .. } = operation;
+        let (shape, name) = (Arc::clone(&self.shape), request.operation_name.clone());
+        let request = request.data(Caller::new(Arc::clone(&self.app), viewer));
+        let answers = self.schema.execute_stream(request).map(move |mut response| {
+            shape.complete(&document, name.as_deref(), &mut response);
+            Answer::of(response, &request_id)
+        });
+        answers.boxed()
     }
 }
 

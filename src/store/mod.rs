@@ -1,11 +1,17 @@
 //! What the database does about each noun: a read is one query, a write is one transaction that changes rows *and*
 //! appends its event. Rights are asked of `access` where the row is read, inside the same transaction.
 
+pub mod account;
+pub mod audit;
 pub mod comment;
 pub mod event;
+pub mod export;
 pub mod label;
+pub mod lockout;
+pub mod mail;
 pub mod project;
 pub mod session;
 pub mod task;
+pub mod token;
 pub mod user;
 pub mod value;

@@ -347,22 +347,28 @@ pub async fn delete(db: &Db, now: Timestamp, viewer: &Viewer, id: Id) -> Result<
     db.transaction(async |tx| {
         let project = seen(tx, viewer, id, "id").await?;
         viewer.require(Action::DeleteProject, &project)?;
-        // Tasks that are being added hold a lock on the row until they are committed, so none slips in between.
-        on!(tx, |c| diesel::update(projects::table.find(id))
-            .set(projects::version.eq(projects::version + 1))
-            .execute(c)
-            .await)?;
-        let mut told = Vec::new();
-        for task in task::all_of_project(tx, id).await? {
-            told.push(about_task(Kind::TaskDeleted, viewer, now, &task, Snapshot::default()));
-        }
-        told.push(about_project(Kind::ProjectDeleted, viewer, now, &project, Vec::new()));
-        if on!(tx, |c| diesel::delete(projects::table.find(id)).execute(c).await)? == 0 {
-            return Err(Error::not_found("id", "project"));
-        }
-        events::append(tx, &told).await
+        remove(tx, now, viewer, id).await
     })
     .await
+}
+
+/// Deletes a project that the viewer may delete.
+pub async fn remove(tx: &mut Conn, now: Timestamp, viewer: &Viewer, id: Id) -> Result<()> {
+    // Tasks that are being added hold a lock on the row until they are committed, so none slips in between.
+    on!(tx, |c| diesel::update(projects::table.find(id))
+        .set(projects::version.eq(projects::version + 1))
+        .execute(c)
+        .await)?;
+    let project = seen(tx, viewer, id, "id").await?;
+    let mut told = Vec::new();
+    for task in task::all_of_project(tx, id).await? {
+        told.push(about_task(Kind::TaskDeleted, viewer, now, &task, Snapshot::default()));
+    }
+    told.push(about_project(Kind::ProjectDeleted, viewer, now, &project, Vec::new()));
+    if on!(tx, |c| diesel::delete(projects::table.find(id)).execute(c).await)? == 0 {
+        return Err(Error::not_found("id", "project"));
+    }
+    events::append(tx, &told).await
 }
 
 /// The columns that are made from others: what is searched and ordered by.

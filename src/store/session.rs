@@ -5,7 +5,8 @@ use std::time::Duration;
 use diesel::prelude::*;
 use diesel_async::RunQueryDsl;
 
-use super::value::fold;
+use super::audit::{self, Origin};
+use super::lockout;
 use crate::access::{Role, Viewer};
 use crate::db::schema::{sessions, users};
 use crate::db::{Conn, Db};
@@ -43,26 +44,11 @@ pub struct Session {
     pub user_agent: Option<String>,
 }
 
-/// What a login is checked against.
-#[derive(Clone, Debug, Queryable)]
-pub struct Credential {
-    /// Whose it is.
-    pub user_id: Id,
-    /// argon2, in PHC form.
-    pub password_hash: String,
-    /// Whether they may sign in.
-    pub is_active: bool,
-}
-
-/// The credential of the account with that e-mail or username.
-pub async fn credential(conn: &mut Conn, identifier: &str) -> Result<Option<Credential>> {
-    let key = fold(identifier.trim());
-    Ok(on!(conn, |c| users::table
-        .filter(users::email_key.eq(&key).or(users::username_key.eq(&key)))
-        .select((users::id, users::password_hash, users::is_active))
-        .first(c)
-        .await
-        .optional())?)
+impl Session {
+    /// Where the login came from.
+    pub fn origin(&self) -> Origin {
+        Origin { ip_address: self.ip_address.clone(), user_agent: self.user_agent.clone() }
+    }
 }
 
 /// Whom a session speaks for, if it still does: one row, read with each request.
@@ -80,17 +66,30 @@ pub async fn viewer(conn: &mut Conn, now: Timestamp, session_id: Id) -> Result<O
     Ok(row.map(|(id, role)| Viewer { id, session_id, role }))
 }
 
-/// Begins a session and notes the login.
-pub async fn create(db: &Db, session: &Session) -> Result<()> {
+/// Begins a session with a login. `rehashed` is the password's new hash, when its cost has risen since the last one.
+pub async fn create(db: &Db, session: &Session, identifier: &str, source: &str, rehashed: Option<&str>) -> Result<()> {
     db.transaction(async |tx| {
+        let now = session.created_at;
         on!(tx, |c| diesel::insert_into(sessions::table).values(session).execute(c).await)?;
-        on!(tx, |c| diesel::update(users::table.find(session.user_id))
-            .set(users::last_login_at.eq(session.created_at))
-            .execute(c)
-            .await)?;
-        Ok(())
+        let (user, hash) = (users::table.find(session.user_id), rehashed.map(|hash| users::password_hash.eq(hash)));
+        on!(tx, |c| diesel::update(user).set((users::last_login_at.eq(now), hash)).execute(c).await)?;
+        lockout::forget(tx, identifier, source).await?;
+        let who = Some(session.user_id);
+        audit::note(tx, now, audit::Kind::LoggedIn, who, who, &session.origin()).await
     })
     .await
+}
+
+/// The sessions of a user that have not ended, newest first.
+pub async fn of_user(conn: &mut Conn, now: Timestamp, user_id: Id) -> Result<Vec<Session>> {
+    Ok(on!(conn, |c| sessions::table
+        .filter(sessions::user_id.eq(user_id))
+        .filter(sessions::revoked_at.is_null())
+        .filter(sessions::expires_at.gt(now))
+        .order_by((sessions::created_at.desc(), sessions::id.desc()))
+        .select(Session::as_select())
+        .load(c)
+        .await)?)
 }
 
 /// The session with this id, ended or not.
@@ -118,6 +117,7 @@ pub async fn rotate(
     generation: i32,
     lifetime: Duration,
     grace: Duration,
+    origin: &Origin,
 ) -> Result<Rotation> {
     db.transaction(async |tx| {
         let rotated = on!(tx, |c| diesel::update(sessions::table.find(id))
@@ -150,33 +150,80 @@ pub async fn rotate(
         if session.generation == generation + 1 && now <= session.rotated_at.plus(grace) {
             return Ok(Rotation::Current(session));
         }
-        end(tx, now, session.user_id, id).await?;
+        end(tx, now, session.user_id, Some(id), None).await?;
+        audit::note(tx, now, audit::Kind::RefreshReused, Some(session.user_id), None, origin).await?;
         Ok(Rotation::Reused)
     })
     .await
 }
 
-/// Ends a session: its tokens are dead with the next request, its sockets are closed.
-pub async fn revoke(db: &Db, now: Timestamp, user_id: Id, id: Id) -> Result<bool> {
-    db.transaction(async |tx| end(tx, now, user_id, id).await).await
+/// Ends one session of the viewer; whether there was one. Its tokens are dead with the next request, its sockets are
+/// closed.
+pub async fn revoke(db: &Db, now: Timestamp, viewer: &Viewer, id: Id, origin: &Origin) -> Result<bool> {
+    db.transaction(async |tx| {
+        let ended = end(tx, now, viewer.id, Some(id), None).await?;
+        if ended == 0 {
+            return Ok(false);
+        }
+        let own = id == viewer.session_id;
+        let kind = if own { audit::Kind::LoggedOut } else { audit::Kind::SessionRevoked };
+        audit::note(tx, now, kind, Some(viewer.id), Some(viewer.id), origin).await?;
+        Ok(true)
+    })
+    .await
 }
 
-async fn end(tx: &mut Conn, now: Timestamp, user_id: Id, id: Id) -> Result<bool> {
-    let ended = on!(tx, |c| diesel::update(sessions::table.find(id))
-        .filter(sessions::user_id.eq(user_id))
-        .filter(sessions::revoked_at.is_null())
-        .set(sessions::revoked_at.eq(now))
-        .execute(c)
-        .await)?;
-    if ended == 1 {
-        let told = NewEvent {
-            owner_id: Some(user_id),
-            session_id: Some(id),
-            ..NewEvent::new(Kind::SessionEnded, Some(user_id), now)
-        };
-        events::append(tx, &[told]).await?;
+/// Ends every session of the viewer but the present one; how many.
+pub async fn revoke_others(db: &Db, now: Timestamp, viewer: &Viewer, origin: &Origin) -> Result<usize> {
+    db.transaction(async |tx| {
+        let ended = end(tx, now, viewer.id, None, Some(viewer.session_id)).await?;
+        for _ in 0..ended {
+            audit::note(tx, now, audit::Kind::SessionRevoked, Some(viewer.id), Some(viewer.id), origin).await?;
+        }
+        Ok(ended)
+    })
+    .await
+}
+
+/// Ends sessions of a user: one, or all, or all but one; how many.
+pub async fn end(tx: &mut Conn, now: Timestamp, user_id: Id, only: Option<Id>, except: Option<Id>) -> Result<usize> {
+    let ended: Vec<Id> = on!(tx, |c| {
+        let mut lasting = sessions::table
+            .filter(sessions::user_id.eq(user_id))
+            .filter(sessions::revoked_at.is_null())
+            .filter(sessions::expires_at.gt(now))
+            .select(sessions::id)
+            .into_boxed::<Backend>();
+        if let Some(id) = only {
+            lasting = lasting.filter(sessions::id.eq(id));
+        }
+        if let Some(id) = except {
+            lasting = lasting.filter(sessions::id.ne(id));
+        }
+        lasting.load(c).await
+    })?;
+    let mut told = Vec::new();
+    for id in ended {
+        let revoked = on!(tx, |c| diesel::update(sessions::table.find(id))
+            .filter(sessions::revoked_at.is_null())
+            .set(sessions::revoked_at.eq(now))
+            .execute(c)
+            .await)?;
+        if revoked == 1 {
+            let event = NewEvent::new(Kind::SessionEnded, Some(user_id), now);
+            told.push(NewEvent { owner_id: Some(user_id), session_id: Some(id), ..event });
+        }
     }
-    Ok(ended == 1)
+    if !told.is_empty() {
+        events::append(tx, &told).await?;
+    }
+    Ok(told.len())
+}
+
+/// Forgets the sessions of a person who is leaving.
+pub async fn forget(tx: &mut Conn, user_id: Id) -> Result<()> {
+    on!(tx, |c| diesel::delete(sessions::table.filter(sessions::user_id.eq(user_id))).execute(c).await)?;
+    Ok(())
 }
 
 /// Drops sessions that ended before this moment.

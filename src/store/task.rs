@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::event::{Change, Snapshot, about_task};
 use super::value::{Description, Search, Title, fold};
-use super::{project, user};
+use super::{mail, project, user};
 use crate::access::{Action, Standing, Subject, Viewer};
 use crate::db::page::{Key, Page, Parent, Position, Window, by_parent, each};
 use crate::db::schema::{labels, projects, task_labels, tasks};
@@ -21,7 +21,7 @@ use crate::events::{self, Kind, NewEvent};
 use crate::id::Id;
 use crate::stored_as_smallint;
 use crate::time::Timestamp;
-use crate::{keyset, mail, on};
+use crate::{keyset, on};
 
 /// How far a task is. It goes TODO → IN_PROGRESS → DONE and back one step at a time, DONE → IN_PROGRESS → TODO.
 #[derive(
@@ -684,9 +684,7 @@ async fn assign(
         }
         told.push(event(Kind::TaskAssigned));
         if assignee.id != viewer.id {
-            let subject = format!("Assigned to you: {}", task.title);
-            let body = format!("Hello {},\n\na task was assigned to you:\n\n  {}\n", assignee.display_name, task.title);
-            mail::queue(tx, now, &assignee.email, subject, body).await?;
+            mail::queue(tx, now, mail::Kind::TaskAssigned, &assignee.email, Some(assignee.id), &task.title).await?;
         }
     }
     Ok(told)

@@ -4,7 +4,9 @@ use diesel::dsl::exists;
 use diesel::prelude::*;
 use diesel_async::RunQueryDsl;
 
+use super::audit::{self, Origin};
 use super::value::{DisplayName, Email, Search, Username, fold};
+use super::{mail, session};
 use crate::access::{Action, Role, Viewer};
 use crate::db::page::{Key, Page, Position, Window};
 use crate::db::schema::{projects, tasks, users};
@@ -35,6 +37,8 @@ pub struct User {
     pub email_verified: bool,
     /// When they last logged in.
     pub last_login_at: Option<Timestamp>,
+    /// When the account was deleted; a nameless row is left.
+    pub deleted_at: Option<Timestamp>,
     /// When they signed up.
     pub created_at: Timestamp,
     /// When the account last changed.
@@ -88,6 +92,7 @@ impl User {
 
 macro_rules! narrow {
     ($query:ident, $filter:expr) => {
+        $query = $query.filter(users::deleted_at.is_null());
         for pattern in $filter.search.iter().flat_map(Search::patterns) {
             $query = $query.filter(users::search.like(pattern.clone()).escape('\\'));
         }
@@ -112,6 +117,7 @@ pub async fn find_by_username(conn: &mut Conn, username: &str) -> Result<Option<
     }
     Ok(on!(conn, |c| users::table
         .filter(users::username_key.eq(fold(username)))
+        .filter(users::deleted_at.is_null())
         .select(User::as_select())
         .first(c)
         .await
@@ -127,6 +133,16 @@ pub async fn has_admin(conn: &mut Conn) -> Result<bool> {
     .await)?)
 }
 
+/// The active user with that e-mail address.
+pub async fn find_by_email(conn: &mut Conn, email: &str) -> Result<Option<User>> {
+    Ok(on!(conn, |c| users::table
+        .filter(users::email_key.eq(fold(email)))
+        .select(User::as_select())
+        .first(c)
+        .await
+        .optional())?)
+}
+
 /// One page of all users. Only ADMIN gets here: the guard is on the field.
 pub async fn page(conn: &mut Conn, list: &List) -> Result<Page<User>> {
     let rows = on!(conn, |c| {
@@ -139,6 +155,16 @@ pub async fn page(conn: &mut Conn, list: &List) -> Result<Page<User>> {
         query.load(c).await
     })?;
     Ok(list.window.page(list.descending, rows, |user: &User| user.position(list.order)))
+}
+
+/// Every account, in the order of signing up.
+pub async fn all(conn: &mut Conn) -> Result<Vec<User>> {
+    Ok(on!(conn, |c| users::table
+        .filter(users::deleted_at.is_null())
+        .order_by((users::created_at, users::id))
+        .select(User::as_select())
+        .load(c)
+        .await)?)
 }
 
 /// How many users the same list has on all its pages.
@@ -205,10 +231,12 @@ pub struct New {
     pub password_hash: String,
     /// What they are on this server.
     pub role: Role,
+    /// Whether somebody vouches for the address; if not, its owner is asked by mail.
+    pub email_verified: bool,
 }
 
 /// Makes an account.
-pub async fn create(db: &Db, now: Timestamp, new: &New) -> Result<User> {
+pub async fn create(db: &Db, now: Timestamp, new: &New, origin: &Origin) -> Result<User> {
     let user = User {
         id: Id::new(),
         email: new.email.to_string(),
@@ -216,8 +244,9 @@ pub async fn create(db: &Db, now: Timestamp, new: &New) -> Result<User> {
         display_name: new.display_name.to_string(),
         role: new.role,
         is_active: true,
-        email_verified: false,
+        email_verified: new.email_verified,
         last_login_at: None,
+        deleted_at: None,
         created_at: now,
         updated_at: now,
     };
@@ -227,7 +256,12 @@ pub async fn create(db: &Db, now: Timestamp, new: &New) -> Result<User> {
             .values((&user, Keys::of(&user), users::password_hash.eq(&new.password_hash)))
             .execute(c)
             .await);
-        saved(inserted, &user)
+        saved(inserted)?;
+        if !user.email_verified {
+            mail::queue(tx, now, mail::Kind::VerifyEmail, &user.email, Some(user.id), "").await?;
+        }
+        audit::note(tx, now, audit::Kind::Registered, Some(user.id), None, origin).await?;
+        Ok(user.clone())
     })
     .await
 }
@@ -239,11 +273,11 @@ pub struct Changes {
     pub display_name: Option<DisplayName>,
     /// A new handle.
     pub username: Option<Username>,
-    /// A new address, which is unverified again.
+    /// A new address, which holds once its owner has verified it.
     pub email: Option<Email>,
 }
 
-/// Changes the viewer's own account.
+/// Changes the viewer's own account. A new address is asked to be verified by mail, and holds only then.
 pub async fn update_viewer(db: &Db, now: Timestamp, viewer: &Viewer, changes: &Changes) -> Result<User> {
     db.transaction(async |tx| {
         let mut user = any_by_ids(tx, &[viewer.id]).await?.pop().ok_or_else(Error::unauthenticated)?;
@@ -253,28 +287,89 @@ pub async fn update_viewer(db: &Db, now: Timestamp, viewer: &Viewer, changes: &C
         if let Some(username) = &changes.username {
             user.username = username.to_string();
         }
-        if let Some(email) = &changes.email
-            && **email != *user.email
-        {
-            user.email_verified = user.email_verified && fold(email) == fold(&user.email);
-            user.email = email.to_string();
-        }
         user.updated_at = now;
-        check_free(tx, &user, changes.email.as_ref(), changes.username.as_ref()).await?;
+        let wanted = User { email: changes.email.as_deref().unwrap_or(&user.email).to_owned(), ..user.clone() };
+        check_free(tx, &wanted, changes.email.as_ref(), changes.username.as_ref()).await?;
+        if fold(&wanted.email) == fold(&user.email) {
+            user.email = wanted.email;
+        } else {
+            mail::queue(tx, now, mail::Kind::VerifyEmail, &wanted.email, Some(user.id), "").await?;
+        }
         let updated = on!(tx, |c| diesel::update(users::table.find(user.id))
             .set((
                 users::display_name.eq(&user.display_name),
                 users::username.eq(&user.username),
                 users::email.eq(&user.email),
-                users::email_verified.eq(user.email_verified),
                 users::updated_at.eq(now),
                 Keys::of(&user),
             ))
             .execute(c)
             .await);
-        saved(updated, &user)
+        saved(updated)?;
+        Ok(user)
     })
     .await
+}
+
+/// Sets an account's address, which its owner has verified.
+pub async fn set_email(tx: &mut Conn, now: Timestamp, user: &User, email: &str) -> Result<()> {
+    let user = User { email: email.to_owned(), ..user.clone() };
+    let updated = on!(tx, |c| diesel::update(users::table.find(user.id))
+        .set((users::email.eq(&user.email), users::email_verified.eq(true), users::updated_at.eq(now), Keys::of(&user)))
+        .execute(c)
+        .await);
+    saved(updated)
+}
+
+/// Refuses when there is no other active ADMIN. Of two who try at the same time one waits here for the other.
+pub async fn keep_one_admin(tx: &mut Conn, id: Id) -> Result<()> {
+    use crate::db::Pooled;
+    let admins = users::table
+        .filter(users::role.eq(Role::Admin))
+        .filter(users::is_active.eq(true))
+        .order_by(users::id)
+        .select(users::id);
+    let admins: Vec<Id> = match &mut tx.pooled {
+        Pooled::Sqlite(c) => admins.load(&mut **c).await?,
+        Pooled::Postgres(c) => admins.for_update().load(&mut **c).await?,
+    };
+    if admins.iter().any(|admin| *admin != id) {
+        return Ok(());
+    }
+    let message = "The last active ADMIN cannot be demoted, disabled or deleted.";
+    Err(Error::Faults(vec![Fault { field: None, code: FaultCode::Invalid, message: message.into() }]))
+}
+
+/// Takes everything personal out of an account's row, which stays behind nameless.
+pub async fn efface(tx: &mut Conn, now: Timestamp, user: &User) -> Result<()> {
+    let nobody = User {
+        email: format!("{}@deleted.invalid", user.id),
+        username: format!("deleted-{}", user.id),
+        display_name: "Deleted user".to_owned(),
+        role: Role::User,
+        is_active: false,
+        email_verified: false,
+        last_login_at: None,
+        updated_at: now,
+        ..user.clone()
+    };
+    on!(tx, |c| diesel::update(users::table.find(user.id))
+        .set((
+            users::email.eq(&nobody.email),
+            users::username.eq(&nobody.username),
+            users::display_name.eq(&nobody.display_name),
+            users::role.eq(nobody.role),
+            users::is_active.eq(false),
+            users::email_verified.eq(false),
+            users::last_login_at.eq(None::<Timestamp>),
+            users::password_hash.eq(""),
+            users::deleted_at.eq(now),
+            users::updated_at.eq(now),
+            Keys { search: String::new(), ..Keys::of(&nobody) },
+        ))
+        .execute(c)
+        .await)?;
+    Ok(())
 }
 
 /// Changes a user's role or whether they may sign in; their sessions feel it with the next request.
@@ -285,26 +380,65 @@ pub async fn update(
     id: Id,
     role: Option<Role>,
     is_active: Option<bool>,
+    origin: &Origin,
 ) -> Result<User> {
     db.transaction(async |tx| {
         viewer.require(Action::ManageUsers, &())?;
-        let old = any_by_ids(tx, &[id]).await?.pop().ok_or_else(|| Error::not_found("id", "user"))?;
-        let mut user = old.clone();
-        user.role = role.unwrap_or(old.role);
-        user.is_active = is_active.unwrap_or(old.is_active);
-        if user == old {
-            return Ok(old);
-        }
-        user.updated_at = now;
-        on!(tx, |c| diesel::update(users::table.find(id))
-            .set((users::role.eq(user.role), users::is_active.eq(user.is_active), users::updated_at.eq(now)))
-            .execute(c)
-            .await)?;
-        let told = NewEvent { owner_id: Some(id), ..NewEvent::new(Kind::UserChanged, Some(viewer.id), now) };
-        events::append(tx, &[told]).await?;
-        Ok(user)
+        change(tx, now, Some(viewer.id), id, role, is_active, origin).await
     })
     .await
+}
+
+/// The same by whoever runs the server.
+pub async fn update_from_shell(
+    db: &Db,
+    now: Timestamp,
+    id: Id,
+    role: Option<Role>,
+    is_active: Option<bool>,
+) -> Result<User> {
+    db.transaction(async |tx| change(tx, now, None, id, role, is_active, &Origin::default()).await).await
+}
+
+async fn change(
+    tx: &mut Conn,
+    now: Timestamp,
+    actor: Option<Id>,
+    id: Id,
+    role: Option<Role>,
+    is_active: Option<bool>,
+    origin: &Origin,
+) -> Result<User> {
+    let old = any_by_ids(tx, &[id]).await?.pop().filter(|user| user.deleted_at.is_none());
+    let old = old.ok_or_else(|| Error::not_found("id", "user"))?;
+    let mut user = old.clone();
+    user.role = role.unwrap_or(old.role);
+    user.is_active = is_active.unwrap_or(old.is_active);
+    if user == old {
+        return Ok(old);
+    }
+    let was_admin = old.role == Role::Admin && old.is_active;
+    if was_admin && !(user.role == Role::Admin && user.is_active) {
+        keep_one_admin(tx, id).await?;
+    }
+    user.updated_at = now;
+    on!(tx, |c| diesel::update(users::table.find(id))
+        .set((users::role.eq(user.role), users::is_active.eq(user.is_active), users::updated_at.eq(now)))
+        .execute(c)
+        .await)?;
+    let told = NewEvent { owner_id: Some(id), ..NewEvent::new(Kind::UserChanged, actor, now) };
+    events::append(tx, &[told]).await?;
+    if user.role != old.role {
+        audit::note(tx, now, audit::Kind::RoleChanged, Some(id), actor, origin).await?;
+    }
+    if user.is_active != old.is_active {
+        if !user.is_active {
+            session::end(tx, now, id, None, None).await?;
+        }
+        let kind = if user.is_active { audit::Kind::Enabled } else { audit::Kind::Disabled };
+        audit::note(tx, now, kind, Some(id), actor, origin).await?;
+    }
+    Ok(user)
 }
 
 /// Which of the two unique names are taken, both told at once. The unique indexes decide in a race.
@@ -325,17 +459,15 @@ async fn check_free(tx: &mut Conn, user: &User, email: Option<&Email>, username:
     if faults.is_empty() { Ok(()) } else { Err(Error::Faults(faults)) }
 }
 
-fn saved(written: QueryResult<usize>, user: &User) -> Result<User> {
+fn saved(written: QueryResult<usize>) -> Result<()> {
     match written {
         Err(error) if is_taken(&error) => {
-            let diesel::result::Error::DatabaseError(_, info) = &error else {
-                return Err(error.into());
-            };
+            let diesel::result::Error::DatabaseError(_, info) = &error else { return Err(error.into()) };
             // PostgreSQL names the constraint, SQLite the column; both have the column's name in them.
             let named = info.constraint_name().unwrap_or_else(|| info.message());
             Err(Error::Faults(vec![taken(if named.contains("username") { "username" } else { "email" })]))
         }
-        other => Ok(other.map(|_| user.clone())?),
+        other => Ok(other.map(|_| ())?),
     }
 }
 

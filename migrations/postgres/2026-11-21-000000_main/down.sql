@@ -1,3 +1,6 @@
+DROP TABLE audit_entries;
+DROP TABLE login_failures;
+DROP TABLE mail_tokens;
 DROP TABLE mails;
 DROP TABLE events;
 DROP TABLE comments;

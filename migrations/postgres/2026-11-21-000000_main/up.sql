@@ -13,6 +13,7 @@ CREATE TABLE users (
     is_active     boolean NOT NULL,
     email_verified boolean NOT NULL,
     last_login_at timestamptz,
+    deleted_at    timestamptz,
     created_at    timestamptz NOT NULL,
     updated_at    timestamptz NOT NULL
 );
@@ -148,15 +149,51 @@ CREATE INDEX events_task ON events (task_id, xid, seq);
 CREATE INDEX events_owner ON events (owner_id, xid, seq);
 CREATE INDEX events_occurred_at ON events (occurred_at);
 
--- Mail waiting to be sent: written with the change that asks for it, sent by a background job.
+-- Mail waiting to be sent: what it is about, written with the change that asks for it; the words, and any token in them,
+-- are made when it is sent, so that no usable token is ever stored.
 CREATE TABLE mails (
     id              uuid PRIMARY KEY,
+    kind            smallint NOT NULL,
     recipient       text NOT NULL,
-    subject         text NOT NULL,
-    body            text NOT NULL,
+    user_id         uuid,
+    data            text NOT NULL,
     created_at      timestamptz NOT NULL,
     next_attempt_at timestamptz NOT NULL,
     attempts        integer NOT NULL,
     last_error      text
 );
 CREATE INDEX mails_next_attempt ON mails (next_attempt_at);
+
+-- The newest token that was mailed to a person for each purpose, as a SHA-256 hash.
+CREATE TABLE mail_tokens (
+    user_id    uuid NOT NULL REFERENCES users ON DELETE CASCADE,
+    purpose    smallint NOT NULL,
+    hash       bytea NOT NULL UNIQUE,
+    email      text NOT NULL,
+    expires_at timestamptz NOT NULL,
+    PRIMARY KEY (user_id, purpose)
+);
+
+-- Failed logins, counted by what was typed in and where it came from: a stranger cannot lock the owner out.
+CREATE TABLE login_failures (
+    identifier   text COLLATE "C" NOT NULL,
+    source       text COLLATE "C" NOT NULL,
+    failures     integer NOT NULL,
+    failed_at    timestamptz NOT NULL,
+    locked_until timestamptz,
+    PRIMARY KEY (identifier, source)
+);
+CREATE INDEX login_failures_failed_at ON login_failures (failed_at);
+
+-- What happened to accounts. No foreign keys: it outlives what it tells of.
+CREATE TABLE audit_entries (
+    id          uuid PRIMARY KEY,
+    kind        smallint NOT NULL,
+    occurred_at timestamptz NOT NULL,
+    user_id     uuid,
+    actor_id    uuid,
+    ip_address  text,
+    user_agent  text
+);
+CREATE INDEX audit_entries_occurred_at ON audit_entries (occurred_at, id);
+CREATE INDEX audit_entries_user ON audit_entries (user_id, occurred_at, id);

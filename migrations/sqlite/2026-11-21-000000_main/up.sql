@@ -13,6 +13,7 @@ CREATE TABLE users (
     is_active     INTEGER NOT NULL,
     email_verified INTEGER NOT NULL,
     last_login_at INTEGER,
+    deleted_at    INTEGER,
     created_at    INTEGER NOT NULL,
     updated_at    INTEGER NOT NULL
 ) STRICT;
@@ -148,15 +149,51 @@ CREATE INDEX events_task ON events (task_id, xid, seq);
 CREATE INDEX events_owner ON events (owner_id, xid, seq);
 CREATE INDEX events_occurred_at ON events (occurred_at);
 
--- Mail waiting to be sent: written with the change that asks for it, sent by a background job.
+-- Mail waiting to be sent: what it is about, written with the change that asks for it; the words, and any token in them,
+-- are made when it is sent, so that no usable token is ever stored.
 CREATE TABLE mails (
     id              BLOB PRIMARY KEY,
+    kind            INTEGER NOT NULL,
     recipient       TEXT NOT NULL,
-    subject         TEXT NOT NULL,
-    body            TEXT NOT NULL,
+    user_id         BLOB,
+    data            TEXT NOT NULL,
     created_at      INTEGER NOT NULL,
     next_attempt_at INTEGER NOT NULL,
     attempts        INTEGER NOT NULL,
     last_error      TEXT
 ) STRICT;
 CREATE INDEX mails_next_attempt ON mails (next_attempt_at);
+
+-- The newest token that was mailed to a person for each purpose, as a SHA-256 hash.
+CREATE TABLE mail_tokens (
+    user_id    BLOB NOT NULL REFERENCES users ON DELETE CASCADE,
+    purpose    INTEGER NOT NULL,
+    hash       BLOB NOT NULL UNIQUE,
+    email      TEXT NOT NULL,
+    expires_at INTEGER NOT NULL,
+    PRIMARY KEY (user_id, purpose)
+) STRICT;
+
+-- Failed logins, counted by what was typed in and where it came from: a stranger cannot lock the owner out.
+CREATE TABLE login_failures (
+    identifier   TEXT NOT NULL,
+    source       TEXT NOT NULL,
+    failures     INTEGER NOT NULL,
+    failed_at    INTEGER NOT NULL,
+    locked_until INTEGER,
+    PRIMARY KEY (identifier, source)
+) STRICT;
+CREATE INDEX login_failures_failed_at ON login_failures (failed_at);
+
+-- What happened to accounts. No foreign keys: it outlives what it tells of.
+CREATE TABLE audit_entries (
+    id          BLOB PRIMARY KEY,
+    kind        INTEGER NOT NULL,
+    occurred_at INTEGER NOT NULL,
+    user_id     BLOB,
+    actor_id    BLOB,
+    ip_address  TEXT,
+    user_agent  TEXT
+) STRICT;
+CREATE INDEX audit_entries_occurred_at ON audit_entries (occurred_at, id);
+CREATE INDEX audit_entries_user ON audit_entries (user_id, occurred_at, id);

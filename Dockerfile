@@ -1,0 +1,35 @@
+# GraphiQL's files, which the binary carries in itself.
+FROM node:22-bookworm-slim AS playground
+WORKDIR /playground
+COPY playground/package.json playground/package-lock.json playground/.npmrc ./
+RUN npm ci
+COPY playground ./
+RUN npm run build
+
+FROM rust:1.95-bookworm AS build
+WORKDIR /build
+COPY Cargo.toml Cargo.lock ./
+COPY migrations migrations
+COPY tests tests
+COPY src src
+COPY --from=playground /playground/dist playground/dist
+# Dependencies are kept between builds: only what changed is compiled again.
+RUN --mount=type=cache,target=/usr/local/cargo/registry,sharing=locked \
+    --mount=type=cache,target=/build/target,sharing=locked \
+    cargo build --release --locked && cp target/release/fasttrack /fasttrack
+RUN install -d -o 10001 -g 10001 /data
+
+# The binary needs glibc, and the certificates of public authorities for SMTP over TLS; nothing else.
+FROM debian:bookworm-slim
+COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/ca-certificates.crt
+COPY --from=build /fasttrack /usr/local/bin/fasttrack
+COPY --from=build --chown=10001:10001 /data /data
+ENV LISTEN_ADDR=0.0.0.0:8000 \
+    DATABASE_URL=sqlite:///data/fasttrack.db
+USER 10001:10001
+# Data and keys are written here and nowhere else: the root file system may be read-only.
+WORKDIR /data
+VOLUME /data
+EXPOSE 8000
+HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 CMD ["fasttrack", "health"]
+ENTRYPOINT ["fasttrack"]

@@ -1,0 +1,245 @@
+//! Completes an answer as the GraphQL specification has it: a field that failed is null, a null where the type does not
+//! allow one makes its parent null (section 6.4.4), and fields stand in the order of the query (section 7.2.2).
+//!
+//! async-graphql since 7.1 leaves a field that failed out of its object, whatever its type, and writes fields in the
+//! order in which they happened to be resolved. Its errors carry their paths, which is enough to put both right here.
+
+use std::collections::HashMap;
+
+use async_graphql::indexmap::IndexMap;
+use async_graphql::parser::types::{
+    BaseType, DocumentOperations, ExecutableDocument, OperationDefinition, OperationType, Selection, SelectionSet,
+    Type, TypeKind, TypeSystemDefinition,
+};
+use async_graphql::{Name, PathSegment, Response, Value};
+
+/// The types of all fields of the schema.
+pub struct Shape(HashMap<Name, HashMap<Name, Type>>);
+
+impl Shape {
+    /// Reads the types from the schema's own SDL.
+    pub fn of(sdl: &str) -> Self {
+        let document =
+            async_graphql::parser::parse_schema(sdl).map(|document| document.definitions).unwrap_or_default();
+        let types = document.into_iter().filter_map(|definition| {
+            let TypeSystemDefinition::Type(definition) = definition else { return None };
+            let definition = definition.node;
+            let fields = match definition.kind {
+                TypeKind::Object(object) => object.fields,
+                TypeKind::Interface(interface) => interface.fields,
+                _ => return None,
+            };
+            let fields = fields.into_iter().map(|field| (field.node.name.node, field.node.ty.node)).collect();
+            Some((definition.name.node, fields))
+        });
+        Self(types.collect())
+    }
+
+    fn field(&self, parent: &str, name: &str) -> Option<&Type> {
+        self.0.get(parent)?.get(name)
+    }
+
+    /// Completes the answer to an operation of the document.
+    pub fn complete(&self, document: &ExecutableDocument, operation: Option<&str>, response: &mut Response) {
+        let Some(operation) = chosen(document, operation) else { return };
+        for error in &response.errors {
+            place(&mut response.data, &error.path);
+        }
+        let root = match operation.ty {
+            OperationType::Query => "Query",
+            OperationType::Mutation => "Mutation",
+            OperationType::Subscription => "Subscription",
+        };
+        if let Value::Object(fields) = std::mem::take(&mut response.data) {
+            let walk = Walk { shape: self, document };
+            let completed = walk.object(&[(root, &operation.selection_set.node)], fields);
+            response.data = completed.map_or(Value::Null, Value::Object);
+        }
+    }
+}
+
+fn chosen<'a>(document: &'a ExecutableDocument, name: Option<&str>) -> Option<&'a OperationDefinition> {
+    match &document.operations {
+        DocumentOperations::Single(operation) => Some(&operation.node),
+        DocumentOperations::Multiple(operations) => Some(&operations.get(name?)?.node),
+    }
+}
+
+/// Puts a null where an error says that something failed. An object of which nothing is left but failures was made null
+/// as a whole: it comes back.
+fn place(data: &mut Value, path: &[PathSegment]) {
+    let mut value = data;
+    for segment in path {
+        value = match segment {
+            PathSegment::Field(key) => {
+                if *value == Value::Null {
+                    *value = Value::Object(IndexMap::new());
+                }
+                let Value::Object(fields) = value else { return };
+                fields.entry(Name::new(key)).or_insert(Value::Null)
+            }
+            PathSegment::Index(index) => {
+                let Value::List(items) = value else { return };
+                let Some(item) = items.get_mut(*index) else { return };
+                item
+            }
+        };
+    }
+}
+
+/// Selection sets that apply to one object, each with the type that its fields are declared in.
+type Sets<'a> = [(&'a str, &'a SelectionSet)];
+
+struct Field<'a> {
+    ty: Option<&'a Type>,
+    sets: Vec<(&'a str, &'a SelectionSet)>,
+}
+
+struct Walk<'a> {
+    shape: &'a Shape,
+    document: &'a ExecutableDocument,
+}
+
+impl<'a> Walk<'a> {
+    /// The object with its fields in order; nothing if a null in it does not stop there.
+    fn object(&self, sets: &Sets<'a>, mut values: IndexMap<Name, Value>) -> Option<IndexMap<Name, Value>> {
+        let mut fields = IndexMap::new();
+        for (parent, set) in sets {
+            self.collect(parent, set, &mut fields);
+        }
+        let mut completed = IndexMap::with_capacity(values.len());
+        for (key, field) in fields {
+            // What is absent was skipped by a directive, or is of a fragment on another type.
+            if let Some((key, value)) = values.swap_remove_entry(key) {
+                completed.insert(key, self.value(field.ty, &field.sets, value)?);
+            }
+        }
+        Some(completed)
+    }
+
+    fn collect(&self, parent: &'a str, set: &'a SelectionSet, fields: &mut IndexMap<&'a str, Field<'a>>) {
+        for selection in &set.items {
+            match &selection.node {
+                Selection::Field(field) => {
+                    let (key, name) = (field.node.response_key().node.as_str(), field.node.name.node.as_str());
+                    let ty = self.shape.field(parent, name);
+                    let entry = fields.entry(key).or_insert_with(|| Field { ty, sets: Vec::new() });
+                    let of = ty.map_or("", |ty| named(&ty.base));
+                    entry.sets.push((of, &field.node.selection_set.node));
+                }
+                Selection::InlineFragment(fragment) => {
+                    let condition = fragment.node.type_condition.as_ref();
+                    let parent = condition.map_or(parent, |condition| condition.node.on.node.as_str());
+                    self.collect(parent, &fragment.node.selection_set.node, fields);
+                }
+                Selection::FragmentSpread(spread) => {
+                    if let Some(fragment) = self.document.fragments.get(&spread.node.fragment_name.node) {
+                        let parent = fragment.node.type_condition.node.on.node.as_str();
+                        self.collect(parent, &fragment.node.selection_set.node, fields);
+                    }
+                }
+            }
+        }
+    }
+
+    /// The value of a field; nothing if it is a null that the type does not allow.
+    fn value(&self, ty: Option<&Type>, sets: &Sets<'a>, value: Value) -> Option<Value> {
+        let completed = match value {
+            Value::Null => None,
+            // Of a scalar: what is in it was not selected.
+            Value::Object(fields) if sets.iter().all(|(_, set)| set.items.is_empty()) => Some(Value::Object(fields)),
+            Value::Object(fields) => self.object(sets, fields).map(Value::Object),
+            Value::List(items) => {
+                let item = ty.and_then(|ty| match &ty.base {
+                    BaseType::List(item) => Some(&**item),
+                    BaseType::Named(_) => None,
+                });
+                items.into_iter().map(|value| self.value(item, sets, value)).collect::<Option<_>>().map(Value::List)
+            }
+            other => Some(other),
+        };
+        match completed {
+            None if ty.is_none_or(|ty| ty.nullable) => Some(Value::Null),
+            other => other,
+        }
+    }
+}
+
+fn named(base: &BaseType) -> &str {
+    match base {
+        BaseType::Named(name) => name,
+        BaseType::List(item) => named(&item.base),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use async_graphql::parser::parse_query;
+    use async_graphql::{ServerError, value};
+
+    use super::*;
+
+    const SDL: &str = "type Query { user: User users: [User!]! maybe: [User] must: User! any: JSON! }
+        scalar JSON
+        interface Named { name: String! }
+        type User implements Named { name: String! email: String boss: User }";
+
+    fn completed(document: &str, data: Value, errors: &[&str]) -> String {
+        let mut response = Response::new(data);
+        response.errors = errors
+            .iter()
+            .map(|path| ServerError {
+                path: path
+                    .split('.')
+                    .map(|part| part.parse().map_or_else(|_| PathSegment::Field(part.to_owned()), PathSegment::Index))
+                    .collect(),
+                ..ServerError::new("no", None)
+            })
+            .collect();
+        Shape::of(SDL).complete(&parse_query(document).expect("a document"), None, &mut response);
+        serde_json::to_string(&response.data).expect("JSON")
+    }
+
+    #[test]
+    fn fields_stand_in_the_order_of_the_query() {
+        let document = "{ b: users { name } a: user { ...F email } } fragment F on Named { x: name }";
+        let data = value!({ "a": { "email": "e", "x": "n" }, "b": [{ "name": "n" }] });
+        assert_eq!(completed(document, data, &[]), r#"{"b":[{"name":"n"}],"a":{"x":"n","email":"e"}}"#);
+    }
+
+    #[test]
+    fn an_object_that_is_a_scalar_stays_as_it_is() {
+        let data = value!({ "any": { "b": [{ "c": null }], "a": 1 } });
+        assert_eq!(completed("{ any }", data, &[]), r#"{"any":{"b":[{"c":null}],"a":1}}"#);
+    }
+
+    #[test]
+    fn a_nullable_field_that_failed_is_null() {
+        let document = "{ user { name email } }";
+        assert_eq!(
+            completed(document, value!({ "user": { "name": "n" } }), &["user.email"]),
+            r#"{"user":{"name":"n","email":null}}"#
+        );
+        assert_eq!(
+            completed("{ user { email } }", value!({ "user": null }), &["user.email"]),
+            r#"{"user":{"email":null}}"#
+        );
+    }
+
+    #[test]
+    fn a_null_goes_up_to_where_it_is_allowed() {
+        let user = value!({ "user": { "boss": { "email": "e" } } });
+        assert_eq!(
+            completed("{ user { boss { name email } } }", user, &["user.boss.name"]),
+            r#"{"user":{"boss":null}}"#
+        );
+        let users = value!({ "users": [{ "name": "n" }, {}], "maybe": [{ "name": "n" }, {}] });
+        let document = "{ maybe { name } users { name } }";
+        assert_eq!(
+            completed(document, users.clone(), &["maybe.1.name"]),
+            r#"{"maybe":[{"name":"n"},null],"users":[{"name":"n"},{}]}"#
+        );
+        assert_eq!(completed(document, users, &["users.1.name"]), "null");
+        assert_eq!(completed("{ must { name } }", value!({}), &["must"]), "null");
+    }
+}

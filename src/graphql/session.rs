@@ -1,0 +1,300 @@
+//! Sessions, and what a person does about their own account's safety.
+
+use std::sync::Arc;
+
+use async_graphql::{Context, ID, InputObject, Json, Object, Result, SimpleObject};
+
+use super::connection::{Connection, Paging, Tag, Total};
+use super::node::{self, Noun};
+use super::payload::{UserError, write};
+use super::task::user;
+use super::user::User;
+use super::{Caller, guard};
+use crate::App;
+use crate::access::{Action, Viewer};
+use crate::auth::credential::Password;
+use crate::error::{Error, FaultCode};
+use crate::limits::{Door, Who};
+use crate::store::audit::{self, Origin};
+use crate::store::session as store;
+use crate::store::{account, export, user as users};
+use crate::time::Timestamp;
+
+/// A session, as the schema shows it.
+#[derive(Clone)]
+pub struct Session(pub store::Session);
+
+/// One signed-in device: the family of refresh tokens that began with one login. For oneself only.
+#[Object]
+impl Session {
+    /// The object's global id; opaque, and it never changes.
+    pub async fn id(&self) -> ID {
+        node::encode(Noun::Session, self.0.id)
+    }
+
+    /// When it began, with a login.
+    async fn created_at(&self) -> Timestamp {
+        self.0.created_at
+    }
+
+    /// When its tokens were last refreshed.
+    async fn last_used_at(&self) -> Timestamp {
+        self.0.last_used_at
+    }
+
+    /// When it ends unless it is refreshed before.
+    async fn expires_at(&self) -> Timestamp {
+        self.0.expires_at
+    }
+
+    /// The address that the login came from.
+    async fn ip_address(&self) -> Option<&str> {
+        self.0.ip_address.as_deref()
+    }
+
+    /// The program that the login came from, as it called itself.
+    async fn user_agent(&self) -> Option<&str> {
+        self.0.user_agent.as_deref()
+    }
+
+    /// Whether it is the session of this request.
+    async fn is_current(&self, ctx: &Context<'_>) -> Result<bool> {
+        Ok(Caller::of(ctx).viewer()?.session_id == self.0.id)
+    }
+}
+
+/// A line of the audit log, as the schema shows it.
+#[derive(Clone)]
+pub struct AuditEntry(pub audit::Entry);
+
+/// Something that happened to an account. For oneself, and ADMIN.
+#[Object]
+impl AuditEntry {
+    /// The entry's identity; opaque.
+    async fn id(&self) -> ID {
+        node::encode(Noun::AuditEntry, self.0.id)
+    }
+
+    /// What happened.
+    async fn kind(&self) -> audit::Kind {
+        self.0.kind
+    }
+
+    /// When.
+    async fn occurred_at(&self) -> Timestamp {
+        self.0.occurred_at
+    }
+
+    /// To whose account; null where the identifier that somebody tried is nobody's.
+    async fn user(&self, ctx: &Context<'_>) -> Result<Option<User>> {
+        user(ctx, self.0.user_id).await
+    }
+
+    /// Who did it, if they were signed in.
+    async fn actor(&self, ctx: &Context<'_>) -> Result<Option<User>> {
+        user(ctx, self.0.actor_id).await
+    }
+
+    /// The address it came from.
+    async fn ip_address(&self) -> Option<&str> {
+        self.0.ip_address.as_deref()
+    }
+
+    /// The program it came from, as it called itself.
+    async fn user_agent(&self) -> Option<&str> {
+        self.0.user_agent.as_deref()
+    }
+}
+
+/// One page of the audit log: of one account, or of all.
+pub async fn log(ctx: &Context<'_>, user_id: Option<crate::id::Id>, paging: Paging) -> Result<Connection<AuditEntry>> {
+    let tag = Tag::new("auditLog", user_id, &(), true);
+    let window = paging.window(tag)?;
+    let page = audit::page(&mut Caller::of(ctx).app().db.conn().await?, user_id, &window).await?;
+    Ok(Connection::new(tag, Total::Audit(user_id), page, audit::Entry::position, AuditEntry))
+}
+
+/// The queries about accounts' safety.
+#[derive(Default)]
+pub struct SessionQuery;
+
+#[Object]
+impl SessionQuery {
+    /// What happened to accounts, newest first: logins, failed ones, changes of password, address, role. ADMIN only.
+    #[graphql(guard = "guard::May(Action::ManageUsers, ())")]
+    async fn audit_log(
+        &self,
+        ctx: &Context<'_>,
+        #[graphql(desc = "So many from the start: 1–100, default 20.")] first: Option<i32>,
+        #[graphql(desc = "Only what comes after this cursor.")] after: Option<String>,
+        #[graphql(desc = "So many from the end: 1–100; not together with `first`.")] last: Option<i32>,
+        #[graphql(desc = "Only what comes before this cursor.")] before: Option<String>,
+        #[graphql(desc = "Only of this user.")] user_id: Option<ID>,
+    ) -> Result<Connection<AuditEntry>> {
+        let user_id = user_id.map(|id| node::filtered(Noun::User, &id)).transpose()?;
+        log(ctx, user_id, Paging { first, after, last, before }).await
+    }
+
+    /// Everything that is stored of the signed-in user, as one JSON document.
+    #[graphql(guard = "guard::signed_in")]
+    async fn export_viewer_data(&self, ctx: &Context<'_>) -> Result<Json<serde_json::Value>> {
+        let caller = Caller::of(ctx);
+        let app = caller.app();
+        Ok(Json(export::of(&mut app.db.conn().await?, caller.viewer()?).await?))
+    }
+}
+
+/// A change of one's own password.
+#[derive(InputObject)]
+pub struct ChangePasswordInput {
+    /// The password now.
+    #[graphql(secret)]
+    current_password: String,
+    /// The password from now on.
+    #[graphql(secret)]
+    new_password: String,
+}
+
+/// What came of `changePassword`.
+#[derive(SimpleObject)]
+pub struct ChangePasswordPayload {
+    /// The account; null if nothing was written.
+    viewer: Option<User>,
+    /// What the caller can put right.
+    user_errors: Vec<UserError>,
+}
+
+/// Which session to end.
+#[derive(InputObject)]
+pub struct RevokeSessionInput {
+    /// Which session.
+    id: ID,
+}
+
+/// What came of `revokeSession`.
+#[derive(SimpleObject)]
+pub struct RevokeSessionPayload {
+    /// The session that is ended; null if nothing was written.
+    revoked_session_id: Option<ID>,
+    /// What the caller can put right.
+    user_errors: Vec<UserError>,
+}
+
+/// What came of `revokeOtherSessions`.
+#[derive(SimpleObject)]
+pub struct RevokeOtherSessionsPayload {
+    /// How many sessions were ended.
+    revoked_count: usize,
+}
+
+/// A person wants to leave.
+#[derive(InputObject)]
+pub struct DeleteViewerInput {
+    /// The password, to be sure.
+    #[graphql(secret)]
+    password: String,
+}
+
+/// What came of `deleteViewer`.
+#[derive(SimpleObject)]
+pub struct DeleteViewerPayload {
+    /// The user that is gone; null if nothing was written.
+    deleted_user_id: Option<ID>,
+    /// What the caller can put right.
+    user_errors: Vec<UserError>,
+}
+
+/// Asks for the password once more; guesses are limited like logins.
+async fn confirm(app: &App, viewer: &Viewer, field: &'static str, password: &str) -> crate::error::Result<()> {
+    app.limits.admit(Door::Credentials, Who::User(viewer.id), app.clock.now())?;
+    let credential = account::credential_of(&mut app.db.conn().await?, viewer).await?;
+    if app.credentials.verify(password, Some(&credential.password_hash)).await? {
+        Ok(())
+    } else {
+        Err(Error::fault(field, FaultCode::WrongPassword, "The password is not right."))
+    }
+}
+
+/// Where the viewer's session came from, for the audit log.
+pub async fn origin(app: &App, viewer: &Viewer) -> crate::error::Result<Origin> {
+    let session = store::find(&mut app.db.conn().await?, viewer.session_id).await?;
+    Ok(session.map(|session| session.origin()).unwrap_or_default())
+}
+
+/// The mutations of sessions and one's own account's safety.
+#[derive(Default)]
+pub struct SessionMutation;
+
+#[Object]
+impl SessionMutation {
+    /// Changes the signed-in user's password and ends every other session. User errors: WRONG_PASSWORD, WEAK_PASSWORD,
+    /// TOO_LONG, INVALID.
+    #[graphql(guard = "guard::signed_in")]
+    async fn change_password(
+        &self,
+        ctx: &Context<'_>,
+        #[graphql(desc = "The old password and the new one.")] input: ChangePasswordInput,
+    ) -> Result<ChangePasswordPayload> {
+        let (viewer, user_errors) = write(ctx, |app, viewer| async move {
+            confirm(&app, &viewer, "currentPassword", &input.current_password).await?;
+            let user = users::any_by_ids(&mut app.db.conn().await?, &[viewer.id]).await?.pop();
+            let user = user.ok_or_else(Error::unauthenticated)?;
+            let (policy, personal) = (app.config.password_policy, [user.email.as_str(), user.username.as_str()]);
+            let password = Password::parse("newPassword", &input.new_password, policy, &personal);
+            let hash = app.credentials.hash(&password.map_err(|fault| Error::Faults(vec![fault]))?).await?;
+            let origin = origin(&app, &viewer).await?;
+            account::change_password(&app.db, app.clock.now(), &viewer, &hash, &origin).await
+        })
+        .await?;
+        Ok(ChangePasswordPayload { viewer: viewer.map(|row| User(Arc::new(row))), user_errors })
+    }
+
+    /// Ends a session of the signed-in user: its tokens are dead with the next request. User errors: NOT_FOUND.
+    #[graphql(guard = "guard::signed_in")]
+    async fn revoke_session(
+        &self,
+        ctx: &Context<'_>,
+        #[graphql(desc = "Which one.")] input: RevokeSessionInput,
+    ) -> Result<RevokeSessionPayload> {
+        let (revoked_session_id, user_errors) = write(ctx, |app, viewer| async move {
+            let id = node::named(Noun::Session, &input.id, "id")?;
+            let origin = origin(&app, &viewer).await?;
+            if store::revoke(&app.db, app.clock.now(), &viewer, id, &origin).await? {
+                Ok(input.id)
+            } else {
+                Err(Error::not_found("id", "session"))
+            }
+        })
+        .await?;
+        Ok(RevokeSessionPayload { revoked_session_id, user_errors })
+    }
+
+    /// Ends every session of the signed-in user but the current one.
+    #[graphql(guard = "guard::signed_in")]
+    async fn revoke_other_sessions(&self, ctx: &Context<'_>) -> Result<RevokeOtherSessionsPayload> {
+        let (count, _) = write(ctx, |app, viewer| async move {
+            let origin = origin(&app, &viewer).await?;
+            store::revoke_others(&app.db, app.clock.now(), &viewer, &origin).await
+        })
+        .await?;
+        Ok(RevokeOtherSessionsPayload { revoked_count: count.unwrap_or_default() })
+    }
+
+    /// Deletes the signed-in user's account, with their projects and all that is in them. Comments and assignments in
+    /// other people's projects stay, as those of a deleted user. User errors: WRONG_PASSWORD, INVALID (for the last
+    /// ADMIN).
+    #[graphql(guard = "guard::signed_in")]
+    async fn delete_viewer(
+        &self,
+        ctx: &Context<'_>,
+        #[graphql(desc = "The password, to be sure.")] input: DeleteViewerInput,
+    ) -> Result<DeleteViewerPayload> {
+        let (deleted_user_id, user_errors) = write(ctx, |app, viewer| async move {
+            confirm(&app, &viewer, "password", &input.password).await?;
+            account::delete(&app.db, app.clock.now(), &viewer).await?;
+            Ok(node::encode(Noun::User, viewer.id))
+        })
+        .await?;
+        Ok(DeleteViewerPayload { deleted_user_id, user_errors })
+    }
+}

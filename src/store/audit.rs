@@ -1,0 +1,171 @@
+//! What happened to accounts: written with the change it tells of, read by ADMIN, and by each person about themselves.
+
+use diesel::deserialize::FromSqlRow;
+use diesel::expression::AsExpression;
+use diesel::prelude::*;
+use diesel_async::RunQueryDsl;
+use serde::Serialize;
+
+use crate::db::page::{Key, Page, Position, Window};
+use crate::db::schema::audit_entries;
+use crate::db::{Conn, Db};
+use crate::error::Result;
+use crate::id::Id;
+use crate::stored_as_smallint;
+use crate::time::Timestamp;
+use crate::{keyset, on};
+
+/// What happened to an account.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, AsExpression, FromSqlRow, Serialize, async_graphql::Enum)]
+#[diesel(sql_type = diesel::sql_types::SmallInt)]
+#[graphql(name = "AuditKind")]
+pub enum Kind {
+    /// It was made.
+    Registered,
+    /// Somebody logged in.
+    LoggedIn,
+    /// Somebody tried to log in with a wrong password.
+    LoginFailed,
+    /// Too many wrong passwords came from one address, which is locked out for a while.
+    LockedOut,
+    /// Somebody logged out.
+    LoggedOut,
+    /// A replaced refresh token was shown again; its session was ended.
+    RefreshReused,
+    /// A session was ended from another one.
+    SessionRevoked,
+    /// The password was changed by its owner.
+    PasswordChanged,
+    /// The password was set anew, by mail or by an administrator.
+    PasswordReset,
+    /// Mail to the address was shown to reach the owner.
+    EmailVerified,
+    /// The e-mail address was changed.
+    EmailChanged,
+    /// The role was changed.
+    RoleChanged,
+    /// The account was disabled.
+    Disabled,
+    /// The account was enabled again.
+    Enabled,
+    /// The account was deleted.
+    Deleted,
+}
+stored_as_smallint!(Kind {
+    Registered = 1,
+    LoggedIn = 2,
+    LoginFailed = 3,
+    LockedOut = 4,
+    LoggedOut = 5,
+    RefreshReused = 6,
+    SessionRevoked = 7,
+    PasswordChanged = 8,
+    PasswordReset = 9,
+    EmailVerified = 10,
+    EmailChanged = 11,
+    RoleChanged = 12,
+    Disabled = 13,
+    Enabled = 14,
+    Deleted = 15,
+});
+
+/// Where a request came from, as far as it is known.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Origin {
+    /// The client's address.
+    pub ip_address: Option<String>,
+    /// What program it is, as it says.
+    pub user_agent: Option<String>,
+}
+
+/// One line of the log.
+#[derive(Clone, Debug, PartialEq, Eq, Queryable, Selectable, Insertable, Serialize)]
+#[diesel(table_name = audit_entries)]
+pub struct Entry {
+    /// Its id.
+    pub id: Id,
+    /// What happened.
+    pub kind: Kind,
+    /// When.
+    pub occurred_at: Timestamp,
+    /// To whose account; none where the identifier is nobody's.
+    pub user_id: Option<Id>,
+    /// Who did it, if they were signed in.
+    pub actor_id: Option<Id>,
+    /// From where.
+    pub ip_address: Option<String>,
+    /// With what program.
+    pub user_agent: Option<String>,
+}
+
+impl Entry {
+    /// Its place in the order of its list.
+    pub fn position(&self) -> Position {
+        Position { key: Key::Time(self.occurred_at), id: self.id }
+    }
+}
+
+/// Writes a line, in the transaction of the change.
+pub async fn note(
+    tx: &mut Conn,
+    now: Timestamp,
+    kind: Kind,
+    user_id: Option<Id>,
+    actor_id: Option<Id>,
+    origin: &Origin,
+) -> Result<()> {
+    let entry = Entry {
+        id: Id::new(),
+        kind,
+        occurred_at: now,
+        user_id,
+        actor_id,
+        ip_address: origin.ip_address.clone(),
+        user_agent: origin.user_agent.clone(),
+    };
+    on!(tx, |c| diesel::insert_into(audit_entries::table).values(&entry).execute(c).await)?;
+    Ok(())
+}
+
+/// One page of the log, newest first; of one account, or of all.
+pub async fn page(conn: &mut Conn, user_id: Option<Id>, window: &Window) -> Result<Page<Entry>> {
+    let rows = on!(conn, |c| {
+        let mut query = audit_entries::table.select(Entry::as_select()).into_boxed::<Backend>();
+        if let Some(id) = user_id {
+            query = query.filter(audit_entries::user_id.eq(id));
+        }
+        keyset!(query, window, true, (), audit_entries { () => occurred_at as Time });
+        query.load(c).await
+    })?;
+    Ok(window.page(true, rows, Entry::position))
+}
+
+/// How many lines there are.
+pub async fn count(conn: &mut Conn, user_id: Option<Id>) -> Result<i64> {
+    Ok(on!(conn, |c| {
+        let mut query = audit_entries::table.select(diesel::dsl::count_star()).into_boxed::<Backend>();
+        if let Some(id) = user_id {
+            query = query.filter(audit_entries::user_id.eq(id));
+        }
+        query.first(c).await
+    })?)
+}
+
+/// Everything about one account, oldest first.
+pub async fn all_of(conn: &mut Conn, user_id: Id) -> Result<Vec<Entry>> {
+    Ok(on!(conn, |c| audit_entries::table
+        .filter(audit_entries::user_id.eq(user_id))
+        .order_by((audit_entries::occurred_at, audit_entries::id))
+        .select(Entry::as_select())
+        .load(c)
+        .await)?)
+}
+
+/// Forgets what is older than this moment.
+pub async fn drop_older(db: &Db, before: Timestamp) -> Result<usize> {
+    db.transaction(async |tx| {
+        let old = audit_entries::table.filter(audit_entries::occurred_at.lt(before));
+        Ok(on!(tx, |c| diesel::delete(old).execute(c).await)?)
+    })
+    .await
+}

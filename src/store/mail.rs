@@ -1,0 +1,181 @@
+//! The mail queue: what a message is about, written in the transaction of the change that asks for it. Words, and any
+//! token in them, are made when it is sent.
+
+use std::time::Duration;
+
+use diesel::deserialize::FromSqlRow;
+use diesel::expression::AsExpression;
+use diesel::prelude::*;
+use diesel_async::RunQueryDsl;
+
+use crate::db::schema::mails;
+use crate::db::{Bell, Conn, Db};
+use crate::error::Result;
+use crate::id::Id;
+use crate::on;
+use crate::stored_as_smallint;
+use crate::time::Timestamp;
+
+/// What a message is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, AsExpression, FromSqlRow)]
+#[diesel(sql_type = diesel::sql_types::SmallInt)]
+pub enum Kind {
+    /// A task was assigned to the recipient; the detail is its title.
+    TaskAssigned,
+    /// The recipient is to show that the address is theirs.
+    VerifyEmail,
+    /// Somebody, perhaps the recipient, wants to set the password of the account with this address anew.
+    ResetPassword,
+    /// The password of the recipient's account was changed.
+    PasswordChanged,
+    /// The address of the recipient's account was changed; the detail is the new one.
+    EmailChanged,
+}
+stored_as_smallint!(Kind {
+    TaskAssigned = 1,
+    VerifyEmail = 2,
+    ResetPassword = 3,
+    PasswordChanged = 4,
+    EmailChanged = 5,
+});
+
+/// A message that waits in the queue.
+#[derive(Clone, Debug, PartialEq, Eq, Queryable, Selectable, Insertable)]
+#[diesel(table_name = mails)]
+pub struct Mail {
+    /// Its id, also its Message-ID, so that one that is sent twice can be recognised.
+    pub id: Id,
+    /// What it is about.
+    pub kind: Kind,
+    /// The address it goes to.
+    pub recipient: String,
+    /// Whose account it is about; none where only an address was given, which may be nobody's.
+    pub user_id: Option<Id>,
+    /// What its words need to know.
+    pub data: String,
+    /// When it was asked for.
+    pub created_at: Timestamp,
+    /// Not before this moment.
+    pub next_attempt_at: Timestamp,
+    /// How often it was tried.
+    pub attempts: i32,
+    /// Why the last attempt failed.
+    pub last_error: Option<String>,
+}
+
+/// How many messages are taken from the queue at once.
+const BATCH: i64 = 20;
+/// While one instance sends a message the others leave it alone this long; a crash gives it back after that.
+const CLAIM: Duration = Duration::from_secs(120);
+/// A message that could not be sent in this many attempts, over about three days, is given up.
+const ATTEMPTS: i32 = 18;
+
+/// Puts a message into the queue, in the transaction of the change that asks for it.
+pub async fn queue(
+    tx: &mut Conn,
+    now: Timestamp,
+    kind: Kind,
+    recipient: &str,
+    user_id: Option<Id>,
+    data: &str,
+) -> Result<()> {
+    let mail = Mail {
+        id: Id::new(),
+        kind,
+        recipient: recipient.to_owned(),
+        user_id,
+        data: data.to_owned(),
+        created_at: now,
+        next_attempt_at: now,
+        attempts: 0,
+        last_error: None,
+    };
+    on!(tx, |c| diesel::insert_into(mails::table).values(&mail).execute(c).await)?;
+    tx.ring_on_commit(Bell::Mail);
+    Ok(())
+}
+
+/// Queues a message to an address that may be nobody's: what is asked by a stranger costs the same either way.
+pub async fn queue_for_address(db: &Db, now: Timestamp, kind: Kind, recipient: &str) -> Result<()> {
+    db.transaction(async |tx| {
+        // One in the queue is enough, however often it is asked for.
+        on!(tx, |c| diesel::delete(mails::table)
+            .filter(mails::kind.eq(kind))
+            .filter(mails::recipient.eq(recipient))
+            .filter(mails::user_id.is_null())
+            .execute(c)
+            .await)?;
+        queue(tx, now, kind, recipient, None, "").await
+    })
+    .await
+}
+
+/// Takes due messages, so that no other instance sends them meanwhile.
+pub async fn claim(db: &Db, now: Timestamp) -> Result<Vec<Mail>> {
+    let mut conn = db.conn().await?;
+    let due: Vec<Mail> = on!(conn, |c| mails::table
+        .filter(mails::next_attempt_at.le(now))
+        .order_by((mails::next_attempt_at, mails::id))
+        .limit(BATCH)
+        .select(Mail::as_select())
+        .load(c)
+        .await)?;
+    drop(conn);
+    if due.is_empty() {
+        return Ok(due);
+    }
+    db.transaction(async |tx| {
+        let mut claimed = Vec::new();
+        for mail in &due {
+            let taken = on!(tx, |c| diesel::update(mails::table.find(mail.id))
+                .filter(mails::next_attempt_at.eq(mail.next_attempt_at))
+                .set(mails::next_attempt_at.eq(now.plus(CLAIM)))
+                .execute(c)
+                .await)?;
+            if taken == 1 {
+                claimed.push(mail.clone());
+            }
+        }
+        Ok(claimed)
+    })
+    .await
+}
+
+/// Takes a message out of the queue: it is sent, or has become pointless.
+pub async fn settle(db: &Db, mail: &Mail) -> Result<()> {
+    db.transaction(async |tx| {
+        on!(tx, |c| diesel::delete(mails::table.find(mail.id)).execute(c).await)?;
+        Ok(())
+    })
+    .await
+}
+
+/// Puts a message back for later, each time longer: 30 s, doubling up to six hours. Whether it is kept at all.
+pub async fn postpone(db: &Db, now: Timestamp, mail: &Mail, reason: &str) -> Result<bool> {
+    let attempts = mail.attempts + 1;
+    if attempts >= ATTEMPTS {
+        settle(db, mail).await?;
+        return Ok(false);
+    }
+    let doublings = mail.attempts.clamp(0, 10).unsigned_abs();
+    let pause = Duration::from_secs(30 << doublings).min(Duration::from_secs(6 * 3_600));
+    db.transaction(async |tx| {
+        on!(tx, |c| diesel::update(mails::table.find(mail.id))
+            .set((
+                mails::attempts.eq(attempts),
+                mails::next_attempt_at.eq(now.plus(pause)),
+                mails::last_error.eq(reason),
+            ))
+            .execute(c)
+            .await)?;
+        Ok(true)
+    })
+    .await
+}
+
+/// Forgets what waits for a person who is leaving.
+pub async fn forget(tx: &mut Conn, user_id: Id, email: &str) -> Result<()> {
+    let theirs = mails::table.filter(mails::user_id.eq(user_id).or(mails::recipient.eq(email)));
+    on!(tx, |c| diesel::delete(theirs).execute(c).await)?;
+    Ok(())
+}

@@ -1,0 +1,80 @@
+//! Tokens that are mailed: to verify an address, to set a password anew. Single use, the newest of each purpose only, and
+//! only their hash is kept.
+
+use diesel::deserialize::FromSqlRow;
+use diesel::expression::AsExpression;
+use diesel::prelude::*;
+use diesel_async::RunQueryDsl;
+
+use crate::db::schema::mail_tokens;
+use crate::db::{Conn, Db};
+use crate::error::Result;
+use crate::id::Id;
+use crate::on;
+use crate::stored_as_smallint;
+use crate::time::Timestamp;
+
+/// What a mailed token is good for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, AsExpression, FromSqlRow)]
+#[diesel(sql_type = diesel::sql_types::SmallInt)]
+pub enum Purpose {
+    /// Shows that mail to an address reaches its owner.
+    VerifyEmail,
+    /// Sets the password anew.
+    ResetPassword,
+}
+stored_as_smallint!(Purpose { VerifyEmail = 1, ResetPassword = 2 });
+
+/// Keeps the hash of a new token in place of the one before.
+pub async fn replace(
+    tx: &mut Conn,
+    user_id: Id,
+    purpose: Purpose,
+    hash: &[u8],
+    email: &str,
+    expires_at: Timestamp,
+) -> Result<()> {
+    let row = (
+        mail_tokens::user_id.eq(user_id),
+        mail_tokens::purpose.eq(purpose),
+        mail_tokens::hash.eq(hash),
+        mail_tokens::email.eq(email),
+        mail_tokens::expires_at.eq(expires_at),
+    );
+    on!(tx, |c| diesel::insert_into(mail_tokens::table)
+        .values(row)
+        .on_conflict((mail_tokens::user_id, mail_tokens::purpose))
+        .do_update()
+        .set((mail_tokens::hash.eq(hash), mail_tokens::email.eq(email), mail_tokens::expires_at.eq(expires_at)))
+        .execute(c)
+        .await)?;
+    Ok(())
+}
+
+/// Takes a token out of use: whose it was and for which address, if it was good.
+pub async fn redeem(tx: &mut Conn, now: Timestamp, purpose: Purpose, hash: &[u8]) -> Result<Option<(Id, String)>> {
+    let good = mail_tokens::table
+        .filter(mail_tokens::hash.eq(hash))
+        .filter(mail_tokens::purpose.eq(purpose))
+        .filter(mail_tokens::expires_at.gt(now));
+    Ok(on!(tx, |c| diesel::delete(good)
+        .returning((mail_tokens::user_id, mail_tokens::email))
+        .get_result(c)
+        .await
+        .optional())?)
+}
+
+/// Takes the token of a purpose out of use.
+pub async fn withdraw(tx: &mut Conn, user_id: Id, purpose: Purpose) -> Result<()> {
+    on!(tx, |c| diesel::delete(mail_tokens::table.find((user_id, purpose))).execute(c).await)?;
+    Ok(())
+}
+
+/// Forgets tokens that are no longer good.
+pub async fn drop_ended(db: &Db, now: Timestamp) -> Result<usize> {
+    db.transaction(async |tx| {
+        let ended = mail_tokens::table.filter(mail_tokens::expires_at.le(now));
+        Ok(on!(tx, |c| diesel::delete(ended).execute(c).await)?)
+    })
+    .await
+}

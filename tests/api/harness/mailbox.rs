@@ -1,0 +1,129 @@
+//! An SMTP server (RFC 5321) on loopback that keeps what it is given.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+
+use super::PATIENCE;
+
+/// Where mail arrives.
+pub struct Mailbox {
+    address: SocketAddr,
+    refuses: Arc<AtomicBool>,
+    refused: mpsc::UnboundedReceiver<()>,
+    arrived: mpsc::UnboundedReceiver<Mail>,
+}
+
+/// A message as it arrived.
+#[derive(Debug)]
+pub struct Mail {
+    /// Whom it is for.
+    pub to: String,
+    /// Headers and parts, decoded from quoted-printable.
+    pub content: String,
+}
+
+impl Mail {
+    /// Its subject line.
+    pub fn subject(&self) -> &str {
+        self.content.lines().find_map(|line| line.strip_prefix("Subject: ")).expect("a subject")
+    }
+
+    /// The token in the link that it carries.
+    pub fn token(&self) -> String {
+        let (_, rest) = self.content.split_once("#token=").unwrap_or_else(|| panic!("no token in {}", self.content));
+        rest.chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '-' || *c == '_').collect()
+    }
+}
+
+impl Mailbox {
+    /// Opens the mailbox on a free port.
+    pub async fn open() -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free port");
+        let address = listener.local_addr().expect("an address");
+        let refuses = Arc::new(AtomicBool::new(false));
+        let (refusals, refused) = mpsc::unbounded_channel();
+        let (arrivals, arrived) = mpsc::unbounded_channel();
+        let closed = Arc::clone(&refuses);
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                tokio::spawn(receive(stream, arrivals.clone(), refusals.clone(), Arc::clone(&closed)));
+            }
+        });
+        Self { address, refuses, refused, arrived }
+    }
+
+    /// Its `SMTP_URL`.
+    pub fn url(&self) -> String {
+        format!("smtp://{}", self.address)
+    }
+
+    /// The next message.
+    pub async fn next(&mut self) -> Mail {
+        timeout(PATIENCE, self.arrived.recv()).await.expect("mail in time").expect("an open mailbox")
+    }
+
+    /// Turns every message away from now on, or no longer.
+    pub fn refuse(&self, refuses: bool) {
+        self.refuses.store(refuses, Ordering::SeqCst);
+    }
+
+    /// Waits until a message was turned away.
+    pub async fn refused(&mut self) {
+        timeout(PATIENCE, self.refused.recv()).await.expect("a refusal in time");
+    }
+
+    /// Whether nothing more has arrived.
+    pub fn is_empty(&self) -> bool {
+        self.arrived.is_empty()
+    }
+}
+
+async fn receive(
+    stream: TcpStream,
+    arrivals: mpsc::UnboundedSender<Mail>,
+    refusals: mpsc::UnboundedSender<()>,
+    refuses: Arc<AtomicBool>,
+) -> Option<()> {
+    let (reader, mut writer) = stream.into_split();
+    let mut lines = BufReader::new(reader).lines();
+    let mut to = String::new();
+    writer.write_all(b"220 mailbox\r\n").await.ok()?;
+    while let Some(line) = lines.next_line().await.ok()? {
+        let verb = line.get(..4).unwrap_or_default().to_ascii_uppercase();
+        let answer: &[u8] = match verb.as_str() {
+            "MAIL" if refuses.load(Ordering::SeqCst) => {
+                refusals.send(()).ok()?;
+                b"451 come back later\r\n"
+            }
+            "RCPT" => {
+                to = line.split(['<', '>']).nth(1).unwrap_or_default().to_owned();
+                b"250 ok\r\n"
+            }
+            "DATA" => {
+                writer.write_all(b"354 go on\r\n").await.ok()?;
+                let mut raw = String::new();
+                while let Some(line) = lines.next_line().await.ok()?.filter(|line| line != ".") {
+                    raw.push_str(line.strip_prefix("..").map_or(&line, |_| &line[1..]));
+                    raw.push('\n');
+                }
+                arrivals.send(Mail { to: to.clone(), content: decoded(&raw) }).ok()?;
+                b"250 taken\r\n"
+            }
+            "QUIT" => b"221 bye\r\n",
+            _ => b"250 ok\r\n",
+        };
+        writer.write_all(answer).await.ok()?;
+    }
+    Some(())
+}
+
+/// Quoted-printable (RFC 2045), as far as ASCII goes.
+fn decoded(raw: &str) -> String {
+    raw.replace("=\n", "").replace("=3D", "=").replace("=3d", "=")
+}

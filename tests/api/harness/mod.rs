@@ -1,0 +1,300 @@
+//! A server for one test, and the people who use it.
+//!
+//! ```ignore
+//! let server = Server::start().await;
+//! let (alice, bob) = (server.person("alice").await, server.person("bob").await);
+//! let mut events = bob.subscribe("subscription ($after: String) { taskAssigned(after: $after) { task { id } } }", json!({})).await;
+//! let project = alice.mutate("createProject", json!({ "name": "Apollo" })).await.ok();
+//! let input = json!({ "projectId": project["id"], "title": "Fly", "assigneeId": bob.id });
+//! let task = alice.mutate("createTask", input).await.ok();
+//! assert_eq!(events.next().await["taskAssigned"]["task"]["id"], task["id"]);
+//! ```
+//!
+//! The server runs on threads of its own, as it would in a process of its own. Its clock stands still until a test moves
+//! it. When it goes out of scope it is stopped as the program stops it; a panic in it, or a part that does not end, fails
+//! the test then.
+
+mod database;
+mod mailbox;
+mod person;
+mod socket;
+
+use std::collections::HashMap;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, Once};
+use std::time::Duration;
+
+use fasttrack::access::Role;
+use fasttrack::auth::rest::NewAccount;
+use fasttrack::config::Config;
+use fasttrack::store::audit::Origin;
+use fasttrack::store::{account, user};
+use fasttrack::time::{Clock, Timestamp};
+use fasttrack::{App, graphql, http, jobs};
+use reqwest::{Method, RequestBuilder};
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tokio::runtime::{Builder, Runtime};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+pub use database::{Database, is_postgres};
+pub use mailbox::Mailbox;
+pub use person::{Answer, Mutated, Person, Reply};
+pub use socket::{Socket, Subscription};
+
+/// When every test begins.
+pub const START: &str = "2030-01-01T12:00:00.000000Z";
+/// Everybody's password.
+pub const PASSWORD: &str = "Correct-Horse-7";
+/// Longer than anything takes that works; only a failing test waits so long.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// What differs from the defaults so that a test is fast and alone.
+const SETTINGS: [(&str, &str); 6] = [
+    ("SECRET_KEY", "the key of the tests' access tokens"),
+    ("REFRESH_SECRET_KEY", "the key of the tests' refresh tokens"),
+    ("ARGON2_MEMORY_KIB", "8"),
+    ("ARGON2_PASSES", "1"),
+    ("RATE_LIMIT_ENABLED", "false"),
+    ("DATABASE_CONNECTIONS", "4"),
+];
+
+/// A running server with a database of its own.
+pub struct Server {
+    /// What it shares between its parts.
+    pub app: Arc<App>,
+    /// Where it listens.
+    pub address: SocketAddr,
+    http: reqwest::Client,
+    name: String,
+    stop: CancellationToken,
+    running: Option<Running>,
+}
+
+struct Running {
+    runtime: Runtime,
+    served: JoinHandle<std::io::Result<()>>,
+    jobs: TaskTracker,
+    database: Database,
+}
+
+impl Server {
+    /// Starts a server.
+    pub async fn start() -> Self {
+        Self::with(&[]).await
+    }
+
+    /// Starts a server with some settings of its own, named as in the environment.
+    pub async fn with(settings: &[(&str, &str)]) -> Self {
+        Self::on(Database::fresh().await, settings).await
+    }
+
+    /// Stops and starts again on the same database, with some settings of its own.
+    pub async fn again(mut self, settings: &[(&str, &str)]) -> Self {
+        let running = self.running.take().expect("running");
+        let (database, ended) = self.end(running).await;
+        self.check(&ended);
+        Self::on(database, settings).await
+    }
+
+    async fn on(database: Database, settings: &[(&str, &str)]) -> Self {
+        let mut values: HashMap<&str, &str> = SETTINGS.into_iter().collect();
+        values.insert("DATABASE_URL", database.url());
+        values.extend(settings.iter().copied());
+        let config = Config::from(&|name| values.get(name).map(ToString::to_string)).expect("good settings");
+        let clock = Clock::fixed(Timestamp::parse(START).expect("a moment"));
+        let (name, stop) = (unique_name(), CancellationToken::new());
+        let runtime = Builder::new_multi_thread().worker_threads(2).thread_name(&name).enable_all().build();
+        let runtime = runtime.expect("a runtime");
+        let stopped = stop.clone();
+        let starting = runtime.spawn(async move {
+            let app = App::open(config, clock).expect("the parts of the server");
+            let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free port");
+            let address = listener.local_addr().expect("an address");
+            let jobs = jobs::start(&app, &stopped).expect("jobs");
+            let connections = app.config.connections;
+            let router = http::router(&app, graphql::schema(app.config.introspection));
+            (app, address, jobs, tokio::spawn(http::serve(listener, router, connections, stopped)))
+        });
+        let (app, address, jobs, served) = starting.await.expect("a server that starts");
+        let running = Some(Running { runtime, served, jobs, database });
+        Self { app, address, http: reqwest::Client::new(), name, stop, running }
+    }
+
+    /// Somebody new, who has signed up and logged in.
+    pub async fn person(&self, username: &str) -> Person {
+        let email = format!("{username}@example.org");
+        let body = json!({ "email": email, "username": username, "password": PASSWORD });
+        assert_eq!(self.post("/auth/register", body).await.status, 201, "{username} signs up");
+        self.login(username).await
+    }
+
+    /// Somebody new with the role ADMIN, made as `fasttrack user create --admin` does it.
+    pub async fn admin(&self, username: &str) -> Person {
+        let email = format!("{username}@example.org");
+        let account = NewAccount {
+            email: &email,
+            username,
+            password: PASSWORD,
+            display_name: None,
+            role: Role::Admin,
+            email_verified: true,
+        };
+        let new = account.check(&self.app).await.expect("a good account");
+        user::create(&self.app.db, self.app.clock.now(), &new, &Origin::default()).await.expect("a new account");
+        self.login(username).await
+    }
+
+    /// Logs somebody in once more.
+    pub async fn login(&self, username: &str) -> Person {
+        self.login_with(username, PASSWORD).await
+    }
+
+    /// Logs somebody in with a password of their own.
+    pub async fn login_with(&self, username: &str, password: &str) -> Person {
+        let reply = self.post("/auth/login", json!({ "username": username, "password": password })).await;
+        assert_eq!(reply.status, 200, "{username} logs in: {}", reply.body);
+        let mut person = Person {
+            username: username.to_owned(),
+            access_token: Some(text(&reply.body["access_token"])),
+            refresh_token: text(&reply.body["refresh_token"]),
+            ..self.nobody()
+        };
+        person.id = text(&person.query("{ viewer { id } }", json!({})).await["viewer"]["id"]);
+        person
+    }
+
+    /// Somebody who is not signed in.
+    pub fn nobody(&self) -> Person {
+        Person {
+            id: String::new(),
+            username: "nobody".to_owned(),
+            access_token: None,
+            refresh_token: String::new(),
+            http: self.http.clone(),
+            app: Arc::clone(&self.app),
+            address: self.address,
+        }
+    }
+
+    /// A request to be filled in by hand.
+    pub fn request(&self, method: Method, path: &str) -> RequestBuilder {
+        self.http.request(method, format!("http://{}{path}", self.address))
+    }
+
+    /// Whether a token is good, by asking who it speaks for.
+    pub async fn is_signed_in(&self, access_token: &str) -> bool {
+        let request = self.request(Method::POST, "/graphql").bearer_auth(access_token);
+        Reply::to(request.json(&json!({ "query": "{ viewer { id } }" }))).await.body["data"]["viewer"]["id"].is_string()
+    }
+
+    /// Posts JSON without a token.
+    pub async fn post(&self, path: &str, body: Value) -> Reply {
+        Reply::to(self.request(Method::POST, path).json(&body)).await
+    }
+
+    /// What is kept of somebody's password.
+    pub async fn stored_hash(&self, username: &str) -> String {
+        let mut conn = self.app.db.conn().await.expect("a connection");
+        let found = account::credential(&mut conn, username).await.expect("an answer");
+        found.expect("an account").password_hash
+    }
+
+    /// Everything that is in the database, as text.
+    pub async fn dump(&self) -> String {
+        self.running.as_ref().expect("running").database.dump().await
+    }
+
+    /// Moves the clock on.
+    pub fn advance(&self, span: Duration) {
+        self.app.clock.advance(span);
+    }
+
+    /// A moment so much after [`START`], as the schema writes it.
+    pub fn moment(&self, after_start: Duration) -> String {
+        Timestamp::parse(START).expect("a moment").plus(after_start).to_string()
+    }
+}
+
+/// How a server ended: in time, and without an error.
+type Ended = Result<Result<std::io::Result<()>, tokio::task::JoinError>, tokio::time::error::Elapsed>;
+
+impl Server {
+    /// Stops everything; the database stays.
+    fn end(&self, running: Running) -> impl Future<Output = (Database, Ended)> + Send + use<> {
+        let Running { runtime, served, jobs, database } = running;
+        self.stop.cancel();
+        let db = self.app.db.clone();
+        let (sender, ended) = tokio::sync::oneshot::channel();
+        // On another thread: this one belongs to the test's own runtime, which cannot wait for another.
+        std::thread::spawn(move || {
+            let ended = runtime.block_on(async {
+                let ended = tokio::time::timeout(PATIENCE, async {
+                    jobs.wait().await;
+                    served.await
+                });
+                let ended = ended.await;
+                db.close().await;
+                ended
+            });
+            drop(runtime);
+            sender.send((database, ended)).map_err(|_| "nobody waits").expect("somebody waits");
+        });
+        async move { ended.await.expect("the end") }
+    }
+
+    fn check(&self, ended: &Ended) {
+        assert!(matches!(ended, Ok(Ok(Ok(())))), "the server did not end well: {ended:?}");
+        let panics = PANICS.lock().expect("no panic while held");
+        let panics: Vec<&String> = panics.iter().filter(|(thread, _)| *thread == self.name).map(|(_, at)| at).collect();
+        assert!(panics.is_empty(), "the server panicked: {panics:?}");
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let Some(running) = self.running.take() else {
+            return;
+        };
+        let ended = self.end(running);
+        let ended = std::thread::spawn(move || {
+            let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
+            runtime.block_on(async {
+                let (database, ended) = ended.await;
+                database.remove().await;
+                ended
+            })
+        });
+        let ended = ended.join();
+        if !std::thread::panicking() {
+            self.check(&ended.expect("a database that can be removed"));
+        }
+    }
+}
+
+/// The thread and the place of every panic, to find those of a server, which its doors survive.
+static PANICS: Mutex<Vec<(String, String)>> = Mutex::new(Vec::new());
+
+/// The name that a server's threads have.
+fn unique_name() -> String {
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    static WATCH: Once = Once::new();
+    WATCH.call_once(|| {
+        let before = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            if let (Some(thread), Ok(mut panics)) = (std::thread::current().name(), PANICS.lock()) {
+                panics.push((thread.to_owned(), panic.to_string()));
+            }
+            before(panic);
+        }));
+    });
+    format!("server-{}", NEXT.fetch_add(1, Ordering::Relaxed))
+}
+
+/// The string in a JSON value.
+pub fn text(value: &Value) -> String {
+    value.as_str().unwrap_or_else(|| panic!("not a string: {value}")).to_owned()
+}

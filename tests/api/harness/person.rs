@@ -1,0 +1,232 @@
+//! Somebody who uses the server, and the answers they get.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use fasttrack::{App, events, graphql};
+use reqwest::header::HeaderMap;
+use reqwest::{RequestBuilder, StatusCode};
+use serde_json::{Value, json};
+
+use super::socket::{Socket, Subscription};
+use super::text;
+
+/// What [`Person::mutate`] selects from each payload.
+const SELECTIONS: [(&str, &str); 17] = [
+    ("createProject", PROJECT),
+    ("updateProject", PROJECT),
+    ("deleteProject", "deletedProjectId"),
+    ("createLabel", LABEL),
+    ("updateLabel", LABEL),
+    ("deleteLabel", "deletedLabelId"),
+    ("createTask", TASK),
+    ("updateTask", TASK),
+    ("deleteTask", "deletedTaskId"),
+    ("addComment", COMMENT),
+    ("updateComment", COMMENT),
+    ("deleteComment", "deletedCommentId"),
+    ("updateViewer", "viewer { id username displayName email emailVerified }"),
+    ("updateUser", "user { id username role isActive }"),
+    ("changePassword", "viewer { id }"),
+    ("revokeSession", "revokedSessionId"),
+    ("deleteViewer", "deletedUserId"),
+];
+const PROJECT: &str = "project { id name description status version createdAt updatedAt }";
+const LABEL: &str = "label { id name color }";
+const TASK: &str = "task { id title description status priority dueAt isOverdue completedAt version createdAt updatedAt
+    assignee { id } labels { id name } }";
+const COMMENT: &str = "comment { id body isEdited createdAt updatedAt author { id } }";
+
+/// Somebody who uses the server: signed in, or nobody.
+#[derive(Clone)]
+pub struct Person {
+    /// Their global id.
+    pub id: String,
+    /// Their handle.
+    pub username: String,
+    /// What they show at each request.
+    pub access_token: Option<String>,
+    /// What gets them new tokens.
+    pub refresh_token: String,
+    pub(super) http: reqwest::Client,
+    pub(super) app: Arc<App>,
+    pub(super) address: SocketAddr,
+}
+
+impl Person {
+    /// The access token of somebody who is signed in.
+    pub fn token(&self) -> &str {
+        self.access_token.as_deref().expect("signed in")
+    }
+
+    /// Sends an operation and takes whatever the answer is.
+    pub async fn ask(&self, document: &str, variables: Value) -> Answer {
+        let request = self.post("/graphql").json(&json!({ "query": document, "variables": variables }));
+        Answer(Reply::to(request).await.body)
+    }
+
+    /// Sends an operation that must succeed, and takes its data.
+    pub async fn query(&self, document: &str, variables: Value) -> Value {
+        let answer = self.ask(document, variables).await;
+        assert!(answer.0.get("errors").is_none(), "{} asked {document} and was told {}", self.username, answer.0);
+        answer.0["data"].clone()
+    }
+
+    /// Calls a mutation by its name.
+    pub async fn mutate(&self, name: &str, input: Value) -> Mutated {
+        let selection = SELECTIONS.iter().find(|(known, _)| *known == name);
+        let (_, selection) = selection.unwrap_or_else(|| panic!("{name} has no selection in the harness"));
+        let kind = format!("{}{}Input", name[..1].to_uppercase(), &name[1..]);
+        let document = format!(
+            "mutation ($input: {kind}!) {{ {name}(input: $input) {{ {selection} userErrors {{ field code }} }} }}"
+        );
+        let answer = self.ask(&document, json!({ "input": input })).await;
+        let object = selection.split([' ', '{']).next().unwrap_or_default();
+        Mutated { object: object.to_owned(), payload: answer.0["data"][name].clone(), answer }
+    }
+
+    /// Opens a socket and subscribes on it. The document's `$after`, if it has one, is set to the end of the log as it
+    /// is now, so that nothing is missed of what the test does next.
+    pub async fn subscribe(&self, document: &str, mut variables: Value) -> Subscription {
+        if document.contains("$after") && variables.get("after").is_none() {
+            variables["after"] = self.now().await.into();
+        }
+        let mut socket = self.socket().await;
+        socket.subscribe("1", document, variables).await;
+        Subscription::new(socket, "1")
+    }
+
+    /// A socket of this person with nothing subscribed to yet.
+    pub async fn socket(&self) -> Socket {
+        let mut socket = Socket::open(self.address).await;
+        socket.init(self.access_token.as_deref()).await;
+        socket
+    }
+
+    /// The cursor of the end of the event log.
+    pub async fn now(&self) -> String {
+        let mut conn = self.app.db.conn().await.expect("a connection");
+        graphql::event::cursor(events::settled_end(&mut conn).await.expect("the end of the log"))
+    }
+
+    /// A POST with this person's token.
+    pub fn post(&self, path: &str) -> RequestBuilder {
+        let request = self.http.post(format!("http://{}{path}", self.address));
+        match &self.access_token {
+            Some(token) => request.bearer_auth(token),
+            None => request,
+        }
+    }
+
+    /// Makes a project and says its id.
+    pub async fn project(&self, name: &str) -> String {
+        text(&self.mutate("createProject", json!({ "name": name })).await.ok()["id"])
+    }
+
+    /// Makes a task and says its id; `more` is merged into the input.
+    pub async fn task(&self, project: &str, title: &str, more: Value) -> String {
+        let mut input = json!({ "projectId": project, "title": title });
+        for (field, value) in more.as_object().expect("an object") {
+            input[field] = value.clone();
+        }
+        text(&self.mutate("createTask", input).await.ok()["id"])
+    }
+
+    /// Makes a label and says its id.
+    pub async fn label(&self, project: &str, name: &str) -> String {
+        text(&self.mutate("createLabel", json!({ "projectId": project, "name": name })).await.ok()["id"])
+    }
+
+    /// Writes a comment and says its id.
+    pub async fn comment(&self, task: &str, body: &str) -> String {
+        text(&self.mutate("addComment", json!({ "taskId": task, "body": body })).await.ok()["id"])
+    }
+}
+
+/// The answer to a request.
+#[derive(Debug)]
+pub struct Reply {
+    /// Its status.
+    pub status: StatusCode,
+    /// Its headers.
+    pub headers: HeaderMap,
+    /// Its body in JSON, or as a string, or null without one.
+    pub body: Value,
+}
+
+impl Reply {
+    /// Sends the request and reads the answer.
+    pub async fn to(request: RequestBuilder) -> Self {
+        let response = request.send().await.expect("an answer");
+        let (status, headers) = (response.status(), response.headers().clone());
+        let body = response.text().await.expect("a body");
+        let body =
+            serde_json::from_str(&body).unwrap_or_else(|_| if body.is_empty() { Value::Null } else { body.into() });
+        Self { status, headers, body }
+    }
+}
+
+/// The answer to a GraphQL operation.
+#[derive(Debug)]
+pub struct Answer(pub Value);
+
+impl Answer {
+    /// The code of each error, in order.
+    pub fn codes(&self) -> Vec<&str> {
+        let errors = self.0["errors"].as_array().map(Vec::as_slice).unwrap_or_default();
+        errors.iter().map(|error| error["extensions"]["code"].as_str().unwrap_or("an error without a code")).collect()
+    }
+
+    /// The code of the only error.
+    pub fn code(&self) -> &str {
+        match self.codes()[..] {
+            [code] => code,
+            _ => panic!("not one error: {}", self.0),
+        }
+    }
+
+    /// The data, errors or not.
+    pub fn data(&self) -> &Value {
+        &self.0["data"]
+    }
+}
+
+/// What came of a mutation.
+#[derive(Debug)]
+pub struct Mutated {
+    object: String,
+    payload: Value,
+    answer: Answer,
+}
+
+impl Mutated {
+    /// The object, or the id that is gone, of a mutation that must succeed.
+    pub fn ok(self) -> Value {
+        let object = &self.payload[&self.object];
+        assert!(self.answer.codes().is_empty() && self.payload["userErrors"] == json!([]), "{}", self.answer.0);
+        object.clone()
+    }
+
+    /// The user errors of a mutation that wrote nothing, each as `field: CODE`.
+    pub fn faults(self) -> Vec<String> {
+        assert!(self.answer.codes().is_empty() && self.payload[&self.object].is_null(), "{}", self.answer.0);
+        let faults = self.payload["userErrors"].as_array().expect("user errors").iter();
+        faults.map(|fault| format!("{}: {}", text(&fault["field"][1]), text(&fault["code"]))).collect()
+    }
+
+    /// The code of the top-level error that refused it.
+    pub fn code(&self) -> &str {
+        self.answer.code()
+    }
+
+    /// In one word: `ok`, a top-level code, or the user errors.
+    pub fn outcome(self) -> String {
+        if !self.answer.codes().is_empty() {
+            self.answer.code().to_owned()
+        } else if self.payload["userErrors"] == json!([]) {
+            "ok".to_owned()
+        } else {
+            self.faults().join(", ")
+        }
+    }
+}

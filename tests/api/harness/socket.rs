@@ -1,0 +1,110 @@
+//! The graphql-transport-ws protocol, spoken by hand so that a test sees every frame.
+
+use std::net::SocketAddr;
+
+use futures_util::{SinkExt, StreamExt};
+use serde_json::{Value, json};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
+
+use super::PATIENCE;
+
+/// An open WebSocket.
+pub struct Socket(WebSocketStream<MaybeTlsStream<TcpStream>>);
+
+/// What a server sent.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Frame {
+    /// A message of the protocol.
+    Message(Value),
+    /// The end, with its code.
+    Closed(Option<u16>),
+}
+
+impl Socket {
+    /// Opens a socket; nothing is said on it yet.
+    pub async fn open(address: SocketAddr) -> Self {
+        let mut request = format!("ws://{address}/graphql").into_client_request().expect("a request");
+        request.headers_mut().insert("sec-websocket-protocol", "graphql-transport-ws".parse().expect("a header"));
+        let (stream, _) = connect_async(request).await.expect("a socket");
+        Self(stream)
+    }
+
+    /// Says who speaks, and waits until the server agrees.
+    pub async fn init(&mut self, token: Option<&str>) {
+        let payload = token.map(|token| json!({ "Authorization": format!("Bearer {token}") }));
+        self.send(json!({ "type": "connection_init", "payload": payload.unwrap_or_else(|| json!({})) })).await;
+        assert_eq!(self.receive().await, Frame::Message(json!({ "type": "connection_ack" })));
+    }
+
+    /// Begins an operation.
+    pub async fn subscribe(&mut self, id: &str, document: &str, variables: Value) {
+        let payload = json!({ "query": document, "variables": variables });
+        self.send(json!({ "id": id, "type": "subscribe", "payload": payload })).await;
+    }
+
+    /// Sends a message of the protocol.
+    pub async fn send(&mut self, message: Value) {
+        self.0.send(Message::text(message.to_string())).await.expect("an open socket");
+    }
+
+    /// What the server sends next.
+    pub async fn receive(&mut self) -> Frame {
+        loop {
+            let message = timeout(PATIENCE, self.0.next()).await.expect("a frame in time");
+            match message {
+                Some(Ok(Message::Text(text))) => {
+                    let message: Value = serde_json::from_str(&text).expect("JSON");
+                    // Either side may ping; it says nothing about the operations.
+                    if message["type"] != "ping" && message["type"] != "pong" {
+                        return Frame::Message(message);
+                    }
+                }
+                Some(Ok(Message::Close(frame))) => return Frame::Closed(frame.map(|frame| frame.code.into())),
+                Some(Ok(_)) => {}
+                Some(Err(_)) | None => return Frame::Closed(None),
+            }
+        }
+    }
+}
+
+/// One operation on a socket of its own.
+pub struct Subscription {
+    socket: Socket,
+    id: String,
+}
+
+impl Subscription {
+    pub(super) fn new(socket: Socket, id: &str) -> Self {
+        Self { socket, id: id.to_owned() }
+    }
+
+    /// The data of the next event. Whether something did not come is seen by what comes instead.
+    pub async fn next(&mut self) -> Value {
+        match self.socket.receive().await {
+            Frame::Message(message) if message["type"] == "next" && message["id"] == *self.id => {
+                let payload = &message["payload"];
+                assert!(payload.get("errors").is_none(), "{payload}");
+                payload["data"].clone()
+            }
+            other => panic!("instead of an event came {other:?}"),
+        }
+    }
+
+    /// Why the operation ends: the code of its last error, or `complete`, or `closed` with the socket.
+    pub async fn end(&mut self) -> String {
+        match self.socket.receive().await {
+            Frame::Closed(_) => "closed".to_owned(),
+            Frame::Message(message) if message["type"] == "complete" => "complete".to_owned(),
+            Frame::Message(message) => {
+                let errors =
+                    if message["type"] == "error" { &message["payload"] } else { &message["payload"]["errors"] };
+                let code = errors[0]["extensions"]["code"].as_str();
+                code.unwrap_or_else(|| panic!("instead of the end came {message}")).to_owned()
+            }
+        }
+    }
+}

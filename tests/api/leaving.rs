@@ -1,0 +1,124 @@
+//! Leaving, the export of what is stored, and the audit log.
+
+use serde_json::{Value, json};
+
+use crate::harness::{PASSWORD, Server, text};
+
+async fn kinds(person: &crate::harness::Person, document: &str) -> Vec<String> {
+    let answer = person.query(document, json!({})).await;
+    let log = answer.get("auditLog").unwrap_or_else(|| &answer["viewer"]["securityLog"]);
+    log["nodes"].as_array().expect("entries").iter().map(|entry| text(&entry["kind"])).collect()
+}
+
+#[tokio::test]
+async fn whoever_leaves_takes_everything_personal_along() {
+    let server = Server::start().await;
+    let (alice, bob) = (server.person("alice").await, server.person("bob").await);
+    let own = alice.project("Her own").await;
+    let own_task = alice.task(&own, "for Bob", json!({ "assigneeId": bob.id })).await;
+    let project = bob.project("Bob's").await;
+    let task = bob.task(&project, "for somebody", json!({ "assigneeId": alice.id })).await;
+    let comment = alice.comment(&task, "I was here").await;
+
+    let refused = alice.mutate("deleteViewer", json!({ "password": "Wrong-Horse-7" })).await;
+    assert_eq!(refused.faults(), ["password: WRONG_PASSWORD"]);
+    alice.mutate("deleteViewer", json!({ "password": PASSWORD })).await.ok();
+
+    assert!(!server.is_signed_in(alice.token()).await);
+    let document = "query ($task: ID!, $own: ID!, $ownTask: ID!, $comment: ID!) {
+        task(id: $task) { assignee { username displayName } }
+        project(id: $own) { id }
+        ownTask: task(id: $ownTask) { id }
+        node(id: $comment) { ... on Comment { body author { displayName } } }
+        user(username: \"alice\") { id }
+    }";
+    let variables = json!({ "task": task, "own": own, "ownTask": own_task, "comment": comment });
+    let left = bob.query(document, variables).await;
+    assert_eq!(left["task"]["assignee"]["displayName"], "Deleted user");
+    assert!(text(&left["task"]["assignee"]["username"]).starts_with("deleted-"));
+    assert_eq!(left["node"], json!({ "body": "I was here", "author": { "displayName": "Deleted user" } }));
+    assert_eq!((&left["project"], &left["ownTask"], &left["user"]), (&Value::Null, &Value::Null, &Value::Null));
+
+    // Nothing that names her is in the database any more, and the names are free again.
+    let dump = server.dump().await.to_lowercase();
+    assert!(!dump.contains("alice"), "{dump}");
+    let login = json!({ "username": "alice", "password": PASSWORD });
+    assert_eq!(server.post("/auth/login", login).await.body["code"], "INVALID_CREDENTIALS");
+    let newcomer = server.person("alice").await;
+    assert_ne!(newcomer.id, alice.id);
+    let root = server.admin("root").await;
+    let users = root.query("{ users { nodes { username } } }", json!({})).await;
+    assert_eq!(users["users"]["nodes"].as_array().map(Vec::len), Some(3), "{users}");
+}
+
+#[tokio::test]
+async fn the_last_admin_cannot_leave() {
+    let server = Server::start().await;
+    let root = server.admin("root").await;
+    let document = "mutation ($password: String!) {
+        deleteViewer(input: { password: $password }) { deletedUserId userErrors { field code } }
+    }";
+    let answer = root.query(document, json!({ "password": PASSWORD })).await;
+    assert_eq!(answer["deleteViewer"]["userErrors"], json!([{ "field": null, "code": "INVALID" }]));
+    assert!(server.is_signed_in(root.token()).await);
+}
+
+#[tokio::test]
+async fn everything_that_is_stored_of_a_person_can_be_taken_along() {
+    let server = Server::start().await;
+    let (alice, bob) = (server.person("alice").await, server.person("bob").await);
+    let project = alice.project("Apollo").await;
+    let task = alice.task(&project, "Fly", json!({ "assigneeId": bob.id })).await;
+    alice.label(&project, "urgent").await;
+    bob.comment(&task, "of Bob").await;
+    alice.comment(&task, "of Alice").await;
+    let export = alice.query("{ exportViewerData }", json!({})).await["exportViewerData"].clone();
+    assert_eq!(export["account"]["email"], "alice@example.org");
+    assert_eq!(export["projects"][0]["name"], "Apollo");
+    assert_eq!(export["tasks"][0]["title"], "Fly");
+    assert_eq!(export["labels"][0]["name"], "urgent");
+    assert_eq!(export["comments"].as_array().map(Vec::len), Some(1));
+    assert_eq!(export["comments"][0]["body"], "of Alice");
+    assert_eq!(export["sessions"].as_array().map(Vec::len), Some(1));
+    assert!(export["securityLog"].as_array().is_some_and(|log| log.len() >= 2));
+    let of_bob = bob.query("{ exportViewerData }", json!({})).await["exportViewerData"].to_string();
+    assert!(of_bob.contains("Fly") && !of_bob.contains("of Alice") && !of_bob.contains("alice@"), "{of_bob}");
+}
+
+#[tokio::test]
+async fn what_happens_to_accounts_is_noted_for_the_person_and_for_admins() {
+    let server = Server::start().await;
+    let root = server.admin("root").await;
+    let alice = server.person("alice").await;
+    let wrong = json!({ "username": "alice", "password": "Wrong-Horse-7" });
+    for _ in 0..5 {
+        server.post("/auth/login", wrong.clone()).await;
+    }
+    server.post("/auth/login", json!({ "username": "nobody", "password": "x" })).await;
+    root.mutate("updateUser", json!({ "id": alice.id, "role": "ADMIN" })).await.ok();
+    root.mutate("updateUser", json!({ "id": alice.id, "role": "USER" })).await.ok();
+    let input = json!({ "currentPassword": PASSWORD, "newPassword": "Another-Horse-8" });
+    alice.mutate("changePassword", input).await.ok();
+    alice.post("/auth/logout").send().await.expect("an answer");
+    let alice = server.login_with("alice", "Another-Horse-8").await;
+
+    let own = kinds(&alice, "{ viewer { securityLog(first: 100) { nodes { kind ipAddress } } } }").await;
+    let mut expected =
+        vec!["LOGGED_IN", "LOGGED_OUT", "PASSWORD_CHANGED", "ROLE_CHANGED", "ROLE_CHANGED", "LOCKED_OUT"];
+    expected.extend(["LOGIN_FAILED"; 5]);
+    expected.extend(["LOGGED_IN", "REGISTERED"]);
+    assert_eq!(own, expected, "newest first");
+    let all = kinds(&root, "{ auditLog(first: 100) { nodes { kind } } }").await;
+    assert_eq!(all.iter().filter(|kind| *kind == "LOGIN_FAILED").count(), 6, "of nobody too");
+    let document =
+        "{ auditLog(first: 2) { totalCount pageInfo { hasNextPage } nodes { user { username } actor { username } } } }";
+    let page = root.query(document, json!({})).await["auditLog"].clone();
+    assert_eq!(page["totalCount"], all.len());
+    assert_eq!(page["pageInfo"]["hasNextPage"], true);
+    assert_eq!(page["nodes"][0], json!({ "user": { "username": "alice" }, "actor": { "username": "alice" } }));
+    assert_eq!(alice.ask("{ auditLog { totalCount } }", json!({})).await.code(), "FORBIDDEN");
+    let of_alice = "query ($id: ID!) { node(id: $id) { ... on User { securityLog { totalCount } } } }";
+    let bob = server.person("bob").await;
+    assert_eq!(bob.ask(of_alice, json!({ "id": alice.id })).await.code(), "FORBIDDEN");
+    assert_eq!(root.query(of_alice, json!({ "id": alice.id })).await["node"]["securityLog"]["totalCount"], own.len());
+}

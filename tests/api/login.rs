@@ -1,0 +1,132 @@
+//! Logins that fail: lockout, what an answer gives away, and bursts.
+
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use crate::harness::{PASSWORD, Reply, Server};
+
+async fn login(server: &Server, username: &str, password: &str) -> Reply {
+    server.post("/auth/login", json!({ "username": username, "password": password })).await
+}
+
+#[tokio::test]
+async fn five_failures_lock_an_identifier_for_its_source_known_or_not() {
+    let server = Server::start().await;
+    server.person("alice").await;
+    for identifier in ["alice", "nobody", "ALICE@example.org"] {
+        for attempt in 1..=5 {
+            let reply = login(&server, identifier, "Wrong-Horse-7").await;
+            assert_eq!(reply.body["code"], "INVALID_CREDENTIALS", "{identifier} {attempt}");
+        }
+        let locked = login(&server, identifier, PASSWORD).await;
+        assert_eq!((locked.status.as_u16(), &locked.body["code"]), (429, &json!("LOCKED_OUT")), "{identifier}");
+        assert_eq!(locked.headers["retry-after"], "1800");
+    }
+    // The same person by another identifier, and everybody else, is not locked out.
+    server.person("bob").await;
+    server.advance(Duration::from_secs(30 * 60 - 1));
+    assert_eq!(login(&server, "alice", PASSWORD).await.body["code"], "LOCKED_OUT");
+    server.advance(Duration::from_secs(1));
+    assert_eq!(login(&server, "alice", PASSWORD).await.status, 200);
+}
+
+#[tokio::test]
+async fn a_right_password_forgets_failures_and_so_does_time() {
+    let server = Server::start().await;
+    server.person("alice").await;
+    for _ in 0..3 {
+        for _ in 0..4 {
+            login(&server, "alice", "Wrong-Horse-7").await;
+        }
+        assert_eq!(login(&server, "alice", PASSWORD).await.status, 200);
+    }
+    for _ in 0..4 {
+        login(&server, "alice", "Wrong-Horse-7").await;
+    }
+    server.advance(Duration::from_secs(30 * 60));
+    login(&server, "alice", "Wrong-Horse-7").await;
+    assert_eq!(login(&server, "alice", PASSWORD).await.status, 200);
+}
+
+#[tokio::test]
+async fn an_unknown_identifier_takes_as_long_as_a_known_one() {
+    let server = Server::with(&[("ARGON2_MEMORY_KIB", "2048"), ("LOCKOUT_FAILURES", "1000000")]).await;
+    server.person("alice").await;
+    let mut times = [Vec::new(), Vec::new()];
+    for _ in 0..60 {
+        for (times, identifier) in times.iter_mut().zip(["alice@example.org", "nobody@example.org"]) {
+            let begun = Instant::now();
+            assert_eq!(login(&server, identifier, "Wrong-Horse-7").await.status, 401);
+            times.push(begun.elapsed());
+        }
+    }
+    let [known, unknown] = times.map(|mut times| {
+        times.sort();
+        times[times.len() / 2]
+    });
+    let ratio = known.as_secs_f64() / unknown.as_secs_f64();
+    assert!((0.75..1.33).contains(&ratio), "known {known:?}, unknown {unknown:?}");
+}
+
+#[tokio::test]
+async fn a_burst_beyond_the_queue_is_told_to_come_back_and_the_rest_is_served() {
+    let server = Server::with(&[("ARGON2_MEMORY_KIB", "4096"), ("LOCKOUT_FAILURES", "1000000")]).await;
+    server.person("alice").await;
+    let logins = (0..200).map(|_| login(&server, "alice", PASSWORD));
+    let replies = futures_util::future::join_all(logins).await;
+    let served = replies.iter().filter(|reply| reply.status == 200).count();
+    let busy: Vec<&Reply> = replies.iter().filter(|reply| reply.status == 503).collect();
+    assert_eq!(served + busy.len(), 200);
+    assert!(served >= 64 && !busy.is_empty(), "{served} served");
+    assert!(busy.iter().all(|reply| reply.headers.contains_key("retry-after")));
+    assert_eq!(login(&server, "alice", PASSWORD).await.status, 200, "and then it is over");
+}
+
+#[tokio::test]
+async fn a_password_hash_is_renewed_when_its_cost_has_risen() {
+    let server = Server::start().await;
+    let alice = server.person("alice").await;
+    let cheap = server.stored_hash("alice").await;
+    let dearer = server.again(&[("ARGON2_MEMORY_KIB", "16")]).await;
+    assert_eq!(login(&dearer, "alice", PASSWORD).await.status, 200);
+    let renewed = dearer.stored_hash("alice").await;
+    assert!(cheap.contains("m=8,") && renewed.contains("m=16,"), "{cheap} {renewed}");
+    assert!(dearer.is_signed_in(alice.token()).await, "sessions survive a restart");
+    assert_eq!(login(&dearer, "alice", PASSWORD).await.status, 200);
+    assert_eq!(dearer.stored_hash("alice").await, renewed);
+}
+
+#[tokio::test]
+async fn lockouts_and_ended_sessions_survive_a_restart() {
+    let server = Server::start().await;
+    let (alice, bob) = (server.person("alice").await, server.person("bob").await);
+    for _ in 0..5 {
+        login(&server, "alice", "Wrong-Horse-7").await;
+    }
+    assert_eq!(bob.post("/auth/logout").send().await.expect("an answer").status(), 204);
+    let server = server.again(&[]).await;
+    assert_eq!(login(&server, "alice", PASSWORD).await.body["code"], "LOCKED_OUT");
+    assert!(server.is_signed_in(alice.token()).await);
+    assert!(!server.is_signed_in(bob.token()).await);
+}
+
+#[tokio::test]
+async fn the_password_is_asked_again_before_it_is_changed() {
+    let server = Server::start().await;
+    let phone = server.person("alice").await;
+    let alice = server.login("alice").await;
+    let change = async |current: &str, new: &str| {
+        let input = json!({ "currentPassword": current, "newPassword": new });
+        alice.mutate("changePassword", input).await
+    };
+    assert_eq!(change("Wrong-Horse-7", "Another-Horse-8").await.faults(), ["currentPassword: WRONG_PASSWORD"]);
+    assert_eq!(change(PASSWORD, "weak").await.faults(), ["newPassword: WEAK_PASSWORD"]);
+    assert_eq!(change(PASSWORD, "alice@example.org").await.faults(), ["newPassword: WEAK_PASSWORD"]);
+    assert!(server.is_signed_in(phone.token()).await, "nothing was written");
+    change(PASSWORD, "Another-Horse-8").await.ok();
+    assert!(server.is_signed_in(alice.token()).await, "the present session goes on");
+    assert!(!server.is_signed_in(phone.token()).await, "every other one ends");
+    assert_eq!(login(&server, "alice", PASSWORD).await.status, 401);
+    assert_eq!(login(&server, "alice", "Another-Horse-8").await.status, 200);
+}

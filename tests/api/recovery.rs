@@ -1,0 +1,195 @@
+//! Account e-mails: verifying an address, and setting a new password without the old one.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::harness::{Mailbox, PASSWORD, Person, Reply, Server};
+
+const NEW_PASSWORD: &str = "Another-Horse-8";
+
+async fn start(settings: &[(&str, &str)]) -> (Server, Mailbox) {
+    let mailbox = Mailbox::open().await;
+    let url = mailbox.url();
+    let mut all = vec![("SMTP_URL", url.as_str()), ("PUBLIC_URL", "https://tasks.example.org")];
+    all.extend_from_slice(settings);
+    (Server::with(&all).await, mailbox)
+}
+
+async fn verify(server: &Server, token: &str) -> Reply {
+    server.post("/auth/verify-email", json!({ "token": token })).await
+}
+
+async fn confirm(server: &Server, token: &str, new_password: &str) -> Reply {
+    server.post("/auth/password-reset/confirm", json!({ "token": token, "new_password": new_password })).await
+}
+
+async fn login(server: &Server, username: &str, password: &str) -> Reply {
+    server.post("/auth/login", json!({ "username": username, "password": password })).await
+}
+
+async fn account(person: &Person) -> Value {
+    person.query("{ viewer { email emailVerified } }", json!({})).await["viewer"].clone()
+}
+
+#[tokio::test]
+async fn a_new_address_is_verified_by_the_link_that_was_mailed_to_it_once() {
+    let (server, mut mailbox) = start(&[]).await;
+    let alice = server.person("alice").await;
+    let mail = mailbox.next().await;
+    assert_eq!((mail.to.as_str(), mail.subject()), ("alice@example.org", "Verify your e-mail address"));
+    assert!(mail.content.contains("https://tasks.example.org/auth/verify-email#token="), "{}", mail.content);
+    assert!(mail.content.contains("text/plain") && mail.content.contains("text/html"), "{}", mail.content);
+
+    assert_eq!(verify(&server, "x").await.body["code"], "INVALID");
+    assert_eq!(account(&alice).await["emailVerified"], false);
+    assert_eq!(verify(&server, &mail.token()).await.status, 204);
+    assert_eq!(account(&alice).await["emailVerified"], true);
+    let again = verify(&server, &mail.token()).await;
+    assert_eq!((again.status.as_u16(), &again.body["code"]), (422, &json!("INVALID")), "used up");
+}
+
+#[tokio::test]
+async fn only_the_newest_token_is_good_and_only_for_a_day() {
+    let (server, mut mailbox) = start(&[]).await;
+    server.person("alice").await;
+    let first = mailbox.next().await.token();
+    let resend = async |email: &str| server.post("/auth/verify-email/resend", json!({ "email": email })).await;
+    let known = resend("ALICE@example.org").await;
+    let second = mailbox.next().await.token();
+    let unknown = resend("nobody@example.org").await;
+    assert_eq!((known.status.as_u16(), &known.body), (202, &unknown.body), "alike for an address that is nobody's");
+    assert_eq!(unknown.status, 202);
+    assert_eq!(verify(&server, &first).await.status, 422, "replaced");
+    server.advance(Duration::from_secs(24 * 3_600));
+    assert_eq!(verify(&server, &second).await.status, 422, "expired");
+    resend("alice@example.org").await;
+    let third = mailbox.next().await.token();
+    assert_eq!(verify(&server, &third).await.status, 204);
+    resend("alice@example.org").await;
+    server.post("/auth/password-reset", json!({ "email": "alice@example.org" })).await;
+    assert_eq!(mailbox.next().await.subject(), "Set a new password", "a verified address is not written to again");
+}
+
+#[tokio::test]
+async fn unverified_people_may_be_kept_out() {
+    let (server, mut mailbox) = start(&[("REQUIRE_VERIFIED_EMAIL", "true")]).await;
+    let body = json!({ "email": "alice@example.org", "username": "alice", "password": PASSWORD });
+    assert_eq!(server.post("/auth/register", body).await.status, 201);
+    let refused = login(&server, "alice", PASSWORD).await;
+    assert_eq!((refused.status.as_u16(), &refused.body["code"]), (403, &json!("EMAIL_NOT_VERIFIED")));
+    assert_eq!(login(&server, "alice", "Wrong-Horse-7").await.body["code"], "INVALID_CREDENTIALS");
+    assert_eq!(verify(&server, &mailbox.next().await.token()).await.status, 204);
+    assert_eq!(login(&server, "alice", PASSWORD).await.status, 200);
+}
+
+#[tokio::test]
+async fn a_changed_address_holds_once_it_is_verified_and_the_old_one_is_told() {
+    let (server, mut mailbox) = start(&[]).await;
+    let (alice, bob) = (server.person("alice").await, server.person("bob").await);
+    let (_, _) = (mailbox.next().await, mailbox.next().await);
+    assert_eq!(alice.mutate("updateViewer", json!({ "email": "BOB@example.org" })).await.faults(), ["email: TAKEN"]);
+    let answer = alice.mutate("updateViewer", json!({ "email": "new@example.org" })).await.ok();
+    assert_eq!(answer["email"], "alice@example.org", "not yet");
+    let mail = mailbox.next().await;
+    assert_eq!(mail.to, "new@example.org");
+
+    // Meanwhile somebody else takes it: the link then does not.
+    let taken = bob.mutate("updateViewer", json!({ "email": "new@example.org" })).await.ok();
+    assert_eq!(taken["email"], "bob@example.org");
+    let rival = mailbox.next().await;
+    assert_eq!(verify(&server, &rival.token()).await.status, 204);
+    assert_eq!(mailbox.next().await.to, "bob@example.org");
+    assert_eq!(verify(&server, &mail.token()).await.body["code"], "TAKEN");
+    assert_eq!(account(&alice).await, json!({ "email": "alice@example.org", "emailVerified": false }));
+
+    alice.mutate("updateViewer", json!({ "email": "alice@example.net" })).await.ok();
+    let mail = mailbox.next().await;
+    assert_eq!(verify(&server, &mail.token()).await.status, 204);
+    assert_eq!(account(&alice).await, json!({ "email": "alice@example.net", "emailVerified": true }));
+    let told = mailbox.next().await;
+    assert_eq!((told.to.as_str(), told.subject()), ("alice@example.org", "Your e-mail address was changed"));
+    assert_eq!(login(&server, "alice@example.net", PASSWORD).await.status, 200);
+    assert_eq!(login(&server, "alice@example.org", PASSWORD).await.status, 401);
+}
+
+#[tokio::test]
+async fn a_password_is_set_anew_by_mail_which_ends_every_session_and_unlocks() {
+    let (server, mut mailbox) = start(&[]).await;
+    let alice = server.person("alice").await;
+    mailbox.next().await;
+    for _ in 0..5 {
+        login(&server, "alice", "Wrong-Horse-7").await;
+    }
+    assert_eq!(login(&server, "alice", PASSWORD).await.body["code"], "LOCKED_OUT");
+
+    let ask = async |email: &str| server.post("/auth/password-reset", json!({ "email": email })).await;
+    let (known, unknown) = (ask("Alice@Example.org").await, ask("nobody@example.org").await);
+    assert_eq!((known.status.as_u16(), known.body), (202, unknown.body));
+    let mail = mailbox.next().await;
+    let token = mail.token();
+    assert_eq!(mail.to, "Alice@Example.org");
+
+    for (password, code) in [("short", "WEAK_PASSWORD"), ("Password1!", "WEAK_PASSWORD")] {
+        assert_eq!(confirm(&server, &token, password).await.body["code"], code, "a bad password does not use it up");
+    }
+    assert_eq!(verify(&server, &token).await.status, 422, "good for nothing else");
+    assert_eq!(confirm(&server, &token, NEW_PASSWORD).await.status, 204);
+    assert_eq!(confirm(&server, &token, NEW_PASSWORD).await.body["code"], "INVALID", "used up");
+    assert!(!server.is_signed_in(alice.token()).await);
+    assert_eq!(login(&server, "alice", NEW_PASSWORD).await.status, 200, "unlocked");
+    assert_eq!(login(&server, "alice", PASSWORD).await.status, 401);
+    assert_eq!(mailbox.next().await.subject(), "Your password was changed");
+    assert_eq!(account(&server.login_with("alice", NEW_PASSWORD).await).await["emailVerified"], true);
+}
+
+#[tokio::test]
+async fn a_reset_link_is_good_for_half_an_hour() {
+    let (server, mut mailbox) = start(&[]).await;
+    server.person("alice").await;
+    mailbox.next().await;
+    server.post("/auth/password-reset", json!({ "email": "alice@example.org" })).await;
+    let token = mailbox.next().await.token();
+    server.advance(Duration::from_secs(30 * 60));
+    assert_eq!(confirm(&server, &token, NEW_PASSWORD).await.body["code"], "INVALID");
+}
+
+#[tokio::test]
+async fn a_mail_server_that_is_down_delays_mail_and_nothing_else() {
+    let (server, mut mailbox) = start(&[]).await;
+    mailbox.refuse(true);
+    server.person("alice").await;
+    mailbox.refused().await;
+    mailbox.refuse(false);
+    // The next attempt is half a minute later; another mail rings the bell then.
+    server.advance(Duration::from_secs(31));
+    server.post("/auth/password-reset", json!({ "email": "alice@example.org" })).await;
+    let mut subjects = [mailbox.next().await.subject().to_owned(), mailbox.next().await.subject().to_owned()];
+    subjects.sort();
+    assert_eq!(subjects, ["Set a new password", "Verify your e-mail address"]);
+    assert!(mailbox.is_empty());
+}
+
+#[tokio::test]
+async fn an_assignment_is_mailed_to_the_assignee_and_not_to_oneself() {
+    let (server, mut mailbox) = start(&[]).await;
+    let (alice, bob) = (server.person("alice").await, server.person("bob").await);
+    let (_, _) = (mailbox.next().await, mailbox.next().await);
+    let project = alice.project("Apollo").await;
+    alice.task(&project, "For me <b>", json!({ "assigneeId": alice.id })).await;
+    alice.task(&project, "For Bob <b>", json!({ "assigneeId": bob.id })).await;
+    let mail = mailbox.next().await;
+    assert_eq!((mail.to.as_str(), mail.subject()), ("bob@example.org", "Assigned to you: For Bob <b>"));
+    assert!(mail.content.contains("For Bob &lt;b&gt;"), "escaped in HTML: {}", mail.content);
+}
+
+#[tokio::test]
+async fn mailed_links_open_a_page_that_changes_nothing_by_itself() {
+    let server = Server::start().await;
+    for path in ["/auth/verify-email", "/auth/password-reset"] {
+        let page = Reply::to(server.request(reqwest::Method::GET, path)).await;
+        assert_eq!(page.status, 200);
+        assert!(page.headers["content-security-policy"].to_str().expect("text").contains("script-src 'self'"));
+    }
+    assert_eq!(Reply::to(server.request(reqwest::Method::GET, "/auth/page.js")).await.status, 200);
+}

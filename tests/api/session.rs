@@ -1,0 +1,204 @@
+//! Sessions: refresh rotation, revocation, and what ends with them.
+
+use std::time::Duration;
+
+use serde_json::json;
+
+use crate::harness::{PASSWORD, Server, text};
+
+const SESSIONS: &str = "{ viewer { sessions { id isCurrent userAgent ipAddress } } }";
+
+#[tokio::test]
+async fn a_hundred_refreshes_at_once_give_one_successor() {
+    let server = Server::start().await;
+    let alice = server.person("alice").await;
+    let refresh = || server.post("/auth/refresh", json!({ "refresh_token": alice.refresh_token }));
+    let replies = futures_util::future::join_all((0..100).map(|_| refresh())).await;
+    let mut successors: Vec<String> = Vec::new();
+    for reply in replies {
+        assert_eq!(reply.status, 200, "{}", reply.body);
+        successors.push(text(&reply.body["refresh_token"]));
+    }
+    successors.dedup();
+    assert_eq!(successors.len(), 1, "one successor for all");
+    assert_ne!(successors[0], alice.refresh_token);
+}
+
+#[tokio::test]
+async fn a_retry_within_the_grace_gets_the_same_successor_and_after_it_ends_the_session() {
+    let server = Server::start().await;
+    let alice = server.person("alice").await;
+    let refresh = async |token: &str| server.post("/auth/refresh", json!({ "refresh_token": token })).await;
+    let first = text(&refresh(&alice.refresh_token).await.body["refresh_token"]);
+    server.advance(Duration::from_secs(9));
+    let again = refresh(&alice.refresh_token).await;
+    assert_eq!(text(&again.body["refresh_token"]), first);
+    assert!(server.is_signed_in(&text(&again.body["access_token"])).await);
+    server.advance(Duration::from_secs(2));
+    let late = refresh(&alice.refresh_token).await;
+    assert_eq!((late.status.as_u16(), &late.body["code"]), (401, &json!("UNAUTHENTICATED")));
+    assert_eq!(refresh(&first).await.status, 401, "reuse ends the whole session");
+    assert!(!server.is_signed_in(&text(&again.body["access_token"])).await, "access tokens die with it");
+}
+
+#[tokio::test]
+async fn an_older_generation_ends_the_session_even_within_the_grace() {
+    let server = Server::start().await;
+    let alice = server.person("alice").await;
+    let refresh = async |token: &str| server.post("/auth/refresh", json!({ "refresh_token": token })).await;
+    let second = text(&refresh(&alice.refresh_token).await.body["refresh_token"]);
+    let third = text(&refresh(&second).await.body["refresh_token"]);
+    assert_eq!(refresh(&alice.refresh_token).await.status, 401);
+    assert_eq!(refresh(&third).await.status, 401);
+}
+
+#[tokio::test]
+async fn a_forged_refresh_token_does_not_end_the_session() {
+    let server = Server::start().await;
+    let alice = server.person("alice").await;
+    let mut forged = alice.refresh_token.clone().into_bytes();
+    let last = forged.len() - 2;
+    forged[last] = if forged[last] == b'A' { b'B' } else { b'A' };
+    let forged = String::from_utf8(forged).expect("ASCII");
+    for token in [forged.as_str(), "", "x", &alice.refresh_token[1..], "ä"] {
+        assert_eq!(server.post("/auth/refresh", json!({ "refresh_token": token })).await.status, 401, "{token}");
+    }
+    assert_eq!(server.post("/auth/refresh", json!({ "refresh_token": alice.refresh_token })).await.status, 200);
+}
+
+#[tokio::test]
+async fn a_session_lasts_as_long_as_it_is_refreshed() {
+    let server = Server::start().await;
+    let alice = server.person("alice").await;
+    let mut token = alice.refresh_token.clone();
+    for _ in 0..3 {
+        server.advance(Duration::from_secs(6 * 86_400));
+        let reply = server.post("/auth/refresh", json!({ "refresh_token": token })).await;
+        assert_eq!(reply.status, 200);
+        token = text(&reply.body["refresh_token"]);
+    }
+    server.advance(Duration::from_secs(7 * 86_400));
+    assert_eq!(server.post("/auth/refresh", json!({ "refresh_token": token })).await.status, 401);
+}
+
+#[tokio::test]
+async fn a_person_sees_and_ends_their_own_sessions_and_nobody_elses() {
+    let server = Server::start().await;
+    let phone = server.person("alice").await;
+    let laptop = server.login("alice").await;
+    let bob = server.person("bob").await;
+    let admin = server.admin("root").await;
+
+    let sessions = laptop.query(SESSIONS, json!({})).await;
+    let sessions = sessions["viewer"]["sessions"].as_array().expect("sessions").clone();
+    assert_eq!(sessions.iter().map(|session| session["isCurrent"] == true).collect::<Vec<_>>(), [true, false]);
+    assert_eq!(sessions[1]["ipAddress"], "127.0.0.1");
+    let other = text(&sessions[1]["id"]);
+
+    let node = json!({ "id": other });
+    let find = "query ($id: ID!) { node(id: $id) { id __typename } }";
+    assert_eq!(laptop.query(find, node.clone()).await["node"]["__typename"], "Session");
+    assert_eq!(bob.query(find, node.clone()).await["node"], json!(null));
+    let document = "query ($username: String!) { user(username: $username) { sessions { id } } }";
+    for other in [&bob, &admin] {
+        assert_eq!(other.ask(document, json!({ "username": "alice" })).await.code(), "FORBIDDEN");
+    }
+    assert_eq!(bob.mutate("revokeSession", node.clone()).await.faults(), ["id: NOT_FOUND"]);
+    assert!(server.is_signed_in(phone.token()).await);
+
+    assert_eq!(laptop.mutate("revokeSession", node.clone()).await.ok(), json!(other));
+    assert!(!server.is_signed_in(phone.token()).await, "at once");
+    assert!(server.is_signed_in(laptop.token()).await);
+    assert_eq!(laptop.mutate("revokeSession", node).await.faults(), ["id: NOT_FOUND"], "it is gone");
+}
+
+#[tokio::test]
+async fn all_other_sessions_end_at_once() {
+    let server = Server::start().await;
+    let first = server.person("alice").await;
+    let second = server.login("alice").await;
+    let current = server.login("alice").await;
+    let document = "mutation { revokeOtherSessions { revokedCount } }";
+    assert_eq!(current.query(document, json!({})).await["revokeOtherSessions"]["revokedCount"], 2);
+    assert_eq!(current.query(document, json!({})).await["revokeOtherSessions"]["revokedCount"], 0);
+    assert!(!server.is_signed_in(first.token()).await && !server.is_signed_in(second.token()).await);
+    assert!(server.is_signed_in(current.token()).await);
+}
+
+#[tokio::test]
+async fn streams_end_with_their_session_and_others_go_on() {
+    let server = Server::start().await;
+    let alice = server.person("alice").await;
+    let other = server.login("alice").await;
+    let admin = server.admin("root").await;
+    let document = "subscription ($after: String) { events(after: $after) { __typename } }";
+    let mut first = alice.subscribe(document, json!({})).await;
+    let mut second = other.subscribe(document, json!({})).await;
+
+    let logout = alice.post("/auth/logout").send().await.expect("an answer");
+    assert_eq!(logout.status(), 204);
+    first.end().await;
+    let project = other.project("Apollo").await;
+    other.task(&project, "still here", json!({})).await;
+    assert_eq!(second.next().await["events"]["__typename"], "TaskCreatedEvent");
+
+    admin.mutate("updateUser", json!({ "id": other.id, "isActive": false })).await.ok();
+    second.end().await;
+    assert!(!server.is_signed_in(other.token()).await);
+    let login = json!({ "username": "alice", "password": PASSWORD });
+    assert_eq!(server.post("/auth/login", login.clone()).await.body["code"], "INVALID_CREDENTIALS");
+    admin.mutate("updateUser", json!({ "id": other.id, "isActive": true })).await.ok();
+    assert!(!server.is_signed_in(other.token()).await, "what was ended stays ended");
+    assert_eq!(server.post("/auth/login", login).await.status, 200);
+}
+
+#[tokio::test]
+async fn a_change_of_role_holds_from_the_next_request_on() {
+    let server = Server::start().await;
+    let (root, bob) = (server.admin("root").await, server.person("bob").await);
+    let users = "{ users { totalCount } }";
+    assert_eq!(bob.ask(users, json!({})).await.code(), "FORBIDDEN");
+    root.mutate("updateUser", json!({ "id": bob.id, "role": "ADMIN" })).await.ok();
+    assert_eq!(bob.query(users, json!({})).await["users"]["totalCount"], 2);
+    root.mutate("updateUser", json!({ "id": bob.id, "role": "USER" })).await.ok();
+    assert_eq!(bob.ask(users, json!({})).await.code(), "FORBIDDEN");
+}
+
+#[tokio::test]
+async fn the_last_active_admin_stays() {
+    let server = Server::start().await;
+    let (first, second) = (server.admin("first").await, server.admin("second").await);
+    let demote = async |by: &crate::harness::Person, whom: &str| {
+        by.ask(
+            "mutation ($id: ID!) { updateUser(input: { id: $id, role: USER }) { user { role } userErrors { code } } }",
+            json!({ "id": whom }),
+        )
+        .await
+        .0
+    };
+    // From two sides at once: one of them stays.
+    let (one, other) = tokio::join!(demote(&first, &second.id), demote(&second, &first.id));
+    let admins = [&first, &second];
+    let mut left = Vec::new();
+    for admin in admins {
+        if admin.ask("{ users { totalCount } }", json!({})).await.codes().is_empty() {
+            left.push(admin);
+        }
+    }
+    assert_eq!(left.len(), 1, "{one} {other}");
+    let alone = demote(left[0], &left[0].id).await;
+    assert_eq!(alone["data"]["updateUser"]["userErrors"][0]["code"], "INVALID");
+    let disable = "mutation ($id: ID!) { updateUser(input: { id: $id, isActive: false }) { userErrors { code } } }";
+    let disabled = left[0].ask(disable, json!({ "id": left[0].id })).await.0;
+    assert_eq!(disabled["data"]["updateUser"]["userErrors"][0]["code"], "INVALID");
+}
+
+#[tokio::test]
+async fn nothing_that_is_stored_is_a_usable_token() {
+    let server = Server::start().await;
+    let alice = server.person("alice").await;
+    let export = alice.query("{ exportViewerData }", json!({})).await.to_string();
+    for secret in [alice.token(), &alice.refresh_token, PASSWORD, "seed", "argon2"] {
+        assert!(!export.contains(secret));
+    }
+}
