@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::db::Location;
+use crate::network::Network;
 use crate::store::lockout::Rule;
 
 /// A key that must not appear in logs.
@@ -64,6 +65,38 @@ pub struct RateLimits {
     pub graphql_per_minute: u32,
 }
 
+/// What sockets may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sockets {
+    /// How many one user may have open on one instance.
+    pub per_user: usize,
+    /// How many operations may run on one of them at once.
+    pub subscriptions: usize,
+    /// Whether they take mutations, or queries and subscriptions alone.
+    pub mutations: bool,
+    /// How long the greeting may take.
+    pub init: Duration,
+    /// How often a sign of life is asked for.
+    pub ping: Duration,
+    /// How long a client may take to read what is written.
+    pub write: Duration,
+}
+
+/// What connections may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Connections {
+    /// How many there may be.
+    pub most: usize,
+    /// How many requests may be in work at once.
+    pub requests: usize,
+    /// How long a connection may take to bring its first request.
+    pub headers: Duration,
+    /// How long a body may take to arrive.
+    pub body: Duration,
+    /// How long a connection may be without a request.
+    pub idle: Duration,
+}
+
 /// The settings of one server.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -97,6 +130,15 @@ pub struct Config {
     /// `RATE_LIMIT_ENABLED` with `RATE_LIMIT_CREDENTIALS_PER_MINUTE` (5), `RATE_LIMIT_AUTH_PER_MINUTE` (100) and
     /// `RATE_LIMIT_GRAPHQL_PER_MINUTE` (1200). Default on.
     pub rate_limits: Option<RateLimits>,
+    /// `WS_SOCKETS_PER_USER` (20), `WS_OPERATIONS_PER_SOCKET` (50), `WS_MUTATIONS` (on), `WS_INIT_SECONDS` (3),
+    /// `WS_PING_SECONDS` (30) and `WS_WRITE_SECONDS` (15).
+    pub sockets: Sockets,
+    /// `MAX_CONNECTIONS` (10000), `MAX_REQUESTS_IN_FLIGHT` (1000), `HEADER_TIMEOUT_SECONDS` (10),
+    /// `BODY_TIMEOUT_SECONDS` (30) and `KEEP_ALIVE_SECONDS` (75).
+    pub connections: Connections,
+    /// `TRUSTED_PROXIES`: addresses or networks (`10.0.0.0/8`), comma-separated, whose `X-Forwarded-For` is believed.
+    /// Default none.
+    pub trusted_proxies: Vec<Network>,
     /// `REDIS_URL`: shared by several instances. Default none.
     pub redis_url: Option<Secret>,
     /// `SMTP_URL`: `smtp://…` or `smtps://user:password@host`. Default none: mail is written to the log.
@@ -139,7 +181,7 @@ impl Invalid {
 }
 
 /// The names of all settings, as `.env.example` must list them.
-pub const NAMES: [&str; 32] = [
+pub const NAMES: [&str; 44] = [
     "DATABASE_URL",
     "DATABASE_CONNECTIONS",
     "LISTEN_ADDR",
@@ -159,6 +201,18 @@ pub const NAMES: [&str; 32] = [
     "RATE_LIMIT_CREDENTIALS_PER_MINUTE",
     "RATE_LIMIT_AUTH_PER_MINUTE",
     "RATE_LIMIT_GRAPHQL_PER_MINUTE",
+    "WS_SOCKETS_PER_USER",
+    "WS_OPERATIONS_PER_SOCKET",
+    "WS_MUTATIONS",
+    "WS_INIT_SECONDS",
+    "WS_PING_SECONDS",
+    "WS_WRITE_SECONDS",
+    "MAX_CONNECTIONS",
+    "MAX_REQUESTS_IN_FLIGHT",
+    "HEADER_TIMEOUT_SECONDS",
+    "BODY_TIMEOUT_SECONDS",
+    "KEEP_ALIVE_SECONDS",
+    "TRUSTED_PROXIES",
     "REDIS_URL",
     "SMTP_URL",
     "MAIL_FROM",
@@ -190,11 +244,21 @@ impl Source<'_> {
         }
     }
 
+    fn list<T: std::str::FromStr>(&self, name: &'static str) -> Result<Vec<T>, Invalid> {
+        let text = self.text(name).unwrap_or_default();
+        let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
+        items.map(|item| item.parse().map_err(|_| Invalid::new(name, format!("cannot read {item:?}")))).collect()
+    }
+
     fn positive(&self, name: &'static str, default: u32) -> Result<u32, Invalid> {
         match self.parse(name, default)? {
             0 => Err(Invalid::new(name, "must be at least 1")),
             value => Ok(value),
         }
+    }
+
+    fn seconds(&self, name: &'static str, default: u32) -> Result<Duration, Invalid> {
+        Ok(Duration::from_secs(self.positive(name, default)?.into()))
     }
 
     fn switch(&self, name: &'static str, default: bool) -> Result<bool, Invalid> {
@@ -270,6 +334,22 @@ impl Config {
             },
             cors_origins: origins(&source)?,
             rate_limits: source.switch("RATE_LIMIT_ENABLED", true)?.then_some(limits),
+            sockets: Sockets {
+                per_user: source.positive("WS_SOCKETS_PER_USER", 20)? as usize,
+                subscriptions: source.positive("WS_OPERATIONS_PER_SOCKET", 50)? as usize,
+                mutations: source.switch("WS_MUTATIONS", true)?,
+                init: source.seconds("WS_INIT_SECONDS", 3)?,
+                ping: source.seconds("WS_PING_SECONDS", 30)?,
+                write: source.seconds("WS_WRITE_SECONDS", 15)?,
+            },
+            connections: Connections {
+                most: source.positive("MAX_CONNECTIONS", 10_000)? as usize,
+                requests: source.positive("MAX_REQUESTS_IN_FLIGHT", 1_000)? as usize,
+                headers: source.seconds("HEADER_TIMEOUT_SECONDS", 10)?,
+                body: source.seconds("BODY_TIMEOUT_SECONDS", 30)?,
+                idle: source.seconds("KEEP_ALIVE_SECONDS", 75)?,
+            },
+            trusted_proxies: source.list("TRUSTED_PROXIES")?,
             redis_url: source.text("REDIS_URL").map(Secret::new),
             smtp_url: source.text("SMTP_URL").map(Secret::new),
             mail_from,

@@ -11,13 +11,35 @@ use diesel::result::{DatabaseErrorKind, Error as DieselError};
 /// The stable codes of every error that a client can meet, as `extensions.code` or the `code` of a problem document.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Code {
-    /// The request is not well formed: malformed JSON, a missing body field, a wrong content type.
+    /// The request is not well formed: malformed JSON, a missing member, a member of the wrong type.
     BadRequest,
+    /// The body has more bytes than this door takes.
+    PayloadTooLarge,
+    /// The body is of a type that this door does not read: send `application/json` in UTF-8.
+    UnsupportedMediaType,
+    /// `Accept` allows none of the types that this door answers with.
+    NotAcceptable,
+    /// The method does not fit: a mutation by GET, or a method that the route does not have.
+    MethodNotAllowed,
     /// The document does not parse.
     ParseFailed,
     /// The document does not fit the schema.
     ValidationFailed,
-    /// An argument is out of its range or of the wrong kind, such as a cursor of another list.
+    /// The document has too many bytes, tokens or open brackets, or too long a name or number.
+    DocumentTooLarge,
+    /// The document asks for too much at once.
+    DocumentTooComplex,
+    /// The variables have too many values or nest too deeply.
+    VariablesTooLarge,
+    /// The document has no operation of the name that was asked for.
+    OperationNotFound,
+    /// The document has several operations and none was chosen.
+    OperationNameRequired,
+    /// The hash names no document that is known: send the document along.
+    PersistedQueryNotFound,
+    /// This server runs listed documents only, and this is none of them.
+    DocumentNotTrusted,
+    /// An argument or a variable is out of its range or of the wrong kind, such as a cursor of another list.
     BadUserInput,
     /// No access token, or one that is expired, revoked or not ours.
     Unauthenticated,
@@ -27,7 +49,7 @@ pub enum Code {
     LockedOut,
     /// REST: the right password, but the e-mail address must be verified before logging in.
     EmailNotVerified,
-    /// Seen, but not permitted to this viewer.
+    /// Seen, but not permitted to this viewer, this origin or this host.
     Forbidden,
     /// Not there, or not there for this viewer.
     NotFound,
@@ -35,7 +57,7 @@ pub enum Code {
     RateLimited,
     /// The cursor is older than what the event log keeps.
     CursorExpired,
-    /// Overloaded, or a part that the request needs is away; nothing was written. Try again.
+    /// Overloaded, too slow, or a part that the request needs is away. Try again.
     Unavailable,
     /// A defect of the server; the request id finds it in the log.
     Internal,
@@ -43,10 +65,21 @@ pub enum Code {
 
 impl Code {
     /// Every code, for the table in the documentation and its test.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 25] = [
         Self::BadRequest,
+        Self::PayloadTooLarge,
+        Self::UnsupportedMediaType,
+        Self::NotAcceptable,
+        Self::MethodNotAllowed,
         Self::ParseFailed,
         Self::ValidationFailed,
+        Self::DocumentTooLarge,
+        Self::DocumentTooComplex,
+        Self::VariablesTooLarge,
+        Self::OperationNotFound,
+        Self::OperationNameRequired,
+        Self::PersistedQueryNotFound,
+        Self::DocumentNotTrusted,
         Self::BadUserInput,
         Self::Unauthenticated,
         Self::InvalidCredentials,
@@ -64,8 +97,19 @@ impl Code {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::BadRequest => "BAD_REQUEST",
+            Self::PayloadTooLarge => "PAYLOAD_TOO_LARGE",
+            Self::UnsupportedMediaType => "UNSUPPORTED_MEDIA_TYPE",
+            Self::NotAcceptable => "NOT_ACCEPTABLE",
+            Self::MethodNotAllowed => "METHOD_NOT_ALLOWED",
             Self::ParseFailed => "GRAPHQL_PARSE_FAILED",
             Self::ValidationFailed => "GRAPHQL_VALIDATION_FAILED",
+            Self::DocumentTooLarge => "DOCUMENT_TOO_LARGE",
+            Self::DocumentTooComplex => "DOCUMENT_TOO_COMPLEX",
+            Self::VariablesTooLarge => "VARIABLES_TOO_LARGE",
+            Self::OperationNotFound => "OPERATION_NOT_FOUND",
+            Self::OperationNameRequired => "OPERATION_NAME_REQUIRED",
+            Self::PersistedQueryNotFound => "PERSISTED_QUERY_NOT_FOUND",
+            Self::DocumentNotTrusted => "DOCUMENT_NOT_TRUSTED",
             Self::BadUserInput => "BAD_USER_INPUT",
             Self::Unauthenticated => "UNAUTHENTICATED",
             Self::InvalidCredentials => "INVALID_CREDENTIALS",
@@ -80,18 +124,103 @@ impl Code {
         }
     }
 
+    /// What it means, as the table in the documentation says it.
+    pub const fn meaning(self) -> &'static str {
+        match self {
+            Self::BadRequest => {
+                "The request is not well formed: malformed JSON, a missing member, a member of the wrong type."
+            }
+            Self::PayloadTooLarge => "The body has more bytes than this door takes.",
+            Self::UnsupportedMediaType => {
+                "The body is of a type that this door does not read: send `application/json` in UTF-8."
+            }
+            Self::NotAcceptable => "`Accept` allows none of the types that this door answers with.",
+            Self::MethodNotAllowed => {
+                "The method does not fit: a mutation by GET, or a method that the route does not have."
+            }
+            Self::ParseFailed => "The document does not parse.",
+            Self::ValidationFailed => "The document does not fit the schema.",
+            Self::DocumentTooLarge => {
+                "The document has too many bytes, tokens or open brackets, or too long a name or number."
+            }
+            Self::DocumentTooComplex => "The document asks for too much at once.",
+            Self::VariablesTooLarge => "The variables have too many values or nest too deeply.",
+            Self::OperationNotFound => "The document has no operation of the name that was asked for.",
+            Self::OperationNameRequired => "The document has several operations and none was chosen.",
+            Self::PersistedQueryNotFound => "The hash names no document that is known: send the document along.",
+            Self::DocumentNotTrusted => "This server runs listed documents only, and this is none of them.",
+            Self::BadUserInput => {
+                "An argument or a variable is out of its range or of the wrong kind, such as a cursor of another list."
+            }
+            Self::Unauthenticated => "No access token, or one that is expired, revoked or not ours.",
+            Self::InvalidCredentials => "REST: unknown identifier or wrong password; the same for both.",
+            Self::LockedOut => {
+                "REST: too many wrong passwords for this identifier from this address; try again after the time given."
+            }
+            Self::EmailNotVerified => {
+                "REST: the right password, but the e-mail address must be verified before logging in."
+            }
+            Self::Forbidden => "Seen, but not permitted to this viewer, this origin or this host.",
+            Self::NotFound => "Not there, or not there for this viewer.",
+            Self::RateLimited => "Too many requests; try again after the time given.",
+            Self::CursorExpired => "The cursor is older than what the event log keeps.",
+            Self::Unavailable => "Overloaded, too slow, or a part that the request needs is away. Try again.",
+            Self::Internal => "A defect of the server; the request id finds it in the log.",
+        }
+    }
+
     /// The HTTP status where the whole request fails with it.
     pub const fn status(self) -> u16 {
         match self {
-            Self::BadRequest | Self::ParseFailed | Self::BadUserInput | Self::CursorExpired => 400,
-            Self::ValidationFailed => 422,
+            Self::BadRequest
+            | Self::ParseFailed
+            | Self::DocumentTooLarge
+            | Self::VariablesTooLarge
+            | Self::PersistedQueryNotFound
+            | Self::BadUserInput
+            | Self::CursorExpired => 400,
             Self::Unauthenticated | Self::InvalidCredentials => 401,
-            Self::Forbidden | Self::EmailNotVerified => 403,
+            Self::DocumentNotTrusted | Self::EmailNotVerified | Self::Forbidden => 403,
             Self::NotFound => 404,
+            Self::MethodNotAllowed => 405,
+            Self::NotAcceptable => 406,
+            Self::PayloadTooLarge => 413,
+            Self::UnsupportedMediaType => 415,
+            Self::ValidationFailed
+            | Self::DocumentTooComplex
+            | Self::OperationNotFound
+            | Self::OperationNameRequired => 422,
             Self::RateLimited | Self::LockedOut => 429,
-            Self::Unavailable => 503,
             Self::Internal => 500,
+            Self::Unavailable => 503,
         }
+    }
+
+    /// Whether the same request may succeed later, unchanged.
+    pub const fn retryable(self) -> bool {
+        matches!(self, Self::RateLimited | Self::LockedOut | Self::Unavailable)
+    }
+
+    /// Whether it says something about the document of a request that is otherwise well formed: such an answer has the
+    /// status 200 for clients that accept `application/json` alone.
+    pub const fn is_of_document(self) -> bool {
+        matches!(
+            self,
+            Self::ParseFailed
+                | Self::ValidationFailed
+                | Self::DocumentTooLarge
+                | Self::DocumentTooComplex
+                | Self::VariablesTooLarge
+                | Self::OperationNotFound
+                | Self::OperationNameRequired
+                | Self::PersistedQueryNotFound
+                | Self::BadUserInput
+        )
+    }
+
+    /// The code that is written so.
+    pub fn parse(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|code| code.as_str() == text)
     }
 }
 

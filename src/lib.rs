@@ -103,6 +103,7 @@
 //! the parents. `totalCount` is a query of its own, run only when it is selected.
 
 pub mod access;
+pub mod admission;
 pub mod auth;
 pub mod config;
 pub mod db;
@@ -115,6 +116,7 @@ pub mod id;
 pub mod jobs;
 pub mod limits;
 pub mod mail;
+pub mod network;
 pub mod store;
 pub mod time;
 

@@ -221,7 +221,7 @@ async fn serve(config: Config) -> Result<(), Failure> {
         signalled.cancel();
     });
     tokio::select! {
-        served = http::serve(listener, router, stop.clone()) => served?,
+        served = http::serve(listener, router, app.config.connections, stop.clone()) => served?,
         // Sockets that stay open do not keep the server from ending.
         () = async { stop.cancelled().await; tokio::time::sleep(Duration::from_secs(10)).await } => {}
     }

@@ -3,10 +3,10 @@
 //! What a stranger may ask for is answered alike and in the same time whether the address is anybody's: it is only put
 //! into the mail queue, and the job that sends mail finds out. Mailed links open a page here, or one of the frontend's.
 
-use std::net::SocketAddr;
+use std::net::IpAddr;
 use std::sync::Arc;
 
-use axum::extract::{ConnectInfo, State};
+use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{Html, IntoResponse, Response};
 use axum::routing::{get, post};
@@ -17,6 +17,7 @@ use super::credential::{MailToken, Password};
 use super::rest::{Body, origin};
 use crate::App;
 use crate::error::{Error, Result};
+use crate::http::address::ClientAddress;
 use crate::http::problem::Problem;
 use crate::limits::{Door, Who};
 use crate::store::account;
@@ -50,14 +51,14 @@ struct Verification {
 
 async fn verify_email(
     State(app): State<Arc<App>>,
-    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    ClientAddress(peer): ClientAddress,
     headers: HeaderMap,
     Body(body): Body<Verification>,
 ) -> Result<StatusCode, Problem> {
     let now = app.clock.now();
-    app.limits.admit(Door::Credentials, Who::address(peer.ip()), now)?;
+    app.limits.admit(Door::Credentials, Who::address(peer), now)?;
     let hash = MailToken::shown(&body.token).hash();
-    account::verify_email(&app.db, now, &hash, &origin(peer.ip(), &headers)).await?;
+    account::verify_email(&app.db, now, &hash, &origin(peer, &headers)).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -68,7 +69,7 @@ struct Address {
 
 async fn resend(
     State(app): State<Arc<App>>,
-    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    ClientAddress(peer): ClientAddress,
     Body(body): Body<Address>,
 ) -> Result<Response, Problem> {
     ask(&app, peer, Kind::VerifyEmail, &body.email).await?;
@@ -77,16 +78,16 @@ async fn resend(
 
 async fn password_reset(
     State(app): State<Arc<App>>,
-    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    ClientAddress(peer): ClientAddress,
     Body(body): Body<Address>,
 ) -> Result<Response, Problem> {
     ask(&app, peer, Kind::ResetPassword, &body.email).await?;
     Ok(accepted("If this address has an account, a mail is on its way to it."))
 }
 
-async fn ask(app: &App, peer: SocketAddr, kind: Kind, email: &str) -> Result<()> {
+async fn ask(app: &App, peer: IpAddr, kind: Kind, email: &str) -> Result<()> {
     let now = app.clock.now();
-    app.limits.admit(Door::Credentials, Who::address(peer.ip()), now)?;
+    app.limits.admit(Door::Credentials, Who::address(peer), now)?;
     let email = Email::parse("email", email).map_err(|fault| Error::Faults(vec![fault]))?;
     mail::queue_for_address(&app.db, now, kind, &email).await
 }
@@ -99,19 +100,19 @@ struct Confirmation {
 
 async fn confirm(
     State(app): State<Arc<App>>,
-    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    ClientAddress(peer): ClientAddress,
     headers: HeaderMap,
     Body(body): Body<Confirmation>,
 ) -> Result<StatusCode, Problem> {
     let now = app.clock.now();
-    app.limits.admit(Door::Credentials, Who::address(peer.ip()), now)?;
+    app.limits.admit(Door::Credentials, Who::address(peer), now)?;
     let hash = MailToken::shown(&body.token).hash();
     let owner = account::reset_owner(&mut app.db.conn().await?, now, &hash).await?;
     let (policy, personal) = (app.config.password_policy, [owner.email.as_str(), owner.username.as_str()]);
     let password = Password::parse("new_password", &body.new_password, policy, &personal);
     let password = password.map_err(|fault| Error::Faults(vec![fault]))?;
     let password_hash = app.credentials.hash(&password).await?;
-    account::reset_password(&app.db, now, &hash, &password_hash, &origin(peer.ip(), &headers)).await?;
+    account::reset_password(&app.db, now, &hash, &password_hash, &origin(peer, &headers)).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

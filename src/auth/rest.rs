@@ -1,10 +1,10 @@
 //! The accounts' door over plain HTTP: sign-up, login, refresh and logout under `/auth`, JSON in snake_case.
 //! Errors are problem documents (RFC 9457) with a stable `code`.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::Arc;
 
-use axum::extract::{ConnectInfo, FromRequest, Request, State};
+use axum::extract::{FromRequest, Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
@@ -18,6 +18,7 @@ use crate::App;
 use crate::access::Role;
 use crate::error::{Code, Error, Result};
 use crate::graphql::node::{self, Noun};
+use crate::http::address::ClientAddress;
 use crate::http::problem::Problem;
 use crate::id::Id;
 use crate::limits::{self, Door, Who};
@@ -79,12 +80,12 @@ impl From<User> for Account {
 
 async fn register(
     State(app): State<Arc<App>>,
-    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    ClientAddress(peer): ClientAddress,
     headers: HeaderMap,
     Body(body): Body<Registration>,
 ) -> Result<impl IntoResponse, Problem> {
     let now = app.clock.now();
-    app.limits.admit(Door::Credentials, Who::address(peer.ip()), now)?;
+    app.limits.admit(Door::Credentials, Who::address(peer), now)?;
     let account = NewAccount {
         email: &body.email,
         username: &body.username,
@@ -94,7 +95,7 @@ async fn register(
         email_verified: false,
     };
     let new = account.check(&app).await?;
-    let user = user::create(&app.db, now, &new, &origin(peer.ip(), &headers)).await?;
+    let user = user::create(&app.db, now, &new, &origin(peer, &headers)).await?;
     Ok((StatusCode::CREATED, Json(Account::from(user))))
 }
 
@@ -150,13 +151,13 @@ struct Login {
 
 async fn login(
     State(app): State<Arc<App>>,
-    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    ClientAddress(peer): ClientAddress,
     headers: HeaderMap,
     Body(body): Body<Login>,
 ) -> Result<Response, Problem> {
     let now = app.clock.now();
-    app.limits.admit(Door::Credentials, Who::address(peer.ip()), now)?;
-    let (origin, source) = (origin(peer.ip(), &headers), limits::network(peer.ip()));
+    app.limits.admit(Door::Credentials, Who::address(peer), now)?;
+    let (origin, source) = (origin(peer, &headers), limits::network(peer));
     let identifier = identifier(&body.username);
     let wrong = || Error::refused(Code::InvalidCredentials, "The e-mail, username or password is not right.");
     let mut conn = app.db.conn().await?;
@@ -215,12 +216,12 @@ struct Refreshing {
 
 async fn refresh(
     State(app): State<Arc<App>>,
-    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    ClientAddress(peer): ClientAddress,
     headers: HeaderMap,
     Body(body): Body<Refreshing>,
 ) -> Result<Response, Problem> {
     let now = app.clock.now();
-    app.limits.admit(Door::Auth, Who::address(peer.ip()), now)?;
+    app.limits.admit(Door::Auth, Who::address(peer), now)?;
     let refused = || Error::refused(Code::Unauthenticated, "The refresh token is not valid. Log in again.");
     let shown = Refresh::parse(&body.refresh_token).ok_or_else(refused)?;
     let session = session::find(&mut app.db.conn().await?, shown.session_id).await?.ok_or_else(refused)?;
@@ -228,7 +229,7 @@ async fn refresh(
         return Err(refused().into());
     }
     let (lifetime, grace) = (app.config.refresh_lifetime, app.config.refresh_grace);
-    let origin = origin(peer.ip(), &headers);
+    let origin = origin(peer, &headers);
     match session::rotate(&app.db, now, session.id, shown.generation, lifetime, grace, &origin).await? {
         Rotation::Current(session) => Ok(granted(app.credentials.tokens(now, &session)?)),
         Rotation::Reused => {
@@ -241,14 +242,14 @@ async fn refresh(
 
 async fn logout(
     State(app): State<Arc<App>>,
-    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    ClientAddress(peer): ClientAddress,
     headers: HeaderMap,
 ) -> Result<StatusCode, Problem> {
     let now = app.clock.now();
-    app.limits.admit(Door::Auth, Who::address(peer.ip()), now)?;
+    app.limits.admit(Door::Auth, Who::address(peer), now)?;
     let token = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()).and_then(bearer);
     let viewer = super::viewer(&app, token.ok_or_else(Error::unauthenticated)?).await?;
-    session::revoke(&app.db, now, &viewer, viewer.session_id, &origin(peer.ip(), &headers)).await?;
+    session::revoke(&app.db, now, &viewer, viewer.session_id, &origin(peer, &headers)).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

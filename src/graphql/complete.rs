@@ -146,6 +146,8 @@ impl<'a> Walk<'a> {
     fn value(&self, ty: Option<&Type>, sets: &Sets<'a>, value: Value) -> Option<Value> {
         let completed = match value {
             Value::Null => None,
+            // Of a scalar: what is in it was not selected.
+            Value::Object(fields) if sets.iter().all(|(_, set)| set.items.is_empty()) => Some(Value::Object(fields)),
             Value::Object(fields) => self.object(sets, fields).map(Value::Object),
             Value::List(items) => {
                 let item = ty.and_then(|ty| match &ty.base {
@@ -177,7 +179,8 @@ mod tests {
 
     use super::*;
 
-    const SDL: &str = "type Query { user: User users: [User!]! maybe: [User] must: User! }
+    const SDL: &str = "type Query { user: User users: [User!]! maybe: [User] must: User! any: JSON! }
+        scalar JSON
         interface Named { name: String! }
         type User implements Named { name: String! email: String boss: User }";
 
@@ -202,6 +205,12 @@ mod tests {
         let document = "{ b: users { name } a: user { ...F email } } fragment F on Named { x: name }";
         let data = value!({ "a": { "email": "e", "x": "n" }, "b": [{ "name": "n" }] });
         assert_eq!(completed(document, data, &[]), r#"{"b":[{"name":"n"}],"a":{"x":"n","email":"e"}}"#);
+    }
+
+    #[test]
+    fn an_object_that_is_a_scalar_stays_as_it_is() {
+        let data = value!({ "any": { "b": [{ "c": null }], "a": 1 } });
+        assert_eq!(completed("{ any }", data, &[]), r#"{"any":{"b":[{"c":null}],"a":1}}"#);
     }
 
     #[test]

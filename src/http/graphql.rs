@@ -1,153 +1,194 @@
-//! GraphQL over HTTP, and over WebSocket by the graphql-transport-ws protocol.
+//! GraphQL over HTTP, as the draft of that specification (August 2026) has it: POST with `application/json`, GET for
+//! queries, answers as `application/graphql-response+json` or `application/json`.
+//!
+//! Two things are decided otherwise than the draft suggests, with the audits of `graphql-http`: requests that are not
+//! well formed and variables without a value are answered with 400, not 422.
+//!
+//! No batches, no multipart, no forms: what a page of another site can make a browser send without asking first (a
+//! "simple request") is refused, whatever it says.
 
-use std::net::SocketAddr;
-use std::sync::Arc;
+use std::net::IpAddr;
 
-use async_graphql::{Data, Request, ServerError};
-use async_graphql_axum::{GraphQLProtocol, GraphQLWebSocket};
-use axum::Json;
-use axum::extract::{ConnectInfo, FromRequest, State, WebSocketUpgrade};
-use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use async_graphql::parser::types::OperationType;
+use axum::Extension;
+use axum::body::Bytes;
+use axum::extract::ws::WebSocketUpgrade;
+use axum::extract::ws::rejection::WebSocketUpgradeRejection;
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use serde_json::Value;
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use serde_json::{Map, Value};
 
-use super::problem::Problem;
-use crate::App;
+use super::address::ClientAddress;
+use super::answer::{Answer, Refused, to_json, too_large, whole_seconds};
+use super::negotiate::{Media, answer_type, is_json_utf8};
+use super::operation::{Door, Words};
+use super::origin::{is_cross_site_simple, is_known};
+use super::websocket::{self, Opening};
+use super::{Lifeline, RequestId};
 use crate::access::Viewer;
 use crate::auth::{self, bearer};
-use crate::error::{Code, Error, Result};
-use crate::graphql::{Caller, Schema};
-use crate::limits::{Door as Limited, Who};
+use crate::error::{Code, Error};
 
-/// What the GraphQL routes share.
-#[derive(Clone)]
-pub struct Door {
-    /// The server.
-    pub app: Arc<App>,
-    /// The schema.
-    pub schema: Schema,
-}
+/// Bytes of a request's body.
+const MAX_BODY: usize = 256 * 1024;
 
-/// An operation in a POST body.
+/// An operation by POST.
 pub async fn post(
     State(door): State<Door>,
-    ConnectInfo(peer): ConnectInfo<SocketAddr>,
-    headers: HeaderMap,
-    request: axum::extract::Request,
+    ClientAddress(address): ClientAddress,
+    Extension(id): Extension<RequestId>,
+    request: Request,
 ) -> Response {
-    let viewer = match admit(&door.app, peer, &headers).await {
-        Ok(viewer) => viewer,
-        Err(error) => return refused(error),
+    serve(&door, address, &id, request).await
+}
+
+/// A query by GET, or a socket.
+pub async fn get(
+    State(door): State<Door>,
+    ClientAddress(address): ClientAddress,
+    Extension(id): Extension<RequestId>,
+    lifeline: Lifeline,
+    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
+    request: Request,
+) -> Response {
+    let Ok(upgrade) = upgrade else {
+        return serve(&door, address, &id, request).await;
     };
-    let request = match Json::<Request>::from_request(request, &()).await {
-        Ok(Json(request)) => request,
-        Err(rejection) => {
-            let status = rejection.status();
-            return (
-                status,
-                failure(Code::BadRequest, "Send a JSON object with `query`, `variables` and `operationName`."),
-            )
-                .into_response();
+    let headers = request.headers();
+    if !is_known(headers, &door.app.config.cors_origins) {
+        let refused = Refused::new(Code::Forbidden, "A page of this origin may not open a socket.");
+        return answered(Media::GraphqlResponse, &Answer::refused(refused, &id.0));
+    }
+    let authorization = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()).map(ToOwned::to_owned);
+    websocket::open(door, upgrade, Opening { address, request_id: id.0, authorization, lifeline })
+}
+
+async fn serve(door: &Door, address: IpAddr, id: &RequestId, request: Request) -> Response {
+    let Some(media) = answer_type(request.headers()) else {
+        let message = "Answers are application/graphql-response+json, application/json or, for subscriptions, \
+                       text/event-stream.";
+        return answered(Media::Json, &Answer::refused(Refused::new(Code::NotAcceptable, message), &id.0));
+    };
+    // A stream of events is refused before it begins with a status of its own.
+    let refusal = if media == Media::EventStream { Media::GraphqlResponse } else { media };
+    match run(door, address, id, media, request).await {
+        Ok(response) => response,
+        Err(refused) => answered(refusal, &Answer::refused(refused, &id.0)),
+    }
+}
+
+async fn run(
+    door: &Door,
+    address: IpAddr,
+    id: &RequestId,
+    media: Media,
+    request: Request,
+) -> Result<Response, Refused> {
+    let (parts, body) = request.into_parts();
+    let get = parts.method == Method::GET || parts.method == Method::HEAD;
+    if get && is_cross_site_simple(&parts.headers, &door.app.config.cors_origins) {
+        let message = "This looks like a page of another site: send `GraphQL-Require-Preflight: 1`, or use POST.";
+        return Err(Refused::new(Code::Forbidden, message));
+    }
+    if !get && !is_json_utf8(&parts.headers) {
+        return Err(Refused::new(Code::UnsupportedMediaType, "Send `Content-Type: application/json` in UTF-8."));
+    }
+    let viewer = viewer(door, &parts.headers).await?;
+    door.enter(viewer, address)?;
+    let words = if get { words_of_query(parts.uri.query().unwrap_or_default())? } else { words_of_body(body).await? };
+    let operation = door.admit(words)?;
+    match operation.kind {
+        OperationType::Mutation if get => {
+            return Err(Refused::new(Code::MethodNotAllowed, "Send mutations by POST."));
         }
-    };
-    if let Some(name) = &request.operation_name {
-        tracing::Span::current().record("operation", name.chars().take(80).collect::<String>());
-    }
-    let mut response = door.schema.execute(request.data(Caller::new(door.app, viewer))).await;
-    response.errors.truncate(MAX_ERRORS);
-    response.errors.iter_mut().for_each(complete);
-    Json(response).into_response()
-}
-
-const MAX_ERRORS: usize = 10;
-
-/// Errors of the library itself come without a code: what it refuses before execution is a document at fault.
-fn complete(error: &mut ServerError) {
-    let coded = error.extensions.as_ref().is_some_and(|extensions| extensions.get("code").is_some());
-    if !coded {
-        let code = if error.path.is_empty() { Code::ValidationFailed } else { Code::BadUserInput };
-        error.extensions.get_or_insert_default().set("code", code.as_str());
-    }
-}
-
-/// Who asks, and whether they may ask now.
-async fn admit(app: &Arc<App>, peer: SocketAddr, headers: &HeaderMap) -> Result<Option<Viewer>> {
-    let viewer = match headers.get(header::AUTHORIZATION) {
-        None => None,
-        Some(value) => {
-            let token = value.to_str().ok().and_then(bearer).ok_or_else(Error::unauthenticated)?;
-            Some(auth::viewer(app, token).await?)
+        OperationType::Subscription => {
+            let message = "Subscriptions need a WebSocket, or `Accept: text/event-stream`.";
+            return Err(Refused::new(Code::NotAcceptable, message));
         }
-    };
-    let who = viewer.map_or_else(|| Who::address(peer.ip()), |viewer| Who::User(viewer.id));
-    app.limits.admit(Limited::Graphql, who, app.clock.now())?;
-    Ok(viewer)
-}
-
-fn failure(code: Code, message: &str) -> Json<Value> {
-    Json(serde_json::json!({ "errors": [{ "message": message, "extensions": { "code": code.as_str() } }] }))
-}
-
-/// The whole request is refused: GraphQL's form of an error, with the status and headers of HTTP's.
-fn refused(error: Error) -> Response {
-    let (code, message, retry_after) = error.told();
-    let status = StatusCode::from_u16(code.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    let mut response = (status, failure(code, &message)).into_response();
-    if code == Code::Unauthenticated {
-        response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        _ => {}
     }
-    if let Some(wait) = retry_after {
-        let seconds = wait.as_millis().div_ceil(1000).max(1).to_string();
-        response.headers_mut().insert(header::RETRY_AFTER, seconds.parse().unwrap_or(HeaderValue::from_static("1")));
+    Ok(answered(media, &door.execute(operation, viewer, &id.0).await))
+}
+
+/// Who asks; nobody, if they do not say.
+pub async fn viewer(door: &Door, headers: &HeaderMap) -> Result<Option<Viewer>, Error> {
+    let Some(value) = headers.get(header::AUTHORIZATION) else {
+        return Ok(None);
+    };
+    let token = value.to_str().ok().and_then(bearer).ok_or_else(Error::unauthenticated)?;
+    auth::viewer(&door.app, token).await.map(Some)
+}
+
+async fn words_of_body(body: axum::body::Body) -> Result<Words, Refused> {
+    let bytes = match Limited::new(body, MAX_BODY).collect().await {
+        Ok(collected) => collected.to_bytes(),
+        Err(error) if error.is::<LengthLimitError>() => {
+            return Err(Refused::new(Code::PayloadTooLarge, "A body may have at most 256 KiB."));
+        }
+        Err(_) => return Err(Refused::new(Code::BadRequest, "The body did not arrive.")),
+    };
+    Words::of(json(&bytes)?)
+}
+
+/// The members of a GET: `variables` and `extensions` are JSON in a query parameter.
+fn words_of_query(query: &str) -> Result<Words, Refused> {
+    let mut members = Map::new();
+    for (name, value) in url::form_urlencoded::parse(query.as_bytes()) {
+        let value = match &*name {
+            "query" | "operationName" => Value::String(value.into_owned()),
+            "variables" | "extensions" if value.is_empty() => Value::Null,
+            "variables" | "extensions" => json(&Bytes::copy_from_slice(value.as_bytes()))?,
+            _ => continue,
+        };
+        if members.insert(name.into_owned(), value).is_some() {
+            return Err(Refused::new(Code::BadRequest, "A parameter is given twice."));
+        }
+    }
+    Words::of(Value::Object(members))
+}
+
+fn json(bytes: &Bytes) -> Result<Value, Refused> {
+    let read = serde_json::from_slice(bytes);
+    read.map_err(|error| Refused::new(Code::BadRequest, format!("This is not JSON: line {}.", error.line())))
+}
+
+/// The answer over HTTP.
+pub fn answered(media: Media, answer: &Answer) -> Response {
+    let Some(body) = to_json(answer) else {
+        return answered(media, &Answer::refused(too_large(), ""));
+    };
+    let status = status(media, answer);
+    let mut response = (status, body).into_response();
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, media.content_type());
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    match status {
+        StatusCode::METHOD_NOT_ALLOWED => {
+            headers.insert(header::ALLOW, HeaderValue::from_static("POST"));
+        }
+        StatusCode::UNSUPPORTED_MEDIA_TYPE => {
+            headers.insert("accept-post", HeaderValue::from_static("application/json"));
+        }
+        StatusCode::UNAUTHORIZED => {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        _ => {}
+    }
+    if let Some(wait) = answer.retry_after {
+        headers.insert(header::RETRY_AFTER, whole_seconds(wait).into());
     }
     response
 }
 
-/// A socket for subscriptions. The token comes in the payload of `connection_init`, as `Authorization`.
-pub async fn socket(
-    State(door): State<Door>,
-    headers: HeaderMap,
-    protocol: std::result::Result<GraphQLProtocol, StatusCode>,
-    upgrade: std::result::Result<WebSocketUpgrade, axum::extract::ws::rejection::WebSocketUpgradeRejection>,
-) -> Response {
-    let (Ok(protocol), Ok(upgrade)) = (protocol, upgrade) else {
-        let message = "Send operations by POST, or open a WebSocket with the subprotocol graphql-transport-ws.";
-        return (StatusCode::METHOD_NOT_ALLOWED, [(header::ALLOW, "POST")], failure(Code::BadRequest, message))
-            .into_response();
+fn status(media: Media, answer: &Answer) -> StatusCode {
+    let code = answer.code().unwrap_or(Code::Internal);
+    let number = match (answer.is_executed(), media) {
+        (true, Media::GraphqlResponse) if answer.has_errors() => 294,
+        (true, _) => 200,
+        (false, Media::Json) if code.is_of_document() => 200,
+        (false, _) => code.status(),
     };
-    if !same_site(&door.app, &headers) {
-        return Problem::new(Code::Forbidden, "This origin may not open a socket.").into_response();
-    }
-    upgrade.protocols(["graphql-transport-ws"]).max_message_size(64 * 1024).on_upgrade(move |stream| {
-        let app = Arc::clone(&door.app);
-        GraphQLWebSocket::new(stream, door.schema.clone(), protocol)
-            .on_connection_init(move |payload: Value| async move {
-                let token =
-                    payload.get("Authorization").or_else(|| payload.get("authorization")).and_then(Value::as_str);
-                let viewer = match token {
-                    Some(value) => {
-                        let token = bearer(value).ok_or_else(Error::unauthenticated)?;
-                        Some(auth::viewer(&app, token).await?)
-                    }
-                    None => None,
-                };
-                let mut data = Data::default();
-                data.insert(Caller::new(app, viewer));
-                Ok(data)
-            })
-            .serve()
-    })
-}
-
-/// Browsers name the page that opens a socket: it must be ours or a listed one. Others name none.
-fn same_site(app: &App, headers: &HeaderMap) -> bool {
-    let Some(origin) = headers.get(header::ORIGIN) else {
-        return true;
-    };
-    let Ok(origin) = origin.to_str() else {
-        return false;
-    };
-    let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());
-    let own = origin.split_once("://").map(|(_, authority)| authority);
-    (own.is_some() && own == host) || app.config.cors_origins.iter().any(|listed| listed == origin)
+    StatusCode::from_u16(number).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
 }

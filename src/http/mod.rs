@@ -1,10 +1,17 @@
 //! The server's doors: the router on one page, with what stands around every request.
 
+pub mod accept;
+pub mod address;
+pub mod answer;
 pub mod graphql;
+pub mod negotiate;
+pub mod operation;
+pub mod origin;
 pub mod playground;
 pub mod problem;
+pub mod protocol;
+pub mod websocket;
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,8 +21,6 @@ use axum::http::{HeaderName, HeaderValue, Method, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use tokio::net::TcpListener;
-use tokio_util::sync::CancellationToken;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::cors::CorsLayer;
 use tracing::Instrument;
@@ -25,20 +30,21 @@ use crate::auth::rest;
 use crate::error::Code;
 use crate::graphql::Schema;
 use crate::id::Id;
+pub use accept::{Lifeline, serve};
 use problem::Problem;
 
 const AUTH_BODY: usize = 8 * 1024;
-const GRAPHQL_BODY: usize = 256 * 1024;
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// The id of a request, for its answer and its lines in the log.
+#[derive(Clone, Debug)]
+pub struct RequestId(pub Arc<str>);
 
 /// Everything that is served.
 pub fn router(app: &Arc<App>, schema: Schema) -> Router {
-    let graphql = graphql::Door { app: Arc::clone(app), schema };
+    let door = operation::Door::new(Arc::clone(app), schema);
     let auth = rest::routes().layer(DefaultBodyLimit::max(AUTH_BODY)).with_state(Arc::clone(app));
-    let graphql = Router::new()
-        .route("/graphql", get(graphql::socket).post(graphql::post))
-        .layer(DefaultBodyLimit::max(GRAPHQL_BODY))
-        .with_state(graphql);
+    let graphql = Router::new().route("/graphql", get(graphql::get).post(graphql::post)).with_state(door);
     let mut router = Router::new()
         .route("/livez", get(async || "ok"))
         .route("/readyz", get(ready).with_state(Arc::clone(app)))
@@ -53,13 +59,6 @@ pub fn router(app: &Arc<App>, schema: Schema) -> Router {
         .layer(cors(&app.config.cors_origins))
         .layer(CatchPanicLayer::custom(panicked))
         .layer(middleware::from_fn(around))
-}
-
-/// Serves until the token is cancelled, then lets the requests in flight finish.
-pub async fn serve(listener: TcpListener, router: Router, stop: CancellationToken) -> std::io::Result<()> {
-    axum::serve(listener, router.into_make_service_with_connect_info::<SocketAddr>())
-        .with_graceful_shutdown(stop.cancelled_owned())
-        .await
 }
 
 /// Whether the server can do its work: the database answers.
@@ -89,12 +88,13 @@ fn panicked(cause: Box<dyn std::any::Any + Send>) -> Response {
 }
 
 /// Around every request: an id, a line in the log, and the headers that keep browsers careful.
-async fn around(request: Request, next: Next) -> Response {
-    let id = Id::new().to_string();
+async fn around(mut request: Request, next: Next) -> Response {
+    let id: Arc<str> = Id::new().to_string().into();
+    request.extensions_mut().insert(RequestId(Arc::clone(&id)));
     let route = request.extensions().get::<MatchedPath>().map_or("-", MatchedPath::as_str).to_owned();
     let span = tracing::info_span!(
         "request",
-        id,
+        %id,
         method = %request.method(),
         route,
         operation = tracing::field::Empty,

@@ -116,8 +116,9 @@ impl Server {
             let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free port");
             let address = listener.local_addr().expect("an address");
             let jobs = jobs::start(&app, &stopped).expect("jobs");
+            let connections = app.config.connections;
             let router = http::router(&app, graphql::schema(app.config.introspection));
-            (app, address, jobs, tokio::spawn(http::serve(listener, router, stopped)))
+            (app, address, jobs, tokio::spawn(http::serve(listener, router, connections, stopped)))
         });
         let (app, address, jobs, served) = starting.await.expect("a server that starts");
         let threads = runtime.handle().clone();

@@ -1,0 +1,278 @@
+//! The lexical scan: one pass over a document's bytes, before the parser may see it.
+//!
+//! The parser recurses once per bracket and only compares the result with a limit afterwards, so
+//! a few kilobytes of `[` overflow its stack. Nothing else in its grammar nests: strings, comments,
+//! names and numbers are loops. This pass therefore follows the GraphQL lexical grammar (September
+//! 2025) just far enough to know which brackets are real, counts them and the tokens, and refuses
+//! what no GraphQL document can contain. It allocates nothing and never looks back, so its cost is
+//! the length of the document.
+//!
+//! The parser is laxer in places (`01` is two numbers to it, `truefalse` two booleans), but it ends
+//! strings and comments where this pass does, and so can never see a bracket that was not counted.
+
+use super::{Limits, Refusal, RefusalCode};
+
+/// The widest `Limits::nesting` the scan can keep track of, whatever is configured.
+const NESTING_CEILING: usize = 64;
+
+/// A finite double needs 309 digits before its point and never more than 17 significant ones.
+const NUMBER_BYTES: usize = 400;
+
+/// Error messages repeat names, once or more for each mistake: short names keep them short.
+const NAME_BYTES: usize = 128;
+
+/// Checks the shape of `source`: its tokens, their number, and how deeply brackets nest.
+pub(super) fn scan(source: &str, limits: &Limits) -> Result<(), Refusal> {
+    let mut scanner = Scanner { source, bytes: source.as_bytes(), at: 0 };
+    let mut brackets = Brackets::new(limits.nesting);
+    let mut tokens = 0;
+    while scanner.skip_ignored() {
+        tokens += 1;
+        if tokens > limits.tokens {
+            let message = format!("The document is too long: at most {} tokens are allowed", limits.tokens);
+            return Err(scanner.too_large(message));
+        }
+        scanner.token(&mut brackets)?;
+    }
+    match brackets.innermost() {
+        Some(open) => Err(scanner.malformed(format!("Expected \"{}\"", closing(open)))),
+        None if tokens == 0 => Err(scanner.malformed("The document is empty")),
+        None => Ok(()),
+    }
+}
+
+/// The brackets open at one point of the document, in a fixed space.
+struct Brackets {
+    open: [char; NESTING_CEILING],
+    depth: usize,
+    limit: usize,
+}
+
+impl Brackets {
+    fn new(limit: usize) -> Self {
+        Self { open: ['\0'; NESTING_CEILING], depth: 0, limit: limit.min(NESTING_CEILING) }
+    }
+
+    /// Whether there was room for one more.
+    fn push(&mut self, bracket: char) -> bool {
+        let room = self.depth < self.limit;
+        if room {
+            self.open[self.depth] = bracket;
+            self.depth += 1;
+        }
+        room
+    }
+
+    fn innermost(&self) -> Option<char> {
+        self.open[..self.depth].last().copied()
+    }
+
+    /// Whether `bracket` closes the innermost open one.
+    fn pop(&mut self, bracket: char) -> bool {
+        let matches = self.innermost().map(closing) == Some(bracket);
+        if matches {
+            self.depth -= 1;
+        }
+        matches
+    }
+}
+
+fn closing(open: char) -> char {
+    match open {
+        '{' => '}',
+        '[' => ']',
+        _ => ')',
+    }
+}
+
+struct Scanner<'a> {
+    source: &'a str,
+    bytes: &'a [u8],
+    /// The offset of the next unread byte, always between two characters.
+    at: usize,
+}
+
+impl Scanner<'_> {
+    /// Passes over white space, commas, byte order marks and comments. Whether a token follows.
+    fn skip_ignored(&mut self) -> bool {
+        while let Some(byte) = self.peek() {
+            match byte {
+                b' ' | b'\t' | b'\n' | b'\r' | b',' => self.at += 1,
+                b'#' => self.take_while(|byte| byte != b'\n' && byte != b'\r'),
+                _ if self.starts_with("\u{feff}") => self.at += "\u{feff}".len(),
+                _ => return true,
+            }
+        }
+        false
+    }
+
+    fn token(&mut self, brackets: &mut Brackets) -> Result<(), Refusal> {
+        let Some(character) = self.source.get(self.at..).and_then(|rest| rest.chars().next()) else {
+            return Ok(());
+        };
+        match character {
+            '{' | '[' | '(' => {
+                if !brackets.push(character) {
+                    let message = format!(
+                        "The document nests too deeply: at most {} brackets may be open at once",
+                        brackets.limit
+                    );
+                    return Err(self.too_large(message));
+                }
+                self.at += 1;
+            }
+            '}' | ']' | ')' => {
+                if !brackets.pop(character) {
+                    return Err(self.unexpected(character));
+                }
+                self.at += 1;
+            }
+            '!' | '$' | '&' | ':' | '=' | '@' | '|' => self.at += 1,
+            '.' if self.starts_with("...") => self.at += 3,
+            '"' if self.starts_with("\"\"\"") => self.block_string()?,
+            '"' => self.string()?,
+            'A'..='Z' | 'a'..='z' | '_' => self.name()?,
+            '0'..='9' | '-' => self.number()?,
+            _ => return Err(self.unexpected(character)),
+        }
+        Ok(())
+    }
+
+    fn name(&mut self) -> Result<(), Refusal> {
+        let start = self.at;
+        self.take_while(is_name);
+        if self.at - start > NAME_BYTES {
+            self.at = start;
+            return Err(self.too_large(format!("A name is too long: at most {NAME_BYTES} characters are allowed")));
+        }
+        Ok(())
+    }
+
+    fn number(&mut self) -> Result<(), Refusal> {
+        let start = self.at;
+        self.take(b'-');
+        if !self.take(b'0') {
+            self.digits()?;
+        }
+        if self.take(b'.') {
+            self.digits()?;
+        }
+        if self.take(b'e') || self.take(b'E') {
+            let _sign = self.take(b'+') || self.take(b'-');
+            self.digits()?;
+        }
+        if self.at - start > NUMBER_BYTES {
+            self.at = start;
+            return Err(self.too_large(format!("A number is too long: at most {NUMBER_BYTES} characters are allowed")));
+        }
+        // `1.2.3`, `0x1f` and `01` are mistakes, not two tokens.
+        if self.peek().is_some_and(|byte| byte == b'.' || is_name(byte)) {
+            return Err(self.malformed("Invalid number"));
+        }
+        Ok(())
+    }
+
+    fn digits(&mut self) -> Result<(), Refusal> {
+        let start = self.at;
+        self.take_while(|byte| byte.is_ascii_digit());
+        if self.at == start {
+            return Err(self.malformed("Invalid number"));
+        }
+        Ok(())
+    }
+
+    /// Which escapes exist is the parser's to say; here `\` only keeps `"` from ending the string.
+    fn string(&mut self) -> Result<(), Refusal> {
+        let start = self.at;
+        self.at += 1;
+        loop {
+            self.take_while(|byte| !matches!(byte, b'"' | b'\\' | b'\n' | b'\r'));
+            match self.peek() {
+                Some(b'"') => {
+                    self.at += 1;
+                    return Ok(());
+                }
+                Some(b'\\') if self.bytes.get(self.at + 1).is_some_and(u8::is_ascii_graphic) => {
+                    self.at += 2;
+                }
+                _ => {
+                    self.at = start;
+                    return Err(self.malformed("Unterminated string"));
+                }
+            }
+        }
+    }
+
+    fn block_string(&mut self) -> Result<(), Refusal> {
+        let start = self.at;
+        self.at += 3;
+        while self.at < self.bytes.len() {
+            if self.starts_with("\"\"\"") {
+                self.at += 3;
+                return Ok(());
+            }
+            self.at += if self.starts_with("\\\"\"\"") { 4 } else { 1 };
+        }
+        self.at = start;
+        Err(self.malformed("Unterminated string"))
+    }
+
+    fn peek(&self) -> Option<u8> {
+        self.bytes.get(self.at).copied()
+    }
+
+    fn starts_with(&self, text: &str) -> bool {
+        self.bytes.get(self.at..).is_some_and(|rest| rest.starts_with(text.as_bytes()))
+    }
+
+    fn take(&mut self, byte: u8) -> bool {
+        let found = self.peek() == Some(byte);
+        self.at += usize::from(found);
+        found
+    }
+
+    fn take_while(&mut self, wanted: impl Fn(u8) -> bool) {
+        while self.peek().is_some_and(&wanted) {
+            self.at += 1;
+        }
+    }
+
+    fn unexpected(&self, character: char) -> Refusal {
+        if character.is_ascii_graphic() {
+            self.malformed(format!("Unexpected \"{character}\""))
+        } else {
+            self.malformed(format!("Unexpected character U+{:04X}", u32::from(character)))
+        }
+    }
+
+    fn malformed(&self, message: impl Into<String>) -> Refusal {
+        self.refusal(RefusalCode::ParseFailed, message)
+    }
+
+    fn too_large(&self, message: impl Into<String>) -> Refusal {
+        self.refusal(RefusalCode::DocumentTooLarge, message)
+    }
+
+    fn refusal(&self, code: RefusalCode, message: impl Into<String>) -> Refusal {
+        Refusal::new(code, message).at(location(self.source, self.at))
+    }
+}
+
+fn is_name(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || byte == b'_'
+}
+
+/// The line and column of a byte offset, both counted from one, columns in characters.
+fn location(source: &str, offset: usize) -> (usize, usize) {
+    let before = source.get(..offset).unwrap_or(source);
+    let (mut line, mut column, mut previous) = (1, 1, '\0');
+    for character in before.chars() {
+        match character {
+            '\n' if previous == '\r' => {}
+            '\n' | '\r' => (line, column) = (line + 1, 1),
+            _ => column += 1,
+        }
+        previous = character;
+    }
+    (line, column)
+}

@@ -1,0 +1,404 @@
+//! The walk over a parsed document: how large it is once its fragments are expanded, found without
+//! expanding them.
+//!
+//! Everything measured of a selection set is the sum or the greatest of what is measured of its
+//! parts, and so a fragment is measured once and its measure used wherever it is spread. Fragments
+//! are measured after the ones they spread; those whose turn never comes spread themselves. The
+//! walk recurses into the selection sets of one definition only, which the scan has bounded, and
+//! every sum saturates: a fragment bomb is a number too large, nothing else.
+
+use std::{
+    collections::{HashMap, HashSet},
+    fmt,
+};
+
+use async_graphql::{
+    Name, Value as Literal,
+    parser::{
+        Pos, Positioned,
+        types::{
+            Directive, ExecutableDocument, Field, FragmentDefinition, OperationDefinition, OperationType, Selection,
+            SelectionSet,
+        },
+    },
+};
+use serde_json::{Map, Number, Value};
+
+use super::{Limits, Refusal, RefusalCode};
+
+/// The lists of the introspection schema.
+const INTROSPECTION_LISTS: [&str; 8] =
+    ["args", "directives", "enumValues", "fields", "inputFields", "interfaces", "possibleTypes", "types"];
+
+/// How long each of them is taken to be: about what a schema of fifty types makes of
+/// types × fields × arguments.
+const INTROSPECTION_PAGE: u64 = 10;
+
+/// What the rest of the server wants to know of the chosen operation.
+#[derive(Debug, Default)]
+pub(super) struct Survey {
+    pub(super) nodes: u64,
+    pub(super) values: u64,
+    pub(super) root_fields: u64,
+    pub(super) introspection: bool,
+}
+
+/// Measures the whole document and refuses it if anything in it is over the limits. `chosen` is
+/// the operation of the document that will be executed, with `variables`.
+pub(super) fn survey(
+    document: &ExecutableDocument,
+    chosen: &OperationDefinition,
+    variables: &Map<String, Value>,
+    limits: &Limits,
+) -> Result<Survey, Refusal> {
+    let mut operations: Vec<_> = document.operations.iter().map(|(_, it)| it).collect();
+    operations.sort_by_key(|operation| operation.pos);
+    at_most(limits.operations, operations.len(), "operations", None)?;
+    let fragments = document.fragments.len();
+    at_most(limits.fragments, fragments, "fragments", None)?;
+
+    let pages = Pages { operation: chosen, variables, limits };
+    let mut walk = Walk { limits, pages, fragments: HashMap::new(), directives: 0 };
+    walk.fragments(document)?;
+    let mut survey = Survey::default();
+    let mut selections = 0_u64;
+    for operation in operations {
+        let measure = walk.operation(operation)?;
+        let pos = Some(operation.pos);
+        selections = selections.saturating_add(measure.selections);
+        at_most(limits.selections, selections, "selections", pos)?;
+        if std::ptr::eq(&operation.node, chosen) {
+            at_most(limits.nodes, measure.load.nodes, "nodes", pos)?;
+            at_most(limits.values, measure.load.values, "values", pos)?;
+            survey = Survey {
+                nodes: measure.load.nodes,
+                values: measure.load.values,
+                root_fields: measure.fields,
+                introspection: measure.introspection,
+            };
+        }
+    }
+    Ok(survey)
+}
+
+/// The size of a selection set with its fragments expanded. The empty set's is zero throughout.
+#[derive(Clone, Copy, Debug, Default)]
+struct Measure {
+    /// Fields, inline fragments and spreads, at any depth.
+    selections: u64,
+    /// Fields of the set itself; those of an operation are its root fields.
+    fields: u64,
+    aliases: u64,
+    /// Fields within each other.
+    depth: u64,
+    /// Selection sets within each other, this one included: how deep the library will recurse.
+    levels: u64,
+    /// Lists of the introspection schema within each other.
+    lists: u64,
+    /// Whether the set itself has `edges` or `nodes`, and so belongs to a connection.
+    connection: bool,
+    /// Whether `__schema` or `__type` is anywhere.
+    introspection: bool,
+    load: Load,
+    /// The load if the set turns out to be under `__schema` or `__type`.
+    introspection_load: Load,
+}
+
+/// What is left to do when every page is full.
+#[derive(Clone, Copy, Debug, Default)]
+struct Load {
+    nodes: u64,
+    values: u64,
+}
+
+impl Measure {
+    /// The measure of two selection sets side by side.
+    fn beside(self, other: Self) -> Self {
+        Self {
+            selections: self.selections.saturating_add(other.selections),
+            fields: self.fields.saturating_add(other.fields),
+            aliases: self.aliases.saturating_add(other.aliases),
+            depth: self.depth.max(other.depth),
+            levels: self.levels.max(other.levels),
+            lists: self.lists.max(other.lists),
+            connection: self.connection || other.connection,
+            introspection: self.introspection || other.introspection,
+            load: self.load.beside(other.load),
+            introspection_load: self.introspection_load.beside(other.introspection_load),
+        }
+    }
+
+    /// The measure of this set as a fragment, spread or inline: one selection more.
+    fn spread(self) -> Self {
+        Self {
+            selections: self.selections.saturating_add(1),
+            load: self.load.below(None),
+            introspection_load: self.introspection_load.below(None),
+            ..self
+        }
+    }
+}
+
+impl Load {
+    fn beside(self, other: Self) -> Self {
+        Self { nodes: self.nodes.saturating_add(other.nodes), values: self.values.saturating_add(other.values) }
+    }
+
+    /// The load of one selection with this load below it, once for each node of its page.
+    fn below(self, page: Option<u64>) -> Self {
+        let (times, nodes) = page.map_or((1, 0), |page| (page, 1));
+        Self {
+            nodes: self.nodes.saturating_add(nodes).saturating_mul(times),
+            values: self.values.saturating_mul(times).saturating_add(1),
+        }
+    }
+}
+
+struct Walk<'a> {
+    limits: &'a Limits,
+    pages: Pages<'a>,
+    /// The measures of the fragments met so far.
+    fragments: HashMap<&'a str, Measure>,
+    /// The directives met so far.
+    directives: usize,
+}
+
+impl<'a> Walk<'a> {
+    /// Measures every fragment, also those that no operation reaches.
+    fn fragments(&mut self, document: &'a ExecutableDocument) -> Result<(), Refusal> {
+        let mut waiting: Vec<_> = document.fragments.iter().map(Fragment::new).collect();
+        waiting.sort_by_key(|fragment| fragment.definition.pos);
+        while !waiting.is_empty() {
+            let names: HashSet<_> = waiting.iter().map(|fragment| fragment.name).collect();
+            let (blocked, ready): (Vec<_>, Vec<_>) =
+                waiting.into_iter().partition(|fragment| fragment.first_of(&names).is_some());
+            if ready.is_empty() {
+                return Err(cycle(&blocked, &names));
+            }
+            for Fragment { name, definition, .. } in ready {
+                self.directives(&definition.node.directives, definition.pos)?;
+                let measure = self.selection_set(&definition.node.selection_set)?;
+                self.expanded(&measure, definition.pos)?;
+                self.fragments.insert(name, measure);
+            }
+            waiting = blocked;
+        }
+        Ok(())
+    }
+
+    fn operation(&mut self, operation: &'a Positioned<OperationDefinition>) -> Result<Measure, Refusal> {
+        let limits = self.limits;
+        let pos = Some(operation.pos);
+        let definition = &operation.node;
+        let variables = &definition.variable_definitions;
+        at_most(limits.variables, variables.len(), "variables", pos)?;
+        for variable in variables {
+            self.directives(&variable.node.directives, variable.pos)?;
+        }
+        self.directives(&definition.directives, operation.pos)?;
+        let measure = self.selection_set(&definition.selection_set)?;
+        self.expanded(&measure, operation.pos)?;
+        let root_fields = match definition.ty {
+            OperationType::Mutation => limits.mutation_root_fields,
+            OperationType::Query | OperationType::Subscription => limits.root_fields,
+        };
+        at_most(root_fields, measure.fields, "root fields", pos)?;
+        at_most(limits.aliases, measure.aliases, "aliases", pos)?;
+        at_most(limits.depth, measure.depth, "fields within each other", pos)?;
+        Ok(measure)
+    }
+
+    /// What holds for operations and fragments alike. A fragment's depth and aliases count where
+    /// it is spread.
+    fn expanded(&self, measure: &Measure, pos: Pos) -> Result<(), Refusal> {
+        let Limits { selections, nesting, .. } = *self.limits;
+        let levels = usize::try_from(measure.levels).unwrap_or(usize::MAX);
+        at_most(selections, measure.selections, "selections", Some(pos))?;
+        at_most(nesting, levels, "selection sets within each other", Some(pos))
+    }
+
+    fn selection_set(&mut self, set: &'a Positioned<SelectionSet>) -> Result<Measure, Refusal> {
+        let mut measure = Measure::default();
+        for selection in &set.node.items {
+            self.directives(selection.node.directives(), selection.pos)?;
+            measure = measure.beside(match &selection.node {
+                Selection::Field(field) => self.field(field)?,
+                Selection::InlineFragment(inline) => self.selection_set(&inline.node.selection_set)?.spread(),
+                Selection::FragmentSpread(spread) => {
+                    self.fragments.get(spread.node.fragment_name.node.as_str()).copied().unwrap_or_default().spread()
+                }
+            });
+        }
+        if !set.node.items.is_empty() {
+            measure.levels = measure.levels.saturating_add(1);
+        }
+        Ok(measure)
+    }
+
+    fn field(&mut self, field: &'a Positioned<Field>) -> Result<Measure, Refusal> {
+        let limits = self.limits;
+        let pos = Some(field.pos);
+        let field = &field.node;
+        let name = field.name.node.as_str();
+        at_most(limits.arguments, field.arguments.len(), "arguments", pos)?;
+        let below = self.selection_set(&field.selection_set)?;
+
+        let page = self.pages.of(field, below.connection);
+        let list = INTROSPECTION_LISTS.contains(&name);
+        let mut measure = Measure {
+            selections: below.selections.saturating_add(1),
+            fields: 1,
+            aliases: below.aliases.saturating_add(u64::from(field.alias.is_some())),
+            depth: below.depth.saturating_add(1),
+            levels: below.levels,
+            lists: below.lists.saturating_add(u64::from(list)),
+            connection: matches!(name, "edges" | "nodes"),
+            introspection: below.introspection,
+            load: below.load.below(page),
+            introspection_load: below.introspection_load.below(list.then_some(INTROSPECTION_PAGE)),
+        };
+        if matches!(name, "__schema" | "__type") {
+            let (depth, lists) = (limits.introspection_depth, limits.introspection_lists);
+            at_most(depth, below.depth, "introspection fields within each other", pos)?;
+            at_most(lists, below.lists, "introspection lists within each other", pos)?;
+            // From here on it is one field, with what its lists add to the load.
+            measure.depth = 1;
+            measure.introspection = true;
+            measure.load = measure.introspection_load;
+        }
+        Ok(measure)
+    }
+
+    fn directives(&mut self, directives: &[Positioned<Directive>], pos: Pos) -> Result<(), Refusal> {
+        let pos = Some(pos);
+        self.directives = self.directives.saturating_add(directives.len());
+        at_most(self.limits.directives, self.directives, "directives", pos)?;
+        at_most(self.limits.directives_in_one_place, directives.len(), "directives in one place", pos)?;
+        for directive in directives {
+            let arguments = directive.node.arguments.len();
+            at_most(self.limits.arguments, arguments, "arguments", Some(directive.pos))?;
+        }
+        Ok(())
+    }
+}
+
+/// A fragment that is yet to be measured.
+struct Fragment<'a> {
+    name: &'a str,
+    definition: &'a Positioned<FragmentDefinition>,
+    spreads: Vec<(&'a str, Pos)>,
+}
+
+impl<'a> Fragment<'a> {
+    fn new((name, definition): (&'a Name, &'a Positioned<FragmentDefinition>)) -> Self {
+        let mut spreads = Vec::new();
+        collect_spreads(&definition.node.selection_set.node, &mut spreads);
+        Self { name: name.as_str(), definition, spreads }
+    }
+
+    /// The first of the named fragments that this one spreads.
+    fn first_of(&self, names: &HashSet<&str>) -> Option<(&'a str, Pos)> {
+        let mut spreads = self.spreads.iter().copied();
+        spreads.find(|(name, _)| names.contains(name))
+    }
+}
+
+fn collect_spreads<'a>(set: &'a SelectionSet, spreads: &mut Vec<(&'a str, Pos)>) {
+    for selection in &set.items {
+        match &selection.node {
+            Selection::Field(field) => {
+                collect_spreads(&field.node.selection_set.node, spreads);
+            }
+            Selection::InlineFragment(inline) => {
+                collect_spreads(&inline.node.selection_set.node, spreads);
+            }
+            Selection::FragmentSpread(spread) => {
+                spreads.push((spread.node.fragment_name.node.as_str(), spread.pos));
+            }
+        }
+    }
+}
+
+/// Names one of the fragments that spread themselves. Each of `blocked` spreads another, so that
+/// following the spreads for as many steps as there are fragments ends on a cycle.
+fn cycle(blocked: &[Fragment<'_>], names: &HashSet<&str>) -> Refusal {
+    let mut last = None;
+    let mut fragment = blocked.first();
+    for _ in blocked {
+        last = fragment.and_then(|fragment| fragment.first_of(names));
+        fragment = last.and_then(|(name, _)| blocked.iter().find(|it| it.name == name));
+    }
+    let (name, pos) = last.unwrap_or_default();
+    let message = format!("The fragment \"{name}\" spreads itself");
+    Refusal::new(RefusalCode::ValidationFailed, message).at((pos.line, pos.column))
+}
+
+/// How many nodes the connections of the chosen operation are asked for.
+struct Pages<'a> {
+    operation: &'a OperationDefinition,
+    variables: &'a Map<String, Value>,
+    limits: &'a Limits,
+}
+
+impl Pages<'_> {
+    /// The page size of a field that is a connection, by its arguments or by what it selects.
+    /// The schema is not known here, nor needed: a field that only looks like a connection counts
+    /// for more than it is, never for less.
+    fn of(&self, field: &Field, connection: bool) -> Option<u64> {
+        let asked = field
+            .arguments
+            .iter()
+            .filter(|(name, _)| matches!(name.node.as_str(), "first" | "last"))
+            .map(|(_, value)| match value.node.clone().into_const_with(Err) {
+                Ok(literal) => self.size(&literal),
+                Err(variable) => self.variable_size(&variable),
+            })
+            .max();
+        asked.or_else(|| connection.then_some(self.limits.default_page))
+    }
+
+    fn size(&self, literal: &Literal) -> u64 {
+        match literal {
+            Literal::Null => self.limits.default_page,
+            Literal::Number(number) => self.clamp(number),
+            _ => self.limits.largest_page,
+        }
+    }
+
+    fn variable_size(&self, name: &Name) -> u64 {
+        match self.variables.get(name.as_str()) {
+            Some(Value::Null) => self.limits.default_page,
+            Some(Value::Number(number)) => self.clamp(number),
+            Some(_) => self.limits.largest_page,
+            None => self
+                .operation
+                .variable_definitions
+                .iter()
+                .find(|definition| definition.node.name.node == *name)
+                .and_then(|definition| definition.node.default_value.as_ref())
+                .map_or(self.limits.default_page, |default| self.size(&default.node)),
+        }
+    }
+
+    /// A size that is out of range, or no integer, will be that field's error; until then it
+    /// counts as one that is allowed.
+    fn clamp(&self, number: &Number) -> u64 {
+        let largest = self.limits.largest_page;
+        match number.as_i64() {
+            Some(size) => u64::try_from(size).unwrap_or(0).clamp(1, largest.max(1)),
+            None => largest,
+        }
+    }
+}
+
+fn at_most<N: PartialOrd + fmt::Display>(limit: N, found: N, what: &str, pos: Option<Pos>) -> Result<(), Refusal> {
+    if found <= limit {
+        return Ok(());
+    }
+    let message = format!("Too many {what}: at most {limit} are allowed");
+    let refusal = Refusal::new(RefusalCode::DocumentTooComplex, message);
+    Err(match pos {
+        Some(pos) => refusal.at((pos.line, pos.column)),
+        None => refusal,
+    })
+}

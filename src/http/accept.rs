@@ -1,0 +1,317 @@
+//! The accept loop: HTTP/1 and HTTP/2 on one port, with a deadline for everything a client may be slow at.
+//!
+//! A connection has to bring its first request soon, and the next one not too late; a body has to arrive, and whoever
+//! does not read is dropped. When all places are taken, the connection that has waited longest for its first request
+//! makes room: thousands of half-open requests hold up nobody but each other.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::ConnectInfo;
+use axum::http::{Request, Response};
+use axum::response::IntoResponse;
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use hyper::body::Incoming;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto::Builder;
+use tokio::io::AsyncWriteExt;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, Sleep, sleep, sleep_until, timeout};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tower::Service;
+
+use super::problem::Problem;
+use crate::config::Connections;
+use crate::error::Error;
+
+/// How long the place of a connection that was shown out is waited for.
+const ROOM: Duration = Duration::from_secs(1);
+/// What is sent to a connection that there is no room for.
+const FULL: &[u8] =
+    b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+
+/// What a request that goes on after its answer has begun (a socket, a stream of events) holds on to.
+#[derive(Clone, Debug, Default)]
+pub struct Lifeline {
+    /// Cancelled when the server is to end.
+    pub stop: CancellationToken,
+    /// The server waits for these before it ends.
+    pub tasks: TaskTracker,
+    /// Cancelled by whoever wants the connection dropped.
+    pub connection: CancellationToken,
+}
+
+impl<S: Send + Sync> axum::extract::FromRequestParts<S> for Lifeline {
+    type Rejection = std::convert::Infallible;
+
+    async fn from_request_parts(parts: &mut axum::http::request::Parts, _: &S) -> Result<Self, Self::Rejection> {
+        Ok(parts.extensions.get().cloned().unwrap_or_default())
+    }
+}
+
+struct Server {
+    router: Router,
+    limits: Connections,
+    /// One permit for each connection.
+    places: Arc<Semaphore>,
+    /// One permit for each request that is being answered.
+    turns: Semaphore,
+    /// Connections that have not brought a request yet, the oldest first.
+    waiting: Mutex<BTreeMap<u64, CancellationToken>>,
+    builder: Builder<TokioExecutor>,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+}
+
+/// Serves until the token is cancelled, then lets the requests in flight finish and the sockets say goodbye.
+pub async fn serve(
+    listener: TcpListener,
+    router: Router,
+    limits: Connections,
+    stop: CancellationToken,
+) -> std::io::Result<()> {
+    let mut builder = Builder::new(TokioExecutor::new());
+    // The deadlines below hold for both versions, so HTTP/1 needs none of its own.
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(None).max_buf_size(32 * 1024);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .keep_alive_interval(Duration::from_secs(20))
+        .keep_alive_timeout(Duration::from_secs(20))
+        .max_concurrent_streams(100)
+        .max_header_list_size(16 * 1024);
+    let server = Arc::new(Server {
+        router,
+        places: Arc::new(Semaphore::new(limits.most)),
+        turns: Semaphore::new(limits.requests),
+        limits,
+        waiting: Mutex::default(),
+        builder,
+        stop: stop.clone(),
+        tasks: TaskTracker::new(),
+    });
+    let mut number = 0;
+    loop {
+        let accepted = tokio::select! {
+            () = stop.cancelled() => break,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, peer)) => {
+                number += 1;
+                server.tasks.spawn(Arc::clone(&server).admit(stream, peer, number));
+            }
+            // Of one connection that went away again, or too many open files: neither ends the server.
+            Err(error) => {
+                tracing::warn!(cause = %error, "cannot accept");
+                sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+    drop(listener);
+    server.tasks.close();
+    server.tasks.wait().await;
+    Ok(())
+}
+
+impl Server {
+    async fn admit(self: Arc<Self>, mut stream: TcpStream, peer: SocketAddr, number: u64) {
+        if let Some(place) = self.place().await {
+            self.connection(stream, peer, number, place).await;
+        } else {
+            // Whether it is read is the client's affair.
+            drop(timeout(ROOM, stream.write_all(FULL)).await);
+        }
+    }
+
+    /// A place for one more connection: a free one, or that of whoever has waited longest without a request.
+    async fn place(&self) -> Option<OwnedSemaphorePermit> {
+        if let Ok(place) = Arc::clone(&self.places).try_acquire_owned() {
+            return Some(place);
+        }
+        let (_, oldest) = self.waiting().pop_first()?;
+        oldest.cancel();
+        timeout(ROOM, Arc::clone(&self.places).acquire_owned()).await.ok()?.ok()
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, BTreeMap<u64, CancellationToken>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn connection(
+        self: Arc<Self>,
+        stream: TcpStream,
+        peer: SocketAddr,
+        number: u64,
+        _place: OwnedSemaphorePermit,
+    ) {
+        // Answers are written in one piece; waiting for more would only delay them.
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(cause = %error, "no nodelay");
+        }
+        let lifeline =
+            Lifeline { stop: self.stop.clone(), tasks: self.tasks.clone(), connection: CancellationToken::new() };
+        self.waiting().insert(number, lifeline.connection.clone());
+        let activity = Arc::new(Activity::default());
+        let started = Instant::now();
+        let service = hyper::service::service_fn(|request: Request<Incoming>| {
+            if activity.begun.fetch_add(1, Ordering::Relaxed) == 0 {
+                self.waiting().remove(&number);
+            }
+            let busy = Busy::new(&activity);
+            let (server, lifeline) = (Arc::clone(&self), lifeline.clone());
+            async move { Ok::<_, std::convert::Infallible>(server.answer(request, peer, lifeline, busy).await) }
+        });
+        let mut connection = pin!(self.builder.serve_connection_with_upgrades(TokioIo::new(stream), service));
+        let mut stopping = false;
+        loop {
+            let due = activity.due(started, &self.limits);
+            tokio::select! {
+                served = connection.as_mut() => {
+                    if let Err(error) = served {
+                        tracing::debug!(cause = %error, "connection");
+                    }
+                    break;
+                }
+                () = self.stop.cancelled(), if !stopping => {
+                    stopping = true;
+                    connection.as_mut().graceful_shutdown();
+                    if activity.begun.load(Ordering::Relaxed) == 0 {
+                        break;
+                    }
+                }
+                () = lifeline.connection.cancelled() => break,
+                () = sleep_until(due) => {
+                    if activity.due(started, &self.limits) <= Instant::now() {
+                        break;
+                    }
+                }
+            }
+        }
+        self.waiting().remove(&number);
+    }
+
+    async fn answer(
+        &self,
+        mut request: Request<Incoming>,
+        peer: SocketAddr,
+        lifeline: Lifeline,
+        busy: Busy,
+    ) -> Response<Body> {
+        // A probe has to know whether the server lives, above all when it is busy.
+        let probe = matches!(request.uri().path(), "/livez" | "/readyz");
+        let turn = self.turns.try_acquire();
+        if turn.is_err() && !probe {
+            return Problem::from(Error::unavailable()).into_response();
+        }
+        request.extensions_mut().insert(ConnectInfo(peer));
+        request.extensions_mut().insert(lifeline);
+        let arrives_by = Instant::now() + self.limits.body;
+        let request = request.map(|body| Body::new(Deadline { body, due: Box::pin(sleep_until(arrives_by)) }));
+        let Ok(response) = self.router.clone().call(request).await;
+        response.map(|body| Body::new(Counted { body, _busy: busy }))
+    }
+}
+
+/// What goes on on a connection.
+#[derive(Default)]
+struct Activity {
+    begun: AtomicUsize,
+    running: AtomicUsize,
+    ended: Mutex<Option<Instant>>,
+}
+
+impl Activity {
+    /// Until when something has to happen.
+    fn due(&self, started: Instant, limits: &Connections) -> Instant {
+        if self.begun.load(Ordering::Relaxed) == 0 {
+            return started + limits.headers;
+        }
+        if self.running.load(Ordering::Relaxed) > 0 {
+            return Instant::now() + limits.idle;
+        }
+        let ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
+        ended.unwrap_or(started) + limits.idle
+    }
+}
+
+/// A request that is not fully answered yet.
+struct Busy(Arc<Activity>);
+
+impl Busy {
+    fn new(activity: &Arc<Activity>) -> Self {
+        activity.running.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(activity))
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        *self.0.ended.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+        self.0.running.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// The body of a request, as long as it arrives in time.
+struct Deadline {
+    body: Incoming,
+    due: Pin<Box<Sleep>>,
+}
+
+impl HttpBody for Deadline {
+    type Data = bytes::Bytes;
+    type Error = Box<dyn std::error::Error + Send + Sync>;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
+        match Pin::new(&mut self.body).poll_frame(cx) {
+            Poll::Ready(frame) => Poll::Ready(frame.map(|frame| frame.map_err(Into::into))),
+            Poll::Pending => self.due.as_mut().poll(cx).map(|()| Some(Err("the body is late".into()))),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// The body of an answer; while it lasts, the connection is busy.
+struct Counted {
+    body: Body,
+    _busy: Busy,
+}
+
+impl HttpBody for Counted {
+    type Data = bytes::Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}

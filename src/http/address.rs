@@ -1,0 +1,90 @@
+//! Where a request comes from: the peer, or whom a trusted proxy names in `X-Forwarded-For`. From anybody else that
+//! header is ignored.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+
+use axum::extract::{ConnectInfo, FromRef, FromRequestParts};
+use axum::http::HeaderMap;
+use axum::http::request::Parts;
+
+use crate::App;
+use crate::network::Network;
+
+/// The network address of the client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClientAddress(pub IpAddr);
+
+impl<S> FromRequestParts<S> for ClientAddress
+where
+    S: Send + Sync,
+    Arc<App>: FromRef<S>,
+{
+    type Rejection = std::convert::Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Self::Rejection> {
+        let app = Arc::<App>::from_ref(state);
+        let peer = parts.extensions.get::<ConnectInfo<SocketAddr>>();
+        // The accept loop names the peer of every connection.
+        let peer = peer.map_or(Ipv4Addr::UNSPECIFIED.into(), |ConnectInfo(address)| address.ip());
+        Ok(Self(client(peer, &parts.headers, &app.config.trusted_proxies)))
+    }
+}
+
+/// The nearest address that is no trusted proxy: from the peer backwards through what each proxy has added.
+pub fn client(peer: IpAddr, headers: &HeaderMap, trusted: &[Network]) -> IpAddr {
+    let is_trusted = |address: IpAddr| trusted.iter().any(|network| network.contains(address));
+    let mut client = peer.to_canonical();
+    let named = headers.get_all("x-forwarded-for");
+    let named: Vec<&str> =
+        named.iter().filter_map(|value| value.to_str().ok()).flat_map(|list| list.split(',')).collect();
+    for hop in named.into_iter().rev() {
+        if !is_trusted(client) {
+            break;
+        }
+        // What a proxy cannot have written ends what can be believed.
+        let Some(address) = parse(hop.trim()) else {
+            break;
+        };
+        client = address.to_canonical();
+    }
+    client
+}
+
+/// An address, with or without a port.
+fn parse(hop: &str) -> Option<IpAddr> {
+    let bare = hop.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(hop);
+    bare.parse().ok().or_else(|| hop.parse::<SocketAddr>().ok().map(|address| address.ip()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn seen(peer: &str, forwarded: &[&str], trusted: &[&str]) -> String {
+        let mut headers = HeaderMap::new();
+        for value in forwarded {
+            headers.append("x-forwarded-for", value.parse().unwrap());
+        }
+        let trusted: Vec<Network> = trusted.iter().map(|network| network.parse().unwrap()).collect();
+        client(peer.parse().unwrap(), &headers, &trusted).to_string()
+    }
+
+    #[test]
+    fn a_forged_header_from_elsewhere_changes_nothing() {
+        assert_eq!(seen("192.0.2.1", &["203.0.113.9"], &[]), "192.0.2.1");
+        assert_eq!(seen("192.0.2.1", &["203.0.113.9"], &["10.0.0.0/8"]), "192.0.2.1");
+    }
+
+    #[test]
+    fn the_nearest_address_that_no_trusted_proxy_has_is_the_client() {
+        let trusted = ["10.0.0.0/8", "2001:db8::/32"];
+        assert_eq!(seen("10.1.2.3", &["203.0.113.9"], &trusted), "203.0.113.9");
+        assert_eq!(seen("::ffff:10.1.2.3", &["203.0.113.9"], &trusted), "203.0.113.9");
+        assert_eq!(seen("10.1.2.3", &["1.1.1.1, 203.0.113.9, 10.9.9.9"], &trusted), "203.0.113.9");
+        assert_eq!(seen("10.1.2.3", &["1.1.1.1", "203.0.113.9"], &trusted), "203.0.113.9");
+        assert_eq!(seen("2001:db8::7", &["[2a00::1]:443"], &trusted), "2a00::1");
+        assert_eq!(seen("10.1.2.3", &["nonsense"], &trusted), "10.1.2.3");
+        assert_eq!(seen("10.1.2.3", &[], &trusted), "10.1.2.3");
+    }
+}

@@ -1,0 +1,199 @@
+//! What a client is told of an operation: the library's response made fit to leave the house.
+//!
+//! A refused request has errors and no `data`; an executed one has `data`, if only null. Errors are few and short, each
+//! has a code of the one table and the id of its request. An answer that would be too large is not sent at all.
+
+use std::io;
+use std::time::Duration;
+
+use async_graphql::{ErrorExtensionValues, Pos, Response, ServerError, Value};
+use serde::Serialize;
+use serde::ser::SerializeMap;
+
+use crate::admission::Refusal;
+use crate::error::{Code, Error};
+
+const MAX_ERRORS: usize = 10;
+const MAX_MESSAGE: usize = 200;
+const MAX_BYTES: usize = 4 * 1024 * 1024;
+
+/// Why a request is not executed.
+#[derive(Debug)]
+pub struct Refused {
+    /// The code of the table.
+    pub code: Code,
+    message: String,
+    position: Option<(usize, usize)>,
+    /// When to try again, if that helps.
+    pub retry_after: Option<Duration>,
+}
+
+impl Refused {
+    /// A refusal in these words.
+    pub fn new(code: Code, message: impl Into<String>) -> Self {
+        Self { code, message: message.into(), position: None, retry_after: None }
+    }
+}
+
+impl From<Error> for Refused {
+    fn from(error: Error) -> Self {
+        let (code, message, retry_after) = error.told();
+        Self { code, message: message.into_owned(), position: None, retry_after }
+    }
+}
+
+impl From<Refusal> for Refused {
+    fn from(refusal: Refusal) -> Self {
+        Self { position: refusal.location, ..Self::new(refusal.code.into(), refusal.message) }
+    }
+}
+
+/// The answer to one operation, or one event of a subscription.
+#[derive(Debug)]
+pub struct Answer {
+    /// `None` when the request was not executed.
+    data: Option<Value>,
+    errors: Vec<ServerError>,
+    cost: Option<u32>,
+    /// When to try again, if that helps.
+    pub retry_after: Option<Duration>,
+}
+
+impl Answer {
+    /// The answer to a request that is not executed.
+    pub fn refused(refused: Refused, request_id: &str) -> Self {
+        let Refused { code, message, position, retry_after } = refused;
+        let mut extensions = ErrorExtensionValues::default();
+        extensions.set("code", code.as_str());
+        if let Some(wait) = retry_after {
+            extensions.set("retryAfter", whole_seconds(wait));
+        }
+        let mut error = ServerError::new(message, position.map(|(line, column)| Pos { line, column }));
+        error.extensions = Some(extensions);
+        finish(&mut error, Code::BadRequest, request_id);
+        Self { data: None, errors: vec![error], cost: None, retry_after }
+    }
+
+    /// What the library made of an operation.
+    pub fn of(response: Response, request_id: &str) -> Self {
+        let Response { data, mut errors, .. } = response;
+        // What fails on the way to an answer has a path; without one it was the document or its variables.
+        let refused = data == Value::Null && !errors.is_empty() && errors.iter().all(|error| error.path.is_empty());
+        let default = if refused { Code::ValidationFailed } else { Code::BadUserInput };
+        errors.truncate(MAX_ERRORS);
+        errors.iter_mut().for_each(|error| finish(error, default, request_id));
+        Self { data: (!refused).then_some(data), errors, cost: None, retry_after: None }
+    }
+
+    /// With what the operation cost, in points.
+    pub fn costing(self, cost: u32) -> Self {
+        Self { cost: Some(cost), ..self }
+    }
+
+    /// Whether the operation was executed.
+    pub fn is_executed(&self) -> bool {
+        self.data.is_some()
+    }
+
+    /// Whether the operation was executed and yielded nothing but errors.
+    pub fn is_fruitless(&self) -> bool {
+        self.data.as_ref().is_none_or(|data| *data == Value::Null) && !self.errors.is_empty()
+    }
+
+    /// Whether there are errors.
+    pub fn has_errors(&self) -> bool {
+        !self.errors.is_empty()
+    }
+
+    /// The code of the first error.
+    pub fn code(&self) -> Option<Code> {
+        let error = self.errors.first()?;
+        match error.extensions.as_ref()?.get("code")? {
+            Value::String(code) => Code::parse(code),
+            _ => None,
+        }
+    }
+
+    /// The data of the answer, to be looked at.
+    pub fn data(&self) -> Option<&Value> {
+        self.data.as_ref()
+    }
+
+    /// The data of the answer, to be put in order.
+    pub fn data_mut(&mut self) -> Option<&mut Value> {
+        self.data.as_mut()
+    }
+
+    /// The errors, as the `error` message of a socket has them.
+    pub fn errors(&self) -> &[ServerError] {
+        &self.errors
+    }
+}
+
+/// Writes an answer, or a message with one in it, and gives up at the limit.
+pub fn to_json(value: &impl Serialize) -> Option<Vec<u8>> {
+    let mut out = Bounded(Vec::with_capacity(512));
+    serde_json::to_writer(&mut out, value).ok().map(|()| out.0)
+}
+
+/// The answer in place of one that is too large.
+pub fn too_large() -> Refused {
+    Refused::new(Code::Unavailable, "The answer would be larger than 4 MiB. Ask for less at once.")
+}
+
+/// Rounded up, so that nobody is asked to come back too early.
+pub fn whole_seconds(wait: Duration) -> u64 {
+    u64::try_from(wait.as_millis().div_ceil(1000)).unwrap_or(u64::MAX).max(1)
+}
+
+impl Serialize for Answer {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        if !self.errors.is_empty() {
+            map.serialize_entry("errors", &self.errors)?;
+        }
+        if let Some(data) = &self.data {
+            map.serialize_entry("data", data)?;
+        }
+        if let Some(cost) = self.cost {
+            map.serialize_entry("extensions", &Extensions { cost })?;
+        }
+        map.end()
+    }
+}
+
+#[derive(Serialize)]
+struct Extensions {
+    cost: u32,
+}
+
+/// Cuts the message, and sees to it that there is a code of the table and the id of the request.
+fn finish(error: &mut ServerError, default: Code, request_id: &str) {
+    if let Some((end, _)) = error.message.char_indices().nth(MAX_MESSAGE) {
+        error.message.truncate(end);
+    }
+    let extensions = error.extensions.get_or_insert_default();
+    let code = match extensions.get("code") {
+        None => default,
+        Some(Value::String(code)) => Code::parse(code).unwrap_or(Code::Internal),
+        Some(_) => Code::Internal,
+    };
+    extensions.set("code", code.as_str());
+    extensions.set("requestId", request_id);
+}
+
+struct Bounded(Vec<u8>);
+
+impl io::Write for Bounded {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.0.len() + bytes.len() > MAX_BYTES {
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
+        self.0.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

@@ -1,0 +1,186 @@
+//! One operation from its words to its answer, the same for every transport: read, admitted, paid for, executed.
+
+use std::net::IpAddr;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_graphql::Variables;
+use async_graphql::parser::types::{ExecutableDocument, OperationType};
+use axum::extract::FromRef;
+use futures_util::stream::BoxStream;
+use futures_util::{FutureExt, StreamExt};
+use serde_json::{Map, Value};
+
+use super::answer::{Answer, Refused};
+use super::websocket::Sockets;
+use crate::App;
+use crate::access::Viewer;
+use crate::admission::{self, Admitted};
+use crate::error::{Code, Error};
+use crate::graphql::complete::Shape;
+use crate::graphql::{Caller, Schema};
+use crate::limits::{Door as Limited, Who};
+
+/// How long an operation may take.
+const DEADLINE: Duration = Duration::from_secs(8);
+
+/// An operation as a client words it.
+#[derive(Debug, Default)]
+pub struct Words {
+    /// The document.
+    pub query: Option<String>,
+    /// Which of its operations.
+    pub operation_name: Option<String>,
+    /// The values of its variables.
+    pub variables: Map<String, Value>,
+    /// What else there is, such as the hash of a persisted document.
+    pub extensions: Map<String, Value>,
+}
+
+impl Words {
+    /// Reads the members of a request; unknown ones are left alone.
+    pub fn of(members: Value) -> Result<Self, Refused> {
+        let wrong = |message: &str| Err(Refused::new(Code::BadRequest, message));
+        let mut members = match members {
+            Value::Object(members) => members,
+            Value::Array(_) => return wrong("Send one operation at a time: batches are not taken."),
+            _ => return wrong("Send a JSON object with `query`, `variables` and `operationName`."),
+        };
+        let mut text = |name: &str| match members.remove(name) {
+            None | Some(Value::Null) => Ok(None),
+            Some(Value::String(text)) => Ok(Some(text)),
+            Some(_) => Err(Refused::new(Code::BadRequest, format!("`{name}` must be a string."))),
+        };
+        let (query, operation_name) = (text("query")?, text("operationName")?);
+        let mut map = |name: &str| match members.remove(name) {
+            None | Some(Value::Null) => Ok(Map::new()),
+            Some(Value::Object(map)) => Ok(map),
+            Some(_) => Err(Refused::new(Code::BadRequest, format!("`{name}` must be an object."))),
+        };
+        Ok(Self { query, operation_name, variables: map("variables")?, extensions: map("extensions")? })
+    }
+}
+
+/// What the GraphQL routes share.
+#[derive(Clone)]
+pub struct Door {
+    /// The server.
+    pub app: Arc<App>,
+    /// The schema.
+    pub schema: Schema,
+    /// What a document may cost.
+    pub limits: Arc<admission::Limits>,
+    /// The types of the schema, to complete answers by.
+    pub shape: Arc<Shape>,
+    /// Who has how many sockets open.
+    pub sockets: Arc<Sockets>,
+}
+
+impl FromRef<Door> for Arc<App> {
+    fn from_ref(door: &Door) -> Self {
+        Self::clone(&door.app)
+    }
+}
+
+/// An operation that may be executed.
+pub struct Operation {
+    /// What it is.
+    pub kind: OperationType,
+    /// What it costs, in points.
+    pub cost: u32,
+    document: ExecutableDocument,
+    request: async_graphql::Request,
+}
+
+impl Door {
+    /// A door to this schema.
+    pub fn new(app: Arc<App>, schema: Schema) -> Self {
+        let shape = Arc::new(Shape::of(&crate::graphql::sdl()));
+        Self { app, schema, limits: Arc::default(), shape, sockets: Arc::default() }
+    }
+
+    /// Counts a request against the limits of who makes it.
+    pub fn enter(&self, viewer: Option<Viewer>, address: IpAddr) -> Result<(), Error> {
+        let who = viewer.map_or_else(|| Who::address(address), |viewer| Who::User(viewer.id));
+        self.app.limits.admit(Limited::Graphql, who, self.app.clock.now())
+    }
+
+    /// Decides whether an operation may be executed at all; nothing is executed yet.
+    pub fn admit(&self, words: Words) -> Result<Operation, Refused> {
+        let query = words.query.ok_or_else(|| Refused::new(Code::BadRequest, "`query` is missing."))?;
+        let admitted = admission::admit(&query, words.operation_name.as_deref(), &words.variables, &self.limits)?;
+        let Admitted { document, operation: kind, name, root_fields, cost, introspection, .. } = admitted;
+        if introspection && !self.app.config.introspection {
+            return Err(Refused::new(Code::ValidationFailed, "The schema cannot be asked for on this server."));
+        }
+        if kind == OperationType::Subscription && root_fields != 1 {
+            return Err(Refused::new(Code::ValidationFailed, "A subscription must have one root field."));
+        }
+        required(&document, name.as_deref(), &words.variables)?;
+        if let Some(name) = &name {
+            tracing::Span::current().record("operation", name.chars().take(80).collect::<String>());
+        }
+        let mut request = async_graphql::Request::new(String::new());
+        request.operation_name.clone_from(&name);
+        request.variables = Variables::from_json(Value::Object(words.variables));
+        request.set_parsed_query(document.clone());
+        Ok(Operation { kind, cost, document, request })
+    }
+
+    /// Executes a query or a mutation. Whoever stops waiting does not stop a mutation: it runs in a task of its own.
+    pub async fn execute(&self, operation: Operation, viewer: Option<Viewer>, request_id: &str) -> Answer {
+        let Operation { cost, document, request, .. } = operation;
+        let name = request.operation_name.clone();
+        let request = request.data(Caller::new(Arc::clone(&self.app), viewer));
+        let executed = AssertUnwindSafe(self.schema.execute(request)).catch_unwind();
+        match tokio::time::timeout(DEADLINE, executed).await {
+            Ok(Ok(mut response)) => {
+                self.shape.complete(&document, name.as_deref(), &mut response);
+                Answer::of(response, request_id).costing(cost)
+            }
+            Ok(Err(_)) => Answer::refused(Error::internal("a panic during execution").into(), request_id),
+            Err(_) => Answer::refused(Error::unavailable().into(), request_id),
+        }
+    }
+
+    /// Executes a subscription: an answer for each event. Each answer but the first stands for an event; the first may
+    /// say that there will be none.
+    pub fn subscribe(
+        &self,
+        operation: Operation,
+        viewer: Option<Viewer>,
+        request_id: Arc<str>,
+    ) -> BoxStream<'static, Answer> {
+        let Operation { document, request, .. } = operation;
+        let (shape, name) = (Arc::clone(&self.shape), request.operation_name.clone());
+        let request = request.data(Caller::new(Arc::clone(&self.app), viewer));
+        let answers = self.schema.execute_stream(request).map(move |mut response| {
+            shape.complete(&document, name.as_deref(), &mut response);
+            Answer::of(response, &request_id)
+        });
+        answers.boxed()
+    }
+}
+
+/// Variables that must have a value have one: the library says so too, but not apart from what is wrong with the
+/// document, and only of variables that are used.
+fn required(document: &ExecutableDocument, name: Option<&str>, values: &Map<String, Value>) -> Result<(), Refused> {
+    let chosen = document.operations.iter().find(|(candidate, _)| candidate.map(|name| name.as_str()) == name);
+    let Some((_, operation)) = chosen else {
+        return Ok(());
+    };
+    for definition in &operation.node.variable_definitions {
+        let (variable, kind) = (&definition.node.name.node, &definition.node.var_type.node);
+        let given = match values.get(variable.as_str()) {
+            None => kind.nullable || definition.node.default_value.is_some(),
+            Some(Value::Null) => kind.nullable,
+            Some(_) => true,
+        };
+        if !given {
+            let message = format!("The variable ${variable} of type {kind} must have a value.");
+            return Err(Refused::new(Code::BadUserInput, message));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,506 @@
+//! GraphQL over WebSocket, by the graphql-transport-ws protocol: queries, mutations and subscriptions on one socket.
+//!
+//! A socket has two tasks: one reads, one writes what the other and the running operations have put into a short queue.
+//! So a client that does not read holds up its own operations only, and is dropped when a write takes too long. It lives
+//! as long as its token; a fresh one in the payload of a `ping` prolongs it, the end of its session ends it at once.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_graphql::parser::types::OperationType;
+use axum::extract::ws::{CloseFrame, Message, Utf8Bytes, WebSocket, WebSocketUpgrade};
+use axum::response::{IntoResponse, Response};
+use futures_util::stream::{SplitSink, SplitStream};
+use futures_util::{SinkExt, StreamExt};
+use serde_json::{Map, Value};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::{AbortHandle, JoinSet};
+use tokio::time::{Instant, sleep_until, timeout};
+use tokio_util::sync::CancellationToken;
+
+use super::Lifeline;
+use super::answer::{Answer, Refused, too_large};
+use super::operation::{Door, Words};
+use super::protocol::{Close, Incoming, NAME, Outgoing, plain};
+use crate::access::Viewer;
+use crate::auth::{self, bearer};
+use crate::error::Code;
+use crate::events::hub::Listener;
+use crate::id::Id;
+use crate::store::event::Objects;
+use crate::store::session;
+
+/// Bytes of a message from the client.
+const MAX_MESSAGE: usize = 64 * 1024;
+/// What is read or written at once: idle sockets keep this much of each.
+const BUFFER: usize = 4 * 1024;
+/// Messages that wait to be written.
+const QUEUE: usize = 16;
+/// How long a goodbye may take.
+const GOODBYE: Duration = Duration::from_secs(2);
+/// On shutdown sockets are closed over this span, so that not all of them are back at the same moment.
+const JITTER_MILLIS: u64 = 1_000;
+
+/// How many sockets each user has open on this instance.
+#[derive(Default)]
+pub struct Sockets(Mutex<HashMap<Id, usize>>);
+
+/// One of a user's sockets; dropped, it no longer counts.
+struct Place {
+    sockets: Arc<Sockets>,
+    user: Id,
+}
+
+impl Sockets {
+    fn take(self: &Arc<Self>, user: Id, most: usize) -> Option<Place> {
+        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = counts.entry(user).or_default();
+        (*count < most).then(|| {
+            *count += 1;
+            Place { sockets: Arc::clone(self), user }
+        })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut counts = self.sockets.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = counts.get_mut(&self.user) {
+            *count -= 1;
+            if *count == 0 {
+                counts.remove(&self.user);
+            }
+        }
+    }
+}
+
+/// Who opens a socket.
+pub struct Opening {
+    /// From where.
+    pub address: IpAddr,
+    /// The id of the request that it began as.
+    pub request_id: Arc<str>,
+    /// The `Authorization` of that request: for programs, browsers cannot send one.
+    pub authorization: Option<String>,
+    /// What holds the server up while the socket is open.
+    pub lifeline: Lifeline,
+}
+
+/// Turns a request into a socket.
+pub fn open(door: Door, upgrade: WebSocketUpgrade, opening: Opening) -> Response {
+    let upgrade = upgrade.protocols([NAME]);
+    let agreed = upgrade.selected_protocol().is_some();
+    let upgrade = upgrade
+        .max_message_size(MAX_MESSAGE)
+        .max_frame_size(MAX_MESSAGE)
+        .read_buffer_size(BUFFER)
+        .write_buffer_size(BUFFER);
+    let alive = opening.lifeline.tasks.token();
+    upgrade
+        .on_upgrade(async move |socket| {
+            let _alive = alive;
+            run(door, socket, opening, agreed).await;
+        })
+        .into_response()
+}
+
+async fn run(door: Door, socket: WebSocket, opening: Opening, agreed: bool) {
+    let (sink, mut stream) = socket.split();
+    let (out, queue) = mpsc::channel(QUEUE);
+    let (closing, closed) = oneshot::channel();
+    let mut writer = tokio::spawn(write(sink, queue, closed, door.app.config.sockets.write));
+    let close =
+        if agreed { Talk::new(door, opening, out).until_end(&mut stream).await } else { Some(Close::WrongProtocol) };
+    if let Some(close) = close {
+        // Only a writer that is gone already does not take it.
+        drop(closing.send(close.into()));
+    } else {
+        drop(closing);
+    }
+    // Reading on until the client has said goodbye: with unread bytes the connection would be reset, and the close
+    // frame might be lost.
+    let goodbye = async {
+        while let Some(Ok(_)) = stream.next().await {}
+        (&mut writer).await
+    };
+    if timeout(GOODBYE, goodbye).await.is_err() {
+        writer.abort();
+    }
+}
+
+/// Writes what is queued; ends with the queue, with a close frame, or when a write takes too long.
+async fn write(
+    mut sink: SplitSink<WebSocket, Message>,
+    mut queue: mpsc::Receiver<Utf8Bytes>,
+    mut closing: oneshot::Receiver<CloseFrame>,
+    patience: Duration,
+) {
+    let frame = loop {
+        let text = tokio::select! {
+            biased;
+            frame = &mut closing => break frame,
+            text = queue.recv() => text,
+        };
+        let Some(text) = text else {
+            break (&mut closing).await;
+        };
+        let sent = tokio::select! {
+            frame = &mut closing => break frame,
+            sent = timeout(patience, sink.send(Message::Text(text))) => sent,
+        };
+        if !matches!(sent, Ok(Ok(()))) {
+            return;
+        }
+    };
+    let goodbye = async {
+        while let Ok(text) = queue.try_recv() {
+            sink.feed(Message::Text(text)).await?;
+        }
+        match frame {
+            Ok(frame) => sink.send(Message::Close(Some(frame))).await,
+            Err(_) => sink.close().await,
+        }
+    };
+    // Whether it arrives, the client will see.
+    drop(timeout(GOODBYE, goodbye).await);
+}
+
+/// Why a greeting is not answered, or a token not taken.
+enum Refusal {
+    Token,
+    Busy,
+}
+
+/// Whom a socket speaks for, and until when.
+struct Session {
+    viewer: Viewer,
+    expires: Instant,
+    /// Ends when something changes about the session or its user.
+    watch: Listener<Objects>,
+    _place: Place,
+}
+
+type Running = Arc<Mutex<HashMap<String, (u64, AbortHandle)>>>;
+
+/// One conversation.
+struct Talk {
+    door: Door,
+    opening: Opening,
+    out: mpsc::Sender<Utf8Bytes>,
+    session: Option<Session>,
+    /// The operations by their ids, each with a number that no other has.
+    running: Running,
+    tasks: JoinSet<()>,
+    started: u64,
+}
+
+impl Talk {
+    fn new(door: Door, opening: Opening, out: mpsc::Sender<Utf8Bytes>) -> Self {
+        Self { door, opening, out, session: None, running: Arc::default(), tasks: JoinSet::new(), started: 0 }
+    }
+
+    /// Talks until one side ends it; the reason if it is this one. Whatever still runs ends with it.
+    async fn until_end(mut self, stream: &mut SplitStream<WebSocket>) -> Option<Close> {
+        let settings = self.door.app.config.sockets;
+        let stop: CancellationToken = self.opening.lifeline.stop.clone();
+        let greet_by = Instant::now() + settings.init;
+        let mut ping_at = Instant::now() + settings.ping;
+        let mut awaits_pong = false;
+        loop {
+            let due = self.session.as_ref().map_or(greet_by, |session| session.expires.min(ping_at));
+            tokio::select! {
+                () = stop.cancelled() => {
+                    let jitter = u64::from(Id::new().as_bytes()[15]) * JITTER_MILLIS / 256;
+                    tokio::time::sleep(Duration::from_millis(jitter)).await;
+                    return Some(Close::Restarting);
+                }
+                () = self.out.closed() => return None,
+                () = ended(&mut self.session) => {
+                    if let Some(close) = self.look_again().await {
+                        return Some(close);
+                    }
+                }
+                message = stream.next() => {
+                    awaits_pong = false;
+                    let text = match message {
+                        None => return None,
+                        Some(Ok(Message::Text(text))) => text,
+                        Some(Ok(Message::Binary(_))) => return Some(Close::Invalid("Invalid message: not text")),
+                        Some(Ok(Message::Ping(_) | Message::Pong(_))) => continue,
+                        Some(Ok(Message::Close(_))) => return None,
+                        Some(Err(error)) => return is_too_large(&error).then_some(Close::TooLarge),
+                    };
+                    if let Err(close) = self.hear(&text).await {
+                        return Some(close);
+                    }
+                }
+                () = sleep_until(due) => {
+                    let Some(session) = &self.session else {
+                        return Some(Close::TimedOut("Connection initialisation timeout"));
+                    };
+                    if session.expires <= Instant::now() {
+                        return Some(Close::Forbidden("The access token has expired"));
+                    }
+                    if awaits_pong {
+                        return Some(Close::TimedOut("No pong"));
+                    }
+                    self.reap();
+                    self.say(plain::PING).await;
+                    awaits_pong = true;
+                    ping_at = Instant::now() + settings.ping;
+                }
+            }
+        }
+    }
+
+    async fn say(&self, text: Utf8Bytes) {
+        // Without a writer the conversation is over, which the loop notices.
+        drop(self.out.send(text).await);
+    }
+
+    async fn hear(&mut self, text: &str) -> Result<(), Close> {
+        match Incoming::parse(text).map_err(Close::Invalid)? {
+            Incoming::ConnectionInit(_) if self.session.is_some() => return Err(Close::GreetedTwice),
+            Incoming::ConnectionInit(payload) => {
+                let token = authorization(&payload).or(self.opening.authorization.as_deref());
+                let authorization = token.ok_or(Close::Forbidden("Forbidden: send an access token"))?.to_owned();
+                self.session = Some(self.greeted(&authorization).await?);
+                self.say(plain::ACK).await;
+            }
+            Incoming::Pong => {}
+            Incoming::Ping(payload) => {
+                if let Some(authorization) = authorization(&payload) {
+                    self.prolong(authorization).await?;
+                }
+                self.say(plain::PONG).await;
+            }
+            Incoming::Subscribe { id, payload } => {
+                let viewer = self.session.as_ref().ok_or(Close::Unauthorized)?.viewer;
+                self.start(id, payload, viewer).await?;
+            }
+            Incoming::Complete { id } => {
+                if let Some((_, task)) = lock(&self.running).remove(&id) {
+                    task.abort();
+                }
+                self.reap();
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks a token; a place among the user's sockets and a watch on the session come with it.
+    async fn greeted(&self, authorization: &str) -> Result<Session, Close> {
+        let (viewer, expires) = self.check(authorization).await?;
+        let most = self.door.app.config.sockets.per_user;
+        let place = self.door.sockets.take(viewer.id, most).ok_or(Close::TooMany)?;
+        let watch = self.watch(viewer).await?;
+        Ok(Session { viewer, expires, watch, _place: place })
+    }
+
+    /// A fresh token of the same user takes the place of the old one.
+    async fn prolong(&mut self, authorization: &str) -> Result<(), Close> {
+        let Some(held) = self.session.as_ref().map(|session| session.viewer) else {
+            return Err(Close::Unauthorized);
+        };
+        let (viewer, expires) = self.check(authorization).await?;
+        if viewer.id != held.id {
+            return Err(Close::Forbidden("Forbidden: the token is of another user"));
+        }
+        let watch = if viewer == held { None } else { Some(self.watch(viewer).await?) };
+        if let Some(session) = &mut self.session {
+            session.expires = expires;
+            session.viewer = viewer;
+            if let Some(watch) = watch {
+                session.watch = watch;
+            }
+        }
+        Ok(())
+    }
+
+    async fn check(&self, authorization: &str) -> Result<(Viewer, Instant), Close> {
+        self.examine(authorization).await.map_err(|refusal| match refusal {
+            Refusal::Token => Close::Forbidden("Forbidden: the access token is not valid"),
+            Refusal::Busy => Close::Unavailable,
+        })
+    }
+
+    async fn examine(&self, authorization: &str) -> Result<(Viewer, Instant), Refusal> {
+        let app = &self.door.app;
+        let token = bearer(authorization).ok_or(Refusal::Token)?;
+        let now = app.clock.now();
+        let access = app.credentials.access(now, token).ok_or(Refusal::Token)?;
+        self.door.enter(None, self.opening.address).map_err(|_| Refusal::Busy)?;
+        let viewer = auth::viewer(app, token).await.map_err(|error| match error.told().0 {
+            Code::Unauthenticated => Refusal::Token,
+            _ => Refusal::Busy,
+        })?;
+        Ok((viewer, Instant::now() + access.expires_at.since(now)))
+    }
+
+    /// Listens for the end of the session first and asks whether it still lasts after that, so that no end is missed.
+    async fn watch(&self, viewer: Viewer) -> Result<Listener<Objects>, Close> {
+        let app = &self.door.app;
+        let watch = app.hub.listen(viewer, Box::new(|_| false));
+        let held = async { session::viewer(&mut app.db.conn().await?, app.clock.now(), viewer.session_id).await };
+        match held.await {
+            Ok(Some(found)) if found == viewer => Ok(watch),
+            Ok(_) => Err(Close::Forbidden("Forbidden: the session has ended")),
+            Err(error) => {
+                error.told();
+                Err(Close::Unavailable)
+            }
+        }
+    }
+
+    /// Something has changed about the session or its user: goes on if they are as before.
+    async fn look_again(&mut self) -> Option<Close> {
+        let viewer = self.session.as_ref()?.viewer;
+        match self.watch(viewer).await {
+            Ok(watch) => {
+                if let Some(session) = &mut self.session {
+                    session.watch = watch;
+                }
+                None
+            }
+            Err(close) => Some(close),
+        }
+    }
+
+    async fn start(&mut self, id: String, payload: Value, viewer: Viewer) -> Result<(), Close> {
+        self.reap();
+        let words = Words::of(payload).map_err(|_| Close::Invalid("Invalid message: no GraphQL request"))?;
+        let most = self.door.app.config.sockets.subscriptions;
+        let operation = Runner {
+            door: self.door.clone(),
+            out: self.out.clone(),
+            request_id: Arc::clone(&self.opening.request_id),
+            address: self.opening.address,
+            viewer,
+        };
+        self.started += 1;
+        let number = self.started;
+        let full = {
+            // Held until the operation is noted, so that it cannot be over before that.
+            let mut running = lock(&self.running);
+            if running.contains_key(&id) {
+                return Err(Close::Duplicate(id));
+            }
+            if running.len() < most {
+                let (noted, named) = (Arc::clone(&self.running), id.clone());
+                let task = self.tasks.spawn(async move {
+                    let last = operation.run(&named, words).await;
+                    // Before the last message: a client may reuse the id as soon as it has read that.
+                    forget(&noted, &named, number);
+                    if let Some(last) = last {
+                        drop(operation.out.send(last).await);
+                    }
+                });
+                running.insert(id.clone(), (number, task));
+                return Ok(());
+            }
+            operation
+        };
+        let message = format!("A socket may have at most {most} operations at once.");
+        if let Some(text) = full.error(&id, Refused::new(Code::RateLimited, message)) {
+            self.say(text).await;
+        }
+        Ok(())
+    }
+
+    /// Lets go of the operations that are over.
+    fn reap(&mut self) {
+        while self.tasks.try_join_next().is_some() {}
+    }
+}
+
+/// What a running operation needs.
+struct Runner {
+    door: Door,
+    out: mpsc::Sender<Utf8Bytes>,
+    request_id: Arc<str>,
+    address: IpAddr,
+    viewer: Viewer,
+}
+
+impl Runner {
+    /// Runs an operation; its last message is for the caller to send.
+    async fn run(&self, id: &str, words: Words) -> Option<Utf8Bytes> {
+        let operation = match self.admitted(words) {
+            Ok(operation) => operation,
+            Err(refused) => return self.error(id, refused),
+        };
+        if operation.kind == OperationType::Subscription {
+            let mut answers = self.door.subscribe(operation, Some(self.viewer), Arc::clone(&self.request_id));
+            let mut first = true;
+            while let Some(answer) = answers.next().await {
+                // What fails before the first event has no event to be told with.
+                if !answer.is_executed() || (first && answer.is_fruitless()) {
+                    return Outgoing::about(id, "error", Some(answer.errors()));
+                }
+                first = false;
+                if let Err(refused) = self.next(id, &answer).await {
+                    return self.error(id, refused);
+                }
+            }
+        } else {
+            let answer = self.door.execute(operation, Some(self.viewer), &self.request_id).await;
+            if !answer.is_executed() {
+                return Outgoing::about(id, "error", Some(answer.errors()));
+            }
+            if let Err(refused) = self.next(id, &answer).await {
+                return self.error(id, refused);
+            }
+        }
+        Outgoing::<()>::about(id, "complete", None)
+    }
+
+    fn admitted(&self, words: Words) -> Result<super::operation::Operation, Refused> {
+        self.door.enter(Some(self.viewer), self.address)?;
+        let operation = self.door.admit(words)?;
+        if operation.kind == OperationType::Mutation && !self.door.app.config.sockets.mutations {
+            return Err(Refused::new(Code::Forbidden, "Send mutations by POST: this server takes none on sockets."));
+        }
+        Ok(operation)
+    }
+
+    async fn next(&self, id: &str, answer: &Answer) -> Result<(), Refused> {
+        let text = Outgoing::about(id, "next", Some(answer)).ok_or_else(too_large)?;
+        drop(self.out.send(text).await);
+        Ok(())
+    }
+
+    fn error(&self, id: &str, refused: Refused) -> Option<Utf8Bytes> {
+        let answer = Answer::refused(refused, &self.request_id);
+        Outgoing::about(id, "error", Some(answer.errors()))
+    }
+}
+
+/// Waits for a change of the session; for ever while there is none.
+async fn ended(session: &mut Option<Session>) {
+    match session {
+        Some(session) => while session.watch.next().await.is_some() {},
+        None => std::future::pending().await,
+    }
+}
+
+fn authorization(payload: &Map<String, Value>) -> Option<&str> {
+    payload.get("Authorization").or_else(|| payload.get("authorization")).and_then(Value::as_str)
+}
+
+fn is_too_large(error: &axum::Error) -> bool {
+    std::error::Error::source(error).is_some_and(|source| source.to_string().contains("too long"))
+}
+
+fn lock(running: &Running) -> std::sync::MutexGuard<'_, HashMap<String, (u64, AbortHandle)>> {
+    running.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Forgets an operation that is over, unless its id is another one's by now.
+fn forget(running: &Running, id: &str, number: u64) {
+    let mut running = lock(running);
+    if running.get(id).is_some_and(|(held, _)| *held == number) {
+        running.remove(id);
+    }
+}
