@@ -13,5 +13,6 @@ mod journey;
 mod label;
 mod project;
 mod relay;
+mod search;
 mod task;
 mod user;
