@@ -72,6 +72,8 @@ pub struct Server {
     running: Option<Running>,
 }
 
+type StartJobs = fn(&Arc<App>, &CancellationToken) -> fasttrack::error::Result<TaskTracker>;
+
 struct Running {
     runtime: Runtime,
     served: JoinHandle<std::io::Result<()>>,
@@ -87,6 +89,20 @@ impl Server {
 
     /// Starts a server with some settings of its own, named as in the environment.
     pub async fn with(settings: &[(&str, &str)]) -> Self {
+        Self::launch(settings, jobs::start).await
+    }
+
+    /// Starts a server that does nothing but answer: no mail is sent, no event is told live.
+    pub async fn without_jobs() -> Self {
+        Self::launch(&[], |_, _| {
+            let none = TaskTracker::new();
+            none.close();
+            Ok(none)
+        })
+        .await
+    }
+
+    async fn launch(settings: &[(&str, &str)], start_jobs: StartJobs) -> Self {
         let database = Database::fresh().await;
         let mut values: HashMap<&str, &str> = SETTINGS.into_iter().collect();
         values.insert("DATABASE_URL", database.url());
@@ -101,7 +117,7 @@ impl Server {
             let app = App::open(config, clock).expect("the parts of the server");
             let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free port");
             let address = listener.local_addr().expect("an address");
-            let jobs = jobs::start(&app, &stopped).expect("jobs");
+            let jobs = start_jobs(&app, &stopped).expect("jobs");
             let router = http::router(&app, graphql::schema(app.config.introspection));
             (app, address, jobs, tokio::spawn(http::serve(listener, router, stopped)))
         });
