@@ -203,10 +203,11 @@ async fn login(
     Ok(granted(app.credentials.tokens(now, &session)?))
 }
 
-/// What was typed in, as failures are counted by it; NUL, which no account has, would not fit into PostgreSQL.
+/// What was typed in, as failures are counted by it. NUL does not fit into PostgreSQL: what stands for it is in no
+/// account either.
 fn identifier(typed: &str) -> String {
-    let typed: String = typed.trim().chars().filter(|c| *c != '\0').take(254).collect();
-    fold(&typed)
+    let typed: String = typed.trim().chars().take(254).collect();
+    fold(&typed.replace('\0', "\u{fffd}"))
 }
 
 #[derive(Deserialize)]

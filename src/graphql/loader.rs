@@ -23,8 +23,8 @@ use crate::store::{comment, event, label, project, session, task, user};
 
 /// More keys than the largest operation that is admitted can ask for at once.
 const MAX_BATCH: usize = 10_000;
-/// How often the executor is let on before a batch is read; enough for all siblings to have asked.
-const YIELDS: usize = 3;
+/// How often the executor is let on before a batch is read, so that all siblings have asked.
+const YIELDS: usize = 10;
 
 /// One kind of thing that is loaded by key.
 trait Load: Send + Sync + 'static {

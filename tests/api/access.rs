@@ -7,16 +7,17 @@ use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
 
-use crate::harness::{Answer, Person, Server, text};
+use crate::harness::{Answer, Frame, Person, Server, Socket, text};
 
 /// Nobody, a stranger, the task's assignee, the project's owner, ADMIN: what each is told.
 type Row<'a> = (&'a str, &'a str, [&'a str; 5]);
 
 const NO: &str = "UNAUTHENTICATED";
 const OFF: &str = "FORBIDDEN";
+const WRONG: &str = "currentPassword: WRONG_PASSWORD";
 
 /// Queries: the field, how it is asked, the outcomes. `none` is null or an empty list.
-const QUERIES: [Row<'_>; 10] = [
+const QUERIES: [Row<'_>; 12] = [
     ("viewer", "viewer { id }", [NO, "ok", "ok", "ok", "ok"]),
     ("node", "node(id: $task) { id }", [NO, "none", "ok", "ok", "ok"]),
     ("nodes", "nodes(ids: [$task]) { id }", [NO, "none", "ok", "ok", "ok"]),
@@ -27,6 +28,8 @@ const QUERIES: [Row<'_>; 10] = [
     ("task", "task(id: $task) { id }", [NO, "none", "ok", "ok", "ok"]),
     ("tasks", "tasks { nodes { id } }", [NO, "none", "ok", "ok", "ok"]),
     ("events", "events { nodes { id } }", [NO, "none", "ok", "ok", "ok"]),
+    ("auditLog", "auditLog { nodes { id } }", [NO, OFF, OFF, OFF, "ok"]),
+    ("exportViewerData", "exportViewerData", [NO, "ok", "ok", "ok", "ok"]),
 ];
 
 /// `node` for every type of object.
@@ -39,7 +42,7 @@ const NODES: [(&str, [&str; 5]); 5] = [
 ];
 
 /// The fields of a user, asked of the owner.
-const USER: [Row<'_>; 12] = [
+const USER: [Row<'_>; 14] = [
     ("id", "id", [NO, "ok", "ok", "ok", "ok"]),
     ("username", "username", [NO, "ok", "ok", "ok", "ok"]),
     ("displayName", "displayName", [NO, "ok", "ok", "ok", "ok"]),
@@ -50,6 +53,8 @@ const USER: [Row<'_>; 12] = [
     ("emailVerified", "emailVerified", [NO, OFF, OFF, "ok", "ok"]),
     ("lastLoginAt", "lastLoginAt", [NO, OFF, OFF, "ok", "ok"]),
     ("stats", "stats { ownedProjectCount }", [NO, OFF, OFF, "ok", "ok"]),
+    ("sessions", "sessions { id }", [NO, OFF, OFF, "ok", OFF]),
+    ("securityLog", "securityLog { nodes { id } }", [NO, OFF, OFF, "ok", "ok"]),
     ("projects", "projects { nodes { id } }", [NO, OFF, OFF, "ok", "ok"]),
     ("assignedTasks", "assignedTasks { nodes { id } }", [NO, OFF, OFF, "ok", "ok"]),
 ];
@@ -67,7 +72,7 @@ const VIEWER_CAN: [(&str, &str, [&str; 5]); 7] = [
 ];
 
 /// Mutations: the field, the input with `$noun` in the place of ids, the outcomes.
-const MUTATIONS: [Row<'_>; 14] = [
+const MUTATIONS: [Row<'_>; 17] = [
     ("createProject", r#"{ "name": "x" }"#, [NO, "ok", "ok", "ok", "ok"]),
     ("updateProject", r#"{ "id": "$project", "name": "x" }"#, [NO, "id: NOT_FOUND", OFF, "ok", "ok"]),
     ("deleteProject", r#"{ "id": "$project" }"#, [NO, "id: NOT_FOUND", OFF, "ok", "ok"]),
@@ -83,7 +88,23 @@ const MUTATIONS: [Row<'_>; 14] = [
     ("deleteComment", r#"{ "id": "$comment" }"#, [NO, "id: NOT_FOUND", OFF, "ok", "ok"]),
     ("updateViewer", r#"{ "displayName": "x" }"#, [NO, "ok", "ok", "ok", "ok"]),
     ("updateUser", r#"{ "id": "$user", "isActive": true }"#, [NO, OFF, OFF, OFF, "ok"]),
+    ("revokeSession", r#"{ "id": "$user" }"#, [NO, "id: NOT_FOUND", "id: NOT_FOUND", "id: NOT_FOUND", "id: NOT_FOUND"]),
+    ("changePassword", r#"{ "currentPassword": "x", "newPassword": "x" }"#, [NO, WRONG, WRONG, WRONG, WRONG]),
+    (
+        "deleteViewer",
+        r#"{ "password": "x" }"#,
+        [
+            NO,
+            "password: WRONG_PASSWORD",
+            "password: WRONG_PASSWORD",
+            "password: WRONG_PASSWORD",
+            "password: WRONG_PASSWORD",
+        ],
+    ),
 ];
+
+/// The mutation without an input.
+const REVOKE_OTHERS: &str = "revokeOtherSessions";
 
 /// Subscriptions: whether what happens to the scene's task is told.
 const SUBSCRIPTIONS: [Row<'_>; 4] = [
@@ -144,7 +165,9 @@ fn names<'a>(rows: impl IntoIterator<Item = &'a Row<'a>>) -> BTreeSet<String> {
 async fn somebody_has_said_who_may_use_each_field() {
     let server = Server::start().await;
     assert_eq!(fields_of(&server, "Query").await, names(&QUERIES));
-    assert_eq!(fields_of(&server, "Mutation").await, names(&MUTATIONS));
+    let mut mutations = names(&MUTATIONS);
+    mutations.insert(REVOKE_OTHERS.to_owned());
+    assert_eq!(fields_of(&server, "Mutation").await, mutations);
     assert_eq!(fields_of(&server, "Subscription").await, names(&SUBSCRIPTIONS));
     assert_eq!(fields_of(&server, "User").await, names(&USER));
     for kind in ["Project", "Label", "Task", "Comment"] {
@@ -238,6 +261,16 @@ async fn mutations_answer_each_role_as_the_table_says() {
 }
 
 #[tokio::test]
+async fn everybody_who_is_signed_in_ends_their_own_other_sessions() {
+    let server = Server::start().await;
+    for person in People::new(&server).await.0 {
+        let answer = person.ask(&format!("mutation {{ {REVOKE_OTHERS} {{ revokedCount }} }}"), json!({})).await;
+        let expected = if person.access_token.is_some() { "ok" } else { NO };
+        assert_eq!(outcome(&answer, &answer.data()[REVOKE_OTHERS]), expected, "as {}", person.username);
+    }
+}
+
+#[tokio::test]
 async fn what_is_refused_changes_nothing() {
     let server = Server::start().await;
     let people = People::new(&server).await;
@@ -272,11 +305,14 @@ async fn subscriptions_tell_each_role_as_the_table_says() {
         let selective = document.replace("(after: $after)", "(after: $after, filter: { types: [STATUS_CHANGED] })");
         let document = if field == "events" { selective } else { document };
         for (person, expected) in people.0.iter().zip(expected) {
-            let mut told = person.subscribe(&document, json!({})).await;
             if expected == NO {
-                assert_eq!(told.end().await, NO, "{field}");
+                // Who does not say who they are gets no further than the door of a socket.
+                let mut socket = Socket::open(server.address).await;
+                socket.send(json!({ "type": "connection_init" })).await;
+                assert_eq!(socket.receive().await, Frame::Closed(Some(4403)), "{field}");
                 continue;
             }
+            let mut told = person.subscribe(&document, json!({})).await;
             let scene = people.scene().await;
             let owner = &people.0[3];
             owner.mutate("updateTask", json!({ "id": scene["task"], "status": "IN_PROGRESS" })).await.ok();

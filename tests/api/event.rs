@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use tokio::sync::Notify;
 use tokio::time::timeout;
 
-use crate::harness::{Person, Server, Subscription, is_postgres, text};
+use crate::harness::{Frame, Person, Server, Subscription, is_postgres, text};
 
 /// Every kind of event with its own fields.
 const EVENTS: &str = "subscription ($after: String, $filter: EventFilter) {
@@ -371,13 +371,12 @@ async fn a_stream_of_a_former_admin_ends() {
 }
 
 #[tokio::test]
-async fn nothing_begins_on_a_socket_whose_session_has_ended() {
+async fn a_socket_ends_with_its_session() {
     let server = Server::start().await;
     let alice = server.person("alice").await;
     let mut socket = alice.socket().await;
     assert_eq!(crate::harness::Reply::to(alice.post("/auth/logout")).await.status, 204);
-    socket.subscribe("1", EVENTS, json!({ "after": alice.now().await })).await;
-    assert_eq!(Subscription::new(socket, "1").end().await, "UNAUTHENTICATED");
+    assert_eq!(socket.receive().await, Frame::Closed(Some(4403)));
 }
 
 #[tokio::test]

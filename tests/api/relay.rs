@@ -444,7 +444,7 @@ async fn walk_through_changes(server: &Server, owner: &Person, walk: &Walk) {
         match change {
             Change::Nothing => {}
             Change::Add(row) => there.push(add(server, owner, &project, row).await),
-            Change::Delete(index) if there.is_empty() => drop(index),
+            Change::Delete(_) if there.is_empty() => {}
             Change::Delete(index) => {
                 let task = there.swap_remove(index.index(there.len()));
                 owner.mutate("deleteTask", json!({ "id": task })).await.ok();

@@ -10,11 +10,11 @@ use crate::harness::Server;
 async fn one_changes_ones_own_names_and_address() {
     let server = Server::start().await;
     let alice = server.person("alice").await;
-    let input = json!({ "displayName": " Alice Moreau ", "username": "Alice-2", "email": "a@example.org" });
+    let input = json!({ "displayName": " Alice Moreau ", "username": "Alice-2", "email": "ALICE@example.org" });
     let viewer = alice.mutate("updateViewer", input).await.ok();
     assert_eq!(
         viewer,
-        json!({ "id": alice.id, "displayName": "Alice Moreau", "username": "Alice-2", "email": "a@example.org",
+        json!({ "id": alice.id, "displayName": "Alice Moreau", "username": "Alice-2", "email": "ALICE@example.org",
                 "emailVerified": false })
     );
     let left = alice.mutate("updateViewer", json!({})).await.ok();

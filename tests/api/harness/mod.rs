@@ -43,7 +43,7 @@ use tokio_util::task::TaskTracker;
 pub use database::{Database, is_postgres};
 pub use mailbox::Mailbox;
 pub use person::{Answer, Mutated, Person, Reply};
-pub use socket::{Socket, Subscription};
+pub use socket::{Frame, Socket, Subscription};
 
 /// When every test begins.
 pub const START: &str = "2030-01-01T12:00:00.000000Z";
@@ -75,6 +75,8 @@ pub struct Server {
     running: Option<Running>,
 }
 
+type StartJobs = fn(&Arc<App>, &CancellationToken) -> fasttrack::error::Result<TaskTracker>;
+
 struct Running {
     runtime: Runtime,
     served: JoinHandle<std::io::Result<()>>,
@@ -90,7 +92,17 @@ impl Server {
 
     /// Starts a server with some settings of its own, named as in the environment.
     pub async fn with(settings: &[(&str, &str)]) -> Self {
-        Self::on(Database::fresh().await, settings).await
+        Self::launch(Database::fresh().await, settings, jobs::start).await
+    }
+
+    /// Starts a server that does nothing but answer: no mail is sent, no event is told live.
+    pub async fn without_jobs() -> Self {
+        let none = |_: &Arc<App>, _: &CancellationToken| {
+            let none = TaskTracker::new();
+            none.close();
+            Ok(none)
+        };
+        Self::launch(Database::fresh().await, &[], none).await
     }
 
     /// Stops and starts again on the same database, with some settings of its own.
@@ -98,10 +110,10 @@ impl Server {
         let running = self.running.take().expect("running");
         let (database, ended) = self.end(running).await;
         self.check(&ended);
-        Self::on(database, settings).await
+        Self::launch(database, settings, jobs::start).await
     }
 
-    async fn on(database: Database, settings: &[(&str, &str)]) -> Self {
+    async fn launch(database: Database, settings: &[(&str, &str)], start_jobs: StartJobs) -> Self {
         let mut values: HashMap<&str, &str> = SETTINGS.into_iter().collect();
         values.insert("DATABASE_URL", database.url());
         values.extend(settings.iter().copied());
@@ -115,7 +127,7 @@ impl Server {
             let app = App::open(config, clock).expect("the parts of the server");
             let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free port");
             let address = listener.local_addr().expect("an address");
-            let jobs = jobs::start(&app, &stopped).expect("jobs");
+            let jobs = start_jobs(&app, &stopped).expect("jobs");
             let connections = app.config.connections;
             let router = http::router(&app, graphql::schema(app.config.introspection));
             (app, address, jobs, tokio::spawn(http::serve(listener, router, connections, stopped)))
