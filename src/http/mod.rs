@@ -1,5 +1,6 @@
 //! The server's doors: the router on one page, with what stands around every request.
 
+pub mod auth;
 pub mod graphql;
 pub mod playground;
 pub mod problem;
@@ -21,7 +22,6 @@ use tower_http::cors::CorsLayer;
 use tracing::Instrument;
 
 use crate::App;
-use crate::auth::rest;
 use crate::error::Code;
 use crate::graphql::Schema;
 use crate::id::Id;
@@ -34,7 +34,7 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Everything that is served.
 pub fn router(app: &Arc<App>, schema: Schema) -> Router {
     let graphql = graphql::Door { app: Arc::clone(app), schema };
-    let auth = rest::routes().layer(DefaultBodyLimit::max(AUTH_BODY)).with_state(Arc::clone(app));
+    let auth = auth::routes().layer(DefaultBodyLimit::max(AUTH_BODY)).with_state(Arc::clone(app));
     let graphql = Router::new()
         .route("/graphql", get(graphql::socket).post(graphql::post))
         .layer(DefaultBodyLimit::max(GRAPHQL_BODY))

@@ -25,8 +25,8 @@ use std::sync::{Arc, Mutex, Once};
 use std::time::Duration;
 
 use fasttrack::access::Role;
-use fasttrack::auth::rest::account;
 use fasttrack::config::Config;
+use fasttrack::http::auth::account;
 use fasttrack::store::user;
 use fasttrack::time::{Clock, Timestamp};
 use fasttrack::{App, graphql, http, jobs};

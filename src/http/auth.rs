@@ -12,13 +12,13 @@ use axum::{Form, Json, Router};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::bearer;
-use super::credential::{self, Password, Refresh, Tokens};
+use super::problem::Problem;
 use crate::App;
 use crate::access::Role;
+use crate::auth::credential::{self, Password, Refresh, Tokens};
+use crate::auth::{self, bearer};
 use crate::error::{Code, Error, Result};
 use crate::graphql::node::{self, Noun};
-use crate::http::problem::Problem;
 use crate::limits::{Door, Who};
 use crate::store::session::{self, Rotation, Session};
 use crate::store::user::{self, User};
@@ -193,7 +193,7 @@ async fn logout(
     let now = app.clock.now();
     app.limits.admit(Door::Auth, Who::address(peer.ip()), now)?;
     let token = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()).and_then(bearer);
-    let viewer = super::viewer(&app, token.ok_or_else(Error::unauthenticated)?).await?;
+    let viewer = auth::viewer(&app, token.ok_or_else(Error::unauthenticated)?).await?;
     session::revoke(&app.db, now, viewer.id, viewer.session_id).await?;
     Ok(StatusCode::NO_CONTENT)
 }
