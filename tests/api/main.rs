@@ -15,6 +15,7 @@ mod mail;
 mod project;
 mod race;
 mod relay;
+mod schema;
 mod search;
 mod statements;
 mod task;
