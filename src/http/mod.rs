@@ -3,6 +3,7 @@
 pub mod accept;
 pub mod address;
 pub mod answer;
+pub mod auth;
 pub mod graphql;
 pub mod negotiate;
 pub mod operation;
@@ -10,6 +11,7 @@ pub mod origin;
 pub mod playground;
 pub mod problem;
 pub mod protocol;
+pub mod recovery;
 pub mod websocket;
 
 use std::sync::Arc;
@@ -26,7 +28,6 @@ use tower_http::cors::CorsLayer;
 use tracing::Instrument;
 
 use crate::App;
-use crate::auth::rest;
 use crate::error::Code;
 use crate::graphql::Schema;
 use crate::id::Id;
@@ -43,7 +44,7 @@ pub struct RequestId(pub Arc<str>);
 /// Everything that is served.
 pub fn router(app: &Arc<App>, schema: Schema) -> Router {
     let door = operation::Door::new(Arc::clone(app), schema);
-    let auth = rest::routes().layer(DefaultBodyLimit::max(AUTH_BODY)).with_state(Arc::clone(app));
+    let auth = auth::routes().layer(DefaultBodyLimit::max(AUTH_BODY)).with_state(Arc::clone(app));
     let graphql = Router::new().route("/graphql", get(graphql::get).post(graphql::post)).with_state(door);
     let mut router = Router::new()
         .route("/livez", get(async || "ok"))

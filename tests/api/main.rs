@@ -18,6 +18,7 @@ mod project;
 mod race;
 mod recovery;
 mod relay;
+mod schema;
 mod search;
 mod session;
 mod statements;

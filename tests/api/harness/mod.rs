@@ -26,8 +26,8 @@ use std::sync::{Arc, Mutex, Once};
 use std::time::Duration;
 
 use fasttrack::access::Role;
-use fasttrack::auth::rest::NewAccount;
 use fasttrack::config::Config;
+use fasttrack::http::auth::NewAccount;
 use fasttrack::store::audit::Origin;
 use fasttrack::store::{account, user};
 use fasttrack::time::{Clock, Timestamp};

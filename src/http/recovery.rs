@@ -13,12 +13,12 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use serde::{Deserialize, Serialize};
 
-use super::credential::{MailToken, Password};
-use super::rest::{Body, origin};
+use super::address::ClientAddress;
+use super::auth::{Body, origin};
+use super::problem::Problem;
 use crate::App;
+use crate::auth::credential::{MailToken, Password};
 use crate::error::{Error, Result};
-use crate::http::address::ClientAddress;
-use crate::http::problem::Problem;
 use crate::limits::{Door, Who};
 use crate::store::account;
 use crate::store::mail::{self, Kind};

@@ -12,14 +12,15 @@ use axum::{Form, Json, Router};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::credential::{self, Password, Refresh, Tokens};
-use super::{bearer, recovery};
+use super::address::ClientAddress;
+use super::problem::Problem;
+use super::recovery;
 use crate::App;
 use crate::access::Role;
+use crate::auth::credential::{self, Password, Refresh, Tokens};
+use crate::auth::{self, bearer};
 use crate::error::{Code, Error, Result};
 use crate::graphql::node::{self, Noun};
-use crate::http::address::ClientAddress;
-use crate::http::problem::Problem;
 use crate::id::Id;
 use crate::limits::{self, Door, Who};
 use crate::store::audit::Origin;
@@ -249,7 +250,7 @@ async fn logout(
     let now = app.clock.now();
     app.limits.admit(Door::Auth, Who::address(peer), now)?;
     let token = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()).and_then(bearer);
-    let viewer = super::viewer(&app, token.ok_or_else(Error::unauthenticated)?).await?;
+    let viewer = auth::viewer(&app, token.ok_or_else(Error::unauthenticated)?).await?;
     session::revoke(&app.db, now, &viewer, viewer.session_id, &origin(peer, &headers)).await?;
     Ok(StatusCode::NO_CONTENT)
 }
