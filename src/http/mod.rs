@@ -10,6 +10,7 @@ pub mod origin;
 pub mod playground;
 pub mod problem;
 pub mod protocol;
+pub mod sse;
 pub mod websocket;
 
 use std::sync::Arc;
