@@ -55,6 +55,8 @@ pub struct Answer {
     data: Option<Value>,
     errors: Vec<ServerError>,
     cost: Option<u32>,
+    /// The place in the log of the event that it tells, where that was asked for.
+    pub cursor: Option<String>,
     /// When to try again, if that helps.
     pub retry_after: Option<Duration>,
 }
@@ -71,7 +73,7 @@ impl Answer {
         let mut error = ServerError::new(message, position.map(|(line, column)| Pos { line, column }));
         error.extensions = Some(extensions);
         finish(&mut error, Code::BadRequest, request_id);
-        Self { data: None, errors: vec![error], cost: None, retry_after }
+        Self { data: None, errors: vec![error], cost: None, cursor: None, retry_after }
     }
 
     /// What the library made of an operation.
@@ -82,12 +84,17 @@ impl Answer {
         let default = if refused { Code::ValidationFailed } else { Code::BadUserInput };
         errors.truncate(MAX_ERRORS);
         errors.iter_mut().for_each(|error| finish(error, default, request_id));
-        Self { data: (!refused).then_some(data), errors, cost: None, retry_after: None }
+        Self { data: (!refused).then_some(data), errors, cost: None, cursor: None, retry_after: None }
     }
 
     /// With what the operation cost, in points.
     pub fn costing(self, cost: u32) -> Self {
         Self { cost: Some(cost), ..self }
+    }
+
+    /// With the place of the event that it tells.
+    pub fn at(self, cursor: Option<String>) -> Self {
+        Self { cursor, ..self }
     }
 
     /// Whether the operation was executed.
@@ -112,16 +119,6 @@ impl Answer {
             Value::String(code) => Code::parse(code),
             _ => None,
         }
-    }
-
-    /// The data of the answer, to be looked at.
-    pub fn data(&self) -> Option<&Value> {
-        self.data.as_ref()
-    }
-
-    /// The data of the answer, to be put in order.
-    pub fn data_mut(&mut self) -> Option<&mut Value> {
-        self.data.as_mut()
     }
 
     /// The errors, as the `error` message of a socket has them.

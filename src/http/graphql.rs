@@ -8,6 +8,7 @@
 //! "simple request") is refused, whatever it says.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use async_graphql::parser::types::OperationType;
 use axum::Extension;
@@ -25,6 +26,7 @@ use super::answer::{Answer, Refused, to_json, too_large, whole_seconds};
 use super::negotiate::{Media, answer_type, is_json_utf8};
 use super::operation::{Door, Words};
 use super::origin::{is_cross_site_simple, is_known};
+use super::sse::{self, Listener};
 use super::websocket::{self, Opening};
 use super::{Lifeline, RequestId};
 use crate::access::Viewer;
@@ -39,9 +41,10 @@ pub async fn post(
     State(door): State<Door>,
     ClientAddress(address): ClientAddress,
     Extension(id): Extension<RequestId>,
+    lifeline: Lifeline,
     request: Request,
 ) -> Response {
-    serve(&door, address, &id, request).await
+    serve(&door, address, &id, lifeline, request).await
 }
 
 /// A query by GET, or a socket.
@@ -54,7 +57,7 @@ pub async fn get(
     request: Request,
 ) -> Response {
     let Ok(upgrade) = upgrade else {
-        return serve(&door, address, &id, request).await;
+        return serve(&door, address, &id, lifeline, request).await;
     };
     let headers = request.headers();
     if !is_known(headers, &door.app.config.cors_origins) {
@@ -65,7 +68,7 @@ pub async fn get(
     websocket::open(door, upgrade, Opening { address, request_id: id.0, authorization, lifeline })
 }
 
-async fn serve(door: &Door, address: IpAddr, id: &RequestId, request: Request) -> Response {
+async fn serve(door: &Door, address: IpAddr, id: &RequestId, lifeline: Lifeline, request: Request) -> Response {
     let Some(media) = answer_type(request.headers()) else {
         let message = "Answers are application/graphql-response+json, application/json or, for subscriptions, \
                        text/event-stream.";
@@ -73,7 +76,7 @@ async fn serve(door: &Door, address: IpAddr, id: &RequestId, request: Request) -
     };
     // A stream of events is refused before it begins with a status of its own.
     let refusal = if media == Media::EventStream { Media::GraphqlResponse } else { media };
-    match run(door, address, id, media, request).await {
+    match run(door, address, id, media, lifeline, request).await {
         Ok(response) => response,
         Err(refused) => answered(refusal, &Answer::refused(refused, &id.0)),
     }
@@ -84,6 +87,7 @@ async fn run(
     address: IpAddr,
     id: &RequestId,
     media: Media,
+    lifeline: Lifeline,
     request: Request,
 ) -> Result<Response, Refused> {
     let (parts, body) = request.into_parts();
@@ -102,6 +106,10 @@ async fn run(
     match operation.kind {
         OperationType::Mutation if get => {
             return Err(Refused::new(Code::MethodNotAllowed, "Send mutations by POST."));
+        }
+        _ if media == Media::EventStream => {
+            let listener = Listener { viewer, request_id: Arc::clone(&id.0), lifeline };
+            return sse::stream(door.clone(), operation, &parts.headers, listener);
         }
         OperationType::Subscription => {
             let message = "Subscriptions need a WebSocket, or `Accept: text/event-stream`.";

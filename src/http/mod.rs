@@ -12,6 +12,7 @@ pub mod playground;
 pub mod problem;
 pub mod protocol;
 pub mod recovery;
+pub mod sse;
 pub mod websocket;
 
 use std::sync::Arc;

@@ -5,8 +5,10 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_graphql::Variables;
-use async_graphql::parser::types::{ExecutableDocument, OperationType};
+use async_graphql::parser::Positioned;
+use async_graphql::parser::types::{DocumentOperations, ExecutableDocument, Field, OperationType, Selection};
+use async_graphql::{Name, Variables};
+use async_graphql_value::Value as Literal;
 use axum::extract::FromRef;
 use futures_util::stream::BoxStream;
 use futures_util::{FutureExt, StreamExt};
@@ -90,8 +92,62 @@ pub struct Operation {
     pub kind: OperationType,
     /// What it costs, in points.
     pub cost: u32,
+    /// As it was admitted: what the answer has.
     document: ExecutableDocument,
+    /// What is executed, if it is not the same.
+    followed: Option<ExecutableDocument>,
     request: async_graphql::Request,
+}
+
+impl Operation {
+    /// Has a subscription tell the cursor of each event, and go on after one.
+    pub fn follow(&mut self, after: Option<&str>) {
+        let mut document = self.document.clone();
+        let name = self.request.operation_name.as_deref();
+        let operation = match &mut document.operations {
+            DocumentOperations::Single(operation) => Some(operation),
+            DocumentOperations::Multiple(operations) => name.and_then(|name| operations.get_mut(name)),
+        };
+        let root = operation.and_then(|operation| operation.node.selection_set.node.items.first_mut());
+        let Some(Selection::Field(field)) = root.map(|root| &mut root.node) else {
+            return;
+        };
+        let (at, field) = (field.pos, &mut field.node);
+        let named = |name: &'static str| Positioned::new(Name::new(name), at);
+        if let Some(after) = after {
+            let argument = field.arguments.iter_mut().find(|(name, _)| name.node == "after");
+            match argument.map(|(_, value)| value) {
+                Some(value) => match &value.node {
+                    Literal::Variable(variable) => {
+                        self.request.variables.insert(variable.clone(), after.into());
+                    }
+                    _ => value.node = Literal::String(after.to_owned()),
+                },
+                None => field.arguments.push((named("after"), Positioned::new(Literal::String(after.to_owned()), at))),
+            }
+        }
+        let cursor = Field {
+            alias: Some(named(CURSOR)),
+            name: named("cursor"),
+            arguments: Vec::new(),
+            directives: Vec::new(),
+            selection_set: Positioned::default(),
+        };
+        field.selection_set.node.items.push(Positioned::new(Selection::Field(Positioned::new(cursor, at)), at));
+        self.followed = Some(document);
+    }
+}
+
+/// The name under which an event tells its cursor besides what the client has selected; no client can take it.
+const CURSOR: &str = "__cursor";
+
+fn cursor(data: &async_graphql::Value) -> Option<String> {
+    let async_graphql::Value::Object(fields) = data else { return None };
+    let async_graphql::Value::Object(event) = fields.values().next()? else { return None };
+    match event.get(CURSOR)? {
+        async_graphql::Value::String(cursor) => Some(cursor.clone()),
+        _ => None,
+    }
 }
 
 impl Door {
@@ -125,13 +181,13 @@ impl Door {
         let mut request = async_graphql::Request::new(String::new());
         request.operation_name.clone_from(&name);
         request.variables = Variables::from_json(Value::Object(words.variables));
-        request.set_parsed_query(document.clone());
-        Ok(Operation { kind, cost, document, request })
+        Ok(Operation { kind, cost, document, followed: None, request })
     }
 
     /// Executes a query or a mutation. Whoever stops waiting does not stop a mutation: it runs in a task of its own.
     pub async fn execute(&self, operation: Operation, viewer: Option<Viewer>, request_id: &str) -> Answer {
-        let Operation { cost, document, request, .. } = operation;
+        let Operation { cost, document, mut request, .. } = operation;
+        request.set_parsed_query(document.clone());
         let name = request.operation_name.clone();
         let request = request.data(Caller::new(Arc::clone(&self.app), viewer));
         // Tokio's budget would break off an operation in the middle of a level, and its loaders would read in pieces.
@@ -154,12 +210,14 @@ impl Door {
         viewer: Option<Viewer>,
         request_id: Arc<str>,
     ) -> BoxStream<'static, Answer> {
-        let Operation { document, request, .. } = operation;
+        let Operation { document, followed, mut request, .. } = operation;
+        request.set_parsed_query(followed.unwrap_or_else(|| document.clone()));
         let (shape, name) = (Arc::clone(&self.shape), request.operation_name.clone());
         let request = request.data(Caller::new(Arc::clone(&self.app), viewer));
         let answers = self.schema.execute_stream(request).map(move |mut response| {
+            let cursor = cursor(&response.data);
             shape.complete(&document, name.as_deref(), &mut response);
-            Answer::of(response, &request_id)
+            Answer::of(response, &request_id).at(cursor)
         });
         answers.boxed()
     }

@@ -48,13 +48,14 @@ const JITTER_MILLIS: u64 = 1_000;
 pub struct Sockets(Mutex<HashMap<Id, usize>>);
 
 /// One of a user's sockets; dropped, it no longer counts.
-struct Place {
+pub struct Place {
     sockets: Arc<Sockets>,
     user: Id,
 }
 
 impl Sockets {
-    fn take(self: &Arc<Self>, user: Id, most: usize) -> Option<Place> {
+    /// One more, unless there are as many as may be.
+    pub fn take(self: &Arc<Self>, user: Id, most: usize) -> Option<Place> {
         let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let count = counts.entry(user).or_default();
         (*count < most).then(|| {

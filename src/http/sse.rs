@@ -1,0 +1,159 @@
+//! GraphQL over Server-Sent Events, the distinct connections mode: one request, one stream of events, for networks that
+//! kill WebSockets.
+//!
+//! Each event of a subscription has its cursor as `id`, and `Last-Event-ID` goes on after it. A stream ends without
+//! `complete` when its token or its session ends and when the server restarts: the client is to come back.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_graphql::parser::types::OperationType;
+use axum::body::Body;
+use axum::http::{HeaderMap, HeaderValue, header};
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use futures_util::StreamExt;
+use futures_util::stream::poll_fn;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until, timeout};
+
+use super::Lifeline;
+use super::answer::{Answer, Refused, to_json, too_large};
+use super::negotiate::Media;
+use super::operation::{Door, Operation};
+use crate::access::Viewer;
+use crate::auth::bearer;
+use crate::error::Code;
+use crate::store::session;
+
+/// Events that wait to be written.
+const QUEUE: usize = 8;
+/// Silence of this length is broken, so that nothing on the way takes the connection for dead.
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
+
+/// Whose stream it is, and what it holds on to.
+pub struct Listener {
+    /// Who listens.
+    pub viewer: Option<Viewer>,
+    /// The id of the request.
+    pub request_id: Arc<str>,
+    /// What holds the server up while the stream is open.
+    pub lifeline: Lifeline,
+}
+
+/// Answers with a stream of events.
+pub fn stream(
+    door: Door,
+    mut operation: Operation,
+    headers: &HeaderMap,
+    listener: Listener,
+) -> Result<Response, Refused> {
+    if operation.kind == OperationType::Subscription {
+        operation.follow(headers.get("last-event-id").and_then(|id| id.to_str().ok()));
+    }
+    let place = match listener.viewer {
+        Some(viewer) => {
+            let place = door.sockets.take(viewer.id, door.app.config.sockets.per_user);
+            Some(place.ok_or_else(|| Refused::new(Code::RateLimited, "You have too many open streams."))?)
+        }
+        None => None,
+    };
+    let now = door.app.clock.now();
+    let token = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()).and_then(bearer);
+    let access = token.and_then(|token| door.app.credentials.access(now, token));
+    let expires = access.map(|access| Instant::now() + access.expires_at.since(now));
+    let (out, mut queue) = mpsc::channel(QUEUE);
+    let tasks = listener.lifeline.tasks.clone();
+    tasks.spawn(async move {
+        let _place = place;
+        let (stop, connection) = (listener.lifeline.stop.clone(), listener.lifeline.connection.clone());
+        let ended = ended(&door, listener.viewer);
+        let expired = async {
+            match expires {
+                Some(expires) => sleep_until(expires).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = ended => {}
+            () = expired => {}
+            () = out.closed() => {}
+            told = tell(&door, operation, &listener, &out) => if told.is_err() {
+                // Who does not read in time is not waited for.
+                connection.cancel();
+            }
+        }
+    });
+    let body = Body::from_stream(poll_fn(move |cx| queue.poll_recv(cx).map(|chunk| chunk.map(Ok::<_, Infallible>))));
+    let mut response = body.into_response();
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, Media::EventStream.content_type());
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    // Proxies that gather answers before they hand them on must not.
+    headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
+    Ok(response)
+}
+
+/// Waits until the session no longer holds.
+async fn ended(door: &Door, viewer: Option<Viewer>) {
+    let Some(viewer) = viewer else {
+        return std::future::pending().await;
+    };
+    loop {
+        // Listening first: what ends between the question and the answer is heard.
+        let mut watch = door.app.hub.listen(viewer, Box::new(|_| false));
+        let held =
+            async { session::viewer(&mut door.app.db.conn().await?, door.app.clock.now(), viewer.session_id).await };
+        if held.await.ok().flatten() != Some(viewer) {
+            return;
+        }
+        while watch.next().await.is_some() {}
+    }
+}
+
+/// A client that does not read.
+struct Stuck;
+
+/// Tells everything there is to tell.
+async fn tell(door: &Door, operation: Operation, listener: &Listener, out: &mpsc::Sender<Bytes>) -> Result<(), Stuck> {
+    let patience = door.app.config.sockets.write;
+    let send = async |chunk: Bytes| match timeout(patience, out.send(chunk)).await {
+        Ok(_) => Ok(()),
+        Err(_) => Err(Stuck),
+    };
+    // At once, so that the client sees the stream open.
+    send(Bytes::from_static(b":\n\n")).await?;
+    if operation.kind == OperationType::Subscription {
+        let mut answers = door.subscribe(operation, listener.viewer, Arc::clone(&listener.request_id));
+        loop {
+            match timeout(KEEP_ALIVE, answers.next()).await {
+                Err(_) => send(Bytes::from_static(b":\n\n")).await?,
+                Ok(None) => break,
+                Ok(Some(answer)) => send(event(&answer, listener)).await?,
+            }
+        }
+    } else {
+        let answer = door.execute(operation, listener.viewer, &listener.request_id).await;
+        send(event(&answer, listener)).await?;
+    }
+    send(Bytes::from_static(b"event: complete\ndata: \n\n")).await
+}
+
+fn event(answer: &Answer, listener: &Listener) -> Bytes {
+    let Some(json) = to_json(answer) else {
+        return event(&Answer::refused(too_large(), &listener.request_id), listener);
+    };
+    let mut text = Vec::with_capacity(json.len() + 64);
+    text.extend_from_slice(b"event: next\n");
+    if let Some(cursor) = &answer.cursor {
+        text.extend_from_slice(b"id: ");
+        text.extend_from_slice(cursor.as_bytes());
+        text.push(b'\n');
+    }
+    text.extend_from_slice(b"data: ");
+    text.extend_from_slice(&json);
+    text.extend_from_slice(b"\n\n");
+    text.into()
+}
