@@ -8,6 +8,7 @@ mod harness;
 mod journey;
 mod leaving;
 mod login;
+mod notification;
 mod recovery;
 mod relay;
 mod session;
