@@ -50,6 +50,9 @@ pub struct Snapshot {
     /// The fields that changed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub changes: Vec<Change>,
+    /// Who is newly mentioned in the comment, of those who may see the task.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub mentions: Vec<Id>,
 }
 
 impl Snapshot {
@@ -75,9 +78,16 @@ pub fn about_task(kind: Kind, viewer: &Viewer, now: Timestamp, task: &Task, told
     }
 }
 
-/// An event about a comment.
-pub fn about_comment(kind: Kind, viewer: &Viewer, now: Timestamp, task: &Task, comment: &Comment) -> NewEvent {
-    let told = Snapshot { comment: Some(comment.clone()), ..Snapshot::default() };
+/// An event about a comment, which newly mentions these people.
+pub fn about_comment(
+    kind: Kind,
+    viewer: &Viewer,
+    now: Timestamp,
+    task: &Task,
+    comment: &Comment,
+    mentions: Vec<Id>,
+) -> NewEvent {
+    let told = Snapshot { comment: Some(comment.clone()), mentions, ..Snapshot::default() };
     NewEvent { comment_id: Some(comment.id), ..about_task(kind, viewer, now, task, told) }
 }
 

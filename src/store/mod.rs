@@ -9,6 +9,8 @@ pub mod export;
 pub mod label;
 pub mod lockout;
 pub mod mail;
+pub mod mention;
+pub mod notification;
 pub mod project;
 pub mod session;
 pub mod task;

@@ -14,6 +14,7 @@ mod label;
 mod leaving;
 mod login;
 mod mail;
+mod notification;
 mod project;
 mod race;
 mod recovery;

@@ -14,7 +14,7 @@ use super::socket::{Socket, Subscription};
 use super::{PATIENCE, text};
 
 /// What [`Person::mutate`] selects from each payload.
-const SELECTIONS: [(&str, &str); 17] = [
+const SELECTIONS: [(&str, &str); 18] = [
     ("createProject", PROJECT),
     ("updateProject", PROJECT),
     ("deleteProject", "deletedProjectId"),
@@ -32,6 +32,7 @@ const SELECTIONS: [(&str, &str); 17] = [
     ("changePassword", "viewer { id }"),
     ("revokeSession", "revokedSessionId"),
     ("deleteViewer", "deletedUserId"),
+    ("markNotificationsRead", "readCount"),
 ];
 const PROJECT: &str = "project { id name description status version createdAt updatedAt }";
 const LABEL: &str = "label { id name color }";
