@@ -17,11 +17,12 @@ use super::address::ClientAddress;
 use super::auth::{Body, origin};
 use super::problem::Problem;
 use crate::App;
-use crate::auth::credential::{MailToken, Password};
+use crate::auth::credential::MailToken;
 use crate::error::{Error, Result};
 use crate::limits::{Door, Who};
 use crate::store::account;
 use crate::store::mail::{self, Kind};
+use crate::store::password::Password;
 use crate::store::value::Email;
 
 /// The routes for account e-mails.

@@ -11,6 +11,7 @@ pub mod lockout;
 pub mod mail;
 pub mod mention;
 pub mod notification;
+pub mod password;
 pub mod project;
 pub mod session;
 pub mod task;

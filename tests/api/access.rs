@@ -42,7 +42,7 @@ const NODES: [(&str, [&str; 5]); 5] = [
 ];
 
 /// The fields of a user, asked of the owner.
-const USER: [Row<'_>; 14] = [
+const USER: [Row<'_>; 16] = [
     ("id", "id", [NO, "ok", "ok", "ok", "ok"]),
     ("username", "username", [NO, "ok", "ok", "ok", "ok"]),
     ("displayName", "displayName", [NO, "ok", "ok", "ok", "ok"]),
@@ -54,6 +54,8 @@ const USER: [Row<'_>; 14] = [
     ("lastLoginAt", "lastLoginAt", [NO, OFF, OFF, "ok", "ok"]),
     ("stats", "stats { ownedProjectCount }", [NO, OFF, OFF, "ok", "ok"]),
     ("sessions", "sessions { id }", [NO, OFF, OFF, "ok", OFF]),
+    ("notifications", "notifications { nodes { id } }", [NO, OFF, OFF, "ok", OFF]),
+    ("unreadCount", "unreadCount", [NO, OFF, OFF, "ok", OFF]),
     ("securityLog", "securityLog { nodes { id } }", [NO, OFF, OFF, "ok", "ok"]),
     ("projects", "projects { nodes { id } }", [NO, OFF, OFF, "ok", "ok"]),
     ("assignedTasks", "assignedTasks { nodes { id } }", [NO, OFF, OFF, "ok", "ok"]),
@@ -72,7 +74,7 @@ const VIEWER_CAN: [(&str, &str, [&str; 5]); 7] = [
 ];
 
 /// Mutations: the field, the input with `$noun` in the place of ids, the outcomes.
-const MUTATIONS: [Row<'_>; 17] = [
+const MUTATIONS: [Row<'_>; 18] = [
     ("createProject", r#"{ "name": "x" }"#, [NO, "ok", "ok", "ok", "ok"]),
     ("updateProject", r#"{ "id": "$project", "name": "x" }"#, [NO, "id: NOT_FOUND", OFF, "ok", "ok"]),
     ("deleteProject", r#"{ "id": "$project" }"#, [NO, "id: NOT_FOUND", OFF, "ok", "ok"]),
@@ -89,6 +91,7 @@ const MUTATIONS: [Row<'_>; 17] = [
     ("updateViewer", r#"{ "displayName": "x" }"#, [NO, "ok", "ok", "ok", "ok"]),
     ("updateUser", r#"{ "id": "$user", "isActive": true }"#, [NO, OFF, OFF, OFF, "ok"]),
     ("revokeSession", r#"{ "id": "$user" }"#, [NO, "id: NOT_FOUND", "id: NOT_FOUND", "id: NOT_FOUND", "id: NOT_FOUND"]),
+    ("markNotificationsRead", r#"{ "all": true }"#, [NO, "ok", "ok", "ok", "ok"]),
     ("changePassword", r#"{ "currentPassword": "x", "newPassword": "x" }"#, [NO, WRONG, WRONG, WRONG, WRONG]),
     (
         "deleteViewer",
@@ -107,11 +110,13 @@ const MUTATIONS: [Row<'_>; 17] = [
 const REVOKE_OTHERS: &str = "revokeOtherSessions";
 
 /// Subscriptions: whether what happens to the scene's task is told.
-const SUBSCRIPTIONS: [Row<'_>; 4] = [
+const SUBSCRIPTIONS: [Row<'_>; 5] = [
     ("taskAssigned", "taskAssigned { task { title } }", [NO, "none", "ok", "none", "none"]),
     ("commentAdded", "commentAdded { task { title } }", [NO, "none", "ok", "ok", "ok"]),
     ("statusChanged", "statusChanged { task { title } }", [NO, "none", "ok", "ok", "ok"]),
     ("events", "events { ... on StatusChangedEvent { task { title } } }", [NO, "none", "ok", "ok", "ok"]),
+    // The owner did it.
+    ("notificationAdded", "notificationAdded { task { title } }", [NO, "none", "ok", "none", "none"]),
 ];
 
 /// Everybody, in the order of the rows.

@@ -348,12 +348,12 @@ async fn a_stream_ends_when_its_session_or_its_user_does() {
     let mut told_elsewhere = elsewhere.subscribe(EVENTS, json!({})).await;
 
     assert_eq!(crate::harness::Reply::to(bob.post("/auth/logout")).await.status, 204);
-    assert_eq!(told.end().await, "UNAUTHENTICATED");
+    assert_eq!(told.end().await, "closed");
     let project = elsewhere.project("Apollo").await;
     elsewhere.task(&project, "Fly", json!({})).await;
     assert_eq!(event(&mut told_elsewhere).await["task"]["title"], "Fly", "the other session goes on");
     admin.mutate("updateUser", json!({ "id": bob.id, "isActive": false })).await.ok();
-    assert_eq!(told_elsewhere.end().await, "UNAUTHENTICATED");
+    assert_eq!(told_elsewhere.end().await, "closed");
 }
 
 #[tokio::test]
@@ -367,7 +367,7 @@ async fn a_stream_of_a_former_admin_ends() {
     assert_eq!(event(&mut told).await["task"]["title"], "Fly");
     admin.mutate("updateUser", json!({ "id": other.id, "role": "USER" })).await.ok();
     alice.task(&project, "Land", json!({})).await;
-    assert_eq!(told.end().await, "UNAUTHENTICATED");
+    assert_eq!(told.end().await, "closed");
 }
 
 #[tokio::test]
