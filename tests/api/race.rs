@@ -97,13 +97,13 @@ async fn stats_stay_right_while_many_change_the_tasks() {
     let project = alice.project("Apollo").await;
     let work = async |number: usize| {
         let task = alice.task(&project, "Fly", json!({})).await;
-        if number % 4 > 0 {
+        if number % 4 >= 1 {
             alice.mutate("updateTask", json!({ "id": task, "status": "IN_PROGRESS" })).await.ok();
         }
-        if number % 4 > 1 {
+        if number % 4 >= 2 {
             alice.mutate("updateTask", json!({ "id": task, "status": "DONE" })).await.ok();
         }
-        if number % 4 > 2 {
+        if number % 4 >= 3 {
             alice.mutate("deleteTask", json!({ "id": task })).await.ok();
         }
     };
@@ -184,7 +184,7 @@ async fn the_log_tells_the_changes_of_a_task_in_the_order_in_which_they_came_abo
     let task = task(&alice).await;
     let work = async |number: usize| {
         for turn in 0..6 {
-            let status = if (number + turn) % 2 == 0 { "IN_PROGRESS" } else { "TODO" };
+            let status = if (number + turn).is_multiple_of(2) { "IN_PROGRESS" } else { "TODO" };
             alice
                 .mutate("updateTask", json!({ "id": task, "status": status, "title": format!("{number} {turn}") }))
                 .await

@@ -40,7 +40,7 @@ use tokio_util::task::TaskTracker;
 
 pub use database::{Database, is_postgres};
 pub use person::{Answer, Mutated, Person, Reply};
-pub use socket::{Socket, Subscription};
+pub use socket::{Frame, Socket, Subscription};
 
 /// When every test begins.
 pub const START: &str = "2030-01-01T12:00:00.000000Z";
