@@ -24,7 +24,7 @@ use crate::store::{comment, event, label, project, task, user};
 /// More keys than the largest operation that is admitted can ask for at once.
 const MAX_BATCH: usize = 10_000;
 /// How often the executor is let on before a batch is read; enough for all siblings to have asked.
-const YIELDS: usize = 3;
+const YIELDS: usize = 16;
 
 /// One kind of thing that is loaded by key.
 trait Load: Send + Sync + 'static {
