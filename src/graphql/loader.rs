@@ -23,8 +23,8 @@ use crate::store::{comment, event, label, notification, project, session, task, 
 
 /// More keys than the largest operation that is admitted can ask for at once.
 const MAX_BATCH: usize = 10_000;
-/// How often the executor is let on before a batch is read, so that all siblings have asked.
-const YIELDS: usize = 10;
+/// How often the executor is let on before a batch is read; enough for all siblings to have asked.
+const YIELDS: usize = 16;
 
 /// One kind of thing that is loaded by key.
 trait Load: Send + Sync + 'static {

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use tokio::sync::Notify;
 use tokio::time::timeout;
 
-use crate::harness::{Frame, Person, Server, Subscription, is_postgres, text};
+use crate::harness::{Frame, Person, Reply, Server, Socket, Subscription, is_postgres, text};
 
 /// Every kind of event with its own fields.
 const EVENTS: &str = "subscription ($after: String, $filter: EventFilter) {
@@ -347,7 +347,7 @@ async fn a_stream_ends_when_its_session_or_its_user_does() {
     let mut told = bob.subscribe(EVENTS, json!({})).await;
     let mut told_elsewhere = elsewhere.subscribe(EVENTS, json!({})).await;
 
-    assert_eq!(crate::harness::Reply::to(bob.post("/auth/logout")).await.status, 204);
+    assert_eq!(Reply::to(bob.post("/auth/logout")).await.status, 204);
     assert_eq!(told.end().await, "closed");
     let project = elsewhere.project("Apollo").await;
     elsewhere.task(&project, "Fly", json!({})).await;
@@ -375,7 +375,7 @@ async fn a_socket_ends_with_its_session() {
     let server = Server::start().await;
     let alice = server.person("alice").await;
     let mut socket = alice.socket().await;
-    assert_eq!(crate::harness::Reply::to(alice.post("/auth/logout")).await.status, 204);
+    assert_eq!(Reply::to(alice.post("/auth/logout")).await.status, 204);
     assert_eq!(socket.receive().await, Frame::Closed(Some(4403)));
 }
 
@@ -423,4 +423,36 @@ async fn an_event_of_a_slow_transaction_is_not_skipped() {
     done.expect("a transaction that commits");
     assert_eq!(event(&mut told).await["__typename"], "TaskUpdatedEvent");
     assert_eq!(event(&mut told).await["__typename"], "CommentAddedEvent");
+}
+
+#[tokio::test]
+async fn several_operations_share_a_socket_and_a_completed_one_tells_nothing_more() {
+    let server = Server::start().await;
+    let alice = server.person("alice").await;
+    let project = alice.project("Apollo").await;
+    let task = alice.task(&project, "Fly", json!({})).await;
+    let mut socket: Socket = alice.socket().await;
+    let document = "subscription ($after: String) { commentAdded(after: $after) { comment { body } } }";
+    for id in ["a", "b"] {
+        socket.subscribe(id, document, json!({ "after": alice.now().await })).await;
+    }
+    let next = |id: &str, body: &str| {
+        let data = json!({ "commentAdded": { "comment": { "body": body } } });
+        Frame::Message(json!({ "type": "next", "id": id, "payload": { "data": data } }))
+    };
+    alice.comment(&task, "to both").await;
+    let came = [socket.receive().await, socket.receive().await];
+    assert!(came.contains(&next("a", "to both")) && came.contains(&next("b", "to both")), "{came:?}");
+    socket.send(json!({ "type": "complete", "id": "a" })).await;
+    // An answer to a query on the same socket says that what was sent before it has been taken.
+    socket.subscribe("c", "{ viewer { username } }", json!({})).await;
+    let mut answered = false;
+    while !answered {
+        let frame = socket.receive().await;
+        answered = frame == Frame::Message(json!({ "type": "complete", "id": "c" }));
+    }
+    for body in ["1", "2"] {
+        alice.comment(&task, body).await;
+        assert_eq!(socket.receive().await, next("b", body));
+    }
 }

@@ -8,6 +8,7 @@ mod harness;
 mod access;
 mod account;
 mod comment;
+mod config;
 mod event;
 mod journey;
 mod label;

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use serde_json::{Value, json};
 
-use crate::harness::{Person, Server, text};
+use crate::harness::{Answer, Person, Server, text};
 
 const DAY: Duration = Duration::from_secs(86_400);
 
@@ -61,7 +61,7 @@ impl Reading<'_> {
         names.fold(answer.data().clone(), |value, name| value[name].clone())
     }
 
-    async fn ask(&self, reader: &Person, paging: Value) -> crate::harness::Answer {
+    async fn ask(&self, reader: &Person, paging: Value) -> Answer {
         let (kind, order) = match self.list.order {
             Some(kind) => (format!(", $order: {kind}"), ", orderBy: $order"),
             None => (String::new(), ""),

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::harness::{Person, Server};
+use crate::harness::{Mutated, Person, Reply, Server};
 
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -16,7 +16,7 @@ async fn start() -> (Server, Person, String) {
     (server, alice, project)
 }
 
-async fn create(person: &Person, project: &str, more: Value) -> crate::harness::Mutated {
+async fn create(person: &Person, project: &str, more: Value) -> Mutated {
     let mut input = json!({ "projectId": project, "title": "Fly" });
     for (field, value) in more.as_object().expect("an object") {
         input[field] = value.clone();
@@ -24,7 +24,7 @@ async fn create(person: &Person, project: &str, more: Value) -> crate::harness::
     person.mutate("createTask", input).await
 }
 
-async fn update(person: &Person, task: &str, more: Value) -> crate::harness::Mutated {
+async fn update(person: &Person, task: &str, more: Value) -> Mutated {
     let mut input = json!({ "id": task });
     for (field, value) in more.as_object().expect("an object") {
         input[field] = value.clone();
@@ -105,7 +105,7 @@ async fn a_lone_surrogate_is_an_error_of_the_user() {
         ),
     ] {
         let post = alice.post("/graphql").header("content-type", "application/json").body(request);
-        let reply = crate::harness::Reply::to(post).await;
+        let reply = Reply::to(post).await;
         assert!(reply.status.as_u16() < 500, "{} {}", reply.status, reply.body);
         let code = &reply.body["errors"][0]["extensions"]["code"];
         assert!(

@@ -53,13 +53,12 @@ pub const PASSWORD: &str = "Correct-Horse-7";
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
 /// What differs from the defaults so that a test is fast and alone.
-const SETTINGS: [(&str, &str); 6] = [
+const SETTINGS: [(&str, &str); 5] = [
     ("SECRET_KEY", "the key of the tests' access tokens"),
     ("REFRESH_SECRET_KEY", "the key of the tests' refresh tokens"),
     ("ARGON2_MEMORY_KIB", "8"),
     ("ARGON2_PASSES", "1"),
     ("RATE_LIMIT_ENABLED", "false"),
-    ("DATABASE_CONNECTIONS", "4"),
 ];
 
 /// A running server with a database of its own.

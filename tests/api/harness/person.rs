@@ -127,8 +127,9 @@ impl Person {
     async fn settled(&self) -> events::Position {
         let app = Arc::clone(&self.app);
         let settled = async move {
-            let mut conn = app.db.conn().await.expect("a connection");
             loop {
+                // Each time anew, so that whatever is waited for gets a connection too.
+                let Ok(mut conn) = app.db.conn().await else { continue };
                 let end = events::settled_end(&mut conn).await.expect("the end of the log");
                 if let (_, false) = events::settled_after(&mut conn, end, 1).await.expect("what comes after it") {
                     return end;
