@@ -63,6 +63,8 @@ pub struct RateLimits {
     pub auth_per_minute: u32,
     /// GraphQL requests, per user, or per address when nobody is signed in.
     pub graphql_per_minute: u32,
+    /// Points that GraphQL operations cost, per user, or per address when nobody is signed in.
+    pub cost_per_minute: u32,
 }
 
 /// What sockets may do.
@@ -128,7 +130,7 @@ pub struct Config {
     /// Default none.
     pub cors_origins: Vec<String>,
     /// `RATE_LIMIT_ENABLED` with `RATE_LIMIT_CREDENTIALS_PER_MINUTE` (5), `RATE_LIMIT_AUTH_PER_MINUTE` (100) and
-    /// `RATE_LIMIT_GRAPHQL_PER_MINUTE` (1200). Default on.
+    /// `RATE_LIMIT_GRAPHQL_PER_MINUTE` (1200) and `RATE_LIMIT_COST_PER_MINUTE` (6000). Default on.
     pub rate_limits: Option<RateLimits>,
     /// `WS_SOCKETS_PER_USER` (20), `WS_OPERATIONS_PER_SOCKET` (50), `WS_MUTATIONS` (on), `WS_INIT_SECONDS` (3),
     /// `WS_PING_SECONDS` (30) and `WS_WRITE_SECONDS` (15).
@@ -136,10 +138,13 @@ pub struct Config {
     /// `MAX_CONNECTIONS` (10000), `MAX_REQUESTS_IN_FLIGHT` (1000), `HEADER_TIMEOUT_SECONDS` (10),
     /// `BODY_TIMEOUT_SECONDS` (30) and `KEEP_ALIVE_SECONDS` (75).
     pub connections: Connections,
+    /// `ALLOWED_HOSTS`: the names under which the server answers, comma-separated, without a port, such as
+    /// `tasks.example.org`. Default: any.
+    pub allowed_hosts: Vec<String>,
     /// `TRUSTED_PROXIES`: addresses or networks (`10.0.0.0/8`), comma-separated, whose `X-Forwarded-For` is believed.
     /// Default none.
     pub trusted_proxies: Vec<Network>,
-    /// `REDIS_URL`: shared by several instances. Default none.
+    /// `REDIS_URL`: `redis://host:port`, where several instances count rate limits together. Default none.
     pub redis_url: Option<Secret>,
     /// `SMTP_URL`: `smtp://…` or `smtps://user:password@host`. Default none: mail is written to the log.
     pub smtp_url: Option<Secret>,
@@ -181,7 +186,7 @@ impl Invalid {
 }
 
 /// The names of all settings, as `.env.example` must list them.
-pub const NAMES: [&str; 44] = [
+pub const NAMES: [&str; 46] = [
     "DATABASE_URL",
     "DATABASE_CONNECTIONS",
     "LISTEN_ADDR",
@@ -201,6 +206,8 @@ pub const NAMES: [&str; 44] = [
     "RATE_LIMIT_CREDENTIALS_PER_MINUTE",
     "RATE_LIMIT_AUTH_PER_MINUTE",
     "RATE_LIMIT_GRAPHQL_PER_MINUTE",
+    "RATE_LIMIT_COST_PER_MINUTE",
+    "ALLOWED_HOSTS",
     "WS_SOCKETS_PER_USER",
     "WS_OPERATIONS_PER_SOCKET",
     "WS_MUTATIONS",
@@ -305,6 +312,7 @@ impl Config {
             credentials_per_minute: source.positive("RATE_LIMIT_CREDENTIALS_PER_MINUTE", 5)?,
             auth_per_minute: source.positive("RATE_LIMIT_AUTH_PER_MINUTE", 100)?,
             graphql_per_minute: source.positive("RATE_LIMIT_GRAPHQL_PER_MINUTE", 1200)?,
+            cost_per_minute: source.positive("RATE_LIMIT_COST_PER_MINUTE", 6000)?,
         };
         let public_url = source.text("PUBLIC_URL").unwrap_or_else(|| format!("http://{listen}"));
         url::Url::parse(&public_url).map_err(|error| Invalid::new("PUBLIC_URL", error.to_string()))?;
@@ -349,6 +357,7 @@ impl Config {
                 body: source.seconds("BODY_TIMEOUT_SECONDS", 30)?,
                 idle: source.seconds("KEEP_ALIVE_SECONDS", 75)?,
             },
+            allowed_hosts: source.list("ALLOWED_HOSTS")?,
             trusted_proxies: source.list("TRUSTED_PROXIES")?,
             redis_url: source.text("REDIS_URL").map(Secret::new),
             smtp_url: source.text("SMTP_URL").map(Secret::new),

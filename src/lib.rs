@@ -153,7 +153,7 @@ impl App {
             db: Db::open(&config.database, config.database_connections)?,
             hub: Hub::default(),
             credentials: Credentials::new(&config)?,
-            limits: Limits::new(config.rate_limits),
+            limits: Limits::new(config.rate_limits, config.redis_url.as_ref())?,
             clock,
             config,
         }))

@@ -21,6 +21,7 @@ use crate::access::Viewer;
 use crate::admission::{self, Admitted};
 use crate::error::{Code, Error};
 use crate::graphql::complete::Shape;
+use crate::graphql::rate_limit::Spent;
 use crate::graphql::{Caller, Schema};
 use crate::limits::{Door as Limited, Who};
 
@@ -89,8 +90,8 @@ impl FromRef<Door> for Arc<App> {
 pub struct Operation {
     /// What it is.
     pub kind: OperationType,
-    /// What it costs, in points.
-    pub cost: u32,
+    /// What it costs, and what that leaves.
+    pub spent: Spent,
     /// As it was admitted: what the answer has.
     document: ExecutableDocument,
     /// What is executed, if it is not the same.
@@ -157,13 +158,20 @@ impl Door {
     }
 
     /// Counts a request against the limits of who makes it.
-    pub fn enter(&self, viewer: Option<Viewer>, address: IpAddr) -> Result<(), Error> {
-        let who = viewer.map_or_else(|| Who::address(address), |viewer| Who::User(viewer.id));
-        self.app.limits.admit(Limited::Graphql, who, self.app.clock.now())
+    pub async fn enter(&self, viewer: Option<Viewer>, address: IpAddr) -> Result<(), Error> {
+        self.app.limits.admit(Limited::Graphql, who(viewer, address), self.app.clock.now()).await
     }
 
-    /// Decides whether an operation may be executed at all; nothing is executed yet.
-    pub fn admit(&self, words: Words) -> Result<Operation, Refused> {
+    /// Decides whether an operation may be executed, and has it paid for.
+    pub async fn admit(&self, words: Words, viewer: Option<Viewer>, address: IpAddr) -> Result<Operation, Refused> {
+        let mut operation = self.examine(words)?;
+        let now = self.app.clock.now();
+        let standing = self.app.limits.spend(Limited::Cost, who(viewer, address), operation.spent.cost, now).await?;
+        operation.spent.standing = standing.map(|standing| (standing, now.plus(standing.reset)));
+        Ok(operation)
+    }
+
+    fn examine(&self, words: Words) -> Result<Operation, Refused> {
         let query = words.query.ok_or_else(|| Refused::new(Code::BadRequest, "`query` is missing."))?;
         let admitted = admission::admit(&query, words.operation_name.as_deref(), &words.variables, &self.limits)?;
         let Admitted { document, operation: kind, name, root_fields, cost, introspection, .. } = admitted;
@@ -180,20 +188,21 @@ impl Door {
         let mut request = async_graphql::Request::new(String::new());
         request.operation_name.clone_from(&name);
         request.variables = Variables::from_json(Value::Object(words.variables));
-        Ok(Operation { kind, cost, document, followed: None, request })
+        let spent = Spent { cost, standing: None };
+        Ok(Operation { kind, spent, document, followed: None, request })
     }
 
     /// Executes a query or a mutation. Whoever stops waiting does not stop a mutation: it runs in a task of its own.
     pub async fn execute(&self, operation: Operation, viewer: Option<Viewer>, request_id: &str) -> Answer {
-        let Operation { cost, document, mut request, .. } = operation;
+        let Operation { spent, document, mut request, .. } = operation;
         request.set_parsed_query(document.clone());
         let name = request.operation_name.clone();
-        let request = request.data(Caller::new(Arc::clone(&self.app), viewer));
+        let request = request.data(Caller::new(Arc::clone(&self.app), viewer)).data(spent);
         let executed = AssertUnwindSafe(self.schema.execute(request)).catch_unwind();
         match tokio::time::timeout(DEADLINE, executed).await {
             Ok(Ok(mut response)) => {
                 self.shape.complete(&document, name.as_deref(), &mut response);
-                Answer::of(response, request_id).costing(cost)
+                Answer::of(response, request_id).costing(spent.cost)
             }
             Ok(Err(_)) => Answer::refused(Error::internal("a panic during execution").into(), request_id),
             Err(_) => Answer::refused(Error::unavailable().into(), request_id),
@@ -208,10 +217,10 @@ impl Door {
         viewer: Option<Viewer>,
         request_id: Arc<str>,
     ) -> BoxStream<'static, Answer> {
-        let Operation { document, followed, mut request, .. } = operation;
+        let Operation { spent, document, followed, mut request, .. } = operation;
         request.set_parsed_query(followed.unwrap_or_else(|| document.clone()));
         let (shape, name) = (Arc::clone(&self.shape), request.operation_name.clone());
-        let request = request.data(Caller::new(Arc::clone(&self.app), viewer));
+        let request = request.data(Caller::new(Arc::clone(&self.app), viewer)).data(spent);
         let answers = self.schema.execute_stream(request).map(move |mut response| {
             let cursor = cursor(&response.data);
             shape.complete(&document, name.as_deref(), &mut response);
@@ -219,6 +228,10 @@ impl Door {
         });
         answers.boxed()
     }
+}
+
+fn who(viewer: Option<Viewer>, address: IpAddr) -> Who {
+    viewer.map_or_else(|| Who::address(address), |viewer| Who::User(viewer.id))
 }
 
 /// Variables that must have a value have one: the library says so too, but not apart from what is wrong with the

@@ -5,9 +5,12 @@
 
 mod harness;
 
+mod http;
 mod journey;
 mod leaving;
+mod limits;
 mod login;
 mod recovery;
 mod relay;
 mod session;
+mod websocket;
