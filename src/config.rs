@@ -1,5 +1,6 @@
 //! Every setting: one documented field, read from the environment or `.env`. Secrets never print.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -138,6 +139,12 @@ pub struct Config {
     /// `MAX_CONNECTIONS` (10000), `MAX_REQUESTS_IN_FLIGHT` (1000), `HEADER_TIMEOUT_SECONDS` (10),
     /// `BODY_TIMEOUT_SECONDS` (30) and `KEEP_ALIVE_SECONDS` (75).
     pub connections: Connections,
+    /// `PERSISTED_QUERIES`: how many documents are kept that clients have sent with their hash (automatic persisted
+    /// queries); 0 keeps none. Default 1000.
+    pub persisted_queries: usize,
+    /// `TRUSTED_DOCUMENTS`: a file of the documents that alone are run, as JSON: `{"id": "query …"}`, or a manifest with
+    /// `operations` of `id` and `body`. Default none: any document is run.
+    pub trusted_documents: Option<HashMap<String, String>>,
     /// `ALLOWED_HOSTS`: the names under which the server answers, comma-separated, without a port, such as
     /// `tasks.example.org`. Default: any.
     pub allowed_hosts: Vec<String>,
@@ -186,7 +193,7 @@ impl Invalid {
 }
 
 /// The names of all settings, as `.env.example` must list them.
-pub const NAMES: [&str; 46] = [
+pub const NAMES: [&str; 48] = [
     "DATABASE_URL",
     "DATABASE_CONNECTIONS",
     "LISTEN_ADDR",
@@ -207,6 +214,8 @@ pub const NAMES: [&str; 46] = [
     "RATE_LIMIT_AUTH_PER_MINUTE",
     "RATE_LIMIT_GRAPHQL_PER_MINUTE",
     "RATE_LIMIT_COST_PER_MINUTE",
+    "PERSISTED_QUERIES",
+    "TRUSTED_DOCUMENTS",
     "ALLOWED_HOSTS",
     "WS_SOCKETS_PER_USER",
     "WS_OPERATIONS_PER_SOCKET",
@@ -357,6 +366,8 @@ impl Config {
                 body: source.seconds("BODY_TIMEOUT_SECONDS", 30)?,
                 idle: source.seconds("KEEP_ALIVE_SECONDS", 75)?,
             },
+            persisted_queries: source.parse("PERSISTED_QUERIES", 1_000)?,
+            trusted_documents: trusted_documents(&source)?,
             allowed_hosts: source.list("ALLOWED_HOSTS")?,
             trusted_proxies: source.list("TRUSTED_PROXIES")?,
             redis_url: source.text("REDIS_URL").map(Secret::new),
@@ -384,6 +395,31 @@ fn page(source: &Source<'_>, name: &'static str, public_url: &str, path: &str) -
         Ok(parsed) if parsed.fragment().is_none() => Ok(url),
         Ok(_) => Err(Invalid::new(name, "must not have a fragment: the token goes there")),
         Err(error) => Err(Invalid::new(name, error.to_string())),
+    }
+}
+
+fn trusted_documents(source: &Source<'_>) -> Result<Option<HashMap<String, String>>, Invalid> {
+    let Some(path) = source.text("TRUSTED_DOCUMENTS") else {
+        return Ok(None);
+    };
+    #[derive(serde::Deserialize)]
+    struct Listed {
+        id: String,
+        body: String,
+    }
+    #[derive(serde::Deserialize)]
+    #[serde(untagged)]
+    enum Manifest {
+        Operations { operations: Vec<Listed> },
+        Documents(HashMap<String, String>),
+    }
+    let read = std::fs::read(&path).map_err(|error| error.to_string());
+    let read = read.and_then(|bytes| serde_json::from_slice(&bytes).map_err(|error| error.to_string()));
+    match read.map_err(|error| Invalid::new("TRUSTED_DOCUMENTS", format!("{path}: {error}")))? {
+        Manifest::Documents(documents) => Ok(Some(documents)),
+        Manifest::Operations { operations } => {
+            Ok(Some(operations.into_iter().map(|listed| (listed.id, listed.body)).collect()))
+        }
     }
 }
 

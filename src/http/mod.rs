@@ -7,6 +7,7 @@ pub mod graphql;
 pub mod negotiate;
 pub mod operation;
 pub mod origin;
+pub mod persisted;
 pub mod playground;
 pub mod problem;
 pub mod protocol;

@@ -15,6 +15,7 @@ use futures_util::{FutureExt, StreamExt};
 use serde_json::{Map, Value};
 
 use super::answer::{Answer, Refused};
+use super::persisted::Documents;
 use super::websocket::Sockets;
 use crate::App;
 use crate::access::Viewer;
@@ -76,6 +77,8 @@ pub struct Door {
     pub limits: Arc<admission::Limits>,
     /// The types of the schema, to complete answers by.
     pub shape: Arc<Shape>,
+    /// The documents that are known by their hash.
+    pub documents: Arc<Documents>,
     /// Who has how many sockets open.
     pub sockets: Arc<Sockets>,
 }
@@ -154,7 +157,9 @@ impl Door {
     /// A door to this schema.
     pub fn new(app: Arc<App>, schema: Schema) -> Self {
         let shape = Arc::new(Shape::of(&crate::graphql::sdl()));
-        Self { app, schema, limits: Arc::default(), shape, sockets: Arc::default() }
+        let config = &app.config;
+        let documents = Arc::new(Documents::new(config.persisted_queries, config.trusted_documents.as_ref()));
+        Self { app, schema, limits: Arc::default(), shape, documents, sockets: Arc::default() }
     }
 
     /// Counts a request against the limits of who makes it.
@@ -171,9 +176,13 @@ impl Door {
         Ok(operation)
     }
 
-    fn examine(&self, words: Words) -> Result<Operation, Refused> {
+    fn examine(&self, mut words: Words) -> Result<Operation, Refused> {
+        let hash = self.documents.resolve(&mut words)?;
         let query = words.query.ok_or_else(|| Refused::new(Code::BadRequest, "`query` is missing."))?;
         let admitted = admission::admit(&query, words.operation_name.as_deref(), &words.variables, &self.limits)?;
+        if let Some(hash) = hash {
+            self.documents.remember(hash, &query);
+        }
         let Admitted { document, operation: kind, name, root_fields, cost, introspection, .. } = admitted;
         if introspection && !self.app.config.introspection {
             return Err(Refused::new(Code::ValidationFailed, "The schema cannot be asked for on this server."));
