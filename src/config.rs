@@ -1,5 +1,6 @@
 //! Every setting: one documented field, read from the environment or `.env`. Secrets never print.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -63,6 +64,8 @@ pub struct RateLimits {
     pub auth_per_minute: u32,
     /// GraphQL requests, per user, or per address when nobody is signed in.
     pub graphql_per_minute: u32,
+    /// Points that GraphQL operations cost, per user, or per address when nobody is signed in.
+    pub cost_per_minute: u32,
 }
 
 /// What sockets may do.
@@ -128,7 +131,7 @@ pub struct Config {
     /// Default none.
     pub cors_origins: Vec<String>,
     /// `RATE_LIMIT_ENABLED` with `RATE_LIMIT_CREDENTIALS_PER_MINUTE` (5), `RATE_LIMIT_AUTH_PER_MINUTE` (100) and
-    /// `RATE_LIMIT_GRAPHQL_PER_MINUTE` (1200). Default on.
+    /// `RATE_LIMIT_GRAPHQL_PER_MINUTE` (1200) and `RATE_LIMIT_COST_PER_MINUTE` (6000). Default on.
     pub rate_limits: Option<RateLimits>,
     /// `WS_SOCKETS_PER_USER` (20), `WS_OPERATIONS_PER_SOCKET` (50), `WS_MUTATIONS` (on), `WS_INIT_SECONDS` (3),
     /// `WS_PING_SECONDS` (30) and `WS_WRITE_SECONDS` (15).
@@ -136,10 +139,19 @@ pub struct Config {
     /// `MAX_CONNECTIONS` (10000), `MAX_REQUESTS_IN_FLIGHT` (1000), `HEADER_TIMEOUT_SECONDS` (10),
     /// `BODY_TIMEOUT_SECONDS` (30) and `KEEP_ALIVE_SECONDS` (75).
     pub connections: Connections,
+    /// `PERSISTED_QUERIES`: how many documents are kept that clients have sent with their hash (automatic persisted
+    /// queries); 0 keeps none. Default 1000.
+    pub persisted_queries: usize,
+    /// `TRUSTED_DOCUMENTS`: a file of the documents that alone are run, as JSON: `{"id": "query …"}`, or a manifest with
+    /// `operations` of `id` and `body`. Default none: any document is run.
+    pub trusted_documents: Option<HashMap<String, String>>,
+    /// `ALLOWED_HOSTS`: the names under which the server answers, comma-separated, without a port, such as
+    /// `tasks.example.org`. Default: any.
+    pub allowed_hosts: Vec<String>,
     /// `TRUSTED_PROXIES`: addresses or networks (`10.0.0.0/8`), comma-separated, whose `X-Forwarded-For` is believed.
     /// Default none.
     pub trusted_proxies: Vec<Network>,
-    /// `REDIS_URL`: shared by several instances. Default none.
+    /// `REDIS_URL`: `redis://host:port`, where several instances count rate limits together. Default none.
     pub redis_url: Option<Secret>,
     /// `SMTP_URL`: `smtp://…` or `smtps://user:password@host`. Default none: mail is written to the log.
     pub smtp_url: Option<Secret>,
@@ -181,7 +193,7 @@ impl Invalid {
 }
 
 /// The names of all settings, as `.env.example` must list them.
-pub const NAMES: [&str; 44] = [
+pub const NAMES: [&str; 48] = [
     "DATABASE_URL",
     "DATABASE_CONNECTIONS",
     "LISTEN_ADDR",
@@ -201,6 +213,10 @@ pub const NAMES: [&str; 44] = [
     "RATE_LIMIT_CREDENTIALS_PER_MINUTE",
     "RATE_LIMIT_AUTH_PER_MINUTE",
     "RATE_LIMIT_GRAPHQL_PER_MINUTE",
+    "RATE_LIMIT_COST_PER_MINUTE",
+    "PERSISTED_QUERIES",
+    "TRUSTED_DOCUMENTS",
+    "ALLOWED_HOSTS",
     "WS_SOCKETS_PER_USER",
     "WS_OPERATIONS_PER_SOCKET",
     "WS_MUTATIONS",
@@ -305,6 +321,7 @@ impl Config {
             credentials_per_minute: source.positive("RATE_LIMIT_CREDENTIALS_PER_MINUTE", 5)?,
             auth_per_minute: source.positive("RATE_LIMIT_AUTH_PER_MINUTE", 100)?,
             graphql_per_minute: source.positive("RATE_LIMIT_GRAPHQL_PER_MINUTE", 1200)?,
+            cost_per_minute: source.positive("RATE_LIMIT_COST_PER_MINUTE", 6000)?,
         };
         let public_url = source.text("PUBLIC_URL").unwrap_or_else(|| format!("http://{listen}"));
         url::Url::parse(&public_url).map_err(|error| Invalid::new("PUBLIC_URL", error.to_string()))?;
@@ -349,6 +366,9 @@ impl Config {
                 body: source.seconds("BODY_TIMEOUT_SECONDS", 30)?,
                 idle: source.seconds("KEEP_ALIVE_SECONDS", 75)?,
             },
+            persisted_queries: source.parse("PERSISTED_QUERIES", 1_000)?,
+            trusted_documents: trusted_documents(&source)?,
+            allowed_hosts: source.list("ALLOWED_HOSTS")?,
             trusted_proxies: source.list("TRUSTED_PROXIES")?,
             redis_url: source.text("REDIS_URL").map(Secret::new),
             smtp_url: source.text("SMTP_URL").map(Secret::new),
@@ -375,6 +395,31 @@ fn page(source: &Source<'_>, name: &'static str, public_url: &str, path: &str) -
         Ok(parsed) if parsed.fragment().is_none() => Ok(url),
         Ok(_) => Err(Invalid::new(name, "must not have a fragment: the token goes there")),
         Err(error) => Err(Invalid::new(name, error.to_string())),
+    }
+}
+
+fn trusted_documents(source: &Source<'_>) -> Result<Option<HashMap<String, String>>, Invalid> {
+    let Some(path) = source.text("TRUSTED_DOCUMENTS") else {
+        return Ok(None);
+    };
+    #[derive(serde::Deserialize)]
+    struct Listed {
+        id: String,
+        body: String,
+    }
+    #[derive(serde::Deserialize)]
+    #[serde(untagged)]
+    enum Manifest {
+        Operations { operations: Vec<Listed> },
+        Documents(HashMap<String, String>),
+    }
+    let read = std::fs::read(&path).map_err(|error| error.to_string());
+    let read = read.and_then(|bytes| serde_json::from_slice(&bytes).map_err(|error| error.to_string()));
+    match read.map_err(|error| Invalid::new("TRUSTED_DOCUMENTS", format!("{path}: {error}")))? {
+        Manifest::Documents(documents) => Ok(Some(documents)),
+        Manifest::Operations { operations } => {
+            Ok(Some(operations.into_iter().map(|listed| (listed.id, listed.body)).collect()))
+        }
     }
 }
 

@@ -166,7 +166,7 @@ impl App {
             hub: Hub::default(),
             inbox: watch::Sender::default(),
             credentials: Credentials::new(&config)?,
-            limits: Limits::new(config.rate_limits),
+            limits: Limits::new(config.rate_limits, config.redis_url.as_ref())?,
             clock,
             config,
         }))

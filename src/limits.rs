@@ -3,16 +3,19 @@
 //! Two counters a key: the running minute, and the one before it weighed by how much of it the window still covers.
 //! That bounds the memory and errs by at most what the previous minute was uneven.
 
+mod shared;
+
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use crate::config::RateLimits;
+use crate::config::{RateLimits, Secret};
 use crate::error::{Code, Error, Result};
 use crate::id::Id;
 use crate::time::Timestamp;
+use shared::Shared;
 
 const WINDOW: i64 = 60_000_000;
 const SHARDS: usize = 16;
@@ -28,6 +31,8 @@ pub enum Door {
     Auth,
     /// A GraphQL request.
     Graphql,
+    /// What GraphQL operations cost, in points.
+    Cost,
 }
 
 /// Who is limited.
@@ -62,38 +67,106 @@ pub fn network(address: IpAddr) -> String {
     }
 }
 
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 struct Window {
     minute: i64,
     count: u32,
     previous: u32,
 }
 
-/// The counters of this instance.
+impl Window {
+    /// What counts now, in points times the window.
+    fn weight(&self, elapsed: i64) -> i64 {
+        i64::from(self.previous) * (WINDOW - elapsed) + i64::from(self.count) * WINDOW
+    }
+
+    /// How long until one more fits, of a window in which none does.
+    fn wait(&self, limit: u32, elapsed: i64) -> Duration {
+        // What must run out before that: of the previous minute if that is enough, else all of this one.
+        let free_at = if self.count < limit {
+            WINDOW - i64::from(limit - self.count) * WINDOW / i64::from(self.previous.max(1))
+        } else {
+            WINDOW + WINDOW - i64::from(limit) * WINDOW / i64::from(self.count.max(1))
+        };
+        // At that moment the window is just full; one step later there is room.
+        Duration::from_micros(u64::try_from(free_at - elapsed + 1).unwrap_or(1))
+    }
+}
+
+/// How somebody stands to a limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Standing {
+    /// How much there is in a minute.
+    pub limit: u32,
+    /// How much of it is used up.
+    pub used: u32,
+    /// When the running minute ends, and what was used in it begins to run out.
+    pub reset: Duration,
+}
+
+impl Standing {
+    fn new(window: Window, limit: u32, elapsed: i64) -> Self {
+        let used = (window.weight(elapsed) + WINDOW - 1) / WINDOW;
+        let reset = Duration::from_micros(u64::try_from(WINDOW - elapsed).unwrap_or(0));
+        Self { limit, used: u32::try_from(used).unwrap_or(u32::MAX), reset }
+    }
+
+    /// How much is left.
+    pub const fn remaining(&self) -> u32 {
+        self.limit.saturating_sub(self.used)
+    }
+}
+
+/// The counters of this instance, and those that it shares with others.
 pub struct Limits {
     limits: Option<RateLimits>,
     hasher: RandomState,
     shards: Vec<Mutex<HashMap<(Door, Who), Window>>>,
+    shared: Option<Shared>,
 }
 
 impl Limits {
-    /// With these limits, or none.
-    pub fn new(limits: Option<RateLimits>) -> Self {
+    /// With these limits, or none; counted in Redis, or here.
+    pub fn new(limits: Option<RateLimits>, redis: Option<&Secret>) -> Result<Self> {
         let shards = (0..SHARDS).map(|_| Mutex::new(HashMap::new())).collect();
-        Self { limits, hasher: RandomState::new(), shards }
+        let shared = redis.map(Shared::new).transpose()?;
+        Ok(Self { limits, hasher: RandomState::new(), shards, shared })
     }
 
     /// Counts a request, or refuses it with the time to wait; a refused one does not count.
-    pub fn admit(&self, door: Door, who: Who, now: Timestamp) -> Result<()> {
+    pub async fn admit(&self, door: Door, who: Who, now: Timestamp) -> Result<()> {
+        self.spend(door, who, 1, now).await.map(|_| ())
+    }
+
+    /// Counts points if there is room for one: who asks for much is served, and waits longer after that. Tells how they
+    /// stand, if there is a limit.
+    pub async fn spend(&self, door: Door, who: Who, points: u32, now: Timestamp) -> Result<Option<Standing>> {
         let Some(limits) = self.limits else {
-            return Ok(());
+            return Ok(None);
         };
         let limit = match door {
             Door::Credentials => limits.credentials_per_minute,
             Door::Auth => limits.auth_per_minute,
             Door::Graphql => limits.graphql_per_minute,
+            Door::Cost => limits.cost_per_minute,
         };
-        let key = (door, who);
+        let shared = match &self.shared {
+            Some(shared) => shared.spend(door, who, limit, points).await,
+            None => None,
+        };
+        // Without Redis each instance limits what it sees: too lenient for a while is better than an outage.
+        let (fits, window, elapsed) = shared.unwrap_or_else(|| self.count((door, who), limit, points, now));
+        if fits {
+            return Ok(Some(Standing::new(window, limit, elapsed)));
+        }
+        Err(Error::Refused {
+            code: Code::RateLimited,
+            message: "Too many requests. Try again later.".into(),
+            retry_after: Some(window.wait(limit, elapsed)),
+        })
+    }
+
+    fn count(&self, key: (Door, Who), limit: u32, points: u32, now: Timestamp) -> (bool, Window, i64) {
         let shard = usize::try_from(self.hasher.hash_one(key)).unwrap_or_default() % SHARDS;
         let mut shard = self.shards[shard].lock().unwrap_or_else(PoisonError::into_inner);
         let minute = now.micros().div_euclid(WINDOW);
@@ -111,24 +184,11 @@ impl Limits {
             _ => *window = Window { minute, count: 0, previous: 0 },
         }
         let elapsed = now.micros().rem_euclid(WINDOW);
-        let carried = i64::from(window.previous) * (WINDOW - elapsed);
-        if carried + i64::from(window.count) * WINDOW >= i64::from(limit) * WINDOW {
-            // What must run out before one more fits: of the previous minute if that is enough, else all of this one.
-            let free_at = if window.count < limit {
-                WINDOW - i64::from(limit - window.count) * WINDOW / i64::from(window.previous.max(1))
-            } else {
-                WINDOW + WINDOW - i64::from(limit) * WINDOW / i64::from(window.count.max(1))
-            };
-            // At that moment the window is just full; one step later there is room.
-            let micros = u64::try_from(free_at - elapsed + 1).unwrap_or(1);
-            return Err(Error::Refused {
-                code: Code::RateLimited,
-                message: "Too many requests. Try again later.".into(),
-                retry_after: Some(Duration::from_micros(micros)),
-            });
+        let fits = window.weight(elapsed) < i64::from(limit) * WINDOW;
+        if fits {
+            window.count = window.count.saturating_add(points);
         }
-        window.count += 1;
-        Ok(())
+        (fits, *window, elapsed)
     }
 }
 
@@ -136,27 +196,28 @@ impl Limits {
 mod tests {
     use super::*;
 
-    const LIMITS: RateLimits = RateLimits { credentials_per_minute: 5, auth_per_minute: 100, graphql_per_minute: 10 };
+    const LIMITS: RateLimits =
+        RateLimits { credentials_per_minute: 5, auth_per_minute: 100, graphql_per_minute: 10, cost_per_minute: 100 };
 
     fn address(text: &str) -> Who {
         Who::address(text.parse().unwrap())
     }
 
-    #[test]
-    fn the_window_slides() {
-        let limits = Limits::new(Some(LIMITS));
+    #[tokio::test]
+    async fn the_window_slides() {
+        let limits = Limits::new(Some(LIMITS), None).unwrap();
         let start = Timestamp::from_micros(WINDOW * 1_000 + WINDOW / 2);
         for _ in 0..5 {
-            assert!(limits.admit(Door::Credentials, address("192.0.2.1"), start).is_ok());
+            assert!(limits.admit(Door::Credentials, address("192.0.2.1"), start).await.is_ok());
         }
         let Err(Error::Refused { retry_after: Some(wait), .. }) =
-            limits.admit(Door::Credentials, address("192.0.2.1"), start)
+            limits.admit(Door::Credentials, address("192.0.2.1"), start).await
         else {
             panic!("not refused")
         };
-        assert!(limits.admit(Door::Credentials, address("192.0.2.2"), start).is_ok());
-        assert!(limits.admit(Door::Credentials, address("192.0.2.1"), start.plus(wait / 2)).is_err());
-        assert!(limits.admit(Door::Credentials, address("192.0.2.1"), start.plus(wait)).is_ok());
+        assert!(limits.admit(Door::Credentials, address("192.0.2.2"), start).await.is_ok());
+        assert!(limits.admit(Door::Credentials, address("192.0.2.1"), start.plus(wait / 2)).await.is_err());
+        assert!(limits.admit(Door::Credentials, address("192.0.2.1"), start.plus(wait)).await.is_ok());
     }
 
     #[test]
@@ -166,14 +227,47 @@ mod tests {
         assert_eq!(address("::ffff:192.0.2.1"), address("192.0.2.1"));
     }
 
-    #[test]
-    fn many_addresses_take_bounded_memory() {
-        let limits = Limits::new(Some(LIMITS));
+    #[tokio::test]
+    async fn many_addresses_take_bounded_memory() {
+        let limits = Limits::new(Some(LIMITS), None).unwrap();
         for number in 0..300_000_u32 {
             let who = Who::address(IpAddr::V4(number.into()));
-            limits.admit(Door::Auth, who, Timestamp::from_micros(0)).unwrap();
+            limits.admit(Door::Auth, who, Timestamp::from_micros(0)).await.unwrap();
         }
         let kept: usize = limits.shards.iter().map(|shard| shard.lock().unwrap().len()).sum();
         assert!(kept <= SHARDS * KEYS_PER_SHARD, "{kept}");
+    }
+
+    #[tokio::test]
+    async fn points_add_up_and_run_out() {
+        let limits = Limits::new(Some(LIMITS), None).unwrap();
+        let (who, start) = (address("192.0.2.1"), Timestamp::from_micros(WINDOW * 1_000));
+        let standing = limits.spend(Door::Cost, who, 70, start).await.unwrap().unwrap();
+        assert_eq!((standing.limit, standing.used, standing.remaining()), (100, 70, 30));
+        assert_eq!(standing.reset, Duration::from_secs(60));
+        assert_eq!(limits.spend(Door::Cost, who, 70, start).await.unwrap().unwrap().remaining(), 0);
+        assert!(limits.spend(Door::Cost, who, 1, start).await.is_err());
+        assert!(limits.spend(Door::Cost, who, 1, start.plus(Duration::from_secs(120))).await.is_ok());
+    }
+
+    /// Needs a Redis: `TEST_REDIS_URL=redis://127.0.0.1:6379 cargo test --lib limits`.
+    #[tokio::test]
+    async fn instances_share_what_is_counted_and_count_alone_when_redis_is_away() {
+        let Ok(url) = std::env::var("TEST_REDIS_URL") else { return };
+        let (url, who) = (Secret::new(url), Who::User(Id::new()));
+        let instance = || Limits::new(Some(LIMITS), Some(&url)).unwrap();
+        let (one, other) = (instance(), instance());
+        let now = Timestamp::from_micros(0);
+        for _ in 0..5 {
+            assert!(one.admit(Door::Graphql, who, now).await.is_ok());
+            assert!(other.admit(Door::Graphql, who, now).await.is_ok());
+        }
+        assert!(one.admit(Door::Graphql, who, now).await.is_err());
+        assert!(other.admit(Door::Graphql, who, now).await.is_err());
+        let away = Limits::new(Some(LIMITS), Some(&Secret::new("redis://127.0.0.1:1"))).unwrap();
+        for _ in 0..10 {
+            assert!(away.admit(Door::Graphql, who, now).await.is_ok());
+        }
+        assert!(away.admit(Door::Graphql, who, now).await.is_err());
     }
 }

@@ -14,6 +14,7 @@ pub mod node;
 pub mod notification;
 pub mod payload;
 pub mod project;
+pub mod rate_limit;
 pub mod scalar;
 pub mod session;
 pub mod task;
@@ -37,6 +38,7 @@ pub struct Query(
     task::TaskQuery,
     event::EventQuery,
     session::SessionQuery,
+    rate_limit::RateLimitQuery,
 );
 
 /// Everything that can be changed. Each mutation takes one `input` and answers one payload: what the caller can put
@@ -68,7 +70,7 @@ pub fn schema(introspection: bool) -> Schema {
         .limit_depth(16)
         .limit_complexity(2_000)
         .limit_recursive_depth(32);
-    if introspection { builder.finish() } else { builder.disable_introspection().finish() }
+    if introspection { builder.finish() } else { builder.disable_introspection().disable_suggestions().finish() }
 }
 
 /// The schema in SDL, as `schema.graphql` keeps it.

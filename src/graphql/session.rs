@@ -206,7 +206,7 @@ pub struct DeleteViewerPayload {
 
 /// Asks for the password once more; guesses are limited like logins.
 async fn confirm(app: &App, viewer: &Viewer, field: &'static str, password: &str) -> crate::error::Result<()> {
-    app.limits.admit(Door::Credentials, Who::User(viewer.id), app.clock.now())?;
+    app.limits.admit(Door::Credentials, Who::User(viewer.id), app.clock.now()).await?;
     let credential = account::credential_of(&mut app.db.conn().await?, viewer).await?;
     if app.credentials.verify(password, Some(&credential.password_hash)).await? {
         Ok(())

@@ -35,6 +35,9 @@ use crate::error::Error;
 
 /// How long the place of a connection that was shown out is waited for.
 const ROOM: Duration = Duration::from_secs(1);
+/// How long a connection may take to say goodbye, and how often that is looked at.
+const GOODBYE: Duration = Duration::from_secs(1);
+const TICK: Duration = Duration::from_millis(100);
 /// What is sent to a connection that there is no room for.
 const FULL: &[u8] =
     b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
@@ -172,9 +175,10 @@ impl Server {
             async move { Ok::<_, std::convert::Infallible>(server.answer(request, peer, lifeline, busy).await) }
         });
         let mut connection = pin!(self.builder.serve_connection_with_upgrades(TokioIo::new(stream), service));
-        let mut stopping = false;
+        let mut stopping = None;
         loop {
-            let due = activity.due(started, &self.limits);
+            // While stopping, whether the last request is answered is looked at now and then.
+            let due = stopping.map_or_else(|| activity.due(started, &self.limits), |_| Instant::now() + TICK);
             tokio::select! {
                 served = connection.as_mut() => {
                     if let Err(error) = served {
@@ -182,8 +186,8 @@ impl Server {
                     }
                     break;
                 }
-                () = self.stop.cancelled(), if !stopping => {
-                    stopping = true;
+                () = self.stop.cancelled(), if stopping.is_none() => {
+                    stopping = Some(Instant::now() + GOODBYE);
                     connection.as_mut().graceful_shutdown();
                     if activity.begun.load(Ordering::Relaxed) == 0 {
                         break;
@@ -191,7 +195,9 @@ impl Server {
                 }
                 () = lifeline.connection.cancelled() => break,
                 () = sleep_until(due) => {
-                    if activity.due(started, &self.limits) <= Instant::now() {
+                    // Of HTTP/2 the client has to agree to the end: one that does not is not waited for.
+                    let said = stopping.is_some_and(|until| until <= Instant::now() && !activity.is_busy());
+                    if said || activity.due(started, &self.limits) <= Instant::now() {
                         break;
                     }
                 }
@@ -231,12 +237,16 @@ struct Activity {
 }
 
 impl Activity {
+    fn is_busy(&self) -> bool {
+        self.running.load(Ordering::Relaxed) > 0
+    }
+
     /// Until when something has to happen.
     fn due(&self, started: Instant, limits: &Connections) -> Instant {
         if self.begun.load(Ordering::Relaxed) == 0 {
             return started + limits.headers;
         }
-        if self.running.load(Ordering::Relaxed) > 0 {
+        if self.is_busy() {
             return Instant::now() + limits.idle;
         }
         let ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);

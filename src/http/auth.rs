@@ -87,7 +87,7 @@ async fn register(
     Body(body): Body<Registration>,
 ) -> Result<impl IntoResponse, Problem> {
     let now = app.clock.now();
-    app.limits.admit(Door::Credentials, Who::address(peer), now)?;
+    app.limits.admit(Door::Credentials, Who::address(peer), now).await?;
     let account = NewAccount {
         email: &body.email,
         username: &body.username,
@@ -158,7 +158,7 @@ async fn login(
     Body(body): Body<Login>,
 ) -> Result<Response, Problem> {
     let now = app.clock.now();
-    app.limits.admit(Door::Credentials, Who::address(peer), now)?;
+    app.limits.admit(Door::Credentials, Who::address(peer), now).await?;
     let (origin, source) = (origin(peer, &headers), limits::network(peer));
     let identifier = identifier(&body.username);
     let wrong = || Error::refused(Code::InvalidCredentials, "The e-mail, username or password is not right.");
@@ -224,7 +224,7 @@ async fn refresh(
     Body(body): Body<Refreshing>,
 ) -> Result<Response, Problem> {
     let now = app.clock.now();
-    app.limits.admit(Door::Auth, Who::address(peer), now)?;
+    app.limits.admit(Door::Auth, Who::address(peer), now).await?;
     let refused = || Error::refused(Code::Unauthenticated, "The refresh token is not valid. Log in again.");
     let shown = Refresh::parse(&body.refresh_token).ok_or_else(refused)?;
     let session = session::find(&mut app.db.conn().await?, shown.session_id).await?.ok_or_else(refused)?;
@@ -249,7 +249,7 @@ async fn logout(
     headers: HeaderMap,
 ) -> Result<StatusCode, Problem> {
     let now = app.clock.now();
-    app.limits.admit(Door::Auth, Who::address(peer), now)?;
+    app.limits.admit(Door::Auth, Who::address(peer), now).await?;
     let token = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()).and_then(bearer);
     let viewer = auth::viewer(&app, token.ok_or_else(Error::unauthenticated)?).await?;
     session::revoke(&app.db, now, &viewer, viewer.session_id, &origin(peer, &headers)).await?;

@@ -9,6 +9,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_graphql::parser::types::OperationType;
 use axum::Extension;
@@ -100,9 +101,9 @@ async fn run(
         return Err(Refused::new(Code::UnsupportedMediaType, "Send `Content-Type: application/json` in UTF-8."));
     }
     let viewer = viewer(door, &parts.headers).await?;
-    door.enter(viewer, address)?;
+    door.enter(viewer, address).await?;
     let words = if get { words_of_query(parts.uri.query().unwrap_or_default())? } else { words_of_body(body).await? };
-    let operation = door.admit(words)?;
+    let operation = door.admit(words, viewer, address).await?;
     match operation.kind {
         OperationType::Mutation if get => {
             return Err(Refused::new(Code::MethodNotAllowed, "Send mutations by POST."));
@@ -117,7 +118,19 @@ async fn run(
         }
         _ => {}
     }
-    Ok(answered(media, &door.execute(operation, viewer, &id.0).await))
+    let standing = operation.spent.standing;
+    let mut response = answered(media, &door.execute(operation, viewer, &id.0).await);
+    if let Some((standing, _)) = standing {
+        tell_standing(response.headers_mut(), standing.limit, standing.remaining(), standing.reset);
+    }
+    Ok(response)
+}
+
+/// How much is left, in the headers that clients know.
+fn tell_standing(headers: &mut HeaderMap, limit: u32, remaining: u32, reset: Duration) {
+    headers.insert("ratelimit-limit", limit.into());
+    headers.insert("ratelimit-remaining", remaining.into());
+    headers.insert("ratelimit-reset", whole_seconds(reset).into());
 }
 
 /// Who asks; nobody, if they do not say.
@@ -186,6 +199,10 @@ pub fn answered(media: Media, answer: &Answer) -> Response {
     }
     if let Some(wait) = answer.retry_after {
         headers.insert(header::RETRY_AFTER, whole_seconds(wait).into());
+        if status == StatusCode::TOO_MANY_REQUESTS {
+            headers.insert("ratelimit-remaining", 0.into());
+            headers.insert("ratelimit-reset", whole_seconds(wait).into());
+        }
     }
     response
 }

@@ -8,6 +8,7 @@ pub mod graphql;
 pub mod negotiate;
 pub mod operation;
 pub mod origin;
+pub mod persisted;
 pub mod playground;
 pub mod problem;
 pub mod protocol;
@@ -20,6 +21,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, MatchedPath, Request, State};
+use axum::http::uri::Authority;
 use axum::http::{HeaderName, HeaderValue, Method, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
@@ -60,7 +62,7 @@ pub fn router(app: &Arc<App>, schema: Schema) -> Router {
         .method_not_allowed_fallback(async || Problem::method_not_allowed())
         .layer(cors(&app.config.cors_origins))
         .layer(CatchPanicLayer::custom(panicked))
-        .layer(middleware::from_fn(around))
+        .layer(middleware::from_fn_with_state(Arc::clone(app), around))
 }
 
 /// Whether the server can do its work: the database answers.
@@ -77,8 +79,20 @@ fn cors(origins: &[String]) -> CorsLayer {
         .allow_origin(origins)
         .allow_credentials(true)
         .allow_methods([Method::GET, Method::POST])
-        .allow_headers([header::ACCEPT, header::AUTHORIZATION, header::CONTENT_TYPE])
-        .expose_headers([REQUEST_ID, header::RETRY_AFTER])
+        .allow_headers([
+            header::ACCEPT,
+            header::AUTHORIZATION,
+            header::CONTENT_TYPE,
+            HeaderName::from_static("graphql-require-preflight"),
+            HeaderName::from_static("last-event-id"),
+        ])
+        .expose_headers([
+            REQUEST_ID,
+            header::RETRY_AFTER,
+            HeaderName::from_static("ratelimit-limit"),
+            HeaderName::from_static("ratelimit-remaining"),
+            HeaderName::from_static("ratelimit-reset"),
+        ])
         .max_age(Duration::from_secs(3_600))
 }
 
@@ -89,8 +103,22 @@ fn panicked(cause: Box<dyn std::any::Any + Send>) -> Response {
     Problem::from(crate::error::Error::internal(cause)).into_response()
 }
 
+/// Whether the server answers under the name that was asked for. Probes ask by address.
+fn is_allowed(request: &Request, hosts: &[String]) -> bool {
+    if hosts.is_empty() || matches!(request.uri().path(), "/livez" | "/readyz") {
+        return true;
+    }
+    let named = request.headers().get(header::HOST).and_then(|host| host.to_str().ok());
+    let named = request.uri().authority().map(Authority::as_str).or(named).unwrap_or_default();
+    let name = match named.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
+        _ => named,
+    };
+    hosts.iter().any(|host| host.eq_ignore_ascii_case(name))
+}
+
 /// Around every request: an id, a line in the log, and the headers that keep browsers careful.
-async fn around(mut request: Request, next: Next) -> Response {
+async fn around(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
     let id: Arc<str> = Id::new().to_string().into();
     request.extensions_mut().insert(RequestId(Arc::clone(&id)));
     let route = request.extensions().get::<MatchedPath>().map_or("-", MatchedPath::as_str).to_owned();
@@ -102,7 +130,11 @@ async fn around(mut request: Request, next: Next) -> Response {
         operation = tracing::field::Empty,
     );
     let started = tokio::time::Instant::now();
-    let mut response = next.run(request).instrument(span.clone()).await;
+    let mut response = if is_allowed(&request, &app.config.allowed_hosts) {
+        next.run(request).instrument(span.clone()).await
+    } else {
+        Problem::new(Code::Forbidden, "This server does not answer under that name.").into_response()
+    };
     let (status, ms) = (response.status().as_u16(), started.elapsed().as_micros() as f64 / 1000.0);
     span.in_scope(|| tracing::info!(status, ms, "answered"));
     let headers = response.headers_mut();
@@ -112,6 +144,9 @@ async fn around(mut request: Request, next: Next) -> Response {
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     headers.insert(header::X_FRAME_OPTIONS, HeaderValue::from_static("DENY"));
     headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
+    if app.config.public_url.starts_with("https://") {
+        headers.insert(header::STRICT_TRANSPORT_SECURITY, HeaderValue::from_static("max-age=31536000"));
+    }
     headers
         .entry(header::CONTENT_SECURITY_POLICY)
         .or_insert(HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'"));

@@ -16,12 +16,14 @@ use serde_json::{Map, Value};
 use tokio::task::coop::unconstrained;
 
 use super::answer::{Answer, Refused};
+use super::persisted::Documents;
 use super::websocket::Sockets;
 use crate::App;
 use crate::access::Viewer;
 use crate::admission::{self, Admitted};
 use crate::error::{Code, Error};
 use crate::graphql::complete::Shape;
+use crate::graphql::rate_limit::Spent;
 use crate::graphql::{Caller, Schema};
 use crate::limits::{Door as Limited, Who};
 
@@ -76,6 +78,8 @@ pub struct Door {
     pub limits: Arc<admission::Limits>,
     /// The types of the schema, to complete answers by.
     pub shape: Arc<Shape>,
+    /// The documents that are known by their hash.
+    pub documents: Arc<Documents>,
     /// Who has how many sockets open.
     pub sockets: Arc<Sockets>,
 }
@@ -90,8 +94,8 @@ impl FromRef<Door> for Arc<App> {
 pub struct Operation {
     /// What it is.
     pub kind: OperationType,
-    /// What it costs, in points.
-    pub cost: u32,
+    /// What it costs, and what that leaves.
+    pub spent: Spent,
     /// As it was admitted: what the answer has.
     document: ExecutableDocument,
     /// What is executed, if it is not the same.
@@ -154,19 +158,32 @@ impl Door {
     /// A door to this schema.
     pub fn new(app: Arc<App>, schema: Schema) -> Self {
         let shape = Arc::new(Shape::of(&crate::graphql::sdl()));
-        Self { app, schema, limits: Arc::default(), shape, sockets: Arc::default() }
+        let config = &app.config;
+        let documents = Arc::new(Documents::new(config.persisted_queries, config.trusted_documents.as_ref()));
+        Self { app, schema, limits: Arc::default(), shape, documents, sockets: Arc::default() }
     }
 
     /// Counts a request against the limits of who makes it.
-    pub fn enter(&self, viewer: Option<Viewer>, address: IpAddr) -> Result<(), Error> {
-        let who = viewer.map_or_else(|| Who::address(address), |viewer| Who::User(viewer.id));
-        self.app.limits.admit(Limited::Graphql, who, self.app.clock.now())
+    pub async fn enter(&self, viewer: Option<Viewer>, address: IpAddr) -> Result<(), Error> {
+        self.app.limits.admit(Limited::Graphql, who(viewer, address), self.app.clock.now()).await
     }
 
-    /// Decides whether an operation may be executed at all; nothing is executed yet.
-    pub fn admit(&self, words: Words) -> Result<Operation, Refused> {
+    /// Decides whether an operation may be executed, and has it paid for.
+    pub async fn admit(&self, words: Words, viewer: Option<Viewer>, address: IpAddr) -> Result<Operation, Refused> {
+        let mut operation = self.examine(words)?;
+        let now = self.app.clock.now();
+        let standing = self.app.limits.spend(Limited::Cost, who(viewer, address), operation.spent.cost, now).await?;
+        operation.spent.standing = standing.map(|standing| (standing, now.plus(standing.reset)));
+        Ok(operation)
+    }
+
+    fn examine(&self, mut words: Words) -> Result<Operation, Refused> {
+        let hash = self.documents.resolve(&mut words)?;
         let query = words.query.ok_or_else(|| Refused::new(Code::BadRequest, "`query` is missing."))?;
         let admitted = admission::admit(&query, words.operation_name.as_deref(), &words.variables, &self.limits)?;
+        if let Some(hash) = hash {
+            self.documents.remember(hash, &query);
+        }
         let Admitted { document, operation: kind, name, root_fields, cost, introspection, .. } = admitted;
         if introspection && !self.app.config.introspection {
             return Err(Refused::new(Code::ValidationFailed, "The schema cannot be asked for on this server."));
@@ -181,21 +198,22 @@ impl Door {
         let mut request = async_graphql::Request::new(String::new());
         request.operation_name.clone_from(&name);
         request.variables = Variables::from_json(Value::Object(words.variables));
-        Ok(Operation { kind, cost, document, followed: None, request })
+        let spent = Spent { cost, standing: None };
+        Ok(Operation { kind, spent, document, followed: None, request })
     }
 
     /// Executes a query or a mutation. Whoever stops waiting does not stop a mutation: it runs in a task of its own.
     pub async fn execute(&self, operation: Operation, viewer: Option<Viewer>, request_id: &str) -> Answer {
-        let Operation { cost, document, mut request, .. } = operation;
+        let Operation { spent, document, mut request, .. } = operation;
         request.set_parsed_query(document.clone());
         let name = request.operation_name.clone();
-        let request = request.data(Caller::new(Arc::clone(&self.app), viewer));
+        let request = request.data(Caller::new(Arc::clone(&self.app), viewer)).data(spent);
         // Tokio's budget would break off an operation in the middle of a level, and its loaders would read in pieces.
         let executed = unconstrained(AssertUnwindSafe(self.schema.execute(request)).catch_unwind());
         match tokio::time::timeout(DEADLINE, executed).await {
             Ok(Ok(mut response)) => {
                 self.shape.complete(&document, name.as_deref(), &mut response);
-                Answer::of(response, request_id).costing(cost)
+                Answer::of(response, request_id).costing(spent.cost)
             }
             Ok(Err(_)) => Answer::refused(Error::internal("a panic during execution").into(), request_id),
             Err(_) => Answer::refused(Error::unavailable().into(), request_id),
@@ -210,10 +228,10 @@ impl Door {
         viewer: Option<Viewer>,
         request_id: Arc<str>,
     ) -> BoxStream<'static, Answer> {
-        let Operation { document, followed, mut request, .. } = operation;
+        let Operation { spent, document, followed, mut request, .. } = operation;
         request.set_parsed_query(followed.unwrap_or_else(|| document.clone()));
         let (shape, name) = (Arc::clone(&self.shape), request.operation_name.clone());
-        let request = request.data(Caller::new(Arc::clone(&self.app), viewer));
+        let request = request.data(Caller::new(Arc::clone(&self.app), viewer)).data(spent);
         let answers = self.schema.execute_stream(request).map(move |mut response| {
             let cursor = cursor(&response.data);
             shape.complete(&document, name.as_deref(), &mut response);
@@ -221,6 +239,10 @@ impl Door {
         });
         answers.boxed()
     }
+}
+
+fn who(viewer: Option<Viewer>, address: IpAddr) -> Who {
+    viewer.map_or_else(|| Who::address(address), |viewer| Who::User(viewer.id))
 }
 
 /// Variables that must have a value have one: the library says so too, but not apart from what is wrong with the

@@ -57,7 +57,7 @@ async fn verify_email(
     Body(body): Body<Verification>,
 ) -> Result<StatusCode, Problem> {
     let now = app.clock.now();
-    app.limits.admit(Door::Credentials, Who::address(peer), now)?;
+    app.limits.admit(Door::Credentials, Who::address(peer), now).await?;
     let hash = MailToken::shown(&body.token).hash();
     account::verify_email(&app.db, now, &hash, &origin(peer, &headers)).await?;
     Ok(StatusCode::NO_CONTENT)
@@ -88,7 +88,7 @@ async fn password_reset(
 
 async fn ask(app: &App, peer: IpAddr, kind: Kind, email: &str) -> Result<()> {
     let now = app.clock.now();
-    app.limits.admit(Door::Credentials, Who::address(peer), now)?;
+    app.limits.admit(Door::Credentials, Who::address(peer), now).await?;
     let email = Email::parse("email", email).map_err(|fault| Error::Faults(vec![fault]))?;
     mail::queue_for_address(&app.db, now, kind, &email).await
 }
@@ -106,7 +106,7 @@ async fn confirm(
     Body(body): Body<Confirmation>,
 ) -> Result<StatusCode, Problem> {
     let now = app.clock.now();
-    app.limits.admit(Door::Credentials, Who::address(peer), now)?;
+    app.limits.admit(Door::Credentials, Who::address(peer), now).await?;
     let hash = MailToken::shown(&body.token).hash();
     let owner = account::reset_owner(&mut app.db.conn().await?, now, &hash).await?;
     let (policy, personal) = (app.config.password_policy, [owner.email.as_str(), owner.username.as_str()]);

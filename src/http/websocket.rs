@@ -332,7 +332,7 @@ impl Talk {
         let token = bearer(authorization).ok_or(Refusal::Token)?;
         let now = app.clock.now();
         let access = app.credentials.access(now, token).ok_or(Refusal::Token)?;
-        self.door.enter(None, self.opening.address).map_err(|_| Refusal::Busy)?;
+        self.door.enter(None, self.opening.address).await.map_err(|_| Refusal::Busy)?;
         let viewer = auth::viewer(app, token).await.map_err(|error| match error.told().0 {
             Code::Unauthenticated => Refusal::Token,
             _ => Refusal::Busy,
@@ -428,7 +428,7 @@ struct Runner {
 impl Runner {
     /// Runs an operation; its last message is for the caller to send.
     async fn run(&self, id: &str, words: Words) -> Option<Utf8Bytes> {
-        let operation = match self.admitted(words) {
+        let operation = match self.admitted(words).await {
             Ok(operation) => operation,
             Err(refused) => return self.error(id, refused),
         };
@@ -457,9 +457,9 @@ impl Runner {
         Outgoing::<()>::about(id, "complete", None)
     }
 
-    fn admitted(&self, words: Words) -> Result<super::operation::Operation, Refused> {
-        self.door.enter(Some(self.viewer), self.address)?;
-        let operation = self.door.admit(words)?;
+    async fn admitted(&self, words: Words) -> Result<super::operation::Operation, Refused> {
+        self.door.enter(Some(self.viewer), self.address).await?;
+        let operation = self.door.admit(words, Some(self.viewer), self.address).await?;
         if operation.kind == OperationType::Mutation && !self.door.app.config.sockets.mutations {
             return Err(Refused::new(Code::Forbidden, "Send mutations by POST: this server takes none on sockets."));
         }

@@ -1,0 +1,142 @@
+//! Documents that need not be sent: automatic persisted queries, and the mode in which listed documents alone are run.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use aws_lc_rs::digest::{SHA256, digest};
+use serde_json::Value;
+
+use super::answer::Refused;
+use super::operation::Words;
+use crate::error::Code;
+
+/// The documents that are known by their hash or id.
+pub enum Documents {
+    /// Whatever clients have sent along with its hash; the oldest makes room.
+    Seen(Mutex<Seen>),
+    /// The listed ones, by id and by hash.
+    Trusted(HashMap<String, Arc<str>>),
+}
+
+/// The documents that clients have sent.
+pub struct Seen {
+    most: usize,
+    known: HashMap<String, Arc<str>>,
+    order: VecDeque<String>,
+}
+
+impl Documents {
+    /// So many of those that clients send, or the listed ones alone.
+    pub fn new(most: usize, trusted: Option<&HashMap<String, String>>) -> Self {
+        match trusted {
+            None => Self::Seen(Mutex::new(Seen { most, known: HashMap::new(), order: VecDeque::new() })),
+            Some(listed) => {
+                let mut known = HashMap::with_capacity(listed.len() * 2);
+                for (id, document) in listed {
+                    let document: Arc<str> = document.as_str().into();
+                    known.insert(sha256(&document), Arc::clone(&document));
+                    known.insert(id.clone(), document);
+                }
+                Self::Trusted(known)
+            }
+        }
+    }
+
+    /// Puts the document in that the words name, and refuses one that must not be run. Answers the hash by which the
+    /// document is to be remembered once it is found good.
+    pub fn resolve(&self, words: &mut Words) -> Result<Option<String>, Refused> {
+        let named = words.extensions.get("persistedQuery").map(|named| named.get("sha256Hash").and_then(Value::as_str));
+        let hash = match named {
+            None => None,
+            Some(Some(hash)) if hash.len() <= 128 => Some(hash.to_ascii_lowercase()),
+            Some(_) => return Err(Refused::new(Code::BadRequest, "`persistedQuery` must have a `sha256Hash`.")),
+        };
+        match (self, &words.query, hash) {
+            (Self::Trusted(known), query, hash) => {
+                let hash = query.as_deref().map(sha256).or(hash);
+                let found = hash.and_then(|hash| known.get(&hash));
+                let untrusted = || Refused::new(Code::DocumentNotTrusted, "This server runs listed documents only.");
+                words.query = Some(found.ok_or_else(untrusted)?.to_string());
+                Ok(None)
+            }
+            (Self::Seen(_), _, None) => Ok(None),
+            (Self::Seen(_), Some(query), Some(hash)) => {
+                if sha256(query) != hash {
+                    return Err(Refused::new(Code::BadRequest, "The hash is not that of the document."));
+                }
+                Ok(Some(hash))
+            }
+            (Self::Seen(seen), None, Some(hash)) => {
+                let seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
+                // Clients know this message by heart.
+                let unknown = || Refused::new(Code::PersistedQueryNotFound, "PersistedQueryNotFound");
+                words.query = Some(seen.known.get(&hash).ok_or_else(unknown)?.to_string());
+                Ok(None)
+            }
+        }
+    }
+
+    /// Remembers a document.
+    pub fn remember(&self, hash: String, document: &str) {
+        let Self::Seen(seen) = self else { return };
+        let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
+        if seen.most == 0 || seen.known.contains_key(&hash) {
+            return;
+        }
+        if seen.known.len() >= seen.most {
+            if let Some(oldest) = seen.order.pop_front() {
+                seen.known.remove(&oldest);
+            }
+        }
+        seen.order.push_back(hash.clone());
+        seen.known.insert(hash, document.into());
+    }
+}
+
+/// In hexadecimal digits.
+fn sha256(text: &str) -> String {
+    let bytes = digest(&SHA256, text.as_bytes());
+    bytes.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn words(query: Option<&str>, hash: Option<&str>) -> Words {
+        let extensions = hash.map(|hash| json!({ "persistedQuery": { "version": 1, "sha256Hash": hash } }));
+        Words::of(json!({ "query": query, "extensions": extensions })).unwrap()
+    }
+
+    #[test]
+    fn a_document_is_known_after_it_was_sent_with_its_hash() {
+        let documents = Documents::new(2, None);
+        let hash = sha256("{ a }");
+        assert_eq!(documents.resolve(&mut words(None, Some(&hash))).unwrap_err().code, Code::PersistedQueryNotFound);
+        let remembered = documents.resolve(&mut words(Some("{ a }"), Some(&hash))).unwrap().unwrap();
+        documents.remember(remembered, "{ a }");
+        let mut again = words(None, Some(&hash));
+        assert_eq!(documents.resolve(&mut again).unwrap(), None);
+        assert_eq!(again.query.as_deref(), Some("{ a }"));
+        assert_eq!(documents.resolve(&mut words(Some("{ b }"), Some(&hash))).unwrap_err().code, Code::BadRequest);
+        for other in ["{ b }", "{ c }"] {
+            documents.remember(sha256(other), other);
+        }
+        assert!(documents.resolve(&mut words(None, Some(&hash))).is_err());
+    }
+
+    #[test]
+    fn only_listed_documents_are_trusted() {
+        let listed = HashMap::from([("a".to_owned(), "{ a }".to_owned())]);
+        let documents = Documents::new(2, Some(&listed));
+        for mut trusted in [words(Some("{ a }"), None), words(None, Some(&sha256("{ a }"))), words(None, Some("a"))] {
+            documents.resolve(&mut trusted).unwrap();
+            assert_eq!(trusted.query.as_deref(), Some("{ a }"));
+        }
+        for mut other in [words(Some("{ b }"), None), words(None, Some("b")), words(Some("{ b }"), Some("a"))] {
+            assert_eq!(documents.resolve(&mut other).unwrap_err().code, Code::DocumentNotTrusted);
+        }
+    }
+}

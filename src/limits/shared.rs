@@ -1,0 +1,95 @@
+//! The counters that several instances share: in Redis, one script for each request, which no other comes between.
+
+use std::time::Duration;
+
+use redis::aio::ConnectionManager;
+use redis::{Client, Script};
+use tokio::sync::OnceCell;
+use tokio::time::timeout;
+
+use super::{Door, WINDOW, Who, Window};
+use crate::config::Secret;
+use crate::error::{Error, Result};
+
+/// Longer than this nobody waits for Redis: the local counters are as good for a while.
+const PATIENCE: Duration = Duration::from_millis(250);
+const FIRST_PATIENCE: Duration = Duration::from_millis(1_000);
+
+/// Takes the key, the limit and the points. The clock is that of Redis, the same for all instances.
+const SCRIPT: &str = r"
+local time = redis.call('TIME')
+local now = time[1] * 1000000 + time[2]
+local window = 60000000
+local minute = math.floor(now / window)
+local elapsed = now % window
+local kept = redis.call('HMGET', KEYS[1], 'minute', 'count', 'previous')
+local count, previous = tonumber(kept[2]) or 0, tonumber(kept[3]) or 0
+local passed = minute - (tonumber(kept[1]) or minute)
+if passed == 1 then
+  count, previous = 0, count
+elseif passed ~= 0 then
+  count, previous = 0, 0
+end
+local limit = tonumber(ARGV[1])
+local fits = previous * (window - elapsed) + count * window < limit * window
+if fits then
+  count = count + tonumber(ARGV[2])
+  redis.call('HSET', KEYS[1], 'minute', minute, 'count', count, 'previous', previous)
+  redis.call('PEXPIRE', KEYS[1], 120000)
+end
+return {fits and 1 or 0, count, previous, elapsed}
+";
+
+/// The counters in Redis.
+pub struct Shared {
+    client: Client,
+    connection: OnceCell<ConnectionManager>,
+    script: Script,
+}
+
+impl Shared {
+    /// In the Redis of this URL; nothing is connected yet.
+    pub fn new(url: &Secret) -> Result<Self> {
+        let url = std::str::from_utf8(url.expose()).map_err(Error::internal)?;
+        let client = Client::open(url).map_err(|error| Error::internal(format!("REDIS_URL: {error}")))?;
+        Ok(Self { client, connection: OnceCell::new(), script: Script::new(SCRIPT) })
+    }
+
+    /// Counts the points if they fit; whether they do, the window, and how much of it has passed. `None` if Redis does
+    /// not answer.
+    pub async fn spend(&self, door: Door, who: Who, limit: u32, points: u32) -> Option<(bool, Window, i64)> {
+        let patience = if self.connection.initialized() { PATIENCE } else { FIRST_PATIENCE };
+        let answer = timeout(patience, self.ask(&key(door, who), limit, points)).await;
+        match answer {
+            Ok(Ok((fits, count, previous, elapsed))) => {
+                Some((fits == 1, Window { minute: 0, count, previous }, elapsed.clamp(0, WINDOW)))
+            }
+            Ok(Err(error)) => {
+                tracing::warn!(kind = ?error.kind(), "Redis does not count; this instance counts by itself");
+                None
+            }
+            Err(_) => {
+                tracing::warn!("Redis is too slow; this instance counts by itself");
+                None
+            }
+        }
+    }
+
+    async fn ask(&self, key: &str, limit: u32, points: u32) -> redis::RedisResult<(i64, u32, u32, i64)> {
+        let connection = self.connection.get_or_try_init(|| self.client.get_connection_manager()).await?;
+        self.script.key(key).arg(limit).arg(points).invoke_async(&mut connection.clone()).await
+    }
+}
+
+fn key(door: Door, who: Who) -> String {
+    let door = match door {
+        Door::Credentials => "credentials",
+        Door::Auth => "auth",
+        Door::Graphql => "graphql",
+        Door::Cost => "cost",
+    };
+    match who {
+        Who::Address(network) => format!("fasttrack:limit:{door}:a{:016x}", u64::from_be_bytes(network)),
+        Who::User(id) => format!("fasttrack:limit:{door}:u{id}"),
+    }
+}

@@ -1,0 +1,227 @@
+//! GraphQL over HTTP, header by header, and the connections under it. The whole audit suite of `graphql-http` runs in
+//! `tests/clients/audit`.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use fasttrack::error::Code;
+use reqwest::Method;
+use reqwest::header::HeaderMap;
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use crate::harness::{PATIENCE, Server};
+
+const RESPONSE: &str = "application/graphql-response+json";
+
+struct Told {
+    status: u16,
+    headers: HeaderMap,
+    body: Value,
+}
+
+impl Told {
+    fn code(&self) -> &str {
+        self.body["errors"][0]["extensions"]["code"].as_str().unwrap_or_default()
+    }
+}
+
+async fn post(server: &Server, headers: &[(&str, &str)], body: impl Into<String>) -> Told {
+    let mut request = server.request(Method::POST, "/graphql").body(body.into());
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    told(request).await
+}
+
+async fn told(request: reqwest::RequestBuilder) -> Told {
+    let response = request.send().await.expect("an answer");
+    let (status, headers) = (response.status().as_u16(), response.headers().clone());
+    Told { status, headers, body: response.json().await.unwrap_or_default() }
+}
+
+async fn ask(server: &Server, accept: &str, query: &str) -> Told {
+    let headers = [("content-type", "application/json"), ("accept", accept)];
+    post(server, &headers, json!({ "query": query }).to_string()).await
+}
+
+#[tokio::test]
+async fn each_failure_has_its_status_and_its_code() {
+    let server = Server::start().await;
+    let bomb = (0..20).map(|n| format!("fragment f{n} on Query {{ ...f{0} ...f{0} }}", n + 1)).collect::<String>();
+    let bomb = format!("{{ ...f0 }} {bomb} fragment f20 on Query {{ __typename }}");
+    let deep = format!("{{ a(x: {}1{}) }}", "[".repeat(3_000), "]".repeat(3_000));
+    let cases = [
+        ("{", 400, "GRAPHQL_PARSE_FAILED"),
+        ("{ nothing }", 422, "GRAPHQL_VALIDATION_FAILED"),
+        ("query A { __typename } query B { __typename }", 422, "OPERATION_NAME_REQUIRED"),
+        ("query ($a: Int!) { user(username: \"x\") { id @skip(if: $a) } }", 400, "BAD_USER_INPUT"),
+        ("subscription { events { id } }", 406, "NOT_ACCEPTABLE"),
+        (&bomb, 422, "DOCUMENT_TOO_COMPLEX"),
+        (&deep, 400, "DOCUMENT_TOO_LARGE"),
+    ];
+    for (query, status, code) in cases {
+        let started = Instant::now();
+        let strict = ask(&server, RESPONSE, query).await;
+        assert!(started.elapsed() < Duration::from_secs(2), "{query} took {:?}", started.elapsed());
+        assert_eq!((strict.status, strict.code()), (status, code), "{query}");
+        assert!(strict.body.get("data").is_none(), "{query}");
+        let id = strict.headers["x-request-id"].to_str().expect("text");
+        assert_eq!(strict.body["errors"][0]["extensions"]["requestId"], id);
+        let lenient = ask(&server, "application/json", query).await;
+        assert_eq!(lenient.status, if status == 406 { 406 } else { 200 }, "{query}");
+    }
+}
+
+#[tokio::test]
+async fn a_partial_answer_is_told_by_its_status() {
+    let server = Server::start().await;
+    let query = "{ rateLimit { limit } user(username: \"nobody\") { id } }";
+    assert_eq!(ask(&server, RESPONSE, "{ __typename }").await.status, 200);
+    let partial = ask(&server, RESPONSE, query).await;
+    assert_eq!((partial.status, partial.code()), (294, "UNAUTHENTICATED"));
+    assert_eq!(partial.body["data"], json!({ "rateLimit": null, "user": null }));
+    assert_eq!(ask(&server, "application/json", query).await.status, 200);
+}
+
+#[tokio::test]
+async fn only_json_is_read_and_only_what_a_client_takes_is_sent() {
+    let server = Server::start().await;
+    let body = r#"{"query":"{ __typename }"}"#;
+    for content_type in ["text/plain", "application/x-www-form-urlencoded", "application/json; charset=utf-16"] {
+        let told = post(&server, &[("content-type", content_type)], body).await;
+        assert_eq!((told.status, told.code()), (415, "UNSUPPORTED_MEDIA_TYPE"), "{content_type}");
+    }
+    let json = ("content-type", "application/json");
+    assert_eq!(post(&server, &[json, ("accept", "text/html")], body).await.status, 406);
+    assert_eq!(post(&server, &[json], "{").await.code(), "BAD_REQUEST");
+    assert_eq!(post(&server, &[json], format!("[{body}]")).await.code(), "BAD_REQUEST");
+    let large = json!({ "query": "{ __typename }", "variables": { "x": "x".repeat(300_000) } });
+    let told = post(&server, &[json], large.to_string()).await;
+    assert_eq!((told.status, told.code()), (413, "PAYLOAD_TOO_LARGE"));
+    let told = post(&server, &[json, ("authorization", "Bearer nonsense")], body).await;
+    assert_eq!((told.status, told.code()), (401, "UNAUTHENTICATED"));
+    assert_eq!(told.headers["www-authenticate"], "Bearer");
+}
+
+#[tokio::test]
+async fn get_is_for_queries_and_not_for_pages_of_other_sites() {
+    let server = Server::start().await;
+    let get = |query: &str| server.request(Method::GET, "/graphql").query(&[("query", query)]);
+    assert_eq!(told(get("{ __typename }")).await.body["data"]["__typename"], "Query");
+    let mutation = told(get("mutation { __typename }")).await;
+    assert_eq!((mutation.status, mutation.code()), (405, "METHOD_NOT_ALLOWED"));
+    assert_eq!(mutation.headers["allow"], "POST");
+    for (name, value) in [("sec-fetch-site", "cross-site"), ("origin", "https://evil.example")] {
+        let told = told(get("{ __typename }").header(name, value)).await;
+        assert_eq!((told.status, told.code()), (403, "FORBIDDEN"), "{name}");
+    }
+}
+
+#[tokio::test]
+async fn every_answer_carries_the_headers_that_keep_browsers_careful() {
+    let server =
+        Server::with(&[("PUBLIC_URL", "https://tasks.example.org"), ("ALLOWED_HOSTS", "tasks.example.org")]).await;
+    let named = |path: &str, host: &str| told(server.request(Method::GET, path).header("host", host));
+    let answer = named("/nowhere", "tasks.example.org:443").await;
+    assert_eq!(answer.status, 404);
+    for (name, value) in [
+        ("x-content-type-options", "nosniff"),
+        ("x-frame-options", "DENY"),
+        ("referrer-policy", "no-referrer"),
+        ("strict-transport-security", "max-age=31536000"),
+        ("content-security-policy", "default-src 'none'; frame-ancestors 'none'"),
+    ] {
+        assert_eq!(answer.headers[name], value);
+    }
+    assert!(!answer.headers.contains_key("server"));
+    assert_eq!(named("/nowhere", "evil.example").await.status, 403);
+    assert_eq!(named("/livez", "10.0.0.7").await.status, 200);
+}
+
+#[tokio::test]
+async fn the_schema_is_told_only_where_that_is_wanted() {
+    let server = Server::with(&[("INTROSPECTION_ENABLED", "false"), ("GRAPHIQL_ENABLED", "false")]).await;
+    for query in ["{ __schema { types { name } } }", "{ __type(name: \"Query\") { name } }"] {
+        assert_eq!(ask(&server, RESPONSE, query).await.code(), "GRAPHQL_VALIDATION_FAILED");
+    }
+    let told = ask(&server, RESPONSE, "{ viewr { id } }").await;
+    assert!(!told.body.to_string().contains("Did you mean"), "{}", told.body);
+    assert_eq!(server.request(Method::GET, "/graphiql").send().await.expect("an answer").status(), 404);
+}
+
+#[test]
+fn every_code_is_in_the_table_once() {
+    for code in Code::ALL {
+        assert_eq!(Code::parse(code.as_str()), Some(code));
+        assert!((400..600).contains(&code.status()) && !code.meaning().is_empty());
+    }
+}
+
+async fn connect(address: SocketAddr) -> TcpStream {
+    TcpStream::connect(address).await.expect("a connection")
+}
+
+/// Everything until the server closes.
+async fn rest(stream: &mut TcpStream) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    // A reset is an end, too.
+    drop(timeout(PATIENCE, stream.read_to_end(&mut bytes)).await.expect("an end in time"));
+    bytes
+}
+
+#[tokio::test]
+async fn thousands_of_half_open_requests_hold_up_nobody_else() {
+    // Each has an end on either side in this process.
+    let half_open = 2_000;
+    let server = Server::with(&[("MAX_CONNECTIONS", "1000"), ("HEADER_TIMEOUT_SECONDS", "5")]).await;
+    let mut connections = Vec::with_capacity(half_open);
+    for _ in 0..half_open {
+        let mut stream = connect(server.address).await;
+        drop(stream.write_all(b"POST /graphql HTTP/1.1\r\nhost: x\r\nx-slow: ").await);
+        connections.push(stream);
+    }
+    for _ in 0..20 {
+        let started = Instant::now();
+        assert_eq!(ask(&server, RESPONSE, "{ __typename }").await.status, 200);
+        assert!(started.elapsed() < Duration::from_secs(1), "{:?}", started.elapsed());
+    }
+    // Those that were not shown out before are dropped in time.
+    assert!(rest(connections.last_mut().expect("the last one")).await.is_empty());
+}
+
+#[tokio::test]
+async fn whoever_is_too_slow_is_dropped() {
+    let settings = [("HEADER_TIMEOUT_SECONDS", "1"), ("BODY_TIMEOUT_SECONDS", "1"), ("KEEP_ALIVE_SECONDS", "1")];
+    let server = Server::with(&settings).await;
+    for begun in ["", "P", "PRI * HTTP/2.0\r\n", "GET /livez HTTP/1.1\r\n"] {
+        let mut stream = connect(server.address).await;
+        stream.write_all(begun.as_bytes()).await.expect("sent");
+        assert!(rest(&mut stream).await.is_empty(), "{begun:?}");
+    }
+    let mut idle = connect(server.address).await;
+    idle.write_all(b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\nGET /li").await.expect("sent");
+    assert!(rest(&mut idle).await.starts_with(b"HTTP/1.1 200"));
+    for path in ["/graphql", "/auth/login"] {
+        let mut late = connect(server.address).await;
+        let head =
+            format!("POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 9\r\n\r\n{{");
+        late.write_all(head.as_bytes()).await.expect("sent");
+        assert!(rest(&mut late).await.starts_with(b"HTTP/1.1 400"), "{path}");
+    }
+}
+
+#[tokio::test]
+async fn http_2_is_spoken_without_being_asked_for_first() {
+    let server = Server::start().await;
+    let client = reqwest::Client::builder().http2_prior_knowledge().build().expect("a client");
+    let answer = client
+        .post(format!("http://{}/graphql", server.address))
+        .json(&json!({ "query": "{ __typename }" }))
+        .send()
+        .await
+        .expect("an answer");
+    assert_eq!((answer.version(), answer.status().as_u16()), (reqwest::Version::HTTP_2, 200));
+}

@@ -1,0 +1,50 @@
+//! Rate limits, as a client meets them.
+
+use reqwest::Method;
+use serde_json::json;
+
+use crate::harness::Server;
+
+#[tokio::test]
+async fn points_are_counted_and_told() {
+    let settings = [("RATE_LIMIT_ENABLED", "true"), ("RATE_LIMIT_COST_PER_MINUTE", "5")];
+    let server = Server::with(&settings).await;
+    let ask = async || {
+        let body = json!({ "query": "{ rateLimit { limit remaining used resetAt cost } }" });
+        server.request(Method::POST, "/graphql").json(&body).send().await.expect("an answer")
+    };
+    let first = ask().await;
+    assert_eq!(first.headers()["ratelimit-limit"], "5");
+    assert_eq!(first.headers()["ratelimit-remaining"], "4");
+    let body: serde_json::Value = first.json().await.expect("JSON");
+    assert_eq!(body["extensions"]["cost"], 1);
+    let expected = json!({
+        "limit": 5, "remaining": 4, "used": 1, "resetAt": "2030-01-01T12:01:00.000000Z", "cost": 1
+    });
+    assert_eq!(body["data"]["rateLimit"], expected);
+    for _ in 0..4 {
+        assert_eq!(ask().await.status(), 200);
+    }
+    let refused = ask().await;
+    assert_eq!((refused.status().as_u16(), &refused.headers()["ratelimit-remaining"]), (429, &"0".parse().unwrap()));
+    let wait: u64 = refused.headers()["retry-after"].to_str().expect("text").parse().expect("seconds");
+    assert!((60..=120).contains(&wait), "{wait}");
+}
+
+#[tokio::test]
+async fn a_forged_address_changes_nothing_and_that_of_a_trusted_proxy_counts() {
+    let limited = [("RATE_LIMIT_ENABLED", "true"), ("RATE_LIMIT_CREDENTIALS_PER_MINUTE", "2")];
+    let statuses = async |server: &Server| {
+        let mut statuses = Vec::new();
+        for number in 0..4 {
+            let request =
+                server.request(Method::POST, "/auth/login").header("x-forwarded-for", format!("192.0.2.{number}"));
+            let answer = request.json(&json!({ "username": "nobody", "password": "x" })).send().await;
+            statuses.push(answer.expect("an answer").status().as_u16());
+        }
+        statuses
+    };
+    assert_eq!(statuses(&Server::with(&limited).await).await, [401, 401, 429, 429]);
+    let trusting = [limited[0], limited[1], ("TRUSTED_PROXIES", "127.0.0.0/8")];
+    assert_eq!(statuses(&Server::with(&trusting).await).await, [401, 401, 401, 401]);
+}
