@@ -12,7 +12,7 @@ use super::Caller;
 use crate::db::page::{Key, Page, Position, Window};
 use crate::error::Error;
 use crate::id::Id;
-use crate::store::{audit, notification, project, task, user};
+use crate::store::{audit, notification, project, task_list, user};
 use crate::time::Timestamp;
 
 /// `first` and `last` go up to this.
@@ -157,9 +157,9 @@ pub enum Total {
     /// The projects of an owner.
     ProjectsOf(Id, Arc<project::List>),
     /// The list of tasks.
-    Tasks(Arc<task::List>),
+    Tasks(Arc<task_list::List>),
     /// The tasks of a project or an assignee.
-    TasksOf(task::Of, Id, Arc<task::List>),
+    TasksOf(task_list::Of, Id, Arc<task_list::List>),
     /// The comments on a task.
     Comments(Id),
     /// The audit log, of one account or of all.
@@ -176,7 +176,7 @@ impl Total {
             Self::Users(list) => user::count(&mut app.db.conn().await?, &list.filter).await,
             Self::Projects(list) => project::count(&mut app.db.conn().await?, viewer, &list.filter).await,
             Self::ProjectsOf(owner, list) => loaders.project_count(*owner, Arc::clone(list)).await,
-            Self::Tasks(list) => task::count(&mut app.db.conn().await?, list, app.clock.now()).await,
+            Self::Tasks(list) => task_list::count(&mut app.db.conn().await?, list, app.clock.now()).await,
             Self::TasksOf(of, id, list) => loaders.task_count(*of, *id, Arc::clone(list)).await,
             Self::Comments(task) => loaders.comment_count(*task).await,
             Self::Notifications(user, unread) => notification::count(&mut app.db.conn().await?, *user, *unread).await,

@@ -19,7 +19,7 @@ use crate::error::{Code, Error, Result};
 use crate::events::Event;
 use crate::id::Id;
 use crate::store::event::Stretch;
-use crate::store::{comment, event, label, notification, project, session, task, user};
+use crate::store::{comment, event, label, notification, project, session, task, task_list, user};
 
 /// More keys than the largest operation that is admitted can ask for at once.
 const MAX_BATCH: usize = 10_000;
@@ -157,20 +157,20 @@ loads! {
         let rows = task::by_ids(&mut app.db.conn().await?, viewer, ids).await?;
         Ok(rows.into_iter().map(|task| (task.id, Arc::new(task))).collect())
     };
-    task_pages: TaskPages(((task::Of, Arc<task::List>), Id) => Page<task::Task>) |app, _viewer, keys| {
+    task_pages: TaskPages(((task_list::Of, Arc<task_list::List>), Id) => Page<task::Task>) |app, _viewer, keys| {
         let mut conn = app.db.conn().await?;
         let mut pages = HashMap::new();
         for ((of, list), ids) in grouped(keys) {
-            let found = task::pages(&mut conn, of, &ids, &list, app.clock.now()).await?;
+            let found = task_list::pages(&mut conn, of, &ids, &list, app.clock.now()).await?;
             pages.extend(found.into_iter().map(|(id, page)| (((of, Arc::clone(&list)), id), page)));
         }
         Ok(pages)
     };
-    task_counts: TaskCounts(((task::Of, Arc<task::List>), Id) => i64) |app, _viewer, keys| {
+    task_counts: TaskCounts(((task_list::Of, Arc<task_list::List>), Id) => i64) |app, _viewer, keys| {
         let mut conn = app.db.conn().await?;
         let mut counts = HashMap::new();
         for ((of, list), ids) in grouped(keys) {
-            let found = task::counts(&mut conn, of, &ids, &list, app.clock.now()).await?;
+            let found = task_list::counts(&mut conn, of, &ids, &list, app.clock.now()).await?;
             counts.extend(found.into_iter().map(|(id, count)| (((of, Arc::clone(&list)), id), count)));
         }
         Ok(counts)
@@ -284,12 +284,12 @@ impl Loaders {
     }
 
     /// A page of the tasks of a project or an assignee.
-    pub async fn task_page(&self, of: task::Of, id: Id, list: Arc<task::List>) -> Result<Page<task::Task>> {
+    pub async fn task_page(&self, of: task_list::Of, id: Id, list: Arc<task_list::List>) -> Result<Page<task::Task>> {
         told(self.task_pages.load(((of, list), id)).await)?.ok_or_else(no_page)
     }
 
     /// How many tasks a project or an assignee has.
-    pub async fn task_count(&self, of: task::Of, id: Id, list: Arc<task::List>) -> Result<i64> {
+    pub async fn task_count(&self, of: task_list::Of, id: Id, list: Arc<task_list::List>) -> Result<i64> {
         Ok(told(self.task_counts.load(((of, list), id)).await)?.unwrap_or_default())
     }
 

@@ -16,7 +16,7 @@ use crate::db::page::Page;
 use crate::error::Error;
 use crate::id::Id;
 use crate::store::project::{self as store, Changes, Filter, List, OrderField, Status};
-use crate::store::task::{Of, Scope};
+use crate::store::task_list::{Of, Scope};
 use crate::store::value::{Description, Faults, ProjectName, Search};
 use crate::time::Timestamp;
 

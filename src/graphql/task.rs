@@ -17,7 +17,8 @@ use crate::access::Action;
 use crate::db::page::Page;
 use crate::error::{Code, Error};
 use crate::id::Id;
-use crate::store::task::{self as store, Changes, Filter, List, New, OrderField, Priority, Range, Scope, Status};
+use crate::store::task::{self as store, Changes, New, Priority, Status};
+use crate::store::task_list::{self, Filter, List, OrderField, Range, Scope};
 use crate::store::value::{Description, Faults, Search, Title};
 use crate::time::Timestamp;
 
@@ -304,7 +305,7 @@ impl TaskQuery {
         let scopes = Scope::visible_to(caller.viewer()?);
         let (tag, list) = list("tasks", None, scopes, &paging, filter, order_by)?;
         let app = caller.app();
-        let page = store::page(&mut app.db.conn().await?, &list, app.clock.now()).await?;
+        let page = task_list::page(&mut app.db.conn().await?, &list, app.clock.now()).await?;
         Ok(connection(tag, Total::Tasks(Arc::clone(&list)), page, &list))
     }
 }

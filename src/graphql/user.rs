@@ -14,7 +14,7 @@ use super::task::{self, Task, TaskFilter, TaskOrder};
 use super::{Caller, guard};
 use crate::access::{Account, Action, Role};
 use crate::error::{Error, Fault, FaultCode};
-use crate::store::task::{Of, Scope};
+use crate::store::task_list::{Of, Scope};
 use crate::store::user::{self as store, Changes, Filter, List, OrderField};
 use crate::store::value::{DisplayName, Email, Faults, Search, Username};
 use crate::time::Timestamp;

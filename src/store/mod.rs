@@ -15,6 +15,7 @@ pub mod password;
 pub mod project;
 pub mod session;
 pub mod task;
+pub mod task_list;
 pub mod token;
 pub mod user;
 pub mod value;

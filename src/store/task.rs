@@ -1,27 +1,23 @@
 //! Tasks: in a project, perhaps assigned to somebody. The project's owner, the assignee and ADMIN see and change them.
 
-use std::collections::HashMap;
-
 use diesel::deserialize::FromSqlRow;
-use diesel::dsl::exists;
 use diesel::expression::AsExpression;
 use diesel::prelude::*;
 use diesel_async::RunQueryDsl;
 use serde::{Deserialize, Serialize};
 
 use super::event::{Change, Snapshot, about_task};
-use super::value::{Description, Search, Title, fold};
+use super::value::{Description, Title, fold};
 use super::{mail, project, user};
 use crate::access::{Action, Standing, Subject, Viewer};
-use crate::db::page::{Key, Page, Parent, Position, Window, by_parent, each};
 use crate::db::schema::{labels, projects, task_labels, tasks};
 use crate::db::{Conn, Db};
 use crate::error::{Error, FaultCode, Result, is_orphan};
 use crate::events::{self, Kind, NewEvent};
 use crate::id::Id;
+use crate::on;
 use crate::stored_as_smallint;
 use crate::time::Timestamp;
-use crate::{keyset, on};
 
 /// How far a task is. It goes TODO → IN_PROGRESS → DONE and back one step at a time, DONE → IN_PROGRESS → TODO.
 #[derive(
@@ -113,210 +109,6 @@ impl Subject for Task {
     }
 }
 
-/// What tasks can be ordered by.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, async_graphql::Enum)]
-#[graphql(name = "TaskOrderField")]
-pub enum OrderField {
-    /// When the task was made.
-    CreatedAt,
-    /// When it last changed.
-    UpdatedAt,
-    /// When it should be done; tasks without a due date come last ascending, first descending.
-    DueAt,
-    /// How urgent it is, LOW first when ascending.
-    Priority,
-}
-
-impl Task {
-    /// Its place in the order of a list.
-    pub fn position(&self, order: OrderField) -> Position {
-        let key = match order {
-            OrderField::CreatedAt => Key::Time(self.created_at),
-            OrderField::UpdatedAt => Key::Time(self.updated_at),
-            OrderField::DueAt => Key::Time(self.due_at.unwrap_or(Timestamp::MAX)),
-            OrderField::Priority => Key::Rank(self.priority.code()),
-        };
-        Position { key, id: self.id }
-    }
-}
-
-/// A stretch of time; members are ANDed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub struct Range {
-    /// Later than.
-    pub gt: Option<Timestamp>,
-    /// Not earlier than.
-    pub gte: Option<Timestamp>,
-    /// Earlier than.
-    pub lt: Option<Timestamp>,
-    /// Not later than.
-    pub lte: Option<Timestamp>,
-}
-
-/// Which tasks are asked for; members are ANDed, an empty list matches nothing.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
-pub struct Filter {
-    /// Words in title or description.
-    pub search: Option<Search>,
-    /// In one of these statuses.
-    pub status: Option<Vec<Status>>,
-    /// Of one of these priorities.
-    pub priority: Option<Vec<Priority>>,
-    /// In this project.
-    pub project_id: Option<Id>,
-    /// Assigned to this user.
-    pub assignee_id: Option<Id>,
-    /// Assigned to nobody, or to somebody.
-    pub unassigned: Option<bool>,
-    /// With one of these labels.
-    pub label_ids: Option<Vec<Id>>,
-    /// Past its due date and not DONE, or not so.
-    pub overdue: Option<bool>,
-    /// Due in this stretch.
-    pub due_at: Option<Range>,
-    /// Made in this stretch.
-    pub created_at: Option<Range>,
-    /// Last changed in this stretch.
-    pub updated_at: Option<Range>,
-}
-
-/// Which tasks a list starts from: each is one range of an index, and no two of a list overlap.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Scope {
-    /// Every task.
-    Everything,
-    /// The tasks in a user's own projects.
-    OwnedBy(Id),
-    /// The tasks assigned to a user.
-    AssignedTo(Id),
-    /// The tasks assigned to a user in somebody else's projects.
-    AssignedElsewhere(Id),
-}
-
-impl Scope {
-    /// Every task that the viewer may see ([`Action::SeeTask`] as a query).
-    pub fn visible_to(viewer: &Viewer) -> Vec<Self> {
-        if viewer.may(Action::SeeEveryTask, &()) {
-            vec![Self::Everything]
-        } else {
-            vec![Self::OwnedBy(viewer.id), Self::AssignedElsewhere(viewer.id)]
-        }
-    }
-
-    /// The tasks of one project that the viewer may see.
-    pub fn in_project(viewer: &Viewer, project: &project::Project) -> Vec<Self> {
-        if viewer.may(Action::SeeEveryTask, project) {
-            vec![Self::Everything]
-        } else {
-            vec![Self::AssignedTo(viewer.id)]
-        }
-    }
-}
-
-/// A list of tasks and the page of it that is asked for.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct List {
-    /// Starting from these.
-    pub scopes: Vec<Scope>,
-    /// Which of them.
-    pub filter: Filter,
-    /// In which order.
-    pub order: OrderField,
-    /// The other way round.
-    pub descending: bool,
-    /// Which stretch.
-    pub window: Window,
-}
-
-/// Whose tasks a nested list is of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Of {
-    /// Of projects.
-    Project,
-    /// Of the people they are assigned to.
-    Assignee,
-}
-
-macro_rules! within {
-    ($query:ident, $column:ident, $range:expr) => {
-        if let Some(range) = &$range {
-            if let Some(moment) = range.gt {
-                $query = $query.filter(tasks::$column.gt(moment));
-            }
-            if let Some(moment) = range.gte {
-                $query = $query.filter(tasks::$column.ge(moment));
-            }
-            if let Some(moment) = range.lt {
-                $query = $query.filter(tasks::$column.lt(moment));
-            }
-            if let Some(moment) = range.lte {
-                $query = $query.filter(tasks::$column.le(moment));
-            }
-        }
-    };
-}
-
-/// Narrows a boxed query on tasks, in both arms of `on!`.
-macro_rules! narrow {
-    ($query:ident, $scope:expr, $filter:expr, $now:expr) => {
-        match $scope {
-            Scope::Everything => {}
-            Scope::OwnedBy(id) => $query = $query.filter(tasks::owner_id.eq(*id)),
-            Scope::AssignedTo(id) => $query = $query.filter(tasks::assignee_id.eq(*id)),
-            Scope::AssignedElsewhere(id) => {
-                $query = $query.filter(tasks::assignee_id.eq(*id)).filter(tasks::owner_id.ne(*id));
-            }
-        }
-        for pattern in $filter.search.iter().flat_map(Search::patterns) {
-            $query = $query.filter(tasks::search.like(pattern.clone()).escape('\\'));
-        }
-        if let Some(status) = &$filter.status {
-            $query = $query.filter(tasks::status.eq_any(status.clone()));
-        }
-        if let Some(priority) = &$filter.priority {
-            $query = $query.filter(tasks::priority.eq_any(priority.clone()));
-        }
-        if let Some(project) = $filter.project_id {
-            $query = $query.filter(tasks::project_id.eq(project));
-        }
-        if let Some(assignee) = $filter.assignee_id {
-            $query = $query.filter(tasks::assignee_id.eq(assignee));
-        }
-        match $filter.unassigned {
-            Some(true) => $query = $query.filter(tasks::assignee_id.is_null()),
-            Some(false) => $query = $query.filter(tasks::assignee_id.is_not_null()),
-            None => {}
-        }
-        if let Some(ids) = &$filter.label_ids {
-            let labelled = task_labels::table
-                .filter(task_labels::task_id.eq(tasks::id))
-                .filter(task_labels::label_id.eq_any(ids.clone()));
-            $query = $query.filter(exists(labelled));
-        }
-        match $filter.overdue {
-            Some(true) => {
-                $query = $query.filter(tasks::due_order.lt($now)).filter(tasks::status.ne(Status::Done));
-            }
-            Some(false) => $query = $query.filter(tasks::due_order.ge($now).or(tasks::status.eq(Status::Done))),
-            None => {}
-        }
-        within!($query, due_at, $filter.due_at);
-        within!($query, created_at, $filter.created_at);
-        within!($query, updated_at, $filter.updated_at);
-    };
-}
-
-macro_rules! order {
-    ($query:ident, $list:expr) => {
-        keyset!($query, $list.window, $list.descending, $list.order, tasks {
-            OrderField::CreatedAt => created_at as Time,
-            OrderField::UpdatedAt => updated_at as Time,
-            OrderField::DueAt => due_order as Time,
-            OrderField::Priority => priority as Rank,
-        });
-    };
-}
-
 /// The tasks among these that the viewer may see.
 pub async fn by_ids(conn: &mut Conn, viewer: &Viewer, ids: &[Id]) -> Result<Vec<Task>> {
     let mut rows = any_by_ids(conn, ids).await?;
@@ -342,100 +134,6 @@ pub async fn all_of_project(tx: &mut Conn, project: Id) -> Result<Vec<Task>> {
         .select(Task::as_select())
         .load(c)
         .await)?)
-}
-
-/// One page of a list: each scope is walked along its own index, and the walks are merged.
-pub async fn page(conn: &mut Conn, list: &List, now: Timestamp) -> Result<Page<Task>> {
-    let mut rows: Vec<Task> = Vec::new();
-    for scope in &list.scopes {
-        rows.extend(on!(conn, |c| {
-            let mut query = tasks::table.select(Task::as_select()).into_boxed::<Backend>();
-            narrow!(query, scope, list.filter, now);
-            order!(query, list);
-            query.load::<Task>(c).await
-        })?);
-    }
-    Ok(list.window.page(list.descending, rows, |task| task.position(list.order)))
-}
-
-/// How many tasks the same list has on all its pages.
-pub async fn count(conn: &mut Conn, list: &List, now: Timestamp) -> Result<i64> {
-    let mut total = 0;
-    for scope in &list.scopes {
-        total += on!(conn, |c| {
-            let mut query = tasks::table.select(diesel::dsl::count_star()).into_boxed::<Backend>();
-            narrow!(query, scope, list.filter, now);
-            query.first::<i64>(c).await
-        })?;
-    }
-    Ok(total)
-}
-
-/// One page of the tasks of each parent, in one statement a scope.
-pub async fn pages(
-    conn: &mut Conn,
-    of: Of,
-    ids: &[Id],
-    list: &List,
-    now: Timestamp,
-) -> Result<HashMap<Id, Page<Task>>> {
-    let mut rows: Vec<Task> = Vec::new();
-    for scope in &list.scopes {
-        rows.extend(on!(conn, |c| {
-            let mut query = tasks::table.select(Task::as_select()).into_boxed::<Backend>();
-            query = match of {
-                Of::Project => query.filter(tasks::project_id.eq(Parent)),
-                Of::Assignee => query.filter(tasks::assignee_id.eq(Parent.nullable())),
-            };
-            narrow!(query, scope, list.filter, now);
-            order!(query, list);
-            each::<Task, _>(ids, "tasks", query).load::<Task>(c).await
-        })?);
-    }
-    let mut groups = by_parent(rows, |task| match of {
-        Of::Project => task.project_id,
-        Of::Assignee => task.assignee_id.unwrap_or(task.project_id),
-    });
-    Ok(ids
-        .iter()
-        .map(|id| {
-            let rows = groups.remove(id).unwrap_or_default();
-            (*id, list.window.page(list.descending, rows, |task| task.position(list.order)))
-        })
-        .collect())
-}
-
-/// How many tasks each parent has on all pages of the list.
-pub async fn counts(conn: &mut Conn, of: Of, ids: &[Id], list: &List, now: Timestamp) -> Result<HashMap<Id, i64>> {
-    let mut totals: HashMap<Id, i64> = HashMap::new();
-    for scope in &list.scopes {
-        let counts: Vec<(Option<Id>, i64)> = match of {
-            Of::Project => on!(conn, |c| {
-                let mut query = tasks::table
-                    .filter(tasks::project_id.eq_any(ids))
-                    .group_by(tasks::project_id)
-                    .select((tasks::project_id.nullable(), diesel::dsl::count_star()))
-                    .into_boxed::<Backend>();
-                narrow!(query, scope, list.filter, now);
-                query.load(c).await
-            })?,
-            Of::Assignee => on!(conn, |c| {
-                let mut query = tasks::table
-                    .filter(tasks::assignee_id.eq_any(ids))
-                    .group_by(tasks::assignee_id)
-                    .select((tasks::assignee_id, diesel::dsl::count_star()))
-                    .into_boxed::<Backend>();
-                narrow!(query, scope, list.filter, now);
-                query.load(c).await
-            })?,
-        };
-        for (id, count) in counts {
-            if let Some(id) = id {
-                *totals.entry(id).or_default() += count;
-            }
-        }
-    }
-    Ok(totals)
 }
 
 /// A task to be made.
