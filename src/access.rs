@@ -59,6 +59,8 @@ pub enum Action {
     ReadAccount,
     /// List a user's sessions.
     ReadSessions,
+    /// Read a user's notifications.
+    ReadNotifications,
     /// List all users and change their role or whether they are active.
     ManageUsers,
     /// See a project with its labels and statistics.
@@ -92,6 +94,7 @@ pub const fn allowed(action: Action) -> &'static [Standing] {
         Action::SeeUser => &[Anyone],
         Action::ReadAccount => &[Oneself, Admin],
         Action::ReadSessions => &[Oneself],
+        Action::ReadNotifications => &[Oneself],
         Action::ManageUsers => &[Admin],
         Action::SeeProject => &[Owner, Assignee, Admin],
         Action::SeeEveryTask => &[Owner, Admin],

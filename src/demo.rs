@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use crate::App;
 use crate::access::{Role, Viewer};
-use crate::auth::credential::Password;
 use crate::error::{Error, Result};
 use crate::id::Id;
 use crate::store::audit::Origin;
+use crate::store::password::Password;
 use crate::store::task::{Changes, New, Priority, Status};
 use crate::store::value::{Body, Color, Description, DisplayName, Email, LabelName, ProjectName, Title, Username};
 use crate::store::{comment, label, project, task, user};

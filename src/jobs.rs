@@ -9,13 +9,18 @@ use tokio_util::task::TaskTracker;
 use crate::App;
 use crate::db::{Bell, Db};
 use crate::error::Result;
+use crate::events::Position;
 use crate::mail::Mailer;
-use crate::store::{audit, lockout, session, token};
+use crate::store::{audit, lockout, notification, session, token};
 
 /// How often the mail queue is looked at; what is queued here is sent at once.
 const MAIL: Duration = Duration::from_secs(5);
 /// How often what has ended is cleared away.
 const CLEANING: Duration = Duration::from_secs(600);
+/// How long notifications are kept, read or not.
+const NOTIFICATIONS: Duration = Duration::from_secs(90 * 86_400);
+/// Making notifications is tried again so long after it failed.
+const INBOX: Duration = Duration::from_secs(1);
 /// How long ended sessions are kept, to be looked at.
 const ENDED_SESSIONS: Duration = Duration::from_secs(30 * 86_400);
 
@@ -25,6 +30,7 @@ pub fn start(app: &Arc<App>, stop: &CancellationToken) -> Result<TaskTracker> {
     tracker.spawn(app.hub.clone().tail(app.db.clone(), stop.clone()));
     let mailer = Mailer::new(Arc::clone(app))?;
     tracker.spawn(every(MAIL, Some((app.db.clone(), Bell::Mail)), stop.clone(), async move || mailer.send_due().await));
+    tracker.spawn(inbox(Arc::clone(app), stop.clone()));
     let cleaning = Arc::clone(app);
     tracker.spawn(every(CLEANING, None, stop.clone(), async move || {
         let (db, now) = (&cleaning.db, cleaning.clock.now());
@@ -32,10 +38,45 @@ pub fn start(app: &Arc<App>, stop: &CancellationToken) -> Result<TaskTracker> {
         token::drop_ended(db, now).await?;
         lockout::drop_ended(db, now.minus(cleaning.config.lockout.duration)).await?;
         audit::drop_older(db, now.minus(cleaning.config.audit_retention)).await?;
+        notification::drop_older(db, now.minus(NOTIFICATIONS)).await?;
         Ok(())
     }));
     tracker.close();
     Ok(tracker)
+}
+
+/// Makes notifications of what the tail of the log has come to, and says how far it is.
+async fn inbox(app: Arc<App>, stop: CancellationToken) {
+    let (mut tail, mut position) = (app.hub.reached(), Position::default());
+    loop {
+        let done = tokio::select! {
+            () = stop.cancelled() => return,
+            done = notification::project(&app.db, position) => done,
+        };
+        match done {
+            Ok((reached, more)) => {
+                position = reached;
+                app.inbox.send_replace(position);
+                if more {
+                    continue;
+                }
+            }
+            Err(error) => {
+                let (code, ..) = error.told();
+                tracing::warn!(code = code.as_str(), "cannot make notifications; it is tried again");
+                tail.mark_changed();
+                tokio::select! {
+                    () = stop.cancelled() => return,
+                    () = tokio::time::sleep(INBOX) => {}
+                }
+            }
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            // The tail lives as long as the server.
+            _ = tail.changed() => {}
+        }
+    }
 }
 
 /// Does a job, and again after the pause or when the bell rings. One that fails is tried again; what is under way when

@@ -53,6 +53,14 @@
 //! 4. [`graphql::live`] asks the rights again for each event and yields it; with `after`, or when its queue ran over, it
 //!    reads the log first. [`graphql::event`] says what the event looks like.
 //!
+//! # What is in an inbox
+//!
+//! [`store::notification::recipients`] says whom an event notifies, from the event and its snapshot alone; who is
+//! mentioned in a comment is found when it is written ([`store::mention`]) and kept in the snapshot. A job follows the
+//! tail of the log and makes the rows, together with the place in the log that it has come to; of several instances one
+//! succeeds. `notificationAdded` is a reader of the log like every subscription, which asks the same function and waits
+//! until the row is there, so that whoever was told of a notification finds it and can mark it as read.
+//!
 //! # How to add a noun
 //!
 //! 1. `migrations/{sqlite,postgres}/<time>_<what>/` with the same names on both sides, and the table in [`db::schema`].
@@ -126,9 +134,11 @@ use auth::credential::Credentials;
 use config::Config;
 use db::Db;
 use error::Result;
+use events::Position;
 use events::hub::Hub;
 use limits::Limits;
 use time::Clock;
+use tokio::sync::watch;
 
 /// Everything that a running server shares.
 pub struct App {
@@ -140,6 +150,8 @@ pub struct App {
     pub db: Db,
     /// The live side of the event log.
     pub hub: Hub<store::event::Objects>,
+    /// How far into the log the inboxes are made, by this instance or another.
+    pub inbox: watch::Sender<Position>,
     /// Passwords and tokens.
     pub credentials: Credentials,
     /// Rate limits.
@@ -152,6 +164,7 @@ impl App {
         Ok(Arc::new(Self {
             db: Db::open(&config.database, config.database_connections)?,
             hub: Hub::default(),
+            inbox: watch::Sender::default(),
             credentials: Credentials::new(&config)?,
             limits: Limits::new(config.rate_limits, config.redis_url.as_ref())?,
             clock,

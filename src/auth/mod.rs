@@ -1,8 +1,6 @@
 //! From a request, or a socket's `connection_init`, to the [`Viewer`] it speaks for.
 
 pub mod credential;
-pub mod recovery;
-pub mod rest;
 
 use crate::App;
 use crate::access::Viewer;

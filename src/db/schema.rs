@@ -184,6 +184,31 @@ table! {
     }
 }
 
+table! {
+    use crate::db::types::sql::*;
+    notifications (user_id, id) {
+        user_id -> Uuid,
+        id -> Uuid,
+        kind -> SmallInt,
+        occurred_at -> Instant,
+        actor_id -> Nullable<Uuid>,
+        task_id -> Nullable<Uuid>,
+        comment_id -> Nullable<Uuid>,
+        xid -> BigInt,
+        seq -> BigInt,
+        read_at -> Nullable<Instant>,
+    }
+}
+
+table! {
+    use crate::db::types::sql::*;
+    projections (name) {
+        name -> Text,
+        xid -> BigInt,
+        seq -> BigInt,
+    }
+}
+
 allow_tables_to_appear_in_same_query!(
     users,
     sessions,
@@ -197,6 +222,8 @@ allow_tables_to_appear_in_same_query!(
     mail_tokens,
     login_failures,
     audit_entries,
+    notifications,
+    projections,
 );
 joinable!(sessions -> users (user_id));
 joinable!(task_labels -> labels (label_id));

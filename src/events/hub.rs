@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{OnceCell, mpsc};
+use tokio::sync::{OnceCell, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::{Event, Kind, Position, settled_after};
@@ -85,18 +85,24 @@ impl<T> Index<T> {
 pub struct Hub<T> {
     index: Arc<Mutex<Index<T>>>,
     delivered: Arc<AtomicU64>,
+    reached: Arc<watch::Sender<Position>>,
 }
 
 impl<T> Clone for Hub<T> {
     fn clone(&self) -> Self {
-        Self { index: Arc::clone(&self.index), delivered: Arc::clone(&self.delivered) }
+        Self {
+            index: Arc::clone(&self.index),
+            delivered: Arc::clone(&self.delivered),
+            reached: Arc::clone(&self.reached),
+        }
     }
 }
 
 impl<T> Default for Hub<T> {
     fn default() -> Self {
         let index = Index { next: 0, subscribers: HashMap::new(), by_user: HashMap::new(), admins: HashSet::new() };
-        Self { index: Arc::new(Mutex::new(index)), delivered: Arc::new(AtomicU64::new(0)) }
+        let reached = Arc::new(watch::Sender::new(Position::default()));
+        Self { index: Arc::new(Mutex::new(index)), delivered: Arc::new(AtomicU64::new(0)), reached }
     }
 }
 
@@ -152,7 +158,10 @@ impl<T: Send + Sync + 'static> Hub<T> {
         loop {
             let end = async { super::settled_end(&mut db.conn().await?).await };
             match end.await {
-                Ok(position) => return Some(position),
+                Ok(position) => {
+                    self.reached.send_replace(position);
+                    return Some(position);
+                }
                 Err(error) => {
                     error.told();
                 }
@@ -173,6 +182,7 @@ impl<T: Send + Sync + 'static> Hub<T> {
                 *position = event.position();
                 self.hand_on(event);
             }
+            self.reached.send_if_modified(|reached| std::mem::replace(reached, *position) != *position);
             if !full {
                 return Ok(unsettled);
             }
@@ -230,6 +240,11 @@ impl<T> Hub<T> {
         }
         drop(index);
         Listener { hub: self.clone(), id, queue }
+    }
+
+    /// How far the tail has come: for those who read the log themselves, and need not ask when.
+    pub fn reached(&self) -> watch::Receiver<Position> {
+        self.reached.subscribe()
     }
 
     /// How many subscribers there are.

@@ -74,10 +74,11 @@ impl Kind {
     }
 }
 
-/// A place in the log. The order is that of commits: on PostgreSQL by transaction, then by row.
+/// A place in the log. What came about because of something else comes after it: on PostgreSQL by the newest transaction
+/// that was known when the event was appended, then by row; on SQLite, which has one writer, by row.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Position {
-    /// The writing transaction; 0 on SQLite, which has one writer.
+    /// The writing transaction, or a newer one that had ended when it wrote; 0 on SQLite.
     pub xid: i64,
     /// The row.
     pub seq: i64,

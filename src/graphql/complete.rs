@@ -3,6 +3,8 @@
 //!
 //! async-graphql since 7.1 leaves a field that failed out of its object, whatever its type, and writes fields in the
 //! order in which they happened to be resolved. Its errors carry their paths, which is enough to put both right here.
+//! And it writes an object of which nothing is selected, because no fragment fits its type, as null; that can be put
+//! right only where the type allows no null.
 
 use std::collections::HashMap;
 
@@ -65,8 +67,11 @@ fn chosen<'a>(document: &'a ExecutableDocument, name: Option<&str>) -> Option<&'
     }
 }
 
-/// Puts a null where an error says that something failed. An object of which nothing is left but failures was made null
-/// as a whole: it comes back.
+/// Stands where an error says that something failed, until the walk. No enum has a value of this name.
+const FAILED: &str = "\0";
+
+/// Marks where an error says that something failed. An object of which nothing is left but failures was made null as a
+/// whole: it comes back.
 fn place(data: &mut Value, path: &[PathSegment]) {
     let mut value = data;
     for segment in path {
@@ -84,6 +89,9 @@ fn place(data: &mut Value, path: &[PathSegment]) {
                 item
             }
         };
+    }
+    if !path.is_empty() && *value == Value::Null {
+        *value = Value::Enum(Name::new(FAILED));
     }
 }
 
@@ -145,7 +153,12 @@ impl<'a> Walk<'a> {
     /// The value of a field; nothing if it is a null that the type does not allow.
     fn value(&self, ty: Option<&Type>, sets: &Sets<'a>, value: Value) -> Option<Value> {
         let completed = match value {
+            // An object of which nothing is selected.
+            Value::Null if sets.iter().any(|(_, set)| !set.items.is_empty()) && ty.is_some_and(|ty| !ty.nullable) => {
+                Some(Value::Object(IndexMap::new()))
+            }
             Value::Null => None,
+            Value::Enum(name) if name == FAILED => None,
             // Of a scalar: what is in it was not selected.
             Value::Object(fields) if sets.iter().all(|(_, set)| set.items.is_empty()) => Some(Value::Object(fields)),
             Value::Object(fields) => self.object(sets, fields).map(Value::Object),
@@ -224,6 +237,13 @@ mod tests {
             completed("{ user { email } }", value!({ "user": null }), &["user.email"]),
             r#"{"user":{"email":null}}"#
         );
+    }
+
+    #[test]
+    fn an_object_of_which_nothing_is_selected_is_empty() {
+        let document = "{ users { ... on Other { name } } maybe { name } }";
+        let data = value!({ "users": [null, null], "maybe": [null] });
+        assert_eq!(completed(document, data, &[]), r#"{"users":[{},{}],"maybe":[null]}"#);
     }
 
     #[test]

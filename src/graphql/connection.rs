@@ -12,7 +12,7 @@ use super::Caller;
 use crate::db::page::{Key, Page, Position, Window};
 use crate::error::Error;
 use crate::id::Id;
-use crate::store::{audit, project, task, user};
+use crate::store::{audit, notification, project, task, user};
 use crate::time::Timestamp;
 
 /// `first` and `last` go up to this.
@@ -164,6 +164,8 @@ pub enum Total {
     Comments(Id),
     /// The audit log, of one account or of all.
     Audit(Option<Id>),
+    /// The notifications of somebody: all, or those that are unread.
+    Notifications(Id, bool),
 }
 
 impl Total {
@@ -177,6 +179,7 @@ impl Total {
             Self::Tasks(list) => task::count(&mut app.db.conn().await?, list, app.clock.now()).await,
             Self::TasksOf(of, id, list) => loaders.task_count(*of, *id, Arc::clone(list)).await,
             Self::Comments(task) => loaders.comment_count(*task).await,
+            Self::Notifications(user, unread) => notification::count(&mut app.db.conn().await?, *user, *unread).await,
             Self::Audit(user) => audit::count(&mut app.db.conn().await?, *user).await,
         }
     }
@@ -228,19 +231,19 @@ impl<T: OutputType> TypeName for Edge<T> {
 #[Object(name_type)]
 impl<T: OutputType + Clone> Connection<T> {
     /// The objects on this page, each with its cursor.
-    async fn edges(&self) -> Vec<Edge<T>> {
+    pub async fn edges(&self) -> Vec<Edge<T>> {
         let edge =
             |(position, node): &(Position, T)| Edge { tag: self.tag, position: position.clone(), node: node.clone() };
         self.nodes.iter().map(edge).collect()
     }
 
     /// The objects on this page.
-    async fn nodes(&self) -> Vec<T> {
+    pub async fn nodes(&self) -> Vec<T> {
         self.nodes.iter().map(|(_, node)| node.clone()).collect()
     }
 
     /// Where this page stands in the list.
-    async fn page_info(&self) -> PageInfo {
+    pub async fn page_info(&self) -> PageInfo {
         PageInfo {
             has_next_page: self.has_next,
             has_previous_page: self.has_previous,
@@ -250,7 +253,7 @@ impl<T: OutputType + Clone> Connection<T> {
     }
 
     /// How many objects the whole list has. Counted only when asked for: leave it out where it is not needed.
-    async fn total_count(&self, ctx: &Context<'_>) -> Result<i64> {
+    pub async fn total_count(&self, ctx: &Context<'_>) -> Result<i64> {
         Ok(self.total.count(ctx).await?)
     }
 }

@@ -27,8 +27,10 @@ use crate::time::Timestamp;
 /// An event with what it takes to tell it.
 #[derive(Clone)]
 pub struct Told {
-    event: Arc<log::Event>,
-    snapshot: Arc<Snapshot>,
+    /// The event.
+    pub event: Arc<log::Event>,
+    /// What it carries.
+    pub snapshot: Arc<Snapshot>,
     task: Option<Arc<TaskRow>>,
 }
 
@@ -80,7 +82,8 @@ pub fn cursor(position: Position) -> String {
     URL_SAFE_NO_PAD.encode(bytes)
 }
 
-fn position(cursor: &str) -> crate::error::Result<Position> {
+/// The place in the log that a cursor stands for.
+pub fn position(cursor: &str) -> crate::error::Result<Position> {
     let read = || {
         let bytes: [u8; 17] = URL_SAFE_NO_PAD.decode(cursor).ok()?.try_into().ok()?;
         let number = |range: std::ops::Range<usize>| Some(i64::from_be_bytes(bytes[range].try_into().ok()?));
@@ -497,9 +500,9 @@ impl EventQuery {
     }
 }
 
-/// What happens, as it happens. Each stream goes from a cursor to now and on without a gap: with `after` it begins with
-/// what came after that place in the log. Rights are asked again for each event.
-pub struct Subscription;
+/// The subscriptions to events.
+#[derive(Default)]
+pub struct EventSubscription;
 
 async fn stream<T>(
     ctx: &Context<'_>,
@@ -515,10 +518,8 @@ where
     Ok(told.map(move |told| wrap(told?)).boxed())
 }
 
-/// What happens, as it happens. Each stream goes from a cursor to now and on without a gap: with `after` it begins with
-/// what came after that place in the log. Rights are asked again for each event.
 #[async_graphql::Subscription]
-impl Subscription {
+impl EventSubscription {
     /// A task was assigned to the viewer.
     #[graphql(guard = "guard::signed_in")]
     async fn task_assigned(

@@ -12,11 +12,13 @@ use futures_util::stream::unfold;
 use super::Caller;
 use super::event::Told;
 use crate::access::Viewer;
+use crate::db::Conn;
 use crate::error::{Error, Result};
 use crate::events::hub::{Delivery, Listener};
 use crate::events::{Position, settled_end};
 use crate::store::event::{self, Filter, Objects, Stretch, sees};
 use crate::store::session;
+use crate::time::Timestamp;
 
 /// How many events are read from the log at once while catching up.
 const BATCH: usize = 100;
@@ -39,9 +41,15 @@ pub async fn follow(
 ) -> Result<impl Stream<Item = Result<Told>> + use<>> {
     let (caller, viewer, filter) = (caller.clone(), *caller.viewer()?, Arc::new(filter));
     let listener = listen(&caller, viewer, &filter);
-    let position = match after {
-        Some(position) => position,
-        None => settled_end(&mut caller.app().db.conn().await?).await?,
+    let position = {
+        let app = caller.app();
+        let mut conn = app.db.conn().await?;
+        // A socket may have been opened long ago. From here on the listener tells when the session ends.
+        still_signed_in(&mut conn, app.clock.now(), &viewer).await?;
+        match after {
+            Some(position) => position,
+            None => settled_end(&mut conn).await?,
+        }
     };
     let follower =
         Follower { caller, viewer, filter, position, listener, behind: after.is_some(), caught_up: VecDeque::new() };
@@ -60,6 +68,12 @@ pub async fn follow(
 fn listen(caller: &Caller, viewer: Viewer, filter: &Arc<Filter>) -> Listener<Objects> {
     let filter = Arc::clone(filter);
     caller.app().hub.listen(viewer, Box::new(move |event| filter.matches(event)))
+}
+
+/// UNAUTHENTICATED once the session has ended or the viewer has become another kind of person.
+async fn still_signed_in(conn: &mut Conn, now: Timestamp, viewer: &Viewer) -> Result<()> {
+    let present = session::viewer(conn, now, viewer.session_id).await?;
+    if present.as_ref() == Some(viewer) { Ok(()) } else { Err(Error::unauthenticated()) }
 }
 
 impl Follower {
@@ -98,9 +112,8 @@ impl Follower {
     /// After falling behind, or after something changed about the viewer: goes on only if the session still holds.
     async fn listen_again(&mut self) -> Result<()> {
         let app = self.caller.app();
-        let viewer = session::viewer(&mut app.db.conn().await?, app.clock.now(), self.viewer.session_id).await?;
-        self.viewer = viewer.filter(|viewer| *viewer == self.viewer).ok_or_else(Error::unauthenticated)?;
         self.listener = listen(&self.caller, self.viewer, &self.filter);
+        still_signed_in(&mut app.db.conn().await?, app.clock.now(), &self.viewer).await?;
         self.behind = true;
         Ok(())
     }

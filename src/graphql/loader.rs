@@ -19,12 +19,12 @@ use crate::error::{Code, Error, Result};
 use crate::events::Event;
 use crate::id::Id;
 use crate::store::event::Stretch;
-use crate::store::{comment, event, label, project, session, task, user};
+use crate::store::{comment, event, label, notification, project, session, task, user};
 
 /// More keys than the largest operation that is admitted can ask for at once.
 const MAX_BATCH: usize = 10_000;
 /// How often the executor is let on before a batch is read; enough for all siblings to have asked.
-const YIELDS: usize = 3;
+const YIELDS: usize = 16;
 
 /// One kind of thing that is loaded by key.
 trait Load: Send + Sync + 'static {
@@ -195,6 +195,10 @@ loads! {
     comment_counts: CommentCounts(Id => i64) |app, _viewer, ids| {
         comment::counts(&mut app.db.conn().await?, ids).await
     };
+    notifications: Notifications(Id => Arc<notification::Notification>) |app, viewer, ids| {
+        let rows = notification::by_ids(&mut app.db.conn().await?, viewer.id, ids).await?;
+        Ok(rows.into_iter().map(|row| (row.id, Arc::new(row))).collect())
+    };
     activity: Activity((Stretch, Id) => Vec<Event>) |app, _viewer, keys| {
         let mut conn = app.db.conn().await?;
         let mut pages = HashMap::new();
@@ -302,6 +306,11 @@ impl Loaders {
     /// How many comments a task has.
     pub async fn comment_count(&self, task: Id) -> Result<i64> {
         Ok(told(self.comment_counts.load(task).await)?.unwrap_or_default())
+    }
+
+    /// A notification of the viewer, by the id of its event.
+    pub async fn notification(&self, id: Id) -> Result<Option<Arc<notification::Notification>>> {
+        told(self.notifications.load(id).await)
     }
 
     /// A stretch of a task's history.

@@ -11,6 +11,7 @@ pub mod label;
 pub mod live;
 pub mod loader;
 pub mod node;
+pub mod notification;
 pub mod payload;
 pub mod project;
 pub mod rate_limit;
@@ -21,7 +22,7 @@ pub mod user;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use async_graphql::{Context, ErrorExtensionValues, MergedObject, SDLExportOptions};
+use async_graphql::{Context, ErrorExtensionValues, MergedObject, MergedSubscription, SDLExportOptions};
 
 use crate::App;
 use crate::access::Viewer;
@@ -51,14 +52,20 @@ pub struct Mutation(
     comment::CommentMutation,
     user::UserMutation,
     session::SessionMutation,
+    notification::NotificationMutation,
 );
 
+/// What happens, as it happens. Each stream goes from a cursor to now and on without a gap: with `after` it begins with
+/// what came after that place in the log. Rights are asked again for each event.
+#[derive(Default, MergedSubscription)]
+pub struct Subscription(event::EventSubscription, notification::NotificationSubscription);
+
 /// The schema of this server.
-pub type Schema = async_graphql::Schema<Query, Mutation, event::Subscription>;
+pub type Schema = async_graphql::Schema<Query, Mutation, Subscription>;
 
 /// Builds the schema; what it serves comes with each request as a [`Caller`].
 pub fn schema(introspection: bool) -> Schema {
-    let builder = Schema::build(Query::default(), Mutation::default(), event::Subscription)
+    let builder = Schema::build(Query::default(), Mutation::default(), Subscription::default())
         .register_output_type::<node::Node>()
         .limit_depth(16)
         .limit_complexity(2_000)

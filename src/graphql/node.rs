@@ -6,6 +6,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
 use super::comment::Comment;
 use super::label::Label;
+use super::notification::Notification;
 use super::project::Project;
 use super::session::Session;
 use super::task::Task;
@@ -33,10 +34,12 @@ pub enum Noun {
     Event = 7,
     /// A line of the audit log.
     AuditEntry = 8,
+    /// A notification; the row is the event's, the inbox the viewer's.
+    Notification = 9,
 }
 
 impl Noun {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 9] = [
         Self::User,
         Self::Session,
         Self::Project,
@@ -45,6 +48,7 @@ impl Noun {
         Self::Comment,
         Self::Event,
         Self::AuditEntry,
+        Self::Notification,
     ];
 
     /// The type's name in the schema.
@@ -58,6 +62,7 @@ impl Noun {
             Self::Comment => "Comment",
             Self::Event => "Event",
             Self::AuditEntry => "AuditEntry",
+            Self::Notification => "Notification",
         }
     }
 }
@@ -109,6 +114,8 @@ pub enum Node {
     Comment(Comment),
     /// A session.
     Session(Session),
+    /// A notification.
+    Notification(Notification),
 }
 
 /// A session of the viewer that has not ended.
@@ -130,6 +137,7 @@ async fn find(ctx: &Context<'_>, id: &ID) -> Result<Option<Node>> {
         Noun::Task => loaders.task(id).await?.map(Task).map(Node::Task),
         Noun::Comment => loaders.comment(id).await?.map(Comment).map(Node::Comment),
         Noun::Session => session(ctx, id).await?.map(Node::Session),
+        Noun::Notification => loaders.notification(id).await?.map(Notification).map(Node::Notification),
         Noun::Event | Noun::AuditEntry => None,
     })
 }

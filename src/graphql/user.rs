@@ -6,6 +6,7 @@ use async_graphql::{Context, Enum, ID, InputObject, MaybeUndefined, Object, Resu
 
 use super::connection::{Connection, Paging, Tag, Total};
 use super::node::{self, Noun};
+use super::notification::{self, NotificationConnection};
 use super::payload::{UserError, write};
 use super::project::{self, Project, ProjectFilter, ProjectOrder};
 use super::session::{self, AuditEntry, Session};
@@ -119,6 +120,28 @@ impl User {
         #[graphql(desc = "Only what comes before this cursor.")] before: Option<String>,
     ) -> Result<Option<Connection<AuditEntry>>> {
         Ok(Some(session::log(ctx, Some(self.0.id), Paging { first, after, last, before }).await?))
+    }
+
+    /// What happened that is theirs to know, newest first: what was assigned to them, comments and changes of status on
+    /// tasks of theirs, where they were mentioned. Oneself only.
+    #[graphql(guard = "guard::May(Action::ReadNotifications, Account(self.0.id))")]
+    async fn notifications(
+        &self,
+        ctx: &Context<'_>,
+        #[graphql(desc = "So many from the start: 1–100, default 20.")] first: Option<i32>,
+        #[graphql(desc = "Only what comes after this cursor.")] after: Option<String>,
+        #[graphql(desc = "So many from the end: 1–100; not together with `first`.")] last: Option<i32>,
+        #[graphql(desc = "Only what comes before this cursor.")] before: Option<String>,
+        #[graphql(desc = "Only those that are not marked as read.")] unread_only: Option<bool>,
+    ) -> Result<Option<NotificationConnection>> {
+        let paging = Paging { first, after, last, before };
+        Ok(Some(notification::list(ctx, self.0.id, paging, unread_only.unwrap_or_default()).await?))
+    }
+
+    /// How many of their notifications are not marked as read. Oneself only.
+    #[graphql(guard = "guard::May(Action::ReadNotifications, Account(self.0.id))")]
+    async fn unread_count(&self, ctx: &Context<'_>) -> Result<Option<i64>> {
+        Ok(Some(notification::unread(ctx, self.0.id).await?))
     }
 
     /// The projects they own, by default oldest first. Oneself and ADMIN.

@@ -3,6 +3,7 @@
 pub mod accept;
 pub mod address;
 pub mod answer;
+pub mod auth;
 pub mod graphql;
 pub mod negotiate;
 pub mod operation;
@@ -11,6 +12,7 @@ pub mod persisted;
 pub mod playground;
 pub mod problem;
 pub mod protocol;
+pub mod recovery;
 pub mod sse;
 pub mod websocket;
 
@@ -20,7 +22,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, MatchedPath, Request, State};
 use axum::http::uri::Authority;
-use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
+use axum::http::{HeaderName, HeaderValue, Method, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
@@ -29,7 +31,6 @@ use tower_http::cors::CorsLayer;
 use tracing::Instrument;
 
 use crate::App;
-use crate::auth::rest;
 use crate::error::Code;
 use crate::graphql::Schema;
 use crate::id::Id;
@@ -46,7 +47,7 @@ pub struct RequestId(pub Arc<str>);
 /// Everything that is served.
 pub fn router(app: &Arc<App>, schema: Schema) -> Router {
     let door = operation::Door::new(Arc::clone(app), schema);
-    let auth = rest::routes().layer(DefaultBodyLimit::max(AUTH_BODY)).with_state(Arc::clone(app));
+    let auth = auth::routes().layer(DefaultBodyLimit::max(AUTH_BODY)).with_state(Arc::clone(app));
     let graphql = Router::new().route("/graphql", get(graphql::get).post(graphql::post)).with_state(door);
     let mut router = Router::new()
         .route("/livez", get(async || "ok"))
@@ -150,10 +151,4 @@ async fn around(State(app): State<Arc<App>>, mut request: Request, next: Next) -
         .entry(header::CONTENT_SECURITY_POLICY)
         .or_insert(HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'"));
     response
-}
-
-impl Problem {
-    fn method_not_allowed() -> (StatusCode, Self) {
-        (StatusCode::METHOD_NOT_ALLOWED, Self::new(Code::BadRequest, "This method is not allowed here."))
-    }
 }

@@ -72,6 +72,14 @@ impl Problem {
         };
         Self { status, ..Self::new(Code::BadRequest, detail) }
     }
+
+    /// Something is there, but not for this method.
+    pub fn method_not_allowed() -> Self {
+        Self {
+            status: StatusCode::METHOD_NOT_ALLOWED,
+            ..Self::new(Code::BadRequest, "This method is not allowed here.")
+        }
+    }
 }
 
 impl From<Error> for Problem {
@@ -130,7 +138,12 @@ impl IntoResponse for Problem {
             // Whole seconds (RFC 9110 section 10.2.3), rounded up: never too early.
             headers.insert(
                 header::RETRY_AFTER,
-                wait.as_millis().div_ceil(1000).max(1).to_string().parse().unwrap_or(HeaderValue::from_static("1")),
+                wait.as_micros()
+                    .div_ceil(1_000_000)
+                    .max(1)
+                    .to_string()
+                    .parse()
+                    .unwrap_or(HeaderValue::from_static("1")),
             );
         }
         response

@@ -9,7 +9,7 @@ use super::mail;
 use super::token::{self, Purpose};
 use super::user::{self, User};
 use super::value::fold;
-use super::{project, session};
+use super::{notification, project, session};
 use crate::access::{Role, Viewer};
 use crate::db::schema::{audit_entries, events as log, mail_tokens, projects, users};
 use crate::db::{Conn, Db};
@@ -188,6 +188,8 @@ pub async fn delete(db: &Db, now: Timestamp, viewer: &Viewer) -> Result<()> {
         on!(tx, |c| diesel::delete(mail_tokens::table.filter(mail_tokens::user_id.eq(user.id))).execute(c).await)?;
         on!(tx, |c| diesel::delete(audit_entries::table.filter(audit_entries::user_id.eq(user.id))).execute(c).await)?;
         user::efface(tx, now, &user).await?;
+        // After the row was changed: whoever makes notifications holds it until they are made, and makes none after.
+        notification::forget(tx, user.id).await?;
         session::forget(tx, user.id).await?;
         let told = NewEvent::new(Kind::UserChanged, Some(user.id), now);
         events::append(tx, &[NewEvent { owner_id: Some(user.id), ..told }]).await?;

@@ -7,6 +7,7 @@ use diesel_async::RunQueryDsl;
 use serde::{Deserialize, Serialize};
 
 use super::event::about_comment;
+use super::mention;
 use super::task::{self, Task};
 use super::value::Body;
 use crate::access::{Action, Standing, Subject, Viewer};
@@ -104,7 +105,8 @@ pub async fn create(db: &Db, now: Timestamp, viewer: &Viewer, task_id: Id, body:
             }
             other => other?,
         };
-        events::append(tx, &[about_comment(Kind::CommentAdded, viewer, now, &task, &comment)]).await?;
+        let mentions = mention::resolve(tx, &task, mention::names(body)).await?;
+        events::append(tx, &[about_comment(Kind::CommentAdded, viewer, now, &task, &comment, mentions)]).await?;
         Ok(comment)
     })
     .await
@@ -118,7 +120,7 @@ pub async fn update(db: &Db, now: Timestamp, viewer: &Viewer, id: Id, body: &Bod
         if comment.body == **body {
             return Ok(comment);
         }
-        comment.body = body.to_string();
+        let old = std::mem::replace(&mut comment.body, body.to_string());
         comment.is_edited = true;
         comment.updated_at = now;
         let changed = on!(tx, |c| diesel::update(comments::table.find(id))
@@ -128,7 +130,9 @@ pub async fn update(db: &Db, now: Timestamp, viewer: &Viewer, id: Id, body: &Bod
         if changed == 0 {
             return Err(Error::not_found("id", "comment"));
         }
-        events::append(tx, &[about_comment(Kind::CommentUpdated, viewer, now, &task, &comment)]).await?;
+        // Whom the old text mentions was told then.
+        let mentions = mention::resolve(tx, &task, mention::added(&old, body)).await?;
+        events::append(tx, &[about_comment(Kind::CommentUpdated, viewer, now, &task, &comment, mentions)]).await?;
         Ok(comment)
     })
     .await
@@ -142,7 +146,7 @@ pub async fn delete(db: &Db, now: Timestamp, viewer: &Viewer, id: Id) -> Result<
         if on!(tx, |c| diesel::delete(comments::table.find(id)).execute(c).await)? == 0 {
             return Err(Error::not_found("id", "comment"));
         }
-        events::append(tx, &[about_comment(Kind::CommentDeleted, viewer, now, &task, &comment)]).await
+        events::append(tx, &[about_comment(Kind::CommentDeleted, viewer, now, &task, &comment, Vec::new())]).await
     })
     .await
 }

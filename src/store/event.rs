@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use diesel::dsl::exists;
 use diesel::prelude::*;
 use diesel_async::RunQueryDsl;
 use serde::{Deserialize, Serialize};
@@ -49,6 +50,9 @@ pub struct Snapshot {
     /// The fields that changed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub changes: Vec<Change>,
+    /// Who is newly mentioned in the comment, of those who may see the task.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub mentions: Vec<Id>,
 }
 
 impl Snapshot {
@@ -74,9 +78,16 @@ pub fn about_task(kind: Kind, viewer: &Viewer, now: Timestamp, task: &Task, told
     }
 }
 
-/// An event about a comment.
-pub fn about_comment(kind: Kind, viewer: &Viewer, now: Timestamp, task: &Task, comment: &Comment) -> NewEvent {
-    let told = Snapshot { comment: Some(comment.clone()), ..Snapshot::default() };
+/// An event about a comment, which newly mentions these people.
+pub fn about_comment(
+    kind: Kind,
+    viewer: &Viewer,
+    now: Timestamp,
+    task: &Task,
+    comment: &Comment,
+    mentions: Vec<Id>,
+) -> NewEvent {
+    let told = Snapshot { comment: Some(comment.clone()), mentions, ..Snapshot::default() };
     NewEvent { comment_id: Some(comment.id), ..about_task(kind, viewer, now, task, told) }
 }
 
@@ -240,7 +251,7 @@ pub async fn page(conn: &mut Conn, viewer: &Viewer, filter: &Filter, stretch: St
     Ok(rows)
 }
 
-/// The events of each of these tasks, which the viewer sees.
+/// The events of each of these tasks, which the viewer sees. The history of a task goes with it.
 pub async fn pages_of_tasks(conn: &mut Conn, tasks: &[Id], stretch: Stretch) -> Result<HashMap<Id, Vec<Event>>> {
     let mut rows: Vec<Event> = on!(conn, |c| {
         let mut query = events::table
@@ -248,6 +259,7 @@ pub async fn pages_of_tasks(conn: &mut Conn, tasks: &[Id], stretch: Stretch) -> 
             .filter(events::kind.lt(Kind::FIRST_INTERNAL))
             .filter(events::xid.lt(Horizon))
             .filter(events::task_id.eq(Parent.nullable()))
+            .filter(exists(tasks::table.filter(tasks::id.nullable().eq(events::task_id))))
             .into_boxed::<Backend>();
         stretched!(query, stretch);
         each::<Event, _>(tasks, "events", query).load(c).await

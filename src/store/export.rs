@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::comment::Comment;
 use super::project::Project;
 use super::task::Task;
-use super::{audit, user};
+use super::{audit, notification, user};
 use crate::access::{Role, Viewer};
 use crate::db::Conn;
 use crate::db::schema::{comments, labels, projects, sessions, tasks};
@@ -80,6 +80,7 @@ pub async fn of(conn: &mut Conn, viewer: &Viewer) -> Result<Value> {
         "labels": own_labels.iter().map(label).collect::<Vec<_>>(),
         "tasks": my_tasks,
         "comments": my_comments,
+        "notifications": notification::all_of(conn, me).await?,
         "securityLog": audit::all_of(conn, me).await?,
     }))
 }

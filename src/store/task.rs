@@ -462,12 +462,14 @@ pub async fn create(db: &Db, now: Timestamp, viewer: &Viewer, new: &New) -> Resu
     db.transaction(async |tx| {
         let project = project::seen(tx, viewer, new.project_id, "projectId").await?;
         viewer.require(Action::CreateTask, &project)?;
-        if locked_status(tx, project.id).await? != Some(project::Status::Active) {
-            return Err(Error::fault(
-                "projectId",
-                FaultCode::Archived,
-                "The project is archived and takes no new tasks.",
-            ));
+        match locked_status(tx, project.id).await? {
+            Some(project::Status::Active) => {}
+            Some(project::Status::Archived) => {
+                let message = "The project is archived and takes no new tasks.";
+                return Err(Error::fault("projectId", FaultCode::Archived, message));
+            }
+            // Deleted while this waited for it.
+            None => return Err(Error::not_found("projectId", "project")),
         }
         check_due(now, new.due_at)?;
         let task = Task {

@@ -5,12 +5,27 @@
 
 mod harness;
 
+mod access;
+mod account;
+mod comment;
+mod config;
+mod event;
 mod http;
 mod journey;
+mod label;
 mod leaving;
 mod limits;
 mod login;
+mod mail;
+mod notification;
+mod project;
+mod race;
 mod recovery;
 mod relay;
+mod schema;
+mod search;
 mod session;
+mod statements;
+mod task;
+mod user;
 mod websocket;

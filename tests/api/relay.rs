@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use serde_json::{Value, json};
 
-use crate::harness::{Person, Server, text};
+use crate::harness::{Answer, Person, Server, text};
 
 const DAY: Duration = Duration::from_secs(86_400);
 
@@ -61,7 +61,7 @@ impl Reading<'_> {
         names.fold(answer.data().clone(), |value, name| value[name].clone())
     }
 
-    async fn ask(&self, reader: &Person, paging: Value) -> crate::harness::Answer {
+    async fn ask(&self, reader: &Person, paging: Value) -> Answer {
         let (kind, order) = match self.list.order {
             Some(kind) => (format!(", $order: {kind}"), ", orderBy: $order"),
             None => (String::new(), ""),
@@ -444,7 +444,7 @@ async fn walk_through_changes(server: &Server, owner: &Person, walk: &Walk) {
         match change {
             Change::Nothing => {}
             Change::Add(row) => there.push(add(server, owner, &project, row).await),
-            Change::Delete(index) if there.is_empty() => drop(index),
+            Change::Delete(_) if there.is_empty() => {}
             Change::Delete(index) => {
                 let task = there.swap_remove(index.index(there.len()));
                 owner.mutate("deleteTask", json!({ "id": task })).await.ok();

@@ -126,10 +126,13 @@ CREATE INDEX comments_author ON comments (author_id);
 
 -- The log of what happened, written in the transaction of the change itself (transactional outbox).
 -- Readers go by (xid, seq) and stop below the oldest transaction still open, so that a slow writer is never skipped.
+-- A transaction that waited for another one may have the lower id of the two, but it appends later: the newest
+-- transaction that had ended by then takes its id's place, so that what was waited for is told first.
 -- No foreign keys: the log outlives what it tells of.
 CREATE TABLE events (
     seq         bigserial PRIMARY KEY,
-    xid         bigint NOT NULL DEFAULT (pg_current_xact_id()::text::bigint),
+    xid         bigint NOT NULL DEFAULT greatest(pg_current_xact_id()::text::bigint,
+                                                 pg_snapshot_xmax(pg_current_snapshot())::text::bigint - 1),
     id          uuid NOT NULL,
     kind        smallint NOT NULL,
     occurred_at timestamptz NOT NULL,

@@ -26,8 +26,8 @@ use std::sync::{Arc, Mutex, Once};
 use std::time::Duration;
 
 use fasttrack::access::Role;
-use fasttrack::auth::rest::NewAccount;
 use fasttrack::config::Config;
+use fasttrack::http::auth::NewAccount;
 use fasttrack::store::audit::Origin;
 use fasttrack::store::{account, user};
 use fasttrack::time::{Clock, Timestamp};
@@ -35,7 +35,7 @@ use fasttrack::{App, graphql, http, jobs};
 use reqwest::{Method, RequestBuilder};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
-use tokio::runtime::{Builder, Runtime};
+use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -43,7 +43,7 @@ use tokio_util::task::TaskTracker;
 pub use database::{Database, is_postgres};
 pub use mailbox::Mailbox;
 pub use person::{Answer, Mutated, Person, Reply};
-pub use socket::{Socket, Subscription};
+pub use socket::{Frame, Socket, Subscription};
 
 /// When every test begins.
 pub const START: &str = "2030-01-01T12:00:00.000000Z";
@@ -53,13 +53,12 @@ pub const PASSWORD: &str = "Correct-Horse-7";
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
 /// What differs from the defaults so that a test is fast and alone.
-const SETTINGS: [(&str, &str); 6] = [
+const SETTINGS: [(&str, &str); 5] = [
     ("SECRET_KEY", "the key of the tests' access tokens"),
     ("REFRESH_SECRET_KEY", "the key of the tests' refresh tokens"),
     ("ARGON2_MEMORY_KIB", "8"),
     ("ARGON2_PASSES", "1"),
     ("RATE_LIMIT_ENABLED", "false"),
-    ("DATABASE_CONNECTIONS", "4"),
 ];
 
 /// A running server with a database of its own.
@@ -69,10 +68,13 @@ pub struct Server {
     /// Where it listens.
     pub address: SocketAddr,
     http: reqwest::Client,
+    threads: Handle,
     name: String,
     stop: CancellationToken,
     running: Option<Running>,
 }
+
+type StartJobs = fn(&Arc<App>, &CancellationToken) -> fasttrack::error::Result<TaskTracker>;
 
 struct Running {
     runtime: Runtime,
@@ -89,7 +91,17 @@ impl Server {
 
     /// Starts a server with some settings of its own, named as in the environment.
     pub async fn with(settings: &[(&str, &str)]) -> Self {
-        Self::on(Database::fresh().await, settings).await
+        Self::launch(Database::fresh().await, settings, jobs::start).await
+    }
+
+    /// Starts a server that does nothing but answer: no mail is sent, no event is told live.
+    pub async fn without_jobs() -> Self {
+        let none = |_: &Arc<App>, _: &CancellationToken| {
+            let none = TaskTracker::new();
+            none.close();
+            Ok(none)
+        };
+        Self::launch(Database::fresh().await, &[], none).await
     }
 
     /// Stops and starts again on the same database, with some settings of its own.
@@ -97,10 +109,10 @@ impl Server {
         let running = self.running.take().expect("running");
         let (database, ended) = self.end(running).await;
         self.check(&ended);
-        Self::on(database, settings).await
+        Self::launch(database, settings, jobs::start).await
     }
 
-    async fn on(database: Database, settings: &[(&str, &str)]) -> Self {
+    async fn launch(database: Database, settings: &[(&str, &str)], start_jobs: StartJobs) -> Self {
         let mut values: HashMap<&str, &str> = SETTINGS.into_iter().collect();
         values.insert("DATABASE_URL", database.url());
         values.extend(settings.iter().copied());
@@ -114,14 +126,15 @@ impl Server {
             let app = App::open(config, clock).expect("the parts of the server");
             let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free port");
             let address = listener.local_addr().expect("an address");
-            let jobs = jobs::start(&app, &stopped).expect("jobs");
+            let jobs = start_jobs(&app, &stopped).expect("jobs");
             let connections = app.config.connections;
             let router = http::router(&app, graphql::schema(app.config.introspection));
             (app, address, jobs, tokio::spawn(http::serve(listener, router, connections, stopped)))
         });
         let (app, address, jobs, served) = starting.await.expect("a server that starts");
+        let threads = runtime.handle().clone();
         let running = Some(Running { runtime, served, jobs, database });
-        Self { app, address, http: reqwest::Client::new(), name, stop, running }
+        Self { app, address, http: reqwest::Client::new(), threads, name, stop, running }
     }
 
     /// Somebody new, who has signed up and logged in.
@@ -134,18 +147,31 @@ impl Server {
 
     /// Somebody new with the role ADMIN, made as `fasttrack user create --admin` does it.
     pub async fn admin(&self, username: &str) -> Person {
-        let email = format!("{username}@example.org");
-        let account = NewAccount {
-            email: &email,
-            username,
-            password: PASSWORD,
-            display_name: None,
-            role: Role::Admin,
-            email_verified: true,
-        };
-        let new = account.check(&self.app).await.expect("a good account");
-        user::create(&self.app.db, self.app.clock.now(), &new, &Origin::default()).await.expect("a new account");
+        let (email, handle) = (format!("{username}@example.org"), username.to_owned());
+        let made = self.run(async move |app| {
+            let account = NewAccount {
+                email: &email,
+                username: &handle,
+                password: PASSWORD,
+                display_name: None,
+                role: Role::Admin,
+                email_verified: true,
+            };
+            let new = account.check(&app).await?;
+            user::create(&app.db, app.clock.now(), &new, &Origin::default()).await
+        });
+        made.await.expect("a new account");
         self.login(username).await
+    }
+
+    /// Does something with the server's own parts, on its own threads: a database connection lives on those that opened
+    /// it.
+    pub async fn run<T, F>(&self, work: impl FnOnce(Arc<App>) -> F) -> T
+    where
+        T: Send + 'static,
+        F: Future<Output = T> + Send + 'static,
+    {
+        self.threads.spawn(work(Arc::clone(&self.app))).await.expect("work without a panic")
     }
 
     /// Logs somebody in once more.
@@ -157,12 +183,7 @@ impl Server {
     pub async fn login_with(&self, username: &str, password: &str) -> Person {
         let reply = self.post("/auth/login", json!({ "username": username, "password": password })).await;
         assert_eq!(reply.status, 200, "{username} logs in: {}", reply.body);
-        let mut person = Person {
-            username: username.to_owned(),
-            access_token: Some(text(&reply.body["access_token"])),
-            refresh_token: text(&reply.body["refresh_token"]),
-            ..self.nobody()
-        };
+        let mut person = Person { username: username.to_owned(), ..self.nobody() }.with_tokens(&reply.body);
         person.id = text(&person.query("{ viewer { id } }", json!({})).await["viewer"]["id"]);
         person
     }
@@ -176,6 +197,7 @@ impl Server {
             refresh_token: String::new(),
             http: self.http.clone(),
             app: Arc::clone(&self.app),
+            threads: self.threads.clone(),
             address: self.address,
         }
     }
@@ -198,9 +220,9 @@ impl Server {
 
     /// What is kept of somebody's password.
     pub async fn stored_hash(&self, username: &str) -> String {
-        let mut conn = self.app.db.conn().await.expect("a connection");
-        let found = account::credential(&mut conn, username).await.expect("an answer");
-        found.expect("an account").password_hash
+        let username = username.to_owned();
+        let found = self.run(async move |app| account::credential(&mut app.db.conn().await?, &username).await);
+        found.await.expect("an answer").expect("an account").password_hash
     }
 
     /// Everything that is in the database, as text.

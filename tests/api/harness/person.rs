@@ -7,12 +7,14 @@ use fasttrack::{App, events, graphql};
 use reqwest::header::HeaderMap;
 use reqwest::{RequestBuilder, StatusCode};
 use serde_json::{Value, json};
+use tokio::runtime::Handle;
+use tokio::time::timeout;
 
 use super::socket::{Socket, Subscription};
-use super::text;
+use super::{PATIENCE, text};
 
 /// What [`Person::mutate`] selects from each payload.
-const SELECTIONS: [(&str, &str); 17] = [
+const SELECTIONS: [(&str, &str); 18] = [
     ("createProject", PROJECT),
     ("updateProject", PROJECT),
     ("deleteProject", "deletedProjectId"),
@@ -30,6 +32,7 @@ const SELECTIONS: [(&str, &str); 17] = [
     ("changePassword", "viewer { id }"),
     ("revokeSession", "revokedSessionId"),
     ("deleteViewer", "deletedUserId"),
+    ("markNotificationsRead", "readCount"),
 ];
 const PROJECT: &str = "project { id name description status version createdAt updatedAt }";
 const LABEL: &str = "label { id name color }";
@@ -50,6 +53,7 @@ pub struct Person {
     pub refresh_token: String,
     pub(super) http: reqwest::Client,
     pub(super) app: Arc<App>,
+    pub(super) threads: Handle,
     pub(super) address: SocketAddr,
 }
 
@@ -57,6 +61,15 @@ impl Person {
     /// The access token of somebody who is signed in.
     pub fn token(&self) -> &str {
         self.access_token.as_deref().expect("signed in")
+    }
+
+    /// The same person with the tokens that a login or a refresh answered.
+    pub fn with_tokens(&self, tokens: &Value) -> Self {
+        Self {
+            access_token: Some(text(&tokens["access_token"])),
+            refresh_token: text(&tokens["refresh_token"]),
+            ..self.clone()
+        }
     }
 
     /// Sends an operation and takes whatever the answer is.
@@ -72,7 +85,7 @@ impl Person {
         answer.0["data"].clone()
     }
 
-    /// Calls a mutation by its name.
+    /// Calls a mutation by its name, and waits until the event log shows what came of it.
     pub async fn mutate(&self, name: &str, input: Value) -> Mutated {
         let selection = SELECTIONS.iter().find(|(known, _)| *known == name);
         let (_, selection) = selection.unwrap_or_else(|| panic!("{name} has no selection in the harness"));
@@ -81,6 +94,7 @@ impl Person {
             "mutation ($input: {kind}!) {{ {name}(input: $input) {{ {selection} userErrors {{ field code }} }} }}"
         );
         let answer = self.ask(&document, json!({ "input": input })).await;
+        self.settled().await;
         let object = selection.split([' ', '{']).next().unwrap_or_default();
         Mutated { object: object.to_owned(), payload: answer.0["data"][name].clone(), answer }
     }
@@ -105,8 +119,24 @@ impl Person {
 
     /// The cursor of the end of the event log.
     pub async fn now(&self) -> String {
-        let mut conn = self.app.db.conn().await.expect("a connection");
-        graphql::event::cursor(events::settled_end(&mut conn).await.expect("the end of the log"))
+        graphql::event::cursor(self.settled().await)
+    }
+
+    /// The end of the event log once nothing is on its way into it: on PostgreSQL an event shows when every
+    /// transaction that began before it has ended, also those of other databases on the same server.
+    async fn settled(&self) -> events::Position {
+        let app = Arc::clone(&self.app);
+        let settled = async move {
+            loop {
+                // Each time anew, so that whatever is waited for gets a connection too.
+                let Ok(mut conn) = app.db.conn().await else { continue };
+                let end = events::settled_end(&mut conn).await.expect("the end of the log");
+                if let (_, false) = events::settled_after(&mut conn, end, 1).await.expect("what comes after it") {
+                    return end;
+                }
+            }
+        };
+        timeout(PATIENCE, self.threads.spawn(settled)).await.expect("a log that settles").expect("no panic")
     }
 
     /// A POST with this person's token.

@@ -78,7 +78,7 @@ pub struct Subscription {
 }
 
 impl Subscription {
-    pub(super) fn new(socket: Socket, id: &str) -> Self {
+    pub fn new(socket: Socket, id: &str) -> Self {
         Self { socket, id: id.to_owned() }
     }
 

@@ -13,15 +13,16 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use serde::{Deserialize, Serialize};
 
-use super::credential::{MailToken, Password};
-use super::rest::{Body, origin};
+use super::address::ClientAddress;
+use super::auth::{Body, origin};
+use super::problem::Problem;
 use crate::App;
+use crate::auth::credential::MailToken;
 use crate::error::{Error, Result};
-use crate::http::address::ClientAddress;
-use crate::http::problem::Problem;
 use crate::limits::{Door, Who};
 use crate::store::account;
 use crate::store::mail::{self, Kind};
+use crate::store::password::Password;
 use crate::store::value::Email;
 
 /// The routes for account e-mails.

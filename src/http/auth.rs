@@ -12,17 +12,19 @@ use axum::{Form, Json, Router};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::credential::{self, Password, Refresh, Tokens};
-use super::{bearer, recovery};
+use super::address::ClientAddress;
+use super::problem::Problem;
+use super::recovery;
 use crate::App;
 use crate::access::Role;
+use crate::auth::credential::{self, Refresh, Tokens};
+use crate::auth::{self, bearer};
 use crate::error::{Code, Error, Result};
 use crate::graphql::node::{self, Noun};
-use crate::http::address::ClientAddress;
-use crate::http::problem::Problem;
 use crate::id::Id;
 use crate::limits::{self, Door, Who};
 use crate::store::audit::Origin;
+use crate::store::password::Password;
 use crate::store::session::{self, Rotation, Session};
 use crate::store::user::{self, User};
 use crate::store::value::{DisplayName, Email, Faults, Username, fold};
@@ -123,12 +125,17 @@ impl NewAccount<'_> {
         let checked = (
             faults.take(Email::parse("email", self.email)),
             faults.take(Username::parse("username", self.username)),
-            faults.take(DisplayName::parse("display_name", self.display_name.unwrap_or(self.username))),
             faults.take(Password::parse("password", self.password, policy, &personal)),
         );
+        let display_name = self.display_name.map(|name| faults.take(DisplayName::parse("display_name", name)));
         faults.check()?;
-        let (Some(email), Some(username), Some(display_name), Some(password)) = checked else {
+        let (Some(email), Some(username), Some(password)) = checked else {
             return Err(Error::internal("a value without a fault"));
+        };
+        let display_name = match display_name.flatten() {
+            Some(name) => name,
+            // Whatever is a handle is also a name to show.
+            None => DisplayName::parse("display_name", &username).map_err(|fault| Error::Faults(vec![fault]))?,
         };
         let password_hash = app.credentials.hash(&password).await?;
         let (role, email_verified) = (self.role, self.email_verified);
@@ -198,10 +205,11 @@ async fn login(
     Ok(granted(app.credentials.tokens(now, &session)?))
 }
 
-/// What was typed in, as failures are counted by it; NUL, which no account has, would not fit into PostgreSQL.
+/// What was typed in, as failures are counted by it. NUL does not fit into PostgreSQL: what stands for it is in no
+/// account either.
 fn identifier(typed: &str) -> String {
-    let typed: String = typed.trim().chars().filter(|c| *c != '\0').take(254).collect();
-    fold(&typed)
+    let typed: String = typed.trim().chars().take(254).collect();
+    fold(&typed.replace('\0', "\u{fffd}"))
 }
 
 #[derive(Deserialize)]
@@ -243,7 +251,7 @@ async fn logout(
     let now = app.clock.now();
     app.limits.admit(Door::Auth, Who::address(peer), now).await?;
     let token = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()).and_then(bearer);
-    let viewer = super::viewer(&app, token.ok_or_else(Error::unauthenticated)?).await?;
+    let viewer = auth::viewer(&app, token.ok_or_else(Error::unauthenticated)?).await?;
     session::revoke(&app.db, now, &viewer, viewer.session_id, &origin(peer, &headers)).await?;
     Ok(StatusCode::NO_CONTENT)
 }

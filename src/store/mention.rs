@@ -1,0 +1,97 @@
+//! `@username` in a comment: who is meant, of those who may see its task.
+
+use std::collections::{HashMap, HashSet};
+
+use diesel::prelude::*;
+use diesel_async::RunQueryDsl;
+
+use super::task::Task;
+use super::value::fold;
+use crate::access::{Action, Role, Viewer};
+use crate::db::Conn;
+use crate::db::schema::users;
+use crate::error::Result;
+use crate::id::Id;
+use crate::on;
+
+/// So many people can be mentioned in one comment; further names are only text.
+const MAX: usize = 20;
+/// The longest handle.
+const MAX_LENGTH: usize = 50;
+
+/// The handles that a text mentions, folded, each once. What stands in the middle of a word, as in an e-mail address, is
+/// no mention.
+pub fn names(text: &str) -> Vec<String> {
+    let glued = |c: Option<char>| c.is_some_and(|c| c.is_alphanumeric() || c == '@');
+    let mut pieces = text.split('@').peekable();
+    let mut before = pieces.next().and_then(|piece| piece.chars().next_back());
+    let (mut found, mut seen) = (Vec::new(), HashSet::new());
+    while let Some(piece) = pieces.next() {
+        let end = piece.find(|c: char| !(c.is_ascii_alphanumeric() || c == '_' || c == '-')).unwrap_or(piece.len());
+        let (name, rest) = piece.split_at(end);
+        let after = rest.chars().next().or_else(|| pieces.peek().map(|_| '@'));
+        if !glued(before) && !glued(after) && (1..=MAX_LENGTH).contains(&name.len()) && seen.insert(fold(name)) {
+            found.push(fold(name));
+        }
+        before = piece.chars().next_back().or(Some('@'));
+    }
+    found
+}
+
+/// The handles that a new text mentions and the old one did not.
+pub fn added(old: &str, new: &str) -> Vec<String> {
+    let old: HashSet<String> = names(old).into_iter().collect();
+    names(new).into_iter().filter(|name| !old.contains(name)).collect()
+}
+
+/// The people of these handles who may see the task. A handle may end in `-` or `_`; where nobody has it so, the one
+/// without is meant, as in `_@ada_`.
+pub async fn resolve(tx: &mut Conn, task: &Task, mut names: Vec<String>) -> Result<Vec<Id>> {
+    if names.is_empty() {
+        return Ok(Vec::new());
+    }
+    names.truncate(MAX);
+    let bare = |name: &str| name.trim_end_matches(['-', '_']).to_owned();
+    let keys: Vec<String> = names.iter().cloned().chain(names.iter().map(|name| bare(name))).collect();
+    let found: Vec<(String, Id, Role)> = on!(tx, |c| users::table
+        .filter(users::username_key.eq_any(&keys))
+        .filter(users::deleted_at.is_null())
+        .select((users::username_key, users::id, users::role))
+        .load(c)
+        .await)?;
+    let found: HashMap<String, (Id, Role)> = found.into_iter().map(|(key, id, role)| (key, (id, role))).collect();
+    let mut people = Vec::new();
+    for name in &names {
+        let Some((id, role)) = found.get(name).or_else(|| found.get(&bare(name))).copied() else {
+            continue;
+        };
+        // The table is asked as if they were here; they have no session.
+        let person = Viewer { id, session_id: id, role };
+        if person.may(Action::SeeTask, task) && !people.contains(&id) {
+            people.push(id);
+        }
+    }
+    Ok(people)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mention_stands_by_itself() {
+        assert_eq!(names("@Ada, could you ask @bob-2? (@CAROL_)"), ["ada", "bob-2", "carol_"]);
+        assert_eq!(names("**@ada** and @ada and @ADA."), ["ada"]);
+        assert_eq!(names("ü @ada\n@bob"), ["ada", "bob"]);
+        for text in ["ada", "@", "@ ada", "me@ada.org", "é@ada", "@adaé", "@@ada", "@ada@social", "a@b@c"] {
+            assert_eq!(names(text), [""; 0], "{text}");
+        }
+        assert_eq!(names(&format!("@{}", "x".repeat(51))), [""; 0]);
+    }
+
+    #[test]
+    fn only_what_is_new_in_a_text_counts() {
+        assert_eq!(added("@ada", "@Ada and @bob"), ["bob"]);
+        assert_eq!(added("@ada @bob", "@bob"), [""; 0]);
+    }
+}

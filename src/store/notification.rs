@@ -1,0 +1,326 @@
+//! The inboxes: what of the log is whose to know. The rule is one pure function, [`recipients`]; the table is made from
+//! the log by it, and subscribers are found by it.
+
+use diesel::deserialize::FromSqlRow;
+use diesel::expression::AsExpression;
+use diesel::prelude::*;
+use diesel_async::RunQueryDsl;
+use serde::Serialize;
+
+use super::event::Snapshot;
+use crate::access::Viewer;
+use crate::db::page::{Key, Page, Position as Place, Window};
+use crate::db::schema::{notifications, projections, users};
+use crate::db::{Conn, Db, Pooled};
+use crate::error::{Error, Result};
+use crate::events::{self, Event, Position, settled_after};
+use crate::id::Id;
+use crate::time::Timestamp;
+use crate::{keyset, on, stored_as_smallint};
+
+/// How many events are read from the log at once. Few: on PostgreSQL the log is settled only below the oldest open
+/// transaction, so the one that writes notifications must be short.
+const BATCH: i64 = 100;
+/// The name of the inboxes' place in the log.
+const PROJECTION: &str = "notifications";
+/// The kinds of events that may notify anybody.
+pub const KINDS: [events::Kind; 4] =
+    [events::Kind::TaskAssigned, events::Kind::CommentAdded, events::Kind::CommentUpdated, events::Kind::StatusChanged];
+
+/// Why somebody is notified.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, AsExpression, FromSqlRow, Serialize, async_graphql::Enum)]
+#[diesel(sql_type = diesel::sql_types::SmallInt)]
+#[graphql(name = "NotificationKind")]
+pub enum Kind {
+    /// A task was assigned to them.
+    Assigned,
+    /// A comment mentions them, as `@username`.
+    Mentioned,
+    /// Somebody commented on a task in a project of theirs, or assigned to them.
+    Commented,
+    /// A task in a project of theirs, or assigned to them, changed its status.
+    StatusChanged,
+}
+stored_as_smallint!(Kind { Assigned = 1, Mentioned = 2, Commented = 3, StatusChanged = 4 });
+
+/// Something that happened and is one person's to know.
+#[derive(Clone, Debug, PartialEq, Eq, Queryable, Selectable, Insertable, Serialize)]
+#[diesel(table_name = notifications)]
+pub struct Notification {
+    /// Whose it is.
+    #[serde(skip)]
+    pub user_id: Id,
+    /// The event's id: a person has one notification of an event at most.
+    pub id: Id,
+    /// Why it is theirs.
+    pub kind: Kind,
+    /// When it happened.
+    pub occurred_at: Timestamp,
+    /// Who did it.
+    pub actor_id: Option<Id>,
+    /// The task it is about.
+    pub task_id: Option<Id>,
+    /// The comment it is about.
+    pub comment_id: Option<Id>,
+    /// The writing transaction of the event.
+    #[serde(skip)]
+    pub xid: i64,
+    /// The row of the event.
+    #[serde(skip)]
+    pub seq: i64,
+    /// When it was marked as read.
+    pub read_at: Option<Timestamp>,
+}
+
+impl Notification {
+    fn new(event: &Event, (user_id, kind): (Id, Kind)) -> Self {
+        Self {
+            user_id,
+            id: event.id,
+            kind,
+            occurred_at: event.occurred_at,
+            actor_id: event.actor_id,
+            task_id: event.task_id,
+            comment_id: event.comment_id,
+            xid: event.xid,
+            seq: event.seq,
+            read_at: None,
+        }
+    }
+
+    /// Its place in the order of its list.
+    pub fn position(&self) -> Place {
+        Place { key: Key::Time(self.occurred_at), id: self.id }
+    }
+
+    /// Its event's place in the log.
+    pub const fn event_position(&self) -> Position {
+        Position { xid: self.xid, seq: self.seq }
+    }
+}
+
+/// Who is notified of an event, and why: everybody once, for the first reason that holds, and never whoever did it.
+pub fn recipients(event: &Event, snapshot: &Snapshot) -> Vec<(Id, Kind)> {
+    let (owner, assignee) = (event.owner_id, event.assignee_id);
+    let mentioned = snapshot.mentions.iter().map(|id| (*id, Kind::Mentioned));
+    let concerned = |kind| [owner, assignee].into_iter().flatten().map(move |id| (id, kind));
+    let candidates: Vec<(Id, Kind)> = match event.kind {
+        events::Kind::TaskAssigned => assignee.into_iter().map(|id| (id, Kind::Assigned)).collect(),
+        events::Kind::CommentAdded => mentioned.chain(concerned(Kind::Commented)).collect(),
+        events::Kind::CommentUpdated => mentioned.collect(),
+        events::Kind::StatusChanged => concerned(Kind::StatusChanged).collect(),
+        _ => Vec::new(),
+    };
+    let mut told: Vec<(Id, Kind)> = Vec::with_capacity(candidates.len());
+    for (id, kind) in candidates {
+        if event.actor_id != Some(id) && told.iter().all(|(other, _)| *other != id) {
+            told.push((id, kind));
+        }
+    }
+    told
+}
+
+/// The viewer's notifications with these ids.
+pub async fn by_ids(conn: &mut Conn, user_id: Id, ids: &[Id]) -> Result<Vec<Notification>> {
+    Ok(on!(conn, |c| notifications::table
+        .filter(notifications::user_id.eq(user_id))
+        .filter(notifications::id.eq_any(ids))
+        .select(Notification::as_select())
+        .load(c)
+        .await)?)
+}
+
+/// One page of somebody's notifications, newest first; all, or those that are unread.
+pub async fn page(conn: &mut Conn, user_id: Id, unread: bool, window: &Window) -> Result<Page<Notification>> {
+    let rows = on!(conn, |c| {
+        let mut query = notifications::table
+            .filter(notifications::user_id.eq(user_id))
+            .select(Notification::as_select())
+            .into_boxed::<Backend>();
+        if unread {
+            query = query.filter(notifications::read_at.is_null());
+        }
+        keyset!(query, window, true, (), notifications { () => occurred_at as Time });
+        query.load(c).await
+    })?;
+    Ok(window.page(true, rows, Notification::position))
+}
+
+/// How many notifications somebody has; all, or those that are unread.
+pub async fn count(conn: &mut Conn, user_id: Id, unread: bool) -> Result<i64> {
+    Ok(on!(conn, |c| {
+        let mut query = notifications::table
+            .filter(notifications::user_id.eq(user_id))
+            .select(diesel::dsl::count_star())
+            .into_boxed::<Backend>();
+        if unread {
+            query = query.filter(notifications::read_at.is_null());
+        }
+        query.first(c).await
+    })?)
+}
+
+/// Everything in somebody's inbox, oldest first.
+pub async fn all_of(conn: &mut Conn, user_id: Id) -> Result<Vec<Notification>> {
+    Ok(on!(conn, |c| notifications::table
+        .filter(notifications::user_id.eq(user_id))
+        .order_by((notifications::occurred_at, notifications::id))
+        .select(Notification::as_select())
+        .load(c)
+        .await)?)
+}
+
+/// Marks the viewer's notifications as read, these or all, and says how many were not before.
+pub async fn mark_read(db: &Db, now: Timestamp, viewer: &Viewer, ids: Option<&[Id]>) -> Result<usize> {
+    db.transaction(async |tx| {
+        let unread =
+            notifications::table.filter(notifications::user_id.eq(viewer.id)).filter(notifications::read_at.is_null());
+        let read = notifications::read_at.eq(now);
+        let Some(ids) = ids else {
+            return Ok(on!(tx, |c| diesel::update(unread).set(read).execute(c).await)?);
+        };
+        let found = by_ids(tx, viewer.id, ids).await?;
+        if ids.iter().any(|id| found.iter().all(|row| row.id != *id)) {
+            return Err(Error::not_found("ids", "notification"));
+        }
+        let unread = unread.filter(notifications::id.eq_any(ids));
+        Ok(on!(tx, |c| diesel::update(unread).set(read).execute(c).await)?)
+    })
+    .await
+}
+
+/// Empties the inbox of somebody who leaves.
+pub async fn forget(tx: &mut Conn, user_id: Id) -> Result<()> {
+    let own = notifications::table.filter(notifications::user_id.eq(user_id));
+    on!(tx, |c| diesel::delete(own).execute(c).await)?;
+    Ok(())
+}
+
+/// Forgets what is older than this moment.
+pub async fn drop_older(db: &Db, before: Timestamp) -> Result<usize> {
+    db.transaction(async |tx| {
+        let old = notifications::table.filter(notifications::occurred_at.lt(before));
+        Ok(on!(tx, |c| diesel::delete(old).execute(c).await)?)
+    })
+    .await
+}
+
+/// Makes the notifications of the next stretch of the log, which begins at `seen` or wherever another instance has come
+/// to. Says how far the inboxes are made now, and whether there may be more to do.
+///
+/// The place that is kept moves on in the transaction that writes the rows, and only from where it was when the log was
+/// read: of several instances that do the same, one succeeds. A short stretch that notifies nobody is not worth a
+/// transaction; `seen` remembers it, and a restart reads it again.
+pub async fn project(db: &Db, seen: Position) -> Result<(Position, bool)> {
+    let mut conn = db.conn().await?;
+    let (xid, seq): (i64, i64) =
+        on!(conn, |c| projections::table.find(PROJECTION).select((projections::xid, projections::seq)).first(c).await)?;
+    let kept = Position { xid, seq };
+    let seen = seen.max(kept);
+    let (events, _) = settled_after(&mut conn, seen, BATCH).await?;
+    drop(conn);
+    let reached = events.last().map_or(seen, Event::position);
+    let more = events.len() as i64 == BATCH;
+    let rows: Vec<Notification> = events
+        .iter()
+        .filter(|event| KINDS.contains(&event.kind))
+        .flat_map(|event| {
+            let recipients = recipients(event, &Snapshot::of(event)).into_iter();
+            recipients.map(|recipient| Notification::new(event, recipient)).collect::<Vec<_>>()
+        })
+        .collect();
+    if rows.is_empty() && !more {
+        return Ok((reached, false));
+    }
+    if keep(db, kept, reached, &rows).await? { Ok((reached, more)) } else { Ok((seen, true)) }
+}
+
+/// Writes the rows and moves the place on; false, and nothing is written, if it has moved meanwhile.
+async fn keep(db: &Db, from: Position, to: Position, rows: &[Notification]) -> Result<bool> {
+    let mut people: Vec<Id> = rows.iter().map(|row| row.user_id).collect();
+    people.sort_unstable();
+    people.dedup();
+    db.transaction(async |tx| {
+        let place = projections::table
+            .find(PROJECTION)
+            .filter(projections::xid.eq(from.xid))
+            .filter(projections::seq.eq(from.seq));
+        let moved = (projections::xid.eq(to.xid), projections::seq.eq(to.seq));
+        if on!(tx, |c| diesel::update(place).set(moved).execute(c).await)? == 0 {
+            return Ok(false);
+        }
+        // Held until the commit, so that nothing comes into the inbox of somebody who is just leaving.
+        let here = users::table
+            .filter(users::id.eq_any(&people))
+            .filter(users::deleted_at.is_null())
+            .order_by(users::id)
+            .select(users::id);
+        let here: Vec<Id> = match &mut tx.pooled {
+            Pooled::Sqlite(c) => here.load(&mut **c).await?,
+            Pooled::Postgres(c) => here.for_share().load(&mut **c).await?,
+        };
+        let rows: Vec<&Notification> = rows.iter().filter(|row| here.contains(&row.user_id)).collect();
+        match &mut tx.pooled {
+            Pooled::Sqlite(c) => {
+                for row in rows {
+                    let insert = diesel::insert_into(notifications::table).values(row).on_conflict_do_nothing();
+                    insert.execute(&mut **c).await?;
+                }
+            }
+            Pooled::Postgres(c) => {
+                let insert = diesel::insert_into(notifications::table).values(rows).on_conflict_do_nothing();
+                insert.execute(&mut **c).await?;
+            }
+        }
+        Ok(true)
+    })
+    .await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ACTOR: Id = Id::from_bytes([1; 16]);
+    const OWNER: Id = Id::from_bytes([2; 16]);
+    const ASSIGNEE: Id = Id::from_bytes([3; 16]);
+    const ADMIN: Id = Id::from_bytes([4; 16]);
+
+    fn told(kind: events::Kind, owner: Id, assignee: Option<Id>, mentions: &[Id]) -> Vec<(Id, Kind)> {
+        let event = Event {
+            seq: 1,
+            xid: 0,
+            id: ACTOR,
+            kind,
+            occurred_at: Timestamp::default(),
+            actor_id: Some(ACTOR),
+            owner_id: Some(owner),
+            project_id: None,
+            task_id: None,
+            comment_id: None,
+            assignee_id: assignee,
+            previous_assignee_id: None,
+            session_id: None,
+            data: String::new(),
+        };
+        recipients(&event, &Snapshot { mentions: mentions.to_vec(), ..Snapshot::default() })
+    }
+
+    #[test]
+    fn everybody_is_told_once_for_the_best_reason_and_nobody_of_their_own_doing() {
+        use events::Kind as On;
+        assert_eq!(told(On::TaskAssigned, OWNER, Some(ASSIGNEE), &[]), [(ASSIGNEE, Kind::Assigned)]);
+        assert_eq!(told(On::TaskAssigned, OWNER, Some(ACTOR), &[]), []);
+        assert_eq!(
+            told(On::CommentAdded, OWNER, Some(ASSIGNEE), &[ASSIGNEE, ADMIN, ACTOR]),
+            [(ASSIGNEE, Kind::Mentioned), (ADMIN, Kind::Mentioned), (OWNER, Kind::Commented)]
+        );
+        assert_eq!(told(On::CommentAdded, OWNER, Some(OWNER), &[]), [(OWNER, Kind::Commented)]);
+        assert_eq!(told(On::CommentUpdated, OWNER, Some(ASSIGNEE), &[ADMIN]), [(ADMIN, Kind::Mentioned)]);
+        assert_eq!(told(On::StatusChanged, ACTOR, Some(ASSIGNEE), &[]), [(ASSIGNEE, Kind::StatusChanged)]);
+        for kind in [On::TaskCreated, On::TaskUpdated, On::TaskDeleted, On::TaskUnassigned, On::ProjectDeleted] {
+            assert_eq!(told(kind, OWNER, Some(ASSIGNEE), &[ADMIN]), []);
+            assert!(!KINDS.contains(&kind));
+        }
+    }
+}

@@ -1,0 +1,130 @@
+//! Passwords that fit the policy. What is kept of them, `auth` makes.
+
+use std::ops::Deref;
+
+use super::value::fold;
+use crate::config::PasswordPolicy;
+use crate::error::{Fault, FaultCode};
+
+/// A password that fits the policy.
+#[derive(Clone)]
+pub struct Password(String);
+
+/// Code points that a password may have.
+pub const MAX_LENGTH: usize = 256;
+
+impl Password {
+    /// Checks a new password against the policy; `personal` is what it must not be.
+    pub fn parse(
+        field: &'static str,
+        raw: &str,
+        policy: PasswordPolicy,
+        personal: &[&str],
+    ) -> std::result::Result<Self, Fault> {
+        let length = raw.chars().take(MAX_LENGTH + 1).count();
+        let weak = |message: &'static str| Err(Fault::new(field, FaultCode::WeakPassword, message));
+        if length > MAX_LENGTH {
+            return Err(Fault::new(field, FaultCode::TooLong, "Must have at most 256 characters."));
+        }
+        if raw.contains('\0') {
+            return Err(Fault::new(field, FaultCode::Invalid, "NUL characters are not allowed."));
+        }
+        match policy {
+            PasswordPolicy::Composition => {
+                let mixed = raw.chars().any(char::is_uppercase)
+                    && raw.chars().any(char::is_lowercase)
+                    && raw.chars().any(char::is_numeric)
+                    && raw.chars().any(|c| !c.is_alphanumeric());
+                if length < 8 || !mixed {
+                    return weak(
+                        "Use at least 8 characters with upper and lower case, a digit and a special character.",
+                    );
+                }
+            }
+            PasswordPolicy::Length if length < 15 => return weak("Use at least 15 characters."),
+            PasswordPolicy::Length => {}
+        }
+        if is_common(raw) {
+            return weak("This password is one of the first that anybody would guess.");
+        }
+        if personal.iter().any(|text| fold(text) == fold(raw)) {
+            return weak("Must not be your username or e-mail address.");
+        }
+        Ok(Self(raw.to_owned()))
+    }
+}
+
+impl Deref for Password {
+    type Target = str;
+    fn deref(&self) -> &str {
+        &self.0
+    }
+}
+
+/// Passwords, and the words that most common passwords are made of, one a line in lower case.
+const COMMON: &str = include_str!("common.txt");
+
+/// Whether a password is a common one, or a common word dressed up: `P@ssw0rd1!` is `password` with what a policy asks
+/// for put around it.
+fn is_common(password: &str) -> bool {
+    let plain = password.to_lowercase();
+    let undressed: String = plain
+        .chars()
+        .map(|c| match c {
+            '@' | '4' => 'a',
+            '0' => 'o',
+            '1' | '!' => 'i',
+            '3' => 'e',
+            '$' | '5' => 's',
+            '7' => 't',
+            other => other,
+        })
+        .collect();
+    let bare = |text: &str| text.trim_matches(|c: char| !c.is_alphabetic()).to_owned();
+    // Digits at the end are decoration, but inside of a word they stand for letters.
+    let core = undressed.get(..bare(&plain).len()).map(ToOwned::to_owned).unwrap_or_default();
+    let candidates = [plain.clone(), bare(&plain), core, undressed];
+    COMMON.lines().any(|common| candidates.iter().any(|candidate| candidate == common))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn code(policy: PasswordPolicy, password: &str) -> Option<FaultCode> {
+        Password::parse("password", password, policy, &["alice", "alice@example.org"]).err().map(|fault| fault.code)
+    }
+
+    #[test]
+    fn a_password_needs_what_the_policy_asks_for() {
+        use PasswordPolicy::{Composition, Length};
+        for weak in ["", "Ab1-xyz", "lowercase-1", "UPPERCASE-1", "No-Digits", "NoSpecial1"] {
+            assert_eq!(code(Composition, weak), Some(FaultCode::WeakPassword), "{weak}");
+        }
+        assert_eq!(code(Composition, "Gr0ße-Wörter"), None);
+        assert_eq!(code(Length, "fourteen chars"), Some(FaultCode::WeakPassword));
+        assert_eq!(code(Length, "correct horse battery"), None);
+        assert_eq!(code(Composition, &format!("Aa1-{}", "x".repeat(253))), Some(FaultCode::TooLong));
+        assert_eq!(code(Composition, "Abcd-123\0"), Some(FaultCode::Invalid));
+    }
+
+    #[test]
+    fn a_common_password_is_refused_however_it_is_dressed_up() {
+        for common in [
+            "Password1!",
+            "P@ssw0rd",
+            "P@ssw0rd123!",
+            "Qwerty123!",
+            "Welcome1!",
+            "LetMeIn!2026",
+            "Admin123!",
+            "Iloveyou1!",
+        ] {
+            assert_eq!(code(PasswordPolicy::Composition, common), Some(FaultCode::WeakPassword), "{common}");
+        }
+        for fine in ["Passwort-Regal-7", "Secret-1234", "Tr0ub4dor&3"] {
+            assert_eq!(code(PasswordPolicy::Composition, fine), None, "{fine}");
+        }
+        assert_eq!(code(PasswordPolicy::Length, "ALICE@example.org"), Some(FaultCode::WeakPassword));
+    }
+}

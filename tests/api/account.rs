@@ -1,0 +1,318 @@
+//! Accounts over REST: sign-up, login, refresh and logout.
+
+use std::time::Duration;
+
+use reqwest::Method;
+use reqwest::header::CONTENT_TYPE;
+use serde_json::{Value, json};
+
+use crate::harness::{PASSWORD, Person, Reply, Server, text};
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+async fn register(server: &Server, change: Value) -> Reply {
+    let mut body = json!({ "email": "alice@example.org", "username": "alice", "password": PASSWORD });
+    for (field, value) in change.as_object().expect("an object") {
+        body[field] = value.clone();
+    }
+    server.post("/auth/register", body).await
+}
+
+/// The body of a problem document must say what the header and the status say.
+fn problem(reply: &Reply) -> (u16, String) {
+    assert_eq!(reply.headers[CONTENT_TYPE], "application/problem+json", "{}", reply.body);
+    assert_eq!(reply.body["status"], reply.status.as_u16());
+    assert!(!text(&reply.body["detail"]).is_empty() && !text(&reply.body["title"]).is_empty());
+    (reply.status.as_u16(), text(&reply.body["code"]))
+}
+
+async fn signed_in(person: &Person) -> bool {
+    let answer = person.ask("{ viewer { id } }", json!({})).await;
+    if answer.codes().is_empty() {
+        return true;
+    }
+    assert_eq!(answer.code(), "UNAUTHENTICATED");
+    false
+}
+
+async fn refresh(server: &Server, token: &str) -> Reply {
+    server.post("/auth/refresh", json!({ "refresh_token": token })).await
+}
+
+async fn logout(person: &Person) -> Reply {
+    Reply::to(person.post("/auth/logout")).await
+}
+
+#[tokio::test]
+async fn signing_up_answers_the_account_without_its_password() {
+    let server = Server::start().await;
+    let reply = register(&server, json!({ "email": "Alice@Example.org", "display_name": "  Alice Moreau " })).await;
+    assert_eq!(reply.status, 201);
+    let mut account = reply.body;
+    assert!(account["id"].take().is_string());
+    assert_eq!(
+        account,
+        json!({
+            "id": null, "email": "Alice@Example.org", "username": "alice", "display_name": "Alice Moreau",
+            "role": "USER", "is_active": true, "email_verified": false, "created_at": server.moment(Duration::ZERO),
+        })
+    );
+}
+
+#[tokio::test]
+async fn without_a_display_name_the_username_is_shown() {
+    let server = Server::start().await;
+    assert_eq!(register(&server, json!({})).await.body["display_name"], "alice");
+}
+
+#[tokio::test]
+async fn what_is_wrong_with_a_sign_up_is_told_field_by_field() {
+    let server = Server::start().await;
+    let long = |length| "a".repeat(length);
+    for (field, value, code) in [
+        ("email", json!("nobody"), "INVALID"),
+        ("email", json!(""), "BLANK"),
+        ("email", json!("a b@example.org"), "INVALID"),
+        ("email", json!("a\u{0}@example.org"), "INVALID"),
+        ("email", json!(format!("{}@example.org", long(250))), "TOO_LONG"),
+        ("username", json!("al"), "TOO_SHORT"),
+        ("username", json!(long(51)), "TOO_LONG"),
+        ("username", json!("al ice"), "INVALID"),
+        ("username", json!("älice"), "INVALID"),
+        ("username", json!("ali\u{0}ce"), "INVALID"),
+        ("display_name", json!("   "), "BLANK"),
+        ("display_name", json!("ü".repeat(101)), "TOO_LONG"),
+        ("password", json!("short-1A"[..7].to_owned()), "WEAK_PASSWORD"),
+        ("password", json!("alllowercase-1"), "WEAK_PASSWORD"),
+        ("password", json!("NoDigits-here"), "WEAK_PASSWORD"),
+        ("password", json!("N0specials"), "WEAK_PASSWORD"),
+        ("password", json!(format!("Aa-1{}", long(300))), "TOO_LONG"),
+        ("password", json!("Correct\u{0}Horse-7"), "INVALID"),
+    ] {
+        let reply = register(&server, json!({ field: value })).await;
+        assert_eq!(problem(&reply), (422, code.to_owned()), "{field} {value}");
+        let errors = reply.body["errors"].as_array().expect("errors");
+        assert_eq!((errors.len(), &errors[0]["field"], &errors[0]["code"]), (1, &json!(field), &json!(code)));
+    }
+    let reply = register(&server, json!({ "email": "x", "username": "x", "password": "x" })).await;
+    let fields: Vec<&Value> = reply.body["errors"].as_array().expect("errors").iter().map(|e| &e["field"]).collect();
+    assert_eq!(fields, ["email", "username", "password"], "everything is told at once");
+    assert_eq!(register(&server, json!({})).await.status, 201, "none of them left anything behind");
+}
+
+#[tokio::test]
+async fn an_email_and_a_username_are_taken_without_regard_to_case() {
+    let server = Server::start().await;
+    assert_eq!(register(&server, json!({})).await.status, 201);
+    let reply = register(&server, json!({ "email": "ALICE@example.ORG", "username": "other" })).await;
+    assert_eq!(problem(&reply), (409, "TAKEN".to_owned()));
+    assert_eq!(reply.body["errors"][0]["field"], "email");
+    let reply = register(&server, json!({ "email": "other@example.org", "username": "ALICE" })).await;
+    assert_eq!(reply.body["errors"][0]["field"], "username");
+    let reply = register(&server, json!({})).await;
+    assert_eq!(reply.body["errors"].as_array().map(Vec::len), Some(2), "both are told at once");
+}
+
+#[tokio::test]
+async fn one_logs_in_by_email_by_username_or_by_the_oauth2_form() {
+    let server = Server::start().await;
+    let alice = server.person("alice").await;
+    let login = server.request(Method::POST, "/auth/login");
+    let form = [("grant_type", "password"), ("username", "alice"), ("password", PASSWORD)];
+    let by_form = Reply::to(login.form(&form)).await;
+    let by_email = server.post("/auth/login", json!({ "email": "Alice@example.org", "password": PASSWORD })).await;
+    let by_name = server.post("/auth/login", json!({ "username": "ALICE", "password": PASSWORD })).await;
+    for reply in [by_form, by_email, by_name] {
+        assert_eq!(reply.status, 200);
+        assert_eq!(reply.headers["cache-control"], "no-store");
+        assert_eq!((&reply.body["token_type"], &reply.body["expires_in"]), (&json!("bearer"), &json!(900)));
+        assert!(reply.body["refresh_token"].is_string());
+        let person = server.nobody().with_tokens(&reply.body);
+        assert_eq!(person.query("{ viewer { id } }", json!({})).await["viewer"]["id"], alice.id);
+    }
+}
+
+#[tokio::test]
+async fn a_wrong_password_an_unknown_name_and_a_disabled_account_are_told_alike() {
+    let server = Server::start().await;
+    let (admin, bob) = (server.admin("admin").await, server.person("bob").await);
+    server.person("alice").await;
+    admin.mutate("updateUser", json!({ "id": bob.id, "isActive": false })).await.ok();
+    let mut answers = Vec::new();
+    for (name, password) in [
+        ("alice@example.org", "Wrong-Horse-7"),
+        ("nobody@example.org", PASSWORD),
+        ("bob@example.org", PASSWORD),
+        ("alice@example.org", ""),
+        ("", PASSWORD),
+        ("al\u{0}ice", PASSWORD),
+        ("alice", "\u{0}"),
+    ] {
+        let reply = server.post("/auth/login", json!({ "email": name, "password": password })).await;
+        assert_eq!(problem(&reply), (401, "INVALID_CREDENTIALS".to_owned()), "{name:?} {password:?}");
+        answers.push(reply.body);
+    }
+    assert!(answers.windows(2).all(|pair| pair[0] == pair[1]), "{answers:?}");
+}
+
+#[tokio::test]
+async fn an_access_token_is_good_for_fifteen_minutes() {
+    let server = Server::start().await;
+    let alice = server.person("alice").await;
+    server.advance(MINUTE * 15 - Duration::from_secs(1));
+    assert!(signed_in(&alice).await);
+    server.advance(Duration::from_secs(1));
+    assert!(!signed_in(&alice).await);
+}
+
+#[tokio::test]
+async fn a_token_that_is_not_ours_or_not_for_access_signs_nobody_in() {
+    let server = Server::start().await;
+    let alice = server.person("alice").await;
+    let good = alice.access_token.clone().expect("a token");
+    let (head, signature) = good.rsplit_once('.').expect("a signature");
+    let flipped: String = signature.chars().rev().collect();
+    for token in
+        [String::new(), "x".to_owned(), alice.refresh_token.clone(), format!("{head}."), format!("{head}.{flipped}")]
+    {
+        let reply = Reply::to(server.request(Method::POST, "/graphql").bearer_auth(&token).json(&json!({}))).await;
+        assert_eq!(reply.status, 401, "{token:?}");
+        assert_eq!(reply.headers["www-authenticate"], "Bearer");
+        let reply = Reply::to(server.request(Method::POST, "/auth/logout").bearer_auth(&token)).await;
+        assert_eq!(problem(&reply), (401, "UNAUTHENTICATED".to_owned()), "{token:?}");
+    }
+    let other = Server::with(&[("SECRET_KEY", "another key, of another server's tokens")]).await;
+    let stranger = other.nobody().with_tokens(&json!({ "access_token": good, "refresh_token": "" }));
+    assert!(!signed_in(&stranger).await);
+}
+
+#[tokio::test]
+async fn refreshing_gives_a_new_pair_and_the_old_refresh_token_is_dead() {
+    let server = Server::start().await;
+    let alice = server.person("alice").await;
+    server.advance(MINUTE);
+    let reply = refresh(&server, &alice.refresh_token).await;
+    assert_eq!(reply.status, 200);
+    let renewed = alice.with_tokens(&reply.body);
+    assert_ne!(renewed.refresh_token, alice.refresh_token);
+    assert!(signed_in(&renewed).await);
+    server.advance(Duration::from_secs(11));
+    let reply = refresh(&server, &alice.refresh_token).await;
+    assert_eq!(problem(&reply), (401, "UNAUTHENTICATED".to_owned()));
+    assert!(!signed_in(&renewed).await, "whoever shows a dead token may have stolen it: the session ends");
+    assert_eq!(refresh(&server, &renewed.refresh_token).await.status, 401);
+}
+
+#[tokio::test]
+async fn within_the_grace_an_old_refresh_token_gets_the_same_successor() {
+    let server = Server::start().await;
+    let alice = server.person("alice").await;
+    let first = refresh(&server, &alice.refresh_token).await.body;
+    server.advance(Duration::from_secs(10));
+    let second = refresh(&server, &alice.refresh_token).await.body;
+    assert_eq!(first["refresh_token"], second["refresh_token"]);
+    assert_eq!(refresh(&server, &text(&second["refresh_token"])).await.status, 200);
+    assert_eq!(refresh(&server, &alice.refresh_token).await.status, 401, "two generations ago there is no grace");
+}
+
+#[tokio::test]
+async fn of_many_refreshes_at_once_one_successor_comes() {
+    let server = Server::start().await;
+    let alice = server.person("alice").await;
+    let replies = futures_util::future::join_all((0..8).map(|_| refresh(&server, &alice.refresh_token))).await;
+    let successor = &replies[0].body["refresh_token"];
+    assert!(replies.iter().all(|reply| reply.status == 200 && reply.body["refresh_token"] == *successor));
+    assert_eq!(refresh(&server, &text(successor)).await.status, 200);
+}
+
+#[tokio::test]
+async fn a_session_lasts_seven_days_after_its_last_refresh() {
+    let server = Server::start().await;
+    let (alice, bob) = (server.person("alice").await, server.person("bob").await);
+    let day = MINUTE * 60 * 24;
+    server.advance(day * 6);
+    let renewed = text(&refresh(&server, &alice.refresh_token).await.body["refresh_token"]);
+    server.advance(day);
+    assert_eq!(refresh(&server, &bob.refresh_token).await.status, 401);
+    assert_eq!(refresh(&server, &renewed).await.status, 200);
+}
+
+#[tokio::test]
+async fn a_refresh_token_that_is_not_ours_is_refused() {
+    let server = Server::start().await;
+    let alice = server.person("alice").await;
+    let mut forged = alice.refresh_token.clone().into_bytes();
+    forged[30] = if forged[30] == b'A' { b'B' } else { b'A' };
+    let forged = String::from_utf8(forged).expect("ASCII");
+    for token in ["", "x", &forged, alice.access_token.as_deref().unwrap_or_default(), "ü\u{0}"] {
+        assert_eq!(problem(&refresh(&server, token).await), (401, "UNAUTHENTICATED".to_owned()), "{token:?}");
+    }
+    assert_eq!(refresh(&server, &alice.refresh_token).await.status, 200, "which hurts nobody else");
+}
+
+#[tokio::test]
+async fn logging_out_kills_both_tokens_at_once_and_no_other_session() {
+    let server = Server::start().await;
+    let here = server.person("alice").await;
+    let there = server.login("alice").await;
+    let reply = logout(&here).await;
+    assert_eq!((reply.status.as_u16(), &reply.body), (204, &Value::Null));
+    assert!(!signed_in(&here).await);
+    assert_eq!(refresh(&server, &here.refresh_token).await.status, 401);
+    assert_eq!(problem(&logout(&here).await), (401, "UNAUTHENTICATED".to_owned()));
+    assert!(signed_in(&there).await);
+    assert_eq!(refresh(&server, &there.refresh_token).await.status, 200);
+}
+
+#[tokio::test]
+async fn a_disabled_account_is_out_with_the_next_request() {
+    let server = Server::start().await;
+    let (admin, bob) = (server.admin("admin").await, server.person("bob").await);
+    admin.mutate("updateUser", json!({ "id": bob.id, "isActive": false })).await.ok();
+    assert!(!signed_in(&bob).await);
+    assert_eq!(refresh(&server, &bob.refresh_token).await.status, 401);
+    admin.mutate("updateUser", json!({ "id": bob.id, "isActive": true })).await.ok();
+    assert!(signed_in(&server.login("bob").await).await);
+}
+
+#[tokio::test]
+async fn a_body_that_cannot_be_read_is_a_problem_of_the_client() {
+    let server = Server::start().await;
+    let large = format!(r#"{{ "email": "{}" }}"#, "x".repeat(9_000));
+    for path in ["/auth/register", "/auth/login", "/auth/refresh"] {
+        for (body, status) in [
+            ("", 400),
+            ("{", 400),
+            ("nonsense", 400),
+            (r#"{ "email": "\ud800", "refresh_token": "\ud800" }"#, 400),
+            ("{}", 422),
+            ("[]", 422),
+            ("null", 422),
+            (r#"{ "email": 1, "username": {}, "password": [], "refresh_token": null }"#, 422),
+            (&large, 413),
+        ] {
+            let request = server.request(Method::POST, path).header(CONTENT_TYPE, "application/json");
+            let reply = Reply::to(request.body(body.to_owned())).await;
+            assert_eq!(problem(&reply), (status, "BAD_REQUEST".to_owned()), "{path} {:.40}", body);
+        }
+        let untyped = server.request(Method::POST, path).header(CONTENT_TYPE, "text/plain").body("{}");
+        assert_eq!(problem(&Reply::to(untyped).await), (415, "BAD_REQUEST".to_owned()), "{path}");
+        let reply = Reply::to(server.request(Method::GET, path)).await;
+        assert_eq!(problem(&reply), (405, "BAD_REQUEST".to_owned()), "{path}");
+    }
+}
+
+#[tokio::test]
+async fn credentials_are_limited_by_address() {
+    let server = Server::with(&[("RATE_LIMIT_ENABLED", "true")]).await;
+    let wrong = json!({ "username": "nobody", "password": "x" });
+    for _ in 0..5 {
+        assert_eq!(server.post("/auth/login", wrong.clone()).await.status, 401);
+    }
+    let reply = server.post("/auth/login", wrong.clone()).await;
+    assert_eq!(problem(&reply), (429, "RATE_LIMITED".to_owned()));
+    let wait: u64 = reply.headers["retry-after"].to_str().expect("text").parse().expect("seconds");
+    server.advance(Duration::from_secs(wait));
+    let other = json!({ "username": "somebody", "password": "x" });
+    assert_eq!(server.post("/auth/login", other).await.status, 401);
+}

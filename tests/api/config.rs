@@ -1,0 +1,95 @@
+//! Settings as the environment gives them.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use fasttrack::config::{Config, Invalid};
+use fasttrack::db::Location;
+
+fn read(settings: &[(&str, &str)]) -> Result<Config, Invalid> {
+    let keys = [("SECRET_KEY", "k".repeat(32)), ("REFRESH_SECRET_KEY", "r".repeat(32))];
+    let mut values: HashMap<String, String> = keys.map(|(name, key)| (name.to_owned(), key)).into();
+    values.extend(settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
+    Config::from(&|name| values.get(name).cloned())
+}
+
+#[test]
+fn without_any_setting_but_keys_everything_has_its_default() {
+    let config = read(&[]).expect("defaults");
+    assert_eq!(config.database, Location::Sqlite("fasttrack.db".into()));
+    assert_eq!(config.listen.to_string(), "127.0.0.1:8000");
+    assert_eq!(config.public_url, "http://127.0.0.1:8000");
+    assert_eq!(config.access_lifetime, Duration::from_secs(15 * 60));
+    assert_eq!(config.refresh_lifetime, Duration::from_secs(7 * 86_400));
+    assert!(config.rate_limits.is_some() && config.cors_origins.is_empty());
+    assert!(config.smtp_url.is_none() && config.redis_url.is_none());
+}
+
+#[test]
+fn an_empty_value_counts_as_none() {
+    let config = read(&[("LISTEN_ADDR", " "), ("RATE_LIMIT_ENABLED", ""), ("SMTP_URL", "")]).expect("defaults");
+    assert_eq!(config.listen.port(), 8000);
+    assert!(config.rate_limits.is_some() && config.smtp_url.is_none());
+}
+
+#[test]
+fn the_url_says_which_database() {
+    for (url, location) in [
+        ("sqlite://data/x.db", Location::Sqlite("data/x.db".into())),
+        ("sqlite:///var/x.db", Location::Sqlite("/var/x.db".into())),
+        ("postgres://u:p@host/db", Location::Postgres("postgres://u:p@host/db".to_owned())),
+        ("postgresql://host/db", Location::Postgres("postgresql://host/db".to_owned())),
+    ] {
+        assert_eq!(read(&[("DATABASE_URL", url)]).expect("a good URL").database, location);
+    }
+}
+
+#[test]
+fn a_setting_that_cannot_be_used_is_named() {
+    for (name, value) in [
+        ("DATABASE_URL", "mysql://host/db"),
+        ("DATABASE_URL", "sqlite://"),
+        ("DATABASE_URL", "sqlite::memory:"),
+        ("DATABASE_CONNECTIONS", "0"),
+        ("LISTEN_ADDR", "localhost"),
+        ("PUBLIC_URL", "not a url"),
+        ("SECRET_KEY", "too short"),
+        ("REFRESH_SECRET_KEY", "too short"),
+        ("ACCESS_TOKEN_EXPIRE_MINUTES", "0"),
+        ("ACCESS_TOKEN_EXPIRE_MINUTES", "-1"),
+        ("REFRESH_TOKEN_EXPIRE_DAYS", "a week"),
+        ("PASSWORD_POLICY", "none"),
+        ("CORS_ORIGINS", "*"),
+        ("CORS_ORIGINS", "https://a.example.org, b"),
+        ("RATE_LIMIT_ENABLED", "maybe"),
+        ("MAIL_FROM", "nobody"),
+        ("LOG_FORMAT", "xml"),
+    ] {
+        let problem = read(&[(name, value)]).expect_err(value).to_string();
+        assert!(problem.starts_with(&format!("{name}: ")), "{problem}");
+    }
+    let same = "k".repeat(32);
+    let problem = read(&[("REFRESH_SECRET_KEY", &same)]).expect_err("the same key twice").to_string();
+    assert!(problem.contains("SECRET_KEY"), "{problem}");
+}
+
+#[test]
+fn secrets_are_made_once_kept_for_the_owner_alone_and_never_printed() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let file = directory.path().join("secrets");
+    let path = file.to_string_lossy().into_owned();
+    let made = || read(&[("SECRET_KEY", ""), ("REFRESH_SECRET_KEY", ""), ("SECRETS_FILE", &path)]).expect("keys");
+    let (first, second) = (made(), made());
+    assert_eq!(first.secret_key, second.secret_key);
+    assert_eq!(first.refresh_secret_key, second.refresh_secret_key);
+    assert_ne!(first.secret_key, first.refresh_secret_key);
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        let mode = std::fs::metadata(&file).expect("the file").permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+    }
+    let kept = std::fs::read_to_string(&file).expect("the file");
+    let printed = format!("{first:?}");
+    assert!(kept.split_whitespace().all(|key| key.len() >= 32 && !printed.contains(key)), "{printed}");
+}

@@ -1,0 +1,208 @@
+//! What many do at the same time.
+
+use std::collections::BTreeMap;
+
+use futures_util::future::join_all;
+use serde_json::{Value, json};
+
+use crate::harness::{PASSWORD, Person, Server, text};
+
+/// How often each outcome came.
+fn tally(outcomes: impl IntoIterator<Item = String>) -> BTreeMap<String, usize> {
+    let mut tally = BTreeMap::new();
+    for outcome in outcomes {
+        *tally.entry(outcome).or_default() += 1;
+    }
+    tally
+}
+
+fn counts<const N: usize>(expected: [(&str, usize); N]) -> BTreeMap<String, usize> {
+    expected.into_iter().map(|(outcome, times)| (outcome.to_owned(), times)).collect()
+}
+
+async fn task(alice: &Person) -> String {
+    let project = alice.project("Apollo").await;
+    alice.task(&project, "Fly", json!({})).await
+}
+
+#[tokio::test]
+async fn of_many_who_sign_up_with_one_address_one_wins() {
+    let server = Server::start().await;
+    let register = async |number: usize, email: &str, username: &str| {
+        let (email, username) = (email.replace('#', &number.to_string()), username.replace('#', &number.to_string()));
+        let body = json!({ "email": email, "username": username, "password": PASSWORD });
+        let reply = server.post("/auth/register", body).await;
+        format!("{} {}", reply.status.as_u16(), reply.body["code"].as_str().unwrap_or("-"))
+    };
+    let expected = counts([("201 -", 1), ("409 TAKEN", 7)]);
+    let by_email = join_all((0..8).map(|number| register(number, "one@example.org", "user-#"))).await;
+    assert_eq!(tally(by_email), expected);
+    let by_name = join_all((0..8).map(|number| register(number, "other-#@example.org", "One"))).await;
+    assert_eq!(tally(by_name), expected);
+}
+
+#[tokio::test]
+async fn of_many_who_expect_the_same_version_one_writes() {
+    let server = Server::start().await;
+    let alice = server.person("alice").await;
+    let task = task(&alice).await;
+    let update = async |number: usize| {
+        let input = json!({ "id": task, "title": number.to_string(), "expectedVersion": 1 });
+        alice.mutate("updateTask", input).await.outcome()
+    };
+    let done = join_all((0..8).map(update)).await;
+    let winner = done.iter().position(|outcome| outcome == "ok").expect("one who wrote");
+    assert_eq!(tally(done), counts([("ok", 1), ("expectedVersion: CONFLICT", 7)]));
+    let seen = alice.query("{ tasks { nodes { title version } } }", json!({})).await;
+    assert_eq!(seen["tasks"]["nodes"], json!([{ "title": winner.to_string(), "version": 2 }]));
+}
+
+#[tokio::test]
+async fn without_an_expected_version_no_change_is_lost() {
+    let server = Server::start().await;
+    let alice = server.person("alice").await;
+    let project = alice.project("Apollo").await;
+    let task = alice.task(&project, "Fly", json!({})).await;
+    let mut labels = Vec::new();
+    for number in 0..5 {
+        labels.push(alice.label(&project, &number.to_string()).await);
+    }
+    let mut changes = vec![
+        json!({ "title": "Fly!" }),
+        json!({ "description": "x" }),
+        json!({ "priority": "HIGH" }),
+        json!({ "status": "IN_PROGRESS" }),
+        json!({ "assigneeId": alice.id }),
+    ];
+    changes.extend(labels.iter().map(|label| json!({ "addLabelIds": [label] })));
+    let update = async |mut input: Value| {
+        input["id"] = json!(task);
+        alice.mutate("updateTask", input).await.ok()["version"].as_i64()
+    };
+    let mut versions = join_all(changes.into_iter().map(update)).await;
+    versions.sort_unstable();
+    assert_eq!(versions, (2..=11).map(Some).collect::<Vec<_>>(), "each change has a version of its own");
+    let seen = alice.mutate("updateTask", json!({ "id": task })).await.ok();
+    assert_eq!(
+        (&seen["title"], &seen["description"], &seen["priority"], &seen["status"], &seen["assignee"]["id"]),
+        (&json!("Fly!"), &json!("x"), &json!("HIGH"), &json!("IN_PROGRESS"), &json!(alice.id))
+    );
+    assert_eq!(seen["labels"].as_array().map(Vec::len), Some(5));
+}
+
+#[tokio::test]
+async fn stats_stay_right_while_many_change_the_tasks() {
+    let server = Server::start().await;
+    let alice = server.person("alice").await;
+    let project = alice.project("Apollo").await;
+    let work = async |number: usize| {
+        let task = alice.task(&project, "Fly", json!({})).await;
+        if number % 4 >= 1 {
+            alice.mutate("updateTask", json!({ "id": task, "status": "IN_PROGRESS" })).await.ok();
+        }
+        if number % 4 >= 2 {
+            alice.mutate("updateTask", json!({ "id": task, "status": "DONE" })).await.ok();
+        }
+        if number % 4 >= 3 {
+            alice.mutate("deleteTask", json!({ "id": task })).await.ok();
+        }
+    };
+    join_all((0..16).map(work)).await;
+    let stats = "{ projects { nodes { stats { taskCount todoCount inProgressCount doneCount } } } }";
+    assert_eq!(
+        alice.query(stats, json!({})).await["projects"]["nodes"][0]["stats"],
+        json!({ "taskCount": 12, "todoCount": 4, "inProgressCount": 4, "doneCount": 4 })
+    );
+}
+
+#[tokio::test]
+async fn of_many_labels_of_one_name_one_is_made() {
+    let server = Server::start().await;
+    let alice = server.person("alice").await;
+    let project = alice.project("Apollo").await;
+    let create =
+        async |name: &str| alice.mutate("createLabel", json!({ "projectId": project, "name": name })).await.outcome();
+    let done = join_all(["red", "RED", "Red", "rEd", "reD", "red"].map(create)).await;
+    assert_eq!(tally(done), counts([("ok", 1), ("name: TAKEN", 5)]));
+}
+
+#[tokio::test]
+async fn a_project_is_deleted_while_people_work_in_it_and_nothing_is_left_half_way() {
+    let server = Server::start().await;
+    let alice = server.person("alice").await;
+    let project = alice.project("Apollo").await;
+    let label = alice.label(&project, "red").await;
+    let mut tasks = Vec::new();
+    for _ in 0..4 {
+        tasks.push(alice.task(&project, "Fly", json!({ "labelIds": [label] })).await);
+    }
+    let work = async |number: usize| {
+        let task = &tasks[number % 4];
+        let (mutation, input) = match number % 5 {
+            0 => (
+                "createTask",
+                json!({ "projectId": project, "title": "x", "labelIds": [label], "assigneeId": alice.id }),
+            ),
+            1 => ("addComment", json!({ "taskId": task, "body": "x" })),
+            2 => ("updateTask", json!({ "id": task, "removeLabelIds": [label], "assigneeId": alice.id })),
+            3 => ("createLabel", json!({ "projectId": project, "name": number.to_string() })),
+            _ => ("updateTask", json!({ "id": task, "addLabelIds": [label], "title": number.to_string() })),
+        };
+        if number == 12 {
+            alice.mutate("deleteProject", json!({ "id": project })).await.outcome()
+        } else {
+            alice.mutate(mutation, input).await.outcome()
+        }
+    };
+    for (outcome, times) in tally(join_all((0..30).map(work)).await) {
+        assert!(outcome == "ok" || outcome.ends_with(": NOT_FOUND"), "{outcome} came {times} times");
+    }
+    let seen = alice.query("{ tasks { totalCount } projects { totalCount } }", json!({})).await;
+    assert_eq!(seen, json!({ "tasks": { "totalCount": 0 }, "projects": { "totalCount": 0 } }));
+    let document =
+        "query ($after: String) { events(first: 100, after: $after) { pageInfo { hasNextPage endCursor } nodes {
+        __typename ... on TaskCreatedEvent { task { id } } ... on TaskDeletedEvent { deletedTaskId }
+    } } }";
+    let log = alice.query(document, json!({})).await["events"].clone();
+    assert_eq!(log["pageInfo"]["hasNextPage"], false);
+    let ids = |kind: &str, id: fn(&Value) -> &Value| {
+        let nodes = log["nodes"].as_array().expect("nodes").iter().filter(|event| event["__typename"] == kind);
+        let mut ids: Vec<String> = nodes.map(|event| text(id(event))).collect();
+        ids.sort_unstable();
+        ids
+    };
+    let created = ids("TaskCreatedEvent", |event| &event["task"]["id"]);
+    assert_eq!(created, ids("TaskDeletedEvent", |event| &event["deletedTaskId"]), "each task that came also went");
+    let last = log["nodes"].as_array().and_then(|nodes| nodes.last()).expect("an event");
+    assert_eq!(last["__typename"], "ProjectDeletedEvent", "nothing happened in it afterwards");
+}
+
+#[tokio::test]
+async fn the_log_tells_the_changes_of_a_task_in_the_order_in_which_they_came_about() {
+    let server = Server::start().await;
+    let alice = server.person("alice").await;
+    let task = task(&alice).await;
+    let work = async |number: usize| {
+        for turn in 0..6 {
+            let status = if (number + turn).is_multiple_of(2) { "IN_PROGRESS" } else { "TODO" };
+            alice
+                .mutate("updateTask", json!({ "id": task, "status": status, "title": format!("{number} {turn}") }))
+                .await
+                .ok();
+        }
+    };
+    join_all((0..4).map(work)).await;
+    let document = "query ($task: ID!) { events(first: 100, filter: { taskId: $task }) { nodes {
+        ... on StatusChangedEvent { from to } ... on TaskUpdatedEvent { changes { from to } }
+    } } }";
+    let log = alice.query(document, json!({ "task": task })).await["events"]["nodes"].clone();
+    let (mut status, mut title) = (json!("TODO"), json!("Fly"));
+    for event in log.as_array().expect("nodes") {
+        let (present, change) =
+            if event["from"].is_string() { (&mut status, event) } else { (&mut title, &event["changes"][0]) };
+        if change.is_object() {
+            assert_eq!(change["from"], *present, "{log}");
+            *present = change["to"].clone();
+        }
+    }
+}

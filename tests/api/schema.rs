@@ -1,0 +1,197 @@
+//! The schemas that others rely on: the SDL, the tables, the settings, and which module sees which.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use diesel::QueryableByName;
+use diesel::sql_types::{Bool, Text};
+use diesel_async::RunQueryDsl;
+use fasttrack::db::{Db, Location, migrate};
+use fasttrack::{config, graphql, on};
+use serde_json::{Value, json};
+
+use crate::harness::{Database, Server, is_postgres, text};
+
+fn root(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+}
+
+fn read(path: &str) -> String {
+    std::fs::read_to_string(root(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
+}
+
+#[test]
+fn schema_graphql_is_what_the_program_prints() {
+    assert!(read("schema.graphql") == graphql::sdl(), "run `cargo run -- schema > schema.graphql`");
+}
+
+/// Every name in the schema that a reader would look up, with its description.
+fn described(kind: &Value, found: &mut Vec<(String, Value)>) {
+    let name = text(&kind["name"]);
+    found.push((name.clone(), kind["description"].clone()));
+    for members in ["fields", "inputFields", "enumValues"] {
+        for member in kind[members].as_array().into_iter().flatten() {
+            let path = format!("{name}.{}", text(&member["name"]));
+            found.push((path.clone(), member["description"].clone()));
+            for argument in member["args"].as_array().into_iter().flatten() {
+                found.push((format!("{path}({})", text(&argument["name"])), argument["description"].clone()));
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn everything_in_the_schema_is_described() {
+    let server = Server::start().await;
+    let document = "{ __schema { types {
+        name description
+        fields(includeDeprecated: true) { name description args { name description } }
+        inputFields { name description }
+        enumValues(includeDeprecated: true) { name description }
+    } } }";
+    let schema = server.nobody().query(document, json!({})).await;
+    let mut found = Vec::new();
+    for kind in schema["__schema"]["types"].as_array().expect("types") {
+        // What GraphQL itself defines is described there.
+        if !text(&kind["name"]).starts_with("__") && kind["name"] != "ID" {
+            described(kind, &mut found);
+        }
+    }
+    assert!(found.len() > 300, "{} names", found.len());
+    let silent = found.iter().filter(|(_, words)| words.as_str().is_none_or(|words| words.trim().is_empty()));
+    assert_eq!(silent.map(|(name, _)| name).collect::<Vec<_>>(), Vec::<&String>::new());
+}
+
+/// A column: its table, name, kind and whether it may be null.
+type Columns = BTreeMap<(String, String), (String, bool)>;
+
+#[derive(QueryableByName)]
+struct Column {
+    #[diesel(sql_type = Text)]
+    table_name: String,
+    #[diesel(sql_type = Text)]
+    column_name: String,
+    #[diesel(sql_type = Text)]
+    kind: String,
+    #[diesel(sql_type = Bool)]
+    nullable: bool,
+}
+
+const POSTGRES_COLUMNS: &str = "SELECT table_name::text, column_name::text, data_type::text AS kind, \
+    is_nullable = 'YES' AS nullable FROM information_schema.columns WHERE table_schema = 'public'";
+const SQLITE_COLUMNS: &str = "SELECT m.name AS table_name, c.name AS column_name, c.type AS kind, \
+    c.\"notnull\" = 0 AND c.pk = 0 AS nullable \
+    FROM sqlite_master m JOIN pragma_table_xinfo(m.name) c WHERE m.type = 'table' AND m.name NOT LIKE 'sqlite_%'";
+
+/// The columns that the migrations made.
+async fn made(location: &Location) -> Columns {
+    let db = Db::open(location, 1).expect("a database");
+    let mut conn = db.conn().await.expect("a connection");
+    let query = diesel::sql_query(if is_postgres() { POSTGRES_COLUMNS } else { SQLITE_COLUMNS });
+    let columns: Vec<Column> = on!(conn, |c| query.load(c).await).expect("columns");
+    let columns = columns.into_iter().filter(|column| column.table_name != "__diesel_schema_migrations");
+    columns.map(|column| ((column.table_name, column.column_name), (column.kind, column.nullable))).collect()
+}
+
+/// The columns that `schema.rs` tells diesel of, with the kind that each has on this database.
+fn told() -> Columns {
+    let source = read("src/db/schema.rs");
+    let mut columns = Columns::new();
+    let mut table = "";
+    let lines = source.lines().map(str::trim);
+    for line in lines.filter(|line| !line.starts_with("joinable!")) {
+        if let Some((name, _)) = line.split_once(" (").filter(|_| line.ends_with(") {")) {
+            table = name;
+        } else if let Some((column, kind)) = line.trim_end_matches(',').split_once(" -> ") {
+            let inner = kind.strip_prefix("Nullable<").and_then(|kind| kind.strip_suffix('>'));
+            let (postgres, sqlite) = match inner.unwrap_or(kind) {
+                "Uuid" => ("uuid", "BLOB"),
+                "Text" => ("text", "TEXT"),
+                "Instant" => ("timestamp with time zone", "INTEGER"),
+                "SmallInt" => ("smallint", "INTEGER"),
+                "Integer" => ("integer", "INTEGER"),
+                "BigInt" => ("bigint", "INTEGER"),
+                "Bool" => ("boolean", "INTEGER"),
+                "Binary" => ("bytea", "BLOB"),
+                other => panic!("{table}.{column} is of a kind unknown here: {other}"),
+            };
+            let kind = if is_postgres() { postgres } else { sqlite };
+            columns.insert((table.to_owned(), column.to_owned()), (kind.to_owned(), inner.is_some()));
+        }
+    }
+    columns
+}
+
+fn migrations(database: &str) -> BTreeSet<String> {
+    let entries = std::fs::read_dir(root("migrations").join(database)).expect("migrations");
+    entries.map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned()).collect()
+}
+
+#[tokio::test]
+async fn the_migrations_make_the_tables_that_the_program_knows_and_go_down_and_up_again() {
+    let database = Database::fresh().await;
+    let location = Location::parse(database.url()).expect("a location");
+    assert_eq!(made(&location).await, told());
+    let count = migrations("sqlite").len();
+    for _ in 0..count {
+        migrate::down(&location).await.expect("a migration that goes down");
+    }
+    assert_eq!(made(&location).await, Columns::new(), "nothing is left");
+    assert_eq!(migrate::up(&location).await.expect("migrations that go up"), count);
+    assert_eq!(migrate::up(&location).await.expect("nothing to do"), 0);
+    assert_eq!(made(&location).await, told());
+    database.remove().await;
+}
+
+#[test]
+fn both_databases_have_the_same_migrations() {
+    assert_eq!(migrations("sqlite"), migrations("postgres"));
+}
+
+/// What each module may use: the ones to the right of it here, and everything that is for all of them.
+const SIGHT: [&[&str]; 6] = [&["main"], &["http"], &["auth", "graphql"], &["store"], &["events"], &["db"]];
+
+fn sources(directory: &Path, found: &mut Vec<PathBuf>) {
+    for entry in std::fs::read_dir(directory).expect("sources") {
+        let path = entry.expect("an entry").path();
+        if path.is_dir() {
+            sources(&path, found);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            found.push(path);
+        }
+    }
+}
+
+#[test]
+fn no_module_looks_back() {
+    let level = |module: &str| SIGHT.iter().position(|modules| modules.contains(&module));
+    let mut files = Vec::new();
+    sources(&root("src"), &mut files);
+    let mut back = Vec::new();
+    for file in files {
+        let path = file.strip_prefix(root("src")).expect("a source").to_string_lossy().into_owned();
+        let module = path.split(['/', '.']).next().unwrap_or_default();
+        let Some(own) = level(module) else { continue };
+        let source = std::fs::read_to_string(&file).expect("a source");
+        for used in source.split("crate::").skip(1) {
+            let used: String = used.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
+            if used != module && level(&used).is_some_and(|used| used <= own) {
+                back.push(format!("{path} uses {used}"));
+            }
+        }
+    }
+    assert_eq!(back, Vec::<String>::new());
+}
+
+#[test]
+fn the_example_of_settings_lists_each_of_them_once() {
+    let example = read(".env.example");
+    let names = example.lines().filter_map(|line| line.trim_start_matches(['#', ' ']).split_once('='));
+    let names: Vec<&str> = names
+        .map(|(name, _)| name)
+        .filter(|name| name.chars().all(|c| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_'))
+        .collect();
+    let known: BTreeSet<&str> = config::NAMES.into_iter().collect();
+    assert_eq!(names.iter().copied().collect::<BTreeSet<_>>(), known);
+    assert_eq!(names.len(), known.len(), "one line each");
+}

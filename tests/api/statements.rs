@@ -1,0 +1,112 @@
+//! How many SQL statements an operation takes: a number of its own, whatever the sizes of its lists.
+
+use futures_util::future::join_all;
+use serde_json::{Value, json};
+
+use crate::harness::{Person, Server};
+
+/// Projects with tasks with comments, so many of each; what a task names are different people.
+async fn furnish(owner: &Person, assignee: &Person, size: usize) {
+    let project = async |_| {
+        let project = owner.project("Apollo").await;
+        let labels = [owner.label(&project, "red").await, owner.label(&project, "blue").await];
+        for _ in 0..size {
+            let task = owner.task(&project, "Fly", json!({ "assigneeId": assignee.id, "labelIds": labels })).await;
+            owner.comment(&task, "Soon").await;
+            for _ in 1..size.min(3) {
+                assignee.comment(&task, "Now").await;
+            }
+        }
+    };
+    join_all((0..size).map(project)).await;
+}
+
+/// The most statements that an operation takes in a few tries.
+async fn statements(server: &Server, reader: &Person, document: &str) -> u64 {
+    let mut most = 0;
+    for _ in 0..3 {
+        let before = server.app.db.statements();
+        reader.query(document, json!({})).await;
+        most = most.max(server.app.db.statements() - before);
+    }
+    most
+}
+
+/// Operations over every relation, and the most statements each may take; one of them is the session's. When two loads
+/// of one kind happen to fall together it is one less.
+const OPERATIONS: [(&str, u64); 9] = [
+    ("{ viewer { id } }", 2),
+    (
+        "{ projects(first: 10) { nodes { name tasks(first: 10) { nodes {
+            title assignee { username } labels { name } comments(first: 5) { nodes { body author { username } } }
+        } } } } }",
+        7,
+    ),
+    ("{ projects { totalCount nodes { owner { username } labels { name } stats { taskCount } } } }", 6),
+    ("{ projects { nodes { tasks { totalCount nodes { id } } } } }", 4),
+    ("{ tasks(first: 10) { nodes { project { name owner { username } } creator { username } } } }", 5),
+    ("{ tasks(first: 10) { nodes { labels { name project { name labels { name } } } } } }", 5),
+    ("{ tasks(first: 10) { nodes { comments { totalCount nodes { task { title } author { username } } } } } }", 6),
+    (
+        "{ tasks(first: 10) { nodes { activity { nodes {
+            actor { username } ... on CommentAddedEvent { comment { body } } ... on TaskAssignedEvent { assignee { username } }
+        } } } } }",
+        6,
+    ),
+    (
+        "{ users(first: 10) { totalCount nodes {
+            email stats { assignedTaskCount } projects { totalCount nodes { name } }
+            assignedTasks { totalCount nodes { title } }
+        } } }",
+        9,
+    ),
+];
+
+#[tokio::test]
+async fn an_operation_takes_no_more_statements_for_many_objects_than_for_one() {
+    let server = Server::without_jobs().await;
+    let (admin, bob) = (server.admin("admin").await, server.person("bob").await);
+    for size in [1, 10] {
+        furnish(&admin, &bob, size).await;
+        for number in 0..size {
+            server.person(&format!("user-{size}-{number}")).await;
+        }
+        for (document, most) in OPERATIONS {
+            let taken = statements(&server, &admin, document).await;
+            assert!((most - 1..=most).contains(&taken), "{taken} instead of {most} statements for {document}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_is_not_selected_is_not_read() {
+    let server = Server::without_jobs().await;
+    let alice = server.person("alice").await;
+    furnish(&alice, &alice, 2).await;
+    let counted = statements(&server, &alice, "{ tasks { totalCount nodes { id } } }").await;
+    let uncounted = statements(&server, &alice, "{ tasks { nodes { id } } }").await;
+    // One walk for the own projects and one for what is assigned elsewhere, each counted by itself.
+    assert_eq!((uncounted, counted), (3, 5));
+}
+
+#[tokio::test]
+async fn many_nodes_are_read_together() {
+    let server = Server::without_jobs().await;
+    let alice = server.person("alice").await;
+    let project = alice.project("Apollo").await;
+    let mut ids = vec![project.clone(), alice.id.clone(), alice.label(&project, "red").await];
+    let ask = async |ids: &[String]| {
+        let before = server.app.db.statements();
+        let document = "query ($ids: [ID!]!) { nodes(ids: $ids) { id } }";
+        let nodes = alice.query(document, json!({ "ids": ids })).await["nodes"].clone();
+        assert_eq!(nodes, ids.iter().map(|id| json!({ "id": id })).collect::<Value>());
+        server.app.db.statements() - before
+    };
+    ids.push(alice.task(&project, "Fly", json!({})).await);
+    let few = ask(&ids).await;
+    for _ in 0..20 {
+        ids.push(alice.task(&project, "Fly", json!({})).await);
+    }
+    ids.push(project);
+    assert_eq!(ask(&ids).await, few);
+}

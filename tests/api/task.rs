@@ -1,0 +1,319 @@
+//! Tasks and their rules.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::harness::{Mutated, Person, Reply, Server};
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// Somebody with a project.
+async fn start() -> (Server, Person, String) {
+    let server = Server::start().await;
+    let alice = server.person("alice").await;
+    let project = alice.project("Apollo").await;
+    (server, alice, project)
+}
+
+async fn create(person: &Person, project: &str, more: Value) -> Mutated {
+    let mut input = json!({ "projectId": project, "title": "Fly" });
+    for (field, value) in more.as_object().expect("an object") {
+        input[field] = value.clone();
+    }
+    person.mutate("createTask", input).await
+}
+
+async fn update(person: &Person, task: &str, more: Value) -> Mutated {
+    let mut input = json!({ "id": task });
+    for (field, value) in more.as_object().expect("an object") {
+        input[field] = value.clone();
+    }
+    person.mutate("updateTask", input).await
+}
+
+#[tokio::test]
+async fn a_new_task_is_todo_medium_and_of_version_one() {
+    let (server, alice, project) = start().await;
+    let now = server.moment(Duration::ZERO);
+    let mut task = create(&alice, &project, json!({ "title": " \t Fly to the moon\n" })).await.ok();
+    assert!(task["id"].take().is_string());
+    assert_eq!(
+        task,
+        json!({
+            "id": null, "title": "Fly to the moon", "description": null, "status": "TODO", "priority": "MEDIUM",
+            "dueAt": null, "isOverdue": false, "completedAt": null, "version": 1, "createdAt": now, "updatedAt": now,
+            "assignee": null, "labels": [],
+        })
+    );
+}
+
+#[tokio::test]
+async fn a_new_task_takes_everything_it_is_given() {
+    let (server, alice, project) = start().await;
+    let (red, blue) = (alice.label(&project, "red").await, alice.label(&project, "Blue").await);
+    let due = server.moment(MINUTE);
+    let input = json!({
+        "description": "With care", "priority": "URGENT", "dueAt": due, "assigneeId": alice.id,
+        "labelIds": [red, blue, red],
+    });
+    let task = create(&alice, &project, input).await.ok();
+    assert_eq!(
+        (&task["description"], &task["priority"], &task["dueAt"]),
+        (&json!("With care"), &json!("URGENT"), &json!(due))
+    );
+    assert_eq!(task["assignee"]["id"], alice.id);
+    assert_eq!(task["labels"], json!([{ "id": blue, "name": "Blue" }, { "id": red, "name": "red" }]));
+}
+
+#[tokio::test]
+async fn lengths_count_code_points_after_trimming() {
+    let (_server, alice, project) = start().await;
+    let rocket = "🚀";
+    for (field, length, outcome) in [
+        ("title", 200, "ok"),
+        ("title", 201, "title: TOO_LONG"),
+        ("title", 100_000, "title: TOO_LONG"),
+        ("title", 0, "title: BLANK"),
+        ("description", 10_000, "ok"),
+        ("description", 10_001, "description: TOO_LONG"),
+        ("description", 0, "ok"),
+    ] {
+        let text = format!("  {}\n", rocket.repeat(length));
+        // The largest of them do not pass the door, which is a refusal too.
+        if text.len() < 60_000 {
+            assert_eq!(create(&alice, &project, json!({ field: text })).await.outcome(), outcome, "{field} {length}");
+        }
+    }
+    for (field, text) in [("title", "a\u{0}b"), ("description", "a\u{0}b")] {
+        assert_eq!(create(&alice, &project, json!({ field: text })).await.faults(), [format!("{field}: INVALID")]);
+    }
+    let both = create(&alice, &project, json!({ "title": "", "description": "\u{0}" })).await;
+    assert_eq!(both.faults(), ["title: BLANK", "description: INVALID"], "everything is told at once");
+}
+
+#[tokio::test]
+async fn a_lone_surrogate_is_an_error_of_the_user() {
+    let (_server, alice, project) = start().await;
+    for request in [
+        format!(
+            r#"{{ "query": "mutation {{ createTask(input: {{ projectId: \"{project}\", title: \"\\ud800\" }}) {{ task {{ id }} }} }}" }}"#
+        ),
+        format!(
+            r#"{{ "query": "mutation ($t: String!) {{ createTask(input: {{ projectId: \"{project}\", title: $t }}) {{ task {{ id }} }} }}",
+                 "variables": {{ "t": "\ud800" }} }}"#
+        ),
+    ] {
+        let post = alice.post("/graphql").header("content-type", "application/json").body(request);
+        let reply = Reply::to(post).await;
+        assert!(reply.status.as_u16() < 500, "{} {}", reply.status, reply.body);
+        let code = &reply.body["errors"][0]["extensions"]["code"];
+        assert!(
+            ["BAD_REQUEST", "GRAPHQL_PARSE_FAILED", "GRAPHQL_VALIDATION_FAILED"].contains(&code.as_str().unwrap_or("")),
+            "{code}"
+        );
+    }
+    assert_eq!(alice.query("{ tasks { totalCount } }", json!({})).await["tasks"]["totalCount"], 0);
+}
+
+#[tokio::test]
+async fn a_due_date_must_be_in_the_future_when_it_is_set() {
+    let (server, alice, project) = start().await;
+    let (now, later) = (server.moment(Duration::ZERO), server.moment(Duration::from_micros(1)));
+    assert_eq!(create(&alice, &project, json!({ "dueAt": now })).await.faults(), ["dueAt: IN_THE_PAST"]);
+    let task = alice.task(&project, "Fly", json!({ "dueAt": later })).await;
+    server.advance(MINUTE);
+    assert_eq!(update(&alice, &task, json!({ "dueAt": now })).await.faults(), ["dueAt: IN_THE_PAST"]);
+    let task = update(&alice, &task, json!({ "title": "Fly!", "dueAt": later })).await.ok();
+    assert_eq!((&task["isOverdue"], &task["dueAt"]), (&json!(true), &json!(later)), "what it was already may stay");
+    for text in ["tomorrow", "2030-01-01", "", "2030-01-01T00:00:00", "99999-01-01T00:00:00Z"] {
+        let answer = create(&alice, &project, json!({ "dueAt": text })).await;
+        assert_eq!(answer.code(), "BAD_USER_INPUT", "{text}");
+    }
+}
+
+#[tokio::test]
+async fn a_moment_keeps_its_microseconds_and_comes_back_in_utc() {
+    let (_server, alice, project) = start().await;
+    for (given, kept) in [
+        ("2031-06-01T10:30:00.123456789+02:00", "2031-06-01T08:30:00.123456Z"),
+        ("9999-12-31T23:59:59.999999Z", "9999-12-31T23:59:59.999999Z"),
+    ] {
+        let task = create(&alice, &project, json!({ "dueAt": given })).await.ok();
+        assert_eq!(task["dueAt"], kept);
+    }
+}
+
+#[tokio::test]
+async fn a_status_goes_one_step_at_a_time() {
+    let (server, alice, project) = start().await;
+    let statuses = ["TODO", "IN_PROGRESS", "DONE"];
+    for (from, start) in statuses.into_iter().enumerate() {
+        for (to, end) in statuses.into_iter().enumerate() {
+            let task = alice.task(&project, "Fly", json!({})).await;
+            for status in &statuses[1..=from] {
+                update(&alice, &task, json!({ "status": status })).await.ok();
+            }
+            server.advance(Duration::from_secs(1));
+            let done = update(&alice, &task, json!({ "status": end })).await;
+            if from.abs_diff(to) > 1 {
+                assert_eq!(done.faults(), ["status: INVALID_STATUS_TRANSITION"], "{start} to {end}");
+                continue;
+            }
+            let task = done.ok();
+            assert_eq!(task["status"], end, "{start} to {end}");
+            assert_eq!(task["completedAt"].is_null(), end != "DONE");
+            assert_eq!(task["version"], from + 1 + usize::from(from != to), "only a change is counted");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_task_done_late_is_no_longer_overdue() {
+    let (server, alice, project) = start().await;
+    let task = alice.task(&project, "Fly", json!({ "dueAt": server.moment(MINUTE) })).await;
+    server.advance(MINUTE);
+    let begun = update(&alice, &task, json!({ "status": "IN_PROGRESS" })).await.ok();
+    assert_eq!(begun["isOverdue"], false, "at the very moment it is not late yet");
+    server.advance(Duration::from_micros(1));
+    let document = "{ tasks { nodes { isOverdue } } projects { nodes { stats { overdueCount } } } }";
+    let seen = alice.query(document, json!({})).await;
+    assert_eq!(seen["tasks"]["nodes"][0]["isOverdue"], true);
+    assert_eq!(seen["projects"]["nodes"][0]["stats"]["overdueCount"], 1);
+    let done = update(&alice, &task, json!({ "status": "DONE" })).await.ok();
+    assert_eq!((&done["isOverdue"], &done["completedAt"]), (&json!(false), &json!(server.app.clock.now().to_string())));
+}
+
+#[tokio::test]
+async fn an_absent_field_is_left_alone_and_null_clears_it() {
+    let (server, alice, project) = start().await;
+    let given = json!({ "description": "With care", "dueAt": server.moment(MINUTE), "assigneeId": alice.id });
+    let task = alice.task(&project, "Fly", given).await;
+    let left = update(&alice, &task, json!({ "title": "Fly!" })).await.ok();
+    assert_eq!((&left["description"], &left["dueAt"]), (&json!("With care"), &json!(server.moment(MINUTE))));
+    assert_eq!(left["assignee"]["id"], alice.id);
+    let cleared = update(&alice, &task, json!({ "description": null, "dueAt": null, "assigneeId": null })).await.ok();
+    assert_eq!(
+        (&cleared["description"], &cleared["dueAt"], &cleared["assignee"]),
+        (&Value::Null, &Value::Null, &Value::Null)
+    );
+    for field in ["title", "status", "priority"] {
+        assert_eq!(update(&alice, &task, json!({ field: null })).await.faults(), [format!("{field}: BLANK")]);
+    }
+}
+
+#[tokio::test]
+async fn each_change_counts_one_version_and_no_change_counts_none() {
+    let (server, alice, project) = start().await;
+    let task = alice.task(&project, "Fly", json!({})).await;
+    let label = alice.label(&project, "red").await;
+    server.advance(MINUTE);
+    let several = json!({ "title": "Fly!", "priority": "HIGH", "status": "IN_PROGRESS", "assigneeId": alice.id });
+    assert_eq!(update(&alice, &task, several.clone()).await.ok()["version"], 2);
+    assert_eq!(update(&alice, &task, json!({ "addLabelIds": [label] })).await.ok()["version"], 3);
+    let updated_at = server.moment(MINUTE);
+    server.advance(MINUTE);
+    for same in [several, json!({}), json!({ "addLabelIds": [label] }), json!({ "removeLabelIds": [] })] {
+        let task = update(&alice, &task, same).await.ok();
+        assert_eq!((&task["version"], &task["updatedAt"]), (&json!(3), &json!(updated_at)));
+    }
+    assert_eq!(update(&alice, &task, json!({ "removeLabelIds": [label] })).await.ok()["version"], 4);
+}
+
+#[tokio::test]
+async fn an_update_that_expects_another_version_is_a_conflict() {
+    let (_server, alice, project) = start().await;
+    let task = alice.task(&project, "Fly", json!({})).await;
+    assert_eq!(update(&alice, &task, json!({ "title": "a", "expectedVersion": 1 })).await.ok()["version"], 2);
+    for expected in [1, 3, 0, -1] {
+        let late = update(&alice, &task, json!({ "title": "b", "expectedVersion": expected })).await;
+        assert_eq!(late.faults(), ["expectedVersion: CONFLICT"]);
+    }
+    assert_eq!(update(&alice, &task, json!({})).await.ok()["title"], "a", "nothing was written");
+}
+
+#[tokio::test]
+async fn labels_are_those_of_the_tasks_own_project() {
+    let (_server, alice, project) = start().await;
+    let (red, blue) = (alice.label(&project, "red").await, alice.label(&project, "blue").await);
+    let other = alice.project("Gemini").await;
+    let foreign = alice.label(&other, "red").await;
+    for wrong in [&foreign, &project, "x"] {
+        let created = create(&alice, &project, json!({ "labelIds": [red, wrong] })).await;
+        assert_eq!(created.faults(), ["labelIds: NOT_FOUND"]);
+    }
+    let task = alice.task(&project, "Fly", json!({ "labelIds": [red] })).await;
+    let added = update(&alice, &task, json!({ "title": "x", "addLabelIds": [blue, foreign] })).await;
+    assert_eq!(added.faults(), ["addLabelIds: NOT_FOUND"]);
+    let task = update(&alice, &task, json!({ "addLabelIds": [blue], "removeLabelIds": [red, foreign] })).await.ok();
+    assert_eq!((&task["labels"], &task["title"]), (&json!([{ "id": blue, "name": "blue" }]), &json!("Fly")));
+    assert_eq!(alice.query("{ tasks { totalCount } }", json!({})).await["tasks"]["totalCount"], 1);
+}
+
+#[tokio::test]
+async fn an_assignee_is_an_active_user() {
+    let (server, alice, project) = start().await;
+    let (admin, bob) = (server.admin("admin").await, server.person("bob").await);
+    let task = alice.task(&project, "Fly", json!({})).await;
+    admin.mutate("updateUser", json!({ "id": bob.id, "isActive": false })).await.ok();
+    // A well-formed id of a user who never was.
+    let nobody = format!("AQ{}", "A".repeat(21));
+    for (assignee, fault) in [
+        (bob.id.as_str(), "assigneeId: INVALID"),
+        (project.as_str(), "assigneeId: NOT_FOUND"),
+        (nobody.as_str(), "assigneeId: NOT_FOUND"),
+        ("x", "assigneeId: NOT_FOUND"),
+    ] {
+        assert_eq!(create(&alice, &project, json!({ "assigneeId": assignee })).await.faults(), [fault]);
+        let updated = update(&alice, &task, json!({ "title": "x", "assigneeId": assignee })).await;
+        assert_eq!(updated.faults(), [fault]);
+    }
+    let seen = alice.query("{ tasks { nodes { title version } } events { nodes { __typename } } }", json!({})).await;
+    assert_eq!(seen["tasks"]["nodes"], json!([{ "title": "Fly", "version": 1 }]), "nothing was written");
+    assert_eq!(seen["events"]["nodes"], json!([{ "__typename": "TaskCreatedEvent" }]));
+}
+
+#[tokio::test]
+async fn an_archived_project_takes_no_new_tasks_but_its_tasks_go_on() {
+    let (_server, alice, project) = start().await;
+    let task = alice.task(&project, "Fly", json!({})).await;
+    alice.mutate("updateProject", json!({ "id": project, "status": "ARCHIVED" })).await.ok();
+    assert_eq!(create(&alice, &project, json!({})).await.faults(), ["projectId: ARCHIVED"]);
+    update(&alice, &task, json!({ "status": "IN_PROGRESS" })).await.ok();
+    alice.comment(&task, "Still here").await;
+    alice.mutate("updateProject", json!({ "id": project, "status": "ACTIVE" })).await.ok();
+    create(&alice, &project, json!({})).await.ok();
+}
+
+#[tokio::test]
+async fn an_assignee_who_hands_a_task_on_does_not_see_it_any_more() {
+    let (server, alice, project) = start().await;
+    let (bob, carol) = (server.person("bob").await, server.person("carol").await);
+    let task = alice.task(&project, "Fly", json!({ "assigneeId": bob.id })).await;
+    assert_eq!(update(&bob, &task, json!({ "assigneeId": carol.id })).await.ok(), Value::Null);
+    assert_eq!(update(&bob, &task, json!({ "assigneeId": bob.id })).await.faults(), ["id: NOT_FOUND"]);
+    update(&carol, &task, json!({ "status": "IN_PROGRESS" })).await.ok();
+}
+
+#[tokio::test]
+async fn a_deleted_task_is_gone_with_its_comments_and_label_ties() {
+    let (_server, alice, project) = start().await;
+    let label = alice.label(&project, "red").await;
+    let task = alice.task(&project, "Fly", json!({ "labelIds": [label] })).await;
+    let comment = alice.comment(&task, "Soon").await;
+    assert_eq!(alice.mutate("deleteTask", json!({ "id": task })).await.ok(), task);
+    assert_eq!(alice.mutate("deleteTask", json!({ "id": task })).await.faults(), ["id: NOT_FOUND"]);
+    let document = "query ($ids: [ID!]!) { nodes(ids: $ids) { id } }";
+    let seen = alice.query(document, json!({ "ids": [task, comment, label] })).await;
+    assert_eq!(seen["nodes"], json!([null, null, { "id": label }]));
+}
+
+#[tokio::test]
+async fn ids_of_other_types_name_no_task() {
+    let (_server, alice, project) = start().await;
+    for id in [project.as_str(), alice.id.as_str(), "", "x", "ä\u{0}"] {
+        let answer = alice.query("query ($id: ID!) { task(id: $id) { id } }", json!({ "id": id })).await;
+        assert_eq!(answer["task"], Value::Null, "{id:?}");
+        assert_eq!(update(&alice, id, json!({ "title": "x" })).await.faults(), ["id: NOT_FOUND"], "{id:?}");
+    }
+}
