@@ -107,6 +107,12 @@ impl Answer {
         self.data.as_ref().is_none_or(|data| *data == Value::Null) && !self.errors.is_empty()
     }
 
+    /// Whether it says that the session no longer holds. Of a running subscription that is not told as an event: the
+    /// connection ends instead, and the client comes back with a fresh token and the operation.
+    pub fn ends_session(&self) -> bool {
+        self.is_fruitless() && self.code() == Some(Code::Unauthenticated)
+    }
+
     /// Whether there are errors.
     pub fn has_errors(&self) -> bool {
         !self.errors.is_empty()

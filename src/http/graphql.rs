@@ -63,7 +63,7 @@ pub async fn get(
     let headers = request.headers();
     if !is_known(headers, &door.app.config.cors_origins) {
         let refused = Refused::new(Code::Forbidden, "A page of this origin may not open a socket.");
-        return answered(Media::GraphqlResponse, &Answer::refused(refused, &id.0));
+        return answered(Media::GraphqlResponse, &Answer::refused(refused, &id.0), &id.0);
     }
     let authorization = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()).map(ToOwned::to_owned);
     websocket::open(door, upgrade, Opening { address, request_id: id.0, authorization, lifeline })
@@ -73,13 +73,13 @@ async fn serve(door: &Door, address: IpAddr, id: &RequestId, lifeline: Lifeline,
     let Some(media) = answer_type(request.headers()) else {
         let message = "Answers are application/graphql-response+json, application/json or, for subscriptions, \
                        text/event-stream.";
-        return answered(Media::Json, &Answer::refused(Refused::new(Code::NotAcceptable, message), &id.0));
+        return answered(Media::Json, &Answer::refused(Refused::new(Code::NotAcceptable, message), &id.0), &id.0);
     };
     // A stream of events is refused before it begins with a status of its own.
     let refusal = if media == Media::EventStream { Media::GraphqlResponse } else { media };
     match run(door, address, id, media, lifeline, request).await {
         Ok(response) => response,
-        Err(refused) => answered(refusal, &Answer::refused(refused, &id.0)),
+        Err(refused) => answered(refusal, &Answer::refused(refused, &id.0), &id.0),
     }
 }
 
@@ -119,7 +119,7 @@ async fn run(
         _ => {}
     }
     let standing = operation.spent.standing;
-    let mut response = answered(media, &door.execute(operation, viewer, &id.0).await);
+    let mut response = answered(media, &door.execute(operation, viewer, &id.0).await, &id.0);
     if let Some((standing, _)) = standing {
         tell_standing(response.headers_mut(), standing.limit, standing.remaining(), standing.reset);
     }
@@ -176,9 +176,9 @@ fn json(bytes: &Bytes) -> Result<Value, Refused> {
 }
 
 /// The answer over HTTP.
-pub fn answered(media: Media, answer: &Answer) -> Response {
+fn answered(media: Media, answer: &Answer, request_id: &str) -> Response {
     let Some(body) = to_json(answer) else {
-        return answered(media, &Answer::refused(too_large(), ""));
+        return answered(media, &Answer::refused(too_large(), request_id), request_id);
     };
     let status = status(media, answer);
     let mut response = (status, body).into_response();

@@ -83,10 +83,10 @@ impl Documents {
         if seen.most == 0 || seen.known.contains_key(&hash) {
             return;
         }
-        if seen.known.len() >= seen.most {
-            if let Some(oldest) = seen.order.pop_front() {
-                seen.known.remove(&oldest);
-            }
+        if seen.known.len() >= seen.most
+            && let Some(oldest) = seen.order.pop_front()
+        {
+            seen.known.remove(&oldest);
         }
         seen.order.push_back(hash.clone());
         seen.known.insert(hash, document.into());

@@ -131,6 +131,7 @@ async fn tell(door: &Door, operation: Operation, listener: &Listener, out: &mpsc
             match timeout(KEEP_ALIVE, answers.next()).await {
                 Err(_) => send(Bytes::from_static(b":\n\n")).await?,
                 Ok(None) => break,
+                Ok(Some(answer)) if listener.viewer.is_some() && answer.ends_session() => return Ok(()),
                 Ok(Some(answer)) => send(event(&answer, listener)).await?,
             }
         }

@@ -440,6 +440,9 @@ impl Runner {
                 if !answer.is_executed() || (first && answer.is_fruitless()) {
                     return Outgoing::about(id, "error", Some(answer.errors()));
                 }
+                if answer.ends_session() {
+                    return None;
+                }
                 first = false;
                 if let Err(refused) = self.next(id, &answer).await {
                     return self.error(id, refused);
