@@ -15,27 +15,41 @@
 //! main → http → { auth, graphql } → store → { events, db }
 //! ```
 //!
-//! Each may use what is to its right. What stands beside the line may be used from everywhere and looks at nothing on
-//! it but the shapes of [`db`]: [`access`] (who may), [`error`] (what a client is told), [`config`], [`id`], [`time`],
-//! [`limits`]; [`mail`] is written to by `store`, [`jobs`] and [`demo`] are started by `main`. One thing looks back: the
-//! REST door [`auth::rest`] answers with [`http::problem`] and shows ids by [`graphql::node`].
+//! Each may use what is to its right, and none what is to its left. What stands beside the line may be used from
+//! everywhere: [`access`] (who may), [`error`] (what a client is told), [`config`], [`id`], [`time`], [`network`],
+//! [`limits`], and [`admission`], which `http` asks. Of the line these know no more than shapes: the column types of
+//! [`db`], and in [`config`] those of settings, such as [`store::lockout::Rule`]. Three are started by `main` and work
+//! on the line from outside: [`jobs`], [`mail`], which `store` queues for and [`jobs`] runs, and [`demo`].
 //!
 //! | module | what lives there |
 //! |---|---|
-//! | [`http`] | the router on one page, GraphQL over HTTP and WebSocket, GraphiQL, problem documents |
-//! | [`auth`] | from a request to its [`access::Viewer`]; the `/auth` routes; passwords and tokens |
+//! | [`http`] | the router on one page, with what stands around every request; [`http::problem`] documents |
+//! | [`http::accept`], [`http::address`], [`http::origin`] | connections and their deadlines; from which address a request comes, and from which page |
+//! | [`http::auth`], [`http::recovery`] | the `/auth` routes: sign-up, tokens, mailed links |
+//! | [`http::operation`], [`http::persisted`], [`http::answer`] | a GraphQL operation from its words to its answer, the same for every transport |
+//! | [`http::graphql`], [`http::negotiate`] | GraphQL over HTTP |
+//! | [`http::websocket`], [`http::protocol`], [`http::sse`] | GraphQL over WebSocket and over server-sent events |
+//! | [`http::playground`] | GraphiQL |
+//! | [`admission`] | what a document may ask for, and what it costs, before it is executed |
+//! | [`limits`] | rate limits, counted here or in Redis |
+//! | [`auth`] | from a token to its [`access::Viewer`]; password hashes and tokens in [`auth::credential`] |
 //! | [`graphql`] | the nouns' types, queries, inputs, mutations and subscriptions; guards, global ids, connections, loaders |
-//! | [`store`] | the nouns' rows, reads and transactions; [`store::value`] has what was checked, such as a `Title` |
+//! | [`store`] | the nouns' rows, reads and transactions; [`store::value`] and [`store::password`] have what was checked, such as a `Title` |
+//! | [`store::account`], [`store::session`], [`store::token`], [`store::lockout`], [`store::audit`], [`store::export`] | the life of an account, its sessions and mailed tokens, what is kept of it |
+//! | [`store::notification`], [`store::mention`] | inboxes, and who is named in a comment |
+//! | [`store::mail`], [`mail`] | the mail queue; its words and its sending |
 //! | [`events`] | the log (transactional outbox) and [`events::hub`], which tails it and fans out |
 //! | [`db`] | [`db::Db`], [`db::Conn`] and [`on!`]; types, tables, migrations, keyset paging |
+//! | [`jobs`] | what happens on time: mail, inboxes, clearing away |
 //!
 //! There is no layer that only forwards: no repository trait with one implementation, no queries in resolvers, no rights
 //! in bodies.
 //!
-//! # `updateTask` in three files
+//! # `updateTask`, step by step
 //!
-//! 1. [`http::graphql::post`] resolves the viewer once (token → session → role, read from the database) and puts it into
-//!    a [`graphql::Caller`], with fresh loaders.
+//! 1. [`http::graphql::post`] resolves the viewer once (token → session → role, read from the database).
+//!    [`http::operation`] has the document measured by [`admission`] and paid for, and puts the viewer into a
+//!    [`graphql::Caller`], with fresh loaders.
 //! 2. `update_task` in [`graphql::task`] has the description, the guard and the input. It parses the input into
 //!    [`store::task::Changes`], where an absent field differs from null, and runs the write by
 //!    [`graphql::payload::write`]: in a task of its own, so that a client that goes away cannot cut it in half. Faults
