@@ -37,6 +37,7 @@
 //! | [`store`] | the nouns' rows, reads and transactions; [`store::value`] and [`store::password`] have what was checked, such as a `Title` |
 //! | [`store::account`], [`store::session`], [`store::token`], [`store::lockout`], [`store::audit`], [`store::export`] | the life of an account, its sessions and mailed tokens, what is kept of it |
 //! | [`store::notification`], [`store::mention`] | inboxes, and who is named in a comment |
+//! | [`store::task_list`] | lists of tasks: filters, orders, a page at a time, for many parents at once |
 //! | [`store::mail`], [`mail`] | the mail queue; its words and its sending |
 //! | [`events`] | the log (transactional outbox) and [`events::hub`], which tails it and fans out |
 //! | [`db`] | [`db::Db`], [`db::Conn`] and [`on!`]; types, tables, migrations, keyset paging |
