@@ -27,8 +27,9 @@ pub struct Mailer {
     transport: Option<AsyncSmtpTransport<Tokio1Executor>>,
 }
 
-/// The words of a message: paragraphs, and a link to follow.
+/// A message: whom to, its paragraphs, and a link to follow.
 struct Letter {
+    recipient: String,
     subject: String,
     paragraphs: Vec<String>,
     link: Option<String>,
@@ -61,10 +62,11 @@ impl Mailer {
                     mail::settle(db, &mail).await?;
                     continue;
                 };
+                let begun = clock.now();
                 match self.send(&mail, &letter).await {
                     Ok(()) => mail::settle(db, &mail).await?,
                     Err(reason) => {
-                        let kept = mail::postpone(db, clock.now(), &mail, &reason).await?;
+                        let kept = mail::postpone(db, begun, &mail, &reason).await?;
                         tracing::warn!(mail = %mail.id, reason, kept, "mail could not be sent");
                     }
                 }
@@ -77,27 +79,36 @@ impl Mailer {
         let config = &self.app.config;
         Ok(match mail.kind {
             Kind::TaskAssigned => Some(Letter {
+                recipient: mail.recipient.clone(),
                 subject: format!("Assigned to you: {}", mail.data),
                 paragraphs: vec!["A task was assigned to you:".to_owned(), mail.data.clone()],
                 link: None,
             }),
-            Kind::VerifyEmail => self.token(mail, Purpose::VerifyEmail, VERIFY).await?.map(|token| Letter {
-                subject: "Verify your e-mail address".to_owned(),
-                paragraphs: vec![
-                    "Follow this link to show that this address is yours. It is good for 24 hours.".to_owned(),
-                    "If you did not ask for it, you can ignore this message.".to_owned(),
-                ],
-                link: Some(link(&config.verify_email_url, &token)),
-            }),
-            Kind::ResetPassword => self.token(mail, Purpose::ResetPassword, RESET).await?.map(|token| Letter {
-                subject: "Set a new password".to_owned(),
-                paragraphs: vec![
-                    "Follow this link to set a new password. It is good for 30 minutes and works once.".to_owned(),
-                    "If you did not ask for it, you can ignore this message: your password stays as it is.".to_owned(),
-                ],
-                link: Some(link(&config.reset_password_url, &token)),
-            }),
+            Kind::VerifyEmail => {
+                self.token(mail, Purpose::VerifyEmail, VERIFY).await?.map(|(recipient, token)| Letter {
+                    recipient,
+                    subject: "Verify your e-mail address".to_owned(),
+                    paragraphs: vec![
+                        "Follow this link to show that this address is yours. It is good for 24 hours.".to_owned(),
+                        "If you did not ask for it, you can ignore this message.".to_owned(),
+                    ],
+                    link: Some(link(&config.verify_email_url, &token)),
+                })
+            }
+            Kind::ResetPassword => {
+                self.token(mail, Purpose::ResetPassword, RESET).await?.map(|(recipient, token)| Letter {
+                    recipient,
+                    subject: "Set a new password".to_owned(),
+                    paragraphs: vec![
+                        "Follow this link to set a new password. It is good for 30 minutes and works once.".to_owned(),
+                        "If you did not ask for it, you can ignore this message: your password stays as it is."
+                            .to_owned(),
+                    ],
+                    link: Some(link(&config.reset_password_url, &token)),
+                })
+            }
             Kind::PasswordChanged => Some(Letter {
+                recipient: mail.recipient.clone(),
                 subject: "Your password was changed".to_owned(),
                 paragraphs: vec![
                     "The password of your account was changed, and every other session was ended.".to_owned(),
@@ -106,6 +117,7 @@ impl Mailer {
                 link: None,
             }),
             Kind::EmailChanged => Some(Letter {
+                recipient: mail.recipient.clone(),
                 subject: "Your e-mail address was changed".to_owned(),
                 paragraphs: vec![
                     format!("Your account now uses the address {}.", mail.data),
@@ -116,24 +128,25 @@ impl Mailer {
         })
     }
 
-    /// Makes the token that a message carries. None when the address is nobody's, or needs none any more.
-    async fn token(&self, mail: &Mail, purpose: Purpose, lifetime: Duration) -> Result<Option<String>> {
+    /// Makes the token that a message carries, and says where to: none when the address is nobody's, or needs none any
+    /// more. What a stranger typed in may be another mailbox than the account's, as case or spelling go, so it finds the
+    /// account and the mail goes to the account's own address.
+    async fn token(&self, mail: &Mail, purpose: Purpose, lifetime: Duration) -> Result<Option<(String, String)>> {
         let (db, now) = (&self.app.db, self.app.clock.now());
         let user = match mail.user_id {
             Some(id) => user::any_by_ids(&mut db.conn().await?, &[id]).await?.pop(),
             None => user::find_by_email(&mut db.conn().await?, &mail.recipient).await?,
         };
         let Some(user) = user.filter(|user| user.is_active) else { return Ok(None) };
-        if purpose == Purpose::VerifyEmail && user.email_verified && user.email == mail.recipient {
+        let recipient = if mail.user_id.is_some() { &mail.recipient } else { &user.email };
+        if purpose == Purpose::VerifyEmail && user.email_verified && user.email == *recipient {
             return Ok(None);
         }
         let token = MailToken::new()?;
         let hash = token.hash();
-        db.transaction(async |tx| {
-            token::replace(tx, user.id, purpose, &hash, &mail.recipient, now.plus(lifetime)).await
-        })
-        .await?;
-        Ok(Some(token.into_string()))
+        db.transaction(async |tx| token::replace(tx, user.id, purpose, &hash, recipient, now.plus(lifetime)).await)
+            .await?;
+        Ok(Some((recipient.clone(), token.into_string())))
     }
 
     async fn send(&self, mail: &Mail, letter: &Letter) -> std::result::Result<(), String> {
@@ -146,7 +159,7 @@ impl Mailer {
             );
             return Ok(());
         };
-        let recipient: Mailbox = mail.recipient.parse().map_err(|_| "the address cannot be written to".to_owned())?;
+        let recipient: Mailbox = letter.recipient.parse().map_err(|_| "the address cannot be written to".to_owned())?;
         let message = Message::builder()
             .from(self.from.clone())
             .to(recipient)

@@ -128,7 +128,7 @@ async fn a_password_is_set_anew_by_mail_which_ends_every_session_and_unlocks() {
     assert_eq!((known.status.as_u16(), known.body), (202, unknown.body));
     let mail = mailbox.next().await;
     let token = mail.token();
-    assert_eq!(mail.to, "Alice@Example.org");
+    assert_eq!(mail.to, "alice@example.org", "to the account's own address, whatever was typed in");
 
     for (password, code) in [("short", "WEAK_PASSWORD"), ("Password1!", "WEAK_PASSWORD")] {
         assert_eq!(confirm(&server, &token, password).await.body["code"], code, "a bad password does not use it up");
@@ -141,6 +141,18 @@ async fn a_password_is_set_anew_by_mail_which_ends_every_session_and_unlocks() {
     assert_eq!(login(&server, "alice", PASSWORD).await.status, 401);
     assert_eq!(mailbox.next().await.subject(), "Your password was changed");
     assert_eq!(account(&server.login_with("alice", NEW_PASSWORD).await).await["emailVerified"], true);
+}
+
+#[tokio::test]
+async fn a_mailbox_that_is_only_spelt_alike_gets_no_link() {
+    let (server, mut mailbox) = start(&[]).await;
+    server.person("mike").await;
+    mailbox.next().await;
+    for path in ["/auth/password-reset", "/auth/verify-email/resend"] {
+        // With the Kelvin sign, which is a k without regard to case but another letter to a mail server.
+        assert_eq!(server.post(path, json!({ "email": "mi\u{212a}e@example.org" })).await.status, 202);
+        assert_eq!(mailbox.next().await.to, "mike@example.org");
+    }
 }
 
 #[tokio::test]
