@@ -22,8 +22,9 @@ use crate::id::Id;
 const QUEUE: usize = 64;
 /// How many events are read at once.
 const BATCH: i64 = 500;
-/// Without any hint the log is looked at this often.
-const POLL: Duration = Duration::from_secs(1);
+/// Without any hint the log is looked at this often: what another instance wrote is told, and sessions it ended are over,
+/// within a second.
+const POLL: Duration = Duration::from_millis(500);
 /// While an event is written but not settled, this often.
 const UNSETTLED_POLL: Duration = Duration::from_millis(5);
 
