@@ -104,7 +104,7 @@
 //! A [`db::Conn`] is a connection to either. [`on!`] puts a plain diesel expression into both arms of a match, so the
 //! compiler checks each query against both backends:
 //!
-//! ```ignore
+//! ```text
 //! let task = on!(conn, |c| tasks::table.find(id).select(Task::as_select()).first(c).await)?;
 //! ```
 //!
