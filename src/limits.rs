@@ -230,7 +230,7 @@ mod tests {
     #[tokio::test]
     async fn many_addresses_take_bounded_memory() {
         let limits = Limits::new(Some(LIMITS), None).unwrap();
-        for number in 0..300_000_u32 {
+        for number in 0..1_000_000_u32 {
             let who = Who::address(IpAddr::V4(number.into()));
             limits.admit(Door::Auth, who, Timestamp::from_micros(0)).await.unwrap();
         }
