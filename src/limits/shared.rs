@@ -8,8 +8,6 @@ use tokio::sync::OnceCell;
 use tokio::time::timeout;
 
 use super::{Door, WINDOW, Who, Window};
-use crate::config::Secret;
-use crate::error::{Error, Result};
 
 /// Longer than this nobody waits for Redis: the local counters are as good for a while.
 const PATIENCE: Duration = Duration::from_millis(250);
@@ -48,11 +46,9 @@ pub struct Shared {
 }
 
 impl Shared {
-    /// In the Redis of this URL; nothing is connected yet.
-    pub fn new(url: &Secret) -> Result<Self> {
-        let url = std::str::from_utf8(url.expose()).map_err(Error::internal)?;
-        let client = Client::open(url).map_err(|error| Error::internal(format!("REDIS_URL: {error}")))?;
-        Ok(Self { client, connection: OnceCell::new(), script: Script::new(SCRIPT) })
+    /// In this Redis; nothing is connected yet.
+    pub fn new(client: Client) -> Self {
+        Self { client, connection: OnceCell::new(), script: Script::new(SCRIPT) }
     }
 
     /// Counts the points if they fit; whether they do, the window, and how much of it has passed. `None` if Redis does

@@ -10,6 +10,8 @@ mod account;
 mod comment;
 mod config;
 mod event;
+mod feed;
+mod hint;
 mod http;
 mod journey;
 mod label;

@@ -28,7 +28,12 @@ struct Text {
 
 enum Kept {
     Sqlite(TempDir),
-    Postgres { server: Url, name: String },
+    Postgres {
+        server: Url,
+        name: String,
+    },
+    /// Somebody else's, who removes it.
+    Elsewhere,
 }
 
 /// The PostgreSQL server to test on, if one is named.
@@ -59,6 +64,11 @@ impl Database {
                 Self { url: format!("sqlite://{}", file.display()), kept: Kept::Sqlite(directory) }
             }
         }
+    }
+
+    /// The same database, for a second server.
+    pub fn shared(&self) -> Self {
+        Self { url: self.url.clone(), kept: Kept::Elsewhere }
     }
 
     /// Its `DATABASE_URL`.
@@ -104,6 +114,7 @@ impl Database {
                 }
                 dump
             }
+            Kept::Elsewhere => unreachable!("ask whoever keeps it"),
         }
     }
 
@@ -114,6 +125,7 @@ impl Database {
             Kept::Postgres { server, name } => {
                 run(&server, &format!("DROP DATABASE \"{name}\" WITH (FORCE)")).await;
             }
+            Kept::Elsewhere => {}
         }
     }
 }
