@@ -484,7 +484,9 @@ pub struct EventQuery;
 
 #[Object]
 impl EventQuery {
-    /// The event log as the viewer may see it, oldest first: the same events, order and cursors as the subscriptions.
+    /// The event log as the viewer may see it, oldest first: the same events, order and cursors as the subscriptions, as
+    /// far back as the feed goes. A cursor that is older gets CURSOR_EXPIRED. An event shows when every change that began
+    /// before it is over, so that nothing ever appears in front of what was read.
     #[graphql(guard = "guard::signed_in")]
     async fn events(
         &self,

@@ -57,8 +57,12 @@ pub struct Mutation(
     notification::NotificationMutation,
 );
 
-/// What happens, as it happens. Each stream goes from a cursor to now and on without a gap: with `after` it begins with
-/// what came after that place in the log. Rights are asked again for each event.
+/// What happens, as it happens, in the order of the log, which is the same for everybody. Each stream goes from a cursor
+/// to now and on without a gap: with `after` it begins with what came after that place in the log. Take it from the last
+/// event seen, on any stream, or from `extensions.sync.cursor` of the answer to a query, which is where that query
+/// stood. Over a reconnect an event may come again: its `id` tells. The feed goes back seven days unless the server is
+/// set up otherwise; an older cursor gets CURSOR_EXPIRED with `extensions.oldestCursor`, the oldest that works. Rights
+/// are asked again for each event.
 #[derive(Default, MergedSubscription)]
 pub struct Subscription(event::EventSubscription, notification::NotificationSubscription);
 
