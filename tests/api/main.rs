@@ -30,5 +30,6 @@ mod session;
 mod statements;
 mod task;
 mod tls;
+mod upgrade;
 mod user;
 mod websocket;
