@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::db::Location;
+use crate::db::postgres::Server;
 use crate::error::Error;
 use crate::network::Network;
 use crate::store::event::Retention;
@@ -331,6 +332,9 @@ impl Config {
         let database = Location::parse(&url).ok_or_else(|| {
             Invalid::new("DATABASE_URL", "must begin with sqlite:// or postgres:// and name a database")
         })?;
+        if let Location::Postgres(url) = &database {
+            Server::parse(url).map_err(|error| Invalid::new("DATABASE_URL", error.to_string()))?;
+        }
         let listen = source.parse("LISTEN_ADDR", SocketAddr::from((Ipv4Addr::LOCALHOST, 8000)))?;
         let (secret_key, refresh_secret_key) = keys(&source, &database)?;
         let days = source.positive("REFRESH_TOKEN_EXPIRE_DAYS", 7)?;
@@ -465,7 +469,7 @@ fn keys(source: &Source<'_>, database: &Location) -> Result<(Secret, Secret), In
     let keys = match (given("SECRET_KEY")?, given("REFRESH_SECRET_KEY")?) {
         (Some(access), Some(refresh)) => (access, refresh),
         (access, refresh) => {
-            let path = source.text("SECRETS_FILE").map_or_else(|| secrets_beside(database), PathBuf::from);
+            let path = secrets_file(source, database);
             let kept = kept_keys(&path)
                 .map_err(|error| Invalid::new("SECRETS_FILE", format!("{}: {error}", path.display())))?;
             (access.unwrap_or(kept.0), refresh.unwrap_or(kept.1))
@@ -477,11 +481,21 @@ fn keys(source: &Source<'_>, database: &Location) -> Result<(Secret, Secret), In
     Ok(keys)
 }
 
-fn secrets_beside(database: &Location) -> PathBuf {
-    match database {
-        Location::Sqlite(path) => path.with_extension("secrets"),
-        Location::Postgres(_) => PathBuf::from("fasttrack.secrets"),
-    }
+fn secrets_file(source: &Source<'_>, database: &Location) -> PathBuf {
+    source.text("SECRETS_FILE").map_or_else(
+        || match database {
+            Location::Sqlite(path) => path.with_extension("secrets"),
+            Location::Postgres(_) => PathBuf::from("fasttrack.secrets"),
+        },
+        PathBuf::from,
+    )
+}
+
+/// The file in which the keys of a server on this database are kept; none where both are given.
+pub fn kept_in(lookup: &dyn Fn(&str) -> Option<String>, database: &Location) -> Option<PathBuf> {
+    let source = Source(lookup);
+    let given = source.text("SECRET_KEY").is_some() && source.text("REFRESH_SECRET_KEY").is_some();
+    (!given).then(|| secrets_file(&source, database))
 }
 
 /// Reads the two keys from their file, which is made on the first start and readable by its owner alone.

@@ -127,6 +127,7 @@
 //! the parents. `totalCount` is a query of its own, run only when it is selected.
 
 pub mod access;
+pub mod admin;
 pub mod admission;
 pub mod auth;
 pub mod config;

@@ -8,6 +8,7 @@ use diesel_async::async_connection_wrapper::AsyncConnectionWrapper;
 use diesel_migrations::{EmbeddedMigrations, MigrationHarness, embed_migrations};
 
 use super::Location;
+use super::postgres::Server;
 use crate::error::{Error, Result};
 
 const SQLITE: EmbeddedMigrations = embed_migrations!("migrations/sqlite");
@@ -40,26 +41,29 @@ pub async fn down(location: &Location) -> Result<usize> {
     change(location.clone(), true).await
 }
 
+/// diesel's migrations are synchronous on both databases.
 async fn change(location: Location, back: bool) -> Result<usize> {
-    // diesel's migrations are synchronous on both databases.
-    let done = tokio::task::spawn_blocking(move || match location {
-        Location::Sqlite(path) => {
+    let done = match location {
+        Location::Sqlite(path) => tokio::task::spawn_blocking(move || {
             let mut conn = SqliteConnection::establish(&path.to_string_lossy())?;
             conn.batch_execute("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA busy_timeout = 10000")?;
             // A lock of its own for the whole run: each migration inside is then a savepoint.
             conn.immediate_transaction(|conn| run(conn, SQLITE, back))
-        }
+        }),
         Location::Postgres(url) => {
-            let mut conn = Blocking::establish(&url)?;
-            conn.batch_execute(&format!("SELECT pg_advisory_lock({POSTGRES_LOCK})"))?;
-            let done = run(&mut conn, POSTGRES, back);
-            if done.is_ok() && !back {
-                conn.batch_execute(POSTGRES_EPOCH)?;
-            }
-            conn.batch_execute(&format!("SELECT pg_advisory_unlock({POSTGRES_LOCK})"))?;
-            done
+            let conn = Server::parse(&url).map_err(Error::Internal)?.connect().await.map_err(Error::internal)?;
+            tokio::task::spawn_blocking(move || {
+                let mut conn = Blocking::from(conn);
+                conn.batch_execute(&format!("SELECT pg_advisory_lock({POSTGRES_LOCK})"))?;
+                let done = run(&mut conn, POSTGRES, back);
+                if done.is_ok() && !back {
+                    conn.batch_execute(POSTGRES_EPOCH)?;
+                }
+                conn.batch_execute(&format!("SELECT pg_advisory_unlock({POSTGRES_LOCK})"))?;
+                done
+            })
         }
-    });
+    };
     done.await.map_err(Error::internal)?.map_err(Error::Internal)
 }
 
