@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use crate::db::Location;
 use crate::db::postgres::Server;
+use crate::error::Error;
 use crate::network::Network;
+use crate::store::event::Retention;
 use crate::store::lockout::Rule;
 
 /// A key that must not appear in logs.
@@ -153,7 +155,11 @@ pub struct Config {
     /// `TRUSTED_PROXIES`: addresses or networks (`10.0.0.0/8`), comma-separated, whose `X-Forwarded-For` is believed.
     /// Default none.
     pub trusted_proxies: Vec<Network>,
-    /// `REDIS_URL`: `redis://host:port`, where several instances count rate limits together. Default none.
+    /// `EVENT_RETENTION_DAYS` (7) and `EVENT_RETENTION_COUNT` (10000000): how far back the feed of events goes; what is
+    /// past either bound is not told any more. The history of a task stays as long as the task.
+    pub event_retention: Retention,
+    /// `REDIS_URL`: `redis://host:port`, where several instances count rate limits together and tell one another of new
+    /// events. Default none.
     pub redis_url: Option<Secret>,
     /// `SMTP_URL`: `smtp://…` or `smtps://user:password@host`. Default none: mail is written to the log.
     pub smtp_url: Option<Secret>,
@@ -195,7 +201,7 @@ impl Invalid {
 }
 
 /// The names of all settings, as `.env.example` must list them.
-pub const NAMES: [&str; 48] = [
+pub const NAMES: [&str; 50] = [
     "DATABASE_URL",
     "DATABASE_CONNECTIONS",
     "LISTEN_ADDR",
@@ -231,6 +237,8 @@ pub const NAMES: [&str; 48] = [
     "BODY_TIMEOUT_SECONDS",
     "KEEP_ALIVE_SECONDS",
     "TRUSTED_PROXIES",
+    "EVENT_RETENTION_DAYS",
+    "EVENT_RETENTION_COUNT",
     "REDIS_URL",
     "SMTP_URL",
     "MAIL_FROM",
@@ -347,6 +355,15 @@ impl Config {
         Self::from(&|name| std::env::var(name).ok())
     }
 
+    /// A client of the Redis that instances share, if there is one; nothing is connected yet.
+    pub fn redis(&self) -> crate::error::Result<Option<redis::Client>> {
+        let open = |url: &Secret| {
+            let url = std::str::from_utf8(url.expose()).map_err(Error::internal)?;
+            redis::Client::open(url).map_err(|error| Error::internal(format!("REDIS_URL: {error}")))
+        };
+        self.redis_url.as_ref().map(open).transpose()
+    }
+
     /// Reads the settings from anything that knows names.
     pub fn from(lookup: Lookup<'_>) -> Result<Self, Invalid> {
         Self::explained(lookup).map(|(config, _)| config)
@@ -425,6 +442,10 @@ impl Config {
             trusted_documents: trusted_documents(source)?,
             allowed_hosts: source.list("ALLOWED_HOSTS")?,
             trusted_proxies: source.list("TRUSTED_PROXIES")?,
+            event_retention: Retention {
+                age: Duration::from_secs(86_400 * u64::from(source.positive("EVENT_RETENTION_DAYS", 7)?)),
+                count: source.positive("EVENT_RETENTION_COUNT", 10_000_000)?.into(),
+            },
             redis_url: source.text("REDIS_URL").map(Secret::new),
             smtp_url: source.text("SMTP_URL").map(Secret::new),
             mail_from,

@@ -158,6 +158,7 @@ impl From<Error> for Failure {
             }
             Error::Refused { message, .. } => message.into_owned(),
             Error::Internal(cause) => cause.to_string(),
+            other => other.told().1.into_owned(),
         })
     }
 }

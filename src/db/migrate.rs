@@ -20,6 +20,17 @@ const POSTGRES: EmbeddedMigrations = embed_migrations!("migrations/postgres");
 /// The advisory lock that instances starting together take turns at: an arbitrary number, `fasttrack` in base 36.
 const POSTGRES_LOCK: i64 = 0x6661_7374_7472_6163;
 
+/// A log that is ahead of its server's count of transactions was restored from another one: the count goes on after the
+/// end of the log from here on, or new events would come before old ones.
+const POSTGRES_EPOCH: &str = "DO $$
+DECLARE newest bigint := (SELECT max(xid) FROM events);
+BEGIN
+    IF newest >= events_epoch() + pg_snapshot_xmax(pg_current_snapshot())::text::bigint THEN
+        EXECUTE format('CREATE OR REPLACE FUNCTION events_epoch() RETURNS bigint
+            LANGUAGE sql IMMUTABLE PARALLEL SAFE AS ''SELECT %s::bigint''', newest);
+    END IF;
+END $$";
+
 type Blocking = AsyncConnectionWrapper<AsyncPgConnection>;
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
@@ -70,6 +81,9 @@ async fn change(location: Location, back: bool) -> Result<usize> {
                 let mut conn = Blocking::from(conn);
                 conn.batch_execute(&format!("SELECT pg_advisory_lock({POSTGRES_LOCK})"))?;
                 let done = run(&mut conn, POSTGRES, back);
+                if done.is_ok() && !back {
+                    conn.batch_execute(POSTGRES_EPOCH)?;
+                }
                 conn.batch_execute(&format!("SELECT pg_advisory_unlock({POSTGRES_LOCK})"))?;
                 done
             })

@@ -251,6 +251,26 @@ impl Db {
         self.bells[bell as usize].notified().await;
     }
 
+    /// Whether this is PostgreSQL, which several instances may share.
+    pub const fn is_postgres(&self) -> bool {
+        matches!(self.pools, Pools::Postgres(_))
+    }
+
+    /// Has PostgreSQL tell everybody who listens on a channel.
+    pub async fn notify(&self, channel: &str, message: &str) -> Result<()> {
+        self.conn().await?.execute(&format!("NOTIFY {channel}, '{message}'")).await
+    }
+
+    /// A connection of PostgreSQL's own to listen on a channel; it does not go back to the pool.
+    pub async fn listen(&self, channel: &str) -> Result<AsyncPgConnection> {
+        let mut conn = self.conn().await?;
+        conn.execute(&format!("LISTEN {channel}")).await?;
+        match conn.pooled {
+            Pooled::Postgres(pooled) => Ok(Object::take(pooled)),
+            Pooled::Sqlite(_) => Err(Error::internal("SQLite has no channels")),
+        }
+    }
+
     /// How many statements were sent since the start.
     pub fn statements(&self) -> u64 {
         self.statements.load(Ordering::Relaxed)

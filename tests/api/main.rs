@@ -12,6 +12,8 @@ mod comment;
 mod config;
 mod doctor;
 mod event;
+mod feed;
+mod hint;
 mod http;
 mod journey;
 mod label;

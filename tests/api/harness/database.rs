@@ -33,7 +33,12 @@ struct Text {
 
 enum Kept {
     Sqlite(TempDir),
-    Postgres { server: Url, name: String },
+    Postgres {
+        server: Url,
+        name: String,
+    },
+    /// Somebody else's, who removes it.
+    Elsewhere,
 }
 
 /// The PostgreSQL server to test on, if one is named.
@@ -57,6 +62,11 @@ impl Database {
             }
             None => Self::sqlite().await,
         }
+    }
+
+    /// The same database, for a second server.
+    pub fn shared(&self) -> Self {
+        Self { url: self.url.clone(), kept: Kept::Elsewhere }
     }
 
     /// The same on SQLite, also where the tests run on PostgreSQL.
@@ -104,27 +114,25 @@ impl Database {
     pub async fn rows(&self) -> Rows {
         let db = Db::open(&self.location(), 1).expect("a database");
         let mut conn = db.conn().await.expect("a connection");
-        let tables = match &self.kept {
-            Kept::Sqlite(_) => {
-                "SELECT name AS text FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite%'"
-            }
-            Kept::Postgres { .. } => "SELECT tablename::text AS text FROM pg_tables WHERE schemaname = 'public'",
+        let tables = if conn.is_postgres() {
+            "SELECT tablename::text AS text FROM pg_tables WHERE schemaname = 'public'"
+        } else {
+            "SELECT name AS text FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite%'"
         };
         let mut rows = Rows::new();
         for table in texts(&mut conn, tables).await {
             if table == "__diesel_schema_migrations" {
                 continue;
             }
-            let select = match &self.kept {
-                Kept::Sqlite(_) => {
-                    let columns = format!("SELECT name AS text FROM pragma_table_info('{table}')");
-                    let columns = texts(&mut conn, &columns).await.into_iter();
-                    let value =
-                        |name| format!("'{name}', CASE typeof({name}) WHEN 'blob' THEN hex({name}) ELSE {name} END");
-                    let object = columns.map(value).collect::<Vec<_>>().join(", ");
-                    format!("SELECT json_object({object}) AS text FROM {table}")
-                }
-                Kept::Postgres { .. } => format!("SELECT row_to_json(t)::text AS text FROM \"{table}\" t"),
+            let select = if conn.is_postgres() {
+                format!("SELECT row_to_json(t)::text AS text FROM \"{table}\" t")
+            } else {
+                let columns = format!("SELECT name AS text FROM pragma_table_info('{table}')");
+                let columns = texts(&mut conn, &columns).await.into_iter();
+                let value =
+                    |name| format!("'{name}', CASE typeof({name}) WHEN 'blob' THEN hex({name}) ELSE {name} END");
+                let object = columns.map(value).collect::<Vec<_>>().join(", ");
+                format!("SELECT json_object({object}) AS text FROM {table}")
             };
             let read = |row: &String| serde_json::from_str(row).expect("a JSON object");
             let mut found = texts(&mut conn, &select).await;
@@ -147,6 +155,7 @@ impl Database {
             Kept::Postgres { server, name } => {
                 run(&server, &format!("DROP DATABASE \"{name}\" WITH (FORCE)")).await;
             }
+            Kept::Elsewhere => {}
         }
     }
 }

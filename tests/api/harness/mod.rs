@@ -124,6 +124,12 @@ impl Server {
         Self::on(self.stop().await, settings).await
     }
 
+    /// Starts another instance on the same database. It must end first.
+    pub async fn beside(&self) -> Self {
+        let database = self.running.as_ref().expect("running").database.shared();
+        Self::launch(database, &[], jobs::start).await
+    }
+
     async fn launch(database: Database, settings: &[(&str, &str)], start_jobs: StartJobs) -> Self {
         let mut values: HashMap<&str, &str> = SETTINGS.into_iter().collect();
         values.insert("DATABASE_URL", database.url());
