@@ -50,7 +50,7 @@ pub async fn run(config: &Config, lookup: Lookup<'_>, clock: &Clock, report: &mu
         Ok(false) => {}
         Err(error) => report.fail(format!("the database: {}", words(error))),
     }
-    redis(config.redis_url.as_ref(), report).await;
+    redis(config, report).await;
     smtp(config.smtp_url.as_ref(), report).await;
     port(config.listen, report).await;
 }
@@ -199,9 +199,7 @@ async fn postgres(url: &str, config: &Config, clock: &Clock, report: &mut Report
     );
     waiting(&client, report).await?;
     let tables: bool = client.query_one("SELECT to_regclass('events') IS NOT NULL", &[]).await?.get(0);
-    if tables {
-        log(&client, report).await?;
-    } else {
+    if !tables {
         report.ok("the database is empty: the first start makes the tables");
     }
     Ok(tables)
@@ -231,10 +229,11 @@ async fn waiting(client: &Client, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// The event log: whether it is settled, and of this server.
-async fn log(client: &Client, report: &mut Report) -> Result<()> {
-    let state = "WITH now AS (SELECT pg_snapshot_xmin(s)::text::bigint AS horizon, pg_snapshot_xmax(s)::text::bigint AS next \
-                     FROM pg_current_snapshot() AS s), \
+/// The event log on PostgreSQL: whether it is settled, and of this server.
+async fn log(url: &str, report: &mut Report) -> Result<()> {
+    let client = Server::parse(url).map_err(Error::Internal)?.client().await.map_err(Error::Internal)?;
+    let state = "WITH now AS (SELECT events_epoch() + pg_snapshot_xmin(s)::text::bigint AS horizon, \
+                     events_epoch() + pg_snapshot_xmax(s)::text::bigint AS next FROM pg_current_snapshot() AS s), \
                  newest AS (SELECT xid, occurred_at FROM events ORDER BY xid DESC, seq DESC LIMIT 1000) \
                  SELECT count(xid) FILTER (WHERE xid >= horizon), \
                      coalesce(extract(epoch FROM now() - min(occurred_at) FILTER (WHERE xid >= horizon)), 0)::bigint, \
@@ -243,10 +242,7 @@ async fn log(client: &Client, report: &mut Report) -> Result<()> {
     let row = client.query_one(state, &[]).await?;
     let (unsettled, seconds, ahead): (i64, i64, bool) = (row.get(0), row.get(1), row.get(2));
     if ahead {
-        report.fail(
-            "the event log is of another server and ahead of the transactions of this one: nothing new is told. Raise \
-             its counter above that of the old one, by pg_resetwal --next-transaction-id and --epoch",
-        );
+        report.warn("the event log was restored from another server, and nothing new is told: restart this one");
     } else {
         report.expect(
             seconds < 5,
@@ -274,6 +270,9 @@ async fn contents(config: &Config, report: &mut Report) -> Result<()> {
     if pending > 0 {
         return Ok(());
     }
+    if let Location::Postgres(url) = &config.database {
+        log(url, report).await?;
+    }
     let mut conn = db.conn().await?;
     let admin = "there is no admin: `fasttrack user create --email … --username … --admin` makes one";
     report.expect(user::has_admin(&mut conn).await?, "there is an admin", admin);
@@ -284,16 +283,16 @@ async fn contents(config: &Config, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-async fn redis(url: Option<&Secret>, report: &mut Report) {
-    let Some(url) = url else { return };
+async fn redis(config: &Config, report: &mut Report) {
     let ask = async {
-        let url = std::str::from_utf8(url.expose()).map_err(Error::internal)?;
-        let client = redis::Client::open(url).map_err(Error::internal)?;
+        let Some(client) = config.redis()? else { return Ok(false) };
         let mut conn = client.get_multiplexed_async_connection().await.map_err(Error::internal)?;
-        redis::cmd("PING").exec_async(&mut conn).await.map_err(Error::internal)
+        redis::cmd("PING").exec_async(&mut conn).await.map_err(Error::internal)?;
+        Result::Ok(true)
     };
     match timeout(PATIENCE, ask).await {
-        Ok(Ok(())) => report.ok("Redis answers"),
+        Ok(Ok(false)) => {}
+        Ok(Ok(true)) => report.ok("Redis answers"),
         Ok(Err(error)) => report.fail(format!("Redis: {}", words(error))),
         Err(_) => report.fail("Redis does not answer"),
     }
