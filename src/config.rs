@@ -107,8 +107,8 @@ pub struct Connections {
 /// The settings of one server.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// `DATABASE_URL`: `sqlite://path` (created when missing) or `postgres://user:password@host/database`.
-    /// Default `sqlite://fasttrack.db`.
+    /// `DATABASE_URL`: `sqlite://path` (created when missing) or `postgres://user:password@host/database`, with `sslmode`
+    /// and `sslrootcert` as [`Server::parse`] reads them. Default `sqlite://fasttrack.db`.
     pub database: Location,
     /// `DATABASE_CONNECTIONS`: how many connections are kept to the database. Default 8.
     pub database_connections: usize,
