@@ -5,6 +5,7 @@
 pub mod comment;
 pub mod complete;
 pub mod connection;
+pub mod deprecation;
 pub mod event;
 pub mod guard;
 pub mod label;

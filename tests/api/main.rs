@@ -10,6 +10,7 @@ mod account;
 mod backup;
 mod comment;
 mod config;
+mod doctor;
 mod event;
 mod feed;
 mod hint;
