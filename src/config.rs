@@ -1,13 +1,17 @@
 //! Every setting: one documented field, read from the environment or `.env`. Secrets never print.
 
-use std::collections::HashMap;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::db::Location;
+use crate::db::postgres::Server;
+use crate::error::Error;
 use crate::network::Network;
+use crate::store::event::Retention;
 use crate::store::lockout::Rule;
 
 /// A key that must not appear in logs.
@@ -103,8 +107,8 @@ pub struct Connections {
 /// The settings of one server.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// `DATABASE_URL`: `sqlite://path` (created when missing) or `postgres://user:password@host/database`.
-    /// Default `sqlite://fasttrack.db`.
+    /// `DATABASE_URL`: `sqlite://path` (created when missing) or `postgres://user:password@host/database`, with `sslmode`
+    /// and `sslrootcert` as [`Server::parse`] reads them. Default `sqlite://fasttrack.db`.
     pub database: Location,
     /// `DATABASE_CONNECTIONS`: how many connections are kept to the database. Default 8.
     pub database_connections: usize,
@@ -151,7 +155,11 @@ pub struct Config {
     /// `TRUSTED_PROXIES`: addresses or networks (`10.0.0.0/8`), comma-separated, whose `X-Forwarded-For` is believed.
     /// Default none.
     pub trusted_proxies: Vec<Network>,
-    /// `REDIS_URL`: `redis://host:port`, where several instances count rate limits together. Default none.
+    /// `EVENT_RETENTION_DAYS` (7) and `EVENT_RETENTION_COUNT` (10000000): how far back the feed of events goes; what is
+    /// past either bound is not told any more. The history of a task stays as long as the task.
+    pub event_retention: Retention,
+    /// `REDIS_URL`: `redis://host:port`, where several instances count rate limits together and tell one another of new
+    /// events. Default none.
     pub redis_url: Option<Secret>,
     /// `SMTP_URL`: `smtp://…` or `smtps://user:password@host`. Default none: mail is written to the log.
     pub smtp_url: Option<Secret>,
@@ -193,7 +201,7 @@ impl Invalid {
 }
 
 /// The names of all settings, as `.env.example` must list them.
-pub const NAMES: [&str; 48] = [
+pub const NAMES: [&str; 50] = [
     "DATABASE_URL",
     "DATABASE_CONNECTIONS",
     "LISTEN_ADDR",
@@ -229,6 +237,8 @@ pub const NAMES: [&str; 48] = [
     "BODY_TIMEOUT_SECONDS",
     "KEEP_ALIVE_SECONDS",
     "TRUSTED_PROXIES",
+    "EVENT_RETENTION_DAYS",
+    "EVENT_RETENTION_COUNT",
     "REDIS_URL",
     "SMTP_URL",
     "MAIL_FROM",
@@ -244,18 +254,50 @@ pub const NAMES: [&str; 48] = [
     "RUST_LOG",
 ];
 
-/// Where settings are looked up; an empty value counts as none.
-struct Source<'a>(&'a dyn Fn(&str) -> Option<String>);
+/// Whether a setting is a key, of which nothing may be shown. What is secret in a URL is its password.
+pub fn is_secret(name: &str) -> bool {
+    name.ends_with("_KEY") || name.ends_with("_TOKEN") || name.ends_with("_PASSWORD") || name.ends_with("_HEADERS")
+}
 
-impl Source<'_> {
-    fn text(&self, name: &'static str) -> Option<String> {
-        debug_assert!(NAMES.contains(&name), "{name} is not in NAMES");
-        (self.0)(name).map(|value| value.trim().to_owned()).filter(|value| !value.is_empty())
+/// Where settings are looked up, by name.
+pub type Lookup<'a> = &'a dyn Fn(&str) -> Option<String>;
+
+/// A lookup that keeps what came of it; an empty value counts as none.
+struct Source<'a> {
+    lookup: Lookup<'a>,
+    in_effect: RefCell<BTreeMap<&'static str, String>>,
+}
+
+impl<'a> Source<'a> {
+    fn new(lookup: Lookup<'a>) -> Self {
+        Self { lookup, in_effect: RefCell::default() }
     }
 
-    fn parse<T: std::str::FromStr>(&self, name: &'static str, default: T) -> Result<T, Invalid> {
+    fn note(&self, name: &'static str, value: impl ToString) {
+        self.in_effect.borrow_mut().insert(name, value.to_string());
+    }
+
+    fn text(&self, name: &'static str) -> Option<String> {
+        debug_assert!(NAMES.contains(&name), "{name} is not in NAMES");
+        let value = (self.lookup)(name).map(|value| value.trim().to_owned()).filter(|value| !value.is_empty());
+        self.note(name, value.as_deref().unwrap_or_default());
+        value
+    }
+
+    fn text_or(&self, name: &'static str, default: impl FnOnce() -> String) -> String {
+        self.text(name).unwrap_or_else(|| {
+            let default = default();
+            self.note(name, &default);
+            default
+        })
+    }
+
+    fn parse<T: std::str::FromStr + ToString>(&self, name: &'static str, default: T) -> Result<T, Invalid> {
         match self.text(name) {
-            None => Ok(default),
+            None => {
+                self.note(name, default.to_string());
+                Ok(default)
+            }
             Some(value) => value.parse().map_err(|_| Invalid::new(name, format!("cannot read {value:?}"))),
         }
     }
@@ -279,7 +321,10 @@ impl Source<'_> {
 
     fn switch(&self, name: &'static str, default: bool) -> Result<bool, Invalid> {
         match self.text(name).map(|value| value.to_ascii_lowercase()).as_deref() {
-            None => Ok(default),
+            None => {
+                self.note(name, default);
+                Ok(default)
+            }
             Some("true" | "1" | "yes" | "on") => Ok(true),
             Some("false" | "0" | "no" | "off") => Ok(false),
             Some(other) => Err(Invalid::new(name, format!("must be true or false, not {other:?}"))),
@@ -288,9 +333,12 @@ impl Source<'_> {
 
     fn choice<T>(&self, name: &'static str, default: T, choices: &[(&str, T)]) -> Result<T, Invalid>
     where
-        T: Copy,
+        T: Copy + PartialEq,
     {
         let Some(value) = self.text(name) else {
+            if let Some((text, _)) = choices.iter().find(|(_, choice)| *choice == default) {
+                self.note(name, text);
+            }
             return Ok(default);
         };
         let known = choices.iter().find(|(text, _)| *text == value);
@@ -307,15 +355,39 @@ impl Config {
         Self::from(&|name| std::env::var(name).ok())
     }
 
+    /// A client of the Redis that instances share, if there is one; nothing is connected yet.
+    pub fn redis(&self) -> crate::error::Result<Option<redis::Client>> {
+        let open = |url: &Secret| {
+            let url = std::str::from_utf8(url.expose()).map_err(Error::internal)?;
+            redis::Client::open(url).map_err(|error| Error::internal(format!("REDIS_URL: {error}")))
+        };
+        self.redis_url.as_ref().map(open).transpose()
+    }
+
     /// Reads the settings from anything that knows names.
-    pub fn from(lookup: &dyn Fn(&str) -> Option<String>) -> Result<Self, Invalid> {
-        let source = Source(lookup);
-        let url = source.text("DATABASE_URL").unwrap_or_else(|| "sqlite://fasttrack.db".to_owned());
+    pub fn from(lookup: Lookup<'_>) -> Result<Self, Invalid> {
+        Self::explained(lookup).map(|(config, _)| config)
+    }
+
+    /// The same, with the value of each setting in words, secrets too.
+    pub fn explained(lookup: Lookup<'_>) -> Result<(Self, BTreeMap<&'static str, String>), Invalid> {
+        let source = Source::new(lookup);
+        let config = Self::read(&source)?;
+        Ok((config, source.in_effect.into_inner()))
+    }
+
+    fn read(source: &Source<'_>) -> Result<Self, Invalid> {
+        // Read by the log itself.
+        source.text_or("RUST_LOG", || "info".to_owned());
+        let url = source.text_or("DATABASE_URL", || "sqlite://fasttrack.db".to_owned());
         let database = Location::parse(&url).ok_or_else(|| {
             Invalid::new("DATABASE_URL", "must begin with sqlite:// or postgres:// and name a database")
         })?;
+        if let Location::Postgres(url) = &database {
+            Server::parse(url).map_err(|error| Invalid::new("DATABASE_URL", error.to_string()))?;
+        }
         let listen = source.parse("LISTEN_ADDR", SocketAddr::from((Ipv4Addr::LOCALHOST, 8000)))?;
-        let (secret_key, refresh_secret_key) = keys(&source, &database)?;
+        let (secret_key, refresh_secret_key) = keys(source, &database)?;
         let days = source.positive("REFRESH_TOKEN_EXPIRE_DAYS", 7)?;
         let limits = RateLimits {
             credentials_per_minute: source.positive("RATE_LIMIT_CREDENTIALS_PER_MINUTE", 5)?,
@@ -323,10 +395,10 @@ impl Config {
             graphql_per_minute: source.positive("RATE_LIMIT_GRAPHQL_PER_MINUTE", 1200)?,
             cost_per_minute: source.positive("RATE_LIMIT_COST_PER_MINUTE", 6000)?,
         };
-        let public_url = source.text("PUBLIC_URL").unwrap_or_else(|| format!("http://{listen}"));
+        let public_url = source.text_or("PUBLIC_URL", || format!("http://{listen}"));
         url::Url::parse(&public_url).map_err(|error| Invalid::new("PUBLIC_URL", error.to_string()))?;
         let public_url = public_url.trim_end_matches('/').to_owned();
-        let mail_from = source.text("MAIL_FROM").unwrap_or_else(|| "fasttrack <noreply@localhost>".to_owned());
+        let mail_from = source.text_or("MAIL_FROM", || "fasttrack <noreply@localhost>".to_owned());
         mail_from
             .parse::<lettre::message::Mailbox>()
             .map_err(|_| Invalid::new("MAIL_FROM", "must be like `Name <address@example.org>`"))?;
@@ -349,7 +421,7 @@ impl Config {
                 passes: source.positive("ARGON2_PASSES", 2)?,
                 lanes: source.positive("ARGON2_LANES", 1)?,
             },
-            cors_origins: origins(&source)?,
+            cors_origins: origins(source)?,
             rate_limits: source.switch("RATE_LIMIT_ENABLED", true)?.then_some(limits),
             sockets: Sockets {
                 per_user: source.positive("WS_SOCKETS_PER_USER", 20)? as usize,
@@ -367,14 +439,18 @@ impl Config {
                 idle: source.seconds("KEEP_ALIVE_SECONDS", 75)?,
             },
             persisted_queries: source.parse("PERSISTED_QUERIES", 1_000)?,
-            trusted_documents: trusted_documents(&source)?,
+            trusted_documents: trusted_documents(source)?,
             allowed_hosts: source.list("ALLOWED_HOSTS")?,
             trusted_proxies: source.list("TRUSTED_PROXIES")?,
+            event_retention: Retention {
+                age: Duration::from_secs(86_400 * u64::from(source.positive("EVENT_RETENTION_DAYS", 7)?)),
+                count: source.positive("EVENT_RETENTION_COUNT", 10_000_000)?.into(),
+            },
             redis_url: source.text("REDIS_URL").map(Secret::new),
             smtp_url: source.text("SMTP_URL").map(Secret::new),
             mail_from,
-            verify_email_url: page(&source, "VERIFY_EMAIL_URL", &public_url, "/auth/verify-email")?,
-            reset_password_url: page(&source, "PASSWORD_RESET_URL", &public_url, "/auth/password-reset")?,
+            verify_email_url: page(source, "VERIFY_EMAIL_URL", &public_url, "/auth/verify-email")?,
+            reset_password_url: page(source, "PASSWORD_RESET_URL", &public_url, "/auth/password-reset")?,
             require_verified_email: source.switch("REQUIRE_VERIFIED_EMAIL", false)?,
             lockout: Rule {
                 failures: i32::try_from(source.positive("LOCKOUT_FAILURES", 5)?).unwrap_or(i32::MAX),
@@ -390,7 +466,7 @@ impl Config {
 }
 
 fn page(source: &Source<'_>, name: &'static str, public_url: &str, path: &str) -> Result<String, Invalid> {
-    let Some(url) = source.text(name) else { return Ok(format!("{public_url}{path}")) };
+    let url = source.text_or(name, || format!("{public_url}{path}"));
     match url::Url::parse(&url) {
         Ok(parsed) if parsed.fragment().is_none() => Ok(url),
         Ok(_) => Err(Invalid::new(name, "must not have a fragment: the token goes there")),
@@ -444,7 +520,7 @@ fn keys(source: &Source<'_>, database: &Location) -> Result<(Secret, Secret), In
     let keys = match (given("SECRET_KEY")?, given("REFRESH_SECRET_KEY")?) {
         (Some(access), Some(refresh)) => (access, refresh),
         (access, refresh) => {
-            let path = source.text("SECRETS_FILE").map_or_else(|| secrets_beside(database), PathBuf::from);
+            let path = secrets_file(source, database);
             let kept = kept_keys(&path)
                 .map_err(|error| Invalid::new("SECRETS_FILE", format!("{}: {error}", path.display())))?;
             (access.unwrap_or(kept.0), refresh.unwrap_or(kept.1))
@@ -456,11 +532,19 @@ fn keys(source: &Source<'_>, database: &Location) -> Result<(Secret, Secret), In
     Ok(keys)
 }
 
-fn secrets_beside(database: &Location) -> PathBuf {
-    match database {
+fn secrets_file(source: &Source<'_>, database: &Location) -> PathBuf {
+    let beside = match database {
         Location::Sqlite(path) => path.with_extension("secrets"),
         Location::Postgres(_) => PathBuf::from("fasttrack.secrets"),
-    }
+    };
+    source.text_or("SECRETS_FILE", || beside.display().to_string()).into()
+}
+
+/// The file in which the keys of a server on this database are kept; none where both are given.
+pub fn kept_in(lookup: Lookup<'_>, database: &Location) -> Option<PathBuf> {
+    let source = Source::new(lookup);
+    let given = source.text("SECRET_KEY").is_some() && source.text("REFRESH_SECRET_KEY").is_some();
+    (!given).then(|| secrets_file(&source, database))
 }
 
 /// Reads the two keys from their file, which is made on the first start and readable by its owner alone.

@@ -1,7 +1,9 @@
 //! `fasttrack`: serves by default; the other commands look after its database.
 
+use std::collections::BTreeMap;
 use std::io::{BufRead, IsTerminal};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,7 +11,9 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 use fasttrack::App;
 use fasttrack::access::Role;
-use fasttrack::config::Config;
+use fasttrack::admin::report::{Level, Report};
+use fasttrack::admin::{backup, doctor, relocate, settings};
+use fasttrack::config::{Config, kept_in};
 use fasttrack::db::{Location, migrate};
 use fasttrack::error::Error;
 use fasttrack::http::auth::NewAccount;
@@ -18,8 +22,7 @@ use fasttrack::store::password::Password;
 use fasttrack::store::{account, user};
 use fasttrack::time::Clock;
 use fasttrack::{demo, graphql, http, jobs};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 #[global_allocator]
@@ -45,6 +48,27 @@ enum Command {
         #[arg(long)]
         down: bool,
     },
+    /// Copy the SQLite database into a new file, also while the server runs.
+    Backup {
+        /// The file to make.
+        file: PathBuf,
+    },
+    /// Carry everything over from SQLite to an empty PostgreSQL database. Stop the server first.
+    Move {
+        /// Where it is: `sqlite://path`. It stays as it is.
+        #[arg(long, value_name = "URL", value_parser = location)]
+        from: Location,
+        /// Where to: `postgres://user:password@host/database`.
+        #[arg(long, value_name = "URL", value_parser = location)]
+        to: Location,
+    },
+    /// Look at the settings.
+    Config {
+        #[command(subcommand)]
+        command: ConfigCommand,
+    },
+    /// Look for what is wrong: with the settings, the database, and what else the server needs.
+    Doctor,
     /// Print the GraphQL schema in SDL.
     Schema,
     /// Look after accounts.
@@ -54,6 +78,12 @@ enum Command {
     },
     /// Fill the database with a believable team, its projects, tasks and comments, to look at.
     Demo,
+}
+
+#[derive(Subcommand)]
+enum ConfigCommand {
+    /// Show each setting in effect and where it comes from, and warn of what is wrong or risky.
+    Check,
 }
 
 #[derive(Subcommand)]
@@ -109,6 +139,10 @@ struct NewUser {
     password_stdin: bool,
 }
 
+fn location(url: &str) -> Result<Location, &'static str> {
+    Location::parse(url).ok_or("must begin with sqlite:// or postgres:// and name a database")
+}
+
 /// Why the program ends early, in words for whoever runs it.
 struct Failure(String);
 
@@ -124,6 +158,7 @@ impl From<Error> for Failure {
             }
             Error::Refused { message, .. } => message.into_owned(),
             Error::Internal(cause) => cause.to_string(),
+            other => other.told().1.into_owned(),
         })
     }
 }
@@ -163,16 +198,50 @@ fn fail(failure: &Failure) -> ExitCode {
 }
 
 async fn run(command: Command) -> Result<(), Failure> {
-    if let Command::Schema = command {
-        print!("{}", graphql::sdl());
-        return Ok(());
+    // What needs no settings, or must not fail with them.
+    match command {
+        Command::Schema => {
+            print!("{}", graphql::sdl());
+            return Ok(());
+        }
+        Command::Move { from, to } => {
+            println!("{}", relocate::run(&from, &to).await?);
+            println!("{}", relocate::carry_keys(&|name| std::env::var(name).ok(), &from, &to));
+            println!("Now set DATABASE_URL to the new one, and start the server. The file stays as it is.");
+            return Ok(());
+        }
+        Command::Config { command: ConfigCommand::Check } => {
+            let checked = settings::check(&environment, &env_file());
+            print!("{checked}");
+            return verdict(&checked.report);
+        }
+        Command::Doctor => {
+            let settings::Checked { config, mut report, .. } = settings::check(&environment, &env_file());
+            if let Some(config) = &config {
+                doctor::run(config, &environment, &Clock::system(), &mut report).await;
+            }
+            print!("{report}");
+            return verdict(&report);
+        }
+        _ => {}
     }
     let config = Config::from_env()?;
     telemetry(config.log_json);
     match command {
-        Command::Schema => Ok(()),
+        Command::Schema | Command::Move { .. } | Command::Config { .. } | Command::Doctor => Ok(()),
+        Command::Backup { file } => {
+            let bytes = backup::run(&config.database, file.clone()).await?;
+            println!("{} was made and checked: {bytes} bytes.", file.display());
+            if let Some(keys) = kept_in(&environment, &config.database) {
+                println!(
+                    "Keep a copy of {} too: without the keys in it everybody has to log in again.",
+                    keys.display()
+                );
+            }
+            Ok(())
+        }
         Command::Serve => serve(config).await,
-        Command::Health => health(config.listen).await,
+        Command::Health => Ok(doctor::is_ready(config.listen).await?),
         Command::Migrate { down: true } => {
             migrate::down(&config.database).await?;
             println!("The newest migration was taken back.");
@@ -191,6 +260,22 @@ async fn run(command: Command) -> Result<(), Failure> {
             app.db.close().await;
             Ok(())
         }
+    }
+}
+
+fn environment(name: &str) -> Option<String> {
+    std::env::var(name).ok()
+}
+
+/// What `.env` says, to tell it from what the environment says.
+fn env_file() -> BTreeMap<String, String> {
+    dotenvy::dotenv_iter().map(|pairs| pairs.flatten().collect()).unwrap_or_default()
+}
+
+fn verdict(report: &Report) -> Result<(), Failure> {
+    match report.worst() {
+        Level::Fail => Err(Failure("see the lines that begin with `fail`".to_owned())),
+        Level::Ok | Level::Warn => Ok(()),
     }
 }
 
@@ -269,26 +354,6 @@ async fn terminated() {
     if tokio::signal::ctrl_c().await.is_err() {
         std::future::pending::<()>().await;
     }
-}
-
-/// Asks `/readyz` of the server that listens on this address.
-async fn health(mut address: SocketAddr) -> Result<(), Failure> {
-    if address.ip().is_unspecified() {
-        let loopback =
-            if address.is_ipv4() { IpAddr::from(Ipv4Addr::LOCALHOST) } else { IpAddr::from(Ipv6Addr::LOCALHOST) };
-        address.set_ip(loopback);
-    }
-    let ask = async {
-        let mut socket = TcpStream::connect(address).await?;
-        let request = format!("GET /readyz HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
-        socket.write_all(request.as_bytes()).await?;
-        let mut answer = Vec::new();
-        socket.take(1024).read_to_end(&mut answer).await?;
-        std::io::Result::Ok(answer)
-    };
-    let answer = tokio::time::timeout(Duration::from_secs(3), ask).await;
-    let answer = answer.map_err(|_| Failure(format!("{address} does not answer")))??;
-    if answer.starts_with(b"HTTP/1.1 200 ") { Ok(()) } else { Err(Failure(format!("{address} is not ready"))) }
 }
 
 async fn look_after_users(config: Config, command: UserCommand) -> Result<(), Failure> {

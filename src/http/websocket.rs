@@ -343,7 +343,7 @@ impl Talk {
     /// Listens for the end of the session first and asks whether it still lasts after that, so that no end is missed.
     async fn watch(&self, viewer: Viewer) -> Result<Listener<Objects>, Close> {
         let app = &self.door.app;
-        let watch = app.hub.listen(viewer, Box::new(|_| false));
+        let watch = app.hub.watch(viewer);
         let held = async { session::viewer(&mut app.db.conn().await?, app.clock.now(), viewer.session_id).await };
         match held.await {
             Ok(Some(found)) if found == viewer => Ok(watch),
@@ -428,7 +428,8 @@ struct Runner {
 impl Runner {
     /// Runs an operation; its last message is for the caller to send.
     async fn run(&self, id: &str, words: Words) -> Option<Utf8Bytes> {
-        let operation = match self.admitted(words).await {
+        // On the heap, as is what is executed once: this task lives as long as its subscription, and is one of many.
+        let operation = match Box::pin(self.admitted(words)).await {
             Ok(operation) => operation,
             Err(refused) => return self.error(id, refused),
         };
@@ -449,7 +450,7 @@ impl Runner {
                 }
             }
         } else {
-            let answer = self.door.execute(operation, Some(self.viewer), &self.request_id).await;
+            let answer = Box::pin(self.door.execute(operation, Some(self.viewer), &self.request_id)).await;
             if !answer.is_executed() {
                 return Outgoing::about(id, "error", Some(answer.errors()));
             }
