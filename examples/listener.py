@@ -14,9 +14,10 @@ from gql import Client, GraphQLRequest
 from gql.transport.exceptions import TransportError
 from gql.transport.websockets import WebsocketsTransport
 
-FIELDS = "{ __typename id cursor occurredAt actor { username } }"
-RECENT = GraphQLRequest(f"{{ events(last: 100) {{ nodes {FIELDS} }} }}")
-AFTER = f"subscription ($after: String) {{ events(after: $after) {FIELDS} }}"
+NOW = GraphQLRequest("{ __typename }")
+EVENTS = """subscription ($after: String) {
+  events(after: $after) { __typename id cursor occurredAt actor { username } }
+}"""
 
 
 class Listener:
@@ -43,11 +44,11 @@ class Listener:
             keep_alive_timeout=75,  # the server says something every 30 seconds
         )
         async with Client(transport=transport) as socket:
-            while self.cursor is None:  # nothing to start after yet: look at the log itself
-                for event in (await socket.execute(RECENT))["events"]["nodes"]:
-                    self.show(event)
-                await asyncio.sleep(0 if self.cursor else 2)
-            after = GraphQLRequest(AFTER, variable_values={"after": self.cursor})
+            if self.cursor is None:  # every answer says where the log stands
+                answer = await socket.execute(NOW, get_execution_result=True)
+                self.cursor = answer.extensions["sync"]["cursor"]
+            print("listening", file=sys.stderr)
+            after = GraphQLRequest(EVENTS, variable_values={"after": self.cursor})
             async for answer in socket.subscribe(after):
                 self.show(answer["events"])
 

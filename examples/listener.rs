@@ -10,12 +10,18 @@ use tokio::time::{sleep, timeout};
 use tokio_tungstenite::connect_async;
 use tokio_tungstenite::tungstenite::{ClientRequestBuilder, Message};
 
-const EVENT: &str = "{ __typename id cursor occurredAt actor { username } }";
+const EVENTS: &str = "subscription ($after: String) {
+  events(after: $after) { __typename id cursor occurredAt actor { username } }
+}";
 
 #[derive(Default)]
 struct Seen {
     ids: HashSet<String>,
     cursor: Option<String>,
+}
+
+fn subscribe(query: &str, after: &Option<String>) -> Value {
+    json!({ "type": "subscribe", "id": "1", "payload": { "query": query, "variables": { "after": after } } })
 }
 
 async fn listen(api: &str, who: &Value, seen: &mut Seen) -> Result<(), Box<dyn Error>> {
@@ -35,25 +41,19 @@ async fn listen(api: &str, who: &Value, seen: &mut Seen) -> Result<(), Box<dyn E
             let heard: Value = serde_json::from_str(&text)?;
             match heard["type"].as_str() {
                 Some("next") => {
-                    let events = &heard["payload"]["data"]["events"];
-                    for event in events["nodes"].as_array().unwrap_or(&vec![events.clone()]) {
-                        seen.cursor = Some(event["cursor"].as_str().ok_or(text.as_str())?.to_owned());
-                        // At least once: the same id is the same event.
-                        if seen.ids.insert(event["id"].to_string()) {
-                            println!("{event}");
-                        }
+                    let (event, now) = (&heard["payload"]["data"]["events"], &heard["payload"]["extensions"]["sync"]);
+                    let cursor = event["cursor"].as_str().or(now["cursor"].as_str());
+                    seen.cursor = Some(cursor.ok_or(text.as_str())?.to_owned());
+                    // At least once: the same id is the same event.
+                    if event.is_object() && seen.ids.insert(event["id"].to_string()) {
+                        println!("{event}");
                     }
                 }
-                Some(kind @ ("connection_ack" | "complete")) => {
-                    let query = if seen.cursor.is_some() {
-                        format!("subscription ($after: String) {{ events(after: $after) {EVENT} }}")
-                    } else {
-                        // Nothing to start after yet: look at the log itself, again and again while it is empty.
-                        sleep(Duration::from_secs(if kind == "complete" { 2 } else { 0 })).await;
-                        format!("{{ events(last: 100) {{ nodes {EVENT} }} }}")
-                    };
-                    let payload = json!({ "query": query, "variables": { "after": seen.cursor } });
-                    break json!({ "type": "subscribe", "id": "1", "payload": payload });
+                // The first answer says where the log stands.
+                Some("connection_ack") if seen.cursor.is_none() => break subscribe("{ __typename }", &seen.cursor),
+                Some("connection_ack" | "complete") => {
+                    eprintln!("listening");
+                    break subscribe(EVENTS, &seen.cursor);
                 }
                 Some("ping") => break json!({ "type": "pong" }),
                 _ => return Err(text.as_str().into()),

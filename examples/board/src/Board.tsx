@@ -1,6 +1,6 @@
 import { useState } from 'react';
 import { useMutation, useQuery, useSubscription } from 'urql';
-import { type CardFragment, LiveDocument, MoveDocument, NowDocument, TasksDocument, type TaskStatus } from './operations';
+import { type CardFragment, LiveDocument, MoveDocument, TasksDocument, type TaskStatus, ViewerDocument } from './operations';
 
 const COLUMNS: [TaskStatus, string][] = [
   ['TODO', 'To do'],
@@ -9,7 +9,11 @@ const COLUMNS: [TaskStatus, string][] = [
 ];
 
 export function Board({ live, onSignOut }: { live: boolean; onSignOut: () => void }) {
-  const [{ data, error }] = useQuery({ query: NowDocument, requestPolicy: 'network-only' });
+  const [{ data, error, extensions }] = useQuery({ query: ViewerDocument, requestPolicy: 'network-only' });
+  // Where the log stood before the tasks are read: so nothing falls between them and the events.
+  const cursor = (extensions as { sync: { cursor: string } } | undefined)?.sync.cursor;
+  const [after, setAfter] = useState<string>();
+  if (cursor && !after) setAfter(cursor);
   return (
     <>
       <header>
@@ -19,14 +23,14 @@ export function Board({ live, onSignOut }: { live: boolean; onSignOut: () => voi
         <button onClick={onSignOut}>Sign out</button>
       </header>
       {error && <p role="alert">{error.message}</p>}
-      {data && <Columns after={data.events.pageInfo.endCursor} />}
+      {after && <Columns after={after} />}
     </>
   );
 }
 
-function Columns({ after }: { after: string | null }) {
+function Columns({ after }: { after: string }) {
   const [{ data, error }] = useQuery({ query: TasksDocument });
-  useSubscription({ query: LiveDocument, variables: { after } });
+  const [{ error: ended }] = useSubscription({ query: LiveDocument, variables: { after } });
   const [, move] = useMutation(MoveDocument);
   const [problem, setProblem] = useState<string>();
 
@@ -41,7 +45,7 @@ function Columns({ after }: { after: string | null }) {
   const { nodes, pageInfo } = data.tasks;
   return (
     <>
-      <p role="alert">{problem}</p>
+      <p role="alert">{ended ? `Reload the page: ${ended.message}` : problem}</p>
       <main>
         {COLUMNS.map(([status, title], place) => {
           const cards = nodes.filter((task) => task.status === status);

@@ -49,10 +49,12 @@ async function server(t) {
   return { api, start, kill };
 }
 
-/** The events that a listener prints. */
-function listener(t, program, args) {
-  const child = spawn(program, args, { stdio: ['ignore', 'pipe', 'ignore'] });
+/** The events that a listener prints from now on. */
+async function listener(t, program, args) {
+  const child = spawn(program, args, { stdio: ['ignore', 'pipe', 'pipe'] });
   t.after(() => child.kill());
+  assert.match(String(await once(child.stderr, 'data')), /listening/);
+  child.stderr.resume();
   const ids = [];
   const lines = createInterface(child.stdout);
   lines.on('line', (line) => ids.push(JSON.parse(line).id));
@@ -69,10 +71,10 @@ test('a listener misses nothing and says nothing twice while the server comes an
   const { api, start, kill } = await server(t);
   const person = await Person.signUp(api);
   const account = [api, person.username, Person.PASSWORD];
-  const listeners = [
+  const listeners = await Promise.all([
     listener(t, FASTTRACK_LISTENER, account),
     listener(t, PYTHON, [join(examples, 'listener.py'), ...account]),
-  ];
+  ]);
   const heard = async () => {
     const events = await log(person);
     await Promise.all(listeners.map(({ until }) => until(events.length)));
