@@ -58,9 +58,10 @@ enum Command {
         /// Where it is: `sqlite://path`. It stays as it is.
         #[arg(long, value_name = "URL", value_parser = location)]
         from: Location,
-        /// Where to: `postgres://user:password@host/database`.
+        /// Where to: `postgres://user:password@host/database`; if left out, what DATABASE_URL says, so that the
+        /// password is on no command line.
         #[arg(long, value_name = "URL", value_parser = location)]
-        to: Location,
+        to: Option<Location>,
     },
     /// Look at the settings.
     Config {
@@ -205,6 +206,8 @@ async fn run(command: Command) -> Result<(), Failure> {
             return Ok(());
         }
         Command::Move { from, to } => {
+            let to = to.or_else(|| location(&environment("DATABASE_URL")?).ok());
+            let to = to.ok_or_else(|| Failure("name where to, by --to or by DATABASE_URL".to_owned()))?;
             println!("{}", relocate::run(&from, &to).await?);
             println!("{}", relocate::carry_keys(&|name| std::env::var(name).ok(), &from, &to));
             println!("Now set DATABASE_URL to the new one, and start the server. The file stays as it is.");
