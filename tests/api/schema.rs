@@ -25,6 +25,12 @@ fn schema_graphql_is_what_the_program_prints() {
     assert!(read("schema.graphql") == graphql::sdl(), "run `cargo run -- schema > schema.graphql`");
 }
 
+#[test]
+fn schema_graphql_can_be_read() {
+    // The library writes the reason of a deprecation as it is, also where it ends the string.
+    async_graphql::parser::parse_schema(graphql::sdl()).expect("no quotation marks in a reason");
+}
+
 /// Every name in the schema that a reader would look up, with its description.
 fn described(kind: &Value, found: &mut Vec<(String, Value)>) {
     let name = text(&kind["name"]);
