@@ -38,23 +38,6 @@ struct Document<'a> {
     errors: &'a [FieldError],
 }
 
-const fn fault_code(code: FaultCode) -> &'static str {
-    match code {
-        FaultCode::Blank => "BLANK",
-        FaultCode::TooShort => "TOO_SHORT",
-        FaultCode::TooLong => "TOO_LONG",
-        FaultCode::Invalid => "INVALID",
-        FaultCode::Taken => "TAKEN",
-        FaultCode::NotFound => "NOT_FOUND",
-        FaultCode::InThePast => "IN_THE_PAST",
-        FaultCode::InvalidStatusTransition => "INVALID_STATUS_TRANSITION",
-        FaultCode::Archived => "ARCHIVED",
-        FaultCode::Conflict => "CONFLICT",
-        FaultCode::WrongPassword => "WRONG_PASSWORD",
-        FaultCode::WeakPassword => "WEAK_PASSWORD",
-    }
-}
-
 impl Problem {
     /// A problem with a code of the table.
     pub fn new(code: Code, detail: impl Into<Cow<'static, str>>) -> Self {
@@ -64,21 +47,22 @@ impl Problem {
 
     /// A body that could not be read, with the status that says why.
     pub fn bad_body(status: StatusCode) -> Self {
-        let detail = match status {
-            StatusCode::PAYLOAD_TOO_LARGE => "The body is too large.",
-            StatusCode::UNSUPPORTED_MEDIA_TYPE => "Send `Content-Type: application/json`.",
-            StatusCode::UNPROCESSABLE_ENTITY => "A field of the body is missing or of the wrong type.",
-            _ => "The body is not well-formed.",
+        let (code, detail) = match status {
+            StatusCode::PAYLOAD_TOO_LARGE => (Code::PayloadTooLarge, "The body is too large."),
+            StatusCode::UNSUPPORTED_MEDIA_TYPE => {
+                (Code::UnsupportedMediaType, "Send `Content-Type: application/json`.")
+            }
+            StatusCode::UNPROCESSABLE_ENTITY => {
+                (Code::BadRequest, "A field of the body is missing or of the wrong type.")
+            }
+            _ => (Code::BadRequest, "The body is not well-formed."),
         };
-        Self { status, ..Self::new(Code::BadRequest, detail) }
+        Self { status, ..Self::new(code, detail) }
     }
 
     /// Something is there, but not for this method.
     pub fn method_not_allowed() -> Self {
-        Self {
-            status: StatusCode::METHOD_NOT_ALLOWED,
-            ..Self::new(Code::BadRequest, "This method is not allowed here.")
-        }
+        Self::new(Code::MethodNotAllowed, "This method is not allowed here.")
     }
 }
 
@@ -91,7 +75,7 @@ impl From<Error> for Problem {
                     .into_iter()
                     .map(|fault| FieldError {
                         field: fault.field,
-                        code: fault_code(fault.code),
+                        code: fault.code.as_str(),
                         message: fault.message,
                     })
                     .collect();
