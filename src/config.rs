@@ -172,6 +172,8 @@ pub struct Config {
     pub audit_retention: Duration,
     /// `GRAPHIQL_ENABLED`: whether `/graphiql` is served. Default on.
     pub graphiql: bool,
+    /// `DOCS_ENABLED`: whether `/docs` is served, what the `/auth` routes take and answer. Default on.
+    pub docs: bool,
     /// `INTROSPECTION_ENABLED`: whether the schema can be asked for. Default on.
     pub introspection: bool,
     /// `LOG_FORMAT`: `text` or `json`. Default `text`. What is logged, `RUST_LOG` says; default `info`.
@@ -193,7 +195,7 @@ impl Invalid {
 }
 
 /// The names of all settings, as `.env.example` must list them.
-pub const NAMES: [&str; 48] = [
+pub const NAMES: [&str; 49] = [
     "DATABASE_URL",
     "DATABASE_CONNECTIONS",
     "LISTEN_ADDR",
@@ -239,6 +241,7 @@ pub const NAMES: [&str; 48] = [
     "LOCKOUT_MINUTES",
     "AUDIT_RETENTION_DAYS",
     "GRAPHIQL_ENABLED",
+    "DOCS_ENABLED",
     "INTROSPECTION_ENABLED",
     "LOG_FORMAT",
     "RUST_LOG",
@@ -382,6 +385,7 @@ impl Config {
             },
             audit_retention: Duration::from_secs(86_400 * u64::from(source.positive("AUDIT_RETENTION_DAYS", 365)?)),
             graphiql: source.switch("GRAPHIQL_ENABLED", true)?,
+            docs: source.switch("DOCS_ENABLED", true)?,
             introspection: source.switch("INTROSPECTION_ENABLED", true)?,
             log_json: source.choice("LOG_FORMAT", false, &[("text", false), ("json", true)])?,
             public_url,

@@ -47,6 +47,8 @@ enum Command {
     },
     /// Print the GraphQL schema in SDL.
     Schema,
+    /// Print what the `/auth` routes take and answer, as an OpenAPI document in JSON.
+    Openapi,
     /// Look after accounts.
     User {
         #[command(subcommand)]
@@ -163,14 +165,21 @@ fn fail(failure: &Failure) -> ExitCode {
 }
 
 async fn run(command: Command) -> Result<(), Failure> {
-    if let Command::Schema = command {
-        print!("{}", graphql::sdl());
-        return Ok(());
+    match command {
+        Command::Schema => {
+            print!("{}", graphql::sdl());
+            return Ok(());
+        }
+        Command::Openapi => {
+            println!("{}", http::docs::document());
+            return Ok(());
+        }
+        _ => {}
     }
     let config = Config::from_env()?;
     telemetry(config.log_json);
     match command {
-        Command::Schema => Ok(()),
+        Command::Schema | Command::Openapi => Ok(()),
         Command::Serve => serve(config).await,
         Command::Health => health(config.listen).await,
         Command::Migrate { down: true } => {
@@ -244,6 +253,9 @@ async fn greet(app: &App, address: SocketAddr) -> Result<(), Failure> {
     println!("  GraphQL   http://{address}/graphql");
     if app.config.graphiql {
         println!("  GraphiQL  http://{address}/graphiql");
+    }
+    if app.config.docs {
+        println!("  Accounts  http://{address}/docs");
     }
     if !user::has_admin(&mut app.db.conn().await?).await? {
         println!("There is no admin yet. Make one with:");

@@ -4,6 +4,7 @@ pub mod accept;
 pub mod address;
 pub mod answer;
 pub mod auth;
+pub mod docs;
 pub mod graphql;
 pub mod negotiate;
 pub mod operation;
@@ -47,7 +48,8 @@ pub struct RequestId(pub Arc<str>);
 /// Everything that is served.
 pub fn router(app: &Arc<App>, schema: Schema) -> Router {
     let door = operation::Door::new(Arc::clone(app), schema);
-    let auth = auth::routes().layer(DefaultBodyLimit::max(AUTH_BODY)).with_state(Arc::clone(app));
+    let auth = Router::from(auth::routes()).merge(recovery::pages());
+    let auth = auth.layer(DefaultBodyLimit::max(AUTH_BODY)).with_state(Arc::clone(app));
     let graphql = Router::new().route("/graphql", get(graphql::get).post(graphql::post)).with_state(door);
     let mut router = Router::new()
         .route("/livez", get(async || "ok"))
@@ -56,6 +58,9 @@ pub fn router(app: &Arc<App>, schema: Schema) -> Router {
         .merge(graphql);
     if app.config.graphiql {
         router = router.merge(playground::routes());
+    }
+    if app.config.docs {
+        router = router.merge(docs::routes());
     }
     router
         .fallback(async || Problem::new(Code::NotFound, "There is nothing here."))

@@ -7,6 +7,7 @@ use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use crate::error::{Code, Error, FaultCode};
 
@@ -20,20 +21,32 @@ pub struct Problem {
     retry_after: Option<Duration>,
 }
 
-#[derive(Debug, Serialize)]
-struct FieldError {
+/// What is wrong with a field.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct FieldError {
+    /// Which one; null when it is no single one.
     field: Option<&'static str>,
+    /// What is wrong, for a program to read.
     code: &'static str,
+    /// What is wrong, for a person to read.
     message: Cow<'static, str>,
 }
 
-#[derive(Serialize)]
-struct Document<'a> {
+/// A problem document (RFC 9457).
+#[derive(Serialize, ToSchema)]
+#[schema(as = Problem)]
+pub struct Document<'a> {
+    /// Always `about:blank`: `code` says more.
     r#type: &'static str,
+    /// The status in words.
     title: &'static str,
+    /// The status.
     status: u16,
+    /// Stable, for a program to read. Each answer lists those that it may have.
     code: &'static str,
+    /// For a person to read.
     detail: &'a str,
+    /// What is wrong with which field, if that is it; `code` is that of the first.
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
     errors: &'a [FieldError],
 }
@@ -73,11 +86,7 @@ impl From<Error> for Problem {
                 let taken = faults.iter().all(|fault| fault.code == FaultCode::Taken);
                 let errors: Vec<FieldError> = faults
                     .into_iter()
-                    .map(|fault| FieldError {
-                        field: fault.field,
-                        code: fault.code.as_str(),
-                        message: fault.message,
-                    })
+                    .map(|fault| FieldError { field: fault.field, code: fault.code.as_str(), message: fault.message })
                     .collect();
                 let first = errors.first();
                 Self {

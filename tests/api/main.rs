@@ -9,6 +9,7 @@ mod access;
 mod account;
 mod comment;
 mod config;
+mod docs;
 mod event;
 mod http;
 mod journey;

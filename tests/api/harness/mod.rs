@@ -14,6 +14,7 @@
 //! it. When it goes out of scope it is stopped as the program stops it; a panic in it, or a part that does not end, fails
 //! the test then.
 
+pub mod contract;
 mod database;
 mod mailbox;
 mod person;
