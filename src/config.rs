@@ -139,6 +139,9 @@ pub struct Config {
     /// `MAX_CONNECTIONS` (10000), `MAX_REQUESTS_IN_FLIGHT` (1000), `HEADER_TIMEOUT_SECONDS` (10),
     /// `BODY_TIMEOUT_SECONDS` (30) and `KEEP_ALIVE_SECONDS` (75).
     pub connections: Connections,
+    /// `DRAIN_SECONDS`: for how long, when the server is told to end, `/readyz` says so before connections are refused;
+    /// a little more than the pause between two checks of a load balancer. Default 0.
+    pub drain: Duration,
     /// `PERSISTED_QUERIES`: how many documents are kept that clients have sent with their hash (automatic persisted
     /// queries); 0 keeps none. Default 1000.
     pub persisted_queries: usize,
@@ -195,7 +198,7 @@ impl Invalid {
 }
 
 /// The names of all settings, as `.env.example` must list them.
-pub const NAMES: [&str; 49] = [
+pub const NAMES: [&str; 50] = [
     "DATABASE_URL",
     "DATABASE_CONNECTIONS",
     "LISTEN_ADDR",
@@ -230,6 +233,7 @@ pub const NAMES: [&str; 49] = [
     "HEADER_TIMEOUT_SECONDS",
     "BODY_TIMEOUT_SECONDS",
     "KEEP_ALIVE_SECONDS",
+    "DRAIN_SECONDS",
     "TRUSTED_PROXIES",
     "REDIS_URL",
     "SMTP_URL",
@@ -369,6 +373,7 @@ impl Config {
                 body: source.seconds("BODY_TIMEOUT_SECONDS", 30)?,
                 idle: source.seconds("KEEP_ALIVE_SECONDS", 75)?,
             },
+            drain: Duration::from_secs(source.parse("DRAIN_SECONDS", 0)?),
             persisted_queries: source.parse("PERSISTED_QUERIES", 1_000)?,
             trusted_documents: trusted_documents(&source)?,
             allowed_hosts: source.list("ALLOWED_HOSTS")?,

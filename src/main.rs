@@ -13,6 +13,7 @@ use fasttrack::config::Config;
 use fasttrack::db::{Location, migrate};
 use fasttrack::error::Error;
 use fasttrack::http::auth::NewAccount;
+use fasttrack::server::Server;
 use fasttrack::store::audit::Origin;
 use fasttrack::store::password::Password;
 use fasttrack::store::{account, user};
@@ -20,7 +21,6 @@ use fasttrack::time::Clock;
 use fasttrack::{demo, graphql, http, jobs};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio_util::sync::CancellationToken;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -223,24 +223,15 @@ async fn open(config: Config) -> Result<Arc<App>, Failure> {
 async fn serve(config: Config) -> Result<(), Failure> {
     let app = open(config).await?;
     let listener = TcpListener::bind(app.config.listen).await?;
-    let stop = CancellationToken::new();
-    let jobs = jobs::start(&app, &stop)?;
-    let router = http::router(&app, graphql::schema(app.config.introspection));
-    greet(&app, listener.local_addr()?).await?;
-    let signalled = stop.clone();
-    tokio::spawn(async move {
-        terminated().await;
-        signalled.cancel();
-    });
+    let address = listener.local_addr()?;
+    let server = Server::start(&app, listener, jobs::start)?;
+    greet(&app, address).await?;
+    terminated().await;
     tokio::select! {
-        served = http::serve(listener, router, app.config.connections, stop.clone()) => served?,
-        // Sockets that stay open do not keep the server from ending.
-        () = async { stop.cancelled().await; tokio::time::sleep(Duration::from_secs(10)).await } => {}
+        // What had to be cut off is in the log; it is no failure.
+        _ = server.end() => Ok(()),
+        () = terminated() => Err(Failure("told twice to end, so it did not wait".to_owned())),
     }
-    stop.cancel();
-    jobs.wait().await;
-    app.db.close().await;
-    Ok(())
 }
 
 /// Tells a newcomer where to go.

@@ -1,14 +1,19 @@
 //! Brings a database to this program's schema. Several instances may start at once: one does it, the others wait.
 
+use std::collections::HashSet;
+
 use diesel::connection::SimpleConnection;
 use diesel::migration::MigrationSource;
-use diesel::{Connection, SqliteConnection};
-use diesel_async::AsyncPgConnection;
+use diesel::sql_types::Text;
+use diesel::sqlite::Sqlite;
+use diesel::{Connection, QueryableByName, SqliteConnection};
 use diesel_async::async_connection_wrapper::AsyncConnectionWrapper;
+use diesel_async::{AsyncPgConnection, RunQueryDsl};
 use diesel_migrations::{EmbeddedMigrations, MigrationHarness, embed_migrations};
 
-use super::Location;
+use super::{Conn, Location};
 use crate::error::{Error, Result};
+use crate::on;
 
 const SQLITE: EmbeddedMigrations = embed_migrations!("migrations/sqlite");
 const POSTGRES: EmbeddedMigrations = embed_migrations!("migrations/postgres");
@@ -18,6 +23,21 @@ const POSTGRES_LOCK: i64 = 0x6661_7374_7472_6163;
 
 type Blocking = AsyncConnectionWrapper<AsyncPgConnection>;
 type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+#[derive(QueryableByName)]
+struct Applied {
+    #[diesel(sql_type = Text)]
+    version: String,
+}
+
+/// Whether every migration of this program was applied. Both databases have the same.
+pub async fn is_complete(conn: &mut Conn) -> Result<bool> {
+    let query = diesel::sql_query("SELECT version FROM __diesel_schema_migrations");
+    let applied: Vec<Applied> = on!(conn, |c| query.load(c).await)?;
+    let applied: HashSet<String> = applied.into_iter().map(|applied| applied.version).collect();
+    let known = MigrationSource::<Sqlite>::migrations(&SQLITE).map_err(Error::Internal)?;
+    Ok(known.iter().all(|migration| applied.contains(&migration.name().version().to_string())))
+}
 
 /// Applies what is missing and says how many migrations that were.
 pub async fn up(location: &Location) -> Result<usize> {

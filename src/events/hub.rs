@@ -7,7 +7,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{OnceCell, mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -87,6 +87,8 @@ pub struct Hub<T> {
     index: Arc<Mutex<Index<T>>>,
     delivered: Arc<AtomicU64>,
     reached: Arc<watch::Sender<Position>>,
+    /// When the tail was last at the end of the log.
+    at_end: Arc<Mutex<Instant>>,
 }
 
 impl<T> Clone for Hub<T> {
@@ -95,6 +97,7 @@ impl<T> Clone for Hub<T> {
             index: Arc::clone(&self.index),
             delivered: Arc::clone(&self.delivered),
             reached: Arc::clone(&self.reached),
+            at_end: Arc::clone(&self.at_end),
         }
     }
 }
@@ -103,7 +106,8 @@ impl<T> Default for Hub<T> {
     fn default() -> Self {
         let index = Index { next: 0, subscribers: HashMap::new(), by_user: HashMap::new(), admins: HashSet::new() };
         let reached = Arc::new(watch::Sender::new(Position::default()));
-        Self { index: Arc::new(Mutex::new(index)), delivered: Arc::new(AtomicU64::new(0)), reached }
+        let at_end = Arc::new(Mutex::new(Instant::now()));
+        Self { index: Arc::new(Mutex::new(index)), delivered: Arc::new(AtomicU64::new(0)), reached, at_end }
     }
 }
 
@@ -185,6 +189,7 @@ impl<T: Send + Sync + 'static> Hub<T> {
             }
             self.reached.send_if_modified(|reached| std::mem::replace(reached, *position) != *position);
             if !full {
+                *self.at_end.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
                 return Ok(unsettled);
             }
         }
@@ -246,6 +251,11 @@ impl<T> Hub<T> {
     /// How far the tail has come: for those who read the log themselves, and need not ask when.
     pub fn reached(&self) -> watch::Receiver<Position> {
         self.reached.subscribe()
+    }
+
+    /// How long ago the tail was at the end of the log: how late events may be that have not been told.
+    pub fn lag(&self) -> Duration {
+        self.at_end.lock().unwrap_or_else(PoisonError::into_inner).elapsed()
     }
 
     /// How many subscribers there are.

@@ -75,6 +75,15 @@ impl Shared {
         }
     }
 
+    /// Whether Redis answers.
+    pub async fn answers(&self) -> bool {
+        let ping = async {
+            let connection = self.connection.get_or_try_init(|| self.client.get_connection_manager()).await?;
+            redis::cmd("PING").exec_async(&mut connection.clone()).await
+        };
+        matches!(timeout(FIRST_PATIENCE, ping).await, Ok(Ok(())))
+    }
+
     async fn ask(&self, key: &str, limit: u32, points: u32) -> redis::RedisResult<(i64, u32, u32, i64)> {
         let connection = self.connection.get_or_try_init(|| self.client.get_connection_manager()).await?;
         self.script.key(key).arg(limit).arg(points).invoke_async(&mut connection.clone()).await

@@ -19,6 +19,7 @@ mod limits;
 mod login;
 mod mail;
 mod notification;
+mod operations;
 mod project;
 mod race;
 mod recovery;
