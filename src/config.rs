@@ -7,7 +7,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::db::Location;
+use crate::db::postgres::Server;
+use crate::error::Error;
 use crate::network::Network;
+use crate::store::event::Retention;
 use crate::store::lockout::Rule;
 
 /// A key that must not appear in logs.
@@ -154,7 +157,11 @@ pub struct Config {
     /// `TRUSTED_PROXIES`: addresses or networks (`10.0.0.0/8`), comma-separated, whose `X-Forwarded-For` is believed.
     /// Default none.
     pub trusted_proxies: Vec<Network>,
-    /// `REDIS_URL`: `redis://host:port`, where several instances count rate limits together. Default none.
+    /// `EVENT_RETENTION_DAYS` (7) and `EVENT_RETENTION_COUNT` (10000000): how far back the feed of events goes; what is
+    /// past either bound is not told any more. The history of a task stays as long as the task.
+    pub event_retention: Retention,
+    /// `REDIS_URL`: `redis://host:port`, where several instances count rate limits together and tell one another of new
+    /// events. Default none.
     pub redis_url: Option<Secret>,
     /// `SMTP_URL`: `smtp://…` or `smtps://user:password@host`. Default none: mail is written to the log.
     pub smtp_url: Option<Secret>,
@@ -198,7 +205,7 @@ impl Invalid {
 }
 
 /// The names of all settings, as `.env.example` must list them.
-pub const NAMES: [&str; 50] = [
+pub const NAMES: [&str; 52] = [
     "DATABASE_URL",
     "DATABASE_CONNECTIONS",
     "LISTEN_ADDR",
@@ -235,6 +242,8 @@ pub const NAMES: [&str; 50] = [
     "KEEP_ALIVE_SECONDS",
     "DRAIN_SECONDS",
     "TRUSTED_PROXIES",
+    "EVENT_RETENTION_DAYS",
+    "EVENT_RETENTION_COUNT",
     "REDIS_URL",
     "SMTP_URL",
     "MAIL_FROM",
@@ -314,6 +323,15 @@ impl Config {
         Self::from(&|name| std::env::var(name).ok())
     }
 
+    /// A client of the Redis that instances share, if there is one; nothing is connected yet.
+    pub fn redis(&self) -> crate::error::Result<Option<redis::Client>> {
+        let open = |url: &Secret| {
+            let url = std::str::from_utf8(url.expose()).map_err(Error::internal)?;
+            redis::Client::open(url).map_err(|error| Error::internal(format!("REDIS_URL: {error}")))
+        };
+        self.redis_url.as_ref().map(open).transpose()
+    }
+
     /// Reads the settings from anything that knows names.
     pub fn from(lookup: &dyn Fn(&str) -> Option<String>) -> Result<Self, Invalid> {
         let source = Source(lookup);
@@ -321,6 +339,9 @@ impl Config {
         let database = Location::parse(&url).ok_or_else(|| {
             Invalid::new("DATABASE_URL", "must begin with sqlite:// or postgres:// and name a database")
         })?;
+        if let Location::Postgres(url) = &database {
+            Server::parse(url).map_err(|error| Invalid::new("DATABASE_URL", error.to_string()))?;
+        }
         let listen = source.parse("LISTEN_ADDR", SocketAddr::from((Ipv4Addr::LOCALHOST, 8000)))?;
         let (secret_key, refresh_secret_key) = keys(&source, &database)?;
         let days = source.positive("REFRESH_TOKEN_EXPIRE_DAYS", 7)?;
@@ -378,6 +399,10 @@ impl Config {
             trusted_documents: trusted_documents(&source)?,
             allowed_hosts: source.list("ALLOWED_HOSTS")?,
             trusted_proxies: source.list("TRUSTED_PROXIES")?,
+            event_retention: Retention {
+                age: Duration::from_secs(86_400 * u64::from(source.positive("EVENT_RETENTION_DAYS", 7)?)),
+                count: source.positive("EVENT_RETENTION_COUNT", 10_000_000)?.into(),
+            },
             redis_url: source.text("REDIS_URL").map(Secret::new),
             smtp_url: source.text("SMTP_URL").map(Secret::new),
             mail_from,
@@ -453,7 +478,7 @@ fn keys(source: &Source<'_>, database: &Location) -> Result<(Secret, Secret), In
     let keys = match (given("SECRET_KEY")?, given("REFRESH_SECRET_KEY")?) {
         (Some(access), Some(refresh)) => (access, refresh),
         (access, refresh) => {
-            let path = source.text("SECRETS_FILE").map_or_else(|| secrets_beside(database), PathBuf::from);
+            let path = secrets_file(source, database);
             let kept = kept_keys(&path)
                 .map_err(|error| Invalid::new("SECRETS_FILE", format!("{}: {error}", path.display())))?;
             (access.unwrap_or(kept.0), refresh.unwrap_or(kept.1))
@@ -465,11 +490,21 @@ fn keys(source: &Source<'_>, database: &Location) -> Result<(Secret, Secret), In
     Ok(keys)
 }
 
-fn secrets_beside(database: &Location) -> PathBuf {
-    match database {
-        Location::Sqlite(path) => path.with_extension("secrets"),
-        Location::Postgres(_) => PathBuf::from("fasttrack.secrets"),
-    }
+fn secrets_file(source: &Source<'_>, database: &Location) -> PathBuf {
+    source.text("SECRETS_FILE").map_or_else(
+        || match database {
+            Location::Sqlite(path) => path.with_extension("secrets"),
+            Location::Postgres(_) => PathBuf::from("fasttrack.secrets"),
+        },
+        PathBuf::from,
+    )
+}
+
+/// The file in which the keys of a server on this database are kept; none where both are given.
+pub fn kept_in(lookup: &dyn Fn(&str) -> Option<String>, database: &Location) -> Option<PathBuf> {
+    let source = Source(lookup);
+    let given = source.text("SECRET_KEY").is_some() && source.text("REFRESH_SECRET_KEY").is_some();
+    (!given).then(|| secrets_file(&source, database))
 }
 
 /// Reads the two keys from their file, which is made on the first start and readable by its owner alone.

@@ -306,6 +306,11 @@ pub enum Error {
         /// When to try again, if that helps.
         retry_after: Option<Duration>,
     },
+    /// The cursor is older than what the event log keeps.
+    CursorExpired {
+        /// The oldest cursor that works.
+        oldest: String,
+    },
     /// A defect or a broken part: logged, never told.
     Internal(Box<dyn std::error::Error + Send + Sync>),
 }
@@ -366,6 +371,11 @@ impl Error {
                 (Code::BadUserInput, message, None)
             }
             Self::Refused { code, message, retry_after } => (code, message, retry_after),
+            Self::CursorExpired { .. } => {
+                let message = "The event log does not go back so far. Read again what you show, then go on after \
+                     `oldestCursor` or, better, after the `extensions.sync.cursor` of that answer.";
+                (Code::CursorExpired, message.into(), None)
+            }
             Self::Internal(cause) => {
                 tracing::error!(cause = %cause, "internal error");
                 (Code::Internal, "Something went wrong on the server.".into(), None)

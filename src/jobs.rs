@@ -11,12 +11,14 @@ use crate::db::{Bell, Db};
 use crate::error::Result;
 use crate::events::Position;
 use crate::mail::Mailer;
-use crate::store::{audit, lockout, notification, session, token};
+use crate::store::{audit, event, lockout, notification, session, token};
 
 /// How often the mail queue is looked at; what is queued here is sent at once.
 const MAIL: Duration = Duration::from_secs(5);
 /// How often what has ended is cleared away.
 const CLEANING: Duration = Duration::from_secs(600);
+/// How often it is looked whether events have expired.
+const EXPIRING: Duration = Duration::from_secs(60);
 /// How long notifications are kept, read or not.
 const NOTIFICATIONS: Duration = Duration::from_secs(90 * 86_400);
 /// Making notifications is tried again so long after it failed.
@@ -27,7 +29,8 @@ const ENDED_SESSIONS: Duration = Duration::from_secs(30 * 86_400);
 /// Starts everything that runs beside the requests: the tail of the event log and the jobs. They end with the token.
 pub fn start(app: &Arc<App>, stop: &CancellationToken) -> Result<TaskTracker> {
     let tracker = TaskTracker::new();
-    tracker.spawn(app.hub.clone().tail(app.db.clone(), stop.clone()));
+    tracker.spawn(app.hub.clone().tail(app.db.clone(), Arc::clone(&app.hints), stop.clone()));
+    tracker.spawn(Arc::clone(&app.hints).carry(app.db.clone(), stop.clone()));
     let mailer = Mailer::new(Arc::clone(app))?;
     tracker.spawn(every(MAIL, Some((app.db.clone(), Bell::Mail)), stop.clone(), async move || mailer.send_due().await));
     tracker.spawn(inbox(Arc::clone(app), stop.clone()));
@@ -39,6 +42,13 @@ pub fn start(app: &Arc<App>, stop: &CancellationToken) -> Result<TaskTracker> {
         lockout::drop_ended(db, now.minus(cleaning.config.lockout.duration)).await?;
         audit::drop_older(db, now.minus(cleaning.config.audit_retention)).await?;
         notification::drop_older(db, now.minus(NOTIFICATIONS)).await?;
+        Ok(())
+    }));
+    let expiring = Arc::clone(app);
+    tracker.spawn(every(EXPIRING, None, stop.clone(), async move || {
+        let (db, retention) = (&expiring.db, expiring.config.event_retention);
+        let done = *expiring.inbox.borrow();
+        while event::expire(db, retention, expiring.clock.now(), done).await? {}
         Ok(())
     }));
     tracker.close();

@@ -40,7 +40,7 @@
 //! | [`store::notification`], [`store::mention`] | inboxes, and who is named in a comment |
 //! | [`store::task_list`] | lists of tasks: filters, orders, a page at a time, for many parents at once |
 //! | [`store::mail`], [`mail`] | the mail queue; its words and its sending |
-//! | [`events`] | the log (transactional outbox) and [`events::hub`], which tails it and fans out |
+//! | [`events`] | the log (transactional outbox), [`events::hub`], which tails it and fans out, and [`events::hint`] between instances |
 //! | [`db`] | [`db::Db`], [`db::Conn`] and [`on!`]; types, tables, migrations, keyset paging |
 //! | [`jobs`] | what happens on time: mail, inboxes, clearing away |
 //!
@@ -65,7 +65,8 @@
 //! 2. [`events`] keeps the log in the order of commits. On PostgreSQL that is `(transaction, row)`, and only what is
 //!    below the oldest transaction still open is read, so that a slow one is never skipped; SQLite has one writer.
 //! 3. [`events::hub`] tails the log, finds the subscribers by the people whom the event concerns and puts it into their
-//!    bounded queues. The bell makes it prompt and a slow poll makes it certain, also for what another instance wrote.
+//!    bounded queues. The bell makes it prompt, for what another instance wrote a hint ([`events::hint`]), and a slow
+//!    poll makes it certain.
 //! 4. [`graphql::live`] asks the rights again for each event and yields it; with `after`, or when its queue ran over, it
 //!    reads the log first. [`graphql::event`] says what the event looks like.
 //!
@@ -127,6 +128,7 @@
 //! the parents. `totalCount` is a query of its own, run only when it is selected.
 
 pub mod access;
+pub mod admin;
 pub mod admission;
 pub mod auth;
 pub mod config;
@@ -152,6 +154,7 @@ use config::Config;
 use db::Db;
 use error::Result;
 use events::Position;
+use events::hint::Hints;
 use events::hub::Hub;
 use limits::Limits;
 use time::Clock;
@@ -169,6 +172,8 @@ pub struct App {
     pub db: Db,
     /// The live side of the event log.
     pub hub: Hub<store::event::Objects>,
+    /// What instances tell one another of the log.
+    pub hints: Arc<Hints>,
     /// How far into the log the inboxes are made, by this instance or another.
     pub inbox: watch::Sender<Position>,
     /// Passwords and tokens.
@@ -187,9 +192,10 @@ impl App {
         Ok(Arc::new(Self {
             db: Db::open(&config.database, config.database_connections)?,
             hub: Hub::default(),
+            hints: Arc::new(Hints::new(config.redis()?)),
             inbox: watch::Sender::default(),
             credentials: Credentials::new(&config)?,
-            limits: Limits::new(config.rate_limits, config.redis_url.as_ref())?,
+            limits: Limits::new(config.rate_limits, config.redis()?),
             writes: TaskTracker::new(),
             draining: CancellationToken::new(),
             clock,

@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, IsTerminal};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,7 +10,8 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 use fasttrack::App;
 use fasttrack::access::Role;
-use fasttrack::config::Config;
+use fasttrack::admin::{backup, relocate};
+use fasttrack::config::{Config, kept_in};
 use fasttrack::db::{Location, migrate};
 use fasttrack::error::Error;
 use fasttrack::http::auth::NewAccount;
@@ -44,6 +46,20 @@ enum Command {
         /// Take back the newest migration instead.
         #[arg(long)]
         down: bool,
+    },
+    /// Copy the SQLite database into a new file, also while the server runs.
+    Backup {
+        /// The file to make.
+        file: PathBuf,
+    },
+    /// Carry everything over from SQLite to an empty PostgreSQL database. Stop the server first.
+    Move {
+        /// Where it is: `sqlite://path`. It stays as it is.
+        #[arg(long, value_name = "URL", value_parser = location)]
+        from: Location,
+        /// Where to: `postgres://user:password@host/database`.
+        #[arg(long, value_name = "URL", value_parser = location)]
+        to: Location,
     },
     /// Print the GraphQL schema in SDL.
     Schema,
@@ -111,6 +127,10 @@ struct NewUser {
     password_stdin: bool,
 }
 
+fn location(url: &str) -> Result<Location, &'static str> {
+    Location::parse(url).ok_or("must begin with sqlite:// or postgres:// and name a database")
+}
+
 /// Why the program ends early, in words for whoever runs it.
 struct Failure(String);
 
@@ -126,6 +146,7 @@ impl From<Error> for Failure {
             }
             Error::Refused { message, .. } => message.into_owned(),
             Error::Internal(cause) => cause.to_string(),
+            other => other.told().1.into_owned(),
         })
     }
 }
@@ -165,6 +186,7 @@ fn fail(failure: &Failure) -> ExitCode {
 }
 
 async fn run(command: Command) -> Result<(), Failure> {
+    // What needs no settings, or must not fail with them.
     match command {
         Command::Schema => {
             print!("{}", graphql::sdl());
@@ -174,12 +196,29 @@ async fn run(command: Command) -> Result<(), Failure> {
             println!("{}", http::docs::document());
             return Ok(());
         }
+        Command::Move { from, to } => {
+            println!("{}", relocate::run(&from, &to).await?);
+            println!("{}", relocate::carry_keys(&|name| std::env::var(name).ok(), &from, &to));
+            println!("Now set DATABASE_URL to the new one, and start the server. The file stays as it is.");
+            return Ok(());
+        }
         _ => {}
     }
     let config = Config::from_env()?;
     telemetry(config.log_json);
     match command {
-        Command::Schema | Command::Openapi => Ok(()),
+        Command::Schema | Command::Openapi | Command::Move { .. } => Ok(()),
+        Command::Backup { file } => {
+            let bytes = backup::run(&config.database, file.clone()).await?;
+            println!("{} was made and checked: {bytes} bytes.", file.display());
+            if let Some(keys) = kept_in(&|name| std::env::var(name).ok(), &config.database) {
+                println!(
+                    "Keep a copy of {} too: without the keys in it everybody has to log in again.",
+                    keys.display()
+                );
+            }
+            Ok(())
+        }
         Command::Serve => serve(config).await,
         Command::Health => health(config.listen).await,
         Command::Migrate { down: true } => {

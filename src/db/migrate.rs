@@ -11,6 +11,7 @@ use diesel_async::async_connection_wrapper::AsyncConnectionWrapper;
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
 use diesel_migrations::{EmbeddedMigrations, MigrationHarness, embed_migrations};
 
+use super::postgres::Server;
 use super::{Conn, Location};
 use crate::error::{Error, Result};
 use crate::on;
@@ -20,6 +21,17 @@ const POSTGRES: EmbeddedMigrations = embed_migrations!("migrations/postgres");
 
 /// The advisory lock that instances starting together take turns at: an arbitrary number, `fasttrack` in base 36.
 const POSTGRES_LOCK: i64 = 0x6661_7374_7472_6163;
+
+/// A log that is ahead of its server's count of transactions was restored from another one: the count goes on after the
+/// end of the log from here on, or new events would come before old ones.
+const POSTGRES_EPOCH: &str = "DO $$
+DECLARE newest bigint := (SELECT max(xid) FROM events);
+BEGIN
+    IF newest >= events_epoch() + pg_snapshot_xmax(pg_current_snapshot())::text::bigint THEN
+        EXECUTE format('CREATE OR REPLACE FUNCTION events_epoch() RETURNS bigint
+            LANGUAGE sql IMMUTABLE PARALLEL SAFE AS ''SELECT %s::bigint''', newest);
+    END IF;
+END $$";
 
 type Blocking = AsyncConnectionWrapper<AsyncPgConnection>;
 type Failure = Box<dyn std::error::Error + Send + Sync>;
@@ -49,23 +61,29 @@ pub async fn down(location: &Location) -> Result<usize> {
     change(location.clone(), true).await
 }
 
+/// diesel's migrations are synchronous on both databases.
 async fn change(location: Location, back: bool) -> Result<usize> {
-    // diesel's migrations are synchronous on both databases.
-    let done = tokio::task::spawn_blocking(move || match location {
-        Location::Sqlite(path) => {
+    let done = match location {
+        Location::Sqlite(path) => tokio::task::spawn_blocking(move || {
             let mut conn = SqliteConnection::establish(&path.to_string_lossy())?;
             conn.batch_execute("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA busy_timeout = 10000")?;
             // A lock of its own for the whole run: each migration inside is then a savepoint.
             conn.immediate_transaction(|conn| run(conn, SQLITE, back))
-        }
+        }),
         Location::Postgres(url) => {
-            let mut conn = Blocking::establish(&url)?;
-            conn.batch_execute(&format!("SELECT pg_advisory_lock({POSTGRES_LOCK})"))?;
-            let done = run(&mut conn, POSTGRES, back);
-            conn.batch_execute(&format!("SELECT pg_advisory_unlock({POSTGRES_LOCK})"))?;
-            done
+            let conn = Server::parse(&url).map_err(Error::Internal)?.connect().await.map_err(Error::internal)?;
+            tokio::task::spawn_blocking(move || {
+                let mut conn = Blocking::from(conn);
+                conn.batch_execute(&format!("SELECT pg_advisory_lock({POSTGRES_LOCK})"))?;
+                let done = run(&mut conn, POSTGRES, back);
+                if done.is_ok() && !back {
+                    conn.batch_execute(POSTGRES_EPOCH)?;
+                }
+                conn.batch_execute(&format!("SELECT pg_advisory_unlock({POSTGRES_LOCK})"))?;
+                done
+            })
         }
-    });
+    };
     done.await.map_err(Error::internal)?.map_err(Error::Internal)
 }
 

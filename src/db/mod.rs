@@ -5,6 +5,7 @@
 
 pub mod migrate;
 pub mod page;
+pub mod postgres;
 pub mod schema;
 pub mod types;
 
@@ -250,6 +251,26 @@ impl Db {
         self.bells[bell as usize].notified().await;
     }
 
+    /// Whether this is PostgreSQL, which several instances may share.
+    pub const fn is_postgres(&self) -> bool {
+        matches!(self.pools, Pools::Postgres(_))
+    }
+
+    /// Has PostgreSQL tell everybody who listens on a channel.
+    pub async fn notify(&self, channel: &str, message: &str) -> Result<()> {
+        self.conn().await?.execute(&format!("NOTIFY {channel}, '{message}'")).await
+    }
+
+    /// A connection of PostgreSQL's own to listen on a channel; it does not go back to the pool.
+    pub async fn listen(&self, channel: &str) -> Result<AsyncPgConnection> {
+        let mut conn = self.conn().await?;
+        conn.execute(&format!("LISTEN {channel}")).await?;
+        match conn.pooled {
+            Pooled::Postgres(pooled) => Ok(Object::take(pooled)),
+            Pooled::Sqlite(_) => Err(Error::internal("SQLite has no channels")),
+        }
+    }
+
     /// How many statements were sent since the start.
     pub fn statements(&self) -> u64 {
         self.statements.load(Ordering::Relaxed)
@@ -318,31 +339,47 @@ const SQLITE_READER: &str = "PRAGMA foreign_keys = ON; PRAGMA busy_timeout = 500
 const POSTGRES: &str = "SET statement_timeout = '5s'; SET lock_timeout = '2s'; \
      SET idle_in_transaction_session_timeout = '10s'; SET timezone = 'UTC'";
 
-fn config<C: AsyncConnection + 'static>(statements: &Arc<AtomicU64>, setup: &'static str) -> ManagerConfig<C> {
+/// Makes connections by `connect`, which knows where to, and begins each with `setup`.
+fn manager<C, F>(
+    statements: &Arc<AtomicU64>,
+    setup: &'static str,
+    connect: impl Fn() -> F + Send + Sync + 'static,
+) -> AsyncDieselConnectionManager<C>
+where
+    C: AsyncConnection + 'static,
+    F: Future<Output = ConnectionResult<C>> + Send + 'static,
+{
     let statements = Arc::clone(statements);
     let mut config = ManagerConfig::<C>::default();
     config.recycling_method = RecyclingMethod::Fast;
-    config.custom_setup = Box::new(move |url| {
-        let (url, statements) = (url.to_owned(), Arc::clone(&statements));
-        async move { establish(&url, statements, setup).await }.boxed()
+    config.custom_setup = Box::new(move |_| {
+        let (connecting, statements) = (connect(), Arc::clone(&statements));
+        async move {
+            let mut conn = connecting.await?;
+            conn.batch_execute(setup).await.map_err(ConnectionError::CouldntSetupConfiguration)?;
+            conn.set_instrumentation(Count(statements));
+            Ok(conn)
+        }
+        .boxed()
     });
-    config
-}
-
-async fn establish<C: AsyncConnection>(url: &str, statements: Arc<AtomicU64>, setup: &str) -> ConnectionResult<C> {
-    let mut conn = C::establish(url).await?;
-    conn.batch_execute(setup).await.map_err(ConnectionError::CouldntSetupConfiguration)?;
-    conn.set_instrumentation(Count(statements));
-    Ok(conn)
+    AsyncDieselConnectionManager::new_with_config("", config)
 }
 
 fn sqlite_pool(path: &str, size: usize, statements: &Arc<AtomicU64>, setup: &'static str) -> Result<Pool<SqliteConn>> {
-    let manager = AsyncDieselConnectionManager::new_with_config(path, config(statements, setup));
+    let path: Arc<str> = path.into();
+    let manager = manager(statements, setup, move || {
+        let path = Arc::clone(&path);
+        async move { SqliteConn::establish(&path).await }
+    });
     Pool::builder(manager).max_size(size).build().map_err(Error::internal)
 }
 
 fn postgres_pool(url: &str, size: usize, statements: &Arc<AtomicU64>) -> Result<Pool<AsyncPgConnection>> {
-    let manager = AsyncDieselConnectionManager::new_with_config(url, config(statements, POSTGRES));
+    let server = postgres::Server::parse(url).map_err(Error::Internal)?;
+    let manager = manager(statements, POSTGRES, move || {
+        let server = server.clone();
+        async move { server.connect().await }
+    });
     Pool::builder(manager).max_size(size).build().map_err(Error::internal)
 }
 

@@ -5,13 +5,14 @@
 //! and catches up from the log by itself, so a slow reader costs bounded memory and holds up nobody.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::hash::Hash;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{OnceCell, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
+use super::hint::Hints;
 use super::{Event, Kind, Position, settled_after};
 use crate::access::Viewer;
 use crate::db::{Bell, Db};
@@ -23,7 +24,7 @@ const QUEUE: usize = 64;
 /// How many events are read at once.
 const BATCH: i64 = 500;
 /// Without any hint the log is looked at this often: what another instance wrote is told, and sessions it ended are over,
-/// within a second.
+/// within a second even then.
 const POLL: Duration = Duration::from_millis(500);
 /// While an event is written but not settled, this often.
 const UNSETTLED_POLL: Duration = Duration::from_millis(5);
@@ -32,7 +33,7 @@ const UNSETTLED_POLL: Duration = Duration::from_millis(5);
 #[derive(Debug)]
 pub struct Delivery<T> {
     /// The event.
-    pub event: Event,
+    pub event: Arc<Event>,
     /// Whatever the layer above loads for it.
     pub objects: OnceCell<T>,
 }
@@ -40,74 +41,136 @@ pub struct Delivery<T> {
 impl<T> Delivery<T> {
     /// An event with nothing loaded yet.
     pub fn new(event: Event) -> Self {
-        Self { event, objects: OnceCell::new() }
+        Self { event: Arc::new(event), objects: OnceCell::new() }
     }
 }
 
 /// Which events a subscriber takes, asked before anything is queued.
 pub type Wants = Box<dyn Fn(&Event) -> bool + Send + Sync>;
 
+/// By what a subscriber is found, so that an event wakes few who do not want it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Topic {
+    /// What happens to this task.
+    Task(Id),
+    /// What happens in this project.
+    Project(Id),
+    /// Whatever concerns the viewer.
+    Viewer,
+    /// Nothing but the end of the viewer's session.
+    Session,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+enum Route {
+    Task(Id),
+    Project(Id),
+    User(Id),
+    Admins,
+}
+
 struct Subscriber<T> {
     viewer: Viewer,
+    topic: Topic,
     wants: Wants,
     queue: mpsc::Sender<Arc<Delivery<T>>>,
+    until: Arc<OnceLock<Position>>,
+}
+
+impl<T> Subscriber<T> {
+    fn routes(&self) -> impl Iterator<Item = Route> + use<T> {
+        let (first, second) = match self.topic {
+            Topic::Task(id) => (Some(Route::Task(id)), None),
+            Topic::Project(id) => (Some(Route::Project(id)), None),
+            Topic::Viewer => (Some(Route::User(self.viewer.id)), self.viewer.is_admin().then_some(Route::Admins)),
+            Topic::Session => (None, None),
+        };
+        first.into_iter().chain(second)
+    }
 }
 
 struct Index<T> {
     next: u64,
+    /// The newest event that was handed on.
+    position: Position,
     subscribers: HashMap<u64, Subscriber<T>>,
     by_user: HashMap<Id, HashSet<u64>>,
-    admins: HashSet<u64>,
+    by_route: HashMap<Route, HashSet<u64>>,
+}
+
+fn take_out<K: Eq + Hash>(map: &mut HashMap<K, HashSet<u64>>, key: &K, id: u64) {
+    if let Some(ids) = map.get_mut(key) {
+        ids.remove(&id);
+        if ids.is_empty() {
+            map.remove(key);
+        }
+    }
 }
 
 impl<T> Index<T> {
+    fn add(&mut self, subscriber: Subscriber<T>) -> u64 {
+        let id = self.next;
+        self.next += 1;
+        self.by_user.entry(subscriber.viewer.id).or_default().insert(id);
+        for route in subscriber.routes() {
+            self.by_route.entry(route).or_default().insert(id);
+        }
+        self.subscribers.insert(id, subscriber);
+        id
+    }
+
     fn remove(&mut self, id: u64) {
         let Some(subscriber) = self.subscribers.remove(&id) else {
             return;
         };
-        self.admins.remove(&id);
-        if let Some(ids) = self.by_user.get_mut(&subscriber.viewer.id) {
-            ids.remove(&id);
-            if ids.is_empty() {
-                self.by_user.remove(&subscriber.viewer.id);
-            }
+        take_out(&mut self.by_user, &subscriber.viewer.id, id);
+        for route in subscriber.routes() {
+            take_out(&mut self.by_route, &route, id);
         }
+        // The first to say so is right; nobody else says it.
+        let _ = subscriber.until.set(self.position);
     }
 
-    /// Whom an event concerns: its people and every ADMIN. Whether they may see it is asked when it is told.
-    fn concerned(&self, event: &Event) -> HashSet<u64> {
+    /// Who may want to hear of an event. Whether they may see it is asked when it is told.
+    fn concerned(&self, event: &Event) -> Vec<u64> {
         let people = [event.owner_id, event.assignee_id, event.previous_assignee_id];
-        let people = people.iter().flatten().filter_map(|person| self.by_user.get(person)).flatten();
-        people.chain(&self.admins).copied().collect()
+        let people = people.into_iter().flatten().map(Route::User);
+        let things = [event.task_id.map(Route::Task), event.project_id.map(Route::Project), Some(Route::Admins)];
+        let routes = people.chain(things.into_iter().flatten());
+        let mut ids: Vec<u64> =
+            routes.filter_map(|route| self.by_route.get(&route)).flat_map(HashSet::iter).copied().collect();
+        ids.sort_unstable();
+        ids.dedup();
+        ids
     }
 }
 
 /// The subscribers of this instance; cheap to clone.
 pub struct Hub<T> {
     index: Arc<Mutex<Index<T>>>,
-    delivered: Arc<AtomicU64>,
-    reached: Arc<watch::Sender<Position>>,
+    reached: Arc<watch::Sender<Option<Position>>>,
     /// When the tail was last at the end of the log.
     at_end: Arc<Mutex<Instant>>,
 }
 
 impl<T> Clone for Hub<T> {
     fn clone(&self) -> Self {
-        Self {
-            index: Arc::clone(&self.index),
-            delivered: Arc::clone(&self.delivered),
-            reached: Arc::clone(&self.reached),
-            at_end: Arc::clone(&self.at_end),
-        }
+        let (index, reached) = (Arc::clone(&self.index), Arc::clone(&self.reached));
+        Self { index, reached, at_end: Arc::clone(&self.at_end) }
     }
 }
 
 impl<T> Default for Hub<T> {
     fn default() -> Self {
-        let index = Index { next: 0, subscribers: HashMap::new(), by_user: HashMap::new(), admins: HashSet::new() };
-        let reached = Arc::new(watch::Sender::new(Position::default()));
+        let index = Index {
+            next: 0,
+            position: Position::default(),
+            subscribers: HashMap::new(),
+            by_user: HashMap::new(),
+            by_route: HashMap::new(),
+        };
         let at_end = Arc::new(Mutex::new(Instant::now()));
-        Self { index: Arc::new(Mutex::new(index)), delivered: Arc::new(AtomicU64::new(0)), reached, at_end }
+        Self { index: Arc::new(Mutex::new(index)), reached: Arc::default(), at_end }
     }
 }
 
@@ -116,12 +179,18 @@ pub struct Listener<T> {
     hub: Hub<T>,
     id: u64,
     queue: mpsc::Receiver<Arc<Delivery<T>>>,
+    until: Arc<OnceLock<Position>>,
 }
 
 impl<T> Listener<T> {
     /// The next event; `None` once the subscriber fell behind or its session ended, when it may [`Hub::listen`] anew.
     pub async fn next(&mut self) -> Option<Arc<Delivery<T>>> {
         self.queue.recv().await
+    }
+
+    /// Once there is no next event: the place up to which everything that the subscriber wanted was queued.
+    pub fn until(&self) -> Position {
+        self.until.get().copied().unwrap_or_default()
     }
 }
 
@@ -133,7 +202,7 @@ impl<T> Drop for Listener<T> {
 
 impl<T: Send + Sync + 'static> Hub<T> {
     /// Follows the log from its present end until the token is cancelled.
-    pub async fn tail(self, db: Db, stop: CancellationToken) {
+    pub async fn tail(self, db: Db, hints: Arc<Hints>, stop: CancellationToken) {
         let Some(mut position) = self.begin(&db, &stop).await else {
             return;
         };
@@ -149,7 +218,8 @@ impl<T: Send + Sync + 'static> Hub<T> {
             };
             tokio::select! {
                 () = stop.cancelled() => break,
-                () = db.rung(Bell::Log) => {}
+                () = db.rung(Bell::Log) => hints.tell(),
+                () = hints.heard() => {}
                 () = tokio::time::sleep(wait) => {}
             }
         }
@@ -164,7 +234,8 @@ impl<T: Send + Sync + 'static> Hub<T> {
             let end = async { super::settled_end(&mut db.conn().await?).await };
             match end.await {
                 Ok(position) => {
-                    self.reached.send_replace(position);
+                    self.lock().position = position;
+                    self.reached.send_replace(Some(position));
                     return Some(position);
                 }
                 Err(error) => {
@@ -187,7 +258,7 @@ impl<T: Send + Sync + 'static> Hub<T> {
                 *position = event.position();
                 self.hand_on(event);
             }
-            self.reached.send_if_modified(|reached| std::mem::replace(reached, *position) != *position);
+            self.reached.send_if_modified(|reached| reached.replace(*position) != Some(*position));
             if !full {
                 *self.at_end.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
                 return Ok(unsettled);
@@ -197,6 +268,7 @@ impl<T: Send + Sync + 'static> Hub<T> {
 
     fn hand_on(&self, event: Event) {
         let mut index = self.lock();
+        let position = event.position();
         match event.kind {
             Kind::SessionEnded | Kind::UserChanged => {
                 let ids = event.owner_id.and_then(|user| index.by_user.get(&user)).cloned().unwrap_or_default();
@@ -216,40 +288,35 @@ impl<T: Send + Sync + 'static> Hub<T> {
                     let Some(subscriber) = index.subscribers.get(&id) else {
                         continue;
                     };
-                    if !(subscriber.wants)(&delivery.event) {
-                        continue;
-                    }
-                    match subscriber.queue.try_send(Arc::clone(&delivery)) {
-                        Ok(()) => {
-                            self.delivered.fetch_add(1, Ordering::Relaxed);
-                        }
-                        // Behind, or gone: what is queued is still read, then the subscriber catches up from the log.
-                        Err(_) => index.remove(id),
+                    // Behind, or gone: what is queued is still read, then the subscriber catches up from the log.
+                    if (subscriber.wants)(&delivery.event) && subscriber.queue.try_send(Arc::clone(&delivery)).is_err()
+                    {
+                        index.remove(id);
                     }
                 }
             }
         }
+        index.position = position;
     }
 }
 
 impl<T> Hub<T> {
     /// Begins to queue events for a viewer.
-    pub fn listen(&self, viewer: Viewer, wants: Wants) -> Listener<T> {
+    pub fn listen(&self, viewer: Viewer, topic: Topic, wants: Wants) -> Listener<T> {
         let (sender, queue) = mpsc::channel(QUEUE);
-        let mut index = self.lock();
-        let id = index.next;
-        index.next += 1;
-        index.subscribers.insert(id, Subscriber { viewer, wants, queue: sender });
-        index.by_user.entry(viewer.id).or_default().insert(id);
-        if viewer.is_admin() {
-            index.admins.insert(id);
-        }
-        drop(index);
-        Listener { hub: self.clone(), id, queue }
+        let until = Arc::new(OnceLock::new());
+        let subscriber = Subscriber { viewer, topic, wants, queue: sender, until: Arc::clone(&until) };
+        let id = self.lock().add(subscriber);
+        Listener { hub: self.clone(), id, queue, until }
     }
 
-    /// How far the tail has come: for those who read the log themselves, and need not ask when.
-    pub fn reached(&self) -> watch::Receiver<Position> {
+    /// Waits for the end of a viewer's session, by a listener that hears of nothing else.
+    pub fn watch(&self, viewer: Viewer) -> Listener<T> {
+        self.listen(viewer, Topic::Session, Box::new(|_| false))
+    }
+
+    /// How far the tail has come, once it has begun: for those who read the log themselves, and need not ask when.
+    pub fn reached(&self) -> watch::Receiver<Option<Position>> {
         self.reached.subscribe()
     }
 

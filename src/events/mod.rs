@@ -2,6 +2,7 @@
 //! position by queries, subscriptions and the hub. What an event means is the business of whoever writes and tells it;
 //! here it is ids and a snapshot as JSON.
 
+pub mod hint;
 pub mod hub;
 
 use diesel::deserialize::FromSqlRow;
@@ -10,7 +11,7 @@ use diesel::prelude::*;
 use diesel_async::RunQueryDsl;
 
 use crate::db::page::beyond;
-use crate::db::schema::events;
+use crate::db::schema::{events, projections};
 use crate::db::{Bell, Conn};
 use crate::error::Result;
 use crate::id::Id;
@@ -76,6 +77,9 @@ impl Kind {
 
 /// A place in the log. What came about because of something else comes after it: on PostgreSQL by the newest transaction
 /// that was known when the event was appended, then by row; on SQLite, which has one writer, by row.
+///
+/// A PostgreSQL server counts transactions from its own beginning. `events_epoch()` is added to the count, so that a log
+/// that was restored on another server goes on after its end ([`crate::db::migrate`] sees to it).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Position {
     /// The writing transaction, or a newer one that had ended when it wrote; 0 on SQLite.
@@ -188,7 +192,7 @@ pub async fn append(tx: &mut Conn, new: &[NewEvent]) -> Result<()> {
 spelled! {
     /// The oldest transaction that may still commit: what is below it is settled, nothing can appear there any more.
     Horizon: diesel::sql_types::BigInt,
-    postgres "pg_snapshot_xmin(pg_current_snapshot())::text::bigint",
+    postgres "(events_epoch() + pg_snapshot_xmin(pg_current_snapshot())::text::bigint)",
     sqlite "1"
 }
 
@@ -217,4 +221,22 @@ pub async fn settled_end(conn: &mut Conn) -> Result<Position> {
         .await
         .optional())?;
     Ok(end.map_or_else(Position::default, |(xid, seq)| Position { xid, seq }))
+}
+
+/// The name of the row that keeps the floor.
+const FLOOR: &str = "floor";
+
+/// The oldest place that can be gone on from: nothing that comes after it has left the log.
+pub async fn floor(conn: &mut Conn) -> Result<Position> {
+    let floor = projections::table.find(FLOOR).select((projections::xid, projections::seq));
+    let (xid, seq) = on!(conn, |c| floor.first(c).await)?;
+    Ok(Position { xid, seq })
+}
+
+/// Moves the floor, in the transaction that takes events away; false if it has moved meanwhile.
+pub async fn move_floor(tx: &mut Conn, from: Position, to: Position) -> Result<bool> {
+    let floor =
+        projections::table.find(FLOOR).filter(projections::xid.eq(from.xid)).filter(projections::seq.eq(from.seq));
+    let moved = (projections::xid.eq(to.xid), projections::seq.eq(to.seq));
+    Ok(on!(tx, |c| diesel::update(floor).set(moved).execute(c).await)? == 1)
 }

@@ -36,10 +36,9 @@ pub struct Told {
 
 impl Told {
     /// Takes the task as it is now; when it is gone, its last picture in this event.
-    pub fn new(event: log::Event, task: Option<Arc<TaskRow>>) -> Self {
-        let mut snapshot = Snapshot::of(&event);
-        let task = task.or_else(|| snapshot.task.take().map(Arc::new));
-        Self { event: Arc::new(event), snapshot: Arc::new(snapshot), task }
+    pub fn new(event: &Arc<log::Event>, snapshot: &Arc<Snapshot>, task: Option<&Arc<TaskRow>>) -> Self {
+        let task = task.cloned().or_else(|| snapshot.task.clone().map(Arc::new));
+        Self { event: Arc::clone(event), snapshot: Arc::clone(snapshot), task }
     }
 
     fn task(&self) -> Result<Task> {
@@ -90,6 +89,11 @@ pub fn position(cursor: &str) -> crate::error::Result<Position> {
         (bytes[0] == b'e').then_some(Position { xid: number(1..9)?, seq: number(9..17)? })
     };
     read().ok_or_else(|| Error::bad_input("The cursor is not one of the event log."))
+}
+
+/// A cursor that still works: nothing that comes after it has left the log, whose oldest place is the floor.
+pub fn within(floor: Position, position: Position) -> crate::error::Result<Position> {
+    if position < floor { Err(Error::CursorExpired { oldest: cursor(floor) }) } else { Ok(position) }
 }
 
 /// A field that changed.
@@ -458,7 +462,9 @@ pub fn connection(
     for event in events {
         let task = event.task_id.and_then(&task);
         let cursor = cursor(event.position());
-        edges.push(EventEdge { cursor, node: Event::of(Told::new(event, task))? });
+        let snapshot = Arc::new(Snapshot::of(&event));
+        let event = Arc::new(event);
+        edges.push(EventEdge { cursor, node: Event::of(Told::new(&event, &snapshot, task.as_ref()))? });
     }
     Ok(EventConnection {
         page_info: PageInfo {
@@ -478,7 +484,9 @@ pub struct EventQuery;
 
 #[Object]
 impl EventQuery {
-    /// The event log as the viewer may see it, oldest first: the same events, order and cursors as the subscriptions.
+    /// The event log as the viewer may see it, oldest first: the same events, order and cursors as the subscriptions, as
+    /// far back as the feed goes. A cursor that is older gets CURSOR_EXPIRED. An event shows when every change that began
+    /// before it is over, so that nothing ever appears in front of what was read.
     #[graphql(guard = "guard::signed_in")]
     async fn events(
         &self,
@@ -493,7 +501,13 @@ impl EventQuery {
         let stretch = stretch(&Paging { first, after, last, before })?;
         let filter = filter.map(EventFilter::parse).transpose()?.unwrap_or_default();
         let mut conn = caller.app().db.conn().await?;
-        let events = store::page(&mut conn, caller.viewer()?, &filter, one_more(stretch)).await?;
+        let floor = log::floor(&mut conn).await?;
+        for position in [stretch.after, stretch.before].into_iter().flatten() {
+            within(floor, position)?;
+        }
+        // What is older than the floor may be there still, as the history of a task: it is not in the feed.
+        let kept = Stretch { after: Some(stretch.after.unwrap_or(floor)), ..one_more(stretch) };
+        let events = store::page(&mut conn, caller.viewer()?, &filter, kept).await?;
         drop(conn);
         let tasks = Objects::of_all(&caller.app().db, &events).await?;
         connection(events, stretch, |id| tasks.get(&id).cloned())

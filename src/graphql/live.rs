@@ -10,12 +10,12 @@ use futures_util::Stream;
 use futures_util::stream::unfold;
 
 use super::Caller;
-use super::event::Told;
+use super::event::{Told, within};
 use crate::access::Viewer;
 use crate::db::Conn;
 use crate::error::{Error, Result};
-use crate::events::hub::{Delivery, Listener};
-use crate::events::{Position, settled_end};
+use crate::events::hub::{Delivery, Listener, Topic};
+use crate::events::{Position, floor, settled_end};
 use crate::store::event::{self, Filter, Objects, Stretch, sees};
 use crate::store::session;
 use crate::time::Timestamp;
@@ -30,7 +30,7 @@ struct Follower {
     position: Position,
     listener: Listener<Objects>,
     behind: bool,
-    caught_up: VecDeque<Delivery<Objects>>,
+    caught_up: VecDeque<Arc<Delivery<Objects>>>,
 }
 
 /// Every event that passes the filter and that the viewer may see: after the position, or from now on.
@@ -47,7 +47,7 @@ pub async fn follow(
         // A socket may have been opened long ago. From here on the listener tells when the session ends.
         still_signed_in(&mut conn, app.clock.now(), &viewer).await?;
         match after {
-            Some(position) => position,
+            Some(position) => within(floor(&mut conn).await?, position)?,
             None => settled_end(&mut conn).await?,
         }
     };
@@ -56,18 +56,20 @@ pub async fn follow(
     Ok(unfold(Some(follower), async |follower| {
         let mut follower = follower?;
         match follower.next().await {
-            Ok(told) => {
-                follower.caller.renew();
-                Some((Ok(told), Some(follower)))
-            }
+            Ok(told) => Some((Ok(told), Some(follower))),
             Err(error) => Some((Err(error), None)),
         }
     }))
 }
 
 fn listen(caller: &Caller, viewer: Viewer, filter: &Arc<Filter>) -> Listener<Objects> {
+    let topic = match (filter.task_id, filter.project_id) {
+        (Some(task), _) => Topic::Task(task),
+        (None, Some(project)) => Topic::Project(project),
+        (None, None) => Topic::Viewer,
+    };
     let filter = Arc::clone(filter);
-    caller.app().hub.listen(viewer, Box::new(move |event| filter.matches(event)))
+    caller.app().hub.listen(viewer, topic, Box::new(move |event| filter.matches(event)))
 }
 
 /// UNAUTHENTICATED once the session has ended or the viewer has become another kind of person.
@@ -104,26 +106,30 @@ impl Follower {
         let stretch = Stretch { after: Some(self.position), before: None, limit: BATCH, backward: false };
         let mut conn = self.caller.app().db.conn().await?;
         let events = event::page(&mut conn, &self.viewer, &self.filter, stretch).await?;
+        // Asked after it: what has expired since then may be missing from what was read before.
+        within(floor(&mut conn).await?, self.position)?;
         self.behind = events.len() == BATCH;
-        self.caught_up = events.into_iter().map(Delivery::new).collect();
+        self.caught_up = events.into_iter().map(|event| Arc::new(Delivery::new(event))).collect();
         Ok(())
     }
 
     /// After falling behind, or after something changed about the viewer: goes on only if the session still holds.
     async fn listen_again(&mut self) -> Result<()> {
         let app = self.caller.app();
+        self.position = self.position.max(self.listener.until());
         self.listener = listen(&self.caller, self.viewer, &self.filter);
         still_signed_in(&mut app.db.conn().await?, app.clock.now(), &self.viewer).await?;
         self.behind = true;
         Ok(())
     }
 
-    async fn tell(&self, delivery: &Delivery<Objects>) -> Result<Option<Told>> {
+    async fn tell(&self, delivery: &Arc<Delivery<Objects>>) -> Result<Option<Told>> {
         let load = async || Objects::of(&mut self.caller.app().db.conn().await?, &delivery.event).await;
         let objects = delivery.objects.get_or_try_init(load).await?;
         if !sees(&self.viewer, &delivery.event, objects.task.as_deref()) {
             return Ok(None);
         }
-        Ok(Some(Told::new(delivery.event.clone(), objects.task.clone())))
+        self.caller.renew(Some(Arc::clone(delivery)));
+        Ok(Some(Told::new(&delivery.event, &objects.snapshot, objects.task.as_ref())))
     }
 }

@@ -13,12 +13,13 @@ use dataloader::BatchFn;
 use dataloader::non_cached::Loader;
 
 use crate::App;
-use crate::access::Viewer;
+use crate::access::{Action, Viewer};
 use crate::db::page::{Page, Window};
 use crate::error::{Code, Error, Result};
 use crate::events::Event;
+use crate::events::hub::Delivery;
 use crate::id::Id;
-use crate::store::event::Stretch;
+use crate::store::event::{Attached, Objects, Stretch};
 use crate::store::{comment, event, label, notification, project, session, task, task_list, user};
 
 /// More keys than the largest operation that is admitted can ask for at once.
@@ -71,13 +72,19 @@ macro_rules! loads {
         $(#[$doc:meta])*
         $name:ident: $kind:ident ($key:ty => $value:ty) |$app:ident, $viewer:ident, $keys:ident| $body:expr;
     )+) => {
-        /// All loaders of one operation.
-        pub struct Loaders { $($name: LoaderOf<$kind>),+ }
+        /// All loaders of one operation, or of one event of a subscription.
+        pub struct Loaders {
+            app: Arc<App>,
+            viewer: Viewer,
+            known: Option<Arc<Delivery<Objects>>>,
+            $($name: LoaderOf<$kind>),+
+        }
 
         impl Loaders {
-            /// For what this viewer asks.
-            pub fn new(app: &Arc<App>, viewer: Viewer) -> Self {
-                Self { $($name: loader(app, viewer)),+ }
+            /// For what this viewer asks, of this event if it is one: what hangs on it is loaded once for all who are
+            /// told of it.
+            pub fn new(app: &Arc<App>, viewer: Viewer, known: Option<Arc<Delivery<Objects>>>) -> Self {
+                Self { app: Arc::clone(app), viewer, known, $($name: loader(app, viewer)),+ }
             }
         }
 
@@ -228,8 +235,19 @@ fn told<T>(found: std::result::Result<Option<T>, Told>) -> Result<Option<T>> {
 }
 
 impl Loaders {
+    /// What hangs on the event, if it is one that was loaded.
+    async fn attached(&self) -> Result<Option<&Attached>> {
+        let Some((known, objects)) = self.known.as_ref().and_then(|known| Some((known, known.objects.get()?))) else {
+            return Ok(None);
+        };
+        objects.attached(&self.app.db, &known.event).await.map(Some)
+    }
+
     /// A user by id.
     pub async fn user(&self, id: Id) -> Result<Option<Arc<user::User>>> {
+        if let Some(user) = self.attached().await?.and_then(|attached| attached.people.get(&id)) {
+            return Ok(Some(Arc::clone(user)));
+        }
         told(self.users.load(id).await)
     }
 
@@ -295,6 +313,11 @@ impl Loaders {
 
     /// A comment by id, if the viewer sees its task.
     pub async fn comment(&self, id: Id) -> Result<Option<Arc<comment::Comment>>> {
+        let attached = self.attached().await?.and_then(|attached| attached.comment.as_ref());
+        if let Some((task, comment)) = attached.filter(|(_, comment)| comment.id == id) {
+            let seen = self.viewer.may(Action::SeeTask, &**task);
+            return Ok(seen.then(|| Arc::clone(comment)));
+        }
         told(self.comments.load(id).await)
     }
 

@@ -27,6 +27,8 @@ use async_graphql::{Context, ErrorExtensionValues, MergedObject, MergedSubscript
 use crate::App;
 use crate::access::Viewer;
 use crate::error::{Error, Result};
+use crate::events::hub::Delivery;
+use crate::store::event::Objects;
 use loader::Loaders;
 
 /// Everything that can be read.
@@ -55,8 +57,12 @@ pub struct Mutation(
     notification::NotificationMutation,
 );
 
-/// What happens, as it happens. Each stream goes from a cursor to now and on without a gap: with `after` it begins with
-/// what came after that place in the log. Rights are asked again for each event.
+/// What happens, as it happens, in the order of the log, which is the same for everybody. Each stream goes from a cursor
+/// to now and on without a gap: with `after` it begins with what came after that place in the log. Take it from the last
+/// event seen, on any stream, or from `extensions.sync.cursor` of the answer to a query, which is where that query
+/// stood. Over a reconnect an event may come again: its `id` tells. The feed goes back seven days unless the server is
+/// set up otherwise; an older cursor gets CURSOR_EXPIRED with `extensions.oldestCursor`, the oldest that works. Rights
+/// are asked again for each event.
 #[derive(Default, MergedSubscription)]
 pub struct Subscription(event::EventSubscription, notification::NotificationSubscription);
 
@@ -93,7 +99,7 @@ impl Caller {
     /// A caller, signed in or not.
     pub fn new(app: Arc<App>, viewer: Option<Viewer>) -> Self {
         let caller = Self(Arc::new(Inner { app, viewer, loaders: Mutex::new(None) }));
-        caller.renew();
+        caller.renew(None);
         caller
     }
 
@@ -118,17 +124,20 @@ impl Caller {
         loaders.clone().ok_or_else(Error::unauthenticated)
     }
 
-    /// Takes new loaders: a subscription does so for each event, because loaders keep a little of each load.
-    pub fn renew(&self) {
-        let loaders = self.0.viewer.map(|viewer| Arc::new(Loaders::new(&self.0.app, viewer)));
+    /// Takes new loaders: a subscription does so for each event, which brings along what is known of it.
+    pub fn renew(&self, known: Option<Arc<Delivery<Objects>>>) {
+        let loaders = self.0.viewer.map(|viewer| Arc::new(Loaders::new(&self.0.app, viewer, known)));
         *self.0.loaders.lock().unwrap_or_else(PoisonError::into_inner) = loaders;
     }
 }
 
 impl From<Error> for async_graphql::Error {
     fn from(error: Error) -> Self {
-        let (code, message, retry_after) = error.told();
         let mut extensions = ErrorExtensionValues::default();
+        if let Error::CursorExpired { oldest } = &error {
+            extensions.set("oldestCursor", oldest.as_str());
+        }
+        let (code, message, retry_after) = error.told();
         extensions.set("code", code.as_str());
         if let Some(wait) = retry_after {
             extensions.set("retryAfter", wait.as_secs().max(1));

@@ -54,7 +54,7 @@ pub struct Answer {
     /// `None` when the request was not executed.
     data: Option<Value>,
     errors: Vec<ServerError>,
-    cost: Option<u32>,
+    extensions: Option<Extensions>,
     /// The place in the log of the event that it tells, where that was asked for.
     pub cursor: Option<String>,
     /// When to try again, if that helps.
@@ -73,7 +73,7 @@ impl Answer {
         let mut error = ServerError::new(message, position.map(|(line, column)| Pos { line, column }));
         error.extensions = Some(extensions);
         finish(&mut error, Code::BadRequest, request_id);
-        Self { data: None, errors: vec![error], cost: None, cursor: None, retry_after }
+        Self { data: None, errors: vec![error], extensions: None, cursor: None, retry_after }
     }
 
     /// What the library made of an operation.
@@ -84,12 +84,14 @@ impl Answer {
         let default = if refused { Code::ValidationFailed } else { Code::BadUserInput };
         errors.truncate(MAX_ERRORS);
         errors.iter_mut().for_each(|error| finish(error, default, request_id));
-        Self { data: (!refused).then_some(data), errors, cost: None, cursor: None, retry_after: None }
+        Self { data: (!refused).then_some(data), errors, extensions: None, cursor: None, retry_after: None }
     }
 
-    /// With what the operation cost, in points.
-    pub fn costing(self, cost: u32) -> Self {
-        Self { cost: Some(cost), ..self }
+    /// With what the operation cost, in points, and the place in the log from which on a stream misses nothing of what
+    /// the operation has not seen.
+    pub fn with(self, cost: u32, sync: Option<String>) -> Self {
+        let sync = sync.map(|cursor| Sync { cursor });
+        Self { extensions: Some(Extensions { cost, sync }), ..self }
     }
 
     /// With the place of the event that it tells.
@@ -158,16 +160,23 @@ impl Serialize for Answer {
         if let Some(data) = &self.data {
             map.serialize_entry("data", data)?;
         }
-        if let Some(cost) = self.cost {
-            map.serialize_entry("extensions", &Extensions { cost })?;
+        if let Some(extensions) = &self.extensions {
+            map.serialize_entry("extensions", extensions)?;
         }
         map.end()
     }
 }
 
-#[derive(Serialize)]
+#[derive(Debug, Serialize)]
 struct Extensions {
     cost: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sync: Option<Sync>,
+}
+
+#[derive(Debug, Serialize)]
+struct Sync {
+    cursor: String,
 }
 
 /// Cuts the message, and sees to it that there is a code of the table and the id of the request.

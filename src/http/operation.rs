@@ -24,7 +24,7 @@ use crate::admission::{self, Admitted};
 use crate::error::{Code, Error};
 use crate::graphql::complete::Shape;
 use crate::graphql::rate_limit::Spent;
-use crate::graphql::{Caller, Schema};
+use crate::graphql::{Caller, Schema, event};
 use crate::limits::{Door as Limited, Who};
 
 /// How long an operation may take.
@@ -208,12 +208,14 @@ impl Door {
         request.set_parsed_query(document.clone());
         let name = request.operation_name.clone();
         let request = request.data(Caller::new(Arc::clone(&self.app), viewer)).data(spent);
+        // Taken before anything is read: what the operation does not see comes after it.
+        let sync = self.app.hub.reached().borrow().map(event::cursor);
         // Tokio's budget would break off an operation in the middle of a level, and its loaders would read in pieces.
         let executed = unconstrained(AssertUnwindSafe(self.schema.execute(request)).catch_unwind());
         match tokio::time::timeout(DEADLINE, executed).await {
             Ok(Ok(mut response)) => {
                 self.shape.complete(&document, name.as_deref(), &mut response);
-                Answer::of(response, request_id).costing(spent.cost)
+                Answer::of(response, request_id).with(spent.cost, sync)
             }
             Ok(Err(_)) => Answer::refused(Error::internal("a panic during execution").into(), request_id),
             Err(_) => Answer::refused(Error::unavailable().into(), request_id),

@@ -103,7 +103,7 @@ async fn ended(door: &Door, viewer: Option<Viewer>) {
     };
     loop {
         // Listening first: what ends between the question and the answer is heard.
-        let mut watch = door.app.hub.listen(viewer, Box::new(|_| false));
+        let mut watch = door.app.hub.watch(viewer);
         let held =
             async { session::viewer(&mut door.app.db.conn().await?, door.app.clock.now(), viewer.session_id).await };
         if held.await.ok().flatten() != Some(viewer) {

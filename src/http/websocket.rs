@@ -345,7 +345,7 @@ impl Talk {
     /// Listens for the end of the session first and asks whether it still lasts after that, so that no end is missed.
     async fn watch(&self, viewer: Viewer) -> Result<Listener<Objects>, Close> {
         let app = &self.door.app;
-        let watch = app.hub.listen(viewer, Box::new(|_| false));
+        let watch = app.hub.watch(viewer);
         let held = async { session::viewer(&mut app.db.conn().await?, app.clock.now(), viewer.session_id).await };
         match held.await {
             Ok(Some(found)) if found == viewer => Ok(watch),

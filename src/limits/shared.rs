@@ -1,19 +1,20 @@
 //! The counters that several instances share: in Redis, one script for each request, which no other comes between.
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use redis::aio::ConnectionManager;
 use redis::{Client, Script};
 use tokio::sync::OnceCell;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::{Door, WINDOW, Who, Window};
-use crate::config::Secret;
-use crate::error::{Error, Result};
 
 /// Longer than this nobody waits for Redis: the local counters are as good for a while.
 const PATIENCE: Duration = Duration::from_millis(250);
 const FIRST_PATIENCE: Duration = Duration::from_millis(1_000);
+/// After a failure nobody waits for it at all for so long, then one request tries.
+const PAUSE: Duration = Duration::from_secs(1);
 
 /// Takes the key, the limit and the points. The clock is that of Redis, the same for all instances.
 const SCRIPT: &str = r"
@@ -45,31 +46,35 @@ pub struct Shared {
     client: Client,
     connection: OnceCell<ConnectionManager>,
     script: Script,
+    /// When it is tried again, while it is away.
+    again: Mutex<Option<Instant>>,
 }
 
 impl Shared {
-    /// In the Redis of this URL; nothing is connected yet.
-    pub fn new(url: &Secret) -> Result<Self> {
-        let url = std::str::from_utf8(url.expose()).map_err(Error::internal)?;
-        let client = Client::open(url).map_err(|error| Error::internal(format!("REDIS_URL: {error}")))?;
-        Ok(Self { client, connection: OnceCell::new(), script: Script::new(SCRIPT) })
+    /// In this Redis; nothing is connected yet.
+    pub fn new(client: Client) -> Self {
+        Self { client, connection: OnceCell::new(), script: Script::new(SCRIPT), again: Mutex::new(None) }
     }
 
     /// Counts the points if they fit; whether they do, the window, and how much of it has passed. `None` if Redis does
     /// not answer.
     pub async fn spend(&self, door: Door, who: Who, limit: u32, points: u32) -> Option<(bool, Window, i64)> {
+        if self.is_away() {
+            return None;
+        }
         let patience = if self.connection.initialized() { PATIENCE } else { FIRST_PATIENCE };
-        let answer = timeout(patience, self.ask(&key(door, who), limit, points)).await;
-        match answer {
+        match timeout(patience, self.ask(&key(door, who), limit, points)).await {
             Ok(Ok((fits, count, previous, elapsed))) => {
+                if self.again().take().is_some() {
+                    tracing::info!("Redis counts again");
+                }
                 Some((fits == 1, Window { minute: 0, count, previous }, elapsed.clamp(0, WINDOW)))
             }
-            Ok(Err(error)) => {
-                tracing::warn!(kind = ?error.kind(), "Redis does not count; this instance counts by itself");
-                None
-            }
-            Err(_) => {
-                tracing::warn!("Redis is too slow; this instance counts by itself");
+            failed => {
+                let kind = failed.ok().and_then(Result::err).map(|error| error.kind());
+                if self.again().replace(Instant::now() + PAUSE).is_none() {
+                    tracing::warn!(?kind, "Redis does not count; this instance counts by itself");
+                }
                 None
             }
         }
@@ -82,6 +87,23 @@ impl Shared {
             redis::cmd("PING").exec_async(&mut connection.clone()).await
         };
         matches!(timeout(FIRST_PATIENCE, ping).await, Ok(Ok(())))
+    }
+
+    /// Whether it is not to be tried now. Whoever is told to try moves the next try on, so that one does at a time.
+    fn is_away(&self) -> bool {
+        let (mut again, now) = (self.again(), Instant::now());
+        match *again {
+            None => false,
+            Some(then) if now < then => true,
+            Some(_) => {
+                *again = Some(now + PAUSE);
+                false
+            }
+        }
+    }
+
+    fn again(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.again.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn ask(&self, key: &str, limit: u32, points: u32) -> redis::RedisResult<(i64, u32, u32, i64)> {

@@ -2,21 +2,24 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
-use diesel::dsl::exists;
+use diesel::dsl::{exists, not};
 use diesel::prelude::*;
 use diesel_async::RunQueryDsl;
 use serde::{Deserialize, Serialize};
+use tokio::sync::OnceCell;
 
-use super::comment::Comment;
+use super::comment::{self, Comment};
 use super::project::Project;
 use super::task::{self, Status, Task};
+use super::user::{self, User};
 use crate::access::Viewer;
 use crate::db::page::{Beyond, Parent, beyond, each};
 use crate::db::schema::{events, tasks};
 use crate::db::{Conn, Db};
 use crate::error::Result;
-use crate::events::{Event, Horizon, Kind, NewEvent, Position};
+use crate::events::{Event, Horizon, Kind, NewEvent, Position, floor, move_floor, settled_end};
 use crate::id::Id;
 use crate::on;
 use crate::time::Timestamp;
@@ -101,11 +104,24 @@ pub fn about_project(kind: Kind, viewer: &Viewer, now: Timestamp, project: &Proj
     }
 }
 
-/// What it takes to tell an event to whoever may see it: the rows that its rights and fields hang on, as they are now.
-#[derive(Clone, Debug, Default)]
+/// What it takes to tell an event to whoever may see it, loaded once for all of them: the rows that its rights and
+/// fields hang on, as they are then.
+#[derive(Debug)]
 pub struct Objects {
+    /// What the event carries.
+    pub snapshot: Arc<Snapshot>,
     /// The task, unless it is gone.
     pub task: Option<Arc<Task>>,
+    attached: OnceCell<Attached>,
+}
+
+/// What else hangs on an event, loaded when the first subscriber asks for any of it.
+#[derive(Debug)]
+pub struct Attached {
+    /// The comment with its task, unless it is gone.
+    pub comment: Option<(Arc<Task>, Arc<Comment>)>,
+    /// Who did it, and the people of the task and the comment.
+    pub people: HashMap<Id, Arc<User>>,
 }
 
 impl Objects {
@@ -115,7 +131,30 @@ impl Objects {
             Some(id) => task::any_by_ids(conn, &[id]).await?.pop().map(Arc::new),
             None => None,
         };
-        Ok(Self { task })
+        Ok(Self { snapshot: Arc::new(Snapshot::of(event)), task, attached: OnceCell::new() })
+    }
+
+    /// What else hangs on the event, which is the one that these are the objects of.
+    pub async fn attached(&self, db: &Db, event: &Event) -> Result<&Attached> {
+        let load = async || {
+            let mut conn = db.conn().await?;
+            let comment = match (&self.task, event.comment_id) {
+                (Some(task), Some(id)) => {
+                    let row = comment::by_ids(&mut conn, &[id]).await?.pop();
+                    row.map(|row| (Arc::clone(task), Arc::new(row)))
+                }
+                _ => None,
+            };
+            let mut people = vec![event.actor_id, event.assignee_id, event.previous_assignee_id, event.owner_id];
+            people.extend(self.task.iter().flat_map(|task| [task.creator_id, task.assignee_id]));
+            people.extend(comment.iter().map(|(_, comment)| Some(comment.author_id)));
+            let mut people: Vec<Id> = people.into_iter().flatten().collect();
+            people.sort_unstable();
+            people.dedup();
+            let people = user::any_by_ids(&mut conn, &people).await?;
+            Ok(Attached { comment, people: people.into_iter().map(|user| (user.id, Arc::new(user))).collect() })
+        };
+        self.attached.get_or_try_init(load).await
     }
 
     /// The tasks of many events at once, by id.
@@ -180,6 +219,64 @@ pub fn sees(viewer: &Viewer, event: &Event, task: Option<&Task>) -> bool {
         || task.is_some_and(|task| task.assignee_id == Some(viewer.id))
         || (event.kind == Kind::TaskDeleted && event.assignee_id == Some(viewer.id))
         || (event.kind == Kind::TaskUnassigned && event.previous_assignee_id == Some(viewer.id))
+}
+
+/// How far back the feed goes: whatever is past either bound is not told any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Retention {
+    /// So long.
+    pub age: Duration,
+    /// So many events; numbers that failed writes used up count as well.
+    pub count: i64,
+}
+
+/// How many events expire in one transaction.
+const EXPIRING: i64 = 1_000;
+
+/// Moves the floor of the feed up to what is kept, but not past `done`, the place up to which everything has been made
+/// of the log that is made of it. Says whether there may be more to do.
+///
+/// The events of a task that is there stay below the floor, as its history; those of one that is gone leave with the
+/// event of its deletion.
+pub async fn expire(db: &Db, retention: Retention, now: Timestamp, done: Position) -> Result<bool> {
+    let before = now.minus(retention.age);
+    db.transaction(async |tx| {
+        let (floor, end) = (floor(tx).await?, settled_end(tx).await?);
+        let rows: Vec<(i64, i64, Timestamp, Option<Id>)> = on!(tx, |c| events::table
+            .filter(place(floor, true))
+            .order_by((events::xid, events::seq))
+            .limit(EXPIRING)
+            .select((events::xid, events::seq, events::occurred_at, events::task_id))
+            .load(c)
+            .await)?;
+        let expired: Vec<_> = rows
+            .iter()
+            .take_while(|(xid, seq, occurred_at, _)| {
+                let past = *occurred_at < before || *seq <= end.seq - retention.count;
+                past && Position { xid: *xid, seq: *seq } <= done
+            })
+            .collect();
+        let Some((xid, seq, ..)) = expired.last() else {
+            return Ok(false);
+        };
+        let reached = Position { xid: *xid, seq: *seq };
+        if !move_floor(tx, floor, reached).await? {
+            // Another instance has done it.
+            return Ok(true);
+        }
+        let mut tasks: Vec<Id> = expired.iter().filter_map(|(.., task)| *task).collect();
+        tasks.sort_unstable();
+        tasks.dedup();
+        let alone: Vec<i64> = expired.iter().filter(|(.., task)| task.is_none()).map(|(_, seq, ..)| *seq).collect();
+        let gone = events::table
+            .filter(events::task_id.eq_any(&tasks))
+            .filter(place(Position { seq: reached.seq + 1, ..reached }, false))
+            .filter(not(exists(tasks::table.filter(tasks::id.nullable().eq(events::task_id)))));
+        on!(tx, |c| diesel::delete(gone).execute(c).await)?;
+        on!(tx, |c| diesel::delete(events::table.filter(events::seq.eq_any(&alone))).execute(c).await)?;
+        Ok(expired.len() as i64 == EXPIRING)
+    })
+    .await
 }
 
 fn place(

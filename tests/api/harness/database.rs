@@ -1,11 +1,13 @@
 //! A fresh database for each test: migrated once, then copied.
 
+use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::Path;
 
-use diesel::{Connection, RunQueryDsl, SqliteConnection};
-use fasttrack::db::{Location, migrate};
+use diesel_async::SimpleAsyncConnection;
+use fasttrack::db::{Conn, Db, Location, Pooled, migrate};
 use fasttrack::id::Id;
+use fasttrack::on;
 use tempfile::TempDir;
 use tokio::sync::OnceCell;
 use tokio_postgres::{Client, NoTls};
@@ -13,6 +15,9 @@ use url::Url;
 
 /// Held while the template is made, by whichever of the tests' processes comes first.
 const LOCK: i64 = 0x7465_6d70_6c61_7465;
+
+/// The rows of each table, by the names of their columns.
+pub type Rows = BTreeMap<String, Vec<serde_json::Map<String, serde_json::Value>>>;
 
 /// A database that is removed with its test.
 pub struct Database {
@@ -28,7 +33,12 @@ struct Text {
 
 enum Kept {
     Sqlite(TempDir),
-    Postgres { server: Url, name: String },
+    Postgres {
+        server: Url,
+        name: String,
+    },
+    /// Somebody else's, who removes it.
+    Elsewhere,
 }
 
 /// The PostgreSQL server to test on, if one is named.
@@ -47,18 +57,36 @@ impl Database {
     pub async fn fresh() -> Self {
         match server() {
             Some(server) => {
-                let (template, name) = (postgres_template(&server).await, format!("fasttrack_test_{}", Id::new()));
-                run(&server, &format!("CREATE DATABASE \"{name}\" TEMPLATE \"{template}\"")).await;
-                let url = on(&server, &name);
-                Self { url, kept: Kept::Postgres { server, name } }
+                let template = postgres_template(&server).await;
+                Self::on(server, &format!("TEMPLATE \"{template}\"")).await
             }
-            None => {
-                let directory = tempfile::tempdir().expect("a temporary directory");
-                let file = directory.path().join("fasttrack.db");
-                std::fs::write(&file, sqlite_template().await).expect("a copy of the template");
-                Self { url: format!("sqlite://{}", file.display()), kept: Kept::Sqlite(directory) }
-            }
+            None => Self::sqlite().await,
         }
+    }
+
+    /// The same database, for a second server.
+    pub fn shared(&self) -> Self {
+        Self { url: self.url.clone(), kept: Kept::Elsewhere }
+    }
+
+    /// The same on SQLite, also where the tests run on PostgreSQL.
+    pub async fn sqlite() -> Self {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let file = directory.path().join("fasttrack.db");
+        std::fs::write(&file, sqlite_template().await).expect("a copy of the template");
+        Self { url: format!("sqlite://{}", file.display()), kept: Kept::Sqlite(directory) }
+    }
+
+    /// A database on PostgreSQL with no tables in it, where the tests run there.
+    pub async fn bare() -> Option<Self> {
+        Some(Self::on(server()?, "TEMPLATE template0").await)
+    }
+
+    async fn on(server: Url, like: &str) -> Self {
+        let name = format!("fasttrack_test_{}", Id::new());
+        run(&server, &format!("CREATE DATABASE \"{name}\" {like}")).await;
+        let url = on(&server, &name);
+        Self { url, kept: Kept::Postgres { server, name } }
     }
 
     /// Its `DATABASE_URL`.
@@ -66,45 +94,58 @@ impl Database {
         &self.url
     }
 
-    /// Every row of every table, as text.
-    pub async fn dump(&self) -> String {
-        match &self.kept {
-            Kept::Sqlite(directory) => {
-                let mut conn = SqliteConnection::establish(&directory.path().join("fasttrack.db").to_string_lossy());
-                let conn = conn.as_mut().expect("the file");
-                let tables: Vec<String> =
-                    diesel::sql_query("SELECT name AS text FROM sqlite_schema WHERE type = 'table'")
-                        .load::<Text>(conn)
-                        .expect("tables")
-                        .into_iter()
-                        .map(|row| row.text)
-                        .collect();
-                let mut dump = String::new();
-                for table in tables {
-                    let columns: Vec<Text> =
-                        diesel::sql_query(format!("SELECT name AS text FROM pragma_table_info('{table}')"))
-                            .load(conn)
-                            .expect("columns");
-                    for Text { text: column } in columns {
-                        let values = format!("SELECT coalesce(CAST({column} AS TEXT), '') AS text FROM {table}");
-                        let values: Vec<Text> = diesel::sql_query(values).load(conn).unwrap_or_default();
-                        dump.extend(values.into_iter().map(|row| format!("{table}.{column} = {}\n", row.text)));
-                    }
-                }
-                dump
+    /// Where it is.
+    pub fn location(&self) -> Location {
+        Location::parse(&self.url).expect("a location")
+    }
+
+    /// Runs statements on it.
+    pub async fn execute(&self, statements: &str) {
+        let db = Db::open(&self.location(), 1).expect("a database");
+        let done = match &mut db.conn().await.expect("a connection").pooled {
+            Pooled::Sqlite(c) => c.batch_execute(&format!("PRAGMA query_only = OFF; {statements}")).await,
+            Pooled::Postgres(c) => c.batch_execute(statements).await,
+        };
+        done.unwrap_or_else(|error| panic!("{statements}: {error}"));
+        db.close().await;
+    }
+
+    /// Every row of every table, in an order that says nothing.
+    pub async fn rows(&self) -> Rows {
+        let db = Db::open(&self.location(), 1).expect("a database");
+        let mut conn = db.conn().await.expect("a connection");
+        let tables = if conn.is_postgres() {
+            "SELECT tablename::text AS text FROM pg_tables WHERE schemaname = 'public'"
+        } else {
+            "SELECT name AS text FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite%'"
+        };
+        let mut rows = Rows::new();
+        for table in texts(&mut conn, tables).await {
+            if table == "__diesel_schema_migrations" {
+                continue;
             }
-            Kept::Postgres { server, name } => {
-                let client = connect(&on(server, name).parse().expect("a URL")).await;
-                let tables = "SELECT tablename FROM pg_tables WHERE schemaname = 'public'";
-                let mut dump = String::new();
-                for table in client.query(tables, &[]).await.expect("tables") {
-                    let table: String = table.get(0);
-                    let rows = client.query(&format!("SELECT t::text FROM \"{table}\" t"), &[]).await.expect("rows");
-                    dump.extend(rows.iter().map(|row| format!("{table}: {}\n", row.get::<_, String>(0))));
-                }
-                dump
-            }
+            let select = if conn.is_postgres() {
+                format!("SELECT row_to_json(t)::text AS text FROM \"{table}\" t")
+            } else {
+                let columns = format!("SELECT name AS text FROM pragma_table_info('{table}')");
+                let columns = texts(&mut conn, &columns).await.into_iter();
+                let value =
+                    |name| format!("'{name}', CASE typeof({name}) WHEN 'blob' THEN hex({name}) ELSE {name} END");
+                let object = columns.map(value).collect::<Vec<_>>().join(", ");
+                format!("SELECT json_object({object}) AS text FROM {table}")
+            };
+            let read = |row: &String| serde_json::from_str(row).expect("a JSON object");
+            let mut found = texts(&mut conn, &select).await;
+            found.sort();
+            rows.insert(table, found.iter().map(read).collect());
         }
+        rows
+    }
+
+    /// The same as text.
+    pub async fn dump(&self) -> String {
+        let rows = self.rows().await.into_iter();
+        rows.flat_map(|(table, rows)| rows.into_iter().map(move |row| format!("{table}: {row:?}\n"))).collect()
     }
 
     /// Removes it with all that is in it.
@@ -114,8 +155,16 @@ impl Database {
             Kept::Postgres { server, name } => {
                 run(&server, &format!("DROP DATABASE \"{name}\" WITH (FORCE)")).await;
             }
+            Kept::Elsewhere => {}
         }
     }
+}
+
+async fn texts(conn: &mut Conn, query: &str) -> Vec<String> {
+    use diesel_async::RunQueryDsl;
+    let query = diesel::sql_query(query);
+    let rows: Vec<Text> = on!(conn, |c| query.load(c).await).expect("rows");
+    rows.into_iter().map(|row| row.text).collect()
 }
 
 /// The bytes of a migrated file.

@@ -16,6 +16,7 @@
 
 pub mod contract;
 mod database;
+mod life;
 mod mailbox;
 mod person;
 mod socket;
@@ -41,7 +42,8 @@ use tokio::runtime::{Builder, Handle, Runtime};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-pub use database::{Database, is_postgres};
+pub use database::{Database, Rows, is_postgres};
+pub use life::{Life, MAIL_WAITS, empty};
 pub use mailbox::Mailbox;
 pub use person::{Answer, Mutated, Person, Reply};
 pub use socket::{Frame, Socket, Subscription};
@@ -103,12 +105,28 @@ impl Server {
         Self::launch(Database::fresh().await, &[], none).await
     }
 
-    /// Stops and starts again on the same database, with some settings of its own.
-    pub async fn again(mut self, settings: &[(&str, &str)]) -> Self {
+    /// Starts a server on a database that is there.
+    pub async fn on(database: Database, settings: &[(&str, &str)]) -> Self {
+        Self::launch(database, settings, jobs::start).await
+    }
+
+    /// Stops the server; its database stays.
+    pub async fn stop(mut self) -> Database {
         let running = self.running.take().expect("running");
         let (database, ended) = self.end(running).await;
         self.check(&ended);
-        Self::launch(database, settings, jobs::start).await
+        database
+    }
+
+    /// Stops and starts again on the same database, with some settings of its own.
+    pub async fn again(self, settings: &[(&str, &str)]) -> Self {
+        Self::on(self.stop().await, settings).await
+    }
+
+    /// Starts another instance on the same database. It must end first.
+    pub async fn beside(&self) -> Self {
+        let database = self.running.as_ref().expect("running").database.shared();
+        Self::launch(database, &[], jobs::start).await
     }
 
     async fn launch(database: Database, settings: &[(&str, &str)], start_jobs: StartJobs) -> Self {
@@ -221,9 +239,14 @@ impl Server {
         found.await.expect("an answer").expect("an account").password_hash
     }
 
+    /// Its database.
+    pub fn database(&self) -> &Database {
+        &self.running.as_ref().expect("running").database
+    }
+
     /// Everything that is in the database, as text.
     pub async fn dump(&self) -> String {
-        self.running.as_ref().expect("running").database.dump().await
+        self.database().dump().await
     }
 
     /// Moves the clock on.

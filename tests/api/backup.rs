@@ -1,0 +1,61 @@
+//! `fasttrack backup`: a copy of one moment, while the server writes.
+
+use fasttrack::admin::backup;
+use fasttrack::db::Location;
+use serde_json::json;
+
+use crate::harness::{Database, Server};
+
+#[tokio::test]
+async fn a_copy_made_while_the_server_writes_is_of_one_moment_and_serves() {
+    let server = Server::on(Database::sqlite().await, &[]).await;
+    let alice = server.person("alice").await;
+    let project = alice.project("Apollo").await;
+    alice.task(&project, "The first", json!({})).await;
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let (location, copy) = (server.database().location(), directory.path().join("copy.db"));
+    let writing = tokio::spawn({
+        let (alice, project) = (alice.clone(), project.clone());
+        async move {
+            for number in 0.. {
+                alice.task(&project, &format!("Task {number}"), json!({})).await;
+            }
+        }
+    });
+    let made = async |file: &str| backup::run(&location, directory.path().join(file)).await.expect("a copy");
+    for file in ["1.db", "2.db", "3.db", "copy.db"] {
+        assert!(made(file).await > 0);
+    }
+    writing.abort();
+    let refused = backup::run(&location, copy.clone()).await.expect_err("a file that is there");
+    assert!(format!("{refused:?}").contains("exists already"));
+    assert_eq!(std::fs::read_dir(directory.path()).expect("files").count(), 4, "no draft is left");
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        assert_eq!(std::fs::metadata(&copy).expect("the copy").permissions().mode() & 0o077, 0);
+    }
+
+    // A task and its event are written together: a copy has both or none.
+    let restored = Database::sqlite().await;
+    let Location::Sqlite(file) = restored.location() else { panic!("SQLite") };
+    std::fs::rename(&copy, file).expect("the copy in its place");
+    let rows = restored.rows().await;
+    assert!(!rows["tasks"].is_empty());
+    assert_eq!(rows["events"].len(), rows["tasks"].len());
+    let server = Server::on(restored, &[]).await;
+    assert!(server.is_signed_in(alice.token()).await, "sessions too");
+}
+
+#[tokio::test]
+async fn what_is_not_there_is_not_copied_and_postgresql_has_its_own_tools() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let missing = Location::Sqlite(directory.path().join("missing.db"));
+    let copy = directory.path().join("copy.db");
+    let error = backup::run(&missing, copy.clone()).await.expect_err("nothing to copy");
+    assert!(format!("{error:?}").contains("no such file"));
+    let nowhere = Location::Postgres("postgres://nobody@127.0.0.1:1/nothing".to_owned());
+    let error = backup::run(&nowhere, copy).await.expect_err("PostgreSQL");
+    assert!(format!("{error:?}").contains("pg_dump"));
+    assert_eq!(std::fs::read_dir(directory.path()).expect("files").count(), 0);
+}

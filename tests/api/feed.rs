@@ -1,0 +1,315 @@
+//! The promises of the feed: nothing lost, nothing early, nothing twice, and an honest end of what is kept.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use diesel::prelude::*;
+use diesel_async::RunQueryDsl;
+use fasttrack::db::schema::events as table;
+use fasttrack::db::{Conn, migrate};
+use fasttrack::error::Error;
+use fasttrack::events::{self, Kind, NewEvent, Position};
+use fasttrack::graphql::{event, node};
+use fasttrack::id::Id;
+use fasttrack::on;
+use fasttrack::store::event as store;
+use serde_json::{Value, json};
+
+use crate::harness::{Person, Server, is_postgres, text};
+
+const DAY: Duration = Duration::from_secs(86_400);
+const STREAM: &str = "subscription ($after: String) { events(after: $after) { id cursor __typename } }";
+const PAGE: &str = "query ($after: String) {
+    events(first: 100, after: $after) { edges { cursor node { id __typename } } pageInfo { hasNextPage } } }";
+
+fn id(of: &str) -> Option<Id> {
+    node::decode(&of.to_owned().into()).map(|(_, id)| id)
+}
+
+/// Lets expire what is past its time, as the job does it.
+async fn expire(server: &Server) {
+    let expired = server.run(async move |app| {
+        let mut conn = app.db.conn().await?;
+        let done = events::settled_end(&mut conn).await?;
+        drop(conn);
+        while store::expire(&app.db, app.config.event_retention, app.clock.now(), done).await? {}
+        Ok::<_, Error>(())
+    });
+    expired.await.expect("a floor that moves");
+}
+
+/// The ids of every event after a cursor, page by page.
+async fn read(person: &Person, mut after: Value) -> Vec<String> {
+    let mut ids = Vec::new();
+    loop {
+        let page = person.query(PAGE, json!({ "after": after })).await["events"].clone();
+        let edges = page["edges"].as_array().expect("edges").clone();
+        ids.extend(edges.iter().map(|edge| text(&edge["node"]["id"])));
+        match edges.last() {
+            Some(edge) if page["pageInfo"]["hasNextPage"] == true => after = edge["cursor"].clone(),
+            _ => return ids,
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_cursor_that_has_expired_is_told_so_with_the_oldest_that_works() {
+    let server = Server::with(&[("EVENT_RETENTION_DAYS", "2")]).await;
+    let alice = server.person("alice").await;
+    let start = alice.now().await;
+    let project = alice.project("Apollo").await;
+    let (kept, gone) = (alice.task(&project, "Kept", json!({})).await, alice.task(&project, "Gone", json!({})).await);
+    alice.mutate("deleteTask", json!({ "id": gone })).await.ok();
+    expire(&server).await;
+    assert_eq!(read(&alice, json!(start)).await.len(), 3, "nothing is too old yet");
+
+    server.advance(3 * DAY);
+    let alice = server.login("alice").await;
+    alice.comment(&kept, "New").await;
+    expire(&server).await;
+
+    let refused = alice.ask(PAGE, json!({ "after": start })).await;
+    assert_eq!(refused.codes(), ["CURSOR_EXPIRED"]);
+    let oldest = refused.0["errors"][0]["extensions"]["oldestCursor"].clone();
+    let before = "query ($before: String) { events(last: 5, before: $before) { nodes { id } } }";
+    assert_eq!(alice.ask(before, json!({ "before": start })).await.codes(), ["CURSOR_EXPIRED"]);
+    assert_eq!(alice.subscribe(STREAM, json!({ "after": start })).await.end().await, "CURSOR_EXPIRED");
+
+    let mut told = alice.subscribe(STREAM, json!({ "after": oldest })).await;
+    assert_eq!(told.next().await["events"]["__typename"], "CommentAddedEvent");
+    assert_eq!(read(&alice, oldest).await.len(), 1);
+    assert_eq!(read(&alice, Value::Null).await.len(), 1, "the feed begins there");
+
+    let history = "query ($task: ID!) { task(id: $task) { activity { nodes { __typename } } } }";
+    let history = alice.query(history, json!({ "task": kept })).await["task"]["activity"]["nodes"].clone();
+    assert_eq!(
+        history,
+        json!([{ "__typename": "TaskCreatedEvent" }, { "__typename": "CommentAddedEvent" }]),
+        "a task that is there keeps its whole history"
+    );
+    assert!(!server.dump().await.contains("Gone"), "of one that is gone nothing is kept");
+}
+
+#[tokio::test]
+async fn no_more_events_are_kept_than_configured() {
+    let server = Server::with(&[("EVENT_RETENTION_COUNT", "5")]).await;
+    let alice = server.person("alice").await;
+    let project = alice.project("Apollo").await;
+    for number in 0..12 {
+        alice.task(&project, &number.to_string(), json!({})).await;
+    }
+    expire(&server).await;
+    let nodes = alice.query("{ events { nodes { ... on TaskCreatedEvent { task { title } } } } }", json!({})).await;
+    let titles: Vec<String> = (7..12).map(|number| number.to_string()).collect();
+    let titles: Vec<Value> = titles.iter().map(|title| json!({ "task": { "title": title } })).collect();
+    assert_eq!(nodes["events"]["nodes"], json!(titles));
+}
+
+#[tokio::test]
+async fn nothing_expires_that_the_inboxes_have_not_seen() {
+    let server = Server::without_jobs().await;
+    let alice = server.person("alice").await;
+    let project = alice.project("Apollo").await;
+    alice.task(&project, "Fly", json!({})).await;
+    server.advance(30 * DAY);
+    let more = server.run(async move |app| {
+        store::expire(&app.db, app.config.event_retention, app.clock.now(), Position::default()).await
+    });
+    assert!(!more.await.expect("an answer"));
+    let alice = server.login("alice").await;
+    assert_eq!(read(&alice, Value::Null).await.len(), 1);
+}
+
+#[tokio::test]
+async fn a_quiet_stream_outlives_the_retention_and_one_that_lags_behind_it_is_told() {
+    let server = Server::with(&[("EVENT_RETENTION_DAYS", "1"), ("ACCESS_TOKEN_EXPIRE_MINUTES", "10000")]).await;
+    let alice = server.person("alice").await;
+    let project = alice.project("Apollo").await;
+    let task = alice.task(&project, "Fly", json!({})).await;
+    let document = "subscription ($after: String) { commentAdded(after: $after) { comment { body } } }";
+    let mut quiet = alice.subscribe(document, json!({})).await;
+    alice.comment(&task, "first").await;
+    assert_eq!(quiet.next().await["commentAdded"]["comment"]["body"], "first");
+
+    // Nothing for this stream, for longer than anything is kept.
+    for _ in 0..3 {
+        server.advance(DAY);
+        alice.task(&project, "Another", json!({})).await;
+        expire(&server).await;
+    }
+    // More at once than its queue holds: it has to go back to the log, to where it was told everything.
+    let many = NewEvent {
+        owner_id: id(&alice.id),
+        project_id: id(&project),
+        task_id: id(&task),
+        ..NewEvent::new(Kind::CommentAdded, None, server.app.clock.now())
+    };
+    let written = server.run(async move |app| {
+        let many: Vec<NewEvent> = (0..100).map(|_| NewEvent { id: Id::new(), ..many.clone() }).collect();
+        app.db.transaction(async |tx: &mut Conn| events::append(tx, &many).await).await
+    });
+    written.await.expect("a hundred events");
+    for _ in 0..100 {
+        assert_eq!(quiet.next().await["commentAdded"]["comment"], Value::Null);
+    }
+}
+
+#[tokio::test]
+async fn what_a_query_has_not_seen_comes_after_its_cursor() {
+    let server = Server::start().await;
+    let alice = server.person("alice").await;
+    let project = alice.project("Apollo").await;
+    let seen = |answer: &Value| -> HashSet<String> {
+        let nodes = answer["data"]["project"]["tasks"]["nodes"].as_array().expect("tasks");
+        nodes.iter().map(|task| text(&task["id"])).collect()
+    };
+    let document = "query ($id: ID!) { project(id: $id) { tasks(first: 100) { nodes { id } } } }";
+    let stream = "subscription ($after: String) { events(after: $after, filter: { types: [TASK_CREATED] }) {
+        ... on TaskCreatedEvent { task { id title } } } }";
+    let writers = (0..4).map(|writer| {
+        let (alice, project) = (alice.clone(), project.clone());
+        async move {
+            for number in 0..10 {
+                let input = json!({ "projectId": project, "title": format!("{writer}-{number}") });
+                let create = "mutation ($input: CreateTaskInput!) { createTask(input: $input) { task { id } } }";
+                assert!(alice.ask(create, json!({ "input": input })).await.codes().is_empty());
+            }
+        }
+    });
+    let reader = async {
+        for _ in 0..5 {
+            let answer = alice.ask(document, json!({ "id": project })).await;
+            let mut known = seen(&answer.0);
+            let cursor = answer.0["extensions"]["sync"]["cursor"].clone();
+            let mut told = alice.subscribe(stream, json!({ "after": cursor })).await;
+            while known.len() < 40 {
+                known.insert(text(&told.next().await["events"]["task"]["id"]));
+            }
+        }
+    };
+    let ((), _) = tokio::join!(reader, futures_util::future::join_all(writers));
+
+    let made = alice.ask("mutation { createProject(input: { name: \"x\" }) { project { id } } }", json!({})).await;
+    assert!(made.0["extensions"]["sync"]["cursor"].is_string(), "{}", made.0);
+    let mut socket = alice.socket().await;
+    socket.subscribe("1", "{ viewer { id } }", json!({})).await;
+    let crate::harness::Frame::Message(next) = socket.receive().await else { panic!("no answer") };
+    assert!(next["payload"]["extensions"]["sync"]["cursor"].is_string(), "on a socket as well: {next}");
+}
+
+/// Writers that hold their transactions open, as a naive reader (`id > last`) and the feed see them.
+#[tokio::test]
+async fn thirty_two_writers_lose_nothing_and_a_naive_reader_would_have() {
+    const WRITERS: u64 = 32;
+    const EACH: u64 = 6;
+    let server = Server::with(&[("DATABASE_CONNECTIONS", "40")]).await;
+    let alice = server.person("alice").await;
+    let start = alice.now().await;
+    let mut told = alice.subscribe(STREAM, json!({ "after": start })).await;
+    let (owner, running) = (id(&alice.id), Arc::new(AtomicBool::new(true)));
+
+    let going_on = Arc::clone(&running);
+    let naive = server.run(async move |app| {
+        let (mut last, mut seen) = (0, Vec::new());
+        loop {
+            // Read before the log is, so that the last look comes after the last commit.
+            let over = !AtomicBool::load(&going_on, Ordering::SeqCst);
+            let mut conn = app.db.conn().await?;
+            let next = table::table.filter(table::seq.gt(last)).order_by(table::seq).select((table::seq, table::id));
+            let next: Vec<(i64, Id)> = on!(conn, |c| next.load(c).await)?;
+            for (seq, id) in next {
+                last = seq;
+                seen.push(id);
+            }
+            if over {
+                return Ok::<_, Error>(seen);
+            }
+            tokio::task::yield_now().await;
+        }
+    });
+    let writers = (0..WRITERS).map(|writer| {
+        server.run(async move |app| {
+            let mut written = Vec::new();
+            for number in 0..EACH {
+                let event = NewEvent { owner_id: owner, ..NewEvent::new(Kind::ProjectDeleted, None, app.clock.now()) };
+                // Every eighth holds its transaction open for long, the others are over and done with meanwhile.
+                let held = if writer % 8 == 0 { 400 + 100 * number } else { (writer * 7 + number * 13) % 20 };
+                let held = if is_postgres() { Duration::from_millis(held) } else { Duration::ZERO };
+                let work = async |tx: &mut Conn| {
+                    events::append(tx, std::slice::from_ref(&event)).await?;
+                    tokio::time::sleep(held).await;
+                    Ok(())
+                };
+                while app.db.transaction(work).await.is_err() {}
+                written.push(event.id);
+            }
+            written
+        })
+    });
+    let writing = async {
+        let written = futures_util::future::join_all(writers).await;
+        running.store(false, Ordering::SeqCst);
+        written.into_iter().flatten().collect::<HashSet<Id>>()
+    };
+    let streaming = async {
+        let mut ids = Vec::new();
+        for _ in 0..WRITERS * EACH {
+            ids.push(text(&told.next().await["events"]["id"]));
+        }
+        ids
+    };
+    let (naive, written, streamed) = tokio::join!(naive, writing, streaming);
+    let global = |id: &Id| node::encode(node::Noun::Event, *id).to_string();
+    let expected: HashSet<String> = written.iter().map(global).collect();
+    assert_eq!(streamed.iter().cloned().collect::<HashSet<_>>(), expected, "every event, and none besides");
+    assert_eq!(streamed.len(), expected.len(), "none twice");
+    assert_eq!(read(&alice, json!(start)).await, streamed, "the query tells the same in the same order");
+    let naive: HashSet<Id> = naive.expect("an answer").into_iter().collect();
+    let lost = written.difference(&naive).count();
+    assert_eq!(lost > 0, is_postgres(), "a reader of `id > last` lost {lost}");
+}
+
+#[tokio::test]
+async fn what_one_instance_writes_another_tells() {
+    let server = Server::start().await;
+    let other = server.beside().await;
+    let alice = server.person("alice").await;
+    let elsewhere = other.login("alice").await;
+    let mut told = elsewhere.subscribe(STREAM, json!({})).await;
+    let project = alice.project("Apollo").await;
+    alice.task(&project, "Fly", json!({})).await;
+    assert_eq!(told.next().await["events"]["__typename"], "TaskCreatedEvent");
+}
+
+#[tokio::test]
+async fn a_log_that_was_restored_on_another_server_goes_on_after_its_end() {
+    if !is_postgres() {
+        // SQLite's log is counted by its rows, which move with the file.
+        return;
+    }
+    let server = Server::start().await;
+    let alice = server.person("alice").await;
+    let project = alice.project("Apollo").await;
+    alice.task(&project, "Old", json!({})).await;
+    // As if it came from a server that has seen many more transactions than this one.
+    let shifted = server.run(async move |app| {
+        let shift = diesel::update(table::table).set(table::xid.eq(table::xid + (1 << 40)));
+        let mut conn = app.db.conn().await?;
+        on!(conn, |c| shift.execute(c).await)?;
+        migrate::up(&app.config.database).await
+    });
+    assert_eq!(shifted.await.expect("an answer"), 0);
+    let server = server.again(&[]).await;
+    let alice = server.login("alice").await;
+    let log = alice.query(PAGE, json!({})).await["events"]["edges"].clone();
+    assert_eq!(log.as_array().map(Vec::len), Some(1), "{log}");
+    let cursor = log[0]["cursor"].clone();
+    let mut told = alice.subscribe(STREAM, json!({ "after": cursor })).await;
+    alice.task(&project, "New", json!({})).await;
+    let new = told.next().await["events"].clone();
+    let place = |cursor: &Value| event::position(cursor.as_str().unwrap_or_default()).expect("a cursor");
+    assert!(place(&new["cursor"]) > place(&cursor));
+    assert_eq!(read(&alice, cursor).await, [text(&new["id"])]);
+}

@@ -1,0 +1,67 @@
+//! A server that people have used, so that no table of it is empty.
+
+use std::collections::BTreeSet;
+
+use diesel::prelude::*;
+use diesel_async::RunQueryDsl;
+use fasttrack::db::schema::mails;
+use fasttrack::error::Error;
+use fasttrack::{events, on};
+use serde_json::json;
+use tokio::time::timeout;
+
+use super::{PATIENCE, Person, Rows, Server};
+
+/// Settings with which mail stays in its queue: nobody listens there.
+pub const MAIL_WAITS: [(&str, &str); 1] = [("SMTP_URL", "smtp://127.0.0.1:1")];
+
+/// Who has used it, and what for.
+pub struct Life {
+    /// Has a project.
+    pub alice: Person,
+    /// Has been assigned a task, and been told of it.
+    pub bob: Person,
+    /// The task.
+    pub task: String,
+}
+
+impl Life {
+    /// Uses a server that was started with [`MAIL_WAITS`].
+    pub async fn lead(server: &Server) -> Self {
+        let (alice, bob) = (server.person("alice").await, server.person("bob").await);
+        let wrong = json!({ "username": "alice", "password": "Wrong-Horse-7" });
+        assert_eq!(server.post("/auth/login", wrong).await.status, 401);
+        let project = alice.project("Apollo").await;
+        let label = alice.label(&project, "urgent").await;
+        let due = json!({ "assigneeId": bob.id, "labelIds": [label], "dueAt": "2031-05-01T08:00:00.5Z" });
+        let task = alice.task(&project, "Fly", due).await;
+        alice.task(&project, "Land: \u{1f680} \\ \t\" '' ü", json!({ "description": "with\nlines" })).await;
+        alice.comment(&task, "Ready, @bob?").await;
+        bob.mutate("updateTask", json!({ "id": task, "status": "IN_PROGRESS" })).await.ok();
+        Self::settle(server).await;
+        Self { alice, bob, task }
+    }
+
+    /// Waits until the inboxes have everything that has happened, and every mail was tried.
+    pub async fn settle(server: &Server) {
+        let settled = server.run(async |app| {
+            let end = events::settled_end(&mut app.db.conn().await?).await?;
+            let mut inbox = app.inbox.subscribe();
+            inbox.wait_for(|reached| *reached >= end).await.expect("a running server");
+            loop {
+                let mut conn = app.db.conn().await?;
+                let untried = mails::table.filter(mails::last_error.is_null()).count();
+                let untried: i64 = on!(conn, |c| untried.get_result(c).await)?;
+                if untried == 0 {
+                    return Result::<(), Error>::Ok(());
+                }
+            }
+        });
+        timeout(PATIENCE, settled).await.expect("a server that gets its work done").expect("an answer");
+    }
+}
+
+/// The tables with nothing in them.
+pub fn empty(rows: &Rows) -> BTreeSet<&str> {
+    rows.iter().filter(|(_, rows)| rows.is_empty()).map(|(table, _)| table.as_str()).collect()
+}
