@@ -12,7 +12,7 @@
 //! # Who sees whom
 //!
 //! ```text
-//! main → http → { auth, graphql } → store → { events, db }
+//! main → server → http → { auth, graphql } → store → { events, db }
 //! ```
 //!
 //! Each may use what is to its right, and none what is to its left. What stands beside the line may be used from
@@ -23,13 +23,14 @@
 //!
 //! | module | what lives there |
 //! |---|---|
-//! | [`http`] | the router on one page, with what stands around every request; [`http::problem`] documents |
+//! | [`server`] | the parts that run, and the order in which they end |
+//! | [`http`] | the router on one page, with what stands around every request; [`http::problem`] documents; [`http::health`] |
 //! | [`http::accept`], [`http::address`], [`http::origin`] | connections and their deadlines; from which address a request comes, and from which page |
 //! | [`http::auth`], [`http::recovery`] | the `/auth` routes: sign-up, tokens, mailed links |
 //! | [`http::operation`], [`http::persisted`], [`http::answer`] | a GraphQL operation from its words to its answer, the same for every transport |
 //! | [`http::graphql`], [`http::negotiate`] | GraphQL over HTTP |
 //! | [`http::websocket`], [`http::protocol`], [`http::sse`] | GraphQL over WebSocket and over server-sent events |
-//! | [`http::playground`] | GraphiQL |
+//! | [`http::playground`], [`http::docs`] | GraphiQL; the OpenAPI document of the `/auth` routes, with a page that shows it |
 //! | [`admission`] | what a document may ask for, and what it costs, before it is executed |
 //! | [`limits`] | rate limits, counted here or in Redis |
 //! | [`auth`] | from a token to its [`access::Viewer`]; password hashes and tokens in [`auth::credential`] |
@@ -144,6 +145,7 @@ pub mod jobs;
 pub mod limits;
 pub mod mail;
 pub mod network;
+pub mod server;
 pub mod store;
 pub mod time;
 
@@ -159,6 +161,8 @@ use events::hub::Hub;
 use limits::Limits;
 use time::Clock;
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 /// Everything that a running server shares.
 pub struct App {
@@ -178,6 +182,10 @@ pub struct App {
     pub credentials: Credentials,
     /// Rate limits.
     pub limits: Limits,
+    /// Writes under way, which go on when their client goes away.
+    pub writes: TaskTracker,
+    /// Cancelled when the server is told to end.
+    pub draining: CancellationToken,
 }
 
 impl App {
@@ -190,6 +198,8 @@ impl App {
             inbox: watch::Sender::default(),
             credentials: Credentials::new(&config)?,
             limits: Limits::new(config.rate_limits, config.redis()?),
+            writes: TaskTracker::new(),
+            draining: CancellationToken::new(),
             clock,
             config,
         }))

@@ -165,6 +165,14 @@ impl Limits {
         })
     }
 
+    /// Whether Redis answers, if there is to be one.
+    pub async fn redis_answers(&self) -> Option<bool> {
+        match &self.shared {
+            Some(shared) => Some(shared.answers().await),
+            None => None,
+        }
+    }
+
     fn count(&self, key: (Door, Who), limit: u32, points: u32, now: Timestamp) -> (bool, Window, i64) {
         let shard = usize::try_from(self.hasher.hash_one(key)).unwrap_or_default() % SHARDS;
         let mut shard = self.shards[shard].lock().unwrap_or_else(PoisonError::into_inner);

@@ -16,6 +16,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jsonwebtoken::{DecodingKey, EncodingKey, Header, Validation};
 use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
+use utoipa::ToSchema;
 
 use crate::config::{Config, HashCost};
 use crate::error::{Error, Result};
@@ -51,11 +52,15 @@ pub struct Access {
 }
 
 /// The tokens of a login or a refresh, as RFC 6749 section 5.1 answers them.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub struct Tokens {
+    /// What to send with requests, as `Authorization: Bearer …`.
     access_token: String,
+    /// What gets the next pair, once.
     refresh_token: String,
+    /// Always `bearer`.
     token_type: &'static str,
+    /// Seconds that the access token is good.
     expires_in: u64,
 }
 

@@ -276,11 +276,6 @@ impl Db {
         self.statements.load(Ordering::Relaxed)
     }
 
-    /// Asks the database for a sign of life.
-    pub async fn ping(&self) -> Result<()> {
-        self.conn().await?.execute("SELECT 1").await
-    }
-
     /// Closes the pools; on SQLite the log is folded into the database file first.
     pub async fn close(&self) {
         match &self.pools {

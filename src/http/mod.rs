@@ -4,7 +4,9 @@ pub mod accept;
 pub mod address;
 pub mod answer;
 pub mod auth;
+pub mod docs;
 pub mod graphql;
+pub mod health;
 pub mod negotiate;
 pub mod operation;
 pub mod origin;
@@ -47,15 +49,15 @@ pub struct RequestId(pub Arc<str>);
 /// Everything that is served.
 pub fn router(app: &Arc<App>, schema: Schema) -> Router {
     let door = operation::Door::new(Arc::clone(app), schema);
-    let auth = auth::routes().layer(DefaultBodyLimit::max(AUTH_BODY)).with_state(Arc::clone(app));
+    let auth = Router::from(auth::routes()).merge(recovery::pages());
+    let auth = auth.layer(DefaultBodyLimit::max(AUTH_BODY)).with_state(Arc::clone(app));
     let graphql = Router::new().route("/graphql", get(graphql::get).post(graphql::post)).with_state(door);
-    let mut router = Router::new()
-        .route("/livez", get(async || "ok"))
-        .route("/readyz", get(ready).with_state(Arc::clone(app)))
-        .merge(auth)
-        .merge(graphql);
+    let mut router = Router::new().merge(health::routes().with_state(Arc::clone(app))).merge(auth).merge(graphql);
     if app.config.graphiql {
         router = router.merge(playground::routes());
+    }
+    if app.config.docs {
+        router = router.merge(docs::routes());
     }
     router
         .fallback(async || Problem::new(Code::NotFound, "There is nothing here."))
@@ -63,14 +65,6 @@ pub fn router(app: &Arc<App>, schema: Schema) -> Router {
         .layer(cors(&app.config.cors_origins))
         .layer(CatchPanicLayer::custom(panicked))
         .layer(middleware::from_fn_with_state(Arc::clone(app), around))
-}
-
-/// Whether the server can do its work: the database answers.
-async fn ready(State(app): State<Arc<App>>) -> Response {
-    match app.db.ping().await {
-        Ok(()) => "ready".into_response(),
-        Err(error) => Problem::from(error).into_response(),
-    }
 }
 
 fn cors(origins: &[String]) -> CorsLayer {

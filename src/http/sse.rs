@@ -67,7 +67,7 @@ pub fn stream(
     let tasks = listener.lifeline.tasks.clone();
     tasks.spawn(async move {
         let _place = place;
-        let (stop, connection) = (listener.lifeline.stop.clone(), listener.lifeline.connection.clone());
+        let lifeline = listener.lifeline.clone();
         let ended = ended(&door, listener.viewer);
         let expired = async {
             match expires {
@@ -76,13 +76,13 @@ pub fn stream(
             }
         };
         tokio::select! {
-            () = stop.cancelled() => {}
+            () = lifeline.ended() => {}
             () = ended => {}
             () = expired => {}
             () = out.closed() => {}
             told = tell(&door, operation, &listener, &out) => if told.is_err() {
                 // Who does not read in time is not waited for.
-                connection.cancel();
+                lifeline.connection.cancel();
             }
         }
     });

@@ -40,8 +40,8 @@ const BUFFER: usize = 4 * 1024;
 const QUEUE: usize = 16;
 /// How long a goodbye may take.
 const GOODBYE: Duration = Duration::from_secs(2);
-/// On shutdown sockets are closed over this span, so that not all of them are back at the same moment.
-const JITTER_MILLIS: u64 = 1_000;
+/// How long the requests that run on a socket may take to be answered when the server ends.
+const LAST_ANSWERS: Duration = Duration::from_secs(5);
 
 /// How many sockets each user has open on this instance.
 #[derive(Default)]
@@ -205,16 +205,18 @@ impl Talk {
     /// Talks until one side ends it; the reason if it is this one. Whatever still runs ends with it.
     async fn until_end(mut self, stream: &mut SplitStream<WebSocket>) -> Option<Close> {
         let settings = self.door.app.config.sockets;
-        let stop: CancellationToken = self.opening.lifeline.stop.clone();
+        let lifeline = self.opening.lifeline.clone();
         let greet_by = Instant::now() + settings.init;
         let mut ping_at = Instant::now() + settings.ping;
         let mut awaits_pong = false;
         loop {
             let due = self.session.as_ref().map_or(greet_by, |session| session.expires.min(ping_at));
             tokio::select! {
-                () = stop.cancelled() => {
-                    let jitter = u64::from(Id::new().as_bytes()[15]) * JITTER_MILLIS / 256;
-                    tokio::time::sleep(Duration::from_millis(jitter)).await;
+                () = lifeline.stop.cancelled() => {
+                    lifeline.ended().await;
+                    // Subscriptions have ended by themselves; whatever else was begun is answered.
+                    let answered = async { while self.tasks.join_next().await.is_some() {} };
+                    drop(timeout(LAST_ANSWERS, answered).await);
                     return Some(Close::Restarting);
                 }
                 () = self.out.closed() => return None,
@@ -377,6 +379,7 @@ impl Talk {
             door: self.door.clone(),
             out: self.out.clone(),
             request_id: Arc::clone(&self.opening.request_id),
+            stop: self.opening.lifeline.stop.clone(),
             address: self.opening.address,
             viewer,
         };
@@ -421,6 +424,7 @@ struct Runner {
     door: Door,
     out: mpsc::Sender<Utf8Bytes>,
     request_id: Arc<str>,
+    stop: CancellationToken,
     address: IpAddr,
     viewer: Viewer,
 }
@@ -428,14 +432,19 @@ struct Runner {
 impl Runner {
     /// Runs an operation; its last message is for the caller to send.
     async fn run(&self, id: &str, words: Words) -> Option<Utf8Bytes> {
-        let operation = match self.admitted(words).await {
+        // On the heap, as is what is executed once: this task lives as long as its subscription, and is one of many.
+        let operation = match Box::pin(self.admitted(words)).await {
             Ok(operation) => operation,
             Err(refused) => return self.error(id, refused),
         };
         if operation.kind == OperationType::Subscription {
             let mut answers = self.door.subscribe(operation, Some(self.viewer), Arc::clone(&self.request_id));
             let mut first = true;
-            while let Some(answer) = answers.next().await {
+            // It goes on elsewhere, so nothing says that it is complete.
+            while let Some(answer) = tokio::select! {
+                () = self.stop.cancelled() => return None,
+                answer = answers.next() => answer,
+            } {
                 // What fails before the first event has no event to be told with.
                 if !answer.is_executed() || (first && answer.is_fruitless()) {
                     return Outgoing::about(id, "error", Some(answer.errors()));
@@ -449,7 +458,7 @@ impl Runner {
                 }
             }
         } else {
-            let answer = self.door.execute(operation, Some(self.viewer), &self.request_id).await;
+            let answer = Box::pin(self.door.execute(operation, Some(self.viewer), &self.request_id)).await;
             if !answer.is_executed() {
                 return Outgoing::about(id, "error", Some(answer.errors()));
             }

@@ -80,6 +80,15 @@ impl Shared {
         }
     }
 
+    /// Whether Redis answers.
+    pub async fn answers(&self) -> bool {
+        let ping = async {
+            let connection = self.connection.get_or_try_init(|| self.client.get_connection_manager()).await?;
+            redis::cmd("PING").exec_async(&mut connection.clone()).await
+        };
+        matches!(timeout(FIRST_PATIENCE, ping).await, Ok(Ok(())))
+    }
+
     /// Whether it is not to be tried now. Whoever is told to try moves the next try on, so that one does at a time.
     fn is_away(&self) -> bool {
         let (mut again, now) = (self.again(), Instant::now());
