@@ -19,9 +19,8 @@ RUN --mount=type=cache,target=/usr/local/cargo/registry,sharing=locked \
     cargo build --release --locked && cp target/release/fasttrack /fasttrack
 RUN install -d -o 10001 -g 10001 /data
 
-# The binary needs glibc, and the certificates of public authorities for SMTP over TLS; nothing else.
-FROM debian:bookworm-slim
-COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/ca-certificates.crt
+# glibc, and the certificates of public authorities for SMTP and PostgreSQL over TLS; no shell and nothing else.
+FROM gcr.io/distroless/cc-debian12
 COPY --from=build /fasttrack /usr/local/bin/fasttrack
 COPY --from=build --chown=10001:10001 /data /data
 ENV LISTEN_ADDR=0.0.0.0:8000 \

@@ -1,6 +1,7 @@
 //! Every setting: one documented field, read from the environment or `.env`. Secrets never print.
 
-use std::collections::HashMap;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -106,8 +107,8 @@ pub struct Connections {
 /// The settings of one server.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// `DATABASE_URL`: `sqlite://path` (created when missing) or `postgres://user:password@host/database`.
-    /// Default `sqlite://fasttrack.db`.
+    /// `DATABASE_URL`: `sqlite://path` (created when missing) or `postgres://user:password@host/database`, with `sslmode`
+    /// and `sslrootcert` as [`Server::parse`] reads them. Default `sqlite://fasttrack.db`.
     pub database: Location,
     /// `DATABASE_CONNECTIONS`: how many connections are kept to the database. Default 8.
     pub database_connections: usize,
@@ -264,18 +265,50 @@ pub const NAMES: [&str; 53] = [
     "RUST_LOG",
 ];
 
-/// Where settings are looked up; an empty value counts as none.
-struct Source<'a>(&'a dyn Fn(&str) -> Option<String>);
+/// Whether a setting is a key, of which nothing may be shown. What is secret in a URL is its password.
+pub fn is_secret(name: &str) -> bool {
+    name.ends_with("_KEY") || name.ends_with("_TOKEN") || name.ends_with("_PASSWORD") || name.ends_with("_HEADERS")
+}
 
-impl Source<'_> {
-    fn text(&self, name: &'static str) -> Option<String> {
-        debug_assert!(NAMES.contains(&name), "{name} is not in NAMES");
-        (self.0)(name).map(|value| value.trim().to_owned()).filter(|value| !value.is_empty())
+/// Where settings are looked up, by name.
+pub type Lookup<'a> = &'a dyn Fn(&str) -> Option<String>;
+
+/// A lookup that keeps what came of it; an empty value counts as none.
+struct Source<'a> {
+    lookup: Lookup<'a>,
+    in_effect: RefCell<BTreeMap<&'static str, String>>,
+}
+
+impl<'a> Source<'a> {
+    fn new(lookup: Lookup<'a>) -> Self {
+        Self { lookup, in_effect: RefCell::default() }
     }
 
-    fn parse<T: std::str::FromStr>(&self, name: &'static str, default: T) -> Result<T, Invalid> {
+    fn note(&self, name: &'static str, value: impl ToString) {
+        self.in_effect.borrow_mut().insert(name, value.to_string());
+    }
+
+    fn text(&self, name: &'static str) -> Option<String> {
+        debug_assert!(NAMES.contains(&name), "{name} is not in NAMES");
+        let value = (self.lookup)(name).map(|value| value.trim().to_owned()).filter(|value| !value.is_empty());
+        self.note(name, value.as_deref().unwrap_or_default());
+        value
+    }
+
+    fn text_or(&self, name: &'static str, default: impl FnOnce() -> String) -> String {
+        self.text(name).unwrap_or_else(|| {
+            let default = default();
+            self.note(name, &default);
+            default
+        })
+    }
+
+    fn parse<T: std::str::FromStr + ToString>(&self, name: &'static str, default: T) -> Result<T, Invalid> {
         match self.text(name) {
-            None => Ok(default),
+            None => {
+                self.note(name, default.to_string());
+                Ok(default)
+            }
             Some(value) => value.parse().map_err(|_| Invalid::new(name, format!("cannot read {value:?}"))),
         }
     }
@@ -304,7 +337,10 @@ impl Source<'_> {
 
     fn switch(&self, name: &'static str, default: bool) -> Result<bool, Invalid> {
         match self.text(name).map(|value| value.to_ascii_lowercase()).as_deref() {
-            None => Ok(default),
+            None => {
+                self.note(name, default);
+                Ok(default)
+            }
             Some("true" | "1" | "yes" | "on") => Ok(true),
             Some("false" | "0" | "no" | "off") => Ok(false),
             Some(other) => Err(Invalid::new(name, format!("must be true or false, not {other:?}"))),
@@ -313,9 +349,12 @@ impl Source<'_> {
 
     fn choice<T>(&self, name: &'static str, default: T, choices: &[(&str, T)]) -> Result<T, Invalid>
     where
-        T: Copy,
+        T: Copy + PartialEq,
     {
         let Some(value) = self.text(name) else {
+            if let Some((text, _)) = choices.iter().find(|(_, choice)| *choice == default) {
+                self.note(name, text);
+            }
             return Ok(default);
         };
         let known = choices.iter().find(|(text, _)| *text == value);
@@ -342,9 +381,21 @@ impl Config {
     }
 
     /// Reads the settings from anything that knows names.
-    pub fn from(lookup: &dyn Fn(&str) -> Option<String>) -> Result<Self, Invalid> {
-        let source = Source(lookup);
-        let url = source.text("DATABASE_URL").unwrap_or_else(|| "sqlite://fasttrack.db".to_owned());
+    pub fn from(lookup: Lookup<'_>) -> Result<Self, Invalid> {
+        Self::explained(lookup).map(|(config, _)| config)
+    }
+
+    /// The same, with the value of each setting in words, secrets too.
+    pub fn explained(lookup: Lookup<'_>) -> Result<(Self, BTreeMap<&'static str, String>), Invalid> {
+        let source = Source::new(lookup);
+        let config = Self::read(&source)?;
+        Ok((config, source.in_effect.into_inner()))
+    }
+
+    fn read(source: &Source<'_>) -> Result<Self, Invalid> {
+        // Read by the log itself.
+        source.text_or("RUST_LOG", || "info".to_owned());
+        let url = source.text_or("DATABASE_URL", || "sqlite://fasttrack.db".to_owned());
         let database = Location::parse(&url).ok_or_else(|| {
             Invalid::new("DATABASE_URL", "must begin with sqlite:// or postgres:// and name a database")
         })?;
@@ -352,7 +403,7 @@ impl Config {
             Server::parse(url).map_err(|error| Invalid::new("DATABASE_URL", error.to_string()))?;
         }
         let listen = source.parse("LISTEN_ADDR", SocketAddr::from((Ipv4Addr::LOCALHOST, 8000)))?;
-        let (secret_key, refresh_secret_key) = keys(&source, &database)?;
+        let (secret_key, refresh_secret_key) = keys(source, &database)?;
         let days = source.positive("REFRESH_TOKEN_EXPIRE_DAYS", 7)?;
         let limits = RateLimits {
             credentials_per_minute: source.positive("RATE_LIMIT_CREDENTIALS_PER_MINUTE", 5)?,
@@ -360,10 +411,10 @@ impl Config {
             graphql_per_minute: source.positive("RATE_LIMIT_GRAPHQL_PER_MINUTE", 1200)?,
             cost_per_minute: source.positive("RATE_LIMIT_COST_PER_MINUTE", 6000)?,
         };
-        let public_url = source.text("PUBLIC_URL").unwrap_or_else(|| format!("http://{listen}"));
+        let public_url = source.text_or("PUBLIC_URL", || format!("http://{listen}"));
         url::Url::parse(&public_url).map_err(|error| Invalid::new("PUBLIC_URL", error.to_string()))?;
         let public_url = public_url.trim_end_matches('/').to_owned();
-        let mail_from = source.text("MAIL_FROM").unwrap_or_else(|| "fasttrack <noreply@localhost>".to_owned());
+        let mail_from = source.text_or("MAIL_FROM", || "fasttrack <noreply@localhost>".to_owned());
         mail_from
             .parse::<lettre::message::Mailbox>()
             .map_err(|_| Invalid::new("MAIL_FROM", "must be like `Name <address@example.org>`"))?;
@@ -387,7 +438,7 @@ impl Config {
                 passes: source.positive("ARGON2_PASSES", 2)?,
                 lanes: source.positive("ARGON2_LANES", 1)?,
             },
-            cors_origins: origins(&source)?,
+            cors_origins: origins(source)?,
             rate_limits: source.switch("RATE_LIMIT_ENABLED", true)?.then_some(limits),
             sockets: Sockets {
                 per_user: source.positive("WS_SOCKETS_PER_USER", 20)? as usize,
@@ -406,7 +457,7 @@ impl Config {
             },
             drain: Duration::from_secs(source.parse("DRAIN_SECONDS", 0)?),
             persisted_queries: source.parse("PERSISTED_QUERIES", 1_000)?,
-            trusted_documents: trusted_documents(&source)?,
+            trusted_documents: trusted_documents(source)?,
             allowed_hosts: source.list("ALLOWED_HOSTS")?,
             trusted_proxies: source.list("TRUSTED_PROXIES")?,
             event_retention: Retention {
@@ -416,8 +467,8 @@ impl Config {
             redis_url: source.text("REDIS_URL").map(Secret::new),
             smtp_url: source.text("SMTP_URL").map(Secret::new),
             mail_from,
-            verify_email_url: page(&source, "VERIFY_EMAIL_URL", &public_url, "/auth/verify-email")?,
-            reset_password_url: page(&source, "PASSWORD_RESET_URL", &public_url, "/auth/password-reset")?,
+            verify_email_url: page(source, "VERIFY_EMAIL_URL", &public_url, "/auth/verify-email")?,
+            reset_password_url: page(source, "PASSWORD_RESET_URL", &public_url, "/auth/password-reset")?,
             require_verified_email: source.switch("REQUIRE_VERIFIED_EMAIL", false)?,
             lockout: Rule {
                 failures: i32::try_from(source.positive("LOCKOUT_FAILURES", 5)?).unwrap_or(i32::MAX),
@@ -434,7 +485,7 @@ impl Config {
 }
 
 fn page(source: &Source<'_>, name: &'static str, public_url: &str, path: &str) -> Result<String, Invalid> {
-    let Some(url) = source.text(name) else { return Ok(format!("{public_url}{path}")) };
+    let url = source.text_or(name, || format!("{public_url}{path}"));
     match url::Url::parse(&url) {
         Ok(parsed) if parsed.fragment().is_none() => Ok(url),
         Ok(_) => Err(Invalid::new(name, "must not have a fragment: the token goes there")),
@@ -501,18 +552,16 @@ fn keys(source: &Source<'_>, database: &Location) -> Result<(Secret, Secret), In
 }
 
 fn secrets_file(source: &Source<'_>, database: &Location) -> PathBuf {
-    source.text("SECRETS_FILE").map_or_else(
-        || match database {
-            Location::Sqlite(path) => path.with_extension("secrets"),
-            Location::Postgres(_) => PathBuf::from("fasttrack.secrets"),
-        },
-        PathBuf::from,
-    )
+    let beside = match database {
+        Location::Sqlite(path) => path.with_extension("secrets"),
+        Location::Postgres(_) => PathBuf::from("fasttrack.secrets"),
+    };
+    source.text_or("SECRETS_FILE", || beside.display().to_string()).into()
 }
 
 /// The file in which the keys of a server on this database are kept; none where both are given.
-pub fn kept_in(lookup: &dyn Fn(&str) -> Option<String>, database: &Location) -> Option<PathBuf> {
-    let source = Source(lookup);
+pub fn kept_in(lookup: Lookup<'_>, database: &Location) -> Option<PathBuf> {
+    let source = Source::new(lookup);
     let given = source.text("SECRET_KEY").is_some() && source.text("REFRESH_SECRET_KEY").is_some();
     (!given).then(|| secrets_file(&source, database))
 }

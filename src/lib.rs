@@ -17,9 +17,10 @@
 //!
 //! Each may use what is to its right, and none what is to its left. What stands beside the line may be used from
 //! everywhere: [`access`] (who may), [`error`] (what a client is told), [`config`], [`id`], [`time`], [`network`],
-//! [`limits`], [`metrics`], which reads how full the parts are, and [`admission`], which `http` asks. Of the line these know no more than shapes: the column types of
-//! [`db`], and in [`config`] those of settings, such as [`store::lockout::Rule`]. Three are started by `main` and work
-//! on the line from outside: [`jobs`], [`mail`], which `store` queues for and [`jobs`] runs, and [`demo`].
+//! [`limits`], [`metrics`], which reads how full the parts are, and [`admission`], which `http` asks. Of the line these
+//! know no more than shapes: the column types of [`db`], and in [`config`] those of settings, such as
+//! [`store::lockout::Rule`]. Four are started by `main` and work on the line from outside: [`jobs`], [`mail`], which
+//! `store` queues for and [`jobs`] runs, [`demo`], and [`admin`].
 //!
 //! | module | what lives there |
 //! |---|---|
@@ -43,6 +44,8 @@
 //! | [`store::mail`], [`mail`] | the mail queue; its words and its sending |
 //! | [`events`] | the log (transactional outbox), [`events::hub`], which tails it and fans out, and [`events::hint`] between instances |
 //! | [`db`] | [`db::Db`], [`db::Conn`] and [`on!`]; types, tables, migrations, keyset paging |
+//! | [`admin::backup`], [`admin::relocate`] | a copy of SQLite while it is in use; everything carried over to PostgreSQL |
+//! | [`admin::settings`], [`admin::doctor`] | what is wrong with the settings, and with what they lead to |
 //! | [`jobs`] | what happens on time: mail, inboxes, clearing away |
 //!
 //! There is no layer that only forwards: no repository trait with one implementation, no queries in resolvers, no rights

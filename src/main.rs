@@ -1,16 +1,17 @@
 //! `fasttrack`: serves by default; the other commands look after its database.
 
+use std::collections::BTreeMap;
 use std::io::{BufRead, IsTerminal};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use fasttrack::App;
 use fasttrack::access::Role;
-use fasttrack::admin::{backup, relocate};
+use fasttrack::admin::report::{Level, Report};
+use fasttrack::admin::{backup, doctor, relocate, settings};
 use fasttrack::config::{Config, kept_in};
 use fasttrack::db::{Location, migrate};
 use fasttrack::error::Error;
@@ -21,8 +22,7 @@ use fasttrack::store::password::Password;
 use fasttrack::store::{account, user};
 use fasttrack::time::Clock;
 use fasttrack::{demo, graphql, http, jobs};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -61,6 +61,13 @@ enum Command {
         #[arg(long, value_name = "URL", value_parser = location)]
         to: Location,
     },
+    /// Look at the settings.
+    Config {
+        #[command(subcommand)]
+        command: ConfigCommand,
+    },
+    /// Look for what is wrong: with the settings, the database, and what else the server needs.
+    Doctor,
     /// Print the GraphQL schema in SDL.
     Schema,
     /// Print what the `/auth` routes take and answer, as an OpenAPI document in JSON.
@@ -72,6 +79,12 @@ enum Command {
     },
     /// Fill the database with a believable team, its projects, tasks and comments, to look at.
     Demo,
+}
+
+#[derive(Subcommand)]
+enum ConfigCommand {
+    /// Show each setting in effect and where it comes from, and warn of what is wrong or risky.
+    Check,
 }
 
 #[derive(Subcommand)]
@@ -202,16 +215,29 @@ async fn run(command: Command) -> Result<(), Failure> {
             println!("Now set DATABASE_URL to the new one, and start the server. The file stays as it is.");
             return Ok(());
         }
+        Command::Config { command: ConfigCommand::Check } => {
+            let checked = settings::check(&environment, &env_file());
+            print!("{checked}");
+            return verdict(&checked.report);
+        }
+        Command::Doctor => {
+            let settings::Checked { config, mut report, .. } = settings::check(&environment, &env_file());
+            if let Some(config) = &config {
+                doctor::run(config, &environment, &Clock::system(), &mut report).await;
+            }
+            print!("{report}");
+            return verdict(&report);
+        }
         _ => {}
     }
     let config = Config::from_env()?;
     telemetry(config.log_json);
     match command {
-        Command::Schema | Command::Openapi | Command::Move { .. } => Ok(()),
+        Command::Schema | Command::Openapi | Command::Move { .. } | Command::Config { .. } | Command::Doctor => Ok(()),
         Command::Backup { file } => {
             let bytes = backup::run(&config.database, file.clone()).await?;
             println!("{} was made and checked: {bytes} bytes.", file.display());
-            if let Some(keys) = kept_in(&|name| std::env::var(name).ok(), &config.database) {
+            if let Some(keys) = kept_in(&environment, &config.database) {
                 println!(
                     "Keep a copy of {} too: without the keys in it everybody has to log in again.",
                     keys.display()
@@ -220,7 +246,7 @@ async fn run(command: Command) -> Result<(), Failure> {
             Ok(())
         }
         Command::Serve => serve(config).await,
-        Command::Health => health(config.listen).await,
+        Command::Health => Ok(doctor::is_ready(config.listen).await?),
         Command::Migrate { down: true } => {
             migrate::down(&config.database).await?;
             println!("The newest migration was taken back.");
@@ -239,6 +265,22 @@ async fn run(command: Command) -> Result<(), Failure> {
             app.db.close().await;
             Ok(())
         }
+    }
+}
+
+fn environment(name: &str) -> Option<String> {
+    std::env::var(name).ok()
+}
+
+/// What `.env` says, to tell it from what the environment says.
+fn env_file() -> BTreeMap<String, String> {
+    dotenvy::dotenv_iter().map(|pairs| pairs.flatten().collect()).unwrap_or_default()
+}
+
+fn verdict(report: &Report) -> Result<(), Failure> {
+    match report.worst() {
+        Level::Fail => Err(Failure("see the lines that begin with `fail`".to_owned())),
+        Level::Ok | Level::Warn => Ok(()),
     }
 }
 
@@ -319,26 +361,6 @@ async fn terminated() {
     if tokio::signal::ctrl_c().await.is_err() {
         std::future::pending::<()>().await;
     }
-}
-
-/// Asks `/readyz` of the server that listens on this address.
-async fn health(mut address: SocketAddr) -> Result<(), Failure> {
-    if address.ip().is_unspecified() {
-        let loopback =
-            if address.is_ipv4() { IpAddr::from(Ipv4Addr::LOCALHOST) } else { IpAddr::from(Ipv6Addr::LOCALHOST) };
-        address.set_ip(loopback);
-    }
-    let ask = async {
-        let mut socket = TcpStream::connect(address).await?;
-        let request = format!("GET /readyz HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
-        socket.write_all(request.as_bytes()).await?;
-        let mut answer = Vec::new();
-        socket.take(1024).read_to_end(&mut answer).await?;
-        std::io::Result::Ok(answer)
-    };
-    let answer = tokio::time::timeout(Duration::from_secs(3), ask).await;
-    let answer = answer.map_err(|_| Failure(format!("{address} does not answer")))??;
-    if answer.starts_with(b"HTTP/1.1 200 ") { Ok(()) } else { Err(Failure(format!("{address} is not ready"))) }
 }
 
 async fn look_after_users(config: Config, command: UserCommand) -> Result<(), Failure> {

@@ -2,4 +2,7 @@
 //! shell, and are [`Error::Internal`](crate::error::Error::Internal) with their text.
 
 pub mod backup;
+pub mod doctor;
 pub mod relocate;
+pub mod report;
+pub mod settings;

@@ -31,7 +31,7 @@ use tempfile::NamedTempFile;
 use tokio::sync::mpsc;
 use tokio_postgres::{Client, Transaction};
 
-use crate::config::kept_in;
+use crate::config::{Lookup, kept_in};
 use crate::db::postgres::Server;
 use crate::db::types::POSTGRES_EPOCH;
 use crate::db::{Location, migrate};
@@ -134,7 +134,7 @@ pub async fn run(from: &Location, to: &Location) -> Result<Moved> {
 }
 
 /// Has the keys go along, without which every session would end, and says what there is to do.
-pub fn carry_keys(lookup: &dyn Fn(&str) -> Option<String>, from: &Location, to: &Location) -> String {
+pub fn carry_keys(lookup: Lookup<'_>, from: &Location, to: &Location) -> String {
     let (Some(old), Some(new)) = (kept_in(lookup, from), kept_in(lookup, to)) else {
         return "Keep SECRET_KEY and REFRESH_SECRET_KEY as they are, and sessions go on.".to_owned();
     };

@@ -1,18 +1,16 @@
 //! Brings a database to this program's schema. Several instances may start at once: one does it, the others wait.
 
-use std::collections::HashSet;
-
 use diesel::connection::SimpleConnection;
 use diesel::migration::MigrationSource;
 use diesel::sql_types::Text;
 use diesel::sqlite::Sqlite;
-use diesel::{Connection, QueryableByName, SqliteConnection};
+use diesel::{Connection, QueryableByName, SqliteConnection, sql_query};
+use diesel_async::AsyncPgConnection;
 use diesel_async::async_connection_wrapper::AsyncConnectionWrapper;
-use diesel_async::{AsyncPgConnection, RunQueryDsl};
 use diesel_migrations::{EmbeddedMigrations, MigrationHarness, embed_migrations};
 
 use super::postgres::Server;
-use super::{Conn, Location};
+use super::{Db, Location};
 use crate::error::{Error, Result};
 use crate::on;
 
@@ -36,21 +34,6 @@ END $$";
 type Blocking = AsyncConnectionWrapper<AsyncPgConnection>;
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
-#[derive(QueryableByName)]
-struct Applied {
-    #[diesel(sql_type = Text)]
-    version: String,
-}
-
-/// Whether every migration of this program was applied. Both databases have the same.
-pub async fn is_complete(conn: &mut Conn) -> Result<bool> {
-    let query = diesel::sql_query("SELECT version FROM __diesel_schema_migrations");
-    let applied: Vec<Applied> = on!(conn, |c| query.load(c).await)?;
-    let applied: HashSet<String> = applied.into_iter().map(|applied| applied.version).collect();
-    let known = MigrationSource::<Sqlite>::migrations(&SQLITE).map_err(Error::Internal)?;
-    Ok(known.iter().all(|migration| applied.contains(&migration.name().version().to_string())))
-}
-
 /// Applies what is missing and says how many migrations that were.
 pub async fn up(location: &Location) -> Result<usize> {
     change(location.clone(), false).await
@@ -59,6 +42,28 @@ pub async fn up(location: &Location) -> Result<usize> {
 /// Takes back the newest migration.
 pub async fn down(location: &Location) -> Result<usize> {
     change(location.clone(), true).await
+}
+
+/// The versions that this program knows, oldest first; the same on both databases.
+pub fn known() -> Result<Vec<String>> {
+    let migrations = MigrationSource::<Sqlite>::migrations(&SQLITE).map_err(Error::Internal)?;
+    let mut versions: Vec<String> = migrations.iter().map(|it| it.name().version().to_string()).collect();
+    versions.sort();
+    Ok(versions)
+}
+
+/// The versions that a database was brought to, oldest first.
+pub async fn applied(db: &Db) -> Result<Vec<String>> {
+    let versions = sql_query("SELECT version FROM __diesel_schema_migrations ORDER BY version");
+    let mut conn = db.conn().await?;
+    let versions: Vec<Applied> = on!(conn, |c| diesel_async::RunQueryDsl::load(versions, c).await)?;
+    Ok(versions.into_iter().map(|row| row.version).collect())
+}
+
+#[derive(QueryableByName)]
+struct Applied {
+    #[diesel(sql_type = Text)]
+    version: String,
 }
 
 /// diesel's migrations are synchronous on both databases.

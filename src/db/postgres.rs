@@ -25,6 +25,7 @@ type Failure = Box<dyn std::error::Error + Send + Sync>;
 pub struct Server {
     config: Config,
     tls: MakeRustlsConnect,
+    verified: bool,
 }
 
 impl Server {
@@ -69,7 +70,7 @@ impl Server {
         } else {
             builder.dangerous().with_custom_certificate_verifier(Arc::new(Unverified(provider)))
         };
-        Ok(Self { config, tls: MakeRustlsConnect::new(builder.with_no_client_auth()) })
+        Ok(Self { config, tls: MakeRustlsConnect::new(builder.with_no_client_auth()), verified })
     }
 
     /// A connection for diesel.
@@ -87,6 +88,11 @@ impl Server {
             }
         });
         Ok(client)
+    }
+
+    /// Whether what is said leaves the machine, and somebody between could listen or answer.
+    pub fn is_exposed(&self) -> bool {
+        !self.verified && !is_here(&self.config)
     }
 
     async fn open(&self) -> Result<(Client, Connection<Socket, Stream>), tokio_postgres::Error> {

@@ -47,11 +47,7 @@ impl Shape {
         for error in &response.errors {
             place(&mut response.data, &error.path);
         }
-        let root = match operation.ty {
-            OperationType::Query => "Query",
-            OperationType::Mutation => "Mutation",
-            OperationType::Subscription => "Subscription",
-        };
+        let root = root(operation.ty);
         if let Value::Object(fields) = std::mem::take(&mut response.data) {
             let walk = Walk { shape: self, document };
             let completed = walk.object(&[(root, &operation.selection_set.node)], fields);
@@ -60,10 +56,20 @@ impl Shape {
     }
 }
 
-fn chosen<'a>(document: &'a ExecutableDocument, name: Option<&str>) -> Option<&'a OperationDefinition> {
+/// The operation of that name, or the only one.
+pub(super) fn chosen<'a>(document: &'a ExecutableDocument, name: Option<&str>) -> Option<&'a OperationDefinition> {
     match &document.operations {
         DocumentOperations::Single(operation) => Some(&operation.node),
         DocumentOperations::Multiple(operations) => Some(&operations.get(name?)?.node),
+    }
+}
+
+/// The type whose fields are the operation's.
+pub(super) const fn root(operation: OperationType) -> &'static str {
+    match operation {
+        OperationType::Query => "Query",
+        OperationType::Mutation => "Mutation",
+        OperationType::Subscription => "Subscription",
     }
 }
 
@@ -178,7 +184,8 @@ impl<'a> Walk<'a> {
     }
 }
 
-fn named(base: &BaseType) -> &str {
+/// The type in any lists.
+pub(super) fn named(base: &BaseType) -> &str {
     match base {
         BaseType::Named(name) => name,
         BaseType::List(item) => named(&item.base),

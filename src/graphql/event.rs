@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use async_graphql::{Context, Enum, ID, InputObject, Interface, Object, Result, SimpleObject};
+use async_graphql::{Context, Enum, ID, InputObject, Interface, Object, Result, SelectionField, SimpleObject};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use futures_util::stream::BoxStream;
@@ -518,6 +518,15 @@ impl EventQuery {
 #[derive(Default)]
 pub struct EventSubscription;
 
+/// Whether a subscription asks for more of an event than its own fields and those of its task.
+fn is_deep(ctx: &Context<'_>) -> bool {
+    let is_object = |field: &SelectionField<'_>| field.selection_set().next().is_some();
+    ctx.field().selection_set().any(|field| match field.name() {
+        "task" => field.selection_set().any(|field| is_object(&field)),
+        _ => is_object(&field),
+    })
+}
+
 async fn stream<T>(
     ctx: &Context<'_>,
     filter: Filter,
@@ -528,7 +537,7 @@ where
     T: 'static,
 {
     let after = after.as_deref().map(position).transpose()?;
-    let told = follow(Caller::of(ctx), filter, after).await?;
+    let told = Box::pin(follow(Caller::of(ctx), filter, after, is_deep(ctx))).await?;
     Ok(told.map(move |told| wrap(told?)).boxed())
 }
 

@@ -27,17 +27,21 @@ struct Follower {
     caller: Caller,
     viewer: Viewer,
     filter: Arc<Filter>,
+    deep: bool,
     position: Position,
     listener: Listener<Objects>,
     behind: bool,
     caught_up: VecDeque<Arc<Delivery<Objects>>>,
 }
 
-/// Every event that passes the filter and that the viewer may see: after the position, or from now on.
+/// Every event that passes the filter and that the viewer may see: after the position, or from now on. What else hangs
+/// on it is loaded beforehand where the operation is going to ask for it (`deep`), so that of many subscribers none
+/// waits in the middle of its answer.
 pub async fn follow(
     caller: &Caller,
     filter: Filter,
     after: Option<Position>,
+    deep: bool,
 ) -> Result<impl Stream<Item = Result<Told>> + use<>> {
     let (caller, viewer, filter) = (caller.clone(), *caller.viewer()?, Arc::new(filter));
     let listener = listen(&caller, viewer, &filter);
@@ -51,8 +55,16 @@ pub async fn follow(
             None => settled_end(&mut conn).await?,
         }
     };
-    let follower =
-        Follower { caller, viewer, filter, position, listener, behind: after.is_some(), caught_up: VecDeque::new() };
+    let follower = Follower {
+        caller,
+        viewer,
+        filter,
+        deep,
+        position,
+        listener,
+        behind: after.is_some(),
+        caught_up: VecDeque::new(),
+    };
     Ok(unfold(Some(follower), async |follower| {
         let mut follower = follower?;
         match follower.next().await {
@@ -79,7 +91,9 @@ async fn still_signed_in(conn: &mut Conn, now: Timestamp, viewer: &Viewer) -> Re
 }
 
 impl Follower {
+    /// What is rare is on the heap: there may be many of these, and they mostly wait.
     async fn next(&mut self) -> Result<Told> {
+        self.caller.renew(None);
         loop {
             if let Some(delivery) = self.caught_up.pop_front() {
                 self.position = delivery.event.position();
@@ -87,7 +101,7 @@ impl Follower {
                     return Ok(told);
                 }
             } else if self.behind {
-                self.catch_up().await?;
+                Box::pin(self.catch_up()).await?;
             } else if let Some(delivery) = self.listener.next().await {
                 if delivery.event.position() <= self.position {
                     continue;
@@ -97,7 +111,7 @@ impl Follower {
                     return Ok(told);
                 }
             } else {
-                self.listen_again().await?;
+                Box::pin(self.listen_again()).await?;
             }
         }
     }
@@ -124,12 +138,22 @@ impl Follower {
     }
 
     async fn tell(&self, delivery: &Arc<Delivery<Objects>>) -> Result<Option<Told>> {
-        let load = async || Objects::of(&mut self.caller.app().db.conn().await?, &delivery.event).await;
-        let objects = delivery.objects.get_or_try_init(load).await?;
+        let objects = match delivery.objects.get() {
+            Some(objects) => objects,
+            None => Box::pin(self.load(delivery)).await?,
+        };
         if !sees(&self.viewer, &delivery.event, objects.task.as_deref()) {
             return Ok(None);
         }
+        if self.deep {
+            Box::pin(objects.attached(&self.caller.app().db, &delivery.event)).await?;
+        }
         self.caller.renew(Some(Arc::clone(delivery)));
         Ok(Some(Told::new(&delivery.event, &objects.snapshot, objects.task.as_ref())))
+    }
+
+    async fn load<'a>(&self, delivery: &'a Delivery<Objects>) -> Result<&'a Objects> {
+        let load = async || Objects::of(&mut self.caller.app().db.conn().await?, &delivery.event).await;
+        delivery.objects.get_or_try_init(load).await
     }
 }

@@ -5,6 +5,7 @@
 pub mod comment;
 pub mod complete;
 pub mod connection;
+pub mod deprecation;
 pub mod event;
 pub mod guard;
 pub mod label;
@@ -92,15 +93,20 @@ pub struct Caller(Arc<Inner>);
 struct Inner {
     app: Arc<App>,
     viewer: Option<Viewer>,
-    loaders: Mutex<Option<Arc<Loaders>>>,
+    known: Mutex<Known>,
+}
+
+/// What the fields of an operation share.
+#[derive(Default)]
+struct Known {
+    event: Option<Arc<Delivery<Objects>>>,
+    loaders: Option<Arc<Loaders>>,
 }
 
 impl Caller {
     /// A caller, signed in or not.
     pub fn new(app: Arc<App>, viewer: Option<Viewer>) -> Self {
-        let caller = Self(Arc::new(Inner { app, viewer, loaders: Mutex::new(None) }));
-        caller.renew(None);
-        caller
+        Self(Arc::new(Inner { app, viewer, known: Mutex::default() }))
     }
 
     /// The caller of this operation.
@@ -118,16 +124,17 @@ impl Caller {
         self.0.viewer.as_ref().ok_or_else(Error::unauthenticated)
     }
 
-    /// The loaders of this operation, or UNAUTHENTICATED.
+    /// The loaders of this operation, or UNAUTHENTICATED. They are made when the first field asks for them.
     pub fn loaders(&self) -> Result<Arc<Loaders>> {
-        let loaders = self.0.loaders.lock().unwrap_or_else(PoisonError::into_inner);
-        loaders.clone().ok_or_else(Error::unauthenticated)
+        let viewer = *self.viewer()?;
+        let mut known = self.0.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let Known { event, loaders } = &mut *known;
+        Ok(Arc::clone(loaders.get_or_insert_with(|| Arc::new(Loaders::new(&self.0.app, viewer, event.clone())))))
     }
 
     /// Takes new loaders: a subscription does so for each event, which brings along what is known of it.
-    pub fn renew(&self, known: Option<Arc<Delivery<Objects>>>) {
-        let loaders = self.0.viewer.map(|viewer| Arc::new(Loaders::new(&self.0.app, viewer, known)));
-        *self.0.loaders.lock().unwrap_or_else(PoisonError::into_inner) = loaders;
+    pub fn renew(&self, event: Option<Arc<Delivery<Objects>>>) {
+        *self.0.known.lock().unwrap_or_else(PoisonError::into_inner) = Known { event, loaders: None };
     }
 }
 

@@ -225,7 +225,7 @@ impl NotificationSubscription {
         let caller = Caller::of(ctx).clone();
         let after = after.as_deref().map(event::position).transpose()?;
         let filter = Filter { kinds: Some(store::KINDS.to_vec()), ..Filter::default() };
-        let told = follow(&caller, filter, after).await?;
+        let told = Box::pin(follow(&caller, filter, after, false)).await?;
         Ok(told.filter_map(move |told| {
             let caller = caller.clone();
             async move {

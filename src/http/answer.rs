@@ -4,6 +4,7 @@
 //! has a code of the one table and the id of its request. An answer that would be too large is not sent at all.
 
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_graphql::{ErrorExtensionValues, Pos, Response, ServerError, Value};
@@ -12,6 +13,7 @@ use serde::ser::SerializeMap;
 
 use crate::admission::Refusal;
 use crate::error::{Code, Error};
+use crate::graphql::deprecation::Deprecation;
 
 const MAX_ERRORS: usize = 10;
 const MAX_MESSAGE: usize = 200;
@@ -54,7 +56,7 @@ pub struct Answer {
     /// `None` when the request was not executed.
     data: Option<Value>,
     errors: Vec<ServerError>,
-    extensions: Option<Extensions>,
+    extensions: Extensions,
     /// The place in the log of the event that it tells, where that was asked for.
     pub cursor: Option<String>,
     /// When to try again, if that helps.
@@ -73,7 +75,7 @@ impl Answer {
         let mut error = ServerError::new(message, position.map(|(line, column)| Pos { line, column }));
         error.extensions = Some(extensions);
         finish(&mut error, Code::BadRequest, request_id);
-        Self { data: None, errors: vec![error], extensions: None, cursor: None, retry_after }
+        Self { data: None, errors: vec![error], extensions: Extensions::default(), cursor: None, retry_after }
     }
 
     /// What the library made of an operation.
@@ -84,14 +86,25 @@ impl Answer {
         let default = if refused { Code::ValidationFailed } else { Code::BadUserInput };
         errors.truncate(MAX_ERRORS);
         errors.iter_mut().for_each(|error| finish(error, default, request_id));
-        Self { data: (!refused).then_some(data), errors, extensions: None, cursor: None, retry_after: None }
+        Self {
+            data: (!refused).then_some(data),
+            errors,
+            extensions: Extensions::default(),
+            cursor: None,
+            retry_after: None,
+        }
     }
 
     /// With what the operation cost, in points, and the place in the log from which on a stream misses nothing of what
     /// the operation has not seen.
     pub fn with(self, cost: u32, sync: Option<String>) -> Self {
         let sync = sync.map(|cursor| Sync { cursor });
-        Self { extensions: Some(Extensions { cost, sync }), ..self }
+        Self { extensions: Extensions { cost: Some(cost), sync, ..self.extensions }, ..self }
+    }
+
+    /// With what the operation uses that is going to be removed.
+    pub fn warning(self, deprecations: Arc<[Deprecation]>) -> Self {
+        Self { extensions: Extensions { deprecations, ..self.extensions }, ..self }
     }
 
     /// With the place of the event that it tells.
@@ -160,18 +173,32 @@ impl Serialize for Answer {
         if let Some(data) = &self.data {
             map.serialize_entry("data", data)?;
         }
-        if let Some(extensions) = &self.extensions {
-            map.serialize_entry("extensions", extensions)?;
+        if !self.extensions.is_empty() {
+            map.serialize_entry("extensions", &self.extensions)?;
         }
         map.end()
     }
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Default, Serialize)]
 struct Extensions {
-    cost: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cost: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     sync: Option<Sync>,
+    #[serde(skip_serializing_if = "<[_]>::is_empty", serialize_with = "members")]
+    deprecations: Arc<[Deprecation]>,
+}
+
+impl Extensions {
+    fn is_empty(&self) -> bool {
+        self.cost.is_none() && self.sync.is_none() && self.deprecations.is_empty()
+    }
+}
+
+/// Without a feature of its own, serde writes what is in an `Arc` and not the `Arc`.
+fn members<S: serde::Serializer>(list: &Arc<[Deprecation]>, serializer: S) -> Result<S::Ok, S::Error> {
+    list.as_ref().serialize(serializer)
 }
 
 #[derive(Debug, Serialize)]
@@ -207,5 +234,22 @@ impl io::Write for Bounded {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn extensions_tell_what_there_is_to_tell() {
+        let written = |answer: &Answer| serde_json::to_string(answer).expect("JSON");
+        let answer = || Answer::of(Response::new(Value::Null), "1");
+        assert_eq!(written(&answer()), r#"{"data":null}"#);
+        let deprecated = Deprecation { coordinate: "Task.name".to_owned(), reason: "Use `title`.".to_owned() };
+        assert_eq!(
+            written(&answer().with(3, None).warning([deprecated].into())),
+            r#"{"data":null,"extensions":{"cost":3,"deprecations":[{"coordinate":"Task.name","reason":"Use `title`."}]}}"#
+        );
     }
 }

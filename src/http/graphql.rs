@@ -24,7 +24,7 @@ use serde_json::{Map, Value};
 
 use super::address::ClientAddress;
 use super::answer::{Answer, Refused, to_json, too_large, whole_seconds};
-use super::negotiate::{Media, answer_type, is_json_utf8};
+use super::negotiate::{Media, answer_type, is_json_utf8, takes_stream};
 use super::operation::{Door, Words};
 use super::origin::{is_cross_site_simple, is_known};
 use super::sse::{self, Listener};
@@ -111,7 +111,9 @@ async fn run(
         OperationType::Mutation if get => {
             return Err(Refused::new(Code::MethodNotAllowed, "Send mutations by POST."));
         }
-        _ if media == Media::EventStream => {
+        kind if media == Media::EventStream
+            || (kind == OperationType::Subscription && takes_stream(&parts.headers)) =>
+        {
             let listener = Listener { viewer, request_id: Arc::clone(&id.0), lifeline };
             return sse::stream(door.clone(), operation, &parts.headers, listener);
         }

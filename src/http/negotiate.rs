@@ -40,8 +40,9 @@ pub fn answer_type(headers: &HeaderMap) -> Option<Media> {
         return Some(Media::Json);
     }
     let ranges: Vec<Range<'_>> = accepted.iter().flat_map(|value| value.split(',')).filter_map(Range::parse).collect();
-    // Of two that are liked alike the one that was named, and of two that were named the newer one.
-    let candidates = [Media::Json, Media::GraphqlResponse, Media::EventStream];
+    // Of two that are liked alike the one that was named, and of two that were named the later one here: who takes
+    // everything is not given a stream for what is a single answer.
+    let candidates = [Media::EventStream, Media::Json, Media::GraphqlResponse];
     let liked = candidates.iter().enumerate().filter_map(|(order, media)| {
         let range = ranges.iter().filter(|range| range.takes(*media)).max_by_key(|range| range.precision())?;
         let named = range.precision() == 2;
@@ -51,6 +52,14 @@ pub fn answer_type(headers: &HeaderMap) -> Option<Media> {
         Some(((range.quality, range.precision(), if named { order } else { candidates.len() - order }), *media))
     });
     liked.max_by_key(|(rank, _)| *rank).map(|(_, media)| media)
+}
+
+/// Whether a stream of events is taken, if it comes to that: what a subscription needs, however much anything else is
+/// liked.
+pub fn takes_stream(headers: &HeaderMap) -> bool {
+    let accepted = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
+    let mut ranges = accepted.flat_map(|value| value.split(',')).filter_map(Range::parse);
+    ranges.any(|range| range.precision() == 2 && range.quality > 0 && range.takes(Media::EventStream))
 }
 
 /// Whether `Accept` names one of the types GraphQL is answered with: what an image or a script of a page never asks for.
@@ -152,6 +161,8 @@ mod tests {
             ("application/graphql-response+json;q=0.1, application/json", Some(Media::Json)),
             ("text/event-stream", Some(Media::EventStream)),
             ("text/event-stream, application/json;q=0.5", Some(Media::EventStream)),
+            ("application/json, text/event-stream, multipart/mixed", Some(Media::Json)),
+            ("text/event-stream, */*", Some(Media::EventStream)),
             ("application/json;q=0, */*", Some(Media::GraphqlResponse)),
             ("text/html, application/xhtml+xml, */*;q=0.8", Some(Media::Json)),
             ("text/*", None),
@@ -163,6 +174,16 @@ mod tests {
             assert_eq!(answer_type(&of(header::ACCEPT, accept)), expected, "{accept}");
         }
         assert_eq!(answer_type(&HeaderMap::new()), Some(Media::Json));
+    }
+
+    #[test]
+    fn a_stream_has_to_be_named() {
+        for named in ["text/event-stream", "application/json, text/event-stream;q=0.1"] {
+            assert!(takes_stream(&of(header::ACCEPT, named)), "{named}");
+        }
+        for other in ["", "*/*", "text/*", "application/json", "text/event-stream;q=0"] {
+            assert!(!takes_stream(&of(header::ACCEPT, other)), "{other}");
+        }
     }
 
     #[test]

@@ -23,6 +23,7 @@ use crate::access::Viewer;
 use crate::admission::{self, Admitted};
 use crate::error::{Code, Error};
 use crate::graphql::complete::Shape;
+use crate::graphql::deprecation::{Deprecation, Deprecations};
 use crate::graphql::rate_limit::Spent;
 use crate::graphql::{Caller, Schema, event};
 use crate::limits::{Door as Limited, Who};
@@ -79,6 +80,8 @@ pub struct Door {
     pub limits: Arc<admission::Limits>,
     /// The types of the schema, to complete answers by.
     pub shape: Arc<Shape>,
+    /// What of the schema is going to be removed.
+    pub deprecations: Arc<Deprecations>,
     /// The documents that are known by their hash.
     pub documents: Arc<Documents>,
     /// Who has how many sockets open.
@@ -101,6 +104,8 @@ pub struct Operation {
     document: ExecutableDocument,
     /// What is executed, if it is not the same.
     followed: Option<ExecutableDocument>,
+    /// What it uses that is going to be removed.
+    deprecations: Arc<[Deprecation]>,
     request: async_graphql::Request,
 }
 
@@ -158,10 +163,11 @@ fn cursor(data: &async_graphql::Value) -> Option<String> {
 impl Door {
     /// A door to this schema.
     pub fn new(app: Arc<App>, schema: Schema) -> Self {
-        let shape = Arc::new(Shape::of(&crate::graphql::sdl()));
+        let sdl = crate::graphql::sdl();
+        let (shape, deprecations) = (Arc::new(Shape::of(&sdl)), Arc::new(Deprecations::of(&sdl)));
         let config = &app.config;
         let documents = Arc::new(Documents::new(config.persisted_queries, config.trusted_documents.as_ref()));
-        Self { app, schema, limits: Arc::default(), shape, documents, sockets: Arc::default() }
+        Self { app, schema, limits: Arc::default(), shape, deprecations, documents, sockets: Arc::default() }
     }
 
     /// Counts a request against the limits of who makes it.
@@ -200,12 +206,13 @@ impl Door {
         request.operation_name.clone_from(&name);
         request.variables = Variables::from_json(Value::Object(words.variables));
         let spent = Spent { cost, standing: None };
-        Ok(Operation { kind, spent, document, followed: None, request })
+        let deprecations = self.deprecations.used(&document, name.as_deref(), &request.variables);
+        Ok(Operation { kind, spent, document, followed: None, deprecations, request })
     }
 
     /// Executes a query or a mutation. Whoever stops waiting does not stop a mutation: it runs in a task of its own.
     pub async fn execute(&self, operation: Operation, viewer: Option<Viewer>, request_id: &str) -> Answer {
-        let Operation { kind, spent, document, mut request, .. } = operation;
+        let Operation { kind, spent, document, deprecations, mut request, .. } = operation;
         request.set_parsed_query(document.clone());
         let (name, started) = (request.operation_name.clone(), Instant::now());
         let request = request.data(Caller::new(Arc::clone(&self.app), viewer)).data(spent);
@@ -216,7 +223,7 @@ impl Door {
         let answer = match tokio::time::timeout(DEADLINE, executed).await {
             Ok(Ok(mut response)) => {
                 self.shape.complete(&document, name.as_deref(), &mut response);
-                Answer::of(response, request_id).with(spent.cost, sync)
+                Answer::of(response, request_id).with(spent.cost, sync).warning(deprecations)
             }
             Ok(Err(_)) => Answer::refused(Error::internal("a panic during execution").into(), request_id),
             Err(_) => Answer::refused(Error::unavailable().into(), request_id),
@@ -239,7 +246,7 @@ impl Door {
         viewer: Option<Viewer>,
         request_id: Arc<str>,
     ) -> BoxStream<'static, Answer> {
-        let Operation { spent, document, followed, mut request, .. } = operation;
+        let Operation { spent, document, followed, mut deprecations, mut request, .. } = operation;
         request.set_parsed_query(followed.unwrap_or_else(|| document.clone()));
         let (shape, name) = (Arc::clone(&self.shape), request.operation_name.clone());
         let mut open = Subscribed::new(Arc::clone(&self.app), name.clone(), viewer.is_some());
@@ -247,7 +254,8 @@ impl Door {
         let answers = self.schema.execute_stream(request).map(move |mut response| {
             let cursor = cursor(&response.data);
             shape.complete(&document, name.as_deref(), &mut response);
-            let answer = Answer::of(response, &request_id).at(cursor);
+            // Told once, with the first answer.
+            let answer = Answer::of(response, &request_id).at(cursor).warning(std::mem::take(&mut deprecations));
             open.note(&answer);
             answer
         });

@@ -437,7 +437,8 @@ struct Runner {
 impl Runner {
     /// Runs an operation; its last message is for the caller to send.
     async fn run(&self, id: &str, words: Words) -> Option<Utf8Bytes> {
-        let operation = match self.admitted(words).await {
+        // On the heap, as is what is executed once: this task lives as long as its subscription, and is one of many.
+        let operation = match Box::pin(self.admitted(words)).await {
             Ok(operation) => operation,
             Err(refused) => {
                 self.door.app.metrics.refused(refused.code);
@@ -465,7 +466,7 @@ impl Runner {
                 }
             }
         } else {
-            let answer = self.door.execute(operation, Some(self.viewer), &self.request_id).await;
+            let answer = Box::pin(self.door.execute(operation, Some(self.viewer), &self.request_id)).await;
             if !answer.is_executed() {
                 return Outgoing::about(id, "error", Some(answer.errors()));
             }

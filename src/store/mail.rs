@@ -173,6 +173,15 @@ pub async fn postpone(db: &Db, now: Timestamp, mail: &Mail, reason: &str) -> Res
     .await
 }
 
+/// How many messages could not be sent at the third attempt or later, and why the newest of them could not.
+pub async fn failing(conn: &mut Conn) -> Result<(i64, String)> {
+    let failing = mails::table.filter(mails::attempts.ge(3));
+    let count = on!(conn, |c| failing.count().get_result(c).await)?;
+    let newest = failing.order_by(mails::id.desc()).select(mails::last_error);
+    let why: Option<Option<String>> = on!(conn, |c| newest.first(c).await.optional())?;
+    Ok((count, why.flatten().unwrap_or_default()))
+}
+
 /// Forgets what waits for a person who is leaving.
 pub async fn forget(tx: &mut Conn, user_id: Id, email: &str) -> Result<()> {
     let theirs = mails::table.filter(mails::user_id.eq(user_id).or(mails::recipient.eq(email)));

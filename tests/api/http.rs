@@ -107,6 +107,19 @@ async fn only_json_is_read_and_only_what_a_client_takes_is_sent() {
 }
 
 #[tokio::test]
+async fn who_takes_anything_gets_a_stream_for_subscriptions_only() {
+    let server = Server::start().await;
+    let anything = "application/graphql-response+json, application/json, text/event-stream, multipart/mixed";
+    for (accept, query, expected) in [
+        (anything, "{ __typename }", "application/graphql-response+json; charset=utf-8"),
+        (anything, "subscription { events { id } }", "text/event-stream; charset=utf-8"),
+        ("text/event-stream", "{ __typename }", "text/event-stream; charset=utf-8"),
+    ] {
+        assert_eq!(ask(&server, accept, query).await.headers["content-type"], expected, "{accept}: {query}");
+    }
+}
+
+#[tokio::test]
 async fn get_is_for_queries_and_not_for_pages_of_other_sites() {
     let server = Server::start().await;
     let get = |query: &str| server.request(Method::GET, "/graphql").query(&[("query", query)]);

@@ -11,6 +11,7 @@ mod backup;
 mod comment;
 mod config;
 mod docs;
+mod doctor;
 mod event;
 mod feed;
 mod hint;

@@ -195,3 +195,16 @@ fn the_example_of_settings_lists_each_of_them_once() {
     assert_eq!(names.iter().copied().collect::<BTreeSet<_>>(), known);
     assert_eq!(names.len(), known.len(), "one line each");
 }
+
+#[test]
+fn the_examples_of_deployment_name_settings_that_there_are() {
+    for file in ["docker-compose.yml", "deploy/three-nodes/compose.yml", "deploy/kubernetes.yaml"] {
+        let text = read(file);
+        let names = text.lines().filter_map(|line| line.trim_start().split_once(':')).map(|(name, _)| name);
+        let names = names.filter(|name| name.contains('_') && name.chars().all(|c| c.is_ascii_uppercase() || c == '_'));
+        let names: BTreeSet<&str> = names.filter(|name| !name.starts_with("POSTGRES_")).collect();
+        assert!(names.contains("PUBLIC_URL"), "{file}");
+        let unknown: Vec<_> = names.iter().filter(|name| !config::NAMES.contains(name)).collect();
+        assert!(unknown.is_empty(), "{file}: {unknown:?}");
+    }
+}

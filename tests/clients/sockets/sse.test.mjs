@@ -2,7 +2,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { createClient } from 'graphql-sse';
-import { Person, comments, graphql } from './person.mjs';
+import { Person, comments, graphql } from '../person.mjs';
 
 const soon = () => new Promise((resolve) => setTimeout(resolve, 300));
 

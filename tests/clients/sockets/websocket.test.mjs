@@ -3,7 +3,7 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { createClient } from 'graphql-ws';
 import WebSocket from 'ws';
-import { Person, comments, graphql } from './person.mjs';
+import { Person, comments, graphql } from '../person.mjs';
 
 const url = graphql.replace(/^http/, 'ws');
 

@@ -1,0 +1,344 @@
+//! `fasttrack doctor`: the settings, and everything that they lead to. Each question is asked as the server would ask it,
+//! answered in one line, and changes nothing; what hangs is given up after a few seconds.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::Path;
+use std::time::Duration;
+
+use diesel::connection::SimpleConnection;
+use diesel::sql_types::Text;
+use diesel::{Connection, QueryableByName, RunQueryDsl, SqliteConnection, sql_query};
+use lettre::{AsyncSmtpTransport, Tokio1Executor};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::timeout;
+use tokio_postgres::Client;
+
+use super::backup::problems;
+use super::report::Report;
+use crate::config::{Config, Lookup, Secret, kept_in};
+use crate::db::postgres::Server;
+use crate::db::{Db, Location, migrate};
+use crate::error::{Error, Result};
+use crate::store::{mail, user};
+use crate::time::Clock;
+
+/// How long an answer is waited for.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// On a disk with less the next write may fail.
+const LITTLE_SPACE: u64 = 1 << 30;
+/// A write-ahead log grows so far only if something keeps it from being folded into the file.
+const LARGE_LOG: u64 = 256 << 20;
+/// Tokens and lockouts of instances whose clocks differ by more disagree.
+const CLOCK_DIFFERENCE: f64 = 2.0;
+
+/// Asks all questions.
+pub async fn run(config: &Config, lookup: Lookup<'_>, clock: &Clock, report: &mut Report) {
+    if let Some(path) = kept_in(lookup, &config.database) {
+        keys(&path, report);
+    }
+    let there = match &config.database {
+        Location::Sqlite(path) => sqlite(path, report).await,
+        Location::Postgres(url) => postgres(url, config, clock, report).await,
+    };
+    match there {
+        Ok(true) => {
+            if let Err(error) = contents(config, report).await {
+                report.fail(format!("the database: {}", words(error)));
+            }
+        }
+        Ok(false) => {}
+        Err(error) => report.fail(format!("the database: {}", words(error))),
+    }
+    redis(config, report).await;
+    smtp(config.smtp_url.as_ref(), report).await;
+    port(config.listen, report).await;
+}
+
+fn words(error: Error) -> String {
+    match error {
+        Error::Internal(cause) => cause.to_string(),
+        other => other.told().1.into_owned(),
+    }
+}
+
+/// Keys that others can read are no secret.
+fn keys(path: &Path, report: &mut Report) {
+    #[cfg(unix)]
+    if let Ok(metadata) = path.metadata() {
+        use std::os::unix::fs::PermissionsExt;
+        let mode = metadata.permissions().mode() & 0o777;
+        let path = path.display();
+        report.expect(
+            mode & 0o077 == 0,
+            format!("{path} is readable by its owner alone"),
+            format!("{path} has the mode {mode:o}: others can read the keys. Run `chmod 600 {path}`"),
+        );
+    }
+}
+
+#[derive(QueryableByName)]
+struct Told {
+    #[diesel(sql_type = Text)]
+    told: String,
+}
+
+/// What is to be asked of SQLite alone. Whether there is a database.
+async fn sqlite(path: &Path, report: &mut Report) -> Result<bool> {
+    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let bytes = |path: &Path| path.metadata().map_or(0, |metadata| metadata.len());
+    let needed = LITTLE_SPACE.max(2 * bytes(path));
+    space(directory, needed, report);
+    if !path.exists() {
+        report.ok(format!("{} is not there yet: the first start makes it", path.display()));
+        return Ok(false);
+    }
+    let log = bytes(Path::new(&format!("{}-wal", path.display())));
+    if log > LARGE_LOG {
+        report.warn(format!(
+            "the write-ahead log has {} MiB: something reads without an end. Restart the server",
+            log >> 20
+        ));
+    }
+    let file = path.to_string_lossy().into_owned();
+    let asked = tokio::task::spawn_blocking(move || look(&file)).await;
+    let (version, mode, found, tables) = asked.map_err(Error::internal)??;
+    report.ok(format!("SQLite {version}, {}, {} KiB", path.display(), bytes(path) >> 10));
+    report.expect(
+        mode == "wal",
+        "journal_mode is WAL, and the server writes with synchronous = FULL: what is acknowledged survives a power cut",
+        format!("journal_mode is {mode}: the next start of the server sets WAL"),
+    );
+    if found.is_empty() {
+        report.ok("quick_check and foreign_key_check find nothing");
+    }
+    for problem in found {
+        report.fail(format!("{problem}. Restore a backup, or save what `sqlite3 … .recover` finds"));
+    }
+    if !tables {
+        report.ok("the file is empty: the first start makes the tables");
+    }
+    Ok(tables)
+}
+
+/// The version of SQLite, the file's journal mode, what is wrong with it, and whether it has tables.
+fn look(file: &str) -> Result<(String, String, Vec<String>, bool)> {
+    let mut conn = SqliteConnection::establish(file).map_err(Error::internal)?;
+    conn.batch_execute("PRAGMA busy_timeout = 5000; PRAGMA query_only = ON")?;
+    let version: Told = sql_query("SELECT sqlite_version() AS told").get_result(&mut conn)?;
+    let mode: Told = sql_query("SELECT journal_mode AS told FROM pragma_journal_mode").get_result(&mut conn)?;
+    let tables = sql_query("SELECT name AS told FROM sqlite_schema WHERE name = 'events'");
+    let tables: Vec<Told> = tables.load(&mut conn)?;
+    Ok((version.told, mode.told, problems(&mut conn)?, !tables.is_empty()))
+}
+
+#[cfg(unix)]
+fn space(directory: &Path, needed: u64, report: &mut Report) {
+    let Ok(disk) = rustix::fs::statvfs(directory) else { return };
+    let free = disk.f_bavail.saturating_mul(disk.f_frsize);
+    let (free, needed, directory) = (free >> 20, needed >> 20, directory.display());
+    report.expect(
+        free >= needed,
+        format!("{free} MiB are free in {directory}"),
+        format!("only {free} MiB are free in {directory}: have {needed}, for the file, its log and a copy"),
+    );
+}
+
+#[cfg(not(unix))]
+fn space(_: &Path, _: u64, _: &mut Report) {}
+
+/// What is to be asked of PostgreSQL alone. Whether there is a database.
+async fn postgres(url: &str, config: &Config, clock: &Clock, report: &mut Report) -> Result<bool> {
+    let server = Server::parse(url).map_err(Error::Internal)?;
+    let client = timeout(PATIENCE, server.client()).await;
+    let client = client.map_err(|_| Error::internal("PostgreSQL does not answer"))?.map_err(Error::Internal)?;
+    client.batch_execute("SET default_transaction_read_only = on; SET statement_timeout = '5s'").await?;
+    let setting = async |name: &str| -> Result<String> {
+        Ok(client.query_one("SELECT coalesce(current_setting($1, true), '')", &[&name]).await?.get(0))
+    };
+    let number: i32 = setting("server_version_num").await?.parse().unwrap_or(0);
+    let version = setting("server_version").await?;
+    if number >= 130_000 {
+        report.ok(format!("PostgreSQL {version}"));
+    } else {
+        report.fail(format!("PostgreSQL {version} is too old: 13 or newer is needed"));
+    }
+    for (name, loses) in [
+        ("fsync", "a power cut can destroy the database"),
+        ("full_page_writes", "a power cut can tear pages apart"),
+        ("synchronous_commit", "a power cut takes the last acknowledged writes with it"),
+    ] {
+        let value = setting(name).await?;
+        report.expect(value != "off", format!("{name} is {value}"), format!("{name} is off: {loses}"));
+    }
+    let encrypted = "SELECT coalesce((SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()), false)";
+    let encrypted: bool = client.query_one(encrypted, &[]).await?.get(0);
+    report.ok(if encrypted { "the connection is encrypted" } else { "the connection is not encrypted" });
+    let (most, used): (i64, i64) = {
+        let row = client
+            .query_one(
+                "SELECT current_setting('max_connections')::bigint - \
+                 current_setting('superuser_reserved_connections')::bigint, count(*) FROM pg_stat_activity \
+                 WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()",
+                &[],
+            )
+            .await?;
+        (row.get(0), row.get(1))
+    };
+    report.expect(
+        most >= config.database_connections as i64,
+        format!("{used} of {most} connections are in use"),
+        format!("there are {most} connections, fewer than DATABASE_CONNECTIONS wants"),
+    );
+    let there = "SELECT extract(epoch FROM clock_timestamp())::float8";
+    let (there, here): (f64, f64) = (client.query_one(there, &[]).await?.get(0), clock.now().micros() as f64 / 1e6);
+    report.expect(
+        (there - here).abs() <= CLOCK_DIFFERENCE,
+        "the clocks here and there agree",
+        format!("the clock of PostgreSQL is {:.1} seconds away from the one here: have both follow NTP", there - here),
+    );
+    waiting(&client, report).await?;
+    let tables: bool = client.query_one("SELECT to_regclass('events') IS NOT NULL", &[]).await?.get(0);
+    if !tables {
+        report.ok("the database is empty: the first start makes the tables");
+    }
+    Ok(tables)
+}
+
+/// Transactions that everybody waits for: no event is told that is newer than the oldest of them.
+async fn waiting(client: &Client, report: &mut Report) -> Result<()> {
+    let open = "SELECT format('the session %s (%s) has', pid, coalesce(application_name, '')), \
+                extract(epoch FROM now() - xact_start)::bigint FROM pg_stat_activity \
+                WHERE backend_xid IS NOT NULL AND xact_start < now() - interval '10 seconds' \
+                UNION ALL SELECT format('somebody has prepared (%s)', gid), \
+                extract(epoch FROM now() - prepared)::bigint FROM pg_prepared_xacts \
+                WHERE prepared < now() - interval '10 seconds'";
+    let rows = client.query(open, &[]).await?;
+    for row in &rows {
+        let (who, seconds): (String, i64) = (row.get(0), row.get(1));
+        report.warn(format!("{who} a transaction open for {seconds} seconds: no newer event is told until it ends"));
+    }
+    if rows.is_empty() {
+        report.ok("no transaction is open for long");
+    }
+    let broken = "SELECT count(*) FROM pg_index WHERE NOT indisvalid";
+    let broken: i64 = client.query_one(broken, &[]).await?.get(0);
+    if broken > 0 {
+        report.warn(format!("{broken} indexes are not valid: REINDEX them"));
+    }
+    Ok(())
+}
+
+/// The event log on PostgreSQL: whether it is settled, and of this server.
+async fn log(url: &str, report: &mut Report) -> Result<()> {
+    let client = Server::parse(url).map_err(Error::Internal)?.client().await.map_err(Error::Internal)?;
+    let state = "WITH now AS (SELECT events_epoch() + pg_snapshot_xmin(s)::text::bigint AS horizon, \
+                     events_epoch() + pg_snapshot_xmax(s)::text::bigint AS next FROM pg_current_snapshot() AS s), \
+                 newest AS (SELECT xid, occurred_at FROM events ORDER BY xid DESC, seq DESC LIMIT 1000) \
+                 SELECT count(xid) FILTER (WHERE xid >= horizon), \
+                     coalesce(extract(epoch FROM now() - min(occurred_at) FILTER (WHERE xid >= horizon)), 0)::bigint, \
+                     coalesce(max(xid) >= min(next), false) \
+                 FROM now LEFT JOIN newest ON true";
+    let row = client.query_one(state, &[]).await?;
+    let (unsettled, seconds, ahead): (i64, i64, bool) = (row.get(0), row.get(1), row.get(2));
+    if ahead {
+        report.warn("the event log was restored from another server, and nothing new is told: restart this one");
+    } else {
+        report.expect(
+            seconds < 5,
+            format!("the event log is settled, but for {unsettled}"),
+            format!("{unsettled} events wait for an open transaction, the oldest for {seconds} seconds"),
+        );
+    }
+    Ok(())
+}
+
+/// What is to be asked of either database: the schema, and what people find in it.
+async fn contents(config: &Config, report: &mut Report) -> Result<()> {
+    let db = Db::open(&config.database, 1)?;
+    let (applied, known) = (migrate::applied(&db).await?, migrate::known()?);
+    let pending = known.iter().filter(|version| !applied.contains(version)).count();
+    if applied.iter().any(|version| !known.contains(version)) {
+        report.fail("the database is of a newer version of this program: run that one");
+    } else {
+        report.expect(
+            pending == 0,
+            format!("all {} migrations are applied", known.len()),
+            format!("{pending} migrations are to be applied: the next start does it, or `fasttrack migrate`"),
+        );
+    }
+    if pending > 0 {
+        return Ok(());
+    }
+    if let Location::Postgres(url) = &config.database {
+        log(url, report).await?;
+    }
+    let mut conn = db.conn().await?;
+    let admin = "there is no admin: `fasttrack user create --email … --username … --admin` makes one";
+    report.expect(user::has_admin(&mut conn).await?, "there is an admin", admin);
+    match mail::failing(&mut conn).await? {
+        (0, _) => report.ok("mail does not pile up"),
+        (count, why) => report.warn(format!("{count} mails were tried three times or more in vain: {why}")),
+    }
+    Ok(())
+}
+
+async fn redis(config: &Config, report: &mut Report) {
+    let ask = async {
+        let Some(client) = config.redis()? else { return Ok(false) };
+        let mut conn = client.get_multiplexed_async_connection().await.map_err(Error::internal)?;
+        redis::cmd("PING").exec_async(&mut conn).await.map_err(Error::internal)?;
+        Result::Ok(true)
+    };
+    match timeout(PATIENCE, ask).await {
+        Ok(Ok(false)) => {}
+        Ok(Ok(true)) => report.ok("Redis answers"),
+        Ok(Err(error)) => report.fail(format!("Redis: {}", words(error))),
+        Err(_) => report.fail("Redis does not answer"),
+    }
+}
+
+async fn smtp(url: Option<&Secret>, report: &mut Report) {
+    let Some(url) = url else { return };
+    let ask = async {
+        let url = std::str::from_utf8(url.expose()).map_err(Error::internal)?;
+        let transport = AsyncSmtpTransport::<Tokio1Executor>::from_url(url).map_err(Error::internal)?;
+        let transport: AsyncSmtpTransport<Tokio1Executor> = transport.timeout(Some(PATIENCE)).build();
+        transport.test_connection().await.map_err(Error::internal)
+    };
+    match timeout(PATIENCE, ask).await {
+        Ok(Ok(true)) => report.ok("the SMTP server takes our mail"),
+        Ok(Ok(false)) | Err(_) => report.fail("the SMTP server does not answer"),
+        Ok(Err(error)) => report.fail(format!("SMTP: {}", words(error))),
+    }
+}
+
+async fn port(address: SocketAddr, report: &mut Report) {
+    match TcpListener::bind(address).await {
+        Ok(_) => report.ok(format!("{address} is free: no server runs here")),
+        Err(_) if is_ready(address).await.is_ok() => report.ok(format!("a server runs on {address}, and is ready")),
+        Err(error) => {
+            report.fail(format!("{address} cannot be listened on, and no server that is ready has it: {error}"))
+        }
+    }
+}
+
+/// Asks `/readyz` of the server that listens on this address.
+pub async fn is_ready(mut address: SocketAddr) -> Result<()> {
+    if address.ip().is_unspecified() {
+        let loopback =
+            if address.is_ipv4() { IpAddr::from(Ipv4Addr::LOCALHOST) } else { IpAddr::from(Ipv6Addr::LOCALHOST) };
+        address.set_ip(loopback);
+    }
+    let ask = async {
+        let mut socket = TcpStream::connect(address).await?;
+        let request = format!("GET /readyz HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+        socket.write_all(request.as_bytes()).await?;
+        let mut answer = Vec::new();
+        socket.take(1024).read_to_end(&mut answer).await?;
+        std::io::Result::Ok(answer)
+    };
+    let answer = timeout(Duration::from_secs(3), ask).await;
+    let answer = answer.map_err(|_| Error::internal(format!("{address} does not answer")))?.map_err(Error::internal)?;
+    if answer.starts_with(b"HTTP/1.1 200 ") { Ok(()) } else { Err(Error::internal(format!("{address} is not ready"))) }
+}

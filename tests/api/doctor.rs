@@ -1,0 +1,216 @@
+//! `fasttrack config check` and `fasttrack doctor`: what they find, what they show, and that they change nothing.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+use std::process::{Command, Output};
+
+use fasttrack::admin::report::{Level, Report};
+use fasttrack::admin::{doctor, settings};
+use fasttrack::time::Clock;
+
+use crate::harness::{Database, Mailbox, Server, is_postgres};
+
+const KEYS: [(&str, &str); 2] = [
+    ("SECRET_KEY", "one key that is long enough to be one"),
+    ("REFRESH_SECRET_KEY", "another one that is long enough too"),
+];
+
+fn look_up(values: &[(&str, &str)]) -> impl Fn(&str) -> Option<String> {
+    let values: HashMap<String, String> =
+        KEYS.iter().chain(values).map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+    move |name| values.get(name).cloned()
+}
+
+/// What is found, as lines, of settings alone.
+fn checked(values: &[(&str, &str)]) -> (Level, String) {
+    let checked = settings::check(&look_up(values), &BTreeMap::new());
+    (checked.report.worst(), checked.report.to_string())
+}
+
+/// What is found of settings and of all that they lead to.
+async fn examined(values: &[(&str, &str)]) -> (Level, String) {
+    let lookup = look_up(values);
+    let settings::Checked { config, mut report, .. } = settings::check(&lookup, &BTreeMap::new());
+    doctor::run(&config.expect("good settings"), &lookup, &Clock::system(), &mut report).await;
+    (report.worst(), report.to_string())
+}
+
+fn program(command: &[&str], directory: &Path, settings: &[(&str, &str)]) -> Output {
+    let mut program = Command::new(env!("CARGO_BIN_EXE_fasttrack"));
+    program.args(command).current_dir(directory).env_clear().envs(settings.iter().copied());
+    program.output().expect("a program that runs")
+}
+
+#[test]
+fn each_setting_is_shown_with_its_source_and_no_secret() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let file = "PASSWORD_POLICY=length\nDATABASE_CONNECTIONS=3\nRATE_LIMITS_ENABLED=false\n";
+    std::fs::write(directory.path().join(".env"), file).expect("a file");
+    let environment = [
+        ("DATABASE_URL", "postgres://ada:hush@127.0.0.1/tasks"),
+        ("DATABASE_CONNECTIONS", "5"),
+        ("SECRET_KEY", "0123456789012345678901234567890123456789"),
+    ];
+    let told = program(&["config", "check"], directory.path(), &environment);
+    let text = String::from_utf8(told.stdout).expect("text");
+    assert!(told.status.success(), "{text}");
+    let lines: Vec<Vec<&str>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
+    for line in [
+        vec!["DATABASE_URL", "environment", "postgres://ada:…@127.0.0.1/tasks"],
+        vec!["DATABASE_CONNECTIONS", "environment", "5"],
+        vec!["PASSWORD_POLICY", ".env", "length"],
+        vec!["SECRET_KEY", "environment", "(40", "bytes)"],
+        vec!["REFRESH_SECRET_KEY", "default"],
+        vec!["LISTEN_ADDR", "default", "127.0.0.1:8000"],
+        vec!["VERIFY_EMAIL_URL", "default", "http://127.0.0.1:8000/auth/verify-email"],
+    ] {
+        assert!(lines.contains(&line), "{line:?} in {text}");
+    }
+    for name in fasttrack::config::NAMES {
+        assert!(lines.iter().any(|line| line.first() == Some(&name)), "{name}");
+    }
+    assert!(text.contains("RATE_LIMITS_ENABLED in .env is no setting"), "{text}");
+    assert!(!text.contains("hush") && !text.contains("0123456789"), "{text}");
+    assert_eq!(std::fs::read_dir(directory.path()).expect("files").count(), 1, "no keys were made");
+}
+
+#[test]
+fn every_fault_is_told_and_ends_the_program_with_an_error() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let faults = [("LISTEN_ADDR", "here"), ("SECRET_KEY", "short"), ("LOCKOUT_MINUTES", "0")];
+    for command in [&["config", "check"][..], &["doctor"]] {
+        let told = program(command, directory.path(), &faults);
+        let text = String::from_utf8(told.stdout).expect("text");
+        assert!(!told.status.success());
+        for (name, _) in faults {
+            assert!(text.contains(&format!("fail  {name}: ")), "{text}");
+        }
+    }
+    let same = [("SECRET_KEY", KEYS[0].1), ("REFRESH_SECRET_KEY", KEYS[0].1)];
+    let (worst, text) = checked(&same);
+    assert_eq!(worst, Level::Fail, "what is wrong only together: {text}");
+}
+
+#[test]
+fn what_is_risky_together_is_warned_of() {
+    let remote = ("DATABASE_URL", "postgres://db.example.org/tasks");
+    let https = ("PUBLIC_URL", "https://tasks.example.org");
+    for (settings, warning) in [
+        (&[remote, ("SECRET_KEY", "")][..], "SECRET_KEY and REFRESH_SECRET_KEY are not both set"),
+        (&[remote], "without REDIS_URL"),
+        (&[remote], "sslmode=verify-full"),
+        (&[("LISTEN_ADDR", "0.0.0.0:80")], "PUBLIC_URL is not set"),
+        (&[("PUBLIC_URL", "http://tasks.example.org")], "travel readable"),
+        (&[https], "TRUSTED_PROXIES is empty"),
+        (&[https], "ALLOWED_HOSTS is empty"),
+        (&[https], "mail is written to the log"),
+        (&[("REQUIRE_VERIFIED_EMAIL", "true")], "nobody gets the mail"),
+        (&[("SMTP_URL", "smtp://mail.example.org")], "does not insist on TLS"),
+        (&[("SMTP_URL", "smtps://mail.example.org")], "MAIL_FROM is not set"),
+        (&[("RATE_LIMIT_ENABLED", "off")], "RATE_LIMIT_ENABLED is off"),
+        (&[("ARGON2_MEMORY_KIB", "4096")], "ARGON2_MEMORY_KIB"),
+    ] {
+        let (worst, text) = checked(settings);
+        assert_eq!(worst, Level::Warn, "{settings:?}: {text}");
+        assert!(text.lines().any(|line| line.starts_with("warn ") && line.contains(warning)), "{settings:?}: {text}");
+    }
+    let careful = [
+        ("DATABASE_URL", "postgres://db.example.org/tasks?sslmode=disable"),
+        ("REDIS_URL", "redis://127.0.0.1"),
+        https,
+        ("TRUSTED_PROXIES", "10.0.0.0/8"),
+        ("ALLOWED_HOSTS", "tasks.example.org"),
+        ("SMTP_URL", "smtp://mail.example.org?tls=required"),
+        ("MAIL_FROM", "tasks@example.org"),
+    ];
+    let (_, text) = checked(&careful);
+    assert_eq!(text.matches("warn ").count(), 1, "only of PostgreSQL without TLS: {text}");
+    assert_eq!(checked(&[]).0, Level::Ok);
+}
+
+#[tokio::test]
+async fn a_healthy_server_is_found_healthy_and_left_as_it_is() {
+    let mailbox = Mailbox::open().await;
+    let server = Server::start().await;
+    server.admin("root").await;
+    let before = server.dump().await;
+    let (url, listen, smtp) = (server.database().url().to_owned(), server.address.to_string(), mailbox.url());
+    let (worst, text) = examined(&[("DATABASE_URL", &url), ("LISTEN_ADDR", &listen), ("SMTP_URL", &smtp)]).await;
+    assert_ne!(worst, Level::Fail, "{text}");
+    let mut findings = vec!["migrations are applied", "there is an admin", "and is ready", "takes our mail", "pile up"];
+    findings.extend(if is_postgres() {
+        ["PostgreSQL 1", "fsync is on", "log is settled", "connections are in use", "clocks here and there agree"]
+    } else {
+        ["SQLite 3", "quick_check and foreign_key_check find nothing", "WAL", "are free in", "survives a power cut"]
+    });
+    for finding in findings {
+        assert!(text.lines().any(|line| line.starts_with("ok ") && line.contains(finding)), "{finding} in {text}");
+    }
+    assert_eq!(server.dump().await, before);
+}
+
+#[tokio::test]
+async fn what_is_broken_is_found() {
+    let database = Database::fresh().await;
+    let url = database.url().to_owned();
+    let found = async |settings: &[(&str, &str)]| {
+        let mut all = vec![("DATABASE_URL", url.as_str()), ("LISTEN_ADDR", "127.0.0.1:0")];
+        all.extend(settings);
+        examined(&all).await
+    };
+    let fails = |(worst, text): (Level, String), why: &str| {
+        assert_eq!(worst, Level::Fail, "{text}");
+        assert!(text.lines().any(|line| line.starts_with("fail ") && line.contains(why)), "{why} in {text}");
+    };
+    let (worst, text) = found(&[]).await;
+    assert!(worst < Level::Fail && text.contains("there is no admin"), "{text}");
+    fails(found(&[("REDIS_URL", "redis://127.0.0.1:1")]).await, "Redis");
+    fails(found(&[("SMTP_URL", "smtp://127.0.0.1:1")]).await, "SMTP");
+    let event = "INSERT INTO events (id, kind, occurred_at, data, xid)";
+    if is_postgres() {
+        database.execute(&format!("{event} VALUES (gen_random_uuid(), 1, now(), '{{}}', 1::bigint << 60)")).await;
+        let (_, text) = found(&[]).await;
+        assert!(text.contains("restored from another server"), "{text}");
+        let nowhere = "postgres://nobody:hush@127.0.0.1:1/nothing";
+        let (worst, text) = examined(&[("DATABASE_URL", nowhere), ("LISTEN_ADDR", "127.0.0.1:0")]).await;
+        assert!(!text.contains("hush"), "{text}");
+        fails((worst, text), "error connecting");
+    } else {
+        let orphan = "PRAGMA foreign_keys = OFF; INSERT INTO task_labels VALUES (zeroblob(16), zeroblob(16))";
+        database.execute(orphan).await;
+        fails(found(&[]).await, "a row of task_labels refers to nothing in");
+    }
+    database.execute("INSERT INTO __diesel_schema_migrations (version) VALUES ('29990101000000')").await;
+    fails(found(&[]).await, "newer version");
+    database.remove().await;
+}
+
+#[tokio::test]
+async fn a_database_that_is_not_there_yet_is_none_to_complain_of_nor_to_make() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let url = format!("sqlite://{}", directory.path().join("new.db").display());
+    let (worst, text) = examined(&[("DATABASE_URL", &url), ("LISTEN_ADDR", "127.0.0.1:0")]).await;
+    assert!(worst < Level::Fail && text.contains("the first start makes it"), "{text}");
+    assert_eq!(std::fs::read_dir(directory.path()).expect("files").count(), 0);
+    if let Some(bare) = Database::bare().await {
+        let (worst, text) = examined(&[("DATABASE_URL", bare.url()), ("LISTEN_ADDR", "127.0.0.1:0")]).await;
+        assert!(worst < Level::Fail && text.contains("the first start makes the tables"), "{text}");
+        assert!(bare.rows().await.is_empty());
+        bare.remove().await;
+    }
+}
+
+#[test]
+fn a_report_is_as_bad_as_the_worst_of_it() {
+    let mut report = Report::default();
+    assert_eq!((report.worst(), report.to_string()), (Level::Ok, String::new()));
+    report.expect(true, "fine", "not so fine");
+    report.warn("hm");
+    assert_eq!(report.worst(), Level::Warn);
+    report.fail("no");
+    report.ok("yes");
+    assert_eq!(
+        (report.worst(), report.to_string().as_str()),
+        (Level::Fail, "ok    fine\nwarn  hm\nfail  no\nok    yes\n")
+    );
+}

@@ -1,0 +1,53 @@
+/** The tokens of one login, for any client. */
+export class Session {
+  constructor(api) {
+    this.api = api;
+  }
+
+  /** With `{ username, password }` or `{ email, password }`. */
+  async logIn(credentials) {
+    this.#keep(await this.#post('/auth/login', credentials));
+  }
+
+  /** Ends the session on the server too, with its sockets and streams. */
+  async logOut() {
+    await this.#post('/auth/logout', undefined, { authorization: `Bearer ${this.accessToken}` });
+  }
+
+  /** An access token with some life left in it. */
+  async fresh() {
+    if (Date.now() > this.expiresAt - 5000) await this.refresh();
+    return this.accessToken;
+  }
+
+  /** The server does not take the access token any more, whatever the clock says. */
+  refused() {
+    this.expiresAt = 0;
+  }
+
+  /** One refresh at a time, however many ask for it: a refresh token is spent by its use. */
+  refresh() {
+    this.refreshing ??= this.#post('/auth/refresh', { refresh_token: this.refreshToken })
+      .then((tokens) => this.#keep(tokens))
+      .finally(() => (this.refreshing = undefined));
+    return this.refreshing;
+  }
+
+  #keep({ access_token, refresh_token, expires_in }) {
+    this.accessToken = access_token;
+    this.refreshToken = refresh_token;
+    this.expiresAt = Date.now() + expires_in * 1000;
+  }
+
+  async #post(path, body, headers) {
+    const answer = await fetch(this.api + path, {
+      method: 'POST',
+      headers: { 'content-type': 'application/json', ...headers },
+      body: JSON.stringify(body),
+    });
+    const text = await answer.text();
+    const json = text ? JSON.parse(text) : undefined;
+    if (!answer.ok) throw new Error(`${path}: ${json.code}: ${json.detail}`);
+    return json;
+  }
+}

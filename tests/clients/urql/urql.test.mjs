@@ -1,0 +1,102 @@
+// urql: Graphcache's pages and optimistic writes, and a session that is longer than its access token.
+import assert from 'node:assert/strict';
+import { after, describe, test } from 'node:test';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { Client, fetchExchange } from '@urql/core';
+import { live } from '../live.mjs';
+import { Person, api, graphql } from '../person.mjs';
+import { EVENTS, MOVE, TASKS, statuses, titles, watch } from '../watch.mjs';
+import { connect } from './client.mjs';
+
+// Graphcache warns of what it cannot keep apart.
+const warnings = [];
+console.warn = (warning) => warnings.push(warning);
+after(() => assert.deepEqual(warnings, []));
+
+describe('urql', { concurrency: true }, () => {
+  test('relayPagination puts the pages together', async () => {
+    const person = await Person.signUp();
+    await person.tasks('one', 'two', 'three', 'four', 'five');
+    const client = connect(api, person, live(api, person));
+    let page = await client.query(TASKS, {}).toPromise();
+    while (page.data.tasks.pageInfo.hasNextPage) {
+      page = await client.query(TASKS, { after: page.data.tasks.pageInfo.endCursor }).toPromise();
+    }
+    assert.deepEqual(titles(page.data), ['one', 'two', 'three', 'four', 'five']);
+  });
+
+  test('an optimistic write is shown at once, and taken back when it is refused', async (t) => {
+    const person = await Person.signUp();
+    const [id] = await person.tasks('Fuel');
+    const client = connect(api, person, live(api, person));
+    const { shown, until } = watch(t, client.query(TASKS, {}));
+    await until(() => true);
+    for (const status of ['DONE', 'IN_PROGRESS']) {
+      await client.mutation(MOVE, { input: { id, status } }).toPromise();
+    }
+    const steps = shown.map((data) => statuses(data)[0]).filter((status, at, all) => status !== all[at - 1]);
+    assert.deepEqual(steps, ['TODO', 'DONE', 'TODO', 'IN_PROGRESS']);
+  });
+
+  test('what is live reaches the cache, and goes on where a broken connection left off', async (t) => {
+    const person = await Person.signUp();
+    const [id] = await person.tasks('Fuel');
+    const socket = live(api, person);
+    const client = connect(api, person, socket);
+    const { until } = watch(t, client.query(TASKS, {}));
+    const { shown } = watch(t, client.subscription(EVENTS, { after: await person.newest() }));
+    await person.move(id, 'IN_PROGRESS');
+    await until((data) => statuses(data)[0] === 'IN_PROGRESS');
+    socket.terminate();
+    await person.move(id, 'DONE');
+    await until((data) => statuses(data)[0] === 'DONE');
+    assert.deepEqual(shown.map(({ events }) => events.to), ['IN_PROGRESS', 'DONE']);
+  });
+
+  test('subscriptions run over server-sent events too', async (t) => {
+    const person = await Person.signUp();
+    const [id] = await person.tasks('one');
+    const client = new Client({
+      url: graphql,
+      fetchOptions: () => ({ headers: { Authorization: person.authorization } }),
+      fetchSubscriptions: true,
+      exchanges: [fetchExchange],
+    });
+    const { until } = watch(t, client.subscription(EVENTS, { after: await person.newest() }));
+    await person.move(id, 'IN_PROGRESS');
+    await until(({ events }) => events.to === 'IN_PROGRESS');
+  });
+
+  // The server's shortest life of an access token is a minute: no clock is turned here.
+  test('a session outlives its access token, over HTTP', async (t) => {
+    const person = await Person.signUp();
+    await person.tasks('Fuel');
+    const client = connect(api, person, live(api, person));
+    const ask = () => client.query(TASKS, {}, { requestPolicy: 'network-only' }).toPromise();
+    assert.deepEqual(titles((await ask()).data), ['Fuel']);
+    const { accessToken } = person;
+    await sleep(person.expiresAt - Date.now() + 1000);
+    await assert.rejects(person.ask('{ viewer { id } }'), /UNAUTHENTICATED/);
+    const { data, error } = await ask();
+    assert.equal(error, undefined);
+    assert.deepEqual(titles(data), ['Fuel']);
+    assert.notEqual(person.accessToken, accessToken);
+  });
+
+  test('a subscription outlives the access token that it began with', async (t) => {
+    const person = await Person.signUp();
+    const [id] = await person.tasks('one');
+    const client = connect(api, person, live(api, person));
+    const { shown, until } = watch(t, client.subscription(EVENTS, { after: await person.newest() }));
+    await person.move(id, 'IN_PROGRESS');
+    await until(({ events }) => events.to === 'IN_PROGRESS');
+    const { accessToken } = person;
+    await sleep(person.expiresAt - Date.now() + 1000);
+    // The server has closed the socket, and the client comes back with a token of its own getting.
+    const elsewhere = await person.elsewhere();
+    await elsewhere.move(id, 'DONE');
+    await until(({ events }) => events.to === 'DONE');
+    assert.deepEqual(shown.map(({ events }) => events.to), ['IN_PROGRESS', 'DONE']);
+    assert.notEqual(person.accessToken, accessToken);
+  });
+});
