@@ -114,6 +114,9 @@ pub struct Config {
     pub database_connections: usize,
     /// `LISTEN_ADDR`: address and port to listen on. Default `127.0.0.1:8000`.
     pub listen: SocketAddr,
+    /// `METRICS_ADDR`: address and port on which `/metrics` is served, and nothing else; anybody who reaches it may read
+    /// it. Default none: it is served nowhere.
+    pub metrics: Option<SocketAddr>,
     /// `PUBLIC_URL`: where people reach the server; links in mails begin with it. Default `http://` + `LISTEN_ADDR`.
     pub public_url: String,
     /// `SECRET_KEY`: signs access tokens; at least 32 bytes. Default: made once and kept in `SECRETS_FILE`.
@@ -206,10 +209,11 @@ impl Invalid {
 }
 
 /// The names of all settings, as `.env.example` must list them.
-pub const NAMES: [&str; 52] = [
+pub const NAMES: [&str; 53] = [
     "DATABASE_URL",
     "DATABASE_CONNECTIONS",
     "LISTEN_ADDR",
+    "METRICS_ADDR",
     "PUBLIC_URL",
     "SECRET_KEY",
     "REFRESH_SECRET_KEY",
@@ -307,6 +311,11 @@ impl<'a> Source<'a> {
             }
             Some(value) => value.parse().map_err(|_| Invalid::new(name, format!("cannot read {value:?}"))),
         }
+    }
+
+    fn optional<T: std::str::FromStr>(&self, name: &'static str) -> Result<Option<T>, Invalid> {
+        let value = self.text(name);
+        value.map(|value| value.parse().map_err(|_| Invalid::new(name, format!("cannot read {value:?}")))).transpose()
     }
 
     fn list<T: std::str::FromStr>(&self, name: &'static str) -> Result<Vec<T>, Invalid> {
@@ -413,6 +422,7 @@ impl Config {
             database,
             database_connections: source.positive("DATABASE_CONNECTIONS", 8)? as usize,
             listen,
+            metrics: source.optional("METRICS_ADDR")?,
             secret_key,
             refresh_secret_key,
             access_lifetime: Duration::from_secs(60 * u64::from(source.positive("ACCESS_TOKEN_EXPIRE_MINUTES", 15)?)),

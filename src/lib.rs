@@ -17,9 +17,10 @@
 //!
 //! Each may use what is to its right, and none what is to its left. What stands beside the line may be used from
 //! everywhere: [`access`] (who may), [`error`] (what a client is told), [`config`], [`id`], [`time`], [`network`],
-//! [`limits`], and [`admission`], which `http` asks. Of the line these know no more than shapes: the column types of
-//! [`db`], and in [`config`] those of settings, such as [`store::lockout::Rule`]. Four are started by `main` and work
-//! on the line from outside: [`jobs`], [`mail`], which `store` queues for and [`jobs`] runs, [`demo`], and [`admin`].
+//! [`limits`], [`metrics`], which reads how full the parts are, and [`admission`], which `http` asks. Of the line these
+//! know no more than shapes: the column types of [`db`], and in [`config`] those of settings, such as
+//! [`store::lockout::Rule`]. Four are started by `main` and work on the line from outside: [`jobs`], [`mail`], which
+//! `store` queues for and [`jobs`] runs, [`demo`], and [`admin`].
 //!
 //! | module | what lives there |
 //! |---|---|
@@ -33,6 +34,7 @@
 //! | [`http::playground`], [`http::docs`] | GraphiQL; the OpenAPI document of the `/auth` routes, with a page that shows it |
 //! | [`admission`] | what a document may ask for, and what it costs, before it is executed |
 //! | [`limits`] | rate limits, counted here or in Redis |
+//! | [`metrics`] | what is counted and measured, for Prometheus |
 //! | [`auth`] | from a token to its [`access::Viewer`]; password hashes and tokens in [`auth::credential`] |
 //! | [`graphql`] | the nouns' types, queries, inputs, mutations and subscriptions; guards, global ids, connections, loaders |
 //! | [`store`] | the nouns' rows, reads and transactions; [`store::value`] and [`store::password`] have what was checked, such as a `Title` |
@@ -144,6 +146,7 @@ pub mod id;
 pub mod jobs;
 pub mod limits;
 pub mod mail;
+pub mod metrics;
 pub mod network;
 pub mod server;
 pub mod store;
@@ -159,6 +162,7 @@ use events::Position;
 use events::hint::Hints;
 use events::hub::Hub;
 use limits::Limits;
+use metrics::Metrics;
 use time::Clock;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -182,6 +186,8 @@ pub struct App {
     pub credentials: Credentials,
     /// Rate limits.
     pub limits: Limits,
+    /// What is counted and measured.
+    pub metrics: Metrics,
     /// Writes under way, which go on when their client goes away.
     pub writes: TaskTracker,
     /// Cancelled when the server is told to end.
@@ -191,13 +197,17 @@ pub struct App {
 impl App {
     /// Opens the database and sets everything up; nothing runs yet.
     pub fn open(config: Config, clock: Clock) -> Result<Arc<Self>> {
+        let db = Db::open(&config.database, config.database_connections)?;
+        let credentials = Credentials::new(&config)?;
+        let limits = Limits::new(config.rate_limits, config.redis()?);
         Ok(Arc::new(Self {
-            db: Db::open(&config.database, config.database_connections)?,
+            metrics: Metrics::new(&db, &limits, &credentials),
+            db,
             hub: Hub::default(),
             hints: Arc::new(Hints::new(config.redis()?)),
             inbox: watch::Sender::default(),
-            credentials: Credentials::new(&config)?,
-            limits: Limits::new(config.rate_limits, config.redis()?),
+            credentials,
+            limits,
             writes: TaskTracker::new(),
             draining: CancellationToken::new(),
             clock,

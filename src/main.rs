@@ -307,9 +307,14 @@ async fn open(config: Config) -> Result<Arc<App>, Failure> {
 async fn serve(config: Config) -> Result<(), Failure> {
     let app = open(config).await?;
     let listener = TcpListener::bind(app.config.listen).await?;
+    let metrics = match app.config.metrics {
+        Some(address) => Some(TcpListener::bind(address).await?),
+        None => None,
+    };
     let address = listener.local_addr()?;
-    let server = Server::start(&app, listener, jobs::start)?;
-    greet(&app, address).await?;
+    let measured = metrics.as_ref().map(TcpListener::local_addr).transpose()?;
+    let server = Server::start(&app, listener, metrics, jobs::start)?;
+    greet(&app, address, measured).await?;
     terminated().await;
     tokio::select! {
         // What had to be cut off is in the log; it is no failure.
@@ -319,7 +324,7 @@ async fn serve(config: Config) -> Result<(), Failure> {
 }
 
 /// Tells a newcomer where to go.
-async fn greet(app: &App, address: SocketAddr) -> Result<(), Failure> {
+async fn greet(app: &App, address: SocketAddr, metrics: Option<SocketAddr>) -> Result<(), Failure> {
     let database = match &app.config.database {
         Location::Sqlite(path) => format!("SQLite, {}", path.display()),
         Location::Postgres(_) => "PostgreSQL".to_owned(),
@@ -331,6 +336,9 @@ async fn greet(app: &App, address: SocketAddr) -> Result<(), Failure> {
     }
     if app.config.docs {
         println!("  Accounts  http://{address}/docs");
+    }
+    if let Some(metrics) = metrics {
+        println!("  Metrics   http://{metrics}/metrics");
     }
     if !user::has_admin(&mut app.db.conn().await?).await? {
         println!("There is no admin yet. Make one with:");

@@ -28,25 +28,29 @@ pub struct Server {
     /// Ends what works behind them.
     stop: CancellationToken,
     jobs: TaskTracker,
+    metrics: Option<JoinHandle<()>>,
 }
 
 impl Server {
-    /// Starts to answer on the listener, and whatever `jobs` starts beside that.
+    /// Starts to answer on the first listener, to tell metrics on the second, and whatever `jobs` starts beside that.
     pub fn start(
         app: &Arc<App>,
         listener: TcpListener,
+        metrics: Option<TcpListener>,
         jobs: impl FnOnce(&Arc<App>, &CancellationToken) -> Result<TaskTracker>,
     ) -> Result<Self> {
         let (closing, stop) = (CancellationToken::new(), CancellationToken::new());
         let jobs = jobs(app, &stop)?;
         let router = http::router(app, graphql::schema(app.config.introspection));
-        let doors = tokio::spawn(http::serve(listener, router, app.config.connections, closing.clone()));
-        Ok(Self { app: Arc::clone(app), closing, doors, stop, jobs })
+        let connections = app.config.connections;
+        let doors = tokio::spawn(http::serve(listener, router, connections, closing.clone()));
+        let measured = |listener| tokio::spawn(http::serve(listener, http::measured(app), connections, stop.clone()));
+        Ok(Self { app: Arc::clone(app), closing, doors, metrics: metrics.map(measured), stop, jobs })
     }
 
     /// Ends everything, in order; whether all of it ended by itself.
     pub async fn end(self) -> bool {
-        let Self { app, closing, mut doors, stop, jobs } = self;
+        let Self { app, closing, mut doors, stop, jobs, metrics } = self;
         app.draining.cancel();
         tokio::time::sleep(app.config.drain).await;
         closing.cancel();
@@ -63,6 +67,9 @@ impl Server {
         }
         stop.cancel();
         jobs.wait().await;
+        if let Some(metrics) = metrics {
+            metrics.abort();
+        }
         app.db.close().await;
         ended
     }

@@ -36,6 +36,7 @@ use crate::App;
 use crate::error::Code;
 use crate::graphql::Schema;
 use crate::id::Id;
+use crate::metrics;
 pub use accept::{Lifeline, serve};
 use problem::Problem;
 
@@ -65,6 +66,14 @@ pub fn router(app: &Arc<App>, schema: Schema) -> Router {
         .layer(cors(&app.config.cors_origins))
         .layer(CatchPanicLayer::custom(panicked))
         .layer(middleware::from_fn_with_state(Arc::clone(app), around))
+}
+
+/// What is served on the address for metrics, and nowhere else.
+pub fn measured(app: &Arc<App>) -> Router {
+    let app = Arc::clone(app);
+    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    let metrics = async move || ([(header::CONTENT_TYPE, kind)], metrics::exposition(&app));
+    Router::new().route("/metrics", get(metrics))
 }
 
 fn cors(origins: &[String]) -> CorsLayer {
@@ -115,12 +124,14 @@ fn is_allowed(request: &Request, hosts: &[String]) -> bool {
 async fn around(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
     let id: Arc<str> = Id::new().to_string().into();
     request.extensions_mut().insert(RequestId(Arc::clone(&id)));
-    let route = request.extensions().get::<MatchedPath>().map_or("-", MatchedPath::as_str).to_owned();
+    let route = request.extensions().get::<MatchedPath>().cloned();
+    let route = route.as_ref().map(MatchedPath::as_str);
+    let method = request.method().clone();
     let span = tracing::info_span!(
         "request",
         %id,
-        method = %request.method(),
-        route,
+        %method,
+        route = route.unwrap_or("-"),
         operation = tracing::field::Empty,
     );
     let started = tokio::time::Instant::now();
@@ -129,7 +140,9 @@ async fn around(State(app): State<Arc<App>>, mut request: Request, next: Next) -
     } else {
         Problem::new(Code::Forbidden, "This server does not answer under that name.").into_response()
     };
-    let (status, ms) = (response.status().as_u16(), started.elapsed().as_micros() as f64 / 1000.0);
+    let took = started.elapsed();
+    app.metrics.answered(&method, route, response.status(), took);
+    let (status, ms) = (response.status().as_u16(), took.as_micros() as f64 / 1000.0);
     span.in_scope(|| tracing::info!(status, ms, "answered"));
     let headers = response.headers_mut();
     if let Ok(id) = HeaderValue::from_str(&id) {

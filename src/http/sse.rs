@@ -25,6 +25,7 @@ use super::operation::{Door, Operation};
 use crate::access::Viewer;
 use crate::auth::bearer;
 use crate::error::Code;
+use crate::metrics::Transport;
 use crate::store::session;
 
 /// Events that wait to be written.
@@ -67,6 +68,7 @@ pub fn stream(
     let tasks = listener.lifeline.tasks.clone();
     tasks.spawn(async move {
         let _place = place;
+        let _open = door.app.metrics.socket(Transport::EventStream);
         let lifeline = listener.lifeline.clone();
         let ended = ended(&door, listener.viewer);
         let expired = async {

@@ -29,6 +29,7 @@ use crate::auth::{self, bearer};
 use crate::error::Code;
 use crate::events::hub::Listener;
 use crate::id::Id;
+use crate::metrics::Transport;
 use crate::store::event::Objects;
 use crate::store::session;
 
@@ -108,6 +109,8 @@ pub fn open(door: Door, upgrade: WebSocketUpgrade, opening: Opening) -> Response
 }
 
 async fn run(door: Door, socket: WebSocket, opening: Opening, agreed: bool) {
+    let metrics = &Arc::clone(&door.app).metrics;
+    let _open = metrics.socket(Transport::WebSocket);
     let (sink, mut stream) = socket.split();
     let (out, queue) = mpsc::channel(QUEUE);
     let (closing, closed) = oneshot::channel();
@@ -115,8 +118,10 @@ async fn run(door: Door, socket: WebSocket, opening: Opening, agreed: bool) {
     let close =
         if agreed { Talk::new(door, opening, out).until_end(&mut stream).await } else { Some(Close::WrongProtocol) };
     if let Some(close) = close {
+        let close = CloseFrame::from(close);
+        metrics.closed(close.code);
         // Only a writer that is gone already does not take it.
-        drop(closing.send(close.into()));
+        drop(closing.send(close));
     } else {
         drop(closing);
     }
@@ -435,7 +440,10 @@ impl Runner {
         // On the heap, as is what is executed once: this task lives as long as its subscription, and is one of many.
         let operation = match Box::pin(self.admitted(words)).await {
             Ok(operation) => operation,
-            Err(refused) => return self.error(id, refused),
+            Err(refused) => {
+                self.door.app.metrics.refused(refused.code);
+                return self.error(id, refused);
+            }
         };
         if operation.kind == OperationType::Subscription {
             let mut answers = self.door.subscribe(operation, Some(self.viewer), Arc::clone(&self.request_id));

@@ -113,12 +113,7 @@ impl Shared {
 }
 
 fn key(door: Door, who: Who) -> String {
-    let door = match door {
-        Door::Credentials => "credentials",
-        Door::Auth => "auth",
-        Door::Graphql => "graphql",
-        Door::Cost => "cost",
-    };
+    let door = door.as_str();
     match who {
         Who::Address(network) => format!("fasttrack:limit:{door}:a{:016x}", u64::from_be_bytes(network)),
         Who::User(id) => format!("fasttrack:limit:{door}:u{id}"),

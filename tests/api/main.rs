@@ -22,6 +22,7 @@ mod leaving;
 mod limits;
 mod login;
 mod mail;
+mod metrics;
 mod notification;
 mod operations;
 mod project;

@@ -142,7 +142,7 @@ impl Server {
             let app = App::open(config, clock).expect("the parts of the server");
             let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free port");
             let address = listener.local_addr().expect("an address");
-            let server = server::Server::start(&app, listener, start_jobs).expect("jobs");
+            let server = server::Server::start(&app, listener, None, start_jobs).expect("jobs");
             (app, address, server)
         });
         let (app, address, server) = starting.await.expect("a server that starts");
