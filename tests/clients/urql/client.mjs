@@ -6,12 +6,13 @@ import { relayPagination } from '@urql/exchange-graphcache/extras';
 // What has no id is kept within the object that has it.
 const embedded = () => null;
 
-export function connect(api, session, socket) {
+export function connect(api, session, socket, schema) {
   return new Client({
     url: `${api}/graphql`,
     exchanges: [
       cacheExchange({
         keys: { FieldChange: embedded, ProjectStats: embedded, RateLimit: embedded, UserError: embedded, UserStats: embedded },
+        schema, // so that fragments match by the schema and not by guessing
         resolvers: { Query: { tasks: relayPagination() } },
         optimistic: {
           updateTask: ({ input }) => ({

@@ -3,10 +3,24 @@ import assert from 'node:assert/strict';
 import { after, describe, test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { Client, fetchExchange } from '@urql/core';
+import { minifyIntrospectionQuery } from '@urql/introspection';
+import { getIntrospectionQuery } from 'graphql';
 import { live } from '../live.mjs';
 import { Person, api, graphql } from '../person.mjs';
 import { EVENTS, MOVE, TASKS, statuses, titles, watch } from '../watch.mjs';
 import { connect } from './client.mjs';
+
+const schema = await introspect();
+
+/** The names in the schema, as the server tells them. */
+async function introspect() {
+  const answer = await fetch(graphql, {
+    method: 'POST',
+    headers: { 'content-type': 'application/json' },
+    body: JSON.stringify({ query: getIntrospectionQuery() }),
+  });
+  return minifyIntrospectionQuery((await answer.json()).data);
+}
 
 // Graphcache warns of what it cannot keep apart.
 const warnings = [];
@@ -17,7 +31,7 @@ describe('urql', { concurrency: true }, () => {
   test('relayPagination puts the pages together', async () => {
     const person = await Person.signUp();
     await person.tasks('one', 'two', 'three', 'four', 'five');
-    const client = connect(api, person, live(api, person));
+    const client = connect(api, person, live(api, person), schema);
     let page = await client.query(TASKS, {}).toPromise();
     while (page.data.tasks.pageInfo.hasNextPage) {
       page = await client.query(TASKS, { after: page.data.tasks.pageInfo.endCursor }).toPromise();
@@ -28,7 +42,7 @@ describe('urql', { concurrency: true }, () => {
   test('an optimistic write is shown at once, and taken back when it is refused', async (t) => {
     const person = await Person.signUp();
     const [id] = await person.tasks('Fuel');
-    const client = connect(api, person, live(api, person));
+    const client = connect(api, person, live(api, person), schema);
     const { shown, until } = watch(t, client.query(TASKS, {}));
     await until(() => true);
     for (const status of ['DONE', 'IN_PROGRESS']) {
@@ -42,7 +56,7 @@ describe('urql', { concurrency: true }, () => {
     const person = await Person.signUp();
     const [id] = await person.tasks('Fuel');
     const socket = live(api, person);
-    const client = connect(api, person, socket);
+    const client = connect(api, person, socket, schema);
     const { until } = watch(t, client.query(TASKS, {}));
     const { shown } = watch(t, client.subscription(EVENTS, { after: await person.newest() }));
     await person.move(id, 'IN_PROGRESS');
@@ -71,7 +85,7 @@ describe('urql', { concurrency: true }, () => {
   test('a session outlives its access token, over HTTP', async (t) => {
     const person = await Person.signUp();
     await person.tasks('Fuel');
-    const client = connect(api, person, live(api, person));
+    const client = connect(api, person, live(api, person), schema);
     const ask = () => client.query(TASKS, {}, { requestPolicy: 'network-only' }).toPromise();
     assert.deepEqual(titles((await ask()).data), ['Fuel']);
     const { accessToken } = person;
@@ -86,7 +100,7 @@ describe('urql', { concurrency: true }, () => {
   test('a subscription outlives the access token that it began with', async (t) => {
     const person = await Person.signUp();
     const [id] = await person.tasks('one');
-    const client = connect(api, person, live(api, person));
+    const client = connect(api, person, live(api, person), schema);
     const { shown, until } = watch(t, client.subscription(EVENTS, { after: await person.newest() }));
     await person.move(id, 'IN_PROGRESS');
     await until(({ events }) => events.to === 'IN_PROGRESS');

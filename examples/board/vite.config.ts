@@ -1,0 +1,11 @@
+import react from '@vitejs/plugin-react';
+import { defineConfig } from 'vite';
+
+// The page and the server under one origin, as behind a reverse proxy.
+const server = process.env.FASTTRACK_URL ?? 'http://127.0.0.1:8000';
+const proxy = {
+  '/auth': server,
+  '/graphql': { target: server, ws: true, changeOrigin: true, rewriteWsOrigin: true },
+};
+
+export default defineConfig({ plugins: [react()], server: { proxy }, preview: { proxy } });
