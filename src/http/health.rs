@@ -12,7 +12,6 @@ use serde::Serialize;
 
 use crate::App;
 use crate::db::migrate;
-use crate::error::Error;
 
 /// How long the database may take to answer: a probe does not wait for ever.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -43,10 +42,7 @@ struct Report {
 }
 
 async fn ready(State(app): State<Arc<App>>) -> Response {
-    let schema = async {
-        let (known, applied) = (migrate::known()?, migrate::applied(&app.db).await?);
-        Ok::<_, Error>(known.iter().all(|version| applied.contains(version)))
-    };
+    let schema = async { migrate::is_complete(&mut app.db.conn().await?).await };
     let (schema, redis) = tokio::join!(tokio::time::timeout(PATIENCE, schema), app.limits.redis_answers());
     let schema = match schema {
         Ok(Ok(complete)) => Some(complete),
