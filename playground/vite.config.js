@@ -1,9 +1,27 @@
+import { readFile, readdir, rm, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { gzipSync } from 'node:zlib';
 import { defineConfig } from 'vite';
 
 const server = process.env.FASTTRACK_URL ?? 'http://127.0.0.1:8080';
 
+// The server carries these files in its binary and sends them as they are: each is kept compressed only.
+const compressed = {
+  name: 'compressed',
+  apply: 'build',
+  async closeBundle() {
+    const entries = await readdir('dist', { recursive: true, withFileTypes: true });
+    for (const entry of entries.filter((entry) => entry.isFile())) {
+      const path = join(entry.parentPath, entry.name);
+      await writeFile(`${path}.gz`, gzipSync(await readFile(path), { level: 9 }));
+      await rm(path);
+    }
+  },
+};
+
 export default defineConfig({
   base: '/graphiql/',
+  plugins: [compressed],
   build: {
     target: 'baseline-widely-available',
     modulePreload: { polyfill: false },

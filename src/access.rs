@@ -6,14 +6,19 @@
 
 use diesel::deserialize::FromSqlRow;
 use diesel::expression::AsExpression;
+use serde::Serialize;
+use utoipa::ToSchema;
 
 use crate::error::{Error, Result};
 use crate::id::Id;
 use crate::stored_as_smallint;
 
 /// What a person is on this server.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, async_graphql::Enum, AsExpression, FromSqlRow)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Hash, async_graphql::Enum, Serialize, ToSchema, AsExpression, FromSqlRow,
+)]
 #[diesel(sql_type = diesel::sql_types::SmallInt)]
+#[serde(rename_all = "UPPERCASE")]
 pub enum Role {
     /// Sees and manages everything.
     Admin,

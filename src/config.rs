@@ -114,6 +114,9 @@ pub struct Config {
     pub database_connections: usize,
     /// `LISTEN_ADDR`: address and port to listen on. Default `127.0.0.1:8000`.
     pub listen: SocketAddr,
+    /// `METRICS_ADDR`: address and port on which `/metrics` is served, and nothing else; anybody who reaches it may read
+    /// it. Default none: it is served nowhere.
+    pub metrics: Option<SocketAddr>,
     /// `PUBLIC_URL`: where people reach the server; links in mails begin with it. Default `http://` + `LISTEN_ADDR`.
     pub public_url: String,
     /// `SECRET_KEY`: signs access tokens; at least 32 bytes. Default: made once and kept in `SECRETS_FILE`.
@@ -143,6 +146,9 @@ pub struct Config {
     /// `MAX_CONNECTIONS` (10000), `MAX_REQUESTS_IN_FLIGHT` (1000), `HEADER_TIMEOUT_SECONDS` (10),
     /// `BODY_TIMEOUT_SECONDS` (30) and `KEEP_ALIVE_SECONDS` (75).
     pub connections: Connections,
+    /// `DRAIN_SECONDS`: for how long, when the server is told to end, `/readyz` says so before connections are refused;
+    /// a little more than the pause between two checks of a load balancer. Default 0.
+    pub drain: Duration,
     /// `PERSISTED_QUERIES`: how many documents are kept that clients have sent with their hash (automatic persisted
     /// queries); 0 keeps none. Default 1000.
     pub persisted_queries: usize,
@@ -180,6 +186,8 @@ pub struct Config {
     pub audit_retention: Duration,
     /// `GRAPHIQL_ENABLED`: whether `/graphiql` is served. Default on.
     pub graphiql: bool,
+    /// `DOCS_ENABLED`: whether `/docs` is served, what the `/auth` routes take and answer. Default on.
+    pub docs: bool,
     /// `INTROSPECTION_ENABLED`: whether the schema can be asked for. Default on.
     pub introspection: bool,
     /// `LOG_FORMAT`: `text` or `json`. Default `text`. What is logged, `RUST_LOG` says; default `info`.
@@ -201,10 +209,11 @@ impl Invalid {
 }
 
 /// The names of all settings, as `.env.example` must list them.
-pub const NAMES: [&str; 50] = [
+pub const NAMES: [&str; 53] = [
     "DATABASE_URL",
     "DATABASE_CONNECTIONS",
     "LISTEN_ADDR",
+    "METRICS_ADDR",
     "PUBLIC_URL",
     "SECRET_KEY",
     "REFRESH_SECRET_KEY",
@@ -236,6 +245,7 @@ pub const NAMES: [&str; 50] = [
     "HEADER_TIMEOUT_SECONDS",
     "BODY_TIMEOUT_SECONDS",
     "KEEP_ALIVE_SECONDS",
+    "DRAIN_SECONDS",
     "TRUSTED_PROXIES",
     "EVENT_RETENTION_DAYS",
     "EVENT_RETENTION_COUNT",
@@ -249,6 +259,7 @@ pub const NAMES: [&str; 50] = [
     "LOCKOUT_MINUTES",
     "AUDIT_RETENTION_DAYS",
     "GRAPHIQL_ENABLED",
+    "DOCS_ENABLED",
     "INTROSPECTION_ENABLED",
     "LOG_FORMAT",
     "RUST_LOG",
@@ -300,6 +311,11 @@ impl<'a> Source<'a> {
             }
             Some(value) => value.parse().map_err(|_| Invalid::new(name, format!("cannot read {value:?}"))),
         }
+    }
+
+    fn optional<T: std::str::FromStr>(&self, name: &'static str) -> Result<Option<T>, Invalid> {
+        let value = self.text(name);
+        value.map(|value| value.parse().map_err(|_| Invalid::new(name, format!("cannot read {value:?}")))).transpose()
     }
 
     fn list<T: std::str::FromStr>(&self, name: &'static str) -> Result<Vec<T>, Invalid> {
@@ -406,6 +422,7 @@ impl Config {
             database,
             database_connections: source.positive("DATABASE_CONNECTIONS", 8)? as usize,
             listen,
+            metrics: source.optional("METRICS_ADDR")?,
             secret_key,
             refresh_secret_key,
             access_lifetime: Duration::from_secs(60 * u64::from(source.positive("ACCESS_TOKEN_EXPIRE_MINUTES", 15)?)),
@@ -438,6 +455,7 @@ impl Config {
                 body: source.seconds("BODY_TIMEOUT_SECONDS", 30)?,
                 idle: source.seconds("KEEP_ALIVE_SECONDS", 75)?,
             },
+            drain: Duration::from_secs(source.parse("DRAIN_SECONDS", 0)?),
             persisted_queries: source.parse("PERSISTED_QUERIES", 1_000)?,
             trusted_documents: trusted_documents(source)?,
             allowed_hosts: source.list("ALLOWED_HOSTS")?,
@@ -458,6 +476,7 @@ impl Config {
             },
             audit_retention: Duration::from_secs(86_400 * u64::from(source.positive("AUDIT_RETENTION_DAYS", 365)?)),
             graphiql: source.switch("GRAPHIQL_ENABLED", true)?,
+            docs: source.switch("DOCS_ENABLED", true)?,
             introspection: source.switch("INTROSPECTION_ENABLED", true)?,
             log_json: source.choice("LOG_FORMAT", false, &[("text", false), ("json", true)])?,
             public_url,

@@ -254,6 +254,26 @@ pub enum FaultCode {
     WeakPassword,
 }
 
+impl FaultCode {
+    /// The code as clients see it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Blank => "BLANK",
+            Self::TooShort => "TOO_SHORT",
+            Self::TooLong => "TOO_LONG",
+            Self::Invalid => "INVALID",
+            Self::Taken => "TAKEN",
+            Self::NotFound => "NOT_FOUND",
+            Self::InThePast => "IN_THE_PAST",
+            Self::InvalidStatusTransition => "INVALID_STATUS_TRANSITION",
+            Self::Archived => "ARCHIVED",
+            Self::Conflict => "CONFLICT",
+            Self::WrongPassword => "WRONG_PASSWORD",
+            Self::WeakPassword => "WEAK_PASSWORD",
+        }
+    }
+}
+
 /// One thing that the caller can put right.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fault {

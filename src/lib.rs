@@ -12,26 +12,29 @@
 //! # Who sees whom
 //!
 //! ```text
-//! main → http → { auth, graphql } → store → { events, db }
+//! main → server → http → { auth, graphql } → store → { events, db }
 //! ```
 //!
 //! Each may use what is to its right, and none what is to its left. What stands beside the line may be used from
 //! everywhere: [`access`] (who may), [`error`] (what a client is told), [`config`], [`id`], [`time`], [`network`],
-//! [`limits`], and [`admission`], which `http` asks. Of the line these know no more than shapes: the column types of
-//! [`db`], and in [`config`] those of settings, such as [`store::lockout::Rule`]. Four are started by `main` and work
-//! on the line from outside: [`jobs`], [`mail`], which `store` queues for and [`jobs`] runs, [`demo`], and [`admin`].
+//! [`limits`], [`metrics`], which reads how full the parts are, and [`admission`], which `http` asks. Of the line these
+//! know no more than shapes: the column types of [`db`], and in [`config`] those of settings, such as
+//! [`store::lockout::Rule`]. Four are started by `main` and work on the line from outside: [`jobs`], [`mail`], which
+//! `store` queues for and [`jobs`] runs, [`demo`], and [`admin`].
 //!
 //! | module | what lives there |
 //! |---|---|
-//! | [`http`] | the router on one page, with what stands around every request; [`http::problem`] documents |
+//! | [`server`] | the parts that run, and the order in which they end |
+//! | [`http`] | the router on one page, with what stands around every request; [`http::problem`] documents; [`http::health`] |
 //! | [`http::accept`], [`http::address`], [`http::origin`] | connections and their deadlines; from which address a request comes, and from which page |
 //! | [`http::auth`], [`http::recovery`] | the `/auth` routes: sign-up, tokens, mailed links |
 //! | [`http::operation`], [`http::persisted`], [`http::answer`] | a GraphQL operation from its words to its answer, the same for every transport |
 //! | [`http::graphql`], [`http::negotiate`] | GraphQL over HTTP |
 //! | [`http::websocket`], [`http::protocol`], [`http::sse`] | GraphQL over WebSocket and over server-sent events |
-//! | [`http::playground`] | GraphiQL |
+//! | [`http::playground`], [`http::docs`] | GraphiQL; the OpenAPI document of the `/auth` routes, with a page that shows it |
 //! | [`admission`] | what a document may ask for, and what it costs, before it is executed |
 //! | [`limits`] | rate limits, counted here or in Redis |
+//! | [`metrics`] | what is counted and measured, for Prometheus |
 //! | [`auth`] | from a token to its [`access::Viewer`]; password hashes and tokens in [`auth::credential`] |
 //! | [`graphql`] | the nouns' types, queries, inputs, mutations and subscriptions; guards, global ids, connections, loaders |
 //! | [`store`] | the nouns' rows, reads and transactions; [`store::value`] and [`store::password`] have what was checked, such as a `Title` |
@@ -143,7 +146,9 @@ pub mod id;
 pub mod jobs;
 pub mod limits;
 pub mod mail;
+pub mod metrics;
 pub mod network;
+pub mod server;
 pub mod store;
 pub mod time;
 
@@ -157,8 +162,11 @@ use events::Position;
 use events::hint::Hints;
 use events::hub::Hub;
 use limits::Limits;
+use metrics::Metrics;
 use time::Clock;
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 /// Everything that a running server shares.
 pub struct App {
@@ -178,18 +186,30 @@ pub struct App {
     pub credentials: Credentials,
     /// Rate limits.
     pub limits: Limits,
+    /// What is counted and measured.
+    pub metrics: Metrics,
+    /// Writes under way, which go on when their client goes away.
+    pub writes: TaskTracker,
+    /// Cancelled when the server is told to end.
+    pub draining: CancellationToken,
 }
 
 impl App {
     /// Opens the database and sets everything up; nothing runs yet.
     pub fn open(config: Config, clock: Clock) -> Result<Arc<Self>> {
+        let db = Db::open(&config.database, config.database_connections)?;
+        let credentials = Credentials::new(&config)?;
+        let limits = Limits::new(config.rate_limits, config.redis()?);
         Ok(Arc::new(Self {
-            db: Db::open(&config.database, config.database_connections)?,
+            metrics: Metrics::new(&db, &limits, &credentials),
+            db,
             hub: Hub::default(),
             hints: Arc::new(Hints::new(config.redis()?)),
             inbox: watch::Sender::default(),
-            credentials: Credentials::new(&config)?,
-            limits: Limits::new(config.rate_limits, config.redis()?),
+            credentials,
+            limits,
+            writes: TaskTracker::new(),
+            draining: CancellationToken::new(),
             clock,
             config,
         }))

@@ -11,9 +11,13 @@ use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+
 use crate::config::RateLimits;
 use crate::error::{Code, Error, Result};
 use crate::id::Id;
+use crate::metrics::Labels;
 use crate::time::Timestamp;
 use shared::Shared;
 
@@ -33,6 +37,18 @@ pub enum Door {
     Graphql,
     /// What GraphQL operations cost, in points.
     Cost,
+}
+
+impl Door {
+    /// Its name, as Redis and the metrics have it.
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Credentials => "credentials",
+            Self::Auth => "auth",
+            Self::Graphql => "graphql",
+            Self::Cost => "cost",
+        }
+    }
 }
 
 /// Who is limited.
@@ -123,13 +139,24 @@ pub struct Limits {
     hasher: RandomState,
     shards: Vec<Mutex<HashMap<(Door, Who), Window>>>,
     shared: Option<Shared>,
+    /// Requests that were refused, by their door.
+    pub refused: Family<Labels<1>, Counter>,
+    /// Times that something was counted here because Redis did not answer.
+    pub alone: Counter,
 }
 
 impl Limits {
     /// With these limits, or none; counted in Redis, or here.
     pub fn new(limits: Option<RateLimits>, redis: Option<redis::Client>) -> Self {
         let shards = (0..SHARDS).map(|_| Mutex::new(HashMap::new())).collect();
-        Self { limits, hasher: RandomState::new(), shards, shared: redis.map(Shared::new) }
+        Self {
+            limits,
+            hasher: RandomState::new(),
+            shards,
+            shared: redis.map(Shared::new),
+            refused: Family::default(),
+            alone: Counter::default(),
+        }
     }
 
     /// Counts a request, or refuses it with the time to wait; a refused one does not count.
@@ -153,16 +180,28 @@ impl Limits {
             Some(shared) => shared.spend(door, who, limit, points).await,
             None => None,
         };
+        if shared.is_none() && self.shared.is_some() {
+            self.alone.inc();
+        }
         // Without Redis each instance limits what it sees: too lenient for a while is better than an outage.
         let (fits, window, elapsed) = shared.unwrap_or_else(|| self.count((door, who), limit, points, now));
         if fits {
             return Ok(Some(Standing::new(window, limit, elapsed)));
         }
+        self.refused.get_or_create(&[("limit", door.as_str().into())]).inc();
         Err(Error::Refused {
             code: Code::RateLimited,
             message: "Too many requests. Try again later.".into(),
             retry_after: Some(window.wait(limit, elapsed)),
         })
+    }
+
+    /// Whether Redis answers, if there is to be one.
+    pub async fn redis_answers(&self) -> Option<bool> {
+        match &self.shared {
+            Some(shared) => Some(shared.answers().await),
+            None => None,
+        }
     }
 
     fn count(&self, key: (Door, Who), limit: u32, points: u32, now: Timestamp) -> (bool, Window, i64) {

@@ -6,7 +6,6 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use fasttrack::App;
@@ -17,13 +16,13 @@ use fasttrack::config::{Config, kept_in};
 use fasttrack::db::{Location, migrate};
 use fasttrack::error::Error;
 use fasttrack::http::auth::NewAccount;
+use fasttrack::server::Server;
 use fasttrack::store::audit::Origin;
 use fasttrack::store::password::Password;
 use fasttrack::store::{account, user};
 use fasttrack::time::Clock;
 use fasttrack::{demo, graphql, http, jobs};
 use tokio::net::TcpListener;
-use tokio_util::sync::CancellationToken;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -58,9 +57,10 @@ enum Command {
         /// Where it is: `sqlite://path`. It stays as it is.
         #[arg(long, value_name = "URL", value_parser = location)]
         from: Location,
-        /// Where to: `postgres://user:password@host/database`.
+        /// Where to: `postgres://user:password@host/database`; if left out, what DATABASE_URL says, so that the
+        /// password is on no command line.
         #[arg(long, value_name = "URL", value_parser = location)]
-        to: Location,
+        to: Option<Location>,
     },
     /// Look at the settings.
     Config {
@@ -71,6 +71,8 @@ enum Command {
     Doctor,
     /// Print the GraphQL schema in SDL.
     Schema,
+    /// Print what the `/auth` routes take and answer, as an OpenAPI document in JSON.
+    Openapi,
     /// Look after accounts.
     User {
         #[command(subcommand)]
@@ -204,7 +206,13 @@ async fn run(command: Command) -> Result<(), Failure> {
             print!("{}", graphql::sdl());
             return Ok(());
         }
+        Command::Openapi => {
+            println!("{}", http::docs::document());
+            return Ok(());
+        }
         Command::Move { from, to } => {
+            let to = to.or_else(|| location(&environment("DATABASE_URL")?).ok());
+            let to = to.ok_or_else(|| Failure("name where to, by --to or by DATABASE_URL".to_owned()))?;
             println!("{}", relocate::run(&from, &to).await?);
             println!("{}", relocate::carry_keys(&|name| std::env::var(name).ok(), &from, &to));
             println!("Now set DATABASE_URL to the new one, and start the server. The file stays as it is.");
@@ -228,7 +236,7 @@ async fn run(command: Command) -> Result<(), Failure> {
     let config = Config::from_env()?;
     telemetry(config.log_json);
     match command {
-        Command::Schema | Command::Move { .. } | Command::Config { .. } | Command::Doctor => Ok(()),
+        Command::Schema | Command::Openapi | Command::Move { .. } | Command::Config { .. } | Command::Doctor => Ok(()),
         Command::Backup { file } => {
             let bytes = backup::run(&config.database, file.clone()).await?;
             println!("{} was made and checked: {bytes} bytes.", file.display());
@@ -299,28 +307,24 @@ async fn open(config: Config) -> Result<Arc<App>, Failure> {
 async fn serve(config: Config) -> Result<(), Failure> {
     let app = open(config).await?;
     let listener = TcpListener::bind(app.config.listen).await?;
-    let stop = CancellationToken::new();
-    let jobs = jobs::start(&app, &stop)?;
-    let router = http::router(&app, graphql::schema(app.config.introspection));
-    greet(&app, listener.local_addr()?).await?;
-    let signalled = stop.clone();
-    tokio::spawn(async move {
-        terminated().await;
-        signalled.cancel();
-    });
+    let metrics = match app.config.metrics {
+        Some(address) => Some(TcpListener::bind(address).await?),
+        None => None,
+    };
+    let address = listener.local_addr()?;
+    let measured = metrics.as_ref().map(TcpListener::local_addr).transpose()?;
+    let server = Server::start(&app, listener, metrics, jobs::start)?;
+    greet(&app, address, measured).await?;
+    terminated().await;
     tokio::select! {
-        served = http::serve(listener, router, app.config.connections, stop.clone()) => served?,
-        // Sockets that stay open do not keep the server from ending.
-        () = async { stop.cancelled().await; tokio::time::sleep(Duration::from_secs(10)).await } => {}
+        // What had to be cut off is in the log; it is no failure.
+        _ = server.end() => Ok(()),
+        () = terminated() => Err(Failure("told twice to end, so it did not wait".to_owned())),
     }
-    stop.cancel();
-    jobs.wait().await;
-    app.db.close().await;
-    Ok(())
 }
 
 /// Tells a newcomer where to go.
-async fn greet(app: &App, address: SocketAddr) -> Result<(), Failure> {
+async fn greet(app: &App, address: SocketAddr, metrics: Option<SocketAddr>) -> Result<(), Failure> {
     let database = match &app.config.database {
         Location::Sqlite(path) => format!("SQLite, {}", path.display()),
         Location::Postgres(_) => "PostgreSQL".to_owned(),
@@ -329,6 +333,12 @@ async fn greet(app: &App, address: SocketAddr) -> Result<(), Failure> {
     println!("  GraphQL   http://{address}/graphql");
     if app.config.graphiql {
         println!("  GraphiQL  http://{address}/graphiql");
+    }
+    if app.config.docs {
+        println!("  Accounts  http://{address}/docs");
+    }
+    if let Some(metrics) = metrics {
+        println!("  Metrics   http://{metrics}/metrics");
     }
     if !user::has_admin(&mut app.db.conn().await?).await? {
         println!("There is no admin yet. Make one with:");

@@ -256,7 +256,7 @@ async fn log(url: &str, report: &mut Report) -> Result<()> {
 /// What is to be asked of either database: the schema, and what people find in it.
 async fn contents(config: &Config, report: &mut Report) -> Result<()> {
     let db = Db::open(&config.database, 1)?;
-    let (applied, known) = (migrate::applied(&db).await?, migrate::known()?);
+    let (applied, known) = (migrate::applied(&mut db.conn().await?).await?, migrate::known()?);
     let pending = known.iter().filter(|version| !applied.contains(version)).count();
     if applied.iter().any(|version| !known.contains(version)) {
         report.fail("the database is of a newer version of this program: run that one");

@@ -304,7 +304,9 @@ const CATALOGUE: &str = "
 async fn plan(client: &Client, source: &mut Source) -> Result<Vec<Table>> {
     let migrations = client.query(MIGRATIONS, &[]).await?;
     if source.names(MIGRATIONS)? != migrations.iter().map(|row| row.get(0)).collect::<Vec<String>>() {
-        return refuse("the file is of another version than this program: bring it up to date by `fasttrack migrate`");
+        return refuse(
+            "the file is of another version than this program: bring it up to date by `fasttrack migrate`, with DATABASE_URL naming it",
+        );
     }
     let mut waiting = Vec::new();
     for row in client.query(CATALOGUE, &[]).await? {

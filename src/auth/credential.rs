@@ -5,7 +5,7 @@
 //! that is stored can be used as one.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use argon2::password_hash::phc::PasswordHash;
 use argon2::password_hash::{PasswordHasher, PasswordVerifier};
@@ -14,12 +14,16 @@ use aws_lc_rs::{constant_time, digest, hmac, rand};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jsonwebtoken::{DecodingKey, EncodingKey, Header, Validation};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::histogram::Histogram;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
+use utoipa::ToSchema;
 
 use crate::config::{Config, HashCost};
 use crate::error::{Error, Result};
 use crate::id::Id;
+use crate::metrics;
 use crate::store::password::{MAX_LENGTH, Password};
 use crate::store::session::Session;
 use crate::time::Timestamp;
@@ -51,11 +55,15 @@ pub struct Access {
 }
 
 /// The tokens of a login or a refresh, as RFC 6749 section 5.1 answers them.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub struct Tokens {
+    /// What to send with requests, as `Authorization: Bearer …`.
     access_token: String,
+    /// What gets the next pair, once.
     refresh_token: String,
+    /// Always `bearer`.
     token_type: &'static str,
+    /// Seconds that the access token is good.
     expires_in: u64,
 }
 
@@ -73,6 +81,9 @@ struct Inner {
     dummy: String,
     running: Arc<Semaphore>,
     queue: Arc<Semaphore>,
+    cores: usize,
+    refused: Counter,
+    seconds: Histogram,
 }
 
 impl Credentials {
@@ -102,6 +113,9 @@ impl Credentials {
             dummy,
             running: Arc::new(Semaphore::new(cores)),
             queue: Arc::new(Semaphore::new(HASH_QUEUE)),
+            cores,
+            refused: Counter::default(),
+            seconds: metrics::seconds(),
         })))
     }
 
@@ -142,7 +156,11 @@ impl Credentials {
 
     /// Runs a hash off the event loop, few at once; too many waiting are turned away.
     async fn run<T: Send + 'static>(&self, work: impl FnOnce(&Inner) -> T + Send + 'static) -> Result<T> {
-        let queued = Arc::clone(&self.0.queue).try_acquire_owned().map_err(|_| Error::unavailable())?;
+        let since = Instant::now();
+        let queued = Arc::clone(&self.0.queue).try_acquire_owned().map_err(|_| {
+            self.0.refused.inc();
+            Error::unavailable()
+        })?;
         let running = Arc::clone(&self.0.running).acquire_owned().await.map_err(Error::internal)?;
         let inner = Arc::clone(&self.0);
         // The permits go along: a caller who leaves does not make room before the work is done.
@@ -150,7 +168,25 @@ impl Credentials {
             let _permits = (queued, running);
             work(&inner)
         });
-        done.await.map_err(Error::internal)
+        let done = done.await.map_err(Error::internal);
+        self.0.seconds.observe(since.elapsed().as_secs_f64());
+        done
+    }
+
+    /// How many hashes run, and how many wait.
+    pub fn hashing(&self) -> (usize, usize) {
+        let running = self.0.cores - self.0.running.available_permits();
+        (running, (HASH_QUEUE - self.0.queue.available_permits()).saturating_sub(running))
+    }
+
+    /// Hashes that were not begun because too many waited.
+    pub fn refused(&self) -> &Counter {
+        &self.0.refused
+    }
+
+    /// How long hashes took, their wait included.
+    pub fn hash_seconds(&self) -> &Histogram {
+        &self.0.seconds
     }
 
     /// The pair of tokens for a session as it stands.

@@ -5,12 +5,12 @@ use diesel::migration::MigrationSource;
 use diesel::sql_types::Text;
 use diesel::sqlite::Sqlite;
 use diesel::{Connection, QueryableByName, SqliteConnection, sql_query};
-use diesel_async::AsyncPgConnection;
 use diesel_async::async_connection_wrapper::AsyncConnectionWrapper;
+use diesel_async::{AsyncPgConnection, RunQueryDsl};
 use diesel_migrations::{EmbeddedMigrations, MigrationHarness, embed_migrations};
 
 use super::postgres::Server;
-use super::{Db, Location};
+use super::{Conn, Location};
 use crate::error::{Error, Result};
 use crate::on;
 
@@ -53,11 +53,16 @@ pub fn known() -> Result<Vec<String>> {
 }
 
 /// The versions that a database was brought to, oldest first.
-pub async fn applied(db: &Db) -> Result<Vec<String>> {
+pub async fn applied(conn: &mut Conn) -> Result<Vec<String>> {
     let versions = sql_query("SELECT version FROM __diesel_schema_migrations ORDER BY version");
-    let mut conn = db.conn().await?;
-    let versions: Vec<Applied> = on!(conn, |c| diesel_async::RunQueryDsl::load(versions, c).await)?;
+    let versions: Vec<Applied> = on!(conn, |c| versions.load(c).await)?;
     Ok(versions.into_iter().map(|row| row.version).collect())
+}
+
+/// Whether every migration of this program was applied.
+pub async fn is_complete(conn: &mut Conn) -> Result<bool> {
+    let applied = applied(conn).await?;
+    Ok(known()?.iter().all(|version| applied.contains(version)))
 }
 
 #[derive(QueryableByName)]

@@ -11,8 +11,7 @@ pub mod types;
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use diesel::connection::{Instrumentation, InstrumentationEvent};
 use diesel::sqlite::SqliteConnection;
@@ -22,9 +21,12 @@ use diesel_async::pooled_connection::{AsyncDieselConnectionManager, ManagerConfi
 use diesel_async::sync_connection_wrapper::SyncConnectionWrapper;
 use diesel_async::{AsyncConnection, AsyncPgConnection, SimpleAsyncConnection};
 use futures_util::FutureExt;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::histogram::Histogram;
 use tokio::sync::Notify;
 
 use crate::error::{Error, Result};
+use crate::metrics;
 
 /// SQLite behind tokio's blocking pool.
 pub type SqliteConn = SyncConnectionWrapper<SqliteConnection>;
@@ -131,7 +133,8 @@ where
 #[derive(Clone)]
 pub struct Db {
     pools: Pools,
-    statements: Arc<AtomicU64>,
+    statements: Counter,
+    waits: Histogram,
     bells: Arc<[Notify; 2]>,
 }
 
@@ -157,13 +160,13 @@ impl Location {
     }
 }
 
-/// Counts the statements a connection sends, so that a test can hold their number.
-struct Count(Arc<AtomicU64>);
+/// Counts the statements a connection sends.
+struct Count(Counter);
 
 impl Instrumentation for Count {
     fn on_connection_event(&mut self, event: InstrumentationEvent<'_>) {
         if matches!(event, InstrumentationEvent::StartQuery { .. }) {
-            self.0.fetch_add(1, Ordering::Relaxed);
+            self.0.inc();
         }
     }
 }
@@ -171,7 +174,7 @@ impl Instrumentation for Count {
 impl Db {
     /// Opens the pools; nothing is connected yet.
     pub fn open(location: &Location, connections: usize) -> Result<Self> {
-        let statements = Arc::new(AtomicU64::new(0));
+        let statements = Counter::default();
         let pools = match location {
             Location::Sqlite(path) => {
                 let path = path.to_string_lossy().into_owned();
@@ -182,26 +185,45 @@ impl Db {
             }
             Location::Postgres(url) => Pools::Postgres(postgres_pool(url, connections, &statements)?),
         };
-        Ok(Self { pools, statements, bells: Arc::default() })
+        Ok(Self { pools, statements, waits: metrics::seconds(), bells: Arc::default() })
     }
 
     /// A connection for reading.
     pub async fn conn(&self) -> Result<Conn> {
-        Ok(match &self.pools {
-            Pools::Sqlite { readers, .. } => {
-                Conn { pooled: Pooled::Sqlite(acquire(readers.get()).await?), rings: [false; 2] }
-            }
-            Pools::Postgres(pool) => Conn { pooled: Pooled::Postgres(acquire(pool.get()).await?), rings: [false; 2] },
-        })
+        let pooled = match &self.pools {
+            Pools::Sqlite { readers, .. } => Pooled::Sqlite(self.acquire(readers.get()).await?),
+            Pools::Postgres(pool) => Pooled::Postgres(self.acquire(pool.get()).await?),
+        };
+        Ok(Conn { pooled, rings: [false; 2] })
     }
 
     async fn writer(&self) -> Result<Conn> {
-        Ok(match &self.pools {
-            Pools::Sqlite { writer, .. } => {
-                Conn { pooled: Pooled::Sqlite(acquire(writer.get()).await?), rings: [false; 2] }
+        let pooled = match &self.pools {
+            Pools::Sqlite { writer, .. } => Pooled::Sqlite(self.acquire(writer.get()).await?),
+            Pools::Postgres(pool) => Pooled::Postgres(self.acquire(pool.get()).await?),
+        };
+        Ok(Conn { pooled, rings: [false; 2] })
+    }
+
+    /// Waits for a connection, but not for ever.
+    async fn acquire<T, E: std::fmt::Display>(
+        &self,
+        get: impl Future<Output = std::result::Result<T, E>>,
+    ) -> Result<T> {
+        let since = Instant::now();
+        let conn = tokio::time::timeout(ACQUIRE_TIMEOUT, get).await;
+        self.waits.observe(since.elapsed().as_secs_f64());
+        match conn {
+            Ok(Ok(conn)) => Ok(conn),
+            Ok(Err(error)) => {
+                tracing::warn!(cause = %error, "no database connection");
+                Err(Error::unavailable())
             }
-            Pools::Postgres(pool) => Conn { pooled: Pooled::Postgres(acquire(pool.get()).await?), rings: [false; 2] },
-        })
+            Err(_) => {
+                tracing::warn!("every database connection is busy");
+                Err(Error::unavailable())
+            }
+        }
     }
 
     /// Runs `work` in a transaction that is committed when it succeeds and rolled back when it fails.
@@ -273,12 +295,33 @@ impl Db {
 
     /// How many statements were sent since the start.
     pub fn statements(&self) -> u64 {
-        self.statements.load(Ordering::Relaxed)
+        self.statements.get()
     }
 
-    /// Asks the database for a sign of life.
-    pub async fn ping(&self) -> Result<()> {
-        self.conn().await?.execute("SELECT 1").await
+    /// The same, as it is counted.
+    pub const fn counted_statements(&self) -> &Counter {
+        &self.statements
+    }
+
+    /// How long was waited for connections.
+    pub const fn waits(&self) -> &Histogram {
+        &self.waits
+    }
+
+    /// How full the pools are.
+    pub fn pools(&self) -> Vec<Fill> {
+        let pools = match &self.pools {
+            Pools::Sqlite { writer, readers } => vec![("writer", writer.status()), ("readers", readers.status())],
+            Pools::Postgres(pool) => vec![("all", pool.status())],
+        };
+        let fill = pools.into_iter().map(|(pool, status)| Fill {
+            pool,
+            busy: status.size.saturating_sub(status.available),
+            idle: status.available,
+            unopened: status.max_size.saturating_sub(status.size),
+            waiting: status.waiting,
+        });
+        fill.collect()
     }
 
     /// Closes the pools; on SQLite the log is folded into the database file first.
@@ -296,6 +339,21 @@ impl Db {
             Pools::Postgres(pool) => pool.close(),
         }
     }
+}
+
+/// How many of a pool's connections are in use.
+#[derive(Clone, Copy, Debug)]
+pub struct Fill {
+    /// What it is for: the `writer` and the `readers` of SQLite, or `all`.
+    pub pool: &'static str,
+    /// On loan.
+    pub busy: usize,
+    /// Connected, and free.
+    pub idle: usize,
+    /// Not connected yet.
+    pub unopened: usize,
+    /// Who waits for one.
+    pub waiting: usize,
 }
 
 /// A connection with a transaction open on it: dropped half-way, it is closed and not reused.
@@ -346,7 +404,7 @@ const POSTGRES: &str = "SET statement_timeout = '5s'; SET lock_timeout = '2s'; \
 
 /// Makes connections by `connect`, which knows where to, and begins each with `setup`.
 fn manager<C, F>(
-    statements: &Arc<AtomicU64>,
+    statements: &Counter,
     setup: &'static str,
     connect: impl Fn() -> F + Send + Sync + 'static,
 ) -> AsyncDieselConnectionManager<C>
@@ -354,11 +412,11 @@ where
     C: AsyncConnection + 'static,
     F: Future<Output = ConnectionResult<C>> + Send + 'static,
 {
-    let statements = Arc::clone(statements);
+    let statements = statements.clone();
     let mut config = ManagerConfig::<C>::default();
     config.recycling_method = RecyclingMethod::Fast;
     config.custom_setup = Box::new(move |_| {
-        let (connecting, statements) = (connect(), Arc::clone(&statements));
+        let (connecting, statements) = (connect(), statements.clone());
         async move {
             let mut conn = connecting.await?;
             conn.batch_execute(setup).await.map_err(ConnectionError::CouldntSetupConfiguration)?;
@@ -370,7 +428,7 @@ where
     AsyncDieselConnectionManager::new_with_config("", config)
 }
 
-fn sqlite_pool(path: &str, size: usize, statements: &Arc<AtomicU64>, setup: &'static str) -> Result<Pool<SqliteConn>> {
+fn sqlite_pool(path: &str, size: usize, statements: &Counter, setup: &'static str) -> Result<Pool<SqliteConn>> {
     let path: Arc<str> = path.into();
     let manager = manager(statements, setup, move || {
         let path = Arc::clone(&path);
@@ -379,26 +437,11 @@ fn sqlite_pool(path: &str, size: usize, statements: &Arc<AtomicU64>, setup: &'st
     Pool::builder(manager).max_size(size).build().map_err(Error::internal)
 }
 
-fn postgres_pool(url: &str, size: usize, statements: &Arc<AtomicU64>) -> Result<Pool<AsyncPgConnection>> {
+fn postgres_pool(url: &str, size: usize, statements: &Counter) -> Result<Pool<AsyncPgConnection>> {
     let server = postgres::Server::parse(url).map_err(Error::Internal)?;
     let manager = manager(statements, POSTGRES, move || {
         let server = server.clone();
         async move { server.connect().await }
     });
     Pool::builder(manager).max_size(size).build().map_err(Error::internal)
-}
-
-/// Waits for a connection, but not for ever.
-async fn acquire<T, E: std::fmt::Display>(get: impl Future<Output = std::result::Result<T, E>>) -> Result<T> {
-    match tokio::time::timeout(ACQUIRE_TIMEOUT, get).await {
-        Ok(Ok(conn)) => Ok(conn),
-        Ok(Err(error)) => {
-            tracing::warn!(cause = %error, "no database connection");
-            Err(Error::unavailable())
-        }
-        Err(_) => {
-            tracing::warn!("every database connection is busy");
-            Err(Error::unavailable())
-        }
-    }
 }

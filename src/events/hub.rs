@@ -7,7 +7,7 @@
 use std::collections::{HashMap, HashSet};
 use std::hash::Hash;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{OnceCell, mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -149,11 +149,14 @@ impl<T> Index<T> {
 pub struct Hub<T> {
     index: Arc<Mutex<Index<T>>>,
     reached: Arc<watch::Sender<Option<Position>>>,
+    /// When the tail was last at the end of the log.
+    at_end: Arc<Mutex<Instant>>,
 }
 
 impl<T> Clone for Hub<T> {
     fn clone(&self) -> Self {
-        Self { index: Arc::clone(&self.index), reached: Arc::clone(&self.reached) }
+        let (index, reached) = (Arc::clone(&self.index), Arc::clone(&self.reached));
+        Self { index, reached, at_end: Arc::clone(&self.at_end) }
     }
 }
 
@@ -166,7 +169,8 @@ impl<T> Default for Hub<T> {
             by_user: HashMap::new(),
             by_route: HashMap::new(),
         };
-        Self { index: Arc::new(Mutex::new(index)), reached: Arc::default() }
+        let at_end = Arc::new(Mutex::new(Instant::now()));
+        Self { index: Arc::new(Mutex::new(index)), reached: Arc::default(), at_end }
     }
 }
 
@@ -256,6 +260,7 @@ impl<T: Send + Sync + 'static> Hub<T> {
             }
             self.reached.send_if_modified(|reached| reached.replace(*position) != Some(*position));
             if !full {
+                *self.at_end.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
                 return Ok(unsettled);
             }
         }
@@ -313,6 +318,11 @@ impl<T> Hub<T> {
     /// How far the tail has come, once it has begun: for those who read the log themselves, and need not ask when.
     pub fn reached(&self) -> watch::Receiver<Option<Position>> {
         self.reached.subscribe()
+    }
+
+    /// How long ago the tail was at the end of the log: how late events may be that have not been told.
+    pub fn lag(&self) -> Duration {
+        self.at_end.lock().unwrap_or_else(PoisonError::into_inner).elapsed()
     }
 
     /// How many subscribers there are.

@@ -304,7 +304,7 @@ mod tests {
         struct Query;
         #[async_graphql::Object]
         impl Query {
-            #[graphql(deprecation = "Use \"all\".")]
+            #[graphql(deprecation = "Use `all`.")]
             async fn some(&self, #[graphql(deprecation = "Say nothing.")] first: Option<i32>) -> i32 {
                 first.unwrap_or_default()
             }
@@ -313,7 +313,7 @@ mod tests {
         let document = parse_query("{ some(first: 1) }").expect("a document");
         let found = Deprecations::of(&schema.sdl()).used(&document, None, &Variables::default());
         let found: Vec<_> = found.iter().map(|it| (it.coordinate.as_str(), it.reason.as_str())).collect();
-        assert_eq!(found, [("Query.some", "Use \"all\"."), ("Query.some(first:)", "Say nothing.")]);
+        assert_eq!(found, [("Query.some", "Use `all`."), ("Query.some(first:)", "Say nothing.")]);
     }
 
     #[test]

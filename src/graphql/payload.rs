@@ -41,7 +41,7 @@ where
 {
     let caller = Caller::of(ctx);
     let work = work(Arc::clone(caller.app()), *caller.viewer()?);
-    match tokio::spawn(work).await.unwrap_or_else(|error| Err(Error::internal(error))) {
+    match caller.app().writes.spawn(work).await.unwrap_or_else(|error| Err(Error::internal(error))) {
         Ok(object) => Ok((Some(object), Vec::new())),
         Err(Error::Faults(faults)) => Ok((None, faults.into_iter().map(UserError::from).collect())),
         Err(other) => Err(other.into()),

@@ -32,12 +32,15 @@ use tower::Service;
 use super::problem::Problem;
 use crate::config::Connections;
 use crate::error::Error;
+use crate::id::Id;
 
 /// How long the place of a connection that was shown out is waited for.
 const ROOM: Duration = Duration::from_secs(1);
 /// How long a connection may take to say goodbye, and how often that is looked at.
 const GOODBYE: Duration = Duration::from_secs(1);
 const TICK: Duration = Duration::from_millis(100);
+/// On shutdown sockets and streams are closed over this span.
+const JITTER: Duration = Duration::from_secs(1);
 /// What is sent to a connection that there is no room for.
 const FULL: &[u8] =
     b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
@@ -51,6 +54,15 @@ pub struct Lifeline {
     pub tasks: TaskTracker,
     /// Cancelled by whoever wants the connection dropped.
     pub connection: CancellationToken,
+}
+
+impl Lifeline {
+    /// Waits until the server is to end, and a part of a second more: another one each, so that not all clients are back
+    /// at the same moment.
+    pub async fn ended(&self) {
+        self.stop.cancelled().await;
+        sleep(JITTER * u32::from(Id::new().as_bytes()[15]) / 256).await;
+    }
 }
 
 impl<S: Send + Sync> axum::extract::FromRequestParts<S> for Lifeline {
@@ -76,12 +88,7 @@ struct Server {
 }
 
 /// Serves until the token is cancelled, then lets the requests in flight finish and the sockets say goodbye.
-pub async fn serve(
-    listener: TcpListener,
-    router: Router,
-    limits: Connections,
-    stop: CancellationToken,
-) -> std::io::Result<()> {
+pub async fn serve(listener: TcpListener, router: Router, limits: Connections, stop: CancellationToken) {
     let mut builder = Builder::new(TokioExecutor::new());
     // The deadlines below hold for both versions, so HTTP/1 needs none of its own.
     builder.http1().timer(TokioTimer::new()).header_read_timeout(None).max_buf_size(32 * 1024);
@@ -123,7 +130,6 @@ pub async fn serve(
     drop(listener);
     server.tasks.close();
     server.tasks.wait().await;
-    Ok(())
 }
 
 impl Server {

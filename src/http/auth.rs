@@ -7,19 +7,22 @@ use std::sync::Arc;
 use axum::extract::{FromRequest, Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::post;
-use axum::{Form, Json, Router};
+use axum::{Form, Json};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
 use super::address::ClientAddress;
+use super::docs::{Refusals, Refused};
 use super::problem::Problem;
 use super::recovery;
 use crate::App;
 use crate::access::Role;
 use crate::auth::credential::{self, Refresh, Tokens};
 use crate::auth::{self, bearer};
-use crate::error::{Code, Error, Result};
+use crate::error::{Code, Error, FaultCode, Result};
 use crate::graphql::node::{self, Noun};
 use crate::id::Id;
 use crate::limits::{self, Door, Who};
@@ -31,34 +34,64 @@ use crate::store::value::{DisplayName, Email, Faults, Username, fold};
 use crate::store::{account, lockout};
 use crate::time::Timestamp;
 
-/// The routes under `/auth`.
-pub fn routes() -> Router<Arc<App>> {
-    Router::new()
-        .route("/auth/register", post(register))
-        .route("/auth/login", post(login))
-        .route("/auth/refresh", post(refresh))
-        .route("/auth/logout", post(logout))
+/// The routes under `/auth`, with what the document says of them.
+pub fn routes() -> OpenApiRouter<Arc<App>> {
+    OpenApiRouter::default()
+        .routes(routes!(register))
+        .routes(routes!(login))
+        .routes(routes!(refresh))
+        .routes(routes!(logout))
         .merge(recovery::routes())
 }
 
-#[derive(Deserialize)]
+/// A new account.
+#[derive(Deserialize, ToSchema)]
 struct Registration {
+    /// Where mail goes to; nobody else's.
+    #[schema(format = Email, max_length = 254, example = "ada@example.org")]
     email: String,
+    /// The handle; nobody else's, in any case.
+    #[schema(pattern = "^[A-Za-z0-9_-]{3,50}$", example = "ada")]
     username: String,
+    /// 8 or 15 characters at least, as the server is set up, and not easy to guess.
+    #[schema(format = Password, min_length = 8, max_length = 256, example = "Correct-Horse-7")]
     password: String,
+    /// The name that others read; the handle if left out.
+    #[schema(min_length = 1, max_length = 100)]
     display_name: Option<String>,
 }
 
-/// A person's own account, as the REST door shows it.
-#[derive(Serialize)]
+impl Refusals for Registration {
+    const FAULTS: &[FaultCode] = &[
+        FaultCode::Blank,
+        FaultCode::TooShort,
+        FaultCode::TooLong,
+        FaultCode::Invalid,
+        FaultCode::WeakPassword,
+        FaultCode::Taken,
+    ];
+}
+
+/// One's own account.
+#[derive(Serialize, ToSchema)]
 struct Account {
+    /// The global id, as GraphQL has it.
     id: String,
+    /// Where mail goes to.
     email: String,
+    /// The handle.
     username: String,
+    /// The name that others read.
     display_name: String,
-    role: &'static str,
+    // Described by its type.
+    #[schema(inline)]
+    role: Role,
+    /// Whether one may sign in.
     is_active: bool,
+    /// Whether the address is known to be one's own.
     email_verified: bool,
+    /// When it was made.
+    #[schema(value_type = String, format = DateTime)]
     created_at: Timestamp,
 }
 
@@ -66,10 +99,7 @@ impl From<User> for Account {
     fn from(user: User) -> Self {
         Self {
             id: node::encode(Noun::User, user.id).to_string(),
-            role: match user.role {
-                Role::Admin => "ADMIN",
-                Role::User => "USER",
-            },
+            role: user.role,
             email: user.email,
             username: user.username,
             display_name: user.display_name,
@@ -80,6 +110,16 @@ impl From<User> for Account {
     }
 }
 
+/// Sign up
+///
+/// Makes an account and mails a link to verify its address.
+#[utoipa::path(
+    post,
+    tag = "Sign-in",
+    path = "/auth/register",
+    request_body(content((Registration = "application/json"), (Registration = "application/x-www-form-urlencoded"))),
+    responses((status = 201, description = "The new account.", body = Account), Refused<Registration>),
+)]
 async fn register(
     State(app): State<Arc<App>>,
     ClientAddress(peer): ClientAddress,
@@ -144,13 +184,42 @@ impl NewAccount<'_> {
 }
 
 /// A login by e-mail or by username. The OAuth2 password form (RFC 6749 section 4.3.2) puts either in `username`.
-#[derive(Deserialize)]
-struct Login {
-    #[serde(alias = "email")]
-    username: String,
-    password: String,
+#[derive(Deserialize, ToSchema)]
+#[serde(untagged)]
+enum Login {
+    Email {
+        /// The e-mail address.
+        #[schema(example = "ada@example.org")]
+        email: String,
+        /// In plain text.
+        #[schema(format = Password, example = "Correct-Horse-7")]
+        password: String,
+    },
+    Username {
+        /// The username, or the e-mail address.
+        #[schema(example = "ada")]
+        username: String,
+        /// In plain text.
+        #[schema(format = Password, example = "Correct-Horse-7")]
+        password: String,
+    },
 }
 
+impl Refusals for Login {
+    const CODES: &[Code] = &[Code::InvalidCredentials, Code::EmailNotVerified, Code::LockedOut];
+}
+
+/// Log in
+///
+/// Begins a session, by e-mail or username; the OAuth2 password form (RFC 6749 section 4.3.2) is read too. A wrong
+/// password, an unknown identifier and a disabled account are answered alike.
+#[utoipa::path(
+    post,
+    tag = "Sign-in",
+    path = "/auth/login",
+    request_body(content((Login = "application/json"), (Login = "application/x-www-form-urlencoded"))),
+    responses((status = 200, description = "The session's tokens.", body = Tokens), Refused<Login>),
+)]
 async fn login(
     State(app): State<Arc<App>>,
     ClientAddress(peer): ClientAddress,
@@ -160,7 +229,8 @@ async fn login(
     let now = app.clock.now();
     app.limits.admit(Door::Credentials, Who::address(peer), now).await?;
     let (origin, source) = (origin(peer, &headers), limits::network(peer));
-    let identifier = identifier(&body.username);
+    let (Login::Email { email: typed, password } | Login::Username { username: typed, password }) = body;
+    let identifier = identifier(&typed);
     let wrong = || Error::refused(Code::InvalidCredentials, "The e-mail, username or password is not right.");
     let mut conn = app.db.conn().await?;
     if let Some(until) = lockout::locked_until(&mut conn, now, &identifier, &source).await? {
@@ -174,7 +244,7 @@ async fn login(
     let found = account::credential(&mut conn, &identifier).await?;
     drop(conn);
     let hash = found.as_ref().map(|credential| credential.password_hash.as_str());
-    let right = app.credentials.verify(&body.password, hash).await?;
+    let right = app.credentials.verify(&password, hash).await?;
     // Unknown, wrong and disabled are told alike, and take alike.
     let Some(found) = found.as_ref().filter(|credential| right && credential.is_active) else {
         let user = found.map(|credential| credential.user_id);
@@ -185,7 +255,7 @@ async fn login(
         return Err(account::unverified().into());
     }
     let rehashed = match app.credentials.is_outdated(&found.password_hash) {
-        true => Some(app.credentials.rehash(&body.password).await?),
+        true => Some(app.credentials.rehash(&password).await?),
         false => None,
     };
     let session = Session {
@@ -212,11 +282,28 @@ fn identifier(typed: &str) -> String {
     fold(&typed.replace('\0', "\u{fffd}"))
 }
 
-#[derive(Deserialize)]
+/// A session to be gone on with.
+#[derive(Deserialize, ToSchema)]
 struct Refreshing {
+    /// The one that was given out last.
     refresh_token: String,
 }
 
+impl Refusals for Refreshing {
+    const CODES: &[Code] = &[Code::Unauthenticated];
+}
+
+/// Get new tokens
+///
+/// The refresh token is spent by it. Shown again within seconds it gets the same successor, for two tabs or a lost
+/// answer; shown again later it ends the session, as somebody else has it too.
+#[utoipa::path(
+    post,
+    tag = "Sign-in",
+    path = "/auth/refresh",
+    request_body(content((Refreshing = "application/json"), (Refreshing = "application/x-www-form-urlencoded"))),
+    responses((status = 200, description = "The session's next tokens.", body = Tokens), Refused<Refreshing>),
+)]
 async fn refresh(
     State(app): State<Arc<App>>,
     ClientAddress(peer): ClientAddress,
@@ -243,6 +330,24 @@ async fn refresh(
     }
 }
 
+/// The request to end a session, which is its token alone.
+struct Logout;
+
+impl Refusals for Logout {
+    const READS_BODY: bool = false;
+    const CODES: &[Code] = &[Code::Unauthenticated];
+}
+
+/// Log out
+///
+/// Ends the session: both of its tokens are dead at once.
+#[utoipa::path(
+    post,
+    tag = "Sign-in",
+    path = "/auth/logout",
+    responses((status = 204, description = "The session has ended."), Refused<Logout>),
+    security(("access_token" = [])),
+)]
 async fn logout(
     State(app): State<Arc<App>>,
     ClientAddress(peer): ClientAddress,

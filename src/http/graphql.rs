@@ -79,7 +79,10 @@ async fn serve(door: &Door, address: IpAddr, id: &RequestId, lifeline: Lifeline,
     let refusal = if media == Media::EventStream { Media::GraphqlResponse } else { media };
     match run(door, address, id, media, lifeline, request).await {
         Ok(response) => response,
-        Err(refused) => answered(refusal, &Answer::refused(refused, &id.0), &id.0),
+        Err(refused) => {
+            door.app.metrics.refused(refused.code);
+            answered(refusal, &Answer::refused(refused, &id.0), &id.0)
+        }
     }
 }
 

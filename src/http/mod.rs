@@ -4,7 +4,9 @@ pub mod accept;
 pub mod address;
 pub mod answer;
 pub mod auth;
+pub mod docs;
 pub mod graphql;
+pub mod health;
 pub mod negotiate;
 pub mod operation;
 pub mod origin;
@@ -34,6 +36,7 @@ use crate::App;
 use crate::error::Code;
 use crate::graphql::Schema;
 use crate::id::Id;
+use crate::metrics;
 pub use accept::{Lifeline, serve};
 use problem::Problem;
 
@@ -47,15 +50,15 @@ pub struct RequestId(pub Arc<str>);
 /// Everything that is served.
 pub fn router(app: &Arc<App>, schema: Schema) -> Router {
     let door = operation::Door::new(Arc::clone(app), schema);
-    let auth = auth::routes().layer(DefaultBodyLimit::max(AUTH_BODY)).with_state(Arc::clone(app));
+    let auth = Router::from(auth::routes()).merge(recovery::pages());
+    let auth = auth.layer(DefaultBodyLimit::max(AUTH_BODY)).with_state(Arc::clone(app));
     let graphql = Router::new().route("/graphql", get(graphql::get).post(graphql::post)).with_state(door);
-    let mut router = Router::new()
-        .route("/livez", get(async || "ok"))
-        .route("/readyz", get(ready).with_state(Arc::clone(app)))
-        .merge(auth)
-        .merge(graphql);
+    let mut router = Router::new().merge(health::routes().with_state(Arc::clone(app))).merge(auth).merge(graphql);
     if app.config.graphiql {
         router = router.merge(playground::routes());
+    }
+    if app.config.docs {
+        router = router.merge(docs::routes());
     }
     router
         .fallback(async || Problem::new(Code::NotFound, "There is nothing here."))
@@ -65,12 +68,12 @@ pub fn router(app: &Arc<App>, schema: Schema) -> Router {
         .layer(middleware::from_fn_with_state(Arc::clone(app), around))
 }
 
-/// Whether the server can do its work: the database answers.
-async fn ready(State(app): State<Arc<App>>) -> Response {
-    match app.db.ping().await {
-        Ok(()) => "ready".into_response(),
-        Err(error) => Problem::from(error).into_response(),
-    }
+/// What is served on the address for metrics, and nowhere else.
+pub fn measured(app: &Arc<App>) -> Router {
+    let app = Arc::clone(app);
+    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    let metrics = async move || ([(header::CONTENT_TYPE, kind)], metrics::exposition(&app));
+    Router::new().route("/metrics", get(metrics))
 }
 
 fn cors(origins: &[String]) -> CorsLayer {
@@ -121,12 +124,14 @@ fn is_allowed(request: &Request, hosts: &[String]) -> bool {
 async fn around(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
     let id: Arc<str> = Id::new().to_string().into();
     request.extensions_mut().insert(RequestId(Arc::clone(&id)));
-    let route = request.extensions().get::<MatchedPath>().map_or("-", MatchedPath::as_str).to_owned();
+    let route = request.extensions().get::<MatchedPath>().cloned();
+    let route = route.as_ref().map(MatchedPath::as_str);
+    let method = request.method().clone();
     let span = tracing::info_span!(
         "request",
         %id,
-        method = %request.method(),
-        route,
+        %method,
+        route = route.unwrap_or("-"),
         operation = tracing::field::Empty,
     );
     let started = tokio::time::Instant::now();
@@ -135,7 +140,9 @@ async fn around(State(app): State<Arc<App>>, mut request: Request, next: Next) -
     } else {
         Problem::new(Code::Forbidden, "This server does not answer under that name.").into_response()
     };
-    let (status, ms) = (response.status().as_u16(), started.elapsed().as_micros() as f64 / 1000.0);
+    let took = started.elapsed();
+    app.metrics.answered(&method, route, response.status(), took);
+    let (status, ms) = (response.status().as_u16(), took.as_micros() as f64 / 1000.0);
     span.in_scope(|| tracing::info!(status, ms, "answered"));
     let headers = response.headers_mut();
     if let Ok(id) = HeaderValue::from_str(&id) {

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_graphql::parser::Positioned;
 use async_graphql::parser::types::{DocumentOperations, ExecutableDocument, Field, OperationType, Selection};
@@ -27,6 +27,7 @@ use crate::graphql::deprecation::{Deprecation, Deprecations};
 use crate::graphql::rate_limit::Spent;
 use crate::graphql::{Caller, Schema, event};
 use crate::limits::{Door as Limited, Who};
+use crate::metrics::{Executed, Open};
 
 /// How long an operation may take.
 const DEADLINE: Duration = Duration::from_secs(8);
@@ -211,22 +212,30 @@ impl Door {
 
     /// Executes a query or a mutation. Whoever stops waiting does not stop a mutation: it runs in a task of its own.
     pub async fn execute(&self, operation: Operation, viewer: Option<Viewer>, request_id: &str) -> Answer {
-        let Operation { spent, document, deprecations, mut request, .. } = operation;
+        let Operation { kind, spent, document, deprecations, mut request, .. } = operation;
         request.set_parsed_query(document.clone());
-        let name = request.operation_name.clone();
+        let (name, started) = (request.operation_name.clone(), Instant::now());
         let request = request.data(Caller::new(Arc::clone(&self.app), viewer)).data(spent);
         // Taken before anything is read: what the operation does not see comes after it.
         let sync = self.app.hub.reached().borrow().map(event::cursor);
         // Tokio's budget would break off an operation in the middle of a level, and its loaders would read in pieces.
         let executed = unconstrained(AssertUnwindSafe(self.schema.execute(request)).catch_unwind());
-        match tokio::time::timeout(DEADLINE, executed).await {
+        let answer = match tokio::time::timeout(DEADLINE, executed).await {
             Ok(Ok(mut response)) => {
                 self.shape.complete(&document, name.as_deref(), &mut response);
                 Answer::of(response, request_id).with(spent.cost, sync).warning(deprecations)
             }
             Ok(Err(_)) => Answer::refused(Error::internal("a panic during execution").into(), request_id),
             Err(_) => Answer::refused(Error::unavailable().into(), request_id),
-        }
+        };
+        self.app.metrics.executed(Executed {
+            name: name.as_deref(),
+            kind: word(kind),
+            failure: answer.code(),
+            signed_in: viewer.is_some(),
+            took: Some(started.elapsed()),
+        });
+        answer
     }
 
     /// Executes a subscription: an answer for each event. Each answer but the first stands for an event; the first may
@@ -240,14 +249,57 @@ impl Door {
         let Operation { spent, document, followed, mut deprecations, mut request, .. } = operation;
         request.set_parsed_query(followed.unwrap_or_else(|| document.clone()));
         let (shape, name) = (Arc::clone(&self.shape), request.operation_name.clone());
+        let mut open = Subscribed::new(Arc::clone(&self.app), name.clone(), viewer.is_some());
         let request = request.data(Caller::new(Arc::clone(&self.app), viewer)).data(spent);
         let answers = self.schema.execute_stream(request).map(move |mut response| {
             let cursor = cursor(&response.data);
             shape.complete(&document, name.as_deref(), &mut response);
             // Told once, with the first answer.
-            Answer::of(response, &request_id).at(cursor).warning(std::mem::take(&mut deprecations))
+            let answer = Answer::of(response, &request_id).at(cursor).warning(std::mem::take(&mut deprecations));
+            open.note(&answer);
+            answer
         });
         answers.boxed()
+    }
+}
+
+/// A subscription that is open. When it ends it is counted.
+struct Subscribed {
+    app: Arc<App>,
+    name: Option<String>,
+    signed_in: bool,
+    failure: Option<Code>,
+    _open: Open,
+}
+
+impl Subscribed {
+    fn new(app: Arc<App>, name: Option<String>, signed_in: bool) -> Self {
+        let open = app.metrics.subscription();
+        Self { app, name, signed_in, failure: None, _open: open }
+    }
+
+    fn note(&mut self, answer: &Answer) {
+        self.failure = self.failure.or_else(|| answer.code());
+    }
+}
+
+impl Drop for Subscribed {
+    fn drop(&mut self) {
+        self.app.metrics.executed(Executed {
+            name: self.name.as_deref(),
+            kind: word(OperationType::Subscription),
+            failure: self.failure,
+            signed_in: self.signed_in,
+            took: None,
+        });
+    }
+}
+
+const fn word(kind: OperationType) -> &'static str {
+    match kind {
+        OperationType::Query => "query",
+        OperationType::Mutation => "mutation",
+        OperationType::Subscription => "subscription",
     }
 }
 

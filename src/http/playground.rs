@@ -1,10 +1,18 @@
 //! GraphiQL, served by the binary itself: the files that `playground/` builds are compiled in.
+//!
+//! They are kept compressed and sent as they are; only for the rare client that does not read gzip they are unpacked.
+//! (Not brotli: browsers ask for that over TLS alone.)
+
+use std::borrow::Cow;
+use std::io::Read;
 
 use axum::Router;
 use axum::extract::Path;
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{Html, IntoResponse, Response};
 use axum::routing::get;
+use bytes::Bytes;
+use flate2::read::GzDecoder;
 use rust_embed::RustEmbed;
 
 /// The built page; empty when it was not built before the binary.
@@ -22,30 +30,73 @@ const POLICY: HeaderValue = HeaderValue::from_static(
 /// What is shown when the page was not built.
 const FALLBACK: &str = include_str!("playground.html");
 
-/// `/graphiql` and its files.
+/// `/graphiql` and its files, whose names change with their contents.
 pub fn routes() -> Router {
-    Router::new().route("/graphiql", get(page)).route("/graphiql/", get(page)).route(
-        "/graphiql/{*path}",
-        get(async |Path(path): Path<String>| file(&path, "public, max-age=31536000, immutable")),
-    )
+    let asset = async |Path(path): Path<String>, headers: HeaderMap| {
+        let file = file(&path, &headers, "public, max-age=31536000, immutable");
+        file.unwrap_or_else(|| StatusCode::NOT_FOUND.into_response())
+    };
+    Router::new().route("/graphiql", get(page)).route("/graphiql/", get(page)).route("/graphiql/{*path}", get(asset))
 }
 
-async fn page() -> Response {
-    if Files::get("index.html").is_some() {
-        return file("index.html", "no-cache");
-    }
-    ([(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(FALLBACK_POLICY))], Html(FALLBACK)).into_response()
+async fn page(headers: HeaderMap) -> Response {
+    let fallback = || ([(header::CONTENT_SECURITY_POLICY, FALLBACK_POLICY)], Html(FALLBACK)).into_response();
+    file("index.html", &headers, "no-cache").unwrap_or_else(fallback)
 }
 
 /// The fallback page is one file with its script and style in it.
-const FALLBACK_POLICY: &str = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; \
-     base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+const FALLBACK_POLICY: HeaderValue = HeaderValue::from_static(
+    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; base-uri 'none'; \
+     form-action 'none'; frame-ancestors 'none'",
+);
 
-fn file(path: &str, caching: &'static str) -> Response {
-    let Some(file) = Files::get(path) else {
-        return StatusCode::NOT_FOUND.into_response();
+fn file(path: &str, headers: &HeaderMap, caching: &'static str) -> Option<Response> {
+    let packed = Files::get(&format!("{path}.gz"))?.data;
+    let kind = mime_guess::from_path(path).first_or_octet_stream();
+    let about = [
+        (header::CONTENT_TYPE, HeaderValue::from_str(kind.as_ref()).ok()?),
+        (header::CACHE_CONTROL, HeaderValue::from_static(caching)),
+        (header::VARY, HeaderValue::from_static("accept-encoding")),
+        (header::CONTENT_SECURITY_POLICY, POLICY),
+    ];
+    if !reads_gzip(headers) {
+        let mut unpacked = Vec::new();
+        GzDecoder::new(&*packed).read_to_end(&mut unpacked).ok()?;
+        return Some((about, unpacked).into_response());
+    }
+    let packed = match packed {
+        Cow::Borrowed(packed) => Bytes::from_static(packed),
+        Cow::Owned(packed) => packed.into(),
     };
-    let kind = file.metadata.mimetype().to_owned();
-    let headers = [(header::CONTENT_TYPE, kind), (header::CACHE_CONTROL, caching.to_owned())];
-    ([(header::CONTENT_SECURITY_POLICY, POLICY)], headers, file.data.into_owned()).into_response()
+    Some((about, [(header::CONTENT_ENCODING, "gzip")], packed).into_response())
+}
+
+/// By `Accept-Encoding` (RFC 9110 section 12.5.3). Who does not say may be a program that would not unpack it.
+fn reads_gzip(headers: &HeaderMap) -> bool {
+    let codings = headers.get_all(header::ACCEPT_ENCODING).iter().filter_map(|value| value.to_str().ok());
+    codings.flat_map(|value| value.split(',')).any(|coding| {
+        let (name, quality) = coding.split_once(';').unwrap_or((coding, ""));
+        let refused = quality.trim().strip_prefix("q=").is_some_and(|quality| quality.parse() == Ok(0.0));
+        name.trim().eq_ignore_ascii_case("gzip") && !refused
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn accepting(value: &str) -> HeaderMap {
+        HeaderMap::from_iter([(header::ACCEPT_ENCODING, HeaderValue::from_str(value).unwrap())])
+    }
+
+    #[test]
+    fn gzip_is_sent_to_who_asks_for_it() {
+        for asked in ["gzip", "GZIP", "br, gzip", "deflate, gzip;q=0.5, *;q=0"] {
+            assert!(reads_gzip(&accepting(asked)), "{asked}");
+        }
+        for not in ["", "br", "identity", "gzip;q=0", "gzip; q=0.0, br"] {
+            assert!(!reads_gzip(&accepting(not)), "{not}");
+        }
+        assert!(!reads_gzip(&HeaderMap::new()));
+    }
 }

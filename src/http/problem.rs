@@ -7,6 +7,7 @@ use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use crate::error::{Code, Error, FaultCode};
 
@@ -20,39 +21,34 @@ pub struct Problem {
     retry_after: Option<Duration>,
 }
 
-#[derive(Debug, Serialize)]
-struct FieldError {
+/// What is wrong with a field.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct FieldError {
+    /// Which one; null when it is no single one.
     field: Option<&'static str>,
+    /// What is wrong, for a program to read.
     code: &'static str,
+    /// What is wrong, for a person to read.
     message: Cow<'static, str>,
 }
 
-#[derive(Serialize)]
-struct Document<'a> {
+/// A problem document (RFC 9457).
+#[derive(Serialize, ToSchema)]
+#[schema(as = Problem)]
+pub struct Document<'a> {
+    /// Always `about:blank`: `code` says more.
     r#type: &'static str,
+    /// The status in words.
     title: &'static str,
+    /// The status.
     status: u16,
+    /// Stable, for a program to read. Each answer lists those that it may have.
     code: &'static str,
+    /// For a person to read.
     detail: &'a str,
+    /// What is wrong with which field, if that is it; `code` is that of the first.
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
     errors: &'a [FieldError],
-}
-
-const fn fault_code(code: FaultCode) -> &'static str {
-    match code {
-        FaultCode::Blank => "BLANK",
-        FaultCode::TooShort => "TOO_SHORT",
-        FaultCode::TooLong => "TOO_LONG",
-        FaultCode::Invalid => "INVALID",
-        FaultCode::Taken => "TAKEN",
-        FaultCode::NotFound => "NOT_FOUND",
-        FaultCode::InThePast => "IN_THE_PAST",
-        FaultCode::InvalidStatusTransition => "INVALID_STATUS_TRANSITION",
-        FaultCode::Archived => "ARCHIVED",
-        FaultCode::Conflict => "CONFLICT",
-        FaultCode::WrongPassword => "WRONG_PASSWORD",
-        FaultCode::WeakPassword => "WEAK_PASSWORD",
-    }
 }
 
 impl Problem {
@@ -64,21 +60,22 @@ impl Problem {
 
     /// A body that could not be read, with the status that says why.
     pub fn bad_body(status: StatusCode) -> Self {
-        let detail = match status {
-            StatusCode::PAYLOAD_TOO_LARGE => "The body is too large.",
-            StatusCode::UNSUPPORTED_MEDIA_TYPE => "Send `Content-Type: application/json`.",
-            StatusCode::UNPROCESSABLE_ENTITY => "A field of the body is missing or of the wrong type.",
-            _ => "The body is not well-formed.",
+        let (code, detail) = match status {
+            StatusCode::PAYLOAD_TOO_LARGE => (Code::PayloadTooLarge, "The body is too large."),
+            StatusCode::UNSUPPORTED_MEDIA_TYPE => {
+                (Code::UnsupportedMediaType, "Send `Content-Type: application/json`.")
+            }
+            StatusCode::UNPROCESSABLE_ENTITY => {
+                (Code::BadRequest, "A field of the body is missing or of the wrong type.")
+            }
+            _ => (Code::BadRequest, "The body is not well-formed."),
         };
-        Self { status, ..Self::new(Code::BadRequest, detail) }
+        Self { status, ..Self::new(code, detail) }
     }
 
     /// Something is there, but not for this method.
     pub fn method_not_allowed() -> Self {
-        Self {
-            status: StatusCode::METHOD_NOT_ALLOWED,
-            ..Self::new(Code::BadRequest, "This method is not allowed here.")
-        }
+        Self::new(Code::MethodNotAllowed, "This method is not allowed here.")
     }
 }
 
@@ -89,11 +86,7 @@ impl From<Error> for Problem {
                 let taken = faults.iter().all(|fault| fault.code == FaultCode::Taken);
                 let errors: Vec<FieldError> = faults
                     .into_iter()
-                    .map(|fault| FieldError {
-                        field: fault.field,
-                        code: fault_code(fault.code),
-                        message: fault.message,
-                    })
+                    .map(|fault| FieldError { field: fault.field, code: fault.code.as_str(), message: fault.message })
                     .collect();
                 let first = errors.first();
                 Self {

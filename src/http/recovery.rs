@@ -9,16 +9,20 @@ use std::sync::Arc;
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{Html, IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::get;
 use axum::{Json, Router};
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
 use super::address::ClientAddress;
 use super::auth::{Body, origin};
+use super::docs::{Refusals, Refused};
 use super::problem::Problem;
 use crate::App;
 use crate::auth::credential::MailToken;
-use crate::error::{Error, Result};
+use crate::error::{Error, FaultCode, Result};
 use crate::limits::{Door, Who};
 use crate::store::account;
 use crate::store::mail::{self, Kind};
@@ -26,18 +30,26 @@ use crate::store::password::Password;
 use crate::store::value::Email;
 
 /// The routes for account e-mails.
-pub fn routes() -> Router<Arc<App>> {
+pub fn routes() -> OpenApiRouter<Arc<App>> {
+    OpenApiRouter::default()
+        .routes(routes!(verify_email))
+        .routes(routes!(resend_verification))
+        .routes(routes!(password_reset))
+        .routes(routes!(confirm_password_reset))
+}
+
+/// The pages that mailed links open, for people.
+pub fn pages() -> Router<Arc<App>> {
     Router::new()
-        .route("/auth/verify-email", get(page).post(verify_email))
-        .route("/auth/verify-email/resend", post(resend))
-        .route("/auth/password-reset", get(page).post(password_reset))
-        .route("/auth/password-reset/confirm", post(confirm))
+        .route("/auth/verify-email", get(page))
+        .route("/auth/password-reset", get(page))
         .route("/auth/page.js", get(script))
 }
 
-/// Says that something was taken on, and nothing else.
-#[derive(Serialize)]
+/// That something was taken on, and nothing else: the same whatever the address is.
+#[derive(Serialize, ToSchema)]
 struct Accepted {
+    /// For a person to read.
     detail: &'static str,
 }
 
@@ -45,11 +57,27 @@ fn accepted(detail: &'static str) -> Response {
     (StatusCode::ACCEPTED, Json(Accepted { detail })).into_response()
 }
 
-#[derive(Deserialize)]
+/// A mailed link that was followed.
+#[derive(Deserialize, ToSchema)]
 struct Verification {
+    /// What stands behind `#token=` in the link.
     token: String,
 }
 
+impl Refusals for Verification {
+    const FAULTS: &[FaultCode] = &[FaultCode::Invalid, FaultCode::Taken];
+}
+
+/// Verify an e-mail address
+///
+/// Proves that an address is one's own, the present one or one to change to, which then takes its place.
+#[utoipa::path(
+    post,
+    tag = "E-mail",
+    path = "/auth/verify-email",
+    request_body(content((Verification = "application/json"), (Verification = "application/x-www-form-urlencoded"))),
+    responses((status = 204, description = "The address is the account's, and verified."), Refused<Verification>),
+)]
 async fn verify_email(
     State(app): State<Arc<App>>,
     ClientAddress(peer): ClientAddress,
@@ -63,12 +91,27 @@ async fn verify_email(
     Ok(StatusCode::NO_CONTENT)
 }
 
-#[derive(Deserialize)]
+/// Whom to write to.
+#[derive(Deserialize, ToSchema)]
 struct Address {
+    /// Whether it is anybody's is not told.
+    #[schema(format = Email, max_length = 254, example = "ada@example.org")]
     email: String,
 }
 
-async fn resend(
+impl Refusals for Address {
+    const FAULTS: &[FaultCode] = &[FaultCode::Blank, FaultCode::TooLong, FaultCode::Invalid];
+}
+
+/// Ask for another link to verify an address
+#[utoipa::path(
+    post,
+    tag = "E-mail",
+    path = "/auth/verify-email/resend",
+    request_body(content((Address = "application/json"), (Address = "application/x-www-form-urlencoded"))),
+    responses((status = 202, description = "The same for any address.", body = Accepted), Refused<Address>),
+)]
+async fn resend_verification(
     State(app): State<Arc<App>>,
     ClientAddress(peer): ClientAddress,
     Body(body): Body<Address>,
@@ -77,6 +120,14 @@ async fn resend(
     Ok(accepted("If this address waits to be verified, a mail is on its way to it."))
 }
 
+/// Ask for a link to set a new password
+#[utoipa::path(
+    post,
+    tag = "E-mail",
+    path = "/auth/password-reset",
+    request_body(content((Address = "application/json"), (Address = "application/x-www-form-urlencoded"))),
+    responses((status = 202, description = "The same for any address.", body = Accepted), Refused<Address>),
+)]
 async fn password_reset(
     State(app): State<Arc<App>>,
     ClientAddress(peer): ClientAddress,
@@ -93,13 +144,31 @@ async fn ask(app: &App, peer: IpAddr, kind: Kind, email: &str) -> Result<()> {
     mail::queue_for_address(&app.db, now, kind, &email).await
 }
 
-#[derive(Deserialize)]
+/// A new password for who followed a mailed link.
+#[derive(Deserialize, ToSchema)]
 struct Confirmation {
+    /// What stands behind `#token=` in the link.
     token: String,
+    /// As for a new account.
+    #[schema(format = Password, min_length = 8, max_length = 256, example = "Correct-Horse-7")]
     new_password: String,
 }
 
-async fn confirm(
+impl Refusals for Confirmation {
+    const FAULTS: &[FaultCode] = &[FaultCode::Invalid, FaultCode::TooLong, FaultCode::WeakPassword];
+}
+
+/// Set a new password
+///
+/// Ends every session of the account.
+#[utoipa::path(
+    post,
+    tag = "E-mail",
+    path = "/auth/password-reset/confirm",
+    request_body(content((Confirmation = "application/json"), (Confirmation = "application/x-www-form-urlencoded"))),
+    responses((status = 204, description = "The password is set."), Refused<Confirmation>),
+)]
+async fn confirm_password_reset(
     State(app): State<Arc<App>>,
     ClientAddress(peer): ClientAddress,
     headers: HeaderMap,
@@ -117,7 +186,8 @@ async fn confirm(
     Ok(StatusCode::NO_CONTENT)
 }
 
-const POLICY: HeaderValue = HeaderValue::from_static(
+/// For a page with one script of this server and its style in it.
+pub const POLICY: HeaderValue = HeaderValue::from_static(
     "default-src 'none'; script-src 'self'; style-src 'unsafe-inline'; connect-src 'self'; base-uri 'none'; \
      form-action 'none'; frame-ancestors 'none'",
 );

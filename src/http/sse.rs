@@ -25,6 +25,7 @@ use super::operation::{Door, Operation};
 use crate::access::Viewer;
 use crate::auth::bearer;
 use crate::error::Code;
+use crate::metrics::Transport;
 use crate::store::session;
 
 /// Events that wait to be written.
@@ -67,7 +68,8 @@ pub fn stream(
     let tasks = listener.lifeline.tasks.clone();
     tasks.spawn(async move {
         let _place = place;
-        let (stop, connection) = (listener.lifeline.stop.clone(), listener.lifeline.connection.clone());
+        let _open = door.app.metrics.socket(Transport::EventStream);
+        let lifeline = listener.lifeline.clone();
         let ended = ended(&door, listener.viewer);
         let expired = async {
             match expires {
@@ -76,13 +78,13 @@ pub fn stream(
             }
         };
         tokio::select! {
-            () = stop.cancelled() => {}
+            () = lifeline.ended() => {}
             () = ended => {}
             () = expired => {}
             () = out.closed() => {}
             told = tell(&door, operation, &listener, &out) => if told.is_err() {
                 // Who does not read in time is not waited for.
-                connection.cancel();
+                lifeline.connection.cancel();
             }
         }
     });

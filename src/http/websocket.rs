@@ -29,6 +29,7 @@ use crate::auth::{self, bearer};
 use crate::error::Code;
 use crate::events::hub::Listener;
 use crate::id::Id;
+use crate::metrics::Transport;
 use crate::store::event::Objects;
 use crate::store::session;
 
@@ -40,8 +41,8 @@ const BUFFER: usize = 4 * 1024;
 const QUEUE: usize = 16;
 /// How long a goodbye may take.
 const GOODBYE: Duration = Duration::from_secs(2);
-/// On shutdown sockets are closed over this span, so that not all of them are back at the same moment.
-const JITTER_MILLIS: u64 = 1_000;
+/// How long the requests that run on a socket may take to be answered when the server ends.
+const LAST_ANSWERS: Duration = Duration::from_secs(5);
 
 /// How many sockets each user has open on this instance.
 #[derive(Default)]
@@ -108,6 +109,8 @@ pub fn open(door: Door, upgrade: WebSocketUpgrade, opening: Opening) -> Response
 }
 
 async fn run(door: Door, socket: WebSocket, opening: Opening, agreed: bool) {
+    let metrics = &Arc::clone(&door.app).metrics;
+    let _open = metrics.socket(Transport::WebSocket);
     let (sink, mut stream) = socket.split();
     let (out, queue) = mpsc::channel(QUEUE);
     let (closing, closed) = oneshot::channel();
@@ -115,8 +118,10 @@ async fn run(door: Door, socket: WebSocket, opening: Opening, agreed: bool) {
     let close =
         if agreed { Talk::new(door, opening, out).until_end(&mut stream).await } else { Some(Close::WrongProtocol) };
     if let Some(close) = close {
+        let close = CloseFrame::from(close);
+        metrics.closed(close.code);
         // Only a writer that is gone already does not take it.
-        drop(closing.send(close.into()));
+        drop(closing.send(close));
     } else {
         drop(closing);
     }
@@ -205,16 +210,18 @@ impl Talk {
     /// Talks until one side ends it; the reason if it is this one. Whatever still runs ends with it.
     async fn until_end(mut self, stream: &mut SplitStream<WebSocket>) -> Option<Close> {
         let settings = self.door.app.config.sockets;
-        let stop: CancellationToken = self.opening.lifeline.stop.clone();
+        let lifeline = self.opening.lifeline.clone();
         let greet_by = Instant::now() + settings.init;
         let mut ping_at = Instant::now() + settings.ping;
         let mut awaits_pong = false;
         loop {
             let due = self.session.as_ref().map_or(greet_by, |session| session.expires.min(ping_at));
             tokio::select! {
-                () = stop.cancelled() => {
-                    let jitter = u64::from(Id::new().as_bytes()[15]) * JITTER_MILLIS / 256;
-                    tokio::time::sleep(Duration::from_millis(jitter)).await;
+                () = lifeline.stop.cancelled() => {
+                    lifeline.ended().await;
+                    // Subscriptions have ended by themselves; whatever else was begun is answered.
+                    let answered = async { while self.tasks.join_next().await.is_some() {} };
+                    drop(timeout(LAST_ANSWERS, answered).await);
                     return Some(Close::Restarting);
                 }
                 () = self.out.closed() => return None,
@@ -377,6 +384,7 @@ impl Talk {
             door: self.door.clone(),
             out: self.out.clone(),
             request_id: Arc::clone(&self.opening.request_id),
+            stop: self.opening.lifeline.stop.clone(),
             address: self.opening.address,
             viewer,
         };
@@ -421,6 +429,7 @@ struct Runner {
     door: Door,
     out: mpsc::Sender<Utf8Bytes>,
     request_id: Arc<str>,
+    stop: CancellationToken,
     address: IpAddr,
     viewer: Viewer,
 }
@@ -431,12 +440,19 @@ impl Runner {
         // On the heap, as is what is executed once: this task lives as long as its subscription, and is one of many.
         let operation = match Box::pin(self.admitted(words)).await {
             Ok(operation) => operation,
-            Err(refused) => return self.error(id, refused),
+            Err(refused) => {
+                self.door.app.metrics.refused(refused.code);
+                return self.error(id, refused);
+            }
         };
         if operation.kind == OperationType::Subscription {
             let mut answers = self.door.subscribe(operation, Some(self.viewer), Arc::clone(&self.request_id));
             let mut first = true;
-            while let Some(answer) = answers.next().await {
+            // It goes on elsewhere, so nothing says that it is complete.
+            while let Some(answer) = tokio::select! {
+                () = self.stop.cancelled() => return None,
+                answer = answers.next() => answer,
+            } {
                 // What fails before the first event has no event to be told with.
                 if !answer.is_executed() || (first && answer.is_fruitless()) {
                     return Outgoing::about(id, "error", Some(answer.errors()));

@@ -80,6 +80,15 @@ impl Shared {
         }
     }
 
+    /// Whether Redis answers.
+    pub async fn answers(&self) -> bool {
+        let ping = async {
+            let connection = self.connection.get_or_try_init(|| self.client.get_connection_manager()).await?;
+            redis::cmd("PING").exec_async(&mut connection.clone()).await
+        };
+        matches!(timeout(FIRST_PATIENCE, ping).await, Ok(Ok(())))
+    }
+
     /// Whether it is not to be tried now. Whoever is told to try moves the next try on, so that one does at a time.
     fn is_away(&self) -> bool {
         let (mut again, now) = (self.again(), Instant::now());
@@ -104,12 +113,7 @@ impl Shared {
 }
 
 fn key(door: Door, who: Who) -> String {
-    let door = match door {
-        Door::Credentials => "credentials",
-        Door::Auth => "auth",
-        Door::Graphql => "graphql",
-        Door::Cost => "cost",
-    };
+    let door = door.as_str();
     match who {
         Who::Address(network) => format!("fasttrack:limit:{door}:a{:016x}", u64::from_be_bytes(network)),
         Who::User(id) => format!("fasttrack:limit:{door}:u{id}"),

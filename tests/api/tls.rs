@@ -106,7 +106,7 @@ async fn sslmode_says_whether_and_how_postgresql_is_reached_over_tls() {
         let answer: String = client.query_one("SELECT current_database()::text", &[]).await.expect("an answer").get(0);
         assert_eq!(format!("/{answer}"), server.path());
         let pool = Db::open(&Location::Postgres(url), 1).expect("a database");
-        pool.ping().await.expect("the server's own way there");
+        drop(pool.conn().await.expect("the server's own way there"));
         told.to_owned()
     };
     let verified = |file: &str| format!("sslmode=verify-full&sslrootcert={file}");

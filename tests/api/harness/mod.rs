@@ -14,6 +14,7 @@
 //! it. When it goes out of scope it is stopped as the program stops it; a panic in it, or a part that does not end, fails
 //! the test then.
 
+pub mod contract;
 mod database;
 mod life;
 mod mailbox;
@@ -29,15 +30,15 @@ use std::time::Duration;
 use fasttrack::access::Role;
 use fasttrack::config::Config;
 use fasttrack::http::auth::NewAccount;
+use fasttrack::server;
 use fasttrack::store::audit::Origin;
 use fasttrack::store::{account, user};
 use fasttrack::time::{Clock, Timestamp};
-use fasttrack::{App, graphql, http, jobs};
+use fasttrack::{App, jobs};
 use reqwest::{Method, RequestBuilder};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Handle, Runtime};
-use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -72,7 +73,6 @@ pub struct Server {
     http: reqwest::Client,
     threads: Handle,
     name: String,
-    stop: CancellationToken,
     running: Option<Running>,
 }
 
@@ -80,8 +80,7 @@ type StartJobs = fn(&Arc<App>, &CancellationToken) -> fasttrack::error::Result<T
 
 struct Running {
     runtime: Runtime,
-    served: JoinHandle<std::io::Result<()>>,
-    jobs: TaskTracker,
+    server: server::Server,
     database: Database,
 }
 
@@ -136,23 +135,20 @@ impl Server {
         values.extend(settings.iter().copied());
         let config = Config::from(&|name| values.get(name).map(ToString::to_string)).expect("good settings");
         let clock = Clock::fixed(Timestamp::parse(START).expect("a moment"));
-        let (name, stop) = (unique_name(), CancellationToken::new());
+        let name = unique_name();
         let runtime = Builder::new_multi_thread().worker_threads(2).thread_name(&name).enable_all().build();
         let runtime = runtime.expect("a runtime");
-        let stopped = stop.clone();
         let starting = runtime.spawn(async move {
             let app = App::open(config, clock).expect("the parts of the server");
             let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free port");
             let address = listener.local_addr().expect("an address");
-            let jobs = start_jobs(&app, &stopped).expect("jobs");
-            let connections = app.config.connections;
-            let router = http::router(&app, graphql::schema(app.config.introspection));
-            (app, address, jobs, tokio::spawn(http::serve(listener, router, connections, stopped)))
+            let server = server::Server::start(&app, listener, None, start_jobs).expect("jobs");
+            (app, address, server)
         });
-        let (app, address, jobs, served) = starting.await.expect("a server that starts");
+        let (app, address, server) = starting.await.expect("a server that starts");
         let threads = runtime.handle().clone();
-        let running = Some(Running { runtime, served, jobs, database });
-        Self { app, address, http: reqwest::Client::new(), threads, name, stop, running }
+        let running = Some(Running { runtime, server, database });
+        Self { app, address, http: reqwest::Client::new(), threads, name, running }
     }
 
     /// Somebody new, who has signed up and logged in.
@@ -264,27 +260,17 @@ impl Server {
     }
 }
 
-/// How a server ended: in time, and without an error.
-type Ended = Result<Result<std::io::Result<()>, tokio::task::JoinError>, tokio::time::error::Elapsed>;
+/// How a server ended: in time, and by itself.
+type Ended = Result<bool, tokio::time::error::Elapsed>;
 
 impl Server {
     /// Stops everything; the database stays.
     fn end(&self, running: Running) -> impl Future<Output = (Database, Ended)> + Send + use<> {
-        let Running { runtime, served, jobs, database } = running;
-        self.stop.cancel();
-        let db = self.app.db.clone();
+        let Running { runtime, server, database } = running;
         let (sender, ended) = tokio::sync::oneshot::channel();
         // On another thread: this one belongs to the test's own runtime, which cannot wait for another.
         std::thread::spawn(move || {
-            let ended = runtime.block_on(async {
-                let ended = tokio::time::timeout(PATIENCE, async {
-                    jobs.wait().await;
-                    served.await
-                });
-                let ended = ended.await;
-                db.close().await;
-                ended
-            });
+            let ended = runtime.block_on(async { tokio::time::timeout(PATIENCE, server.end()).await });
             drop(runtime);
             sender.send((database, ended)).map_err(|_| "nobody waits").expect("somebody waits");
         });
@@ -292,7 +278,7 @@ impl Server {
     }
 
     fn check(&self, ended: &Ended) {
-        assert!(matches!(ended, Ok(Ok(Ok(())))), "the server did not end well: {ended:?}");
+        assert!(matches!(ended, Ok(true)), "the server did not end well: {ended:?}");
         let panics = PANICS.lock().expect("no panic while held");
         let panics: Vec<&String> = panics.iter().filter(|(thread, _)| *thread == self.name).map(|(_, at)| at).collect();
         assert!(panics.is_empty(), "the server panicked: {panics:?}");

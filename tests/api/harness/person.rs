@@ -11,7 +11,7 @@ use tokio::runtime::Handle;
 use tokio::time::timeout;
 
 use super::socket::{Socket, Subscription};
-use super::{PATIENCE, text};
+use super::{PATIENCE, contract, text};
 
 /// What [`Person::mutate`] selects from each payload.
 const SELECTIONS: [(&str, &str); 18] = [
@@ -185,14 +185,18 @@ pub struct Reply {
 }
 
 impl Reply {
-    /// Sends the request and reads the answer.
+    /// Sends the request and reads the answer, which must be what the OpenAPI document says.
     pub async fn to(request: RequestBuilder) -> Self {
-        let response = request.send().await.expect("an answer");
+        let (client, request) = request.build_split();
+        let request = request.expect("a request");
+        let response = client.execute(request.try_clone().expect("a body in one piece")).await.expect("an answer");
         let (status, headers) = (response.status(), response.headers().clone());
         let body = response.text().await.expect("a body");
         let body =
             serde_json::from_str(&body).unwrap_or_else(|_| if body.is_empty() { Value::Null } else { body.into() });
-        Self { status, headers, body }
+        let reply = Self { status, headers, body };
+        contract::check(&request, &reply);
+        reply
     }
 }
 

@@ -1,0 +1,76 @@
+//! The running server: its parts, and the order in which they end.
+//!
+//! Whoever may still ask is told first and whoever answers goes last, so that nobody is left waiting: `/readyz` says no,
+//! connections are refused, sockets and streams are closed for their clients to come back elsewhere, requests in work are
+//! answered, writes that nobody waits for are finished, and only then the jobs end (the tail of the event log among
+//! them) and the database is closed.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::error::Result;
+use crate::{App, graphql, http};
+
+/// How long requests in work, sockets and streams may take to end.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A server that runs.
+pub struct Server {
+    app: Arc<App>,
+    /// Ends the doors.
+    closing: CancellationToken,
+    doors: JoinHandle<()>,
+    /// Ends what works behind them.
+    stop: CancellationToken,
+    jobs: TaskTracker,
+    metrics: Option<JoinHandle<()>>,
+}
+
+impl Server {
+    /// Starts to answer on the first listener, to tell metrics on the second, and whatever `jobs` starts beside that.
+    pub fn start(
+        app: &Arc<App>,
+        listener: TcpListener,
+        metrics: Option<TcpListener>,
+        jobs: impl FnOnce(&Arc<App>, &CancellationToken) -> Result<TaskTracker>,
+    ) -> Result<Self> {
+        let (closing, stop) = (CancellationToken::new(), CancellationToken::new());
+        let jobs = jobs(app, &stop)?;
+        let router = http::router(app, graphql::schema(app.config.introspection));
+        let connections = app.config.connections;
+        let doors = tokio::spawn(http::serve(listener, router, connections, closing.clone()));
+        let measured = |listener| tokio::spawn(http::serve(listener, http::measured(app), connections, stop.clone()));
+        Ok(Self { app: Arc::clone(app), closing, doors, metrics: metrics.map(measured), stop, jobs })
+    }
+
+    /// Ends everything, in order; whether all of it ended by itself.
+    pub async fn end(self) -> bool {
+        let Self { app, closing, mut doors, stop, jobs, metrics } = self;
+        app.draining.cancel();
+        tokio::time::sleep(app.config.drain).await;
+        closing.cancel();
+        let ended = tokio::time::timeout(PATIENCE, async {
+            let served = (&mut doors).await;
+            app.writes.close();
+            app.writes.wait().await;
+            served
+        });
+        let ended = matches!(ended.await, Ok(Ok(())));
+        if !ended {
+            tracing::warn!("what has not ended is cut off");
+            doors.abort();
+        }
+        stop.cancel();
+        jobs.wait().await;
+        if let Some(metrics) = metrics {
+            metrics.abort();
+        }
+        app.db.close().await;
+        ended
+    }
+}

@@ -1,0 +1,48 @@
+//! What the OpenAPI document promises, held against every answer of the `/auth` routes that any test gets.
+
+use std::sync::LazyLock;
+
+use fasttrack::http::docs;
+use jsonschema::Validator;
+use reqwest::Request;
+use serde_json::{Map, Value, json};
+
+use super::Reply;
+
+/// The document.
+pub static DOCUMENT: LazyLock<Value> = LazyLock::new(|| serde_json::from_str(&docs::document()).expect("JSON"));
+
+/// Checks instances of a schema of the document; with `closed`, members that it does not name are wrong.
+pub fn validator(schema: &Value, closed: bool) -> Validator {
+    let mut schema = schema.as_object().cloned().unwrap_or_else(Map::new);
+    schema.insert("components".to_owned(), DOCUMENT["components"].clone());
+    if closed {
+        schema.insert("unevaluatedProperties".to_owned(), json!(false));
+    }
+    jsonschema::validator_for(&Value::Object(schema)).expect("a schema")
+}
+
+/// What is asked of an answer: its status is documented, its body is of the documented type and form.
+pub fn check(request: &Request, reply: &Reply) {
+    let (method, path) = (request.method().as_str().to_ascii_lowercase(), request.url().path());
+    let what = format!("{method} {path}: {} {}", reply.status, reply.body);
+    if !path.starts_with("/auth/") || ["NOT_FOUND", "METHOD_NOT_ALLOWED"].iter().any(|code| reply.body["code"] == *code)
+    {
+        return;
+    }
+    let operation = &DOCUMENT["paths"][path][method.as_str()];
+    if operation.is_null() {
+        assert_eq!(method, "get", "{what}: the document does not know it");
+        return;
+    }
+    let answer = &operation["responses"][reply.status.as_str()];
+    assert!(answer.is_object(), "{what}: the document does not know this status");
+    let Some((kind, content)) = answer["content"].as_object().and_then(|content| content.iter().next()) else {
+        assert_eq!(reply.body, Value::Null, "{what}: the document knows no body");
+        return;
+    };
+    assert_eq!(reply.headers["content-type"], kind.as_str(), "{what}");
+    if let Err(error) = validator(&content["schema"], true).validate(&reply.body) {
+        panic!("{what}: {error}");
+    }
+}

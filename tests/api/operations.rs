@@ -1,0 +1,129 @@
+//! Running it: probes, and how a server ends.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use fasttrack::db::migrate;
+use reqwest::Method;
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::Notify;
+use tokio::time::timeout;
+
+use crate::harness::{Frame, PATIENCE, Reply, Server};
+
+async fn ready(server: &Server) -> (u16, Value) {
+    let reply = Reply::to(server.request(Method::GET, "/readyz")).await;
+    (reply.status.as_u16(), reply.body)
+}
+
+#[tokio::test]
+async fn readiness_is_told_part_by_part() {
+    let server = Server::start().await;
+    let good = json!({ "ready": true, "server": "ok", "database": "ok", "schema": "ok", "events": "ok" });
+    assert_eq!(ready(&server).await, (200, good.clone()));
+    let database = server.app.config.database.clone();
+    migrate::down(&database).await.expect("the newest migration goes down");
+    let (status, told) = ready(&server).await;
+    assert_eq!((status, &told["ready"], &told["schema"]), (503, &json!(false), &json!("behind")), "{told}");
+    migrate::up(&database).await.expect("and up again");
+    assert_eq!(ready(&server).await, (200, good));
+    server.app.draining.cancel();
+    let (status, told) = ready(&server).await;
+    assert_eq!((status, &told["ready"], &told["server"]), (503, &json!(false), &json!("draining")), "{told}");
+    assert_eq!(server.request(Method::GET, "/livez").send().await.expect("an answer").status(), 200);
+}
+
+#[tokio::test]
+async fn a_server_without_its_redis_or_with_every_connection_busy_says_so() {
+    let server = Server::with(&[("REDIS_URL", "redis://127.0.0.1:1"), ("DATABASE_CONNECTIONS", "1")]).await;
+    let (status, told) = ready(&server).await;
+    assert_eq!((status, &told["redis"]), (200, &json!("away")), "{told}");
+    let held = Held::connection(&server).await;
+    let (status, told) = ready(&server).await;
+    assert_eq!((status, &told["database"], &told["schema"]), (503, &json!("away"), &json!("unknown")), "{told}");
+    held.release();
+}
+
+/// The only database connection of a server, held so that whatever is asked has to wait.
+struct Held(Arc<Notify>);
+
+impl Held {
+    async fn connection(server: &Server) -> Self {
+        let (held, release) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+        let (is_held, released) = (Arc::clone(&held), Arc::clone(&release));
+        let app = Arc::clone(&server.app);
+        // Of the server's own threads, as a connection lives on them.
+        server
+            .run(async move |_| {
+                tokio::spawn(async move {
+                    let conn = app.db.conn().await;
+                    is_held.notify_one();
+                    released.notified().await;
+                    drop(conn);
+                });
+            })
+            .await;
+        held.notified().await;
+        Self(release)
+    }
+
+    fn release(&self) {
+        self.0.notify_one();
+    }
+}
+
+#[tokio::test]
+async fn what_was_begun_is_answered_before_the_server_ends_and_nobody_is_told_an_error() {
+    let server = Server::with(&[("DATABASE_CONNECTIONS", "1")]).await;
+    let alice = server.person("alice").await;
+    let (mut socket, mut listening) = (alice.socket().await, alice.socket().await);
+    listening.subscribe("1", "subscription { events { id } }", json!({})).await;
+    // A query on the same socket shows that the subscription before it is under way.
+    listening.subscribe("2", "{ viewer { id } }", json!({})).await;
+    assert!(matches!(listening.receive().await, Frame::Message(message) if message["type"] == "next"));
+    assert!(matches!(listening.receive().await, Frame::Message(message) if message["type"] == "complete"));
+    let mut late = TcpStream::connect(server.address).await.expect("a connection");
+    let body = json!({ "query": "{ __typename }" }).to_string();
+    let (first, rest) = body.split_at(5);
+    let head = "POST /graphql HTTP/1.1\r\nhost: x\r\ncontent-type: application/json";
+    late.write_all(format!("{head}\r\ncontent-length: {}\r\n\r\n{first}", body.len()).as_bytes()).await.expect("sent");
+    let held = Held::connection(&server).await;
+    socket.subscribe("1", "{ viewer { username } }", json!({})).await;
+    let (app, address) = (Arc::clone(&server.app), server.address);
+    let ended = std::thread::spawn(move || drop(server));
+    app.draining.cancelled().await;
+    late.write_all(rest.as_bytes()).await.expect("sent");
+    held.release();
+    let Frame::Message(answer) = socket.receive().await else { panic!("closed without an answer") };
+    assert_eq!(answer["payload"]["data"]["viewer"]["username"], "alice", "{answer}");
+    assert!(matches!(socket.receive().await, Frame::Message(message) if message["type"] == "complete"));
+    assert_eq!(socket.receive().await, Frame::Closed(Some(1012)));
+    assert_eq!(listening.receive().await, Frame::Closed(Some(1012)), "neither an error nor `complete`");
+    let mut answer = String::new();
+    timeout(PATIENCE, late.read_to_string(&mut answer)).await.expect("in time").expect("an answer");
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("Query"), "{answer}");
+    assert!(TcpStream::connect(address).await.is_err(), "nobody is let in any more");
+    // The harness sees to it that everything ended by itself.
+    ended.join().expect("an end");
+}
+
+#[tokio::test]
+async fn a_draining_server_goes_on_answering_until_the_time_is_over() {
+    let server = Server::with(&[("DRAIN_SECONDS", "1")]).await;
+    let alice = server.person("alice").await;
+    let mut socket = alice.socket().await;
+    let (app, address) = (Arc::clone(&server.app), server.address);
+    let began = std::time::Instant::now();
+    let ended = std::thread::spawn(move || drop(server));
+    app.draining.cancelled().await;
+    let answer = reqwest::get(format!("http://{address}/readyz")).await.expect("an answer");
+    assert_eq!(answer.status(), 503);
+    socket.subscribe("1", "{ __typename }", json!({})).await;
+    assert!(matches!(socket.receive().await, Frame::Message(message) if message["type"] == "next"));
+    assert!(matches!(socket.receive().await, Frame::Message(message) if message["type"] == "complete"));
+    assert_eq!(socket.receive().await, Frame::Closed(Some(1012)));
+    assert!(began.elapsed() >= Duration::from_secs(1));
+    ended.join().expect("an end");
+}
