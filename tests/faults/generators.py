@@ -1,0 +1,94 @@
+"""Starts generator.py and talks to it."""
+
+import asyncio
+import json
+import sys
+
+from client import request_bytes
+from rig import HERE
+
+# What costs the server a few milliseconds and the generator next to nothing: a page of tasks with what hangs on them.
+HEAVY = """{ tasks(first: 50) { nodes { id title status priority createdAt assignee { username } labels { name }
+  comments(first: 5) { nodes { id body author { username } } } } } }"""
+LIGHT = "{ viewer { id username } }"
+
+
+def request(query, token, variables=None):
+    return request_bytes("POST", "/graphql", {"query": query, "variables": variables or {}}, token).decode("latin-1")
+
+
+async def start(order):
+    return await asyncio.create_subprocess_exec(
+        sys.executable, str(HERE / "generator.py"), json.dumps(order), stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+    )
+
+
+async def http(server, requests, seconds, connections, rate=None):
+    """So many connections that ask as fast as they are answered, or so many requests a second whatever is answered."""
+    order = {
+        "mode": "open" if rate else "closed", "port": server.port, "requests": requests, "seconds": seconds,
+        "connections": connections, "rate": rate,
+    }
+    process = await start(order)
+    try:
+        line = await process.stdout.readline()
+        if not line:
+            raise RuntimeError("a generator has failed")
+        return json.loads(line)
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+
+
+def together(results):
+    """The sum of several generators."""
+    statuses = {}
+    for result in results:
+        for status, count in result["statuses"].items():
+            statuses[status] = statuses.get(status, 0) + count
+    seconds = [sum(counts) for counts in zip(*(result["by_second"] for result in results))]
+    p99 = [result["p99"] for result in results if result["p99"] is not None]
+    return {
+        "good": sum(result["good"] for result in results), "rate": sum(result["rate"] for result in results),
+        "clear": sum(result["clear"] for result in results), "statuses": statuses,
+        "unsent": sum(result["unsent"] for result in results), "by_second": seconds, "p99": max(p99, default=0.0),
+    }
+
+
+class Sockets:
+    """Sockets in several processes that come back whenever they are cut off."""
+
+    def __init__(self, server, token, count, each=1250):
+        self.server, self.token, self.count = server, token, count
+        self.shares = [min(each, count - at) for at in range(0, count, each)]
+        self.processes = []
+
+    async def __aenter__(self):
+        return self
+
+    async def __aexit__(self, *_):
+        await self.end()
+
+    async def open(self, after):
+        for share in self.shares:
+            order = {"mode": "sockets", "port": self.server.port, "token": self.token, "count": share, "after": after}
+            self.processes.append(await start(order))
+
+    async def say(self, **order):
+        """Asks every process: served, breaks and events in all."""
+        told = {"served": 0, "breaks": 0, "events": 0}
+        for process in self.processes:
+            process.stdin.write(json.dumps(order).encode() + b"\n")
+        for process in self.processes:
+            line = await process.stdout.readline()
+            for name, count in json.loads(line).items():
+                told[name] = told.get(name, 0) + count
+        return told
+
+    async def end(self):
+        while self.processes:
+            process = self.processes.pop()
+            process.kill()
+            await process.wait()

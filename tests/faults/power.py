@@ -1,0 +1,200 @@
+"""Power loss on SQLite: what a cut at any moment could leave on the disk, built from a trace of writes and syncs.
+
+Of each file everything is there that was written before its last sync began; of what was written after that any part
+may be, in sectors of 512 bytes. The control replays the same trace as if a commit did not wait for its sync, which is
+what `synchronous = NORMAL` does: unless that loses what was acknowledged, the rig would not see a loss.
+"""
+
+import asyncio
+import random
+import re
+import sqlite3
+import struct
+
+from rig import Server, compiled
+from services import Tables
+from traffic import Ledger, Load, contradictions
+
+SECTOR = 512
+RECORD = struct.Struct("<cB2xIQ")
+MARK = re.compile(rb'"(?:title|body)":"(\d+-\d+)"')
+WAL_HEADER = 32
+
+
+async def run(rig):
+    server = Server(rig, "power")
+    trace = rig.directory / "trace"
+    # The tables come into being before it begins.
+    await server.start()
+    await server.stop()
+    before = {str(server.file): server.file.read_bytes()}
+    server.preload, server.env["TRACE"] = compiled(rig, "trace"), str(trace)
+    await server.start()
+    load = await Load.prepare(server.address, writers=8)
+    await load.begin()
+    await load.acknowledged(1200 if rig.long else 500, within=180)
+    server.kill()
+    await load.caught_up([])
+    count = 400 if rig.long else 200
+    records = list(read(trace))
+    found = await asyncio.to_thread(replay, rig, before, records, count)
+    for name, fate in found.items():
+        for line in fate.wrong[:3] if name == "FULL" else []:
+            rig.note(line)
+        figures = {
+            "images": fate.images, "corrupt": fate.corrupt, "images_with_loss": fate.losing, "rows_lost": fate.lost,
+            "contradictory": fate.contradictory, "acknowledged": fate.acknowledged,
+        }
+        if name == "FULL":
+            ok = not (fate.corrupt or fate.lost or fate.contradictory)
+            rig.check("power loss", ok, **figures, syncs=sum(kind == b"Y" for kind, *_ in records), trace_records=len(records))
+        else:
+            ok = fate.losing > 0 and not fate.corrupt
+            rig.check("power loss, control as with synchronous=NORMAL loses", ok, **figures)
+    await starts(rig)
+
+
+def read(path):
+    """The records of a trace: (kind, file, offset, payload)."""
+    with open(path, "rb") as trace:
+        while len(head := trace.read(RECORD.size)) == RECORD.size:
+            kind, file, length, offset = RECORD.unpack(head)
+            payload = trace.read(length)
+            if len(payload) == length:
+                yield kind, file, offset, payload
+
+
+class File:
+    """What of a file is on the disk for certain, and what may be."""
+
+    def __init__(self, content):
+        self.durable, self.open, self.covered = bytearray(content), [], 0
+
+    def does(self, kind, offset, payload):
+        if kind == b"S":
+            self.covered = len(self.open)
+        elif kind == b"Y":
+            for operation in self.open[:self.covered]:
+                apply(self.durable, *operation)
+            del self.open[:self.covered]
+            self.covered = 0
+        else:
+            self.open.append((kind, offset, payload))
+
+    def after_a_cut(self, chance):
+        """One of the things that may be found."""
+        image, share = bytearray(self.durable), chance.choice([0.0, 0.1, 0.5, 0.9, 1.0])
+        torn = chance.random() < 0.5
+        for kind, offset, payload in self.open:
+            if kind == b"T" or not torn:
+                if chance.random() < share:
+                    apply(image, kind, offset, payload)
+                continue
+            for start in range(0, len(payload), SECTOR):
+                if chance.random() < share:
+                    apply(image, kind, offset + start, payload[start:start + SECTOR])
+        return image
+
+
+def apply(image, kind, offset, payload):
+    if kind == b"T":
+        del image[offset:]
+        image.extend(bytes(offset - len(image)))
+        return
+    if len(image) < offset + len(payload):
+        image.extend(bytes(offset + len(payload) - len(image)))
+    image[offset:offset + len(payload)] = payload
+
+
+def waits(records):
+    """The syncs that `synchronous = NORMAL` also waits for: of the log those before a checkpoint and after its header,
+    of the database all. As the indices of their records."""
+    names = {file: payload for kind, file, _, payload in records if kind == b"N"}
+    logs = {file for file, name in names.items() if name.endswith(b"-wal")}
+    kept, following, header = set(), None, {}
+    for index in range(len(records) - 1, -1, -1):
+        kind, file, _, _ = records[index]
+        if kind == b"W":
+            following = file
+        elif kind in (b"S", b"Y") and (file not in logs or following not in logs):
+            kept.add(index)
+    for index, (kind, file, offset, payload) in enumerate(records):
+        if kind == b"W":
+            header[file] = offset == 0 and len(payload) == WAL_HEADER
+        elif kind in (b"S", b"Y") and header.get(file):
+            kept.add(index)
+    return kept
+
+
+class Fate:
+    def __init__(self):
+        self.images = self.corrupt = self.losing = self.lost = self.contradictory = self.acknowledged = 0
+        self.wrong = []
+
+    def look(self, path, acknowledged):
+        self.images += 1
+        self.acknowledged = len(acknowledged)
+        try:
+            connection = sqlite3.connect(path)
+            sound = connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+            sound = sound and not connection.execute("PRAGMA foreign_key_check").fetchall()
+            connection.close()
+        except sqlite3.DatabaseError as error:
+            self.wrong.append(str(error))
+            sound = False
+        if not sound:
+            self.corrupt += 1
+            return
+        found = contradictions(Ledger(acknowledged=acknowledged), Tables(file=path))
+        lost = [line for line in found if line.endswith("was acknowledged and is not there")]
+        self.lost += len(lost)
+        self.losing += bool(lost)
+        self.contradictory += len(found) > len(lost)
+        self.wrong += found
+
+
+def replay(rig, before, records, count):
+    """Cuts the power at moments by chance, in either world."""
+    chance = random.Random(2)
+    names = {file: payload.decode() for kind, file, _, payload in records if kind == b"N"}
+    first = next(index for index, (kind, *_, payload) in enumerate(records) if kind == b"A" and MARK.search(payload))
+    moments = set(chance.sample(range(first + 1, len(records)), count))
+    normal = waits(records)
+    worlds = {
+        world: {file: File(before.get(name, b"")) for file, name in names.items()} for world in ("FULL", "NORMAL")
+    }
+    fates = {name: Fate() for name in worlds}
+    acknowledged = set()
+    (rig.directory / "images").mkdir()
+    for index, (kind, file, offset, payload) in enumerate(records):
+        if index in moments:
+            for name, files in worlds.items():
+                base = rig.directory / "images" / f"{name}-{index}.db"
+                for number, state in files.items():
+                    end = names[number].rpartition(".db")[2]
+                    image = state.after_a_cut(chance)
+                    if image:
+                        base.with_name(base.name + end).write_bytes(image)
+                fates[name].look(base, set(acknowledged))
+                if name == "NORMAL" or len(acknowledged) % 7:
+                    base.unlink(missing_ok=True)
+        if kind == b"A":
+            if b'"userErrors":[]' in payload:
+                acknowledged |= {mark.decode() for mark in MARK.findall(payload)}
+        elif kind != b"N":
+            for name, files in worlds.items():
+                if name == "FULL" or kind in (b"W", b"T") or index in normal:
+                    files[file].does(kind, offset, payload)
+    return fates
+
+
+async def starts(rig):
+    """The program itself takes such an image up, too."""
+    images = sorted((rig.directory / "images").glob("FULL-*.db"))[:: 10][:5]
+    started = 0
+    for number, image in enumerate(images):
+        server = Server(rig, f"power-{number}", f"sqlite://{image}")
+        await server.start()
+        started += 1
+        await server.stop()
+    rig.check("a server starts on what a power cut left", started == len(images) and started > 0, servers=started)
