@@ -1,0 +1,157 @@
+#!/usr/bin/env python3
+"""Runs the bench of task servers with fasttrack as one more row.
+
+    BENCH=<directory of the bench> benches/peer/run.py target/release/fasttrack [--sqlite FILE] [the bench's own options]
+
+The bench counts its rows; here its numbers become fasttrack's ids on the way in, and numbers again on the way out, so that
+answers can be compared. With --sqlite the database is that file, made and filled if it is not there, and fasttrack runs
+alone.
+"""
+import base64
+import hashlib
+import hmac
+import importlib
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+HERE = pathlib.Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), os.environ["BENCH"]]
+
+import content  # noqa: E402
+
+bench = importlib.import_module("bench")
+pg = importlib.import_module("pg")
+
+binary = str(pathlib.Path(sys.argv.pop(1)).resolve())
+sqlite = None
+if "--sqlite" in sys.argv:
+    at = sys.argv.index("--sqlite")
+    sqlite = str(pathlib.Path(sys.argv[at + 1]).resolve())
+    del sys.argv[at:at + 2]
+
+Peer = bench.Peer
+
+
+class Ids:
+    """The arguments of a request, with ids in place of numbers."""
+
+    def __init__(self, arguments, user):
+        self.arguments, self.user = arguments, user
+
+    def get(self, spec, peer):
+        noun = spec[1:] if isinstance(spec, str) else ""
+        if noun in ("task", "project", "user"):
+            return content.global_id(noun, self.arguments.v[noun])
+        return self.arguments.get(spec, peer)
+
+
+class Fasttrack(Peer):
+    def __init__(self, path, port):
+        super().__init__(HERE / "fasttrack.toml", port)
+        if sqlite:
+            self.db_url = f"sqlite://{sqlite}"
+        self.tag = None
+
+    def fill(self, text):
+        return super().fill(text.replace("{binary}", binary))
+
+    def token(self, user):
+        if user not in self._tok:
+            key = lambda noun: str(content.key(noun, user))
+            self._tok[user] = signed({"iss": "fasttrack", "aud": "fasttrack", "sub": key("user"),
+                                      "sid": key("session"), "jti": key("session"), "iat": 1704067200,
+                                      "nbf": 1704067200, "exp": 4102444800})
+        return self._tok[user]
+
+    def request(self, work, arguments):
+        return super().request(work, Ids(arguments, arguments.user))
+
+    def start(self):
+        if not getattr(self, "is_filled", False):
+            fill(self)
+            self.is_filled = True
+        super().start()
+
+    def cursor(self, position):
+        if position <= 0:
+            return None
+        if self.tag is None:
+            request = super().request("W5", Nothing())
+            status, body = self.call(request)
+            answer = json.loads(body)
+            end = answer["data"]["tasks"]["pageInfo"]["endCursor"]
+            self.tag = base64.urlsafe_b64decode(end + "=" * (-len(end) % 4))[:4]
+        made = content.micros("2024-02-01T00:00:00") + position * 1_000_000
+        place = self.tag + content.key("task", position).bytes + b"t" + made.to_bytes(8, "big")
+        return base64.urlsafe_b64encode(place).rstrip(b"=").decode()
+
+
+def signed(claims):
+    """An access token (RFC 9068)."""
+    encoded = [bench.b64u(json.dumps(part).encode()) for part in ({"typ": "at+jwt", "alg": "HS256"}, claims)]
+    text = ".".join(encoded)
+    return text + "." + bench.b64u(hmac.new(bench.SECRET.encode(), text.encode(), hashlib.sha256).digest())
+
+
+class Nothing:
+    user = 1
+
+    def get(self, spec, peer):
+        return None
+
+
+def fill(peer):
+    environment = peer.env()
+    if not sqlite:
+        name = peer.c["database"]
+        if not pg.psql(f"select 1 from pg_database where datname = '{name}'", db="postgres"):
+            pg.psql(f'create database "{name}"', db="postgres")
+    subprocess.run([binary, "migrate"], env=environment, check=True, stderr=subprocess.DEVNULL)
+    wanted = content.SIZES[size][2]
+    if sqlite:
+        import sqlite3
+        with sqlite3.connect(sqlite) as db:
+            have = db.execute("select count(*) from tasks").fetchone()[0]
+    else:
+        have = int(pg.psql("select count(*) from tasks", db=name))
+    if have == wanted:
+        return
+    if have:
+        sys.exit(f"the database has {have} tasks, not {wanted}: drop it first")
+    print(f"loading {wanted} tasks", flush=True)
+    content.load(peer.db_url, size)
+
+
+def numbered(value, key=""):
+    """Ids as the numbers that they were made from."""
+    if isinstance(value, list):
+        return [numbered(item) for item in value]
+    if isinstance(value, dict):
+        return {key: numbered(item, key) for key, item in value.items()}
+    return content.number_of(value) if key == "id" and isinstance(value, str) else value
+
+
+answers, dig = bench.answers, bench.dig
+
+
+def dig_numbered(answer, path):
+    return dig(numbered(answer) if current.startswith("fasttrack") else answer, path)
+
+
+def answers_of(peer, work, arguments):
+    global current
+    current = peer.name
+    return answers(peer, work, arguments)
+
+
+current = ""
+bench.dig, bench.answers = dig_numbered, answers_of
+bench.Peer = lambda path, port: (Fasttrack if path.stem == "fasttrack" else Peer)(path, port)
+size = sys.argv[sys.argv.index("--size") + 1] if "--size" in sys.argv else "1M"
+if "--peers" not in sys.argv:
+    names = ["fasttrack"] if sqlite else ["limit", "fasttrack", "asyncgraphql", "asyncgraphql-smallbuf"]
+    sys.argv += ["--peers", ",".join(names)]
+bench.main()
