@@ -7,6 +7,8 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use axum::http::{HeaderName, HeaderValue, Uri};
+
 use crate::db::Location;
 use crate::db::postgres::Server;
 use crate::error::Error;
@@ -96,12 +98,27 @@ pub struct Connections {
     pub most: usize,
     /// How many requests may be in work at once.
     pub requests: usize,
+    /// How many GraphQL operations are executed at once.
+    pub operations: usize,
     /// How long a connection may take to bring its first request.
     pub headers: Duration,
     /// How long a body may take to arrive.
     pub body: Duration,
     /// How long a connection may be without a request.
     pub idle: Duration,
+}
+
+/// Where traces are told, and which.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Traces {
+    /// The collector's URL for traces.
+    pub endpoint: Uri,
+    /// Headers of what is sent there; their values may be keys, and do not print.
+    pub headers: Vec<(HeaderName, HeaderValue)>,
+    /// What the server is called there.
+    pub service: String,
+    /// How much of what begins here is told, from 0 to 1. What began elsewhere is told if it is told there.
+    pub ratio: f64,
 }
 
 /// The settings of one server.
@@ -143,8 +160,8 @@ pub struct Config {
     /// `WS_SOCKETS_PER_USER` (20), `WS_OPERATIONS_PER_SOCKET` (50), `WS_MUTATIONS` (on), `WS_INIT_SECONDS` (3),
     /// `WS_PING_SECONDS` (30) and `WS_WRITE_SECONDS` (15).
     pub sockets: Sockets,
-    /// `MAX_CONNECTIONS` (10000), `MAX_REQUESTS_IN_FLIGHT` (1000), `HEADER_TIMEOUT_SECONDS` (10),
-    /// `BODY_TIMEOUT_SECONDS` (30) and `KEEP_ALIVE_SECONDS` (75).
+    /// `MAX_CONNECTIONS` (10000), `MAX_REQUESTS_IN_FLIGHT` (1000), `MAX_OPERATIONS_AT_ONCE` (32),
+    /// `HEADER_TIMEOUT_SECONDS` (10), `BODY_TIMEOUT_SECONDS` (30) and `KEEP_ALIVE_SECONDS` (75).
     pub connections: Connections,
     /// `DRAIN_SECONDS`: for how long, when the server is told to end, `/readyz` says so before connections are refused;
     /// a little more than the pause between two checks of a load balancer. Default 0.
@@ -192,6 +209,10 @@ pub struct Config {
     pub introspection: bool,
     /// `LOG_FORMAT`: `text` or `json`. Default `text`. What is logged, `RUST_LOG` says; default `info`.
     pub log_json: bool,
+    /// `OTEL_EXPORTER_OTLP_ENDPOINT`: a collector of OpenTelemetry traces that takes OTLP over HTTP, such as
+    /// `http://127.0.0.1:4318`; with `OTEL_EXPORTER_OTLP_HEADERS` (none), `OTEL_SERVICE_NAME` (`fasttrack`) and
+    /// `OTEL_TRACES_SAMPLER_ARG` (1). Default none: nothing is traced.
+    pub traces: Option<Traces>,
 }
 
 /// A setting that cannot be used, and why.
@@ -209,7 +230,7 @@ impl Invalid {
 }
 
 /// The names of all settings, as `.env.example` must list them.
-pub const NAMES: [&str; 53] = [
+pub const NAMES: [&str; 58] = [
     "DATABASE_URL",
     "DATABASE_CONNECTIONS",
     "LISTEN_ADDR",
@@ -242,6 +263,7 @@ pub const NAMES: [&str; 53] = [
     "WS_WRITE_SECONDS",
     "MAX_CONNECTIONS",
     "MAX_REQUESTS_IN_FLIGHT",
+    "MAX_OPERATIONS_AT_ONCE",
     "HEADER_TIMEOUT_SECONDS",
     "BODY_TIMEOUT_SECONDS",
     "KEEP_ALIVE_SECONDS",
@@ -263,6 +285,10 @@ pub const NAMES: [&str; 53] = [
     "INTROSPECTION_ENABLED",
     "LOG_FORMAT",
     "RUST_LOG",
+    "OTEL_EXPORTER_OTLP_ENDPOINT",
+    "OTEL_EXPORTER_OTLP_HEADERS",
+    "OTEL_SERVICE_NAME",
+    "OTEL_TRACES_SAMPLER_ARG",
 ];
 
 /// Whether a setting is a key, of which nothing may be shown. What is secret in a URL is its password.
@@ -451,6 +477,7 @@ impl Config {
             connections: Connections {
                 most: source.positive("MAX_CONNECTIONS", 10_000)? as usize,
                 requests: source.positive("MAX_REQUESTS_IN_FLIGHT", 1_000)? as usize,
+                operations: source.positive("MAX_OPERATIONS_AT_ONCE", 32)? as usize,
                 headers: source.seconds("HEADER_TIMEOUT_SECONDS", 10)?,
                 body: source.seconds("BODY_TIMEOUT_SECONDS", 30)?,
                 idle: source.seconds("KEEP_ALIVE_SECONDS", 75)?,
@@ -479,6 +506,7 @@ impl Config {
             docs: source.switch("DOCS_ENABLED", true)?,
             introspection: source.switch("INTROSPECTION_ENABLED", true)?,
             log_json: source.choice("LOG_FORMAT", false, &[("text", false), ("json", true)])?,
+            traces: traces(source)?,
             public_url,
         })
     }
@@ -516,6 +544,41 @@ fn trusted_documents(source: &Source<'_>) -> Result<Option<HashMap<String, Strin
             Ok(Some(operations.into_iter().map(|listed| (listed.id, listed.body)).collect()))
         }
     }
+}
+
+fn traces(source: &Source<'_>) -> Result<Option<Traces>, Invalid> {
+    let endpoint = source.text("OTEL_EXPORTER_OTLP_ENDPOINT");
+    let headers = headers(source)?;
+    let service = source.text_or("OTEL_SERVICE_NAME", || "fasttrack".to_owned());
+    let name = "OTEL_TRACES_SAMPLER_ARG";
+    let ratio = source.parse(name, 1.0)?;
+    if !(0.0..=1.0).contains(&ratio) {
+        return Err(Invalid::new(name, "must be from 0 to 1"));
+    }
+    let Some(base) = endpoint else { return Ok(None) };
+    let uri = format!("{}/v1/traces", base.trim_end_matches('/')).parse::<Uri>().ok();
+    let endpoint = uri.filter(|uri| matches!(uri.scheme_str(), Some("http" | "https")) && uri.query().is_none());
+    let endpoint = endpoint.ok_or_else(|| {
+        Invalid::new("OTEL_EXPORTER_OTLP_ENDPOINT", "must be a URL that begins with http:// or https://")
+    })?;
+    Ok(Some(Traces { endpoint, headers, service, ratio }))
+}
+
+/// `name=value`, comma-separated, the values percent-encoded.
+fn headers(source: &Source<'_>) -> Result<Vec<(HeaderName, HeaderValue)>, Invalid> {
+    let name = "OTEL_EXPORTER_OTLP_HEADERS";
+    let text = source.text(name).unwrap_or_default();
+    let pairs = text.split(',').map(str::trim).filter(|pair| !pair.is_empty());
+    pairs
+        .map(|pair| {
+            let (header, value) = pair.split_once('=')?;
+            let value: Vec<u8> = percent_encoding::percent_decode_str(value.trim()).collect();
+            let mut value = HeaderValue::from_bytes(&value).ok()?;
+            value.set_sensitive(true);
+            Some((header.trim().parse().ok()?, value))
+        })
+        .map(|header| header.ok_or_else(|| Invalid::new(name, "must be like `name=value,other=value`")))
+        .collect()
 }
 
 fn origins(source: &Source<'_>) -> Result<Vec<String>, Invalid> {

@@ -311,6 +311,8 @@ pub enum Error {
         /// The oldest cursor that works.
         oldest: String,
     },
+    /// The database aborted a transaction for the sake of another one: it may be tried again.
+    Aborted(DieselError),
     /// A defect or a broken part: logged, never told.
     Internal(Box<dyn std::error::Error + Send + Sync>),
 }
@@ -376,6 +378,10 @@ impl Error {
                      `oldestCursor` or, better, after the `extensions.sync.cursor` of that answer.";
                 (Code::CursorExpired, message.into(), None)
             }
+            Self::Aborted(cause) => {
+                tracing::warn!(%cause, "aborted again and again");
+                Self::unavailable().told()
+            }
             Self::Internal(cause) => {
                 tracing::error!(cause = %cause, "internal error");
                 (Code::Internal, "Something went wrong on the server.".into(), None)
@@ -384,23 +390,38 @@ impl Error {
     }
 }
 
+/// What a database says of a trouble that passes, for which neither diesel nor the drivers have a kind: a lock or a
+/// statement that took too long, a full disk, no memory, no connections left, a server that ends or begins.
+const PASSING: [&str; 13] = [
+    "database is locked",
+    "database or disk is full",
+    "statement timeout",
+    "lock timeout",
+    "user request",
+    "terminating connection",
+    "the database system is",
+    "too many connections",
+    "too many clients",
+    "remaining connection slots",
+    "could not extend file",
+    "No space left on device",
+    "out of shared memory",
+];
+
 impl From<DieselError> for Error {
     fn from(error: DieselError) -> Self {
         match &error {
+            DieselError::DatabaseError(DatabaseErrorKind::SerializationFailure, _) => Self::Aborted(error),
+            DieselError::DatabaseError(_, info) if info.message().contains("deadlock detected") => Self::Aborted(error),
             DieselError::DatabaseError(
-                DatabaseErrorKind::ClosedConnection
-                | DatabaseErrorKind::UnableToSendCommand
-                | DatabaseErrorKind::SerializationFailure,
+                DatabaseErrorKind::ClosedConnection | DatabaseErrorKind::UnableToSendCommand,
                 _,
             ) => {
                 tracing::warn!(cause = %error, "database away");
                 Self::unavailable()
             }
-            // Neither diesel nor the drivers have a kind for these: a lock or a statement that took too long, a full disk.
             DieselError::DatabaseError(DatabaseErrorKind::Unknown, info)
-                if ["database is locked", "statement timeout", "lock timeout", "database or disk is full"]
-                    .iter()
-                    .any(|text| info.message().contains(text)) =>
+                if PASSING.iter().any(|text| info.message().contains(text)) =>
             {
                 tracing::warn!(cause = %error, "database busy");
                 Self::unavailable()

@@ -29,14 +29,14 @@ const ENDED_SESSIONS: Duration = Duration::from_secs(30 * 86_400);
 /// Starts everything that runs beside the requests: the tail of the event log and the jobs. They end with the token.
 pub fn start(app: &Arc<App>, stop: &CancellationToken) -> Result<TaskTracker> {
     let tracker = TaskTracker::new();
-    tracker.spawn(app.hub.clone().tail(app.db.clone(), Arc::clone(&app.hints), stop.clone()));
-    tracker.spawn(Arc::clone(&app.hints).carry(app.db.clone(), stop.clone()));
+    tracker.spawn(app.hub.clone().tail(app.db.aside(), Arc::clone(&app.hints), stop.clone()));
+    tracker.spawn(Arc::clone(&app.hints).carry(app.db.aside(), stop.clone()));
     let mailer = Mailer::new(Arc::clone(app))?;
     tracker.spawn(every(MAIL, Some((app.db.clone(), Bell::Mail)), stop.clone(), async move || mailer.send_due().await));
     tracker.spawn(inbox(Arc::clone(app), stop.clone()));
     let cleaning = Arc::clone(app);
     tracker.spawn(every(CLEANING, None, stop.clone(), async move || {
-        let (db, now) = (&cleaning.db, cleaning.clock.now());
+        let (db, now) = (&cleaning.db.aside(), cleaning.clock.now());
         session::drop_ended(db, now.minus(ENDED_SESSIONS)).await?;
         token::drop_ended(db, now).await?;
         lockout::drop_ended(db, now.minus(cleaning.config.lockout.duration)).await?;
@@ -46,7 +46,7 @@ pub fn start(app: &Arc<App>, stop: &CancellationToken) -> Result<TaskTracker> {
     }));
     let expiring = Arc::clone(app);
     tracker.spawn(every(EXPIRING, None, stop.clone(), async move || {
-        let (db, retention) = (&expiring.db, expiring.config.event_retention);
+        let (db, retention) = (&expiring.db.aside(), expiring.config.event_retention);
         let done = *expiring.inbox.borrow();
         while event::expire(db, retention, expiring.clock.now(), done).await? {}
         Ok(())
@@ -57,11 +57,12 @@ pub fn start(app: &Arc<App>, stop: &CancellationToken) -> Result<TaskTracker> {
 
 /// Makes notifications of what the tail of the log has come to, and says how far it is.
 async fn inbox(app: Arc<App>, stop: CancellationToken) {
+    let db = app.db.aside();
     let (mut tail, mut position) = (app.hub.reached(), Position::default());
     loop {
         let done = tokio::select! {
             () = stop.cancelled() => return,
-            done = notification::project(&app.db, position) => done,
+            done = notification::project(&db, position) => done,
         };
         match done {
             Ok((reached, more)) => {

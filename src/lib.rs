@@ -17,7 +17,7 @@
 //!
 //! Each may use what is to its right, and none what is to its left. What stands beside the line may be used from
 //! everywhere: [`access`] (who may), [`error`] (what a client is told), [`config`], [`id`], [`time`], [`network`],
-//! [`limits`], [`metrics`], which reads how full the parts are, and [`admission`], which `http` asks. Of the line these
+//! [`limits`], [`telemetry`], [`metrics`], which reads how full the parts are, and [`admission`], which `http` asks. Of the line these
 //! know no more than shapes: the column types of [`db`], and in [`config`] those of settings, such as
 //! [`store::lockout::Rule`]. Four are started by `main` and work on the line from outside: [`jobs`], [`mail`], which
 //! `store` queues for and [`jobs`] runs, [`demo`], and [`admin`].
@@ -29,13 +29,15 @@
 //! | [`http::accept`], [`http::address`], [`http::origin`] | connections and their deadlines; from which address a request comes, and from which page |
 //! | [`http::auth`], [`http::recovery`] | the `/auth` routes: sign-up, tokens, mailed links |
 //! | [`http::operation`], [`http::persisted`], [`http::answer`] | a GraphQL operation from its words to its answer, the same for every transport |
+//! | [`http::subscription`] | a subscription: opened once, then told event by event, everybody who asked the same at once |
 //! | [`http::graphql`], [`http::negotiate`] | GraphQL over HTTP |
 //! | [`http::websocket`], [`http::protocol`], [`http::sse`] | GraphQL over WebSocket and over server-sent events |
 //! | [`http::playground`], [`http::docs`] | GraphiQL; the OpenAPI document of the `/auth` routes, with a page that shows it |
 //! | [`admission`] | what a document may ask for, and what it costs, before it is executed |
 //! | [`limits`] | rate limits, counted here or in Redis |
 //! | [`metrics`] | what is counted and measured, for Prometheus |
-//! | [`auth`] | from a token to its [`access::Viewer`]; password hashes and tokens in [`auth::credential`] |
+//! | [`telemetry`] | the log, and traces for a collector |
+//! | [`auth`] | from a token to its [`access::Viewer`], by the session in [`auth::sessions`]; password hashes and tokens in [`auth::credential`] |
 //! | [`graphql`] | the nouns' types, queries, inputs, mutations and subscriptions; guards, global ids, connections, loaders |
 //! | [`store`] | the nouns' rows, reads and transactions; [`store::value`] and [`store::password`] have what was checked, such as a `Title` |
 //! | [`store::account`], [`store::session`], [`store::token`], [`store::lockout`], [`store::audit`], [`store::export`] | the life of an account, its sessions and mailed tokens, what is kept of it |
@@ -53,7 +55,7 @@
 //!
 //! # `updateTask`, step by step
 //!
-//! 1. [`http::graphql::post`] resolves the viewer once (token → session → role, read from the database).
+//! 1. [`http::graphql::post`] resolves the viewer once (token → session → role, by [`auth::sessions`]).
 //!    [`http::operation`] has the document measured by [`admission`] and paid for, and puts the viewer into a
 //!    [`graphql::Caller`], with fresh loaders.
 //! 2. `update_task` in [`graphql::task`] has the description, the guard and the input. It parses the input into
@@ -72,7 +74,8 @@
 //!    bounded queues. The bell makes it prompt, for what another instance wrote a hint ([`events::hint`]), and a slow
 //!    poll makes it certain.
 //! 4. [`graphql::live`] asks the rights again for each event and yields it; with `after`, or when its queue ran over, it
-//!    reads the log first. [`graphql::event`] says what the event looks like.
+//!    reads the log first. [`graphql::event`] says what the event looks like. [`http::subscription`] answers it once for
+//!    all who asked in the same words, unless a resolver wanted to know who asks.
 //!
 //! # What is in an inbox
 //!
@@ -150,11 +153,13 @@ pub mod metrics;
 pub mod network;
 pub mod server;
 pub mod store;
+pub mod telemetry;
 pub mod time;
 
 use std::sync::Arc;
 
 use auth::credential::Credentials;
+use auth::sessions::Sessions;
 use config::Config;
 use db::Db;
 use error::Result;
@@ -163,6 +168,7 @@ use events::hint::Hints;
 use events::hub::Hub;
 use limits::Limits;
 use metrics::Metrics;
+use telemetry::Traces;
 use time::Clock;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -184,10 +190,14 @@ pub struct App {
     pub inbox: watch::Sender<Position>,
     /// Passwords and tokens.
     pub credentials: Credentials,
+    /// Whom the sessions in use speak for.
+    pub sessions: Sessions,
     /// Rate limits.
     pub limits: Limits,
     /// What is counted and measured.
     pub metrics: Metrics,
+    /// What is told to a collector of traces.
+    pub traces: Traces,
     /// Writes under way, which go on when their client goes away.
     pub writes: TaskTracker,
     /// Cancelled when the server is told to end.
@@ -202,11 +212,13 @@ impl App {
         let limits = Limits::new(config.rate_limits, config.redis()?);
         Ok(Arc::new(Self {
             metrics: Metrics::new(&db, &limits, &credentials),
+            traces: Traces::open(config.traces.as_ref())?,
             db,
             hub: Hub::default(),
             hints: Arc::new(Hints::new(config.redis()?)),
             inbox: watch::Sender::default(),
             credentials,
+            sessions: Sessions::default(),
             limits,
             writes: TaskTracker::new(),
             draining: CancellationToken::new(),

@@ -1,7 +1,7 @@
 //! `fasttrack`: serves by default; the other commands look after its database.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, IsTerminal};
+use std::io::{BufRead, IsTerminal, Write};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -21,7 +21,7 @@ use fasttrack::store::audit::Origin;
 use fasttrack::store::password::Password;
 use fasttrack::store::{account, user};
 use fasttrack::time::Clock;
-use fasttrack::{demo, graphql, http, jobs};
+use fasttrack::{demo, graphql, http, jobs, telemetry};
 use tokio::net::TcpListener;
 
 #[global_allocator]
@@ -195,7 +195,7 @@ fn main() -> ExitCode {
 }
 
 fn fail(failure: &Failure) -> ExitCode {
-    eprintln!("fasttrack: {}", failure.0);
+    let _ = writeln!(std::io::stderr(), "fasttrack: {}", failure.0);
     ExitCode::FAILURE
 }
 
@@ -234,7 +234,7 @@ async fn run(command: Command) -> Result<(), Failure> {
         _ => {}
     }
     let config = Config::from_env()?;
-    telemetry(config.log_json);
+    telemetry::log(config.log_json);
     match command {
         Command::Schema | Command::Openapi | Command::Move { .. } | Command::Config { .. } | Command::Doctor => Ok(()),
         Command::Backup { file } => {
@@ -287,17 +287,6 @@ fn verdict(report: &Report) -> Result<(), Failure> {
     }
 }
 
-/// Logs go to standard error, so that standard output stays for answers.
-fn telemetry(json: bool) {
-    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    if json {
-        builder.json().flatten_event(true).init();
-    } else {
-        builder.with_ansi(std::io::stderr().is_terminal()).init();
-    }
-}
-
 /// The server's parts over a database that is brought up to date.
 async fn open(config: Config) -> Result<Arc<App>, Failure> {
     migrate::up(&config.database).await?;
@@ -313,9 +302,11 @@ async fn serve(config: Config) -> Result<(), Failure> {
     };
     let address = listener.local_addr()?;
     let measured = metrics.as_ref().map(TcpListener::local_addr).transpose()?;
+    // From before anybody can see that it runs: whoever sees it may tell it to end.
+    let told = terminated();
     let server = Server::start(&app, listener, metrics, jobs::start)?;
     greet(&app, address, measured).await?;
-    terminated().await;
+    told.await;
     tokio::select! {
         // What had to be cut off is in the log; it is no failure.
         _ = server.end() => Ok(()),
@@ -329,40 +320,46 @@ async fn greet(app: &App, address: SocketAddr, metrics: Option<SocketAddr>) -> R
         Location::Sqlite(path) => format!("SQLite, {}", path.display()),
         Location::Postgres(_) => "PostgreSQL".to_owned(),
     };
-    println!("fasttrack {} listens on http://{address} ({database})", env!("CARGO_PKG_VERSION"));
-    println!("  GraphQL   http://{address}/graphql");
+    // Whoever reads this may have gone away.
+    let mut out = std::io::stdout();
+    let _ = writeln!(out, "fasttrack {} listens on http://{address} ({database})", env!("CARGO_PKG_VERSION"));
+    let _ = writeln!(out, "  GraphQL   http://{address}/graphql");
     if app.config.graphiql {
-        println!("  GraphiQL  http://{address}/graphiql");
+        let _ = writeln!(out, "  GraphiQL  http://{address}/graphiql");
     }
     if app.config.docs {
-        println!("  Accounts  http://{address}/docs");
+        let _ = writeln!(out, "  Accounts  http://{address}/docs");
     }
     if let Some(metrics) = metrics {
-        println!("  Metrics   http://{metrics}/metrics");
+        let _ = writeln!(out, "  Metrics   http://{metrics}/metrics");
     }
     if !user::has_admin(&mut app.db.conn().await?).await? {
-        println!("There is no admin yet. Make one with:");
-        println!("  fasttrack user create --email you@example.org --username you --admin");
+        let _ = writeln!(out, "There is no admin yet. Make one with:");
+        let _ = writeln!(out, "  fasttrack user create --email you@example.org --username you --admin");
     }
     Ok(())
 }
 
-/// Ctrl-C, or what a service manager sends.
-async fn terminated() {
+/// Ctrl-C, or what a service manager sends, from this call on, even before it is awaited.
+fn terminated() -> impl Future<Output = ()> {
     #[cfg(unix)]
-    {
+    let signals = {
         use tokio::signal::unix::{SignalKind, signal};
-        if let Ok(mut terminate) = signal(SignalKind::terminate()) {
+        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    };
+    async move {
+        #[cfg(unix)]
+        if let (Ok(mut terminate), Ok(mut interrupt)) = signals {
             tokio::select! {
                 _ = terminate.recv() => {}
-                _ = tokio::signal::ctrl_c() => {}
+                _ = interrupt.recv() => {}
             }
             return;
         }
-    }
-    // Without a signal handler only the process's end ends it.
-    if tokio::signal::ctrl_c().await.is_err() {
-        std::future::pending::<()>().await;
+        // Without a signal handler only the process's end ends it.
+        if tokio::signal::ctrl_c().await.is_err() {
+            std::future::pending::<()>().await;
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 //! Whoever may still ask is told first and whoever answers goes last, so that nobody is left waiting: `/readyz` says no,
 //! connections are refused, sockets and streams are closed for their clients to come back elsewhere, requests in work are
 //! answered, writes that nobody waits for are finished, and only then the jobs end (the tail of the event log among
-//! them) and the database is closed.
+//! them), the last spans are sent and the database is closed.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -70,6 +70,7 @@ impl Server {
         if let Some(metrics) = metrics {
             metrics.abort();
         }
+        app.traces.end().await;
         app.db.close().await;
         ended
     }

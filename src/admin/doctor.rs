@@ -21,6 +21,7 @@ use crate::db::postgres::Server;
 use crate::db::{Db, Location, migrate};
 use crate::error::{Error, Result};
 use crate::store::{mail, user};
+use crate::telemetry;
 use crate::time::Clock;
 
 /// How long an answer is waited for.
@@ -52,6 +53,7 @@ pub async fn run(config: &Config, lookup: Lookup<'_>, clock: &Clock, report: &mu
     }
     redis(config, report).await;
     smtp(config.smtp_url.as_ref(), report).await;
+    collector(config, report).await;
     port(config.listen, report).await;
 }
 
@@ -310,6 +312,15 @@ async fn smtp(url: Option<&Secret>, report: &mut Report) {
         Ok(Ok(true)) => report.ok("the SMTP server takes our mail"),
         Ok(Ok(false)) | Err(_) => report.fail("the SMTP server does not answer"),
         Ok(Err(error)) => report.fail(format!("SMTP: {}", words(error))),
+    }
+}
+
+async fn collector(config: &Config, report: &mut Report) {
+    let Some(traces) = &config.traces else { return };
+    match telemetry::ask(traces).await {
+        Ok(()) => report.ok("the collector takes traces"),
+        // The server works without it.
+        Err(problem) => report.warn(format!("the collector of traces: {problem}")),
     }
 }
 

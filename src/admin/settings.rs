@@ -189,6 +189,15 @@ fn risks(config: &Config, lookup: Lookup<'_>, report: &mut Report) {
             }
         }
     }
+    if let Some(traces) = &config.traces {
+        let endpoint = traces.endpoint.to_string();
+        if traces.endpoint.port_u16() == Some(4317) {
+            report.warn("OTEL_EXPORTER_OTLP_ENDPOINT has the port of OTLP over gRPC: over HTTP it is mostly 4318");
+        }
+        if !traces.headers.is_empty() && endpoint.starts_with("http://") && !is_here(&endpoint) {
+            report.warn("OTEL_EXPORTER_OTLP_HEADERS travel readable: OTEL_EXPORTER_OTLP_ENDPOINT begins with http://");
+        }
+    }
     if config.rate_limits.is_none() {
         report.warn("RATE_LIMIT_ENABLED is off: passwords can be guessed as fast as they are hashed");
     }

@@ -3,6 +3,7 @@
 //! A query is written once, as a plain diesel expression inside [`on!`](crate::on), which puts it into both arms of
 //! [`Conn`]: the compiler checks it against both databases. What truly differs is a `match` in the function that needs it.
 
+mod batch;
 pub mod migrate;
 pub mod page;
 pub mod postgres;
@@ -11,6 +12,7 @@ pub mod types;
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use diesel::connection::{Instrumentation, InstrumentationEvent};
@@ -25,6 +27,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::histogram::Histogram;
 use tokio::sync::Notify;
 
+use self::batch::Batch;
 use crate::error::{Error, Result};
 use crate::metrics;
 
@@ -33,6 +36,8 @@ pub type SqliteConn = SyncConnectionWrapper<SqliteConnection>;
 
 /// How long a request waits for a free connection before it is told to come back.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
+/// Connections for those who must not wait behind requests.
+const ASIDE: usize = 2;
 /// How often a transaction is tried that the database aborted for the sake of another one.
 const ATTEMPTS: u32 = 4;
 
@@ -72,8 +77,11 @@ pub enum Pooled {
 pub struct Conn {
     #[doc(hidden)]
     pub pooled: Pooled,
-    rings: [bool; 2],
+    rings: Rings,
 }
+
+/// Which bells a commit rings.
+type Rings = [bool; 3];
 
 /// Who waits for a commit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,9 +90,15 @@ pub enum Bell {
     Log = 0,
     /// The job that sends mail.
     Mail = 1,
+    /// Whoever remembers sessions.
+    Sessions = 2,
 }
 
 impl Conn {
+    const fn new(pooled: Pooled) -> Self {
+        Self { pooled, rings: [false; 3] }
+    }
+
     /// Marks the transaction as one that somebody waits for: its commit rings the bell.
     pub fn ring_on_commit(&mut self, bell: Bell) {
         self.rings[bell as usize] = true;
@@ -110,7 +124,7 @@ impl Conn {
 
 #[derive(Clone)]
 enum Pools {
-    Sqlite { writer: Pool<SqliteConn>, readers: Pool<SqliteConn> },
+    Sqlite { writer: Arc<Batch>, readers: Pool<SqliteConn> },
     Postgres(Pool<AsyncPgConnection>),
 }
 
@@ -129,13 +143,25 @@ where
     type Running = R;
 }
 
+/// Does not wait for a database that does not answer, where everybody has to pass.
+pub async fn soon<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
+    tokio::time::timeout(ACQUIRE_TIMEOUT, work).await.unwrap_or_else(|_| {
+        tracing::warn!("the database does not answer");
+        Err(Error::unavailable())
+    })
+}
+
 /// The database and its pools; cheap to clone.
 #[derive(Clone)]
 pub struct Db {
     pools: Pools,
+    /// Where those find a connection who must not wait behind requests.
+    aside: Pools,
     statements: Counter,
     waits: Histogram,
-    bells: Arc<[Notify; 2]>,
+    bells: Arc<[Notify; 3]>,
+    /// How often a session or its user has changed.
+    sessions: Arc<AtomicU64>,
 }
 
 /// Where the database is, read from `DATABASE_URL`.
@@ -175,17 +201,38 @@ impl Db {
     /// Opens the pools; nothing is connected yet.
     pub fn open(location: &Location, connections: usize) -> Result<Self> {
         let statements = Counter::default();
-        let pools = match location {
+        let (pools, aside) = match location {
             Location::Sqlite(path) => {
                 let path = path.to_string_lossy().into_owned();
-                Pools::Sqlite {
-                    writer: sqlite_pool(&path, 1, &statements, SQLITE_WRITER)?,
-                    readers: sqlite_pool(&path, connections, &statements, SQLITE_READER)?,
-                }
+                let writer = Arc::new(Batch::new(sqlite_pool(&path, 1, &statements, SQLITE_WRITER)?));
+                let readers = |size| sqlite_pool(&path, size, &statements, SQLITE_READER);
+                let pools = |readers| Pools::Sqlite { writer: Arc::clone(&writer), readers };
+                (pools(readers(connections)?), pools(readers(ASIDE)?))
             }
-            Location::Postgres(url) => Pools::Postgres(postgres_pool(url, connections, &statements)?),
+            Location::Postgres(url) => {
+                let pool = |size| postgres_pool(url, size, &statements).map(Pools::Postgres);
+                (pool(connections)?, pool(ASIDE)?)
+            }
         };
-        Ok(Self { pools, statements, waits: metrics::seconds(), bells: Arc::default() })
+        let (waits, bells, sessions) = (metrics::seconds(), Arc::default(), Arc::default());
+        Ok(Self { pools, aside, statements, waits, bells, sessions })
+    }
+
+    /// The same database by a few connections of its own: for the tail of the log, the probes and the jobs, which go on
+    /// when requests hold all others.
+    pub fn aside(&self) -> Self {
+        Self { pools: self.aside.clone(), ..self.clone() }
+    }
+
+    /// How often a session or its user has changed, as far as this instance knows: what was read of them before is worth
+    /// nothing after.
+    pub fn sessions_changed(&self) -> u64 {
+        self.sessions.load(Ordering::Acquire)
+    }
+
+    /// Another instance has changed a session or its user.
+    pub fn note_sessions(&self) {
+        self.sessions.fetch_add(1, Ordering::AcqRel);
     }
 
     /// A connection for reading.
@@ -194,15 +241,7 @@ impl Db {
             Pools::Sqlite { readers, .. } => Pooled::Sqlite(self.acquire(readers.get()).await?),
             Pools::Postgres(pool) => Pooled::Postgres(self.acquire(pool.get()).await?),
         };
-        Ok(Conn { pooled, rings: [false; 2] })
-    }
-
-    async fn writer(&self) -> Result<Conn> {
-        let pooled = match &self.pools {
-            Pools::Sqlite { writer, .. } => Pooled::Sqlite(self.acquire(writer.get()).await?),
-            Pools::Postgres(pool) => Pooled::Postgres(self.acquire(pool.get()).await?),
-        };
-        Ok(Conn { pooled, rings: [false; 2] })
+        Ok(Conn::new(pooled))
     }
 
     /// Waits for a connection, but not for ever.
@@ -240,7 +279,7 @@ impl Db {
             let mut attempt = 1;
             loop {
                 match self.attempt(&work).await {
-                    Err(error) if is_aborted(&error) && attempt < ATTEMPTS => attempt += 1,
+                    Err(Error::Aborted(_)) if attempt < ATTEMPTS => attempt += 1,
                     done => return done,
                 }
             }
@@ -248,24 +287,34 @@ impl Db {
     }
 
     async fn attempt<T>(&self, work: &(impl for<'r> Work<'r, T> + Sync)) -> Result<T> {
-        let mut open = Open(Some(self.writer().await?));
-        let tx = open.conn();
-        let begin = if tx.is_postgres() { "BEGIN" } else { "BEGIN IMMEDIATE" };
-        tx.execute(begin).await?;
-        let done = match work(tx).await {
-            Ok(value) => open.conn().execute("COMMIT").await.map(|()| value),
-            Err(error) => Err(error),
-        };
-        if done.is_ok() {
-            for (bell, rings) in self.bells.iter().zip(open.close().rings) {
-                if rings {
-                    bell.notify_one();
+        match &self.pools {
+            Pools::Sqlite { writer, .. } => writer.join(self, work).await,
+            Pools::Postgres(pool) => {
+                let mut open = Open(Some(Conn::new(Pooled::Postgres(self.acquire(pool.get()).await?))));
+                open.conn().execute("BEGIN").await?;
+                let done = match work(open.conn()).await {
+                    Ok(value) => open.conn().execute("COMMIT").await.map(|()| value),
+                    Err(error) => Err(error),
+                };
+                if done.is_ok() {
+                    self.ring(open.close().rings);
+                } else if open.conn().execute("ROLLBACK").await.is_ok() {
+                    open.close();
                 }
+                done
             }
-        } else if open.conn().execute("ROLLBACK").await.is_ok() {
-            open.close();
         }
-        done
+    }
+
+    fn ring(&self, rings: Rings) {
+        if rings[Bell::Sessions as usize] {
+            self.note_sessions();
+        }
+        for (bell, rings) in self.bells.iter().zip(rings) {
+            if rings {
+                bell.notify_one();
+            }
+        }
     }
 
     /// Waits until a commit has rung the bell since the last time.
@@ -311,7 +360,7 @@ impl Db {
     /// How full the pools are.
     pub fn pools(&self) -> Vec<Fill> {
         let pools = match &self.pools {
-            Pools::Sqlite { writer, readers } => vec![("writer", writer.status()), ("readers", readers.status())],
+            Pools::Sqlite { writer, readers } => vec![("writer", writer.pool.status()), ("readers", readers.status())],
             Pools::Postgres(pool) => vec![("all", pool.status())],
         };
         let fill = pools.into_iter().map(|(pool, status)| Fill {
@@ -329,13 +378,18 @@ impl Db {
         match &self.pools {
             Pools::Sqlite { writer, readers } => {
                 readers.close();
-                if let Ok(mut conn) = self.writer().await
-                    && let Err(error) = conn.execute("PRAGMA wal_checkpoint(TRUNCATE)").await
+                if let Ok(pooled) = self.acquire(writer.pool.get()).await
+                    && let Err(error) =
+                        Conn::new(Pooled::Sqlite(pooled)).execute("PRAGMA wal_checkpoint(TRUNCATE)").await
                 {
                     tracing::warn!(cause = ?error, "checkpoint failed");
                 }
-                writer.close();
+                writer.pool.close();
             }
+            Pools::Postgres(pool) => pool.close(),
+        }
+        match &self.aside {
+            Pools::Sqlite { readers, .. } => readers.close(),
             Pools::Postgres(pool) => pool.close(),
         }
     }
@@ -376,21 +430,6 @@ impl Drop for Open {
         if let Some(conn) = self.0.take() {
             conn.discard();
         }
-    }
-}
-
-/// Serialization failure or deadlock: the other transaction went on, this one may be tried again.
-fn is_aborted(error: &Error) -> bool {
-    let Error::Internal(cause) = error else {
-        return false;
-    };
-    let Some(cause) = cause.downcast_ref::<diesel::result::Error>() else {
-        return false;
-    };
-    match cause {
-        diesel::result::Error::DatabaseError(diesel::result::DatabaseErrorKind::SerializationFailure, _) => true,
-        diesel::result::Error::DatabaseError(_, info) => info.message().contains("deadlock detected"),
-        _ => false,
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use diesel::{ConnectionError, ConnectionResult};
 use diesel_async::AsyncPgConnection;
@@ -17,6 +18,11 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 use url::form_urlencoded;
 
 use crate::error::Error;
+
+/// How long a connection may take to come about.
+const CONNECT: Duration = Duration::from_secs(2);
+/// After so long without a sign of life a connection is taken for dead.
+const SILENCE: Duration = Duration::from_secs(10);
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
@@ -49,6 +55,12 @@ impl Server {
             }
         }
         let mut config: Config = format!("{base}?{}", rest.join("&")).parse().map_err(|error| told(&error))?;
+        // A server that is gone without a word is noticed: so long may what was sent stay unanswered by its kernel.
+        config
+            .connect_timeout(CONNECT)
+            .tcp_user_timeout(SILENCE)
+            .keepalives_idle(SILENCE)
+            .keepalives_interval(SILENCE / 5);
         let verified = mode.as_deref() == Some("verify-full");
         config.ssl_mode(match mode.as_deref() {
             None if is_here(&config) => SslMode::Disable,

@@ -254,6 +254,9 @@ impl<T: Send + Sync + 'static> Hub<T> {
         loop {
             let (events, unsettled) = settled_after(&mut db.conn().await?, *position, BATCH).await?;
             let full = events.len() as i64 == BATCH;
+            if events.iter().any(|event| event.kind.is_internal()) {
+                db.note_sessions();
+            }
             for event in events {
                 *position = event.position();
                 self.hand_on(event);

@@ -184,6 +184,9 @@ pub async fn append(tx: &mut Conn, new: &[NewEvent]) -> Result<()> {
     // One statement a row: it is prepared once, and more than two at a time are rare.
     for event in new {
         on!(tx, |c| diesel::insert_into(events::table).values(event).execute(c).await)?;
+        if event.kind.is_internal() {
+            tx.ring_on_commit(Bell::Sessions);
+        }
     }
     tx.ring_on_commit(Bell::Log);
     Ok(())

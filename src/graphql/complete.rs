@@ -41,13 +41,18 @@ impl Shape {
         self.0.get(parent)?.get(name)
     }
 
-    /// Completes the answer to an operation of the document.
-    pub fn complete(&self, document: &ExecutableDocument, operation: Option<&str>, response: &mut Response) {
+    /// Completes the answer to an operation of the document, whose fields are those of this type.
+    pub fn complete(
+        &self,
+        document: &ExecutableDocument,
+        operation: Option<&str>,
+        root: &str,
+        response: &mut Response,
+    ) {
         let Some(operation) = chosen(document, operation) else { return };
         for error in &response.errors {
             place(&mut response.data, &error.path);
         }
-        let root = root(operation.ty);
         if let Value::Object(fields) = std::mem::take(&mut response.data) {
             let walk = Walk { shape: self, document };
             let completed = walk.object(&[(root, &operation.selection_set.node)], fields);
@@ -57,7 +62,7 @@ impl Shape {
 }
 
 /// The operation of that name, or the only one.
-pub(super) fn chosen<'a>(document: &'a ExecutableDocument, name: Option<&str>) -> Option<&'a OperationDefinition> {
+pub fn chosen<'a>(document: &'a ExecutableDocument, name: Option<&str>) -> Option<&'a OperationDefinition> {
     match &document.operations {
         DocumentOperations::Single(operation) => Some(&operation.node),
         DocumentOperations::Multiple(operations) => Some(&operations.get(name?)?.node),
@@ -65,7 +70,7 @@ pub(super) fn chosen<'a>(document: &'a ExecutableDocument, name: Option<&str>) -
 }
 
 /// The type whose fields are the operation's.
-pub(super) const fn root(operation: OperationType) -> &'static str {
+pub const fn root(operation: OperationType) -> &'static str {
     match operation {
         OperationType::Query => "Query",
         OperationType::Mutation => "Mutation",
@@ -216,7 +221,7 @@ mod tests {
                 ..ServerError::new("no", None)
             })
             .collect();
-        Shape::of(SDL).complete(&parse_query(document).expect("a document"), None, &mut response);
+        Shape::of(SDL).complete(&parse_query(document).expect("a document"), None, "Query", &mut response);
         serde_json::to_string(&response.data).expect("JSON")
     }
 

@@ -2,16 +2,17 @@
 
 use std::sync::Arc;
 
-use async_graphql::{Context, Enum, ID, InputObject, Interface, Object, Result, SelectionField, SimpleObject};
+use async_graphql::{Context, Enum, ID, InputObject, Interface, Object, Result, SimpleObject};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use futures_util::stream::BoxStream;
-use futures_util::{Stream, StreamExt};
+use futures_util::Stream;
+use futures_util::stream::Empty;
 
 use super::comment::Comment;
 use super::connection::{PageInfo, Paging};
-use super::live::follow;
+use super::live::{Happening, Opening, follow};
 use super::node::{self, Noun};
+use super::notification::Notification;
 use super::project::Project;
 use super::task::{Task, user};
 use super::user::User;
@@ -518,27 +519,10 @@ impl EventQuery {
 #[derive(Default)]
 pub struct EventSubscription;
 
-/// Whether a subscription asks for more of an event than its own fields and those of its task.
-fn is_deep(ctx: &Context<'_>) -> bool {
-    let is_object = |field: &SelectionField<'_>| field.selection_set().next().is_some();
-    ctx.field().selection_set().any(|field| match field.name() {
-        "task" => field.selection_set().any(|field| is_object(&field)),
-        _ => is_object(&field),
-    })
-}
-
-async fn stream<T>(
-    ctx: &Context<'_>,
-    filter: Filter,
-    after: Option<String>,
-    wrap: impl Fn(Told) -> Result<T> + Send + 'static,
-) -> Result<BoxStream<'static, Result<T>>>
-where
-    T: 'static,
-{
-    let after = after.as_deref().map(position).transpose()?;
-    let told = Box::pin(follow(Caller::of(ctx), filter, after, is_deep(ctx))).await?;
-    Ok(told.map(move |told| wrap(told?)).boxed())
+async fn open<T>(ctx: &Context<'_>, filter: Filter, after: Option<String>) -> Result<Empty<Result<T>>> {
+    let after = Opening::begin(ctx, after)?;
+    let happenings = Box::pin(follow(Caller::of(ctx), filter, after)).await?;
+    Ok(Opening::leave(ctx, happenings))
 }
 
 #[async_graphql::Subscription]
@@ -555,7 +539,7 @@ impl EventSubscription {
             assignee_id: Some(Caller::of(ctx).viewer()?.id),
             ..Filter::default()
         };
-        stream(ctx, filter, after, |told| Ok(TaskAssignedEvent(told))).await
+        open(ctx, filter, after).await
     }
 
     /// A comment was added to a task the viewer may see.
@@ -568,7 +552,7 @@ impl EventSubscription {
         #[graphql(desc = "Begin with what came after this cursor; without it, from now on.")] after: Option<String>,
     ) -> Result<impl Stream<Item = Result<CommentAddedEvent>> + use<>> {
         let filter = filter(project_id, task_id, Some(vec![Kind::CommentAdded]))?;
-        stream(ctx, filter, after, |told| Ok(CommentAddedEvent(told))).await
+        open(ctx, filter, after).await
     }
 
     /// A task the viewer may see changed its status.
@@ -581,7 +565,7 @@ impl EventSubscription {
         #[graphql(desc = "Begin with what came after this cursor; without it, from now on.")] after: Option<String>,
     ) -> Result<impl Stream<Item = Result<StatusChangedEvent>> + use<>> {
         let filter = filter(project_id, task_id, Some(vec![Kind::StatusChanged]))?;
-        stream(ctx, filter, after, |told| Ok(StatusChangedEvent(told))).await
+        open(ctx, filter, after).await
     }
 
     /// All of them on one stream.
@@ -593,6 +577,40 @@ impl EventSubscription {
         #[graphql(desc = "Begin with what came after this cursor; without it, from now on.")] after: Option<String>,
     ) -> Result<impl Stream<Item = Result<Event>> + use<>> {
         let filter = filter.map(EventFilter::parse).transpose()?.unwrap_or_default();
-        stream(ctx, filter, after, Event::of).await
+        open(ctx, filter, after).await
+    }
+}
+
+/// What subscribers are told of one event: the root of the schema that answers it. Arguments were heeded when the
+/// subscription was opened.
+pub struct Telling;
+
+fn told(ctx: &Context<'_>) -> Result<Told> {
+    let Happening { delivery, .. } = ctx.data_unchecked();
+    let objects = delivery.objects.get().ok_or_else(|| Error::internal("an event without its objects"))?;
+    Ok(Told::new(&delivery.event, &objects.snapshot, objects.task.as_ref()))
+}
+
+#[Object(name = "Subscription")]
+impl Telling {
+    async fn task_assigned(&self, ctx: &Context<'_>) -> Result<TaskAssignedEvent> {
+        told(ctx).map(TaskAssignedEvent)
+    }
+
+    async fn comment_added(&self, ctx: &Context<'_>) -> Result<CommentAddedEvent> {
+        told(ctx).map(CommentAddedEvent)
+    }
+
+    async fn status_changed(&self, ctx: &Context<'_>) -> Result<StatusChangedEvent> {
+        told(ctx).map(StatusChangedEvent)
+    }
+
+    async fn events(&self, ctx: &Context<'_>) -> Result<Event> {
+        Event::of(told(ctx)?)
+    }
+
+    async fn notification_added(&self, ctx: &Context<'_>) -> Result<Notification> {
+        let Happening { notification, .. } = ctx.data_unchecked();
+        notification.clone().ok_or_else(|| Error::internal("an event without its notification").into())
     }
 }

@@ -12,8 +12,8 @@ use std::sync::Arc;
 use dataloader::BatchFn;
 use dataloader::non_cached::Loader;
 
+use super::Asker;
 use crate::App;
-use crate::access::{Action, Viewer};
 use crate::db::page::{Page, Window};
 use crate::error::{Code, Error, Result};
 use crate::events::Event;
@@ -34,7 +34,7 @@ trait Load: Send + Sync + 'static {
     /// What is found; a key that is left out stands for nothing found.
     fn load(
         app: &App,
-        viewer: &Viewer,
+        asker: &Asker,
         keys: &[Self::Key],
     ) -> impl Future<Output = Result<HashMap<Self::Key, Self::Value>>> + Send;
 }
@@ -45,13 +45,13 @@ type LoaderOf<L> = Loader<<L as Load>::Key, Found<L>, Batch<L>>;
 
 struct Batch<L> {
     app: Arc<App>,
-    viewer: Viewer,
+    asker: Arc<Asker>,
     kind: PhantomData<L>,
 }
 
 impl<L: Load> BatchFn<L::Key, Found<L>> for Batch<L> {
     async fn load(&mut self, keys: &[L::Key]) -> HashMap<L::Key, Found<L>> {
-        match L::load(&self.app, &self.viewer, keys).await {
+        match L::load(&self.app, &self.asker, keys).await {
             Ok(mut found) => keys.iter().map(|key| (key.clone(), Ok(found.remove(key)))).collect(),
             Err(error) => {
                 let (code, message, _) = error.told();
@@ -61,8 +61,8 @@ impl<L: Load> BatchFn<L::Key, Found<L>> for Batch<L> {
     }
 }
 
-fn loader<L: Load>(app: &Arc<App>, viewer: Viewer) -> LoaderOf<L> {
-    Loader::new(Batch { app: Arc::clone(app), viewer, kind: PhantomData })
+fn loader<L: Load>(app: &Arc<App>, asker: &Arc<Asker>) -> LoaderOf<L> {
+    Loader::new(Batch { app: Arc::clone(app), asker: Arc::clone(asker), kind: PhantomData })
         .with_max_batch_size(MAX_BATCH)
         .with_yield_count(YIELDS)
 }
@@ -70,21 +70,20 @@ fn loader<L: Load>(app: &Arc<App>, viewer: Viewer) -> LoaderOf<L> {
 macro_rules! loads {
     ($(
         $(#[$doc:meta])*
-        $name:ident: $kind:ident ($key:ty => $value:ty) |$app:ident, $viewer:ident, $keys:ident| $body:expr;
+        $name:ident: $kind:ident ($key:ty => $value:ty) |$app:ident, $asker:ident, $keys:ident| $body:expr;
     )+) => {
         /// All loaders of one operation, or of one event of a subscription.
         pub struct Loaders {
             app: Arc<App>,
-            viewer: Viewer,
             known: Option<Arc<Delivery<Objects>>>,
             $($name: LoaderOf<$kind>),+
         }
 
         impl Loaders {
-            /// For what this viewer asks, of this event if it is one: what hangs on it is loaded once for all who are
+            /// For what this person asks, of this event if it is one: what hangs on it is loaded once for all who are
             /// told of it.
-            pub fn new(app: &Arc<App>, viewer: Viewer, known: Option<Arc<Delivery<Objects>>>) -> Self {
-                Self { app: Arc::clone(app), viewer, known, $($name: loader(app, viewer)),+ }
+            pub fn new(app: &Arc<App>, asker: &Arc<Asker>, known: Option<Arc<Delivery<Objects>>>) -> Self {
+                Self { app: Arc::clone(app), known, $($name: loader(app, asker)),+ }
             }
         }
 
@@ -94,7 +93,7 @@ macro_rules! loads {
             impl Load for $kind {
                 type Key = $key;
                 type Value = $value;
-                async fn load($app: &App, $viewer: &Viewer, $keys: &[$key]) -> Result<HashMap<$key, $value>> {
+                async fn load($app: &App, $asker: &Asker, $keys: &[$key]) -> Result<HashMap<$key, $value>> {
                     $body
                 }
             }
@@ -103,14 +102,14 @@ macro_rules! loads {
 }
 
 loads! {
-    users: Users(Id => Arc<user::User>) |app, _viewer, ids| {
+    users: Users(Id => Arc<user::User>) |app, _asker, ids| {
         let rows = user::any_by_ids(&mut app.db.conn().await?, ids).await?;
         Ok(rows.into_iter().map(|user| (user.id, Arc::new(user))).collect())
     };
-    user_stats: UserStats(Id => user::Stats) |app, _viewer, ids| {
+    user_stats: UserStats(Id => user::Stats) |app, _asker, ids| {
         user::stats(&mut app.db.conn().await?, ids).await
     };
-    user_sessions: UserSessions(Id => Vec<session::Session>) |app, _viewer, ids| {
+    user_sessions: UserSessions(Id => Vec<session::Session>) |app, _asker, ids| {
         let (mut conn, now) = (app.db.conn().await?, app.clock.now());
         let mut sessions = HashMap::new();
         // A viewer sees none but their own: this is one id.
@@ -119,14 +118,14 @@ loads! {
         }
         Ok(sessions)
     };
-    projects: Projects(Id => Arc<project::Project>) |app, viewer, ids| {
-        let rows = project::by_ids(&mut app.db.conn().await?, viewer, ids).await?;
+    projects: Projects(Id => Arc<project::Project>) |app, asker, ids| {
+        let rows = project::by_ids(&mut app.db.conn().await?, asker.viewer()?, ids).await?;
         Ok(rows.into_iter().map(|project| (project.id, Arc::new(project))).collect())
     };
-    project_stats: ProjectStats(Id => project::Stats) |app, _viewer, ids| {
+    project_stats: ProjectStats(Id => project::Stats) |app, _asker, ids| {
         project::stats(&mut app.db.conn().await?, ids, app.clock.now()).await
     };
-    project_pages: ProjectPages((Arc<project::List>, Id) => Page<project::Project>) |app, _viewer, keys| {
+    project_pages: ProjectPages((Arc<project::List>, Id) => Page<project::Project>) |app, _asker, keys| {
         let mut conn = app.db.conn().await?;
         let mut pages = HashMap::new();
         for (list, owners) in grouped(keys) {
@@ -135,7 +134,7 @@ loads! {
         }
         Ok(pages)
     };
-    project_counts: ProjectCounts((Arc<project::List>, Id) => i64) |app, _viewer, keys| {
+    project_counts: ProjectCounts((Arc<project::List>, Id) => i64) |app, _asker, keys| {
         let mut conn = app.db.conn().await?;
         let mut counts = HashMap::new();
         for (list, owners) in grouped(keys) {
@@ -144,27 +143,27 @@ loads! {
         }
         Ok(counts)
     };
-    labels: Labels(Id => Arc<label::Label>) |app, viewer, ids| {
+    labels: Labels(Id => Arc<label::Label>) |app, asker, ids| {
         let mut conn = app.db.conn().await?;
         let rows = label::by_ids(&mut conn, ids).await?;
         let projects: Vec<Id> = rows.iter().map(|label| label.project_id).collect();
-        let seen = project::by_ids(&mut conn, viewer, &projects).await?;
+        let seen = project::by_ids(&mut conn, asker.viewer()?, &projects).await?;
         let seen = |label: &label::Label| seen.iter().any(|project| project.id == label.project_id);
         Ok(rows.into_iter().filter(seen).map(|label| (label.id, Arc::new(label))).collect())
     };
-    project_labels: ProjectLabels(Id => Vec<Arc<label::Label>>) |app, _viewer, ids| {
+    project_labels: ProjectLabels(Id => Vec<Arc<label::Label>>) |app, _asker, ids| {
         let rows = label::of_projects(&mut app.db.conn().await?, ids).await?;
         Ok(collected(rows.into_iter().map(|label| (label.project_id, Arc::new(label)))))
     };
-    task_labels: TaskLabels(Id => Vec<Arc<label::Label>>) |app, _viewer, ids| {
+    task_labels: TaskLabels(Id => Vec<Arc<label::Label>>) |app, _asker, ids| {
         let rows = label::of_tasks(&mut app.db.conn().await?, ids).await?;
         Ok(collected(rows.into_iter().map(|(task, label)| (task, Arc::new(label)))))
     };
-    tasks: Tasks(Id => Arc<task::Task>) |app, viewer, ids| {
-        let rows = task::by_ids(&mut app.db.conn().await?, viewer, ids).await?;
+    tasks: Tasks(Id => Arc<task::Task>) |app, asker, ids| {
+        let rows = task::by_ids(&mut app.db.conn().await?, asker.viewer()?, ids).await?;
         Ok(rows.into_iter().map(|task| (task.id, Arc::new(task))).collect())
     };
-    task_pages: TaskPages(((task_list::Of, Arc<task_list::List>), Id) => Page<task::Task>) |app, _viewer, keys| {
+    task_pages: TaskPages(((task_list::Of, Arc<task_list::List>), Id) => Page<task::Task>) |app, _asker, keys| {
         let mut conn = app.db.conn().await?;
         let mut pages = HashMap::new();
         for ((of, list), ids) in grouped(keys) {
@@ -173,7 +172,7 @@ loads! {
         }
         Ok(pages)
     };
-    task_counts: TaskCounts(((task_list::Of, Arc<task_list::List>), Id) => i64) |app, _viewer, keys| {
+    task_counts: TaskCounts(((task_list::Of, Arc<task_list::List>), Id) => i64) |app, _asker, keys| {
         let mut conn = app.db.conn().await?;
         let mut counts = HashMap::new();
         for ((of, list), ids) in grouped(keys) {
@@ -182,15 +181,15 @@ loads! {
         }
         Ok(counts)
     };
-    comments: Comments(Id => Arc<comment::Comment>) |app, viewer, ids| {
+    comments: Comments(Id => Arc<comment::Comment>) |app, asker, ids| {
         let mut conn = app.db.conn().await?;
         let rows = comment::by_ids(&mut conn, ids).await?;
         let tasks: Vec<Id> = rows.iter().map(|comment| comment.task_id).collect();
-        let seen = task::by_ids(&mut conn, viewer, &tasks).await?;
+        let seen = task::by_ids(&mut conn, asker.viewer()?, &tasks).await?;
         let seen = |comment: &comment::Comment| seen.iter().any(|task| task.id == comment.task_id);
         Ok(rows.into_iter().filter(seen).map(|comment| (comment.id, Arc::new(comment))).collect())
     };
-    comment_pages: CommentPages((Arc<Window>, Id) => Page<comment::Comment>) |app, _viewer, keys| {
+    comment_pages: CommentPages((Arc<Window>, Id) => Page<comment::Comment>) |app, _asker, keys| {
         let mut conn = app.db.conn().await?;
         let mut pages = HashMap::new();
         for (window, tasks) in grouped(keys) {
@@ -199,14 +198,14 @@ loads! {
         }
         Ok(pages)
     };
-    comment_counts: CommentCounts(Id => i64) |app, _viewer, ids| {
+    comment_counts: CommentCounts(Id => i64) |app, _asker, ids| {
         comment::counts(&mut app.db.conn().await?, ids).await
     };
-    notifications: Notifications(Id => Arc<notification::Notification>) |app, viewer, ids| {
-        let rows = notification::by_ids(&mut app.db.conn().await?, viewer.id, ids).await?;
+    notifications: Notifications(Id => Arc<notification::Notification>) |app, asker, ids| {
+        let rows = notification::by_ids(&mut app.db.conn().await?, asker.viewer()?.id, ids).await?;
         Ok(rows.into_iter().map(|row| (row.id, Arc::new(row))).collect())
     };
-    activity: Activity((Stretch, Id) => Vec<Event>) |app, _viewer, keys| {
+    activity: Activity((Stretch, Id) => Vec<Event>) |app, _asker, keys| {
         let mut conn = app.db.conn().await?;
         let mut pages = HashMap::new();
         for (stretch, tasks) in grouped(keys) {
@@ -263,6 +262,11 @@ impl Loaders {
 
     /// A project by id, if the viewer sees it.
     pub async fn project(&self, id: Id) -> Result<Option<Arc<project::Project>>> {
+        // Whoever comes to it from the event's task sees that task, and with it the project.
+        let attached = self.attached().await?.and_then(|attached| attached.project.as_ref());
+        if let Some(project) = attached.filter(|project| project.id == id) {
+            return Ok(Some(Arc::clone(project)));
+        }
         told(self.projects.load(id).await)
     }
 
@@ -313,10 +317,10 @@ impl Loaders {
 
     /// A comment by id, if the viewer sees its task.
     pub async fn comment(&self, id: Id) -> Result<Option<Arc<comment::Comment>>> {
+        // Whoever is told of an event with a comment that is still there sees its task.
         let attached = self.attached().await?.and_then(|attached| attached.comment.as_ref());
-        if let Some((task, comment)) = attached.filter(|(_, comment)| comment.id == id) {
-            let seen = self.viewer.may(Action::SeeTask, &**task);
-            return Ok(seen.then(|| Arc::clone(comment)));
+        if let Some(comment) = attached.filter(|comment| comment.id == id) {
+            return Ok(Some(Arc::clone(comment)));
         }
         told(self.comments.load(id).await)
     }

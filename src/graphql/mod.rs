@@ -21,9 +21,13 @@ pub mod session;
 pub mod task;
 pub mod user;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
-use async_graphql::{Context, ErrorExtensionValues, MergedObject, MergedSubscription, SDLExportOptions};
+use async_graphql::{
+    Context, EmptyMutation, EmptySubscription, ErrorExtensionValues, MergedObject, MergedSubscription,
+    SDLExportOptions, ValidationMode,
+};
 
 use crate::App;
 use crate::access::Viewer;
@@ -80,10 +84,32 @@ pub fn schema(introspection: bool) -> Schema {
     if introspection { builder.finish() } else { builder.disable_introspection().disable_suggestions().finish() }
 }
 
+/// The schema by which events are told. Its documents were checked against [`schema`] when the subscription was opened.
+pub type Telling = async_graphql::Schema<event::Telling, EmptyMutation, EmptySubscription>;
+
+/// Builds it; what is told comes with each request as a [`live::Happening`].
+pub fn telling() -> Telling {
+    Telling::build(event::Telling, EmptyMutation, EmptySubscription).validation_mode(ValidationMode::Fast).finish()
+}
+
 /// The schema in SDL, as `schema.graphql` keeps it.
 pub fn sdl() -> String {
     let options = SDLExportOptions::new().sorted_enum_items().include_specified_by().prefer_single_line_descriptions();
     schema(true).sdl_with_options(options)
+}
+
+/// Who asks, and whether it mattered: what is answered without asking for the viewer is everybody's answer.
+pub struct Asker {
+    viewer: Option<Viewer>,
+    asked: AtomicBool,
+}
+
+impl Asker {
+    /// Who is signed in, or UNAUTHENTICATED.
+    pub fn viewer(&self) -> Result<&Viewer> {
+        self.asked.store(true, Ordering::Relaxed);
+        self.viewer.as_ref().ok_or_else(Error::unauthenticated)
+    }
 }
 
 /// Who asks, with the loaders of their operation: the data of each request. Cheap to clone.
@@ -92,21 +118,22 @@ pub struct Caller(Arc<Inner>);
 
 struct Inner {
     app: Arc<App>,
-    viewer: Option<Viewer>,
-    known: Mutex<Known>,
-}
-
-/// What the fields of an operation share.
-#[derive(Default)]
-struct Known {
+    asker: Arc<Asker>,
+    /// The event that is answered, if it is one.
     event: Option<Arc<Delivery<Objects>>>,
-    loaders: Option<Arc<Loaders>>,
+    loaders: OnceLock<Loaders>,
 }
 
 impl Caller {
     /// A caller, signed in or not.
     pub fn new(app: Arc<App>, viewer: Option<Viewer>) -> Self {
-        Self(Arc::new(Inner { app, viewer, known: Mutex::default() }))
+        Self::about(app, viewer, None)
+    }
+
+    /// A subscriber who is told of an event, which brings along what is known of it.
+    pub fn about(app: Arc<App>, viewer: Option<Viewer>, event: Option<Arc<Delivery<Objects>>>) -> Self {
+        let asker = Arc::new(Asker { viewer, asked: AtomicBool::new(false) });
+        Self(Arc::new(Inner { app, asker, event, loaders: OnceLock::new() }))
     }
 
     /// The caller of this operation.
@@ -121,20 +148,19 @@ impl Caller {
 
     /// Who is signed in, or UNAUTHENTICATED.
     pub fn viewer(&self) -> Result<&Viewer> {
-        self.0.viewer.as_ref().ok_or_else(Error::unauthenticated)
+        self.0.asker.viewer()
+    }
+
+    /// Whether anything has asked who the viewer is.
+    pub fn viewer_mattered(&self) -> bool {
+        self.0.asker.asked.load(Ordering::Relaxed)
     }
 
     /// The loaders of this operation, or UNAUTHENTICATED. They are made when the first field asks for them.
-    pub fn loaders(&self) -> Result<Arc<Loaders>> {
-        let viewer = *self.viewer()?;
-        let mut known = self.0.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let Known { event, loaders } = &mut *known;
-        Ok(Arc::clone(loaders.get_or_insert_with(|| Arc::new(Loaders::new(&self.0.app, viewer, event.clone())))))
-    }
-
-    /// Takes new loaders: a subscription does so for each event, which brings along what is known of it.
-    pub fn renew(&self, event: Option<Arc<Delivery<Objects>>>) {
-        *self.0.known.lock().unwrap_or_else(PoisonError::into_inner) = Known { event, loaders: None };
+    pub fn loaders(&self) -> Result<&Loaders> {
+        let Inner { app, asker, event, loaders } = &*self.0;
+        asker.viewer.ok_or_else(Error::unauthenticated)?;
+        Ok(loaders.get_or_init(|| Loaders::new(app, asker, event.clone())))
     }
 }
 

@@ -7,16 +7,18 @@ use futures_util::{Stream, StreamExt};
 
 use super::comment::Comment;
 use super::connection::{Connection, Edge, PageInfo, Paging, Tag, Total};
-use super::event::{self, Told};
-use super::live::follow;
+use super::event;
+use super::live::{Happening, Opening, follow};
 use super::node::{self, Noun};
 use super::payload::{UserError, write};
 use super::task::{Task, user};
 use super::user::User;
 use super::{Caller, guard};
+use crate::App;
 use crate::error::{Error, FaultCode};
+use crate::events::hub::Delivery;
 use crate::id::Id;
-use crate::store::event::Filter;
+use crate::store::event::{Filter, Objects};
 use crate::store::notification::{self as store, Kind};
 use crate::store::user as users;
 use crate::time::Timestamp;
@@ -200,16 +202,17 @@ impl NotificationMutation {
 #[derive(Default)]
 pub struct NotificationSubscription;
 
-/// What an event is to the viewer, if anything, once it is in their inbox: whoever was told of it finds it there.
-async fn added(caller: &Caller, told: Told) -> Result<Option<Notification>> {
-    let (viewer, app) = (caller.viewer()?.id, caller.app());
-    if store::recipients(&told.event, &told.snapshot).iter().all(|(id, _)| *id != viewer) {
+/// What an event is to somebody, if anything, once it is in their inbox: whoever was told of it finds it there.
+async fn added(app: &App, viewer: Id, delivery: &Delivery<Objects>) -> crate::error::Result<Option<Notification>> {
+    let told = delivery.objects.get().map(|objects| store::recipients(&delivery.event, &objects.snapshot));
+    if told.iter().flatten().all(|(id, _)| *id != viewer) {
         return Ok(None);
     }
-    let position = told.event.position();
+    let position = delivery.event.position();
     // It fails only when the sender is gone, which `app` holds.
     let _ = app.inbox.subscribe().wait_for(|reached| *reached >= position).await;
-    Ok(caller.loaders()?.notification(told.event.id).await?.map(Notification))
+    let row = store::by_ids(&mut app.db.conn().await?, viewer, &[delivery.event.id]).await?.pop();
+    Ok(row.map(|row| Notification(Arc::new(row))))
 }
 
 #[async_graphql::Subscription]
@@ -222,18 +225,23 @@ impl NotificationSubscription {
         ctx: &Context<'_>,
         #[graphql(desc = "Begin with what came after this cursor; without it, from now on.")] after: Option<String>,
     ) -> Result<impl Stream<Item = Result<Notification>> + use<>> {
-        let caller = Caller::of(ctx).clone();
-        let after = after.as_deref().map(event::position).transpose()?;
+        let after = Opening::begin(ctx, after)?;
+        let (app, viewer) = (Arc::clone(Caller::of(ctx).app()), Caller::of(ctx).viewer()?.id);
         let filter = Filter { kinds: Some(store::KINDS.to_vec()), ..Filter::default() };
-        let told = Box::pin(follow(&caller, filter, after, false)).await?;
-        Ok(told.filter_map(move |told| {
-            let caller = caller.clone();
+        let happenings = Box::pin(follow(Caller::of(ctx), filter, after)).await?;
+        let happenings = happenings.filter_map(move |happening| {
+            let app = Arc::clone(&app);
             async move {
-                match told {
-                    Ok(told) => added(&caller, told).await.transpose(),
-                    Err(error) => Some(Err(error.into())),
+                let Happening { delivery, .. } = match happening {
+                    Ok(happening) => happening,
+                    Err(error) => return Some(Err(error)),
+                };
+                match Box::pin(added(&app, viewer, &delivery)).await.transpose()? {
+                    Ok(notification) => Some(Ok(Happening { delivery, notification: Some(notification) })),
+                    Err(error) => Some(Err(error)),
                 }
             }
-        }))
+        });
+        Ok(Opening::leave(ctx, happenings))
     }
 }

@@ -57,8 +57,6 @@ pub struct Answer {
     data: Option<Value>,
     errors: Vec<ServerError>,
     extensions: Extensions,
-    /// The place in the log of the event that it tells, where that was asked for.
-    pub cursor: Option<String>,
     /// When to try again, if that helps.
     pub retry_after: Option<Duration>,
 }
@@ -75,7 +73,7 @@ impl Answer {
         let mut error = ServerError::new(message, position.map(|(line, column)| Pos { line, column }));
         error.extensions = Some(extensions);
         finish(&mut error, Code::BadRequest, request_id);
-        Self { data: None, errors: vec![error], extensions: Extensions::default(), cursor: None, retry_after }
+        Self { data: None, errors: vec![error], extensions: Extensions::default(), retry_after }
     }
 
     /// What the library made of an operation.
@@ -84,14 +82,15 @@ impl Answer {
         // What fails on the way to an answer has a path; without one it was the document or its variables.
         let refused = data == Value::Null && !errors.is_empty() && errors.iter().all(|error| error.path.is_empty());
         let default = if refused { Code::ValidationFailed } else { Code::BadUserInput };
+        // Nothing came of it, and it may be sent again.
+        let unavailable = !errors.is_empty() && is_empty(&data) && errors.iter().all(is_unavailable);
         errors.truncate(MAX_ERRORS);
         errors.iter_mut().for_each(|error| finish(error, default, request_id));
         Self {
-            data: (!refused).then_some(data),
+            data: (!refused && !unavailable).then_some(data),
             errors,
             extensions: Extensions::default(),
-            cursor: None,
-            retry_after: None,
+            retry_after: unavailable.then_some(Duration::from_secs(1)),
         }
     }
 
@@ -105,11 +104,6 @@ impl Answer {
     /// With what the operation uses that is going to be removed.
     pub fn warning(self, deprecations: Arc<[Deprecation]>) -> Self {
         Self { extensions: Extensions { deprecations, ..self.extensions }, ..self }
-    }
-
-    /// With the place of the event that it tells.
-    pub fn at(self, cursor: Option<String>) -> Self {
-        Self { cursor, ..self }
     }
 
     /// Whether the operation was executed.
@@ -145,6 +139,20 @@ impl Answer {
     /// The errors, as the `error` message of a socket has them.
     pub fn errors(&self) -> &[ServerError] {
         &self.errors
+    }
+}
+
+fn is_unavailable(error: &ServerError) -> bool {
+    let code = error.extensions.as_ref().and_then(|extensions| extensions.get("code"));
+    matches!(code, Some(Value::String(code)) if code == Code::Unavailable.as_str())
+}
+
+/// Whether there is nothing at the root but nulls.
+fn is_empty(data: &Value) -> bool {
+    match data {
+        Value::Null => true,
+        Value::Object(fields) => fields.values().all(|value| *value == Value::Null),
+        _ => false,
     }
 }
 

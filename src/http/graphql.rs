@@ -34,6 +34,8 @@ use crate::access::Viewer;
 use crate::auth::{self, bearer};
 use crate::error::{Code, Error};
 
+/// How long a request may wait for its turn.
+const TURN: Duration = Duration::from_millis(500);
 /// Bytes of a request's body.
 const MAX_BODY: usize = 256 * 1024;
 
@@ -103,9 +105,15 @@ async fn run(
     if !get && !is_json_utf8(&parts.headers) {
         return Err(Refused::new(Code::UnsupportedMediaType, "Send `Content-Type: application/json` in UTF-8."));
     }
+    // Whoever sends slowly keeps nobody else from their turn.
+    let body = if get { None } else { Some(read(body).await) };
+    let _turn = door.turn(TURN).await?;
     let viewer = viewer(door, &parts.headers).await?;
     door.enter(viewer, address).await?;
-    let words = if get { words_of_query(parts.uri.query().unwrap_or_default())? } else { words_of_body(body).await? };
+    let words = match body {
+        Some(body) => Words::of(json(&body?)?)?,
+        None => words_of_query(parts.uri.query().unwrap_or_default())?,
+    };
     let operation = door.admit(words, viewer, address).await?;
     match operation.kind {
         OperationType::Mutation if get => {
@@ -147,15 +155,14 @@ pub async fn viewer(door: &Door, headers: &HeaderMap) -> Result<Option<Viewer>, 
     auth::viewer(&door.app, token).await.map(Some)
 }
 
-async fn words_of_body(body: axum::body::Body) -> Result<Words, Refused> {
-    let bytes = match Limited::new(body, MAX_BODY).collect().await {
-        Ok(collected) => collected.to_bytes(),
+async fn read(body: axum::body::Body) -> Result<Bytes, Refused> {
+    match Limited::new(body, MAX_BODY).collect().await {
+        Ok(collected) => Ok(collected.to_bytes()),
         Err(error) if error.is::<LengthLimitError>() => {
-            return Err(Refused::new(Code::PayloadTooLarge, "A body may have at most 256 KiB."));
+            Err(Refused::new(Code::PayloadTooLarge, "A body may have at most 256 KiB."))
         }
-        Err(_) => return Err(Refused::new(Code::BadRequest, "The body did not arrive.")),
-    };
-    Words::of(json(&bytes)?)
+        Err(_) => Err(Refused::new(Code::BadRequest, "The body did not arrive.")),
+    }
 }
 
 /// The members of a GET: `variables` and `extensions` are JSON in a query parameter.

@@ -42,7 +42,7 @@ struct Report {
 }
 
 async fn ready(State(app): State<Arc<App>>) -> Response {
-    let schema = async { migrate::is_complete(&mut app.db.conn().await?).await };
+    let schema = async { migrate::is_complete(&mut app.db.aside().conn().await?).await };
     let (schema, redis) = tokio::join!(tokio::time::timeout(PATIENCE, schema), app.limits.redis_answers());
     let schema = match schema {
         Ok(Ok(complete)) => Some(complete),

@@ -16,6 +16,7 @@ pub mod problem;
 pub mod protocol;
 pub mod recovery;
 pub mod sse;
+pub mod subscription;
 pub mod websocket;
 
 use std::sync::Arc;
@@ -36,11 +37,13 @@ use crate::App;
 use crate::error::Code;
 use crate::graphql::Schema;
 use crate::id::Id;
-use crate::metrics;
+use crate::{metrics, telemetry};
 pub use accept::{Lifeline, serve};
 use problem::Problem;
 
 const AUTH_BODY: usize = 8 * 1024;
+/// How long an `/auth` request may take, the arrival of its few bytes and the wait for a password hash included.
+const AUTH_DEADLINE: Duration = Duration::from_secs(8);
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// The id of a request, for its answer and its lines in the log.
@@ -51,7 +54,8 @@ pub struct RequestId(pub Arc<str>);
 pub fn router(app: &Arc<App>, schema: Schema) -> Router {
     let door = operation::Door::new(Arc::clone(app), schema);
     let auth = Router::from(auth::routes()).merge(recovery::pages());
-    let auth = auth.layer(DefaultBodyLimit::max(AUTH_BODY)).with_state(Arc::clone(app));
+    let auth = auth.layer(middleware::from_fn(in_time)).layer(DefaultBodyLimit::max(AUTH_BODY));
+    let auth = auth.with_state(Arc::clone(app));
     let graphql = Router::new().route("/graphql", get(graphql::get).post(graphql::post)).with_state(door);
     let mut router = Router::new().merge(health::routes().with_state(Arc::clone(app))).merge(auth).merge(graphql);
     if app.config.graphiql {
@@ -99,6 +103,12 @@ fn cors(origins: &[String]) -> CorsLayer {
         .max_age(Duration::from_secs(3_600))
 }
 
+/// Does not wait for ever for a part that does not answer. A write that has begun may still be done.
+async fn in_time(request: Request, next: Next) -> Response {
+    let answered = tokio::time::timeout(AUTH_DEADLINE, next.run(request)).await;
+    answered.unwrap_or_else(|_| Problem::from(crate::error::Error::unavailable()).into_response())
+}
+
 /// A panic is a defect: the client learns that it happened and nothing more, the log has the rest.
 fn panicked(cause: Box<dyn std::any::Any + Send>) -> Response {
     let cause = cause.downcast_ref::<&str>().copied().map(ToOwned::to_owned);
@@ -133,15 +143,23 @@ async fn around(State(app): State<Arc<App>>, mut request: Request, next: Next) -
         %method,
         route = route.unwrap_or("-"),
         operation = tracing::field::Empty,
+        trace_id = tracing::field::Empty,
     );
+    let traced = app.traces.request(&request, route);
+    if let Some(traced) = &traced {
+        span.record("trace_id", traced.trace_id());
+    }
     let started = tokio::time::Instant::now();
     let mut response = if is_allowed(&request, &app.config.allowed_hosts) {
-        next.run(request).instrument(span.clone()).await
+        telemetry::within(traced.as_ref(), next.run(request).instrument(span.clone())).await
     } else {
         Problem::new(Code::Forbidden, "This server does not answer under that name.").into_response()
     };
     let took = started.elapsed();
     app.metrics.answered(&method, route, response.status(), took);
+    if let Some(traced) = traced {
+        traced.answered(&response, &id);
+    }
     let (status, ms) = (response.status().as_u16(), took.as_micros() as f64 / 1000.0);
     span.in_scope(|| tracing::info!(status, ms, "answered"));
     let headers = response.headers_mut();

@@ -5,29 +5,28 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use async_graphql::parser::Positioned;
-use async_graphql::parser::types::{DocumentOperations, ExecutableDocument, Field, OperationType, Selection};
-use async_graphql::{Name, Variables};
-use async_graphql_value::Value as Literal;
+use async_graphql::Variables;
+use async_graphql::parser::types::{ExecutableDocument, OperationType};
 use axum::extract::FromRef;
-use futures_util::stream::BoxStream;
-use futures_util::{FutureExt, StreamExt};
+use futures_util::FutureExt;
 use serde_json::{Map, Value};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::coop::unconstrained;
 
 use super::answer::{Answer, Refused};
 use super::persisted::Documents;
+use super::subscription::Subscriptions;
 use super::websocket::Sockets;
 use crate::App;
 use crate::access::Viewer;
 use crate::admission::{self, Admitted};
 use crate::error::{Code, Error};
-use crate::graphql::complete::Shape;
+use crate::graphql::complete::{Shape, root};
 use crate::graphql::deprecation::{Deprecation, Deprecations};
 use crate::graphql::rate_limit::Spent;
 use crate::graphql::{Caller, Schema, event};
 use crate::limits::{Door as Limited, Who};
-use crate::metrics::{Executed, Open};
+use crate::metrics::Executed;
 
 /// How long an operation may take.
 const DEADLINE: Duration = Duration::from_secs(8);
@@ -82,10 +81,14 @@ pub struct Door {
     pub shape: Arc<Shape>,
     /// What of the schema is going to be removed.
     pub deprecations: Arc<Deprecations>,
+    /// The subscriptions that are open.
+    pub subscriptions: Arc<Subscriptions>,
     /// The documents that are known by their hash.
     pub documents: Arc<Documents>,
     /// Who has how many sockets open.
     pub sockets: Arc<Sockets>,
+    /// One for each operation that is executed.
+    turns: Arc<Semaphore>,
 }
 
 impl FromRef<Door> for Arc<App> {
@@ -100,64 +103,12 @@ pub struct Operation {
     pub kind: OperationType,
     /// What it costs, and what that leaves.
     pub spent: Spent,
-    /// As it was admitted: what the answer has.
-    document: ExecutableDocument,
-    /// What is executed, if it is not the same.
-    followed: Option<ExecutableDocument>,
+    pub(super) document: ExecutableDocument,
     /// What it uses that is going to be removed.
-    deprecations: Arc<[Deprecation]>,
-    request: async_graphql::Request,
-}
-
-impl Operation {
-    /// Has a subscription tell the cursor of each event, and go on after one.
-    pub fn follow(&mut self, after: Option<&str>) {
-        let mut document = self.document.clone();
-        let name = self.request.operation_name.as_deref();
-        let operation = match &mut document.operations {
-            DocumentOperations::Single(operation) => Some(operation),
-            DocumentOperations::Multiple(operations) => name.and_then(|name| operations.get_mut(name)),
-        };
-        let root = operation.and_then(|operation| operation.node.selection_set.node.items.first_mut());
-        let Some(Selection::Field(field)) = root.map(|root| &mut root.node) else {
-            return;
-        };
-        let (at, field) = (field.pos, &mut field.node);
-        let named = |name: &'static str| Positioned::new(Name::new(name), at);
-        if let Some(after) = after {
-            let argument = field.arguments.iter_mut().find(|(name, _)| name.node == "after");
-            match argument.map(|(_, value)| value) {
-                Some(value) => match &value.node {
-                    Literal::Variable(variable) => {
-                        self.request.variables.insert(variable.clone(), after.into());
-                    }
-                    _ => value.node = Literal::String(after.to_owned()),
-                },
-                None => field.arguments.push((named("after"), Positioned::new(Literal::String(after.to_owned()), at))),
-            }
-        }
-        let cursor = Field {
-            alias: Some(named(CURSOR)),
-            name: named("cursor"),
-            arguments: Vec::new(),
-            directives: Vec::new(),
-            selection_set: Positioned::default(),
-        };
-        field.selection_set.node.items.push(Positioned::new(Selection::Field(Positioned::new(cursor, at)), at));
-        self.followed = Some(document);
-    }
-}
-
-/// The name under which an event tells its cursor besides what the client has selected; no client can take it.
-const CURSOR: &str = "__cursor";
-
-fn cursor(data: &async_graphql::Value) -> Option<String> {
-    let async_graphql::Value::Object(fields) = data else { return None };
-    let async_graphql::Value::Object(event) = fields.values().next()? else { return None };
-    match event.get(CURSOR)? {
-        async_graphql::Value::String(cursor) => Some(cursor.clone()),
-        _ => None,
-    }
+    pub(super) deprecations: Arc<[Deprecation]>,
+    pub(super) request: async_graphql::Request,
+    /// The words, for subscriptions: who asks the same is told the same.
+    pub(super) query: String,
 }
 
 impl Door {
@@ -166,8 +117,27 @@ impl Door {
         let sdl = crate::graphql::sdl();
         let (shape, deprecations) = (Arc::new(Shape::of(&sdl)), Arc::new(Deprecations::of(&sdl)));
         let config = &app.config;
+        let subscriptions = Arc::new(Subscriptions::new(Arc::clone(&app), Arc::clone(&shape)));
         let documents = Arc::new(Documents::new(config.persisted_queries, config.trusted_documents.as_ref()));
-        Self { app, schema, limits: Arc::default(), shape, deprecations, documents, sockets: Arc::default() }
+        let turns = Arc::new(Semaphore::new(config.connections.operations));
+        Self {
+            turns,
+            app,
+            schema,
+            limits: Arc::default(),
+            shape,
+            deprecations,
+            subscriptions,
+            documents,
+            sockets: Arc::default(),
+        }
+    }
+
+    /// Waits for the turn to read from the database and to execute. When all have more to do than there is time,
+    /// some are done in time and the others told at once, instead of all being half done and late.
+    pub async fn turn(&self, patience: Duration) -> Result<OwnedSemaphorePermit, Error> {
+        let turn = tokio::time::timeout(patience, Arc::clone(&self.turns).acquire_owned()).await;
+        turn.ok().and_then(Result::ok).ok_or_else(Error::unavailable)
     }
 
     /// Counts a request against the limits of who makes it.
@@ -199,6 +169,7 @@ impl Door {
             return Err(Refused::new(Code::ValidationFailed, "A subscription must have one root field."));
         }
         required(&document, name.as_deref(), &words.variables)?;
+        self.app.traces.asks_for(word(kind), name.as_deref());
         if let Some(name) = &name {
             tracing::Span::current().record("operation", name.chars().take(80).collect::<String>());
         }
@@ -207,7 +178,7 @@ impl Door {
         request.variables = Variables::from_json(Value::Object(words.variables));
         let spent = Spent { cost, standing: None };
         let deprecations = self.deprecations.used(&document, name.as_deref(), &request.variables);
-        Ok(Operation { kind, spent, document, followed: None, deprecations, request })
+        Ok(Operation { kind, spent, document, deprecations, request, query })
     }
 
     /// Executes a query or a mutation. Whoever stops waiting does not stop a mutation: it runs in a task of its own.
@@ -215,6 +186,7 @@ impl Door {
         let Operation { kind, spent, document, deprecations, mut request, .. } = operation;
         request.set_parsed_query(document.clone());
         let (name, started) = (request.operation_name.clone(), Instant::now());
+        let traced = self.app.traces.operation(word(kind), name.as_deref());
         let request = request.data(Caller::new(Arc::clone(&self.app), viewer)).data(spent);
         // Taken before anything is read: what the operation does not see comes after it.
         let sync = self.app.hub.reached().borrow().map(event::cursor);
@@ -222,12 +194,15 @@ impl Door {
         let executed = unconstrained(AssertUnwindSafe(self.schema.execute(request)).catch_unwind());
         let answer = match tokio::time::timeout(DEADLINE, executed).await {
             Ok(Ok(mut response)) => {
-                self.shape.complete(&document, name.as_deref(), &mut response);
+                self.shape.complete(&document, name.as_deref(), root(kind), &mut response);
                 Answer::of(response, request_id).with(spent.cost, sync).warning(deprecations)
             }
             Ok(Err(_)) => Answer::refused(Error::internal("a panic during execution").into(), request_id),
             Err(_) => Answer::refused(Error::unavailable().into(), request_id),
         };
+        if let Some(traced) = traced {
+            traced.ended(answer.code());
+        }
         self.app.metrics.executed(Executed {
             name: name.as_deref(),
             kind: word(kind),
@@ -237,65 +212,9 @@ impl Door {
         });
         answer
     }
-
-    /// Executes a subscription: an answer for each event. Each answer but the first stands for an event; the first may
-    /// say that there will be none.
-    pub fn subscribe(
-        &self,
-        operation: Operation,
-        viewer: Option<Viewer>,
-        request_id: Arc<str>,
-    ) -> BoxStream<'static, Answer> {
-        let Operation { spent, document, followed, mut deprecations, mut request, .. } = operation;
-        request.set_parsed_query(followed.unwrap_or_else(|| document.clone()));
-        let (shape, name) = (Arc::clone(&self.shape), request.operation_name.clone());
-        let mut open = Subscribed::new(Arc::clone(&self.app), name.clone(), viewer.is_some());
-        let request = request.data(Caller::new(Arc::clone(&self.app), viewer)).data(spent);
-        let answers = self.schema.execute_stream(request).map(move |mut response| {
-            let cursor = cursor(&response.data);
-            shape.complete(&document, name.as_deref(), &mut response);
-            // Told once, with the first answer.
-            let answer = Answer::of(response, &request_id).at(cursor).warning(std::mem::take(&mut deprecations));
-            open.note(&answer);
-            answer
-        });
-        answers.boxed()
-    }
 }
 
-/// A subscription that is open. When it ends it is counted.
-struct Subscribed {
-    app: Arc<App>,
-    name: Option<String>,
-    signed_in: bool,
-    failure: Option<Code>,
-    _open: Open,
-}
-
-impl Subscribed {
-    fn new(app: Arc<App>, name: Option<String>, signed_in: bool) -> Self {
-        let open = app.metrics.subscription();
-        Self { app, name, signed_in, failure: None, _open: open }
-    }
-
-    fn note(&mut self, answer: &Answer) {
-        self.failure = self.failure.or_else(|| answer.code());
-    }
-}
-
-impl Drop for Subscribed {
-    fn drop(&mut self) {
-        self.app.metrics.executed(Executed {
-            name: self.name.as_deref(),
-            kind: word(OperationType::Subscription),
-            failure: self.failure,
-            signed_in: self.signed_in,
-            took: None,
-        });
-    }
-}
-
-const fn word(kind: OperationType) -> &'static str {
+pub(super) const fn word(kind: OperationType) -> &'static str {
     match kind {
         OperationType::Query => "query",
         OperationType::Mutation => "mutation",

@@ -92,6 +92,12 @@ impl<'a, T: Serialize> Outgoing<'a, T> {
     }
 }
 
+/// What happened, told to a subscription: the JSON of the answer is written already.
+pub fn next(id: &str, payload: &str) -> Utf8Bytes {
+    let id = Value::from(id);
+    format!(r#"{{"type":"next","id":{id},"payload":{payload}}}"#).into()
+}
+
 /// The messages without anything in them.
 pub mod plain {
     use axum::extract::ws::Utf8Bytes;

@@ -13,7 +13,6 @@ use axum::body::Body;
 use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
-use futures_util::StreamExt;
 use futures_util::stream::poll_fn;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout};
@@ -22,11 +21,11 @@ use super::Lifeline;
 use super::answer::{Answer, Refused, to_json, too_large};
 use super::negotiate::Media;
 use super::operation::{Door, Operation};
+use super::subscription::Told;
 use crate::access::Viewer;
 use crate::auth::bearer;
 use crate::error::Code;
 use crate::metrics::Transport;
-use crate::store::session;
 
 /// Events that wait to be written.
 const QUEUE: usize = 8;
@@ -44,15 +43,8 @@ pub struct Listener {
 }
 
 /// Answers with a stream of events.
-pub fn stream(
-    door: Door,
-    mut operation: Operation,
-    headers: &HeaderMap,
-    listener: Listener,
-) -> Result<Response, Refused> {
-    if operation.kind == OperationType::Subscription {
-        operation.follow(headers.get("last-event-id").and_then(|id| id.to_str().ok()));
-    }
+pub fn stream(door: Door, operation: Operation, headers: &HeaderMap, listener: Listener) -> Result<Response, Refused> {
+    let after = headers.get("last-event-id").and_then(|id| id.to_str().ok()).map(ToOwned::to_owned);
     let place = match listener.viewer {
         Some(viewer) => {
             let place = door.sockets.take(viewer.id, door.app.config.sockets.per_user);
@@ -82,7 +74,7 @@ pub fn stream(
             () = ended => {}
             () = expired => {}
             () = out.closed() => {}
-            told = tell(&door, operation, &listener, &out) => if told.is_err() {
+            told = tell(&door, operation, after.as_deref(), &listener, &out) => if told.is_err() {
                 // Who does not read in time is not waited for.
                 lifeline.connection.cancel();
             }
@@ -106,9 +98,8 @@ async fn ended(door: &Door, viewer: Option<Viewer>) {
     loop {
         // Listening first: what ends between the question and the answer is heard.
         let mut watch = door.app.hub.watch(viewer);
-        let held =
-            async { session::viewer(&mut door.app.db.conn().await?, door.app.clock.now(), viewer.session_id).await };
-        if held.await.ok().flatten() != Some(viewer) {
+        let held = door.app.sessions.viewer(&door.app.db, door.app.clock.now(), viewer.session_id);
+        if Box::pin(held).await.ok().flatten() != Some(viewer) {
             return;
         }
         while watch.next().await.is_some() {}
@@ -119,7 +110,13 @@ async fn ended(door: &Door, viewer: Option<Viewer>) {
 struct Stuck;
 
 /// Tells everything there is to tell.
-async fn tell(door: &Door, operation: Operation, listener: &Listener, out: &mpsc::Sender<Bytes>) -> Result<(), Stuck> {
+async fn tell(
+    door: &Door,
+    operation: Operation,
+    after: Option<&str>,
+    listener: &Listener,
+    out: &mpsc::Sender<Bytes>,
+) -> Result<(), Stuck> {
     let patience = door.app.config.sockets.write;
     let send = async |chunk: Bytes| match timeout(patience, out.send(chunk)).await {
         Ok(_) => Ok(()),
@@ -128,35 +125,35 @@ async fn tell(door: &Door, operation: Operation, listener: &Listener, out: &mpsc
     // At once, so that the client sees the stream open.
     send(Bytes::from_static(b":\n\n")).await?;
     if operation.kind == OperationType::Subscription {
-        let mut answers = door.subscribe(operation, listener.viewer, Arc::clone(&listener.request_id));
-        loop {
-            match timeout(KEEP_ALIVE, answers.next()).await {
-                Err(_) => send(Bytes::from_static(b":\n\n")).await?,
-                Ok(None) => break,
-                Ok(Some(answer)) if listener.viewer.is_some() && answer.ends_session() => return Ok(()),
-                Ok(Some(answer)) => send(event(&answer, listener)).await?,
-            }
+        let request_id = Arc::clone(&listener.request_id);
+        match Box::pin(door.subscribe(operation, after, listener.viewer, request_id)).await {
+            Err(refused) if listener.viewer.is_some() && refused.ends_session() => return Ok(()),
+            Err(refused) => send(answered(&refused, listener)).await?,
+            Ok(mut subscription) => loop {
+                match timeout(KEEP_ALIVE, subscription.next()).await {
+                    Err(_) => send(Bytes::from_static(b":\n\n")).await?,
+                    Ok(None) => break,
+                    Ok(Some(Told::Event { payload, cursor })) => send(event(&payload, Some(&cursor))).await?,
+                    Ok(Some(Told::Failed(answer))) if answer.ends_session() => return Ok(()),
+                    Ok(Some(Told::Failed(answer))) => send(answered(&answer, listener)).await?,
+                }
+            },
         }
     } else {
         let answer = door.execute(operation, listener.viewer, &listener.request_id).await;
-        send(event(&answer, listener)).await?;
+        send(answered(&answer, listener)).await?;
     }
     send(Bytes::from_static(b"event: complete\ndata: \n\n")).await
 }
 
-fn event(answer: &Answer, listener: &Listener) -> Bytes {
-    let Some(json) = to_json(answer) else {
-        return event(&Answer::refused(too_large(), &listener.request_id), listener);
-    };
-    let mut text = Vec::with_capacity(json.len() + 64);
-    text.extend_from_slice(b"event: next\n");
-    if let Some(cursor) = &answer.cursor {
-        text.extend_from_slice(b"id: ");
-        text.extend_from_slice(cursor.as_bytes());
-        text.push(b'\n');
+fn answered(answer: &Answer, listener: &Listener) -> Bytes {
+    match to_json(answer).and_then(|json| String::from_utf8(json).ok()) {
+        Some(json) => event(&json, None),
+        None => answered(&Answer::refused(too_large(), &listener.request_id), listener),
     }
-    text.extend_from_slice(b"data: ");
-    text.extend_from_slice(&json);
-    text.extend_from_slice(b"\n\n");
-    text.into()
+}
+
+fn event(json: &str, cursor: Option<&str>) -> Bytes {
+    let id = cursor.map(|cursor| format!("id: {cursor}\n")).unwrap_or_default();
+    format!("event: next\n{id}data: {json}\n\n").into()
 }

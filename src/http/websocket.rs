@@ -23,7 +23,8 @@ use tokio_util::sync::CancellationToken;
 use super::Lifeline;
 use super::answer::{Answer, Refused, too_large};
 use super::operation::{Door, Words};
-use super::protocol::{Close, Incoming, NAME, Outgoing, plain};
+use super::protocol::{Close, Incoming, NAME, Outgoing, next, plain};
+use super::subscription::Told;
 use crate::access::Viewer;
 use crate::auth::{self, bearer};
 use crate::error::Code;
@@ -31,14 +32,15 @@ use crate::events::hub::Listener;
 use crate::id::Id;
 use crate::metrics::Transport;
 use crate::store::event::Objects;
-use crate::store::session;
 
 /// Bytes of a message from the client.
 const MAX_MESSAGE: usize = 64 * 1024;
 /// What is read or written at once: idle sockets keep this much of each.
-const BUFFER: usize = 4 * 1024;
+const BUFFER: usize = 1024;
 /// Messages that wait to be written.
 const QUEUE: usize = 16;
+/// How long an operation may wait for its turn: when all come back at once it is better to wait than to come again.
+const TURN: Duration = Duration::from_secs(10);
 /// How long a goodbye may take.
 const GOODBYE: Duration = Duration::from_secs(2);
 /// How long the requests that run on a socket may take to be answered when the server ends.
@@ -207,7 +209,8 @@ impl Talk {
         Self { door, opening, out, session: None, running: Arc::default(), tasks: JoinSet::new(), started: 0 }
     }
 
-    /// Talks until one side ends it; the reason if it is this one. Whatever still runs ends with it.
+    /// Talks until one side ends it; the reason if it is this one. Whatever still runs ends with it. What is rare is on
+    /// the heap while it lasts: there may be many sockets, and they mostly wait.
     async fn until_end(mut self, stream: &mut SplitStream<WebSocket>) -> Option<Close> {
         let settings = self.door.app.config.sockets;
         let lifeline = self.opening.lifeline.clone();
@@ -226,7 +229,7 @@ impl Talk {
                 }
                 () = self.out.closed() => return None,
                 () = ended(&mut self.session) => {
-                    if let Some(close) = self.look_again().await {
+                    if let Some(close) = Box::pin(self.look_again()).await {
                         return Some(close);
                     }
                 }
@@ -240,7 +243,7 @@ impl Talk {
                         Some(Ok(Message::Close(_))) => return None,
                         Some(Err(error)) => return is_too_large(&error).then_some(Close::TooLarge),
                     };
-                    if let Err(close) = self.hear(&text).await {
+                    if let Err(close) = Box::pin(self.hear(&text)).await {
                         return Some(close);
                     }
                 }
@@ -351,8 +354,7 @@ impl Talk {
     async fn watch(&self, viewer: Viewer) -> Result<Listener<Objects>, Close> {
         let app = &self.door.app;
         let watch = app.hub.watch(viewer);
-        let held = async { session::viewer(&mut app.db.conn().await?, app.clock.now(), viewer.session_id).await };
-        match held.await {
+        match app.sessions.viewer(&app.db, app.clock.now(), viewer.session_id).await {
             Ok(Some(found)) if found == viewer => Ok(watch),
             Ok(_) => Err(Close::Forbidden("Forbidden: the session has ended")),
             Err(error) => {
@@ -438,35 +440,44 @@ impl Runner {
     /// Runs an operation; its last message is for the caller to send.
     async fn run(&self, id: &str, words: Words) -> Option<Utf8Bytes> {
         // On the heap, as is what is executed once: this task lives as long as its subscription, and is one of many.
-        let operation = match Box::pin(self.admitted(words)).await {
-            Ok(operation) => operation,
+        let admitted = async {
+            let turn = self.door.turn(TURN).await?;
+            Ok::<_, Refused>((turn, self.admitted(words).await?))
+        };
+        let (turn, operation) = match Box::pin(admitted).await {
+            Ok(admitted) => admitted,
             Err(refused) => {
                 self.door.app.metrics.refused(refused.code);
                 return self.error(id, refused);
             }
         };
         if operation.kind == OperationType::Subscription {
-            let mut answers = self.door.subscribe(operation, Some(self.viewer), Arc::clone(&self.request_id));
-            let mut first = true;
+            let (request_id, viewer) = (Arc::clone(&self.request_id), Some(self.viewer));
+            let opened = Box::pin(self.door.subscribe(operation, None, viewer, request_id)).await;
+            let mut subscription = match opened {
+                Ok(subscription) => subscription,
+                Err(refused) => return Outgoing::about(id, "error", Some(refused.errors())),
+            };
+            drop(turn);
             // It goes on elsewhere, so nothing says that it is complete.
-            while let Some(answer) = tokio::select! {
+            while let Some(told) = tokio::select! {
                 () = self.stop.cancelled() => return None,
-                answer = answers.next() => answer,
+                told = subscription.next() => told,
             } {
-                // What fails before the first event has no event to be told with.
-                if !answer.is_executed() || (first && answer.is_fruitless()) {
-                    return Outgoing::about(id, "error", Some(answer.errors()));
-                }
-                if answer.ends_session() {
-                    return None;
-                }
-                first = false;
-                if let Err(refused) = self.next(id, &answer).await {
-                    return self.error(id, refused);
+                match told {
+                    Told::Event { payload, .. } => drop(self.out.send(next(id, &payload)).await),
+                    Told::Failed(answer) if answer.ends_session() => return None,
+                    Told::Failed(answer) if answer.is_executed() => {
+                        if let Err(refused) = self.next(id, &answer).await {
+                            return self.error(id, refused);
+                        }
+                    }
+                    Told::Failed(answer) => return Outgoing::about(id, "error", Some(answer.errors())),
                 }
             }
         } else {
             let answer = Box::pin(self.door.execute(operation, Some(self.viewer), &self.request_id)).await;
+            drop(turn);
             if !answer.is_executed() {
                 return Outgoing::about(id, "error", Some(answer.errors()));
             }

@@ -1,7 +1,7 @@
 //! What the log tells about the nouns: the snapshot that each event carries, and the events a viewer may see.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use diesel::dsl::{exists, not};
@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::OnceCell;
 
 use super::comment::{self, Comment};
-use super::project::Project;
+use super::project::{self, Project};
 use super::task::{self, Status, Task};
 use super::user::{self, User};
 use crate::access::Viewer;
@@ -112,14 +112,33 @@ pub struct Objects {
     pub snapshot: Arc<Snapshot>,
     /// The task, unless it is gone.
     pub task: Option<Arc<Task>>,
+    /// What is told of it.
+    pub answers: Answers,
     attached: OnceCell<Attached>,
+}
+
+/// What is told of an event, by the number of the question: written once for all who ask the same. Nothing where the
+/// answer hangs on who asks.
+#[derive(Debug, Default)]
+pub struct Answers(Mutex<HashMap<u64, Arc<Answer>>>);
+
+/// Room for one of them.
+pub type Answer = OnceCell<Option<Arc<str>>>;
+
+impl Answers {
+    /// The answer to a question, or room for it.
+    pub fn to(&self, question: u64) -> Arc<Answer> {
+        Arc::clone(self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(question).or_default())
+    }
 }
 
 /// What else hangs on an event, loaded when the first subscriber asks for any of it.
 #[derive(Debug)]
 pub struct Attached {
-    /// The comment with its task, unless it is gone.
-    pub comment: Option<(Arc<Task>, Arc<Comment>)>,
+    /// The comment, unless it is gone.
+    pub comment: Option<Arc<Comment>>,
+    /// The project of the task, unless that is gone.
+    pub project: Option<Arc<Project>>,
     /// Who did it, and the people of the task and the comment.
     pub people: HashMap<Id, Arc<User>>,
 }
@@ -131,28 +150,38 @@ impl Objects {
             Some(id) => task::any_by_ids(conn, &[id]).await?.pop().map(Arc::new),
             None => None,
         };
-        Ok(Self { snapshot: Arc::new(Snapshot::of(event)), task, attached: OnceCell::new() })
+        Ok(Self::with(event, task))
+    }
+
+    /// With the task as it was loaded with others.
+    pub fn with(event: &Event, task: Option<Arc<Task>>) -> Self {
+        let snapshot = Arc::new(Snapshot::of(event));
+        Self { snapshot, task, answers: Answers::default(), attached: OnceCell::new() }
     }
 
     /// What else hangs on the event, which is the one that these are the objects of.
     pub async fn attached(&self, db: &Db, event: &Event) -> Result<&Attached> {
         let load = async || {
             let mut conn = db.conn().await?;
-            let comment = match (&self.task, event.comment_id) {
-                (Some(task), Some(id)) => {
-                    let row = comment::by_ids(&mut conn, &[id]).await?.pop();
-                    row.map(|row| (Arc::clone(task), Arc::new(row)))
+            let (mut comment, mut project) = (None, None);
+            if let Some(task) = &self.task {
+                if let Some(id) = event.comment_id {
+                    comment = comment::by_ids(&mut conn, &[id]).await?.pop().map(Arc::new);
                 }
-                _ => None,
-            };
+                project = project::any_by_ids(&mut conn, &[task.project_id]).await?.pop().map(Arc::new);
+            }
             let mut people = vec![event.actor_id, event.assignee_id, event.previous_assignee_id, event.owner_id];
             people.extend(self.task.iter().flat_map(|task| [task.creator_id, task.assignee_id]));
-            people.extend(comment.iter().map(|(_, comment)| Some(comment.author_id)));
+            people.extend(comment.iter().map(|comment| Some(comment.author_id)));
             let mut people: Vec<Id> = people.into_iter().flatten().collect();
             people.sort_unstable();
             people.dedup();
             let people = user::any_by_ids(&mut conn, &people).await?;
-            Ok(Attached { comment, people: people.into_iter().map(|user| (user.id, Arc::new(user))).collect() })
+            Ok(Attached {
+                comment,
+                project,
+                people: people.into_iter().map(|user| (user.id, Arc::new(user))).collect(),
+            })
         };
         self.attached.get_or_try_init(load).await
     }

@@ -152,6 +152,11 @@ pub async fn by_ids(conn: &mut Conn, viewer: &Viewer, ids: &[Id]) -> Result<Vec<
     })?)
 }
 
+/// The projects among these, whoever asks.
+pub async fn any_by_ids(conn: &mut Conn, ids: &[Id]) -> Result<Vec<Project>> {
+    Ok(on!(conn, |c| projects::table.filter(projects::id.eq_any(ids)).select(Project::as_select()).load(c).await)?)
+}
+
 /// One project that the viewer sees, or a fault of the field that named it.
 pub async fn seen(conn: &mut Conn, viewer: &Viewer, id: Id, field: &'static str) -> Result<Project> {
     by_ids(conn, viewer, &[id]).await?.pop().ok_or_else(|| Error::not_found(field, "project"))

@@ -64,6 +64,9 @@ fn a_setting_that_cannot_be_used_is_named() {
         ("RATE_LIMIT_ENABLED", "maybe"),
         ("MAIL_FROM", "nobody"),
         ("LOG_FORMAT", "xml"),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "127.0.0.1:4318"),
+        ("OTEL_EXPORTER_OTLP_HEADERS", "a key"),
+        ("OTEL_TRACES_SAMPLER_ARG", "1.5"),
     ] {
         let problem = read(&[(name, value)]).expect_err(value).to_string();
         assert!(problem.starts_with(&format!("{name}: ")), "{problem}");
@@ -71,6 +74,22 @@ fn a_setting_that_cannot_be_used_is_named() {
     let same = "k".repeat(32);
     let problem = read(&[("REFRESH_SECRET_KEY", &same)]).expect_err("the same key twice").to_string();
     assert!(problem.contains("SECRET_KEY"), "{problem}");
+}
+
+#[test]
+fn traces_go_to_the_collector_that_is_named_with_headers_that_never_print() {
+    assert_eq!(read(&[("OTEL_SERVICE_NAME", "tasks")]).expect("defaults").traces, None);
+    let settings = [
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "https://collector.example.org/otlp/"),
+        ("OTEL_EXPORTER_OTLP_HEADERS", "authorization=Bearer%20hush, x-team = a"),
+        ("OTEL_TRACES_SAMPLER_ARG", "0.25"),
+    ];
+    let traces = read(&settings).expect("good settings").traces.expect("a collector");
+    assert_eq!(traces.endpoint.to_string(), "https://collector.example.org/otlp/v1/traces");
+    assert_eq!((traces.service.as_str(), traces.ratio), ("fasttrack", 0.25));
+    let headers: Vec<_> = traces.headers.iter().map(|(name, value)| (name.as_str(), value.to_str().ok())).collect();
+    assert_eq!(headers, [("authorization", Some("Bearer hush")), ("x-team", Some("a"))]);
+    assert!(!format!("{traces:?}").contains("hush"));
 }
 
 #[test]

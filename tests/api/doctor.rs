@@ -107,6 +107,11 @@ fn what_is_risky_together_is_warned_of() {
         (&[("REQUIRE_VERIFIED_EMAIL", "true")], "nobody gets the mail"),
         (&[("SMTP_URL", "smtp://mail.example.org")], "does not insist on TLS"),
         (&[("SMTP_URL", "smtps://mail.example.org")], "MAIL_FROM is not set"),
+        (&[("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:4317")], "OTLP over gRPC"),
+        (
+            &[("OTEL_EXPORTER_OTLP_ENDPOINT", "http://otel.example.org"), ("OTEL_EXPORTER_OTLP_HEADERS", "key=x")],
+            "travel readable",
+        ),
         (&[("RATE_LIMIT_ENABLED", "off")], "RATE_LIMIT_ENABLED is off"),
         (&[("ARGON2_MEMORY_KIB", "4096")], "ARGON2_MEMORY_KIB"),
     ] {
@@ -166,6 +171,8 @@ async fn what_is_broken_is_found() {
     assert!(worst < Level::Fail && text.contains("there is no admin"), "{text}");
     fails(found(&[("REDIS_URL", "redis://127.0.0.1:1")]).await, "Redis");
     fails(found(&[("SMTP_URL", "smtp://127.0.0.1:1")]).await, "SMTP");
+    let (worst, text) = found(&[("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")]).await;
+    assert!(worst < Level::Fail && text.contains("warn  the collector of traces: "), "{text}");
     let event = "INSERT INTO events (id, kind, occurred_at, data, xid)";
     if is_postgres() {
         database.execute(&format!("{event} VALUES (gen_random_uuid(), 1, now(), '{{}}', 1::bigint << 60)")).await;

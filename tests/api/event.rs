@@ -462,3 +462,41 @@ async fn several_operations_share_a_socket_and_a_completed_one_tells_nothing_mor
         assert_eq!(socket.receive().await, next("b", body));
     }
 }
+
+#[tokio::test]
+async fn who_asks_the_same_is_told_what_is_theirs_alone() {
+    let server = Server::start().await;
+    let (alice, bob) = (server.person("alice").await, server.person("bob").await);
+    let project = alice.project("Apollo").await;
+    let task = alice.task(&project, "Fly", json!({ "assigneeId": bob.id })).await;
+    let common = "subscription { statusChanged { to actor { username } task { project { name } } } }";
+    let own = "subscription { statusChanged { to task { viewerCanDelete viewerCanUpdate } } }";
+    let refused = "subscription { statusChanged { to actor { username email } } }";
+    let mut listeners = Vec::new();
+    for person in [&alice, &bob] {
+        let mut streams = Vec::new();
+        for document in [common, own, refused] {
+            streams.push((person.subscribe(document, json!({})).await, person.subscribe(document, json!({})).await));
+        }
+        listeners.push(streams);
+    }
+    for to in ["IN_PROGRESS", "DONE"] {
+        update(&alice, &task, json!({ "status": to })).await;
+        for (streams, is_owner) in listeners.iter_mut().zip([true, false]) {
+            let project = json!({ "name": "Apollo" });
+            let email = is_owner.then_some("alice@example.org");
+            let told = [
+                json!({ "to": to, "actor": { "username": "alice" }, "task": { "project": project } }),
+                json!({ "to": to, "task": { "viewerCanDelete": is_owner, "viewerCanUpdate": true } }),
+                json!({ "to": to, "actor": { "username": "alice", "email": email } }),
+            ];
+            for ((first, second), told) in streams.iter_mut().zip(told) {
+                for stream in [first, second] {
+                    let answer = stream.answer().await;
+                    assert_eq!(answer["data"]["statusChanged"], told);
+                    assert_eq!(answer.get("errors").is_some(), told["actor"].get("email") == Some(&Value::Null));
+                }
+            }
+        }
+    }
+}

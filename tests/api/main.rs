@@ -36,6 +36,7 @@ mod session;
 mod statements;
 mod task;
 mod tls;
+mod traces;
 mod upgrade;
 mod user;
 mod websocket;

@@ -1,5 +1,7 @@
 //! What is counted and measured, through the real router and sockets.
 
+use std::collections::BTreeSet;
+
 use fasttrack::{http, metrics};
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -86,6 +88,35 @@ async fn requests_and_operations_are_counted_by_route_name_and_outcome() {
     assert_eq!(requests("GET", "none", 404), 1.0);
     assert_eq!(requests("other", "/graphql", 405), 1.0);
     assert_eq!(told.value("http_request_duration_seconds_count{route=\"/auth/login\"}"), 1.0);
+}
+
+#[tokio::test]
+async fn the_readme_has_a_row_for_each_metric() {
+    // Most of them are told once there is something to tell.
+    let limits = [("RATE_LIMIT_ENABLED", "true"), ("RATE_LIMIT_CREDENTIALS_PER_MINUTE", "3")];
+    let server = Server::with(&limits).await;
+    let alice = server.person("alice").await;
+    ask(&alice, "{", "").await;
+    for _ in 0..2 {
+        server.post("/auth/login", json!({ "username": "nobody", "password": PASSWORD })).await;
+    }
+    let mut socket = alice.socket().await;
+    socket.send(json!({ "type": "nonsense" })).await;
+    while socket.receive().await != Frame::Closed(Some(4400)) {}
+    let told = Told::once(&server, &[("sockets{transport=\"websocket\"}", 0.0)]).await;
+    let types = told.0.lines().filter_map(|line| line.strip_prefix("# TYPE fasttrack_")?.split_once(' '));
+    let made: BTreeSet<String> = types
+        .map(|(name, kind)| match kind {
+            "counter" => format!("{name}_total"),
+            "info" => format!("{name}_info"),
+            _ => name.to_owned(),
+        })
+        .collect();
+    let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).expect("the README");
+    let section = readme.split("\n### ").find(|section| section.starts_with("Metrics")).expect("a section");
+    let first = section.lines().filter_map(|line| line.strip_prefix("| `")?.split(" | ").next());
+    let named = first.flat_map(|cell| cell.split("`, `")).map(|name| name.trim_end_matches('`').to_owned());
+    assert_eq!(named.collect::<BTreeSet<_>>(), made);
 }
 
 #[tokio::test]

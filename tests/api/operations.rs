@@ -36,14 +36,33 @@ async fn readiness_is_told_part_by_part() {
 }
 
 #[tokio::test]
-async fn a_server_without_its_redis_or_with_every_connection_busy_says_so() {
+async fn a_server_without_its_redis_says_so_and_one_that_is_busy_is_ready() {
     let server = Server::with(&[("REDIS_URL", "redis://127.0.0.1:1"), ("DATABASE_CONNECTIONS", "1")]).await;
     let (status, told) = ready(&server).await;
     assert_eq!((status, &told["redis"]), (200, &json!("away")), "{told}");
     let held = Held::connection(&server).await;
+    // Probes do not wait behind requests.
     let (status, told) = ready(&server).await;
-    assert_eq!((status, &told["database"], &told["schema"]), (503, &json!("away"), &json!("unknown")), "{told}");
+    assert_eq!((status, &told["database"], &told["schema"]), (200, &json!("ok"), &json!("ok")), "{told}");
     held.release();
+}
+
+#[tokio::test]
+async fn who_cannot_have_a_turn_soon_is_told_at_once_and_who_has_one_is_served() {
+    let server = Server::with(&[("DATABASE_CONNECTIONS", "1"), ("MAX_OPERATIONS_AT_ONCE", "1")]).await;
+    let alice = server.person("alice").await;
+    let ask = || alice.ask("{ tasks { totalCount } }", json!({}));
+    ask().await;
+    let held = Held::connection(&server).await;
+    let (served, refused) = tokio::join!(ask(), async {
+        let refused = alice.post("/graphql").json(&json!({ "query": "{ tasks { totalCount } }" }));
+        let refused = Reply::to(refused).await;
+        held.release();
+        refused
+    });
+    assert_eq!(refused.status, 503, "{}", refused.body);
+    assert_eq!(refused.headers["retry-after"], "1");
+    assert_eq!(served.data()["tasks"]["totalCount"], 0);
 }
 
 /// The only database connection of a server, held so that whatever is asked has to wait.

@@ -44,17 +44,22 @@ async fn of_many_who_sign_up_with_one_address_one_wins() {
 #[tokio::test]
 async fn of_many_who_expect_the_same_version_one_writes() {
     let server = Server::start().await;
-    let alice = server.person("alice").await;
-    let task = task(&alice).await;
+    let (alice, bob) = (server.person("alice").await, server.person("bob").await);
+    let project = alice.project("Apollo").await;
+    let task = alice.task(&project, "Fly", json!({ "assigneeId": bob.id })).await;
     let update = async |number: usize| {
         let input = json!({ "id": task, "title": number.to_string(), "expectedVersion": 1 });
-        alice.mutate("updateTask", input).await.outcome()
+        let who = if number.is_multiple_of(2) { &alice } else { &bob };
+        who.mutate("updateTask", input).await.outcome()
     };
     let done = join_all((0..8).map(update)).await;
     let winner = done.iter().position(|outcome| outcome == "ok").expect("one who wrote");
     assert_eq!(tally(done), counts([("ok", 1), ("expectedVersion: CONFLICT", 7)]));
-    let seen = alice.query("{ tasks { nodes { title version } } }", json!({})).await;
+    let seen = alice.query("{ tasks { nodes { title version } } events { nodes { __typename } } }", json!({})).await;
     assert_eq!(seen["tasks"]["nodes"], json!([{ "title": winner.to_string(), "version": 2 }]));
+    let told: Vec<_> =
+        seen["events"]["nodes"].as_array().into_iter().flatten().map(|event| text(&event["__typename"])).collect();
+    assert_eq!(told, ["TaskCreatedEvent", "TaskAssignedEvent", "TaskUpdatedEvent"]);
 }
 
 #[tokio::test]
@@ -205,4 +210,32 @@ async fn the_log_tells_the_changes_of_a_task_in_the_order_in_which_they_came_abo
             *present = change["to"].clone();
         }
     }
+}
+
+#[tokio::test]
+async fn of_writes_that_come_together_each_stands_or_fails_by_itself() {
+    let server = Server::start().await;
+    let alice = server.person("alice").await;
+    let project = alice.project("Apollo").await;
+    let task = alice.task(&project, "Fly", json!({})).await;
+    let write = async |number: usize| {
+        let (name, input) = match number % 3 {
+            0 => ("createTask", json!({ "projectId": project, "title": number.to_string() })),
+            1 => ("createLabel", json!({ "projectId": project, "name": (number % 5).to_string(), "color": "#ff0000" })),
+            _ => ("updateTask", json!({ "id": task, "title": number.to_string() })),
+        };
+        format!("{name} {}", alice.mutate(name, input).await.outcome())
+    };
+    let done = join_all((0..60).map(write)).await;
+    assert_eq!(
+        tally(done),
+        counts([("createTask ok", 20), ("createLabel ok", 5), ("createLabel name: TAKEN", 15), ("updateTask ok", 20),])
+    );
+    let seen =
+        alice.query("{ tasks { totalCount nodes { title version } } events(first: 100) { nodes { id } } }", json!({}));
+    let seen = seen.await;
+    assert_eq!(seen["tasks"]["totalCount"], 21);
+    let events = seen["events"]["nodes"].as_array().map(Vec::len);
+    assert_eq!(events, Some(1 + 20 + 20), "one for each task that was made and each change of a title");
+    assert!(seen["tasks"]["nodes"].as_array().into_iter().flatten().any(|task| task["version"] == 21));
 }

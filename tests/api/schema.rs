@@ -203,6 +203,38 @@ fn the_example_of_settings_lists_each_of_them_once() {
 }
 
 #[test]
+fn the_readme_has_a_row_for_each_setting() {
+    let readme = read("README.md");
+    let section = readme.split("\n## ").find(|section| section.starts_with("Configuration")).expect("a section");
+    let first = section.lines().filter_map(|line| line.strip_prefix("| `")?.split(" | ").next());
+    let named: Vec<&str> = first.flat_map(|cell| cell.split("`, `")).map(|name| name.trim_end_matches('`')).collect();
+    let known: BTreeSet<&str> = config::NAMES.into_iter().collect();
+    assert_eq!(named.iter().copied().collect::<BTreeSet<_>>(), known);
+    assert_eq!(named.len(), known.len(), "one row each");
+}
+
+#[test]
+fn the_image_is_built_from_all_that_the_manifest_names() {
+    let (ignored, recipe, manifest) = (read(".dockerignore"), read("Dockerfile"), read("Cargo.toml"));
+    let mut needed = vec!["src".to_owned(), "migrations".to_owned()];
+    let mut kind = "";
+    for line in manifest.lines() {
+        match line {
+            "[[bench]]" => kind = "benches",
+            "[[test]]" => kind = "tests",
+            "[[example]]" => kind = "examples",
+            _ if line.starts_with("name = ") && !kind.is_empty() => needed.push(std::mem::take(&mut kind).to_owned()),
+            _ => {}
+        }
+    }
+    assert!(needed.contains(&"benches".to_owned()), "{needed:?}");
+    for directory in needed {
+        assert!(recipe.contains(&format!("\nCOPY {directory} {directory}\n")), "Dockerfile: {directory}");
+        assert!(ignored.contains(&format!("\n!{directory}\n")), ".dockerignore: {directory}");
+    }
+}
+
+#[test]
 fn the_examples_of_deployment_name_settings_that_there_are() {
     for file in ["docker-compose.yml", "deploy/three-nodes/compose.yml", "deploy/kubernetes.yaml"] {
         let text = read(file);

@@ -25,6 +25,8 @@ async fn furnish(owner: &Person, assignee: &Person, size: usize) {
 async fn statements(server: &Server, reader: &Person, document: &str) -> u64 {
     let mut most = 0;
     for _ in 0..3 {
+        // The session is looked up once a second.
+        reader.query("{ __typename }", json!({})).await;
         let before = server.app.db.statements();
         reader.query(document, json!({})).await;
         most = most.max(server.app.db.statements() - before);
@@ -32,33 +34,33 @@ async fn statements(server: &Server, reader: &Person, document: &str) -> u64 {
     most
 }
 
-/// Operations over every relation, and the most statements each may take; one of them is the session's. When two loads
-/// of one kind happen to fall together it is one less.
+/// Operations over every relation, and the most statements each may take. When two loads of one kind happen to fall
+/// together it is one less.
 const OPERATIONS: [(&str, u64); 9] = [
-    ("{ viewer { id } }", 2),
+    ("{ viewer { id } }", 1),
     (
         "{ projects(first: 10) { nodes { name tasks(first: 10) { nodes {
             title assignee { username } labels { name } comments(first: 5) { nodes { body author { username } } }
         } } } } }",
-        7,
+        6,
     ),
-    ("{ projects { totalCount nodes { owner { username } labels { name } stats { taskCount } } } }", 6),
-    ("{ projects { nodes { tasks { totalCount nodes { id } } } } }", 4),
-    ("{ tasks(first: 10) { nodes { project { name owner { username } } creator { username } } } }", 5),
-    ("{ tasks(first: 10) { nodes { labels { name project { name labels { name } } } } } }", 5),
-    ("{ tasks(first: 10) { nodes { comments { totalCount nodes { task { title } author { username } } } } } }", 6),
+    ("{ projects { totalCount nodes { owner { username } labels { name } stats { taskCount } } } }", 5),
+    ("{ projects { nodes { tasks { totalCount nodes { id } } } } }", 3),
+    ("{ tasks(first: 10) { nodes { project { name owner { username } } creator { username } } } }", 4),
+    ("{ tasks(first: 10) { nodes { labels { name project { name labels { name } } } } } }", 4),
+    ("{ tasks(first: 10) { nodes { comments { totalCount nodes { task { title } author { username } } } } } }", 5),
     (
         "{ tasks(first: 10) { nodes { activity { nodes {
             actor { username } ... on CommentAddedEvent { comment { body } } ... on TaskAssignedEvent { assignee { username } }
         } } } } }",
-        6,
+        5,
     ),
     (
         "{ users(first: 10) { totalCount nodes {
             email stats { assignedTaskCount } projects { totalCount nodes { name } }
             assignedTasks { totalCount nodes { title } }
         } } }",
-        9,
+        8,
     ),
 ];
 
@@ -86,7 +88,7 @@ async fn what_is_not_selected_is_not_read() {
     let counted = statements(&server, &alice, "{ tasks { totalCount nodes { id } } }").await;
     let uncounted = statements(&server, &alice, "{ tasks { nodes { id } } }").await;
     // One walk for the own projects and one for what is assigned elsewhere, each counted by itself.
-    assert_eq!((uncounted, counted), (3, 5));
+    assert_eq!((uncounted, counted), (2, 4));
 }
 
 #[tokio::test]

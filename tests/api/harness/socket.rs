@@ -84,11 +84,16 @@ impl Subscription {
 
     /// The data of the next event. Whether something did not come is seen by what comes instead.
     pub async fn next(&mut self) -> Value {
+        let answer = self.answer().await;
+        assert!(answer.get("errors").is_none(), "{answer}");
+        answer["data"].clone()
+    }
+
+    /// The answer to the next event, with errors if it has any.
+    pub async fn answer(&mut self) -> Value {
         match self.socket.receive().await {
             Frame::Message(message) if message["type"] == "next" && message["id"] == *self.id => {
-                let payload = &message["payload"];
-                assert!(payload.get("errors").is_none(), "{payload}");
-                payload["data"].clone()
+                message["payload"].clone()
             }
             other => panic!("instead of an event came {other:?}"),
         }

@@ -1,0 +1,271 @@
+//! A subscription from its words to what it tells: opened by the library's executor, which checks it and its arguments,
+//! then told event by event.
+//!
+//! An event is answered once for everybody who asked the same in the same words, as long as nothing in the answer hangs
+//! on who asks: then no resolver has asked the [`Caller`] for its viewer. Whether somebody may see the event at all was
+//! asked of each before ([`crate::graphql::live`]).
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use async_graphql::parser::types::{
+    DocumentOperations, ExecutableDocument, Field, OperationType, Selection, SelectionSet,
+};
+use async_graphql::{PathSegment, Pos, Request, Response, Variables};
+use async_graphql_value::Value as Literal;
+use aws_lc_rs::digest::{SHA256, digest};
+use futures_util::StreamExt;
+use tokio::task::coop::unconstrained;
+
+use super::answer::{Answer, to_json, too_large};
+use super::operation::{Door, Operation, word};
+use crate::App;
+use crate::access::Viewer;
+use crate::error::Code;
+use crate::graphql::complete::{Shape, chosen, root};
+use crate::graphql::deprecation::Deprecation;
+use crate::graphql::live::{Happening, Happenings, Opening};
+use crate::graphql::{Caller, Telling, event, telling};
+use crate::metrics::{Executed, Open};
+
+/// What the operations that are open are answered by.
+pub struct Subscriptions {
+    app: Arc<App>,
+    telling: Telling,
+    shape: Arc<Shape>,
+    numbers: AtomicU64,
+    questions: Mutex<HashMap<Vec<u8>, Weak<Question>>>,
+}
+
+/// What any number of subscribers ask in the same words.
+struct Question {
+    number: u64,
+    /// As a query of [`Telling`].
+    document: ExecutableDocument,
+    name: Option<String>,
+    /// The key of what is answered.
+    field: String,
+    variables: Variables,
+    /// The answer was found to hang on who asks.
+    personal: AtomicBool,
+}
+
+/// What a subscriber is told.
+pub enum Told {
+    /// Something happened.
+    Event {
+        /// The answer as JSON.
+        payload: Arc<str>,
+        /// The event's place in the log.
+        cursor: String,
+    },
+    /// It cannot go on.
+    Failed(Answer),
+}
+
+/// A subscription that is open. When it ends it is counted.
+pub struct Subscription {
+    happenings: Happenings,
+    subscriber: Subscriber,
+    /// Told once, with the first event.
+    deprecations: Arc<[Deprecation]>,
+    failure: Option<Code>,
+    _open: Open,
+}
+
+/// Who asks what.
+struct Subscriber {
+    subscriptions: Arc<Subscriptions>,
+    question: Arc<Question>,
+    viewer: Option<Viewer>,
+    request_id: Arc<str>,
+}
+
+impl Subscriptions {
+    /// With none open.
+    pub fn new(app: Arc<App>, shape: Arc<Shape>) -> Self {
+        Self { app, telling: telling(), shape, numbers: AtomicU64::default(), questions: Mutex::default() }
+    }
+
+    fn question(&self, query: &str, mut document: ExecutableDocument, request: &Request) -> Arc<Question> {
+        let name = request.operation_name.clone();
+        let root = chosen(&document, name.as_deref())
+            .and_then(|operation| root_field(&document, &operation.selection_set.node));
+        let field = root.map(|root| root.response_key().node.to_string()).unwrap_or_default();
+        let variables = variables(query, root, request);
+        // Sorted by name: in which order a client writes them says nothing.
+        let mut sorted: Vec<_> = variables.iter().collect();
+        sorted.sort_unstable_by_key(|(name, _)| *name);
+        let words = digest(&SHA256, &to_json(&(query, &name, sorted)).unwrap_or_default());
+        let mut questions = self.questions.lock().unwrap_or_else(PoisonError::into_inner);
+        let place = questions.entry(words.as_ref().to_vec()).or_default();
+        if let Some(question) = place.upgrade() {
+            return question;
+        }
+        match &mut document.operations {
+            DocumentOperations::Single(operation) => operation.node.ty = OperationType::Query,
+            DocumentOperations::Multiple(operations) => {
+                operations.values_mut().for_each(|operation| operation.node.ty = OperationType::Query);
+            }
+        }
+        let number = self.numbers.fetch_add(1, Ordering::Relaxed);
+        let personal = AtomicBool::new(false);
+        let question = Arc::new(Question { number, document, name, field, variables, personal });
+        *place = Arc::downgrade(&question);
+        if questions.len() == questions.capacity() {
+            questions.retain(|_, question| question.strong_count() > 0);
+        }
+        question
+    }
+}
+
+/// The root field of a subscription, which has one.
+fn root_field<'a>(document: &'a ExecutableDocument, set: &'a SelectionSet) -> Option<&'a Field> {
+    set.items.iter().find_map(|selection| match &selection.node {
+        Selection::Field(field) => Some(&field.node),
+        Selection::InlineFragment(fragment) => root_field(document, &fragment.node.selection_set.node),
+        Selection::FragmentSpread(spread) => {
+            let fragment = document.fragments.get(&spread.node.fragment_name.node)?;
+            root_field(document, &fragment.node.selection_set.node)
+        }
+    })
+}
+
+/// The variables but for the cursor it goes on after, which is heeded once, when the subscription is opened.
+fn variables(query: &str, root: Option<&Field>, request: &Request) -> Variables {
+    let mut variables = request.variables.clone();
+    if let Some(Literal::Variable(name)) = root.and_then(|root| root.get_argument("after")).map(|after| &after.node)
+        // Named where it is declared and there, and nowhere else.
+        && query.match_indices(&format!("${name}")).count() == 2
+    {
+        variables.remove(name);
+    }
+    variables
+}
+
+impl Door {
+    /// Opens a subscription, after this cursor if it is given, whatever the document says.
+    pub async fn subscribe(
+        &self,
+        operation: Operation,
+        after: Option<&str>,
+        viewer: Option<Viewer>,
+        request_id: Arc<str>,
+    ) -> Result<Subscription, Answer> {
+        let Operation { spent, document, deprecations, mut request, query, .. } = operation;
+        let question = self.subscriptions.question(&query, document.clone(), &request);
+        request.set_parsed_query(document);
+        let opening = Opening::after(after);
+        let caller = Caller::new(Arc::clone(&self.app), viewer);
+        let mut opened = self.schema.execute_stream(request.data(caller).data(spent).data(opening.clone())).boxed();
+        let refused = opened.next().await;
+        match (refused, opening.take()) {
+            (None, Some(happenings)) => Ok(Subscription {
+                happenings,
+                subscriber: Subscriber { subscriptions: Arc::clone(&self.subscriptions), question, viewer, request_id },
+                deprecations,
+                failure: None,
+                _open: self.app.metrics.subscription(),
+            }),
+            (refused, _) => {
+                let refused = refused.unwrap_or_else(|| Response::new(async_graphql::Value::Null));
+                let answer = Answer::of(refused, &request_id);
+                self.app.metrics.executed(executed(question.name.as_deref(), answer.code(), viewer));
+                Err(answer)
+            }
+        }
+    }
+}
+
+fn executed(name: Option<&str>, failure: Option<Code>, viewer: Option<Viewer>) -> Executed<'_> {
+    let kind = word(OperationType::Subscription);
+    Executed { name, kind, failure, signed_in: viewer.is_some(), took: None }
+}
+
+impl Subscription {
+    /// What there is to tell next; nothing when there will be nothing more.
+    pub async fn next(&mut self) -> Option<Told> {
+        let happening = match self.happenings.next().await? {
+            Ok(happening) => happening,
+            Err(error) => {
+                let error = async_graphql::Error::from(error).into_server_error(Pos::default());
+                let error = error.with_path(vec![PathSegment::Field(self.subscriber.question.field.clone())]);
+                return Some(self.failed(Answer::of(Response::from_errors(vec![error]), &self.subscriber.request_id)));
+            }
+        };
+        let cursor = event::cursor(happening.delivery.event.position());
+        let deprecations = std::mem::take(&mut self.deprecations);
+        // On the heap: it is rare next to waiting for it.
+        match Box::pin(self.subscriber.answer(happening, deprecations)).await {
+            Some(payload) => Some(Told::Event { payload, cursor }),
+            None => Some(self.failed(Answer::refused(too_large(), &self.subscriber.request_id))),
+        }
+    }
+
+    fn failed(&mut self, answer: Answer) -> Told {
+        self.failure = self.failure.or_else(|| answer.code());
+        Told::Failed(answer)
+    }
+}
+
+impl Drop for Subscription {
+    fn drop(&mut self) {
+        let Subscriber { subscriptions, question, viewer, .. } = &self.subscriber;
+        subscriptions.app.metrics.executed(executed(question.name.as_deref(), self.failure, *viewer));
+    }
+}
+
+impl Subscriber {
+    /// The answer to an event, everybody's or one's own.
+    async fn answer(&self, happening: Happening, deprecations: Arc<[Deprecation]>) -> Option<Arc<str>> {
+        let question = &self.question;
+        let of_one = happening.notification.is_some() || !deprecations.is_empty();
+        let common = match happening.delivery.objects.get() {
+            Some(objects) if !of_one && !question.personal.load(Ordering::Relaxed) => {
+                Some(objects.answers.to(question.number))
+            }
+            _ => None,
+        };
+        if let Some(common) = common {
+            let mut own = None;
+            let answered = common.get_or_init(async || {
+                let (answer, is_common) = self.executed(happening.clone()).await;
+                let payload = written(&answer);
+                if is_common {
+                    return payload;
+                }
+                question.personal.store(true, Ordering::Relaxed);
+                own = Some(payload);
+                None
+            });
+            if let Some(payload) = answered.await {
+                return Some(Arc::clone(payload));
+            }
+            if let Some(own) = own {
+                return own;
+            }
+        }
+        let (answer, _) = self.executed(happening).await;
+        written(&answer.warning(deprecations))
+    }
+
+    /// Answers an event for this subscriber, and whether everybody is to be answered so.
+    async fn executed(&self, happening: Happening) -> (Answer, bool) {
+        let Subscriptions { app, telling, shape, .. } = &*self.subscriptions;
+        let Question { document, name, variables, .. } = &*self.question;
+        let caller = Caller::about(Arc::clone(app), self.viewer, Some(Arc::clone(&happening.delivery)));
+        let mut request = Request::new(String::new()).variables(variables.clone());
+        request.operation_name.clone_from(name);
+        request.set_parsed_query(document.clone());
+        let mut response = unconstrained(telling.execute(request.data(caller.clone()).data(happening))).await;
+        shape.complete(document, name.as_deref(), root(OperationType::Subscription), &mut response);
+        let answer = Answer::of(response, &self.request_id);
+        let is_common = !caller.viewer_mattered() && !answer.has_errors();
+        (answer, is_common)
+    }
+}
+
+fn written(answer: &Answer) -> Option<Arc<str>> {
+    String::from_utf8(to_json(answer)?).ok().map(Arc::from)
+}

@@ -1,0 +1,347 @@
+//! What whoever runs the server is told while it runs: its log, and traces. What is counted is in [`crate::metrics`].
+//!
+//! Traces are made by the API of OpenTelemetry itself, not drawn from the spans of the log: those have what a line
+//! needs, these what the semantic conventions ask for, a filter of the log takes no trace away, and without a collector
+//! nothing of it runs. Spans wait in a bounded queue for a thread that sends them in batches; when it is full, or the
+//! collector away, they are lost, and no request waits for it.
+
+use std::collections::HashMap;
+use std::error::Error as _;
+use std::io::IsTerminal;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use axum::extract::Request;
+use axum::http::{HeaderMap, Method, Response, StatusCode};
+use axum::response::Response as Answer;
+use bytes::Bytes;
+use futures_util::future::Either;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+use opentelemetry::propagation::TextMapPropagator;
+use opentelemetry::trace::{FutureExt, SpanKind, Status, TraceContextExt, Tracer, TracerProvider};
+use opentelemetry::{Array, Context, KeyValue, StringValue, Value};
+use opentelemetry_http::{HeaderExtractor, HttpClient, HttpError};
+use opentelemetry_otlp::{SpanExporter, WithExportConfig, WithHttpConfig};
+use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::propagation::TraceContextPropagator;
+use opentelemetry_sdk::trace::{Sampler, SdkTracer, SdkTracerProvider};
+use rustls::{ClientConfig, RootCertStore};
+use tokio::runtime::Handle;
+
+use crate::config;
+use crate::error::{Code, Error, Result};
+use crate::id::Id;
+
+/// How long the collector may take to answer.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// How long the end of the server waits for the last spans to be sent.
+const LAST: Duration = Duration::from_secs(2);
+/// Bytes of a path, and of the name of an operation, that are told.
+const TOLD: usize = 200;
+/// Bytes of the collector's answer that are read.
+const MAX_ANSWER: usize = 64 * 1024;
+
+/// Starts the log. It goes to standard error, so that standard output stays for answers.
+pub fn log(json: bool) {
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // A line that cannot be written, on a full disk for one, is lost; to complain of it would panic.
+    let builder = builder.log_internal_errors(false);
+    if json {
+        builder.json().flatten_event(true).init();
+    } else {
+        builder.with_ansi(std::io::stderr().is_terminal()).init();
+    }
+}
+
+/// What makes and sends traces, if there is a collector.
+pub struct Traces(Option<Running>);
+
+struct Running {
+    provider: SdkTracerProvider,
+    tracer: SdkTracer,
+    continues: TraceContextPropagator,
+}
+
+impl Traces {
+    /// Starts it, within the runtime on which the spans are then sent.
+    pub fn open(config: Option<&config::Traces>) -> Result<Self> {
+        let Some(config) = config else { return Ok(Self(None)) };
+        let headers = config.headers.iter();
+        let headers: HashMap<String, String> =
+            headers.filter_map(|(name, value)| Some((name.to_string(), value.to_str().ok()?.to_owned()))).collect();
+        let exporter = SpanExporter::builder()
+            .with_http()
+            .with_http_client(Collector::new(config)?)
+            .with_endpoint(config.endpoint.to_string())
+            .with_headers(headers)
+            .with_timeout(PATIENCE)
+            .build()
+            .map_err(|error| Error::internal(format!("traces: {error}")))?;
+        let resource = Resource::builder()
+            .with_service_name(config.service.clone())
+            .with_attribute(KeyValue::new("service.version", env!("CARGO_PKG_VERSION")))
+            .with_attribute(KeyValue::new("service.instance.id", Id::new().to_string()));
+        let provider = SdkTracerProvider::builder()
+            .with_resource(resource.build())
+            .with_sampler(Sampler::ParentBased(Box::new(Sampler::TraceIdRatioBased(config.ratio))))
+            .with_batch_exporter(exporter)
+            .build();
+        let tracer = provider.tracer("fasttrack");
+        Ok(Self(Some(Running { provider, tracer, continues: TraceContextPropagator::new() })))
+    }
+
+    /// The span of a request, in the trace that its `traceparent` names or in a new one.
+    pub fn request(&self, request: &Request, route: Option<&str>) -> Option<Traced> {
+        let running = self.0.as_ref()?;
+        let headers = request.headers();
+        let parent = match is_traceparent(headers) {
+            true => running.continues.extract_with_context(&Context::new(), &HeaderExtractor(headers)),
+            false => Context::new(),
+        };
+        let method = request.method();
+        let known =
+            [Method::GET, Method::HEAD, Method::POST, Method::OPTIONS, Method::PUT, Method::PATCH, Method::DELETE]
+                .contains(method);
+        let method = if known { method.as_str() } else { "_OTHER" };
+        let mut attributes = vec![
+            KeyValue::new("http.request.method", method.to_owned()),
+            KeyValue::new("url.scheme", "http"),
+            KeyValue::new("url.path", beginning(request.uri().path())),
+            KeyValue::new("network.protocol.version", version(request)),
+        ];
+        attributes.extend(route.map(|route| KeyValue::new("http.route", route.to_owned())));
+        let name = if known { method } else { "HTTP" };
+        let name = route.map_or_else(|| name.to_owned(), |route| format!("{name} {route}"));
+        let span = running.tracer.span_builder(name).with_kind(SpanKind::Server).with_attributes(attributes);
+        Some(Traced(parent.with_span(running.tracer.build_with_context(span, &parent))))
+    }
+
+    /// The span of the execution of an operation, within that of the request; on a socket, which has none, by itself.
+    pub fn operation(&self, kind: &'static str, name: Option<&str>) -> Option<Traced> {
+        let running = self.0.as_ref()?;
+        let parent = Context::current();
+        let within = parent.has_active_span();
+        let span = running
+            .tracer
+            .span_builder(kind)
+            .with_kind(if within { SpanKind::Internal } else { SpanKind::Server })
+            .with_attributes(of_operation(kind, name));
+        Some(Traced(parent.with_span(running.tracer.build_with_context(span, &parent))))
+    }
+
+    /// Tells with the span of the request around which operation it asks for.
+    pub fn asks_for(&self, kind: &'static str, name: Option<&str>) {
+        if self.0.is_some() {
+            Context::map_current(|context| context.span().set_attributes(of_operation(kind, name)));
+        }
+    }
+
+    /// Sends what waits, and ends.
+    pub async fn end(&self) {
+        let Some(running) = &self.0 else { return };
+        let provider = running.provider.clone();
+        // Waits for the thread that sends. What it could not send is in the log.
+        drop(tokio::task::spawn_blocking(move || provider.shutdown_with_timeout(LAST)).await);
+    }
+}
+
+/// A span that is open. It ends when this goes out of scope.
+pub struct Traced(Context);
+
+impl Traced {
+    /// The trace that it is in.
+    pub fn trace_id(&self) -> String {
+        self.0.span().span_context().trace_id().to_string()
+    }
+
+    /// How the request was answered.
+    pub fn answered(&self, answer: &Answer, request_id: &str) {
+        let (span, status) = (self.0.span(), answer.status());
+        span.set_attribute(KeyValue::new("http.response.status_code", i64::from(status.as_u16())));
+        // The conventions have a list here.
+        let id = Value::Array(Array::String(vec![StringValue::from(request_id.to_owned())]));
+        span.set_attribute(KeyValue::new("http.response.header.x-request-id", id));
+        if status.is_server_error() {
+            span.set_attribute(KeyValue::new("error.type", status.as_str().to_owned()));
+            span.set_status(Status::error(""));
+        }
+    }
+
+    /// How the operation has ended: with the code of its first error, if it has one.
+    pub fn ended(&self, failure: Option<Code>) {
+        let Some(code) = failure else { return };
+        let span = self.0.span();
+        span.set_attribute(KeyValue::new("error.type", code.as_str()));
+        // What the caller has done wrong is no error of the server.
+        if StatusCode::from_u16(code.status()).is_ok_and(|status| status.is_server_error()) {
+            span.set_status(Status::error(""));
+        }
+    }
+}
+
+/// Does something within a span, if there is one.
+pub async fn within<T>(span: Option<&Traced>, work: impl Future<Output = T>) -> T {
+    match span {
+        Some(span) => Either::Left(work.with_context(span.0.clone())),
+        None => Either::Right(work),
+    }
+    .await
+}
+
+fn of_operation(kind: &'static str, name: Option<&str>) -> Vec<KeyValue> {
+    let mut attributes = vec![KeyValue::new("graphql.operation.type", kind)];
+    attributes.extend(name.map(|name| KeyValue::new("graphql.operation.name", beginning(name))));
+    attributes
+}
+
+fn beginning(text: &str) -> String {
+    text[..text.floor_char_boundary(TOLD)].to_owned()
+}
+
+fn version(request: &Request) -> &'static str {
+    match request.version() {
+        axum::http::Version::HTTP_2 => "2",
+        axum::http::Version::HTTP_10 => "1.0",
+        _ => "1.1",
+    }
+}
+
+/// Whether there is one `traceparent`, of the form that the W3C gives it. The library takes shorter numbers too.
+fn is_traceparent(headers: &HeaderMap) -> bool {
+    let mut values = headers.get_all("traceparent").iter();
+    let (Some(value), None) = (values.next(), values.next()) else { return false };
+    let Ok(text) = value.to_str() else { return false };
+    let parts: Vec<&str> = text.split('-').collect();
+    let hex = |part: &str, length: usize| {
+        part.len() == length && part.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+    };
+    // Later versions may add to what version 00 has.
+    matches!(parts[..], [version, trace, parent, flags, ref more @ ..]
+        if hex(version, 2) && hex(trace, 32) && hex(parent, 16) && hex(flags, 2) && (version != "00" || more.is_empty()))
+}
+
+/// Sends to the collector, on the server's runtime whatever thread asks for it. Says once that it is away, and once that
+/// it is back.
+#[derive(Debug)]
+struct Collector {
+    http: Http,
+    runtime: Handle,
+    away: Arc<AtomicBool>,
+}
+
+type Http = Client<HttpsConnector<HttpConnector>, Full<Bytes>>;
+
+impl Collector {
+    fn new(config: &config::Traces) -> Result<Self> {
+        let runtime = Handle::try_current().map_err(Error::internal)?;
+        Ok(Self { http: http(config)?, runtime, away: Arc::default() })
+    }
+}
+
+#[async_trait]
+impl HttpClient for Collector {
+    async fn send_bytes(&self, request: opentelemetry_http::Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
+        let (http, away) = (self.http.clone(), Arc::clone(&self.away));
+        let sent = self.runtime.spawn(async move {
+            let sent = send(&http, request).await;
+            let problem = match &sent {
+                Ok(answer) if answer.status().is_success() => None,
+                Ok(answer) => Some(format!("it answers {}", answer.status())),
+                Err(problem) => Some(problem.clone()),
+            };
+            match (problem, away.load(Ordering::Relaxed)) {
+                (Some(cause), false) => {
+                    away.store(true, Ordering::Relaxed);
+                    tracing::warn!(cause, "the collector takes no traces: they are lost until it does");
+                }
+                (None, true) => {
+                    away.store(false, Ordering::Relaxed);
+                    tracing::info!("the collector takes traces again");
+                }
+                _ => {}
+            }
+            sent
+        });
+        Ok(sent.await??)
+    }
+}
+
+fn http(config: &config::Traces) -> Result<Http> {
+    let mut roots = RootCertStore::empty();
+    if config.endpoint.scheme_str() == Some("https") {
+        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    }
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let tls = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+    let tls = tls.map_err(Error::internal)?.with_root_certificates(roots).with_no_client_auth();
+    let connector = HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1().build();
+    Ok(Client::builder(TokioExecutor::new()).build(connector))
+}
+
+async fn send(http: &Http, request: axum::http::Request<Bytes>) -> Result<Response<Bytes>, String> {
+    let sent = async {
+        let answer = http.request(request.map(Full::new)).await;
+        let (parts, body) = answer.map_err(|error| told(&error))?.into_parts();
+        let body = Limited::new(body, MAX_ANSWER).collect().await.map_err(|error| error.to_string())?;
+        Ok(Response::from_parts(parts, body.to_bytes()))
+    };
+    tokio::time::timeout(PATIENCE, sent).await.unwrap_or_else(|_| Err("it does not answer".to_owned()))
+}
+
+/// The client's errors have their reason in what they come from.
+fn told(error: &hyper_util::client::legacy::Error) -> String {
+    let mut words = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        words = format!("{words}: {error}");
+        cause = error.source();
+    }
+    words
+}
+
+/// Whether the collector takes what it will be sent; why not, in words.
+pub async fn ask(config: &config::Traces) -> Result<(), String> {
+    let mut request = axum::http::Request::post(&config.endpoint).header("content-type", "application/x-protobuf");
+    for (name, value) in &config.headers {
+        request = request.header(name, value);
+    }
+    // No spans at all are no bytes at all.
+    let request = request.body(Bytes::new()).map_err(|error| error.to_string())?;
+    let http = http(config).map_err(|_| "TLS cannot be set up".to_owned())?;
+    let answer = send(&http, request).await?;
+    if answer.status().is_success() { Ok(()) } else { Err(format!("it answers {}", answer.status())) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_traceparent_is_taken_as_the_w3c_writes_it() {
+        let trace = "0af7651916cd43dd8448eb211c80319c";
+        for (value, good) in [
+            (format!("00-{trace}-b7ad6b7169203331-01"), true),
+            (format!("cc-{trace}-b7ad6b7169203331-01-what-the-future-will-be-like"), true),
+            (format!("00-{trace}-b7ad6b7169203331-01-more"), false),
+            (format!("00-{trace}-b7ad6b7169203331"), false),
+            (format!("00-{trace}-b7ad6b7169203331-1"), false),
+            ("00-af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".to_owned(), false),
+            (format!("00-{}-b7ad6b7169203331-01", trace.to_uppercase()), false),
+            (String::new(), false),
+        ] {
+            let value: axum::http::HeaderValue = value.parse().expect("a value");
+            let mut headers = HeaderMap::new();
+            headers.insert("traceparent", value.clone());
+            assert_eq!(is_traceparent(&headers), good, "{value:?}");
+            headers.append("traceparent", value);
+            assert!(!is_traceparent(&headers), "which of the two?");
+        }
+    }
+}

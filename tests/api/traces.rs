@@ -1,0 +1,220 @@
+//! Traces, as a collector gets them.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader};
+use std::net::Ipv4Addr;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use axum::body::Bytes;
+use axum::http::HeaderMap;
+use axum::routing::post;
+use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
+use opentelemetry_proto::tonic::common::v1::{KeyValue, any_value};
+use opentelemetry_proto::tonic::trace::v1::Span;
+use prost::Message;
+use reqwest::Method;
+use serde_json::json;
+use tokio::net::TcpListener;
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+
+use crate::harness::{PATIENCE, Server};
+
+const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
+const CALLER: &str = "b7ad6b7169203331";
+
+/// A collector: what it is sent.
+struct Collector {
+    url: String,
+    sent: UnboundedReceiver<(HeaderMap, Bytes)>,
+}
+
+impl Collector {
+    async fn open() -> Self {
+        let (sender, sent) = unbounded_channel();
+        let take = async move |headers: HeaderMap, body: Bytes| {
+            sender.send((headers, body)).expect("a test that reads");
+        };
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free port");
+        let url = format!("http://{}", listener.local_addr().expect("an address"));
+        tokio::spawn(async move { axum::serve(listener, Router::new().route("/v1/traces", post(take))).await });
+        Self { url, sent }
+    }
+
+    /// The spans that a server has sent, which has ended.
+    fn spans(&mut self) -> Vec<Span> {
+        let mut spans = Vec::new();
+        while let Ok((headers, body)) = self.sent.try_recv() {
+            assert_eq!(headers["content-type"], "application/x-protobuf");
+            assert_eq!(headers["x-key"], "a key");
+            let sent = ExportTraceServiceRequest::decode(body).expect("OTLP");
+            for told in sent.resource_spans {
+                let resource = told.resource.expect("a resource");
+                assert_eq!(value(&resource.attributes, "service.name"), "tasks");
+                spans.extend(told.scope_spans.into_iter().flat_map(|scope| scope.spans));
+            }
+        }
+        spans
+    }
+}
+
+/// The value of an attribute, as text; empty if it is not there.
+fn value(attributes: &[KeyValue], name: &str) -> String {
+    let found = attributes.iter().find(|attribute| attribute.key == name);
+    match found.and_then(|attribute| attribute.value.as_ref()?.value.as_ref()) {
+        Some(any_value::Value::StringValue(text)) => text.clone(),
+        Some(any_value::Value::IntValue(number)) => number.to_string(),
+        _ => String::new(),
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+async fn traced(collector: &Collector, ratio: &str) -> Server {
+    let settings = [
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url.as_str()),
+        ("OTEL_EXPORTER_OTLP_HEADERS", "x-key=a%20key"),
+        ("OTEL_SERVICE_NAME", "tasks"),
+        ("OTEL_TRACES_SAMPLER_ARG", ratio),
+    ];
+    Server::with(&settings).await
+}
+
+async fn ask(server: &Server, traceparent: Option<&str>, query: &str) -> u16 {
+    let request = server.request(Method::POST, "/graphql").json(&json!({ "query": query }));
+    let request = match traceparent {
+        Some(parent) => request.header("traceparent", parent),
+        None => request,
+    };
+    request.send().await.expect("an answer").status().as_u16()
+}
+
+#[tokio::test]
+async fn a_request_goes_on_in_the_trace_of_its_caller() {
+    let mut collector = Collector::open().await;
+    let server = traced(&collector, "1").await;
+    ask(&server, Some(&format!("00-{TRACE}-{CALLER}-01")), "query Hello { __typename }").await;
+    ask(&server, Some("00-1-2-01"), "query Alone { __typename }").await;
+    ask(&server, None, "{ nothing }").await;
+    assert_eq!(server.request(Method::GET, "/nowhere").send().await.expect("an answer").status(), 404);
+    server.stop().await.remove().await;
+
+    let spans = collector.spans();
+    let named = |name: &str| -> Vec<&Span> { spans.iter().filter(|span| span.name == name).collect() };
+    let of = |spans: &[&Span], operation: &str| -> Span {
+        let mut found = spans.iter().filter(|span| value(&span.attributes, "graphql.operation.name") == operation);
+        (*found.next().expect(operation)).clone()
+    };
+    let (requests, operations) = (named("POST /graphql"), named("query"));
+    assert_eq!((requests.len(), operations.len()), (3, 3), "{spans:#?}");
+    let request = of(&requests, "Hello");
+    assert_eq!((hex(&request.trace_id), hex(&request.parent_span_id)), (TRACE.to_owned(), CALLER.to_owned()));
+    assert_eq!(request.kind, 2, "of a server");
+    for (name, expected) in [
+        ("http.request.method", "POST"),
+        ("http.route", "/graphql"),
+        ("http.response.status_code", "200"),
+        ("graphql.operation.type", "query"),
+    ] {
+        assert_eq!(value(&request.attributes, name), expected, "{name}");
+    }
+    let operation = of(&operations, "Hello");
+    assert_eq!((&operation.trace_id, &operation.parent_span_id), (&request.trace_id, &request.span_id));
+    assert!(operation.end_time_unix_nano <= request.end_time_unix_nano);
+
+    let alone = of(&requests, "Alone");
+    assert!(alone.parent_span_id.is_empty() && hex(&alone.trace_id) != TRACE, "what is not well formed is ignored");
+    let wrong = of(&operations, "");
+    assert_eq!(value(&wrong.attributes, "error.type"), "GRAPHQL_VALIDATION_FAILED");
+    assert_eq!(wrong.status.map_or(0, |status| status.code), 0, "the caller's error, not the server's");
+    let [nowhere] = named("GET")[..] else { panic!("{spans:#?}") };
+    assert_eq!(value(&nowhere.attributes, "url.path"), "/nowhere");
+    assert!(!format!("{spans:?}").contains("__typename"), "no document is told");
+}
+
+#[tokio::test]
+async fn an_operation_on_a_socket_has_a_trace_of_its_own() {
+    let mut collector = Collector::open().await;
+    let server = traced(&collector, "1").await;
+    let alice = server.person("alice").await;
+    let mut socket = alice.socket().await;
+    for id in ["1", "2"] {
+        socket.subscribe(id, "query Live { viewer { id } }", json!({})).await;
+        socket.receive().await;
+        socket.receive().await;
+    }
+    drop((socket, alice));
+    server.stop().await.remove().await;
+    let spans = collector.spans();
+    let live: Vec<&Span> =
+        spans.iter().filter(|span| value(&span.attributes, "graphql.operation.name") == "Live").collect();
+    let [first, second] = live[..] else { panic!("{spans:#?}") };
+    assert!(first.parent_span_id.is_empty() && first.kind == 2 && first.trace_id != second.trace_id);
+}
+
+#[tokio::test]
+async fn what_is_traced_is_decided_where_a_trace_begins() {
+    let mut collector = Collector::open().await;
+    let server = traced(&collector, "0").await;
+    ask(&server, None, "{ __typename }").await;
+    ask(&server, Some(&format!("00-{TRACE}-{CALLER}-00")), "{ __typename }").await;
+    ask(&server, Some(&format!("00-{TRACE}-{CALLER}-01")), "{ __typename }").await;
+    server.stop().await.remove().await;
+    assert_eq!(collector.spans().len(), 2, "those of the caller that is traced");
+}
+
+#[tokio::test]
+async fn a_collector_that_never_answers_holds_up_neither_requests_nor_the_end() {
+    let silent = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free port");
+    let url = format!("http://{}", silent.local_addr().expect("an address"));
+    let server = Server::with(&[("OTEL_EXPORTER_OTLP_ENDPOINT", &url)]).await;
+    let began = Instant::now();
+    // More than fit into the queue.
+    for _ in 0..1500 {
+        assert_eq!(ask(&server, None, "{ __typename }").await, 200);
+    }
+    assert!(began.elapsed() < PATIENCE, "{:?}", began.elapsed());
+    let ending = Instant::now();
+    server.stop().await.remove().await;
+    assert!(ending.elapsed() < Duration::from_secs(5), "{:?}", ending.elapsed());
+}
+
+#[cfg(unix)]
+#[tokio::test]
+async fn a_collector_that_is_away_is_told_once_and_the_log_has_the_trace() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let log = directory.path().join("log");
+    let mut program = Command::new(env!("CARGO_BIN_EXE_fasttrack"));
+    program.current_dir(directory.path()).env_clear().envs([
+        ("LISTEN_ADDR", "127.0.0.1:0"),
+        ("LOG_FORMAT", "json"),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1"),
+        ("OTEL_BSP_SCHEDULE_DELAY", "100"),
+    ]);
+    let log_file = File::create(&log).expect("a file");
+    let mut running = program.stdout(Stdio::piped()).stderr(log_file).spawn().expect("a program that runs");
+    let mut first = String::new();
+    let mut output = BufReader::new(running.stdout.take().expect("its output"));
+    output.read_line(&mut first).expect("a line");
+    let url = first.split_whitespace().find(|word| word.starts_with("http://")).expect("an address").to_owned();
+    let http = reqwest::Client::new();
+    let began = Instant::now();
+    let mut asked = 0;
+    while asked < 20 || std::fs::read_to_string(&log).expect("a log").matches("takes no traces").count() < 1 {
+        let request = http.get(format!("{url}/livez")).header("traceparent", format!("00-{TRACE}-{CALLER}-01"));
+        assert_eq!(request.send().await.expect("an answer").status(), 200);
+        asked += 1;
+        assert!(began.elapsed() < PATIENCE, "no word of the collector");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let told = Command::new("kill").arg(running.id().to_string()).status().expect("kill");
+    assert!(told.success());
+    let ended = tokio::task::spawn_blocking(move || running.wait()).await.expect("a thread").expect("an end");
+    assert!(ended.success(), "{ended}");
+    let log = std::fs::read_to_string(&log).expect("a log");
+    assert_eq!(log.matches("takes no traces").count(), 1, "{log}");
+    assert!(log.contains(&format!("\"trace_id\":\"{TRACE}\"")), "{log}");
+}
