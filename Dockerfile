@@ -9,6 +9,7 @@ RUN npm run build
 FROM rust:1.95-bookworm AS build
 WORKDIR /build
 COPY Cargo.toml Cargo.lock ./
+COPY benches benches
 COPY migrations migrations
 COPY tests tests
 COPY src src

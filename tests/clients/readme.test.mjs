@@ -1,16 +1,302 @@
-// The README shows of each client what is tested here.
+// The README: what it shows of each client is tested here, and every command in it is run, as it stands there, with the
+// server's program (FASTTRACK) in an empty folder. What cannot be run says why in ELSEWHERE; a command that nobody has
+// thought of fails the test.
+//   TEST_DATABASE_URL  a PostgreSQL on which databases may be made, for the commands that need one; psql makes them
 import assert from 'node:assert/strict';
-import { readFile } from 'node:fs/promises';
+import { execFile, spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { mkdir, mkdtemp, readFile, realpath, rm, symlink, writeFile } from 'node:fs/promises';
+import { createServer as createHttpServer } from 'node:http';
+import { createServer } from 'node:net';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import { test } from 'node:test';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { fileURLToPath } from 'node:url';
+import { promisify } from 'node:util';
 
 const root = new URL('../../', import.meta.url);
+const readme = await readFile(new URL('README.md', root), 'utf8');
+const { FASTTRACK, TEST_DATABASE_URL } = process.env;
 
 test('what the README shows of the clients stands in their files', async () => {
-  const readme = await readFile(new URL('README.md', root), 'utf8');
   const clients = readme.split(/^## /m).find((section) => section.startsWith('Clients'));
   const shown = [...clients.matchAll(/\((tests\/clients\/[^)]+)\)\):\n\n```\w+\n(.*?)```/gs)];
   assert.equal(shown.length, clients.match(/^```\w+$/gm).length);
   for (const [, path, text] of shown) {
     assert.ok((await readFile(new URL(path, root), 'utf8')).includes(text), `${path} is not what the README shows`);
   }
+});
+
+test('every link within the README leads somewhere', () => {
+  const anchor = (title) => title.toLowerCase().replace(/[^\p{L}\p{N} _-]/gu, '').replaceAll(' ', '-');
+  const anchors = [...readme.matchAll(/^#+ (.*)$/gm)].map(([, title]) => anchor(title));
+  const links = [...readme.matchAll(/\]\(#([^)]+)\)/g)].map(([, link]) => link);
+  assert.ok(links.length > 5);
+  assert.deepEqual(links.filter((link) => !anchors.includes(link)), []);
+});
+
+// --- The commands --------------------------------------------------------------------------------------------------
+
+/** What is not run here, and where it is, or why not. */
+const ELSEWHERE = {
+  'cargo test': 'the continuous integration runs it',
+  'TEST_DATABASE_URL=postgres://postgres@127.0.0.1/postgres cargo test': 'the continuous integration runs it',
+  'TEST_REDIS_URL=redis://127.0.0.1 cargo test --lib limits': 'the continuous integration runs it',
+  'tests/clients/run target/debug/fasttrack': 'runs this',
+  'tests/faults/run target/release/fasttrack': 'the continuous integration runs most of its parts',
+  '.ci/run': 'is the continuous integration',
+  '(cd playground && npm ci && npm run build) && cargo run --release': 'the continuous integration builds the page',
+  'cargo bench --bench feed': 'takes minutes, and a machine of its own',
+  'cargo bench --bench feed -- 2000': 'the same',
+  'docker build -t fasttrack .': 'takes a container engine, and images from elsewhere',
+  'docker run -p 127.0.0.1:8000:8000 -v fasttrack:/data fasttrack': 'the same',
+  'docker run --rm -it -v fasttrack:/data fasttrack user create --email you@example.org --username you --admin': 'the same',
+  'npm install graphql graphql-ws ws': 'the packages of these tests stand in for it',
+};
+
+/** Each block of commands: the heading it stands under, and its text. */
+function blocks() {
+  const found = [];
+  let heading = '';
+  let block;
+  for (const line of readme.split('\n')) {
+    if (block && line === '```') {
+      if (/^(sh|bash|shell|console)$/.test(block.language)) found.push({ heading, text: block.lines.join('\n') });
+      block = undefined;
+    } else if (block) {
+      block.lines.push(line);
+    } else if (line.startsWith('```')) {
+      block = { language: line.slice(3).trim(), lines: [] };
+    } else if (/^#+ /.test(line)) {
+      heading = line.replace(/^#+ /, '');
+    }
+  }
+  return found;
+}
+
+/** The rest of the blocks, in their order: each test takes its own. */
+const left = blocks();
+
+function take(heading) {
+  const at = left.findIndex((block) => block.heading === heading);
+  assert.notEqual(at, -1, `there is no such command under “${heading}” (any more)`);
+  return left.splice(at, 1)[0].text;
+}
+
+function isElsewhere(text) {
+  const unknown = text.split('\n').filter((line) => !(line.split(/ +# /)[0] in ELSEWHERE));
+  assert.deepEqual(unknown, [], 'run these, or say in ELSEWHERE why not');
+}
+
+// Without --norc, bash takes a socket on its standard input for a login from elsewhere, and reads ~/.bashrc.
+const run = promisify(execFile);
+
+/** A folder with the program in its PATH, under its own name and as what `cargo run --release` makes. */
+async function place(t) {
+  const cwd = await realpath(await mkdtemp(join(tmpdir(), 'fasttrack-')));
+  t.after(() => rm(cwd, { recursive: true, force: true }));
+  const bin = join(cwd, '.bin');
+  await mkdir(bin);
+  await symlink(await realpath(FASTTRACK), join(bin, 'fasttrack'));
+  const cargo = '#!/bin/sh\n[ "$1 $2" = "run --release" ] || exit 64\nshift 2\n[ "$1" != -- ] || shift\nexec fasttrack "$@"\n';
+  await writeFile(join(bin, 'cargo'), cargo, { mode: 0o755 });
+  const probe = createServer().listen(0, '127.0.0.1');
+  await once(probe, 'listening');
+  const { port } = probe.address();
+  await once(probe.close(), 'close');
+  // Where the README says port 8000, a free one is used.
+  const api = `http://127.0.0.1:${port}`;
+  const here = (text) => text.replaceAll('http://127.0.0.1:8000', api);
+  const { PATH, HOME, LANG, TMPDIR } = process.env;
+  const env = { PATH: `${bin}:${PATH}`, HOME, LANG, TMPDIR, API: api, LISTEN_ADDR: `127.0.0.1:${port}` };
+  return {
+    api,
+    cwd,
+    env,
+    here,
+    /** Runs a script to its end; what it printed. */
+    sh: async (text, more) => {
+      const options = { cwd, env: { ...env, ...more }, timeout: 60_000 };
+      return (await run('bash', ['--norc', '-euo', 'pipefail', '-c', here(text)], options)).stdout;
+    },
+    /** Runs a script with this on its standard input. */
+    tell: async (text, input) => {
+      const running = run('bash', ['--norc', '-euo', 'pipefail', '-c', here(text)], { cwd, env, timeout: 60_000 });
+      running.child.stdin.end(input);
+      return (await running).stdout;
+    },
+    /** Starts a server by a command, and waits until it is ready. */
+    serve: async (text, more) => {
+      const child = spawn('bash', ['--norc', '-c', `exec env ${here(text)}`], { cwd, env: { ...env, ...more } });
+      let [told, logged] = ['', ''];
+      child.stdout.on('data', (data) => (told += data));
+      child.stderr.on('data', (data) => (logged += data));
+      const ended = once(child, 'exit');
+      t.after(() => child.exitCode === null && child.kill('SIGKILL'));
+      while (!(await fetch(`${api}/readyz`).catch(() => undefined))?.ok) {
+        assert.equal(child.exitCode, null, logged);
+        await sleep(50);
+      }
+      return {
+        told: () => told,
+        end: async () => {
+          child.kill('SIGTERM');
+          assert.deepEqual(await ended, [0, null], logged);
+        },
+      };
+    },
+  };
+}
+
+/** An empty database on PostgreSQL. */
+async function database(t) {
+  const url = new URL(TEST_DATABASE_URL);
+  const name = `readme_${process.pid}_${Date.now()}`;
+  const psql = (statement) => run('psql', ['-w', '-q', TEST_DATABASE_URL, '-c', statement]);
+  await psql(`CREATE DATABASE ${name}`);
+  t.after(() => psql(`DROP DATABASE ${name} WITH (FORCE)`));
+  url.pathname = `/${name}`;
+  return url.href;
+}
+
+const needs = (name) => ({ skip: process.env[name] ? false : `${name} is not set`, timeout: 120_000 });
+
+test('Start, First query, First live event, Server-sent events, A client, Health, Backup', needs('FASTTRACK'), async (t) => {
+  const at = await place(t);
+  const [start, tests] = take('Start').split('\n');
+  isElsewhere(tests);
+  isElsewhere(take('Start'));
+  const server = await at.serve(start);
+  // The README shows what it says.
+  const shown = /^```text\n(fasttrack .*?)```/ms.exec(readme)[1];
+  const plain = (text) => text.replaceAll(at.api, 'http://127.0.0.1:8000').replace(/fasttrack \d+\.\d+\.\d+/, 'fasttrack X');
+  while (!server.told().includes('--admin')) await sleep(20);
+  assert.ok(plain(server.told()).includes(plain(shown)), server.told());
+
+  let script = '';
+  for (let count = 0; count < 4; count++) script += `${at.here(take('First query'))}\n`;
+  const lines = (text) => text.trim().split('\n').map((line) => JSON.parse(line));
+  const keep = 'declare -p API TOKEN TASK >.told; declare -f gql >>.told';
+  const first = lines(await at.sh(`{ ${script}\n${keep}; } | jq -c .`));
+  assert.equal(first[0].username, 'ada');
+  assert.equal(first[1].data.viewer.username, 'ada');
+  assert.deepEqual(first[2].data.projects.nodes[0].tasks.nodes, [
+    { title: 'Write the welcome page', status: 'TODO', assignee: { username: 'ada' } },
+  ]);
+  const again = (text) => `. ./.told\n${text}`;
+
+  // A stream and the client of the README listen while the task is started.
+  const stream = spawn('bash', ['--norc', '-c', `. ./.told; exec ${take('Server-sent events')}`], at);
+  t.after(() => stream.kill());
+  let streamed = '';
+  stream.stdout.on('data', (data) => (streamed += data));
+  const [install, follow] = take('A client').split('\n');
+  isElsewhere(install);
+  await symlink(fileURLToPath(new URL('node_modules', import.meta.url)), join(at.cwd, 'node_modules'));
+  await writeFile(join(at.cwd, 'follow.mjs'), /^```js\n(\/\/ follow\.mjs\n.*?)```/ms.exec(readme)[1]);
+  const follower = spawn('bash', ['--norc', '-c', `exec ${follow}`], at);
+  t.after(() => follower.kill());
+  let followed = '';
+  for (const out of [follower.stdout, follower.stderr]) out.on('data', (data) => (followed += data));
+  while (!followed.includes('Write the welcome page')) await sleep(50);
+  await sleep(300);
+  const [moved] = lines(await at.sh(again(take('First live event'))));
+  assert.deepEqual(moved.data.updateTask, { task: { status: 'IN_PROGRESS', version: 2 }, userErrors: [] });
+  while (!/StatusChangedEvent ada/.test(followed) || !/event: next\n.*StatusChangedEvent/s.test(streamed)) await sleep(50);
+
+  assert.match(await at.sh(take('Health')), /ok.*"ready":true/s);
+  assert.match(await at.sh(take('Backup')), /copy\.db was made and checked/);
+  await server.end();
+});
+
+test('every command in the table does what it is there for', needs('FASTTRACK'), async (t) => {
+  const at = await place(t);
+  const section = readme.split(/^### /m).find((part) => part.startsWith('Commands'));
+  const cells = [...section.matchAll(/^\| (`fasttrack.*?) \| /gm)].map(([, cell]) => cell);
+  const password = 'Correct-Horse-7\n';
+  const commands = {
+    '`fasttrack`': async () => (await at.serve('fasttrack')).end(),
+    '`fasttrack user create --email … --username … [--display-name …] [--admin] [--password-stdin]`': async () => {
+      const words = '--email eve@example.org --username eve --display-name Eve --admin --password-stdin';
+      assert.match(await at.tell(`fasttrack user create ${words}`, password), /eve was made, as Admin/);
+      await at.tell('fasttrack user create --email ada@example.org --username ada --password-stdin', password);
+    },
+    '`fasttrack user list`': async () => assert.match(await at.sh('fasttrack user list'), /^eve\t.*\tAdmin\t/m),
+    '`fasttrack user set-role <username> admin` or `user`': async () => {
+      assert.match(await at.sh('fasttrack user set-role ada admin; fasttrack user set-role ada user'), /Admin.*User/s);
+    },
+    '`fasttrack user disable <username>`, `enable`': async () => {
+      assert.match(await at.sh('fasttrack user disable ada; fasttrack user enable ada'), /disabled.*again|disabled/s);
+    },
+    '`fasttrack user reset-password <username> [--password-stdin]`': async () => {
+      await at.tell('fasttrack user reset-password ada --password-stdin', 'Another-Horse-8\n');
+    },
+    '`fasttrack migrate [--down]`': async () => {
+      assert.match(await at.sh('fasttrack migrate --down; fasttrack migrate'), /taken back.*1 migrations applied/s);
+    },
+    '`fasttrack config check`': async () => assert.match(await at.sh('fasttrack config check'), /DATABASE_URL/),
+    '`fasttrack doctor`': async () => assert.match(await at.sh('fasttrack doctor'), /^ok /m),
+    '`fasttrack backup <file>`': async () => assert.match(await at.sh('fasttrack backup kept.db'), /made and checked/),
+    '`fasttrack move --from sqlite://… --to postgres://…`': async () => {}, // See the test of PostgreSQL.
+    '`fasttrack schema`, `fasttrack openapi`': async () => {
+      assert.equal(await at.sh('fasttrack schema'), await readFile(new URL('schema.graphql', root), 'utf8'));
+      assert.equal(JSON.parse(await at.sh('fasttrack openapi')).openapi, '3.1.0');
+    },
+    '`fasttrack health`': async () => {
+      const server = await at.serve('fasttrack');
+      await at.sh('fasttrack health');
+      await server.end();
+      await assert.rejects(at.sh('fasttrack health'));
+    },
+    '`fasttrack demo`': async () => {
+      const empty = await place(t);
+      assert.match(await empty.sh('cargo run --release -- demo'), /Log in as alice/);
+    },
+  };
+  assert.deepEqual(cells.toSorted(), Object.keys(commands).toSorted());
+  for (const [command, tried] of Object.entries(commands)) await t.test(command, tried);
+});
+
+test('Metrics, Traces, When something is wrong', needs('FASTTRACK'), async (t) => {
+  const at = await place(t);
+  const server = await at.serve(take('Metrics').replace(':9464', ':0'));
+  while (!/Metrics +http:\S+/.test(server.told())) await sleep(20);
+  const url = /Metrics +(http:\S+)/.exec(server.told())[1];
+  assert.match(await at.sh(take('Metrics').replace('http://127.0.0.1:9464/metrics', url)), /^fasttrack_build_info/m);
+  assert.match(await at.sh(take('When something is wrong')), /LISTEN_ADDR.*and is ready/s);
+  await server.end();
+
+  let path;
+  const collector = createHttpServer((request, answer) => {
+    path = request.url;
+    request.resume().on('end', () => answer.end());
+  }).listen(0, '127.0.0.1');
+  await once(collector, 'listening');
+  t.after(() => collector.close().closeAllConnections());
+  const traces = take('Traces').replace(':4318', `:${collector.address().port}`).replace('ARG=0.1', 'ARG=1');
+  const traced = await at.serve(traces);
+  await at.sh('curl -fsS $API/livez');
+  await traced.end();
+  assert.equal(path, '/v1/traces');
+});
+
+test('One machine with PostgreSQL, From SQLite to PostgreSQL', needs('FASTTRACK'), async (t) => {
+  const url = 'postgres://fasttrack:password@127.0.0.1/fasttrack';
+  const [start, move] = ['One machine with PostgreSQL', 'From SQLite to PostgreSQL'].map(take);
+  assert.ok(start.includes(url) && move.includes(url));
+  if (!TEST_DATABASE_URL) return t.skip('TEST_DATABASE_URL is not set');
+  const at = await place(t);
+  await at.sh('fasttrack demo');
+  const target = await database(t);
+  await at.sh(move.replace(url, target));
+  const server = await at.serve(start.replace(url, target));
+  while (!server.told().includes('PostgreSQL')) await sleep(20);
+  await server.end();
+});
+
+test('there is no command in the README that is not run', async (t) => {
+  if (!FASTTRACK) return t.skip('FASTTRACK is not set');
+  for (const heading of ['One binary', 'Performance', 'Tests']) isElsewhere(take(heading));
+  assert.deepEqual(left, [], 'run these above, or say in ELSEWHERE why not');
 });

@@ -58,7 +58,11 @@ page.setDefaultTimeout(15_000);
 
 const faults = [];
 page.on('pageerror', (error) => faults.push(error.message));
-page.on('console', (message) => ['error', 'warning'].includes(message.type()) && faults.push(message.text()));
+// Sockets that pass by here are told late what the page has sent, perhaps when they are closing. The page could not know.
+const late = /^WebSocket is already in CLOSING or CLOSED state/;
+page.on('console', (message) => {
+  if (['error', 'warning'].includes(message.type()) && !late.test(message.text())) faults.push(message.text());
+});
 const queries = [];
 page.on('request', (request) => request.url().includes('/graphql') && queries.push(request));
 // The sockets of the page pass by here, so that they can be cut.
