@@ -239,3 +239,82 @@ async fn of_writes_that_come_together_each_stands_or_fails_by_itself() {
     assert_eq!(events, Some(1 + 20 + 20), "one for each task that was made and each change of a title");
     assert!(seen["tasks"]["nodes"].as_array().into_iter().flatten().any(|task| task["version"] == 21));
 }
+
+#[tokio::test]
+async fn of_many_who_take_one_name_one_gets_it() {
+    let server = Server::start().await;
+    let mut people = Vec::new();
+    for number in 0..6 {
+        people.push(server.person(&format!("user-{number}")).await);
+    }
+    let rename = async |person: &Person| person.mutate("updateViewer", json!({ "username": "Ada" })).await.outcome();
+    let done = join_all(people.iter().map(rename)).await;
+    assert_eq!(tally(done), counts([("ok", 1), ("username: TAKEN", 5)]));
+}
+
+#[tokio::test]
+async fn of_labels_that_are_made_and_renamed_to_one_name_one_has_it() {
+    let server = Server::start().await;
+    let alice = server.person("alice").await;
+    let project = alice.project("Apollo").await;
+    let mut labels = Vec::new();
+    for number in 0..4 {
+        labels.push(alice.label(&project, &number.to_string()).await);
+    }
+    let name = async |number: usize| {
+        let (mutation, input) = match labels.get(number) {
+            Some(label) => ("updateLabel", json!({ "id": label, "name": "Red" })),
+            None => ("createLabel", json!({ "projectId": project, "name": "red" })),
+        };
+        alice.mutate(mutation, input).await.outcome()
+    };
+    let done = join_all((0..8).map(name)).await;
+    assert_eq!(tally(done), counts([("ok", 1), ("name: TAKEN", 7)]));
+}
+
+#[tokio::test]
+async fn of_admins_who_demote_one_another_or_leave_at_once_one_stays() {
+    for round in 0..3 {
+        let server = Server::start().await;
+        let admins = [server.admin("root").await, server.admin("ada").await, server.admin("grace").await];
+        let demote = async |who: usize, whom: usize| {
+            admins[who].mutate("updateUser", json!({ "id": admins[whom].id, "role": "USER" })).await;
+        };
+        let leave = async |who: usize| {
+            admins[who].mutate("deleteViewer", json!({ "password": PASSWORD })).await;
+        };
+        tokio::join!(demote(0, 1), demote(1, 0), demote(0, 0), demote(1, 1), leave(2));
+        let mut left = 0;
+        for admin in &admins {
+            let answer = admin.ask("{ viewer { role } }", json!({})).await;
+            left += usize::from(answer.0["data"]["viewer"]["role"] == "ADMIN");
+        }
+        assert_eq!(left, 1, "round {round}");
+    }
+}
+
+#[tokio::test]
+async fn a_logout_ends_the_session_whatever_is_refreshed_meanwhile() {
+    let server = Server::start().await;
+    server.person("alice").await;
+    for round in 0..5 {
+        let alice = server.login("alice").await;
+        let refresh = async |_| server.post("/auth/refresh", json!({ "refresh_token": alice.refresh_token })).await;
+        let logout = async {
+            // In another place among the others each time.
+            join_all((0..round).map(refresh)).await;
+            alice.post("/auth/logout").send().await.expect("an answer").status()
+        };
+        let (replies, status) = tokio::join!(join_all((0..6).map(refresh)), logout);
+        assert_eq!(status, 204);
+        for reply in replies {
+            assert!([200, 401].contains(&reply.status.as_u16()), "{}", reply.body);
+            if reply.status == 200 {
+                let fresh = alice.with_tokens(&reply.body);
+                assert!(!server.is_signed_in(fresh.token()).await, "round {round}");
+                let again = server.post("/auth/refresh", json!({ "refresh_token": fresh.refresh_token })).await;
+                assert_eq!(again.status, 401, "round {round}");
+            }
+        }
+    }
+}

@@ -84,6 +84,24 @@ async fn unverified_people_may_be_kept_out() {
 }
 
 #[tokio::test]
+async fn of_two_who_verify_one_address_at_once_one_gets_it() {
+    let (server, mut mailbox) = start(&[]).await;
+    let (alice, bob) = (server.person("alice").await, server.person("bob").await);
+    let (_, _) = (mailbox.next().await, mailbox.next().await);
+    let mut tokens = Vec::new();
+    for person in [&alice, &bob] {
+        person.mutate("updateViewer", json!({ "email": "new@example.org" })).await.ok();
+        tokens.push(mailbox.next().await.token());
+    }
+    let (one, other) = tokio::join!(verify(&server, &tokens[0]), verify(&server, &tokens[1]));
+    let mut statuses = [one.status.as_u16(), other.status.as_u16()];
+    statuses.sort_unstable();
+    assert_eq!(statuses, [204, 409], "{} {}", one.body, other.body);
+    let holds = async |person: &Person| account(person).await["email"] == "new@example.org";
+    assert!(holds(&alice).await != holds(&bob).await);
+}
+
+#[tokio::test]
 async fn a_changed_address_holds_once_it_is_verified_and_the_old_one_is_told() {
     let (server, mut mailbox) = start(&[]).await;
     let (alice, bob) = (server.person("alice").await, server.person("bob").await);
