@@ -469,9 +469,9 @@ async fn who_asks_the_same_is_told_what_is_theirs_alone() {
     let (alice, bob) = (server.person("alice").await, server.person("bob").await);
     let project = alice.project("Apollo").await;
     let task = alice.task(&project, "Fly", json!({ "assigneeId": bob.id })).await;
-    let common = "subscription { statusChanged { to actor { username } task { project { name } } } }";
-    let own = "subscription { statusChanged { to task { viewerCanDelete viewerCanUpdate } } }";
-    let refused = "subscription { statusChanged { to actor { username email } } }";
+    let common = "subscription ($after: String) { statusChanged(after: $after) { to actor { username } task { project { name } } } }";
+    let own = "subscription ($after: String) { statusChanged(after: $after) { to task { viewerCanDelete viewerCanUpdate } } }";
+    let refused = "subscription ($after: String) { statusChanged(after: $after) { to actor { username email } } }";
     let mut listeners = Vec::new();
     for person in [&alice, &bob] {
         let mut streams = Vec::new();
