@@ -8,6 +8,7 @@ RUN npm run build
 
 FROM rust:1.95-bookworm AS build
 WORKDIR /build
+COPY .cargo .cargo
 COPY Cargo.toml Cargo.lock ./
 COPY benches benches
 COPY migrations migrations

@@ -156,16 +156,19 @@ pub mod store;
 pub mod telemetry;
 pub mod time;
 
+use std::pin::pin;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use auth::credential::Credentials;
 use auth::sessions::Sessions;
 use config::Config;
 use db::Db;
-use error::Result;
+use error::{Error, Result};
 use events::Position;
 use events::hint::Hints;
 use events::hub::Hub;
+use futures_util::future::{Either, select};
 use limits::Limits;
 use metrics::Metrics;
 use telemetry::Traces;
@@ -173,6 +176,9 @@ use time::Clock;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+
+/// A database that has not answered the tail of the log for so long is taken to be silent.
+const SILENCE: Duration = Duration::from_millis(1_600);
 
 /// Everything that a running server shares.
 pub struct App {
@@ -225,5 +231,20 @@ impl App {
             clock,
             config,
         }))
+    }
+
+    /// Waits for what is done with the database: until the deadline, or until the database is silent, which the tail of
+    /// the log notices because it asks something all the time.
+    pub async fn in_time<T>(&self, deadline: Duration, work: impl Future<Output = T>) -> Result<T> {
+        let since = Instant::now();
+        let late = async {
+            while since.elapsed() < deadline && self.hub.silence() < SILENCE {
+                tokio::time::sleep(SILENCE / 8).await;
+            }
+        };
+        match select(pin!(work), pin!(late)).await {
+            Either::Left((done, _)) => Ok(done),
+            Either::Right(_) => Err(Error::unavailable()),
+        }
     }
 }

@@ -5,7 +5,7 @@
 
 use std::time::{Duration, Instant};
 
-use fasttrack::admission::{Admitted, Limits, Refusal, RefusalCode, admit};
+use fasttrack::admission::{Admitted, Limits, Refusal, RefusalCode, admit, read};
 use fasttrack::error::Code;
 use serde_json::{Map, Value, json};
 
@@ -24,7 +24,8 @@ fn timed(title: &str, document: &str, variables: &Value) -> Result<Admitted, Ref
     };
     let run = || -> (Duration, Result<Admitted, Refusal>) {
         let started = Instant::now();
-        let answer = admit(document, None, variables, &Limits::default());
+        let limits = Limits::default();
+        let answer = read(document, &limits).and_then(|document| admit(&document, None, variables, &limits));
         (started.elapsed(), answer)
     };
     let (elapsed, answer) = std::thread::scope(|scope| {

@@ -11,7 +11,7 @@ use async_graphql::{
         },
     },
 };
-use fasttrack::admission::{Limits, RefusalCode, admit};
+use fasttrack::admission::{self, Admitted, Limits, Refusal, RefusalCode, read};
 use fasttrack::error::Code;
 use proptest::{prelude::*, sample::select};
 use serde_json::{Map, Value, json};
@@ -284,6 +284,16 @@ fn literal_nesting(literal: &Literal) -> usize {
         Literal::Object(fields) => 1 + fields.values().map(literal_nesting).max().unwrap_or(0),
         _ => 0,
     }
+}
+
+/// Reads a document and admits its operation.
+fn admit(
+    source: &str,
+    name: Option<&str>,
+    variables: &Map<String, Value>,
+    limits: &Limits,
+) -> Result<Admitted, Refusal> {
+    admission::admit(&read(source, limits)?, name, variables, limits)
 }
 
 /// Compares [`admit`] with the naive reading.

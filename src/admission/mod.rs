@@ -7,12 +7,12 @@
 //!
 //! 1. the length of the document,
 //! 2. a lexical scan, which bounds its tokens and nesting ([`scan`]),
-//! 3. the size and nesting of the variables,
-//! 4. the library's parser, whose recursion is the nesting the scan has bounded,
+//! 3. the library's parser, whose recursion is the nesting the scan has bounded,
+//! 4. the size and nesting of the variables,
 //! 5. a walk that measures each fragment once and never expands one ([`survey`]).
 //!
-//! What passes is handed on parsed, together with what it is estimated to cost. Whether it is
-//! valid remains the library's question: a field or a fragment that does not exist counts like one
+//! The first three are [`read`], whose outcome depends on nothing but the text and may be kept, the others [`admit`],
+//! which tells what the operation is estimated to cost. Whether it is valid remains the library's question: a field or a fragment that does not exist counts like one
 //! that does, or not at all.
 //!
 //! Everything here is pure, linear in the request, and answers any input with a value.
@@ -116,11 +116,9 @@ impl Default for Limits {
     }
 }
 
-/// A document within its limits.
+/// An operation within its limits.
 #[derive(Debug)]
 pub struct Admitted {
-    /// The document, parsed but not validated.
-    pub document: ExecutableDocument,
     /// What the chosen operation is.
     pub operation: OperationType,
     /// The chosen operation's name, if it has one.
@@ -208,24 +206,28 @@ impl fmt::Display for Refusal {
 
 impl std::error::Error for Refusal {}
 
-/// Decides whether `document` may be executed: parses it, chooses its operation and measures it.
-///
-/// An empty `operation_name` is none, as no operation can have it.
-pub fn admit(
-    document: &str,
-    operation_name: Option<&str>,
-    variables: &Map<String, Value>,
-    limits: &Limits,
-) -> Result<Admitted, Refusal> {
+/// Reads a document that is no larger and no deeper than is allowed. The same text is read alike each time.
+pub fn read(document: &str, limits: &Limits) -> Result<ExecutableDocument, Refusal> {
     if document.len() > limits.document_bytes {
         let message = format!("The document is too long: at most {} bytes are allowed", limits.document_bytes);
         return Err(Refusal::new(RefusalCode::DocumentTooLarge, message));
     }
     scan::scan(document, limits)?;
+    parse_query(document).map_err(syntax_error)
+}
+
+/// Decides whether a document that was [`read`] may be executed: chooses its operation and measures it.
+///
+/// An empty `operation_name` is none, as no operation can have it.
+pub fn admit(
+    document: &ExecutableDocument,
+    operation_name: Option<&str>,
+    variables: &Map<String, Value>,
+    limits: &Limits,
+) -> Result<Admitted, Refusal> {
     check_variables(variables, limits)?;
-    let document = parse_query(document).map_err(syntax_error)?;
     let (name, operation) = choose(&document.operations, operation_name.filter(|name| !name.is_empty()))?;
-    let survey = survey::survey(&document, operation, variables, limits)?;
+    let survey = survey::survey(document, operation, variables, limits)?;
     Ok(Admitted {
         operation: operation.ty,
         name,
@@ -234,7 +236,6 @@ pub fn admit(
         values: survey.values,
         cost: cost(operation.ty, &survey),
         introspection: survey.introspection,
-        document,
     })
 }
 

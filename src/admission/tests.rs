@@ -5,6 +5,15 @@ use serde_json::json;
 
 use super::*;
 
+fn admit(
+    document: &str,
+    name: Option<&str>,
+    variables: &Map<String, Value>,
+    limits: &Limits,
+) -> Result<Admitted, Refusal> {
+    super::admit(&read(document, limits)?, name, variables, limits)
+}
+
 fn try_admit(document: &str) -> Result<Admitted, Refusal> {
     admit(document, None, &Map::new(), &Limits::default())
 }

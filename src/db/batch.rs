@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use diesel_async::pooled_connection::deadpool::Pool;
 use tokio::sync::{Mutex, oneshot};
 
-use super::{Conn, Db, Open, Pooled, Rings, SqliteConn, Work};
+use super::{Conn, Db, Open, Pooled, Rings, SqliteConn, Work, brief};
 use crate::error::{Error, Result};
 
 /// So many transactions are committed at once at most.
@@ -53,7 +53,7 @@ impl Batch {
 
     /// Runs `work` and waits until it is committed. Dropped in the middle of its work it takes the whole group with it,
     /// none of which was told of a success.
-    pub(super) async fn join<T>(&self, db: &Db, work: &(impl for<'r> Work<'r, T> + Sync)) -> Result<T> {
+    pub(super) async fn join<T>(&self, db: &Db, work: &(impl for<'r> Work<'r, T> + Sync), is_brief: bool) -> Result<T> {
         let mut group = {
             let _waiting = Waiting::new(&self.waiting);
             db.acquire(async { Ok::<_, std::convert::Infallible>(self.group.lock().await) }).await?
@@ -71,9 +71,10 @@ impl Batch {
         let is_first = group.members.is_empty();
         let before = open.conn().rings;
         if !is_first {
-            open.conn().execute("SAVEPOINT member").await?;
+            brief(open.conn().execute("SAVEPOINT member")).await?;
         }
-        match work(open.conn()).await {
+        let done = if is_brief { brief(work(open.conn())).await } else { work(open.conn()).await };
+        match done {
             Ok(value) => {
                 let (told, committed) = oneshot::channel();
                 group.members.push(told);

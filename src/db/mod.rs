@@ -4,6 +4,7 @@
 //! [`Conn`]: the compiler checks it against both databases. What truly differs is a `match` in the function that needs it.
 
 mod batch;
+mod brief;
 pub mod migrate;
 pub mod page;
 pub mod postgres;
@@ -28,14 +29,15 @@ use prometheus_client::metrics::histogram::Histogram;
 use tokio::sync::Notify;
 
 use self::batch::Batch;
+pub use self::brief::{brief, looked_up};
 use crate::error::{Error, Result};
 use crate::metrics;
 
-/// SQLite behind tokio's blocking pool.
-pub type SqliteConn = SyncConnectionWrapper<SqliteConnection>;
+/// SQLite behind tokio's blocking pool, but for what is [`brief`].
+pub type SqliteConn = SyncConnectionWrapper<SqliteConnection, brief::Place>;
 
 /// How long a request waits for a free connection before it is told to come back.
-const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(1);
 /// Connections for those who must not wait behind requests.
 const ASIDE: usize = 2;
 /// How often a transaction is tried that the database aborted for the sake of another one.
@@ -269,16 +271,33 @@ impl Db {
     ///
     /// `work` runs again when the database aborted it for the sake of another transaction. A transaction that is
     /// dropped in the middle takes its connection with it.
-    #[expect(clippy::manual_async_fn, reason = "`Send` is promised here, where the compiler can see it")]
     pub fn transaction<'a, T, F>(&'a self, work: F) -> impl Future<Output = Result<T>> + Send + 'a
     where
         F: AsyncFn(&mut Conn) -> Result<T> + for<'r> Work<'r, T> + Send + Sync + 'a,
         T: Send + 'a,
     {
+        self.attempts(work, false)
+    }
+
+    /// The same for work whose statements are [`brief`].
+    pub fn brief_transaction<'a, T, F>(&'a self, work: F) -> impl Future<Output = Result<T>> + Send + 'a
+    where
+        F: AsyncFn(&mut Conn) -> Result<T> + for<'r> Work<'r, T> + Send + Sync + 'a,
+        T: Send + 'a,
+    {
+        self.attempts(work, true)
+    }
+
+    #[expect(clippy::manual_async_fn, reason = "`Send` is promised here, where the compiler can see it")]
+    fn attempts<'a, T, F>(&'a self, work: F, is_brief: bool) -> impl Future<Output = Result<T>> + Send + 'a
+    where
+        F: for<'r> Work<'r, T> + Send + Sync + 'a,
+        T: Send + 'a,
+    {
         async move {
             let mut attempt = 1;
             loop {
-                match self.attempt(&work).await {
+                match self.attempt(&work, is_brief).await {
                     Err(Error::Aborted(_)) if attempt < ATTEMPTS => attempt += 1,
                     done => return done,
                 }
@@ -286,9 +305,9 @@ impl Db {
         }
     }
 
-    async fn attempt<T>(&self, work: &(impl for<'r> Work<'r, T> + Sync)) -> Result<T> {
+    async fn attempt<T>(&self, work: &(impl for<'r> Work<'r, T> + Sync), is_brief: bool) -> Result<T> {
         match &self.pools {
-            Pools::Sqlite { writer, .. } => writer.join(self, work).await,
+            Pools::Sqlite { writer, .. } => writer.join(self, work, is_brief).await,
             Pools::Postgres(pool) => {
                 let mut open = Open(Some(Conn::new(Pooled::Postgres(self.acquire(pool.get()).await?))));
                 open.conn().execute("BEGIN").await?;
@@ -438,7 +457,7 @@ const SQLITE_WRITER: &str = "PRAGMA journal_mode = WAL; PRAGMA synchronous = FUL
      PRAGMA busy_timeout = 5000; PRAGMA cache_size = -16000; PRAGMA temp_store = MEMORY";
 const SQLITE_READER: &str = "PRAGMA foreign_keys = ON; PRAGMA busy_timeout = 5000; PRAGMA cache_size = -16000; \
      PRAGMA temp_store = MEMORY; PRAGMA query_only = ON";
-const POSTGRES: &str = "SET statement_timeout = '5s'; SET lock_timeout = '2s'; \
+const POSTGRES: &str = "SET statement_timeout = '5s'; SET lock_timeout = '1s'; \
      SET idle_in_transaction_session_timeout = '10s'; SET timezone = 'UTC'";
 
 /// Makes connections by `connect`, which knows where to, and begins each with `setup`.

@@ -180,6 +180,35 @@ where
     }
 }
 
+/// A query with its limit written out: not knowing it, PostgreSQL would find a plan for each call instead of keeping one.
+#[derive(Debug, Clone, Copy)]
+pub struct Limited<Q> {
+    query: Q,
+    limit: i64,
+}
+
+/// See [`Limited`].
+pub const fn limited<Q>(query: Q, limit: i64) -> Limited<Q> {
+    Limited { query, limit }
+}
+
+impl<Q: Query> Query for Limited<Q> {
+    type SqlType = Q::SqlType;
+}
+
+impl<Q> QueryId for Limited<Q> {
+    type QueryId = ();
+    const HAS_STATIC_QUERY_ID: bool = false;
+}
+
+impl<DB: Backend, Q: QueryFragment<DB>> QueryFragment<DB> for Limited<Q> {
+    fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, DB>) -> QueryResult<()> {
+        self.query.walk_ast(out.reborrow())?;
+        out.push_sql(&format!(" LIMIT {}", self.limit));
+        Ok(())
+    }
+}
+
 /// Bounds and orders a boxed query by one column of its table and the id, in both arms of `on!`.
 #[macro_export]
 macro_rules! keyset {
@@ -201,7 +230,7 @@ macro_rules! keyset {
                 };
             })+
         }
-        $query = $query.limit($window.fetch());
+        let $query = $crate::db::page::limited($query, $window.fetch());
     };
 }
 
@@ -210,6 +239,78 @@ spelled! {
     Parent: sql::Uuid,
     postgres "parent.id",
     sqlite "unhex(parent.value)"
+}
+
+/// `column = ANY(ids)` with one parameter: a statement for one id and one for any number, each prepared once.
+#[derive(Debug, Clone)]
+pub struct Among<C> {
+    column: C,
+    ids: Vec<Id>,
+    hex: String,
+}
+
+/// The rows whose column is one of these ids.
+pub fn among<C: Expression>(column: C, ids: &[Id]) -> Among<C> {
+    Among { column, ids: ids.to_vec(), hex: hex(ids) }
+}
+
+impl<C> Expression for Among<C> {
+    type SqlType = Bool;
+}
+
+impl<C: AppearsOnTable<QS>, QS> AppearsOnTable<QS> for Among<C> {}
+
+impl<C: SelectableExpression<QS>, QS> SelectableExpression<QS> for Among<C> {}
+
+impl<C> ValidGrouping<()> for Among<C> {
+    type IsAggregate = is_aggregate::No;
+}
+
+impl<C> QueryId for Among<C> {
+    type QueryId = ();
+    const HAS_STATIC_QUERY_ID: bool = false;
+}
+
+impl<C: QueryFragment<Pg>> QueryFragment<Pg> for Among<C> {
+    fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, Pg>) -> QueryResult<()> {
+        self.column.walk_ast(out.reborrow())?;
+        // Of one, PostgreSQL soon keeps the plan; of a list of unknown length it plans anew each time.
+        if let [id] = self.ids.as_slice() {
+            out.push_sql(" = ");
+            return out.push_bind_param::<sql::Uuid, _>(id);
+        }
+        out.push_sql(" = ANY(");
+        out.push_bind_param::<sql::Array<sql::Uuid>, _>(&self.ids)?;
+        out.push_sql(")");
+        Ok(())
+    }
+}
+
+impl<C: QueryFragment<Sqlite>> QueryFragment<Sqlite> for Among<C> {
+    fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, Sqlite>) -> QueryResult<()> {
+        self.column.walk_ast(out.reborrow())?;
+        if let [id] = self.ids.as_slice() {
+            out.push_sql(" = ");
+            return out.push_bind_param::<sql::Uuid, _>(id);
+        }
+        out.push_sql(" IN (SELECT unhex(value) FROM json_each(");
+        out.push_bind_param::<sql::Text, _>(&self.hex)?;
+        out.push_sql("))");
+        Ok(())
+    }
+}
+
+/// Ids as SQLite's `json_each` and `unhex` read them.
+fn hex(ids: &[Id]) -> String {
+    let mut hex = String::with_capacity(ids.len() * 35 + 2);
+    hex.push('[');
+    for (index, id) in ids.iter().enumerate() {
+        hex.push_str(if index == 0 { "\"" } else { ",\"" });
+        id.push_hex(&mut hex);
+        hex.push('"');
+    }
+    hex.push(']');
+    hex
 }
 
 /// Runs a bounded query once for each parent, as one statement: "the first ten of every project".
@@ -228,15 +329,7 @@ pub struct Each<S, Q> {
 
 /// See [`Each`].
 pub fn each<S, Q>(parents: &[Id], table: &'static str, query: Q) -> Each<S, Q> {
-    let mut hex = String::with_capacity(parents.len() * 35 + 2);
-    hex.push('[');
-    for (index, parent) in parents.iter().enumerate() {
-        hex.push_str(if index == 0 { "\"" } else { ",\"" });
-        parent.push_hex(&mut hex);
-        hex.push('"');
-    }
-    hex.push(']');
-    Each { parents: parents.to_vec(), hex, table, columns: PhantomData, query }
+    Each { parents: parents.to_vec(), hex: hex(parents), table, columns: PhantomData, query }
 }
 
 impl<S, Q: Query> Query for Each<S, Q> {

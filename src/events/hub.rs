@@ -149,14 +149,21 @@ impl<T> Index<T> {
 pub struct Hub<T> {
     index: Arc<Mutex<Index<T>>>,
     reached: Arc<watch::Sender<Option<Position>>>,
-    /// When the tail was last at the end of the log.
-    at_end: Arc<Mutex<Instant>>,
+    pulse: Arc<Mutex<Pulse>>,
+}
+
+/// What is known of the tail from outside.
+struct Pulse {
+    /// When the database last answered it; nothing while it does not run.
+    answered: Option<Instant>,
+    /// When it was last at the end of the log.
+    at_end: Instant,
 }
 
 impl<T> Clone for Hub<T> {
     fn clone(&self) -> Self {
         let (index, reached) = (Arc::clone(&self.index), Arc::clone(&self.reached));
-        Self { index, reached, at_end: Arc::clone(&self.at_end) }
+        Self { index, reached, pulse: Arc::clone(&self.pulse) }
     }
 }
 
@@ -169,8 +176,8 @@ impl<T> Default for Hub<T> {
             by_user: HashMap::new(),
             by_route: HashMap::new(),
         };
-        let at_end = Arc::new(Mutex::new(Instant::now()));
-        Self { index: Arc::new(Mutex::new(index)), reached: Arc::default(), at_end }
+        let pulse = Arc::new(Mutex::new(Pulse { answered: None, at_end: Instant::now() }));
+        Self { index: Arc::new(Mutex::new(index)), reached: Arc::default(), pulse }
     }
 }
 
@@ -223,6 +230,7 @@ impl<T: Send + Sync + 'static> Hub<T> {
                 () = tokio::time::sleep(wait) => {}
             }
         }
+        self.pulse().answered = None;
         // Whoever still listens is told that nothing more comes.
         let mut index = self.lock();
         let ids: Vec<u64> = index.subscribers.keys().copied().collect();
@@ -253,6 +261,7 @@ impl<T: Send + Sync + 'static> Hub<T> {
     async fn catch_up(&self, db: &Db, position: &mut Position) -> Result<bool> {
         loop {
             let (events, unsettled) = settled_after(&mut db.conn().await?, *position, BATCH).await?;
+            self.pulse().answered = Some(Instant::now());
             let full = events.len() as i64 == BATCH;
             if events.iter().any(|event| event.kind.is_internal()) {
                 db.note_sessions();
@@ -263,7 +272,7 @@ impl<T: Send + Sync + 'static> Hub<T> {
             }
             self.reached.send_if_modified(|reached| reached.replace(*position) != Some(*position));
             if !full {
-                *self.at_end.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+                self.pulse().at_end = Instant::now();
                 return Ok(unsettled);
             }
         }
@@ -325,7 +334,16 @@ impl<T> Hub<T> {
 
     /// How long ago the tail was at the end of the log: how late events may be that have not been told.
     pub fn lag(&self) -> Duration {
-        self.at_end.lock().unwrap_or_else(PoisonError::into_inner).elapsed()
+        self.pulse().at_end.elapsed()
+    }
+
+    /// How long ago the database answered the tail, which asks it at least twice a second.
+    pub fn silence(&self) -> Duration {
+        self.pulse().answered.map_or(Duration::ZERO, |answered| answered.elapsed())
+    }
+
+    fn pulse(&self) -> MutexGuard<'_, Pulse> {
+        self.pulse.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// How many subscribers there are.

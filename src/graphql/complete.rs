@@ -54,9 +54,8 @@ impl Shape {
             place(&mut response.data, &error.path);
         }
         if let Value::Object(fields) = std::mem::take(&mut response.data) {
-            let walk = Walk { shape: self, document };
-            let completed = walk.object(&[(root, &operation.selection_set.node)], fields);
-            response.data = completed.map_or(Value::Null, Value::Object);
+            let plan = Planner { shape: self, document }.plan(&[(root, &operation.selection_set.node)]);
+            response.data = plan.object(fields).map_or(Value::Null, Value::Object);
         }
     }
 }
@@ -109,42 +108,34 @@ fn place(data: &mut Value, path: &[PathSegment]) {
 /// Selection sets that apply to one object, each with the type that its fields are declared in.
 type Sets<'a> = [(&'a str, &'a SelectionSet)];
 
-struct Field<'a> {
-    ty: Option<&'a Type>,
-    sets: Vec<(&'a str, &'a SelectionSet)>,
-}
+/// The type of each field, by its key, and the selection sets of all places that name it.
+type Collected<'a> = IndexMap<&'a str, (Option<&'a Type>, Vec<(&'a str, &'a SelectionSet)>)>;
 
-struct Walk<'a> {
+struct Planner<'a> {
     shape: &'a Shape,
     document: &'a ExecutableDocument,
 }
 
-impl<'a> Walk<'a> {
-    /// The object with its fields in order; nothing if a null in it does not stop there.
-    fn object(&self, sets: &Sets<'a>, mut values: IndexMap<Name, Value>) -> Option<IndexMap<Name, Value>> {
-        let mut fields = IndexMap::new();
+impl<'a> Planner<'a> {
+    fn plan(&self, sets: &Sets<'a>) -> Plan<'a> {
+        let mut fields = Collected::new();
         for (parent, set) in sets {
             self.collect(parent, set, &mut fields);
         }
-        let mut completed = IndexMap::with_capacity(values.len());
-        for (key, field) in fields {
-            // What is absent was skipped by a directive, or is of a fragment on another type.
-            if let Some((key, value)) = values.swap_remove_entry(key) {
-                completed.insert(key, self.value(field.ty, &field.sets, value)?);
-            }
-        }
-        Some(completed)
+        let fields = fields.into_iter().map(|(key, (ty, sets))| Field { key, ty, plan: self.plan(&sets) });
+        Plan { fields: fields.collect() }
     }
 
-    fn collect(&self, parent: &'a str, set: &'a SelectionSet, fields: &mut IndexMap<&'a str, Field<'a>>) {
+    fn collect(&self, parent: &'a str, set: &'a SelectionSet, fields: &mut Collected<'a>) {
         for selection in &set.items {
             match &selection.node {
                 Selection::Field(field) => {
                     let (key, name) = (field.node.response_key().node.as_str(), field.node.name.node.as_str());
                     let ty = self.shape.field(parent, name);
-                    let entry = fields.entry(key).or_insert_with(|| Field { ty, sets: Vec::new() });
-                    let of = ty.map_or("", |ty| named(&ty.base));
-                    entry.sets.push((of, &field.node.selection_set.node));
+                    let (_, sets) = fields.entry(key).or_insert_with(|| (ty, Vec::new()));
+                    if !field.node.selection_set.node.items.is_empty() {
+                        sets.push((ty.map_or("", |ty| named(&ty.base)), &field.node.selection_set.node));
+                    }
                 }
                 Selection::InlineFragment(fragment) => {
                     let condition = fragment.node.type_condition.as_ref();
@@ -160,25 +151,61 @@ impl<'a> Walk<'a> {
             }
         }
     }
+}
+
+/// What is selected of an object, in the order of the query. Of a scalar that is nothing.
+struct Plan<'a> {
+    fields: Vec<Field<'a>>,
+}
+
+struct Field<'a> {
+    key: &'a str,
+    ty: Option<&'a Type>,
+    plan: Plan<'a>,
+}
+
+impl Plan<'_> {
+    /// The object with its fields in order; nothing if a null in it does not stop there.
+    fn object(&self, mut values: IndexMap<Name, Value>) -> Option<IndexMap<Name, Value>> {
+        // Fields that need not wait stand in order already.
+        let is_in_order = values.len() == self.fields.len()
+            && values.keys().zip(&self.fields).all(|(key, field)| key.as_str() == field.key);
+        if is_in_order {
+            for (value, field) in values.values_mut().zip(&self.fields) {
+                if !matches!(value, Value::String(_) | Value::Number(_) | Value::Boolean(_)) {
+                    *value = field.plan.value(field.ty, std::mem::take(value))?;
+                }
+            }
+            return Some(values);
+        }
+        let mut completed = IndexMap::with_capacity(values.len());
+        for field in &self.fields {
+            // What is absent was skipped by a directive, or is of a fragment on another type.
+            if let Some((key, value)) = values.swap_remove_entry(field.key) {
+                completed.insert(key, field.plan.value(field.ty, value)?);
+            }
+        }
+        Some(completed)
+    }
 
     /// The value of a field; nothing if it is a null that the type does not allow.
-    fn value(&self, ty: Option<&Type>, sets: &Sets<'a>, value: Value) -> Option<Value> {
+    fn value(&self, ty: Option<&Type>, value: Value) -> Option<Value> {
         let completed = match value {
             // An object of which nothing is selected.
-            Value::Null if sets.iter().any(|(_, set)| !set.items.is_empty()) && ty.is_some_and(|ty| !ty.nullable) => {
+            Value::Null if !self.fields.is_empty() && ty.is_some_and(|ty| !ty.nullable) => {
                 Some(Value::Object(IndexMap::new()))
             }
             Value::Null => None,
             Value::Enum(name) if name == FAILED => None,
             // Of a scalar: what is in it was not selected.
-            Value::Object(fields) if sets.iter().all(|(_, set)| set.items.is_empty()) => Some(Value::Object(fields)),
-            Value::Object(fields) => self.object(sets, fields).map(Value::Object),
+            Value::Object(fields) if self.fields.is_empty() => Some(Value::Object(fields)),
+            Value::Object(fields) => self.object(fields).map(Value::Object),
             Value::List(items) => {
                 let item = ty.and_then(|ty| match &ty.base {
                     BaseType::List(item) => Some(&**item),
                     BaseType::Named(_) => None,
                 });
-                items.into_iter().map(|value| self.value(item, sets, value)).collect::<Option<_>>().map(Value::List)
+                items.into_iter().map(|value| self.value(item, value)).collect::<Option<_>>().map(Value::List)
             }
             other => Some(other),
         };

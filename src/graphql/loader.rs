@@ -3,14 +3,14 @@
 //! They do not cache, so that what a mutation wrote is never answered from before it; only what is asked for at the same
 //! time is read together. Rights are asked where the rows are read.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt::Debug;
 use std::hash::Hash;
-use std::marker::PhantomData;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use dataloader::BatchFn;
-use dataloader::non_cached::Loader;
+use futures_util::FutureExt;
+use futures_util::future::{BoxFuture, Shared};
+use tokio::sync::oneshot;
 
 use super::Asker;
 use crate::App;
@@ -22,10 +22,8 @@ use crate::id::Id;
 use crate::store::event::{Attached, Objects, Stretch};
 use crate::store::{comment, event, label, notification, project, session, task, task_list, user};
 
-/// More keys than the largest operation that is admitted can ask for at once.
-const MAX_BATCH: usize = 10_000;
-/// How often the executor is let on before a batch is read; enough for all siblings to have asked.
-const YIELDS: usize = 16;
+/// Turns of the executor in which nobody joins a batch before it is read: some siblings get on a turn later than others.
+const QUIET: usize = 2;
 
 /// One kind of thing that is loaded by key.
 trait Load: Send + Sync + 'static {
@@ -39,32 +37,88 @@ trait Load: Send + Sync + 'static {
     ) -> impl Future<Output = Result<HashMap<Self::Key, Self::Value>>> + Send;
 }
 
-type Told = (Code, String);
-type Found<L> = std::result::Result<Option<<L as Load>::Value>, Told>;
-type LoaderOf<L> = Loader<<L as Load>::Key, Found<L>, Batch<L>>;
+type Found<L> = std::result::Result<HashMap<<L as Load>::Key, <L as Load>::Value>, (Code, String)>;
 
-struct Batch<L> {
-    app: Arc<App>,
-    asker: Arc<Asker>,
-    kind: PhantomData<L>,
+/// Keys that are going to be read together, and what all who asked for one of them wait for.
+struct Batch<L: Load> {
+    keys: HashSet<L::Key>,
+    found: Shared<BoxFuture<'static, Arc<Found<L>>>>,
 }
 
-impl<L: Load> BatchFn<L::Key, Found<L>> for Batch<L> {
-    async fn load(&mut self, keys: &[L::Key]) -> HashMap<L::Key, Found<L>> {
-        match L::load(&self.app, &self.asker, keys).await {
-            Ok(mut found) => keys.iter().map(|key| (key.clone(), Ok(found.remove(key)))).collect(),
-            Err(error) => {
-                let (code, message, _) = error.told();
-                keys.iter().map(|key| (key.clone(), Err((code, message.to_string())))).collect()
-            }
+type Open<L> = Mutex<Option<Batch<L>>>;
+
+/// Gathers keys. The `dataloader` crate lets each key wait for a fixed number of turns of the executor, and in each of
+/// them everything that waits is polled: of a nested query that was nine tenths of the time.
+struct Loader<L: Load>(Arc<Open<L>>);
+
+impl<L: Load> Default for Loader<L> {
+    fn default() -> Self {
+        Self(Arc::default())
+    }
+}
+
+fn lock<L: Load>(open: &Open<L>) -> MutexGuard<'_, Option<Batch<L>>> {
+    open.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl<L: Load> Loader<L> {
+    /// What is found by a key, with what is found by those that are asked for at the same time.
+    async fn load(&self, app: &Arc<App>, asker: &Arc<Asker>, key: L::Key) -> Arc<Found<L>> {
+        let (found, first) = self.join(app, asker, key);
+        if let Some(first) = first {
+            self.settled().await;
+            // Dropped before that too, so that nobody waits for one who has gone.
+            drop(first);
+        }
+        found.await
+    }
+
+    /// Joins the batch that is open, or opens one: it is read when what the first one gets is dropped.
+    #[expect(clippy::type_complexity, reason = "taken apart at once")]
+    fn join(
+        &self,
+        app: &Arc<App>,
+        asker: &Arc<Asker>,
+        key: L::Key,
+    ) -> (Shared<BoxFuture<'static, Arc<Found<L>>>>, Option<oneshot::Sender<()>>) {
+        let mut open = lock(&self.0);
+        let mut first = None;
+        let batch = open.get_or_insert_with(|| {
+            let (sender, settled) = oneshot::channel();
+            first = Some(sender);
+            let found = read::<L>(Arc::clone(app), Arc::clone(asker), Arc::downgrade(&self.0), settled);
+            Batch { keys: HashSet::new(), found: found.boxed().shared() }
+        });
+        batch.keys.insert(key);
+        (batch.found.clone(), first)
+    }
+
+    /// Waits until nobody has joined for some turns of the executor.
+    async fn settled(&self) {
+        let (mut joined, mut quiet) = (1, 0);
+        while quiet < QUIET {
+            tokio::task::yield_now().await;
+            let now = lock(&self.0).as_ref().map_or(0, |batch| batch.keys.len());
+            quiet = if now == joined { quiet + 1 } else { 0 };
+            joined = now;
         }
     }
 }
 
-fn loader<L: Load>(app: &Arc<App>, asker: &Arc<Asker>) -> LoaderOf<L> {
-    Loader::new(Batch { app: Arc::clone(app), asker: Arc::clone(asker), kind: PhantomData })
-        .with_max_batch_size(MAX_BATCH)
-        .with_yield_count(YIELDS)
+async fn read<L: Load>(
+    app: Arc<App>,
+    asker: Arc<Asker>,
+    open: Weak<Open<L>>,
+    settled: oneshot::Receiver<()>,
+) -> Arc<Found<L>> {
+    // Nothing is ever sent: it is the end that counts.
+    let _ = settled.await;
+    let batch = open.upgrade().and_then(|open| lock(&open).take());
+    let keys: Vec<L::Key> = batch.map(|batch| batch.keys.into_iter().collect()).unwrap_or_default();
+    Arc::new(L::load(&app, &asker, &keys).await.map_err(|error| {
+        let (code, message, _) = error.told();
+        (code, message.to_string())
+    }))
 }
 
 macro_rules! loads {
@@ -76,14 +130,16 @@ macro_rules! loads {
         pub struct Loaders {
             app: Arc<App>,
             known: Option<Arc<Delivery<Objects>>>,
-            $($name: LoaderOf<$kind>),+
+            asker: Arc<Asker>,
+            $($name: Loader<$kind>),+
         }
 
         impl Loaders {
             /// For what this person asks, of this event if it is one: what hangs on it is loaded once for all who are
             /// told of it.
             pub fn new(app: &Arc<App>, asker: &Arc<Asker>, known: Option<Arc<Delivery<Objects>>>) -> Self {
-                Self { app: Arc::clone(app), known, $($name: loader(app, asker)),+ }
+                let (app, asker) = (Arc::clone(app), Arc::clone(asker));
+                Self { app, asker, known, $($name: Loader::default()),+ }
             }
         }
 
@@ -229,17 +285,22 @@ fn collected<K: Eq + Hash, V>(pairs: impl Iterator<Item = (K, V)>) -> HashMap<K,
     groups
 }
 
-fn told<T>(found: std::result::Result<Option<T>, Told>) -> Result<Option<T>> {
-    found.map_err(|(code, message)| Error::refused(code, message))
-}
-
 impl Loaders {
+    /// What is found by a key.
+    async fn load<L: Load>(&self, loader: &Loader<L>, key: L::Key) -> Result<Option<L::Value>> {
+        match &*loader.load(&self.app, &self.asker, key.clone()).await {
+            Ok(found) => Ok(found.get(&key).cloned()),
+            Err((code, message)) => Err(Error::refused(*code, message.clone())),
+        }
+    }
+
     /// What hangs on the event, if it is one that was loaded.
     async fn attached(&self) -> Result<Option<&Attached>> {
         let Some((known, objects)) = self.known.as_ref().and_then(|known| Some((known, known.objects.get()?))) else {
             return Ok(None);
         };
-        objects.attached(&self.app.db, &known.event).await.map(Some)
+        // Boxed, because every field that asks for somebody has room for it.
+        Box::pin(objects.attached(&self.app.db, &known.event)).await.map(Some)
     }
 
     /// A user by id.
@@ -247,17 +308,17 @@ impl Loaders {
         if let Some(user) = self.attached().await?.and_then(|attached| attached.people.get(&id)) {
             return Ok(Some(Arc::clone(user)));
         }
-        told(self.users.load(id).await)
+        self.load(&self.users, id).await
     }
 
     /// A user's statistics.
     pub async fn user_stats(&self, id: Id) -> Result<user::Stats> {
-        Ok(told(self.user_stats.load(id).await)?.unwrap_or_default())
+        Ok(self.load(&self.user_stats, id).await?.unwrap_or_default())
     }
 
     /// A user's sessions that have not ended, newest first.
     pub async fn sessions(&self, id: Id) -> Result<Vec<session::Session>> {
-        Ok(told(self.user_sessions.load(id).await)?.unwrap_or_default())
+        Ok(self.load(&self.user_sessions, id).await?.unwrap_or_default())
     }
 
     /// A project by id, if the viewer sees it.
@@ -267,52 +328,52 @@ impl Loaders {
         if let Some(project) = attached.filter(|project| project.id == id) {
             return Ok(Some(Arc::clone(project)));
         }
-        told(self.projects.load(id).await)
+        self.load(&self.projects, id).await
     }
 
     /// A project's statistics.
     pub async fn project_stats(&self, id: Id) -> Result<project::Stats> {
-        Ok(told(self.project_stats.load(id).await)?.unwrap_or_default())
+        Ok(self.load(&self.project_stats, id).await?.unwrap_or_default())
     }
 
     /// A page of the projects of an owner.
     pub async fn project_page(&self, owner: Id, list: Arc<project::List>) -> Result<Page<project::Project>> {
-        told(self.project_pages.load((list, owner)).await)?.ok_or_else(no_page)
+        self.load(&self.project_pages, (list, owner)).await?.ok_or_else(no_page)
     }
 
     /// How many projects an owner has.
     pub async fn project_count(&self, owner: Id, list: Arc<project::List>) -> Result<i64> {
-        Ok(told(self.project_counts.load((list, owner)).await)?.unwrap_or_default())
+        Ok(self.load(&self.project_counts, (list, owner)).await?.unwrap_or_default())
     }
 
     /// A label by id, if the viewer sees its project.
     pub async fn label(&self, id: Id) -> Result<Option<Arc<label::Label>>> {
-        told(self.labels.load(id).await)
+        self.load(&self.labels, id).await
     }
 
     /// The labels of a project.
     pub async fn project_labels(&self, project: Id) -> Result<Vec<Arc<label::Label>>> {
-        Ok(told(self.project_labels.load(project).await)?.unwrap_or_default())
+        Ok(self.load(&self.project_labels, project).await?.unwrap_or_default())
     }
 
     /// The labels on a task.
     pub async fn task_labels(&self, task: Id) -> Result<Vec<Arc<label::Label>>> {
-        Ok(told(self.task_labels.load(task).await)?.unwrap_or_default())
+        Ok(self.load(&self.task_labels, task).await?.unwrap_or_default())
     }
 
     /// A task by id, if the viewer sees it.
     pub async fn task(&self, id: Id) -> Result<Option<Arc<task::Task>>> {
-        told(self.tasks.load(id).await)
+        self.load(&self.tasks, id).await
     }
 
     /// A page of the tasks of a project or an assignee.
     pub async fn task_page(&self, of: task_list::Of, id: Id, list: Arc<task_list::List>) -> Result<Page<task::Task>> {
-        told(self.task_pages.load(((of, list), id)).await)?.ok_or_else(no_page)
+        self.load(&self.task_pages, ((of, list), id)).await?.ok_or_else(no_page)
     }
 
     /// How many tasks a project or an assignee has.
     pub async fn task_count(&self, of: task_list::Of, id: Id, list: Arc<task_list::List>) -> Result<i64> {
-        Ok(told(self.task_counts.load(((of, list), id)).await)?.unwrap_or_default())
+        Ok(self.load(&self.task_counts, ((of, list), id)).await?.unwrap_or_default())
     }
 
     /// A comment by id, if the viewer sees its task.
@@ -322,27 +383,27 @@ impl Loaders {
         if let Some(comment) = attached.filter(|comment| comment.id == id) {
             return Ok(Some(Arc::clone(comment)));
         }
-        told(self.comments.load(id).await)
+        self.load(&self.comments, id).await
     }
 
     /// A page of the comments on a task.
     pub async fn comment_page(&self, task: Id, window: Arc<Window>) -> Result<Page<comment::Comment>> {
-        told(self.comment_pages.load((window, task)).await)?.ok_or_else(no_page)
+        self.load(&self.comment_pages, (window, task)).await?.ok_or_else(no_page)
     }
 
     /// How many comments a task has.
     pub async fn comment_count(&self, task: Id) -> Result<i64> {
-        Ok(told(self.comment_counts.load(task).await)?.unwrap_or_default())
+        Ok(self.load(&self.comment_counts, task).await?.unwrap_or_default())
     }
 
     /// A notification of the viewer, by the id of its event.
     pub async fn notification(&self, id: Id) -> Result<Option<Arc<notification::Notification>>> {
-        told(self.notifications.load(id).await)
+        self.load(&self.notifications, id).await
     }
 
     /// A stretch of a task's history.
     pub async fn activity(&self, task: Id, stretch: Stretch) -> Result<Vec<Event>> {
-        Ok(told(self.activity.load((stretch, task)).await)?.unwrap_or_default())
+        Ok(self.load(&self.activity, (stretch, task)).await?.unwrap_or_default())
     }
 }
 

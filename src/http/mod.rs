@@ -14,6 +14,7 @@ pub mod persisted;
 pub mod playground;
 pub mod problem;
 pub mod protocol;
+pub mod recent;
 pub mod recovery;
 pub mod sse;
 pub mod subscription;
@@ -54,7 +55,8 @@ pub struct RequestId(pub Arc<str>);
 pub fn router(app: &Arc<App>, schema: Schema) -> Router {
     let door = operation::Door::new(Arc::clone(app), schema);
     let auth = Router::from(auth::routes()).merge(recovery::pages());
-    let auth = auth.layer(middleware::from_fn(in_time)).layer(DefaultBodyLimit::max(AUTH_BODY));
+    let auth =
+        auth.layer(middleware::from_fn_with_state(Arc::clone(app), in_time)).layer(DefaultBodyLimit::max(AUTH_BODY));
     let auth = auth.with_state(Arc::clone(app));
     let graphql = Router::new().route("/graphql", get(graphql::get).post(graphql::post)).with_state(door);
     let mut router = Router::new().merge(health::routes().with_state(Arc::clone(app))).merge(auth).merge(graphql);
@@ -104,9 +106,9 @@ fn cors(origins: &[String]) -> CorsLayer {
 }
 
 /// Does not wait for ever for a part that does not answer. A write that has begun may still be done.
-async fn in_time(request: Request, next: Next) -> Response {
-    let answered = tokio::time::timeout(AUTH_DEADLINE, next.run(request)).await;
-    answered.unwrap_or_else(|_| Problem::from(crate::error::Error::unavailable()).into_response())
+async fn in_time(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+    let answered = app.in_time(AUTH_DEADLINE, next.run(request)).await;
+    answered.unwrap_or_else(|late| Problem::from(late).into_response())
 }
 
 /// A panic is a defect: the client learns that it happened and nothing more, the log has the rest.

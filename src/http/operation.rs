@@ -15,6 +15,7 @@ use tokio::task::coop::unconstrained;
 
 use super::answer::{Answer, Refused};
 use super::persisted::Documents;
+use super::recent::Recent;
 use super::subscription::Subscriptions;
 use super::websocket::Sockets;
 use crate::App;
@@ -30,6 +31,9 @@ use crate::metrics::Executed;
 
 /// How long an operation may take.
 const DEADLINE: Duration = Duration::from_secs(8);
+
+/// Bytes of the documents that are kept as they were read, which takes a hundred times as much at worst.
+const READ: usize = 256 * 1024;
 
 /// An operation as a client words it.
 #[derive(Debug, Default)]
@@ -83,6 +87,8 @@ pub struct Door {
     pub deprecations: Arc<Deprecations>,
     /// The subscriptions that are open.
     pub subscriptions: Arc<Subscriptions>,
+    /// The documents that were read lately, by their text.
+    read: Arc<Recent<Arc<ExecutableDocument>>>,
     /// The documents that are known by their hash.
     pub documents: Arc<Documents>,
     /// Who has how many sockets open.
@@ -103,7 +109,7 @@ pub struct Operation {
     pub kind: OperationType,
     /// What it costs, and what that leaves.
     pub spent: Spent,
-    pub(super) document: ExecutableDocument,
+    pub(super) document: Arc<ExecutableDocument>,
     /// What it uses that is going to be removed.
     pub(super) deprecations: Arc<[Deprecation]>,
     pub(super) request: async_graphql::Request,
@@ -122,6 +128,7 @@ impl Door {
         let turns = Arc::new(Semaphore::new(config.connections.operations));
         Self {
             turns,
+            read: Arc::new(Recent::new(READ)),
             app,
             schema,
             limits: Arc::default(),
@@ -157,11 +164,12 @@ impl Door {
     fn examine(&self, mut words: Words) -> Result<Operation, Refused> {
         let hash = self.documents.resolve(&mut words)?;
         let query = words.query.ok_or_else(|| Refused::new(Code::BadRequest, "`query` is missing."))?;
-        let admitted = admission::admit(&query, words.operation_name.as_deref(), &words.variables, &self.limits)?;
+        let document = self.read(&query)?;
+        let admitted = admission::admit(&document, words.operation_name.as_deref(), &words.variables, &self.limits)?;
         if let Some(hash) = hash {
-            self.documents.remember(hash, &query);
+            self.documents.remember(&hash, &query);
         }
-        let Admitted { document, operation: kind, name, root_fields, cost, introspection, .. } = admitted;
+        let Admitted { operation: kind, name, root_fields, cost, introspection, .. } = admitted;
         if introspection && !self.app.config.introspection {
             return Err(Refused::new(Code::ValidationFailed, "The schema cannot be asked for on this server."));
         }
@@ -181,10 +189,20 @@ impl Door {
         Ok(Operation { kind, spent, document, deprecations, request, query })
     }
 
+    /// Reads a document, or finds it among those that were read lately.
+    fn read(&self, query: &str) -> Result<Arc<ExecutableDocument>, Refused> {
+        if let Some(document) = self.read.get(query) {
+            return Ok(document);
+        }
+        let document = Arc::new(admission::read(query, &self.limits)?);
+        self.read.keep(query, query.len(), Arc::clone(&document));
+        Ok(document)
+    }
+
     /// Executes a query or a mutation. Whoever stops waiting does not stop a mutation: it runs in a task of its own.
     pub async fn execute(&self, operation: Operation, viewer: Option<Viewer>, request_id: &str) -> Answer {
         let Operation { kind, spent, document, deprecations, mut request, .. } = operation;
-        request.set_parsed_query(document.clone());
+        request.set_parsed_query(ExecutableDocument::clone(&document));
         let (name, started) = (request.operation_name.clone(), Instant::now());
         let traced = self.app.traces.operation(word(kind), name.as_deref());
         let request = request.data(Caller::new(Arc::clone(&self.app), viewer)).data(spent);
@@ -192,13 +210,13 @@ impl Door {
         let sync = self.app.hub.reached().borrow().map(event::cursor);
         // Tokio's budget would break off an operation in the middle of a level, and its loaders would read in pieces.
         let executed = unconstrained(AssertUnwindSafe(self.schema.execute(request)).catch_unwind());
-        let answer = match tokio::time::timeout(DEADLINE, executed).await {
+        let answer = match self.app.in_time(DEADLINE, executed).await {
             Ok(Ok(mut response)) => {
                 self.shape.complete(&document, name.as_deref(), root(kind), &mut response);
                 Answer::of(response, request_id).with(spent.cost, sync).warning(deprecations)
             }
             Ok(Err(_)) => Answer::refused(Error::internal("a panic during execution").into(), request_id),
-            Err(_) => Answer::refused(Error::unavailable().into(), request_id),
+            Err(late) => Answer::refused(late.into(), request_id),
         };
         if let Some(traced) = traced {
             traced.ended(answer.code());

@@ -1,35 +1,29 @@
 //! Documents that need not be sent: automatic persisted queries, and the mode in which listed documents alone are run.
 
-use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::HashMap;
+use std::sync::Arc;
 
 use aws_lc_rs::digest::{SHA256, digest};
 use serde_json::Value;
 
 use super::answer::Refused;
 use super::operation::Words;
+use super::recent::Recent;
 use crate::error::Code;
 
 /// The documents that are known by their hash or id.
 pub enum Documents {
     /// Whatever clients have sent along with its hash; the oldest makes room.
-    Seen(Mutex<Seen>),
+    Seen(Recent<Arc<str>>),
     /// The listed ones, by id and by hash.
     Trusted(HashMap<String, Arc<str>>),
-}
-
-/// The documents that clients have sent.
-pub struct Seen {
-    most: usize,
-    known: HashMap<String, Arc<str>>,
-    order: VecDeque<String>,
 }
 
 impl Documents {
     /// So many of those that clients send, or the listed ones alone.
     pub fn new(most: usize, trusted: Option<&HashMap<String, String>>) -> Self {
         match trusted {
-            None => Self::Seen(Mutex::new(Seen { most, known: HashMap::new(), order: VecDeque::new() })),
+            None => Self::Seen(Recent::new(most)),
             Some(listed) => {
                 let mut known = HashMap::with_capacity(listed.len() * 2);
                 for (id, document) in listed {
@@ -67,29 +61,19 @@ impl Documents {
                 Ok(Some(hash))
             }
             (Self::Seen(seen), None, Some(hash)) => {
-                let seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
                 // Clients know this message by heart.
                 let unknown = || Refused::new(Code::PersistedQueryNotFound, "PersistedQueryNotFound");
-                words.query = Some(seen.known.get(&hash).ok_or_else(unknown)?.to_string());
+                words.query = Some(seen.get(&hash).ok_or_else(unknown)?.to_string());
                 Ok(None)
             }
         }
     }
 
     /// Remembers a document.
-    pub fn remember(&self, hash: String, document: &str) {
-        let Self::Seen(seen) = self else { return };
-        let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
-        if seen.most == 0 || seen.known.contains_key(&hash) {
-            return;
+    pub fn remember(&self, hash: &str, document: &str) {
+        if let Self::Seen(seen) = self {
+            seen.keep(hash, 1, document.into());
         }
-        if seen.known.len() >= seen.most
-            && let Some(oldest) = seen.order.pop_front()
-        {
-            seen.known.remove(&oldest);
-        }
-        seen.order.push_back(hash.clone());
-        seen.known.insert(hash, document.into());
     }
 }
 
@@ -116,13 +100,13 @@ mod tests {
         let hash = sha256("{ a }");
         assert_eq!(documents.resolve(&mut words(None, Some(&hash))).unwrap_err().code, Code::PersistedQueryNotFound);
         let remembered = documents.resolve(&mut words(Some("{ a }"), Some(&hash))).unwrap().unwrap();
-        documents.remember(remembered, "{ a }");
+        documents.remember(&remembered, "{ a }");
         let mut again = words(None, Some(&hash));
         assert_eq!(documents.resolve(&mut again).unwrap(), None);
         assert_eq!(again.query.as_deref(), Some("{ a }"));
         assert_eq!(documents.resolve(&mut words(Some("{ b }"), Some(&hash))).unwrap_err().code, Code::BadRequest);
         for other in ["{ b }", "{ c }"] {
-            documents.remember(sha256(other), other);
+            documents.remember(&sha256(other), other);
         }
         assert!(documents.resolve(&mut words(None, Some(&hash))).is_err());
     }

@@ -154,6 +154,7 @@ impl Door {
         request_id: Arc<str>,
     ) -> Result<Subscription, Answer> {
         let Operation { spent, document, deprecations, mut request, query, .. } = operation;
+        let document = ExecutableDocument::clone(&document);
         let question = self.subscriptions.question(&query, document.clone(), &request);
         request.set_parsed_query(document);
         let opening = Opening::after(after);

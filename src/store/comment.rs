@@ -11,9 +11,9 @@ use super::mention;
 use super::task::{self, Task};
 use super::value::Body;
 use crate::access::{Action, Standing, Subject, Viewer};
-use crate::db::page::{Key, Page, Parent, Position, Window, by_parent, each};
+use crate::db::page::{Key, Page, Parent, Position, Window, among, by_parent, each};
 use crate::db::schema::comments;
-use crate::db::{Conn, Db};
+use crate::db::{Conn, Db, looked_up};
 use crate::error::{Error, Result};
 use crate::events::{self, Kind};
 use crate::id::Id;
@@ -55,17 +55,21 @@ impl Comment {
 
 /// The comments with these ids; rights are those of their tasks, which the caller asks.
 pub async fn by_ids(conn: &mut Conn, ids: &[Id]) -> Result<Vec<Comment>> {
-    Ok(on!(conn, |c| comments::table.filter(comments::id.eq_any(ids)).select(Comment::as_select()).load(c).await)?)
+    let found = comments::table.filter(among(comments::id, ids));
+    Ok(looked_up(ids.len(), async { on!(conn, |c| found.select(Comment::as_select()).load(c).await) }).await?)
 }
 
 /// One page of the comments of each task, oldest first.
 pub async fn pages(conn: &mut Conn, tasks: &[Id], window: &Window) -> Result<HashMap<Id, Page<Comment>>> {
-    let rows: Vec<Comment> = on!(conn, |c| {
-        let mut query =
-            comments::table.filter(comments::task_id.eq(Parent)).select(Comment::as_select()).into_boxed::<Backend>();
-        keyset!(query, window, false, (), comments { () => created_at as Time });
-        each::<Comment, _>(tasks, "comments", query).load(c).await
-    })?;
+    let walk = async {
+        on!(conn, |c| {
+            let all = comments::table.filter(comments::task_id.eq(Parent));
+            let mut query = all.select(Comment::as_select()).into_boxed::<Backend>();
+            keyset!(query, window, false, (), comments { () => created_at as Time });
+            each::<Comment, _>(tasks, "comments", query).load(c).await
+        })
+    };
+    let rows: Vec<Comment> = looked_up(window.limit * tasks.len(), walk).await?;
     let mut groups = by_parent(rows, |comment| comment.task_id);
     Ok(tasks
         .iter()
@@ -76,7 +80,7 @@ pub async fn pages(conn: &mut Conn, tasks: &[Id], window: &Window) -> Result<Has
 /// How many comments each task has.
 pub async fn counts(conn: &mut Conn, tasks: &[Id]) -> Result<HashMap<Id, i64>> {
     let counts: Vec<(Id, i64)> = on!(conn, |c| comments::table
-        .filter(comments::task_id.eq_any(tasks))
+        .filter(among(comments::task_id, tasks))
         .group_by(comments::task_id)
         .select((comments::task_id, diesel::dsl::count_star()))
         .load(c)
@@ -86,7 +90,7 @@ pub async fn counts(conn: &mut Conn, tasks: &[Id]) -> Result<HashMap<Id, i64>> {
 
 /// Adds a comment to a task that the viewer sees.
 pub async fn create(db: &Db, now: Timestamp, viewer: &Viewer, task_id: Id, body: &Body) -> Result<Comment> {
-    db.transaction(async |tx| {
+    db.brief_transaction(async |tx| {
         let task = task::seen(tx, viewer, task_id, "taskId").await?;
         viewer.require(Action::AddComment, &task)?;
         let comment = Comment {
@@ -114,7 +118,7 @@ pub async fn create(db: &Db, now: Timestamp, viewer: &Viewer, task_id: Id, body:
 
 /// Changes a comment's text.
 pub async fn update(db: &Db, now: Timestamp, viewer: &Viewer, id: Id, body: &Body) -> Result<Comment> {
-    db.transaction(async |tx| {
+    db.brief_transaction(async |tx| {
         let (task, mut comment) = seen(tx, viewer, id).await?;
         viewer.require(Action::UpdateComment, &comment)?;
         if comment.body == **body {
@@ -140,7 +144,7 @@ pub async fn update(db: &Db, now: Timestamp, viewer: &Viewer, id: Id, body: &Bod
 
 /// Deletes a comment.
 pub async fn delete(db: &Db, now: Timestamp, viewer: &Viewer, id: Id) -> Result<()> {
-    db.transaction(async |tx| {
+    db.brief_transaction(async |tx| {
         let (task, comment) = seen(tx, viewer, id).await?;
         viewer.require(Action::DeleteComment, &comment)?;
         if on!(tx, |c| diesel::delete(comments::table.find(id)).execute(c).await)? == 0 {

@@ -15,7 +15,7 @@ use super::project::{self, Project};
 use super::task::{self, Status, Task};
 use super::user::{self, User};
 use crate::access::Viewer;
-use crate::db::page::{Beyond, Parent, beyond, each};
+use crate::db::page::{Beyond, Parent, among, beyond, each};
 use crate::db::schema::{events, tasks};
 use crate::db::{Conn, Db};
 use crate::error::Result;
@@ -298,7 +298,7 @@ pub async fn expire(db: &Db, retention: Retention, now: Timestamp, done: Positio
         tasks.dedup();
         let alone: Vec<i64> = expired.iter().filter(|(.., task)| task.is_none()).map(|(_, seq, ..)| *seq).collect();
         let gone = events::table
-            .filter(events::task_id.eq_any(&tasks))
+            .filter(among(events::task_id, &tasks))
             .filter(place(Position { seq: reached.seq + 1, ..reached }, false))
             .filter(not(exists(tasks::table.filter(tasks::id.nullable().eq(events::task_id)))));
         on!(tx, |c| diesel::delete(gone).execute(c).await)?;

@@ -6,8 +6,9 @@ use diesel_async::RunQueryDsl;
 use super::project;
 use super::value::{Color, LabelName, fold};
 use crate::access::{Action, Viewer};
+use crate::db::page::among;
 use crate::db::schema::{labels, task_labels};
-use crate::db::{Conn, Db};
+use crate::db::{Conn, Db, looked_up};
 use crate::error::{Error, FaultCode, Result, is_orphan, is_taken};
 use crate::id::Id;
 use crate::on;
@@ -31,13 +32,14 @@ pub struct Label {
 
 /// The labels with these ids; rights are those of their projects, which the caller asks.
 pub async fn by_ids(conn: &mut Conn, ids: &[Id]) -> Result<Vec<Label>> {
-    Ok(on!(conn, |c| labels::table.filter(labels::id.eq_any(ids)).select(Label::as_select()).load(c).await)?)
+    let found = labels::table.filter(among(labels::id, ids));
+    Ok(looked_up(ids.len(), async { on!(conn, |c| found.select(Label::as_select()).load(c).await) }).await?)
 }
 
 /// All labels of these projects, by name.
 pub async fn of_projects(conn: &mut Conn, projects: &[Id]) -> Result<Vec<Label>> {
     Ok(on!(conn, |c| labels::table
-        .filter(labels::project_id.eq_any(projects))
+        .filter(among(labels::project_id, projects))
         .order_by((labels::name_key, labels::id))
         .select(Label::as_select())
         .load(c)
@@ -48,7 +50,7 @@ pub async fn of_projects(conn: &mut Conn, projects: &[Id]) -> Result<Vec<Label>>
 pub async fn of_tasks(conn: &mut Conn, tasks: &[Id]) -> Result<Vec<(Id, Label)>> {
     Ok(on!(conn, |c| task_labels::table
         .inner_join(labels::table)
-        .filter(task_labels::task_id.eq_any(tasks))
+        .filter(among(task_labels::task_id, tasks))
         .order_by((labels::name_key, labels::id))
         .select((task_labels::task_id, Label::as_select()))
         .load(c)
@@ -64,7 +66,7 @@ pub async fn create(
     name: &LabelName,
     color: &Color,
 ) -> Result<Label> {
-    db.transaction(async |tx| {
+    db.brief_transaction(async |tx| {
         let project = project::seen(tx, viewer, project_id, "projectId").await?;
         viewer.require(Action::UpdateProject, &project)?;
         let label = Label {
@@ -95,7 +97,7 @@ pub async fn update(
     name: Option<&LabelName>,
     color: Option<&Color>,
 ) -> Result<Label> {
-    db.transaction(async |tx| {
+    db.brief_transaction(async |tx| {
         let mut label = managed(tx, viewer, id).await?;
         if let Some(name) = name {
             label.name = name.to_string();
@@ -118,7 +120,7 @@ pub async fn update(
 
 /// Deletes a label and takes it off every task.
 pub async fn delete(db: &Db, viewer: &Viewer, id: Id) -> Result<()> {
-    db.transaction(async |tx| {
+    db.brief_transaction(async |tx| {
         managed(tx, viewer, id).await?;
         match on!(tx, |c| diesel::delete(labels::table.find(id)).execute(c).await)? {
             0 => Err(Error::not_found("id", "label")),

@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::event::Snapshot;
 use crate::access::Viewer;
-use crate::db::page::{Key, Page, Position as Place, Window};
+use crate::db::page::{Key, Page, Position as Place, Window, among};
 use crate::db::schema::{notifications, projections, users};
 use crate::db::{Conn, Db, Pooled};
 use crate::error::{Error, Result};
@@ -124,7 +124,7 @@ pub fn recipients(event: &Event, snapshot: &Snapshot) -> Vec<(Id, Kind)> {
 pub async fn by_ids(conn: &mut Conn, user_id: Id, ids: &[Id]) -> Result<Vec<Notification>> {
     Ok(on!(conn, |c| notifications::table
         .filter(notifications::user_id.eq(user_id))
-        .filter(notifications::id.eq_any(ids))
+        .filter(among(notifications::id, ids))
         .select(Notification::as_select())
         .load(c)
         .await)?)
@@ -183,7 +183,7 @@ pub async fn mark_read(db: &Db, now: Timestamp, viewer: &Viewer, ids: Option<&[I
         if ids.iter().any(|id| found.iter().all(|row| row.id != *id)) {
             return Err(Error::not_found("ids", "notification"));
         }
-        let unread = unread.filter(notifications::id.eq_any(ids));
+        let unread = unread.filter(among(notifications::id, ids));
         Ok(on!(tx, |c| diesel::update(unread).set(read).execute(c).await)?)
     })
     .await
@@ -251,7 +251,7 @@ async fn keep(db: &Db, from: Position, to: Position, rows: &[Notification]) -> R
         }
         // Held until the commit, so that nothing comes into the inbox of somebody who is just leaving.
         let here = users::table
-            .filter(users::id.eq_any(&people))
+            .filter(among(users::id, &people))
             .filter(users::deleted_at.is_null())
             .order_by(users::id)
             .select(users::id);

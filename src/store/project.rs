@@ -13,9 +13,9 @@ use super::event::{Change, Snapshot, about_project, about_task};
 use super::task::{self, Status as TaskStatus};
 use super::value::{Description, ProjectName, Search, fold};
 use crate::access::{Action, Standing, Subject, Viewer};
-use crate::db::page::{Key, Page, Parent, Position, Window, by_parent, each};
+use crate::db::page::{Key, Page, Parent, Position, Window, among, by_parent, each};
 use crate::db::schema::{projects, tasks};
-use crate::db::{Conn, Db};
+use crate::db::{Conn, Db, looked_up};
 use crate::error::{Error, FaultCode, Result};
 use crate::events::{self, Kind};
 use crate::id::Id;
@@ -142,7 +142,7 @@ macro_rules! order {
 pub async fn by_ids(conn: &mut Conn, viewer: &Viewer, ids: &[Id]) -> Result<Vec<Project>> {
     Ok(on!(conn, |c| {
         let mut query =
-            projects::table.filter(projects::id.eq_any(ids)).select(Project::as_select()).into_boxed::<Backend>();
+            projects::table.filter(among(projects::id, ids)).select(Project::as_select()).into_boxed::<Backend>();
         if !viewer.is_admin() {
             let assigned =
                 tasks::table.filter(tasks::project_id.eq(projects::id)).filter(tasks::assignee_id.eq(viewer.id));
@@ -154,7 +154,8 @@ pub async fn by_ids(conn: &mut Conn, viewer: &Viewer, ids: &[Id]) -> Result<Vec<
 
 /// The projects among these, whoever asks.
 pub async fn any_by_ids(conn: &mut Conn, ids: &[Id]) -> Result<Vec<Project>> {
-    Ok(on!(conn, |c| projects::table.filter(projects::id.eq_any(ids)).select(Project::as_select()).load(c).await)?)
+    let found = projects::table.filter(among(projects::id, ids));
+    Ok(looked_up(ids.len(), async { on!(conn, |c| found.select(Project::as_select()).load(c).await) }).await?)
 }
 
 /// One project that the viewer sees, or a fault of the field that named it.
@@ -211,7 +212,7 @@ pub async fn pages_of_owners(conn: &mut Conn, owners: &[Id], list: &List) -> Res
 pub async fn counts_of_owners(conn: &mut Conn, owners: &[Id], filter: &Filter) -> Result<HashMap<Id, i64>> {
     let counts: Vec<(Id, i64)> = on!(conn, |c| {
         let mut query = projects::table
-            .filter(projects::owner_id.eq_any(owners))
+            .filter(among(projects::owner_id, owners))
             .group_by(projects::owner_id)
             .select((projects::owner_id, diesel::dsl::count_star()))
             .into_boxed::<Backend>();
@@ -241,7 +242,7 @@ pub async fn stats(conn: &mut Conn, projects: &[Id], now: Timestamp) -> Result<H
         // Of 32-bit integers the sum is a BIGINT on both; of 64-bit ones PostgreSQL makes a NUMERIC.
         let overdue = case_when::<_, _, diesel::sql_types::Integer>(tasks::due_order.lt(now), 1).otherwise(0);
         tasks::table
-            .filter(tasks::project_id.eq_any(projects))
+            .filter(among(tasks::project_id, projects))
             .group_by((tasks::project_id, tasks::status))
             .select((tasks::project_id, tasks::status, count_star(), sum(overdue)))
             .load(c)

@@ -10,8 +10,9 @@ use super::event::{Change, Snapshot, about_task};
 use super::value::{Description, Title, fold};
 use super::{mail, project, user};
 use crate::access::{Action, Standing, Subject, Viewer};
+use crate::db::page::among;
 use crate::db::schema::{labels, projects, task_labels, tasks};
-use crate::db::{Conn, Db};
+use crate::db::{Conn, Db, looked_up};
 use crate::error::{Error, FaultCode, Result, is_orphan};
 use crate::events::{self, Kind, NewEvent};
 use crate::id::Id;
@@ -118,7 +119,8 @@ pub async fn by_ids(conn: &mut Conn, viewer: &Viewer, ids: &[Id]) -> Result<Vec<
 
 /// The tasks with these ids, whoever may see them: for telling events, where the rights of many viewers are asked.
 pub async fn any_by_ids(conn: &mut Conn, ids: &[Id]) -> Result<Vec<Task>> {
-    Ok(on!(conn, |c| tasks::table.filter(tasks::id.eq_any(ids)).select(Task::as_select()).load(c).await)?)
+    let found = tasks::table.filter(among(tasks::id, ids));
+    Ok(looked_up(ids.len(), async { on!(conn, |c| found.select(Task::as_select()).load(c).await) }).await?)
 }
 
 /// One task that the viewer sees, or a fault of the field that named it.
@@ -157,7 +159,7 @@ pub struct New {
 
 /// Adds a task to a project.
 pub async fn create(db: &Db, now: Timestamp, viewer: &Viewer, new: &New) -> Result<Task> {
-    db.transaction(async |tx| {
+    db.brief_transaction(async |tx| {
         let project = project::seen(tx, viewer, new.project_id, "projectId").await?;
         viewer.require(Action::CreateTask, &project)?;
         match locked_status(tx, project.id).await? {
@@ -232,7 +234,7 @@ pub struct Changes {
 
 /// Changes a task. Each kind of change is told as an event of its own.
 pub async fn update(db: &Db, now: Timestamp, viewer: &Viewer, id: Id, changes: &Changes) -> Result<Task> {
-    db.transaction(async |tx| {
+    db.brief_transaction(async |tx| {
         loop {
             let old = seen(tx, viewer, id, "id").await?;
             viewer.require(Action::UpdateTask, &old)?;
@@ -300,7 +302,7 @@ pub async fn update(db: &Db, now: Timestamp, viewer: &Viewer, id: Id, changes: &
 
 /// Deletes a task with its comments.
 pub async fn delete(db: &Db, now: Timestamp, viewer: &Viewer, id: Id) -> Result<()> {
-    db.transaction(async |tx| {
+    db.brief_transaction(async |tx| {
         let task = seen(tx, viewer, id, "id").await?;
         viewer.require(Action::DeleteTask, &task)?;
         if on!(tx, |c| diesel::delete(tasks::table.find(id)).execute(c).await)? == 0 {
@@ -398,7 +400,7 @@ async fn label(tx: &mut Conn, task: &Task, ids: &[Id], field: &'static str) -> R
     let missing = || Error::not_found(field, "label in the task's project");
     let known: Vec<Id> = on!(tx, |c| labels::table
         .filter(labels::project_id.eq(task.project_id))
-        .filter(labels::id.eq_any(ids))
+        .filter(among(labels::id, ids))
         .select(labels::id)
         .load(c)
         .await)?;
@@ -446,7 +448,7 @@ impl Relabelling {
     async fn apply(&self, tx: &mut Conn, task: &Task) -> Result<(String, String)> {
         on!(tx, |c| diesel::delete(task_labels::table)
             .filter(task_labels::task_id.eq(task.id))
-            .filter(task_labels::label_id.eq_any(&self.remove))
+            .filter(among(task_labels::label_id, &self.remove))
             .execute(c)
             .await)?;
         label(tx, task, &self.add, "addLabelIds").await?;

@@ -10,9 +10,9 @@ use super::project::Project;
 use super::task::{Priority, Status, Task};
 use super::value::Search;
 use crate::access::{Action, Viewer};
-use crate::db::Conn;
-use crate::db::page::{Key, Page, Parent, Position, Window, by_parent, each};
+use crate::db::page::{Key, Page, Parent, Position, Window, among, by_parent, each};
 use crate::db::schema::{task_labels, tasks};
+use crate::db::{Conn, looked_up};
 use crate::error::Result;
 use crate::id::Id;
 use crate::time::Timestamp;
@@ -133,6 +133,16 @@ pub struct List {
     pub window: Window,
 }
 
+impl List {
+    /// How many rows are read for the pages of so many parents, at most: what is filtered is walked past too.
+    fn reads(&self, parents: usize) -> usize {
+        let rest = Filter { project_id: None, ..self.filter.clone() };
+        let is_stretch =
+            rest == Filter::default() && !self.scopes.iter().any(|it| matches!(it, Scope::AssignedElsewhere(_)));
+        if is_stretch { self.window.limit * parents } else { usize::MAX }
+    }
+}
+
 /// Whose tasks a nested list is of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Of {
@@ -193,9 +203,8 @@ macro_rules! narrow {
             None => {}
         }
         if let Some(ids) = &$filter.label_ids {
-            let labelled = task_labels::table
-                .filter(task_labels::task_id.eq(tasks::id))
-                .filter(task_labels::label_id.eq_any(ids.clone()));
+            let labelled =
+                task_labels::table.filter(task_labels::task_id.eq(tasks::id)).filter(among(task_labels::label_id, ids));
             $query = $query.filter(exists(labelled));
         }
         match $filter.overdue {
@@ -226,12 +235,15 @@ macro_rules! order {
 pub async fn page(conn: &mut Conn, list: &List, now: Timestamp) -> Result<Page<Task>> {
     let mut rows: Vec<Task> = Vec::new();
     for scope in &list.scopes {
-        rows.extend(on!(conn, |c| {
-            let mut query = tasks::table.select(Task::as_select()).into_boxed::<Backend>();
-            narrow!(query, scope, list.filter, now);
-            order!(query, list);
-            query.load::<Task>(c).await
-        })?);
+        let walk = async {
+            on!(conn, |c| {
+                let mut query = tasks::table.select(Task::as_select()).into_boxed::<Backend>();
+                narrow!(query, scope, list.filter, now);
+                order!(query, list);
+                query.load::<Task>(c).await
+            })
+        };
+        rows.extend(looked_up(list.reads(1), walk).await?);
     }
     Ok(list.window.page(list.descending, rows, |task| task.position(list.order)))
 }
@@ -259,16 +271,19 @@ pub async fn pages(
 ) -> Result<HashMap<Id, Page<Task>>> {
     let mut rows: Vec<Task> = Vec::new();
     for scope in &list.scopes {
-        rows.extend(on!(conn, |c| {
-            let mut query = tasks::table.select(Task::as_select()).into_boxed::<Backend>();
-            query = match of {
-                Of::Project => query.filter(tasks::project_id.eq(Parent)),
-                Of::Assignee => query.filter(tasks::assignee_id.eq(Parent.nullable())),
-            };
-            narrow!(query, scope, list.filter, now);
-            order!(query, list);
-            each::<Task, _>(ids, "tasks", query).load::<Task>(c).await
-        })?);
+        let walk = async {
+            on!(conn, |c| {
+                let mut query = tasks::table.select(Task::as_select()).into_boxed::<Backend>();
+                query = match of {
+                    Of::Project => query.filter(tasks::project_id.eq(Parent)),
+                    Of::Assignee => query.filter(tasks::assignee_id.eq(Parent.nullable())),
+                };
+                narrow!(query, scope, list.filter, now);
+                order!(query, list);
+                each::<Task, _>(ids, "tasks", query).load::<Task>(c).await
+            })
+        };
+        rows.extend(looked_up(list.reads(ids.len()), walk).await?);
     }
     let mut groups = by_parent(rows, |task| match of {
         Of::Project => task.project_id,
@@ -290,7 +305,7 @@ pub async fn counts(conn: &mut Conn, of: Of, ids: &[Id], list: &List, now: Times
         let counts: Vec<(Option<Id>, i64)> = match of {
             Of::Project => on!(conn, |c| {
                 let mut query = tasks::table
-                    .filter(tasks::project_id.eq_any(ids))
+                    .filter(among(tasks::project_id, ids))
                     .group_by(tasks::project_id)
                     .select((tasks::project_id.nullable(), diesel::dsl::count_star()))
                     .into_boxed::<Backend>();
@@ -299,7 +314,7 @@ pub async fn counts(conn: &mut Conn, of: Of, ids: &[Id], list: &List, now: Times
             })?,
             Of::Assignee => on!(conn, |c| {
                 let mut query = tasks::table
-                    .filter(tasks::assignee_id.eq_any(ids))
+                    .filter(among(tasks::assignee_id, ids))
                     .group_by(tasks::assignee_id)
                     .select((tasks::assignee_id, diesel::dsl::count_star()))
                     .into_boxed::<Backend>();

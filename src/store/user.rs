@@ -8,9 +8,9 @@ use super::audit::{self, Origin};
 use super::value::{DisplayName, Email, Search, Username, fold};
 use super::{mail, session};
 use crate::access::{Action, Role, Viewer};
-use crate::db::page::{Key, Page, Position, Window};
+use crate::db::page::{Key, Page, Position, Window, among};
 use crate::db::schema::{projects, tasks, users};
-use crate::db::{Conn, Db};
+use crate::db::{Conn, Db, looked_up};
 use crate::error::{Error, Fault, FaultCode, Result, is_taken};
 use crate::events::{self, Kind, NewEvent};
 use crate::id::Id;
@@ -107,7 +107,8 @@ macro_rules! narrow {
 
 /// The users with these ids: their names are for everyone to see, guards stand before the rest.
 pub async fn any_by_ids(conn: &mut Conn, ids: &[Id]) -> Result<Vec<User>> {
-    Ok(on!(conn, |c| users::table.filter(users::id.eq_any(ids)).select(User::as_select()).load(c).await)?)
+    let found = users::table.filter(among(users::id, ids));
+    Ok(looked_up(ids.len(), async { on!(conn, |c| found.select(User::as_select()).load(c).await) }).await?)
 }
 
 /// The user with that handle, without regard to case.
@@ -192,13 +193,13 @@ pub async fn stats(conn: &mut Conn, ids: &[Id]) -> Result<std::collections::Hash
     use super::task::Status;
     use diesel::dsl::count_star;
     let owned: Vec<(Id, i64)> = on!(conn, |c| projects::table
-        .filter(projects::owner_id.eq_any(ids))
+        .filter(among(projects::owner_id, ids))
         .group_by(projects::owner_id)
         .select((projects::owner_id, count_star()))
         .load(c)
         .await)?;
     let assigned: Vec<(Option<Id>, Status, i64)> = on!(conn, |c| tasks::table
-        .filter(tasks::assignee_id.eq_any(ids))
+        .filter(among(tasks::assignee_id, ids))
         .group_by((tasks::assignee_id, tasks::status))
         .select((tasks::assignee_id, tasks::status, count_star()))
         .load(c)
