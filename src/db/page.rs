@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::marker::PhantomData;
+use std::sync::Arc;
 
 use diesel::backend::Backend;
 use diesel::expression::{AppearsOnTable, Expression, SelectableExpression, ValidGrouping, is_aggregate};
@@ -88,6 +89,14 @@ pub struct Page<T> {
     pub has_next: bool,
     /// Whether the list has rows before them. Counted from the start, this is whether an `after` was given.
     pub has_previous: bool,
+}
+
+impl<T> Page<T> {
+    /// The page with rows that cost nothing to clone.
+    pub fn shared(self) -> Page<Arc<T>> {
+        let Self { rows, has_next, has_previous } = self;
+        Page { rows: rows.into_iter().map(Arc::new).collect(), has_next, has_previous }
+    }
 }
 
 /// Sorts `rows` to the parents they belong to.

@@ -181,12 +181,12 @@ loads! {
     project_stats: ProjectStats(Id => project::Stats) |app, _asker, ids| {
         project::stats(&mut app.db.conn().await?, ids, app.clock.now()).await
     };
-    project_pages: ProjectPages((Arc<project::List>, Id) => Page<project::Project>) |app, _asker, keys| {
+    project_pages: ProjectPages((Arc<project::List>, Id) => Page<Arc<project::Project>>) |app, _asker, keys| {
         let mut conn = app.db.conn().await?;
         let mut pages = HashMap::new();
         for (list, owners) in grouped(keys) {
             let found = project::pages_of_owners(&mut conn, &owners, &list).await?;
-            pages.extend(found.into_iter().map(|(id, page)| ((Arc::clone(&list), id), page)));
+            pages.extend(found.into_iter().map(|(id, page)| ((Arc::clone(&list), id), page.shared())));
         }
         Ok(pages)
     };
@@ -219,12 +219,12 @@ loads! {
         let rows = task::by_ids(&mut app.db.conn().await?, asker.viewer()?, ids).await?;
         Ok(rows.into_iter().map(|task| (task.id, Arc::new(task))).collect())
     };
-    task_pages: TaskPages(((task_list::Of, Arc<task_list::List>), Id) => Page<task::Task>) |app, _asker, keys| {
+    task_pages: TaskPages(((task_list::Of, Arc<task_list::List>), Id) => Page<Arc<task::Task>>) |app, _asker, keys| {
         let mut conn = app.db.conn().await?;
         let mut pages = HashMap::new();
         for ((of, list), ids) in grouped(keys) {
             let found = task_list::pages(&mut conn, of, &ids, &list, app.clock.now()).await?;
-            pages.extend(found.into_iter().map(|(id, page)| (((of, Arc::clone(&list)), id), page)));
+            pages.extend(found.into_iter().map(|(id, page)| (((of, Arc::clone(&list)), id), page.shared())));
         }
         Ok(pages)
     };
@@ -245,12 +245,12 @@ loads! {
         let seen = |comment: &comment::Comment| seen.iter().any(|task| task.id == comment.task_id);
         Ok(rows.into_iter().filter(seen).map(|comment| (comment.id, Arc::new(comment))).collect())
     };
-    comment_pages: CommentPages((Arc<Window>, Id) => Page<comment::Comment>) |app, _asker, keys| {
+    comment_pages: CommentPages((Arc<Window>, Id) => Page<Arc<comment::Comment>>) |app, _asker, keys| {
         let mut conn = app.db.conn().await?;
         let mut pages = HashMap::new();
         for (window, tasks) in grouped(keys) {
             let found = comment::pages(&mut conn, &tasks, &window).await?;
-            pages.extend(found.into_iter().map(|(id, page)| ((Arc::clone(&window), id), page)));
+            pages.extend(found.into_iter().map(|(id, page)| ((Arc::clone(&window), id), page.shared())));
         }
         Ok(pages)
     };
@@ -337,7 +337,7 @@ impl Loaders {
     }
 
     /// A page of the projects of an owner.
-    pub async fn project_page(&self, owner: Id, list: Arc<project::List>) -> Result<Page<project::Project>> {
+    pub async fn project_page(&self, owner: Id, list: Arc<project::List>) -> Result<Page<Arc<project::Project>>> {
         self.load(&self.project_pages, (list, owner)).await?.ok_or_else(no_page)
     }
 
@@ -367,7 +367,12 @@ impl Loaders {
     }
 
     /// A page of the tasks of a project or an assignee.
-    pub async fn task_page(&self, of: task_list::Of, id: Id, list: Arc<task_list::List>) -> Result<Page<task::Task>> {
+    pub async fn task_page(
+        &self,
+        of: task_list::Of,
+        id: Id,
+        list: Arc<task_list::List>,
+    ) -> Result<Page<Arc<task::Task>>> {
         self.load(&self.task_pages, ((of, list), id)).await?.ok_or_else(no_page)
     }
 
@@ -387,7 +392,7 @@ impl Loaders {
     }
 
     /// A page of the comments on a task.
-    pub async fn comment_page(&self, task: Id, window: Arc<Window>) -> Result<Page<comment::Comment>> {
+    pub async fn comment_page(&self, task: Id, window: Arc<Window>) -> Result<Page<Arc<comment::Comment>>> {
         self.load(&self.comment_pages, (window, task)).await?.ok_or_else(no_page)
     }
 

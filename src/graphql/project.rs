@@ -177,8 +177,8 @@ pub fn list(
 }
 
 /// The page of such a list as a connection.
-pub fn connection(tag: Tag, total: Total, page: Page<store::Project>, list: &List) -> Connection<Project> {
-    Connection::new(tag, total, page, |row| row.position(list.order), |row| Project(Arc::new(row)))
+pub fn connection(tag: Tag, total: Total, page: Page<Arc<store::Project>>, list: &List) -> Connection<Project> {
+    Connection::new(tag, total, page, |row| row.position(list.order), Project)
 }
 
 /// The queries of projects.
@@ -213,7 +213,7 @@ impl ProjectQuery {
         let paging = Paging { first, after, last, before };
         let (tag, list) = list("projects", None, &paging, filter, order_by)?;
         let page = store::page(&mut caller.app().db.conn().await?, caller.viewer()?, &list).await?;
-        Ok(connection(tag, Total::Projects(Arc::clone(&list)), page, &list))
+        Ok(connection(tag, Total::Projects(Arc::clone(&list)), page.shared(), &list))
     }
 }
 

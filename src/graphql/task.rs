@@ -122,7 +122,7 @@ impl Task {
         let window = Arc::new(paging.window(tag)?);
         let page = Caller::of(ctx).loaders()?.comment_page(self.0.id, window).await?;
         let total = Total::Comments(self.0.id);
-        Ok(Connection::new(tag, total, page, |row| row.position(), |row| Comment(Arc::new(row))))
+        Ok(Connection::new(tag, total, page, |row| row.position(), Comment))
     }
 
     /// What happened to this task, oldest first.
@@ -267,8 +267,8 @@ pub fn list(
 }
 
 /// The page of such a list as a connection.
-pub fn connection(tag: Tag, total: Total, page: Page<store::Task>, list: &List) -> Connection<Task> {
-    Connection::new(tag, total, page, |row| row.position(list.order), |row| Task(Arc::new(row)))
+pub fn connection(tag: Tag, total: Total, page: Page<Arc<store::Task>>, list: &List) -> Connection<Task> {
+    Connection::new(tag, total, page, |row| row.position(list.order), Task)
 }
 
 /// The queries of tasks.
@@ -306,7 +306,7 @@ impl TaskQuery {
         let (tag, list) = list("tasks", None, scopes, &paging, filter, order_by)?;
         let app = caller.app();
         let page = task_list::page(&mut app.db.conn().await?, &list, app.clock.now()).await?;
-        Ok(connection(tag, Total::Tasks(Arc::clone(&list)), page, &list))
+        Ok(connection(tag, Total::Tasks(Arc::clone(&list)), page.shared(), &list))
     }
 }
 
