@@ -169,6 +169,7 @@ use events::Position;
 use events::hint::Hints;
 use events::hub::Hub;
 use futures_util::future::{Either, select};
+use http::turns::Turns;
 use limits::Limits;
 use metrics::Metrics;
 use telemetry::Traces;
@@ -204,6 +205,8 @@ pub struct App {
     pub metrics: Metrics,
     /// What is told to a collector of traces.
     pub traces: Traces,
+    /// For operations to be executed.
+    pub turns: Turns,
     /// Writes under way, which go on when their client goes away.
     pub writes: TaskTracker,
     /// Cancelled when the server is told to end.
@@ -226,6 +229,7 @@ impl App {
             credentials,
             sessions: Sessions::default(),
             limits,
+            turns: Turns::new(config.connections.operations),
             writes: TaskTracker::new(),
             draining: CancellationToken::new(),
             clock,

@@ -29,7 +29,7 @@ use super::operation::{Door, Words};
 use super::origin::{is_cross_site_simple, is_known};
 use super::sse::{self, Listener};
 use super::websocket::{self, Opening};
-use super::{Lifeline, RequestId};
+use super::{Lifeline, RequestId, TooMany};
 use crate::access::Viewer;
 use crate::auth::{self, bearer};
 use crate::error::{Code, Error};
@@ -47,6 +47,10 @@ pub async fn post(
     lifeline: Lifeline,
     request: Request,
 ) -> Response {
+    if request.extensions().get::<TooMany>().is_some() {
+        door.app.metrics.refused(Code::Unavailable);
+        return answered(Media::GraphqlResponse, &Answer::refused(Error::unavailable().into(), &id.0), &id.0);
+    }
     serve(&door, address, &id, lifeline, request).await
 }
 
@@ -107,7 +111,7 @@ async fn run(
     }
     // Whoever sends slowly keeps nobody else from their turn.
     let body = if get { None } else { Some(read(body).await) };
-    let _turn = door.turn(TURN).await?;
+    let _turn = door.app.turns.turn(TURN).await?;
     let viewer = viewer(door, &parts.headers).await?;
     door.enter(viewer, address).await?;
     let words = match body {

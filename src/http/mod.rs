@@ -18,6 +18,7 @@ pub mod recent;
 pub mod recovery;
 pub mod sse;
 pub mod subscription;
+pub mod turns;
 pub mod websocket;
 
 use std::sync::Arc;
@@ -35,7 +36,7 @@ use tower_http::cors::CorsLayer;
 use tracing::Instrument;
 
 use crate::App;
-use crate::error::Code;
+use crate::error::{Code, Error};
 use crate::graphql::Schema;
 use crate::id::Id;
 use crate::{metrics, telemetry};
@@ -50,6 +51,10 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// The id of a request, for its answer and its lines in the log.
 #[derive(Clone, Debug)]
 pub struct RequestId(pub Arc<str>);
+
+/// Marks a request that would wait for its turn for nothing.
+#[derive(Clone, Copy, Debug)]
+struct TooMany;
 
 /// Everything that is served.
 pub fn router(app: &Arc<App>, schema: Schema) -> Router {
@@ -115,7 +120,7 @@ async fn in_time(State(app): State<Arc<App>>, request: Request, next: Next) -> R
 fn panicked(cause: Box<dyn std::any::Any + Send>) -> Response {
     let cause = cause.downcast_ref::<&str>().copied().map(ToOwned::to_owned);
     let cause = cause.unwrap_or_else(|| "a panic".to_owned());
-    Problem::from(crate::error::Error::internal(cause)).into_response()
+    Problem::from(Error::internal(cause)).into_response()
 }
 
 /// Whether the server answers under the name that was asked for. Probes ask by address.
@@ -139,6 +144,14 @@ async fn around(State(app): State<Arc<App>>, mut request: Request, next: Next) -
     let route = request.extensions().get::<MatchedPath>().cloned();
     let route = route.as_ref().map(MatchedPath::as_str);
     let method = request.method().clone();
+    if route == Some("/graphql") && method == Method::POST && app.turns.are_taken() {
+        // It costs next to nothing, so that the others get what there is: it is not read, and not in the log.
+        request.extensions_mut().insert(TooMany);
+        let mut response = next.run(request).await;
+        app.metrics.answered(&method, Some("/graphql"), response.status(), Duration::ZERO);
+        finish(&app, &mut response, &id);
+        return response;
+    }
     let span = tracing::info_span!(
         "request",
         %id,
@@ -164,8 +177,13 @@ async fn around(State(app): State<Arc<App>>, mut request: Request, next: Next) -
     }
     let (status, ms) = (response.status().as_u16(), took.as_micros() as f64 / 1000.0);
     span.in_scope(|| tracing::info!(status, ms, "answered"));
+    finish(&app, &mut response, &id);
+    response
+}
+
+fn finish(app: &App, response: &mut Response, id: &str) {
     let headers = response.headers_mut();
-    if let Ok(id) = HeaderValue::from_str(&id) {
+    if let Ok(id) = HeaderValue::from_str(id) {
         headers.insert(REQUEST_ID, id);
     }
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
@@ -177,5 +195,4 @@ async fn around(State(app): State<Arc<App>>, mut request: Request, next: Next) -
     headers
         .entry(header::CONTENT_SECURITY_POLICY)
         .or_insert(HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'"));
-    response
 }

@@ -10,7 +10,6 @@ use async_graphql::parser::types::{ExecutableDocument, OperationType};
 use axum::extract::FromRef;
 use futures_util::FutureExt;
 use serde_json::{Map, Value};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::coop::unconstrained;
 
 use super::answer::{Answer, Refused};
@@ -93,8 +92,6 @@ pub struct Door {
     pub documents: Arc<Documents>,
     /// Who has how many sockets open.
     pub sockets: Arc<Sockets>,
-    /// One for each operation that is executed.
-    turns: Arc<Semaphore>,
 }
 
 impl FromRef<Door> for Arc<App> {
@@ -125,9 +122,7 @@ impl Door {
         let config = &app.config;
         let subscriptions = Arc::new(Subscriptions::new(Arc::clone(&app), Arc::clone(&shape)));
         let documents = Arc::new(Documents::new(config.persisted_queries, config.trusted_documents.as_ref()));
-        let turns = Arc::new(Semaphore::new(config.connections.operations));
         Self {
-            turns,
             read: Arc::new(Recent::new(READ)),
             app,
             schema,
@@ -138,13 +133,6 @@ impl Door {
             documents,
             sockets: Arc::default(),
         }
-    }
-
-    /// Waits for the turn to read from the database and to execute. When all have more to do than there is time,
-    /// some are done in time and the others told at once, instead of all being half done and late.
-    pub async fn turn(&self, patience: Duration) -> Result<OwnedSemaphorePermit, Error> {
-        let turn = tokio::time::timeout(patience, Arc::clone(&self.turns).acquire_owned()).await;
-        turn.ok().and_then(Result::ok).ok_or_else(Error::unavailable)
     }
 
     /// Counts a request against the limits of who makes it.

@@ -441,7 +441,7 @@ impl Runner {
     async fn run(&self, id: &str, words: Words) -> Option<Utf8Bytes> {
         // On the heap, as is what is executed once: this task lives as long as its subscription, and is one of many.
         let admitted = async {
-            let turn = self.door.turn(TURN).await?;
+            let turn = self.door.app.turns.late_turn(TURN).await?;
             Ok::<_, Refused>((turn, self.admitted(words).await?))
         };
         let (turn, operation) = match Box::pin(admitted).await {
