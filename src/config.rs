@@ -160,7 +160,7 @@ pub struct Config {
     /// `WS_SOCKETS_PER_USER` (20), `WS_OPERATIONS_PER_SOCKET` (50), `WS_MUTATIONS` (on), `WS_INIT_SECONDS` (3),
     /// `WS_PING_SECONDS` (30) and `WS_WRITE_SECONDS` (15).
     pub sockets: Sockets,
-    /// `MAX_CONNECTIONS` (10000), `MAX_REQUESTS_IN_FLIGHT` (1000), `MAX_OPERATIONS_AT_ONCE` (32),
+    /// `MAX_CONNECTIONS` (10000), `MAX_REQUESTS_IN_FLIGHT` (1000), `MAX_OPERATIONS_AT_ONCE` (4 a core on SQLite, 32 on PostgreSQL),
     /// `HEADER_TIMEOUT_SECONDS` (10), `BODY_TIMEOUT_SECONDS` (30) and `KEEP_ALIVE_SECONDS` (75).
     pub connections: Connections,
     /// `DRAIN_SECONDS`: for how long, when the server is told to end, `/readyz` says so before connections are refused;
@@ -430,6 +430,12 @@ impl Config {
         }
         let listen = source.parse("LISTEN_ADDR", SocketAddr::from((Ipv4Addr::LOCALHOST, 8000)))?;
         let (secret_key, refresh_secret_key) = keys(source, &database)?;
+        // SQLite computes in this program: with more at once than the cores can do, each takes longer. PostgreSQL is waited
+        // for.
+        let at_once = match &database {
+            Location::Sqlite(_) => std::thread::available_parallelism().map_or(8, |cores| cores.get() as u32 * 4),
+            Location::Postgres(_) => 32,
+        };
         let days = source.positive("REFRESH_TOKEN_EXPIRE_DAYS", 7)?;
         let limits = RateLimits {
             credentials_per_minute: source.positive("RATE_LIMIT_CREDENTIALS_PER_MINUTE", 5)?,
@@ -477,7 +483,7 @@ impl Config {
             connections: Connections {
                 most: source.positive("MAX_CONNECTIONS", 10_000)? as usize,
                 requests: source.positive("MAX_REQUESTS_IN_FLIGHT", 1_000)? as usize,
-                operations: source.positive("MAX_OPERATIONS_AT_ONCE", 32)? as usize,
+                operations: source.positive("MAX_OPERATIONS_AT_ONCE", at_once)? as usize,
                 headers: source.seconds("HEADER_TIMEOUT_SECONDS", 10)?,
                 body: source.seconds("BODY_TIMEOUT_SECONDS", 30)?,
                 idle: source.seconds("KEEP_ALIVE_SECONDS", 75)?,

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fasttrack::db::migrate;
+use futures_util::future::join_all;
 use reqwest::Method;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -48,21 +49,39 @@ async fn a_server_without_its_redis_says_so_and_one_that_is_busy_is_ready() {
 }
 
 #[tokio::test]
-async fn who_cannot_have_a_turn_soon_is_told_at_once_and_who_has_one_is_served() {
-    let server = Server::with(&[("DATABASE_CONNECTIONS", "1"), ("MAX_OPERATIONS_AT_ONCE", "1")]).await;
+async fn who_cannot_have_a_turn_soon_is_told_to_come_back() {
+    let server = Server::with(&[("MAX_OPERATIONS_AT_ONCE", "1")]).await;
     let alice = server.person("alice").await;
-    let ask = || alice.ask("{ tasks { totalCount } }", json!({}));
-    ask().await;
-    let held = Held::connection(&server).await;
-    let (served, refused) = tokio::join!(ask(), async {
-        let refused = alice.post("/graphql").json(&json!({ "query": "{ tasks { totalCount } }" }));
-        let refused = Reply::to(refused).await;
-        held.release();
-        refused
-    });
-    assert_eq!(refused.status, 503, "{}", refused.body);
-    assert_eq!(refused.headers["retry-after"], "1");
-    assert_eq!(served.data()["tasks"]["totalCount"], 0);
+    let ask = || Reply::to(alice.post("/graphql").json(&json!({ "query": "{ tasks { totalCount } }" })));
+    let held = server.app.turns.turn(PATIENCE).await.expect("a turn");
+    let refused = ask().await;
+    assert_eq!((refused.status.as_u16(), &refused.headers["retry-after"]), (503, &"1".parse().unwrap()));
+    drop(held);
+    assert_eq!(ask().await.body["data"]["tasks"]["totalCount"], 0);
+}
+
+#[tokio::test]
+async fn who_would_wait_for_nothing_is_told_so_at_the_door() {
+    let origin = "https://app.example.org";
+    let server = Server::with(&[("MAX_OPERATIONS_AT_ONCE", "1"), ("CORS_ORIGINS", origin)]).await;
+    let alice = server.person("alice").await;
+    let held = server.app.turns.turn(PATIENCE).await.expect("a turn");
+    let crowd = || {
+        join_all((0..30).map(|_| {
+            let request = alice.post("/graphql").header("origin", origin);
+            Reply::to(request.json(&json!({ "query": "{ tasks { totalCount } }" })))
+        }))
+    };
+    // Once these have waited for nothing, eight may wait for the only turn.
+    let replies = [crowd().await, crowd().await];
+    for reply in replies.iter().flatten() {
+        assert_eq!((reply.status.as_u16(), &reply.headers["retry-after"]), (503, &"1".parse().unwrap()));
+        assert_eq!(reply.body["errors"][0]["extensions"]["code"], "SERVICE_UNAVAILABLE");
+        assert_eq!(reply.body["errors"][0]["extensions"]["requestId"], reply.headers["x-request-id"].to_str().unwrap());
+        assert_eq!(reply.headers["access-control-allow-origin"], origin);
+    }
+    drop(held);
+    assert_eq!(alice.query("{ tasks { totalCount } }", json!({})).await["tasks"]["totalCount"], 0);
 }
 
 /// The only database connection of a server, held so that whatever is asked has to wait.
