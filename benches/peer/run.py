@@ -53,7 +53,8 @@ class Fasttrack(Peer):
         super().__init__(HERE / "fasttrack.toml", port)
         if sqlite:
             self.db_url = f"sqlite://{sqlite}"
-        self.tag = self.moved = self.last = None
+        self.tag = None
+        self.forth, self.back = [], []
         self.comparing = False
 
     def fill(self, text):
@@ -69,11 +70,15 @@ class Fasttrack(Peer):
 
     def request(self, work, arguments):
         if work == "W4" and not self.comparing:
-            # A task goes one step at a time, and one that is there already is not written: so every task is moved forth
-            # by one request and back by the next, however often they are repeated.
-            self.moved, arguments.v["status"] = (None, "todo") if self.moved else (arguments.v["task"], "in_progress")
-            arguments.v["task"] = self.moved or self.last
-            self.last = arguments.v["task"]
+            # A task goes one step at a time, and one that is there already is not written: so each of some tasks is moved
+            # forth by one request and, when all were, back by another, however often they are repeated.
+            if self.back:
+                arguments.v["task"], arguments.v["status"] = self.back.pop(), "todo"
+            else:
+                self.forth.append(arguments.v["task"])
+                arguments.v["status"] = "in_progress"
+                if len(self.forth) == 200:
+                    self.back, self.forth = self.forth, []
         return super().request(work, Ids(arguments, arguments.user))
 
     def compare(self, arguments):
