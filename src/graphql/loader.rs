@@ -47,8 +47,8 @@ struct Batch<L: Load> {
 
 type Open<L> = Mutex<Option<Batch<L>>>;
 
-/// Gathers keys. The `dataloader` crate lets each key wait for a fixed number of turns of the executor, and in each of
-/// them everything that waits is polled: of a nested query that was nine tenths of the time.
+/// Gathers keys. The `dataloader` crate lets each key wait for a fixed number of turns of the executor, in each of which all
+/// that waits is polled: enough turns for the widest list are too many for every other. Here one waits for all.
 struct Loader<L: Load>(Arc<Open<L>>);
 
 impl<L: Load> Default for Loader<L> {
