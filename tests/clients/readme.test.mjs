@@ -1,6 +1,6 @@
 // The README: what it shows of each client is tested here, and every command in it is run, as it stands there, with the
 // server's program (FASTTRACK) in an empty folder. What cannot be run says why in ELSEWHERE; a command that nobody has
-// thought of fails the test.
+// thought of fails the test. The client of the README needs the packages, which tests/clients/run gets by `npm ci`.
 //   TEST_DATABASE_URL  a PostgreSQL on which databases may be made, for the commands that need one; psql makes them
 import assert from 'node:assert/strict';
 import { execFile, spawn } from 'node:child_process';
@@ -12,7 +12,6 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
 
 const root = new URL('../../', import.meta.url);
@@ -92,6 +91,19 @@ function isElsewhere(text) {
 // Without --norc, bash takes a socket on its standard input for a login from elsewhere, and reads ~/.bashrc.
 const run = promisify(execFile);
 
+/** Waits until it is so; if the program ends before, or after half a minute, fails with what it has printed. */
+async function until(so, child, printed) {
+  const late = Date.now() + 30_000;
+  let ended = null;
+  while (!(await so())) {
+    assert.equal(ended, null, `it has ended (${ended}): ${printed()}`);
+    assert.ok(Date.now() < late, `nothing more in 30 s: ${printed()}`);
+    // What it printed last may come after its end: hence one more turn.
+    ended = child.exitCode ?? child.signalCode;
+    await sleep(20);
+  }
+}
+
 /** A folder with the program in its PATH, under its own name and as what `cargo run --release` makes. */
 async function place(t) {
   const cwd = await realpath(await mkdtemp(join(tmpdir(), 'fasttrack-')));
@@ -134,12 +146,11 @@ async function place(t) {
       child.stderr.on('data', (data) => (logged += data));
       const ended = once(child, 'exit');
       t.after(() => child.exitCode === null && child.kill('SIGKILL'));
-      while (!(await fetch(`${api}/readyz`).catch(() => undefined))?.ok) {
-        assert.equal(child.exitCode, null, logged);
-        await sleep(50);
-      }
+      const ready = () => fetch(`${api}/readyz`, { signal: AbortSignal.timeout(5000) }).catch(() => undefined);
+      await until(async () => (await ready())?.ok, child, () => logged);
       return {
         told: () => told,
+        tells: (pattern) => until(() => pattern.test(told), child, () => told + logged),
         end: async () => {
           child.kill('SIGTERM');
           assert.deepEqual(await ended, [0, null], logged);
@@ -153,7 +164,7 @@ async function place(t) {
 async function database(t) {
   const url = new URL(TEST_DATABASE_URL);
   const name = `readme_${process.pid}_${Date.now()}`;
-  const psql = (statement) => run('psql', ['-w', '-q', TEST_DATABASE_URL, '-c', statement]);
+  const psql = (statement) => run('psql', ['-w', '-q', TEST_DATABASE_URL, '-c', statement], { timeout: 30_000 });
   await psql(`CREATE DATABASE ${name}`);
   t.after(() => psql(`DROP DATABASE ${name} WITH (FORCE)`));
   url.pathname = `/${name}`;
@@ -171,7 +182,7 @@ test('Start, First query, First live event, Server-sent events, A client, Health
   // The README shows what it says.
   const shown = /^```text\n(fasttrack .*?)```/ms.exec(readme)[1];
   const plain = (text) => text.replaceAll(at.api, 'http://127.0.0.1:8000').replace(/fasttrack \d+\.\d+\.\d+/, 'fasttrack X');
-  while (!server.told().includes('--admin')) await sleep(20);
+  await server.tells(/--admin/);
   assert.ok(plain(server.told()).includes(plain(shown)), server.told());
 
   let script = '';
@@ -190,20 +201,23 @@ test('Start, First query, First live event, Server-sent events, A client, Health
   const stream = spawn('bash', ['--norc', '-c', `. ./.told; exec ${take('Server-sent events')}`], at);
   t.after(() => stream.kill());
   let streamed = '';
-  stream.stdout.on('data', (data) => (streamed += data));
+  for (const out of [stream.stdout, stream.stderr]) out.on('data', (data) => (streamed += data));
   const [install, follow] = take('A client').split('\n');
   isElsewhere(install);
-  await symlink(fileURLToPath(new URL('node_modules', import.meta.url)), join(at.cwd, 'node_modules'));
+  const packages = await realpath(new URL('node_modules', import.meta.url)).catch(() => undefined);
+  assert.ok(packages, 'the packages are not here: run `npm ci` in tests/clients');
+  await symlink(packages, join(at.cwd, 'node_modules'));
   await writeFile(join(at.cwd, 'follow.mjs'), /^```js\n(\/\/ follow\.mjs\n.*?)```/ms.exec(readme)[1]);
   const follower = spawn('bash', ['--norc', '-c', `exec ${follow}`], at);
   t.after(() => follower.kill());
   let followed = '';
   for (const out of [follower.stdout, follower.stderr]) out.on('data', (data) => (followed += data));
-  while (!followed.includes('Write the welcome page')) await sleep(50);
+  await until(() => followed.includes('Write the welcome page'), follower, () => followed);
   await sleep(300);
   const [moved] = lines(await at.sh(again(take('First live event'))));
   assert.deepEqual(moved.data.updateTask, { task: { status: 'IN_PROGRESS', version: 2 }, userErrors: [] });
-  while (!/StatusChangedEvent ada/.test(followed) || !/event: next\n.*StatusChangedEvent/s.test(streamed)) await sleep(50);
+  await until(() => /StatusChangedEvent ada/.test(followed), follower, () => followed);
+  await until(() => /event: next\n.*StatusChangedEvent/s.test(streamed), stream, () => streamed);
 
   assert.match(await at.sh(take('Health')), /ok.*"ready":true/s);
   assert.match(await at.sh(take('Backup')), /copy\.db was made and checked/);
@@ -261,7 +275,7 @@ test('every command in the table does what it is there for', needs('FASTTRACK'),
 test('Metrics, Traces, When something is wrong', needs('FASTTRACK'), async (t) => {
   const at = await place(t);
   const server = await at.serve(take('Metrics').replace(':9464', ':0'));
-  while (!/Metrics +http:\S+/.test(server.told())) await sleep(20);
+  await server.tells(/Metrics +http:\S+/);
   const url = /Metrics +(http:\S+)/.exec(server.told())[1];
   assert.match(await at.sh(take('Metrics').replace('http://127.0.0.1:9464/metrics', url)), /^fasttrack_build_info/m);
   assert.match(await at.sh(take('When something is wrong')), /LISTEN_ADDR.*and is ready/s);
@@ -291,12 +305,12 @@ test('One machine with PostgreSQL, From SQLite to PostgreSQL', needs('FASTTRACK'
   const target = await database(t);
   await at.sh(move.replace(url, target));
   const server = await at.serve(start.replace(url, target));
-  while (!server.told().includes('PostgreSQL')) await sleep(20);
+  await server.tells(/PostgreSQL/);
   await server.end();
 });
 
 test('there is no command in the README that is not run', async (t) => {
   if (!FASTTRACK) return t.skip('FASTTRACK is not set');
   for (const heading of ['One binary', 'Performance', 'Tests']) isElsewhere(take(heading));
-  assert.deepEqual(left, [], 'run these above, or say in ELSEWHERE why not');
+  assert.deepEqual(left, [], 'run these above, or say in ELSEWHERE why not (a test that failed leaves some)');
 });
