@@ -12,8 +12,8 @@
 //! 5. a walk that measures each fragment once and never expands one ([`survey`]).
 //!
 //! The first three are [`read`], whose outcome depends on nothing but the text and may be kept, the others [`admit`],
-//! which tells what the operation is estimated to cost. Whether it is valid remains the library's question: a field or a fragment that does not exist counts like one
-//! that does, or not at all.
+//! which tells what the operation is estimated to cost. Whether it is valid remains the library's question: a field or
+//! a fragment that does not exist counts like one that does, or not at all.
 //!
 //! Everything here is pure, linear in the request, and answers any input with a value.
 

@@ -149,7 +149,7 @@ async fn around(State(app): State<Arc<App>>, mut request: Request, next: Next) -
         request.extensions_mut().insert(TooMany);
         let mut response = next.run(request).await;
         app.metrics.answered(&method, Some("/graphql"), response.status(), Duration::ZERO);
-        finish(&app, &mut response, &id);
+        add_headers(&app, &mut response, &id);
         return response;
     }
     let span = tracing::info_span!(
@@ -177,11 +177,11 @@ async fn around(State(app): State<Arc<App>>, mut request: Request, next: Next) -
     }
     let (status, ms) = (response.status().as_u16(), took.as_micros() as f64 / 1000.0);
     span.in_scope(|| tracing::info!(status, ms, "answered"));
-    finish(&app, &mut response, &id);
+    add_headers(&app, &mut response, &id);
     response
 }
 
-fn finish(app: &App, response: &mut Response, id: &str) {
+fn add_headers(app: &App, response: &mut Response, id: &str) {
     let headers = response.headers_mut();
     if let Ok(id) = HeaderValue::from_str(id) {
         headers.insert(REQUEST_ID, id);

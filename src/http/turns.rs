@@ -1,7 +1,6 @@
 //! Turns to read from the database and to execute. When all have more to do than there is time, some are done in time and
 //! the others told at once, instead of all being half done and late.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -16,50 +15,34 @@ const LATELY: Duration = Duration::from_millis(500);
 
 /// One for each operation that is executed.
 pub struct Turns {
-    permits: Arc<Semaphore>,
-    most: usize,
-    waiting: AtomicUsize,
+    turns: Arc<Semaphore>,
+    /// Places to wait in. Who finds none waits too, and is not counted.
+    queue: Semaphore,
     /// When somebody last waited for nothing.
     in_vain: Mutex<Option<Instant>>,
-}
-
-struct Waiting<'a>(&'a AtomicUsize);
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
 }
 
 impl Turns {
     /// So many at once.
     pub fn new(operations: usize) -> Self {
-        let permits = Arc::new(Semaphore::new(operations));
-        let most = operations.saturating_mul(QUEUE);
-        Self { permits, most, waiting: AtomicUsize::new(0), in_vain: Mutex::new(None) }
+        let queue = operations.saturating_mul(QUEUE).min(Semaphore::MAX_PERMITS);
+        Self { turns: Arc::new(Semaphore::new(operations)), queue: Semaphore::new(queue), in_vain: Mutex::default() }
     }
 
-    /// Waits for a turn, but not for ever, and is counted meanwhile.
+    /// Waits for a turn, but not for ever.
     pub async fn turn(&self, patience: Duration) -> Result<OwnedSemaphorePermit> {
-        self.waiting.fetch_add(1, Ordering::Relaxed);
-        let _waiting = Waiting(&self.waiting);
-        let turn = self.late_turn(patience).await;
-        if turn.is_err() {
+        let _place = self.queue.try_acquire();
+        let turn = tokio::time::timeout(patience, Arc::clone(&self.turns).acquire_owned()).await;
+        turn.ok().and_then(std::result::Result::ok).ok_or_else(|| {
             *self.in_vain.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
-        }
-        turn
-    }
-
-    /// The same for an operation of a socket, which is not counted: thousands that come back at once may wait long.
-    pub async fn late_turn(&self, patience: Duration) -> Result<OwnedSemaphorePermit> {
-        let turn = tokio::time::timeout(patience, Arc::clone(&self.permits).acquire_owned()).await;
-        turn.ok().and_then(std::result::Result::ok).ok_or_else(Error::unavailable)
+            Error::unavailable()
+        })
     }
 
     /// Whether whoever comes now would wait for nothing, as far as can be told: some did, and there is a queue again. A
     /// queue by itself may be short of work.
     pub fn are_taken(&self) -> bool {
-        self.waiting.load(Ordering::Relaxed) >= self.most
+        self.queue.available_permits() == 0
             && self.in_vain.lock().unwrap_or_else(PoisonError::into_inner).is_some_and(|at| at.elapsed() < LATELY)
     }
 }
