@@ -8,6 +8,7 @@ mod brief;
 pub mod migrate;
 pub mod page;
 pub mod postgres;
+mod prepared;
 pub mod schema;
 pub mod types;
 
@@ -30,6 +31,7 @@ use tokio::sync::Notify;
 
 use self::batch::Batch;
 pub use self::brief::{brief, looked_up};
+pub use self::prepared::prepared;
 use crate::error::{Error, Result};
 use crate::metrics;
 

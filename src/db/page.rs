@@ -6,14 +6,15 @@
 
 use std::collections::HashMap;
 use std::marker::PhantomData;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use diesel::backend::Backend;
 use diesel::expression::{AppearsOnTable, Expression, SelectableExpression, ValidGrouping, is_aggregate};
 use diesel::pg::Pg;
 use diesel::query_builder::{AstPass, Query, QueryFragment, QueryId};
 use diesel::result::QueryResult;
-use diesel::sql_types::Bool;
+use diesel::serialize::ToSql;
+use diesel::sql_types::{Bool, HasSqlType};
 use diesel::sqlite::Sqlite;
 
 use super::types::sql;
@@ -255,12 +256,13 @@ spelled! {
 pub struct Among<C> {
     column: C,
     ids: Vec<Id>,
-    hex: String,
+    /// As SQLite reads them, written when it does.
+    hex: OnceLock<String>,
 }
 
 /// The rows whose column is one of these ids.
 pub fn among<C: Expression>(column: C, ids: &[Id]) -> Among<C> {
-    Among { column, ids: ids.to_vec(), hex: hex(ids) }
+    Among { column, ids: ids.to_vec(), hex: OnceLock::new() }
 }
 
 impl<C> Expression for Among<C> {
@@ -280,14 +282,31 @@ impl<C> QueryId for Among<C> {
     const HAS_STATIC_QUERY_ID: bool = false;
 }
 
-impl<C: QueryFragment<Pg>> QueryFragment<Pg> for Among<C> {
-    fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, Pg>) -> QueryResult<()> {
+impl<DB, C> QueryFragment<DB> for Among<C>
+where
+    DB: Backend + HasSqlType<sql::Uuid>,
+    C: QueryFragment<DB>,
+    Id: ToSql<sql::Uuid, DB>,
+    Self: Any<DB>,
+{
+    fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, DB>) -> QueryResult<()> {
         self.column.walk_ast(out.reborrow())?;
         // Of one, PostgreSQL soon keeps the plan; of a list of unknown length it plans anew each time.
         if let [id] = self.ids.as_slice() {
             out.push_sql(" = ");
             return out.push_bind_param::<sql::Uuid, _>(id);
         }
+        self.any(out)
+    }
+}
+
+/// How a database compares with a list in one parameter.
+trait Any<DB: Backend> {
+    fn any<'b>(&'b self, out: AstPass<'_, 'b, DB>) -> QueryResult<()>;
+}
+
+impl<C> Any<Pg> for Among<C> {
+    fn any<'b>(&'b self, mut out: AstPass<'_, 'b, Pg>) -> QueryResult<()> {
         out.push_sql(" = ANY(");
         out.push_bind_param::<sql::Array<sql::Uuid>, _>(&self.ids)?;
         out.push_sql(")");
@@ -295,15 +314,10 @@ impl<C: QueryFragment<Pg>> QueryFragment<Pg> for Among<C> {
     }
 }
 
-impl<C: QueryFragment<Sqlite>> QueryFragment<Sqlite> for Among<C> {
-    fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, Sqlite>) -> QueryResult<()> {
-        self.column.walk_ast(out.reborrow())?;
-        if let [id] = self.ids.as_slice() {
-            out.push_sql(" = ");
-            return out.push_bind_param::<sql::Uuid, _>(id);
-        }
+impl<C> Any<Sqlite> for Among<C> {
+    fn any<'b>(&'b self, mut out: AstPass<'_, 'b, Sqlite>) -> QueryResult<()> {
         out.push_sql(" IN (SELECT unhex(value) FROM json_each(");
-        out.push_bind_param::<sql::Text, _>(&self.hex)?;
+        out.push_bind_param::<sql::Text, _>(self.hex.get_or_init(|| hex(&self.ids)))?;
         out.push_sql("))");
         Ok(())
     }
@@ -330,7 +344,8 @@ fn hex(ids: &[Id]) -> String {
 #[derive(Debug, Clone)]
 pub struct Each<S, Q> {
     parents: Vec<Id>,
-    hex: String,
+    /// As SQLite reads them, written when it does.
+    hex: OnceLock<String>,
     table: &'static str,
     columns: PhantomData<S>,
     query: Q,
@@ -338,7 +353,7 @@ pub struct Each<S, Q> {
 
 /// See [`Each`].
 pub fn each<S, Q>(parents: &[Id], table: &'static str, query: Q) -> Each<S, Q> {
-    Each { parents: parents.to_vec(), hex: hex(parents), table, columns: PhantomData, query }
+    Each { parents: parents.to_vec(), hex: OnceLock::new(), table, columns: PhantomData, query }
 }
 
 impl<S, Q: Query> Query for Each<S, Q> {
@@ -375,7 +390,7 @@ where
         columns.to_sql(&mut text, &Sqlite)?;
         out.push_sql(&diesel::query_builder::QueryBuilder::<Sqlite>::finish(text));
         out.push_sql(" FROM json_each(");
-        out.push_bind_param::<sql::Text, _>(&self.hex)?;
+        out.push_bind_param::<sql::Text, _>(self.hex.get_or_init(|| hex(&self.parents)))?;
         out.push_sql(") AS parent CROSS JOIN ");
         out.push_identifier(self.table)?;
         out.push_sql(" WHERE ");

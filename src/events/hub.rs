@@ -26,6 +26,8 @@ const BATCH: i64 = 500;
 /// Without any hint the log is looked at this often: what another instance wrote is told, and sessions it ended are over,
 /// within a second even then.
 const POLL: Duration = Duration::from_millis(500);
+/// However much is written, the log is read no more often than this, so that a read has more than one event to tell.
+const PACE: Duration = Duration::from_millis(5);
 /// While an event is written but not settled, this often.
 const UNSETTLED_POLL: Duration = Duration::from_millis(5);
 
@@ -214,6 +216,7 @@ impl<T: Send + Sync + 'static> Hub<T> {
             return;
         };
         loop {
+            let next = tokio::time::Instant::now() + PACE;
             let wait = match self.catch_up(&db, &mut position).await {
                 Ok(true) => UNSETTLED_POLL,
                 Ok(false) => POLL,
@@ -229,6 +232,7 @@ impl<T: Send + Sync + 'static> Hub<T> {
                 () = hints.heard() => {}
                 () = tokio::time::sleep(wait) => {}
             }
+            tokio::time::sleep_until(next).await;
         }
         self.pulse().answered = None;
         // Whoever still listens is told that nothing more comes.

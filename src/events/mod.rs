@@ -131,7 +131,7 @@ impl Event {
 
 /// An event to be written.
 #[derive(Clone, Debug, Insertable)]
-#[diesel(table_name = events)]
+#[diesel(table_name = events, treat_none_as_default_value = false)]
 pub struct NewEvent {
     /// See [`Event::id`].
     pub id: Id,

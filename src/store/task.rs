@@ -12,7 +12,7 @@ use super::{mail, project, user};
 use crate::access::{Action, Standing, Subject, Viewer};
 use crate::db::page::among;
 use crate::db::schema::{labels, projects, task_labels, tasks};
-use crate::db::{Conn, Db, looked_up};
+use crate::db::{Conn, Db, looked_up, prepared};
 use crate::error::{Error, FaultCode, Result, is_orphan};
 use crate::events::{self, Kind, NewEvent};
 use crate::id::Id;
@@ -68,7 +68,7 @@ stored_as_smallint!(Priority { Low = 0, Medium = 1, High = 2, Urgent = 3 });
 
 /// A task.
 #[derive(Clone, Debug, PartialEq, Eq, Queryable, Selectable, Insertable, Serialize, Deserialize)]
-#[diesel(table_name = tasks)]
+#[diesel(table_name = tasks, treat_none_as_default_value = false)]
 pub struct Task {
     /// Its id.
     pub id: Id,
@@ -252,22 +252,19 @@ pub async fn update(db: &Db, now: Timestamp, viewer: &Viewer, id: Id, changes: &
             }
             new.version += 1;
             new.updated_at = now;
-            let updated = on!(tx, |c| diesel::update(tasks::table.find(id))
-                .filter(tasks::version.eq(old.version))
-                .set((
-                    tasks::title.eq(&new.title),
-                    tasks::description.eq(&new.description),
-                    tasks::search.eq(search(&new)),
-                    tasks::status.eq(new.status),
-                    tasks::priority.eq(new.priority),
-                    tasks::due_at.eq(new.due_at),
-                    tasks::completed_at.eq(new.completed_at),
-                    tasks::assignee_id.eq(new.assignee_id),
-                    tasks::version.eq(new.version),
-                    tasks::updated_at.eq(now),
-                ))
-                .execute(c)
-                .await);
+            let update = diesel::update(tasks::table.find(id)).filter(tasks::version.eq(old.version)).set((
+                tasks::title.eq(&new.title),
+                tasks::description.eq(&new.description),
+                tasks::search.eq(search(&new)),
+                tasks::status.eq(new.status),
+                tasks::priority.eq(new.priority),
+                tasks::due_at.eq(new.due_at),
+                tasks::completed_at.eq(new.completed_at),
+                tasks::assignee_id.eq(new.assignee_id),
+                tasks::version.eq(new.version),
+                tasks::updated_at.eq(now),
+            ));
+            let updated = on!(tx, |c| prepared(update).execute(c).await);
             match updated {
                 // Somebody was faster: look again, and refuse if a version was expected.
                 Ok(0) => continue,
