@@ -336,6 +336,11 @@ impl Error {
         Self::fault(field, FaultCode::NotFound, format!("There is no such {what}."))
     }
 
+    /// Whether it says that the server cannot do it now.
+    pub const fn is_unavailable(&self) -> bool {
+        matches!(self, Self::Aborted(_) | Self::Refused { code: Code::Unavailable, .. })
+    }
+
     /// An argument outside of what the field takes.
     pub fn bad_input(message: impl Into<Cow<'static, str>>) -> Self {
         Self::refused(Code::BadUserInput, message)

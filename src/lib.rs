@@ -17,8 +17,8 @@
 //!
 //! Each may use what is to its right, and none what is to its left. What stands beside the line may be used from
 //! everywhere: [`access`] (who may), [`error`] (what a client is told), [`config`], [`id`], [`time`], [`network`],
-//! [`limits`], [`telemetry`], [`metrics`], which reads how full the parts are, and [`admission`], which `http` asks. Of the line these
-//! know no more than shapes: the column types of [`db`], and in [`config`] those of settings, such as
+//! [`limits`], [`telemetry`], [`metrics`], which reads how full the parts are, and [`admission`], which `http` asks. Of
+//! the line these know no more than shapes: the column types of [`db`], and in [`config`] those of settings, such as
 //! [`store::lockout::Rule`]. Four are started by `main` and work on the line from outside: [`jobs`], [`mail`], which
 //! `store` queues for and [`jobs`] runs, [`demo`], and [`admin`].
 //!
@@ -29,6 +29,7 @@
 //! | [`http::accept`], [`http::address`], [`http::origin`] | connections and their deadlines; from which address a request comes, and from which page |
 //! | [`http::auth`], [`http::recovery`] | the `/auth` routes: sign-up, tokens, mailed links |
 //! | [`http::operation`], [`http::persisted`], [`http::answer`] | a GraphQL operation from its words to its answer, the same for every transport |
+//! | [`http::turns`], [`http::recent`] | who may execute now, and who is refused at the door; documents that were read lately |
 //! | [`http::subscription`] | a subscription: opened once, then told event by event, everybody who asked the same at once |
 //! | [`http::graphql`], [`http::negotiate`] | GraphQL over HTTP |
 //! | [`http::websocket`], [`http::protocol`], [`http::sse`] | GraphQL over WebSocket and over server-sent events |
@@ -39,13 +40,15 @@
 //! | [`telemetry`] | the log, and traces for a collector |
 //! | [`auth`] | from a token to its [`access::Viewer`], by the session in [`auth::sessions`]; password hashes and tokens in [`auth::credential`] |
 //! | [`graphql`] | the nouns' types, queries, inputs, mutations and subscriptions; guards, global ids, connections, loaders |
+//! | [`graphql::level`], [`graphql::json`] | a short cut for plain selections: all objects of a level at once, straight into JSON |
+//! | [`graphql::complete`] | what the library leaves undone of an answer: its order, and where a null goes up |
 //! | [`store`] | the nouns' rows, reads and transactions; [`store::value`] and [`store::password`] have what was checked, such as a `Title` |
 //! | [`store::account`], [`store::session`], [`store::token`], [`store::lockout`], [`store::audit`], [`store::export`] | the life of an account, its sessions and mailed tokens, what is kept of it |
 //! | [`store::notification`], [`store::mention`] | inboxes, and who is named in a comment |
 //! | [`store::task_list`] | lists of tasks: filters, orders, a page at a time, for many parents at once |
 //! | [`store::mail`], [`mail`] | the mail queue; its words and its sending |
 //! | [`events`] | the log (transactional outbox), [`events::hub`], which tails it and fans out, and [`events::hint`] between instances |
-//! | [`db`] | [`db::Db`], [`db::Conn`] and [`on!`]; types, tables, migrations, keyset paging |
+//! | [`db`] | [`db::Db`], [`db::Conn`] and [`on!`]; types, tables, migrations, keyset paging; `batch` commits for many at once and `brief` works on the spot, both for SQLite |
 //! | [`admin::backup`], [`admin::relocate`] | a copy of SQLite while it is in use; everything carried over to PostgreSQL |
 //! | [`admin::settings`], [`admin::doctor`] | what is wrong with the settings, and with what they lead to |
 //! | [`jobs`] | what happens on time: mail, inboxes, clearing away |

@@ -4,13 +4,15 @@ use std::sync::Arc;
 
 use async_graphql::{Context, ID, InputObject, Object, Result, SimpleObject};
 
+use super::level::{Level, Selected, Step};
 use super::node::{self, Noun};
 use super::payload::{UserError, write};
 use super::task::Task;
 use super::user::User;
-use super::{Caller, guard};
+use super::{Caller, guard, loader};
 use crate::access::Action;
 use crate::error::{Code, Error};
+use crate::own;
 use crate::store::comment as store;
 use crate::store::value::Body;
 use crate::time::Timestamp;
@@ -62,12 +64,35 @@ impl Comment {
 
     /// Whether the viewer may change the text.
     async fn viewer_can_update(&self, ctx: &Context<'_>) -> Result<bool> {
-        Ok(Caller::of(ctx).viewer()?.may(Action::UpdateComment, &*self.0))
+        Ok(self.lets(Caller::of(ctx), Action::UpdateComment)?)
     }
 
     /// Whether the viewer may delete it.
     async fn viewer_can_delete(&self, ctx: &Context<'_>) -> Result<bool> {
-        Ok(Caller::of(ctx).viewer()?.may(Action::DeleteComment, &*self.0))
+        Ok(self.lets(Caller::of(ctx), Action::DeleteComment)?)
+    }
+}
+
+impl Comment {
+    fn lets(&self, caller: &Caller, action: Action) -> crate::error::Result<bool> {
+        Ok(caller.viewer()?.may(action, &*self.0))
+    }
+}
+
+impl Level for Comment {
+    fn step<'a>(field: &Selected<'a>) -> Option<Step<'a, Self>> {
+        Some(match field.name() {
+            "id" => own!(|comment| node::encode(Noun::Comment, comment.0.id)),
+            "body" => own!(|comment| comment.0.body),
+            "author" => field.one(|comment: &Self| Some(comment.0.author_id), loader::Users, User, true)?,
+            "task" => field.one(|comment: &Self| Some(comment.0.task_id), loader::Tasks, Task, true)?,
+            "createdAt" => own!(|comment| comment.0.created_at),
+            "updatedAt" => own!(|comment| comment.0.updated_at),
+            "isEdited" => own!(|comment| comment.0.is_edited),
+            "viewerCanUpdate" => own!(|comment, caller| comment.lets(caller, Action::UpdateComment)?),
+            "viewerCanDelete" => own!(|comment, caller| comment.lets(caller, Action::DeleteComment)?),
+            _ => return None,
+        })
     }
 }
 

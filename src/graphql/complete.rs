@@ -41,22 +41,10 @@ impl Shape {
         self.0.get(parent)?.get(name)
     }
 
-    /// Completes the answer to an operation of the document, whose fields are those of this type.
-    pub fn complete(
-        &self,
-        document: &ExecutableDocument,
-        operation: Option<&str>,
-        root: &str,
-        response: &mut Response,
-    ) {
-        let Some(operation) = chosen(document, operation) else { return };
-        for error in &response.errors {
-            place(&mut response.data, &error.path);
-        }
-        if let Value::Object(fields) = std::mem::take(&mut response.data) {
-            let plan = Planner { shape: self, document }.plan(&[(root, &operation.selection_set.node)]);
-            response.data = plan.object(fields).map_or(Value::Null, Value::Object);
-        }
+    /// What the answer to an operation of the document has to look like, whose fields are those of this type.
+    pub fn plan<'a>(&'a self, document: &'a ExecutableDocument, operation: Option<&str>, root: &'a str) -> Plan<'a> {
+        let set = chosen(document, operation).map(|operation| (root, &operation.selection_set.node));
+        Planner { shape: self, document }.plan(set.as_slice())
     }
 }
 
@@ -122,7 +110,10 @@ impl<'a> Planner<'a> {
         for (parent, set) in sets {
             self.collect(parent, set, &mut fields);
         }
-        let fields = fields.into_iter().map(|(key, (ty, sets))| Field { key, ty, plan: self.plan(&sets) });
+        let fields = fields.into_iter().map(|(key, (ty, sets))| {
+            let plan = self.plan(&sets);
+            Field { key, ty, is_merged: sets.len() > 1 || plan.is_merged(), plan }
+        });
         Plan { fields: fields.collect() }
     }
 
@@ -154,17 +145,39 @@ impl<'a> Planner<'a> {
 }
 
 /// What is selected of an object, in the order of the query. Of a scalar that is nothing.
-struct Plan<'a> {
+pub struct Plan<'a> {
     fields: Vec<Field<'a>>,
 }
 
 struct Field<'a> {
     key: &'a str,
     ty: Option<&'a Type>,
+    is_merged: bool,
     plan: Plan<'a>,
 }
 
 impl Plan<'_> {
+    /// Whether there is an object of which things are selected in several places: the library resolves each by itself and
+    /// puts together what comes of them.
+    pub fn is_merged(&self) -> bool {
+        self.fields.iter().any(|field| field.is_merged)
+    }
+
+    /// Whether there is one root field.
+    pub fn is_single(&self) -> bool {
+        self.fields.len() == 1
+    }
+
+    /// Completes the answer.
+    pub fn complete(&self, response: &mut Response) {
+        for error in &response.errors {
+            place(&mut response.data, &error.path);
+        }
+        if let Value::Object(fields) = std::mem::take(&mut response.data) {
+            response.data = self.object(fields).map_or(Value::Null, Value::Object);
+        }
+    }
+
     /// The object with its fields in order; nothing if a null in it does not stop there.
     fn object(&self, mut values: IndexMap<Name, Value>) -> Option<IndexMap<Name, Value>> {
         // Fields that need not wait stand in order already.
@@ -248,7 +261,8 @@ mod tests {
                 ..ServerError::new("no", None)
             })
             .collect();
-        Shape::of(SDL).complete(&parse_query(document).expect("a document"), None, "Query", &mut response);
+        let document = parse_query(document).expect("a document");
+        Shape::of(SDL).plan(&document, None, "Query").complete(&mut response);
         serde_json::to_string(&response.data).expect("JSON")
     }
 
@@ -257,6 +271,18 @@ mod tests {
         let document = "{ b: users { name } a: user { ...F email } } fragment F on Named { x: name }";
         let data = value!({ "a": { "email": "e", "x": "n" }, "b": [{ "name": "n" }] });
         assert_eq!(completed(document, data, &[]), r#"{"b":[{"name":"n"}],"a":{"x":"n","email":"e"}}"#);
+    }
+
+    #[test]
+    fn what_is_selected_in_several_places_is_known() {
+        let shape = Shape::of(SDL);
+        let is_merged = |text| {
+            let document = parse_query(text).expect("a document");
+            shape.plan(&document, None, "Query").is_merged()
+        };
+        assert!(!is_merged("{ user { name name ...F } users { name } } fragment F on User { email }"));
+        assert!(is_merged("{ user { name } ...F } fragment F on Query { user { email } }"));
+        assert!(is_merged("{ user { boss { name } boss { email } } }"));
     }
 
     #[test]

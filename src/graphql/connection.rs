@@ -7,11 +7,15 @@ use std::sync::Arc;
 use async_graphql::{Context, Object, OutputType, Result, SimpleObject, TypeName};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use futures_util::future::{BoxFuture, try_join_all};
+use futures_util::{FutureExt, TryFutureExt};
 
 use super::Caller;
+use super::level::{Hung, Level, Selected, Step, Texts};
 use crate::db::page::{Key, Page, Position, Window};
 use crate::error::Error;
 use crate::id::Id;
+use crate::own;
 use crate::store::{audit, notification, project, task_list, user};
 use crate::time::Timestamp;
 
@@ -47,6 +51,16 @@ pub struct Paging {
 }
 
 impl Paging {
+    /// The paging arguments of a selected field.
+    pub fn of(field: &Selected<'_>) -> Option<Self> {
+        Some(Self {
+            first: field.argument("first")?,
+            after: field.argument("after")?,
+            last: field.argument("last")?,
+            before: field.argument("before")?,
+        })
+    }
+
     /// How many, and whether counted from the end.
     pub fn size(&self) -> crate::error::Result<(usize, bool)> {
         let (name, size, backward) = match (self.first, self.last) {
@@ -169,8 +183,7 @@ pub enum Total {
 }
 
 impl Total {
-    async fn count(&self, ctx: &Context<'_>) -> crate::error::Result<i64> {
-        let caller = Caller::of(ctx);
+    async fn count(&self, caller: &Caller) -> crate::error::Result<i64> {
         let (app, viewer, loaders) = (caller.app(), caller.viewer()?, caller.loaders()?);
         match self {
             Self::Users(list) => user::count(&mut app.db.conn().await?, &list.filter).await,
@@ -186,6 +199,7 @@ impl Total {
 }
 
 /// One object on a page and its place in the list.
+#[derive(Clone)]
 pub struct Edge<T> {
     tag: Tag,
     position: Position,
@@ -193,6 +207,7 @@ pub struct Edge<T> {
 }
 
 /// One page of a list.
+#[derive(Clone)]
 pub struct Connection<T> {
     tag: Tag,
     total: Total,
@@ -215,6 +230,27 @@ impl<T> Connection<T> {
     }
 }
 
+impl<T: Clone> Connection<T> {
+    fn all_edges(&self) -> Vec<Edge<T>> {
+        let edge =
+            |(position, node): &(Position, T)| Edge { tag: self.tag, position: position.clone(), node: node.clone() };
+        self.nodes.iter().map(edge).collect()
+    }
+
+    fn all_nodes(&self) -> Vec<T> {
+        self.nodes.iter().map(|(_, node)| node.clone()).collect()
+    }
+
+    fn place(&self) -> PageInfo {
+        PageInfo {
+            has_next_page: self.has_next,
+            has_previous_page: self.has_previous,
+            start_cursor: self.nodes.first().map(|(position, _)| self.tag.encode(position)),
+            end_cursor: self.nodes.last().map(|(position, _)| self.tag.encode(position)),
+        }
+    }
+}
+
 impl<T: OutputType> TypeName for Connection<T> {
     fn type_name() -> Cow<'static, str> {
         format!("{}Connection", T::type_name()).into()
@@ -232,29 +268,22 @@ impl<T: OutputType> TypeName for Edge<T> {
 impl<T: OutputType + Clone> Connection<T> {
     /// The objects on this page, each with its cursor.
     pub async fn edges(&self) -> Vec<Edge<T>> {
-        let edge =
-            |(position, node): &(Position, T)| Edge { tag: self.tag, position: position.clone(), node: node.clone() };
-        self.nodes.iter().map(edge).collect()
+        self.all_edges()
     }
 
     /// The objects on this page.
     pub async fn nodes(&self) -> Vec<T> {
-        self.nodes.iter().map(|(_, node)| node.clone()).collect()
+        self.all_nodes()
     }
 
     /// Where this page stands in the list.
     pub async fn page_info(&self) -> PageInfo {
-        PageInfo {
-            has_next_page: self.has_next,
-            has_previous_page: self.has_previous,
-            start_cursor: self.nodes.first().map(|(position, _)| self.tag.encode(position)),
-            end_cursor: self.nodes.last().map(|(position, _)| self.tag.encode(position)),
-        }
+        self.place()
     }
 
     /// How many objects the whole list has. Counted only when asked for: leave it out where it is not needed.
     pub async fn total_count(&self, ctx: &Context<'_>) -> Result<i64> {
-        Ok(self.total.count(ctx).await?)
+        Ok(self.total.count(Caller::of(ctx)).await?)
     }
 }
 
@@ -270,5 +299,48 @@ impl<T: OutputType + Clone> Edge<T> {
     /// The object.
     async fn node(&self) -> T {
         self.node.clone()
+    }
+}
+
+impl<T: Level> Level for Connection<T> {
+    fn step<'a>(field: &Selected<'a>) -> Option<Step<'a, Self>> {
+        match field.name() {
+            "edges" => field.lists(Self::all_edges),
+            "nodes" => field.lists(Self::all_nodes),
+            "pageInfo" => field.inner(Self::place),
+            "totalCount" => Some(Step::Hung(Box::new(Counts))),
+            _ => None,
+        }
+    }
+}
+
+struct Counts;
+
+impl<T: Level> Hung<Connection<T>> for Counts {
+    fn resolve<'r>(&'r self, pages: &'r [Connection<T>], caller: &'r Caller) -> BoxFuture<'r, Result<Texts, Error>> {
+        let counts = try_join_all(pages.iter().map(|page| page.total.count(caller)));
+        counts.map_ok(Texts::of).boxed()
+    }
+}
+
+impl<T: Level> Level for Edge<T> {
+    fn step<'a>(field: &Selected<'a>) -> Option<Step<'a, Self>> {
+        match field.name() {
+            "cursor" => Some(own!(|edge| edge.tag.encode(&edge.position))),
+            "node" => field.inner(|edge: &Self| edge.node.clone()),
+            _ => None,
+        }
+    }
+}
+
+impl Level for PageInfo {
+    fn step<'a>(field: &Selected<'a>) -> Option<Step<'a, Self>> {
+        Some(match field.name() {
+            "hasNextPage" => own!(|page| page.has_next_page),
+            "hasPreviousPage" => own!(|page| page.has_previous_page),
+            "startCursor" => own!(|page| page.start_cursor),
+            "endCursor" => own!(|page| page.end_cursor),
+            _ => return None,
+        })
     }
 }

@@ -4,12 +4,14 @@ use std::sync::Arc;
 
 use async_graphql::{Context, ID, InputObject, MaybeUndefined, Object, Result, SimpleObject};
 
+use super::level::{Level, Selected, Step};
 use super::node::{self, Noun};
 use super::payload::{UserError, write};
 use super::project::Project;
 use super::user::required;
-use super::{Caller, guard};
+use super::{Caller, guard, loader};
 use crate::error::Error;
+use crate::own;
 use crate::store::label as store;
 use crate::store::value::{Color, Faults, LabelName};
 
@@ -40,6 +42,18 @@ impl Label {
     async fn project(&self, ctx: &Context<'_>) -> Result<Project> {
         let project = Caller::of(ctx).loaders()?.project(self.0.project_id).await?;
         Ok(Project(project.ok_or_else(|| Error::refused(crate::error::Code::NotFound, "The project is gone."))?))
+    }
+}
+
+impl Level for Label {
+    fn step<'a>(field: &Selected<'a>) -> Option<Step<'a, Self>> {
+        Some(match field.name() {
+            "id" => own!(|label| node::encode(Noun::Label, label.0.id)),
+            "name" => own!(|label| label.0.name),
+            "color" => own!(|label| label.0.color),
+            "project" => field.one(|label: &Self| Some(label.0.project_id), loader::Projects, Project, true)?,
+            _ => return None,
+        })
     }
 }
 

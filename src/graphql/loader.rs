@@ -5,8 +5,10 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fmt::Debug;
+use std::future::poll_fn;
 use std::hash::Hash;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::task::Poll;
 
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared};
@@ -26,9 +28,15 @@ use crate::store::{comment, event, label, notification, project, session, task, 
 const QUIET: usize = 2;
 
 /// One kind of thing that is loaded by key.
-trait Load: Send + Sync + 'static {
+pub trait Load: Send + Sync + 'static {
+    /// What it is found by.
     type Key: Clone + Debug + Eq + Hash + Send + Sync;
+    /// What is found.
     type Value: Clone + Send + Sync;
+    /// The loader of this kind.
+    fn of(loaders: &Loaders) -> &Loader<Self>
+    where
+        Self: Sized;
     /// What is found; a key that is left out stands for nothing found.
     fn load(
         app: &App,
@@ -39,21 +47,34 @@ trait Load: Send + Sync + 'static {
 
 type Found<L> = std::result::Result<HashMap<<L as Load>::Key, <L as Load>::Value>, (Code, String)>;
 
-/// Keys that are going to be read together, and what all who asked for one of them wait for.
+/// What all wait for who asked for one of the keys.
+type Answer<L> = Shared<BoxFuture<'static, Arc<Found<L>>>>;
+
+/// What was found by some keys, perhaps among others.
+pub struct Loaded<L: Load>(Arc<Found<L>>);
+
+impl<L: Load> Loaded<L> {
+    /// What was found by a key.
+    pub fn get(&self, key: &L::Key) -> Option<&L::Value> {
+        self.0.as_ref().as_ref().ok()?.get(key)
+    }
+}
+
+/// Keys that are going to be read together.
 struct Batch<L: Load> {
     keys: HashSet<L::Key>,
-    found: Shared<BoxFuture<'static, Arc<Found<L>>>>,
+    found: Answer<L>,
 }
 
 type Open<L> = Mutex<Option<Batch<L>>>;
 
 /// Gathers keys. The `dataloader` crate lets each key wait for a fixed number of turns of the executor, in each of which all
 /// that waits is polled: enough turns for the widest list are too many for every other. Here one waits for all.
-struct Loader<L: Load>(Arc<Open<L>>);
+pub struct Loader<L: Load>(OnceLock<Arc<Open<L>>>);
 
 impl<L: Load> Default for Loader<L> {
     fn default() -> Self {
-        Self(Arc::default())
+        Self(OnceLock::new())
     }
 }
 
@@ -62,9 +83,13 @@ fn lock<L: Load>(open: &Open<L>) -> MutexGuard<'_, Option<Batch<L>>> {
 }
 
 impl<L: Load> Loader<L> {
+    fn open(&self) -> &Arc<Open<L>> {
+        self.0.get_or_init(Arc::default)
+    }
+
     /// What is found by a key, with what is found by those that are asked for at the same time.
-    async fn load(&self, app: &Arc<App>, asker: &Arc<Asker>, key: L::Key) -> Arc<Found<L>> {
-        let (found, first) = self.join(app, asker, key);
+    async fn one(&self, app: &Arc<App>, asker: &Arc<Asker>, key: L::Key) -> Arc<Found<L>> {
+        let (found, first) = self.join(app, asker, [key]);
         if let Some(first) = first {
             self.settled().await;
             // Dropped before that too, so that nobody waits for one who has gone.
@@ -73,23 +98,32 @@ impl<L: Load> Loader<L> {
         found.await
     }
 
+    /// What is found by all keys of a level, with what is found by those of the fields beside it.
+    async fn all(&self, app: &Arc<App>, asker: &Arc<Asker>, keys: impl IntoIterator<Item = L::Key>) -> Arc<Found<L>> {
+        let (found, first) = self.join(app, asker, keys);
+        if let Some(first) = first {
+            beside().await;
+            drop(first);
+        }
+        found.await
+    }
+
     /// Joins the batch that is open, or opens one: it is read when what the first one gets is dropped.
-    #[expect(clippy::type_complexity, reason = "taken apart at once")]
     fn join(
         &self,
         app: &Arc<App>,
         asker: &Arc<Asker>,
-        key: L::Key,
-    ) -> (Shared<BoxFuture<'static, Arc<Found<L>>>>, Option<oneshot::Sender<()>>) {
-        let mut open = lock(&self.0);
+        keys: impl IntoIterator<Item = L::Key>,
+    ) -> (Answer<L>, Option<oneshot::Sender<()>>) {
+        let mut open = lock(self.open());
         let mut first = None;
         let batch = open.get_or_insert_with(|| {
             let (sender, settled) = oneshot::channel();
             first = Some(sender);
-            let found = read::<L>(Arc::clone(app), Arc::clone(asker), Arc::downgrade(&self.0), settled);
+            let found = read::<L>(Arc::clone(app), Arc::clone(asker), Arc::downgrade(self.open()), settled);
             Batch { keys: HashSet::new(), found: found.boxed().shared() }
         });
-        batch.keys.insert(key);
+        batch.keys.extend(keys);
         (batch.found.clone(), first)
     }
 
@@ -98,11 +132,24 @@ impl<L: Load> Loader<L> {
         let (mut joined, mut quiet) = (1, 0);
         while quiet < QUIET {
             tokio::task::yield_now().await;
-            let now = lock(&self.0).as_ref().map_or(0, |batch| batch.keys.len());
+            let now = lock(self.open()).as_ref().map_or(0, |batch| batch.keys.len());
             quiet = if now == joined { quiet + 1 } else { 0 };
             joined = now;
         }
     }
+}
+
+/// Lets what is polled together go first.
+async fn beside() {
+    let mut is_first = true;
+    poll_fn(|cx| {
+        if std::mem::take(&mut is_first) {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        Poll::Ready(())
+    })
+    .await;
 }
 
 async fn read<L: Load>(
@@ -119,6 +166,13 @@ async fn read<L: Load>(
         let (code, message, _) = error.told();
         (code, message.to_string())
     }))
+}
+
+fn checked<L: Load>(found: Arc<Found<L>>) -> Result<Loaded<L>> {
+    match &*found {
+        Ok(_) => Ok(Loaded(found)),
+        Err((code, message)) => Err(Error::refused(*code, message.clone())),
+    }
 }
 
 macro_rules! loads {
@@ -145,10 +199,13 @@ macro_rules! loads {
 
         $(
             $(#[$doc])*
-            struct $kind;
+            pub struct $kind;
             impl Load for $kind {
                 type Key = $key;
                 type Value = $value;
+                fn of(loaders: &Loaders) -> &Loader<Self> {
+                    &loaders.$name
+                }
                 async fn load($app: &App, $asker: &Asker, $keys: &[$key]) -> Result<HashMap<$key, $value>> {
                     $body
                 }
@@ -158,13 +215,16 @@ macro_rules! loads {
 }
 
 loads! {
+    /// Users, whoever they are.
     users: Users(Id => Arc<user::User>) |app, _asker, ids| {
         let rows = user::any_by_ids(&mut app.db.conn().await?, ids).await?;
         Ok(rows.into_iter().map(|user| (user.id, Arc::new(user))).collect())
     };
+    /// What users own and have to do.
     user_stats: UserStats(Id => user::Stats) |app, _asker, ids| {
         user::stats(&mut app.db.conn().await?, ids).await
     };
+    /// The sessions of users.
     user_sessions: UserSessions(Id => Vec<session::Session>) |app, _asker, ids| {
         let (mut conn, now) = (app.db.conn().await?, app.clock.now());
         let mut sessions = HashMap::new();
@@ -174,13 +234,16 @@ loads! {
         }
         Ok(sessions)
     };
+    /// Projects that the viewer sees.
     projects: Projects(Id => Arc<project::Project>) |app, asker, ids| {
         let rows = project::by_ids(&mut app.db.conn().await?, asker.viewer()?, ids).await?;
         Ok(rows.into_iter().map(|project| (project.id, Arc::new(project))).collect())
     };
+    /// How the tasks of projects stand.
     project_stats: ProjectStats(Id => project::Stats) |app, _asker, ids| {
         project::stats(&mut app.db.conn().await?, ids, app.clock.now()).await
     };
+    /// Pages of the projects of owners.
     project_pages: ProjectPages((Arc<project::List>, Id) => Page<Arc<project::Project>>) |app, _asker, keys| {
         let mut conn = app.db.conn().await?;
         let mut pages = HashMap::new();
@@ -190,6 +253,7 @@ loads! {
         }
         Ok(pages)
     };
+    /// How many projects owners have.
     project_counts: ProjectCounts((Arc<project::List>, Id) => i64) |app, _asker, keys| {
         let mut conn = app.db.conn().await?;
         let mut counts = HashMap::new();
@@ -199,6 +263,7 @@ loads! {
         }
         Ok(counts)
     };
+    /// Labels that the viewer sees.
     labels: Labels(Id => Arc<label::Label>) |app, asker, ids| {
         let mut conn = app.db.conn().await?;
         let rows = label::by_ids(&mut conn, ids).await?;
@@ -207,18 +272,22 @@ loads! {
         let seen = |label: &label::Label| seen.iter().any(|project| project.id == label.project_id);
         Ok(rows.into_iter().filter(seen).map(|label| (label.id, Arc::new(label))).collect())
     };
+    /// The labels of projects.
     project_labels: ProjectLabels(Id => Vec<Arc<label::Label>>) |app, _asker, ids| {
         let rows = label::of_projects(&mut app.db.conn().await?, ids).await?;
         Ok(collected(rows.into_iter().map(|label| (label.project_id, Arc::new(label)))))
     };
+    /// The labels on tasks.
     task_labels: TaskLabels(Id => Vec<Arc<label::Label>>) |app, _asker, ids| {
         let rows = label::of_tasks(&mut app.db.conn().await?, ids).await?;
         Ok(collected(rows.into_iter().map(|(task, label)| (task, Arc::new(label)))))
     };
+    /// Tasks that the viewer sees.
     tasks: Tasks(Id => Arc<task::Task>) |app, asker, ids| {
         let rows = task::by_ids(&mut app.db.conn().await?, asker.viewer()?, ids).await?;
         Ok(rows.into_iter().map(|task| (task.id, Arc::new(task))).collect())
     };
+    /// Pages of the tasks of projects or assignees.
     task_pages: TaskPages(((task_list::Of, Arc<task_list::List>), Id) => Page<Arc<task::Task>>) |app, _asker, keys| {
         let mut conn = app.db.conn().await?;
         let mut pages = HashMap::new();
@@ -228,6 +297,7 @@ loads! {
         }
         Ok(pages)
     };
+    /// How many tasks projects or assignees have.
     task_counts: TaskCounts(((task_list::Of, Arc<task_list::List>), Id) => i64) |app, _asker, keys| {
         let mut conn = app.db.conn().await?;
         let mut counts = HashMap::new();
@@ -237,6 +307,7 @@ loads! {
         }
         Ok(counts)
     };
+    /// Comments that the viewer sees.
     comments: Comments(Id => Arc<comment::Comment>) |app, asker, ids| {
         let mut conn = app.db.conn().await?;
         let rows = comment::by_ids(&mut conn, ids).await?;
@@ -245,6 +316,7 @@ loads! {
         let seen = |comment: &comment::Comment| seen.iter().any(|task| task.id == comment.task_id);
         Ok(rows.into_iter().filter(seen).map(|comment| (comment.id, Arc::new(comment))).collect())
     };
+    /// Pages of the comments on tasks.
     comment_pages: CommentPages((Arc<Window>, Id) => Page<Arc<comment::Comment>>) |app, _asker, keys| {
         let mut conn = app.db.conn().await?;
         let mut pages = HashMap::new();
@@ -254,13 +326,16 @@ loads! {
         }
         Ok(pages)
     };
+    /// How many comments tasks have.
     comment_counts: CommentCounts(Id => i64) |app, _asker, ids| {
         comment::counts(&mut app.db.conn().await?, ids).await
     };
+    /// Notifications of the viewer's.
     notifications: Notifications(Id => Arc<notification::Notification>) |app, asker, ids| {
         let rows = notification::by_ids(&mut app.db.conn().await?, asker.viewer()?.id, ids).await?;
         Ok(rows.into_iter().map(|row| (row.id, Arc::new(row))).collect())
     };
+    /// Stretches of the history of tasks.
     activity: Activity((Stretch, Id) => Vec<Event>) |app, _asker, keys| {
         let mut conn = app.db.conn().await?;
         let mut pages = HashMap::new();
@@ -286,12 +361,22 @@ fn collected<K: Eq + Hash, V>(pairs: impl Iterator<Item = (K, V)>) -> HashMap<K,
 }
 
 impl Loaders {
+    /// What is found by these keys.
+    pub async fn all<L: Load>(&self, keys: impl IntoIterator<Item = L::Key>) -> Result<Loaded<L>> {
+        checked::<L>(L::of(self).all(&self.app, &self.asker, keys).await)
+    }
+
     /// What is found by a key.
-    async fn load<L: Load>(&self, loader: &Loader<L>, key: L::Key) -> Result<Option<L::Value>> {
-        match &*loader.load(&self.app, &self.asker, key.clone()).await {
-            Ok(found) => Ok(found.get(&key).cloned()),
-            Err((code, message)) => Err(Error::refused(*code, message.clone())),
+    async fn one<L: Load>(&self, key: L::Key) -> Result<Option<L::Value>> {
+        Ok(checked::<L>(L::of(self).one(&self.app, &self.asker, key.clone()).await)?.get(&key).cloned())
+    }
+
+    /// What is found by the key that a root field names: where it is the only one, nothing is asked for beside it.
+    pub async fn root<L: Load>(&self, key: L::Key, is_only: bool) -> Result<Option<L::Value>> {
+        if is_only {
+            return Ok(L::load(&self.app, &self.asker, std::slice::from_ref(&key)).await?.remove(&key));
         }
+        self.one::<L>(key).await
     }
 
     /// What hangs on the event, if it is one that was loaded.
@@ -308,17 +393,17 @@ impl Loaders {
         if let Some(user) = self.attached().await?.and_then(|attached| attached.people.get(&id)) {
             return Ok(Some(Arc::clone(user)));
         }
-        self.load(&self.users, id).await
+        self.one::<Users>(id).await
     }
 
     /// A user's statistics.
     pub async fn user_stats(&self, id: Id) -> Result<user::Stats> {
-        Ok(self.load(&self.user_stats, id).await?.unwrap_or_default())
+        Ok(self.one::<UserStats>(id).await?.unwrap_or_default())
     }
 
     /// A user's sessions that have not ended, newest first.
     pub async fn sessions(&self, id: Id) -> Result<Vec<session::Session>> {
-        Ok(self.load(&self.user_sessions, id).await?.unwrap_or_default())
+        Ok(self.one::<UserSessions>(id).await?.unwrap_or_default())
     }
 
     /// A project by id, if the viewer sees it.
@@ -328,42 +413,42 @@ impl Loaders {
         if let Some(project) = attached.filter(|project| project.id == id) {
             return Ok(Some(Arc::clone(project)));
         }
-        self.load(&self.projects, id).await
+        self.one::<Projects>(id).await
     }
 
     /// A project's statistics.
     pub async fn project_stats(&self, id: Id) -> Result<project::Stats> {
-        Ok(self.load(&self.project_stats, id).await?.unwrap_or_default())
+        Ok(self.one::<ProjectStats>(id).await?.unwrap_or_default())
     }
 
     /// A page of the projects of an owner.
     pub async fn project_page(&self, owner: Id, list: Arc<project::List>) -> Result<Page<Arc<project::Project>>> {
-        self.load(&self.project_pages, (list, owner)).await?.ok_or_else(no_page)
+        self.one::<ProjectPages>((list, owner)).await?.ok_or_else(no_page)
     }
 
     /// How many projects an owner has.
     pub async fn project_count(&self, owner: Id, list: Arc<project::List>) -> Result<i64> {
-        Ok(self.load(&self.project_counts, (list, owner)).await?.unwrap_or_default())
+        Ok(self.one::<ProjectCounts>((list, owner)).await?.unwrap_or_default())
     }
 
     /// A label by id, if the viewer sees its project.
     pub async fn label(&self, id: Id) -> Result<Option<Arc<label::Label>>> {
-        self.load(&self.labels, id).await
+        self.one::<Labels>(id).await
     }
 
     /// The labels of a project.
     pub async fn project_labels(&self, project: Id) -> Result<Vec<Arc<label::Label>>> {
-        Ok(self.load(&self.project_labels, project).await?.unwrap_or_default())
+        Ok(self.one::<ProjectLabels>(project).await?.unwrap_or_default())
     }
 
     /// The labels on a task.
     pub async fn task_labels(&self, task: Id) -> Result<Vec<Arc<label::Label>>> {
-        Ok(self.load(&self.task_labels, task).await?.unwrap_or_default())
+        Ok(self.one::<TaskLabels>(task).await?.unwrap_or_default())
     }
 
     /// A task by id, if the viewer sees it.
     pub async fn task(&self, id: Id) -> Result<Option<Arc<task::Task>>> {
-        self.load(&self.tasks, id).await
+        self.one::<Tasks>(id).await
     }
 
     /// A page of the tasks of a project or an assignee.
@@ -373,12 +458,12 @@ impl Loaders {
         id: Id,
         list: Arc<task_list::List>,
     ) -> Result<Page<Arc<task::Task>>> {
-        self.load(&self.task_pages, ((of, list), id)).await?.ok_or_else(no_page)
+        self.one::<TaskPages>(((of, list), id)).await?.ok_or_else(no_page)
     }
 
     /// How many tasks a project or an assignee has.
     pub async fn task_count(&self, of: task_list::Of, id: Id, list: Arc<task_list::List>) -> Result<i64> {
-        Ok(self.load(&self.task_counts, ((of, list), id)).await?.unwrap_or_default())
+        Ok(self.one::<TaskCounts>(((of, list), id)).await?.unwrap_or_default())
     }
 
     /// A comment by id, if the viewer sees its task.
@@ -388,27 +473,27 @@ impl Loaders {
         if let Some(comment) = attached.filter(|comment| comment.id == id) {
             return Ok(Some(Arc::clone(comment)));
         }
-        self.load(&self.comments, id).await
+        self.one::<Comments>(id).await
     }
 
     /// A page of the comments on a task.
     pub async fn comment_page(&self, task: Id, window: Arc<Window>) -> Result<Page<Arc<comment::Comment>>> {
-        self.load(&self.comment_pages, (window, task)).await?.ok_or_else(no_page)
+        self.one::<CommentPages>((window, task)).await?.ok_or_else(no_page)
     }
 
     /// How many comments a task has.
     pub async fn comment_count(&self, task: Id) -> Result<i64> {
-        Ok(self.load(&self.comment_counts, task).await?.unwrap_or_default())
+        Ok(self.one::<CommentCounts>(task).await?.unwrap_or_default())
     }
 
     /// A notification of the viewer, by the id of its event.
     pub async fn notification(&self, id: Id) -> Result<Option<Arc<notification::Notification>>> {
-        self.load(&self.notifications, id).await
+        self.one::<Notifications>(id).await
     }
 
     /// A stretch of a task's history.
     pub async fn activity(&self, task: Id, stretch: Stretch) -> Result<Vec<Event>> {
-        Ok(self.load(&self.activity, (stretch, task)).await?.unwrap_or_default())
+        Ok(self.one::<Activity>((stretch, task)).await?.unwrap_or_default())
     }
 }
 

@@ -8,7 +8,9 @@ pub mod connection;
 pub mod deprecation;
 pub mod event;
 pub mod guard;
+pub mod json;
 pub mod label;
+pub mod level;
 pub mod live;
 pub mod loader;
 pub mod node;
@@ -121,19 +123,35 @@ struct Inner {
     asker: Arc<Asker>,
     /// The event that is answered, if it is one.
     event: Option<Arc<Delivery<Objects>>>,
+    manner: Manner,
     loaders: OnceLock<Loaders>,
+}
+
+/// What the document says of how its answer may be made.
+#[derive(Clone, Copy, Default)]
+pub struct Manner {
+    /// Selections may be resolved by [`level`].
+    pub by_level: bool,
+    /// There is one root field.
+    pub is_single: bool,
 }
 
 impl Caller {
     /// A caller, signed in or not.
-    pub fn new(app: Arc<App>, viewer: Option<Viewer>) -> Self {
-        Self::about(app, viewer, None)
+    pub fn new(app: Arc<App>, viewer: Option<Viewer>, manner: Manner) -> Self {
+        let asker = Arc::new(Asker { viewer, asked: AtomicBool::new(false) });
+        Self(Arc::new(Inner { app, asker, event: None, manner, loaders: OnceLock::new() }))
     }
 
     /// A subscriber who is told of an event, which brings along what is known of it.
-    pub fn about(app: Arc<App>, viewer: Option<Viewer>, event: Option<Arc<Delivery<Objects>>>) -> Self {
+    pub fn about(app: Arc<App>, viewer: Option<Viewer>, event: Arc<Delivery<Objects>>) -> Self {
         let asker = Arc::new(Asker { viewer, asked: AtomicBool::new(false) });
-        Self(Arc::new(Inner { app, asker, event, loaders: OnceLock::new() }))
+        Self(Arc::new(Inner { app, asker, event: Some(event), manner: Manner::default(), loaders: OnceLock::new() }))
+    }
+
+    /// How the answer may be made.
+    pub fn manner(&self) -> Manner {
+        self.0.manner
     }
 
     /// The caller of this operation.
@@ -158,7 +176,7 @@ impl Caller {
 
     /// The loaders of this operation, or UNAUTHENTICATED. They are made when the first field asks for them.
     pub fn loaders(&self) -> Result<&Loaders> {
-        let Inner { app, asker, event, loaders } = &*self.0;
+        let Inner { app, asker, event, loaders, .. } = &*self.0;
         asker.viewer.ok_or_else(Error::unauthenticated)?;
         Ok(loaders.get_or_init(|| Loaders::new(app, asker, event.clone())))
     }

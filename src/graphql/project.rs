@@ -3,20 +3,24 @@
 use std::sync::Arc;
 
 use async_graphql::{Context, ID, InputObject, MaybeUndefined, Object, Result, SimpleObject};
+use futures_util::FutureExt;
 
 use super::connection::{Connection, Paging, Tag, Total};
 use super::label::Label;
+use super::level::{ByLevel, Found, Level, Selected, Step};
 use super::node::{self, Noun};
 use super::payload::{UserError, write};
 use super::task::{self, Task, TaskFilter, TaskOrder};
 use super::user::{OrderDirection, User, required};
-use super::{Caller, guard};
+use super::{Caller, guard, loader};
 use crate::access::Action;
 use crate::db::page::Page;
 use crate::error::Error;
 use crate::id::Id;
+use crate::own;
 use crate::store::project::{self as store, Changes, Filter, List, OrderField, Status};
-use crate::store::task_list::{Of, Scope};
+use crate::store::task as store_task;
+use crate::store::task_list::{self, Of, Scope};
 use crate::store::value::{Description, Faults, ProjectName, Search};
 use crate::time::Timestamp;
 
@@ -98,23 +102,85 @@ impl Project {
         #[graphql(desc = "Only what comes before this cursor.")] before: Option<String>,
         #[graphql(desc = "Only these.")] filter: Option<TaskFilter>,
         #[graphql(desc = "In this order.")] order_by: Option<TaskOrder>,
-    ) -> Result<Connection<Task>> {
+    ) -> Result<ByLevel<Connection<Task>>> {
         let caller = Caller::of(ctx);
-        let paging = Paging { first, after, last, before };
-        let scopes = Scope::in_project(caller.viewer()?, &self.0);
-        let (tag, list) = task::list("Project.tasks", Some(self.0.id), scopes, &paging, filter, order_by)?;
+        let (tag, list) = self.list(caller, &Paging { first, after, last, before }, filter, order_by)?;
         let page = caller.loaders()?.task_page(Of::Project, self.0.id, Arc::clone(&list)).await?;
-        Ok(task::connection(tag, Total::TasksOf(Of::Project, self.0.id, Arc::clone(&list)), page, &list))
+        Ok(ByLevel(self.listed(tag, &list, page)))
     }
 
     /// Whether the viewer may change the project, manage its labels and add tasks.
     async fn viewer_can_update(&self, ctx: &Context<'_>) -> Result<bool> {
-        Ok(Caller::of(ctx).viewer()?.may(Action::UpdateProject, &*self.0))
+        Ok(self.lets(Caller::of(ctx), Action::UpdateProject)?)
     }
 
     /// Whether the viewer may delete the project.
     async fn viewer_can_delete(&self, ctx: &Context<'_>) -> Result<bool> {
-        Ok(Caller::of(ctx).viewer()?.may(Action::DeleteProject, &*self.0))
+        Ok(self.lets(Caller::of(ctx), Action::DeleteProject)?)
+    }
+}
+
+impl Project {
+    fn lets(&self, caller: &Caller, action: Action) -> crate::error::Result<bool> {
+        Ok(caller.viewer()?.may(action, &*self.0))
+    }
+
+    /// The list of its tasks that the arguments ask for.
+    fn list(
+        &self,
+        caller: &Caller,
+        paging: &Paging,
+        filter: Option<TaskFilter>,
+        order_by: Option<TaskOrder>,
+    ) -> crate::error::Result<(Tag, Arc<task_list::List>)> {
+        let scopes = Scope::in_project(caller.viewer()?, &self.0);
+        task::list("Project.tasks", Some(self.0.id), scopes, paging, filter, order_by)
+    }
+
+    fn listed(&self, tag: Tag, list: &Arc<task_list::List>, page: Page<Arc<store_task::Task>>) -> Connection<Task> {
+        task::connection(tag, Total::TasksOf(Of::Project, self.0.id, Arc::clone(list)), page, list)
+    }
+}
+
+impl Level for Project {
+    fn step<'a>(field: &Selected<'a>) -> Option<Step<'a, Self>> {
+        Some(match field.name() {
+            "id" => own!(|project| node::encode(Noun::Project, project.0.id)),
+            "name" => own!(|project| project.0.name),
+            "description" => own!(|project| project.0.description),
+            "status" => own!(|project| project.0.status),
+            "version" => own!(|project| project.0.version),
+            "createdAt" => own!(|project| project.0.created_at),
+            "updatedAt" => own!(|project| project.0.updated_at),
+            "owner" => field.one(|project: &Self| Some(project.0.owner_id), loader::Users, User, true)?,
+            "labels" => field.all(|project: &Self| project.0.id, loader::ProjectLabels, Label)?,
+            "tasks" => {
+                let paging = Paging::of(field)?;
+                let filter: Option<TaskFilter> = field.argument("filter")?;
+                let order_by: Option<TaskOrder> = field.argument("orderBy")?;
+                field.found(move |projects: &[Self], caller| {
+                    let lists =
+                        projects.iter().map(|project| project.list(caller, &paging, filter.clone(), order_by.clone()));
+                    let lists = lists.collect::<crate::error::Result<Vec<_>>>();
+                    async move {
+                        let lists = lists?;
+                        let all = || projects.iter().zip(&lists);
+                        let key = |(project, (_, list)): (&Self, &(Tag, Arc<task_list::List>))| {
+                            ((Of::Project, Arc::clone(list)), project.0.id)
+                        };
+                        let pages = caller.loaders()?.all::<loader::TaskPages>(all().map(key)).await?;
+                        Found::each(all().map(|(project, listed)| {
+                            let page = pages.get(&key((project, listed)))?;
+                            Some(project.listed(listed.0, &listed.1, page.clone()))
+                        }))
+                    }
+                    .boxed()
+                })?
+            }
+            "viewerCanUpdate" => own!(|project, caller| project.lets(caller, Action::UpdateProject)?),
+            "viewerCanDelete" => own!(|project, caller| project.lets(caller, Action::DeleteProject)?),
+            _ => return None,
+        })
     }
 }
 
@@ -189,11 +255,17 @@ pub struct ProjectQuery;
 impl ProjectQuery {
     /// The project with this id; null if there is none for the viewer.
     #[graphql(guard = "guard::signed_in")]
-    async fn project(&self, ctx: &Context<'_>, #[graphql(desc = "Its global id.")] id: ID) -> Result<Option<Project>> {
+    async fn project(
+        &self,
+        ctx: &Context<'_>,
+        #[graphql(desc = "Its global id.")] id: ID,
+    ) -> Result<Option<ByLevel<Project>>> {
         let Some(id) = node::decode_as(Noun::Project, &id) else {
             return Ok(None);
         };
-        Ok(Caller::of(ctx).loaders()?.project(id).await?.map(Project))
+        let caller = Caller::of(ctx);
+        let project = caller.loaders()?.root::<loader::Projects>(id, caller.manner().is_single).await?;
+        Ok(project.map(|project| ByLevel(Project(project))))
     }
 
     /// The projects that the viewer owns, by default oldest first; all projects for ADMIN.
@@ -208,12 +280,12 @@ impl ProjectQuery {
         #[graphql(desc = "Only what comes before this cursor.")] before: Option<String>,
         #[graphql(desc = "Only these.")] filter: Option<ProjectFilter>,
         #[graphql(desc = "In this order.")] order_by: Option<ProjectOrder>,
-    ) -> Result<Connection<Project>> {
+    ) -> Result<ByLevel<Connection<Project>>> {
         let caller = Caller::of(ctx);
         let paging = Paging { first, after, last, before };
         let (tag, list) = list("projects", None, &paging, filter, order_by)?;
         let page = store::page(&mut caller.app().db.conn().await?, caller.viewer()?, &list).await?;
-        Ok(connection(tag, Total::Projects(Arc::clone(&list)), page.shared(), &list))
+        Ok(ByLevel(connection(tag, Total::Projects(Arc::clone(&list)), page.shared(), &list)))
     }
 }
 

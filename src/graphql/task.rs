@@ -3,20 +3,24 @@
 use std::sync::Arc;
 
 use async_graphql::{Context, ID, InputObject, MaybeUndefined, Object, Result, SimpleObject};
+use futures_util::FutureExt;
 
 use super::comment::Comment;
 use super::connection::{Connection, Paging, Tag, Total};
 use super::event::EventConnection;
 use super::label::Label;
+use super::level::{ByLevel, Found, Level, Selected, Step};
 use super::node::{self, Noun};
 use super::payload::{UserError, write};
 use super::project::{self, Project};
 use super::user::{OrderDirection, User, required};
-use super::{Caller, event, guard};
+use super::{Caller, event, guard, loader};
 use crate::access::Action;
 use crate::db::page::Page;
 use crate::error::{Code, Error};
 use crate::id::Id;
+use crate::own;
+use crate::store::comment;
 use crate::store::task::{self as store, Changes, New, Priority, Status};
 use crate::store::task_list::{self, Filter, List, OrderField, Range, Scope};
 use crate::store::value::{Description, Faults, Search, Title};
@@ -61,8 +65,7 @@ impl Task {
 
     /// Whether it is past its due date and not DONE.
     async fn is_overdue(&self, ctx: &Context<'_>) -> bool {
-        let now = Caller::of(ctx).app().clock.now();
-        self.0.status != Status::Done && self.0.due_at.is_some_and(|due| due < now)
+        self.is_late(Caller::of(ctx))
     }
 
     /// When it became DONE; null unless it is.
@@ -115,14 +118,10 @@ impl Task {
         #[graphql(desc = "Only what comes after this cursor.")] after: Option<String>,
         #[graphql(desc = "So many from the end: 1–100; not together with `first`.")] last: Option<i32>,
         #[graphql(desc = "Only what comes before this cursor.")] before: Option<String>,
-    ) -> Result<Connection<Comment>> {
-        let paging = Paging { first, after, last, before };
-        // A cursor is good for the comments of any task: it says when, and which after that.
-        let tag = Tag::new("Task.comments", None, &(), false);
-        let window = Arc::new(paging.window(tag)?);
+    ) -> Result<ByLevel<Connection<Comment>>> {
+        let window = Arc::new(Paging { first, after, last, before }.window(comments_tag())?);
         let page = Caller::of(ctx).loaders()?.comment_page(self.0.id, window).await?;
-        let total = Total::Comments(self.0.id);
-        Ok(Connection::new(tag, total, page, |row| row.position(), Comment))
+        Ok(ByLevel(self.commented(page)))
     }
 
     /// What happened to this task, oldest first.
@@ -141,17 +140,75 @@ impl Task {
 
     /// Whether the viewer may change the task.
     async fn viewer_can_update(&self, ctx: &Context<'_>) -> Result<bool> {
-        Ok(Caller::of(ctx).viewer()?.may(Action::UpdateTask, &*self.0))
+        Ok(self.lets(Caller::of(ctx), Action::UpdateTask)?)
     }
 
     /// Whether the viewer may delete the task.
     async fn viewer_can_delete(&self, ctx: &Context<'_>) -> Result<bool> {
-        Ok(Caller::of(ctx).viewer()?.may(Action::DeleteTask, &*self.0))
+        Ok(self.lets(Caller::of(ctx), Action::DeleteTask)?)
     }
 
     /// Whether the viewer may comment on the task.
     async fn viewer_can_comment(&self, ctx: &Context<'_>) -> Result<bool> {
-        Ok(Caller::of(ctx).viewer()?.may(Action::AddComment, &*self.0))
+        Ok(self.lets(Caller::of(ctx), Action::AddComment)?)
+    }
+}
+
+impl Task {
+    fn is_late(&self, caller: &Caller) -> bool {
+        self.0.status != Status::Done && self.0.due_at.is_some_and(|due| due < caller.app().clock.now())
+    }
+
+    fn lets(&self, caller: &Caller, action: Action) -> crate::error::Result<bool> {
+        Ok(caller.viewer()?.may(action, &*self.0))
+    }
+
+    fn commented(&self, page: Page<Arc<comment::Comment>>) -> Connection<Comment> {
+        Connection::new(comments_tag(), Total::Comments(self.0.id), page, |row| row.position(), Comment)
+    }
+}
+
+/// A cursor is good for the comments of any task: it says when, and which after that.
+fn comments_tag() -> Tag {
+    Tag::new("Task.comments", None, &(), false)
+}
+
+impl Level for Task {
+    fn step<'a>(field: &Selected<'a>) -> Option<Step<'a, Self>> {
+        Some(match field.name() {
+            "id" => own!(|task| node::encode(Noun::Task, task.0.id)),
+            "title" => own!(|task| task.0.title),
+            "description" => own!(|task| task.0.description),
+            "status" => own!(|task| task.0.status),
+            "priority" => own!(|task| task.0.priority),
+            "dueAt" => own!(|task| task.0.due_at),
+            "isOverdue" => own!(|task, caller| task.is_late(caller)),
+            "completedAt" => own!(|task| task.0.completed_at),
+            "version" => own!(|task| task.0.version),
+            "createdAt" => own!(|task| task.0.created_at),
+            "updatedAt" => own!(|task| task.0.updated_at),
+            "project" => field.one(|task: &Self| Some(task.0.project_id), loader::Projects, Project, true)?,
+            "creator" => field.one(|task: &Self| task.0.creator_id, loader::Users, User, false)?,
+            "assignee" => field.one(|task: &Self| task.0.assignee_id, loader::Users, User, false)?,
+            "labels" => field.all(|task: &Self| task.0.id, loader::TaskLabels, Label)?,
+            "comments" => {
+                let window = Arc::new(Paging::of(field)?.window(comments_tag()).ok()?);
+                field.found(move |tasks: &[Self], caller| {
+                    let keys = tasks.iter().map(|task| (Arc::clone(&window), task.0.id)).collect::<Vec<_>>();
+                    async move {
+                        let pages = caller.loaders()?.all::<loader::CommentPages>(keys.iter().cloned()).await?;
+                        let pages =
+                            tasks.iter().zip(&keys).map(|(task, key)| Some(task.commented(pages.get(key)?.clone())));
+                        Found::each(pages)
+                    }
+                    .boxed()
+                })?
+            }
+            "viewerCanUpdate" => own!(|task, caller| task.lets(caller, Action::UpdateTask)?),
+            "viewerCanDelete" => own!(|task, caller| task.lets(caller, Action::DeleteTask)?),
+            "viewerCanComment" => own!(|task, caller| task.lets(caller, Action::AddComment)?),
+            _ => return None,
+        })
     }
 }
 
@@ -164,7 +221,7 @@ pub async fn user(ctx: &Context<'_>, id: Option<Id>) -> Result<Option<User>> {
 }
 
 /// A stretch of time; members are ANDed.
-#[derive(InputObject)]
+#[derive(Clone, InputObject)]
 pub struct DateTimeRange {
     /// Later than.
     gt: Option<Timestamp>,
@@ -183,7 +240,7 @@ impl From<DateTimeRange> for Range {
 }
 
 /// Which tasks are asked for. Members are ANDed; an empty list matches nothing.
-#[derive(InputObject)]
+#[derive(Clone, InputObject)]
 pub struct TaskFilter {
     /// Words in title or description, without regard to case; all of them must occur. At most 10 words and 200
     /// characters; `%` and `_` mean themselves.
@@ -241,7 +298,7 @@ impl TaskFilter {
 }
 
 /// The order of a list of tasks.
-#[derive(InputObject)]
+#[derive(Clone, InputObject)]
 pub struct TaskOrder {
     /// What to order by.
     field: OrderField,
@@ -279,11 +336,17 @@ pub struct TaskQuery;
 impl TaskQuery {
     /// The task with this id; null if there is none for the viewer.
     #[graphql(guard = "guard::signed_in")]
-    async fn task(&self, ctx: &Context<'_>, #[graphql(desc = "Its global id.")] id: ID) -> Result<Option<Task>> {
+    async fn task(
+        &self,
+        ctx: &Context<'_>,
+        #[graphql(desc = "Its global id.")] id: ID,
+    ) -> Result<Option<ByLevel<Task>>> {
         let Some(id) = node::decode_as(Noun::Task, &id) else {
             return Ok(None);
         };
-        Ok(Caller::of(ctx).loaders()?.task(id).await?.map(Task))
+        let caller = Caller::of(ctx);
+        let task = caller.loaders()?.root::<loader::Tasks>(id, caller.manner().is_single).await?;
+        Ok(task.map(|task| ByLevel(Task(task))))
     }
 
     /// Every task that the viewer may see, by default oldest first: those in their own projects and those assigned to
@@ -299,14 +362,14 @@ impl TaskQuery {
         #[graphql(desc = "Only what comes before this cursor.")] before: Option<String>,
         #[graphql(desc = "Only these.")] filter: Option<TaskFilter>,
         #[graphql(desc = "In this order.")] order_by: Option<TaskOrder>,
-    ) -> Result<Connection<Task>> {
+    ) -> Result<ByLevel<Connection<Task>>> {
         let caller = Caller::of(ctx);
         let paging = Paging { first, after, last, before };
         let scopes = Scope::visible_to(caller.viewer()?);
         let (tag, list) = list("tasks", None, scopes, &paging, filter, order_by)?;
         let app = caller.app();
         let page = task_list::page(&mut app.db.conn().await?, &list, app.clock.now()).await?;
-        Ok(connection(tag, Total::Tasks(Arc::clone(&list)), page.shared(), &list))
+        Ok(ByLevel(connection(tag, Total::Tasks(Arc::clone(&list)), page.shared(), &list)))
     }
 }
 
@@ -368,7 +431,7 @@ pub struct UpdateTaskInput {
 #[derive(SimpleObject)]
 pub struct UpdateTaskPayload {
     /// The task as it is now; null if nothing was written, or if the change took it out of the viewer's sight.
-    task: Option<Task>,
+    task: Option<ByLevel<Task>>,
     /// What the caller can put right.
     user_errors: Vec<UserError>,
 }
@@ -467,7 +530,7 @@ impl TaskMutation {
             Ok(viewer.may(Action::SeeTask, &task).then_some(task))
         })
         .await?;
-        Ok(UpdateTaskPayload { task: task.flatten().map(|row| Task(Arc::new(row))), user_errors })
+        Ok(UpdateTaskPayload { task: task.flatten().map(|row| ByLevel(Task(Arc::new(row)))), user_errors })
     }
 
     /// Deletes a task with its comments. The project's owner and ADMIN. User errors: NOT_FOUND.

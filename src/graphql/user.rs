@@ -5,6 +5,7 @@ use std::sync::Arc;
 use async_graphql::{Context, Enum, ID, InputObject, MaybeUndefined, Object, Result, SimpleObject};
 
 use super::connection::{Connection, Paging, Tag, Total};
+use super::level::{ByLevel, Level, Selected, Step};
 use super::node::{self, Noun};
 use super::notification::{self, NotificationConnection};
 use super::payload::{UserError, write};
@@ -14,6 +15,7 @@ use super::task::{self, Task, TaskFilter, TaskOrder};
 use super::{Caller, guard};
 use crate::access::{Account, Action, Role};
 use crate::error::{Error, Fault, FaultCode};
+use crate::own;
 use crate::store::task_list::{Of, Scope};
 use crate::store::user::{self as store, Changes, Filter, List, OrderField};
 use crate::store::value::{DisplayName, Email, Faults, Search, Username};
@@ -156,11 +158,11 @@ impl User {
         #[graphql(desc = "Only what comes before this cursor.")] before: Option<String>,
         #[graphql(desc = "Only these.")] filter: Option<ProjectFilter>,
         #[graphql(desc = "In this order.")] order_by: Option<ProjectOrder>,
-    ) -> Result<Option<Connection<Project>>> {
+    ) -> Result<Option<ByLevel<Connection<Project>>>> {
         let paging = Paging { first, after, last, before };
         let (tag, list) = project::list("User.projects", Some(self.0.id), &paging, filter, order_by)?;
         let page = Caller::of(ctx).loaders()?.project_page(self.0.id, Arc::clone(&list)).await?;
-        Ok(Some(project::connection(tag, Total::ProjectsOf(self.0.id, Arc::clone(&list)), page, &list)))
+        Ok(Some(ByLevel(project::connection(tag, Total::ProjectsOf(self.0.id, Arc::clone(&list)), page, &list))))
     }
 
     /// The tasks assigned to them, by default oldest first. Oneself and ADMIN.
@@ -175,13 +177,31 @@ impl User {
         #[graphql(desc = "Only what comes before this cursor.")] before: Option<String>,
         #[graphql(desc = "Only these.")] filter: Option<TaskFilter>,
         #[graphql(desc = "In this order.")] order_by: Option<TaskOrder>,
-    ) -> Result<Option<Connection<Task>>> {
+    ) -> Result<Option<ByLevel<Connection<Task>>>> {
         let paging = Paging { first, after, last, before };
         // Whoever may read the account may see what is assigned to it.
         let scopes = vec![Scope::Everything];
         let (tag, list) = task::list("User.assignedTasks", Some(self.0.id), scopes, &paging, filter, order_by)?;
         let page = Caller::of(ctx).loaders()?.task_page(Of::Assignee, self.0.id, Arc::clone(&list)).await?;
-        Ok(Some(task::connection(tag, Total::TasksOf(Of::Assignee, self.0.id, Arc::clone(&list)), page, &list)))
+        Ok(Some(ByLevel(task::connection(
+            tag,
+            Total::TasksOf(Of::Assignee, self.0.id, Arc::clone(&list)),
+            page,
+            &list,
+        ))))
+    }
+}
+
+/// What everyone may see; the rest has guards.
+impl Level for User {
+    fn step<'a>(field: &Selected<'a>) -> Option<Step<'a, Self>> {
+        Some(match field.name() {
+            "id" => own!(|user| node::encode(Noun::User, user.0.id)),
+            "username" => own!(|user| user.0.username),
+            "displayName" => own!(|user| user.0.display_name),
+            "createdAt" => own!(|user| user.0.created_at),
+            _ => return None,
+        })
     }
 }
 

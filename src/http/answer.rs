@@ -3,17 +3,16 @@
 //! A refused request has errors and no `data`; an executed one has `data`, if only null. Errors are few and short, each
 //! has a code of the one table and the id of its request. An answer that would be too large is not sent at all.
 
-use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_graphql::{ErrorExtensionValues, Pos, Response, ServerError, Value};
 use serde::Serialize;
-use serde::ser::SerializeMap;
 
 use crate::admission::Refusal;
 use crate::error::{Code, Error};
 use crate::graphql::deprecation::Deprecation;
+use crate::graphql::json::{self, Json};
 
 const MAX_ERRORS: usize = 10;
 const MAX_MESSAGE: usize = 200;
@@ -136,9 +135,45 @@ impl Answer {
         }
     }
 
+    /// The answer as it is sent; nothing if it is too large for that.
+    pub fn to_json(&self) -> Option<Vec<u8>> {
+        let mut out = Vec::with_capacity(512);
+        let errors = (!self.errors.is_empty()).then_some(Member::Errors(&self.errors));
+        let data = self.data.as_ref().map(Member::Data);
+        let extensions = (!self.extensions.is_empty()).then_some(Member::Extensions(&self.extensions));
+        let members = [errors, data, extensions].into_iter().flatten();
+        json::object(&mut out, members, |member, out| member.write(out));
+        (out.len() <= MAX_BYTES).then_some(out)
+    }
+
     /// The errors, as the `error` message of a socket has them.
     pub fn errors(&self) -> &[ServerError] {
         &self.errors
+    }
+}
+
+/// A member of an answer.
+enum Member<'a> {
+    Errors(&'a [ServerError]),
+    Data(&'a Value),
+    Extensions(&'a Extensions),
+}
+
+impl Member<'_> {
+    fn write(&self, out: &mut Vec<u8>) {
+        let name = match self {
+            Self::Errors(_) => "errors",
+            Self::Data(_) => "data",
+            Self::Extensions(_) => "extensions",
+        };
+        name.write(out);
+        out.push(b':');
+        // A buffer takes everything, and all of this is JSON.
+        let _ = match self {
+            Self::Errors(errors) => serde_json::to_writer(out, errors),
+            Self::Data(data) => Ok(data.write(out)),
+            Self::Extensions(extensions) => serde_json::to_writer(out, extensions),
+        };
     }
 }
 
@@ -156,12 +191,6 @@ fn is_empty(data: &Value) -> bool {
     }
 }
 
-/// Writes an answer, or a message with one in it, and gives up at the limit.
-pub fn to_json(value: &impl Serialize) -> Option<Vec<u8>> {
-    let mut out = Bounded(Vec::with_capacity(512));
-    serde_json::to_writer(&mut out, value).ok().map(|()| out.0)
-}
-
 /// The answer in place of one that is too large.
 pub fn too_large() -> Refused {
     Refused::new(Code::Unavailable, "The answer would be larger than 4 MiB. Ask for less at once.")
@@ -170,22 +199,6 @@ pub fn too_large() -> Refused {
 /// Rounded up, so that nobody is asked to come back too early.
 pub fn whole_seconds(wait: Duration) -> u64 {
     u64::try_from(wait.as_millis().div_ceil(1000)).unwrap_or(u64::MAX).max(1)
-}
-
-impl Serialize for Answer {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut map = serializer.serialize_map(None)?;
-        if !self.errors.is_empty() {
-            map.serialize_entry("errors", &self.errors)?;
-        }
-        if let Some(data) = &self.data {
-            map.serialize_entry("data", data)?;
-        }
-        if !self.extensions.is_empty() {
-            map.serialize_entry("extensions", &self.extensions)?;
-        }
-        map.end()
-    }
 }
 
 #[derive(Debug, Default, Serialize)]
@@ -229,29 +242,13 @@ fn finish(error: &mut ServerError, default: Code, request_id: &str) {
     extensions.set("requestId", request_id);
 }
 
-struct Bounded(Vec<u8>);
-
-impl io::Write for Bounded {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if self.0.len() + bytes.len() > MAX_BYTES {
-            return Err(io::ErrorKind::FileTooLarge.into());
-        }
-        self.0.extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn extensions_tell_what_there_is_to_tell() {
-        let written = |answer: &Answer| serde_json::to_string(answer).expect("JSON");
+        let written = |answer: &Answer| String::from_utf8(answer.to_json().expect("small")).expect("UTF-8");
         let answer = || Answer::of(Response::new(Value::Null), "1");
         assert_eq!(written(&answer()), r#"{"data":null}"#);
         let deprecated = Deprecation { coordinate: "Task.name".to_owned(), reason: "Use `title`.".to_owned() };

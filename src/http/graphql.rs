@@ -23,7 +23,7 @@ use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde_json::{Map, Value};
 
 use super::address::ClientAddress;
-use super::answer::{Answer, Refused, to_json, too_large, whole_seconds};
+use super::answer::{Answer, Refused, too_large, whole_seconds};
 use super::negotiate::{Media, answer_type, is_json_utf8, takes_stream};
 use super::operation::{Door, Words};
 use super::origin::{is_cross_site_simple, is_known};
@@ -193,7 +193,7 @@ fn json(bytes: &Bytes) -> Result<Value, Refused> {
 
 /// The answer over HTTP.
 fn answered(media: Media, answer: &Answer, request_id: &str) -> Response {
-    let Some(body) = to_json(answer) else {
+    let Some(body) = answer.to_json() else {
         return answered(media, &Answer::refused(too_large(), request_id), request_id);
     };
     let status = status(media, answer);

@@ -24,7 +24,7 @@ use crate::error::{Code, Error};
 use crate::graphql::complete::{Shape, root};
 use crate::graphql::deprecation::{Deprecation, Deprecations};
 use crate::graphql::rate_limit::Spent;
-use crate::graphql::{Caller, Schema, event};
+use crate::graphql::{Caller, Manner, Schema, event};
 use crate::limits::{Door as Limited, Who};
 use crate::metrics::Executed;
 
@@ -193,14 +193,17 @@ impl Door {
         request.set_parsed_query(ExecutableDocument::clone(&document));
         let (name, started) = (request.operation_name.clone(), Instant::now());
         let traced = self.app.traces.operation(word(kind), name.as_deref());
-        let request = request.data(Caller::new(Arc::clone(&self.app), viewer)).data(spent);
+        let plan = self.shape.plan(&document, name.as_deref(), root(kind));
+        let manner = Manner { by_level: !plan.is_merged(), is_single: plan.is_single() };
+        let caller = Caller::new(Arc::clone(&self.app), viewer, manner);
+        let request = request.data(caller).data(spent);
         // Taken before anything is read: what the operation does not see comes after it.
         let sync = self.app.hub.reached().borrow().map(event::cursor);
         // Tokio's budget would break off an operation in the middle of a level, and its loaders would read in pieces.
         let executed = unconstrained(AssertUnwindSafe(self.schema.execute(request)).catch_unwind());
         let answer = match self.app.in_time(DEADLINE, executed).await {
             Ok(Ok(mut response)) => {
-                self.shape.complete(&document, name.as_deref(), root(kind), &mut response);
+                plan.complete(&mut response);
                 Answer::of(response, request_id).with(spent.cost, sync).warning(deprecations)
             }
             Ok(Err(_)) => Answer::refused(Error::internal("a panic during execution").into(), request_id),

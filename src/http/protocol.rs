@@ -6,8 +6,6 @@ use axum::extract::ws::{CloseFrame, Utf8Bytes};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::answer::to_json;
-
 /// As the subprotocol is negotiated.
 pub const NAME: &str = "graphql-transport-ws";
 /// Characters of an operation's id.
@@ -85,10 +83,10 @@ pub struct Outgoing<'a, T> {
 }
 
 impl<'a, T: Serialize> Outgoing<'a, T> {
-    /// A message about an operation; `None` if it is too large to be sent.
-    pub fn about(id: &'a str, r#type: &'static str, payload: Option<T>) -> Option<Utf8Bytes> {
-        let bytes = to_json(&Self { r#type, id: Some(id), payload })?;
-        Utf8Bytes::try_from(bytes).ok()
+    /// A message about an operation.
+    pub fn about(id: &'a str, r#type: &'static str, payload: Option<T>) -> Utf8Bytes {
+        // Of what is sent, nothing is no JSON.
+        serde_json::to_string(&Self { r#type, id: Some(id), payload }).unwrap_or_default().into()
     }
 }
 

@@ -18,7 +18,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::Lifeline;
-use super::answer::{Answer, Refused, to_json, too_large};
+use super::answer::{Answer, Refused, too_large};
 use super::negotiate::Media;
 use super::operation::{Door, Operation};
 use super::subscription::Told;
@@ -147,7 +147,7 @@ async fn tell(
 }
 
 fn answered(answer: &Answer, listener: &Listener) -> Bytes {
-    match to_json(answer).and_then(|json| String::from_utf8(json).ok()) {
+    match answer.to_json().and_then(|json| String::from_utf8(json).ok()) {
         Some(json) => event(&json, None),
         None => answered(&Answer::refused(too_large(), &listener.request_id), listener),
     }

@@ -18,7 +18,7 @@ use aws_lc_rs::digest::{SHA256, digest};
 use futures_util::StreamExt;
 use tokio::task::coop::unconstrained;
 
-use super::answer::{Answer, to_json, too_large};
+use super::answer::{Answer, too_large};
 use super::operation::{Door, Operation, word};
 use crate::App;
 use crate::access::Viewer;
@@ -26,7 +26,7 @@ use crate::error::Code;
 use crate::graphql::complete::{Shape, chosen, root};
 use crate::graphql::deprecation::Deprecation;
 use crate::graphql::live::{Happening, Happenings, Opening};
-use crate::graphql::{Caller, Telling, event, telling};
+use crate::graphql::{Caller, Manner, Telling, event, telling};
 use crate::metrics::{Executed, Open};
 
 /// What the operations that are open are answered by.
@@ -97,7 +97,7 @@ impl Subscriptions {
         // Sorted by name: in which order a client writes them says nothing.
         let mut sorted: Vec<_> = variables.iter().collect();
         sorted.sort_unstable_by_key(|(name, _)| *name);
-        let words = digest(&SHA256, &to_json(&(query, &name, sorted)).unwrap_or_default());
+        let words = digest(&SHA256, &serde_json::to_vec(&(query, &name, sorted)).unwrap_or_default());
         let mut questions = self.questions.lock().unwrap_or_else(PoisonError::into_inner);
         let place = questions.entry(words.as_ref().to_vec()).or_default();
         if let Some(question) = place.upgrade() {
@@ -158,7 +158,7 @@ impl Door {
         let question = self.subscriptions.question(&query, document.clone(), &request);
         request.set_parsed_query(document);
         let opening = Opening::after(after);
-        let caller = Caller::new(Arc::clone(&self.app), viewer);
+        let caller = Caller::new(Arc::clone(&self.app), viewer, Manner::default());
         let mut opened = self.schema.execute_stream(request.data(caller).data(spent).data(opening.clone())).boxed();
         let refused = opened.next().await;
         match (refused, opening.take()) {
@@ -255,12 +255,12 @@ impl Subscriber {
     async fn executed(&self, happening: Happening) -> (Answer, bool) {
         let Subscriptions { app, telling, shape, .. } = &*self.subscriptions;
         let Question { document, name, variables, .. } = &*self.question;
-        let caller = Caller::about(Arc::clone(app), self.viewer, Some(Arc::clone(&happening.delivery)));
+        let caller = Caller::about(Arc::clone(app), self.viewer, Arc::clone(&happening.delivery));
         let mut request = Request::new(String::new()).variables(variables.clone());
         request.operation_name.clone_from(name);
         request.set_parsed_query(document.clone());
         let mut response = unconstrained(telling.execute(request.data(caller.clone()).data(happening))).await;
-        shape.complete(document, name.as_deref(), root(OperationType::Subscription), &mut response);
+        shape.plan(document, name.as_deref(), root(OperationType::Subscription)).complete(&mut response);
         let answer = Answer::of(response, &self.request_id);
         let is_common = !caller.viewer_mattered() && !answer.has_errors();
         (answer, is_common)
@@ -268,5 +268,5 @@ impl Subscriber {
 }
 
 fn written(answer: &Answer) -> Option<Arc<str>> {
-    String::from_utf8(to_json(answer)?).ok().map(Arc::from)
+    String::from_utf8(answer.to_json()?).ok().map(Arc::from)
 }

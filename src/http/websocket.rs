@@ -414,9 +414,7 @@ impl Talk {
             operation
         };
         let message = format!("A socket may have at most {most} operations at once.");
-        if let Some(text) = full.error(&id, Refused::new(Code::RateLimited, message)) {
-            self.say(text).await;
-        }
+        self.say(full.error(&id, Refused::new(Code::RateLimited, message))).await;
         Ok(())
     }
 
@@ -441,14 +439,14 @@ impl Runner {
     async fn run(&self, id: &str, words: Words) -> Option<Utf8Bytes> {
         // On the heap, as is what is executed once: this task lives as long as its subscription, and is one of many.
         let admitted = async {
-            let turn = self.door.app.turns.late_turn(TURN).await?;
+            let turn = self.door.app.turns.turn(TURN).await?;
             Ok::<_, Refused>((turn, self.admitted(words).await?))
         };
         let (turn, operation) = match Box::pin(admitted).await {
             Ok(admitted) => admitted,
             Err(refused) => {
                 self.door.app.metrics.refused(refused.code);
-                return self.error(id, refused);
+                return Some(self.error(id, refused));
             }
         };
         if operation.kind == OperationType::Subscription {
@@ -456,7 +454,7 @@ impl Runner {
             let opened = Box::pin(self.door.subscribe(operation, None, viewer, request_id)).await;
             let mut subscription = match opened {
                 Ok(subscription) => subscription,
-                Err(refused) => return Outgoing::about(id, "error", Some(refused.errors())),
+                Err(refused) => return Some(Outgoing::about(id, "error", Some(refused.errors()))),
             };
             drop(turn);
             // It goes on elsewhere, so nothing says that it is complete.
@@ -469,23 +467,23 @@ impl Runner {
                     Told::Failed(answer) if answer.ends_session() => return None,
                     Told::Failed(answer) if answer.is_executed() => {
                         if let Err(refused) = self.next(id, &answer).await {
-                            return self.error(id, refused);
+                            return Some(self.error(id, refused));
                         }
                     }
-                    Told::Failed(answer) => return Outgoing::about(id, "error", Some(answer.errors())),
+                    Told::Failed(answer) => return Some(Outgoing::about(id, "error", Some(answer.errors()))),
                 }
             }
         } else {
             let answer = Box::pin(self.door.execute(operation, Some(self.viewer), &self.request_id)).await;
             drop(turn);
             if !answer.is_executed() {
-                return Outgoing::about(id, "error", Some(answer.errors()));
+                return Some(Outgoing::about(id, "error", Some(answer.errors())));
             }
             if let Err(refused) = self.next(id, &answer).await {
-                return self.error(id, refused);
+                return Some(self.error(id, refused));
             }
         }
-        Outgoing::<()>::about(id, "complete", None)
+        Some(Outgoing::<()>::about(id, "complete", None))
     }
 
     async fn admitted(&self, words: Words) -> Result<super::operation::Operation, Refused> {
@@ -498,12 +496,12 @@ impl Runner {
     }
 
     async fn next(&self, id: &str, answer: &Answer) -> Result<(), Refused> {
-        let text = Outgoing::about(id, "next", Some(answer)).ok_or_else(too_large)?;
-        drop(self.out.send(text).await);
+        let text = answer.to_json().and_then(|json| String::from_utf8(json).ok()).ok_or_else(too_large)?;
+        drop(self.out.send(next(id, &text)).await);
         Ok(())
     }
 
-    fn error(&self, id: &str, refused: Refused) -> Option<Utf8Bytes> {
+    fn error(&self, id: &str, refused: Refused) -> Utf8Bytes {
         let answer = Answer::refused(refused, &self.request_id);
         Outgoing::about(id, "error", Some(answer.errors()))
     }

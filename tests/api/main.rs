@@ -19,6 +19,7 @@ mod http;
 mod journey;
 mod label;
 mod leaving;
+mod level;
 mod limits;
 mod login;
 mod mail;

@@ -1,0 +1,162 @@
+//! Writes values as JSON (RFC 8259), one after the other into one buffer.
+
+use async_graphql::resolver_utils::EnumType;
+use async_graphql::{ID, Value};
+
+use crate::access::Role;
+use crate::store::{project, task};
+use crate::time::Timestamp;
+
+/// What can be written.
+pub trait Json {
+    /// Writes it at the end of what is there.
+    fn write(&self, out: &mut Vec<u8>);
+}
+
+impl Json for str {
+    fn write(&self, out: &mut Vec<u8>) {
+        // A buffer takes everything, and text is never no JSON.
+        let _ = serde_json::to_writer(out, self);
+    }
+}
+
+impl Json for bool {
+    fn write(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(if *self { b"true" } else { b"false" });
+    }
+}
+
+impl Json for i64 {
+    fn write(&self, out: &mut Vec<u8>) {
+        let _ = serde_json::to_writer(out, self);
+    }
+}
+
+impl Json for i32 {
+    fn write(&self, out: &mut Vec<u8>) {
+        i64::from(*self).write(out);
+    }
+}
+
+impl Json for String {
+    fn write(&self, out: &mut Vec<u8>) {
+        self.as_str().write(out);
+    }
+}
+
+impl Json for ID {
+    fn write(&self, out: &mut Vec<u8>) {
+        self.as_str().write(out);
+    }
+}
+
+impl Json for Timestamp {
+    fn write(&self, out: &mut Vec<u8>) {
+        self.to_string().write(out);
+    }
+}
+
+impl<T: Json + ?Sized> Json for &T {
+    fn write(&self, out: &mut Vec<u8>) {
+        (*self).write(out);
+    }
+}
+
+impl<T: Json> Json for Option<T> {
+    fn write(&self, out: &mut Vec<u8>) {
+        match self {
+            Some(value) => value.write(out),
+            None => out.extend_from_slice(b"null"),
+        }
+    }
+}
+
+macro_rules! enums {
+    ($($name:ty),+) => {
+        $(impl Json for $name {
+            fn write(&self, out: &mut Vec<u8>) {
+                Self::items().iter().find(|item| item.value == *self).map(|item| item.name).write(out);
+            }
+        })+
+    };
+}
+enums!(Role, project::Status, task::Priority, task::Status);
+
+/// Bytes stand for what is JSON already: no scalar of the schema has any.
+impl Json for Value {
+    fn write(&self, out: &mut Vec<u8>) {
+        match self {
+            Self::Null => out.extend_from_slice(b"null"),
+            Self::Number(number) => {
+                let _ = serde_json::to_writer(out, number);
+            }
+            Self::String(text) => text.write(out),
+            Self::Boolean(value) => value.write(out),
+            Self::Binary(json) => out.extend_from_slice(json),
+            Self::Enum(name) => name.as_str().write(out),
+            Self::List(items) => list(out, items, Json::write),
+            Self::Object(fields) => object(out, fields, |(key, value), out| {
+                key.as_str().write(out);
+                out.push(b':');
+                value.write(out);
+            }),
+        }
+    }
+}
+
+/// Writes a list, each item by `write`.
+pub fn list<T>(out: &mut Vec<u8>, items: impl IntoIterator<Item = T>, write: impl FnMut(T, &mut Vec<u8>)) {
+    separated(out, *b"[]", items, write);
+}
+
+/// Writes an object, each member with its name by `write`.
+pub fn object<T>(out: &mut Vec<u8>, members: impl IntoIterator<Item = T>, write: impl FnMut(T, &mut Vec<u8>)) {
+    separated(out, *b"{}", members, write);
+}
+
+fn separated<T>(
+    out: &mut Vec<u8>,
+    [open, close]: [u8; 2],
+    items: impl IntoIterator<Item = T>,
+    mut write: impl FnMut(T, &mut Vec<u8>),
+) {
+    out.push(open);
+    for (index, item) in items.into_iter().enumerate() {
+        if index > 0 {
+            out.push(b',');
+        }
+        write(item, out);
+    }
+    out.push(close);
+}
+
+#[cfg(test)]
+mod tests {
+    use async_graphql::value;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn written(value: &(impl Json + ?Sized)) -> String {
+        let mut out = Vec::new();
+        value.write(&mut out);
+        String::from_utf8(out).expect("UTF-8")
+    }
+
+    #[test]
+    fn a_value_is_written_as_serde_writes_it() {
+        let value = value!({ "a": [1, -2.5, null, true, { "b": "\u{0}\"\\\u{2028}ä" }], "c": {}, "d": [] });
+        assert_eq!(written(&value), serde_json::to_string(&value).expect("JSON"));
+        assert_eq!(written(&Value::Binary("[1]".into())), "[1]");
+        assert_eq!(written(&Some(task::Status::InProgress)), r#""IN_PROGRESS""#);
+        assert_eq!(written(&None::<bool>), "null");
+        assert_eq!((written(&i32::MIN), written(&i64::MAX)), (i32::MIN.to_string(), i64::MAX.to_string()));
+    }
+
+    proptest! {
+        #[test]
+        fn text_is_read_as_it_was_written(text: String) {
+            prop_assert_eq!(serde_json::from_str::<String>(&written(&text)).expect("JSON"), text);
+        }
+    }
+}

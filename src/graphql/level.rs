@@ -1,0 +1,373 @@
+//! Resolves what is selected for many objects at once, a level after the other, straight into JSON.
+//!
+//! async-graphql makes a future of each field of each object and a tree of what they yield, which of a page of fifty is
+//! most of the work. Here a selection is looked at once for all objects of a level: what an object has by itself is
+//! written as it is, and what hangs on objects (`assignee`, `comments`) is read for all of them together.
+//!
+//! This is a short cut of the library's executor and no second one. It takes a selection as a whole or not at all, knows
+//! fields without guards only, and answers only when nothing fails: whatever it does not know, and every error but that
+//! the database is not there, is left to the library, which answers as the schema says.
+
+use std::borrow::Cow;
+use std::future::ready;
+use std::ops::Range;
+
+use async_graphql::parser::types::{Field, Selection};
+use async_graphql::registry::Registry;
+use async_graphql::{ContextSelectionSet, InputType, OutputType, Positioned, ServerResult, Value};
+use futures_util::FutureExt;
+use futures_util::future::{BoxFuture, try_join_all};
+
+use super::Caller;
+use super::json::{self, Json};
+use super::loader::Load;
+use crate::error::{Error, Result};
+use crate::id::Id;
+
+/// An object that can be resolved together with others of its type.
+pub trait Level: OutputType + Clone + 'static {
+    /// How to resolve a field of it; nothing if that is left to the library.
+    fn step<'a>(field: &Selected<'a>) -> Option<Step<'a, Self>>;
+}
+
+/// How to resolve a field.
+pub enum Step<'a, T> {
+    /// It is written from the object itself.
+    Own(fn(&T, &Caller, &mut Vec<u8>) -> Result<()>),
+    /// It has to be read, for all objects together.
+    Hung(Box<dyn Hung<T> + 'a>),
+}
+
+/// A field by which something hangs on objects.
+pub trait Hung<T>: Send + Sync {
+    /// The field's JSON for each of the objects.
+    fn resolve<'r>(&'r self, objects: &'r [T], caller: &'r Caller) -> BoxFuture<'r, Result<Texts>>;
+}
+
+/// A field that an object has by itself, or together with who asks.
+#[macro_export]
+#[doc(hidden)]
+macro_rules! own {
+    (|$object:ident| $value:expr) => {
+        $crate::own!(|$object, _caller| $value)
+    };
+    (|$object:ident, $caller:ident| $value:expr) => {
+        $crate::graphql::level::Step::Own(|$object, $caller, out| {
+            $crate::graphql::json::Json::write(&$value, out);
+            Ok(())
+        })
+    };
+}
+
+/// Pieces of JSON, one for each object of a level.
+#[derive(Default)]
+pub struct Texts {
+    buffer: Vec<u8>,
+    ends: Vec<usize>,
+}
+
+impl Texts {
+    /// The values of a field, in the order of the objects.
+    pub fn of(values: impl IntoIterator<Item = impl Json>) -> Self {
+        let mut texts = Self::default();
+        for value in values {
+            value.write(&mut texts.buffer);
+            texts.end();
+        }
+        texts
+    }
+
+    fn end(&mut self) {
+        self.ends.push(self.buffer.len());
+    }
+
+    fn get(&self, index: usize) -> &[u8] {
+        let start = index.checked_sub(1).map_or(0, |before| self.ends[before]);
+        &self.buffer[start..self.ends[index]]
+    }
+}
+
+/// A field as it is selected.
+pub struct Selected<'a> {
+    ctx: ContextSelectionSet<'a>,
+    field: &'a Positioned<Field>,
+}
+
+impl<'a> Selected<'a> {
+    /// Its name in the schema.
+    pub fn name(&self) -> &'a str {
+        &self.field.node.name.node
+    }
+
+    /// The value of an argument; nothing if it is not one, which is the library's to tell.
+    pub fn argument<T: InputType>(&self, name: &str) -> Option<T> {
+        let argument = self.ctx.with_field(self.field).param_value(name, None);
+        argument.ok().map(|(_, value)| value)
+    }
+
+    fn plan<U: Level>(&self) -> Option<Plan<'a, U>> {
+        Plan::of(&self.ctx.with_selection_set(&self.field.node.selection_set))
+    }
+
+    /// Objects that are there already, one for each.
+    pub fn inner<T: Level, U: Level>(&self, inner: fn(&T) -> U) -> Option<Step<'a, T>> {
+        self.found(move |objects, _| ready(Found::each(objects.iter().map(|object| Some(inner(object))))).boxed())
+    }
+
+    /// Lists of objects that are there already.
+    pub fn lists<T: Level, U: Level>(&self, list: fn(&T) -> Vec<U>) -> Option<Step<'a, T>> {
+        self.found(move |objects, _| ready(Ok(Found::lists(objects.iter().map(list)))).boxed())
+    }
+
+    /// A list for each, by its id.
+    pub fn all<T: Level, U: Level, L: Load<Key = Id, Value = Vec<V>>, V: Clone + Send + Sync + 'static>(
+        &self,
+        id: fn(&T) -> Id,
+        _: L,
+        wrap: fn(V) -> U,
+    ) -> Option<Step<'a, T>> {
+        self.found(move |objects, caller| {
+            async move {
+                let loaded = caller.loaders()?.all::<L>(objects.iter().map(id)).await?;
+                let list = |object| loaded.get(&id(object)).into_iter().flatten().cloned().map(wrap).collect();
+                Ok(Found::lists(objects.iter().map(list)))
+            }
+            .boxed()
+        })
+    }
+
+    /// One object for each, or null, by its id. What `required` says is an error where it is null.
+    pub fn one<T: Level, U: Level, L: Load<Key = Id>>(
+        &self,
+        id: fn(&T) -> Option<Id>,
+        _: L,
+        wrap: fn(L::Value) -> U,
+        required: bool,
+    ) -> Option<Step<'a, T>> {
+        self.found(move |objects, caller| {
+            async move {
+                let mut ids: Vec<Id> = objects.iter().filter_map(id).collect();
+                ids.sort_unstable();
+                ids.dedup();
+                if ids.is_empty() {
+                    return Ok(Found::new(Vec::new(), objects.iter().map(|_| Place::Null).collect()));
+                }
+                let loaded = caller.loaders()?.all::<L>(ids.iter().copied()).await?;
+                ids.retain(|id| loaded.get(id).is_some());
+                let places = objects.iter().map(|object| {
+                    let place = id(object).and_then(|id| ids.binary_search(&id).ok());
+                    place.map_or(Place::Null, Place::One)
+                });
+                let places: Vec<Place> = places.collect();
+                if required && places.iter().any(|place| matches!(place, Place::Null)) {
+                    return Err(Error::internal("an object without what it must have"));
+                }
+                Ok(Found::new(ids.iter().filter_map(|id| loaded.get(id)).cloned().map(wrap).collect(), places))
+            }
+            .boxed()
+        })
+    }
+
+    /// Objects that are found in whatever way.
+    pub fn found<T: Level, U: Level>(
+        &self,
+        find: impl for<'r> Fn(&'r [T], &'r Caller) -> BoxFuture<'r, Result<Found<U>>> + Send + Sync + 'a,
+    ) -> Option<Step<'a, T>> {
+        Some(Step::Hung(Box::new(Children { find, plan: self.plan()? })))
+    }
+}
+
+/// What hangs on the objects of a level, each thing once, and where.
+pub struct Found<U> {
+    objects: Vec<U>,
+    places: Vec<Place>,
+}
+
+enum Place {
+    Null,
+    One(usize),
+    List(Range<usize>),
+}
+
+impl<U> Found<U> {
+    fn new(objects: Vec<U>, places: Vec<Place>) -> Self {
+        Self { objects, places }
+    }
+
+    /// One for each, or it is an error.
+    pub fn each(objects: impl IntoIterator<Item = Option<U>>) -> Result<Self> {
+        let objects = objects.into_iter().collect::<Option<Vec<U>>>();
+        let objects = objects.ok_or_else(|| Error::internal("an object without what hangs on it"))?;
+        let places = (0..objects.len()).map(Place::One).collect();
+        Ok(Self::new(objects, places))
+    }
+
+    /// A list for each.
+    pub fn lists(lists: impl IntoIterator<Item = Vec<U>>) -> Self {
+        let mut objects = Vec::new();
+        let places = lists.into_iter().map(|list| {
+            let start = objects.len();
+            objects.extend(list);
+            Place::List(start..objects.len())
+        });
+        let places = places.collect();
+        Self::new(objects, places)
+    }
+}
+
+struct Children<'a, U, F> {
+    find: F,
+    plan: Plan<'a, U>,
+}
+
+impl<T, U, F> Hung<T> for Children<'_, U, F>
+where
+    T: Level,
+    U: Level,
+    F: for<'r> Fn(&'r [T], &'r Caller) -> BoxFuture<'r, Result<Found<U>>> + Send + Sync,
+{
+    fn resolve<'r>(&'r self, objects: &'r [T], caller: &'r Caller) -> BoxFuture<'r, Result<Texts>> {
+        async move {
+            let found = (self.find)(objects, caller).await?;
+            let inner = self.plan.resolve(&found.objects, caller).await?;
+            let mut texts = Texts { buffer: Vec::with_capacity(inner.buffer.len() + 64), ends: Vec::new() };
+            for place in found.places {
+                match place {
+                    Place::Null => None::<bool>.write(&mut texts.buffer),
+                    Place::One(index) => texts.buffer.extend_from_slice(inner.get(index)),
+                    Place::List(range) => {
+                        json::list(&mut texts.buffer, range, |index, out| out.extend_from_slice(inner.get(index)));
+                    }
+                }
+                texts.end();
+            }
+            Ok(texts)
+        }
+        .boxed()
+    }
+}
+
+/// What is selected of objects of one type.
+struct Plan<'a, T> {
+    steps: Vec<(&'a str, Step<'a, T>)>,
+}
+
+impl<'a, T: Level> Plan<'a, T> {
+    /// Nothing if any of it is left to the library.
+    fn of(ctx: &ContextSelectionSet<'a>) -> Option<Self> {
+        let mut plan = Self { steps: Vec::new() };
+        plan.add(ctx)?;
+        // An object of which nothing is selected, because no fragment is of its type.
+        (!plan.steps.is_empty()).then_some(plan)
+    }
+
+    fn add(&mut self, ctx: &ContextSelectionSet<'a>) -> Option<()> {
+        for selection in &ctx.item.node.items {
+            let (condition, set) = match &selection.node {
+                Selection::Field(field) => {
+                    let key = field.node.response_key().node.as_str();
+                    let is_leaf = field.node.selection_set.node.items.is_empty();
+                    match self.steps.iter().any(|(known, _)| *known == key) {
+                        false => self.steps.push((key, step(&Selected { ctx: ctx.clone(), field })?)),
+                        // Asked for twice, which is valid only if it is the same.
+                        true if is_leaf => {}
+                        // What is selected in both places has to be put together.
+                        true => return None,
+                    }
+                    continue;
+                }
+                Selection::InlineFragment(fragment) => {
+                    (fragment.node.type_condition.as_ref(), &fragment.node.selection_set)
+                }
+                Selection::FragmentSpread(spread) => {
+                    let fragment = ctx.query_env.fragments.get(&spread.node.fragment_name.node)?;
+                    (Some(&fragment.node.type_condition), &fragment.node.selection_set)
+                }
+            };
+            let name = T::type_name();
+            let applies = condition.is_none_or(|condition| {
+                let wanted = condition.node.on.node.as_str();
+                let implemented = ctx.schema_env.registry.implements.get(&*name);
+                wanted == name || implemented.is_some_and(|interfaces| interfaces.contains(wanted))
+            });
+            if applies {
+                self.add(&ctx.with_selection_set(set))?;
+            }
+        }
+        Some(())
+    }
+
+    fn resolve<'r>(&'r self, objects: &'r [T], caller: &'r Caller) -> BoxFuture<'r, Result<Texts>> {
+        async move {
+            if objects.is_empty() {
+                return Ok(Texts::default());
+            }
+            let hung = self.steps.iter().filter_map(|(_, step)| match step {
+                Step::Own(_) => None,
+                Step::Hung(hung) => Some(hung.resolve(objects, caller)),
+            });
+            let hung = try_join_all(hung).await?;
+            let mut texts = Texts::default();
+            let mut failed = Ok(());
+            for (index, object) in objects.iter().enumerate() {
+                let mut hung = hung.iter();
+                json::object(&mut texts.buffer, &self.steps, |(key, step), out| {
+                    key.write(out);
+                    out.push(b':');
+                    match step {
+                        Step::Own(write) => {
+                            if let Err(error) = write(object, caller, out) {
+                                failed = Err(error);
+                            }
+                        }
+                        Step::Hung(_) => out.extend_from_slice(hung.next().map_or(b"", |texts| texts.get(index))),
+                    }
+                });
+                texts.end();
+            }
+            failed.map(|()| texts)
+        }
+        .boxed()
+    }
+}
+
+fn step<'a, T: Level>(field: &Selected<'a>) -> Option<Step<'a, T>> {
+    if field.name() == "__typename" {
+        return Some(Step::Own(|_, _, out| {
+            T::type_name().as_ref().write(out);
+            Ok(())
+        }));
+    }
+    T::step(field)
+}
+
+/// An object whose selection is resolved by level where that is possible.
+pub struct ByLevel<T>(pub T);
+
+impl<T: Level> OutputType for ByLevel<T> {
+    fn type_name() -> Cow<'static, str> {
+        T::type_name()
+    }
+
+    fn create_type_info(registry: &mut Registry) -> String {
+        T::create_type_info(registry)
+    }
+
+    async fn resolve(&self, ctx: &ContextSelectionSet<'_>, field: &Positioned<Field>) -> ServerResult<Value> {
+        let caller: &Caller = ctx.data_unchecked();
+        if caller.manner().by_level
+            && let Some(plan) = Plan::<T>::of(ctx)
+        {
+            match plan.resolve(std::slice::from_ref(&self.0), caller).await {
+                Ok(texts) => return Ok(Value::Binary(texts.buffer.into())),
+                // To ask again would take as long again.
+                Err(error) if error.is_unavailable() => {
+                    let error = async_graphql::Error::from(error).into_server_error(field.pos);
+                    return Err(ctx.set_error_path(error));
+                }
+                Err(_) => {}
+            }
+        }
+        self.0.resolve(ctx, field).await
+    }
+}
