@@ -4,7 +4,8 @@
 //! and no right. A refresh token is an HMAC over the session's seed, id and generation under a key of its own: nothing
 //! that is stored can be used as one.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use argon2::password_hash::phc::PasswordHash;
@@ -32,6 +33,8 @@ const ISSUER: &str = "fasttrack";
 const TYPE: &str = "at+jwt";
 /// Hashes that may run or wait at once; each takes the configured memory only while it runs.
 const HASH_QUEUE: usize = 64;
+/// Access tokens that are remembered, some 400 bytes each.
+const KNOWN_TOKENS: usize = 10_000;
 
 #[derive(Serialize, Deserialize)]
 struct Claims {
@@ -84,6 +87,22 @@ struct Inner {
     cores: usize,
     refused: Counter,
     seconds: Histogram,
+    /// Access tokens that were found genuine lately, so that this is not asked anew for each request.
+    genuine: Mutex<HashMap<Box<str>, Claimed>>,
+}
+
+/// What a genuine token claims: whether it is good now is asked each time.
+#[derive(Clone, Copy)]
+struct Claimed {
+    session_id: Id,
+    not_before: i64,
+    expires: i64,
+}
+
+impl Claimed {
+    const fn is_good(&self, now: i64) -> bool {
+        self.not_before <= now && now < self.expires
+    }
 }
 
 impl Credentials {
@@ -116,6 +135,7 @@ impl Credentials {
             cores,
             refused: Counter::default(),
             seconds: metrics::seconds(),
+            genuine: Mutex::default(),
         })))
     }
 
@@ -213,10 +233,34 @@ impl Credentials {
 
     /// What an access token says, if it is ours and still good.
     pub fn access(&self, now: Timestamp, token: &str) -> Option<Access> {
+        let known = self.genuine().get(token).copied();
+        let claimed = match known {
+            Some(claimed) => claimed,
+            None => self.read(now, token)?,
+        };
+        let expires_at = Timestamp::from_micros(claimed.expires.saturating_mul(1_000_000));
+        claimed.is_good(now.seconds()).then_some(Access { session_id: claimed.session_id, expires_at })
+    }
+
+    fn read(&self, now: Timestamp, token: &str) -> Option<Claimed> {
         let data = jsonwebtoken::decode::<Claims>(token, &self.0.decoding, &self.0.validation).ok()?;
+        if data.header.typ.as_deref() != Some(TYPE) {
+            return None;
+        }
         let Claims { sid, nbf, exp, .. } = data.claims;
-        let good = data.header.typ.as_deref() == Some(TYPE) && nbf <= now.seconds() && now.seconds() < exp;
-        good.then(|| Access { session_id: sid, expires_at: Timestamp::from_micros(exp.saturating_mul(1_000_000)) })
+        let claimed = Claimed { session_id: sid, not_before: nbf, expires: exp };
+        if claimed.is_good(now.seconds()) {
+            let mut genuine = self.genuine();
+            if genuine.len() >= KNOWN_TOKENS {
+                genuine.clear();
+            }
+            genuine.insert(token.into(), claimed);
+        }
+        Some(claimed)
+    }
+
+    fn genuine(&self) -> MutexGuard<'_, HashMap<Box<str>, Claimed>> {
+        self.0.genuine.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn refresh_token(&self, session: &Session) -> String {

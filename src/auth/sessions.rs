@@ -45,7 +45,7 @@ impl Sessions {
         if known.is_some() {
             return Ok(known);
         }
-        let viewer = soon(async { session::viewer(&mut db.conn().await?, now, session_id).await }).await?;
+        let viewer = soon(async { session::viewer(&mut db.conn_for(1).await?, now, session_id).await }).await?;
         let mut sessions = self.lock();
         if let Some(viewer) = viewer {
             if sessions.len() >= MANY {
