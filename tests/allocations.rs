@@ -2,153 +2,23 @@
 //! anything. What SQLite does on threads of its own is not counted; PostgreSQL is left out, whose driver allocates by how
 //! its answers happen to arrive.
 
-use std::collections::HashMap;
-use std::net::{Ipv4Addr, SocketAddr};
-use std::path::Path;
+mod requests;
 
 use allocation_counter::measure;
-use axum::Router;
-use axum::body::{Body, Bytes, to_bytes};
-use axum::extract::ConnectInfo;
-use axum::http::Request;
-use fasttrack::config::Config;
-use fasttrack::db::{Location, migrate};
-use fasttrack::time::Clock;
-use fasttrack::{App, graphql, http};
-use serde_json::{Map, Value, json};
-use tokio::runtime::{Builder, Runtime};
-use tower::Service;
+use requests::{Furnished, OPERATIONS};
 
-const PASSWORD: &str = "Correct-Horse-7";
-
-/// What is asked, and how many allocations that takes, give or take a tenth. Fewer is a reason to lower the number.
-const OPERATIONS: [(&str, &str, u64); 5] = [
-    ("nothing", "{ __typename }", 115),
-    ("a task", "query ($task: ID!) { task(id: $task) { id title status priority } }", 240),
-    (
-        "a page of 50",
-        "query ($project: ID!) { tasks(filter: { projectId: $project }, first: 50) {
-            edges { cursor node { id title status priority createdAt } } pageInfo { hasNextPage endCursor }
-        } }",
-        764,
-    ),
-    (
-        "a nested page",
-        "{ projects(first: 10) { nodes { id name tasks(first: 10) { nodes {
-            id title status assignee { displayName } comments(first: 5) { nodes { body author { displayName } } }
-        } } } } }",
-        3308,
-    ),
-    (
-        "an update",
-        "mutation ($task: ID!, $title: String!) { updateTask(input: { id: $task, title: $title }) {
-            task { id title status priority }
-        } }",
-        386,
-    ),
-];
-
-struct Client {
-    runtime: Runtime,
-    router: Router,
-    token: Option<String>,
-}
-
-impl Client {
-    fn request(&self, path: &str, body: &Value) -> Request<Body> {
-        let request = Request::post(path).header("content-type", "application/json");
-        let request = match &self.token {
-            Some(token) => request.header("authorization", format!("Bearer {token}")),
-            None => request,
-        };
-        let request = request.extension(ConnectInfo(SocketAddr::from((Ipv4Addr::LOCALHOST, 1))));
-        request.body(Body::from(body.to_string())).expect("a request")
-    }
-
-    fn send(&mut self, request: Request<Body>) -> Bytes {
-        self.runtime.block_on(async {
-            let answer = self.router.call(request).await.expect("infallible");
-            assert!(answer.status().is_success(), "{}", answer.status());
-            to_bytes(answer.into_body(), usize::MAX).await.expect("a body")
-        })
-    }
-
-    fn post(&mut self, path: &str, body: &Value) -> Value {
-        let request = self.request(path, body);
-        serde_json::from_slice(&self.send(request)).unwrap_or_default()
-    }
-
-    fn ask(&mut self, query: &str, variables: &Value) -> Value {
-        let answer = self.post("/graphql", &json!({ "query": query, "variables": variables }));
-        assert!(answer.get("errors").is_none(), "{query}: {answer}");
-        answer["data"].clone()
-    }
-
-    /// A project with so many tasks, the first ten of them commented on.
-    fn furnish(&mut self, tasks: usize) -> (Value, Value) {
-        let me = self.ask("{ viewer { id } }", &json!({}))["viewer"]["id"].clone();
-        let made = self.ask(r#"mutation { createProject(input: { name: "Apollo" }) { project { id } } }"#, &json!({}));
-        let project = made["createProject"]["project"]["id"].clone();
-        let mut task = Value::Null;
-        for number in 0..tasks {
-            let create = "mutation ($project: ID!, $me: ID!, $title: String!) {
-                createTask(input: { projectId: $project, assigneeId: $me, title: $title }) { task { id } } }";
-            let variables = json!({ "project": project, "me": me, "title": format!("Task {number}") });
-            task = self.ask(create, &variables)["createTask"]["task"]["id"].clone();
-            for _ in 0..if number < 10 { 5 } else { 0 } {
-                let comment =
-                    r#"mutation ($task: ID!) { addComment(input: { taskId: $task, body: "x" }) { comment { id } } }"#;
-                self.ask(comment, &json!({ "task": task }));
-            }
-        }
-        (project, task)
-    }
-}
-
-fn client(directory: &Path) -> Client {
-    let url = format!("sqlite://{}", directory.join("fasttrack.db").display());
-    let settings = HashMap::from([
-        ("DATABASE_URL", url.as_str()),
-        ("SECRET_KEY", "the key of the tests' access tokens"),
-        ("REFRESH_SECRET_KEY", "the key of the tests' refresh tokens"),
-        ("ARGON2_MEMORY_KIB", "8"),
-        ("ARGON2_PASSES", "1"),
-        ("RATE_LIMIT_GRAPHQL_PER_MINUTE", "100000"),
-        ("RATE_LIMIT_COST_PER_MINUTE", "100000"),
-    ]);
-    let config = Config::from(&|name| settings.get(name).map(ToString::to_string)).expect("good settings");
-    let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
-    let router = runtime.block_on(async {
-        migrate::up(&Location::parse(&url).expect("a location")).await.expect("a database");
-        let app = App::open(config, Clock::system()).expect("the parts of the server");
-        http::router(&app, graphql::schema(true))
-    });
-    Client { runtime, router, token: None }
-}
+/// How many allocations each takes, give or take a tenth. Fewer is a reason to lower the number.
+const EXPECTED: [u64; OPERATIONS.len()] = [115, 240, 764, 3308, 386];
 
 #[test]
 fn a_request_makes_as_many_allocations_as_it_did() {
     let directory = tempfile::tempdir().expect("a temporary directory");
-    let mut client = client(directory.path());
-    let account = json!({ "username": "alice", "email": "alice@example.org", "password": PASSWORD });
-    client.post("/auth/register", &account);
-    let tokens = client.post("/auth/login", &account);
-    client.token = tokens["access_token"].as_str().map(ToOwned::to_owned);
-    let (mut project, mut task) = (Value::Null, Value::Null);
-    for tasks in [10, 10, 10, 10, 10, 10, 10, 10, 10, 60] {
-        (project, task) = client.furnish(tasks);
-    }
+    let mut furnished = Furnished::new(directory.path());
     let mut wrong = Vec::new();
-    for (title, query, expected) in OPERATIONS {
-        let counts = (0..10).map(|number| {
-            let all = [("project", project.clone()), ("task", task.clone()), ("title", number.to_string().into())];
-            let named = all.into_iter().filter(|(name, _)| query.contains(&format!("${name}")));
-            let variables: Map<String, Value> = named.map(|(name, value)| (name.to_owned(), value)).collect();
-            let request = client.request("/graphql", &json!({ "query": query, "variables": variables }));
-            let mut answer = Bytes::new();
-            let count = measure(|| answer = client.send(request)).count_total;
-            assert!(!answer.windows(8).any(|part| part == b"\"errors\""), "{}", String::from_utf8_lossy(&answer));
-            count
+    for ((title, query), expected) in OPERATIONS.into_iter().zip(EXPECTED) {
+        let counts = (0..10).map(|_| {
+            let request = furnished.request(query);
+            measure(|| drop(furnished.send(request))).count_total
         });
         // The first ones fill what is kept.
         let least = counts.min().unwrap_or_default();

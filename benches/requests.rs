@@ -1,0 +1,30 @@
+//! How long the hot paths take, from a request's bytes to those of its answer, on SQLite and in one thread: for comparing
+//! one state of the code with another.
+//!
+//! ```sh
+//! cargo bench --bench requests                                 # compares with the last run
+//! cargo bench --bench requests -- --save-baseline before       # and later: -- --baseline before
+//! ```
+
+#[path = "../tests/requests/mod.rs"]
+mod requests;
+
+use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
+use requests::{Furnished, OPERATIONS};
+
+fn requests(criterion: &mut Criterion) {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let furnished = std::cell::RefCell::new(Furnished::new(directory.path()));
+    for (title, query) in OPERATIONS {
+        criterion.bench_function(title, |bencher| {
+            bencher.iter_batched(
+                || furnished.borrow_mut().request(query),
+                |request| furnished.borrow_mut().send(request),
+                BatchSize::SmallInput,
+            );
+        });
+    }
+}
+
+criterion_group!(benches, requests);
+criterion_main!(benches);
