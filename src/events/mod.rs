@@ -7,13 +7,16 @@ pub mod hub;
 
 use diesel::deserialize::FromSqlRow;
 use diesel::expression::AsExpression;
+use diesel::pg::Pg;
 use diesel::prelude::*;
+use diesel::query_builder::{AstPass, QueryFragment, QueryId};
 use diesel_async::RunQueryDsl;
 
 use crate::db::page::beyond;
 use crate::db::schema::{events, projections};
-use crate::db::{Bell, Conn};
-use crate::error::Result;
+use crate::db::types::sql;
+use crate::db::{Bell, Conn, Db, Pooled};
+use crate::error::{Error, Result};
 use crate::id::Id;
 use crate::time::Timestamp;
 use crate::{on, spelled, stored_as_smallint};
@@ -190,6 +193,73 @@ pub async fn append(tx: &mut Conn, new: &[NewEvent]) -> Result<()> {
     }
     tx.ring_on_commit(Bell::Log);
     Ok(())
+}
+
+/// Changes a row and appends what is told of it by one statement of PostgreSQL, which is a transaction by itself: false,
+/// and nothing told, if there is no such row.
+pub async fn append_with<C>(db: &Db, change: C, event: &NewEvent) -> Result<bool>
+where
+    C: QueryFragment<Pg> + Send,
+{
+    let told = match &db.conn().await?.pooled {
+        Pooled::Postgres(conn) => Told { change, event }.execute(&mut &**conn).await?,
+        Pooled::Sqlite(_) => return Err(Error::internal("SQLite does not change rows in a WITH clause")),
+    };
+    if told > 0 {
+        db.rings(Bell::Log);
+    }
+    Ok(told > 0)
+}
+
+struct Told<'a, C> {
+    change: C,
+    event: &'a NewEvent,
+}
+
+impl<C> QueryId for Told<'_, C> {
+    type QueryId = ();
+    const HAS_STATIC_QUERY_ID: bool = false;
+}
+
+impl<C: QueryFragment<Pg>> QueryFragment<Pg> for Told<'_, C> {
+    fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, Pg>) -> QueryResult<()> {
+        let NewEvent { id, kind, occurred_at, data, .. } = self.event;
+        let event = self.event;
+        let about = [
+            &event.actor_id,
+            &event.owner_id,
+            &event.project_id,
+            &event.task_id,
+            &event.comment_id,
+            &event.assignee_id,
+            &event.previous_assignee_id,
+            &event.session_id,
+        ];
+        out.push_sql("WITH changed AS (");
+        self.change.walk_ast(out.reborrow())?;
+        out.push_sql(
+            " RETURNING 1) INSERT INTO events (id, kind, occurred_at, actor_id, owner_id, project_id, task_id, comment_id, \
+             assignee_id, previous_assignee_id, session_id, data) SELECT ",
+        );
+        out.push_bind_param::<sql::Uuid, _>(id)?;
+        out.push_sql(", ");
+        out.push_bind_param::<sql::SmallInt, _>(kind)?;
+        out.push_sql(", ");
+        out.push_bind_param::<sql::Instant, _>(occurred_at)?;
+        for id in about {
+            out.push_sql(", ");
+            out.push_bind_param::<sql::Nullable<sql::Uuid>, _>(id)?;
+        }
+        out.push_sql(", ");
+        out.push_bind_param::<sql::Text, _>(data)?;
+        out.push_sql(" FROM changed");
+        Ok(())
+    }
+
+    // Its text is the same each time if that of the change is.
+    fn is_safe_to_cache_prepared(&self, backend: &Pg) -> QueryResult<bool> {
+        self.change.is_safe_to_cache_prepared(backend)
+    }
 }
 
 spelled! {
