@@ -11,7 +11,7 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 
 /// So many rows keep a thread no longer than a request that is read or an answer that is written.
-const FEW: usize = 100;
+pub(super) const FEW: usize = 100;
 
 tokio::task_local! {
     static BRIEF: ();

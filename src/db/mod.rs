@@ -10,8 +10,10 @@ pub mod page;
 pub mod postgres;
 mod prepared;
 pub mod schema;
+mod shared;
 pub mod types;
 
+use std::ops::Deref;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -30,8 +32,10 @@ use prometheus_client::metrics::histogram::Histogram;
 use tokio::sync::Notify;
 
 use self::batch::Batch;
+use self::brief::FEW;
 pub use self::brief::{brief, looked_up};
 pub use self::prepared::prepared;
+use self::shared::{Line, Shared};
 use crate::error::{Error, Result};
 use crate::metrics;
 
@@ -42,6 +46,8 @@ pub type SqliteConn = SyncConnectionWrapper<SqliteConnection, brief::Place>;
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(1);
 /// Connections for those who must not wait behind requests.
 const ASIDE: usize = 2;
+/// Connections over which many read at once, of those that there may be.
+const SHARED: usize = 4;
 /// How often a transaction is tried that the database aborted for the sake of another one.
 const ATTEMPTS: u32 = 4;
 
@@ -58,10 +64,11 @@ macro_rules! on {
                 let $c: &mut $crate::db::SqliteConn = pooled;
                 $body
             }
-            $crate::db::Pooled::Postgres(pooled) => {
+            $crate::db::Pooled::Postgres(loan) => {
                 #[allow(dead_code, reason = "only boxed queries name it")]
                 type Backend = diesel::pg::Pg;
-                let $c: &mut diesel_async::AsyncPgConnection = pooled;
+                let mut $c: &diesel_async::AsyncPgConnection = loan;
+                let $c = &mut $c;
                 $body
             }
         }
@@ -69,12 +76,30 @@ macro_rules! on {
 }
 
 /// A connection on loan from its pool.
-#[expect(clippy::large_enum_variant, reason = "one lives on the stack of each operation, and is never moved in bulk")]
 pub enum Pooled {
     /// To the embedded database.
     Sqlite(Object<SqliteConn>),
     /// To a PostgreSQL server.
-    Postgres(Object<AsyncPgConnection>),
+    Postgres(Loan),
+}
+
+/// A connection to PostgreSQL.
+pub enum Loan {
+    /// For nobody else meanwhile.
+    Own(Box<Object<AsyncPgConnection>>),
+    /// For others too.
+    Shared(Line),
+}
+
+impl Deref for Loan {
+    type Target = AsyncPgConnection;
+
+    fn deref(&self) -> &AsyncPgConnection {
+        match self {
+            Self::Own(conn) => conn,
+            Self::Shared(line) => line.conn(),
+        }
+    }
 }
 
 /// A connection; one inside a transaction is called `tx`.
@@ -121,7 +146,8 @@ impl Conn {
     fn discard(self) {
         match self.pooled {
             Pooled::Sqlite(pooled) => drop(Object::take(pooled)),
-            Pooled::Postgres(pooled) => drop(Object::take(pooled)),
+            Pooled::Postgres(Loan::Own(pooled)) => drop(Object::take(*pooled)),
+            Pooled::Postgres(Loan::Shared(_)) => {}
         }
     }
 }
@@ -129,7 +155,7 @@ impl Conn {
 #[derive(Clone)]
 enum Pools {
     Sqlite { writer: Arc<Batch>, readers: Pool<SqliteConn> },
-    Postgres(Pool<AsyncPgConnection>),
+    Postgres { own: Pool<AsyncPgConnection>, shared: Arc<Shared> },
 }
 
 /// What runs inside a transaction: an async closure whose future may move between threads. (The bound on `AsyncFn` alone
@@ -214,8 +240,12 @@ impl Db {
                 (pools(readers(connections)?), pools(readers(ASIDE)?))
             }
             Location::Postgres(url) => {
-                let pool = |size| postgres_pool(url, size, &statements).map(Pools::Postgres);
-                (pool(connections)?, pool(ASIDE)?)
+                let shared = Arc::new(postgres_shared(url, SHARED.min(connections), &statements)?);
+                let pools = |size| {
+                    let own = postgres_pool(url, size, &statements)?;
+                    Ok::<_, Error>(Pools::Postgres { own, shared: Arc::clone(&shared) })
+                };
+                (pools(connections)?, pools(ASIDE)?)
             }
         };
         let (waits, bells, sessions) = (metrics::seconds(), Arc::default(), Arc::default());
@@ -243,9 +273,20 @@ impl Db {
     pub async fn conn(&self) -> Result<Conn> {
         let pooled = match &self.pools {
             Pools::Sqlite { readers, .. } => Pooled::Sqlite(self.acquire(readers.get()).await?),
-            Pools::Postgres(pool) => Pooled::Postgres(self.acquire(pool.get()).await?),
+            Pools::Postgres { own, .. } => Pooled::Postgres(Loan::Own(Box::new(self.acquire(own.get()).await?))),
         };
         Ok(Conn::new(pooled))
+    }
+
+    /// A connection for reading so many rows that an index leads to: if they are few, perhaps one that others read over
+    /// too.
+    pub async fn conn_for(&self, rows: usize) -> Result<Conn> {
+        match &self.pools {
+            Pools::Postgres { shared, .. } if rows <= FEW => {
+                Ok(Conn::new(Pooled::Postgres(Loan::Shared(self.acquire(shared.get()).await?))))
+            }
+            _ => self.conn().await,
+        }
     }
 
     /// Waits for a connection, but not for ever.
@@ -310,8 +351,9 @@ impl Db {
     async fn attempt<T>(&self, work: &(impl for<'r> Work<'r, T> + Sync), is_brief: bool) -> Result<T> {
         match &self.pools {
             Pools::Sqlite { writer, .. } => writer.join(self, work, is_brief).await,
-            Pools::Postgres(pool) => {
-                let mut open = Open(Some(Conn::new(Pooled::Postgres(self.acquire(pool.get()).await?))));
+            Pools::Postgres { own, .. } => {
+                let own = self.acquire(own.get()).await?;
+                let mut open = Open(Some(Conn::new(Pooled::Postgres(Loan::Own(Box::new(own))))));
                 open.conn().execute("BEGIN").await?;
                 let done = match work(open.conn()).await {
                     Ok(value) => open.conn().execute("COMMIT").await.map(|()| value),
@@ -325,6 +367,11 @@ impl Db {
                 done
             }
         }
+    }
+
+    /// Rings a bell for what was committed without a transaction.
+    pub fn rings(&self, bell: Bell) {
+        self.bells[bell as usize].notify_one();
     }
 
     fn ring(&self, rings: Rings) {
@@ -345,7 +392,7 @@ impl Db {
 
     /// Whether this is PostgreSQL, which several instances may share.
     pub const fn is_postgres(&self) -> bool {
-        matches!(self.pools, Pools::Postgres(_))
+        matches!(self.pools, Pools::Postgres { .. })
     }
 
     /// Has PostgreSQL tell everybody who listens on a channel.
@@ -358,8 +405,8 @@ impl Db {
         let mut conn = self.conn().await?;
         conn.execute(&format!("LISTEN {channel}")).await?;
         match conn.pooled {
-            Pooled::Postgres(pooled) => Ok(Object::take(pooled)),
-            Pooled::Sqlite(_) => Err(Error::internal("SQLite has no channels")),
+            Pooled::Postgres(Loan::Own(pooled)) => Ok(Object::take(*pooled)),
+            _ => Err(Error::internal("no channels here")),
         }
     }
 
@@ -382,7 +429,7 @@ impl Db {
     pub fn pools(&self) -> Vec<Fill> {
         let pools = match &self.pools {
             Pools::Sqlite { writer, readers } => vec![("writer", writer.pool.status()), ("readers", readers.status())],
-            Pools::Postgres(pool) => vec![("all", pool.status())],
+            Pools::Postgres { own, .. } => vec![("all", own.status())],
         };
         let fill = pools.into_iter().map(|(pool, status)| Fill {
             pool,
@@ -407,11 +454,14 @@ impl Db {
                 }
                 writer.pool.close();
             }
-            Pools::Postgres(pool) => pool.close(),
+            Pools::Postgres { own, shared } => {
+                own.close();
+                shared.close().await;
+            }
         }
         match &self.aside {
             Pools::Sqlite { readers, .. } => readers.close(),
-            Pools::Postgres(pool) => pool.close(),
+            Pools::Postgres { own, .. } => own.close(),
         }
     }
 }
@@ -495,6 +545,21 @@ fn sqlite_pool(path: &str, size: usize, statements: &Counter, setup: &'static st
         async move { SqliteConn::establish(&path).await }
     });
     Pool::builder(manager).max_size(size).build().map_err(Error::internal)
+}
+
+fn postgres_shared(url: &str, size: usize, statements: &Counter) -> Result<Shared> {
+    let (server, statements) = (postgres::Server::parse(url).map_err(Error::Internal)?, statements.clone());
+    let connect = move || {
+        let (server, statements) = (server.clone(), statements.clone());
+        async move {
+            let (mut conn, ended) = server.connect_noting_its_end().await?;
+            conn.batch_execute(POSTGRES).await.map_err(ConnectionError::CouldntSetupConfiguration)?;
+            conn.set_instrumentation(Count(statements));
+            Ok(Line::new(conn, ended))
+        }
+        .boxed()
+    };
+    Ok(Shared::new(size, Box::new(connect)))
 }
 
 fn postgres_pool(url: &str, size: usize, statements: &Counter) -> Result<Pool<AsyncPgConnection>> {

@@ -15,6 +15,7 @@ use tokio_postgres::config::{Host, SslMode};
 use tokio_postgres::tls::MakeTlsConnect;
 use tokio_postgres::{Client, Config, Connection, Socket};
 use tokio_postgres_rustls::MakeRustlsConnect;
+use tokio_util::sync::CancellationToken;
 use url::form_urlencoded;
 
 use crate::error::Error;
@@ -89,6 +90,20 @@ impl Server {
     pub async fn connect(&self) -> ConnectionResult<AsyncPgConnection> {
         let (client, connection) = self.open().await.map_err(|error| ConnectionError::BadConnection(told(&error)))?;
         AsyncPgConnection::try_from_client_and_connection(client, connection).await
+    }
+
+    /// The same, and when it has ended.
+    pub async fn connect_noting_its_end(&self) -> ConnectionResult<(AsyncPgConnection, CancellationToken)> {
+        let (client, connection) = self.open().await.map_err(|error| ConnectionError::BadConnection(told(&error)))?;
+        let ended = CancellationToken::new();
+        let note = ended.clone().drop_guard();
+        tokio::spawn(async move {
+            let _note = note;
+            if let Err(error) = connection.await {
+                tracing::warn!(cause = %error, "lost a connection to PostgreSQL");
+            }
+        });
+        Ok((AsyncPgConnection::try_from(client).await?, ended))
     }
 
     /// A connection for what diesel does not have.

@@ -2,6 +2,7 @@
 
 use async_graphql::resolver_utils::EnumType;
 use async_graphql::{ID, Value};
+use serde::Serialize;
 
 use crate::access::Role;
 use crate::store::{project, task};
@@ -13,10 +14,19 @@ pub trait Json {
     fn write(&self, out: &mut Vec<u8>);
 }
 
+/// What serde knows how to write.
+pub struct Serialized<'a, T: ?Sized>(pub &'a T);
+
+impl<T: Serialize + ?Sized> Json for Serialized<'_, T> {
+    fn write(&self, out: &mut Vec<u8>) {
+        // A buffer takes everything, and what is answered can be written.
+        let _ = serde_json::to_writer(out, self.0);
+    }
+}
+
 impl Json for str {
     fn write(&self, out: &mut Vec<u8>) {
-        // A buffer takes everything, and text is never no JSON.
-        let _ = serde_json::to_writer(out, self);
+        Serialized(self).write(out);
     }
 }
 
@@ -28,7 +38,7 @@ impl Json for bool {
 
 impl Json for i64 {
     fn write(&self, out: &mut Vec<u8>) {
-        let _ = serde_json::to_writer(out, self);
+        Serialized(self).write(out);
     }
 }
 
@@ -87,19 +97,13 @@ impl Json for Value {
     fn write(&self, out: &mut Vec<u8>) {
         match self {
             Self::Null => out.extend_from_slice(b"null"),
-            Self::Number(number) => {
-                let _ = serde_json::to_writer(out, number);
-            }
+            Self::Number(number) => Serialized(number).write(out),
             Self::String(text) => text.write(out),
             Self::Boolean(value) => value.write(out),
             Self::Binary(json) => out.extend_from_slice(json),
             Self::Enum(name) => name.as_str().write(out),
             Self::List(items) => list(out, items, Json::write),
-            Self::Object(fields) => object(out, fields, |(key, value), out| {
-                key.as_str().write(out);
-                out.push(b':');
-                value.write(out);
-            }),
+            Self::Object(fields) => object(out, fields, |(key, value), out| member(out, key, value)),
         }
     }
 }
@@ -112,6 +116,13 @@ pub fn list<T>(out: &mut Vec<u8>, items: impl IntoIterator<Item = T>, write: imp
 /// Writes an object, each member with its name by `write`.
 pub fn object<T>(out: &mut Vec<u8>, members: impl IntoIterator<Item = T>, write: impl FnMut(T, &mut Vec<u8>)) {
     separated(out, *b"{}", members, write);
+}
+
+/// Writes a member of an object.
+pub fn member(out: &mut Vec<u8>, name: &str, value: &(impl Json + ?Sized)) {
+    name.write(out);
+    out.push(b':');
+    value.write(out);
 }
 
 fn separated<T>(

@@ -217,7 +217,7 @@ macro_rules! loads {
 loads! {
     /// Users, whoever they are.
     users: Users(Id => Arc<user::User>) |app, _asker, ids| {
-        let rows = user::any_by_ids(&mut app.db.conn().await?, ids).await?;
+        let rows = user::any_by_ids(&mut app.db.conn_for(ids.len()).await?, ids).await?;
         Ok(rows.into_iter().map(|user| (user.id, Arc::new(user))).collect())
     };
     /// What users own and have to do.
@@ -236,7 +236,7 @@ loads! {
     };
     /// Projects that the viewer sees.
     projects: Projects(Id => Arc<project::Project>) |app, asker, ids| {
-        let rows = project::by_ids(&mut app.db.conn().await?, asker.viewer()?, ids).await?;
+        let rows = project::by_ids(&mut app.db.conn_for(ids.len()).await?, asker.viewer()?, ids).await?;
         Ok(rows.into_iter().map(|project| (project.id, Arc::new(project))).collect())
     };
     /// How the tasks of projects stand.
@@ -284,14 +284,14 @@ loads! {
     };
     /// Tasks that the viewer sees.
     tasks: Tasks(Id => Arc<task::Task>) |app, asker, ids| {
-        let rows = task::by_ids(&mut app.db.conn().await?, asker.viewer()?, ids).await?;
+        let rows = task::by_ids(&mut app.db.conn_for(ids.len()).await?, asker.viewer()?, ids).await?;
         Ok(rows.into_iter().map(|task| (task.id, Arc::new(task))).collect())
     };
     /// Pages of the tasks of projects or assignees.
     task_pages: TaskPages(((task_list::Of, Arc<task_list::List>), Id) => Page<Arc<task::Task>>) |app, _asker, keys| {
-        let mut conn = app.db.conn().await?;
         let mut pages = HashMap::new();
         for ((of, list), ids) in grouped(keys) {
+            let mut conn = app.db.conn_for(list.reads(ids.len())).await?;
             let found = task_list::pages(&mut conn, of, &ids, &list, app.clock.now()).await?;
             pages.extend(found.into_iter().map(|(id, page)| (((of, Arc::clone(&list)), id), page.shared())));
         }
@@ -318,9 +318,9 @@ loads! {
     };
     /// Pages of the comments on tasks.
     comment_pages: CommentPages((Arc<Window>, Id) => Page<Arc<comment::Comment>>) |app, _asker, keys| {
-        let mut conn = app.db.conn().await?;
         let mut pages = HashMap::new();
         for (window, tasks) in grouped(keys) {
+            let mut conn = app.db.conn_for(window.limit * tasks.len()).await?;
             let found = comment::pages(&mut conn, &tasks, &window).await?;
             pages.extend(found.into_iter().map(|(id, page)| ((Arc::clone(&window), id), page.shared())));
         }

@@ -284,7 +284,8 @@ impl ProjectQuery {
         let caller = Caller::of(ctx);
         let paging = Paging { first, after, last, before };
         let (tag, list) = list("projects", None, &paging, filter, order_by)?;
-        let page = store::page(&mut caller.app().db.conn().await?, caller.viewer()?, &list).await?;
+        let mut conn = caller.app().db.conn_for(list.reads()).await?;
+        let page = store::page(&mut conn, caller.viewer()?, &list).await?;
         Ok(ByLevel(connection(tag, Total::Projects(Arc::clone(&list)), page.shared(), &list)))
     }
 }

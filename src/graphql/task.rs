@@ -368,7 +368,7 @@ impl TaskQuery {
         let scopes = Scope::visible_to(caller.viewer()?);
         let (tag, list) = list("tasks", None, scopes, &paging, filter, order_by)?;
         let app = caller.app();
-        let page = task_list::page(&mut app.db.conn().await?, &list, app.clock.now()).await?;
+        let page = task_list::page(&mut app.db.conn_for(list.reads(1)).await?, &list, app.clock.now()).await?;
         Ok(ByLevel(connection(tag, Total::Tasks(Arc::clone(&list)), page.shared(), &list)))
     }
 }

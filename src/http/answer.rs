@@ -12,7 +12,7 @@ use serde::Serialize;
 use crate::admission::Refusal;
 use crate::error::{Code, Error};
 use crate::graphql::deprecation::Deprecation;
-use crate::graphql::json::{self, Json};
+use crate::graphql::json::{self, Json, Serialized};
 
 const MAX_ERRORS: usize = 10;
 const MAX_MESSAGE: usize = 200;
@@ -137,43 +137,20 @@ impl Answer {
 
     /// The answer as it is sent; nothing if it is too large for that.
     pub fn to_json(&self) -> Option<Vec<u8>> {
+        let (errors, extensions) = (Serialized(&self.errors), Serialized(&self.extensions));
+        let members: [Option<(&str, &dyn Json)>; 3] = [
+            (!self.errors.is_empty()).then_some(("errors", &errors)),
+            self.data.as_ref().map(|data| ("data", data as &dyn Json)),
+            (!self.extensions.is_empty()).then_some(("extensions", &extensions)),
+        ];
         let mut out = Vec::with_capacity(512);
-        let errors = (!self.errors.is_empty()).then_some(Member::Errors(&self.errors));
-        let data = self.data.as_ref().map(Member::Data);
-        let extensions = (!self.extensions.is_empty()).then_some(Member::Extensions(&self.extensions));
-        let members = [errors, data, extensions].into_iter().flatten();
-        json::object(&mut out, members, |member, out| member.write(out));
+        json::object(&mut out, members.into_iter().flatten(), |(name, value), out| json::member(out, name, value));
         (out.len() <= MAX_BYTES).then_some(out)
     }
 
     /// The errors, as the `error` message of a socket has them.
     pub fn errors(&self) -> &[ServerError] {
         &self.errors
-    }
-}
-
-/// A member of an answer.
-enum Member<'a> {
-    Errors(&'a [ServerError]),
-    Data(&'a Value),
-    Extensions(&'a Extensions),
-}
-
-impl Member<'_> {
-    fn write(&self, out: &mut Vec<u8>) {
-        let name = match self {
-            Self::Errors(_) => "errors",
-            Self::Data(_) => "data",
-            Self::Extensions(_) => "extensions",
-        };
-        name.write(out);
-        out.push(b':');
-        // A buffer takes everything, and all of this is JSON.
-        let _ = match self {
-            Self::Errors(errors) => serde_json::to_writer(out, errors),
-            Self::Data(data) => Ok(data.write(out)),
-            Self::Extensions(extensions) => serde_json::to_writer(out, extensions),
-        };
     }
 }
 

@@ -257,7 +257,7 @@ async fn keep(db: &Db, from: Position, to: Position, rows: &[Notification]) -> R
             .select(users::id);
         let here: Vec<Id> = match &mut tx.pooled {
             Pooled::Sqlite(c) => here.load(&mut **c).await?,
-            Pooled::Postgres(c) => here.for_share().load(&mut **c).await?,
+            Pooled::Postgres(c) => here.for_share().load(&mut &**c).await?,
         };
         let rows: Vec<&Notification> = rows.iter().filter(|row| here.contains(&row.user_id)).collect();
         match &mut tx.pooled {
@@ -269,7 +269,7 @@ async fn keep(db: &Db, from: Position, to: Position, rows: &[Notification]) -> R
             }
             Pooled::Postgres(c) => {
                 let insert = diesel::insert_into(notifications::table).values(rows).on_conflict_do_nothing();
-                insert.execute(&mut **c).await?;
+                insert.execute(&mut &**c).await?;
             }
         }
         Ok(true)

@@ -101,6 +101,14 @@ pub struct List {
     pub window: Window,
 }
 
+impl List {
+    /// How many rows are read for a page, at most: what is filtered is walked past too.
+    pub fn reads(&self) -> usize {
+        let is_stretch = self.filter.search.is_none() && self.filter.status.is_none();
+        if is_stretch { self.window.limit } else { usize::MAX }
+    }
+}
+
 impl Project {
     /// Its place in the order of a list.
     pub fn position(&self, order: OrderField) -> Position {
@@ -165,15 +173,18 @@ pub async fn seen(conn: &mut Conn, viewer: &Viewer, id: Id, field: &'static str)
 
 /// One page of the projects that the viewer owns, or of all for ADMIN.
 pub async fn page(conn: &mut Conn, viewer: &Viewer, list: &List) -> Result<Page<Project>> {
-    let rows = on!(conn, |c| {
-        let mut query = projects::table.select(Project::as_select()).into_boxed::<Backend>();
-        if !viewer.is_admin() {
-            query = query.filter(projects::owner_id.eq(viewer.id));
-        }
-        narrow!(query, list.filter);
-        order!(query, list);
-        query.load(c).await
-    })?;
+    let walk = async {
+        on!(conn, |c| {
+            let mut query = projects::table.select(Project::as_select()).into_boxed::<Backend>();
+            if !viewer.is_admin() {
+                query = query.filter(projects::owner_id.eq(viewer.id));
+            }
+            narrow!(query, list.filter);
+            order!(query, list);
+            query.load(c).await
+        })
+    };
+    let rows = looked_up(list.reads(), walk).await?;
     Ok(list.window.page(list.descending, rows, |project: &Project| project.position(list.order)))
 }
 

@@ -135,7 +135,7 @@ pub struct List {
 
 impl List {
     /// How many rows are read for the pages of so many parents, at most: what is filtered is walked past too.
-    fn reads(&self, parents: usize) -> usize {
+    pub fn reads(&self, parents: usize) -> usize {
         let rest = Filter { project_id: None, ..self.filter.clone() };
         let is_stretch =
             rest == Filter::default() && !self.scopes.iter().any(|it| matches!(it, Scope::AssignedElsewhere(_)));

@@ -332,7 +332,7 @@ pub async fn keep_one_admin(tx: &mut Conn, id: Id) -> Result<()> {
         .select(users::id);
     let admins: Vec<Id> = match &mut tx.pooled {
         Pooled::Sqlite(c) => admins.load(&mut **c).await?,
-        Pooled::Postgres(c) => admins.for_update().load(&mut **c).await?,
+        Pooled::Postgres(c) => admins.for_update().load(&mut &**c).await?,
     };
     if admins.iter().any(|admin| *admin != id) {
         return Ok(());

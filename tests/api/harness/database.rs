@@ -104,7 +104,7 @@ impl Database {
         let db = Db::open(&self.location(), 1).expect("a database");
         let done = match &mut db.conn().await.expect("a connection").pooled {
             Pooled::Sqlite(c) => c.batch_execute(&format!("PRAGMA query_only = OFF; {statements}")).await,
-            Pooled::Postgres(c) => c.batch_execute(statements).await,
+            Pooled::Postgres(c) => (&mut &**c).batch_execute(statements).await,
         };
         done.unwrap_or_else(|error| panic!("{statements}: {error}"));
         db.close().await;
