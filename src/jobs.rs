@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -23,6 +24,8 @@ const EXPIRING: Duration = Duration::from_secs(60);
 const NOTIFICATIONS: Duration = Duration::from_secs(90 * 86_400);
 /// Making notifications is tried again so long after it failed.
 const INBOX: Duration = Duration::from_secs(1);
+/// However much happens, they are made no more often than this, each time for all that has happened.
+const INBOX_PACE: Duration = Duration::from_millis(50);
 /// How long ended sessions are kept, to be looked at.
 const ENDED_SESSIONS: Duration = Duration::from_secs(30 * 86_400);
 
@@ -60,6 +63,7 @@ async fn inbox(app: Arc<App>, stop: CancellationToken) {
     let db = app.db.aside();
     let (mut tail, mut position) = (app.hub.reached(), Position::default());
     loop {
+        let next = Instant::now() + INBOX_PACE;
         let done = tokio::select! {
             () = stop.cancelled() => return,
             done = notification::project(&db, position) => done,
@@ -85,7 +89,7 @@ async fn inbox(app: Arc<App>, stop: CancellationToken) {
         tokio::select! {
             () = stop.cancelled() => return,
             // The tail lives as long as the server.
-            _ = tail.changed() => {}
+            _ = tail.changed() => tokio::time::sleep_until(next).await,
         }
     }
 }

@@ -48,6 +48,7 @@ const ELSEWHERE = {
   '(cd playground && npm ci && npm run build) && cargo run --release': 'the continuous integration builds the page',
   'cargo bench --bench feed': 'takes minutes, and a machine of its own',
   'cargo bench --bench feed -- 2000': 'the same',
+  'cargo bench --bench requests': 'the same',
   'docker build -t fasttrack .': 'takes a container engine, and images from elsewhere',
   'docker run -p 127.0.0.1:8000:8000 -v fasttrack:/data fasttrack': 'the same',
   'docker run --rm -it -v fasttrack:/data fasttrack user create --email you@example.org --username you --admin': 'the same',
