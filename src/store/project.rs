@@ -246,12 +246,12 @@ pub struct Stats {
     pub overdue: i64,
 }
 
-/// The statistics of each project: counted from an index when asked, so that they can never be wrong.
+/// The statistics of each project: counted when asked, so that they can never be wrong, from an index that has all of it.
 pub async fn stats(conn: &mut Conn, projects: &[Id], now: Timestamp) -> Result<HashMap<Id, Stats>> {
     use diesel::dsl::{case_when, count_star, sum};
     let rows: Vec<(Id, TaskStatus, i64, Option<i64>)> = on!(conn, |c| {
         // Of 32-bit integers the sum is a BIGINT on both; of 64-bit ones PostgreSQL makes a NUMERIC.
-        let overdue = case_when::<_, _, diesel::sql_types::Integer>(tasks::due_order.lt(now), 1).otherwise(0);
+        let overdue = case_when::<_, _, diesel::sql_types::Integer>(tasks::due_at.lt(now), 1).otherwise(0);
         tasks::table
             .filter(among(tasks::project_id, projects))
             .group_by((tasks::project_id, tasks::status))
