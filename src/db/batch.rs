@@ -134,7 +134,7 @@ async fn commit(db: &Db, group: &mut Group, mut open: Open) -> Result<()> {
         return Err(error);
     }
     let rings: Rings = open.close().rings;
-    db.ring(rings);
+    db.ring_all(rings);
     for member in members {
         // Whoever has gone away does not hear of it.
         let _ = member.send(());

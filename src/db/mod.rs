@@ -360,7 +360,7 @@ impl Db {
                     Err(error) => Err(error),
                 };
                 if done.is_ok() {
-                    self.ring(open.close().rings);
+                    self.ring_all(open.close().rings);
                 } else if open.conn().execute("ROLLBACK").await.is_ok() {
                     open.close();
                 }
@@ -369,18 +369,18 @@ impl Db {
         }
     }
 
-    /// Rings a bell for what was committed without a transaction.
-    pub fn rings(&self, bell: Bell) {
+    /// Rings a bell: something was committed that is waited for.
+    pub fn ring(&self, bell: Bell) {
+        if bell == Bell::Sessions {
+            self.note_sessions();
+        }
         self.bells[bell as usize].notify_one();
     }
 
-    fn ring(&self, rings: Rings) {
-        if rings[Bell::Sessions as usize] {
-            self.note_sessions();
-        }
-        for (bell, rings) in self.bells.iter().zip(rings) {
-            if rings {
-                bell.notify_one();
+    fn ring_all(&self, rings: Rings) {
+        for bell in [Bell::Sessions, Bell::Log, Bell::Mail] {
+            if rings[bell as usize] {
+                self.ring(bell);
             }
         }
     }
@@ -529,13 +529,18 @@ where
         let (connecting, statements) = (connect(), statements.clone());
         async move {
             let mut conn = connecting.await?;
-            conn.batch_execute(setup).await.map_err(ConnectionError::CouldntSetupConfiguration)?;
-            conn.set_instrumentation(Count(statements));
-            Ok(conn)
+            begin(&mut conn, setup, statements).await.map(|()| conn)
         }
         .boxed()
     });
     AsyncDieselConnectionManager::new_with_config("", config)
+}
+
+/// Begins a connection by its settings, and counts its statements from then on.
+async fn begin(conn: &mut impl AsyncConnection, setup: &str, statements: Counter) -> ConnectionResult<()> {
+    conn.batch_execute(setup).await.map_err(ConnectionError::CouldntSetupConfiguration)?;
+    conn.set_instrumentation(Count(statements));
+    Ok(())
 }
 
 fn sqlite_pool(path: &str, size: usize, statements: &Counter, setup: &'static str) -> Result<Pool<SqliteConn>> {
@@ -553,8 +558,7 @@ fn postgres_shared(url: &str, size: usize, statements: &Counter) -> Result<Share
         let (server, statements) = (server.clone(), statements.clone());
         async move {
             let (mut conn, ended) = server.connect_noting_its_end().await?;
-            conn.batch_execute(POSTGRES).await.map_err(ConnectionError::CouldntSetupConfiguration)?;
-            conn.set_instrumentation(Count(statements));
+            begin(&mut conn, POSTGRES, statements).await?;
             Ok(Line::new(conn, ended))
         }
         .boxed()

@@ -95,25 +95,14 @@ impl Server {
     /// The same, and when it has ended.
     pub async fn connect_noting_its_end(&self) -> ConnectionResult<(AsyncPgConnection, CancellationToken)> {
         let (client, connection) = self.open().await.map_err(|error| ConnectionError::BadConnection(told(&error)))?;
-        let ended = CancellationToken::new();
-        let note = ended.clone().drop_guard();
-        tokio::spawn(async move {
-            let _note = note;
-            if let Err(error) = connection.await {
-                tracing::warn!(cause = %error, "lost a connection to PostgreSQL");
-            }
-        });
+        let ended = carried(connection);
         Ok((AsyncPgConnection::try_from(client).await?, ended))
     }
 
     /// A connection for what diesel does not have.
     pub async fn client(&self) -> Result<Client, Failure> {
         let (client, connection) = self.open().await.map_err(|error| told(&error))?;
-        tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::warn!(cause = %error, "lost the connection to PostgreSQL");
-            }
-        });
+        carried(connection);
         Ok(client)
     }
 
@@ -128,6 +117,19 @@ impl Server {
 }
 
 type Stream = <MakeRustlsConnect as MakeTlsConnect<Socket>>::Stream;
+
+/// Carries what is said on a connection, until it ends.
+fn carried(connection: Connection<Socket, Stream>) -> CancellationToken {
+    let ended = CancellationToken::new();
+    let end = ended.clone().drop_guard();
+    tokio::spawn(async move {
+        let _end = end;
+        if let Err(error) = connection.await {
+            tracing::warn!(cause = %error, "lost the connection to PostgreSQL");
+        }
+    });
+    ended
+}
 
 /// The driver's errors have their reason in what they come from.
 fn told(error: &tokio_postgres::Error) -> String {

@@ -1,8 +1,8 @@
 //! Connections to PostgreSQL over which many read at once.
 //!
-//! A statement goes out while others still wait for their answers (pipelining), so that server and database are woken once
-//! for several of them. What takes long would hold up what comes after it, and a transaction is its own: both have a
-//! connection to themselves.
+//! A statement goes out while others still wait for their answers (pipelining), so that server and database are woken
+//! once for several of them. What takes long would hold up what comes after it, and a transaction is its own: both have
+//! a connection to themselves.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

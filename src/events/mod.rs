@@ -206,7 +206,7 @@ where
         Pooled::Sqlite(_) => return Err(Error::internal("SQLite does not change rows in a WITH clause")),
     };
     if told > 0 {
-        db.rings(Bell::Log);
+        db.ring(Bell::Log);
     }
     Ok(told > 0)
 }

@@ -64,18 +64,12 @@ impl Comment {
 
     /// Whether the viewer may change the text.
     async fn viewer_can_update(&self, ctx: &Context<'_>) -> Result<bool> {
-        Ok(self.lets(Caller::of(ctx), Action::UpdateComment)?)
+        Ok(Caller::of(ctx).may(Action::UpdateComment, &*self.0)?)
     }
 
     /// Whether the viewer may delete it.
     async fn viewer_can_delete(&self, ctx: &Context<'_>) -> Result<bool> {
-        Ok(self.lets(Caller::of(ctx), Action::DeleteComment)?)
-    }
-}
-
-impl Comment {
-    fn lets(&self, caller: &Caller, action: Action) -> crate::error::Result<bool> {
-        Ok(caller.viewer()?.may(action, &*self.0))
+        Ok(Caller::of(ctx).may(Action::DeleteComment, &*self.0)?)
     }
 }
 
@@ -89,8 +83,8 @@ impl Level for Comment {
             "createdAt" => own!(|comment| comment.0.created_at),
             "updatedAt" => own!(|comment| comment.0.updated_at),
             "isEdited" => own!(|comment| comment.0.is_edited),
-            "viewerCanUpdate" => own!(|comment, caller| comment.lets(caller, Action::UpdateComment)?),
-            "viewerCanDelete" => own!(|comment, caller| comment.lets(caller, Action::DeleteComment)?),
+            "viewerCanUpdate" => own!(|comment, caller| caller.may(Action::UpdateComment, &*comment.0)?),
+            "viewerCanDelete" => own!(|comment, caller| caller.may(Action::DeleteComment, &*comment.0)?),
             _ => return None,
         })
     }

@@ -16,7 +16,6 @@ pub struct May<S>(pub Action, pub S);
 
 impl<S: Subject + Send + Sync> Guard for May<S> {
     async fn check(&self, ctx: &Context<'_>) -> Result<()> {
-        let viewer = Caller::of(ctx).viewer()?;
-        if viewer.may(self.0, &self.1) { Ok(()) } else { Err(Error::forbidden().into()) }
+        if Caller::of(ctx).may(self.0, &self.1)? { Ok(()) } else { Err(Error::forbidden().into()) }
     }
 }

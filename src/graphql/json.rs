@@ -120,9 +120,14 @@ pub fn object<T>(out: &mut Vec<u8>, members: impl IntoIterator<Item = T>, write:
 
 /// Writes a member of an object.
 pub fn member(out: &mut Vec<u8>, name: &str, value: &(impl Json + ?Sized)) {
+    self::name(out, name);
+    value.write(out);
+}
+
+/// Writes the name of a member, whose value is written next.
+pub fn name(out: &mut Vec<u8>, name: &str) {
     name.write(out);
     out.push(b':');
-    value.write(out);
 }
 
 fn separated<T>(

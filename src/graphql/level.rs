@@ -312,8 +312,7 @@ impl<'a, T: Level> Plan<'a, T> {
             for (index, object) in objects.iter().enumerate() {
                 let mut hung = hung.iter();
                 json::object(&mut texts.buffer, &self.steps, |(key, step), out| {
-                    key.write(out);
-                    out.push(b':');
+                    json::name(out, key);
                     match step {
                         Step::Own(write) => {
                             if let Err(error) = write(object, caller, out) {
@@ -333,10 +332,7 @@ impl<'a, T: Level> Plan<'a, T> {
 
 fn step<'a, T: Level>(field: &Selected<'a>) -> Option<Step<'a, T>> {
     if field.name() == "__typename" {
-        return Some(Step::Own(|_, _, out| {
-            T::type_name().as_ref().write(out);
-            Ok(())
-        }));
+        return Some(own!(|_object| *T::type_name()));
     }
     T::step(field)
 }

@@ -68,8 +68,8 @@ struct Batch<L: Load> {
 
 type Open<L> = Mutex<Option<Batch<L>>>;
 
-/// Gathers keys. The `dataloader` crate lets each key wait for a fixed number of turns of the executor, in each of which all
-/// that waits is polled: enough turns for the widest list are too many for every other. Here one waits for all.
+/// Gathers keys. The `dataloader` crate lets each key wait for a fixed number of turns of the executor, in each of which
+/// all that waits is polled: enough turns for the widest list are too many for every other. Here one waits for all.
 pub struct Loader<L: Load>(OnceLock<Arc<Open<L>>>);
 
 impl<L: Load> Default for Loader<L> {
@@ -87,25 +87,25 @@ impl<L: Load> Loader<L> {
         self.0.get_or_init(Arc::default)
     }
 
-    /// What is found by a key, with what is found by those that are asked for at the same time.
-    async fn one(&self, app: &Arc<App>, asker: &Arc<Asker>, key: L::Key) -> Arc<Found<L>> {
-        let (found, first) = self.join(app, asker, [key]);
+    /// What is found by these keys, with what is found by those that are asked for until it is `gathered`.
+    async fn load(
+        &self,
+        app: &Arc<App>,
+        asker: &Arc<Asker>,
+        keys: impl IntoIterator<Item = L::Key>,
+        gathered: impl Future<Output = ()>,
+    ) -> Result<Loaded<L>> {
+        let (found, first) = self.join(app, asker, keys);
         if let Some(first) = first {
-            self.settled().await;
+            gathered.await;
             // Dropped before that too, so that nobody waits for one who has gone.
             drop(first);
         }
-        found.await
-    }
-
-    /// What is found by all keys of a level, with what is found by those of the fields beside it.
-    async fn all(&self, app: &Arc<App>, asker: &Arc<Asker>, keys: impl IntoIterator<Item = L::Key>) -> Arc<Found<L>> {
-        let (found, first) = self.join(app, asker, keys);
-        if let Some(first) = first {
-            beside().await;
-            drop(first);
+        let found = found.await;
+        match &*found {
+            Ok(_) => Ok(Loaded(found)),
+            Err((code, message)) => Err(Error::refused(*code, message.clone())),
         }
-        found.await
     }
 
     /// Joins the batch that is open, or opens one: it is read when what the first one gets is dropped.
@@ -166,13 +166,6 @@ async fn read<L: Load>(
         let (code, message, _) = error.told();
         (code, message.to_string())
     }))
-}
-
-fn checked<L: Load>(found: Arc<Found<L>>) -> Result<Loaded<L>> {
-    match &*found {
-        Ok(_) => Ok(Loaded(found)),
-        Err((code, message)) => Err(Error::refused(*code, message.clone())),
-    }
 }
 
 macro_rules! loads {
@@ -361,14 +354,16 @@ fn collected<K: Eq + Hash, V>(pairs: impl Iterator<Item = (K, V)>) -> HashMap<K,
 }
 
 impl Loaders {
-    /// What is found by these keys.
+    /// What is found by all keys of a level, read together with those of the fields beside it.
     pub async fn all<L: Load>(&self, keys: impl IntoIterator<Item = L::Key>) -> Result<Loaded<L>> {
-        checked::<L>(L::of(self).all(&self.app, &self.asker, keys).await)
+        L::of(self).load(&self.app, &self.asker, keys, beside()).await
     }
 
     /// What is found by a key.
     async fn one<L: Load>(&self, key: L::Key) -> Result<Option<L::Value>> {
-        Ok(checked::<L>(L::of(self).one(&self.app, &self.asker, key.clone()).await)?.get(&key).cloned())
+        let loader = L::of(self);
+        let loaded = loader.load(&self.app, &self.asker, [key.clone()], loader.settled()).await?;
+        Ok(loaded.get(&key).cloned())
     }
 
     /// What is found by the key that a root field names: where it is the only one, nothing is asked for beside it.

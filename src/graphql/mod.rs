@@ -32,7 +32,7 @@ use async_graphql::{
 };
 
 use crate::App;
-use crate::access::Viewer;
+use crate::access::{Action, Subject, Viewer};
 use crate::error::{Error, Result};
 use crate::events::hub::Delivery;
 use crate::store::event::Objects;
@@ -167,6 +167,11 @@ impl Caller {
     /// Who is signed in, or UNAUTHENTICATED.
     pub fn viewer(&self) -> Result<&Viewer> {
         self.0.asker.viewer()
+    }
+
+    /// Whether the table allows who is signed in the action on this object.
+    pub fn may(&self, action: Action, subject: &impl Subject) -> Result<bool> {
+        Ok(self.viewer()?.may(action, subject))
     }
 
     /// Whether anything has asked who the viewer is.

@@ -111,20 +111,16 @@ impl Project {
 
     /// Whether the viewer may change the project, manage its labels and add tasks.
     async fn viewer_can_update(&self, ctx: &Context<'_>) -> Result<bool> {
-        Ok(self.lets(Caller::of(ctx), Action::UpdateProject)?)
+        Ok(Caller::of(ctx).may(Action::UpdateProject, &*self.0)?)
     }
 
     /// Whether the viewer may delete the project.
     async fn viewer_can_delete(&self, ctx: &Context<'_>) -> Result<bool> {
-        Ok(self.lets(Caller::of(ctx), Action::DeleteProject)?)
+        Ok(Caller::of(ctx).may(Action::DeleteProject, &*self.0)?)
     }
 }
 
 impl Project {
-    fn lets(&self, caller: &Caller, action: Action) -> crate::error::Result<bool> {
-        Ok(caller.viewer()?.may(action, &*self.0))
-    }
-
     /// The list of its tasks that the arguments ask for.
     fn list(
         &self,
@@ -177,8 +173,8 @@ impl Level for Project {
                     .boxed()
                 })?
             }
-            "viewerCanUpdate" => own!(|project, caller| project.lets(caller, Action::UpdateProject)?),
-            "viewerCanDelete" => own!(|project, caller| project.lets(caller, Action::DeleteProject)?),
+            "viewerCanUpdate" => own!(|project, caller| caller.may(Action::UpdateProject, &*project.0)?),
+            "viewerCanDelete" => own!(|project, caller| caller.may(Action::DeleteProject, &*project.0)?),
             _ => return None,
         })
     }

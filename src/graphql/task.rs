@@ -140,27 +140,23 @@ impl Task {
 
     /// Whether the viewer may change the task.
     async fn viewer_can_update(&self, ctx: &Context<'_>) -> Result<bool> {
-        Ok(self.lets(Caller::of(ctx), Action::UpdateTask)?)
+        Ok(Caller::of(ctx).may(Action::UpdateTask, &*self.0)?)
     }
 
     /// Whether the viewer may delete the task.
     async fn viewer_can_delete(&self, ctx: &Context<'_>) -> Result<bool> {
-        Ok(self.lets(Caller::of(ctx), Action::DeleteTask)?)
+        Ok(Caller::of(ctx).may(Action::DeleteTask, &*self.0)?)
     }
 
     /// Whether the viewer may comment on the task.
     async fn viewer_can_comment(&self, ctx: &Context<'_>) -> Result<bool> {
-        Ok(self.lets(Caller::of(ctx), Action::AddComment)?)
+        Ok(Caller::of(ctx).may(Action::AddComment, &*self.0)?)
     }
 }
 
 impl Task {
     fn is_late(&self, caller: &Caller) -> bool {
         self.0.status != Status::Done && self.0.due_at.is_some_and(|due| due < caller.app().clock.now())
-    }
-
-    fn lets(&self, caller: &Caller, action: Action) -> crate::error::Result<bool> {
-        Ok(caller.viewer()?.may(action, &*self.0))
     }
 
     fn commented(&self, page: Page<Arc<comment::Comment>>) -> Connection<Comment> {
@@ -204,9 +200,9 @@ impl Level for Task {
                     .boxed()
                 })?
             }
-            "viewerCanUpdate" => own!(|task, caller| task.lets(caller, Action::UpdateTask)?),
-            "viewerCanDelete" => own!(|task, caller| task.lets(caller, Action::DeleteTask)?),
-            "viewerCanComment" => own!(|task, caller| task.lets(caller, Action::AddComment)?),
+            "viewerCanUpdate" => own!(|task, caller| caller.may(Action::UpdateTask, &*task.0)?),
+            "viewerCanDelete" => own!(|task, caller| caller.may(Action::DeleteTask, &*task.0)?),
+            "viewerCanComment" => own!(|task, caller| caller.may(Action::AddComment, &*task.0)?),
             _ => return None,
         })
     }

@@ -148,6 +148,11 @@ impl Answer {
         (out.len() <= MAX_BYTES).then_some(out)
     }
 
+    /// The same as text.
+    pub fn to_text(&self) -> Option<String> {
+        String::from_utf8(self.to_json()?).ok()
+    }
+
     /// The errors, as the `error` message of a socket has them.
     pub fn errors(&self) -> &[ServerError] {
         &self.errors
@@ -225,7 +230,7 @@ mod tests {
 
     #[test]
     fn extensions_tell_what_there_is_to_tell() {
-        let written = |answer: &Answer| String::from_utf8(answer.to_json().expect("small")).expect("UTF-8");
+        let written = |answer: &Answer| answer.to_text().expect("small");
         let answer = || Answer::of(Response::new(Value::Null), "1");
         assert_eq!(written(&answer()), r#"{"data":null}"#);
         let deprecated = Deprecation { coordinate: "Task.name".to_owned(), reason: "Use `title`.".to_owned() };

@@ -147,7 +147,7 @@ async fn tell(
 }
 
 fn answered(answer: &Answer, listener: &Listener) -> Bytes {
-    match answer.to_json().and_then(|json| String::from_utf8(json).ok()) {
+    match answer.to_text() {
         Some(json) => event(&json, None),
         None => answered(&Answer::refused(too_large(), &listener.request_id), listener),
     }

@@ -268,5 +268,5 @@ impl Subscriber {
 }
 
 fn written(answer: &Answer) -> Option<Arc<str>> {
-    String::from_utf8(answer.to_json()?).ok().map(Arc::from)
+    answer.to_text().map(Arc::from)
 }

@@ -496,7 +496,7 @@ impl Runner {
     }
 
     async fn next(&self, id: &str, answer: &Answer) -> Result<(), Refused> {
-        let text = answer.to_json().and_then(|json| String::from_utf8(json).ok()).ok_or_else(too_large)?;
+        let text = answer.to_text().ok_or_else(too_large)?;
         drop(self.out.send(next(id, &text)).await);
         Ok(())
     }

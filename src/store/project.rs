@@ -246,7 +246,8 @@ pub struct Stats {
     pub overdue: i64,
 }
 
-/// The statistics of each project: counted when asked, so that they can never be wrong, from an index that has all of it.
+/// The statistics of each project: counted when asked, so that they can never be wrong, from an index that has all of
+/// it.
 pub async fn stats(conn: &mut Conn, projects: &[Id], now: Timestamp) -> Result<HashMap<Id, Stats>> {
     use diesel::dsl::{case_when, count_star, sum};
     let rows: Vec<(Id, TaskStatus, i64, Option<i64>)> = on!(conn, |c| {
