@@ -14,6 +14,8 @@ import importlib
 import json
 import os
 import pathlib
+import random
+import re
 import subprocess
 import sys
 
@@ -35,17 +37,16 @@ if "--sqlite" in sys.argv:
 Peer = bench.Peer
 
 
-class Ids:
-    """The arguments of a request, with ids in place of numbers."""
-
-    def __init__(self, arguments, user):
-        self.arguments, self.user = arguments, user
+class Args(bench.Args):
+    """The arguments of a request, with ids in place of numbers where fasttrack is asked."""
 
     def get(self, spec, peer):
         noun = spec[1:] if isinstance(spec, str) else ""
-        if noun in ("task", "project", "user"):
-            return content.global_id(noun, self.arguments.v[noun])
-        return self.arguments.get(spec, peer)
+        if isinstance(peer, Fasttrack) and noun in ("task", "project", "user"):
+            return content.global_id(noun, self.v[noun])
+        if spec == "$priority":
+            return {"todo": "LOW", "in_progress": "MEDIUM", "done": "HIGH"}[self.v["status"]]
+        return super().get(spec, peer)
 
 
 class Fasttrack(Peer):
@@ -55,7 +56,7 @@ class Fasttrack(Peer):
             self.db_url = f"sqlite://{sqlite}"
         self.tag = None
         self.forth, self.back = [], []
-        self.comparing = False
+        self.comparing = self.is_live = False
 
     def fill(self, text):
         return super().fill(text.replace("{binary}", binary))
@@ -69,6 +70,8 @@ class Fasttrack(Peer):
         return self._tok[user]
 
     def request(self, work, arguments):
+        if work == "W4" and self.is_live:
+            return super().request("change", arguments)
         if work == "W4" and not self.comparing:
             # A task goes one step at a time, and one that is there already is not written: so each of some tasks is moved
             # forth by one request and, when all were, back by another, however often they are repeated.
@@ -79,7 +82,7 @@ class Fasttrack(Peer):
                 arguments.v["status"] = "in_progress"
                 if len(self.forth) == 200:
                     self.back, self.forth = self.forth, []
-        return super().request(work, Ids(arguments, arguments.user))
+        return super().request(work, arguments)
 
     def compare(self, arguments):
         """The answer to W4, with the task led to where one step is enough."""
@@ -105,7 +108,7 @@ class Fasttrack(Peer):
         if position <= 0:
             return None
         if self.tag is None:
-            request = super().request("W5", Nothing())
+            request = super().request("W5", Args(random.Random(1)))
             status, body = self.call(request)
             answer = json.loads(body)
             end = answer["data"]["tasks"]["pageInfo"]["endCursor"]
@@ -120,13 +123,6 @@ def signed(claims):
     encoded = [bench.b64u(json.dumps(part).encode()) for part in ({"typ": "at+jwt", "alg": "HS256"}, claims)]
     text = ".".join(encoded)
     return text + "." + bench.b64u(hmac.new(bench.SECRET.encode(), text.encode(), hashlib.sha256).digest())
-
-
-class Nothing:
-    user = 1
-
-    def get(self, spec, peer):
-        return None
 
 
 def fill(peer):
@@ -173,6 +169,23 @@ def answers_of(peer, work, arguments):
     return peer.compare(arguments) if work == "W4" and current.startswith("fasttrack") else answers(peer, work, arguments)
 
 
+def live(peer, *rest):
+    """W6, whose events are changes of a task's priority: the bench sets its status to what is not the next one, or to what it
+    is, of which nothing is told here."""
+    peer.is_live = True
+    return ws_run(peer, *rest)
+
+
+def warmed(peer, requests, *rest):
+    """What goes before W6 sets other priorities than what is measured, so that each of those is a change."""
+    if getattr(peer, "is_live", False):
+        file = pathlib.Path(requests)
+        file.write_text(re.sub("LOW|MEDIUM|HIGH", "URGENT", file.read_text()))
+    return drive(peer, requests, *rest)
+
+
+ws_run, drive = bench.ws_run, bench.drive
+bench.Args, bench.ws_run, bench.drive = Args, live, warmed
 current = ""
 bench.dig, bench.answers = dig_numbered, answers_of
 bench.Peer = lambda path, port: (Fasttrack if path.stem == "fasttrack" else Peer)(path, port)
