@@ -4,8 +4,8 @@ use diesel::backend::Backend;
 use diesel::query_builder::{AstPass, QueryFragment, QueryId};
 use diesel::result::QueryResult;
 
-/// A statement whose text is the same each time, whatever its values. diesel prepares every update anew, because values
-/// that are left out change its text; here none may be.
+/// A statement that has one of a few texts. diesel prepares every update anew, because values that are left out change its
+/// text; here each text is kept.
 #[derive(Debug, Clone, Copy)]
 pub struct Prepared<S>(S);
 

@@ -247,7 +247,7 @@ pub async fn update(db: &Db, now: Timestamp, viewer: &Viewer, id: Id, changes: &
             }
             new.version += 1;
             new.updated_at = now;
-            let row = Row::of(&new);
+            let row = Row::of(&old, &new);
             let update = diesel::update(tasks::table.find(id)).filter(tasks::version.eq(old.version)).set(&row);
             match on!(tx, |c| prepared(update).execute(c).await) {
                 // Somebody was faster: look again, and refuse if a version was expected.
@@ -291,40 +291,46 @@ async fn update_at_once(db: &Db, now: Timestamp, viewer: &Viewer, id: Id, change
     let [event] = told.as_slice() else {
         return Ok(None);
     };
-    let row = Row::of(&new);
+    let row = Row::of(&old, &new);
     let update = diesel::update(tasks::table.find(id)).filter(tasks::version.eq(old.version)).set(&row);
     Ok(events::append_with(db, prepared(update), event).await?.then_some(new))
 }
 
-/// What an update writes: all of it each time, so that its text is always the same.
+/// What an update writes: what has changed, so that of the indexes too only those are written that it is in (SQLite writes
+/// each one that an update names a column of).
 #[derive(AsChangeset)]
-#[diesel(table_name = tasks, treat_none_as_null = true)]
+#[diesel(table_name = tasks)]
 struct Row<'a> {
-    title: &'a str,
-    description: Option<&'a str>,
-    search: String,
-    status: Status,
-    priority: Priority,
-    due_at: Option<Timestamp>,
-    completed_at: Option<Timestamp>,
-    assignee_id: Option<Id>,
+    title: Option<&'a str>,
+    description: Option<Option<&'a str>>,
+    search: Option<String>,
+    status: Option<Status>,
+    priority: Option<Priority>,
+    due_at: Option<Option<Timestamp>>,
+    completed_at: Option<Option<Timestamp>>,
+    assignee_id: Option<Option<Id>>,
     version: i32,
     updated_at: Timestamp,
 }
 
 impl<'a> Row<'a> {
-    fn of(task: &'a Task) -> Self {
+    fn of(old: &'a Task, new: &'a Task) -> Self {
+        fn changed<T: PartialEq>(old: &T, new: T) -> Option<T> {
+            (*old != new).then_some(new)
+        }
+        let title = changed(&old.title.as_str(), new.title.as_str());
+        let description = changed(&old.description.as_deref(), new.description.as_deref());
         Self {
-            title: &task.title,
-            description: task.description.as_deref(),
-            search: search(task),
-            status: task.status,
-            priority: task.priority,
-            due_at: task.due_at,
-            completed_at: task.completed_at,
-            assignee_id: task.assignee_id,
-            version: task.version,
-            updated_at: task.updated_at,
+            title,
+            description,
+            search: (title.is_some() || description.is_some()).then(|| search(new)),
+            status: changed(&old.status, new.status),
+            priority: changed(&old.priority, new.priority),
+            due_at: changed(&old.due_at, new.due_at),
+            completed_at: changed(&old.completed_at, new.completed_at),
+            assignee_id: changed(&old.assignee_id, new.assignee_id),
+            version: new.version,
+            updated_at: new.updated_at,
         }
     }
 }
