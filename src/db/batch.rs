@@ -76,6 +76,9 @@ impl Batch {
         let done = if is_brief { brief(work(open.conn())).await } else { work(open.conn()).await };
         match done {
             Ok(value) => {
+                if !is_first {
+                    brief(open.conn().execute("RELEASE member")).await?;
+                }
                 let (told, committed) = oneshot::channel();
                 group.members.push(told);
                 if group.members.len() >= MOST || self.waiting.load(Ordering::Relaxed) == 0 {
@@ -95,7 +98,7 @@ impl Batch {
                     if open.conn().execute("ROLLBACK").await.is_ok() {
                         open.close();
                     }
-                } else if open.conn().execute("ROLLBACK TO member").await.is_ok() {
+                } else if open.conn().execute("ROLLBACK TO member; RELEASE member").await.is_ok() {
                     // The first sees to it that what is left is committed.
                     group.conn = Some(open.close());
                 }

@@ -14,7 +14,7 @@ use super::{Conn, Location};
 use crate::error::{Error, Result};
 use crate::on;
 
-const SQLITE: EmbeddedMigrations = embed_migrations!("migrations/sqlite");
+pub(crate) const SQLITE: EmbeddedMigrations = embed_migrations!("migrations/sqlite");
 const POSTGRES: EmbeddedMigrations = embed_migrations!("migrations/postgres");
 
 /// The advisory lock that instances starting together take turns at: an arbitrary number, `fasttrack` in base 36.

@@ -186,7 +186,7 @@ table! {
 
 table! {
     use crate::db::types::sql::*;
-    notifications (user_id, id) {
+    notifications (user_id, occurred_at, id) {
         user_id -> Uuid,
         id -> Uuid,
         kind -> SmallInt,

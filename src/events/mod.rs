@@ -6,13 +6,13 @@ pub mod hint;
 pub mod hub;
 
 use diesel::deserialize::FromSqlRow;
-use diesel::expression::AsExpression;
+use diesel::expression::{AsExpression, ValidGrouping, is_aggregate};
 use diesel::pg::Pg;
 use diesel::prelude::*;
 use diesel::query_builder::{AstPass, QueryFragment, QueryId};
+use diesel::sqlite::Sqlite;
 use diesel_async::RunQueryDsl;
 
-use crate::db::page::beyond;
 use crate::db::schema::{events, projections};
 use crate::db::types::sql;
 use crate::db::{Bell, Conn, Db, Pooled};
@@ -263,19 +263,88 @@ impl<C: QueryFragment<Pg>> QueryFragment<Pg> for Told<'_, C> {
 }
 
 spelled! {
-    /// The oldest transaction that may still commit: what is below it is settled, nothing can appear there any more.
-    Horizon: diesel::sql_types::BigInt,
-    postgres "(events_epoch() + pg_snapshot_xmin(pg_current_snapshot())::text::bigint)",
-    sqlite "1"
+    /// Whether an event is older than every transaction that may still commit: nothing can appear before it any more.
+    Settled: diesel::sql_types::Bool,
+    postgres "events.xid < events_epoch() + pg_snapshot_xmin(pg_current_snapshot())::text::bigint",
+    sqlite "events.xid = 0"
+}
+
+/// The events after a place in the log, or before it. Their order is `xid, seq` on both databases.
+#[derive(Debug, Clone, Copy)]
+pub struct Beyond {
+    place: Position,
+    operator: &'static str,
+    /// What `seq` is compared with on SQLite, where the row is the place: it knows how to go on from a row, but not from
+    /// the two columns of which that is one.
+    row: i64,
+}
+
+impl Beyond {
+    const fn new(place: Position, operator: &'static str) -> Self {
+        let row = match place.xid {
+            0 => place.seq,
+            1.. => i64::MAX,
+            _ => i64::MIN,
+        };
+        Self { place, operator, row }
+    }
+}
+
+/// See [`Beyond`].
+pub const fn after(place: Position) -> Beyond {
+    Beyond::new(place, " > ")
+}
+
+/// See [`Beyond`].
+pub const fn before(place: Position) -> Beyond {
+    Beyond::new(place, " < ")
+}
+
+impl Expression for Beyond {
+    type SqlType = sql::Bool;
+}
+
+impl AppearsOnTable<events::table> for Beyond {}
+
+impl ValidGrouping<()> for Beyond {
+    type IsAggregate = is_aggregate::No;
+}
+
+impl QueryId for Beyond {
+    type QueryId = ();
+    const HAS_STATIC_QUERY_ID: bool = false;
+}
+
+impl QueryFragment<Pg> for Beyond {
+    fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, Pg>) -> QueryResult<()> {
+        out.push_sql("(events.xid, events.seq)");
+        out.push_sql(self.operator);
+        out.push_sql("(");
+        out.push_bind_param::<sql::BigInt, _>(&self.place.xid)?;
+        out.push_sql(", ");
+        out.push_bind_param::<sql::BigInt, _>(&self.place.seq)?;
+        out.push_sql(")");
+        Ok(())
+    }
+}
+
+impl QueryFragment<Sqlite> for Beyond {
+    fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, Sqlite>) -> QueryResult<()> {
+        out.push_sql("(events.xid = 0 AND events.seq");
+        out.push_sql(self.operator);
+        out.push_bind_param::<sql::BigInt, _>(&self.row)?;
+        out.push_sql(")");
+        Ok(())
+    }
 }
 
 /// Settled events after a position, oldest first, internal ones too, and whether more are written but not settled.
 pub async fn settled_after(conn: &mut Conn, position: Position, limit: i64) -> Result<(Vec<Event>, bool)> {
     let mut rows: Vec<(Event, bool)> = on!(conn, |c| events::table
-        .filter(beyond(events::xid, events::seq, true, position.xid, position.seq))
+        .filter(after(position))
         .order_by((events::xid, events::seq))
         .limit(limit)
-        .select((Event::as_select(), events::xid.lt(Horizon)))
+        .select((Event::as_select(), Settled))
         .load(c)
         .await)?;
     let settled = rows.iter().take_while(|(_, settled)| *settled).count();
@@ -287,7 +356,7 @@ pub async fn settled_after(conn: &mut Conn, position: Position, limit: i64) -> R
 /// The place of the newest settled event; the beginning when there is none.
 pub async fn settled_end(conn: &mut Conn) -> Result<Position> {
     let end: Option<(i64, i64)> = on!(conn, |c| events::table
-        .filter(events::xid.lt(Horizon))
+        .filter(Settled)
         .order_by((events::xid.desc(), events::seq.desc()))
         .select((events::xid, events::seq))
         .first(c)
@@ -312,4 +381,50 @@ pub async fn move_floor(tx: &mut Conn, from: Position, to: Position) -> Result<b
         projections::table.find(FLOOR).filter(projections::xid.eq(from.xid)).filter(projections::seq.eq(from.seq));
     let moved = (projections::xid.eq(to.xid), projections::seq.eq(to.seq));
     Ok(on!(tx, |c| diesel::update(floor).set(moved).execute(c).await)? == 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use diesel::sql_types::Text;
+    use diesel::{SqliteConnection, debug_query, sql_query};
+    use diesel_migrations::MigrationHarness;
+
+    use super::*;
+    use crate::db::migrate;
+
+    #[derive(QueryableByName)]
+    struct Step {
+        #[diesel(sql_type = Text)]
+        detail: String,
+    }
+
+    /// How SQLite finds what a query asks for.
+    fn plan(query: impl QueryFragment<Sqlite>) -> Vec<String> {
+        let mut conn = SqliteConnection::establish(":memory:").expect("a database");
+        conn.run_pending_migrations(migrate::SQLITE).expect("migrations");
+        let explain = format!("EXPLAIN QUERY PLAN {}", debug_query::<Sqlite, _>(&query));
+        let (explain, _) = explain.split_once(" -- binds").expect("what is bound");
+        let steps: Vec<Step> = diesel::RunQueryDsl::load(sql_query(explain), &mut conn).expect("a plan");
+        steps.into_iter().map(|step| step.detail).collect()
+    }
+
+    #[test]
+    fn sqlite_goes_to_a_place_in_the_log_and_reads_on_from_there() {
+        let place = Position { xid: 0, seq: 7 };
+        let log = || events::table.select(Event::as_select()).limit(9);
+        let (forward, backward) = ((events::xid, events::seq), (events::xid.desc(), events::seq.desc()));
+        let to_row = |relation: &str| vec![format!("SEARCH events USING INTEGER PRIMARY KEY (rowid{relation}?)")];
+        assert_eq!(plan(log().filter(after(place)).order_by(forward)), to_row(">"));
+        assert_eq!(plan(log().filter(Settled).filter(before(place)).order_by(backward)), to_row("<"));
+        assert_eq!(plan(log().filter(Settled).order_by(backward)), ["SCAN events"]);
+        let task = events::task_id.eq(Id::new());
+        let to_row_of_task = "SEARCH events USING INDEX events_task (task_id=? AND xid=? AND seq>?)";
+        assert_eq!(plan(log().filter(Settled).filter(after(place)).filter(task).order_by(forward)), [to_row_of_task]);
+    }
+
+    #[test]
+    fn a_place_of_another_database_is_before_or_after_all_of_sqlite() {
+        let row = |xid| after(Position { xid, seq: 7 }).row;
+        assert_eq!((row(-1), row(0), row(1)), (i64::MIN, 7, i64::MAX));
+    }
 }

@@ -15,11 +15,11 @@ use super::project::{self, Project};
 use super::task::{self, Status, Task};
 use super::user::{self, User};
 use crate::access::Viewer;
-use crate::db::page::{Beyond, Parent, among, beyond, each};
+use crate::db::page::{Parent, among, each};
 use crate::db::schema::{events, tasks};
 use crate::db::{Conn, Db};
 use crate::error::Result;
-use crate::events::{Event, Horizon, Kind, NewEvent, Position, floor, move_floor, settled_end};
+use crate::events::{Event, Kind, NewEvent, Position, Settled, after, before, floor, move_floor, settled_end};
 use crate::id::Id;
 use crate::on;
 use crate::time::Timestamp;
@@ -268,11 +268,11 @@ const EXPIRING: i64 = 1_000;
 /// The events of a task that is there stay below the floor, as its history; those of one that is gone leave with the
 /// event of its deletion.
 pub async fn expire(db: &Db, retention: Retention, now: Timestamp, done: Position) -> Result<bool> {
-    let before = now.minus(retention.age);
+    let oldest = now.minus(retention.age);
     db.transaction(async |tx| {
         let (floor, end) = (floor(tx).await?, settled_end(tx).await?);
         let rows: Vec<(i64, i64, Timestamp, Option<Id>)> = on!(tx, |c| events::table
-            .filter(place(floor, true))
+            .filter(after(floor))
             .order_by((events::xid, events::seq))
             .limit(EXPIRING)
             .select((events::xid, events::seq, events::occurred_at, events::task_id))
@@ -281,7 +281,7 @@ pub async fn expire(db: &Db, retention: Retention, now: Timestamp, done: Positio
         let expired: Vec<_> = rows
             .iter()
             .take_while(|(xid, seq, occurred_at, _)| {
-                let past = *occurred_at < before || *seq <= end.seq - retention.count;
+                let past = *occurred_at < oldest || *seq <= end.seq - retention.count;
                 past && Position { xid: *xid, seq: *seq } <= done
             })
             .collect();
@@ -299,7 +299,7 @@ pub async fn expire(db: &Db, retention: Retention, now: Timestamp, done: Positio
         let alone: Vec<i64> = expired.iter().filter(|(.., task)| task.is_none()).map(|(_, seq, ..)| *seq).collect();
         let gone = events::table
             .filter(among(events::task_id, &tasks))
-            .filter(place(Position { seq: reached.seq + 1, ..reached }, false))
+            .filter(before(Position { seq: reached.seq + 1, ..reached }))
             .filter(not(exists(tasks::table.filter(tasks::id.nullable().eq(events::task_id)))));
         on!(tx, |c| diesel::delete(gone).execute(c).await)?;
         on!(tx, |c| diesel::delete(events::table.filter(events::seq.eq_any(&alone))).execute(c).await)?;
@@ -308,26 +308,14 @@ pub async fn expire(db: &Db, retention: Retention, now: Timestamp, done: Positio
     .await
 }
 
-fn place(
-    position: Position,
-    after: bool,
-) -> Beyond<
-    events::xid,
-    events::seq,
-    diesel::dsl::AsExprOf<i64, diesel::sql_types::BigInt>,
-    diesel::dsl::AsExprOf<i64, diesel::sql_types::BigInt>,
-> {
-    beyond(events::xid, events::seq, after, position.xid, position.seq)
-}
-
 /// Bounds and orders a boxed query on events, in both arms of `on!`.
 macro_rules! stretched {
     ($query:ident, $stretch:expr) => {
         if let Some(position) = $stretch.after {
-            $query = $query.filter(place(position, true));
+            $query = $query.filter(after(position));
         }
         if let Some(position) = $stretch.before {
-            $query = $query.filter(place(position, false));
+            $query = $query.filter(before(position));
         }
         $query = if $stretch.backward {
             $query.order_by((events::xid.desc(), events::seq.desc()))
@@ -344,7 +332,7 @@ pub async fn page(conn: &mut Conn, viewer: &Viewer, filter: &Filter, stretch: St
         let mut query = events::table
             .select(Event::as_select())
             .filter(events::kind.lt(Kind::FIRST_INTERNAL))
-            .filter(events::xid.lt(Horizon))
+            .filter(Settled)
             .into_boxed::<Backend>();
         if !viewer.is_admin() {
             let mine = tasks::table.filter(tasks::assignee_id.eq(viewer.id)).select(tasks::id.nullable());
@@ -383,7 +371,7 @@ pub async fn pages_of_tasks(conn: &mut Conn, tasks: &[Id], stretch: Stretch) -> 
         let mut query = events::table
             .select(Event::as_select())
             .filter(events::kind.lt(Kind::FIRST_INTERNAL))
-            .filter(events::xid.lt(Horizon))
+            .filter(Settled)
             .filter(events::task_id.eq(Parent.nullable()))
             .filter(exists(tasks::table.filter(tasks::id.nullable().eq(events::task_id))))
             .into_boxed::<Backend>();

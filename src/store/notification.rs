@@ -45,7 +45,7 @@ stored_as_smallint!(Kind { Assigned = 1, Mentioned = 2, Commented = 3, StatusCha
 
 /// Something that happened and is one person's to know.
 #[derive(Clone, Debug, PartialEq, Eq, Queryable, Selectable, Insertable, Serialize)]
-#[diesel(table_name = notifications)]
+#[diesel(table_name = notifications, treat_none_as_default_value = false)]
 pub struct Notification {
     /// Whose it is.
     #[serde(skip)]
@@ -259,13 +259,17 @@ async fn keep(db: &Db, from: Position, to: Position, rows: &[Notification]) -> R
             Pooled::Sqlite(c) => here.load(&mut **c).await?,
             Pooled::Postgres(c) => here.for_share().load(&mut &**c).await?,
         };
-        let rows: Vec<&Notification> = rows.iter().filter(|row| here.contains(&row.user_id)).collect();
+        let rows: Vec<Notification> = rows.iter().filter(|row| here.contains(&row.user_id)).cloned().collect();
         match &mut tx.pooled {
+            // A row a statement, so that it is prepared once; on another thread together, so that it is gone to once.
             Pooled::Sqlite(c) => {
-                for row in rows {
-                    let insert = diesel::insert_into(notifications::table).values(row).on_conflict_do_nothing();
-                    insert.execute(&mut **c).await?;
-                }
+                let insert = move |conn: &mut SqliteConnection| {
+                    rows.iter().try_for_each(|row| {
+                        let insert = diesel::insert_into(notifications::table).values(row).on_conflict_do_nothing();
+                        diesel::RunQueryDsl::execute(insert, conn).map(drop)
+                    })
+                };
+                c.spawn_blocking(insert).await?;
             }
             Pooled::Postgres(c) => {
                 let insert = diesel::insert_into(notifications::table).values(rows).on_conflict_do_nothing();
