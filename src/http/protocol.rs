@@ -84,28 +84,26 @@ pub struct Outgoing<'a, T> {
 
 impl<'a, T: Serialize> Outgoing<'a, T> {
     /// A message about an operation.
-    pub fn about(id: &'a str, r#type: &'static str, payload: Option<T>) -> Utf8Bytes {
+    pub fn about(id: &'a str, r#type: &'static str, payload: Option<T>) -> Box<str> {
         // Of what is sent, nothing is no JSON.
         serde_json::to_string(&Self { r#type, id: Some(id), payload }).unwrap_or_default().into()
     }
 }
 
 /// What happened, told to a subscription: the JSON of the answer is written already.
-pub fn next(id: &str, payload: &str) -> Utf8Bytes {
+pub fn next(id: &str, payload: &str) -> Box<str> {
     let id = Value::from(id);
     format!(r#"{{"type":"next","id":{id},"payload":{payload}}}"#).into()
 }
 
 /// The messages without anything in them.
 pub mod plain {
-    use axum::extract::ws::Utf8Bytes;
-
     /// The greeting is answered.
-    pub const ACK: Utf8Bytes = Utf8Bytes::from_static(r#"{"type":"connection_ack"}"#);
+    pub const ACK: &str = r#"{"type":"connection_ack"}"#;
     /// A sign of life is asked for.
-    pub const PING: Utf8Bytes = Utf8Bytes::from_static(r#"{"type":"ping"}"#);
+    pub const PING: &str = r#"{"type":"ping"}"#;
     /// A sign of life.
-    pub const PONG: Utf8Bytes = Utf8Bytes::from_static(r#"{"type":"pong"}"#);
+    pub const PONG: &str = r#"{"type":"pong"}"#;
 }
 
 /// Why the server closes a socket.

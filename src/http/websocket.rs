@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_graphql::parser::types::OperationType;
-use axum::extract::ws::{CloseFrame, Message, Utf8Bytes, WebSocket, WebSocketUpgrade};
+use axum::extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade};
 use axum::response::{IntoResponse, Response};
 use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt, StreamExt};
@@ -37,7 +37,7 @@ use crate::store::event::Objects;
 const MAX_MESSAGE: usize = 64 * 1024;
 /// What is read or written at once: idle sockets keep this much of each.
 const BUFFER: usize = 1024;
-/// Messages that wait to be written.
+/// Messages that wait to be written: as boxes, because idle sockets keep room for twice as many.
 const QUEUE: usize = 16;
 /// How long an operation may wait for its turn: when all come back at once it is better to wait than to come again.
 const TURN: Duration = Duration::from_secs(10);
@@ -141,7 +141,7 @@ async fn run(door: Door, socket: WebSocket, opening: Opening, agreed: bool) {
 /// Writes what is queued; ends with the queue, with a close frame, or when a write takes too long.
 async fn write(
     mut sink: SplitSink<WebSocket, Message>,
-    mut queue: mpsc::Receiver<Utf8Bytes>,
+    mut queue: mpsc::Receiver<Box<str>>,
     mut closing: oneshot::Receiver<CloseFrame>,
     patience: Duration,
 ) {
@@ -156,7 +156,7 @@ async fn write(
         };
         let sent = tokio::select! {
             frame = &mut closing => break frame,
-            sent = timeout(patience, sink.send(Message::Text(text))) => sent,
+            sent = timeout(patience, sink.send(message(text))) => sent,
         };
         if !matches!(sent, Ok(Ok(()))) {
             return;
@@ -164,7 +164,7 @@ async fn write(
     };
     let goodbye = async {
         while let Ok(text) = queue.try_recv() {
-            sink.feed(Message::Text(text)).await?;
+            sink.feed(message(text)).await?;
         }
         match frame {
             Ok(frame) => sink.send(Message::Close(Some(frame))).await,
@@ -173,6 +173,10 @@ async fn write(
     };
     // Whether it arrives, the client will see.
     drop(timeout(GOODBYE, goodbye).await);
+}
+
+fn message(text: Box<str>) -> Message {
+    Message::Text(text.into_string().into())
 }
 
 /// Why a greeting is not answered, or a token not taken.
@@ -196,7 +200,7 @@ type Running = Arc<Mutex<HashMap<String, (u64, AbortHandle)>>>;
 struct Talk {
     door: Door,
     opening: Opening,
-    out: mpsc::Sender<Utf8Bytes>,
+    out: mpsc::Sender<Box<str>>,
     session: Option<Session>,
     /// The operations by their ids, each with a number that no other has.
     running: Running,
@@ -205,7 +209,7 @@ struct Talk {
 }
 
 impl Talk {
-    fn new(door: Door, opening: Opening, out: mpsc::Sender<Utf8Bytes>) -> Self {
+    fn new(door: Door, opening: Opening, out: mpsc::Sender<Box<str>>) -> Self {
         Self { door, opening, out, session: None, running: Arc::default(), tasks: JoinSet::new(), started: 0 }
     }
 
@@ -266,9 +270,9 @@ impl Talk {
         }
     }
 
-    async fn say(&self, text: Utf8Bytes) {
+    async fn say(&self, text: impl Into<Box<str>>) {
         // Without a writer the conversation is over, which the loop notices.
-        drop(self.out.send(text).await);
+        drop(self.out.send(text.into()).await);
     }
 
     async fn hear(&mut self, text: &str) -> Result<(), Close> {
@@ -427,7 +431,7 @@ impl Talk {
 /// What a running operation needs.
 struct Runner {
     door: Door,
-    out: mpsc::Sender<Utf8Bytes>,
+    out: mpsc::Sender<Box<str>>,
     request_id: Arc<str>,
     stop: CancellationToken,
     address: IpAddr,
@@ -436,7 +440,7 @@ struct Runner {
 
 impl Runner {
     /// Runs an operation; its last message is for the caller to send.
-    async fn run(&self, id: &str, words: Words) -> Option<Utf8Bytes> {
+    async fn run(&self, id: &str, words: Words) -> Option<Box<str>> {
         // On the heap, as is what is executed once: this task lives as long as its subscription, and is one of many.
         let admitted = async {
             let turn = self.door.app.turns.turn(TURN).await?;
@@ -501,7 +505,7 @@ impl Runner {
         Ok(())
     }
 
-    fn error(&self, id: &str, refused: Refused) -> Utf8Bytes {
+    fn error(&self, id: &str, refused: Refused) -> Box<str> {
         let answer = Answer::refused(refused, &self.request_id);
         Outgoing::about(id, "error", Some(answer.errors()))
     }
