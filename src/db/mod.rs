@@ -509,7 +509,8 @@ impl Drop for Open {
 const SQLITE_WRITER: &str = "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON; \
      PRAGMA busy_timeout = 5000; PRAGMA cache_size = -16000; PRAGMA temp_store = MEMORY; \
      PRAGMA wal_autocheckpoint = 4000";
-const SQLITE_READER: &str = "PRAGMA foreign_keys = ON; PRAGMA busy_timeout = 5000; PRAGMA cache_size = -16000; \
+// 4 MB hold the inner pages of the indexes of a million tasks; what else is read the system has in memory too.
+const SQLITE_READER: &str = "PRAGMA foreign_keys = ON; PRAGMA busy_timeout = 5000; PRAGMA cache_size = -4000; \
      PRAGMA temp_store = MEMORY; PRAGMA query_only = ON";
 const POSTGRES: &str = "SET statement_timeout = '5s'; SET lock_timeout = '1s'; \
      SET idle_in_transaction_session_timeout = '10s'; SET timezone = 'UTC'";
