@@ -5,11 +5,12 @@
 //! and catches up from the log by itself, so a slow reader costs bounded memory and holds up nobody.
 
 use std::collections::{HashMap, HashSet};
+use std::convert::Infallible;
 use std::hash::Hash;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{OnceCell, mpsc, watch};
+use tokio::sync::{OnceCell, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::hint::Hints;
@@ -59,8 +60,6 @@ pub enum Topic {
     Project(Id),
     /// Whatever concerns the viewer.
     Viewer,
-    /// Nothing but the end of the viewer's session.
-    Session,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -73,6 +72,17 @@ enum Route {
 
 struct Subscriber<T> {
     viewer: Viewer,
+    told: Told<T>,
+}
+
+/// What a subscriber is told.
+enum Told<T> {
+    Events(Events<T>),
+    /// Nothing but the end of the viewer's session, by being dropped.
+    End(#[expect(dead_code, reason = "it is dropped")] oneshot::Sender<Infallible>),
+}
+
+struct Events<T> {
     topic: Topic,
     wants: Wants,
     queue: mpsc::Sender<Arc<Delivery<T>>>,
@@ -81,11 +91,15 @@ struct Subscriber<T> {
 
 impl<T> Subscriber<T> {
     fn routes(&self) -> impl Iterator<Item = Route> + use<T> {
-        let (first, second) = match self.topic {
-            Topic::Task(id) => (Some(Route::Task(id)), None),
-            Topic::Project(id) => (Some(Route::Project(id)), None),
-            Topic::Viewer => (Some(Route::User(self.viewer.id)), self.viewer.is_admin().then_some(Route::Admins)),
-            Topic::Session => (None, None),
+        let topic = match &self.told {
+            Told::Events(events) => Some(events.topic),
+            Told::End(_) => None,
+        };
+        let (first, second) = match topic {
+            Some(Topic::Task(id)) => (Some(Route::Task(id)), None),
+            Some(Topic::Project(id)) => (Some(Route::Project(id)), None),
+            Some(Topic::Viewer) => (Some(Route::User(self.viewer.id)), self.viewer.is_admin().then_some(Route::Admins)),
+            None => (None, None),
         };
         first.into_iter().chain(second)
     }
@@ -129,8 +143,10 @@ impl<T> Index<T> {
         for route in subscriber.routes() {
             take_out(&mut self.by_route, &route, id);
         }
-        // The first to say so is right; nobody else says it.
-        let _ = subscriber.until.set(self.position);
+        if let Told::Events(events) = &subscriber.told {
+            // The first to say so is right; nobody else says it.
+            let _ = events.until.set(self.position);
+        }
     }
 
     /// Who may want to hear of an event. Whether they may see it is asked when it is told.
@@ -183,12 +199,23 @@ impl<T> Default for Hub<T> {
     }
 }
 
-/// What a subscriber reads from. Dropped, it is forgotten by the hub.
-pub struct Listener<T> {
+/// A subscriber's place; dropped, it is forgotten by the hub.
+struct Place<T> {
     hub: Hub<T>,
     id: u64,
+}
+
+impl<T> Drop for Place<T> {
+    fn drop(&mut self) {
+        self.hub.lock().remove(self.id);
+    }
+}
+
+/// What a subscriber reads from.
+pub struct Listener<T> {
     queue: mpsc::Receiver<Arc<Delivery<T>>>,
     until: Arc<OnceLock<Position>>,
+    _place: Place<T>,
 }
 
 impl<T> Listener<T> {
@@ -203,9 +230,19 @@ impl<T> Listener<T> {
     }
 }
 
-impl<T> Drop for Listener<T> {
-    fn drop(&mut self) {
-        self.hub.lock().remove(self.id);
+/// Waits for the end of a session.
+pub struct Watch<T> {
+    end: oneshot::Receiver<Infallible>,
+    _place: Place<T>,
+}
+
+impl<T> Watch<T> {
+    /// Returns when the session has ended or something has changed about its user.
+    pub async fn ended(&mut self) {
+        if !self.end.is_terminated() {
+            // Nothing is ever sent.
+            let _ = (&mut self.end).await;
+        }
     }
 }
 
@@ -301,12 +338,11 @@ impl<T: Send + Sync + 'static> Hub<T> {
                 let concerned = index.concerned(&event);
                 let delivery = Arc::new(Delivery::new(event));
                 for id in concerned {
-                    let Some(subscriber) = index.subscribers.get(&id) else {
+                    let Some(Subscriber { told: Told::Events(events), .. }) = index.subscribers.get(&id) else {
                         continue;
                     };
                     // Behind, or gone: what is queued is still read, then the subscriber catches up from the log.
-                    if (subscriber.wants)(&delivery.event) && subscriber.queue.try_send(Arc::clone(&delivery)).is_err()
-                    {
+                    if (events.wants)(&delivery.event) && events.queue.try_send(Arc::clone(&delivery)).is_err() {
                         index.remove(id);
                     }
                 }
@@ -321,14 +357,19 @@ impl<T> Hub<T> {
     pub fn listen(&self, viewer: Viewer, topic: Topic, wants: Wants) -> Listener<T> {
         let (sender, queue) = mpsc::channel(QUEUE);
         let until = Arc::new(OnceLock::new());
-        let subscriber = Subscriber { viewer, topic, wants, queue: sender, until: Arc::clone(&until) };
-        let id = self.lock().add(subscriber);
-        Listener { hub: self.clone(), id, queue, until }
+        let events = Events { topic, wants, queue: sender, until: Arc::clone(&until) };
+        Listener { queue, until, _place: self.place(viewer, Told::Events(events)) }
     }
 
-    /// Waits for the end of a viewer's session, by a listener that hears of nothing else.
-    pub fn watch(&self, viewer: Viewer) -> Listener<T> {
-        self.listen(viewer, Topic::Session, Box::new(|_| false))
+    /// Begins to watch for the end of a viewer's session.
+    pub fn watch(&self, viewer: Viewer) -> Watch<T> {
+        let (dropped, end) = oneshot::channel();
+        Watch { end, _place: self.place(viewer, Told::End(dropped)) }
+    }
+
+    fn place(&self, viewer: Viewer, told: Told<T>) -> Place<T> {
+        let id = self.lock().add(Subscriber { viewer, told });
+        Place { hub: self.clone(), id }
     }
 
     /// How far the tail has come, once it has begun: for those who read the log themselves, and need not ask when.

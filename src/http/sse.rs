@@ -102,7 +102,7 @@ async fn ended(door: &Door, viewer: Option<Viewer>) {
         if Box::pin(held).await.ok().flatten() != Some(viewer) {
             return;
         }
-        while watch.next().await.is_some() {}
+        watch.ended().await;
     }
 }
 

@@ -28,7 +28,7 @@ use super::subscription::Told;
 use crate::access::Viewer;
 use crate::auth::{self, bearer};
 use crate::error::Code;
-use crate::events::hub::Listener;
+use crate::events::hub::Watch;
 use crate::id::Id;
 use crate::metrics::Transport;
 use crate::store::event::Objects;
@@ -190,7 +190,7 @@ struct Session {
     viewer: Viewer,
     expires: Instant,
     /// Ends when something changes about the session or its user.
-    watch: Listener<Objects>,
+    watch: Watch<Objects>,
     _place: Place,
 }
 
@@ -355,7 +355,7 @@ impl Talk {
     }
 
     /// Listens for the end of the session first and asks whether it still lasts after that, so that no end is missed.
-    async fn watch(&self, viewer: Viewer) -> Result<Listener<Objects>, Close> {
+    async fn watch(&self, viewer: Viewer) -> Result<Watch<Objects>, Close> {
         let app = &self.door.app;
         let watch = app.hub.watch(viewer);
         match app.sessions.viewer(&app.db, app.clock.now(), viewer.session_id).await {
@@ -514,7 +514,7 @@ impl Runner {
 /// Waits for a change of the session; for ever while there is none.
 async fn ended(session: &mut Option<Session>) {
     match session {
-        Some(session) => while session.watch.next().await.is_some() {},
+        Some(session) => session.watch.ended().await,
         None => std::future::pending().await,
     }
 }
