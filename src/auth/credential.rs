@@ -82,7 +82,7 @@ struct Inner {
     access_lifetime: Duration,
     argon2: Argon2<'static>,
     /// What a password is compared with where there is no account.
-    nobodys: String,
+    decoy: String,
     running: Arc<Semaphore>,
     queue: Arc<Semaphore>,
     cores: usize,
@@ -113,7 +113,7 @@ impl Credentials {
         let params =
             Params::new(memory_kib, passes, lanes, None).map_err(|error| Error::internal(error.to_string()))?;
         let argon2 = Argon2::new(Algorithm::Argon2id, Version::V0x13, params);
-        let nobodys = nobodys(argon2.params())?;
+        let decoy = decoy(argon2.params())?;
         let mut validation = Validation::new(jsonwebtoken::Algorithm::HS256);
         validation.set_issuer(&[ISSUER]);
         validation.set_audience(&[ISSUER]);
@@ -130,7 +130,7 @@ impl Credentials {
             refresh: hmac::Key::new(hmac::HMAC_SHA256, config.refresh_secret_key.expose()),
             access_lifetime: config.access_lifetime,
             argon2,
-            nobodys,
+            decoy,
             running: Arc::new(Semaphore::new(cores)),
             queue: Arc::new(Semaphore::new(HASH_QUEUE)),
             cores,
@@ -153,7 +153,7 @@ impl Credentials {
         }
         let (password, hash) = (password.to_owned(), hash.map(ToOwned::to_owned));
         self.run(move |inner| {
-            let parsed = PasswordHash::new(hash.as_deref().unwrap_or(&inner.nobodys));
+            let parsed = PasswordHash::new(hash.as_deref().unwrap_or(&inner.decoy));
             let parsed = parsed.map_err(|error| Error::internal(error.to_string()))?;
             Ok(inner.argon2.verify_password(password.as_bytes(), &parsed).is_ok() && hash.is_some())
         })
@@ -343,7 +343,7 @@ pub fn random() -> Result<[u8; 32]> {
 
 /// A hash that no password has, at the same cost as any other. It is not made of one: that would take the memory of a hash
 /// before anybody has asked for any.
-fn nobodys(params: &Params) -> Result<String> {
+fn decoy(params: &Params) -> Result<String> {
     let (salt, hash) = (STANDARD_NO_PAD.encode(&random()?[..16]), STANDARD_NO_PAD.encode(random()?));
     let (memory, passes, lanes) = (params.m_cost(), params.t_cost(), params.p_cost());
     Ok(format!("$argon2id$v=19$m={memory},t={passes},p={lanes}${salt}${hash}"))
@@ -361,12 +361,12 @@ mod tests {
     #[test]
     fn where_there_is_no_account_a_password_is_compared_with_a_hash_of_the_same_cost() {
         let params = Params::new(64, 3, 2, None).expect("a cost");
-        let hash = nobodys(&params).expect("a hash");
+        let hash = decoy(&params).expect("a hash");
         let parsed = PasswordHash::new(&hash).expect("one that can be read");
         let read = Params::try_from(&parsed).expect("its cost");
         assert_eq!((read.m_cost(), read.t_cost(), read.p_cost()), (64, 3, 2));
         let argon2 = Argon2::new(Algorithm::Argon2id, Version::V0x13, params);
         assert!(argon2.verify_password(b"", &parsed).is_err());
-        assert_ne!(hash, nobodys(argon2.params()).expect("another"));
+        assert_ne!(hash, decoy(argon2.params()).expect("another"));
     }
 }

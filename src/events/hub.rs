@@ -72,11 +72,11 @@ enum Route {
 
 struct Subscriber<T> {
     viewer: Viewer,
-    told: Told<T>,
+    outlet: Outlet<T>,
 }
 
-/// What a subscriber is told.
-enum Told<T> {
+/// By what a subscriber hears.
+enum Outlet<T> {
     Events(Events<T>),
     /// Nothing but the end of the viewer's session, by being dropped.
     End(#[expect(dead_code, reason = "it is dropped")] oneshot::Sender<Infallible>),
@@ -91,15 +91,13 @@ struct Events<T> {
 
 impl<T> Subscriber<T> {
     fn routes(&self) -> impl Iterator<Item = Route> + use<T> {
-        let topic = match &self.told {
-            Told::Events(events) => Some(events.topic),
-            Told::End(_) => None,
-        };
-        let (first, second) = match topic {
-            Some(Topic::Task(id)) => (Some(Route::Task(id)), None),
-            Some(Topic::Project(id)) => (Some(Route::Project(id)), None),
-            Some(Topic::Viewer) => (Some(Route::User(self.viewer.id)), self.viewer.is_admin().then_some(Route::Admins)),
-            None => (None, None),
+        let (first, second) = match &self.outlet {
+            Outlet::End(_) => (None, None),
+            Outlet::Events(events) => match events.topic {
+                Topic::Task(id) => (Some(Route::Task(id)), None),
+                Topic::Project(id) => (Some(Route::Project(id)), None),
+                Topic::Viewer => (Some(Route::User(self.viewer.id)), self.viewer.is_admin().then_some(Route::Admins)),
+            },
         };
         first.into_iter().chain(second)
     }
@@ -143,7 +141,7 @@ impl<T> Index<T> {
         for route in subscriber.routes() {
             take_out(&mut self.by_route, &route, id);
         }
-        if let Told::Events(events) = &subscriber.told {
+        if let Outlet::Events(events) = &subscriber.outlet {
             // The first to say so is right; nobody else says it.
             let _ = events.until.set(self.position);
         }
@@ -338,7 +336,7 @@ impl<T: Send + Sync + 'static> Hub<T> {
                 let concerned = index.concerned(&event);
                 let delivery = Arc::new(Delivery::new(event));
                 for id in concerned {
-                    let Some(Subscriber { told: Told::Events(events), .. }) = index.subscribers.get(&id) else {
+                    let Some(Subscriber { outlet: Outlet::Events(events), .. }) = index.subscribers.get(&id) else {
                         continue;
                     };
                     // Behind, or gone: what is queued is still read, then the subscriber catches up from the log.
@@ -358,17 +356,17 @@ impl<T> Hub<T> {
         let (sender, queue) = mpsc::channel(QUEUE);
         let until = Arc::new(OnceLock::new());
         let events = Events { topic, wants, queue: sender, until: Arc::clone(&until) };
-        Listener { queue, until, _place: self.place(viewer, Told::Events(events)) }
+        Listener { queue, until, _place: self.place(viewer, Outlet::Events(events)) }
     }
 
     /// Begins to watch for the end of a viewer's session.
     pub fn watch(&self, viewer: Viewer) -> Watch<T> {
         let (dropped, end) = oneshot::channel();
-        Watch { end, _place: self.place(viewer, Told::End(dropped)) }
+        Watch { end, _place: self.place(viewer, Outlet::End(dropped)) }
     }
 
-    fn place(&self, viewer: Viewer, told: Told<T>) -> Place<T> {
-        let id = self.lock().add(Subscriber { viewer, told });
+    fn place(&self, viewer: Viewer, outlet: Outlet<T>) -> Place<T> {
+        let id = self.lock().add(Subscriber { viewer, outlet });
         Place { hub: self.clone(), id }
     }
 
