@@ -23,6 +23,7 @@ use crate::events::hub::Delivery;
 use crate::id::Id;
 use crate::store::event::{Attached, Objects, Stretch};
 use crate::store::{comment, event, label, notification, project, session, task, task_list, user};
+use crate::time::Timestamp;
 
 /// Turns of the executor in which nobody joins a batch before it is read: some siblings get on a turn later than others.
 const QUIET: usize = 2;
@@ -217,6 +218,10 @@ loads! {
     user_stats: UserStats(Id => user::Stats) |app, _asker, ids| {
         user::stats(&mut app.db.conn().await?, ids).await
     };
+    /// When users last logged in, as their sessions tell.
+    last_logins: LastLogins(Id => Timestamp) |app, _asker, ids| {
+        session::last_logins(&mut app.db.conn().await?, ids).await
+    };
     /// The sessions of users.
     user_sessions: UserSessions(Id => Vec<session::Session>) |app, _asker, ids| {
         let (mut conn, now) = (app.db.conn().await?, app.clock.now());
@@ -394,6 +399,11 @@ impl Loaders {
     /// A user's statistics.
     pub async fn user_stats(&self, id: Id) -> Result<user::Stats> {
         Ok(self.one::<UserStats>(id).await?.unwrap_or_default())
+    }
+
+    /// When a user last logged in, as their sessions tell.
+    pub async fn last_login(&self, id: Id) -> Result<Option<Timestamp>> {
+        self.one::<LastLogins>(id).await
     }
 
     /// A user's sessions that have not ended, newest first.

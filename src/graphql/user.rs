@@ -85,8 +85,9 @@ impl User {
 
     /// When they last logged in. Oneself and ADMIN.
     #[graphql(guard = "guard::May(Action::ReadAccount, Account(self.0.id))")]
-    async fn last_login_at(&self) -> Option<Timestamp> {
-        self.0.last_login_at
+    async fn last_login_at(&self, ctx: &Context<'_>) -> Result<Option<Timestamp>> {
+        let told = Caller::of(ctx).loaders()?.last_login(self.0.id).await?;
+        Ok(told.max(self.0.last_login_at))
     }
 
     /// What they own and have to do. Oneself and ADMIN.

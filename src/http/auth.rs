@@ -26,12 +26,12 @@ use crate::error::{Code, Error, FaultCode, Result};
 use crate::graphql::node::{self, Noun};
 use crate::id::Id;
 use crate::limits::{self, Door, Who};
+use crate::store::account;
 use crate::store::audit::Origin;
 use crate::store::password::Password;
 use crate::store::session::{self, Rotation, Session};
 use crate::store::user::{self, User};
 use crate::store::value::{DisplayName, Email, Faults, Username, fold};
-use crate::store::{account, lockout};
 use crate::time::Timestamp;
 
 /// The routes under `/auth`, with what the document says of them.
@@ -232,8 +232,8 @@ async fn login(
     let (Login::Email { email: typed, password } | Login::Username { username: typed, password }) = body;
     let identifier = identifier(&typed);
     let wrong = || Error::refused(Code::InvalidCredentials, "The e-mail, username or password is not right.");
-    let mut conn = app.db.conn().await?;
-    if let Some(until) = lockout::locked_until(&mut conn, now, &identifier, &source).await? {
+    let standing = account::standing(&mut app.db.conn().await?, &identifier, &source).await?;
+    if let Some(until) = standing.locked_until.filter(|until| *until > now) {
         return Err(Error::Refused {
             code: Code::LockedOut,
             message: "Too many wrong passwords. Try again later, or set a new password by mail.".into(),
@@ -241,8 +241,7 @@ async fn login(
         }
         .into());
     }
-    let found = account::credential(&mut conn, &identifier).await?;
-    drop(conn);
+    let found = standing.credential;
     let hash = found.as_ref().map(|credential| credential.password_hash.as_str());
     let right = app.credentials.verify(&password, hash).await?;
     // Unknown, wrong and disabled are told alike, and take alike.
@@ -271,7 +270,8 @@ async fn login(
         ip_address: origin.ip_address,
         user_agent: origin.user_agent,
     };
-    session::create(&app.db, &session, &identifier, &source, rehashed.as_deref()).await?;
+    let failed = standing.has_failures.then_some((&*identifier, &*source));
+    session::create(&app.db, &session, failed, rehashed.as_deref()).await?;
     Ok(granted(app.credentials.tokens(now, &session)?))
 }
 

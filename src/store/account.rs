@@ -11,13 +11,24 @@ use super::user::{self, User};
 use super::value::fold;
 use super::{notification, project, session};
 use crate::access::{Role, Viewer};
-use crate::db::schema::{audit_entries, events as log, mail_tokens, projects, users};
+use crate::db::schema::{audit_entries, events as log, login_failures, mail_tokens, projects, users};
 use crate::db::{Conn, Db};
 use crate::error::{Code, Error, FaultCode, Result};
 use crate::events::{self, Kind, NewEvent};
 use crate::id::Id;
 use crate::on;
 use crate::time::Timestamp;
+
+/// What is known of an identifier that somebody wants to log in by.
+#[derive(Clone, Debug)]
+pub struct Standing {
+    /// Until when its source is locked out from it, if it was.
+    pub locked_until: Option<Timestamp>,
+    /// Whether wrong passwords are counted, which a right one forgets.
+    pub has_failures: bool,
+    /// Of the account that it names, if it names one.
+    pub credential: Option<Credential>,
+}
 
 /// What a login is checked against.
 #[derive(Clone, Debug, Queryable)]
@@ -32,15 +43,28 @@ pub struct Credential {
     pub email_verified: bool,
 }
 
-/// The credential of the account with that e-mail or username.
-pub async fn credential(conn: &mut Conn, identifier: &str) -> Result<Option<Credential>> {
+/// How an e-mail or username stands with this source, in one statement whether it is anybody's or not.
+pub async fn standing(conn: &mut Conn, identifier: &str, source: &str) -> Result<Standing> {
     let key = fold(identifier);
-    Ok(on!(conn, |c| users::table
-        .filter(users::email_key.eq(&key).or(users::username_key.eq(&key)))
-        .select((users::id, users::password_hash, users::is_active, users::email_verified))
-        .first(c)
-        .await
-        .optional())?)
+    let failed = login_failures::table.find((identifier, source));
+    let named = users::table.filter(users::email_key.eq(&key).or(users::username_key.eq(&key)));
+    let query = diesel::select((
+        failed.select(login_failures::failures).single_value(),
+        failed.select(login_failures::locked_until).single_value(),
+        named.select(users::id).single_value(),
+        named.select(users::password_hash).single_value(),
+        named.select(users::is_active).single_value(),
+        named.select(users::email_verified).single_value(),
+    ));
+    type Row = (Option<i32>, Option<Timestamp>, Option<Id>, Option<String>, Option<bool>, Option<bool>);
+    let (failures, locked_until, id, hash, is_active, email_verified): Row = on!(conn, |c| query.get_result(c).await)?;
+    let credential = match (id, hash, is_active, email_verified) {
+        (Some(user_id), Some(password_hash), Some(is_active), Some(email_verified)) => {
+            Some(Credential { user_id, password_hash, is_active, email_verified })
+        }
+        _ => None,
+    };
+    Ok(Standing { locked_until, has_failures: failures.is_some(), credential })
 }
 
 /// The credential of the viewer, who wants to do something that needs the password again.

@@ -71,7 +71,7 @@ pub async fn of(conn: &mut Conn, viewer: &Viewer) -> Result<Value> {
             "role": if user.role == Role::Admin { "ADMIN" } else { "USER" },
             "isActive": user.is_active,
             "emailVerified": user.email_verified,
-            "lastLoginAt": user.last_login_at,
+            "lastLoginAt": my_sessions.last().map(|session| session.created_at).max(user.last_login_at),
             "createdAt": user.created_at,
             "updatedAt": user.updated_at,
         },

@@ -21,22 +21,6 @@ pub struct Rule {
     pub duration: Duration,
 }
 
-/// Until when this source is locked out from this identifier, if it is.
-pub async fn locked_until(
-    conn: &mut Conn,
-    now: Timestamp,
-    identifier: &str,
-    source: &str,
-) -> Result<Option<Timestamp>> {
-    let until: Option<Option<Timestamp>> = on!(conn, |c| login_failures::table
-        .find((identifier, source))
-        .select(login_failures::locked_until)
-        .first(c)
-        .await
-        .optional())?;
-    Ok(until.flatten().filter(|until| *until > now))
-}
-
 /// Counts a failure; whether it was the one that locks.
 pub async fn count_failure(tx: &mut Conn, now: Timestamp, identifier: &str, source: &str, rule: Rule) -> Result<bool> {
     let counted: Option<i32> = on!(tx, |c| diesel::update(login_failures::table.find((identifier, source)))

@@ -1,13 +1,16 @@
 //! Sessions: one row a login. It says who a token speaks for, and it is the list of revoked tokens as well.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
+use diesel::dsl::max;
 use diesel::prelude::*;
 use diesel_async::RunQueryDsl;
 
 use super::audit::{self, Origin};
 use super::lockout;
 use crate::access::{Role, Viewer};
+use crate::db::page::among;
 use crate::db::schema::{sessions, users};
 use crate::db::{Conn, Db};
 use crate::error::Result;
@@ -66,18 +69,34 @@ pub async fn viewer(conn: &mut Conn, now: Timestamp, session_id: Id) -> Result<O
     Ok(row.map(|(id, role)| Viewer { id, session_id, role }))
 }
 
-/// Begins a session with a login. `rehashed` is the password's new hash, when its cost has risen since the last one.
-pub async fn create(db: &Db, session: &Session, identifier: &str, source: &str, rehashed: Option<&str>) -> Result<()> {
+/// Begins a session with a login. `failed` says of what identifier and source failures are to be forgotten; `rehashed` is
+/// the password's new hash, when its cost has risen since the last one.
+pub async fn create(db: &Db, session: &Session, failed: Option<(&str, &str)>, rehashed: Option<&str>) -> Result<()> {
     db.transaction(async |tx| {
-        let now = session.created_at;
         on!(tx, |c| diesel::insert_into(sessions::table).values(session).execute(c).await)?;
-        let (user, hash) = (users::table.find(session.user_id), rehashed.map(|hash| users::password_hash.eq(hash)));
-        on!(tx, |c| diesel::update(user).set((users::last_login_at.eq(now), hash)).execute(c).await)?;
-        lockout::forget(tx, identifier, source).await?;
+        if let Some(hash) = rehashed {
+            let user = diesel::update(users::table.find(session.user_id));
+            on!(tx, |c| user.set(users::password_hash.eq(hash)).execute(c).await)?;
+        }
+        if let Some((identifier, source)) = failed {
+            lockout::forget(tx, identifier, source).await?;
+        }
         let who = Some(session.user_id);
-        audit::note(tx, now, audit::Kind::LoggedIn, who, who, &session.origin()).await
+        audit::note(tx, session.created_at, audit::Kind::LoggedIn, who, who, &session.origin()).await
     })
     .await
+}
+
+/// When each of these users last logged in, as far as their sessions tell: of one whose sessions were forgotten, their
+/// row does.
+pub async fn last_logins(conn: &mut Conn, user_ids: &[Id]) -> Result<HashMap<Id, Timestamp>> {
+    let newest: Vec<(Id, Option<Timestamp>)> = on!(conn, |c| sessions::table
+        .filter(among(sessions::user_id, user_ids))
+        .group_by(sessions::user_id)
+        .select((sessions::user_id, max(sessions::created_at)))
+        .load(c)
+        .await)?;
+    Ok(newest.into_iter().filter_map(|(id, at)| Some((id, at?))).collect())
 }
 
 /// The sessions of a user that have not ended, newest first.
@@ -226,13 +245,23 @@ pub async fn forget(tx: &mut Conn, user_id: Id) -> Result<()> {
     Ok(())
 }
 
-/// Drops sessions that ended before this moment.
+/// Drops sessions that ended before this moment. When a user last logged in goes to their row, if no session tells it
+/// any more.
 pub async fn drop_ended(db: &Db, before: Timestamp) -> Result<usize> {
     db.transaction(async |tx| {
-        Ok(on!(tx, |c| diesel::delete(sessions::table)
-            .filter(sessions::expires_at.lt(before).or(sessions::revoked_at.lt(before)))
-            .execute(c)
-            .await)?)
+        let ended = sessions::expires_at.lt(before).or(sessions::revoked_at.lt(before));
+        let logins: Vec<(Id, Option<Timestamp>)> = on!(tx, |c| sessions::table
+            .filter(ended)
+            .group_by(sessions::user_id)
+            .select((sessions::user_id, max(sessions::created_at)))
+            .load(c)
+            .await)?;
+        for (user_id, last) in logins {
+            let earlier = users::last_login_at.is_null().or(users::last_login_at.lt(last));
+            let user = diesel::update(users::table.find(user_id)).filter(earlier);
+            on!(tx, |c| user.set(users::last_login_at.eq(last)).execute(c).await)?;
+        }
+        Ok(on!(tx, |c| diesel::delete(sessions::table).filter(ended).execute(c).await)?)
     })
     .await
 }

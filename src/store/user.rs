@@ -35,7 +35,7 @@ pub struct User {
     pub is_active: bool,
     /// Whether they have shown that mail to the address reaches them.
     pub email_verified: bool,
-    /// When they last logged in.
+    /// When they last logged in, of the sessions that are forgotten: the newest of the others tells it for itself.
     pub last_login_at: Option<Timestamp>,
     /// When the account was deleted; a nameless row is left.
     pub deleted_at: Option<Timestamp>,

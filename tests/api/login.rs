@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use fasttrack::store::session;
 use serde_json::json;
 
 use crate::harness::{PASSWORD, Reply, Server};
@@ -109,6 +110,35 @@ async fn lockouts_and_ended_sessions_survive_a_restart() {
     assert_eq!(login(&server, "alice", PASSWORD).await.body["code"], "LOCKED_OUT");
     assert!(server.is_signed_in(alice.token()).await);
     assert!(!server.is_signed_in(bob.token()).await);
+}
+
+#[tokio::test]
+async fn the_last_login_is_told_when_its_session_is_forgotten_too() {
+    let server = Server::start().await;
+    let (root, bob) = (server.admin("root").await, server.person("bob").await);
+    let last = async || {
+        let told =
+            root.query("query ($id: ID!) { node(id: $id) { ... on User { lastLoginAt } } }", json!({ "id": bob.id }));
+        told.await["node"]["lastLoginAt"].clone()
+    };
+    let forget = async || {
+        let dropped = server.run(async |app| session::drop_ended(&app.db, app.clock.now()).await);
+        dropped.await.expect("sessions are dropped")
+    };
+    assert_eq!(last().await, server.moment(Duration::ZERO));
+    let minute = Duration::from_secs(60);
+    server.advance(minute);
+    let later = server.login("bob").await;
+    assert_eq!(last().await, server.moment(minute));
+    assert_eq!(later.post("/auth/logout").send().await.expect("an answer").status(), 204);
+    server.advance(minute);
+    assert_eq!((forget().await, last().await), (1, json!(server.moment(minute))));
+    // The older of the two ends later, and does not take its place.
+    assert_eq!(bob.post("/auth/logout").send().await.expect("an answer").status(), 204);
+    server.advance(minute);
+    assert_eq!((forget().await, last().await), (1, json!(server.moment(minute))));
+    server.login("bob").await;
+    assert_eq!(last().await, server.moment(minute * 3));
 }
 
 #[tokio::test]

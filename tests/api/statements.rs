@@ -3,7 +3,7 @@
 use futures_util::future::join_all;
 use serde_json::{Value, json};
 
-use crate::harness::{Person, Server};
+use crate::harness::{PASSWORD, Person, Server};
 
 /// Projects with tasks with comments, so many of each; what a task names are different people.
 async fn furnish(owner: &Person, assignee: &Person, size: usize) {
@@ -89,6 +89,23 @@ async fn what_is_not_selected_is_not_read() {
     let uncounted = statements(&server, &alice, "{ tasks { nodes { id } } }").await;
     // One walk for the own projects and one for what is assigned elsewhere, each counted by itself.
     assert_eq!((uncounted, counted), (2, 4));
+}
+
+#[tokio::test]
+async fn a_login_takes_three_statements_and_one_more_to_forget_failures() {
+    let server = Server::without_jobs().await;
+    server.person("alice").await;
+    let login = async |password: &str, status: u16| {
+        let before = server.app.db.statements();
+        let reply = server.post("/auth/login", json!({ "username": "alice", "password": password })).await;
+        assert_eq!(reply.status, status);
+        // Without BEGIN and COMMIT.
+        server.app.db.statements() - before - 2
+    };
+    login(PASSWORD, 200).await;
+    assert_eq!(login(PASSWORD, 200).await, 3);
+    login("Wrong-Horse-7", 401).await;
+    assert_eq!((login(PASSWORD, 200).await, login(PASSWORD, 200).await), (4, 3));
 }
 
 #[tokio::test]

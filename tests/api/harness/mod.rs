@@ -235,8 +235,8 @@ impl Server {
     /// What is kept of somebody's password.
     pub async fn stored_hash(&self, username: &str) -> String {
         let username = username.to_owned();
-        let found = self.run(async move |app| account::credential(&mut app.db.conn().await?, &username).await);
-        found.await.expect("an answer").expect("an account").password_hash
+        let standing = self.run(async move |app| account::standing(&mut app.db.conn().await?, &username, "").await);
+        standing.await.expect("an answer").credential.expect("an account").password_hash
     }
 
     /// Its database.
