@@ -10,7 +10,9 @@ use std::hash::Hash;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{OnceCell, mpsc, oneshot, watch};
+use futures_channel::mpsc;
+use futures_util::StreamExt;
+use tokio::sync::{OnceCell, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::hint::Hints;
@@ -219,7 +221,7 @@ pub struct Listener<T> {
 impl<T> Listener<T> {
     /// The next event; `None` once the subscriber fell behind or its session ended, when it may [`Hub::listen`] anew.
     pub async fn next(&mut self) -> Option<Arc<Delivery<T>>> {
-        self.queue.recv().await
+        self.queue.next().await
     }
 
     /// Once there is no next event: the place up to which everything that the subscriber wanted was queued.
@@ -336,7 +338,7 @@ impl<T: Send + Sync + 'static> Hub<T> {
                 let concerned = index.concerned(&event);
                 let delivery = Arc::new(Delivery::new(event));
                 for id in concerned {
-                    let Some(Subscriber { outlet: Outlet::Events(events), .. }) = index.subscribers.get(&id) else {
+                    let Some(Subscriber { outlet: Outlet::Events(events), .. }) = index.subscribers.get_mut(&id) else {
                         continue;
                     };
                     // Behind, or gone: what is queued is still read, then the subscriber catches up from the log.

@@ -103,7 +103,8 @@ pub async fn follow(
     };
     let (behind, caught_up, loaded) = (after.is_some(), VecDeque::new(), Instant::now());
     let follower = Follower { app, viewer, filter, position, listener, behind, caught_up, loaded };
-    Ok(unfold(Some(follower), async |follower| {
+    // On the heap: a stream keeps room for its state more than once.
+    Ok(unfold(Some(Box::new(follower)), async |follower| {
         let mut follower = follower?;
         match follower.next().await {
             Ok(delivery) => Some((Ok(Happening { delivery, notification: None }), Some(follower))),

@@ -5,6 +5,7 @@
 //! as long as its token; a fresh one in the payload of a `ping` prolongs it, the end of its session ends it at once.
 
 use std::collections::HashMap;
+use std::future::ready;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -12,11 +13,12 @@ use std::time::Duration;
 use async_graphql::parser::types::OperationType;
 use axum::extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade};
 use axum::response::{IntoResponse, Response};
+use futures_channel::mpsc;
 use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt, StreamExt};
 use serde_json::{Map, Value};
-use tokio::sync::{mpsc, oneshot};
-use tokio::task::{AbortHandle, JoinSet};
+use tokio::sync::oneshot;
+use tokio::task::{AbortHandle, JoinHandle, JoinSet};
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -24,7 +26,7 @@ use super::Lifeline;
 use super::answer::{Answer, Refused, too_large};
 use super::operation::{Door, Words};
 use super::protocol::{Close, Incoming, NAME, Outgoing, next, plain};
-use super::subscription::Told;
+use super::subscription::{Subscription, Told};
 use crate::access::Viewer;
 use crate::auth::{self, bearer};
 use crate::error::Code;
@@ -37,7 +39,7 @@ use crate::store::event::Objects;
 const MAX_MESSAGE: usize = 64 * 1024;
 /// What is read or written at once: idle sockets keep this much of each.
 const BUFFER: usize = 1024;
-/// Messages that wait to be written: as boxes, because idle sockets keep room for twice as many.
+/// Messages that wait to be written, and one more of each operation.
 const QUEUE: usize = 16;
 /// How long an operation may wait for its turn: when all come back at once it is better to wait than to come again.
 const TURN: Duration = Duration::from_secs(10);
@@ -101,27 +103,38 @@ pub fn open(door: Door, upgrade: WebSocketUpgrade, opening: Opening) -> Response
         .max_frame_size(MAX_MESSAGE)
         .read_buffer_size(BUFFER)
         .write_buffer_size(BUFFER);
-    let alive = opening.lifeline.tasks.token();
+    let tasks = opening.lifeline.tasks.clone();
+    let alive = tasks.token();
     upgrade
-        .on_upgrade(async move |socket| {
-            let _alive = alive;
-            run(door, socket, opening, agreed).await;
+        .on_upgrade(move |socket| {
+            let (sink, stream) = socket.split();
+            let (out, queue) = mpsc::channel(QUEUE);
+            let (closing, closed) = oneshot::channel();
+            let writer = tokio::spawn(write(sink, queue, closed, door.app.config.sockets.write));
+            // A task of its own, with the conversation on the heap: the one that waited for this has room for all that
+            // it did until then, and a future for its arguments once more.
+            tasks.spawn(run(Box::new(Talk::new(door, opening, out)), stream, writer, closing, agreed));
+            drop(alive);
+            ready(())
         })
         .into_response()
 }
 
-async fn run(door: Door, socket: WebSocket, opening: Opening, agreed: bool) {
-    let metrics = &Arc::clone(&door.app).metrics;
-    let _open = metrics.socket(Transport::WebSocket);
-    let (sink, mut stream) = socket.split();
-    let (out, queue) = mpsc::channel(QUEUE);
-    let (closing, closed) = oneshot::channel();
-    let mut writer = tokio::spawn(write(sink, queue, closed, door.app.config.sockets.write));
-    let close =
-        if agreed { Talk::new(door, opening, out).until_end(&mut stream).await } else { Some(Close::WrongProtocol) };
+async fn run(
+    mut talk: Box<Talk>,
+    mut stream: SplitStream<WebSocket>,
+    mut writer: JoinHandle<()>,
+    mut closing: oneshot::Sender<CloseFrame>,
+    agreed: bool,
+) {
+    let app = Arc::clone(&talk.door.app);
+    let _open = app.metrics.socket(Transport::WebSocket);
+    let close = if agreed { talk.until_end(&mut stream, &mut closing).await } else { Some(Close::WrongProtocol) };
+    // Whatever still runs ends with it.
+    drop(talk);
     if let Some(close) = close {
         let close = CloseFrame::from(close);
-        metrics.closed(close.code);
+        app.metrics.closed(close.code);
         // Only a writer that is gone already does not take it.
         drop(closing.send(close));
     } else {
@@ -149,7 +162,7 @@ async fn write(
         let text = tokio::select! {
             biased;
             frame = &mut closing => break frame,
-            text = queue.recv() => text,
+            text = queue.next() => text,
         };
         let Some(text) = text else {
             break (&mut closing).await;
@@ -213,9 +226,13 @@ impl Talk {
         Self { door, opening, out, session: None, running: Arc::default(), tasks: JoinSet::new(), started: 0 }
     }
 
-    /// Talks until one side ends it; the reason if it is this one. Whatever still runs ends with it. What is rare is on
-    /// the heap while it lasts: there may be many sockets, and they mostly wait.
-    async fn until_end(mut self, stream: &mut SplitStream<WebSocket>) -> Option<Close> {
+    /// Talks until one side ends it, which may be the writer; the reason if it is this one. What is rare is on the heap
+    /// while it lasts: there may be many sockets, and they mostly wait.
+    async fn until_end(
+        &mut self,
+        stream: &mut SplitStream<WebSocket>,
+        closing: &mut oneshot::Sender<CloseFrame>,
+    ) -> Option<Close> {
         let settings = self.door.app.config.sockets;
         let lifeline = self.opening.lifeline.clone();
         let greet_by = Instant::now() + settings.init;
@@ -231,7 +248,7 @@ impl Talk {
                     drop(timeout(LAST_ANSWERS, answered).await);
                     return Some(Close::Restarting);
                 }
-                () = self.out.closed() => return None,
+                () = closing.closed() => return None,
                 () = ended(&mut self.session) => {
                     if let Some(close) = Box::pin(self.look_again()).await {
                         return Some(close);
@@ -270,7 +287,7 @@ impl Talk {
         }
     }
 
-    async fn say(&self, text: impl Into<Box<str>>) {
+    async fn say(&mut self, text: impl Into<Box<str>>) {
         // Without a writer the conversation is over, which the loop notices.
         drop(self.out.send(text.into()).await);
     }
@@ -385,8 +402,9 @@ impl Talk {
     async fn start(&mut self, id: String, payload: Value, viewer: Viewer) -> Result<(), Close> {
         self.reap();
         let words = Words::of(payload).map_err(|_| Close::Invalid("Invalid message: no GraphQL request"))?;
+        let words = Box::new(words);
         let most = self.door.app.config.sockets.subscriptions;
-        let operation = Runner {
+        let mut operation = Runner {
             door: self.door.clone(),
             out: self.out.clone(),
             request_id: Arc::clone(&self.opening.request_id),
@@ -440,54 +458,56 @@ struct Runner {
 
 impl Runner {
     /// Runs an operation; its last message is for the caller to send.
-    async fn run(&self, id: &str, words: Words) -> Option<Box<str>> {
-        // On the heap, as is what is executed once: this task lives as long as its subscription, and is one of many.
-        let admitted = async {
-            let turn = self.door.app.turns.turn(TURN).await?;
-            Ok::<_, Refused>((turn, self.admitted(words).await?))
+    async fn run(&mut self, id: &str, words: Box<Words>) -> Option<Box<str>> {
+        // On the heap while it lasts: this task lives as long as its subscription, and is one of many.
+        let mut subscription = match Box::pin(self.begin(id, words)).await {
+            Ok(Some(subscription)) => subscription,
+            Ok(None) => return Some(Outgoing::<()>::about(id, "complete", None)),
+            Err(last) => return Some(last),
         };
-        let (turn, operation) = match Box::pin(admitted).await {
-            Ok(admitted) => admitted,
-            Err(refused) => {
-                self.door.app.metrics.refused(refused.code);
-                return Some(self.error(id, refused));
-            }
-        };
-        if operation.kind == OperationType::Subscription {
-            let (request_id, viewer) = (Arc::clone(&self.request_id), Some(self.viewer));
-            let opened = Box::pin(self.door.subscribe(operation, None, viewer, request_id)).await;
-            let mut subscription = match opened {
-                Ok(subscription) => subscription,
-                Err(refused) => return Some(Outgoing::about(id, "error", Some(refused.errors()))),
+        // It goes on elsewhere when the server ends, so nothing says that it is complete.
+        while let Some(told) = tokio::select! {
+            () = self.stop.cancelled() => return None,
+            told = subscription.next() => told,
+        } {
+            let text = match told {
+                Told::Event { payload, .. } => next(id, &payload),
+                Told::Failed(answer) if answer.ends_session() => return None,
+                Told::Failed(answer) if answer.is_executed() => match self.answered(id, &answer) {
+                    Ok(text) => text,
+                    Err(last) => return Some(last),
+                },
+                Told::Failed(answer) => return Some(Outgoing::about(id, "error", Some(answer.errors()))),
             };
-            drop(turn);
-            // It goes on elsewhere, so nothing says that it is complete.
-            while let Some(told) = tokio::select! {
-                () = self.stop.cancelled() => return None,
-                told = subscription.next() => told,
-            } {
-                match told {
-                    Told::Event { payload, .. } => drop(self.out.send(next(id, &payload)).await),
-                    Told::Failed(answer) if answer.ends_session() => return None,
-                    Told::Failed(answer) if answer.is_executed() => {
-                        if let Err(refused) = self.next(id, &answer).await {
-                            return Some(self.error(id, refused));
-                        }
-                    }
-                    Told::Failed(answer) => return Some(Outgoing::about(id, "error", Some(answer.errors()))),
-                }
-            }
-        } else {
-            let answer = Box::pin(self.door.execute(operation, Some(self.viewer), &self.request_id)).await;
-            drop(turn);
-            if !answer.is_executed() {
-                return Some(Outgoing::about(id, "error", Some(answer.errors())));
-            }
-            if let Err(refused) = self.next(id, &answer).await {
-                return Some(self.error(id, refused));
-            }
+            drop(self.out.send(text).await);
         }
         Some(Outgoing::<()>::about(id, "complete", None))
+    }
+
+    /// Opens a subscription, or executes and answers what is none; the last message if that fails.
+    async fn begin(&mut self, id: &str, words: Box<Words>) -> Result<Option<Box<Subscription>>, Box<str>> {
+        let admitted = async {
+            let turn = self.door.app.turns.turn(TURN).await?;
+            Ok::<_, Refused>((turn, self.admitted(*words).await?))
+        };
+        let (turn, operation) = admitted.await.map_err(|refused| {
+            self.door.app.metrics.refused(refused.code);
+            self.error(id, refused)
+        })?;
+        let failed = |answer: Answer| Outgoing::about(id, "error", Some(answer.errors()));
+        if operation.kind == OperationType::Subscription {
+            let (request_id, viewer) = (Arc::clone(&self.request_id), Some(self.viewer));
+            let opened = self.door.subscribe(operation, None, viewer, request_id).await;
+            return opened.map(|subscription| Some(Box::new(subscription))).map_err(failed);
+        }
+        let answer = self.door.execute(operation, Some(self.viewer), &self.request_id).await;
+        drop(turn);
+        if !answer.is_executed() {
+            return Err(failed(answer));
+        }
+        let text = self.answered(id, &answer)?;
+        drop(self.out.send(text).await);
+        Ok(None)
     }
 
     async fn admitted(&self, words: Words) -> Result<super::operation::Operation, Refused> {
@@ -499,10 +519,11 @@ impl Runner {
         Ok(operation)
     }
 
-    async fn next(&self, id: &str, answer: &Answer) -> Result<(), Refused> {
-        let text = answer.to_text().ok_or_else(too_large)?;
-        drop(self.out.send(next(id, &text)).await);
-        Ok(())
+    fn answered(&self, id: &str, answer: &Answer) -> Result<Box<str>, Box<str>> {
+        match answer.to_text() {
+            Some(text) => Ok(next(id, &text)),
+            None => Err(self.error(id, too_large())),
+        }
     }
 
     fn error(&self, id: &str, refused: Refused) -> Box<str> {
