@@ -29,7 +29,7 @@ use super::operation::{Door, Words};
 use super::origin::{is_cross_site_simple, is_known};
 use super::sse::{self, Listener};
 use super::websocket::{self, Opening};
-use super::{Lifeline, RequestId, TooMany};
+use super::{Lifeline, RATE_LIMIT, RATE_LIMIT_REMAINING, RATE_LIMIT_RESET, RequestId, TooMany};
 use crate::access::Viewer;
 use crate::auth::{self, bearer};
 use crate::error::{Code, Error};
@@ -145,9 +145,9 @@ async fn run(
 
 /// How much is left, in the headers that clients know.
 fn tell_standing(headers: &mut HeaderMap, limit: u32, remaining: u32, reset: Duration) {
-    headers.insert("ratelimit-limit", limit.into());
-    headers.insert("ratelimit-remaining", remaining.into());
-    headers.insert("ratelimit-reset", whole_seconds(reset).into());
+    headers.insert(RATE_LIMIT, limit.into());
+    headers.insert(RATE_LIMIT_REMAINING, remaining.into());
+    headers.insert(RATE_LIMIT_RESET, whole_seconds(reset).into());
 }
 
 /// Who asks; nobody, if they do not say.
@@ -216,8 +216,8 @@ fn answered(media: Media, answer: &Answer, request_id: &str) -> Response {
     if let Some(wait) = answer.retry_after {
         headers.insert(header::RETRY_AFTER, whole_seconds(wait).into());
         if status == StatusCode::TOO_MANY_REQUESTS {
-            headers.insert("ratelimit-remaining", 0.into());
-            headers.insert("ratelimit-reset", whole_seconds(wait).into());
+            headers.insert(RATE_LIMIT_REMAINING, 0.into());
+            headers.insert(RATE_LIMIT_RESET, whole_seconds(wait).into());
         }
     }
     response

@@ -47,6 +47,9 @@ const AUTH_BODY: usize = 8 * 1024;
 /// How long an `/auth` request may take, the arrival of its few bytes and the wait for a password hash included.
 const AUTH_DEADLINE: Duration = Duration::from_secs(8);
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit-limit");
+const RATE_LIMIT_REMAINING: HeaderName = HeaderName::from_static("ratelimit-remaining");
+const RATE_LIMIT_RESET: HeaderName = HeaderName::from_static("ratelimit-reset");
 
 /// The id of a request, for its answer and its lines in the log.
 #[derive(Clone, Debug)]
@@ -74,9 +77,12 @@ pub fn router(app: &Arc<App>, schema: Schema) -> Router {
     router
         .fallback(async || Problem::new(Code::NotFound, "There is nothing here."))
         .method_not_allowed_fallback(async || Problem::method_not_allowed())
-        .layer(cors(&app.config.cors_origins))
-        .layer(CatchPanicLayer::custom(panicked))
-        .layer(middleware::from_fn_with_state(Arc::clone(app), around))
+        // As one, the outermost first: each layer by itself is copied for each request, with all that is within it.
+        .layer((
+            middleware::from_fn_with_state(Arc::clone(app), around),
+            CatchPanicLayer::custom(panicked),
+            cors(&app.config.cors_origins),
+        ))
 }
 
 /// What is served on the address for metrics, and nowhere else.
@@ -100,13 +106,7 @@ fn cors(origins: &[String]) -> CorsLayer {
             HeaderName::from_static("graphql-require-preflight"),
             HeaderName::from_static("last-event-id"),
         ])
-        .expose_headers([
-            REQUEST_ID,
-            header::RETRY_AFTER,
-            HeaderName::from_static("ratelimit-limit"),
-            HeaderName::from_static("ratelimit-remaining"),
-            HeaderName::from_static("ratelimit-reset"),
-        ])
+        .expose_headers([REQUEST_ID, header::RETRY_AFTER, RATE_LIMIT, RATE_LIMIT_REMAINING, RATE_LIMIT_RESET])
         .max_age(Duration::from_secs(3_600))
 }
 
