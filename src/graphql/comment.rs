@@ -38,7 +38,7 @@ impl Comment {
     /// Who wrote it.
     async fn author(&self, ctx: &Context<'_>) -> Result<User> {
         let author = Caller::of(ctx).loaders()?.user(self.0.author_id).await?;
-        Ok(User(author.ok_or_else(|| Error::internal("a comment without its author"))?))
+        Ok(author.ok_or_else(|| Error::internal("a comment without its author"))?.into())
     }
 
     /// The task it is about.
@@ -78,7 +78,7 @@ impl Level for Comment {
         Some(match field.name() {
             "id" => own!(|comment| node::encode(Noun::Comment, comment.0.id)),
             "body" => own!(|comment| comment.0.body),
-            "author" => field.one(|comment: &Self| Some(comment.0.author_id), loader::Users, User, true)?,
+            "author" => field.one(|comment: &Self| Some(comment.0.author_id), loader::Users, User::from, true)?,
             "task" => field.one(|comment: &Self| Some(comment.0.task_id), loader::Tasks, Task, true)?,
             "createdAt" => own!(|comment| comment.0.created_at),
             "updatedAt" => own!(|comment| comment.0.updated_at),

@@ -209,8 +209,13 @@ macro_rules! loads {
 }
 
 loads! {
-    /// Users, whoever they are.
-    users: Users(Id => Arc<user::User>) |app, _asker, ids| {
+    /// The profiles of users, whoever they are.
+    users: Users(Id => Arc<user::Profile>) |app, _asker, ids| {
+        let rows = user::profiles(&mut app.db.conn_for(ids.len()).await?, ids).await?;
+        Ok(rows.into_iter().map(|profile| (profile.id, Arc::new(profile))).collect())
+    };
+    /// Their accounts, behind the guards.
+    accounts: Accounts(Id => Arc<user::User>) |app, _asker, ids| {
         let rows = user::any_by_ids(&mut app.db.conn_for(ids.len()).await?, ids).await?;
         Ok(rows.into_iter().map(|user| (user.id, Arc::new(user))).collect())
     };
@@ -388,8 +393,13 @@ impl Loaders {
         Box::pin(objects.attached(&self.app.db, &known.event)).await.map(Some)
     }
 
-    /// A user by id.
-    pub async fn user(&self, id: Id) -> Result<Option<Arc<user::User>>> {
+    /// A user's account, for those who have the right to it.
+    pub async fn account(&self, id: Id) -> Result<Option<Arc<user::User>>> {
+        self.one::<Accounts>(id).await
+    }
+
+    /// A user's profile.
+    pub async fn user(&self, id: Id) -> Result<Option<Arc<user::Profile>>> {
         if let Some(user) = self.attached().await?.and_then(|attached| attached.people.get(&id)) {
             return Ok(Some(Arc::clone(user)));
         }

@@ -131,7 +131,7 @@ async fn find(ctx: &Context<'_>, id: &ID) -> Result<Option<Node>> {
         return Ok(None);
     };
     Ok(match noun {
-        Noun::User => loaders.user(id).await?.map(User).map(Node::User),
+        Noun::User => loaders.user(id).await?.map(User::from).map(Node::User),
         Noun::Project => loaders.project(id).await?.map(Project).map(Node::Project),
         Noun::Label => loaders.label(id).await?.map(Label).map(Node::Label),
         Noun::Task => loaders.task(id).await?.map(Task).map(Node::Task),

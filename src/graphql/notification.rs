@@ -193,7 +193,7 @@ impl NotificationMutation {
             Ok((user.ok_or_else(Error::unauthenticated)?, count))
         })
         .await?;
-        let (viewer, read_count) = done.map(|(user, count)| (User(Arc::new(user)), count)).unzip();
+        let (viewer, read_count) = done.map(|(user, count)| (User::from(user), count)).unzip();
         Ok(MarkNotificationsReadPayload { viewer, read_count, user_errors })
     }
 }

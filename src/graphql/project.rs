@@ -55,7 +55,7 @@ impl Project {
     /// Who made it.
     async fn owner(&self, ctx: &Context<'_>) -> Result<User> {
         let owner = Caller::of(ctx).loaders()?.user(self.0.owner_id).await?;
-        Ok(User(owner.ok_or_else(|| Error::internal("a project without its owner"))?))
+        Ok(owner.ok_or_else(|| Error::internal("a project without its owner"))?.into())
     }
 
     /// Grows by one with each change of the project's own fields.
@@ -148,7 +148,7 @@ impl Level for Project {
             "version" => own!(|project| project.0.version),
             "createdAt" => own!(|project| project.0.created_at),
             "updatedAt" => own!(|project| project.0.updated_at),
-            "owner" => field.one(|project: &Self| Some(project.0.owner_id), loader::Users, User, true)?,
+            "owner" => field.one(|project: &Self| Some(project.0.owner_id), loader::Users, User::from, true)?,
             "labels" => field.all(|project: &Self| project.0.id, loader::ProjectLabels, Label)?,
             "tasks" => {
                 let paging = Paging::of(field)?;

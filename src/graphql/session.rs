@@ -1,7 +1,5 @@
 //! Sessions, and what a person does about their own account's safety.
 
-use std::sync::Arc;
-
 use async_graphql::{Context, ID, InputObject, Json, Object, Result, SimpleObject};
 
 use super::connection::{Connection, Paging, Tag, Total};
@@ -246,7 +244,7 @@ impl SessionMutation {
             account::change_password(&app.db, app.clock.now(), &viewer, &hash, &origin).await
         })
         .await?;
-        Ok(ChangePasswordPayload { viewer: viewer.map(|row| User(Arc::new(row))), user_errors })
+        Ok(ChangePasswordPayload { viewer: viewer.map(User::from), user_errors })
     }
 
     /// Ends a session of the signed-in user: its tokens are dead with the next request. User errors: NOT_FOUND.

@@ -184,8 +184,8 @@ impl Level for Task {
             "createdAt" => own!(|task| task.0.created_at),
             "updatedAt" => own!(|task| task.0.updated_at),
             "project" => field.one(|task: &Self| Some(task.0.project_id), loader::Projects, Project, true)?,
-            "creator" => field.one(|task: &Self| task.0.creator_id, loader::Users, User, false)?,
-            "assignee" => field.one(|task: &Self| task.0.assignee_id, loader::Users, User, false)?,
+            "creator" => field.one(|task: &Self| task.0.creator_id, loader::Users, User::from, false)?,
+            "assignee" => field.one(|task: &Self| task.0.assignee_id, loader::Users, User::from, false)?,
             "labels" => field.all(|task: &Self| task.0.id, loader::TaskLabels, Label)?,
             "comments" => {
                 let window = Arc::new(Paging::of(field)?.window(comments_tag()).ok()?);
@@ -211,7 +211,7 @@ impl Level for Task {
 /// The user with an id that may be none.
 pub async fn user(ctx: &Context<'_>, id: Option<Id>) -> Result<Option<User>> {
     match id {
-        Some(id) => Ok(Caller::of(ctx).loaders()?.user(id).await?.map(User)),
+        Some(id) => Ok(Caller::of(ctx).loaders()?.user(id).await?.map(User::from)),
         None => Ok(None),
     }
 }

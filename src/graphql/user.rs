@@ -17,7 +17,7 @@ use crate::access::{Account, Action, Role};
 use crate::error::{Error, Fault, FaultCode};
 use crate::own;
 use crate::store::task_list::{Of, Scope};
-use crate::store::user::{self as store, Changes, Filter, List, OrderField};
+use crate::store::user::{self as store, Changes, Filter, List, OrderField, Profile};
 use crate::store::value::{DisplayName, Email, Faults, Search, Username};
 use crate::time::Timestamp;
 
@@ -33,7 +33,40 @@ pub enum OrderDirection {
 /// A person with an account. Everyone who is signed in sees username and display name; the rest is for the person
 /// themselves and ADMIN.
 #[derive(Clone)]
-pub struct User(pub Arc<store::User>);
+pub struct User {
+    profile: Arc<Profile>,
+    /// Where the account was read as well.
+    account: Option<Arc<store::User>>,
+}
+
+impl From<Arc<Profile>> for User {
+    fn from(profile: Arc<Profile>) -> Self {
+        Self { profile, account: None }
+    }
+}
+
+impl From<Arc<store::User>> for User {
+    fn from(account: Arc<store::User>) -> Self {
+        Self { profile: Arc::new(account.profile()), account: Some(account) }
+    }
+}
+
+impl From<store::User> for User {
+    fn from(account: store::User) -> Self {
+        Arc::new(account).into()
+    }
+}
+
+impl User {
+    /// What is not for everyone; behind the guards.
+    async fn account(&self, ctx: &Context<'_>) -> Result<Arc<store::User>> {
+        if let Some(account) = &self.account {
+            return Ok(Arc::clone(account));
+        }
+        let account = Caller::of(ctx).loaders()?.account(self.profile.id).await?;
+        Ok(account.ok_or_else(|| Error::internal("a profile without its account"))?)
+    }
+}
 
 /// A person with an account. Everyone who is signed in sees username and display name; anything else is for the person
 /// themselves and ADMIN: for others it is null, with a FORBIDDEN error at its path.
@@ -41,62 +74,62 @@ pub struct User(pub Arc<store::User>);
 impl User {
     /// The object's global id; opaque, and it never changes.
     pub async fn id(&self) -> ID {
-        node::encode(Noun::User, self.0.id)
+        node::encode(Noun::User, self.profile.id)
     }
 
     /// The handle that others find them by: 3–50 of `A–Z a–z 0–9 _ -`, unique without regard to case.
     async fn username(&self) -> &str {
-        &self.0.username
+        &self.profile.username
     }
 
     /// The name that others read.
     async fn display_name(&self) -> &str {
-        &self.0.display_name
+        &self.profile.display_name
     }
 
     /// When they signed up.
     async fn created_at(&self) -> Timestamp {
-        self.0.created_at
+        self.profile.created_at
     }
 
     /// Where mail goes to. Oneself and ADMIN.
-    #[graphql(guard = "guard::May(Action::ReadAccount, Account(self.0.id))")]
-    async fn email(&self) -> Option<&str> {
-        Some(&self.0.email)
+    #[graphql(guard = "guard::May(Action::ReadAccount, Account(self.profile.id))")]
+    async fn email(&self, ctx: &Context<'_>) -> Result<Option<String>> {
+        Ok(Some(self.account(ctx).await?.email.clone()))
     }
 
     /// What they are on this server. Oneself and ADMIN.
-    #[graphql(guard = "guard::May(Action::ReadAccount, Account(self.0.id))")]
-    async fn role(&self) -> Option<Role> {
-        Some(self.0.role)
+    #[graphql(guard = "guard::May(Action::ReadAccount, Account(self.profile.id))")]
+    async fn role(&self, ctx: &Context<'_>) -> Result<Option<Role>> {
+        Ok(Some(self.account(ctx).await?.role))
     }
 
     /// Whether they may sign in. Oneself and ADMIN.
-    #[graphql(guard = "guard::May(Action::ReadAccount, Account(self.0.id))")]
-    async fn is_active(&self) -> Option<bool> {
-        Some(self.0.is_active)
+    #[graphql(guard = "guard::May(Action::ReadAccount, Account(self.profile.id))")]
+    async fn is_active(&self, ctx: &Context<'_>) -> Result<Option<bool>> {
+        Ok(Some(self.account(ctx).await?.is_active))
     }
 
     /// Whether they have shown that mail to the address reaches them. Oneself and ADMIN.
-    #[graphql(guard = "guard::May(Action::ReadAccount, Account(self.0.id))")]
-    async fn email_verified(&self) -> Option<bool> {
-        Some(self.0.email_verified)
+    #[graphql(guard = "guard::May(Action::ReadAccount, Account(self.profile.id))")]
+    async fn email_verified(&self, ctx: &Context<'_>) -> Result<Option<bool>> {
+        Ok(Some(self.account(ctx).await?.email_verified))
     }
 
     /// When they last logged in. Oneself and ADMIN.
-    #[graphql(guard = "guard::May(Action::ReadAccount, Account(self.0.id))")]
+    #[graphql(guard = "guard::May(Action::ReadAccount, Account(self.profile.id))")]
     async fn last_login_at(&self, ctx: &Context<'_>) -> Result<Option<Timestamp>> {
-        let told = Caller::of(ctx).loaders()?.last_login(self.0.id).await?;
-        Ok(told.max(self.0.last_login_at))
+        let told = Caller::of(ctx).loaders()?.last_login(self.profile.id).await?;
+        Ok(told.max(self.account(ctx).await?.last_login_at))
     }
 
     /// What they own and have to do. Oneself and ADMIN.
-    #[graphql(guard = "guard::May(Action::ReadAccount, Account(self.0.id))")]
+    #[graphql(guard = "guard::May(Action::ReadAccount, Account(self.profile.id))")]
     async fn stats(&self, ctx: &Context<'_>) -> Result<Option<UserStats>> {
         const DAY: u64 = 86_400;
         let caller = Caller::of(ctx);
-        let stats = caller.loaders()?.user_stats(self.0.id).await?;
-        let age = caller.app().clock.now().since(self.0.created_at);
+        let stats = caller.loaders()?.user_stats(self.profile.id).await?;
+        let age = caller.app().clock.now().since(self.profile.created_at);
         Ok(Some(UserStats {
             owned_project_count: stats.owned_projects,
             assigned_task_count: stats.assigned_tasks,
@@ -106,14 +139,14 @@ impl User {
     }
 
     /// Their sessions that have not ended, newest first. Oneself only.
-    #[graphql(guard = "guard::May(Action::ReadSessions, Account(self.0.id))")]
+    #[graphql(guard = "guard::May(Action::ReadSessions, Account(self.profile.id))")]
     async fn sessions(&self, ctx: &Context<'_>) -> Result<Option<Vec<Session>>> {
-        let sessions = Caller::of(ctx).loaders()?.sessions(self.0.id).await?;
+        let sessions = Caller::of(ctx).loaders()?.sessions(self.profile.id).await?;
         Ok(Some(sessions.into_iter().map(Session).collect()))
     }
 
     /// What happened to their account, newest first. Oneself and ADMIN.
-    #[graphql(guard = "guard::May(Action::ReadAccount, Account(self.0.id))")]
+    #[graphql(guard = "guard::May(Action::ReadAccount, Account(self.profile.id))")]
     async fn security_log(
         &self,
         ctx: &Context<'_>,
@@ -122,12 +155,12 @@ impl User {
         #[graphql(desc = "So many from the end: 1–100; not together with `first`.")] last: Option<i32>,
         #[graphql(desc = "Only what comes before this cursor.")] before: Option<String>,
     ) -> Result<Option<Connection<AuditEntry>>> {
-        Ok(Some(session::log(ctx, Some(self.0.id), Paging { first, after, last, before }).await?))
+        Ok(Some(session::log(ctx, Some(self.profile.id), Paging { first, after, last, before }).await?))
     }
 
     /// What happened that is theirs to know, newest first: what was assigned to them, comments and changes of status on
     /// tasks of theirs, where they were mentioned. Oneself only.
-    #[graphql(guard = "guard::May(Action::ReadNotifications, Account(self.0.id))")]
+    #[graphql(guard = "guard::May(Action::ReadNotifications, Account(self.profile.id))")]
     async fn notifications(
         &self,
         ctx: &Context<'_>,
@@ -138,17 +171,17 @@ impl User {
         #[graphql(desc = "Only those that are not marked as read.")] unread_only: Option<bool>,
     ) -> Result<Option<NotificationConnection>> {
         let paging = Paging { first, after, last, before };
-        Ok(Some(notification::list(ctx, self.0.id, paging, unread_only.unwrap_or_default()).await?))
+        Ok(Some(notification::list(ctx, self.profile.id, paging, unread_only.unwrap_or_default()).await?))
     }
 
     /// How many of their notifications are not marked as read. Oneself only.
-    #[graphql(guard = "guard::May(Action::ReadNotifications, Account(self.0.id))")]
+    #[graphql(guard = "guard::May(Action::ReadNotifications, Account(self.profile.id))")]
     async fn unread_count(&self, ctx: &Context<'_>) -> Result<Option<i64>> {
-        Ok(Some(notification::unread(ctx, self.0.id).await?))
+        Ok(Some(notification::unread(ctx, self.profile.id).await?))
     }
 
     /// The projects they own, by default oldest first. Oneself and ADMIN.
-    #[graphql(guard = "guard::May(Action::ReadAccount, Account(self.0.id))")]
+    #[graphql(guard = "guard::May(Action::ReadAccount, Account(self.profile.id))")]
     #[expect(clippy::too_many_arguments, reason = "Relay's paging arguments")]
     async fn projects(
         &self,
@@ -161,13 +194,13 @@ impl User {
         #[graphql(desc = "In this order.")] order_by: Option<ProjectOrder>,
     ) -> Result<Option<ByLevel<Connection<Project>>>> {
         let paging = Paging { first, after, last, before };
-        let (tag, list) = project::list("User.projects", Some(self.0.id), &paging, filter, order_by)?;
-        let page = Caller::of(ctx).loaders()?.project_page(self.0.id, Arc::clone(&list)).await?;
-        Ok(Some(ByLevel(project::connection(tag, Total::ProjectsOf(self.0.id, Arc::clone(&list)), page, &list))))
+        let (tag, list) = project::list("User.projects", Some(self.profile.id), &paging, filter, order_by)?;
+        let page = Caller::of(ctx).loaders()?.project_page(self.profile.id, Arc::clone(&list)).await?;
+        Ok(Some(ByLevel(project::connection(tag, Total::ProjectsOf(self.profile.id, Arc::clone(&list)), page, &list))))
     }
 
     /// The tasks assigned to them, by default oldest first. Oneself and ADMIN.
-    #[graphql(guard = "guard::May(Action::ReadAccount, Account(self.0.id))")]
+    #[graphql(guard = "guard::May(Action::ReadAccount, Account(self.profile.id))")]
     #[expect(clippy::too_many_arguments, reason = "Relay's paging arguments")]
     async fn assigned_tasks(
         &self,
@@ -182,11 +215,11 @@ impl User {
         let paging = Paging { first, after, last, before };
         // Whoever may read the account may see what is assigned to it.
         let scopes = vec![Scope::Everything];
-        let (tag, list) = task::list("User.assignedTasks", Some(self.0.id), scopes, &paging, filter, order_by)?;
-        let page = Caller::of(ctx).loaders()?.task_page(Of::Assignee, self.0.id, Arc::clone(&list)).await?;
+        let (tag, list) = task::list("User.assignedTasks", Some(self.profile.id), scopes, &paging, filter, order_by)?;
+        let page = Caller::of(ctx).loaders()?.task_page(Of::Assignee, self.profile.id, Arc::clone(&list)).await?;
         Ok(Some(ByLevel(task::connection(
             tag,
-            Total::TasksOf(Of::Assignee, self.0.id, Arc::clone(&list)),
+            Total::TasksOf(Of::Assignee, self.profile.id, Arc::clone(&list)),
             page,
             &list,
         ))))
@@ -197,10 +230,10 @@ impl User {
 impl Level for User {
     fn step<'a>(field: &Selected<'a>) -> Option<Step<'a, Self>> {
         Some(match field.name() {
-            "id" => own!(|user| node::encode(Noun::User, user.0.id)),
-            "username" => own!(|user| user.0.username),
-            "displayName" => own!(|user| user.0.display_name),
-            "createdAt" => own!(|user| user.0.created_at),
+            "id" => own!(|user| node::encode(Noun::User, user.profile.id)),
+            "username" => own!(|user| user.profile.username),
+            "displayName" => own!(|user| user.profile.display_name),
+            "createdAt" => own!(|user| user.profile.created_at),
             _ => return None,
         })
     }
@@ -250,15 +283,15 @@ impl UserQuery {
     #[graphql(guard = "guard::signed_in")]
     async fn viewer(&self, ctx: &Context<'_>) -> Result<User> {
         let caller = Caller::of(ctx);
-        let user = caller.loaders()?.user(caller.viewer()?.id).await?;
-        Ok(User(user.ok_or_else(Error::unauthenticated)?))
+        let account = caller.loaders()?.account(caller.viewer()?.id).await?;
+        Ok(account.ok_or_else(Error::unauthenticated)?.into())
     }
 
     /// The user with that handle, without regard to case, to assign a task to; null if there is none.
     #[graphql(guard = "guard::signed_in")]
     async fn user(&self, ctx: &Context<'_>, #[graphql(desc = "The handle.")] username: String) -> Result<Option<User>> {
         let mut conn = Caller::of(ctx).app().db.conn().await?;
-        Ok(store::find_by_username(&mut conn, &username).await?.map(|user| User(Arc::new(user))))
+        Ok(store::find_by_username(&mut conn, &username).await?.map(User::from))
     }
 
     /// All users, by default in the order of signing up. ADMIN only.
@@ -287,7 +320,7 @@ impl UserQuery {
         let list = Arc::new(List { filter, order, descending, window });
         let page = store::page(&mut Caller::of(ctx).app().db.conn().await?, &list).await?;
         let total = Total::Users(Arc::clone(&list));
-        Ok(Connection::new(tag, total, page, |user| user.position(order), |user| User(Arc::new(user))))
+        Ok(Connection::new(tag, total, page, |user| user.position(order), User::from))
     }
 }
 
@@ -370,7 +403,7 @@ impl UserMutation {
             store::update_viewer(&app.db, app.clock.now(), &viewer, &changes).await
         })
         .await?;
-        Ok(UpdateViewerPayload { viewer: viewer.map(|user| User(Arc::new(user))), user_errors })
+        Ok(UpdateViewerPayload { viewer: viewer.map(User::from), user_errors })
     }
 
     /// Changes a user's role or whether they may sign in; it holds from their next request on. ADMIN only.
@@ -391,6 +424,6 @@ impl UserMutation {
             store::update(&app.db, app.clock.now(), &viewer, id, role, is_active, &origin).await
         })
         .await?;
-        Ok(UpdateUserPayload { user: user.map(|user| User(Arc::new(user))), user_errors })
+        Ok(UpdateUserPayload { user: user.map(User::from), user_errors })
     }
 }

@@ -13,7 +13,7 @@ use tokio::sync::OnceCell;
 use super::comment::{self, Comment};
 use super::project::{self, Project};
 use super::task::{self, Status, Task};
-use super::user::{self, User};
+use super::user::{self, Profile};
 use crate::access::Viewer;
 use crate::db::page::{Parent, among, each};
 use crate::db::schema::{events, tasks};
@@ -140,7 +140,7 @@ pub struct Attached {
     /// The project of the task, unless that is gone.
     pub project: Option<Arc<Project>>,
     /// Who did it, and the people of the task and the comment.
-    pub people: HashMap<Id, Arc<User>>,
+    pub people: HashMap<Id, Arc<Profile>>,
 }
 
 impl Objects {
@@ -176,11 +176,11 @@ impl Objects {
             let mut people: Vec<Id> = people.into_iter().flatten().collect();
             people.sort_unstable();
             people.dedup();
-            let people = user::any_by_ids(&mut conn, &people).await?;
+            let people = user::profiles(&mut conn, &people).await?;
             Ok(Attached {
                 comment,
                 project,
-                people: people.into_iter().map(|user| (user.id, Arc::new(user))).collect(),
+                people: people.into_iter().map(|profile| (profile.id, Arc::new(profile))).collect(),
             })
         };
         self.attached.get_or_try_init(load).await

@@ -17,6 +17,20 @@ use crate::id::Id;
 use crate::time::Timestamp;
 use crate::{keyset, on};
 
+/// What everyone who is signed in may see of a person.
+#[derive(Clone, Debug, PartialEq, Eq, Queryable, Selectable)]
+#[diesel(table_name = users)]
+pub struct Profile {
+    /// Whose.
+    pub id: Id,
+    /// The handle that others find them by.
+    pub username: String,
+    /// The name that others read.
+    pub display_name: String,
+    /// When they signed up.
+    pub created_at: Timestamp,
+}
+
 /// A person's account, without what proves that it is theirs.
 #[derive(Clone, Debug, PartialEq, Eq, Queryable, Selectable, Insertable)]
 #[diesel(table_name = users)]
@@ -80,6 +94,12 @@ pub struct List {
 }
 
 impl User {
+    /// What of it everyone may see.
+    pub fn profile(&self) -> Profile {
+        let Self { id, username, display_name, created_at, .. } = self.clone();
+        Profile { id, username, display_name, created_at }
+    }
+
     /// Its place in the order of a list.
     pub fn position(&self, order: OrderField) -> Position {
         let key = match order {
@@ -105,7 +125,13 @@ macro_rules! narrow {
     };
 }
 
-/// The users with these ids: their names are for everyone to see, guards stand before the rest.
+/// The profiles of the users with these ids.
+pub async fn profiles(conn: &mut Conn, ids: &[Id]) -> Result<Vec<Profile>> {
+    let found = users::table.filter(among(users::id, ids));
+    Ok(looked_up(ids.len(), async { on!(conn, |c| found.select(Profile::as_select()).load(c).await) }).await?)
+}
+
+/// The accounts of the users with these ids, for those who have the right to them.
 pub async fn any_by_ids(conn: &mut Conn, ids: &[Id]) -> Result<Vec<User>> {
     let found = users::table.filter(among(users::id, ids));
     Ok(looked_up(ids.len(), async { on!(conn, |c| found.select(User::as_select()).load(c).await) }).await?)
