@@ -12,7 +12,7 @@ use super::value::Search;
 use crate::access::{Action, Viewer};
 use crate::db::page::{Key, Page, Parent, Position, Window, among, by_parent, each};
 use crate::db::schema::{task_labels, tasks};
-use crate::db::{Conn, looked_up};
+use crate::db::{Conn, anew, looked_up};
 use crate::error::Result;
 use crate::id::Id;
 use crate::time::Timestamp;
@@ -83,6 +83,14 @@ pub struct Filter {
     pub created_at: Option<Range>,
     /// Last changed in this stretch.
     pub updated_at: Option<Range>,
+}
+
+impl Filter {
+    /// Whether it asks for no more than a project or an assignee, which have indexes in every order.
+    fn is_plain(&self) -> bool {
+        let Self { project_id, assignee_id, .. } = *self;
+        *self == Self { project_id, assignee_id, ..Self::default() }
+    }
 }
 
 /// Which tasks a list starts from: each is one range of an index, and no two of a list overlap.
@@ -217,6 +225,9 @@ macro_rules! narrow {
         within!($query, due_at, $filter.due_at);
         within!($query, created_at, $filter.created_at);
         within!($query, updated_at, $filter.updated_at);
+        if !$filter.is_plain() {
+            $query = $query.filter(anew());
+        }
     };
 }
 

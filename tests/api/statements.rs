@@ -1,9 +1,13 @@
 //! How many SQL statements an operation takes: a number of its own, whatever the sizes of its lists.
 
+use diesel::sql_types::BigInt;
+use diesel_async::RunQueryDsl;
+use fasttrack::db::Pooled;
+use fasttrack::error::Error;
 use futures_util::future::join_all;
 use serde_json::{Value, json};
 
-use crate::harness::{PASSWORD, Person, Server};
+use crate::harness::{PASSWORD, Person, Server, is_postgres};
 
 /// Projects with tasks with comments, so many of each; what a task names are different people.
 async fn furnish(owner: &Person, assignee: &Person, size: usize) {
@@ -106,6 +110,40 @@ async fn a_login_takes_three_statements_and_one_more_to_forget_failures() {
     assert_eq!(login(PASSWORD, 200).await, 3);
     login("Wrong-Horse-7", 401).await;
     assert_eq!((login(PASSWORD, 200).await, login(PASSWORD, 200).await), (4, 3));
+}
+
+#[tokio::test]
+async fn filters_leave_no_statements_behind() {
+    // SQLite does not tell what it keeps.
+    if !is_postgres() {
+        return;
+    }
+    let server = Server::with(&[("DATABASE_CONNECTIONS", "1")]).await;
+    let alice = server.person("alice").await;
+    let kept = async || {
+        let count = server.run(async |app| {
+            let mut conn = app.db.conn().await?;
+            let count = diesel::dsl::sql::<BigInt>("SELECT count(*) FROM pg_prepared_statements");
+            match &mut conn.pooled {
+                Pooled::Postgres(conn) => Ok::<i64, Error>(count.get_result(&mut &**conn).await?),
+                Pooled::Sqlite(_) => Ok(0),
+            }
+        });
+        count.await.expect("a count")
+    };
+    let ask = async |filter: Value| {
+        alice
+            .query("query ($f: TaskFilter) { tasks(filter: $f) { totalCount nodes { id } } }", json!({ "f": filter }))
+            .await
+    };
+    ask(json!({ "unassigned": true })).await;
+    let before = kept().await;
+    let day = "2026-01-01T00:00:00Z";
+    for members in 1..16_u8 {
+        let has = |bit: u8| (members & bit != 0).then_some(day);
+        ask(json!({ "dueAt": { "gt": has(1), "gte": has(2), "lt": has(4), "lte": has(8) }, "search": "x" })).await;
+    }
+    assert_eq!(kept().await, before);
 }
 
 #[tokio::test]
