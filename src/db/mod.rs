@@ -34,7 +34,7 @@ use tokio::sync::Notify;
 use self::batch::Batch;
 use self::brief::FEW;
 pub use self::brief::{brief, looked_up};
-pub use self::prepared::{anew, prepared};
+pub use self::prepared::{planned_anew, prepared};
 use self::shared::{Line, Shared};
 use crate::error::{Error, Result};
 use crate::metrics;

@@ -34,6 +34,6 @@ impl<DB: Backend, S: QueryFragment<DB>> QueryFragment<DB> for Prepared<S> {
 
 /// True of every row. A statement that has this in it is planned for the values it is sent with, and forgotten: of some
 /// there are more texts than a connection could keep, and how rare a value is decides which index leads to its rows.
-pub fn anew() -> SqlLiteral<Bool> {
+pub fn planned_anew() -> SqlLiteral<Bool> {
     sql("1 = 1")
 }

@@ -232,8 +232,8 @@ async fn login(
     let (Login::Email { email: typed, password } | Login::Username { username: typed, password }) = body;
     let identifier = identifier(&typed);
     let wrong = || Error::refused(Code::InvalidCredentials, "The e-mail, username or password is not right.");
-    let standing = account::standing(&mut app.db.conn().await?, &identifier, &source).await?;
-    if let Some(until) = standing.locked_until.filter(|until| *until > now) {
+    let identified = account::identify(&mut app.db.conn().await?, now, &identifier, &source).await?;
+    if let Some(until) = identified.locked_until {
         return Err(Error::Refused {
             code: Code::LockedOut,
             message: "Too many wrong passwords. Try again later, or set a new password by mail.".into(),
@@ -241,7 +241,7 @@ async fn login(
         }
         .into());
     }
-    let found = standing.credential;
+    let found = identified.credential;
     let hash = found.as_ref().map(|credential| credential.password_hash.as_str());
     let right = app.credentials.verify(&password, hash).await?;
     // Unknown, wrong and disabled are told alike, and take alike.
@@ -270,7 +270,7 @@ async fn login(
         ip_address: origin.ip_address,
         user_agent: origin.user_agent,
     };
-    let failed = standing.has_failures.then_some((&*identifier, &*source));
+    let failed = identified.has_failures.then_some((&*identifier, &*source));
     session::create(&app.db, &session, failed, rehashed.as_deref()).await?;
     Ok(granted(app.credentials.tokens(now, &session)?))
 }

@@ -9,6 +9,7 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use super::RATE_LIMIT_REMAINING;
 use crate::error::{Code, Error, FaultCode};
 
 /// A problem document.
@@ -125,7 +126,7 @@ impl IntoResponse for Problem {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
         if self.status == StatusCode::TOO_MANY_REQUESTS {
-            headers.insert("ratelimit-remaining", HeaderValue::from_static("0"));
+            headers.insert(RATE_LIMIT_REMAINING, HeaderValue::from_static("0"));
         }
         if let Some(wait) = self.retry_after {
             // Whole seconds (RFC 9110 section 10.2.3), rounded up: never too early.

@@ -111,8 +111,8 @@ pub fn open(door: Door, upgrade: WebSocketUpgrade, opening: Opening) -> Response
             let (out, queue) = mpsc::channel(QUEUE);
             let (closing, closed) = oneshot::channel();
             let writer = tokio::spawn(write(sink, queue, closed, door.app.config.sockets.write));
-            // A task of its own, with the conversation on the heap: the one that waited for this has room for all that
-            // it did until then, and a future for its arguments once more.
+            // A task of its own, because the one that waited for the upgrade keeps the room that this took; the
+            // conversation on the heap, because a future keeps its arguments twice.
             tasks.spawn(run(Box::new(Talk::new(door, opening, out)), stream, writer, closing, agreed));
             drop(alive);
             ready(())
@@ -402,6 +402,7 @@ impl Talk {
     async fn start(&mut self, id: String, payload: Value, viewer: Viewer) -> Result<(), Close> {
         self.reap();
         let words = Words::of(payload).map_err(|_| Close::Invalid("Invalid message: no GraphQL request"))?;
+        // Needed once, in a task that lasts.
         let words = Box::new(words);
         let most = self.door.app.config.sockets.subscriptions;
         let mut operation = Runner {

@@ -21,8 +21,8 @@ use crate::time::Timestamp;
 
 /// What is known of an identifier that somebody wants to log in by.
 #[derive(Clone, Debug)]
-pub struct Standing {
-    /// Until when its source is locked out from it, if it was.
+pub struct Identified {
+    /// Until when its source is locked out from it, if it is.
     pub locked_until: Option<Timestamp>,
     /// Whether wrong passwords are counted, which a right one forgets.
     pub has_failures: bool,
@@ -43,8 +43,8 @@ pub struct Credential {
     pub email_verified: bool,
 }
 
-/// How an e-mail or username stands with this source, in one statement whether it is anybody's or not.
-pub async fn standing(conn: &mut Conn, identifier: &str, source: &str) -> Result<Standing> {
+/// What is known of an e-mail or username from this source, in one statement whether it is anybody's or not.
+pub async fn identify(conn: &mut Conn, now: Timestamp, identifier: &str, source: &str) -> Result<Identified> {
     let key = fold(identifier);
     let failed = login_failures::table.find((identifier, source));
     let named = users::table.filter(users::email_key.eq(&key).or(users::username_key.eq(&key)));
@@ -64,7 +64,8 @@ pub async fn standing(conn: &mut Conn, identifier: &str, source: &str) -> Result
         }
         _ => None,
     };
-    Ok(Standing { locked_until, has_failures: failures.is_some(), credential })
+    let locked_until = locked_until.filter(|until| *until > now);
+    Ok(Identified { locked_until, has_failures: failures.is_some(), credential })
 }
 
 /// The credential of the viewer, who wants to do something that needs the password again.

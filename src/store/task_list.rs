@@ -12,7 +12,7 @@ use super::value::Search;
 use crate::access::{Action, Viewer};
 use crate::db::page::{Key, Page, Parent, Position, Window, among, by_parent, each};
 use crate::db::schema::{task_labels, tasks};
-use crate::db::{Conn, anew, looked_up};
+use crate::db::{Conn, looked_up, planned_anew};
 use crate::error::Result;
 use crate::id::Id;
 use crate::time::Timestamp;
@@ -86,7 +86,8 @@ pub struct Filter {
 }
 
 impl Filter {
-    /// Whether it asks for no more than a project or an assignee, which have indexes in every order.
+    /// Whether it asks for no more than a project and an assignee: there are few texts of that, and indexes in every
+    /// order.
     fn is_plain(&self) -> bool {
         let Self { project_id, assignee_id, .. } = *self;
         *self == Self { project_id, assignee_id, ..Self::default() }
@@ -144,9 +145,9 @@ pub struct List {
 impl List {
     /// How many rows are read for the pages of so many parents, at most: what is filtered is walked past too.
     pub fn reads(&self, parents: usize) -> usize {
-        let rest = Filter { project_id: None, ..self.filter.clone() };
-        let is_stretch =
-            rest == Filter::default() && !self.scopes.iter().any(|it| matches!(it, Scope::AssignedElsewhere(_)));
+        let Filter { project_id, .. } = self.filter;
+        let is_stretch = self.filter == Filter { project_id, ..Filter::default() }
+            && !self.scopes.iter().any(|it| matches!(it, Scope::AssignedElsewhere(_)));
         if is_stretch { self.window.limit * parents } else { usize::MAX }
     }
 }
@@ -226,7 +227,7 @@ macro_rules! narrow {
         within!($query, created_at, $filter.created_at);
         within!($query, updated_at, $filter.updated_at);
         if !$filter.is_plain() {
-            $query = $query.filter(anew());
+            $query = $query.filter(planned_anew());
         }
     };
 }

@@ -96,8 +96,8 @@ pub struct List {
 impl User {
     /// What of it everyone may see.
     pub fn profile(&self) -> Profile {
-        let Self { id, username, display_name, created_at, .. } = self.clone();
-        Profile { id, username, display_name, created_at }
+        let (username, display_name) = (self.username.clone(), self.display_name.clone());
+        Profile { id: self.id, username, display_name, created_at: self.created_at }
     }
 
     /// Its place in the order of a list.

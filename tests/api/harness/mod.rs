@@ -235,8 +235,9 @@ impl Server {
     /// What is kept of somebody's password.
     pub async fn stored_hash(&self, username: &str) -> String {
         let username = username.to_owned();
-        let standing = self.run(async move |app| account::standing(&mut app.db.conn().await?, &username, "").await);
-        standing.await.expect("an answer").credential.expect("an account").password_hash
+        let identified = self
+            .run(async move |app| account::identify(&mut app.db.conn().await?, app.clock.now(), &username, "").await);
+        identified.await.expect("an answer").credential.expect("an account").password_hash
     }
 
     /// Its database.
