@@ -25,7 +25,7 @@ use crate::id::Id;
 /// Events that wait for a subscriber before it has to catch up from the log.
 const QUEUE: usize = 64;
 /// How many events are read at once.
-const BATCH: i64 = 500;
+const BATCH: usize = 100;
 /// Without any hint the log is looked at this often: what another instance wrote is told, and sessions it ended are over,
 /// within a second even then.
 const POLL: Duration = Duration::from_millis(500);
@@ -303,7 +303,7 @@ impl<T: Send + Sync + 'static> Hub<T> {
         loop {
             let (events, unsettled) = settled_after(&mut db.conn().await?, *position, BATCH).await?;
             self.pulse().answered = Some(Instant::now());
-            let full = events.len() as i64 == BATCH;
+            let full = events.len() == BATCH;
             if events.iter().any(|event| event.kind.is_internal()) {
                 db.note_sessions();
             }

@@ -15,7 +15,7 @@ use diesel_async::RunQueryDsl;
 
 use crate::db::schema::{events, projections};
 use crate::db::types::sql;
-use crate::db::{Bell, Conn, Db, Pooled};
+use crate::db::{Bell, Conn, Db, Pooled, looked_up};
 use crate::error::{Error, Result};
 use crate::id::Id;
 use crate::time::Timestamp;
@@ -339,14 +339,17 @@ impl QueryFragment<Sqlite> for Beyond {
 }
 
 /// Settled events after a position, oldest first, internal ones too, and whether more are written but not settled.
-pub async fn settled_after(conn: &mut Conn, position: Position, limit: i64) -> Result<(Vec<Event>, bool)> {
-    let mut rows: Vec<(Event, bool)> = on!(conn, |c| events::table
-        .filter(after(position))
-        .order_by((events::xid, events::seq))
-        .limit(limit)
-        .select((Event::as_select(), Settled))
-        .load(c)
-        .await)?;
+pub async fn settled_after(conn: &mut Conn, position: Position, limit: usize) -> Result<(Vec<Event>, bool)> {
+    let read = async {
+        on!(conn, |c| events::table
+            .filter(after(position))
+            .order_by((events::xid, events::seq))
+            .limit(i64::try_from(limit).unwrap_or(i64::MAX))
+            .select((Event::as_select(), Settled))
+            .load(c)
+            .await)
+    };
+    let mut rows: Vec<(Event, bool)> = looked_up(limit, read).await?;
     let settled = rows.iter().take_while(|(_, settled)| *settled).count();
     let unsettled = settled < rows.len();
     rows.truncate(settled);
@@ -355,13 +358,11 @@ pub async fn settled_after(conn: &mut Conn, position: Position, limit: i64) -> R
 
 /// The place of the newest settled event; the beginning when there is none.
 pub async fn settled_end(conn: &mut Conn) -> Result<Position> {
-    let end: Option<(i64, i64)> = on!(conn, |c| events::table
+    let newest = events::table
         .filter(Settled)
         .order_by((events::xid.desc(), events::seq.desc()))
-        .select((events::xid, events::seq))
-        .first(c)
-        .await
-        .optional())?;
+        .select((events::xid, events::seq));
+    let end: Option<(i64, i64)> = looked_up(1, async { on!(conn, |c| newest.first(c).await.optional()) }).await?;
     Ok(end.map_or_else(Position::default, |(xid, seq)| Position { xid, seq }))
 }
 
@@ -371,7 +372,7 @@ const FLOOR: &str = "floor";
 /// The oldest place that can be gone on from: nothing that comes after it has left the log.
 pub async fn floor(conn: &mut Conn) -> Result<Position> {
     let floor = projections::table.find(FLOOR).select((projections::xid, projections::seq));
-    let (xid, seq) = on!(conn, |c| floor.first(c).await)?;
+    let (xid, seq) = looked_up(1, async { on!(conn, |c| floor.first(c).await) }).await?;
     Ok(Position { xid, seq })
 }
 

@@ -11,7 +11,7 @@ use super::event::Snapshot;
 use crate::access::Viewer;
 use crate::db::page::{Key, Page, Position as Place, Window, among};
 use crate::db::schema::{notifications, projections, users};
-use crate::db::{Conn, Db, Pooled};
+use crate::db::{Conn, Db, Pooled, looked_up};
 use crate::error::{Error, Result};
 use crate::events::{self, Event, Position, settled_after};
 use crate::id::Id;
@@ -20,7 +20,7 @@ use crate::{keyset, on, stored_as_smallint};
 
 /// How many events are read from the log at once. Few: on PostgreSQL the log is settled only below the oldest open
 /// transaction, so the one that writes notifications must be short.
-const BATCH: i64 = 100;
+const BATCH: usize = 100;
 /// The name of the inboxes' place in the log.
 const PROJECTION: &str = "notifications";
 /// The kinds of events that may notify anybody.
@@ -213,14 +213,14 @@ pub async fn drop_older(db: &Db, before: Timestamp) -> Result<usize> {
 /// transaction; `seen` remembers it, and a restart reads it again.
 pub async fn project(db: &Db, seen: Position) -> Result<(Position, bool)> {
     let mut conn = db.conn().await?;
-    let (xid, seq): (i64, i64) =
-        on!(conn, |c| projections::table.find(PROJECTION).select((projections::xid, projections::seq)).first(c).await)?;
+    let place = projections::table.find(PROJECTION).select((projections::xid, projections::seq));
+    let (xid, seq): (i64, i64) = looked_up(1, async { on!(conn, |c| place.first(c).await) }).await?;
     let kept = Position { xid, seq };
     let seen = seen.max(kept);
     let (events, _) = settled_after(&mut conn, seen, BATCH).await?;
     drop(conn);
     let reached = events.last().map_or(seen, Event::position);
-    let more = events.len() as i64 == BATCH;
+    let more = events.len() == BATCH;
     let rows: Vec<Notification> = events
         .iter()
         .filter(|event| KINDS.contains(&event.kind))
