@@ -186,7 +186,7 @@ table! {
 
 table! {
     use crate::db::types::sql::*;
-    notifications (user_id, occurred_at, id) {
+    notifications (id, user_id) {
         user_id -> Uuid,
         id -> Uuid,
         kind -> SmallInt,
@@ -197,6 +197,7 @@ table! {
         xid -> BigInt,
         seq -> BigInt,
         read_at -> Nullable<Instant>,
+        is_read -> Bool,
     }
 }
 

@@ -130,19 +130,24 @@ pub async fn by_ids(conn: &mut Conn, user_id: Id, ids: &[Id]) -> Result<Vec<Noti
         .await)?)
 }
 
-/// One page of somebody's notifications, newest first; all, or those that are unread.
+/// One page of somebody's notifications, newest first; all, or those that are unread. What is unread and what is
+/// read are two stretches of an index; for all of them both are walked, and the walks are merged.
 pub async fn page(conn: &mut Conn, user_id: Id, unread: bool, window: &Window) -> Result<Page<Notification>> {
-    let rows = on!(conn, |c| {
-        let mut query = notifications::table
-            .filter(notifications::user_id.eq(user_id))
-            .select(Notification::as_select())
-            .into_boxed::<Backend>();
-        if unread {
-            query = query.filter(notifications::read_at.is_null());
-        }
-        keyset!(query, window, true, (), notifications { () => occurred_at as Time });
-        query.load(c).await
-    })?;
+    let mut rows = Vec::new();
+    for is_read in [false, true].into_iter().filter(|is_read| !(unread && *is_read)) {
+        let walk = async {
+            on!(conn, |c| {
+                let mut query = notifications::table
+                    .filter(notifications::user_id.eq(user_id))
+                    .filter(notifications::is_read.eq(is_read))
+                    .select(Notification::as_select())
+                    .into_boxed::<Backend>();
+                keyset!(query, window, true, (), notifications { () => occurred_at as Time });
+                query.load::<Notification>(c).await
+            })
+        };
+        rows.extend(looked_up(window.limit, walk).await?);
+    }
     Ok(window.page(true, rows, Notification::position))
 }
 
@@ -154,7 +159,7 @@ pub async fn count(conn: &mut Conn, user_id: Id, unread: bool) -> Result<i64> {
             .select(diesel::dsl::count_star())
             .into_boxed::<Backend>();
         if unread {
-            query = query.filter(notifications::read_at.is_null());
+            query = query.filter(notifications::is_read.eq(false));
         }
         query.first(c).await
     })?)
@@ -174,7 +179,7 @@ pub async fn all_of(conn: &mut Conn, user_id: Id) -> Result<Vec<Notification>> {
 pub async fn mark_read(db: &Db, now: Timestamp, viewer: &Viewer, ids: Option<&[Id]>) -> Result<usize> {
     db.transaction(async |tx| {
         let unread =
-            notifications::table.filter(notifications::user_id.eq(viewer.id)).filter(notifications::read_at.is_null());
+            notifications::table.filter(notifications::user_id.eq(viewer.id)).filter(notifications::is_read.eq(false));
         let read = notifications::read_at.eq(now);
         let Some(ids) = ids else {
             return Ok(on!(tx, |c| diesel::update(unread).set(read).execute(c).await)?);

@@ -158,6 +158,15 @@ async fn what_is_read_is_no_longer_unread() {
     assert_eq!(bodies(&unread), ["four", "two"]);
     let rest = page(unread["pageInfo"]["endCursor"].clone(), json!(true)).await;
     assert_eq!((bodies(&rest), &rest["pageInfo"]["hasNextPage"]), (vec![Value::Null], &json!(false)));
+    // Of the whole list, what is read and what is not come in one order.
+    let (mut place, mut pages) = (Value::Null, Vec::new());
+    while pages.len() < 3 {
+        let page = page(place, json!(false)).await;
+        assert_eq!((&page["totalCount"], &page["pageInfo"]["hasNextPage"]), (&json!(5), &json!(pages.len() < 2)));
+        pages.push(bodies(&page));
+        place = page["pageInfo"]["endCursor"].clone();
+    }
+    assert_eq!(pages.concat(), [json!("four"), json!("three"), json!("two"), json!("one"), Value::Null]);
     let node = "query ($id: ID!) { node(id: $id) { ... on Notification { isRead readAt task { title } } } }";
     let read = bob.query(node, json!({ "id": two[0] })).await["node"].clone();
     let moment = server.moment(Duration::from_secs(60));
