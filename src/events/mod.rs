@@ -385,7 +385,7 @@ pub async fn move_floor(tx: &mut Conn, from: Position, to: Position) -> Result<b
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use diesel::sql_types::Text;
     use diesel::{SqliteConnection, debug_query, sql_query};
     use diesel_migrations::MigrationHarness;
@@ -400,7 +400,7 @@ mod tests {
     }
 
     /// How SQLite finds what a query asks for.
-    fn plan(query: impl QueryFragment<Sqlite>) -> Vec<String> {
+    pub(crate) fn plan(query: impl QueryFragment<Sqlite>) -> Vec<String> {
         let mut conn = SqliteConnection::establish(":memory:").expect("a database");
         conn.run_pending_migrations(migrate::SQLITE).expect("migrations");
         let explain = format!("EXPLAIN QUERY PLAN {}", debug_query::<Sqlite, _>(&query));

@@ -21,8 +21,8 @@ use crate::db::{Conn, Db};
 use crate::error::Result;
 use crate::events::{Event, Kind, NewEvent, Position, Settled, after, before, floor, move_floor, settled_end};
 use crate::id::Id;
-use crate::on;
 use crate::time::Timestamp;
+use crate::{on, spelled};
 
 /// A field that changed, with its value before and after as text; a missing value is `None`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -326,41 +326,98 @@ macro_rules! stretched {
     };
 }
 
-/// The events that a viewer may see, in the order of the log. The same rule as [`sees`], as a query.
+/// A part of the log that a viewer may see, which an index leads to. Parts may overlap.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Part {
+    /// All of it.
+    Everything,
+    /// What happens in the viewer's own projects.
+    Owned,
+    /// What happened to the tasks that are the viewer's now.
+    Assigned,
+    /// The deletion of what was the viewer's then.
+    Deleted,
+    /// That a task was taken from the viewer.
+    Unassigned,
+}
+
+impl Part {
+    /// The same rule as [`sees`], as queries.
+    fn visible_to(viewer: &Viewer) -> &'static [Self] {
+        if viewer.is_admin() {
+            &[Self::Everything]
+        } else {
+            &[Self::Owned, Self::Assigned, Self::Deleted, Self::Unassigned]
+        }
+    }
+}
+
+spelled! {
+    /// A task was deleted, in the words of the index.
+    IsDeletion: diesel::sql_types::Bool,
+    postgres "events.kind = 3",
+    sqlite "events.kind = 3"
+}
+
+spelled! {
+    /// A task lost its assignee, in the words of the index.
+    IsUnassignment: diesel::sql_types::Bool,
+    postgres "events.kind = 5",
+    sqlite "events.kind = 5"
+}
+
+/// Narrows a boxed query on events, in both arms of `on!`.
+macro_rules! part {
+    ($query:ident, $part:expr, $viewer:expr) => {
+        $query = match $part {
+            Part::Everything => $query,
+            Part::Owned => $query.filter(events::owner_id.eq($viewer)),
+            Part::Assigned => {
+                let theirs = tasks::table.filter(tasks::assignee_id.eq($viewer)).select(tasks::id.nullable());
+                $query.filter(events::task_id.eq_any(theirs))
+            }
+            Part::Deleted => $query.filter(IsDeletion).filter(events::assignee_id.eq($viewer)),
+            Part::Unassigned => $query.filter(IsUnassignment).filter(events::previous_assignee_id.eq($viewer)),
+        };
+    };
+}
+
+/// The events that a viewer may see, in the order of the log. However much others do, nothing of it is read.
 pub async fn page(conn: &mut Conn, viewer: &Viewer, filter: &Filter, stretch: Stretch) -> Result<Vec<Event>> {
-    let mut rows: Vec<Event> = on!(conn, |c| {
-        let mut query = events::table
-            .select(Event::as_select())
-            .filter(events::kind.lt(Kind::FIRST_INTERNAL))
-            .filter(Settled)
-            .into_boxed::<Backend>();
-        if !viewer.is_admin() {
-            let mine = tasks::table.filter(tasks::assignee_id.eq(viewer.id)).select(tasks::id.nullable());
-            query = query.filter(
-                events::owner_id
-                    .eq(viewer.id)
-                    .or(events::task_id.eq_any(mine))
-                    .or(events::kind.eq(Kind::TaskDeleted).and(events::assignee_id.eq(viewer.id)))
-                    .or(events::kind.eq(Kind::TaskUnassigned).and(events::previous_assignee_id.eq(viewer.id))),
-            );
-        }
-        if let Some(id) = filter.project_id {
-            query = query.filter(events::project_id.eq(id));
-        }
-        if let Some(id) = filter.task_id {
-            query = query.filter(events::task_id.eq(id));
-        }
-        if let Some(kinds) = &filter.kinds {
-            query = query.filter(events::kind.eq_any(kinds));
-        }
-        if let Some(id) = filter.assignee_id {
-            query = query.filter(events::assignee_id.eq(id));
-        }
-        stretched!(query, stretch);
-        query.load(c).await
-    })?;
+    // One end for all parts: what settled between two of them would be missed by whoever goes on after a later event.
+    let end = settled_end(conn).await?;
+    let end = Position { seq: end.seq + 1, ..end };
+    let stretch = Stretch { before: Some(stretch.before.map_or(end, |before| before.min(end))), ..stretch };
+    let mut rows: Vec<Event> = Vec::new();
+    for part in Part::visible_to(viewer) {
+        rows.extend(on!(conn, |c| {
+            let mut query = events::table
+                .select(Event::as_select())
+                .filter(events::kind.lt(Kind::FIRST_INTERNAL))
+                .into_boxed::<Backend>();
+            part!(query, part, viewer.id);
+            if let Some(id) = filter.project_id {
+                query = query.filter(events::project_id.eq(id));
+            }
+            if let Some(id) = filter.task_id {
+                query = query.filter(events::task_id.eq(id));
+            }
+            if let Some(kinds) = &filter.kinds {
+                query = query.filter(events::kind.eq_any(kinds));
+            }
+            if let Some(id) = filter.assignee_id {
+                query = query.filter(events::assignee_id.eq(id));
+            }
+            stretched!(query, stretch);
+            query.load::<Event>(c).await
+        })?);
+    }
+    rows.sort_by_key(Event::position);
+    rows.dedup_by_key(|event| event.seq);
     if stretch.backward {
-        rows.reverse();
+        rows.drain(..rows.len().saturating_sub(stretch.limit));
+    } else {
+        rows.truncate(stretch.limit);
     }
     Ok(rows)
 }
@@ -384,4 +441,42 @@ pub async fn pages_of_tasks(conn: &mut Conn, tasks: &[Id], stretch: Stretch) -> 
         groups.entry(event.task_id.unwrap_or(event.id)).or_default().push(event);
     }
     Ok(groups)
+}
+
+#[cfg(test)]
+mod tests {
+    use diesel::sqlite::Sqlite;
+
+    use super::*;
+    use crate::events::tests::plan;
+
+    #[test]
+    fn an_index_leads_to_each_part_of_the_log() {
+        let place = |seq| Position { xid: 0, seq };
+        let stretch = Stretch { after: Some(place(7)), before: Some(place(9)), limit: 9, backward: false };
+        let plan_of = |part: Part, backward: bool| {
+            let (stretch, viewer) = (Stretch { backward, ..stretch }, Id::new());
+            let mut query = events::table.select(Event::as_select()).into_boxed::<Sqlite>();
+            part!(query, part, viewer);
+            stretched!(query, stretch);
+            plan(query).join("; ")
+        };
+        for backward in [false, true] {
+            for (part, index) in [
+                (Part::Everything, "INTEGER PRIMARY KEY (rowid>? AND rowid<?)"),
+                (Part::Owned, "INDEX events_owner (owner_id=? AND xid=? AND seq>? AND seq<?)"),
+                (Part::Deleted, "INDEX events_deleted (assignee_id=? AND xid=? AND seq>? AND seq<?)"),
+                (Part::Unassigned, "INDEX events_unassigned (previous_assignee_id=? AND xid=? AND seq>? AND seq<?)"),
+            ] {
+                assert_eq!(plan_of(part, backward), format!("SEARCH events USING {index}"), "{part:?}");
+            }
+            let assigned = plan_of(Part::Assigned, backward);
+            for step in
+                ["INDEX events_task (task_id=? AND xid=? AND seq>? AND seq<?)", "COVERING INDEX tasks_assignee_"]
+            {
+                assert!(assigned.contains(step), "{assigned}");
+            }
+        }
+        assert_eq!((Kind::TaskDeleted.code(), Kind::TaskUnassigned.code()), (3, 5), "as the migration has it");
+    }
 }

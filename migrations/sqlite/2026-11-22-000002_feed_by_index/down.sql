@@ -1,0 +1,2 @@
+DROP INDEX events_unassigned;
+DROP INDEX events_deleted;
