@@ -314,6 +314,77 @@ async fn the_log_and_a_stream_tell_the_same_events_with_the_same_cursors() {
 }
 
 #[tokio::test]
+async fn a_long_log_tells_everybody_what_a_short_one_does() {
+    let server = Server::start().await;
+    let (alice, bob) = (server.person("alice").await, server.person("bob").await);
+    let (carol, dave) = (server.person("carol").await, server.person("dave").await);
+    // Bob owns, is assigned, is both, and is neither any more.
+    let (project, own) = (alice.project("Apollo").await, bob.project("Own").await);
+    let assigned = json!({ "assigneeId": bob.id });
+    let task = alice.task(&project, "Fly", assigned.clone()).await;
+    bob.task(&own, "both", assigned.clone()).await;
+    let lost = alice.task(&project, "lost", assigned.clone()).await;
+    update(&alice, &lost, json!({ "assigneeId": carol.id })).await;
+    let gone = alice.task(&project, "gone", assigned).await;
+    alice.mutate("deleteTask", json!({ "id": gone })).await.ok();
+    alice.task(&project, "hers", json!({})).await;
+    update(&bob, &task, json!({ "status": "IN_PROGRESS" })).await;
+    bob.comment(&task, "Soon").await;
+
+    let log =
+        "query ($first: Int, $last: Int, $filter: EventFilter) { events(first: $first, last: $last, filter: $filter) {
+        edges { cursor node { __typename } } pageInfo { hasNextPage hasPreviousPage }
+    } }";
+    let told = async || {
+        let mut told = Vec::new();
+        for person in [&alice, &bob, &carol, &dave] {
+            for question in [
+                json!({ "first": 100 }),
+                json!({ "first": 3 }),
+                json!({ "last": 3 }),
+                json!({ "filter": { "types": ["TASK_DELETED", "TASK_UNASSIGNED", "TASK_CREATED"] } }),
+                json!({ "filter": { "taskId": task } }),
+                json!({ "filter": { "projectId": project } }),
+            ] {
+                told.push(person.query(log, question).await["events"].clone());
+            }
+        }
+        told
+    };
+    let short = told().await;
+    let kinds = |events: &Value| -> Vec<String> {
+        let edges = events["edges"].as_array().expect("edges");
+        edges.iter().map(|edge| text(&edge["node"]["__typename"]).replace("Event", "")).collect()
+    };
+    assert_eq!(
+        kinds(&short[6]),
+        [
+            "TaskCreated",
+            "TaskAssigned",
+            "TaskCreated",
+            "TaskAssigned",
+            "TaskUnassigned",
+            "TaskDeleted",
+            "StatusChanged",
+            "CommentAdded",
+        ],
+        "what Bob sees"
+    );
+
+    // As long as if much had happened between.
+    let jump = if is_postgres() {
+        "SELECT setval('events_seq_seq', 100000)"
+    } else {
+        "UPDATE sqlite_sequence SET seq = 100000 WHERE name = 'events'"
+    };
+    let erin = server.person("erin").await;
+    server.database().execute(jump).await;
+    let elsewhere = erin.project("Elsewhere").await;
+    erin.task(&elsewhere, "unseen", json!({})).await;
+    assert_eq!(told().await, short);
+}
+
+#[tokio::test]
 async fn an_event_of_a_deleted_task_has_its_last_picture_and_nothing_that_hung_on_it() {
     let server = Server::start().await;
     let (alice, bob) = (server.person("alice").await, server.person("bob").await);
