@@ -24,7 +24,7 @@ use crate::id::Id;
 
 /// Events that wait for a subscriber before it has to catch up from the log.
 const QUEUE: usize = 64;
-/// How many events are read at once.
+/// How many events are read at once: few enough for SQLite to read them on the spot.
 const BATCH: usize = 100;
 /// Without any hint the log is looked at this often: what another instance wrote is told, and sessions it ended are over,
 /// within a second even then.

@@ -366,22 +366,27 @@ pub async fn settled_end(conn: &mut Conn) -> Result<Position> {
     Ok(end.map_or_else(Position::default, |(xid, seq)| Position { xid, seq }))
 }
 
-/// The name of the row that keeps the floor.
-const FLOOR: &str = "floor";
-
-/// The oldest place that can be gone on from: nothing that comes after it has left the log.
-pub async fn floor(conn: &mut Conn) -> Result<Position> {
-    let floor = projections::table.find(FLOOR).select((projections::xid, projections::seq));
-    let (xid, seq) = looked_up(1, async { on!(conn, |c| floor.first(c).await) }).await?;
+/// How far into the log something has come that keeps its place in it.
+pub async fn kept_place(conn: &mut Conn, name: &str) -> Result<Position> {
+    let place = projections::table.find(name).select((projections::xid, projections::seq));
+    let (xid, seq) = looked_up(1, async { on!(conn, |c| place.first(c).await) }).await?;
     Ok(Position { xid, seq })
 }
 
-/// Moves the floor, in the transaction that takes events away; false if it has moved meanwhile.
-pub async fn move_floor(tx: &mut Conn, from: Position, to: Position) -> Result<bool> {
-    let floor =
-        projections::table.find(FLOOR).filter(projections::xid.eq(from.xid)).filter(projections::seq.eq(from.seq));
+/// Moves such a place on, in the transaction of what was done up to it; false if it has moved meanwhile.
+pub async fn move_place(tx: &mut Conn, name: &str, from: Position, to: Position) -> Result<bool> {
+    let place =
+        projections::table.find(name).filter(projections::xid.eq(from.xid)).filter(projections::seq.eq(from.seq));
     let moved = (projections::xid.eq(to.xid), projections::seq.eq(to.seq));
-    Ok(on!(tx, |c| diesel::update(floor).set(moved).execute(c).await)? == 1)
+    Ok(on!(tx, |c| diesel::update(place).set(moved).execute(c).await)? == 1)
+}
+
+/// The name of the floor's place.
+pub const FLOOR: &str = "floor";
+
+/// The oldest place that can be gone on from: nothing that comes after it has left the log.
+pub async fn floor(conn: &mut Conn) -> Result<Position> {
+    kept_place(conn, FLOOR).await
 }
 
 #[cfg(test)]

@@ -19,7 +19,7 @@ use crate::db::page::{Parent, among, each};
 use crate::db::schema::{events, tasks};
 use crate::db::{Conn, Db};
 use crate::error::Result;
-use crate::events::{Event, Kind, NewEvent, Position, Settled, after, before, floor, move_floor, settled_end};
+use crate::events::{Event, FLOOR, Kind, NewEvent, Position, Settled, after, before, floor, move_place, settled_end};
 use crate::id::Id;
 use crate::time::Timestamp;
 use crate::{on, spelled};
@@ -289,7 +289,7 @@ pub async fn expire(db: &Db, retention: Retention, now: Timestamp, done: Positio
             return Ok(false);
         };
         let reached = Position { xid: *xid, seq: *seq };
-        if !move_floor(tx, floor, reached).await? {
+        if !move_place(tx, FLOOR, floor, reached).await? {
             // Another instance has done it.
             return Ok(true);
         }
@@ -326,7 +326,8 @@ macro_rules! stretched {
     };
 }
 
-/// So many events are read through in a millisecond: whoever comes back after a moment has no more to read.
+/// So many events are sooner read through than looked for: it takes a millisecond, and whoever comes back after a moment
+/// has no more to read.
 const SHORT: i64 = 1_000;
 
 /// A part of the log that a viewer may see, which an index leads to. Parts may overlap.
@@ -347,11 +348,11 @@ enum Part {
 }
 
 impl Part {
-    /// The same rule as [`sees`], as queries of so many events of everybody.
-    fn visible_to(viewer: &Viewer, events: i64) -> &'static [Self] {
+    /// The parts that are together what [`sees`] allows, of a stretch with at most so many events in it.
+    fn visible_to(viewer: &Viewer, length: i64) -> &'static [Self] {
         if viewer.is_admin() {
             &[Self::Everything]
-        } else if events <= SHORT {
+        } else if length <= SHORT {
             &[Self::Seen]
         } else {
             &[Self::Owned, Self::Assigned, Self::Deleted, Self::Unassigned]
@@ -373,7 +374,7 @@ spelled! {
     sqlite "events.kind = 5"
 }
 
-/// Narrows a boxed query on events, in both arms of `on!`.
+/// Narrows a boxed query on events to a part of the log, in both arms of `on!`.
 macro_rules! part {
     ($query:ident, $part:expr, $viewer:expr) => {
         let theirs = tasks::table.filter(tasks::assignee_id.eq($viewer)).select(tasks::id.nullable());
@@ -395,7 +396,8 @@ macro_rules! part {
     };
 }
 
-/// The events that a viewer may see, in the order of the log. However much others do, nothing of it is read.
+/// The events that a viewer may see, in the order of the log. However much others do, no more of it is read than a short
+/// stretch.
 pub async fn page(conn: &mut Conn, viewer: &Viewer, filter: &Filter, stretch: Stretch) -> Result<Vec<Event>> {
     // One end for all parts: what settled between two of them would be missed by whoever goes on after a later event.
     let end = settled_end(conn).await?;

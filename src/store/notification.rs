@@ -10,10 +10,10 @@ use serde::Serialize;
 use super::event::Snapshot;
 use crate::access::Viewer;
 use crate::db::page::{Key, Page, Position as Place, Window, among};
-use crate::db::schema::{notifications, projections, users};
+use crate::db::schema::{notifications, users};
 use crate::db::{Conn, Db, Pooled, looked_up};
 use crate::error::{Error, Result};
-use crate::events::{self, Event, Position, settled_after};
+use crate::events::{self, Event, Position, kept_place, move_place, settled_after};
 use crate::id::Id;
 use crate::time::Timestamp;
 use crate::{keyset, on, stored_as_smallint};
@@ -22,7 +22,7 @@ use crate::{keyset, on, stored_as_smallint};
 /// transaction, so the one that writes notifications must be short.
 const BATCH: usize = 100;
 /// The name of the inboxes' place in the log.
-const PROJECTION: &str = "notifications";
+const PLACE: &str = "notifications";
 /// The kinds of events that may notify anybody.
 pub const KINDS: [events::Kind; 4] =
     [events::Kind::TaskAssigned, events::Kind::CommentAdded, events::Kind::CommentUpdated, events::Kind::StatusChanged];
@@ -133,8 +133,9 @@ pub async fn by_ids(conn: &mut Conn, user_id: Id, ids: &[Id]) -> Result<Vec<Noti
 /// One page of somebody's notifications, newest first; all, or those that are unread. What is unread and what is
 /// read are two stretches of an index; for all of them both are walked, and the walks are merged.
 pub async fn page(conn: &mut Conn, user_id: Id, unread: bool, window: &Window) -> Result<Page<Notification>> {
+    let stretches: &[bool] = if unread { &[false] } else { &[false, true] };
     let mut rows = Vec::new();
-    for is_read in [false, true].into_iter().filter(|is_read| !(unread && *is_read)) {
+    for is_read in stretches {
         let walk = async {
             on!(conn, |c| {
                 let mut query = notifications::table
@@ -218,9 +219,7 @@ pub async fn drop_older(db: &Db, before: Timestamp) -> Result<usize> {
 /// transaction; `seen` remembers it, and a restart reads it again.
 pub async fn project(db: &Db, seen: Position) -> Result<(Position, bool)> {
     let mut conn = db.conn().await?;
-    let place = projections::table.find(PROJECTION).select((projections::xid, projections::seq));
-    let (xid, seq): (i64, i64) = looked_up(1, async { on!(conn, |c| place.first(c).await) }).await?;
-    let kept = Position { xid, seq };
+    let kept = kept_place(&mut conn, PLACE).await?;
     let seen = seen.max(kept);
     let (events, _) = settled_after(&mut conn, seen, BATCH).await?;
     drop(conn);
@@ -246,12 +245,7 @@ async fn keep(db: &Db, from: Position, to: Position, rows: &[Notification]) -> R
     people.sort_unstable();
     people.dedup();
     db.transaction(async |tx| {
-        let place = projections::table
-            .find(PROJECTION)
-            .filter(projections::xid.eq(from.xid))
-            .filter(projections::seq.eq(from.seq));
-        let moved = (projections::xid.eq(to.xid), projections::seq.eq(to.seq));
-        if on!(tx, |c| diesel::update(place).set(moved).execute(c).await)? == 0 {
+        if !move_place(tx, PLACE, from, to).await? {
             return Ok(false);
         }
         // Held until the commit, so that nothing comes into the inbox of somebody who is just leaving.
