@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
-use chrono::{DateTime, SecondsFormat, Utc};
+use chrono::{DateTime, Datelike, Timelike, Utc};
 use diesel::deserialize::FromSqlRow;
 use diesel::expression::AsExpression;
 
@@ -51,6 +51,28 @@ impl Timestamp {
         (Self::FIRST..=Self::LAST).contains(&micros).then_some(Self(micros))
     }
 
+    /// As RFC 3339 writes it, to the microsecond. What it cannot write is nearest to its first or last moment.
+    pub fn text(self) -> [u8; 27] {
+        let mut text = *b"0000-00-00T00:00:00.000000Z";
+        let moment = DateTime::from_timestamp_micros(self.0.clamp(Self::FIRST, Self::LAST)).unwrap_or_default();
+        let parts = [
+            (0..4, u32::try_from(moment.year()).unwrap_or_default()),
+            (5..7, moment.month()),
+            (8..10, moment.day()),
+            (11..13, moment.hour()),
+            (14..16, moment.minute()),
+            (17..19, moment.second()),
+            (20..26, moment.timestamp_subsec_micros()),
+        ];
+        for (place, mut number) in parts {
+            for digit in text[place].iter_mut().rev() {
+                *digit = b"0123456789"[number as usize % 10];
+                number /= 10;
+            }
+        }
+        text
+    }
+
     /// This moment and so much later.
     pub fn plus(self, span: Duration) -> Self {
         Self(self.0.saturating_add(i64::try_from(span.as_micros()).unwrap_or(i64::MAX)))
@@ -69,10 +91,7 @@ impl Timestamp {
 
 impl fmt::Display for Timestamp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match DateTime::<Utc>::from_timestamp_micros(self.0) {
-            Some(time) => f.write_str(&time.to_rfc3339_opts(SecondsFormat::Micros, true)),
-            None => f.write_str("out of range"),
-        }
+        f.write_str(str::from_utf8(&self.text()).unwrap_or_default())
     }
 }
 
@@ -129,6 +148,9 @@ impl Clock {
 
 #[cfg(test)]
 mod tests {
+    use chrono::SecondsFormat;
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -136,6 +158,16 @@ mod tests {
         let moment = Timestamp::parse("2026-11-21T09:30:00.1234567+02:00").expect("valid");
         assert_eq!(moment.to_string(), "2026-11-21T07:30:00.123456Z");
         assert_eq!(Timestamp::parse(&moment.to_string()), Some(moment));
+        assert_eq!(Timestamp::MAX.to_string(), "9999-12-31T23:59:59.999999Z");
+    }
+
+    proptest! {
+        #[test]
+        fn a_moment_is_written_as_chrono_writes_it(micros in Timestamp::FIRST..=Timestamp::LAST) {
+            let by_chrono = DateTime::from_timestamp_micros(micros).expect("in range");
+            let by_chrono = by_chrono.to_rfc3339_opts(SecondsFormat::Micros, true);
+            prop_assert_eq!(Timestamp(micros).to_string(), by_chrono);
+        }
     }
 
     #[test]

@@ -53,12 +53,14 @@ pub struct Window {
     pub limit: usize,
     /// Counted from the end of the list.
     pub backward: bool,
+    /// Whether one row more than that is read, which tells if there is another page.
+    pub tells_more: bool,
 }
 
 impl Window {
-    /// One row more than asked for tells whether there is another page.
+    /// How many rows are read.
     pub fn fetch(&self) -> i64 {
-        i64::try_from(self.limit).unwrap_or(i64::MAX - 1) + 1
+        i64::try_from(self.limit).unwrap_or(i64::MAX - 1) + i64::from(self.tells_more)
     }
 
     /// Cuts what was fetched down to the page. `rows` may come in any order, from several ranges of the list.
@@ -86,9 +88,10 @@ impl Window {
 pub struct Page<T> {
     /// The rows.
     pub rows: Vec<T>,
-    /// Whether the list goes on after them. Counted from the end, this is whether a `before` was given.
+    /// Whether the list goes on after them, if the window tells. Counted from the end, this is whether a `before` was
+    /// given.
     pub has_next: bool,
-    /// Whether the list has rows before them. Counted from the start, this is whether an `after` was given.
+    /// Whether the list has rows before them, likewise. Counted from the start, this is whether an `after` was given.
     pub has_previous: bool,
 }
 

@@ -6,6 +6,7 @@
 
 use std::io::Write;
 
+use diesel::backend::Backend;
 use diesel::deserialize::{self, FromSql};
 use diesel::pg::{Pg, PgValue};
 use diesel::serialize::{self, IsNull, Output, ToSql};
@@ -89,6 +90,36 @@ impl ToSql<sql::Instant, Sqlite> for Timestamp {
 impl FromSql<sql::Instant, Sqlite> for Timestamp {
     fn from_sql(value: diesel::sqlite::SqliteValue<'_, '_, '_>) -> deserialize::Result<Self> {
         Ok(Self::from_micros(<i64 as FromSql<sql::BigInt, Sqlite>>::from_sql(value)?))
+    }
+}
+
+/// What a column holds, or a default where it was not read and null stands in its place.
+#[derive(Debug, diesel::deserialize::FromSqlRow)]
+pub struct OrDefault<T>(T);
+
+impl<ST, DB, T> FromSql<ST, DB> for OrDefault<T>
+where
+    DB: Backend,
+    T: FromSql<ST, DB> + Default,
+{
+    fn from_sql(value: DB::RawValue<'_>) -> deserialize::Result<Self> {
+        T::from_sql(value).map(Self)
+    }
+
+    fn from_nullable_sql(value: Option<DB::RawValue<'_>>) -> deserialize::Result<Self> {
+        value.map_or_else(|| Ok(Self(T::default())), Self::from_sql)
+    }
+}
+
+impl From<OrDefault<Self>> for i32 {
+    fn from(value: OrDefault<Self>) -> Self {
+        value.0
+    }
+}
+
+impl From<OrDefault<Self>> for Timestamp {
+    fn from(value: OrDefault<Self>) -> Self {
+        value.0
     }
 }
 

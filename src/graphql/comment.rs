@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use async_graphql::{Context, ID, InputObject, Object, Result, SimpleObject};
 
+use super::json::Encoded;
 use super::level::{Level, Selected, Step};
 use super::node::{self, Noun};
 use super::payload::{UserError, write};
@@ -76,7 +77,7 @@ impl Comment {
 impl Level for Comment {
     fn step<'a>(field: &Selected<'a>) -> Option<Step<'a, Self>> {
         Some(match field.name() {
-            "id" => own!(|comment| node::encode(Noun::Comment, comment.0.id)),
+            "id" => own!(|comment| Encoded(&node::bytes(Noun::Comment, comment.0.id))),
             "body" => own!(|comment| comment.0.body),
             "author" => field.one(|comment: &Self| Some(comment.0.author_id), loader::Users, User::from, true)?,
             "task" => field.one(|comment: &Self| Some(comment.0.task_id), loader::Tasks, Task, true)?,

@@ -11,6 +11,7 @@ use futures_util::future::{BoxFuture, try_join_all};
 use futures_util::{FutureExt, TryFutureExt};
 
 use super::Caller;
+use super::json::Encoded;
 use super::level::{Hung, Level, Selected, Step, Texts};
 use crate::db::page::{Key, Page, Position, Window};
 use crate::error::Error;
@@ -38,27 +39,29 @@ pub struct PageInfo {
 }
 
 /// The paging arguments of a field, as they came.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Paging {
-    /// So many from the start.
-    pub first: Option<i32>,
-    /// After this cursor.
+    first: Option<i32>,
+    /// Only what comes after this cursor.
     pub after: Option<String>,
-    /// So many from the end.
-    pub last: Option<i32>,
-    /// Before this cursor.
+    last: Option<i32>,
+    /// Only what comes before this cursor.
     pub before: Option<String>,
+    /// Whether somebody may ask if the list goes on.
+    tells_more: bool,
 }
 
 impl Paging {
+    /// So many from the start, after a cursor, so many from the end, before a cursor.
+    pub fn new(first: Option<i32>, after: Option<String>, last: Option<i32>, before: Option<String>) -> Self {
+        Self { first, after, last, before, tells_more: true }
+    }
+
     /// The paging arguments of a selected field.
     pub fn of(field: &Selected<'_>) -> Option<Self> {
-        Some(Self {
-            first: field.argument("first")?,
-            after: field.argument("after")?,
-            last: field.argument("last")?,
-            before: field.argument("before")?,
-        })
+        let [first, last] = ["first", "last"].map(|name| field.argument(name));
+        let [after, before] = ["after", "before"].map(|name| field.argument(name));
+        Some(Self { tells_more: field.may_select("pageInfo"), ..Self::new(first?, after?, last?, before?) })
     }
 
     /// How many, and whether counted from the end.
@@ -81,7 +84,13 @@ impl Paging {
     pub fn window(&self, tag: Tag) -> crate::error::Result<Window> {
         let (limit, backward) = self.size()?;
         let read = |cursor: &Option<String>| cursor.as_deref().map(|cursor| tag.decode(cursor)).transpose();
-        Ok(Window { after: read(&self.after)?, before: read(&self.before)?, limit, backward })
+        Ok(Window {
+            after: read(&self.after)?,
+            before: read(&self.before)?,
+            limit,
+            backward,
+            tells_more: self.tells_more,
+        })
     }
 }
 
@@ -100,6 +109,11 @@ impl Tag {
 
     /// The cursor of a place in the list.
     pub fn encode(self, position: &Position) -> String {
+        URL_SAFE_NO_PAD.encode(self.bytes(position))
+    }
+
+    /// The bytes of which that is the text.
+    fn bytes(self, position: &Position) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(32);
         bytes.extend_from_slice(&self.0.to_be_bytes());
         bytes.extend_from_slice(position.id.as_bytes());
@@ -117,7 +131,7 @@ impl Tag {
                 bytes.extend_from_slice(text.as_bytes());
             }
         }
-        URL_SAFE_NO_PAD.encode(bytes)
+        bytes
     }
 
     fn decode(self, cursor: &str) -> crate::error::Result<Position> {
@@ -326,7 +340,7 @@ impl<T: Level> Hung<Connection<T>> for Counts {
 impl<T: Level> Level for Edge<T> {
     fn step<'a>(field: &Selected<'a>) -> Option<Step<'a, Self>> {
         match field.name() {
-            "cursor" => Some(own!(|edge| edge.tag.encode(&edge.position))),
+            "cursor" => Some(own!(|edge| Encoded(&edge.tag.bytes(&edge.position)))),
             "node" => field.inner(|edge: &Self| edge.node.clone()),
             _ => None,
         }

@@ -499,7 +499,7 @@ impl EventQuery {
         #[graphql(desc = "Only these.")] filter: Option<EventFilter>,
     ) -> Result<EventConnection> {
         let caller = Caller::of(ctx);
-        let stretch = stretch(&Paging { first, after, last, before })?;
+        let stretch = stretch(&Paging::new(first, after, last, before))?;
         let filter = filter.map(EventFilter::parse).transpose()?.unwrap_or_default();
         let mut conn = caller.app().db.conn().await?;
         let floor = log::floor(&mut conn).await?;

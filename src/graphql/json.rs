@@ -2,6 +2,8 @@
 
 use async_graphql::resolver_utils::EnumType;
 use async_graphql::{ID, Value};
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::Serialize;
 
 use crate::access::Role;
@@ -26,7 +28,33 @@ impl<T: Serialize + ?Sized> Json for Serialized<'_, T> {
 
 impl Json for str {
     fn write(&self, out: &mut Vec<u8>) {
-        Serialized(self).write(out);
+        // Looked at as a whole, without a way out in the middle, many bytes are compared at once.
+        if self.bytes().fold(false, |found, byte| found | matches!(byte, 0..0x20 | b'"' | b'\\')) {
+            Serialized(self).write(out);
+        } else {
+            quoted(out, self.as_bytes());
+        }
+    }
+}
+
+/// Writes text that needs no escapes.
+pub fn quoted(out: &mut Vec<u8>, text: &[u8]) {
+    out.reserve(text.len() + 2);
+    out.push(b'"');
+    out.extend_from_slice(text);
+    out.push(b'"');
+}
+
+/// Bytes as text: base64, URL-safe and without padding, like every id and cursor that is given out.
+pub struct Encoded<'a>(pub &'a [u8]);
+
+impl Json for Encoded<'_> {
+    fn write(&self, out: &mut Vec<u8>) {
+        let mut text = [0; 128];
+        match URL_SAFE_NO_PAD.encode_slice(self.0, &mut text) {
+            Ok(length) => quoted(out, &text[..length]),
+            Err(_) => quoted(out, URL_SAFE_NO_PAD.encode(self.0).as_bytes()),
+        }
     }
 }
 
@@ -62,7 +90,7 @@ impl Json for ID {
 
 impl Json for Timestamp {
     fn write(&self, out: &mut Vec<u8>) {
-        self.to_string().write(out);
+        quoted(out, &self.text());
     }
 }
 
@@ -85,7 +113,8 @@ macro_rules! enums {
     ($($name:ty),+) => {
         $(impl Json for $name {
             fn write(&self, out: &mut Vec<u8>) {
-                Self::items().iter().find(|item| item.value == *self).map(|item| item.name).write(out);
+                let name = Self::items().iter().find(|item| item.value == *self).map(|item| item.name);
+                quoted(out, name.unwrap_or_default().as_bytes());
             }
         })+
     };

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use async_graphql::{Context, ID, InputObject, MaybeUndefined, Object, Result, SimpleObject};
 
+use super::json::Encoded;
 use super::level::{Level, Selected, Step};
 use super::node::{self, Noun};
 use super::payload::{UserError, write};
@@ -48,7 +49,7 @@ impl Label {
 impl Level for Label {
     fn step<'a>(field: &Selected<'a>) -> Option<Step<'a, Self>> {
         Some(match field.name() {
-            "id" => own!(|label| node::encode(Noun::Label, label.0.id)),
+            "id" => own!(|label| Encoded(&node::bytes(Noun::Label, label.0.id))),
             "name" => own!(|label| label.0.name),
             "color" => own!(|label| label.0.color),
             "project" => field.one(|label: &Self| Some(label.0.project_id), loader::Projects, Project, true)?,

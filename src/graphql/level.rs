@@ -12,7 +12,7 @@ use std::borrow::Cow;
 use std::future::ready;
 use std::ops::Range;
 
-use async_graphql::parser::types::{Field, Selection};
+use async_graphql::parser::types::{Field, Selection, SelectionSet};
 use async_graphql::registry::Registry;
 use async_graphql::{ContextSelectionSet, InputType, OutputType, Positioned, ServerResult, Value};
 use futures_util::FutureExt;
@@ -103,6 +103,19 @@ impl<'a> Selected<'a> {
     pub fn argument<T: InputType>(&self, name: &str) -> Option<T> {
         let argument = self.ctx.with_field(self.field).param_value(name, None);
         argument.ok().map(|(_, value)| value)
+    }
+
+    /// What is selected of what it yields.
+    pub fn selection(&self) -> &'a SelectionSet {
+        &self.field.node.selection_set.node
+    }
+
+    /// Whether a field of this name is selected of what it yields, by its own words or perhaps by those of a fragment.
+    pub fn may_select(&self, name: &str) -> bool {
+        self.selection().items.iter().any(|selection| match &selection.node {
+            Selection::Field(field) => field.node.name.node == name,
+            Selection::InlineFragment(_) | Selection::FragmentSpread(_) => true,
+        })
     }
 
     fn plan<U: Level>(&self) -> Option<Plan<'a, U>> {
@@ -249,7 +262,15 @@ where
 
 /// What is selected of objects of one type.
 struct Plan<'a, T> {
-    steps: Vec<(&'a str, Step<'a, T>)>,
+    steps: Vec<Member<'a, T>>,
+}
+
+/// A member of the JSON of each object.
+struct Member<'a, T> {
+    key: &'a str,
+    /// The key as it is written.
+    name: Vec<u8>,
+    step: Step<'a, T>,
 }
 
 impl<'a, T: Level> Plan<'a, T> {
@@ -267,8 +288,12 @@ impl<'a, T: Level> Plan<'a, T> {
                 Selection::Field(field) => {
                     let key = field.node.response_key().node.as_str();
                     let is_leaf = field.node.selection_set.node.items.is_empty();
-                    match self.steps.iter().any(|(known, _)| *known == key) {
-                        false => self.steps.push((key, step(&Selected { ctx: ctx.clone(), field })?)),
+                    match self.steps.iter().any(|member| member.key == key) {
+                        false => {
+                            let mut name = Vec::with_capacity(key.len() + 3);
+                            json::name(&mut name, key);
+                            self.steps.push(Member { key, name, step: step(&Selected { ctx: ctx.clone(), field })? });
+                        }
                         // Asked for twice, which is valid only if it is the same.
                         true if is_leaf => {}
                         // What is selected in both places has to be put together.
@@ -302,7 +327,7 @@ impl<'a, T: Level> Plan<'a, T> {
             if objects.is_empty() {
                 return Ok(Texts::default());
             }
-            let hung = self.steps.iter().filter_map(|(_, step)| match step {
+            let hung = self.steps.iter().filter_map(|member| match &member.step {
                 Step::Own(_) => None,
                 Step::Hung(hung) => Some(hung.resolve(objects, caller)),
             });
@@ -311,8 +336,8 @@ impl<'a, T: Level> Plan<'a, T> {
             let mut failed = Ok(());
             for (index, object) in objects.iter().enumerate() {
                 let mut hung = hung.iter();
-                json::object(&mut texts.buffer, &self.steps, |(key, step), out| {
-                    json::name(out, key);
+                json::object(&mut texts.buffer, &self.steps, |Member { name, step, .. }, out| {
+                    out.extend_from_slice(name);
                     match step {
                         Step::Own(write) => {
                             if let Err(error) = write(object, caller, out) {

@@ -69,10 +69,15 @@ impl Noun {
 
 /// The global id of a row.
 pub fn encode(noun: Noun, id: Id) -> ID {
+    ID(URL_SAFE_NO_PAD.encode(bytes(noun, id)))
+}
+
+/// The bytes of which that is the text.
+pub fn bytes(noun: Noun, id: Id) -> [u8; 17] {
     let mut bytes = [0; 17];
     bytes[0] = noun as u8;
     bytes[1..].copy_from_slice(id.as_bytes());
-    ID(URL_SAFE_NO_PAD.encode(bytes))
+    bytes
 }
 
 /// What a global id is of and its row; nothing for text that this server never gave out.

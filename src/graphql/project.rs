@@ -6,6 +6,7 @@ use async_graphql::{Context, ID, InputObject, MaybeUndefined, Object, Result, Si
 use futures_util::FutureExt;
 
 use super::connection::{Connection, Paging, Tag, Total};
+use super::json::Encoded;
 use super::label::Label;
 use super::level::{ByLevel, Found, Level, Selected, Step};
 use super::node::{self, Noun};
@@ -104,7 +105,7 @@ impl Project {
         #[graphql(desc = "In this order.")] order_by: Option<TaskOrder>,
     ) -> Result<ByLevel<Connection<Task>>> {
         let caller = Caller::of(ctx);
-        let (tag, list) = self.list(caller, &Paging { first, after, last, before }, filter, order_by)?;
+        let (tag, list) = self.list(caller, &Paging::new(first, after, last, before), filter, order_by, false)?;
         let page = caller.loaders()?.task_page(Of::Project, self.0.id, Arc::clone(&list)).await?;
         Ok(ByLevel(self.listed(tag, &list, page)))
     }
@@ -128,9 +129,10 @@ impl Project {
         paging: &Paging,
         filter: Option<TaskFilter>,
         order_by: Option<TaskOrder>,
+        brief: bool,
     ) -> crate::error::Result<(Tag, Arc<task_list::List>)> {
         let scopes = Scope::in_project(caller.viewer()?, &self.0);
-        task::list("Project.tasks", Some(self.0.id), scopes, paging, filter, order_by)
+        task::list("Project.tasks", Some(self.0.id), scopes, paging, filter, order_by, brief)
     }
 
     fn listed(&self, tag: Tag, list: &Arc<task_list::List>, page: Page<Arc<store_task::Task>>) -> Connection<Task> {
@@ -141,7 +143,7 @@ impl Project {
 impl Level for Project {
     fn step<'a>(field: &Selected<'a>) -> Option<Step<'a, Self>> {
         Some(match field.name() {
-            "id" => own!(|project| node::encode(Noun::Project, project.0.id)),
+            "id" => own!(|project| Encoded(&node::bytes(Noun::Project, project.0.id))),
             "name" => own!(|project| project.0.name),
             "description" => own!(|project| project.0.description),
             "status" => own!(|project| project.0.status),
@@ -154,9 +156,10 @@ impl Level for Project {
                 let paging = Paging::of(field)?;
                 let filter: Option<TaskFilter> = field.argument("filter")?;
                 let order_by: Option<TaskOrder> = field.argument("orderBy")?;
+                let brief = task::is_brief(field.selection());
                 field.found(move |projects: &[Self], caller| {
-                    let lists =
-                        projects.iter().map(|project| project.list(caller, &paging, filter.clone(), order_by.clone()));
+                    let list = |project: &Self| project.list(caller, &paging, filter.clone(), order_by.clone(), brief);
+                    let lists = projects.iter().map(list);
                     let lists = lists.collect::<crate::error::Result<Vec<_>>>();
                     async move {
                         let lists = lists?;
@@ -278,7 +281,7 @@ impl ProjectQuery {
         #[graphql(desc = "In this order.")] order_by: Option<ProjectOrder>,
     ) -> Result<ByLevel<Connection<Project>>> {
         let caller = Caller::of(ctx);
-        let paging = Paging { first, after, last, before };
+        let paging = Paging::new(first, after, last, before);
         let (tag, list) = list("projects", None, &paging, filter, order_by)?;
         let mut conn = caller.app().db.conn_for(list.reads()).await?;
         let page = store::page(&mut conn, caller.viewer()?, &list).await?;

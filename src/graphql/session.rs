@@ -130,7 +130,7 @@ impl SessionQuery {
         #[graphql(desc = "Only of this user.")] user_id: Option<ID>,
     ) -> Result<Connection<AuditEntry>> {
         let user_id = user_id.map(|id| node::filtered(Noun::User, &id)).transpose()?;
-        log(ctx, user_id, Paging { first, after, last, before }).await
+        log(ctx, user_id, Paging::new(first, after, last, before)).await
     }
 
     /// Everything that is stored of the signed-in user, as one JSON document.

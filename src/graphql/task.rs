@@ -2,12 +2,14 @@
 
 use std::sync::Arc;
 
+use async_graphql::parser::types::{Field, Selection, SelectionSet};
 use async_graphql::{Context, ID, InputObject, MaybeUndefined, Object, Result, SimpleObject};
 use futures_util::FutureExt;
 
 use super::comment::Comment;
 use super::connection::{Connection, Paging, Tag, Total};
 use super::event::EventConnection;
+use super::json::Encoded;
 use super::label::Label;
 use super::level::{ByLevel, Found, Level, Selected, Step};
 use super::node::{self, Noun};
@@ -119,7 +121,7 @@ impl Task {
         #[graphql(desc = "So many from the end: 1–100; not together with `first`.")] last: Option<i32>,
         #[graphql(desc = "Only what comes before this cursor.")] before: Option<String>,
     ) -> Result<ByLevel<Connection<Comment>>> {
-        let window = Arc::new(Paging { first, after, last, before }.window(comments_tag())?);
+        let window = Arc::new(Paging::new(first, after, last, before).window(comments_tag())?);
         let page = Caller::of(ctx).loaders()?.comment_page(self.0.id, window).await?;
         Ok(ByLevel(self.commented(page)))
     }
@@ -133,7 +135,7 @@ impl Task {
         #[graphql(desc = "So many from the end: 1–100; not together with `first`.")] last: Option<i32>,
         #[graphql(desc = "Only what comes before this cursor.")] before: Option<String>,
     ) -> Result<EventConnection> {
-        let stretch = event::stretch(&Paging { first, after, last, before })?;
+        let stretch = event::stretch(&Paging::new(first, after, last, before))?;
         let events = Caller::of(ctx).loaders()?.activity(self.0.id, event::one_more(stretch)).await?;
         event::connection(events, stretch, |_| Some(Arc::clone(&self.0)))
     }
@@ -172,7 +174,7 @@ fn comments_tag() -> Tag {
 impl Level for Task {
     fn step<'a>(field: &Selected<'a>) -> Option<Step<'a, Self>> {
         Some(match field.name() {
-            "id" => own!(|task| node::encode(Noun::Task, task.0.id)),
+            "id" => own!(|task| Encoded(&node::bytes(Noun::Task, task.0.id))),
             "title" => own!(|task| task.0.title),
             "description" => own!(|task| task.0.description),
             "status" => own!(|task| task.0.status),
@@ -303,7 +305,31 @@ pub struct TaskOrder {
     direction: OrderDirection,
 }
 
+/// Whether what is selected of a connection of tasks is found in their brief columns, as far as its own words say.
+pub fn is_brief(connection: &SelectionSet) -> bool {
+    fn all(set: &SelectionSet, known: fn(&Field) -> bool) -> bool {
+        set.items.iter().all(|selection| matches!(&selection.node, Selection::Field(field) if known(&field.node)))
+    }
+    fn task(field: &Field) -> bool {
+        // What hangs on a task by its id is read for itself, but for its history, which shows the task again.
+        let own = ["__typename", "id", "title", "status", "priority", "dueAt", "isOverdue", "createdAt"];
+        let hung =
+            ["project", "assignee", "labels", "comments", "viewerCanUpdate", "viewerCanDelete", "viewerCanComment"];
+        let name = field.name.node.as_str();
+        own.contains(&name) || hung.contains(&name)
+    }
+    all(connection, |field| match field.name.node.as_str() {
+        "edges" => all(&field.selection_set.node, |field| match field.name.node.as_str() {
+            "node" => all(&field.selection_set.node, task),
+            _ => true,
+        }),
+        "nodes" => all(&field.selection_set.node, task),
+        _ => true,
+    })
+}
+
 /// The list that a field's arguments ask for, and the tag of its cursors.
+#[expect(clippy::too_many_arguments, reason = "what a field says of its list")]
 pub fn list(
     field: &str,
     parent: Option<Id>,
@@ -311,12 +337,13 @@ pub fn list(
     paging: &Paging,
     filter: Option<TaskFilter>,
     order_by: Option<TaskOrder>,
+    brief: bool,
 ) -> crate::error::Result<(Tag, Arc<List>)> {
     let order = order_by.as_ref().map_or(OrderField::CreatedAt, |order| order.field);
     let descending = order_by.is_some_and(|order| order.direction == OrderDirection::Desc);
     let tag = Tag::new(field, parent, &order, descending);
     let filter = filter.map(TaskFilter::parse).transpose()?.unwrap_or_default();
-    Ok((tag, Arc::new(List { scopes, filter, order, descending, window: paging.window(tag)? })))
+    Ok((tag, Arc::new(List { scopes, filter, order, descending, window: paging.window(tag)?, brief })))
 }
 
 /// The page of such a list as a connection.
@@ -360,9 +387,10 @@ impl TaskQuery {
         #[graphql(desc = "In this order.")] order_by: Option<TaskOrder>,
     ) -> Result<ByLevel<Connection<Task>>> {
         let caller = Caller::of(ctx);
-        let paging = Paging { first, after, last, before };
+        let paging = Paging::new(first, after, last, before);
         let scopes = Scope::visible_to(caller.viewer()?);
-        let (tag, list) = list("tasks", None, scopes, &paging, filter, order_by)?;
+        let brief = is_brief(&ctx.item.node.selection_set.node);
+        let (tag, list) = list("tasks", None, scopes, &paging, filter, order_by, brief)?;
         let app = caller.app();
         let page = task_list::page(&mut app.db.conn_for(list.reads(1)).await?, &list, app.clock.now()).await?;
         Ok(ByLevel(connection(tag, Total::Tasks(Arc::clone(&list)), page.shared(), &list)))

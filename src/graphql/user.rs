@@ -5,6 +5,7 @@ use std::sync::Arc;
 use async_graphql::{Context, Enum, ID, InputObject, MaybeUndefined, Object, Result, SimpleObject};
 
 use super::connection::{Connection, Paging, Tag, Total};
+use super::json::Encoded;
 use super::level::{ByLevel, Level, Selected, Step};
 use super::node::{self, Noun};
 use super::notification::{self, NotificationConnection};
@@ -155,7 +156,7 @@ impl User {
         #[graphql(desc = "So many from the end: 1–100; not together with `first`.")] last: Option<i32>,
         #[graphql(desc = "Only what comes before this cursor.")] before: Option<String>,
     ) -> Result<Option<Connection<AuditEntry>>> {
-        Ok(Some(session::log(ctx, Some(self.profile.id), Paging { first, after, last, before }).await?))
+        Ok(Some(session::log(ctx, Some(self.profile.id), Paging::new(first, after, last, before)).await?))
     }
 
     /// What happened that is theirs to know, newest first: what was assigned to them, comments and changes of status on
@@ -170,7 +171,7 @@ impl User {
         #[graphql(desc = "Only what comes before this cursor.")] before: Option<String>,
         #[graphql(desc = "Only those that are not marked as read.")] unread_only: Option<bool>,
     ) -> Result<Option<NotificationConnection>> {
-        let paging = Paging { first, after, last, before };
+        let paging = Paging::new(first, after, last, before);
         Ok(Some(notification::list(ctx, self.profile.id, paging, unread_only.unwrap_or_default()).await?))
     }
 
@@ -193,7 +194,7 @@ impl User {
         #[graphql(desc = "Only these.")] filter: Option<ProjectFilter>,
         #[graphql(desc = "In this order.")] order_by: Option<ProjectOrder>,
     ) -> Result<Option<ByLevel<Connection<Project>>>> {
-        let paging = Paging { first, after, last, before };
+        let paging = Paging::new(first, after, last, before);
         let (tag, list) = project::list("User.projects", Some(self.profile.id), &paging, filter, order_by)?;
         let page = Caller::of(ctx).loaders()?.project_page(self.profile.id, Arc::clone(&list)).await?;
         Ok(Some(ByLevel(project::connection(tag, Total::ProjectsOf(self.profile.id, Arc::clone(&list)), page, &list))))
@@ -212,10 +213,11 @@ impl User {
         #[graphql(desc = "Only these.")] filter: Option<TaskFilter>,
         #[graphql(desc = "In this order.")] order_by: Option<TaskOrder>,
     ) -> Result<Option<ByLevel<Connection<Task>>>> {
-        let paging = Paging { first, after, last, before };
+        let paging = Paging::new(first, after, last, before);
         // Whoever may read the account may see what is assigned to it.
         let scopes = vec![Scope::Everything];
-        let (tag, list) = task::list("User.assignedTasks", Some(self.profile.id), scopes, &paging, filter, order_by)?;
+        let (tag, list) =
+            task::list("User.assignedTasks", Some(self.profile.id), scopes, &paging, filter, order_by, false)?;
         let page = Caller::of(ctx).loaders()?.task_page(Of::Assignee, self.profile.id, Arc::clone(&list)).await?;
         Ok(Some(ByLevel(task::connection(
             tag,
@@ -230,7 +232,7 @@ impl User {
 impl Level for User {
     fn step<'a>(field: &Selected<'a>) -> Option<Step<'a, Self>> {
         Some(match field.name() {
-            "id" => own!(|user| node::encode(Noun::User, user.profile.id)),
+            "id" => own!(|user| Encoded(&node::bytes(Noun::User, user.profile.id))),
             "username" => own!(|user| user.profile.username),
             "displayName" => own!(|user| user.profile.display_name),
             "createdAt" => own!(|user| user.profile.created_at),
@@ -316,7 +318,7 @@ impl UserQuery {
                 Filter { search: search.as_deref().map(Search::parse).transpose()?, role, is_active }
             }
         };
-        let window = Paging { first, after, last, before }.window(tag)?;
+        let window = Paging::new(first, after, last, before).window(tag)?;
         let list = Arc::new(List { filter, order, descending, window });
         let page = store::page(&mut Caller::of(ctx).app().db.conn().await?, &list).await?;
         let total = Total::Users(Arc::clone(&list));

@@ -7,7 +7,7 @@ use diesel::prelude::*;
 use diesel_async::RunQueryDsl;
 
 use super::project::Project;
-use super::task::{Priority, Status, Task};
+use super::task::{Columns, Priority, Status, Task};
 use super::value::Search;
 use crate::access::{Action, Viewer};
 use crate::db::page::{Key, Page, Parent, Position, Window, among, by_parent, each};
@@ -140,9 +140,16 @@ pub struct List {
     pub descending: bool,
     /// Which stretch.
     pub window: Window,
+    /// Whether the tasks are read in brief.
+    pub brief: bool,
 }
 
 impl List {
+    fn columns(&self) -> Columns {
+        // In the order of what is left out there is no place without it.
+        Columns { brief: self.brief && self.order != OrderField::UpdatedAt }
+    }
+
     /// How many rows are read for the pages of so many parents, at most: what is filtered is walked past too.
     pub fn reads(&self, parents: usize) -> usize {
         let Filter { project_id, .. } = self.filter;
@@ -249,7 +256,7 @@ pub async fn page(conn: &mut Conn, list: &List, now: Timestamp) -> Result<Page<T
     for scope in &list.scopes {
         let walk = async {
             on!(conn, |c| {
-                let mut query = tasks::table.select(Task::as_select()).into_boxed::<Backend>();
+                let mut query = tasks::table.select(list.columns()).into_boxed::<Backend>();
                 narrow!(query, scope, list.filter, now);
                 order!(query, list);
                 query.load::<Task>(c).await
@@ -285,7 +292,7 @@ pub async fn pages(
     for scope in &list.scopes {
         let walk = async {
             on!(conn, |c| {
-                let mut query = tasks::table.select(Task::as_select()).into_boxed::<Backend>();
+                let mut query = tasks::table.select(list.columns()).into_boxed::<Backend>();
                 query = match of {
                     Of::Project => query.filter(tasks::project_id.eq(Parent)),
                     Of::Assignee => query.filter(tasks::assignee_id.eq(Parent.nullable())),
