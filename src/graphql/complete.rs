@@ -15,6 +15,8 @@ use async_graphql::parser::types::{
 };
 use async_graphql::{Name, PathSegment, Response, Value};
 
+use super::Manner;
+
 /// The types of all fields of the schema.
 pub struct Shape(HashMap<Name, HashMap<Name, Type>>);
 
@@ -157,15 +159,15 @@ struct Field<'a> {
 }
 
 impl Plan<'_> {
-    /// Whether there is an object of which things are selected in several places: the library resolves each by itself and
-    /// puts together what comes of them.
-    pub fn is_merged(&self) -> bool {
-        self.fields.iter().any(|field| field.is_merged)
+    /// How the answer may be made.
+    pub fn manner(&self) -> Manner {
+        Manner { by_level: !self.is_merged(), is_single: self.fields.len() == 1 }
     }
 
-    /// Whether there is one root field.
-    pub fn is_single(&self) -> bool {
-        self.fields.len() == 1
+    /// Whether there is an object of which things are selected in several places: the library resolves each by itself and
+    /// puts together what comes of them.
+    fn is_merged(&self) -> bool {
+        self.fields.iter().any(|field| field.is_merged)
     }
 
     /// Completes the answer.

@@ -78,11 +78,21 @@ pub type Schema = async_graphql::Schema<Query, Mutation, Subscription>;
 
 /// Builds the schema; what it serves comes with each request as a [`Caller`].
 pub fn schema(introspection: bool) -> Schema {
+    build(introspection, ValidationMode::Strict)
+}
+
+/// The same for documents that [`schema`] has found to be valid.
+pub fn unchecked(introspection: bool) -> Schema {
+    build(introspection, ValidationMode::Fast)
+}
+
+fn build(introspection: bool, validation: ValidationMode) -> Schema {
     let builder = Schema::build(Query::default(), Mutation::default(), Subscription::default())
         .register_output_type::<node::Node>()
         .limit_depth(16)
         .limit_complexity(2_000)
-        .limit_recursive_depth(32);
+        .limit_recursive_depth(32)
+        .validation_mode(validation);
     if introspection { builder.finish() } else { builder.disable_introspection().disable_suggestions().finish() }
 }
 
@@ -128,7 +138,7 @@ struct Inner {
 }
 
 /// What the document says of how its answer may be made.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Manner {
     /// Selections may be resolved by [`level`].
     pub by_level: bool,

@@ -5,6 +5,7 @@ pub mod address;
 pub mod answer;
 pub mod auth;
 pub mod docs;
+pub mod document;
 pub mod graphql;
 pub mod health;
 pub mod negotiate;

@@ -5,14 +5,15 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use async_graphql::Variables;
 use async_graphql::parser::types::{ExecutableDocument, OperationType};
+use async_graphql::{Response, Variables};
 use axum::extract::FromRef;
 use futures_util::FutureExt;
 use serde_json::{Map, Value};
 use tokio::task::coop::unconstrained;
 
 use super::answer::{Answer, Refused};
+use super::document::Document;
 use super::persisted::Documents;
 use super::recent::Recent;
 use super::subscription::Subscriptions;
@@ -24,7 +25,7 @@ use crate::error::{Code, Error};
 use crate::graphql::complete::{Shape, root};
 use crate::graphql::deprecation::{Deprecation, Deprecations};
 use crate::graphql::rate_limit::Spent;
-use crate::graphql::{Caller, Manner, Schema, event};
+use crate::graphql::{Caller, Schema, event};
 use crate::limits::{Door as Limited, Who};
 use crate::metrics::Executed;
 
@@ -33,6 +34,8 @@ const DEADLINE: Duration = Duration::from_secs(8);
 
 /// Bytes of the documents that are kept as they were read, which takes a hundred times as much at worst.
 const READ: usize = 256 * 1024;
+/// However short a document is, it counts as so many bytes: what is remembered of it takes room too.
+const SMALL: usize = 256;
 
 /// An operation as a client words it.
 #[derive(Debug, Default)]
@@ -78,6 +81,8 @@ pub struct Door {
     pub app: Arc<App>,
     /// The schema.
     pub schema: Schema,
+    /// The same, for what is known to be valid.
+    unchecked: Schema,
     /// What a document may cost.
     pub limits: Arc<admission::Limits>,
     /// The types of the schema, to complete answers by.
@@ -87,7 +92,7 @@ pub struct Door {
     /// The subscriptions that are open.
     pub subscriptions: Arc<Subscriptions>,
     /// The documents that were read lately, by their text.
-    read: Arc<Recent<Arc<ExecutableDocument>>>,
+    read: Arc<Recent<Arc<Document>>>,
     /// The documents that are known by their hash.
     pub documents: Arc<Documents>,
     /// Who has how many sockets open.
@@ -106,7 +111,7 @@ pub struct Operation {
     pub kind: OperationType,
     /// What it costs, and what that leaves.
     pub spent: Spent,
-    pub(super) document: Arc<ExecutableDocument>,
+    pub(super) document: Arc<Document>,
     /// What it uses that is going to be removed.
     pub(super) deprecations: Arc<[Deprecation]>,
     pub(super) request: async_graphql::Request,
@@ -124,6 +129,7 @@ impl Door {
         let documents = Arc::new(Documents::new(config.persisted_queries, config.trusted_documents.as_ref()));
         Self {
             read: Arc::new(Recent::new(READ)),
+            unchecked: crate::graphql::unchecked(config.introspection),
             app,
             schema,
             limits: Arc::default(),
@@ -178,33 +184,42 @@ impl Door {
     }
 
     /// Reads a document, or finds it among those that were read lately.
-    fn read(&self, query: &str) -> Result<Arc<ExecutableDocument>, Refused> {
+    fn read(&self, query: &str) -> Result<Arc<Document>, Refused> {
         if let Some(document) = self.read.get(query) {
             return Ok(document);
         }
-        let document = Arc::new(admission::read(query, &self.limits)?);
-        self.read.keep(query, query.len(), Arc::clone(&document));
+        let document = Arc::new(Document::from(admission::read(query, &self.limits)?));
+        self.read.keep(query, query.len().max(SMALL), Arc::clone(&document));
         Ok(document)
     }
 
     /// Executes a query or a mutation. Whoever stops waiting does not stop a mutation: it runs in a task of its own.
     pub async fn execute(&self, operation: Operation, viewer: Option<Viewer>, request_id: &str) -> Answer {
         let Operation { kind, spent, document, deprecations, mut request, .. } = operation;
+        let form = document.form(request.operation_name.as_deref(), &request.variables);
+        let known = form.as_ref().and_then(|form| document.known(form));
         request.set_parsed_query(ExecutableDocument::clone(&document));
         let (name, started) = (request.operation_name.clone(), Instant::now());
         let traced = self.app.traces.operation(word(kind), name.as_deref());
-        let plan = self.shape.plan(&document, name.as_deref(), root(kind));
-        let manner = Manner { by_level: !plan.is_merged(), is_single: plan.is_single() };
+        let plan = || self.shape.plan(&document, name.as_deref(), root(kind));
+        let manner = known.unwrap_or_else(|| plan().manner());
+        let schema = if known.is_some() { &self.unchecked } else { &self.schema };
         let caller = Caller::new(Arc::clone(&self.app), viewer, manner);
         let request = request.data(caller).data(spent);
         // Taken before anything is read: what the operation does not see comes after it.
         let sync = self.app.hub.reached().borrow().map(event::cursor);
         // Tokio's budget would break off an operation in the middle of a level, and its loaders would read in pieces.
-        let executed = unconstrained(AssertUnwindSafe(self.schema.execute(request)).catch_unwind());
+        let executed = unconstrained(AssertUnwindSafe(schema.execute(request)).catch_unwind());
         let answer = match self.app.in_time(DEADLINE, executed).await {
             Ok(Ok(mut response)) => {
-                plan.complete(&mut response);
-                Answer::of(response, request_id).with(spent.cost, sync).warning(deprecations)
+                if !is_complete(&response) {
+                    plan().complete(&mut response);
+                }
+                let answer = Answer::of(response, request_id);
+                if let Some(form) = form.filter(|_| known.is_none() && answer.is_executed()) {
+                    document.remember(form, manner);
+                }
+                answer.with(spent.cost, sync).warning(deprecations)
             }
             Ok(Err(_)) => Answer::refused(Error::internal("a panic during execution").into(), request_id),
             Err(late) => Answer::refused(late.into(), request_id),
@@ -221,6 +236,13 @@ impl Door {
         });
         answer
     }
+}
+
+/// Whether nothing of the answer is the library's to have left undone: it is one field, resolved as a whole.
+fn is_complete(response: &Response) -> bool {
+    let async_graphql::Value::Object(fields) = &response.data else { return false };
+    let is_whole = |value| matches!(value, &async_graphql::Value::Binary(_));
+    response.errors.is_empty() && fields.len() == 1 && fields.values().all(is_whole)
 }
 
 pub(super) const fn word(kind: OperationType) -> &'static str {

@@ -76,6 +76,67 @@ async fn each_failure_has_its_status_and_its_code() {
 }
 
 #[tokio::test]
+async fn what_was_valid_is_checked_for_the_variables_that_come_next() {
+    let server = Server::without_jobs().await;
+    let alice = server.person("alice").await;
+    let project = alice.project("Apollo").await;
+    let task = alice.task(&project, "Fly", json!({})).await;
+    let document = |name: &str| {
+        format!(
+            "query {name}($id: ID!, $few: Int, $status: [TaskStatus!], $range: DateTimeRange, $no: Boolean! = false) {{
+                task(id: $id) {{ title @skip(if: $no) }}
+                tasks(first: $few, filter: {{ status: $status, createdAt: $range }}) {{ nodes {{ id @skip(if: $no) }} }}
+            }}"
+        )
+    };
+    let variables = |changes: Value| {
+        let mut all = json!({ "id": task, "few": 2, "status": ["TODO"], "range": { "gte": "2020-01-01T00:00:00Z" } });
+        all.as_object_mut().expect("an object").extend(changes.as_object().expect("an object").clone());
+        all
+    };
+    let told = |name: String, changes: Value| {
+        let (alice, document, variables) = (&alice, document(&name), variables(changes));
+        async move {
+            let mut answer = alice.ask(&document, variables).await.0;
+            for error in answer["errors"].as_array_mut().into_iter().flatten() {
+                error["extensions"]["requestId"] = Value::Null;
+            }
+            answer
+        }
+    };
+    for (number, changes) in [
+        json!({ "id": "no id" }),
+        json!({ "id": 7 }),
+        json!({ "id": null }),
+        json!({ "id": [task] }),
+        json!({ "id": 1.5 }),
+        json!({ "few": 0 }),
+        json!({ "few": "2" }),
+        json!({ "few": 3_000_000_000_u64 }),
+        json!({ "few": null, "no": true }),
+        json!({ "status": ["DONE"] }),
+        json!({ "status": ["NONE"] }),
+        json!({ "status": "TODO" }),
+        json!({ "range": { "gte": "yesterday" } }),
+        json!({ "range": { "since": "2020-01-01T00:00:00Z" } }),
+        json!({ "no": "true" }),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let (fresh, known) = (format!("Fresh{number}"), format!("Known{number}"));
+        let usual = told(known.clone(), json!({})).await;
+        assert_eq!(usual["data"]["tasks"]["nodes"], json!([{ "id": task }]), "{usual}");
+        assert_eq!(told(known.clone(), json!({})).await, usual);
+        let expected = told(fresh, changes.clone()).await;
+        for _ in 0..2 {
+            assert_eq!(told(known.clone(), changes.clone()).await, expected, "{changes}");
+        }
+        assert_eq!(told(known, json!({})).await, usual);
+    }
+}
+
+#[tokio::test]
 async fn a_partial_answer_is_told_by_its_status() {
     let server = Server::start().await;
     let query = "{ rateLimit { limit } user(username: \"nobody\") { id } }";

@@ -1,0 +1,133 @@
+//! A document that was read, and what is known of its operations since they were executed.
+//!
+//! The library validates an operation each time, which of a short one is a tenth of all there is to do. But what is valid
+//! hangs on the words, the operation and the kinds of the variables' values alone: what was valid is not validated again.
+
+use std::collections::HashMap;
+use std::fmt::Write;
+use std::ops::Deref;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use async_graphql::parser::types::{BaseType, ExecutableDocument};
+use async_graphql::{Value, Variables};
+
+use crate::graphql::Manner;
+use crate::graphql::complete::chosen;
+
+/// So many forms of a document are remembered, and none that is longer than so many bytes.
+const FORMS: usize = 16;
+const LONG: usize = 128;
+
+/// A document as the library reads it.
+#[derive(Debug)]
+pub struct Document {
+    read: ExecutableDocument,
+    valid: Mutex<HashMap<Form, Manner>>,
+}
+
+/// Which operation of a document, and what of its variables decides whether it is valid.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Form(String);
+
+impl From<ExecutableDocument> for Document {
+    fn from(read: ExecutableDocument) -> Self {
+        Self { read, valid: Mutex::default() }
+    }
+}
+
+impl Deref for Document {
+    type Target = ExecutableDocument;
+
+    fn deref(&self) -> &ExecutableDocument {
+        &self.read
+    }
+}
+
+impl Document {
+    /// The form of an operation; nothing if it is not worth remembering, because hardly another will be like it.
+    pub fn form(&self, name: Option<&str>, variables: &Variables) -> Option<Form> {
+        let mut form = name.unwrap_or_default().to_owned();
+        for definition in &chosen(&self.read, name)?.variable_definitions {
+            let value = variables.get(&definition.node.name.node);
+            let by_kind = match &definition.node.var_type.node.base {
+                BaseType::Named(name) => matches!(name.as_str(), "ID" | "String" | "Int" | "Float" | "Boolean"),
+                BaseType::List(_) => false,
+            };
+            let kind = match value {
+                None => '-',
+                Some(Value::Null) => '0',
+                // The scalars that every server has take all values of a kind, or none.
+                Some(Value::String(_)) if by_kind => 's',
+                Some(Value::Boolean(_)) if by_kind => 'b',
+                Some(Value::Number(number)) if by_kind && number.is_i64() => 'i',
+                Some(Value::Number(_)) if by_kind => 'f',
+                Some(other) => {
+                    // Quoted by its length: nothing in it is taken for what follows.
+                    let text = other.to_string();
+                    write!(form, "={}:{text}", text.len()).ok()?;
+                    ';'
+                }
+            };
+            form.push(kind);
+        }
+        (form.len() <= LONG).then_some(Form(form))
+    }
+
+    /// How an operation of this form is answered, if it is known to be valid.
+    pub fn known(&self, form: &Form) -> Option<Manner> {
+        self.lock().get(form).copied()
+    }
+
+    /// An operation of this form was executed.
+    pub fn remember(&self, form: Form, manner: Manner) {
+        let mut valid = self.lock();
+        if valid.len() < FORMS {
+            valid.insert(form, manner);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<Form, Manner>> {
+        self.valid.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use async_graphql::parser::parse_query;
+    use serde_json::{Value as Json, json};
+
+    use super::*;
+
+    #[test]
+    fn a_form_tells_apart_what_may_differ_in_being_valid() {
+        let document = "query A($id: ID!, $n: Int, $s: [S!], $t: S) { a } query B($id: ID!) { a }";
+        let document = Document::from(parse_query(document).expect("a document"));
+        let form = |name, variables: Json| document.form(Some(name), &Variables::from_json(variables));
+        let same = |one, other| assert_eq!(form("A", one).expect("a form"), form("A", other).expect("a form"));
+        let apart = |one, other| assert_ne!(form("A", one), form("A", other));
+        same(json!({ "id": "1", "n": 1, "unknown": 1 }), json!({ "id": "2", "n": 2 }));
+        same(json!({ "s": ["X"], "t": "X" }), json!({ "t": "X", "s": ["X"] }));
+        apart(json!({ "id": "1" }), json!({ "id": 1 }));
+        apart(json!({ "id": "1" }), json!({ "id": null }));
+        apart(json!({ "id": "1" }), json!({}));
+        apart(json!({ "id": 1 }), json!({ "id": 1.5 }));
+        apart(json!({ "id": 1 }), json!({ "id": 9_223_372_036_854_775_808_u64 }));
+        apart(json!({ "id": "1" }), json!({ "id": ["1"] }));
+        apart(json!({ "s": ["X"] }), json!({ "s": ["Y"] }));
+        apart(json!({ "s": ["X"] }), json!({ "s": "X" }));
+        apart(json!({ "t": "X" }), json!({ "t": "Y" }));
+        apart(json!({ "s": [";"], "t": "X" }), json!({ "s": [], "t": ";" }));
+        let named = |name| form(name, json!({ "id": "1" }));
+        assert_ne!(named("A"), named("B"));
+        assert_eq!(named("C"), None);
+        assert_eq!(form("A", json!({ "t": "x".repeat(LONG) })), None);
+    }
+
+    #[test]
+    fn so_many_forms_are_remembered() {
+        let document = Document::from(parse_query("query ($t: S) { a }").expect("a document"));
+        let form = |number: usize| document.form(None, &Variables::from_json(json!({ "t": number }))).expect("a form");
+        (0..=FORMS).for_each(|number| document.remember(form(number), Manner::default()));
+        assert!(document.known(&form(FORMS - 1)).is_some() && document.known(&form(FORMS)).is_none());
+    }
+}
