@@ -48,7 +48,7 @@
 //! | [`store::task_list`] | lists of tasks: filters, orders, a page at a time, for many parents at once |
 //! | [`store::mail`], [`mail`] | the mail queue; its words and its sending |
 //! | [`events`] | the log (transactional outbox), [`events::hub`], which tails it and fans out, and [`events::hint`] between instances |
-//! | [`db`] | [`db::Db`], [`db::Conn`] and [`on!`]; types, tables, migrations, keyset paging; `batch` commits for many at once and `brief` works on the spot, both for SQLite, `shared` reads for many at once from PostgreSQL |
+//! | [`db`] | [`db::Db`], [`db::Conn`] and [`on!`]; types, tables, migrations, keyset paging; `batch` commits for many at once and `brief` works on the spot, both for SQLite, `shared` reads for many at once from PostgreSQL; [`db::lately`] has what holds for a second |
 //! | [`admin::backup`], [`admin::relocate`] | a copy of SQLite while it is in use; everything carried over to PostgreSQL |
 //! | [`admin::settings`], [`admin::doctor`] | what is wrong with the settings, and with what they lead to |
 //! | [`jobs`] | what happens on time: mail, inboxes, clearing away |
@@ -175,6 +175,7 @@ use futures_util::future::{Either, select};
 use http::turns::Turns;
 use limits::Limits;
 use metrics::Metrics;
+use store::user::Profiles;
 use telemetry::Traces;
 use time::Clock;
 use tokio::sync::watch;
@@ -202,6 +203,8 @@ pub struct App {
     pub credentials: Credentials,
     /// Whom the sessions in use speak for.
     pub sessions: Sessions,
+    /// The names of people.
+    pub profiles: Profiles,
     /// Rate limits.
     pub limits: Limits,
     /// What is counted and measured.
@@ -231,6 +234,7 @@ impl App {
             inbox: watch::Sender::default(),
             credentials,
             sessions: Sessions::default(),
+            profiles: Profiles::default(),
             limits,
             turns: Turns::new(config.connections.operations),
             writes: TaskTracker::new(),

@@ -5,6 +5,7 @@
 
 mod batch;
 mod brief;
+pub mod lately;
 pub mod migrate;
 pub mod page;
 pub mod postgres;
@@ -110,7 +111,7 @@ pub struct Conn {
 }
 
 /// Which bells a commit rings.
-type Rings = [bool; 3];
+type Rings = [bool; 4];
 
 /// Who waits for a commit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -121,11 +122,13 @@ pub enum Bell {
     Mail = 1,
     /// Whoever remembers sessions.
     Sessions = 2,
+    /// Whoever remembers the names of people.
+    Profiles = 3,
 }
 
 impl Conn {
     const fn new(pooled: Pooled) -> Self {
-        Self { pooled, rings: [false; 3] }
+        Self { pooled, rings: [false; 4] }
     }
 
     /// Marks the transaction as one that somebody waits for: its commit rings the bell.
@@ -189,9 +192,9 @@ pub struct Db {
     aside: Pools,
     statements: Counter,
     waits: Histogram,
-    bells: Arc<[Notify; 3]>,
-    /// How often a session or its user has changed.
-    sessions: Arc<AtomicU64>,
+    bells: Arc<[Notify; 4]>,
+    /// How often each bell was rung.
+    changes: Arc<[AtomicU64; 4]>,
 }
 
 /// Where the database is, read from `DATABASE_URL`.
@@ -248,8 +251,8 @@ impl Db {
                 (pools(connections)?, pools(ASIDE)?)
             }
         };
-        let (waits, bells, sessions) = (metrics::seconds(), Arc::default(), Arc::default());
-        Ok(Self { pools, aside, statements, waits, bells, sessions })
+        let (waits, bells, changes) = (metrics::seconds(), Arc::default(), Arc::default());
+        Ok(Self { pools, aside, statements, waits, bells, changes })
     }
 
     /// The same database by a few connections of its own: for the tail of the log, the probes and the jobs, which go on
@@ -258,15 +261,9 @@ impl Db {
         Self { pools: self.aside.clone(), ..self.clone() }
     }
 
-    /// How often a session or its user has changed, as far as this instance knows: what was read of them before is worth
-    /// nothing after.
-    pub fn sessions_changed(&self) -> u64 {
-        self.sessions.load(Ordering::Acquire)
-    }
-
-    /// Another instance has changed a session or its user.
-    pub fn note_sessions(&self) {
-        self.sessions.fetch_add(1, Ordering::AcqRel);
+    /// How often a bell was rung, as far as this instance knows: what was read before is worth nothing after.
+    pub fn changes(&self, bell: Bell) -> u64 {
+        self.changes[bell as usize].load(Ordering::Acquire)
     }
 
     /// A connection for reading.
@@ -371,14 +368,12 @@ impl Db {
 
     /// Rings a bell: something was committed that is waited for.
     pub fn ring(&self, bell: Bell) {
-        if bell == Bell::Sessions {
-            self.note_sessions();
-        }
+        self.changes[bell as usize].fetch_add(1, Ordering::AcqRel);
         self.bells[bell as usize].notify_one();
     }
 
     fn ring_all(&self, rings: Rings) {
-        for bell in [Bell::Sessions, Bell::Log, Bell::Mail] {
+        for bell in [Bell::Sessions, Bell::Profiles, Bell::Log, Bell::Mail] {
             if rings[bell as usize] {
                 self.ring(bell);
             }

@@ -305,7 +305,7 @@ impl<T: Send + Sync + 'static> Hub<T> {
             self.pulse().answered = Some(Instant::now());
             let full = events.len() == BATCH;
             if events.iter().any(|event| event.kind.is_internal()) {
-                db.note_sessions();
+                db.ring(Bell::Sessions);
             }
             for event in events {
                 *position = event.position();

@@ -211,8 +211,7 @@ macro_rules! loads {
 loads! {
     /// The profiles of users, whoever they are.
     users: Users(Id => Arc<user::Profile>) |app, _asker, ids| {
-        let rows = user::profiles(&mut app.db.conn_for(ids.len()).await?, ids).await?;
-        Ok(rows.into_iter().map(|profile| (profile.id, Arc::new(profile))).collect())
+        app.profiles.by_ids(&app.db, app.clock.now(), ids).await
     };
     /// Their accounts, behind the guards.
     accounts: Accounts(Id => Arc<user::User>) |app, _asker, ids| {

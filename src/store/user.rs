@@ -1,5 +1,8 @@
 //! People with an account.
 
+use std::collections::HashMap;
+use std::sync::Arc;
+
 use diesel::dsl::exists;
 use diesel::prelude::*;
 use diesel_async::RunQueryDsl;
@@ -8,9 +11,10 @@ use super::audit::{self, Origin};
 use super::value::{DisplayName, Email, Search, Username, fold};
 use super::{mail, session};
 use crate::access::{Action, Role, Viewer};
+use crate::db::lately::{Lately, Since};
 use crate::db::page::{Key, Page, Position, Window, among};
 use crate::db::schema::{projects, tasks, users};
-use crate::db::{Conn, Db, looked_up};
+use crate::db::{Bell, Conn, Db, looked_up};
 use crate::error::{Error, Fault, FaultCode, Result, is_taken};
 use crate::events::{self, Kind, NewEvent};
 use crate::id::Id;
@@ -123,6 +127,26 @@ macro_rules! narrow {
             $query = $query.filter(users::is_active.eq(is_active));
         }
     };
+}
+
+/// The profiles that were looked at lately.
+#[derive(Default)]
+pub struct Profiles(Lately<Arc<Profile>>);
+
+impl Profiles {
+    /// Those of the users with these ids, as they are or were a second ago.
+    pub async fn by_ids(&self, db: &Db, now: Timestamp, ids: &[Id]) -> Result<HashMap<Id, Arc<Profile>>> {
+        let since = Since::now(db, Bell::Profiles, now);
+        let mut found = self.0.known(since, ids);
+        let missing: Vec<Id> = ids.iter().copied().filter(|id| !found.contains_key(id)).collect();
+        if !missing.is_empty() {
+            let rows = profiles(&mut db.conn_for(missing.len()).await?, &missing).await?;
+            let rows: Vec<_> = rows.into_iter().map(|profile| (profile.id, Arc::new(profile))).collect();
+            self.0.remember(since, rows.iter().cloned());
+            found.extend(rows);
+        }
+        Ok(found)
+    }
 }
 
 /// The profiles of the users with these ids.
@@ -333,6 +357,7 @@ pub async fn update_viewer(db: &Db, now: Timestamp, viewer: &Viewer, changes: &C
             .execute(c)
             .await);
         saved(updated)?;
+        tx.ring_on_commit(Bell::Profiles);
         Ok(user)
     })
     .await
@@ -396,6 +421,7 @@ pub async fn efface(tx: &mut Conn, now: Timestamp, user: &User) -> Result<()> {
         ))
         .execute(c)
         .await)?;
+    tx.ring_on_commit(Bell::Profiles);
     Ok(())
 }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::harness::Server;
+use crate::harness::{PASSWORD, Person, Server, is_postgres};
 
 #[tokio::test]
 async fn one_changes_ones_own_names_and_address() {
@@ -21,6 +21,32 @@ async fn one_changes_ones_own_names_and_address() {
     assert_eq!(left, viewer, "an absent field is left alone");
     server.login("ALICE-2").await;
     assert_eq!(alice.query("{ user(username: \"alice\") { id } }", json!({})).await["user"], Value::Null);
+}
+
+#[tokio::test]
+async fn a_new_name_is_read_at_once_and_on_another_instance_within_a_second() {
+    let server = Server::start().await;
+    let (alice, bob) = (server.person("alice").await, server.person("bob").await);
+    let project = alice.project("Apollo").await;
+    alice.task(&project, "Fly", json!({ "assigneeId": bob.id })).await;
+    let name = async |reader: &Person| {
+        let data = reader.query("{ tasks { nodes { assignee { displayName } } } }", json!({})).await;
+        data["tasks"]["nodes"][0]["assignee"]["displayName"].clone()
+    };
+    assert_eq!(name(&alice).await, "bob");
+    bob.mutate("updateViewer", json!({ "displayName": "Bob Moreau" })).await.ok();
+    assert_eq!(name(&alice).await, "Bob Moreau");
+    if is_postgres() {
+        let other = server.beside().await;
+        let elsewhere = other.login("alice").await;
+        assert_eq!(name(&elsewhere).await, "Bob Moreau");
+        bob.mutate("updateViewer", json!({ "displayName": "Bob" })).await.ok();
+        other.advance(Duration::from_secs(1));
+        assert_eq!(name(&elsewhere).await, "Bob");
+        other.stop().await;
+    }
+    bob.mutate("deleteViewer", json!({ "password": PASSWORD })).await.ok();
+    assert_eq!(name(&alice).await, "Deleted user");
 }
 
 #[tokio::test]
