@@ -152,7 +152,13 @@ def into_sqlite(path, size):
 
 
 def into_postgres(url, size):
-    psql = ["psql", "-X", "-q", "-v", "ON_ERROR_STOP=1", url]
+    psql = ["psql", "-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", url]
+    # Made again at the end, as the bench makes those of its own tables.
+    indexes = subprocess.run([*psql, "-c", "select indexname, indexdef from pg_indexes where tablename in ('tasks', 'comments')"
+                              " and indexname not like '%pkey'"], check=True, capture_output=True, text=True).stdout
+    indexes = [line.split("|") for line in indexes.splitlines()]
+    for name, _ in indexes:
+        subprocess.run([*psql, "-c", f"drop index {name}"], check=True)
     for table, columns, rows in tables(size):
         copy = f"copy {table} ({', '.join(columns.split())}) from stdin"
         loading = subprocess.Popen([*psql, "-c", copy], stdin=subprocess.PIPE, text=True)
@@ -161,6 +167,8 @@ def into_postgres(url, size):
         loading.stdin.close()
         if loading.wait():
             sys.exit(f"{table} could not be loaded")
+    for _, statement in indexes:
+        subprocess.run([*psql, "-c", f"set maintenance_work_mem = '512MB'; {statement}"], check=True)
     subprocess.run([*psql, "-c", "vacuum (analyze, freeze)"], check=True)
 
 
