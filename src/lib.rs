@@ -29,7 +29,8 @@
 //! | [`http::accept`], [`http::address`], [`http::origin`] | connections and their deadlines; from which address a request comes, and from which page |
 //! | [`http::auth`], [`http::recovery`] | the `/auth` routes: sign-up, tokens, mailed links |
 //! | [`http::operation`], [`http::persisted`], [`http::answer`] | a GraphQL operation from its words to its answer, the same for every transport |
-//! | [`http::turns`], [`http::recent`] | who may execute now, and who is refused at the door; documents that were read lately |
+//! | [`http::turns`] | who may execute now, and who is refused at the door |
+//! | [`http::document`], [`http::recent`] | documents that were read lately, and which of their operations are known to be valid |
 //! | [`http::subscription`] | a subscription: opened once, then told event by event, everybody who asked the same at once |
 //! | [`http::graphql`], [`http::negotiate`] | GraphQL over HTTP |
 //! | [`http::websocket`], [`http::protocol`], [`http::sse`] | GraphQL over WebSocket and over server-sent events |
