@@ -329,7 +329,6 @@ pub fn is_brief(connection: &SelectionSet) -> bool {
 }
 
 /// The list that a field's arguments ask for, and the tag of its cursors.
-#[expect(clippy::too_many_arguments, reason = "what a field says of its list")]
 pub fn list(
     field: &str,
     parent: Option<Id>,
