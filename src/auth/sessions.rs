@@ -16,7 +16,7 @@ impl Sessions {
     /// Whom a session speaks for, if it still does.
     pub async fn viewer(&self, db: &Db, now: Timestamp, session_id: Id) -> Result<Option<Viewer>> {
         let since = Since::now(db, Bell::Sessions, now);
-        if let Some(viewer) = self.0.known(since, &[session_id]).remove(&session_id) {
+        if let Some(viewer) = self.0.one(since, session_id) {
             return Ok(Some(viewer));
         }
         let viewer = soon(async { session::viewer(&mut db.conn_for(1).await?, now, session_id).await }).await?;

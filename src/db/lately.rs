@@ -24,6 +24,12 @@ struct Known<V> {
     since: Since,
 }
 
+impl<V: Clone> Known<V> {
+    fn at(&self, now: Since) -> Option<V> {
+        self.since.holds(now).then(|| self.value.clone())
+    }
+}
+
 /// When something was asked for.
 #[derive(Clone, Copy, Debug)]
 pub struct Since {
@@ -50,11 +56,15 @@ impl<V> Default for Lately<V> {
 }
 
 impl<V: Clone> Lately<V> {
+    /// What is known of a row.
+    pub fn one(&self, now: Since, id: Id) -> Option<V> {
+        self.lock().get(&id)?.at(now)
+    }
+
     /// What is known of these rows.
-    pub fn known(&self, now: Since, ids: &[Id]) -> HashMap<Id, V> {
+    pub fn all(&self, now: Since, ids: &[Id]) -> HashMap<Id, V> {
         let known = self.lock();
-        let held = |id: &Id| Some((*id, known.get(id).filter(|known| known.since.holds(now))?.value.clone()));
-        ids.iter().filter_map(held).collect()
+        ids.iter().filter_map(|id| Some((*id, known.get(id)?.at(now)?))).collect()
     }
 
     /// Remembers what was read, asked for at that time.
@@ -86,7 +96,11 @@ mod tests {
         let since = |micros: i64, changes| Since { at: Timestamp::from_micros(micros), changes };
         let second = 1_000_000;
         lately.remember(since(0, 1), [(id, 'a')]);
-        let known = |now| lately.known(now, &[id, Id::new()]).remove(&id);
+        let known = |now| {
+            let one = lately.one(now, id);
+            assert_eq!(lately.all(now, &[id, Id::new()]), one.map(|value| (id, value)).into_iter().collect());
+            one
+        };
         assert_eq!(known(since(0, 1)), Some('a'));
         assert_eq!(known(since(second - 1, 1)), Some('a'));
         assert_eq!(known(since(second, 1)), None);

@@ -46,7 +46,8 @@ impl Deref for Document {
 impl Document {
     /// The form of an operation; nothing if it is not worth remembering, because hardly another will be like it.
     pub fn form(&self, name: Option<&str>, variables: &Variables) -> Option<Form> {
-        let mut form = name.unwrap_or_default().to_owned();
+        // No name has a bracket in it: where the name ends is plain.
+        let mut form = format!("{}(", name.unwrap_or_default());
         for definition in &chosen(&self.read, name)?.variable_definitions {
             let value = variables.get(&definition.node.name.node);
             let by_kind = match &definition.node.var_type.node.base {
@@ -100,7 +101,7 @@ mod tests {
 
     #[test]
     fn a_form_tells_apart_what_may_differ_in_being_valid() {
-        let document = "query A($id: ID!, $n: Int, $s: [S!], $t: S) { a } query B($id: ID!) { a }";
+        let document = "query A($id: ID!, $n: Int, $s: [S!], $t: S) { a } query B($id: ID!) { a } query Bs { a }";
         let document = Document::from(parse_query(document).expect("a document"));
         let form = |name, variables: Json| document.form(Some(name), &Variables::from_json(variables));
         let same = |one, other| assert_eq!(form("A", one).expect("a form"), form("A", other).expect("a form"));
@@ -119,6 +120,7 @@ mod tests {
         apart(json!({ "s": [";"], "t": "X" }), json!({ "s": [], "t": ";" }));
         let named = |name| form(name, json!({ "id": "1" }));
         assert_ne!(named("A"), named("B"));
+        assert_ne!(named("B"), named("Bs"));
         assert_eq!(named("C"), None);
         assert_eq!(form("A", json!({ "t": "x".repeat(LONG) })), None);
     }

@@ -137,7 +137,7 @@ impl Profiles {
     /// Those of the users with these ids, as they are or were a second ago.
     pub async fn by_ids(&self, db: &Db, now: Timestamp, ids: &[Id]) -> Result<HashMap<Id, Arc<Profile>>> {
         let since = Since::now(db, Bell::Profiles, now);
-        let mut found = self.0.known(since, ids);
+        let mut found = self.0.all(since, ids);
         let missing: Vec<Id> = ids.iter().copied().filter(|id| !found.contains_key(id)).collect();
         if !missing.is_empty() {
             let rows = profiles(&mut db.conn_for(missing.len()).await?, &missing).await?;
