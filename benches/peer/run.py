@@ -76,7 +76,7 @@ class Fasttrack(Peer):
             # A task goes one step at a time, and one that is there already is not written: so each of some tasks is moved
             # forth by one request and, when all were, back by another, however often they are repeated.
             if self.back:
-                arguments.v["task"], arguments.v["status"] = self.back.pop(), "todo"
+                arguments.v["task"], arguments.v["status"] = self.back.pop(0), "todo"
             else:
                 self.forth.append(arguments.v["task"])
                 arguments.v["status"] = "in_progress"
