@@ -75,6 +75,8 @@ impl Comment {
 }
 
 impl Level for Comment {
+    const IS_NODE: bool = true;
+
     fn step<'a>(field: &Selected<'a>) -> Option<Step<'a, Self>> {
         Some(match field.name() {
             "id" => own!(|comment| Encoded(&node::bytes(Noun::Comment, comment.0.id))),

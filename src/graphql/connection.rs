@@ -61,7 +61,12 @@ impl Paging {
     pub fn of(field: &Selected<'_>) -> Option<Self> {
         let [first, last] = ["first", "last"].map(|name| field.argument(name));
         let [after, before] = ["after", "before"].map(|name| field.argument(name));
-        Some(Self { tells_more: field.may_select("pageInfo"), ..Self::new(first?, after?, last?, before?) })
+        Some(Self::new(first?, after?, last?, before?).shown_by(field))
+    }
+
+    /// The same for a connection of which so much is selected.
+    pub fn shown_by(self, field: &Selected<'_>) -> Self {
+        Self { tells_more: field.may_select("pageInfo"), ..self }
     }
 
     /// How many, and whether counted from the end.
@@ -317,6 +322,8 @@ impl<T: OutputType + Clone> Edge<T> {
 }
 
 impl<T: Level> Level for Connection<T> {
+    const IS_NODE: bool = false;
+
     fn step<'a>(field: &Selected<'a>) -> Option<Step<'a, Self>> {
         match field.name() {
             "edges" => field.lists(Self::all_edges),
@@ -338,6 +345,8 @@ impl<T: Level> Hung<Connection<T>> for Counts {
 }
 
 impl<T: Level> Level for Edge<T> {
+    const IS_NODE: bool = false;
+
     fn step<'a>(field: &Selected<'a>) -> Option<Step<'a, Self>> {
         match field.name() {
             "cursor" => Some(own!(|edge| Encoded(&edge.tag.bytes(&edge.position)))),
@@ -348,6 +357,8 @@ impl<T: Level> Level for Edge<T> {
 }
 
 impl Level for PageInfo {
+    const IS_NODE: bool = false;
+
     fn step<'a>(field: &Selected<'a>) -> Option<Step<'a, Self>> {
         Some(match field.name() {
             "hasNextPage" => own!(|page| page.has_next_page),

@@ -47,6 +47,8 @@ impl Label {
 }
 
 impl Level for Label {
+    const IS_NODE: bool = true;
+
     fn step<'a>(field: &Selected<'a>) -> Option<Step<'a, Self>> {
         Some(match field.name() {
             "id" => own!(|label| Encoded(&node::bytes(Noun::Label, label.0.id))),

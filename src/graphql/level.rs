@@ -9,12 +9,20 @@
 //! the database is not there, is left to the library, which answers as the schema says.
 
 use std::borrow::Cow;
+use std::collections::HashMap;
 use std::future::ready;
 use std::ops::Range;
 
-use async_graphql::parser::types::{Field, Selection, SelectionSet};
+use async_graphql::parser::types::{
+    Directive, ExecutableDocument, Field, FragmentDefinition, InlineFragment, OperationDefinition, Selection,
+    SelectionSet,
+};
 use async_graphql::registry::Registry;
-use async_graphql::{ContextSelectionSet, InputType, OutputType, Positioned, ServerResult, Value};
+use async_graphql::{
+    Context, ContextBase, ContextSelectionSet, InputType, Name, OutputType, Pos, Positioned, ServerResult, Value,
+    Variables,
+};
+use async_graphql_value::Value as Input;
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, try_join_all};
 
@@ -26,6 +34,9 @@ use crate::id::Id;
 
 /// An object that can be resolved together with others of its type.
 pub trait Level: OutputType + Clone + 'static {
+    /// Whether it is a `Node`.
+    const IS_NODE: bool;
+
     /// How to resolve a field of it; nothing if that is left to the library.
     fn step<'a>(field: &Selected<'a>) -> Option<Step<'a, Self>>;
 }
@@ -87,39 +98,144 @@ impl Texts {
     }
 }
 
+/// What the names in an operation stand for.
+#[derive(Clone, Copy)]
+struct Names<'a> {
+    operation: &'a OperationDefinition,
+    fragments: &'a HashMap<Name, Positioned<FragmentDefinition>>,
+    variables: &'a Variables,
+}
+
+impl<'a> Names<'a> {
+    fn of<T>(ctx: &ContextBase<'a, T>) -> Self {
+        let env = ctx.query_env;
+        Self { operation: &env.operation.node, fragments: &env.fragments, variables: &env.variables }
+    }
+
+    /// The value of an argument with its variables filled in.
+    fn value(self, argument: &Input) -> Option<Value> {
+        let variable = |name: Name| {
+            let mut definitions = self.operation.variable_definitions.iter();
+            let definition = &definitions.find(|definition| definition.node.name.node == name).ok_or(())?.node;
+            self.variables.get(&name).or_else(|| definition.default_value()).cloned().ok_or(())
+        };
+        argument.clone().into_const_with(variable).ok()
+    }
+
+    /// Whether `@skip` and `@include` leave what they are on; nothing if that cannot be told.
+    fn leave(self, directives: &[Positioned<Directive>]) -> Option<bool> {
+        for directive in directives {
+            let (name, condition) = (directive.node.name.node.as_str(), directive.node.get_argument("if"));
+            let without = match name {
+                "skip" => true,
+                "include" => false,
+                _ => continue,
+            };
+            if self.value(&condition?.node)? == Value::Boolean(without) {
+                return Some(false);
+            }
+        }
+        Some(true)
+    }
+}
+
 /// A field as it is selected.
+#[derive(Clone, Copy)]
 pub struct Selected<'a> {
-    ctx: ContextSelectionSet<'a>,
+    names: Names<'a>,
     field: &'a Positioned<Field>,
 }
 
 impl<'a> Selected<'a> {
+    /// The field that is resolved.
+    pub fn of(ctx: &Context<'a>) -> Self {
+        Self { names: Names::of(ctx), field: ctx.item }
+    }
+
+    /// The field of an operation that has one alone.
+    pub fn root(
+        document: &'a ExecutableDocument,
+        operation: &'a OperationDefinition,
+        variables: &'a Variables,
+    ) -> Option<Self> {
+        let names = Names { operation, fragments: &document.fragments, variables };
+        match operation.selection_set.node.items.as_slice() {
+            [Positioned { node: Selection::Field(field), .. }] => {
+                names.leave(&field.node.directives)?.then_some(Self { names, field })
+            }
+            _ => None,
+        }
+    }
+
+    fn set(&self) -> &'a SelectionSet {
+        &self.field.node.selection_set.node
+    }
+
     /// Its name in the schema.
     pub fn name(&self) -> &'a str {
         &self.field.node.name.node
     }
 
+    /// What it is called in the answer.
+    pub fn key(&self) -> &'a str {
+        &self.field.node.response_key().node
+    }
+
+    /// Where it stands in the document.
+    pub fn position(&self) -> Pos {
+        self.field.pos
+    }
+
     /// The value of an argument; nothing if it is not one, which is the library's to tell.
     pub fn argument<T: InputType>(&self, name: &str) -> Option<T> {
-        let argument = self.ctx.with_field(self.field).param_value(name, None);
-        argument.ok().map(|(_, value)| value)
+        let value = match self.field.node.get_argument(name) {
+            Some(argument) => Some(self.names.value(&argument.node)?),
+            None => None,
+        };
+        T::parse(value).ok()
     }
 
-    /// What is selected of what it yields.
-    pub fn selection(&self) -> &'a SelectionSet {
-        &self.field.node.selection_set.node
+    /// Whether this holds for every field that may be selected of what it yields, whatever type a fragment is of.
+    pub fn every(&self, mut holds: impl FnMut(Self) -> bool) -> bool {
+        fn every<'a>(names: Names<'a>, set: &'a SelectionSet, holds: &mut dyn FnMut(Selected<'a>) -> bool) -> bool {
+            set.items.iter().all(|selection| match &selection.node {
+                Selection::Field(field) => holds(Selected { names, field }),
+                Selection::InlineFragment(fragment) => every(names, &fragment.node.selection_set.node, holds),
+                Selection::FragmentSpread(spread) => {
+                    let fragment = names.fragments.get(&spread.node.fragment_name.node);
+                    fragment.is_some_and(|fragment| every(names, &fragment.node.selection_set.node, holds))
+                }
+            })
+        }
+        every(self.names, self.set(), &mut holds)
     }
 
-    /// Whether a field of this name is selected of what it yields, by its own words or perhaps by those of a fragment.
+    /// Whether a field of this name may be selected of what it yields.
     pub fn may_select(&self, name: &str) -> bool {
-        self.selection().items.iter().any(|selection| match &selection.node {
-            Selection::Field(field) => field.node.name.node == name,
-            Selection::InlineFragment(_) | Selection::FragmentSpread(_) => true,
-        })
+        !self.every(|field| field.name() != name)
+    }
+
+    /// The JSON of what it yields, an object or null; nothing if that is left to the library.
+    pub async fn answer<T: Level>(
+        &self,
+        caller: &Caller,
+        found: impl Future<Output = Result<Option<T>>>,
+    ) -> Option<Result<Vec<u8>>> {
+        let plan = self.plan::<T>()?;
+        let resolved = async {
+            match found.await? {
+                Some(object) => plan.resolve(std::slice::from_ref(&object), caller).await.map(|texts| texts.buffer),
+                None => Ok(b"null".to_vec()),
+            }
+        };
+        match resolved.await {
+            Err(error) if !error.is_unavailable() => None,
+            answered => Some(answered),
+        }
     }
 
     fn plan<U: Level>(&self) -> Option<Plan<'a, U>> {
-        Plan::of(&self.ctx.with_selection_set(&self.field.node.selection_set))
+        Plan::of(self.names, self.set())
     }
 
     /// Objects that are there already, one for each.
@@ -275,50 +391,52 @@ struct Member<'a, T> {
 
 impl<'a, T: Level> Plan<'a, T> {
     /// Nothing if any of it is left to the library.
-    fn of(ctx: &ContextSelectionSet<'a>) -> Option<Self> {
+    fn of(names: Names<'a>, set: &'a SelectionSet) -> Option<Self> {
         let mut plan = Self { steps: Vec::new() };
-        plan.add(ctx)?;
+        plan.add(names, set)?;
         // An object of which nothing is selected, because no fragment is of its type.
         (!plan.steps.is_empty()).then_some(plan)
     }
 
-    fn add(&mut self, ctx: &ContextSelectionSet<'a>) -> Option<()> {
-        for selection in &ctx.item.node.items {
-            let (condition, set) = match &selection.node {
+    fn add(&mut self, names: Names<'a>, set: &'a SelectionSet) -> Option<()> {
+        for selection in &set.items {
+            let (directives, condition, set) = match &selection.node {
                 Selection::Field(field) => {
-                    let key = field.node.response_key().node.as_str();
-                    let is_leaf = field.node.selection_set.node.items.is_empty();
-                    match self.steps.iter().any(|member| member.key == key) {
-                        false => {
-                            let mut name = Vec::with_capacity(key.len() + 3);
-                            json::name(&mut name, key);
-                            self.steps.push(Member { key, name, step: step(&Selected { ctx: ctx.clone(), field })? });
-                        }
-                        // Asked for twice, which is valid only if it is the same.
-                        true if is_leaf => {}
-                        // What is selected in both places has to be put together.
-                        true => return None,
+                    if names.leave(&field.node.directives)? {
+                        self.add_field(Selected { names, field })?;
                     }
                     continue;
                 }
                 Selection::InlineFragment(fragment) => {
-                    (fragment.node.type_condition.as_ref(), &fragment.node.selection_set)
+                    let InlineFragment { directives, type_condition, selection_set } = &fragment.node;
+                    (directives, type_condition.as_ref(), selection_set)
                 }
                 Selection::FragmentSpread(spread) => {
-                    let fragment = ctx.query_env.fragments.get(&spread.node.fragment_name.node)?;
-                    (Some(&fragment.node.type_condition), &fragment.node.selection_set)
+                    let fragment = &names.fragments.get(&spread.node.fragment_name.node)?.node;
+                    (&spread.node.directives, Some(&fragment.type_condition), &fragment.selection_set)
                 }
             };
-            let name = T::type_name();
             let applies = condition.is_none_or(|condition| {
                 let wanted = condition.node.on.node.as_str();
-                let implemented = ctx.schema_env.registry.implements.get(&*name);
-                wanted == name || implemented.is_some_and(|interfaces| interfaces.contains(wanted))
+                wanted == T::type_name() || (T::IS_NODE && wanted == "Node")
             });
-            if applies {
-                self.add(&ctx.with_selection_set(set))?;
+            if applies && names.leave(directives)? {
+                self.add(names, &set.node)?;
             }
         }
+        Some(())
+    }
+
+    fn add_field(&mut self, field: Selected<'a>) -> Option<()> {
+        let key = field.key();
+        if self.steps.iter().any(|member| member.key == key) {
+            // Asked for twice, which is valid only if it is the same. What is selected of an object in both places has to
+            // be put together.
+            return field.set().items.is_empty().then_some(());
+        }
+        let mut name = Vec::with_capacity(key.len() + 3);
+        json::name(&mut name, key);
+        self.steps.push(Member { key, name, step: step(&field)? });
         Some(())
     }
 
@@ -377,7 +495,7 @@ impl<T: Level> OutputType for ByLevel<T> {
     async fn resolve(&self, ctx: &ContextSelectionSet<'_>, field: &Positioned<Field>) -> ServerResult<Value> {
         let caller: &Caller = ctx.data_unchecked();
         if caller.manner().by_level
-            && let Some(plan) = Plan::<T>::of(ctx)
+            && let Some(plan) = Plan::<T>::of(Names::of(ctx), &ctx.item.node)
         {
             match plan.resolve(std::slice::from_ref(&self.0), caller).await {
                 Ok(texts) => return Ok(Value::Binary(texts.buffer.into())),
@@ -390,5 +508,34 @@ impl<T: Level> OutputType for ByLevel<T> {
             }
         }
         self.0.resolve(ctx, field).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::comment::Comment;
+    use super::super::connection::{Connection, Edge, PageInfo};
+    use super::super::label::Label;
+    use super::super::project::Project;
+    use super::super::task::Task;
+    use super::super::user::User;
+    use super::*;
+
+    #[test]
+    fn what_is_a_node_here_is_one_in_the_schema() {
+        fn same<T: Level>(sdl: &str) {
+            let name = T::type_name();
+            assert!(sdl.contains(&format!("\ntype {name} ")), "{name} is a type");
+            assert_eq!(T::IS_NODE, sdl.contains(&format!("\ntype {name} implements Node ")), "{name}");
+        }
+        let sdl = super::super::sdl();
+        same::<Task>(&sdl);
+        same::<Project>(&sdl);
+        same::<Comment>(&sdl);
+        same::<Label>(&sdl);
+        same::<User>(&sdl);
+        same::<Connection<Task>>(&sdl);
+        same::<Edge<Task>>(&sdl);
+        same::<PageInfo>(&sdl);
     }
 }

@@ -6,6 +6,7 @@ pub mod comment;
 pub mod complete;
 pub mod connection;
 pub mod deprecation;
+pub mod direct;
 pub mod event;
 pub mod guard;
 pub mod json;

@@ -104,8 +104,9 @@ impl Project {
         #[graphql(desc = "Only these.")] filter: Option<TaskFilter>,
         #[graphql(desc = "In this order.")] order_by: Option<TaskOrder>,
     ) -> Result<ByLevel<Connection<Task>>> {
-        let caller = Caller::of(ctx);
-        let (tag, list) = self.list(caller, &Paging::new(first, after, last, before), filter, order_by, false)?;
+        let (caller, field) = (Caller::of(ctx), Selected::of(ctx));
+        let paging = Paging::new(first, after, last, before).shown_by(&field);
+        let (tag, list) = self.list(caller, &paging, filter, order_by, task::is_brief(&field))?;
         let page = caller.loaders()?.task_page(Of::Project, self.0.id, Arc::clone(&list)).await?;
         Ok(ByLevel(self.listed(tag, &list, page)))
     }
@@ -141,6 +142,8 @@ impl Project {
 }
 
 impl Level for Project {
+    const IS_NODE: bool = true;
+
     fn step<'a>(field: &Selected<'a>) -> Option<Step<'a, Self>> {
         Some(match field.name() {
             "id" => own!(|project| Encoded(&node::bytes(Noun::Project, project.0.id))),
@@ -156,7 +159,7 @@ impl Level for Project {
                 let paging = Paging::of(field)?;
                 let filter: Option<TaskFilter> = field.argument("filter")?;
                 let order_by: Option<TaskOrder> = field.argument("orderBy")?;
-                let brief = task::is_brief(field.selection());
+                let brief = task::is_brief(field);
                 field.found(move |projects: &[Self], caller| {
                     let list = |project: &Self| project.list(caller, &paging, filter.clone(), order_by.clone(), brief);
                     let lists = projects.iter().map(list);
@@ -259,12 +262,7 @@ impl ProjectQuery {
         ctx: &Context<'_>,
         #[graphql(desc = "Its global id.")] id: ID,
     ) -> Result<Option<ByLevel<Project>>> {
-        let Some(id) = node::decode_as(Noun::Project, &id) else {
-            return Ok(None);
-        };
-        let caller = Caller::of(ctx);
-        let project = caller.loaders()?.root::<loader::Projects>(id, caller.manner().is_single).await?;
-        Ok(project.map(|project| ByLevel(Project(project))))
+        Ok(found(Caller::of(ctx), &id).await?.map(ByLevel))
     }
 
     /// The projects that the viewer owns, by default oldest first; all projects for ADMIN.
@@ -280,13 +278,31 @@ impl ProjectQuery {
         #[graphql(desc = "Only these.")] filter: Option<ProjectFilter>,
         #[graphql(desc = "In this order.")] order_by: Option<ProjectOrder>,
     ) -> Result<ByLevel<Connection<Project>>> {
-        let caller = Caller::of(ctx);
-        let paging = Paging::new(first, after, last, before);
-        let (tag, list) = list("projects", None, &paging, filter, order_by)?;
-        let mut conn = caller.app().db.conn_for(list.reads()).await?;
-        let page = store::page(&mut conn, caller.viewer()?, &list).await?;
-        Ok(ByLevel(connection(tag, Total::Projects(Arc::clone(&list)), page.shared(), &list)))
+        let (field, paging) = (Selected::of(ctx), Paging::new(first, after, last, before));
+        Ok(ByLevel(listed(Caller::of(ctx), &field, paging, filter, order_by).await?))
     }
+}
+
+/// The project with a global id.
+pub async fn found(caller: &Caller, id: &ID) -> crate::error::Result<Option<Project>> {
+    let Some(id) = node::decode_as(Noun::Project, id) else {
+        return Ok(None);
+    };
+    Ok(caller.loaders()?.root::<loader::Projects>(id, caller.manner().is_single).await?.map(Project))
+}
+
+/// A page of the projects that the caller may see.
+pub async fn listed(
+    caller: &Caller,
+    field: &Selected<'_>,
+    paging: Paging,
+    filter: Option<ProjectFilter>,
+    order_by: Option<ProjectOrder>,
+) -> crate::error::Result<Connection<Project>> {
+    let (tag, list) = list("projects", None, &paging.shown_by(field), filter, order_by)?;
+    let mut conn = caller.app().db.conn_for(list.reads()).await?;
+    let page = store::page(&mut conn, caller.viewer()?, &list).await?;
+    Ok(connection(tag, Total::Projects(Arc::clone(&list)), page.shared(), &list))
 }
 
 /// A project to be made.

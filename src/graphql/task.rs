@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use async_graphql::parser::types::{Field, Selection, SelectionSet};
 use async_graphql::{Context, ID, InputObject, MaybeUndefined, Object, Result, SimpleObject};
 use futures_util::FutureExt;
 
@@ -172,6 +171,8 @@ fn comments_tag() -> Tag {
 }
 
 impl Level for Task {
+    const IS_NODE: bool = true;
+
     fn step<'a>(field: &Selected<'a>) -> Option<Step<'a, Self>> {
         Some(match field.name() {
             "id" => own!(|task| Encoded(&node::bytes(Noun::Task, task.0.id))),
@@ -305,25 +306,18 @@ pub struct TaskOrder {
     direction: OrderDirection,
 }
 
-/// Whether what is selected of a connection of tasks is found in their brief columns, as far as its own words say.
-pub fn is_brief(connection: &SelectionSet) -> bool {
-    fn all(set: &SelectionSet, known: fn(&Field) -> bool) -> bool {
-        set.items.iter().all(|selection| matches!(&selection.node, Selection::Field(field) if known(&field.node)))
-    }
-    fn task(field: &Field) -> bool {
+/// Whether what is selected of a connection of tasks is found in their brief columns.
+pub fn is_brief(connection: &Selected<'_>) -> bool {
+    fn task(field: Selected<'_>) -> bool {
         // What hangs on a task by its id is read for itself, but for its history, which shows the task again.
         let own = ["__typename", "id", "title", "status", "priority", "dueAt", "isOverdue", "createdAt"];
         let hung =
             ["project", "assignee", "labels", "comments", "viewerCanUpdate", "viewerCanDelete", "viewerCanComment"];
-        let name = field.name.node.as_str();
-        own.contains(&name) || hung.contains(&name)
+        own.contains(&field.name()) || hung.contains(&field.name())
     }
-    all(connection, |field| match field.name.node.as_str() {
-        "edges" => all(&field.selection_set.node, |field| match field.name.node.as_str() {
-            "node" => all(&field.selection_set.node, task),
-            _ => true,
-        }),
-        "nodes" => all(&field.selection_set.node, task),
+    connection.every(|field| match field.name() {
+        "edges" => field.every(|field| field.name() != "node" || field.every(task)),
+        "nodes" => field.every(task),
         _ => true,
     })
 }
@@ -363,12 +357,7 @@ impl TaskQuery {
         ctx: &Context<'_>,
         #[graphql(desc = "Its global id.")] id: ID,
     ) -> Result<Option<ByLevel<Task>>> {
-        let Some(id) = node::decode_as(Noun::Task, &id) else {
-            return Ok(None);
-        };
-        let caller = Caller::of(ctx);
-        let task = caller.loaders()?.root::<loader::Tasks>(id, caller.manner().is_single).await?;
-        Ok(task.map(|task| ByLevel(Task(task))))
+        Ok(found(Caller::of(ctx), &id).await?.map(ByLevel))
     }
 
     /// Every task that the viewer may see, by default oldest first: those in their own projects and those assigned to
@@ -385,15 +374,32 @@ impl TaskQuery {
         #[graphql(desc = "Only these.")] filter: Option<TaskFilter>,
         #[graphql(desc = "In this order.")] order_by: Option<TaskOrder>,
     ) -> Result<ByLevel<Connection<Task>>> {
-        let caller = Caller::of(ctx);
-        let paging = Paging::new(first, after, last, before);
-        let scopes = Scope::visible_to(caller.viewer()?);
-        let brief = is_brief(&ctx.item.node.selection_set.node);
-        let (tag, list) = list("tasks", None, scopes, &paging, filter, order_by, brief)?;
-        let app = caller.app();
-        let page = task_list::page(&mut app.db.conn_for(list.reads(1)).await?, &list, app.clock.now()).await?;
-        Ok(ByLevel(connection(tag, Total::Tasks(Arc::clone(&list)), page.shared(), &list)))
+        let (field, paging) = (Selected::of(ctx), Paging::new(first, after, last, before));
+        Ok(ByLevel(listed(Caller::of(ctx), &field, paging, filter, order_by).await?))
     }
+}
+
+/// The task with a global id.
+pub async fn found(caller: &Caller, id: &ID) -> crate::error::Result<Option<Task>> {
+    let Some(id) = node::decode_as(Noun::Task, id) else {
+        return Ok(None);
+    };
+    Ok(caller.loaders()?.root::<loader::Tasks>(id, caller.manner().is_single).await?.map(Task))
+}
+
+/// A page of the tasks that the caller may see.
+pub async fn listed(
+    caller: &Caller,
+    field: &Selected<'_>,
+    paging: Paging,
+    filter: Option<TaskFilter>,
+    order_by: Option<TaskOrder>,
+) -> crate::error::Result<Connection<Task>> {
+    let scopes = Scope::visible_to(caller.viewer()?);
+    let (tag, list) = list("tasks", None, scopes, &paging.shown_by(field), filter, order_by, is_brief(field))?;
+    let app = caller.app();
+    let page = task_list::page(&mut app.db.conn_for(list.reads(1)).await?, &list, app.clock.now()).await?;
+    Ok(connection(tag, Total::Tasks(Arc::clone(&list)), page.shared(), &list))
 }
 
 /// A task to be made. It begins as TODO.

@@ -194,7 +194,7 @@ impl User {
         #[graphql(desc = "Only these.")] filter: Option<ProjectFilter>,
         #[graphql(desc = "In this order.")] order_by: Option<ProjectOrder>,
     ) -> Result<Option<ByLevel<Connection<Project>>>> {
-        let paging = Paging::new(first, after, last, before);
+        let paging = Paging::new(first, after, last, before).shown_by(&Selected::of(ctx));
         let (tag, list) = project::list("User.projects", Some(self.profile.id), &paging, filter, order_by)?;
         let page = Caller::of(ctx).loaders()?.project_page(self.profile.id, Arc::clone(&list)).await?;
         Ok(Some(ByLevel(project::connection(tag, Total::ProjectsOf(self.profile.id, Arc::clone(&list)), page, &list))))
@@ -213,11 +213,13 @@ impl User {
         #[graphql(desc = "Only these.")] filter: Option<TaskFilter>,
         #[graphql(desc = "In this order.")] order_by: Option<TaskOrder>,
     ) -> Result<Option<ByLevel<Connection<Task>>>> {
-        let paging = Paging::new(first, after, last, before);
+        let field = Selected::of(ctx);
+        let paging = Paging::new(first, after, last, before).shown_by(&field);
+        let brief = task::is_brief(&field);
         // Whoever may read the account may see what is assigned to it.
         let scopes = vec![Scope::Everything];
         let (tag, list) =
-            task::list("User.assignedTasks", Some(self.profile.id), scopes, &paging, filter, order_by, false)?;
+            task::list("User.assignedTasks", Some(self.profile.id), scopes, &paging, filter, order_by, brief)?;
         let page = Caller::of(ctx).loaders()?.task_page(Of::Assignee, self.profile.id, Arc::clone(&list)).await?;
         Ok(Some(ByLevel(task::connection(
             tag,
@@ -230,6 +232,8 @@ impl User {
 
 /// What everyone may see; the rest has guards.
 impl Level for User {
+    const IS_NODE: bool = true;
+
     fn step<'a>(field: &Selected<'a>) -> Option<Step<'a, Self>> {
         Some(match field.name() {
             "id" => own!(|user| Encoded(&node::bytes(Noun::User, user.profile.id))),

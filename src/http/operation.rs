@@ -25,7 +25,7 @@ use crate::error::{Code, Error};
 use crate::graphql::complete::{Shape, root};
 use crate::graphql::deprecation::{Deprecation, Deprecations};
 use crate::graphql::rate_limit::Spent;
-use crate::graphql::{Caller, Schema, event};
+use crate::graphql::{Caller, Schema, direct, event};
 use crate::limits::{Door as Limited, Who};
 use crate::metrics::Executed;
 
@@ -198,18 +198,26 @@ impl Door {
         let Operation { kind, spent, document, deprecations, mut request, .. } = operation;
         let form = document.form(request.operation_name.as_deref(), &request.variables);
         let known = form.as_ref().and_then(|form| document.known(form));
-        request.set_parsed_query(ExecutableDocument::clone(&document));
         let (name, started) = (request.operation_name.clone(), Instant::now());
         let traced = self.app.traces.operation(word(kind), name.as_deref());
         let plan = || self.shape.plan(&document, name.as_deref(), root(kind));
         let manner = known.unwrap_or_else(|| plan().manner());
-        let schema = if known.is_some() { &self.unchecked } else { &self.schema };
         let caller = Caller::new(Arc::clone(&self.app), viewer, manner);
-        let request = request.data(caller).data(spent);
         // Taken before anything is read: what the operation does not see comes after it.
         let sync = self.app.hub.reached().borrow().map(event::cursor);
+        // Boxed, so that it is not moved by everything that is put around it.
+        let executed = Box::pin(async {
+            if known.is_some()
+                && let Some(response) = direct::answer(&document, name.as_deref(), &request.variables, &caller).await
+            {
+                return response;
+            }
+            request.set_parsed_query(ExecutableDocument::clone(&document));
+            let schema = if known.is_some() { &self.unchecked } else { &self.schema };
+            schema.execute(request.data(caller).data(spent)).await
+        });
         // Tokio's budget would break off an operation in the middle of a level, and its loaders would read in pieces.
-        let executed = unconstrained(AssertUnwindSafe(schema.execute(request)).catch_unwind());
+        let executed = unconstrained(AssertUnwindSafe(executed).catch_unwind());
         let answer = match self.app.in_time(DEADLINE, executed).await {
             Ok(Ok(mut response)) => {
                 if !is_complete(&response) {
@@ -240,9 +248,12 @@ impl Door {
 
 /// Whether nothing of the answer is the library's to have left undone: it is one field, resolved as a whole.
 fn is_complete(response: &Response) -> bool {
-    let async_graphql::Value::Object(fields) = &response.data else { return false };
-    let is_whole = |value| matches!(value, &async_graphql::Value::Binary(_));
-    response.errors.is_empty() && fields.len() == 1 && fields.values().all(is_whole)
+    let is_whole = |value: &async_graphql::Value| matches!(value, async_graphql::Value::Binary(_));
+    response.errors.is_empty()
+        && match &response.data {
+            async_graphql::Value::Object(fields) => fields.len() == 1 && fields.values().all(is_whole),
+            data => is_whole(data),
+        }
 }
 
 pub(super) const fn word(kind: OperationType) -> &'static str {
