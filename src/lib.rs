@@ -42,6 +42,7 @@
 //! | [`auth`] | from a token to its [`access::Viewer`], by the session in [`auth::sessions`]; password hashes and tokens in [`auth::credential`] |
 //! | [`graphql`] | the nouns' types, queries, inputs, mutations and subscriptions; guards, global ids, connections, loaders |
 //! | [`graphql::level`], [`graphql::json`] | a short cut for plain selections: all objects of a level at once, straight into JSON |
+//! | [`graphql::direct`] | the same for a whole query of one root field, past the library |
 //! | [`graphql::complete`] | what the library leaves undone of an answer: its order, and where a null goes up |
 //! | [`store`] | the nouns' rows, reads and transactions; [`store::value`] and [`store::password`] have what was checked, such as a `Title` |
 //! | [`store::account`], [`store::session`], [`store::token`], [`store::lockout`], [`store::audit`], [`store::export`] | the life of an account, its sessions and mailed tokens, what is kept of it |
@@ -49,7 +50,7 @@
 //! | [`store::task_list`] | lists of tasks: filters, orders, a page at a time, for many parents at once |
 //! | [`store::mail`], [`mail`] | the mail queue; its words and its sending |
 //! | [`events`] | the log (transactional outbox), [`events::hub`], which tails it and fans out, and [`events::hint`] between instances |
-//! | [`db`] | [`db::Db`], [`db::Conn`] and [`on!`]; types, tables, migrations, keyset paging; `batch` commits for many at once and `brief` works on the spot, both for SQLite, `shared` reads for many at once from PostgreSQL; [`db::lately`] has what holds for a second |
+//! | [`db`] | [`db::Db`], [`db::Conn`] and [`on!`]; types, tables, migrations, keyset paging; `batch` commits for many at once, folds the log beside them, and `brief` works on the spot, both for SQLite, `shared` reads for many at once from PostgreSQL; [`db::lately`] has what holds for a second |
 //! | [`admin::backup`], [`admin::relocate`] | a copy of SQLite while it is in use; everything carried over to PostgreSQL |
 //! | [`admin::settings`], [`admin::doctor`] | what is wrong with the settings, and with what they lead to |
 //! | [`jobs`] | what happens on time: mail, inboxes, clearing away |
@@ -66,8 +67,9 @@
 //!    [`store::task::Changes`], where an absent field differs from null, and runs the write by
 //!    [`graphql::payload::write`]: in a task of its own, so that a client that goes away cannot cut it in half. Faults
 //!    become `userErrors`, everything else a top-level error.
-//! 3. [`store::task::update`] is one transaction: read the row as the viewer sees it, ask the table, apply the changes,
-//!    `UPDATE … WHERE version = …`, then [`events::append`]. After the commit [`db::Db::transaction`] rings the bell.
+//! 3. [`store::task::update`] reads the row as the viewer sees it, asks the table, applies the changes, then
+//!    `UPDATE … WHERE version = …` and [`events::append`], as one transaction; if somebody was faster it begins again. After
+//!    the commit [`db::Db::transaction`] rings the bell.
 //!
 //! # A task is assigned → its subscriber, in four files
 //!
@@ -224,6 +226,7 @@ impl App {
     /// Opens the database and sets everything up; nothing runs yet.
     pub fn open(config: Config, clock: Clock) -> Result<Arc<Self>> {
         let db = Db::open(&config.database, config.database_connections)?;
+        let is_embedded = !db.is_postgres();
         let credentials = Credentials::new(&config)?;
         let limits = Limits::new(config.rate_limits, config.redis()?);
         Ok(Arc::new(Self {
@@ -237,7 +240,7 @@ impl App {
             sessions: Sessions::default(),
             profiles: Profiles::default(),
             limits,
-            turns: Turns::new(config.connections.operations),
+            turns: Turns::new(config.connections.operations, is_embedded),
             writes: TaskTracker::new(),
             draining: CancellationToken::new(),
             clock,

@@ -111,7 +111,7 @@ async fn run(
     }
     // Whoever sends slowly keeps nobody else from their turn.
     let body = if get { None } else { Some(read(body).await) };
-    let _turn = door.app.turns.turn(TURN).await?;
+    let mut turn = door.app.turns.turn(TURN).await?;
     let viewer = viewer(door, &parts.headers).await?;
     door.enter(viewer, address).await?;
     let words = match body {
@@ -123,6 +123,7 @@ async fn run(
         OperationType::Mutation if get => {
             return Err(Refused::new(Code::MethodNotAllowed, "Send mutations by POST."));
         }
+        OperationType::Mutation => turn = door.app.turns.write(turn, TURN).await?,
         kind if media == Media::EventStream
             || (kind == OperationType::Subscription && takes_stream(&parts.headers)) =>
         {
@@ -137,6 +138,7 @@ async fn run(
     }
     let standing = operation.spent.standing;
     let mut response = answered(media, &door.execute(operation, viewer, &id.0).await, &id.0);
+    drop(turn);
     if let Some((standing, _)) = standing {
         tell_standing(response.headers_mut(), standing.limit, standing.remaining(), standing.reset);
     }

@@ -489,7 +489,12 @@ impl Runner {
     async fn begin(&mut self, id: &str, words: Box<Words>) -> Result<Option<Box<Subscription>>, Box<str>> {
         let admitted = async {
             let turn = self.door.app.turns.turn(TURN).await?;
-            Ok::<_, Refused>((turn, self.admitted(*words).await?))
+            let operation = self.admitted(*words).await?;
+            let turn = match operation.kind {
+                OperationType::Mutation => self.door.app.turns.write(turn, TURN).await?,
+                _ => turn,
+            };
+            Ok::<_, Refused>((turn, operation))
         };
         let (turn, operation) = admitted.await.map_err(|refused| {
             self.door.app.metrics.refused(refused.code);
