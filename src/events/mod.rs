@@ -15,8 +15,8 @@ use diesel_async::RunQueryDsl;
 
 use crate::db::schema::{events, projections};
 use crate::db::types::sql;
-use crate::db::{Bell, Conn, Db, Pooled, looked_up};
-use crate::error::{Error, Result};
+use crate::db::{Bell, Conn, Db, Pooled, looked_up, prepared};
+use crate::error::Result;
 use crate::id::Id;
 use crate::time::Timestamp;
 use crate::{on, spelled, stored_as_smallint};
@@ -195,15 +195,27 @@ pub async fn append(tx: &mut Conn, new: &[NewEvent]) -> Result<()> {
     Ok(())
 }
 
-/// Changes a row and appends what is told of it by one statement of PostgreSQL, which is a transaction by itself: false,
-/// and nothing told, if there is no such row.
+/// Changes a row and appends what is told of it, by one statement where the database has such: false, and nothing told,
+/// if there is no such row. The change has one of a few texts.
 pub async fn append_with<C>(db: &Db, change: C, event: &NewEvent) -> Result<bool>
 where
-    C: QueryFragment<Pg> + Send,
+    C: QueryFragment<Pg> + QueryFragment<Sqlite> + Send + Sync,
 {
+    if !db.is_postgres() {
+        let change = prepared(&change);
+        return db
+            .brief_transaction(async |tx| {
+                let changed = on!(tx, |c| change.execute(c).await)? > 0;
+                if changed {
+                    append(tx, std::slice::from_ref(event)).await?;
+                }
+                Ok(changed)
+            })
+            .await;
+    }
     let told = match &db.conn().await?.pooled {
-        Pooled::Postgres(conn) => Told { change, event }.execute(&mut &**conn).await?,
-        Pooled::Sqlite(_) => return Err(Error::internal("SQLite does not change rows in a WITH clause")),
+        Pooled::Postgres(conn) => prepared(Told { change, event }).execute(&mut &**conn).await?,
+        Pooled::Sqlite(_) => 0,
     };
     if told > 0 {
         db.ring(Bell::Log);
@@ -254,11 +266,6 @@ impl<C: QueryFragment<Pg>> QueryFragment<Pg> for Told<'_, C> {
         out.push_bind_param::<sql::Text, _>(data)?;
         out.push_sql(" FROM changed");
         Ok(())
-    }
-
-    // Its text is the same each time if that of the change is.
-    fn is_safe_to_cache_prepared(&self, backend: &Pg) -> QueryResult<bool> {
-        self.change.is_safe_to_cache_prepared(backend)
     }
 }
 
