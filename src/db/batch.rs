@@ -8,6 +8,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use diesel_async::pooled_connection::deadpool::Pool;
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
 use tokio::sync::{Mutex, oneshot};
 
 use super::{Conn, Db, Open, Pooled, Rings, SqliteConn, Work, brief};
@@ -15,11 +17,17 @@ use crate::error::{Error, Result};
 
 /// So many transactions are committed at once at most.
 const MOST: usize = 100;
+/// After so many the log is folded into the file.
+const FOLDED: usize = 400;
+/// So often beside the writer, each time what has come while it was folded the time before.
+const BESIDE: usize = 2;
 
 /// The writer of SQLite with the transaction that is open on it.
 pub(super) struct Batch {
     pub(super) pool: Pool<SqliteConn>,
-    group: Arc<Mutex<Group>>,
+    /// Folds the log into the file beside the writer.
+    folder: Pool<SqliteConn>,
+    group: Mutex<Group>,
     /// How many wait for their turn.
     waiting: AtomicUsize,
 }
@@ -29,6 +37,9 @@ pub(super) struct Batch {
 struct Group {
     conn: Option<Conn>,
     members: Vec<oneshot::Sender<()>>,
+    /// How many were committed since the log was last folded.
+    unfolded: usize,
+    is_folding: bool,
 }
 
 struct Waiting<'a>(&'a AtomicUsize);
@@ -47,13 +58,24 @@ impl Drop for Waiting<'_> {
 }
 
 impl Batch {
-    pub(super) fn new(pool: Pool<SqliteConn>) -> Self {
-        Self { pool, group: Arc::default(), waiting: AtomicUsize::new(0) }
+    pub(super) fn new(pool: Pool<SqliteConn>, folder: Pool<SqliteConn>) -> Self {
+        Self { pool, folder, group: Mutex::default(), waiting: AtomicUsize::new(0) }
+    }
+
+    /// Closes the pools.
+    pub(super) fn close(&self) {
+        self.pool.close();
+        self.folder.close();
     }
 
     /// Runs `work` and waits until it is committed. Dropped in the middle of its work it takes the whole group with it,
     /// none of which was told of a success.
-    pub(super) async fn join<T>(&self, db: &Db, work: &(impl for<'r> Work<'r, T> + Sync), is_brief: bool) -> Result<T> {
+    pub(super) async fn join<T>(
+        self: &Arc<Self>,
+        db: &Db,
+        work: &(impl for<'r> Work<'r, T> + Sync),
+        is_brief: bool,
+    ) -> Result<T> {
         let mut group = {
             let _waiting = Waiting::new(&self.waiting);
             db.acquire(async { Ok::<_, std::convert::Infallible>(self.group.lock().await) }).await?
@@ -71,18 +93,18 @@ impl Batch {
         let is_first = group.members.is_empty();
         let before = open.conn().rings;
         if !is_first {
-            brief(open.conn().execute("SAVEPOINT member")).await?;
+            brief(open.conn().execute_prepared("SAVEPOINT member")).await?;
         }
         let done = if is_brief { brief(work(open.conn())).await } else { work(open.conn()).await };
         match done {
             Ok(value) => {
                 if !is_first {
-                    brief(open.conn().execute("RELEASE member")).await?;
+                    brief(open.conn().execute_prepared("RELEASE member")).await?;
                 }
                 let (told, committed) = oneshot::channel();
                 group.members.push(told);
                 if group.members.len() >= MOST || self.waiting.load(Ordering::Relaxed) == 0 {
-                    commit(db, &mut group, open).await?;
+                    self.commit(db, &mut group, open).await?;
                 } else {
                     group.conn = Some(open.close());
                     if is_first {
@@ -108,39 +130,108 @@ impl Batch {
     }
 
     /// Commits when all who wait now have done their work: turns are taken in the order in which they were asked for.
-    fn commit_later(&self, db: &Db) {
-        let (group, db) = (Arc::clone(&self.group), db.clone());
+    fn commit_later(self: &Arc<Self>, db: &Db) {
+        let (batch, db) = (Arc::clone(self), db.clone());
         tokio::spawn(async move {
-            let mut group = group.lock().await;
-            let result = match group.conn.take() {
-                Some(conn) => commit(&db, &mut group, Open(Some(conn))).await,
-                None => {
-                    // Whoever took the connection with it has left these behind.
-                    group.members.clear();
-                    Ok(())
-                }
-            };
-            if let Err(error) = result {
+            if let Err(error) = batch.commit_open(&db, &mut *batch.group.lock().await).await {
                 error.told();
             }
         });
     }
+
+    /// Commits what is open, if anything is.
+    async fn commit_open(self: &Arc<Self>, db: &Db, group: &mut Group) -> Result<()> {
+        match group.conn.take() {
+            Some(conn) => self.commit(db, group, Open(Some(conn))).await,
+            None => {
+                // Whoever took the connection with it has left these behind.
+                group.members.clear();
+                Ok(())
+            }
+        }
+    }
+
+    /// Commits what the group has done, and tells its members.
+    async fn commit(self: &Arc<Self>, db: &Db, group: &mut Group, mut open: Open) -> Result<()> {
+        let members = std::mem::take(&mut group.members);
+        if let Err(error) = open.conn().execute("COMMIT").await {
+            if open.conn().execute("ROLLBACK").await.is_ok() {
+                open.close();
+            }
+            return Err(error);
+        }
+        let rings: Rings = open.close().rings;
+        db.ring_all(rings);
+        group.unfolded += members.len();
+        for member in members {
+            // Whoever has gone away does not hear of it.
+            let _ = member.send(());
+        }
+        if group.unfolded >= FOLDED && !group.is_folding {
+            (group.unfolded, group.is_folding) = (0, true);
+            tokio::spawn(Arc::clone(self).fold(db.clone()));
+        }
+        Ok(())
+    }
+
+    /// Folds the log into the file: most of it beside the writer, and what has come meanwhile while nobody writes. With
+    /// nothing left to be folded, SQLite begins the log anew.
+    fn fold(self: Arc<Self>, db: Db) -> BoxFuture<'static, ()> {
+        async move {
+            let folded = async {
+                const FOLD: &str = "PRAGMA wal_checkpoint(PASSIVE)";
+                let mut folder = Conn::new(Pooled::Sqlite(db.acquire(self.folder.get()).await?));
+                for _ in 0..BESIDE {
+                    folder.execute(FOLD).await?;
+                }
+                let mut group = self.group.lock().await;
+                self.commit_open(&db, &mut group).await?;
+                folder.execute(FOLD).await
+            };
+            if let Err(error) = folded.await {
+                error.told();
+            }
+            self.group.lock().await.is_folding = false;
+        }
+        .boxed()
+    }
 }
 
-/// Commits what the group has done, and tells its members.
-async fn commit(db: &Db, group: &mut Group, mut open: Open) -> Result<()> {
-    let members = std::mem::take(&mut group.members);
-    if let Err(error) = open.conn().execute("COMMIT").await {
-        if open.conn().execute("ROLLBACK").await.is_ok() {
-            open.close();
+#[cfg(test)]
+mod tests {
+    use diesel::connection::SimpleConnection;
+    use diesel::dsl::sql;
+    use diesel::sql_types::BigInt;
+    use diesel::{Connection, RunQueryDsl, SqliteConnection};
+    use futures_util::future::join_all;
+
+    use super::super::{Location, Pools};
+    use super::*;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn the_log_is_folded_into_the_file_beside_the_writer_and_begun_anew() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let file = directory.path().join("a.db");
+        let db = Db::open(&Location::Sqlite(file.clone()), 2).expect("a database");
+        let written = async |sql: &'static str| {
+            db.transaction(async move |tx: &mut Conn| tx.execute(sql).await).await.expect("written");
+        };
+        written("CREATE TABLE a (b BLOB)").await;
+        for _ in 0..4 * FOLDED / 40 {
+            join_all((0..40).map(|_| written("INSERT INTO a VALUES (zeroblob(3500))"))).await;
         }
-        return Err(error);
+        let Pools::Sqlite { writer, .. } = &db.pools else { panic!("not SQLite") };
+        while writer.group.lock().await.is_folding {
+            tokio::task::yield_now().await;
+        }
+        let alone = directory.path().join("alone.db");
+        std::fs::copy(&file, &alone).expect("a copy of the file without its log");
+        let mut alone = SqliteConnection::establish(&alone.to_string_lossy()).expect("a database");
+        alone.batch_execute("PRAGMA integrity_check").expect("a whole file");
+        let rows: i64 = diesel::select(sql::<BigInt>("(SELECT count(*) FROM a)")).first(&mut alone).expect("a count");
+        assert!(rows >= 3 * FOLDED as i64, "{rows} rows are in the file");
+        // Each row fills a page of 4 KiB: without a new beginning the log has all of them.
+        let log = std::fs::metadata(directory.path().join("a.db-wal")).expect("a log").len();
+        assert!(log < 4096 * 2 * FOLDED as u64, "{log} bytes of log");
     }
-    let rings: Rings = open.close().rings;
-    db.ring_all(rings);
-    for member in members {
-        // Whoever has gone away does not hear of it.
-        let _ = member.send(());
-    }
-    Ok(())
 }

@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 
 use diesel::connection::{Instrumentation, InstrumentationEvent};
 use diesel::sqlite::SqliteConnection;
-use diesel::{ConnectionError, ConnectionResult};
+use diesel::{ConnectionError, ConnectionResult, sql_query};
 use diesel_async::pooled_connection::deadpool::{Object, Pool};
 use diesel_async::pooled_connection::{AsyncDieselConnectionManager, ManagerConfig, RecyclingMethod};
 use diesel_async::sync_connection_wrapper::SyncConnectionWrapper;
@@ -145,6 +145,12 @@ impl Conn {
         Ok(on!(self, |c| c.batch_execute(sql).await)?)
     }
 
+    /// The same for one statement that is sent often.
+    async fn execute_prepared(&mut self, sql: &'static str) -> Result<()> {
+        on!(self, |c| diesel_async::RunQueryDsl::execute(prepared(sql_query(sql)), c).await)?;
+        Ok(())
+    }
+
     /// Closes the connection instead of giving it back: the way out of a transaction in an unknown state.
     fn discard(self) {
         match self.pooled {
@@ -237,7 +243,9 @@ impl Db {
         let (pools, aside) = match location {
             Location::Sqlite(path) => {
                 let path = path.to_string_lossy().into_owned();
-                let writer = Arc::new(Batch::new(sqlite_pool(&path, 1, &statements, SQLITE_WRITER)?));
+                let writer = sqlite_pool(&path, 1, &statements, SQLITE_WRITER)?;
+                let folder = sqlite_pool(&path, 1, &statements, SQLITE_FOLDER)?;
+                let writer = Arc::new(Batch::new(writer, folder));
                 let readers = |size| sqlite_pool(&path, size, &statements, SQLITE_READER);
                 let pools = |readers| Pools::Sqlite { writer: Arc::clone(&writer), readers };
                 (pools(readers(connections)?), pools(readers(ASIDE)?))
@@ -447,7 +455,7 @@ impl Db {
                 {
                     tracing::warn!(cause = ?error, "checkpoint failed");
                 }
-                writer.pool.close();
+                writer.close();
             }
             Pools::Postgres { own, shared } => {
                 own.close();
@@ -500,10 +508,11 @@ impl Drop for Open {
 }
 
 // FULL: an acknowledged write survives a power cut. One writer at a time, so its lock is never waited for in SQLite. The
-// log goes up to 16 MB: pages that change often come into the file that much less often.
+// log is folded into the file beside it, and by itself only after 64 MB of what are no small transactions.
 const SQLITE_WRITER: &str = "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON; \
      PRAGMA busy_timeout = 5000; PRAGMA cache_size = -16000; PRAGMA temp_store = MEMORY; \
-     PRAGMA wal_autocheckpoint = 4000";
+     PRAGMA wal_autocheckpoint = 16000";
+const SQLITE_FOLDER: &str = "PRAGMA synchronous = FULL; PRAGMA busy_timeout = 5000";
 // 4 MB hold the inner pages of the indexes of a million tasks; what else is read the system has in memory too.
 const SQLITE_READER: &str = "PRAGMA foreign_keys = ON; PRAGMA busy_timeout = 5000; PRAGMA cache_size = -4000; \
      PRAGMA temp_store = MEMORY; PRAGMA query_only = ON";
