@@ -12,7 +12,7 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use tokio::sync::{Mutex, oneshot};
 
-use super::{Conn, Db, Open, Pooled, Rings, SqliteConn, Work, brief};
+use super::{Conn, Db, Lent, Open, Pooled, Rings, SqliteConn, Work, brief};
 use crate::error::{Error, Result};
 
 /// So many transactions are committed at once at most.
@@ -85,7 +85,7 @@ impl Batch {
             None => {
                 // Whoever took the connection with it has left these behind.
                 group.members.clear();
-                let mut open = Open(Some(Conn::new(Pooled::Sqlite(db.acquire(self.pool.get()).await?))));
+                let mut open = Open(Some(Conn::new(Pooled::Sqlite(Lent::new(db.acquire(self.pool.get()).await?)))));
                 open.conn().execute("BEGIN IMMEDIATE").await?;
                 open
             }
@@ -180,7 +180,7 @@ impl Batch {
         async move {
             let folded = async {
                 const FOLD: &str = "PRAGMA wal_checkpoint(PASSIVE)";
-                let mut folder = Conn::new(Pooled::Sqlite(db.acquire(self.folder.get()).await?));
+                let mut folder = Conn::new(Pooled::Sqlite(Lent::new(db.acquire(self.folder.get()).await?)));
                 for _ in 0..BESIDE {
                     folder.execute(FOLD).await?;
                 }

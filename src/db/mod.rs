@@ -14,7 +14,7 @@ pub mod schema;
 mod shared;
 pub mod types;
 
-use std::ops::Deref;
+use std::ops::{Deref, DerefMut};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -59,11 +59,14 @@ const ATTEMPTS: u32 = 4;
 macro_rules! on {
     ($conn:expr, |$c:ident| $body:expr) => {
         match &mut $conn.pooled {
-            $crate::db::Pooled::Sqlite(pooled) => {
+            $crate::db::Pooled::Sqlite(lent) => {
                 #[allow(dead_code, reason = "only boxed queries name it")]
                 type Backend = diesel::sqlite::Sqlite;
-                let $c: &mut $crate::db::SqliteConn = pooled;
-                $body
+                lent.is_busy = true;
+                let $c: &mut $crate::db::SqliteConn = lent;
+                let done = $body;
+                lent.is_busy = false;
+                done
             }
             $crate::db::Pooled::Postgres(loan) => {
                 #[allow(dead_code, reason = "only boxed queries name it")]
@@ -79,9 +82,48 @@ macro_rules! on {
 /// A connection on loan from its pool.
 pub enum Pooled {
     /// To the embedded database.
-    Sqlite(Object<SqliteConn>),
+    Sqlite(Lent),
     /// To a PostgreSQL server.
     Postgres(Loan),
+}
+
+/// A connection to SQLite.
+pub struct Lent {
+    conn: Option<Object<SqliteConn>>,
+    #[doc(hidden)]
+    pub is_busy: bool,
+}
+
+impl Lent {
+    const fn new(conn: Object<SqliteConn>) -> Self {
+        Self { conn: Some(conn), is_busy: false }
+    }
+}
+
+impl Deref for Lent {
+    type Target = SqliteConn;
+
+    #[expect(clippy::expect_used, reason = "it is there until it is dropped")]
+    fn deref(&self) -> &SqliteConn {
+        self.conn.as_ref().expect("lent")
+    }
+}
+
+impl DerefMut for Lent {
+    #[expect(clippy::expect_used, reason = "it is there until it is dropped")]
+    fn deref_mut(&mut self) -> &mut SqliteConn {
+        self.conn.as_mut().expect("lent")
+    }
+}
+
+/// Whoever goes away in the middle of a statement leaves it running on another thread. The connection is closed when it
+/// ends, and not lent to anybody meanwhile.
+impl Drop for Lent {
+    fn drop(&mut self) {
+        if let Some(conn) = self.conn.take().filter(|_| self.is_busy) {
+            drop(Object::take(conn));
+        }
+    }
 }
 
 /// A connection to PostgreSQL.
@@ -154,7 +196,7 @@ impl Conn {
     /// Closes the connection instead of giving it back: the way out of a transaction in an unknown state.
     fn discard(self) {
         match self.pooled {
-            Pooled::Sqlite(pooled) => drop(Object::take(pooled)),
+            Pooled::Sqlite(mut lent) => lent.is_busy = true,
             Pooled::Postgres(Loan::Own(pooled)) => drop(Object::take(*pooled)),
             Pooled::Postgres(Loan::Shared(_)) => {}
         }
@@ -277,7 +319,7 @@ impl Db {
     /// A connection for reading.
     pub async fn conn(&self) -> Result<Conn> {
         let pooled = match &self.pools {
-            Pools::Sqlite { readers, .. } => Pooled::Sqlite(self.acquire(readers.get()).await?),
+            Pools::Sqlite { readers, .. } => Pooled::Sqlite(Lent::new(self.acquire(readers.get()).await?)),
             Pools::Postgres { own, .. } => Pooled::Postgres(Loan::Own(Box::new(self.acquire(own.get()).await?))),
         };
         Ok(Conn::new(pooled))
@@ -451,7 +493,7 @@ impl Db {
                 readers.close();
                 if let Ok(pooled) = self.acquire(writer.pool.get()).await
                     && let Err(error) =
-                        Conn::new(Pooled::Sqlite(pooled)).execute("PRAGMA wal_checkpoint(TRUNCATE)").await
+                        Conn::new(Pooled::Sqlite(Lent::new(pooled))).execute("PRAGMA wal_checkpoint(TRUNCATE)").await
                 {
                     tracing::warn!(cause = ?error, "checkpoint failed");
                 }
@@ -580,4 +622,26 @@ fn postgres_pool(url: &str, size: usize, statements: &Counter) -> Result<Pool<As
         async move { server.connect().await }
     });
     Pool::builder(manager).max_size(size).build().map_err(Error::internal)
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::poll;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_connection_with_a_statement_that_nobody_waits_for_is_lent_to_nobody() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let db = Db::open(&Location::Sqlite(directory.path().join("a.db")), 1).expect("a database");
+        let mut conn = db.conn().await.expect("a connection");
+        {
+            let count = "WITH RECURSIVE a(b) AS (SELECT 1 UNION ALL SELECT b + 1 FROM a WHERE b < 1000000)
+                SELECT count(*) FROM a";
+            let counting = std::pin::pin!(conn.execute(count));
+            assert!(poll!(counting).is_pending(), "it runs on another thread");
+        }
+        drop(conn);
+        db.conn().await.expect("another connection").execute("SELECT 1").await.expect("an answer");
+    }
 }
