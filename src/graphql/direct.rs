@@ -32,13 +32,15 @@ pub async fn answer(
         "task" => field.answer(caller, task::found(caller, &field.argument("id")?)).await,
         "project" => field.answer(caller, project::found(caller, &field.argument("id")?)).await,
         "tasks" => {
-            let (filter, order_by) = (field.argument("filter")?, field.argument("orderBy")?);
-            let page = task::listed(caller, &field, Paging::of(&field)?, filter, order_by);
+            let (paging, filter, order_by) =
+                (Paging::of(&field)?, field.argument("filter")?, field.argument("orderBy")?);
+            let page = task::listed(caller, &field, &paging, filter, order_by);
             field.answer(caller, async { page.await.map(Some) }).await
         }
         "projects" => {
-            let (filter, order_by) = (field.argument("filter")?, field.argument("orderBy")?);
-            let page = project::listed(caller, &field, Paging::of(&field)?, filter, order_by);
+            let (paging, filter, order_by) =
+                (Paging::of(&field)?, field.argument("filter")?, field.argument("orderBy")?);
+            let page = project::listed(caller, &paging, filter, order_by);
             field.answer(caller, async { page.await.map(Some) }).await
         }
         _ => None,

@@ -278,8 +278,8 @@ impl ProjectQuery {
         #[graphql(desc = "Only these.")] filter: Option<ProjectFilter>,
         #[graphql(desc = "In this order.")] order_by: Option<ProjectOrder>,
     ) -> Result<ByLevel<Connection<Project>>> {
-        let (field, paging) = (Selected::of(ctx), Paging::new(first, after, last, before));
-        Ok(ByLevel(listed(Caller::of(ctx), &field, paging, filter, order_by).await?))
+        let paging = Paging::new(first, after, last, before).shown_by(&Selected::of(ctx));
+        Ok(ByLevel(listed(Caller::of(ctx), &paging, filter, order_by).await?))
     }
 }
 
@@ -294,12 +294,11 @@ pub async fn found(caller: &Caller, id: &ID) -> crate::error::Result<Option<Proj
 /// A page of the projects that the caller may see.
 pub async fn listed(
     caller: &Caller,
-    field: &Selected<'_>,
-    paging: Paging,
+    paging: &Paging,
     filter: Option<ProjectFilter>,
     order_by: Option<ProjectOrder>,
 ) -> crate::error::Result<Connection<Project>> {
-    let (tag, list) = list("projects", None, &paging.shown_by(field), filter, order_by)?;
+    let (tag, list) = list("projects", None, paging, filter, order_by)?;
     let mut conn = caller.app().db.conn_for(list.reads()).await?;
     let page = store::page(&mut conn, caller.viewer()?, &list).await?;
     Ok(connection(tag, Total::Projects(Arc::clone(&list)), page.shared(), &list))

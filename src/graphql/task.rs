@@ -374,8 +374,9 @@ impl TaskQuery {
         #[graphql(desc = "Only these.")] filter: Option<TaskFilter>,
         #[graphql(desc = "In this order.")] order_by: Option<TaskOrder>,
     ) -> Result<ByLevel<Connection<Task>>> {
-        let (field, paging) = (Selected::of(ctx), Paging::new(first, after, last, before));
-        Ok(ByLevel(listed(Caller::of(ctx), &field, paging, filter, order_by).await?))
+        let field = Selected::of(ctx);
+        let paging = Paging::new(first, after, last, before).shown_by(&field);
+        Ok(ByLevel(listed(Caller::of(ctx), &field, &paging, filter, order_by).await?))
     }
 }
 
@@ -391,12 +392,12 @@ pub async fn found(caller: &Caller, id: &ID) -> crate::error::Result<Option<Task
 pub async fn listed(
     caller: &Caller,
     field: &Selected<'_>,
-    paging: Paging,
+    paging: &Paging,
     filter: Option<TaskFilter>,
     order_by: Option<TaskOrder>,
 ) -> crate::error::Result<Connection<Task>> {
     let scopes = Scope::visible_to(caller.viewer()?);
-    let (tag, list) = list("tasks", None, scopes, &paging.shown_by(field), filter, order_by, is_brief(field))?;
+    let (tag, list) = list("tasks", None, scopes, paging, filter, order_by, is_brief(field))?;
     let app = caller.app();
     let page = task_list::page(&mut app.db.conn_for(list.reads(1)).await?, &list, app.clock.now()).await?;
     Ok(connection(tag, Total::Tasks(Arc::clone(&list)), page.shared(), &list))
