@@ -12,6 +12,7 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use tokio::sync::{Mutex, oneshot};
 
+use super::brief::giving_way;
 use super::{Conn, Db, Lent, Open, Pooled, Rings, SqliteConn, Work, brief};
 use crate::error::{Error, Result};
 
@@ -154,7 +155,7 @@ impl Batch {
     /// Commits what the group has done, and tells its members.
     async fn commit(self: &Arc<Self>, db: &Db, group: &mut Group, mut open: Open) -> Result<()> {
         let members = std::mem::take(&mut group.members);
-        if let Err(error) = open.conn().execute("COMMIT").await {
+        if let Err(error) = giving_way(open.conn().execute("COMMIT")).await {
             if open.conn().execute("ROLLBACK").await.is_ok() {
                 open.close();
             }
@@ -182,7 +183,7 @@ impl Batch {
                 const FOLD: &str = "PRAGMA wal_checkpoint(PASSIVE)";
                 let mut folder = Conn::new(Pooled::Sqlite(Lent::new(db.acquire(self.folder.get()).await?)));
                 for _ in 0..BESIDE {
-                    folder.execute(FOLD).await?;
+                    giving_way(folder.execute(FOLD)).await?;
                 }
                 let mut group = self.group.lock().await;
                 self.commit_open(&db, &mut group).await?;

@@ -1,25 +1,59 @@
 //! Where SQLite does its work.
 //!
 //! It blocks the thread that it runs on, so a statement goes to a thread of tokio's blocking pool, and its rows come back
-//! from there. That takes longer than looking a row up by its key does: what is known to be brief is done on the spot.
+//! from there. That takes longer than looking a row up by its key does: what is known to be brief is done on the spot. What
+//! writes whole pages and waits for the disk gives way to everything else.
 
 use std::error::Error;
 use std::future::ready;
+use std::sync::LazyLock;
 
 use diesel_async::sync_connection_wrapper::SpawnBlocking;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
+use tokio::runtime::{self, Runtime};
 
 /// So many rows keep a thread no longer than a request that is read or an answer that is written.
 pub(super) const FEW: usize = 100;
 
-tokio::task_local! {
-    static BRIEF: ();
+/// How nice the threads are that give way: where all cores are taken, each has a third of what others have. Reads beside
+/// writers are answered a fifth sooner by it; much more would have the writers wait several times as long.
+#[cfg(unix)]
+const NICE: i32 = 5;
+/// One commits while another folds the log.
+const GIVING_WAY: usize = 2;
+
+#[derive(Clone, Copy)]
+enum Manner {
+    Brief,
+    GivingWay,
 }
+
+tokio::task_local! {
+    static MANNER: Manner;
+}
+
+/// Threads that never lose their niceness, so they are nobody else's.
+#[expect(clippy::expect_used, reason = "without drivers there is nothing to fail")]
+static BEHIND: LazyLock<Runtime> = LazyLock::new(|| {
+    let mut threads = runtime::Builder::new_current_thread();
+    threads.max_blocking_threads(GIVING_WAY).thread_name("disk");
+    #[cfg(unix)]
+    threads.on_thread_start(|| {
+        // It works without, too.
+        let _ = rustix::process::setpriority_process(None, NICE);
+    });
+    threads.build().expect("a runtime for its threads alone")
+});
 
 /// Statements in here are done on the spot: of few rows that are found by an index, no scan and no wait for the disk.
 pub async fn brief<T>(statements: impl Future<Output = T>) -> T {
-    BRIEF.scope((), statements).await
+    MANNER.scope(Manner::Brief, statements).await
+}
+
+/// Statements in here write many pages and wait for the disk: they are done on threads that give way to all others.
+pub async fn giving_way<T>(statements: impl Future<Output = T>) -> T {
+    MANNER.scope(Manner::GivingWay, statements).await
 }
 
 /// Reads so many rows that an index leads to, on the spot if they are few.
@@ -27,7 +61,7 @@ pub async fn looked_up<T>(rows: usize, statement: impl Future<Output = T>) -> T 
     if rows <= FEW { brief(statement).await } else { statement.await }
 }
 
-/// The blocking pool, or the spot.
+/// The blocking pool, the spot, or behind all others.
 #[derive(Clone, Copy, Debug)]
 pub struct Place;
 
@@ -36,10 +70,12 @@ impl SpawnBlocking for Place {
         &mut self,
         task: impl FnOnce() -> R + Send + 'static,
     ) -> BoxFuture<'a, Result<R, Box<dyn Error + Send + Sync>>> {
-        if BRIEF.try_with(|()| ()).is_ok() {
-            return ready(Ok(task())).boxed();
-        }
-        tokio::task::spawn_blocking(task).map(|done| done.map_err(Into::into)).boxed()
+        let running = match MANNER.try_with(|manner| *manner) {
+            Ok(Manner::Brief) => return ready(Ok(task())).boxed(),
+            Ok(Manner::GivingWay) => BEHIND.spawn_blocking(task),
+            Err(_) => tokio::task::spawn_blocking(task),
+        };
+        running.map(|done| done.map_err(Into::into)).boxed()
     }
 
     fn get_runtime() -> Self {
@@ -62,5 +98,16 @@ mod tests {
         assert_eq!(brief(place()).await, here);
         assert_eq!((looked_up(FEW, place()).await, looked_up(FEW + 1, place()).await == here), (here, false));
         assert_ne!(place().await, here);
+    }
+
+    #[cfg(unix)]
+    #[tokio::test]
+    async fn what_waits_for_the_disk_gives_way_and_nothing_else_does() {
+        async fn niceness() -> i32 {
+            let asked = Place.spawn_blocking(|| rustix::process::getpriority_process(None));
+            asked.await.expect("no panic").expect("a niceness")
+        }
+        let ours = brief(niceness()).await;
+        assert_eq!((giving_way(niceness()).await, niceness().await), (ours.max(NICE), ours));
     }
 }
