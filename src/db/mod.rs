@@ -10,6 +10,7 @@ pub mod migrate;
 pub mod page;
 pub mod postgres;
 mod prepared;
+pub mod rows;
 pub mod schema;
 mod shared;
 pub mod types;

@@ -11,8 +11,8 @@ use diesel::pg::Pg;
 use diesel::prelude::*;
 use diesel::query_builder::{AstPass, QueryFragment, QueryId};
 use diesel::sqlite::Sqlite;
-use diesel_async::RunQueryDsl;
 
+use crate::db::rows::RunQueryDsl;
 use crate::db::schema::{events, projections};
 use crate::db::types::sql;
 use crate::db::{Bell, Conn, Db, Pooled, looked_up, prepared};

@@ -1,7 +1,6 @@
 //! The life of an account: what a login is checked against, the tokens that were mailed, a new password, leaving.
 
 use diesel::prelude::*;
-use diesel_async::RunQueryDsl;
 
 use super::audit::{self, Origin};
 use super::lockout::{self, Rule};
@@ -11,6 +10,7 @@ use super::user::{self, User};
 use super::value::fold;
 use super::{notification, project, session};
 use crate::access::{Role, Viewer};
+use crate::db::rows::RunQueryDsl;
 use crate::db::schema::{audit_entries, events as log, login_failures, mail_tokens, projects, users};
 use crate::db::{Conn, Db};
 use crate::error::{Code, Error, FaultCode, Result};

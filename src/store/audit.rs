@@ -3,10 +3,10 @@
 use diesel::deserialize::FromSqlRow;
 use diesel::expression::AsExpression;
 use diesel::prelude::*;
-use diesel_async::RunQueryDsl;
 use serde::Serialize;
 
 use crate::db::page::{Key, Page, Position, Window};
+use crate::db::rows::RunQueryDsl;
 use crate::db::schema::audit_entries;
 use crate::db::{Conn, Db};
 use crate::error::Result;

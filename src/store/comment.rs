@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 
 use diesel::prelude::*;
-use diesel_async::RunQueryDsl;
 use serde::{Deserialize, Serialize};
 
 use super::event::about_comment;
@@ -12,6 +11,7 @@ use super::task::{self, Task};
 use super::value::Body;
 use crate::access::{Action, Standing, Subject, Viewer};
 use crate::db::page::{Key, Page, Parent, Position, Window, among, by_parent, each};
+use crate::db::rows::RunQueryDsl;
 use crate::db::schema::comments;
 use crate::db::{Conn, Db, looked_up};
 use crate::error::{Error, Result};

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use diesel::dsl::{exists, not};
 use diesel::prelude::*;
-use diesel_async::RunQueryDsl;
 use serde::{Deserialize, Serialize};
 use tokio::sync::OnceCell;
 
@@ -16,6 +15,7 @@ use super::task::{self, Status, Task};
 use super::user::{self, Profile};
 use crate::access::Viewer;
 use crate::db::page::{Parent, among, each};
+use crate::db::rows::RunQueryDsl;
 use crate::db::schema::{events, tasks};
 use crate::db::{Conn, Db};
 use crate::error::Result;

@@ -1,7 +1,6 @@
 //! Everything that is stored of one person, as one JSON document.
 
 use diesel::prelude::*;
-use diesel_async::RunQueryDsl;
 use serde_json::{Value, json};
 
 use super::comment::Comment;
@@ -10,6 +9,7 @@ use super::task::Task;
 use super::{audit, notification, user};
 use crate::access::{Role, Viewer};
 use crate::db::Conn;
+use crate::db::rows::RunQueryDsl;
 use crate::db::schema::{comments, labels, projects, sessions, tasks};
 use crate::error::{Error, Result};
 use crate::id::Id;

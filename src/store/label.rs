@@ -1,12 +1,12 @@
 //! Labels: a project's own tags for its tasks. Whoever sees the project sees them, whoever may update it manages them.
 
 use diesel::prelude::*;
-use diesel_async::RunQueryDsl;
 
 use super::project;
 use super::value::{Color, LabelName, fold};
 use crate::access::{Action, Viewer};
 use crate::db::page::among;
+use crate::db::rows::RunQueryDsl;
 use crate::db::schema::{labels, task_labels};
 use crate::db::{Conn, Db, looked_up};
 use crate::error::{Error, FaultCode, Result, is_orphan, is_taken};

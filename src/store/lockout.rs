@@ -4,8 +4,8 @@
 use std::time::Duration;
 
 use diesel::prelude::*;
-use diesel_async::RunQueryDsl;
 
+use crate::db::rows::RunQueryDsl;
 use crate::db::schema::login_failures;
 use crate::db::{Conn, Db};
 use crate::error::Result;

@@ -6,8 +6,8 @@ use std::time::Duration;
 use diesel::deserialize::FromSqlRow;
 use diesel::expression::AsExpression;
 use diesel::prelude::*;
-use diesel_async::RunQueryDsl;
 
+use crate::db::rows::RunQueryDsl;
 use crate::db::schema::mails;
 use crate::db::{Bell, Conn, Db};
 use crate::error::Result;

@@ -3,12 +3,12 @@
 use std::collections::{HashMap, HashSet};
 
 use diesel::prelude::*;
-use diesel_async::RunQueryDsl;
 
 use super::task::Task;
 use super::value::fold;
 use crate::access::{Action, Role, Viewer};
 use crate::db::Conn;
+use crate::db::rows::RunQueryDsl;
 use crate::db::schema::users;
 use crate::error::Result;
 use crate::id::Id;

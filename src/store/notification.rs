@@ -4,12 +4,12 @@
 use diesel::deserialize::FromSqlRow;
 use diesel::expression::AsExpression;
 use diesel::prelude::*;
-use diesel_async::RunQueryDsl;
 use serde::Serialize;
 
 use super::event::Snapshot;
 use crate::access::Viewer;
 use crate::db::page::{Key, Page, Position as Place, Window, among};
+use crate::db::rows::RunQueryDsl;
 use crate::db::schema::{notifications, users};
 use crate::db::{Conn, Db, Pooled, looked_up};
 use crate::error::{Error, Result};

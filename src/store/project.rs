@@ -6,7 +6,6 @@ use diesel::deserialize::FromSqlRow;
 use diesel::dsl::exists;
 use diesel::expression::AsExpression;
 use diesel::prelude::*;
-use diesel_async::RunQueryDsl;
 use serde::{Deserialize, Serialize};
 
 use super::event::{Change, Snapshot, about_project, about_task};
@@ -14,6 +13,7 @@ use super::task::{self, Status as TaskStatus};
 use super::value::{Description, ProjectName, Search, fold};
 use crate::access::{Action, Standing, Subject, Viewer};
 use crate::db::page::{Key, Page, Parent, Position, Window, among, by_parent, each};
+use crate::db::rows::RunQueryDsl;
 use crate::db::schema::{projects, tasks};
 use crate::db::{Conn, Db, looked_up};
 use crate::error::{Error, FaultCode, Result};

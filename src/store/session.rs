@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use diesel::dsl::max;
 use diesel::prelude::*;
-use diesel_async::RunQueryDsl;
 
 use super::audit::{self, Origin};
 use super::lockout;
 use crate::access::{Role, Viewer};
 use crate::db::page::among;
+use crate::db::rows::RunQueryDsl;
 use crate::db::schema::{sessions, users};
 use crate::db::{Conn, Db};
 use crate::error::Result;

@@ -7,7 +7,6 @@ use diesel::expression::{AsExpression, ValidGrouping, is_aggregate};
 use diesel::pg::Pg;
 use diesel::prelude::*;
 use diesel::query_builder::{AstPass, QueryFragment, QueryId};
-use diesel_async::RunQueryDsl;
 use serde::{Deserialize, Serialize};
 
 use super::event::{Change, Snapshot, about_task};
@@ -15,6 +14,7 @@ use super::value::{Description, Title, fold};
 use super::{mail, project, user};
 use crate::access::{Action, Standing, Subject, Viewer};
 use crate::db::page::among;
+use crate::db::rows::RunQueryDsl;
 use crate::db::schema::{labels, projects, task_labels, tasks};
 use crate::db::types::OrDefault;
 use crate::db::{Conn, Db, looked_up, prepared};

@@ -4,13 +4,13 @@ use std::collections::HashMap;
 
 use diesel::dsl::exists;
 use diesel::prelude::*;
-use diesel_async::RunQueryDsl;
 
 use super::project::Project;
 use super::task::{Columns, Priority, Status, Task};
 use super::value::Search;
 use crate::access::{Action, Viewer};
 use crate::db::page::{Key, Page, Parent, Position, Window, among, by_parent, each};
+use crate::db::rows::RunQueryDsl;
 use crate::db::schema::{task_labels, tasks};
 use crate::db::{Conn, looked_up, planned_anew};
 use crate::error::Result;

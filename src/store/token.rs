@@ -4,8 +4,8 @@
 use diesel::deserialize::FromSqlRow;
 use diesel::expression::AsExpression;
 use diesel::prelude::*;
-use diesel_async::RunQueryDsl;
 
+use crate::db::rows::RunQueryDsl;
 use crate::db::schema::mail_tokens;
 use crate::db::{Conn, Db};
 use crate::error::Result;

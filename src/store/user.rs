@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use diesel::dsl::exists;
 use diesel::prelude::*;
-use diesel_async::RunQueryDsl;
 
 use super::audit::{self, Origin};
 use super::value::{DisplayName, Email, Search, Username, fold};
@@ -13,6 +12,7 @@ use super::{mail, session};
 use crate::access::{Action, Role, Viewer};
 use crate::db::lately::{Lately, Since};
 use crate::db::page::{Key, Page, Position, Window, among};
+use crate::db::rows::RunQueryDsl;
 use crate::db::schema::{projects, tasks, users};
 use crate::db::{Bell, Conn, Db, looked_up};
 use crate::error::{Error, Fault, FaultCode, Result, is_taken};

@@ -1,0 +1,106 @@
+//! Rows, read where the statement runs.
+//!
+//! diesel-async has SQLite copy each value of a row before it hands the row over to be read elsewhere, which is a quarter
+//! of a long list. Here the thread that SQLite runs on makes of its rows what was asked for.
+
+use diesel::backend::Backend;
+use diesel::connection::LoadConnection;
+use diesel::deserialize::FromSqlRow;
+use diesel::dsl::Limit;
+use diesel::query_builder::{AsQuery, CollectedQuery, MoveableBindCollector, QueryBuilder, QueryFragment, QueryId};
+use diesel::query_dsl::CompatibleType;
+use diesel::query_dsl::methods::LimitDsl;
+use diesel::result::Error;
+use diesel::sqlite::Sqlite;
+use diesel::{QueryResult, SqliteConnection};
+use diesel_async::methods::{ExecuteDsl, LoadQuery};
+use diesel_async::{AsyncConnectionCore, AsyncPgConnection};
+
+use super::SqliteConn;
+
+/// What diesel-async's trait of this name does, on the connections of [`on!`](crate::on).
+pub trait RunQueryDsl<Conn>: Sized {
+    /// How many rows it changed.
+    fn execute<'q>(self, conn: &'q mut Conn) -> impl Future<Output = QueryResult<usize>> + Send
+    where
+        Conn: AsyncConnectionCore + Send,
+        Self: ExecuteDsl<Conn> + Send + 'q,
+    {
+        diesel_async::RunQueryDsl::execute(self, conn)
+    }
+
+    /// All its rows.
+    fn load<'q, U>(self, conn: &'q mut Conn) -> impl Future<Output = QueryResult<Vec<U>>> + Send
+    where
+        Conn: Reads<'q, Self, U>,
+    {
+        conn.rows(self)
+    }
+
+    /// Its one row.
+    fn get_result<'q, U>(self, conn: &'q mut Conn) -> impl Future<Output = QueryResult<U>> + Send
+    where
+        Conn: Reads<'q, Self, U>,
+        U: Send,
+    {
+        let rows = conn.rows(self);
+        async move { rows.await?.into_iter().next().ok_or(Error::NotFound) }
+    }
+
+    /// The first of its rows.
+    fn first<'q, U>(self, conn: &'q mut Conn) -> impl Future<Output = QueryResult<U>> + Send
+    where
+        Self: LimitDsl,
+        Conn: Reads<'q, Limit<Self>, U>,
+        U: Send,
+    {
+        let rows = conn.rows(self.limit(1));
+        async move { rows.await?.into_iter().next().ok_or(Error::NotFound) }
+    }
+}
+
+impl<T, Conn> RunQueryDsl<Conn> for T {}
+
+/// A connection over which a query is answered by rows of a kind.
+pub trait Reads<'q, Q, U> {
+    /// All of them.
+    fn rows(&'q mut self, query: Q) -> impl Future<Output = QueryResult<Vec<U>>> + Send;
+}
+
+impl<'a: 'q, 'q, Q, U> Reads<'q, Q, U> for &'a AsyncPgConnection
+where
+    U: Send,
+    Q: LoadQuery<'q, Self, U> + Send + 'q,
+{
+    fn rows(&'q mut self, query: Q) -> impl Future<Output = QueryResult<Vec<U>>> + Send {
+        diesel_async::RunQueryDsl::load(query, self)
+    }
+}
+
+impl<'q, Q, U, ST> Reads<'q, Q, U> for SqliteConn
+where
+    Q: AsQuery,
+    Q::Query: QueryFragment<Sqlite> + QueryId,
+    Q::SqlType: CompatibleType<U, Sqlite, SqlType = ST>,
+    U: FromSqlRow<ST, Sqlite> + Send + 'static,
+{
+    fn rows(&'q mut self, query: Q) -> impl Future<Output = QueryResult<Vec<U>>> + Send {
+        let query = collected(&query.as_query());
+        self.spawn_blocking(move |conn: &mut SqliteConnection| {
+            let query = query?;
+            let rows = LoadConnection::load(conn, &query)?;
+            rows.map(|row| U::build_from_row(&row?).map_err(Error::DeserializationError)).collect()
+        })
+    }
+}
+
+type Binds = <<Sqlite as Backend>::BindCollector<'static> as MoveableBindCollector<Sqlite>>::BindData;
+
+/// The text of a query and what is bound to it, for another thread.
+fn collected(query: &(impl QueryFragment<Sqlite> + QueryId)) -> QueryResult<CollectedQuery<Binds>> {
+    let mut text = <Sqlite as Backend>::QueryBuilder::default();
+    query.to_sql(&mut text, &Sqlite)?;
+    let mut binds = <Sqlite as Backend>::BindCollector::default();
+    query.collect_binds(&mut binds, &mut (), &Sqlite)?;
+    Ok(CollectedQuery::new(text.finish(), query.is_safe_to_cache_prepared(&Sqlite)?, binds.moveable()))
+}
