@@ -50,7 +50,7 @@
 //! | [`store::task_list`] | lists of tasks: filters, orders, a page at a time, for many parents at once |
 //! | [`store::mail`], [`mail`] | the mail queue; its words and its sending |
 //! | [`events`] | the log (transactional outbox), [`events::hub`], which tails it and fans out, and [`events::hint`] between instances |
-//! | [`db`] | [`db::Db`], [`db::Conn`] and [`on!`]; types, tables, migrations, keyset paging; `batch` commits for many at once, folds the log beside them, and `brief` works on the spot, both for SQLite, `shared` reads for many at once from PostgreSQL; [`db::lately`] has what holds for a second |
+//! | [`db`] | [`db::Db`], [`db::Conn`] and [`on!`]; types, tables, migrations, keyset paging; for SQLite `batch` commits for many at once and folds the log beside them, `brief` says on which thread it works, and [`db::rows`] makes rows on that one; `shared` reads for many at once from PostgreSQL; [`db::lately`] has what holds for a second |
 //! | [`admin::backup`], [`admin::relocate`] | a copy of SQLite while it is in use; everything carried over to PostgreSQL |
 //! | [`admin::settings`], [`admin::doctor`] | what is wrong with the settings, and with what they lead to |
 //! | [`jobs`] | what happens on time: mail, inboxes, clearing away |
