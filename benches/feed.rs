@@ -305,5 +305,5 @@ async fn measure(subscribers: usize) -> Result<()> {
 fn main() -> Result<()> {
     // Cargo passes `--bench`.
     let subscribers = std::env::args().skip(1).find_map(|argument| argument.parse().ok()).unwrap_or(10_000);
-    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(measure(subscribers))
+    fasttrack::server::runtime()?.block_on(measure(subscribers))
 }

@@ -16,7 +16,7 @@ use fasttrack::config::{Config, kept_in};
 use fasttrack::db::{Location, migrate};
 use fasttrack::error::Error;
 use fasttrack::http::auth::NewAccount;
-use fasttrack::server::Server;
+use fasttrack::server::{self, Server};
 use fasttrack::store::audit::Origin;
 use fasttrack::store::password::Password;
 use fasttrack::store::{account, user};
@@ -184,7 +184,7 @@ fn main() -> ExitCode {
         Err(error) if !error.not_found() => return fail(&Failure(format!(".env: {error}"))),
         _ => {}
     }
-    let runtime = match tokio::runtime::Runtime::new() {
+    let runtime = match server::runtime() {
         Ok(runtime) => runtime,
         Err(error) => return fail(&error.into()),
     };
