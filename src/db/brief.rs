@@ -16,10 +16,10 @@ use tokio::runtime::{self, Runtime};
 /// So many rows keep a thread no longer than a request that is read or an answer that is written.
 pub(super) const FEW: usize = 100;
 
-/// How nice the threads are that give way: where all cores are taken, each has a third of what others have. Reads beside
-/// writers are answered a fifth sooner by it; much more would have the writers wait several times as long.
+/// How nice the threads are that give way: where all cores are taken, each has a tenth of what others have. Half of the reads
+/// beside writers are answered a fifth sooner by it; with more, those who write wait longer than reads gain.
 #[cfg(unix)]
-const NICE: i32 = 5;
+const NICE: i32 = 10;
 /// One commits while another folds the log.
 const GIVING_WAY: usize = 2;
 
