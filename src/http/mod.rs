@@ -28,7 +28,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, MatchedPath, Request, State};
 use axum::http::uri::Authority;
-use axum::http::{HeaderName, HeaderValue, Method, header};
+use axum::http::{HeaderName, HeaderValue, Method, Version, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
@@ -145,12 +145,14 @@ async fn around(State(app): State<Arc<App>>, mut request: Request, next: Next) -
     let route = request.extensions().get::<MatchedPath>().cloned();
     let route = route.as_ref().map(MatchedPath::as_str);
     let method = request.method().clone();
+    // Until somebody says that it ends (RFC 9112, 9.6). HTTP/2 has other words for it.
+    let is_kept = request.version() == Version::HTTP_11;
     if route == Some("/graphql") && method == Method::POST && app.turns.are_taken() {
         // It costs next to nothing, so that the others get what there is: it is not read, and not in the log.
         request.extensions_mut().insert(TooMany);
         let mut response = next.run(request).await;
         app.metrics.answered(&method, Some("/graphql"), response.status(), Duration::ZERO);
-        add_headers(&app, &mut response, &id);
+        add_headers(&app, &mut response, &id, is_kept);
         return response;
     }
     let span = tracing::info_span!(
@@ -178,11 +180,11 @@ async fn around(State(app): State<Arc<App>>, mut request: Request, next: Next) -
     }
     let (status, ms) = (response.status().as_u16(), took.as_micros() as f64 / 1000.0);
     span.in_scope(|| tracing::info!(status, ms, "answered"));
-    add_headers(&app, &mut response, &id);
+    add_headers(&app, &mut response, &id, is_kept);
     response
 }
 
-fn add_headers(app: &App, response: &mut Response, id: &str) {
+fn add_headers(app: &App, response: &mut Response, id: &str, is_kept: bool) {
     let headers = response.headers_mut();
     if let Ok(id) = HeaderValue::from_str(id) {
         headers.insert(REQUEST_ID, id);
@@ -196,4 +198,8 @@ fn add_headers(app: &App, response: &mut Response, id: &str) {
     headers
         .entry(header::CONTENT_SECURITY_POLICY)
         .or_insert(HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'"));
+    if is_kept && app.draining.is_cancelled() {
+        // So that the client asks elsewhere from now on, and no request of it meets a connection that is just closed.
+        headers.entry(header::CONNECTION).or_insert(HeaderValue::from_static("close"));
+    }
 }

@@ -153,11 +153,16 @@ async fn a_draining_server_goes_on_answering_until_the_time_is_over() {
     let alice = server.person("alice").await;
     let mut socket = alice.socket().await;
     let (app, address) = (Arc::clone(&server.app), server.address);
+    let client = reqwest::Client::new();
+    let ready = async || client.get(format!("http://{address}/readyz")).send().await.expect("an answer");
+    let answer = ready().await;
+    assert_eq!((answer.status().as_u16(), answer.headers().get("connection")), (200, None));
     let began = std::time::Instant::now();
     let ended = std::thread::spawn(move || drop(server));
     app.draining.cancelled().await;
-    let answer = reqwest::get(format!("http://{address}/readyz")).await.expect("an answer");
-    assert_eq!(answer.status(), 503);
+    let answer = ready().await;
+    let said = answer.headers().get("connection").map(|said| said.to_str().expect("a word"));
+    assert_eq!((answer.status().as_u16(), said), (503, Some("close")), "what is kept would be closed under a request");
     socket.subscribe("1", "{ __typename }", json!({})).await;
     assert!(matches!(socket.receive().await, Frame::Message(message) if message["type"] == "next"));
     assert!(matches!(socket.receive().await, Frame::Message(message) if message["type"] == "complete"));
