@@ -8,6 +8,7 @@ what `synchronous = NORMAL` does: unless that loses what was acknowledged, the r
 import asyncio
 import random
 import re
+import shutil
 import sqlite3
 import struct
 
@@ -16,7 +17,7 @@ from services import Tables
 from traffic import Ledger, Load, contradictions
 
 SECTOR = 512
-RECORD = struct.Struct("<cB2xIQ")
+RECORD = struct.Struct("<cBHIQ")
 MARK = re.compile(rb'"(?:title|body)":"(\d+-\d+)"')
 WAL_HEADER = 32
 
@@ -55,29 +56,33 @@ async def run(rig):
 
 
 def read(path):
-    """The records of a trace: (kind, file, offset, payload)."""
+    """The records of a trace: (kind, file, thread, offset, payload)."""
     with open(path, "rb") as trace:
         while len(head := trace.read(RECORD.size)) == RECORD.size:
-            kind, file, length, offset = RECORD.unpack(head)
+            kind, file, thread, length, offset = RECORD.unpack(head)
             payload = trace.read(length)
             if len(payload) == length:
-                yield kind, file, offset, payload
+                yield kind, file, thread, offset, payload
 
 
 class File:
     """What of a file is on the disk for certain, and what may be."""
 
     def __init__(self, content):
-        self.durable, self.open, self.covered = bytearray(content), [], 0
+        self.durable, self.open = bytearray(content), []
+        # How many operations are on the disk, and how many there were when the thread's sync began.
+        self.done, self.covered = 0, {}
 
-    def does(self, kind, offset, payload):
+    def does(self, kind, thread, offset, payload):
         if kind == b"S":
-            self.covered = len(self.open)
+            self.covered[thread] = self.done + len(self.open)
         elif kind == b"Y":
-            for operation in self.open[:self.covered]:
+            # Two threads may sync at once, and each waits for what there was when its own began.
+            reached = max(self.covered.pop(thread) - self.done, 0)
+            for operation in self.open[:reached]:
                 apply(self.durable, *operation)
-            del self.open[:self.covered]
-            self.covered = 0
+            del self.open[:reached]
+            self.done += reached
         else:
             self.open.append((kind, offset, payload))
 
@@ -108,20 +113,21 @@ def apply(image, kind, offset, payload):
 
 def waits(records):
     """The syncs that `synchronous = NORMAL` also waits for: of the log those before a checkpoint and after its header,
-    of the database all. As the indices of their records."""
-    names = {file: payload for kind, file, _, payload in records if kind == b"N"}
+    of the database all. As the indices of their records. What a sync is for is told by what its thread writes before
+    and after: a checkpoint runs beside commits."""
+    names = {file: payload for kind, file, _, _, payload in records if kind == b"N"}
     logs = {file for file, name in names.items() if name.endswith(b"-wal")}
-    kept, following, header = set(), None, {}
+    kept, following, header = set(), {}, {}
     for index in range(len(records) - 1, -1, -1):
-        kind, file, _, _ = records[index]
+        kind, file, thread, *_ = records[index]
         if kind == b"W":
-            following = file
-        elif kind in (b"S", b"Y") and (file not in logs or following not in logs):
+            following[thread] = file
+        elif kind in (b"S", b"Y") and (file not in logs or following.get(thread, file) not in logs):
             kept.add(index)
-    for index, (kind, file, offset, payload) in enumerate(records):
+    for index, (kind, file, thread, offset, payload) in enumerate(records):
         if kind == b"W":
-            header[file] = offset == 0 and len(payload) == WAL_HEADER
-        elif kind in (b"S", b"Y") and header.get(file):
+            header[thread] = file in logs and offset == 0 and len(payload) == WAL_HEADER
+        elif kind in (b"S", b"Y") and header.get(thread):
             kept.add(index)
     return kept
 
@@ -156,7 +162,7 @@ class Fate:
 def replay(rig, before, records, count):
     """Cuts the power at moments by chance, in either world."""
     chance = random.Random(2)
-    names = {file: payload.decode() for kind, file, _, payload in records if kind == b"N"}
+    names = {file: payload.decode() for kind, file, _, _, payload in records if kind == b"N"}
     first = next(index for index, (kind, *_, payload) in enumerate(records) if kind == b"A" and MARK.search(payload))
     moments = set(chance.sample(range(first + 1, len(records)), count))
     normal = waits(records)
@@ -165,8 +171,9 @@ def replay(rig, before, records, count):
     }
     fates = {name: Fate() for name in worlds}
     acknowledged = set()
-    (rig.directory / "images").mkdir()
-    for index, (kind, file, offset, payload) in enumerate(records):
+    for place in ("images", "kept"):
+        (rig.directory / place).mkdir()
+    for index, (kind, file, thread, offset, payload) in enumerate(records):
         if index in moments:
             for name, files in worlds.items():
                 base = rig.directory / "images" / f"{name}-{index}.db"
@@ -175,22 +182,25 @@ def replay(rig, before, records, count):
                     image = state.after_a_cut(chance)
                     if image:
                         base.with_name(base.name + end).write_bytes(image)
+                if name == "FULL" and len(acknowledged) % 7 == 0:
+                    # Before it is looked at, which folds the log in.
+                    for part in base.parent.glob(base.name + "*"):
+                        shutil.copy(part, rig.directory / "kept")
                 fates[name].look(base, set(acknowledged))
-                if name == "NORMAL" or len(acknowledged) % 7:
-                    base.unlink(missing_ok=True)
+                base.unlink(missing_ok=True)
         if kind == b"A":
             if b'"userErrors":[]' in payload:
                 acknowledged |= {mark.decode() for mark in MARK.findall(payload)}
         elif kind != b"N":
             for name, files in worlds.items():
                 if name == "FULL" or kind in (b"W", b"T") or index in normal:
-                    files[file].does(kind, offset, payload)
+                    files[file].does(kind, thread, offset, payload)
     return fates
 
 
 async def starts(rig):
     """The program itself takes such an image up, too."""
-    images = sorted((rig.directory / "images").glob("FULL-*.db"))[:: 10][:5]
+    images = sorted((rig.directory / "kept").glob("FULL-*.db"))[::3][:5]
     started = 0
     for number, image in enumerate(images):
         server = Server(rig, f"power-{number}", f"sqlite://{image}")

@@ -1,7 +1,7 @@
 /* Notes in one file, in order, what a program does to its database files and what it says on its sockets, so that any
  * moment of it can be made into what a power cut would have left. Preloaded; TRACE names the file.
  *
- * A record is: kind (1 byte), file number (1), 2 bytes of nothing, length of the payload (4), offset (8), payload.
+ * A record is: kind (1 byte), file number (1), thread number (2), length of the payload (4), offset (8), payload.
  *   N name      a file got this number; payload: its path
  *   W write     at offset; payload: what was written
  *   T truncate  to offset
@@ -30,6 +30,8 @@ static int trace = -1;
 static unsigned char number_of[FILES];
 static char *names[256];
 static int known;
+static uint16_t threads;
+static _Thread_local uint16_t thread;
 
 #define REAL(name) ((__typeof__(&name))real(#name))
 static void *real(const char *name) { return dlsym(RTLD_NEXT, name); }
@@ -41,6 +43,8 @@ static void note(char kind, int file, uint64_t offset, const void *payload, uint
     static ssize_t (*out)(int, const struct iovec *, int);
     unsigned char head[16] = {(unsigned char)kind, (unsigned char)file};
     if (!out) out = REAL(writev);
+    if (!thread) thread = ++threads;
+    memcpy(head + 2, &thread, 2);
     memcpy(head + 4, &length, 4);
     memcpy(head + 8, &offset, 8);
     struct iovec parts[2] = {{head, sizeof head}, {(void *)payload, length}};
