@@ -228,7 +228,7 @@ impl Code {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, async_graphql::Enum)]
 #[graphql(name = "UserErrorCode")]
 pub enum FaultCode {
-    /// Nothing but white space where something is needed.
+    /// Nothing but white space where something is needed, or null for what cannot be cleared.
     Blank,
     /// Shorter than the field allows.
     TooShort,
@@ -250,7 +250,7 @@ pub enum FaultCode {
     Conflict,
     /// The current password is not right.
     WrongPassword,
-    /// The new password is too easy to guess.
+    /// The new password does not fit the server's policy or is too easy to guess.
     WeakPassword,
 }
 

@@ -134,7 +134,7 @@ macro_rules! events {
                     self.0.event.occurred_at
                 }
 
-                /// Who did it; null when the account is gone.
+                /// Who did it; a user named `Deleted user` when the account is gone.
                 pub async fn actor(&self, ctx: &Context<'_>) -> Result<Option<User>> {
                     user(ctx, self.0.event.actor_id).await
                 }
@@ -149,7 +149,7 @@ macro_rules! events {
             field(name = "id", ty = "ID", desc = "The event's identity: a client that sees it twice knows it by this."),
             field(name = "cursor", ty = "String", desc = "Opaque position in the event log: pass it as `after` to go on from here."),
             field(name = "occurred_at", ty = "Timestamp", desc = "When it happened."),
-            field(name = "actor", ty = "Option<User>", desc = "Who did it; null when the account is gone.")
+            field(name = "actor", ty = "Option<User>", desc = "Who did it; a user named `Deleted user` when the account is gone.")
         )]
         pub enum Event {
             $($(#[$doc])* $name($name)),+
@@ -568,7 +568,7 @@ impl EventSubscription {
         open(ctx, filter, after).await
     }
 
-    /// All of them on one stream.
+    /// Every event that the viewer may see, of every `EventType`, on one stream; the inbox has `notificationAdded`.
     #[graphql(guard = "guard::signed_in")]
     async fn events(
         &self,

@@ -85,7 +85,7 @@ pub struct CreateLabelPayload {
 pub struct UpdateLabelInput {
     /// Which label.
     id: ID,
-    /// A new name; cannot be cleared.
+    /// A new name: 1–50 characters after trimming; cannot be cleared.
     name: MaybeUndefined<String>,
     /// A new colour, `#rrggbb`; cannot be cleared.
     color: MaybeUndefined<String>,

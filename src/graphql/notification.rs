@@ -62,7 +62,7 @@ impl Notification {
         event::cursor(self.0.event_position())
     }
 
-    /// Who did it; null when the account is gone.
+    /// Who did it; a user named `Deleted user` when the account is gone.
     async fn actor(&self, ctx: &Context<'_>) -> Result<Option<User>> {
         user(ctx, self.0.actor_id).await
     }

@@ -204,7 +204,8 @@ pub struct ProjectStats {
 /// Which projects are asked for; members are ANDed.
 #[derive(InputObject)]
 pub struct ProjectFilter {
-    /// Words in name or description, without regard to case; all of them must occur.
+    /// Words in name or description, without regard to case; all of them must occur. At most 10 words and 200
+    /// characters; `%` and `_` mean themselves.
     search: Option<String>,
     /// In this status.
     status: Option<Status>,
@@ -327,9 +328,9 @@ pub struct CreateProjectPayload {
 pub struct UpdateProjectInput {
     /// Which project.
     id: ID,
-    /// A new name; cannot be cleared.
+    /// A new name: 1–120 characters after trimming; cannot be cleared.
     name: MaybeUndefined<String>,
-    /// A new description.
+    /// A new description: up to 10,000 characters.
     description: MaybeUndefined<String>,
     /// A new status; cannot be cleared.
     status: MaybeUndefined<Status>,

@@ -148,7 +148,8 @@ pub struct ChangePasswordInput {
     /// The password now.
     #[graphql(secret)]
     current_password: String,
-    /// The password from now on.
+    /// The password from now on: 8 (or 15, as the server's policy is) to 256 characters, not easy to guess, and neither the
+    /// username nor the e-mail address.
     #[graphql(secret)]
     new_password: String,
 }

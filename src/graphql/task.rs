@@ -95,7 +95,7 @@ impl Task {
         Ok(Project(project.ok_or_else(|| Error::refused(Code::NotFound, "The project is gone."))?))
     }
 
-    /// Who made it; null when the account is gone.
+    /// Who made it; a user named `Deleted user` when the account is gone.
     async fn creator(&self, ctx: &Context<'_>) -> Result<Option<User>> {
         user(ctx, self.0.creator_id).await
     }
@@ -244,9 +244,9 @@ pub struct TaskFilter {
     /// Words in title or description, without regard to case; all of them must occur. At most 10 words and 200
     /// characters; `%` and `_` mean themselves.
     search: Option<String>,
-    /// In one of these statuses.
+    /// In one of these statuses, at most 100.
     status: Option<Vec<Status>>,
-    /// Of one of these priorities.
+    /// Of one of these priorities, at most 100.
     priority: Option<Vec<Priority>>,
     /// In this project.
     project_id: Option<ID>,
@@ -254,7 +254,7 @@ pub struct TaskFilter {
     assignee_id: Option<ID>,
     /// Assigned to nobody (true), or to somebody (false).
     unassigned: Option<bool>,
-    /// With at least one of these labels.
+    /// With at least one of these labels, at most 100.
     label_ids: Option<Vec<ID>>,
     /// Past its due date and not DONE (true), or not so (false).
     overdue: Option<bool>,
@@ -437,9 +437,9 @@ pub struct CreateTaskPayload {
 pub struct UpdateTaskInput {
     /// Which task.
     id: ID,
-    /// A new title; cannot be cleared.
+    /// A new title: 1–200 characters after trimming; cannot be cleared.
     title: MaybeUndefined<String>,
-    /// A new description.
+    /// A new description: up to 10,000 characters.
     description: MaybeUndefined<String>,
     /// A new status, one step from the present one: TODO ↔ IN_PROGRESS ↔ DONE; cannot be cleared.
     status: MaybeUndefined<Status>,

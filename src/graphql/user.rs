@@ -69,8 +69,8 @@ impl User {
     }
 }
 
-/// A person with an account. Everyone who is signed in sees username and display name; anything else is for the person
-/// themselves and ADMIN: for others it is null, with a FORBIDDEN error at its path.
+/// A person with an account. Everyone who is signed in sees id, username, display name and when they signed up; anything
+/// else is for the person themselves and ADMIN: for others it is null, with a FORBIDDEN error at its path.
 #[Object]
 impl User {
     /// The object's global id; opaque, and it never changes.
@@ -261,7 +261,8 @@ pub struct UserStats {
 /// Which users are asked for; members are ANDed.
 #[derive(InputObject)]
 pub struct UserFilter {
-    /// Words in username, display name or e-mail, without regard to case; all of them must occur.
+    /// Words in username, display name or e-mail, without regard to case; all of them must occur. At most 10 words and
+    /// 200 characters; `%` and `_` mean themselves.
     search: Option<String>,
     /// With this role.
     role: Option<Role>,

@@ -20,7 +20,7 @@ use crate::{keyset, on};
 #[diesel(sql_type = diesel::sql_types::SmallInt)]
 #[graphql(name = "AuditKind")]
 pub enum Kind {
-    /// It was made.
+    /// The account was made.
     Registered,
     /// Somebody logged in.
     LoggedIn,
