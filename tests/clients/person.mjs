@@ -91,6 +91,16 @@ export class Person extends Session {
   }
 }
 
+/** Comments, numbered from 0, until `first` comes of a stream without a cursor, which begins at its own time; how many. */
+export async function commentUntil(first, person, task) {
+  let came = false;
+  const stop = () => (came = true);
+  first.then(stop, stop);
+  let written = 0;
+  for (; !came; written += 1) await person.comment(task, `${written}`);
+  return written;
+}
+
 export const comments = `subscription($after: String) {
   commentAdded(after: $after) { cursor comment { body } }
 }`;

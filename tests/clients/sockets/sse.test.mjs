@@ -2,9 +2,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { createClient } from 'graphql-sse';
-import { Person, comments, graphql } from '../person.mjs';
-
-const soon = () => new Promise((resolve) => setTimeout(resolve, 300));
+import { Person, comments, commentUntil, graphql } from '../person.mjs';
 
 test('queries and subscriptions answer with streams', async () => {
   const person = await Person.signUp();
@@ -15,13 +13,13 @@ test('queries and subscriptions answer with streams', async () => {
   }
   const events = client.iterate({ query: comments });
   const first = events.next();
-  await soon();
-  await person.comment(task, 'one');
-  assert.equal((await first).value.data.commentAdded.comment.body, 'one');
+  const written = await commentUntil(first, person, task);
+  assert.ok(Number((await first).value.data.commentAdded.comment.body) < written);
   await events.return();
 });
 
-async function* stream(person, query, headers = {}) {
+/** The body of a stream, once the server has taken it up. */
+async function open(person, query, headers = {}) {
   const answer = await fetch(graphql, {
     method: 'POST',
     headers: {
@@ -33,8 +31,13 @@ async function* stream(person, query, headers = {}) {
     body: JSON.stringify({ query }),
   });
   assert.equal(answer.status, 200);
+  return answer.body;
+}
+
+/** The events of a body. */
+async function* read(body) {
   let text = '';
-  for await (const chunk of answer.body.pipeThrough(new TextDecoderStream())) {
+  for await (const chunk of body.pipeThrough(new TextDecoderStream())) {
     text += chunk;
     for (let end = text.indexOf('\n\n'); end >= 0; end = text.indexOf('\n\n')) {
       const lines = text.slice(0, end).split('\n').filter((line) => !line.startsWith(':'));
@@ -46,7 +49,8 @@ async function* stream(person, query, headers = {}) {
 }
 
 /** The first event of a stream, which is left then. */
-async function first(events) {
+async function first(body) {
+  const events = read(body);
   const { value } = await events.next();
   await events.return();
   return value;
@@ -56,28 +60,26 @@ test('a stream goes on after the last event that was seen', async () => {
   const person = await Person.signUp();
   const task = await person.task();
   const query = 'subscription { commentAdded { comment { body } } }';
-  const events = stream(person, query);
-  const begun = first(events);
-  await soon();
-  await person.comment(task, 'one');
+  const begun = first(await open(person, query));
+  const written = await commentUntil(begun, person, task);
   const value = await begun;
   assert.equal(value.event, 'next');
-  assert.deepEqual(JSON.parse(value.data), { data: { commentAdded: { comment: { body: 'one' } } } });
-  await person.comment(task, 'two');
-  const resumed = await first(stream(person, query, { 'last-event-id': value.id }));
-  assert.equal(JSON.parse(resumed.data).data.commentAdded.comment.body, 'two');
-  const written = 'subscription { commentAdded(after: "nonsense") { comment { body } } }';
-  const again = await first(stream(person, written, { 'last-event-id': value.id }));
+  const told = JSON.parse(value.data);
+  const body = Number(told.data.commentAdded.comment.body);
+  assert.deepEqual(told, { data: { commentAdded: { comment: { body: `${body}` } } } });
+  await person.comment(task, `${written}`);
+  const resumed = await first(await open(person, query, { 'last-event-id': value.id }));
+  assert.equal(JSON.parse(resumed.data).data.commentAdded.comment.body, `${body + 1}`);
+  const nonsense = 'subscription { commentAdded(after: "nonsense") { comment { body } } }';
+  const again = await first(await open(person, nonsense, { 'last-event-id': value.id }));
   assert.equal(again.id, resumed.id);
 });
 
 test('a stream ends with its session', async () => {
   const person = await Person.signUp();
-  const events = stream(person, comments);
-  const end = events.next();
-  await soon();
+  const events = read(await open(person, comments));
   await person.logOut();
-  assert.equal((await end).done, true);
+  assert.equal((await events.next()).done, true);
 });
 
 test('what fails before execution has a status of its own', async () => {
