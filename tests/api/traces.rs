@@ -171,15 +171,19 @@ async fn a_collector_that_never_answers_holds_up_neither_requests_nor_the_end() 
     let silent = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free port");
     let url = format!("http://{}", silent.local_addr().expect("an address"));
     let server = Server::with(&[("OTEL_EXPORTER_OTLP_ENDPOINT", &url)]).await;
-    let began = Instant::now();
+    let mut slowest = Duration::ZERO;
     // More than fit into the queue.
     for _ in 0..1500 {
+        let began = Instant::now();
         assert_eq!(ask(&server, None, "{ __typename }").await, 200);
+        slowest = slowest.max(began.elapsed());
     }
-    assert!(began.elapsed() < PATIENCE, "{:?}", began.elapsed());
+    assert!(slowest < Duration::from_secs(4), "{slowest:?}");
     let ending = Instant::now();
-    server.stop().await.remove().await;
-    assert!(ending.elapsed() < Duration::from_secs(5), "{:?}", ending.elapsed());
+    let database = server.stop().await;
+    let took = ending.elapsed();
+    database.remove().await;
+    assert!(took < Duration::from_secs(5), "{took:?}");
 }
 
 #[cfg(unix)]
