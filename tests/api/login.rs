@@ -54,20 +54,30 @@ async fn a_right_password_forgets_failures_and_so_does_time() {
 async fn an_unknown_identifier_takes_as_long_as_a_known_one() {
     let server = Server::with(&[("ARGON2_MEMORY_KIB", "2048"), ("LOCKOUT_FAILURES", "1000000")]).await;
     server.person("alice").await;
-    let mut times = [Vec::new(), Vec::new()];
-    for _ in 0..60 {
-        for (times, identifier) in times.iter_mut().zip(["alice@example.org", "nobody@example.org"]) {
-            let begun = Instant::now();
-            assert_eq!(login(&server, identifier, "Wrong-Horse-7").await.status, 401);
-            times.push(begun.elapsed());
+    let medians = async || {
+        let mut times = [Vec::new(), Vec::new()];
+        for _ in 0..60 {
+            for (times, identifier) in times.iter_mut().zip(["alice@example.org", "nobody@example.org"]) {
+                let begun = Instant::now();
+                assert_eq!(login(&server, identifier, "Wrong-Horse-7").await.status, 401);
+                times.push(begun.elapsed());
+            }
         }
+        times.map(|mut times| {
+            times.sort();
+            times[times.len() / 2]
+        })
+    };
+    // What one of them takes more is seen in each round; what other programs take falls now here, now there.
+    let mut told = Vec::new();
+    for _ in 0..3 {
+        let [known, unknown] = medians().await;
+        if (0.75..1.33).contains(&(known.as_secs_f64() / unknown.as_secs_f64())) {
+            return;
+        }
+        told.push((known, unknown));
     }
-    let [known, unknown] = times.map(|mut times| {
-        times.sort();
-        times[times.len() / 2]
-    });
-    let ratio = known.as_secs_f64() / unknown.as_secs_f64();
-    assert!((0.75..1.33).contains(&ratio), "known {known:?}, unknown {unknown:?}");
+    panic!("known and unknown: {told:?}");
 }
 
 #[tokio::test]
