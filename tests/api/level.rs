@@ -1,6 +1,7 @@
 //! Selections that are resolved by level are answered as the library answers them.
 
 use std::cell::Cell;
+use std::collections::BTreeSet;
 
 use proptest::prelude::*;
 use proptest::sample::{select, subsequence};
@@ -159,17 +160,36 @@ fn whole(selection: &str) -> String {
     format!("{variables} {{ {selection} }} {}", named(&FRAGMENTS))
 }
 
+/// The most errors that an answer tells; which ones is chance, when there are more.
+const MOST_ERRORS: usize = 10;
+
 /// The data as it was written, and where which errors are.
-async fn answer(person: &Person, selection: &str, task: &str) -> (String, Vec<String>) {
+#[derive(Debug)]
+struct Told {
+    data: String,
+    errors: BTreeSet<String>,
+    are_all: bool,
+}
+
+impl Told {
+    /// Whether both tell the same: who tells all errors tells those of the other one.
+    fn agrees(&self, other: &Self) -> bool {
+        let covers = |one: &Self, other: &Self| !one.are_all || other.errors.is_subset(&one.errors);
+        self.data == other.data && covers(self, other) && covers(other, self)
+    }
+}
+
+async fn answer(person: &Person, selection: &str, task: &str) -> Told {
     let variables = json!({ "zero": 0, "yes": true, "task": task, "filter": { "priority": ["HIGH", "MEDIUM"] } });
     let answer = person.ask(&whole(selection), variables).await;
-    let errors = answer.0["errors"].as_array().into_iter().flatten();
-    let mut errors: Vec<String> =
-        errors.map(|error| json!([error["path"], error["message"], error["extensions"]["code"]]).to_string()).collect();
-    errors.sort();
-    // What is asked for in two places fails twice.
-    errors.dedup();
-    (answer.0["data"].to_string(), errors)
+    let errors = answer.0["errors"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let told = |error: &Value| json!([error["path"], error["message"], error["extensions"]["code"]]).to_string();
+    Told {
+        data: answer.0["data"].to_string(),
+        // A set: what is asked for in two places fails twice.
+        errors: errors.iter().map(told).collect(),
+        are_all: errors.len() < MOST_ERRORS,
+    }
 }
 
 #[test]
@@ -200,9 +220,10 @@ fn a_selection_resolved_by_level_is_answered_as_the_library_answers_it() {
         // What is asked for in two places is left to the library.
         let by_library = ask(&format!("{selection} it: {root} {{ __typename }}"));
         for time in ["first, validated", "again, known to be valid"] {
-            prop_assert_eq!(&ask(&selection), &by_library, "{}: {}", time, selection);
+            let by_level = ask(&selection);
+            prop_assert!(by_level.agrees(&by_library), "{time}: {selection}: {by_level:?} {by_library:?}");
         }
-        executed.set(executed.get() + usize::from(by_library.1.is_empty()));
+        executed.set(executed.get() + usize::from(by_library.errors.is_empty()));
         Ok(())
     });
     compared.unwrap_or_else(|failure| panic!("{failure}"));
