@@ -250,7 +250,7 @@ async fn rest(stream: &mut TcpStream) -> Vec<u8> {
 async fn thousands_of_half_open_requests_hold_up_nobody_else() {
     // Each has an end on either side in this process.
     let half_open = 2_000;
-    let server = Server::with(&[("MAX_CONNECTIONS", "1000"), ("HEADER_TIMEOUT_SECONDS", "5")]).await;
+    let server = Server::with(&[("MAX_CONNECTIONS", "1000"), ("HEADER_TIMEOUT_SECONDS", "10")]).await;
     let mut connections = Vec::with_capacity(half_open);
     for _ in 0..half_open {
         let mut stream = connect(server.address).await;
@@ -260,7 +260,7 @@ async fn thousands_of_half_open_requests_hold_up_nobody_else() {
     for _ in 0..20 {
         let started = Instant::now();
         assert_eq!(ask(&server, RESPONSE, "{ __typename }").await.status, 200);
-        assert!(started.elapsed() < Duration::from_secs(1), "{:?}", started.elapsed());
+        assert!(started.elapsed() < Duration::from_secs(4), "{:?}", started.elapsed());
     }
     // Those that were not shown out before are dropped in time.
     assert!(rest(connections.last_mut().expect("the last one")).await.is_empty());

@@ -86,7 +86,7 @@ async fn each_breach_of_the_protocol_has_its_code() {
 
 #[tokio::test]
 async fn a_silent_socket_is_closed_before_and_after_the_greeting() {
-    let server = Server::with(&[("WS_INIT_SECONDS", "1"), ("WS_PING_SECONDS", "1")]).await;
+    let server = Server::with(&[("WS_INIT_SECONDS", "2"), ("WS_PING_SECONDS", "2")]).await;
     let alice = server.person("alice").await;
     assert_eq!(Raw::open(&server).await.closed().await, 4408);
     let mut raw = Raw::greeted(&server, &alice).await;
@@ -117,8 +117,8 @@ async fn a_socket_ends_with_its_session_and_a_change_of_its_user() {
 async fn a_fresh_token_prolongs_a_socket() {
     let server = Server::with(&[("ACCESS_TOKEN_EXPIRE_MINUTES", "1")]).await;
     let alice = server.person("alice").await;
-    // Fifty-eight seconds on, the token is good for two more.
-    server.advance(Duration::from_secs(58));
+    // Fifty-two seconds on, the token is good for eight more.
+    server.advance(Duration::from_secs(52));
     let (mut prolonged, mut forgotten) = (Raw::greeted(&server, &alice).await, Raw::greeted(&server, &alice).await);
     let fresh = server.login("alice").await;
     let payload = json!({ "Authorization": format!("Bearer {}", fresh.token()) });
