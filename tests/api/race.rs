@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 
 use futures_util::future::join_all;
 use serde_json::{Value, json};
+use tokio::time::timeout;
 
-use crate::harness::{PASSWORD, Person, Server, text};
+use crate::harness::{PASSWORD, PATIENCE, Person, Server, text};
 
 /// How often each outcome came.
 fn tally(outcomes: impl IntoIterator<Item = String>) -> BTreeMap<String, usize> {
@@ -224,9 +225,15 @@ async fn of_writes_that_come_together_each_stands_or_fails_by_itself() {
             1 => ("createLabel", json!({ "projectId": project, "name": (number % 5).to_string(), "color": "#ff0000" })),
             _ => ("updateTask", json!({ "id": task, "title": number.to_string() })),
         };
-        format!("{name} {}", alice.mutate(name, input).await.outcome())
+        loop {
+            let outcome = alice.mutate(name, input.clone()).await.outcome();
+            // A machine that stalls for a second has no connection to give: who is told so comes back.
+            if outcome != "SERVICE_UNAVAILABLE" {
+                break format!("{name} {outcome}");
+            }
+        }
     };
-    let done = join_all((0..60).map(write)).await;
+    let done = timeout(PATIENCE, join_all((0..60).map(write))).await.expect("answers in time");
     assert_eq!(
         tally(done),
         counts([("createTask ok", 20), ("createLabel ok", 5), ("createLabel name: TAKEN", 15), ("updateTask ok", 20),])
