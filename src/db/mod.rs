@@ -287,7 +287,8 @@ impl Db {
             Location::Sqlite(path) => {
                 let path = path.to_string_lossy().into_owned();
                 let writer = sqlite_pool(&path, 1, &statements, SQLITE_WRITER)?;
-                let folder = sqlite_pool(&path, 1, &statements, SQLITE_FOLDER)?;
+                // What it sends is no operation's.
+                let folder = sqlite_pool(&path, 1, &Counter::default(), SQLITE_FOLDER)?;
                 let writer = Arc::new(Batch::new(writer, folder));
                 let readers = |size| sqlite_pool(&path, size, &statements, SQLITE_READER);
                 let pools = |readers| Pools::Sqlite { writer: Arc::clone(&writer), readers };

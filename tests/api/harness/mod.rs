@@ -97,12 +97,17 @@ impl Server {
 
     /// Starts a server that does nothing but answer: no mail is sent, no event is told live.
     pub async fn without_jobs() -> Self {
+        Self::without_jobs_with(&[]).await
+    }
+
+    /// The same with some settings of its own.
+    pub async fn without_jobs_with(settings: &[(&str, &str)]) -> Self {
         let none = |_: &Arc<App>, _: &CancellationToken| {
             let none = TaskTracker::new();
             none.close();
             Ok(none)
         };
-        Self::launch(Database::fresh().await, &[], none).await
+        Self::launch(Database::fresh().await, settings, none).await
     }
 
     /// Starts a server on a database that is there.
