@@ -196,11 +196,6 @@ impl Code {
         }
     }
 
-    /// Whether the same request may succeed later, unchanged.
-    pub const fn retryable(self) -> bool {
-        matches!(self, Self::RateLimited | Self::LockedOut | Self::Unavailable)
-    }
-
     /// Whether it says something about the document of a request that is otherwise well formed: such an answer has the
     /// status 200 for clients that accept `application/json` alone.
     pub const fn is_of_document(self) -> bool {

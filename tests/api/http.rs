@@ -228,9 +228,22 @@ async fn the_schema_is_told_only_where_that_is_wanted() {
 
 #[test]
 fn every_code_is_in_the_table_once() {
-    for code in Code::ALL {
+    let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).expect("the README");
+    let section = readme.split("\n## ").find(|section| section.starts_with("Errors")).expect("a section");
+    let table = section.split("\n\n").find(|part| part.starts_with("| code | HTTP |")).expect("a table");
+    let rows: Vec<&str> = table.lines().skip(2).collect();
+    assert_eq!(rows.len(), Code::ALL.len());
+    for (row, code) in rows.into_iter().zip(Code::ALL) {
         assert_eq!(Code::parse(code.as_str()), Some(code));
         assert!((400..600).contains(&code.status()) && !code.meaning().is_empty());
+        // The status is another one where a note says so.
+        let note = match code {
+            Code::BadRequest => " ¹",
+            _ if code.is_of_document() => " ²",
+            _ => "",
+        };
+        let begin = format!("| `{}` | {}{note} | ", code.as_str(), code.status());
+        assert!(row.starts_with(&begin), "{row} instead of {begin}…");
     }
 }
 
