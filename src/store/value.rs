@@ -234,14 +234,22 @@ mod tests {
 
     #[test]
     fn an_email_needs_a_mailbox_and_a_domain() {
-        for good in ["a@b.co", "first.last+tag@sub.example.org", "üser@example.org"] {
-            assert!(Email::parse("email", good).is_ok(), "{good}");
+        for good in ["a@b.co", "first.last+tag@sub.example.org", "üser@example.org", " a@b.co\n"] {
+            assert_eq!(Email::parse("email", good).as_deref(), Ok(good.trim()));
         }
-        for bad in
-            ["", "a", "a@", "@b.co", "a@b", "a b@c.de", "a@b.co\n", "a@@b.co", &format!("{}@b.co", "a".repeat(65))]
-        {
-            let parsed = Email::parse("email", bad);
-            assert!(parsed.is_err() || bad.trim() != bad, "{bad:?}");
+        for bad in [
+            "",
+            "a",
+            "a@",
+            "@b.co",
+            "a@b",
+            "a b@c.de",
+            "a\n@b.co",
+            "a@b\n.co",
+            "a@@b.co",
+            &format!("{}@b.co", "a".repeat(65)),
+        ] {
+            assert!(Email::parse("email", bad).is_err(), "{bad:?}");
         }
     }
 
