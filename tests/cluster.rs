@@ -1,10 +1,12 @@
 //! Three real processes on one PostgreSQL and one Redis, behind HAProxy, with five hundred subscribers: one process is
 //! killed while they listen and writers write, and so is Redis. Nobody misses an event, nobody gets one twice.
 //!
-//! Needs `TEST_DATABASE_URL=postgres://…`, and `haproxy` and `redis-server` on the path; without them it says so.
+//! Needs `TEST_DATABASE_URL=postgres://…`, and `haproxy` and `redis-server` on the path; without them it says so, and with
+//! `CI` in the environment it fails.
 
 use std::collections::HashSet;
 use std::fmt::Write as _;
+use std::io::Write as _;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -126,7 +128,13 @@ impl Person {
     }
 
     /// One connection's worth of events; says whether the last one has come.
-    async fn listen(&self, project: &str, after: &mut String, seen: &mut Vec<String>) -> Result<bool, Failure> {
+    async fn listen(
+        &self,
+        project: &str,
+        after: &mut String,
+        seen: &mut Vec<String>,
+        greeted: &watch::Sender<usize>,
+    ) -> Result<bool, Failure> {
         let mut request = format!("ws://{}/graphql", self.address).into_client_request()?;
         request.headers_mut().insert("sec-websocket-protocol", "graphql-transport-ws".parse()?);
         let (mut socket, _) = connect_async(request).await?;
@@ -148,6 +156,7 @@ impl Person {
                         return Ok(true);
                     }
                 }
+                Some("connection_ack") => greeted.send_modify(|greeted| *greeted += 1),
                 Some("ping") => socket.send(Message::text(r#"{"type":"pong"}"#)).await?,
                 Some("error" | "complete") => return Err(message.to_string().into()),
                 _ => {}
@@ -175,18 +184,32 @@ async fn log(person: &Person, project: &str, mut after: Value) -> Vec<(String, O
     }
 }
 
-async fn reached(writes: &mut watch::Receiver<usize>, number: usize) {
-    writes.wait_for(|done| *done >= number).await.expect("writers");
+/// Waits until an instance has begun.
+async fn ready(port: u16) {
+    let url = format!("http://127.0.0.1:{port}/readyz");
+    while !reqwest::get(&url).await.is_ok_and(|answer| answer.status().is_success()) {
+        sleep(Duration::from_millis(100)).await;
+    }
+}
+
+async fn reached(count: &mut watch::Receiver<usize>, number: usize) {
+    count.wait_for(|reached| *reached >= number).await.expect("somebody who counts");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nobody_misses_an_event_when_an_instance_and_redis_are_killed() {
-    let installed = |name: &str| Command::new(name).arg("-v").stdout(Stdio::null()).status().is_ok();
     let server = std::env::var("TEST_DATABASE_URL").ok().filter(|url| url.starts_with("postgres"));
-    let Some(server) = server.filter(|_| installed("haproxy") && installed("redis-server")) else {
-        eprintln!("not run: needs TEST_DATABASE_URL=postgres://…, haproxy and redis-server");
+    let Some(server) = server else {
+        eprintln!("not run: needs TEST_DATABASE_URL=postgres://…");
         return;
     };
+    let installed = |name: &&str| Command::new(name).arg("-v").stdout(Stdio::null()).status().is_ok();
+    if let Some(missing) = ["haproxy", "redis-server"].into_iter().find(|name| !installed(name)) {
+        assert!(std::env::var("CI").is_err(), "needs {missing}");
+        // Past what is kept of a test that passes.
+        writeln!(std::io::stderr(), "THE TEST OF THREE PROCESSES IS NOT RUN: needs {missing}").expect("a line");
+        return;
+    }
     let (client, connection) = tokio_postgres::connect(&server, NoTls).await.expect("PostgreSQL");
     tokio::spawn(connection);
     let name = format!("fasttrack_cluster_{}", std::process::id());
@@ -205,6 +228,10 @@ async fn scenario(database: &Url) {
     // All three at once on an empty database: one of them migrates it.
     let [first, second, third] = ports.map(|port| instance(port, database, redis_port));
     let (mut first, _others) = (Some(first), (second, third));
+    // Each gets a third of the connections, if the balancer finds all of them.
+    for port in ports {
+        ready(port).await;
+    }
     let _balancer = balancer(directory.path(), balancer_port, &ports);
     let alice = Person::sign_up(SocketAddr::from((Ipv4Addr::LOCALHOST, balancer_port))).await;
     let project = alice.ask("mutation { createProject(input: { name: \"x\" }) { project { id } } }", json!({})).await;
@@ -221,13 +248,15 @@ async fn scenario(database: &Url) {
     };
 
     let broken = Arc::new(AtomicUsize::new(0));
+    let (greeted, mut greetings) = watch::channel(0);
     let subscribers: Vec<_> = (0..SUBSCRIBERS)
         .map(|_| {
             let (alice, project, broken) = (alice.clone(), project.clone(), Arc::clone(&broken));
+            let greeted = greeted.clone();
             let mut after = start.clone();
             tokio::spawn(async move {
                 let mut seen = Vec::new();
-                while !alice.listen(&project, &mut after, &mut seen).await.unwrap_or(false) {
+                while !alice.listen(&project, &mut after, &mut seen, &greeted).await.unwrap_or(false) {
                     broken.fetch_add(1, Ordering::Relaxed);
                     sleep(Duration::from_millis(100)).await;
                 }
@@ -235,6 +264,7 @@ async fn scenario(database: &Url) {
             })
         })
         .collect();
+    reached(&mut greetings, SUBSCRIBERS).await;
 
     let (done, mut writes) = watch::channel(0);
     let done = Arc::new(done);
