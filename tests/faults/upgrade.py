@@ -1,7 +1,7 @@
 """A new version, node by node, with a migration, under load; and three nodes that meet an empty database at once.
 
-The new version is the program itself with its newest migration replaced, byte by byte, by one that no database has yet:
-it adds a column and an index and takes its time, with the locks that come with it.
+The new version is the program itself with its newest migration that is long enough replaced, byte by byte, by one that no
+database has yet: it adds a column and an index and takes its time, with the locks that come with it.
 """
 
 import asyncio
@@ -9,7 +9,7 @@ import itertools
 import time
 
 from client import Broken
-from rig import HERE, Missing, Server
+from rig import HERE, Server
 from services import Postgres, Redis, Tables
 from traffic import Load, told, verified
 
@@ -52,13 +52,15 @@ async def at_once(rig, postgres):
 
 def successor(rig):
     """The next version: see above."""
-    newest = sorted(MIGRATIONS.iterdir())[-1]
-    program, old = rig.program.read_bytes(), (newest / "up.sql").read_bytes()
-    name, renamed = newest.name.encode(), newest.name.replace("-00000", "-00099").encode()
-    if len(NEW) > len(old) or program.count(old) != 1 or len(name) != len(renamed) or name not in program:
-        raise Missing("the newest migration as one text in the program")
+    program = rig.program.read_bytes()
+    for migration in sorted(MIGRATIONS.iterdir(), reverse=True):
+        name, old = migration.name.encode(), (migration / "up.sql").read_bytes()
+        if len(NEW) <= len(old) and program.count(old) == 1 and name in program:
+            break
+    else:
+        raise RuntimeError("no migration in the program is one text and long enough")
     made = rig.directory / "successor"
-    made.write_bytes(program.replace(old, NEW.encode().ljust(len(old))).replace(name, renamed))
+    made.write_bytes(program.replace(old, NEW.encode().ljust(len(old))).replace(name, b"2099" + name[4:]))
     made.chmod(0o755)
     return made
 
