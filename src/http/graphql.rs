@@ -124,21 +124,24 @@ async fn run(
             return Err(Refused::new(Code::MethodNotAllowed, "Send mutations by POST."));
         }
         OperationType::Mutation => turn = door.app.turns.write(turn, TURN).await?,
-        kind if media == Media::EventStream
-            || (kind == OperationType::Subscription && takes_stream(&parts.headers)) =>
-        {
+        OperationType::Subscription if takes_stream(&parts.headers) => {
             let listener = Listener { viewer, request_id: Arc::clone(&id.0), lifeline };
-            return sse::stream(door.clone(), operation, &parts.headers, listener);
+            // On the heap: it is rare next to what is answered at once.
+            return Box::pin(sse::subscribe(door, operation, &parts.headers, listener)).await;
         }
         OperationType::Subscription => {
             let message = "Subscriptions need a WebSocket, or `Accept: text/event-stream`.";
             return Err(Refused::new(Code::NotAcceptable, message));
         }
-        _ => {}
+        OperationType::Query => {}
     }
     let standing = operation.spent.standing;
-    let mut response = answered(media, &door.execute(operation, viewer, &id.0).await, &id.0);
+    let answer = door.execute(operation, viewer, &id.0).await;
     drop(turn);
+    let mut response = match media {
+        Media::EventStream => sse::whole(&answer, &id.0),
+        _ => answered(media, &answer, &id.0),
+    };
     if let Some((standing, _)) = standing {
         tell_standing(response.headers_mut(), standing.limit, standing.remaining(), standing.reset);
     }

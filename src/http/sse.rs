@@ -3,12 +3,14 @@
 //!
 //! Each event of a subscription has its cursor as `id`, and `Last-Event-ID` goes on after it. A stream ends without
 //! `complete` when its token or its session ends and when the server restarts: the client is to come back.
+//!
+//! Within the request the subscription is opened, or the query or mutation executed, as for any other answer. What goes
+//! on after that in a task of its own is the telling of events.
 
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_graphql::parser::types::OperationType;
 use axum::body::Body;
 use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::{IntoResponse, Response};
@@ -21,16 +23,20 @@ use super::Lifeline;
 use super::answer::{Answer, Refused, too_large};
 use super::negotiate::Media;
 use super::operation::{Door, Operation};
-use super::subscription::Told;
+use super::subscription::{Subscription, Told};
 use crate::access::Viewer;
 use crate::auth::bearer;
-use crate::error::Code;
+use crate::error::{Code, Error};
 use crate::metrics::Transport;
 
 /// Events that wait to be written.
 const QUEUE: usize = 8;
 /// Silence of this length is broken, so that nothing on the way takes the connection for dead.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
+/// What breaks it.
+const COMMENT: Bytes = Bytes::from_static(b":\n\n");
+/// There is no more.
+const COMPLETE: Bytes = Bytes::from_static(b"event: complete\ndata: \n\n");
 
 /// Whose stream it is, and what it holds on to.
 pub struct Listener {
@@ -42,9 +48,19 @@ pub struct Listener {
     pub lifeline: Lifeline,
 }
 
-/// Answers with a stream of events.
-pub fn stream(door: Door, operation: Operation, headers: &HeaderMap, listener: Listener) -> Result<Response, Refused> {
-    let after = headers.get("last-event-id").and_then(|id| id.to_str().ok()).map(ToOwned::to_owned);
+/// Answers with a stream that tells one answer and is complete.
+pub fn whole(answer: &Answer, request_id: &str) -> Response {
+    response([next(answer, request_id), COMPLETE].concat().into())
+}
+
+/// Opens a subscription and answers with a stream of its events.
+pub async fn subscribe(
+    door: &Door,
+    operation: Operation,
+    headers: &HeaderMap,
+    listener: Listener,
+) -> Result<Response, Refused> {
+    let after = headers.get("last-event-id").and_then(|id| id.to_str().ok());
     let place = match listener.viewer {
         Some(viewer) => {
             let place = door.sockets.take(viewer.id, door.app.config.sockets.per_user);
@@ -56,8 +72,15 @@ pub fn stream(door: Door, operation: Operation, headers: &HeaderMap, listener: L
     let token = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()).and_then(bearer);
     let access = token.and_then(|token| door.app.credentials.access(now, token));
     let expires = access.map(|access| Instant::now() + access.expires_at.since(now));
+    let subscription = match door.subscribe(operation, after, listener.viewer, Arc::clone(&listener.request_id)).await {
+        Ok(subscription) => Box::new(subscription),
+        Err(refused) if listener.viewer.is_some() && refused.ends_session() => {
+            return Err(Error::unauthenticated().into());
+        }
+        Err(refused) => return Ok(whole(&refused, &listener.request_id)),
+    };
     let (out, mut queue) = mpsc::channel(QUEUE);
-    let tasks = listener.lifeline.tasks.clone();
+    let (door, tasks) = (door.clone(), listener.lifeline.tasks.clone());
     tasks.spawn(async move {
         let _place = place;
         let _open = door.app.metrics.socket(Transport::EventStream);
@@ -74,20 +97,23 @@ pub fn stream(door: Door, operation: Operation, headers: &HeaderMap, listener: L
             () = ended => {}
             () = expired => {}
             () = out.closed() => {}
-            told = tell(&door, operation, after.as_deref(), &listener, &out) => if told.is_err() {
+            told = tell(subscription, &listener.request_id, door.app.config.sockets.write, &out) => if told.is_err() {
                 // Who does not read in time is not waited for.
                 lifeline.connection.cancel();
             }
         }
     });
-    let body = Body::from_stream(poll_fn(move |cx| queue.poll_recv(cx).map(|chunk| chunk.map(Ok::<_, Infallible>))));
+    Ok(response(Body::from_stream(poll_fn(move |cx| queue.poll_recv(cx).map(|chunk| chunk.map(Ok::<_, Infallible>))))))
+}
+
+fn response(body: Body) -> Response {
     let mut response = body.into_response();
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, Media::EventStream.content_type());
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     // Proxies that gather answers before they hand them on must not.
     headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
-    Ok(response)
+    response
 }
 
 /// Waits until the session no longer holds.
@@ -111,45 +137,33 @@ struct Stuck;
 
 /// Tells everything there is to tell.
 async fn tell(
-    door: &Door,
-    operation: Operation,
-    after: Option<&str>,
-    listener: &Listener,
+    mut subscription: Box<Subscription>,
+    request_id: &str,
+    patience: Duration,
     out: &mpsc::Sender<Bytes>,
 ) -> Result<(), Stuck> {
-    let patience = door.app.config.sockets.write;
     let send = async |chunk: Bytes| match timeout(patience, out.send(chunk)).await {
         Ok(_) => Ok(()),
         Err(_) => Err(Stuck),
     };
     // At once, so that the client sees the stream open.
-    send(Bytes::from_static(b":\n\n")).await?;
-    if operation.kind == OperationType::Subscription {
-        let request_id = Arc::clone(&listener.request_id);
-        match Box::pin(door.subscribe(operation, after, listener.viewer, request_id)).await {
-            Err(refused) if listener.viewer.is_some() && refused.ends_session() => return Ok(()),
-            Err(refused) => send(answered(&refused, listener)).await?,
-            Ok(mut subscription) => loop {
-                match timeout(KEEP_ALIVE, subscription.next()).await {
-                    Err(_) => send(Bytes::from_static(b":\n\n")).await?,
-                    Ok(None) => break,
-                    Ok(Some(Told::Event { payload, cursor })) => send(event(&payload, Some(&cursor))).await?,
-                    Ok(Some(Told::Failed(answer))) if answer.ends_session() => return Ok(()),
-                    Ok(Some(Told::Failed(answer))) => send(answered(&answer, listener)).await?,
-                }
-            },
+    send(COMMENT).await?;
+    loop {
+        match timeout(KEEP_ALIVE, subscription.next()).await {
+            Err(_) => send(COMMENT).await?,
+            Ok(None) => break,
+            Ok(Some(Told::Event { payload, cursor })) => send(event(&payload, Some(&cursor))).await?,
+            Ok(Some(Told::Failed(answer))) if answer.ends_session() => return Ok(()),
+            Ok(Some(Told::Failed(answer))) => send(next(&answer, request_id)).await?,
         }
-    } else {
-        let answer = door.execute(operation, listener.viewer, &listener.request_id).await;
-        send(answered(&answer, listener)).await?;
     }
-    send(Bytes::from_static(b"event: complete\ndata: \n\n")).await
+    send(COMPLETE).await
 }
 
-fn answered(answer: &Answer, listener: &Listener) -> Bytes {
+fn next(answer: &Answer, request_id: &str) -> Bytes {
     match answer.to_text() {
         Some(json) => event(&json, None),
-        None => answered(&Answer::refused(too_large(), &listener.request_id), listener),
+        None => next(&Answer::refused(too_large(), request_id), request_id),
     }
 }
 

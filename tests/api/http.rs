@@ -181,6 +181,28 @@ async fn who_takes_anything_gets_a_stream_for_subscriptions_only() {
 }
 
 #[tokio::test]
+async fn a_stream_tells_a_query_or_a_mutation_by_one_event_and_is_complete() {
+    let server = Server::start().await;
+    let alice = server.person("alice").await;
+    for (query, data) in [
+        (
+            "mutation { createProject(input: { name: \"Apollo\" }) { project { name } } }",
+            json!({ "createProject": { "project": { "name": "Apollo" } } }),
+        ),
+        ("{ projects { nodes { name } } }", json!({ "projects": { "nodes": [{ "name": "Apollo" }] } })),
+    ] {
+        let request = alice.post("/graphql").header("accept", "text/event-stream");
+        let answer = request.json(&json!({ "query": query })).send().await.expect("an answer");
+        assert_eq!(answer.status(), 200);
+        let text = answer.text().await.expect("a stream that ends");
+        let events: Vec<&str> = text.split_terminator("\n\n").filter(|event| !event.starts_with(':')).collect();
+        let [next, "event: complete\ndata: "] = events[..] else { panic!("{text}") };
+        let next = next.strip_prefix("event: next\ndata: ").unwrap_or_else(|| panic!("{text}"));
+        assert_eq!(serde_json::from_str::<Value>(next).expect("JSON")["data"], data);
+    }
+}
+
+#[tokio::test]
 async fn get_is_for_queries_and_not_for_pages_of_other_sites() {
     let server = Server::start().await;
     let get = |query: &str| server.request(Method::GET, "/graphql").query(&[("query", query)]);

@@ -156,6 +156,27 @@ async fn an_operation_on_a_socket_has_a_trace_of_its_own() {
 }
 
 #[tokio::test]
+async fn an_operation_that_is_answered_by_a_stream_is_in_the_trace_of_its_request() {
+    let mut collector = Collector::open().await;
+    let server = traced(&collector, "1").await;
+    let alice = server.person("alice").await;
+    let query = json!({ "query": "query Once { viewer { id } }" });
+    let request = alice.post("/graphql").header("accept", "text/event-stream");
+    let request = request.header("traceparent", format!("00-{TRACE}-{CALLER}-01")).json(&query);
+    let told = request.send().await.expect("a stream").text().await.expect("text");
+    assert!(told.contains(&alice.id), "{told}");
+    drop(alice);
+    server.stop().await.remove().await;
+    let spans = collector.spans();
+    let once = spans.iter().filter(|span| value(&span.attributes, "graphql.operation.name") == "Once");
+    let (requests, operations): (Vec<&Span>, Vec<&Span>) = once.partition(|span| span.name == "POST /graphql");
+    let ([request], [operation]) = (&requests[..], &operations[..]) else { panic!("{spans:#?}") };
+    assert_eq!(hex(&request.trace_id), TRACE);
+    assert_eq!((&operation.trace_id, &operation.parent_span_id), (&request.trace_id, &request.span_id));
+    assert!(operation.end_time_unix_nano <= request.end_time_unix_nano);
+}
+
+#[tokio::test]
 async fn what_is_traced_is_decided_where_a_trace_begins() {
     let mut collector = Collector::open().await;
     let server = traced(&collector, "0").await;

@@ -4,12 +4,19 @@ import { test } from 'node:test';
 import { createClient } from 'graphql-sse';
 import { Person, comments, commentUntil, graphql } from '../person.mjs';
 
-test('queries and subscriptions answer with streams', async () => {
+test('queries, mutations and subscriptions answer with streams', async () => {
   const person = await Person.signUp();
   const task = await person.task();
   const client = createClient({ url: graphql, headers: { authorization: person.authorization }, retryAttempts: 0 });
   for await (const { data } of client.iterate({ query: '{ viewer { username } }' })) {
     assert.equal(data.viewer.username, person.username);
+  }
+  const create = 'mutation { createProject(input: { name: "Once" }) { project { name } } }';
+  for await (const { data } of client.iterate({ query: create })) {
+    assert.equal(data.createProject.project.name, 'Once');
+  }
+  for await (const { data } of client.iterate({ query: '{ projects { nodes { name } } }' })) {
+    assert.equal(data.projects.nodes.filter(({ name }) => name === 'Once').length, 1);
   }
   const events = client.iterate({ query: comments });
   const first = events.next();
