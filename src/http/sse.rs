@@ -8,6 +8,7 @@
 //! on after that in a task of its own is the telling of events.
 
 use std::convert::Infallible;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -149,15 +150,29 @@ async fn tell(
     // At once, so that the client sees the stream open.
     send(COMMENT).await?;
     loop {
-        match timeout(KEEP_ALIVE, subscription.next()).await {
-            Err(_) => send(COMMENT).await?,
-            Ok(None) => break,
-            Ok(Some(Told::Event { payload, cursor })) => send(event(&payload, Some(&cursor))).await?,
-            Ok(Some(Told::Failed(answer))) if answer.ends_session() => return Ok(()),
-            Ok(Some(Told::Failed(answer))) => send(next(&answer, request_id)).await?,
+        match alive(subscription.next(), KEEP_ALIVE, || send(COMMENT)).await? {
+            None => break,
+            Some(Told::Event { payload, cursor }) => send(event(&payload, Some(&cursor))).await?,
+            Some(Told::Failed(answer)) if answer.ends_session() => return Ok(()),
+            Some(Told::Failed(answer)) => send(next(&answer, request_id)).await?,
         }
     }
     send(COMPLETE).await
+}
+
+/// Waits for something, and breaks each silence of this length meanwhile. The wait goes on and is not begun anew: what it
+/// has taken by then is not lost.
+async fn alive<T, E, F>(wait: impl Future<Output = T>, silence: Duration, break_it: impl Fn() -> F) -> Result<T, E>
+where
+    F: Future<Output = Result<(), E>>,
+{
+    let mut wait = pin!(wait);
+    loop {
+        match timeout(silence, wait.as_mut()).await {
+            Ok(waited) => return Ok(waited),
+            Err(_) => break_it().await?,
+        }
+    }
 }
 
 fn next(answer: &Answer, request_id: &str) -> Bytes {
@@ -170,4 +185,33 @@ fn next(answer: &Answer, request_id: &str) -> Bytes {
 fn event(json: &str, cursor: Option<&str>) -> Bytes {
     let id = cursor.map(|cursor| format!("id: {cursor}\n")).unwrap_or_default();
     format!("event: next\n{id}data: {json}\n\n").into()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use tokio::sync::Notify;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_was_taken_when_a_silence_is_broken_is_not_lost() {
+        let (out, mut queue) = mpsc::channel(1);
+        out.send("event").await.expect("room");
+        let (broken, breaks) = (Notify::new(), Cell::new(0));
+        let load = async {
+            let taken = queue.recv().await;
+            // What hangs on it takes longer than the silence may.
+            broken.notified().await;
+            taken
+        };
+        let told = alive(load, Duration::from_millis(1), async || {
+            breaks.set(breaks.get() + 1);
+            broken.notify_one();
+            Ok::<_, Stuck>(())
+        });
+        assert!(matches!(told.await, Ok(Some("event"))));
+        assert!(breaks.get() > 0, "the silence was broken");
+    }
 }
