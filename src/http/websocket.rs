@@ -29,7 +29,7 @@ use super::protocol::{Close, Incoming, NAME, Outgoing, next, plain};
 use super::subscription::{Subscription, Told};
 use crate::access::Viewer;
 use crate::auth::{self, bearer};
-use crate::error::Code;
+use crate::error::{Code, Error};
 use crate::events::hub::Watch;
 use crate::id::Id;
 use crate::metrics::Transport;
@@ -47,6 +47,9 @@ const TURN: Duration = Duration::from_secs(10);
 const GOODBYE: Duration = Duration::from_secs(2);
 /// How long the requests that run on a socket may take to be answered when the server ends.
 const LAST_ANSWERS: Duration = Duration::from_secs(5);
+
+/// Why a socket is closed whose session no longer holds.
+const SESSION_ENDED: Close = Close::Forbidden("Forbidden: the session has ended");
 
 /// How many sockets each user has open on this instance.
 #[derive(Default)]
@@ -217,7 +220,8 @@ struct Talk {
     session: Option<Session>,
     /// The operations by their ids, each with a number that no other has.
     running: Running,
-    tasks: JoinSet<()>,
+    /// Each says whether its session was found to have ended.
+    tasks: JoinSet<bool>,
     started: u64,
 }
 
@@ -249,6 +253,11 @@ impl Talk {
                     return Some(Close::Restarting);
                 }
                 () = closing.closed() => return None,
+                Some(over) = self.tasks.join_next() => {
+                    if over.is_ok_and(|session_ended| session_ended) {
+                        return Some(SESSION_ENDED);
+                    }
+                }
                 () = ended(&mut self.session) => {
                     if let Some(close) = Box::pin(self.look_again()).await {
                         return Some(close);
@@ -278,7 +287,6 @@ impl Talk {
                     if awaits_pong {
                         return Some(Close::TimedOut("No pong"));
                     }
-                    self.reap();
                     self.say(plain::PING).await;
                     awaits_pong = true;
                     ping_at = Instant::now() + settings.ping;
@@ -316,7 +324,6 @@ impl Talk {
                 if let Some((_, task)) = lock(&self.running).remove(&id) {
                     task.abort();
                 }
-                self.reap();
             }
         }
         Ok(())
@@ -377,7 +384,7 @@ impl Talk {
         let watch = app.hub.watch(viewer);
         match app.sessions.viewer(&app.db, app.clock.now(), viewer.session_id).await {
             Ok(Some(found)) if found == viewer => Ok(watch),
-            Ok(_) => Err(Close::Forbidden("Forbidden: the session has ended")),
+            Ok(_) => Err(SESSION_ENDED),
             Err(error) => {
                 error.told();
                 Err(Close::Unavailable)
@@ -400,7 +407,6 @@ impl Talk {
     }
 
     async fn start(&mut self, id: String, payload: Value, viewer: Viewer) -> Result<(), Close> {
-        self.reap();
         let words = Words::of(payload).map_err(|_| Close::Invalid("Invalid message: no GraphQL request"))?;
         // Needed once, in a task that lasts.
         let words = Box::new(words);
@@ -424,12 +430,15 @@ impl Talk {
             if running.len() < most {
                 let (noted, named) = (Arc::clone(&self.running), id.clone());
                 let task = self.tasks.spawn(async move {
-                    let last = operation.run(&named, words).await;
+                    let end = operation.run(&named, words).await;
                     // Before the last message: a client may reuse the id as soon as it has read that.
                     forget(&noted, &named, number);
-                    if let Some(last) = last {
-                        drop(operation.out.send(last).await);
+                    match end {
+                        End::Told(last) => drop(operation.out.send(last).await),
+                        End::Elsewhere => {}
+                        End::SessionEnded => return true,
                     }
+                    false
                 });
                 running.insert(id.clone(), (number, task));
                 return Ok(());
@@ -440,11 +449,17 @@ impl Talk {
         self.say(full.error(&id, Refused::new(Code::RateLimited, message))).await;
         Ok(())
     }
+}
 
-    /// Lets go of the operations that are over.
-    fn reap(&mut self) {
-        while self.tasks.try_join_next().is_some() {}
-    }
+/// How an operation ends.
+enum End {
+    /// With this message.
+    Told(Box<str>),
+    /// It goes on elsewhere when the server ends, so nothing says that it is complete.
+    Elsewhere,
+    /// With the session that it was begun in. The socket ends, too, also where another session has prolonged it: its
+    /// client comes back and begins the operation again.
+    SessionEnded,
 }
 
 /// What a running operation needs.
@@ -459,34 +474,28 @@ struct Runner {
 
 impl Runner {
     /// Runs an operation; its last message is for the caller to send.
-    async fn run(&mut self, id: &str, words: Box<Words>) -> Option<Box<str>> {
+    async fn run(&mut self, id: &str, words: Box<Words>) -> End {
         // On the heap while it lasts: this task lives as long as its subscription, and is one of many.
         let mut subscription = match Box::pin(self.begin(id, words)).await {
-            Ok(Some(subscription)) => subscription,
-            Ok(None) => return Some(Outgoing::<()>::about(id, "complete", None)),
-            Err(last) => return Some(last),
+            Ok(subscription) => subscription,
+            Err(end) => return end,
         };
-        // It goes on elsewhere when the server ends, so nothing says that it is complete.
-        while let Some(told) = tokio::select! {
-            () = self.stop.cancelled() => return None,
-            told = subscription.next() => told,
-        } {
-            let text = match told {
-                Told::Event { payload, .. } => next(id, &payload),
-                Told::Failed(answer) if answer.ends_session() => return None,
-                Told::Failed(answer) if answer.is_executed() => match self.answered(id, &answer) {
-                    Ok(text) => text,
-                    Err(last) => return Some(last),
-                },
-                Told::Failed(answer) => return Some(Outgoing::about(id, "error", Some(answer.errors()))),
+        loop {
+            let told = tokio::select! {
+                () = self.stop.cancelled() => return End::Elsewhere,
+                told = subscription.next() => told,
             };
-            drop(self.out.send(text).await);
+            match told {
+                Some(Told::Event { payload, .. }) => drop(self.out.send(next(id, &payload)).await),
+                Some(Told::Failed(answer)) if answer.ends_session() => return End::SessionEnded,
+                Some(Told::Failed(answer)) => return self.answered(id, &answer).await,
+                None => return complete(id),
+            }
         }
-        Some(Outgoing::<()>::about(id, "complete", None))
     }
 
-    /// Opens a subscription, or executes and answers what is none; the last message if that fails.
-    async fn begin(&mut self, id: &str, words: Box<Words>) -> Result<Option<Box<Subscription>>, Box<str>> {
+    /// Opens a subscription, or executes and answers what is none.
+    async fn begin(&mut self, id: &str, words: Box<Words>) -> Result<Box<Subscription>, End> {
         let admitted = async {
             let turn = self.door.app.turns.turn(TURN).await?;
             let operation = self.admitted(*words).await?;
@@ -498,25 +507,31 @@ impl Runner {
         };
         let (turn, operation) = admitted.await.map_err(|refused| {
             self.door.app.metrics.refused(refused.code);
-            self.error(id, refused)
+            match refused.code {
+                Code::Unauthenticated => End::SessionEnded,
+                _ => End::Told(self.error(id, refused)),
+            }
         })?;
-        let failed = |answer: Answer| Outgoing::about(id, "error", Some(answer.errors()));
         if operation.kind == OperationType::Subscription {
             let (request_id, viewer) = (Arc::clone(&self.request_id), Some(self.viewer));
-            let opened = self.door.subscribe(operation, None, viewer, request_id).await;
-            return opened.map(|subscription| Some(Box::new(subscription))).map_err(failed);
+            return match self.door.subscribe(operation, None, viewer, request_id).await {
+                Ok(subscription) => Ok(Box::new(subscription)),
+                Err(answer) if answer.ends_session() => Err(End::SessionEnded),
+                Err(answer) => Err(failed(id, &answer)),
+            };
         }
         let answer = self.door.execute(operation, Some(self.viewer), &self.request_id).await;
         drop(turn);
-        if !answer.is_executed() {
-            return Err(failed(answer));
-        }
-        let text = self.answered(id, &answer)?;
-        drop(self.out.send(text).await);
-        Ok(None)
+        Err(self.answered(id, &answer).await)
     }
 
     async fn admitted(&self, words: Words) -> Result<super::operation::Operation, Refused> {
+        let app = &self.door.app;
+        // The end of a session is heard of with the log, which may be late.
+        let present = app.sessions.viewer(&app.db, app.clock.now(), self.viewer.session_id).await?;
+        if present != Some(self.viewer) {
+            return Err(Error::unauthenticated().into());
+        }
         self.door.enter(Some(self.viewer), self.address).await?;
         let operation = self.door.admit(words, Some(self.viewer), self.address).await?;
         if operation.kind == OperationType::Mutation && !self.door.app.config.sockets.mutations {
@@ -525,17 +540,30 @@ impl Runner {
         Ok(operation)
     }
 
-    fn answered(&self, id: &str, answer: &Answer) -> Result<Box<str>, Box<str>> {
-        match answer.to_text() {
-            Some(text) => Ok(next(id, &text)),
-            None => Err(self.error(id, too_large())),
+    /// Tells an answer after which there is no more.
+    async fn answered(&mut self, id: &str, answer: &Answer) -> End {
+        if !answer.is_executed() {
+            return failed(id, answer);
         }
+        let Some(text) = answer.to_text() else {
+            return End::Told(self.error(id, too_large()));
+        };
+        drop(self.out.send(next(id, &text)).await);
+        complete(id)
     }
 
     fn error(&self, id: &str, refused: Refused) -> Box<str> {
         let answer = Answer::refused(refused, &self.request_id);
         Outgoing::about(id, "error", Some(answer.errors()))
     }
+}
+
+fn complete(id: &str) -> End {
+    End::Told(Outgoing::<()>::about(id, "complete", None))
+}
+
+fn failed(id: &str, answer: &Answer) -> End {
+    End::Told(Outgoing::about(id, "error", Some(answer.errors())))
 }
 
 /// Waits for a change of the session; for ever while there is none.

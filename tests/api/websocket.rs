@@ -114,6 +114,41 @@ async fn a_socket_ends_with_its_session_and_a_change_of_its_user() {
 }
 
 #[tokio::test]
+async fn a_socket_ends_with_a_session_that_one_of_its_streams_was_opened_in() {
+    let server = Server::start().await;
+    let alice = server.person("alice").await;
+    let fresh = server.login("alice").await;
+    let mut raw = Raw::greeted(&server, &alice).await;
+    raw.subscribe("1", "subscription { events { id } }").await;
+    let payload = json!({ "Authorization": format!("Bearer {}", fresh.token()) });
+    raw.send(json!({ "type": "ping", "payload": payload })).await;
+    assert_eq!(raw.receive().await, Ok(json!({ "type": "pong" })));
+    alice.post("/auth/logout").send().await.expect("an answer");
+    assert_eq!(raw.receive().await, Err(4403));
+}
+
+#[tokio::test]
+async fn nothing_is_done_for_a_session_whose_end_was_not_heard_of_yet() {
+    // Nothing is told of the log here, as on PostgreSQL while an older transaction is open.
+    let server = Server::without_jobs().await;
+    let root = server.admin("root").await;
+    let (ended, changed) = (server.admin("alice").await, server.admin("bob").await);
+    let (mut of_ended, mut of_changed) = (Raw::greeted(&server, &ended).await, Raw::greeted(&server, &changed).await);
+    for raw in [&mut of_ended, &mut of_changed] {
+        raw.subscribe("1", "{ users { totalCount } }").await;
+        assert_eq!(raw.receive().await.expect("an answer")["payload"]["data"]["users"]["totalCount"], 3);
+        assert_eq!(raw.receive().await, Ok(json!({ "type": "complete", "id": "1" })));
+    }
+    ended.post("/auth/logout").send().await.expect("an answer");
+    of_ended.subscribe("2", "mutation { createProject(input: { name: \"x\" }) { project { id } } }").await;
+    assert_eq!(of_ended.receive().await, Err(4403));
+    assert!(!server.dump().await.contains("projects: "), "nothing was written");
+    root.mutate("updateUser", json!({ "id": changed.id, "role": "USER" })).await.ok();
+    of_changed.subscribe("2", "{ users { totalCount } }").await;
+    assert_eq!(of_changed.receive().await, Err(4403));
+}
+
+#[tokio::test]
 async fn a_fresh_token_prolongs_a_socket() {
     let server = Server::with(&[("ACCESS_TOKEN_EXPIRE_MINUTES", "1")]).await;
     let alice = server.person("alice").await;
