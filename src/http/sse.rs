@@ -2,7 +2,8 @@
 //! kill WebSockets.
 //!
 //! Each event of a subscription has its cursor as `id`, and `Last-Event-ID` goes on after it. A stream ends without
-//! `complete` when its token or its session ends and when the server restarts: the client is to come back.
+//! `complete` when its token or its session ends, when the server restarts and after an error that passes: the client is
+//! to come back.
 //!
 //! Within the request the subscription is opened, or the query or mutation executed, as for any other answer. What goes
 //! on after that in a task of its own is the telling of events.
@@ -154,7 +155,13 @@ async fn tell(
             None => break,
             Some(Told::Event { payload, cursor }) => send(event(&payload, Some(&cursor))).await?,
             Some(Told::Failed(answer)) if answer.ends_session() => return Ok(()),
-            Some(Told::Failed(answer)) => send(next(&answer, request_id)).await?,
+            Some(Told::Failed(answer)) => {
+                send(next(&answer, request_id)).await?;
+                if answer.retry_after.is_some() {
+                    return Ok(());
+                }
+                break;
+            }
         }
     }
     send(COMPLETE).await

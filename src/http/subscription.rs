@@ -199,8 +199,8 @@ impl Subscription {
         let deprecations = std::mem::take(&mut self.deprecations);
         // On the heap: it is rare next to waiting for it.
         match Box::pin(self.subscriber.answer(happening, deprecations)).await {
-            Some(payload) => Some(Told::Event { payload, cursor }),
-            None => Some(self.failed(Answer::refused(too_large(), &self.subscriber.request_id))),
+            Ok(payload) => Some(Told::Event { payload, cursor }),
+            Err(answer) => Some(self.failed(answer)),
         }
     }
 
@@ -218,8 +218,8 @@ impl Drop for Subscription {
 }
 
 impl Subscriber {
-    /// The answer to an event, everybody's or one's own.
-    async fn answer(&self, happening: Happening, deprecations: Arc<[Deprecation]>) -> Option<Arc<str>> {
+    /// The answer to an event, everybody's or one's own; if nothing came of it, why.
+    async fn answer(&self, happening: Happening, deprecations: Arc<[Deprecation]>) -> Result<Arc<str>, Answer> {
         let question = &self.question;
         let of_one = happening.notification.is_some() || !deprecations.is_empty();
         let common = match happening.delivery.objects.get() {
@@ -231,27 +231,38 @@ impl Subscriber {
         if let Some(common) = common {
             let mut own = None;
             let answered = common.get_or_init(async || {
-                let (answer, is_common) = self.executed(happening.clone()).await;
-                let payload = written(&answer);
-                if is_common {
-                    return payload;
+                let (answer, viewer_mattered) = self.executed(happening.clone()).await;
+                let is_common = !viewer_mattered && !answer.has_errors();
+                question.personal.fetch_or(!is_common, Ordering::Relaxed);
+                match self.written(answer) {
+                    Ok(payload) if is_common => Some(payload),
+                    told => {
+                        own = Some(told);
+                        None
+                    }
                 }
-                question.personal.store(true, Ordering::Relaxed);
-                own = Some(payload);
-                None
             });
             if let Some(payload) = answered.await {
-                return Some(Arc::clone(payload));
+                return Ok(Arc::clone(payload));
             }
             if let Some(own) = own {
                 return own;
             }
         }
         let (answer, _) = self.executed(happening).await;
-        written(&answer.warning(deprecations))
+        self.written(answer.warning(deprecations))
     }
 
-    /// Answers an event for this subscriber, and whether everybody is to be answered so.
+    /// An answer as it is told. One of which nothing came is not: whoever goes on after the last event gets this one.
+    fn written(&self, answer: Answer) -> Result<Arc<str>, Answer> {
+        if !answer.is_executed() {
+            return Err(answer);
+        }
+        let text = answer.to_text().ok_or_else(|| Answer::refused(too_large(), &self.request_id))?;
+        Ok(text.into())
+    }
+
+    /// Answers an event for this subscriber, and whether it mattered who that is.
     async fn executed(&self, happening: Happening) -> (Answer, bool) {
         let Subscriptions { app, telling, shape, .. } = &*self.subscriptions;
         let Question { document, name, variables, .. } = &*self.question;
@@ -261,12 +272,6 @@ impl Subscriber {
         request.set_parsed_query(document.clone());
         let mut response = unconstrained(telling.execute(request.data(caller.clone()).data(happening))).await;
         shape.plan(document, name.as_deref(), root(OperationType::Subscription)).complete(&mut response);
-        let answer = Answer::of(response, &self.request_id);
-        let is_common = !caller.viewer_mattered() && !answer.has_errors();
-        (answer, is_common)
+        (Answer::of(response, &self.request_id), caller.viewer_mattered())
     }
-}
-
-fn written(answer: &Answer) -> Option<Arc<str>> {
-    answer.to_text().map(Arc::from)
 }

@@ -17,7 +17,7 @@ use fasttrack::on;
 use fasttrack::store::event as store;
 use serde_json::{Value, json};
 
-use crate::harness::{Person, Server, is_postgres, text};
+use crate::harness::{Frame, Person, Server, is_postgres, text};
 
 const DAY: Duration = Duration::from_secs(86_400);
 const STREAM: &str = "subscription ($after: String) { events(after: $after) { id cursor __typename } }";
@@ -90,6 +90,58 @@ async fn a_cursor_that_has_expired_is_told_so_with_the_oldest_that_works() {
         "a task that is there keeps its whole history"
     );
     assert!(!server.dump().await.contains("Gone"), "of one that is gone nothing is kept");
+}
+
+#[tokio::test]
+async fn an_event_that_the_database_was_too_busy_for_comes_when_one_goes_on() {
+    let server = Server::start().await;
+    let alice = server.person("alice").await;
+    let project = alice.project("Apollo").await;
+    let label = alice.label(&project, "urgent").await;
+    let task = alice.task(&project, "Fly", json!({ "labelIds": [label] })).await;
+    let document = "subscription ($after: String) {
+        commentAdded(after: $after) { cursor task { labels { name } } comment { body } } }";
+    let stream = async |after: &Value| {
+        let request = alice.post("/graphql").header("accept", "text/event-stream");
+        let request = match after.as_str() {
+            Some(after) => request.header("last-event-id", after),
+            None => request,
+        };
+        request.json(&json!({ "query": document })).send().await.expect("a stream")
+    };
+    let mut socket = alice.socket().await;
+    socket.subscribe("1", document, json!({})).await;
+    let streamed = stream(&Value::Null).await;
+    alice.comment(&task, "told").await;
+    let Frame::Message(told) = socket.receive().await else { panic!("an end") };
+    let cursor = told["payload"]["data"]["commentAdded"]["cursor"].clone();
+
+    let fails =
+        if is_postgres() { "CAST('lock timeout' AS int) = 1" } else { "json_extract('{}', 'lock timeout') = 1" };
+    let labels = format!("CREATE VIEW labels AS SELECT * FROM kept WHERE {fails}");
+    server.database().execute(&format!("ALTER TABLE labels RENAME TO kept; {labels}")).await;
+    alice.comment(&task, "missed").await;
+    let Frame::Message(failed) = socket.receive().await else { panic!("an end") };
+    assert_eq!(
+        (&failed["type"], &failed["payload"][0]["extensions"]["code"]),
+        (&json!("error"), &json!("SERVICE_UNAVAILABLE"))
+    );
+    let text = streamed.text().await.expect("a stream that ends");
+    let told = text.split_terminator("\n\n").filter(|event| !event.starts_with(':')).collect::<Vec<_>>();
+    let [first, failed] = told[..] else { panic!("{text}") };
+    assert!(first.contains(&format!("id: {}\n", cursor.as_str().expect("a cursor"))), "{first}");
+    assert!(failed.contains("SERVICE_UNAVAILABLE") && !failed.contains("id: "), "{failed}");
+
+    server.database().execute("DROP VIEW labels; ALTER TABLE kept RENAME TO labels").await;
+    socket.subscribe("2", document, json!({ "after": cursor })).await;
+    let Frame::Message(told) = socket.receive().await else { panic!("an end") };
+    assert_eq!(told["payload"]["data"]["commentAdded"]["comment"]["body"], "missed");
+    let mut resumed = stream(&cursor).await;
+    let mut text = String::new();
+    while !text.contains("missed") {
+        let chunk = resumed.chunk().await.expect("a stream").expect("an event");
+        text.push_str(std::str::from_utf8(&chunk).expect("text"));
+    }
 }
 
 #[tokio::test]
@@ -195,7 +247,7 @@ async fn what_a_query_has_not_seen_comes_after_its_cursor() {
     assert!(made.0["extensions"]["sync"]["cursor"].is_string(), "{}", made.0);
     let mut socket = alice.socket().await;
     socket.subscribe("1", "{ viewer { id } }", json!({})).await;
-    let crate::harness::Frame::Message(next) = socket.receive().await else { panic!("no answer") };
+    let Frame::Message(next) = socket.receive().await else { panic!("no answer") };
     assert!(next["payload"]["extensions"]["sync"]["cursor"].is_string(), "on a socket as well: {next}");
 }
 
