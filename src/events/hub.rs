@@ -280,7 +280,7 @@ impl<T: Send + Sync + 'static> Hub<T> {
 
     async fn begin(&self, db: &Db, stop: &CancellationToken) -> Option<Position> {
         loop {
-            let end = async { super::settled_end(&mut db.conn().await?).await };
+            let end = async { super::end(&mut db.conn().await?).await };
             match end.await {
                 Ok(position) => {
                     self.lock().position = position;

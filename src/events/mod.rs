@@ -373,6 +373,11 @@ pub async fn settled_end(conn: &mut Conn) -> Result<Position> {
     Ok(end.map_or_else(Position::default, |(xid, seq)| Position { xid, seq }))
 }
 
+/// The end of the log: of one whose newest events have expired, the place where they were.
+pub async fn end(conn: &mut Conn) -> Result<Position> {
+    Ok(settled_end(conn).await?.max(floor(conn).await?))
+}
+
 /// How far into the log something has come that keeps its place in it.
 pub async fn kept_place(conn: &mut Conn, name: &str) -> Result<Position> {
     let place = projections::table.find(name).select((projections::xid, projections::seq));

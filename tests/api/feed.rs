@@ -93,6 +93,26 @@ async fn a_cursor_that_has_expired_is_told_so_with_the_oldest_that_works() {
 }
 
 #[tokio::test]
+async fn now_is_no_expired_place_where_nothing_is_left_of_the_log() {
+    let retention = [("EVENT_RETENTION_DAYS", "2")];
+    let server = Server::with(&retention).await;
+    let alice = server.person("alice").await;
+    let project = alice.project("Apollo").await;
+    let (kept, gone) = (alice.task(&project, "Kept", json!({})).await, alice.task(&project, "Gone", json!({})).await);
+    alice.mutate("deleteTask", json!({ "id": gone })).await.ok();
+    server.advance(3 * DAY);
+    expire(&server).await;
+    let server = server.again(&retention).await;
+    let alice = server.login("alice").await;
+    let answer = alice.ask("{ viewer { id } }", json!({})).await.0;
+    let cursor = answer["extensions"]["sync"]["cursor"].clone();
+    let mut told = alice.subscribe(STREAM, json!({ "after": cursor })).await;
+    assert_eq!(read(&alice, cursor.clone()).await, [""; 0]);
+    alice.comment(&kept, "New").await;
+    assert_eq!(read(&alice, cursor).await, [text(&told.next().await["events"]["id"])]);
+}
+
+#[tokio::test]
 async fn an_event_that_the_database_was_too_busy_for_comes_when_one_goes_on() {
     let server = Server::start().await;
     let alice = server.person("alice").await;
