@@ -232,8 +232,8 @@ impl Subscriber {
             let mut own = None;
             let answered = common.get_or_init(async || {
                 let (answer, viewer_mattered) = self.executed(happening.clone()).await;
+                question.personal.fetch_or(viewer_mattered, Ordering::Relaxed);
                 let is_common = !viewer_mattered && !answer.has_errors();
-                question.personal.fetch_or(!is_common, Ordering::Relaxed);
                 match self.written(answer) {
                     Ok(payload) if is_common => Some(payload),
                     told => {
