@@ -123,14 +123,30 @@ impl Traces {
         Some(Traced(parent.with_span(running.tracer.build_with_context(span, &parent))))
     }
 
-    /// The span of the execution of an operation, within that of the request; on a socket, which has none, by itself.
+    /// The span of the execution of an operation, or of the opening of a subscription, within that of the request; on a
+    /// socket, which has none, by itself.
     pub fn operation(&self, kind: &'static str, name: Option<&str>) -> Option<Traced> {
+        self.span(kind, Context::current, kind, name)
+    }
+
+    /// The span of the answer to an event, which any number of subscriptions may be told: by itself.
+    pub fn event(&self, kind: &'static str, name: Option<&str>) -> Option<Traced> {
+        self.span("event", Context::new, kind, name)
+    }
+
+    fn span(
+        &self,
+        span: &'static str,
+        parent: fn() -> Context,
+        kind: &'static str,
+        name: Option<&str>,
+    ) -> Option<Traced> {
         let running = self.0.as_ref()?;
-        let parent = Context::current();
+        let parent = parent();
         let within = parent.has_active_span();
         let span = running
             .tracer
-            .span_builder(kind)
+            .span_builder(span)
             .with_kind(if within { SpanKind::Internal } else { SpanKind::Server })
             .with_attributes(of_operation(kind, name));
         Some(Traced(parent.with_span(running.tracer.build_with_context(span, &parent))))

@@ -156,6 +156,7 @@ impl Door {
         let Operation { spent, document, deprecations, mut request, query, .. } = operation;
         let document = ExecutableDocument::clone(&document);
         let question = self.subscriptions.question(&query, document.clone(), &request);
+        let traced = self.app.traces.operation(word(OperationType::Subscription), question.name.as_deref());
         request.set_parsed_query(document);
         let opening = Opening::after(after);
         let caller = Caller::new(Arc::clone(&self.app), viewer, Manner::default());
@@ -172,6 +173,9 @@ impl Door {
             (refused, _) => {
                 let refused = refused.unwrap_or_else(|| Response::new(async_graphql::Value::Null));
                 let answer = Answer::of(refused, &request_id);
+                if let Some(traced) = traced {
+                    traced.ended(answer.code());
+                }
                 self.app.metrics.executed(executed(question.name.as_deref(), answer.code(), viewer));
                 Err(answer)
             }
@@ -266,12 +270,17 @@ impl Subscriber {
     async fn executed(&self, happening: Happening) -> (Answer, bool) {
         let Subscriptions { app, telling, shape, .. } = &*self.subscriptions;
         let Question { document, name, variables, .. } = &*self.question;
+        let traced = app.traces.event(word(OperationType::Subscription), name.as_deref());
         let caller = Caller::about(Arc::clone(app), self.viewer, Arc::clone(&happening.delivery));
         let mut request = Request::new(String::new()).variables(variables.clone());
         request.operation_name.clone_from(name);
         request.set_parsed_query(document.clone());
         let mut response = unconstrained(telling.execute(request.data(caller.clone()).data(happening))).await;
         shape.plan(document, name.as_deref(), root(OperationType::Subscription)).complete(&mut response);
-        (Answer::of(response, &self.request_id), caller.viewer_mattered())
+        let answer = Answer::of(response, &self.request_id);
+        if let Some(traced) = traced {
+            traced.ended(answer.code());
+        }
+        (answer, caller.viewer_mattered())
     }
 }

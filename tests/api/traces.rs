@@ -177,6 +177,55 @@ async fn an_operation_that_is_answered_by_a_stream_is_in_the_trace_of_its_reques
 }
 
 #[tokio::test]
+async fn a_subscription_is_traced_where_it_is_opened_and_where_an_event_is_answered() {
+    let mut collector = Collector::open().await;
+    let server = traced(&collector, "1").await;
+    let alice = server.person("alice").await;
+    let project = alice.project("Apollo").await;
+    let task = alice.task(&project, "Fly", json!({})).await;
+    let document = "subscription Live($after: String) { commentAdded(after: $after) { task { labels { name } } } }";
+    let mut listeners = [alice.subscribe(document, json!({})).await, alice.subscribe(document, json!({})).await];
+    // An answer with an error is for nobody else; the next one is for all who ask the same again.
+    for table in [Some("labels"), None] {
+        if let Some(table) = table {
+            server.database().execute(&format!("ALTER TABLE {table} RENAME TO away")).await;
+        }
+        alice.comment(&task, "Ready").await;
+        for listener in &mut listeners {
+            assert_eq!(listener.answer().await.get("errors").is_some(), table.is_some());
+        }
+        if let Some(table) = table {
+            server.database().execute(&format!("ALTER TABLE away RENAME TO {table}")).await;
+        }
+    }
+    let refused = "subscription Refused { commentAdded(taskId: \"nonsense\") { id } }";
+    assert_eq!(alice.subscribe(refused, json!({})).await.end().await, "BAD_USER_INPUT");
+    let body = json!({ "query": "subscription Streamed { events { id } }" });
+    let request = alice.post("/graphql").header("accept", "text/event-stream");
+    let request = request.header("traceparent", format!("00-{TRACE}-{CALLER}-01"));
+    drop(request.json(&body).send().await.expect("a stream"));
+    drop((listeners, alice));
+    server.stop().await.remove().await;
+
+    let spans = collector.spans();
+    let of = |operation: &str, name: &str| -> Vec<&Span> {
+        let named = spans.iter().filter(|span| span.name == name);
+        named.filter(|span| value(&span.attributes, "graphql.operation.name") == operation).collect()
+    };
+    assert_eq!(of("Live", "subscription").len(), 2, "{spans:#?}");
+    let events = of("Live", "event");
+    let failed = events.iter().filter(|span| value(&span.attributes, "error.type") == "INTERNAL_SERVER_ERROR").count();
+    assert_eq!((events.len(), failed), (3, 2), "{spans:#?}");
+    assert!(events.iter().all(|span| span.parent_span_id.is_empty()), "{spans:#?}");
+    let [refused] = of("Refused", "subscription")[..] else { panic!("{spans:#?}") };
+    assert_eq!(value(&refused.attributes, "error.type"), "BAD_USER_INPUT");
+    let ([request], [opened]) = (&of("Streamed", "POST /graphql")[..], &of("Streamed", "subscription")[..]) else {
+        panic!("{spans:#?}")
+    };
+    assert_eq!((hex(&opened.trace_id), &opened.parent_span_id), (TRACE.to_owned(), &request.span_id));
+}
+
+#[tokio::test]
 async fn what_is_traced_is_decided_where_a_trace_begins() {
     let mut collector = Collector::open().await;
     let server = traced(&collector, "0").await;
