@@ -34,7 +34,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::cors::CorsLayer;
-use tracing::Instrument;
+use tracing::{Instrument, Span};
 
 use crate::App;
 use crate::error::{Code, Error};
@@ -182,6 +182,13 @@ async fn around(State(app): State<Arc<App>>, mut request: Request, next: Next) -
     span.in_scope(|| tracing::info!(status, ms, "answered"));
     add_headers(&app, &mut response, &id, is_kept);
     response
+}
+
+/// The span of what is done for a request after its answer has begun, on a socket or a stream: what goes wrong is in the
+/// log under the same id.
+fn later(id: &str, operation: Option<&str>) -> Span {
+    let operation = operation.map(|name| &name[..name.floor_char_boundary(80)]);
+    tracing::info_span!("request", %id, operation)
 }
 
 fn add_headers(app: &App, response: &mut Response, id: &str, is_kept: bool) {

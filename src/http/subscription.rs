@@ -17,8 +17,10 @@ use async_graphql_value::Value as Literal;
 use aws_lc_rs::digest::{SHA256, digest};
 use futures_util::StreamExt;
 use tokio::task::coop::unconstrained;
+use tracing::{Instrument, Span};
 
 use super::answer::{Answer, too_large};
+use super::later;
 use super::operation::{Door, Operation, word};
 use crate::App;
 use crate::access::Viewer;
@@ -194,7 +196,8 @@ impl Subscription {
         let happening = match self.happenings.next().await? {
             Ok(happening) => happening,
             Err(error) => {
-                let error = async_graphql::Error::from(error).into_server_error(Pos::default());
+                let error = self.subscriber.span().in_scope(|| async_graphql::Error::from(error));
+                let error = error.into_server_error(Pos::default());
                 let error = error.with_path(vec![PathSegment::Field(self.subscriber.question.field.clone())]);
                 return Some(self.failed(Answer::of(Response::from_errors(vec![error]), &self.subscriber.request_id)));
             }
@@ -266,6 +269,10 @@ impl Subscriber {
         Ok(text.into())
     }
 
+    fn span(&self) -> Span {
+        later(&self.request_id, self.question.name.as_deref())
+    }
+
     /// Answers an event for this subscriber, and whether it mattered who that is.
     async fn executed(&self, happening: Happening) -> (Answer, bool) {
         let Subscriptions { app, telling, shape, .. } = &*self.subscriptions;
@@ -275,7 +282,8 @@ impl Subscriber {
         let mut request = Request::new(String::new()).variables(variables.clone());
         request.operation_name.clone_from(name);
         request.set_parsed_query(document.clone());
-        let mut response = unconstrained(telling.execute(request.data(caller.clone()).data(happening))).await;
+        let response = telling.execute(request.data(caller.clone()).data(happening));
+        let mut response = unconstrained(response.instrument(self.span())).await;
         shape.plan(document, name.as_deref(), root(OperationType::Subscription)).complete(&mut response);
         let answer = Answer::of(response, &self.request_id);
         if let Some(traced) = traced {

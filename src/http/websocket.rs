@@ -21,12 +21,13 @@ use tokio::sync::oneshot;
 use tokio::task::{AbortHandle, JoinHandle, JoinSet};
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 
-use super::Lifeline;
 use super::answer::{Answer, Refused, too_large};
 use super::operation::{Door, Words};
 use super::protocol::{Close, Incoming, NAME, Outgoing, next, plain};
 use super::subscription::{Subscription, Told};
+use super::{Lifeline, later};
 use crate::access::Viewer;
 use crate::auth::{self, bearer};
 use crate::error::{Code, Error};
@@ -359,7 +360,8 @@ impl Talk {
     }
 
     async fn check(&self, authorization: &str) -> Result<(Viewer, Instant), Close> {
-        self.examine(authorization).await.map_err(|refusal| match refusal {
+        let examined = self.examine(authorization).instrument(later(&self.opening.request_id, None));
+        examined.await.map_err(|refusal| match refusal {
             Refusal::Token => Close::Forbidden("Forbidden: the access token is not valid"),
             Refusal::Busy => Close::Unavailable,
         })
@@ -386,7 +388,7 @@ impl Talk {
             Ok(Some(found)) if found == viewer => Ok(watch),
             Ok(_) => Err(SESSION_ENDED),
             Err(error) => {
-                error.told();
+                later(&self.opening.request_id, None).in_scope(|| error.told());
                 Err(Close::Unavailable)
             }
         }
@@ -476,7 +478,8 @@ impl Runner {
     /// Runs an operation; its last message is for the caller to send.
     async fn run(&mut self, id: &str, words: Box<Words>) -> End {
         // On the heap while it lasts: this task lives as long as its subscription, and is one of many.
-        let mut subscription = match Box::pin(self.begin(id, words)).await {
+        let span = later(&self.request_id, None);
+        let mut subscription = match Box::pin(self.begin(id, words).instrument(span)).await {
             Ok(subscription) => subscription,
             Err(end) => return end,
         };

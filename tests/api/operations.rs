@@ -1,6 +1,7 @@
 //! Running it: probes, and how a server ends.
 
-use std::sync::Arc;
+use std::io;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use fasttrack::db::migrate;
@@ -12,7 +13,7 @@ use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::time::timeout;
 
-use crate::harness::{Frame, PATIENCE, Reply, Server};
+use crate::harness::{Frame, PATIENCE, Reply, Server, text};
 
 async fn ready(server: &Server) -> (u16, Value) {
     let reply = Reply::to(server.request(Method::GET, "/readyz")).await;
@@ -82,6 +83,76 @@ async fn who_would_wait_for_nothing_is_told_so_at_the_door() {
     timeout(PATIENCE, at_the_door).await.expect("somebody is told at the door");
     drop(held);
     assert_eq!(alice.query("{ tasks { totalCount } }", json!({})).await["tasks"]["totalCount"], 0);
+}
+
+/// What the servers of this process have logged.
+static LOG: Mutex<Vec<u8>> = Mutex::new(Vec::new());
+
+struct Log;
+
+impl io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        LOG.lock().expect("no panic while held").extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn what_goes_wrong_on_a_socket_or_a_stream_is_in_the_log_under_the_id_that_is_told() {
+    tracing_subscriber::fmt().json().with_writer(|| Log).init();
+    let server = Server::start().await;
+    let alice = server.person("alice").await;
+    let project = alice.project("Apollo").await;
+    let task = alice.task(&project, "Fly", json!({})).await;
+    let query = "query Look($id: ID!) { task(id: $id) { labels { name } } }";
+    let subscription = "subscription Live { commentAdded { task { labels { name } } } }";
+    let stream = async |query: &str| {
+        let request = alice.post("/graphql").header("accept", "text/event-stream");
+        let body = json!({ "query": query, "variables": { "id": task } });
+        request.json(&body).send().await.expect("a stream")
+    };
+    let told = |answer: &Value| {
+        assert_eq!(answer["errors"][0]["extensions"]["code"], "INTERNAL_SERVER_ERROR", "{answer}");
+        text(&answer["errors"][0]["extensions"]["requestId"])
+    };
+    let mut ids = Vec::new();
+    let mut listener = alice.subscribe(subscription, json!({})).await;
+    let mut streamed = stream(subscription).await;
+    server.database().execute("ALTER TABLE labels RENAME TO away").await;
+    // Until both listen.
+    while server.app.hub.subscribers() < 4 {
+        tokio::task::yield_now().await;
+    }
+    alice.comment(&task, "Ready").await;
+    ids.push(("Live", told(&listener.answer().await)));
+    let mut next = String::new();
+    while !next.contains("data: ") {
+        let chunk = streamed.chunk().await.expect("a stream").expect("an event");
+        next.push_str(std::str::from_utf8(&chunk).expect("text"));
+    }
+    let data = |events: &str| -> Value {
+        let line = events.lines().find_map(|line| line.strip_prefix("data: ")).expect("an event");
+        serde_json::from_str(line).expect("JSON")
+    };
+    ids.push(("Live", told(&data(&next))));
+    ids.push(("Look", told(&data(&stream(query).await.text().await.expect("text")))));
+    let mut socket = alice.socket().await;
+    socket.subscribe("1", query, json!({ "id": task })).await;
+    let Frame::Message(answer) = socket.receive().await else { panic!("no answer") };
+    ids.push(("Look", told(&answer["payload"])));
+    server.database().execute("ALTER TABLE away RENAME TO labels").await;
+
+    let log = String::from_utf8(LOG.lock().expect("no panic while held").clone()).expect("text");
+    let lines: Vec<Value> = log.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    for (operation, id) in ids {
+        let is_it = |line: &&Value| line["level"] == "ERROR" && line["span"]["id"] == *id;
+        let line = lines.iter().find(is_it).unwrap_or_else(|| panic!("nothing of {operation} {id} in {log}"));
+        assert_eq!((&line["span"]["name"], &line["span"]["operation"]), (&json!("request"), &json!(operation)));
+    }
 }
 
 /// The only database connection of a server, held so that whatever is asked has to wait.
