@@ -3,7 +3,7 @@
 use reqwest::Method;
 use serde_json::json;
 
-use crate::harness::Server;
+use crate::harness::{Frame, Server, Socket};
 
 #[tokio::test]
 async fn points_are_counted_and_told() {
@@ -29,6 +29,28 @@ async fn points_are_counted_and_told() {
     assert_eq!((refused.status().as_u16(), &refused.headers()["ratelimit-remaining"]), (429, &"0".parse().unwrap()));
     let wait: u64 = refused.headers()["retry-after"].to_str().expect("text").parse().expect("seconds");
     assert!((60..=120).contains(&wait), "{wait}");
+}
+
+#[tokio::test]
+async fn greetings_on_sockets_count_for_who_greets_and_not_for_their_address() {
+    let server = Server::with(&[
+        ("RATE_LIMIT_ENABLED", "true"),
+        ("RATE_LIMIT_CREDENTIALS_PER_MINUTE", "100"),
+        ("RATE_LIMIT_GRAPHQL_PER_MINUTE", "4"),
+    ])
+    .await;
+    // Each has asked once by now, who they are.
+    let (alice, bob) = (server.person("alice").await, server.person("bob").await);
+    let mut sockets = Vec::new();
+    for _ in 0..3 {
+        sockets.push(alice.socket().await);
+    }
+    let greeting = json!({ "Authorization": format!("Bearer {}", alice.token()) });
+    let mut refused = Socket::open(server.address).await;
+    refused.send(json!({ "type": "connection_init", "payload": greeting })).await;
+    assert_eq!(refused.receive().await, Frame::Closed(Some(1013)));
+    sockets.push(bob.socket().await);
+    assert_eq!(server.nobody().query("{ __typename }", json!({})).await["__typename"], "Query");
 }
 
 #[tokio::test]
