@@ -494,7 +494,7 @@ impl Runner {
             match told {
                 Some(Told::Event { payload, .. }) => drop(self.out.send(next(id, &payload)).await),
                 Some(Told::Failed(answer)) if answer.ends_session() => return End::SessionEnded,
-                Some(Told::Failed(answer)) => return self.answered(id, &answer).await,
+                Some(Told::Failed(answer)) => return Box::pin(self.answered(id, answer)).await,
                 None => return complete(id),
             }
         }
@@ -528,7 +528,7 @@ impl Runner {
         }
         let answer = self.door.execute(operation, Some(self.viewer), &self.request_id).await;
         drop(turn);
-        Err(self.answered(id, &answer).await)
+        Err(self.answered(id, answer).await)
     }
 
     async fn admitted(&self, words: Words) -> Result<super::operation::Operation, Refused> {
@@ -547,9 +547,9 @@ impl Runner {
     }
 
     /// Tells an answer after which there is no more.
-    async fn answered(&mut self, id: &str, answer: &Answer) -> End {
+    async fn answered(&mut self, id: &str, answer: Answer) -> End {
         if !answer.is_executed() {
-            return failed(id, answer);
+            return failed(id, &answer);
         }
         let Some(text) = answer.to_text() else {
             return End::Told(self.error(id, too_large()));

@@ -136,8 +136,11 @@ async fn an_event_that_the_database_was_too_busy_for_comes_when_one_goes_on() {
     let Frame::Message(told) = socket.receive().await else { panic!("an end") };
     let cursor = told["payload"]["data"]["commentAdded"]["cursor"].clone();
 
-    let fails =
-        if is_postgres() { "CAST('lock timeout' AS int) = 1" } else { "json_extract('{}', 'lock timeout') = 1" };
+    let fails = if is_postgres() {
+        "CAST('lock timeout' || name AS int) = 1"
+    } else {
+        "json_extract('{}', 'lock timeout' || name) = 1"
+    };
     let labels = format!("CREATE VIEW labels AS SELECT * FROM kept WHERE {fails}");
     server.database().execute(&format!("ALTER TABLE labels RENAME TO kept; {labels}")).await;
     alice.comment(&task, "missed").await;
