@@ -2,7 +2,8 @@
 //!
 //! A connection has to bring its first request soon, and the next one not too late; a body has to arrive, and whoever
 //! does not read is dropped. When all places are taken, the connection that has waited longest for its first request
-//! makes room: thousands of half-open requests hold up nobody but each other.
+//! makes room, and among the requests in work the one that has waited longest for its body: thousands of half-open
+//! requests hold up nobody but each other.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -24,7 +25,7 @@ use hyper_util::server::conn::auto::Builder;
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::{Instant, Sleep, sleep, sleep_until, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::Service;
@@ -34,7 +35,7 @@ use crate::config::Connections;
 use crate::error::Error;
 use crate::id::Id;
 
-/// How long the place of a connection that was shown out is waited for.
+/// How long the place of whoever was shown out is waited for.
 const ROOM: Duration = Duration::from_secs(1);
 /// How long a connection may take to say goodbye, and how often that is looked at.
 const GOODBYE: Duration = Duration::from_secs(1);
@@ -73,15 +74,66 @@ impl<S: Send + Sync> axum::extract::FromRequestParts<S> for Lifeline {
     }
 }
 
+/// Room for so many at once. When there is none left, whoever has waited longest for its client makes some.
+struct Room {
+    places: Arc<Semaphore>,
+    waiting: Mutex<Queue>,
+}
+
+/// Those who wait for their clients by number, the longest first.
+#[derive(Default)]
+struct Queue {
+    next: u64,
+    shown_out: BTreeMap<u64, CancellationToken>,
+}
+
+impl Room {
+    fn new(most: usize) -> Arc<Self> {
+        Arc::new(Self { places: Arc::new(Semaphore::new(most)), waiting: Mutex::default() })
+    }
+
+    /// A place for one more: a free one, or that of whoever has waited longest.
+    async fn place(&self) -> Option<OwnedSemaphorePermit> {
+        if let Ok(place) = Arc::clone(&self.places).try_acquire_owned() {
+            return Some(place);
+        }
+        let (_, longest) = self.waiting().shown_out.pop_first()?;
+        longest.cancel();
+        timeout(ROOM, Arc::clone(&self.places).acquire_owned()).await.ok()?.ok()
+    }
+
+    /// Whoever has a place waits for its client as long as it keeps this, and leaves when the token is cancelled.
+    fn wait(self: &Arc<Self>, shown_out: CancellationToken) -> Waiting {
+        let mut waiting = self.waiting();
+        let number = waiting.next;
+        waiting.next += 1;
+        waiting.shown_out.insert(number, shown_out);
+        Waiting { room: Arc::clone(self), number }
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, Queue> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+struct Waiting {
+    room: Arc<Room>,
+    number: u64,
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.room.waiting().shown_out.remove(&self.number);
+    }
+}
+
 struct Server {
     router: Router,
     limits: Connections,
-    /// One permit for each connection.
-    places: Arc<Semaphore>,
-    /// One permit for each request that is being answered.
-    turns: Semaphore,
-    /// Connections that have not brought a request yet, the oldest first.
-    waiting: Mutex<BTreeMap<u64, CancellationToken>>,
+    /// For connections, which wait for their first request.
+    places: Arc<Room>,
+    /// For requests in work, which wait for their bodies.
+    turns: Arc<Room>,
     builder: Builder<TokioExecutor>,
     stop: CancellationToken,
     tasks: TaskTracker,
@@ -101,15 +153,13 @@ pub async fn serve(listener: TcpListener, router: Router, limits: Connections, s
         .max_header_list_size(16 * 1024);
     let server = Arc::new(Server {
         router,
-        places: Arc::new(Semaphore::new(limits.most)),
-        turns: Semaphore::new(limits.requests),
+        places: Room::new(limits.most),
+        turns: Room::new(limits.requests),
         limits,
-        waiting: Mutex::default(),
         builder,
         stop: stop.clone(),
         tasks: TaskTracker::new(),
     });
-    let mut number = 0;
     loop {
         let accepted = tokio::select! {
             () = stop.cancelled() => break,
@@ -117,8 +167,7 @@ pub async fn serve(listener: TcpListener, router: Router, limits: Connections, s
         };
         match accepted {
             Ok((stream, peer)) => {
-                number += 1;
-                server.tasks.spawn(Arc::clone(&server).admit(stream, peer, number));
+                server.tasks.spawn(Arc::clone(&server).admit(stream, peer));
             }
             // Of one connection that went away again, or too many open files: neither ends the server.
             Err(error) => {
@@ -133,48 +182,28 @@ pub async fn serve(listener: TcpListener, router: Router, limits: Connections, s
 }
 
 impl Server {
-    async fn admit(self: Arc<Self>, mut stream: TcpStream, peer: SocketAddr, number: u64) {
-        if let Some(place) = self.place().await {
-            self.connection(stream, peer, number, place).await;
+    async fn admit(self: Arc<Self>, mut stream: TcpStream, peer: SocketAddr) {
+        if let Some(place) = self.places.place().await {
+            self.connection(stream, peer, place).await;
         } else {
             // Whether it is read is the client's affair.
             drop(timeout(ROOM, stream.write_all(FULL)).await);
         }
     }
 
-    /// A place for one more connection: a free one, or that of whoever has waited longest without a request.
-    async fn place(&self) -> Option<OwnedSemaphorePermit> {
-        if let Ok(place) = Arc::clone(&self.places).try_acquire_owned() {
-            return Some(place);
-        }
-        let (_, oldest) = self.waiting().pop_first()?;
-        oldest.cancel();
-        timeout(ROOM, Arc::clone(&self.places).acquire_owned()).await.ok()?.ok()
-    }
-
-    fn waiting(&self) -> MutexGuard<'_, BTreeMap<u64, CancellationToken>> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    async fn connection(
-        self: Arc<Self>,
-        stream: TcpStream,
-        peer: SocketAddr,
-        number: u64,
-        _place: OwnedSemaphorePermit,
-    ) {
+    async fn connection(self: Arc<Self>, stream: TcpStream, peer: SocketAddr, _place: OwnedSemaphorePermit) {
         // Answers are written in one piece; waiting for more would only delay them.
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(cause = %error, "no nodelay");
         }
         let lifeline =
             Lifeline { stop: self.stop.clone(), tasks: self.tasks.clone(), connection: CancellationToken::new() };
-        self.waiting().insert(number, lifeline.connection.clone());
+        let waiting = Mutex::new(Some(self.places.wait(lifeline.connection.clone())));
         let activity = Arc::new(Activity::default());
         let started = Instant::now();
         let service = hyper::service::service_fn(|request: Request<Incoming>| {
             if activity.begun.fetch_add(1, Ordering::Relaxed) == 0 {
-                self.waiting().remove(&number);
+                waiting.lock().unwrap_or_else(PoisonError::into_inner).take();
             }
             let busy = Busy::new(&activity);
             let (server, lifeline) = (Arc::clone(&self), lifeline.clone());
@@ -209,7 +238,6 @@ impl Server {
                 }
             }
         }
-        self.waiting().remove(&number);
     }
 
     async fn answer(
@@ -221,14 +249,14 @@ impl Server {
     ) -> Response<Body> {
         // A probe has to know whether the server lives, above all when it is busy.
         let probe = matches!(request.uri().path(), "/livez" | "/readyz");
-        let turn = self.turns.try_acquire();
-        if turn.is_err() && !probe {
+        let turn = if probe { None } else { self.turns.place().await };
+        if turn.is_none() && !probe {
             return Problem::from(Error::unavailable()).into_response();
         }
         request.extensions_mut().insert(ConnectInfo(peer));
         request.extensions_mut().insert(lifeline);
-        let arrives_by = Instant::now() + self.limits.body;
-        let request = request.map(|body| Body::new(Deadline { body, due: Box::pin(sleep_until(arrives_by)) }));
+        let due = Instant::now() + self.limits.body;
+        let request = request.map(|body| Body::new(Arriving { body, due, turns: Arc::clone(&self.turns), late: None }));
         let Ok(response) = self.router.clone().call(request).await;
         response.map(|body| Body::new(Counted { body, _busy: busy }))
     }
@@ -277,13 +305,26 @@ impl Drop for Busy {
     }
 }
 
-/// The body of a request, as long as it arrives in time.
-struct Deadline {
+/// The body of a request, as long as it arrives in time and nobody else needs the room.
+struct Arriving {
     body: Incoming,
-    due: Pin<Box<Sleep>>,
+    due: Instant,
+    turns: Arc<Room>,
+    /// Once it has been waited for.
+    late: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
 }
 
-impl HttpBody for Deadline {
+/// Waits until a body is late, or is to make room.
+async fn late(due: Instant, turns: Arc<Room>) {
+    let shown_out = CancellationToken::new();
+    let _waiting = turns.wait(shown_out.clone());
+    tokio::select! {
+        () = sleep_until(due) => {}
+        () = shown_out.cancelled() => {}
+    }
+}
+
+impl HttpBody for Arriving {
     type Data = bytes::Bytes;
     type Error = Box<dyn std::error::Error + Send + Sync>;
 
@@ -291,10 +332,12 @@ impl HttpBody for Deadline {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
-        match Pin::new(&mut self.body).poll_frame(cx) {
-            Poll::Ready(frame) => Poll::Ready(frame.map(|frame| frame.map_err(Into::into))),
-            Poll::Pending => self.due.as_mut().poll(cx).map(|()| Some(Err("the body is late".into()))),
+        if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) {
+            return Poll::Ready(frame.map(|frame| frame.map_err(Into::into)));
         }
+        let Self { due, turns, late: lateness, .. } = &mut *self;
+        let lateness = lateness.get_or_insert_with(|| Box::pin(late(*due, Arc::clone(turns))));
+        lateness.as_mut().poll(cx).map(|()| Some(Err("the body is late".into())))
     }
 
     fn is_end_stream(&self) -> bool {

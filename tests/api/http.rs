@@ -301,6 +301,37 @@ async fn thousands_of_half_open_requests_hold_up_nobody_else() {
     assert!(rest(connections.last_mut().expect("the last one")).await.is_empty());
 }
 
+/// A POST of which nothing but the head has come, which is in work.
+async fn half_sent(server: &Server, path: &str) -> TcpStream {
+    let mut stream = connect(server.address).await;
+    let head = format!("POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 26");
+    stream.write_all(format!("{head}\r\nexpect: 100-continue\r\n\r\n").as_bytes()).await.expect("sent");
+    let mut told = [0; 25];
+    timeout(PATIENCE, stream.read_exact(&mut told)).await.expect("in time").expect("an answer");
+    assert_eq!(String::from_utf8_lossy(&told), "HTTP/1.1 100 Continue\r\n\r\n", "its body is waited for");
+    stream
+}
+
+#[tokio::test]
+async fn half_sent_requests_make_room_for_others_the_oldest_first() {
+    let server = Server::with(&[("MAX_REQUESTS_IN_FLIGHT", "2")]).await;
+    let mut half_sent_ones = Vec::new();
+    for path in ["/graphql", "/auth/login", "/graphql", "/graphql", "/graphql"] {
+        half_sent_ones.push(half_sent(&server, path).await);
+    }
+    for _ in 0..5 {
+        assert_eq!(ask(&server, RESPONSE, "{ __typename }").await.status, 200);
+    }
+    let mut newest = half_sent_ones.pop().expect("five");
+    newest.write_all(br#"{"query":"{ __typename }"}"#).await.expect("sent");
+    let mut answer = [0; 12];
+    timeout(PATIENCE, newest.read_exact(&mut answer)).await.expect("in time").expect("an answer");
+    assert_eq!(&answer, b"HTTP/1.1 200", "one place was enough for the others");
+    for mut oldest in half_sent_ones {
+        assert!(rest(&mut oldest).await.starts_with(b"HTTP/1.1 400"));
+    }
+}
+
 #[tokio::test]
 async fn whoever_is_too_slow_is_dropped() {
     let settings = [("HEADER_TIMEOUT_SECONDS", "1"), ("BODY_TIMEOUT_SECONDS", "1"), ("KEEP_ALIVE_SECONDS", "1")];
