@@ -26,12 +26,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::{DefaultBodyLimit, MatchedPath, Request, State};
+use axum::body::Body;
+use axum::extract::{MatchedPath, Request, State};
 use axum::http::uri::Authority;
-use axum::http::{HeaderName, HeaderValue, Method, Version, header};
+use axum::http::{HeaderName, HeaderValue, Method, StatusCode, Version, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use http_body_util::{BodyExt, LengthLimitError, Limited};
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::cors::CorsLayer;
 use tracing::{Instrument, Span};
@@ -64,8 +66,7 @@ struct TooMany;
 pub fn router(app: &Arc<App>, schema: Schema) -> Router {
     let door = operation::Door::new(Arc::clone(app), schema);
     let auth = Router::from(auth::routes()).merge(recovery::pages());
-    let auth =
-        auth.layer(middleware::from_fn_with_state(Arc::clone(app), in_time)).layer(DefaultBodyLimit::max(AUTH_BODY));
+    let auth = auth.layer(middleware::from_fn_with_state(Arc::clone(app), in_time));
     let auth = auth.with_state(Arc::clone(app));
     let graphql = Router::new().route("/graphql", get(graphql::get).post(graphql::post)).with_state(door);
     let mut router = Router::new().merge(health::routes().with_state(Arc::clone(app))).merge(auth).merge(graphql);
@@ -111,9 +112,24 @@ fn cors(origins: &[String]) -> CorsLayer {
         .max_age(Duration::from_secs(3_600))
 }
 
-/// Does not wait for ever for a part that does not answer. A write that has begun may still be done.
+/// Does not wait for ever for a part that does not answer. What has begun is done to its end, even when the client goes
+/// away in the middle.
 async fn in_time(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
-    let answered = app.in_time(AUTH_DEADLINE, next.run(request)).await;
+    let answered = async {
+        let (parts, body) = request.into_parts();
+        // Until all of it is there, nothing has begun.
+        let body = match Limited::new(body, AUTH_BODY).collect().await {
+            Ok(body) => Body::from(body.to_bytes()),
+            Err(error) if error.is::<LengthLimitError>() => {
+                return Problem::bad_body(StatusCode::PAYLOAD_TOO_LARGE).into_response();
+            }
+            Err(_) => return Problem::bad_body(StatusCode::BAD_REQUEST).into_response(),
+        };
+        let work = next.run(Request::from_parts(parts, body)).in_current_span();
+        let done = app.writes.spawn(work).await;
+        done.unwrap_or_else(|error| Problem::from(Error::internal(error)).into_response())
+    };
+    let answered = app.in_time(AUTH_DEADLINE, answered).await;
     answered.unwrap_or_else(|late| Problem::from(late).into_response())
 }
 

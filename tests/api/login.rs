@@ -3,7 +3,10 @@
 use std::time::{Duration, Instant};
 
 use fasttrack::store::session;
+use futures_util::future::join_all;
 use serde_json::json;
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
 
 use crate::harness::{PASSWORD, Reply, Server};
 
@@ -169,4 +172,39 @@ async fn the_password_is_asked_again_before_it_is_changed() {
     assert!(!server.is_signed_in(phone.token()).await, "every other one ends");
     assert_eq!(login(&server, "alice", PASSWORD).await.status, 401);
     assert_eq!(login(&server, "alice", "Another-Horse-8").await.status, 200);
+}
+
+/// Sends a request and does not wait for the answer.
+async fn left(server: &Server, path: &str, body: serde_json::Value) -> TcpStream {
+    let mut stream = TcpStream::connect(server.address).await.expect("a connection");
+    let body = body.to_string();
+    let head = format!("POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json");
+    let request = format!("{head}\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+    stream.write_all(request.as_bytes()).await.expect("sent");
+    stream
+}
+
+#[tokio::test]
+async fn who_goes_away_in_the_middle_takes_nothing_back_and_nobody_else_along() {
+    let server = Server::with(&[("LOCKOUT_FAILURES", "1000000")]).await;
+    let alice = server.person("alice").await;
+    let project = alice.project("Apollo").await;
+    for round in 0..20 {
+        let leaving = join_all((0..10).map(|number| {
+            let server = &server;
+            async move {
+                let name = format!("guest{round}_{number}");
+                let email = format!("{name}@example.org");
+                let guest = json!({ "email": email, "username": name, "password": PASSWORD });
+                let wrong = json!({ "username": "alice", "password": "Wrong-Horse-7" });
+                let (path, body) = if number % 2 == 0 { ("/auth/register", guest) } else { ("/auth/login", wrong) };
+                let gone = left(server, path, body).await;
+                // Anywhere in the middle.
+                tokio::time::sleep(Duration::from_micros(500 * (number + round % 7))).await;
+                drop(gone);
+            }
+        }));
+        let staying = join_all((0..10).map(|_| alice.task(&project, "Fly", json!({}))));
+        tokio::join!(leaving, staying);
+    }
 }

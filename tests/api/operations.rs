@@ -13,7 +13,7 @@ use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::time::timeout;
 
-use crate::harness::{Frame, PATIENCE, Reply, Server, text};
+use crate::harness::{Frame, PASSWORD, PATIENCE, Reply, Server, text};
 
 async fn ready(server: &Server) -> (u16, Value) {
     let reply = Reply::to(server.request(Method::GET, "/readyz")).await;
@@ -178,9 +178,46 @@ impl Held {
         Self(release)
     }
 
+    /// Waits until somebody waits for it.
+    async fn awaited(server: &Server) {
+        let awaited = server.run(async |app| {
+            while app.db.pools().iter().all(|pool| pool.waiting == 0) {
+                tokio::task::yield_now().await;
+            }
+        });
+        timeout(PATIENCE, awaited).await.expect("somebody");
+    }
+
     fn release(&self) {
         self.0.notify_one();
     }
+}
+
+#[tokio::test]
+async fn what_was_begun_under_auth_is_done_though_its_client_goes_away() {
+    let server = Server::with(&[("DATABASE_CONNECTIONS", "1"), ("LOCKOUT_FAILURES", "1")]).await;
+    server.person("alice").await;
+    let held = Held::connection(&server).await;
+    let mut leaving = TcpStream::connect(server.address).await.expect("a connection");
+    let body = json!({ "username": "alice", "password": "Wrong-Horse-7" }).to_string();
+    let head = "POST /auth/login HTTP/1.1\r\nhost: x\r\ncontent-type: application/json";
+    let request = format!("{head}\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+    leaving.write_all(request.as_bytes()).await.expect("sent");
+    Held::awaited(&server).await;
+    drop(leaving);
+    // What comes after it is answered, so the server knows that it has gone.
+    for _ in 0..10 {
+        assert_eq!(server.request(Method::GET, "/livez").send().await.expect("an answer").status(), 200);
+    }
+    held.release();
+    let done = server.run(async |app| {
+        while !app.writes.is_empty() {
+            tokio::task::yield_now().await;
+        }
+    });
+    timeout(PATIENCE, done).await.expect("an end");
+    let locked = server.post("/auth/login", json!({ "username": "alice", "password": PASSWORD })).await;
+    assert_eq!(locked.body["code"], "LOCKED_OUT", "the failure was counted");
 }
 
 #[tokio::test]
