@@ -36,14 +36,12 @@ pub fn client(peer: IpAddr, headers: &HeaderMap, trusted: &[Network]) -> IpAddr 
     let is_trusted = |address: IpAddr| trusted.iter().any(|network| network.contains(address));
     let mut client = peer.to_canonical();
     let named = headers.get_all("x-forwarded-for");
-    let named: Vec<&str> =
-        named.iter().filter_map(|value| value.to_str().ok()).flat_map(|list| list.split(',')).collect();
-    for hop in named.into_iter().rev() {
+    for hop in named.iter().rev().flat_map(|list| list.as_bytes().rsplit(|byte| *byte == b',')) {
         if !is_trusted(client) {
             break;
         }
         // What a proxy cannot have written ends what can be believed.
-        let Some(address) = parse(hop.trim()) else {
+        let Some(address) = std::str::from_utf8(hop).ok().and_then(|hop| parse(hop.trim())) else {
             break;
         };
         client = address.to_canonical();
@@ -59,12 +57,14 @@ fn parse(hop: &str) -> Option<IpAddr> {
 
 #[cfg(test)]
 mod tests {
+    use axum::http::HeaderValue;
+
     use super::*;
 
     fn seen(peer: &str, forwarded: &[&str], trusted: &[&str]) -> String {
         let mut headers = HeaderMap::new();
         for value in forwarded {
-            headers.append("x-forwarded-for", value.parse().unwrap());
+            headers.append("x-forwarded-for", HeaderValue::from_bytes(value.as_bytes()).unwrap());
         }
         let trusted: Vec<Network> = trusted.iter().map(|network| network.parse().unwrap()).collect();
         client(peer.parse().unwrap(), &headers, &trusted).to_string()
@@ -85,6 +85,8 @@ mod tests {
         assert_eq!(seen("10.1.2.3", &["1.1.1.1", "203.0.113.9"], &trusted), "203.0.113.9");
         assert_eq!(seen("2001:db8::7", &["[2a00::1]:443"], &trusted), "2a00::1");
         assert_eq!(seen("10.1.2.3", &["nonsense"], &trusted), "10.1.2.3");
+        assert_eq!(seen("10.1.2.3", &["\u{e9}, 203.0.113.9"], &trusted), "203.0.113.9");
+        assert_eq!(seen("10.1.2.3", &["1.1.1.1, \u{e9}, 10.9.9.9"], &trusted), "10.9.9.9");
         assert_eq!(seen("10.1.2.3", &[], &trusted), "10.1.2.3");
     }
 }
