@@ -67,7 +67,7 @@ pub async fn get(
         return serve(&door, address, &id, lifeline, request).await;
     };
     let headers = request.headers();
-    if !is_known(headers, &door.app.config.cors_origins) {
+    if !is_known(request.uri(), headers, &door.app.config) {
         let refused = Refused::new(Code::Forbidden, "A page of this origin may not open a socket.");
         return answered(Media::GraphqlResponse, &Answer::refused(refused, &id.0), &id.0);
     }
@@ -102,7 +102,7 @@ async fn run(
 ) -> Result<Response, Refused> {
     let (parts, body) = request.into_parts();
     let get = parts.method == Method::GET || parts.method == Method::HEAD;
-    if get && is_cross_site_simple(&parts.headers, &door.app.config.cors_origins) {
+    if get && is_cross_site_simple(&parts.uri, &parts.headers, &door.app.config) {
         let message = "This looks like a page of another site: send `GraphQL-Require-Preflight: 1`, or use POST.";
         return Err(Refused::new(Code::Forbidden, message));
     }

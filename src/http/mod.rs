@@ -28,7 +28,6 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{MatchedPath, Request, State};
-use axum::http::uri::Authority;
 use axum::http::{HeaderName, HeaderValue, Method, StatusCode, Version, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
@@ -44,6 +43,7 @@ use crate::graphql::Schema;
 use crate::id::Id;
 use crate::{metrics, telemetry};
 pub use accept::{Lifeline, serve};
+use origin::{host, is_cross_site};
 use problem::Problem;
 
 const AUTH_BODY: usize = 8 * 1024;
@@ -66,7 +66,10 @@ struct TooMany;
 pub fn router(app: &Arc<App>, schema: Schema) -> Router {
     let door = operation::Door::new(Arc::clone(app), schema);
     let auth = Router::from(auth::routes()).merge(recovery::pages());
-    let auth = auth.layer(middleware::from_fn_with_state(Arc::clone(app), in_time));
+    let auth = auth.layer((
+        middleware::from_fn_with_state(Arc::clone(app), of_known_pages),
+        middleware::from_fn_with_state(Arc::clone(app), in_time),
+    ));
     let auth = auth.with_state(Arc::clone(app));
     let graphql = Router::new().route("/graphql", get(graphql::get).post(graphql::post)).with_state(door);
     let mut router = Router::new().merge(health::routes().with_state(Arc::clone(app))).merge(auth).merge(graphql);
@@ -112,6 +115,14 @@ fn cors(origins: &[String]) -> CorsLayer {
         .max_age(Duration::from_secs(3_600))
 }
 
+/// A page of another site can have a browser send a form unasked; it does not get a visitor locked out by that.
+async fn of_known_pages(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+    if request.method() == Method::POST && is_cross_site(request.uri(), request.headers(), &app.config) {
+        return Problem::new(Code::Forbidden, "A page of this origin may not send this.").into_response();
+    }
+    next.run(request).await
+}
+
 /// Does not wait for ever for a part that does not answer. What has begun is done to its end, even when the client goes
 /// away in the middle.
 async fn in_time(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
@@ -145,8 +156,7 @@ fn is_allowed(request: &Request, hosts: &[String]) -> bool {
     if hosts.is_empty() || matches!(request.uri().path(), "/livez" | "/readyz") {
         return true;
     }
-    let named = request.headers().get(header::HOST).and_then(|host| host.to_str().ok());
-    let named = request.uri().authority().map(Authority::as_str).or(named).unwrap_or_default();
+    let named = host(request.uri(), request.headers()).unwrap_or_default();
     let name = match named.rsplit_once(':') {
         Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
         _ => named,

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use fasttrack::store::session;
 use futures_util::future::join_all;
+use reqwest::Method;
 use serde_json::json;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
@@ -172,6 +173,38 @@ async fn the_password_is_asked_again_before_it_is_changed() {
     assert!(!server.is_signed_in(phone.token()).await, "every other one ends");
     assert_eq!(login(&server, "alice", PASSWORD).await.status, 401);
     assert_eq!(login(&server, "alice", "Another-Horse-8").await.status, 200);
+}
+
+#[tokio::test]
+async fn a_page_of_another_site_does_not_get_in_through_a_visitors_browser() {
+    let (listed, public) = ("https://app.example.org", "https://tasks.example.org/at");
+    let server = Server::with(&[("CORS_ORIGINS", listed), ("PUBLIC_URL", public)]).await;
+    server.person("ada").await;
+    let form = async |password: &str, headers: &[(&str, &str)]| {
+        let request = server.request(Method::POST, "/auth/login").form(&[("username", "ada"), ("password", password)]);
+        let request = headers.iter().fold(request, |request, (name, value)| request.header(*name, *value));
+        let reply = Reply::to(request).await;
+        (reply.status.as_u16(), reply.body["code"].as_str().unwrap_or_default().to_owned())
+    };
+    let (foreign, none) = (("origin", "https://evil.example"), ("origin", "null"));
+    let (cross, same_site) = (("sec-fetch-site", "cross-site"), ("sec-fetch-site", "same-site"));
+    for headers in [&[foreign] as &[_], &[foreign, cross], &[foreign, same_site], &[none], &[none, cross], &[cross]] {
+        assert_eq!(form("Wrong-Horse-7", headers).await, (403, "FORBIDDEN".to_owned()), "{headers:?}");
+    }
+    // None of those counted as a failure.
+    let (own, here) = (("sec-fetch-site", "same-origin"), format!("http://{}", server.address));
+    for headers in [
+        &[] as &[_],
+        &[("sec-fetch-site", "none")],
+        &[("origin", listed), cross],
+        &[("origin", "https://tasks.example.org"), cross],
+        &[("origin", &here)],
+        // What the server's own pages send under their policy, and behind a proxy that asks under another name.
+        &[none, own],
+        &[("origin", "https://proxy.example.org"), own],
+    ] {
+        assert_eq!(form(PASSWORD, headers).await, (200, String::new()), "{headers:?}");
+    }
 }
 
 /// Sends a request and does not wait for the answer.
