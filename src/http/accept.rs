@@ -55,6 +55,8 @@ pub struct Lifeline {
     pub tasks: TaskTracker,
     /// Cancelled by whoever wants the connection dropped.
     pub connection: CancellationToken,
+    /// The connection's place, which a socket keeps when hyper is done with the connection.
+    _place: Option<Arc<OwnedSemaphorePermit>>,
 }
 
 impl Lifeline {
@@ -191,13 +193,17 @@ impl Server {
         }
     }
 
-    async fn connection(self: Arc<Self>, stream: TcpStream, peer: SocketAddr, _place: OwnedSemaphorePermit) {
+    async fn connection(self: Arc<Self>, stream: TcpStream, peer: SocketAddr, place: OwnedSemaphorePermit) {
         // Answers are written in one piece; waiting for more would only delay them.
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(cause = %error, "no nodelay");
         }
-        let lifeline =
-            Lifeline { stop: self.stop.clone(), tasks: self.tasks.clone(), connection: CancellationToken::new() };
+        let lifeline = Lifeline {
+            stop: self.stop.clone(),
+            tasks: self.tasks.clone(),
+            connection: CancellationToken::new(),
+            _place: Some(Arc::new(place)),
+        };
         let waiting = Mutex::new(Some(self.places.wait(lifeline.connection.clone())));
         let activity = Arc::new(Activity::default());
         let started = Instant::now();

@@ -12,7 +12,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use crate::harness::{PATIENCE, Server};
+use crate::harness::{Frame, PATIENCE, Server, Socket};
 
 const RESPONSE: &str = "application/graphql-response+json";
 
@@ -330,6 +330,25 @@ async fn half_sent_requests_make_room_for_others_the_oldest_first() {
     for mut oldest in half_sent_ones {
         assert!(rest(&mut oldest).await.starts_with(b"HTTP/1.1 400"));
     }
+}
+
+#[tokio::test]
+async fn sockets_are_connections_for_as_long_as_they_are_open() {
+    let server = Server::with(&[("MAX_CONNECTIONS", "2"), ("WS_INIT_SECONDS", "60")]).await;
+    let mut sockets = [Socket::open(server.address).await, Socket::open(server.address).await];
+    assert!(rest(&mut connect(server.address).await).await.starts_with(b"HTTP/1.1 503"));
+    sockets[0].send(json!({ "type": "nonsense" })).await;
+    assert_eq!(sockets[0].receive().await, Frame::Closed(Some(4400)));
+    let let_in = async {
+        loop {
+            let mut next = connect(server.address).await;
+            drop(next.write_all(b"GET /livez HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await);
+            if rest(&mut next).await.starts_with(b"HTTP/1.1 200") {
+                return;
+            }
+        }
+    };
+    timeout(PATIENCE, let_in).await.expect("the place of the one that was closed");
 }
 
 #[tokio::test]
