@@ -104,7 +104,7 @@ pub struct Connections {
     pub headers: Duration,
     /// How long a body may take to arrive.
     pub body: Duration,
-    /// How long a connection may be without a request.
+    /// How long a connection may be without a request, and over HTTP/2 an answer may wait to be read.
     pub idle: Duration,
 }
 

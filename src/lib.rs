@@ -26,7 +26,7 @@
 //! |---|---|
 //! | [`server`] | the parts that run, and the order in which they end |
 //! | [`http`] | the router on one page, with what stands around every request; [`http::problem`] documents; [`http::health`] |
-//! | [`http::accept`], [`http::address`], [`http::origin`] | connections and their deadlines; from which address a request comes, and from which page |
+//! | [`http::accept`], [`http::stream`], [`http::address`], [`http::origin`] | connections and their deadlines; streams of HTTP/2; from which address a request comes, and from which page |
 //! | [`http::auth`], [`http::recovery`] | the `/auth` routes: sign-up, tokens, mailed links |
 //! | [`http::operation`], [`http::persisted`], [`http::answer`] | a GraphQL operation from its words to its answer, the same for every transport |
 //! | [`http::turns`] | who may execute now, and who is refused at the door |

@@ -18,9 +18,10 @@ use axum::body::Body;
 use axum::extract::ConnectInfo;
 use axum::http::{Request, Response};
 use axum::response::IntoResponse;
+use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
@@ -31,6 +32,7 @@ use tokio_util::task::TaskTracker;
 use tower::Service;
 
 use super::problem::Problem;
+use super::stream::{Parts, Stream, Streams};
 use crate::config::Connections;
 use crate::error::Error;
 use crate::id::Id;
@@ -53,7 +55,7 @@ pub struct Lifeline {
     pub stop: CancellationToken,
     /// The server waits for these before it ends.
     pub tasks: TaskTracker,
-    /// Cancelled by whoever wants the connection dropped.
+    /// Cancelled by whoever wants the connection dropped; over HTTP/2, which carries others too, the stream.
     pub connection: CancellationToken,
     /// The connection's place, which a socket keeps when hyper is done with the connection.
     _place: Option<Arc<OwnedSemaphorePermit>>,
@@ -136,14 +138,14 @@ struct Server {
     places: Arc<Room>,
     /// For requests in work, which wait for their bodies.
     turns: Arc<Room>,
-    builder: Builder<TokioExecutor>,
+    builder: Builder<Streams>,
     stop: CancellationToken,
     tasks: TaskTracker,
 }
 
 /// Serves until the token is cancelled, then lets the requests in flight finish and the sockets say goodbye.
 pub async fn serve(listener: TcpListener, router: Router, limits: Connections, stop: CancellationToken) {
-    let mut builder = Builder::new(TokioExecutor::new());
+    let mut builder = Builder::new(Streams { patience: limits.idle, stop: stop.clone() });
     // The deadlines below hold for both versions, so HTTP/1 needs none of its own.
     builder.http1().timer(TokioTimer::new()).header_read_timeout(None).max_buf_size(32 * 1024);
     builder
@@ -250,7 +252,7 @@ impl Server {
         &self,
         mut request: Request<Incoming>,
         peer: SocketAddr,
-        lifeline: Lifeline,
+        mut lifeline: Lifeline,
         busy: Busy,
     ) -> Response<Body> {
         // A probe has to know whether the server lives, above all when it is busy.
@@ -259,12 +261,22 @@ impl Server {
         if turn.is_none() && !probe {
             return Problem::from(Error::unavailable()).into_response();
         }
+        let stream = Stream::current();
+        if let Some(stream) = &stream {
+            lifeline.connection = stream.dropped.clone();
+        }
         request.extensions_mut().insert(ConnectInfo(peer));
         request.extensions_mut().insert(lifeline);
         let due = Instant::now() + self.limits.body;
         let request = request.map(|body| Body::new(Arriving { body, due, turns: Arc::clone(&self.turns), late: None }));
         let Ok(response) = self.router.clone().call(request).await;
-        response.map(|body| Body::new(Counted { body, _busy: busy }))
+        response.map(|body| {
+            let body = match stream {
+                Some(stream) => Body::new(Parts { body, stream, rest: Bytes::new() }),
+                None => body,
+            };
+            Body::new(Counted { body, _busy: busy })
+        })
     }
 }
 
@@ -331,7 +343,7 @@ async fn late(due: Instant, turns: Arc<Room>) {
 }
 
 impl HttpBody for Arriving {
-    type Data = bytes::Bytes;
+    type Data = Bytes;
     type Error = Box<dyn std::error::Error + Send + Sync>;
 
     fn poll_frame(
@@ -362,7 +374,7 @@ struct Counted {
 }
 
 impl HttpBody for Counted {
-    type Data = bytes::Bytes;
+    type Data = Bytes;
     type Error = axum::Error;
 
     fn poll_frame(

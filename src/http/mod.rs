@@ -18,6 +18,7 @@ pub mod protocol;
 pub mod recent;
 pub mod recovery;
 pub mod sse;
+pub mod stream;
 pub mod subscription;
 pub mod turns;
 pub mod websocket;

@@ -16,6 +16,7 @@ mod event;
 mod feed;
 mod hint;
 mod http;
+mod http_2;
 mod journey;
 mod label;
 mod leaving;

@@ -1,0 +1,90 @@
+//! HTTP/2, where one connection carries many requests: what a client that does not read costs, and how it is told to go.
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use crate::harness::{PATIENCE, Server};
+
+const HEADERS: u8 = 1;
+const RESET: u8 = 3;
+const SETTINGS: u8 = 4;
+const PING: u8 = 6;
+
+/// A client that speaks in frames (RFC 9113), so that it may do what no library does.
+struct Frames(TcpStream);
+
+impl Frames {
+    /// With room for so many bytes of each answer.
+    async fn connect(server: &Server, window: u32) -> Self {
+        let mut stream = TcpStream::connect(server.address).await.expect("a connection");
+        stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.expect("sent");
+        let mut client = Self(stream);
+        client.send(SETTINGS, 0, 0, &[&[0, 4], &window.to_be_bytes()[..]].concat()).await;
+        client
+    }
+
+    async fn send(&mut self, kind: u8, flags: u8, stream: u32, payload: &[u8]) {
+        let length = u32::try_from(payload.len()).expect("a short frame").to_be_bytes();
+        let frame = [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat();
+        self.0.write_all(&frame).await.expect("sent");
+    }
+
+    async fn get(&mut self, stream: u32, path: &str) {
+        let mut head = Vec::new();
+        for (name, value) in [(":method", "GET"), (":scheme", "http"), (":authority", "x"), (":path", path)] {
+            // A name and a value as they are (RFC 7541, 6.2.2).
+            head.push(0);
+            for text in [name, value] {
+                head.push(u8::try_from(text.len()).expect("a short text"));
+                head.extend(text.as_bytes());
+            }
+        }
+        self.send(HEADERS, 5, stream, &head).await;
+    }
+
+    /// The stream of the next frame of this kind.
+    async fn next(&mut self, kind: u8) -> u32 {
+        let next = async {
+            loop {
+                let mut head = [0; 9];
+                self.0.read_exact(&mut head).await.expect("a connection that lasts");
+                let [a, b, c, came, _, stream @ ..] = head;
+                let length = u32::from_be_bytes([0, a, b, c]);
+                self.0.read_exact(&mut vec![0; length as usize]).await.expect("a whole frame");
+                if came == kind {
+                    return u32::from_be_bytes(stream);
+                }
+            }
+        };
+        timeout(PATIENCE, next).await.expect("a frame in time")
+    }
+}
+
+#[tokio::test]
+async fn an_answer_that_is_not_taken_is_given_up_and_its_connection_goes_on() {
+    let server = Server::with(&[("KEEP_ALIVE_SECONDS", "2")]).await;
+    for window in [0, 1, 20_000] {
+        let mut client = Frames::connect(&server, window).await;
+        client.get(1, "/docs/openapi.json").await;
+        assert_eq!(client.next(HEADERS).await, 1);
+        assert_eq!(client.next(RESET).await, 1, "{window}");
+        client.send(PING, 0, 0, &[0; 8]).await;
+        client.next(PING).await;
+        client.get(3, "/livez").await;
+        assert_eq!(client.next(HEADERS).await, 3, "{window}");
+    }
+}
+
+#[tokio::test]
+async fn an_answer_that_is_not_taken_does_not_hold_up_the_end() {
+    let server = Server::start().await;
+    let mut client = Frames::connect(&server, 0).await;
+    for (stream, path) in [(1, "/docs/openapi.json"), (3, "/livez")] {
+        client.get(stream, path).await;
+        assert_eq!(client.next(HEADERS).await, stream);
+    }
+    // The harness sees to it that everything ended by itself.
+    drop(server);
+    drop(client);
+}
