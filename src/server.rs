@@ -54,8 +54,10 @@ impl Server {
         let jobs = jobs(app, &stop)?;
         let router = http::router(app, graphql::schema(app.config.introspection));
         let connections = app.config.connections;
-        let doors = tokio::spawn(http::serve(listener, router, connections, closing.clone()));
-        let measured = |listener| tokio::spawn(http::serve(listener, http::measured(app), connections, stop.clone()));
+        let draining = app.draining.clone();
+        let doors = tokio::spawn(http::serve(listener, router, connections, draining.clone(), closing.clone()));
+        let router = http::measured(app);
+        let measured = |listener| tokio::spawn(http::serve(listener, router, connections, draining, stop.clone()));
         Ok(Self { app: Arc::clone(app), closing, doors, metrics: metrics.map(measured), stop, jobs })
     }
 

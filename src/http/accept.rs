@@ -16,7 +16,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::ConnectInfo;
-use axum::http::{Request, Response};
+use axum::http::{Request, Response, Version};
 use axum::response::IntoResponse;
 use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
@@ -139,12 +139,20 @@ struct Server {
     /// For requests in work, which wait for their bodies.
     turns: Arc<Room>,
     builder: Builder<Streams>,
+    draining: CancellationToken,
     stop: CancellationToken,
     tasks: TaskTracker,
 }
 
-/// Serves until the token is cancelled, then lets the requests in flight finish and the sockets say goodbye.
-pub async fn serve(listener: TcpListener, router: Router, limits: Connections, stop: CancellationToken) {
+/// Serves until `stop` is cancelled, then lets the requests in flight finish and the sockets say goodbye. From `draining`
+/// on, clients are told to make new connections elsewhere: those of HTTP/2 here.
+pub async fn serve(
+    listener: TcpListener,
+    router: Router,
+    limits: Connections,
+    draining: CancellationToken,
+    stop: CancellationToken,
+) {
     let mut builder = Builder::new(Streams { patience: limits.idle, stop: stop.clone() });
     // The deadlines below hold for both versions, so HTTP/1 needs none of its own.
     builder.http1().timer(TokioTimer::new()).header_read_timeout(None).max_buf_size(32 * 1024);
@@ -161,6 +169,7 @@ pub async fn serve(listener: TcpListener, router: Router, limits: Connections, s
         turns: Room::new(limits.requests),
         limits,
         builder,
+        draining,
         stop: stop.clone(),
         tasks: TaskTracker::new(),
     });
@@ -212,12 +221,16 @@ impl Server {
         let service = hyper::service::service_fn(|request: Request<Incoming>| {
             if activity.begun.fetch_add(1, Ordering::Relaxed) == 0 {
                 waiting.lock().unwrap_or_else(PoisonError::into_inner).take();
+                if request.version() == Version::HTTP_2 {
+                    activity.http_2.cancel();
+                }
             }
             let busy = Busy::new(&activity);
             let (server, lifeline) = (Arc::clone(&self), lifeline.clone());
             async move { Ok::<_, std::convert::Infallible>(server.answer(request, peer, lifeline, busy).await) }
         });
         let mut connection = pin!(self.builder.serve_connection_with_upgrades(TokioIo::new(stream), service));
+        let mut is_leaving = false;
         let mut stopping = None;
         loop {
             // While stopping, whether the last request is answered is looked at now and then.
@@ -228,6 +241,10 @@ impl Server {
                         tracing::debug!(cause = %error, "connection");
                     }
                     break;
+                }
+                () = async { activity.http_2.cancelled().await; self.draining.cancelled().await }, if !is_leaving => {
+                    is_leaving = true;
+                    connection.as_mut().graceful_shutdown();
                 }
                 () = self.stop.cancelled(), if stopping.is_none() => {
                     stopping = Some(Instant::now() + GOODBYE);
@@ -283,6 +300,8 @@ impl Server {
 /// What goes on on a connection.
 #[derive(Default)]
 struct Activity {
+    /// Cancelled when it turns out to be that.
+    http_2: CancellationToken,
     begun: AtomicUsize,
     running: AtomicUsize,
     ended: Mutex<Option<Instant>>,

@@ -1,5 +1,11 @@
 //! HTTP/2, where one connection carries many requests: what a client that does not read costs, and how it is told to go.
 
+use bytes::Bytes;
+use http_body_util::{BodyExt, Empty};
+use hyper::Request;
+use hyper::client::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -87,4 +93,40 @@ async fn an_answer_that_is_not_taken_does_not_hold_up_the_end() {
     // The harness sees to it that everything ended by itself.
     drop(server);
     drop(client);
+}
+
+#[tokio::test]
+async fn a_draining_server_tells_a_client_to_go_elsewhere_and_goes_on_with_what_was_begun() {
+    let server = Server::start().await;
+    let alice = server.person("alice").await;
+    let project = alice.project("Apollo").await;
+    let stream = TcpStream::connect(server.address).await.expect("a connection");
+    let builder = http2::Builder::new(TokioExecutor::new());
+    let (mut client, connection) = builder.handshake(TokioIo::new(stream)).await.expect("HTTP/2");
+    let connection = tokio::spawn(connection);
+    let query = format!("query=subscription%7Bevents(after:%22{}%22)%7B__typename%7D%7D", alice.now().await);
+    let request = Request::get(format!("http://{}/graphql?{query}", server.address))
+        .header("accept", "text/event-stream")
+        .header("authorization", format!("Bearer {}", alice.token()))
+        .body(Empty::<Bytes>::new());
+    let answer = client.send_request(request.expect("a request")).await.expect("an answer");
+    let mut events = answer.into_body();
+    let mut next = async || {
+        let frame = timeout(PATIENCE, events.frame()).await.expect("in time").expect("no end").expect("no error");
+        String::from_utf8_lossy(frame.data_ref().expect("data")).into_owned()
+    };
+    assert_eq!(next().await, ":\n\n");
+    server.app.draining.cancel();
+    let refused = async {
+        let request = || Request::get("http://x/livez").body(Empty::new()).expect("a request");
+        while let Ok(answer) = client.send_request(request()).await {
+            assert_eq!(answer.status(), 200, "whatever comes before it knows is answered");
+        }
+    };
+    timeout(PATIENCE, refused).await.expect("word that no more is taken on this connection");
+    alice.task(&project, "Fly", json!({})).await;
+    let event = next().await;
+    assert!(event.contains("TaskCreatedEvent"), "{event}");
+    drop(events);
+    timeout(PATIENCE, connection).await.expect("an end in time").expect("no panic").expect("a good end");
 }
