@@ -17,7 +17,6 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::ConnectInfo;
 use axum::http::{Request, Response, Version};
-use axum::response::IntoResponse;
 use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
@@ -31,10 +30,9 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::Service;
 
-use super::problem::Problem;
+use super::TooMany;
 use super::stream::{Parts, Stream, Streams};
 use crate::config::Connections;
-use crate::error::Error;
 use crate::id::Id;
 
 /// How long the place of whoever was shown out is waited for.
@@ -276,7 +274,7 @@ impl Server {
         let probe = matches!(request.uri().path(), "/livez" | "/readyz");
         let turn = if probe { None } else { self.turns.place().await };
         if turn.is_none() && !probe {
-            return Problem::from(Error::unavailable()).into_response();
+            request.extensions_mut().insert(TooMany);
         }
         let stream = Stream::current();
         if let Some(stream) = &stream {

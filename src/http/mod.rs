@@ -59,7 +59,7 @@ const RATE_LIMIT_RESET: HeaderName = HeaderName::from_static("ratelimit-reset");
 #[derive(Clone, Debug)]
 pub struct RequestId(pub Arc<str>);
 
-/// Marks a request that would wait for its turn for nothing.
+/// Marks a request that there is no room for, or that would wait for its turn for nothing.
 #[derive(Clone, Copy, Debug)]
 struct TooMany;
 
@@ -174,11 +174,18 @@ async fn around(State(app): State<Arc<App>>, mut request: Request, next: Next) -
     let method = request.method().clone();
     // Until somebody says that it ends (RFC 9112, 9.6). HTTP/2 has other words for it.
     let is_kept = request.version() == Version::HTTP_11;
-    if route == Some("/graphql") && method == Method::POST && app.turns.are_taken() {
-        // It costs next to nothing, so that the others get what there is: it is not read, and not in the log.
+    let is_allowed = is_allowed(&request, &app.config.allowed_hosts);
+    let is_operation = route == Some("/graphql") && method == Method::POST;
+    if is_operation && app.turns.are_taken() {
         request.extensions_mut().insert(TooMany);
-        let mut response = next.run(request).await;
-        app.metrics.answered(&method, Some("/graphql"), response.status(), Duration::ZERO);
+    }
+    if is_allowed && request.extensions().get::<TooMany>().is_some() {
+        // It costs next to nothing, so that the others get what there is: it is not read, and not in the log.
+        let mut response = match is_operation {
+            true => next.run(request).await,
+            false => Problem::from(Error::unavailable()).into_response(),
+        };
+        app.metrics.answered(&method, route, response.status(), Duration::ZERO);
         add_headers(&app, &mut response, &id, is_kept);
         return response;
     }
@@ -195,7 +202,7 @@ async fn around(State(app): State<Arc<App>>, mut request: Request, next: Next) -
         span.record("trace_id", traced.trace_id());
     }
     let started = tokio::time::Instant::now();
-    let mut response = if is_allowed(&request, &app.config.allowed_hosts) {
+    let mut response = if is_allowed {
         telemetry::within(traced.as_ref(), next.run(request).instrument(span.clone())).await
     } else {
         Problem::new(Code::Forbidden, "This server does not answer under that name.").into_response()

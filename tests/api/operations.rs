@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use fasttrack::db::migrate;
+use fasttrack::metrics;
 use futures_util::future::join_all;
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -218,6 +219,41 @@ async fn what_was_begun_under_auth_is_done_though_its_client_goes_away() {
     timeout(PATIENCE, done).await.expect("an end");
     let locked = server.post("/auth/login", json!({ "username": "alice", "password": PASSWORD })).await;
     assert_eq!(locked.body["code"], "LOCKED_OUT", "the failure was counted");
+}
+
+#[tokio::test]
+async fn requests_beyond_those_in_work_are_told_as_all_are_and_counted() {
+    let settings = [("DATABASE_CONNECTIONS", "1"), ("MAX_REQUESTS_IN_FLIGHT", "1"), ("ALLOWED_HOSTS", "127.0.0.1")];
+    let server = Server::with(&settings).await;
+    let alice = server.person("alice").await;
+    let held = Held::connection(&server).await;
+    let asking = {
+        let alice = alice.clone();
+        tokio::spawn(async move { alice.query("{ tasks { totalCount } }", json!({})).await })
+    };
+    Held::awaited(&server).await;
+    let query = json!({ "query": "{ tasks { totalCount } }" });
+    let refused = Reply::to(alice.post("/graphql").json(&query)).await;
+    let id = refused.headers["x-request-id"].to_str().expect("text");
+    assert_eq!((refused.status.as_u16(), &refused.headers["retry-after"]), (503, &"1".parse().unwrap()));
+    assert_eq!(
+        refused.body["errors"][0]["extensions"],
+        json!({ "code": "SERVICE_UNAVAILABLE", "requestId": id, "retryAfter": 1 })
+    );
+    let refused = server.post("/auth/login", json!({ "username": "alice", "password": "x" })).await;
+    assert_eq!((refused.status.as_u16(), &refused.headers["retry-after"]), (503, &"1".parse().unwrap()));
+    assert_eq!(refused.body["code"], "SERVICE_UNAVAILABLE");
+    assert!(refused.headers.contains_key("x-request-id") && refused.headers.contains_key("x-content-type-options"));
+    let elsewhere = Reply::to(alice.post("/graphql").json(&query).header("host", "evil.example")).await;
+    assert_eq!(elsewhere.status, 403);
+    assert_eq!(server.request(Method::GET, "/livez").send().await.expect("an answer").status(), 200);
+    let told = server.run(async |app| metrics::exposition(&app)).await;
+    for route in ["/graphql", "/auth/login"] {
+        let counted = format!("http_requests_total{{method=\"POST\",route=\"{route}\",status=\"503\"}} 1\n");
+        assert!(told.contains(&counted), "{told}");
+    }
+    held.release();
+    assert_eq!(asking.await.expect("no panic")["tasks"]["totalCount"], 0);
 }
 
 #[tokio::test]
