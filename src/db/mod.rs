@@ -6,6 +6,7 @@
 mod batch;
 mod brief;
 pub mod lately;
+mod loan;
 pub mod migrate;
 pub mod page;
 pub mod postgres;
@@ -15,7 +16,6 @@ pub mod schema;
 mod shared;
 pub mod types;
 
-use std::ops::{Deref, DerefMut};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 use diesel::connection::{Instrumentation, InstrumentationEvent};
 use diesel::sqlite::SqliteConnection;
 use diesel::{ConnectionError, ConnectionResult, sql_query};
-use diesel_async::pooled_connection::deadpool::{Object, Pool};
+use diesel_async::pooled_connection::deadpool::Pool;
 use diesel_async::pooled_connection::{AsyncDieselConnectionManager, ManagerConfig, RecyclingMethod};
 use diesel_async::sync_connection_wrapper::SyncConnectionWrapper;
 use diesel_async::{AsyncConnection, AsyncPgConnection, SimpleAsyncConnection};
@@ -36,6 +36,7 @@ use tokio::sync::Notify;
 use self::batch::Batch;
 use self::brief::FEW;
 pub use self::brief::{brief, looked_up};
+pub use self::loan::{Leaves, Lent, Loan, Pooled};
 pub use self::prepared::{planned_anew, prepared};
 use self::shared::{Line, Shared};
 use crate::error::{Error, Result};
@@ -72,78 +73,15 @@ macro_rules! on {
             $crate::db::Pooled::Postgres(loan) => {
                 #[allow(dead_code, reason = "only boxed queries name it")]
                 type Backend = diesel::pg::Pg;
+                loan.set_busy(true);
                 let mut $c: &diesel_async::AsyncPgConnection = loan;
                 let $c = &mut $c;
-                $body
+                let done = $body;
+                loan.set_busy(false);
+                done
             }
         }
     };
-}
-
-/// A connection on loan from its pool.
-pub enum Pooled {
-    /// To the embedded database.
-    Sqlite(Lent),
-    /// To a PostgreSQL server.
-    Postgres(Loan),
-}
-
-/// A connection to SQLite.
-pub struct Lent {
-    conn: Option<Object<SqliteConn>>,
-    #[doc(hidden)]
-    pub is_busy: bool,
-}
-
-impl Lent {
-    const fn new(conn: Object<SqliteConn>) -> Self {
-        Self { conn: Some(conn), is_busy: false }
-    }
-}
-
-impl Deref for Lent {
-    type Target = SqliteConn;
-
-    #[expect(clippy::expect_used, reason = "it is there until it is dropped")]
-    fn deref(&self) -> &SqliteConn {
-        self.conn.as_ref().expect("lent")
-    }
-}
-
-impl DerefMut for Lent {
-    #[expect(clippy::expect_used, reason = "it is there until it is dropped")]
-    fn deref_mut(&mut self) -> &mut SqliteConn {
-        self.conn.as_mut().expect("lent")
-    }
-}
-
-/// Whoever goes away in the middle of a statement leaves it running on another thread. The connection is closed when it
-/// ends, and not lent to anybody meanwhile.
-impl Drop for Lent {
-    fn drop(&mut self) {
-        if let Some(conn) = self.conn.take().filter(|_| self.is_busy) {
-            drop(Object::take(conn));
-        }
-    }
-}
-
-/// A connection to PostgreSQL.
-pub enum Loan {
-    /// For nobody else meanwhile.
-    Own(Box<Object<AsyncPgConnection>>),
-    /// For others too.
-    Shared(Line),
-}
-
-impl Deref for Loan {
-    type Target = AsyncPgConnection;
-
-    fn deref(&self) -> &AsyncPgConnection {
-        match self {
-            Self::Own(conn) => conn,
-            Self::Shared(line) => line.conn(),
-        }
-    }
 }
 
 /// A connection; one inside a transaction is called `tx`.
@@ -194,11 +132,11 @@ impl Conn {
         Ok(())
     }
 
-    /// Closes the connection instead of giving it back: the way out of a transaction in an unknown state.
+    /// Does not give the connection back, which has a transaction in an unknown state.
     fn discard(self) {
         match self.pooled {
-            Pooled::Sqlite(mut lent) => lent.is_busy = true,
-            Pooled::Postgres(Loan::Own(pooled)) => drop(Object::take(*pooled)),
+            Pooled::Sqlite(lent) => lent.discard(),
+            Pooled::Postgres(Loan::Own(lent)) => lent.discard(),
             Pooled::Postgres(Loan::Shared(_)) => {}
         }
     }
@@ -322,7 +260,9 @@ impl Db {
     pub async fn conn(&self) -> Result<Conn> {
         let pooled = match &self.pools {
             Pools::Sqlite { readers, .. } => Pooled::Sqlite(Lent::new(self.acquire(readers.get()).await?)),
-            Pools::Postgres { own, .. } => Pooled::Postgres(Loan::Own(Box::new(self.acquire(own.get()).await?))),
+            Pools::Postgres { own, .. } => {
+                Pooled::Postgres(Loan::Own(Box::new(Lent::new(self.acquire(own.get()).await?))))
+            }
         };
         Ok(Conn::new(pooled))
     }
@@ -402,7 +342,8 @@ impl Db {
             Pools::Sqlite { writer, .. } => writer.join(self, work, is_brief).await,
             Pools::Postgres { own, .. } => {
                 let own = self.acquire(own.get()).await?;
-                let mut open = Open(Some(Conn::new(Pooled::Postgres(Loan::Own(Box::new(own))))));
+                let own = Loan::Own(Box::new(Lent::new(own)));
+                let mut open = Open(Some(Conn::new(Pooled::Postgres(own))));
                 open.conn().execute("BEGIN").await?;
                 let done = match work(open.conn()).await {
                     Ok(value) => open.conn().execute("COMMIT").await.map(|()| value),
@@ -452,7 +393,7 @@ impl Db {
         let mut conn = self.conn().await?;
         conn.execute(&format!("LISTEN {channel}")).await?;
         match conn.pooled {
-            Pooled::Postgres(Loan::Own(pooled)) => Ok(Object::take(*pooled)),
+            Pooled::Postgres(Loan::Own(lent)) => Ok(lent.take()),
             _ => Err(Error::internal("no channels here")),
         }
     }
@@ -624,26 +565,4 @@ fn postgres_pool(url: &str, size: usize, statements: &Counter) -> Result<Pool<As
         async move { server.connect().await }
     });
     Pool::builder(manager).max_size(size).build().map_err(Error::internal)
-}
-
-#[cfg(test)]
-mod tests {
-    use futures_util::poll;
-
-    use super::*;
-
-    #[tokio::test]
-    async fn a_connection_with_a_statement_that_nobody_waits_for_is_lent_to_nobody() {
-        let directory = tempfile::tempdir().expect("a directory");
-        let db = Db::open(&Location::Sqlite(directory.path().join("a.db")), 1).expect("a database");
-        let mut conn = db.conn().await.expect("a connection");
-        {
-            let count = "WITH RECURSIVE a(b) AS (SELECT 1 UNION ALL SELECT b + 1 FROM a WHERE b < 1000000)
-                SELECT count(*) FROM a";
-            let counting = std::pin::pin!(conn.execute(count));
-            assert!(poll!(counting).is_pending(), "it runs on another thread");
-        }
-        drop(conn);
-        db.conn().await.expect("another connection").execute("SELECT 1").await.expect("an answer");
-    }
 }

@@ -5,6 +5,7 @@
 
 mod harness;
 
+mod abandoned;
 mod access;
 mod account;
 mod backup;
