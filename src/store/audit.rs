@@ -5,7 +5,8 @@ use diesel::expression::AsExpression;
 use diesel::prelude::*;
 use serde::Serialize;
 
-use crate::db::page::{Key, Page, Position, Window};
+use super::CLEARED;
+use crate::db::page::{Key, Page, Position, Window, among};
 use crate::db::rows::RunQueryDsl;
 use crate::db::schema::audit_entries;
 use crate::db::{Conn, Db};
@@ -161,10 +162,12 @@ pub async fn all_of(conn: &mut Conn, user_id: Id) -> Result<Vec<Entry>> {
         .await)?)
 }
 
-/// Forgets what is older than this moment.
+/// Forgets some of what is older than this moment; how much.
 pub async fn drop_older(db: &Db, before: Timestamp) -> Result<usize> {
     db.transaction(async |tx| {
         let old = audit_entries::table.filter(audit_entries::occurred_at.lt(before));
+        let old: Vec<Id> = on!(tx, |c| old.select(audit_entries::id).limit(CLEARED as i64).load(c).await)?;
+        let old = audit_entries::table.filter(among(audit_entries::id, &old));
         Ok(on!(tx, |c| diesel::delete(old).execute(c).await)?)
     })
     .await

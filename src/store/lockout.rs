@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use diesel::prelude::*;
 
+use super::CLEARED;
 use crate::db::rows::RunQueryDsl;
 use crate::db::schema::login_failures;
 use crate::db::{Conn, Db};
@@ -72,10 +73,15 @@ pub async fn unlock(tx: &mut Conn, identifiers: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// Forgets failures that ended before this moment.
+/// Forgets some of the failures that ended before this moment; how many.
 pub async fn drop_ended(db: &Db, before: Timestamp) -> Result<usize> {
     db.transaction(async |tx| {
         let old = login_failures::table.filter(login_failures::failed_at.lt(before));
+        let key = (login_failures::identifier, login_failures::source);
+        let keys: Vec<(String, String)> = on!(tx, |c| old.select(key).limit(CLEARED as i64).load(c).await)?;
+        let (identifiers, sources): (Vec<_>, Vec<_>) = keys.into_iter().unzip();
+        let old =
+            old.filter(login_failures::identifier.eq_any(&identifiers)).filter(login_failures::source.eq_any(&sources));
         Ok(on!(tx, |c| diesel::delete(old).execute(c).await)?)
     })
     .await

@@ -19,3 +19,6 @@ pub mod task_list;
 pub mod token;
 pub mod user;
 pub mod value;
+
+/// So many rows are cleared away at once, or a few more: others who write are not kept waiting.
+pub const CLEARED: usize = 1_000;

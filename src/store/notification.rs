@@ -6,6 +6,7 @@ use diesel::expression::AsExpression;
 use diesel::prelude::*;
 use serde::Serialize;
 
+use super::CLEARED;
 use super::event::Snapshot;
 use crate::access::Viewer;
 use crate::db::page::{Key, Page, Position as Place, Window, among};
@@ -202,10 +203,17 @@ pub async fn forget(tx: &mut Conn, user_id: Id) -> Result<()> {
     Ok(())
 }
 
-/// Forgets what is older than this moment.
+/// Forgets some of what is older than this moment; how much. What one event made is as old.
 pub async fn drop_older(db: &Db, before: Timestamp) -> Result<usize> {
     db.transaction(async |tx| {
         let old = notifications::table.filter(notifications::occurred_at.lt(before));
+        let key = (notifications::occurred_at, notifications::id);
+        let keys: Vec<(Timestamp, Id)> = on!(tx, |c| old.select(key).limit(CLEARED as i64).load(c).await)?;
+        let (times, ids): (Vec<_>, Vec<_>) = keys.into_iter().unzip();
+        // To the times an index leads on both databases, to the ids on one.
+        let until = times.into_iter().max().unwrap_or(before);
+        let old =
+            notifications::table.filter(notifications::occurred_at.le(until)).filter(among(notifications::id, &ids));
         Ok(on!(tx, |c| diesel::delete(old).execute(c).await)?)
     })
     .await

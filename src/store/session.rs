@@ -1,13 +1,13 @@
 //! Sessions: one row a login. It says who a token speaks for, and it is the list of revoked tokens as well.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use diesel::dsl::max;
 use diesel::prelude::*;
 
 use super::audit::{self, Origin};
-use super::lockout;
+use super::{CLEARED, lockout};
 use crate::access::{Role, Viewer};
 use crate::db::page::among;
 use crate::db::rows::RunQueryDsl;
@@ -245,23 +245,30 @@ pub async fn forget(tx: &mut Conn, user_id: Id) -> Result<()> {
     Ok(())
 }
 
-/// Drops sessions that ended before this moment. When a user last logged in goes to their row, if no session tells it
-/// any more.
+/// Drops some of the sessions that ended before this moment; how many. When a user last logged in goes to their row, if no
+/// session tells it any more.
 pub async fn drop_ended(db: &Db, before: Timestamp) -> Result<usize> {
     db.transaction(async |tx| {
         let ended = sessions::expires_at.lt(before).or(sessions::revoked_at.lt(before));
-        let logins: Vec<(Id, Option<Timestamp>)> = on!(tx, |c| sessions::table
+        let ended: Vec<(Id, Id, Timestamp)> = on!(tx, |c| sessions::table
             .filter(ended)
-            .group_by(sessions::user_id)
-            .select((sessions::user_id, max(sessions::created_at)))
+            .limit(CLEARED as i64)
+            .select((sessions::id, sessions::user_id, sessions::created_at))
             .load(c)
             .await)?;
+        let mut logins = BTreeMap::new();
+        for (_, user_id, login) in &ended {
+            let last = logins.entry(*user_id).or_insert(*login);
+            *last = (*last).max(*login);
+        }
         for (user_id, last) in logins {
             let earlier = users::last_login_at.is_null().or(users::last_login_at.lt(last));
             let user = diesel::update(users::table.find(user_id)).filter(earlier);
             on!(tx, |c| user.set(users::last_login_at.eq(last)).execute(c).await)?;
         }
-        Ok(on!(tx, |c| diesel::delete(sessions::table).filter(ended).execute(c).await)?)
+        let ids: Vec<Id> = ended.iter().map(|(id, ..)| *id).collect();
+        let ended = sessions::table.filter(among(sessions::id, &ids));
+        Ok(on!(tx, |c| diesel::delete(ended).execute(c).await)?)
     })
     .await
 }

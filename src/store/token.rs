@@ -5,6 +5,7 @@ use diesel::deserialize::FromSqlRow;
 use diesel::expression::AsExpression;
 use diesel::prelude::*;
 
+use super::CLEARED;
 use crate::db::rows::RunQueryDsl;
 use crate::db::schema::mail_tokens;
 use crate::db::{Conn, Db};
@@ -70,10 +71,12 @@ pub async fn withdraw(tx: &mut Conn, user_id: Id, purpose: Purpose) -> Result<()
     Ok(())
 }
 
-/// Forgets tokens that are no longer good.
+/// Forgets some of the tokens that are no longer good; how many.
 pub async fn drop_ended(db: &Db, now: Timestamp) -> Result<usize> {
     db.transaction(async |tx| {
         let ended = mail_tokens::table.filter(mail_tokens::expires_at.le(now));
+        let hashes: Vec<Vec<u8>> = on!(tx, |c| ended.select(mail_tokens::hash).limit(CLEARED as i64).load(c).await)?;
+        let ended = mail_tokens::table.filter(mail_tokens::hash.eq_any(&hashes));
         Ok(on!(tx, |c| diesel::delete(ended).execute(c).await)?)
     })
     .await

@@ -9,6 +9,7 @@ mod abandoned;
 mod access;
 mod account;
 mod backup;
+mod cleaning;
 mod comment;
 mod config;
 mod docs;
