@@ -151,8 +151,8 @@ pub struct Config {
     pub password_policy: PasswordPolicy,
     /// `ARGON2_MEMORY_KIB`, `ARGON2_PASSES`, `ARGON2_LANES`: the cost of a password hash. Default 19456, 2, 1.
     pub hash_cost: HashCost,
-    /// `CORS_ORIGINS`: browsers' pages that may call the server, comma-separated, such as `https://app.example.org`.
-    /// Default none.
+    /// `CORS_ORIGINS`: browsers' pages and apps' web views that may call the server, comma-separated, such as
+    /// `https://app.example.org` or `capacitor://localhost`. Default none.
     pub cors_origins: Vec<String>,
     /// `RATE_LIMIT_ENABLED` with `RATE_LIMIT_CREDENTIALS_PER_MINUTE` (5), `RATE_LIMIT_AUTH_PER_MINUTE` (100) and
     /// `RATE_LIMIT_GRAPHQL_PER_MINUTE` (1200) and `RATE_LIMIT_COST_PER_MINUTE` (6000). Default on.
@@ -595,9 +595,21 @@ fn origins(source: &Source<'_>) -> Result<Vec<String>, Invalid> {
         let parsed = parsed.ok_or_else(|| {
             Invalid::new("CORS_ORIGINS", format!("{origin:?} is no origin like https://app.example.org"))
         })?;
-        origins.push(parsed.origin().ascii_serialization());
+        origins.push(origin_of(&parsed));
     }
     Ok(origins)
+}
+
+/// As browsers name it, and the web views in which apps run: their schemes are those of no standard, which makes them
+/// all alike, `null`.
+fn origin_of(url: &url::Url) -> String {
+    let origin = url.origin();
+    if origin.is_tuple() {
+        return origin.ascii_serialization();
+    }
+    let host = url.host_str().unwrap_or_default().to_ascii_lowercase();
+    let port = url.port().map(|port| format!(":{port}")).unwrap_or_default();
+    format!("{}://{host}{port}", url.scheme())
 }
 
 fn keys(source: &Source<'_>, database: &Location) -> Result<(Secret, Secret), Invalid> {

@@ -77,6 +77,13 @@ fn a_setting_that_cannot_be_used_is_named() {
 }
 
 #[test]
+fn an_origin_is_a_page_s_or_an_app_s() {
+    let listed = "https://App.Example.org:443/path, capacitor://localhost, Tauri://LocalHost:1420/";
+    let config = read(&[("CORS_ORIGINS", listed)]).expect("origins");
+    assert_eq!(config.cors_origins, ["https://app.example.org", "capacitor://localhost", "tauri://localhost:1420"]);
+}
+
+#[test]
 fn traces_go_to_the_collector_that_is_named_with_headers_that_never_print() {
     assert_eq!(read(&[("OTEL_SERVICE_NAME", "tasks")]).expect("defaults").traces, None);
     let settings = [

@@ -209,8 +209,9 @@ async fn mutations_are_refused_where_they_are_not_wanted() {
 
 #[tokio::test]
 async fn a_page_of_another_site_opens_no_socket() {
-    let server = Server::with(&[("CORS_ORIGINS", "https://app.example.org")]).await;
-    for (origin, status) in [("https://evil.example", 403), ("null", 403), ("https://app.example.org", 101)] {
+    let server = Server::with(&[("CORS_ORIGINS", "https://app.example.org, capacitor://localhost")]).await;
+    let (page, app) = (("https://app.example.org", 101), ("capacitor://localhost", 101));
+    for (origin, status) in [("https://evil.example", 403), ("null", 403), ("capacitor://evil", 403), page, app] {
         let request = server.request(Method::GET, "/graphql").header("origin", origin);
         let request = request.header("connection", "upgrade").header("upgrade", "websocket");
         let request =
