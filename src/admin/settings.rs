@@ -107,26 +107,25 @@ fn keys_are_missing(lookup: Lookup<'_>) -> bool {
     kept_in(lookup, &database).is_some_and(|path| !path.exists())
 }
 
-/// A URL without its password; anything else as it is.
+/// A URL without its password; anything else as it is. What a password has of a URL's own signs is not always encoded: it
+/// ends at the last `@` that can be its end.
 fn without_password(value: &str) -> String {
     let Some((scheme, rest)) = value.split_once("://") else { return value.to_owned() };
-    let (authority, path) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
-    let authority = match authority.rsplit_once('@') {
-        Some((user, host)) => match user.split_once(':') {
-            Some((user, _)) => format!("{user}:…@{host}"),
-            None => format!("{user}@{host}"),
-        },
-        None => authority.to_owned(),
+    let before_query = rest.split('?').next().unwrap_or_default();
+    let end = before_query.rfind('@').or_else(|| rest.rfind('@')).unwrap_or_default();
+    let shown = match rest[..end].split_once(':') {
+        Some((user, _)) => format!("{user}:…{}", &rest[end..]),
+        None => rest.to_owned(),
     };
     // libpq takes it there too.
-    let path = match path.split_once('?') {
+    let shown = match shown.split_once('?') {
         Some((path, query)) => {
             let pairs = query.split('&').map(|pair| if pair.starts_with("password=") { "password=…" } else { pair });
             format!("{path}?{}", pairs.collect::<Vec<_>>().join("&"))
         }
-        None => path.to_owned(),
+        None => shown,
     };
-    format!("{scheme}://{authority}{path}")
+    format!("{scheme}://{shown}")
 }
 
 /// Whether the host of a URL is this machine.
@@ -218,6 +217,10 @@ mod tests {
             ("postgres://u@h/db?password=p&x=y", "postgres://u@h/db?password=…&x=y"),
             ("smtps://a%40b:p%40q:r@mail.example.org:465", "smtps://a%40b:…@mail.example.org:465"),
             ("redis://:p@h", "redis://:…@h"),
+            ("postgres://u:p/q@h/db", "postgres://u:…@h/db"),
+            ("postgres://u:p#q@r@h/db?x=y", "postgres://u:…@h/db?x=y"),
+            ("postgres://u:p?q@h/db", "postgres://u:…@h/db"),
+            ("postgres://h/db?password=p&user=a@b", "postgres://h/db?password=…&user=a@b"),
             ("redis://h:6379/0", "redis://h:6379/0"),
             ("sqlite://a@b:c.db", "sqlite://a@b:c.db"),
             ("fasttrack <a@b:c>", "fasttrack <a@b:c>"),
