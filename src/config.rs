@@ -1,14 +1,17 @@
 //! Every setting: one documented field, read from the environment or `.env`. Secrets never print.
 
+mod keys;
+
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use axum::http::{HeaderName, HeaderValue, Uri};
 
+use self::keys::keys;
+pub use self::keys::{kept_in, write_new};
 use crate::db::Location;
 use crate::db::postgres::Server;
 use crate::error::Error;
@@ -610,77 +613,4 @@ fn origin_of(url: &url::Url) -> String {
     let host = url.host_str().unwrap_or_default().to_ascii_lowercase();
     let port = url.port().map(|port| format!(":{port}")).unwrap_or_default();
     format!("{}://{host}{port}", url.scheme())
-}
-
-fn keys(source: &Source<'_>, database: &Location) -> Result<(Secret, Secret), Invalid> {
-    let given = |name| match source.text(name) {
-        Some(key) if key.len() < Secret::MIN_LENGTH => Err(Invalid::new(name, "must have at least 32 bytes")),
-        key => Ok(key.map(Secret::new)),
-    };
-    let keys = match (given("SECRET_KEY")?, given("REFRESH_SECRET_KEY")?) {
-        (Some(access), Some(refresh)) => (access, refresh),
-        (access, refresh) => {
-            let path = secrets_file(source, database);
-            let kept = kept_keys(&path)
-                .map_err(|error| Invalid::new("SECRETS_FILE", format!("{}: {error}", path.display())))?;
-            (access.unwrap_or(kept.0), refresh.unwrap_or(kept.1))
-        }
-    };
-    if keys.0 == keys.1 {
-        return Err(Invalid::new("REFRESH_SECRET_KEY", "must differ from SECRET_KEY"));
-    }
-    Ok(keys)
-}
-
-fn secrets_file(source: &Source<'_>, database: &Location) -> PathBuf {
-    let beside = match database {
-        Location::Sqlite(path) => path.with_extension("secrets"),
-        Location::Postgres(_) => PathBuf::from("fasttrack.secrets"),
-    };
-    source.text_or("SECRETS_FILE", || beside.display().to_string()).into()
-}
-
-/// The file in which the keys of a server on this database are kept; none where both are given.
-pub fn kept_in(lookup: Lookup<'_>, database: &Location) -> Option<PathBuf> {
-    let source = Source::new(lookup);
-    let given = source.text("SECRET_KEY").is_some() && source.text("REFRESH_SECRET_KEY").is_some();
-    (!given).then(|| secrets_file(&source, database))
-}
-
-/// Reads the two keys from their file, which is made on the first start and readable by its owner alone.
-fn kept_keys(path: &Path) -> std::io::Result<(Secret, Secret)> {
-    use std::io::{Error, ErrorKind, Write};
-    let text = match std::fs::read_to_string(path) {
-        Ok(text) => text,
-        Err(error) if error.kind() == ErrorKind::NotFound => {
-            let text = format!("{}\n{}\n", random_key()?, random_key()?);
-            let mut options = std::fs::OpenOptions::new();
-            options.write(true).create_new(true);
-            #[cfg(unix)]
-            std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-            match options.open(path) {
-                Ok(mut file) => {
-                    file.write_all(text.as_bytes())?;
-                    file.sync_all()?;
-                    text
-                }
-                // Another process was faster.
-                Err(error) if error.kind() == ErrorKind::AlreadyExists => std::fs::read_to_string(path)?,
-                Err(error) => return Err(error),
-            }
-        }
-        Err(error) => return Err(error),
-    };
-    let mut keys = text.split_whitespace().filter(|key| key.len() >= Secret::MIN_LENGTH);
-    match (keys.next(), keys.next()) {
-        (Some(access), Some(refresh)) => Ok((Secret::new(access), Secret::new(refresh))),
-        _ => Err(Error::new(ErrorKind::InvalidData, "must hold two keys of at least 32 bytes, one a line")),
-    }
-}
-
-fn random_key() -> std::io::Result<String> {
-    use base64::Engine;
-    let mut bytes = [0; 32];
-    aws_lc_rs::rand::fill(&mut bytes).map_err(|_| std::io::Error::other("no randomness"))?;
-    Ok(base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(bytes))
 }

@@ -14,7 +14,7 @@
 //! SQLite knows no transactions, and its new events would come before the moved ones.
 
 use std::fmt;
-use std::io::{self, Write};
+use std::io;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -27,11 +27,10 @@ use diesel::sqlite::{SqliteType, SqliteValue};
 use diesel::{Connection, QueryableByName, RunQueryDsl, SqliteConnection, sql_query};
 use futures_util::{SinkExt, StreamExt};
 use indicatif::{ProgressBar, ProgressStyle};
-use tempfile::NamedTempFile;
 use tokio::sync::mpsc;
 use tokio_postgres::{Client, Transaction};
 
-use crate::config::{Lookup, kept_in};
+use crate::config::{Lookup, kept_in, write_new};
 use crate::db::postgres::Server;
 use crate::db::types::POSTGRES_EPOCH;
 use crate::db::{Location, migrate};
@@ -157,12 +156,7 @@ fn copy_new(from: &Path, to: &Path) -> io::Result<()> {
     if std::fs::read(to).is_ok_and(|there| there == keys) {
         return Ok(());
     }
-    let directory = to.parent().filter(|directory| !directory.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut draft = NamedTempFile::new_in(directory)?;
-    draft.write_all(&keys)?;
-    draft.as_file().sync_all()?;
-    draft.persist_noclobber(to)?;
-    Ok(())
+    write_new(to, &keys)
 }
 
 fn refuse<T>(why: impl Into<String>) -> Result<T> {

@@ -1,6 +1,7 @@
 //! Settings as the environment gives them.
 
 use std::collections::HashMap;
+use std::sync::Barrier;
 use std::time::Duration;
 
 use fasttrack::config::{Config, Invalid};
@@ -118,4 +119,25 @@ fn secrets_are_made_once_kept_for_the_owner_alone_and_never_printed() {
     let kept = std::fs::read_to_string(&file).expect("the file");
     let printed = format!("{first:?}");
     assert!(kept.split_whitespace().all(|key| key.len() >= 32 && !printed.contains(key)), "{printed}");
+}
+
+#[test]
+fn whoever_starts_at_the_same_time_has_the_same_secrets() {
+    const STARTS: usize = 4;
+    for _ in 0..50 {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let path = directory.path().join("secrets").to_string_lossy().into_owned();
+        let at_once = Barrier::new(STARTS);
+        let start = || {
+            at_once.wait();
+            let config = read(&[("SECRET_KEY", ""), ("REFRESH_SECRET_KEY", ""), ("SECRETS_FILE", &path)]);
+            config.map(|config| (config.secret_key, config.refresh_secret_key)).expect("keys")
+        };
+        let keys: Vec<_> = std::thread::scope(|threads| {
+            let starts: Vec<_> = (0..STARTS).map(|_| threads.spawn(start)).collect();
+            starts.into_iter().map(|start| start.join().expect("a start")).collect()
+        });
+        assert!(keys.iter().all(|other| *other == keys[0]));
+        assert_eq!(std::fs::read_dir(directory.path()).expect("files").count(), 1, "nothing is left beside the file");
+    }
 }

@@ -1,0 +1,84 @@
+//! The keys that sign tokens: given, or made on the first start and kept in a file.
+
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use tempfile::NamedTempFile;
+
+use super::{Invalid, Lookup, Secret, Source};
+use crate::db::Location;
+
+pub(super) fn keys(source: &Source<'_>, database: &Location) -> Result<(Secret, Secret), Invalid> {
+    let given = |name| match source.text(name) {
+        Some(key) if key.len() < Secret::MIN_LENGTH => Err(Invalid::new(name, "must have at least 32 bytes")),
+        key => Ok(key.map(Secret::new)),
+    };
+    let keys = match (given("SECRET_KEY")?, given("REFRESH_SECRET_KEY")?) {
+        (Some(access), Some(refresh)) => (access, refresh),
+        (access, refresh) => {
+            let path = secrets_file(source, database);
+            let kept = kept_keys(&path)
+                .map_err(|error| Invalid::new("SECRETS_FILE", format!("{}: {error}", path.display())))?;
+            (access.unwrap_or(kept.0), refresh.unwrap_or(kept.1))
+        }
+    };
+    if keys.0 == keys.1 {
+        return Err(Invalid::new("REFRESH_SECRET_KEY", "must differ from SECRET_KEY"));
+    }
+    Ok(keys)
+}
+
+fn secrets_file(source: &Source<'_>, database: &Location) -> PathBuf {
+    let beside = match database {
+        Location::Sqlite(path) => path.with_extension("secrets"),
+        Location::Postgres(_) => PathBuf::from("fasttrack.secrets"),
+    };
+    source.text_or("SECRETS_FILE", || beside.display().to_string()).into()
+}
+
+/// The file in which the keys of a server on this database are kept; none where both are given.
+pub fn kept_in(lookup: Lookup<'_>, database: &Location) -> Option<PathBuf> {
+    let source = Source::new(lookup);
+    let given = source.text("SECRET_KEY").is_some() && source.text("REFRESH_SECRET_KEY").is_some();
+    (!given).then(|| secrets_file(&source, database))
+}
+
+/// Reads the two keys from their file, which is made on the first start.
+fn kept_keys(path: &Path) -> io::Result<(Secret, Secret)> {
+    let text = match std::fs::read_to_string(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let text = format!("{}\n{}\n", random_key()?, random_key()?);
+            match write_new(path, text.as_bytes()) {
+                // Another process was faster.
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => std::fs::read_to_string(path)?,
+                written => written.map(|()| text)?,
+            }
+        }
+        read => read?,
+    };
+    let mut keys = text.split_whitespace().filter(|key| key.len() >= Secret::MIN_LENGTH);
+    match (keys.next(), keys.next()) {
+        (Some(access), Some(refresh)) => Ok((Secret::new(access), Secret::new(refresh))),
+        _ => Err(io::Error::new(io::ErrorKind::InvalidData, "must hold two keys of at least 32 bytes, one a line")),
+    }
+}
+
+/// Writes a file that is not there yet, readable by its owner alone. It is there whole or not at all, whatever happens.
+pub fn write_new(path: &Path, content: &[u8]) -> io::Result<()> {
+    let directory = path.parent().filter(|directory| !directory.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut draft = NamedTempFile::new_in(directory)?;
+    draft.write_all(content)?;
+    draft.as_file().sync_all()?;
+    draft.persist_noclobber(path)?;
+    // Its name survives a power cut too.
+    #[cfg(unix)]
+    std::fs::File::open(directory)?.sync_all()?;
+    Ok(())
+}
+
+fn random_key() -> io::Result<String> {
+    use base64::Engine;
+    let mut bytes = [0; 32];
+    aws_lc_rs::rand::fill(&mut bytes).map_err(|_| io::Error::other("no randomness"))?;
+    Ok(base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(bytes))
+}
