@@ -19,6 +19,10 @@ use crate::network::Network;
 use crate::store::event::Retention;
 use crate::store::lockout::Rule;
 
+const DAY: u64 = 86_400;
+/// In seconds, 36,500 days: nothing is to last longer, and databases know no moments as far away as can be written down.
+const LONGEST: u64 = 36_500 * DAY;
+
 /// A key that must not appear in logs.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(Vec<u8>);
@@ -360,8 +364,24 @@ impl<'a> Source<'a> {
         }
     }
 
+    /// A while, given in a unit of so many seconds.
+    fn span(&self, name: &'static str, default: u32, unit: u64) -> Result<Duration, Invalid> {
+        match u64::from(self.positive(name, default)?) * unit {
+            seconds if seconds > LONGEST => Err(Invalid::new(name, format!("must be at most {}", LONGEST / unit))),
+            seconds => Ok(Duration::from_secs(seconds)),
+        }
+    }
+
     fn seconds(&self, name: &'static str, default: u32) -> Result<Duration, Invalid> {
-        Ok(Duration::from_secs(self.positive(name, default)?.into()))
+        self.span(name, default, 1)
+    }
+
+    fn minutes(&self, name: &'static str, default: u32) -> Result<Duration, Invalid> {
+        self.span(name, default, 60)
+    }
+
+    fn days(&self, name: &'static str, default: u32) -> Result<Duration, Invalid> {
+        self.span(name, default, DAY)
     }
 
     fn switch(&self, name: &'static str, default: bool) -> Result<bool, Invalid> {
@@ -439,7 +459,6 @@ impl Config {
             Location::Sqlite(_) => std::thread::available_parallelism().map_or(8, |cores| cores.get() as u32 * 4),
             Location::Postgres(_) => 32,
         };
-        let days = source.positive("REFRESH_TOKEN_EXPIRE_DAYS", 7)?;
         let limits = RateLimits {
             credentials_per_minute: source.positive("RATE_LIMIT_CREDENTIALS_PER_MINUTE", 5)?,
             auth_per_minute: source.positive("RATE_LIMIT_AUTH_PER_MINUTE", 100)?,
@@ -460,8 +479,8 @@ impl Config {
             metrics: source.optional("METRICS_ADDR")?,
             secret_key,
             refresh_secret_key,
-            access_lifetime: Duration::from_secs(60 * u64::from(source.positive("ACCESS_TOKEN_EXPIRE_MINUTES", 15)?)),
-            refresh_lifetime: Duration::from_secs(86_400 * u64::from(days)),
+            access_lifetime: source.minutes("ACCESS_TOKEN_EXPIRE_MINUTES", 15)?,
+            refresh_lifetime: source.days("REFRESH_TOKEN_EXPIRE_DAYS", 7)?,
             refresh_grace: Duration::from_secs(source.parse("REFRESH_GRACE_SECONDS", 10)?),
             password_policy: source.choice(
                 "PASSWORD_POLICY",
@@ -497,7 +516,7 @@ impl Config {
             allowed_hosts: source.list("ALLOWED_HOSTS")?,
             trusted_proxies: source.list("TRUSTED_PROXIES")?,
             event_retention: Retention {
-                age: Duration::from_secs(86_400 * u64::from(source.positive("EVENT_RETENTION_DAYS", 7)?)),
+                age: source.days("EVENT_RETENTION_DAYS", 7)?,
                 count: source.positive("EVENT_RETENTION_COUNT", 10_000_000)?.into(),
             },
             redis_url: source.text("REDIS_URL").map(Secret::new),
@@ -508,9 +527,9 @@ impl Config {
             require_verified_email: source.switch("REQUIRE_VERIFIED_EMAIL", false)?,
             lockout: Rule {
                 failures: i32::try_from(source.positive("LOCKOUT_FAILURES", 5)?).unwrap_or(i32::MAX),
-                duration: Duration::from_secs(60 * u64::from(source.positive("LOCKOUT_MINUTES", 30)?)),
+                duration: source.minutes("LOCKOUT_MINUTES", 30)?,
             },
-            audit_retention: Duration::from_secs(86_400 * u64::from(source.positive("AUDIT_RETENTION_DAYS", 365)?)),
+            audit_retention: source.days("AUDIT_RETENTION_DAYS", 365)?,
             graphiql: source.switch("GRAPHIQL_ENABLED", true)?,
             docs: source.switch("DOCS_ENABLED", true)?,
             introspection: source.switch("INTROSPECTION_ENABLED", true)?,

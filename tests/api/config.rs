@@ -68,6 +68,10 @@ fn a_setting_that_cannot_be_used_is_named() {
         ("OTEL_EXPORTER_OTLP_ENDPOINT", "127.0.0.1:4318"),
         ("OTEL_EXPORTER_OTLP_HEADERS", "a key"),
         ("OTEL_TRACES_SAMPLER_ARG", "1.5"),
+        ("REFRESH_TOKEN_EXPIRE_DAYS", "36501"),
+        ("EVENT_RETENTION_DAYS", "36501"),
+        ("AUDIT_RETENTION_DAYS", "9999999"),
+        ("LOCKOUT_MINUTES", "52560001"),
     ] {
         let problem = read(&[(name, value)]).expect_err(value).to_string();
         assert!(problem.starts_with(&format!("{name}: ")), "{problem}");
@@ -75,6 +79,13 @@ fn a_setting_that_cannot_be_used_is_named() {
     let same = "k".repeat(32);
     let problem = read(&[("REFRESH_SECRET_KEY", &same)]).expect_err("the same key twice").to_string();
     assert!(problem.contains("SECRET_KEY"), "{problem}");
+}
+
+#[test]
+fn what_is_to_last_for_ever_lasts_a_hundred_years() {
+    let config = read(&[("AUDIT_RETENTION_DAYS", "36500"), ("LOCKOUT_MINUTES", "52560000")]).expect("good settings");
+    let century = Duration::from_secs(36_500 * 86_400);
+    assert_eq!((config.audit_retention, config.lockout.duration), (century, century));
 }
 
 #[test]
