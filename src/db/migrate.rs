@@ -76,7 +76,10 @@ async fn change(location: Location, back: bool) -> Result<usize> {
     let done = match location {
         Location::Sqlite(path) => tokio::task::spawn_blocking(move || {
             let mut conn = SqliteConnection::establish(&path.to_string_lossy())?;
-            conn.batch_execute("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA busy_timeout = 10000")?;
+            conn.batch_execute(
+                "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA fullfsync = ON; \
+                 PRAGMA checkpoint_fullfsync = ON; PRAGMA busy_timeout = 10000",
+            )?;
             // A lock of its own for the whole run: each migration inside is then a savepoint.
             conn.immediate_transaction(|conn| run(conn, SQLITE, back))
         }),
