@@ -9,6 +9,8 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use axum::http::{HeaderName, HeaderValue, Uri};
+use lettre::{AsyncSmtpTransport, Tokio1Executor};
+use tracing_subscriber::EnvFilter;
 
 use self::keys::keys;
 pub use self::keys::{kept_in, write_new};
@@ -214,8 +216,10 @@ pub struct Config {
     pub docs: bool,
     /// `INTROSPECTION_ENABLED`: whether the schema can be asked for. Default on.
     pub introspection: bool,
-    /// `LOG_FORMAT`: `text` or `json`. Default `text`. What is logged, `RUST_LOG` says; default `info`.
+    /// `LOG_FORMAT`: `text` or `json`. Default `text`.
     pub log_json: bool,
+    /// `RUST_LOG`: what is logged, a level or several by module. Default `info`.
+    pub log_filter: String,
     /// `OTEL_EXPORTER_OTLP_ENDPOINT`: a collector of OpenTelemetry traces that takes OTLP over HTTP, such as
     /// `http://127.0.0.1:4318`; with `OTEL_EXPORTER_OTLP_HEADERS` (none), `OTEL_SERVICE_NAME` (`fasttrack`) and
     /// `OTEL_TRACES_SAMPLER_ARG` (1). Default none: nothing is traced.
@@ -424,7 +428,7 @@ impl Config {
     pub fn redis(&self) -> crate::error::Result<Option<redis::Client>> {
         let open = |url: &Secret| {
             let url = std::str::from_utf8(url.expose()).map_err(Error::internal)?;
-            redis::Client::open(url).map_err(|error| Error::internal(format!("REDIS_URL: {error}")))
+            redis::Client::open(url).map_err(Error::internal)
         };
         self.redis_url.as_ref().map(open).transpose()
     }
@@ -442,8 +446,8 @@ impl Config {
     }
 
     fn read(source: &Source<'_>) -> Result<Self, Invalid> {
-        // Read by the log itself.
-        source.text_or("RUST_LOG", || "info".to_owned());
+        let log_filter = source.text_or("RUST_LOG", || "info".to_owned());
+        EnvFilter::try_new(&log_filter).map_err(|error| Invalid::new("RUST_LOG", error.to_string()))?;
         let url = source.text_or("DATABASE_URL", || "sqlite://fasttrack.db".to_owned());
         let database = Location::parse(&url).ok_or_else(|| {
             Invalid::new("DATABASE_URL", "must begin with sqlite:// or postgres:// and name a database")
@@ -487,11 +491,7 @@ impl Config {
                 PasswordPolicy::Composition,
                 &[("composition", PasswordPolicy::Composition), ("length", PasswordPolicy::Length)],
             )?,
-            hash_cost: HashCost {
-                memory_kib: source.positive("ARGON2_MEMORY_KIB", 19_456)?,
-                passes: source.positive("ARGON2_PASSES", 2)?,
-                lanes: source.positive("ARGON2_LANES", 1)?,
-            },
+            hash_cost: hash_cost(source)?,
             cors_origins: origins(source)?,
             rate_limits: source.switch("RATE_LIMIT_ENABLED", true)?.then_some(limits),
             sockets: Sockets {
@@ -519,8 +519,8 @@ impl Config {
                 age: source.days("EVENT_RETENTION_DAYS", 7)?,
                 count: source.positive("EVENT_RETENTION_COUNT", 10_000_000)?.into(),
             },
-            redis_url: source.text("REDIS_URL").map(Secret::new),
-            smtp_url: source.text("SMTP_URL").map(Secret::new),
+            redis_url: service(source, "REDIS_URL", |url| redis::Client::open(url))?,
+            smtp_url: service(source, "SMTP_URL", AsyncSmtpTransport::<Tokio1Executor>::from_url)?,
             mail_from,
             verify_email_url: page(source, "VERIFY_EMAIL_URL", &public_url, "/auth/verify-email")?,
             reset_password_url: page(source, "PASSWORD_RESET_URL", &public_url, "/auth/password-reset")?,
@@ -534,6 +534,7 @@ impl Config {
             docs: source.switch("DOCS_ENABLED", true)?,
             introspection: source.switch("INTROSPECTION_ENABLED", true)?,
             log_json: source.choice("LOG_FORMAT", false, &[("text", false), ("json", true)])?,
+            log_filter,
             traces: traces(source)?,
             public_url,
         })
@@ -547,6 +548,30 @@ fn page(source: &Source<'_>, name: &'static str, public_url: &str, path: &str) -
         Ok(_) => Err(Invalid::new(name, "must not have a fragment: the token goes there")),
         Err(error) => Err(Invalid::new(name, error.to_string())),
     }
+}
+
+/// The URL of something beside the server, with what reads it there.
+fn service<T, E: fmt::Display>(
+    source: &Source<'_>,
+    name: &'static str,
+    read: impl Fn(&str) -> Result<T, E>,
+) -> Result<Option<Secret>, Invalid> {
+    let Some(url) = source.text(name) else { return Ok(None) };
+    read(&url).map_err(|error| Invalid::new(name, error.to_string()))?;
+    Ok(Some(Secret::new(url)))
+}
+
+fn hash_cost(source: &Source<'_>) -> Result<HashCost, Invalid> {
+    let memory_kib = source.positive("ARGON2_MEMORY_KIB", 19_456)?;
+    let passes = source.positive("ARGON2_PASSES", 2)?;
+    let lanes = source.positive("ARGON2_LANES", 1)?;
+    argon2::Params::new(memory_kib, passes, lanes, None).map_err(|error| match error {
+        argon2::Error::MemoryTooLittle => {
+            Invalid::new("ARGON2_MEMORY_KIB", "must be at least 8 for each of ARGON2_LANES")
+        }
+        other => Invalid::new("ARGON2_LANES", other.to_string()),
+    })?;
+    Ok(HashCost { memory_kib, passes, lanes })
 }
 
 fn trusted_documents(source: &Source<'_>) -> Result<Option<HashMap<String, String>>, Invalid> {

@@ -234,7 +234,7 @@ async fn run(command: Command) -> Result<(), Failure> {
         _ => {}
     }
     let config = Config::from_env()?;
-    telemetry::log(config.log_json);
+    telemetry::log(&config);
     match command {
         Command::Schema | Command::Openapi | Command::Move { .. } | Command::Config { .. } | Command::Doctor => Ok(()),
         Command::Backup { file } => {

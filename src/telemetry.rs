@@ -33,8 +33,9 @@ use opentelemetry_sdk::propagation::TraceContextPropagator;
 use opentelemetry_sdk::trace::{Sampler, SdkTracer, SdkTracerProvider};
 use rustls::{ClientConfig, RootCertStore};
 use tokio::runtime::Handle;
+use tracing_subscriber::EnvFilter;
 
-use crate::config;
+use crate::config::{self, Config};
 use crate::error::{Code, Error, Result};
 use crate::id::Id;
 
@@ -48,12 +49,12 @@ const TOLD: usize = 200;
 const MAX_ANSWER: usize = 64 * 1024;
 
 /// Starts the log. It goes to standard error, so that standard output stays for answers.
-pub fn log(json: bool) {
-    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
+pub fn log(config: &Config) {
+    let filter = EnvFilter::new(&config.log_filter);
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     // A line that cannot be written, on a full disk for one, is lost; to complain of it would panic.
     let builder = builder.log_internal_errors(false);
-    if json {
+    if config.log_json {
         builder.json().flatten_event(true).init();
     } else {
         builder.with_ansi(std::io::stderr().is_terminal()).init();

@@ -57,7 +57,10 @@ pub fn check(lookup: Lookup<'_>, file: &BTreeMap<String, String>) -> Checked {
     if let (Err(fault), true) = (&explained, faults.is_empty()) {
         faults.push(fault.to_string());
     }
-    for name in file.keys().filter(|name| !config::NAMES.contains(&name.as_str())) {
+    let is_known = |name: &str| {
+        config::NAMES.contains(&name) || name == "OTEL_RESOURCE_ATTRIBUTES" || name.starts_with("OTEL_BSP_")
+    };
+    for name in file.keys().filter(|name| !is_known(name)) {
         report.warn(format!("{name} in .env is no setting of this program: look for a typing error"));
     }
     let source = |name: &str| match given(name) {
