@@ -187,10 +187,11 @@ async fn postgres(url: &str, config: &Config, clock: &Clock, report: &mut Report
             .await?;
         (row.get(0), row.get(1))
     };
+    let needed = Db::connections(config.database_connections) as i64;
     report.expect(
-        most >= config.database_connections as i64,
+        most >= needed,
         format!("{used} of {most} connections are in use"),
-        format!("there are {most} connections, fewer than DATABASE_CONNECTIONS wants"),
+        format!("there are {most} connections, fewer than one node needs ({needed})"),
     );
     let there = "SELECT extract(epoch FROM clock_timestamp())::float8";
     let (there, here): (f64, f64) = (client.query_one(there, &[]).await?.get(0), clock.now().micros() as f64 / 1e6);

@@ -245,6 +245,13 @@ impl Db {
         Ok(Self { pools, aside, statements, waits, bells, changes })
     }
 
+    /// How many connections to PostgreSQL a server has that keeps so many: beside them those that many read over, those
+    /// for its own work, and one to listen on.
+    pub const fn connections(kept: usize) -> usize {
+        let shared = if kept < SHARED { kept } else { SHARED };
+        kept + shared + ASIDE + 1
+    }
+
     /// The same database by a few connections of its own: for the tail of the log, the probes and the jobs, which go on
     /// when requests hold all others.
     pub fn aside(&self) -> Self {

@@ -44,7 +44,8 @@ fn program(command: &[&str], directory: &Path, settings: &[(&str, &str)]) -> Out
 #[test]
 fn each_setting_is_shown_with_its_source_and_no_secret() {
     let directory = tempfile::tempdir().expect("a temporary directory");
-    let file = "PASSWORD_POLICY=length\nDATABASE_CONNECTIONS=3\nRATE_LIMITS_ENABLED=false\n";
+    let file = "PASSWORD_POLICY=length\nDATABASE_CONNECTIONS=3\nRATE_LIMITS_ENABLED=false\n\
+                OTEL_RESOURCE_ATTRIBUTES=team=a\nOTEL_BSP_MAX_QUEUE_SIZE=100\n";
     std::fs::write(directory.path().join(".env"), file).expect("a file");
     let environment = [
         ("DATABASE_URL", "postgres://ada:hush@127.0.0.1/tasks"),
@@ -70,6 +71,7 @@ fn each_setting_is_shown_with_its_source_and_no_secret() {
         assert!(lines.iter().any(|line| line.first() == Some(&name)), "{name}");
     }
     assert!(text.contains("RATE_LIMITS_ENABLED in .env is no setting"), "{text}");
+    assert_eq!(text.matches("is no setting").count(), 1, "{text}");
     assert!(!text.contains("hush") && !text.contains("0123456789"), "{text}");
     assert_eq!(std::fs::read_dir(directory.path()).expect("files").count(), 1, "no keys were made");
 }
@@ -175,6 +177,11 @@ async fn what_is_broken_is_found() {
     assert!(worst < Level::Fail && text.contains("warn  the collector of traces: "), "{text}");
     let event = "INSERT INTO events (id, kind, occurred_at, data, xid)";
     if is_postgres() {
+        let (_, text) = found(&[]).await;
+        let most = text.split_once(" connections are in use").and_then(|(told, _)| told.rsplit(' ').next());
+        let most = most.expect("how many there may be");
+        let (_, text) = found(&[("DATABASE_CONNECTIONS", most)]).await;
+        assert!(text.contains("fewer than one node needs"), "{text}");
         database.execute(&format!("{event} VALUES (gen_random_uuid(), 1, now(), '{{}}', 1::bigint << 60)")).await;
         let (_, text) = found(&[]).await;
         assert!(text.contains("restored from another server"), "{text}");
