@@ -36,9 +36,9 @@ const QUEUE: usize = 8;
 /// Silence of this length is broken, so that nothing on the way takes the connection for dead.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 /// What breaks it.
-const COMMENT: Bytes = Bytes::from_static(b":\n\n");
+const COMMENT: &str = ":\n\n";
 /// There is no more.
-const COMPLETE: Bytes = Bytes::from_static(b"event: complete\ndata: \n\n");
+const COMPLETE: &str = "event: complete\ndata: \n\n";
 
 /// Whose stream it is, and what it holds on to.
 pub struct Listener {
@@ -52,7 +52,7 @@ pub struct Listener {
 
 /// Answers with a stream that tells one answer and is complete.
 pub fn whole(answer: &Answer, request_id: &str) -> Response {
-    response([next(answer, request_id), COMPLETE].concat().into())
+    response((next(answer, request_id) + COMPLETE).into())
 }
 
 /// Opens a subscription and answers with a stream of its events.
@@ -79,6 +79,7 @@ pub async fn subscribe(
         Err(refused) if listener.viewer.is_some() && refused.ends_session() => {
             return Err(Error::unauthenticated().into());
         }
+        Err(refused) if refused.retry_after.is_some() => return Err(Error::unavailable().into()),
         Err(refused) => return Ok(whole(&refused, &listener.request_id)),
     };
     let (out, mut queue) = mpsc::channel(QUEUE);
@@ -149,14 +150,14 @@ async fn tell(
         Err(_) => Err(Stuck),
     };
     // At once, so that the client sees the stream open.
-    send(COMMENT).await?;
+    send(COMMENT.into()).await?;
     loop {
-        match alive(subscription.next(), KEEP_ALIVE, || send(COMMENT)).await? {
+        match alive(subscription.next(), KEEP_ALIVE, || send(COMMENT.into())).await? {
             None => break,
-            Some(Told::Event { payload, cursor }) => send(event(&payload, Some(&cursor))).await?,
+            Some(Told::Event { payload, cursor }) => send(event(&payload, Some(&cursor)).into()).await?,
             Some(Told::Failed(answer)) if answer.ends_session() => return Ok(()),
             Some(Told::Failed(answer)) => {
-                send(next(&answer, request_id)).await?;
+                send(next(&answer, request_id).into()).await?;
                 if answer.retry_after.is_some() {
                     return Ok(());
                 }
@@ -164,7 +165,7 @@ async fn tell(
             }
         }
     }
-    send(COMPLETE).await
+    send(COMPLETE.into()).await
 }
 
 /// Waits for something, and breaks each silence of this length meanwhile. The wait goes on and is not begun anew: what it
@@ -182,16 +183,16 @@ where
     }
 }
 
-fn next(answer: &Answer, request_id: &str) -> Bytes {
+fn next(answer: &Answer, request_id: &str) -> String {
     match answer.to_text() {
         Some(json) => event(&json, None),
         None => next(&Answer::refused(too_large(), request_id), request_id),
     }
 }
 
-fn event(json: &str, cursor: Option<&str>) -> Bytes {
+fn event(json: &str, cursor: Option<&str>) -> String {
     let id = cursor.map(|cursor| format!("id: {cursor}\n")).unwrap_or_default();
-    format!("event: next\n{id}data: {json}\n\n").into()
+    format!("event: next\n{id}data: {json}\n\n")
 }
 
 #[cfg(test)]

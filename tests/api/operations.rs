@@ -257,6 +257,21 @@ async fn requests_beyond_those_in_work_are_told_as_all_are_and_counted() {
 }
 
 #[tokio::test]
+async fn a_stream_that_cannot_be_opened_now_is_refused_with_a_status_of_its_own() {
+    let server = Server::with(&[("DATABASE_CONNECTIONS", "1")]).await;
+    let alice = server.person("alice").await;
+    let stream = async || {
+        let request = alice.post("/graphql").header("accept", "text/event-stream");
+        request.json(&json!({ "query": "subscription { events { id } }" })).send().await.expect("an answer")
+    };
+    let held = Held::connection(&server).await;
+    let refused = stream().await;
+    assert_eq!((refused.status().as_u16(), &refused.headers()["retry-after"]), (503, &"1".parse().unwrap()));
+    held.release();
+    assert_eq!(stream().await.status(), 200);
+}
+
+#[tokio::test]
 async fn what_was_begun_is_answered_before_the_server_ends_and_nobody_is_told_an_error() {
     let server = Server::with(&[("DATABASE_CONNECTIONS", "1")]).await;
     let alice = server.person("alice").await;
