@@ -37,12 +37,24 @@ impl Frames {
     }
 
     async fn get(&mut self, stream: u32, path: &str) {
+        self.get_as(stream, path, &[]).await;
+    }
+
+    async fn get_as(&mut self, stream: u32, path: &str, more: &[(&str, &str)]) {
         let mut head = Vec::new();
-        for (name, value) in [(":method", "GET"), (":scheme", "http"), (":authority", "x"), (":path", path)] {
-            // A name and a value as they are (RFC 7541, 6.2.2).
+        for (name, value) in
+            [&[(":method", "GET"), (":scheme", "http"), (":authority", "x"), (":path", path)], more].concat()
+        {
+            // A name and a value as they are (RFC 7541, 6.2.2 and 5.1).
             head.push(0);
             for text in [name, value] {
-                head.push(u8::try_from(text.len()).expect("a short text"));
+                match text.len().checked_sub(127) {
+                    None => head.push(text.len() as u8),
+                    Some(rest) if rest < 128 => head.extend([127, rest as u8]),
+                    Some(rest) => {
+                        head.extend([127, (rest % 128) as u8 | 128, u8::try_from(rest / 128).expect("short")])
+                    }
+                }
                 head.extend(text.as_bytes());
             }
         }
@@ -80,6 +92,25 @@ async fn an_answer_that_is_not_taken_is_given_up_and_its_connection_goes_on() {
         client.get(3, "/livez").await;
         assert_eq!(client.next(HEADERS).await, 3, "{window}");
     }
+}
+
+#[tokio::test]
+async fn a_stream_of_events_that_is_not_read_ends_and_its_connection_goes_on() {
+    let server = Server::with(&[("WS_WRITE_SECONDS", "1")]).await;
+    let alice = server.person("alice").await;
+    let project = alice.project("Apollo").await;
+    let path = format!("/graphql?query=subscription%7Bevents(after:%22{}%22)%7Bid%7D%7D", alice.now().await);
+    let authorization = format!("Bearer {}", alice.token());
+    let mut client = Frames::connect(&server, 0).await;
+    client.get_as(1, &path, &[("accept", "text/event-stream"), ("authorization", &authorization)]).await;
+    assert_eq!(client.next(HEADERS).await, 1);
+    // More than wait to be written.
+    for _ in 0..12 {
+        alice.task(&project, "Fly", json!({})).await;
+    }
+    assert_eq!(client.next(RESET).await, 1);
+    client.get(3, "/livez").await;
+    assert_eq!(client.next(HEADERS).await, 3);
 }
 
 #[tokio::test]
