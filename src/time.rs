@@ -12,6 +12,11 @@ use chrono::{DateTime, Datelike, Timelike, Utc};
 use diesel::deserialize::FromSqlRow;
 use diesel::expression::AsExpression;
 
+/// A time to wait in seconds: at least one, and rounded up, so that nobody is asked to come back too early.
+pub fn whole_seconds(wait: Duration) -> u64 {
+    wait.as_secs().saturating_add(u64::from(wait.subsec_nanos() > 0)).max(1)
+}
+
 /// A moment in UTC, exact to the microsecond.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, AsExpression, FromSqlRow)]
 #[diesel(sql_type = crate::db::types::sql::Instant)]
@@ -152,6 +157,14 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn seconds_are_rounded_up() {
+        for (wait, seconds) in [(0, 1), (1, 1), (1_000_000_000, 1), (1_000_000_001, 2), (1_999_999_999, 2)] {
+            assert_eq!(whole_seconds(Duration::from_nanos(wait)), seconds, "{wait}");
+        }
+        assert_eq!(whole_seconds(Duration::MAX), u64::MAX);
+    }
 
     #[test]
     fn a_moment_is_read_with_any_offset_and_written_in_utc_with_microseconds() {

@@ -38,6 +38,7 @@ use crate::error::{Error, Result};
 use crate::events::hub::Delivery;
 use crate::store::event::Objects;
 use loader::Loaders;
+use crate::time::whole_seconds;
 
 /// Everything that can be read.
 #[derive(Default, MergedObject)]
@@ -207,7 +208,7 @@ impl From<Error> for async_graphql::Error {
         let (code, message, retry_after) = error.told();
         extensions.set("code", code.as_str());
         if let Some(wait) = retry_after {
-            extensions.set("retryAfter", wait.as_secs().max(1));
+            extensions.set("retryAfter", whole_seconds(wait));
         }
         Self { extensions: Some(extensions), ..Self::new(message) }
     }

@@ -13,6 +13,7 @@ use crate::admission::Refusal;
 use crate::error::{Code, Error};
 use crate::graphql::deprecation::Deprecation;
 use crate::graphql::json::{self, Json, Serialized};
+use crate::time::whole_seconds;
 
 const MAX_ERRORS: usize = 10;
 const MAX_MESSAGE: usize = 200;
@@ -176,11 +177,6 @@ fn is_empty(data: &Value) -> bool {
 /// The answer in place of one that is too large.
 pub fn too_large() -> Refused {
     Refused::new(Code::Unavailable, "The answer would be larger than 4 MiB. Ask for less at once.")
-}
-
-/// Rounded up, so that nobody is asked to come back too early.
-pub fn whole_seconds(wait: Duration) -> u64 {
-    u64::try_from(wait.as_millis().div_ceil(1000)).unwrap_or(u64::MAX).max(1)
 }
 
 #[derive(Debug, Default, Serialize)]

@@ -23,7 +23,7 @@ use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde_json::{Map, Value};
 
 use super::address::ClientAddress;
-use super::answer::{Answer, Refused, too_large, whole_seconds};
+use super::answer::{Answer, Refused, too_large};
 use super::negotiate::{Media, answer_type, is_json_utf8, takes_stream};
 use super::operation::{Door, Words};
 use super::origin::{is_cross_site_simple, is_known};
@@ -33,6 +33,7 @@ use super::{Lifeline, RATE_LIMIT, RATE_LIMIT_REMAINING, RATE_LIMIT_RESET, Reques
 use crate::access::Viewer;
 use crate::auth::{self, bearer};
 use crate::error::{Code, Error};
+use crate::time::whole_seconds;
 
 /// How long a request may wait for its turn.
 const TURN: Duration = Duration::from_millis(500);

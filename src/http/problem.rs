@@ -11,6 +11,7 @@ use utoipa::ToSchema;
 
 use super::RATE_LIMIT_REMAINING;
 use crate::error::{Code, Error, FaultCode};
+use crate::time::whole_seconds;
 
 /// A problem document.
 #[derive(Debug)]
@@ -129,16 +130,8 @@ impl IntoResponse for Problem {
             headers.insert(RATE_LIMIT_REMAINING, HeaderValue::from_static("0"));
         }
         if let Some(wait) = self.retry_after {
-            // Whole seconds (RFC 9110 section 10.2.3), rounded up: never too early.
-            headers.insert(
-                header::RETRY_AFTER,
-                wait.as_micros()
-                    .div_ceil(1_000_000)
-                    .max(1)
-                    .to_string()
-                    .parse()
-                    .unwrap_or(HeaderValue::from_static("1")),
-            );
+            // RFC 9110 section 10.2.3.
+            headers.insert(header::RETRY_AFTER, whole_seconds(wait).into());
         }
         response
     }
