@@ -17,6 +17,7 @@ pub use self::keys::{kept_in, write_new};
 use crate::db::Location;
 use crate::db::postgres::Server;
 use crate::error::Error;
+use crate::http::persisted::MAX_ID;
 use crate::network::Network;
 use crate::store::event::Retention;
 use crate::store::lockout::Rule;
@@ -591,11 +592,14 @@ fn trusted_documents(source: &Source<'_>) -> Result<Option<HashMap<String, Strin
     }
     let read = std::fs::read(&path).map_err(|error| error.to_string());
     let read = read.and_then(|bytes| serde_json::from_slice(&bytes).map_err(|error| error.to_string()));
-    match read.map_err(|error| Invalid::new("TRUSTED_DOCUMENTS", format!("{path}: {error}")))? {
-        Manifest::Documents(documents) => Ok(Some(documents)),
-        Manifest::Operations { operations } => {
-            Ok(Some(operations.into_iter().map(|listed| (listed.id, listed.body)).collect()))
-        }
+    let wrong = |error| Invalid::new("TRUSTED_DOCUMENTS", format!("{path}: {error}"));
+    let documents: HashMap<String, String> = match read.map_err(wrong)? {
+        Manifest::Documents(documents) => documents,
+        Manifest::Operations { operations } => operations.into_iter().map(|listed| (listed.id, listed.body)).collect(),
+    };
+    match documents.keys().find(|id| id.len() > MAX_ID) {
+        Some(id) => Err(wrong(format!("the id {id:?} has more than {MAX_ID} bytes"))),
+        None => Ok(Some(documents)),
     }
 }
 

@@ -11,6 +11,9 @@ use super::operation::Words;
 use super::recent::Recent;
 use crate::error::Code;
 
+/// Bytes of the longest hash or id.
+pub const MAX_ID: usize = 128;
+
 /// The documents that are known by their hash or id.
 pub enum Documents {
     /// Whatever clients have sent along with its hash; the oldest makes room.
@@ -42,19 +45,23 @@ impl Documents {
         let named = words.extensions.get("persistedQuery").map(|named| named.get("sha256Hash").and_then(Value::as_str));
         let hash = match named {
             None => None,
-            Some(Some(hash)) if hash.len() <= 128 => Some(hash.to_ascii_lowercase()),
+            Some(Some(hash)) if hash.len() <= MAX_ID => Some(hash),
             Some(_) => return Err(Refused::new(Code::BadRequest, "`persistedQuery` must have a `sha256Hash`.")),
         };
         match (self, &words.query, hash) {
-            (Self::Trusted(known), query, hash) => {
-                let hash = query.as_deref().map(sha256).or(hash);
-                let found = hash.and_then(|hash| known.get(&hash));
+            (Self::Trusted(known), query, name) => {
+                let found = match query {
+                    Some(query) => known.get(&sha256(query)),
+                    // An id as it is listed, or a hash in whatever case.
+                    None => name.and_then(|name| known.get(name).or_else(|| known.get(&name.to_ascii_lowercase()))),
+                };
                 let untrusted = || Refused::new(Code::DocumentNotTrusted, "This server runs listed documents only.");
                 words.query = Some(found.ok_or_else(untrusted)?.to_string());
                 Ok(None)
             }
             (Self::Seen(_), _, None) => Ok(None),
             (Self::Seen(_), Some(query), Some(hash)) => {
+                let hash = hash.to_ascii_lowercase();
                 if sha256(query) != hash {
                     return Err(Refused::new(Code::BadRequest, "The hash is not that of the document."));
                 }
@@ -63,7 +70,7 @@ impl Documents {
             (Self::Seen(seen), None, Some(hash)) => {
                 // Clients know this message by heart.
                 let unknown = || Refused::new(Code::PersistedQueryNotFound, "PersistedQueryNotFound");
-                words.query = Some(seen.get(&hash).ok_or_else(unknown)?.to_string());
+                words.query = Some(seen.get(&hash.to_ascii_lowercase()).ok_or_else(unknown)?.to_string());
                 Ok(None)
             }
         }

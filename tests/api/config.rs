@@ -158,3 +158,16 @@ fn whoever_starts_at_the_same_time_has_the_same_secrets() {
         assert_eq!(std::fs::read_dir(directory.path()).expect("files").count(), 1, "nothing is left beside the file");
     }
 }
+
+#[test]
+fn a_trusted_document_whose_id_nobody_could_send_stops_the_start() {
+    let file = tempfile::NamedTempFile::new().expect("a temporary file");
+    let path = file.path().to_string_lossy().into_owned();
+    let listed = |id: &str| {
+        std::fs::write(&path, serde_json::json!({ id: "{ __typename }" }).to_string()).expect("written");
+        read(&[("TRUSTED_DOCUMENTS", &path)])
+    };
+    assert!(listed(&"x".repeat(128)).is_ok());
+    let problem = listed(&"x".repeat(129)).expect_err("a long id").to_string();
+    assert!(problem.starts_with("TRUSTED_DOCUMENTS: "), "{problem}");
+}

@@ -384,3 +384,15 @@ async fn http_2_is_spoken_without_being_asked_for_first() {
         .expect("an answer");
     assert_eq!((answer.version(), answer.status().as_u16()), (reqwest::Version::HTTP_2, 200));
 }
+
+#[tokio::test]
+async fn a_trusted_document_is_named_by_its_id_as_it_is_listed() {
+    let file = tempfile::NamedTempFile::new().expect("a temporary file");
+    std::fs::write(file.path(), json!({ "GetTasks": "{ __typename }" }).to_string()).expect("written");
+    let server = Server::with(&[("TRUSTED_DOCUMENTS", &file.path().to_string_lossy())]).await;
+    let hash = "7F56E67DD21AB3F30D1FF8B7BED08893F0A0DB86449836189B361DD1E56DDB4B";
+    for (id, status) in [("GetTasks", 200), (hash, 200), ("gettasks", 403)] {
+        let body = json!({ "extensions": { "persistedQuery": { "version": 1, "sha256Hash": id } } });
+        assert_eq!(server.post("/graphql", body).await.status, status, "{id}");
+    }
+}
