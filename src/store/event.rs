@@ -329,6 +329,8 @@ macro_rules! stretched {
 /// So many events are sooner read through than looked for: it takes a millisecond, and whoever comes back after a moment
 /// has no more to read.
 const SHORT: i64 = 1_000;
+/// So many transactions write hardly more events than that: most write none or one.
+const BRIEF: i64 = 10 * SHORT;
 
 /// A part of the log that a viewer may see, which an index leads to. Parts may overlap.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -348,11 +350,14 @@ enum Part {
 }
 
 impl Part {
-    /// The parts that are together what [`sees`] allows, of a stretch with at most so many events in it.
-    fn visible_to(viewer: &Viewer, length: i64) -> &'static [Self] {
+    /// The parts that are together what [`sees`] allows, of the stretch between two places.
+    fn visible_to(viewer: &Viewer, after: Position, before: Position) -> &'static [Self] {
+        // Both numbers, as places that clients make up may have one that is near and one that is far away.
+        let is_within = |from: i64, to: i64, most| (0..=most).contains(&to.saturating_sub(from));
+        let is_short = is_within(after.seq, before.seq, SHORT) && is_within(after.xid, before.xid, BRIEF);
         if viewer.is_admin() {
             &[Self::Everything]
-        } else if length <= SHORT {
+        } else if is_short {
             &[Self::Seen]
         } else {
             &[Self::Owned, Self::Assigned, Self::Deleted, Self::Unassigned]
@@ -405,7 +410,7 @@ pub async fn page(conn: &mut Conn, viewer: &Viewer, filter: &Filter, stretch: St
     let before = stretch.before.map_or(end, |before| before.min(end));
     let stretch = Stretch { before: Some(before), ..stretch };
     let mut rows: Vec<Event> = Vec::new();
-    for part in Part::visible_to(viewer, before.seq - stretch.after.unwrap_or_default().seq) {
+    for part in Part::visible_to(viewer, stretch.after.unwrap_or_default(), before) {
         rows.extend(on!(conn, |c| {
             let mut query = events::table
                 .select(Event::as_select())

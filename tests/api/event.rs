@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use fasttrack::events::{self, Kind, NewEvent};
-use fasttrack::graphql::node;
+use fasttrack::events::{self, Kind, NewEvent, Position};
+use fasttrack::graphql::{self, node};
 use serde_json::{Value, json};
 use tokio::sync::Notify;
 use tokio::time::timeout;
@@ -569,5 +569,32 @@ async fn who_asks_the_same_is_told_what_is_theirs_alone() {
                 }
             }
         }
+    }
+}
+
+#[tokio::test]
+async fn a_place_that_nobody_was_told_of_is_a_place_like_others() {
+    let server = Server::start().await;
+    let alice = server.person("alice").await;
+    let project = alice.project("Apollo").await;
+    alice.task(&project, "Fly", json!({})).await;
+    let end = graphql::event::position(&alice.now().await).expect("a place");
+    let at = |xid: i64, seq: i64| graphql::event::cursor(Position { xid, seq });
+    let later = [at(end.xid + 1, i64::MIN), at(end.xid, i64::MAX), at(i64::MAX, i64::MAX)];
+    let first = alice.query("{ events(first: 1) { edges { cursor } } }", json!({})).await;
+    let first = &first["events"]["edges"][0]["cursor"];
+    let events = async |bounds: Value| {
+        let document = "query ($after: String, $before: String) {
+            events(after: $after, before: $before) { nodes { __typename } } }";
+        let answer = alice.ask(document, bounds.clone()).await;
+        let nodes = answer.data()["events"]["nodes"].as_array().map(Vec::len);
+        nodes.unwrap_or_else(|| panic!("{bounds}: {}", answer.0))
+    };
+    let all = events(json!({})).await;
+    assert!(all > 0);
+    for later in &later {
+        assert_eq!(events(json!({ "after": later })).await, 0);
+        assert_eq!(events(json!({ "before": later })).await, all);
+        assert_eq!(events(json!({ "after": later, "before": first })).await, 0);
     }
 }
