@@ -120,7 +120,8 @@ pub async fn update(
 
 /// Deletes a label and takes it off every task.
 pub async fn delete(db: &Db, viewer: &Viewer, id: Id) -> Result<()> {
-    db.brief_transaction(async |tx| {
+    // Not a brief one: it may be on many tasks.
+    db.transaction(async |tx| {
         managed(tx, viewer, id).await?;
         match on!(tx, |c| diesel::delete(labels::table.find(id)).execute(c).await)? {
             0 => Err(Error::not_found("id", "label")),

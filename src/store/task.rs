@@ -402,7 +402,8 @@ fn told(viewer: &Viewer, old: &Task, new: &Task, labels: Option<(String, String)
 
 /// Deletes a task with its comments.
 pub async fn delete(db: &Db, now: Timestamp, viewer: &Viewer, id: Id) -> Result<()> {
-    db.brief_transaction(async |tx| {
+    // Not a brief one: it may have many comments.
+    db.transaction(async |tx| {
         let task = seen(tx, viewer, id, "id").await?;
         viewer.require(Action::DeleteTask, &task)?;
         if on!(tx, |c| diesel::delete(tasks::table.find(id)).execute(c).await)? == 0 {
