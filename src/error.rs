@@ -27,7 +27,7 @@ pub enum Code {
     ValidationFailed,
     /// The document has too many bytes, tokens or open brackets, or too long a name or number.
     DocumentTooLarge,
-    /// The document asks for too much at once.
+    /// The document asks for too much at once, or its answer would be too large.
     DocumentTooComplex,
     /// The variables have too many values or nest too deeply.
     VariablesTooLarge,
@@ -143,7 +143,7 @@ impl Code {
             Self::DocumentTooLarge => {
                 "The document has too many bytes, tokens or open brackets, or too long a name or number."
             }
-            Self::DocumentTooComplex => "The document asks for too much at once.",
+            Self::DocumentTooComplex => "The document asks for too much at once, or its answer would be too large.",
             Self::VariablesTooLarge => "The variables have too many values or nest too deeply.",
             Self::OperationNotFound => "The document has no operation of the name that was asked for.",
             Self::OperationNameRequired => "The document has several operations and none was chosen.",
@@ -331,9 +331,14 @@ impl Error {
         Self::fault(field, FaultCode::NotFound, format!("There is no such {what}."))
     }
 
-    /// Whether it says that the server cannot do it now.
-    pub const fn is_unavailable(&self) -> bool {
-        matches!(self, Self::Aborted(_) | Self::Refused { code: Code::Unavailable, .. })
+    /// Whether doing the same in another way would take as long and come to nothing too.
+    pub const fn is_final(&self) -> bool {
+        matches!(self, Self::Aborted(_) | Self::Refused { code: Code::Unavailable | Code::DocumentTooComplex, .. })
+    }
+
+    /// The answer has more bytes than are sent.
+    pub fn too_large() -> Self {
+        Self::refused(Code::DocumentTooComplex, "The answer would be larger than 4 MiB. Ask for less at once.")
     }
 
     /// An argument outside of what the field takes.

@@ -1,10 +1,11 @@
 //! How many allocations a request makes, from its bytes to those of its answer: what it costs, held without timing
 //! anything. What SQLite does on threads of its own is not counted; PostgreSQL is left out, whose driver allocates by how
-//! its answers happen to arrive.
+//! its answers happen to arrive. And how much memory is taken by a request whose answer is too large to be sent.
 
 mod requests;
 
 use allocation_counter::measure;
+use axum::body::Bytes;
 use requests::{Furnished, OPERATIONS};
 
 /// How many allocations each takes, give or take a tenth. Fewer is a reason to lower the number.
@@ -25,6 +26,60 @@ fn a_request_makes_as_many_allocations_as_it_did() {
         println!("{title}: {least}");
         if least.abs_diff(expected) * 10 > expected {
             wrong.push(format!("{title}: {least} instead of {expected}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:?}");
+}
+
+/// Answers that would be many times as large as what they are made of.
+const ENDLESS: [(&str, &str); 4] = [
+    (
+        "labels by level",
+        "query ($project: ID!) { project(id: $project) {
+            labels { project { labels { project { labels { id name color } } } } }
+        } }",
+    ),
+    (
+        "labels by the library",
+        "query ($project: ID!) { project(id: $project) {
+            labels { project { labels { project { labels { id } labels { name } } } } }
+        } }",
+    ),
+    (
+        "descriptions by level",
+        "{ tasks(first: 100) { nodes { project { tasks(first: 90) { nodes { project { description } } } } } } }",
+    ),
+    (
+        "descriptions by the library",
+        "{ tasks(first: 100) { nodes { project { tasks(first: 90) { nodes { project { description stats { taskCount } } } } } } } }",
+    ),
+];
+
+#[test]
+fn an_answer_that_is_too_large_is_not_made_first() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let mut furnished = Furnished::new(directory.path());
+    let create = |number| {
+        format!(r#"a{number}: createLabel(input: {{ projectId: $project, name: "{number}" }}) {{ label {{ id }} }} "#)
+    };
+    for tens in 0..5 {
+        let labels: String = (0..10).map(|one| create(10 * tens + one)).collect();
+        let request = furnished.request(&format!("mutation ($project: ID!) {{ {labels} }}"));
+        furnished.send(request);
+    }
+    let describe = "mutation ($project: ID!, $long: String!) {
+        updateProject(input: { id: $project, description: $long }) { project { id } } }";
+    let request = furnished.request(describe);
+    furnished.send(request);
+    let mut wrong = Vec::new();
+    for (title, query) in ENDLESS {
+        let request = furnished.request(query);
+        let mut answer = Bytes::new();
+        let most = measure(|| answer = furnished.ask(request)).bytes_max;
+        println!("{title}: {most}");
+        let answer = String::from_utf8_lossy(&answer[..answer.len().min(500)]);
+        if !answer.contains("DOCUMENT_TOO_COMPLEX") || most > 24 * 1024 * 1024 {
+            wrong.push(format!("{title}: {most} bytes for {answer}"));
         }
     }
     assert!(wrong.is_empty(), "{wrong:?}");

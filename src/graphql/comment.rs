@@ -9,6 +9,7 @@ use super::level::{Level, Selected, Step};
 use super::node::{self, Noun};
 use super::payload::{UserError, write};
 use super::task::Task;
+use super::text::Text;
 use super::user::User;
 use super::{Caller, guard, loader};
 use crate::access::Action;
@@ -32,8 +33,8 @@ impl Comment {
     }
 
     /// The text: 1–5,000 characters.
-    async fn body(&self) -> &str {
-        &self.0.body
+    async fn body(&self) -> Text<&str> {
+        Text(&self.0.body)
     }
 
     /// Who wrote it.

@@ -15,6 +15,7 @@ use super::node::{self, Noun};
 use super::notification::Notification;
 use super::project::Project;
 use super::task::{Task, user};
+use super::text::Text;
 use super::user::User;
 use super::{Caller, guard};
 use crate::access::Action;
@@ -61,8 +62,8 @@ impl Told {
     fn changes(&self) -> Vec<FieldChange> {
         let change = |change: &store::Change| FieldChange {
             field: change.field.clone(),
-            from: change.from.clone(),
-            to: change.to.clone(),
+            from: change.from.clone().map(Text),
+            to: change.to.clone().map(Text),
         };
         self.snapshot.changes.iter().map(change).collect()
     }
@@ -103,9 +104,9 @@ pub struct FieldChange {
     /// The field's name in the schema.
     field: String,
     /// Its value before, as text; null if it had none.
-    from: Option<String>,
+    from: Option<Text<String>>,
     /// Its value after, as text; null if it has none.
-    to: Option<String>,
+    to: Option<Text<String>>,
 }
 
 /// One type for each kind of event, all with the fields of the interface.

@@ -9,6 +9,7 @@ use super::level::{Level, Selected, Step};
 use super::node::{self, Noun};
 use super::payload::{UserError, write};
 use super::project::Project;
+use super::text::Text;
 use super::user::required;
 use super::{Caller, guard, loader};
 use crate::error::Error;
@@ -30,8 +31,8 @@ impl Label {
     }
 
     /// Its name: 1–50 characters, unique in its project without regard to case.
-    async fn name(&self) -> &str {
-        &self.0.name
+    async fn name(&self) -> Text<&str> {
+        Text(&self.0.name)
     }
 
     /// Its colour as `#rrggbb`, in lower case.

@@ -6,7 +6,10 @@
 //!
 //! This is a short cut of the library's executor and no second one. It takes a selection as a whole or not at all, knows
 //! fields without guards only, and answers only when nothing fails: whatever it does not know, and every error but that
-//! the database is not there, is left to the library, which answers as the schema says.
+//! the database is not there or the answer too large, is left to the library, which answers as the schema says.
+//!
+//! What hangs on many objects is read once and written once for each of them, so that little can become much: all text is
+//! counted before it is copied.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -70,11 +73,45 @@ macro_rules! own {
     };
 }
 
+/// Bytes that are counted as part of the answer, until they are put away.
+#[derive(Default)]
+struct Counted {
+    caller: Option<Caller>,
+    bytes: usize,
+}
+
+impl Counted {
+    /// Counts as many bytes at least.
+    fn reach(&mut self, caller: &Caller, bytes: usize) -> Result<()> {
+        let more = bytes.saturating_sub(self.bytes);
+        if more == 0 {
+            return Ok(());
+        }
+        self.bytes = bytes;
+        self.caller.get_or_insert_with(|| caller.clone()).count(more)
+    }
+
+    /// Counts what was counted elsewhere.
+    fn take(&mut self, other: &mut Self) {
+        self.bytes += std::mem::take(&mut other.bytes);
+        self.caller = self.caller.take().or_else(|| other.caller.take());
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        if let Some(caller) = &self.caller {
+            caller.discount(self.bytes);
+        }
+    }
+}
+
 /// Pieces of JSON, one for each object of a level.
 #[derive(Default)]
 pub struct Texts {
     buffer: Vec<u8>,
     ends: Vec<usize>,
+    counted: Counted,
 }
 
 impl Texts {
@@ -92,9 +129,18 @@ impl Texts {
         self.ends.push(self.buffer.len());
     }
 
+    fn start(&self, index: usize) -> usize {
+        index.checked_sub(1).map_or(0, |before| self.ends[before])
+    }
+
     fn get(&self, index: usize) -> &[u8] {
-        let start = index.checked_sub(1).map_or(0, |before| self.ends[before]);
-        &self.buffer[start..self.ends[index]]
+        &self.buffer[self.start(index)..self.ends[index]]
+    }
+
+    /// The whole, which is going to be in the answer.
+    fn answered(mut self) -> Vec<u8> {
+        self.counted.bytes = 0;
+        self.buffer
     }
 }
 
@@ -224,12 +270,12 @@ impl<'a> Selected<'a> {
         let plan = self.plan::<T>()?;
         let resolved = async {
             match found.await? {
-                Some(object) => plan.resolve(std::slice::from_ref(&object), caller).await.map(|texts| texts.buffer),
+                Some(object) => plan.resolve(std::slice::from_ref(&object), caller).await.map(Texts::answered),
                 None => Ok(b"null".to_vec()),
             }
         };
         match resolved.await {
-            Err(error) if !error.is_unavailable() => None,
+            Err(error) if !error.is_final() => None,
             answered => Some(answered),
         }
     }
@@ -318,6 +364,18 @@ enum Place {
     List(Range<usize>),
 }
 
+impl Place {
+    /// How many bytes it takes there, at most.
+    fn length(&self, inner: &Texts) -> usize {
+        match self {
+            Self::Null => 4,
+            Self::One(index) => inner.get(*index).len(),
+            // With its brackets and commas.
+            Self::List(range) => inner.start(range.end) - inner.start(range.start) + range.len() + 2,
+        }
+    }
+}
+
 impl<U> Found<U> {
     fn new(objects: Vec<U>, places: Vec<Place>) -> Self {
         Self { objects, places }
@@ -358,8 +416,12 @@ where
     fn resolve<'r>(&'r self, objects: &'r [T], caller: &'r Caller) -> BoxFuture<'r, Result<Texts>> {
         async move {
             let found = (self.find)(objects, caller).await?;
-            let inner = self.plan.resolve(&found.objects, caller).await?;
-            let mut texts = Texts { buffer: Vec::with_capacity(inner.buffer.len() + 64), ends: Vec::new() };
+            let mut inner = self.plan.resolve(&found.objects, caller).await?;
+            let mut texts = Texts::default();
+            texts.counted.take(&mut inner.counted);
+            let length = found.places.iter().map(|place| place.length(&inner)).sum();
+            texts.counted.reach(caller, length)?;
+            texts.buffer.reserve_exact(length);
             for place in found.places {
                 match place {
                     Place::Null => None::<bool>.write(&mut texts.buffer),
@@ -449,8 +511,9 @@ impl<'a, T: Level> Plan<'a, T> {
                 Step::Own(_) => None,
                 Step::Hung(hung) => Some(hung.resolve(objects, caller)),
             });
-            let hung = try_join_all(hung).await?;
+            let mut hung = try_join_all(hung).await?;
             let mut texts = Texts::default();
+            hung.iter_mut().for_each(|hung| texts.counted.take(&mut hung.counted));
             let mut failed = Ok(());
             for (index, object) in objects.iter().enumerate() {
                 let mut hung = hung.iter();
@@ -466,6 +529,7 @@ impl<'a, T: Level> Plan<'a, T> {
                     }
                 });
                 texts.end();
+                texts.counted.reach(caller, texts.buffer.len())?;
             }
             failed.map(|()| texts)
         }
@@ -498,9 +562,9 @@ impl<T: Level> OutputType for ByLevel<T> {
             && let Some(plan) = Plan::<T>::of(Names::of(ctx), &ctx.item.node)
         {
             match plan.resolve(std::slice::from_ref(&self.0), caller).await {
-                Ok(texts) => return Ok(Value::Binary(texts.buffer.into())),
+                Ok(texts) => return Ok(Value::Binary(texts.answered().into())),
                 // To ask again would take as long again.
-                Err(error) if error.is_unavailable() => {
+                Err(error) if error.is_final() => {
                     let error = async_graphql::Error::from(error).into_server_error(field.pos);
                     return Err(ctx.set_error_path(error));
                 }

@@ -22,9 +22,10 @@ pub mod rate_limit;
 pub mod scalar;
 pub mod session;
 pub mod task;
+pub mod text;
 pub mod user;
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use async_graphql::{
@@ -34,11 +35,11 @@ use async_graphql::{
 
 use crate::App;
 use crate::access::{Action, Subject, Viewer};
-use crate::error::{Error, Result};
+use crate::error::{Code, Error, Result};
 use crate::events::hub::Delivery;
 use crate::store::event::Objects;
-use loader::Loaders;
 use crate::time::whole_seconds;
+use loader::Loaders;
 
 /// Everything that can be read.
 #[derive(Default, MergedObject)]
@@ -112,6 +113,11 @@ pub fn sdl() -> String {
     schema(true).sdl_with_options(options)
 }
 
+/// Bytes of the longest answer.
+pub const MAX_BYTES: usize = 4 * 1024 * 1024;
+/// Members of all lists without pages that the library resolves one by one: as many as pages may have nodes.
+const MAX_MEMBERS: usize = 10_000;
+
 /// Who asks, and whether it mattered: what is answered without asking for the viewer is everybody's answer.
 pub struct Asker {
     viewer: Option<Viewer>,
@@ -137,6 +143,18 @@ struct Inner {
     event: Option<Arc<Delivery<Objects>>>,
     manner: Manner,
     loaders: OnceLock<Loaders>,
+    /// Bytes of text that the answer has so far.
+    bytes: AtomicUsize,
+    /// Members of lists without pages that it has so far.
+    members: AtomicUsize,
+}
+
+impl Inner {
+    fn new(app: Arc<App>, viewer: Option<Viewer>, event: Option<Arc<Delivery<Objects>>>, manner: Manner) -> Self {
+        let asker = Arc::new(Asker { viewer, asked: AtomicBool::new(false) });
+        let (bytes, members) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        Self { app, asker, event, manner, loaders: OnceLock::new(), bytes, members }
+    }
 }
 
 /// What the document says of how its answer may be made.
@@ -151,14 +169,12 @@ pub struct Manner {
 impl Caller {
     /// A caller, signed in or not.
     pub fn new(app: Arc<App>, viewer: Option<Viewer>, manner: Manner) -> Self {
-        let asker = Arc::new(Asker { viewer, asked: AtomicBool::new(false) });
-        Self(Arc::new(Inner { app, asker, event: None, manner, loaders: OnceLock::new() }))
+        Self(Arc::new(Inner::new(app, viewer, None, manner)))
     }
 
     /// A subscriber who is told of an event, which brings along what is known of it.
     pub fn about(app: Arc<App>, viewer: Option<Viewer>, event: Arc<Delivery<Objects>>) -> Self {
-        let asker = Arc::new(Asker { viewer, asked: AtomicBool::new(false) });
-        Self(Arc::new(Inner { app, asker, event: Some(event), manner: Manner::default(), loaders: OnceLock::new() }))
+        Self(Arc::new(Inner::new(app, viewer, Some(event), Manner::default())))
     }
 
     /// How the answer may be made.
@@ -189,6 +205,29 @@ impl Caller {
     /// Whether anything has asked who the viewer is.
     pub fn viewer_mattered(&self) -> bool {
         self.0.asker.asked.load(Ordering::Relaxed)
+    }
+
+    /// Counts so many bytes more of the answer, which is given up as soon as it is too large to be sent.
+    pub fn count(&self, bytes: usize) -> Result<()> {
+        let before = self.0.bytes.fetch_add(bytes, Ordering::Relaxed);
+        if before.saturating_add(bytes) <= MAX_BYTES { Ok(()) } else { Err(Error::too_large()) }
+    }
+
+    /// Counts so many bytes less: they were put away.
+    fn discount(&self, bytes: usize) {
+        self.0.bytes.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    /// The members of a list without pages, which the library resolves one by one. The document was admitted as if there
+    /// were few of them.
+    pub fn members<T>(&self, list: Vec<T>) -> Result<Vec<T>> {
+        let before = self.0.members.fetch_add(list.len(), Ordering::Relaxed);
+        if before.saturating_add(list.len()) <= MAX_MEMBERS {
+            Ok(list)
+        } else {
+            let message = format!("Too many members of lists: at most {MAX_MEMBERS} are resolved at once.");
+            Err(Error::refused(Code::DocumentTooComplex, message))
+        }
     }
 
     /// The loaders of this operation, or UNAUTHENTICATED. They are made when the first field asks for them.

@@ -12,6 +12,7 @@ use super::level::{ByLevel, Found, Level, Selected, Step};
 use super::node::{self, Noun};
 use super::payload::{UserError, write};
 use super::task::{self, Task, TaskFilter, TaskOrder};
+use super::text::Text;
 use super::user::{OrderDirection, User, required};
 use super::{Caller, guard, loader};
 use crate::access::Action;
@@ -39,13 +40,13 @@ impl Project {
     }
 
     /// Its name: 1–120 characters.
-    async fn name(&self) -> &str {
-        &self.0.name
+    async fn name(&self) -> Text<&str> {
+        Text(&self.0.name)
     }
 
     /// What it is about: up to 10,000 characters.
-    async fn description(&self) -> Option<&str> {
-        self.0.description.as_deref()
+    async fn description(&self) -> Option<Text<&str>> {
+        self.0.description.as_deref().map(Text)
     }
 
     /// Whether it takes new tasks.
@@ -88,7 +89,8 @@ impl Project {
 
     /// Its labels, by name.
     async fn labels(&self, ctx: &Context<'_>) -> Result<Vec<Label>> {
-        let labels = Caller::of(ctx).loaders()?.project_labels(self.0.id).await?;
+        let caller = Caller::of(ctx);
+        let labels = caller.members(caller.loaders()?.project_labels(self.0.id).await?)?;
         Ok(labels.into_iter().map(Label).collect())
     }
 

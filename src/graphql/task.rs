@@ -14,6 +14,7 @@ use super::level::{ByLevel, Found, Level, Selected, Step};
 use super::node::{self, Noun};
 use super::payload::{UserError, write};
 use super::project::{self, Project};
+use super::text::Text;
 use super::user::{OrderDirection, User, required};
 use super::{Caller, event, guard, loader};
 use crate::access::Action;
@@ -40,13 +41,13 @@ impl Task {
     }
 
     /// What is to be done: 1–200 characters.
-    async fn title(&self) -> &str {
-        &self.0.title
+    async fn title(&self) -> Text<&str> {
+        Text(&self.0.title)
     }
 
     /// At more length: up to 10,000 characters.
-    async fn description(&self) -> Option<&str> {
-        self.0.description.as_deref()
+    async fn description(&self) -> Option<Text<&str>> {
+        self.0.description.as_deref().map(Text)
     }
 
     /// How far it is.
@@ -107,7 +108,8 @@ impl Task {
 
     /// Its labels, by name.
     async fn labels(&self, ctx: &Context<'_>) -> Result<Vec<Label>> {
-        let labels = Caller::of(ctx).loaders()?.task_labels(self.0.id).await?;
+        let caller = Caller::of(ctx);
+        let labels = caller.members(caller.loaders()?.task_labels(self.0.id).await?)?;
         Ok(labels.into_iter().map(Label).collect())
     }
 

@@ -142,7 +142,8 @@ impl User {
     /// Their sessions that have not ended, newest first. Oneself only.
     #[graphql(guard = "guard::May(Action::ReadSessions, Account(self.profile.id))")]
     async fn sessions(&self, ctx: &Context<'_>) -> Result<Option<Vec<Session>>> {
-        let sessions = Caller::of(ctx).loaders()?.sessions(self.profile.id).await?;
+        let caller = Caller::of(ctx);
+        let sessions = caller.members(caller.loaders()?.sessions(self.profile.id).await?)?;
         Ok(Some(sessions.into_iter().map(Session).collect()))
     }
 

@@ -11,13 +11,13 @@ use serde::Serialize;
 
 use crate::admission::Refusal;
 use crate::error::{Code, Error};
+use crate::graphql::MAX_BYTES;
 use crate::graphql::deprecation::Deprecation;
 use crate::graphql::json::{self, Json, Serialized};
 use crate::time::whole_seconds;
 
 const MAX_ERRORS: usize = 10;
 const MAX_MESSAGE: usize = 200;
-const MAX_BYTES: usize = 4 * 1024 * 1024;
 
 /// Why a request is not executed.
 #[derive(Debug)]
@@ -79,10 +79,15 @@ impl Answer {
     /// What the library made of an operation.
     pub fn of(response: Response, request_id: &str) -> Self {
         let Response { data, mut errors, .. } = response;
+        // A part of an answer that is too large is none.
+        if let Some(error) = errors.iter().find(|error| is_of(error, Code::DocumentTooComplex)) {
+            return Self::refused(Refused::new(Code::DocumentTooComplex, error.message.clone()), request_id);
+        }
         // What fails on the way to an answer has a path; without one it was the document or its variables.
         let refused = data == Value::Null && !errors.is_empty() && errors.iter().all(|error| error.path.is_empty());
         let default = if refused { Code::ValidationFailed } else { Code::BadUserInput };
         // Nothing came of it, and it may be sent again.
+        let is_unavailable = |error| is_of(error, Code::Unavailable);
         let unavailable = !errors.is_empty() && is_empty(&data) && errors.iter().all(is_unavailable);
         errors.truncate(MAX_ERRORS);
         errors.iter_mut().for_each(|error| finish(error, default, request_id));
@@ -160,9 +165,9 @@ impl Answer {
     }
 }
 
-fn is_unavailable(error: &ServerError) -> bool {
-    let code = error.extensions.as_ref().and_then(|extensions| extensions.get("code"));
-    matches!(code, Some(Value::String(code)) if code == Code::Unavailable.as_str())
+fn is_of(error: &ServerError, code: Code) -> bool {
+    let found = error.extensions.as_ref().and_then(|extensions| extensions.get("code"));
+    matches!(found, Some(Value::String(found)) if found == code.as_str())
 }
 
 /// Whether there is nothing at the root but nulls.
@@ -176,7 +181,7 @@ fn is_empty(data: &Value) -> bool {
 
 /// The answer in place of one that is too large.
 pub fn too_large() -> Refused {
-    Refused::new(Code::Unavailable, "The answer would be larger than 4 MiB. Ask for less at once.")
+    Error::too_large().into()
 }
 
 #[derive(Debug, Default, Serialize)]

@@ -1,9 +1,11 @@
-//! Rate limits, as a client meets them.
+//! Limits, as a client meets them.
+
+use std::ops::Range;
 
 use reqwest::Method;
 use serde_json::json;
 
-use crate::harness::{Frame, Server, Socket};
+use crate::harness::{Frame, Person, Reply, Server, Socket};
 
 #[tokio::test]
 async fn points_are_counted_and_told() {
@@ -69,4 +71,66 @@ async fn a_forged_address_changes_nothing_and_that_of_a_trusted_proxy_counts() {
     assert_eq!(statuses(&Server::with(&limited).await).await, [401, 401, 429, 429]);
     let trusting = [limited[0], limited[1], ("TRUSTED_PROXIES", "127.0.0.0/8")];
     assert_eq!(statuses(&Server::with(&trusting).await).await, [401, 401, 401, 401]);
+}
+
+/// The longest description there is: 40,000 bytes.
+fn long() -> String {
+    "\u{1f680}".repeat(10_000)
+}
+
+/// Makes so many labels in a project, ten at a time.
+async fn labels(person: &Person, project: &str, numbers: Range<usize>) {
+    let numbers: Vec<usize> = numbers.collect();
+    for numbers in numbers.chunks(10) {
+        let create = |number: &usize| {
+            format!(
+                r#"a{number}: createLabel(input: {{ projectId: $id, name: "{number}" }}) {{ userErrors {{ code }} }} "#
+            )
+        };
+        let fields: String = numbers.iter().map(create).collect();
+        let made = person.query(&format!("mutation ($id: ID!) {{ {fields} }}"), json!({ "id": project })).await;
+        assert!(made.as_object().is_some_and(|made| made.values().all(|one| one["userErrors"] == json!([]))), "{made}");
+    }
+}
+
+#[tokio::test]
+async fn an_answer_over_4_mib_is_refused_and_not_worth_sending_again() {
+    let server = Server::without_jobs().await;
+    let alice = server.person("alice").await;
+    let project = alice.project("Apollo").await;
+    for number in 0..11 {
+        alice.task(&project, &number.to_string(), json!({ "description": long() })).await;
+    }
+    let whole = "nodes { project { tasks(first: 100) { nodes { description } } } }";
+    let many: String = (0..11).map(|number| format!("a{number}: tasks {{ nodes {{ description }} }} ")).collect();
+    for (way, document) in [
+        ("by level", format!("{{ tasks {{ {whole} }} }}")),
+        ("by the library", format!("{{ tasks {{ {whole} }} tasks {{ nodes {{ id }} }} }}")),
+        ("in many fields", format!("{{ {many} }}")),
+    ] {
+        let body = json!({ "query": document });
+        let request = alice.post("/graphql").header("accept", "application/graphql-response+json").json(&body);
+        let reply = Reply::to(request).await;
+        let (code, retry) = (&reply.body["errors"][0]["extensions"]["code"], reply.headers.get("retry-after"));
+        assert_eq!((code, reply.status.as_u16(), retry), (&json!("DOCUMENT_TOO_COMPLEX"), 422, None), "{way}");
+        assert_eq!(reply.body.get("data"), None, "{way}");
+    }
+    let one = alice.query("{ tasks { nodes { description } } }", json!({})).await;
+    assert_eq!(one["tasks"]["nodes"][10]["description"], long());
+}
+
+#[tokio::test]
+async fn labels_of_labels_are_counted_as_they_are() {
+    let server = Server::without_jobs().await;
+    let alice = server.person("alice").await;
+    let project = alice.project("Apollo").await;
+    labels(&alice, &project, 0..40).await;
+    let ask = async |labels: &str| {
+        let document = format!(
+            "query ($id: ID!) {{ project(id: $id) {{ labels {{ project {{ labels {{ project {{ {labels} }} }} }} }} }} }}"
+        );
+        alice.ask(&document, json!({ "id": project })).await
+    };
+    assert!(ask("labels { id }").await.codes().is_empty(), "by level it is 2 MiB of text");
+    assert_eq!(ask("labels { id } labels { name }").await.code(), "DOCUMENT_TOO_COMPLEX");
 }

@@ -148,15 +148,21 @@ impl Furnished {
     pub fn request(&mut self, query: &str) -> Request<Body> {
         self.number += 1;
         let title = self.number.to_string().into();
-        let all = [("project", self.project.clone()), ("task", self.task.clone()), ("title", title)];
+        let long = "\u{1f680}".repeat(10_000).into();
+        let all = [("project", self.project.clone()), ("task", self.task.clone()), ("title", title), ("long", long)];
         let named = all.into_iter().filter(|(name, _)| query.contains(&format!("${name}")));
         let variables: Map<String, Value> = named.map(|(name, value)| (name.to_owned(), value)).collect();
         self.client.request("/graphql", &json!({ "query": query, "variables": variables }))
     }
 
-    /// What it is answered.
+    /// What it is answered, an error or not.
+    pub fn ask(&mut self, request: Request<Body>) -> Bytes {
+        self.client.send(request)
+    }
+
+    /// What it is answered without an error.
     pub fn send(&mut self, request: Request<Body>) -> Bytes {
-        let answer = self.client.send(request);
+        let answer = self.ask(request);
         assert!(!answer.windows(8).any(|part| part == b"\"errors\""), "{}", String::from_utf8_lossy(&answer));
         answer
     }
