@@ -14,7 +14,7 @@ use super::live::{Happening, Opening, follow};
 use super::node::{self, Noun};
 use super::notification::Notification;
 use super::project::Project;
-use super::task::{Task, user};
+use super::task::{Task, check_lists, user};
 use super::text::Text;
 use super::user::User;
 use super::{Caller, guard};
@@ -411,6 +411,7 @@ fn filter(project_id: Option<ID>, task_id: Option<ID>, kinds: Option<Vec<Kind>>)
 
 impl EventFilter {
     fn parse(self) -> crate::error::Result<Filter> {
+        check_lists(self.types.as_ref().map(Vec::len))?;
         let kinds = self.types.map(|types| types.into_iter().map(Kind::from).collect());
         filter(self.project_id, self.task_id, kinds)
     }

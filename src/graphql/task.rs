@@ -271,16 +271,21 @@ pub struct TaskFilter {
 /// How long a list in a filter may be.
 const MAX_LIST: usize = 100;
 
+/// Refuses a filter with a list that is longer.
+pub fn check_lists(lengths: impl IntoIterator<Item = usize>) -> crate::error::Result<()> {
+    match lengths.into_iter().any(|length| length > MAX_LIST) {
+        true => Err(Error::bad_input("A list in a filter has at most 100 members.")),
+        false => Ok(()),
+    }
+}
+
 impl TaskFilter {
     fn parse(self) -> crate::error::Result<Filter> {
-        let lists = [
+        check_lists([
             self.status.as_ref().map_or(0, Vec::len),
             self.priority.as_ref().map_or(0, Vec::len),
             self.label_ids.as_ref().map_or(0, Vec::len),
-        ];
-        if lists.into_iter().any(|length| length > MAX_LIST) {
-            return Err(Error::bad_input("A list in a filter has at most 100 members."));
-        }
+        ])?;
         let labels = |ids: Vec<ID>| ids.iter().map(|id| node::filtered(Noun::Label, id)).collect();
         Ok(Filter {
             search: self.search.as_deref().map(Search::parse).transpose()?,

@@ -598,3 +598,18 @@ async fn a_place_that_nobody_was_told_of_is_a_place_like_others() {
         assert_eq!(events(json!({ "after": later, "before": first })).await, 0);
     }
 }
+
+#[tokio::test]
+async fn a_filter_has_at_most_100_types() {
+    let server = Server::start().await;
+    let alice = server.person("alice").await;
+    let types = |many: usize| json!({ "filter": { "types": vec!["TASK_CREATED"; many] } });
+    let query = "query ($filter: EventFilter) { events(filter: $filter) { nodes { id } } }";
+    alice.query(query, types(100)).await;
+    assert_eq!(alice.ask(query, types(101)).await.code(), "BAD_USER_INPUT");
+    let mut socket = alice.socket().await;
+    let stream = "subscription ($filter: EventFilter) { events(filter: $filter) { id } }";
+    socket.subscribe("1", stream, types(101)).await;
+    let Frame::Message(refused) = socket.receive().await else { panic!("closed") };
+    assert_eq!(refused["payload"][0]["extensions"]["code"], "BAD_USER_INPUT", "{refused}");
+}
