@@ -2,7 +2,7 @@
 //! expands every fragment every time and multiplies from the top down.
 
 use async_graphql::{
-    Value as Literal,
+    Name, Value as Literal,
     parser::{
         Positioned, parse_query,
         types::{
@@ -11,6 +11,7 @@ use async_graphql::{
         },
     },
 };
+use async_graphql_value::Value as Input;
 use fasttrack::admission::{self, Admitted, Limits, Refusal, RefusalCode, read};
 use fasttrack::error::Code;
 use proptest::{prelude::*, sample::select};
@@ -160,8 +161,28 @@ impl<'a> Reader<'a> {
             Literal::Number(it) => number(it),
             _ => 100,
         };
+        let default = |name: &Name| {
+            let mut variables = self.chosen.variable_definitions.iter();
+            variables.find(|variable| variable.node.name.node == *name)?.node.default_value.as_ref().map(|it| &it.node)
+        };
+        let length = |length: usize| u64::try_from(length).expect("fits").min(100);
         let mut pages = Vec::new();
         for (name, value) in &field.arguments {
+            if name.node == "ids" {
+                pages.push(match &value.node {
+                    Input::List(items) => length(items.len()),
+                    Input::Variable(name) => match self.variables.get(name.as_str()) {
+                        Some(Value::Array(items)) => length(items.len()),
+                        Some(_) => 100,
+                        None => match default(name) {
+                            Some(Literal::List(items)) => length(items.len()),
+                            _ => 100,
+                        },
+                    },
+                    _ => 100,
+                });
+                continue;
+            }
             if name.node != "first" && name.node != "last" {
                 continue;
             }
@@ -171,18 +192,13 @@ impl<'a> Reader<'a> {
                     Some(Value::Number(it)) => number(it),
                     Some(Value::Null) => 20,
                     Some(_) => 100,
-                    None => self
-                        .chosen
-                        .variable_definitions
-                        .iter()
-                        .find(|variable| variable.node.name.node == name)
-                        .and_then(|variable| variable.node.default_value.clone())
-                        .map_or(20, |value| literal(&value.node)),
+                    None => default(&name).map_or(20, literal),
                 },
             });
         }
         let edges = || self.has_edges(&field.selection_set.node, &mut Vec::new()).then_some(20);
-        pages.into_iter().max().or_else(edges)
+        let is_list = ["changes", "labels", "sessions", "userErrors"].contains(&field.name.node.as_str());
+        pages.into_iter().max().or_else(edges).or(is_list.then_some(10))
     }
 
     fn has_edges(&self, set: &'a SelectionSet, seen: &mut Vec<&'a str>) -> bool {
@@ -437,6 +453,7 @@ fn selection() -> impl Strategy<Value = Shape> {
         "fields",
         "types",
         "type",
+        "labels",
         "args",
         "__schema",
         "__type",
@@ -448,6 +465,7 @@ fn selection() -> impl Strategy<Value = Shape> {
         1 => (1_i32..9).prop_map(|n| format!("(last: {n}, first: $n)")),
         1 => select(vec![
             "(first: null)", "(last: $m)", "(first: \"x\")", "(first: [$m])", "(x: [{y: [1.5]}])",
+            "(ids: [])", "(ids: [1, $m, 3])", "(ids: $m)", "(ids: $n, first: 2)", "(ids: null)",
             "(x: {y: \"}\"}, z: \"\"\"]\"\"\", first: 1e9)",
         ]).prop_map(str::to_owned),
     ];
@@ -475,7 +493,13 @@ fn document() -> impl Strategy<Value = String> {
     let set = || prop::collection::vec(selection(), 1..4);
     let operation = (
         select(vec!["query", "mutation", "subscription"]),
-        select(vec!["", "($n: Int = 3)", "($n: Int @d = null, $m: [[Int!]!])", "($n: X = {a: [1]})"]),
+        select(vec![
+            "",
+            "($n: Int = 3)",
+            "($n: Int @d = null, $m: [[Int!]!])",
+            "($n: X = {a: [1]})",
+            "($m: [Int!] = [1, 2])",
+        ]),
         directives(),
         set(),
     );

@@ -79,7 +79,8 @@ pub struct Limits {
     pub default_page: u64,
     /// What a connection yields at most, whatever is asked for.
     pub largest_page: u64,
-    /// Nodes of all connections of the chosen operation, if every page is full.
+    /// Nodes of all connections of the chosen operation, if every page is full, and members of its
+    /// other lists, if each has ten.
     pub nodes: u64,
     /// Expanded selections of the chosen operation, each as often as the pages above it have
     /// nodes: what the library resolves. [`Limits::nodes`] alone would let a client select a

@@ -22,6 +22,7 @@ use async_graphql::{
         },
     },
 };
+use async_graphql_value::Value as Input;
 use serde_json::{Map, Number, Value};
 
 use super::{Limits, Refusal, RefusalCode};
@@ -30,9 +31,12 @@ use super::{Limits, Refusal, RefusalCode};
 const INTROSPECTION_LISTS: [&str; 8] =
     ["args", "directives", "enumValues", "fields", "inputFields", "interfaces", "possibleTypes", "types"];
 
-/// How long each of them is taken to be: about what a schema of fifty types makes of
-/// types × fields × arguments.
-const INTROSPECTION_PAGE: u64 = 10;
+/// The lists of objects of the schema that take no pages.
+pub(super) const LISTS: [&str; 4] = ["changes", "labels", "sessions", "userErrors"];
+
+/// How long each of both is taken to be: about what a schema of fifty types makes of
+/// types × fields × arguments, and more labels than most tasks have.
+const LIST: u64 = 10;
 
 /// What the rest of the server wants to know of the chosen operation.
 #[derive(Debug, Default)]
@@ -243,7 +247,7 @@ impl<'a> Walk<'a> {
         at_most(limits.arguments, field.arguments.len(), "arguments", pos)?;
         let below = self.selection_set(&field.selection_set)?;
 
-        let page = self.pages.of(field, below.connection);
+        let page = self.pages.of(field, below.connection).or(LISTS.contains(&name).then_some(LIST));
         let list = INTROSPECTION_LISTS.contains(&name);
         let mut measure = Measure {
             selections: below.selections.saturating_add(1),
@@ -255,7 +259,7 @@ impl<'a> Walk<'a> {
             connection: matches!(name, "edges" | "nodes"),
             introspection: below.introspection,
             load: below.load.below(page),
-            introspection_load: below.introspection_load.below(list.then_some(INTROSPECTION_PAGE)),
+            introspection_load: below.introspection_load.below(list.then_some(LIST)),
         };
         if matches!(name, "__schema" | "__type") {
             let (depth, lists) = (limits.introspection_depth, limits.introspection_lists);
@@ -333,7 +337,7 @@ fn cycle(blocked: &[Fragment<'_>], names: &HashSet<&str>) -> Refusal {
     Refusal::new(RefusalCode::ValidationFailed, message).at((pos.line, pos.column))
 }
 
-/// How many nodes the connections of the chosen operation are asked for.
+/// How many nodes the connections and lists of ids of the chosen operation are asked for.
 struct Pages<'a> {
     operation: &'a OperationDefinition,
     variables: &'a Map<String, Value>,
@@ -341,20 +345,34 @@ struct Pages<'a> {
 }
 
 impl Pages<'_> {
-    /// The page size of a field that is a connection, by its arguments or by what it selects.
-    /// The schema is not known here, nor needed: a field that only looks like a connection counts
-    /// for more than it is, never for less.
+    /// The page size of a field that is a connection, by its arguments or by what it selects, or
+    /// that finds objects by their ids. The schema is not known here, nor needed: a field that only
+    /// looks like a connection counts for more than it is, never for less.
     fn of(&self, field: &Field, connection: bool) -> Option<u64> {
-        let asked = field
-            .arguments
-            .iter()
-            .filter(|(name, _)| matches!(name.node.as_str(), "first" | "last"))
-            .map(|(_, value)| match value.node.clone().into_const_with(Err) {
+        let asked = field.arguments.iter().filter_map(|(name, value)| match name.node.as_str() {
+            "first" | "last" => Some(match value.node.clone().into_const_with(Err) {
                 Ok(literal) => self.size(&literal),
                 Err(variable) => self.variable_size(&variable),
-            })
-            .max();
-        asked.or_else(|| connection.then_some(self.limits.default_page))
+            }),
+            "ids" => Some(self.length(&value.node)),
+            _ => None,
+        });
+        asked.max().or_else(|| connection.then_some(self.limits.default_page))
+    }
+
+    /// The length of a list. What is none counts as the longest.
+    fn length(&self, value: &Input) -> u64 {
+        let length = match value {
+            Input::List(items) => Some(items.len()),
+            Input::Variable(name) => match (self.variables.get(name.as_str()), self.default(name)) {
+                (Some(Value::Array(items)), _) => Some(items.len()),
+                (None, Some(Literal::List(items))) => Some(items.len()),
+                _ => None,
+            },
+            _ => None,
+        };
+        let length = length.and_then(|length| u64::try_from(length).ok()).unwrap_or(u64::MAX);
+        length.min(self.limits.largest_page)
     }
 
     fn size(&self, literal: &Literal) -> u64 {
@@ -370,14 +388,15 @@ impl Pages<'_> {
             Some(Value::Null) => self.limits.default_page,
             Some(Value::Number(number)) => self.clamp(number),
             Some(_) => self.limits.largest_page,
-            None => self
-                .operation
-                .variable_definitions
-                .iter()
-                .find(|definition| definition.node.name.node == *name)
-                .and_then(|definition| definition.node.default_value.as_ref())
-                .map_or(self.limits.default_page, |default| self.size(&default.node)),
+            None => self.default(name).map_or(self.limits.default_page, |default| self.size(default)),
         }
+    }
+
+    /// What a variable is where it has no value.
+    fn default(&self, name: &Name) -> Option<&Literal> {
+        let mut definitions = self.operation.variable_definitions.iter();
+        let definition = definitions.find(|definition| definition.node.name.node == *name)?;
+        definition.node.default_value.as_ref().map(|default| &default.node)
     }
 
     /// A size that is out of range, or no integer, will be that field's error; until then it

@@ -1,6 +1,9 @@
 //! What is admitted, what is refused, and with which words. Hostile documents and random ones are
 //! in `tests/`.
 
+use std::collections::BTreeSet;
+
+use async_graphql::parser::types::{BaseType, Type, TypeKind, TypeSystemDefinition};
 use serde_json::json;
 
 use super::*;
@@ -504,6 +507,49 @@ mod pages {
         }
         assert_eq!(nodes("{ a(first: 2, last: 9) { id } }", json!({})), 9);
         assert_eq!(nodes("{ a(first: $n) { id } }", json!({ "n": [1] })), 100);
+    }
+
+    #[test]
+    fn of_lists_that_take_none_are_taken_to_be_short() {
+        assert_eq!(
+            nodes("{ a(first: 5) { nodes { labels { id a { labels { id } } } } } }", json!({})),
+            5 * (1 + 10 * 11)
+        );
+        assert_eq!(admitted("{ a { labels { id } } }").values, 1 + 1 + 10);
+        // Every list of objects of the schema is one of those, a connection's, or found by ids.
+        let sdl = crate::graphql::sdl();
+        let document = async_graphql::parser::parse_schema(&sdl).expect("SDL");
+        let mut lists = BTreeSet::new();
+        for definition in document.definitions {
+            let TypeSystemDefinition::Type(definition) = definition else { continue };
+            let TypeKind::Object(object) = definition.node.kind else { continue };
+            for field in object.fields {
+                let is_of_objects = |of: &Type| match &of.base {
+                    BaseType::Named(name) => {
+                        sdl.contains(&format!("\ntype {name} ")) || sdl.contains(&format!("\ninterface {name} "))
+                    }
+                    BaseType::List(_) => true,
+                };
+                if matches!(&field.node.ty.node.base, BaseType::List(of) if is_of_objects(of)) {
+                    lists.insert(field.node.name.node.to_string());
+                }
+            }
+        }
+        let known = survey::LISTS.into_iter().chain(["edges", "nodes"]).map(ToOwned::to_owned).collect();
+        assert_eq!(lists, known);
+    }
+
+    #[test]
+    fn of_ids_are_as_long_as_their_list() {
+        assert_eq!(nodes(r#"{ a(ids: ["x", $y, "z"]) { id } }"#, json!({})), 3);
+        assert_eq!(nodes(r#"{ a(ids: "x") { id } }"#, json!({})), 100);
+        let document = r#"query($ids: [ID!] = ["x", "y"]) { a(ids: $ids) { b(first: 10) { id } } }"#;
+        assert_eq!(nodes(document, json!({ "ids": ["x", "y", "z"] })), 3 * 11);
+        assert_eq!(nodes(document, json!({})), 2 * 11);
+        assert_eq!(nodes("query($ids: [ID!]) { a(ids: $ids) { id } }", json!({ "ids": vec!["x"; 500] })), 100);
+        for unknown in [json!({ "ids": "x" }), json!({ "ids": null }), json!({})] {
+            assert_eq!(nodes("query($ids: [ID!]) { a(ids: $ids) { id } }", unknown), 100);
+        }
     }
 
     #[test]

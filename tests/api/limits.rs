@@ -94,6 +94,41 @@ async fn labels(person: &Person, project: &str, numbers: Range<usize>) {
 }
 
 #[tokio::test]
+async fn a_list_without_pages_counts_as_ten_members() {
+    let server = Server::without_jobs().await;
+    let alice = server.person("alice").await;
+    let project = alice.project("Apollo").await;
+    let ask = async |document: &str| alice.ask(document, json!({ "id": project })).await;
+    for natural in [
+        "{ tasks(first: 100) { nodes { labels { id name color } } } }",
+        "{ projects(first: 10) { nodes { labels { name } tasks(first: 50) { nodes { title labels { id name color } } } } } }",
+        "query ($id: ID!) { project(id: $id) { labels { project { labels { id name color } } } } }",
+        "{ viewer { sessions { id userAgent isCurrent } } }",
+    ] {
+        assert!(ask(natural).await.codes().is_empty(), "{natural}");
+    }
+    let cycle = "query ($id: ID!) { project(id: $id) { labels { project { labels { project { labels { project {
+        labels { id } } } } } } } } }";
+    assert_eq!(ask(cycle).await.code(), "DOCUMENT_TOO_COMPLEX");
+}
+
+#[tokio::test]
+async fn ids_count_as_a_page() {
+    let server = Server::without_jobs().await;
+    let alice = server.person("alice").await;
+    let project = alice.project("Apollo").await;
+    let inner = "{ ... on Project { tasks(first: 100) { nodes { comments(first: 90) { nodes { body } } } } } }";
+    let ask = async |ids: &[&String]| {
+        let document = format!("query ($ids: [ID!]!) {{ nodes(ids: $ids) {inner} }}");
+        alice.ask(&document, json!({ "ids": ids })).await
+    };
+    assert!(ask(&[&project]).await.codes().is_empty());
+    assert_eq!(ask(&[&project; 100]).await.code(), "DOCUMENT_TOO_COMPLEX");
+    let named = format!(r#"{{ nodes(ids: ["{project}", "{project}"]) {inner} }}"#);
+    assert_eq!(alice.ask(&named, json!({})).await.code(), "DOCUMENT_TOO_COMPLEX");
+}
+
+#[tokio::test]
 async fn an_answer_over_4_mib_is_refused_and_not_worth_sending_again() {
     let server = Server::without_jobs().await;
     let alice = server.person("alice").await;
