@@ -7,12 +7,15 @@ use super::value::{Color, LabelName, fold};
 use crate::access::{Action, Viewer};
 use crate::db::page::among;
 use crate::db::rows::RunQueryDsl;
-use crate::db::schema::{labels, task_labels};
-use crate::db::{Conn, Db, looked_up};
+use crate::db::schema::{labels, projects, task_labels};
+use crate::db::{Conn, Db, Pooled, looked_up};
 use crate::error::{Error, FaultCode, Result, is_orphan, is_taken};
 use crate::id::Id;
 use crate::on;
 use crate::time::Timestamp;
+
+/// So many labels at most has a project, and so each of its tasks.
+const MAX_LABELS: i64 = 100;
 
 /// A tag of a project.
 #[derive(Clone, Debug, PartialEq, Eq, Queryable, Selectable, Insertable)]
@@ -69,6 +72,12 @@ pub async fn create(
     db.brief_transaction(async |tx| {
         let project = project::seen(tx, viewer, project_id, "projectId").await?;
         viewer.require(Action::UpdateProject, &project)?;
+        hold(tx, project_id).await?;
+        let of_project = labels::table.filter(labels::project_id.eq(project_id));
+        if on!(tx, |c| of_project.count().get_result::<i64>(c).await)? >= MAX_LABELS {
+            let message = format!("The project has {MAX_LABELS} labels already.");
+            return Err(Error::fault("projectId", FaultCode::TooLong, message));
+        }
         let label = Label {
             id: Id::new(),
             project_id,
@@ -87,6 +96,16 @@ pub async fn create(
         }
     })
     .await
+}
+
+/// Holds a project until the transaction ends, so that labels are added one after the other.
+async fn hold(tx: &mut Conn, project: Id) -> Result<()> {
+    // SQLite has one writer anyway.
+    if let Pooled::Postgres(c) = &mut tx.pooled {
+        let query = projects::table.find(project).select(projects::id).for_no_key_update();
+        query.first::<Id>(&mut &**c).await.optional()?;
+    }
+    Ok(())
 }
 
 /// Changes a label's name or colour.

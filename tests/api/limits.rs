@@ -169,3 +169,17 @@ async fn labels_of_labels_are_counted_as_they_are() {
     assert!(ask("labels { id }").await.codes().is_empty(), "by level it is 2 MiB of text");
     assert_eq!(ask("labels { id } labels { name }").await.code(), "DOCUMENT_TOO_COMPLEX");
 }
+
+#[tokio::test]
+async fn a_project_has_at_most_100_labels() {
+    let server = Server::without_jobs().await;
+    let alice = server.person("alice").await;
+    let (project, other) = (alice.project("Apollo").await, alice.project("Gemini").await);
+    labels(&alice, &project, 0..100).await;
+    let create = json!({ "projectId": project, "name": "one more" });
+    assert_eq!(alice.mutate("createLabel", create.clone()).await.faults(), ["projectId: TOO_LONG"]);
+    alice.label(&other, "another").await;
+    let seen = alice.query("query ($id: ID!) { project(id: $id) { labels { id } } }", json!({ "id": project })).await;
+    alice.mutate("deleteLabel", json!({ "id": seen["project"]["labels"][0]["id"] })).await.ok();
+    alice.mutate("createLabel", create).await.ok();
+}
