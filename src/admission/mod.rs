@@ -130,9 +130,11 @@ pub struct Admitted {
     pub nodes: u64,
     /// How many selections the operation resolves if every page is full.
     pub values: u64,
-    /// What the request costs in points: 1, and 1 for every thousand values, and 10 for each root
-    /// field of a mutation.
+    /// What the request costs in points: 1, and 1 for every thousand values, 10 for each root
+    /// field of a mutation and 1000 for an export.
     pub cost: u32,
+    /// Whether the operation exports an account, which it does once at most.
+    pub export: bool,
     /// Whether the operation reaches `__schema` or `__type`.
     pub introspection: bool,
 }
@@ -236,19 +238,20 @@ pub fn admit(
         nodes: survey.nodes,
         values: survey.values,
         cost: cost(operation.ty, &survey),
+        export: survey.exports > 0,
         introspection: survey.introspection,
     })
 }
 
 /// Reading is cheap, and so a page of a few fields costs no more than the request itself; every
-/// mutation is a transaction of its own.
+/// mutation is a transaction of its own, and an export reads a whole account.
 fn cost(operation: OperationType, survey: &survey::Survey) -> u32 {
     let mutations = match operation {
         OperationType::Mutation => survey.root_fields,
         OperationType::Query | OperationType::Subscription => 0,
     };
-    let points = (survey.values / 1_000).saturating_add(mutations.saturating_mul(10)).saturating_add(1);
-    u32::try_from(points).unwrap_or(u32::MAX)
+    let points = [1, survey.values / 1_000, mutations.saturating_mul(10), survey.exports.saturating_mul(1_000)];
+    u32::try_from(points.into_iter().fold(0, u64::saturating_add)).unwrap_or(u32::MAX)
 }
 
 /// Finds the operation a request means, by the rules of the specification.

@@ -38,12 +38,16 @@ pub(super) const LISTS: [&str; 4] = ["changes", "labels", "sessions", "userError
 /// types × fields × arguments, and more labels than most tasks have.
 const LIST: u64 = 10;
 
+/// The field that yields everything that is stored of somebody.
+const EXPORT: &str = "exportViewerData";
+
 /// What the rest of the server wants to know of the chosen operation.
 #[derive(Debug, Default)]
 pub(super) struct Survey {
     pub(super) nodes: u64,
     pub(super) values: u64,
     pub(super) root_fields: u64,
+    pub(super) exports: u64,
     pub(super) introspection: bool,
 }
 
@@ -78,6 +82,7 @@ pub(super) fn survey(
                 nodes: measure.load.nodes,
                 values: measure.load.values,
                 root_fields: measure.fields,
+                exports: measure.exports,
                 introspection: measure.introspection,
             };
         }
@@ -93,6 +98,8 @@ struct Measure {
     /// Fields of the set itself; those of an operation are its root fields.
     fields: u64,
     aliases: u64,
+    /// Fields that yield a whole account, at any depth.
+    exports: u64,
     /// Fields within each other.
     depth: u64,
     /// Selection sets within each other, this one included: how deep the library will recurse.
@@ -122,6 +129,7 @@ impl Measure {
             selections: self.selections.saturating_add(other.selections),
             fields: self.fields.saturating_add(other.fields),
             aliases: self.aliases.saturating_add(other.aliases),
+            exports: self.exports.saturating_add(other.exports),
             depth: self.depth.max(other.depth),
             levels: self.levels.max(other.levels),
             lists: self.lists.max(other.lists),
@@ -208,6 +216,7 @@ impl<'a> Walk<'a> {
         };
         at_most(root_fields, measure.fields, "root fields", pos)?;
         at_most(limits.aliases, measure.aliases, "aliases", pos)?;
+        at_most(1, measure.exports, "exports", pos)?;
         at_most(limits.depth, measure.depth, "fields within each other", pos)?;
         Ok(measure)
     }
@@ -253,6 +262,7 @@ impl<'a> Walk<'a> {
             selections: below.selections.saturating_add(1),
             fields: 1,
             aliases: below.aliases.saturating_add(u64::from(field.alias.is_some())),
+            exports: below.exports.saturating_add(u64::from(name == EXPORT)),
             depth: below.depth.saturating_add(1),
             levels: below.levels,
             lists: below.lists.saturating_add(u64::from(list)),

@@ -574,5 +574,9 @@ mod costs {
         assert_eq!(page.values, 1 + 100 * (1 + 1 + 10 * 2));
         assert_eq!(page.cost, 1 + 2);
         assert_eq!(admitted("subscription { a { id } }").cost, 1);
+        let export = admitted("{ ...F } fragment F on Query { exportViewerData }");
+        assert_eq!((export.cost, export.export), (1_001, true));
+        let twice = refused("{ exportViewerData ...F } fragment F on Query { b: exportViewerData }");
+        assert_eq!(twice.message, "Too many exports: at most 1 are allowed");
     }
 }

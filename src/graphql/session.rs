@@ -1,6 +1,14 @@
 //! Sessions, and what a person does about their own account's safety.
 
-use async_graphql::{Context, ID, InputObject, Json, Object, Result, SimpleObject};
+use std::borrow::Cow;
+
+use async_graphql::parser::types::Field;
+use async_graphql::registry::Registry;
+use async_graphql::{
+    Context, ContextSelectionSet, ID, InputObject, Json, Object, OutputType, Positioned, Result, ServerResult,
+    SimpleObject, Value,
+};
+use bytes::Bytes;
 
 use super::connection::{Connection, Paging, Tag, Total};
 use super::node::{self, Noun};
@@ -112,6 +120,23 @@ pub async fn log(ctx: &Context<'_>, user_id: Option<crate::id::Id>, paging: Pagi
     Ok(Connection::new(tag, Total::Audit(user_id), page, audit::Entry::position, AuditEntry))
 }
 
+/// A document that is JSON already.
+pub struct Written(Bytes);
+
+impl OutputType for Written {
+    fn type_name() -> Cow<'static, str> {
+        <Json<serde_json::Value> as OutputType>::type_name()
+    }
+
+    fn create_type_info(registry: &mut Registry) -> String {
+        <Json<serde_json::Value> as OutputType>::create_type_info(registry)
+    }
+
+    async fn resolve(&self, _: &ContextSelectionSet<'_>, _: &Positioned<Field>) -> ServerResult<Value> {
+        Ok(Value::Binary(self.0.clone()))
+    }
+}
+
 /// The queries about accounts' safety.
 #[derive(Default)]
 pub struct SessionQuery;
@@ -133,12 +158,13 @@ impl SessionQuery {
         log(ctx, user_id, Paging::new(first, after, last, before)).await
     }
 
-    /// Everything that is stored of the signed-in user, as one JSON document.
+    /// Everything that is stored of the signed-in user, as one JSON document of up to 64 MiB. Once in an operation, over
+    /// HTTP; the server makes one at a time.
     #[graphql(guard = "guard::signed_in")]
-    async fn export_viewer_data(&self, ctx: &Context<'_>) -> Result<Json<serde_json::Value>> {
+    async fn export_viewer_data(&self, ctx: &Context<'_>) -> Result<Written> {
         let caller = Caller::of(ctx);
-        let app = caller.app();
-        Ok(Json(export::of(&mut app.db.conn().await?, caller.viewer()?).await?))
+        let document = export::of(&mut caller.app().db.conn().await?, caller.viewer()?).await?;
+        Ok(Written(document.into()))
     }
 }
 

@@ -7,13 +7,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_graphql::{ErrorExtensionValues, Pos, Response, ServerError, Value};
+use bytes::Bytes;
 use serde::Serialize;
+use tokio::sync::OwnedSemaphorePermit;
 
 use crate::admission::Refusal;
 use crate::error::{Code, Error};
 use crate::graphql::MAX_BYTES;
 use crate::graphql::deprecation::Deprecation;
 use crate::graphql::json::{self, Json, Serialized};
+use crate::store::export;
 use crate::time::whole_seconds;
 
 const MAX_ERRORS: usize = 10;
@@ -59,6 +62,20 @@ pub struct Answer {
     extensions: Extensions,
     /// When to try again, if that helps.
     pub retry_after: Option<Duration>,
+    /// The turn to export an account, if that is in it: it may be larger than others.
+    export: Option<OwnedSemaphorePermit>,
+}
+
+/// The text of an answer, which holds the turn to export until it is sent.
+struct Exported {
+    text: Vec<u8>,
+    _turn: OwnedSemaphorePermit,
+}
+
+impl AsRef<[u8]> for Exported {
+    fn as_ref(&self) -> &[u8] {
+        &self.text
+    }
 }
 
 impl Answer {
@@ -73,7 +90,7 @@ impl Answer {
         let mut error = ServerError::new(message, position.map(|(line, column)| Pos { line, column }));
         error.extensions = Some(extensions);
         finish(&mut error, Code::BadRequest, request_id);
-        Self { data: None, errors: vec![error], extensions: Extensions::default(), retry_after }
+        Self { data: None, errors: vec![error], extensions: Extensions::default(), retry_after, export: None }
     }
 
     /// What the library made of an operation.
@@ -96,6 +113,7 @@ impl Answer {
             errors,
             extensions: Extensions::default(),
             retry_after: unavailable.then_some(Duration::from_secs(1)),
+            export: None,
         }
     }
 
@@ -109,6 +127,11 @@ impl Answer {
     /// With what the operation uses that is going to be removed.
     pub fn warning(self, deprecations: Arc<[Deprecation]>) -> Self {
         Self { extensions: Extensions { deprecations, ..self.extensions }, ..self }
+    }
+
+    /// With an account in it, whose turn this is.
+    pub fn exporting(self, turn: Option<OwnedSemaphorePermit>) -> Self {
+        Self { export: turn, ..self }
     }
 
     /// Whether the operation was executed.
@@ -141,8 +164,17 @@ impl Answer {
         }
     }
 
-    /// The answer as it is sent; nothing if it is too large for that.
-    pub fn to_json(&self) -> Option<Vec<u8>> {
+    /// The answer as it is sent over HTTP; nothing if it is too large for that.
+    pub fn to_body(&mut self) -> Option<Bytes> {
+        match self.export.take() {
+            Some(turn) => {
+                Some(Bytes::from_owner(Exported { text: self.written(MAX_BYTES + export::MAX_BYTES)?, _turn: turn }))
+            }
+            None => self.written(MAX_BYTES).map(Bytes::from),
+        }
+    }
+
+    fn written(&self, most: usize) -> Option<Vec<u8>> {
         let (errors, extensions) = (Serialized(&self.errors), Serialized(&self.extensions));
         let members: [Option<(&str, &dyn Json)>; 3] = [
             (!self.errors.is_empty()).then_some(("errors", &errors)),
@@ -151,12 +183,12 @@ impl Answer {
         ];
         let mut out = Vec::with_capacity(512);
         json::object(&mut out, members.into_iter().flatten(), |(name, value), out| json::member(out, name, value));
-        (out.len() <= MAX_BYTES).then_some(out)
+        (out.len() <= most).then_some(out)
     }
 
-    /// The same as text.
+    /// The same as text, for a socket or a stream.
     pub fn to_text(&self) -> Option<String> {
-        String::from_utf8(self.to_json()?).ok()
+        String::from_utf8(self.written(MAX_BYTES)?).ok()
     }
 
     /// The errors, as the `error` message of a socket has them.

@@ -50,7 +50,7 @@ pub async fn post(
 ) -> Response {
     if request.extensions().get::<TooMany>().is_some() {
         door.app.metrics.refused(Code::Unavailable);
-        return answered(Media::GraphqlResponse, &Answer::refused(Error::unavailable().into(), &id.0), &id.0);
+        return answered(Media::GraphqlResponse, Answer::refused(Error::unavailable().into(), &id.0), &id.0);
     }
     serve(&door, address, &id, lifeline, request).await
 }
@@ -70,7 +70,7 @@ pub async fn get(
     let headers = request.headers();
     if !is_known(request.uri(), headers, &door.app.config) {
         let refused = Refused::new(Code::Forbidden, "A page of this origin may not open a socket.");
-        return answered(Media::GraphqlResponse, &Answer::refused(refused, &id.0), &id.0);
+        return answered(Media::GraphqlResponse, Answer::refused(refused, &id.0), &id.0);
     }
     let authorization = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()).map(ToOwned::to_owned);
     websocket::open(door, upgrade, Opening { address, request_id: id.0, authorization, lifeline })
@@ -80,7 +80,7 @@ async fn serve(door: &Door, address: IpAddr, id: &RequestId, lifeline: Lifeline,
     let Some(media) = answer_type(request.headers()) else {
         let message = "Answers are application/graphql-response+json, application/json or, for subscriptions, \
                        text/event-stream.";
-        return answered(Media::Json, &Answer::refused(Refused::new(Code::NotAcceptable, message), &id.0), &id.0);
+        return answered(Media::Json, Answer::refused(Refused::new(Code::NotAcceptable, message), &id.0), &id.0);
     };
     // A stream of events is refused before it begins with a status of its own.
     let refusal = if media == Media::EventStream { Media::GraphqlResponse } else { media };
@@ -88,7 +88,7 @@ async fn serve(door: &Door, address: IpAddr, id: &RequestId, lifeline: Lifeline,
         Ok(response) => response,
         Err(refused) => {
             door.app.metrics.refused(refused.code);
-            answered(refusal, &Answer::refused(refused, &id.0), &id.0)
+            answered(refusal, Answer::refused(refused, &id.0), &id.0)
         }
     }
 }
@@ -141,7 +141,7 @@ async fn run(
     drop(turn);
     let mut response = match media {
         Media::EventStream => sse::whole(&answer, &id.0),
-        _ => answered(media, &answer, &id.0),
+        _ => answered(media, answer, &id.0),
     };
     if let Some((standing, _)) = standing {
         tell_standing(response.headers_mut(), standing.limit, standing.remaining(), standing.reset);
@@ -198,11 +198,11 @@ fn json(bytes: &Bytes) -> Result<Value, Refused> {
 }
 
 /// The answer over HTTP.
-fn answered(media: Media, answer: &Answer, request_id: &str) -> Response {
-    let Some(body) = answer.to_json() else {
-        return answered(media, &Answer::refused(too_large(), request_id), request_id);
+fn answered(media: Media, mut answer: Answer, request_id: &str) -> Response {
+    let Some(body) = answer.to_body() else {
+        return answered(media, Answer::refused(too_large(), request_id), request_id);
     };
-    let status = status(media, answer);
+    let status = status(media, &answer);
     let mut response = (status, body).into_response();
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, media.content_type());

@@ -10,6 +10,7 @@ use async_graphql::{Response, Variables};
 use axum::extract::FromRef;
 use futures_util::FutureExt;
 use serde_json::{Map, Value};
+use tokio::sync::Semaphore;
 use tokio::task::coop::unconstrained;
 
 use super::answer::{Answer, Refused};
@@ -97,6 +98,8 @@ pub struct Door {
     pub documents: Arc<Documents>,
     /// Who has how many sockets open.
     pub sockets: Arc<Sockets>,
+    /// The turn to export an account, which takes a lot of memory.
+    exports: Arc<Semaphore>,
 }
 
 impl FromRef<Door> for Arc<App> {
@@ -117,6 +120,8 @@ pub struct Operation {
     pub(super) request: async_graphql::Request,
     /// The words, for subscriptions: who asks the same is told the same.
     pub(super) query: String,
+    /// Whether it exports an account.
+    export: bool,
 }
 
 impl Door {
@@ -138,6 +143,7 @@ impl Door {
             subscriptions,
             documents,
             sockets: Arc::default(),
+            exports: Arc::new(Semaphore::new(1)),
         }
     }
 
@@ -163,7 +169,7 @@ impl Door {
         if let Some(hash) = hash {
             self.documents.remember(&hash, &query);
         }
-        let Admitted { operation: kind, name, root_fields, cost, introspection, .. } = admitted;
+        let Admitted { operation: kind, name, root_fields, cost, export, introspection, .. } = admitted;
         if introspection && !self.app.config.introspection {
             return Err(Refused::new(Code::ValidationFailed, "The schema cannot be asked for on this server."));
         }
@@ -180,7 +186,7 @@ impl Door {
         request.variables = Variables::from_json(Value::Object(words.variables));
         let spent = Spent { cost, standing: None };
         let deprecations = self.deprecations.used(&document, name.as_deref(), &request.variables);
-        Ok(Operation { kind, spent, document, deprecations, request, query })
+        Ok(Operation { kind, spent, document, deprecations, request, query, export })
     }
 
     /// Reads a document, or finds it among those that were read lately.
@@ -195,7 +201,10 @@ impl Door {
 
     /// Executes a query or a mutation. Whoever stops waiting does not stop a mutation: it runs in a task of its own.
     pub async fn execute(&self, operation: Operation, viewer: Option<Viewer>, request_id: &str) -> Answer {
-        let Operation { kind, spent, document, deprecations, mut request, .. } = operation;
+        let Operation { kind, spent, document, deprecations, mut request, export, .. } = operation;
+        let Ok(export) = export.then(|| Arc::clone(&self.exports).try_acquire_owned()).transpose() else {
+            return Answer::refused(Error::unavailable().into(), request_id);
+        };
         let form = document.form(request.operation_name.as_deref(), &request.variables);
         let known = form.as_ref().and_then(|form| document.known(form));
         let (name, started) = (request.operation_name.clone(), Instant::now());
@@ -227,7 +236,7 @@ impl Door {
                 if let Some(form) = form.filter(|_| known.is_none() && answer.is_executed()) {
                     document.remember(form, manner);
                 }
-                answer.with(spent.cost, sync).warning(deprecations)
+                answer.with(spent.cost, sync).warning(deprecations).exporting(export)
             }
             Ok(Err(_)) => Answer::refused(Error::internal("a panic during execution").into(), request_id),
             Err(late) => Answer::refused(late.into(), request_id),

@@ -152,16 +152,6 @@ pub async fn count(conn: &mut Conn, user_id: Option<Id>) -> Result<i64> {
     })?)
 }
 
-/// Everything about one account, oldest first.
-pub async fn all_of(conn: &mut Conn, user_id: Id) -> Result<Vec<Entry>> {
-    Ok(on!(conn, |c| audit_entries::table
-        .filter(audit_entries::user_id.eq(user_id))
-        .order_by((audit_entries::occurred_at, audit_entries::id))
-        .select(Entry::as_select())
-        .load(c)
-        .await)?)
-}
-
 /// Forgets some of what is older than this moment; how much.
 pub async fn drop_older(db: &Db, before: Timestamp) -> Result<usize> {
     db.transaction(async |tx| {

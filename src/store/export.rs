@@ -1,86 +1,142 @@
 //! Everything that is stored of one person, as one JSON document.
 
 use diesel::prelude::*;
-use serde_json::{Value, json};
+use serde::Serialize;
+use serde_json::json;
 
+use super::audit::Entry;
 use super::comment::Comment;
+use super::label::Label;
+use super::notification::Notification;
 use super::project::Project;
+use super::session::Session;
 use super::task::Task;
-use super::{audit, notification, user};
+use super::user;
 use crate::access::{Role, Viewer};
 use crate::db::Conn;
+use crate::db::page::among;
 use crate::db::rows::RunQueryDsl;
-use crate::db::schema::{comments, labels, projects, sessions, tasks};
-use crate::error::{Error, Result};
+use crate::db::schema::{audit_entries, comments, labels, notifications, projects, sessions, tasks};
+use crate::error::{Code, Error, Result};
 use crate::id::Id;
 use crate::on;
+use crate::time::Timestamp;
+
+/// Bytes of the longest document.
+pub const MAX_BYTES: usize = 64 * 1024 * 1024;
+/// Rows that are read at once: of the longest it is a few megabytes.
+const AT_ONCE: usize = 200;
+
+/// A document that is being written.
+struct Document(Vec<u8>);
+
+impl Document {
+    fn member(&mut self, name: &str) {
+        self.0.push(if self.0.is_empty() { b'{' } else { b',' });
+        self.value(name);
+        self.0.push(b':');
+    }
+
+    fn value(&mut self, value: &(impl Serialize + ?Sized)) {
+        // A buffer takes everything, and what is stored can be written.
+        let _ = serde_json::to_writer(&mut self.0, value);
+    }
+
+    fn begin(&mut self, name: &str) {
+        self.member(name);
+        self.0.push(b'[');
+    }
+
+    fn item(&mut self, item: &impl Serialize) -> Result<()> {
+        if self.0.last() != Some(&b'[') {
+            self.0.push(b',');
+        }
+        self.value(item);
+        if self.0.len() <= MAX_BYTES {
+            return Ok(());
+        }
+        let message = "What is stored of you is larger than 64 MiB. Ask who runs this server for it.";
+        Err(Error::refused(Code::DocumentTooComplex, message))
+    }
+}
+
+/// Writes a list of the rows of a table that a condition holds for, in the order of a column, some at a time: which they
+/// are is read before, and takes little room. Where rows of others have the same ids, the condition comes again.
+macro_rules! rows {
+    (
+        $document:ident, $conn:ident, $name:literal, $table:ident by $order:ident, $of:expr $(, and $again:expr)?,
+        |$row:ident: $kind:ty| $item:expr
+    ) => {
+        $document.begin($name);
+        let ids: Vec<Id> = on!($conn, |c| $table::table
+            .filter($of)
+            .order_by(($table::$order, $table::id))
+            .select($table::id)
+            .load(c)
+            .await)?;
+        for ids in ids.chunks(AT_ONCE) {
+            let rows: Vec<$kind> = on!($conn, |c| $table::table
+                .filter(among($table::id, ids))
+                $(.filter($again))?
+                .order_by(($table::$order, $table::id))
+                .select(<$kind>::as_select())
+                .load(c)
+                .await)?;
+            for $row in &rows {
+                $document.item($item)?;
+            }
+        }
+        $document.0.push(b']');
+    };
+}
 
 /// The document. Ids are as the database has them; nothing that proves who somebody is goes into it.
-pub async fn of(conn: &mut Conn, viewer: &Viewer) -> Result<Value> {
+pub async fn of(conn: &mut Conn, viewer: &Viewer) -> Result<Vec<u8>> {
     let me = viewer.id;
     let user = user::any_by_ids(conn, &[me]).await?.pop().ok_or_else(Error::unauthenticated)?;
-    let own_projects: Vec<Project> = on!(conn, |c| projects::table
-        .filter(projects::owner_id.eq(me))
-        .order_by((projects::created_at, projects::id))
-        .select(Project::as_select())
-        .load(c)
-        .await)?;
-    let own_labels: Vec<(Id, Id, String, String)> = on!(conn, |c| labels::table
-        .inner_join(projects::table.on(projects::id.eq(labels::project_id)))
-        .filter(projects::owner_id.eq(me))
-        .order_by((labels::created_at, labels::id))
-        .select((labels::id, labels::project_id, labels::name, labels::color))
-        .load(c)
-        .await)?;
-    let my_tasks: Vec<Task> = on!(conn, |c| tasks::table
-        .filter(tasks::owner_id.eq(me).or(tasks::assignee_id.eq(me)).or(tasks::creator_id.eq(me)))
-        .order_by((tasks::created_at, tasks::id))
-        .select(Task::as_select())
-        .load(c)
-        .await)?;
-    let my_comments: Vec<Comment> = on!(conn, |c| comments::table
-        .filter(comments::author_id.eq(me))
-        .order_by((comments::created_at, comments::id))
-        .select(Comment::as_select())
-        .load(c)
-        .await)?;
-    let my_sessions: Vec<super::session::Session> = on!(conn, |c| sessions::table
+    let last_login: Option<Timestamp> = on!(conn, |c| sessions::table
         .filter(sessions::user_id.eq(me))
-        .order_by((sessions::created_at, sessions::id))
-        .select(super::session::Session::as_select())
-        .load(c)
+        .select(diesel::dsl::max(sessions::created_at))
+        .first(c)
         .await)?;
-    let session = |session: &super::session::Session| {
-        json!({
-            "id": session.id,
-            "createdAt": session.created_at,
-            "lastUsedAt": session.last_used_at,
-            "expiresAt": session.expires_at,
-            "revokedAt": session.revoked_at,
-            "ipAddress": session.ip_address,
-            "userAgent": session.user_agent,
-        })
-    };
-    let label = |(id, project, name, color): &(Id, Id, String, String)| json!({ "id": id, "projectId": project, "name": name, "color": color });
-    Ok(json!({
-        "account": {
-            "id": user.id,
-            "email": user.email,
-            "username": user.username,
-            "displayName": user.display_name,
-            "role": if user.role == Role::Admin { "ADMIN" } else { "USER" },
-            "isActive": user.is_active,
-            "emailVerified": user.email_verified,
-            "lastLoginAt": my_sessions.last().map(|session| session.created_at).max(user.last_login_at),
-            "createdAt": user.created_at,
-            "updatedAt": user.updated_at,
-        },
-        "sessions": my_sessions.iter().map(session).collect::<Vec<_>>(),
-        "projects": own_projects,
-        "labels": own_labels.iter().map(label).collect::<Vec<_>>(),
-        "tasks": my_tasks,
-        "comments": my_comments,
-        "notifications": notification::all_of(conn, me).await?,
-        "securityLog": audit::all_of(conn, me).await?,
-    }))
+    let account = json!({
+        "id": user.id,
+        "email": user.email,
+        "username": user.username,
+        "displayName": user.display_name,
+        "role": if user.role == Role::Admin { "ADMIN" } else { "USER" },
+        "isActive": user.is_active,
+        "emailVerified": user.email_verified,
+        "lastLoginAt": last_login.max(user.last_login_at),
+        "createdAt": user.created_at,
+        "updatedAt": user.updated_at,
+    });
+    let mut document = Document(Vec::new());
+    document.member("account");
+    document.value(&account);
+    rows!(document, conn, "sessions", sessions by created_at, sessions::user_id.eq(me), |session: Session| &json!({
+        "id": session.id,
+        "createdAt": session.created_at,
+        "lastUsedAt": session.last_used_at,
+        "expiresAt": session.expires_at,
+        "revokedAt": session.revoked_at,
+        "ipAddress": session.ip_address,
+        "userAgent": session.user_agent,
+    }));
+    rows!(document, conn, "projects", projects by created_at, projects::owner_id.eq(me), |project: Project| project);
+    let theirs = projects::table.filter(projects::owner_id.eq(me)).select(projects::id);
+    rows!(document, conn, "labels", labels by created_at, labels::project_id.eq_any(theirs), |label: Label| &json!({
+        "id": label.id,
+        "projectId": label.project_id,
+        "name": label.name,
+        "color": label.color,
+    }));
+    let concerned = tasks::owner_id.eq(me).or(tasks::assignee_id.eq(me)).or(tasks::creator_id.eq(me));
+    rows!(document, conn, "tasks", tasks by created_at, concerned, |task: Task| task);
+    rows!(document, conn, "comments", comments by created_at, comments::author_id.eq(me), |comment: Comment| comment);
+    let inbox = notifications::user_id.eq(me);
+    rows!(document, conn, "notifications", notifications by occurred_at, inbox, and inbox, |row: Notification| row);
+    rows!(document, conn, "securityLog", audit_entries by occurred_at, audit_entries::user_id.eq(me), |entry: Entry| entry);
+    document.0.push(b'}');
+    Ok(document.0)
 }

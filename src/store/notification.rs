@@ -167,16 +167,6 @@ pub async fn count(conn: &mut Conn, user_id: Id, unread: bool) -> Result<i64> {
     })?)
 }
 
-/// Everything in somebody's inbox, oldest first.
-pub async fn all_of(conn: &mut Conn, user_id: Id) -> Result<Vec<Notification>> {
-    Ok(on!(conn, |c| notifications::table
-        .filter(notifications::user_id.eq(user_id))
-        .order_by((notifications::occurred_at, notifications::id))
-        .select(Notification::as_select())
-        .load(c)
-        .await)?)
-}
-
 /// Marks the viewer's notifications as read, these or all, and says how many were not before.
 pub async fn mark_read(db: &Db, now: Timestamp, viewer: &Viewer, ids: Option<&[Id]>) -> Result<usize> {
     db.transaction(async |tx| {

@@ -183,3 +183,19 @@ async fn a_project_has_at_most_100_labels() {
     alice.mutate("deleteLabel", json!({ "id": seen["project"]["labels"][0]["id"] })).await.ok();
     alice.mutate("createLabel", create).await.ok();
 }
+
+#[tokio::test]
+async fn an_export_has_a_price_a_size_and_a_turn_of_its_own() {
+    let server = Server::without_jobs().await;
+    let alice = server.person("alice").await;
+    let project = alice.project("Apollo").await;
+    for number in 0..110 {
+        alice.task(&project, &number.to_string(), json!({ "description": long() })).await;
+    }
+    let answer = alice.ask("{ exportViewerData }", json!({})).await.0;
+    assert_eq!(answer["data"]["exportViewerData"]["tasks"].as_array().map(Vec::len), Some(110), "more than 4 MiB");
+    assert_eq!(answer["data"]["exportViewerData"]["tasks"][109]["description"], long());
+    assert_eq!(answer["extensions"]["cost"], 1_001);
+    let twice = alice.ask("{ exportViewerData again: exportViewerData }", json!({})).await;
+    assert_eq!(twice.code(), "DOCUMENT_TOO_COMPLEX");
+}

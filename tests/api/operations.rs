@@ -14,7 +14,7 @@ use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::time::timeout;
 
-use crate::harness::{Frame, PASSWORD, PATIENCE, Reply, Server, text};
+use crate::harness::{Frame, PASSWORD, PATIENCE, Person, Reply, Server, text};
 
 async fn ready(server: &Server) -> (u16, Value) {
     let reply = Reply::to(server.request(Method::GET, "/readyz")).await;
@@ -336,4 +336,18 @@ async fn a_draining_server_goes_on_answering_until_the_time_is_over() {
     assert_eq!(socket.receive().await, Frame::Closed(Some(1012)));
     assert!(began.elapsed() >= Duration::from_secs(3));
     ended.join().expect("an end");
+}
+
+#[tokio::test]
+async fn one_export_is_made_at_a_time_and_another_is_asked_to_come_back() {
+    let server = Server::with(&[("DATABASE_CONNECTIONS", "1")]).await;
+    let (alice, bob) = (server.person("alice").await, server.person("bob").await);
+    let export = |person: &Person| Reply::to(person.post("/graphql").json(&json!({ "query": "{ exportViewerData }" })));
+    let held = Held::connection(&server).await;
+    let (one, other) = (std::pin::pin!(export(&alice)), std::pin::pin!(export(&bob)));
+    let (first, second) = futures_util::future::select(one, other).await.factor_first();
+    held.release();
+    assert_eq!((first.status.as_u16(), first.headers.contains_key("retry-after")), (503, true), "{}", first.body);
+    assert!(second.await.body["data"]["exportViewerData"]["account"].is_object());
+    assert_eq!(export(&alice).await.status, 200, "it is over");
 }
