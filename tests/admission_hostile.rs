@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use fasttrack::admission::{Admitted, Limits, Refusal, RefusalCode, admit, read};
+use fasttrack::admission::{Admitted, Limits, Refusal, admit, read};
 use fasttrack::error::Code;
 use serde_json::{Map, Value, json};
 
@@ -59,7 +59,7 @@ fn timed(title: &str, document: &str, variables: &Value) -> Result<Admitted, Ref
         document.len(),
         match &answer {
             Ok(admitted) => format!("nodes {} values {} cost {}", admitted.nodes, admitted.values, admitted.cost),
-            Err(refusal) => format!("{} {refusal}", Code::from(refusal.code).as_str()),
+            Err(refusal) => format!("{} {refusal}", refusal.code.as_str()),
         }
     );
     assert!(elapsed < PATIENCE, "{title} took {elapsed:?}");
@@ -70,12 +70,12 @@ fn timed(title: &str, document: &str, variables: &Value) -> Result<Admitted, Ref
 }
 
 #[track_caller]
-fn refused(title: &str, document: &str, code: RefusalCode) {
+fn refused(title: &str, document: &str, code: Code) {
     refused_with(title, document, &json!({}), code);
 }
 
 #[track_caller]
-fn refused_with(title: &str, document: &str, variables: &Value, code: RefusalCode) {
+fn refused_with(title: &str, document: &str, variables: &Value, code: Code) {
     match timed(title, document, variables) {
         Ok(_) => panic!("{title}: admitted"),
         Err(refusal) => assert_eq!(refusal.code, code, "{title}: {refusal}"),
@@ -145,7 +145,7 @@ fn the_introspection_query_passes() {
 
 #[test]
 fn introspection_is_not_endless() {
-    let complex = RefusalCode::DocumentTooComplex;
+    let complex = Code::DocumentTooComplex;
     let lists = "{ __schema { types { fields { type { fields { type { fields { name } } } } } } } }";
     refused("introspection of types of fields", lists, complex);
     let types = "{ __type(name: \"T\") { interfaces { possibleTypes { interfaces { possibleTypes { name } } } } } }";
@@ -162,7 +162,7 @@ fn introspection_is_not_endless() {
 
 #[test]
 fn nesting_is_refused() {
-    let large = RefusalCode::DocumentTooLarge;
+    let large = Code::DocumentTooLarge;
     for n in [33, 500, 2_000, 8_000] {
         refused("lists", &format!("{{ a(b: {}{}) }}", "[".repeat(n), "]".repeat(n)), large);
     }
@@ -207,7 +207,7 @@ fn nesting_to_the_limit_passes() {
 
 #[test]
 fn fragment_bombs_are_refused() {
-    let complex = RefusalCode::DocumentTooComplex;
+    let complex = Code::DocumentTooComplex;
     let bomb = |spreads: usize, last: &str| {
         let chain: String = (0..49)
             .map(|i| format!("fragment F{i} on T {{ {} }} ", format!("...F{} ", i + 1).repeat(spreads)))
@@ -233,21 +233,21 @@ fn cycles_are_refused() {
         let chain = (0..n).map(|i| format!("fragment F{i} on T {{ a ...F{} }} ", (i + 1) % n));
         format!("{{ a }} {}", chain.collect::<String>())
     };
-    refused("cycle of one", &cycle(1), RefusalCode::ValidationFailed);
-    refused("cycle of fifty", &cycle(50), RefusalCode::ValidationFailed);
+    refused("cycle of one", &cycle(1), Code::ValidationFailed);
+    refused("cycle of fifty", &cycle(50), Code::ValidationFailed);
     let everyone: String = (0..20)
         .map(|i| {
             let others: String = (0..20).map(|j| format!("...F{j} ")).collect();
             format!("fragment F{i} on T {{ {others} }} ")
         })
         .collect();
-    refused("everyone spreads everyone", &format!("{{ a }} {everyone}"), RefusalCode::ValidationFailed);
+    refused("everyone spreads everyone", &format!("{{ a }} {everyone}"), Code::ValidationFailed);
 }
 
 #[test]
 fn floods_are_refused() {
-    let complex = RefusalCode::DocumentTooComplex;
-    let large = RefusalCode::DocumentTooLarge;
+    let complex = Code::DocumentTooComplex;
+    let large = Code::DocumentTooLarge;
     refused("fields", &flood("{ z {", "a ", "} }", 1), complex);
     refused("root fields", &flood("{", "a ", "}", 1), complex);
     refused("aliases", &flood("{ z {", "a:b ", "} }", 3), complex);
@@ -260,16 +260,16 @@ fn floods_are_refused() {
     refused("2,700 arguments", &format!("{{ a({}) }}", "b:1,".repeat(2_700)), large);
     refused("spreads", &flood("{ z {", "...F", "} } fragment F on T { a }", 2), complex);
     let operations: String = (0..300).map(|i| format!("query Q{i} {{ a }} ")).collect();
-    refused("operations", &operations, RefusalCode::OperationNameRequired);
+    refused("operations", &operations, Code::OperationNameRequired);
     let fragments: String = (0..200).map(|i| format!("fragment F{i} on T {{ a }} ")).collect();
     refused("fragments", &format!("{{ a }} {fragments}"), complex);
-    refused("commas", &",".repeat(16_384), RefusalCode::ParseFailed);
+    refused("commas", &",".repeat(16_384), Code::ParseFailed);
     refused("dollars", &"$".repeat(16_384), large);
 }
 
 #[test]
 fn pages_of_pages_are_refused() {
-    let complex = RefusalCode::DocumentTooComplex;
+    let complex = Code::DocumentTooComplex;
     let open = "a(first: 100) { edges { node { ".repeat(4);
     let nested = format!("{{ {open} id {} }}", "} } }".repeat(4));
     refused("pages of pages", &nested, complex);
@@ -283,8 +283,8 @@ fn pages_of_pages_are_refused() {
 
 #[test]
 fn numbers_and_strings_are_bounded() {
-    let parse = RefusalCode::ParseFailed;
-    let large = RefusalCode::DocumentTooLarge;
+    let parse = Code::ParseFailed;
+    let large = Code::DocumentTooLarge;
     let argument = |value: &str| format!("{{ a(b: {value}) }}");
     refused("number of 16,000 digits", &argument(&"9".repeat(16_000)), large);
     refused("fraction of 16,000 digits", &argument(&format!("0.{}", "1".repeat(16_000))), large);
@@ -351,7 +351,7 @@ fn the_parser_does_not_look_back_far() {
 
 #[test]
 fn variables_are_bounded() {
-    let large = RefusalCode::VariablesTooLarge;
+    let large = Code::VariablesTooLarge;
     let nested = (0..120).fold(json!(1), |value, _| json!({ "a": value }));
     refused_with("deep variables", "{ a }", &json!({ "v": nested }), large);
     refused_with("a million variables", "{ a }", &json!({ "v": vec![1; 1_000_000] }), large);

@@ -139,44 +139,11 @@ pub struct Admitted {
     pub introspection: bool,
 }
 
-/// Why a request is refused, in words a client's program can compare.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RefusalCode {
-    /// The document has too many bytes, tokens or open brackets, or too long a name or number.
-    DocumentTooLarge,
-    /// The document is not GraphQL.
-    ParseFailed,
-    /// The document asks for too much.
-    DocumentTooComplex,
-    /// A fragment spreads itself.
-    ValidationFailed,
-    /// The variables have too many values or nest too deeply.
-    VariablesTooLarge,
-    /// No operation has the requested name.
-    OperationNotFound,
-    /// There are several operations and no name to choose one by.
-    OperationNameRequired,
-}
-
-impl From<RefusalCode> for Code {
-    fn from(code: RefusalCode) -> Self {
-        match code {
-            RefusalCode::DocumentTooLarge => Self::DocumentTooLarge,
-            RefusalCode::ParseFailed => Self::ParseFailed,
-            RefusalCode::DocumentTooComplex => Self::DocumentTooComplex,
-            RefusalCode::ValidationFailed => Self::ValidationFailed,
-            RefusalCode::VariablesTooLarge => Self::VariablesTooLarge,
-            RefusalCode::OperationNotFound => Self::OperationNotFound,
-            RefusalCode::OperationNameRequired => Self::OperationNameRequired,
-        }
-    }
-}
-
 /// A refused request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
     /// Why, for programs.
-    pub code: RefusalCode,
+    pub code: Code,
     /// Why, for people, in at most 200 characters. Quotes no more of the request than a name.
     pub message: String,
     /// Where in the document, as line and column counted from one.
@@ -187,7 +154,7 @@ pub struct Refusal {
 const MESSAGE_CHARACTERS: usize = 200;
 
 impl Refusal {
-    fn new(code: RefusalCode, message: impl Into<String>) -> Self {
+    fn new(code: Code, message: impl Into<String>) -> Self {
         let mut message: String = message.into();
         if let Some((end, _)) = message.char_indices().nth(MESSAGE_CHARACTERS) {
             message.truncate(end);
@@ -213,7 +180,7 @@ impl std::error::Error for Refusal {}
 pub fn read(document: &str, limits: &Limits) -> Result<ExecutableDocument, Refusal> {
     if document.len() > limits.document_bytes {
         let message = format!("The document is too long: at most {} bytes are allowed", limits.document_bytes);
-        return Err(Refusal::new(RefusalCode::DocumentTooLarge, message));
+        return Err(Refusal::new(Code::DocumentTooLarge, message));
     }
     scan::scan(document, limits)?;
     parse_query(document).map_err(syntax_error)
@@ -263,7 +230,7 @@ fn choose<'a>(
     match (name, candidates.next()) {
         (None, Some((name, only))) if candidates.next().is_none() => Ok((name.map(ToString::to_string), &only.node)),
         (None, _) => Err(Refusal::new(
-            RefusalCode::OperationNameRequired,
+            Code::OperationNameRequired,
             "The document has several operations: choose one with operationName",
         )),
         (Some(wanted), _) => operations
@@ -271,7 +238,7 @@ fn choose<'a>(
             .find(|(name, _)| name.is_some_and(|name| name.as_str() == wanted))
             .map(|(_, found)| (Some(wanted.to_owned()), &found.node))
             .ok_or_else(|| {
-                Refusal::new(RefusalCode::OperationNotFound, "The document has no operation with this operationName")
+                Refusal::new(Code::OperationNotFound, "The document has no operation with this operationName")
             }),
     }
 }
@@ -288,7 +255,7 @@ fn syntax_error(error: Error) -> Refusal {
         }
         other => other.to_string(),
     };
-    let refusal = Refusal::new(RefusalCode::ParseFailed, message);
+    let refusal = Refusal::new(Code::ParseFailed, message);
     match error.positions().next() {
         Some(position) => refusal.at((position.line, position.column)),
         None => refusal,
@@ -299,7 +266,7 @@ fn syntax_error(error: Error) -> Refusal {
 fn check_variables(variables: &Map<String, Value>, limits: &Limits) -> Result<(), Refusal> {
     let too_large = |what, limit| {
         let message = format!("The variables have too many {what}: at most {limit} are allowed");
-        Err(Refusal::new(RefusalCode::VariablesTooLarge, message))
+        Err(Refusal::new(Code::VariablesTooLarge, message))
     };
     let mut values = variables.len();
     // A stack of its own instead of recursion, and never longer than the limit on values.

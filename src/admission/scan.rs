@@ -10,7 +10,8 @@
 //! The parser is laxer in places (`01` is two numbers to it, `truefalse` two booleans), but it ends
 //! strings and comments where this pass does, and so can never see a bracket that was not counted.
 
-use super::{Limits, Refusal, RefusalCode};
+use super::{Limits, Refusal};
+use crate::error::Code;
 
 /// The widest `Limits::nesting` the scan can keep track of, whatever is configured.
 const NESTING_CEILING: usize = 64;
@@ -246,14 +247,14 @@ impl Scanner<'_> {
     }
 
     fn malformed(&self, message: impl Into<String>) -> Refusal {
-        self.refusal(RefusalCode::ParseFailed, message)
+        self.refusal(Code::ParseFailed, message)
     }
 
     fn too_large(&self, message: impl Into<String>) -> Refusal {
-        self.refusal(RefusalCode::DocumentTooLarge, message)
+        self.refusal(Code::DocumentTooLarge, message)
     }
 
-    fn refusal(&self, code: RefusalCode, message: impl Into<String>) -> Refusal {
+    fn refusal(&self, code: Code, message: impl Into<String>) -> Refusal {
         Refusal::new(code, message).at(location(self.source, self.at))
     }
 }

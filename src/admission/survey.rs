@@ -25,7 +25,8 @@ use async_graphql::{
 use async_graphql_value::Value as Input;
 use serde_json::{Map, Number, Value};
 
-use super::{Limits, Refusal, RefusalCode};
+use super::{Limits, Refusal};
+use crate::error::Code;
 
 /// The lists of the introspection schema.
 const INTROSPECTION_LISTS: [&str; 8] =
@@ -344,7 +345,7 @@ fn cycle(blocked: &[Fragment<'_>], names: &HashSet<&str>) -> Refusal {
     }
     let (name, pos) = last.unwrap_or_default();
     let message = format!("The fragment \"{name}\" spreads itself");
-    Refusal::new(RefusalCode::ValidationFailed, message).at((pos.line, pos.column))
+    Refusal::new(Code::ValidationFailed, message).at((pos.line, pos.column))
 }
 
 /// How many nodes the connections and lists of ids of the chosen operation are asked for.
@@ -425,7 +426,7 @@ fn at_most<N: PartialOrd + fmt::Display>(limit: N, found: N, what: &str, pos: Op
         return Ok(());
     }
     let message = format!("Too many {what}: at most {limit} are allowed");
-    let refusal = Refusal::new(RefusalCode::DocumentTooComplex, message);
+    let refusal = Refusal::new(Code::DocumentTooComplex, message);
     Err(match pos {
         Some(pos) => refusal.at((pos.line, pos.column)),
         None => refusal,

@@ -51,7 +51,7 @@ mod operations {
 
     const TWO: &str = "query A { a } mutation B { b }";
 
-    fn choose(document: &str, name: Option<&str>) -> Result<Admitted, RefusalCode> {
+    fn choose(document: &str, name: Option<&str>) -> Result<Admitted, Code> {
         admit(document, name, &Map::new(), &Limits::default()).map_err(|refusal| refusal.code)
     }
 
@@ -74,14 +74,14 @@ mod operations {
 
     #[test]
     fn a_name_must_exist() {
-        assert_eq!(choose(TWO, Some("C")).err(), Some(RefusalCode::OperationNotFound));
-        assert_eq!(choose("{ a }", Some("C")).err(), Some(RefusalCode::OperationNotFound));
+        assert_eq!(choose(TWO, Some("C")).err(), Some(Code::OperationNotFound));
+        assert_eq!(choose("{ a }", Some("C")).err(), Some(Code::OperationNotFound));
     }
 
     #[test]
     fn several_need_a_name() {
-        assert_eq!(choose(TWO, None).err(), Some(RefusalCode::OperationNameRequired));
-        assert_eq!(choose(TWO, Some("")).err(), Some(RefusalCode::OperationNameRequired));
+        assert_eq!(choose(TWO, None).err(), Some(Code::OperationNameRequired));
+        assert_eq!(choose(TWO, Some("")).err(), Some(Code::OperationNameRequired));
     }
 }
 
@@ -89,7 +89,7 @@ mod lexical {
     use super::*;
 
     /// The code, message and location of a refusal by the scan.
-    fn scanned(document: &str) -> (RefusalCode, String, Option<(usize, usize)>) {
+    fn scanned(document: &str) -> (Code, String, Option<(usize, usize)>) {
         match scan::scan(document, &Limits::default()) {
             Ok(()) => panic!("passes the scan: {document}"),
             Err(refusal) => (refusal.code, refusal.message, refusal.location),
@@ -113,7 +113,7 @@ mod lexical {
 
     #[test]
     fn brackets_match() {
-        let parse = RefusalCode::ParseFailed;
+        let parse = Code::ParseFailed;
         assert_eq!(scanned("{ a "), (parse, "Expected \"}\"".into(), Some((1, 5))));
         assert_eq!(scanned("{ a(b: [1) }"), (parse, "Unexpected \")\"".into(), Some((1, 10))));
         assert_eq!(scanned("{ a }\n }"), (parse, "Unexpected \"}\"".into(), Some((2, 2))));
@@ -124,8 +124,8 @@ mod lexical {
         let lists = |n: usize| format!("{{ a(b: {}{}) }}", "[".repeat(n - 2), "]".repeat(n - 2));
         admitted(&lists(32));
         let refusal = refused(&lists(33));
-        assert_eq!(refusal.code, RefusalCode::DocumentTooLarge);
-        assert_eq!(Code::from(refusal.code).status(), 400);
+        assert_eq!(refusal.code, Code::DocumentTooLarge);
+        assert_eq!(refusal.code.status(), 400);
         assert_eq!(refusal.location, Some((1, 38)));
     }
 
@@ -133,7 +133,7 @@ mod lexical {
     fn comments_end_with_their_line() {
         for end in ["\n", "\r", "\r\n"] {
             let document = format!("{{ a(b: # {end} {}) }}", "[".repeat(100));
-            assert_eq!(scanned(&document).0, RefusalCode::DocumentTooLarge);
+            assert_eq!(scanned(&document).0, Code::DocumentTooLarge);
         }
     }
 
@@ -153,7 +153,7 @@ mod lexical {
             "{ a(b: \"\"\"x\"\") }",
             "{ a(b: \"\"\"x\\\"\"\") }",
         ] {
-            let expected = (RefusalCode::ParseFailed, "Unterminated string".into(), Some((1, 8)));
+            let expected = (Code::ParseFailed, "Unterminated string".into(), Some((1, 8)));
             assert_eq!(scanned(document), expected);
         }
     }
@@ -164,7 +164,7 @@ mod lexical {
             admitted(&format!("{{ a(b: {number}) }}"));
         }
         for number in ["01", "-", "1.", ".5", "1e", "1e+", "0x1F", "1_000", "1.2.3", "+1", "00"] {
-            assert_eq!(refused(&format!("{{ a(b: {number}) }}")).code, RefusalCode::ParseFailed);
+            assert_eq!(refused(&format!("{{ a(b: {number}) }}")).code, Code::ParseFailed);
         }
     }
 
@@ -173,9 +173,9 @@ mod lexical {
         admitted(&format!("{{ a(b: {}) }}", "9".repeat(300)));
         admitted(&format!("{{ {} }}", "a".repeat(128)));
         let number = scanned(&format!("{{ a(b: {}) }}", "9".repeat(401)));
-        assert_eq!((number.0, number.2), (RefusalCode::DocumentTooLarge, Some((1, 8))));
+        assert_eq!((number.0, number.2), (Code::DocumentTooLarge, Some((1, 8))));
         let name = scanned(&format!("{{ {} }}", "a".repeat(129)));
-        assert_eq!((name.0, name.2), (RefusalCode::DocumentTooLarge, Some((1, 3))));
+        assert_eq!((name.0, name.2), (Code::DocumentTooLarge, Some((1, 3))));
         // The parser knows the rest: these are no doubles.
         for number in ["9".repeat(310), "1e309".to_owned(), "-1e999999999999999".to_owned()] {
             let refusal = refused(&format!("{{ a(b: {number}) }}"));
@@ -186,7 +186,7 @@ mod lexical {
 
     #[test]
     fn characters_outside_the_grammar_are_named() {
-        let parse = RefusalCode::ParseFailed;
+        let parse = Code::ParseFailed;
         assert_eq!(scanned("{ a % }"), (parse, "Unexpected \"%\"".into(), Some((1, 5))));
         assert_eq!(scanned("{ é }"), (parse, "Unexpected character U+00E9".into(), Some((1, 3))));
         assert_eq!(scanned("#é\r\n\0"), (parse, "Unexpected character U+0000".into(), Some((2, 1))));
@@ -199,14 +199,14 @@ mod lexical {
         assert_eq!(fields(333).len(), 333 * 6 + 4);
         admitted(&format!("{{ a }}{}", " ,\n".repeat(5_000)));
         assert!(scan::scan(&fields(333), &Limits::default()).is_ok());
-        assert_eq!(scanned(&fields(334)).0, RefusalCode::DocumentTooLarge);
+        assert_eq!(scanned(&fields(334)).0, Code::DocumentTooLarge);
     }
 
     #[test]
     fn bytes_are_counted() {
         let padded = |n: usize| format!("{{ a }}{}", " ".repeat(n - 5));
         admitted(&padded(16 * 1024));
-        assert_eq!(refused(&padded(16 * 1024 + 1)).code, RefusalCode::DocumentTooLarge);
+        assert_eq!(refused(&padded(16 * 1024 + 1)).code, Code::DocumentTooLarge);
     }
 
     #[test]
@@ -214,7 +214,7 @@ mod lexical {
         let limits = Limits { nesting: usize::MAX, ..Limits::default() };
         let document = format!("{{ a(b: {}{}) }}", "[".repeat(63), "]".repeat(63));
         let refusal = admit(&document, None, &Map::new(), &limits).expect_err("65 brackets");
-        assert_eq!(refusal.code, RefusalCode::DocumentTooLarge);
+        assert_eq!(refusal.code, Code::DocumentTooLarge);
     }
 }
 
@@ -224,7 +224,7 @@ mod syntax {
     #[test]
     fn messages_say_what_was_expected_and_quote_nothing() {
         let refusal = refused("{ a(secret) }");
-        assert_eq!(Code::from(refusal.code).as_str(), "GRAPHQL_PARSE_FAILED");
+        assert_eq!(refusal.code.as_str(), "GRAPHQL_PARSE_FAILED");
         assert_eq!(refusal.location, Some((1, 5)));
         assert!(refusal.message.starts_with("Syntax error: expected"), "{refusal}");
         assert!(!refusal.message.contains("secret"), "{refusal}");
@@ -246,14 +246,14 @@ mod syntax {
             "{ a } query A { b }",
             "{ a } fragment F on T { a } fragment F on T { a }",
         ] {
-            assert_eq!(refused(document).code, RefusalCode::ParseFailed);
+            assert_eq!(refused(document).code, Code::ParseFailed);
         }
     }
 
     #[test]
     fn messages_are_short() {
         let long = "é".repeat(300);
-        let refusal = Refusal::new(RefusalCode::ParseFailed, long);
+        let refusal = Refusal::new(Code::ParseFailed, long);
         assert_eq!(refusal.message.chars().count(), 200);
     }
 }
@@ -266,8 +266,8 @@ mod limits {
         admitted(&document(most));
         let refusal = refused(&document(most + 1));
         assert_eq!(refusal.message, message);
-        assert_eq!(refusal.code, RefusalCode::DocumentTooComplex);
-        assert_eq!(Code::from(refusal.code).status(), 422);
+        assert_eq!(refusal.code, Code::DocumentTooComplex);
+        assert_eq!(refusal.code.status(), 422);
     }
 
     fn numbered(n: usize, item: impl Fn(usize) -> String) -> String {
@@ -407,7 +407,7 @@ mod limits {
     fn variables_json() {
         let refused = |variables| {
             let refusal = with_variables("{ a }", variables).expect_err("variables too large");
-            assert_eq!((refusal.code, Code::from(refusal.code).status()), (RefusalCode::VariablesTooLarge, 400));
+            assert_eq!((refusal.code, refusal.code.status()), (Code::VariablesTooLarge, 400));
         };
         let nested = |n: usize| (0..n).fold(json!(1), |value, _| json!([value]));
         assert!(with_variables("{ a }", json!({ "v": nested(31) })).is_ok());
@@ -426,7 +426,7 @@ mod cycles {
     fn cyclic(document: &str, name: &str, location: (usize, usize)) {
         let refusal = refused(document);
         assert_eq!(refusal.message, format!("The fragment \"{name}\" spreads itself"));
-        assert_eq!(Code::from(refusal.code).as_str(), "GRAPHQL_VALIDATION_FAILED");
+        assert_eq!(refusal.code.as_str(), "GRAPHQL_VALIDATION_FAILED");
         assert_eq!(refusal.location, Some(location));
     }
 
@@ -489,7 +489,7 @@ mod pages {
         let limits = Limits { nodes: 6, ..Limits::default() };
         let chosen = |name| admit(document, Some(name), &Map::new(), &limits);
         assert_eq!(chosen("A").expect("few nodes").nodes, 6);
-        assert_eq!(chosen("B").expect_err("many nodes").code, RefusalCode::DocumentTooComplex);
+        assert_eq!(chosen("B").expect_err("many nodes").code, Code::DocumentTooComplex);
     }
 
     #[test]

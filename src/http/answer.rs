@@ -49,7 +49,7 @@ impl From<Error> for Refused {
 
 impl From<Refusal> for Refused {
     fn from(refusal: Refusal) -> Self {
-        Self { position: refusal.location, ..Self::new(refusal.code.into(), refusal.message) }
+        Self { position: refusal.location, ..Self::new(refusal.code, refusal.message) }
     }
 }
 
