@@ -3,12 +3,11 @@
 //!
 //! async-graphql since 7.1 leaves a field that failed out of its object, whatever its type, and writes fields in the
 //! order in which they happened to be resolved. Its errors carry their paths, which is enough to put both right here.
-//! And it writes an object of which nothing is selected, because no fragment fits its type, as null; that can be put
-//! right only where the type allows no null.
 
 use std::collections::HashMap;
 
 use async_graphql::indexmap::IndexMap;
+use async_graphql::indexmap::map::Entry;
 use async_graphql::parser::types::{
     BaseType, DocumentOperations, ExecutableDocument, OperationDefinition, OperationType, Selection, SelectionSet,
     Type, TypeKind, TypeSystemDefinition,
@@ -17,8 +16,14 @@ use async_graphql::{Name, PathSegment, Response, Value};
 
 use super::Manner;
 
-/// The types of all fields of the schema.
-pub struct Shape(HashMap<Name, HashMap<Name, Type>>);
+/// The types of the schema that have fields.
+pub struct Shape(HashMap<Name, Kind>);
+
+struct Kind {
+    fields: HashMap<Name, Type>,
+    /// What it implements, if it is the type of objects.
+    interfaces: Option<Vec<Name>>,
+}
 
 impl Shape {
     /// Reads the types from the schema's own SDL.
@@ -28,24 +33,36 @@ impl Shape {
         let types = document.into_iter().filter_map(|definition| {
             let TypeSystemDefinition::Type(definition) = definition else { return None };
             let definition = definition.node;
-            let fields = match definition.kind {
-                TypeKind::Object(object) => object.fields,
-                TypeKind::Interface(interface) => interface.fields,
+            let (fields, interfaces) = match definition.kind {
+                TypeKind::Object(object) => (object.fields, Some(object.implements)),
+                TypeKind::Interface(interface) => (interface.fields, None),
                 _ => return None,
             };
             let fields = fields.into_iter().map(|field| (field.node.name.node, field.node.ty.node)).collect();
-            Some((definition.name.node, fields))
+            let interfaces = interfaces.map(|names| names.into_iter().map(|name| name.node).collect());
+            Some((definition.name.node, Kind { fields, interfaces }))
         });
         Self(types.collect())
     }
 
-    fn field(&self, parent: &str, name: &str) -> Option<&Type> {
-        self.0.get(parent)?.get(name)
+    pub(super) fn field(&self, parent: &str, name: &str) -> Option<&Type> {
+        self.0.get(parent)?.fields.get(name)
     }
 
-    /// What the answer to an operation of the document has to look like, whose fields are those of this type.
-    pub fn plan<'a>(&'a self, document: &'a ExecutableDocument, operation: Option<&str>, root: &'a str) -> Plan<'a> {
-        let set = chosen(document, operation).map(|operation| (root, &operation.selection_set.node));
+    /// The type of what a field yields, in any lists; of introspection, which the SDL does not have, nothing.
+    pub(super) fn kind(&self, parent: &str, name: &str) -> &str {
+        self.field(parent, name).map_or("", |ty| named(&ty.base))
+    }
+
+    /// Whether whatever is of this type is of that one too.
+    pub(super) fn is_always(&self, name: &str, other: &str) -> bool {
+        let implements = |kind: &Kind| kind.interfaces.iter().flatten().any(|interface| interface == other);
+        name == other || self.0.get(name).is_none_or(implements)
+    }
+
+    /// What the answer to an operation of the document has to look like.
+    pub fn plan<'a>(&'a self, document: &'a ExecutableDocument, operation: Option<&str>) -> Plan<'a> {
+        let set = chosen(document, operation).map(|operation| (root(operation.ty), &operation.selection_set.node));
         Planner { shape: self, document }.plan(set.as_slice())
     }
 }
@@ -98,8 +115,16 @@ fn place(data: &mut Value, path: &[PathSegment]) {
 /// Selection sets that apply to one object, each with the type that its fields are declared in.
 type Sets<'a> = [(&'a str, &'a SelectionSet)];
 
-/// The type of each field, by its key, and the selection sets of all places that name it.
-type Collected<'a> = IndexMap<&'a str, (Option<&'a Type>, Vec<(&'a str, &'a SelectionSet)>)>;
+/// What is selected of one object, wherever it is.
+#[derive(Default)]
+struct Collected<'a> {
+    /// The type of each field, by its key, and the selection sets of all places that name it.
+    fields: IndexMap<&'a str, (Option<&'a Type>, Vec<(&'a str, &'a SelectionSet)>)>,
+    /// Some field is selected whatever the type and the directives.
+    is_sure: bool,
+    /// Some field is selected in several places.
+    is_repeated: bool,
+}
 
 struct Planner<'a> {
     shape: &'a Shape,
@@ -108,40 +133,49 @@ struct Planner<'a> {
 
 impl<'a> Planner<'a> {
     fn plan(&self, sets: &Sets<'a>) -> Plan<'a> {
-        let mut fields = Collected::new();
+        let mut collected = Collected::default();
         for (parent, set) in sets {
-            self.collect(parent, set, &mut fields);
+            self.collect(parent, set, true, &mut collected);
         }
+        let Collected { fields, is_sure, is_repeated } = collected;
         let fields = fields.into_iter().map(|(key, (ty, sets))| {
             let plan = self.plan(&sets);
             Field { key, ty, is_merged: sets.len() > 1 || plan.is_merged(), plan }
         });
-        Plan { fields: fields.collect() }
+        let fields: Vec<Field> = fields.collect();
+        let inside = || fields.iter().all(|field| field.plan.as_written);
+        let as_written = sets.is_empty() || (is_sure && !is_repeated && inside());
+        Plan { fields, as_written }
     }
 
-    fn collect(&self, parent: &'a str, set: &'a SelectionSet, fields: &mut Collected<'a>) {
+    fn collect(&self, parent: &'a str, set: &'a SelectionSet, is_sure: bool, collected: &mut Collected<'a>) {
         for selection in &set.items {
-            match &selection.node {
+            let is_sure = is_sure && selection.node.directives().is_empty();
+            let (condition, set) = match &selection.node {
                 Selection::Field(field) => {
                     let (key, name) = (field.node.response_key().node.as_str(), field.node.name.node.as_str());
                     let ty = self.shape.field(parent, name);
-                    let (_, sets) = fields.entry(key).or_insert_with(|| (ty, Vec::new()));
+                    let place = collected.fields.entry(key);
+                    collected.is_repeated |= matches!(place, Entry::Occupied(_));
+                    let (_, sets) = place.or_insert_with(|| (ty, Vec::new()));
                     if !field.node.selection_set.node.items.is_empty() {
-                        sets.push((ty.map_or("", |ty| named(&ty.base)), &field.node.selection_set.node));
+                        sets.push((self.shape.kind(parent, name), &field.node.selection_set.node));
                     }
+                    collected.is_sure |= is_sure;
+                    continue;
                 }
                 Selection::InlineFragment(fragment) => {
-                    let condition = fragment.node.type_condition.as_ref();
-                    let parent = condition.map_or(parent, |condition| condition.node.on.node.as_str());
-                    self.collect(parent, &fragment.node.selection_set.node, fields);
+                    (fragment.node.type_condition.as_ref(), &fragment.node.selection_set.node)
                 }
                 Selection::FragmentSpread(spread) => {
-                    if let Some(fragment) = self.document.fragments.get(&spread.node.fragment_name.node) {
-                        let parent = fragment.node.type_condition.node.on.node.as_str();
-                        self.collect(parent, &fragment.node.selection_set.node, fields);
+                    match self.document.fragments.get(&spread.node.fragment_name.node) {
+                        Some(fragment) => (Some(&fragment.node.type_condition), &fragment.node.selection_set.node),
+                        None => continue,
                     }
                 }
-            }
+            };
+            let narrower = condition.map_or(parent, |condition| condition.node.on.node.as_str());
+            self.collect(narrower, set, is_sure && self.shape.is_always(parent, narrower), collected);
         }
     }
 }
@@ -149,6 +183,8 @@ impl<'a> Planner<'a> {
 /// What is selected of an object, in the order of the query. Of a scalar that is nothing.
 pub struct Plan<'a> {
     fields: Vec<Field<'a>>,
+    /// Each field is selected in one place, and of each object something, whatever the types and the directives.
+    as_written: bool,
 }
 
 struct Field<'a> {
@@ -161,11 +197,10 @@ struct Field<'a> {
 impl Plan<'_> {
     /// How the answer may be made.
     pub fn manner(&self) -> Manner {
-        Manner { by_level: !self.is_merged(), is_single: self.fields.len() == 1 }
+        Manner { by_level: !self.is_merged(), is_single: self.fields.len() == 1, as_written: self.as_written }
     }
 
-    /// Whether there is an object of which things are selected in several places: the library resolves each by itself and
-    /// puts together what comes of them.
+    /// Whether there is an object of which things are selected in several places.
     fn is_merged(&self) -> bool {
         self.fields.iter().any(|field| field.is_merged)
     }
@@ -195,7 +230,8 @@ impl Plan<'_> {
         }
         let mut completed = IndexMap::with_capacity(values.len());
         for field in &self.fields {
-            // What is absent was skipped by a directive, or is of a fragment on another type.
+            // What is absent was skipped by a directive, or is of a fragment on another type. What is there and not in
+            // the plan shows that the object is there.
             if let Some((key, value)) = values.swap_remove_entry(field.key) {
                 completed.insert(key, field.plan.value(field.ty, value)?);
             }
@@ -206,10 +242,6 @@ impl Plan<'_> {
     /// The value of a field; nothing if it is a null that the type does not allow.
     fn value(&self, ty: Option<&Type>, value: Value) -> Option<Value> {
         let completed = match value {
-            // An object of which nothing is selected.
-            Value::Null if !self.fields.is_empty() && ty.is_some_and(|ty| !ty.nullable) => {
-                Some(Value::Object(IndexMap::new()))
-            }
             Value::Null => None,
             Value::Enum(name) if name == FAILED => None,
             // Of a scalar: what is in it was not selected.
@@ -244,9 +276,10 @@ mod tests {
     use async_graphql::parser::parse_query;
     use async_graphql::{ServerError, value};
 
+    use super::super::collect::NOTHING;
     use super::*;
 
-    const SDL: &str = "type Query { user: User users: [User!]! maybe: [User] must: User! any: JSON! }
+    const SDL: &str = "type Query { named: Named user: User users: [User!]! maybe: [User] must: User! any: JSON! }
         scalar JSON
         interface Named { name: String! }
         type User implements Named { name: String! email: String boss: User }";
@@ -264,7 +297,7 @@ mod tests {
             })
             .collect();
         let document = parse_query(document).expect("a document");
-        Shape::of(SDL).plan(&document, None, "Query").complete(&mut response);
+        Shape::of(SDL).plan(&document, None).complete(&mut response);
         serde_json::to_string(&response.data).expect("JSON")
     }
 
@@ -280,7 +313,7 @@ mod tests {
         let shape = Shape::of(SDL);
         let is_merged = |text| {
             let document = parse_query(text).expect("a document");
-            shape.plan(&document, None, "Query").is_merged()
+            shape.plan(&document, None).is_merged()
         };
         assert!(!is_merged("{ user { name name ...F } users { name } } fragment F on User { email }"));
         assert!(is_merged("{ user { name } ...F } fragment F on Query { user { email } }"));
@@ -308,9 +341,27 @@ mod tests {
 
     #[test]
     fn an_object_of_which_nothing_is_selected_is_empty() {
-        let document = "{ users { ... on Other { name } } maybe { name } }";
-        let data = value!({ "users": [null, null], "maybe": [null] });
-        assert_eq!(completed(document, data, &[]), r#"{"users":[{},{}],"maybe":[null]}"#);
+        let document = "{ users { ... on Other { name } } maybe { ... on Other { name } } }";
+        let there = || Value::Object(IndexMap::from([(Name::new(NOTHING), Value::from("User"))]));
+        let data = value!({ "users": [(there()), (there())], "maybe": [null, (there())] });
+        assert_eq!(completed(document, data, &[]), r#"{"users":[{},{}],"maybe":[null,{}]}"#);
+    }
+
+    #[test]
+    fn what_may_be_nothing_is_not_executed_as_it_is_written() {
+        let shape = Shape::of(SDL);
+        let as_written = |text| {
+            let document = parse_query(text).expect("a document");
+            shape.plan(&document, None).manner().as_written
+        };
+        assert!(as_written("{ user { name email @include(if: true) ...F } } fragment F on Named { x: name }"));
+        assert!(as_written("{ __schema { types { ...F } } } fragment F on __Type { name }"));
+        assert!(!as_written("{ user { name @include(if: true) } }"));
+        assert!(!as_written("{ must { boss { ... on Named @skip(if: true) { name } } } }"));
+        assert!(!as_written("{ named { ... on User { name } } }"));
+        assert!(!as_written("{ user @skip(if: true) { name } }"));
+        assert!(!as_written("{ user { name } user { email } }"));
+        assert!(!as_written("{ user { name ... { name } } }"));
     }
 
     #[test]

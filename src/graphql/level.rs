@@ -12,24 +12,21 @@
 //! counted before it is copied.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
 use std::future::ready;
 use std::ops::Range;
 
 use async_graphql::parser::types::{
-    Directive, ExecutableDocument, Field, FragmentDefinition, InlineFragment, OperationDefinition, Selection,
-    SelectionSet,
+    ExecutableDocument, Field, InlineFragment, OperationDefinition, Selection, SelectionSet,
 };
 use async_graphql::registry::Registry;
 use async_graphql::{
-    Context, ContextBase, ContextSelectionSet, InputType, Name, OutputType, Pos, Positioned, ServerResult, Value,
-    Variables,
+    Context, ContextBase, ContextSelectionSet, InputType, OutputType, Pos, Positioned, ServerResult, Value, Variables,
 };
-use async_graphql_value::Value as Input;
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, try_join_all};
 
 use super::Caller;
+use super::collect::{NOTHING, Names};
 use super::json::{self, Json};
 use super::loader::Load;
 use crate::error::{Error, Result};
@@ -144,45 +141,8 @@ impl Texts {
     }
 }
 
-/// What the names in an operation stand for.
-#[derive(Clone, Copy)]
-struct Names<'a> {
-    operation: &'a OperationDefinition,
-    fragments: &'a HashMap<Name, Positioned<FragmentDefinition>>,
-    variables: &'a Variables,
-}
-
-impl<'a> Names<'a> {
-    fn of<T>(ctx: &ContextBase<'a, T>) -> Self {
-        let env = ctx.query_env;
-        Self { operation: &env.operation.node, fragments: &env.fragments, variables: &env.variables }
-    }
-
-    /// The value of an argument with its variables filled in.
-    fn value(self, argument: &Input) -> Option<Value> {
-        let variable = |name: Name| {
-            let mut definitions = self.operation.variable_definitions.iter();
-            let definition = &definitions.find(|definition| definition.node.name.node == name).ok_or(())?.node;
-            self.variables.get(&name).or_else(|| definition.default_value()).cloned().ok_or(())
-        };
-        argument.clone().into_const_with(variable).ok()
-    }
-
-    /// Whether `@skip` and `@include` leave what they are on; nothing if that cannot be told.
-    fn leave(self, directives: &[Positioned<Directive>]) -> Option<bool> {
-        for directive in directives {
-            let (name, condition) = (directive.node.name.node.as_str(), directive.node.get_argument("if"));
-            let without = match name {
-                "skip" => true,
-                "include" => false,
-                _ => continue,
-            };
-            if self.value(&condition?.node)? == Value::Boolean(without) {
-                return Some(false);
-            }
-        }
-        Some(true)
-    }
+fn names<'a, T>(ctx: &ContextBase<'a, T>) -> Names<'a> {
+    Names { fragments: &ctx.query_env.fragments, variables: &ctx.query_env.variables }
 }
 
 /// A field as it is selected.
@@ -195,7 +155,7 @@ pub struct Selected<'a> {
 impl<'a> Selected<'a> {
     /// The field that is resolved.
     pub fn of(ctx: &Context<'a>) -> Self {
-        Self { names: Names::of(ctx), field: ctx.item }
+        Self { names: names(ctx), field: ctx.item }
     }
 
     /// The field of an operation that has one alone.
@@ -204,10 +164,10 @@ impl<'a> Selected<'a> {
         operation: &'a OperationDefinition,
         variables: &'a Variables,
     ) -> Option<Self> {
-        let names = Names { operation, fragments: &document.fragments, variables };
+        let names = Names { fragments: &document.fragments, variables };
         match operation.selection_set.node.items.as_slice() {
             [Positioned { node: Selection::Field(field), .. }] => {
-                names.leave(&field.node.directives)?.then_some(Self { names, field })
+                names.leave(&field.node.directives).then_some(Self { names, field })
             }
             _ => None,
         }
@@ -234,11 +194,8 @@ impl<'a> Selected<'a> {
 
     /// The value of an argument; nothing if it is not one, which is the library's to tell.
     pub fn argument<T: InputType>(&self, name: &str) -> Option<T> {
-        let value = match self.field.node.get_argument(name) {
-            Some(argument) => Some(self.names.value(&argument.node)?),
-            None => None,
-        };
-        T::parse(value).ok()
+        let argument = self.field.node.get_argument(name);
+        T::parse(argument.and_then(|argument| self.names.value(&argument.node))).ok()
     }
 
     /// Whether this holds for every field that may be selected of what it yields, whatever type a fragment is of.
@@ -456,15 +413,14 @@ impl<'a, T: Level> Plan<'a, T> {
     fn of(names: Names<'a>, set: &'a SelectionSet) -> Option<Self> {
         let mut plan = Self { steps: Vec::new() };
         plan.add(names, set)?;
-        // An object of which nothing is selected, because no fragment is of its type.
-        (!plan.steps.is_empty()).then_some(plan)
+        Some(plan)
     }
 
     fn add(&mut self, names: Names<'a>, set: &'a SelectionSet) -> Option<()> {
         for selection in &set.items {
             let (directives, condition, set) = match &selection.node {
                 Selection::Field(field) => {
-                    if names.leave(&field.node.directives)? {
+                    if names.leave(&field.node.directives) && field.node.response_key().node != NOTHING {
                         self.add_field(Selected { names, field })?;
                     }
                     continue;
@@ -482,7 +438,7 @@ impl<'a, T: Level> Plan<'a, T> {
                 let wanted = condition.node.on.node.as_str();
                 wanted == T::type_name() || (T::IS_NODE && wanted == "Node")
             });
-            if applies && names.leave(directives)? {
+            if applies && names.leave(directives) {
                 self.add(names, &set.node)?;
             }
         }
@@ -559,7 +515,7 @@ impl<T: Level> OutputType for ByLevel<T> {
     async fn resolve(&self, ctx: &ContextSelectionSet<'_>, field: &Positioned<Field>) -> ServerResult<Value> {
         let caller: &Caller = ctx.data_unchecked();
         if caller.manner().by_level
-            && let Some(plan) = Plan::<T>::of(Names::of(ctx), &ctx.item.node)
+            && let Some(plan) = Plan::<T>::of(names(ctx), &ctx.item.node)
         {
             match plan.resolve(std::slice::from_ref(&self.0), caller).await {
                 Ok(texts) => return Ok(Value::Binary(texts.answered().into())),

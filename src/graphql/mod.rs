@@ -2,6 +2,7 @@
 //!
 //! Resolvers say what a client may ask and parse it into values; queries, rules and rights are in `store` and `access`.
 
+pub mod collect;
 pub mod comment;
 pub mod complete;
 pub mod connection;
@@ -164,6 +165,8 @@ pub struct Manner {
     pub by_level: bool,
     /// There is one root field.
     pub is_single: bool,
+    /// With a value for each variable, there is nothing to [`collect`].
+    pub as_written: bool,
 }
 
 impl Caller {

@@ -2,17 +2,18 @@
 //!
 //! The library validates an operation each time, which of a short one is a tenth of all there is to do. But what is valid
 //! hangs on the words, the operation and the kinds of the variables' values alone: what was valid is not validated again.
+//! How an operation is answered hangs on its words alone, and is looked at once.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt::Write;
 use std::ops::Deref;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use async_graphql::parser::types::{BaseType, ExecutableDocument};
 use async_graphql::{Value, Variables};
 
 use crate::graphql::Manner;
-use crate::graphql::complete::chosen;
+use crate::graphql::complete::{Shape, chosen};
 
 /// So many forms of a document are remembered, and none that is longer than so many bytes.
 const FORMS: usize = 16;
@@ -22,7 +23,9 @@ const LONG: usize = 128;
 #[derive(Debug)]
 pub struct Document {
     read: ExecutableDocument,
-    valid: Mutex<HashMap<Form, Manner>>,
+    /// How each of its operations is answered, by its name.
+    manners: HashMap<String, OnceLock<Manner>>,
+    valid: Mutex<HashSet<Form>>,
 }
 
 /// Which operation of a document, and what of its variables decides whether it is valid.
@@ -31,7 +34,9 @@ pub struct Form(String);
 
 impl From<ExecutableDocument> for Document {
     fn from(read: ExecutableDocument) -> Self {
-        Self { read, valid: Mutex::default() }
+        let names = read.operations.iter().map(|(name, _)| name.map_or("", |name| name.as_str()).to_owned());
+        let manners = names.map(|name| (name, OnceLock::new())).collect();
+        Self { read, manners, valid: Mutex::default() }
     }
 }
 
@@ -74,20 +79,26 @@ impl Document {
         (form.len() <= LONG).then_some(Form(form))
     }
 
-    /// How an operation of this form is answered, if it is known to be valid.
-    pub fn known(&self, form: &Form) -> Option<Manner> {
-        self.lock().get(form).copied()
+    /// How an operation is answered.
+    pub fn manner(&self, name: Option<&str>, shape: &Shape) -> Manner {
+        let Some(place) = self.manners.get(name.unwrap_or_default()) else { return Manner::default() };
+        *place.get_or_init(|| shape.plan(&self.read, name).manner())
+    }
+
+    /// Whether an operation of this form is known to be valid.
+    pub fn is_known(&self, form: &Form) -> bool {
+        self.lock().contains(form)
     }
 
     /// An operation of this form was executed.
-    pub fn remember(&self, form: Form, manner: Manner) {
+    pub fn remember(&self, form: Form) {
         let mut valid = self.lock();
         if valid.len() < FORMS {
-            valid.insert(form, manner);
+            valid.insert(form);
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<Form, Manner>> {
+    fn lock(&self) -> MutexGuard<'_, HashSet<Form>> {
         self.valid.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -129,7 +140,7 @@ mod tests {
     fn so_many_forms_are_remembered() {
         let document = Document::from(parse_query("query ($t: S) { a }").expect("a document"));
         let form = |number: usize| document.form(None, &Variables::from_json(json!({ "t": number }))).expect("a form");
-        (0..=FORMS).for_each(|number| document.remember(form(number), Manner::default()));
-        assert!(document.known(&form(FORMS - 1)).is_some() && document.known(&form(FORMS)).is_none());
+        (0..=FORMS).for_each(|number| document.remember(form(number)));
+        assert!(document.is_known(&form(FORMS - 1)) && !document.is_known(&form(FORMS)));
     }
 }

@@ -5,8 +5,11 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use async_graphql::parser::types::{ExecutableDocument, OperationType};
-use async_graphql::{Response, Variables};
+use async_graphql::parser::types::{
+    Directive, DocumentOperations, ExecutableDocument, InlineFragment, OperationType, Selection, SelectionSet,
+};
+use async_graphql::{Name, Positioned, Request, Response, Variables};
+use async_graphql_value::Value as Literal;
 use axum::extract::FromRef;
 use futures_util::FutureExt;
 use serde_json::{Map, Value};
@@ -23,10 +26,11 @@ use crate::App;
 use crate::access::Viewer;
 use crate::admission::{self, Admitted};
 use crate::error::{Code, Error};
-use crate::graphql::complete::{Shape, root};
+use crate::graphql::collect::{collected, defaulted, has_values};
+use crate::graphql::complete::{Shape, chosen};
 use crate::graphql::deprecation::{Deprecation, Deprecations};
 use crate::graphql::rate_limit::Spent;
-use crate::graphql::{Caller, Schema, direct, event};
+use crate::graphql::{Caller, Manner, Schema, direct, event};
 use crate::limits::{Door as Limited, Who};
 use crate::metrics::Executed;
 
@@ -83,7 +87,7 @@ pub struct Door {
     /// The schema.
     pub schema: Schema,
     /// The same, for what is known to be valid.
-    unchecked: Schema,
+    pub(super) unchecked: Schema,
     /// What a document may cost.
     pub limits: Arc<admission::Limits>,
     /// The types of the schema, to complete answers by.
@@ -115,9 +119,11 @@ pub struct Operation {
     /// What it costs, and what that leaves.
     pub spent: Spent,
     pub(super) document: Arc<Document>,
+    /// How it is answered.
+    pub(super) manner: Manner,
     /// What it uses that is going to be removed.
     pub(super) deprecations: Arc<[Deprecation]>,
-    pub(super) request: async_graphql::Request,
+    pub(super) request: Request,
     /// The words, for subscriptions: who asks the same is told the same.
     pub(super) query: String,
     /// Whether it exports an account.
@@ -169,11 +175,12 @@ impl Door {
         if let Some(hash) = hash {
             self.documents.remember(&hash, &query);
         }
-        let Admitted { operation: kind, name, root_fields, cost, export, introspection, .. } = admitted;
+        let Admitted { operation: kind, name, cost, export, introspection, .. } = admitted;
         if introspection && !self.app.config.introspection {
             return Err(Refused::new(Code::ValidationFailed, "The schema cannot be asked for on this server."));
         }
-        if kind == OperationType::Subscription && root_fields != 1 {
+        let manner = document.manner(name.as_deref(), &self.shape);
+        if kind == OperationType::Subscription && !manner.is_single {
             return Err(Refused::new(Code::ValidationFailed, "A subscription must have one root field."));
         }
         required(&document, name.as_deref(), &words.variables)?;
@@ -181,12 +188,15 @@ impl Door {
         if let Some(name) = &name {
             tracing::Span::current().record("operation", name.chars().take(80).collect::<String>());
         }
-        let mut request = async_graphql::Request::new(String::new());
+        let mut request = Request::new(String::new());
         request.operation_name.clone_from(&name);
         request.variables = Variables::from_json(Value::Object(words.variables));
+        if let Some(operation) = chosen(&document, name.as_deref()) {
+            defaulted(&mut request.variables, operation);
+        }
         let spent = Spent { cost, standing: None };
         let deprecations = self.deprecations.used(&document, name.as_deref(), &request.variables);
-        Ok(Operation { kind, spent, document, deprecations, request, query, export })
+        Ok(Operation { kind, spent, document, manner, deprecations, request, query, export })
     }
 
     /// Reads a document, or finds it among those that were read lately.
@@ -201,28 +211,38 @@ impl Door {
 
     /// Executes a query or a mutation. Whoever stops waiting does not stop a mutation: it runs in a task of its own.
     pub async fn execute(&self, operation: Operation, viewer: Option<Viewer>, request_id: &str) -> Answer {
-        let Operation { kind, spent, document, deprecations, mut request, export, .. } = operation;
+        let Operation { kind, spent, document, manner, deprecations, mut request, export, .. } = operation;
         let Ok(export) = export.then(|| Arc::clone(&self.exports).try_acquire_owned()).transpose() else {
             return Answer::refused(Error::unavailable().into(), request_id);
         };
         let form = document.form(request.operation_name.as_deref(), &request.variables);
-        let known = form.as_ref().and_then(|form| document.known(form));
+        let is_known = form.as_ref().is_some_and(|form| document.is_known(form));
         let (name, started) = (request.operation_name.clone(), Instant::now());
         let traced = self.app.traces.operation(word(kind), name.as_deref());
-        let plan = || self.shape.plan(&document, name.as_deref(), root(kind));
-        let manner = known.unwrap_or_else(|| plan().manner());
         let caller = Caller::new(Arc::clone(&self.app), viewer, manner);
         // Taken before anything is read: what the operation does not see comes after it.
         let sync = self.app.hub.reached().borrow().map(event::cursor);
         // Boxed, so that it is not moved by everything that is put around it.
         let executed = Box::pin(async {
-            if known.is_some()
+            if is_known
                 && let Some(response) = direct::answer(&document, name.as_deref(), &request.variables, &caller).await
             {
                 return response;
             }
-            request.set_parsed_query(ExecutableDocument::clone(&document));
-            let schema = if known.is_some() { &self.unchecked } else { &self.schema };
+            let (name, variables) = (name.as_deref(), &request.variables);
+            let as_written = manner.as_written && has_values(&document, name, variables);
+            if !as_written && !is_known {
+                let refused = self.schema.execute(checked(&document, &request)).await;
+                if !refused.errors.is_empty() {
+                    return refused;
+                }
+            }
+            let schema = if as_written && !is_known { &self.schema } else { &self.unchecked };
+            request.set_parsed_query(if as_written {
+                ExecutableDocument::clone(&document)
+            } else {
+                collected(&self.shape, &document, name, variables)
+            });
             schema.execute(request.data(caller).data(spent)).await
         });
         // Tokio's budget would break off an operation in the middle of a level, and its loaders would read in pieces.
@@ -230,11 +250,11 @@ impl Door {
         let answer = match self.app.in_time(DEADLINE, executed).await {
             Ok(Ok(mut response)) => {
                 if !is_complete(&response) {
-                    plan().complete(&mut response);
+                    self.shape.plan(&document, name.as_deref()).complete(&mut response);
                 }
                 let answer = Answer::of(response, request_id);
-                if let Some(form) = form.filter(|_| known.is_none() && answer.is_executed()) {
-                    document.remember(form, manner);
+                if let Some(form) = form.filter(|_| !is_known && answer.is_executed()) {
+                    document.remember(form);
                 }
                 answer.with(spent.cost, sync).warning(deprecations).exporting(export)
             }
@@ -253,6 +273,37 @@ impl Door {
         });
         answer
     }
+}
+
+/// The operation as it is written, to be checked as a whole and executed as nothing.
+pub(super) fn checked(document: &ExecutableDocument, request: &Request) -> Request {
+    let mut document = document.clone();
+    let operation = match &mut document.operations {
+        DocumentOperations::Single(operation) => Some(operation),
+        DocumentOperations::Multiple(operations) => {
+            request.operation_name.as_deref().and_then(|name| operations.get_mut(name))
+        }
+    };
+    if let Some(operation) = operation {
+        let place = Positioned::new((), operation.node.selection_set.pos);
+        let at = |name| place.position_node(Name::new(name));
+        let skip =
+            Directive { name: at("skip"), arguments: vec![(at("if"), place.position_node(Literal::Boolean(true)))] };
+        let all = InlineFragment {
+            type_condition: None,
+            directives: vec![place.position_node(skip)],
+            selection_set: std::mem::replace(
+                &mut operation.node.selection_set,
+                place.position_node(SelectionSet::default()),
+            ),
+        };
+        let all = Selection::InlineFragment(place.position_node(all));
+        operation.node.selection_set.node.items.push(place.position_node(all));
+    }
+    let mut checked = Request::new(String::new()).variables(request.variables.clone());
+    checked.operation_name.clone_from(&request.operation_name);
+    checked.set_parsed_query(document);
+    checked
 }
 
 /// Whether nothing of the answer is the library's to have left undone: it is one field, resolved as a whole.

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use async_graphql::parser::types::{
     DocumentOperations, ExecutableDocument, Field, OperationType, Selection, SelectionSet,
 };
-use async_graphql::{PathSegment, Pos, Request, Response, Variables};
+use async_graphql::{PathSegment, Pos, Request, Response, ServerError, Variables};
 use async_graphql_value::Value as Literal;
 use aws_lc_rs::digest::{SHA256, digest};
 use futures_util::StreamExt;
@@ -20,12 +20,14 @@ use tokio::task::coop::unconstrained;
 use tracing::{Instrument, Span};
 
 use super::answer::{Answer, too_large};
+use super::document::Document;
 use super::later;
-use super::operation::{Door, Operation, word};
+use super::operation::{Door, Operation, checked, word};
 use crate::App;
 use crate::access::Viewer;
 use crate::error::Code;
-use crate::graphql::complete::{Shape, chosen, root};
+use crate::graphql::collect::collected;
+use crate::graphql::complete::{Shape, chosen};
 use crate::graphql::deprecation::Deprecation;
 use crate::graphql::live::{Happening, Happenings, Opening};
 use crate::graphql::{Caller, Manner, Telling, event, telling};
@@ -43,9 +45,10 @@ pub struct Subscriptions {
 /// What any number of subscribers ask in the same words.
 struct Question {
     number: u64,
-    /// As a query of [`Telling`].
-    document: ExecutableDocument,
+    document: Arc<Document>,
     name: Option<String>,
+    /// What is to be executed of it, as a query of [`Telling`].
+    executed: ExecutableDocument,
     /// The key of what is answered.
     field: String,
     variables: Variables,
@@ -90,7 +93,7 @@ impl Subscriptions {
         Self { app, telling: telling(), shape, numbers: AtomicU64::default(), questions: Mutex::default() }
     }
 
-    fn question(&self, query: &str, mut document: ExecutableDocument, request: &Request) -> Arc<Question> {
+    fn question(&self, query: &str, document: Arc<Document>, request: &Request) -> Arc<Question> {
         let name = request.operation_name.clone();
         let root = chosen(&document, name.as_deref())
             .and_then(|operation| root_field(&document, &operation.selection_set.node));
@@ -105,7 +108,8 @@ impl Subscriptions {
         if let Some(question) = place.upgrade() {
             return question;
         }
-        match &mut document.operations {
+        let mut executed = collected(&self.shape, &document, name.as_deref(), &variables);
+        match &mut executed.operations {
             DocumentOperations::Single(operation) => operation.node.ty = OperationType::Query,
             DocumentOperations::Multiple(operations) => {
                 operations.values_mut().for_each(|operation| operation.node.ty = OperationType::Query);
@@ -113,7 +117,7 @@ impl Subscriptions {
         }
         let number = self.numbers.fetch_add(1, Ordering::Relaxed);
         let personal = AtomicBool::new(false);
-        let question = Arc::new(Question { number, document, name, field, variables, personal });
+        let question = Arc::new(Question { number, document, name, executed, field, variables, personal });
         *place = Arc::downgrade(&question);
         if questions.len() == questions.capacity() {
             questions.retain(|_, question| question.strong_count() > 0);
@@ -156,14 +160,17 @@ impl Door {
         request_id: Arc<str>,
     ) -> Result<Subscription, Answer> {
         let Operation { spent, document, deprecations, mut request, query, .. } = operation;
-        let document = ExecutableDocument::clone(&document);
-        let question = self.subscriptions.question(&query, document.clone(), &request);
+        let question = self.subscriptions.question(&query, Arc::clone(&document), &request);
         let traced = self.app.traces.operation(word(OperationType::Subscription), question.name.as_deref());
-        request.set_parsed_query(document);
         let opening = Opening::after(after);
-        let caller = Caller::new(Arc::clone(&self.app), viewer, Manner::default());
-        let mut opened = self.schema.execute_stream(request.data(caller).data(spent).data(opening.clone())).boxed();
-        let refused = opened.next().await;
+        let mut refused = self.schema.execute_stream(checked(&document, &request)).next().await;
+        if refused.is_none() {
+            let name = request.operation_name.as_deref();
+            request.set_parsed_query(collected(&self.shape, &document, name, &request.variables));
+            let caller = Caller::new(Arc::clone(&self.app), viewer, Manner::default());
+            let request = request.data(caller).data(spent).data(opening.clone());
+            refused = self.unchecked.execute_stream(request).next().await;
+        }
         match (refused, opening.take()) {
             (None, Some(happenings)) => Ok(Subscription {
                 happenings,
@@ -173,7 +180,8 @@ impl Door {
                 _open: self.app.metrics.subscription(),
             }),
             (refused, _) => {
-                let refused = refused.unwrap_or_else(|| Response::new(async_graphql::Value::Null));
+                let nothing = || ServerError::new("Nothing is left of it to subscribe to.", None);
+                let refused = refused.unwrap_or_else(|| Response::from_errors(vec![nothing()]));
                 let answer = Answer::of(refused, &request_id);
                 if let Some(traced) = traced {
                     traced.ended(answer.code());
@@ -276,15 +284,15 @@ impl Subscriber {
     /// Answers an event for this subscriber, and whether it mattered who that is.
     async fn executed(&self, happening: Happening) -> (Answer, bool) {
         let Subscriptions { app, telling, shape, .. } = &*self.subscriptions;
-        let Question { document, name, variables, .. } = &*self.question;
+        let Question { document, name, executed, variables, .. } = &*self.question;
         let traced = app.traces.event(word(OperationType::Subscription), name.as_deref());
         let caller = Caller::about(Arc::clone(app), self.viewer, Arc::clone(&happening.delivery));
         let mut request = Request::new(String::new()).variables(variables.clone());
         request.operation_name.clone_from(name);
-        request.set_parsed_query(document.clone());
+        request.set_parsed_query(executed.clone());
         let response = telling.execute(request.data(caller.clone()).data(happening));
         let mut response = unconstrained(response.instrument(self.span())).await;
-        shape.plan(document, name.as_deref(), root(OperationType::Subscription)).complete(&mut response);
+        shape.plan(document, name.as_deref()).complete(&mut response);
         let answer = Answer::of(response, &self.request_id);
         if let Some(traced) = traced {
             traced.ended(answer.code());

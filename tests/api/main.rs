@@ -14,6 +14,7 @@ mod comment;
 mod config;
 mod docs;
 mod doctor;
+mod document;
 mod event;
 mod feed;
 mod hint;

@@ -1,0 +1,215 @@
+//! Collects what is to be executed of an operation as the GraphQL specification has it, before the library executes it:
+//! what directives skip is left out, the fields of one response key are one field (section 6.3.2), and an argument or
+//! input field whose variable has no value is none (sections 6.4.1 and 3.10).
+//!
+//! async-graphql executes a field as often as it is written, a mutation too, and puts together what comes of it; it takes
+//! a variable without a value for null, which in an update clears a field; and it answers null for an object of which
+//! nothing is selected. Most operations have nothing of that, and are executed as they are written.
+//!
+//! What is selected of an interface by itself and again of one of its types stays in both places: to put that together
+//! takes a selection set for each type, and no interface has a list to be read twice.
+
+use std::collections::HashMap;
+
+use async_graphql::indexmap::IndexMap;
+use async_graphql::parser::Positioned;
+use async_graphql::parser::types::{
+    Directive, DocumentOperations, ExecutableDocument, Field, FragmentDefinition, InlineFragment, OperationDefinition,
+    OperationType, Selection, SelectionSet, TypeCondition,
+};
+use async_graphql::{Name, Pos, Value, Variables};
+use async_graphql_value::Value as Input;
+
+use super::complete::{Shape, chosen, root};
+
+/// The response key of what is selected of an object where nothing else may be. No document has such a name.
+pub(super) const NOTHING: &str = "\0";
+
+/// What the names in an operation stand for.
+#[derive(Clone, Copy)]
+pub(super) struct Names<'a> {
+    pub(super) fragments: &'a HashMap<Name, Positioned<FragmentDefinition>>,
+    /// With the defaults of those that were not sent.
+    pub(super) variables: &'a Variables,
+}
+
+impl Names<'_> {
+    /// An argument without what has no value; nothing if it is a variable without one. Such an input field is none, such
+    /// an item of a list is null.
+    fn given(self, argument: &Input) -> Option<Input> {
+        Some(match argument {
+            Input::Variable(name) if !self.variables.contains_key(name) => return None,
+            Input::List(items) => Input::List(items.iter().map(|item| self.given(item).unwrap_or_default()).collect()),
+            Input::Object(fields) => {
+                let fields = fields.iter().filter_map(|(name, value)| Some((name.clone(), self.given(value)?)));
+                Input::Object(fields.collect())
+            }
+            other => other.clone(),
+        })
+    }
+
+    /// The value of an argument with its variables filled in.
+    pub(super) fn value(self, argument: &Input) -> Option<Value> {
+        self.given(argument)?.into_const_with(|name| self.variables.get(&name).cloned().ok_or(())).ok()
+    }
+
+    /// Whether `@skip` and `@include` leave what they are on.
+    pub(super) fn leave(self, directives: &[Positioned<Directive>]) -> bool {
+        directives.iter().all(|directive| {
+            let without = match directive.node.name.node.as_str() {
+                "skip" => true,
+                "include" => false,
+                _ => return true,
+            };
+            let condition = directive.node.get_argument("if").and_then(|condition| self.value(&condition.node));
+            condition != Some(Value::Boolean(without))
+        })
+    }
+}
+
+/// Gives variables of an operation that were not sent their defaults.
+pub fn defaulted(variables: &mut Variables, operation: &OperationDefinition) {
+    for definition in &operation.variable_definitions {
+        if let Some(default) = &definition.node.default_value {
+            let name = &definition.node.name.node;
+            if !variables.contains_key(name) {
+                variables.insert(name.clone(), default.node.clone());
+            }
+        }
+    }
+}
+
+/// Whether each variable of an operation has a value.
+pub fn has_values(document: &ExecutableDocument, name: Option<&str>, variables: &Variables) -> bool {
+    let mut definitions = chosen(document, name).into_iter().flat_map(|operation| &operation.variable_definitions);
+    definitions.all(|definition| variables.contains_key(&definition.node.name.node))
+}
+
+/// What is to be executed of a valid operation.
+pub fn collected(
+    shape: &Shape,
+    document: &ExecutableDocument,
+    name: Option<&str>,
+    variables: &Variables,
+) -> ExecutableDocument {
+    let Some(operation) = chosen(document, name) else { return document.clone() };
+    let names = Names { fragments: &document.fragments, variables };
+    let set = &operation.selection_set;
+    let selected = Collector { shape, names }.set(root(operation.ty), &[&set.node]);
+    let operation = OperationDefinition {
+        ty: operation.ty,
+        variable_definitions: operation.variable_definitions.clone(),
+        directives: Vec::new(),
+        selection_set: set.position_node(selected),
+    };
+    let operation = set.position_node(operation);
+    let operations = match name {
+        Some(name) => DocumentOperations::Multiple(HashMap::from([(Name::new(name), operation)])),
+        None => DocumentOperations::Single(operation),
+    };
+    ExecutableDocument { operations, fragments: HashMap::new() }
+}
+
+struct Collector<'a> {
+    shape: &'a Shape,
+    names: Names<'a>,
+}
+
+/// What is selected of objects of one type.
+#[derive(Default)]
+struct Collected<'a> {
+    /// By response key, the first of its fields and the selection sets of all.
+    fields: IndexMap<&'a str, (&'a Positioned<Field>, Vec<&'a SelectionSet>)>,
+    /// By type, what is selected only of those of them that are of that type too.
+    narrower: IndexMap<&'a str, (&'a Positioned<TypeCondition>, Vec<&'a SelectionSet>)>,
+}
+
+impl<'a> Collector<'a> {
+    /// What these sets together select of objects of this type.
+    fn set(&self, parent: &str, sets: &[&'a SelectionSet]) -> SelectionSet {
+        let mut collected = Collected::default();
+        sets.iter().for_each(|set| self.collect(parent, set, &mut collected));
+        let Collected { fields, narrower } = collected;
+        let mut items = Vec::with_capacity(fields.len().max(1) + narrower.len());
+        // What the library streams has no `__typename`.
+        if fields.is_empty() && parent != root(OperationType::Subscription) {
+            items.push(nothing());
+        }
+        items.extend(fields.into_values().map(|(field, sets)| {
+            let selected = self.field(parent, &field.node, &sets);
+            field.position_node(Selection::Field(field.position_node(selected)))
+        }));
+        items.extend(narrower.into_values().map(|(condition, sets)| {
+            let selected = InlineFragment {
+                type_condition: Some(condition.clone()),
+                directives: Vec::new(),
+                selection_set: condition.position_node(self.set(&condition.node.on.node, &sets)),
+            };
+            condition.position_node(Selection::InlineFragment(condition.position_node(selected)))
+        }));
+        SelectionSet { items }
+    }
+
+    fn collect(&self, parent: &str, set: &'a SelectionSet, collected: &mut Collected<'a>) {
+        for selection in &set.items {
+            if !self.names.leave(selection.node.directives()) {
+                continue;
+            }
+            let (condition, set) = match &selection.node {
+                Selection::Field(field) => {
+                    let key = field.node.response_key().node.as_str();
+                    let (_, sets) = collected.fields.entry(key).or_insert_with(|| (field, Vec::new()));
+                    sets.push(&field.node.selection_set.node);
+                    continue;
+                }
+                Selection::InlineFragment(fragment) => {
+                    (fragment.node.type_condition.as_ref(), &fragment.node.selection_set.node)
+                }
+                Selection::FragmentSpread(spread) => match self.names.fragments.get(&spread.node.fragment_name.node) {
+                    Some(fragment) => (Some(&fragment.node.type_condition), &fragment.node.selection_set.node),
+                    None => continue,
+                },
+            };
+            match condition {
+                Some(condition) if !self.shape.is_always(parent, &condition.node.on.node) => {
+                    let place = collected.narrower.entry(&condition.node.on.node);
+                    place.or_insert_with(|| (condition, Vec::new())).1.push(set);
+                }
+                _ => self.collect(parent, set, collected),
+            }
+        }
+    }
+
+    fn field(&self, parent: &str, field: &Field, sets: &[&'a SelectionSet]) -> Field {
+        let arguments = field
+            .arguments
+            .iter()
+            .filter_map(|(name, value)| Some((name.clone(), value.position_node(self.names.given(&value.node)?))));
+        let set = &field.selection_set;
+        let selected = if set.node.items.is_empty() {
+            SelectionSet::default()
+        } else {
+            self.set(self.shape.kind(parent, &field.name.node), sets)
+        };
+        Field {
+            alias: field.alias.clone(),
+            name: field.name.clone(),
+            arguments: arguments.collect(),
+            directives: Vec::new(),
+            selection_set: set.position_node(selected),
+        }
+    }
+}
+
+/// Something that every object has, so that it is not taken for one that is not there. It is not told.
+fn nothing() -> Positioned<Selection> {
+    let here = |name| Positioned::new(Name::new(name), Pos::default());
+    let field = Field {
+        alias: Some(here(NOTHING)),
+        name: here("__typename"),
+        arguments: Vec::new(),
+        directives: Vec::new(),
+        selection_set: Positioned::new(SelectionSet::default(), Pos::default()),
+    };
+    Positioned::new(Selection::Field(Positioned::new(field, Pos::default())), Pos::default())
+}
