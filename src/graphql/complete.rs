@@ -54,6 +54,11 @@ impl Shape {
         self.field(parent, name).map_or("", |ty| named(&ty.base))
     }
 
+    /// Whether it is the type of objects, as all types of introspection are.
+    pub(super) fn is_object(&self, name: &str) -> bool {
+        self.0.get(name).is_none_or(|kind| kind.interfaces.is_some())
+    }
+
     /// Whether whatever is of this type is of that one too.
     pub(super) fn is_always(&self, name: &str, other: &str) -> bool {
         let implements = |kind: &Kind| kind.interfaces.iter().flatten().any(|interface| interface == other);
@@ -157,7 +162,11 @@ impl<'a> Planner<'a> {
                     let ty = self.shape.field(parent, name);
                     let place = collected.fields.entry(key);
                     collected.is_repeated |= matches!(place, Entry::Occupied(_));
-                    let (_, sets) = place.or_insert_with(|| (ty, Vec::new()));
+                    let (stored, sets) = place.or_insert_with(|| (ty, Vec::new()));
+                    // Types of one interface may differ in it. Where one of them allows a null, it is told as null.
+                    if ty.is_some_and(|ty| ty.nullable) {
+                        *stored = ty;
+                    }
                     if !field.node.selection_set.node.items.is_empty() {
                         sets.push((self.shape.kind(parent, name), &field.node.selection_set.node));
                     }
@@ -282,7 +291,8 @@ mod tests {
     const SDL: &str = "type Query { named: Named user: User users: [User!]! maybe: [User] must: User! any: JSON! }
         scalar JSON
         interface Named { name: String! }
-        type User implements Named { name: String! email: String boss: User }";
+        type User implements Named { name: String! email: String boss: User }
+        type Guest implements Named { name: String! boss: User! }";
 
     fn completed(document: &str, data: Value, errors: &[&str]) -> String {
         let mut response = Response::new(data);
@@ -362,6 +372,16 @@ mod tests {
         assert!(!as_written("{ user @skip(if: true) { name } }"));
         assert!(!as_written("{ user { name } user { email } }"));
         assert!(!as_written("{ user { name ... { name } } }"));
+    }
+
+    #[test]
+    fn where_one_type_allows_a_null_it_is_told_as_null() {
+        let data = || value!({ "named": { "boss": null } });
+        let places = ["... on User { boss { name } }", "... on Guest { boss { name } }"];
+        for (one, other) in [(places[0], places[1]), (places[1], places[0])] {
+            let document = format!("{{ named {{ {one} {other} }} }}");
+            assert_eq!(completed(&document, data(), &[]), r#"{"named":{"boss":null}}"#);
+        }
     }
 
     #[test]

@@ -5,6 +5,7 @@
 pub mod collect;
 pub mod comment;
 pub mod complete;
+pub mod conflict;
 pub mod connection;
 pub mod deprecation;
 pub mod direct;

@@ -14,6 +14,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use crate::admission::Refusal;
 use crate::error::{Code, Error};
 use crate::graphql::MAX_BYTES;
+use crate::graphql::conflict::Conflict;
 use crate::graphql::deprecation::Deprecation;
 use crate::graphql::json::{self, Json, Serialized};
 use crate::store::export;
@@ -44,6 +45,13 @@ impl From<Error> for Refused {
     fn from(error: Error) -> Self {
         let (code, message, retry_after) = error.told();
         Self { code, message: message.into_owned(), position: None, retry_after }
+    }
+}
+
+impl From<Conflict> for Refused {
+    fn from(Conflict { message, position }: Conflict) -> Self {
+        let position = Some((position.line, position.column));
+        Self { position, ..Self::new(Code::ValidationFailed, message) }
     }
 }
 

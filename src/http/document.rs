@@ -14,6 +14,7 @@ use async_graphql::{Value, Variables};
 
 use crate::graphql::Manner;
 use crate::graphql::complete::{Shape, chosen};
+use crate::graphql::conflict::{self, Conflict};
 
 /// So many forms of a document are remembered, and none that is longer than so many bytes.
 const FORMS: usize = 16;
@@ -24,7 +25,7 @@ const LONG: usize = 128;
 pub struct Document {
     read: ExecutableDocument,
     /// How each of its operations is answered, by its name.
-    manners: HashMap<String, OnceLock<Manner>>,
+    manners: HashMap<String, OnceLock<Result<Manner, Conflict>>>,
     valid: Mutex<HashSet<Form>>,
 }
 
@@ -79,10 +80,11 @@ impl Document {
         (form.len() <= LONG).then_some(Form(form))
     }
 
-    /// How an operation is answered.
-    pub fn manner(&self, name: Option<&str>, shape: &Shape) -> Manner {
-        let Some(place) = self.manners.get(name.unwrap_or_default()) else { return Manner::default() };
-        *place.get_or_init(|| shape.plan(&self.read, name).manner())
+    /// How an operation is answered, unless fields of it conflict.
+    pub fn manner(&self, name: Option<&str>, shape: &Shape) -> Result<Manner, Conflict> {
+        let Some(place) = self.manners.get(name.unwrap_or_default()) else { return Ok(Manner::default()) };
+        let look = || conflict::look(shape, &self.read, name).map(|()| shape.plan(&self.read, name).manner());
+        place.get_or_init(look).clone()
     }
 
     /// Whether an operation of this form is known to be valid.

@@ -179,7 +179,7 @@ impl Door {
         if introspection && !self.app.config.introspection {
             return Err(Refused::new(Code::ValidationFailed, "The schema cannot be asked for on this server."));
         }
-        let manner = document.manner(name.as_deref(), &self.shape);
+        let manner = document.manner(name.as_deref(), &self.shape)?;
         if kind == OperationType::Subscription && !manner.is_single {
             return Err(Refused::new(Code::ValidationFailed, "A subscription must have one root field."));
         }

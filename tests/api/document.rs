@@ -3,7 +3,7 @@
 
 use serde_json::{Value, json};
 
-use crate::harness::{Person, Server};
+use crate::harness::{Frame, Person, Server};
 
 async fn start() -> (Server, Person, String) {
     let server = Server::without_jobs().await;
@@ -135,6 +135,66 @@ async fn a_subscription_in_several_places_is_told_with_all_that_is_selected() {
     let (actor, task) = (json!({ "id": alice.id, "username": "alice" }), json!({ "title": "Fly", "status": "TODO" }));
     let event = json!({ "__typename": "TaskCreatedEvent", "actor": actor, "task": task });
     assert_eq!(told.next().await, json!({ "events": event }));
+}
+
+#[tokio::test]
+async fn fields_that_cannot_be_one_are_refused_and_nothing_is_executed() {
+    let (_server, alice, project) = start().await;
+    let (fly, land) = (alice.task(&project, "Fly", json!({})).await, alice.task(&project, "Land", json!({})).await);
+    let fill = |document: &str| document.replace("FLY", &fly).replace("LAND", &land);
+    let refused = [
+        r#"{ task(id: "FLY") { id } ...F } fragment F on Query { task(id: "LAND") { title } }"#,
+        r#"mutation { deleteTask(input: { id: "FLY" }) { deletedTaskId }
+            ... on Mutation { deleteTask(input: { id: "LAND" }) { deletedTaskId } } }"#,
+        r#"{ task(id: "FLY") { a: title } task(id: "FLY") { a: status } }"#,
+        r#"{ task(id: "FLY") { comments(first: 1) { totalCount } ...F } }
+            fragment F on Node { ... on Task { comments(first: 2) { pageInfo { endCursor } } } }"#,
+        "{ events { nodes { actor { a: username } ... on TaskCreatedEvent { actor { a: displayName } } } } }",
+        r#"{ node(id: "FLY") { ... on Task { status } ... on Project { status } } }"#,
+        r#"{ node(id: "FLY") { ... on Task { a: labels { id } } ... on Comment { a: author { id } } } }"#,
+        r#"{ node(id: "FLY") { ... on Task { a: project { b: createdAt } } ... on Comment { a: author { b: id } } } }"#,
+    ];
+    for document in refused.map(fill) {
+        for _ in 0..2 {
+            let answer = alice.ask(&document, json!({})).await;
+            assert_eq!(answer.code(), "GRAPHQL_VALIDATION_FAILED", "{document}: {}", answer.0);
+            assert_eq!(answer.0.get("data"), None, "{document}");
+        }
+    }
+    let mut socket = alice.socket().await;
+    let document = r#"subscription { events(filter: { types: [TASK_CREATED] }) { id } ... { events { cursor } } }"#;
+    socket.subscribe("1", document, json!({})).await;
+    let Frame::Message(told) = socket.receive().await else { panic!("closed") };
+    assert_eq!(told["payload"][0]["extensions"]["code"], "GRAPHQL_VALIDATION_FAILED", "{told}");
+    socket.subscribe("2", "subscription { events @skip(if: true) { id } }", json!({})).await;
+    let Frame::Message(told) = socket.receive().await else { panic!("closed") };
+    assert_eq!(told["payload"][0]["extensions"]["code"], "GRAPHQL_VALIDATION_FAILED", "{told}");
+    let taken = [
+        r#"{ task(id: "FLY") { id } ...F } fragment F on Query { task(id: "FLY") { title } }"#,
+        r#"{ node(id: "FLY") { ... on Task { a: title } ... on Project { a: name } ... on Task { a: title } } }"#,
+        r#"{ node(id: "FLY") { ... on Task { a: project { b: name } } ... on Comment { a: author { b: username } } } }"#,
+        r#"{ node(id: "FLY") { ... on Task { a: comments { totalCount } } ... on Project { a: tasks { totalCount } } } }"#,
+    ];
+    for document in taken.map(fill) {
+        twice(&alice, &document, json!({})).await;
+    }
+    let rest = alice.query("{ tasks { totalCount } }", json!({})).await;
+    assert_eq!(rest["tasks"]["totalCount"], 2, "nothing was deleted");
+}
+
+#[tokio::test]
+async fn a_field_that_may_be_null_in_one_place_is_told_as_null() {
+    let server = Server::without_jobs().await;
+    let (alice, bob) = (server.person("alice").await, server.person("bob").await);
+    let project = alice.project("Apollo").await;
+    let task = alice.task(&project, "Fly", json!({ "assigneeId": bob.id })).await;
+    alice.mutate("updateTask", json!({ "id": task, "assigneeId": null })).await.ok();
+    let document = "{ events(last: 1) { nodes {
+        ... on TaskAssignedEvent { task { id } } ... on TaskUnassignedEvent { task { id } taskId } } } }";
+    let told = twice(&alice, document, json!({})).await;
+    assert_eq!(told["events"]["nodes"], json!([{ "task": { "id": task }, "taskId": task }]));
+    let told = twice(&bob, document, json!({})).await;
+    assert_eq!(told["events"]["nodes"], json!([{ "task": null, "taskId": task }]), "bob does not see it any more");
 }
 
 #[tokio::test]

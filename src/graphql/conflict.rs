@@ -1,0 +1,229 @@
+//! Tells fields of one response key that cannot be one field, as the GraphQL specification has it (section 5.3.2): in
+//! an answer there would be room for one of them only.
+//!
+//! async-graphql compares fields only within one selection set and under one type condition. Here all are compared that
+//! meet in an answer. Other than the specification has it, a field may be null in one type and not in another: events
+//! differ so in `task`, which clients ask of several kinds at once, and a null is told as null where one allows it.
+//!
+//! A document is admitted before, which bounds its fields with its fragments expanded: each is looked at once for each
+//! type that it may meet others of.
+
+use std::collections::HashMap;
+
+use async_graphql::indexmap::IndexMap;
+use async_graphql::parser::Positioned;
+use async_graphql::parser::types::{
+    BaseType, ExecutableDocument, Field, FragmentDefinition, Selection, SelectionSet, Type,
+};
+use async_graphql::{Name, Pos};
+
+use super::complete::{Shape, chosen, root};
+
+/// Two fields that cannot be one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Conflict {
+    /// In words.
+    pub message: String,
+    /// Where the second one is.
+    pub position: Pos,
+}
+
+/// Looks for fields of an operation that cannot be one.
+pub fn look(shape: &Shape, document: &ExecutableDocument, name: Option<&str>) -> Result<(), Conflict> {
+    let Some(operation) = chosen(document, name) else { return Ok(()) };
+    let sets = vec![(root(operation.ty), &operation.selection_set.node)];
+    Look { shape, fragments: &document.fragments }.together(sets, true)
+}
+
+struct Look<'a> {
+    shape: &'a Shape,
+    fragments: &'a HashMap<Name, Positioned<FragmentDefinition>>,
+}
+
+/// A field, with the type that it is declared in.
+#[derive(Clone, Copy)]
+struct Member<'a> {
+    parent: &'a str,
+    field: &'a Positioned<Field>,
+}
+
+/// Selection sets, each with the type of what it is selected of.
+type Sets<'a> = Vec<(&'a str, &'a SelectionSet)>;
+
+impl<'a> Look<'a> {
+    /// Looks at what is selected in one place of the answer, of one object or of one of several.
+    fn together(&self, sets: Sets<'a>, is_one: bool) -> Result<(), Conflict> {
+        let mut groups = IndexMap::new();
+        sets.into_iter().for_each(|(parent, set)| self.group(parent, set, &mut groups));
+        for members in groups.into_values() {
+            self.all(&members, |one, other| self.is_alike(one, other), "they differ in shape")?;
+            if !is_one {
+                self.together(self.inner(&members), false)?;
+                continue;
+            }
+            let meeting = self.meeting(&members);
+            for members in &meeting {
+                self.all(members, is_same, "they are different fields or have different arguments")?;
+                self.together(self.inner(members), true)?;
+            }
+            if meeting.len() > 1 {
+                self.together(self.inner(&members), false)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn group(&self, parent: &'a str, set: &'a SelectionSet, groups: &mut IndexMap<&'a str, Vec<Member<'a>>>) {
+        for selection in &set.items {
+            match &selection.node {
+                Selection::Field(field) => {
+                    let members = groups.entry(field.node.response_key().node.as_str()).or_default();
+                    members.push(Member { parent, field });
+                }
+                Selection::InlineFragment(fragment) => {
+                    let condition = fragment.node.type_condition.as_ref();
+                    let parent = condition.map_or(parent, |condition| condition.node.on.node.as_str());
+                    self.group(parent, &fragment.node.selection_set.node, groups);
+                }
+                Selection::FragmentSpread(spread) => {
+                    if let Some(fragment) = self.fragments.get(&spread.node.fragment_name.node) {
+                        let parent = fragment.node.type_condition.node.on.node.as_str();
+                        self.group(parent, &fragment.node.selection_set.node, groups);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Fields of one key by the objects that they may be of: those of each type, and with them those of interfaces.
+    fn meeting(&self, members: &[Member<'a>]) -> Vec<Vec<Member<'a>>> {
+        let mut types: Vec<&str> = members.iter().map(|member| member.parent).collect();
+        types.retain(|parent| self.shape.is_object(parent));
+        types.sort_unstable();
+        types.dedup();
+        if types.len() < 2 {
+            return vec![members.to_vec()];
+        }
+        let of = |name: &str| {
+            let meet = |member: &&Member| member.parent == name || !self.shape.is_object(member.parent);
+            members.iter().filter(meet).copied().collect()
+        };
+        types.into_iter().map(of).collect()
+    }
+
+    /// Whether this holds for the first of them and each other one, and so for any two.
+    fn all(
+        &self,
+        members: &[Member<'a>],
+        holds: impl Fn(Member<'a>, Member<'a>) -> bool,
+        why: &str,
+    ) -> Result<(), Conflict> {
+        let Some((first, rest)) = members.split_first() else { return Ok(()) };
+        match rest.iter().find(|other| !holds(*first, **other)) {
+            None => Ok(()),
+            Some(other) => {
+                let key = &other.field.node.response_key().node;
+                let message = format!("Fields \"{key}\" conflict because {why}. Give one of them another alias.");
+                Err(Conflict { message, position: other.field.pos })
+            }
+        }
+    }
+
+    fn inner(&self, members: &[Member<'a>]) -> Sets<'a> {
+        let inner = members.iter().map(|Member { parent, field }| {
+            let Field { name, selection_set, .. } = &field.node;
+            (self.shape.kind(parent, &name.node), &selection_set.node)
+        });
+        inner.filter(|(_, set)| !set.items.is_empty()).collect()
+    }
+
+    /// Whether what they yield has one shape, what is selected of it aside.
+    fn is_alike(&self, one: Member<'a>, other: Member<'a>) -> bool {
+        let is_leaf = |member: Member<'a>| member.field.node.selection_set.node.items.is_empty();
+        let ty = |member: Member<'a>| self.shape.field(member.parent, &member.field.node.name.node);
+        is_leaf(one) == is_leaf(other)
+            && ty(one).zip(ty(other)).is_none_or(|(ty, other)| is_alike(ty, other, is_leaf(one)))
+    }
+}
+
+fn is_alike(one: &Type, other: &Type, is_leaf: bool) -> bool {
+    match (&one.base, &other.base) {
+        (BaseType::List(one), BaseType::List(other)) => one.nullable == other.nullable && is_alike(one, other, is_leaf),
+        (BaseType::Named(one), BaseType::Named(other)) => one == other || !is_leaf,
+        _ => false,
+    }
+}
+
+fn is_same(one: Member<'_>, other: Member<'_>) -> bool {
+    let (one, other) = (&one.field.node, &other.field.node);
+    let has = |(name, value): &(Positioned<Name>, _)| other.get_argument(&name.node) == Some(value);
+    std::ptr::eq(one, other)
+        || (one.name.node == other.name.node
+            && one.arguments.len() == other.arguments.len()
+            && one.arguments.iter().all(has))
+}
+
+#[cfg(test)]
+mod tests {
+    use async_graphql::parser::parse_query;
+
+    use super::*;
+
+    const SDL: &str = "type Query { pet(id: Int, of: In): Pet dog(id: Int): Dog cats: [Cat!]! }
+        interface Pet { name: String! friend: Pet }
+        type Dog implements Pet { name: String! friend: Pet age: Int owner: Dog! size: Int toys: [Dog!]! }
+        type Cat implements Pet { name: String! friend: Pet age: Int! owner: Cat size: String toys: [Cat] lives: Int }";
+
+    fn conflict(document: &str) -> Option<String> {
+        let document = parse_query(document).expect("a document");
+        look(&Shape::of(SDL), &document, None).err().map(|conflict| conflict.message)
+    }
+
+    #[test]
+    fn fields_that_may_be_of_one_object_are_one_field() {
+        for document in [
+            "{ pet { name name ... on Dog { name } ... { name } ...F } } fragment F on Pet { name }",
+            "{ dog(id: 1) { name } ...F } fragment F on Query { dog(id: 1) { age } }",
+            "{ pet(of: { a: 1, b: [$v] }, id: 2) { name } ... { pet(id: 2, of: { b: [$v], a: 1 }) { name } } }",
+            "{ pet { ... on Dog { a: age } ... on Cat { a: lives } } }",
+            "{ pet { ... on Dog { a: friend { a: name } } ... on Cat { a: owner { a: name } } } }",
+            "{ __schema { types { ...F name } } } fragment F on __Type { name fields { name } }",
+        ] {
+            assert_eq!(conflict(document), None, "{document}");
+        }
+        for document in [
+            "{ dog { a: age a: size } }",
+            "{ dog(id: 1) { name } ... on Query { dog(id: 2) { name } } }",
+            "{ dog(id: 1) { name } ... on Query { dog { name } } }",
+            "{ dog(id: $a) { name } ... on Query { dog(id: $b) { name } } }",
+            "{ dog { owner { a: age } } ...F } fragment F on Query { dog { owner { a: size } } }",
+            "{ pet { a: name ... on Dog { friend { name } a: nick } } }",
+            "{ pet { friend { a: name } ... on Dog { friend { ... on Cat { a: size } } } } }",
+            "{ pet { ... on Dog { friend { name } } friend { ... on Dog { a: age } }
+                ... on Cat { friend { ... on Dog { a: size } } } } }",
+        ] {
+            let told = conflict(document).unwrap_or_else(|| panic!("{document}"));
+            assert!(told.contains("different fields"), "{document}: {told}");
+        }
+    }
+
+    #[test]
+    fn fields_of_different_objects_have_one_shape() {
+        for document in [
+            "{ pet { ... on Dog { age owner { name } } ... on Cat { age owner { name } } } }",
+            "{ pet { ... on Dog { a: size } ... on Cat { a: lives } } }",
+        ] {
+            assert_eq!(conflict(document), None, "whether it may be null does not matter: {document}");
+        }
+        for document in [
+            "{ pet { ... on Dog { size } ... on Cat { size } } }",
+            "{ pet { ... on Dog { a: owner { name } } ... on Cat { a: name } } }",
+            "{ pet { ... on Dog { a: owner { name } } ... on Cat { a: toys { name } } } }",
+            "{ pet { ... on Dog { toys { name } } ... on Cat { toys { name } } } }",
+            "{ pet { ... on Dog { owner { a: size } } ... on Cat { owner { a: size } } } }",
+        ] {
+            let told = conflict(document).unwrap_or_else(|| panic!("{document}"));
+            assert!(told.contains("shape"), "{document}: {told}");
+        }
+    }
+}
