@@ -66,8 +66,7 @@ pub struct Limits {
     pub depth: u64,
     /// Expanded aliases of one operation.
     pub aliases: u64,
-    /// Expanded root fields of a query or subscription. Repeated fields count each time, because
-    /// the library resolves them each time.
+    /// Expanded root fields of a query or subscription. Repeated fields count each time.
     pub root_fields: u64,
     /// Expanded root fields of a mutation.
     pub mutation_root_fields: u64,

@@ -6,8 +6,8 @@
 //! a variable without a value for null, which in an update clears a field; and it answers null for an object of which
 //! nothing is selected. Most operations have nothing of that, and are executed as they are written.
 //!
-//! What is selected of an interface by itself and again of one of its types stays in both places: to put that together
-//! takes a selection set for each type, and no interface has a list to be read twice.
+//! What is selected of an interface by itself and again of one of its types stays in both places, and the library puts it
+//! together: to do that here takes a selection set for each type, and no interface has a field with a list.
 
 use std::collections::HashMap;
 
