@@ -107,7 +107,7 @@ pub async fn verify_email(db: &Db, now: Timestamp, hash: &[u8], origin: &Origin)
     db.transaction(async |tx| {
         let redeemed = token::redeem(tx, now, Purpose::VerifyEmail, hash).await?;
         let (user_id, email) = redeemed.ok_or_else(no_such_token)?;
-        let user = user::any_by_ids(tx, &[user_id]).await?.pop().ok_or_else(no_such_token)?;
+        let user = user::held(tx, user_id).await?.ok_or_else(no_such_token)?;
         user::set_email(tx, now, &user, &email).await?;
         if fold(&email) == fold(&user.email) {
             return audit::note(tx, now, audit::Kind::EmailVerified, Some(user_id), None, origin).await;
@@ -140,7 +140,7 @@ pub async fn reset_password(db: &Db, now: Timestamp, hash: &[u8], password_hash:
     db.transaction(async |tx| {
         let redeemed = token::redeem(tx, now, Purpose::ResetPassword, hash).await?;
         let (user_id, email) = redeemed.ok_or_else(no_such_token)?;
-        let user = user::any_by_ids(tx, &[user_id]).await?.pop().filter(|user| user.is_active);
+        let user = user::held(tx, user_id).await?.filter(|user| user.is_active);
         let user = user.ok_or_else(no_such_token)?;
         if fold(&email) == fold(&user.email) {
             user::set_email(tx, now, &user, &user.email).await?;
@@ -154,7 +154,8 @@ pub async fn reset_password(db: &Db, now: Timestamp, hash: &[u8], password_hash:
 /// Sets the password of any account anew, from the shell.
 pub async fn set_password(db: &Db, now: Timestamp, user: &User, password_hash: &str) -> Result<()> {
     db.transaction(async |tx| {
-        put_password(tx, now, user, password_hash, None).await?;
+        let user = user::held(tx, user.id).await?.ok_or_else(|| Error::not_found("id", "user"))?;
+        put_password(tx, now, &user, password_hash, None).await?;
         audit::note(tx, now, audit::Kind::PasswordReset, Some(user.id), None, &Origin::default()).await
     })
     .await
@@ -169,7 +170,7 @@ pub async fn change_password(
     origin: &Origin,
 ) -> Result<User> {
     db.transaction(async |tx| {
-        let user = user::any_by_ids(tx, &[viewer.id]).await?.pop().ok_or_else(Error::unauthenticated)?;
+        let user = user::held(tx, viewer.id).await?.ok_or_else(Error::unauthenticated)?;
         put_password(tx, now, &user, password_hash, Some(viewer.session_id)).await?;
         token::withdraw(tx, user.id, Purpose::ResetPassword).await?;
         audit::note(tx, now, audit::Kind::PasswordChanged, Some(user.id), Some(user.id), origin).await?;
@@ -192,9 +193,10 @@ async fn put_password(tx: &mut Conn, now: Timestamp, user: &User, password_hash:
 /// nameless row stays behind as the author of comments and the assignee of tasks in other people's projects.
 pub async fn delete(db: &Db, now: Timestamp, viewer: &Viewer) -> Result<()> {
     db.transaction(async |tx| {
-        let user = user::any_by_ids(tx, &[viewer.id]).await?.pop().ok_or_else(Error::unauthenticated)?;
+        let (user, admins) = user::held_with_admins(tx, viewer.id).await?;
+        let user = user.ok_or_else(Error::unauthenticated)?;
         if user.role == Role::Admin {
-            user::keep_one_admin(tx, user.id).await?;
+            admins.keep_one(user.id)?;
         }
         let own: Vec<Id> = on!(tx, |c| projects::table
             .filter(projects::owner_id.eq(user.id))

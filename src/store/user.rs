@@ -14,7 +14,7 @@ use crate::db::lately::{Lately, Since};
 use crate::db::page::{Key, Page, Position, Window, among};
 use crate::db::rows::RunQueryDsl;
 use crate::db::schema::{projects, tasks, users};
-use crate::db::{Bell, Conn, Db, looked_up};
+use crate::db::{Bell, Conn, Db, Pooled, looked_up};
 use crate::error::{Error, Fault, FaultCode, Result, is_taken};
 use crate::events::{self, Kind, NewEvent};
 use crate::id::Id;
@@ -159,6 +159,50 @@ pub async fn profiles(conn: &mut Conn, ids: &[Id]) -> Result<Vec<Profile>> {
 pub async fn any_by_ids(conn: &mut Conn, ids: &[Id]) -> Result<Vec<User>> {
     let found = users::table.filter(among(users::id, ids));
     Ok(looked_up(ids.len(), async { on!(conn, |c| found.select(User::as_select()).load(c).await) }).await?)
+}
+
+/// The account with this id, held until the transaction ends: a change that comes meanwhile waits, and none is lost.
+pub async fn held(tx: &mut Conn, id: Id) -> Result<Option<User>> {
+    let account = users::table.find(id);
+    Ok(match &mut tx.pooled {
+        Pooled::Sqlite(c) => account.select(User::as_select()).first(&mut **c).await.optional()?,
+        Pooled::Postgres(c) => {
+            account.select(User::as_select()).for_no_key_update().first(&mut &**c).await.optional()?
+        }
+    })
+}
+
+/// The same with the active ADMINs, who are held too. All at once, so that of two who hold the same one waits for the
+/// other and not each for the other.
+pub async fn held_with_admins(tx: &mut Conn, id: Id) -> Result<(Option<User>, Admins)> {
+    let admins = users::role.eq(Role::Admin).and(users::is_active.eq(true));
+    let rows = users::table.filter(users::id.eq(id).or(admins)).order_by(users::id);
+    let rows: Vec<User> = match &mut tx.pooled {
+        Pooled::Sqlite(c) => rows.select(User::as_select()).load(&mut **c).await?,
+        Pooled::Postgres(c) => rows.select(User::as_select()).for_no_key_update().load(&mut &**c).await?,
+    };
+    let admins = rows.iter().filter(|user| user.role == Role::Admin && user.is_active).map(|user| user.id).collect();
+    Ok((rows.into_iter().find(|user| user.id == id), Admins(admins)))
+}
+
+/// The active ADMINs.
+pub struct Admins(Vec<Id>);
+
+impl Admins {
+    /// The viewer with the role that they have now.
+    fn now(&self, viewer: &Viewer) -> Viewer {
+        let role = if self.0.contains(&viewer.id) { Role::Admin } else { Role::User };
+        Viewer { role, ..*viewer }
+    }
+
+    /// Refuses when there would be none without this one.
+    pub fn keep_one(&self, without: Id) -> Result<()> {
+        if self.0.iter().any(|admin| *admin != without) {
+            return Ok(());
+        }
+        let message = "The last active ADMIN cannot be demoted, disabled or deleted.";
+        Err(Error::Faults(vec![Fault { field: None, code: FaultCode::Invalid, message: message.into() }]))
+    }
 }
 
 /// The user with that handle, without regard to case.
@@ -331,7 +375,7 @@ pub struct Changes {
 /// Changes the viewer's own account. A new address is asked to be verified by mail, and holds only then.
 pub async fn update_viewer(db: &Db, now: Timestamp, viewer: &Viewer, changes: &Changes) -> Result<User> {
     db.transaction(async |tx| {
-        let mut user = any_by_ids(tx, &[viewer.id]).await?.pop().ok_or_else(Error::unauthenticated)?;
+        let mut user = held(tx, viewer.id).await?.ok_or_else(Error::unauthenticated)?;
         if let Some(name) = &changes.display_name {
             user.display_name = name.to_string();
         }
@@ -371,25 +415,6 @@ pub async fn set_email(tx: &mut Conn, now: Timestamp, user: &User, email: &str) 
         .execute(c)
         .await);
     saved(updated)
-}
-
-/// Refuses when there is no other active ADMIN. Of two who try at the same time one waits here for the other.
-pub async fn keep_one_admin(tx: &mut Conn, id: Id) -> Result<()> {
-    use crate::db::Pooled;
-    let admins = users::table
-        .filter(users::role.eq(Role::Admin))
-        .filter(users::is_active.eq(true))
-        .order_by(users::id)
-        .select(users::id);
-    let admins: Vec<Id> = match &mut tx.pooled {
-        Pooled::Sqlite(c) => admins.load(&mut **c).await?,
-        Pooled::Postgres(c) => admins.for_update().load(&mut &**c).await?,
-    };
-    if admins.iter().any(|admin| *admin != id) {
-        return Ok(());
-    }
-    let message = "The last active ADMIN cannot be demoted, disabled or deleted.";
-    Err(Error::Faults(vec![Fault { field: None, code: FaultCode::Invalid, message: message.into() }]))
 }
 
 /// Takes everything personal out of an account's row, which stays behind nameless.
@@ -435,11 +460,7 @@ pub async fn update(
     is_active: Option<bool>,
     origin: &Origin,
 ) -> Result<User> {
-    db.transaction(async |tx| {
-        viewer.require(Action::ManageUsers, &())?;
-        change(tx, now, Some(viewer.id), id, role, is_active, origin).await
-    })
-    .await
+    db.transaction(async |tx| change(tx, now, Some(viewer), id, role, is_active, origin).await).await
 }
 
 /// The same by whoever runs the server.
@@ -456,14 +477,17 @@ pub async fn update_from_shell(
 async fn change(
     tx: &mut Conn,
     now: Timestamp,
-    actor: Option<Id>,
+    viewer: Option<&Viewer>,
     id: Id,
     role: Option<Role>,
     is_active: Option<bool>,
     origin: &Origin,
 ) -> Result<User> {
-    let old = any_by_ids(tx, &[id]).await?.pop().filter(|user| user.deleted_at.is_none());
-    let old = old.ok_or_else(|| Error::not_found("id", "user"))?;
+    let (old, admins) = held_with_admins(tx, id).await?;
+    if let Some(viewer) = viewer {
+        admins.now(viewer).require(Action::ManageUsers, &())?;
+    }
+    let old = old.filter(|user| user.deleted_at.is_none()).ok_or_else(|| Error::not_found("id", "user"))?;
     let mut user = old.clone();
     user.role = role.unwrap_or(old.role);
     user.is_active = is_active.unwrap_or(old.is_active);
@@ -472,8 +496,9 @@ async fn change(
     }
     let was_admin = old.role == Role::Admin && old.is_active;
     if was_admin && !(user.role == Role::Admin && user.is_active) {
-        keep_one_admin(tx, id).await?;
+        admins.keep_one(id)?;
     }
+    let actor = viewer.map(|viewer| viewer.id);
     user.updated_at = now;
     on!(tx, |c| diesel::update(users::table.find(id))
         .set((users::role.eq(user.role), users::is_active.eq(user.is_active), users::updated_at.eq(now)))

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use tokio::time::timeout;
 
 use crate::harness::{PASSWORD, PATIENCE, Person, Server, text};
+use crate::recovery::{start, verify};
 
 /// How often each outcome came.
 fn tally(outcomes: impl IntoIterator<Item = String>) -> BTreeMap<String, usize> {
@@ -297,6 +298,55 @@ async fn of_admins_who_demote_one_another_or_leave_at_once_one_stays() {
             left += usize::from(answer.0["data"]["viewer"]["role"] == "ADMIN");
         }
         assert_eq!(left, 1, "round {round}");
+    }
+}
+
+#[tokio::test]
+async fn of_two_admins_who_demote_one_another_one_does_though_another_stays() {
+    let server = Server::start().await;
+    let (root, one, other) = (server.admin("root").await, server.admin("ada").await, server.admin("grace").await);
+    let demote = async |by: &Person, whom: &Person| {
+        by.mutate("updateUser", json!({ "id": whom.id, "role": "USER" })).await.outcome()
+    };
+    for _ in 0..10 {
+        let done = <[_; 2]>::from(tokio::join!(demote(&one, &other), demote(&other, &one)));
+        assert_eq!(tally(done), counts([("ok", 1), ("FORBIDDEN", 1)]));
+        for admin in [&one, &other] {
+            root.mutate("updateUser", json!({ "id": admin.id, "role": "ADMIN" })).await.ok();
+        }
+    }
+}
+
+#[tokio::test]
+async fn no_change_of_an_account_is_lost() {
+    let (server, mut mailbox) = start(&[]).await;
+    let root = server.admin("root").await;
+    let (alice, bob) = (server.person("alice").await, server.person("bob").await);
+    let (_, _) = (mailbox.next().await, mailbox.next().await);
+    let change = async |input: Value| root.mutate("updateUser", input).await.ok();
+    for round in 0..10 {
+        let (name, username) = (format!("Alice {round}"), format!("alice-{round}"));
+        let email = format!("alice-{round}@example.net");
+        alice.mutate("updateViewer", json!({ "email": email })).await.ok();
+        let token = mailbox.next().await.token();
+        let (shown, renamed, verified) = tokio::join!(
+            alice.mutate("updateViewer", json!({ "displayName": name })),
+            alice.mutate("updateViewer", json!({ "username": username })),
+            verify(&server, &token),
+        );
+        (shown.ok(), renamed.ok());
+        assert_eq!(verified.status, 204);
+        mailbox.next().await;
+        let seen = alice.query("{ viewer { displayName username email } }", json!({})).await["viewer"].clone();
+        assert_eq!(seen, json!({ "displayName": name, "username": username, "email": email }), "round {round}");
+        server.login(&username).await;
+        server.login(&email).await;
+
+        let role = if round % 2 == 0 { "ADMIN" } else { "USER" };
+        tokio::join!(change(json!({ "id": bob.id, "role": role })), change(json!({ "id": bob.id, "isActive": false })),);
+        let seen = change(json!({ "id": bob.id })).await;
+        assert_eq!((&seen["role"], &seen["isActive"]), (&json!(role), &json!(false)), "round {round}");
+        change(json!({ "id": bob.id, "isActive": true })).await;
     }
 }
 

@@ -16,7 +16,8 @@ pub async fn start(settings: &[(&str, &str)]) -> (Server, Mailbox) {
     (Server::with(&all).await, mailbox)
 }
 
-async fn verify(server: &Server, token: &str) -> Reply {
+/// Follows a link that was mailed to show that an address is one's own.
+pub async fn verify(server: &Server, token: &str) -> Reply {
     server.post("/auth/verify-email", json!({ "token": token })).await
 }
 
