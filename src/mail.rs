@@ -52,26 +52,21 @@ impl Mailer {
     /// Sends every message that is due. One that fails is tried again, later each time.
     pub async fn send_due(&self) -> Result<()> {
         let (db, clock) = (&self.app.db, &self.app.clock);
-        loop {
-            let claimed = mail::claim(db, clock.now()).await?;
-            if claimed.is_empty() {
-                return Ok(());
-            }
-            for mail in claimed {
-                let Some(letter) = self.write(&mail).await? else {
-                    mail::settle(db, &mail).await?;
-                    continue;
-                };
-                let begun = clock.now();
-                match self.send(&mail, &letter).await {
-                    Ok(()) => mail::settle(db, &mail).await?,
-                    Err(reason) => {
-                        let kept = mail::postpone(db, begun, &mail, &reason).await?;
-                        tracing::warn!(mail = %mail.id, reason, kept, "mail could not be sent");
-                    }
+        while let Some(mail) = mail::claim(db, clock.now()).await? {
+            let Some(letter) = self.write(&mail).await? else {
+                mail::settle(db, &mail).await?;
+                continue;
+            };
+            let begun = clock.now();
+            match self.send(&mail, &letter).await {
+                Ok(()) => mail::settle(db, &mail).await?,
+                Err(reason) => {
+                    let kept = mail::postpone(db, begun, &mail, &reason).await?;
+                    tracing::warn!(mail = %mail.id, reason, kept, "mail could not be sent");
                 }
             }
         }
+        Ok(())
     }
 
     /// Finds the words; none when there is nobody to write to, or nothing left to say.
@@ -167,7 +162,11 @@ impl Mailer {
             .subject(&letter.subject)
             .multipart(MultiPart::alternative_plain_html(letter.text(), letter.html()))
             .map_err(|error| error.to_string())?;
-        transport.send(message).await.map(|_| ()).map_err(|error| error.to_string())
+        // The transport's own timeout is for connecting only.
+        match tokio::time::timeout(TIMEOUT, transport.send(message)).await {
+            Ok(sent) => sent.map(|_| ()).map_err(|error| error.to_string()),
+            Err(_) => Err("the mail server does not answer".to_owned()),
+        }
     }
 }
 

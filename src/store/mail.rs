@@ -63,9 +63,8 @@ pub struct Mail {
     pub last_error: Option<String>,
 }
 
-/// How many messages are taken from the queue at once.
-const BATCH: i64 = 20;
-/// While one instance sends a message the others leave it alone this long; a crash gives it back after that.
+/// While one instance sends a message, which takes a fraction of it, the others leave it alone this long; a crash gives
+/// it back after that.
 const CLAIM: Duration = Duration::from_secs(120);
 /// A message that could not be sent in this many attempts, over about three days, is given up.
 const ATTEMPTS: i32 = 18;
@@ -110,41 +109,37 @@ pub async fn queue_for_address(db: &Db, now: Timestamp, kind: Kind, recipient: &
     .await
 }
 
-/// Takes due messages, so that no other instance sends them meanwhile.
-pub async fn claim(db: &Db, now: Timestamp) -> Result<Vec<Mail>> {
-    let mut conn = db.conn().await?;
-    let due: Vec<Mail> = on!(conn, |c| mails::table
-        .filter(mails::next_attempt_at.le(now))
-        .order_by((mails::next_attempt_at, mails::id))
-        .limit(BATCH)
-        .select(Mail::as_select())
-        .load(c)
-        .await)?;
-    drop(conn);
-    if due.is_empty() {
-        return Ok(due);
-    }
-    db.transaction(async |tx| {
-        let mut claimed = Vec::new();
-        for mail in &due {
-            let taken = on!(tx, |c| diesel::update(mails::table.find(mail.id))
-                .filter(mails::next_attempt_at.eq(mail.next_attempt_at))
-                .set(mails::next_attempt_at.eq(now.plus(CLAIM)))
-                .execute(c)
-                .await)?;
-            if taken == 1 {
-                claimed.push(mail.clone());
-            }
+/// Takes the next due message, so that no other instance sends it meanwhile. What is about accounts goes before
+/// assignments, of which anybody can have many sent.
+pub async fn claim(db: &Db, now: Timestamp) -> Result<Option<Mail>> {
+    loop {
+        let mut conn = db.conn().await?;
+        let due: Option<Mail> = on!(conn, |c| mails::table
+            .filter(mails::next_attempt_at.le(now))
+            .order_by((mails::kind.eq(Kind::TaskAssigned), mails::next_attempt_at, mails::id))
+            .select(Mail::as_select())
+            .first(c)
+            .await
+            .optional())?;
+        drop(conn);
+        let Some(due) = due else { return Ok(None) };
+        let claimed = Mail { next_attempt_at: now.plus(CLAIM), ..due.clone() };
+        let taken = db.transaction(async |tx| {
+            let free = diesel::update(mails::table.find(due.id)).filter(mails::next_attempt_at.eq(due.next_attempt_at));
+            Ok(on!(tx, |c| free.set(mails::next_attempt_at.eq(claimed.next_attempt_at)).execute(c).await)?)
+        });
+        // If not, another instance has it, and there may be more.
+        if taken.await? == 1 {
+            return Ok(Some(claimed));
         }
-        Ok(claimed)
-    })
-    .await
+    }
 }
 
-/// Takes a message out of the queue: it is sent, or has become pointless.
+/// Takes a message out of the queue, unless the claim to it was lost: it is sent, or has become pointless.
 pub async fn settle(db: &Db, mail: &Mail) -> Result<()> {
     db.transaction(async |tx| {
-        on!(tx, |c| diesel::delete(mails::table.find(mail.id)).execute(c).await)?;
+        let claimed = mails::table.find(mail.id).filter(mails::next_attempt_at.eq(mail.next_attempt_at));
+        on!(tx, |c| diesel::delete(claimed).execute(c).await)?;
         Ok(())
     })
     .await
@@ -160,7 +155,8 @@ pub async fn postpone(db: &Db, now: Timestamp, mail: &Mail, reason: &str) -> Res
     let doublings = mail.attempts.clamp(0, 10).unsigned_abs();
     let pause = Duration::from_secs(30 << doublings).min(Duration::from_secs(6 * 3_600));
     db.transaction(async |tx| {
-        on!(tx, |c| diesel::update(mails::table.find(mail.id))
+        let claimed = mails::table.find(mail.id).filter(mails::next_attempt_at.eq(mail.next_attempt_at));
+        on!(tx, |c| diesel::update(claimed)
             .set((
                 mails::attempts.eq(attempts),
                 mails::next_attempt_at.eq(now.plus(pause)),
