@@ -471,7 +471,7 @@ fn changed(old: &Task, changes: &Changes, viewer: &Viewer, now: Timestamp) -> Re
     Ok(new)
 }
 
-/// Tells the new assignee, by event and by mail, and whoever had the task before.
+/// Tells the new assignee, by event and, at an address that is known to be theirs, by mail, and whoever had the task before.
 async fn assign(
     tx: &mut Conn,
     now: Timestamp,
@@ -492,7 +492,7 @@ async fn assign(
             return Err(Error::fault("assigneeId", FaultCode::Invalid, "This user is not active."));
         }
         told.push(event(Kind::TaskAssigned));
-        if assignee.id != viewer.id {
+        if assignee.id != viewer.id && assignee.email_verified {
             mail::queue(tx, now, mail::Kind::TaskAssigned, &assignee.email, Some(assignee.id), &task.title).await?;
         }
     }

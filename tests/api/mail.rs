@@ -7,7 +7,7 @@ use fasttrack::store::mail;
 use serde_json::json;
 
 use crate::harness::Server;
-use crate::recovery::start;
+use crate::recovery::{start, verify};
 
 #[tokio::test]
 async fn a_mail_server_that_is_down_delays_mail_and_nothing_else() {
@@ -26,12 +26,16 @@ async fn a_mail_server_that_is_down_delays_mail_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn an_assignment_is_mailed_to_the_assignee_and_not_to_oneself() {
+async fn an_assignment_is_mailed_to_whoever_has_verified_their_address_and_not_to_oneself() {
     let (server, mut mailbox) = start(&[]).await;
-    let (alice, bob) = (server.person("alice").await, server.person("bob").await);
-    let (_, _) = (mailbox.next().await, mailbox.next().await);
+    let (alice, carol, bob) = (server.person("alice").await, server.person("carol").await, server.person("bob").await);
+    let links = [mailbox.next().await, mailbox.next().await, mailbox.next().await];
+    for link in links.iter().filter(|link| link.to != "carol@example.org") {
+        assert_eq!(verify(&server, &link.token()).await.status, 204);
+    }
     let project = alice.project("Apollo").await;
     alice.task(&project, "For me <b>", json!({ "assigneeId": alice.id })).await;
+    alice.task(&project, "For Carol <b>", json!({ "assigneeId": carol.id })).await;
     alice.task(&project, "For Bob <b>", json!({ "assigneeId": bob.id })).await;
     let mail = mailbox.next().await;
     assert_eq!((mail.to.as_str(), mail.subject()), ("bob@example.org", "Assigned to you: For Bob <b>"));
