@@ -47,7 +47,9 @@ pub struct Credential {
 pub async fn identify(conn: &mut Conn, now: Timestamp, identifier: &str, source: &str) -> Result<Identified> {
     let key = fold(identifier);
     let failed = login_failures::table.find((identifier, source));
-    let named = users::table.filter(users::email_key.eq(&key).or(users::username_key.eq(&key)));
+    let named = users::table
+        .filter(users::email_key.eq(&key).or(users::username_key.eq(&key)))
+        .filter(users::deleted_at.is_null());
     let query = diesel::select((
         failed.select(login_failures::failures).single_value(),
         failed.select(login_failures::locked_until).single_value(),

@@ -420,8 +420,8 @@ pub async fn set_email(tx: &mut Conn, now: Timestamp, user: &User, email: &str) 
 /// Takes everything personal out of an account's row, which stays behind nameless.
 pub async fn efface(tx: &mut Conn, now: Timestamp, user: &User) -> Result<()> {
     let nobody = User {
-        email: format!("{}@deleted.invalid", user.id),
-        username: format!("deleted-{}", user.id),
+        email: format!("{name}@deleted.invalid"),
+        username: format!("deleted-{name}"),
         display_name: "Deleted user".to_owned(),
         role: Role::User,
         is_active: false,
@@ -440,6 +440,8 @@ pub async fn efface(tx: &mut Conn, now: Timestamp, user: &User) -> Result<()> {
             users::email_verified.eq(false),
             users::last_login_at.eq(None::<Timestamp>),
             users::password_hash.eq(""),
+    // Not of the user's own id, which others know, and could make names of that are taken then.
+    let name = Id::new();
             users::deleted_at.eq(now),
             users::updated_at.eq(now),
             Keys { search: String::new(), ..Keys::of(&nobody) },
