@@ -101,12 +101,12 @@ impl AuditEntry {
         user(ctx, self.0.actor_id).await
     }
 
-    /// The address it came from.
+    /// The address it came from. For what somebody else did, ADMIN only.
     async fn ip_address(&self) -> Option<&str> {
         self.0.ip_address.as_deref()
     }
 
-    /// The program it came from, as it called itself.
+    /// The program it came from, as it called itself. For what somebody else did, ADMIN only.
     async fn user_agent(&self) -> Option<&str> {
         self.0.user_agent.as_deref()
     }
@@ -116,8 +116,10 @@ impl AuditEntry {
 pub async fn log(ctx: &Context<'_>, user_id: Option<crate::id::Id>, paging: Paging) -> Result<Connection<AuditEntry>> {
     let tag = Tag::new("auditLog", user_id, &(), true);
     let window = paging.window(tag)?;
-    let page = audit::page(&mut Caller::of(ctx).app().db.conn().await?, user_id, &window).await?;
-    Ok(Connection::new(tag, Total::Audit(user_id), page, audit::Entry::position, AuditEntry))
+    let (caller, viewer) = (Caller::of(ctx), *Caller::of(ctx).viewer()?);
+    let page = audit::page(&mut caller.app().db.conn().await?, user_id, &window).await?;
+    let shown = |entry: audit::Entry| AuditEntry(entry.seen_by(&viewer));
+    Ok(Connection::new(tag, Total::Audit(user_id), page, audit::Entry::position, shown))
 }
 
 /// A document that is JSON already.

@@ -11,7 +11,7 @@ use super::value::fold;
 use super::{notification, project, session};
 use crate::access::{Role, Viewer};
 use crate::db::rows::RunQueryDsl;
-use crate::db::schema::{audit_entries, events as log, login_failures, mail_tokens, projects, users};
+use crate::db::schema::{events as log, login_failures, mail_tokens, projects, users};
 use crate::db::{Conn, Db};
 use crate::error::{Code, Error, FaultCode, Result};
 use crate::events::{self, Kind, NewEvent};
@@ -215,7 +215,7 @@ pub async fn delete(db: &Db, now: Timestamp, viewer: &Viewer) -> Result<()> {
         lockout::unlock(tx, &[&fold(&user.email), &fold(&user.username)]).await?;
         mail::forget(tx, user.id, &user.email).await?;
         on!(tx, |c| diesel::delete(mail_tokens::table.filter(mail_tokens::user_id.eq(user.id))).execute(c).await)?;
-        on!(tx, |c| diesel::delete(audit_entries::table.filter(audit_entries::user_id.eq(user.id))).execute(c).await)?;
+        audit::forget(tx, user.id).await?;
         user::efface(tx, now, &user).await?;
         // After the row was changed: whoever makes notifications holds it until they are made, and makes none after.
         notification::forget(tx, user.id).await?;

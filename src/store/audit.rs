@@ -6,6 +6,7 @@ use diesel::prelude::*;
 use serde::Serialize;
 
 use super::CLEARED;
+use crate::access::Viewer;
 use crate::db::page::{Key, Page, Position, Window, among};
 use crate::db::rows::RunQueryDsl;
 use crate::db::schema::audit_entries;
@@ -104,6 +105,14 @@ impl Entry {
     pub fn position(&self) -> Position {
         Position { key: Key::Time(self.occurred_at), id: self.id }
     }
+
+    /// The line as the viewer may see it: where somebody else was when they did it is for ADMIN alone.
+    pub fn seen_by(self, viewer: &Viewer) -> Self {
+        if viewer.is_admin() || self.actor_id.is_none_or(|actor| actor == viewer.id) {
+            return self;
+        }
+        Self { ip_address: None, user_agent: None, ..self }
+    }
 }
 
 /// Writes a line, in the transaction of the change.
@@ -150,6 +159,15 @@ pub async fn count(conn: &mut Conn, user_id: Option<Id>) -> Result<i64> {
         }
         query.first(c).await
     })?)
+}
+
+/// Forgets a person who is leaving: all about their account, and of what they did to others where they were.
+pub async fn forget(tx: &mut Conn, user_id: Id) -> Result<()> {
+    on!(tx, |c| diesel::delete(audit_entries::table.filter(audit_entries::user_id.eq(user_id))).execute(c).await)?;
+    let nowhere = (audit_entries::ip_address.eq(None::<String>), audit_entries::user_agent.eq(None::<String>));
+    let done = diesel::update(audit_entries::table.filter(audit_entries::actor_id.eq(user_id)));
+    on!(tx, |c| done.set(nowhere).execute(c).await)?;
+    Ok(())
 }
 
 /// Forgets some of what is older than this moment; how much.

@@ -136,7 +136,8 @@ pub async fn of(conn: &mut Conn, viewer: &Viewer) -> Result<Vec<u8>> {
     rows!(document, conn, "comments", comments by created_at, comments::author_id.eq(me), |comment: Comment| comment);
     let inbox = notifications::user_id.eq(me);
     rows!(document, conn, "notifications", notifications by occurred_at, inbox, and inbox, |row: Notification| row);
-    rows!(document, conn, "securityLog", audit_entries by occurred_at, audit_entries::user_id.eq(me), |entry: Entry| entry);
+    let about = audit_entries::user_id.eq(me);
+    rows!(document, conn, "securityLog", audit_entries by occurred_at, about, |entry: Entry| &entry.clone().seen_by(viewer));
     document.0.push(b'}');
     Ok(document.0)
 }

@@ -52,6 +52,54 @@ async fn whoever_leaves_takes_everything_personal_along() {
 }
 
 #[tokio::test]
+async fn nobody_can_take_the_names_that_a_person_leaves_behind() {
+    let server = Server::start().await;
+    let (alice, bob) = (server.person("alice").await, server.person("bob").await);
+    let project = bob.project("Bob's").await;
+    bob.task(&project, "for somebody", json!({ "assigneeId": alice.id })).await;
+    let export = alice.query("{ exportViewerData }", json!({})).await["exportViewerData"].clone();
+    let id = text(&export["account"]["id"]);
+    let (username, email) = (format!("deleted-{id}"), format!("{id}@deleted.invalid"));
+    let squatter = json!({ "username": username, "email": email, "password": PASSWORD });
+    assert_eq!(server.post("/auth/register", squatter).await.status, 201);
+    alice.mutate("deleteViewer", json!({ "password": PASSWORD })).await.ok();
+
+    let left = bob.query("{ tasks { nodes { assignee { username } } } }", json!({})).await;
+    let username = text(&left["tasks"]["nodes"][0]["assignee"]["username"]);
+    for name in [username.clone(), format!("{}@deleted.invalid", username.trim_start_matches("deleted-"))] {
+        let reply = server.post("/auth/login", json!({ "username": name, "password": PASSWORD })).await;
+        assert_eq!((reply.status.as_u16(), &reply.body["code"]), (401, &json!("INVALID_CREDENTIALS")), "{name}");
+    }
+}
+
+#[tokio::test]
+async fn where_an_admin_was_is_shown_to_admins_alone_and_goes_with_them() {
+    let server = Server::start().await;
+    let (root, ada, bob) = (server.admin("root").await, server.admin("ada").await, server.person("bob").await);
+    ada.mutate("updateUser", json!({ "id": bob.id, "role": "ADMIN" })).await.ok();
+    ada.mutate("updateUser", json!({ "id": bob.id, "role": "USER" })).await.ok();
+    let origin = |entry: &Value| (entry["kind"].clone(), entry["ipAddress"].clone());
+    let (address, nowhere) = (json!("127.0.0.1"), Value::Null);
+    let document = "{ viewer { securityLog(first: 2) { nodes { kind ipAddress userAgent } } } }";
+    let own = async || bob.query(document, json!({})).await["viewer"]["securityLog"]["nodes"].clone();
+    assert_eq!(origin(&own().await[0]), (json!("ROLE_CHANGED"), nowhere.clone()));
+    let here = server.login("bob").await;
+    assert_eq!(origin(&own().await[0]), (json!("LOGGED_IN"), address.clone()), "one's own is");
+    let export = here.query("{ exportViewerData }", json!({})).await["exportViewerData"]["securityLog"].clone();
+    for entry in export.as_array().expect("entries") {
+        let expected = if entry["kind"] == "RoleChanged" { &nowhere } else { &address };
+        assert_eq!(entry["ip_address"], *expected, "{entry}");
+    }
+    let of_bob = async || {
+        let document = "query ($id: ID) { auditLog(first: 2, userId: $id) { nodes { kind ipAddress userAgent } } }";
+        root.query(document, json!({ "id": bob.id })).await["auditLog"]["nodes"][1].clone()
+    };
+    assert_eq!(origin(&of_bob().await), (json!("ROLE_CHANGED"), address));
+    ada.mutate("deleteViewer", json!({ "password": PASSWORD })).await.ok();
+    assert_eq!(of_bob().await, json!({ "kind": "ROLE_CHANGED", "ipAddress": null, "userAgent": null }));
+}
+
+#[tokio::test]
 async fn the_last_admin_cannot_leave() {
     let server = Server::start().await;
     let root = server.admin("root").await;
