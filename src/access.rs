@@ -34,7 +34,7 @@ pub struct Viewer {
     pub id: Id,
     /// The session whose token was shown.
     pub session_id: Id,
-    /// Read from the database with each request, never from the token.
+    /// That of the database, remembered for a second at most; never from the token.
     pub role: Role,
 }
 

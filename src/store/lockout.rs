@@ -16,7 +16,7 @@ use crate::time::Timestamp;
 /// How many failures lock, and for how long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rule {
-    /// So many failures within the duration.
+    /// So many failures, each within the duration of the one before.
     pub failures: i32,
     /// Lock for this long.
     pub duration: Duration,

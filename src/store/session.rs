@@ -54,7 +54,7 @@ impl Session {
     }
 }
 
-/// Whom a session speaks for, if it still does: one row, read with each request.
+/// Whom a session speaks for, if it still does: one row.
 pub async fn viewer(conn: &mut Conn, now: Timestamp, session_id: Id) -> Result<Option<Viewer>> {
     let row: Option<(Id, Role)> = on!(conn, |c| sessions::table
         .inner_join(users::table)

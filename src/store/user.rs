@@ -228,7 +228,7 @@ pub async fn has_admin(conn: &mut Conn) -> Result<bool> {
     .await)?)
 }
 
-/// The active user with that e-mail address.
+/// The user with that e-mail address.
 pub async fn find_by_email(conn: &mut Conn, email: &str) -> Result<Option<User>> {
     Ok(on!(conn, |c| users::table
         .filter(users::email_key.eq(fold(email)))
