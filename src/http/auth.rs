@@ -29,7 +29,7 @@ use crate::limits::{self, Door, Who};
 use crate::store::account;
 use crate::store::audit::Origin;
 use crate::store::password::Password;
-use crate::store::session::{self, Rotation, Session};
+use crate::store::session::{self, Rotation, Session, Shown};
 use crate::store::user::{self, User};
 use crate::store::value::{DisplayName, Email, Faults, Username, fold};
 use crate::time::Timestamp;
@@ -232,47 +232,52 @@ async fn login(
     let (Login::Email { email: typed, password } | Login::Username { username: typed, password }) = body;
     let identifier = identifier(&typed);
     let wrong = || Error::refused(Code::InvalidCredentials, "The e-mail, username or password is not right.");
-    let identified = account::identify(&mut app.db.conn().await?, now, &identifier, &source).await?;
-    if let Some(until) = identified.locked_until {
-        return Err(Error::Refused {
-            code: Code::LockedOut,
-            message: "Too many wrong passwords. Try again later, or set a new password by mail.".into(),
-            retry_after: Some(until.since(now)),
+    loop {
+        let identified = account::identify(&mut app.db.conn().await?, now, &identifier, &source).await?;
+        if let Some(until) = identified.locked_until {
+            return Err(Error::Refused {
+                code: Code::LockedOut,
+                message: "Too many wrong passwords. Try again later, or set a new password by mail.".into(),
+                retry_after: Some(until.since(now)),
+            }
+            .into());
         }
-        .into());
+        let found = identified.credential;
+        let hash = found.as_ref().map(|credential| credential.password_hash.as_str());
+        let right = app.credentials.verify(&password, hash).await?;
+        // Unknown, wrong and disabled are told alike, and take alike.
+        let Some(found) = found.as_ref().filter(|credential| right && credential.is_active) else {
+            let user = found.map(|credential| credential.user_id);
+            account::login_failed(&app.db, now, &identifier, &source, user, &origin, app.config.lockout).await?;
+            return Err(wrong().into());
+        };
+        if app.config.require_verified_email && !found.email_verified {
+            return Err(account::unverified().into());
+        }
+        let rehashed = match app.credentials.is_outdated(&found.password_hash) {
+            true => Some(app.credentials.rehash(&password).await?),
+            false => None,
+        };
+        let session = Session {
+            id: Id::new(),
+            user_id: found.user_id,
+            seed: credential::random()?.to_vec(),
+            generation: 0,
+            rotated_at: now,
+            created_at: now,
+            last_used_at: now,
+            expires_at: now.plus(app.config.refresh_lifetime),
+            revoked_at: None,
+            ip_address: origin.ip_address.clone(),
+            user_agent: origin.user_agent.clone(),
+        };
+        let failed = identified.has_failures.then_some((&*identifier, &*source));
+        let shown = Shown { hash: &found.password_hash, rehashed: rehashed.as_deref() };
+        if session::create(&app.db, &session, &shown, failed).await? {
+            return Ok(granted(app.credentials.tokens(now, &session)?));
+        }
+        // The account has changed while the password was hashed. If that is the same with another hash, it is still right.
     }
-    let found = identified.credential;
-    let hash = found.as_ref().map(|credential| credential.password_hash.as_str());
-    let right = app.credentials.verify(&password, hash).await?;
-    // Unknown, wrong and disabled are told alike, and take alike.
-    let Some(found) = found.as_ref().filter(|credential| right && credential.is_active) else {
-        let user = found.map(|credential| credential.user_id);
-        account::login_failed(&app.db, now, &identifier, &source, user, &origin, app.config.lockout).await?;
-        return Err(wrong().into());
-    };
-    if app.config.require_verified_email && !found.email_verified {
-        return Err(account::unverified().into());
-    }
-    let rehashed = match app.credentials.is_outdated(&found.password_hash) {
-        true => Some(app.credentials.rehash(&password).await?),
-        false => None,
-    };
-    let session = Session {
-        id: Id::new(),
-        user_id: found.user_id,
-        seed: credential::random()?.to_vec(),
-        generation: 0,
-        rotated_at: now,
-        created_at: now,
-        last_used_at: now,
-        expires_at: now.plus(app.config.refresh_lifetime),
-        revoked_at: None,
-        ip_address: origin.ip_address,
-        user_agent: origin.user_agent,
-    };
-    let failed = identified.has_failures.then_some((&*identifier, &*source));
-    session::create(&app.db, &session, failed, rehashed.as_deref()).await?;
-    Ok(granted(app.credentials.tokens(now, &session)?))
 }
 
 /// What was typed in, as failures are counted by it. NUL does not fit into PostgreSQL: what stands for it is in no

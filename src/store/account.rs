@@ -172,6 +172,7 @@ pub async fn change_password(
     origin: &Origin,
 ) -> Result<User> {
     db.transaction(async |tx| {
+        session::require(tx, now, viewer).await?;
         let user = user::held(tx, viewer.id).await?.ok_or_else(Error::unauthenticated)?;
         put_password(tx, now, &user, password_hash, Some(viewer.session_id)).await?;
         token::withdraw(tx, user.id, Purpose::ResetPassword).await?;
@@ -199,6 +200,7 @@ pub async fn delete(db: &Db, now: Timestamp, viewer: &Viewer) -> Result<()> {
         let user = user.ok_or_else(Error::unauthenticated)?;
         if user.role == Role::Admin {
             admins.keep_one(user.id)?;
+        session::require(tx, now, viewer).await?;
         }
         let own: Vec<Id> = on!(tx, |c| projects::table
             .filter(projects::owner_id.eq(user.id))

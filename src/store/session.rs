@@ -12,8 +12,9 @@ use crate::access::{Role, Viewer};
 use crate::db::page::among;
 use crate::db::rows::RunQueryDsl;
 use crate::db::schema::{sessions, users};
-use crate::db::{Conn, Db};
-use crate::error::Result;
+use crate::db::types::sql;
+use crate::db::{Conn, Db, Pooled};
+use crate::error::{Error, Result};
 use crate::events::{self, Kind, NewEvent};
 use crate::id::Id;
 use crate::on;
@@ -69,22 +70,81 @@ pub async fn viewer(conn: &mut Conn, now: Timestamp, session_id: Id) -> Result<O
     Ok(row.map(|(id, role)| Viewer { id, session_id, role }))
 }
 
-/// Begins a session with a login. `failed` says of what identifier and source failures are to be forgotten; `rehashed` is
-/// the password's new hash, when its cost has risen since the last one.
-pub async fn create(db: &Db, session: &Session, failed: Option<(&str, &str)>, rehashed: Option<&str>) -> Result<()> {
+/// Refuses when the viewer's session has ended since the request began. To be asked when the account is held, as it is
+/// when a new password ends its sessions.
+pub async fn require(tx: &mut Conn, now: Timestamp, viewer: &Viewer) -> Result<()> {
+    let present = self::viewer(tx, now, viewer.session_id).await?;
+    present.map(|_| ()).ok_or_else(Error::unauthenticated)
+}
+
+/// A password that somebody has shown at a login.
+pub struct Shown<'a> {
+    /// The hash that it was verified by.
+    pub hash: &'a str,
+    /// Its new hash, when the cost has risen since that one.
+    pub rehashed: Option<&'a str>,
+}
+
+/// Begins a session with a login; false, and there is none, if the password has changed while it was verified, or its
+/// owner may not sign in any more. `failed` says of what identifier and source failures are to be forgotten.
+pub async fn create(db: &Db, session: &Session, shown: &Shown<'_>, failed: Option<(&str, &str)>) -> Result<bool> {
     db.transaction(async |tx| {
-        on!(tx, |c| diesel::insert_into(sessions::table).values(session).execute(c).await)?;
-        if let Some(hash) = rehashed {
-            let user = diesel::update(users::table.find(session.user_id));
+        if let Some(hash) = shown.rehashed {
+            let user = diesel::update(users::table.find(session.user_id)).filter(users::password_hash.eq(shown.hash));
             on!(tx, |c| user.set(users::password_hash.eq(hash)).execute(c).await)?;
+        }
+        if !begin(tx, session, shown.rehashed.unwrap_or(shown.hash)).await? {
+            return Ok(false);
         }
         if let Some((identifier, source)) = failed {
             lockout::forget(tx, identifier, source).await?;
         }
         let who = Some(session.user_id);
-        audit::note(tx, session.created_at, audit::Kind::LoggedIn, who, who, &session.origin()).await
+        audit::note(tx, session.created_at, audit::Kind::LoggedIn, who, who, &session.origin()).await?;
+        Ok(true)
     })
     .await
+}
+
+/// Inserts a session if its user may sign in and has this password. Whoever is just changing that is waited for, and
+/// whoever comes to change it waits for the transaction, and ends the session.
+async fn begin(tx: &mut Conn, session: &Session, password_hash: &str) -> Result<bool> {
+    let columns = (
+        sessions::id,
+        sessions::user_id,
+        sessions::seed,
+        sessions::generation,
+        sessions::rotated_at,
+        sessions::created_at,
+        sessions::last_used_at,
+        sessions::expires_at,
+        sessions::revoked_at,
+        sessions::ip_address,
+        sessions::user_agent,
+    );
+    let row = users::table
+        .find(session.user_id)
+        .filter(users::password_hash.eq(password_hash))
+        .filter(users::is_active.eq(true))
+        .select((
+            session.id.into_sql::<sql::Uuid>(),
+            users::id,
+            session.seed.as_slice().into_sql::<sql::Binary>(),
+            session.generation.into_sql::<sql::Integer>(),
+            session.rotated_at.into_sql::<sql::Instant>(),
+            session.created_at.into_sql::<sql::Instant>(),
+            session.last_used_at.into_sql::<sql::Instant>(),
+            session.expires_at.into_sql::<sql::Instant>(),
+            session.revoked_at.into_sql::<sql::Nullable<sql::Instant>>(),
+            session.ip_address.as_deref().into_sql::<sql::Nullable<sql::Text>>(),
+            session.user_agent.as_deref().into_sql::<sql::Nullable<sql::Text>>(),
+        ));
+    let sessions = diesel::insert_into(sessions::table);
+    let begun = match &mut tx.pooled {
+        Pooled::Sqlite(c) => sessions.values(row).into_columns(columns).execute(&mut **c).await?,
+        Pooled::Postgres(c) => sessions.values(row.for_share()).into_columns(columns).execute(&mut &**c).await?,
+    };
+    Ok(begun == 1)
 }
 
 /// When each of these users last logged in, as far as their sessions tell: of one whose sessions were forgotten, their

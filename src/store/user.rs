@@ -377,6 +377,7 @@ pub async fn update_viewer(db: &Db, now: Timestamp, viewer: &Viewer, changes: &C
     db.transaction(async |tx| {
         let mut user = held(tx, viewer.id).await?.ok_or_else(Error::unauthenticated)?;
         if let Some(name) = &changes.display_name {
+        session::require(tx, now, viewer).await?;
             user.display_name = name.to_string();
         }
         if let Some(username) = &changes.username {

@@ -2,8 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use fasttrack::store::session;
+use fasttrack::store::{account, session, user};
 use futures_util::future::join_all;
+use futures_util::stream::FuturesUnordered;
+use futures_util::{StreamExt, future};
 use reqwest::Method;
 use serde_json::json;
 use tokio::io::AsyncWriteExt;
@@ -89,7 +91,7 @@ async fn a_burst_beyond_the_queue_is_told_to_come_back_and_the_rest_is_served() 
     let server = Server::with(&[("ARGON2_MEMORY_KIB", "4096"), ("LOCKOUT_FAILURES", "1000000")]).await;
     server.person("alice").await;
     let logins = (0..200).map(|_| login(&server, "alice", PASSWORD));
-    let replies = futures_util::future::join_all(logins).await;
+    let replies = future::join_all(logins).await;
     let served = replies.iter().filter(|reply| reply.status == 200).count();
     let busy: Vec<&Reply> = replies.iter().filter(|reply| reply.status == 503).collect();
     assert_eq!(served + busy.len(), 200);
@@ -110,6 +112,66 @@ async fn a_password_hash_is_renewed_when_its_cost_has_risen() {
     assert!(dearer.is_signed_in(alice.token()).await, "sessions survive a restart");
     assert_eq!(login(&dearer, "alice", PASSWORD).await.status, 200);
     assert_eq!(dearer.stored_hash("alice").await, renewed);
+}
+
+#[tokio::test]
+async fn logins_at_once_may_all_find_that_the_cost_has_risen() {
+    let server = Server::start().await;
+    server.person("alice").await;
+    let dearer = server.again(&[("ARGON2_MEMORY_KIB", "1024")]).await;
+    for reply in future::join_all((0..8).map(|_| login(&dearer, "alice", PASSWORD))).await {
+        assert_eq!(reply.status, 200, "{}", reply.body);
+    }
+    assert!(dearer.stored_hash("alice").await.contains("m=1024,"));
+}
+
+#[tokio::test]
+async fn a_login_under_way_does_not_outlive_the_password() {
+    let server = Server::start().await;
+    server.person("alice").await;
+    let (old, new) = (PASSWORD, "Another-Horse-8");
+    let bob = server.person("bob").await;
+    bob.mutate("changePassword", json!({ "currentPassword": old, "newPassword": new })).await.ok();
+    let hash = server.stored_hash("bob").await;
+    // Each login hashes twice, and long: most are under way when the first has succeeded.
+    let server = server.again(&[("ARGON2_MEMORY_KIB", "16384"), ("LOCKOUT_FAILURES", "1000000")]).await;
+    let mut logins: FuturesUnordered<_> = (0..16).map(|_| login(&server, "alice", old)).collect();
+    let mut replies = vec![logins.next().await.expect("a login")];
+    let set = server.run(async move |app| {
+        let user = user::find_by_username(&mut app.db.conn().await?, "alice").await?.expect("an account");
+        account::set_password(&app.db, app.clock.now(), &user, &hash).await
+    });
+    set.await.expect("a new password");
+    replies.extend(logins.collect::<Vec<_>>().await);
+    for reply in replies {
+        let token = reply.body["access_token"].as_str().unwrap_or_default();
+        assert!(!server.is_signed_in(token).await, "the session of a login with the old password goes on");
+    }
+    assert_eq!(login(&server, "alice", old).await.status, 401);
+    assert_eq!(login(&server, "alice", new).await.status, 200);
+}
+
+#[tokio::test]
+async fn what_a_session_does_under_way_does_not_outlive_it() {
+    let server = Server::with(&[("ARGON2_MEMORY_KIB", "16384")]).await;
+    let (alice, bob) = (server.person("alice").await, server.person("bob").await);
+    let (old, new) = (PASSWORD, "Another-Horse-8");
+    bob.mutate("changePassword", json!({ "currentPassword": old, "newPassword": new })).await.ok();
+    let hash = server.stored_hash("bob").await;
+    let change = async || {
+        let input = json!({ "currentPassword": old, "newPassword": "Stolen-Horse-9" });
+        alice.mutate("changePassword", input).await.outcome()
+    };
+    let mut changes: FuturesUnordered<_> = (0..8).map(|_| change()).collect();
+    assert_eq!(changes.next().await.expect("a change"), "ok");
+    let set = server.run(async move |app| {
+        let user = user::find_by_username(&mut app.db.conn().await?, "alice").await?.expect("an account");
+        account::set_password(&app.db, app.clock.now(), &user, &hash).await
+    });
+    set.await.expect("a new password");
+    let rest: Vec<String> = changes.collect().await;
+    assert_eq!(rest.last().map(String::as_str), Some("UNAUTHENTICATED"), "{rest:?}");
+    assert_eq!(login(&server, "alice", new).await.status, 200);
 }
 
 #[tokio::test]
