@@ -16,6 +16,7 @@ use super::task::{self, Task, TaskFilter, TaskOrder};
 use super::{Caller, guard};
 use crate::access::{Account, Action, Role};
 use crate::error::{Error, Fault, FaultCode};
+use crate::limits::{Door, Who};
 use crate::own;
 use crate::store::task_list::{Of, Scope};
 use crate::store::user::{self as store, Changes, Filter, List, OrderField, Profile};
@@ -408,7 +409,11 @@ impl UserMutation {
                 email: email.and_then(|email| faults.take(Email::parse("email", &email))),
             };
             faults.check()?;
-            store::update_viewer(&app.db, app.clock.now(), &viewer, &changes).await
+            let now = app.clock.now();
+            if changes.email.is_some() {
+                app.limits.admit(Door::Credentials, Who::User(viewer.id), now).await?;
+            }
+            store::update_viewer(&app.db, now, &viewer, &changes).await
         })
         .await?;
         Ok(UpdateViewerPayload { viewer: viewer.map(User::from), user_errors })
