@@ -127,21 +127,28 @@ impl Mailer {
     /// more. What a stranger typed in may be another mailbox than the account's, as case or spelling go, so it finds the
     /// account and the mail goes to the account's own address.
     async fn token(&self, mail: &Mail, purpose: Purpose, lifetime: Duration) -> Result<Option<(String, String)>> {
-        let (db, now) = (&self.app.db, self.app.clock.now());
-        let user = match mail.user_id {
-            Some(id) => user::any_by_ids(&mut db.conn().await?, &[id]).await?.pop(),
-            None => user::find_by_email(&mut db.conn().await?, &mail.recipient).await?,
-        };
-        let Some(user) = user.filter(|user| user.is_active) else { return Ok(None) };
-        let recipient = if mail.user_id.is_some() { &mail.recipient } else { &user.email };
-        if purpose == Purpose::VerifyEmail && user.email_verified && user.email == *recipient {
-            return Ok(None);
-        }
+        let now = self.app.clock.now();
         let token = MailToken::new()?;
         let hash = token.hash();
-        db.transaction(async |tx| token::replace(tx, user.id, purpose, &hash, recipient, now.plus(lifetime)).await)
-            .await?;
-        Ok(Some((recipient.clone(), token.into_string())))
+        let recipient = self.app.db.transaction(async |tx| {
+            let id = match mail.user_id {
+                Some(id) => Some(id),
+                None => user::find_by_email(tx, &mail.recipient).await?.map(|user| user.id),
+            };
+            let Some(id) = id else { return Ok(None) };
+            let Some(user) = user::held(tx, id).await?.filter(|user| user.is_active) else { return Ok(None) };
+            // Whoever holds the account and finds no token yet takes the message away.
+            if !mail::is_claimed(tx, mail).await? {
+                return Ok(None);
+            }
+            let recipient = if mail.user_id.is_some() { &mail.recipient } else { &user.email };
+            if purpose == Purpose::VerifyEmail && user.email_verified && user.email == *recipient {
+                return Ok(None);
+            }
+            token::replace(tx, user.id, purpose, &hash, recipient, now.plus(lifetime)).await?;
+            Ok(Some(recipient.clone()))
+        });
+        Ok(recipient.await?.map(|recipient| (recipient, token.into_string())))
     }
 
     async fn send(&self, mail: &Mail, letter: &Letter) -> std::result::Result<(), String> {

@@ -340,7 +340,8 @@ pub struct UpdateViewerInput {
     display_name: MaybeUndefined<String>,
     /// A new handle: 3–50 of `A–Z a–z 0–9 _ -`.
     username: MaybeUndefined<String>,
-    /// A new address. It holds once the link in a mail to it was followed; until then the old one stays.
+    /// A new address. It holds once the link in a mail to it was followed; until then the old one stays. The present
+    /// one calls off a change, and so does a new password. Asking is limited like logins.
     email: MaybeUndefined<String>,
 }
 

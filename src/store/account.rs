@@ -129,6 +129,7 @@ pub async fn reset_owner(conn: &mut Conn, now: Timestamp, hash: &[u8]) -> Result
         .filter(mail_tokens::hash.eq(hash))
         .filter(mail_tokens::purpose.eq(Purpose::ResetPassword))
         .filter(mail_tokens::expires_at.gt(now))
+        .filter(mail_tokens::email.eq(users::email))
         .filter(users::is_active.eq(true))
         .select(User::as_select())
         .first(c)
@@ -142,11 +143,9 @@ pub async fn reset_password(db: &Db, now: Timestamp, hash: &[u8], password_hash:
     db.transaction(async |tx| {
         let redeemed = token::redeem(tx, now, Purpose::ResetPassword, hash).await?;
         let (user_id, email) = redeemed.ok_or_else(no_such_token)?;
-        let user = user::held(tx, user_id).await?.filter(|user| user.is_active);
+        let user = user::held(tx, user_id).await?.filter(|user| user.is_active && user.email == email);
         let user = user.ok_or_else(no_such_token)?;
-        if fold(&email) == fold(&user.email) {
-            user::set_email(tx, now, &user, &user.email).await?;
-        }
+        user::set_email(tx, now, &user, &email).await?;
         put_password(tx, now, &user, password_hash, None).await?;
         audit::note(tx, now, audit::Kind::PasswordReset, Some(user_id), None, origin).await
     })
@@ -172,22 +171,25 @@ pub async fn change_password(
     origin: &Origin,
 ) -> Result<User> {
     db.transaction(async |tx| {
-        session::require(tx, now, viewer).await?;
         let user = user::held(tx, viewer.id).await?.ok_or_else(Error::unauthenticated)?;
+        session::require(tx, now, viewer).await?;
         put_password(tx, now, &user, password_hash, Some(viewer.session_id)).await?;
-        token::withdraw(tx, user.id, Purpose::ResetPassword).await?;
         audit::note(tx, now, audit::Kind::PasswordChanged, Some(user.id), Some(user.id), origin).await?;
         Ok(user)
     })
     .await
 }
 
+/// Sets a password that nothing outlives which was begun without it: no session but the one to keep, no mailed token and
+/// no change of address.
 async fn put_password(tx: &mut Conn, now: Timestamp, user: &User, password_hash: &str, keep: Option<Id>) -> Result<()> {
     on!(tx, |c| diesel::update(users::table.find(user.id))
         .set((users::password_hash.eq(password_hash), users::updated_at.eq(now)))
         .execute(c)
         .await)?;
     session::end(tx, now, user.id, None, keep).await?;
+    token::withdraw(tx, user.id, Purpose::ResetPassword).await?;
+    user::keep_email(tx, user).await?;
     lockout::unlock(tx, &[&fold(&user.email), &fold(&user.username)]).await?;
     mail::queue(tx, now, mail::Kind::PasswordChanged, &user.email, Some(user.id), "").await
 }
@@ -198,9 +200,9 @@ pub async fn delete(db: &Db, now: Timestamp, viewer: &Viewer) -> Result<()> {
     db.transaction(async |tx| {
         let (user, admins) = user::held_with_admins(tx, viewer.id).await?;
         let user = user.ok_or_else(Error::unauthenticated)?;
+        session::require(tx, now, viewer).await?;
         if user.role == Role::Admin {
             admins.keep_one(user.id)?;
-        session::require(tx, now, viewer).await?;
         }
         let own: Vec<Id> = on!(tx, |c| projects::table
             .filter(projects::owner_id.eq(user.id))

@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use diesel::deserialize::FromSqlRow;
+use diesel::dsl::exists;
 use diesel::expression::AsExpression;
 use diesel::prelude::*;
 
@@ -133,6 +134,12 @@ pub async fn claim(db: &Db, now: Timestamp) -> Result<Option<Mail>> {
             return Ok(Some(claimed));
         }
     }
+}
+
+/// Whether the claim to a message still holds, and nobody has taken the message away.
+pub async fn is_claimed(conn: &mut Conn, mail: &Mail) -> Result<bool> {
+    let claimed = mails::table.find(mail.id).filter(mails::next_attempt_at.eq(mail.next_attempt_at));
+    Ok(on!(conn, |c| diesel::select(exists(claimed)).get_result(c).await)?)
 }
 
 /// Takes a message out of the queue, unless the claim to it was lost: it is sent, or has become pointless.

@@ -7,13 +7,14 @@ use diesel::dsl::exists;
 use diesel::prelude::*;
 
 use super::audit::{self, Origin};
+use super::token::Purpose;
 use super::value::{DisplayName, Email, Search, Username, fold};
 use super::{mail, session};
 use crate::access::{Action, Role, Viewer};
 use crate::db::lately::{Lately, Since};
 use crate::db::page::{Key, Page, Position, Window, among};
 use crate::db::rows::RunQueryDsl;
-use crate::db::schema::{projects, tasks, users};
+use crate::db::schema::{mail_tokens, mails, projects, tasks, users};
 use crate::db::{Bell, Conn, Db, Pooled, looked_up};
 use crate::error::{Error, Fault, FaultCode, Result, is_taken};
 use crate::events::{self, Kind, NewEvent};
@@ -376,8 +377,8 @@ pub struct Changes {
 pub async fn update_viewer(db: &Db, now: Timestamp, viewer: &Viewer, changes: &Changes) -> Result<User> {
     db.transaction(async |tx| {
         let mut user = held(tx, viewer.id).await?.ok_or_else(Error::unauthenticated)?;
-        if let Some(name) = &changes.display_name {
         session::require(tx, now, viewer).await?;
+        if let Some(name) = &changes.display_name {
             user.display_name = name.to_string();
         }
         if let Some(username) = &changes.username {
@@ -386,6 +387,9 @@ pub async fn update_viewer(db: &Db, now: Timestamp, viewer: &Viewer, changes: &C
         user.updated_at = now;
         let wanted = User { email: changes.email.as_deref().unwrap_or(&user.email).to_owned(), ..user.clone() };
         check_free(tx, &wanted, changes.email.as_ref(), changes.username.as_ref()).await?;
+        if changes.email.is_some() {
+            keep_email(tx, &user).await?;
+        }
         if fold(&wanted.email) == fold(&user.email) {
             user.email = wanted.email;
         } else {
@@ -408,18 +412,36 @@ pub async fn update_viewer(db: &Db, now: Timestamp, viewer: &Viewer, changes: &C
     .await
 }
 
-/// Sets an account's address, which its owner has verified.
+/// Sets an account's address, which its owner has verified. Nothing asks for another one any more.
 pub async fn set_email(tx: &mut Conn, now: Timestamp, user: &User, email: &str) -> Result<()> {
     let user = User { email: email.to_owned(), ..user.clone() };
     let updated = on!(tx, |c| diesel::update(users::table.find(user.id))
         .set((users::email.eq(&user.email), users::email_verified.eq(true), users::updated_at.eq(now), Keys::of(&user)))
         .execute(c)
         .await);
-    saved(updated)
+    saved(updated)?;
+    keep_email(tx, &user).await
+}
+
+/// Calls off what asks for another address than the account's: whoever reads it must not take the account by an old link.
+pub async fn keep_email(tx: &mut Conn, user: &User) -> Result<()> {
+    let tokens = mail_tokens::table
+        .filter(mail_tokens::user_id.eq(user.id))
+        .filter(mail_tokens::purpose.eq(Purpose::VerifyEmail))
+        .filter(mail_tokens::email.ne(&user.email));
+    on!(tx, |c| diesel::delete(tokens).execute(c).await)?;
+    let queued = mails::table
+        .filter(mails::user_id.eq(user.id))
+        .filter(mails::kind.eq(mail::Kind::VerifyEmail))
+        .filter(mails::recipient.ne(&user.email));
+    on!(tx, |c| diesel::delete(queued).execute(c).await)?;
+    Ok(())
 }
 
 /// Takes everything personal out of an account's row, which stays behind nameless.
 pub async fn efface(tx: &mut Conn, now: Timestamp, user: &User) -> Result<()> {
+    // Not of the user's own id, which others know, and could make names of that are taken then.
+    let name = Id::new();
     let nobody = User {
         email: format!("{name}@deleted.invalid"),
         username: format!("deleted-{name}"),
@@ -441,8 +463,6 @@ pub async fn efface(tx: &mut Conn, now: Timestamp, user: &User) -> Result<()> {
             users::email_verified.eq(false),
             users::last_login_at.eq(None::<Timestamp>),
             users::password_hash.eq(""),
-    // Not of the user's own id, which others know, and could make names of that are taken then.
-    let name = Id::new();
             users::deleted_at.eq(now),
             users::updated_at.eq(now),
             Keys { search: String::new(), ..Keys::of(&nobody) },

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use fasttrack::store::{account as accounts, user};
 use serde_json::{Value, json};
 
 use crate::harness::{Mailbox, PASSWORD, Person, Reply, Server};
@@ -160,6 +161,103 @@ async fn a_password_is_set_anew_by_mail_which_ends_every_session_and_unlocks() {
     assert_eq!(login(&server, "alice", PASSWORD).await.status, 401);
     assert_eq!(mailbox.next().await.subject(), "Your password was changed");
     assert_eq!(account(&server.login_with("alice", NEW_PASSWORD).await).await["emailVerified"], true);
+}
+
+#[tokio::test]
+async fn a_change_of_address_does_not_outlive_a_new_password() {
+    let (server, mut mailbox) = start(&[]).await;
+    // Somebody has signed up with an address that is not theirs.
+    let mallory = server.person("alice").await;
+    mailbox.next().await;
+    mallory.mutate("updateViewer", json!({ "email": "mallory@example.org" })).await.ok();
+    let mut links = vec![mailbox.next().await];
+    server.post("/auth/password-reset", json!({ "email": "alice@example.org" })).await;
+    assert_eq!(confirm(&server, &mailbox.next().await.token(), NEW_PASSWORD).await.status, 204);
+    assert_eq!(mailbox.next().await.subject(), "Your password was changed");
+
+    let alice = server.login_with("alice", NEW_PASSWORD).await;
+    alice.mutate("updateViewer", json!({ "email": "mallory@example.org" })).await.ok();
+    links.push(mailbox.next().await);
+    let input = json!({ "currentPassword": NEW_PASSWORD, "newPassword": PASSWORD });
+    alice.mutate("changePassword", input).await.ok();
+    assert_eq!(mailbox.next().await.subject(), "Your password was changed");
+
+    alice.mutate("updateViewer", json!({ "email": "mallory@example.org" })).await.ok();
+    links.push(mailbox.next().await);
+    let hash = server.stored_hash("alice").await;
+    let set = server.run(async move |app| {
+        let user = user::find_by_username(&mut app.db.conn().await?, "alice").await?.expect("an account");
+        accounts::set_password(&app.db, app.clock.now(), &user, &hash).await
+    });
+    set.await.expect("a new password from the shell");
+    assert_eq!(mailbox.next().await.subject(), "Your password was changed");
+
+    for link in links {
+        assert_eq!((link.to.as_str(), link.subject()), ("mallory@example.org", "Verify your e-mail address"));
+        assert_eq!(verify(&server, &link.token()).await.body["code"], "INVALID");
+    }
+    assert_eq!(account(&server.login("alice").await).await["email"], "alice@example.org");
+}
+
+#[tokio::test]
+async fn asking_for_the_present_address_calls_a_change_off() {
+    let (server, mut mailbox) = start(&[]).await;
+    let alice = server.person("alice").await;
+    let change = async |email: &str| {
+        alice.mutate("updateViewer", json!({ "email": email })).await.ok();
+    };
+    change("alice@example.org").await;
+    let own = mailbox.next().await;
+    change("new@example.org").await;
+    let link = mailbox.next().await;
+    change("alice@example.org").await;
+    assert_eq!(verify(&server, &link.token()).await.body["code"], "INVALID");
+    assert_eq!(verify(&server, &own.token()).await.body["code"], "INVALID", "the newest link only");
+
+    mailbox.refuse(true);
+    change("new@example.org").await;
+    mailbox.refused().await;
+    change("alice@example.org").await;
+    mailbox.refuse(false);
+    server.advance(Duration::from_secs(31));
+    server.post("/auth/verify-email/resend", json!({ "email": "alice@example.org" })).await;
+    let own = mailbox.next().await;
+    assert_eq!(own.to, "alice@example.org", "nobody else is asked any more");
+    change("alice@example.org").await;
+    assert_eq!(verify(&server, &own.token()).await.status, 204, "the link to the present address stays good");
+    assert!(mailbox.is_empty());
+}
+
+#[tokio::test]
+async fn only_the_address_that_was_asked_for_last_is_written_to() {
+    let (server, mut mailbox) = start(&[]).await;
+    let alice = server.person("alice").await;
+    mailbox.next().await;
+    mailbox.refuse(true);
+    for email in ["one@example.org", "two@example.org", "three@example.org"] {
+        alice.mutate("updateViewer", json!({ "email": email })).await.ok();
+        mailbox.refused().await;
+    }
+    mailbox.refuse(false);
+    server.advance(Duration::from_secs(31));
+    server.post("/auth/password-reset", json!({ "email": "alice@example.org" })).await;
+    let mut recipients = [mailbox.next().await.to, mailbox.next().await.to];
+    recipients.sort();
+    assert_eq!(recipients, ["alice@example.org", "three@example.org"]);
+    assert!(mailbox.is_empty());
+}
+
+#[tokio::test]
+async fn changes_of_address_are_limited_by_user_and_other_changes_are_not() {
+    let (server, _mailbox) = start(&[("RATE_LIMIT_ENABLED", "true")]).await;
+    let alice = server.person("alice").await;
+    for number in 0..5 {
+        alice.mutate("updateViewer", json!({ "email": format!("{number}@example.org") })).await.ok();
+    }
+    let refused = alice.mutate("updateViewer", json!({ "email": "6@example.org", "displayName": "Mallory" })).await;
+    assert_eq!(refused.code(), "RATE_LIMITED");
+    let viewer = alice.mutate("updateViewer", json!({ "username": "alice-2" })).await.ok();
+    assert_eq!((&viewer["username"], &viewer["displayName"]), (&json!("alice-2"), &json!("alice")));
 }
 
 #[tokio::test]
