@@ -215,7 +215,7 @@ impl Subscription {
         // On the heap: it is rare next to waiting for it.
         match Box::pin(self.subscriber.answer(happening, deprecations)).await {
             Ok(payload) => Some(Told::Event { payload, cursor }),
-            Err(answer) => Some(self.failed(answer)),
+            Err(answer) => Some(self.failed(*answer)),
         }
     }
 
@@ -234,7 +234,7 @@ impl Drop for Subscription {
 
 impl Subscriber {
     /// The answer to an event, everybody's or one's own; if nothing came of it, why.
-    async fn answer(&self, happening: Happening, deprecations: Arc<[Deprecation]>) -> Result<Arc<str>, Answer> {
+    async fn answer(&self, happening: Happening, deprecations: Arc<[Deprecation]>) -> Result<Arc<str>, Box<Answer>> {
         let question = &self.question;
         let of_one = happening.notification.is_some() || !deprecations.is_empty();
         let common = match happening.delivery.objects.get() {
@@ -269,11 +269,11 @@ impl Subscriber {
     }
 
     /// An answer as it is told. One of which nothing came is not: whoever goes on after the last event gets this one.
-    fn written(&self, answer: Answer) -> Result<Arc<str>, Answer> {
+    fn written(&self, answer: Answer) -> Result<Arc<str>, Box<Answer>> {
         if !answer.is_executed() {
-            return Err(answer);
+            return Err(Box::new(answer));
         }
-        let text = answer.to_text().ok_or_else(|| Answer::refused(too_large(), &self.request_id))?;
+        let text = answer.to_text().ok_or_else(|| Box::new(Answer::refused(too_large(), &self.request_id)))?;
         Ok(text.into())
     }
 
