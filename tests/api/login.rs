@@ -3,7 +3,6 @@
 use std::time::{Duration, Instant};
 
 use fasttrack::store::{account, session, user};
-use futures_util::future::join_all;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{StreamExt, future};
 use reqwest::Method;
@@ -285,7 +284,7 @@ async fn who_goes_away_in_the_middle_takes_nothing_back_and_nobody_else_along() 
     let alice = server.person("alice").await;
     let project = alice.project("Apollo").await;
     for round in 0..20 {
-        let leaving = join_all((0..10).map(|number| {
+        let leaving = future::join_all((0..10).map(|number| {
             let server = &server;
             async move {
                 let name = format!("guest{round}_{number}");
@@ -299,7 +298,7 @@ async fn who_goes_away_in_the_middle_takes_nothing_back_and_nobody_else_along() 
                 drop(gone);
             }
         }));
-        let staying = join_all((0..10).map(|_| alice.task(&project, "Fly", json!({}))));
+        let staying = future::join_all((0..10).map(|_| alice.task(&project, "Fly", json!({}))));
         tokio::join!(leaving, staying);
     }
 }
