@@ -2,12 +2,12 @@
 //! what directives skip is left out, the fields of one response key are one field (section 6.3.2), and an argument or
 //! input field whose variable has no value is none (sections 6.4.1 and 3.10).
 //!
-//! async-graphql executes a field as often as it is written, a mutation too, and puts together what comes of it; it takes
-//! a variable without a value for null, which in an update clears a field; and it answers null for an object of which
-//! nothing is selected. Most operations have nothing of that, and are executed as they are written.
+//! async-graphql executes a field as often as it is written, a mutation too, and puts together what comes of it; it
+//! takes a variable without a value for null, which in an update clears a field; and it answers null for an object of
+//! which nothing is selected. Most operations have nothing of that, and are executed as they are written.
 //!
-//! What is selected of an interface by itself and again of one of its types stays in both places, and the library puts it
-//! together: to do that here takes a selection set for each type, and no interface has a field with a list.
+//! What is selected of an interface by itself and again of one of its types stays in both places, and the library puts
+//! it together: to do that here takes a selection set for each type, and no interface has a field with a list.
 
 use std::collections::HashMap;
 
@@ -34,8 +34,8 @@ pub(super) struct Names<'a> {
 }
 
 impl Names<'_> {
-    /// An argument without what has no value; nothing if it is a variable without one. Such an input field is none, such
-    /// an item of a list is null.
+    /// An argument without what has no value; nothing if it is a variable without one. Such an input field is none,
+    /// such an item of a list is null.
     fn given(self, argument: &Input) -> Option<Input> {
         Some(match argument {
             Input::Variable(name) if !self.variables.contains_key(name) => return None,
