@@ -117,14 +117,14 @@ fn place(data: &mut Value, path: &[PathSegment]) {
     }
 }
 
-/// Selection sets that apply to one object, each with the type that its fields are declared in.
-type Sets<'a> = [(&'a str, &'a SelectionSet)];
+/// A selection set, with the type that its fields are declared in.
+pub(super) type Set<'a> = (&'a str, &'a SelectionSet);
 
 /// What is selected of one object, wherever it is.
 #[derive(Default)]
 struct Collected<'a> {
     /// The type of each field, by its key, and the selection sets of all places that name it.
-    fields: IndexMap<&'a str, (Option<&'a Type>, Vec<(&'a str, &'a SelectionSet)>)>,
+    fields: IndexMap<&'a str, (Option<&'a Type>, Vec<Set<'a>>)>,
     /// Some field is selected whatever the type and the directives.
     is_sure: bool,
     /// Some field is selected in several places.
@@ -137,7 +137,7 @@ struct Planner<'a> {
 }
 
 impl<'a> Planner<'a> {
-    fn plan(&self, sets: &Sets<'a>) -> Plan<'a> {
+    fn plan(&self, sets: &[Set<'a>]) -> Plan<'a> {
         let mut collected = Collected::default();
         for (parent, set) in sets {
             self.collect(parent, set, true, &mut collected);

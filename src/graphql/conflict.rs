@@ -17,7 +17,7 @@ use async_graphql::parser::types::{
 };
 use async_graphql::{Name, Pos};
 
-use super::complete::{Shape, chosen, root};
+use super::complete::{Set, Shape, chosen, root};
 
 /// Two fields that cannot be one.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,12 +47,9 @@ struct Member<'a> {
     field: &'a Positioned<Field>,
 }
 
-/// Selection sets, each with the type of what it is selected of.
-type Sets<'a> = Vec<(&'a str, &'a SelectionSet)>;
-
 impl<'a> Look<'a> {
     /// Looks at what is selected in one place of the answer, of one object or of one of several.
-    fn together(&self, sets: Sets<'a>, is_one: bool) -> Result<(), Conflict> {
+    fn together(&self, sets: Vec<Set<'a>>, is_one: bool) -> Result<(), Conflict> {
         let mut groups = IndexMap::new();
         sets.into_iter().for_each(|(parent, set)| self.group(parent, set, &mut groups));
         for members in groups.into_values() {
@@ -129,7 +126,7 @@ impl<'a> Look<'a> {
         }
     }
 
-    fn inner(&self, members: &[Member<'a>]) -> Sets<'a> {
+    fn inner(&self, members: &[Member<'a>]) -> Vec<Set<'a>> {
         let inner = members.iter().map(|Member { parent, field }| {
             let Field { name, selection_set, .. } = &field.node;
             (self.shape.kind(parent, &name.node), &selection_set.node)

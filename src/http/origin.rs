@@ -50,8 +50,9 @@ pub fn is_cross_site(uri: &Uri, headers: &HeaderMap, config: &Config) -> bool {
 
 /// Whether a GET can be something that a page of another site makes a browser do unasked.
 ///
-/// What comes from another site passes only if its page is known. Without `Sec-Fetch-Site` it is a program or an old browser, and that one betrays itself
-/// by `Accept-Language`: then `Accept` must name a type of GraphQL's, as no image, script, link or form does.
+/// What comes from another site passes only if its page is known. Without `Sec-Fetch-Site` it is a program or an old
+/// browser, and that one betrays itself by `Accept-Language`: then `Accept` must name a type of GraphQL's, as no image,
+/// script, link or form does.
 pub fn is_cross_site_simple(uri: &Uri, headers: &HeaderMap, config: &Config) -> bool {
     if !is_known(uri, headers, config) {
         return true;

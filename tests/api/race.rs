@@ -334,7 +334,8 @@ async fn no_change_of_an_account_is_lost() {
             alice.mutate("updateViewer", json!({ "username": username })),
             verify(&server, &token),
         );
-        (shown.ok(), renamed.ok());
+        shown.ok();
+        renamed.ok();
         assert_eq!(verified.status, 204);
         mailbox.next().await;
         let seen = alice.query("{ viewer { displayName username email } }", json!({})).await["viewer"].clone();
