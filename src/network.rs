@@ -1,7 +1,18 @@
-//! Ranges of network addresses, as settings name them.
+//! Who is at the other end, and ranges of network addresses, as settings name them.
 
 use std::net::IpAddr;
 use std::str::FromStr;
+
+use axum::http::HeaderValue;
+
+/// Who makes a request.
+#[derive(Clone, Debug)]
+pub struct Client {
+    /// Its network address.
+    pub address: IpAddr,
+    /// What program it is, as it says (`User-Agent`).
+    pub program: Option<HeaderValue>,
+}
 
 /// A range of addresses in CIDR notation, such as `10.0.0.0/8`, or a single one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

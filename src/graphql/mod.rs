@@ -39,6 +39,8 @@ use crate::App;
 use crate::access::{Action, Subject, Viewer};
 use crate::error::{Code, Error, Result};
 use crate::events::hub::Delivery;
+use crate::network::Client;
+use crate::store::audit::Origin;
 use crate::store::event::Objects;
 use crate::time::whole_seconds;
 use loader::Loaders;
@@ -141,6 +143,8 @@ pub struct Caller(Arc<Inner>);
 struct Inner {
     app: Arc<App>,
     asker: Arc<Asker>,
+    /// From where, if it is not told of an event.
+    client: Option<Client>,
     /// The event that is answered, if it is one.
     event: Option<Arc<Delivery<Objects>>>,
     manner: Manner,
@@ -155,7 +159,7 @@ impl Inner {
     fn new(app: Arc<App>, viewer: Option<Viewer>, event: Option<Arc<Delivery<Objects>>>, manner: Manner) -> Self {
         let asker = Arc::new(Asker { viewer, asked: AtomicBool::new(false) });
         let (bytes, members) = (AtomicUsize::new(0), AtomicUsize::new(0));
-        Self { app, asker, event, manner, loaders: OnceLock::new(), bytes, members }
+        Self { app, asker, client: None, event, manner, loaders: OnceLock::new(), bytes, members }
     }
 }
 
@@ -172,8 +176,8 @@ pub struct Manner {
 
 impl Caller {
     /// A caller, signed in or not.
-    pub fn new(app: Arc<App>, viewer: Option<Viewer>, manner: Manner) -> Self {
-        Self(Arc::new(Inner::new(app, viewer, None, manner)))
+    pub fn new(app: Arc<App>, viewer: Option<Viewer>, manner: Manner, client: Client) -> Self {
+        Self(Arc::new(Inner { client: Some(client), ..Inner::new(app, viewer, None, manner) }))
     }
 
     /// A subscriber who is told of an event, which brings along what is known of it.
@@ -199,6 +203,11 @@ impl Caller {
     /// Who is signed in, or UNAUTHENTICATED.
     pub fn viewer(&self) -> Result<&Viewer> {
         self.0.asker.viewer()
+    }
+
+    /// Where the request came from, for the audit log.
+    pub fn origin(&self) -> Origin {
+        self.0.client.as_ref().map(Origin::from).unwrap_or_default()
     }
 
     /// Whether the table allows who is signed in the action on this object.

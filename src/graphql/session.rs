@@ -20,7 +20,7 @@ use crate::App;
 use crate::access::{Action, Viewer};
 use crate::error::{Error, FaultCode};
 use crate::limits::{Door, Who};
-use crate::store::audit::{self, Origin};
+use crate::store::audit;
 use crate::store::password::Password;
 use crate::store::session as store;
 use crate::store::{account, export, user as users};
@@ -242,12 +242,6 @@ async fn confirm(app: &App, viewer: &Viewer, field: &'static str, password: &str
     }
 }
 
-/// Where the viewer's session came from, for the audit log.
-pub async fn origin(app: &App, viewer: &Viewer) -> crate::error::Result<Origin> {
-    let session = store::find(&mut app.db.conn().await?, viewer.session_id).await?;
-    Ok(session.map(|session| session.origin()).unwrap_or_default())
-}
-
 /// The mutations of sessions and one's own account's safety.
 #[derive(Default)]
 pub struct SessionMutation;
@@ -262,6 +256,7 @@ impl SessionMutation {
         ctx: &Context<'_>,
         #[graphql(desc = "The old password and the new one.")] input: ChangePasswordInput,
     ) -> Result<ChangePasswordPayload> {
+        let origin = Caller::of(ctx).origin();
         let (viewer, user_errors) = write(ctx, |app, viewer| async move {
             confirm(&app, &viewer, "currentPassword", &input.current_password).await?;
             let user = users::any_by_ids(&mut app.db.conn().await?, &[viewer.id]).await?.pop();
@@ -269,7 +264,6 @@ impl SessionMutation {
             let (policy, personal) = (app.config.password_policy, [user.email.as_str(), user.username.as_str()]);
             let password = Password::parse("newPassword", &input.new_password, policy, &personal);
             let hash = app.credentials.hash(&password.map_err(|fault| Error::Faults(vec![fault]))?).await?;
-            let origin = origin(&app, &viewer).await?;
             account::change_password(&app.db, app.clock.now(), &viewer, &hash, &origin).await
         })
         .await?;
@@ -283,9 +277,9 @@ impl SessionMutation {
         ctx: &Context<'_>,
         #[graphql(desc = "Which one.")] input: RevokeSessionInput,
     ) -> Result<RevokeSessionPayload> {
+        let origin = Caller::of(ctx).origin();
         let (revoked_session_id, user_errors) = write(ctx, |app, viewer| async move {
             let id = node::named(Noun::Session, &input.id, "id")?;
-            let origin = origin(&app, &viewer).await?;
             if store::revoke(&app.db, app.clock.now(), &viewer, id, &origin).await? {
                 Ok(input.id)
             } else {
@@ -299,11 +293,13 @@ impl SessionMutation {
     /// Ends every session of the signed-in user but the current one.
     #[graphql(guard = "guard::signed_in")]
     async fn revoke_other_sessions(&self, ctx: &Context<'_>) -> Result<RevokeOtherSessionsPayload> {
-        let (count, _) = write(ctx, |app, viewer| async move {
-            let origin = origin(&app, &viewer).await?;
-            store::revoke_others(&app.db, app.clock.now(), &viewer, &origin).await
-        })
-        .await?;
+        let origin = Caller::of(ctx).origin();
+        let (count, _) =
+            write(
+                ctx,
+                |app, viewer| async move { store::revoke_others(&app.db, app.clock.now(), &viewer, &origin).await },
+            )
+            .await?;
         Ok(RevokeOtherSessionsPayload { revoked_count: count.unwrap_or_default() })
     }
 

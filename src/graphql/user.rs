@@ -428,13 +428,13 @@ impl UserMutation {
         ctx: &Context<'_>,
         #[graphql(desc = "What to change.")] input: UpdateUserInput,
     ) -> Result<UpdateUserPayload> {
+        let origin = Caller::of(ctx).origin();
         let (user, user_errors) = write(ctx, |app, viewer| async move {
             let mut faults = Faults::default();
             let role = required(&mut faults, "role", input.role);
             let is_active = required(&mut faults, "isActive", input.is_active);
             faults.check()?;
             let id = node::named(Noun::User, &input.id, "id")?;
-            let origin = session::origin(&app, &viewer).await?;
             store::update(&app.db, app.clock.now(), &viewer, id, role, is_active, &origin).await
         })
         .await?;

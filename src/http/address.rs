@@ -5,17 +5,13 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use axum::extract::{ConnectInfo, FromRef, FromRequestParts};
-use axum::http::HeaderMap;
 use axum::http::request::Parts;
+use axum::http::{HeaderMap, header};
 
 use crate::App;
-use crate::network::Network;
+use crate::network::{Client, Network};
 
-/// The network address of the client.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ClientAddress(pub IpAddr);
-
-impl<S> FromRequestParts<S> for ClientAddress
+impl<S> FromRequestParts<S> for Client
 where
     S: Send + Sync,
     Arc<App>: FromRef<S>,
@@ -27,7 +23,8 @@ where
         let peer = parts.extensions.get::<ConnectInfo<SocketAddr>>();
         // The accept loop names the peer of every connection.
         let peer = peer.map_or(Ipv4Addr::UNSPECIFIED.into(), |ConnectInfo(address)| address.ip());
-        Ok(Self(client(peer, &parts.headers, &app.config.trusted_proxies)))
+        let address = client(peer, &parts.headers, &app.config.trusted_proxies);
+        Ok(Self { address, program: parts.headers.get(header::USER_AGENT).cloned() })
     }
 }
 

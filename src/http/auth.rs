@@ -1,7 +1,6 @@
 //! The accounts' door over plain HTTP: sign-up, login, refresh and logout under `/auth`, JSON in snake_case.
 //! Errors are problem documents (RFC 9457) with a stable `code`.
 
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use axum::extract::{FromRequest, Request, State};
@@ -14,7 +13,6 @@ use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::address::ClientAddress;
 use super::docs::{Refusals, Refused};
 use super::problem::Problem;
 use super::recovery;
@@ -26,6 +24,7 @@ use crate::error::{Code, Error, FaultCode, Result};
 use crate::graphql::node::{self, Noun};
 use crate::id::Id;
 use crate::limits::{self, Door, Who};
+use crate::network::Client;
 use crate::store::account;
 use crate::store::audit::Origin;
 use crate::store::password::Password;
@@ -122,12 +121,11 @@ impl From<User> for Account {
 )]
 async fn register(
     State(app): State<Arc<App>>,
-    ClientAddress(peer): ClientAddress,
-    headers: HeaderMap,
+    client: Client,
     Body(body): Body<Registration>,
 ) -> Result<impl IntoResponse, Problem> {
     let now = app.clock.now();
-    app.limits.admit(Door::Credentials, Who::address(peer), now).await?;
+    app.limits.admit(Door::Credentials, Who::address(client.address), now).await?;
     let account = NewAccount {
         email: &body.email,
         username: &body.username,
@@ -137,7 +135,7 @@ async fn register(
         email_verified: false,
     };
     let new = account.check(&app).await?;
-    let user = user::create(&app.db, now, &new, &origin(peer, &headers)).await?;
+    let user = user::create(&app.db, now, &new, &Origin::from(&client)).await?;
     Ok((StatusCode::CREATED, Json(Account::from(user))))
 }
 
@@ -220,15 +218,10 @@ impl Refusals for Login {
     request_body(content((Login = "application/json"), (Login = "application/x-www-form-urlencoded"))),
     responses((status = 200, description = "The session's tokens.", body = Tokens), Refused<Login>),
 )]
-async fn login(
-    State(app): State<Arc<App>>,
-    ClientAddress(peer): ClientAddress,
-    headers: HeaderMap,
-    Body(body): Body<Login>,
-) -> Result<Response, Problem> {
+async fn login(State(app): State<Arc<App>>, client: Client, Body(body): Body<Login>) -> Result<Response, Problem> {
     let now = app.clock.now();
-    app.limits.admit(Door::Credentials, Who::address(peer), now).await?;
-    let (origin, source) = (origin(peer, &headers), limits::network(peer));
+    app.limits.admit(Door::Credentials, Who::address(client.address), now).await?;
+    let (origin, source) = (Origin::from(&client), limits::network(client.address));
     let (Login::Email { email: typed, password } | Login::Username { username: typed, password }) = body;
     let identifier = identifier(&typed);
     let wrong = || Error::refused(Code::InvalidCredentials, "The e-mail, username or password is not right.");
@@ -311,12 +304,11 @@ impl Refusals for Refreshing {
 )]
 async fn refresh(
     State(app): State<Arc<App>>,
-    ClientAddress(peer): ClientAddress,
-    headers: HeaderMap,
+    client: Client,
     Body(body): Body<Refreshing>,
 ) -> Result<Response, Problem> {
     let now = app.clock.now();
-    app.limits.admit(Door::Auth, Who::address(peer), now).await?;
+    app.limits.admit(Door::Auth, Who::address(client.address), now).await?;
     let refused = || Error::refused(Code::Unauthenticated, "The refresh token is not valid. Log in again.");
     let shown = Refresh::parse(&body.refresh_token).ok_or_else(refused)?;
     let session = session::find(&mut app.db.conn().await?, shown.session_id).await?.ok_or_else(refused)?;
@@ -324,7 +316,7 @@ async fn refresh(
         return Err(refused().into());
     }
     let (lifetime, grace) = (app.config.refresh_lifetime, app.config.refresh_grace);
-    let origin = origin(peer, &headers);
+    let origin = Origin::from(&client);
     match session::rotate(&app.db, now, session.id, shown.generation, lifetime, grace, &origin).await? {
         Rotation::Current(session) => Ok(granted(app.credentials.tokens(now, &session)?)),
         Rotation::Reused => {
@@ -353,31 +345,18 @@ impl Refusals for Logout {
     responses((status = 204, description = "The session has ended."), Refused<Logout>),
     security(("access_token" = [])),
 )]
-async fn logout(
-    State(app): State<Arc<App>>,
-    ClientAddress(peer): ClientAddress,
-    headers: HeaderMap,
-) -> Result<StatusCode, Problem> {
+async fn logout(State(app): State<Arc<App>>, client: Client, headers: HeaderMap) -> Result<StatusCode, Problem> {
     let now = app.clock.now();
-    app.limits.admit(Door::Auth, Who::address(peer), now).await?;
+    app.limits.admit(Door::Auth, Who::address(client.address), now).await?;
     let token = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()).and_then(bearer);
     let viewer = auth::viewer(&app, token.ok_or_else(Error::unauthenticated)?).await?;
-    session::revoke(&app.db, now, &viewer, viewer.session_id, &origin(peer, &headers)).await?;
+    session::revoke(&app.db, now, &viewer, viewer.session_id, &Origin::from(&client)).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
 /// Tokens are for their receiver alone (RFC 6749 section 5.1).
 fn granted(tokens: Tokens) -> Response {
     ([(header::CACHE_CONTROL, "no-store")], Json(tokens)).into_response()
-}
-
-/// Where a request came from, for the audit log.
-pub fn origin(address: IpAddr, headers: &HeaderMap) -> Origin {
-    let user_agent = headers.get(header::USER_AGENT).and_then(|value| value.to_str().ok());
-    Origin {
-        ip_address: Some(address.to_canonical().to_string()),
-        user_agent: user_agent.map(|text| text.chars().take(200).collect()),
-    }
 }
 
 /// A body in JSON or, as OAuth2 has it, a form; whatever is wrong with it is told as a problem document.

@@ -7,7 +7,6 @@
 //! No batches, no multipart, no forms: what a page of another site can make a browser send without asking first (a
 //! "simple request") is refused, whatever it says.
 
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,7 +21,6 @@ use axum::response::{IntoResponse, Response};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde_json::{Map, Value};
 
-use super::address::ClientAddress;
 use super::answer::{Answer, Refused, too_large};
 use super::negotiate::{Media, answer_type, is_json_utf8, takes_stream};
 use super::operation::{Door, Words};
@@ -33,6 +31,7 @@ use super::{Lifeline, RATE_LIMIT, RATE_LIMIT_REMAINING, RATE_LIMIT_RESET, Reques
 use crate::access::Viewer;
 use crate::auth::{self, bearer};
 use crate::error::{Code, Error};
+use crate::network::Client;
 use crate::time::whole_seconds;
 
 /// How long a request may wait for its turn.
@@ -43,7 +42,7 @@ const MAX_BODY: usize = 256 * 1024;
 /// An operation by POST.
 pub async fn post(
     State(door): State<Door>,
-    ClientAddress(address): ClientAddress,
+    client: Client,
     Extension(id): Extension<RequestId>,
     lifeline: Lifeline,
     request: Request,
@@ -52,20 +51,20 @@ pub async fn post(
         door.app.metrics.refused(Code::Unavailable);
         return answered(Media::GraphqlResponse, Answer::refused(Error::unavailable().into(), &id.0), &id.0);
     }
-    serve(&door, address, &id, lifeline, request).await
+    serve(&door, client, &id, lifeline, request).await
 }
 
 /// A query by GET, or a socket.
 pub async fn get(
     State(door): State<Door>,
-    ClientAddress(address): ClientAddress,
+    client: Client,
     Extension(id): Extension<RequestId>,
     lifeline: Lifeline,
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
     request: Request,
 ) -> Response {
     let Ok(upgrade) = upgrade else {
-        return serve(&door, address, &id, lifeline, request).await;
+        return serve(&door, client, &id, lifeline, request).await;
     };
     let headers = request.headers();
     if !is_known(request.uri(), headers, &door.app.config) {
@@ -73,10 +72,10 @@ pub async fn get(
         return answered(Media::GraphqlResponse, Answer::refused(refused, &id.0), &id.0);
     }
     let authorization = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()).map(ToOwned::to_owned);
-    websocket::open(door, upgrade, Opening { address, request_id: id.0, authorization, lifeline })
+    websocket::open(door, upgrade, Opening { client, request_id: id.0, authorization, lifeline })
 }
 
-async fn serve(door: &Door, address: IpAddr, id: &RequestId, lifeline: Lifeline, request: Request) -> Response {
+async fn serve(door: &Door, client: Client, id: &RequestId, lifeline: Lifeline, request: Request) -> Response {
     let Some(media) = answer_type(request.headers()) else {
         let message = "Answers are application/graphql-response+json, application/json or, for subscriptions, \
                        text/event-stream.";
@@ -84,7 +83,7 @@ async fn serve(door: &Door, address: IpAddr, id: &RequestId, lifeline: Lifeline,
     };
     // A stream of events is refused before it begins with a status of its own.
     let refusal = if media == Media::EventStream { Media::GraphqlResponse } else { media };
-    match run(door, address, id, media, lifeline, request).await {
+    match run(door, client, id, media, lifeline, request).await {
         Ok(response) => response,
         Err(refused) => {
             door.app.metrics.refused(refused.code);
@@ -95,7 +94,7 @@ async fn serve(door: &Door, address: IpAddr, id: &RequestId, lifeline: Lifeline,
 
 async fn run(
     door: &Door,
-    address: IpAddr,
+    client: Client,
     id: &RequestId,
     media: Media,
     lifeline: Lifeline,
@@ -114,12 +113,12 @@ async fn run(
     let body = if get { None } else { Some(read(body).await) };
     let mut turn = door.app.turns.turn(TURN).await?;
     let viewer = viewer(door, &parts.headers).await?;
-    door.enter(viewer, address).await?;
+    door.enter(viewer, client.address).await?;
     let words = match body {
         Some(body) => Words::of(json(&body?)?)?,
         None => words_of_query(parts.uri.query().unwrap_or_default())?,
     };
-    let operation = door.admit(words, viewer, address).await?;
+    let operation = door.admit(words, viewer, client).await?;
     match operation.kind {
         OperationType::Mutation if get => {
             return Err(Refused::new(Code::MethodNotAllowed, "Send mutations by POST."));

@@ -33,6 +33,7 @@ use crate::graphql::rate_limit::Spent;
 use crate::graphql::{Caller, Manner, Schema, direct, event};
 use crate::limits::{Door as Limited, Who};
 use crate::metrics::Executed;
+use crate::network::Client;
 
 /// How long an operation may take.
 const DEADLINE: Duration = Duration::from_secs(8);
@@ -128,6 +129,8 @@ pub struct Operation {
     pub(super) query: String,
     /// Whether it exports an account.
     export: bool,
+    /// Who asks for it, for the audit log.
+    pub(super) client: Client,
 }
 
 impl Door {
@@ -159,15 +162,16 @@ impl Door {
     }
 
     /// Decides whether an operation may be executed, and has it paid for.
-    pub async fn admit(&self, words: Words, viewer: Option<Viewer>, address: IpAddr) -> Result<Operation, Refused> {
-        let mut operation = self.examine(words)?;
+    pub async fn admit(&self, words: Words, viewer: Option<Viewer>, client: Client) -> Result<Operation, Refused> {
+        let who = who(viewer, client.address);
+        let mut operation = self.examine(words, client)?;
         let now = self.app.clock.now();
-        let standing = self.app.limits.spend(Limited::Cost, who(viewer, address), operation.spent.cost, now).await?;
+        let standing = self.app.limits.spend(Limited::Cost, who, operation.spent.cost, now).await?;
         operation.spent.standing = standing.map(|standing| (standing, now.plus(standing.reset)));
         Ok(operation)
     }
 
-    fn examine(&self, mut words: Words) -> Result<Operation, Refused> {
+    fn examine(&self, mut words: Words, client: Client) -> Result<Operation, Refused> {
         let hash = self.documents.resolve(&mut words)?;
         let query = words.query.ok_or_else(|| Refused::new(Code::BadRequest, "`query` is missing."))?;
         let document = self.read(&query)?;
@@ -196,7 +200,7 @@ impl Door {
         }
         let spent = Spent { cost, standing: None };
         let deprecations = self.deprecations.used(&document, name.as_deref(), &request.variables);
-        Ok(Operation { kind, spent, document, manner, deprecations, request, query, export })
+        Ok(Operation { kind, spent, document, manner, deprecations, request, query, export, client })
     }
 
     /// Reads a document, or finds it among those that were read lately.
@@ -211,7 +215,7 @@ impl Door {
 
     /// Executes a query or a mutation. Whoever stops waiting does not stop a mutation: it runs in a task of its own.
     pub async fn execute(&self, operation: Operation, viewer: Option<Viewer>, request_id: &str) -> Answer {
-        let Operation { kind, spent, document, manner, deprecations, mut request, export, .. } = operation;
+        let Operation { kind, spent, document, manner, deprecations, mut request, export, client, .. } = operation;
         let Ok(export) = export.then(|| Arc::clone(&self.exports).try_acquire_owned()).transpose() else {
             return Answer::refused(Error::unavailable().into(), request_id);
         };
@@ -219,7 +223,7 @@ impl Door {
         let is_known = form.as_ref().is_some_and(|form| document.is_known(form));
         let (name, started) = (request.operation_name.clone(), Instant::now());
         let traced = self.app.traces.operation(word(kind), name.as_deref());
-        let caller = Caller::new(Arc::clone(&self.app), viewer, manner);
+        let caller = Caller::new(Arc::clone(&self.app), viewer, manner, client);
         // Taken before anything is read: what the operation does not see comes after it.
         let sync = self.app.hub.reached().borrow().map(event::cursor);
         // Boxed, so that it is not moved by everything that is put around it.

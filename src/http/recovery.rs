@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use axum::extract::State;
-use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{Html, IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
@@ -16,15 +16,16 @@ use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::address::ClientAddress;
-use super::auth::{Body, origin};
+use super::auth::Body;
 use super::docs::{Refusals, Refused};
 use super::problem::Problem;
 use crate::App;
 use crate::auth::credential::MailToken;
 use crate::error::{Error, FaultCode, Result};
 use crate::limits::{Door, Who};
+use crate::network::Client;
 use crate::store::account;
+use crate::store::audit::Origin;
 use crate::store::mail::{self, Kind};
 use crate::store::password::Password;
 use crate::store::value::Email;
@@ -80,14 +81,13 @@ impl Refusals for Verification {
 )]
 async fn verify_email(
     State(app): State<Arc<App>>,
-    ClientAddress(peer): ClientAddress,
-    headers: HeaderMap,
+    client: Client,
     Body(body): Body<Verification>,
 ) -> Result<StatusCode, Problem> {
     let now = app.clock.now();
-    app.limits.admit(Door::Credentials, Who::address(peer), now).await?;
+    app.limits.admit(Door::Credentials, Who::address(client.address), now).await?;
     let hash = MailToken::shown(&body.token).hash();
-    account::verify_email(&app.db, now, &hash, &origin(peer, &headers)).await?;
+    account::verify_email(&app.db, now, &hash, &Origin::from(&client)).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -113,10 +113,10 @@ impl Refusals for Address {
 )]
 async fn resend_verification(
     State(app): State<Arc<App>>,
-    ClientAddress(peer): ClientAddress,
+    client: Client,
     Body(body): Body<Address>,
 ) -> Result<Response, Problem> {
-    ask(&app, peer, Kind::VerifyEmail, &body.email).await?;
+    ask(&app, client.address, Kind::VerifyEmail, &body.email).await?;
     Ok(accepted("If this address waits to be verified, a mail is on its way to it."))
 }
 
@@ -130,16 +130,16 @@ async fn resend_verification(
 )]
 async fn password_reset(
     State(app): State<Arc<App>>,
-    ClientAddress(peer): ClientAddress,
+    client: Client,
     Body(body): Body<Address>,
 ) -> Result<Response, Problem> {
-    ask(&app, peer, Kind::ResetPassword, &body.email).await?;
+    ask(&app, client.address, Kind::ResetPassword, &body.email).await?;
     Ok(accepted("If this address has an account, a mail is on its way to it."))
 }
 
-async fn ask(app: &App, peer: IpAddr, kind: Kind, email: &str) -> Result<()> {
+async fn ask(app: &App, address: IpAddr, kind: Kind, email: &str) -> Result<()> {
     let now = app.clock.now();
-    app.limits.admit(Door::Credentials, Who::address(peer), now).await?;
+    app.limits.admit(Door::Credentials, Who::address(address), now).await?;
     let email = Email::parse("email", email).map_err(|fault| Error::Faults(vec![fault]))?;
     mail::queue_for_address(&app.db, now, kind, &email).await
 }
@@ -170,19 +170,18 @@ impl Refusals for Confirmation {
 )]
 async fn confirm_password_reset(
     State(app): State<Arc<App>>,
-    ClientAddress(peer): ClientAddress,
-    headers: HeaderMap,
+    client: Client,
     Body(body): Body<Confirmation>,
 ) -> Result<StatusCode, Problem> {
     let now = app.clock.now();
-    app.limits.admit(Door::Credentials, Who::address(peer), now).await?;
+    app.limits.admit(Door::Credentials, Who::address(client.address), now).await?;
     let hash = MailToken::shown(&body.token).hash();
     let owner = account::reset_owner(&mut app.db.conn().await?, now, &hash).await?;
     let (policy, personal) = (app.config.password_policy, [owner.email.as_str(), owner.username.as_str()]);
     let password = Password::parse("new_password", &body.new_password, policy, &personal);
     let password = password.map_err(|fault| Error::Faults(vec![fault]))?;
     let password_hash = app.credentials.hash(&password).await?;
-    account::reset_password(&app.db, now, &hash, &password_hash, &origin(peer, &headers)).await?;
+    account::reset_password(&app.db, now, &hash, &password_hash, &Origin::from(&client)).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

@@ -159,7 +159,7 @@ impl Door {
         viewer: Option<Viewer>,
         request_id: Arc<str>,
     ) -> Result<Subscription, Answer> {
-        let Operation { spent, document, deprecations, mut request, query, .. } = operation;
+        let Operation { spent, document, deprecations, mut request, query, client, .. } = operation;
         let question = self.subscriptions.question(&query, Arc::clone(&document), &request);
         let traced = self.app.traces.operation(word(OperationType::Subscription), question.name.as_deref());
         let opening = Opening::after(after);
@@ -167,7 +167,7 @@ impl Door {
         if refused.is_none() {
             let name = request.operation_name.as_deref();
             request.set_parsed_query(collected(&self.shape, &document, name, &request.variables));
-            let caller = Caller::new(Arc::clone(&self.app), viewer, Manner::default());
+            let caller = Caller::new(Arc::clone(&self.app), viewer, Manner::default(), client);
             let request = request.data(caller).data(spent).data(opening.clone());
             refused = self.unchecked.execute_stream(request).next().await;
         }

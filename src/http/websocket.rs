@@ -6,7 +6,6 @@
 
 use std::collections::HashMap;
 use std::future::ready;
-use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -34,6 +33,7 @@ use crate::error::{Code, Error};
 use crate::events::hub::Watch;
 use crate::id::Id;
 use crate::metrics::Transport;
+use crate::network::Client;
 use crate::store::event::Objects;
 
 /// Bytes of a message from the client.
@@ -88,8 +88,8 @@ impl Drop for Place {
 
 /// Who opens a socket.
 pub struct Opening {
-    /// From where.
-    pub address: IpAddr,
+    /// What it is and from where.
+    pub client: Client,
     /// The id of the request that it began as.
     pub request_id: Arc<str>,
     /// The `Authorization` of that request: for programs, browsers cannot send one.
@@ -374,7 +374,7 @@ impl Talk {
         let viewer = auth::viewer(app, token).await;
         // Like a request: of the user, or of the address where the token is not good.
         let known = viewer.as_ref().ok().copied();
-        self.door.enter(known, self.opening.address).await.map_err(|_| Refusal::Busy)?;
+        self.door.enter(known, self.opening.client.address).await.map_err(|_| Refusal::Busy)?;
         let viewer = viewer.map_err(|error| match error.told().0 {
             Code::Unauthenticated => Refusal::Token,
             _ => Refusal::Busy,
@@ -421,7 +421,7 @@ impl Talk {
             out: self.out.clone(),
             request_id: Arc::clone(&self.opening.request_id),
             stop: self.opening.lifeline.stop.clone(),
-            address: self.opening.address,
+            client: self.opening.client.clone(),
             viewer,
         };
         self.started += 1;
@@ -473,7 +473,7 @@ struct Runner {
     out: mpsc::Sender<Box<str>>,
     request_id: Arc<str>,
     stop: CancellationToken,
-    address: IpAddr,
+    client: Client,
     viewer: Viewer,
 }
 
@@ -538,8 +538,8 @@ impl Runner {
         if present != Some(self.viewer) {
             return Err(Error::unauthenticated().into());
         }
-        self.door.enter(Some(self.viewer), self.address).await?;
-        let operation = self.door.admit(words, Some(self.viewer), self.address).await?;
+        self.door.enter(Some(self.viewer), self.client.address).await?;
+        let operation = self.door.admit(words, Some(self.viewer), self.client.clone()).await?;
         if operation.kind == OperationType::Mutation && !self.door.app.config.sockets.mutations {
             return Err(Refused::new(Code::Forbidden, "Send mutations by POST: this server takes none on sockets."));
         }

@@ -13,6 +13,7 @@ use crate::db::schema::audit_entries;
 use crate::db::{Conn, Db};
 use crate::error::Result;
 use crate::id::Id;
+use crate::network::Client;
 use crate::stored_as_smallint;
 use crate::time::Timestamp;
 use crate::{keyset, on};
@@ -78,6 +79,16 @@ pub struct Origin {
     pub ip_address: Option<String>,
     /// What program it is, as it says.
     pub user_agent: Option<String>,
+}
+
+impl From<&Client> for Origin {
+    fn from(client: &Client) -> Self {
+        let program = client.program.as_ref().and_then(|program| program.to_str().ok());
+        Self {
+            ip_address: Some(client.address.to_canonical().to_string()),
+            user_agent: program.map(|program| program.chars().take(200).collect()),
+        }
+    }
 }
 
 /// One line of the log.

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::harness::{PASSWORD, Server, text};
+use crate::harness::{PASSWORD, Reply, Server, text};
 
 async fn kinds(person: &crate::harness::Person, document: &str) -> Vec<String> {
     let answer = person.query(document, json!({})).await;
@@ -131,6 +131,19 @@ async fn everything_that_is_stored_of_a_person_can_be_taken_along() {
     assert!(export["securityLog"].as_array().is_some_and(|log| log.len() >= 2));
     let of_bob = bob.query("{ exportViewerData }", json!({})).await["exportViewerData"].to_string();
     assert!(of_bob.contains("Fly") && !of_bob.contains("of Alice") && !of_bob.contains("alice@"), "{of_bob}");
+}
+
+#[tokio::test]
+async fn what_is_done_is_noted_with_where_it_was_done_from() {
+    let server = Server::start().await;
+    let alice = server.person("alice").await;
+    let query = "mutation { revokeOtherSessions { revokedCount } }";
+    server.login("alice").await;
+    let stolen = alice.post("/graphql").header("user-agent", "elsewhere").json(&json!({ "query": query }));
+    assert_eq!(Reply::to(stolen).await.body["data"]["revokeOtherSessions"]["revokedCount"], 1);
+    let last = "{ viewer { securityLog(first: 1) { nodes { kind ipAddress userAgent } } } }";
+    let noted = alice.query(last, json!({})).await["viewer"]["securityLog"]["nodes"][0].clone();
+    assert_eq!(noted, json!({ "kind": "SESSION_REVOKED", "ipAddress": "127.0.0.1", "userAgent": "elsewhere" }));
 }
 
 #[tokio::test]
