@@ -26,7 +26,7 @@ use super::operation::{Door, Operation, checked, word};
 use crate::App;
 use crate::access::Viewer;
 use crate::error::Code;
-use crate::graphql::collect::collected;
+use crate::graphql::collect::{collected, has_values};
 use crate::graphql::complete::{Shape, chosen};
 use crate::graphql::deprecation::Deprecation;
 use crate::graphql::live::{Happening, Happenings, Opening};
@@ -159,17 +159,24 @@ impl Door {
         viewer: Option<Viewer>,
         request_id: Arc<str>,
     ) -> Result<Subscription, Answer> {
-        let Operation { spent, document, deprecations, mut request, query, client, .. } = operation;
+        let Operation { spent, document, manner, deprecations, mut request, query, client, .. } = operation;
         let question = self.subscriptions.question(&query, Arc::clone(&document), &request);
         let traced = self.app.traces.operation(word(OperationType::Subscription), question.name.as_deref());
         let opening = Opening::after(after);
-        let mut refused = self.schema.execute_stream(checked(&document, &request)).next().await;
+        let (name, variables) = (request.operation_name.as_deref(), &request.variables);
+        let as_written = manner.as_written && has_values(&document, name, variables);
+        let mut refused = match as_written {
+            true => None,
+            false => self.schema.execute_stream(checked(&document, &request)).next().await,
+        };
         if refused.is_none() {
-            let name = request.operation_name.as_deref();
-            request.set_parsed_query(collected(&self.shape, &document, name, &request.variables));
+            let (schema, document) = match as_written {
+                true => (&self.schema, ExecutableDocument::clone(&document)),
+                false => (&self.unchecked, collected(&self.shape, &document, name, variables)),
+            };
+            request.set_parsed_query(document);
             let caller = Caller::new(Arc::clone(&self.app), viewer, Manner::default(), client);
-            let request = request.data(caller).data(spent).data(opening.clone());
-            refused = self.unchecked.execute_stream(request).next().await;
+            refused = schema.execute_stream(request.data(caller).data(spent).data(opening.clone())).next().await;
         }
         match (refused, opening.take()) {
             (None, Some(happenings)) => Ok(Subscription {
