@@ -3,6 +3,7 @@
 //! Two counters a key: the running minute, and the one before it weighed by how much of it the window still covers.
 //! That bounds the memory and errs by at most what the previous minute was uneven.
 
+pub mod byte_budget;
 mod shared;
 
 use std::collections::HashMap;

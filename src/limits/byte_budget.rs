@@ -1,0 +1,211 @@
+//! A limit on the bytes that the process, and each owner in it, may hold at once.
+//!
+//! A [`Reservation`] holds bytes until it is dropped, whatever way its work ends.
+
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::Who;
+use crate::error::Error;
+
+/// Which limit a reservation would exceed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Exceeded {
+    /// That of its owner.
+    #[error("the byte budget of the owner is exhausted")]
+    Owner,
+    /// That of the process.
+    #[error("the byte budget of the process is exhausted")]
+    Process,
+}
+
+impl From<Exceeded> for Error {
+    fn from(_: Exceeded) -> Self {
+        Self::unavailable()
+    }
+}
+
+/// Bytes that may be held at once, in total and for each owner.
+#[derive(Debug)]
+pub struct ByteBudget<K: Eq + Hash = Who> {
+    limit: usize,
+    owner_limit: usize,
+    held: Mutex<Held<K>>,
+}
+
+#[derive(Debug)]
+struct Held<K> {
+    total: usize,
+    /// Owners with bytes alone, so that the map is no larger than what is held.
+    owners: HashMap<K, usize>,
+}
+
+impl<K: Clone + Eq + Hash> ByteBudget<K> {
+    /// With these limits in bytes.
+    pub fn new(limit: usize, owner_limit: usize) -> Arc<Self> {
+        let held = Mutex::new(Held { total: 0, owners: HashMap::new() });
+        Arc::new(Self { limit, owner_limit, held })
+    }
+
+    /// Reserves bytes for an owner, all or none. A reservation of none always succeeds and may grow.
+    pub fn reserve(self: &Arc<Self>, owner: K, bytes: usize) -> Result<Reservation<K>, Exceeded> {
+        let mut reservation = Reservation { budget: Arc::clone(self), owner, bytes: 0 };
+        reservation.grow(bytes)?;
+        Ok(reservation)
+    }
+
+    /// Bytes that are held by all owners.
+    pub fn used(&self) -> usize {
+        self.held().total
+    }
+
+    /// Bytes that are held by one owner.
+    pub fn used_by(&self, owner: &K) -> usize {
+        self.held().owners.get(owner).copied().unwrap_or_default()
+    }
+
+    fn held(&self) -> MutexGuard<'_, Held<K>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn take(&self, owner: &K, bytes: usize) -> Result<(), Exceeded> {
+        let mut held = self.held();
+        let own = held.owners.get(owner).copied().unwrap_or_default();
+        if bytes > self.owner_limit.saturating_sub(own) {
+            return Err(Exceeded::Owner);
+        }
+        if bytes > self.limit.saturating_sub(held.total) {
+            return Err(Exceeded::Process);
+        }
+        held.total += bytes;
+        *held.owners.entry(owner.clone()).or_default() += bytes;
+        Ok(())
+    }
+
+    fn release(&self, owner: &K, bytes: usize) {
+        let mut held = self.held();
+        held.total -= bytes;
+        if let Some(own) = held.owners.get_mut(owner) {
+            *own -= bytes;
+            if *own == 0 {
+                held.owners.remove(owner);
+            }
+        }
+    }
+}
+
+/// Bytes of a [`ByteBudget`] that are held until this is dropped.
+#[derive(Debug)]
+pub struct Reservation<K: Clone + Eq + Hash = Who> {
+    budget: Arc<ByteBudget<K>>,
+    owner: K,
+    bytes: usize,
+}
+
+impl<K: Clone + Eq + Hash> Reservation<K> {
+    /// Bytes that it holds.
+    pub const fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Reserves more bytes, all or none.
+    pub fn grow(&mut self, bytes: usize) -> Result<(), Exceeded> {
+        if bytes > 0 {
+            self.budget.take(&self.owner, bytes)?;
+            self.bytes += bytes;
+        }
+        Ok(())
+    }
+
+    /// Releases some of its bytes, at most all.
+    pub fn shrink(&mut self, bytes: usize) {
+        let bytes = bytes.min(self.bytes);
+        if bytes > 0 {
+            self.bytes -= bytes;
+            self.budget.release(&self.owner, bytes);
+        }
+    }
+}
+
+impl<K: Clone + Eq + Hash> Drop for Reservation<K> {
+    fn drop(&mut self) {
+        self.shrink(self.bytes);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn an_owner_and_the_process_hold_no_more_than_their_limits() {
+        let budget = ByteBudget::new(100, 60);
+        let mut first = budget.reserve(1, 50).expect("within both limits");
+        assert_eq!(first.grow(11), Err(Exceeded::Owner));
+        assert_eq!(budget.reserve(1, 11).err(), Some(Exceeded::Owner), "of all reservations of an owner");
+        let second = budget.reserve(2, 50).expect("within both limits");
+        assert_eq!(budget.reserve(3, 1).err(), Some(Exceeded::Process));
+        assert!(budget.reserve(3, 0).is_ok());
+        assert_eq!((budget.used(), budget.used_by(&1), budget.used_by(&3)), (100, 50, 0));
+        first.shrink(20);
+        assert_eq!((first.bytes(), budget.used()), (30, 80));
+        drop(second);
+        assert_eq!((budget.used(), first.grow(30)), (30, Ok(())));
+        first.shrink(usize::MAX);
+        assert_eq!((budget.used(), budget.held().owners.len()), (0, 0), "nothing is kept of owners without bytes");
+    }
+
+    #[test]
+    fn a_reservation_is_released_by_a_panic_and_by_a_task_that_is_aborted() {
+        let budget = ByteBudget::new(100, 100);
+        let panicked = std::panic::catch_unwind(|| {
+            let _reservation = budget.reserve(1, 70);
+            assert_eq!(budget.used(), 0, "panics");
+        });
+        assert!(panicked.is_err());
+        assert_eq!(budget.used(), 0);
+        let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+        runtime.block_on(async {
+            let reservation = budget.reserve(1, 70);
+            let task = tokio::spawn(async move {
+                let _reservation = reservation;
+                std::future::pending::<()>().await;
+            });
+            tokio::task::yield_now().await;
+            assert_eq!(budget.used(), 70);
+            task.abort();
+            assert!(task.await.is_err());
+        });
+        assert_eq!(budget.used(), 0);
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_used_is_what_reservations_hold(steps in prop::collection::vec((0..4_usize, 0..3_u8, 0..80_usize), 0..60)) {
+            let budget = ByteBudget::new(100, 60);
+            let mut reservations: Vec<Reservation<u8>> = Vec::new();
+            for (step, owner, bytes) in steps {
+                match step {
+                    0 => reservations.extend(budget.reserve(owner, bytes)),
+                    1 => drop(reservations.pop()),
+                    2 => drop(reservations.first_mut().map(|first| first.grow(bytes))),
+                    _ => reservations.iter_mut().for_each(|each| each.shrink(bytes / 4)),
+                }
+                let sum = |owner: u8| -> usize {
+                    reservations.iter().filter(|each| each.owner == owner).map(Reservation::bytes).sum()
+                };
+                prop_assert_eq!(budget.used(), (0..3).map(sum).sum::<usize>());
+                prop_assert!(budget.used() <= 100);
+                for owner in 0..3 {
+                    prop_assert_eq!(budget.used_by(&owner), sum(owner));
+                    prop_assert!(sum(owner) <= 60);
+                }
+            }
+            drop(reservations);
+            prop_assert_eq!(budget.used(), 0);
+        }
+    }
+}
