@@ -5,34 +5,50 @@
 import assert from 'node:assert/strict';
 import { execFile, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { mkdir, mkdtemp, readFile, realpath, rm, symlink, writeFile } from 'node:fs/promises';
+import { access, mkdir, mkdtemp, readFile, readdir, realpath, rm, symlink, writeFile } from 'node:fs/promises';
 import { createServer as createHttpServer } from 'node:http';
 import { createServer } from 'node:net';
 import { tmpdir } from 'node:os';
-import { join } from 'node:path';
+import { dirname, join } from 'node:path';
 import { test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { promisify } from 'node:util';
 
 const root = new URL('../../', import.meta.url);
-const readme = await readFile(new URL('README.md', root), 'utf8');
+const pages = ['README.md', 'CONTRIBUTING.md'];
+for (const entry of await readdir(new URL('docs', root), { recursive: true })) {
+  if (entry.endsWith('.md')) pages.push(`docs/${entry}`);
+}
+const texts = new Map(await Promise.all(pages.map(async (page) => [page, await readFile(new URL(page, root), 'utf8')])));
+const manual = [...texts.values()].join('\n');
 const { FASTTRACK, TEST_DATABASE_URL } = process.env;
 
-test('what the README shows of the clients stands in their files', async () => {
-  const clients = readme.split(/^## /m).find((section) => section.startsWith('Clients'));
-  const shown = [...clients.matchAll(/\((tests\/clients\/[^)]+)\)\):\n\n```\w+\n(.*?)```/gs)];
+test('the snippets of the page of clients stand in their files', async () => {
+  const clients = texts.get('docs/guide/clients.md');
+  const shown = [...clients.matchAll(/\(\.\.\/\.\.\/(tests\/clients\/[^)]+)\)\):\n\n```\w+\n(.*?)```/gs)];
   assert.equal(shown.length, clients.match(/^```\w+$/gm).length);
   for (const [, path, text] of shown) {
-    assert.ok((await readFile(new URL(path, root), 'utf8')).includes(text), `${path} is not what the README shows`);
+    assert.ok((await readFile(new URL(path, root), 'utf8')).includes(text), `${path} is not what the page shows`);
   }
 });
 
-test('every link within the README leads somewhere', () => {
+test('every link within the manual leads somewhere', async () => {
   const anchor = (title) => title.toLowerCase().replace(/[^\p{L}\p{N} _-]/gu, '').replaceAll(' ', '-');
-  const anchors = [...readme.matchAll(/^#+ (.*)$/gm)].map(([, title]) => anchor(title));
-  const links = [...readme.matchAll(/\]\(#([^)]+)\)/g)].map(([, link]) => link);
-  assert.ok(links.length > 5);
-  assert.deepEqual(links.filter((link) => !anchors.includes(link)), []);
+  const anchors = (text) => [...text.matchAll(/^#+ (.*)$/gm)].map(([, title]) => anchor(title));
+  const broken = [];
+  let links = 0;
+  for (const [page, text] of texts) {
+    for (const [, link] of text.matchAll(/\]\((?!https?:|mailto:)([^)\s]+)\)/g)) {
+      links += 1;
+      const [path, fragment] = link.split('#');
+      const target = path ? join(dirname(page), path) : page;
+      const exists = await access(new URL(target, root)).then(() => true, () => false);
+      const known = texts.has(target) ? anchors(texts.get(target)) : undefined;
+      if (!exists || (fragment && !known?.includes(fragment))) broken.push(`${page}: ${link}`);
+    }
+  }
+  assert.ok(links > 50, `${links}`);
+  assert.deepEqual(broken, []);
 });
 
 // --- The commands --------------------------------------------------------------------------------------------------
@@ -60,7 +76,7 @@ function blocks() {
   const found = [];
   let heading = '';
   let block;
-  for (const line of readme.split('\n')) {
+  for (const line of manual.split('\n')) {
     if (block && line === '```') {
       if (/^(sh|bash|shell|console)$/.test(block.language)) found.push({ heading, text: block.lines.join('\n') });
       block = undefined;
@@ -181,7 +197,7 @@ test('Start, First query, First live event, Server-sent events, A client, Health
   isElsewhere(take('Start'));
   const server = await at.serve(start);
   // The README shows what it says.
-  const shown = /^```text\n(fasttrack .*?)```/ms.exec(readme)[1];
+  const shown = /^```text\n(fasttrack .*?)```/ms.exec(manual)[1];
   const plain = (text) => text.replaceAll(at.api, 'http://127.0.0.1:8000').replace(/fasttrack \d+\.\d+\.\d+/, 'fasttrack X');
   await server.tells(/--admin/);
   assert.ok(plain(server.told()).includes(plain(shown)), server.told());
@@ -208,7 +224,7 @@ test('Start, First query, First live event, Server-sent events, A client, Health
   const packages = await realpath(new URL('node_modules', import.meta.url)).catch(() => undefined);
   assert.ok(packages, 'the packages are not here: run `npm ci` in tests/clients');
   await symlink(packages, join(at.cwd, 'node_modules'));
-  await writeFile(join(at.cwd, 'follow.mjs'), /^```js\n(\/\/ follow\.mjs\n.*?)```/ms.exec(readme)[1]);
+  await writeFile(join(at.cwd, 'follow.mjs'), /^```js\n(\/\/ follow\.mjs\n.*?)```/ms.exec(manual)[1]);
   const follower = spawn('bash', ['--norc', '-c', `exec ${follow}`], at);
   t.after(() => follower.kill());
   let followed = '';
@@ -227,7 +243,7 @@ test('Start, First query, First live event, Server-sent events, A client, Health
 
 test('every command in the table does what it is there for', needs('FASTTRACK'), async (t) => {
   const at = await place(t);
-  const section = readme.split(/^### /m).find((part) => part.startsWith('Commands'));
+  const section = texts.get('docs/reference/commands.md');
   const cells = [...section.matchAll(/^\| (`fasttrack.*?) \| /gm)].map(([, cell]) => cell);
   const password = 'Correct-Horse-7\n';
   const commands = {
