@@ -17,7 +17,7 @@ export function live(api, session) {
   });
   return {
     subscribe(request, sink) {
-      // What is sent again on the next socket: so it moves on with each event.
+      // Sent again on reconnect, so `after` advances with each event.
       const variables = { ...request.variables };
       const next = (answer) => {
         variables.after = Object.values(answer.data ?? {})[0]?.cursor ?? variables.after;

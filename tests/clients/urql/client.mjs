@@ -12,7 +12,7 @@ export function connect(api, session, socket, schema) {
     exchanges: [
       cacheExchange({
         keys: { FieldChange: embedded, ProjectStats: embedded, RateLimit: embedded, UserError: embedded, UserStats: embedded },
-        schema, // so that fragments match by the schema and not by guessing
+        schema, // lets the cache match fragments by type instead of heuristically
         resolvers: { Query: { tasks: relayPagination() } },
         optimistic: {
           updateTask: ({ input }) => ({
