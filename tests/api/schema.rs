@@ -234,6 +234,18 @@ fn the_image_is_built_from_all_that_the_manifest_names() {
 }
 
 #[test]
+fn the_examples_of_deployment_trust_no_network_of_strangers() {
+    for file in ["docker-compose.yml", "deploy/three-nodes/compose.yml", "deploy/kubernetes.yaml"] {
+        let text = read(file);
+        let trusted = text.lines().find_map(|line| line.trim_start().strip_prefix("TRUSTED_PROXIES:"));
+        let trusted = trusted.unwrap_or_else(|| panic!("{file} names TRUSTED_PROXIES")).trim().trim_matches('"');
+        let bits = trusted.split_once('/').map_or(32, |(_, bits)| bits.parse().expect("a width"));
+        assert!(trusted.starts_with("${") || bits >= 24, "{file}: {trusted}");
+    }
+    assert!(read("deploy/kubernetes.yaml").contains("kind: NetworkPolicy"));
+}
+
+#[test]
 fn the_examples_of_deployment_name_settings_that_there_are() {
     for file in ["docker-compose.yml", "deploy/three-nodes/compose.yml", "deploy/kubernetes.yaml"] {
         let text = read(file);
