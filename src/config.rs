@@ -191,7 +191,7 @@ pub struct Config {
     /// `EVENT_RETENTION_DAYS` (7) and `EVENT_RETENTION_COUNT` (10000000): how far back the feed of events goes; what is
     /// past either bound is not told any more. The history of a task stays as long as the task.
     pub event_retention: Retention,
-    /// `REDIS_URL`: `redis://host:port`, where several instances count rate limits together and tell one another of new
+    /// `REDIS_URL`: `redis://host:port`, or `rediss://` for TLS with a verified certificate, where several instances count rate limits together and tell one another of new
     /// events. Default none.
     pub redis_url: Option<Secret>,
     /// `SMTP_URL`: `smtp://…` or `smtps://user:password@host`. Default none: mail is written to the log.

@@ -161,6 +161,15 @@ fn risks(config: &Config, lookup: Lookup<'_>, report: &mut Report) {
             );
         }
     }
+    if let Some(url) = config.redis_url.as_ref().map(|url| String::from_utf8_lossy(url.expose()).into_owned())
+        && url.starts_with("redis://")
+        && !is_here(&url)
+    {
+        report.warn(
+            "the connection to Redis leaves this machine unencrypted: use rediss:// in REDIS_URL, unless the network \
+             between is private",
+        );
+    }
     let public = !is_here(&config.public_url);
     if !given("PUBLIC_URL") && !config.listen.ip().is_loopback() {
         report.warn(format!("PUBLIC_URL is not set: mailed links begin with {}", config.public_url));

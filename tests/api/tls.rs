@@ -1,4 +1,4 @@
-//! PostgreSQL over TLS. What listens here speaks TLS before the server that the tests run on, so that the certificate is
+//! PostgreSQL and Redis over TLS. What listens here speaks TLS before the server that the tests run on, so that the certificate is
 //! the test's own.
 
 use std::net::Ipv4Addr;
@@ -13,7 +13,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 use url::Url;
 
-use crate::harness::Database;
+use crate::harness::{Database, Program, fasttrack};
 
 /// What a client asks before anything else, if it wants TLS.
 const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 4, 210, 22, 47];
@@ -145,4 +145,65 @@ fn what_cannot_be_meant_is_refused() {
     postgres::Server::parse("postgres://db.example.org/db?sslmode=verify-full").map(drop).unwrap_or_else(|told| {
         assert!(told.to_string().contains("authority"), "a system without any: {told}");
     });
+}
+
+#[tokio::test]
+async fn rediss_reaches_a_redis_over_tls_whose_certificate_is_verified() {
+    if std::process::Command::new("redis-server").arg("--version").output().is_err() {
+        assert!(std::env::var_os("CI").is_none(), "redis-server is missing");
+        return;
+    }
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let write = |name: &str, text: String| {
+        let path = directory.path().join(name);
+        std::fs::write(&path, text).expect("a file");
+        path.display().to_string()
+    };
+    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate");
+    let other = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("another");
+    let (certificate, key) = (write("ours.pem", made.cert.pem()), write("key.pem", made.signing_key.serialize_pem()));
+    let stranger = write("other.pem", other.cert.pem());
+    let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a port").local_addr().expect("it").port();
+    let tls = ["--tls-cert-file", &certificate, "--tls-key-file", &key, "--tls-auth-clients", "no"];
+    let redis = Program::start(
+        std::process::Command::new("redis-server")
+            .args(["--port", "0", "--tls-port", &port.to_string(), "--bind", "127.0.0.1", "--save", ""])
+            .args(["--appendonly", "no", "--dir", &directory.path().display().to_string()])
+            .args(tls),
+    );
+    redis.line("Ready to accept connections");
+
+    let doctor = |url: String, authority: &str| {
+        let settings = [("REDIS_URL", url.as_str()), ("SSL_CERT_FILE", authority), ("RUST_LOG", "off")];
+        let output = fasttrack(directory.path(), &settings).arg("doctor").output().expect("its output");
+        String::from_utf8(output.stdout).expect("text")
+    };
+    let told = doctor(format!("rediss://localhost:{port}"), &certificate);
+    assert!(told.contains("Redis answers"), "{told}");
+    for (url, authority) in [
+        (format!("rediss://localhost:{port}"), stranger.as_str()),
+        (format!("rediss://127.0.0.1:{port}"), &certificate),
+        (format!("redis://localhost:{port}"), &certificate),
+        (format!("rediss://localhost:{port}/#insecure"), &stranger),
+    ] {
+        let told = doctor(url.clone(), authority);
+        assert!(!told.contains("Redis answers") && told.contains("fail"), "{url}: {told}");
+    }
+
+    // Two servers count together over it.
+    let url = format!("rediss://localhost:{port}");
+    let settings =
+        [("REDIS_URL", url.as_str()), ("SSL_CERT_FILE", &certificate), ("RATE_LIMIT_CREDENTIALS_PER_MINUTE", "2")];
+    let mut statuses = Vec::new();
+    for name in ["one", "other"] {
+        let home = directory.path().join(name);
+        std::fs::create_dir(&home).expect("a directory");
+        let (_server, address) = Program::server(&home, &settings);
+        for _ in 0..2 {
+            let login = reqwest::Client::new().post(format!("http://{address}/auth/verify-email"));
+            let answer = login.json(&serde_json::json!({ "token": "x" })).send().await.expect("an answer");
+            statuses.push(answer.status().as_u16());
+        }
+    }
+    assert_eq!(statuses, [422, 422, 429, 429]);
 }

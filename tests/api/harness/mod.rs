@@ -19,6 +19,7 @@ mod database;
 mod life;
 mod mailbox;
 mod person;
+mod program;
 mod socket;
 
 use std::collections::HashMap;
@@ -44,8 +45,9 @@ use tokio_util::task::TaskTracker;
 
 pub use database::{Database, Rows, is_postgres};
 pub use life::{Life, MAIL_WAITS, empty};
-pub use mailbox::Mailbox;
+pub use mailbox::{Mail, Mailbox};
 pub use person::{Answer, Mutated, Person, Reply};
+pub use program::{Program, fasttrack};
 pub use socket::{Frame, Socket, Subscription};
 
 /// When every test begins.
