@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::App;
 use crate::access::{Role, Viewer};
-use crate::error::{Error, Result};
+use crate::error::{Code, Error, Result};
 use crate::id::Id;
 use crate::store::audit::Origin;
 use crate::store::password::Password;
@@ -62,8 +62,13 @@ const COMMENTS: [&str; 6] = [
     "Thanks, that was quick.",
 ];
 
-/// Fills the database and says the password.
+/// Fills an empty database and says the password. One that people use is refused: everybody knows the password of the
+/// admin that this makes.
 pub async fn fill(app: &App) -> Result<&'static str> {
+    if user::exists_any(&mut app.db.conn().await?).await? {
+        let message = "The database is not empty. Name another one by DATABASE_URL.";
+        return Err(Error::refused(Code::Forbidden, message));
+    }
     let wrong = |fault| Error::Faults(vec![fault]);
     let now = app.clock.now();
     let password = Password::parse("password", PASSWORD, app.config.password_policy, &[]).map_err(wrong)?;

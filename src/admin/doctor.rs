@@ -36,7 +36,7 @@ const CLOCK_DIFFERENCE: f64 = 2.0;
 /// Asks all questions.
 pub async fn run(config: &Config, lookup: Lookup<'_>, clock: &Clock, report: &mut Report) {
     if let Some(path) = kept_in(lookup, &config.database) {
-        keys(&path, report);
+        private(&path, "the keys", report);
     }
     let there = match &config.database {
         Location::Sqlite(path) => sqlite(path, report).await,
@@ -64,8 +64,9 @@ fn words(error: Error) -> String {
     }
 }
 
-/// Keys that others can read are no secret.
-fn keys(path: &Path, report: &mut Report) {
+/// What others can read is no secret.
+#[cfg_attr(not(unix), expect(unused_variables, reason = "permissions are Unix's"))]
+fn private(path: &Path, content: &str, report: &mut Report) {
     #[cfg(unix)]
     if let Ok(metadata) = path.metadata() {
         use std::os::unix::fs::PermissionsExt;
@@ -74,7 +75,7 @@ fn keys(path: &Path, report: &mut Report) {
         report.expect(
             mode & 0o077 == 0,
             format!("{path} is readable by its owner alone"),
-            format!("{path} has the mode {mode:o}: others can read the keys. Run `chmod 600 {path}`"),
+            format!("{path} has the mode {mode:o}: others can read {content}. Run `chmod 600 {path}`"),
         );
     }
 }
@@ -95,6 +96,7 @@ async fn sqlite(path: &Path, report: &mut Report) -> Result<bool> {
         report.ok(format!("{} is not there yet: the first start makes it", path.display()));
         return Ok(false);
     }
+    private(path, "the database", report);
     let log = bytes(Path::new(&format!("{}-wal", path.display())));
     if log > LARGE_LOG {
         report.warn(format!(

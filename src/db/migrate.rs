@@ -1,5 +1,9 @@
 //! Brings a database to this program's schema. Several instances may start at once: one does it, the others wait.
 
+use std::fs::OpenOptions;
+use std::io;
+use std::path::Path;
+
 use diesel::connection::SimpleConnection;
 use diesel::migration::MigrationSource;
 use diesel::sql_types::Text;
@@ -75,6 +79,7 @@ struct Applied {
 async fn change(location: Location, back: bool) -> Result<usize> {
     let done = match location {
         Location::Sqlite(path) => tokio::task::spawn_blocking(move || {
+            create_private(&path)?;
             let mut conn = SqliteConnection::establish(&path.to_string_lossy())?;
             conn.batch_execute(
                 "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA fullfsync = ON; \
@@ -98,6 +103,19 @@ async fn change(location: Location, back: bool) -> Result<usize> {
         }
     };
     done.await.map_err(Error::internal)?.map_err(Error::Internal)
+}
+
+/// Makes the file where there is none, for its owner alone: SQLite would make it readable for everybody. What it makes
+/// beside it, `-wal` and `-shm`, gets the same permissions. A file that is there keeps its own.
+fn create_private(path: &Path) -> io::Result<()> {
+    let mut options = OpenOptions::new();
+    options.write(true).create_new(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    match options.open(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+        _ => Ok(()),
+    }
 }
 
 fn run<DB, C>(conn: &mut C, source: impl MigrationSource<DB>, back: bool) -> std::result::Result<usize, Failure>

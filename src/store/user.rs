@@ -220,6 +220,11 @@ pub async fn find_by_username(conn: &mut Conn, username: &str) -> Result<Option<
         .optional())?)
 }
 
+/// Whether there is an account, or there was one.
+pub async fn exists_any(conn: &mut Conn) -> Result<bool> {
+    Ok(on!(conn, |c| diesel::select(exists(users::table.select(users::id))).get_result(c).await)?)
+}
+
 /// Whether anybody may manage the others.
 pub async fn has_admin(conn: &mut Conn) -> Result<bool> {
     Ok(on!(conn, |c| diesel::select(exists(

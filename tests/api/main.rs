@@ -12,6 +12,7 @@ mod backup;
 mod cleaning;
 mod comment;
 mod config;
+mod demo;
 mod docs;
 mod doctor;
 mod document;

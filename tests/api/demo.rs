@@ -1,0 +1,28 @@
+//! `fasttrack demo`.
+
+use fasttrack::demo;
+use fasttrack::error::Error;
+
+use crate::harness::{Server, text};
+
+#[tokio::test]
+async fn an_empty_database_is_filled_and_one_in_use_is_left_as_it_is() {
+    let server = Server::start().await;
+    let fill = async || server.run(async |app| demo::fill(&app).await).await;
+    let password = fill().await.expect("a database that is filled");
+    let erin = server.login_with("erin", password).await;
+    let users = erin.query("{ users { totalCount } tasks { totalCount } }", serde_json::json!({})).await;
+    assert_eq!((&users["users"]["totalCount"], &users["tasks"]["totalCount"]), (&5.into(), &15.into()));
+    let refused = fill().await.expect_err("a database in use");
+    assert!(matches!(&refused, Error::Refused { message, .. } if message.contains("not empty")), "{refused:?}");
+
+    // A known password must not become an admin's where people work, whatever they are called.
+    let server = Server::start().await;
+    server.person("zoe").await;
+    let before = server.database().rows().await["users"].clone();
+    let refused = server.run(async |app| demo::fill(&app).await).await.expect_err("a database in use");
+    assert!(matches!(&refused, Error::Refused { .. }), "{refused:?}");
+    let after = server.database().rows().await["users"].clone();
+    assert_eq!(after.iter().map(|row| text(&row["username"])).collect::<Vec<_>>(), ["zoe"]);
+    assert_eq!(before, after);
+}
