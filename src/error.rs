@@ -301,6 +301,13 @@ pub enum Error {
         /// When to try again, if that helps.
         retry_after: Option<Duration>,
     },
+    /// A rate limit is reached.
+    RateLimited {
+        /// What there is in a minute.
+        limit: u32,
+        /// When one more fits.
+        retry_after: Duration,
+    },
     /// The cursor is older than what the event log keeps.
     CursorExpired {
         /// The oldest cursor that works.
@@ -370,6 +377,14 @@ impl Error {
         Self::Internal(cause.into())
     }
 
+    /// The rate limit that is reached, if that is it.
+    pub const fn rate_limit(&self) -> Option<u32> {
+        match self {
+            Self::RateLimited { limit, .. } => Some(*limit),
+            _ => None,
+        }
+    }
+
     /// What a client is told: code, message, when to try again. Logs an internal cause, so call it once, at the door.
     pub fn told(self) -> (Code, Cow<'static, str>, Option<Duration>) {
         match self {
@@ -378,6 +393,9 @@ impl Error {
                 (Code::BadUserInput, message, None)
             }
             Self::Refused { code, message, retry_after } => (code, message, retry_after),
+            Self::RateLimited { retry_after, .. } => {
+                (Code::RateLimited, "Too many requests. Try again later.".into(), Some(retry_after))
+            }
             Self::CursorExpired { .. } => {
                 let message = "The event log does not go back so far. Read again what you show, then go on after \
                      `oldestCursor` or, better, after the `extensions.sync.cursor` of that answer.";

@@ -16,7 +16,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 
 use crate::config::RateLimits;
-use crate::error::{Code, Error, Result};
+use crate::error::{Error, Result};
 use crate::id::Id;
 use crate::metrics::Labels;
 use crate::time::Timestamp;
@@ -190,11 +190,7 @@ impl Limits {
             return Ok(Some(Standing::new(window, limit, elapsed)));
         }
         self.refused.get_or_create(&[("limit", door.as_str().into())]).inc();
-        Err(Error::Refused {
-            code: Code::RateLimited,
-            message: "Too many requests. Try again later.".into(),
-            retry_after: Some(window.wait(limit, elapsed)),
-        })
+        Err(Error::RateLimited { limit, retry_after: window.wait(limit, elapsed) })
     }
 
     /// Whether Redis answers, if there is to be one.
@@ -249,7 +245,7 @@ mod tests {
         for _ in 0..5 {
             assert!(limits.admit(Door::Credentials, address("192.0.2.1"), start).await.is_ok());
         }
-        let Err(Error::Refused { retry_after: Some(wait), .. }) =
+        let Err(Error::RateLimited { retry_after: wait, limit: 5 }) =
             limits.admit(Door::Credentials, address("192.0.2.1"), start).await
         else {
             panic!("not refused")

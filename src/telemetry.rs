@@ -48,9 +48,13 @@ const TOLD: usize = 200;
 /// Bytes of the collector's answer that are read.
 const MAX_ANSWER: usize = 64 * 1024;
 
+/// What mail is logged under where no mail server is configured.
+pub const UNSENT_MAIL: &str = "fasttrack::mail::unsent";
+
 /// Starts the log. It goes to standard error, so that standard output stays for answers.
 pub fn log(config: &Config) {
-    let filter = EnvFilter::new(&config.log_filter);
+    // Such a mail has no other way to its reader, so no level hides it. The more specific directive wins.
+    let filter = EnvFilter::new(format!("{},{UNSENT_MAIL}=info", config.log_filter));
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     // A line that cannot be written, on a full disk for one, is lost; to complain of it would panic.
     let builder = builder.log_internal_errors(false);

@@ -2,6 +2,7 @@
 
 pub mod credential;
 pub mod sessions;
+pub mod unsubscribe;
 
 use crate::App;
 use crate::access::Viewer;

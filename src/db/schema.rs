@@ -23,6 +23,7 @@ table! {
         deleted_at -> Nullable<Instant>,
         created_at -> Instant,
         updated_at -> Instant,
+        assignment_emails -> Bool,
     }
 }
 
@@ -151,12 +152,23 @@ table! {
 
 table! {
     use crate::db::types::sql::*;
-    mail_tokens (user_id, purpose) {
+    mail_tokens (hash) {
+        hash -> Binary,
         user_id -> Uuid,
         purpose -> SmallInt,
-        hash -> Binary,
         email -> Text,
         expires_at -> Instant,
+    }
+}
+
+table! {
+    use crate::db::types::sql::*;
+    mail_quota (id) {
+        id -> Uuid,
+        recipient -> Binary,
+        kind -> SmallInt,
+        sender_id -> Nullable<Uuid>,
+        counted_at -> Instant,
     }
 }
 
@@ -221,6 +233,7 @@ allow_tables_to_appear_in_same_query!(
     events,
     mails,
     mail_tokens,
+    mail_quota,
     login_failures,
     audit_entries,
     notifications,

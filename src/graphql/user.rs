@@ -118,6 +118,12 @@ impl User {
         Ok(Some(self.account(ctx).await?.email_verified))
     }
 
+    /// Whether assignments are mailed to them, if their address is verified. Oneself and ADMIN.
+    #[graphql(guard = "guard::May(Action::ReadAccount, Account(self.profile.id))")]
+    async fn assignment_emails(&self, ctx: &Context<'_>) -> Result<Option<bool>> {
+        Ok(Some(self.account(ctx).await?.assignment_emails))
+    }
+
     /// When they last logged in. Oneself and ADMIN.
     #[graphql(guard = "guard::May(Action::ReadAccount, Account(self.profile.id))")]
     async fn last_login_at(&self, ctx: &Context<'_>) -> Result<Option<Timestamp>> {
@@ -343,6 +349,8 @@ pub struct UpdateViewerInput {
     /// A new address. It holds once the link in a mail to it was followed; until then the old one stays. The present
     /// one calls off a change, and so does a new password. Asking is limited like logins.
     email: MaybeUndefined<String>,
+    /// Whether assignments are mailed. The link in such a mail sets it to false.
+    assignment_emails: MaybeUndefined<bool>,
 }
 
 /// What came of `updateViewer`.
@@ -404,10 +412,12 @@ impl UserMutation {
             let name = required(&mut faults, "displayName", input.display_name);
             let username = required(&mut faults, "username", input.username);
             let email = required(&mut faults, "email", input.email);
+            let assignment_emails = required(&mut faults, "assignmentEmails", input.assignment_emails);
             let changes = Changes {
                 display_name: name.and_then(|name| faults.take(DisplayName::parse("displayName", &name))),
                 username: username.and_then(|name| faults.take(Username::parse("username", &name))),
                 email: email.and_then(|email| faults.take(Email::parse("email", &email))),
+                assignment_emails,
             };
             faults.check()?;
             let now = app.clock.now();

@@ -32,19 +32,22 @@ pub struct Refused {
     position: Option<(usize, usize)>,
     /// When to try again, if that helps.
     pub retry_after: Option<Duration>,
+    /// The rate limit that is reached, if that is it.
+    rate_limit: Option<u32>,
 }
 
 impl Refused {
     /// A refusal in these words.
     pub fn new(code: Code, message: impl Into<String>) -> Self {
-        Self { code, message: message.into(), position: None, retry_after: None }
+        Self { code, message: message.into(), position: None, retry_after: None, rate_limit: None }
     }
 }
 
 impl From<Error> for Refused {
     fn from(error: Error) -> Self {
+        let rate_limit = error.rate_limit();
         let (code, message, retry_after) = error.told();
-        Self { code, message: message.into_owned(), position: None, retry_after }
+        Self { retry_after, rate_limit, ..Self::new(code, message) }
     }
 }
 
@@ -70,6 +73,8 @@ pub struct Answer {
     extensions: Extensions,
     /// When to try again, if that helps.
     pub retry_after: Option<Duration>,
+    /// The rate limit that is reached, if that is it.
+    pub rate_limit: Option<u32>,
     /// The turn to export an account, if that is in it: it may be larger than others.
     export: Option<OwnedSemaphorePermit>,
 }
@@ -89,7 +94,7 @@ impl AsRef<[u8]> for Exported {
 impl Answer {
     /// The answer to a request that is not executed.
     pub fn refused(refused: Refused, request_id: &str) -> Self {
-        let Refused { code, message, position, retry_after } = refused;
+        let Refused { code, message, position, retry_after, rate_limit } = refused;
         let mut extensions = ErrorExtensionValues::default();
         extensions.set("code", code.as_str());
         if let Some(wait) = retry_after {
@@ -98,7 +103,14 @@ impl Answer {
         let mut error = ServerError::new(message, position.map(|(line, column)| Pos { line, column }));
         error.extensions = Some(extensions);
         finish(&mut error, Code::BadRequest, request_id);
-        Self { data: None, errors: vec![error], extensions: Extensions::default(), retry_after, export: None }
+        Self {
+            data: None,
+            errors: vec![error],
+            extensions: Extensions::default(),
+            retry_after,
+            rate_limit,
+            export: None,
+        }
     }
 
     /// What the library made of an operation.
@@ -121,6 +133,7 @@ impl Answer {
             errors,
             extensions: Extensions::default(),
             retry_after: unavailable.then_some(Duration::from_secs(1)),
+            rate_limit: None,
             export: None,
         }
     }

@@ -1,12 +1,12 @@
 //! The accounts' door over plain HTTP: sign-up, login, refresh and logout under `/auth`, JSON in snake_case.
 //! Errors are problem documents (RFC 9457) with a stable `code`.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use axum::extract::{FromRequest, Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::{Form, Json};
+use axum::{Extension, Form, Json};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -23,7 +23,7 @@ use crate::auth::{self, bearer};
 use crate::error::{Code, Error, FaultCode, Result};
 use crate::graphql::node::{self, Noun};
 use crate::id::Id;
-use crate::limits::{self, Door, Who};
+use crate::limits::{self, Door, Standing, Who};
 use crate::network::Client;
 use crate::store::account;
 use crate::store::audit::Origin;
@@ -122,10 +122,11 @@ impl From<User> for Account {
 async fn register(
     State(app): State<Arc<App>>,
     client: Client,
+    Extension(counted): Extension<Counted>,
     Body(body): Body<Registration>,
 ) -> Result<impl IntoResponse, Problem> {
     let now = app.clock.now();
-    app.limits.admit(Door::Credentials, Who::address(client.address), now).await?;
+    counted.admit(&app, Door::Credentials, &client).await?;
     let account = NewAccount {
         email: &body.email,
         username: &body.username,
@@ -218,9 +219,14 @@ impl Refusals for Login {
     request_body(content((Login = "application/json"), (Login = "application/x-www-form-urlencoded"))),
     responses((status = 200, description = "The session's tokens.", body = Tokens), Refused<Login>),
 )]
-async fn login(State(app): State<Arc<App>>, client: Client, Body(body): Body<Login>) -> Result<Response, Problem> {
+async fn login(
+    State(app): State<Arc<App>>,
+    client: Client,
+    Extension(counted): Extension<Counted>,
+    Body(body): Body<Login>,
+) -> Result<Response, Problem> {
     let now = app.clock.now();
-    app.limits.admit(Door::Credentials, Who::address(client.address), now).await?;
+    counted.admit(&app, Door::Credentials, &client).await?;
     let (origin, source) = (Origin::from(&client), limits::network(client.address));
     let (Login::Email { email: typed, password } | Login::Username { username: typed, password }) = body;
     let identifier = identifier(&typed);
@@ -305,10 +311,11 @@ impl Refusals for Refreshing {
 async fn refresh(
     State(app): State<Arc<App>>,
     client: Client,
+    Extension(counted): Extension<Counted>,
     Body(body): Body<Refreshing>,
 ) -> Result<Response, Problem> {
     let now = app.clock.now();
-    app.limits.admit(Door::Auth, Who::address(client.address), now).await?;
+    counted.admit(&app, Door::Auth, &client).await?;
     let refused = || Error::refused(Code::Unauthenticated, "The refresh token is not valid. Log in again.");
     let shown = Refresh::parse(&body.refresh_token).ok_or_else(refused)?;
     let session = session::find(&mut app.db.conn().await?, shown.session_id).await?.ok_or_else(refused)?;
@@ -345,18 +352,42 @@ impl Refusals for Logout {
     responses((status = 204, description = "The session has ended."), Refused<Logout>),
     security(("access_token" = [])),
 )]
-async fn logout(State(app): State<Arc<App>>, client: Client, headers: HeaderMap) -> Result<StatusCode, Problem> {
+async fn logout(
+    State(app): State<Arc<App>>,
+    client: Client,
+    Extension(counted): Extension<Counted>,
+    headers: HeaderMap,
+) -> Result<StatusCode, Problem> {
     let now = app.clock.now();
-    app.limits.admit(Door::Auth, Who::address(client.address), now).await?;
+    counted.admit(&app, Door::Auth, &client).await?;
     let token = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()).and_then(bearer);
     let viewer = auth::viewer(&app, token.ok_or_else(Error::unauthenticated)?).await?;
     session::revoke(&app.db, now, &viewer, viewer.session_id, &Origin::from(&client)).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Tokens are for their receiver alone (RFC 6749 section 5.1).
 fn granted(tokens: Tokens) -> Response {
-    ([(header::CACHE_CONTROL, "no-store")], Json(tokens)).into_response()
+    Json(tokens).into_response()
+}
+
+/// The rate limit that a request was counted against, and what is left of it, for the headers of its answer.
+#[derive(Clone, Default)]
+pub struct Counted(Arc<OnceLock<Standing>>);
+
+impl Counted {
+    /// Counts the request by its address, or refuses it.
+    pub async fn admit(&self, app: &App, door: Door, client: &Client) -> Result<()> {
+        if let Some(quota) = app.limits.spend(door, Who::address(client.address), 1, app.clock.now()).await? {
+            // A request is counted once.
+            let _ = self.0.set(quota);
+        }
+        Ok(())
+    }
+
+    /// What is left.
+    pub fn quota(&self) -> Option<Standing> {
+        self.0.get().copied()
+    }
 }
 
 /// A body in JSON or, as OAuth2 has it, a form; whatever is wrong with it is told as a problem document.

@@ -51,7 +51,9 @@ pub fn document() -> String {
         title = "fasttrack: accounts",
         description = "Sign-up, tokens and account mail. Everything else is GraphQL, at `/graphql`.\n\n\
             Bodies are read as `application/json` or as a form, up to 8 KiB. Errors are problem documents (RFC 9457), \
-            whose `code` is stable. Every answer has an `X-Request-Id` that finds it in the server's log.",
+            whose `code` is stable. Every answer has an `X-Request-Id` that finds it in the server's log, and \
+            `Cache-Control: no-store`; every one that was counted has `RateLimit-Limit`, `RateLimit-Remaining` and \
+            `RateLimit-Reset` (in seconds).",
     ),
     components(schemas(problem::Document<'static>)),
     modifiers(&AccessToken),
@@ -116,7 +118,12 @@ fn refusal(status: u16, codes: &[(&str, &str)]) -> Answer {
     };
     match status {
         401 => answer.header("WWW-Authenticate", header(Type::String, "`Bearer`")),
-        429 | 503 => answer.header("Retry-After", header(Type::Integer, "When to try again, in seconds.")),
+        429 => answer
+            .header("RateLimit-Limit", header(Type::Integer, "Requests in a minute."))
+            .header("RateLimit-Remaining", header(Type::Integer, "How many are left."))
+            .header("RateLimit-Reset", header(Type::Integer, "When there are more, in seconds."))
+            .header("Retry-After", header(Type::Integer, "When to try again, in seconds.")),
+        503 => answer.header("Retry-After", header(Type::Integer, "When to try again, in seconds.")),
         _ => answer,
     }
     .build()

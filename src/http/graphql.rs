@@ -27,7 +27,7 @@ use super::operation::{Door, Words};
 use super::origin::{is_cross_site_simple, is_known};
 use super::sse::{self, Listener};
 use super::websocket::{self, Opening};
-use super::{Lifeline, RATE_LIMIT, RATE_LIMIT_REMAINING, RATE_LIMIT_RESET, RequestId, TooMany};
+use super::{Lifeline, RequestId, TooMany, set_rate_limit};
 use crate::access::Viewer;
 use crate::auth::{self, bearer};
 use crate::error::{Code, Error};
@@ -143,16 +143,9 @@ async fn run(
         _ => answered(media, answer, &id.0),
     };
     if let Some((standing, _)) = standing {
-        tell_standing(response.headers_mut(), standing.limit, standing.remaining(), standing.reset);
+        set_rate_limit(response.headers_mut(), standing.limit, standing.remaining(), standing.reset);
     }
     Ok(response)
-}
-
-/// How much is left, in the headers that clients know.
-fn tell_standing(headers: &mut HeaderMap, limit: u32, remaining: u32, reset: Duration) {
-    headers.insert(RATE_LIMIT, limit.into());
-    headers.insert(RATE_LIMIT_REMAINING, remaining.into());
-    headers.insert(RATE_LIMIT_RESET, whole_seconds(reset).into());
 }
 
 /// Who asks; nobody, if they do not say.
@@ -220,9 +213,8 @@ fn answered(media: Media, mut answer: Answer, request_id: &str) -> Response {
     }
     if let Some(wait) = answer.retry_after {
         headers.insert(header::RETRY_AFTER, whole_seconds(wait).into());
-        if status == StatusCode::TOO_MANY_REQUESTS {
-            headers.insert(RATE_LIMIT_REMAINING, 0.into());
-            headers.insert(RATE_LIMIT_RESET, whole_seconds(wait).into());
+        if let Some(limit) = answer.rate_limit {
+            set_rate_limit(headers, limit, 0, wait);
         }
     }
     response

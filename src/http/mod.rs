@@ -29,7 +29,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{MatchedPath, Request, State};
-use axum::http::{HeaderName, HeaderValue, Method, StatusCode, Version, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
@@ -42,8 +42,10 @@ use crate::App;
 use crate::error::{Code, Error};
 use crate::graphql::Schema;
 use crate::id::Id;
+use crate::time::whole_seconds;
 use crate::{metrics, telemetry};
 pub use accept::{Lifeline, serve};
+use auth::Counted;
 use origin::{host, is_cross_site};
 use problem::Problem;
 
@@ -116,6 +118,13 @@ fn cors(origins: &[String]) -> CorsLayer {
         .max_age(Duration::from_secs(3_600))
 }
 
+/// How much of a rate limit is left, in the headers that clients know. `reset` is when there is more again.
+fn set_rate_limit(headers: &mut HeaderMap, limit: u32, remaining: u32, reset: Duration) {
+    headers.insert(RATE_LIMIT, limit.into());
+    headers.insert(RATE_LIMIT_REMAINING, remaining.into());
+    headers.insert(RATE_LIMIT_RESET, whole_seconds(reset).into());
+}
+
 /// A page of another site can have a browser send a form unasked; it does not get a visitor locked out by that.
 async fn of_known_pages(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     if request.method() == Method::POST && is_cross_site(request.uri(), request.headers(), &app.config) {
@@ -127,8 +136,10 @@ async fn of_known_pages(State(app): State<Arc<App>>, request: Request, next: Nex
 /// Does not wait for ever for a part that does not answer. What has begun is done to its end, even when the client goes
 /// away in the middle.
 async fn in_time(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+    let (counted, is_post) = (Counted::default(), request.method() == Method::POST);
     let answered = async {
-        let (parts, body) = request.into_parts();
+        let (mut parts, body) = request.into_parts();
+        parts.extensions.insert(counted.clone());
         // Until all of it is there, nothing has begun.
         let body = match Limited::new(body, AUTH_BODY).collect().await {
             Ok(body) => Body::from(body.to_bytes()),
@@ -142,7 +153,17 @@ async fn in_time(State(app): State<Arc<App>>, request: Request, next: Next) -> R
         done.unwrap_or_else(|error| Problem::from(Error::internal(error)).into_response())
     };
     let answered = app.in_time(AUTH_DEADLINE, answered).await;
-    answered.unwrap_or_else(|late| Problem::from(late).into_response())
+    let mut response = answered.unwrap_or_else(|late| Problem::from(late).into_response());
+    let headers = response.headers_mut();
+    if is_post {
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    }
+    if let Some(quota) = counted.quota()
+        && !headers.contains_key(RATE_LIMIT)
+    {
+        set_rate_limit(headers, quota.limit, quota.remaining(), quota.reset);
+    }
+    response
 }
 
 /// A panic is a defect: the client learns that it happened and nothing more, the log has the rest.

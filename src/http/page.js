@@ -1,23 +1,44 @@
-// The token stands behind `#`, which browsers send to no server; it is used only when the person asks for it.
+// The token stands behind `#`, which browsers send to no server; it is used only when the person asks for it. That of
+// `List-Unsubscribe` is a parameter, as mail clients post to the same URL.
 const at = (id) => document.getElementById(id);
+const pages = {
+  "/auth/verify-email": {
+    title: "Verify your e-mail address",
+    submit: "Verify",
+    done: "Done. Your address is verified.",
+    request: (token) => ["/auth/verify-email", { token }],
+  },
+  "/auth/password-reset": {
+    title: "Set a new password",
+    submit: "Set password",
+    done: "Done. Log in with the new password.",
+    request: (token) => ["/auth/password-reset/confirm", { token, new_password: at("password").value }],
+  },
+  "/auth/unsubscribe": {
+    title: "Mails about assignments",
+    submit: "Unsubscribe",
+    done: "Done. No more assignments are mailed to you.",
+    request: () => [`/auth/unsubscribe${location.search}`, {}],
+  },
+};
 const token = new URLSearchParams(location.hash.slice(1)).get("token") ?? "";
-const resets = location.pathname.endsWith("/password-reset");
-at("title").textContent = resets ? "Set a new password" : "Verify your e-mail address";
-at("submit").textContent = resets ? "Set password" : "Verify";
-at("password").hidden = at("password-label").hidden = !resets;
-at("password").required = resets;
+const path = Object.keys(pages).find((path) => location.pathname.endsWith(path));
+const page = pages[path];
+at("title").textContent = page.title;
+at("submit").textContent = page.submit;
+at("password").required = path === "/auth/password-reset";
+at("password").hidden = at("password-label").hidden = !at("password").required;
 at("form").addEventListener("submit", async (event) => {
   event.preventDefault();
-  const path = resets ? "/auth/password-reset/confirm" : "/auth/verify-email";
-  const body = resets ? { token, new_password: at("password").value } : { token };
-  const response = await fetch(path, {
+  const [url, body] = page.request(token);
+  const response = await fetch(url, {
     method: "POST",
     headers: { "content-type": "application/json" },
     body: JSON.stringify(body),
   });
   if (response.ok) {
     at("form").hidden = true;
-    at("answer").textContent = resets ? "Done. Log in with the new password." : "Done. Your address is verified.";
+    at("answer").textContent = page.done;
   } else {
     at("answer").textContent = (await response.json()).detail;
   }

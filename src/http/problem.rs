@@ -9,7 +9,7 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::RATE_LIMIT_REMAINING;
+use super::set_rate_limit;
 use crate::error::{Code, Error, FaultCode};
 use crate::time::whole_seconds;
 
@@ -21,6 +21,8 @@ pub struct Problem {
     detail: Cow<'static, str>,
     errors: Vec<FieldError>,
     retry_after: Option<Duration>,
+    /// The rate limit that is reached, if that is it.
+    rate_limit: Option<u32>,
 }
 
 /// What is wrong with a field.
@@ -57,7 +59,14 @@ impl Problem {
     /// A problem with a code of the table.
     pub fn new(code: Code, detail: impl Into<Cow<'static, str>>) -> Self {
         let status = StatusCode::from_u16(code.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        Self { status, code: code.as_str(), detail: detail.into(), errors: Vec::new(), retry_after: None }
+        Self {
+            status,
+            code: code.as_str(),
+            detail: detail.into(),
+            errors: Vec::new(),
+            retry_after: None,
+            rate_limit: None,
+        }
     }
 
     /// A body that could not be read, with the status that says why.
@@ -100,11 +109,13 @@ impl From<Error> for Problem {
                     }),
                     errors,
                     retry_after: None,
+                    rate_limit: None,
                 }
             }
             other => {
+                let rate_limit = other.rate_limit();
                 let (code, detail, retry_after) = other.told();
-                Self { retry_after, ..Self::new(code, detail) }
+                Self { retry_after, rate_limit, ..Self::new(code, detail) }
             }
         }
     }
@@ -126,8 +137,10 @@ impl IntoResponse for Problem {
         if self.status == StatusCode::UNAUTHORIZED {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
-        if self.status == StatusCode::TOO_MANY_REQUESTS {
-            headers.insert(RATE_LIMIT_REMAINING, HeaderValue::from_static("0"));
+        // Whether an address has an account, or a login works, is for its asker alone.
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        if let (Some(limit), Some(wait)) = (self.rate_limit, self.retry_after) {
+            set_rate_limit(headers, limit, 0, wait);
         }
         if let Some(wait) = self.retry_after {
             // RFC 9110 section 10.2.3.

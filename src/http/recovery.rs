@@ -3,32 +3,32 @@
 //! What a stranger may ask for is answered alike and in the same time whether the address is anybody's: it is only put
 //! into the mail queue, and the job that sends mail finds out. Mailed links open a page here, or one of the frontend's.
 
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use axum::extract::State;
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::{HeaderValue, StatusCode, Uri, header};
 use axum::response::{Html, IntoResponse, Response};
 use axum::routing::get;
-use axum::{Json, Router};
+use axum::{Extension, Json, Router};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::auth::Body;
+use super::auth::{Body, Counted};
 use super::docs::{Refusals, Refused};
 use super::problem::Problem;
 use crate::App;
 use crate::auth::credential::MailToken;
+use crate::auth::unsubscribe;
 use crate::error::{Error, FaultCode, Result};
-use crate::limits::{Door, Who};
+use crate::limits::Door;
 use crate::network::Client;
-use crate::store::account;
 use crate::store::audit::Origin;
 use crate::store::mail::{self, Kind};
 use crate::store::password::Password;
 use crate::store::value::Email;
+use crate::store::{account, user};
 
 /// The routes for account e-mails.
 pub fn routes() -> OpenApiRouter<Arc<App>> {
@@ -37,6 +37,7 @@ pub fn routes() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(resend_verification))
         .routes(routes!(password_reset))
         .routes(routes!(confirm_password_reset))
+        .routes(routes!(unsubscribe_from_assignments))
 }
 
 /// The pages that mailed links open, for people.
@@ -44,6 +45,7 @@ pub fn pages() -> Router<Arc<App>> {
     Router::new()
         .route("/auth/verify-email", get(page))
         .route("/auth/password-reset", get(page))
+        .route("/auth/unsubscribe", get(page))
         .route("/auth/page.js", get(script))
 }
 
@@ -82,10 +84,11 @@ impl Refusals for Verification {
 async fn verify_email(
     State(app): State<Arc<App>>,
     client: Client,
+    Extension(counted): Extension<Counted>,
     Body(body): Body<Verification>,
 ) -> Result<StatusCode, Problem> {
     let now = app.clock.now();
-    app.limits.admit(Door::Credentials, Who::address(client.address), now).await?;
+    counted.admit(&app, Door::Credentials, &client).await?;
     let hash = MailToken::shown(&body.token).hash();
     account::verify_email(&app.db, now, &hash, &Origin::from(&client)).await?;
     Ok(StatusCode::NO_CONTENT)
@@ -114,9 +117,10 @@ impl Refusals for Address {
 async fn resend_verification(
     State(app): State<Arc<App>>,
     client: Client,
+    Extension(counted): Extension<Counted>,
     Body(body): Body<Address>,
 ) -> Result<Response, Problem> {
-    ask(&app, client.address, Kind::VerifyEmail, &body.email).await?;
+    ask(&app, &counted, &client, Kind::VerifyEmail, &body.email).await?;
     Ok(accepted("If this address waits to be verified, a mail is on its way to it."))
 }
 
@@ -131,17 +135,17 @@ async fn resend_verification(
 async fn password_reset(
     State(app): State<Arc<App>>,
     client: Client,
+    Extension(counted): Extension<Counted>,
     Body(body): Body<Address>,
 ) -> Result<Response, Problem> {
-    ask(&app, client.address, Kind::ResetPassword, &body.email).await?;
+    ask(&app, &counted, &client, Kind::ResetPassword, &body.email).await?;
     Ok(accepted("If this address has an account, a mail is on its way to it."))
 }
 
-async fn ask(app: &App, address: IpAddr, kind: Kind, email: &str) -> Result<()> {
-    let now = app.clock.now();
-    app.limits.admit(Door::Credentials, Who::address(address), now).await?;
+async fn ask(app: &App, counted: &Counted, client: &Client, kind: Kind, email: &str) -> Result<()> {
+    counted.admit(app, Door::Credentials, client).await?;
     let email = Email::parse("email", email).map_err(|fault| Error::Faults(vec![fault]))?;
-    mail::queue_for_address(&app.db, now, kind, &email).await
+    mail::queue_for_address(&app.db, app.clock.now(), kind, &email).await
 }
 
 /// A new password for who followed a mailed link.
@@ -171,10 +175,11 @@ impl Refusals for Confirmation {
 async fn confirm_password_reset(
     State(app): State<Arc<App>>,
     client: Client,
+    Extension(counted): Extension<Counted>,
     Body(body): Body<Confirmation>,
 ) -> Result<StatusCode, Problem> {
     let now = app.clock.now();
-    app.limits.admit(Door::Credentials, Who::address(client.address), now).await?;
+    counted.admit(&app, Door::Credentials, &client).await?;
     let hash = MailToken::shown(&body.token).hash();
     let owner = account::reset_owner(&mut app.db.conn().await?, now, &hash).await?;
     let (policy, personal) = (app.config.password_policy, [owner.email.as_str(), owner.username.as_str()]);
@@ -183,6 +188,41 @@ async fn confirm_password_reset(
     let password_hash = app.credentials.hash(&password).await?;
     account::reset_password(&app.db, now, &hash, &password_hash, &Origin::from(&client)).await?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// The request to get no more assignment mails, which is its token alone.
+struct Unsubscription;
+
+impl Refusals for Unsubscription {
+    const READS_BODY: bool = false;
+    const FAULTS: &[FaultCode] = &[FaultCode::Invalid];
+}
+
+/// Unsubscribe from assignment mails
+///
+/// What `List-Unsubscribe` of such a mail names. Needs no login (RFC 8058): a mail client posts
+/// `List-Unsubscribe=One-Click`, which is not read, as the link says everything. `assignmentEmails` of `updateViewer`
+/// subscribes again.
+#[utoipa::path(
+    post,
+    tag = "E-mail",
+    path = "/auth/unsubscribe",
+    params(("token" = String, Query, description = "From the link in the mail.")),
+    responses((status = 200, description = "No more of them are sent.", body = Accepted), Refused<Unsubscription>),
+)]
+async fn unsubscribe_from_assignments(
+    State(app): State<Arc<App>>,
+    client: Client,
+    Extension(counted): Extension<Counted>,
+    uri: Uri,
+) -> Result<Json<Accepted>, Problem> {
+    counted.admit(&app, Door::Auth, &client).await?;
+    let mut parameters = url::form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes());
+    let token = parameters.find(|(name, _)| name == "token").map(|(_, token)| token);
+    let user_id = token.and_then(|token| unsubscribe::user_of(&app.config.secret_key, &token));
+    let user_id = user_id.ok_or_else(|| Error::fault("token", FaultCode::Invalid, "The link is not valid."))?;
+    user::unsubscribe(&app.db, user_id).await?;
+    Ok(Json(Accepted { detail: "No more assignments are mailed to you." }))
 }
 
 /// For a page with one script of this server and its style in it.

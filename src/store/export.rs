@@ -107,6 +107,7 @@ pub async fn of(conn: &mut Conn, viewer: &Viewer) -> Result<Vec<u8>> {
         "role": if user.role == Role::Admin { "ADMIN" } else { "USER" },
         "isActive": user.is_active,
         "emailVerified": user.email_verified,
+        "assignmentEmails": user.assignment_emails,
         "lastLoginAt": last_login.max(user.last_login_at),
         "createdAt": user.created_at,
         "updatedAt": user.updated_at,

@@ -40,6 +40,16 @@ stored_as_smallint!(Kind {
     EmailChanged = 5,
 });
 
+impl Kind {
+    /// Whether anybody can ask for it. The others are notices of what has happened to an account.
+    pub const fn is_asked_for(self) -> bool {
+        match self {
+            Self::TaskAssigned | Self::VerifyEmail | Self::ResetPassword => true,
+            Self::PasswordChanged | Self::EmailChanged => false,
+        }
+    }
+}
+
 /// A message that waits in the queue.
 #[derive(Clone, Debug, PartialEq, Eq, Queryable, Selectable, Insertable)]
 #[diesel(table_name = mails)]
@@ -111,13 +121,19 @@ pub async fn queue_for_address(db: &Db, now: Timestamp, kind: Kind, recipient: &
 }
 
 /// Takes the next due message, so that no other instance sends it meanwhile. What is about accounts goes before
-/// assignments, of which anybody can have many sent.
+/// assignments, of which anybody can have many sent, and links to verify an address last among it: strangers can have
+/// them sent to any address, and must not delay its owner's link to set a password.
 pub async fn claim(db: &Db, now: Timestamp) -> Result<Option<Mail>> {
     loop {
         let mut conn = db.conn().await?;
         let due: Option<Mail> = on!(conn, |c| mails::table
             .filter(mails::next_attempt_at.le(now))
-            .order_by((mails::kind.eq(Kind::TaskAssigned), mails::next_attempt_at, mails::id))
+            .order_by((
+                mails::kind.eq(Kind::TaskAssigned),
+                mails::kind.eq(Kind::VerifyEmail),
+                mails::next_attempt_at,
+                mails::id,
+            ))
             .select(Mail::as_select())
             .first(c)
             .await
@@ -140,6 +156,13 @@ pub async fn claim(db: &Db, now: Timestamp) -> Result<Option<Mail>> {
 pub async fn is_claimed(conn: &mut Conn, mail: &Mail) -> Result<bool> {
     let claimed = mails::table.find(mail.id).filter(mails::next_attempt_at.eq(mail.next_attempt_at));
     Ok(on!(conn, |c| diesel::select(exists(claimed)).get_result(c).await)?)
+}
+
+/// Has a claimed message wait until a moment.
+pub async fn defer(tx: &mut Conn, mail: &Mail, until: Timestamp) -> Result<()> {
+    let claimed = mails::table.find(mail.id).filter(mails::next_attempt_at.eq(mail.next_attempt_at));
+    on!(tx, |c| diesel::update(claimed).set(mails::next_attempt_at.eq(until)).execute(c).await)?;
+    Ok(())
 }
 
 /// Takes a message out of the queue, unless the claim to it was lost: it is sent, or has become pointless.

@@ -9,6 +9,7 @@ pub mod export;
 pub mod label;
 pub mod lockout;
 pub mod mail;
+pub mod mail_quota;
 pub mod mention;
 pub mod notification;
 pub mod password;

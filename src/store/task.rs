@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::event::{Change, Snapshot, about_task};
 use super::value::{Description, Title, fold};
-use super::{mail, project, user};
+use super::{mail, mail_quota, project, user};
 use crate::access::{Action, Standing, Subject, Viewer};
 use crate::db::page::among;
 use crate::db::rows::RunQueryDsl;
@@ -492,7 +492,11 @@ async fn assign(
             return Err(Error::fault("assigneeId", FaultCode::Invalid, "This user is not active."));
         }
         told.push(event(Kind::TaskAssigned));
-        if assignee.id != viewer.id && assignee.email_verified {
+        if assignee.id != viewer.id
+            && assignee.email_verified
+            && assignee.assignment_emails
+            && mail_quota::admit_assignment(tx, now, viewer.id, &assignee.email).await?
+        {
             mail::queue(tx, now, mail::Kind::TaskAssigned, &assignee.email, Some(assignee.id), &task.title).await?;
         }
     }

@@ -1,5 +1,5 @@
-//! Tokens that are mailed: to verify an address, to set a password anew. Single use, the newest of each purpose only, and
-//! only their hash is kept.
+//! Tokens that are mailed: to verify an address, to set a password anew. Single use, and only their hash is stored. A
+//! newer token does not end an older one: anybody can ask for one, and must not make the owner's link useless.
 
 use diesel::deserialize::FromSqlRow;
 use diesel::expression::AsExpression;
@@ -26,8 +26,8 @@ pub enum Purpose {
 }
 stored_as_smallint!(Purpose { VerifyEmail = 1, ResetPassword = 2 });
 
-/// Keeps the hash of a new token in place of the one before.
-pub async fn replace(
+/// Stores the hash of a new token.
+pub async fn insert(
     tx: &mut Conn,
     user_id: Id,
     purpose: Purpose,
@@ -42,13 +42,7 @@ pub async fn replace(
         mail_tokens::email.eq(email),
         mail_tokens::expires_at.eq(expires_at),
     );
-    on!(tx, |c| diesel::insert_into(mail_tokens::table)
-        .values(row)
-        .on_conflict((mail_tokens::user_id, mail_tokens::purpose))
-        .do_update()
-        .set((mail_tokens::hash.eq(hash), mail_tokens::email.eq(email), mail_tokens::expires_at.eq(expires_at)))
-        .execute(c)
-        .await)?;
+    on!(tx, |c| diesel::insert_into(mail_tokens::table).values(row).execute(c).await)?;
     Ok(())
 }
 
@@ -65,9 +59,10 @@ pub async fn redeem(tx: &mut Conn, now: Timestamp, purpose: Purpose, hash: &[u8]
         .optional())?)
 }
 
-/// Takes the token of a purpose out of use.
+/// Revokes a person's tokens of a purpose.
 pub async fn withdraw(tx: &mut Conn, user_id: Id, purpose: Purpose) -> Result<()> {
-    on!(tx, |c| diesel::delete(mail_tokens::table.find((user_id, purpose))).execute(c).await)?;
+    let theirs = mail_tokens::table.filter(mail_tokens::user_id.eq(user_id)).filter(mail_tokens::purpose.eq(purpose));
+    on!(tx, |c| diesel::delete(theirs).execute(c).await)?;
     Ok(())
 }
 

@@ -62,6 +62,8 @@ pub struct User {
     pub created_at: Timestamp,
     /// When the account last changed.
     pub updated_at: Timestamp,
+    /// Whether assignments are mailed to them.
+    pub assignment_emails: bool,
 }
 
 /// What users can be ordered by.
@@ -350,6 +352,7 @@ pub async fn create(db: &Db, now: Timestamp, new: &New, origin: &Origin) -> Resu
         deleted_at: None,
         created_at: now,
         updated_at: now,
+        assignment_emails: true,
     };
     db.transaction(async |tx| {
         check_free(tx, &user, Some(&new.email), Some(&new.username)).await?;
@@ -376,6 +379,8 @@ pub struct Changes {
     pub username: Option<Username>,
     /// A new address, which holds once its owner has verified it.
     pub email: Option<Email>,
+    /// Whether assignments are mailed.
+    pub assignment_emails: Option<bool>,
 }
 
 /// Changes the viewer's own account. A new address is asked to be verified by mail, and holds only then.
@@ -389,6 +394,7 @@ pub async fn update_viewer(db: &Db, now: Timestamp, viewer: &Viewer, changes: &C
         if let Some(username) = &changes.username {
             user.username = username.to_string();
         }
+        user.assignment_emails = changes.assignment_emails.unwrap_or(user.assignment_emails);
         user.updated_at = now;
         let wanted = User { email: changes.email.as_deref().unwrap_or(&user.email).to_owned(), ..user.clone() };
         check_free(tx, &wanted, changes.email.as_ref(), changes.username.as_ref()).await?;
@@ -406,6 +412,7 @@ pub async fn update_viewer(db: &Db, now: Timestamp, viewer: &Viewer, changes: &C
                 users::username.eq(&user.username),
                 users::email.eq(&user.email),
                 users::updated_at.eq(now),
+                users::assignment_emails.eq(user.assignment_emails),
                 Keys::of(&user),
             ))
             .execute(c)
@@ -413,6 +420,16 @@ pub async fn update_viewer(db: &Db, now: Timestamp, viewer: &Viewer, changes: &C
         saved(updated)?;
         tx.ring_on_commit(Bell::Profiles);
         Ok(user)
+    })
+    .await
+}
+
+/// Ends assignment mails to a person, who followed the link in one.
+pub async fn unsubscribe(db: &Db, id: Id) -> Result<()> {
+    db.transaction(async |tx| {
+        let theirs = users::table.find(id);
+        on!(tx, |c| diesel::update(theirs).set(users::assignment_emails.eq(false)).execute(c).await)?;
+        Ok(())
     })
     .await
 }

@@ -1,7 +1,7 @@
 //! What is old is cleared away: some at a time, and whatever fails beside it.
 
 use fasttrack::error::Error;
-use fasttrack::store::{audit, lockout, notification, session, token};
+use fasttrack::store::{audit, lockout, mail_quota, notification, session, token};
 use tokio::time::timeout;
 
 use crate::harness::{Database, PATIENCE, Server, is_postgres};
@@ -46,6 +46,10 @@ async fn no_transaction_clears_away_more_than_others_can_wait_for() {
         dropped
     });
     assert_eq!(dropped.await, [[1_000; 4], [1_000; 4], [500; 4], [0; 4]]);
+    assert_eq!(
+        server.run(async |app| mail_quota::purge_expired(&app.db, app.clock.now()).await).await.expect("done"),
+        0
+    );
     assert_eq!(server.run(async |app| token::drop_ended(&app.db, app.clock.now()).await).await.expect("done"), 0);
 }
 

@@ -5,6 +5,9 @@ use std::collections::BTreeSet;
 use std::io::Read;
 use std::path::Path;
 
+use fasttrack::auth::unsubscribe;
+use fasttrack::error::Error;
+use fasttrack::store::user;
 use flate2::read::GzDecoder;
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -220,6 +223,14 @@ async fn everything_that_the_document_lists_is_answered() {
     }
     let again = ask("/auth/login", json!({ "email": "alice@example.org", "password": PASSWORD })).await;
     let again = server.nobody().with_tokens(&again);
+    let list = "/auth/unsubscribe";
+    let of_alice = server.run(async |app| {
+        let alice = user::find_by_username(&mut app.db.conn().await?, "alice").await?.expect("an account");
+        Result::<String, Error>::Ok(unsubscribe::token(&app.config.secret_key, alice.id))
+    });
+    for token in [of_alice.await.expect("a token"), "x".to_owned()] {
+        seen.insert(known(list, &Reply::to(server.request(Method::POST, &format!("{list}?token={token}"))).await));
+    }
     for _ in 0..2 {
         seen.insert(known("/auth/logout", &Reply::to(again.post("/auth/logout")).await));
     }

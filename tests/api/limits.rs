@@ -29,8 +29,54 @@ async fn points_are_counted_and_told() {
     }
     let refused = ask().await;
     assert_eq!((refused.status().as_u16(), &refused.headers()["ratelimit-remaining"]), (429, &"0".parse().unwrap()));
+    assert_eq!(refused.headers()["ratelimit-limit"], "5");
     let wait: u64 = refused.headers()["retry-after"].to_str().expect("text").parse().expect("seconds");
     assert!((60..=120).contains(&wait), "{wait}");
+}
+
+/// The three headers of a limit, as numbers.
+fn rate_limit(reply: &Reply) -> [u64; 3] {
+    ["ratelimit-limit", "ratelimit-remaining", "ratelimit-reset"].map(|name| {
+        let value =
+            reply.headers.get(name).unwrap_or_else(|| panic!("no {name} in {} {:?}", reply.status, reply.headers));
+        value.to_str().expect("text").parse().expect("a number")
+    })
+}
+
+#[tokio::test]
+async fn every_answer_that_counts_says_what_is_left_and_a_refusal_says_the_same() {
+    let server = Server::with(&[
+        ("RATE_LIMIT_ENABLED", "true"),
+        ("RATE_LIMIT_CREDENTIALS_PER_MINUTE", "2"),
+        ("RATE_LIMIT_AUTH_PER_MINUTE", "1"),
+        ("RATE_LIMIT_GRAPHQL_PER_MINUTE", "2"),
+    ])
+    .await;
+    let login = async || server.post("/auth/login", json!({ "username": "nobody", "password": "x" })).await;
+    let replies = [login().await, login().await, login().await];
+    assert_eq!(replies.each_ref().map(|reply| reply.status.as_u16()), [401, 401, 429]);
+    let told = replies.each_ref().map(rate_limit);
+    assert_eq!(told.map(|[limit, remaining, _]| (limit, remaining)), [(2, 1), (2, 0), (2, 0)]);
+    assert_eq!(told[0][2], 60);
+    assert_eq!(replies[2].headers["retry-after"], told[2][2].to_string().as_str(), "when one more fits");
+    let refresh = async || server.post("/auth/refresh", json!({ "refresh_token": "x" })).await;
+    let (first, refused) = (refresh().await, refresh().await);
+    assert_eq!((rate_limit(&first)[..2].to_vec(), rate_limit(&refused)[..2].to_vec()), (vec![1, 0], vec![1, 0]));
+    assert_eq!((first.status.as_u16(), refused.status.as_u16()), (401, 429));
+
+    for media in ["application/json", "application/graphql-response+json", "text/event-stream"] {
+        let server = Server::with(&[("RATE_LIMIT_ENABLED", "true"), ("RATE_LIMIT_GRAPHQL_PER_MINUTE", "2")]).await;
+        let ask = async || {
+            let request = server.request(Method::POST, "/graphql").header("accept", media);
+            Reply::to(request.json(&json!({ "query": "{ __typename }" }))).await
+        };
+        let replies = [ask().await, ask().await, ask().await];
+        assert_eq!(replies.each_ref().map(|reply| reply.status.as_u16()), [200, 200, 429], "{media}");
+        assert_eq!(rate_limit(&replies[0])[..2], [6_000, 5_999], "{media}: in points");
+        let [limit, remaining, reset] = rate_limit(&replies[2]);
+        assert_eq!((limit, remaining), (2, 0), "{media}: in requests, which is what has run out");
+        assert_eq!(replies[2].headers["retry-after"], reset.to_string().as_str());
+    }
 }
 
 #[tokio::test]

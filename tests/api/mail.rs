@@ -2,12 +2,51 @@
 
 use std::time::Duration;
 
+use diesel::prelude::*;
 use fasttrack::db::Bell;
+use fasttrack::db::schema::mails;
+use fasttrack::error::Error;
+use fasttrack::on;
 use fasttrack::store::mail;
+use reqwest::Method;
 use serde_json::json;
+use tokio::time::timeout;
 
-use crate::harness::Server;
-use crate::recovery::{start, verify};
+use crate::harness::{Mail, Mailbox, PASSWORD, PATIENCE, Person, Program, Reply, Server};
+use crate::recovery::{confirm, start, verify};
+
+/// Waits until nothing in the queue is due: what is still there waits for a later moment.
+async fn idle(server: &Server) {
+    let idle = server.run(async |app| {
+        loop {
+            // A message that is being sent is claimed for two minutes.
+            let soon = app.clock.now().plus(Duration::from_secs(120));
+            let due = mails::table.filter(mails::next_attempt_at.le(soon)).count();
+            let mut conn = app.db.conn().await?;
+            let due: i64 = on!(conn, |c| diesel_async::RunQueryDsl::get_result(due, c).await)?;
+            drop(conn);
+            if due == 0 {
+                return Result::<(), Error>::Ok(());
+            }
+            tokio::task::yield_now().await;
+        }
+    });
+    timeout(PATIENCE, idle).await.expect("a queue that gets its work done").expect("an answer");
+}
+
+/// Everything that has arrived.
+async fn arrived(server: &Server, mailbox: &mut Mailbox) -> Vec<Mail> {
+    idle(server).await;
+    let mut all = Vec::new();
+    while !mailbox.is_empty() {
+        all.push(mailbox.next().await);
+    }
+    all
+}
+
+async fn ask(server: &Server, path: &str, email: &str) -> Reply {
+    server.post(path, json!({ "email": email })).await
+}
 
 #[tokio::test]
 async fn a_mail_server_that_is_down_delays_mail_and_nothing_else() {
@@ -38,8 +77,230 @@ async fn an_assignment_is_mailed_to_whoever_has_verified_their_address_and_not_t
     alice.task(&project, "For Carol <b>", json!({ "assigneeId": carol.id })).await;
     alice.task(&project, "For Bob <b>", json!({ "assigneeId": bob.id })).await;
     let mail = mailbox.next().await;
-    assert_eq!((mail.to.as_str(), mail.subject()), ("bob@example.org", "Assigned to you: For Bob <b>"));
+    assert_eq!((mail.to.as_str(), mail.subject()), ("bob@example.org", "A task was assigned to you"));
     assert!(mail.content.contains("For Bob &lt;b&gt;"), "escaped in HTML: {}", mail.content);
+    assert!(arrived(&server, &mut mailbox).await.is_empty());
+}
+
+#[tokio::test]
+async fn a_recipient_gets_at_most_5_account_mails_an_hour_and_what_is_asked_for_beyond_that_later() {
+    let (server, mut mailbox) = start(&[]).await;
+    let alice = server.person("alice").await;
+    let mut mails = arrived(&server, &mut mailbox).await;
+    let mut answers = Vec::new();
+    for path in ["/auth/password-reset", "/auth/verify-email/resend"].into_iter().cycle().take(12) {
+        let (hers, nobodys) =
+            (ask(&server, path, "alice@example.org").await, ask(&server, path, "x@example.org").await);
+        assert_eq!((hers.status.as_u16(), &hers.body), (202, &nobodys.body));
+        answers.push((path, hers.body));
+        mails.extend(arrived(&server, &mut mailbox).await);
+    }
+    assert_eq!(mails.len(), 5, "{mails:?}");
+    assert!(answers.iter().all(|(path, body)| answers.iter().all(|(other, same)| path != other || body == same)));
+
+    // A restart forgets nothing, and another account that wants the address counts too.
+    let server = server.again(&[("SMTP_URL", &mailbox.url())]).await;
+    let mallory = server.person("mallory").await;
+    assert_eq!(arrived(&server, &mut mailbox).await.len(), 1, "each recipient by itself");
+    for number in 0..3 {
+        mallory.mutate("updateViewer", json!({ "email": format!("{number}@example.org") })).await;
+        mallory.mutate("updateViewer", json!({ "email": "bob@example.org" })).await;
+    }
+    let to_bob: Vec<_> =
+        arrived(&server, &mut mailbox).await.into_iter().filter(|mail| mail.to == "bob@example.org").collect();
+    assert!(to_bob.len() <= 3, "{to_bob:?}");
+
+    server.advance(Duration::from_secs(3_600));
+    server.app.db.ring(Bell::Mail);
+    let mut late: Vec<_> = arrived(&server, &mut mailbox).await;
+    late.retain(|mail| mail.to == "alice@example.org");
+    let mut subjects: Vec<_> = late.iter().map(|mail| mail.subject()).collect();
+    subjects.sort_unstable();
+    assert_eq!(subjects, ["Set a new password", "Verify your e-mail address"], "one of each waited");
+    let reset = late.iter().find(|mail| mail.subject() == "Set a new password").expect("a link");
+    assert_eq!(confirm(&server, &reset.token(), "Another-Horse-8").await.status, 204);
+    assert!(!server.is_signed_in(alice.token()).await);
+}
+
+#[tokio::test]
+async fn requests_of_strangers_do_not_keep_a_notice_from_the_owner() {
+    let (server, mut mailbox) = start(&[]).await;
+    let alice = server.person("alice").await;
+    for _ in 0..6 {
+        ask(&server, "/auth/password-reset", "alice@example.org").await;
+        idle(&server).await;
+    }
+    assert_eq!(arrived(&server, &mut mailbox).await.len(), 5);
+    let change = async |old: &str, new: &str| {
+        alice.mutate("changePassword", json!({ "currentPassword": old, "newPassword": new })).await.ok();
+    };
+    let mut notices = 0;
+    for _ in 0..4 {
+        change(PASSWORD, "Another-Horse-8").await;
+        change("Another-Horse-8", PASSWORD).await;
+        let mails = arrived(&server, &mut mailbox).await;
+        assert!(mails.iter().all(|mail| mail.subject() == "Your password was changed"), "{mails:?}");
+        notices += mails.len();
+    }
+    assert_eq!(notices, 5, "a notice of one kind has a limit of its own");
+}
+
+#[tokio::test]
+async fn a_mail_that_could_not_be_sent_does_not_count() {
+    let (server, mut mailbox) = start(&[]).await;
+    server.person("alice").await;
+    mailbox.next().await;
+    mailbox.refuse(true);
+    for _ in 0..6 {
+        ask(&server, "/auth/password-reset", "alice@example.org").await;
+        mailbox.refused().await;
+    }
+    mailbox.refuse(false);
+    server.advance(Duration::from_secs(31));
+    server.app.db.ring(Bell::Mail);
+    assert_eq!(mailbox.next().await.subject(), "Set a new password");
+}
+
+/// Assigns tasks to somebody, and says to whom mail about it came.
+async fn assign(server: &Server, mailbox: &mut Mailbox, from: &Person, to: &Person, count: usize) -> usize {
+    let project = from.project("Apollo").await;
+    for number in 0..count {
+        from.task(&project, &format!("Task {number}"), json!({ "assigneeId": to.id })).await;
+    }
+    arrived(server, mailbox).await.iter().filter(|mail| mail.subject() == "A task was assigned to you").count()
+}
+
+#[tokio::test]
+async fn assignment_mails_are_limited_by_sender_and_recipient() {
+    let (server, mut mailbox) = start(&[]).await;
+    let root = server.admin("root").await;
+    let mut senders = Vec::new();
+    for number in 0..5 {
+        senders.push(server.person(&format!("sender-{number}")).await);
+    }
+    assert_eq!(assign(&server, &mut mailbox, &senders[0], &root, 7).await, 5, "of one to one");
+    let mut sum = 5;
+    for sender in &senders[1..] {
+        sum += assign(&server, &mut mailbox, sender, &root, 6).await;
+    }
+    assert_eq!(sum, 20, "of all to one");
+    server.advance(Duration::from_secs(3_600));
+    let sender = server.login("sender-0").await;
+    sum = assign(&server, &mut mailbox, &sender, &root, 6).await;
+    for number in 1..13 {
+        let other = server.admin(&format!("admin-{number}")).await;
+        sum += assign(&server, &mut mailbox, &sender, &other, 5).await;
+    }
+    assert_eq!(sum, 60, "of one to all");
+}
+
+#[tokio::test]
+async fn assignments_made_at_once_do_not_pass_the_limit() {
+    let (server, mut mailbox) = start(&[]).await;
+    let (root, alice) = (server.admin("root").await, server.person("alice").await);
+    mailbox.next().await;
+    let project = alice.project("Apollo").await;
+    let create = "mutation ($input: CreateTaskInput!) { createTask(input: $input) { userErrors { code } } }";
+    let make = async |number: usize| {
+        let input = json!({ "projectId": project, "title": number.to_string(), "assigneeId": root.id });
+        alice.query(create, json!({ "input": input })).await;
+    };
+    futures_util::future::join_all((0..20).map(make)).await;
+    assert_eq!(arrived(&server, &mut mailbox).await.len(), 5);
+}
+
+/// What a header of a mail says.
+fn header<'a>(mail: &'a Mail, name: &str) -> Option<&'a str> {
+    mail.content.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
+}
+
+#[tokio::test]
+async fn one_click_ends_assignment_mails_and_a_setting_brings_them_back() {
+    let (server, mut mailbox) = start(&[]).await;
+    let (alice, root) = (server.person("alice").await, server.admin("root").await);
+    assert_eq!(header(&mailbox.next().await, "List-Unsubscribe"), None, "account mail cannot be refused");
+    let project = alice.project("Apollo").await;
+    let assign = async || alice.task(&project, "Fly", json!({ "assigneeId": root.id })).await;
+    assign().await;
+    let mail = mailbox.next().await;
+    assert_eq!(header(&mail, "List-Unsubscribe-Post"), Some("List-Unsubscribe=One-Click"), "{}", mail.content);
+    let address = header(&mail, "List-Unsubscribe").expect("an address");
+    let address = address.strip_prefix("<https://tasks.example.org").and_then(|rest| rest.strip_suffix('>'));
+    let path = address.unwrap_or_else(|| panic!("an https URI in angle brackets: {}", mail.content)).to_owned();
+    assert!(mail.content.matches(&path).count() >= 3, "people find it in the text too: {}", mail.content);
+    let setting = async || root.query("{ viewer { assignmentEmails } }", json!({})).await["viewer"].clone();
+
+    // Programs that look through mail open links.
+    let page = server.request(Method::GET, &path).send().await.expect("an answer");
+    assert_eq!(
+        (page.status().as_u16(), &page.headers()["content-type"]),
+        (200, &"text/html; charset=utf-8".parse().unwrap())
+    );
+    assert_eq!(setting().await["assignmentEmails"], true);
+
+    let form = "application/x-www-form-urlencoded";
+    let multipart = "--b\r\nContent-Disposition: form-data; name=\"List-Unsubscribe\"\r\n\r\nOne-Click\r\n--b--\r\n";
+    for (kind, body) in [(form, "List-Unsubscribe=One-Click"), ("multipart/form-data; boundary=b", multipart)] {
+        let input = json!({ "assignmentEmails": true });
+        let changed = root.mutate("updateViewer", input).await.ok();
+        assert_eq!(changed["email"], "root@example.org");
+        assert_eq!(setting().await["assignmentEmails"], true);
+        let request = server.request(Method::POST, &path).header("content-type", kind).body(body);
+        assert_eq!(Reply::to(request).await.status, 200, "{kind}");
+        assert_eq!(setting().await["assignmentEmails"], false, "{kind}");
+        assert_eq!(Reply::to(server.request(Method::POST, &path)).await.status, 200, "once more");
+    }
+    assign().await;
+    assert!(arrived(&server, &mut mailbox).await.is_empty());
+    root.mutate("updateViewer", json!({ "assignmentEmails": true })).await.ok();
+    assign().await;
+    assert_eq!(mailbox.next().await.to, "root@example.org");
+
+    // Nobody else can be unsubscribed by a link that was made up.
+    let (base, token) = path.split_once("token=").expect("a token");
+    let mut forged: Vec<String> = vec![String::new(), "x".to_owned(), format!("{token}A")];
+    forged.extend((0..token.len()).step_by(7).map(|at| {
+        let other = if &token[at..=at] == "A" { "B" } else { "A" };
+        format!("{}{other}{}", &token[..at], &token[at + 1..])
+    }));
+    for token in forged {
+        let reply = Reply::to(server.request(Method::POST, &format!("{base}token={token}"))).await;
+        assert_eq!((reply.status.as_u16(), &reply.body["code"]), (422, &json!("INVALID")), "{token}");
+    }
+    assert_eq!(setting().await["assignmentEmails"], true);
+    let export = root.query("{ exportViewerData }", json!({})).await;
+    assert_eq!(export["exportViewerData"]["account"]["assignmentEmails"], true);
+    let of_root = "query ($id: ID!) { node(id: $id) { ... on User { assignmentEmails } } }";
+    assert_eq!(alice.ask(of_root, json!({ "id": root.id })).await.code(), "FORBIDDEN");
+}
+
+#[test]
+fn without_a_mail_server_a_mail_is_written_whatever_is_logged_and_no_file_is_for_others() {
+    for filter in ["off", "error", "fasttrack=off", "fasttrack::mail=off,warn"] {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let (server, address) = Program::server(directory.path(), &[("RUST_LOG", filter)]);
+        let body = json!({ "email": "alice@example.org", "username": "alice", "password": PASSWORD });
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let signed_up = runtime.block_on(async {
+            reqwest::Client::new().post(format!("http://{address}/auth/register")).json(&body).send().await
+        });
+        assert_eq!(signed_up.expect("an answer").status(), 201);
+        let mail = server.line("#token=");
+        assert!(mail.contains("alice@example.org"), "{filter}: {mail}");
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::PermissionsExt;
+            let mut seen = Vec::new();
+            for entry in std::fs::read_dir(directory.path()).expect("files") {
+                let entry = entry.expect("a file");
+                let mode = entry.metadata().expect("its mode").permissions().mode() & 0o777;
+                seen.push((entry.file_name().into_string().expect("a name"), format!("{mode:o}")));
+            }
+            seen.sort();
+            let expected = ["fasttrack.db", "fasttrack.db-shm", "fasttrack.db-wal", "fasttrack.secrets"];
+            assert_eq!(seen, expected.map(|name| (name.to_owned(), "600".to_owned())));
+        }
+    }
 }
 
 #[tokio::test]

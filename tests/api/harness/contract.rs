@@ -26,6 +26,14 @@ pub fn validator(schema: &Value, closed: bool) -> Validator {
 pub fn check(request: &Request, reply: &Reply) {
     let (method, path) = (request.method().as_str().to_ascii_lowercase(), request.url().path());
     let what = format!("{method} {path}: {} {}", reply.status, reply.body);
+    if path.starts_with("/auth/") && method == "post" {
+        assert_eq!(reply.headers.get("cache-control").map(|value| value.as_bytes()), Some(&b"no-store"[..]), "{what}");
+    }
+    if reply.status == 429 && reply.body["code"] != "LOCKED_OUT" {
+        for name in ["ratelimit-limit", "ratelimit-remaining", "ratelimit-reset", "retry-after"] {
+            assert!(reply.headers.contains_key(name), "{what}: without {name}");
+        }
+    }
     if !path.starts_with("/auth/") || ["NOT_FOUND", "METHOD_NOT_ALLOWED"].iter().any(|code| reply.body["code"] == *code)
     {
         return;

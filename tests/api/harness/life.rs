@@ -36,6 +36,9 @@ impl Life {
         let due = json!({ "assigneeId": bob.id, "labelIds": [label], "dueAt": "2031-05-01T08:00:00.5Z" });
         let task = alice.task(&project, "Fly", due).await;
         alice.task(&project, "Land: \u{1f680} \\ \t\" '' ü", json!({ "description": "with\nlines" })).await;
+        // An address that is verified gets a mail of it.
+        let dave = server.admin("dave").await;
+        alice.task(&project, "Orbit", json!({ "assigneeId": dave.id })).await;
         alice.comment(&task, "Ready, @bob?").await;
         bob.mutate("updateTask", json!({ "id": task, "status": "IN_PROGRESS" })).await.ok();
         Self::settle(server).await;

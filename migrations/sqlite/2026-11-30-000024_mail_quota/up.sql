@@ -1,0 +1,12 @@
+-- Mails of the last hour, to limit how many one address gets and one person causes. The recipient is the SHA-256 hash of
+-- an address. No foreign keys: a deleted account does not give its share back.
+CREATE TABLE mail_quota (
+    id         BLOB PRIMARY KEY,
+    recipient  BLOB NOT NULL,
+    kind       INTEGER NOT NULL,
+    sender_id  BLOB,
+    counted_at INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE INDEX mail_quota_recipient ON mail_quota (recipient, counted_at);
+CREATE INDEX mail_quota_sender ON mail_quota (sender_id, counted_at);
+CREATE INDEX mail_quota_counted_at ON mail_quota (counted_at);

@@ -1,0 +1,138 @@
+//! Limits on how much mail one address gets and one person causes, over a sliding hour. They are counted in the database,
+//! so that they hold across restarts and instances, by the hash of the address, so that they outlast the account.
+
+use std::time::Duration;
+
+use aws_lc_rs::digest::{SHA256, digest};
+use diesel::prelude::*;
+use diesel::sql_query;
+use diesel::sql_types::BigInt;
+
+use super::CLEARED;
+use super::mail::Kind;
+use super::value::fold;
+use crate::db::rows::RunQueryDsl;
+use crate::db::schema::mail_quota;
+use crate::db::{Conn, Db, Pooled};
+use crate::error::Result;
+use crate::id::Id;
+use crate::on;
+use crate::time::Timestamp;
+
+/// The time over which mails are counted.
+pub const WINDOW: Duration = Duration::from_secs(3_600);
+/// Mails about accounts to one address. A notice is limited among those of its own kind alone: what strangers ask for
+/// must not keep it from the owner.
+pub const ACCOUNT_MAILS: usize = 5;
+/// Assignment mails from one sender to one recipient.
+pub const ASSIGNMENTS_PER_PAIR: usize = 5;
+/// Assignment mails to one recipient.
+pub const ASSIGNMENTS_PER_RECIPIENT: usize = 20;
+/// Assignment mails from one sender.
+pub const ASSIGNMENTS_PER_SENDER: usize = 60;
+
+/// Whether a mail is within the limits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Admission {
+    /// It was counted, under this id.
+    Counted(Id),
+    /// The limit is reached until this moment.
+    Full(Timestamp),
+}
+
+/// Counts a mail about an account that is about to be sent to an address.
+pub async fn admit_account_mail(tx: &mut Conn, now: Timestamp, kind: Kind, recipient: &str) -> Result<Admission> {
+    let recipient = hash(recipient);
+    lock(tx, &recipient).await?;
+    let recent = || {
+        mail_quota::table
+            .filter(mail_quota::recipient.eq(&recipient))
+            .filter(mail_quota::counted_at.gt(now.minus(WINDOW)))
+            .order_by(mail_quota::counted_at.desc())
+            .select(mail_quota::counted_at)
+            .limit(ACCOUNT_MAILS as i64)
+    };
+    let recent: Vec<Timestamp> = if kind.is_asked_for() {
+        on!(tx, |c| recent().filter(mail_quota::kind.ne(Kind::TaskAssigned)).load(c).await)?
+    } else {
+        on!(tx, |c| recent().filter(mail_quota::kind.eq(kind)).load(c).await)?
+    };
+    match recent.get(ACCOUNT_MAILS - 1) {
+        Some(oldest) => Ok(Admission::Full(oldest.plus(WINDOW))),
+        None => Ok(Admission::Counted(insert(tx, now, kind, &recipient, None).await?)),
+    }
+}
+
+/// Counts an assignment mail; whether it is within the limits of its sender and its recipient.
+pub async fn admit_assignment(tx: &mut Conn, now: Timestamp, sender_id: Id, recipient: &str) -> Result<bool> {
+    let recipient = hash(recipient);
+    // Always in this order, and after every row lock: no two transactions wait for each other.
+    lock(tx, sender_id.as_bytes()).await?;
+    lock(tx, &recipient).await?;
+    let concerned = mail_quota::recipient.eq(&recipient).or(mail_quota::sender_id.eq(sender_id));
+    let rows: Vec<(Vec<u8>, Option<Id>)> = on!(tx, |c| mail_quota::table
+        .filter(concerned)
+        .filter(mail_quota::counted_at.gt(now.minus(WINDOW)))
+        .filter(mail_quota::kind.eq(Kind::TaskAssigned))
+        .select((mail_quota::recipient, mail_quota::sender_id))
+        .load(c)
+        .await)?;
+    let count = |is_counted: &dyn Fn(bool, bool) -> bool| {
+        rows.iter().filter(|(to, from)| is_counted(*to == recipient, *from == Some(sender_id))).count()
+    };
+    let is_full = count(&|to, from| to && from) >= ASSIGNMENTS_PER_PAIR
+        || count(&|to, _| to) >= ASSIGNMENTS_PER_RECIPIENT
+        || count(&|_, from| from) >= ASSIGNMENTS_PER_SENDER;
+    if !is_full {
+        insert(tx, now, Kind::TaskAssigned, &recipient, Some(sender_id)).await?;
+    }
+    Ok(!is_full)
+}
+
+/// Takes back a mail that was counted and could not be sent.
+pub async fn release(db: &Db, id: Id) -> Result<()> {
+    db.transaction(async |tx| {
+        on!(tx, |c| diesel::delete(mail_quota::table.find(id)).execute(c).await)?;
+        Ok(())
+    })
+    .await
+}
+
+/// Deletes some of the mails that count no longer; how many.
+pub async fn purge_expired(db: &Db, now: Timestamp) -> Result<usize> {
+    db.transaction(async |tx| {
+        let expired = mail_quota::table.filter(mail_quota::counted_at.le(now.minus(WINDOW)));
+        let ids: Vec<Id> = on!(tx, |c| expired.select(mail_quota::id).limit(CLEARED as i64).load(c).await)?;
+        let expired = mail_quota::table.filter(mail_quota::id.eq_any(&ids));
+        Ok(on!(tx, |c| diesel::delete(expired).execute(c).await)?)
+    })
+    .await
+}
+
+async fn insert(tx: &mut Conn, now: Timestamp, kind: Kind, recipient: &[u8], sender_id: Option<Id>) -> Result<Id> {
+    let id = Id::new();
+    let row = (
+        mail_quota::id.eq(id),
+        mail_quota::recipient.eq(recipient),
+        mail_quota::kind.eq(kind),
+        mail_quota::sender_id.eq(sender_id),
+        mail_quota::counted_at.eq(now),
+    );
+    on!(tx, |c| diesel::insert_into(mail_quota::table).values(row).execute(c).await)?;
+    Ok(id)
+}
+
+/// Has transactions that count by the same key wait for each other. SQLite has one writer.
+async fn lock(tx: &mut Conn, key: &[u8]) -> Result<()> {
+    if let Pooled::Postgres(c) = &mut tx.pooled {
+        let digest = digest(&SHA256, key);
+        let number = digest.as_ref().iter().take(8).fold(0_i64, |number, byte| number << 8 | i64::from(*byte));
+        let lock = sql_query("SELECT pg_advisory_xact_lock($1)").bind::<BigInt, _>(number);
+        lock.execute(&mut &**c).await?;
+    }
+    Ok(())
+}
+
+fn hash(address: &str) -> Vec<u8> {
+    digest(&SHA256, fold(address).as_bytes()).as_ref().to_vec()
+}
