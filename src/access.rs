@@ -1,8 +1,8 @@
-//! Who may do what: the one permission table, pure and without I/O.
+//! The permission table: pure functions, no I/O.
 //!
-//! A viewer stands in some relation to an object ([`Standing`]); [`allowed`] says which relations suffice for an
-//! [`Action`]. Guards on fields and the transactions in `store` ask the same table. Without the right to see an object
-//! it does not exist for the viewer; what is seen but not permitted is FORBIDDEN.
+//! [`allowed`] lists the relations between viewer and object that permit an [`Action`]. Guards on fields and the
+//! transactions in `store` ask the same table. An object that the viewer may not see does not exist for them; an action on
+//! a visible object that is not permitted is FORBIDDEN.
 
 use diesel::deserialize::FromSqlRow;
 use diesel::expression::AsExpression;
@@ -13,52 +13,51 @@ use crate::error::{Error, Result};
 use crate::id::Id;
 use crate::stored_as_smallint;
 
-/// What a person is on this server.
+/// A user's role on this server.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, Hash, async_graphql::Enum, Serialize, ToSchema, AsExpression, FromSqlRow,
 )]
 #[diesel(sql_type = diesel::sql_types::SmallInt)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum Role {
-    /// Sees and manages everything.
+    /// May see and manage everything.
     Admin,
-    /// Sees their own projects and the tasks assigned to them.
+    /// May see their own projects and the tasks assigned to them.
     User,
 }
 stored_as_smallint!(Role { User = 0, Admin = 1 });
 
-/// The signed-in person that a request speaks for.
+/// The authenticated user of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Viewer {
-    /// Their user id.
     pub id: Id,
-    /// The session whose token was shown.
+    /// The session of the access token.
     pub session_id: Id,
-    /// That of the database, remembered for a second at most; never from the token.
+    /// Read from the database, cached for at most a second; never taken from the token.
     pub role: Role,
 }
 
-/// How a viewer stands to an object.
+/// A relation between a viewer and an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Standing {
-    /// Any signed-in person.
+    /// Any signed-in user.
     Anyone,
-    /// The user that the object is, or belongs to.
+    /// The user whom the object is or belongs to.
     Oneself,
-    /// Owns the project that it is, or is in.
+    /// The owner of the project that the object is or belongs to.
     Owner,
-    /// Has the task assigned that it is, or hangs on.
+    /// The assignee of the task that the object is or belongs to.
     Assignee,
-    /// Wrote it.
+    /// The author of the comment.
     Author,
-    /// Has the role ADMIN.
+    /// A user with the role ADMIN.
     Admin,
 }
 
-/// Everything that needs a right.
+/// Everything that needs a permission.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Action {
-    /// See that a user exists, with username and display name.
+    /// See a user's username and display name.
     SeeUser,
     /// Read a user's e-mail, role, activity, statistics, projects and assigned tasks.
     ReadAccount,
@@ -92,7 +91,7 @@ pub enum Action {
     DeleteComment,
 }
 
-/// The standings that suffice for an action, any one of them.
+/// The relations that permit an action; any one is enough.
 pub const fn allowed(action: Action) -> &'static [Standing] {
     use Standing::{Admin, Anyone, Assignee, Author, Oneself, Owner};
     match action {
@@ -115,13 +114,13 @@ pub const fn allowed(action: Action) -> &'static [Standing] {
     }
 }
 
-/// An object that a viewer can stand in a relation to.
+/// An object that permissions are checked for.
 pub trait Subject {
-    /// Whether the viewer stands so to it; `Anyone` and `Admin` are not its business.
+    /// Whether the viewer has this relation to it. `Anyone` and `Admin` do not depend on the object and are not asked.
     fn stands(&self, viewer: &Viewer, standing: Standing) -> bool;
 }
 
-/// The account of a user, where only its id is at hand.
+/// A user's account, known by its id only.
 #[derive(Clone, Copy, Debug)]
 pub struct Account(pub Id);
 
@@ -131,7 +130,7 @@ impl Subject for Account {
     }
 }
 
-/// For actions on no object in particular.
+/// For actions without an object.
 impl Subject for () {
     fn stands(&self, _: &Viewer, _: Standing) -> bool {
         false
@@ -139,12 +138,11 @@ impl Subject for () {
 }
 
 impl Viewer {
-    /// Whether this is an administrator.
     pub fn is_admin(&self) -> bool {
         self.role == Role::Admin
     }
 
-    /// Whether the table allows the action on this object.
+    /// Whether the table permits the action on this object.
     pub fn may(&self, action: Action, subject: &impl Subject) -> bool {
         allowed(action).iter().any(|standing| match standing {
             Standing::Anyone => true,
@@ -153,7 +151,8 @@ impl Viewer {
         })
     }
 
-    /// FORBIDDEN unless the table allows the action on this object, which the viewer sees.
+    /// Fails with FORBIDDEN unless the table permits the action on this object. Call it only for an object that the viewer
+    /// may see.
     pub fn require(&self, action: Action, subject: &impl Subject) -> Result<()> {
         if self.may(action, subject) { Ok(()) } else { Err(Error::forbidden()) }
     }

@@ -1,4 +1,4 @@
-//! `fasttrack`: serves by default; the other commands look after its database.
+//! The command line: `serve` by default, and commands for the database and its accounts.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, IsTerminal, Write};
@@ -39,82 +39,82 @@ struct Cli {
 enum Command {
     /// Run the server (the default).
     Serve,
-    /// Ask the running server whether it is ready, for health checks where there is no curl.
+    /// Ask the running server whether it is ready. For health checks without curl.
     Health,
-    /// Bring the database to this version's schema, or take back the newest migration.
+    /// Apply pending migrations, or revert the newest one.
     Migrate {
-        /// Take back the newest migration instead.
+        /// Revert the newest migration instead.
         #[arg(long)]
         down: bool,
     },
     /// Copy the SQLite database into a new file, also while the server runs.
     Backup {
-        /// The file to make.
+        /// The file to create; it must not exist.
         file: PathBuf,
     },
-    /// Carry everything over from SQLite to an empty PostgreSQL database. Stop the server first.
+    /// Copy everything from SQLite to an empty PostgreSQL database. Stop the server first.
     Move {
-        /// Where it is: `sqlite://path`. It stays as it is.
+        /// The source, `sqlite://path`. It is not changed.
         #[arg(long, value_name = "URL", value_parser = location)]
         from: Location,
-        /// Where to: `postgres://user:password@host/database`; if left out, what DATABASE_URL says, so that the
-        /// password is on no command line.
+        /// The target, `postgres://user:password@host/database`. Defaults to DATABASE_URL, which keeps the password off
+        /// the command line.
         #[arg(long, value_name = "URL", value_parser = location)]
         to: Option<Location>,
     },
-    /// Look at the settings.
+    /// Check the settings.
     Config {
         #[command(subcommand)]
         command: ConfigCommand,
     },
-    /// Look for what is wrong: with the settings, the database, and what else the server needs.
+    /// Check the settings, the database, and everything else that the server needs.
     Doctor,
     /// Print the GraphQL schema in SDL.
     Schema,
-    /// Print what the `/auth` routes take and answer, as an OpenAPI document in JSON.
+    /// Print the OpenAPI document of the `/auth` routes, as JSON.
     Openapi,
-    /// Look after accounts.
+    /// Manage accounts.
     User {
         #[command(subcommand)]
         command: UserCommand,
     },
-    /// Fill the database with a believable team, its projects, tasks and comments, to look at.
+    /// Fill an empty database with demo data: a team with projects, tasks and comments.
     Demo,
 }
 
 #[derive(Subcommand)]
 enum ConfigCommand {
-    /// Show each setting in effect and where it comes from, and warn of what is wrong or risky.
+    /// Show each setting in effect and its source, and report invalid and risky ones.
     Check,
 }
 
 #[derive(Subcommand)]
 enum UserCommand {
-    /// Make an account. The password is read from a prompt, or from standard input.
+    /// Create an account. The password is read from a prompt or from standard input.
     Create(NewUser),
     /// List all accounts.
     List,
-    /// Change what somebody is on this server.
+    /// Change a user's role.
     SetRole {
-        /// Whose, by username.
+        /// The username.
         username: String,
         /// The new role.
         #[arg(value_parser = ["admin", "user"])]
         role: String,
     },
-    /// Keep somebody from signing in, and end their sessions.
+    /// Disable an account and end its sessions.
     Disable {
-        /// Whom, by username.
+        /// The username.
         username: String,
     },
-    /// Let somebody sign in again.
+    /// Enable an account again.
     Enable {
-        /// Whom, by username.
+        /// The username.
         username: String,
     },
-    /// Set a new password and end all sessions. It is read from a prompt, or from standard input.
+    /// Set a new password and end all sessions. It is read from a prompt or from standard input.
     ResetPassword {
-        /// Whose, by username.
+        /// The username.
         username: String,
         /// Read the password from the first line of standard input instead of a prompt.
         #[arg(long)]
@@ -124,16 +124,16 @@ enum UserCommand {
 
 #[derive(Args)]
 struct NewUser {
-    /// Its e-mail address.
+    /// The e-mail address.
     #[arg(long)]
     email: String,
-    /// Its handle: 3–50 of A–Z a–z 0–9 _ -.
+    /// The username: 3–50 characters of A–Z a–z 0–9 _ -.
     #[arg(long)]
     username: String,
-    /// The name to show; the handle if left out.
+    /// The display name. Defaults to the username.
     #[arg(long)]
     display_name: Option<String>,
-    /// With the role ADMIN.
+    /// Give the account the role ADMIN.
     #[arg(long)]
     admin: bool,
     /// Read the password from the first line of standard input instead of a prompt.
@@ -145,7 +145,7 @@ fn location(url: &str) -> Result<Location, &'static str> {
     Location::parse(url).ok_or("must begin with sqlite:// or postgres:// and name a database")
 }
 
-/// Why the program ends early, in words for whoever runs it.
+/// The error message of a command.
 struct Failure(String);
 
 impl From<Error> for Failure {
@@ -179,7 +179,7 @@ impl From<fasttrack::config::Invalid> for Failure {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    // Without a file everything has a default; a broken one must not be half read.
+    // The file is optional, but a malformed one must not be read halfway.
     match dotenvy::dotenv() {
         Err(error) if !error.not_found() => return fail(&Failure(format!(".env: {error}"))),
         _ => {}
@@ -200,7 +200,7 @@ fn fail(failure: &Failure) -> ExitCode {
 }
 
 async fn run(command: Command) -> Result<(), Failure> {
-    // What needs no settings, or must not fail with them.
+    // These need no settings, or must work with invalid ones.
     match command {
         Command::Schema => {
             print!("{}", graphql::sdl());
@@ -212,10 +212,10 @@ async fn run(command: Command) -> Result<(), Failure> {
         }
         Command::Move { from, to } => {
             let to = to.or_else(|| location(&environment("DATABASE_URL")?).ok());
-            let to = to.ok_or_else(|| Failure("name where to, by --to or by DATABASE_URL".to_owned()))?;
+            let to = to.ok_or_else(|| Failure("name the target with --to or DATABASE_URL".to_owned()))?;
             println!("{}", relocate::run(&from, &to).await?);
             println!("{}", relocate::carry_keys(&|name| std::env::var(name).ok(), &from, &to));
-            println!("Now set DATABASE_URL to the new one, and start the server. The file stays as it is.");
+            println!("Set DATABASE_URL to the new database and start the server. The SQLite file is unchanged.");
             return Ok(());
         }
         Command::Config { command: ConfigCommand::Check } => {
@@ -239,12 +239,9 @@ async fn run(command: Command) -> Result<(), Failure> {
         Command::Schema | Command::Openapi | Command::Move { .. } | Command::Config { .. } | Command::Doctor => Ok(()),
         Command::Backup { file } => {
             let bytes = backup::run(&config.database, file.clone()).await?;
-            println!("{} was made and checked: {bytes} bytes.", file.display());
+            println!("Created and verified {}: {bytes} bytes.", file.display());
             if let Some(keys) = kept_in(&environment, &config.database) {
-                println!(
-                    "Keep a copy of {} too: without the keys in it everybody has to log in again.",
-                    keys.display()
-                );
+                println!("Back up {} as well: without its keys everybody has to log in again.", keys.display());
             }
             Ok(())
         }
@@ -252,15 +249,15 @@ async fn run(command: Command) -> Result<(), Failure> {
         Command::Health => Ok(doctor::is_ready(config.listen).await?),
         Command::Migrate { down: true } => {
             migrate::down(&config.database).await?;
-            println!("The newest migration was taken back.");
+            println!("Reverted the newest migration.");
             Ok(())
         }
         Command::Migrate { down: false } => {
             let applied = migrate::up(&config.database).await?;
-            println!("{applied} migrations applied.");
+            println!("Applied {applied} migrations.");
             Ok(())
         }
-        Command::User { command } => look_after_users(config, command).await,
+        Command::User { command } => manage_users(config, command).await,
         Command::Demo => {
             let app = open(config).await?;
             let password = demo::fill(&app).await?;
@@ -275,19 +272,19 @@ fn environment(name: &str) -> Option<String> {
     std::env::var(name).ok()
 }
 
-/// What `.env` says, to tell it from what the environment says.
+/// The settings of `.env`, to distinguish them from the environment's.
 fn env_file() -> BTreeMap<String, String> {
     dotenvy::dotenv_iter().map(|pairs| pairs.flatten().collect()).unwrap_or_default()
 }
 
 fn verdict(report: &Report) -> Result<(), Failure> {
     match report.worst() {
-        Level::Fail => Err(Failure("see the lines that begin with `fail`".to_owned())),
+        Level::Fail => Err(Failure("see the lines that start with `fail`".to_owned())),
         Level::Ok | Level::Warn => Ok(()),
     }
 }
 
-/// The server's parts over a database that is brought up to date.
+/// Migrates the database and opens the application.
 async fn open(config: Config) -> Result<Arc<App>, Failure> {
     migrate::up(&config.database).await?;
     Ok(App::open(config, Clock::system())?)
@@ -301,26 +298,26 @@ async fn serve(config: Config) -> Result<(), Failure> {
         None => None,
     };
     let address = listener.local_addr()?;
-    let measured = metrics.as_ref().map(TcpListener::local_addr).transpose()?;
-    // From before anybody can see that it runs: whoever sees it may tell it to end.
-    let told = terminated();
+    let metrics_address = metrics.as_ref().map(TcpListener::local_addr).transpose()?;
+    // Registered before the server becomes visible: a signal may arrive at once.
+    let shutdown = terminated();
     let server = Server::start(&app, listener, metrics, jobs::start)?;
-    greet(&app, address, measured).await?;
-    told.await;
+    greet(&app, address, metrics_address).await?;
+    shutdown.await;
     tokio::select! {
-        // What had to be cut off is in the log; it is no failure.
+        // Aborted connections are logged and are not a failure.
         _ = server.end() => Ok(()),
-        () = terminated() => Err(Failure("told twice to end, so it did not wait".to_owned())),
+        () = terminated() => Err(Failure("second signal: exiting without waiting".to_owned())),
     }
 }
 
-/// Tells a newcomer where to go.
+/// Prints the addresses of the server.
 async fn greet(app: &App, address: SocketAddr, metrics: Option<SocketAddr>) -> Result<(), Failure> {
     let database = match &app.config.database {
         Location::Sqlite(path) => format!("SQLite, {}", path.display()),
         Location::Postgres(_) => "PostgreSQL".to_owned(),
     };
-    // Whoever reads this may have gone away.
+    // The reader of standard output may be gone.
     let mut out = std::io::stdout();
     let _ = writeln!(out, "fasttrack {} listens on http://{address} ({database})", env!("CARGO_PKG_VERSION"));
     let _ = writeln!(out, "  GraphQL   http://{address}/graphql");
@@ -334,13 +331,13 @@ async fn greet(app: &App, address: SocketAddr, metrics: Option<SocketAddr>) -> R
         let _ = writeln!(out, "  Metrics   http://{metrics}/metrics");
     }
     if !user::has_admin(&mut app.db.conn().await?).await? {
-        let _ = writeln!(out, "There is no admin yet. Make one with:");
+        let _ = writeln!(out, "There is no admin yet. Create one with:");
         let _ = writeln!(out, "  fasttrack user create --email you@example.org --username you --admin");
     }
     Ok(())
 }
 
-/// Ctrl-C, or what a service manager sends, from this call on, even before it is awaited.
+/// Completes on SIGTERM or SIGINT. The handlers are installed by the call, not by the first poll.
 fn terminated() -> impl Future<Output = ()> {
     #[cfg(unix)]
     let signals = {
@@ -356,19 +353,19 @@ fn terminated() -> impl Future<Output = ()> {
             }
             return;
         }
-        // Without a signal handler only the process's end ends it.
+        // Without a signal handler, run until the process is killed.
         if tokio::signal::ctrl_c().await.is_err() {
             std::future::pending::<()>().await;
         }
     }
 }
 
-async fn look_after_users(config: Config, command: UserCommand) -> Result<(), Failure> {
+async fn manage_users(config: Config, command: UserCommand) -> Result<(), Failure> {
     let app = open(config).await?;
     let now = app.clock.now();
     let named = async |username: &str| match user::find_by_username(&mut app.db.conn().await?, username).await? {
         Some(user) => Ok(user),
-        None => Err(Failure(format!("there is no user {username}"))),
+        None => Err(Failure(format!("no user named {username}"))),
     };
     match command {
         UserCommand::Create(new) => {
@@ -382,7 +379,7 @@ async fn look_after_users(config: Config, command: UserCommand) -> Result<(), Fa
                 email_verified: true,
             };
             let user = user::create(&app.db, now, &account.check(&app).await?, &Origin::default()).await?;
-            println!("{} was made, as {:?}.", user.username, user.role);
+            println!("Created {} with role {:?}.", user.username, user.role);
         }
         UserCommand::List => {
             for user in user::all(&mut app.db.conn().await?).await? {
@@ -394,7 +391,7 @@ async fn look_after_users(config: Config, command: UserCommand) -> Result<(), Fa
             let role = if role == "admin" { Role::Admin } else { Role::User };
             let user = named(&username).await?;
             user::update_from_shell(&app.db, now, user.id, Some(role), None).await?;
-            println!("{username} is {role:?} now.");
+            println!("{username} now has role {role:?}.");
         }
         UserCommand::Disable { username } => {
             let user = named(&username).await?;
@@ -413,14 +410,14 @@ async fn look_after_users(config: Config, command: UserCommand) -> Result<(), Fa
                 Password::parse("password", &read_password(password_stdin)?, app.config.password_policy, &personal);
             let password = password.map_err(|fault| Error::Faults(vec![fault]))?;
             account::set_password(&app.db, now, &user, &app.credentials.hash(&password).await?).await?;
-            println!("The password of {username} is set, their sessions are ended.");
+            println!("Set the password of {username} and ended all sessions.");
         }
     }
     app.db.close().await;
     Ok(())
 }
 
-/// From standard input, or twice from a prompt that does not echo.
+/// Reads a password from standard input, or twice from a prompt without echo.
 fn read_password(stdin: bool) -> Result<String, Failure> {
     if stdin || !std::io::stdin().is_terminal() {
         let mut line = String::new();
@@ -428,9 +425,9 @@ fn read_password(stdin: bool) -> Result<String, Failure> {
         return Ok(line.trim_end_matches(['\r', '\n']).to_owned());
     }
     let password = rpassword::prompt_password("Password: ")?;
-    if rpassword::prompt_password("Once more: ")? == password {
+    if rpassword::prompt_password("Repeat password: ")? == password {
         Ok(password)
     } else {
-        Err(Failure("The two differ.".to_owned()))
+        Err(Failure("The passwords differ.".to_owned()))
     }
 }

@@ -1,7 +1,7 @@
-//! The one notion of time: UTC microseconds since 1970, and the clock that gives them.
+//! Timestamps: UTC microseconds since 1970, and the clock.
 //!
-//! Both databases, tokens, cursors and the `DateTime` scalar carry exactly this value, so that nothing is rounded on
-//! the way. Everything that asks for the present asks a [`Clock`], which tests set by hand.
+//! Both databases, tokens, cursors and the `DateTime` scalar carry exactly this value, so nothing is rounded in between.
+//! All code reads the time from a [`Clock`], which tests can set.
 
 use std::fmt;
 use std::sync::Arc;
@@ -12,29 +12,29 @@ use chrono::{DateTime, Datelike, Timelike, Utc};
 use diesel::deserialize::FromSqlRow;
 use diesel::expression::AsExpression;
 
-/// A time to wait in seconds: at least one, and rounded up, so that nobody is asked to come back too early.
+/// A wait in whole seconds, rounded up and at least one, so that a client that waits as long does not come too early.
 pub fn whole_seconds(wait: Duration) -> u64 {
     wait.as_secs().saturating_add(u64::from(wait.subsec_nanos() > 0)).max(1)
 }
 
-/// A moment in UTC, exact to the microsecond.
+/// A UTC timestamp with microsecond precision.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, AsExpression, FromSqlRow)]
 #[diesel(sql_type = crate::db::types::sql::Instant)]
 pub struct Timestamp(i64);
 
 impl Timestamp {
-    /// Later than every moment a client can name: what a missing due date counts as in an order.
+    /// Later than any timestamp that a client can send. Missing due dates sort as this value.
     pub const MAX: Self = Self(i64::MAX);
-    /// The first and last moments that RFC 3339 can write (years 0000–9999); input outside of them is refused.
+    /// The range of RFC 3339 (years 0000–9999). Input outside of it is rejected.
     const FIRST: i64 = -62_167_219_200_000_000;
     const LAST: i64 = 253_402_300_799_999_999;
 
-    /// The moment so many microseconds after 1970-01-01T00:00:00Z.
+    /// From microseconds since 1970-01-01T00:00:00Z.
     pub const fn from_micros(micros: i64) -> Self {
         Self(micros)
     }
 
-    /// The same for a number from outside: [`Timestamp::MAX`], or a moment that RFC 3339 can write.
+    /// From an untrusted number: `None` unless it is [`Timestamp::MAX`] or in the range of RFC 3339.
     pub fn from_untrusted_micros(micros: i64) -> Option<Self> {
         (micros == Self::MAX.0 || (Self::FIRST..=Self::LAST).contains(&micros)).then_some(Self(micros))
     }
@@ -44,19 +44,19 @@ impl Timestamp {
         self.0
     }
 
-    /// Whole seconds since 1970-01-01T00:00:00Z, as tokens count them.
+    /// Whole seconds since 1970-01-01T00:00:00Z, the unit of JWT claims.
     pub const fn seconds(self) -> i64 {
         self.0.div_euclid(1_000_000)
     }
 
-    /// Reads an RFC 3339 date-time with any offset; digits beyond microseconds are cut off.
+    /// Parses an RFC 3339 date-time with any offset. Digits beyond microseconds are truncated.
     pub fn parse(text: &str) -> Option<Self> {
-        // A leap second is read as the second after it by chrono's nanosecond overflow; RFC 3339 allows it.
+        // chrono reads a leap second as the following second, which RFC 3339 allows.
         let micros = DateTime::parse_from_rfc3339(text).ok()?.timestamp_micros();
         (Self::FIRST..=Self::LAST).contains(&micros).then_some(Self(micros))
     }
 
-    /// As RFC 3339 writes it, to the microsecond. What it cannot write is nearest to its first or last moment.
+    /// Formats by RFC 3339 with microseconds. Values outside of its range are clamped.
     pub fn text(self) -> [u8; 27] {
         let mut text = *b"0000-00-00T00:00:00.000000Z";
         let moment = DateTime::from_timestamp_micros(self.0.clamp(Self::FIRST, Self::LAST)).unwrap_or_default();
@@ -78,17 +78,17 @@ impl Timestamp {
         text
     }
 
-    /// This moment and so much later.
+    /// Adds a duration.
     pub fn plus(self, span: Duration) -> Self {
         Self(self.0.saturating_add(i64::try_from(span.as_micros()).unwrap_or(i64::MAX)))
     }
 
-    /// This moment and so much earlier.
+    /// Subtracts a duration.
     pub fn minus(self, span: Duration) -> Self {
         Self(self.0.saturating_sub(i64::try_from(span.as_micros()).unwrap_or(i64::MAX)))
     }
 
-    /// How long after `earlier` this is; zero if it is not.
+    /// The duration since `earlier`, or zero if that is later.
     pub fn since(self, earlier: Self) -> Duration {
         Duration::from_micros(u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0))
     }
@@ -119,23 +119,22 @@ impl<'de> serde::Deserialize<'de> for Timestamp {
     }
 }
 
-/// Where the present comes from: the system, or a moment that a test sets and moves.
+/// A source of the current time: the system, or a fixed time that a test sets and advances.
 #[derive(Clone, Debug, Default)]
 pub struct Clock(Option<Arc<AtomicI64>>);
 
 impl Clock {
-    /// The system's clock.
     pub fn system() -> Self {
         Self(None)
     }
 
-    /// A clock that stands still at `start` until it is moved.
+    /// A clock that stays at `start` until it is advanced.
     pub fn fixed(start: Timestamp) -> Self {
         Self(Some(Arc::new(AtomicI64::new(start.0))))
     }
 
-    /// The present.
-    #[expect(clippy::disallowed_methods, reason = "the one place that asks the system")]
+    /// The current time.
+    #[expect(clippy::disallowed_methods, reason = "the only place that reads the system clock")]
     pub fn now(&self) -> Timestamp {
         match &self.0 {
             None => Timestamp(Utc::now().timestamp_micros()),
@@ -143,7 +142,7 @@ impl Clock {
         }
     }
 
-    /// Moves a fixed clock on; the system's clock cannot be moved.
+    /// Advances a fixed clock. The system clock is not affected.
     pub fn advance(&self, span: Duration) {
         if let Some(fixed) = &self.0 {
             fixed.fetch_add(i64::try_from(span.as_micros()).unwrap_or(i64::MAX), Ordering::SeqCst);

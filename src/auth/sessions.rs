@@ -1,4 +1,4 @@
-//! Whom the sessions in use speak for, remembered for a second.
+//! Cache of the viewers of active sessions, with a TTL of one second.
 
 use crate::access::Viewer;
 use crate::db::lately::{Lately, Since};
@@ -8,12 +8,12 @@ use crate::id::Id;
 use crate::store::session;
 use crate::time::Timestamp;
 
-/// The sessions that were looked at lately.
+/// Viewers by session id.
 #[derive(Default)]
 pub struct Sessions(Lately<Viewer>);
 
 impl Sessions {
-    /// Whom a session speaks for, if it still does.
+    /// The viewer of a session, or `None` when it has ended.
     pub async fn viewer(&self, db: &Db, now: Timestamp, session_id: Id) -> Result<Option<Viewer>> {
         let since = Since::now(db, Bell::Sessions, now);
         if let Some(viewer) = self.0.one(since, session_id) {

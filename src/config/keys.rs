@@ -1,4 +1,4 @@
-//! The keys that sign tokens: given, or made on the first start and kept in a file.
+//! The keys that sign tokens: configured, or generated on the first start and stored in a file.
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -36,20 +36,20 @@ fn secrets_file(source: &Source<'_>, database: &Location) -> PathBuf {
     source.text_or("SECRETS_FILE", || beside.display().to_string()).into()
 }
 
-/// The file in which the keys of a server on this database are kept; none where both are given.
+/// The file that stores the keys of a server on this database; `None` when both are configured.
 pub fn kept_in(lookup: Lookup<'_>, database: &Location) -> Option<PathBuf> {
     let source = Source::new(lookup);
     let given = source.text("SECRET_KEY").is_some() && source.text("REFRESH_SECRET_KEY").is_some();
     (!given).then(|| secrets_file(&source, database))
 }
 
-/// Reads the two keys from their file, which is made on the first start.
+/// Reads the two keys from their file, which the first start creates.
 fn kept_keys(path: &Path) -> io::Result<(Secret, Secret)> {
     let text = match std::fs::read_to_string(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let text = format!("{}\n{}\n", random_key()?, random_key()?);
             match write_new(path, text.as_bytes()) {
-                // Another process was faster.
+                // Another process has created it.
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => std::fs::read_to_string(path)?,
                 written => written.map(|()| text)?,
             }
@@ -59,18 +59,20 @@ fn kept_keys(path: &Path) -> io::Result<(Secret, Secret)> {
     let mut keys = text.split_whitespace().filter(|key| key.len() >= Secret::MIN_LENGTH);
     match (keys.next(), keys.next()) {
         (Some(access), Some(refresh)) => Ok((Secret::new(access), Secret::new(refresh))),
-        _ => Err(io::Error::new(io::ErrorKind::InvalidData, "must hold two keys of at least 32 bytes, one a line")),
+        _ => {
+            Err(io::Error::new(io::ErrorKind::InvalidData, "must contain two keys of at least 32 bytes, one per line"))
+        }
     }
 }
 
-/// Writes a file that is not there yet, readable by its owner alone. It is there whole or not at all, whatever happens.
+/// Creates a file atomically, readable by its owner only. Fails if it exists.
 pub fn write_new(path: &Path, content: &[u8]) -> io::Result<()> {
     let directory = path.parent().filter(|directory| !directory.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut draft = NamedTempFile::new_in(directory)?;
     draft.write_all(content)?;
     draft.as_file().sync_all()?;
     draft.persist_noclobber(path)?;
-    // Its name survives a power cut too.
+    // Makes its name survive a power cut.
     #[cfg(unix)]
     std::fs::File::open(directory)?.sync_all()?;
     Ok(())

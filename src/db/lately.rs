@@ -1,7 +1,7 @@
-//! What was read a moment ago, and holds for a second.
+//! Cache with a TTL of one second.
 //!
-//! What this instance changes is heeded at once: the commit of it makes everything worthless that was read before. What
-//! another instance changes is heeded after a second, or when its event is told if that rings the bell here.
+//! A local commit that signals invalidates it at once. Changes by other instances show after the TTL, or earlier when their
+//! event arrives and signals here.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -11,12 +11,11 @@ use super::{Bell, Db};
 use crate::id::Id;
 use crate::time::Timestamp;
 
-/// How long it holds.
 const FRESH: Duration = Duration::from_secs(1);
-/// So much is remembered before that is forgotten which is not fresh.
+/// Expired entries are evicted when the cache has this many.
 const MANY: usize = 10_000;
 
-/// Rows that were read lately, by id.
+/// Rows by id.
 pub struct Lately<V>(Mutex<HashMap<Id, Known<V>>>);
 
 struct Known<V> {
@@ -30,16 +29,16 @@ impl<V: Clone> Known<V> {
     }
 }
 
-/// When something was asked for.
+/// The time of a read, for telling whether its result is still fresh.
 #[derive(Clone, Copy, Debug)]
 pub struct Since {
     at: Timestamp,
-    /// How often there had been a change.
+    /// The generation of the commit signal at that time.
     changes: u64,
 }
 
 impl Since {
-    /// Now; to be taken before anything is read, so that what changes meanwhile makes it worthless.
+    /// Take it before reading: a change during the read then invalidates the result.
     pub fn now(db: &Db, bell: Bell, now: Timestamp) -> Self {
         Self { at: now, changes: db.changes(bell) }
     }
@@ -56,18 +55,18 @@ impl<V> Default for Lately<V> {
 }
 
 impl<V: Clone> Lately<V> {
-    /// What is known of a row.
+    /// A fresh entry.
     pub fn one(&self, now: Since, id: Id) -> Option<V> {
         self.lock().get(&id)?.at(now)
     }
 
-    /// What is known of these rows.
+    /// The fresh entries among these ids.
     pub fn all(&self, now: Since, ids: &[Id]) -> HashMap<Id, V> {
         let known = self.lock();
         ids.iter().filter_map(|id| Some((*id, known.get(id)?.at(now)?))).collect()
     }
 
-    /// Remembers what was read, asked for at that time.
+    /// Stores rows that were read after `since` was taken.
     pub fn remember(&self, since: Since, rows: impl IntoIterator<Item = (Id, V)>) {
         let mut known = self.lock();
         if known.len() >= MANY {
@@ -76,7 +75,7 @@ impl<V: Clone> Lately<V> {
         known.extend(rows.into_iter().map(|(id, value)| (id, Known { value, since })));
     }
 
-    /// There is no such row.
+    /// Removes an entry whose row does not exist.
     pub fn forget(&self, id: Id) {
         self.lock().remove(&id);
     }
@@ -91,7 +90,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_read_holds_for_a_second_and_until_there_is_a_change() {
+    fn an_entry_is_fresh_for_a_second_and_until_a_change() {
         let (lately, id) = (Lately::default(), Id::new());
         let since = |micros: i64, changes| Since { at: Timestamp::from_micros(micros), changes };
         let second = 1_000_000;
@@ -104,14 +103,14 @@ mod tests {
         assert_eq!(known(since(0, 1)), Some('a'));
         assert_eq!(known(since(second - 1, 1)), Some('a'));
         assert_eq!(known(since(second, 1)), None);
-        assert_eq!(known(since(-1, 1)), None, "the clock was put back");
+        assert_eq!(known(since(-1, 1)), None, "the clock was set back");
         assert_eq!(known(since(0, 2)), None);
         lately.forget(id);
         assert_eq!(known(since(0, 1)), None);
     }
 
     #[test]
-    fn what_holds_no_more_makes_room() {
+    fn expired_entries_are_evicted() {
         let lately = Lately::default();
         let since = |changes| Since { at: Timestamp::default(), changes };
         lately.remember(since(1), (0..MANY).map(|number| (Id::new(), number)));

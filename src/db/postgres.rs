@@ -1,4 +1,4 @@
-//! Connections to a PostgreSQL server, over TLS as `sslmode` and `sslrootcert` in the URL say, in the words of libpq.
+//! Connections to PostgreSQL, with TLS by the URL's `sslmode` and `sslrootcert`, which have libpq's meaning.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -20,14 +20,14 @@ use url::form_urlencoded;
 
 use crate::error::Error;
 
-/// How long a connection may take to come about.
+/// Timeout for establishing a connection.
 const CONNECT: Duration = Duration::from_secs(2);
-/// After so long without a sign of life a connection is taken for dead.
+/// A connection whose peer is silent for this long is considered dead.
 const SILENCE: Duration = Duration::from_secs(10);
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
-/// A server, a database on it and how to reach it.
+/// Connection parameters of a database.
 #[derive(Clone)]
 pub struct Server {
     config: Config,
@@ -36,15 +36,15 @@ pub struct Server {
 }
 
 impl Server {
-    /// Reads a connection URL. `sslmode` is one of
+    /// Parses a connection URL. `sslmode` is one of
     ///
-    /// - `disable`: no TLS,
-    /// - `prefer`: TLS where the server has it, with whatever certificate it shows,
-    /// - `require`: TLS or no connection, with whatever certificate it shows,
-    /// - `verify-full`: TLS with a certificate in the host's name, by an authority that the system trusts, or of those in
-    ///   the PEM file `sslrootcert`.
+    /// - `disable`: no TLS
+    /// - `prefer`: TLS if the server offers it, with any certificate
+    /// - `require`: TLS required, with any certificate
+    /// - `verify-full`: TLS with a certificate for the host's name, signed by an authority that the system trusts, or by one
+    ///   in the PEM file `sslrootcert`
     ///
-    /// Without it, it is `prefer`, but `disable` where nothing leaves the machine.
+    /// The default is `disable` for a loopback address or a socket, and `prefer` elsewhere.
     pub fn parse(url: &str) -> Result<Self, Failure> {
         let (base, query) = url.split_once('?').unwrap_or((url, ""));
         let (mut mode, mut authorities, mut rest) = (None, None, Vec::new());
@@ -56,7 +56,7 @@ impl Server {
             }
         }
         let mut config: Config = format!("{base}?{}", rest.join("&")).parse().map_err(|error| told(&error))?;
-        // A server that is gone without a word is noticed: so long may what was sent stay unanswered by its kernel.
+        // Detects a server that vanished: the time that sent data may stay unacknowledged.
         config
             .connect_timeout(CONNECT)
             .tcp_user_timeout(SILENCE)
@@ -86,27 +86,27 @@ impl Server {
         Ok(Self { config, tls: MakeRustlsConnect::new(builder.with_no_client_auth()), verified })
     }
 
-    /// A connection for diesel.
+    /// Connects for diesel.
     pub async fn connect(&self) -> ConnectionResult<AsyncPgConnection> {
         let (client, connection) = self.open().await.map_err(|error| ConnectionError::BadConnection(told(&error)))?;
         AsyncPgConnection::try_from_client_and_connection(client, connection).await
     }
 
-    /// The same, and when it has ended.
+    /// Connects for diesel, and returns a token that is cancelled when the connection ends.
     pub async fn connect_noting_its_end(&self) -> ConnectionResult<(AsyncPgConnection, CancellationToken)> {
         let (client, connection) = self.open().await.map_err(|error| ConnectionError::BadConnection(told(&error)))?;
         let ended = carried(connection);
         Ok((AsyncPgConnection::try_from(client).await?, ended))
     }
 
-    /// A connection for what diesel does not have.
+    /// Connects for what diesel lacks, such as COPY.
     pub async fn client(&self) -> Result<Client, Failure> {
         let (client, connection) = self.open().await.map_err(|error| told(&error))?;
         carried(connection);
         Ok(client)
     }
 
-    /// Whether what is said leaves the machine, and somebody between could listen or answer.
+    /// Whether traffic leaves the machine without a verified certificate.
     pub fn is_exposed(&self) -> bool {
         !self.verified && !is_here(&self.config)
     }
@@ -118,7 +118,7 @@ impl Server {
 
 type Stream = <MakeRustlsConnect as MakeTlsConnect<Socket>>::Stream;
 
-/// Carries what is said on a connection, until it ends.
+/// Drives a connection until it ends.
 fn carried(connection: Connection<Socket, Stream>) -> CancellationToken {
     let ended = CancellationToken::new();
     let end = ended.clone().drop_guard();
@@ -131,7 +131,7 @@ fn carried(connection: Connection<Socket, Stream>) -> CancellationToken {
     ended
 }
 
-/// The driver's errors have their reason in what they come from.
+/// The driver's errors carry their reason in their source.
 fn told(error: &tokio_postgres::Error) -> String {
     match std::error::Error::source(error) {
         Some(cause) if !error.to_string().contains(&cause.to_string()) => format!("{error}: {cause}"),
@@ -145,7 +145,7 @@ impl From<tokio_postgres::Error> for Error {
     }
 }
 
-/// Whether every host is this machine.
+/// Whether every host is local.
 fn is_here(config: &Config) -> bool {
     config.get_hosts().iter().all(|host| match host {
         Host::Tcp(name) => name == "localhost" || name.parse().is_ok_and(|address: IpAddr| address.is_loopback()),
@@ -154,7 +154,7 @@ fn is_here(config: &Config) -> bool {
     })
 }
 
-/// The authorities in a file, or those of the system.
+/// The root certificates of a file, or of the system.
 fn roots(file: Option<&str>) -> Result<RootCertStore, Failure> {
     let mut roots = RootCertStore::empty();
     match file {
@@ -169,12 +169,12 @@ fn roots(file: Option<&str>) -> Result<RootCertStore, Failure> {
         }
     }
     if roots.is_empty() {
-        return Err("sslmode=verify-full finds no certificate of an authority: name one by sslrootcert".into());
+        return Err("sslmode=verify-full found no root certificate: name one with sslrootcert".into());
     }
     Ok(roots)
 }
 
-/// Takes any certificate: keeps out who only listens, not who stands between.
+/// Accepts any certificate: protects against eavesdroppers, not against an active attacker.
 #[derive(Debug)]
 struct Unverified(Arc<CryptoProvider>);
 

@@ -1,4 +1,4 @@
-//! Which statements are prepared once, and which each time.
+//! Control over which statements are cached as prepared statements.
 
 use diesel::backend::Backend;
 use diesel::dsl::sql;
@@ -7,8 +7,8 @@ use diesel::query_builder::{AstPass, QueryFragment, QueryId};
 use diesel::result::QueryResult;
 use diesel::sql_types::Bool;
 
-/// A statement that has one of a few texts. diesel prepares every update anew, because values that are left out change its
-/// text; here each text is kept.
+/// Caches an update as a prepared statement. diesel does not, because omitted values change its text; use it for updates
+/// with few distinct texts.
 #[derive(Debug, Clone, Copy)]
 pub struct Prepared<S>(S);
 
@@ -32,8 +32,8 @@ impl<DB: Backend, S: QueryFragment<DB>> QueryFragment<DB> for Prepared<S> {
     }
 }
 
-/// True of every row. A statement that has this in it is planned for the values it is sent with, and forgotten: of some
-/// there are more texts than a connection could keep, and how rare a value is decides which index leads to its rows.
+/// A condition that is always true and keeps the statement out of the cache. The planner then sees the actual values, whose
+/// selectivity decides the index, and rare statement texts do not fill the cache.
 pub fn planned_anew() -> SqlLiteral<Bool> {
     sql("1 = 1")
 }

@@ -1,8 +1,8 @@
-//! Connections to PostgreSQL over which many read at once.
+//! PostgreSQL connections that pipeline the reads of many requests.
 //!
-//! A statement goes out while others still wait for their answers (pipelining), so that server and database are woken
-//! once for several of them. What takes long would hold up what comes after it, and a transaction is its own: both have
-//! a connection to themselves.
+//! A statement is sent while others still wait for their results, so one wake-up of server and database serves several.
+//! Only short reads are pipelined: a slow statement would delay those behind it, and a transaction needs a connection of
+//! its own.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -13,7 +13,7 @@ use futures_util::future::BoxFuture;
 use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
-/// A connection, and when it has ended.
+/// A connection and its end.
 #[derive(Clone)]
 pub struct Line {
     conn: Arc<AsyncPgConnection>,
@@ -30,10 +30,9 @@ impl Line {
     }
 }
 
-/// Makes a connection.
 pub(super) type Connect = Box<dyn Fn() -> BoxFuture<'static, ConnectionResult<Line>> + Send + Sync>;
 
-/// Some connections, taken in turns.
+/// A fixed number of connections, used round-robin.
 pub(super) struct Shared {
     connect: Connect,
     lines: Vec<Mutex<Option<Line>>>,
@@ -41,12 +40,12 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    /// So many; nothing is connected yet.
+    /// Connects lazily.
     pub(super) fn new(count: usize, connect: Connect) -> Self {
         Self { connect, lines: (0..count).map(|_| Mutex::default()).collect(), next: AtomicUsize::new(0) }
     }
 
-    /// The next connection, made anew if it has ended.
+    /// The next connection, reconnected if it has ended.
     pub(super) async fn get(&self) -> ConnectionResult<Line> {
         let next = self.next.fetch_add(1, Ordering::Relaxed) % self.lines.len();
         let mut line = self.lines[next].lock().await;
@@ -56,7 +55,7 @@ impl Shared {
         }
     }
 
-    /// Ends them, once nobody reads any more.
+    /// Drops the connections; reads in progress keep theirs until they end.
     pub(super) async fn close(&self) {
         for line in &self.lines {
             *line.lock().await = None;

@@ -1,8 +1,8 @@
-//! How Rust values are kept in each database.
+//! Column types that the two databases store differently.
 //!
-//! [`sql`] re-exports diesel's SQL types beside a `Uuid` and an `Instant` that are native on PostgreSQL and a blob and
-//! integer microseconds on SQLite; `schema.rs` is written in them once for both. (`Instant` is PostgreSQL's
-//! `timestamptz`; by that name `table!` would want its arithmetic, which differs between the two.)
+//! [`sql`] re-exports diesel's SQL types and adds `Uuid` and `Instant`: native on PostgreSQL, a blob and integer
+//! microseconds on SQLite. `schema.rs` uses them for both. (`Instant` is PostgreSQL's `timestamptz`; under that name
+//! `table!` would require its arithmetic, which differs between the two.)
 
 use std::io::Write;
 
@@ -75,7 +75,7 @@ impl ToSql<sql::Instant, Pg> for Timestamp {
 impl FromSql<sql::Instant, Pg> for Timestamp {
     fn from_sql(value: PgValue<'_>) -> deserialize::Result<Self> {
         let micros = i64::from_be_bytes(value.as_bytes().try_into()?);
-        // `infinity` is the largest value in PostgreSQL's own form too.
+        // PostgreSQL's `infinity` is the largest value, too.
         Ok(Self::from_micros(micros.saturating_add(POSTGRES_EPOCH)))
     }
 }
@@ -93,7 +93,7 @@ impl FromSql<sql::Instant, Sqlite> for Timestamp {
     }
 }
 
-/// What a column holds, or a default where it was not read and null stands in its place.
+/// A column's value, or the default where the column was not selected and null was read instead.
 #[derive(Debug, diesel::deserialize::FromSqlRow)]
 pub struct OrDefault<T>(T);
 
@@ -123,13 +123,13 @@ impl From<OrDefault<Self>> for Timestamp {
     }
 }
 
-/// Keeps an enum as a small integer, in the order that the database sorts by.
+/// Stores an enum as a small integer, in sort order.
 #[macro_export]
 #[doc(hidden)]
 macro_rules! stored_as_smallint {
     ($name:ty { $($variant:ident = $value:literal),+ $(,)? }) => {
         impl $name {
-            /// The number that stands for it in the database.
+            /// Its number in the database.
             pub const fn code(self) -> i16 {
                 match self { $(Self::$variant => $value),+ }
             }
@@ -141,7 +141,7 @@ macro_rules! stored_as_smallint {
         {
             fn to_sql<'b>(&'b self, out: &mut diesel::serialize::Output<'b, '_, DB>) -> diesel::serialize::Result {
                 const CODES: &[i16] = &[$($value),+];
-                let code = CODES.iter().find(|code| **code == self.code()).ok_or("a code of its own list")?;
+                let code = CODES.iter().find(|code| **code == self.code()).ok_or("a code without a variant")?;
                 <i16 as diesel::serialize::ToSql<diesel::sql_types::SmallInt, DB>>::to_sql(code, out)
             }
         }
@@ -160,7 +160,7 @@ macro_rules! stored_as_smallint {
     };
 }
 
-/// An expression that each database spells in its own way.
+/// An SQL expression with a different text for each database.
 #[macro_export]
 #[doc(hidden)]
 macro_rules! spelled {

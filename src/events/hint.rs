@@ -1,8 +1,8 @@
-//! Hints: an instance that has written to the log says so to the others, so that they look at once.
+//! Hints: an instance that has appended to the log notifies the others, so that they read it at once.
 //!
-//! By Redis Pub/Sub when there is a Redis, else by NOTIFY on PostgreSQL: never inside of a transaction that writes, where
-//! it would make all writers wait for one another, but after it, and once for all writes of a moment. A hint carries
-//! nothing but who gives it. One that is lost costs the time until the next poll.
+//! Hints travel by Redis Pub/Sub, or by NOTIFY on PostgreSQL without Redis. They are sent after the commit, never inside
+//! the writing transaction, where NOTIFY would serialize all writers, and once for writes that are close together. A hint
+//! contains only the sender. A lost hint delays events until the next poll.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,14 +16,14 @@ use crate::db::Db;
 use crate::error::{Error, Result};
 use crate::id::Id;
 
-/// The name under which hints are given.
+/// The channel name.
 const CHANNEL: &str = "fasttrack_log";
-/// Writes so close together are one hint.
+/// Writes within this time share one hint.
 const MOMENT: Duration = Duration::from_millis(10);
-/// After so long a broken connection is tried again.
+/// Pause before reconnecting.
 const PAUSE: Duration = Duration::from_millis(500);
 
-/// The hints that this instance gives and hears.
+/// Sends and receives hints for this instance.
 pub struct Hints {
     instance: String,
     redis: Option<Client>,
@@ -32,22 +32,22 @@ pub struct Hints {
 }
 
 impl Hints {
-    /// By this Redis if there is one; nothing is connected yet.
+    /// Uses this Redis if there is one. Connects lazily.
     pub fn new(redis: Option<Client>) -> Self {
         Self { instance: Id::new().to_string(), redis, given: Notify::new(), heard: Notify::new() }
     }
 
-    /// Says that there is something new.
+    /// Announces that the log has new events.
     pub fn tell(&self) {
         self.given.notify_one();
     }
 
-    /// Waits until another instance has said so since the last time.
+    /// Waits until another instance has announced new events since the last call.
     pub async fn heard(&self) {
         self.heard.notified().await;
     }
 
-    /// Carries hints both ways until the token is cancelled.
+    /// Sends and receives until the token is cancelled.
     pub async fn carry(self: Arc<Self>, db: Db, stop: CancellationToken) {
         let give = async {
             let mut silent = Silence::default();
@@ -67,7 +67,7 @@ impl Hints {
         }
     }
 
-    /// Ends well only when there is nobody to tell.
+    /// Returns `Ok` only when there is no channel to send on.
     async fn give(&self, db: &Db) -> Result<()> {
         let mut redis = match &self.redis {
             Some(client) => Some(client.get_multiplexed_async_connection().await.map_err(away)?),
@@ -86,7 +86,7 @@ impl Hints {
         }
     }
 
-    /// Ends well only when there is nobody to hear of.
+    /// Returns `Ok` only when there is no channel to receive on.
     async fn hear(&self, db: &Db) -> Result<()> {
         if let Some(client) = &self.redis {
             let mut messages = client.get_async_pubsub().await.map_err(away)?;
@@ -114,7 +114,7 @@ impl Hints {
     }
 }
 
-/// The wait before the next try, which is announced once: for as long as Redis is away it would be two lines a second.
+/// Waits before the next attempt and logs the failure once, instead of twice a second while Redis is unavailable.
 #[derive(Default)]
 struct Silence(bool);
 
@@ -122,13 +122,13 @@ impl Silence {
     async fn after(&mut self, error: Error) {
         if !std::mem::replace(&mut self.0, true) {
             let (code, ..) = error.told();
-            tracing::warn!(code = code.as_str(), "no hints of new events for now; they are found by asking");
+            tracing::warn!(code = code.as_str(), "event hints unavailable, falling back to polling");
         }
         tokio::time::sleep(PAUSE).await;
     }
 }
 
 fn away(error: redis::RedisError) -> Error {
-    tracing::debug!(kind = ?error.kind(), "Redis is away");
+    tracing::debug!(kind = ?error.kind(), "Redis is unavailable");
     Error::unavailable()
 }

@@ -1,4 +1,4 @@
-//! Guards: they stand on the fields and quote the table in [`crate::access`].
+//! Guards on GraphQL fields. They ask the permission table in [`crate::access`].
 
 use async_graphql::{Context, Guard, Result};
 
@@ -6,12 +6,12 @@ use super::Caller;
 use crate::access::{Action, Subject};
 use crate::error::Error;
 
-/// Only for people who are signed in.
+/// Requires a signed-in viewer.
 pub fn signed_in(ctx: &Context<'_>) -> Result<()> {
     Caller::of(ctx).viewer().map(|_| ()).map_err(Into::into)
 }
 
-/// Only for those whom the table allows the action on the subject.
+/// Requires the permission for an action on the subject.
 pub struct May<S>(pub Action, pub S);
 
 impl<S: Subject + Send + Sync> Guard for May<S> {

@@ -1,41 +1,40 @@
-//! What the client has left of its points.
+//! The remaining points of the client.
 
 use async_graphql::{Context, Object, SimpleObject};
 
 use crate::limits::Standing;
 use crate::time::Timestamp;
 
-/// What an operation costs and what that leaves, with the moment at which the minute ends: the data of each request.
+/// Cost of an operation, the remaining quota, and when the window ends.
 #[derive(Clone, Copy, Debug)]
 pub struct Spent {
-    /// In points.
+    /// Points.
     pub cost: u32,
-    /// Nothing where requests are not limited.
+    /// `None` when rate limits are disabled.
     pub standing: Option<(Standing, Timestamp)>,
 }
 
-/// The points that operations cost, per user, or per address when nobody is signed in, in a sliding window of a minute.
+/// The caller's points: per user, or per address for anonymous requests, in a sliding window of one minute.
 #[derive(SimpleObject)]
 pub struct RateLimit {
-    /// How many points there are in a minute.
+    /// Points per minute.
     limit: u32,
-    /// How many are left.
+    /// Points left.
     remaining: u32,
-    /// How many are used up, this operation's included.
+    /// Points used, including this operation's.
     used: u32,
-    /// When the running minute ends, and what was used in it begins to run out.
+    /// When the current minute ends and its used points begin to expire.
     reset_at: Timestamp,
-    /// What this operation costs.
+    /// Points that this operation costs.
     cost: u32,
 }
 
-/// The query of the limit.
 #[derive(Default)]
 pub struct RateLimitQuery;
 
 #[Object]
 impl RateLimitQuery {
-    /// What is left of the points that operations cost; null where requests are not limited. For everybody.
+    /// The caller's remaining points. Null when the server has rate limits disabled. Anyone may ask.
     async fn rate_limit(&self, ctx: &Context<'_>) -> Option<RateLimit> {
         let spent = ctx.data_opt::<Spent>()?;
         let (standing, reset_at) = spent.standing?;

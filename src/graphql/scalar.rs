@@ -4,8 +4,8 @@ use async_graphql::{InputValueError, InputValueResult, Scalar, ScalarType, Value
 
 use crate::time::Timestamp;
 
-/// A moment as RFC 3339 writes it. Answers are in UTC with six digits of a second (`2026-11-21T07:30:00.123456Z`);
-/// input may have any offset, and digits beyond microseconds are cut off.
+/// A date and time by RFC 3339. Output is in UTC with microseconds (`2026-11-21T07:30:00.123456Z`). Input may have any
+/// offset; digits beyond microseconds are truncated.
 #[Scalar(name = "DateTime", specified_by_url = "https://scalars.graphql.org/andimarek/date-time.html")]
 impl ScalarType for Timestamp {
     fn parse(value: Value) -> InputValueResult<Self> {

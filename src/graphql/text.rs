@@ -1,4 +1,4 @@
-//! Text that people wrote. It may be long and be asked for in many places, so it counts before it is copied.
+//! Text written by users. It may be long and selected many times, so its bytes are counted before it is copied.
 
 use std::borrow::Cow;
 
@@ -8,7 +8,7 @@ use async_graphql::{ContextSelectionSet, OutputType, Positioned, ServerResult, V
 
 use super::Caller;
 
-/// A `String` of the schema.
+/// A `String` in the schema.
 pub struct Text<T>(pub T);
 
 impl<T: AsRef<str> + Send + Sync> OutputType for Text<T> {

@@ -1,11 +1,11 @@
-//! Documents that came lately, and what was made of them.
+//! Cache bounded by size, first in, first out.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// What was made of documents, by their text or hash. When there is no more room, the oldest make some.
+/// Values by key. Each has a size; the oldest entries are evicted when the total exceeds the capacity.
 pub struct Recent<V> {
-    room: usize,
+    capacity: usize,
     kept: Mutex<Kept<V>>,
 }
 
@@ -16,23 +16,22 @@ struct Kept<V> {
 }
 
 impl<V: Clone> Recent<V> {
-    /// Nothing yet, and so much room.
-    pub fn new(room: usize) -> Self {
-        Self { room, kept: Mutex::new(Kept { taken: 0, known: HashMap::new(), order: VecDeque::new() }) }
+    /// An empty cache with this capacity.
+    pub fn new(capacity: usize) -> Self {
+        Self { capacity, kept: Mutex::new(Kept { taken: 0, known: HashMap::new(), order: VecDeque::new() }) }
     }
 
-    /// What is kept under this key.
     pub fn get(&self, key: &str) -> Option<V> {
         self.lock().known.get(key).cloned()
     }
 
-    /// Keeps something that takes so much room, if there is that much and nothing under the key.
+    /// Stores a value of this size, unless the key exists or the value exceeds the capacity.
     pub fn keep(&self, key: &str, size: usize, value: V) {
         let mut kept = self.lock();
-        if size > self.room || kept.known.contains_key(key) {
+        if size > self.capacity || kept.known.contains_key(key) {
             return;
         }
-        while kept.taken + size > self.room {
+        while kept.taken + size > self.capacity {
             let Some((oldest, size)) = kept.order.pop_front() else { break };
             kept.known.remove(&oldest);
             kept.taken -= size;
@@ -53,7 +52,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_oldest_make_room() {
+    fn the_oldest_entries_are_evicted() {
         let recent = Recent::new(5);
         for (key, size) in [("a", 2), ("b", 2), ("a", 1), ("c", 6), ("d", 3)] {
             recent.keep(key, size, key.to_owned());

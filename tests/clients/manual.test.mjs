@@ -237,7 +237,7 @@ test('Start, First query, First live event, Server-sent events, A client, Health
   await until(() => /event: next\n.*StatusChangedEvent/s.test(streamed), stream, () => streamed);
 
   assert.match(await at.sh(take('Health')), /ok.*"ready":true/s);
-  assert.match(await at.sh(take('Backup')), /copy\.db was made and checked/);
+  assert.match(await at.sh(take('Backup')), /Created and verified copy\.db/);
   await server.end();
 });
 
@@ -250,7 +250,7 @@ test('every command in the table does what it is there for', needs('FASTTRACK'),
     '`fasttrack`': async () => (await at.serve('fasttrack')).end(),
     '`fasttrack user create --email … --username … [--display-name …] [--admin] [--password-stdin]`': async () => {
       const words = '--email eve@example.org --username eve --display-name Eve --admin --password-stdin';
-      assert.match(await at.tell(`fasttrack user create ${words}`, password), /eve was made, as Admin/);
+      assert.match(await at.tell(`fasttrack user create ${words}`, password), /Created eve with role Admin/);
       await at.tell('fasttrack user create --email ada@example.org --username ada --password-stdin', password);
     },
     '`fasttrack user list`': async () => assert.match(await at.sh('fasttrack user list'), /^eve\t.*\tAdmin\t/m),
@@ -264,11 +264,11 @@ test('every command in the table does what it is there for', needs('FASTTRACK'),
       await at.tell('fasttrack user reset-password ada --password-stdin', 'Another-Horse-8\n');
     },
     '`fasttrack migrate [--down]`': async () => {
-      assert.match(await at.sh('fasttrack migrate --down; fasttrack migrate'), /taken back.*1 migrations applied/s);
+      assert.match(await at.sh('fasttrack migrate --down; fasttrack migrate'), /Reverted.*Applied 1 migrations/s);
     },
     '`fasttrack config check`': async () => assert.match(await at.sh('fasttrack config check'), /DATABASE_URL/),
     '`fasttrack doctor`': async () => assert.match(await at.sh('fasttrack doctor'), /^ok /m),
-    '`fasttrack backup <file>`': async () => assert.match(await at.sh('fasttrack backup kept.db'), /made and checked/),
+    '`fasttrack backup <file>`': async () => assert.match(await at.sh('fasttrack backup kept.db'), /Created and verified/),
     '`fasttrack move --from sqlite://… --to postgres://…`': async () => {}, // See the test of PostgreSQL.
     '`fasttrack schema`, `fasttrack openapi`': async () => {
       assert.equal(await at.sh('fasttrack schema'), await readFile(new URL('schema.graphql', root), 'utf8'));
