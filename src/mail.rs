@@ -290,7 +290,11 @@ impl Mailer {
             .message_id(Some(format!("<{}@{}>", mail.id, self.from.email.domain())))
             .subject(letter.subject);
         if let Some(address) = &letter.unsubscribe {
-            message = message.header(ListUnsubscribe(address.clone())).header(ListUnsubscribePost);
+            message = message.header(ListUnsubscribe(address.clone()));
+            // One click is for HTTPS alone.
+            if address.starts_with("https://") {
+                message = message.header(ListUnsubscribePost);
+            }
         }
         let message = message
             .multipart(MultiPart::alternative_plain_html(letter.text(), letter.html()))

@@ -7,7 +7,9 @@ use fasttrack::db::Bell;
 use fasttrack::db::schema::mails;
 use fasttrack::error::Error;
 use fasttrack::on;
-use fasttrack::store::mail;
+use fasttrack::store::mail::{self, Kind};
+use fasttrack::store::mail_quota::{self, ACCOUNT_MAILS, Admission, WINDOW, admit_account_mail};
+use fasttrack::time::Timestamp;
 use reqwest::Method;
 use serde_json::json;
 use tokio::time::timeout;
@@ -120,6 +122,55 @@ async fn a_recipient_gets_at_most_5_account_mails_an_hour_and_what_is_asked_for_
     let reset = late.iter().find(|mail| mail.subject() == "Set a new password").expect("a link");
     assert_eq!(confirm(&server, &reset.token(), "Another-Horse-8").await.status, 204);
     assert!(!server.is_signed_in(alice.token()).await);
+}
+
+#[tokio::test]
+async fn no_hour_has_more_account_mails_than_the_limit() {
+    let server = Server::without_jobs().await;
+    let checked = server.run(async |app| {
+        let (mut now, mut state, mut counted) = (app.clock.now(), 7_u64, Vec::<(Kind, Timestamp)>::new());
+        let mut refused = 0;
+        for step in 0..400 {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            let random = state >> 33;
+            now = now.plus(Duration::from_secs(random % 900));
+            let kind = [Kind::VerifyEmail, Kind::ResetPassword, Kind::PasswordChanged][(random / 900 % 3) as usize];
+            let address = if step % 2 == 0 { "alice@example.org" } else { "ALICE@example.org" };
+            let admission = app.db.transaction(async |tx| admit_account_mail(tx, now, kind, address).await).await?;
+            let recent = counted.iter().filter(|(other, at)| {
+                now.since(*at) < WINDOW && (kind != Kind::PasswordChanged || *other == Kind::PasswordChanged)
+            });
+            let recent: Vec<Timestamp> = recent.map(|(_, at)| *at).collect();
+            match admission {
+                Admission::Counted(_) => {
+                    assert!(recent.len() < ACCOUNT_MAILS, "step {step}: {kind:?} after {recent:?}");
+                    counted.push((kind, now));
+                }
+                Admission::Full(until) => {
+                    refused += 1;
+                    let oldest = recent.len().checked_sub(ACCOUNT_MAILS).map(|at| recent[at]);
+                    assert_eq!(oldest.map(|at| at.plus(WINDOW)), Some(until), "step {step}: {kind:?}");
+                }
+            }
+        }
+        assert!(refused > 50 && counted.len() > 50, "{refused} {}", counted.len());
+        let purged = mail_quota::purge_expired(&app.db, now.plus(WINDOW)).await?;
+        assert_eq!(purged, counted.len());
+        Result::<(), Error>::Ok(())
+    });
+    checked.await.expect("answers");
+}
+
+#[tokio::test]
+async fn a_link_over_plain_http_is_not_for_one_click() {
+    let (server, mut mailbox) = start(&[("PUBLIC_URL", "http://tasks.example.org")]).await;
+    let (alice, root) = (server.person("alice").await, server.admin("root").await);
+    mailbox.next().await;
+    let project = alice.project("Apollo").await;
+    alice.task(&project, "Fly", json!({ "assigneeId": root.id })).await;
+    let mail = mailbox.next().await;
+    assert!(header(&mail, "List-Unsubscribe").is_some_and(|value| value.starts_with("<http://tasks.example.org/")));
+    assert_eq!(header(&mail, "List-Unsubscribe-Post"), None);
 }
 
 #[tokio::test]
