@@ -153,9 +153,9 @@ table! {
 table! {
     use crate::db::types::sql::*;
     mail_tokens (hash) {
-        hash -> Binary,
         user_id -> Uuid,
         purpose -> SmallInt,
+        hash -> Binary,
         email -> Text,
         expires_at -> Instant,
     }

@@ -44,7 +44,7 @@ const NODES: [(&str, [&str; 5]); 5] = [
 ];
 
 /// The fields of a user, asked of the owner.
-const USER: [Row<'_>; 16] = [
+const USER: [Row<'_>; 17] = [
     ("id", "id", [NO, "ok", "ok", "ok", "ok"]),
     ("username", "username", [NO, "ok", "ok", "ok", "ok"]),
     ("displayName", "displayName", [NO, "ok", "ok", "ok", "ok"]),
@@ -53,6 +53,7 @@ const USER: [Row<'_>; 16] = [
     ("role", "role", [NO, OFF, OFF, "ok", "ok"]),
     ("isActive", "isActive", [NO, OFF, OFF, "ok", "ok"]),
     ("emailVerified", "emailVerified", [NO, OFF, OFF, "ok", "ok"]),
+    ("assignmentEmails", "assignmentEmails", [NO, OFF, OFF, "ok", "ok"]),
     ("lastLoginAt", "lastLoginAt", [NO, OFF, OFF, "ok", "ok"]),
     ("stats", "stats { ownedProjectCount }", [NO, OFF, OFF, "ok", "ok"]),
     ("sessions", "sessions { id }", [NO, OFF, OFF, "ok", OFF]),
