@@ -137,6 +137,17 @@ table! {
 
 table! {
     use crate::db::types::sql::*;
+    history_texts (object_id, id) {
+        object_id -> Uuid,
+        id -> Uuid,
+        owner_id -> Uuid,
+        event_id -> Uuid,
+        body -> Text,
+    }
+}
+
+table! {
+    use crate::db::types::sql::*;
     mails (id) {
         id -> Uuid,
         kind -> SmallInt,
@@ -231,6 +242,7 @@ allow_tables_to_appear_in_same_query!(
     task_labels,
     comments,
     events,
+    history_texts,
     mails,
     mail_tokens,
     mail_quota,

@@ -138,7 +138,8 @@ impl Task {
     ) -> Result<EventConnection> {
         let stretch = event::stretch(&Paging::new(first, after, last, before))?;
         let events = Caller::of(ctx).loaders()?.activity(self.0.id, event::one_more(stretch)).await?;
-        event::connection(events, stretch, |_| Some(Arc::clone(&self.0)))
+        let told = events.iter().map(|(event, snapshot)| event::Told::new(event, snapshot, Some(&self.0)));
+        event::connection(told.collect(), stretch)
     }
 
     /// Whether the viewer may change the task.

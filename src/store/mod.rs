@@ -6,6 +6,7 @@ pub mod audit;
 pub mod comment;
 pub mod event;
 pub mod export;
+pub mod history;
 pub mod label;
 pub mod lockout;
 pub mod mail;

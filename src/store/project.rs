@@ -8,7 +8,8 @@ use diesel::expression::AsExpression;
 use diesel::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use super::event::{Change, Snapshot, about_project, about_task};
+use super::event::{Snapshot, about_project, about_task};
+use super::history::{Change, changes};
 use super::task::{self, Status as TaskStatus};
 use super::value::{Description, ProjectName, Search, fold};
 use crate::access::{Action, Standing, Subject, Viewer};
@@ -405,16 +406,12 @@ impl Keys {
 }
 
 fn differences(old: &Project, new: &Project) -> Vec<Change> {
-    let fields = [
+    let status = |project: &Project| Some(format!("{:?}", project.status).to_uppercase());
+    changes([
         ("name", Some(old.name.clone()), Some(new.name.clone())),
         ("description", old.description.clone(), new.description.clone()),
-        ("status", Some(format!("{:?}", old.status).to_uppercase()), Some(format!("{:?}", new.status).to_uppercase())),
-    ];
-    fields
-        .into_iter()
-        .filter(|(_, from, to)| from != to)
-        .map(|(field, from, to)| Change { field: field.to_owned(), from, to })
-        .collect()
+        ("status", status(old), status(new)),
+    ])
 }
 
 fn moved_on() -> Error {

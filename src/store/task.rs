@@ -9,7 +9,8 @@ use diesel::prelude::*;
 use diesel::query_builder::{AstPass, QueryFragment, QueryId};
 use serde::{Deserialize, Serialize};
 
-use super::event::{Change, Snapshot, about_task};
+use super::event::{Snapshot, about_task};
+use super::history::{Change, changes};
 use super::value::{Description, Title, fold};
 use super::{mail, mail_quota, project, user};
 use crate::access::{Action, Standing, Subject, Viewer};
@@ -342,6 +343,9 @@ async fn update_at_once(db: &Db, now: Timestamp, viewer: &Viewer, id: Id, change
     let [event] = told.as_slice() else {
         return Ok(None);
     };
+    if !event.texts.is_empty() {
+        return Ok(None);
+    }
     let row = Row::of(&old, &new);
     let update = diesel::update(tasks::table.find(id)).filter(tasks::version.eq(old.version)).set(&row);
     Ok(events::append_with(db, update, event).await?.then_some(new))
@@ -579,18 +583,14 @@ fn search(task: &Task) -> String {
 fn differences(old: &Task, new: &Task, labels: Option<(String, String)>) -> Vec<Change> {
     let priority = |task: &Task| Some(format!("{:?}", task.priority).to_uppercase());
     let due = |task: &Task| task.due_at.map(|due| due.to_string());
-    let mut fields = vec![
+    let (from, to) = labels.unzip();
+    changes([
         ("title", Some(old.title.clone()), Some(new.title.clone())),
         ("description", old.description.clone(), new.description.clone()),
         ("priority", priority(old), priority(new)),
         ("dueAt", due(old), due(new)),
-    ];
-    fields.extend(labels.map(|(from, to)| ("labels", Some(from), Some(to))));
-    fields
-        .into_iter()
-        .filter(|(_, from, to)| from != to)
-        .map(|(field, from, to)| Change { field: field.to_owned(), from, to })
-        .collect()
+        ("labels", from, to),
+    ])
 }
 
 #[cfg(test)]

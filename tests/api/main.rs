@@ -19,6 +19,7 @@ mod document;
 mod event;
 mod feed;
 mod hint;
+mod history;
 mod http;
 mod http_2;
 mod journey;
