@@ -148,6 +148,32 @@ table! {
 
 table! {
     use crate::db::types::sql::*;
+    user_usage (user_id) {
+        user_id -> Uuid,
+        projects -> BigInt,
+        text_bytes -> BigInt,
+    }
+}
+
+table! {
+    use crate::db::types::sql::*;
+    project_usage (project_id) {
+        project_id -> Uuid,
+        tasks -> BigInt,
+    }
+}
+
+table! {
+    use crate::db::types::sql::*;
+    task_usage (task_id) {
+        task_id -> Uuid,
+        comments -> BigInt,
+        text_bytes -> BigInt,
+    }
+}
+
+table! {
+    use crate::db::types::sql::*;
     mails (id) {
         id -> Uuid,
         kind -> SmallInt,
@@ -243,6 +269,9 @@ allow_tables_to_appear_in_same_query!(
     comments,
     events,
     history_texts,
+    user_usage,
+    project_usage,
+    task_usage,
     mails,
     mail_tokens,
     mail_quota,

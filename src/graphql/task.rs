@@ -508,7 +508,7 @@ pub struct TaskMutation;
 #[Object]
 impl TaskMutation {
     /// Adds a task to a project. The project's owner and ADMIN. User errors: BLANK, TOO_LONG, INVALID, NOT_FOUND,
-    /// IN_THE_PAST, ARCHIVED.
+    /// IN_THE_PAST, ARCHIVED, QUOTA_EXCEEDED.
     #[graphql(guard = "guard::signed_in")]
     async fn create_task(
         &self,
@@ -537,7 +537,7 @@ impl TaskMutation {
     }
 
     /// Changes a task. The project's owner, its assignee and ADMIN. User errors: BLANK, TOO_LONG, INVALID, NOT_FOUND,
-    /// IN_THE_PAST, INVALID_STATUS_TRANSITION, CONFLICT.
+    /// IN_THE_PAST, INVALID_STATUS_TRANSITION, CONFLICT, QUOTA_EXCEEDED.
     #[graphql(guard = "guard::signed_in")]
     async fn update_task(
         &self,

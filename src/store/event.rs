@@ -12,6 +12,7 @@ use tokio::sync::OnceCell;
 use super::comment::{self, Comment};
 use super::history::{Change, Extract, reference, snapshots};
 use super::project::{self, Project};
+use super::quota;
 use super::task::{self, Status, Task};
 use super::user::{self, Profile};
 use crate::access::Viewer;
@@ -382,7 +383,8 @@ async fn expire_texts(tx: &mut Conn, expired: &[&Expiring]) -> Result<()> {
         }
     }
     if !ended.is_empty() || !events.is_empty() {
-        text::drop_expired(tx, &ended, &projects, &events).await?;
+        let freed = text::drop_expired(tx, &ended, &projects, &events).await?;
+        quota::give_back(tx, freed).await?;
     }
     Ok(())
 }

@@ -8,8 +8,9 @@ use diesel::expression::AsExpression;
 use diesel::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use super::event::{Snapshot, about_project, about_task};
+use super::event::about_project;
 use super::history::{Change, changes};
+use super::quota;
 use super::task::{self, Status as TaskStatus};
 use super::value::{Description, ProjectName, Search, fold};
 use crate::access::{Action, Standing, Subject, Viewer};
@@ -296,7 +297,7 @@ pub async fn create(
     };
     db.transaction(async |tx| {
         on!(tx, |c| diesel::insert_into(projects::table).values((&project, Keys::of(&project))).execute(c).await)?;
-        Ok(())
+        quota::add_project(tx, db.quotas, viewer.id, project.description.as_deref()).await
     })
     .await?;
     Ok(project)
@@ -353,8 +354,10 @@ pub async fn update(db: &Db, now: Timestamp, viewer: &Viewer, id: Id, changes: &
                 // Somebody was faster: look again, and refuse if a version was expected.
                 continue;
             }
-            let told = differences(&old, &new);
-            events::append(tx, &[about_project(Kind::ProjectUpdated, viewer, now, &new, told)]).await?;
+            let told = about_project(Kind::ProjectUpdated, viewer, now, &new, differences(&old, &new));
+            let kept = events::append_with_texts(tx, &[told]).await?;
+            let text = (old.description.as_deref(), new.description.as_deref());
+            quota::change_text(tx, db.quotas, new.owner_id, text, kept).await?;
             return Ok(new);
         }
     })
@@ -366,28 +369,28 @@ pub async fn delete(db: &Db, now: Timestamp, viewer: &Viewer, id: Id) -> Result<
     db.transaction(async |tx| {
         let project = seen(tx, viewer, id, "id").await?;
         viewer.require(Action::DeleteProject, &project)?;
-        remove(tx, now, viewer, id).await
+        let growth = remove(tx, now, viewer, id).await?;
+        quota::remove_project(tx, project.owner_id, growth).await
     })
     .await
 }
 
-/// Deletes a project that the viewer may delete.
-pub async fn remove(tx: &mut Conn, now: Timestamp, viewer: &Viewer, id: Id) -> Result<()> {
+/// Deletes a project that the viewer may delete. Returns by how many bytes the text grows that counts in the owner's
+/// quota, which is not changed yet.
+pub async fn remove(tx: &mut Conn, now: Timestamp, viewer: &Viewer, id: Id) -> Result<i64> {
     // Tasks that are being added hold a lock on the row until they are committed, so none slips in between.
     on!(tx, |c| diesel::update(projects::table.find(id))
         .set(projects::version.eq(projects::version + 1))
         .execute(c)
         .await)?;
     let project = seen(tx, viewer, id, "id").await?;
-    let mut told = Vec::new();
-    for task in task::all_of_project(tx, id).await? {
-        told.push(about_task(Kind::TaskDeleted, viewer, now, &task, Snapshot::default()));
-    }
-    told.push(about_project(Kind::ProjectDeleted, viewer, now, &project, Vec::new()));
+    let of_tasks = task::tell_all_deleted(tx, now, viewer, id).await?;
     if on!(tx, |c| diesel::delete(projects::table.find(id)).execute(c).await)? == 0 {
         return Err(Error::not_found("id", "project"));
     }
-    events::append(tx, &told).await
+    let told = about_project(Kind::ProjectDeleted, viewer, now, &project, Vec::new());
+    let kept = events::append_with_texts(tx, &[told]).await?;
+    Ok(of_tasks + kept - quota::size(project.description.as_deref()))
 }
 
 /// The columns that are made from others: what is searched and ordered by.

@@ -33,6 +33,7 @@ mod metrics;
 mod notification;
 mod operations;
 mod project;
+mod quota;
 mod race;
 mod recovery;
 mod relay;
