@@ -247,8 +247,6 @@ pub enum FaultCode {
     WrongPassword,
     /// The new password does not fit the server's policy or is too easy to guess.
     WeakPassword,
-    /// The account, project or task holds as much as it may.
-    QuotaExceeded,
 }
 
 impl FaultCode {
@@ -267,7 +265,6 @@ impl FaultCode {
             Self::Conflict => "CONFLICT",
             Self::WrongPassword => "WRONG_PASSWORD",
             Self::WeakPassword => "WEAK_PASSWORD",
-            Self::QuotaExceeded => "QUOTA_EXCEEDED",
         }
     }
 }

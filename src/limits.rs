@@ -4,7 +4,6 @@
 //! That bounds the memory and errs by at most what the previous minute was uneven.
 
 pub mod byte_budget;
-pub mod quotas;
 mod shared;
 
 use std::collections::HashMap;
@@ -21,7 +20,6 @@ use crate::error::{Error, Result};
 use crate::id::Id;
 use crate::metrics::Labels;
 use crate::time::Timestamp;
-pub use quotas::{MIB, Quotas};
 use shared::Shared;
 
 const WINDOW: i64 = 60_000_000;

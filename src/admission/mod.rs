@@ -130,8 +130,7 @@ pub struct Admitted {
     /// How many selections the operation resolves if every page is full.
     pub values: u64,
     /// What the request costs in points: 1, and 1 for every thousand values, 10 for each root
-    /// field of a mutation, 1 for every KiB of text in the arguments of a mutation and 1000 for an
-    /// export.
+    /// field of a mutation and 1000 for an export.
     pub cost: u32,
     /// Whether the operation exports an account, which it does once at most.
     pub export: bool,
@@ -210,19 +209,14 @@ pub fn admit(
     })
 }
 
-/// Bytes of text that a mutation writes for one point.
-const WRITTEN_BYTES: u64 = 1024;
-
 /// Reading is cheap, and so a page of a few fields costs no more than the request itself; every
-/// mutation is a transaction of its own, which stores the text that it is given once, and an export
-/// reads a whole account.
+/// mutation is a transaction of its own, and an export reads a whole account.
 fn cost(operation: OperationType, survey: &survey::Survey) -> u32 {
-    let (mutations, written) = match operation {
-        OperationType::Mutation => (survey.root_fields, survey.text_bytes / WRITTEN_BYTES),
-        OperationType::Query | OperationType::Subscription => (0, 0),
+    let mutations = match operation {
+        OperationType::Mutation => survey.root_fields,
+        OperationType::Query | OperationType::Subscription => 0,
     };
-    let points =
-        [1, survey.values / 1_000, mutations.saturating_mul(10), written, survey.exports.saturating_mul(1_000)];
+    let points = [1, survey.values / 1_000, mutations.saturating_mul(10), survey.exports.saturating_mul(1_000)];
     u32::try_from(points.into_iter().fold(0, u64::saturating_add)).unwrap_or(u32::MAX)
 }
 

@@ -1,6 +1,5 @@
 //! Events: what happened, as types of one interface; the log as a connection and as subscriptions.
 
-use std::borrow::Cow;
 use std::sync::Arc;
 
 use async_graphql::{Context, Enum, ID, InputObject, Interface, Object, Result, SimpleObject};
@@ -24,7 +23,6 @@ use crate::error::Error;
 use crate::events::{self as log, Kind, Position};
 use crate::id::Id;
 use crate::store::event::{self as store, Filter, Objects, Snapshot, Stretch};
-use crate::store::history::Change;
 use crate::store::task::{Status, Task as TaskRow};
 use crate::time::Timestamp;
 
@@ -62,8 +60,12 @@ impl Told {
     }
 
     fn changes(&self) -> Vec<FieldChange> {
-        let object_id = self.event.object();
-        self.snapshot.changes.iter().map(|change| FieldChange { object_id, change: change.clone() }).collect()
+        let change = |change: &store::Change| FieldChange {
+            field: change.field.clone(),
+            from: change.from.clone().map(Text),
+            to: change.to.clone().map(Text),
+        };
+        self.snapshot.changes.iter().map(change).collect()
     }
 
     fn project(&self) -> Result<Project> {
@@ -96,44 +98,15 @@ pub fn within(floor: Position, position: Position) -> crate::error::Result<Posit
     if position < floor { Err(Error::CursorExpired { oldest: cursor(floor) }) } else { Ok(position) }
 }
 
-/// A field that changed. Its long texts are read when they are asked for.
-pub struct FieldChange {
-    object_id: Option<Id>,
-    change: Change,
-}
-
 /// A field that changed.
-#[Object]
-impl FieldChange {
+#[derive(SimpleObject)]
+pub struct FieldChange {
     /// The field's name in the schema.
-    async fn field(&self) -> &str {
-        &self.change.field
-    }
-
+    field: String,
     /// Its value before, as text; null if it had none.
-    async fn from(&self, ctx: &Context<'_>) -> Result<Option<Text<Cow<'_, str>>>> {
-        self.value(ctx, self.change.from.as_deref(), self.change.from_text).await
-    }
-
+    from: Option<Text<String>>,
     /// Its value after, as text; null if it has none.
-    async fn to(&self, ctx: &Context<'_>) -> Result<Option<Text<Cow<'_, str>>>> {
-        self.value(ctx, self.change.to.as_deref(), self.change.to_text).await
-    }
-}
-
-impl FieldChange {
-    async fn value<'a>(
-        &self,
-        ctx: &Context<'_>,
-        inline: Option<&'a str>,
-        text_id: Option<Id>,
-    ) -> Result<Option<Text<Cow<'a, str>>>> {
-        let (Some(object), Some(id)) = (self.object_id, text_id) else {
-            return Ok(inline.map(|text| Text(text.into())));
-        };
-        let text = Caller::of(ctx).loaders()?.history_text(object, id).await?;
-        Ok(text.map(|text| Text(text.to_string().into())))
-    }
+    to: Option<Text<String>>,
 }
 
 /// One type for each kind of event, all with the fields of the interface.
@@ -477,7 +450,11 @@ pub fn one_more(stretch: Stretch) -> Stretch {
 }
 
 /// The page of the log that was read by a stretch with [`one_more`].
-pub fn connection(mut events: Vec<Told>, stretch: Stretch) -> Result<EventConnection> {
+pub fn connection(
+    mut events: Vec<log::Event>,
+    stretch: Stretch,
+    task: impl Fn(Id) -> Option<Arc<TaskRow>>,
+) -> Result<EventConnection> {
     let more = events.len() > stretch.limit;
     if more && stretch.backward {
         events.remove(0);
@@ -485,9 +462,12 @@ pub fn connection(mut events: Vec<Told>, stretch: Stretch) -> Result<EventConnec
         events.truncate(stretch.limit);
     }
     let mut edges = Vec::with_capacity(events.len());
-    for told in events {
-        let cursor = cursor(told.event.position());
-        edges.push(EventEdge { cursor, node: Event::of(told)? });
+    for event in events {
+        let task = event.task_id.and_then(&task);
+        let cursor = cursor(event.position());
+        let snapshot = Arc::new(Snapshot::of(&event));
+        let event = Arc::new(event);
+        edges.push(EventEdge { cursor, node: Event::of(Told::new(&event, &snapshot, task.as_ref()))? });
     }
     Ok(EventConnection {
         page_info: PageInfo {
@@ -532,11 +512,8 @@ impl EventQuery {
         let kept = Stretch { after: Some(stretch.after.unwrap_or(floor)), ..one_more(stretch) };
         let events = store::page(&mut conn, caller.viewer()?, &filter, kept).await?;
         drop(conn);
-        let loaded = Objects::of_all(&caller.app().db, events).await?.into_iter();
-        let told = |(event, objects): (log::Event, Objects)| {
-            Told::new(&Arc::new(event), &objects.snapshot, objects.task.as_ref())
-        };
-        connection(loaded.map(told).collect(), stretch)
+        let tasks = Objects::of_all(&caller.app().db, &events).await?;
+        connection(events, stretch, |id| tasks.get(&id).cloned())
     }
 }
 

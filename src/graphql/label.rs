@@ -123,8 +123,8 @@ pub struct LabelMutation;
 
 #[Object]
 impl LabelMutation {
-    /// Adds a label to a project, which has at most 100. The project's owner and ADMIN. User errors: BLANK, TOO_LONG,
-    /// INVALID, TAKEN, NOT_FOUND, QUOTA_EXCEEDED.
+    /// Adds a label to a project, which has at most 100. The project's owner and ADMIN. User errors: BLANK, TOO_LONG
+    /// (also when the project has 100), INVALID, TAKEN, NOT_FOUND.
     #[graphql(guard = "guard::signed_in")]
     async fn create_label(
         &self,

@@ -167,12 +167,14 @@ impl Follower {
         within(floor(&mut conn).await?, self.position)?;
         drop(conn);
         self.behind = events.len() == BATCH;
-        let loaded = Objects::of_all(&self.app.db, events).await?.into_iter();
+        let tasks = Objects::of_all(&self.app.db, &events).await?;
         self.loaded = Instant::now();
-        let delivery = |(event, objects)| {
+        let loaded = events.into_iter().map(|event| {
+            let task = event.task_id.and_then(|id| tasks.get(&id).cloned());
+            let objects = Objects::with(&event, task);
             Arc::new(Delivery { objects: OnceCell::new_with(Some(objects)), ..Delivery::new(event) })
-        };
-        self.caught_up = loaded.map(delivery).collect();
+        });
+        self.caught_up = loaded.collect();
         Ok(())
     }
 

@@ -380,7 +380,7 @@ pub struct ProjectMutation;
 
 #[Object]
 impl ProjectMutation {
-    /// Makes a project that the viewer owns. User errors: BLANK, TOO_LONG, INVALID, QUOTA_EXCEEDED.
+    /// Makes a project that the viewer owns. User errors: BLANK, TOO_LONG, INVALID.
     #[graphql(guard = "guard::signed_in")]
     async fn create_project(
         &self,
@@ -399,8 +399,7 @@ impl ProjectMutation {
         Ok(CreateProjectPayload { project: project.map(|row| Project(Arc::new(row))), user_errors })
     }
 
-    /// Changes a project. Its owner and ADMIN. User errors: BLANK, TOO_LONG, INVALID, NOT_FOUND, CONFLICT,
-    /// QUOTA_EXCEEDED.
+    /// Changes a project. Its owner and ADMIN. User errors: BLANK, TOO_LONG, INVALID, NOT_FOUND, CONFLICT.
     #[graphql(guard = "guard::signed_in")]
     async fn update_project(
         &self,

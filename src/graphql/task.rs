@@ -138,8 +138,7 @@ impl Task {
     ) -> Result<EventConnection> {
         let stretch = event::stretch(&Paging::new(first, after, last, before))?;
         let events = Caller::of(ctx).loaders()?.activity(self.0.id, event::one_more(stretch)).await?;
-        let told = events.iter().map(|(event, snapshot)| event::Told::new(event, snapshot, Some(&self.0)));
-        event::connection(told.collect(), stretch)
+        event::connection(events, stretch, |_| Some(Arc::clone(&self.0)))
     }
 
     /// Whether the viewer may change the task.
@@ -508,7 +507,7 @@ pub struct TaskMutation;
 #[Object]
 impl TaskMutation {
     /// Adds a task to a project. The project's owner and ADMIN. User errors: BLANK, TOO_LONG, INVALID, NOT_FOUND,
-    /// IN_THE_PAST, ARCHIVED, QUOTA_EXCEEDED.
+    /// IN_THE_PAST, ARCHIVED.
     #[graphql(guard = "guard::signed_in")]
     async fn create_task(
         &self,
@@ -537,7 +536,7 @@ impl TaskMutation {
     }
 
     /// Changes a task. The project's owner, its assignee and ADMIN. User errors: BLANK, TOO_LONG, INVALID, NOT_FOUND,
-    /// IN_THE_PAST, INVALID_STATUS_TRANSITION, CONFLICT, QUOTA_EXCEEDED.
+    /// IN_THE_PAST, INVALID_STATUS_TRANSITION, CONFLICT.
     #[graphql(guard = "guard::signed_in")]
     async fn update_task(
         &self,

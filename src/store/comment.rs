@@ -6,14 +6,14 @@ use diesel::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::event::about_comment;
+use super::mention;
 use super::task::{self, Task};
 use super::value::Body;
-use super::{mention, quota};
 use crate::access::{Action, Standing, Subject, Viewer};
 use crate::db::page::{Key, Page, Parent, Position, Window, among, by_parent, each};
 use crate::db::rows::RunQueryDsl;
-use crate::db::schema::{comments, tasks};
-use crate::db::{Conn, Db, Pooled, looked_up};
+use crate::db::schema::comments;
+use crate::db::{Conn, Db, looked_up};
 use crate::error::{Error, Result};
 use crate::events::{self, Kind};
 use crate::id::Id;
@@ -111,7 +111,6 @@ pub async fn create(db: &Db, now: Timestamp, viewer: &Viewer, task_id: Id, body:
         };
         let mentions = mention::resolve(tx, &task, mention::names(body)).await?;
         events::append(tx, &[about_comment(Kind::CommentAdded, viewer, now, &task, &comment, mentions)]).await?;
-        quota::add_comment(tx, db.quotas, &task, body).await?;
         Ok(comment)
     })
     .await
@@ -120,7 +119,6 @@ pub async fn create(db: &Db, now: Timestamp, viewer: &Viewer, task_id: Id, body:
 /// Changes a comment's text.
 pub async fn update(db: &Db, now: Timestamp, viewer: &Viewer, id: Id, body: &Body) -> Result<Comment> {
     db.brief_transaction(async |tx| {
-        lock(tx, id).await?;
         let (task, mut comment) = seen(tx, viewer, id).await?;
         viewer.require(Action::UpdateComment, &comment)?;
         if comment.body == **body {
@@ -139,7 +137,6 @@ pub async fn update(db: &Db, now: Timestamp, viewer: &Viewer, id: Id, body: &Bod
         // Whom the old text mentions was told then.
         let mentions = mention::resolve(tx, &task, mention::added(&old, body)).await?;
         events::append(tx, &[about_comment(Kind::CommentUpdated, viewer, now, &task, &comment, mentions)]).await?;
-        quota::change_comment(tx, db.quotas, &task, &old, body).await?;
         Ok(comment)
     })
     .await
@@ -148,31 +145,14 @@ pub async fn update(db: &Db, now: Timestamp, viewer: &Viewer, id: Id, body: &Bod
 /// Deletes a comment.
 pub async fn delete(db: &Db, now: Timestamp, viewer: &Viewer, id: Id) -> Result<()> {
     db.brief_transaction(async |tx| {
-        lock(tx, id).await?;
         let (task, comment) = seen(tx, viewer, id).await?;
         viewer.require(Action::DeleteComment, &comment)?;
         if on!(tx, |c| diesel::delete(comments::table.find(id)).execute(c).await)? == 0 {
             return Err(Error::not_found("id", "comment"));
         }
-        let told = about_comment(Kind::CommentDeleted, viewer, now, &task, &comment, Vec::new());
-        let kept = events::append_with_texts(tx, &[told]).await?;
-        quota::remove_comment(tx, &task, &comment.body, kept).await
+        events::append(tx, &[about_comment(Kind::CommentDeleted, viewer, now, &task, &comment, Vec::new())]).await
     })
     .await
-}
-
-/// Locks a comment until the transaction ends: its text counts in quotas, and no two may replace the same one. Its task
-/// is locked first, as by whoever deletes that with its comments.
-async fn lock(tx: &mut Conn, id: Id) -> Result<()> {
-    // SQLite has one writer anyway.
-    if let Pooled::Postgres(c) = &mut tx.pooled {
-        let task = comments::table.find(id).select(comments::task_id);
-        if let Some(task) = task.first::<Id>(&mut &**c).await.optional()? {
-            tasks::table.find(task).select(tasks::id).for_key_share().first::<Id>(&mut &**c).await.optional()?;
-            comments::table.find(id).select(comments::id).for_update().first::<Id>(&mut &**c).await.optional()?;
-        }
-    }
-    Ok(())
 }
 
 async fn seen(tx: &mut Conn, viewer: &Viewer, id: Id) -> Result<(Task, Comment)> {

@@ -8,9 +8,7 @@ use diesel::expression::AsExpression;
 use diesel::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use super::event::about_project;
-use super::history::{Change, changes};
-use super::quota;
+use super::event::{Change, Snapshot, about_project, about_task};
 use super::task::{self, Status as TaskStatus};
 use super::value::{Description, ProjectName, Search, fold};
 use crate::access::{Action, Standing, Subject, Viewer};
@@ -297,7 +295,7 @@ pub async fn create(
     };
     db.transaction(async |tx| {
         on!(tx, |c| diesel::insert_into(projects::table).values((&project, Keys::of(&project))).execute(c).await)?;
-        quota::add_project(tx, db.quotas, viewer.id, project.description.as_deref()).await
+        Ok(())
     })
     .await?;
     Ok(project)
@@ -354,10 +352,8 @@ pub async fn update(db: &Db, now: Timestamp, viewer: &Viewer, id: Id, changes: &
                 // Somebody was faster: look again, and refuse if a version was expected.
                 continue;
             }
-            let told = about_project(Kind::ProjectUpdated, viewer, now, &new, differences(&old, &new));
-            let kept = events::append_with_texts(tx, &[told]).await?;
-            let text = (old.description.as_deref(), new.description.as_deref());
-            quota::change_text(tx, db.quotas, new.owner_id, text, kept).await?;
+            let told = differences(&old, &new);
+            events::append(tx, &[about_project(Kind::ProjectUpdated, viewer, now, &new, told)]).await?;
             return Ok(new);
         }
     })
@@ -369,28 +365,28 @@ pub async fn delete(db: &Db, now: Timestamp, viewer: &Viewer, id: Id) -> Result<
     db.transaction(async |tx| {
         let project = seen(tx, viewer, id, "id").await?;
         viewer.require(Action::DeleteProject, &project)?;
-        let growth = remove(tx, now, viewer, id).await?;
-        quota::remove_project(tx, project.owner_id, growth).await
+        remove(tx, now, viewer, id).await
     })
     .await
 }
 
-/// Deletes a project that the viewer may delete. Returns by how many bytes the text grows that counts in the owner's
-/// quota, which is not changed yet.
-pub async fn remove(tx: &mut Conn, now: Timestamp, viewer: &Viewer, id: Id) -> Result<i64> {
+/// Deletes a project that the viewer may delete.
+pub async fn remove(tx: &mut Conn, now: Timestamp, viewer: &Viewer, id: Id) -> Result<()> {
     // Tasks that are being added hold a lock on the row until they are committed, so none slips in between.
     on!(tx, |c| diesel::update(projects::table.find(id))
         .set(projects::version.eq(projects::version + 1))
         .execute(c)
         .await)?;
     let project = seen(tx, viewer, id, "id").await?;
-    let of_tasks = task::tell_all_deleted(tx, now, viewer, id).await?;
+    let mut told = Vec::new();
+    for task in task::all_of_project(tx, id).await? {
+        told.push(about_task(Kind::TaskDeleted, viewer, now, &task, Snapshot::default()));
+    }
+    told.push(about_project(Kind::ProjectDeleted, viewer, now, &project, Vec::new()));
     if on!(tx, |c| diesel::delete(projects::table.find(id)).execute(c).await)? == 0 {
         return Err(Error::not_found("id", "project"));
     }
-    let told = about_project(Kind::ProjectDeleted, viewer, now, &project, Vec::new());
-    let kept = events::append_with_texts(tx, &[told]).await?;
-    Ok(of_tasks + kept - quota::size(project.description.as_deref()))
+    events::append(tx, &told).await
 }
 
 /// The columns that are made from others: what is searched and ordered by.
@@ -409,12 +405,16 @@ impl Keys {
 }
 
 fn differences(old: &Project, new: &Project) -> Vec<Change> {
-    let status = |project: &Project| Some(format!("{:?}", project.status).to_uppercase());
-    changes([
+    let fields = [
         ("name", Some(old.name.clone()), Some(new.name.clone())),
         ("description", old.description.clone(), new.description.clone()),
-        ("status", status(old), status(new)),
-    ])
+        ("status", Some(format!("{:?}", old.status).to_uppercase()), Some(format!("{:?}", new.status).to_uppercase())),
+    ];
+    fields
+        .into_iter()
+        .filter(|(_, from, to)| from != to)
+        .map(|(field, from, to)| Change { field: field.to_owned(), from, to })
+        .collect()
 }
 
 fn moved_on() -> Error {

@@ -9,16 +9,15 @@ use diesel::prelude::*;
 use diesel::query_builder::{AstPass, QueryFragment, QueryId};
 use serde::{Deserialize, Serialize};
 
-use super::event::{Snapshot, about_task};
-use super::history::{Change, changes};
+use super::event::{Change, Snapshot, about_task};
 use super::value::{Description, Title, fold};
-use super::{mail, mail_quota, project, quota, user};
+use super::{mail, mail_quota, project, user};
 use crate::access::{Action, Standing, Subject, Viewer};
 use crate::db::page::among;
 use crate::db::rows::RunQueryDsl;
 use crate::db::schema::{labels, projects, task_labels, tasks};
 use crate::db::types::OrDefault;
-use crate::db::{Conn, Db, Pooled, looked_up, prepared};
+use crate::db::{Conn, Db, looked_up, prepared};
 use crate::error::{Error, FaultCode, Result, is_orphan};
 use crate::events::{self, Kind, NewEvent};
 use crate::id::Id;
@@ -179,6 +178,16 @@ pub async fn seen(conn: &mut Conn, viewer: &Viewer, id: Id, field: &'static str)
     by_ids(conn, viewer, &[id]).await?.pop().ok_or_else(|| Error::not_found(field, "task"))
 }
 
+/// Every task of a project, for its last words.
+pub async fn all_of_project(tx: &mut Conn, project: Id) -> Result<Vec<Task>> {
+    Ok(on!(tx, |c| tasks::table
+        .filter(tasks::project_id.eq(project))
+        .order_by((tasks::created_at, tasks::id))
+        .select(Task::as_select())
+        .load(c)
+        .await)?)
+}
+
 /// A task to be made.
 #[derive(Clone, Debug)]
 pub struct New {
@@ -245,7 +254,6 @@ pub async fn create(db: &Db, now: Timestamp, viewer: &Viewer, new: &New) -> Resu
         let mut told = vec![about_task(Kind::TaskCreated, viewer, now, &task, Snapshot::default())];
         told.extend(assign(tx, now, viewer, &task, None).await?);
         events::append(tx, &told).await?;
-        quota::add_task(tx, db.quotas, &task).await?;
         Ok(task)
     })
     .await
@@ -307,9 +315,7 @@ pub async fn update(db: &Db, now: Timestamp, viewer: &Viewer, id: Id, changes: &
             if new.assignee_id != old.assignee_id {
                 told.extend(assign(tx, now, viewer, &new, old.assignee_id).await?);
             }
-            let kept = events::append_with_texts(tx, &told).await?;
-            let text = (old.description.as_deref(), new.description.as_deref());
-            quota::change_text(tx, db.quotas, new.owner_id, text, kept).await?;
+            events::append(tx, &told).await?;
             return Ok(new);
         }
     })
@@ -336,10 +342,6 @@ async fn update_at_once(db: &Db, now: Timestamp, viewer: &Viewer, id: Id, change
     let [event] = told.as_slice() else {
         return Ok(None);
     };
-    if new.description != old.description {
-        // Counts in a quota.
-        return Ok(None);
-    }
     let row = Row::of(&old, &new);
     let update = diesel::update(tasks::table.find(id)).filter(tasks::version.eq(old.version)).set(&row);
     Ok(events::append_with(db, update, event).await?.then_some(new))
@@ -402,64 +404,19 @@ fn told(viewer: &Viewer, old: &Task, new: &Task, labels: Option<(String, String)
 pub async fn delete(db: &Db, now: Timestamp, viewer: &Viewer, id: Id) -> Result<()> {
     // Not a brief one: it may have many comments.
     db.transaction(async |tx| {
-        lock(tx, &[id]).await?;
         let task = seen(tx, viewer, id, "id").await?;
         viewer.require(Action::DeleteTask, &task)?;
-        let freed = quota::size(task.description.as_deref()) + quota::comment_bytes(tx, &[id]).await?;
         if on!(tx, |c| diesel::delete(tasks::table.find(id)).execute(c).await)? == 0 {
             return Err(Error::not_found("id", "task"));
         }
-        let told = about_task(Kind::TaskDeleted, viewer, now, &task, Snapshot::default());
-        let kept = events::append_with_texts(tx, &[told]).await?;
-        quota::remove_task(tx, &task, kept - freed).await
+        events::append(tx, &[about_task(Kind::TaskDeleted, viewer, now, &task, Snapshot::default())]).await
     })
     .await
 }
 
-/// Locks tasks until the transaction ends: nobody changes one meanwhile, or adds a comment.
-async fn lock(tx: &mut Conn, ids: &[Id]) -> Result<()> {
-    // SQLite has one writer anyway.
-    if let Pooled::Postgres(c) = &mut tx.pooled {
-        let query = tasks::table.filter(among(tasks::id, ids)).order_by(tasks::id).select(tasks::id).for_update();
-        query.load::<Id>(&mut &**c).await?;
-    }
-    Ok(())
-}
-
-/// How many tasks of a project are read at once when it is deleted: of the longest it is four megabytes.
-const AT_ONCE: usize = 100;
-
-/// Tells that every task of a project is deleted, which the transaction goes on to do. Returns by how many bytes the text
-/// grows that counts in the quota.
-pub async fn tell_all_deleted(tx: &mut Conn, now: Timestamp, viewer: &Viewer, project: Id) -> Result<i64> {
-    let ids: Vec<Id> = on!(tx, |c| tasks::table
-        .filter(tasks::project_id.eq(project))
-        .order_by((tasks::created_at, tasks::id))
-        .select(tasks::id)
-        .load(c)
-        .await)?;
-    lock(tx, &ids).await?;
-    let mut growth = 0;
-    for ids in ids.chunks(AT_ONCE) {
-        let rows: Vec<Task> = on!(tx, |c| tasks::table
-            .filter(among(tasks::id, ids))
-            .order_by((tasks::created_at, tasks::id))
-            .select(Task::as_select())
-            .load(c)
-            .await)?;
-        growth -= quota::comment_bytes(tx, ids).await?;
-        let mut told = Vec::with_capacity(rows.len());
-        for task in &rows {
-            growth -= quota::size(task.description.as_deref());
-            told.push(about_task(Kind::TaskDeleted, viewer, now, task, Snapshot::default()));
-        }
-        growth += events::append_with_texts(tx, &told).await?;
-    }
-    Ok(growth)
-}
-
 /// The project's status, held until the transaction ends, so that archiving it waits for tasks being added.
 async fn locked_status(tx: &mut Conn, project: Id) -> Result<Option<project::Status>> {
+    use crate::db::Pooled;
     let query = projects::table.find(project).select(projects::status);
     Ok(match &mut tx.pooled {
         Pooled::Sqlite(c) => query.first(&mut **c).await.optional()?,
@@ -622,14 +579,18 @@ fn search(task: &Task) -> String {
 fn differences(old: &Task, new: &Task, labels: Option<(String, String)>) -> Vec<Change> {
     let priority = |task: &Task| Some(format!("{:?}", task.priority).to_uppercase());
     let due = |task: &Task| task.due_at.map(|due| due.to_string());
-    let (from, to) = labels.unzip();
-    changes([
+    let mut fields = vec![
         ("title", Some(old.title.clone()), Some(new.title.clone())),
         ("description", old.description.clone(), new.description.clone()),
         ("priority", priority(old), priority(new)),
         ("dueAt", due(old), due(new)),
-        ("labels", from, to),
-    ])
+    ];
+    fields.extend(labels.map(|(from, to)| ("labels", Some(from), Some(to))));
+    fields
+        .into_iter()
+        .filter(|(_, from, to)| from != to)
+        .map(|(field, from, to)| Change { field: field.to_owned(), from, to })
+        .collect()
 }
 
 #[cfg(test)]
