@@ -5,13 +5,16 @@ use std::time::Duration;
 
 use crate::App;
 use crate::access::{Role, Viewer};
+use crate::auth::credential;
 use crate::error::{Code, Error, Result};
 use crate::id::Id;
 use crate::store::audit::Origin;
 use crate::store::password::Password;
+use crate::store::session::{Session, Shown};
 use crate::store::task::{Changes, New, Priority, Status};
 use crate::store::value::{Body, Color, Description, DisplayName, Email, LabelName, ProjectName, Title, Username};
-use crate::store::{comment, label, project, task, user};
+use crate::store::{comment, label, project, session, task, user};
+use crate::time::Timestamp;
 
 /// What everybody in the demo logs in with.
 const PASSWORD: &str = "Demo-Password-1";
@@ -84,7 +87,7 @@ pub async fn fill(app: &App) -> Result<&'static str> {
             email_verified: true,
         };
         let user = user::create(&app.db, now, &new, &Origin::default()).await?;
-        people.push(Viewer { id: user.id, session_id: Id::new(), role });
+        people.push(sign_in(app, now, user.id, role, &password_hash).await?);
     }
     let mut projects = Vec::new();
     for (owner, name, about) in PROJECTS {
@@ -123,5 +126,30 @@ pub async fn fill(app: &App) -> Result<&'static str> {
             comment::create(&app.db, now, &author, made.id, &body).await?;
         }
     }
+    for person in &people {
+        session::revoke(&app.db, now, person, person.session_id, &Origin::default()).await?;
+    }
     Ok(PASSWORD)
+}
+
+/// Whoever writes has a session.
+async fn sign_in(app: &App, now: Timestamp, user_id: Id, role: Role, password_hash: &str) -> Result<Viewer> {
+    let session = Session {
+        id: Id::new(),
+        user_id,
+        seed: credential::random()?.to_vec(),
+        generation: 0,
+        rotated_at: now,
+        created_at: now,
+        last_used_at: now,
+        expires_at: now.plus(Duration::from_secs(3_600)),
+        revoked_at: None,
+        ip_address: None,
+        user_agent: None,
+    };
+    let shown = Shown { hash: password_hash, rehashed: None };
+    match session::create(&app.db, &session, &shown, None).await? {
+        true => Ok(Viewer { id: user_id, session_id: session.id, role }),
+        false => Err(Error::internal("an account that was just created cannot sign in")),
+    }
 }

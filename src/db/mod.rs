@@ -84,6 +84,38 @@ macro_rules! on {
     };
 }
 
+/// How a row that decides over a write is locked until the write is committed.
+///
+/// There is one order in which rows are locked: users (by id), sessions, projects, tasks, comments and labels. A row that
+/// will be changed is locked for that at once: of two that share a lock and both want to change the row, each would wait
+/// for the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lock {
+    /// Others may share the lock, and nobody changes the row.
+    Share,
+    /// The row will be changed.
+    Update,
+    /// The row will be deleted, and with it what refers to it.
+    Delete,
+}
+
+/// Loads the rows of a query, `locked!(tx, query, Lock::Share)`, and locks them on PostgreSQL: a change by a transaction
+/// that is not committed is waited for, and the rows are those that it leaves. SQLite has one writer, beside which nothing
+/// changes.
+#[macro_export]
+macro_rules! locked {
+    ($tx:expr, $query:expr, $lock:expr) => {
+        match (&mut $tx.pooled, $lock) {
+            ($crate::db::Pooled::Sqlite(c), _) => $query.load(&mut **c).await,
+            ($crate::db::Pooled::Postgres(c), $crate::db::Lock::Share) => $query.for_share().load(&mut &**c).await,
+            ($crate::db::Pooled::Postgres(c), $crate::db::Lock::Update) => {
+                $query.for_no_key_update().load(&mut &**c).await
+            }
+            ($crate::db::Pooled::Postgres(c), $crate::db::Lock::Delete) => $query.for_update().load(&mut &**c).await,
+        }
+    };
+}
+
 /// A connection; one inside a transaction is called `tx`.
 pub struct Conn {
     #[doc(hidden)]
@@ -510,7 +542,8 @@ const SQLITE_FOLDER: &str = "PRAGMA synchronous = FULL; PRAGMA fullfsync = ON; P
 // 4 MB hold the inner pages of the indexes of a million tasks; what else is read the system has in memory too.
 const SQLITE_READER: &str = "PRAGMA foreign_keys = ON; PRAGMA busy_timeout = 5000; PRAGMA cache_size = -4000; \
      PRAGMA temp_store = MEMORY; PRAGMA query_only = ON";
-const POSTGRES: &str = "SET statement_timeout = '5s'; SET lock_timeout = '1s'; \
+// PostgreSQL looks for a deadlock after a second: a lock is waited for longer, so that a deadlock is found, and tried again.
+const POSTGRES: &str = "SET statement_timeout = '5s'; SET lock_timeout = '2s'; \
      SET idle_in_transaction_session_timeout = '10s'; SET timezone = 'UTC'";
 
 /// Makes connections by `connect`, which knows where to, and begins each with `setup`.

@@ -163,7 +163,7 @@ impl LabelMutation {
             let color = required(&mut faults, "color", input.color);
             let color = color.and_then(|color| faults.take(Color::parse("color", &color)));
             faults.check()?;
-            store::update(&app.db, &viewer, id, name.as_ref(), color.as_ref()).await
+            store::update(&app.db, app.clock.now(), &viewer, id, name.as_ref(), color.as_ref()).await
         })
         .await?;
         Ok(UpdateLabelPayload { label: label.map(|row| Label(Arc::new(row))), user_errors })
@@ -177,7 +177,7 @@ impl LabelMutation {
         #[graphql(desc = "What to delete.")] input: DeleteLabelInput,
     ) -> Result<DeleteLabelPayload> {
         let (deleted_label_id, user_errors) = write(ctx, |app, viewer| async move {
-            store::delete(&app.db, &viewer, node::named(Noun::Label, &input.id, "id")?).await?;
+            store::delete(&app.db, app.clock.now(), &viewer, node::named(Noun::Label, &input.id, "id")?).await?;
             Ok(input.id)
         })
         .await?;

@@ -5,19 +5,20 @@ use diesel::prelude::*;
 use super::audit::{self, Origin};
 use super::lockout::{self, Rule};
 use super::mail;
+use super::project::{self, Project};
 use super::token::{self, Purpose};
 use super::user::{self, User};
 use super::value::fold;
-use super::{notification, project, session};
-use crate::access::{Role, Viewer};
+use super::{notification, session};
+use crate::access::Viewer;
 use crate::db::rows::RunQueryDsl;
 use crate::db::schema::{events as log, login_failures, mail_tokens, projects, users};
-use crate::db::{Conn, Db};
+use crate::db::{Conn, Db, Lock};
 use crate::error::{Code, Error, FaultCode, Result};
 use crate::events::{self, Kind, NewEvent};
 use crate::id::Id;
-use crate::on;
 use crate::time::Timestamp;
+use crate::{locked, on};
 
 /// What is known of an identifier that somebody wants to log in by.
 #[derive(Clone, Debug)]
@@ -172,7 +173,7 @@ pub async fn change_password(
 ) -> Result<User> {
     db.transaction(async |tx| {
         let user = user::held(tx, viewer.id).await?.ok_or_else(Error::unauthenticated)?;
-        session::require(tx, now, viewer).await?;
+        session::lock(tx, now, viewer).await?;
         put_password(tx, now, &user, password_hash, Some(viewer.session_id)).await?;
         audit::note(tx, now, audit::Kind::PasswordChanged, Some(user.id), Some(user.id), origin).await?;
         Ok(user)
@@ -198,22 +199,28 @@ async fn put_password(tx: &mut Conn, now: Timestamp, user: &User, password_hash:
 /// nameless row stays behind as the author of comments and the assignee of tasks in other people's projects.
 pub async fn delete(db: &Db, now: Timestamp, viewer: &Viewer) -> Result<()> {
     db.transaction(async |tx| {
-        let (user, admins) = user::held_with_admins(tx, viewer.id).await?;
+        // What is deleted may be much. Only ADMIN holds the other ADMINs meanwhile, whose writes wait for it.
+        let (user, admins) = if viewer.is_admin() {
+            let (user, admins) = user::held_with_admins(tx, viewer.id).await?;
+            (user, Some(admins))
+        } else {
+            (user::held(tx, viewer.id).await?, None)
+        };
         let user = user.ok_or_else(Error::unauthenticated)?;
-        session::require(tx, now, viewer).await?;
-        if user.role == Role::Admin {
+        let viewer = &session::lock(tx, now, viewer).await?;
+        if viewer.is_admin() {
+            let admins = match admins {
+                Some(admins) => admins,
+                None => user::held_with_admins(tx, viewer.id).await?.1,
+            };
             admins.keep_one(user.id)?;
         }
-        let own: Vec<Id> = on!(tx, |c| projects::table
-            .filter(projects::owner_id.eq(user.id))
-            .order_by(projects::id)
-            .select(projects::id)
-            .load(c)
-            .await)?;
+        let own = projects::table.filter(projects::owner_id.eq(user.id)).order_by(projects::id);
+        let own: Vec<Project> = locked!(tx, own.select(Project::as_select()), Lock::Delete)?;
         // What the log holds of their projects goes at once; that they were deleted is told, and goes with the retention.
         on!(tx, |c| diesel::delete(log::table.filter(log::owner_id.eq(user.id))).execute(c).await)?;
-        for id in own {
-            project::remove(tx, now, viewer, id).await?;
+        for project in &own {
+            project::remove(tx, now, viewer, project).await?;
         }
         session::end(tx, now, user.id, None, None).await?;
         lockout::unlock(tx, &[&fold(&user.email), &fold(&user.username)]).await?;

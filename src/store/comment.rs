@@ -6,19 +6,19 @@ use diesel::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::event::about_comment;
-use super::mention;
 use super::task::{self, Task};
 use super::value::Body;
+use super::{mention, session};
 use crate::access::{Action, Standing, Subject, Viewer};
 use crate::db::page::{Key, Page, Parent, Position, Window, among, by_parent, each};
 use crate::db::rows::RunQueryDsl;
 use crate::db::schema::comments;
-use crate::db::{Conn, Db, looked_up};
+use crate::db::{Conn, Db, Lock, looked_up};
 use crate::error::{Error, Result};
 use crate::events::{self, Kind};
 use crate::id::Id;
 use crate::time::Timestamp;
-use crate::{keyset, on};
+use crate::{keyset, locked, on};
 
 /// What a person wrote about a task. Whoever sees the task sees its comments.
 #[derive(Clone, Debug, PartialEq, Eq, Queryable, Selectable, Insertable, Serialize, Deserialize)]
@@ -91,7 +91,11 @@ pub async fn counts(conn: &mut Conn, tasks: &[Id]) -> Result<HashMap<Id, i64>> {
 /// Adds a comment to a task that the viewer sees.
 pub async fn create(db: &Db, now: Timestamp, viewer: &Viewer, task_id: Id, body: &Body) -> Result<Comment> {
     db.brief_transaction(async |tx| {
-        let task = task::seen(tx, viewer, task_id, "taskId").await?;
+        let names = mention::names(body);
+        let named = mention::lock(tx, viewer, &names).await?;
+        let viewer = &session::lock(tx, now, viewer).await?;
+        let task = task::lock(tx, viewer, task_id, Lock::Share).await?;
+        let task = task.ok_or_else(|| Error::not_found("taskId", "task"))?;
         viewer.require(Action::AddComment, &task)?;
         let comment = Comment {
             id: Id::new(),
@@ -102,14 +106,8 @@ pub async fn create(db: &Db, now: Timestamp, viewer: &Viewer, task_id: Id, body:
             created_at: now,
             updated_at: now,
         };
-        let inserted = on!(tx, |c| diesel::insert_into(comments::table).values(&comment).execute(c).await);
-        match inserted {
-            Err(error) if crate::error::is_orphan(&error) => {
-                return Err(Error::not_found("taskId", "task"));
-            }
-            other => other?,
-        };
-        let mentions = mention::resolve(tx, &task, mention::names(body)).await?;
+        on!(tx, |c| diesel::insert_into(comments::table).values(&comment).execute(c).await)?;
+        let mentions = named.who_may_see(&task, &names);
         events::append(tx, &[about_comment(Kind::CommentAdded, viewer, now, &task, &comment, mentions)]).await?;
         Ok(comment)
     })
@@ -119,7 +117,10 @@ pub async fn create(db: &Db, now: Timestamp, viewer: &Viewer, task_id: Id, body:
 /// Changes a comment's text.
 pub async fn update(db: &Db, now: Timestamp, viewer: &Viewer, id: Id, body: &Body) -> Result<Comment> {
     db.brief_transaction(async |tx| {
-        let (task, mut comment) = seen(tx, viewer, id).await?;
+        let found = by_ids(tx, &[id]).await?.pop().ok_or_else(missing)?;
+        let named = mention::lock(tx, viewer, &mention::added(&found.body, body)).await?;
+        let viewer = &session::lock(tx, now, viewer).await?;
+        let (task, mut comment) = lock(tx, viewer, &found, Lock::Update).await?;
         viewer.require(Action::UpdateComment, &comment)?;
         if comment.body == **body {
             return Ok(comment);
@@ -127,15 +128,12 @@ pub async fn update(db: &Db, now: Timestamp, viewer: &Viewer, id: Id, body: &Bod
         let old = std::mem::replace(&mut comment.body, body.to_string());
         comment.is_edited = true;
         comment.updated_at = now;
-        let changed = on!(tx, |c| diesel::update(comments::table.find(id))
+        on!(tx, |c| diesel::update(comments::table.find(id))
             .set((comments::body.eq(&comment.body), comments::is_edited.eq(true), comments::updated_at.eq(now)))
             .execute(c)
             .await)?;
-        if changed == 0 {
-            return Err(Error::not_found("id", "comment"));
-        }
-        // Whom the old text mentions was told then.
-        let mentions = mention::resolve(tx, &task, mention::added(&old, body)).await?;
+        // Whom the old text mentions was notified then.
+        let mentions = named.who_may_see(&task, &mention::added(&old, body));
         events::append(tx, &[about_comment(Kind::CommentUpdated, viewer, now, &task, &comment, mentions)]).await?;
         Ok(comment)
     })
@@ -145,19 +143,25 @@ pub async fn update(db: &Db, now: Timestamp, viewer: &Viewer, id: Id, body: &Bod
 /// Deletes a comment.
 pub async fn delete(db: &Db, now: Timestamp, viewer: &Viewer, id: Id) -> Result<()> {
     db.brief_transaction(async |tx| {
-        let (task, comment) = seen(tx, viewer, id).await?;
+        let viewer = &session::lock(tx, now, viewer).await?;
+        let found = by_ids(tx, &[id]).await?.pop().ok_or_else(missing)?;
+        let (task, comment) = lock(tx, viewer, &found, Lock::Delete).await?;
         viewer.require(Action::DeleteComment, &comment)?;
-        if on!(tx, |c| diesel::delete(comments::table.find(id)).execute(c).await)? == 0 {
-            return Err(Error::not_found("id", "comment"));
-        }
+        on!(tx, |c| diesel::delete(comments::table.find(id)).execute(c).await)?;
         events::append(tx, &[about_comment(Kind::CommentDeleted, viewer, now, &task, &comment, Vec::new())]).await
     })
     .await
 }
 
-async fn seen(tx: &mut Conn, viewer: &Viewer, id: Id) -> Result<(Task, Comment)> {
-    let missing = || Error::not_found("id", "comment");
-    let comment = by_ids(tx, &[id]).await?.pop().ok_or_else(missing)?;
-    let task = task::by_ids(tx, viewer, &[comment.task_id]).await?.pop().ok_or_else(missing)?;
-    Ok((task, comment))
+/// A comment on a task that the viewer sees, locked until the transaction ends. Its task decides who may see it and who
+/// receives its events: it is locked too, and first.
+async fn lock(tx: &mut Conn, viewer: &Viewer, found: &Comment, lock: Lock) -> Result<(Task, Comment)> {
+    let task = task::lock(tx, viewer, found.task_id, Lock::Share).await?.ok_or_else(missing)?;
+    let comment = comments::table.find(found.id);
+    let comment: Option<Comment> = locked!(tx, comment.select(Comment::as_select()), lock)?.pop();
+    Ok((task, comment.ok_or_else(missing)?))
+}
+
+fn missing() -> Error {
+    Error::not_found("id", "comment")
 }

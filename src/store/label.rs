@@ -2,17 +2,17 @@
 
 use diesel::prelude::*;
 
-use super::project;
 use super::value::{Color, LabelName, fold};
+use super::{project, session};
 use crate::access::{Action, Viewer};
 use crate::db::page::among;
 use crate::db::rows::RunQueryDsl;
-use crate::db::schema::{labels, projects, task_labels};
-use crate::db::{Conn, Db, Pooled, looked_up};
-use crate::error::{Error, FaultCode, Result, is_orphan, is_taken};
+use crate::db::schema::{labels, task_labels};
+use crate::db::{Conn, Db, Lock, looked_up};
+use crate::error::{Error, FaultCode, Result, is_taken};
 use crate::id::Id;
-use crate::on;
 use crate::time::Timestamp;
+use crate::{locked, on};
 
 /// So many labels at most has a project, and so each of its tasks.
 const MAX_LABELS: i64 = 100;
@@ -70,9 +70,9 @@ pub async fn create(
     color: &Color,
 ) -> Result<Label> {
     db.brief_transaction(async |tx| {
-        let project = project::seen(tx, viewer, project_id, "projectId").await?;
-        viewer.require(Action::UpdateProject, &project)?;
-        hold(tx, project_id).await?;
+        let viewer = &session::lock(tx, now, viewer).await?;
+        // Labels are added one after the other, so that they can be counted.
+        project::lock(tx, viewer, Action::UpdateProject, project_id, "projectId", Lock::Update).await?;
         let of_project = labels::table.filter(labels::project_id.eq(project_id));
         if on!(tx, |c| of_project.count().get_result::<i64>(c).await)? >= MAX_LABELS {
             let message = format!("The project has {MAX_LABELS} labels already.");
@@ -91,33 +91,24 @@ pub async fn create(
             .await);
         match inserted {
             Err(error) if is_taken(&error) => Err(taken()),
-            Err(error) if is_orphan(&error) => Err(Error::not_found("projectId", "project")),
             other => Ok(other.map(|_| label)?),
         }
     })
     .await
 }
 
-/// Holds a project until the transaction ends, so that labels are added one after the other.
-async fn hold(tx: &mut Conn, project: Id) -> Result<()> {
-    // SQLite has one writer anyway.
-    if let Pooled::Postgres(c) = &mut tx.pooled {
-        let query = projects::table.find(project).select(projects::id).for_no_key_update();
-        query.first::<Id>(&mut &**c).await.optional()?;
-    }
-    Ok(())
-}
-
 /// Changes a label's name or colour.
 pub async fn update(
     db: &Db,
+    now: Timestamp,
     viewer: &Viewer,
     id: Id,
     name: Option<&LabelName>,
     color: Option<&Color>,
 ) -> Result<Label> {
     db.brief_transaction(async |tx| {
-        let mut label = managed(tx, viewer, id).await?;
+        let viewer = &session::lock(tx, now, viewer).await?;
+        let mut label = lock(tx, viewer, id, Lock::Update).await?;
         if let Some(name) = name {
             label.name = name.to_string();
         }
@@ -130,7 +121,6 @@ pub async fn update(
             .await);
         match updated {
             Err(error) if is_taken(&error) => Err(taken()),
-            Ok(0) => Err(Error::not_found("id", "label")),
             other => Ok(other.map(|_| label)?),
         }
     })
@@ -138,24 +128,25 @@ pub async fn update(
 }
 
 /// Deletes a label and takes it off every task.
-pub async fn delete(db: &Db, viewer: &Viewer, id: Id) -> Result<()> {
+pub async fn delete(db: &Db, now: Timestamp, viewer: &Viewer, id: Id) -> Result<()> {
     // Not a brief one: it may be on many tasks.
     db.transaction(async |tx| {
-        managed(tx, viewer, id).await?;
-        match on!(tx, |c| diesel::delete(labels::table.find(id)).execute(c).await)? {
-            0 => Err(Error::not_found("id", "label")),
-            _ => Ok(()),
-        }
+        let viewer = &session::lock(tx, now, viewer).await?;
+        lock(tx, viewer, id, Lock::Delete).await?;
+        on!(tx, |c| diesel::delete(labels::table.find(id)).execute(c).await)?;
+        Ok(())
     })
     .await
 }
 
-async fn managed(tx: &mut Conn, viewer: &Viewer, id: Id) -> Result<Label> {
+/// A label that the viewer may change, locked until the transaction ends. Its project and that project's owner never
+/// change, so they need no lock.
+async fn lock(tx: &mut Conn, viewer: &Viewer, id: Id, lock: Lock) -> Result<Label> {
     let missing = || Error::not_found("id", "label");
     let label = by_ids(tx, &[id]).await?.pop().ok_or_else(missing)?;
     let project = project::by_ids(tx, viewer, &[label.project_id]).await?.pop().ok_or_else(missing)?;
     viewer.require(Action::UpdateProject, &project)?;
-    Ok(label)
+    locked!(tx, labels::table.find(id).select(Label::as_select()), lock)?.pop().ok_or_else(missing)
 }
 
 fn taken() -> Error {

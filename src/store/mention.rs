@@ -7,12 +7,12 @@ use diesel::prelude::*;
 use super::task::Task;
 use super::value::fold;
 use crate::access::{Action, Role, Viewer};
-use crate::db::Conn;
 use crate::db::rows::RunQueryDsl;
 use crate::db::schema::users;
+use crate::db::{Conn, Lock};
 use crate::error::Result;
 use crate::id::Id;
-use crate::on;
+use crate::locked;
 
 /// So many people can be mentioned in one comment; further names are only text.
 const MAX: usize = 20;
@@ -44,34 +44,48 @@ pub fn added(old: &str, new: &str) -> Vec<String> {
     names(new).into_iter().filter(|name| !old.contains(name)).collect()
 }
 
-/// The people of these handles who may see the task. A handle may end in `-` or `_`; where nobody has it so, the one
-/// without is meant, as in `_@ada_`.
-pub async fn resolve(tx: &mut Conn, task: &Task, mut names: Vec<String>) -> Result<Vec<Id>> {
+/// People whom a comment may mention, by their handles.
+pub struct Named(HashMap<String, (Id, Role)>);
+
+/// The people of these handles, locked until the transaction ends, as their roles decide who may see the task. The viewer
+/// is locked with them, so that all are in one order. Not all of the people have a right to the task yet: see
+/// [`Named::who_may_see`].
+pub async fn lock(tx: &mut Conn, viewer: &Viewer, names: &[String]) -> Result<Named> {
     if names.is_empty() {
-        return Ok(Vec::new());
+        return Ok(Named(HashMap::new()));
     }
-    names.truncate(MAX);
-    let bare = |name: &str| name.trim_end_matches(['-', '_']).to_owned();
-    let keys: Vec<String> = names.iter().cloned().chain(names.iter().map(|name| bare(name))).collect();
-    let found: Vec<(String, Id, Role)> = on!(tx, |c| users::table
-        .filter(users::username_key.eq_any(&keys))
+    let names = &names[..names.len().min(MAX)];
+    let keys: Vec<&str> = names.iter().flat_map(|name| [name.as_str(), bare(name)]).collect();
+    let people = users::table
+        .filter(users::username_key.eq_any(&keys).or(users::id.eq(viewer.id)))
         .filter(users::deleted_at.is_null())
-        .select((users::username_key, users::id, users::role))
-        .load(c)
-        .await)?;
-    let found: HashMap<String, (Id, Role)> = found.into_iter().map(|(key, id, role)| (key, (id, role))).collect();
-    let mut people = Vec::new();
-    for name in &names {
-        let Some((id, role)) = found.get(name).or_else(|| found.get(&bare(name))).copied() else {
-            continue;
-        };
-        // The table is asked as if they were here; they have no session.
-        let person = Viewer { id, session_id: id, role };
-        if person.may(Action::SeeTask, task) && !people.contains(&id) {
-            people.push(id);
+        .order_by(users::id)
+        .select((users::username_key, users::id, users::role));
+    let people: Vec<(String, Id, Role)> = locked!(tx, people, Lock::Share)?;
+    Ok(Named(people.into_iter().map(|(key, id, role)| (key, (id, role))).collect()))
+}
+
+/// A handle may end in `-` or `_`; where nobody has it so, the one without is meant, as in `_@ada_`.
+fn bare(name: &str) -> &str {
+    name.trim_end_matches(['-', '_'])
+}
+
+impl Named {
+    /// Those of these handles who may see the task.
+    pub fn who_may_see(&self, task: &Task, names: &[String]) -> Vec<Id> {
+        let mut people = Vec::new();
+        for name in names.iter().take(MAX) {
+            let Some((id, role)) = self.0.get(name).or_else(|| self.0.get(bare(name))).copied() else {
+                continue;
+            };
+            // The table is asked as if they were here; they have no session.
+            let person = Viewer { id, session_id: id, role };
+            if person.may(Action::SeeTask, task) && !people.contains(&id) {
+                people.push(id);
+            }
         }
+        people
     }
-    Ok(people)
 }
 
 #[cfg(test)]

@@ -6,18 +6,18 @@ use diesel::expression::AsExpression;
 use diesel::prelude::*;
 use serde::Serialize;
 
-use super::CLEARED;
 use super::event::Snapshot;
+use super::{CLEARED, session};
 use crate::access::Viewer;
 use crate::db::page::{Key, Page, Position as Place, Window, among};
 use crate::db::rows::RunQueryDsl;
 use crate::db::schema::{notifications, users};
-use crate::db::{Conn, Db, Pooled, looked_up};
+use crate::db::{Conn, Db, Lock, Pooled, looked_up};
 use crate::error::{Error, Result};
 use crate::events::{self, Event, Position, kept_place, move_place, settled_after};
 use crate::id::Id;
 use crate::time::Timestamp;
-use crate::{keyset, on, stored_as_smallint};
+use crate::{keyset, locked, on, stored_as_smallint};
 
 /// How many events are read from the log at once. Few: on PostgreSQL the log is settled only below the oldest open
 /// transaction, so the one that writes notifications must be short.
@@ -170,6 +170,7 @@ pub async fn count(conn: &mut Conn, user_id: Id, unread: bool) -> Result<i64> {
 /// Marks the viewer's notifications as read, these or all, and says how many were not before.
 pub async fn mark_read(db: &Db, now: Timestamp, viewer: &Viewer, ids: Option<&[Id]>) -> Result<usize> {
     db.transaction(async |tx| {
+        session::lock(tx, now, viewer).await?;
         let unread =
             notifications::table.filter(notifications::user_id.eq(viewer.id)).filter(notifications::is_read.eq(false));
         let read = notifications::read_at.eq(now);
@@ -252,10 +253,7 @@ async fn keep(db: &Db, from: Position, to: Position, rows: &[Notification]) -> R
             .filter(users::deleted_at.is_null())
             .order_by(users::id)
             .select(users::id);
-        let here: Vec<Id> = match &mut tx.pooled {
-            Pooled::Sqlite(c) => here.load(&mut **c).await?,
-            Pooled::Postgres(c) => here.for_share().load(&mut &**c).await?,
-        };
+        let here: Vec<Id> = locked!(tx, here, Lock::Share)?;
         let rows: Vec<Notification> = rows.iter().filter(|row| here.contains(&row.user_id)).cloned().collect();
         match &mut tx.pooled {
             // A row a statement, so that it is prepared once; on another thread together, so that it is gone to once.

@@ -9,19 +9,21 @@ use diesel::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::event::{Change, Snapshot, about_project, about_task};
+use super::session;
 use super::task::{self, Status as TaskStatus};
 use super::value::{Description, ProjectName, Search, fold};
 use crate::access::{Action, Standing, Subject, Viewer};
 use crate::db::page::{Key, Page, Parent, Position, Window, among, by_parent, each};
 use crate::db::rows::RunQueryDsl;
 use crate::db::schema::{projects, tasks};
-use crate::db::{Conn, Db, looked_up};
+use crate::db::types::sql;
+use crate::db::{Conn, Db, Lock, looked_up};
 use crate::error::{Error, FaultCode, Result};
 use crate::events::{self, Kind};
 use crate::id::Id;
 use crate::stored_as_smallint;
 use crate::time::Timestamp;
-use crate::{keyset, on};
+use crate::{keyset, locked, on};
 
 /// Whether a project takes new tasks.
 #[derive(
@@ -171,6 +173,27 @@ pub async fn seen(conn: &mut Conn, viewer: &Viewer, id: Id, field: &'static str)
     by_ids(conn, viewer, &[id]).await?.pop().ok_or_else(|| Error::not_found(field, "project"))
 }
 
+/// One project on which the viewer may do what only its owner and ADMIN may, locked until the transaction ends. Rows that
+/// are not locked decide what others are answered.
+pub async fn lock(
+    tx: &mut Conn,
+    viewer: &Viewer,
+    action: Action,
+    id: Id,
+    field: &'static str,
+    lock: Lock,
+) -> Result<Project> {
+    let managed = projects::owner_id.eq(viewer.id).or(viewer.is_admin().into_sql::<sql::Bool>());
+    let project = projects::table.find(id).filter(managed);
+    let project: Option<Project> = locked!(tx, project.select(Project::as_select()), lock)?.pop();
+    let project = match project {
+        Some(project) => project,
+        None => seen(tx, viewer, id, field).await?,
+    };
+    viewer.require(action, &project)?;
+    Ok(project)
+}
+
 /// One page of the projects that the viewer owns, or of all for ADMIN.
 pub async fn page(conn: &mut Conn, viewer: &Viewer, list: &List) -> Result<Page<Project>> {
     let walk = async {
@@ -294,6 +317,7 @@ pub async fn create(
         updated_at: now,
     };
     db.transaction(async |tx| {
+        session::lock(tx, now, viewer).await?;
         on!(tx, |c| diesel::insert_into(projects::table).values((&project, Keys::of(&project))).execute(c).await)?;
         Ok(())
     })
@@ -317,45 +341,38 @@ pub struct Changes {
 /// Changes a project.
 pub async fn update(db: &Db, now: Timestamp, viewer: &Viewer, id: Id, changes: &Changes) -> Result<Project> {
     db.transaction(async |tx| {
-        loop {
-            let old = seen(tx, viewer, id, "id").await?;
-            viewer.require(Action::UpdateProject, &old)?;
-            if changes.expected_version.is_some_and(|version| version != old.version) {
-                return Err(moved_on());
-            }
-            let mut new = old.clone();
-            if let Some(name) = &changes.name {
-                new.name = name.to_string();
-            }
-            if let Some(description) = &changes.description {
-                new.description = description.as_ref().map(ToString::to_string);
-            }
-            new.status = changes.status.unwrap_or(old.status);
-            if new == old {
-                return Ok(old);
-            }
-            new.version += 1;
-            new.updated_at = now;
-            let updated = on!(tx, |c| diesel::update(projects::table.find(id))
-                .filter(projects::version.eq(old.version))
-                .set((
-                    projects::name.eq(&new.name),
-                    projects::description.eq(&new.description),
-                    projects::status.eq(new.status),
-                    projects::version.eq(new.version),
-                    projects::updated_at.eq(now),
-                    Keys::of(&new),
-                ))
-                .execute(c)
-                .await)?;
-            if updated == 0 {
-                // Somebody was faster: look again, and refuse if a version was expected.
-                continue;
-            }
-            let told = differences(&old, &new);
-            events::append(tx, &[about_project(Kind::ProjectUpdated, viewer, now, &new, told)]).await?;
-            return Ok(new);
+        let viewer = &session::lock(tx, now, viewer).await?;
+        let old = lock(tx, viewer, Action::UpdateProject, id, "id", Lock::Update).await?;
+        if changes.expected_version.is_some_and(|version| version != old.version) {
+            return Err(moved_on());
         }
+        let mut new = old.clone();
+        if let Some(name) = &changes.name {
+            new.name = name.to_string();
+        }
+        if let Some(description) = &changes.description {
+            new.description = description.as_ref().map(ToString::to_string);
+        }
+        new.status = changes.status.unwrap_or(old.status);
+        if new == old {
+            return Ok(old);
+        }
+        new.version += 1;
+        new.updated_at = now;
+        on!(tx, |c| diesel::update(projects::table.find(id))
+            .set((
+                projects::name.eq(&new.name),
+                projects::description.eq(&new.description),
+                projects::status.eq(new.status),
+                projects::version.eq(new.version),
+                projects::updated_at.eq(now),
+                Keys::of(&new),
+            ))
+            .execute(c)
+            .await)?;
+        let told = differences(&old, &new);
+        events::append(tx, &[about_project(Kind::ProjectUpdated, viewer, now, &new, told)]).await?;
+        Ok(new)
     })
     .await
 }
@@ -363,29 +380,22 @@ pub async fn update(db: &Db, now: Timestamp, viewer: &Viewer, id: Id, changes: &
 /// Deletes a project with all that is in it; every task that goes with it is told as deleted first.
 pub async fn delete(db: &Db, now: Timestamp, viewer: &Viewer, id: Id) -> Result<()> {
     db.transaction(async |tx| {
-        let project = seen(tx, viewer, id, "id").await?;
-        viewer.require(Action::DeleteProject, &project)?;
-        remove(tx, now, viewer, id).await
+        let viewer = &session::lock(tx, now, viewer).await?;
+        let project = lock(tx, viewer, Action::DeleteProject, id, "id", Lock::Delete).await?;
+        remove(tx, now, viewer, &project).await
     })
     .await
 }
 
-/// Deletes a project that the viewer may delete.
-pub async fn remove(tx: &mut Conn, now: Timestamp, viewer: &Viewer, id: Id) -> Result<()> {
-    // Tasks that are being added hold a lock on the row until they are committed, so none slips in between.
-    on!(tx, |c| diesel::update(projects::table.find(id))
-        .set(projects::version.eq(projects::version + 1))
-        .execute(c)
-        .await)?;
-    let project = seen(tx, viewer, id, "id").await?;
+/// Deletes a project that is locked for it. Whoever adds a task has a lock on the row until the task is committed, so none
+/// slips in between.
+pub async fn remove(tx: &mut Conn, now: Timestamp, viewer: &Viewer, project: &Project) -> Result<()> {
     let mut told = Vec::new();
-    for task in task::all_of_project(tx, id).await? {
+    for task in task::lock_all_of_project(tx, project.id).await? {
         told.push(about_task(Kind::TaskDeleted, viewer, now, &task, Snapshot::default()));
     }
-    told.push(about_project(Kind::ProjectDeleted, viewer, now, &project, Vec::new()));
-    if on!(tx, |c| diesel::delete(projects::table.find(id)).execute(c).await)? == 0 {
-        return Err(Error::not_found("id", "project"));
-    }
+    told.push(about_project(Kind::ProjectDeleted, viewer, now, project, Vec::new()));
+    on!(tx, |c| diesel::delete(projects::table.find(project.id)).execute(c).await)?;
     events::append(tx, &told).await
 }
 

@@ -4,21 +4,25 @@ use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use diesel::dsl::max;
+use diesel::expression::{ValidGrouping, is_aggregate};
+use diesel::pg::Pg;
 use diesel::prelude::*;
+use diesel::query_builder::{AstPass, QueryFragment, QueryId};
+use diesel::sqlite::Sqlite;
 
 use super::audit::{self, Origin};
-use super::{CLEARED, lockout};
+use super::{CLEARED, lockout, user};
 use crate::access::{Role, Viewer};
 use crate::db::page::among;
 use crate::db::rows::RunQueryDsl;
 use crate::db::schema::{sessions, users};
 use crate::db::types::sql;
-use crate::db::{Conn, Db, Pooled};
+use crate::db::{Conn, Db, Lock, Pooled};
 use crate::error::{Error, Result};
 use crate::events::{self, Kind, NewEvent};
 use crate::id::Id;
-use crate::on;
 use crate::time::Timestamp;
+use crate::{locked, on};
 
 /// A login and the refresh tokens that came of it.
 #[derive(Clone, Debug, PartialEq, Eq, Queryable, Selectable, Insertable)]
@@ -70,12 +74,76 @@ pub async fn viewer(conn: &mut Conn, now: Timestamp, session_id: Id) -> Result<O
     Ok(row.map(|(id, role)| Viewer { id, session_id, role }))
 }
 
-/// Refuses when the viewer's session has ended since the request began. To be asked when the account is held, as it is
-/// when a new password ends its sessions.
-pub async fn require(tx: &mut Conn, now: Timestamp, viewer: &Viewer) -> Result<()> {
-    let present = self::viewer(tx, now, viewer.session_id).await?;
-    present.map(|_| ()).ok_or_else(Error::unauthenticated)
+/// The viewer with their present role, locked until the transaction ends: until then nobody changes the role, disables the
+/// account or ends the session. UNAUTHENTICATED if that has happened since the request began.
+///
+/// Every write of a viewer begins with this. What the request knew of the viewer may be a second old, and would let the
+/// log have a change after the end of the right to it.
+pub async fn lock(tx: &mut Conn, now: Timestamp, viewer: &Viewer) -> Result<Viewer> {
+    // The order of the tables is the order of the locks.
+    let present = users::table
+        .inner_join(sessions::table)
+        .filter(sessions::id.eq(viewer.session_id))
+        .filter(sessions::revoked_at.is_null())
+        .filter(sessions::expires_at.gt(now))
+        .filter(users::is_active.eq(true))
+        .select((users::id, users::role));
+    let rows: Vec<(Id, Role)> = locked!(tx, present, Lock::Share)?;
+    let (id, role) = rows.into_iter().next().ok_or_else(Error::unauthenticated)?;
+    Ok(Viewer { id, role, ..*viewer })
 }
+
+/// The same as a condition of a statement: true if the viewer's session lasts and their role is still the same, which
+/// stays so until the statement is committed.
+#[derive(Clone, Copy, Debug)]
+pub struct Unchanged<'a> {
+    viewer: &'a Viewer,
+    now: Timestamp,
+}
+
+impl<'a> Unchanged<'a> {
+    /// For a write at this moment.
+    pub const fn new(viewer: &'a Viewer, now: Timestamp) -> Self {
+        Self { viewer, now }
+    }
+}
+
+impl Expression for Unchanged<'_> {
+    type SqlType = sql::Bool;
+}
+
+impl<Tables> AppearsOnTable<Tables> for Unchanged<'_> {}
+
+impl ValidGrouping<()> for Unchanged<'_> {
+    type IsAggregate = is_aggregate::No;
+}
+
+impl QueryId for Unchanged<'_> {
+    type QueryId = ();
+    const HAS_STATIC_QUERY_ID: bool = false;
+}
+
+macro_rules! unchanged {
+    ($backend:ty, $lock:literal) => {
+        impl QueryFragment<$backend> for Unchanged<'_> {
+            fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, $backend>) -> QueryResult<()> {
+                out.push_sql(
+                    "EXISTS (SELECT 1 FROM users INNER JOIN sessions ON sessions.user_id = users.id \
+                     WHERE sessions.revoked_at IS NULL AND users.is_active AND sessions.id = ",
+                );
+                out.push_bind_param::<sql::Uuid, _>(&self.viewer.session_id)?;
+                out.push_sql(" AND sessions.expires_at > ");
+                out.push_bind_param::<sql::Instant, _>(&self.now)?;
+                out.push_sql(" AND users.role = ");
+                out.push_bind_param::<sql::SmallInt, _>(&self.viewer.role)?;
+                out.push_sql($lock);
+                Ok(())
+            }
+        }
+    };
+}
+unchanged!(Pg, " FOR SHARE)");
+unchanged!(Sqlite, ")");
 
 /// A password that somebody has shown at a login.
 pub struct Shown<'a> {
@@ -240,11 +308,15 @@ pub async fn rotate(
 /// closed.
 pub async fn revoke(db: &Db, now: Timestamp, viewer: &Viewer, id: Id, origin: &Origin) -> Result<bool> {
     db.transaction(async |tx| {
+        user::held(tx, viewer.id).await?;
+        let own = id == viewer.session_id;
+        if !own {
+            lock(tx, now, viewer).await?;
+        }
         let ended = end(tx, now, viewer.id, Some(id), None).await?;
         if ended == 0 {
             return Ok(false);
         }
-        let own = id == viewer.session_id;
         let kind = if own { audit::Kind::LoggedOut } else { audit::Kind::SessionRevoked };
         audit::note(tx, now, kind, Some(viewer.id), Some(viewer.id), origin).await?;
         Ok(true)
@@ -255,6 +327,8 @@ pub async fn revoke(db: &Db, now: Timestamp, viewer: &Viewer, id: Id, origin: &O
 /// Ends every session of the viewer but the present one; how many.
 pub async fn revoke_others(db: &Db, now: Timestamp, viewer: &Viewer, origin: &Origin) -> Result<usize> {
     db.transaction(async |tx| {
+        user::held(tx, viewer.id).await?;
+        lock(tx, now, viewer).await?;
         let ended = end(tx, now, viewer.id, None, Some(viewer.session_id)).await?;
         for _ in 0..ended {
             audit::note(tx, now, audit::Kind::SessionRevoked, Some(viewer.id), Some(viewer.id), origin).await?;
@@ -264,7 +338,7 @@ pub async fn revoke_others(db: &Db, now: Timestamp, viewer: &Viewer, origin: &Or
     .await
 }
 
-/// Ends sessions of a user: one, or all, or all but one; how many.
+/// Ends sessions of a user whose account is held: one, or all, or all but one; how many.
 pub async fn end(tx: &mut Conn, now: Timestamp, user_id: Id, only: Option<Id>, except: Option<Id>) -> Result<usize> {
     let ended: Vec<Id> = on!(tx, |c| {
         let mut lasting = sessions::table

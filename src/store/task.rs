@@ -10,20 +10,21 @@ use diesel::query_builder::{AstPass, QueryFragment, QueryId};
 use serde::{Deserialize, Serialize};
 
 use super::event::{Change, Snapshot, about_task};
+use super::user::{self, User};
 use super::value::{Description, Title, fold};
-use super::{mail, mail_quota, project, user};
+use super::{mail, mail_quota, project, session};
 use crate::access::{Action, Standing, Subject, Viewer};
 use crate::db::page::among;
 use crate::db::rows::RunQueryDsl;
-use crate::db::schema::{labels, projects, task_labels, tasks};
-use crate::db::types::OrDefault;
-use crate::db::{Conn, Db, looked_up, prepared};
+use crate::db::schema::{labels, task_labels, tasks};
+use crate::db::types::{OrDefault, sql};
+use crate::db::{Conn, Db, Lock, looked_up, prepared};
 use crate::error::{Error, FaultCode, Result, is_orphan};
 use crate::events::{self, Kind, NewEvent};
 use crate::id::Id;
-use crate::on;
 use crate::stored_as_smallint;
 use crate::time::Timestamp;
+use crate::{locked, on};
 
 /// How far a task is. It goes TODO → IN_PROGRESS → DONE and back one step at a time, DONE → IN_PROGRESS → TODO.
 #[derive(
@@ -178,14 +179,22 @@ pub async fn seen(conn: &mut Conn, viewer: &Viewer, id: Id, field: &'static str)
     by_ids(conn, viewer, &[id]).await?.pop().ok_or_else(|| Error::not_found(field, "task"))
 }
 
-/// Every task of a project, for its last words.
-pub async fn all_of_project(tx: &mut Conn, project: Id) -> Result<Vec<Task>> {
-    Ok(on!(tx, |c| tasks::table
-        .filter(tasks::project_id.eq(project))
-        .order_by((tasks::created_at, tasks::id))
-        .select(Task::as_select())
-        .load(c)
-        .await)?)
+/// One task that the viewer sees, locked until the transaction ends: who may do what with it, and who receives its events,
+/// stays so until the write is in the log. What the viewer does not see is not locked, so nobody can block others' tasks.
+pub async fn lock(tx: &mut Conn, viewer: &Viewer, id: Id, lock: Lock) -> Result<Option<Task>> {
+    let visible = tasks::owner_id
+        .eq(viewer.id)
+        .or(tasks::assignee_id.eq(viewer.id))
+        .or(viewer.is_admin().into_sql::<sql::Bool>());
+    let task = tasks::table.find(id).filter(visible);
+    let task: Option<Task> = locked!(tx, task.select(Task::as_select()), lock)?.pop();
+    Ok(task.filter(|task| viewer.may(Action::SeeTask, task)))
+}
+
+/// Every task of a project that is locked, locked to be deleted with it.
+pub async fn lock_all_of_project(tx: &mut Conn, project: Id) -> Result<Vec<Task>> {
+    let tasks = tasks::table.filter(tasks::project_id.eq(project)).order_by((tasks::created_at, tasks::id));
+    Ok(locked!(tx, tasks.select(Task::as_select()), Lock::Delete)?)
 }
 
 /// A task to be made.
@@ -210,16 +219,13 @@ pub struct New {
 /// Adds a task to a project.
 pub async fn create(db: &Db, now: Timestamp, viewer: &Viewer, new: &New) -> Result<Task> {
     db.brief_transaction(async |tx| {
-        let project = project::seen(tx, viewer, new.project_id, "projectId").await?;
-        viewer.require(Action::CreateTask, &project)?;
-        match locked_status(tx, project.id).await? {
-            Some(project::Status::Active) => {}
-            Some(project::Status::Archived) => {
-                let message = "The project is archived and takes no new tasks.";
-                return Err(Error::fault("projectId", FaultCode::Archived, message));
-            }
-            // Deleted while this waited for it.
-            None => return Err(Error::not_found("projectId", "project")),
+        let assignee = lock_assignee(tx, viewer, new.assignee_id).await?;
+        let viewer = &session::lock(tx, now, viewer).await?;
+        // Archiving and deleting the project wait for tasks that are being added.
+        let project = project::lock(tx, viewer, Action::CreateTask, new.project_id, "projectId", Lock::Share).await?;
+        if project.status == project::Status::Archived {
+            let message = "The project is archived and takes no new tasks.";
+            return Err(Error::fault("projectId", FaultCode::Archived, message));
         }
         check_due(now, new.due_at)?;
         let task = Task {
@@ -238,21 +244,14 @@ pub async fn create(db: &Db, now: Timestamp, viewer: &Viewer, new: &New) -> Resu
             created_at: now,
             updated_at: now,
         };
-        let inserted = on!(tx, |c| diesel::insert_into(tasks::table)
+        check_assignee(new.assignee_id, assignee.as_ref())?;
+        on!(tx, |c| diesel::insert_into(tasks::table)
             .values((&task, tasks::search.eq(search(&task))))
             .execute(c)
-            .await);
-        match inserted {
-            // The assignee is asked about below; what can be gone here is the project.
-            Err(error) if is_orphan(&error) && task.assignee_id.is_none() => {
-                return Err(Error::not_found("projectId", "project"));
-            }
-            Err(error) if is_orphan(&error) => return Err(Error::not_found("assigneeId", "user")),
-            other => other?,
-        };
+            .await)?;
         label(tx, &task, &new.label_ids, "labelIds").await?;
         let mut told = vec![about_task(Kind::TaskCreated, viewer, now, &task, Snapshot::default())];
-        told.extend(assign(tx, now, viewer, &task, None).await?);
+        told.extend(assign(tx, now, viewer, &task, assignee.as_ref(), None).await?);
         events::append(tx, &told).await?;
         Ok(task)
     })
@@ -288,36 +287,33 @@ pub async fn update(db: &Db, now: Timestamp, viewer: &Viewer, id: Id, changes: &
         return Ok(task);
     }
     db.brief_transaction(async |tx| {
-        loop {
-            let old = seen(tx, viewer, id, "id").await?;
-            let mut new = changed(&old, changes, viewer, now)?;
-            let relabelling = Relabelling::plan(tx, &old, changes).await?;
-            if new == old && relabelling.is_none() {
-                return Ok(old);
-            }
-            new.version += 1;
-            new.updated_at = now;
-            let row = Row::of(&old, &new);
-            let update = diesel::update(tasks::table.find(id)).filter(tasks::version.eq(old.version)).set(&row);
-            match on!(tx, |c| prepared(update).execute(c).await) {
-                // Somebody was faster: look again, and refuse if a version was expected.
-                Ok(0) => continue,
-                Err(error) if is_orphan(&error) => {
-                    return Err(Error::not_found("assigneeId", "user"));
-                }
-                other => other?,
-            };
-            let labels = match relabelling {
-                Some(relabelling) => Some(relabelling.apply(tx, &old).await?),
-                None => None,
-            };
-            let mut told = told(viewer, &old, &new, labels);
-            if new.assignee_id != old.assignee_id {
-                told.extend(assign(tx, now, viewer, &new, old.assignee_id).await?);
-            }
-            events::append(tx, &told).await?;
-            return Ok(new);
+        let assignee = lock_assignee(tx, viewer, changes.assignee_id.flatten()).await?;
+        let viewer = &session::lock(tx, now, viewer).await?;
+        let old = lock(tx, viewer, id, Lock::Update).await?.ok_or_else(|| Error::not_found("id", "task"))?;
+        let mut new = changed(&old, changes, viewer, now)?;
+        let relabelling = Relabelling::plan(tx, &old, changes).await?;
+        if new == old && relabelling.is_none() {
+            return Ok(old);
         }
+        let is_reassigned = new.assignee_id != old.assignee_id;
+        if is_reassigned {
+            check_assignee(new.assignee_id, assignee.as_ref())?;
+        }
+        new.version += 1;
+        new.updated_at = now;
+        let row = Row::of(&old, &new);
+        let update = diesel::update(tasks::table.find(id)).set(&row);
+        on!(tx, |c| prepared(update).execute(c).await)?;
+        let labels = match relabelling {
+            Some(relabelling) => Some(relabelling.apply(tx, &old).await?),
+            None => None,
+        };
+        let mut told = told(viewer, &old, &new, labels);
+        if is_reassigned {
+            told.extend(assign(tx, now, viewer, &new, assignee.as_ref(), old.assignee_id).await?);
+        }
+        events::append(tx, &told).await?;
+        Ok(new)
     })
     .await
 }
@@ -325,6 +321,10 @@ pub async fn update(db: &Db, now: Timestamp, viewer: &Viewer, id: Id, changes: &
 /// The same for a change of the task alone that is one event, with the task read before anything is locked: what is left
 /// is one statement of PostgreSQL without a transaction around it, which is half of the work there, and of SQLite's one
 /// writer others wait the shorter. Nothing if it is more than that, or if somebody was faster.
+///
+/// Nothing of what decides can change between the two. The task's owner never does, its assignee not without its version,
+/// which the statement compares once it has the row's lock, with the newest row. The viewer's session and role are locked
+/// and compared by the statement too.
 async fn update_at_once(db: &Db, now: Timestamp, viewer: &Viewer, id: Id, changes: &Changes) -> Result<Option<Task>> {
     let is_plain =
         changes.assignee_id.is_none() && changes.add_label_ids.is_empty() && changes.remove_label_ids.is_empty();
@@ -343,7 +343,8 @@ async fn update_at_once(db: &Db, now: Timestamp, viewer: &Viewer, id: Id, change
         return Ok(None);
     };
     let row = Row::of(&old, &new);
-    let update = diesel::update(tasks::table.find(id)).filter(tasks::version.eq(old.version)).set(&row);
+    let is_unchanged = tasks::version.eq(old.version).and(session::Unchanged::new(viewer, now));
+    let update = diesel::update(tasks::table.find(id)).filter(is_unchanged).set(&row);
     Ok(events::append_with(db, update, event).await?.then_some(new))
 }
 
@@ -404,24 +405,13 @@ fn told(viewer: &Viewer, old: &Task, new: &Task, labels: Option<(String, String)
 pub async fn delete(db: &Db, now: Timestamp, viewer: &Viewer, id: Id) -> Result<()> {
     // Not a brief one: it may have many comments.
     db.transaction(async |tx| {
-        let task = seen(tx, viewer, id, "id").await?;
+        let viewer = &session::lock(tx, now, viewer).await?;
+        let task = lock(tx, viewer, id, Lock::Delete).await?.ok_or_else(|| Error::not_found("id", "task"))?;
         viewer.require(Action::DeleteTask, &task)?;
-        if on!(tx, |c| diesel::delete(tasks::table.find(id)).execute(c).await)? == 0 {
-            return Err(Error::not_found("id", "task"));
-        }
+        on!(tx, |c| diesel::delete(tasks::table.find(id)).execute(c).await)?;
         events::append(tx, &[about_task(Kind::TaskDeleted, viewer, now, &task, Snapshot::default())]).await
     })
     .await
-}
-
-/// The project's status, held until the transaction ends, so that archiving it waits for tasks being added.
-async fn locked_status(tx: &mut Conn, project: Id) -> Result<Option<project::Status>> {
-    use crate::db::Pooled;
-    let query = projects::table.find(project).select(projects::status);
-    Ok(match &mut tx.pooled {
-        Pooled::Sqlite(c) => query.first(&mut **c).await.optional()?,
-        Pooled::Postgres(c) => query.for_share().first(&mut &**c).await.optional()?,
-    })
 }
 
 fn check_due(now: Timestamp, due_at: Option<Timestamp>) -> Result<()> {
@@ -471,12 +461,32 @@ fn changed(old: &Task, changes: &Changes, viewer: &Viewer, now: Timestamp) -> Re
     Ok(new)
 }
 
+/// Who is to get a task, locked until the transaction ends: nobody disables the account or changes its address meanwhile.
+async fn lock_assignee(tx: &mut Conn, viewer: &Viewer, id: Option<Id>) -> Result<Option<User>> {
+    match id {
+        Some(id) => user::lock_beside(tx, viewer, id).await,
+        None => Ok(None),
+    }
+}
+
+/// Refuses an assignee who is nobody or not active.
+fn check_assignee(id: Option<Id>, assignee: Option<&User>) -> Result<()> {
+    match assignee {
+        None if id.is_some() => Err(Error::not_found("assigneeId", "user")),
+        Some(assignee) if !assignee.is_active => {
+            Err(Error::fault("assigneeId", FaultCode::Invalid, "This user is not active."))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Tells the new assignee, by event and, at an address that is known to be theirs, by mail, and whoever had the task before.
 async fn assign(
     tx: &mut Conn,
     now: Timestamp,
     viewer: &Viewer,
     task: &Task,
+    assignee: Option<&User>,
     previous: Option<Id>,
 ) -> Result<Vec<NewEvent>> {
     let mut told = Vec::new();
@@ -485,12 +495,7 @@ async fn assign(
     if previous.is_some() {
         told.push(event(Kind::TaskUnassigned));
     }
-    if let Some(assignee) = task.assignee_id {
-        let assignee = user::any_by_ids(tx, &[assignee]).await?.pop();
-        let assignee = assignee.ok_or_else(|| Error::not_found("assigneeId", "user"))?;
-        if !assignee.is_active {
-            return Err(Error::fault("assigneeId", FaultCode::Invalid, "This user is not active."));
-        }
+    if let Some(assignee) = assignee {
         told.push(event(Kind::TaskAssigned));
         if assignee.id != viewer.id
             && assignee.email_verified

@@ -15,12 +15,12 @@ use crate::db::lately::{Lately, Since};
 use crate::db::page::{Key, Page, Position, Window, among};
 use crate::db::rows::RunQueryDsl;
 use crate::db::schema::{mail_tokens, mails, projects, tasks, users};
-use crate::db::{Bell, Conn, Db, Pooled, looked_up};
+use crate::db::{Bell, Conn, Db, Lock, looked_up};
 use crate::error::{Error, Fault, FaultCode, Result, is_taken};
 use crate::events::{self, Kind, NewEvent};
 use crate::id::Id;
 use crate::time::Timestamp;
-use crate::{keyset, on};
+use crate::{keyset, locked, on};
 
 /// What everyone who is signed in may see of a person.
 #[derive(Clone, Debug, PartialEq, Eq, Queryable, Selectable)]
@@ -166,13 +166,7 @@ pub async fn any_by_ids(conn: &mut Conn, ids: &[Id]) -> Result<Vec<User>> {
 
 /// The account with this id, held until the transaction ends: a change that comes meanwhile waits, and none is lost.
 pub async fn held(tx: &mut Conn, id: Id) -> Result<Option<User>> {
-    let account = users::table.find(id);
-    Ok(match &mut tx.pooled {
-        Pooled::Sqlite(c) => account.select(User::as_select()).first(&mut **c).await.optional()?,
-        Pooled::Postgres(c) => {
-            account.select(User::as_select()).for_no_key_update().first(&mut &**c).await.optional()?
-        }
-    })
+    Ok(locked!(tx, users::table.find(id).select(User::as_select()), Lock::Update)?.pop())
 }
 
 /// The same with the active ADMINs, who are held too. All at once, so that of two who hold the same one waits for the
@@ -180,24 +174,23 @@ pub async fn held(tx: &mut Conn, id: Id) -> Result<Option<User>> {
 pub async fn held_with_admins(tx: &mut Conn, id: Id) -> Result<(Option<User>, Admins)> {
     let admins = users::role.eq(Role::Admin).and(users::is_active.eq(true));
     let rows = users::table.filter(users::id.eq(id).or(admins)).order_by(users::id);
-    let rows: Vec<User> = match &mut tx.pooled {
-        Pooled::Sqlite(c) => rows.select(User::as_select()).load(&mut **c).await?,
-        Pooled::Postgres(c) => rows.select(User::as_select()).for_no_key_update().load(&mut &**c).await?,
-    };
+    let rows: Vec<User> = locked!(tx, rows.select(User::as_select()), Lock::Update)?;
     let admins = rows.iter().filter(|user| user.role == Role::Admin && user.is_active).map(|user| user.id).collect();
     Ok((rows.into_iter().find(|user| user.id == id), Admins(admins)))
+}
+
+/// The account with this id, about which a write of the viewer is decided: both are locked against changes until the
+/// transaction ends, at once and in the order of their ids.
+pub async fn lock_beside(tx: &mut Conn, viewer: &Viewer, id: Id) -> Result<Option<User>> {
+    let both = users::table.filter(users::id.eq(id).or(users::id.eq(viewer.id))).order_by(users::id);
+    let both: Vec<User> = locked!(tx, both.select(User::as_select()), Lock::Share)?;
+    Ok(both.into_iter().find(|user| user.id == id))
 }
 
 /// The active ADMINs.
 pub struct Admins(Vec<Id>);
 
 impl Admins {
-    /// The viewer with the role that they have now.
-    fn now(&self, viewer: &Viewer) -> Viewer {
-        let role = if self.0.contains(&viewer.id) { Role::Admin } else { Role::User };
-        Viewer { role, ..*viewer }
-    }
-
     /// Refuses when there would be none without this one.
     pub fn keep_one(&self, without: Id) -> Result<()> {
         if self.0.iter().any(|admin| *admin != without) {
@@ -387,7 +380,7 @@ pub struct Changes {
 pub async fn update_viewer(db: &Db, now: Timestamp, viewer: &Viewer, changes: &Changes) -> Result<User> {
     db.transaction(async |tx| {
         let mut user = held(tx, viewer.id).await?.ok_or_else(Error::unauthenticated)?;
-        session::require(tx, now, viewer).await?;
+        session::lock(tx, now, viewer).await?;
         if let Some(name) = &changes.display_name {
             user.display_name = name.to_string();
         }
@@ -530,7 +523,7 @@ async fn change(
 ) -> Result<User> {
     let (old, admins) = held_with_admins(tx, id).await?;
     if let Some(viewer) = viewer {
-        admins.now(viewer).require(Action::ManageUsers, &())?;
+        session::lock(tx, now, viewer).await?.require(Action::ManageUsers, &())?;
     }
     let old = old.filter(|user| user.deleted_at.is_none()).ok_or_else(|| Error::not_found("id", "user"))?;
     let mut user = old.clone();

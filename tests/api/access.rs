@@ -271,6 +271,43 @@ async fn mutations_answer_each_role_as_the_table_says() {
     }
 }
 
+/// What an instance remembers of a viewer may be a second old. Here it stays old: the instance does not read the event log.
+#[tokio::test]
+async fn mutations_are_decided_by_the_rights_at_the_time_of_the_write() {
+    let server = Server::start().await;
+    let people = People::new(&server).await;
+    let elsewhere = server.beside_without_jobs().await;
+    server.admin("demoted").await;
+    server.admin("disabled").await;
+    let [demoted, disabled] = [elsewhere.login("demoted").await, elsewhere.login("disabled").await];
+    let ended = elsewhere.login("admin").await;
+    let root = &people.0[4];
+    root.mutate("updateUser", json!({ "id": demoted.id, "role": "USER" })).await.ok();
+    root.mutate("updateUser", json!({ "id": disabled.id, "isActive": false })).await.ok();
+    root.ask(&format!("mutation {{ {REVOKE_OTHERS} {{ revokedCount }} }}"), json!({})).await;
+    for (mutation, input, outcomes) in MUTATIONS {
+        // A wrong password and an id of another kind are refused before anything is written.
+        let is_refused = ["changePassword", "deleteViewer", "revokeSession"].contains(&mutation);
+        let no_longer = if is_refused { outcomes[1] } else { NO };
+        for (person, expected) in [(&demoted, outcomes[1]), (&disabled, no_longer), (&ended, no_longer)] {
+            let mut input = input.to_owned();
+            if input.contains('$') {
+                for (noun, id) in people.scene().await.as_object().expect("ids") {
+                    input = input.replace(&format!("${noun}"), &text(id));
+                }
+            }
+            let input = serde_json::from_str(&input).expect("JSON");
+            let done = person.mutate(mutation, input).await.outcome();
+            assert_eq!(done, expected, "{mutation} as {}", person.username);
+        }
+    }
+    for person in [&disabled, &ended] {
+        let answer = person.ask(&format!("mutation {{ {REVOKE_OTHERS} {{ revokedCount }} }}"), json!({})).await;
+        assert_eq!(answer.code(), NO, "as {}", person.username);
+    }
+    elsewhere.stop().await;
+}
+
 #[tokio::test]
 async fn everybody_who_is_signed_in_ends_their_own_other_sessions() {
     let server = Server::start().await;

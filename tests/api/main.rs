@@ -36,6 +36,7 @@ mod race;
 mod recovery;
 mod relay;
 mod relocate;
+mod rights_race;
 mod schema;
 mod search;
 mod session;

@@ -10,8 +10,11 @@ use fasttrack::id::Id;
 use fasttrack::on;
 use tempfile::TempDir;
 use tokio::sync::OnceCell;
+use tokio::time::timeout;
 use tokio_postgres::{Client, NoTls};
 use url::Url;
+
+use super::PATIENCE;
 
 /// Held while the template is made, by whichever of the tests' processes comes first.
 const LOCK: i64 = 0x7465_6d70_6c61_7465;
@@ -23,6 +26,39 @@ pub type Rows = BTreeMap<String, Vec<serde_json::Map<String, serde_json::Value>>
 pub struct Database {
     url: String,
     kept: Kept,
+}
+
+/// A transaction of a test's own, beside which others wait.
+pub struct OpenTransaction {
+    client: Client,
+}
+
+impl OpenTransaction {
+    /// Waits until so many statements on the same database wait for a lock.
+    pub async fn blocked(&self, count: i64) {
+        let query =
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+        let waiting = async {
+            loop {
+                // Within a transaction the list of connections is read once, unless it is forgotten.
+                self.execute("SELECT pg_stat_clear_snapshot()").await;
+                if self.client.query_one(query, &[]).await.expect("a count").get::<_, i64>(0) >= count {
+                    break;
+                }
+            }
+        };
+        timeout(PATIENCE, waiting).await.expect("statements that wait for a lock");
+    }
+
+    /// Runs statements in it.
+    pub async fn execute(&self, statements: &str) {
+        self.client.batch_execute(statements).await.unwrap_or_else(|error| panic!("{statements}: {error:?}"));
+    }
+
+    /// Ends it.
+    pub async fn commit(self) {
+        self.execute("COMMIT").await;
+    }
 }
 
 #[derive(diesel::QueryableByName)]
@@ -108,6 +144,13 @@ impl Database {
         };
         done.unwrap_or_else(|error| panic!("{statements}: {error}"));
         db.close().await;
+    }
+
+    /// A transaction on PostgreSQL, in which these statements have been run, and which is not committed.
+    pub async fn begin(&self, statements: &str) -> OpenTransaction {
+        let client = connect(&self.url.parse().expect("a URL")).await;
+        client.batch_execute(&format!("BEGIN; {statements}")).await.expect("a transaction");
+        OpenTransaction { client }
     }
 
     /// Every row of every table, in an order that says nothing.

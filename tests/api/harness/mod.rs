@@ -43,7 +43,7 @@ use tokio::runtime::{Builder, Handle, Runtime};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-pub use database::{Database, Rows, is_postgres};
+pub use database::{Database, OpenTransaction, Rows, is_postgres};
 pub use life::{Life, MAIL_WAITS, empty};
 pub use mailbox::{Mail, Mailbox};
 pub use person::{Answer, Mutated, Person, Reply};
@@ -80,6 +80,13 @@ pub struct Server {
 
 type StartJobs = fn(&Arc<App>, &CancellationToken) -> fasttrack::error::Result<TaskTracker>;
 
+#[expect(clippy::unnecessary_wraps, reason = "as jobs are started")]
+fn no_jobs(_: &Arc<App>, _: &CancellationToken) -> fasttrack::error::Result<TaskTracker> {
+    let none = TaskTracker::new();
+    none.close();
+    Ok(none)
+}
+
 struct Running {
     runtime: Runtime,
     server: server::Server,
@@ -104,12 +111,7 @@ impl Server {
 
     /// The same with some settings of its own.
     pub async fn without_jobs_with(settings: &[(&str, &str)]) -> Self {
-        let none = |_: &Arc<App>, _: &CancellationToken| {
-            let none = TaskTracker::new();
-            none.close();
-            Ok(none)
-        };
-        Self::launch(Database::fresh().await, settings, none).await
+        Self::launch(Database::fresh().await, settings, no_jobs).await
     }
 
     /// Starts a server on a database that is there.
@@ -134,6 +136,13 @@ impl Server {
     pub async fn beside(&self) -> Self {
         let database = self.running.as_ref().expect("running").database.shared();
         Self::launch(database, &[], jobs::start).await
+    }
+
+    /// Starts another instance on the same database that does not read the event log: for a second of its clock, which
+    /// stands still, it does not know what others change about sessions. It must end first.
+    pub async fn beside_without_jobs(&self) -> Self {
+        let database = self.running.as_ref().expect("running").database.shared();
+        Self::launch(database, &[], no_jobs).await
     }
 
     async fn launch(database: Database, settings: &[(&str, &str)], start_jobs: StartJobs) -> Self {

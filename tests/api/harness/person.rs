@@ -87,6 +87,13 @@ impl Person {
 
     /// Calls a mutation by its name, and waits until the event log shows what came of it.
     pub async fn mutate(&self, name: &str, input: Value) -> Mutated {
+        let done = self.send(name, input).await;
+        self.settled().await;
+        done
+    }
+
+    /// Calls a mutation by its name.
+    pub async fn send(&self, name: &str, input: Value) -> Mutated {
         let selection = SELECTIONS.iter().find(|(known, _)| *known == name);
         let (_, selection) = selection.unwrap_or_else(|| panic!("{name} has no selection in the harness"));
         let kind = format!("{}{}Input", name[..1].to_uppercase(), &name[1..]);
@@ -94,7 +101,6 @@ impl Person {
             "mutation ($input: {kind}!) {{ {name}(input: $input) {{ {selection} userErrors {{ field code }} }} }}"
         );
         let answer = self.ask(&document, json!({ "input": input })).await;
-        self.settled().await;
         let object = selection.split([' ', '{']).next().unwrap_or_default();
         Mutated { object: object.to_owned(), payload: answer.0["data"][name].clone(), answer }
     }
