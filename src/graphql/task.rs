@@ -424,7 +424,8 @@ pub struct CreateTaskInput {
     priority: Option<Priority>,
     /// When it should be done; must be in the future.
     due_at: Option<Timestamp>,
-    /// Who is to do it: an active user.
+    /// The user who is to do it. ADMIN gets INVALID for a disabled account; nobody else learns that it is disabled, and
+    /// nothing is mailed to it.
     assignee_id: Option<ID>,
     /// Labels of its project, at most 100.
     label_ids: Option<Vec<ID>>,
@@ -454,7 +455,8 @@ pub struct UpdateTaskInput {
     priority: MaybeUndefined<Priority>,
     /// A new due date; must be in the future.
     due_at: MaybeUndefined<Timestamp>,
-    /// Who is to do it: an active user, or null for nobody.
+    /// The user who is to do it, or null for nobody. ADMIN gets INVALID for a disabled account; nobody else learns that it
+    /// is disabled, and nothing is mailed to it.
     assignee_id: MaybeUndefined<ID>,
     /// Labels of its project to put on, at most 100.
     add_label_ids: Option<Vec<ID>>,

@@ -13,7 +13,7 @@ use super::event::{Change, Snapshot, about_task};
 use super::user::{self, User};
 use super::value::{Description, Title, fold};
 use super::{mail, mail_quota, project, session};
-use crate::access::{Action, Standing, Subject, Viewer};
+use crate::access::{Account, Action, Standing, Subject, Viewer};
 use crate::db::page::among;
 use crate::db::rows::RunQueryDsl;
 use crate::db::schema::{labels, task_labels, tasks};
@@ -244,7 +244,7 @@ pub async fn create(db: &Db, now: Timestamp, viewer: &Viewer, new: &New) -> Resu
             created_at: now,
             updated_at: now,
         };
-        check_assignee(new.assignee_id, assignee.as_ref())?;
+        check_assignee(viewer, new.assignee_id, assignee.as_ref())?;
         on!(tx, |c| diesel::insert_into(tasks::table)
             .values((&task, tasks::search.eq(search(&task))))
             .execute(c)
@@ -297,7 +297,7 @@ pub async fn update(db: &Db, now: Timestamp, viewer: &Viewer, id: Id, changes: &
         }
         let is_reassigned = new.assignee_id != old.assignee_id;
         if is_reassigned {
-            check_assignee(new.assignee_id, assignee.as_ref())?;
+            check_assignee(viewer, new.assignee_id, assignee.as_ref())?;
         }
         new.version += 1;
         new.updated_at = now;
@@ -469,15 +469,19 @@ async fn lock_assignee(tx: &mut Conn, viewer: &Viewer, id: Option<Id>) -> Result
     }
 }
 
-/// Refuses an assignee who is nobody or not active.
-fn check_assignee(id: Option<Id>, assignee: Option<&User>) -> Result<()> {
-    match assignee {
-        None if id.is_some() => Err(Error::not_found("assigneeId", "user")),
-        Some(assignee) if !assignee.is_active => {
-            Err(Error::fault("assigneeId", FaultCode::Invalid, "This user is not active."))
-        }
-        _ => Ok(()),
+/// Refuses an assignee who is nobody or has left. A disabled account is refused only where the viewer may know that it is
+/// disabled; the answer would tell everybody else.
+fn check_assignee(viewer: &Viewer, id: Option<Id>, assignee: Option<&User>) -> Result<()> {
+    let Some(id) = id else { return Ok(()) };
+    let assignee = assignee.ok_or_else(|| Error::not_found("assigneeId", "user"))?;
+    let refused = |message| Err(Error::fault("assigneeId", FaultCode::Invalid, message));
+    if assignee.deleted_at.is_some() {
+        return refused("This account was deleted.");
     }
+    if !assignee.is_active && viewer.may(Action::ReadAccount, &Account(id)) {
+        return refused("This user is not active.");
+    }
+    Ok(())
 }
 
 /// Tells the new assignee, by event and, at an address that is known to be theirs, by mail, and whoever had the task before.
@@ -498,6 +502,7 @@ async fn assign(
     if let Some(assignee) = assignee {
         told.push(event(Kind::TaskAssigned));
         if assignee.id != viewer.id
+            && assignee.is_active
             && assignee.email_verified
             && assignee.assignment_emails
             && mail_quota::admit_assignment(tx, now, viewer.id, &assignee.email).await?

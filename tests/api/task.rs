@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::harness::{Mutated, Person, Reply, Server};
+use crate::harness::{MAIL_WAITS, Mutated, PASSWORD, Person, Reply, Server, text};
 
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -251,15 +251,15 @@ async fn labels_are_those_of_the_tasks_own_project() {
 }
 
 #[tokio::test]
-async fn an_assignee_is_an_active_user() {
+async fn an_assignee_is_a_user() {
     let (server, alice, project) = start().await;
-    let (admin, bob) = (server.admin("admin").await, server.person("bob").await);
     let task = alice.task(&project, "Fly", json!({})).await;
-    admin.mutate("updateUser", json!({ "id": bob.id, "isActive": false })).await.ok();
+    let gone = server.person("gone").await;
+    gone.mutate("deleteViewer", json!({ "password": PASSWORD })).await.ok();
     // A well-formed id of a user who never was.
     let nobody = format!("AQ{}", "A".repeat(21));
     for (assignee, fault) in [
-        (bob.id.as_str(), "assigneeId: INVALID"),
+        (gone.id.as_str(), "assigneeId: INVALID"),
         (project.as_str(), "assigneeId: NOT_FOUND"),
         (nobody.as_str(), "assigneeId: NOT_FOUND"),
         ("x", "assigneeId: NOT_FOUND"),
@@ -271,6 +271,42 @@ async fn an_assignee_is_an_active_user() {
     let seen = alice.query("{ tasks { nodes { title version } } events { nodes { __typename } } }", json!({})).await;
     assert_eq!(seen["tasks"]["nodes"], json!([{ "title": "Fly", "version": 1 }]), "nothing was written");
     assert_eq!(seen["events"]["nodes"], json!([{ "__typename": "TaskCreatedEvent" }]));
+}
+
+/// Whether an account is active is for its owner and ADMIN to know.
+#[tokio::test]
+async fn assigning_a_task_does_not_tell_whether_the_assignee_is_active() {
+    let server = Server::with(&MAIL_WAITS).await;
+    let (admin, alice) = (server.admin("admin").await, server.person("alice").await);
+    // Both with an address that is known to be theirs.
+    let (active, disabled) = (server.admin("active").await, server.admin("disabled").await);
+    admin.mutate("updateUser", json!({ "id": disabled.id, "isActive": false })).await.ok();
+    let project = alice.project("Apollo").await;
+    let mut answers = Vec::new();
+    for (number, assignee) in [&active, &disabled].into_iter().enumerate() {
+        let title = format!("for {}", assignee.username);
+        let input = json!({ "projectId": project, "title": title, "assigneeId": assignee.id });
+        let document = "mutation ($input: CreateTaskInput!) { createTask(input: $input) {
+            task { assignee { username } } userErrors { code message }
+        } }";
+        let answer = alice.ask(document, json!({ "input": input })).await.0.to_string();
+        let task = alice.task(&project, "Fly", json!({})).await;
+        let updated = update(&alice, &task, json!({ "assigneeId": assignee.id })).await.ok();
+        let updated = updated["version"].clone();
+        let answer = answer.split(r#","extensions":{"cost""#).next().expect("an answer");
+        answers.push(format!("{answer} {updated}").replace(&assignee.username, "somebody"));
+        let expected = if number == 0 { "ok" } else { "assigneeId: INVALID" };
+        let project = admin.project("Gemini").await;
+        assert_eq!(create(&admin, &project, json!({ "assigneeId": assignee.id })).await.outcome(), expected);
+        let task = admin.task(&project, "Fly", json!({})).await;
+        assert_eq!(update(&admin, &task, json!({ "assigneeId": assignee.id })).await.outcome(), expected);
+    }
+    assert_eq!(answers[0], answers[1]);
+    let mails = server.database().rows().await["mails"].clone();
+    let to =
+        |person: &Person| mails.iter().filter(|mail| text(&mail["recipient"]).starts_with(&person.username)).count();
+    assert!(to(&active) > 0);
+    assert_eq!(to(&disabled), 0, "nothing is mailed to a disabled account");
 }
 
 #[tokio::test]
