@@ -134,6 +134,30 @@ async fn everything_that_is_stored_of_a_person_can_be_taken_along() {
 }
 
 #[tokio::test]
+async fn a_demoted_admin_takes_along_what_they_may_see_now() {
+    let server = Server::start().await;
+    let (root, ada, alice) = (server.admin("root").await, server.admin("ada").await, server.person("alice").await);
+    let project = alice.project("Apollo").await;
+    let task = ada.task(&project, "By Ada", json!({})).await;
+    let assigned = ada.task(&project, "For Ada", json!({ "assigneeId": ada.id })).await;
+    ada.comment(&task, "Ada wrote this").await;
+    let titles = async || {
+        let export = ada.query("{ exportViewerData }", json!({})).await["exportViewerData"].clone();
+        assert_eq!(export["comments"][0]["body"], "Ada wrote this", "one's own words");
+        let tasks = export["tasks"].as_array().expect("tasks").iter();
+        tasks.map(|task| text(&task["title"])).collect::<Vec<_>>()
+    };
+    assert_eq!(titles().await, ["By Ada", "For Ada"]);
+    root.mutate("updateUser", json!({ "id": ada.id, "role": "USER" })).await.ok();
+    for task in [&task, &assigned] {
+        alice.mutate("updateTask", json!({ "id": task, "title": "After the demotion" })).await.ok();
+    }
+    assert_eq!(titles().await, ["After the demotion"], "what is assigned to her alone");
+    alice.mutate("updateTask", json!({ "id": assigned, "assigneeId": null })).await.ok();
+    assert_eq!(titles().await, [""; 0]);
+}
+
+#[tokio::test]
 async fn what_is_done_is_noted_with_where_it_was_done_from() {
     let server = Server::start().await;
     let alice = server.person("alice").await;
