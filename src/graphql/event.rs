@@ -283,7 +283,7 @@ events! {
             self.0.task()
         }
 
-        /// The comment's last picture.
+        /// The comment that was deleted. Its text is gone: `body` is empty.
         async fn comment(&self) -> Option<Comment> {
             self.0.last_comment()
         }

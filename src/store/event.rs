@@ -41,7 +41,7 @@ pub struct Snapshot {
     /// The task as the event left it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub task: Option<Task>,
-    /// The comment as the event left it.
+    /// A comment that was deleted, without its text: that is in the row of the comment alone, and gone with it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub comment: Option<Comment>,
     /// The project as the event left it.
@@ -90,7 +90,9 @@ pub fn about_comment(
     comment: &Comment,
     mentions: Vec<Id>,
 ) -> NewEvent {
-    let told = Snapshot { comment: Some(comment.clone()), mentions, ..Snapshot::default() };
+    let deleted = || Comment { body: String::new(), ..comment.clone() };
+    let comment_snapshot = (kind == Kind::CommentDeleted).then(deleted);
+    let told = Snapshot { comment: comment_snapshot, mentions, ..Snapshot::default() };
     NewEvent { comment_id: Some(comment.id), ..about_task(kind, viewer, now, task, told) }
 }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use crate::harness::{Person, Server};
+use crate::harness::{Person, Server, is_postgres};
 
 async fn start() -> (Server, Person, Person, String) {
     let server = Server::start().await;
@@ -43,6 +43,71 @@ async fn an_edited_comment_says_so() {
     let edited = update("Now").await;
     assert_eq!((&edited["body"], &edited["isEdited"]), (&json!("Now"), &json!(true)));
     assert_eq!(edited["updatedAt"], server.moment(Duration::from_secs(1)));
+}
+
+#[tokio::test]
+async fn the_text_of_a_comment_is_gone_with_it() {
+    let (server, alice, bob, task) = start().await;
+    let (carol, admin) = (server.person("carol").await, server.admin("admin").await);
+    let mut live = alice
+        .subscribe(
+            "subscription ($after: String) { events(after: $after, filter: { types: [COMMENT_DELETED] }) {
+                ... on CommentDeletedEvent { comment { body author { username } } deletedCommentId }
+            } }",
+            json!({}),
+        )
+        .await;
+    let comment = bob.comment(&task, "A first secret for @alice").await;
+    bob.mutate("updateComment", json!({ "id": comment, "body": "Another secret for @alice" })).await.ok();
+    let dump = server.dump().await;
+    assert!(!dump.contains("first secret") && dump.matches("Another secret").count() == 1, "in its row alone: {dump}");
+    bob.mutate("deleteComment", json!({ "id": comment })).await.ok();
+    let last = json!({ "body": "", "author": { "username": "bob" } });
+    assert_eq!(live.next().await["events"], json!({ "comment": last, "deletedCommentId": comment }));
+    alice.mutate("updateTask", json!({ "id": task, "assigneeId": carol.id })).await.ok();
+
+    let events = "nodes { __typename ... on CommentAddedEvent { comment { body } }
+        ... on CommentUpdatedEvent { comment { body } } ... on CommentDeletedEvent { comment { body } } }";
+    let document = format!(
+        "query ($task: ID!) {{ exportViewerData task(id: $task) {{ activity {{ {events} }} }} events {{ {events} }}
+            viewer {{ notifications {{ nodes {{ kind comment {{ body }} }} }} }} }}"
+    );
+    for reader in [&alice, &carol, &admin] {
+        let seen = reader.query(&document, json!({ "task": task })).await.to_string();
+        assert!(seen.contains("CommentDeletedEvent") && !seen.contains("secret"), "{} reads {seen}", reader.username);
+    }
+    assert!(!server.dump().await.contains("secret"));
+}
+
+#[tokio::test]
+async fn texts_of_comments_that_earlier_versions_left_in_the_log_are_removed() {
+    let (server, _, bob, task) = start().await;
+    let comment = bob.comment(&task, "Soon").await;
+    bob.mutate("deleteComment", json!({ "id": comment })).await.ok();
+    let database = server.database();
+    database
+        .execute(
+            "UPDATE events SET data = '{\"comment\":{\"body\":\"a secret\"},\"mentions\":[]}' WHERE kind IN (7, 8);
+             UPDATE events SET data = replace(data, '\"body\":\"\"', '\"body\":\"a secret\"') WHERE kind = 9",
+        )
+        .await;
+    assert_eq!(server.dump().await.matches("a secret").count(), 2);
+    database
+        .execute(if is_postgres() {
+            include_str!("../../migrations/postgres/2026-11-30-000029_comment_texts/up.sql")
+        } else {
+            include_str!("../../migrations/sqlite/2026-11-30-000029_comment_texts/up.sql")
+        })
+        .await;
+    let dump = server.dump().await;
+    assert!(!dump.contains("a secret") && dump.contains("mentions"), "{dump}");
+    let document = "query ($task: ID!) { task(id: $task) { activity { nodes {
+        ... on CommentDeletedEvent { comment { body author { username } } deletedCommentId }
+    } } } }";
+    let seen = bob.query(document, json!({ "task": task })).await["task"]["activity"]["nodes"].clone();
+    let last = json!({ "body": "", "author": { "username": "bob" } });
+    let last = json!({ "comment": last, "deletedCommentId": comment });
+    assert!(seen.as_array().is_some_and(|events| events.contains(&last)), "{seen}");
 }
 
 #[tokio::test]

@@ -1,0 +1,5 @@
+-- The text of a comment is in the row of the comment alone. It goes with the row, and an edit replaces it.
+UPDATE events SET data = (data::jsonb - 'comment')::text
+    WHERE kind IN (7, 8) AND data::jsonb -> 'comment' IS NOT NULL;
+UPDATE events SET data = jsonb_set(data::jsonb, '{comment,body}', '""')::text
+    WHERE kind = 9 AND data::jsonb #>> '{comment,body}' <> '';
