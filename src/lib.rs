@@ -67,9 +67,10 @@
 //!    [`store::task::Changes`], where an absent field differs from null, and runs the write by
 //!    [`graphql::payload::write`]: in a task of its own, so that a client that goes away cannot cut it in half. Faults
 //!    become `userErrors`, everything else a top-level error.
-//! 3. [`store::task::update`] reads the row as the viewer sees it, asks the table, applies the changes, then
-//!    `UPDATE … WHERE version = …` and [`events::append`], as one transaction; if somebody was faster it begins again. After
-//!    the commit [`db::Db::transaction`] rings the bell.
+//! 3. [`store::task::update`] reads the row as the viewer sees it, asks the table and applies the changes. One statement
+//!    then writes the row where its version, the viewer's session and their role are still the same, and appends the
+//!    event. If somebody was faster, or there is more than one event, a transaction locks the viewer and the row first.
+//!    After the commit [`db::Db::transaction`] rings the bell.
 //!
 //! # A task is assigned → its subscriber, in four files
 //!
