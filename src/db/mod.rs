@@ -5,6 +5,7 @@
 
 mod batch;
 mod brief;
+pub mod columns;
 pub mod lately;
 mod loan;
 pub mod migrate;

@@ -5,7 +5,6 @@
 //! never make it skip or repeat one.
 
 use std::collections::HashMap;
-use std::marker::PhantomData;
 use std::sync::{Arc, OnceLock};
 
 use diesel::backend::Backend;
@@ -350,13 +349,13 @@ pub struct Each<S, Q> {
     /// As SQLite reads them, written when it does.
     hex: OnceLock<String>,
     table: &'static str,
-    columns: PhantomData<S>,
+    columns: S,
     query: Q,
 }
 
 /// See [`Each`].
-pub fn each<S, Q>(parents: &[Id], table: &'static str, query: Q) -> Each<S, Q> {
-    Each { parents: parents.to_vec(), hex: OnceLock::new(), table, columns: PhantomData, query }
+pub fn each<S, Q>(parents: &[Id], table: &'static str, columns: S, query: Q) -> Each<S, Q> {
+    Each { parents: parents.to_vec(), hex: OnceLock::new(), table, columns, query }
 }
 
 impl<S, Q: Query> Query for Each<S, Q> {
@@ -379,19 +378,10 @@ impl<S, Q: QueryFragment<Pg>> QueryFragment<Pg> for Each<S, Q> {
     }
 }
 
-impl<S, Q> QueryFragment<Sqlite> for Each<S, Q>
-where
-    S: diesel::Selectable<Sqlite>,
-    S::SelectExpression: QueryFragment<Sqlite>,
-    Q: QueryFragment<Sqlite>,
-{
+impl<S: QueryFragment<Sqlite>, Q: QueryFragment<Sqlite>> QueryFragment<Sqlite> for Each<S, Q> {
     fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, Sqlite>) -> QueryResult<()> {
         out.push_sql("SELECT ");
-        // The columns hold no parameters: borrowing them for the text alone is enough.
-        let columns = S::construct_selection();
-        let mut text = diesel::sqlite::SqliteQueryBuilder::new();
-        columns.to_sql(&mut text, &Sqlite)?;
-        out.push_sql(&diesel::query_builder::QueryBuilder::<Sqlite>::finish(text));
+        self.columns.walk_ast(out.reborrow())?;
         out.push_sql(" FROM json_each(");
         out.push_bind_param::<sql::Text, _>(self.hex.get_or_init(|| hex(&self.parents)))?;
         out.push_sql(") AS parent CROSS JOIN ");

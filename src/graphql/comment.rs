@@ -4,18 +4,19 @@ use std::sync::Arc;
 
 use async_graphql::{Context, ID, InputObject, Object, Result, SimpleObject};
 
+use super::connection::needs;
 use super::json::Encoded;
 use super::level::{Level, Selected, Step};
 use super::node::{self, Noun};
 use super::payload::{UserError, write};
-use super::task::Task;
+use super::task::{self, Task};
 use super::text::Text;
 use super::user::User;
 use super::{Caller, guard, loader};
 use crate::access::Action;
 use crate::error::{Code, Error};
 use crate::own;
-use crate::store::comment as store;
+use crate::store::comment::{self as store, CommentColumns};
 use crate::store::value::Body;
 use crate::time::Timestamp;
 
@@ -45,7 +46,8 @@ impl Comment {
 
     /// The task it is about.
     async fn task(&self, ctx: &Context<'_>) -> Result<Task> {
-        let task = Caller::of(ctx).loaders()?.task(self.0.task_id).await?;
+        let columns = task::columns(&Selected::of(ctx));
+        let task = Caller::of(ctx).loaders()?.task(self.0.task_id, columns).await?;
         Ok(Task(task.ok_or_else(|| Error::refused(Code::NotFound, "The task is gone."))?))
     }
 
@@ -82,8 +84,14 @@ impl Level for Comment {
         Some(match field.name() {
             "id" => own!(|comment| Encoded(&node::bytes(Noun::Comment, comment.0.id))),
             "body" => own!(|comment| comment.0.body),
-            "author" => field.one(|comment: &Self| Some(comment.0.author_id), loader::Users, User::from, true)?,
-            "task" => field.one(|comment: &Self| Some(comment.0.task_id), loader::Tasks, Task, true)?,
+            "author" => {
+                field.one(|comment: &Self| Some(comment.0.author_id), loader::Users, |id| id, User::from, true)?
+            }
+            "task" => {
+                let columns = task::columns(field);
+                let key = move |id| (columns, id);
+                field.one(|comment: &Self| Some(comment.0.task_id), loader::Tasks, key, Task, true)?
+            }
             "createdAt" => own!(|comment| comment.0.created_at),
             "updatedAt" => own!(|comment| comment.0.updated_at),
             "isEdited" => own!(|comment| comment.0.is_edited),
@@ -92,6 +100,19 @@ impl Level for Comment {
             _ => return None,
         })
     }
+}
+
+/// What of a comment is read for what is selected of it.
+pub fn columns(comment: &Selected<'_>) -> CommentColumns {
+    comment.greatest(&["Comment", "Node"], CommentColumns::Summary, |field| match field.name() {
+        "body" => CommentColumns::Full,
+        _ => CommentColumns::Summary,
+    })
+}
+
+/// What of comments is read for what is selected of a connection of them.
+pub fn columns_of_nodes(connection: &Selected<'_>) -> CommentColumns {
+    needs(connection, ["CommentConnection", "CommentEdge"], CommentColumns::Summary, |comment| columns(&comment))
 }
 
 /// A comment to be added.

@@ -217,6 +217,21 @@ impl Total {
     }
 }
 
+/// The greatest of what is selected of the nodes of a connection needs, and at least `least`. `types` are the names of the
+/// connection and of its edge.
+pub fn needs<'a, C: Copy + Ord>(
+    connection: &Selected<'a>,
+    types: [&str; 2],
+    least: C,
+    node: impl Fn(Selected<'a>) -> C,
+) -> C {
+    connection.greatest(&types[..1], least, |field| match field.name() {
+        "nodes" => node(field),
+        "edges" => field.greatest(&types[1..], least, |field| if field.name() == "node" { node(field) } else { least }),
+        _ => least,
+    })
+}
+
 /// One object on a page and its place in the list.
 #[derive(Clone)]
 pub struct Edge<T> {

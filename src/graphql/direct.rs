@@ -29,8 +29,8 @@ pub async fn answer(
     caller.viewer().ok()?;
     let field = Selected::root(document, operation, variables)?;
     let answered = match field.name() {
-        "task" => field.answer(caller, task::found(caller, &field.argument("id")?)).await,
-        "project" => field.answer(caller, project::found(caller, &field.argument("id")?)).await,
+        "task" => field.answer(caller, task::found(caller, &field, &field.argument("id")?)).await,
+        "project" => field.answer(caller, project::found(caller, &field, &field.argument("id")?)).await,
         "tasks" => {
             let (paging, filter, order_by) =
                 (Paging::of(&field)?, field.argument("filter")?, field.argument("orderBy")?);
@@ -40,7 +40,7 @@ pub async fn answer(
         "projects" => {
             let (paging, filter, order_by) =
                 (Paging::of(&field)?, field.argument("filter")?, field.argument("orderBy")?);
-            let page = project::listed(caller, &paging, filter, order_by);
+            let page = project::listed(caller, &field, &paging, filter, order_by);
             field.answer(caller, async { page.await.map(Some) }).await
         }
         _ => None,

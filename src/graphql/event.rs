@@ -8,13 +8,14 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use futures_util::Stream;
 use futures_util::stream::Empty;
 
-use super::comment::Comment;
-use super::connection::{PageInfo, Paging};
+use super::comment::{self, Comment};
+use super::connection::{PageInfo, Paging, needs};
+use super::level::Selected;
 use super::live::{Happening, Opening, follow};
 use super::node::{self, Noun};
 use super::notification::Notification;
 use super::project::Project;
-use super::task::{Task, check_lists, user};
+use super::task::{self, Task, check_lists, user};
 use super::text::Text;
 use super::user::User;
 use super::{Caller, guard};
@@ -22,8 +23,8 @@ use crate::access::Action;
 use crate::error::Error;
 use crate::events::{self as log, Kind, Position};
 use crate::id::Id;
-use crate::store::event::{self as store, Filter, Objects, Snapshot, Stretch};
-use crate::store::task::{Status, Task as TaskRow};
+use crate::store::event::{self as store, EventColumns, Filter, Objects, Snapshot, Stretch};
+use crate::store::task::{Status, Task as TaskRow, TaskColumns};
 use crate::time::Timestamp;
 
 /// An event with what it takes to tell it.
@@ -56,7 +57,8 @@ impl Told {
         let Some(id) = self.event.comment_id else {
             return Ok(None);
         };
-        Ok(Caller::of(ctx).loaders()?.comment(id).await?.map(Comment))
+        let columns = comment::columns(&Selected::of(ctx));
+        Ok(Caller::of(ctx).loaders()?.comment(id, columns).await?.map(Comment))
     }
 
     fn changes(&self) -> Vec<FieldChange> {
@@ -155,6 +157,9 @@ macro_rules! events {
         pub enum Event {
             $($(#[$doc])* $name($name)),+
         }
+
+        /// The names of the interface and of its types.
+        const TYPES: &[&str] = &["Event", $(stringify!($name)),+];
     };
 }
 
@@ -437,6 +442,29 @@ pub struct EventConnection {
     page_info: PageInfo,
 }
 
+/// What of their tasks is read for what is selected of a connection of events.
+pub fn task_columns(connection: &Selected<'_>) -> TaskColumns {
+    needs(connection, ["EventConnection", "EventEdge"], TaskColumns::Summary, |event| {
+        event.greatest(TYPES, TaskColumns::Summary, |field| match field.name() {
+            "task" => task::columns(&field),
+            _ => TaskColumns::Summary,
+        })
+    })
+}
+
+/// What of events is read for what is selected of a connection of them. Tasks that are there show as they are now; of
+/// those that `may_be_gone` the snapshot has the last picture.
+pub fn columns_of_nodes(connection: &Selected<'_>, may_be_gone: bool) -> EventColumns {
+    needs(connection, ["EventConnection", "EventEdge"], EventColumns::Summary, |event| {
+        event.greatest(TYPES, EventColumns::Summary, |field| match field.name() {
+            "task" if !may_be_gone => EventColumns::Summary,
+            "__typename" | "id" | "cursor" | "occurredAt" | "actor" | "assignee" | "previousAssignee" | "taskId"
+            | "deletedTaskId" | "deletedCommentId" | "deletedProjectId" => EventColumns::Summary,
+            _ => EventColumns::Full,
+        })
+    })
+}
+
 /// The stretch of the log that paging arguments ask for.
 pub fn stretch(paging: &Paging) -> crate::error::Result<Stretch> {
     let (limit, backward) = paging.size()?;
@@ -510,9 +538,11 @@ impl EventQuery {
         }
         // What is older than the floor may be there still, as the history of a task: it is not in the feed.
         let kept = Stretch { after: Some(stretch.after.unwrap_or(floor)), ..one_more(stretch) };
-        let events = store::page(&mut conn, caller.viewer()?, &filter, kept).await?;
+        let field = Selected::of(ctx);
+        let columns = columns_of_nodes(&field, true);
+        let events = store::page(&mut conn, caller.viewer()?, &filter, kept, columns).await?;
         drop(conn);
-        let tasks = Objects::of_all(&caller.app().db, &events).await?;
+        let tasks = Objects::of_all(&caller.app().db, &events, task_columns(&field)).await?;
         connection(events, stretch, |id| tasks.get(&id).cloned())
     }
 }

@@ -8,7 +8,7 @@ use super::json::Encoded;
 use super::level::{Level, Selected, Step};
 use super::node::{self, Noun};
 use super::payload::{UserError, write};
-use super::project::Project;
+use super::project::{self, Project};
 use super::text::Text;
 use super::user::required;
 use super::{Caller, guard, loader};
@@ -42,7 +42,8 @@ impl Label {
 
     /// The project it belongs to.
     async fn project(&self, ctx: &Context<'_>) -> Result<Project> {
-        let project = Caller::of(ctx).loaders()?.project(self.0.project_id).await?;
+        let columns = project::columns(&Selected::of(ctx));
+        let project = Caller::of(ctx).loaders()?.project(self.0.project_id, columns).await?;
         Ok(Project(project.ok_or_else(|| Error::refused(crate::error::Code::NotFound, "The project is gone."))?))
     }
 }
@@ -55,7 +56,11 @@ impl Level for Label {
             "id" => own!(|label| Encoded(&node::bytes(Noun::Label, label.0.id))),
             "name" => own!(|label| label.0.name),
             "color" => own!(|label| label.0.color),
-            "project" => field.one(|label: &Self| Some(label.0.project_id), loader::Projects, Project, true)?,
+            "project" => {
+                let columns = project::columns(field);
+                let key = move |id| (columns, id);
+                field.one(|label: &Self| Some(label.0.project_id), loader::Projects, key, Project, true)?
+            }
             _ => return None,
         })
     }

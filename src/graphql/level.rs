@@ -213,6 +213,34 @@ impl<'a> Selected<'a> {
         every(self.names, self.set(), &mut holds)
     }
 
+    /// The greatest of what the fields need that may be selected of what it yields, and at least `least`. What it yields
+    /// is of one of these types, and what is selected of others is left out.
+    pub fn greatest<C: Copy + Ord>(&self, types: &[&str], least: C, mut needs: impl FnMut(Self) -> C) -> C {
+        fn visit<'a>(names: Names<'a>, set: &'a SelectionSet, types: &[&str], visitor: &mut dyn FnMut(Selected<'a>)) {
+            for selection in &set.items {
+                let (condition, set) = match &selection.node {
+                    Selection::Field(field) => {
+                        visitor(Selected { names, field });
+                        continue;
+                    }
+                    Selection::InlineFragment(fragment) => {
+                        (fragment.node.type_condition.as_ref(), &fragment.node.selection_set)
+                    }
+                    Selection::FragmentSpread(spread) => {
+                        let Some(fragment) = names.fragments.get(&spread.node.fragment_name.node) else { continue };
+                        (Some(&fragment.node.type_condition), &fragment.node.selection_set)
+                    }
+                };
+                if condition.is_none_or(|condition| types.contains(&condition.node.on.node.as_str())) {
+                    visit(names, &set.node, types, visitor);
+                }
+            }
+        }
+        let mut greatest = least;
+        visit(self.names, self.set(), types, &mut |field| greatest = greatest.max(needs(field)));
+        greatest
+    }
+
     /// Whether a field of this name may be selected of what it yields.
     pub fn may_select(&self, name: &str) -> bool {
         !self.every(|field| field.name() != name)
@@ -268,11 +296,12 @@ impl<'a> Selected<'a> {
         })
     }
 
-    /// One object for each, or null, by its id. What `required` says is an error where it is null.
-    pub fn one<T: Level, U: Level, L: Load<Key = Id>>(
+    /// One object for each, or null, by the key of its id. What `required` says is an error where it is null.
+    pub fn one<T: Level, U: Level, L: Load>(
         &self,
         id: fn(&T) -> Option<Id>,
         _: L,
+        key: impl Fn(Id) -> L::Key + Copy + Send + Sync + 'static,
         wrap: fn(L::Value) -> U,
         required: bool,
     ) -> Option<Step<'a, T>> {
@@ -284,8 +313,8 @@ impl<'a> Selected<'a> {
                 if ids.is_empty() {
                     return Ok(Found::new(Vec::new(), objects.iter().map(|_| Place::Null).collect()));
                 }
-                let loaded = caller.loaders()?.all::<L>(ids.iter().copied()).await?;
-                ids.retain(|id| loaded.get(id).is_some());
+                let loaded = caller.loaders()?.all::<L>(ids.iter().copied().map(key)).await?;
+                ids.retain(|id| loaded.get(&key(*id)).is_some());
                 let places = objects.iter().map(|object| {
                     let place = id(object).and_then(|id| ids.binary_search(&id).ok());
                     place.map_or(Place::Null, Place::One)
@@ -294,7 +323,8 @@ impl<'a> Selected<'a> {
                 if required && places.iter().any(|place| matches!(place, Place::Null)) {
                     return Err(Error::internal("an object without what it must have"));
                 }
-                Ok(Found::new(ids.iter().filter_map(|id| loaded.get(id)).cloned().map(wrap).collect(), places))
+                let found = ids.iter().filter_map(|id| loaded.get(&key(*id)));
+                Ok(Found::new(found.cloned().map(wrap).collect(), places))
             }
             .boxed()
         })

@@ -20,7 +20,8 @@ use crate::access::Viewer;
 use crate::error::{Error, Result};
 use crate::events::hub::{Delivery, Listener, Topic};
 use crate::events::{Position, floor, settled_end};
-use crate::store::event::{self, Filter, Objects, Stretch, sees};
+use crate::store::event::{self, EventColumns, Filter, Objects, Stretch, sees};
+use crate::store::task::TaskColumns;
 
 /// How many events are read from the log at once while catching up.
 const BATCH: usize = 100;
@@ -162,12 +163,12 @@ impl Follower {
     async fn catch_up(&mut self) -> Result<()> {
         let stretch = Stretch { after: Some(self.position), before: None, limit: BATCH, backward: false };
         let mut conn = self.app.db.conn().await?;
-        let events = event::page(&mut conn, &self.viewer, &self.filter, stretch).await?;
+        let events = event::page(&mut conn, &self.viewer, &self.filter, stretch, EventColumns::Full).await?;
         // Asked after it: what has expired since then may be missing from what was read before.
         within(floor(&mut conn).await?, self.position)?;
         drop(conn);
         self.behind = events.len() == BATCH;
-        let tasks = Objects::of_all(&self.app.db, &events).await?;
+        let tasks = Objects::of_all(&self.app.db, &events, TaskColumns::Full).await?;
         self.loaded = Instant::now();
         let loaded = events.into_iter().map(|event| {
             let task = event.task_id.and_then(|id| tasks.get(&id).cloned());

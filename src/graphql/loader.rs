@@ -21,7 +21,10 @@ use crate::error::{Code, Error, Result};
 use crate::events::Event;
 use crate::events::hub::Delivery;
 use crate::id::Id;
-use crate::store::event::{Attached, Objects, Stretch};
+use crate::store::comment::CommentColumns;
+use crate::store::event::{Attached, EventColumns, Objects, Stretch};
+use crate::store::project::ProjectColumns;
+use crate::store::task::TaskColumns;
 use crate::store::{comment, event, label, notification, project, session, task, task_list, user};
 use crate::time::Timestamp;
 
@@ -237,9 +240,14 @@ loads! {
         Ok(sessions)
     };
     /// Projects that the viewer sees.
-    projects: Projects(Id => Arc<project::Project>) |app, asker, ids| {
-        let rows = project::by_ids(&mut app.db.conn_for(ids.len()).await?, asker.viewer()?, ids).await?;
-        Ok(rows.into_iter().map(|project| (project.id, Arc::new(project))).collect())
+    projects: Projects((ProjectColumns, Id) => Arc<project::Project>) |app, asker, keys| {
+        let mut projects = HashMap::new();
+        for (columns, ids) in grouped(keys) {
+            let mut conn = app.db.conn_for(ids.len()).await?;
+            let rows = project::select_by_ids(&mut conn, asker.viewer()?, &ids, columns).await?;
+            projects.extend(rows.into_iter().map(|project| ((columns, project.id), Arc::new(project))));
+        }
+        Ok(projects)
     };
     /// How the tasks of projects stand.
     project_stats: ProjectStats(Id => project::Stats) |app, _asker, ids| {
@@ -270,7 +278,7 @@ loads! {
         let mut conn = app.db.conn().await?;
         let rows = label::by_ids(&mut conn, ids).await?;
         let projects: Vec<Id> = rows.iter().map(|label| label.project_id).collect();
-        let seen = project::by_ids(&mut conn, asker.viewer()?, &projects).await?;
+        let seen = project::select_by_ids(&mut conn, asker.viewer()?, &projects, ProjectColumns::Summary).await?;
         let seen = |label: &label::Label| seen.iter().any(|project| project.id == label.project_id);
         Ok(rows.into_iter().filter(seen).map(|label| (label.id, Arc::new(label))).collect())
     };
@@ -285,9 +293,14 @@ loads! {
         Ok(collected(rows.into_iter().map(|(task, label)| (task, Arc::new(label)))))
     };
     /// Tasks that the viewer sees.
-    tasks: Tasks(Id => Arc<task::Task>) |app, asker, ids| {
-        let rows = task::by_ids(&mut app.db.conn_for(ids.len()).await?, asker.viewer()?, ids).await?;
-        Ok(rows.into_iter().map(|task| (task.id, Arc::new(task))).collect())
+    tasks: Tasks((TaskColumns, Id) => Arc<task::Task>) |app, asker, keys| {
+        let mut tasks = HashMap::new();
+        for (columns, ids) in grouped(keys) {
+            let mut conn = app.db.conn_for(ids.len()).await?;
+            let rows = task::select_by_ids(&mut conn, asker.viewer()?, &ids, columns).await?;
+            tasks.extend(rows.into_iter().map(|task| ((columns, task.id), Arc::new(task))));
+        }
+        Ok(tasks)
     };
     /// Pages of the tasks of projects or assignees.
     task_pages: TaskPages(((task_list::Of, Arc<task_list::List>), Id) => Page<Arc<task::Task>>) |app, _asker, keys| {
@@ -310,21 +323,27 @@ loads! {
         Ok(counts)
     };
     /// Comments that the viewer sees.
-    comments: Comments(Id => Arc<comment::Comment>) |app, asker, ids| {
+    comments: Comments((CommentColumns, Id) => Arc<comment::Comment>) |app, asker, keys| {
         let mut conn = app.db.conn().await?;
-        let rows = comment::by_ids(&mut conn, ids).await?;
-        let tasks: Vec<Id> = rows.iter().map(|comment| comment.task_id).collect();
-        let seen = task::by_ids(&mut conn, asker.viewer()?, &tasks).await?;
-        let seen = |comment: &comment::Comment| seen.iter().any(|task| task.id == comment.task_id);
-        Ok(rows.into_iter().filter(seen).map(|comment| (comment.id, Arc::new(comment))).collect())
+        let mut rows = Vec::new();
+        for (columns, ids) in grouped(keys) {
+            let found = comment::select_by_ids(&mut conn, &ids, columns).await?;
+            rows.extend(found.into_iter().map(|comment| (columns, comment)));
+        }
+        let tasks: HashSet<Id> = rows.iter().map(|(_, comment)| comment.task_id).collect();
+        let tasks: Vec<Id> = tasks.into_iter().collect();
+        let tasks = task::select_by_ids(&mut conn, asker.viewer()?, &tasks, TaskColumns::Summary).await?;
+        let visible: HashSet<Id> = tasks.iter().map(|task| task.id).collect();
+        rows.retain(|(_, comment)| visible.contains(&comment.task_id));
+        Ok(rows.into_iter().map(|(columns, comment)| ((columns, comment.id), Arc::new(comment))).collect())
     };
     /// Pages of the comments on tasks.
-    comment_pages: CommentPages((Arc<Window>, Id) => Page<Arc<comment::Comment>>) |app, _asker, keys| {
+    comment_pages: CommentPages(((CommentColumns, Arc<Window>), Id) => Page<Arc<comment::Comment>>) |app, _asker, keys| {
         let mut pages = HashMap::new();
-        for (window, tasks) in grouped(keys) {
+        for ((columns, window), tasks) in grouped(keys) {
             let mut conn = app.db.conn_for(window.limit * tasks.len()).await?;
-            let found = comment::pages(&mut conn, &tasks, &window).await?;
-            pages.extend(found.into_iter().map(|(id, page)| ((Arc::clone(&window), id), page.shared())));
+            let found = comment::pages(&mut conn, &tasks, &window, columns).await?;
+            pages.extend(found.into_iter().map(|(id, page)| (((columns, Arc::clone(&window)), id), page.shared())));
         }
         Ok(pages)
     };
@@ -338,12 +357,12 @@ loads! {
         Ok(rows.into_iter().map(|row| (row.id, Arc::new(row))).collect())
     };
     /// Stretches of the history of tasks.
-    activity: Activity((Stretch, Id) => Vec<Event>) |app, _asker, keys| {
+    activity: Activity(((EventColumns, Stretch), Id) => Vec<Event>) |app, _asker, keys| {
         let mut conn = app.db.conn().await?;
         let mut pages = HashMap::new();
-        for (stretch, tasks) in grouped(keys) {
-            let found = event::pages_of_tasks(&mut conn, &tasks, stretch).await?;
-            pages.extend(found.into_iter().map(|(id, page)| ((stretch, id), page)));
+        for ((columns, stretch), tasks) in grouped(keys) {
+            let found = event::pages_of_tasks(&mut conn, &tasks, stretch, columns).await?;
+            pages.extend(found.into_iter().map(|(id, page)| (((columns, stretch), id), page)));
         }
         Ok(pages)
     };
@@ -421,13 +440,13 @@ impl Loaders {
     }
 
     /// A project by id, if the viewer sees it.
-    pub async fn project(&self, id: Id) -> Result<Option<Arc<project::Project>>> {
+    pub async fn project(&self, id: Id, columns: ProjectColumns) -> Result<Option<Arc<project::Project>>> {
         // Whoever comes to it from the event's task sees that task, and with it the project.
         let attached = self.attached().await?.and_then(|attached| attached.project.as_ref());
         if let Some(project) = attached.filter(|project| project.id == id) {
             return Ok(Some(Arc::clone(project)));
         }
-        self.one::<Projects>(id).await
+        self.one::<Projects>((columns, id)).await
     }
 
     /// A project's statistics.
@@ -461,8 +480,8 @@ impl Loaders {
     }
 
     /// A task by id, if the viewer sees it.
-    pub async fn task(&self, id: Id) -> Result<Option<Arc<task::Task>>> {
-        self.one::<Tasks>(id).await
+    pub async fn task(&self, id: Id, columns: TaskColumns) -> Result<Option<Arc<task::Task>>> {
+        self.one::<Tasks>((columns, id)).await
     }
 
     /// A page of the tasks of a project or an assignee.
@@ -481,18 +500,23 @@ impl Loaders {
     }
 
     /// A comment by id, if the viewer sees its task.
-    pub async fn comment(&self, id: Id) -> Result<Option<Arc<comment::Comment>>> {
+    pub async fn comment(&self, id: Id, columns: CommentColumns) -> Result<Option<Arc<comment::Comment>>> {
         // Whoever is told of an event with a comment that is still there sees its task.
         let attached = self.attached().await?.and_then(|attached| attached.comment.as_ref());
         if let Some(comment) = attached.filter(|comment| comment.id == id) {
             return Ok(Some(Arc::clone(comment)));
         }
-        self.one::<Comments>(id).await
+        self.one::<Comments>((columns, id)).await
     }
 
     /// A page of the comments on a task.
-    pub async fn comment_page(&self, task: Id, window: Arc<Window>) -> Result<Page<Arc<comment::Comment>>> {
-        self.one::<CommentPages>((window, task)).await?.ok_or_else(no_page)
+    pub async fn comment_page(
+        &self,
+        task: Id,
+        window: Arc<Window>,
+        columns: CommentColumns,
+    ) -> Result<Page<Arc<comment::Comment>>> {
+        self.one::<CommentPages>(((columns, window), task)).await?.ok_or_else(no_page)
     }
 
     /// How many comments a task has.
@@ -506,8 +530,8 @@ impl Loaders {
     }
 
     /// A stretch of a task's history.
-    pub async fn activity(&self, task: Id, stretch: Stretch) -> Result<Vec<Event>> {
-        Ok(self.one::<Activity>((stretch, task)).await?.unwrap_or_default())
+    pub async fn activity(&self, task: Id, stretch: Stretch, columns: EventColumns) -> Result<Vec<Event>> {
+        Ok(self.one::<Activity>(((columns, stretch), task)).await?.unwrap_or_default())
     }
 }
 

@@ -4,12 +4,13 @@ use async_graphql::{Context, ID, Interface, Object, Result};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
-use super::comment::Comment;
+use super::comment::{self, Comment};
 use super::label::Label;
+use super::level::Selected;
 use super::notification::Notification;
-use super::project::Project;
+use super::project::{self, Project};
 use super::session::Session;
-use super::task::Task;
+use super::task::{self, Task};
 use super::user::User;
 use super::{Caller, guard};
 use crate::error::Error;
@@ -131,16 +132,16 @@ async fn session(ctx: &Context<'_>, id: Id) -> Result<Option<Session>> {
 }
 
 async fn find(ctx: &Context<'_>, id: &ID) -> Result<Option<Node>> {
-    let loaders = Caller::of(ctx).loaders()?;
+    let (loaders, field) = (Caller::of(ctx).loaders()?, Selected::of(ctx));
     let Some((noun, id)) = decode(id) else {
         return Ok(None);
     };
     Ok(match noun {
         Noun::User => loaders.user(id).await?.map(User::from).map(Node::User),
-        Noun::Project => loaders.project(id).await?.map(Project).map(Node::Project),
+        Noun::Project => loaders.project(id, project::columns(&field)).await?.map(Project).map(Node::Project),
         Noun::Label => loaders.label(id).await?.map(Label).map(Node::Label),
-        Noun::Task => loaders.task(id).await?.map(Task).map(Node::Task),
-        Noun::Comment => loaders.comment(id).await?.map(Comment).map(Node::Comment),
+        Noun::Task => loaders.task(id, task::columns(&field)).await?.map(Task).map(Node::Task),
+        Noun::Comment => loaders.comment(id, comment::columns(&field)).await?.map(Comment).map(Node::Comment),
         Noun::Session => session(ctx, id).await?.map(Node::Session),
         Noun::Notification => loaders.notification(id).await?.map(Notification).map(Node::Notification),
         Noun::Event | Noun::AuditEntry => None,

@@ -5,13 +5,14 @@ use std::sync::Arc;
 use async_graphql::{Context, ID, InputObject, Object, Result, SimpleObject};
 use futures_util::{Stream, StreamExt};
 
-use super::comment::Comment;
+use super::comment::{self, Comment};
 use super::connection::{Connection, Edge, PageInfo, Paging, Tag, Total};
 use super::event;
+use super::level::Selected;
 use super::live::{Happening, Opening, follow};
 use super::node::{self, Noun};
 use super::payload::{UserError, write};
-use super::task::{Task, user};
+use super::task::{self, Task, user};
 use super::user::User;
 use super::{Caller, guard};
 use crate::App;
@@ -70,7 +71,10 @@ impl Notification {
     /// The task it is about, as it is now; null when it is gone or the viewer may not see it any more.
     async fn task(&self, ctx: &Context<'_>) -> Result<Option<Task>> {
         match self.0.task_id {
-            Some(id) => Ok(Caller::of(ctx).loaders()?.task(id).await?.map(Task)),
+            Some(id) => {
+                let columns = task::columns(&Selected::of(ctx));
+                Ok(Caller::of(ctx).loaders()?.task(id, columns).await?.map(Task))
+            }
             None => Ok(None),
         }
     }
@@ -79,7 +83,10 @@ impl Notification {
     /// it any more.
     async fn comment(&self, ctx: &Context<'_>) -> Result<Option<Comment>> {
         match self.0.comment_id {
-            Some(id) => Ok(Caller::of(ctx).loaders()?.comment(id).await?.map(Comment)),
+            Some(id) => {
+                let columns = comment::columns(&Selected::of(ctx));
+                Ok(Caller::of(ctx).loaders()?.comment(id, columns).await?.map(Comment))
+            }
             None => Ok(None),
         }
     }

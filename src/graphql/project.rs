@@ -5,7 +5,7 @@ use std::sync::Arc;
 use async_graphql::{Context, ID, InputObject, MaybeUndefined, Object, Result, SimpleObject};
 use futures_util::FutureExt;
 
-use super::connection::{Connection, Paging, Tag, Total};
+use super::connection::{Connection, Paging, Tag, Total, needs};
 use super::json::Encoded;
 use super::label::Label;
 use super::level::{ByLevel, Found, Level, Selected, Step};
@@ -20,8 +20,8 @@ use crate::db::page::Page;
 use crate::error::Error;
 use crate::id::Id;
 use crate::own;
-use crate::store::project::{self as store, Changes, Filter, List, OrderField, Status};
-use crate::store::task as store_task;
+use crate::store::project::{self as store, Changes, Filter, List, OrderField, ProjectColumns, Status};
+use crate::store::task::{self as store_task, TaskColumns};
 use crate::store::task_list::{self, Of, Scope};
 use crate::store::value::{Description, Faults, ProjectName, Search};
 use crate::time::Timestamp;
@@ -108,7 +108,7 @@ impl Project {
     ) -> Result<ByLevel<Connection<Task>>> {
         let (caller, field) = (Caller::of(ctx), Selected::of(ctx));
         let paging = Paging::new(first, after, last, before).shown_by(&field);
-        let (tag, list) = self.list(caller, &paging, filter, order_by, task::is_brief(&field))?;
+        let (tag, list) = self.list(caller, &paging, filter, order_by, task::columns_of_nodes(&field))?;
         let page = caller.loaders()?.task_page(Of::Project, self.0.id, Arc::clone(&list)).await?;
         Ok(ByLevel(self.listed(tag, &list, page)))
     }
@@ -132,10 +132,10 @@ impl Project {
         paging: &Paging,
         filter: Option<TaskFilter>,
         order_by: Option<TaskOrder>,
-        brief: bool,
+        columns: TaskColumns,
     ) -> crate::error::Result<(Tag, Arc<task_list::List>)> {
         let scopes = Scope::in_project(caller.viewer()?, &self.0);
-        task::list("Project.tasks", Some(self.0.id), scopes, paging, filter, order_by, brief)
+        task::list("Project.tasks", Some(self.0.id), scopes, paging, filter, order_by, columns)
     }
 
     fn listed(&self, tag: Tag, list: &Arc<task_list::List>, page: Page<Arc<store_task::Task>>) -> Connection<Task> {
@@ -155,15 +155,18 @@ impl Level for Project {
             "version" => own!(|project| project.0.version),
             "createdAt" => own!(|project| project.0.created_at),
             "updatedAt" => own!(|project| project.0.updated_at),
-            "owner" => field.one(|project: &Self| Some(project.0.owner_id), loader::Users, User::from, true)?,
+            "owner" => {
+                field.one(|project: &Self| Some(project.0.owner_id), loader::Users, |id| id, User::from, true)?
+            }
             "labels" => field.all(|project: &Self| project.0.id, loader::ProjectLabels, Label)?,
             "tasks" => {
                 let paging = Paging::of(field)?;
                 let filter: Option<TaskFilter> = field.argument("filter")?;
                 let order_by: Option<TaskOrder> = field.argument("orderBy")?;
-                let brief = task::is_brief(field);
+                let columns = task::columns_of_nodes(field);
                 field.found(move |projects: &[Self], caller| {
-                    let list = |project: &Self| project.list(caller, &paging, filter.clone(), order_by.clone(), brief);
+                    let list =
+                        |project: &Self| project.list(caller, &paging, filter.clone(), order_by.clone(), columns);
                     let lists = projects.iter().map(list);
                     let lists = lists.collect::<crate::error::Result<Vec<_>>>();
                     async move {
@@ -225,9 +228,18 @@ pub struct ProjectOrder {
     direction: OrderDirection,
 }
 
+/// What of a project is read for what is selected of it.
+pub fn columns(project: &Selected<'_>) -> ProjectColumns {
+    project.greatest(&["Project", "Node"], ProjectColumns::Summary, |field| match field.name() {
+        "description" => ProjectColumns::Full,
+        _ => ProjectColumns::Summary,
+    })
+}
+
 /// The list that a field's arguments ask for, and the tag of its cursors.
 pub fn list(
-    field: &str,
+    field: &Selected<'_>,
+    name: &str,
     parent: Option<Id>,
     paging: &Paging,
     filter: Option<ProjectFilter>,
@@ -235,7 +247,9 @@ pub fn list(
 ) -> crate::error::Result<(Tag, Arc<List>)> {
     let order = order_by.as_ref().map_or(OrderField::CreatedAt, |order| order.field);
     let descending = order_by.is_some_and(|order| order.direction == OrderDirection::Desc);
-    let tag = Tag::new(field, parent, &order, descending);
+    let tag = Tag::new(name, parent, &order, descending);
+    let types = ["ProjectConnection", "ProjectEdge"];
+    let columns = needs(field, types, ProjectColumns::Summary, |project| columns(&project));
     let filter = match filter {
         None => Filter::default(),
         Some(ProjectFilter { search, status, owner_id }) => Filter {
@@ -244,7 +258,7 @@ pub fn list(
             owner_id: owner_id.map(|id| node::filtered(Noun::User, &id)).transpose()?,
         },
     };
-    Ok((tag, Arc::new(List { filter, order, descending, window: paging.window(tag)? })))
+    Ok((tag, Arc::new(List { filter, order, descending, window: paging.window(tag)?, columns })))
 }
 
 /// The page of such a list as a connection.
@@ -265,7 +279,7 @@ impl ProjectQuery {
         ctx: &Context<'_>,
         #[graphql(desc = "Its global id.")] id: ID,
     ) -> Result<Option<ByLevel<Project>>> {
-        Ok(found(Caller::of(ctx), &id).await?.map(ByLevel))
+        Ok(found(Caller::of(ctx), &Selected::of(ctx), &id).await?.map(ByLevel))
     }
 
     /// The projects that the viewer owns, by default oldest first; all projects for ADMIN.
@@ -281,27 +295,30 @@ impl ProjectQuery {
         #[graphql(desc = "Only these.")] filter: Option<ProjectFilter>,
         #[graphql(desc = "In this order.")] order_by: Option<ProjectOrder>,
     ) -> Result<ByLevel<Connection<Project>>> {
-        let paging = Paging::new(first, after, last, before).shown_by(&Selected::of(ctx));
-        Ok(ByLevel(listed(Caller::of(ctx), &paging, filter, order_by).await?))
+        let field = Selected::of(ctx);
+        let paging = Paging::new(first, after, last, before).shown_by(&field);
+        Ok(ByLevel(listed(Caller::of(ctx), &field, &paging, filter, order_by).await?))
     }
 }
 
 /// The project with a global id.
-pub async fn found(caller: &Caller, id: &ID) -> crate::error::Result<Option<Project>> {
+pub async fn found(caller: &Caller, field: &Selected<'_>, id: &ID) -> crate::error::Result<Option<Project>> {
     let Some(id) = node::decode_as(Noun::Project, id) else {
         return Ok(None);
     };
-    Ok(caller.loaders()?.root::<loader::Projects>(id, caller.manner().is_single).await?.map(Project))
+    let key = (columns(field), id);
+    Ok(caller.loaders()?.root::<loader::Projects>(key, caller.manner().is_single).await?.map(Project))
 }
 
 /// A page of the projects that the caller may see.
 pub async fn listed(
     caller: &Caller,
+    field: &Selected<'_>,
     paging: &Paging,
     filter: Option<ProjectFilter>,
     order_by: Option<ProjectOrder>,
 ) -> crate::error::Result<Connection<Project>> {
-    let (tag, list) = list("projects", None, paging, filter, order_by)?;
+    let (tag, list) = list(field, "projects", None, paging, filter, order_by)?;
     let mut conn = caller.app().db.conn_for(list.reads()).await?;
     let page = store::page(&mut conn, caller.viewer()?, &list).await?;
     Ok(connection(tag, Total::Projects(Arc::clone(&list)), page.shared(), &list))

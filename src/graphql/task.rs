@@ -5,8 +5,8 @@ use std::sync::Arc;
 use async_graphql::{Context, ID, InputObject, MaybeUndefined, Object, Result, SimpleObject};
 use futures_util::FutureExt;
 
-use super::comment::Comment;
-use super::connection::{Connection, Paging, Tag, Total};
+use super::comment::{self, Comment};
+use super::connection::{Connection, Paging, Tag, Total, needs};
 use super::event::EventConnection;
 use super::json::Encoded;
 use super::label::Label;
@@ -22,8 +22,8 @@ use crate::db::page::Page;
 use crate::error::{Code, Error};
 use crate::id::Id;
 use crate::own;
-use crate::store::comment;
-use crate::store::task::{self as store, Changes, New, Priority, Status};
+use crate::store::comment as store_comment;
+use crate::store::task::{self as store, Changes, New, Priority, Status, TaskColumns};
 use crate::store::task_list::{self, Filter, List, OrderField, Range, Scope};
 use crate::store::value::{Description, Faults, Search, Title};
 use crate::time::Timestamp;
@@ -92,7 +92,8 @@ impl Task {
 
     /// The project it is in.
     async fn project(&self, ctx: &Context<'_>) -> Result<Project> {
-        let project = Caller::of(ctx).loaders()?.project(self.0.project_id).await?;
+        let columns = project::columns(&Selected::of(ctx));
+        let project = Caller::of(ctx).loaders()?.project(self.0.project_id, columns).await?;
         Ok(Project(project.ok_or_else(|| Error::refused(Code::NotFound, "The project is gone."))?))
     }
 
@@ -123,7 +124,8 @@ impl Task {
         #[graphql(desc = "Only what comes before this cursor.")] before: Option<String>,
     ) -> Result<ByLevel<Connection<Comment>>> {
         let window = Arc::new(Paging::new(first, after, last, before).window(comments_tag())?);
-        let page = Caller::of(ctx).loaders()?.comment_page(self.0.id, window).await?;
+        let columns = comment::columns_of_nodes(&Selected::of(ctx));
+        let page = Caller::of(ctx).loaders()?.comment_page(self.0.id, window, columns).await?;
         Ok(ByLevel(self.commented(page)))
     }
 
@@ -137,7 +139,8 @@ impl Task {
         #[graphql(desc = "Only what comes before this cursor.")] before: Option<String>,
     ) -> Result<EventConnection> {
         let stretch = event::stretch(&Paging::new(first, after, last, before))?;
-        let events = Caller::of(ctx).loaders()?.activity(self.0.id, event::one_more(stretch)).await?;
+        let columns = event::columns_of_nodes(&Selected::of(ctx), false);
+        let events = Caller::of(ctx).loaders()?.activity(self.0.id, event::one_more(stretch), columns).await?;
         event::connection(events, stretch, |_| Some(Arc::clone(&self.0)))
     }
 
@@ -162,7 +165,7 @@ impl Task {
         self.0.status != Status::Done && self.0.due_at.is_some_and(|due| due < caller.app().clock.now())
     }
 
-    fn commented(&self, page: Page<Arc<comment::Comment>>) -> Connection<Comment> {
+    fn commented(&self, page: Page<Arc<store_comment::Comment>>) -> Connection<Comment> {
         Connection::new(comments_tag(), Total::Comments(self.0.id), page, |row| row.position(), Comment)
     }
 }
@@ -188,14 +191,20 @@ impl Level for Task {
             "version" => own!(|task| task.0.version),
             "createdAt" => own!(|task| task.0.created_at),
             "updatedAt" => own!(|task| task.0.updated_at),
-            "project" => field.one(|task: &Self| Some(task.0.project_id), loader::Projects, Project, true)?,
-            "creator" => field.one(|task: &Self| task.0.creator_id, loader::Users, User::from, false)?,
-            "assignee" => field.one(|task: &Self| task.0.assignee_id, loader::Users, User::from, false)?,
+            "project" => {
+                let columns = project::columns(field);
+                let key = move |id| (columns, id);
+                field.one(|task: &Self| Some(task.0.project_id), loader::Projects, key, Project, true)?
+            }
+            "creator" => field.one(|task: &Self| task.0.creator_id, loader::Users, |id| id, User::from, false)?,
+            "assignee" => field.one(|task: &Self| task.0.assignee_id, loader::Users, |id| id, User::from, false)?,
             "labels" => field.all(|task: &Self| task.0.id, loader::TaskLabels, Label)?,
             "comments" => {
                 let window = Arc::new(Paging::of(field)?.window(comments_tag()).ok()?);
+                let columns = comment::columns_of_nodes(field);
                 field.found(move |tasks: &[Self], caller| {
-                    let keys = tasks.iter().map(|task| (Arc::clone(&window), task.0.id)).collect::<Vec<_>>();
+                    let key = |task: &Self| ((columns, Arc::clone(&window)), task.0.id);
+                    let keys = tasks.iter().map(key).collect::<Vec<_>>();
                     async move {
                         let pages = caller.loaders()?.all::<loader::CommentPages>(keys.iter().cloned()).await?;
                         let pages =
@@ -313,20 +322,23 @@ pub struct TaskOrder {
     direction: OrderDirection,
 }
 
-/// Whether what is selected of a connection of tasks is found in their brief columns.
-pub fn is_brief(connection: &Selected<'_>) -> bool {
-    fn task(field: Selected<'_>) -> bool {
-        // What hangs on a task by its id is read for itself, but for its history, which shows the task again.
-        let own = ["__typename", "id", "title", "status", "priority", "dueAt", "isOverdue", "createdAt"];
-        let hung =
-            ["project", "assignee", "labels", "comments", "viewerCanUpdate", "viewerCanDelete", "viewerCanComment"];
-        own.contains(&field.name()) || hung.contains(&field.name())
-    }
-    connection.every(|field| match field.name() {
-        "edges" => field.every(|field| field.name() != "node" || field.every(task)),
-        "nodes" => field.every(task),
-        _ => true,
+/// What of a task is read for what is selected of it. What hangs on it by its id is read for itself, but for its history,
+/// which shows the task again.
+pub fn columns(task: &Selected<'_>) -> TaskColumns {
+    task.greatest(&["Task", "Node"], TaskColumns::Summary, |field| match field.name() {
+        "__typename" | "id" | "title" | "status" | "priority" | "dueAt" | "isOverdue" | "createdAt" | "project"
+        | "assignee" | "labels" | "comments" | "viewerCanUpdate" | "viewerCanDelete" | "viewerCanComment" => {
+            TaskColumns::Summary
+        }
+        "creator" | "completedAt" | "version" | "updatedAt" => TaskColumns::Short,
+        "activity" => event::task_columns(&field),
+        _ => TaskColumns::Full,
     })
+}
+
+/// What of tasks is read for what is selected of a connection of them.
+pub fn columns_of_nodes(connection: &Selected<'_>) -> TaskColumns {
+    needs(connection, ["TaskConnection", "TaskEdge"], TaskColumns::Summary, |task| columns(&task))
 }
 
 /// The list that a field's arguments ask for, and the tag of its cursors.
@@ -337,13 +349,13 @@ pub fn list(
     paging: &Paging,
     filter: Option<TaskFilter>,
     order_by: Option<TaskOrder>,
-    brief: bool,
+    columns: TaskColumns,
 ) -> crate::error::Result<(Tag, Arc<List>)> {
     let order = order_by.as_ref().map_or(OrderField::CreatedAt, |order| order.field);
     let descending = order_by.is_some_and(|order| order.direction == OrderDirection::Desc);
     let tag = Tag::new(field, parent, &order, descending);
     let filter = filter.map(TaskFilter::parse).transpose()?.unwrap_or_default();
-    Ok((tag, Arc::new(List { scopes, filter, order, descending, window: paging.window(tag)?, brief })))
+    Ok((tag, Arc::new(List { scopes, filter, order, descending, window: paging.window(tag)?, columns })))
 }
 
 /// The page of such a list as a connection.
@@ -364,7 +376,7 @@ impl TaskQuery {
         ctx: &Context<'_>,
         #[graphql(desc = "Its global id.")] id: ID,
     ) -> Result<Option<ByLevel<Task>>> {
-        Ok(found(Caller::of(ctx), &id).await?.map(ByLevel))
+        Ok(found(Caller::of(ctx), &Selected::of(ctx), &id).await?.map(ByLevel))
     }
 
     /// Every task that the viewer may see, by default oldest first: those in their own projects and those assigned to
@@ -388,11 +400,12 @@ impl TaskQuery {
 }
 
 /// The task with a global id.
-pub async fn found(caller: &Caller, id: &ID) -> crate::error::Result<Option<Task>> {
+pub async fn found(caller: &Caller, field: &Selected<'_>, id: &ID) -> crate::error::Result<Option<Task>> {
     let Some(id) = node::decode_as(Noun::Task, id) else {
         return Ok(None);
     };
-    Ok(caller.loaders()?.root::<loader::Tasks>(id, caller.manner().is_single).await?.map(Task))
+    let key = (columns(field), id);
+    Ok(caller.loaders()?.root::<loader::Tasks>(key, caller.manner().is_single).await?.map(Task))
 }
 
 /// A page of the tasks that the caller may see.
@@ -404,7 +417,7 @@ pub async fn listed(
     order_by: Option<TaskOrder>,
 ) -> crate::error::Result<Connection<Task>> {
     let scopes = Scope::visible_to(caller.viewer()?);
-    let (tag, list) = list("tasks", None, scopes, paging, filter, order_by, is_brief(field))?;
+    let (tag, list) = list("tasks", None, scopes, paging, filter, order_by, columns_of_nodes(field))?;
     let app = caller.app();
     let page = task_list::page(&mut app.db.conn_for(list.reads(1)).await?, &list, app.clock.now()).await?;
     Ok(connection(tag, Total::Tasks(Arc::clone(&list)), page.shared(), &list))

@@ -202,8 +202,9 @@ impl User {
         #[graphql(desc = "Only these.")] filter: Option<ProjectFilter>,
         #[graphql(desc = "In this order.")] order_by: Option<ProjectOrder>,
     ) -> Result<Option<ByLevel<Connection<Project>>>> {
-        let paging = Paging::new(first, after, last, before).shown_by(&Selected::of(ctx));
-        let (tag, list) = project::list("User.projects", Some(self.profile.id), &paging, filter, order_by)?;
+        let field = Selected::of(ctx);
+        let paging = Paging::new(first, after, last, before).shown_by(&field);
+        let (tag, list) = project::list(&field, "User.projects", Some(self.profile.id), &paging, filter, order_by)?;
         let page = Caller::of(ctx).loaders()?.project_page(self.profile.id, Arc::clone(&list)).await?;
         Ok(Some(ByLevel(project::connection(tag, Total::ProjectsOf(self.profile.id, Arc::clone(&list)), page, &list))))
     }
@@ -223,11 +224,11 @@ impl User {
     ) -> Result<Option<ByLevel<Connection<Task>>>> {
         let field = Selected::of(ctx);
         let paging = Paging::new(first, after, last, before).shown_by(&field);
-        let brief = task::is_brief(&field);
+        let columns = task::columns_of_nodes(&field);
         // Whoever may read the account may see what is assigned to it.
         let scopes = vec![Scope::Everything];
         let (tag, list) =
-            task::list("User.assignedTasks", Some(self.profile.id), scopes, &paging, filter, order_by, brief)?;
+            task::list("User.assignedTasks", Some(self.profile.id), scopes, &paging, filter, order_by, columns)?;
         let page = Caller::of(ctx).loaders()?.task_page(Of::Assignee, self.profile.id, Arc::clone(&list)).await?;
         Ok(Some(ByLevel(task::connection(
             tag,

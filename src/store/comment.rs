@@ -10,6 +10,7 @@ use super::task::{self, Task};
 use super::value::Body;
 use super::{mention, session};
 use crate::access::{Action, Standing, Subject, Viewer};
+use crate::db::columns::Columns;
 use crate::db::page::{Key, Page, Parent, Position, Window, among, by_parent, each};
 use crate::db::rows::RunQueryDsl;
 use crate::db::schema::comments;
@@ -40,6 +41,32 @@ pub struct Comment {
     pub updated_at: Timestamp,
 }
 
+/// Which columns of comments are read. What is left out is read as empty, and only of rows that are shown, never of rows
+/// that are written or recorded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum CommentColumns {
+    /// Without the body, which may have 20 kB.
+    Summary,
+    /// All of them.
+    Full,
+}
+
+impl CommentColumns {
+    /// In the order of [`Comment`].
+    const fn expression(self) -> Columns<Comment> {
+        Columns::new(match self {
+            Self::Summary => {
+                "comments.id, comments.task_id, comments.author_id, '', comments.is_edited, comments.created_at, \
+                 comments.updated_at"
+            }
+            Self::Full => {
+                "comments.id, comments.task_id, comments.author_id, comments.body, comments.is_edited, \
+                 comments.created_at, comments.updated_at"
+            }
+        })
+    }
+}
+
 impl Subject for Comment {
     fn stands(&self, viewer: &Viewer, standing: Standing) -> bool {
         standing == Standing::Author && self.author_id == viewer.id
@@ -55,18 +82,28 @@ impl Comment {
 
 /// The comments with these ids; rights are those of their tasks, which the caller asks.
 pub async fn by_ids(conn: &mut Conn, ids: &[Id]) -> Result<Vec<Comment>> {
-    let found = comments::table.filter(among(comments::id, ids));
-    Ok(looked_up(ids.len(), async { on!(conn, |c| found.select(Comment::as_select()).load(c).await) }).await?)
+    select_by_ids(conn, ids, CommentColumns::Full).await
+}
+
+/// The same with these columns.
+pub async fn select_by_ids(conn: &mut Conn, ids: &[Id], columns: CommentColumns) -> Result<Vec<Comment>> {
+    let found = comments::table.filter(among(comments::id, ids)).select(columns.expression());
+    Ok(looked_up(ids.len(), async { on!(conn, |c| found.load(c).await) }).await?)
 }
 
 /// One page of the comments of each task, oldest first.
-pub async fn pages(conn: &mut Conn, tasks: &[Id], window: &Window) -> Result<HashMap<Id, Page<Comment>>> {
+pub async fn pages(
+    conn: &mut Conn,
+    tasks: &[Id],
+    window: &Window,
+    columns: CommentColumns,
+) -> Result<HashMap<Id, Page<Comment>>> {
     let walk = async {
         on!(conn, |c| {
             let all = comments::table.filter(comments::task_id.eq(Parent));
-            let mut query = all.select(Comment::as_select()).into_boxed::<Backend>();
+            let mut query = all.select(columns.expression()).into_boxed::<Backend>();
             keyset!(query, window, false, (), comments { () => created_at as Time });
-            each::<Comment, _>(tasks, "comments", query).load(c).await
+            each(tasks, "comments", columns.expression(), query).load(c).await
         })
     };
     let rows: Vec<Comment> = looked_up(window.limit * tasks.len(), walk).await?;
@@ -164,4 +201,23 @@ async fn lock(tx: &mut Conn, viewer: &Viewer, found: &Comment, lock: Lock) -> Re
 
 fn missing() -> Error {
     Error::not_found("id", "comment")
+}
+
+#[cfg(test)]
+mod tests {
+    use diesel::debug_query;
+    use diesel::sqlite::Sqlite;
+
+    use super::*;
+
+    #[test]
+    fn the_columns_are_those_of_a_comment() {
+        let plain = |query: String| query.replace('`', "");
+        let full = plain(debug_query::<Sqlite, _>(&comments::table.select(Comment::as_select())).to_string());
+        let read = |columns: CommentColumns| {
+            plain(debug_query::<Sqlite, _>(&comments::table.select(columns.expression())).to_string())
+        };
+        assert_eq!(read(CommentColumns::Full), full);
+        assert_eq!(read(CommentColumns::Summary), full.replace("comments.body", "''"));
+    }
 }

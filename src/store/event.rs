@@ -11,9 +11,10 @@ use tokio::sync::OnceCell;
 
 use super::comment::{self, Comment};
 use super::project::{self, Project};
-use super::task::{self, Status, Task};
+use super::task::{self, Status, Task, TaskColumns};
 use super::user::{self, Profile};
 use crate::access::Viewer;
+use crate::db::columns::Columns;
 use crate::db::page::{Parent, among, each};
 use crate::db::rows::RunQueryDsl;
 use crate::db::schema::{events, tasks};
@@ -188,15 +189,15 @@ impl Objects {
         self.attached.get_or_try_init(load).await
     }
 
-    /// The tasks of many events at once, by id.
-    pub async fn of_all(db: &Db, events: &[Event]) -> Result<HashMap<Id, Arc<Task>>> {
+    /// These columns of the tasks of many events at once, by id.
+    pub async fn of_all(db: &Db, events: &[Event], columns: TaskColumns) -> Result<HashMap<Id, Arc<Task>>> {
         let mut ids: Vec<Id> = events.iter().filter_map(|event| event.task_id).collect();
         ids.sort_unstable();
         ids.dedup();
         if ids.is_empty() {
             return Ok(HashMap::new());
         }
-        let tasks = task::any_by_ids(&mut db.conn().await?, &ids).await?;
+        let tasks = task::select_any_by_ids(&mut db.conn().await?, &ids, columns).await?;
         Ok(tasks.into_iter().map(|task| (task.id, Arc::new(task))).collect())
     }
 }
@@ -235,6 +236,33 @@ pub struct Stretch {
     pub limit: usize,
     /// Counted from the end of the log.
     pub backward: bool,
+}
+
+/// Which columns of events are read. What is left out is read as empty, and only of events that are shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum EventColumns {
+    /// Without the snapshot.
+    Summary,
+    /// All of them.
+    Full,
+}
+
+impl EventColumns {
+    /// In the order of [`Event`].
+    const fn expression(self) -> Columns<Event> {
+        Columns::new(match self {
+            Self::Summary => {
+                "events.seq, events.xid, events.id, events.kind, events.occurred_at, events.actor_id, events.owner_id, \
+                 events.project_id, events.task_id, events.comment_id, events.assignee_id, events.previous_assignee_id, \
+                 events.session_id, ''"
+            }
+            Self::Full => {
+                "events.seq, events.xid, events.id, events.kind, events.occurred_at, events.actor_id, events.owner_id, \
+                 events.project_id, events.task_id, events.comment_id, events.assignee_id, events.previous_assignee_id, \
+                 events.session_id, events.data"
+            }
+        })
+    }
 }
 
 /// Whether a viewer may see an event, given its task as it is now (`None` when the task is gone).
@@ -405,7 +433,13 @@ macro_rules! part {
 
 /// The events that a viewer may see, in the order of the log. However much others do, no more of it is read than a short
 /// stretch.
-pub async fn page(conn: &mut Conn, viewer: &Viewer, filter: &Filter, stretch: Stretch) -> Result<Vec<Event>> {
+pub async fn page(
+    conn: &mut Conn,
+    viewer: &Viewer,
+    filter: &Filter,
+    stretch: Stretch,
+    columns: EventColumns,
+) -> Result<Vec<Event>> {
     // One end for all parts: what settled between two of them would be missed by whoever goes on after a later event.
     let end = settled_end(conn).await?;
     let end = Position { seq: end.seq + 1, ..end };
@@ -415,7 +449,7 @@ pub async fn page(conn: &mut Conn, viewer: &Viewer, filter: &Filter, stretch: St
     for part in Part::visible_to(viewer, stretch.after.unwrap_or_default(), before) {
         rows.extend(on!(conn, |c| {
             let mut query = events::table
-                .select(Event::as_select())
+                .select(columns.expression())
                 .filter(events::kind.lt(Kind::FIRST_INTERNAL))
                 .into_boxed::<Backend>();
             part!(query, part, viewer.id);
@@ -446,17 +480,22 @@ pub async fn page(conn: &mut Conn, viewer: &Viewer, filter: &Filter, stretch: St
 }
 
 /// The events of each of these tasks, which the viewer sees. The history of a task goes with it.
-pub async fn pages_of_tasks(conn: &mut Conn, tasks: &[Id], stretch: Stretch) -> Result<HashMap<Id, Vec<Event>>> {
+pub async fn pages_of_tasks(
+    conn: &mut Conn,
+    tasks: &[Id],
+    stretch: Stretch,
+    columns: EventColumns,
+) -> Result<HashMap<Id, Vec<Event>>> {
     let mut rows: Vec<Event> = on!(conn, |c| {
         let mut query = events::table
-            .select(Event::as_select())
+            .select(columns.expression())
             .filter(events::kind.lt(Kind::FIRST_INTERNAL))
             .filter(Settled)
             .filter(events::task_id.eq(Parent.nullable()))
             .filter(exists(tasks::table.filter(tasks::id.nullable().eq(events::task_id))))
             .into_boxed::<Backend>();
         stretched!(query, stretch);
-        each::<Event, _>(tasks, "events", query).load(c).await
+        each(tasks, "events", columns.expression(), query).load(c).await
     })?;
     rows.sort_by_key(Event::position);
     let mut groups: HashMap<Id, Vec<Event>> = HashMap::new();
@@ -468,10 +507,22 @@ pub async fn pages_of_tasks(conn: &mut Conn, tasks: &[Id], stretch: Stretch) -> 
 
 #[cfg(test)]
 mod tests {
+    use diesel::debug_query;
     use diesel::sqlite::Sqlite;
 
     use super::*;
     use crate::events::tests::plan;
+
+    #[test]
+    fn the_columns_are_those_of_an_event() {
+        let plain = |query: String| query.replace('`', "");
+        let full = plain(debug_query::<Sqlite, _>(&events::table.select(Event::as_select())).to_string());
+        let read = |columns: EventColumns| {
+            plain(debug_query::<Sqlite, _>(&events::table.select(columns.expression())).to_string())
+        };
+        assert_eq!(read(EventColumns::Full), full);
+        assert_eq!(read(EventColumns::Summary), full.replace("events.data", "''"));
+    }
 
     #[test]
     fn an_index_leads_to_each_part_of_the_log() {

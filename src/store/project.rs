@@ -13,6 +13,7 @@ use super::session;
 use super::task::{self, Status as TaskStatus};
 use super::value::{Description, ProjectName, Search, fold};
 use crate::access::{Action, Standing, Subject, Viewer};
+use crate::db::columns::Columns;
 use crate::db::page::{Key, Page, Parent, Position, Window, among, by_parent, each};
 use crate::db::rows::RunQueryDsl;
 use crate::db::schema::{projects, tasks};
@@ -61,6 +62,32 @@ pub struct Project {
     pub updated_at: Timestamp,
 }
 
+/// Which columns of projects are read. Those that are left out are read as null, and only of rows that are shown, never of
+/// rows that are written or recorded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ProjectColumns {
+    /// Without the description, which may have 40 kB.
+    Summary,
+    /// All of them.
+    Full,
+}
+
+impl ProjectColumns {
+    /// In the order of [`Project`].
+    const fn expression(self) -> Columns<Project> {
+        Columns::new(match self {
+            Self::Summary => {
+                "projects.id, projects.owner_id, projects.name, NULL, projects.status, projects.version, \
+                 projects.created_at, projects.updated_at"
+            }
+            Self::Full => {
+                "projects.id, projects.owner_id, projects.name, projects.description, projects.status, projects.version, \
+                 projects.created_at, projects.updated_at"
+            }
+        })
+    }
+}
+
 impl Subject for Project {
     fn stands(&self, viewer: &Viewer, standing: Standing) -> bool {
         standing == Standing::Owner && self.owner_id == viewer.id
@@ -101,6 +128,8 @@ pub struct List {
     pub descending: bool,
     /// Which stretch.
     pub window: Window,
+    /// What of the projects is read.
+    pub columns: ProjectColumns,
 }
 
 impl List {
@@ -150,9 +179,19 @@ macro_rules! order {
 
 /// The projects among these that the viewer may see ([`Action::SeeProject`] as a query).
 pub async fn by_ids(conn: &mut Conn, viewer: &Viewer, ids: &[Id]) -> Result<Vec<Project>> {
+    select_by_ids(conn, viewer, ids, ProjectColumns::Full).await
+}
+
+/// The same with these columns.
+pub async fn select_by_ids(
+    conn: &mut Conn,
+    viewer: &Viewer,
+    ids: &[Id],
+    columns: ProjectColumns,
+) -> Result<Vec<Project>> {
     Ok(on!(conn, |c| {
         let mut query =
-            projects::table.filter(among(projects::id, ids)).select(Project::as_select()).into_boxed::<Backend>();
+            projects::table.filter(among(projects::id, ids)).select(columns.expression()).into_boxed::<Backend>();
         if !viewer.is_admin() {
             let assigned =
                 tasks::table.filter(tasks::project_id.eq(projects::id)).filter(tasks::assignee_id.eq(viewer.id));
@@ -198,7 +237,7 @@ pub async fn lock(
 pub async fn page(conn: &mut Conn, viewer: &Viewer, list: &List) -> Result<Page<Project>> {
     let walk = async {
         on!(conn, |c| {
-            let mut query = projects::table.select(Project::as_select()).into_boxed::<Backend>();
+            let mut query = projects::table.select(list.columns.expression()).into_boxed::<Backend>();
             if !viewer.is_admin() {
                 query = query.filter(projects::owner_id.eq(viewer.id));
             }
@@ -226,11 +265,11 @@ pub async fn count(conn: &mut Conn, viewer: &Viewer, filter: &Filter) -> Result<
 /// One page of the projects of each owner.
 pub async fn pages_of_owners(conn: &mut Conn, owners: &[Id], list: &List) -> Result<HashMap<Id, Page<Project>>> {
     let rows: Vec<Project> = on!(conn, |c| {
-        let mut query =
-            projects::table.filter(projects::owner_id.eq(Parent)).select(Project::as_select()).into_boxed::<Backend>();
+        let owned = projects::table.filter(projects::owner_id.eq(Parent));
+        let mut query = owned.select(list.columns.expression()).into_boxed::<Backend>();
         narrow!(query, list.filter);
         order!(query, list);
-        each::<Project, _>(owners, "projects", query).load(c).await
+        each(owners, "projects", list.columns.expression(), query).load(c).await
     })?;
     let mut groups = by_parent(rows, |project| project.owner_id);
     Ok(owners
@@ -429,4 +468,23 @@ fn differences(old: &Project, new: &Project) -> Vec<Change> {
 
 fn moved_on() -> Error {
     Error::fault("expectedVersion", FaultCode::Conflict, "The project has changed meanwhile. Read it again.")
+}
+
+#[cfg(test)]
+mod tests {
+    use diesel::debug_query;
+    use diesel::sqlite::Sqlite;
+
+    use super::*;
+
+    #[test]
+    fn the_columns_are_those_of_a_project() {
+        let plain = |query: String| query.replace('`', "");
+        let full = plain(debug_query::<Sqlite, _>(&projects::table.select(Project::as_select())).to_string());
+        let read = |columns: ProjectColumns| {
+            plain(debug_query::<Sqlite, _>(&projects::table.select(columns.expression())).to_string())
+        };
+        assert_eq!(read(ProjectColumns::Full), full);
+        assert_eq!(read(ProjectColumns::Summary), full.replace("projects.description", "NULL"));
+    }
 }

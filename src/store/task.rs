@@ -1,12 +1,8 @@
 //! Tasks: in a project, perhaps assigned to somebody. The project's owner, the assignee and ADMIN see and change them.
 
-use diesel::backend::Backend;
 use diesel::deserialize::FromSqlRow;
-use diesel::dsl::SqlTypeOf;
-use diesel::expression::{AsExpression, ValidGrouping, is_aggregate};
-use diesel::pg::Pg;
+use diesel::expression::AsExpression;
 use diesel::prelude::*;
-use diesel::query_builder::{AstPass, QueryFragment, QueryId};
 use serde::{Deserialize, Serialize};
 
 use super::event::{Change, Snapshot, about_task};
@@ -14,6 +10,7 @@ use super::user::{self, User};
 use super::value::{Description, Title, fold};
 use super::{mail, mail_quota, project, session};
 use crate::access::{Account, Action, Standing, Subject, Viewer};
+use crate::db::columns::Columns;
 use crate::db::page::among;
 use crate::db::rows::RunQueryDsl;
 use crate::db::schema::{labels, task_labels, tasks};
@@ -108,45 +105,39 @@ pub struct Task {
     pub updated_at: Timestamp,
 }
 
-/// The columns of tasks, whole or brief: without what lists seldom show, by which a page of fifty costs an eighth less.
-/// Description, creator, completion, version and the time of the last change are then as if they were not there.
-#[derive(Clone, Copy, Debug)]
-pub struct Columns {
-    /// Which of the two.
-    pub brief: bool,
+/// Which columns of tasks are read. Those that are left out are read as null, and only of rows that are shown, never of
+/// rows that are written or recorded. Each holds what the ones before it hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum TaskColumns {
+    /// What most lists show: without description, creator, completion, version and the time of the last change, by which
+    /// a page of fifty costs an eighth less.
+    Summary,
+    /// Without the description alone, which may have 40 kB.
+    Short,
+    /// All of them.
+    Full,
 }
 
-impl Columns {
-    /// In the order of [`Task`]. Written out, because a statement is put together each time it is sent.
-    const WHOLE: &str = "tasks.id, tasks.project_id, tasks.owner_id, tasks.creator_id, tasks.assignee_id, tasks.title, \
-        tasks.description, tasks.status, tasks.priority, tasks.due_at, tasks.completed_at, tasks.version, \
-        tasks.created_at, tasks.updated_at";
-    const BRIEF: &str = "tasks.id, tasks.project_id, tasks.owner_id, NULL, tasks.assignee_id, tasks.title, \
-        NULL, tasks.status, tasks.priority, tasks.due_at, NULL, NULL, \
-        tasks.created_at, NULL";
-}
-
-impl Expression for Columns {
-    type SqlType = SqlTypeOf<<Task as Selectable<Pg>>::SelectExpression>;
-}
-
-impl AppearsOnTable<tasks::table> for Columns {}
-
-impl SelectableExpression<tasks::table> for Columns {}
-
-impl ValidGrouping<()> for Columns {
-    type IsAggregate = is_aggregate::No;
-}
-
-impl QueryId for Columns {
-    type QueryId = ();
-    const HAS_STATIC_QUERY_ID: bool = false;
-}
-
-impl<DB: Backend> QueryFragment<DB> for Columns {
-    fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, DB>) -> QueryResult<()> {
-        out.push_sql(if self.brief { Self::BRIEF } else { Self::WHOLE });
-        Ok(())
+impl TaskColumns {
+    /// In the order of [`Task`].
+    pub const fn expression(self) -> Columns<Task> {
+        Columns::new(match self {
+            Self::Summary => {
+                "tasks.id, tasks.project_id, tasks.owner_id, NULL, tasks.assignee_id, tasks.title, \
+                 NULL, tasks.status, tasks.priority, tasks.due_at, NULL, NULL, \
+                 tasks.created_at, NULL"
+            }
+            Self::Short => {
+                "tasks.id, tasks.project_id, tasks.owner_id, tasks.creator_id, tasks.assignee_id, tasks.title, \
+                 NULL, tasks.status, tasks.priority, tasks.due_at, tasks.completed_at, tasks.version, \
+                 tasks.created_at, tasks.updated_at"
+            }
+            Self::Full => {
+                "tasks.id, tasks.project_id, tasks.owner_id, tasks.creator_id, tasks.assignee_id, tasks.title, \
+                 tasks.description, tasks.status, tasks.priority, tasks.due_at, tasks.completed_at, tasks.version, \
+                 tasks.created_at, tasks.updated_at"
+            }
+        })
     }
 }
 
@@ -162,15 +153,24 @@ impl Subject for Task {
 
 /// The tasks among these that the viewer may see.
 pub async fn by_ids(conn: &mut Conn, viewer: &Viewer, ids: &[Id]) -> Result<Vec<Task>> {
-    let mut rows = any_by_ids(conn, ids).await?;
+    select_by_ids(conn, viewer, ids, TaskColumns::Full).await
+}
+
+/// The same with these columns.
+pub async fn select_by_ids(conn: &mut Conn, viewer: &Viewer, ids: &[Id], columns: TaskColumns) -> Result<Vec<Task>> {
+    let mut rows = select_any_by_ids(conn, ids, columns).await?;
     rows.retain(|task| viewer.may(Action::SeeTask, task));
     Ok(rows)
 }
 
 /// The tasks with these ids, whoever may see them: for telling events, where the rights of many viewers are asked.
 pub async fn any_by_ids(conn: &mut Conn, ids: &[Id]) -> Result<Vec<Task>> {
-    let found = tasks::table.filter(among(tasks::id, ids));
-    let found = found.select(Columns { brief: false });
+    select_any_by_ids(conn, ids, TaskColumns::Full).await
+}
+
+/// The same with these columns.
+pub async fn select_any_by_ids(conn: &mut Conn, ids: &[Id], columns: TaskColumns) -> Result<Vec<Task>> {
+    let found = tasks::table.filter(among(tasks::id, ids)).select(columns.expression());
     Ok(looked_up(ids.len(), async { on!(conn, |c| found.load(c).await) }).await?)
 }
 
@@ -614,12 +614,19 @@ mod tests {
     fn the_columns_are_those_of_a_task() {
         let words =
             |query: String| query.replace(['`', '"'], "").split([' ', ',']).map(ToOwned::to_owned).collect::<Vec<_>>();
-        let read = |brief| words(debug_query::<Sqlite, _>(&tasks::table.select(Columns { brief })).to_string());
-        let whole = words(debug_query::<Sqlite, _>(&tasks::table.select(Task::as_select())).to_string());
-        assert_eq!(read(false), whole);
-        let brief = read(true);
-        assert_eq!(brief.len(), whole.len());
-        let left: Vec<_> = whole.iter().zip(&brief).filter(|(whole, brief)| whole != brief).collect();
-        assert!(left.len() == 5 && left.iter().all(|(_, brief)| *brief == "NULL"), "{left:?}");
+        let read = |columns: TaskColumns| {
+            words(debug_query::<Sqlite, _>(&tasks::table.select(columns.expression())).to_string())
+        };
+        let full = words(debug_query::<Sqlite, _>(&tasks::table.select(Task::as_select())).to_string());
+        assert_eq!(read(TaskColumns::Full), full);
+        let left_out = |columns: TaskColumns| {
+            let read = read(columns);
+            assert_eq!(read.len(), full.len());
+            let left_out = full.iter().zip(read).filter(|(full, read)| *full != read);
+            left_out.map(|(full, read)| (full.clone(), read)).collect::<Vec<_>>()
+        };
+        assert_eq!(left_out(TaskColumns::Short), [("tasks.description".to_owned(), "NULL".to_owned())]);
+        let left_out = left_out(TaskColumns::Summary);
+        assert!(left_out.len() == 5 && left_out.iter().all(|(_, read)| read == "NULL"), "{left_out:?}");
     }
 }

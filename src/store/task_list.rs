@@ -6,9 +6,10 @@ use diesel::dsl::exists;
 use diesel::prelude::*;
 
 use super::project::Project;
-use super::task::{Columns, Priority, Status, Task};
+use super::task::{Priority, Status, Task, TaskColumns};
 use super::value::Search;
 use crate::access::{Action, Viewer};
+use crate::db::columns::Columns;
 use crate::db::page::{Key, Page, Parent, Position, Window, among, by_parent, each};
 use crate::db::rows::RunQueryDsl;
 use crate::db::schema::{task_labels, tasks};
@@ -140,14 +141,15 @@ pub struct List {
     pub descending: bool,
     /// Which stretch.
     pub window: Window,
-    /// Whether the tasks are read in brief.
-    pub brief: bool,
+    /// What of the tasks is read.
+    pub columns: TaskColumns,
 }
 
 impl List {
-    fn columns(&self) -> Columns {
-        // In the order of what is left out there is no place without it.
-        Columns { brief: self.brief && self.order != OrderField::UpdatedAt }
+    fn expression(&self) -> Columns<Task> {
+        // The position of a task in its list is made from the column that the list is ordered by.
+        let needed = if self.order == OrderField::UpdatedAt { TaskColumns::Short } else { TaskColumns::Summary };
+        self.columns.max(needed).expression()
     }
 
     /// How many rows are read for the pages of so many parents, at most: what is filtered is walked past too.
@@ -256,7 +258,7 @@ pub async fn page(conn: &mut Conn, list: &List, now: Timestamp) -> Result<Page<T
     for scope in &list.scopes {
         let walk = async {
             on!(conn, |c| {
-                let mut query = tasks::table.select(list.columns()).into_boxed::<Backend>();
+                let mut query = tasks::table.select(list.expression()).into_boxed::<Backend>();
                 narrow!(query, scope, list.filter, now);
                 order!(query, list);
                 query.load::<Task>(c).await
@@ -292,14 +294,14 @@ pub async fn pages(
     for scope in &list.scopes {
         let walk = async {
             on!(conn, |c| {
-                let mut query = tasks::table.select(list.columns()).into_boxed::<Backend>();
+                let mut query = tasks::table.select(list.expression()).into_boxed::<Backend>();
                 query = match of {
                     Of::Project => query.filter(tasks::project_id.eq(Parent)),
                     Of::Assignee => query.filter(tasks::assignee_id.eq(Parent.nullable())),
                 };
                 narrow!(query, scope, list.filter, now);
                 order!(query, list);
-                each::<Task, _>(ids, "tasks", query).load::<Task>(c).await
+                each(ids, "tasks", list.expression(), query).load::<Task>(c).await
             })
         };
         rows.extend(looked_up(list.reads(ids.len()), walk).await?);

@@ -102,6 +102,46 @@ fn fields(of: &str) -> (&'static [&'static str], &'static [(&'static str, &'stat
         "TaskEdge" => (&["cursor", "...Edged"], &[("node", "Task"), ("... on TaskEdge", "TaskEdge")]),
         "ProjectEdge" => (&["cursor"], &[("node", "Project")]),
         "CommentEdge" => (&["cursor"], &[("node", "Comment")]),
+        "Root" => (
+            &[],
+            &[
+                ("task(id: $task)", "History"),
+                ("nodes(ids: $ids)", "Any"),
+                ("events(last: 20)", "EventConnection"),
+                ("tasks", "TaskConnection"),
+                ("projects(first: 2)", "ProjectConnection"),
+                ("viewer", "Viewer"),
+            ],
+        ),
+        "History" => (&["version"], &[("activity(last: 20)", "EventConnection"), ("... on Task", "Task")]),
+        "Any" => (&["id"], &[("... on Task", "Task"), ("... on Project", "Project"), ("... on Comment", "Comment")]),
+        "Viewer" => (
+            &["id"],
+            &[
+                ("projects", "ProjectConnection"),
+                ("assignedTasks", "TaskConnection"),
+                ("notifications", "NotificationConnection"),
+            ],
+        ),
+        "NotificationConnection" => (&["unreadCount"], &[("nodes", "Notification")]),
+        "Notification" => (&["id", "kind"], &[("task", "Task"), ("comment", "Comment")]),
+        "EventConnection" => (&[], &[("nodes", "Event"), ("edges", "EventEdge"), ("pageInfo", "PageInfo")]),
+        "EventEdge" => (&["cursor"], &[("node", "Event")]),
+        "Event" => (
+            &[
+                "id",
+                "cursor",
+                "... on TaskCreatedEvent { task { id version } }",
+                "... on TaskUpdatedEvent { changes { field from to } }",
+                "... on TaskAssignedEvent { assignee { username } task { title } }",
+                "... on StatusChangedEvent { from to task { completedAt } }",
+                "... on CommentAddedEvent { comment { isEdited task { version } } }",
+                "... on CommentDeletedEvent { deletedCommentId comment { body } }",
+                "... on TaskDeletedEvent { deletedTaskId task { version } }",
+                "... on ProjectUpdatedEvent { project { name } }",
+            ],
+            &[("actor", "User"), ("... on Event", "Event")],
+        ),
         other => panic!("{other}"),
     }
 }
@@ -115,8 +155,46 @@ fn selections(of: &'static str, depth: usize) -> BoxedStrategy<String> {
         leading.into_iter().map(inner).collect::<Vec<_>>()
     });
     (own, leading)
-        .prop_map(|(own, leading)| format!("{{ __typename {} {} }}", own.join(" "), leading.join(" ")))
+        .prop_map(move |(own, leading)| {
+            // Marks where what is long could be selected too.
+            format!("{{ __typename <{of}> {} {} }}", own.join(" "), leading.join(" "))
+        })
         .boxed()
+}
+
+/// What is long of a type, and so read only when it is selected.
+const LONG: [(&str, &str); 4] = [
+    ("<Task>", "description version"),
+    ("<Project>", "description"),
+    ("<Comment>", "body"),
+    ("<Event>", "... on TaskUpdatedEvent { changes { field to } } ... on TaskCreatedEvent { task { description } }"),
+];
+
+/// A generated selection as it is, or with all that is long.
+fn spelled(selection: &str, with_long: bool) -> String {
+    let mut spelled = String::new();
+    let mut pieces = selection.split('<');
+    spelled.push_str(pieces.next().unwrap_or_default());
+    for piece in pieces {
+        let (of, rest) = piece.split_once('>').expect("a mark");
+        let long = LONG.iter().find(|(mark, _)| with_long && *mark == format!("<{of}>"));
+        spelled.push_str(long.map_or("", |(_, long)| long));
+        spelled.push_str(rest);
+    }
+    spelled
+}
+
+/// Whether an answer has all of another one.
+fn covers(whole: &Value, part: &Value) -> bool {
+    match (whole, part) {
+        (Value::Object(whole), Value::Object(part)) => {
+            part.iter().all(|(key, part)| whole.get(key).is_some_and(|whole| covers(whole, part)))
+        }
+        (Value::Array(whole), Value::Array(part)) => {
+            whole.len() == part.len() && whole.iter().zip(part).all(|(whole, part)| covers(whole, part))
+        }
+        _ => whole == part,
+    }
 }
 
 fn roots(task: &str, project: &str) -> impl Strategy<Value = (String, String)> {
@@ -141,7 +219,7 @@ const FRAGMENTS: [(&str, &str); 4] = [
     ("...Edged", "fragment Edged on TaskEdge { node { description } }"),
     ("...Listed", "fragment Listed on TaskConnection { pageInfo { hasNextPage } }"),
 ];
-const VARIABLES: [(&str, &str); 8] = [
+const VARIABLES: [(&str, &str); 9] = [
     ("$few", "$few: Int = 2"),
     ("$zero", "$zero: Int"),
     ("$yes", "$yes: Boolean!"),
@@ -150,6 +228,7 @@ const VARIABLES: [(&str, &str); 8] = [
     ("$task", "$task: ID!"),
     ("$project", "$project: ID!"),
     ("$filter", "$filter: TaskFilter"),
+    ("$ids", "$ids: [ID!]!"),
 ];
 
 /// A document with what it names.
@@ -219,6 +298,7 @@ fn a_selection_resolved_by_level_is_answered_as_the_library_answers_it() {
     let executed = Cell::new(0);
     let compared = TestRunner::new(config).run(&(roots(&task, &project), 0..2_usize), |((root, selection), person)| {
         let ask = |selection: &str| runtime.block_on(answer(&people[person], selection, &task));
+        let selection = spelled(&selection, false);
         let selection = format!("it: {root} {selection}");
         // What is asked for in two places is left to the library.
         let by_library = ask(&format!("{selection} it: {root} {{ __typename }}"));
@@ -231,6 +311,47 @@ fn a_selection_resolved_by_level_is_answered_as_the_library_answers_it() {
     });
     compared.unwrap_or_else(|failure| panic!("{failure}"));
     assert!(executed.get() > 100, "of 200 selections {} were executed without an error", executed.get());
+}
+
+#[test]
+fn what_is_read_for_one_field_never_changes_another() {
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let (people, task, ids, _server) = runtime.block_on(async {
+        let server = Server::start().await;
+        let (alice, bob) = (server.person("alice").await, server.person("bob").await);
+        let project = alice.mutate("createProject", json!({ "name": "Apollo", "description": "a" })).await.ok();
+        let project = project["id"].as_str().expect("an id").to_owned();
+        let task = alice.task(&project, "Fly", json!({ "assigneeId": bob.id, "description": "b" })).await;
+        let gone = alice.task(&project, "Land", json!({ "assigneeId": bob.id, "description": "c" })).await;
+        alice.mutate("updateTask", json!({ "id": task, "description": "d", "status": "IN_PROGRESS" })).await.ok();
+        bob.mutate("updateTask", json!({ "id": task, "status": "DONE" })).await.ok();
+        alice.mutate("updateTask", json!({ "id": gone, "description": "e" })).await.ok();
+        let (comment, deleted) = (bob.comment(&task, "f").await, bob.comment(&task, "g").await);
+        bob.mutate("deleteComment", json!({ "id": deleted })).await.ok();
+        alice.mutate("updateProject", json!({ "id": project, "description": "h" })).await.ok();
+        alice.mutate("deleteTask", json!({ "id": gone })).await.ok();
+        let ids = json!([task, project, comment]);
+        ([alice, bob], task, ids, server)
+    });
+    let config = Config { cases: 300, ..Config::default() };
+    let executed = Cell::new(0);
+    let compared = TestRunner::new(config).run(&(selections("Root", 7), 0..2_usize), |(selection, person)| {
+        let variables = json!({ "zero": 0, "yes": true, "task": task, "ids": ids, "few": 2 });
+        let ask = |with_long: bool| {
+            let selection = spelled(&selection, with_long);
+            let selection = selection.trim().trim_start_matches('{').trim_end_matches('}').to_owned();
+            let answer = runtime.block_on(people[person].ask(&whole(&selection), variables.clone()));
+            (selection, answer)
+        };
+        let ((short, part), (long, all)) = (ask(false), ask(true));
+        if !part.data().is_null() && !all.data().is_null() {
+            prop_assert!(covers(all.data(), part.data()), "{short}: {part:?}\n{long}: {all:?}");
+            executed.set(executed.get() + 1);
+        }
+        Ok(())
+    });
+    compared.unwrap_or_else(|failure| panic!("{failure}"));
+    assert!(executed.get() > 150, "of 300 selections {} were executed", executed.get());
 }
 
 #[tokio::test]
