@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use diesel::result::{DatabaseErrorKind, Error as DieselError};
 
+use crate::limits::decoding::OverBudget;
+
 /// The stable codes of every error that a client can meet, as `extensions.code` or the `code` of a problem document.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Code {
@@ -434,6 +436,9 @@ const PASSING: [&str; 13] = [
 impl From<DieselError> for Error {
     fn from(error: DieselError) -> Self {
         match &error {
+            DieselError::DeserializationError(cause) if let Some(over) = cause.downcast_ref::<OverBudget>() => {
+                (*over).into()
+            }
             DieselError::DatabaseError(DatabaseErrorKind::SerializationFailure, _) => Self::Aborted(error),
             DieselError::DatabaseError(_, info) if info.message().contains("deadlock detected") => Self::Aborted(error),
             DieselError::DatabaseError(

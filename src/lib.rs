@@ -36,7 +36,7 @@
 //! | [`http::websocket`], [`http::protocol`], [`http::sse`] | GraphQL over WebSocket and over server-sent events |
 //! | [`http::playground`], [`http::docs`] | GraphiQL; the OpenAPI document of the `/auth` routes, with a page that shows it |
 //! | [`admission`] | what a document may ask for, and what it costs, before it is executed |
-//! | [`limits`] | rate limits, counted here or in Redis |
+//! | [`limits`] | rate limits, counted here or in Redis; byte budgets: [`limits::byte_budget`], and [`limits::decoding`] for rows |
 //! | [`metrics`] | what is counted and measured, for Prometheus |
 //! | [`telemetry`] | the log, and traces for a collector |
 //! | [`auth`] | from a token to its [`access::Viewer`], by the session in [`auth::sessions`]; password hashes and tokens in [`auth::credential`] |

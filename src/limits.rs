@@ -4,6 +4,7 @@
 //! That bounds the memory and errs by at most what the previous minute was uneven.
 
 pub mod byte_budget;
+pub mod decoding;
 mod shared;
 
 use std::collections::HashMap;
@@ -20,6 +21,7 @@ use crate::error::{Error, Result};
 use crate::id::Id;
 use crate::metrics::Labels;
 use crate::time::Timestamp;
+use decoding::Decoding;
 use shared::Shared;
 
 const WINDOW: i64 = 60_000_000;
@@ -144,6 +146,8 @@ pub struct Limits {
     pub refused: Family<Labels<1>, Counter>,
     /// Times that something was counted here because Redis did not answer.
     pub alone: Counter,
+    /// Bytes that operations decode from rows.
+    pub decoding: Decoding,
 }
 
 impl Limits {
@@ -157,6 +161,7 @@ impl Limits {
             shared: redis.map(Shared::new),
             refused: Family::default(),
             alone: Counter::default(),
+            decoding: Decoding::default(),
         }
     }
 

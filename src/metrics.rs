@@ -95,6 +95,7 @@ pub struct Metrics {
     lag: Gauge<f64, AtomicU64>,
     connections: Family<Labels<2>, Gauge>,
     waiting: Family<Labels<1>, Gauge>,
+    decoded: Gauge,
     hashes: Family<Labels<1>, Gauge>,
     names: RwLock<HashSet<String>>,
 }
@@ -115,6 +116,7 @@ impl Metrics {
             lag: Gauge::default(),
             connections: Family::default(),
             waiting: Family::default(),
+            decoded: Gauge::default(),
             hashes: Family::default(),
             names: RwLock::default(),
         };
@@ -134,6 +136,12 @@ impl Metrics {
         all.register("rate_limit_refusals", "Requests beyond a rate limit", limits.refused.clone());
         let help = "Times that a limit was counted without the configured Redis";
         all.register("rate_limit_fallbacks", help, limits.alone.clone());
+        let help = "Bytes that operations have decoded from rows";
+        all.register("decoded_bytes", help, limits.decoding.bytes.clone());
+        let help = "Bytes reserved for rows by operations that run";
+        all.register("decoded_bytes_reserved", help, metrics.decoded.clone());
+        let help = "Operations beyond a limit of decoded bytes";
+        all.register("decoded_bytes_refusals", help, limits.decoding.refused.clone());
         all.register("password_hashes", "Password hashes that run or wait", metrics.hashes.clone());
         let help = "Password hashes that were not begun because too many waited";
         all.register("password_hash_refusals", help, credentials.refused().clone());
@@ -232,6 +240,7 @@ pub fn exposition(app: &App) -> String {
     for (state, value) in [("running", running), ("waiting", waiting)] {
         set(&metrics.hashes.get_or_create(&[("state", state.into())]), value);
     }
+    set(&metrics.decoded, app.limits.decoding.budget.used());
     metrics.lag.set(app.hub.lag().as_secs_f64());
     let mut out = String::new();
     // Writing to a string does not fail.

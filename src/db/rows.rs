@@ -7,16 +7,21 @@ use diesel::backend::Backend;
 use diesel::connection::LoadConnection;
 use diesel::deserialize::FromSqlRow;
 use diesel::dsl::Limit;
+use diesel::pg::Pg;
 use diesel::query_builder::{AsQuery, CollectedQuery, MoveableBindCollector, QueryBuilder, QueryFragment, QueryId};
 use diesel::query_dsl::CompatibleType;
 use diesel::query_dsl::methods::LimitDsl;
 use diesel::result::Error;
+use diesel::row::{Field, Row};
 use diesel::sqlite::Sqlite;
+use diesel::sqlite::SqliteType;
 use diesel::{QueryResult, SqliteConnection};
-use diesel_async::methods::{ExecuteDsl, LoadQuery};
+use diesel_async::methods::ExecuteDsl;
 use diesel_async::{AsyncConnectionCore, AsyncPgConnection};
+use futures_util::StreamExt;
 
 use super::SqliteConn;
+use crate::limits::decoding::{self, Meter};
 
 /// What diesel-async's trait of this name does, on the connections of [`on!`](crate::on).
 pub trait RunQueryDsl<Conn>: Sized {
@@ -67,13 +72,24 @@ pub trait Reads<'q, Q, U> {
     fn rows(&'q mut self, query: Q) -> impl Future<Output = QueryResult<Vec<U>>> + Send;
 }
 
-impl<'a: 'q, 'q, Q, U> Reads<'q, Q, U> for &'a AsyncPgConnection
+impl<'a: 'q, 'q, Q, U, ST> Reads<'q, Q, U> for &'a AsyncPgConnection
 where
-    U: Send,
-    Q: LoadQuery<'q, Self, U> + Send + 'q,
+    Q: AsQuery + Send + 'q,
+    Q::Query: QueryFragment<Pg> + QueryId + Send + 'q,
+    Q::SqlType: CompatibleType<U, Pg, SqlType = ST>,
+    U: FromSqlRow<ST, Pg> + Send + 'static,
 {
     fn rows(&'q mut self, query: Q) -> impl Future<Output = QueryResult<Vec<U>>> + Send {
-        diesel_async::RunQueryDsl::load(query, self)
+        let (rows, meter) = (AsyncConnectionCore::load(self, query), decoding::current());
+        async move {
+            let (mut rows, mut decoded) = (rows.await?, Vec::new());
+            while let Some(row) = rows.next().await {
+                let row = row?;
+                count::<U, _>(meter.as_deref(), || postgres_bytes(&row))?;
+                decoded.push(U::build_from_row(&row).map_err(Error::DeserializationError)?);
+            }
+            Ok(decoded)
+        }
     }
 }
 
@@ -85,13 +101,44 @@ where
     U: FromSqlRow<ST, Sqlite> + Send + 'static,
 {
     fn rows(&'q mut self, query: Q) -> impl Future<Output = QueryResult<Vec<U>>> + Send {
-        let query = collected(&query.as_query());
+        let (query, meter) = (collected(&query.as_query()), decoding::current());
         self.spawn_blocking(move |conn: &mut SqliteConnection| {
             let query = query?;
             let rows = LoadConnection::load(conn, &query)?;
-            rows.map(|row| U::build_from_row(&row?).map_err(Error::DeserializationError)).collect()
+            rows.map(|row| {
+                let row = row?;
+                count::<U, _>(meter.as_deref(), || sqlite_bytes(&row))?;
+                U::build_from_row(&row).map_err(Error::DeserializationError)
+            })
+            .collect()
         })
     }
+}
+
+/// Counts a row before it is decoded: its place in a list, and its texts.
+fn count<U, F: FnOnce() -> usize>(meter: Option<&Meter>, texts: F) -> QueryResult<()> {
+    match meter {
+        Some(meter) => {
+            let counted = meter.count(size_of::<U>() + texts());
+            counted.map_err(|over| Error::DeserializationError(Box::new(over)))
+        }
+        None => Ok(()),
+    }
+}
+
+fn postgres_bytes<'r>(row: &impl Row<'r, Pg>) -> usize {
+    let field = |index| row.get(index).and_then(|field| field.value().map(|value| value.as_bytes().len()));
+    (0..row.field_count()).filter_map(field).sum()
+}
+
+fn sqlite_bytes<'r>(row: &impl Row<'r, Sqlite>) -> usize {
+    let field = |index| {
+        let field = row.get(index)?;
+        let mut value = field.value()?;
+        // Reading any other type as text would convert it.
+        (value.value_type() == Some(SqliteType::Text)).then(|| value.read_text().len())
+    };
+    (0..row.field_count()).filter_map(field).sum()
 }
 
 type Binds = <<Sqlite as Backend>::BindCollector<'static> as MoveableBindCollector<Sqlite>>::BindData;

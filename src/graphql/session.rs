@@ -19,6 +19,7 @@ use super::{Caller, guard};
 use crate::App;
 use crate::access::{Action, Viewer};
 use crate::error::{Error, FaultCode};
+use crate::limits::decoding::unmetered;
 use crate::limits::{Door, Who};
 use crate::store::audit;
 use crate::store::password::Password;
@@ -165,7 +166,9 @@ impl SessionQuery {
     #[graphql(guard = "guard::signed_in")]
     async fn export_viewer_data(&self, ctx: &Context<'_>) -> Result<Written> {
         let caller = Caller::of(ctx);
-        let document = export::of(&mut caller.app().db.conn().await?, caller.viewer()?).await?;
+        let mut conn = caller.app().db.conn().await?;
+        // A document may be larger than what an operation may decode, and has a limit of its own.
+        let document = unmetered(export::of(&mut conn, caller.viewer()?)).await?;
         Ok(Written(document.into()))
     }
 }

@@ -222,6 +222,7 @@ impl Door {
         let form = document.form(request.operation_name.as_deref(), &request.variables);
         let is_known = form.as_ref().is_some_and(|form| document.is_known(form));
         let (name, started) = (request.operation_name.clone(), Instant::now());
+        let owner = who(viewer, client.address);
         let traced = self.app.traces.operation(word(kind), name.as_deref());
         let caller = Caller::new(Arc::clone(&self.app), viewer, manner, client);
         // Taken before anything is read: what the operation does not see comes after it.
@@ -251,6 +252,7 @@ impl Door {
         });
         // Tokio's budget would break off an operation in the middle of a level, and its loaders would read in pieces.
         let executed = unconstrained(AssertUnwindSafe(executed).catch_unwind());
+        let executed = self.app.limits.decoding.metered(owner, executed);
         let answer = match self.app.in_time(DEADLINE, executed).await {
             Ok(Ok(mut response)) => {
                 if !is_complete(&response) {

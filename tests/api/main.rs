@@ -28,6 +28,7 @@ mod level;
 mod limits;
 mod login;
 mod mail;
+mod memory;
 mod metrics;
 mod notification;
 mod operations;

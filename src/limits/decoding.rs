@@ -1,0 +1,200 @@
+//! The budget of bytes decoded from rows: for an operation, for all operations of an owner, and for the process.
+//!
+//! What an operation decodes is counted while the rows are read, and held until the operation ends, whatever way it ends.
+//! Only reads in the task of the operation are counted. A write runs in a task of its own, so that no budget can stop it
+//! half-way.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+
+use super::Who;
+use super::byte_budget::{ByteBudget, Exceeded, Reservation};
+use crate::error::{Code, Error};
+use crate::metrics::Labels;
+
+/// Bytes that one operation may decode. The longest answer has 4 MiB.
+pub const OPERATION_BYTES: usize = 16 * 1024 * 1024;
+/// Bytes that the operations of one user, or of one address when nobody is signed in, may hold at once.
+pub const OWNER_BYTES: usize = 2 * OPERATION_BYTES;
+/// Bytes that all operations may hold at once.
+pub const PROCESS_BYTES: usize = 8 * OPERATION_BYTES;
+/// An operation reserves nothing until it has decoded more than this, as few do.
+const UNRESERVED: usize = 64 * 1024;
+/// What it reserves at once from then on.
+const STEP: usize = 256 * 1024;
+
+tokio::task_local! {
+    static METER: Option<Arc<Meter>>;
+}
+
+/// The budget of all operations.
+pub struct Decoding {
+    /// What they hold.
+    pub budget: Arc<ByteBudget>,
+    /// What they have decoded.
+    pub bytes: Counter,
+    /// Operations that were refused, by the limit.
+    pub refused: Family<Labels<1>, Counter>,
+}
+
+impl Default for Decoding {
+    fn default() -> Self {
+        let refused = Family::<Labels<1>, Counter>::default();
+        for limit in ["operation", "owner", "process"] {
+            drop(refused.get_or_create(&[("limit", limit.into())]));
+        }
+        Self { budget: ByteBudget::new(PROCESS_BYTES, OWNER_BYTES), bytes: Counter::default(), refused }
+    }
+}
+
+impl Decoding {
+    /// Runs an operation with a budget of its own.
+    pub async fn metered<T>(&self, owner: Who, operation: impl Future<Output = T>) -> T {
+        let meter = Meter {
+            decoded: AtomicUsize::new(0),
+            reserved: AtomicUsize::new(0),
+            reservation: Mutex::new(self.budget.reserve(owner, 0).ok()),
+            bytes: self.bytes.clone(),
+            refused: self.refused.clone(),
+        };
+        METER.scope(Some(Arc::new(meter)), operation).await
+    }
+}
+
+/// Runs work that has a limit of its own, such as an export, outside of the budget.
+pub async fn unmetered<T>(work: impl Future<Output = T>) -> T {
+    METER.scope(None, work).await
+}
+
+/// The meter of the operation that runs, if there is one.
+pub fn current() -> Option<Arc<Meter>> {
+    METER.try_with(Option::clone).ok().flatten()
+}
+
+/// Why an operation may not decode any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum OverBudget {
+    /// It has decoded as much as an operation may.
+    #[error("the operation decodes more than {OPERATION_BYTES} bytes")]
+    Operation,
+    /// Other operations hold too much at the moment.
+    #[error(transparent)]
+    Busy(#[from] Exceeded),
+}
+
+impl From<OverBudget> for Error {
+    fn from(over: OverBudget) -> Self {
+        match over {
+            OverBudget::Operation => {
+                Self::refused(Code::DocumentTooComplex, "The operation reads more than 16 MiB. Ask for less at once.")
+            }
+            OverBudget::Busy(exceeded) => exceeded.into(),
+        }
+    }
+}
+
+/// Counts what one operation decodes.
+pub struct Meter {
+    decoded: AtomicUsize,
+    /// What the reservation holds.
+    reserved: AtomicUsize,
+    reservation: Mutex<Option<Reservation>>,
+    bytes: Counter,
+    refused: Family<Labels<1>, Counter>,
+}
+
+impl Meter {
+    /// Counts bytes that are about to be held.
+    pub fn count(&self, bytes: usize) -> Result<(), OverBudget> {
+        let decoded = self.decoded.fetch_add(bytes, Ordering::Relaxed).saturating_add(bytes);
+        let counted = if decoded > OPERATION_BYTES {
+            Err(OverBudget::Operation)
+        } else if decoded > UNRESERVED + self.reserved.load(Ordering::Relaxed) {
+            self.reserve(decoded - UNRESERVED).map_err(OverBudget::from)
+        } else {
+            return Ok(());
+        };
+        if let Err(over) = counted {
+            let limit = match over {
+                OverBudget::Operation => "operation",
+                OverBudget::Busy(Exceeded::Owner) => "owner",
+                OverBudget::Busy(Exceeded::Process) => "process",
+            };
+            self.refused.get_or_create(&[("limit", limit.into())]).inc();
+        }
+        counted
+    }
+
+    fn reserve(&self, bytes: usize) -> Result<(), Exceeded> {
+        let mut reservation = self.reservation.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(reservation) = reservation.as_mut() {
+            let missing = bytes.saturating_sub(reservation.bytes());
+            if missing > 0 {
+                reservation.grow(missing.next_multiple_of(STEP)).or_else(|_| reservation.grow(missing))?;
+                self.reserved.store(reservation.bytes(), Ordering::Relaxed);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Meter {
+    fn drop(&mut self) {
+        self.bytes.inc_by(*self.decoded.get_mut() as u64);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::Id;
+
+    fn count(bytes: usize) -> Result<(), OverBudget> {
+        current().expect("a meter").count(bytes)
+    }
+
+    #[tokio::test]
+    async fn an_operation_holds_what_it_decodes_until_it_ends() {
+        let decoding = Decoding::default();
+        let (owner, used) = (Who::User(Id::new()), || decoding.budget.used());
+        decoding
+            .metered(owner, async {
+                assert_eq!((count(UNRESERVED), used()), (Ok(()), 0), "little is free");
+                assert_eq!((count(1), used()), (Ok(()), STEP));
+                assert_eq!((count(STEP), used()), (Ok(()), 2 * STEP));
+                assert!(unmetered(async { current().is_none() }).await);
+                assert_eq!((count(2 * STEP), used()), (Ok(()), 4 * STEP));
+                assert_eq!(count(OPERATION_BYTES), Err(OverBudget::Operation));
+            })
+            .await;
+        assert_eq!((used(), decoding.bytes.get()), (0, (UNRESERVED + 1 + 3 * STEP + OPERATION_BYTES) as u64));
+        assert!(current().is_none(), "nothing is counted outside of an operation");
+    }
+
+    #[tokio::test]
+    async fn operations_together_hold_no_more_than_their_owner_and_the_process_may() {
+        let decoding = Decoding::default();
+        let (owner, other) = (Who::User(Id::new()), Who::User(Id::new()));
+        let held = decoding.budget.reserve(owner, OWNER_BYTES).expect("free");
+        let long = || async { count(UNRESERVED + 1) };
+        assert_eq!(decoding.metered(owner, long()).await, Err(OverBudget::Busy(Exceeded::Owner)));
+        assert_eq!(decoding.metered(other, long()).await, Ok(()));
+        let others: Vec<_> =
+            (0..3).map(|_| decoding.budget.reserve(Who::User(Id::new()), OWNER_BYTES).expect("free")).collect();
+        assert_eq!(decoding.metered(other, long()).await, Err(OverBudget::Busy(Exceeded::Process)));
+        assert_eq!(decoding.metered(other, async { count(UNRESERVED) }).await, Ok(()), "little is free");
+        drop((held, others));
+        let aborted = decoding.metered(owner, async {
+            assert_eq!(count(OPERATION_BYTES / 2), Ok(()));
+            assert!(decoding.budget.used_by(&owner) > 0);
+            std::future::pending::<()>().await;
+        });
+        assert!(tokio::time::timeout(std::time::Duration::ZERO, aborted).await.is_err());
+        assert_eq!(decoding.budget.used(), 0, "released by an operation that is aborted");
+        assert_eq!(decoding.metered(owner, long()).await, Ok(()));
+        assert_eq!(decoding.budget.used(), 0);
+    }
+}
