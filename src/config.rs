@@ -21,6 +21,7 @@ use crate::http::persisted::MAX_ID;
 use crate::network::Network;
 use crate::store::event::Retention;
 use crate::store::lockout::Rule;
+use crate::time::Timestamp;
 
 const DAY: u64 = 86_400;
 /// In seconds, 36,500 days: nothing is to last longer, and databases know no moments as far away as can be written down.
@@ -154,6 +155,8 @@ pub struct Config {
     pub access_lifetime: Duration,
     /// `REFRESH_TOKEN_EXPIRE_DAYS`: how long a session lasts without being refreshed. Default 7.
     pub refresh_lifetime: Duration,
+    /// `SESSION_MAX_DAYS`: how long a session lasts at most, however often it is refreshed. Default 90.
+    pub session_max: Duration,
     /// `REFRESH_GRACE_SECONDS`: how long the token before the current one still gets the same successor, for two tabs
     /// or a lost answer. Default 10.
     pub refresh_grace: Duration,
@@ -207,7 +210,7 @@ pub struct Config {
     /// `REQUIRE_VERIFIED_EMAIL`: whether people must verify their e-mail address before they can log in. Default off.
     pub require_verified_email: bool,
     /// `LOCKOUT_FAILURES` (5) and `LOCKOUT_MINUTES` (30): after so many wrong passwords for one identifier an address
-    /// may not try it for so long.
+    /// may not try it for so long. Five times as many an hour from all addresses together slow logins down.
     pub lockout: Rule,
     /// `AUDIT_RETENTION_DAYS`: how long the audit log is kept. Default 365.
     pub audit_retention: Duration,
@@ -242,7 +245,7 @@ impl Invalid {
 }
 
 /// The names of all settings, as `.env.example` must list them.
-pub const NAMES: [&str; 58] = [
+pub const NAMES: [&str; 59] = [
     "DATABASE_URL",
     "DATABASE_CONNECTIONS",
     "LISTEN_ADDR",
@@ -253,6 +256,7 @@ pub const NAMES: [&str; 58] = [
     "SECRETS_FILE",
     "ACCESS_TOKEN_EXPIRE_MINUTES",
     "REFRESH_TOKEN_EXPIRE_DAYS",
+    "SESSION_MAX_DAYS",
     "REFRESH_GRACE_SECONDS",
     "PASSWORD_POLICY",
     "ARGON2_MEMORY_KIB",
@@ -434,6 +438,11 @@ impl Config {
         self.redis_url.as_ref().map(open).transpose()
     }
 
+    /// When a session that began then and is refreshed now ends.
+    pub fn session_end(&self, now: Timestamp, created_at: Timestamp) -> Timestamp {
+        now.plus(self.refresh_lifetime).min(created_at.plus(self.session_max))
+    }
+
     /// Reads the settings from anything that knows names.
     pub fn from(lookup: Lookup<'_>) -> Result<Self, Invalid> {
         Self::explained(lookup).map(|(config, _)| config)
@@ -486,6 +495,7 @@ impl Config {
             refresh_secret_key,
             access_lifetime: source.minutes("ACCESS_TOKEN_EXPIRE_MINUTES", 15)?,
             refresh_lifetime: source.days("REFRESH_TOKEN_EXPIRE_DAYS", 7)?,
+            session_max: source.days("SESSION_MAX_DAYS", 90)?,
             refresh_grace: Duration::from_secs(source.parse("REFRESH_GRACE_SECONDS", 10)?),
             password_policy: source.choice(
                 "PASSWORD_POLICY",

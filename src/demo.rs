@@ -10,7 +10,8 @@ use crate::error::{Code, Error, Result};
 use crate::id::Id;
 use crate::store::audit::Origin;
 use crate::store::password::Password;
-use crate::store::session::{Session, Shown};
+use crate::store::lockout::Attempt;
+use crate::store::session::{Begun, Session, Shown};
 use crate::store::task::{Changes, New, Priority, Status};
 use crate::store::value::{Body, Color, Description, DisplayName, Email, LabelName, ProjectName, Title, Username};
 use crate::store::{comment, label, project, session, task, user};
@@ -146,10 +147,12 @@ async fn sign_in(app: &App, now: Timestamp, user_id: Id, role: Role, password_ha
         revoked_at: None,
         ip_address: None,
         user_agent: None,
+        last_ip_address: None,
     };
-    let shown = Shown { hash: password_hash, rehashed: None };
-    match session::create(&app.db, &session, &shown, None).await? {
-        true => Ok(Viewer { id: user_id, session_id: session.id, role }),
-        false => Err(Error::internal("an account that was just created cannot sign in")),
+    let viewer = Viewer { id: user_id, session_id: session.id, role };
+    let (shown, attempt) = (Shown { hash: password_hash, rehashed: None }, Attempt::session(&viewer));
+    match session::create(&app.db, &session, &shown, &attempt, true, app.config.lockout).await? {
+        Begun::Yes => Ok(viewer),
+        _ => Err(Error::internal("an account that was just created cannot sign in")),
     }
 }

@@ -47,7 +47,8 @@ pub enum Code {
     Unauthenticated,
     /// REST: unknown identifier or wrong password; the same for both.
     InvalidCredentials,
-    /// REST: too many wrong passwords for this identifier from this address; try again after the time given.
+    /// Too many wrong passwords from this address or session, or for this identifier from everywhere; try again after the
+    /// time given.
     LockedOut,
     /// REST: the right password, but the e-mail address must be verified before logging in.
     EmailNotVerified,
@@ -157,7 +158,7 @@ impl Code {
             Self::Unauthenticated => "No access token, or one that is expired, revoked or not ours.",
             Self::InvalidCredentials => "REST: unknown identifier or wrong password; the same for both.",
             Self::LockedOut => {
-                "REST: too many wrong passwords for this identifier from this address; try again after the time given."
+                "Too many wrong passwords from this address or session, or for this identifier; try again later."
             }
             Self::EmailNotVerified => {
                 "REST: the right password, but the e-mail address must be verified before logging in."

@@ -12,7 +12,7 @@ use crate::db::{Bell, Db};
 use crate::error::Result;
 use crate::events::Position;
 use crate::mail::Mailer;
-use crate::store::{CLEARED, audit, event, lockout, mail_quota, notification, session, token};
+use crate::store::{CLEARED, audit, email_change, event, lockout, mail_quota, notification, session, token};
 
 /// How often the mail queue is looked at; what is queued here is sent at once.
 const MAIL: Duration = Duration::from_secs(5);
@@ -57,7 +57,8 @@ pub fn start(app: &Arc<App>, stop: &CancellationToken) -> Result<TaskTracker> {
             all!(session::drop_ended(db, now.minus(ENDED_SESSIONS))),
             all!(token::drop_ended(db, now)),
             all!(mail_quota::purge_expired(db, now)),
-            all!(lockout::drop_ended(db, now.minus(config.lockout.duration))),
+            all!(email_change::purge_expired(db, now)),
+            all!(lockout::drop_ended(db, now.minus(lockout::retention(config.lockout)))),
             all!(audit::drop_older(db, now.minus(config.audit_retention))),
             all!(notification::drop_older(db, now.minus(NOTIFICATIONS))),
         ];

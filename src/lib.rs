@@ -45,7 +45,7 @@
 //! | [`graphql::direct`] | the same for a whole query of one root field, past the library |
 //! | [`graphql::complete`] | what the library leaves undone of an answer: its order, and where a null goes up |
 //! | [`store`] | the nouns' rows, reads and transactions; [`store::value`] and [`store::password`] have what was checked, such as a `Title` |
-//! | [`store::account`], [`store::session`], [`store::token`], [`store::lockout`], [`store::audit`], [`store::export`] | the life of an account, its sessions and mailed tokens, what is kept of it |
+//! | [`store::account`], [`store::session`], [`store::token`], [`store::lockout`], [`store::email_change`], [`store::audit`], [`store::export`] | the life of an account, its sessions and mailed tokens, what is kept of it |
 //! | [`store::notification`], [`store::mention`] | inboxes, and who is named in a comment |
 //! | [`store::task_list`] | lists of tasks: filters, orders, a page at a time, for many parents at once |
 //! | [`store::mail`], [`mail`] | the mail queue; its words and its sending |

@@ -59,9 +59,15 @@ impl Door {
 pub enum Who {
     /// Nobody known: the address, an IPv6 one by its /64, which is what one customer gets.
     Address([u8; 8]),
+    /// The network of this many bits around an IPv6 address.
+    Network(u8, [u8; 8]),
     /// A signed-in user.
     User(Id),
 }
+
+/// The networks around an IPv6 address, of which customers get whole ones, with how many times the limit of a /64 they
+/// have together.
+const NETWORKS: [(u8, u32); 2] = [(56, 4), (48, 16)];
 
 impl Who {
     /// The key of an address.
@@ -72,6 +78,28 @@ impl Who {
             IpAddr::V6(v6) => key.copy_from_slice(&v6.octets()[..8]),
         }
         Self::Address(key)
+    }
+
+    /// The keys of the networks around it, the smaller first.
+    fn networks(address: IpAddr) -> impl Iterator<Item = Self> {
+        let v6 = match address.to_canonical() {
+            IpAddr::V4(_) => None,
+            IpAddr::V6(v6) => Some(u128::from(v6)),
+        };
+        v6.into_iter().flat_map(|v6| {
+            NETWORKS.map(|(bits, _)| {
+                let [a, b, c, d, e, f, g, h, ..] = (v6 >> (128 - bits) << (128 - bits)).to_be_bytes();
+                Self::Network(bits, [a, b, c, d, e, f, g, h])
+            })
+        })
+    }
+
+    /// How many times the limit it has.
+    fn share(&self) -> u32 {
+        match self {
+            Self::Network(bits, _) => NETWORKS.iter().find(|(known, _)| known == bits).map_or(1, |(_, share)| *share),
+            Self::Address(_) | Self::User(_) => 1,
+        }
     }
 }
 
@@ -170,6 +198,15 @@ impl Limits {
         self.spend(door, who, 1, now).await.map(|_| ())
     }
 
+    /// Counts a request with a credential for the networks around an IPv6 address, after the address itself: one customer
+    /// may have thousands of /64. What the address is refused does not count for them.
+    pub async fn admit_networks(&self, address: IpAddr, now: Timestamp) -> Result<()> {
+        for network in Who::networks(address) {
+            self.admit(Door::Credentials, network, now).await?;
+        }
+        Ok(())
+    }
+
     /// Counts points if there is room for one: who asks for much is served, and waits longer after that. Tells how they
     /// stand, if there is a limit.
     pub async fn spend(&self, door: Door, who: Who, points: u32, now: Timestamp) -> Result<Option<Standing>> {
@@ -182,6 +219,7 @@ impl Limits {
             Door::Graphql => limits.graphql_per_minute,
             Door::Cost => limits.cost_per_minute,
         };
+        let limit = limit.saturating_mul(who.share());
         let shared = match &self.shared {
             Some(shared) => shared.spend(door, who, limit, points).await,
             None => None,

@@ -12,6 +12,7 @@ use crate::App;
 use crate::auth::credential::MailToken;
 use crate::auth::unsubscribe;
 use crate::error::{Error, Result};
+use crate::http::recovery::CANCEL_PAGE;
 use crate::id::Id;
 use crate::store::mail::{self, Kind, Mail};
 use crate::store::mail_quota::{self, Admission};
@@ -189,11 +190,36 @@ impl Mailer {
             Kind::EmailChanged => {
                 let paragraphs = [
                     format!("Your account now uses the address {}.", mail.data),
-                    "If that was not you, tell your administrator.".to_owned(),
+                    "If that was not you, follow the link in the message that we sent when the change was asked for: \
+                     it takes the change back. If you got none, tell your administrator."
+                        .to_owned(),
                 ];
                 self.admit_notice(mail, notice("Your e-mail address was changed", paragraphs)).await
             }
+            Kind::EmailChangeRequested => match self.email_change(mail) {
+                Some((link, paragraphs)) => {
+                    let letter = notice("Your e-mail address is about to change", paragraphs);
+                    self.admit_notice(mail, Letter { link: Some(link), ..letter }).await
+                }
+                None => Ok(Decision::Drop),
+            },
         }
+    }
+
+    /// What the old address reads of a change that was asked for, with the link that takes it back.
+    fn email_change(&self, mail: &Mail) -> Option<(String, [String; 2])> {
+        let (id, wanted) = mail.data.split_once(' ')?;
+        let token = self.app.credentials.email_change_token(Id::parse(id)?);
+        let paragraphs = [
+            format!(
+                "Your account is about to use the address {wanted}, as somebody asked who knows your password. If that \
+                 was you, you can ignore this message."
+            ),
+            "If that was not you, follow this link. It takes the change back, ends every session, and has us mail you a \
+             link to set a new password. It is good for 3 days."
+                .to_owned(),
+        ];
+        Some((link(&format!("{}{CANCEL_PAGE}", self.app.config.public_url), &token), paragraphs))
     }
 
     /// A letter with a link that carries a token.

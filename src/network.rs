@@ -38,6 +38,35 @@ impl Network {
     }
 }
 
+/// Whether these networks together have every address of IPv4, or every one of IPv6.
+pub fn have_everything(networks: &[Network]) -> bool {
+    let of = |is_v4: bool, width: u8| {
+        let same = networks.iter().filter(|network| network.base.is_ipv4() == is_v4);
+        let ranges: Vec<(u128, u8)> = same
+            .map(|network| match network.base {
+                IpAddr::V4(base) => (u128::from(u32::from(base)) << 96, network.bits),
+                IpAddr::V6(base) => (base.into(), network.bits),
+            })
+            .collect();
+        covers(&ranges, 0, 0, width)
+    };
+    of(true, 32) || of(false, 128)
+}
+
+/// Whether ranges, given by their first address at the top of 128 bits and their prefix, cover the one that begins with
+/// `bits` bits of `base`.
+fn covers(ranges: &[(u128, u8)], base: u128, bits: u8, width: u8) -> bool {
+    let begins_alike = |one: u128, other: u128, bits: u8| bits == 0 || (one ^ other) >> (128 - bits) == 0;
+    if ranges.iter().any(|(first, prefix)| *prefix <= bits && begins_alike(*first, base, *prefix)) {
+        return true;
+    }
+    let inside = ranges.iter().any(|(first, _)| begins_alike(*first, base, bits));
+    inside
+        && bits < width
+        && covers(ranges, base, bits + 1, width)
+        && covers(ranges, base | (1 << (127 - bits)), bits + 1, width)
+}
+
 impl FromStr for Network {
     type Err = ();
 
@@ -65,5 +94,16 @@ mod tests {
         let everything: Network = "0.0.0.0/0".parse().unwrap();
         assert!(everything.contains("198.51.100.1".parse().unwrap()));
         assert!(!everything.contains("2a00::1".parse().unwrap()));
+    }
+
+    #[test]
+    fn networks_may_have_everything_together() {
+        let have = |list: &str| have_everything(&list.split(' ').map(|item| item.parse().unwrap()).collect::<Vec<_>>());
+        for all in ["0.0.0.0/0", "::/0", "10.0.0.0/8 7.7.7.7/0", "0.0.0.0/1 128.0.0.0/1", "::/1 8000::/2 c000::/2"] {
+            assert!(have(all), "{all}");
+        }
+        for some in ["10.0.0.0/8", "0.0.0.0/1 ::/1", "0.0.0.0/1 128.0.0.0/2", "127.0.0.1", "::1 8000::/1"] {
+            assert!(!have(some), "{some}");
+        }
     }
 }

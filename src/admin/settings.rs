@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::time::Duration;
 
 use url::{Host, Url};
 
@@ -10,6 +11,7 @@ use super::report::Report;
 use crate::config::{self, Config, Invalid, Lookup, kept_in};
 use crate::db::Location;
 use crate::db::postgres::Server;
+use crate::network::have_everything;
 
 /// What stands in for keys that are yet to be made.
 const STAND_INS: [(&str, &str); 2] = [
@@ -18,6 +20,11 @@ const STAND_INS: [(&str, &str); 2] = [
 ];
 /// Passes times KiB: less makes guessing passwords cheaper than OWASP advises.
 const LEAST_HASH_COST: u64 = 35_840;
+
+/// Wrong passwords that one address may try in a day for one identifier; more is no lockout.
+const MOST_GUESSES: u64 = 5_000;
+/// Longer than this a stolen access token is good for too long.
+const LONGEST_ACCESS: Duration = Duration::from_secs(3_600);
 
 /// The settings, and what there is to say of them.
 pub struct Checked {
@@ -208,6 +215,16 @@ fn risks(config: &Config, lookup: Lookup<'_>, report: &mut Report) {
         if !traces.headers.is_empty() && endpoint.starts_with("http://") && !is_here(&endpoint) {
             report.warn("OTEL_EXPORTER_OTLP_HEADERS travel readable: OTEL_EXPORTER_OTLP_ENDPOINT begins with http://");
         }
+    }
+    if config.access_lifetime > LONGEST_ACCESS {
+        report.warn("ACCESS_TOKEN_EXPIRE_MINUTES is over 60: a stolen access token is good for that long");
+    }
+    if have_everything(&config.trusted_proxies) {
+        report.warn("TRUSTED_PROXIES has all addresses: whoever connects may claim to come from any address");
+    }
+    let day = 86_400 * u64::try_from(config.lockout.failures).unwrap_or_default();
+    if day / config.lockout.duration.as_secs().max(1) > MOST_GUESSES {
+        report.warn("LOCKOUT_FAILURES in LOCKOUT_MINUTES are so many that lockout is off: passwords can be guessed");
     }
     if config.rate_limits.is_none() {
         report.warn("RATE_LIMIT_ENABLED is off: passwords can be guessed as fast as they are hashed");

@@ -31,6 +31,10 @@ use crate::time::Timestamp;
 
 const ISSUER: &str = "fasttrack";
 const TYPE: &str = "at+jwt";
+/// Seconds that the clock of the instance that made a token may be ahead of this one's.
+const LEEWAY: i64 = 5;
+/// How long a device is known after its last login.
+pub const DEVICE_LIFETIME: Duration = Duration::from_secs(365 * 86_400);
 /// Hashes that may run or wait at once; each takes the configured memory only while it runs.
 const HASH_QUEUE: usize = 64;
 /// Access tokens that are remembered, some 400 bytes each.
@@ -68,6 +72,11 @@ pub struct Tokens {
     token_type: &'static str,
     /// Seconds that the access token is good.
     expires_in: u64,
+    /// Only after a login: what proves at later logins that the account's owner has logged in on this device before, so
+    /// that strangers who guess passwords do not keep it out. Browsers get the same as a cookie. It is no credential,
+    /// and is good for a year or until the password changes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub device_token: Option<String>,
 }
 
 /// Makes and checks passwords and tokens; cheap to clone.
@@ -79,6 +88,8 @@ struct Inner {
     decoding: DecodingKey,
     validation: Validation,
     refresh: hmac::Key,
+    device: hmac::Key,
+    email_change: hmac::Key,
     access_lifetime: Duration,
     argon2: Argon2<'static>,
     /// What a password is compared with where there is no account.
@@ -102,7 +113,7 @@ struct Claimed {
 
 impl Claimed {
     const fn is_good(&self, now: i64) -> bool {
-        self.not_before <= now && now < self.expires
+        self.not_before - LEEWAY <= now && now < self.expires
     }
 }
 
@@ -118,16 +129,20 @@ impl Credentials {
         validation.set_issuer(&[ISSUER]);
         validation.set_audience(&[ISSUER]);
         validation.set_required_spec_claims(&["exp", "nbf", "iss", "aud", "sub"]);
-        // Asked below, of the server's clock and without leeway.
+        // Asked below, of the server's clock.
         validation.validate_exp = false;
         validation.validate_nbf = false;
+        let refresh = hmac::Key::new(hmac::HMAC_SHA256, config.refresh_secret_key.expose());
+        let derived = |use_: &[u8]| hmac::Key::new(hmac::HMAC_SHA256, hmac::sign(&refresh, use_).as_ref());
         // Half of the cores: a burst of logins leaves the other half to everything else.
         let cores = (std::thread::available_parallelism().map_or(2, usize::from) / 2).max(1);
         Ok(Self(Arc::new(Inner {
             encoding: EncodingKey::from_secret(config.secret_key.expose()),
             decoding: DecodingKey::from_secret(config.secret_key.expose()),
             validation,
-            refresh: hmac::Key::new(hmac::HMAC_SHA256, config.refresh_secret_key.expose()),
+            device: derived(b"device tokens"),
+            email_change: derived(b"links that take an e-mail change back"),
+            refresh,
             access_lifetime: config.access_lifetime,
             argon2,
             decoy,
@@ -212,7 +227,7 @@ impl Credentials {
 
     /// The pair of tokens for a session as it stands.
     pub fn tokens(&self, now: Timestamp, session: &Session) -> Result<Tokens> {
-        let lifetime = self.0.access_lifetime;
+        let expires_at = now.plus(self.0.access_lifetime).min(session.expires_at);
         let claims = Claims {
             iss: ISSUER.to_owned(),
             aud: ISSUER.to_owned(),
@@ -221,14 +236,15 @@ impl Credentials {
             jti: Id::new(),
             iat: now.seconds(),
             nbf: now.seconds(),
-            exp: now.plus(lifetime).seconds(),
+            exp: expires_at.seconds(),
         };
         let header = Header { typ: Some(TYPE.to_owned()), ..Header::default() };
         Ok(Tokens {
             access_token: jsonwebtoken::encode(&header, &claims, &self.0.encoding).map_err(Error::internal)?,
             refresh_token: self.refresh_token(session),
             token_type: "bearer",
-            expires_in: lifetime.as_secs(),
+            expires_in: expires_at.since(now).as_secs(),
+            device_token: None,
         })
     }
 
@@ -286,6 +302,60 @@ impl Credentials {
         constant_time::verify_slices_are_equal(tag.as_ref(), &shown.tag).is_ok()
     }
 }
+
+impl Credentials {
+    /// A hash that no password has: until another is set, nobody gets in by one.
+    pub fn unusable_hash(&self) -> Result<String> {
+        decoy(self.0.argon2.params())
+    }
+
+    /// What proves that the owner of an account has logged in on a device. A new password makes it worthless: whoever
+    /// knew the old one may have one, too.
+    pub fn device_token(&self, now: Timestamp, device: Id, user_id: Id, password_hash: &str) -> String {
+        let mut token = Vec::with_capacity(DEVICE_TOKEN);
+        token.extend_from_slice(device.as_bytes());
+        token.extend_from_slice(&now.seconds().to_be_bytes());
+        token.extend_from_slice(self.device_tag(&token, user_id, password_hash).as_ref());
+        URL_SAFE_NO_PAD.encode(token)
+    }
+
+    /// The device that a token proves to be known to an account.
+    pub fn known_device(&self, now: Timestamp, token: &str, user_id: Id, password_hash: &str) -> Option<Id> {
+        let token: [u8; DEVICE_TOKEN] = URL_SAFE_NO_PAD.decode(token).ok()?.try_into().ok()?;
+        let (claims, tag) = token.split_at(24);
+        constant_time::verify_slices_are_equal(self.device_tag(claims, user_id, password_hash).as_ref(), tag).ok()?;
+        let issued = i64::from_be_bytes(claims[16..].try_into().ok()?);
+        let expires = Timestamp::from_micros(issued.saturating_mul(1_000_000)).plus(DEVICE_LIFETIME);
+        (now < expires).then_some(Id::from_bytes(claims[..16].try_into().ok()?))
+    }
+
+    fn device_tag(&self, claims: &[u8], user_id: Id, password_hash: &str) -> hmac::Tag {
+        let mut context = hmac::Context::with_key(&self.0.device);
+        context.update(claims);
+        context.update(user_id.as_bytes());
+        context.update(password_hash.as_bytes());
+        context.sign()
+    }
+
+    /// The token of the link that takes a change of the e-mail address back. It is made and not stored, so that a mail
+    /// that is sent again carries the same one.
+    pub fn email_change_token(&self, id: Id) -> String {
+        let mut token = id.as_bytes().to_vec();
+        token.extend_from_slice(hmac::sign(&self.0.email_change, id.as_bytes()).as_ref());
+        URL_SAFE_NO_PAD.encode(token)
+    }
+
+    /// The change that such a token takes back.
+    pub fn email_change(&self, token: &str) -> Option<Id> {
+        let token: [u8; 48] = URL_SAFE_NO_PAD.decode(token.trim()).ok()?.try_into().ok()?;
+        let (id, tag) = token.split_at(16);
+        hmac::verify(&self.0.email_change, id, tag).ok()?;
+        Some(Id::from_bytes(id.try_into().ok()?))
+    }
+}
+
+/// Bytes of a device token: the device, when it was made, and the tag.
+const DEVICE_TOKEN: usize = 16 + 8 + 32;
 
 /// A refresh token taken apart; whether it is genuine, its session tells.
 #[derive(Debug)]

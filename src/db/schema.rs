@@ -41,6 +41,7 @@ table! {
         revoked_at -> Nullable<Instant>,
         ip_address -> Nullable<Text>,
         user_agent -> Nullable<Text>,
+        last_ip_address -> Nullable<Text>,
     }
 }
 
@@ -174,6 +175,19 @@ table! {
 
 table! {
     use crate::db::types::sql::*;
+    email_changes (id) {
+        id -> Uuid,
+        user_id -> Uuid,
+        email -> Text,
+        email_key -> Text,
+        was_verified -> Bool,
+        requested_at -> Instant,
+        expires_at -> Instant,
+    }
+}
+
+table! {
+    use crate::db::types::sql::*;
     login_failures (identifier, source) {
         identifier -> Text,
         source -> Text,
@@ -234,6 +248,7 @@ allow_tables_to_appear_in_same_query!(
     mails,
     mail_tokens,
     mail_quota,
+    email_changes,
     login_failures,
     audit_entries,
     notifications,

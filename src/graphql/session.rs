@@ -21,9 +21,11 @@ use crate::access::{Action, Viewer};
 use crate::error::{Error, FaultCode};
 use crate::limits::decoding::unmetered;
 use crate::limits::{Door, Who};
-use crate::store::audit;
+use crate::store::audit::{self, Origin};
+use crate::store::lockout::{self, Attempt};
 use crate::store::password::Password;
 use crate::store::session as store;
+use crate::store::value::Email;
 use crate::store::{account, export, user as users};
 use crate::time::Timestamp;
 
@@ -49,7 +51,8 @@ impl Session {
         self.0.last_used_at
     }
 
-    /// When it ends unless it is refreshed before.
+    /// When it ends unless it is refreshed before. Refreshing does not extend it beyond the server's limit, 90 days
+    /// after the login by default.
     async fn expires_at(&self) -> Timestamp {
         self.0.expires_at
     }
@@ -57,6 +60,11 @@ impl Session {
     /// The address that the login came from.
     async fn ip_address(&self) -> Option<&str> {
         self.0.ip_address.as_deref()
+    }
+
+    /// The address that it was last refreshed from, or that the login came from.
+    async fn last_ip_address(&self) -> Option<&str> {
+        self.0.last_address()
     }
 
     /// The program that the login came from, as it called itself.
@@ -169,6 +177,10 @@ impl SessionQuery {
         let mut conn = caller.app().db.conn().await?;
         // A document may be larger than what an operation may decode, and has a limit of its own.
         let document = unmetered(export::of(&mut conn, caller.viewer()?)).await?;
+        drop(conn);
+        let (app, who) = (caller.app(), Some(caller.viewer()?.id));
+        let (now, origin) = (app.clock.now(), caller.origin());
+        app.db.transaction(async |tx| audit::note(tx, now, audit::Kind::DataExported, who, who, &origin).await).await?;
         Ok(Written(document.into()))
     }
 }
@@ -234,15 +246,49 @@ pub struct DeleteViewerPayload {
     user_errors: Vec<UserError>,
 }
 
-/// Asks for the password once more; guesses are limited like logins.
-async fn confirm(app: &App, viewer: &Viewer, field: &'static str, password: &str) -> crate::error::Result<()> {
-    app.limits.admit(Door::Credentials, Who::User(viewer.id), app.clock.now()).await?;
-    let credential = account::credential_of(&mut app.db.conn().await?, viewer).await?;
-    if app.credentials.verify(password, Some(&credential.password_hash)).await? {
-        Ok(())
-    } else {
-        Err(Error::fault(field, FaultCode::WrongPassword, "The password is not right."))
+/// Asks for the password once more. Guesses are limited like logins, and lock the session out like an address.
+async fn confirm(
+    app: &App,
+    viewer: &Viewer,
+    field: &'static str,
+    password: &str,
+    origin: &Origin,
+) -> crate::error::Result<()> {
+    let (now, rule) = (app.clock.now(), app.config.lockout);
+    app.limits.admit(Door::Credentials, Who::User(viewer.id), now).await?;
+    let mut conn = app.db.conn().await?;
+    let verdict = lockout::check(&mut conn, now, &Attempt::session(viewer), rule).await?;
+    if let Some(refusal) = verdict.refusal(now) {
+        return Err(refusal);
     }
+    let credential = account::credential_of(&mut conn, viewer).await?;
+    drop(conn);
+    let is_right = app.credentials.verify(password, Some(&credential.password_hash)).await?;
+    let verdict = account::password_checked(&app.db, now, viewer, is_right, origin, rule).await?;
+    match verdict.refusal(now) {
+        Some(refusal) => Err(refusal),
+        None if is_right => Ok(()),
+        None => Err(Error::fault(field, FaultCode::WrongPassword, "The password is not right.")),
+    }
+}
+
+/// Asks for the password where the e-mail address is to change; whether it was given. The present address needs none: it
+/// calls a change off.
+pub async fn confirm_email_change(
+    app: &App,
+    viewer: &Viewer,
+    email: &Email,
+    password: Option<&str>,
+    origin: &Origin,
+) -> crate::error::Result<bool> {
+    let user = users::any_by_ids(&mut app.db.conn().await?, &[viewer.id]).await?.pop();
+    if user.ok_or_else(Error::unauthenticated)?.email == **email {
+        app.limits.admit(Door::Credentials, Who::User(viewer.id), app.clock.now()).await?;
+        return Ok(false);
+    }
+    let password = password.ok_or_else(|| Error::Faults(vec![users::password_needed()]))?;
+    confirm(app, viewer, "currentPassword", password, origin).await?;
+    Ok(true)
 }
 
 /// The mutations of sessions and one's own account's safety.
@@ -251,7 +297,8 @@ pub struct SessionMutation;
 
 #[Object]
 impl SessionMutation {
-    /// Changes the signed-in user's password and ends every other session. User errors: WRONG_PASSWORD, WEAK_PASSWORD,
+    /// Changes the signed-in user's password and ends every other session. After 5 wrong passwords the session gets
+    /// LOCKED_OUT for 30 minutes, unless the server is set up otherwise. User errors: WRONG_PASSWORD, WEAK_PASSWORD,
     /// TOO_LONG, INVALID.
     #[graphql(guard = "guard::signed_in")]
     async fn change_password(
@@ -261,7 +308,7 @@ impl SessionMutation {
     ) -> Result<ChangePasswordPayload> {
         let origin = Caller::of(ctx).origin();
         let (viewer, user_errors) = write(ctx, |app, viewer| async move {
-            confirm(&app, &viewer, "currentPassword", &input.current_password).await?;
+            confirm(&app, &viewer, "currentPassword", &input.current_password, &origin).await?;
             let user = users::any_by_ids(&mut app.db.conn().await?, &[viewer.id]).await?.pop();
             let user = user.ok_or_else(Error::unauthenticated)?;
             let (policy, personal) = (app.config.password_policy, [user.email.as_str(), user.username.as_str()]);
@@ -307,16 +354,17 @@ impl SessionMutation {
     }
 
     /// Deletes the signed-in user's account, with their projects and all that is in them. Comments and assignments in
-    /// other people's projects stay, as those of a deleted user. User errors: WRONG_PASSWORD, INVALID (for the last
-    /// ADMIN).
+    /// other people's projects stay, as those of a deleted user. Wrong passwords lock the session out as in
+    /// `changePassword`. User errors: WRONG_PASSWORD, INVALID (for the last ADMIN).
     #[graphql(guard = "guard::signed_in")]
     async fn delete_viewer(
         &self,
         ctx: &Context<'_>,
         #[graphql(desc = "The password, to be sure.")] input: DeleteViewerInput,
     ) -> Result<DeleteViewerPayload> {
+        let origin = Caller::of(ctx).origin();
         let (deleted_user_id, user_errors) = write(ctx, |app, viewer| async move {
-            confirm(&app, &viewer, "password", &input.password).await?;
+            confirm(&app, &viewer, "password", &input.password, &origin).await?;
             account::delete(&app.db, app.clock.now(), &viewer).await?;
             Ok(node::encode(Noun::User, viewer.id))
         })

@@ -16,7 +16,6 @@ use super::task::{self, Task, TaskFilter, TaskOrder};
 use super::{Caller, guard};
 use crate::access::{Account, Action, Role};
 use crate::error::{Error, Fault, FaultCode};
-use crate::limits::{Door, Who};
 use crate::own;
 use crate::store::task_list::{Of, Scope};
 use crate::store::user::{self as store, Changes, Filter, List, OrderField, Profile};
@@ -343,15 +342,21 @@ impl UserQuery {
 /// What to change of one's own account. A field that is left out stays as it is.
 #[derive(InputObject)]
 pub struct UpdateViewerInput {
-    /// A new name to show: 1–100 characters.
+    /// A new name to show: 1–100 characters, without control, direction and invisible ones.
     display_name: MaybeUndefined<String>,
-    /// A new handle: 3–50 of `A–Z a–z 0–9 _ -`.
+    /// A new handle: 3–50 of `A–Z a–z 0–9 _ -`. Names that pass for the server's own, such as `admin`, are INVALID.
     username: MaybeUndefined<String>,
-    /// A new address. It holds once the link in a mail to it was followed; until then the old one stays. The present
-    /// one calls off a change, and so does a new password. Asking is limited like logins.
+    /// A new address; needs `currentPassword`. It holds once the link in a mail to it was followed; until then the old
+    /// one stays. The old one is mailed at once, with a link that takes the change back for three days, also after it
+    /// was confirmed; that ends every session and makes the password unusable. The present address calls off a change
+    /// and needs no password; a new password calls it off too. Asking is limited like logins.
     email: MaybeUndefined<String>,
     /// Whether assignments are mailed. The link in such a mail sets it to false.
     assignment_emails: MaybeUndefined<bool>,
+    /// The password now, to change `email`; anything else ignores it. After 5 wrong ones the session gets LOCKED_OUT for
+    /// 30 minutes, as in `changePassword`.
+    #[graphql(secret)]
+    current_password: Option<String>,
 }
 
 /// What came of `updateViewer`.
@@ -401,31 +406,35 @@ pub struct UserMutation;
 
 #[Object]
 impl UserMutation {
-    /// Changes the signed-in user's own account. User errors: BLANK, TOO_SHORT, TOO_LONG, INVALID, TAKEN.
+    /// Changes the signed-in user's own account. Another `email` needs `currentPassword`, which is BLANK when it is
+    /// missing. User errors: BLANK, TOO_SHORT, TOO_LONG, INVALID, TAKEN, WRONG_PASSWORD.
     #[graphql(guard = "guard::signed_in")]
     async fn update_viewer(
         &self,
         ctx: &Context<'_>,
         #[graphql(desc = "What to change.")] input: UpdateViewerInput,
     ) -> Result<UpdateViewerPayload> {
+        let origin = Caller::of(ctx).origin();
         let (viewer, user_errors) = write(ctx, |app, viewer| async move {
             let mut faults = Faults::default();
             let name = required(&mut faults, "displayName", input.display_name);
             let username = required(&mut faults, "username", input.username);
             let email = required(&mut faults, "email", input.email);
             let assignment_emails = required(&mut faults, "assignmentEmails", input.assignment_emails);
-            let changes = Changes {
+            let mut changes = Changes {
+                password_verified: false,
                 display_name: name.and_then(|name| faults.take(DisplayName::parse("displayName", &name))),
                 username: username.and_then(|name| faults.take(Username::parse("username", &name))),
                 email: email.and_then(|email| faults.take(Email::parse("email", &email))),
                 assignment_emails,
             };
             faults.check()?;
-            let now = app.clock.now();
-            if changes.email.is_some() {
-                app.limits.admit(Door::Credentials, Who::User(viewer.id), now).await?;
+            if let Some(email) = &changes.email {
+                let password = input.current_password.as_deref();
+                changes.password_verified =
+                    session::confirm_email_change(&app, &viewer, email, password, &origin).await?;
             }
-            store::update_viewer(&app.db, now, &viewer, &changes).await
+            store::update_viewer(&app.db, app.clock.now(), &viewer, &changes, &origin).await
         })
         .await?;
         Ok(UpdateViewerPayload { viewer: viewer.map(User::from), user_errors })

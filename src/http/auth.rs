@@ -4,7 +4,7 @@
 use std::sync::{Arc, OnceLock};
 
 use axum::extract::{FromRequest, Request, State};
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Form, Json};
 use serde::de::DeserializeOwned;
@@ -18,17 +18,18 @@ use super::problem::Problem;
 use super::recovery;
 use crate::App;
 use crate::access::Role;
-use crate::auth::credential::{self, Refresh, Tokens};
+use crate::auth::credential::{self, DEVICE_LIFETIME, Refresh, Tokens};
 use crate::auth::{self, bearer};
-use crate::error::{Code, Error, FaultCode, Result};
+use crate::error::{Code, Error, Fault, FaultCode, Result};
 use crate::graphql::node::{self, Noun};
 use crate::id::Id;
 use crate::limits::{self, Door, Standing, Who};
 use crate::network::Client;
-use crate::store::account;
+use crate::store::account::{self, Credential};
 use crate::store::audit::Origin;
+use crate::store::lockout::{self, Attempt, Verdict};
 use crate::store::password::Password;
-use crate::store::session::{self, Rotation, Session, Shown};
+use crate::store::session::{self, Begun, Rotation, Session, Shown};
 use crate::store::user::{self, User};
 use crate::store::value::{DisplayName, Email, Faults, Username, fold};
 use crate::time::Timestamp;
@@ -49,7 +50,7 @@ struct Registration {
     /// Where mail goes to; nobody else's.
     #[schema(format = Email, max_length = 254, example = "ada@example.org")]
     email: String,
-    /// The handle; nobody else's, in any case.
+    /// The handle; nobody else's, in any case, and none that passes for the server's own, such as `admin`.
     #[schema(pattern = "^[A-Za-z0-9_-]{3,50}$", example = "ada")]
     username: String,
     /// 8 or 15 characters at least, as the server is set up, and not easy to guess.
@@ -152,18 +153,27 @@ pub struct NewAccount<'a> {
     pub display_name: Option<&'a str>,
     /// What they are on this server.
     pub role: Role,
-    /// Whether somebody vouches for the address.
+    /// Whether the operator makes it, who vouches for the address and may give reserved names.
     pub email_verified: bool,
 }
 
 impl NewAccount<'_> {
+    /// The operator, who vouches for the address, may give reserved names.
+    fn username(&self) -> std::result::Result<Username, Fault> {
+        let username = Username::parse("username", self.username)?;
+        match username.is_reserved() && !self.email_verified {
+            true => Err(Username::reserved("username")),
+            false => Ok(username),
+        }
+    }
+
     /// Checks everything and hashes the password.
     pub async fn check(&self, app: &App) -> Result<user::New> {
         let mut faults = Faults::default();
         let (policy, personal) = (app.config.password_policy, [self.email, self.username]);
         let checked = (
             faults.take(Email::parse("email", self.email)),
-            faults.take(Username::parse("username", self.username)),
+            faults.take(self.username()),
             faults.take(Password::parse("password", self.password, policy, &personal)),
         );
         let display_name = self.display_name.map(|name| faults.take(DisplayName::parse("display_name", name)));
@@ -193,6 +203,9 @@ enum Login {
         /// In plain text.
         #[schema(format = Password, example = "Correct-Horse-7")]
         password: String,
+        /// That of an earlier login on this device, if there was one.
+        #[schema(max_length = 75)]
+        device_token: Option<String>,
     },
     Username {
         /// The username, or the e-mail address.
@@ -201,6 +214,9 @@ enum Login {
         /// In plain text.
         #[schema(format = Password, example = "Correct-Horse-7")]
         password: String,
+        /// That of an earlier login on this device, if there was one.
+        #[schema(max_length = 75)]
+        device_token: Option<String>,
     },
 }
 
@@ -212,71 +228,156 @@ impl Refusals for Login {
 ///
 /// Begins a session, by e-mail or username; the OAuth2 password form (RFC 6749 section 4.3.2) is read too. A wrong
 /// password, an unknown identifier and a disabled account are answered alike.
+///
+/// While many wrong passwords for an identifier come from many addresses, logins by it are `LOCKED_OUT` except on devices
+/// that the owner has logged in on before: send the `device_token` of the last login (browsers send the cookie instead,
+/// named `fasttrack_device_` and a suffix for the account), or come from an address of a session that has not ended.
 #[utoipa::path(
     post,
     tag = "Sign-in",
     path = "/auth/login",
     request_body(content((Login = "application/json"), (Login = "application/x-www-form-urlencoded"))),
-    responses((status = 200, description = "The session's tokens.", body = Tokens), Refused<Login>),
+    responses(
+        (
+            status = 200,
+            description = "The session's tokens.",
+            body = Tokens,
+            headers(("Set-Cookie" = String, description = "The device token, for browsers.")),
+        ),
+        Refused<Login>,
+    ),
 )]
 async fn login(
     State(app): State<Arc<App>>,
     client: Client,
     Extension(counted): Extension<Counted>,
+    headers: HeaderMap,
     Body(body): Body<Login>,
 ) -> Result<Response, Problem> {
     let now = app.clock.now();
     counted.admit(&app, Door::Credentials, &client).await?;
-    let (origin, source) = (Origin::from(&client), limits::network(client.address));
-    let (Login::Email { email: typed, password } | Login::Username { username: typed, password }) = body;
+    let (origin, rule) = (Origin::from(&client), app.config.lockout);
+    let (Login::Email { email: typed, password, device_token }
+    | Login::Username { username: typed, password, device_token }) = body;
     let identifier = identifier(&typed);
-    let wrong = || Error::refused(Code::InvalidCredentials, "The e-mail, username or password is not right.");
     loop {
-        let identified = account::identify(&mut app.db.conn().await?, now, &identifier, &source).await?;
-        if let Some(until) = identified.locked_until {
-            return Err(Error::Refused {
-                code: Code::LockedOut,
-                message: "Too many wrong passwords. Try again later, or set a new password by mail.".into(),
-                retry_after: Some(until.since(now)),
-            }
-            .into());
+        let found = account::identify(&mut app.db.conn().await?, &identifier).await?;
+        let device = found.as_ref().and_then(|found| known_device(&app, now, found, &headers, device_token.as_deref()));
+        let attempt = Attempt::login(&identifier, client.address, device);
+        let user_id = found.as_ref().map(|credential| credential.user_id);
+        let verdict = lockout::check(&mut app.db.conn().await?, now, &attempt, rule).await?;
+        if verdict.locked_until.is_some() {
+            return Err(locked_out(&verdict, now));
         }
-        let found = identified.credential;
+        let is_slow = verdict.slowed_until.is_some();
+        let is_known = is_slow && {
+            let network = limits::network(client.address);
+            session::is_used_from(&mut app.db.conn().await?, now, user_id, &network).await?
+        };
         let hash = found.as_ref().map(|credential| credential.password_hash.as_str());
+        // Verified even where it is refused: the time must not tell who is known here.
         let right = app.credentials.verify(&password, hash).await?;
-        // Unknown, wrong and disabled are told alike, and take alike.
-        let Some(found) = found.as_ref().filter(|credential| right && credential.is_active) else {
-            let user = found.map(|credential| credential.user_id);
-            account::login_failed(&app.db, now, &identifier, &source, user, &origin, app.config.lockout).await?;
-            return Err(wrong().into());
-        };
-        if app.config.require_verified_email && !found.email_verified {
-            return Err(account::unverified().into());
+        let admitted = found.as_ref().filter(|found| right && found.is_active && (is_known || !is_slow));
+        if let Some(found) = admitted {
+            if app.config.require_verified_email && !found.email_verified {
+                return Err(account::unverified().into());
+            }
+            let login = RightPassword { found, password: &password, device, attempt: &attempt, is_known };
+            match begin(&app, now, &origin, login).await? {
+                Ok(granted) => return Ok(granted),
+                // The account has changed while the password was hashed. If that is the same with another hash, it is
+                // still right.
+                Err(Begun::Changed | Begun::Yes) => continue,
+                Err(Begun::LockedOut) => {}
+            }
         }
-        let rehashed = match app.credentials.is_outdated(&found.password_hash) {
-            true => Some(app.credentials.rehash(&password).await?),
-            false => None,
-        };
-        let session = Session {
-            id: Id::new(),
-            user_id: found.user_id,
-            seed: credential::random()?.to_vec(),
-            generation: 0,
-            rotated_at: now,
-            created_at: now,
-            last_used_at: now,
-            expires_at: now.plus(app.config.refresh_lifetime),
-            revoked_at: None,
-            ip_address: origin.ip_address.clone(),
-            user_agent: origin.user_agent.clone(),
-        };
-        let failed = identified.has_failures.then_some((&*identifier, &*source));
-        let shown = Shown { hash: &found.password_hash, rehashed: rehashed.as_deref() };
-        if session::create(&app.db, &session, &shown, failed).await? {
-            return Ok(granted(app.credentials.tokens(now, &session)?));
-        }
-        // The account has changed while the password was hashed. If that is the same with another hash, it is still right.
+        // Unknown, wrong, disabled and refused are answered alike, and take as long.
+        let verdict = account::login_failed(&app.db, now, &attempt, user_id, &origin, rule).await?;
+        return Err(locked_out(&verdict, now));
     }
+}
+
+/// The answer to a login that failed: whether guesses are refused is all that it tells.
+fn locked_out(verdict: &Verdict, now: Timestamp) -> Problem {
+    let wrong = || Error::refused(Code::InvalidCredentials, "The e-mail, username or password is not right.");
+    verdict.refusal(now).unwrap_or_else(wrong).into()
+}
+
+/// A login with the right password.
+struct RightPassword<'a> {
+    found: &'a Credential,
+    password: &'a str,
+    device: Option<Id>,
+    attempt: &'a Attempt,
+    /// Whether it comes from an address of a session that has not ended.
+    is_known: bool,
+}
+
+/// Begins the session, if nothing has happened to the account meanwhile.
+async fn begin(
+    app: &App,
+    now: Timestamp,
+    origin: &Origin,
+    login: RightPassword<'_>,
+) -> Result<std::result::Result<Response, Begun>> {
+    let RightPassword { found, password, device, attempt, is_known } = login;
+    let rehashed = match app.credentials.is_outdated(&found.password_hash) {
+        true => Some(app.credentials.rehash(password).await?),
+        false => None,
+    };
+    let session = Session {
+        id: Id::new(),
+        user_id: found.user_id,
+        seed: credential::random()?.to_vec(),
+        generation: 0,
+        rotated_at: now,
+        created_at: now,
+        last_used_at: now,
+        expires_at: app.config.session_end(now, now),
+        revoked_at: None,
+        ip_address: origin.ip_address.clone(),
+        user_agent: origin.user_agent.clone(),
+        last_ip_address: None,
+    };
+    let shown = Shown { hash: &found.password_hash, rehashed: rehashed.as_deref() };
+    match session::create(&app.db, &session, &shown, attempt, is_known, app.config.lockout).await? {
+        Begun::Yes => {}
+        other => return Ok(Err(other)),
+    }
+    let mut tokens = app.credentials.tokens(now, &session)?;
+    let hash = rehashed.as_deref().unwrap_or(&found.password_hash);
+    let token = app.credentials.device_token(now, device.unwrap_or_else(Id::new), found.user_id, hash);
+    let cookie = device_cookie(app, found.user_id, &token)?;
+    tokens.device_token = Some(token);
+    let mut response = granted(tokens);
+    response.headers_mut().insert(header::SET_COOKIE, cookie);
+    Ok(Ok(response))
+}
+
+/// The beginning of the names of device cookies. Each account has one of its own, so that people may share a browser.
+const DEVICE_COOKIE: &str = "fasttrack_device_";
+/// So many of them are looked at.
+const MOST_COOKIES: usize = 20;
+
+fn device_cookie(app: &App, user_id: Id, token: &str) -> Result<HeaderValue> {
+    let [.., a, b, c, d] = *user_id.as_bytes();
+    let suffix = u32::from_be_bytes([a, b, c, d]);
+    let age = DEVICE_LIFETIME.as_secs();
+    let secure = if app.config.public_url.starts_with("https://") { "; Secure" } else { "" };
+    let cookie =
+        format!("{DEVICE_COOKIE}{suffix:08x}={token}; Path=/auth; Max-Age={age}; HttpOnly; SameSite=Strict{secure}");
+    HeaderValue::from_str(&cookie).map_err(Error::internal)
+}
+
+/// The device that the request proves to be known to the account, by a member of its body or by a cookie.
+fn known_device(app: &App, now: Timestamp, found: &Credential, headers: &HeaderMap, given: Option<&str>) -> Option<Id> {
+    let cookies = headers.get_all(header::COOKIE).iter().filter_map(|value| value.to_str().ok());
+    let cookies = cookies.flat_map(|value| value.split(';')).filter_map(|pair| pair.trim().split_once('='));
+    let cookies = cookies.filter(|(name, _)| name.starts_with(DEVICE_COOKIE)).map(|(_, token)| token);
+    given
+        .into_iter()
+        .chain(cookies.take(MOST_COOKIES))
+        .find_map(|token| app.credentials.known_device(now, token, found.user_id, &found.password_hash))
 }
 
 /// What was typed in, as failures are counted by it. NUL does not fit into PostgreSQL: what stands for it is in no
@@ -322,9 +423,9 @@ async fn refresh(
     if !app.credentials.refreshes(&session, &shown) {
         return Err(refused().into());
     }
-    let (lifetime, grace) = (app.config.refresh_lifetime, app.config.refresh_grace);
+    let (end, grace) = (app.config.session_end(now, session.created_at), app.config.refresh_grace);
     let origin = Origin::from(&client);
-    match session::rotate(&app.db, now, session.id, shown.generation, lifetime, grace, &origin).await? {
+    match session::rotate(&app.db, now, session.id, shown.generation, end, grace, &origin).await? {
         Rotation::Current(session) => Ok(granted(app.credentials.tokens(now, &session)?)),
         Rotation::Reused => {
             tracing::warn!(session = %session.id, "a replaced refresh token was shown again; the session is ended");
@@ -377,9 +478,13 @@ pub struct Counted(Arc<OnceLock<Standing>>);
 impl Counted {
     /// Counts the request by its address, or refuses it.
     pub async fn admit(&self, app: &App, door: Door, client: &Client) -> Result<()> {
-        if let Some(quota) = app.limits.spend(door, Who::address(client.address), 1, app.clock.now()).await? {
+        let now = app.clock.now();
+        if let Some(quota) = app.limits.spend(door, Who::address(client.address), 1, now).await? {
             // A request is counted once.
             let _ = self.0.set(quota);
+        }
+        if door == Door::Credentials {
+            app.limits.admit_networks(client.address, now).await?;
         }
         Ok(())
     }

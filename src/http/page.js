@@ -14,6 +14,12 @@ const pages = {
     done: "Done. Log in with the new password.",
     request: (token) => ["/auth/password-reset/confirm", { token, new_password: at("password").value }],
   },
+  "/auth/email-change/cancel": {
+    title: "Keep your old e-mail address",
+    submit: "It was not me: take the change back",
+    done: "Done. Every session has ended. We have sent you a link to set a new password.",
+    request: (token) => ["/auth/email-change/cancel", { token }],
+  },
   "/auth/unsubscribe": {
     title: "Mails about assignments",
     submit: "Unsubscribe",

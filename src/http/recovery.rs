@@ -34,11 +34,15 @@ use crate::store::{account, user};
 pub fn routes() -> OpenApiRouter<Arc<App>> {
     OpenApiRouter::default()
         .routes(routes!(verify_email))
+        .routes(routes!(cancel_email_change))
         .routes(routes!(resend_verification))
         .routes(routes!(password_reset))
         .routes(routes!(confirm_password_reset))
         .routes(routes!(unsubscribe_from_assignments))
 }
+
+/// The page of the server that takes a change of address back, and the path that its form posts to.
+pub const CANCEL_PAGE: &str = "/auth/email-change/cancel";
 
 /// The pages that mailed links open, for people.
 pub fn pages() -> Router<Arc<App>> {
@@ -46,6 +50,7 @@ pub fn pages() -> Router<Arc<App>> {
         .route("/auth/verify-email", get(page))
         .route("/auth/password-reset", get(page))
         .route("/auth/unsubscribe", get(page))
+        .route(CANCEL_PAGE, get(page))
         .route("/auth/page.js", get(script))
 }
 
@@ -104,6 +109,43 @@ struct Address {
 
 impl Refusals for Address {
     const FAULTS: &[FaultCode] = &[FaultCode::Blank, FaultCode::TooLong, FaultCode::Invalid];
+}
+
+/// The mailed link to take a change of address back, followed.
+#[derive(Deserialize, ToSchema)]
+struct Cancellation {
+    /// What stands behind `#token=` in the link.
+    token: String,
+}
+
+impl Refusals for Cancellation {
+    const FAULTS: &[FaultCode] = &[FaultCode::Invalid];
+}
+
+/// Take a change of the e-mail address back
+///
+/// By the link that is mailed to the old address when a change is asked for, good for three days and once. The account
+/// keeps its old address, or has it again if the change was confirmed and the old one had been verified. Every session
+/// ends, the password becomes unusable, and a link to set another one is mailed to the old address.
+#[utoipa::path(
+    post,
+    tag = "E-mail",
+    path = "/auth/email-change/cancel",
+    request_body(content((Cancellation = "application/json"), (Cancellation = "application/x-www-form-urlencoded"))),
+    responses((status = 204, description = "The account has its old address."), Refused<Cancellation>),
+)]
+async fn cancel_email_change(
+    State(app): State<Arc<App>>,
+    client: Client,
+    Extension(counted): Extension<Counted>,
+    Body(body): Body<Cancellation>,
+) -> Result<StatusCode, Problem> {
+    let now = app.clock.now();
+    counted.admit(&app, Door::Credentials, &client).await?;
+    let change = app.credentials.email_change(&body.token).ok_or_else(account::no_such_token)?;
+    let unusable = app.credentials.unusable_hash()?;
+    account::cancel_email_change(&app.db, now, change, &unusable, &Origin::from(&client)).await?;
+    Ok(StatusCode::NO_CONTENT)
 }
 
 /// Ask for another link to verify an address

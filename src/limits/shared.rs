@@ -116,6 +116,9 @@ fn key(door: Door, who: Who) -> String {
     let door = door.as_str();
     match who {
         Who::Address(network) => format!("fasttrack:limit:{door}:a{:016x}", u64::from_be_bytes(network)),
+        Who::Network(bits, network) => {
+            format!("fasttrack:limit:{door}:n{bits}:{:016x}", u64::from_be_bytes(network))
+        }
         Who::User(id) => format!("fasttrack:limit:{door}:u{id}"),
     }
 }

@@ -3,7 +3,8 @@
 use diesel::prelude::*;
 
 use super::audit::{self, Origin};
-use super::lockout::{self, Rule};
+use super::email_change;
+use super::lockout::{self, Attempt, Rule, Verdict};
 use super::mail;
 use super::project::{self, Project};
 use super::token::{self, Purpose};
@@ -12,24 +13,13 @@ use super::value::fold;
 use super::{notification, session};
 use crate::access::Viewer;
 use crate::db::rows::RunQueryDsl;
-use crate::db::schema::{events as log, login_failures, mail_tokens, projects, users};
+use crate::db::schema::{events as log, mail_tokens, projects, users};
 use crate::db::{Conn, Db, Lock};
 use crate::error::{Code, Error, FaultCode, Result};
 use crate::events::{self, Kind, NewEvent};
 use crate::id::Id;
 use crate::time::Timestamp;
 use crate::{locked, on};
-
-/// What is known of an identifier that somebody wants to log in by.
-#[derive(Clone, Debug)]
-pub struct Identified {
-    /// Until when its source is locked out from it, if it is.
-    pub locked_until: Option<Timestamp>,
-    /// Whether wrong passwords are counted, which a right one forgets.
-    pub has_failures: bool,
-    /// Of the account that it names, if it names one.
-    pub credential: Option<Credential>,
-}
 
 /// What a login is checked against.
 #[derive(Clone, Debug, Queryable)]
@@ -44,31 +34,15 @@ pub struct Credential {
     pub email_verified: bool,
 }
 
-/// What is known of an e-mail or username from this source, in one statement whether it is anybody's or not.
-pub async fn identify(conn: &mut Conn, now: Timestamp, identifier: &str, source: &str) -> Result<Identified> {
-    let key = fold(identifier);
-    let failed = login_failures::table.find((identifier, source));
-    let named = users::table
-        .filter(users::email_key.eq(&key).or(users::username_key.eq(&key)))
-        .filter(users::deleted_at.is_null());
-    let query = diesel::select((
-        failed.select(login_failures::failures).single_value(),
-        failed.select(login_failures::locked_until).single_value(),
-        named.select(users::id).single_value(),
-        named.select(users::password_hash).single_value(),
-        named.select(users::is_active).single_value(),
-        named.select(users::email_verified).single_value(),
-    ));
-    type Row = (Option<i32>, Option<Timestamp>, Option<Id>, Option<String>, Option<bool>, Option<bool>);
-    let (failures, locked_until, id, hash, is_active, email_verified): Row = on!(conn, |c| query.get_result(c).await)?;
-    let credential = match (id, hash, is_active, email_verified) {
-        (Some(user_id), Some(password_hash), Some(is_active), Some(email_verified)) => {
-            Some(Credential { user_id, password_hash, is_active, email_verified })
-        }
-        _ => None,
-    };
-    let locked_until = locked_until.filter(|until| *until > now);
-    Ok(Identified { locked_until, has_failures: failures.is_some(), credential })
+/// What a login by this e-mail address or username, folded, is checked against.
+pub async fn identify(conn: &mut Conn, identifier: &str) -> Result<Option<Credential>> {
+    Ok(on!(conn, |c| users::table
+        .filter(users::email_key.eq(identifier).or(users::username_key.eq(identifier)))
+        .filter(users::deleted_at.is_null())
+        .select((users::id, users::password_hash, users::is_active, users::email_verified))
+        .first(c)
+        .await
+        .optional())?)
 }
 
 /// The credential of the viewer, who wants to do something that needs the password again.
@@ -80,28 +54,58 @@ pub async fn credential_of(conn: &mut Conn, viewer: &Viewer) -> Result<Credentia
         .await)?)
 }
 
-/// Counts and notes a login with a wrong password, or for an identifier that is nobody's.
+/// Counts and records a login that failed: a wrong password, an identifier that is nobody's, or any password while
+/// guesses are refused. The answer is the same for all of them.
 pub async fn login_failed(
     db: &Db,
     now: Timestamp,
-    identifier: &str,
-    source: &str,
+    attempt: &Attempt,
     user_id: Option<Id>,
     origin: &Origin,
     rule: Rule,
-) -> Result<()> {
+) -> Result<Verdict> {
     db.transaction(async |tx| {
-        let locked = lockout::count_failure(tx, now, identifier, source, rule).await?;
         audit::note(tx, now, audit::Kind::LoginFailed, user_id, None, origin).await?;
-        if locked {
+        let failure = lockout::count_failure(tx, now, attempt, rule).await?;
+        if failure.locks {
             audit::note(tx, now, audit::Kind::LockedOut, user_id, None, origin).await?;
         }
-        Ok(())
+        Ok(failure.verdict)
     })
     .await
 }
 
-fn no_such_token() -> Error {
+/// Records that a signed-in person gave their password again; refuses when it is wrong or their session is locked out.
+pub async fn password_checked(
+    db: &Db,
+    now: Timestamp,
+    viewer: &Viewer,
+    is_right: bool,
+    origin: &Origin,
+    rule: Rule,
+) -> Result<Verdict> {
+    let attempt = Attempt::session(viewer);
+    db.transaction(async |tx| {
+        if is_right {
+            let verdict = lockout::lock(tx, now, &attempt, rule).await?;
+            if verdict.refusal(now).is_none() {
+                lockout::clear(tx, &attempt).await?;
+            }
+            return Ok(verdict);
+        }
+        let who = Some(viewer.id);
+        audit::note(tx, now, audit::Kind::PasswordCheckFailed, who, who, origin).await?;
+        let failure = lockout::count_failure(tx, now, &attempt, rule).await?;
+        if failure.locks {
+            audit::note(tx, now, audit::Kind::LockedOut, who, who, origin).await?;
+        }
+        Ok(failure.verdict)
+    })
+    .await
+}
+
+/// The fault of a token that is not valid.
+pub fn no_such_token() -> Error {
     Error::fault("token", FaultCode::Invalid, "The token is not valid, was used, or has expired.")
 }
 
@@ -111,8 +115,9 @@ pub async fn verify_email(db: &Db, now: Timestamp, hash: &[u8], origin: &Origin)
         let redeemed = token::redeem(tx, now, Purpose::VerifyEmail, hash).await?;
         let (user_id, email) = redeemed.ok_or_else(no_such_token)?;
         let user = user::held(tx, user_id).await?.ok_or_else(no_such_token)?;
-        user::set_email(tx, now, &user, &email).await?;
-        if fold(&email) == fold(&user.email) {
+        let canceled = user::set_email(tx, now, &user, &email).await?;
+        record_cancellation(tx, now, user_id, canceled, origin).await?;
+        if email == user.email {
             return audit::note(tx, now, audit::Kind::EmailVerified, Some(user_id), None, origin).await;
         }
         // Whoever still reads the old address must not be able to take the account back with an old token.
@@ -121,6 +126,46 @@ pub async fn verify_email(db: &Db, now: Timestamp, hash: &[u8], origin: &Origin)
         audit::note(tx, now, audit::Kind::EmailChanged, Some(user_id), None, origin).await
     })
     .await
+}
+
+/// Takes a change of address back by the link that was mailed to the old one: the account has the old address again,
+/// which is verified by that. Whoever asked for the change knows the password, so it is replaced by one that nobody has,
+/// every session ends, and a link to set another one is mailed.
+pub async fn cancel_email_change(db: &Db, now: Timestamp, change: Id, unusable: &str, origin: &Origin) -> Result<()> {
+    db.transaction(async |tx| {
+        let owner = email_change::owner(tx, now, change).await?.ok_or_else(no_such_token)?;
+        let user = user::held(tx, owner).await?.ok_or_else(no_such_token)?;
+        let change = email_change::take(tx, now, change).await?.ok_or_else(no_such_token)?;
+        let is_confirmed = user.email != change.email;
+        // Nobody has shown that such an address was the owner's: the one that was confirmed is.
+        if is_confirmed && !change.was_verified {
+            return Err(no_such_token());
+        }
+        user::set_email(tx, now, &user, &change.email).await?;
+        if is_confirmed {
+            mail::queue(tx, now, mail::Kind::EmailChanged, &user.email, Some(user.id), &change.email).await?;
+        }
+        let user = User { email: change.email, ..user };
+        replace_password(tx, now, &user, unusable, None).await?;
+        // As one that was asked for by address: beyond the limit of such mails it waits and is not dropped.
+        mail::queue(tx, now, mail::Kind::ResetPassword, &user.email, None, "").await?;
+        audit::note(tx, now, audit::Kind::EmailChangeCanceled, Some(user.id), None, origin).await
+    })
+    .await
+}
+
+/// Records that a pending change of address was called off, if one was.
+async fn record_cancellation(
+    tx: &mut Conn,
+    now: Timestamp,
+    user_id: Id,
+    canceled: bool,
+    origin: &Origin,
+) -> Result<()> {
+    if canceled {
+        audit::note(tx, now, audit::Kind::EmailChangeCanceled, Some(user_id), None, origin).await?;
+    }
+    Ok(())
 }
 
 /// Whose password a mailed token sets anew, without using it up.
@@ -146,8 +191,9 @@ pub async fn reset_password(db: &Db, now: Timestamp, hash: &[u8], password_hash:
         let (user_id, email) = redeemed.ok_or_else(no_such_token)?;
         let user = user::held(tx, user_id).await?.filter(|user| user.is_active && user.email == email);
         let user = user.ok_or_else(no_such_token)?;
-        user::set_email(tx, now, &user, &email).await?;
-        put_password(tx, now, &user, password_hash, None).await?;
+        let canceled = user::set_email(tx, now, &user, &email).await?;
+        record_cancellation(tx, now, user_id, canceled, origin).await?;
+        put_password(tx, now, &user, password_hash, None, origin).await?;
         audit::note(tx, now, audit::Kind::PasswordReset, Some(user_id), None, origin).await
     })
     .await
@@ -157,8 +203,9 @@ pub async fn reset_password(db: &Db, now: Timestamp, hash: &[u8], password_hash:
 pub async fn set_password(db: &Db, now: Timestamp, user: &User, password_hash: &str) -> Result<()> {
     db.transaction(async |tx| {
         let user = user::held(tx, user.id).await?.ok_or_else(|| Error::not_found("id", "user"))?;
-        put_password(tx, now, &user, password_hash, None).await?;
-        audit::note(tx, now, audit::Kind::PasswordReset, Some(user.id), None, &Origin::default()).await
+        let nowhere = Origin::default();
+        put_password(tx, now, &user, password_hash, None, &nowhere).await?;
+        audit::note(tx, now, audit::Kind::PasswordReset, Some(user.id), None, &nowhere).await
     })
     .await
 }
@@ -174,25 +221,45 @@ pub async fn change_password(
     db.transaction(async |tx| {
         let user = user::held(tx, viewer.id).await?.ok_or_else(Error::unauthenticated)?;
         session::lock(tx, now, viewer).await?;
-        put_password(tx, now, &user, password_hash, Some(viewer.session_id)).await?;
+        put_password(tx, now, &user, password_hash, Some(viewer.session_id), origin).await?;
         audit::note(tx, now, audit::Kind::PasswordChanged, Some(user.id), Some(user.id), origin).await?;
         Ok(user)
     })
     .await
 }
 
-/// Sets a password that nothing outlives which was begun without it: no session but the one to keep, no mailed token and
-/// no change of address.
-async fn put_password(tx: &mut Conn, now: Timestamp, user: &User, password_hash: &str, keep: Option<Id>) -> Result<()> {
+/// Replaces the password and tells the owner by mail.
+async fn put_password(
+    tx: &mut Conn,
+    now: Timestamp,
+    user: &User,
+    password_hash: &str,
+    keep: Option<Id>,
+    origin: &Origin,
+) -> Result<()> {
+    let canceled = replace_password(tx, now, user, password_hash, keep).await?;
+    record_cancellation(tx, now, user.id, canceled, origin).await?;
+    mail::queue(tx, now, mail::Kind::PasswordChanged, &user.email, Some(user.id), "").await
+}
+
+/// Replaces the password and revokes everything obtained with the old one: sessions but the one to keep, reset tokens,
+/// a pending change of address. Whether there was one.
+async fn replace_password(
+    tx: &mut Conn,
+    now: Timestamp,
+    user: &User,
+    password_hash: &str,
+    keep: Option<Id>,
+) -> Result<bool> {
     on!(tx, |c| diesel::update(users::table.find(user.id))
         .set((users::password_hash.eq(password_hash), users::updated_at.eq(now)))
         .execute(c)
         .await)?;
     session::end(tx, now, user.id, None, keep).await?;
     token::withdraw(tx, user.id, Purpose::ResetPassword).await?;
-    user::keep_email(tx, user).await?;
+    let canceled = user::cancel_email_change(tx, user).await?;
     lockout::unlock(tx, &[&fold(&user.email), &fold(&user.username)]).await?;
-    mail::queue(tx, now, mail::Kind::PasswordChanged, &user.email, Some(user.id), "").await
+    Ok(canceled)
 }
 
 /// Deletes the viewer's account. Their projects go with all that is in them, what is stored of the person goes, and a
@@ -226,6 +293,7 @@ pub async fn delete(db: &Db, now: Timestamp, viewer: &Viewer) -> Result<()> {
         lockout::unlock(tx, &[&fold(&user.email), &fold(&user.username)]).await?;
         mail::forget(tx, user.id, &user.email).await?;
         on!(tx, |c| diesel::delete(mail_tokens::table.filter(mail_tokens::user_id.eq(user.id))).execute(c).await)?;
+        email_change::delete_for_user(tx, user.id).await?;
         audit::forget(tx, user.id).await?;
         user::efface(tx, now, &user).await?;
         // After the row was changed: whoever makes notifications holds it until they are made, and makes none after.

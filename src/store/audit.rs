@@ -53,6 +53,18 @@ pub enum Kind {
     Enabled,
     /// The account was deleted.
     Deleted,
+    /// A signed-in session gave a wrong password where the password is asked for again.
+    PasswordCheckFailed,
+    /// A change of the e-mail address was asked for.
+    EmailChangeRequested,
+    /// A change of the e-mail address was called off, or taken back after it was confirmed.
+    EmailChangeCanceled,
+    /// The username was changed.
+    UsernameChanged,
+    /// Everything that is stored of the person was exported.
+    DataExported,
+    /// A session was refreshed from another address than before.
+    SessionMoved,
 }
 stored_as_smallint!(Kind {
     Registered = 1,
@@ -70,6 +82,12 @@ stored_as_smallint!(Kind {
     Disabled = 13,
     Enabled = 14,
     Deleted = 15,
+    PasswordCheckFailed = 16,
+    EmailChangeRequested = 17,
+    EmailChangeCanceled = 18,
+    UsernameChanged = 19,
+    DataExported = 20,
+    SessionMoved = 21,
 });
 
 /// Where a request came from, as far as it is known.

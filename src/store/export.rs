@@ -7,6 +7,7 @@ use serde_json::json;
 
 use super::audit::Entry;
 use super::comment::Comment;
+use super::email_change::EmailChange;
 use super::label::Label;
 use super::notification::Notification;
 use super::project::Project;
@@ -17,7 +18,9 @@ use crate::access::{Role, Viewer};
 use crate::db::Conn;
 use crate::db::page::among;
 use crate::db::rows::RunQueryDsl;
-use crate::db::schema::{audit_entries, comments, labels, notifications, projects, sessions, tasks, users};
+use crate::db::schema::{
+    audit_entries, comments, email_changes, labels, notifications, projects, sessions, tasks, users,
+};
 use crate::error::{Code, Error, Result};
 use crate::id::Id;
 use crate::on;
@@ -123,7 +126,14 @@ pub async fn of(conn: &mut Conn, viewer: &Viewer) -> Result<Vec<u8>> {
         "expiresAt": session.expires_at,
         "revokedAt": session.revoked_at,
         "ipAddress": session.ip_address,
+        "lastIpAddress": session.last_ip_address,
         "userAgent": session.user_agent,
+    }));
+    let changes = email_changes::user_id.eq(me);
+    rows!(document, conn, "emailChanges", email_changes by requested_at, changes, |change: EmailChange| &json!({
+        "from": change.email,
+        "requestedAt": change.requested_at,
+        "expiresAt": change.expires_at,
     }));
     rows!(document, conn, "projects", projects by created_at, projects::owner_id.eq(me), |project: Project| project);
     let theirs = projects::table.filter(projects::owner_id.eq(me)).select(projects::id);

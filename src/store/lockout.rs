@@ -1,15 +1,29 @@
-//! Lockout: after too many wrong passwords an address may not try that identifier for a while. Counted by identifier
-//! and source together, whether the identifier is anybody's or not, and kept in the database.
+//! Limits on guessing passwords, kept in the database. Each wrong password counts by the identifier that was typed in,
+//! whether it is anybody's or not, together with where it came from:
+//!
+//! - The **source** is an address (IPv6 by /64), a device that the owner logged in from before, or a signed-in session.
+//!   A few failures lock it out of that identifier for a while.
+//! - **Networks** are the /56 and the /48 around an IPv6 address, and everywhere. Each is a leaky bucket: when it is
+//!   full, guesses are refused until one leaks out. Known devices and sessions have no networks, so that strangers
+//!   cannot keep the owner out.
+//!
+//! Counting by identifier and not by account keeps the answers for known and unknown identifiers alike. An account has
+//! two identifiers, so it takes twice what one takes.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use diesel::prelude::*;
+use diesel::upsert::excluded;
 
 use super::CLEARED;
+use crate::access::Viewer;
 use crate::db::rows::RunQueryDsl;
 use crate::db::schema::login_failures;
-use crate::db::{Conn, Db};
-use crate::error::Result;
+use crate::db::{Conn, Db, Pooled};
+use crate::error::{Code, Error, Result};
+use crate::id::Id;
+use crate::limits::network;
 use crate::on;
 use crate::time::Timestamp;
 
@@ -22,47 +36,292 @@ pub struct Rule {
     pub duration: Duration,
 }
 
-/// Counts a failure; whether it was the one that locks.
-pub async fn count_failure(tx: &mut Conn, now: Timestamp, identifier: &str, source: &str, rule: Rule) -> Result<bool> {
-    let counted: Option<i32> = on!(tx, |c| diesel::update(login_failures::table.find((identifier, source)))
-        .filter(login_failures::failed_at.gt(now.minus(rule.duration)))
-        .set((login_failures::failures.eq(login_failures::failures + 1), login_failures::failed_at.eq(now)))
-        .returning(login_failures::failures)
-        .get_result(c)
-        .await
-        .optional())?;
-    if counted.is_none() {
-        let row = (
-            login_failures::identifier.eq(identifier),
-            login_failures::source.eq(source),
-            login_failures::failures.eq(1),
-            login_failures::failed_at.eq(now),
-        );
-        on!(tx, |c| diesel::insert_into(login_failures::table)
-            .values(row)
-            .on_conflict((login_failures::identifier, login_failures::source))
-            .do_update()
-            .set((
-                login_failures::failures.eq(1),
-                login_failures::failed_at.eq(now),
-                login_failures::locked_until.eq(None::<Timestamp>),
-            ))
-            .execute(c)
-            .await)?;
-    }
-    let locks = counted.unwrap_or(1) >= rule.failures;
-    if locks {
-        on!(tx, |c| diesel::update(login_failures::table.find((identifier, source)))
-            .set((login_failures::failures.eq(0), login_failures::locked_until.eq(now.plus(rule.duration))))
-            .execute(c)
-            .await)?;
-    }
-    Ok(locks)
+/// The time in which a full bucket leaks dry.
+const LEAK: Duration = Duration::from_secs(3_600);
+/// The buckets' sizes, in multiples of [`Rule::failures`]. One /48 alone does not fill the bucket of everywhere.
+const PER_56: i32 = 2;
+const PER_48: i32 = 3;
+const EVERYWHERE: i32 = 5;
+
+/// How long rows are needed after their last failure.
+pub fn retention(rule: Rule) -> Duration {
+    rule.duration.max(LEAK)
 }
 
-/// Forgets the failures of this source with this identifier, after a right password.
-pub async fn forget(tx: &mut Conn, identifier: &str, source: &str) -> Result<()> {
-    on!(tx, |c| diesel::delete(login_failures::table.find((identifier, source))).execute(c).await)?;
+/// Somebody who claims to know a password: for which identifier, and from where.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attempt {
+    identifier: String,
+    source: String,
+    /// With the size of each bucket in multiples of [`Rule::failures`].
+    networks: Vec<(String, i32)>,
+}
+
+impl Attempt {
+    /// A login from an address, or from a device that the account's owner has logged in from before.
+    pub fn login(identifier: &str, address: IpAddr, device: Option<Id>) -> Self {
+        let identifier = identifier.to_owned();
+        if let Some(device) = device {
+            return Self { identifier, source: format!("device {device}"), networks: Vec::new() };
+        }
+        let mut networks = vec![("everywhere".to_owned(), EVERYWHERE)];
+        if let IpAddr::V6(v6) = address.to_canonical() {
+            let [a, b, c, d, ..] = v6.segments();
+            networks.push((format!("{a:x}:{b:x}:{c:x}:{:x}::/56", d & 0xff00), PER_56));
+            networks.push((format!("{a:x}:{b:x}:{c:x}::/48"), PER_48));
+        }
+        Self { identifier, source: network(address), networks }
+    }
+
+    /// A signed-in person who is asked for the password again.
+    pub fn session(viewer: &Viewer) -> Self {
+        let (identifier, source) = (format!("user {}", viewer.id), format!("session {}", viewer.session_id));
+        Self { identifier, source, networks: Vec::new() }
+    }
+
+    fn sources(&self) -> Vec<&str> {
+        let mut sources: Vec<&str> = self.networks.iter().map(|(name, _)| name.as_str()).collect();
+        sources.push(&self.source);
+        // In one order, so that two who lock the same rows do not wait for each other.
+        sources.sort_unstable();
+        sources
+    }
+
+    fn bucket(&self, source: &str, rule: Rule) -> Option<i32> {
+        let found = self.networks.iter().find(|(name, _)| name == source);
+        found.map(|(_, factor)| factor.saturating_mul(rule.failures).max(1))
+    }
+}
+
+/// Whether an attempt may be made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Verdict {
+    /// Until when its source is locked out.
+    pub locked_until: Option<Timestamp>,
+    /// Until when its networks take no more guesses.
+    pub slowed_until: Option<Timestamp>,
+    /// Whether failures of its source are counted, which a right password clears.
+    pub has_failures: bool,
+}
+
+impl Verdict {
+    /// The refusal, if it is one.
+    pub fn refusal(&self, now: Timestamp) -> Option<Error> {
+        let until = self.locked_until.max(self.slowed_until)?;
+        Some(Error::Refused {
+            code: Code::LockedOut,
+            message: "Too many wrong passwords. Try again later, or set a new password by mail.".into(),
+            retry_after: Some(until.since(now)),
+        })
+    }
+}
+
+/// What is counted for one identifier and source.
+#[derive(Clone, Debug, Queryable)]
+struct Counter {
+    source: String,
+    failures: i32,
+    failed_at: Timestamp,
+    locked_until: Option<Timestamp>,
+}
+
+impl Counter {
+    /// How full a bucket of this size is, and since when.
+    fn level(&self, now: Timestamp, size: i32) -> (i32, Timestamp) {
+        let elapsed = now.since(self.failed_at).as_micros();
+        let leaked = elapsed / interval(size).as_micros();
+        match i32::try_from(leaked).ok().and_then(|leaked| Some((leaked, self.failures.checked_sub(leaked)?))) {
+            Some((leaked, level @ 1..)) => {
+                (level, self.failed_at.plus(interval(size).saturating_mul(leaked.unsigned_abs())))
+            }
+            _ => (0, now),
+        }
+    }
+
+    /// Counts a failure of a source; whether it locks.
+    fn count(&mut self, now: Timestamp, rule: Rule) -> bool {
+        let is_recent = self.failed_at > now.minus(rule.duration);
+        self.failures = if is_recent { self.failures.saturating_add(1) } else { 1 };
+        self.failed_at = now;
+        self.locked_until = None;
+        let locks = self.failures >= rule.failures;
+        if locks {
+            self.failures = 0;
+            self.locked_until = Some(now.plus(rule.duration));
+        }
+        locks
+    }
+
+    /// Fills a bucket by one.
+    fn fill(&mut self, now: Timestamp, size: i32) {
+        let (level, since) = self.level(now, size);
+        self.failures = level.saturating_add(1);
+        self.failed_at = since;
+    }
+}
+
+/// The time in which a bucket of this size leaks one guess.
+fn interval(size: i32) -> Duration {
+    (LEAK / size.max(1).unsigned_abs()).max(Duration::from_micros(1))
+}
+
+fn judge(counters: &[Counter], now: Timestamp, attempt: &Attempt, rule: Rule) -> Verdict {
+    let mut verdict = Verdict::default();
+    for counter in counters {
+        match attempt.bucket(&counter.source, rule) {
+            None => {
+                verdict.has_failures = true;
+                verdict.locked_until = counter.locked_until.filter(|until| *until > now);
+            }
+            Some(size) => {
+                let (level, since) = counter.level(now, size);
+                if level >= size {
+                    verdict.slowed_until = verdict.slowed_until.max(Some(since.plus(interval(size))));
+                }
+            }
+        }
+    }
+    verdict
+}
+
+macro_rules! counters {
+    ($attempt:ident, $sources:ident) => {
+        login_failures::table
+            .filter(login_failures::identifier.eq(&$attempt.identifier))
+            .filter(login_failures::source.eq_any(&$sources))
+            .order_by(login_failures::source)
+            .select((
+                login_failures::source,
+                login_failures::failures,
+                login_failures::failed_at,
+                login_failures::locked_until,
+            ))
+    };
+}
+
+/// Whether the attempt may be made now.
+pub async fn check(conn: &mut Conn, now: Timestamp, attempt: &Attempt, rule: Rule) -> Result<Verdict> {
+    let sources = attempt.sources();
+    let counters: Vec<Counter> = on!(conn, |c| counters!(attempt, sources).load(c).await)?;
+    Ok(judge(&counters, now, attempt, rule))
+}
+
+/// The same, with the counters locked until the transaction ends: of guesses at once, each sees those before it.
+pub async fn lock(tx: &mut Conn, now: Timestamp, attempt: &Attempt, rule: Rule) -> Result<Verdict> {
+    Ok(judge(&locked(tx, attempt).await?, now, attempt, rule))
+}
+
+async fn locked(tx: &mut Conn, attempt: &Attempt) -> Result<Vec<Counter>> {
+    let sources = attempt.sources();
+    Ok(match &mut tx.pooled {
+        Pooled::Sqlite(c) => counters!(attempt, sources).load(&mut **c).await?,
+        Pooled::Postgres(c) => counters!(attempt, sources).for_update().load(&mut &**c).await?,
+    })
+}
+
+/// What came of a failure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// Whether the attempt was refused, and therefore says nothing about the password.
+    pub verdict: Verdict,
+    /// Whether this failure locks its source out.
+    pub locks: bool,
+}
+
+/// Counts a failure. While a network takes no more guesses they count for their source alone, so that a bucket leaks
+/// however many come. To be called last in a transaction: everybody who guesses at the same identifier waits for it.
+pub async fn count_failure(tx: &mut Conn, now: Timestamp, attempt: &Attempt, rule: Rule) -> Result<Failure> {
+    // Rows to lock, made in the order in which they are locked.
+    let none = attempt.sources().into_iter().map(|source| Row::new(attempt, source, now));
+    insert(tx, &none.collect::<Vec<_>>()).await?;
+    let mut counters = locked(tx, attempt).await?;
+    let verdict = judge(&counters, now, attempt, rule);
+    if verdict.locked_until.is_some() {
+        return Ok(Failure { verdict, locks: false });
+    }
+    let (mut locks, is_slow) = (false, verdict.slowed_until.is_some());
+    for counter in &mut counters {
+        match attempt.bucket(&counter.source, rule) {
+            None => locks = counter.count(now, rule),
+            Some(size) if !is_slow => counter.fill(now, size),
+            Some(_) => {}
+        }
+    }
+    let rows = counters.iter().filter(|counter| !is_slow || counter.source == attempt.source);
+    let rows: Vec<Row<'_>> = rows
+        .map(|counter| Row {
+            identifier: &attempt.identifier,
+            source: &counter.source,
+            failures: counter.failures,
+            failed_at: counter.failed_at,
+            locked_until: counter.locked_until,
+        })
+        .collect();
+    update(tx, &rows).await?;
+    Ok(Failure { verdict, locks })
+}
+
+/// A counter to be written.
+#[derive(Clone, Copy, Insertable)]
+#[diesel(table_name = login_failures)]
+struct Row<'a> {
+    identifier: &'a str,
+    source: &'a str,
+    failures: i32,
+    failed_at: Timestamp,
+    locked_until: Option<Timestamp>,
+}
+
+impl<'a> Row<'a> {
+    fn new(attempt: &'a Attempt, source: &'a str, now: Timestamp) -> Self {
+        Self { identifier: &attempt.identifier, source, failures: 0, failed_at: now, locked_until: None }
+    }
+}
+
+/// Inserts the rows that are missing: one round trip to PostgreSQL.
+async fn insert(tx: &mut Conn, rows: &[Row<'_>]) -> Result<()> {
+    match &mut tx.pooled {
+        Pooled::Sqlite(c) => {
+            for row in rows {
+                let row = diesel::insert_into(login_failures::table).values(row).on_conflict_do_nothing();
+                row.execute(&mut **c).await?;
+            }
+        }
+        Pooled::Postgres(c) => {
+            let rows = diesel::insert_into(login_failures::table).values(rows).on_conflict_do_nothing();
+            rows.execute(&mut &**c).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Writes rows that are there, in one round trip to PostgreSQL.
+async fn update(tx: &mut Conn, rows: &[Row<'_>]) -> Result<()> {
+    let key = (login_failures::identifier, login_failures::source);
+    let new = (
+        login_failures::failures.eq(excluded(login_failures::failures)),
+        login_failures::failed_at.eq(excluded(login_failures::failed_at)),
+        login_failures::locked_until.eq(excluded(login_failures::locked_until)),
+    );
+    match &mut tx.pooled {
+        Pooled::Sqlite(c) => {
+            for row in rows {
+                let row = diesel::insert_into(login_failures::table).values(row).on_conflict(key).do_update();
+                row.set(new).execute(&mut **c).await?;
+            }
+        }
+        Pooled::Postgres(c) => {
+            let rows = diesel::insert_into(login_failures::table).values(rows).on_conflict(key).do_update();
+            rows.set(new).execute(&mut &**c).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Clears the failures of the attempt's source, after a right password.
+pub async fn clear(tx: &mut Conn, attempt: &Attempt) -> Result<()> {
+    let row = login_failures::table.find((&attempt.identifier, &attempt.source));
+    on!(tx, |c| diesel::delete(row).execute(c).await)?;
     Ok(())
 }
 
@@ -85,4 +344,76 @@ pub async fn drop_ended(db: &Db, before: Timestamp) -> Result<usize> {
         Ok(on!(tx, |c| diesel::delete(old).execute(c).await)?)
     })
     .await
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const RULE: Rule = Rule { failures: 5, duration: Duration::from_secs(1_800) };
+
+    fn counter(source: &str) -> Counter {
+        Counter { source: source.to_owned(), failures: 0, failed_at: Timestamp::default(), locked_until: None }
+    }
+
+    proptest! {
+        #[test]
+        fn a_bucket_takes_at_most_twice_its_size_in_any_hour(
+            size in 1..200_i32,
+            pauses in prop::collection::vec(prop_oneof![Just(0), 0..200_000_000_u64, 0..7_200_000_000_u64], 1..500),
+        ) {
+            let (mut bucket, mut now, mut taken) = (counter("everywhere"), Timestamp::default(), Vec::new());
+            for pause in pauses {
+                now = now.plus(Duration::from_micros(pause));
+                let (level, _) = bucket.level(now, size);
+                if level < size {
+                    bucket.fill(now, size);
+                    taken.push(now);
+                }
+            }
+            for (number, first) in taken.iter().enumerate() {
+                let hour = taken[number..].iter().take_while(|at| at.since(*first) < LEAK).count();
+                prop_assert!(hour <= 2 * size as usize, "{hour} of {size}");
+            }
+        }
+
+        #[test]
+        fn a_full_bucket_says_when_it_takes_the_next_guess(size in 1..200_i32, later in 0..3_600_000_000_u64) {
+            let attempt = Attempt::login("alice", "192.0.2.1".parse().unwrap(), None);
+            let rule = Rule { failures: size, ..RULE };
+            let size = size * EVERYWHERE;
+            let mut bucket = counter("everywhere");
+            (0..size).for_each(|_| bucket.fill(Timestamp::default(), size));
+            let now = Timestamp::default().plus(Duration::from_micros(later));
+            let until = judge(&[bucket.clone()], now, &attempt, rule).slowed_until;
+            let Some(until) = until else { return Ok(()) };
+            prop_assert!(until > now && until.since(now) <= interval(size));
+            prop_assert_eq!(judge(&[bucket], until, &attempt, rule).slowed_until, None);
+        }
+
+        #[test]
+        fn an_ipv6_address_counts_for_the_networks_around_it(bits: u128) {
+            let mine = Attempt::login("alice", std::net::Ipv6Addr::from(bits | 1 << 127).into(), None);
+            for (flipped, shared) in [(0, 4), (63, 4), (64, 3), (71, 3), (72, 2), (79, 2), (80, 1), (126, 1)] {
+                let other = std::net::Ipv6Addr::from((bits | 1 << 127) ^ (1 << flipped));
+                let other = Attempt::login("alice", other.into(), None);
+                let same = other.sources().into_iter().filter(|source| mine.sources().contains(source)).count();
+                prop_assert_eq!(same, shared, "bit {}", flipped);
+            }
+        }
+    }
+
+    #[test]
+    fn known_devices_and_sessions_have_no_networks() {
+        let address = "2001:db8::1".parse().unwrap();
+        let device = Attempt::login("alice", address, Some(Id::new()));
+        assert_eq!(device.sources().len(), 1);
+        assert_ne!(device, Attempt::login("alice", address, Some(Id::new())));
+        assert_eq!(
+            Attempt::login("alice", "::ffff:192.0.2.1".parse().unwrap(), None).sources(),
+            ["192.0.2.1", "everywhere"]
+        );
+    }
 }

@@ -31,6 +31,8 @@ pub enum Kind {
     PasswordChanged,
     /// The address of the recipient's account was changed; the detail is the new one.
     EmailChanged,
+    /// Another address was asked for for the recipient's account; the detail is the change's id and the new address.
+    EmailChangeRequested,
 }
 stored_as_smallint!(Kind {
     TaskAssigned = 1,
@@ -38,6 +40,7 @@ stored_as_smallint!(Kind {
     ResetPassword = 3,
     PasswordChanged = 4,
     EmailChanged = 5,
+    EmailChangeRequested = 6,
 });
 
 impl Kind {
@@ -45,7 +48,7 @@ impl Kind {
     pub const fn is_asked_for(self) -> bool {
         match self {
             Self::TaskAssigned | Self::VerifyEmail | Self::ResetPassword => true,
-            Self::PasswordChanged | Self::EmailChanged => false,
+            Self::PasswordChanged | Self::EmailChanged | Self::EmailChangeRequested => false,
         }
     }
 }

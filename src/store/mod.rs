@@ -4,6 +4,7 @@
 pub mod account;
 pub mod audit;
 pub mod comment;
+pub mod email_change;
 pub mod event;
 pub mod export;
 pub mod label;

@@ -10,8 +10,10 @@ use diesel::prelude::*;
 use diesel::query_builder::{AstPass, QueryFragment, QueryId};
 use diesel::sqlite::Sqlite;
 
+use super::CLEARED;
 use super::audit::{self, Origin};
-use super::{CLEARED, lockout, user};
+use super::lockout::{self, Attempt, Rule};
+use super::user;
 use crate::access::{Role, Viewer};
 use crate::db::page::among;
 use crate::db::rows::RunQueryDsl;
@@ -21,6 +23,7 @@ use crate::db::{Conn, Db, Lock, Pooled};
 use crate::error::{Error, Result};
 use crate::events::{self, Kind, NewEvent};
 use crate::id::Id;
+use crate::limits;
 use crate::time::Timestamp;
 use crate::{locked, on};
 
@@ -50,12 +53,19 @@ pub struct Session {
     pub ip_address: Option<String>,
     /// What program it came from, as that said.
     pub user_agent: Option<String>,
+    /// Where it was last refreshed from, if it was.
+    pub last_ip_address: Option<String>,
 }
 
 impl Session {
     /// Where the login came from.
     pub fn origin(&self) -> Origin {
         Origin { ip_address: self.ip_address.clone(), user_agent: self.user_agent.clone() }
+    }
+
+    /// The address that last used it.
+    pub fn last_address(&self) -> Option<&str> {
+        self.last_ip_address.as_deref().or(self.ip_address.as_deref())
     }
 }
 
@@ -153,23 +163,45 @@ pub struct Shown<'a> {
     pub rehashed: Option<&'a str>,
 }
 
-/// Begins a session with a login; false, and there is none, if the password has changed while it was verified, or its
-/// owner may not sign in any more. `failed` says of what identifier and source failures are to be forgotten.
-pub async fn create(db: &Db, session: &Session, shown: &Shown<'_>, failed: Option<(&str, &str)>) -> Result<bool> {
+/// What came of a login with the right password.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Begun {
+    /// There is a session.
+    Yes,
+    /// The password has changed while it was verified, or its owner may not sign in any more.
+    Changed,
+    /// Guesses are refused meanwhile.
+    LockedOut,
+}
+
+/// Begins a session with a login. `is_known` says that the attempt comes from where the owner is known to be, which the
+/// limits for strangers do not hold for.
+pub async fn create(
+    db: &Db,
+    session: &Session,
+    shown: &Shown<'_>,
+    attempt: &Attempt,
+    is_known: bool,
+    rule: Rule,
+) -> Result<Begun> {
     db.transaction(async |tx| {
+        let verdict = lockout::lock(tx, session.created_at, attempt, rule).await?;
+        if verdict.locked_until.is_some() || (verdict.slowed_until.is_some() && !is_known) {
+            return Ok(Begun::LockedOut);
+        }
         if let Some(hash) = shown.rehashed {
             let user = diesel::update(users::table.find(session.user_id)).filter(users::password_hash.eq(shown.hash));
             on!(tx, |c| user.set(users::password_hash.eq(hash)).execute(c).await)?;
         }
         if !begin(tx, session, shown.rehashed.unwrap_or(shown.hash)).await? {
-            return Ok(false);
+            return Ok(Begun::Changed);
         }
-        if let Some((identifier, source)) = failed {
-            lockout::forget(tx, identifier, source).await?;
+        if verdict.has_failures {
+            lockout::clear(tx, attempt).await?;
         }
         let who = Some(session.user_id);
         audit::note(tx, session.created_at, audit::Kind::LoggedIn, who, who, &session.origin()).await?;
-        Ok(true)
+        Ok(Begun::Yes)
     })
     .await
 }
@@ -239,6 +271,21 @@ pub async fn of_user(conn: &mut Conn, now: Timestamp, user_id: Id) -> Result<Vec
         .await)?)
 }
 
+/// Whether a user has a session that has not ended and was begun or last refreshed from this network. Nobody has an id
+/// that no user has: the question takes as long for an identifier that is nobody's.
+pub async fn is_used_from(conn: &mut Conn, now: Timestamp, user_id: Option<Id>, network: &str) -> Result<bool> {
+    let sessions = of_user(conn, now, user_id.unwrap_or_else(Id::new)).await?;
+    Ok(sessions.iter().any(|session| {
+        let addresses = [session.ip_address.as_deref(), session.last_ip_address.as_deref()];
+        addresses.into_iter().flatten().any(|address| network_of(address).as_deref() == Some(network))
+    }))
+}
+
+/// The network of an address as it is stored.
+fn network_of(address: &str) -> Option<String> {
+    address.parse().ok().map(limits::network)
+}
+
 /// The session with this id, ended or not.
 pub async fn find(conn: &mut Conn, id: Id) -> Result<Option<Session>> {
     Ok(on!(conn, |c| sessions::table.find(id).select(Session::as_select()).first(c).await.optional())?)
@@ -257,12 +304,13 @@ pub enum Rotation {
 
 /// Takes the session from `generation` to the next one, once: of many who try at the same time one does, and the
 /// others, like whoever tries again within `grace` because an answer was lost, are given the same successor.
+/// `expires_at` is when the session ends unless it is refreshed again.
 pub async fn rotate(
     db: &Db,
     now: Timestamp,
     id: Id,
     generation: i32,
-    lifetime: Duration,
+    expires_at: Timestamp,
     grace: Duration,
     origin: &Origin,
 ) -> Result<Rotation> {
@@ -275,7 +323,7 @@ pub async fn rotate(
                 sessions::generation.eq(generation + 1),
                 sessions::rotated_at.eq(now),
                 sessions::last_used_at.eq(now),
-                sessions::expires_at.eq(now.plus(lifetime)),
+                sessions::expires_at.eq(expires_at),
             ))
             .execute(c)
             .await)?;
@@ -291,10 +339,9 @@ pub async fn rotate(
         let Some((session, true)) = session else {
             return Ok(Rotation::Gone);
         };
-        if rotated == 1 {
-            return Ok(Rotation::Current(session));
-        }
-        if session.generation == generation + 1 && now <= session.rotated_at.plus(grace) {
+        let is_retry = session.generation == generation + 1 && now <= session.rotated_at.plus(grace);
+        if rotated == 1 || is_retry {
+            record_address(tx, now, &session, origin).await?;
             return Ok(Rotation::Current(session));
         }
         end(tx, now, session.user_id, Some(id), None).await?;
@@ -302,6 +349,21 @@ pub async fn rotate(
         Ok(Rotation::Reused)
     })
     .await
+}
+
+/// Keeps where a session was refreshed from, and records it when that is another network than before.
+async fn record_address(tx: &mut Conn, now: Timestamp, session: &Session, origin: &Origin) -> Result<()> {
+    let address = origin.ip_address.as_deref();
+    if address == session.last_address() {
+        return Ok(());
+    }
+    let row = diesel::update(sessions::table.find(session.id));
+    on!(tx, |c| row.set(sessions::last_ip_address.eq(address)).execute(c).await)?;
+    if address.and_then(network_of) == session.last_address().and_then(network_of) {
+        return Ok(());
+    }
+    let who = Some(session.user_id);
+    audit::note(tx, now, audit::Kind::SessionMoved, who, who, origin).await
 }
 
 /// Ends one session of the viewer; whether there was one. Its tokens are dead with the next request, its sockets are

@@ -9,7 +9,7 @@ use diesel::prelude::*;
 use super::audit::{self, Origin};
 use super::token::Purpose;
 use super::value::{DisplayName, Email, Search, Username, fold};
-use super::{mail, session};
+use super::{email_change, mail, session};
 use crate::access::{Action, Role, Viewer};
 use crate::db::lately::{Lately, Since};
 use crate::db::page::{Key, Page, Position, Window, among};
@@ -370,40 +370,47 @@ pub struct Changes {
     pub display_name: Option<DisplayName>,
     /// A new handle.
     pub username: Option<Username>,
-    /// A new address, which holds once its owner has verified it.
+    /// A new address, which holds once its owner has verified it; the present one calls a change off.
     pub email: Option<Email>,
     /// Whether assignments are mailed.
     pub assignment_emails: Option<bool>,
+    /// Whether the viewer has just given their password, without which no other address is taken.
+    pub password_verified: bool,
 }
 
-/// Changes the viewer's own account. A new address is asked to be verified by mail, and holds only then.
-pub async fn update_viewer(db: &Db, now: Timestamp, viewer: &Viewer, changes: &Changes) -> Result<User> {
+/// Changes the viewer's own account. A new address is asked to be verified by mail, and holds only then; the old one is
+/// sent a link that takes the change back.
+pub async fn update_viewer(
+    db: &Db,
+    now: Timestamp,
+    viewer: &Viewer,
+    changes: &Changes,
+    origin: &Origin,
+) -> Result<User> {
     db.transaction(async |tx| {
         let mut user = held(tx, viewer.id).await?.ok_or_else(Error::unauthenticated)?;
         session::lock(tx, now, viewer).await?;
         if let Some(name) = &changes.display_name {
             user.display_name = name.to_string();
         }
-        if let Some(username) = &changes.username {
+        if let Some(username) = changes.username.as_ref().filter(|username| ***username != user.username) {
+            if username.is_reserved() && fold(username) != fold(&user.username) {
+                return Err(Error::Faults(vec![Username::reserved("username")]));
+            }
             user.username = username.to_string();
+            audit::note(tx, now, audit::Kind::UsernameChanged, Some(user.id), Some(user.id), origin).await?;
         }
         user.assignment_emails = changes.assignment_emails.unwrap_or(user.assignment_emails);
         user.updated_at = now;
         let wanted = User { email: changes.email.as_deref().unwrap_or(&user.email).to_owned(), ..user.clone() };
         check_free(tx, &wanted, changes.email.as_ref(), changes.username.as_ref()).await?;
         if changes.email.is_some() {
-            keep_email(tx, &user).await?;
-        }
-        if fold(&wanted.email) == fold(&user.email) {
-            user.email = wanted.email;
-        } else {
-            mail::queue(tx, now, mail::Kind::VerifyEmail, &wanted.email, Some(user.id), "").await?;
+            ask_for_email(tx, now, &user, &wanted.email, changes.password_verified, origin).await?;
         }
         let updated = on!(tx, |c| diesel::update(users::table.find(user.id))
             .set((
                 users::display_name.eq(&user.display_name),
                 users::username.eq(&user.username),
-                users::email.eq(&user.email),
                 users::updated_at.eq(now),
                 users::assignment_emails.eq(user.assignment_emails),
                 Keys::of(&user),
@@ -427,30 +434,67 @@ pub async fn unsubscribe(db: &Db, id: Id) -> Result<()> {
     .await
 }
 
-/// Sets an account's address, which its owner has verified. Nothing asks for another one any more.
-pub async fn set_email(tx: &mut Conn, now: Timestamp, user: &User, email: &str) -> Result<()> {
+/// Has another address verified, or calls a pending change off for the present one. Another spelling is another address:
+/// to a mail server it may be another mailbox.
+async fn ask_for_email(
+    tx: &mut Conn,
+    now: Timestamp,
+    user: &User,
+    wanted: &str,
+    password_verified: bool,
+    origin: &Origin,
+) -> Result<()> {
+    let who = Some(user.id);
+    let canceled = cancel_email_change(tx, user).await?;
+    if wanted != user.email {
+        if !password_verified {
+            return Err(Error::Faults(vec![password_needed()]));
+        }
+        email_change::request(tx, now, user, wanted).await?;
+        mail::queue(tx, now, mail::Kind::VerifyEmail, wanted, who, "").await?;
+        return audit::note(tx, now, audit::Kind::EmailChangeRequested, who, who, origin).await;
+    }
+    if canceled {
+        audit::note(tx, now, audit::Kind::EmailChangeCanceled, who, who, origin).await?;
+    }
+    Ok(())
+}
+
+/// The fault of a change of address without the password.
+pub fn password_needed() -> Fault {
+    let message = "Give your current password to change the e-mail address.";
+    Fault::new("currentPassword", FaultCode::Blank, message)
+}
+
+/// Sets an account's address, which its owner has verified, and calls a change to another one off; whether one was
+/// pending.
+pub async fn set_email(tx: &mut Conn, now: Timestamp, user: &User, email: &str) -> Result<bool> {
+    if email_change::is_reserved(tx, now, email, user.id).await? {
+        return Err(Error::Faults(vec![taken("email")]));
+    }
     let user = User { email: email.to_owned(), ..user.clone() };
     let updated = on!(tx, |c| diesel::update(users::table.find(user.id))
         .set((users::email.eq(&user.email), users::email_verified.eq(true), users::updated_at.eq(now), Keys::of(&user)))
         .execute(c)
         .await);
     saved(updated)?;
-    keep_email(tx, &user).await
+    cancel_email_change(tx, &user).await
 }
 
 /// Calls off what asks for another address than the account's: whoever reads it must not take the account by an old link.
-pub async fn keep_email(tx: &mut Conn, user: &User) -> Result<()> {
+/// Whether anything did.
+pub async fn cancel_email_change(tx: &mut Conn, user: &User) -> Result<bool> {
     let tokens = mail_tokens::table
         .filter(mail_tokens::user_id.eq(user.id))
         .filter(mail_tokens::purpose.eq(Purpose::VerifyEmail))
         .filter(mail_tokens::email.ne(&user.email));
-    on!(tx, |c| diesel::delete(tokens).execute(c).await)?;
+    let tokens = on!(tx, |c| diesel::delete(tokens).execute(c).await)?;
     let queued = mails::table
         .filter(mails::user_id.eq(user.id))
         .filter(mails::kind.eq(mail::Kind::VerifyEmail))
         .filter(mails::recipient.ne(&user.email));
-    on!(tx, |c| diesel::delete(queued).execute(c).await)?;
-    Ok(())
+    let queued = on!(tx, |c| diesel::delete(queued).execute(c).await)?;
+    Ok(tokens + queued > 0)
 }
 
 /// Takes everything personal out of an account's row, which stays behind nameless.
@@ -566,7 +610,8 @@ async fn check_free(tx: &mut Conn, user: &User, email: Option<&Email>, username:
         .load(c)
         .await)?;
     let mut faults = Vec::new();
-    if email.is_some() && others.iter().any(|(key, _)| *key == fold(&user.email)) {
+    let has = others.iter().any(|(key, _)| *key == fold(&user.email));
+    if email.is_some() && (has || email_change::is_reserved(tx, user.updated_at, &user.email, user.id).await?) {
         faults.push(taken("email"));
     }
     if username.is_some() && others.iter().any(|(_, key)| *key == fold(&user.username)) {

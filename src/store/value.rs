@@ -40,8 +40,6 @@ pub type Body = Text<1, 5_000>;
 pub type ProjectName = Text<1, 120>;
 /// A label's name.
 pub type LabelName = Text<1, 50>;
-/// The name a person shows to others.
-pub type DisplayName = Text<1, 100>;
 
 impl<const MIN: usize, const MAX: usize> Text<MIN, MAX> {
     /// Trims and checks.
@@ -90,6 +88,44 @@ fn too_long(field: &'static str, max: usize) -> Fault {
     Fault::new(field, FaultCode::TooLong, format!("Must have at most {max} characters."))
 }
 
+/// The name a person shows to others: 1–100 characters, of which none hides or changes the order of the text around it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DisplayName(String);
+
+impl DisplayName {
+    /// Trims and checks.
+    pub fn parse(field: &'static str, raw: &str) -> std::result::Result<Self, Fault> {
+        let text = Text::<1, 100>::parse(field, raw)?;
+        if text.chars().any(is_deceptive) || text.chars().all(is_blank) {
+            let message = "Control, direction and invisible characters are not allowed.";
+            return Err(Fault::new(field, FaultCode::Invalid, message));
+        }
+        Ok(Self(text.into_string()))
+    }
+}
+
+impl Deref for DisplayName {
+    type Target = str;
+    fn deref(&self) -> &str {
+        &self.0
+    }
+}
+
+/// Control characters, those that set the direction of text (Unicode's `Bidi_Control`), line and paragraph separators,
+/// and format characters that show nothing. Joiners and variation selectors are part of some scripts and of emoji.
+const fn is_deceptive(c: char) -> bool {
+    matches!(c,
+        '\0'..='\u{1f}' | '\u{7f}'..='\u{9f}'
+        | '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}'
+        | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
+}
+
+/// Characters that show nothing by themselves.
+fn is_blank(c: char) -> bool {
+    let fillers = ['\u{200c}', '\u{200d}', '\u{115f}', '\u{1160}', '\u{2800}', '\u{3164}', '\u{ffa0}'];
+    c.is_whitespace() || fillers.contains(&c) || ('\u{fe00}'..='\u{fe0f}').contains(&c)
+}
+
 /// A handle: 3–50 of `A–Z a–z 0–9 _ -`, unique without case.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Username(String);
@@ -103,7 +139,58 @@ impl Username {
         }
         Ok(Self(text.into_string()))
     }
+
+    /// Whether it passes for the server or the people who run it, who alone give such names. Separators do not count.
+    pub fn is_reserved(&self) -> bool {
+        let is_separator = |c: char| matches!(c, '_' | '-');
+        let folded = fold(&self.0);
+        // Accounts that were deleted are called so, followed by an id.
+        let rest = folded.trim_start_matches(is_separator).strip_prefix("deleted");
+        let bare: String = folded.chars().filter(|c| !is_separator(*c)).collect();
+        rest.is_some_and(|rest| !rest.starts_with(|c: char| c.is_ascii_alphabetic())) || RESERVED.contains(&&*bare)
+    }
+
+    /// The fault of a person who takes a reserved one.
+    pub fn reserved(field: &'static str) -> Fault {
+        Fault::new(field, FaultCode::Invalid, "This username is reserved.")
+    }
 }
+
+/// Folded, without separators.
+const RESERVED: [&str; 32] = [
+    "abuse",
+    "admin",
+    "administration",
+    "administrator",
+    "admins",
+    "all",
+    "anonymous",
+    "daemon",
+    "everyone",
+    "fasttrack",
+    "help",
+    "helpdesk",
+    "hostmaster",
+    "mailerdaemon",
+    "moderator",
+    "noreply",
+    "null",
+    "official",
+    "operator",
+    "postmaster",
+    "root",
+    "security",
+    "server",
+    "staff",
+    "superuser",
+    "support",
+    "sysadmin",
+    "system",
+    "team",
+    "undefined",
+    "viewer",
+    "webmaster",
+];
 
 impl Deref for Username {
     type Target = str;
@@ -250,6 +337,37 @@ mod tests {
             &format!("{}@b.co", "a".repeat(65)),
         ] {
             assert!(Email::parse("email", bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn reserved_names_are_folded_and_bare() {
+        let is_reserved = |name: &str| Username::parse("username", name).unwrap().is_reserved();
+        for name in RESERVED {
+            assert_eq!(name, fold(name), "as it is compared");
+            assert!(is_reserved(name) && is_reserved(&name.to_uppercase()) && is_reserved(&format!("-{name}_")));
+        }
+        for name in ["deleted", "Deleted-user", "deleted-ada", "deleted_1", "deleted7", "_deleted-x"] {
+            assert!(is_reserved(name), "{name}");
+        }
+        for name in ["admiral", "rootkit", "deletedalice", "undeleted", "ada-admin"] {
+            assert!(!is_reserved(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn no_character_that_sets_a_direction_or_controls_is_in_a_display_name() {
+        for c in (0..=0x10_ffff).filter_map(char::from_u32) {
+            let name = format!("a{c}b");
+            let refused = DisplayName::parse("displayName", &name).is_err();
+            let direction =
+                matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+            if c.is_control() || direction {
+                assert!(refused, "{c:?}");
+            }
+            if c.is_alphanumeric() || c.is_ascii_punctuation() {
+                assert!(!refused, "{c:?}");
+            }
         }
     }
 

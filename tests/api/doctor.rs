@@ -115,6 +115,12 @@ fn what_is_risky_together_is_warned_of() {
             "travel readable",
         ),
         (&[("RATE_LIMIT_ENABLED", "off")], "RATE_LIMIT_ENABLED is off"),
+        (&[("ACCESS_TOKEN_EXPIRE_MINUTES", "61")], "ACCESS_TOKEN_EXPIRE_MINUTES"),
+        (&[("TRUSTED_PROXIES", "10.0.0.0/8, 0.0.0.0/0")], "TRUSTED_PROXIES has all addresses"),
+        (&[("TRUSTED_PROXIES", "::/0")], "TRUSTED_PROXIES has all addresses"),
+        (&[("TRUSTED_PROXIES", "0.0.0.0/1, 128.0.0.0/1")], "TRUSTED_PROXIES has all addresses"),
+        (&[("LOCKOUT_FAILURES", "1000000")], "lockout is off"),
+        (&[("LOCKOUT_MINUTES", "1")], "lockout is off"),
         (&[("ARGON2_MEMORY_KIB", "4096")], "ARGON2_MEMORY_KIB"),
     ] {
         let (worst, text) = checked(settings);

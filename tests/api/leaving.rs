@@ -59,9 +59,10 @@ async fn nobody_can_take_the_names_that_a_person_leaves_behind() {
     bob.task(&project, "for somebody", json!({ "assigneeId": alice.id })).await;
     let export = alice.query("{ exportViewerData }", json!({})).await["exportViewerData"].clone();
     let id = text(&export["account"]["id"]);
-    let (username, email) = (format!("deleted-{id}"), format!("{id}@deleted.invalid"));
-    let squatter = json!({ "username": username, "email": email, "password": PASSWORD });
-    assert_eq!(server.post("/auth/register", squatter).await.status, 201);
+    let squatter = |username: String| json!({ "username": username, "email": format!("{id}@deleted.invalid"), "password": PASSWORD });
+    let reserved = server.post("/auth/register", squatter(format!("deleted-{id}"))).await;
+    assert_eq!((reserved.status.as_u16(), &reserved.body["code"]), (422, &json!("INVALID")));
+    assert_eq!(server.post("/auth/register", squatter("squatter".to_owned())).await.status, 201);
     alice.mutate("deleteViewer", json!({ "password": PASSWORD })).await.ok();
 
     let left = bob.query("{ tasks { nodes { assignee { username } } } }", json!({})).await;
@@ -91,8 +92,8 @@ async fn where_an_admin_was_is_shown_to_admins_alone_and_goes_with_them() {
         assert_eq!(entry["ip_address"], *expected, "{entry}");
     }
     let of_bob = async || {
-        let document = "query ($id: ID) { auditLog(first: 2, userId: $id) { nodes { kind ipAddress userAgent } } }";
-        root.query(document, json!({ "id": bob.id })).await["auditLog"]["nodes"][1].clone()
+        let document = "query ($id: ID) { auditLog(first: 3, userId: $id) { nodes { kind ipAddress userAgent } } }";
+        root.query(document, json!({ "id": bob.id })).await["auditLog"]["nodes"][2].clone()
     };
     assert_eq!(origin(&of_bob().await), (json!("ROLE_CHANGED"), address));
     ada.mutate("deleteViewer", json!({ "password": PASSWORD })).await.ok();

@@ -327,8 +327,8 @@ async fn no_change_of_an_account_is_lost() {
     for round in 0..10 {
         let (name, username) = (format!("Alice {round}"), format!("alice-{round}"));
         let email = format!("alice-{round}@example.net");
-        alice.mutate("updateViewer", json!({ "email": email })).await.ok();
-        let token = mailbox.next().await.token();
+        alice.mutate("updateViewer", json!({ "email": email, "currentPassword": PASSWORD })).await.ok();
+        let token = mailbox.next_to(&email).await.token();
         let (shown, renamed, verified) = tokio::join!(
             alice.mutate("updateViewer", json!({ "displayName": name })),
             alice.mutate("updateViewer", json!({ "username": username })),

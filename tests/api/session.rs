@@ -210,3 +210,80 @@ async fn nothing_that_is_stored_is_a_usable_token() {
         assert!(!export.contains(secret));
     }
 }
+
+#[tokio::test]
+async fn a_session_ends_by_its_age_however_often_it_is_refreshed() {
+    let day = Duration::from_secs(86_400);
+    for (settings, days) in [(&[][..], 90), (&[("SESSION_MAX_DAYS", "9")], 9), (&[("SESSION_MAX_DAYS", "1")], 1)] {
+        let server = Server::with(settings).await;
+        let mut alice = server.person("alice").await;
+        let end = server.moment(day * days);
+        let refresh = async |token: &str| server.post("/auth/refresh", json!({ "refresh_token": token })).await;
+        let mut left = day * days - Duration::from_secs(100);
+        while !left.is_zero() {
+            let step = left.min(day * 6);
+            left -= step;
+            server.advance(step);
+            alice = alice.with_tokens(&refresh(&alice.refresh_token).await.body);
+        }
+        let sessions = alice.query("{ viewer { sessions { expiresAt } } }", json!({})).await;
+        assert_eq!(sessions["viewer"]["sessions"], json!([{ "expiresAt": end }]));
+        let last = refresh(&alice.refresh_token).await;
+        assert_eq!(last.body["expires_in"], 100, "no token outlives its session");
+        let last = alice.with_tokens(&last.body);
+        server.advance(Duration::from_secs(99));
+        assert!(server.is_signed_in(last.token()).await, "{days} days");
+        server.advance(Duration::from_secs(1));
+        assert!(!server.is_signed_in(last.token()).await, "{days} days");
+        assert_eq!(refresh(&last.refresh_token).await.status, 401);
+        server.login("alice").await;
+    }
+}
+
+#[tokio::test]
+async fn a_shorter_age_holds_for_sessions_that_are_there() {
+    let server = Server::start().await;
+    let mut alice = server.person("alice").await;
+    for _ in 0..3 {
+        server.advance(Duration::from_secs(5 * 86_400));
+        let reply = server.post("/auth/refresh", json!({ "refresh_token": alice.refresh_token })).await;
+        alice = alice.with_tokens(&reply.body);
+    }
+    let server = server.again(&[("SESSION_MAX_DAYS", "10")]).await;
+    server.advance(Duration::from_secs(15 * 86_400));
+    assert_eq!(server.post("/auth/refresh", json!({ "refresh_token": alice.refresh_token })).await.status, 401);
+    server.login("alice").await;
+}
+
+#[tokio::test]
+async fn a_refresh_notes_where_it_came_from() {
+    let server = Server::with(&[("TRUSTED_PROXIES", "127.0.0.0/8")]).await;
+    let mut alice = server.person("alice").await;
+    for (from, agent) in [("127.0.0.1", "home"), ("203.0.113.9", "phone"), ("203.0.113.9", "phone"), ("192.0.2.1", "x")]
+    {
+        let request = server.request(reqwest::Method::POST, "/auth/refresh").header("x-forwarded-for", from);
+        let request = request.header("user-agent", agent).json(&json!({ "refresh_token": alice.refresh_token }));
+        alice = alice.with_tokens(&crate::harness::Reply::to(request).await.body);
+        let seen = alice.query("{ viewer { sessions { ipAddress lastIpAddress } } }", json!({})).await;
+        assert_eq!(seen["viewer"]["sessions"], json!([{ "ipAddress": "127.0.0.1", "lastIpAddress": from }]));
+    }
+    let document = "{ viewer { securityLog(first: 100) { nodes { kind ipAddress userAgent } } } }";
+    let log = alice.query(document, json!({})).await["viewer"]["securityLog"]["nodes"].clone();
+    let moved = |from, agent| json!({ "kind": "SESSION_MOVED", "ipAddress": from, "userAgent": agent });
+    let log = &log.as_array().expect("entries")[..3];
+    assert_eq!(log[..2], [moved("192.0.2.1", "x"), moved("203.0.113.9", "phone")], "once for each place");
+    assert_eq!(log[2]["kind"], "LOGGED_IN");
+}
+
+#[tokio::test]
+async fn an_access_token_may_come_from_a_clock_that_is_five_seconds_ahead() {
+    for (ahead, good) in [(5, true), (6, false)] {
+        let server = Server::start().await;
+        server.person("alice").await;
+        server.advance(Duration::from_secs(ahead));
+        let early = server.login("alice").await;
+        // The same server with the clock set back: another instance.
+        let server = server.again(&[]).await;
+        assert_eq!(server.is_signed_in(early.token()).await, good, "{ahead} seconds");
+    }
+}

@@ -10,11 +10,11 @@ use crate::harness::{PASSWORD, Person, Server, is_postgres};
 async fn one_changes_ones_own_names_and_address() {
     let server = Server::start().await;
     let alice = server.person("alice").await;
-    let input = json!({ "displayName": " Alice Moreau ", "username": "Alice-2", "email": "ALICE@example.org" });
+    let input = json!({ "displayName": " Alice Moreau ", "username": "Alice-2", "email": "alice@example.org" });
     let viewer = alice.mutate("updateViewer", input).await.ok();
     assert_eq!(
         viewer,
-        json!({ "id": alice.id, "displayName": "Alice Moreau", "username": "Alice-2", "email": "ALICE@example.org",
+        json!({ "id": alice.id, "displayName": "Alice Moreau", "username": "Alice-2", "email": "alice@example.org",
                 "emailVerified": false })
     );
     let left = alice.mutate("updateViewer", json!({})).await.ok();
@@ -68,12 +68,13 @@ async fn the_rules_of_signing_up_hold_for_changes_too() {
         ("email", json!("Bob@Example.org"), "TAKEN"),
         ("email", Value::Null, "BLANK"),
     ] {
-        let done = alice.mutate("updateViewer", json!({ field: value })).await;
+        let done = alice.mutate("updateViewer", json!({ field: value, "currentPassword": PASSWORD })).await;
         assert_eq!(done.faults(), [format!("{field}: {code}")], "{value}");
     }
-    let both = alice.mutate("updateViewer", json!({ "username": "bob", "email": "bob@example.org" })).await;
-    assert_eq!(both.faults(), ["email: TAKEN", "username: TAKEN"]);
-    alice.mutate("updateViewer", json!({ "username": "ALICE", "email": "ALICE@example.org" })).await.ok();
+    let both = json!({ "username": "bob", "email": "bob@example.org", "currentPassword": PASSWORD });
+    assert_eq!(alice.mutate("updateViewer", both).await.faults(), ["email: TAKEN", "username: TAKEN"]);
+    let spelling = json!({ "username": "ALICE", "email": "ALICE@example.org", "currentPassword": PASSWORD });
+    alice.mutate("updateViewer", spelling).await.ok();
 }
 
 #[tokio::test]
@@ -147,4 +148,101 @@ async fn admin_cannot_be_given_a_role_that_is_null() {
     }
     let done = admin.mutate("updateUser", json!({ "id": "x", "role": "USER" })).await;
     assert_eq!(done.faults(), ["id: NOT_FOUND"]);
+}
+
+#[tokio::test]
+async fn a_display_name_has_nothing_that_hides_or_turns_text_around() {
+    let server = Server::start().await;
+    let alice = server.person("alice").await;
+    let bad = [
+        "a\u{7}",
+        "a\nb",
+        "a\tb",
+        "a\u{85}b",
+        "a\u{9b}b",
+        "a\u{202e}b",
+        "a\u{202a}b",
+        "a\u{2066}b",
+        "a\u{2069}b",
+        "a\u{200e}b",
+        "a\u{200f}b",
+        "a\u{61c}b",
+        "a\u{2028}b",
+        "a\u{2029}b",
+        "a\u{200b}b",
+        "a\u{feff}b",
+        "a\u{ad}b",
+        "a\u{e0041}b",
+        "a\u{2060}b",
+        "\u{200d}\u{200d}",
+        "\u{3164}",
+        "\u{2800}",
+    ];
+    for name in bad {
+        let done = alice.mutate("updateViewer", json!({ "displayName": name })).await;
+        assert_eq!(done.faults(), ["displayName: INVALID"], "{name:?}");
+        let body = json!({ "email": "x@example.org", "username": "xyz", "password": PASSWORD, "display_name": name });
+        let reply = server.post("/auth/register", body).await;
+        assert_eq!(
+            (reply.status.as_u16(), &reply.body["errors"][0]["field"]),
+            (422, &json!("display_name")),
+            "{name:?}"
+        );
+    }
+    // Joiners are letters' own in Persian and of emoji; right-to-left letters need no marks.
+    for name in ["Zoë O’Brien-Łuczak", "می\u{200c}خواهم", "👩\u{200d}💻 Ada", "עדה", "阿達", "❤\u{fe0f}"]
+    {
+        let viewer = alice.mutate("updateViewer", json!({ "displayName": name })).await.ok();
+        assert_eq!(viewer["displayName"], name);
+    }
+}
+
+#[tokio::test]
+async fn names_that_pass_for_the_server_are_given_by_its_operator_alone() {
+    let server = Server::start().await;
+    let alice = server.person("alice").await;
+    let reserved = [
+        "admin",
+        "ADMIN",
+        "Root",
+        "support",
+        "deleted",
+        "Deleted-user",
+        "deleted-1",
+        "ad-min",
+        "_admin_",
+        "administrator",
+        "moderator",
+        "system",
+        "no-reply",
+        "postmaster",
+        "fasttrack",
+    ];
+    for name in reserved {
+        let done = alice.mutate("updateViewer", json!({ "username": name })).await;
+        assert_eq!(done.faults(), ["username: INVALID"], "{name}");
+        let body = json!({ "email": "x@example.org", "username": name, "password": PASSWORD });
+        let reply = server.post("/auth/register", body).await;
+        assert_eq!((reply.status.as_u16(), &reply.body["code"]), (422, &json!("INVALID")), "{name}");
+    }
+    for name in ["admiral", "rooty", "supporter", "undeleted"] {
+        alice.mutate("updateViewer", json!({ "username": name })).await.ok();
+    }
+    // Whoever has one keeps it, in any spelling of it.
+    let admin = server.admin("admin").await;
+    admin.mutate("updateViewer", json!({ "username": "Admin" })).await.ok();
+    admin.mutate("updateViewer", json!({ "displayName": "Root" })).await.ok();
+}
+
+#[tokio::test]
+async fn a_new_username_and_an_export_are_noted() {
+    let server = Server::start().await;
+    let alice = server.person("alice").await;
+    alice.mutate("updateViewer", json!({ "username": "ada", "displayName": "Ada" })).await.ok();
+    alice.mutate("updateViewer", json!({ "username": "ada", "displayName": "Ada L." })).await.ok();
+    alice.query("{ exportViewerData }", json!({})).await;
+    let document = "{ viewer { securityLog(first: 2) { nodes { kind ipAddress actor { username } } } } }";
+    let log = alice.query(document, json!({})).await["viewer"]["securityLog"]["nodes"].clone();
+    let entry = |kind| json!({ "kind": kind, "ipAddress": "127.0.0.1", "actor": { "username": "ada" } });
+    assert_eq!(log, json!([entry("DATA_EXPORTED"), entry("USERNAME_CHANGED")]));
 }

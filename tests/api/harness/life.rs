@@ -10,7 +10,7 @@ use fasttrack::{events, on};
 use serde_json::json;
 use tokio::time::timeout;
 
-use super::{PATIENCE, Person, Rows, Server};
+use super::{PASSWORD, PATIENCE, Person, Rows, Server};
 
 /// Settings with which mail stays in its queue: nobody listens there.
 pub const MAIL_WAITS: [(&str, &str); 1] = [("SMTP_URL", "smtp://127.0.0.1:1")];
@@ -41,6 +41,8 @@ impl Life {
         alice.task(&project, "Orbit", json!({ "assigneeId": dave.id })).await;
         alice.comment(&task, "Ready, @bob?").await;
         bob.mutate("updateTask", json!({ "id": task, "status": "IN_PROGRESS" })).await.ok();
+        let moving = json!({ "email": "bob@example.net", "currentPassword": PASSWORD });
+        bob.mutate("updateViewer", moving).await.ok();
         Self::settle(server).await;
         Self { alice, bob, task }
     }

@@ -68,6 +68,16 @@ impl Mailbox {
         timeout(PATIENCE, self.arrived.recv()).await.expect("mail in time").expect("an open mailbox")
     }
 
+    /// The next message to this address; those to others are passed over.
+    pub async fn next_to(&mut self, address: &str) -> Mail {
+        loop {
+            let mail = self.next().await;
+            if mail.to == address {
+                return mail;
+            }
+        }
+    }
+
     /// Turns every message away from now on, or no longer.
     pub fn refuse(&self, refuses: bool) {
         self.refuses.store(refuses, Ordering::SeqCst);

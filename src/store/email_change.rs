@@ -1,0 +1,126 @@
+//! Changes of an account's e-mail address, as its old address sees them: the link mailed there takes a change back, also
+//! after it was confirmed, for [`UNDO`]. The token of the link is made from the row's id (`auth`).
+
+use std::time::Duration;
+
+use diesel::dsl::exists;
+use diesel::prelude::*;
+
+use super::CLEARED;
+use super::mail;
+use super::user::User;
+use super::value::fold;
+use crate::db::page::among;
+use crate::db::rows::RunQueryDsl;
+use crate::db::schema::email_changes;
+use crate::db::{Conn, Db};
+use crate::error::Result;
+use crate::id::Id;
+use crate::on;
+use crate::time::Timestamp;
+
+/// How long after its request a change can be taken back.
+pub const UNDO: Duration = Duration::from_secs(3 * 86_400);
+
+/// An address that an account had when a change was asked for.
+#[derive(Clone, Debug, PartialEq, Eq, Queryable, Selectable, Insertable)]
+#[diesel(table_name = email_changes)]
+pub struct EmailChange {
+    /// Its id, of which the link's token is made.
+    pub id: Id,
+    /// Whose account.
+    pub user_id: Id,
+    /// The old address.
+    pub email: String,
+    /// The same folded.
+    pub email_key: String,
+    /// Whether the account's owner had shown that the old address is theirs.
+    pub was_verified: bool,
+    /// When the change was first asked for.
+    pub requested_at: Timestamp,
+    /// When the link expires.
+    pub expires_at: Timestamp,
+}
+
+/// Records that the account's address is to change, and queues the mail to the present one. Asking again keeps the links
+/// good that were mailed before.
+pub async fn request(tx: &mut Conn, now: Timestamp, user: &User, wanted: &str) -> Result<()> {
+    let (key, expires_at) = (fold(&user.email), now.plus(UNDO));
+    let known =
+        email_changes::table.filter(email_changes::user_id.eq(user.id)).filter(email_changes::email_key.eq(&key));
+    let known: Option<Id> = on!(tx, |c| diesel::update(known)
+        .set((
+            email_changes::email.eq(&user.email),
+            email_changes::was_verified.eq(user.email_verified),
+            email_changes::expires_at.eq(expires_at),
+        ))
+        .returning(email_changes::id)
+        .get_result(c)
+        .await
+        .optional())?;
+    let id = match known {
+        Some(id) => id,
+        None => {
+            let row = EmailChange {
+                id: Id::new(),
+                user_id: user.id,
+                email: user.email.clone(),
+                email_key: key,
+                was_verified: user.email_verified,
+                requested_at: now,
+                expires_at,
+            };
+            on!(tx, |c| diesel::insert_into(email_changes::table).values(&row).execute(c).await)?;
+            row.id
+        }
+    };
+    let detail = format!("{id} {wanted}");
+    mail::queue(tx, now, mail::Kind::EmailChangeRequested, &user.email, Some(user.id), &detail).await
+}
+
+/// Whose change this is, if it can still be taken back.
+pub async fn owner(conn: &mut Conn, now: Timestamp, id: Id) -> Result<Option<Id>> {
+    let change = email_changes::table.find(id).filter(email_changes::expires_at.gt(now));
+    Ok(on!(conn, |c| change.select(email_changes::user_id).first(c).await.optional())?)
+}
+
+/// Takes a change out of the table, with all that were asked for later: they end with it.
+pub async fn take(tx: &mut Conn, now: Timestamp, id: Id) -> Result<Option<EmailChange>> {
+    let change = email_changes::table.find(id).filter(email_changes::expires_at.gt(now));
+    let taken: Option<EmailChange> =
+        on!(tx, |c| diesel::delete(change).returning(EmailChange::as_select()).get_result(c).await.optional())?;
+    if let Some(change) = &taken {
+        let later = email_changes::table
+            .filter(email_changes::user_id.eq(change.user_id))
+            .filter(email_changes::requested_at.ge(change.requested_at));
+        on!(tx, |c| diesel::delete(later).execute(c).await)?;
+    }
+    Ok(taken)
+}
+
+/// Whether an address is reserved for another account, which may still take it back.
+pub async fn is_reserved(conn: &mut Conn, now: Timestamp, email: &str, user_id: Id) -> Result<bool> {
+    let reserved = email_changes::table
+        .filter(email_changes::email_key.eq(fold(email)))
+        .filter(email_changes::user_id.ne(user_id))
+        .filter(email_changes::was_verified.eq(true))
+        .filter(email_changes::expires_at.gt(now));
+    Ok(on!(conn, |c| diesel::select(exists(reserved)).get_result(c).await)?)
+}
+
+/// Deletes the changes of a person who is leaving.
+pub async fn delete_for_user(tx: &mut Conn, user_id: Id) -> Result<()> {
+    on!(tx, |c| diesel::delete(email_changes::table.filter(email_changes::user_id.eq(user_id))).execute(c).await)?;
+    Ok(())
+}
+
+/// Deletes some of the changes that can no longer be taken back; how many.
+pub async fn purge_expired(db: &Db, now: Timestamp) -> Result<usize> {
+    db.transaction(async |tx| {
+        let expired = email_changes::table.filter(email_changes::expires_at.le(now));
+        let ids: Vec<Id> = on!(tx, |c| expired.select(email_changes::id).limit(CLEARED as i64).load(c).await)?;
+        let expired = email_changes::table.filter(among(email_changes::id, &ids));
+        Ok(on!(tx, |c| diesel::delete(expired).execute(c).await)?)
+    })
+    .await
+}

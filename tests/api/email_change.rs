@@ -1,0 +1,256 @@
+//! Changing the e-mail address: what it takes, and how the owner of the old address calls it off.
+
+use std::time::Duration;
+
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use crate::harness::{Mailbox, PASSWORD, Person, Reply, Server, text};
+use crate::recovery::{start, verify};
+
+const WRONG: &str = "Wrong-Horse-7";
+const DAY: Duration = Duration::from_secs(86_400);
+const NOTICE: &str = "Your e-mail address is about to change";
+
+async fn cancel(server: &Server, token: &str) -> Reply {
+    server.post("/auth/email-change/cancel", json!({ "token": token })).await
+}
+
+async fn reset(server: &Server, token: &str, password: &str) -> Reply {
+    server.post("/auth/password-reset/confirm", json!({ "token": token, "new_password": password })).await
+}
+
+async fn login(server: &Server, username: &str, password: &str) -> Reply {
+    server.post("/auth/login", json!({ "username": username, "password": password })).await
+}
+
+async fn account(person: &Person) -> Value {
+    person.query("{ viewer { email emailVerified } }", json!({})).await["viewer"].clone()
+}
+
+async fn log(person: &Person) -> Vec<String> {
+    let document = "{ viewer { securityLog(first: 100) { nodes { kind } } } }";
+    let log = person.query(document, json!({})).await["viewer"]["securityLog"]["nodes"].clone();
+    log.as_array().expect("entries").iter().map(|entry| text(&entry["kind"])).collect()
+}
+
+/// Alice, whose address is verified.
+async fn alice(server: &Server, mailbox: &mut Mailbox) -> Person {
+    let alice = server.person("alice").await;
+    assert_eq!(verify(server, &mailbox.next().await.token()).await.status, 204);
+    alice
+}
+
+/// Asks for another address: the links that are mailed to the old one and to the new one.
+async fn ask(person: &Person, mailbox: &mut Mailbox, old: &str, new: &str) -> (String, String) {
+    person.mutate("updateViewer", json!({ "email": new, "currentPassword": PASSWORD })).await.ok();
+    let (notice, link) = (mailbox.next().await, mailbox.next().await);
+    assert_eq!((notice.to.as_str(), notice.subject()), (old, NOTICE));
+    assert!(notice.content.contains("https://tasks.example.org/auth/email-change/cancel#token="), "{}", notice.content);
+    assert!(notice.content.contains(new), "{}", notice.content);
+    assert_eq!((link.to.as_str(), link.subject()), (new, "Verify your e-mail address"));
+    (notice.token(), link.token())
+}
+
+#[tokio::test]
+async fn an_access_token_alone_changes_no_address() {
+    let (server, mut mailbox) = start(&[]).await;
+    let alice = alice(&server, &mut mailbox).await;
+    let change = async |input: Value| alice.mutate("updateViewer", input).await.faults();
+    // Other spellings of the present address are other mailboxes too, as case and letters go.
+    for email in ["thief@example.org", "ALICE@example.org", "alice@EXAMPLE.org"] {
+        for input in
+            [json!({ "email": email, "displayName": "Mallory" }), json!({ "email": email, "currentPassword": null })]
+        {
+            assert_eq!(change(input).await, ["currentPassword: BLANK"], "{email}");
+        }
+        let wrong = json!({ "email": email, "currentPassword": WRONG });
+        assert_eq!(change(wrong).await, ["currentPassword: WRONG_PASSWORD"], "{email}");
+    }
+    let seen = alice.query("{ viewer { email displayName } }", json!({})).await;
+    assert_eq!(seen["viewer"], json!({ "email": "alice@example.org", "displayName": "alice" }));
+    assert!(mailbox.is_empty(), "nobody is written to");
+}
+
+#[tokio::test]
+async fn another_spelling_of_the_address_is_another_address() {
+    let (server, mut mailbox) = start(&[]).await;
+    let alice = alice(&server, &mut mailbox).await;
+    for spelling in ["ALICE@example.org", "Alice@Example.org"] {
+        assert_eq!(
+            alice.mutate("updateViewer", json!({ "email": spelling })).await.faults(),
+            ["currentPassword: BLANK"]
+        );
+        let (_, link) = ask(&alice, &mut mailbox, "alice@example.org", spelling).await;
+        assert_eq!(account(&alice).await["email"], "alice@example.org", "not before it is verified");
+        assert!(!link.is_empty());
+    }
+    assert_eq!(login(&server, "alice@example.org", PASSWORD).await.status, 200);
+}
+
+#[tokio::test]
+async fn wrong_passwords_are_noted_and_lock_the_session_that_gives_them() {
+    let (server, _mailbox) = start(&[]).await;
+    let alice = server.person("alice").await;
+    let owner = server.login("alice").await;
+    let attempts = [
+        ("updateViewer", json!({ "email": "thief@example.org", "currentPassword": WRONG }), "currentPassword"),
+        ("changePassword", json!({ "currentPassword": WRONG, "newPassword": "Another-Horse-8" }), "currentPassword"),
+        ("deleteViewer", json!({ "password": WRONG }), "password"),
+    ];
+    for number in 0..5 {
+        let (mutation, input, field) = attempts[number % 3].clone();
+        assert_eq!(alice.mutate(mutation, input).await.faults(), [format!("{field}: WRONG_PASSWORD")], "{number}");
+    }
+    let right = json!({ "email": "thief@example.org", "currentPassword": PASSWORD });
+    let refused = alice.mutate("updateViewer", right.clone()).await;
+    assert_eq!(refused.code(), "LOCKED_OUT");
+    let document = "mutation ($password: String!) { deleteViewer(input: { password: $password }) { deletedUserId } }";
+    let refused = alice.ask(document, json!({ "password": PASSWORD })).await;
+    assert_eq!(refused.code(), "LOCKED_OUT");
+    assert_eq!(refused.0["errors"][0]["extensions"]["retryAfter"], 1_800);
+    alice.mutate("updateViewer", json!({ "displayName": "Ada" })).await.ok();
+    // The owner's other sessions, and logins, are not locked.
+    assert_eq!(login(&server, "alice", PASSWORD).await.status, 200);
+    let mut expected = vec!["LOGGED_IN", "LOCKED_OUT"];
+    expected.extend(["PASSWORD_CHECK_FAILED"; 5]);
+    assert_eq!(log(&owner).await[..7], expected);
+    let entry = "{ viewer { securityLog(first: 2) { nodes { kind ipAddress actor { username } } } } }";
+    let entry = owner.query(entry, json!({})).await["viewer"]["securityLog"]["nodes"][1].clone();
+    assert_eq!(entry, json!({ "kind": "LOCKED_OUT", "ipAddress": "127.0.0.1", "actor": { "username": "alice" } }));
+    owner.mutate("updateViewer", right).await.ok();
+    server.advance(Duration::from_secs(30 * 60));
+    let alice =
+        alice.with_tokens(&server.post("/auth/refresh", json!({ "refresh_token": alice.refresh_token })).await.body);
+    let changed = json!({ "currentPassword": PASSWORD, "newPassword": "Another-Horse-8" });
+    alice.mutate("changePassword", changed).await.ok();
+}
+
+#[tokio::test]
+async fn the_old_address_calls_a_change_off_before_it_is_confirmed() {
+    let (server, mut mailbox) = start(&[]).await;
+    let alice = alice(&server, &mut mailbox).await;
+    let (notice, link) = ask(&alice, &mut mailbox, "alice@example.org", "thief@example.org").await;
+    assert_eq!(verify(&server, &notice).await.body["code"], "INVALID", "good for nothing else");
+    assert_eq!(cancel(&server, &link).await.body["code"], "INVALID");
+    assert_eq!(cancel(&server, &notice).await.status, 204);
+    assert_eq!(cancel(&server, &notice).await.body["code"], "INVALID", "used up");
+    assert_eq!(verify(&server, &link).await.body["code"], "INVALID", "called off");
+    // Somebody knows the password: nobody gets in by it, and the owner is mailed a link to set another one.
+    assert!(!server.is_signed_in(alice.token()).await);
+    assert_eq!(login(&server, "alice", PASSWORD).await.body["code"], "INVALID_CREDENTIALS");
+    let mail = mailbox.next().await;
+    assert_eq!((mail.to.as_str(), mail.subject()), ("alice@example.org", "Set a new password"));
+    assert_eq!(reset(&server, &mail.token(), "Another-Horse-8").await.status, 204);
+    let alice = server.login_with("alice", "Another-Horse-8").await;
+    assert_eq!(account(&alice).await, json!({ "email": "alice@example.org", "emailVerified": true }));
+    let steps = ["LOGGED_IN", "PASSWORD_RESET", "LOGIN_FAILED", "EMAIL_CHANGE_CANCELED", "EMAIL_CHANGE_REQUESTED"];
+    assert_eq!(log(&alice).await[..5], steps);
+}
+
+#[tokio::test]
+async fn the_old_address_takes_a_change_back_after_it_was_confirmed() {
+    let (server, mut mailbox) = start(&[]).await;
+    let thief = alice(&server, &mut mailbox).await;
+    let (notice, link) = ask(&thief, &mut mailbox, "alice@example.org", "thief@example.org").await;
+    assert_eq!(verify(&server, &link).await.status, 204);
+    assert_eq!(mailbox.next().await.subject(), "Your e-mail address was changed");
+    // The thief goes further: a new password, a link to set another one, a second change, and a squatter.
+    let changed = json!({ "currentPassword": PASSWORD, "newPassword": "Stolen-Horse-9" });
+    thief.mutate("changePassword", changed).await.ok();
+    assert_eq!(mailbox.next().await.to, "thief@example.org");
+    server.post("/auth/password-reset", json!({ "email": "thief@example.org" })).await;
+    let stolen = mailbox.next().await.token();
+    let second = json!({ "email": "second@example.org", "currentPassword": "Stolen-Horse-9" });
+    thief.mutate("updateViewer", second).await.ok();
+    let (second_notice, second) = (mailbox.next().await, mailbox.next().await);
+    assert_eq!(second_notice.to, "thief@example.org");
+    assert_eq!(verify(&server, &second.token()).await.status, 204);
+    assert_eq!(mailbox.next().await.to, "thief@example.org");
+    let squatter = json!({ "email": "Alice@example.org", "username": "squatter", "password": PASSWORD });
+    assert_eq!(server.post("/auth/register", squatter.clone()).await.body["code"], "TAKEN");
+
+    server.advance(DAY * 3 - Duration::from_secs(1));
+    assert_eq!(cancel(&server, &notice).await.status, 204);
+    let told = mailbox.next().await;
+    assert_eq!((told.to.as_str(), told.subject()), ("second@example.org", "Your e-mail address was changed"));
+    let mail = mailbox.next().await;
+    assert_eq!((mail.to.as_str(), mail.subject()), ("alice@example.org", "Set a new password"));
+    assert_eq!(cancel(&server, &second_notice.token()).await.body["code"], "INVALID", "what came later is void");
+    assert_eq!(reset(&server, &stolen, "Stolen-Horse-9").await.body["code"], "INVALID");
+    assert_eq!(login(&server, "alice", "Stolen-Horse-9").await.status, 401);
+    assert_eq!(reset(&server, &mail.token(), "Another-Horse-8").await.status, 204);
+    let alice = server.login_with("alice", "Another-Horse-8").await;
+    assert_eq!(account(&alice).await, json!({ "email": "alice@example.org", "emailVerified": true }));
+    assert!(log(&alice).await.contains(&"EMAIL_CHANGED".to_owned()));
+    assert_eq!(server.post("/auth/register", squatter).await.body["code"], "TAKEN");
+}
+
+#[tokio::test]
+async fn a_change_can_be_taken_back_for_three_days() {
+    let (server, mut mailbox) = start(&[]).await;
+    let alice = alice(&server, &mut mailbox).await;
+    let (notice, link) = ask(&alice, &mut mailbox, "alice@example.org", "new@example.org").await;
+    assert_eq!(verify(&server, &link).await.status, 204);
+    mailbox.next().await;
+    server.advance(DAY * 3);
+    assert_eq!(cancel(&server, &notice).await.body["code"], "INVALID");
+    let newcomer = json!({ "email": "alice@example.org", "username": "newcomer", "password": PASSWORD });
+    assert_eq!(server.post("/auth/register", newcomer).await.status, 201, "the address is free again");
+    assert_eq!(login(&server, "alice", PASSWORD).await.status, 200);
+}
+
+#[tokio::test]
+async fn an_address_that_was_never_verified_takes_no_confirmed_change_back() {
+    let (server, mut mailbox) = start(&[]).await;
+    // A typing error at the sign-up: the address is somebody else's.
+    let alice = server.person("alice").await;
+    mailbox.next().await;
+    let (notice, link) = ask(&alice, &mut mailbox, "alice@example.org", "right@example.org").await;
+    assert_eq!(verify(&server, &link).await.status, 204);
+    assert_eq!(mailbox.next().await.subject(), "Your e-mail address was changed");
+    assert_eq!(cancel(&server, &notice).await.body["code"], "INVALID");
+    assert_eq!(account(&alice).await, json!({ "email": "right@example.org", "emailVerified": true }));
+    let stranger = json!({ "email": "alice@example.org", "username": "stranger", "password": PASSWORD });
+    assert_eq!(server.post("/auth/register", stranger).await.status, 201, "nor is it kept from its owner");
+}
+
+#[tokio::test]
+async fn asking_again_keeps_the_link_of_the_first_notice_good() {
+    let (server, mut mailbox) = start(&[]).await;
+    let alice = alice(&server, &mut mailbox).await;
+    let (first, _) = ask(&alice, &mut mailbox, "alice@example.org", "one@example.org").await;
+    let (_, link) = ask(&alice, &mut mailbox, "alice@example.org", "two@example.org").await;
+    assert_eq!(verify(&server, &link).await.status, 204);
+    assert_eq!(mailbox.next().await.subject(), "Your e-mail address was changed");
+    assert_eq!(cancel(&server, &first).await.status, 204);
+    mailbox.next().await;
+    assert_eq!(reset(&server, &mailbox.next().await.token(), "Another-Horse-8").await.status, 204);
+    assert_eq!(account(&server.login_with("alice", "Another-Horse-8").await).await["email"], "alice@example.org");
+}
+
+#[tokio::test]
+async fn each_step_of_a_change_is_noted() {
+    let (server, mut mailbox) = start(&[]).await;
+    let alice = alice(&server, &mut mailbox).await;
+    let (_, link) = ask(&alice, &mut mailbox, "alice@example.org", "one@example.org").await;
+    // The present address calls it off, which needs no password.
+    alice.mutate("updateViewer", json!({ "email": "alice@example.org" })).await.ok();
+    assert_eq!(verify(&server, &link).await.body["code"], "INVALID");
+    let (_, link) = ask(&alice, &mut mailbox, "alice@example.org", "two@example.org").await;
+    assert_eq!(verify(&server, &link).await.status, 204);
+    let log = log(&alice).await;
+    let steps = ["EMAIL_CHANGED", "EMAIL_CHANGE_REQUESTED", "EMAIL_CHANGE_CANCELED", "EMAIL_CHANGE_REQUESTED"];
+    assert_eq!(log[..4], steps, "{log:?}");
+}
+
+#[tokio::test]
+async fn the_page_that_calls_a_change_off_does_nothing_by_itself() {
+    let server = Server::start().await;
+    let page = Reply::to(server.request(Method::GET, "/auth/email-change/cancel")).await;
+    assert_eq!(page.status, 200);
+    assert!(page.headers["content-security-policy"].to_str().expect("text").contains("script-src 'self'"));
+    for token in ["", "x", "ü\u{0}", &"A".repeat(64)] {
+        assert_eq!(cancel(&server, token).await.body["code"], "INVALID", "{token}");
+    }
+}
