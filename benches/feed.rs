@@ -62,6 +62,7 @@ impl Server {
             .env("RATE_LIMIT_ENABLED", "false")
             .env("MAX_CONNECTIONS", "30000")
             .env("WS_SOCKETS_PER_USER", "30000")
+            .env("WS_SUBSCRIPTIONS_PER_USER", "30000")
             .env("RUST_LOG", "warn")
             .stdout(Stdio::null())
             .spawn()?;

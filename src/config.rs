@@ -92,6 +92,8 @@ pub struct Sockets {
     pub per_user: usize,
     /// How many operations may run on one of them at once.
     pub subscriptions: usize,
+    /// How many subscriptions one user may have on one instance, over all sockets and streams.
+    pub subscriptions_per_user: usize,
     /// Whether they take mutations, or queries and subscriptions alone.
     pub mutations: bool,
     /// How long the greeting may take.
@@ -170,8 +172,8 @@ pub struct Config {
     /// `RATE_LIMIT_ENABLED` with `RATE_LIMIT_CREDENTIALS_PER_MINUTE` (5), `RATE_LIMIT_AUTH_PER_MINUTE` (100) and
     /// `RATE_LIMIT_GRAPHQL_PER_MINUTE` (1200) and `RATE_LIMIT_COST_PER_MINUTE` (6000). Default on.
     pub rate_limits: Option<RateLimits>,
-    /// `WS_SOCKETS_PER_USER` (20), `WS_OPERATIONS_PER_SOCKET` (50), `WS_MUTATIONS` (on), `WS_INIT_SECONDS` (3),
-    /// `WS_PING_SECONDS` (30) and `WS_WRITE_SECONDS` (15).
+    /// `WS_SOCKETS_PER_USER` (20), `WS_OPERATIONS_PER_SOCKET` (50), `WS_SUBSCRIPTIONS_PER_USER` (200), `WS_MUTATIONS` (on),
+    /// `WS_INIT_SECONDS` (3), `WS_PING_SECONDS` (30) and `WS_WRITE_SECONDS` (15).
     pub sockets: Sockets,
     /// `MAX_CONNECTIONS` (10000), `MAX_REQUESTS_IN_FLIGHT` (1000), `MAX_OPERATIONS_AT_ONCE` (4 a core on SQLite, 32 on
     /// PostgreSQL), `HEADER_TIMEOUT_SECONDS` (10), `BODY_TIMEOUT_SECONDS` (30) and `KEEP_ALIVE_SECONDS` (75).
@@ -273,6 +275,7 @@ pub const NAMES: [&str; 59] = [
     "ALLOWED_HOSTS",
     "WS_SOCKETS_PER_USER",
     "WS_OPERATIONS_PER_SOCKET",
+    "WS_SUBSCRIPTIONS_PER_USER",
     "WS_MUTATIONS",
     "WS_INIT_SECONDS",
     "WS_PING_SECONDS",
@@ -508,6 +511,7 @@ impl Config {
             sockets: Sockets {
                 per_user: source.positive("WS_SOCKETS_PER_USER", 20)? as usize,
                 subscriptions: source.positive("WS_OPERATIONS_PER_SOCKET", 50)? as usize,
+                subscriptions_per_user: source.positive("WS_SUBSCRIPTIONS_PER_USER", 200)? as usize,
                 mutations: source.switch("WS_MUTATIONS", true)?,
                 init: source.seconds("WS_INIT_SECONDS", 3)?,
                 ping: source.seconds("WS_PING_SECONDS", 30)?,

@@ -173,6 +173,7 @@ use config::Config;
 use db::Db;
 use error::{Error, Result};
 use events::Position;
+use events::cursor::Cursors;
 use events::hint::Hints;
 use events::hub::Hub;
 use futures_util::future::{Either, select};
@@ -199,6 +200,8 @@ pub struct App {
     pub db: Db,
     /// The live side of the event log.
     pub hub: Hub<store::event::Objects>,
+    /// Positions in the log, as clients get them.
+    pub cursors: Cursors,
     /// What instances tell one another of the log.
     pub hints: Arc<Hints>,
     /// How far into the log the inboxes are made, by this instance or another.
@@ -235,6 +238,7 @@ impl App {
             traces: Traces::open(config.traces.as_ref())?,
             db,
             hub: Hub::default(),
+            cursors: Cursors::new(&config.secret_key)?,
             hints: Arc::new(Hints::new(config.redis()?)),
             inbox: watch::Sender::default(),
             credentials,

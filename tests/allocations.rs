@@ -7,6 +7,7 @@ mod requests;
 use allocation_counter::measure;
 use axum::body::Bytes;
 use requests::{Furnished, OPERATIONS};
+use serde_json::json;
 
 /// How many allocations each takes, give or take a tenth. Fewer is a reason to lower the number.
 const EXPECTED: [u64; OPERATIONS.len()] = [84, 107, 345, 1886, 267];
@@ -83,4 +84,41 @@ fn an_answer_that_is_too_large_is_not_made_first() {
         }
     }
     assert!(wrong.is_empty(), "{wrong:?}");
+}
+
+#[test]
+fn a_subscription_that_waits_takes_little_memory_whatever_its_document() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let mut furnished = Furnished::new(directory.path());
+    let small = |number: usize| (format!("subscription S{number} {{ events {{ id }} }}"), json!({}));
+    // As much as a document may have of tokens, selections and bytes, and variables that nobody asks for.
+    let large = |number: usize| {
+        let fields = "... on TaskCreatedEvent { task { id title description createdAt } } ".repeat(130);
+        let document = format!("subscription S{number} {{ events {{ id {fields} }} }} #");
+        let padding = "x".repeat(16_384 - document.len());
+        (document + &padding, json!({ "unused": vec![json!({ "a": "b" }); 900] }))
+    };
+    let many = |number: usize| {
+        let document = format!(
+            "subscription S{number}($search: String, $ids: [ID!]) {{ events {{ ... on TaskCreatedEvent {{ task {{ project {{
+                tasks(first: 1, filter: {{ search: $search, labelIds: $ids }}) {{ nodes {{ id }} }} }} }} }} }} }}"
+        );
+        (document, json!({ "search": "x".repeat(100), "ids": vec!["x"; 1_900] }))
+    };
+    let documents: [(&str, &dyn Fn(usize) -> (String, serde_json::Value)); 3] =
+        [("small", &small), ("large", &large), ("many variables", &many)];
+    for (title, document) in documents {
+        let mut open = Vec::with_capacity(1_000);
+        let mut add = |numbers: std::ops::Range<usize>| {
+            for number in numbers {
+                let (query, variables) = document(number);
+                open.push(furnished.open(&query, &variables));
+            }
+        };
+        // The first ones fill the caches.
+        add(0..100);
+        let each = measure(|| add(100..150)).bytes_current / 50;
+        println!("{title}: {each}");
+        assert!(each <= 64 * 1024, "{title}: {each} bytes");
+    }
 }

@@ -75,6 +75,7 @@ fn instance(port: u16, database: &Url, redis: u16) -> Process {
             .env("RATE_LIMIT_GRAPHQL_PER_MINUTE", "10000000")
             .env("RATE_LIMIT_COST_PER_MINUTE", "10000000")
             .env("WS_SOCKETS_PER_USER", "1000")
+            .env("WS_SUBSCRIPTIONS_PER_USER", "1000")
             .env("TRUSTED_PROXIES", "127.0.0.1")
             .env("RUST_LOG", "warn"),
     )

@@ -85,6 +85,10 @@ pub struct Limits {
     /// nodes: what the library resolves. [`Limits::nodes`] alone would let a client select a
     /// thousand things of each of ten thousand nodes.
     pub values: u64,
+    /// The same two of a subscription, which is executed for each event.
+    pub subscription_nodes: u64,
+    /// See [`Limits::subscription_nodes`].
+    pub subscription_values: u64,
 }
 
 impl Default for Limits {
@@ -112,6 +116,8 @@ impl Default for Limits {
             largest_page: 100,
             nodes: 10_000,
             values: 100_000,
+            subscription_nodes: 200,
+            subscription_values: 2_000,
         }
     }
 }

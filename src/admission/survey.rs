@@ -77,8 +77,12 @@ pub(super) fn survey(
         selections = selections.saturating_add(measure.selections);
         at_most(limits.selections, selections, "selections", pos)?;
         if std::ptr::eq(&operation.node, chosen) {
-            at_most(limits.nodes, measure.load.nodes, "nodes", pos)?;
-            at_most(limits.values, measure.load.values, "values", pos)?;
+            let (nodes, values) = match chosen.ty {
+                OperationType::Subscription => (limits.subscription_nodes, limits.subscription_values),
+                OperationType::Query | OperationType::Mutation => (limits.nodes, limits.values),
+            };
+            at_most(nodes, measure.load.nodes, "nodes", pos)?;
+            at_most(values, measure.load.values, "values", pos)?;
             survey = Survey {
                 nodes: measure.load.nodes,
                 values: measure.load.values,

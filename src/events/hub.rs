@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use futures_channel::mpsc;
 use futures_util::StreamExt;
-use tokio::sync::{OnceCell, oneshot, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::hint::Hints;
@@ -21,6 +21,7 @@ use crate::access::Viewer;
 use crate::db::{Bell, Db};
 use crate::error::Result;
 use crate::id::Id;
+use crate::time::Timestamp;
 
 /// Events that wait for a subscriber before it has to catch up from the log.
 const QUEUE: usize = 64;
@@ -34,19 +35,50 @@ const PACE: Duration = Duration::from_millis(5);
 /// While an event is written but not settled, this often.
 const UNSETTLED_POLL: Duration = Duration::from_millis(5);
 
-/// An event on its way to its subscribers, with room for what they all need to tell it, loaded once by the first.
+/// Bytes of events that wait in all queues together. Without this limit 64 events of 100 kB could wait for each stalled
+/// subscriber. When it is reached, subscribers catch up from the log instead.
+const MAX_QUEUED_BYTES: usize = 64 * 1024 * 1024;
+/// What an event takes in memory, as a multiple of its stored data: the text, what is parsed from it, and the rows.
+const BYTES_PER_DATA_BYTE: usize = 3;
+/// How long the objects of an event are used after they were loaded.
+const OBJECTS_TTL: Duration = Duration::from_secs(1);
+
+/// An event on its way to its subscribers, with the objects that all of them need to answer it.
 #[derive(Debug)]
 pub struct Delivery<T> {
     /// The event.
     pub event: Arc<Event>,
-    /// Whatever the layer above loads for it.
-    pub objects: OnceCell<T>,
+    /// What the layer above loaded for it, and when. The lock is held while they are loaded: one read serves everybody.
+    objects: tokio::sync::Mutex<Option<(Timestamp, Arc<T>)>>,
+    /// Its share of [`MAX_QUEUED_BYTES`].
+    _bytes: Option<OwnedSemaphorePermit>,
 }
 
 impl<T> Delivery<T> {
     /// An event with nothing loaded yet.
     pub fn new(event: Event) -> Self {
-        Self { event: Arc::new(event), objects: OnceCell::new() }
+        Self { event: Arc::new(event), objects: tokio::sync::Mutex::default(), _bytes: None }
+    }
+
+    /// An event whose objects were loaded at this time.
+    pub fn with(event: Event, loaded_at: Timestamp, objects: T) -> Self {
+        let objects = tokio::sync::Mutex::new(Some((loaded_at, Arc::new(objects))));
+        Self { objects, ..Self::new(event) }
+    }
+
+    /// The objects, loaded by the first subscriber that needs them, and again once they are older than a second:
+    /// permissions are checked on them, and a subscriber that does not read may come to them much later.
+    pub async fn objects(&self, now: Timestamp, load: impl Future<Output = Result<T>>) -> Result<Arc<T>> {
+        let mut objects = self.objects.lock().await;
+        if let Some((loaded_at, loaded)) = &*objects
+            // The clock may have been set back.
+            && now.since(*loaded_at).max(loaded_at.since(now)) < OBJECTS_TTL
+        {
+            return Ok(Arc::clone(loaded));
+        }
+        let loaded = Arc::new(load.await?);
+        *objects = Some((now, Arc::clone(&loaded)));
+        Ok(loaded)
     }
 }
 
@@ -166,6 +198,7 @@ impl<T> Index<T> {
 /// The subscribers of this instance; cheap to clone.
 pub struct Hub<T> {
     index: Arc<Mutex<Index<T>>>,
+    queued_bytes: Arc<Semaphore>,
     reached: Arc<watch::Sender<Option<Position>>>,
     pulse: Arc<Mutex<Pulse>>,
 }
@@ -181,7 +214,7 @@ struct Pulse {
 impl<T> Clone for Hub<T> {
     fn clone(&self) -> Self {
         let (index, reached) = (Arc::clone(&self.index), Arc::clone(&self.reached));
-        Self { index, reached, pulse: Arc::clone(&self.pulse) }
+        Self { index, queued_bytes: Arc::clone(&self.queued_bytes), reached, pulse: Arc::clone(&self.pulse) }
     }
 }
 
@@ -195,7 +228,8 @@ impl<T> Default for Hub<T> {
             by_route: HashMap::new(),
         };
         let pulse = Arc::new(Mutex::new(Pulse { answered: None, at_end: Instant::now() }));
-        Self { index: Arc::new(Mutex::new(index)), reached: Arc::default(), pulse }
+        let queued_bytes = Arc::new(Semaphore::new(MAX_QUEUED_BYTES));
+        Self { index: Arc::new(Mutex::new(index)), queued_bytes, reached: Arc::default(), pulse }
     }
 }
 
@@ -336,13 +370,19 @@ impl<T: Send + Sync + 'static> Hub<T> {
             }
             _ => {
                 let concerned = index.concerned(&event);
-                let delivery = Arc::new(Delivery::new(event));
+                let bytes = event.data.len().saturating_mul(BYTES_PER_DATA_BYTE);
+                let bytes = u32::try_from(bytes.min(MAX_QUEUED_BYTES)).unwrap_or(u32::MAX);
+                let bytes = Arc::clone(&self.queued_bytes).try_acquire_many_owned(bytes).ok();
+                let fits = bytes.is_some();
+                let delivery = Arc::new(Delivery { _bytes: bytes, ..Delivery::new(event) });
                 for id in concerned {
                     let Some(Subscriber { outlet: Outlet::Events(events), .. }) = index.subscribers.get_mut(&id) else {
                         continue;
                     };
                     // Behind, or gone: what is queued is still read, then the subscriber catches up from the log.
-                    if (events.wants)(&delivery.event) && events.queue.try_send(Arc::clone(&delivery)).is_err() {
+                    if (events.wants)(&delivery.event)
+                        && !(fits && events.queue.try_send(Arc::clone(&delivery)).is_ok())
+                    {
                         index.remove(id);
                     }
                 }
@@ -399,5 +439,57 @@ impl<T> Hub<T> {
     fn lock(&self) -> MutexGuard<'_, Index<T>> {
         // Nothing in here panics half-way through a change.
         self.index.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::access::Role;
+
+    fn event(seq: i64, owner: Id, bytes: usize) -> Event {
+        Event {
+            seq,
+            xid: 0,
+            id: Id::new(),
+            kind: Kind::TaskUpdated,
+            occurred_at: Timestamp::from_micros(0),
+            actor_id: None,
+            owner_id: Some(owner),
+            project_id: None,
+            task_id: None,
+            comment_id: None,
+            assignee_id: None,
+            previous_assignee_id: None,
+            session_id: None,
+            data: "x".repeat(bytes),
+        }
+    }
+
+    #[tokio::test]
+    async fn queued_events_take_bounded_memory_and_the_rest_is_read_from_the_log() {
+        let (hub, viewer) = (Hub::<()>::default(), Viewer { id: Id::new(), session_id: Id::new(), role: Role::User });
+        let mut listener = hub.listen(viewer, Topic::Viewer, Box::new(|_| true));
+        let bytes = MAX_QUEUED_BYTES / BYTES_PER_DATA_BYTE / 4;
+        (1..=5).for_each(|seq| hub.hand_on(event(seq, viewer.id, bytes)));
+        let mut queued = Vec::new();
+        while let Some(delivery) = listener.next().await {
+            queued.push(delivery.event.seq);
+        }
+        assert_eq!((queued, listener.until().seq), (vec![1, 2, 3, 4], 4));
+        let mut listener = hub.listen(viewer, Topic::Viewer, Box::new(|_| true));
+        hub.hand_on(event(6, viewer.id, bytes));
+        assert!(listener.next().await.is_some(), "what was delivered is freed");
+    }
+
+    #[tokio::test]
+    async fn objects_are_loaded_once_and_again_when_they_are_older_than_a_second() {
+        let delivery = Delivery::<u32>::new(event(1, Id::new(), 0));
+        let start = Timestamp::from_micros(10_000_000);
+        let at = async |now: Timestamp, value| *delivery.objects(now, async { Ok(value) }).await.expect("objects");
+        assert_eq!(at(start, 1).await, 1);
+        assert_eq!(at(start.plus(OBJECTS_TTL / 2), 2).await, 1);
+        assert_eq!(at(start.plus(OBJECTS_TTL), 3).await, 3);
+        assert_eq!(at(start.minus(OBJECTS_TTL), 4).await, 4, "the clock was set back");
     }
 }

@@ -2,6 +2,8 @@
 //! position by queries, subscriptions and the hub. What an event means is the business of whoever writes and tells it;
 //! here it is ids and a snapshot as JSON.
 
+pub mod answers;
+pub mod cursor;
 pub mod hint;
 pub mod hub;
 

@@ -3,8 +3,6 @@
 use std::sync::Arc;
 
 use async_graphql::{Context, Enum, ID, InputObject, Interface, Object, Result, SimpleObject};
-use base64::Engine;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use futures_util::Stream;
 use futures_util::stream::Empty;
 
@@ -21,6 +19,7 @@ use super::user::User;
 use super::{Caller, guard};
 use crate::access::Action;
 use crate::error::Error;
+use crate::events::cursor::Cursors;
 use crate::events::{self as log, Kind, Position};
 use crate::id::Id;
 use crate::store::event::{self as store, EventColumns, Filter, Objects, Snapshot, Stretch};
@@ -76,28 +75,9 @@ impl Told {
     }
 }
 
-/// The opaque cursor of a place in the log; the same for every viewer, stream and query.
-pub fn cursor(position: Position) -> String {
-    let mut bytes = [0; 17];
-    bytes[0] = b'e';
-    bytes[1..9].copy_from_slice(&position.xid.to_be_bytes());
-    bytes[9..].copy_from_slice(&position.seq.to_be_bytes());
-    URL_SAFE_NO_PAD.encode(bytes)
-}
-
-/// The place in the log that a cursor stands for.
-pub fn position(cursor: &str) -> crate::error::Result<Position> {
-    let read = || {
-        let bytes: [u8; 17] = URL_SAFE_NO_PAD.decode(cursor).ok()?.try_into().ok()?;
-        let number = |range: std::ops::Range<usize>| Some(i64::from_be_bytes(bytes[range].try_into().ok()?));
-        (bytes[0] == b'e').then_some(Position { xid: number(1..9)?, seq: number(9..17)? })
-    };
-    read().ok_or_else(|| Error::bad_input("The cursor is not one of the event log."))
-}
-
 /// A cursor that still works: nothing that comes after it has left the log, whose oldest place is the floor.
-pub fn within(floor: Position, position: Position) -> crate::error::Result<Position> {
-    if position < floor { Err(Error::CursorExpired { oldest: cursor(floor) }) } else { Ok(position) }
+pub fn within(cursors: &Cursors, floor: Position, position: Position) -> crate::error::Result<Position> {
+    if position < floor { Err(Error::CursorExpired { oldest: cursors.encode(floor) }) } else { Ok(position) }
 }
 
 /// A field that changed.
@@ -128,8 +108,8 @@ macro_rules! events {
                 }
 
                 /// Opaque position in the event log: pass it as `after` to go on from here.
-                pub async fn cursor(&self) -> String {
-                    cursor(self.0.event.position())
+                pub async fn cursor(&self, ctx: &Context<'_>) -> String {
+                    Caller::of(ctx).app().cursors.encode(self.0.event.position())
                 }
 
                 /// When it happened.
@@ -466,9 +446,9 @@ pub fn columns_of_nodes(connection: &Selected<'_>, may_be_gone: bool) -> EventCo
 }
 
 /// The stretch of the log that paging arguments ask for.
-pub fn stretch(paging: &Paging) -> crate::error::Result<Stretch> {
+pub fn stretch(cursors: &Cursors, paging: &Paging) -> crate::error::Result<Stretch> {
     let (limit, backward) = paging.size()?;
-    let read = |cursor: &Option<String>| cursor.as_deref().map(position).transpose();
+    let read = |cursor: &Option<String>| cursor.as_deref().map(|cursor| cursors.decode(cursor)).transpose();
     Ok(Stretch { after: read(&paging.after)?, before: read(&paging.before)?, limit, backward })
 }
 
@@ -481,6 +461,7 @@ pub fn one_more(stretch: Stretch) -> Stretch {
 pub fn connection(
     mut events: Vec<log::Event>,
     stretch: Stretch,
+    cursors: &Cursors,
     task: impl Fn(Id) -> Option<Arc<TaskRow>>,
 ) -> Result<EventConnection> {
     let more = events.len() > stretch.limit;
@@ -492,7 +473,7 @@ pub fn connection(
     let mut edges = Vec::with_capacity(events.len());
     for event in events {
         let task = event.task_id.and_then(&task);
-        let cursor = cursor(event.position());
+        let cursor = cursors.encode(event.position());
         let snapshot = Arc::new(Snapshot::of(&event));
         let event = Arc::new(event);
         edges.push(EventEdge { cursor, node: Event::of(Told::new(&event, &snapshot, task.as_ref()))? });
@@ -529,12 +510,13 @@ impl EventQuery {
         #[graphql(desc = "Only these.")] filter: Option<EventFilter>,
     ) -> Result<EventConnection> {
         let caller = Caller::of(ctx);
-        let stretch = stretch(&Paging::new(first, after, last, before))?;
+        let cursors = &caller.app().cursors;
+        let stretch = stretch(cursors, &Paging::new(first, after, last, before))?;
         let filter = filter.map(EventFilter::parse).transpose()?.unwrap_or_default();
         let mut conn = caller.app().db.conn().await?;
         let floor = log::floor(&mut conn).await?;
         for position in [stretch.after, stretch.before].into_iter().flatten() {
-            within(floor, position)?;
+            within(cursors, floor, position)?;
         }
         // What is older than the floor may be there still, as the history of a task: it is not in the feed.
         let kept = Stretch { after: Some(stretch.after.unwrap_or(floor)), ..one_more(stretch) };
@@ -543,7 +525,7 @@ impl EventQuery {
         let events = store::page(&mut conn, caller.viewer()?, &filter, kept, columns).await?;
         drop(conn);
         let tasks = Objects::of_all(&caller.app().db, &events, task_columns(&field)).await?;
-        connection(events, stretch, |id| tasks.get(&id).cloned())
+        connection(events, stretch, cursors, |id| tasks.get(&id).cloned())
     }
 }
 
@@ -618,9 +600,8 @@ impl EventSubscription {
 pub struct Telling;
 
 fn told(ctx: &Context<'_>) -> Result<Told> {
-    let Happening { delivery, .. } = ctx.data_unchecked();
-    let objects = delivery.objects.get().ok_or_else(|| Error::internal("an event without its objects"))?;
-    Ok(Told::new(&delivery.event, &objects.snapshot, objects.task.as_ref()))
+    let Happening { event, objects, .. } = ctx.data_unchecked();
+    Ok(Told::new(event, &objects.snapshot, objects.task.as_ref()))
 }
 
 #[Object(name = "Subscription")]

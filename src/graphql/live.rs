@@ -5,36 +5,61 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
 
 use async_graphql::Context;
 use futures_util::stream::{BoxStream, Empty, empty, unfold};
 use futures_util::{Stream, StreamExt};
-use tokio::sync::OnceCell;
 
 use super::Caller;
-use super::event::{position, within};
+use super::event::within;
 use super::notification::Notification;
 use crate::App;
 use crate::access::Viewer;
 use crate::error::{Error, Result};
 use crate::events::hub::{Delivery, Listener, Topic};
-use crate::events::{Position, floor, settled_end};
+use crate::events::{Event, Position, floor, settled_end};
 use crate::store::event::{self, EventColumns, Filter, Objects, Stretch, sees};
 use crate::store::task::TaskColumns;
 
-/// How many events are read from the log at once while catching up.
-const BATCH: usize = 100;
-/// For how long what was loaded with them is taken to be so.
-const FRESH: Duration = Duration::from_secs(1);
+/// How many events are read from the log at once while catching up: few at first, then more.
+const FIRST_BATCH: usize = 20;
+const MAX_BATCH: usize = 100;
+/// Bytes of events that a subscriber keeps of what it has read, and one event more. What is over is read again later: a
+/// subscriber that does not read must not hold a hundred events of 100 kB.
+const MAX_KEPT_BYTES: usize = 128 * 1024;
 
 /// An event that a subscriber is to be told of, its objects loaded; with the notification where that is what is told.
 #[derive(Clone)]
 pub struct Happening {
     /// The event.
-    pub delivery: Arc<Delivery<Objects>>,
+    pub event: Arc<Event>,
+    /// The rows it is answered from.
+    pub objects: Arc<Objects>,
     /// What came of it into the subscriber's inbox.
     pub notification: Option<Notification>,
+    /// A position from which the stream goes on with this event.
+    pub before: Position,
+    delivery: Arc<Delivery<Objects>>,
+}
+
+impl Happening {
+    /// The event with objects that are at most a second old; nothing if the viewer may no longer see it.
+    pub async fn current(mut self, app: &App, viewer: &Viewer) -> Result<Option<Self>> {
+        let objects = objects(app, &self.delivery).await?;
+        if !Arc::ptr_eq(&objects, &self.objects) {
+            if !sees(viewer, &self.event, objects.task.as_deref()) {
+                return Ok(None);
+            }
+            self.objects = objects;
+        }
+        Ok(Some(self))
+    }
+}
+
+async fn objects(app: &App, delivery: &Delivery<Objects>) -> Result<Arc<Objects>> {
+    let load = async { Objects::of(&mut app.db.conn().await?, &delivery.event).await };
+    // On the heap: mostly they are there.
+    Box::pin(delivery.objects(app.clock.now(), load)).await
 }
 
 /// What happens, as it happens; it ends with the first error.
@@ -62,6 +87,7 @@ impl Opening {
     /// Where the subscription of this operation begins, if not now.
     pub fn begin(ctx: &Context<'_>, after: Option<String>) -> Result<Option<Position>> {
         let Self { after: resumed, .. } = ctx.data_unchecked();
+        let position = |cursor| Caller::of(ctx).app().cursors.decode(cursor);
         resumed.as_deref().or(after.as_deref()).map(position).transpose()
     }
 
@@ -80,9 +106,9 @@ struct Follower {
     position: Position,
     listener: Listener<Objects>,
     behind: bool,
+    /// How many events are read at once while it is behind.
+    batch: usize,
     caught_up: VecDeque<Arc<Delivery<Objects>>>,
-    /// When the objects of those were loaded.
-    loaded: Instant,
 }
 
 /// Every event that passes the filter and that the viewer may see: after the position, or from now on.
@@ -98,17 +124,17 @@ pub async fn follow(
     let position = {
         let mut conn = app.db.conn().await?;
         match after {
-            Some(position) => within(floor(&mut conn).await?, position)?,
+            Some(position) => within(&app.cursors, floor(&mut conn).await?, position)?,
             None => settled_end(&mut conn).await?,
         }
     };
-    let (behind, caught_up, loaded) = (after.is_some(), VecDeque::new(), Instant::now());
-    let follower = Follower { app, viewer, filter, position, listener, behind, caught_up, loaded };
+    let (behind, batch, caught_up) = (after.is_some(), FIRST_BATCH, VecDeque::new());
+    let follower = Follower { app, viewer, filter, position, listener, behind, batch, caught_up };
     // On the heap: a stream keeps room for its state more than once.
     Ok(unfold(Some(Box::new(follower)), async |follower| {
         let mut follower = follower?;
         match follower.next().await {
-            Ok(delivery) => Some((Ok(Happening { delivery, notification: None }), Some(follower))),
+            Ok(happening) => Some((Ok(happening), Some(follower))),
             Err(error) => Some((Err(error), None)),
         }
     }))
@@ -132,15 +158,10 @@ async fn still_signed_in(app: &App, viewer: &Viewer) -> Result<()> {
 
 impl Follower {
     /// What is rare is on the heap: there may be many of these, and they mostly wait.
-    async fn next(&mut self) -> Result<Arc<Delivery<Objects>>> {
+    async fn next(&mut self) -> Result<Happening> {
         loop {
             let delivery = if let Some(delivery) = self.caught_up.pop_front() {
-                // Rights are asked of the rows as they are now, also of a client that reads slowly.
-                if self.loaded.elapsed() < FRESH {
-                    delivery
-                } else {
-                    Arc::new(Delivery::new((*delivery.event).clone()))
-                }
+                delivery
             } else if self.behind {
                 Box::pin(self.catch_up()).await?;
                 continue;
@@ -153,27 +174,32 @@ impl Follower {
                 Box::pin(self.listen_again()).await?;
                 continue;
             };
-            self.position = delivery.event.position();
-            if self.may_see(&delivery).await? {
-                return Ok(delivery);
+            let before = std::mem::replace(&mut self.position, delivery.event.position());
+            let objects = objects(&self.app, &delivery).await?;
+            if sees(&self.viewer, &delivery.event, objects.task.as_deref()) {
+                let event = Arc::clone(&delivery.event);
+                return Ok(Happening { event, objects, notification: None, before, delivery });
             }
         }
     }
 
     async fn catch_up(&mut self) -> Result<()> {
-        let stretch = Stretch { after: Some(self.position), before: None, limit: BATCH, backward: false };
+        let stretch = Stretch { after: Some(self.position), before: None, limit: self.batch, backward: false };
+        let now = self.app.clock.now();
         let mut conn = self.app.db.conn().await?;
-        let events = event::page(&mut conn, &self.viewer, &self.filter, stretch, EventColumns::Full).await?;
+        let mut events = event::page(&mut conn, &self.viewer, &self.filter, stretch, EventColumns::Full).await?;
         // Asked after it: what has expired since then may be missing from what was read before.
-        within(floor(&mut conn).await?, self.position)?;
+        within(&self.app.cursors, floor(&mut conn).await?, self.position)?;
         drop(conn);
-        self.behind = events.len() == BATCH;
+        let (read, kept) = (events.len(), kept(&events));
+        events.truncate(kept);
+        self.behind = read == self.batch || kept < read;
+        self.batch = if kept < read { kept } else { (2 * self.batch).min(MAX_BATCH) };
         let tasks = Objects::of_all(&self.app.db, &events, TaskColumns::Full).await?;
-        self.loaded = Instant::now();
         let loaded = events.into_iter().map(|event| {
             let task = event.task_id.and_then(|id| tasks.get(&id).cloned());
             let objects = Objects::with(&event, task);
-            Arc::new(Delivery { objects: OnceCell::new_with(Some(objects)), ..Delivery::new(event) })
+            Arc::new(Delivery::with(event, now, objects))
         });
         self.caught_up = loaded.collect();
         Ok(())
@@ -188,17 +214,15 @@ impl Follower {
         self.behind = true;
         Ok(())
     }
+}
 
-    async fn may_see(&self, delivery: &Delivery<Objects>) -> Result<bool> {
-        let objects = match delivery.objects.get() {
-            Some(objects) => objects,
-            None => Box::pin(self.load(delivery)).await?,
-        };
-        Ok(sees(&self.viewer, &delivery.event, objects.task.as_deref()))
-    }
-
-    async fn load<'a>(&self, delivery: &'a Delivery<Objects>) -> Result<&'a Objects> {
-        let load = async || Objects::of(&mut self.app.db.conn().await?, &delivery.event).await;
-        delivery.objects.get_or_try_init(load).await
-    }
+/// How many of these events a subscriber keeps: at least one.
+fn kept(events: &[Event]) -> usize {
+    let mut bytes = 0;
+    let fits = |event: &&Event| {
+        let fits = bytes < MAX_KEPT_BYTES;
+        bytes += event.data.len();
+        fits
+    };
+    events.iter().take_while(fits).count()
 }

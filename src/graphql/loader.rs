@@ -19,7 +19,6 @@ use crate::App;
 use crate::db::page::{Page, Window};
 use crate::error::{Code, Error, Result};
 use crate::events::Event;
-use crate::events::hub::Delivery;
 use crate::id::Id;
 use crate::store::comment::CommentColumns;
 use crate::store::event::{Attached, EventColumns, Objects, Stretch};
@@ -180,7 +179,7 @@ macro_rules! loads {
         /// All loaders of one operation, or of one event of a subscription.
         pub struct Loaders {
             app: Arc<App>,
-            known: Option<Arc<Delivery<Objects>>>,
+            known: Option<(Arc<Event>, Arc<Objects>)>,
             asker: Arc<Asker>,
             $($name: Loader<$kind>),+
         }
@@ -188,7 +187,7 @@ macro_rules! loads {
         impl Loaders {
             /// For what this person asks, of this event if it is one: what hangs on it is loaded once for all who are
             /// told of it.
-            pub fn new(app: &Arc<App>, asker: &Arc<Asker>, known: Option<Arc<Delivery<Objects>>>) -> Self {
+            pub fn new(app: &Arc<App>, asker: &Arc<Asker>, known: Option<(Arc<Event>, Arc<Objects>)>) -> Self {
                 let (app, asker) = (Arc::clone(app), Arc::clone(asker));
                 Self { app, asker, known, $($name: Loader::default()),+ }
             }
@@ -404,11 +403,9 @@ impl Loaders {
 
     /// What hangs on the event, if it is one that was loaded.
     async fn attached(&self) -> Result<Option<&Attached>> {
-        let Some((known, objects)) = self.known.as_ref().and_then(|known| Some((known, known.objects.get()?))) else {
-            return Ok(None);
-        };
+        let Some((event, objects)) = &self.known else { return Ok(None) };
         // Boxed, because every field that asks for somebody has room for it.
-        Box::pin(objects.attached(&self.app.db, &known.event)).await.map(Some)
+        Box::pin(objects.attached(&self.app.db, event)).await.map(Some)
     }
 
     /// A user's account, for those who have the right to it.

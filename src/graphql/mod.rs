@@ -38,7 +38,7 @@ use async_graphql::{
 use crate::App;
 use crate::access::{Action, Subject, Viewer};
 use crate::error::{Code, Error, Result};
-use crate::events::hub::Delivery;
+use crate::events::Event;
 use crate::network::Client;
 use crate::store::audit::Origin;
 use crate::store::event::Objects;
@@ -146,7 +146,7 @@ struct Inner {
     /// From where, if it is not told of an event.
     client: Option<Client>,
     /// The event that is answered, if it is one.
-    event: Option<Arc<Delivery<Objects>>>,
+    event: Option<(Arc<Event>, Arc<Objects>)>,
     manner: Manner,
     loaders: OnceLock<Loaders>,
     /// Bytes of text that the answer has so far.
@@ -156,7 +156,7 @@ struct Inner {
 }
 
 impl Inner {
-    fn new(app: Arc<App>, viewer: Option<Viewer>, event: Option<Arc<Delivery<Objects>>>, manner: Manner) -> Self {
+    fn new(app: Arc<App>, viewer: Option<Viewer>, event: Option<(Arc<Event>, Arc<Objects>)>, manner: Manner) -> Self {
         let asker = Arc::new(Asker { viewer, asked: AtomicBool::new(false) });
         let (bytes, members) = (AtomicUsize::new(0), AtomicUsize::new(0));
         Self { app, asker, client: None, event, manner, loaders: OnceLock::new(), bytes, members }
@@ -181,7 +181,8 @@ impl Caller {
     }
 
     /// A subscriber who is told of an event, which brings along what is known of it.
-    pub fn about(app: Arc<App>, viewer: Option<Viewer>, event: Arc<Delivery<Objects>>) -> Self {
+    pub fn about(app: Arc<App>, viewer: Option<Viewer>, event: &Arc<Event>, objects: &Arc<Objects>) -> Self {
+        let event = (Arc::clone(event), Arc::clone(objects));
         Self(Arc::new(Inner::new(app, viewer, Some(event), Manner::default())))
     }
 

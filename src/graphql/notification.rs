@@ -7,7 +7,6 @@ use futures_util::{Stream, StreamExt};
 
 use super::comment::{self, Comment};
 use super::connection::{Connection, Edge, PageInfo, Paging, Tag, Total};
-use super::event;
 use super::level::Selected;
 use super::live::{Happening, Opening, follow};
 use super::node::{self, Noun};
@@ -17,9 +16,8 @@ use super::user::User;
 use super::{Caller, guard};
 use crate::App;
 use crate::error::{Error, FaultCode};
-use crate::events::hub::Delivery;
 use crate::id::Id;
-use crate::store::event::{Filter, Objects};
+use crate::store::event::Filter;
 use crate::store::notification::{self as store, Kind};
 use crate::store::user as users;
 use crate::time::Timestamp;
@@ -59,8 +57,8 @@ impl Notification {
 
     /// Opaque position of its event in the event log: pass it as `after` to `notificationAdded`, `events` or any other
     /// subscription to go on from here.
-    async fn cursor(&self) -> String {
-        event::cursor(self.0.event_position())
+    async fn cursor(&self, ctx: &Context<'_>) -> String {
+        Caller::of(ctx).app().cursors.encode(self.0.event_position())
     }
 
     /// Who did it; a user named `Deleted user` when the account is gone.
@@ -210,15 +208,15 @@ impl NotificationMutation {
 pub struct NotificationSubscription;
 
 /// What an event is to somebody, if anything, once it is in their inbox: whoever was told of it finds it there.
-async fn added(app: &App, viewer: Id, delivery: &Delivery<Objects>) -> crate::error::Result<Option<Notification>> {
-    let told = delivery.objects.get().map(|objects| store::recipients(&delivery.event, &objects.snapshot));
-    if told.iter().flatten().all(|(id, _)| *id != viewer) {
+async fn added(app: &App, viewer: Id, happening: &Happening) -> crate::error::Result<Option<Notification>> {
+    let told = store::recipients(&happening.event, &happening.objects.snapshot);
+    if told.into_iter().all(|(id, _)| id != viewer) {
         return Ok(None);
     }
-    let position = delivery.event.position();
+    let position = happening.event.position();
     // It fails only when the sender is gone, which `app` holds.
     let _ = app.inbox.subscribe().wait_for(|reached| *reached >= position).await;
-    let row = store::by_ids(&mut app.db.conn().await?, viewer, &[delivery.event.id]).await?.pop();
+    let row = store::by_ids(&mut app.db.conn().await?, viewer, &[happening.event.id]).await?.pop();
     Ok(row.map(|row| Notification(Arc::new(row))))
 }
 
@@ -239,12 +237,15 @@ impl NotificationSubscription {
         let happenings = happenings.filter_map(move |happening| {
             let app = Arc::clone(&app);
             async move {
-                let Happening { delivery, .. } = match happening {
+                let mut happening = match happening {
                     Ok(happening) => happening,
                     Err(error) => return Some(Err(error)),
                 };
-                match Box::pin(added(&app, viewer, &delivery)).await.transpose()? {
-                    Ok(notification) => Some(Ok(Happening { delivery, notification: Some(notification) })),
+                match Box::pin(added(&app, viewer, &happening)).await.transpose()? {
+                    Ok(notification) => {
+                        happening.notification = Some(notification);
+                        Some(Ok(happening))
+                    }
                     Err(error) => Some(Err(error)),
                 }
             }

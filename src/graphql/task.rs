@@ -138,10 +138,11 @@ impl Task {
         #[graphql(desc = "So many from the end: 1–100; not together with `first`.")] last: Option<i32>,
         #[graphql(desc = "Only what comes before this cursor.")] before: Option<String>,
     ) -> Result<EventConnection> {
-        let stretch = event::stretch(&Paging::new(first, after, last, before))?;
+        let cursors = &Caller::of(ctx).app().cursors;
+        let stretch = event::stretch(cursors, &Paging::new(first, after, last, before))?;
         let columns = event::columns_of_nodes(&Selected::of(ctx), false);
         let events = Caller::of(ctx).loaders()?.activity(self.0.id, event::one_more(stretch), columns).await?;
-        event::connection(events, stretch, |_| Some(Arc::clone(&self.0)))
+        event::connection(events, stretch, cursors, |_| Some(Arc::clone(&self.0)))
     }
 
     /// Whether the viewer may change the task.

@@ -155,6 +155,14 @@ impl Answer {
         Self { export: turn, ..self }
     }
 
+    /// With the cursor from which a subscription that failed goes on.
+    pub fn resumable(mut self, cursor: &str) -> Self {
+        if let Some(error) = self.errors.first_mut() {
+            error.extensions.get_or_insert_default().set("cursor", cursor);
+        }
+        self
+    }
+
     /// Whether the operation was executed.
     pub fn is_executed(&self) -> bool {
         self.data.is_some()

@@ -7,11 +7,13 @@
 use std::collections::{HashMap, HashSet};
 use std::fmt::Write;
 use std::ops::Deref;
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use async_graphql::parser::types::{BaseType, ExecutableDocument};
 use async_graphql::{Value, Variables};
 
+use super::recent::Recent;
+use crate::admission::{self, Limits, Refusal};
 use crate::graphql::Manner;
 use crate::graphql::complete::{Shape, chosen};
 use crate::graphql::conflict::{self, Conflict};
@@ -19,6 +21,34 @@ use crate::graphql::conflict::{self, Conflict};
 /// So many forms of a document are remembered, and none that is longer than so many bytes.
 const FORMS: usize = 16;
 const LONG: usize = 128;
+
+/// Bytes of the documents that are kept as they were read, which takes a hundred times as much at worst.
+const MAX_CACHED_BYTES: usize = 256 * 1024;
+/// However short a document is, it counts as this many bytes: what is remembered of it takes memory too.
+pub const MIN_CACHED_BYTES: usize = 256;
+
+/// Reads documents, and keeps the ones that were read last.
+pub struct Reader {
+    limits: Arc<Limits>,
+    cache: Recent<Arc<Document>>,
+}
+
+impl Reader {
+    /// With an empty cache.
+    pub fn new(limits: Arc<Limits>) -> Self {
+        Self { limits, cache: Recent::new(MAX_CACHED_BYTES) }
+    }
+
+    /// Reads a document, unless it is in the cache.
+    pub fn read(&self, query: &str) -> Result<Arc<Document>, Refusal> {
+        if let Some(document) = self.cache.get(query) {
+            return Ok(document);
+        }
+        let document = Arc::new(Document::from(admission::read(query, &self.limits)?));
+        self.cache.keep(query, query.len().max(MIN_CACHED_BYTES), Arc::clone(&document));
+        Ok(document)
+    }
+}
 
 /// A document as the library reads it.
 #[derive(Debug)]

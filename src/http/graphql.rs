@@ -13,8 +13,6 @@ use std::time::Duration;
 use async_graphql::parser::types::OperationType;
 use axum::Extension;
 use axum::body::Bytes;
-use axum::extract::ws::WebSocketUpgrade;
-use axum::extract::ws::rejection::WebSocketUpgradeRejection;
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -26,6 +24,7 @@ use super::negotiate::{Media, answer_type, is_json_utf8, takes_stream};
 use super::operation::{Door, Words};
 use super::origin::{is_cross_site_simple, is_known};
 use super::sse::{self, Listener};
+use super::upgrade::Upgrade;
 use super::websocket::{self, Opening};
 use super::{Lifeline, RequestId, TooMany, set_rate_limit};
 use crate::access::Viewer;
@@ -60,10 +59,9 @@ pub async fn get(
     client: Client,
     Extension(id): Extension<RequestId>,
     lifeline: Lifeline,
-    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
-    request: Request,
+    mut request: Request,
 ) -> Response {
-    let Ok(upgrade) = upgrade else {
+    let Some(upgrade) = Upgrade::from_request(&mut request) else {
         return serve(&door, client, &id, lifeline, request).await;
     };
     let headers = request.headers();

@@ -11,6 +11,7 @@ pub mod health;
 pub mod negotiate;
 pub mod operation;
 pub mod origin;
+pub mod pace;
 pub mod persisted;
 pub mod playground;
 pub mod problem;
@@ -21,6 +22,8 @@ pub mod sse;
 pub mod stream;
 pub mod subscription;
 pub mod turns;
+pub mod upgrade;
+pub mod user_slots;
 pub mod websocket;
 
 use std::sync::Arc;

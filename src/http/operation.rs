@@ -17,11 +17,10 @@ use tokio::sync::Semaphore;
 use tokio::task::coop::unconstrained;
 
 use super::answer::{Answer, Refused};
-use super::document::Document;
+use super::document::{Document, Reader};
 use super::persisted::Documents;
-use super::recent::Recent;
 use super::subscription::Subscriptions;
-use super::websocket::Sockets;
+use super::user_slots::{UserSlot, UserSlots};
 use crate::App;
 use crate::access::Viewer;
 use crate::admission::{self, Admitted};
@@ -30,18 +29,13 @@ use crate::graphql::collect::{collected, defaulted, has_values};
 use crate::graphql::complete::{Shape, chosen};
 use crate::graphql::deprecation::{Deprecation, Deprecations};
 use crate::graphql::rate_limit::Spent;
-use crate::graphql::{Caller, Manner, Schema, direct, event};
+use crate::graphql::{Caller, Manner, Schema, direct};
 use crate::limits::{Door as Limited, Who};
 use crate::metrics::Executed;
 use crate::network::Client;
 
 /// How long an operation may take.
-const DEADLINE: Duration = Duration::from_secs(8);
-
-/// Bytes of the documents that are kept as they were read, which takes a hundred times as much at worst.
-const READ: usize = 256 * 1024;
-/// However short a document is, it counts as so many bytes: what is remembered of it takes room too.
-const SMALL: usize = 256;
+pub(super) const DEADLINE: Duration = Duration::from_secs(8);
 
 /// An operation as a client words it.
 #[derive(Debug, Default)]
@@ -97,12 +91,14 @@ pub struct Door {
     pub deprecations: Arc<Deprecations>,
     /// The subscriptions that are open.
     pub subscriptions: Arc<Subscriptions>,
-    /// The documents that were read lately, by their text.
-    read: Arc<Recent<Arc<Document>>>,
+    /// Reads documents.
+    reader: Arc<Reader>,
     /// The documents that are known by their hash.
     pub documents: Arc<Documents>,
-    /// Who has how many sockets open.
-    pub sockets: Arc<Sockets>,
+    /// The sockets and event streams of each user.
+    pub sockets: Arc<UserSlots>,
+    /// The subscriptions of each user.
+    user_subscriptions: Arc<UserSlots>,
     /// The turn to export an account, which takes a lot of memory.
     exports: Arc<Semaphore>,
 }
@@ -139,19 +135,22 @@ impl Door {
         let sdl = crate::graphql::sdl();
         let (shape, deprecations) = (Arc::new(Shape::of(&sdl)), Arc::new(Deprecations::of(&sdl)));
         let config = &app.config;
-        let subscriptions = Arc::new(Subscriptions::new(Arc::clone(&app), Arc::clone(&shape)));
+        let limits = Arc::<admission::Limits>::default();
+        let reader = Arc::new(Reader::new(Arc::clone(&limits)));
+        let subscriptions = Subscriptions::new(Arc::clone(&app), Arc::clone(&shape), Arc::clone(&reader));
         let documents = Arc::new(Documents::new(config.persisted_queries, config.trusted_documents.as_ref()));
         Self {
-            read: Arc::new(Recent::new(READ)),
+            reader,
             unchecked: crate::graphql::unchecked(config.introspection),
             app,
             schema,
-            limits: Arc::default(),
+            limits,
             shape,
             deprecations,
-            subscriptions,
+            subscriptions: Arc::new(subscriptions),
             documents,
             sockets: Arc::default(),
+            user_subscriptions: Arc::default(),
             exports: Arc::new(Semaphore::new(1)),
         }
     }
@@ -174,7 +173,7 @@ impl Door {
     fn examine(&self, mut words: Words, client: Client) -> Result<Operation, Refused> {
         let hash = self.documents.resolve(&mut words)?;
         let query = words.query.ok_or_else(|| Refused::new(Code::BadRequest, "`query` is missing."))?;
-        let document = self.read(&query)?;
+        let document = self.reader.read(&query)?;
         let admitted = admission::admit(&document, words.operation_name.as_deref(), &words.variables, &self.limits)?;
         if let Some(hash) = hash {
             self.documents.remember(&hash, &query);
@@ -203,14 +202,14 @@ impl Door {
         Ok(Operation { kind, spent, document, manner, deprecations, request, query, export, client })
     }
 
-    /// Reads a document, or finds it among those that were read lately.
-    fn read(&self, query: &str) -> Result<Arc<Document>, Refused> {
-        if let Some(document) = self.read.get(query) {
-            return Ok(document);
-        }
-        let document = Arc::new(Document::from(admission::read(query, &self.limits)?));
-        self.read.keep(query, query.len().max(SMALL), Arc::clone(&document));
-        Ok(document)
+    /// Takes one of the subscriptions that a user may have on this instance, over all sockets and streams.
+    pub fn subscription_slot(&self, viewer: Option<Viewer>) -> Result<Option<UserSlot>, Refused> {
+        let Some(viewer) = viewer else { return Ok(None) };
+        let most = self.app.config.sockets.subscriptions_per_user;
+        let slot = self.user_subscriptions.take(viewer.id, most).ok_or_else(|| {
+            Refused::new(Code::RateLimited, format!("A user may have at most {most} subscriptions at once."))
+        })?;
+        Ok(Some(slot))
     }
 
     /// Executes a query or a mutation. Whoever stops waiting does not stop a mutation: it runs in a task of its own.
@@ -226,7 +225,9 @@ impl Door {
         let traced = self.app.traces.operation(word(kind), name.as_deref());
         let caller = Caller::new(Arc::clone(&self.app), viewer, manner, client);
         // Taken before anything is read: what the operation does not see comes after it.
-        let sync = self.app.hub.reached().borrow().map(event::cursor);
+        let reached = *self.app.hub.reached().borrow();
+        // Only who is signed in can do anything with it.
+        let sync = viewer.and(reached).map(|reached| self.app.cursors.encode(reached));
         // Boxed, so that it is not moved by everything that is put around it.
         let executed = Box::pin(async {
             if is_known

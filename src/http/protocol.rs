@@ -2,9 +2,10 @@
 
 use std::borrow::Cow;
 
-use axum::extract::ws::{CloseFrame, Utf8Bytes};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+use tokio_tungstenite::tungstenite::protocol::CloseFrame;
+use tokio_tungstenite::tungstenite::{Error, Utf8Bytes};
 
 /// As the subprotocol is negotiated.
 pub const NAME: &str = "graphql-transport-ws";
@@ -123,14 +124,30 @@ pub enum Close {
     Duplicate(String),
     /// A second greeting.
     GreetedTwice,
-    /// A frame of more bytes than are read.
+    /// A message of more bytes than are read.
     TooLarge,
+    /// A frame that breaks RFC 6455.
+    ProtocolError,
+    /// A text that is not UTF-8.
+    NotUtf8,
     /// The server is going down; another one takes over, or this one comes back.
     Restarting,
     /// This user has as many sockets as may be.
     TooMany,
     /// The server cannot do what it should.
     Unavailable,
+}
+
+impl Close {
+    /// Why a socket is closed on which reading failed; nothing if the connection is gone.
+    pub const fn after(error: &Error) -> Option<Self> {
+        match error {
+            Error::Capacity(_) => Some(Self::TooLarge),
+            Error::Protocol(_) => Some(Self::ProtocolError),
+            Error::Utf8(_) => Some(Self::NotUtf8),
+            _ => None,
+        }
+    }
 }
 
 impl From<Close> for CloseFrame {
@@ -144,12 +161,14 @@ impl From<Close> for CloseFrame {
             Close::Duplicate(id) => (4409, format!("Subscriber for {id} already exists").into()),
             Close::GreetedTwice => (4429, "Too many initialisation requests".into()),
             Close::TooLarge => (1009, "A message may have at most 64 KiB".into()),
+            Close::ProtocolError => (1002, "Protocol error".into()),
+            Close::NotUtf8 => (1007, "Invalid UTF-8".into()),
             Close::Restarting => (1012, "Service restart".into()),
             Close::TooMany => (1013, "Too many sockets".into()),
             Close::Unavailable => (1013, "Try again later".into()),
         };
         let end = reason.floor_char_boundary(MAX_REASON);
-        Self { code, reason: Utf8Bytes::from(&reason[..end]) }
+        Self { code: code.into(), reason: Utf8Bytes::from(&reason[..end]) }
     }
 }
 
@@ -183,7 +202,7 @@ mod tests {
     #[test]
     fn reasons_fit_into_a_close_frame() {
         let frame = CloseFrame::from(Close::Duplicate("ü".repeat(128)));
-        assert_eq!(frame.code, 4409);
+        assert_eq!(u16::from(frame.code), 4409);
         assert!(frame.reason.len() <= MAX_REASON);
     }
 }

@@ -63,18 +63,20 @@ pub async fn subscribe(
     listener: Listener,
 ) -> Result<Response, Refused> {
     let after = headers.get("last-event-id").and_then(|id| id.to_str().ok());
-    let place = match listener.viewer {
+    let socket_slot = match listener.viewer {
         Some(viewer) => {
-            let place = door.sockets.take(viewer.id, door.app.config.sockets.per_user);
-            Some(place.ok_or_else(|| Refused::new(Code::RateLimited, "You have too many open streams."))?)
+            let slot = door.sockets.take(viewer.id, door.app.config.sockets.per_user);
+            Some(slot.ok_or_else(|| Refused::new(Code::RateLimited, "You have too many open streams."))?)
         }
         None => None,
     };
+    let slot = door.subscription_slot(listener.viewer)?;
     let now = door.app.clock.now();
     let token = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()).and_then(bearer);
     let access = token.and_then(|token| door.app.credentials.access(now, token));
     let expires = access.map(|access| Instant::now() + access.expires_at.since(now));
-    let subscription = match door.subscribe(operation, after, listener.viewer, Arc::clone(&listener.request_id)).await {
+    let request_id = Arc::clone(&listener.request_id);
+    let subscription = match door.subscribe(operation, slot, after, listener.viewer, request_id).await {
         Ok(subscription) => Box::new(subscription),
         Err(refused) if listener.viewer.is_some() && refused.ends_session() => {
             return Err(Error::unauthenticated().into());
@@ -85,7 +87,7 @@ pub async fn subscribe(
     let (out, mut queue) = mpsc::channel(QUEUE);
     let (door, tasks) = (door.clone(), listener.lifeline.tasks.clone());
     tasks.spawn(async move {
-        let _place = place;
+        let _slot = socket_slot;
         let _open = door.app.metrics.socket(Transport::EventStream);
         let lifeline = listener.lifeline.clone();
         let ended = ended(&door, listener.viewer);
@@ -155,9 +157,13 @@ async fn tell(
         match alive(subscription.next(), KEEP_ALIVE, || send(COMMENT.into())).await? {
             None => break,
             Some(Told::Event { payload, cursor }) => send(event(&payload, Some(&cursor)).into()).await?,
-            Some(Told::Failed(answer)) if answer.ends_session() => return Ok(()),
-            Some(Told::Failed(answer)) => {
-                send(next(&answer, request_id).into()).await?;
+            Some(Told::Failed { answer, .. }) if answer.ends_session() => return Ok(()),
+            Some(Told::Failed { answer, cursor }) => {
+                let text = match answer.to_text() {
+                    Some(json) => event(&json, cursor.as_deref()),
+                    None => next(&answer, request_id),
+                };
+                send(text.into()).await?;
                 if answer.retry_after.is_some() {
                     return Ok(());
                 }

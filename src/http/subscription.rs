@@ -5,9 +5,10 @@
 //! on who asks: then no resolver has asked the [`Caller`] for its viewer. Whether somebody may see the event at all was
 //! asked of each before ([`crate::graphql::live`]).
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
 
 use async_graphql::parser::types::{
     DocumentOperations, ExecutableDocument, Field, OperationType, Selection, SelectionSet,
@@ -16,44 +17,73 @@ use async_graphql::{PathSegment, Pos, Request, Response, ServerError, Variables}
 use async_graphql_value::Value as Literal;
 use aws_lc_rs::digest::{SHA256, digest};
 use futures_util::StreamExt;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::coop::unconstrained;
 use tracing::{Instrument, Span};
 
-use super::answer::{Answer, too_large};
-use super::document::Document;
+use super::answer::{Answer, Refused, too_large};
+use super::document::{Document, MIN_CACHED_BYTES, Reader};
 use super::later;
-use super::operation::{Door, Operation, checked, word};
+use super::operation::{DEADLINE, Door, Operation, checked, word};
+use super::recent::Recent;
+use super::user_slots::UserSlot;
 use crate::App;
 use crate::access::Viewer;
-use crate::error::Code;
+use crate::error::{Code, Error};
+use crate::events::Position;
+use crate::events::answers::{Claim, Made, State};
 use crate::graphql::collect::{collected, has_values};
 use crate::graphql::complete::{Shape, chosen};
 use crate::graphql::deprecation::Deprecation;
 use crate::graphql::live::{Happening, Happenings, Opening};
-use crate::graphql::{Caller, Manner, Telling, event, telling};
+use crate::graphql::{Caller, Manner, Telling, telling};
+use crate::limits::{Door as Limited, Who};
 use crate::metrics::{Executed, Open};
+
+/// Bytes of the variables of a subscription, which are kept as long as it is open.
+const MAX_VARIABLE_BYTES: usize = 8 * 1024;
+/// Bytes of the documents and variables whose parsed form is kept. It takes a hundred times as much at worst, so a
+/// subscription keeps its text, and is parsed again for an event when it is not in this cache.
+const MAX_CACHED_BYTES: usize = 256 * 1024;
+/// Bytes of the answers that wait for other subscriptions to send them too.
+const MAX_SHARED_BYTES: usize = 32 * 1024 * 1024;
+/// How long an answer may wait until it may execute.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What the operations that are open are answered by.
 pub struct Subscriptions {
     app: Arc<App>,
     telling: Telling,
     shape: Arc<Shape>,
+    reader: Arc<Reader>,
     numbers: AtomicU64,
-    questions: Mutex<HashMap<Vec<u8>, Weak<Question>>>,
+    questions: Mutex<HashMap<[u8; 32], Weak<Question>>>,
+    prepared: Recent<Arc<Prepared>>,
+    shared_bytes: Arc<Semaphore>,
 }
 
-/// What any number of subscribers ask in the same words.
+/// What any number of subscribers ask in the same words. As there may be many, each as long as a document may be, it is
+/// kept as text.
 struct Question {
     number: u64,
-    document: Arc<Document>,
-    name: Option<String>,
-    /// What is to be executed of it, as a query of [`Telling`].
-    executed: ExecutableDocument,
+    query: Box<str>,
+    name: Option<Box<str>>,
     /// The key of what is answered.
-    field: String,
-    variables: Variables,
+    field: Box<str>,
+    /// The variables as JSON.
+    variables: Box<str>,
+    /// What the answer to an event costs, in points.
+    cost: u32,
     /// The answer was found to hang on who asks.
     personal: AtomicBool,
+}
+
+/// A question, parsed.
+struct Prepared {
+    document: Arc<Document>,
+    /// What is to be executed of it, as a query of [`Telling`].
+    executed: ExecutableDocument,
+    variables: Variables,
 }
 
 /// What a subscriber is told.
@@ -66,16 +96,24 @@ pub enum Told {
         cursor: String,
     },
     /// It cannot go on.
-    Failed(Answer),
+    Failed {
+        /// Why.
+        answer: Answer,
+        /// From where the client may go on.
+        cursor: Option<String>,
+    },
 }
 
 /// A subscription that is open. When it ends it is counted.
 pub struct Subscription {
     happenings: Happenings,
     subscriber: Subscriber,
+    /// The last event that was answered.
+    position: Option<Position>,
     /// Told once, with the first event.
     deprecations: Arc<[Deprecation]>,
     failure: Option<Code>,
+    _slot: Option<UserSlot>,
     _open: Open,
 }
 
@@ -89,40 +127,77 @@ struct Subscriber {
 
 impl Subscriptions {
     /// With none open.
-    pub fn new(app: Arc<App>, shape: Arc<Shape>) -> Self {
-        Self { app, telling: telling(), shape, numbers: AtomicU64::default(), questions: Mutex::default() }
+    pub fn new(app: Arc<App>, shape: Arc<Shape>, reader: Arc<Reader>) -> Self {
+        Self {
+            app,
+            telling: telling(),
+            shape,
+            reader,
+            numbers: AtomicU64::default(),
+            questions: Mutex::default(),
+            prepared: Recent::new(MAX_CACHED_BYTES),
+            shared_bytes: Arc::new(Semaphore::new(MAX_SHARED_BYTES)),
+        }
     }
 
-    fn question(&self, query: &str, document: Arc<Document>, request: &Request) -> Arc<Question> {
-        let name = request.operation_name.clone();
-        let root = chosen(&document, name.as_deref())
-            .and_then(|operation| root_field(&document, &operation.selection_set.node));
-        let field = root.map(|root| root.response_key().node.to_string()).unwrap_or_default();
-        let variables = variables(query, root, request);
-        // Sorted by name: in which order a client writes them says nothing.
-        let mut sorted: Vec<_> = variables.iter().collect();
-        sorted.sort_unstable_by_key(|(name, _)| *name);
-        let words = digest(&SHA256, &serde_json::to_vec(&(query, &name, sorted)).unwrap_or_default());
-        let mut questions = self.questions.lock().unwrap_or_else(PoisonError::into_inner);
-        let place = questions.entry(words.as_ref().to_vec()).or_default();
-        if let Some(question) = place.upgrade() {
-            return question;
+    fn question(
+        &self,
+        query: &str,
+        document: &Arc<Document>,
+        request: &Request,
+        cost: u32,
+    ) -> Result<Arc<Question>, Refused> {
+        let name = request.operation_name.as_deref();
+        let root = chosen(document, name).and_then(|operation| root_field(document, &operation.selection_set.node));
+        let variables = variables(query, document, root, request);
+        let variables = serde_json::to_string(&variables).unwrap_or_default();
+        if variables.len() > MAX_VARIABLE_BYTES {
+            let message = format!("The variables of a subscription may have at most {MAX_VARIABLE_BYTES} bytes.");
+            return Err(Refused::new(Code::VariablesTooLarge, message));
         }
-        let mut executed = collected(&self.shape, &document, name.as_deref(), &variables);
+        let words = digest(&SHA256, &serde_json::to_vec(&(query, name, &variables)).unwrap_or_default());
+        let words = words.as_ref().try_into().unwrap_or_default();
+        let mut questions = self.questions.lock().unwrap_or_else(PoisonError::into_inner);
+        let place = questions.entry(words).or_default();
+        if let Some(question) = place.upgrade() {
+            return Ok(question);
+        }
+        let question = Arc::new(Question {
+            number: self.numbers.fetch_add(1, Ordering::Relaxed),
+            query: query.into(),
+            name: name.map(Into::into),
+            field: root.map(|root| root.response_key().node.as_str().into()).unwrap_or_default(),
+            variables: variables.into(),
+            cost,
+            personal: AtomicBool::new(false),
+        });
+        *place = Arc::downgrade(&question);
+        if questions.len() == questions.capacity() {
+            questions.retain(|_, question| question.strong_count() > 0);
+        }
+        Ok(question)
+    }
+
+    /// The parsed form of a question, from the cache or made now.
+    fn prepared(&self, question: &Question) -> Result<Arc<Prepared>, Refused> {
+        let key = question.number.to_string();
+        if let Some(prepared) = self.prepared.get(&key) {
+            return Ok(prepared);
+        }
+        let document = self.reader.read(&question.query)?;
+        let variables = serde_json::from_str(&question.variables).map_err(Error::internal)?;
+        let variables = Variables::from_json(variables);
+        let mut executed = collected(&self.shape, &document, question.name.as_deref(), &variables);
         match &mut executed.operations {
             DocumentOperations::Single(operation) => operation.node.ty = OperationType::Query,
             DocumentOperations::Multiple(operations) => {
                 operations.values_mut().for_each(|operation| operation.node.ty = OperationType::Query);
             }
         }
-        let number = self.numbers.fetch_add(1, Ordering::Relaxed);
-        let personal = AtomicBool::new(false);
-        let question = Arc::new(Question { number, document, name, executed, field, variables, personal });
-        *place = Arc::downgrade(&question);
-        if questions.len() == questions.capacity() {
-            questions.retain(|_, question| question.strong_count() > 0);
-        }
-        question
+        let prepared = Arc::new(Prepared { document, executed, variables });
+        let bytes = question.query.len() + question.variables.len();
+        self.prepared.keep(&key, bytes.max(MIN_CACHED_BYTES), Arc::clone(&prepared));
+        Ok(prepared)
     }
 }
 
@@ -138,14 +213,24 @@ fn root_field<'a>(document: &'a ExecutableDocument, set: &'a SelectionSet) -> Op
     })
 }
 
-/// The variables but for the cursor it goes on after, which is heeded once, when the subscription is opened.
-fn variables(query: &str, root: Option<&Field>, request: &Request) -> Variables {
-    let mut variables = request.variables.clone();
+/// The variables that the operation declares, sorted by name, but for the cursor it goes on after, which is heeded once,
+/// when the subscription is opened.
+fn variables(
+    query: &str,
+    document: &Document,
+    root: Option<&Field>,
+    request: &Request,
+) -> BTreeMap<String, serde_json::Value> {
+    let definitions = chosen(document, request.operation_name.as_deref()).into_iter();
+    let declared = definitions.flat_map(|operation| &operation.variable_definitions).map(|it| &it.node.name.node);
+    let mut variables: BTreeMap<String, serde_json::Value> = declared
+        .filter_map(|name| Some((name.to_string(), request.variables.get(name)?.clone().into_json().ok()?)))
+        .collect();
     if let Some(Literal::Variable(name)) = root.and_then(|root| root.get_argument("after")).map(|after| &after.node)
         // Named where it is declared and there, and nowhere else.
         && query.match_indices(&format!("${name}")).count() == 2
     {
-        variables.remove(name);
+        variables.remove(name.as_str());
     }
     variables
 }
@@ -155,48 +240,61 @@ impl Door {
     pub async fn subscribe(
         &self,
         operation: Operation,
+        slot: Option<UserSlot>,
         after: Option<&str>,
         viewer: Option<Viewer>,
         request_id: Arc<str>,
     ) -> Result<Subscription, Answer> {
         let Operation { spent, document, manner, deprecations, mut request, query, client, .. } = operation;
-        let question = self.subscriptions.question(&query, Arc::clone(&document), &request);
+        let question = self.subscriptions.question(&query, &document, &request, spent.cost);
+        let question = question.map_err(|refused| Answer::refused(refused, &request_id))?;
         let traced = self.app.traces.operation(word(OperationType::Subscription), question.name.as_deref());
         let opening = Opening::after(after);
-        let (name, variables) = (request.operation_name.as_deref(), &request.variables);
-        let as_written = manner.as_written && has_values(&document, name, variables);
-        let mut refused = match as_written {
-            true => None,
-            false => self.schema.execute_stream(checked(&document, &request)).next().await,
-        };
-        if refused.is_none() {
+        let opened = async {
+            let (name, variables) = (request.operation_name.as_deref(), &request.variables);
+            let as_written = manner.as_written && has_values(&document, name, variables);
+            if !as_written && let Some(refused) = self.schema.execute_stream(checked(&document, &request)).next().await
+            {
+                return Some(refused);
+            }
             let (schema, document) = match as_written {
                 true => (&self.schema, ExecutableDocument::clone(&document)),
                 false => (&self.unchecked, collected(&self.shape, &document, name, variables)),
             };
             request.set_parsed_query(document);
             let caller = Caller::new(Arc::clone(&self.app), viewer, Manner::default(), client);
-            refused = schema.execute_stream(request.data(caller).data(spent).data(opening.clone())).next().await;
-        }
-        match (refused, opening.take()) {
-            (None, Some(happenings)) => Ok(Subscription {
-                happenings,
-                subscriber: Subscriber { subscriptions: Arc::clone(&self.subscriptions), question, viewer, request_id },
-                deprecations,
-                failure: None,
-                _open: self.app.metrics.subscription(),
-            }),
-            (refused, _) => {
+            schema.execute_stream(request.data(caller).data(spent).data(opening.clone())).next().await
+        };
+        let opened = self.app.in_time(DEADLINE, Box::pin(opened)).await;
+        let answer = match (opened, opening.take()) {
+            (Ok(None), Some(happenings)) => {
+                return Ok(Subscription {
+                    happenings,
+                    subscriber: Subscriber {
+                        subscriptions: Arc::clone(&self.subscriptions),
+                        question,
+                        viewer,
+                        request_id,
+                    },
+                    position: None,
+                    deprecations,
+                    failure: None,
+                    _slot: slot,
+                    _open: self.app.metrics.subscription(),
+                });
+            }
+            (Ok(refused), _) => {
                 let nothing = || ServerError::new("Nothing is left of it to subscribe to.", None);
                 let refused = refused.unwrap_or_else(|| Response::from_errors(vec![nothing()]));
-                let answer = Answer::of(refused, &request_id);
-                if let Some(traced) = traced {
-                    traced.ended(answer.code());
-                }
-                self.app.metrics.executed(executed(question.name.as_deref(), answer.code(), viewer));
-                Err(answer)
+                Answer::of(refused, &request_id)
             }
+            (Err(late), _) => Answer::refused(late.into(), &request_id),
+        };
+        if let Some(traced) = traced {
+            traced.ended(answer.code());
         }
+        self.app.metrics.executed(executed(question.name.as_deref(), answer.code(), viewer));
+        Err(answer)
     }
 }
 
@@ -208,27 +306,45 @@ fn executed(name: Option<&str>, failure: Option<Code>, viewer: Option<Viewer>) -
 impl Subscription {
     /// What there is to tell next; nothing when there will be nothing more.
     pub async fn next(&mut self) -> Option<Told> {
-        let happening = match self.happenings.next().await? {
-            Ok(happening) => happening,
-            Err(error) => {
-                let error = self.subscriber.span().in_scope(|| async_graphql::Error::from(error));
-                let error = error.into_server_error(Pos::default());
-                let error = error.with_path(vec![PathSegment::Field(self.subscriber.question.field.clone())]);
-                return Some(self.failed(Answer::of(Response::from_errors(vec![error]), &self.subscriber.request_id)));
+        loop {
+            let happening = match self.happenings.next().await? {
+                Ok(happening) => happening,
+                Err(error) => {
+                    let error = self.subscriber.span().in_scope(|| async_graphql::Error::from(error));
+                    let error = error.into_server_error(Pos::default());
+                    let error = error.with_path(vec![PathSegment::Field(self.subscriber.question.field.to_string())]);
+                    let answer = Answer::of(Response::from_errors(vec![error]), &self.subscriber.request_id);
+                    return Some(self.failed(answer, self.position));
+                }
+            };
+            let (position, before) = (happening.event.position(), happening.before);
+            self.position = Some(position);
+            let deprecations = Arc::clone(&self.deprecations);
+            // On the heap: it is rare next to waiting for it.
+            match Box::pin(self.subscriber.answer(happening, deprecations)).await {
+                Ok(Some(payload)) => {
+                    self.deprecations = Arc::default();
+                    return Some(Told::Event { payload, cursor: self.cursor(position) });
+                }
+                Ok(None) => {}
+                Err(answer) => return Some(self.failed(*answer, Some(before))),
             }
-        };
-        let cursor = event::cursor(happening.delivery.event.position());
-        let deprecations = std::mem::take(&mut self.deprecations);
-        // On the heap: it is rare next to waiting for it.
-        match Box::pin(self.subscriber.answer(happening, deprecations)).await {
-            Ok(payload) => Some(Told::Event { payload, cursor }),
-            Err(answer) => Some(self.failed(*answer)),
         }
     }
 
-    fn failed(&mut self, answer: Answer) -> Told {
+    fn cursor(&self, position: Position) -> String {
+        self.subscriber.subscriptions.app.cursors.encode(position)
+    }
+
+    fn failed(&mut self, answer: Answer, position: Option<Position>) -> Told {
         self.failure = self.failure.or_else(|| answer.code());
-        Told::Failed(answer)
+        let cursor = position.map(|position| self.cursor(position));
+        let answer = match &cursor {
+            // The client may go on when that has passed.
+            Some(cursor) if answer.retry_after.is_some() => answer.resumable(cursor),
+            _ => answer,
+        };
+        Told::Failed { answer, cursor }
     }
 }
 
@@ -240,39 +356,81 @@ impl Drop for Subscription {
 }
 
 impl Subscriber {
-    /// The answer to an event, everybody's or one's own; if nothing came of it, why.
-    async fn answer(&self, happening: Happening, deprecations: Arc<[Deprecation]>) -> Result<Arc<str>, Box<Answer>> {
-        let question = &self.question;
-        let of_one = happening.notification.is_some() || !deprecations.is_empty();
-        let common = match happening.delivery.objects.get() {
-            Some(objects) if !of_one && !question.personal.load(Ordering::Relaxed) => {
-                Some(objects.answers.to(question.number))
-            }
-            _ => None,
-        };
-        if let Some(common) = common {
-            let mut own = None;
-            let answered = common.get_or_init(async || {
-                let (answer, viewer_mattered) = self.executed(happening.clone()).await;
-                question.personal.fetch_or(viewer_mattered, Ordering::Relaxed);
-                let is_common = !viewer_mattered && !answer.has_errors();
-                match self.written(answer) {
-                    Ok(payload) if is_common => Some(payload),
-                    told => {
-                        own = Some(told);
-                        None
+    /// The answer to an event, everybody's or one's own; nothing if the viewer may no longer see the event; if the
+    /// subscription cannot go on, why.
+    async fn answer(
+        &self,
+        happening: Happening,
+        deprecations: Arc<[Deprecation]>,
+    ) -> Result<Option<Arc<str>>, Box<Answer>> {
+        let (app, question) = (&self.subscriptions.app, &self.question);
+        let viewer = self.viewer.ok_or_else(|| self.refused(Error::unauthenticated()))?;
+        let paid = app.limits.spend(Limited::Cost, Who::User(viewer.id), question.cost, app.clock.now()).await;
+        paid.map_err(|error| self.refused(error))?;
+        let is_own = happening.notification.is_some() || !deprecations.is_empty();
+        let (mut happening, mut permit) = (happening, None);
+        // After each wait from the beginning: it may have been long.
+        loop {
+            let current = happening.current(app, &viewer).await.map_err(|error| self.refused(error))?;
+            happening = match current {
+                Some(current) => current,
+                None => return Ok(None),
+            };
+            let shared = (!is_own && !question.personal.load(Ordering::Relaxed))
+                .then(|| happening.objects.answers.to(question.number));
+            match shared.as_ref().map(|shared| (shared, shared.state())) {
+                Some((_, State::Made(made))) => return Ok(Some(Arc::clone(&made.payload))),
+                Some((shared, State::Claimed)) => {
+                    permit = None;
+                    if let Some(payload) = shared.settled().await {
+                        return Ok(Some(payload));
                     }
                 }
-            });
-            if let Some(payload) = answered.await {
-                return Ok(Arc::clone(payload));
-            }
-            if let Some(own) = own {
-                return own;
+                Some((shared, State::Unclaimed)) if permit.is_none() => tokio::select! {
+                    () = shared.claimed() => {}
+                    acquired = self.permit() => permit = Some(acquired?),
+                },
+                Some((shared, State::Unclaimed)) => {
+                    if let Some(claim) = shared.claim() {
+                        return self.made(happening, claim).await.map(Some);
+                    }
+                }
+                None | Some((_, State::Personal)) if permit.is_none() => permit = Some(self.permit().await?),
+                None | Some((_, State::Personal)) => {
+                    let (answer, _) = self.executed(happening).await;
+                    return self.written(answer.warning(deprecations)).map(Some);
+                }
             }
         }
-        let (answer, _) = self.executed(happening).await;
-        self.written(answer.warning(deprecations))
+    }
+
+    /// Waits until this subscriber may execute.
+    async fn permit(&self) -> Result<OwnedSemaphorePermit, Box<Answer>> {
+        let acquired = self.subscriptions.app.turns.turn(PATIENCE).await;
+        acquired.map_err(|error| self.refused(error))
+    }
+
+    /// Makes an answer, and shares it with whoever asks the same unless it depends on the viewer.
+    async fn made(&self, happening: Happening, claim: Claim) -> Result<Arc<str>, Box<Answer>> {
+        let (answer, viewer_mattered) = self.executed(happening).await;
+        self.question.personal.fetch_or(viewer_mattered, Ordering::Relaxed);
+        let is_common = !viewer_mattered && !answer.has_errors();
+        let payload = self.written(answer)?;
+        if !is_common {
+            claim.is_personal();
+            return Ok(payload);
+        }
+        let is_shared = Arc::strong_count(&self.question) > 1;
+        let bytes = u32::try_from(payload.len()).unwrap_or(u32::MAX);
+        if is_shared && let Ok(bytes) = Arc::clone(&self.subscriptions.shared_bytes).try_acquire_many_owned(bytes) {
+            claim.share(Made { payload: Arc::clone(&payload), bytes });
+        }
+        Ok(payload)
+    }
+
+    fn refused(&self, error: Error) -> Box<Answer> {
+        let refused = self.span().in_scope(|| Refused::from(error));
+        Box::new(Answer::refused(refused, &self.request_id))
     }
 
     /// An answer as it is told. One of which nothing came is not: whoever goes on after the last event gets this one.
@@ -291,16 +449,26 @@ impl Subscriber {
     /// Answers an event for this subscriber, and whether it mattered who that is.
     async fn executed(&self, happening: Happening) -> (Answer, bool) {
         let Subscriptions { app, telling, shape, .. } = &*self.subscriptions;
-        let Question { document, name, executed, variables, .. } = &*self.question;
-        let traced = app.traces.event(word(OperationType::Subscription), name.as_deref());
-        let caller = Caller::about(Arc::clone(app), self.viewer, Arc::clone(&happening.delivery));
+        let prepared = match self.subscriptions.prepared(&self.question) {
+            Ok(prepared) => prepared,
+            Err(refused) => return (Answer::refused(refused, &self.request_id), true),
+        };
+        let Prepared { document, executed, variables } = &*prepared;
+        let name = self.question.name.as_deref();
+        let traced = app.traces.event(word(OperationType::Subscription), name);
+        let caller = Caller::about(Arc::clone(app), self.viewer, &happening.event, &happening.objects);
         let mut request = Request::new(String::new()).variables(variables.clone());
-        request.operation_name.clone_from(name);
+        request.operation_name = name.map(ToOwned::to_owned);
         request.set_parsed_query(executed.clone());
         let response = telling.execute(request.data(caller.clone()).data(happening));
-        let mut response = unconstrained(response.instrument(self.span())).await;
-        shape.plan(document, name.as_deref()).complete(&mut response);
-        let answer = Answer::of(response, &self.request_id);
+        let response = unconstrained(response.instrument(self.span()));
+        let answer = match app.in_time(DEADLINE, response).await {
+            Ok(mut response) => {
+                shape.plan(document, name).complete(&mut response);
+                Answer::of(response, &self.request_id)
+            }
+            Err(late) => Answer::refused(late.into(), &self.request_id),
+        };
         if let Some(traced) = traced {
             traced.ended(answer.code());
         }

@@ -5,33 +5,39 @@
 //! as long as its token; a fresh one in the payload of a `ping` prolongs it, the end of its session ends it at once.
 
 use std::collections::HashMap;
-use std::future::ready;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_graphql::parser::types::OperationType;
-use axum::extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade};
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use futures_channel::mpsc;
 use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt, StreamExt};
+use hyper::upgrade::Upgraded;
+use hyper_util::rt::TokioIo;
 use serde_json::{Map, Value};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::oneshot;
 use tokio::task::{AbortHandle, JoinHandle, JoinSet};
 use tokio::time::{Instant, sleep_until, timeout};
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
 use super::answer::{Answer, Refused, too_large};
 use super::operation::{Door, Words};
-use super::protocol::{Close, Incoming, NAME, Outgoing, next, plain};
+use super::pace::{Pace, PacedIo};
+use super::protocol::{Close, Incoming, Outgoing, next, plain};
 use super::subscription::{Subscription, Told};
+use super::upgrade::Upgrade;
+use super::user_slots::UserSlot;
 use super::{Lifeline, later};
 use crate::access::Viewer;
 use crate::auth::{self, bearer};
 use crate::error::{Code, Error};
 use crate::events::hub::Watch;
-use crate::id::Id;
 use crate::metrics::Transport;
 use crate::network::Client;
 use crate::store::event::Objects;
@@ -40,6 +46,12 @@ use crate::store::event::Objects;
 const MAX_MESSAGE: usize = 64 * 1024;
 /// What is read or written at once: idle sockets keep this much of each.
 const BUFFER: usize = 1024;
+/// What a client may send: bytes, and messages of any kind, control frames included. Sustained for each second, and at
+/// once. A socket that sends more is read later, so that no flood of small messages can take a core.
+const BYTES_PER_SECOND: u32 = 256 * 1024;
+const BYTES_AT_ONCE: u32 = 1024 * 1024;
+const MESSAGES_PER_SECOND: u32 = 100;
+const MESSAGES_AT_ONCE: u32 = 1_000;
 /// Messages that wait to be written, and one more of each operation.
 const QUEUE: usize = 16;
 /// How long an operation may wait for its turn: when all come back at once it is better to wait than to come again.
@@ -51,40 +63,6 @@ const LAST_ANSWERS: Duration = Duration::from_secs(5);
 
 /// Why a socket is closed whose session no longer holds.
 const SESSION_ENDED: Close = Close::Forbidden("Forbidden: the session has ended");
-
-/// How many sockets each user has open on this instance.
-#[derive(Default)]
-pub struct Sockets(Mutex<HashMap<Id, usize>>);
-
-/// One of a user's sockets; dropped, it no longer counts.
-pub struct Place {
-    sockets: Arc<Sockets>,
-    user: Id,
-}
-
-impl Sockets {
-    /// One more, unless there are as many as may be.
-    pub fn take(self: &Arc<Self>, user: Id, most: usize) -> Option<Place> {
-        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = counts.entry(user).or_default();
-        (*count < most).then(|| {
-            *count += 1;
-            Place { sockets: Arc::clone(self), user }
-        })
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let mut counts = self.sockets.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = counts.get_mut(&self.user) {
-            *count -= 1;
-            if *count == 0 {
-                counts.remove(&self.user);
-            }
-        }
-    }
-}
 
 /// Who opens a socket.
 pub struct Opening {
@@ -98,36 +76,41 @@ pub struct Opening {
     pub lifeline: Lifeline,
 }
 
+type Socket = WebSocketStream<PacedIo<TokioIo<Upgraded>>>;
+
 /// Turns a request into a socket.
-pub fn open(door: Door, upgrade: WebSocketUpgrade, opening: Opening) -> Response {
-    let upgrade = upgrade.protocols([NAME]);
-    let agreed = upgrade.selected_protocol().is_some();
-    let upgrade = upgrade
-        .max_message_size(MAX_MESSAGE)
-        .max_frame_size(MAX_MESSAGE)
-        .read_buffer_size(BUFFER)
-        .write_buffer_size(BUFFER);
+pub fn open(door: Door, upgrade: Upgrade, opening: Opening) -> Response {
+    let response = upgrade.response();
     let tasks = opening.lifeline.tasks.clone();
     let alive = tasks.token();
-    upgrade
-        .on_upgrade(move |socket| {
-            let (sink, stream) = socket.split();
-            let (out, queue) = mpsc::channel(QUEUE);
-            let (closing, closed) = oneshot::channel();
-            let writer = tokio::spawn(write(sink, queue, closed, door.app.config.sockets.write));
-            // A task of its own, because the one that waited for the upgrade keeps the room that this took; the
-            // conversation on the heap, because a future keeps its arguments twice.
-            tasks.spawn(run(Box::new(Talk::new(door, opening, out)), stream, writer, closing, agreed));
-            drop(alive);
-            ready(())
-        })
-        .into_response()
+    let Upgrade { connection, is_offered, .. } = upgrade;
+    tokio::spawn(async move {
+        let connection = match connection.await {
+            Ok(connection) => connection,
+            Err(error) => return tracing::debug!(cause = %error, "no socket"),
+        };
+        let connection = PacedIo::new(TokioIo::new(connection), Pace::new(BYTES_PER_SECOND, BYTES_AT_ONCE));
+        let config = WebSocketConfig::default()
+            .max_message_size(Some(MAX_MESSAGE))
+            .max_frame_size(Some(MAX_MESSAGE))
+            .read_buffer_size(BUFFER)
+            .write_buffer_size(BUFFER);
+        let (sink, stream) = Socket::from_raw_socket(connection, Role::Server, Some(config)).await.split();
+        let (out, queue) = mpsc::channel(QUEUE);
+        let (closing, closed) = oneshot::channel();
+        let writer = tokio::spawn(write(sink, queue, closed, door.app.config.sockets.write));
+        // A task of its own, because the one that waited for the upgrade keeps the room that this took; the
+        // conversation on the heap, because a future keeps its arguments twice.
+        tasks.spawn(run(Box::new(Talk::new(door, opening, out)), stream, writer, closing, is_offered));
+        drop(alive);
+    });
+    response
 }
 
 async fn run(
     mut talk: Box<Talk>,
-    mut stream: SplitStream<WebSocket>,
-    mut writer: JoinHandle<()>,
+    mut stream: SplitStream<Socket>,
+    writer: JoinHandle<SplitSink<Socket, Message>>,
     mut closing: oneshot::Sender<CloseFrame>,
     agreed: bool,
 ) {
@@ -138,30 +121,38 @@ async fn run(
     drop(talk);
     if let Some(close) = close {
         let close = CloseFrame::from(close);
-        app.metrics.closed(close.code);
+        app.metrics.closed(close.code.into());
         // Only a writer that is gone already does not take it.
         drop(closing.send(close));
     } else {
         drop(closing);
     }
-    // Reading on until the client has said goodbye: with unread bytes the connection would be reset, and the close
-    // frame might be lost.
-    let goodbye = async {
-        while let Some(Ok(_)) = stream.next().await {}
-        (&mut writer).await
-    };
-    if timeout(GOODBYE, goodbye).await.is_err() {
-        writer.abort();
+    let writing = writer.abort_handle();
+    if timeout(GOODBYE, Box::pin(goodbye(stream, writer))).await.is_err() {
+        writing.abort();
+    }
+}
+
+/// Reads on until the client has said goodbye: with unread bytes the connection would be reset, and the close frame might
+/// be lost.
+async fn goodbye(mut stream: SplitStream<Socket>, writer: JoinHandle<SplitSink<Socket, Message>>) {
+    while let Some(Ok(_)) = stream.next().await {}
+    let Ok(Ok(socket)) = writer.await.map(|sink| stream.reunite(sink)) else { return };
+    // After an error nothing more is read as frames, but the client may still be sending.
+    let mut connection = socket.into_inner();
+    if connection.shutdown().await.is_ok() {
+        let mut ignored = [0; BUFFER];
+        while matches!(connection.read(&mut ignored).await, Ok(1..)) {}
     }
 }
 
 /// Writes what is queued; ends with the queue, with a close frame, or when a write takes too long.
 async fn write(
-    mut sink: SplitSink<WebSocket, Message>,
+    mut sink: SplitSink<Socket, Message>,
     mut queue: mpsc::Receiver<Box<str>>,
     mut closing: oneshot::Receiver<CloseFrame>,
     patience: Duration,
-) {
+) -> SplitSink<Socket, Message> {
     let frame = loop {
         let text = tokio::select! {
             biased;
@@ -176,7 +167,7 @@ async fn write(
             sent = timeout(patience, sink.send(message(text))) => sent,
         };
         if !matches!(sent, Ok(Ok(()))) {
-            return;
+            return sink;
         }
     };
     let goodbye = async {
@@ -190,6 +181,7 @@ async fn write(
     };
     // Whether it arrives, the client will see.
     drop(timeout(GOODBYE, goodbye).await);
+    sink
 }
 
 fn message(text: Box<str>) -> Message {
@@ -208,7 +200,7 @@ struct Session {
     expires: Instant,
     /// Ends when something changes about the session or its user.
     watch: Watch<Objects>,
-    _place: Place,
+    _slot: UserSlot,
 }
 
 type Running = Arc<Mutex<HashMap<String, (u64, AbortHandle)>>>;
@@ -235,7 +227,7 @@ impl Talk {
     /// while it lasts: there may be many sockets, and they mostly wait.
     async fn until_end(
         &mut self,
-        stream: &mut SplitStream<WebSocket>,
+        stream: &mut SplitStream<Socket>,
         closing: &mut oneshot::Sender<CloseFrame>,
     ) -> Option<Close> {
         let settings = self.door.app.config.sockets;
@@ -243,8 +235,10 @@ impl Talk {
         let greet_by = Instant::now() + settings.init;
         let mut ping_at = Instant::now() + settings.ping;
         let mut awaits_pong = false;
+        let (mut pace, mut paused) = (Pace::new(MESSAGES_PER_SECOND, MESSAGES_AT_ONCE), None);
         loop {
             let due = self.session.as_ref().map_or(greet_by, |session| session.expires.min(ping_at));
+            let next = paused.map_or(due, |until| due.min(until));
             tokio::select! {
                 () = lifeline.stop.cancelled() => {
                     lifeline.ended().await;
@@ -264,21 +258,26 @@ impl Talk {
                         return Some(close);
                     }
                 }
-                message = stream.next() => {
+                message = stream.next(), if paused.is_none() => {
                     awaits_pong = false;
+                    paused = pace.draw(Instant::now(), 1);
                     let text = match message {
                         None => return None,
                         Some(Ok(Message::Text(text))) => text,
                         Some(Ok(Message::Binary(_))) => return Some(Close::Invalid("Invalid message: not text")),
                         Some(Ok(Message::Ping(_) | Message::Pong(_))) => continue,
-                        Some(Ok(Message::Close(_))) => return None,
-                        Some(Err(error)) => return is_too_large(&error).then_some(Close::TooLarge),
+                        Some(Ok(Message::Close(_) | Message::Frame(_))) => return None,
+                        Some(Err(error)) => return Close::after(&error),
                     };
                     if let Err(close) = Box::pin(self.hear(&text)).await {
                         return Some(close);
                     }
                 }
-                () = sleep_until(due) => {
+                () = sleep_until(next) => {
+                    paused = paused.filter(|until| *until > Instant::now());
+                    if due > Instant::now() {
+                        continue;
+                    }
                     let Some(session) = &self.session else {
                         return Some(Close::TimedOut("Connection initialisation timeout"));
                     };
@@ -330,13 +329,13 @@ impl Talk {
         Ok(())
     }
 
-    /// Checks a token; a place among the user's sockets and a watch on the session come with it.
+    /// Checks a token; one of the user's sockets and a watch on the session come with it.
     async fn greeted(&self, authorization: &str) -> Result<Session, Close> {
         let (viewer, expires) = self.check(authorization).await?;
         let most = self.door.app.config.sockets.per_user;
-        let place = self.door.sockets.take(viewer.id, most).ok_or(Close::TooMany)?;
+        let slot = self.door.sockets.take(viewer.id, most).ok_or(Close::TooMany)?;
         let watch = self.watch(viewer).await?;
-        Ok(Session { viewer, expires, watch, _place: place })
+        Ok(Session { viewer, expires, watch, _slot: slot })
     }
 
     /// A fresh token of the same user takes the place of the old one.
@@ -493,8 +492,8 @@ impl Runner {
             };
             match told {
                 Some(Told::Event { payload, .. }) => drop(self.out.send(next(id, &payload)).await),
-                Some(Told::Failed(answer)) if answer.ends_session() => return End::SessionEnded,
-                Some(Told::Failed(answer)) => return Box::pin(self.answered(id, answer)).await,
+                Some(Told::Failed { answer, .. }) if answer.ends_session() => return End::SessionEnded,
+                Some(Told::Failed { answer, .. }) => return Box::pin(self.answered(id, answer)).await,
                 None => return complete(id),
             }
         }
@@ -520,7 +519,8 @@ impl Runner {
         })?;
         if operation.kind == OperationType::Subscription {
             let (request_id, viewer) = (Arc::clone(&self.request_id), Some(self.viewer));
-            return match self.door.subscribe(operation, None, viewer, request_id).await {
+            let slot = self.door.subscription_slot(viewer).map_err(|refused| End::Told(self.error(id, refused)))?;
+            return match self.door.subscribe(operation, slot, None, viewer, request_id).await {
                 Ok(subscription) => Ok(Box::new(subscription)),
                 Err(answer) if answer.ends_session() => Err(End::SessionEnded),
                 Err(answer) => Err(failed(id, &answer)),
@@ -582,10 +582,6 @@ async fn ended(session: &mut Option<Session>) {
 
 fn authorization(payload: &Map<String, Value>) -> Option<&str> {
     payload.get("Authorization").or_else(|| payload.get("authorization")).and_then(Value::as_str)
-}
-
-fn is_too_large(error: &axum::Error) -> bool {
-    std::error::Error::source(error).is_some_and(|source| source.to_string().contains("too long"))
 }
 
 fn lock(running: &Running) -> std::sync::MutexGuard<'_, HashMap<String, (u64, AbortHandle)>> {

@@ -1,7 +1,7 @@
 //! What the log tells about the nouns: the snapshot that each event carries, and the events a viewer may see.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use diesel::dsl::{exists, not};
@@ -20,6 +20,7 @@ use crate::db::rows::RunQueryDsl;
 use crate::db::schema::{events, tasks};
 use crate::db::{Conn, Db};
 use crate::error::Result;
+use crate::events::answers::Answers;
 use crate::events::{Event, FLOOR, Kind, NewEvent, Position, Settled, after, before, floor, move_place, settled_end};
 use crate::id::Id;
 use crate::time::Timestamp;
@@ -115,24 +116,9 @@ pub struct Objects {
     pub snapshot: Arc<Snapshot>,
     /// The task, unless it is gone.
     pub task: Option<Arc<Task>>,
-    /// What is told of it.
+    /// The answers that subscriptions share.
     pub answers: Answers,
     attached: OnceCell<Attached>,
-}
-
-/// What is told of an event, by the number of the question: written once for all who ask the same. Nothing where the
-/// answer hangs on who asks.
-#[derive(Debug, Default)]
-pub struct Answers(Mutex<HashMap<u64, Arc<Answer>>>);
-
-/// Room for one of them.
-pub type Answer = OnceCell<Option<Arc<str>>>;
-
-impl Answers {
-    /// The answer to a question, or room for it.
-    pub fn to(&self, question: u64) -> Arc<Answer> {
-        Arc::clone(self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(question).or_default())
-    }
 }
 
 /// What else hangs on an event, loaded when the first subscriber asks for any of it.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fasttrack::events::{self, Kind, NewEvent, Position};
-use fasttrack::graphql::{self, node};
+use fasttrack::graphql::node;
 use serde_json::{Value, json};
 use tokio::sync::Notify;
 use tokio::time::timeout;
@@ -578,8 +578,8 @@ async fn a_place_that_nobody_was_told_of_is_a_place_like_others() {
     let alice = server.person("alice").await;
     let project = alice.project("Apollo").await;
     alice.task(&project, "Fly", json!({})).await;
-    let end = graphql::event::position(&alice.now().await).expect("a place");
-    let at = |xid: i64, seq: i64| graphql::event::cursor(Position { xid, seq });
+    let end = server.app.cursors.decode(&alice.now().await).expect("a place");
+    let at = |xid: i64, seq: i64| server.app.cursors.encode(Position { xid, seq });
     let later = [at(end.xid + 1, i64::MIN), at(end.xid, i64::MAX), at(i64::MAX, i64::MAX)];
     let first = alice.query("{ events(first: 1) { edges { cursor } } }", json!({})).await;
     let first = &first["events"]["edges"][0]["cursor"];

@@ -5,13 +5,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use diesel::prelude::*;
 use diesel_async::RunQueryDsl;
 use fasttrack::db::schema::events as table;
 use fasttrack::db::{Conn, migrate};
 use fasttrack::error::Error;
 use fasttrack::events::{self, Kind, NewEvent, Position};
-use fasttrack::graphql::{event, node};
+use fasttrack::graphql::node;
 use fasttrack::id::Id;
 use fasttrack::on;
 use fasttrack::store::event as store;
@@ -153,7 +155,11 @@ async fn an_event_that_the_database_was_too_busy_for_comes_when_one_goes_on() {
     let told = text.split_terminator("\n\n").filter(|event| !event.starts_with(':')).collect::<Vec<_>>();
     let [first, failed] = told[..] else { panic!("{text}") };
     assert!(first.contains(&format!("id: {}\n", cursor.as_str().expect("a cursor"))), "{first}");
-    assert!(failed.contains("SERVICE_UNAVAILABLE") && !failed.contains("id: "), "{failed}");
+    assert!(failed.contains("SERVICE_UNAVAILABLE"), "{failed}");
+    assert!(
+        failed.contains(&format!("id: {}\n", cursor.as_str().expect("a cursor"))),
+        "not of what is missed: {failed}"
+    );
 
     server.database().execute("DROP VIEW labels; ALTER TABLE kept RENAME TO labels").await;
     socket.subscribe("2", document, json!({ "after": cursor })).await;
@@ -384,7 +390,35 @@ async fn a_log_that_was_restored_on_another_server_goes_on_after_its_end() {
     let mut told = alice.subscribe(STREAM, json!({ "after": cursor })).await;
     alice.task(&project, "New", json!({})).await;
     let new = told.next().await["events"].clone();
-    let place = |cursor: &Value| event::position(cursor.as_str().unwrap_or_default()).expect("a cursor");
+    let place = |cursor: &Value| server.app.cursors.decode(cursor.as_str().unwrap_or_default()).expect("a cursor");
     assert!(place(&new["cursor"]) > place(&cursor));
     assert_eq!(read(&alice, cursor).await, [text(&new["id"])]);
+}
+
+#[tokio::test]
+async fn a_cursor_tells_nothing_and_cannot_be_made_up() {
+    let server = Server::start().await;
+    let alice = server.person("alice").await;
+    alice.project("Apollo").await;
+    let anonymous = server.nobody().ask("{ __typename }", json!({})).await.0;
+    assert!(anonymous["extensions"]["cost"].is_u64() && anonymous["extensions"].get("sync").is_none(), "{anonymous}");
+
+    let answer = alice.ask("{ viewer { id } }", json!({})).await.0;
+    let cursor = text(&answer["extensions"]["sync"]["cursor"]);
+    let bytes = URL_SAFE_NO_PAD.decode(&cursor).expect("base64");
+    let position = server.app.cursors.decode(&cursor).expect("a position");
+    assert!(!bytes.windows(8).any(|part| part == position.seq.to_be_bytes()), "the count of events is not in it");
+    let forged = URL_SAFE_NO_PAD.encode([&bytes[..31], &[bytes[31] ^ 1]].concat());
+    let plain = URL_SAFE_NO_PAD.encode([&b"e"[..], &position.xid.to_be_bytes(), &position.seq.to_be_bytes()].concat());
+    for (cursor, code) in [(&forged, "BAD_USER_INPUT"), (&plain, "CURSOR_EXPIRED")] {
+        let refused = alice.ask(PAGE, json!({ "after": cursor })).await;
+        assert_eq!(refused.code(), code);
+        assert_eq!(alice.subscribe(STREAM, json!({ "after": cursor })).await.end().await, code);
+        let request = alice.post("/graphql").header("accept", "text/event-stream").header("last-event-id", cursor);
+        let stream = request.json(&json!({ "query": STREAM })).send().await.expect("an answer");
+        assert!(stream.text().await.expect("a stream").contains(code), "{code}");
+        if let Some(oldest) = refused.0["errors"][0]["extensions"].get("oldestCursor") {
+            alice.query(PAGE, json!({ "after": oldest })).await;
+        }
+    }
 }

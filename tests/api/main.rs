@@ -44,6 +44,7 @@ mod schema;
 mod search;
 mod session;
 mod statements;
+mod subscription;
 mod task;
 mod tls;
 mod traces;

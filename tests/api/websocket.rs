@@ -5,7 +5,8 @@ use std::time::Duration;
 use futures_util::{SinkExt, StreamExt};
 use reqwest::Method;
 use serde_json::{Value, json};
-use tokio::net::TcpStream;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
@@ -218,5 +219,142 @@ async fn a_page_of_another_site_opens_no_socket() {
             request.header("sec-websocket-version", "13").header("sec-websocket-key", "AAAAAAAAAAAAAAAAAAAAAA==");
         let answer = request.header("sec-websocket-protocol", "graphql-transport-ws").send().await;
         assert_eq!(answer.expect("an answer").status(), status, "{origin}");
+    }
+}
+
+/// A connection on which a handshake was made, for frames that no library sends.
+struct Frames(TcpStream);
+
+impl Frames {
+    async fn open(server: &Server) -> Self {
+        let socket = TcpSocket::new_v4().expect("a socket");
+        // So that what is not read by the server is soon not taken either.
+        socket.set_send_buffer_size(4_096).expect("a size");
+        let mut stream = socket.connect(server.address).await.expect("a connection");
+        let handshake = "GET /graphql HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: websocket\r\n\
+            sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
+            sec-websocket-protocol: graphql-transport-ws\r\n\r\n";
+        stream.write_all(handshake.as_bytes()).await.expect("sent");
+        let mut answer = Vec::new();
+        while !answer.ends_with(b"\r\n\r\n") {
+            answer.push(stream.read_u8().await.expect("an answer"));
+        }
+        let answer = String::from_utf8(answer).expect("text").to_lowercase();
+        // The key and its answer are those of RFC 6455, section 1.3.
+        assert!(answer.contains("sec-websocket-accept: s3pplmbitxaq9kygzzhzrbk+xoo=\r\n"), "{answer}");
+        Self(stream)
+    }
+
+    /// The payload of the next frame, which is short, with its first byte.
+    async fn next(&mut self) -> (u8, Vec<u8>) {
+        let next = async {
+            let first = self.0.read_u8().await.expect("a frame");
+            let length = self.0.read_u8().await.expect("a length");
+            let mut payload = vec![0; length.into()];
+            self.0.read_exact(&mut payload).await.expect("a payload");
+            (first, payload)
+        };
+        timeout(PATIENCE, next).await.expect("a frame in time")
+    }
+
+    /// The code with which the server closes.
+    async fn closed(&mut self) -> u16 {
+        loop {
+            if let (0x88, payload) = self.next().await {
+                return u16::from_be_bytes([payload[0], payload[1]]);
+            }
+        }
+    }
+}
+
+/// A frame with its first byte: FIN, three reserved bits, the opcode. It is masked with zeros.
+fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
+    let length = payload.len();
+    let length = match u8::try_from(length) {
+        Ok(short @ 0..126) => vec![0x80 | short],
+        _ => [&[0x80 | 126][..], &u16::try_from(length).expect("a short frame").to_be_bytes()].concat(),
+    };
+    [&[first][..], &length, &[0; 4], payload].concat()
+}
+
+#[tokio::test]
+async fn frames_that_break_the_protocol_close_the_socket_with_the_code_of_rfc_6455() {
+    let server = Server::without_jobs().await;
+    let unmasked = [&[0x81, 2][..], b"{}"].concat();
+    let ping = "x".repeat(126);
+    for (title, frames, code) in [
+        ("invalid UTF-8", frame(0x81, b"\xff"), 1007),
+        ("invalid UTF-8 in fragments", [frame(0x01, b"\xc3"), frame(0x80, b"\xff")].concat(), 1007),
+        ("invalid UTF-8 in a close frame", frame(0x88, b"\x03\xe8\xff"), 1007),
+        ("a character in two fragments", [frame(0x01, b"\xc3"), frame(0x80, b"\xbc")].concat(), 4400),
+        ("an unmasked frame", unmasked, 1002),
+        ("a reserved bit", frame(0xc1, b"{}"), 1002),
+        ("a reserved bit of a control frame", frame(0xa9, b""), 1002),
+        ("an unknown data frame", frame(0x83, b""), 1002),
+        ("an unknown control frame", frame(0x8b, b""), 1002),
+        ("a control frame that is too long", frame(0x89, ping.as_bytes()), 1002),
+        ("a close frame that is too long", frame(0x88, [b"\x03\xe8", ping.as_bytes()].concat().as_slice()), 1002),
+        ("a fragment of a control frame", frame(0x09, b""), 1002),
+        ("a continuation of nothing", frame(0x80, b""), 1002),
+        ("a message within another", [frame(0x01, b"{"), frame(0x81, b"}")].concat(), 1002),
+        ("a close frame without a whole code", frame(0x88, b"\x03"), 1002),
+        ("a message that is too long", [frame(0x01, &[32; 65_000]), frame(0x80, &[32; 65_000])].concat(), 1009),
+    ] {
+        for more in [0, 60_000] {
+            let mut raw = Frames::open(&server).await;
+            // What is sent after the breach must not have the connection reset before the code is read.
+            let sent = [frames.clone(), vec![0x55; more]].concat();
+            let (mut read, mut write) = raw.0.split();
+            drop(write.write_all(&sent).await);
+            drop(write.shutdown().await);
+            let mut got = Vec::new();
+            timeout(PATIENCE, read.read_to_end(&mut got)).await.expect("an end in time").expect(title);
+            let close = got.windows(2).position(|at| at[0] == 0x88).expect(title);
+            assert_eq!(u16::from_be_bytes([got[close + 2], got[close + 3]]), code, "{title} and {more} bytes");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_flood_of_small_messages_is_read_slowly() {
+    let server = Server::with(&[("WS_PING_SECONDS", "1")]).await;
+    let alice = server.person("alice").await;
+    let text = |message: Value| frame(0x81, message.to_string().as_bytes());
+    let operation = json!({ "type": "subscribe", "id": "1", "payload": { "query": "subscription { events { id } }" } });
+    let churn = [text(operation), text(json!({ "type": "complete", "id": "1" }))].concat();
+    for (title, flood, most) in [
+        ("pongs", frame(0x8a, &[0; 125]), 1_000_000),
+        ("pings", frame(0x89, &[0; 125]), 1_000_000),
+        (
+            "pongs of graphql-transport-ws",
+            text(json!({ "type": "pong", "payload": { "x": "x".repeat(80) } })),
+            1_000_000,
+        ),
+        ("subscriptions that are opened and closed", churn, 1_000_000),
+        ("empty fragments", [frame(0x01, b""), frame(0x00, b"").repeat(10_000), frame(0x80, b" ")].concat(), 3_500_000),
+    ] {
+        let mut raw = Frames::open(&server).await;
+        let payload = json!({ "Authorization": format!("Bearer {}", alice.token()) });
+        raw.0.write_all(&text(json!({ "type": "connection_init", "payload": payload }))).await.expect("sent");
+        assert_eq!(raw.next().await.1, br#"{"type":"connection_ack"}"#);
+        let (mut read, mut write) = raw.0.split();
+        let mut sent = 0;
+        let flooding = async {
+            loop {
+                sent += write.write(&flood[sent % flood.len()..]).await.expect("sent");
+            }
+        };
+        let mut got = Vec::new();
+        let three_seconds = async {
+            while got.windows(15).filter(|part| part == br#"{"type":"ping"}"#).count() < 3 {
+                assert!(read.read_buf(&mut got).await.expect("an open socket") > 0, "{title}: the server closed");
+            }
+        };
+        tokio::select! {
+            () = flooding => {}
+            taken = timeout(PATIENCE, three_seconds) => taken.expect("three pings in time"),
+        }
+        println!("{title}: {sent} bytes were taken in three seconds");
+        assert!(sent < most, "{title}: {sent} bytes were taken in three seconds");
     }
 }

@@ -148,6 +148,7 @@ class Server:
             "ACCESS_TOKEN_EXPIRE_MINUTES": "1440",
             "RATE_LIMIT_ENABLED": "false",
             "WS_SOCKETS_PER_USER": "100000",
+            "WS_SUBSCRIPTIONS_PER_USER": "100000",
             "RUST_LOG": "warn",
             **CHEAP_HASHES,
             **settings,

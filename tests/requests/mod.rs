@@ -8,7 +8,7 @@ use std::path::Path;
 use axum::Router;
 use axum::body::{Body, Bytes, to_bytes};
 use axum::extract::ConnectInfo;
-use axum::http::Request;
+use axum::http::{HeaderValue, Request};
 use fasttrack::config::Config;
 use fasttrack::db::{Location, migrate};
 use fasttrack::time::Clock;
@@ -110,6 +110,8 @@ fn client(directory: &Path) -> Client {
         ("ARGON2_PASSES", "1"),
         ("RATE_LIMIT_GRAPHQL_PER_MINUTE", "100000"),
         ("RATE_LIMIT_COST_PER_MINUTE", "100000"),
+        ("WS_SOCKETS_PER_USER", "1000"),
+        ("WS_SUBSCRIPTIONS_PER_USER", "1000"),
     ]);
     let config = Config::from(&|name| settings.get(name).map(ToString::to_string)).expect("good settings");
     let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
@@ -153,6 +155,17 @@ impl Furnished {
         let named = all.into_iter().filter(|(name, _)| query.contains(&format!("${name}")));
         let variables: Map<String, Value> = named.map(|(name, value)| (name.to_owned(), value)).collect();
         self.client.request("/graphql", &json!({ "query": query, "variables": variables }))
+    }
+
+    /// Opens a stream of events by a document with these variables, which lasts as long as its body.
+    #[allow(dead_code, reason = "the bench opens no streams")]
+    pub fn open(&mut self, query: &str, variables: &Value) -> Body {
+        let mut request = self.client.request("/graphql", &json!({ "query": query, "variables": variables }));
+        request.headers_mut().insert("accept", HeaderValue::from_static("text/event-stream"));
+        let answer = self.client.runtime.block_on(async { self.client.router.call(request).await });
+        let answer = answer.expect("infallible");
+        assert_eq!(answer.headers()["content-type"], "text/event-stream; charset=utf-8", "{}", answer.status());
+        answer.into_body()
     }
 
     /// What it is answered, an error or not.

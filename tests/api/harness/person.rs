@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use fasttrack::{App, events, graphql};
+use fasttrack::{App, events};
 use reqwest::header::HeaderMap;
 use reqwest::{RequestBuilder, StatusCode};
 use serde_json::{Value, json};
@@ -125,7 +125,7 @@ impl Person {
 
     /// The cursor of the end of the event log.
     pub async fn now(&self) -> String {
-        graphql::event::cursor(self.settled().await)
+        self.app.cursors.encode(self.settled().await)
     }
 
     /// The end of the event log once nothing is on its way into it: on PostgreSQL an event shows when every

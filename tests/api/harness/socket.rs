@@ -82,6 +82,11 @@ impl Subscription {
         Self { socket, id: id.to_owned() }
     }
 
+    /// The socket that it is on.
+    pub fn socket(&mut self) -> &mut Socket {
+        &mut self.socket
+    }
+
     /// The data of the next event. Whether something did not come is seen by what comes instead.
     pub async fn next(&mut self) -> Value {
         let answer = self.answer().await;

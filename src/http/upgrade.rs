@@ -1,0 +1,65 @@
+//! The opening handshake of RFC 6455.
+
+use aws_lc_rs::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
+use axum::body::Body;
+use axum::extract::Request;
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, Version, header};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use hyper::upgrade::OnUpgrade;
+
+use super::protocol::NAME;
+
+/// What a server adds to the key of a client (RFC 6455 section 1.3).
+const KEY_SUFFIX: &str = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
+
+/// The request of a client to go on with a WebSocket.
+pub struct Upgrade {
+    key: HeaderValue,
+    /// Whether the client offers the one subprotocol that is spoken here.
+    pub is_offered: bool,
+    /// The connection, once the response is sent.
+    pub connection: OnUpgrade,
+}
+
+impl Upgrade {
+    /// Takes the handshake out of a request; nothing if there is none in it.
+    pub fn from_request(request: &mut Request) -> Option<Self> {
+        let headers = request.headers();
+        let is_upgrade = request.version() == Version::HTTP_11
+            && request.method() == Method::GET
+            && has(headers, &header::CONNECTION, "upgrade")
+            && has(headers, &header::UPGRADE, "websocket")
+            && has(headers, &header::SEC_WEBSOCKET_VERSION, "13");
+        if !is_upgrade {
+            return None;
+        }
+        let key = headers.get(header::SEC_WEBSOCKET_KEY)?.clone();
+        let is_offered = has(headers, &header::SEC_WEBSOCKET_PROTOCOL, NAME);
+        let connection = request.extensions_mut().remove()?;
+        Some(Self { key, is_offered, connection })
+    }
+
+    /// The response that switches protocols.
+    pub fn response(&self) -> Response<Body> {
+        let accepted = digest(&SHA1_FOR_LEGACY_USE_ONLY, &[self.key.as_bytes(), KEY_SUFFIX.as_bytes()].concat());
+        let mut response = Response::new(Body::empty());
+        *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+        let headers = response.headers_mut();
+        headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+        headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+        if let Ok(accepted) = HeaderValue::try_from(STANDARD.encode(accepted)) {
+            headers.insert(header::SEC_WEBSOCKET_ACCEPT, accepted);
+        }
+        if self.is_offered {
+            headers.insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(NAME));
+        }
+        response
+    }
+}
+
+/// Whether one of the comma-separated values of a header is this.
+fn has(headers: &HeaderMap, name: &HeaderName, value: &str) -> bool {
+    let values = headers.get_all(name).iter().filter_map(|values| values.to_str().ok());
+    values.flat_map(|values| values.split(',')).any(|given| given.trim().eq_ignore_ascii_case(value))
+}

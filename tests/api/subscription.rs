@@ -1,0 +1,292 @@
+//! What a subscription may cost: points for each answer, complexity, how many there may be, and what a subscriber that
+//! does not read may still see.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use fasttrack::db::Conn;
+use fasttrack::events::{self, Kind, NewEvent};
+use fasttrack::graphql::node;
+use fasttrack::id::Id;
+use http_body_util::{BodyExt, Empty};
+use hyper::Request;
+use hyper::client::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use reqwest::Response;
+use serde_json::{Value, json};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use crate::harness::{Frame, PATIENCE, Person, Server, text};
+
+const STREAM: &str = "subscription ($after: String) { events(after: $after) { id cursor } }";
+
+fn id(of: &str) -> Option<Id> {
+    node::decode(&of.to_owned().into()).map(|(_, id)| id)
+}
+
+/// Appends events of a project to the log, which cost nobody anything.
+async fn append(server: &Server, owner: &Person, project: &str, count: usize) {
+    let event = NewEvent {
+        owner_id: id(&owner.id),
+        project_id: id(project),
+        ..NewEvent::new(Kind::ProjectUpdated, None, server.app.clock.now())
+    };
+    let appended = server.run(async move |app| {
+        let events: Vec<NewEvent> = (0..count).map(|_| NewEvent { id: Id::new(), ..event.clone() }).collect();
+        app.db.transaction(async |tx: &mut Conn| events::append(tx, &events).await).await
+    });
+    appended.await.expect("events");
+}
+
+async fn used(person: &Person) -> u64 {
+    let limit = person.query("{ rateLimit { used } }", json!({})).await;
+    limit["rateLimit"]["used"].as_u64().expect("a number")
+}
+
+async fn stream(person: &Person, document: &str, variables: Value) -> Response {
+    let request = person.post("/graphql").header("accept", "text/event-stream");
+    request.json(&json!({ "query": document, "variables": variables })).send().await.expect("an answer")
+}
+
+/// The events of a stream until it ends, each with its `id` and its data.
+async fn rest(stream: Response) -> Vec<(Option<String>, Value)> {
+    let text = timeout(PATIENCE, stream.text()).await.expect("an end in time").expect("a good end");
+    let events = text.split_terminator("\n\n").filter(|event| !event.starts_with(':'));
+    let field = |event: &str, name: &str| event.lines().find_map(|line| line.strip_prefix(name).map(ToOwned::to_owned));
+    let parsed = |event| (field(event, "id: "), serde_json::from_str(&field(event, "data: ").unwrap_or_default()));
+    events.map(parsed).map(|(id, data)| (id, data.unwrap_or_default())).collect()
+}
+
+const LIMIT: u64 = 60;
+
+async fn limited() -> Server {
+    Server::with(&[
+        ("RATE_LIMIT_ENABLED", "true"),
+        ("RATE_LIMIT_CREDENTIALS_PER_MINUTE", "100"),
+        ("RATE_LIMIT_COST_PER_MINUTE", &LIMIT.to_string()),
+    ])
+    .await
+}
+
+#[tokio::test]
+async fn answers_to_events_draw_on_the_subscribers_points_and_end_a_socket_s_stream_when_there_are_none() {
+    let server = limited().await;
+    let alice = server.person("alice").await;
+    let project = alice.project("Apollo").await;
+    let mut events = alice.subscribe(STREAM, json!({})).await;
+    let before = used(&alice).await;
+    append(&server, &alice, &project, 5).await;
+    for _ in 0..5 {
+        events.next().await;
+    }
+    let after = used(&alice).await;
+    assert_eq!(after - before, 6, "five answers and this question");
+
+    append(&server, &alice, &project, 60).await;
+    let mut last = Value::Null;
+    for _ in after..LIMIT {
+        last = events.next().await["events"]["cursor"].clone();
+    }
+    let Frame::Message(refused) = events.socket().receive().await else { panic!("an end") };
+    let error = &refused["payload"][0]["extensions"];
+    assert_eq!((&refused["type"], &error["code"]), (&json!("error"), &json!("RATE_LIMITED")), "{refused}");
+    assert_eq!(error["cursor"], last, "the stream goes on from there");
+    assert!(error["retryAfter"].as_u64().is_some_and(|wait| wait > 0), "{error}");
+    assert_eq!(alice.ask("{ viewer { id } }", json!({})).await.code(), "RATE_LIMITED", "it is one budget");
+
+    server.advance(Duration::from_secs(120));
+    let mut resumed = alice.subscribe(STREAM, json!({ "after": last })).await;
+    for _ in 0..60 - (LIMIT - after) {
+        assert_ne!(resumed.next().await["events"]["cursor"], last);
+    }
+}
+
+#[tokio::test]
+async fn an_event_stream_without_points_ends_with_the_cursor_to_go_on_from() {
+    let server = limited().await;
+    let alice = server.person("alice").await;
+    let project = alice.project("Apollo").await;
+    let start = alice.now().await;
+    append(&server, &alice, &project, 100).await;
+    let told = rest(stream(&alice, STREAM, json!({ "after": start })).await).await;
+    let [.., (last, _), (cursor, refused)] = &told[..] else { panic!("{told:?}") };
+    assert_eq!(refused["errors"][0]["extensions"]["code"], "RATE_LIMITED", "{refused}");
+    assert_eq!(refused["errors"][0]["extensions"]["cursor"], json!(last));
+    assert_eq!(cursor, last, "a browser's EventSource goes on from there by itself");
+    assert!((40..60).contains(&told.len()), "{}", told.len());
+    server.advance(Duration::from_secs(120));
+    // From the last cursor the rest comes, the first of it being the event that was refused.
+    let mut resumed = alice.subscribe(STREAM, json!({ "after": cursor })).await;
+    for _ in 0..100 - (told.len() - 1) {
+        resumed.next().await;
+    }
+}
+
+#[tokio::test]
+async fn the_first_event_that_is_refused_is_not_lost_either() {
+    let server = limited().await;
+    let alice = server.person("alice").await;
+    let project = alice.project("Apollo").await;
+    let stream = stream(&alice, "subscription { events { id } }", json!({})).await;
+    while alice.ask("{ viewer { id } }", json!({})).await.codes().is_empty() {}
+    append(&server, &alice, &project, 1).await;
+    let told = rest(stream).await;
+    let [(Some(cursor), refused)] = &told[..] else { panic!("{told:?}") };
+    assert_eq!(refused["errors"][0]["extensions"]["code"], "RATE_LIMITED");
+    server.advance(Duration::from_secs(120));
+    alice.subscribe(STREAM, json!({ "after": cursor })).await.next().await;
+}
+
+#[tokio::test]
+async fn a_subscription_may_ask_for_less_than_a_query() {
+    let server = Server::without_jobs().await;
+    let alice = server.person("alice").await;
+    let task = alice.task(&alice.project("Apollo").await, "Fly", json!({})).await;
+    let nodes = |first: usize| format!("comments(first: {first}) {{ nodes {{ id }} }}");
+    let values = |fields: usize| format!("comments(first: 100) {{ nodes {{ {} }} }}", "id ".repeat(fields));
+    for (fields, is_allowed) in [
+        (
+            nodes(66) + &nodes(66).replace("comments", "a: comments") + &nodes(66).replace("comments", "b: comments"),
+            true,
+        ),
+        (
+            nodes(67) + &nodes(67).replace("comments", "a: comments") + &nodes(67).replace("comments", "b: comments"),
+            false,
+        ),
+        (values(18), true),
+        (values(19), false),
+    ] {
+        let query = format!("query ($id: ID!) {{ task(id: $id) {{ {fields} }} }}");
+        assert!(alice.ask(&query, json!({ "id": task })).await.codes().is_empty(), "{fields}");
+        let subscription = format!("subscription {{ commentAdded {{ task {{ {fields} }} }} }}");
+        let mut socket = alice.socket().await;
+        socket.subscribe("1", &subscription, json!({})).await;
+        socket.subscribe("2", "{ __typename }", json!({})).await;
+        let Frame::Message(first) = socket.receive().await else { panic!("an end") };
+        let code = &first["payload"][0]["extensions"]["code"];
+        match is_allowed {
+            true => assert_eq!(first["id"], "2", "{first}"),
+            false => assert_eq!((&first["id"], code), (&json!("1"), &json!("DOCUMENT_TOO_COMPLEX")), "{first}"),
+        }
+        let streamed = stream(&alice, &subscription, json!({})).await;
+        assert_eq!(streamed.headers()["content-type"].as_bytes().starts_with(b"text/event-stream"), is_allowed);
+    }
+}
+
+#[tokio::test]
+async fn the_variables_of_a_subscription_are_few() {
+    let server = Server::without_jobs().await;
+    let alice = server.person("alice").await;
+    let document = "subscription ($after: String, $search: String) { events(after: $after) {
+        ... on TaskCreatedEvent { task { project { tasks(first: 1, filter: { search: $search }) { nodes { id } } } } } } }";
+    for (search, code) in [(100, None), (9_000, Some("VARIABLES_TOO_LARGE"))] {
+        // What is not declared is not kept, and does not count.
+        let variables = json!({ "search": "x".repeat(search), "unknown": "x".repeat(20_000) });
+        let mut socket = alice.socket().await;
+        socket.subscribe("1", document, variables).await;
+        socket.subscribe("2", "{ __typename }", json!({})).await;
+        let Frame::Message(first) = socket.receive().await else { panic!("an end") };
+        match code {
+            None => assert_eq!(first["id"], "2", "{first}"),
+            Some(code) => assert_eq!(first["payload"][0]["extensions"]["code"], code, "{first}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_user_has_a_number_of_subscriptions_over_all_sockets_and_streams() {
+    let server = Server::with(&[("WS_SUBSCRIPTIONS_PER_USER", "3")]).await;
+    let (alice, bob) = (server.person("alice").await, server.person("bob").await);
+    let (mut one, mut other) = (alice.socket().await, alice.socket().await);
+    // A query after each subscription tells that it was opened.
+    let opened = async |socket: &mut crate::harness::Socket, id: &str| {
+        socket.subscribe(id, STREAM, json!({})).await;
+        socket.subscribe("query", "{ __typename }", json!({})).await;
+        let Frame::Message(first) = socket.receive().await else { panic!("an end") };
+        if first["id"] == id {
+            assert_eq!(first["payload"][0]["extensions"]["code"], "RATE_LIMITED", "{first}");
+        }
+        let is_opened = first["id"] == "query";
+        for _ in 0..if is_opened { 1 } else { 2 } {
+            socket.receive().await;
+        }
+        is_opened
+    };
+    assert!(opened(&mut one, "1").await && opened(&mut other, "2").await);
+    let streamed = stream(&alice, STREAM, json!({})).await;
+    assert_eq!(streamed.status(), 200);
+    assert!(!opened(&mut one, "4").await);
+    assert_eq!(stream(&alice, STREAM, json!({})).await.status(), 429);
+    assert_eq!(stream(&bob, STREAM, json!({})).await.status(), 200, "each user has their own");
+    other.send(json!({ "type": "complete", "id": "2" })).await;
+    let freed = async { while !opened(&mut one, "5").await {} };
+    timeout(PATIENCE, freed).await.expect("one less");
+}
+
+#[tokio::test]
+async fn a_subscriber_that_does_not_read_sees_nothing_written_after_its_rights_ended() {
+    let server = Server::with(&[("WS_WRITE_SECONDS", "60")]).await;
+    let (alice, bob) = (server.person("alice").await, server.person("bob").await);
+    let project = alice.project("Apollo").await;
+    let task = alice.task(&project, "Fly", json!({ "assigneeId": bob.id })).await;
+    let after = bob.now().await;
+    let mut reading = bob.subscribe("subscription ($after: String) { events(after: $after) { id } }", json!({})).await;
+
+    // Over HTTP/2 a client decides how much it is sent: this one takes a kilobyte.
+    let connection = TcpStream::connect(server.address).await.expect("a connection");
+    let mut builder = http2::Builder::new(TokioExecutor::new());
+    builder.initial_stream_window_size(1_024).initial_connection_window_size(65_535);
+    let (mut client, connection) = builder.handshake(TokioIo::new(connection)).await.expect("HTTP/2");
+    let connection = tokio::spawn(connection);
+    let document = "subscription($after:String){events(after:$after){__typename ...on StatusChangedEvent{
+        task{description comments(last:5){nodes{body}}}}}}";
+    let query = url_encoded(&[("query", document), ("variables", &json!({ "after": after }).to_string())]);
+    let request = Request::get(format!("http://{}/graphql?{query}", server.address))
+        .header("accept", "text/event-stream")
+        .header("authorization", format!("Bearer {}", bob.token()))
+        .body(Empty::<Bytes>::new());
+    let answer = client.send_request(request.expect("a request")).await.expect("an answer");
+    let mut stalled = answer.into_body();
+
+    for number in 0..30 {
+        let status = if number % 2 == 0 { "IN_PROGRESS" } else { "TODO" };
+        alice.mutate("updateTask", json!({ "id": task, "status": status })).await.ok();
+        // Whoever reads has the rows of each event loaded, for all subscribers.
+        reading.next().await;
+    }
+    alice.mutate("updateTask", json!({ "id": task, "assigneeId": null })).await.ok();
+    alice.comment(&task, "secret").await;
+    server.advance(Duration::from_secs(2));
+
+    let mut text = String::new();
+    while !text.contains("TaskUnassignedEvent") {
+        let frame = timeout(PATIENCE, stalled.frame()).await.expect("in time").expect("no end").expect("no error");
+        text.push_str(&String::from_utf8_lossy(frame.data_ref().expect("data")));
+    }
+    let told = text.matches("StatusChangedEvent").count();
+    assert!((1..30).contains(&told), "{told} were answered before");
+    assert!(!text.contains("secret"), "{text}");
+    drop((stalled, client));
+    timeout(PATIENCE, connection).await.expect("an end in time").expect("no panic").expect("a good end");
+}
+
+fn url_encoded(pairs: &[(&str, &str)]) -> String {
+    url::form_urlencoded::Serializer::new(String::new()).extend_pairs(pairs).finish()
+}
+
+#[tokio::test]
+async fn a_subscription_waits_for_its_turn_to_execute_and_another_may_be_faster() {
+    let server = Server::with(&[("MAX_OPERATIONS_AT_ONCE", "1")]).await;
+    let alice = server.person("alice").await;
+    let project = alice.project("Apollo").await;
+    let mut events = alice.subscribe(STREAM, json!({})).await;
+    let mut same = alice.subscribe(STREAM, json!({})).await;
+    let turn = server.app.turns.turn(PATIENCE).await.expect("a turn");
+    append(&server, &alice, &project, 1).await;
+    // The log has the event, and nobody may answer it.
+    alice.now().await;
+    assert!(timeout(Duration::from_millis(500), events.next()).await.is_err(), "nobody executes");
+    drop(turn);
+    assert_eq!(text(&events.next().await["events"]["id"]), text(&same.next().await["events"]["id"]));
+}
