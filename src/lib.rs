@@ -29,7 +29,7 @@
 //! | [`http::accept`], [`http::stream`], [`http::address`], [`http::origin`] | connections and their deadlines; streams of HTTP/2; from which address a request comes, and from which page |
 //! | [`http::auth`], [`http::recovery`] | the `/auth` routes: sign-up, tokens, mailed links |
 //! | [`http::operation`], [`http::persisted`], [`http::answer`] | a GraphQL operation from its words to its answer, the same for every transport |
-//! | [`http::turns`] | who may execute now, and who is refused at the door |
+//! | [`http::concurrency_limit`] | how many operations run at once, each owner's share of them, and load shedding |
 //! | [`http::document`], [`http::recent`] | documents that were read lately, and which of their operations are known to be valid |
 //! | [`http::subscription`] | a subscription: opened once, then told event by event, everybody who asked the same at once |
 //! | [`http::graphql`], [`http::negotiate`] | GraphQL over HTTP |
@@ -47,6 +47,7 @@
 //! | [`store`] | the nouns' rows, reads and transactions; [`store::value`] and [`store::password`] have what was checked, such as a `Title` |
 //! | [`store::account`], [`store::session`], [`store::token`], [`store::lockout`], [`store::email_change`], [`store::audit`], [`store::export`] | the life of an account, its sessions and mailed tokens, what is kept of it |
 //! | [`store::notification`], [`store::mention`] | inboxes, and who is named in a comment |
+//! | [`store::search`] | search in text that users write: linear, over a bounded amount |
 //! | [`store::task_list`] | lists of tasks: filters, orders, a page at a time, for many parents at once |
 //! | [`store::mail`], [`mail`] | the mail queue; its words and its sending |
 //! | [`events`] | the log (transactional outbox), [`events::hub`], which tails it and fans out, and [`events::hint`] between instances |
@@ -177,7 +178,7 @@ use events::cursor::Cursors;
 use events::hint::Hints;
 use events::hub::Hub;
 use futures_util::future::{Either, select};
-use http::turns::Turns;
+use http::concurrency_limit::ConcurrencyLimit;
 use limits::Limits;
 use metrics::Metrics;
 use store::user::Profiles;
@@ -218,8 +219,8 @@ pub struct App {
     pub metrics: Metrics,
     /// What is told to a collector of traces.
     pub traces: Traces,
-    /// For operations to be executed.
-    pub turns: Turns,
+    /// How many operations run at once.
+    pub concurrency: ConcurrencyLimit,
     /// Writes under way, which go on when their client goes away.
     pub writes: TaskTracker,
     /// Cancelled when the server is told to end.
@@ -233,6 +234,8 @@ impl App {
         let is_embedded = !db.is_postgres();
         let credentials = Credentials::new(&config)?;
         let limits = Limits::new(config.rate_limits, config.redis()?);
+        let Config { connections, database_connections, .. } = &config;
+        let rejected = limits.refused.clone();
         Ok(Arc::new(Self {
             metrics: Metrics::new(&db, &limits, &credentials),
             traces: Traces::open(config.traces.as_ref())?,
@@ -245,7 +248,7 @@ impl App {
             sessions: Sessions::default(),
             profiles: Profiles::default(),
             limits,
-            turns: Turns::new(config.connections.operations, is_embedded),
+            concurrency: ConcurrencyLimit::new(connections.operations, *database_connections, is_embedded, rejected),
             writes: TaskTracker::new(),
             draining: CancellationToken::new(),
             clock,

@@ -89,6 +89,8 @@ pub struct Limits {
     pub subscription_nodes: u64,
     /// See [`Limits::subscription_nodes`].
     pub subscription_values: u64,
+    /// Searches of one operation: each reads text.
+    pub searches: u64,
 }
 
 impl Default for Limits {
@@ -118,6 +120,7 @@ impl Default for Limits {
             values: 100_000,
             subscription_nodes: 200,
             subscription_values: 2_000,
+            searches: 10,
         }
     }
 }
@@ -135,8 +138,11 @@ pub struct Admitted {
     pub nodes: u64,
     /// How many selections the operation resolves if every page is full.
     pub values: u64,
+    /// How many searches the operation runs: each page of a list with `search`, and each of its
+    /// total counts. Every one may read as much text as is allowed for one.
+    pub searches: u64,
     /// What the request costs in points: 1, and 1 for every thousand values, 10 for each root
-    /// field of a mutation and 1000 for an export.
+    /// field of a mutation, [`SEARCH_POINTS`] for each search and 1000 for an export.
     pub cost: u32,
     /// Whether the operation exports an account, which it does once at most.
     pub export: bool,
@@ -154,6 +160,10 @@ pub struct Refusal {
     /// Where in the document, as line and column counted from one.
     pub location: Option<(usize, usize)>,
 }
+
+/// What a search costs: it may read 16 MiB of text, which takes about as long as twenty thousand
+/// values.
+const SEARCH_POINTS: u64 = 20;
 
 /// The longest message of a refusal, in characters.
 const MESSAGE_CHARACTERS: usize = 200;
@@ -209,6 +219,7 @@ pub fn admit(
         root_fields: survey.root_fields,
         nodes: survey.nodes,
         values: survey.values,
+        searches: survey.searches,
         cost: cost(operation.ty, &survey),
         export: survey.exports > 0,
         introspection: survey.introspection,
@@ -222,7 +233,9 @@ fn cost(operation: OperationType, survey: &survey::Survey) -> u32 {
         OperationType::Mutation => survey.root_fields,
         OperationType::Query | OperationType::Subscription => 0,
     };
-    let points = [1, survey.values / 1_000, mutations.saturating_mul(10), survey.exports.saturating_mul(1_000)];
+    let searches = survey.searches.saturating_mul(SEARCH_POINTS);
+    let points =
+        [1, survey.values / 1_000, mutations.saturating_mul(10), searches, survey.exports.saturating_mul(1_000)];
     u32::try_from(points.into_iter().fold(0, u64::saturating_add)).unwrap_or(u32::MAX)
 }
 

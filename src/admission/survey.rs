@@ -49,6 +49,7 @@ pub(super) struct Survey {
     pub(super) values: u64,
     pub(super) root_fields: u64,
     pub(super) exports: u64,
+    pub(super) searches: u64,
     pub(super) introspection: bool,
 }
 
@@ -83,11 +84,13 @@ pub(super) fn survey(
             };
             at_most(nodes, measure.load.nodes, "nodes", pos)?;
             at_most(values, measure.load.values, "values", pos)?;
+            at_most(limits.searches, measure.searches, "searches", pos)?;
             survey = Survey {
                 nodes: measure.load.nodes,
                 values: measure.load.values,
                 root_fields: measure.fields,
                 exports: measure.exports,
+                searches: measure.searches,
                 introspection: measure.introspection,
             };
         }
@@ -105,6 +108,10 @@ struct Measure {
     aliases: u64,
     /// Fields that yield a whole account, at any depth.
     exports: u64,
+    /// Searches, at any depth. A list within another one is searched once for all its parents.
+    searches: u64,
+    /// Total counts of the set itself, each of which searches again.
+    totals: u64,
     /// Fields within each other.
     depth: u64,
     /// Selection sets within each other, this one included: how deep the library will recurse.
@@ -135,6 +142,8 @@ impl Measure {
             fields: self.fields.saturating_add(other.fields),
             aliases: self.aliases.saturating_add(other.aliases),
             exports: self.exports.saturating_add(other.exports),
+            searches: self.searches.saturating_add(other.searches),
+            totals: self.totals.saturating_add(other.totals),
             depth: self.depth.max(other.depth),
             levels: self.levels.max(other.levels),
             lists: self.lists.max(other.lists),
@@ -262,12 +271,15 @@ impl<'a> Walk<'a> {
         let below = self.selection_set(&field.selection_set)?;
 
         let page = self.pages.of(field, below.connection).or(LISTS.contains(&name).then_some(LIST));
+        let searches = if self.pages.is_searched(field) { below.totals.saturating_add(1) } else { 0 };
         let list = INTROSPECTION_LISTS.contains(&name);
         let mut measure = Measure {
             selections: below.selections.saturating_add(1),
             fields: 1,
             aliases: below.aliases.saturating_add(u64::from(field.alias.is_some())),
             exports: below.exports.saturating_add(u64::from(name == EXPORT)),
+            searches: below.searches.saturating_add(searches),
+            totals: u64::from(name == "totalCount"),
             depth: below.depth.saturating_add(1),
             levels: below.levels,
             lists: below.lists.saturating_add(u64::from(list)),
@@ -373,6 +385,26 @@ impl Pages<'_> {
             _ => None,
         });
         asked.max().or_else(|| connection.then_some(self.limits.default_page))
+    }
+
+    /// Whether a field may search. A blank search, or none, finds everything without reading.
+    fn is_searched(&self, field: &Field) -> bool {
+        let is_text = |value: &Value| value.as_str().is_none_or(|text| !text.trim().is_empty()) && !value.is_null();
+        let variable = |name: &Name| match self.variables.get(name.as_str()) {
+            Some(value) => Some(value.clone()),
+            None => self.default(name).and_then(|default| default.clone().into_json().ok()),
+        };
+        match field.get_argument("filter").map(|filter| &filter.node) {
+            Some(Input::Object(filter)) => match filter.get("search") {
+                Some(Input::Variable(name)) => variable(name).is_some_and(|search| is_text(&search)),
+                Some(search) => search.clone().into_json().ok().is_none_or(|search| is_text(&search)),
+                None => false,
+            },
+            Some(Input::Variable(name)) => {
+                variable(name).is_some_and(|filter| filter.get("search").is_some_and(is_text))
+            }
+            _ => false,
+        }
     }
 
     /// The length of a list. What is none counts as the longest.

@@ -574,6 +574,21 @@ mod costs {
         assert_eq!(page.values, 1 + 100 * (1 + 1 + 10 * 2));
         assert_eq!(page.cost, 1 + 2);
         assert_eq!(admitted("subscription { a { id } }").cost, 1);
+        let searches = |document: &str| {
+            let found = admitted(document);
+            assert_eq!(u64::from(found.cost), 1 + 20 * found.searches, "{document}");
+            found.searches
+        };
+        assert_eq!(searches("{ a(filter: { search: \"x\" }) { nodes { id } } }"), 1);
+        assert_eq!(searches("{ a(filter: { search: \"x\" }) { totalCount n: totalCount } }"), 3);
+        assert_eq!(searches("{ a(filter: { search: \"x\" }) { ...F } } fragment F on C { totalCount }"), 2);
+        assert_eq!(searches("{ a(filter: { search: \"x\" }) { id } b: a(filter: { search: \"y\" }) { id } }"), 2);
+        assert_eq!(searches("{ a(filter: { search: \" \" }) { id } b(filter: { search: null }) { id } }"), 0);
+        assert_eq!(searches("query ($s: String = \"x\") { a(filter: { search: $s }) { id } }"), 1);
+        assert_eq!(searches("query ($f: F = { search: \"x\" }) { a(filter: $f) { id } }"), 1);
+        assert_eq!(searches("query ($f: F) { a(filter: $f) { totalCount } }"), 0);
+        let many: String = (0..11).map(|n| format!("a{n}: a(filter: {{ search: \"x\" }}) {{ id }} ")).collect();
+        assert_eq!(refused(&format!("{{ {many} }}")).message, "Too many searches: at most 10 are allowed");
         let export = admitted("{ ...F } fragment F on Query { exportViewerData }");
         assert_eq!((export.cost, export.export), (1_001, true));
         let twice = refused("{ exportViewerData ...F } fragment F on Query { b: exportViewerData }");

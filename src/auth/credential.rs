@@ -55,6 +55,8 @@ struct Claims {
 /// What an access token says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Access {
+    /// The user that it was issued to.
+    pub user_id: Id,
     /// The session that it was given out for.
     pub session_id: Id,
     /// When it is no longer good.
@@ -106,6 +108,7 @@ struct Inner {
 /// What a genuine token claims: whether it is good now is asked each time.
 #[derive(Clone, Copy)]
 struct Claimed {
+    user_id: Id,
     session_id: Id,
     not_before: i64,
     expires: i64,
@@ -256,7 +259,8 @@ impl Credentials {
             None => self.read(now, token)?,
         };
         let expires_at = Timestamp::from_micros(claimed.expires.saturating_mul(1_000_000));
-        claimed.is_good(now.seconds()).then_some(Access { session_id: claimed.session_id, expires_at })
+        let Claimed { user_id, session_id, .. } = claimed;
+        claimed.is_good(now.seconds()).then_some(Access { user_id, session_id, expires_at })
     }
 
     fn read(&self, now: Timestamp, token: &str) -> Option<Claimed> {
@@ -264,8 +268,8 @@ impl Credentials {
         if data.header.typ.as_deref() != Some(TYPE) {
             return None;
         }
-        let Claims { sid, nbf, exp, .. } = data.claims;
-        let claimed = Claimed { session_id: sid, not_before: nbf, expires: exp };
+        let Claims { sub, sid, nbf, exp, .. } = data.claims;
+        let claimed = Claimed { user_id: sub, session_id: sid, not_before: nbf, expires: exp };
         if claimed.is_good(now.seconds()) {
             let mut genuine = self.genuine();
             if genuine.len() >= KNOWN_TOKENS {

@@ -86,7 +86,8 @@ impl Batch {
             None => {
                 // Whoever took the connection with it has left these behind.
                 group.members.clear();
-                let mut open = Open(Some(Conn::new(Pooled::Sqlite(Lent::new(db.acquire(self.pool.get()).await?)))));
+                let mut open =
+                    Open(Some(Conn::new(Pooled::Sqlite(Lent::new(db.acquire(self.pool.get()).await?, None)))));
                 open.conn().execute("BEGIN IMMEDIATE").await?;
                 open
             }
@@ -181,7 +182,7 @@ impl Batch {
         async move {
             let folded = async {
                 const FOLD: &str = "PRAGMA wal_checkpoint(PASSIVE)";
-                let mut folder = Conn::new(Pooled::Sqlite(Lent::new(db.acquire(self.folder.get()).await?)));
+                let mut folder = Conn::new(Pooled::Sqlite(Lent::new(db.acquire(self.folder.get()).await?, None)));
                 for _ in 0..BESIDE {
                     giving_way(folder.execute(FOLD)).await?;
                 }

@@ -13,6 +13,8 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use tokio::runtime::{self, Runtime};
 
+use super::interrupt::limited;
+
 /// So many rows keep a thread no longer than a request that is read or an answer that is written.
 pub(super) const FEW: usize = 100;
 
@@ -72,12 +74,19 @@ impl SpawnBlocking for Place {
         &mut self,
         task: impl FnOnce() -> R + Send + 'static,
     ) -> BoxFuture<'a, Result<R, Box<dyn Error + Send + Sync>>> {
-        let running = match MANNER.try_with(|manner| *manner) {
-            Ok(Manner::Brief) => return ready(Ok(task())).boxed(),
-            Ok(Manner::GivingWay) => BEHIND.spawn_blocking(task),
-            Err(_) => tokio::task::spawn_blocking(task),
-        };
-        running.map(|done| done.map_err(Into::into)).boxed()
+        match MANNER.try_with(|manner| *manner) {
+            Ok(Manner::Brief) => ready(Ok(task())).boxed(),
+            Ok(Manner::GivingWay) => BEHIND.spawn_blocking(task).map(|done| done.map_err(Into::into)).boxed(),
+            Err(_) => {
+                let (waiter, task) = limited(task);
+                let running = tokio::task::spawn_blocking(task);
+                async move {
+                    let _waiter = waiter;
+                    running.await.map_err(Into::into)
+                }
+                .boxed()
+            }
+        }
     }
 
     fn get_runtime() -> Self {

@@ -8,6 +8,7 @@ use std::ops::{Deref, DerefMut};
 
 use diesel_async::pooled_connection::deadpool::Object;
 use diesel_async::{AsyncPgConnection, SimpleAsyncConnection};
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::SqliteConn;
 use super::shared::Line;
@@ -54,11 +55,13 @@ pub struct Lent<O: Leaves> {
     conn: Option<O>,
     #[doc(hidden)]
     pub is_busy: bool,
+    /// Of the owner's share, returned after the connection.
+    share: Option<OwnedSemaphorePermit>,
 }
 
 impl<O: Leaves> Lent<O> {
-    pub(super) const fn new(conn: O) -> Self {
-        Self { conn: Some(conn), is_busy: false }
+    pub(super) const fn new(conn: O, share: Option<OwnedSemaphorePermit>) -> Self {
+        Self { conn: Some(conn), is_busy: false, share }
     }
 
     /// Takes it out of its pool for good.
@@ -75,7 +78,9 @@ impl<O: Leaves> Lent<O> {
     /// Has its place taken until what was sent over it has ended.
     fn end(&mut self, is_reused: bool) {
         if let Some(mut conn) = self.conn.take() {
+            let share = self.share.take();
             tokio::spawn(async move {
+                let _share = share;
                 // Nothing to do, which is done after what was sent before.
                 let ended = conn.batch_execute("").await;
                 if !is_reused || ended.is_err() {

@@ -6,9 +6,11 @@
 mod batch;
 mod brief;
 pub mod columns;
+mod interrupt;
 pub mod lately;
 mod loan;
 pub mod migrate;
+mod operation_scope;
 pub mod page;
 pub mod postgres;
 mod prepared;
@@ -37,7 +39,9 @@ use tokio::sync::Notify;
 use self::batch::Batch;
 use self::brief::FEW;
 pub use self::brief::{brief, looked_up};
+pub use self::interrupt::WithinDeadline;
 pub use self::loan::{Leaves, Lent, Loan, Pooled};
+pub use self::operation_scope::OperationScope;
 pub use self::prepared::{planned_anew, prepared};
 use self::shared::{Line, Shared};
 use crate::error::{Error, Result};
@@ -296,12 +300,13 @@ impl Db {
         self.changes[bell as usize].load(Ordering::Acquire)
     }
 
-    /// A connection for reading.
+    /// A connection for reading, of the share of the operation's [`OperationScope`].
     pub async fn conn(&self) -> Result<Conn> {
+        let share = operation_scope::acquire().await?;
         let pooled = match &self.pools {
-            Pools::Sqlite { readers, .. } => Pooled::Sqlite(Lent::new(self.acquire(readers.get()).await?)),
+            Pools::Sqlite { readers, .. } => Pooled::Sqlite(Lent::new(self.acquire(readers.get()).await?, share)),
             Pools::Postgres { own, .. } => {
-                Pooled::Postgres(Loan::Own(Box::new(Lent::new(self.acquire(own.get()).await?))))
+                Pooled::Postgres(Loan::Own(Box::new(Lent::new(self.acquire(own.get()).await?, share))))
             }
         };
         Ok(Conn::new(pooled))
@@ -381,8 +386,9 @@ impl Db {
         match &self.pools {
             Pools::Sqlite { writer, .. } => writer.join(self, work, is_brief).await,
             Pools::Postgres { own, .. } => {
+                let share = operation_scope::acquire().await?;
                 let own = self.acquire(own.get()).await?;
-                let own = Loan::Own(Box::new(Lent::new(own)));
+                let own = Loan::Own(Box::new(Lent::new(own, share)));
                 let mut open = Open(Some(Conn::new(Pooled::Postgres(own))));
                 open.conn().execute("BEGIN").await?;
                 let done = match work(open.conn()).await {
@@ -475,8 +481,9 @@ impl Db {
             Pools::Sqlite { writer, readers } => {
                 readers.close();
                 if let Ok(pooled) = self.acquire(writer.pool.get()).await
-                    && let Err(error) =
-                        Conn::new(Pooled::Sqlite(Lent::new(pooled))).execute("PRAGMA wal_checkpoint(TRUNCATE)").await
+                    && let Err(error) = Conn::new(Pooled::Sqlite(Lent::new(pooled, None)))
+                        .execute("PRAGMA wal_checkpoint(TRUNCATE)")
+                        .await
                 {
                     tracing::warn!(cause = ?error, "checkpoint failed");
                 }
@@ -582,7 +589,12 @@ fn sqlite_pool(path: &str, size: usize, statements: &Counter, setup: &'static st
     let path: Arc<str> = path.into();
     let manager = manager(statements, setup, move || {
         let path = Arc::clone(&path);
-        async move { SqliteConn::establish(&path).await }
+        async move {
+            let mut conn = SqliteConn::establish(&path).await?;
+            let registered = conn.spawn_blocking(interrupt::register).await;
+            registered.map_err(ConnectionError::CouldntSetupConfiguration)?;
+            Ok(conn)
+        }
     });
     Pool::builder(manager).max_size(size).build().map_err(Error::internal)
 }

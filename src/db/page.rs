@@ -62,6 +62,11 @@ impl Window {
         i64::try_from(self.limit).unwrap_or(i64::MAX - 1) + i64::from(self.tells_more)
     }
 
+    /// The same as a length.
+    pub fn rows(&self) -> usize {
+        self.limit.saturating_add(usize::from(self.tells_more))
+    }
+
     /// Cuts what was fetched down to the page. `rows` may come in any order, from several ranges of the list.
     pub fn page<T>(&self, descending: bool, mut rows: Vec<T>, position: impl Fn(&T) -> Position) -> Page<T> {
         let reversed = descending != self.backward;

@@ -21,6 +21,7 @@ use diesel_async::{AsyncConnectionCore, AsyncPgConnection};
 use futures_util::StreamExt;
 
 use super::SqliteConn;
+use super::interrupt::check;
 use crate::limits::decoding::{self, Meter};
 
 /// What diesel-async's trait of this name does, on the connections of [`on!`](crate::on).
@@ -105,12 +106,13 @@ where
         self.spawn_blocking(move |conn: &mut SqliteConnection| {
             let query = query?;
             let rows = LoadConnection::load(conn, &query)?;
-            rows.map(|row| {
+            let read = |row: QueryResult<_>| {
+                check()?;
                 let row = row?;
                 count::<U, _>(meter.as_deref(), || sqlite_bytes(&row))?;
                 U::build_from_row(&row).map_err(Error::DeserializationError)
-            })
-            .collect()
+            };
+            rows.map(read).collect()
         })
     }
 }

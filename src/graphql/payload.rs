@@ -5,6 +5,7 @@ use async_graphql::{Context, Result, SimpleObject};
 use super::Caller;
 use crate::App;
 use crate::access::Viewer;
+use crate::db::OperationScope;
 use crate::error::{Error, Fault, FaultCode};
 use std::sync::Arc;
 
@@ -40,7 +41,7 @@ where
     F: Future<Output = crate::error::Result<T>> + Send + 'static,
 {
     let caller = Caller::of(ctx);
-    let work = work(Arc::clone(caller.app()), *caller.viewer()?);
+    let work = OperationScope::inherited(work(Arc::clone(caller.app()), *caller.viewer()?));
     match caller.app().writes.spawn(work).await.unwrap_or_else(|error| Err(Error::internal(error))) {
         Ok(object) => Ok((Some(object), Vec::new())),
         Err(Error::Faults(faults)) => Ok((None, faults.into_iter().map(UserError::from).collect())),

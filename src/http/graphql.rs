@@ -8,7 +8,6 @@
 //! "simple request") is refused, whatever it says.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use async_graphql::parser::types::OperationType;
 use axum::Extension;
@@ -20,8 +19,9 @@ use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde_json::{Map, Value};
 
 use super::answer::{Answer, Refused, too_large};
+use super::concurrency_limit::Wait;
 use super::negotiate::{Media, answer_type, is_json_utf8, takes_stream};
-use super::operation::{Door, Words};
+use super::operation::{DEADLINE, Door, Words};
 use super::origin::{is_cross_site_simple, is_known};
 use super::sse::{self, Listener};
 use super::upgrade::Upgrade;
@@ -30,11 +30,10 @@ use super::{Lifeline, RequestId, TooMany, set_rate_limit};
 use crate::access::Viewer;
 use crate::auth::{self, bearer};
 use crate::error::{Code, Error};
+use crate::limits::Who;
 use crate::network::Client;
 use crate::time::whole_seconds;
 
-/// How long a request may wait for its turn.
-const TURN: Duration = Duration::from_millis(500);
 /// Bytes of a request's body.
 const MAX_BODY: usize = 256 * 1024;
 
@@ -107,9 +106,10 @@ async fn run(
     if !get && !is_json_utf8(&parts.headers) {
         return Err(Refused::new(Code::UnsupportedMediaType, "Send `Content-Type: application/json` in UTF-8."));
     }
-    // Whoever sends slowly keeps nobody else from their turn.
+    // A client that sends slowly does not hold a permit meanwhile.
     let body = if get { None } else { Some(read(body).await) };
-    let mut turn = door.app.turns.turn(TURN).await?;
+    let owner = owner(door, &parts.headers, &client);
+    let mut permit = door.app.concurrency.acquire(owner, Wait::Request).await?;
     let viewer = viewer(door, &parts.headers).await?;
     door.enter(viewer, client.address).await?;
     let words = match body {
@@ -121,11 +121,12 @@ async fn run(
         OperationType::Mutation if get => {
             return Err(Refused::new(Code::MethodNotAllowed, "Send mutations by POST."));
         }
-        OperationType::Mutation => turn = door.app.turns.write(turn, TURN).await?,
+        OperationType::Mutation => permit = door.app.concurrency.acquire_write(permit, Wait::Request).await?,
         OperationType::Subscription if takes_stream(&parts.headers) => {
             let listener = Listener { viewer, request_id: Arc::clone(&id.0), lifeline };
             // On the heap: it is rare next to what is answered at once.
-            return Box::pin(sse::subscribe(door, operation, &parts.headers, listener)).await;
+            let opened = sse::subscribe(door, operation, &parts.headers, listener);
+            return Box::pin(permit.scope(DEADLINE, 0).run(opened)).await;
         }
         OperationType::Subscription => {
             let message = "Subscriptions need a WebSocket, or `Accept: text/event-stream`.";
@@ -134,8 +135,7 @@ async fn run(
         OperationType::Query => {}
     }
     let standing = operation.spent.standing;
-    let answer = door.execute(operation, viewer, &id.0).await;
-    drop(turn);
+    let answer = door.execute(operation, viewer, &id.0, permit).await;
     let mut response = match media {
         Media::EventStream => sse::whole(&answer, &id.0),
         _ => answered(media, answer, &id.0),
@@ -144,6 +144,14 @@ async fn run(
         set_rate_limit(response.headers_mut(), standing.limit, standing.remaining(), standing.reset);
     }
     Ok(response)
+}
+
+/// Whose share of the server a request draws on: the user that a genuine token was issued to, else the address. The
+/// database is not asked: that would be work before the permit.
+fn owner(door: &Door, headers: &HeaderMap, client: &Client) -> Who {
+    let token = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()).and_then(bearer);
+    let access = token.and_then(|token| door.app.credentials.access(door.app.clock.now(), token));
+    access.map_or_else(|| Who::address(client.address), |access| Who::User(access.user_id))
 }
 
 /// Who asks; nobody, if they do not say.

@@ -4,6 +4,7 @@ pub mod accept;
 pub mod address;
 pub mod answer;
 pub mod auth;
+pub mod concurrency_limit;
 pub mod docs;
 pub mod document;
 pub mod graphql;
@@ -21,7 +22,6 @@ pub mod recovery;
 pub mod sse;
 pub mod stream;
 pub mod subscription;
-pub mod turns;
 pub mod upgrade;
 pub mod user_slots;
 pub mod websocket;
@@ -64,7 +64,7 @@ const RATE_LIMIT_RESET: HeaderName = HeaderName::from_static("ratelimit-reset");
 #[derive(Clone, Debug)]
 pub struct RequestId(pub Arc<str>);
 
-/// Marks a request that there is no room for, or that would wait for its turn for nothing.
+/// Marks a request that there is no room for, or that would most likely wait for a permit until it times out.
 #[derive(Clone, Copy, Debug)]
 struct TooMany;
 
@@ -200,7 +200,7 @@ async fn around(State(app): State<Arc<App>>, mut request: Request, next: Next) -
     let is_kept = request.version() == Version::HTTP_11;
     let is_allowed = is_allowed(&request, &app.config.allowed_hosts);
     let is_operation = route == Some("/graphql") && method == Method::POST;
-    if is_operation && app.turns.are_taken() {
+    if is_operation && app.concurrency.should_shed() {
         request.extensions_mut().insert(TooMany);
     }
     if is_allowed && request.extensions().get::<TooMany>().is_some() {

@@ -17,6 +17,7 @@ use tokio::sync::Semaphore;
 use tokio::task::coop::unconstrained;
 
 use super::answer::{Answer, Refused};
+use super::concurrency_limit::Permit;
 use super::document::{Document, Reader};
 use super::persisted::Documents;
 use super::subscription::Subscriptions;
@@ -33,6 +34,7 @@ use crate::graphql::{Caller, Manner, Schema, direct};
 use crate::limits::{Door as Limited, Who};
 use crate::metrics::Executed;
 use crate::network::Client;
+use crate::store::search;
 
 /// How long an operation may take.
 pub(super) const DEADLINE: Duration = Duration::from_secs(8);
@@ -125,6 +127,8 @@ pub struct Operation {
     pub(super) query: String,
     /// Whether it exports an account.
     export: bool,
+    /// Bytes of text that its searches may read.
+    search_bytes: u64,
     /// Who asks for it, for the audit log.
     pub(super) client: Client,
 }
@@ -178,7 +182,7 @@ impl Door {
         if let Some(hash) = hash {
             self.documents.remember(&hash, &query);
         }
-        let Admitted { operation: kind, name, cost, export, introspection, .. } = admitted;
+        let Admitted { operation: kind, name, cost, export, searches, introspection, .. } = admitted;
         if introspection && !self.app.config.introspection {
             return Err(Refused::new(Code::ValidationFailed, "The schema cannot be asked for on this server."));
         }
@@ -198,8 +202,9 @@ impl Door {
             defaulted(&mut request.variables, operation);
         }
         let spent = Spent { cost, standing: None };
+        let search_bytes = searches.saturating_mul(search::MAX_BYTES);
         let deprecations = self.deprecations.used(&document, name.as_deref(), &request.variables);
-        Ok(Operation { kind, spent, document, manner, deprecations, request, query, export, client })
+        Ok(Operation { kind, spent, document, manner, deprecations, request, query, export, search_bytes, client })
     }
 
     /// Takes one of the subscriptions that a user may have on this instance, over all sockets and streams.
@@ -213,8 +218,16 @@ impl Door {
     }
 
     /// Executes a query or a mutation. Whoever stops waiting does not stop a mutation: it runs in a task of its own.
-    pub async fn execute(&self, operation: Operation, viewer: Option<Viewer>, request_id: &str) -> Answer {
-        let Operation { kind, spent, document, manner, deprecations, mut request, export, client, .. } = operation;
+    pub async fn execute(
+        &self,
+        operation: Operation,
+        viewer: Option<Viewer>,
+        request_id: &str,
+        permit: Permit,
+    ) -> Answer {
+        let Operation {
+            kind, spent, document, manner, deprecations, mut request, export, search_bytes, client, ..
+        } = operation;
         let Ok(export) = export.then(|| Arc::clone(&self.exports).try_acquire_owned()).transpose() else {
             return Answer::refused(Error::unavailable().into(), request_id);
         };
@@ -252,7 +265,8 @@ impl Door {
             schema.execute(request.data(caller).data(spent)).await
         });
         // Tokio's budget would break off an operation in the middle of a level, and its loaders would read in pieces.
-        let executed = unconstrained(AssertUnwindSafe(executed).catch_unwind());
+        let executed =
+            unconstrained(AssertUnwindSafe(permit.scope(DEADLINE, search_bytes).run(executed)).catch_unwind());
         let executed = self.app.limits.decoding.metered(owner, executed);
         let answer = match self.app.in_time(DEADLINE, executed).await {
             Ok(Ok(mut response)) => {

@@ -27,7 +27,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
 use super::answer::{Answer, Refused, too_large};
-use super::operation::{Door, Words};
+use super::concurrency_limit::Wait;
+use super::operation::{DEADLINE, Door, Words};
 use super::pace::{Pace, PacedIo};
 use super::protocol::{Close, Incoming, Outgoing, next, plain};
 use super::subscription::{Subscription, Told};
@@ -38,6 +39,7 @@ use crate::access::Viewer;
 use crate::auth::{self, bearer};
 use crate::error::{Code, Error};
 use crate::events::hub::Watch;
+use crate::limits::Who;
 use crate::metrics::Transport;
 use crate::network::Client;
 use crate::store::event::Objects;
@@ -54,8 +56,6 @@ const MESSAGES_PER_SECOND: u32 = 100;
 const MESSAGES_AT_ONCE: u32 = 1_000;
 /// Messages that wait to be written, and one more of each operation.
 const QUEUE: usize = 16;
-/// How long an operation may wait for its turn: when all come back at once it is better to wait than to come again.
-const TURN: Duration = Duration::from_secs(10);
 /// How long a goodbye may take.
 const GOODBYE: Duration = Duration::from_secs(2);
 /// How long the requests that run on a socket may take to be answered when the server ends.
@@ -502,15 +502,16 @@ impl Runner {
     /// Opens a subscription, or executes and answers what is none.
     async fn begin(&mut self, id: &str, words: Box<Words>) -> Result<Box<Subscription>, End> {
         let admitted = async {
-            let turn = self.door.app.turns.turn(TURN).await?;
+            let concurrency = &self.door.app.concurrency;
+            let permit = concurrency.acquire(Who::User(self.viewer.id), Wait::Socket).await?;
             let operation = self.admitted(*words).await?;
-            let turn = match operation.kind {
-                OperationType::Mutation => self.door.app.turns.write(turn, TURN).await?,
-                _ => turn,
+            let permit = match operation.kind {
+                OperationType::Mutation => concurrency.acquire_write(permit, Wait::Socket).await?,
+                _ => permit,
             };
-            Ok::<_, Refused>((turn, operation))
+            Ok::<_, Refused>((permit, operation))
         };
-        let (turn, operation) = admitted.await.map_err(|refused| {
+        let (permit, operation) = admitted.await.map_err(|refused| {
             self.door.app.metrics.refused(refused.code);
             match refused.code {
                 Code::Unauthenticated => End::SessionEnded,
@@ -520,14 +521,14 @@ impl Runner {
         if operation.kind == OperationType::Subscription {
             let (request_id, viewer) = (Arc::clone(&self.request_id), Some(self.viewer));
             let slot = self.door.subscription_slot(viewer).map_err(|refused| End::Told(self.error(id, refused)))?;
-            return match self.door.subscribe(operation, slot, None, viewer, request_id).await {
+            let opened = self.door.subscribe(operation, slot, None, viewer, request_id);
+            return match permit.scope(DEADLINE, 0).run(opened).await {
                 Ok(subscription) => Ok(Box::new(subscription)),
                 Err(answer) if answer.ends_session() => Err(End::SessionEnded),
                 Err(answer) => Err(failed(id, &answer)),
             };
         }
-        let answer = self.door.execute(operation, Some(self.viewer), &self.request_id).await;
-        drop(turn);
+        let answer = self.door.execute(operation, Some(self.viewer), &self.request_id, permit).await;
         Err(self.answered(id, answer).await)
     }
 

@@ -15,6 +15,7 @@ pub mod mention;
 pub mod notification;
 pub mod password;
 pub mod project;
+pub mod search;
 pub mod session;
 pub mod task;
 pub mod task_list;

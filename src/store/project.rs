@@ -9,6 +9,7 @@ use diesel::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::event::{Change, Snapshot, about_project, about_task};
+use super::search::{Candidate, MAX_CANDIDATES, Scan, flat, octet_length, scan};
 use super::session;
 use super::task::{self, Status as TaskStatus};
 use super::value::{Description, ProjectName, Search, fold};
@@ -18,7 +19,7 @@ use crate::db::page::{Key, Page, Parent, Position, Window, among, by_parent, eac
 use crate::db::rows::RunQueryDsl;
 use crate::db::schema::{projects, tasks};
 use crate::db::types::sql;
-use crate::db::{Conn, Db, Lock, looked_up};
+use crate::db::{Conn, Db, Lock, WithinDeadline, looked_up};
 use crate::error::{Error, FaultCode, Result};
 use crate::events::{self, Kind};
 use crate::id::Id;
@@ -155,9 +156,6 @@ impl Project {
 /// Narrows a boxed query on projects, in both arms of `on!`.
 macro_rules! narrow {
     ($query:ident, $filter:expr) => {
-        for pattern in $filter.search.iter().flat_map(Search::patterns) {
-            $query = $query.filter(projects::search.like(pattern.clone()).escape('\\'));
-        }
         if let Some(status) = $filter.status {
             $query = $query.filter(projects::status.eq(status));
         }
@@ -169,7 +167,10 @@ macro_rules! narrow {
 
 macro_rules! order {
     ($query:ident, $list:expr) => {
-        keyset!($query, $list.window, $list.descending, $list.order, projects {
+        order!($query, $list, $list.window)
+    };
+    ($query:ident, $list:expr, $window:expr) => {
+        keyset!($query, $window, $list.descending, $list.order, projects {
             OrderField::CreatedAt => created_at as Time,
             OrderField::UpdatedAt => updated_at as Time,
             OrderField::Name => name_key as Text,
@@ -233,11 +234,50 @@ pub async fn lock(
     Ok(project)
 }
 
+/// The projects of these owners, or of all, that a search finds, by owner. For a page at most so many of each owner, in
+/// the order of the list. None when nothing is searched for.
+async fn found(
+    conn: &mut Conn,
+    owners: Option<&[Id]>,
+    filter: &Filter,
+    list: Option<&List>,
+) -> Result<Option<HashMap<Option<Id>, Vec<Id>>>> {
+    let Some(search) = filter.search.as_ref().filter(|search| !search.is_empty()) else { return Ok(None) };
+    let mut candidates: Vec<Candidate> = on!(conn, |c| {
+        let candidate = (projects::owner_id.nullable(), projects::id, octet_length(projects::search));
+        let mut query = projects::table.filter(WithinDeadline).select(candidate).into_boxed::<Backend>();
+        if let Some(owners) = owners {
+            query = query.filter(among(projects::owner_id, owners));
+        }
+        narrow!(query, filter);
+        match list {
+            Some(list) => {
+                let window = Window { limit: MAX_CANDIDATES, tells_more: true, ..list.window.clone() };
+                order!(query, list, window);
+                query.load(c).await
+            }
+            None => query.limit(MAX_CANDIDATES as i64 + 1).load(c).await,
+        }
+    })?;
+    if owners.is_none() {
+        candidates.iter_mut().for_each(|candidate| candidate.parent = None);
+    }
+    let most = list.map_or(usize::MAX, |list| list.window.rows());
+    let owners = owners.map_or(1, <[Id]>::len);
+    Ok(Some(scan!(conn, projects, Scan::new(search, candidates, owners, most))))
+}
+
 /// One page of the projects that the viewer owns, or of all for ADMIN.
 pub async fn page(conn: &mut Conn, viewer: &Viewer, list: &List) -> Result<Page<Project>> {
+    let owners = [viewer.id];
+    let owners = (!viewer.is_admin()).then_some(&owners[..]);
+    let found = flat(found(conn, owners, &list.filter, Some(list)).await?);
     let walk = async {
         on!(conn, |c| {
             let mut query = projects::table.select(list.columns.expression()).into_boxed::<Backend>();
+            if let Some(ids) = &found {
+                query = query.filter(among(projects::id, ids));
+            }
             if !viewer.is_admin() {
                 query = query.filter(projects::owner_id.eq(viewer.id));
             }
@@ -252,6 +292,11 @@ pub async fn page(conn: &mut Conn, viewer: &Viewer, list: &List) -> Result<Page<
 
 /// How many projects the same list has on all its pages.
 pub async fn count(conn: &mut Conn, viewer: &Viewer, filter: &Filter) -> Result<i64> {
+    let owners = [viewer.id];
+    let owners = (!viewer.is_admin()).then_some(&owners[..]);
+    if let Some(ids) = flat(found(conn, owners, filter, None).await?) {
+        return Ok(ids.len() as i64);
+    }
     Ok(on!(conn, |c| {
         let mut query = projects::table.select(diesel::dsl::count_star()).into_boxed::<Backend>();
         if !viewer.is_admin() {
@@ -264,9 +309,13 @@ pub async fn count(conn: &mut Conn, viewer: &Viewer, filter: &Filter) -> Result<
 
 /// One page of the projects of each owner.
 pub async fn pages_of_owners(conn: &mut Conn, owners: &[Id], list: &List) -> Result<HashMap<Id, Page<Project>>> {
+    let found = flat(found(conn, Some(owners), &list.filter, Some(list)).await?);
     let rows: Vec<Project> = on!(conn, |c| {
         let owned = projects::table.filter(projects::owner_id.eq(Parent));
         let mut query = owned.select(list.columns.expression()).into_boxed::<Backend>();
+        if let Some(ids) = &found {
+            query = query.filter(among(projects::id, ids));
+        }
         narrow!(query, list.filter);
         order!(query, list);
         each(owners, "projects", list.columns.expression(), query).load(c).await
@@ -283,6 +332,9 @@ pub async fn pages_of_owners(conn: &mut Conn, owners: &[Id], list: &List) -> Res
 
 /// How many projects each owner has.
 pub async fn counts_of_owners(conn: &mut Conn, owners: &[Id], filter: &Filter) -> Result<HashMap<Id, i64>> {
+    if let Some(found) = found(conn, Some(owners), filter, None).await? {
+        return Ok(found.into_iter().filter_map(|(owner, ids)| Some((owner?, ids.len() as i64))).collect());
+    }
     let counts: Vec<(Id, i64)> = on!(conn, |c| {
         let mut query = projects::table
             .filter(among(projects::owner_id, owners))

@@ -6,6 +6,7 @@ use diesel::dsl::exists;
 use diesel::prelude::*;
 
 use super::project::Project;
+use super::search::{Candidate, MAX_CANDIDATES, Scan, flat, octet_length, scan};
 use super::task::{Priority, Status, Task, TaskColumns};
 use super::value::Search;
 use crate::access::{Action, Viewer};
@@ -13,7 +14,7 @@ use crate::db::columns::Columns;
 use crate::db::page::{Key, Page, Parent, Position, Window, among, by_parent, each};
 use crate::db::rows::RunQueryDsl;
 use crate::db::schema::{task_labels, tasks};
-use crate::db::{Conn, looked_up, planned_anew};
+use crate::db::{Conn, WithinDeadline, looked_up, planned_anew};
 use crate::error::Result;
 use crate::id::Id;
 use crate::time::Timestamp;
@@ -192,6 +193,9 @@ macro_rules! within {
 /// Narrows a boxed query on tasks, in both arms of `on!`.
 macro_rules! narrow {
     ($query:ident, $scope:expr, $filter:expr, $now:expr) => {
+        if !$filter.is_plain() {
+            $query = $query.filter(WithinDeadline);
+        }
         match $scope {
             Scope::Everything => {}
             Scope::OwnedBy(id) => $query = $query.filter(tasks::owner_id.eq(*id)),
@@ -199,9 +203,6 @@ macro_rules! narrow {
             Scope::AssignedElsewhere(id) => {
                 $query = $query.filter(tasks::assignee_id.eq(*id)).filter(tasks::owner_id.ne(*id));
             }
-        }
-        for pattern in $filter.search.iter().flat_map(Search::patterns) {
-            $query = $query.filter(tasks::search.like(pattern.clone()).escape('\\'));
         }
         if let Some(status) = &$filter.status {
             $query = $query.filter(tasks::status.eq_any(status.clone()));
@@ -243,7 +244,10 @@ macro_rules! narrow {
 
 macro_rules! order {
     ($query:ident, $list:expr) => {
-        keyset!($query, $list.window, $list.descending, $list.order, tasks {
+        order!($query, $list, $list.window)
+    };
+    ($query:ident, $list:expr, $window:expr) => {
+        keyset!($query, $window, $list.descending, $list.order, tasks {
             OrderField::CreatedAt => created_at as Time,
             OrderField::UpdatedAt => updated_at as Time,
             OrderField::DueAt => due_order as Time,
@@ -252,14 +256,57 @@ macro_rules! order {
     };
 }
 
+/// The tasks of a scope that a search finds, at most so many of each parent, in the order of the list. None when nothing
+/// is searched for.
+async fn found(
+    conn: &mut Conn,
+    scope: &Scope,
+    list: &List,
+    parents: Option<(Of, &[Id])>,
+    most: usize,
+    now: Timestamp,
+) -> Result<Option<HashMap<Option<Id>, Vec<Id>>>> {
+    let Some(search) = list.filter.search.as_ref().filter(|search| !search.is_empty()) else { return Ok(None) };
+    // All of the list is counted, of a page what the window has.
+    let Window { after, before, backward, .. } = list.window.clone();
+    let (after, before) = if most == usize::MAX { (None, None) } else { (after, before) };
+    let window = Window { after, before, backward, limit: MAX_CANDIDATES, tells_more: true };
+    let mut candidates: Vec<Candidate> = on!(conn, |c| {
+        let bytes = octet_length(tasks::search);
+        let mut query = match parents {
+            None => tasks::table.select((tasks::project_id.nullable(), tasks::id, bytes)).into_boxed::<Backend>(),
+            Some((Of::Project, ids)) => tasks::table
+                .filter(among(tasks::project_id, ids))
+                .select((tasks::project_id.nullable(), tasks::id, bytes))
+                .into_boxed::<Backend>(),
+            Some((Of::Assignee, ids)) => tasks::table
+                .filter(among(tasks::assignee_id, ids))
+                .select((tasks::assignee_id, tasks::id, bytes))
+                .into_boxed::<Backend>(),
+        };
+        narrow!(query, scope, list.filter, now);
+        order!(query, list, window);
+        query.load(c).await
+    })?;
+    if parents.is_none() {
+        candidates.iter_mut().for_each(|candidate| candidate.parent = None);
+    }
+    let parents = parents.map_or(1, |(_, ids)| ids.len());
+    Ok(Some(scan!(conn, tasks, Scan::new(search, candidates, parents, most))))
+}
+
 /// One page of a list: each scope is walked along its own index, and the walks are merged.
 pub async fn page(conn: &mut Conn, list: &List, now: Timestamp) -> Result<Page<Task>> {
     let mut rows: Vec<Task> = Vec::new();
     for scope in &list.scopes {
+        let found = flat(found(conn, scope, list, None, list.window.rows(), now).await?);
         let walk = async {
             on!(conn, |c| {
                 let mut query = tasks::table.select(list.expression()).into_boxed::<Backend>();
                 narrow!(query, scope, list.filter, now);
+                if let Some(ids) = &found {
+                    query = query.filter(among(tasks::id, ids));
+                }
                 order!(query, list);
                 query.load::<Task>(c).await
             })
@@ -273,6 +320,10 @@ pub async fn page(conn: &mut Conn, list: &List, now: Timestamp) -> Result<Page<T
 pub async fn count(conn: &mut Conn, list: &List, now: Timestamp) -> Result<i64> {
     let mut total = 0;
     for scope in &list.scopes {
+        if let Some(found) = found(conn, scope, list, None, usize::MAX, now).await? {
+            total += found.values().map(|ids| ids.len() as i64).sum::<i64>();
+            continue;
+        }
         total += on!(conn, |c| {
             let mut query = tasks::table.select(diesel::dsl::count_star()).into_boxed::<Backend>();
             narrow!(query, scope, list.filter, now);
@@ -292,9 +343,13 @@ pub async fn pages(
 ) -> Result<HashMap<Id, Page<Task>>> {
     let mut rows: Vec<Task> = Vec::new();
     for scope in &list.scopes {
+        let found = flat(found(conn, scope, list, Some((of, ids)), list.window.rows(), now).await?);
         let walk = async {
             on!(conn, |c| {
                 let mut query = tasks::table.select(list.expression()).into_boxed::<Backend>();
+                if let Some(ids) = &found {
+                    query = query.filter(among(tasks::id, ids));
+                }
                 query = match of {
                     Of::Project => query.filter(tasks::project_id.eq(Parent)),
                     Of::Assignee => query.filter(tasks::assignee_id.eq(Parent.nullable())),
@@ -323,6 +378,14 @@ pub async fn pages(
 pub async fn counts(conn: &mut Conn, of: Of, ids: &[Id], list: &List, now: Timestamp) -> Result<HashMap<Id, i64>> {
     let mut totals: HashMap<Id, i64> = HashMap::new();
     for scope in &list.scopes {
+        if let Some(found) = found(conn, scope, list, Some((of, ids)), usize::MAX, now).await? {
+            for (parent, ids) in found {
+                if let Some(parent) = parent {
+                    *totals.entry(parent).or_default() += ids.len() as i64;
+                }
+            }
+            continue;
+        }
         let counts: Vec<(Option<Id>, i64)> = match of {
             Of::Project => on!(conn, |c| {
                 let mut query = tasks::table

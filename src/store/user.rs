@@ -7,6 +7,7 @@ use diesel::dsl::exists;
 use diesel::prelude::*;
 
 use super::audit::{self, Origin};
+use super::search::{Candidate, MAX_CANDIDATES, Scan, octet_length, scan};
 use super::token::Purpose;
 use super::value::{DisplayName, Email, Search, Username, fold};
 use super::{email_change, mail, session};
@@ -15,7 +16,7 @@ use crate::db::lately::{Lately, Since};
 use crate::db::page::{Key, Page, Position, Window, among};
 use crate::db::rows::RunQueryDsl;
 use crate::db::schema::{mail_tokens, mails, projects, tasks, users};
-use crate::db::{Bell, Conn, Db, Lock, looked_up};
+use crate::db::{Bell, Conn, Db, Lock, WithinDeadline, looked_up};
 use crate::error::{Error, Fault, FaultCode, Result, is_taken};
 use crate::events::{self, Kind, NewEvent};
 use crate::id::Id;
@@ -120,15 +121,21 @@ impl User {
 macro_rules! narrow {
     ($query:ident, $filter:expr) => {
         $query = $query.filter(users::deleted_at.is_null());
-        for pattern in $filter.search.iter().flat_map(Search::patterns) {
-            $query = $query.filter(users::search.like(pattern.clone()).escape('\\'));
-        }
         if let Some(role) = $filter.role {
             $query = $query.filter(users::role.eq(role));
         }
         if let Some(is_active) = $filter.is_active {
             $query = $query.filter(users::is_active.eq(is_active));
         }
+    };
+}
+
+macro_rules! order {
+    ($query:ident, $list:expr, $window:expr) => {
+        keyset!($query, $window, $list.descending, $list.order, users {
+            OrderField::CreatedAt => created_at as Time,
+            OrderField::Username => username_key as Text,
+        });
     };
 }
 
@@ -241,16 +248,39 @@ pub async fn find_by_email(conn: &mut Conn, email: &str) -> Result<Option<User>>
 
 /// One page of all users. Only ADMIN gets here: the guard is on the field.
 pub async fn page(conn: &mut Conn, list: &List) -> Result<Page<User>> {
+    let found = found(conn, &list.filter, Some(list)).await?;
     let rows = on!(conn, |c| {
         let mut query = users::table.select(User::as_select()).into_boxed::<Backend>();
         narrow!(query, list.filter);
-        keyset!(query, list.window, list.descending, list.order, users {
-            OrderField::CreatedAt => created_at as Time,
-            OrderField::Username => username_key as Text,
-        });
+        if let Some(ids) = &found {
+            query = query.filter(among(users::id, ids));
+        }
+        order!(query, list, list.window);
         query.load(c).await
     })?;
     Ok(list.window.page(list.descending, rows, |user: &User| user.position(list.order)))
+}
+
+/// The accounts that a search finds; for a page no more than its window has, in the order of the list. None when nothing is
+/// searched for.
+async fn found(conn: &mut Conn, filter: &Filter, list: Option<&List>) -> Result<Option<Vec<Id>>> {
+    let Some(search) = filter.search.as_ref().filter(|search| !search.is_empty()) else { return Ok(None) };
+    let mut candidates: Vec<Candidate> = on!(conn, |c| {
+        let candidate = (users::id.nullable(), users::id, octet_length(users::search));
+        let mut query = users::table.filter(WithinDeadline).select(candidate).into_boxed::<Backend>();
+        narrow!(query, filter);
+        match list {
+            Some(list) => {
+                let window = Window { limit: MAX_CANDIDATES, tells_more: true, ..list.window.clone() };
+                order!(query, list, window);
+                query.load(c).await
+            }
+            None => query.limit(MAX_CANDIDATES as i64 + 1).load(c).await,
+        }
+    })?;
+    candidates.iter_mut().for_each(|candidate| candidate.parent = None);
+    let most = list.map_or(usize::MAX, |list| list.window.rows());
+    Ok(scan!(conn, users, Scan::new(search, candidates, 1, most)).into_values().next().or_else(|| Some(Vec::new())))
 }
 
 /// Every account, in the order of signing up.
@@ -265,6 +295,9 @@ pub async fn all(conn: &mut Conn) -> Result<Vec<User>> {
 
 /// How many users the same list has on all its pages.
 pub async fn count(conn: &mut Conn, filter: &Filter) -> Result<i64> {
+    if let Some(found) = found(conn, filter, None).await? {
+        return Ok(found.len() as i64);
+    }
     Ok(on!(conn, |c| {
         let mut query = users::table.select(diesel::dsl::count_star()).into_boxed::<Backend>();
         narrow!(query, filter);

@@ -278,30 +278,22 @@ impl Search {
         if raw.chars().take(Self::MAX_LENGTH + 1).count() > Self::MAX_LENGTH {
             return Err(Error::bad_input("A search has at most 200 characters."));
         }
-        let words: Vec<String> = fold(raw).split_whitespace().map(pattern).collect();
+        let words: Vec<String> = fold(raw).split_whitespace().map(ToOwned::to_owned).collect();
         if words.len() > Self::MAX_WORDS {
             return Err(Error::bad_input("A search has at most 10 words."));
         }
         Ok(Self(words))
     }
 
-    /// One `LIKE` pattern a word, escaped by a backslash.
-    pub fn patterns(&self) -> &[String] {
+    /// The words, folded. A row matches when its folded text has all of them.
+    pub fn words(&self) -> &[String] {
         &self.0
     }
-}
 
-fn pattern(word: &str) -> String {
-    let mut pattern = String::with_capacity(word.len() + 2);
-    pattern.push('%');
-    for c in word.chars() {
-        if matches!(c, '%' | '_' | '\\') {
-            pattern.push('\\');
-        }
-        pattern.push(c);
+    /// Whether it finds everything.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
     }
-    pattern.push('%');
-    pattern
 }
 
 #[cfg(test)]
@@ -379,8 +371,8 @@ mod tests {
     }
 
     #[test]
-    fn a_search_takes_wildcards_literally() {
-        let search = Search::parse(" 100%  a_b c\\d ").unwrap();
-        assert_eq!(search.patterns(), ["%100\\%%", "%a\\_b%", "%c\\\\d%"]);
+    fn a_search_is_split_into_folded_words() {
+        let search = Search::parse(" 100%  A_b c\\d ").unwrap();
+        assert_eq!(search.words(), ["100%", "a_b", "c\\d"]);
     }
 }

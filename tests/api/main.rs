@@ -18,6 +18,7 @@ mod doctor;
 mod document;
 mod email_change;
 mod event;
+mod fair_share;
 mod feed;
 mod guessing;
 mod hint;

@@ -2,10 +2,13 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use fasttrack::db::migrate;
+use fasttrack::http::concurrency_limit::{Permit, Wait};
+use fasttrack::limits::Who;
 use fasttrack::metrics;
 use futures_util::future::join_all;
 use reqwest::Method;
@@ -51,12 +54,18 @@ async fn a_server_without_its_redis_says_so_and_one_that_is_busy_is_ready() {
     held.release();
 }
 
+/// The only permit of a server, held by somebody else than its people.
+async fn only_permit(server: &Server) -> Permit {
+    let owner = Who::address(Ipv4Addr::LOCALHOST.into());
+    server.app.concurrency.acquire(owner, Wait::Request).await.expect("a permit")
+}
+
 #[tokio::test]
-async fn who_cannot_have_a_turn_soon_is_told_to_come_back() {
+async fn a_request_that_gets_no_permit_in_time_is_refused() {
     let server = Server::with(&[("MAX_OPERATIONS_AT_ONCE", "1")]).await;
     let alice = server.person("alice").await;
     let ask = || Reply::to(alice.post("/graphql").json(&json!({ "query": "{ tasks { totalCount } }" })));
-    let held = server.app.turns.turn(PATIENCE).await.expect("a turn");
+    let held = only_permit(&server).await;
     let refused = ask().await;
     assert_eq!((refused.status.as_u16(), &refused.headers["retry-after"]), (503, &"1".parse().unwrap()));
     drop(held);
@@ -64,27 +73,29 @@ async fn who_cannot_have_a_turn_soon_is_told_to_come_back() {
 }
 
 #[tokio::test]
-async fn who_would_wait_for_nothing_is_told_so_at_the_door() {
+async fn requests_are_shed_before_they_are_read_while_others_time_out() {
     let origin = "https://app.example.org";
-    let server = Server::with(&[("MAX_OPERATIONS_AT_ONCE", "1"), ("CORS_ORIGINS", origin)]).await;
-    let alice = server.person("alice").await;
-    let held = server.app.turns.turn(PATIENCE).await.expect("a turn");
-    let ask = async || {
+    let settings = [("MAX_OPERATIONS_AT_ONCE", "1"), ("CORS_ORIGINS", origin), ("TRUSTED_PROXIES", "127.0.0.0/8")];
+    let server = Server::with(&settings).await;
+    let nobody = server.nobody();
+    let held = only_permit(&server).await;
+    let ask = async |number: usize| {
         let begun = Instant::now();
-        let request = alice.post("/graphql").header("origin", origin);
-        let reply = Reply::to(request.json(&json!({ "query": "{ tasks { totalCount } }" }))).await;
+        let request = nobody.post("/graphql").header("origin", origin);
+        let request = request.header("x-forwarded-for", format!("198.51.100.{number}"));
+        let reply = Reply::to(request.json(&json!({ "query": "{ __typename }" }))).await;
         assert_eq!((reply.status.as_u16(), &reply.headers["retry-after"]), (503, &"1".parse().unwrap()));
         assert_eq!(reply.body["errors"][0]["extensions"]["code"], "SERVICE_UNAVAILABLE");
         assert_eq!(reply.body["errors"][0]["extensions"]["requestId"], reply.headers["x-request-id"].to_str().unwrap());
         assert_eq!(reply.headers["access-control-allow-origin"], origin);
         begun.elapsed()
     };
-    // Once some have waited a second for nothing, eight may wait for the only turn, if the others come soon after them.
-    let at_the_door =
-        async { while join_all((0..30).map(|_| ask())).await.into_iter().min() >= Some(Duration::from_millis(500)) {} };
-    timeout(PATIENCE, at_the_door).await.expect("somebody is told at the door");
+    // Once some have timed out, eight may wait for the only permit, if the others come soon after them.
+    let is_shed =
+        async { while join_all((0..30).map(ask)).await.into_iter().min() >= Some(Duration::from_millis(500)) {} };
+    timeout(PATIENCE, is_shed).await.expect("some requests are shed");
     drop(held);
-    assert_eq!(alice.query("{ tasks { totalCount } }", json!({})).await["tasks"]["totalCount"], 0);
+    assert_eq!(nobody.query("{ __typename }", json!({})).await["__typename"], "Query");
 }
 
 /// What the servers of this process have logged.

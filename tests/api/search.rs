@@ -7,7 +7,7 @@ use proptest::sample::{select, subsequence};
 use proptest::test_runner::{Config, TestRunner};
 use serde_json::{Value, json};
 
-use crate::harness::{Person, Server, text};
+use crate::harness::{Person, Server, is_postgres, text};
 
 const MINUTE: Duration = Duration::from_secs(60);
 const STATUSES: [&str; 3] = ["TODO", "IN_PROGRESS", "DONE"];
@@ -292,4 +292,124 @@ async fn a_search_that_cannot_be_is_refused() {
             assert_eq!(answer.code(), "BAD_USER_INPUT", "{list} {search:.10}");
         }
     }
+}
+
+/// A project of its own with so many tasks whose text has so many letters `a`.
+async fn filled(server: &Server, person: &Person, name: &str, tasks: usize, letters: usize) -> String {
+    let project = person.project(name).await;
+    let task = person.task(&project, name, json!({})).await;
+    let columns = "project_id, owner_id, creator_id, assignee_id, title, description, status, priority, due_at, \
+                   completed_at, version, created_at, updated_at";
+    let (id, numbers, text) = if is_postgres() {
+        ("gen_random_uuid()", format!("generate_series(1, {tasks})"), format!("repeat('a', {letters})"))
+    } else {
+        let numbers = format!("WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {tasks})");
+        (
+            "randomblob(16)",
+            format!("({numbers} SELECT i FROM n)"),
+            format!("replace(hex(zeroblob({letters})), '00', 'a')"),
+        )
+    };
+    let insert = format!(
+        "INSERT INTO tasks (id, search, {columns}) SELECT {id}, {text}, {columns} FROM tasks, {numbers} AS numbers \
+         WHERE title = '{name}'"
+    );
+    server.database().execute(&insert).await;
+    person.mutate("deleteTask", json!({ "id": task })).await.ok();
+    project
+}
+
+#[tokio::test]
+async fn a_search_reads_a_bounded_amount_of_text_and_costs_accordingly() {
+    let server = Server::without_jobs().await;
+    let alice = server.person("alice").await;
+    // 20 MB and 10 MB.
+    let (large, small) =
+        (filled(&server, &alice, "Large", 500, 40_000).await, filled(&server, &alice, "Small", 250, 40_000).await);
+    let ask = async |filter: Value, selected: &str| {
+        let document = format!("query ($filter: TaskFilter) {{ tasks(filter: $filter) {{ {selected} }} }}");
+        alice.ask(&document, json!({ "filter": filter })).await
+    };
+    for (filter, selected, found) in [
+        (json!({ "search": "b" }), "nodes { id }", None),
+        (json!({ "search": "a" }), "nodes { id }", Some(20)),
+        (json!({ "search": "a" }), "nodes { id } totalCount", None),
+        (json!({ "search": "b", "projectId": large }), "nodes { id }", None),
+        (json!({ "search": "b", "projectId": small }), "nodes { id }", Some(0)),
+        (json!({ "search": "a", "projectId": small }), "nodes { id } totalCount", Some(20)),
+    ] {
+        let answer = ask(filter.clone(), selected).await;
+        match found {
+            Some(found) => {
+                let page =
+                    answer.0["data"]["tasks"]["nodes"].as_array().unwrap_or_else(|| panic!("{filter}: {answer:?}"));
+                assert_eq!(page.len(), found, "{filter}");
+                let searches = 1 + usize::from(selected.contains("totalCount"));
+                assert_eq!(answer.0["extensions"]["cost"], 1 + 20 * searches);
+            }
+            None => assert_eq!(answer.code(), "DOCUMENT_TOO_COMPLEX", "{filter} {selected}"),
+        }
+    }
+    // What one search leaves of what it has paid for, another one of the same operation may read.
+    let nested =
+        "query ($s: String) { projects { nodes { tasks(filter: { search: $s }) { nodes { id } totalCount } } } }";
+    assert_eq!(alice.ask(nested, json!({ "s": "b" })).await.code(), "DOCUMENT_TOO_COMPLEX");
+    let many: String =
+        (0..11).map(|n| format!("a{n}: tasks(filter: {{ search: \"x\" }}) {{ nodes {{ id }} }} ")).collect();
+    assert_eq!(alice.ask(&format!("{{ {many} }}"), json!({})).await.code(), "DOCUMENT_TOO_COMPLEX");
+}
+
+#[tokio::test]
+async fn a_nested_list_is_searched_for_each_parent() {
+    let server = Server::without_jobs().await;
+    let (alice, bob) = (server.person("alice").await, server.person("bob").await);
+    let mut expected = Vec::new();
+    for (name, tasks) in [("Apollo", 4), ("Gemini", 0), ("Mercury", 2)] {
+        let project = alice.project(name).await;
+        for number in 0..tasks {
+            let title = format!("{} {number}", if number % 2 == 0 { "red" } else { "blue" });
+            alice.task(&project, &title, json!({ "assigneeId": bob.id })).await;
+        }
+        expected.push(json!({ "name": name, "tasks": { "totalCount": tasks / 2, "nodes":
+            (0..tasks).filter(|number| number % 2 == 0).take(1).map(|n| json!({ "title": format!("red {n}") }))
+                .collect::<Vec<_>>(),
+            "pageInfo": { "hasNextPage": tasks > 2 } } }));
+    }
+    let nested = "{ projects(orderBy: { field: CREATED_AT, direction: ASC }) { nodes { name
+        tasks(first: 1, filter: { search: \"RED\" }, orderBy: { field: CREATED_AT, direction: ASC }) {
+            totalCount nodes { title } pageInfo { hasNextPage } } } } }";
+    assert_eq!(alice.query(nested, json!({})).await["projects"]["nodes"], json!(expected));
+    let assigned = "{ viewer { assignedTasks(first: 2, filter: { search: \"e\" }) { totalCount nodes { id } } } }";
+    let seen = bob.query(assigned, json!({})).await["viewer"]["assignedTasks"].clone();
+    assert_eq!((&seen["totalCount"], seen["nodes"].as_array().map(Vec::len)), (&json!(6), Some(2)));
+}
+
+/// What this process has taken of the processors.
+#[cfg(unix)]
+fn processor_time() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+}
+
+/// Searches that compare the word anew at each letter take as many times as long as the word is longer.
+#[cfg(unix)]
+#[tokio::test]
+async fn a_longer_word_does_not_take_longer_to_search_for() {
+    let server = Server::without_jobs().await;
+    let alice = server.person("alice").await;
+    let project = filled(&server, &alice, "Apollo", 400, 10_000).await;
+    let search = async |letters: usize| {
+        let filter = json!({ "search": format!("{}b", "a".repeat(letters)), "projectId": project });
+        let document = "query ($filter: TaskFilter) { tasks(filter: $filter) { nodes { id } } }";
+        let before = processor_time();
+        let answer = alice.ask(document, json!({ "filter": filter })).await;
+        assert_eq!(answer.0["data"]["tasks"]["nodes"], json!([]), "{answer:?}");
+        processor_time() - before
+    };
+    search(1).await;
+    let mut times = [Duration::MAX; 2];
+    for _ in 0..3 {
+        times = [times[0].min(search(9).await), times[1].min(search(199).await)];
+    }
+    assert!(times[1] < times[0] * 5, "{times:?}");
 }

@@ -1,0 +1,209 @@
+//! Search in text that users write: by a linear algorithm, over a bounded amount of text.
+//!
+//! `LIKE '%…%'`, `instr` and `strpos` compare the word anew at each character of the text, and a text of one letter makes
+//! that quadratic. Here a list is searched in two steps. First the candidates are read, in the order of the list: what
+//! its other filters leave, as ids and lengths. Then their texts are read, a chunk at a time, and matched in Rust until
+//! the page is full. Its rows are those among the ids that were found.
+//!
+//! What is read is bounded for each search ([`MAX_BYTES`]) and for the operation, which pays for it in advance
+//! (`admission`).
+
+use std::collections::{HashMap, HashSet};
+
+use diesel::sql_types::Text;
+use memchr::memmem::Finder;
+
+use super::value::Search;
+use crate::db::OperationScope;
+use crate::error::{Code, Error, Result};
+use crate::id::Id;
+
+/// Bytes of text that one search may read.
+pub const MAX_BYTES: u64 = 16 * 1024 * 1024;
+/// A row counts as this many bytes at least: reading it costs as much.
+const ROW_BYTES: u64 = 256;
+/// Rows that one search may look at.
+pub const MAX_CANDIDATES: usize = (MAX_BYTES / ROW_BYTES) as usize;
+/// Bytes of text that are in memory at once, give or take one text.
+const CHUNK_BYTES: u64 = 1024 * 1024;
+/// Texts that are read by one statement.
+const CHUNK_ROWS: usize = 500;
+
+diesel::define_sql_function! {
+    /// The bytes of a text. Neither database reads the text for it.
+    fn octet_length(text: Text) -> Integer;
+}
+
+/// A row that may match.
+#[derive(Clone, Copy, Debug, diesel::Queryable)]
+pub struct Candidate {
+    /// The parent whose list it is in, if there are several.
+    pub parent: Option<Id>,
+    /// The row.
+    pub id: Id,
+    /// The length of its text.
+    pub bytes: i32,
+}
+
+/// A search under way.
+pub struct Scan<'a> {
+    words: Vec<Finder<'a>>,
+    candidates: std::vec::IntoIter<Candidate>,
+    /// There are more candidates than may be looked at.
+    is_cut: bool,
+    /// How many rows are wanted of each parent.
+    most: usize,
+    parents: usize,
+    /// Bytes that may still be read.
+    left: u64,
+    chunk: Vec<Candidate>,
+    found: HashMap<Option<Id>, Vec<Id>>,
+}
+
+impl<'a> Scan<'a> {
+    /// Searches the candidates, which are in the order of the list, for at most so many rows of each parent.
+    pub fn new(search: &'a Search, mut candidates: Vec<Candidate>, parents: usize, most: usize) -> Self {
+        let is_cut = candidates.len() > MAX_CANDIDATES;
+        candidates.truncate(MAX_CANDIDATES);
+        Self {
+            words: search.words().iter().map(Finder::new).collect(),
+            candidates: candidates.into_iter(),
+            is_cut,
+            most,
+            parents,
+            left: MAX_BYTES,
+            chunk: Vec::new(),
+            found: HashMap::new(),
+        }
+    }
+
+    /// The rows whose texts are to be matched next; none when the search is complete.
+    pub fn next_chunk(&mut self) -> Result<Option<Vec<Id>>> {
+        let mut bytes = 0;
+        self.chunk.clear();
+        while self.chunk.len() < CHUNK_ROWS
+            && bytes < CHUNK_BYTES
+            && !self.is_full()
+            && let Some(candidate) = self.candidates.next()
+        {
+            if self.found.get(&candidate.parent).is_none_or(|found| found.len() < self.most) {
+                bytes += u64::try_from(candidate.bytes).unwrap_or_default().max(ROW_BYTES);
+                self.chunk.push(candidate);
+            }
+        }
+        if self.chunk.is_empty() {
+            return if self.is_cut && !self.is_full() { Err(too_much()) } else { Ok(None) };
+        }
+        self.left = self.left.checked_sub(bytes).ok_or_else(too_much)?;
+        if !OperationScope::draw_search_bytes(bytes) {
+            return Err(too_much());
+        }
+        Ok(Some(self.chunk.iter().map(|candidate| candidate.id).collect()))
+    }
+
+    /// Matches the texts of these rows, which come in any order.
+    pub fn check(&mut self, texts: Vec<(Id, String)>) {
+        let matches = |text: &String| self.words.iter().all(|word| word.find(text.as_bytes()).is_some());
+        let matched: HashSet<Id> = texts.into_iter().filter(|(_, text)| matches(text)).map(|(id, _)| id).collect();
+        for candidate in self.chunk.drain(..).filter(|candidate| matched.contains(&candidate.id)) {
+            let found = self.found.entry(candidate.parent).or_default();
+            if found.len() < self.most {
+                found.push(candidate.id);
+            }
+        }
+    }
+
+    /// What was found, in the order of the list.
+    pub fn found(self) -> HashMap<Option<Id>, Vec<Id>> {
+        self.found
+    }
+
+    fn is_full(&self) -> bool {
+        self.found.len() == self.parents && self.found.values().all(|found| found.len() >= self.most)
+    }
+}
+
+/// What was found of all parents, as one list of ids.
+pub fn flat(found: Option<HashMap<Option<Id>, Vec<Id>>>) -> Option<Vec<Id>> {
+    found.map(|found| found.into_values().flatten().collect())
+}
+
+fn too_much() -> Error {
+    let message = "This search would read too much text. Narrow it by other filters, or search for less at once.";
+    Error::refused(Code::DocumentTooComplex, message)
+}
+
+/// Runs a [`Scan`] over the `search` column of a table.
+macro_rules! scan {
+    ($conn:ident, $table:ident, $scan:expr) => {{
+        let mut scan = $scan;
+        while let Some(ids) = scan.next_chunk()? {
+            let texts = $table::table.filter($crate::db::page::among($table::id, &ids));
+            scan.check($crate::on!($conn, |c| texts.select(($table::id, $table::search)).load(c).await)?);
+        }
+        scan.found()
+    }};
+}
+pub(super) use scan;
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn candidates(texts: &[(Option<Id>, String)]) -> (Vec<Candidate>, HashMap<Id, String>) {
+        let rows = texts.iter().map(|(parent, text)| {
+            let candidate = Candidate { parent: *parent, id: Id::new(), bytes: text.len() as i32 };
+            (candidate, (candidate.id, text.clone()))
+        });
+        rows.unzip()
+    }
+
+    fn run(mut scan: Scan<'_>, texts: &HashMap<Id, String>) -> Result<HashMap<Option<Id>, Vec<Id>>> {
+        while let Some(ids) = scan.next_chunk()? {
+            scan.check(ids.into_iter().rev().map(|id| (id, texts[&id].clone())).collect());
+        }
+        Ok(scan.found())
+    }
+
+    proptest! {
+        #[test]
+        fn a_scan_finds_what_a_plain_search_finds(
+            texts in prop::collection::vec((0..3_usize, "[ab ]{0,6}"), 0..40),
+            query in "[ab ]{0,4}",
+            most in 1..5_usize,
+        ) {
+            let parents = [Id::new(), Id::new(), Id::new()];
+            let texts: Vec<_> = texts.into_iter().map(|(parent, text)| (Some(parents[parent]), text)).collect();
+            let (candidates, by_id) = candidates(&texts);
+            let search = Search::parse(&query).unwrap();
+            let found = run(Scan::new(&search, candidates.clone(), 3, most), &by_id).unwrap();
+            for parent in parents {
+                let expected: Vec<Id> = candidates
+                    .iter()
+                    .filter(|it| it.parent == Some(parent))
+                    .filter(|it| query.split_whitespace().all(|word| by_id[&it.id].contains(word)))
+                    .map(|it| it.id)
+                    .take(most)
+                    .collect();
+                prop_assert_eq!(found.get(&Some(parent)).cloned().unwrap_or_default(), expected);
+            }
+        }
+    }
+
+    #[test]
+    fn a_scan_reads_no_more_than_it_may() {
+        let search = Search::parse("b").unwrap();
+        let text = |bytes: usize| (None, "a".repeat(bytes));
+        let (long, by_id) = candidates(&vec![text(40_000); 500]);
+        assert!(run(Scan::new(&search, long.clone(), 1, 1), &by_id).is_err(), "20 MB");
+        assert!(run(Scan::new(&search, long[..400].to_vec(), 1, 1), &by_id).is_ok(), "16 MB");
+        let (short, by_id) = candidates(&vec![text(0); MAX_CANDIDATES + 1]);
+        assert!(run(Scan::new(&search, short.clone(), 1, 1), &by_id).is_err(), "too many rows");
+        assert!(run(Scan::new(&search, short[1..].to_vec(), 1, 1), &by_id).is_ok());
+        let everything = Search::parse("").unwrap();
+        let found = run(Scan::new(&everything, short, 1, 20), &by_id).unwrap();
+        assert_eq!(found[&None].len(), 20, "a page that is full early has read little");
+    }
+}
