@@ -61,6 +61,7 @@ impl Server {
             .env("LISTEN_ADDR", address.to_string())
             .env("RATE_LIMIT_ENABLED", "false")
             .env("MAX_CONNECTIONS", "30000")
+            .env("MAX_CONNECTIONS_PER_ADDRESS", "30000")
             .env("WS_SOCKETS_PER_USER", "30000")
             .env("WS_SUBSCRIPTIONS_PER_USER", "30000")
             .env("RUST_LOG", "warn")

@@ -109,6 +109,8 @@ pub struct Sockets {
 pub struct Connections {
     /// How many there may be.
     pub most: usize,
+    /// How many of one address, of IPv6 its /64; a /48 has four times as many. Trusted proxies are exempt.
+    pub per_address: usize,
     /// How many requests may be in work at once.
     pub requests: usize,
     /// How many GraphQL operations are executed at once.
@@ -117,7 +119,7 @@ pub struct Connections {
     pub headers: Duration,
     /// How long a body may take to arrive.
     pub body: Duration,
-    /// How long a connection may be without a request, and over HTTP/2 an answer may wait to be read.
+    /// How long a connection may be without a request, and at most for how long a client may take nothing of an answer.
     pub idle: Duration,
 }
 
@@ -175,7 +177,7 @@ pub struct Config {
     /// `WS_SOCKETS_PER_USER` (20), `WS_OPERATIONS_PER_SOCKET` (50), `WS_SUBSCRIPTIONS_PER_USER` (200), `WS_MUTATIONS` (on),
     /// `WS_INIT_SECONDS` (3), `WS_PING_SECONDS` (30) and `WS_WRITE_SECONDS` (15).
     pub sockets: Sockets,
-    /// `MAX_CONNECTIONS` (10000), `MAX_REQUESTS_IN_FLIGHT` (1000), `MAX_OPERATIONS_AT_ONCE` (4 a core on SQLite, 32 on
+    /// `MAX_CONNECTIONS` (10000), `MAX_CONNECTIONS_PER_ADDRESS` (a tenth of those, 100 at least), `MAX_REQUESTS_IN_FLIGHT` (1000), `MAX_OPERATIONS_AT_ONCE` (4 a core on SQLite, 32 on
     /// PostgreSQL), `HEADER_TIMEOUT_SECONDS` (10), `BODY_TIMEOUT_SECONDS` (30) and `KEEP_ALIVE_SECONDS` (75).
     pub connections: Connections,
     /// `DRAIN_SECONDS`: for how long, when the server is told to end, `/readyz` says so before connections are refused;
@@ -281,6 +283,7 @@ pub const NAMES: [&str; 59] = [
     "WS_PING_SECONDS",
     "WS_WRITE_SECONDS",
     "MAX_CONNECTIONS",
+    "MAX_CONNECTIONS_PER_ADDRESS",
     "MAX_REQUESTS_IN_FLIGHT",
     "MAX_OPERATIONS_AT_ONCE",
     "HEADER_TIMEOUT_SECONDS",
@@ -476,6 +479,7 @@ impl Config {
             Location::Sqlite(_) => std::thread::available_parallelism().map_or(8, |cores| cores.get() as u32 * 4),
             Location::Postgres(_) => 32,
         };
+        let most_connections = source.positive("MAX_CONNECTIONS", 10_000)?;
         let limits = RateLimits {
             credentials_per_minute: source.positive("RATE_LIMIT_CREDENTIALS_PER_MINUTE", 5)?,
             auth_per_minute: source.positive("RATE_LIMIT_AUTH_PER_MINUTE", 100)?,
@@ -518,7 +522,8 @@ impl Config {
                 write: source.seconds("WS_WRITE_SECONDS", 15)?,
             },
             connections: Connections {
-                most: source.positive("MAX_CONNECTIONS", 10_000)? as usize,
+                most: most_connections as usize,
+                per_address: source.positive("MAX_CONNECTIONS_PER_ADDRESS", (most_connections / 10).max(100))? as usize,
                 requests: source.positive("MAX_REQUESTS_IN_FLIGHT", 1_000)? as usize,
                 operations: source.positive("MAX_OPERATIONS_AT_ONCE", at_once)? as usize,
                 headers: source.seconds("HEADER_TIMEOUT_SECONDS", 10)?,

@@ -26,10 +26,11 @@
 //! |---|---|
 //! | [`server`] | the parts that run, and the order in which they end |
 //! | [`http`] | the router on one page, with what stands around every request; [`http::problem`] documents; [`http::health`] |
-//! | [`http::accept`], [`http::stream`], [`http::address`], [`http::origin`] | connections and their deadlines; streams of HTTP/2; from which address a request comes, and from which page |
+//! | [`http::accept`], [`http::slots`], [`http::stream`], [`http::address`], [`http::origin`] | connections and their deadlines; how many there may be, and who is evicted; streams of HTTP/2; from which address a request comes, and from which page |
 //! | [`http::auth`], [`http::recovery`] | the `/auth` routes: sign-up, tokens, mailed links |
 //! | [`http::operation`], [`http::persisted`], [`http::answer`] | a GraphQL operation from its words to its answer, the same for every transport |
 //! | [`http::concurrency_limit`] | how many operations run at once, each owner's share of them, and load shedding |
+//! | [`http::in_flight`] | bytes of bodies and of answers that are not read yet, and how many of them there may be |
 //! | [`http::document`], [`http::recent`] | documents that were read lately, and which of their operations are known to be valid |
 //! | [`http::subscription`] | a subscription: opened once, then told event by event, everybody who asked the same at once |
 //! | [`http::graphql`], [`http::negotiate`] | GraphQL over HTTP |
@@ -179,6 +180,8 @@ use events::hint::Hints;
 use events::hub::Hub;
 use futures_util::future::{Either, select};
 use http::concurrency_limit::ConcurrencyLimit;
+use http::health::Readiness;
+use http::in_flight::InFlight;
 use limits::Limits;
 use metrics::Metrics;
 use store::user::Profiles;
@@ -221,6 +224,10 @@ pub struct App {
     pub traces: Traces,
     /// How many operations run at once.
     pub concurrency: ConcurrencyLimit,
+    /// Bytes on their way from and to clients.
+    pub in_flight: InFlight,
+    /// What was last found out about the parts that the server depends on.
+    pub readiness: Readiness,
     /// Writes under way, which go on when their client goes away.
     pub writes: TaskTracker,
     /// Cancelled when the server is told to end.
@@ -249,6 +256,8 @@ impl App {
             profiles: Profiles::default(),
             limits,
             concurrency: ConcurrencyLimit::new(connections.operations, *database_connections, is_embedded, rejected),
+            in_flight: InFlight::default(),
+            readiness: Readiness::default(),
             writes: TaskTracker::new(),
             draining: CancellationToken::new(),
             clock,

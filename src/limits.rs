@@ -236,6 +236,11 @@ impl Limits {
         Err(Error::RateLimited { limit, retry_after: window.wait(limit, elapsed) })
     }
 
+    /// Whether there is to be a Redis.
+    pub const fn has_redis(&self) -> bool {
+        self.shared.is_some()
+    }
+
     /// Whether Redis answers, if there is to be one.
     pub async fn redis_answers(&self) -> Option<bool> {
         match &self.shared {

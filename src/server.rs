@@ -54,11 +54,15 @@ impl Server {
         let jobs = jobs(app, &stop)?;
         let router = http::router(app, graphql::schema(app.config.introspection));
         let connections = app.config.connections;
-        let draining = app.draining.clone();
-        let doors = tokio::spawn(http::serve(listener, router, connections, draining.clone(), closing.clone()));
-        let router = http::measured(app);
-        let measured = |listener| tokio::spawn(http::serve(listener, router, connections, draining, stop.clone()));
-        Ok(Self { app: Arc::clone(app), closing, doors, metrics: metrics.map(measured), stop, jobs })
+        let (draining, trusted) = (app.draining.clone(), &app.config.trusted_proxies);
+        let serve = |listener, router, stop: &CancellationToken| {
+            http::serve(listener, router, connections, trusted.clone(), draining.clone(), stop.clone())
+        };
+        let doors = tokio::spawn(serve(listener, router, &closing));
+        let measured = |listener| tokio::spawn(serve(listener, http::measured(app), &stop));
+        let metrics = metrics.map(measured);
+        jobs.spawn(http::health::monitor(Arc::clone(app), stop.clone()));
+        Ok(Self { app: Arc::clone(app), closing, doors, metrics, stop, jobs })
     }
 
     /// Ends everything, in order; whether all of it ended by itself.

@@ -214,6 +214,8 @@ pub struct Db {
     pools: Pools,
     /// Where those find a connection who must not wait behind requests.
     aside: Pools,
+    /// The connection of the readiness check, which shares none with anybody.
+    check: Pools,
     statements: Counter,
     waits: Histogram,
     bells: Arc<[Notify; 4]>,
@@ -257,42 +259,48 @@ impl Instrumentation for Count {
 impl Db {
     /// Opens the pools; nothing is connected yet.
     pub fn open(location: &Location, connections: usize) -> Result<Self> {
-        let statements = Counter::default();
-        let (pools, aside) = match location {
+        let (statements, uncounted) = (Counter::default(), Counter::default());
+        let (pools, aside, check) = match location {
             Location::Sqlite(path) => {
                 let path = path.to_string_lossy().into_owned();
                 let writer = sqlite_pool(&path, 1, &statements, SQLITE_WRITER)?;
                 // What it sends is no operation's.
-                let folder = sqlite_pool(&path, 1, &Counter::default(), SQLITE_FOLDER)?;
+                let folder = sqlite_pool(&path, 1, &uncounted, SQLITE_FOLDER)?;
                 let writer = Arc::new(Batch::new(writer, folder));
-                let readers = |size| sqlite_pool(&path, size, &statements, SQLITE_READER);
+                let readers = |size, statements| sqlite_pool(&path, size, statements, SQLITE_READER);
                 let pools = |readers| Pools::Sqlite { writer: Arc::clone(&writer), readers };
-                (pools(readers(connections)?), pools(readers(ASIDE)?))
+                let check = pools(readers(1, &uncounted)?);
+                (pools(readers(connections, &statements)?), pools(readers(ASIDE, &statements)?), check)
             }
             Location::Postgres(url) => {
                 let shared = Arc::new(postgres_shared(url, SHARED.min(connections), &statements)?);
-                let pools = |size| {
-                    let own = postgres_pool(url, size, &statements)?;
+                let pools = |size, statements| {
+                    let own = postgres_pool(url, size, statements)?;
                     Ok::<_, Error>(Pools::Postgres { own, shared: Arc::clone(&shared) })
                 };
-                (pools(connections)?, pools(ASIDE)?)
+                (pools(connections, &statements)?, pools(ASIDE, &statements)?, pools(1, &uncounted)?)
             }
         };
         let (waits, bells, changes) = (metrics::seconds(), Arc::default(), Arc::default());
-        Ok(Self { pools, aside, statements, waits, bells, changes })
+        Ok(Self { pools, aside, check, statements, waits, bells, changes })
     }
 
     /// How many connections to PostgreSQL a server has that keeps so many: beside them those that many read over, those
-    /// for its own work, and one to listen on.
+    /// for its own work, one for the readiness check, and one to listen on.
     pub const fn connections(kept: usize) -> usize {
         let shared = if kept < SHARED { kept } else { SHARED };
-        kept + shared + ASIDE + 1
+        kept + shared + ASIDE + 2
     }
 
-    /// The same database by a few connections of its own: for the tail of the log, the probes and the jobs, which go on
-    /// when requests hold all others.
+    /// The same database by a few connections of its own: for the tail of the log and the jobs, which go on when requests
+    /// hold all others.
     pub fn aside(&self) -> Self {
         Self { pools: self.aside.clone(), ..self.clone() }
+    }
+
+    /// The same database by the connection of the readiness check, whose statements are no operation's.
+    pub fn for_check(&self) -> Self {
+        Self { pools: self.check.clone(), ..self.clone() }
     }
 
     /// How often a bell was rung, as far as this instance knows: what was read before is worth nothing after.
@@ -494,9 +502,11 @@ impl Db {
                 shared.close().await;
             }
         }
-        match &self.aside {
-            Pools::Sqlite { readers, .. } => readers.close(),
-            Pools::Postgres { own, .. } => own.close(),
+        for pools in [&self.aside, &self.check] {
+            match pools {
+                Pools::Sqlite { readers, .. } => readers.close(),
+                Pools::Postgres { own, .. } => own.close(),
+            }
         }
     }
 }

@@ -7,9 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_graphql::{ErrorExtensionValues, Pos, Response, ServerError, Value};
-use bytes::Bytes;
 use serde::Serialize;
-use tokio::sync::OwnedSemaphorePermit;
 
 use crate::admission::Refusal;
 use crate::error::{Code, Error};
@@ -75,20 +73,8 @@ pub struct Answer {
     pub retry_after: Option<Duration>,
     /// The rate limit that is reached, if that is it.
     pub rate_limit: Option<u32>,
-    /// The turn to export an account, if that is in it: it may be larger than others.
-    export: Option<OwnedSemaphorePermit>,
-}
-
-/// The text of an answer, which holds the turn to export until it is sent.
-struct Exported {
-    text: Vec<u8>,
-    _turn: OwnedSemaphorePermit,
-}
-
-impl AsRef<[u8]> for Exported {
-    fn as_ref(&self) -> &[u8] {
-        &self.text
-    }
+    /// Whether an account is in it: then it may be larger than others.
+    pub is_export: bool,
 }
 
 impl Answer {
@@ -109,7 +95,7 @@ impl Answer {
             extensions: Extensions::default(),
             retry_after,
             rate_limit,
-            export: None,
+            is_export: false,
         }
     }
 
@@ -134,7 +120,7 @@ impl Answer {
             extensions: Extensions::default(),
             retry_after: unavailable.then_some(Duration::from_secs(1)),
             rate_limit: None,
-            export: None,
+            is_export: false,
         }
     }
 
@@ -150,9 +136,9 @@ impl Answer {
         Self { extensions: Extensions { deprecations, ..self.extensions }, ..self }
     }
 
-    /// With an account in it, whose turn this is.
-    pub fn exporting(self, turn: Option<OwnedSemaphorePermit>) -> Self {
-        Self { export: turn, ..self }
+    /// With an account in it.
+    pub fn exporting(self, is_export: bool) -> Self {
+        Self { is_export, ..self }
     }
 
     /// With the cursor from which a subscription that failed goes on.
@@ -194,13 +180,8 @@ impl Answer {
     }
 
     /// The answer as it is sent over HTTP; nothing if it is too large for that.
-    pub fn to_body(&mut self) -> Option<Bytes> {
-        match self.export.take() {
-            Some(turn) => {
-                Some(Bytes::from_owner(Exported { text: self.written(MAX_BYTES + export::MAX_BYTES)?, _turn: turn }))
-            }
-            None => self.written(MAX_BYTES).map(Bytes::from),
-        }
+    pub fn to_body(&self) -> Option<Vec<u8>> {
+        self.written(if self.is_export { MAX_BYTES + export::MAX_BYTES } else { MAX_BYTES })
     }
 
     fn written(&self, most: usize) -> Option<Vec<u8>> {
@@ -243,6 +224,12 @@ fn is_empty(data: &Value) -> bool {
 /// The answer in place of one that is too large.
 pub fn too_large() -> Refused {
     Error::too_large().into()
+}
+
+/// The answer in place of one to a mutation that was executed, while too much is unread.
+pub fn unsent() -> Refused {
+    let message = "It was executed, but its answer is not sent: too many bytes of earlier answers are unread.";
+    Refused::new(Code::DocumentTooComplex, message)
 }
 
 #[derive(Debug, Default, Serialize)]

@@ -7,6 +7,7 @@
 //! No batches, no multipart, no forms: what a page of another site can make a browser send without asking first (a
 //! "simple request") is refused, whatever it says.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use async_graphql::parser::types::OperationType;
@@ -15,22 +16,23 @@ use axum::body::Bytes;
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde_json::{Map, Value};
 
-use super::answer::{Answer, Refused, too_large};
+use super::answer::{Answer, Refused, too_large, unsent};
 use super::concurrency_limit::Wait;
+use super::in_flight::InFlight;
 use super::negotiate::{Media, answer_type, is_json_utf8, takes_stream};
-use super::operation::{DEADLINE, Door, Words};
+use super::operation::{DEADLINE, Door, Words, who};
 use super::origin::{is_cross_site_simple, is_known};
 use super::sse::{self, Listener};
 use super::upgrade::Upgrade;
 use super::websocket::{self, Opening};
-use super::{Lifeline, RequestId, TooMany, set_rate_limit};
+use super::{BodyError, Lifeline, RequestId, TooMany, read_body, set_rate_limit};
 use crate::access::Viewer;
 use crate::auth::{self, bearer};
 use crate::error::{Code, Error};
 use crate::limits::Who;
+use crate::limits::byte_budget::Reservation;
 use crate::network::Client;
 use crate::time::whole_seconds;
 
@@ -107,15 +109,22 @@ async fn run(
         return Err(Refused::new(Code::UnsupportedMediaType, "Send `Content-Type: application/json` in UTF-8."));
     }
     // A client that sends slowly does not hold a permit meanwhile.
-    let body = if get { None } else { Some(read(body).await) };
+    let body = if get {
+        // Not kept unread while the operation runs: what arrives of it would pile up.
+        drop(body);
+        None
+    } else {
+        Some(read(body, &door.app.in_flight, client.address).await)
+    };
     let owner = owner(door, &parts.headers, &client);
     let mut permit = door.app.concurrency.acquire(owner, Wait::Request).await?;
     let viewer = viewer(door, &parts.headers).await?;
     door.enter(viewer, client.address).await?;
     let words = match body {
-        Some(body) => Words::of(json(&body?)?)?,
+        Some(body) => Words::of(json(&body?.0)?)?,
         None => words_of_query(parts.uri.query().unwrap_or_default())?,
     };
+    let owner = who(viewer, client.address);
     let operation = door.admit(words, viewer, client).await?;
     match operation.kind {
         OperationType::Mutation if get => {
@@ -134,12 +143,18 @@ async fn run(
         }
         OperationType::Query => {}
     }
-    let standing = operation.spent.standing;
+    let (standing, kind) = (operation.spent.standing, operation.kind);
     let answer = door.execute(operation, viewer, &id.0, permit).await;
-    let mut response = match media {
+    let is_export = answer.is_export;
+    let response = match media {
         Media::EventStream => sse::whole(&answer, &id.0),
         _ => answered(media, answer, &id.0),
     };
+    let mut response = door.app.in_flight.hold(owner, is_export, response).map_err(|error| match kind {
+        // A client that tries again would do it twice.
+        OperationType::Mutation => unsent(),
+        _ => error.into(),
+    })?;
     if let Some((standing, _)) = standing {
         set_rate_limit(response.headers_mut(), standing.limit, standing.remaining(), standing.reset);
     }
@@ -163,14 +178,16 @@ pub async fn viewer(door: &Door, headers: &HeaderMap) -> Result<Option<Viewer>, 
     auth::viewer(&door.app, token).await.map(Some)
 }
 
-async fn read(body: axum::body::Body) -> Result<Bytes, Refused> {
-    match Limited::new(body, MAX_BODY).collect().await {
-        Ok(collected) => Ok(collected.to_bytes()),
-        Err(error) if error.is::<LengthLimitError>() => {
-            Err(Refused::new(Code::PayloadTooLarge, "A body may have at most 256 KiB."))
-        }
-        Err(_) => Err(Refused::new(Code::BadRequest, "The body did not arrive.")),
-    }
+/// Reads a body, which counts against the budget of its address until it is parsed.
+async fn read(body: axum::body::Body, in_flight: &InFlight, address: IpAddr) -> Result<(Bytes, Reservation), Refused> {
+    let mut reservation = in_flight.body(Who::address(address));
+    let read = read_body(body, MAX_BODY, |bytes| in_flight.admit(&mut reservation, bytes)).await;
+    let read = read.map_err(|error| match error {
+        BodyError::TooLarge => Refused::new(Code::PayloadTooLarge, "A body may have at most 256 KiB."),
+        BodyError::Incomplete => Refused::new(Code::BadRequest, "The body did not arrive."),
+        BodyError::Refused(error) => error.into(),
+    });
+    Ok((read?, reservation))
 }
 
 /// The members of a GET: `variables` and `extensions` are JSON in a query parameter.
@@ -196,7 +213,7 @@ fn json(bytes: &Bytes) -> Result<Value, Refused> {
 }
 
 /// The answer over HTTP.
-fn answered(media: Media, mut answer: Answer, request_id: &str) -> Response {
+fn answered(media: Media, answer: Answer, request_id: &str) -> Response {
     let Some(body) = answer.to_body() else {
         return answered(media, Answer::refused(too_large(), request_id), request_id);
     };

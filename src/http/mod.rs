@@ -9,6 +9,7 @@ pub mod docs;
 pub mod document;
 pub mod graphql;
 pub mod health;
+pub mod in_flight;
 pub mod negotiate;
 pub mod operation;
 pub mod origin;
@@ -19,6 +20,7 @@ pub mod problem;
 pub mod protocol;
 pub mod recent;
 pub mod recovery;
+pub mod slots;
 pub mod sse;
 pub mod stream;
 pub mod subscription;
@@ -36,7 +38,9 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use http_body_util::{BodyExt, LengthLimitError, Limited};
+use bytes::{Bytes, BytesMut};
+use http_body::Body as _;
+use http_body_util::BodyExt;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::cors::CorsLayer;
 use tracing::{Instrument, Span};
@@ -79,11 +83,15 @@ pub fn router(app: &Arc<App>, schema: Schema) -> Router {
     let auth = auth.with_state(Arc::clone(app));
     let graphql = Router::new().route("/graphql", get(graphql::get).post(graphql::post)).with_state(door);
     let mut router = Router::new().merge(health::routes().with_state(Arc::clone(app))).merge(auth).merge(graphql);
+    let mut pages = Router::new();
     if app.config.graphiql {
-        router = router.merge(playground::routes());
+        pages = pages.merge(playground::routes());
     }
     if app.config.docs {
-        router = router.merge(docs::routes());
+        pages = pages.merge(docs::routes());
+    }
+    if app.config.graphiql || app.config.docs {
+        router = router.merge(pages.layer(middleware::from_fn_with_state(Arc::clone(app), in_flight::limit)));
     }
     router
         .fallback(async || Problem::new(Code::NotFound, "There is nothing here."))
@@ -144,12 +152,11 @@ async fn in_time(State(app): State<Arc<App>>, request: Request, next: Next) -> R
         let (mut parts, body) = request.into_parts();
         parts.extensions.insert(counted.clone());
         // Until all of it is there, nothing has begun.
-        let body = match Limited::new(body, AUTH_BODY).collect().await {
-            Ok(body) => Body::from(body.to_bytes()),
-            Err(error) if error.is::<LengthLimitError>() => {
-                return Problem::bad_body(StatusCode::PAYLOAD_TOO_LARGE).into_response();
-            }
-            Err(_) => return Problem::bad_body(StatusCode::BAD_REQUEST).into_response(),
+        let body = match read_body(body, AUTH_BODY, |_| Ok(())).await {
+            Ok(body) => Body::from(body),
+            Err(BodyError::TooLarge) => return Problem::bad_body(StatusCode::PAYLOAD_TOO_LARGE).into_response(),
+            Err(BodyError::Incomplete) => return Problem::bad_body(StatusCode::BAD_REQUEST).into_response(),
+            Err(BodyError::Refused(error)) => return Problem::from(error).into_response(),
         };
         let work = next.run(Request::from_parts(parts, body)).in_current_span();
         let done = app.writes.spawn(work).await;
@@ -167,6 +174,40 @@ async fn in_time(State(app): State<Arc<App>>, request: Request, next: Next) -> R
         set_rate_limit(headers, quota.limit, quota.remaining(), quota.reset);
     }
     response
+}
+
+/// Why a body is not read.
+enum BodyError {
+    /// It has more bytes than allowed.
+    TooLarge,
+    /// It did not arrive to its end.
+    Incomplete,
+    /// There is no room for it now.
+    Refused(Error),
+}
+
+/// Reads a body of at most `limit` bytes into one buffer. Each frame is copied and dropped as it arrives: one of a single
+/// byte holds on to the whole buffer that it was read into, 2 to 4 kB. `admit` is asked before the buffer grows to so many
+/// bytes.
+async fn read_body(
+    mut body: Body,
+    limit: usize,
+    mut admit: impl FnMut(usize) -> Result<(), Error>,
+) -> Result<Bytes, BodyError> {
+    let mut read = BytesMut::new();
+    while let Some(frame) = body.frame().await {
+        // Trailers say nothing that is heeded.
+        let Ok(data) = frame.map_err(|_| BodyError::Incomplete)?.into_data() else { continue };
+        if data.len() > limit - read.len() {
+            return Err(BodyError::TooLarge);
+        }
+        admit(read.len() + data.len()).map_err(BodyError::Refused)?;
+        if read.is_empty() && body.is_end_stream() {
+            return Ok(data);
+        }
+        read.extend_from_slice(&data);
+    }
+    Ok(read.freeze())
 }
 
 /// A panic is a defect: the client learns that it happened and nothing more, the log has the rest.

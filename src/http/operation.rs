@@ -101,7 +101,7 @@ pub struct Door {
     pub sockets: Arc<UserSlots>,
     /// The subscriptions of each user.
     user_subscriptions: Arc<UserSlots>,
-    /// The turn to export an account, which takes a lot of memory.
+    /// Makes one export at a time, which takes a lot of memory. How many may be unread, [`super::in_flight`] says.
     exports: Arc<Semaphore>,
 }
 
@@ -228,7 +228,7 @@ impl Door {
         let Operation {
             kind, spent, document, manner, deprecations, mut request, export, search_bytes, client, ..
         } = operation;
-        let Ok(export) = export.then(|| Arc::clone(&self.exports).try_acquire_owned()).transpose() else {
+        let Ok(_making) = export.then(|| self.exports.try_acquire()).transpose() else {
             return Answer::refused(Error::unavailable().into(), request_id);
         };
         let form = document.form(request.operation_name.as_deref(), &request.variables);
@@ -345,7 +345,7 @@ pub(super) const fn word(kind: OperationType) -> &'static str {
     }
 }
 
-fn who(viewer: Option<Viewer>, address: IpAddr) -> Who {
+pub(super) fn who(viewer: Option<Viewer>, address: IpAddr) -> Who {
     viewer.map_or_else(|| Who::address(address), |viewer| Who::User(viewer.id))
 }
 

@@ -23,12 +23,15 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use super::Lifeline;
 use super::answer::{Answer, Refused, too_large};
+use super::in_flight::counted;
 use super::negotiate::Media;
 use super::operation::{Door, Operation};
 use super::subscription::{Subscription, Told};
+use crate::App;
 use crate::access::Viewer;
 use crate::auth::bearer;
 use crate::error::{Code, Error};
+use crate::limits::Who;
 use crate::metrics::Transport;
 
 /// Events that wait to be written.
@@ -102,7 +105,7 @@ pub async fn subscribe(
             () = ended => {}
             () = expired => {}
             () = out.closed() => {}
-            told = tell(subscription, &listener.request_id, door.app.config.sockets.write, &out) => if told.is_err() {
+            told = tell(&door.app, subscription, &listener, &out) => if told.is_err() {
                 // Who does not read in time is not waited for.
                 lifeline.connection.cancel();
             }
@@ -142,21 +145,30 @@ struct Stuck;
 
 /// Tells everything there is to tell.
 async fn tell(
+    app: &App,
     mut subscription: Box<Subscription>,
-    request_id: &str,
-    patience: Duration,
+    listener: &Listener,
     out: &mpsc::Sender<Bytes>,
 ) -> Result<(), Stuck> {
-    let send = async |chunk: Bytes| match timeout(patience, out.send(chunk)).await {
-        Ok(_) => Ok(()),
-        Err(_) => Err(Stuck),
+    let (request_id, patience) = (&listener.request_id, app.config.sockets.write);
+    let send = async |chunk: Bytes| {
+        let sent = listener.lifeline.written.while_reading(patience, out.send(chunk)).await;
+        sent.map(drop).ok_or(Stuck)
+    };
+    let count = |text: String| match listener.viewer {
+        Some(viewer) => app.in_flight.reserve(Who::User(viewer.id), text.len()).map(|held| counted(text.into(), held)),
+        None => Ok(text.into()),
     };
     // At once, so that the client sees the stream open.
     send(COMMENT.into()).await?;
     loop {
         match alive(subscription.next(), KEEP_ALIVE, || send(COMMENT.into())).await? {
             None => break,
-            Some(Told::Event { payload, cursor }) => send(event(&payload, Some(&cursor)).into()).await?,
+            Some(Told::Event { payload, cursor }) => match count(event(&payload, Some(&cursor))) {
+                Ok(chunk) => send(chunk).await?,
+                // Too much is unread: the client goes on from the last event that it has.
+                Err(_) => return Ok(()),
+            },
             Some(Told::Failed { answer, .. }) if answer.ends_session() => return Ok(()),
             Some(Told::Failed { answer, cursor }) => {
                 let text = match answer.to_text() {

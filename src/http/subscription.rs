@@ -17,11 +17,12 @@ use async_graphql::{PathSegment, Pos, Request, Response, ServerError, Variables}
 use async_graphql_value::Value as Literal;
 use aws_lc_rs::digest::{SHA256, digest};
 use futures_util::StreamExt;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Semaphore;
 use tokio::task::coop::unconstrained;
 use tracing::{Instrument, Span};
 
 use super::answer::{Answer, Refused, too_large};
+use super::concurrency_limit::{Permit, Wait};
 use super::document::{Document, MIN_CACHED_BYTES, Reader};
 use super::later;
 use super::operation::{DEADLINE, Door, Operation, checked, word};
@@ -47,8 +48,6 @@ const MAX_VARIABLE_BYTES: usize = 8 * 1024;
 const MAX_CACHED_BYTES: usize = 256 * 1024;
 /// Bytes of the answers that wait for other subscriptions to send them too.
 const MAX_SHARED_BYTES: usize = 32 * 1024 * 1024;
-/// How long an answer may wait until it may execute.
-const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What the operations that are open are answered by.
 pub struct Subscriptions {
@@ -388,16 +387,20 @@ impl Subscriber {
                 }
                 Some((shared, State::Unclaimed)) if permit.is_none() => tokio::select! {
                     () = shared.claimed() => {}
-                    acquired = self.permit() => permit = Some(acquired?),
+                    acquired = self.permit(viewer) => permit = Some(acquired?),
                 },
                 Some((shared, State::Unclaimed)) => {
-                    if let Some(claim) = shared.claim() {
-                        return self.made(happening, claim).await.map(Some);
+                    if let Some(claim) = shared.claim()
+                        && let Some(permit) = permit.take()
+                    {
+                        let made = self.made(happening, claim);
+                        return permit.scope(DEADLINE, 0).run(made).await.map(Some);
                     }
                 }
-                None | Some((_, State::Personal)) if permit.is_none() => permit = Some(self.permit().await?),
+                None | Some((_, State::Personal)) if permit.is_none() => permit = Some(self.permit(viewer).await?),
                 None | Some((_, State::Personal)) => {
-                    let (answer, _) = self.executed(happening).await;
+                    let Some(permit) = permit.take() else { continue };
+                    let (answer, _) = permit.scope(DEADLINE, 0).run(self.executed(happening)).await;
                     return self.written(answer.warning(deprecations)).map(Some);
                 }
             }
@@ -405,8 +408,8 @@ impl Subscriber {
     }
 
     /// Waits until this subscriber may execute.
-    async fn permit(&self) -> Result<OwnedSemaphorePermit, Box<Answer>> {
-        let acquired = self.subscriptions.app.turns.turn(PATIENCE).await;
+    async fn permit(&self, viewer: Viewer) -> Result<Permit, Box<Answer>> {
+        let acquired = self.subscriptions.app.concurrency.acquire(Who::User(viewer.id), Wait::Socket).await;
         acquired.map_err(|error| self.refused(error))
     }
 

@@ -26,11 +26,13 @@ use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
-use super::answer::{Answer, Refused, too_large};
+use super::answer::{Answer, Refused, too_large, unsent};
 use super::concurrency_limit::Wait;
+use super::in_flight::Written;
 use super::operation::{DEADLINE, Door, Words};
 use super::pace::{Pace, PacedIo};
 use super::protocol::{Close, Incoming, Outgoing, next, plain};
+use super::slots::Waiting;
 use super::subscription::{Subscription, Told};
 use super::upgrade::Upgrade;
 use super::user_slots::UserSlot;
@@ -40,6 +42,7 @@ use crate::auth::{self, bearer};
 use crate::error::{Code, Error};
 use crate::events::hub::Watch;
 use crate::limits::Who;
+use crate::limits::byte_budget::Reservation;
 use crate::metrics::Transport;
 use crate::network::Client;
 use crate::store::event::Objects;
@@ -98,7 +101,8 @@ pub fn open(door: Door, upgrade: Upgrade, opening: Opening) -> Response {
         let (sink, stream) = Socket::from_raw_socket(connection, Role::Server, Some(config)).await.split();
         let (out, queue) = mpsc::channel(QUEUE);
         let (closing, closed) = oneshot::channel();
-        let writer = tokio::spawn(write(sink, queue, closed, door.app.config.sockets.write));
+        let written = opening.lifeline.written.clone();
+        let writer = tokio::spawn(write(sink, queue, closed, door.app.config.sockets.write, written));
         // A task of its own, because the one that waited for the upgrade keeps the room that this took; the
         // conversation on the heap, because a future keeps its arguments twice.
         tasks.spawn(run(Box::new(Talk::new(door, opening, out)), stream, writer, closing, is_offered));
@@ -146,32 +150,46 @@ async fn goodbye(mut stream: SplitStream<Socket>, writer: JoinHandle<SplitSink<S
     }
 }
 
-/// Writes what is queued; ends with the queue, with a close frame, or when a write takes too long.
+/// A message to be written, which counts as unread until it is.
+struct Outbound {
+    text: Box<str>,
+    reservation: Option<Reservation>,
+}
+
+impl From<Box<str>> for Outbound {
+    fn from(text: Box<str>) -> Self {
+        Self { text, reservation: None }
+    }
+}
+
+/// Writes what is queued; ends with the queue, with a close frame, or when the client does not go on reading.
 async fn write(
     mut sink: SplitSink<Socket, Message>,
-    mut queue: mpsc::Receiver<Box<str>>,
+    mut queue: mpsc::Receiver<Outbound>,
     mut closing: oneshot::Receiver<CloseFrame>,
     patience: Duration,
+    written: Written,
 ) -> SplitSink<Socket, Message> {
     let frame = loop {
-        let text = tokio::select! {
+        let outbound = tokio::select! {
             biased;
             frame = &mut closing => break frame,
-            text = queue.next() => text,
+            outbound = queue.next() => outbound,
         };
-        let Some(text) = text else {
+        let Some(Outbound { text, reservation }) = outbound else {
             break (&mut closing).await;
         };
         let sent = tokio::select! {
             frame = &mut closing => break frame,
-            sent = timeout(patience, sink.send(message(text))) => sent,
+            sent = written.while_reading(patience, sink.send(message(text))) => sent,
         };
-        if !matches!(sent, Ok(Ok(()))) {
+        drop(reservation);
+        if !matches!(sent, Some(Ok(()))) {
             return sink;
         }
     };
     let goodbye = async {
-        while let Ok(text) = queue.try_recv() {
+        while let Ok(Outbound { text, .. }) = queue.try_recv() {
             sink.feed(message(text)).await?;
         }
         match frame {
@@ -209,18 +227,21 @@ type Running = Arc<Mutex<HashMap<String, (u64, AbortHandle)>>>;
 struct Talk {
     door: Door,
     opening: Opening,
-    out: mpsc::Sender<Box<str>>,
+    out: mpsc::Sender<Outbound>,
     session: Option<Session>,
     /// The operations by their ids, each with a number that no other has.
     running: Running,
     /// Each says whether its session was found to have ended.
     tasks: JoinSet<bool>,
     started: u64,
+    /// Until the greeting: a silent socket may be evicted for a new connection.
+    waiting: Option<Waiting>,
 }
 
 impl Talk {
-    fn new(door: Door, opening: Opening, out: mpsc::Sender<Box<str>>) -> Self {
-        Self { door, opening, out, session: None, running: Arc::default(), tasks: JoinSet::new(), started: 0 }
+    fn new(door: Door, opening: Opening, out: mpsc::Sender<Outbound>) -> Self {
+        let waiting = opening.lifeline.wait();
+        Self { door, opening, out, session: None, running: Arc::default(), tasks: JoinSet::new(), started: 0, waiting }
     }
 
     /// Talks until one side ends it, which may be the writer; the reason if it is this one. What is rare is on the heap
@@ -247,6 +268,7 @@ impl Talk {
                     drop(timeout(LAST_ANSWERS, answered).await);
                     return Some(Close::Restarting);
                 }
+                () = lifeline.connection.cancelled() => return Some(Close::Unavailable),
                 () = closing.closed() => return None,
                 Some(over) = self.tasks.join_next() => {
                     if over.is_ok_and(|session_ended| session_ended) {
@@ -297,7 +319,7 @@ impl Talk {
 
     async fn say(&mut self, text: impl Into<Box<str>>) {
         // Without a writer the conversation is over, which the loop notices.
-        drop(self.out.send(text.into()).await);
+        drop(self.out.send(text.into().into()).await);
     }
 
     async fn hear(&mut self, text: &str) -> Result<(), Close> {
@@ -307,6 +329,7 @@ impl Talk {
                 let token = authorization(&payload).or(self.opening.authorization.as_deref());
                 let authorization = token.ok_or(Close::Forbidden("Forbidden: send an access token"))?.to_owned();
                 self.session = Some(self.greeted(&authorization).await?);
+                self.waiting = None;
                 self.say(plain::ACK).await;
             }
             Incoming::Pong => {}
@@ -438,7 +461,7 @@ impl Talk {
                     // Before the last message: a client may reuse the id as soon as it has read that.
                     forget(&noted, &named, number);
                     match end {
-                        End::Told(last) => drop(operation.out.send(last).await),
+                        End::Told(last) => drop(operation.out.send(last.into()).await),
                         End::Elsewhere => {}
                         End::SessionEnded => return true,
                     }
@@ -469,7 +492,7 @@ enum End {
 /// What a running operation needs.
 struct Runner {
     door: Door,
-    out: mpsc::Sender<Box<str>>,
+    out: mpsc::Sender<Outbound>,
     request_id: Arc<str>,
     stop: CancellationToken,
     client: Client,
@@ -491,9 +514,13 @@ impl Runner {
                 told = subscription.next() => told,
             };
             match told {
-                Some(Told::Event { payload, .. }) => drop(self.out.send(next(id, &payload)).await),
+                Some(Told::Event { payload, .. }) => {
+                    if let Err(refused) = self.send(next(id, &payload)).await {
+                        return End::Told(self.error(id, refused));
+                    }
+                }
                 Some(Told::Failed { answer, .. }) if answer.ends_session() => return End::SessionEnded,
-                Some(Told::Failed { answer, .. }) => return Box::pin(self.answered(id, answer)).await,
+                Some(Told::Failed { answer, .. }) => return Box::pin(self.answered(id, answer, false)).await,
                 None => return complete(id),
             }
         }
@@ -528,8 +555,9 @@ impl Runner {
                 Err(answer) => Err(failed(id, &answer)),
             };
         }
+        let is_mutation = operation.kind == OperationType::Mutation;
         let answer = self.door.execute(operation, Some(self.viewer), &self.request_id, permit).await;
-        Err(self.answered(id, answer).await)
+        Err(self.answered(id, answer, is_mutation).await)
     }
 
     async fn admitted(&self, words: Words) -> Result<super::operation::Operation, Refused> {
@@ -548,15 +576,27 @@ impl Runner {
     }
 
     /// Tells an answer after which there is no more.
-    async fn answered(&mut self, id: &str, answer: Answer) -> End {
+    async fn answered(&mut self, id: &str, answer: Answer, is_mutation: bool) -> End {
         if !answer.is_executed() {
             return failed(id, &answer);
         }
         let Some(text) = answer.to_text() else {
             return End::Told(self.error(id, too_large()));
         };
-        drop(self.out.send(next(id, &text)).await);
-        complete(id)
+        match self.send(next(id, &text)).await {
+            Ok(()) => complete(id),
+            // A client that tries again would do it twice.
+            Err(_) if is_mutation => End::Told(self.error(id, unsent())),
+            Err(refused) => End::Told(self.error(id, refused)),
+        }
+    }
+
+    /// Queues a message, unless too much of what this user was sent is unread.
+    async fn send(&mut self, text: Box<str>) -> Result<(), Refused> {
+        let reservation = self.door.app.in_flight.reserve(Who::User(self.viewer.id), text.len())?;
+        // Without a writer the conversation is over.
+        drop(self.out.send(Outbound { text, reservation }).await);
+        Ok(())
     }
 
     fn error(&self, id: &str, refused: Refused) -> Box<str> {

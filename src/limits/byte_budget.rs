@@ -50,9 +50,14 @@ impl<K: Clone + Eq + Hash> ByteBudget<K> {
 
     /// Reserves bytes for an owner, all or none. A reservation of none always succeeds and may grow.
     pub fn reserve(self: &Arc<Self>, owner: K, bytes: usize) -> Result<Reservation<K>, Exceeded> {
-        let mut reservation = Reservation { budget: Arc::clone(self), owner, bytes: 0 };
+        let mut reservation = self.none(owner);
         reservation.grow(bytes)?;
         Ok(reservation)
+    }
+
+    /// A reservation of no bytes, which may grow.
+    pub fn none(self: &Arc<Self>, owner: K) -> Reservation<K> {
+        Reservation { budget: Arc::clone(self), owner, bytes: 0 }
     }
 
     /// Bytes that are held by all owners.

@@ -12,7 +12,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use crate::harness::{Frame, PATIENCE, Server, Socket};
+use crate::harness::{Frame, PATIENCE, Server};
 
 const RESPONSE: &str = "application/graphql-response+json";
 
@@ -335,15 +335,18 @@ async fn half_sent_requests_make_room_for_others_the_oldest_first() {
 #[tokio::test]
 async fn sockets_are_connections_for_as_long_as_they_are_open() {
     let server = Server::with(&[("MAX_CONNECTIONS", "2"), ("WS_INIT_SECONDS", "60")]).await;
-    let mut sockets = [Socket::open(server.address).await, Socket::open(server.address).await];
-    assert!(rest(&mut connect(server.address).await).await.starts_with(b"HTTP/1.1 503"));
+    let alice = server.person("alice").await;
+    let mut sockets = [alice.socket().await, alice.socket().await];
+    let mut refused = connect(server.address).await;
+    refused.write_all(b"GET /graphql HTTP/1.1\r\nhost: x\r\n\r\n").await.expect("sent");
+    assert!(rest(&mut refused).await.starts_with(b"HTTP/1.1 503"));
     sockets[0].send(json!({ "type": "nonsense" })).await;
     assert_eq!(sockets[0].receive().await, Frame::Closed(Some(4400)));
     let let_in = async {
         loop {
             let mut next = connect(server.address).await;
-            drop(next.write_all(b"GET /livez HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await);
-            if rest(&mut next).await.starts_with(b"HTTP/1.1 200") {
+            drop(next.write_all(b"GET /nowhere HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await);
+            if rest(&mut next).await.starts_with(b"HTTP/1.1 404") {
                 return;
             }
         }

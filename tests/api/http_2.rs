@@ -1,5 +1,7 @@
 //! HTTP/2, where one connection carries many requests: what a client that does not read costs, and how it is told to go.
 
+use std::net::SocketAddr;
+
 use bytes::Bytes;
 use http_body_util::{BodyExt, Empty};
 use hyper::Request;
@@ -12,38 +14,54 @@ use tokio::time::timeout;
 
 use crate::harness::{PATIENCE, Server};
 
-const HEADERS: u8 = 1;
-const RESET: u8 = 3;
+pub const DATA: u8 = 0;
+pub const HEADERS: u8 = 1;
+pub const RESET: u8 = 3;
 const SETTINGS: u8 = 4;
 const PING: u8 = 6;
+pub const WINDOW_UPDATE: u8 = 8;
 
 /// A client that speaks in frames (RFC 9113), so that it may do what no library does.
-struct Frames(TcpStream);
+pub struct Frames(TcpStream);
 
 impl Frames {
     /// With room for so many bytes of each answer.
-    async fn connect(server: &Server, window: u32) -> Self {
-        let mut stream = TcpStream::connect(server.address).await.expect("a connection");
+    pub async fn connect(address: SocketAddr, window: u32) -> Self {
+        let mut stream = TcpStream::connect(address).await.expect("a connection");
         stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.expect("sent");
         let mut client = Self(stream);
         client.send(SETTINGS, 0, 0, &[&[0, 4], &window.to_be_bytes()[..]].concat()).await;
         client
     }
 
-    async fn send(&mut self, kind: u8, flags: u8, stream: u32, payload: &[u8]) {
-        let length = u32::try_from(payload.len()).expect("a short frame").to_be_bytes();
-        let frame = [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat();
-        self.0.write_all(&frame).await.expect("sent");
+    pub async fn send(&mut self, kind: u8, flags: u8, stream: u32, payload: &[u8]) {
+        self.try_send(kind, flags, stream, payload).await.expect("sent");
     }
 
-    async fn get(&mut self, stream: u32, path: &str) {
+    /// The same to a server that may have closed the connection.
+    pub async fn try_send(&mut self, kind: u8, flags: u8, stream: u32, payload: &[u8]) -> std::io::Result<()> {
+        let length = u32::try_from(payload.len()).expect("a short frame").to_be_bytes();
+        let frame = [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat();
+        self.0.write_all(&frame).await
+    }
+
+    pub async fn get(&mut self, stream: u32, path: &str) {
         self.get_as(stream, path, &[]).await;
     }
 
-    async fn get_as(&mut self, stream: u32, path: &str, more: &[(&str, &str)]) {
+    pub async fn get_as(&mut self, stream: u32, path: &str, more: &[(&str, &str)]) {
+        self.begin(stream, "GET", path, more, 5).await;
+    }
+
+    /// Sends the head of a request whose body is to follow in data frames.
+    pub async fn post(&mut self, stream: u32, path: &str) {
+        self.begin(stream, "POST", path, &[("content-type", "application/json")], 4).await;
+    }
+
+    async fn begin(&mut self, stream: u32, method: &str, path: &str, more: &[(&str, &str)], flags: u8) {
         let mut head = Vec::new();
         for (name, value) in
-            [&[(":method", "GET"), (":scheme", "http"), (":authority", "x"), (":path", path)], more].concat()
+            [&[(":method", method), (":scheme", "http"), (":authority", "x"), (":path", path)], more].concat()
         {
             // A name and a value as they are (RFC 7541, 6.2.2 and 5.1).
             head.push(0);
@@ -58,20 +76,52 @@ impl Frames {
                 head.extend(text.as_bytes());
             }
         }
-        self.send(HEADERS, 5, stream, &head).await;
+        self.send(HEADERS, flags, stream, &head).await;
+    }
+
+    /// Waits for the answer on this stream, or the end of the connection.
+    pub async fn ended(&mut self, stream: u32) {
+        let ended = async {
+            let mut head = [0; 9];
+            while self.0.read_exact(&mut head).await.is_ok() {
+                let [a, b, c, came, _, of @ ..] = head;
+                let mut payload = vec![0; u32::from_be_bytes([0, a, b, c]) as usize];
+                if (came, u32::from_be_bytes(of)) == (HEADERS, stream) || self.0.read_exact(&mut payload).await.is_err()
+                {
+                    return;
+                }
+            }
+        };
+        timeout(PATIENCE, ended).await.expect("an end in time");
     }
 
     /// The stream of the next frame of this kind.
-    async fn next(&mut self, kind: u8) -> u32 {
+    pub async fn next(&mut self, kind: u8) -> u32 {
+        self.next_frame(kind).await.0
+    }
+
+    /// How much is in the next frame of this kind.
+    pub async fn next_length(&mut self, kind: u8) -> usize {
+        self.next_frame(kind).await.1.len()
+    }
+
+    /// The stream of the next answer, and whether its status is 200 (RFC 7541, appendix A).
+    pub async fn next_head(&mut self) -> (u32, bool) {
+        let (stream, head) = self.next_frame(HEADERS).await;
+        // The size of the table may be told first.
+        (stream, head.iter().find(|byte| **byte & 0xe0 != 0x20) == Some(&0x88))
+    }
+
+    async fn next_frame(&mut self, kind: u8) -> (u32, Vec<u8>) {
         let next = async {
             loop {
                 let mut head = [0; 9];
                 self.0.read_exact(&mut head).await.expect("a connection that lasts");
                 let [a, b, c, came, _, stream @ ..] = head;
-                let length = u32::from_be_bytes([0, a, b, c]);
-                self.0.read_exact(&mut vec![0; length as usize]).await.expect("a whole frame");
+                let mut payload = vec![0; u32::from_be_bytes([0, a, b, c]) as usize];
+                self.0.read_exact(&mut payload).await.expect("a whole frame");
                 if came == kind {
-                    return u32::from_be_bytes(stream);
+                    return (u32::from_be_bytes(stream), payload);
                 }
             }
         };
@@ -83,7 +133,7 @@ impl Frames {
 async fn an_answer_that_is_not_taken_is_given_up_and_its_connection_goes_on() {
     let server = Server::with(&[("KEEP_ALIVE_SECONDS", "2")]).await;
     for window in [0, 1, 20_000] {
-        let mut client = Frames::connect(&server, window).await;
+        let mut client = Frames::connect(server.address, window).await;
         client.get(1, "/docs/openapi.json").await;
         assert_eq!(client.next(HEADERS).await, 1);
         assert_eq!(client.next(RESET).await, 1, "{window}");
@@ -101,7 +151,7 @@ async fn a_stream_of_events_that_is_not_read_ends_and_its_connection_goes_on() {
     let project = alice.project("Apollo").await;
     let path = format!("/graphql?query=subscription%7Bevents(after:%22{}%22)%7Bid%7D%7D", alice.now().await);
     let authorization = format!("Bearer {}", alice.token());
-    let mut client = Frames::connect(&server, 0).await;
+    let mut client = Frames::connect(server.address, 0).await;
     client.get_as(1, &path, &[("accept", "text/event-stream"), ("authorization", &authorization)]).await;
     assert_eq!(client.next(HEADERS).await, 1);
     // More than wait to be written.
@@ -116,7 +166,7 @@ async fn a_stream_of_events_that_is_not_read_ends_and_its_connection_goes_on() {
 #[tokio::test]
 async fn an_answer_that_is_not_taken_does_not_hold_up_the_end() {
     let server = Server::start().await;
-    let mut client = Frames::connect(&server, 0).await;
+    let mut client = Frames::connect(server.address, 0).await;
     for (stream, path) in [(1, "/docs/openapi.json"), (3, "/livez")] {
         client.get(stream, path).await;
         assert_eq!(client.next(HEADERS).await, stream);

@@ -58,7 +58,7 @@ def apart():
 async def storm(rig):
     """Three times as much as is served at best, for a while, by open loops."""
     with apart() as asking:
-        server = await Server(rig, "overload", MAX_CONNECTIONS="20000").start()
+        server = await Server(rig, "overload", MAX_CONNECTIONS="20000", MAX_CONNECTIONS_PER_ADDRESS="20000").start()
         asking()
         await stormed(rig, server)
 
@@ -156,7 +156,7 @@ async def logins(rig):
 async def reconnect(rig):
     """Everybody's socket breaks at once, and everybody is back at once, behind their last cursor."""
     count = 10_000 if rig.long else 500
-    server = await Server(rig, "reconnect", MAX_CONNECTIONS="20000").start()
+    server = await Server(rig, "reconnect", MAX_CONNECTIONS="20000", MAX_CONNECTIONS_PER_ADDRESS="20000").start()
     person = await Person.sign_up(server.address, "ada")
     project = await person.project()
     after = await person.cursor()

@@ -23,7 +23,7 @@ WARM = 0.2
 async def run(rig):
     seconds = float(os.environ.get("FAULTS_SOAK_SECONDS", 1200 if rig.long else 30))
     count = SOCKETS if rig.long else 200
-    server = await Server(rig, "soak", MAX_CONNECTIONS="20000").start()
+    server = await Server(rig, "soak", MAX_CONNECTIONS="20000", MAX_CONNECTIONS_PER_ADDRESS="20000").start()
     load = await Load.prepare(server.address, followers=10, writers=2, pause=0.25)
     await load.begin()
     await load.acknowledged(20)

@@ -43,6 +43,13 @@ impl Program {
             }
         }
     }
+
+    /// The most memory it has had so far, in KiB; none where the system does not say.
+    pub fn peak_memory(&self) -> Option<usize> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).ok()?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+        Some(line.trim().trim_end_matches(" kB").parse().expect("a number"))
+    }
 }
 
 impl Drop for Program {

@@ -1,0 +1,317 @@
+//! Slots: how many connections or requests there may be at once, in total and for each source.
+//!
+//! A holder that waits for its client can be evicted: when no slot is free, the one that has waited longest gives its slot
+//! to the newcomer. It is moved at once, without waiting until the evicted one has closed, so that a flood of newcomers
+//! queues nowhere.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::net::{IpAddr, Ipv6Addr};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio_util::sync::CancellationToken;
+
+/// Bits of an IPv6 address that name the network of one customer, and those that name a site of such networks.
+const CUSTOMER_BITS: u32 = 64;
+const SITE_BITS: u32 = 48;
+
+/// How many slots there are.
+#[derive(Clone, Copy, Debug)]
+pub struct SlotLimits {
+    /// In total.
+    pub total: usize,
+    /// For an IPv4 address or an IPv6 /64.
+    pub per_address: usize,
+    /// For an IPv6 /48.
+    pub per_site: usize,
+}
+
+impl SlotLimits {
+    /// The same for everybody together.
+    pub const fn total(total: usize) -> Self {
+        Self { total, per_address: usize::MAX, per_site: usize::MAX }
+    }
+}
+
+/// Holders that share a limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Group {
+    Address(IpAddr),
+    Site(Ipv6Addr),
+    All,
+}
+
+/// The groups of one holder, the narrowest first.
+type Groups = [Option<Group>; 3];
+
+fn groups(source: Option<IpAddr>) -> Groups {
+    let network = |address: Ipv6Addr, bits: u32| Ipv6Addr::from(u128::from(address) & (u128::MAX << (128 - bits)));
+    match source.map(|address| address.to_canonical()) {
+        None => [None, None, Some(Group::All)],
+        Some(IpAddr::V6(address)) => {
+            let (customer, site) = (network(address, CUSTOMER_BITS), network(address, SITE_BITS));
+            [Some(Group::Address(customer.into())), Some(Group::Site(site)), Some(Group::All)]
+        }
+        Some(address) => [Some(Group::Address(address)), None, Some(Group::All)],
+    }
+}
+
+/// A limited number of slots.
+pub struct SlotPool {
+    limits: SlotLimits,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    /// The number of the next one that waits.
+    next: u64,
+    /// Groups with holders alone, so that the map is no larger than what is held.
+    groups: HashMap<Group, Members>,
+}
+
+#[derive(Default)]
+struct Members {
+    held: usize,
+    /// Those that wait for their client by number, so that the longest wait comes first.
+    waiting: BTreeMap<u64, Evictable>,
+}
+
+#[derive(Clone)]
+struct Evictable {
+    slot: Arc<Slot>,
+    evicted: CancellationToken,
+}
+
+impl SlotPool {
+    /// With all slots free.
+    pub fn new(limits: SlotLimits) -> Arc<Self> {
+        Arc::new(Self { limits, state: Mutex::default() })
+    }
+
+    /// A slot for a client at this address: a free one, or that of the holder that has waited longest for its client.
+    /// Without an address the total alone counts.
+    pub fn acquire(self: &Arc<Self>, source: Option<IpAddr>) -> Option<Arc<Slot>> {
+        let groups = groups(source);
+        let mut state = self.state();
+        // Whoever leaves the narrowest full group leaves all wider ones with it.
+        let full = groups.iter().flatten().find(|group| state.held(group) >= self.limit(group));
+        if let Some(group) = full
+            && !state.evict(group)
+        {
+            return None;
+        }
+        for group in groups.iter().flatten() {
+            state.groups.entry(*group).or_default().held += 1;
+        }
+        drop(state);
+        Some(Arc::new(Slot { pool: Arc::clone(self), groups, is_evicted: AtomicBool::new(false) }))
+    }
+
+    const fn limit(&self, group: &Group) -> usize {
+        match group {
+            Group::Address(_) => self.limits.per_address,
+            Group::Site(_) => self.limits.per_site,
+            Group::All => self.limits.total,
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn held(&self, group: &Group) -> usize {
+        self.groups.get(group).map_or(0, |members| members.held)
+    }
+
+    /// Evicts the member of a group that has waited longest; whether there was one.
+    fn evict(&mut self, group: &Group) -> bool {
+        let longest = self.groups.get(group).and_then(|members| members.waiting.first_key_value());
+        let Some((number, Evictable { slot, evicted })) = longest.map(|(number, one)| (*number, one.clone())) else {
+            return false;
+        };
+        self.stop_waiting(number, &slot.groups);
+        slot.is_evicted.store(true, Ordering::Relaxed);
+        self.release(&slot.groups);
+        evicted.cancel();
+        true
+    }
+
+    fn stop_waiting(&mut self, number: u64, groups: &Groups) {
+        for group in groups.iter().flatten() {
+            if let Some(members) = self.groups.get_mut(group) {
+                members.waiting.remove(&number);
+            }
+        }
+    }
+
+    fn release(&mut self, groups: &Groups) {
+        for group in groups.iter().flatten() {
+            if let Some(members) = self.groups.get_mut(group) {
+                members.held -= 1;
+                if members.held == 0 {
+                    self.groups.remove(group);
+                }
+            }
+        }
+    }
+}
+
+/// One slot; free again when its last holder drops it.
+pub struct Slot {
+    pool: Arc<SlotPool>,
+    groups: Groups,
+    /// Somebody else has it by now. Changes under the lock of the pool alone.
+    is_evicted: AtomicBool,
+}
+
+impl Slot {
+    /// Says that the holder waits for its client as long as it keeps the guard. If it is evicted meanwhile, the token is
+    /// cancelled.
+    pub fn wait(self: &Arc<Self>, evicted: CancellationToken) -> Waiting {
+        let mut state = self.pool.state();
+        let number = state.next;
+        state.next += 1;
+        if self.is_evicted.load(Ordering::Relaxed) {
+            evicted.cancel();
+        } else {
+            for group in self.groups.iter().flatten() {
+                let one = Evictable { slot: Arc::clone(self), evicted: evicted.clone() };
+                state.groups.entry(*group).or_default().waiting.insert(number, one);
+            }
+        }
+        drop(state);
+        Waiting { slot: Arc::clone(self), number }
+    }
+}
+
+impl fmt::Debug for Slot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Not the pool, which knows of this slot.
+        f.debug_struct("Slot").field("groups", &self.groups).finish_non_exhaustive()
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        let mut state = self.pool.state();
+        if !self.is_evicted.load(Ordering::Relaxed) {
+            state.release(&self.groups);
+        }
+    }
+}
+
+/// A holder that waits for its client.
+pub struct Waiting {
+    slot: Arc<Slot>,
+    number: u64,
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        // The slot is still held by this one: none is dropped under the lock.
+        self.slot.pool.state().stop_waiting(self.number, &self.slot.groups);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn address(text: &str) -> Option<IpAddr> {
+        Some(text.parse().expect("an address"))
+    }
+
+    #[test]
+    fn ipv6_counts_by_64_and_by_48_and_mapped_addresses_as_ipv4() {
+        let pool = SlotPool::new(SlotLimits { total: 100, per_address: 2, per_site: 3 });
+        let _customer = [pool.acquire(address("2001:db8:1:1::1")), pool.acquire(address("2001:db8:1:1:ffff::2"))];
+        assert!(pool.acquire(address("2001:db8:1:1::3")).is_none(), "the /64 has its share");
+        let neighbor = pool.acquire(address("2001:db8:1:2::1"));
+        assert!(neighbor.is_some());
+        assert!(pool.acquire(address("2001:db8:1:3::1")).is_none(), "the /48 has its share");
+        assert!(pool.acquire(address("2001:db8:2:1::1")).is_some(), "another /48");
+        drop(neighbor);
+        assert!(pool.acquire(address("2001:db8:1:3::1")).is_some());
+        let _v4 = [pool.acquire(address("192.0.2.1")), pool.acquire(address("::ffff:192.0.2.1"))];
+        assert!(pool.acquire(address("192.0.2.1")).is_none());
+        assert!(pool.acquire(address("192.0.2.2")).is_some());
+        assert!(pool.acquire(None).is_some());
+    }
+
+    #[test]
+    fn the_one_that_has_waited_longest_gives_up_its_slot_once() {
+        let pool = SlotPool::new(SlotLimits { total: 2, per_address: 2, per_site: 2 });
+        let hold = |source: &str| {
+            let (slot, evicted) = (pool.acquire(address(source)).expect("a slot"), CancellationToken::new());
+            (slot.wait(evicted.clone()), slot, evicted)
+        };
+        let (first, second) = (hold("192.0.2.1"), hold("192.0.2.2"));
+        let third = pool.acquire(address("192.0.2.3"));
+        assert!(third.is_some() && first.2.is_cancelled() && !second.2.is_cancelled());
+        let late = CancellationToken::new();
+        let _again = first.1.wait(late.clone());
+        assert!(late.is_cancelled(), "whoever is evicted does not wait again");
+        drop(second.0);
+        assert!(pool.acquire(None).is_none(), "nobody waits");
+        drop(first.1);
+        drop(first.0);
+        assert!(pool.acquire(None).is_none(), "an evicted holder frees nothing");
+        drop((second.1, third, _again));
+        assert!(pool.state().groups.is_empty(), "nothing is kept of sources that are gone");
+    }
+
+    proptest! {
+        #[test]
+        fn no_limit_is_exceeded_and_whoever_can_have_a_slot_gets_one(
+            steps in prop::collection::vec((0..4_u8, 0..6_u16, any::<prop::sample::Index>()), 0..120)
+        ) {
+            let limits = SlotLimits { total: 5, per_address: 2, per_site: 3 };
+            let pool = SlotPool::new(limits);
+            struct Holder { source: IpAddr, slot: Arc<Slot>, evicted: CancellationToken, waiting: Option<Waiting> }
+            let mut holders: Vec<Holder> = Vec::new();
+            for (step, source, index) in steps {
+                // Two sites of three networks.
+                let source: IpAddr = Ipv6Addr::new(0x2001, 0xdb8, source / 3, source % 3, 0, 0, 0, 1).into();
+                match step {
+                    0 | 1 => {
+                        let at_limit = |group: &Group| {
+                            let members = holders.iter().filter(|one| groups(Some(one.source)).contains(&Some(*group)));
+                            members.count() >= pool.limit(group)
+                        };
+                        let full = groups(Some(source)).into_iter().flatten().find(at_limit);
+                        let can_evict = full.is_none_or(|group| {
+                            holders.iter().any(|one| one.waiting.is_some() && groups(Some(one.source)).contains(&Some(group)))
+                        });
+                        let slot = pool.acquire(Some(source));
+                        prop_assert_eq!(slot.is_some(), can_evict);
+                        holders.retain(|one| !one.evicted.is_cancelled());
+                        holders.extend(slot.map(|slot| {
+                            Holder { source, slot, evicted: CancellationToken::new(), waiting: None }
+                        }));
+                    }
+                    2 if !holders.is_empty() => {
+                        let one = index.get_mut(&mut holders);
+                        one.waiting = match one.waiting.take() {
+                            Some(_) => None,
+                            None => Some(one.slot.wait(one.evicted.clone())),
+                        };
+                    }
+                    3 if !holders.is_empty() => drop(holders.swap_remove(index.index(holders.len()))),
+                    _ => {}
+                }
+                for group in holders.iter().flat_map(|one| groups(Some(one.source))).flatten() {
+                    prop_assert!(pool.state().held(&group) <= pool.limit(&group));
+                }
+                prop_assert_eq!(pool.state().held(&Group::All), holders.len());
+            }
+            holders.clear();
+            prop_assert!(pool.state().groups.is_empty());
+        }
+    }
+}

@@ -1,0 +1,291 @@
+//! Who may hold connections when there are more clients than places, and what probes are answered then.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use reqwest::Method;
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::sync::watch;
+use tokio::time::timeout;
+use url::Url;
+
+use crate::harness::{Database, Frame, PATIENCE, Server, Socket, is_postgres};
+use crate::http_2::{Frames, HEADERS};
+
+const OPERATION: &str =
+    "GET /graphql?query=%7B__typename%7D HTTP/1.1\r\nhost: x\r\ngraphql-require-preflight: 1\r\n\r\n";
+const LIVEZ: &str = "GET /livez HTTP/1.1\r\nhost: x\r\n\r\n";
+const READYZ: &str = "GET /readyz HTTP/1.1\r\nhost: x\r\n\r\n";
+
+/// A connection over which requests are sent one after the other.
+struct Kept(TcpStream);
+
+impl Kept {
+    async fn open(address: SocketAddr) -> Self {
+        Self(TcpStream::connect(address).await.expect("a connection"))
+    }
+
+    /// From another address of this machine.
+    async fn from(source: Ipv4Addr, address: SocketAddr) -> Self {
+        let socket = TcpSocket::new_v4().expect("a socket");
+        socket.bind((source, 0).into()).expect("an address of this machine");
+        Self(socket.connect(address).await.expect("a connection"))
+    }
+
+    /// The status of the answer; none if the connection is closed instead.
+    async fn ask(&mut self, request: &str) -> Option<u16> {
+        // Whether it arrives, the answer says.
+        drop(self.0.write_all(request.as_bytes()).await);
+        let answer = async {
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                head.push(self.0.read_u8().await.ok()?);
+            }
+            let head = String::from_utf8_lossy(&head).to_lowercase();
+            let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")).expect("a length");
+            let mut body = vec![0; length.parse().expect("a number")];
+            self.0.read_exact(&mut body).await.ok()?;
+            head.split(' ').nth(1).expect("a status").parse().ok()
+        };
+        timeout(PATIENCE, answer).await.expect("an answer in time")
+    }
+
+    /// Waits until the server closes.
+    async fn closed(mut self) {
+        let mut rest = Vec::new();
+        drop(timeout(PATIENCE, self.0.read_to_end(&mut rest)).await.expect("an end in time"));
+    }
+}
+
+#[tokio::test]
+async fn the_connection_that_is_idle_for_longest_makes_room_for_a_new_one() {
+    let server = Server::with(&[("MAX_CONNECTIONS", "3")]).await;
+    let mut kept = Vec::new();
+    for request in [LIVEZ, OPERATION, LIVEZ] {
+        let mut one = Kept::open(server.address).await;
+        assert_eq!(one.ask(request).await, Some(200));
+        kept.push(one);
+    }
+    assert_eq!(kept[0].ask(OPERATION).await, Some(200), "the second one is idle for longer now");
+    let mut new = Kept::open(server.address).await;
+    assert_eq!(new.ask(OPERATION).await, Some(200));
+    kept.remove(1).closed().await;
+    for one in &mut kept {
+        assert_eq!(one.ask(OPERATION).await, Some(200));
+    }
+    assert_eq!(new.ask(OPERATION).await, Some(200));
+}
+
+#[tokio::test]
+async fn idle_connections_of_http_2_make_room_too() {
+    let server = Server::with(&[("MAX_CONNECTIONS", "2")]).await;
+    let mut idle = Vec::new();
+    for _ in 0..2 {
+        let mut client = Frames::connect(server.address, 65_535).await;
+        client.get(1, "/livez").await;
+        assert_eq!(client.next(HEADERS).await, 1);
+        idle.push(client);
+    }
+    assert_eq!(Kept::open(server.address).await.ask(OPERATION).await, Some(200));
+}
+
+#[tokio::test]
+async fn a_crowd_of_idle_connections_keeps_nobody_out() {
+    // As many as the ends of both sides leave of the files that a process may open.
+    let server = Server::with(&[("MAX_CONNECTIONS", "300")]).await;
+    let mut idle = Vec::new();
+    for _ in 0..300 {
+        let mut one = Kept::open(server.address).await;
+        assert_eq!(one.ask(LIVEZ).await, Some(200));
+        idle.push(one);
+    }
+    for _ in 0..50 {
+        let mut one = Kept::open(server.address).await;
+        assert_eq!(one.ask(OPERATION).await, Some(200));
+        idle.push(one);
+    }
+}
+
+#[tokio::test]
+async fn an_address_has_no_more_than_its_share_of_the_connections() {
+    let settings = [("MAX_CONNECTIONS", "100"), ("MAX_CONNECTIONS_PER_ADDRESS", "2"), ("WS_INIT_SECONDS", "60")];
+    let server = Server::with(&settings).await;
+    let alice = server.person("alice").await;
+    let _sockets = [alice.socket().await, alice.socket().await];
+    assert_eq!(Kept::open(server.address).await.ask(OPERATION).await, Some(503));
+    let mut elsewhere = Kept::from(Ipv4Addr::new(127, 0, 0, 2), server.address).await;
+    assert_eq!(elsewhere.ask(OPERATION).await, Some(200));
+
+    let settings = [settings[0], settings[1], ("TRUSTED_PROXIES", "127.0.0.1")];
+    let behind_a_proxy = Server::with(&settings).await;
+    let mut kept = Vec::new();
+    for _ in 0..5 {
+        let mut one = Kept::open(behind_a_proxy.address).await;
+        assert_eq!(one.ask(OPERATION).await, Some(200));
+        kept.push(one);
+    }
+    for one in &mut kept {
+        assert_eq!(one.ask(OPERATION).await, Some(200), "a proxy is no client");
+    }
+}
+
+#[tokio::test]
+async fn an_address_at_its_limit_makes_room_of_its_own_idle_connections() {
+    let server = Server::with(&[("MAX_CONNECTIONS", "100"), ("MAX_CONNECTIONS_PER_ADDRESS", "2")]).await;
+    let mut elsewhere = Kept::from(Ipv4Addr::new(127, 0, 0, 2), server.address).await;
+    assert_eq!(elsewhere.ask(OPERATION).await, Some(200), "idle from now on, for longer than all others");
+    let mut kept = Vec::new();
+    for _ in 0..3 {
+        let mut one = Kept::open(server.address).await;
+        assert_eq!(one.ask(OPERATION).await, Some(200));
+        kept.push(one);
+    }
+    kept.remove(0).closed().await;
+    assert_eq!(elsewhere.ask(OPERATION).await, Some(200));
+}
+
+#[tokio::test]
+async fn probes_are_answered_when_every_place_is_taken() {
+    let server = Server::with(&[("MAX_CONNECTIONS", "2"), ("HEADER_TIMEOUT_SECONDS", "60")]).await;
+    let alice = server.person("alice").await;
+    let _sockets = [alice.socket().await, alice.socket().await];
+    let answered = async || {
+        for (request, status) in [(LIVEZ, 200), (READYZ, 200), (OPERATION, 503)] {
+            let mut one = Kept::open(server.address).await;
+            assert_eq!(one.ask(request).await, Some(status), "{request}");
+            one.closed().await;
+        }
+        let mut client = Frames::connect(server.address, 65_535).await;
+        client.get(1, "/readyz").await;
+        assert_eq!(client.next(HEADERS).await, 1);
+    };
+    answered().await;
+    // Whoever takes the reserved places and asks for nothing does not keep them.
+    let mut silent = Vec::new();
+    for _ in 0..200 {
+        silent.push(Kept::open(server.address).await);
+    }
+    answered().await;
+}
+
+/// The shortest time of many in which a probe was answered, and its last answer.
+async fn probe(server: &Server) -> (Duration, u16, Value) {
+    let mut shortest = Duration::MAX;
+    let mut last = (0, Value::Null);
+    for _ in 0..20 {
+        let began = Instant::now();
+        let answer = server.request(Method::GET, "/readyz").send().await.expect("an answer");
+        let status = answer.status().as_u16();
+        last = (status, answer.json().await.expect("JSON"));
+        shortest = shortest.min(began.elapsed());
+    }
+    (shortest, last.0, last.1)
+}
+
+/// Carries connections to a server of PostgreSQL, and nothing while it is stalled.
+struct Relay {
+    url: Url,
+    stalled: watch::Sender<bool>,
+}
+
+impl Relay {
+    async fn before(server: &mut Url) -> Self {
+        let behind = (server.host_str().expect("a host").to_owned(), server.port().unwrap_or(5432));
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free port");
+        server.set_port(Some(listener.local_addr().expect("an address").port())).expect("a port");
+        let (stalled, watched) = watch::channel(false);
+        tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                let Ok(server) = TcpStream::connect(behind.clone()).await else { continue };
+                let ((from_client, to_client), (from_server, to_server)) = (client.into_split(), server.into_split());
+                tokio::spawn(carry(from_client, to_server, watched.clone()));
+                tokio::spawn(carry(from_server, to_client, watched.clone()));
+            }
+        });
+        Self { url: server.clone(), stalled }
+    }
+}
+
+async fn carry(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut stalled: watch::Receiver<bool>) {
+    let mut bytes = [0; 4096];
+    while let Ok(length @ 1..) = from.read(&mut bytes).await {
+        if stalled.wait_for(|is_stalled| !is_stalled).await.is_err() || to.write_all(&bytes[..length]).await.is_err() {
+            return;
+        }
+    }
+}
+
+const PROMPT: Duration = Duration::from_millis(10);
+
+#[tokio::test]
+async fn readiness_is_checked_once_a_second_over_a_connection_of_its_own() {
+    let server = Server::start().await;
+    probe(&server).await;
+    // All others: those of requests, and those of the log and the jobs.
+    let held = server.run(async |app| {
+        let mut held = Vec::new();
+        for _ in 0..2 {
+            held.push(app.db.aside().conn().await.expect("a connection"));
+        }
+        for _ in 0..app.config.database_connections {
+            held.push(app.db.conn().await.expect("a connection"));
+        }
+        held
+    });
+    let held = held.await;
+    let statements = server.app.db.statements();
+    let (took, status, told) = probe(&server).await;
+    assert_eq!((status, &told["ready"]), (200, &json!(true)), "{told}");
+    assert!(took < PROMPT, "{took:?}");
+    assert_eq!(server.app.db.statements(), statements, "a probe sends none");
+    server.run(async move |_| drop(held)).await;
+}
+
+#[tokio::test]
+async fn a_redis_that_is_silent_holds_up_no_probe() {
+    let silent = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free port");
+    let url = format!("redis://{}", silent.local_addr().expect("an address"));
+    let server = Server::with(&[("REDIS_URL", &url)]).await;
+    let (took, status, told) = probe(&server).await;
+    assert_eq!((status, &told["redis"]), (200, &json!("away")), "{told}");
+    assert!(took < PROMPT, "{took:?}");
+}
+
+#[tokio::test]
+async fn a_database_that_is_silent_holds_up_no_probe_and_is_told_of() {
+    if !is_postgres() {
+        // SQLite is not away as long as the process lives.
+        return;
+    }
+    let database = Database::fresh().await;
+    let relay = Relay::before(&mut database.url().parse().expect("a URL")).await;
+    let server = Server::on(database, &[("DATABASE_URL", relay.url.as_str())]).await;
+    let (_, status, told) = probe(&server).await;
+    assert_eq!(status, 200, "{told}");
+    relay.stalled.send_replace(true);
+    let told_of = async {
+        loop {
+            let (took, status, told) = probe(&server).await;
+            assert!(took < PROMPT, "{took:?}");
+            if status == 503 {
+                return told;
+            }
+        }
+    };
+    let told = timeout(PATIENCE, told_of).await.expect("word of it");
+    assert_eq!((&told["ready"], &told["database"]), (&json!(false), &json!("away")), "{told}");
+    relay.stalled.send_replace(false);
+}
+
+#[tokio::test]
+async fn a_socket_that_says_nothing_makes_room() {
+    let server = Server::with(&[("MAX_CONNECTIONS", "2"), ("WS_INIT_SECONDS", "60")]).await;
+    let mut silent = vec![Socket::open(server.address).await, Socket::open(server.address).await];
+    let mut new = Kept::open(server.address).await;
+    assert_eq!(new.ask(OPERATION).await, Some(200));
+    let first = timeout(PATIENCE, silent.remove(0).receive()).await.expect("an end");
+    assert!(matches!(first, Frame::Closed(_)), "{first:?}");
+}
