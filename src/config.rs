@@ -249,7 +249,7 @@ impl Invalid {
 }
 
 /// The names of all settings, as `.env.example` must list them.
-pub const NAMES: [&str; 59] = [
+pub const NAMES: [&str; 61] = [
     "DATABASE_URL",
     "DATABASE_CONNECTIONS",
     "LISTEN_ADDR",

@@ -7,7 +7,7 @@ mod requests;
 use allocation_counter::measure;
 use axum::body::Bytes;
 use requests::{Furnished, OPERATIONS};
-use serde_json::json;
+use serde_json::{Value, json};
 
 /// How many allocations each takes, give or take a tenth. Fewer is a reason to lower the number.
 const EXPECTED: [u64; OPERATIONS.len()] = [84, 107, 345, 1886, 267];
@@ -86,6 +86,9 @@ fn an_answer_that_is_too_large_is_not_made_first() {
     assert!(wrong.is_empty(), "{wrong:?}");
 }
 
+/// A document and its variables, another one for each number.
+type Variant<'a> = &'a dyn Fn(usize) -> (String, Value);
+
 #[test]
 fn a_subscription_that_waits_takes_little_memory_whatever_its_document() {
     let directory = tempfile::tempdir().expect("a temporary directory");
@@ -105,8 +108,7 @@ fn a_subscription_that_waits_takes_little_memory_whatever_its_document() {
         );
         (document, json!({ "search": "x".repeat(100), "ids": vec!["x"; 1_900] }))
     };
-    let documents: [(&str, &dyn Fn(usize) -> (String, serde_json::Value)); 3] =
-        [("small", &small), ("large", &large), ("many variables", &many)];
+    let documents: [(&str, Variant<'_>); 3] = [("small", &small), ("large", &large), ("many variables", &many)];
     for (title, document) in documents {
         let mut open = Vec::with_capacity(1_000);
         let mut add = |numbers: std::ops::Range<usize>| {

@@ -80,15 +80,18 @@ async fn serve(door: &Door, client: Client, id: &RequestId, lifeline: Lifeline, 
                        text/event-stream.";
         return answered(Media::Json, Answer::refused(Refused::new(Code::NotAcceptable, message), &id.0), &id.0);
     };
-    // A stream of events is refused before it begins with a status of its own.
-    let refusal = if media == Media::EventStream { Media::GraphqlResponse } else { media };
     match run(door, client, id, media, lifeline, request).await {
         Ok(response) => response,
         Err(refused) => {
             door.app.metrics.refused(refused.code);
-            answered(refusal, Answer::refused(refused, &id.0), &id.0)
+            answered(refusal(media), Answer::refused(refused, &id.0), &id.0)
         }
     }
+}
+
+/// A stream of events is refused before it begins with a status of its own.
+fn refusal(media: Media) -> Media {
+    if media == Media::EventStream { Media::GraphqlResponse } else { media }
 }
 
 async fn run(
@@ -150,11 +153,12 @@ async fn run(
         Media::EventStream => sse::whole(&answer, &id.0),
         _ => answered(media, answer, &id.0),
     };
-    let mut response = door.app.in_flight.hold(owner, is_export, response).map_err(|error| match kind {
-        // A client that tries again would do it twice.
-        OperationType::Mutation => unsent(),
-        _ => error.into(),
-    })?;
+    let mut response = door.app.in_flight.hold(owner, is_export, response).unwrap_or_else(|error| {
+        // A client that tries a mutation again would do it twice.
+        let refused = if kind == OperationType::Mutation { unsent() } else { error.into() };
+        door.app.metrics.refused(refused.code);
+        answered(refusal(media), Answer::refused(refused, &id.0), &id.0)
+    });
     if let Some((standing, _)) = standing {
         set_rate_limit(response.headers_mut(), standing.limit, standing.remaining(), standing.reset);
     }

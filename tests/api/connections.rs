@@ -278,6 +278,8 @@ async fn a_database_that_is_silent_holds_up_no_probe_and_is_told_of() {
     let told = timeout(PATIENCE, told_of).await.expect("word of it");
     assert_eq!((&told["ready"], &told["database"]), (&json!(false), &json!("away")), "{told}");
     relay.stalled.send_replace(false);
+    // Awaited, because the relay works on this test's thread.
+    server.stop().await.remove().await;
 }
 
 #[tokio::test]

@@ -353,10 +353,12 @@ async fn of_two_changes_of_one_label_none_is_lost() {
             held.commit().await;
         };
         let (rename, recolor, ()) = tokio::join!(rename, recolor, release);
-        (rename.ok(), recolor.ok());
+        rename.ok();
+        recolor.ok();
     } else {
         let (rename, recolor) = tokio::join!(rename, recolor);
-        (rename.ok(), recolor.ok());
+        rename.ok();
+        recolor.ok();
     }
     let seen = owner.query("{ projects { nodes { labels { name color } } } }", json!({})).await;
     assert_eq!(seen["projects"]["nodes"][0]["labels"], json!([{ "name": "blue", "color": "#0000ff" }]));

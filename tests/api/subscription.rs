@@ -7,7 +7,9 @@ use bytes::Bytes;
 use fasttrack::db::Conn;
 use fasttrack::events::{self, Kind, NewEvent};
 use fasttrack::graphql::node;
+use fasttrack::http::concurrency_limit::Wait;
 use fasttrack::id::Id;
+use fasttrack::limits::Who;
 use http_body_util::{BodyExt, Empty};
 use hyper::Request;
 use hyper::client::conn::http2;
@@ -160,17 +162,14 @@ async fn a_subscription_may_ask_for_less_than_a_query() {
         let query = format!("query ($id: ID!) {{ task(id: $id) {{ {fields} }} }}");
         assert!(alice.ask(&query, json!({ "id": task })).await.codes().is_empty(), "{fields}");
         let subscription = format!("subscription {{ commentAdded {{ task {{ {fields} }} }} }}");
-        let mut socket = alice.socket().await;
-        socket.subscribe("1", &subscription, json!({})).await;
-        socket.subscribe("2", "{ __typename }", json!({})).await;
-        let Frame::Message(first) = socket.receive().await else { panic!("an end") };
-        let code = &first["payload"][0]["extensions"]["code"];
-        match is_allowed {
-            true => assert_eq!(first["id"], "2", "{first}"),
-            false => assert_eq!((&first["id"], code), (&json!("1"), &json!("DOCUMENT_TOO_COMPLEX")), "{first}"),
+        let mut streamed = stream(&alice, &subscription, json!({})).await;
+        if is_allowed {
+            assert_eq!(streamed.chunk().await.expect("a stream").as_deref(), Some(&b":\n\n"[..]), "{fields}");
+            continue;
         }
-        let streamed = stream(&alice, &subscription, json!({})).await;
-        assert_eq!(streamed.headers()["content-type"].as_bytes().starts_with(b"text/event-stream"), is_allowed);
+        let refused: Value = streamed.json().await.expect("JSON");
+        assert_eq!(refused["errors"][0]["extensions"]["code"], "DOCUMENT_TOO_COMPLEX");
+        assert_eq!(alice.subscribe(&subscription, json!({})).await.end().await, "DOCUMENT_TOO_COMPLEX");
     }
 }
 
@@ -183,13 +182,14 @@ async fn the_variables_of_a_subscription_are_few() {
     for (search, code) in [(100, None), (9_000, Some("VARIABLES_TOO_LARGE"))] {
         // What is not declared is not kept, and does not count.
         let variables = json!({ "search": "x".repeat(search), "unknown": "x".repeat(20_000) });
-        let mut socket = alice.socket().await;
-        socket.subscribe("1", document, variables).await;
-        socket.subscribe("2", "{ __typename }", json!({})).await;
-        let Frame::Message(first) = socket.receive().await else { panic!("an end") };
+        let mut streamed = stream(&alice, document, variables.clone()).await;
+        let first = streamed.chunk().await.expect("a stream").expect("a beginning");
         match code {
-            None => assert_eq!(first["id"], "2", "{first}"),
-            Some(code) => assert_eq!(first["payload"][0]["extensions"]["code"], code, "{first}"),
+            None => assert_eq!(first.as_ref(), b":\n\n"),
+            Some(code) => {
+                assert!(String::from_utf8_lossy(&first).contains(code), "{first:?}");
+                assert_eq!(alice.subscribe(document, variables).await.end().await, code);
+            }
         }
     }
 }
@@ -198,29 +198,19 @@ async fn the_variables_of_a_subscription_are_few() {
 async fn a_user_has_a_number_of_subscriptions_over_all_sockets_and_streams() {
     let server = Server::with(&[("WS_SUBSCRIPTIONS_PER_USER", "3")]).await;
     let (alice, bob) = (server.person("alice").await, server.person("bob").await);
-    let (mut one, mut other) = (alice.socket().await, alice.socket().await);
-    // A query after each subscription tells that it was opened.
-    let opened = async |socket: &mut crate::harness::Socket, id: &str| {
-        socket.subscribe(id, STREAM, json!({})).await;
-        socket.subscribe("query", "{ __typename }", json!({})).await;
-        let Frame::Message(first) = socket.receive().await else { panic!("an end") };
-        if first["id"] == id {
-            assert_eq!(first["payload"][0]["extensions"]["code"], "RATE_LIMITED", "{first}");
-        }
-        let is_opened = first["id"] == "query";
-        for _ in 0..if is_opened { 1 } else { 2 } {
-            socket.receive().await;
-        }
-        is_opened
-    };
-    assert!(opened(&mut one, "1").await && opened(&mut other, "2").await);
+    let project = alice.project("Apollo").await;
+    let mut one = alice.subscribe(STREAM, json!({})).await;
+    let mut other = alice.subscribe(STREAM, json!({})).await;
+    append(&server, &alice, &project, 1).await;
+    one.next().await;
+    other.next().await;
     let streamed = stream(&alice, STREAM, json!({})).await;
     assert_eq!(streamed.status(), 200);
-    assert!(!opened(&mut one, "4").await);
     assert_eq!(stream(&alice, STREAM, json!({})).await.status(), 429);
+    assert_eq!(alice.subscribe(STREAM, json!({})).await.end().await, "RATE_LIMITED");
     assert_eq!(stream(&bob, STREAM, json!({})).await.status(), 200, "each user has their own");
-    other.send(json!({ "type": "complete", "id": "2" })).await;
-    let freed = async { while !opened(&mut one, "5").await {} };
+    other.socket().send(json!({ "type": "complete", "id": "1" })).await;
+    let freed = async { while stream(&alice, STREAM, json!({})).await.status() != 200 {} };
     timeout(PATIENCE, freed).await.expect("one less");
 }
 
@@ -276,17 +266,18 @@ fn url_encoded(pairs: &[(&str, &str)]) -> String {
 }
 
 #[tokio::test]
-async fn a_subscription_waits_for_its_turn_to_execute_and_another_may_be_faster() {
+async fn a_subscription_waits_for_a_permit_to_execute_and_another_may_be_faster() {
     let server = Server::with(&[("MAX_OPERATIONS_AT_ONCE", "1")]).await;
     let alice = server.person("alice").await;
     let project = alice.project("Apollo").await;
     let mut events = alice.subscribe(STREAM, json!({})).await;
     let mut same = alice.subscribe(STREAM, json!({})).await;
-    let turn = server.app.turns.turn(PATIENCE).await.expect("a turn");
+    let permit = server.app.concurrency.acquire(Who::address([127, 0, 0, 1].into()), Wait::Socket).await;
+    let permit = permit.expect("a permit");
     append(&server, &alice, &project, 1).await;
     // The log has the event, and nobody may answer it.
     alice.now().await;
     assert!(timeout(Duration::from_millis(500), events.next()).await.is_err(), "nobody executes");
-    drop(turn);
+    drop(permit);
     assert_eq!(text(&events.next().await["events"]["id"]), text(&same.next().await["events"]["id"]));
 }

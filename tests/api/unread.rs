@@ -53,7 +53,15 @@ async fn an_export_that_is_not_read_keeps_nobody_from_theirs() {
 
 #[tokio::test]
 async fn what_a_user_leaves_unread_is_limited_and_harms_nobody_else() {
-    let server = Server::start().await;
+    // With rate limits on, because a refusal tells how they stand like any other answer.
+    let many = "100000";
+    let server = Server::with(&[
+        ("RATE_LIMIT_ENABLED", "true"),
+        ("RATE_LIMIT_CREDENTIALS_PER_MINUTE", many),
+        ("RATE_LIMIT_GRAPHQL_PER_MINUTE", many),
+        ("RATE_LIMIT_COST_PER_MINUTE", many),
+    ])
+    .await;
     let (alice, bob) = (with_texts(&server, "alice").await, with_texts(&server, "bob").await);
     let mut client = Frames::connect(server.address, 0).await;
     let mut taken = Vec::new();
