@@ -385,7 +385,11 @@ fn check(
             && naive.introspection_lists <= limits.introspection_lists;
     }
     let naive = reader.expand(&chosen.node.selection_set.node);
-    within &= naive.nodes <= u128::from(limits.nodes) && naive.values <= u128::from(limits.values);
+    let (nodes, values) = match chosen.node.ty {
+        OperationType::Subscription => (limits.subscription_nodes, limits.subscription_values),
+        OperationType::Query | OperationType::Mutation => (limits.nodes, limits.values),
+    };
+    within &= naive.nodes <= u128::from(nodes) && naive.values <= u128::from(values);
 
     match answer {
         Ok(admitted) => {

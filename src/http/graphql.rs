@@ -31,8 +31,8 @@ use super::{BodyError, Lifeline, RequestId, TooMany, read_body, set_rate_limit};
 use crate::access::Viewer;
 use crate::auth::{self, bearer};
 use crate::error::{Code, Error};
-use crate::limits::Who;
 use crate::limits::byte_budget::Reservation;
+use crate::limits::{self, Who};
 use crate::network::Client;
 use crate::time::whole_seconds;
 
@@ -120,7 +120,10 @@ async fn run(
         Some(read(body, &door.app.in_flight, client.address).await)
     };
     let owner = owner(door, &parts.headers, &client);
-    let mut permit = door.app.concurrency.acquire(owner, Wait::Request).await?;
+    let mut permit = match door.app.concurrency.acquire(owner, Wait::Request).await {
+        Ok(permit) => permit,
+        Err(error) => return Ok(shed(door, owner, error, media, id).await),
+    };
     let viewer = viewer(door, &parts.headers).await?;
     door.enter(viewer, client.address).await?;
     let words = match body {
@@ -133,7 +136,10 @@ async fn run(
         OperationType::Mutation if get => {
             return Err(Refused::new(Code::MethodNotAllowed, "Send mutations by POST."));
         }
-        OperationType::Mutation => permit = door.app.concurrency.acquire_write(permit, Wait::Request).await?,
+        OperationType::Mutation => match door.app.concurrency.acquire_write(permit, Wait::Request).await {
+            Ok(write) => permit = write,
+            Err(error) => return Ok(shed(door, owner, error, media, id).await),
+        },
         OperationType::Subscription if takes_stream(&parts.headers) => {
             let listener = Listener { viewer, request_id: Arc::clone(&id.0), lifeline };
             // On the heap: it is rare next to what is answered at once.
@@ -163,6 +169,24 @@ async fn run(
         set_rate_limit(response.headers_mut(), standing.limit, standing.remaining(), standing.reset);
     }
     Ok(response)
+}
+
+/// The answer to a request without a permit. A 429 states the points of its owner like every other answer.
+async fn shed(door: &Door, owner: Who, error: Error, media: Media, id: &RequestId) -> Response {
+    let refused = Refused::from(error);
+    door.app.metrics.refused(refused.code);
+    let is_limited = refused.code == Code::RateLimited;
+    let mut response = answered(refusal(media), Answer::refused(refused, &id.0), &id.0);
+    if is_limited {
+        match door.app.limits.spend(limits::Door::Cost, owner, 0, door.app.clock.now()).await {
+            Ok(Some(quota)) => set_rate_limit(response.headers_mut(), quota.limit, quota.remaining(), quota.reset),
+            Err(Error::RateLimited { limit, retry_after }) => {
+                set_rate_limit(response.headers_mut(), limit, 0, retry_after);
+            }
+            Ok(None) | Err(_) => {}
+        }
+    }
+    response
 }
 
 /// Whose share of the server a request draws on: the user that a genuine token was issued to, else the address. The

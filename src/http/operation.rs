@@ -128,7 +128,7 @@ pub struct Operation {
     /// Whether it exports an account.
     export: bool,
     /// Bytes of text that its searches may read.
-    search_bytes: u64,
+    pub(super) search_bytes: u64,
     /// Who asks for it, for the audit log.
     pub(super) client: Client,
 }

@@ -72,6 +72,8 @@ struct Question {
     variables: Box<str>,
     /// What the answer to an event costs, in points.
     cost: u32,
+    /// Bytes of text that its searches may read.
+    search_bytes: u64,
     /// The answer was found to hang on who asks.
     personal: AtomicBool,
 }
@@ -144,6 +146,7 @@ impl Subscriptions {
         document: &Arc<Document>,
         request: &Request,
         cost: u32,
+        search_bytes: u64,
     ) -> Result<Arc<Question>, Refused> {
         let name = request.operation_name.as_deref();
         let root = chosen(document, name).and_then(|operation| root_field(document, &operation.selection_set.node));
@@ -167,6 +170,7 @@ impl Subscriptions {
             field: root.map(|root| root.response_key().node.as_str().into()).unwrap_or_default(),
             variables: variables.into(),
             cost,
+            search_bytes,
             personal: AtomicBool::new(false),
         });
         *place = Arc::downgrade(&question);
@@ -243,8 +247,9 @@ impl Door {
         viewer: Option<Viewer>,
         request_id: Arc<str>,
     ) -> Result<Subscription, Answer> {
-        let Operation { spent, document, manner, deprecations, mut request, query, client, .. } = operation;
-        let question = self.subscriptions.question(&query, &document, &request, spent.cost);
+        let Operation { spent, document, manner, deprecations, mut request, query, search_bytes, client, .. } =
+            operation;
+        let question = self.subscriptions.question(&query, &document, &request, spent.cost, search_bytes);
         let question = question.map_err(|refused| Answer::refused(refused, &request_id))?;
         let traced = self.app.traces.operation(word(OperationType::Subscription), question.name.as_deref());
         let opening = Opening::after(after);
@@ -393,13 +398,13 @@ impl Subscriber {
                         && let Some(permit) = permit.take()
                     {
                         let made = self.made(happening, claim);
-                        return permit.scope(DEADLINE, 0).run(made).await.map(Some);
+                        return permit.scope(DEADLINE, question.search_bytes).run(made).await.map(Some);
                     }
                 }
                 None | Some((_, State::Personal)) if permit.is_none() => permit = Some(self.permit(viewer).await?),
                 None | Some((_, State::Personal)) => {
                     let Some(permit) = permit.take() else { continue };
-                    let (answer, _) = permit.scope(DEADLINE, 0).run(self.executed(happening)).await;
+                    let (answer, _) = permit.scope(DEADLINE, question.search_bytes).run(self.executed(happening)).await;
                     return self.written(answer.warning(deprecations)).map(Some);
                 }
             }

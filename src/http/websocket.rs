@@ -137,11 +137,12 @@ async fn run(
     }
 }
 
-/// Reads on until the client has said goodbye: with unread bytes the connection would be reset, and the close frame might
-/// be lost.
+/// Waits for the close frame to be written, then reads until the client closes: with unread bytes the connection would be
+/// reset and the close frame might be lost. Not at once, because the socket takes no close frame after it has read the end.
 async fn goodbye(mut stream: SplitStream<Socket>, writer: JoinHandle<SplitSink<Socket, Message>>) {
+    let Ok(sink) = writer.await else { return };
     while let Some(Ok(_)) = stream.next().await {}
-    let Ok(Ok(socket)) = writer.await.map(|sink| stream.reunite(sink)) else { return };
+    let Ok(socket) = stream.reunite(sink) else { return };
     // After an error nothing more is read as frames, but the client may still be sending.
     let mut connection = socket.into_inner();
     if connection.shutdown().await.is_ok() {

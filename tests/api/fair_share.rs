@@ -16,8 +16,18 @@ use tokio::time::timeout;
 use crate::harness::{Frame, PATIENCE, Person, Reply, Server};
 
 const QUERY: &str = "{ rateLimit { cost } }";
-const SETTINGS: [(&str, &str); 3] =
-    [("MAX_OPERATIONS_AT_ONCE", "8"), ("DATABASE_CONNECTIONS", "8"), ("TRUSTED_PROXIES", "127.0.0.0/8")];
+/// Enough requests that no rate limit is met; with rate limits off, answers carry no quota.
+const MANY: &str = "1000000";
+const SETTINGS: [(&str, &str); 8] = [
+    ("MAX_OPERATIONS_AT_ONCE", "8"),
+    ("DATABASE_CONNECTIONS", "8"),
+    ("TRUSTED_PROXIES", "127.0.0.0/8"),
+    ("RATE_LIMIT_ENABLED", "true"),
+    ("RATE_LIMIT_CREDENTIALS_PER_MINUTE", MANY),
+    ("RATE_LIMIT_AUTH_PER_MINUTE", MANY),
+    ("RATE_LIMIT_GRAPHQL_PER_MINUTE", MANY),
+    ("RATE_LIMIT_COST_PER_MINUTE", MANY),
+];
 /// A quarter of both.
 const SHARE: usize = 2;
 

@@ -77,6 +77,9 @@ async fn answers_to_events_draw_on_the_subscribers_points_and_end_a_socket_s_str
     let alice = server.person("alice").await;
     let project = alice.project("Apollo").await;
     let mut events = alice.subscribe(STREAM, json!({})).await;
+    // With the first event the subscription itself is paid for.
+    append(&server, &alice, &project, 1).await;
+    events.next().await;
     let before = used(&alice).await;
     append(&server, &alice, &project, 5).await;
     for _ in 0..5 {

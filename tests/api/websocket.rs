@@ -300,7 +300,9 @@ async fn frames_that_break_the_protocol_close_the_socket_with_the_code_of_rfc_64
             drop(write.shutdown().await);
             let mut got = Vec::new();
             timeout(PATIENCE, read.read_to_end(&mut got)).await.expect("an end in time").expect(title);
-            let close = got.windows(2).position(|at| at[0] == 0x88).expect(title);
+            let close = got.windows(2).position(|at| at[0] == 0x88);
+            let close =
+                close.unwrap_or_else(|| panic!("{title} and {more} bytes: {:?}", String::from_utf8_lossy(&got)));
             assert_eq!(u16::from_be_bytes([got[close + 2], got[close + 3]]), code, "{title} and {more} bytes");
         }
     }

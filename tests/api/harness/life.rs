@@ -41,8 +41,8 @@ impl Life {
         alice.task(&project, "Orbit", json!({ "assigneeId": dave.id })).await;
         alice.comment(&task, "Ready, @bob?").await;
         bob.mutate("updateTask", json!({ "id": task, "status": "IN_PROGRESS" })).await.ok();
-        let moving = json!({ "email": "bob@example.net", "currentPassword": PASSWORD });
-        bob.mutate("updateViewer", moving).await.ok();
+        let moving = json!({ "email": "dave@example.net", "currentPassword": PASSWORD });
+        dave.mutate("updateViewer", moving).await.ok();
         Self::settle(server).await;
         Self { alice, bob, task }
     }
