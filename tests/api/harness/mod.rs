@@ -171,7 +171,13 @@ impl Server {
     pub async fn person(&self, username: &str) -> Person {
         let email = format!("{username}@example.org");
         let body = json!({ "email": email, "username": username, "password": PASSWORD });
-        assert_eq!(self.post("/auth/register", body).await.status, 201, "{username} signs up");
+        // A machine whose disk stalls for two seconds answers 503, and what was sent may be done all the same.
+        let (mut status, mut was_refused) = (self.post("/auth/register", body.clone()).await.status, false);
+        while status == 503 {
+            was_refused = true;
+            status = self.post("/auth/register", body.clone()).await.status;
+        }
+        assert!(status == 201 || (was_refused && status == 409), "{username} signs up: {status}");
         self.login(username).await
     }
 
