@@ -213,6 +213,8 @@ def contradictions(ledger, tables):
     found = []
     tasks, comments, events = tables.tasks(), tables.comments(), tables.events()
     written, changed, created, added = set(), {}, Counter(), Counter()
+    # The text of a comment is in its row alone, and in no event.
+    bodies = {comment: body for comment, _, body in comments}
     for kind, task, comment, data in events:
         told = json.loads(data)
         if kind == TASK_CREATED:
@@ -224,7 +226,7 @@ def contradictions(ledger, tables):
                 written.add(told["task"]["title"])
         elif kind == COMMENT_ADDED:
             added[comment] += 1
-            written.add(told["comment"]["body"])
+            written.add(bodies.get(comment))
     for task, title, status, version in tasks:
         if created.pop(task, 0) != 1:
             found.append(f"task {title} has no event of its beginning, or two")
