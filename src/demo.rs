@@ -133,7 +133,7 @@ pub async fn fill(app: &App) -> Result<&'static str> {
     Ok(PASSWORD)
 }
 
-/// Whoever writes has a session.
+/// Signs somebody in: every write needs a session.
 async fn sign_in(app: &App, now: Timestamp, user_id: Id, role: Role, password_hash: &str) -> Result<Viewer> {
     let session = Session {
         id: Id::new(),

@@ -220,7 +220,7 @@ fn risks(config: &Config, lookup: Lookup<'_>, report: &mut Report) {
         report.warn("ACCESS_TOKEN_EXPIRE_MINUTES is over 60: a stolen access token is good for that long");
     }
     if have_everything(&config.trusted_proxies) {
-        report.warn("TRUSTED_PROXIES has all addresses: whoever connects may claim to come from any address");
+        report.warn("TRUSTED_PROXIES has all addresses: any client may claim to come from any address");
     }
     let day = 86_400 * u64::try_from(config.lockout.failures).unwrap_or_default();
     if day / config.lockout.duration.as_secs().max(1) > MOST_GUESSES {

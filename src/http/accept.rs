@@ -176,7 +176,7 @@ impl Server {
         let is_trusted = self.trusted.iter().any(|network| network.contains(address));
         let slot = self.connections.acquire((!is_trusted).then_some(address));
         let is_reserved = slot.is_none();
-        // A reserved slot is never kept from a newcomer: whoever has it can be evicted all the time.
+        // A newcomer always gets a reserved slot: its holder can be evicted at any time.
         let slot = slot.or_else(|| self.reserved.acquire(None))?;
         let lifeline = Lifeline {
             stop: self.stop.clone(),

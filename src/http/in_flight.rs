@@ -105,7 +105,7 @@ fn reserve(budget: &Arc<ByteBudget>, owner: Who, bytes: usize) -> Result<Option<
     budget.reserve(owner, bytes).map(Some).map_err(|exceeded| refused(exceeded, message))
 }
 
-/// Who holds too much is told so; of what others hold only that there is no room.
+/// RATE_LIMITED for an owner over its limit; SERVICE_UNAVAILABLE when the process is.
 fn refused(exceeded: Exceeded, message: &'static str) -> Error {
     match exceeded {
         Exceeded::Owner => Error::Refused {

@@ -95,7 +95,7 @@ impl SlotPool {
     pub fn acquire(self: &Arc<Self>, source: Option<IpAddr>) -> Option<Arc<Slot>> {
         let groups = groups(source);
         let mut state = self.state();
-        // Whoever leaves the narrowest full group leaves all wider ones with it.
+        // An eviction from the narrowest full group frees a slot in all wider ones.
         let full = groups.iter().flatten().find(|group| state.held(group) >= self.limit(group));
         if let Some(group) = full
             && !state.evict(group)
@@ -256,7 +256,7 @@ mod tests {
         assert!(third.is_some() && first.2.is_cancelled() && !second.2.is_cancelled());
         let late = CancellationToken::new();
         let _again = first.1.wait(late.clone());
-        assert!(late.is_cancelled(), "whoever is evicted does not wait again");
+        assert!(late.is_cancelled(), "an evicted connection does not wait again");
         drop(second.0);
         assert!(pool.acquire(None).is_none(), "nobody waits");
         drop(first.1);

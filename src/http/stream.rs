@@ -107,7 +107,7 @@ impl Parts {
         Self { body, stream, is_http_2, rest: Bytes::new(), patience, left: patience, given: None }
     }
 
-    /// Whoever asks for more has taken what there was.
+    /// The caller asks for more only after it has taken everything.
     fn taken(&mut self) {
         if let Some((since, length)) = self.given.take() {
             let earned = Duration::from_millis(length as u64 * 1_000 / MIN_RATE);

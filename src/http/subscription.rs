@@ -417,7 +417,7 @@ impl Subscriber {
         acquired.map_err(|error| self.refused(error))
     }
 
-    /// Makes an answer, and shares it with whoever asks the same unless it depends on the viewer.
+    /// Makes an answer, and shares it with equal subscriptions unless it depends on the viewer.
     async fn made(&self, happening: Happening, claim: Claim) -> Result<Arc<str>, Box<Answer>> {
         let (answer, viewer_mattered) = self.executed(happening).await;
         self.question.personal.fetch_or(viewer_mattered, Ordering::Relaxed);
