@@ -18,6 +18,7 @@ use crate::db::Location;
 use crate::db::postgres::Server;
 use crate::error::Error;
 use crate::http::persisted::MAX_ID;
+use crate::limits::{MIB, Quotas};
 use crate::network::Network;
 use crate::store::event::Retention;
 use crate::store::lockout::Rule;
@@ -198,6 +199,9 @@ pub struct Config {
     /// `EVENT_RETENTION_DAYS` (7) and `EVENT_RETENTION_COUNT` (10000000): how far back the feed of events goes; what is
     /// past either bound is not told any more. The history of a task stays as long as the task.
     pub event_retention: Retention,
+    /// `MAX_PROJECTS_PER_USER` (1000), `MAX_TASKS_PER_PROJECT` (50000) and `MAX_TEXT_MIB_PER_USER` (4096): how much an
+    /// account and a project may hold.
+    pub quotas: Quotas,
     /// `REDIS_URL`: `redis://host:port`, or `rediss://` for TLS with a verified certificate, where several instances count rate limits together and tell one another of new
     /// events. Default none.
     pub redis_url: Option<Secret>,
@@ -249,7 +253,7 @@ impl Invalid {
 }
 
 /// The names of all settings, as `.env.example` must list them.
-pub const NAMES: [&str; 61] = [
+pub const NAMES: [&str; 64] = [
     "DATABASE_URL",
     "DATABASE_CONNECTIONS",
     "LISTEN_ADDR",
@@ -293,6 +297,9 @@ pub const NAMES: [&str; 61] = [
     "TRUSTED_PROXIES",
     "EVENT_RETENTION_DAYS",
     "EVENT_RETENTION_COUNT",
+    "MAX_PROJECTS_PER_USER",
+    "MAX_TASKS_PER_PROJECT",
+    "MAX_TEXT_MIB_PER_USER",
     "REDIS_URL",
     "SMTP_URL",
     "MAIL_FROM",
@@ -538,6 +545,12 @@ impl Config {
             event_retention: Retention {
                 age: source.days("EVENT_RETENTION_DAYS", 7)?,
                 count: source.positive("EVENT_RETENTION_COUNT", 10_000_000)?.into(),
+            },
+            quotas: Quotas {
+                projects: source.positive("MAX_PROJECTS_PER_USER", 1_000)?.into(),
+                tasks: source.positive("MAX_TASKS_PER_PROJECT", 50_000)?.into(),
+                text_bytes: i64::from(source.positive("MAX_TEXT_MIB_PER_USER", 4_096)?) * MIB,
+                ..Quotas::default()
             },
             redis_url: service(source, "REDIS_URL", |url| redis::Client::open(url))?,
             smtp_url: service(source, "SMTP_URL", AsyncSmtpTransport::<Tokio1Executor>::from_url)?,

@@ -250,6 +250,8 @@ pub enum FaultCode {
     WrongPassword,
     /// The new password does not fit the server's policy or is too easy to guess.
     WeakPassword,
+    /// The account, project or task holds as much as it may.
+    QuotaExceeded,
 }
 
 impl FaultCode {
@@ -268,6 +270,7 @@ impl FaultCode {
             Self::Conflict => "CONFLICT",
             Self::WrongPassword => "WRONG_PASSWORD",
             Self::WeakPassword => "WEAK_PASSWORD",
+            Self::QuotaExceeded => "QUOTA_EXCEEDED",
         }
     }
 }

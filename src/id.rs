@@ -2,9 +2,10 @@
 
 use std::fmt;
 
+use aws_lc_rs::digest::{SHA256, digest};
 use diesel::deserialize::FromSqlRow;
 use diesel::expression::AsExpression;
-use uuid::Uuid;
+use uuid::{Builder, Uuid};
 
 /// The id of any row. Which table it is of, the column, the global id or the type around it says.
 #[derive(
@@ -19,6 +20,14 @@ impl Id {
     #[expect(clippy::new_without_default, reason = "an id has no default")]
     pub fn new() -> Self {
         Self(Uuid::now_v7())
+    }
+
+    /// The id of a text by its content: a UUID version 8, as RFC 9562 makes one of a SHA-256.
+    pub fn of_text(text: &str) -> Self {
+        let hash = digest(&SHA256, text.as_bytes());
+        let mut bytes = [0; 16];
+        bytes.iter_mut().zip(hash.as_ref()).for_each(|(byte, hash)| *byte = *hash);
+        Self(Builder::from_custom_bytes(bytes).into_uuid())
     }
 
     /// From its 16 bytes.

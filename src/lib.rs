@@ -237,7 +237,8 @@ pub struct App {
 impl App {
     /// Opens the database and sets everything up; nothing runs yet.
     pub fn open(config: Config, clock: Clock) -> Result<Arc<Self>> {
-        let db = Db::open(&config.database, config.database_connections)?;
+        let mut db = Db::open(&config.database, config.database_connections)?;
+        db.quotas = config.quotas;
         let is_embedded = !db.is_postgres();
         let credentials = Credentials::new(&config)?;
         let limits = Limits::new(config.rate_limits, config.redis()?);

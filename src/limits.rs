@@ -5,6 +5,7 @@
 
 pub mod byte_budget;
 pub mod decoding;
+pub mod quotas;
 mod shared;
 
 use std::collections::HashMap;
@@ -22,6 +23,7 @@ use crate::id::Id;
 use crate::metrics::Labels;
 use crate::time::Timestamp;
 use decoding::Decoding;
+pub use quotas::{MIB, Quotas};
 use shared::Shared;
 
 const WINDOW: i64 = 60_000_000;

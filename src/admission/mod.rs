@@ -142,7 +142,8 @@ pub struct Admitted {
     /// total counts. Every one may read as much text as is allowed for one.
     pub searches: u64,
     /// What the request costs in points: 1, and 1 for every thousand values, 10 for each root
-    /// field of a mutation, [`SEARCH_POINTS`] for each search and 1000 for an export.
+    /// field of a mutation, 1 for every KiB of text in the arguments of a mutation,
+    /// [`SEARCH_POINTS`] for each search and 1000 for an export.
     pub cost: u32,
     /// Whether the operation exports an account, which it does once at most.
     pub export: bool,
@@ -226,16 +227,20 @@ pub fn admit(
     })
 }
 
+/// Bytes of text that a mutation writes for one point.
+const WRITTEN_BYTES: u64 = 1024;
+
 /// Reading is cheap, and so a page of a few fields costs no more than the request itself; every
-/// mutation is a transaction of its own, and an export reads a whole account.
+/// mutation is a transaction of its own, which stores the text that it is given once, and an export
+/// reads a whole account.
 fn cost(operation: OperationType, survey: &survey::Survey) -> u32 {
-    let mutations = match operation {
-        OperationType::Mutation => survey.root_fields,
-        OperationType::Query | OperationType::Subscription => 0,
+    let (mutations, written) = match operation {
+        OperationType::Mutation => (survey.root_fields, survey.text_bytes / WRITTEN_BYTES),
+        OperationType::Query | OperationType::Subscription => (0, 0),
     };
     let searches = survey.searches.saturating_mul(SEARCH_POINTS);
-    let points =
-        [1, survey.values / 1_000, mutations.saturating_mul(10), searches, survey.exports.saturating_mul(1_000)];
+    let exports = survey.exports.saturating_mul(1_000);
+    let points = [1, survey.values / 1_000, mutations.saturating_mul(10), written, searches, exports];
     u32::try_from(points.into_iter().fold(0, u64::saturating_add)).unwrap_or(u32::MAX)
 }
 

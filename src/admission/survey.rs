@@ -50,6 +50,8 @@ pub(super) struct Survey {
     pub(super) root_fields: u64,
     pub(super) exports: u64,
     pub(super) searches: u64,
+    /// Bytes of text in the arguments of all its fields, each variable as often as it is used.
+    pub(super) text_bytes: u64,
     pub(super) introspection: bool,
 }
 
@@ -68,7 +70,8 @@ pub(super) fn survey(
     at_most(limits.fragments, fragments, "fragments", None)?;
 
     let pages = Pages { operation: chosen, variables, limits };
-    let mut walk = Walk { limits, pages, fragments: HashMap::new(), directives: 0 };
+    let texts = Texts::new(chosen, variables);
+    let mut walk = Walk { limits, pages, texts, fragments: HashMap::new(), directives: 0 };
     walk.fragments(document)?;
     let mut survey = Survey::default();
     let mut selections = 0_u64;
@@ -91,6 +94,7 @@ pub(super) fn survey(
                 root_fields: measure.fields,
                 exports: measure.exports,
                 searches: measure.searches,
+                text_bytes: measure.text_bytes,
                 introspection: measure.introspection,
             };
         }
@@ -112,6 +116,8 @@ struct Measure {
     searches: u64,
     /// Total counts of the set itself, each of which searches again.
     totals: u64,
+    /// Bytes of text in arguments, at any depth.
+    text_bytes: u64,
     /// Fields within each other.
     depth: u64,
     /// Selection sets within each other, this one included: how deep the library will recurse.
@@ -144,6 +150,7 @@ impl Measure {
             exports: self.exports.saturating_add(other.exports),
             searches: self.searches.saturating_add(other.searches),
             totals: self.totals.saturating_add(other.totals),
+            text_bytes: self.text_bytes.saturating_add(other.text_bytes),
             depth: self.depth.max(other.depth),
             levels: self.levels.max(other.levels),
             lists: self.lists.max(other.lists),
@@ -183,6 +190,7 @@ impl Load {
 struct Walk<'a> {
     limits: &'a Limits,
     pages: Pages<'a>,
+    texts: Texts<'a>,
     /// The measures of the fragments met so far.
     fragments: HashMap<&'a str, Measure>,
     /// The directives met so far.
@@ -280,6 +288,7 @@ impl<'a> Walk<'a> {
             exports: below.exports.saturating_add(u64::from(name == EXPORT)),
             searches: below.searches.saturating_add(searches),
             totals: u64::from(name == "totalCount"),
+            text_bytes: below.text_bytes.saturating_add(self.texts.of_arguments(field)),
             depth: below.depth.saturating_add(1),
             levels: below.levels,
             lists: below.lists.saturating_add(u64::from(list)),
@@ -455,6 +464,67 @@ impl Pages<'_> {
             None => largest,
         }
     }
+}
+
+/// How much text the arguments of the chosen operation carry, in bytes of UTF-8.
+struct Texts<'a> {
+    /// Measured once per variable: a document may use one variable many times.
+    variables: HashMap<&'a str, u64>,
+}
+
+impl<'a> Texts<'a> {
+    fn new(operation: &'a OperationDefinition, variables: &'a Map<String, Value>) -> Self {
+        let defaults = operation.variable_definitions.iter().filter_map(|definition| {
+            let default = &definition.node.default_value.as_ref()?.node;
+            Some((definition.node.name.node.as_str(), of_literal(default)))
+        });
+        let given = variables.iter().map(|(name, value)| (name.as_str(), of_json(value)));
+        // A given value takes the place of the default.
+        Self { variables: defaults.chain(given).collect() }
+    }
+
+    fn of_arguments(&self, field: &Field) -> u64 {
+        sum(field.arguments.iter().map(|(_, value)| self.of(&value.node)))
+    }
+
+    /// Recurses no deeper than the scan allows brackets to nest.
+    fn of(&self, value: &Input) -> u64 {
+        match value {
+            Input::String(text) => length(text),
+            Input::Variable(name) => self.variables.get(name.as_str()).copied().unwrap_or_default(),
+            Input::List(items) => sum(items.iter().map(|item| self.of(item))),
+            Input::Object(fields) => sum(fields.values().map(|field| self.of(field))),
+            _ => 0,
+        }
+    }
+}
+
+/// As [`Texts::of`], of a default value.
+fn of_literal(value: &Literal) -> u64 {
+    match value {
+        Literal::String(text) => length(text),
+        Literal::List(items) => sum(items.iter().map(of_literal)),
+        Literal::Object(fields) => sum(fields.values().map(of_literal)),
+        _ => 0,
+    }
+}
+
+/// As [`Texts::of`], of the value of a variable, whose nesting is bounded by [`Limits::variable_nesting`].
+fn of_json(value: &Value) -> u64 {
+    match value {
+        Value::String(text) => length(text),
+        Value::Array(items) => sum(items.iter().map(of_json)),
+        Value::Object(fields) => sum(fields.values().map(of_json)),
+        _ => 0,
+    }
+}
+
+fn length(text: &str) -> u64 {
+    u64::try_from(text.len()).unwrap_or(u64::MAX)
+}
+
+fn sum(bytes: impl Iterator<Item = u64>) -> u64 {
+    bytes.fold(0, u64::saturating_add)
 }
 
 fn at_most<N: PartialOrd + fmt::Display>(limit: N, found: N, what: &str, pos: Option<Pos>) -> Result<(), Refusal> {

@@ -594,4 +594,24 @@ mod costs {
         let twice = refused("{ exportViewerData ...F } fragment F on Query { b: exportViewerData }");
         assert_eq!(twice.message, "Too many exports: at most 1 are allowed");
     }
+    #[test]
+    fn of_a_mutation_grow_with_the_text_that_it_writes() {
+        let text = "ä".repeat(5_000);
+        let cost =
+            |document: &str, variables: Value| with_variables(document, variables).expect("an admitted document").cost;
+        let create = "mutation ($t: String!) { a(input: { t: $t }) { id } }";
+        assert_eq!(cost(create, json!({ "t": "x".repeat(1_023) })), 11);
+        assert_eq!(cost(create, json!({ "t": "x".repeat(1_024) })), 12);
+        assert_eq!(cost(create, json!({ "t": text })), 11 + 9, "bytes, not characters");
+        // However the text gets there.
+        let whole = "mutation ($in: In!) { a(input: $in) { id } }";
+        assert_eq!(cost(whole, json!({ "in": { "b": [{ "c": text }], "d": 7 } })), 11 + 9);
+        assert_eq!(cost(&format!("mutation {{ a(input: {{ b: [\"{text}\"] }}) {{ id }} }}"), json!({})), 11 + 9);
+        assert_eq!(cost(&format!("mutation ($t: String = \"{text}\") {{ a(t: $t) {{ id }} }}"), json!({})), 11 + 9);
+        let fragment = "mutation ($t: String!) { ...F b(t: $t) } fragment F on Mutation { a(t: $t) c: a(t: $t) }";
+        assert_eq!(cost(fragment, json!({ "t": text })), 31 + 29, "each use counts");
+        // Reading writes nothing, and a variable that is not used is not written.
+        assert_eq!(cost("query ($t: String!) { a(t: $t) { id } }", json!({ "t": text })), 1);
+        assert_eq!(cost("mutation ($t: String) { a { id } }", json!({ "t": text })), 11);
+    }
 }

@@ -45,6 +45,7 @@ pub use self::operation_scope::OperationScope;
 pub use self::prepared::{planned_anew, prepared};
 use self::shared::{Line, Shared};
 use crate::error::{Error, Result};
+use crate::limits::Quotas;
 use crate::metrics;
 
 /// SQLite behind tokio's blocking pool, but for what is [`brief`].
@@ -211,6 +212,8 @@ pub async fn soon<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
 /// The database and its pools; cheap to clone.
 #[derive(Clone)]
 pub struct Db {
+    /// How much accounts and projects may hold.
+    pub quotas: Quotas,
     pools: Pools,
     /// Where those find a connection who must not wait behind requests.
     aside: Pools,
@@ -282,7 +285,7 @@ impl Db {
             }
         };
         let (waits, bells, changes) = (metrics::seconds(), Arc::default(), Arc::default());
-        Ok(Self { pools, aside, check, statements, waits, bells, changes })
+        Ok(Self { quotas: Quotas::default(), pools, aside, check, statements, waits, bells, changes })
     }
 
     /// How many connections to PostgreSQL a server has that keeps so many: beside them those that many read over, those

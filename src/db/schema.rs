@@ -138,6 +138,43 @@ table! {
 
 table! {
     use crate::db::types::sql::*;
+    history_texts (object_id, id) {
+        object_id -> Uuid,
+        id -> Uuid,
+        owner_id -> Uuid,
+        event_id -> Uuid,
+        body -> Text,
+    }
+}
+
+table! {
+    use crate::db::types::sql::*;
+    user_usage (user_id) {
+        user_id -> Uuid,
+        projects -> BigInt,
+        text_bytes -> BigInt,
+    }
+}
+
+table! {
+    use crate::db::types::sql::*;
+    project_usage (project_id) {
+        project_id -> Uuid,
+        tasks -> BigInt,
+    }
+}
+
+table! {
+    use crate::db::types::sql::*;
+    task_usage (task_id) {
+        task_id -> Uuid,
+        comments -> BigInt,
+        text_bytes -> BigInt,
+    }
+}
+
+table! {
+    use crate::db::types::sql::*;
     mails (id) {
         id -> Uuid,
         kind -> SmallInt,
@@ -245,6 +282,10 @@ allow_tables_to_appear_in_same_query!(
     task_labels,
     comments,
     events,
+    history_texts,
+    user_usage,
+    project_usage,
+    task_usage,
     mails,
     mail_tokens,
     mail_quota,

@@ -6,6 +6,7 @@ pub mod answers;
 pub mod cursor;
 pub mod hint;
 pub mod hub;
+pub mod text;
 
 use diesel::deserialize::FromSqlRow;
 use diesel::expression::{AsExpression, ValidGrouping, is_aggregate};
@@ -132,6 +133,11 @@ impl Event {
     pub const fn position(&self) -> Position {
         Position { xid: self.xid, seq: self.seq }
     }
+
+    /// The object that its long texts belong to: the task, or the project where it is about none.
+    pub fn object(&self) -> Option<Id> {
+        self.task_id.or(self.project_id)
+    }
 }
 
 /// An event to be written.
@@ -162,6 +168,9 @@ pub struct NewEvent {
     pub session_id: Option<Id>,
     /// See [`Event::data`].
     pub data: String,
+    /// Long texts that it refers to, kept apart with it.
+    #[diesel(skip_insertion)]
+    pub texts: Vec<text::NewText>,
 }
 
 impl NewEvent {
@@ -180,25 +189,33 @@ impl NewEvent {
             previous_assignee_id: None,
             session_id: None,
             data: "{}".to_owned(),
+            texts: Vec::new(),
         }
     }
 }
 
 /// Appends to the log, in the transaction of the change.
 pub async fn append(tx: &mut Conn, new: &[NewEvent]) -> Result<()> {
+    append_with_texts(tx, new).await.map(drop)
+}
+
+/// The same. Returns by how many bytes the texts have grown that history keeps.
+pub async fn append_with_texts(tx: &mut Conn, new: &[NewEvent]) -> Result<i64> {
+    let mut added = 0;
     // One statement a row: it is prepared once, and more than two at a time are rare.
     for event in new {
         on!(tx, |c| diesel::insert_into(events::table).values(event).execute(c).await)?;
+        added += text::keep(tx, event.id, &event.texts).await?;
         if event.kind.is_internal() {
             tx.ring_on_commit(Bell::Sessions);
         }
     }
     tx.ring_on_commit(Bell::Log);
-    Ok(())
+    Ok(added)
 }
 
 /// Changes a row and appends what is told of it, by one statement where the database has such: false, and nothing told,
-/// if there is no such row. The change has one of a few texts.
+/// if there is no such row. The change has one of a few texts, and the event refers to no long ones.
 pub async fn append_with<C>(db: &Db, change: C, event: &NewEvent) -> Result<bool>
 where
     C: QueryFragment<Pg> + QueryFragment<Sqlite> + Send + Sync,

@@ -173,7 +173,8 @@ pub struct CommentMutation;
 
 #[Object]
 impl CommentMutation {
-    /// Adds a comment to a task. Whoever sees the task. User errors: BLANK, TOO_LONG, INVALID, NOT_FOUND.
+    /// Adds a comment to a task. Whoever sees the task. User errors: BLANK, TOO_LONG, INVALID, NOT_FOUND,
+    /// QUOTA_EXCEEDED.
     #[graphql(guard = "guard::signed_in")]
     async fn add_comment(
         &self,
@@ -189,7 +190,7 @@ impl CommentMutation {
         Ok(AddCommentPayload { comment: comment.map(|row| Comment(Arc::new(row))), user_errors })
     }
 
-    /// Changes a comment's text. Its author. User errors: BLANK, TOO_LONG, INVALID, NOT_FOUND.
+    /// Changes a comment's text. Its author. User errors: BLANK, TOO_LONG, INVALID, NOT_FOUND, QUOTA_EXCEEDED.
     #[graphql(guard = "guard::signed_in")]
     async fn update_comment(
         &self,

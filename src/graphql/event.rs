@@ -1,5 +1,6 @@
 //! Events: what happened, as types of one interface; the log as a connection and as subscriptions.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use async_graphql::{Context, Enum, ID, InputObject, Interface, Object, Result, SimpleObject};
@@ -23,6 +24,7 @@ use crate::events::cursor::Cursors;
 use crate::events::{self as log, Kind, Position};
 use crate::id::Id;
 use crate::store::event::{self as store, EventColumns, Filter, Objects, Snapshot, Stretch};
+use crate::store::history::Change;
 use crate::store::task::{Status, Task as TaskRow, TaskColumns};
 use crate::time::Timestamp;
 
@@ -61,12 +63,8 @@ impl Told {
     }
 
     fn changes(&self) -> Vec<FieldChange> {
-        let change = |change: &store::Change| FieldChange {
-            field: change.field.clone(),
-            from: change.from.clone().map(Text),
-            to: change.to.clone().map(Text),
-        };
-        self.snapshot.changes.iter().map(change).collect()
+        let object_id = self.event.object();
+        self.snapshot.changes.iter().map(|change| FieldChange { object_id, change: change.clone() }).collect()
     }
 
     fn project(&self) -> Result<Project> {
@@ -80,15 +78,44 @@ pub fn within(cursors: &Cursors, floor: Position, position: Position) -> crate::
     if position < floor { Err(Error::CursorExpired { oldest: cursors.encode(floor) }) } else { Ok(position) }
 }
 
-/// A field that changed.
-#[derive(SimpleObject)]
+/// A field that changed. Its long texts are read when they are asked for.
 pub struct FieldChange {
+    object_id: Option<Id>,
+    change: Change,
+}
+
+/// A field that changed.
+#[Object]
+impl FieldChange {
     /// The field's name in the schema.
-    field: String,
+    async fn field(&self) -> &str {
+        &self.change.field
+    }
+
     /// Its value before, as text; null if it had none.
-    from: Option<Text<String>>,
+    async fn from(&self, ctx: &Context<'_>) -> Result<Option<Text<Cow<'_, str>>>> {
+        self.value(ctx, self.change.from.as_deref(), self.change.from_text).await
+    }
+
     /// Its value after, as text; null if it has none.
-    to: Option<Text<String>>,
+    async fn to(&self, ctx: &Context<'_>) -> Result<Option<Text<Cow<'_, str>>>> {
+        self.value(ctx, self.change.to.as_deref(), self.change.to_text).await
+    }
+}
+
+impl FieldChange {
+    async fn value<'a>(
+        &self,
+        ctx: &Context<'_>,
+        inline: Option<&'a str>,
+        text_id: Option<Id>,
+    ) -> Result<Option<Text<Cow<'a, str>>>> {
+        let (Some(object), Some(id)) = (self.object_id, text_id) else {
+            return Ok(inline.map(|text| Text(text.into())));
+        };
+        let text = Caller::of(ctx).loaders()?.history_text(object, id).await?;
+        Ok(text.map(|text| Text(text.to_string().into())))
+    }
 }
 
 /// One type for each kind of event, all with the fields of the interface.
@@ -458,12 +485,7 @@ pub fn one_more(stretch: Stretch) -> Stretch {
 }
 
 /// The page of the log that was read by a stretch with [`one_more`].
-pub fn connection(
-    mut events: Vec<log::Event>,
-    stretch: Stretch,
-    cursors: &Cursors,
-    task: impl Fn(Id) -> Option<Arc<TaskRow>>,
-) -> Result<EventConnection> {
+pub fn connection(mut events: Vec<Told>, stretch: Stretch, cursors: &Cursors) -> Result<EventConnection> {
     let more = events.len() > stretch.limit;
     if more && stretch.backward {
         events.remove(0);
@@ -471,12 +493,9 @@ pub fn connection(
         events.truncate(stretch.limit);
     }
     let mut edges = Vec::with_capacity(events.len());
-    for event in events {
-        let task = event.task_id.and_then(&task);
-        let cursor = cursors.encode(event.position());
-        let snapshot = Arc::new(Snapshot::of(&event));
-        let event = Arc::new(event);
-        edges.push(EventEdge { cursor, node: Event::of(Told::new(&event, &snapshot, task.as_ref()))? });
+    for told in events {
+        let cursor = cursors.encode(told.event.position());
+        edges.push(EventEdge { cursor, node: Event::of(told)? });
     }
     Ok(EventConnection {
         page_info: PageInfo {
@@ -524,8 +543,10 @@ impl EventQuery {
         let columns = columns_of_nodes(&field, true);
         let events = store::page(&mut conn, caller.viewer()?, &filter, kept, columns).await?;
         drop(conn);
-        let tasks = Objects::of_all(&caller.app().db, &events, task_columns(&field)).await?;
-        connection(events, stretch, cursors, |id| tasks.get(&id).cloned())
+        let loaded = Objects::of_all(&caller.app().db, events, task_columns(&field)).await?.into_iter();
+        let views =
+            loaded.map(|(event, objects)| Told::new(&Arc::new(event), &objects.snapshot, objects.task.as_ref()));
+        connection(views.collect(), stretch, cursors)
     }
 }
 

@@ -128,8 +128,8 @@ pub struct LabelMutation;
 
 #[Object]
 impl LabelMutation {
-    /// Adds a label to a project, which has at most 100. The project's owner and ADMIN. User errors: BLANK, TOO_LONG
-    /// (also when the project has 100), INVALID, TAKEN, NOT_FOUND.
+    /// Adds a label to a project, which has at most 100. The project's owner and ADMIN. User errors: BLANK, TOO_LONG,
+    /// INVALID, TAKEN, NOT_FOUND, QUOTA_EXCEEDED.
     #[graphql(guard = "guard::signed_in")]
     async fn create_label(
         &self,

@@ -187,21 +187,17 @@ impl Follower {
         let stretch = Stretch { after: Some(self.position), before: None, limit: self.batch, backward: false };
         let now = self.app.clock.now();
         let mut conn = self.app.db.conn().await?;
-        let mut events = event::page(&mut conn, &self.viewer, &self.filter, stretch, EventColumns::Full).await?;
+        let events = event::page(&mut conn, &self.viewer, &self.filter, stretch, EventColumns::Full).await?;
         // Asked after it: what has expired since then may be missing from what was read before.
         within(&self.app.cursors, floor(&mut conn).await?, self.position)?;
         drop(conn);
-        let (read, kept) = (events.len(), kept(&events));
-        events.truncate(kept);
+        let mut loaded = Objects::of_all(&self.app.db, events, TaskColumns::Full).await?;
+        let (read, kept) = (loaded.len(), kept(&loaded));
+        loaded.truncate(kept);
         self.behind = read == self.batch || kept < read;
         self.batch = if kept < read { kept } else { (2 * self.batch).min(MAX_BATCH) };
-        let tasks = Objects::of_all(&self.app.db, &events, TaskColumns::Full).await?;
-        let loaded = events.into_iter().map(|event| {
-            let task = event.task_id.and_then(|id| tasks.get(&id).cloned());
-            let objects = Objects::with(&event, task);
-            Arc::new(Delivery::with(event, now, objects))
-        });
-        self.caught_up = loaded.collect();
+        let delivery = |(event, objects)| Arc::new(Delivery::with(event, now, objects));
+        self.caught_up = loaded.into_iter().map(delivery).collect();
         Ok(())
     }
 
@@ -216,13 +212,13 @@ impl Follower {
     }
 }
 
-/// How many of these events a subscriber keeps: at least one.
-fn kept(events: &[Event]) -> usize {
+/// How many of these events a subscriber keeps, with the rows that they are answered from: at least one.
+fn kept(loaded: &[(Event, Objects)]) -> usize {
     let mut bytes = 0;
-    let fits = |event: &&Event| {
+    let fits = |(event, objects): &&(Event, Objects)| {
         let fits = bytes < MAX_KEPT_BYTES;
-        bytes += event.data.len();
+        bytes += event.data.len() + objects.text_bytes();
         fits
     };
-    events.iter().take_while(fits).count()
+    loaded.iter().take_while(fits).count()
 }

@@ -21,11 +21,14 @@ use crate::error::{Code, Error, Result};
 use crate::events::Event;
 use crate::id::Id;
 use crate::store::comment::CommentColumns;
-use crate::store::event::{Attached, EventColumns, Objects, Stretch};
+use crate::store::event::{Attached, EventColumns, Objects, Snapshot, Stretch};
 use crate::store::project::ProjectColumns;
 use crate::store::task::TaskColumns;
-use crate::store::{comment, event, label, notification, project, session, task, task_list, user};
+use crate::store::{comment, event, history, label, notification, project, session, task, task_list, user};
 use crate::time::Timestamp;
+
+/// Events, each with what it carries.
+pub type Recorded = Vec<(Arc<Event>, Arc<Snapshot>)>;
 
 /// Turns of the executor in which nobody joins a batch before it is read: some siblings get on a turn later than others.
 const QUIET: usize = 2;
@@ -356,14 +359,24 @@ loads! {
         Ok(rows.into_iter().map(|row| (row.id, Arc::new(row))).collect())
     };
     /// Stretches of the history of tasks.
-    activity: Activity(((EventColumns, Stretch), Id) => Vec<Event>) |app, _asker, keys| {
+    activity: Activity(((EventColumns, Stretch), Id) => Recorded) |app, _asker, keys| {
         let mut conn = app.db.conn().await?;
-        let mut pages = HashMap::new();
+        let mut pages: HashMap<_, Recorded> = HashMap::new();
         for ((columns, stretch), tasks) in grouped(keys) {
             let found = event::pages_of_tasks(&mut conn, &tasks, stretch, columns).await?;
-            pages.extend(found.into_iter().map(|(id, page)| (((columns, stretch), id), page)));
+            let events: Vec<Event> = found.into_values().flatten().collect();
+            let snapshots = history::snapshots(&mut conn, &events, &HashSet::new()).await?;
+            for (event, snapshot) in events.into_iter().zip(snapshots) {
+                let task = event.task_id.unwrap_or(event.id);
+                pages.entry(((columns, stretch), task)).or_default().push((Arc::new(event), snapshot));
+            }
         }
         Ok(pages)
+    };
+    /// Long texts that events refer to, by the object and the text.
+    history_texts: HistoryTexts((Id, Id) => Arc<str>) |app, _asker, keys| {
+        let texts = history::texts(&mut app.db.conn().await?, keys).await?;
+        Ok(texts.into_iter().map(|(key, text)| (key, text.into())).collect())
     };
 }
 
@@ -527,8 +540,13 @@ impl Loaders {
     }
 
     /// A stretch of a task's history.
-    pub async fn activity(&self, task: Id, stretch: Stretch, columns: EventColumns) -> Result<Vec<Event>> {
+    pub async fn activity(&self, task: Id, stretch: Stretch, columns: EventColumns) -> Result<Recorded> {
         Ok(self.one::<Activity>(((columns, stretch), task)).await?.unwrap_or_default())
+    }
+
+    /// A long text that an event about this object refers to.
+    pub async fn history_text(&self, object: Id, text: Id) -> Result<Option<Arc<str>>> {
+        self.one::<HistoryTexts>((object, text)).await
     }
 }
 

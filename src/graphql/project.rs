@@ -397,7 +397,7 @@ pub struct ProjectMutation;
 
 #[Object]
 impl ProjectMutation {
-    /// Makes a project that the viewer owns. User errors: BLANK, TOO_LONG, INVALID.
+    /// Makes a project that the viewer owns. User errors: BLANK, TOO_LONG, INVALID, QUOTA_EXCEEDED.
     #[graphql(guard = "guard::signed_in")]
     async fn create_project(
         &self,
@@ -416,7 +416,8 @@ impl ProjectMutation {
         Ok(CreateProjectPayload { project: project.map(|row| Project(Arc::new(row))), user_errors })
     }
 
-    /// Changes a project. Its owner and ADMIN. User errors: BLANK, TOO_LONG, INVALID, NOT_FOUND, CONFLICT.
+    /// Changes a project. Its owner and ADMIN. User errors: BLANK, TOO_LONG, INVALID, NOT_FOUND, CONFLICT,
+    /// QUOTA_EXCEEDED.
     #[graphql(guard = "guard::signed_in")]
     async fn update_project(
         &self,

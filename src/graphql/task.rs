@@ -142,7 +142,8 @@ impl Task {
         let stretch = event::stretch(cursors, &Paging::new(first, after, last, before))?;
         let columns = event::columns_of_nodes(&Selected::of(ctx), false);
         let events = Caller::of(ctx).loaders()?.activity(self.0.id, event::one_more(stretch), columns).await?;
-        event::connection(events, stretch, cursors, |_| Some(Arc::clone(&self.0)))
+        let views = events.iter().map(|(event, snapshot)| event::Told::new(event, snapshot, Some(&self.0)));
+        event::connection(views.collect(), stretch, cursors)
     }
 
     /// Whether the viewer may change the task.
@@ -523,7 +524,7 @@ pub struct TaskMutation;
 #[Object]
 impl TaskMutation {
     /// Adds a task to a project. The project's owner and ADMIN. User errors: BLANK, TOO_LONG, INVALID, NOT_FOUND,
-    /// IN_THE_PAST, ARCHIVED.
+    /// IN_THE_PAST, ARCHIVED, QUOTA_EXCEEDED.
     #[graphql(guard = "guard::signed_in")]
     async fn create_task(
         &self,
@@ -552,7 +553,7 @@ impl TaskMutation {
     }
 
     /// Changes a task. The project's owner, its assignee and ADMIN. User errors: BLANK, TOO_LONG, INVALID, NOT_FOUND,
-    /// IN_THE_PAST, INVALID_STATUS_TRANSITION, CONFLICT.
+    /// IN_THE_PAST, INVALID_STATUS_TRANSITION, CONFLICT, QUOTA_EXCEEDED.
     #[graphql(guard = "guard::signed_in")]
     async fn update_task(
         &self,

@@ -13,7 +13,7 @@ use super::value::fold;
 use super::{notification, session};
 use crate::access::Viewer;
 use crate::db::rows::RunQueryDsl;
-use crate::db::schema::{events as log, mail_tokens, projects, users};
+use crate::db::schema::{events as log, history_texts as texts, mail_tokens, projects, user_usage, users};
 use crate::db::{Conn, Db, Lock};
 use crate::error::{Code, Error, FaultCode, Result};
 use crate::events::{self, Kind, NewEvent};
@@ -286,9 +286,11 @@ pub async fn delete(db: &Db, now: Timestamp, viewer: &Viewer) -> Result<()> {
         let own: Vec<Project> = locked!(tx, own.select(Project::as_select()), Lock::Delete)?;
         // What the log holds of their projects goes at once; that they were deleted is told, and goes with the retention.
         on!(tx, |c| diesel::delete(log::table.filter(log::owner_id.eq(user.id))).execute(c).await)?;
+        on!(tx, |c| diesel::delete(texts::table.filter(texts::owner_id.eq(user.id))).execute(c).await)?;
         for project in &own {
             project::remove(tx, now, viewer, project).await?;
         }
+        on!(tx, |c| diesel::delete(user_usage::table.find(user.id)).execute(c).await)?;
         session::end(tx, now, user.id, None, None).await?;
         lockout::unlock(tx, &[&fold(&user.email), &fold(&user.username)]).await?;
         mail::forget(tx, user.id, &user.email).await?;

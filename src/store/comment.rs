@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::event::about_comment;
 use super::task::{self, Task};
 use super::value::Body;
-use super::{mention, session};
+use super::{mention, quota, session};
 use crate::access::{Action, Standing, Subject, Viewer};
 use crate::db::columns::Columns;
 use crate::db::page::{Key, Page, Parent, Position, Window, among, by_parent, each};
@@ -146,6 +146,7 @@ pub async fn create(db: &Db, now: Timestamp, viewer: &Viewer, task_id: Id, body:
         on!(tx, |c| diesel::insert_into(comments::table).values(&comment).execute(c).await)?;
         let mentions = named.who_may_see(&task, &names);
         events::append(tx, &[about_comment(Kind::CommentAdded, viewer, now, &task, &comment, mentions)]).await?;
+        quota::add_comment(tx, db.quotas, &task, body).await?;
         Ok(comment)
     })
     .await
@@ -172,6 +173,7 @@ pub async fn update(db: &Db, now: Timestamp, viewer: &Viewer, id: Id, body: &Bod
         // Whom the old text mentions was notified then.
         let mentions = named.who_may_see(&task, &mention::added(&old, body));
         events::append(tx, &[about_comment(Kind::CommentUpdated, viewer, now, &task, &comment, mentions)]).await?;
+        quota::change_comment(tx, db.quotas, &task, &old, body).await?;
         Ok(comment)
     })
     .await
@@ -185,7 +187,9 @@ pub async fn delete(db: &Db, now: Timestamp, viewer: &Viewer, id: Id) -> Result<
         let (task, comment) = lock(tx, viewer, &found, Lock::Delete).await?;
         viewer.require(Action::DeleteComment, &comment)?;
         on!(tx, |c| diesel::delete(comments::table.find(id)).execute(c).await)?;
-        events::append(tx, &[about_comment(Kind::CommentDeleted, viewer, now, &task, &comment, Vec::new())]).await
+        let deletion = about_comment(Kind::CommentDeleted, viewer, now, &task, &comment, Vec::new());
+        events::append(tx, &[deletion]).await?;
+        quota::remove_comment(tx, &task, &comment.body).await
     })
     .await
 }

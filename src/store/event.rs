@@ -1,6 +1,6 @@
 //! What the log tells about the nouns: the snapshot that each event carries, and the events a viewer may see.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,7 +10,9 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::OnceCell;
 
 use super::comment::{self, Comment};
+use super::history::{Change, Extract, reference, snapshots};
 use super::project::{self, Project};
+use super::quota;
 use super::task::{self, Status, Task, TaskColumns};
 use super::user::{self, Profile};
 use crate::access::Viewer;
@@ -19,28 +21,20 @@ use crate::db::page::{Parent, among, each};
 use crate::db::rows::RunQueryDsl;
 use crate::db::schema::{events, tasks};
 use crate::db::{Conn, Db};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::events::answers::Answers;
-use crate::events::{Event, FLOOR, Kind, NewEvent, Position, Settled, after, before, floor, move_place, settled_end};
+use crate::events::{
+    Event, FLOOR, Kind, NewEvent, Position, Settled, after, before, floor, move_place, settled_end, text,
+};
 use crate::id::Id;
 use crate::time::Timestamp;
 use crate::{on, spelled};
 
-/// A field that changed, with its value before and after as text; a missing value is `None`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Change {
-    /// The field's name in the schema.
-    pub field: String,
-    /// Before.
-    pub from: Option<String>,
-    /// After.
-    pub to: Option<String>,
-}
-
-/// The last picture of what an event is about, so that it can be told when the row is gone.
+/// What an event carries beside the ids in its columns: what changed, and of what is gone the last picture. The rest is
+/// read from the rows as they are. Long texts are kept apart; see [`super::history`].
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Snapshot {
-    /// The task as the event left it.
+    /// The task as it was when it was deleted. Events of older versions have the task as they left it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub task: Option<Task>,
     /// A comment that was deleted, without its text: that is in the row of the comment alone, and gone with it.
@@ -49,6 +43,9 @@ pub struct Snapshot {
     /// The project as the event left it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub project: Option<Project>,
+    /// The long description of that task or project, which is missing in it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub text: Option<Id>,
     /// The status before and after.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub status: Option<(Status, Status)>,
@@ -69,16 +66,33 @@ impl Snapshot {
     fn json(&self) -> String {
         serde_json::to_string(self).unwrap_or_default()
     }
+
+    /// Puts the text that [`Self::text`] refers to back in its place.
+    pub(super) fn complete(&mut self, text: String) {
+        if let Some(project) = &mut self.project {
+            project.description = Some(text);
+        } else if let Some(task) = &mut self.task {
+            task.description = Some(text);
+        }
+    }
 }
 
 /// An event about a task.
-pub fn about_task(kind: Kind, viewer: &Viewer, now: Timestamp, task: &Task, told: Snapshot) -> NewEvent {
+pub fn about_task(kind: Kind, viewer: &Viewer, now: Timestamp, task: &Task, mut told: Snapshot) -> NewEvent {
+    let mut extract = Extract::new(task.id, task.owner_id);
+    extract.changes(&mut told.changes);
+    if kind == Kind::TaskDeleted {
+        let mut last = task.clone();
+        told.text = extract.text(&mut last.description);
+        told.task = Some(last);
+    }
     NewEvent {
         owner_id: Some(task.owner_id),
         project_id: Some(task.project_id),
         task_id: Some(task.id),
         assignee_id: task.assignee_id,
-        data: Snapshot { task: Some(task.clone()), ..told }.json(),
+        data: told.json(),
+        texts: extract.texts,
         ..NewEvent::new(kind, Some(viewer.id), now)
     }
 }
@@ -99,11 +113,26 @@ pub fn about_comment(
 }
 
 /// An event about a project.
-pub fn about_project(kind: Kind, viewer: &Viewer, now: Timestamp, project: &Project, changes: Vec<Change>) -> NewEvent {
+pub fn about_project(
+    kind: Kind,
+    viewer: &Viewer,
+    now: Timestamp,
+    project: &Project,
+    mut changes: Vec<Change>,
+) -> NewEvent {
+    let mut extract = Extract::new(project.id, project.owner_id);
+    extract.changes(&mut changes);
+    let mut project = project.clone();
+    let text = if kind == Kind::ProjectDeleted {
+        extract.text(&mut project.description)
+    } else {
+        reference(&mut project.description)
+    };
     NewEvent {
         owner_id: Some(project.owner_id),
         project_id: Some(project.id),
-        data: Snapshot { project: Some(project.clone()), changes, ..Snapshot::default() }.json(),
+        data: Snapshot { project: Some(project), text, changes, ..Snapshot::default() }.json(),
+        texts: extract.texts,
         ..NewEvent::new(kind, Some(viewer.id), now)
     }
 }
@@ -135,17 +164,39 @@ pub struct Attached {
 impl Objects {
     /// Loads them.
     pub async fn of(conn: &mut Conn, event: &Event) -> Result<Self> {
-        let task = match event.task_id {
-            Some(id) => task::any_by_ids(conn, &[id]).await?.pop().map(Arc::new),
-            None => None,
-        };
-        Ok(Self::with(event, task))
+        let mut loaded = Self::load(conn, vec![event.clone()], TaskColumns::Full).await?;
+        loaded.pop().map(|(_, objects)| objects).ok_or_else(|| Error::internal("an event without its objects"))
     }
 
-    /// With the task as it was loaded with others.
-    pub fn with(event: &Event, task: Option<Arc<Task>>) -> Self {
-        let snapshot = Arc::new(Snapshot::of(event));
-        Self { snapshot, task, answers: Answers::default(), attached: OnceCell::new() }
+    /// The same for many events at once, each with its own. Of their tasks these columns are read.
+    pub async fn of_all(db: &Db, events: Vec<Event>, columns: TaskColumns) -> Result<Vec<(Event, Self)>> {
+        if events.is_empty() {
+            return Ok(Vec::new());
+        }
+        Self::load(&mut db.conn().await?, events, columns).await
+    }
+
+    async fn load(conn: &mut Conn, events: Vec<Event>, columns: TaskColumns) -> Result<Vec<(Event, Self)>> {
+        let ids: HashSet<Id> = events.iter().filter_map(|event| event.task_id).collect();
+        let mut tasks = HashMap::new();
+        if !ids.is_empty() {
+            let rows = task::select_any_by_ids(conn, &ids.iter().copied().collect::<Vec<_>>(), columns).await?;
+            tasks.extend(rows.into_iter().map(|task| (task.id, Arc::new(task))));
+        }
+        let gone = ids.into_iter().filter(|id| !tasks.contains_key(id)).collect();
+        let snapshots = snapshots(conn, &events, &gone).await?;
+        let with = |(event, snapshot): (Event, Arc<Snapshot>)| {
+            let task = event.task_id.and_then(|id| tasks.get(&id).cloned());
+            let objects = Self { snapshot, task, answers: Answers::default(), attached: OnceCell::new() };
+            (event, objects)
+        };
+        Ok(events.into_iter().zip(snapshots).map(with).collect())
+    }
+
+    /// How many bytes the texts of the rows have, of which a task may be one of several events.
+    pub fn text_bytes(&self) -> usize {
+        let task = self.task.as_deref().or(self.snapshot.task.as_ref());
+        task.and_then(|task| task.description.as_deref()).map_or(0, str::len)
     }
 
     /// What else hangs on the event, which is the one that these are the objects of.
@@ -173,18 +224,6 @@ impl Objects {
             })
         };
         self.attached.get_or_try_init(load).await
-    }
-
-    /// These columns of the tasks of many events at once, by id.
-    pub async fn of_all(db: &Db, events: &[Event], columns: TaskColumns) -> Result<HashMap<Id, Arc<Task>>> {
-        let mut ids: Vec<Id> = events.iter().filter_map(|event| event.task_id).collect();
-        ids.sort_unstable();
-        ids.dedup();
-        if ids.is_empty() {
-            return Ok(HashMap::new());
-        }
-        let tasks = task::select_any_by_ids(&mut db.conn().await?, &ids, columns).await?;
-        Ok(tasks.into_iter().map(|task| (task.id, Arc::new(task))).collect())
     }
 }
 
@@ -235,7 +274,7 @@ pub enum EventColumns {
 
 impl EventColumns {
     /// In the order of [`Event`].
-    const fn expression(self) -> Columns<Event> {
+    pub(super) const fn expression(self) -> Columns<Event> {
         Columns::new(match self {
             Self::Summary => {
                 "events.seq, events.xid, events.id, events.kind, events.occurred_at, events.actor_id, events.owner_id, \
@@ -287,41 +326,82 @@ pub async fn expire(db: &Db, retention: Retention, now: Timestamp, done: Positio
     let oldest = now.minus(retention.age);
     db.transaction(async |tx| {
         let (floor, end) = (floor(tx).await?, settled_end(tx).await?);
-        let rows: Vec<(i64, i64, Timestamp, Option<Id>)> = on!(tx, |c| events::table
+        let rows: Vec<Expiring> = on!(tx, |c| events::table
             .filter(after(floor))
             .order_by((events::xid, events::seq))
             .limit(EXPIRING)
-            .select((events::xid, events::seq, events::occurred_at, events::task_id))
+            .select(Expiring::as_select())
             .load(c)
             .await)?;
         let expired: Vec<_> = rows
             .iter()
-            .take_while(|(xid, seq, occurred_at, _)| {
-                let past = *occurred_at < oldest || *seq <= end.seq - retention.count;
-                past && Position { xid: *xid, seq: *seq } <= done
+            .take_while(|event| {
+                let past = event.occurred_at < oldest || event.seq <= end.seq - retention.count;
+                past && event.position() <= done
             })
             .collect();
-        let Some((xid, seq, ..)) = expired.last() else {
+        let Some(reached) = expired.last().map(|event| event.position()) else {
             return Ok(false);
         };
-        let reached = Position { xid: *xid, seq: *seq };
         if !move_place(tx, FLOOR, floor, reached).await? {
             // Another instance has done it.
             return Ok(true);
         }
-        let mut tasks: Vec<Id> = expired.iter().filter_map(|(.., task)| *task).collect();
+        let mut tasks: Vec<Id> = expired.iter().filter_map(|event| event.task_id).collect();
         tasks.sort_unstable();
         tasks.dedup();
-        let alone: Vec<i64> = expired.iter().filter(|(.., task)| task.is_none()).map(|(_, seq, ..)| *seq).collect();
+        let alone: Vec<i64> = expired.iter().filter(|event| event.task_id.is_none()).map(|event| event.seq).collect();
         let gone = events::table
             .filter(among(events::task_id, &tasks))
             .filter(before(Position { seq: reached.seq + 1, ..reached }))
             .filter(not(exists(tasks::table.filter(tasks::id.nullable().eq(events::task_id)))));
         on!(tx, |c| diesel::delete(gone).execute(c).await)?;
         on!(tx, |c| diesel::delete(events::table.filter(events::seq.eq_any(&alone))).execute(c).await)?;
+        expire_texts(tx, &expired).await?;
         Ok(expired.len() as i64 == EXPIRING)
     })
     .await
+}
+
+/// What of an event says whether it has expired, and what goes with it.
+#[derive(Queryable, Selectable)]
+#[diesel(table_name = events)]
+struct Expiring {
+    xid: i64,
+    seq: i64,
+    id: Id,
+    kind: Kind,
+    occurred_at: Timestamp,
+    project_id: Option<Id>,
+    task_id: Option<Id>,
+}
+
+impl Expiring {
+    const fn position(&self) -> Position {
+        Position { xid: self.xid, seq: self.seq }
+    }
+}
+
+/// Drops the long texts to which no event refers any more. Those of a task stay as long as the task; a deletion is the
+/// last event of its task or project.
+async fn expire_texts(tx: &mut Conn, expired: &[&Expiring]) -> Result<()> {
+    let (mut ended, mut projects, mut events) = (Vec::new(), Vec::new(), Vec::new());
+    for event in expired {
+        match event.kind {
+            Kind::TaskDeleted => ended.extend(event.task_id),
+            Kind::ProjectDeleted => ended.extend(event.project_id),
+            Kind::ProjectUpdated => {
+                projects.extend(event.project_id);
+                events.push(event.id);
+            }
+            _ => {}
+        }
+    }
+    if !ended.is_empty() || !events.is_empty() {
+        let freed = text::drop_expired(tx, &ended, &projects, &events).await?;
+        quota::give_back(tx, freed).await?;
+    }
+    Ok(())
 }
 
 /// Bounds and orders a boxed query on events, in both arms of `on!`.

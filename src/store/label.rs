@@ -76,7 +76,7 @@ pub async fn create(
         let of_project = labels::table.filter(labels::project_id.eq(project_id));
         if on!(tx, |c| of_project.count().get_result::<i64>(c).await)? >= MAX_LABELS {
             let message = format!("The project has {MAX_LABELS} labels already.");
-            return Err(Error::fault("projectId", FaultCode::TooLong, message));
+            return Err(Error::fault("projectId", FaultCode::QuotaExceeded, message));
         }
         let label = Label {
             id: Id::new(),

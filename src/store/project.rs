@@ -8,11 +8,12 @@ use diesel::expression::AsExpression;
 use diesel::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use super::event::{Change, Snapshot, about_project, about_task};
+use super::event::about_project;
+use super::history::{Change, changes};
 use super::search::{Candidate, MAX_CANDIDATES, Scan, flat, octet_length, scan};
-use super::session;
 use super::task::{self, Status as TaskStatus};
 use super::value::{Description, ProjectName, Search, fold};
+use super::{quota, session};
 use crate::access::{Action, Standing, Subject, Viewer};
 use crate::db::columns::Columns;
 use crate::db::page::{Key, Page, Parent, Position, Window, among, by_parent, each};
@@ -410,7 +411,7 @@ pub async fn create(
     db.transaction(async |tx| {
         session::lock(tx, now, viewer).await?;
         on!(tx, |c| diesel::insert_into(projects::table).values((&project, Keys::of(&project))).execute(c).await)?;
-        Ok(())
+        quota::add_project(tx, db.quotas, viewer.id, project.description.as_deref()).await
     })
     .await?;
     Ok(project)
@@ -461,8 +462,10 @@ pub async fn update(db: &Db, now: Timestamp, viewer: &Viewer, id: Id, changes: &
             ))
             .execute(c)
             .await)?;
-        let told = differences(&old, &new);
-        events::append(tx, &[about_project(Kind::ProjectUpdated, viewer, now, &new, told)]).await?;
+        let event = about_project(Kind::ProjectUpdated, viewer, now, &new, differences(&old, &new));
+        let kept = events::append_with_texts(tx, &[event]).await?;
+        let text = (old.description.as_deref(), new.description.as_deref());
+        quota::change_text(tx, db.quotas, new.owner_id, text, kept).await?;
         Ok(new)
     })
     .await
@@ -473,21 +476,20 @@ pub async fn delete(db: &Db, now: Timestamp, viewer: &Viewer, id: Id) -> Result<
     db.transaction(async |tx| {
         let viewer = &session::lock(tx, now, viewer).await?;
         let project = lock(tx, viewer, Action::DeleteProject, id, "id", Lock::Delete).await?;
-        remove(tx, now, viewer, &project).await
+        let growth = remove(tx, now, viewer, &project).await?;
+        quota::remove_project(tx, project.owner_id, growth).await
     })
     .await
 }
 
-/// Deletes a project that is locked for it. Whoever adds a task has a lock on the row until the task is committed, so none
-/// slips in between.
-pub async fn remove(tx: &mut Conn, now: Timestamp, viewer: &Viewer, project: &Project) -> Result<()> {
-    let mut told = Vec::new();
-    for task in task::lock_all_of_project(tx, project.id).await? {
-        told.push(about_task(Kind::TaskDeleted, viewer, now, &task, Snapshot::default()));
-    }
-    told.push(about_project(Kind::ProjectDeleted, viewer, now, project, Vec::new()));
+/// Deletes a project that is locked for it. Returns by how many bytes the text grows that counts in the owner's quota,
+/// which is not changed yet. A task that is being added holds a lock on the row until it is committed, so none slips in.
+pub async fn remove(tx: &mut Conn, now: Timestamp, viewer: &Viewer, project: &Project) -> Result<i64> {
+    let of_tasks = task::append_deletions(tx, now, viewer, project.id).await?;
     on!(tx, |c| diesel::delete(projects::table.find(project.id)).execute(c).await)?;
-    events::append(tx, &told).await
+    let deletion = about_project(Kind::ProjectDeleted, viewer, now, project, Vec::new());
+    let kept = events::append_with_texts(tx, &[deletion]).await?;
+    Ok(of_tasks + kept - quota::size(project.description.as_deref()))
 }
 
 /// The columns that are made from others: what is searched and ordered by.
@@ -506,16 +508,12 @@ impl Keys {
 }
 
 fn differences(old: &Project, new: &Project) -> Vec<Change> {
-    let fields = [
+    let status = |project: &Project| Some(format!("{:?}", project.status).to_uppercase());
+    changes([
         ("name", Some(old.name.clone()), Some(new.name.clone())),
         ("description", old.description.clone(), new.description.clone()),
-        ("status", Some(format!("{:?}", old.status).to_uppercase()), Some(format!("{:?}", new.status).to_uppercase())),
-    ];
-    fields
-        .into_iter()
-        .filter(|(_, from, to)| from != to)
-        .map(|(field, from, to)| Change { field: field.to_owned(), from, to })
-        .collect()
+        ("status", status(old), status(new)),
+    ])
 }
 
 fn moved_on() -> Error {

@@ -5,10 +5,11 @@ use diesel::expression::AsExpression;
 use diesel::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use super::event::{Change, Snapshot, about_task};
+use super::event::{Snapshot, about_task};
+use super::history::{Change, changes};
 use super::user::{self, User};
 use super::value::{Description, Title, fold};
-use super::{mail, mail_quota, project, session};
+use super::{mail, mail_quota, project, quota, session};
 use crate::access::{Account, Action, Standing, Subject, Viewer};
 use crate::db::columns::Columns;
 use crate::db::page::among;
@@ -191,12 +192,6 @@ pub async fn lock(tx: &mut Conn, viewer: &Viewer, id: Id, lock: Lock) -> Result<
     Ok(task.filter(|task| viewer.may(Action::SeeTask, task)))
 }
 
-/// Every task of a project that is locked, locked to be deleted with it.
-pub async fn lock_all_of_project(tx: &mut Conn, project: Id) -> Result<Vec<Task>> {
-    let tasks = tasks::table.filter(tasks::project_id.eq(project)).order_by((tasks::created_at, tasks::id));
-    Ok(locked!(tx, tasks.select(Task::as_select()), Lock::Delete)?)
-}
-
 /// A task to be made.
 #[derive(Clone, Debug)]
 pub struct New {
@@ -253,6 +248,7 @@ pub async fn create(db: &Db, now: Timestamp, viewer: &Viewer, new: &New) -> Resu
         let mut told = vec![about_task(Kind::TaskCreated, viewer, now, &task, Snapshot::default())];
         told.extend(assign(tx, now, viewer, &task, assignee.as_ref(), None).await?);
         events::append(tx, &told).await?;
+        quota::add_task(tx, db.quotas, &task).await?;
         Ok(task)
     })
     .await
@@ -312,7 +308,9 @@ pub async fn update(db: &Db, now: Timestamp, viewer: &Viewer, id: Id, changes: &
         if is_reassigned {
             told.extend(assign(tx, now, viewer, &new, assignee.as_ref(), old.assignee_id).await?);
         }
-        events::append(tx, &told).await?;
+        let kept = events::append_with_texts(tx, &told).await?;
+        let text = (old.description.as_deref(), new.description.as_deref());
+        quota::change_text(tx, db.quotas, new.owner_id, text, kept).await?;
         Ok(new)
     })
     .await
@@ -342,6 +340,10 @@ async fn update_at_once(db: &Db, now: Timestamp, viewer: &Viewer, id: Id, change
     let [event] = told.as_slice() else {
         return Ok(None);
     };
+    if new.description != old.description {
+        // Counts in a quota.
+        return Ok(None);
+    }
     let row = Row::of(&old, &new);
     let is_unchanged = tasks::version.eq(old.version).and(session::Unchanged::new(viewer, now));
     let update = diesel::update(tasks::table.find(id)).filter(is_unchanged).set(&row);
@@ -408,10 +410,36 @@ pub async fn delete(db: &Db, now: Timestamp, viewer: &Viewer, id: Id) -> Result<
         let viewer = &session::lock(tx, now, viewer).await?;
         let task = lock(tx, viewer, id, Lock::Delete).await?.ok_or_else(|| Error::not_found("id", "task"))?;
         viewer.require(Action::DeleteTask, &task)?;
+        let freed = quota::size(task.description.as_deref()) + quota::comment_bytes(tx, &[id]).await?;
         on!(tx, |c| diesel::delete(tasks::table.find(id)).execute(c).await)?;
-        events::append(tx, &[about_task(Kind::TaskDeleted, viewer, now, &task, Snapshot::default())]).await
+        let deletion = about_task(Kind::TaskDeleted, viewer, now, &task, Snapshot::default());
+        let kept = events::append_with_texts(tx, &[deletion]).await?;
+        quota::remove_task(tx, &task, kept - freed).await
     })
     .await
+}
+
+/// How many tasks of a project are read at once when it is deleted: 4 MB of the longest ones.
+const DELETION_BATCH: usize = 100;
+
+/// Locks every task of a project that is locked itself, and appends that they are deleted, which the transaction goes on
+/// to do. Returns by how many bytes the text grows that counts in the quota.
+pub async fn append_deletions(tx: &mut Conn, now: Timestamp, viewer: &Viewer, project: Id) -> Result<i64> {
+    let of_project = tasks::table.filter(tasks::project_id.eq(project)).order_by((tasks::created_at, tasks::id));
+    let ids: Vec<Id> = locked!(tx, of_project.select(tasks::id), Lock::Delete)?;
+    let mut growth = 0;
+    for ids in ids.chunks(DELETION_BATCH) {
+        let batch = tasks::table.filter(among(tasks::id, ids)).order_by((tasks::created_at, tasks::id));
+        let rows: Vec<Task> = on!(tx, |c| batch.select(Task::as_select()).load(c).await)?;
+        growth -= quota::comment_bytes(tx, ids).await?;
+        let mut deletions = Vec::with_capacity(rows.len());
+        for task in &rows {
+            growth -= quota::size(task.description.as_deref());
+            deletions.push(about_task(Kind::TaskDeleted, viewer, now, task, Snapshot::default()));
+        }
+        growth += events::append_with_texts(tx, &deletions).await?;
+    }
+    Ok(growth)
 }
 
 fn check_due(now: Timestamp, due_at: Option<Timestamp>) -> Result<()> {
@@ -589,18 +617,14 @@ fn search(task: &Task) -> String {
 fn differences(old: &Task, new: &Task, labels: Option<(String, String)>) -> Vec<Change> {
     let priority = |task: &Task| Some(format!("{:?}", task.priority).to_uppercase());
     let due = |task: &Task| task.due_at.map(|due| due.to_string());
-    let mut fields = vec![
+    let (from, to) = labels.unzip();
+    changes([
         ("title", Some(old.title.clone()), Some(new.title.clone())),
         ("description", old.description.clone(), new.description.clone()),
         ("priority", priority(old), priority(new)),
         ("dueAt", due(old), due(new)),
-    ];
-    fields.extend(labels.map(|(from, to)| ("labels", Some(from), Some(to))));
-    fields
-        .into_iter()
-        .filter(|(_, from, to)| from != to)
-        .map(|(field, from, to)| Change { field: field.to_owned(), from, to })
-        .collect()
+        ("labels", from, to),
+    ])
 }
 
 #[cfg(test)]

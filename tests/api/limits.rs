@@ -223,7 +223,7 @@ async fn a_project_has_at_most_100_labels() {
     let (project, other) = (alice.project("Apollo").await, alice.project("Gemini").await);
     labels(&alice, &project, 0..100).await;
     let create = json!({ "projectId": project, "name": "one more" });
-    assert_eq!(alice.mutate("createLabel", create.clone()).await.faults(), ["projectId: TOO_LONG"]);
+    assert_eq!(alice.mutate("createLabel", create.clone()).await.faults(), ["projectId: QUOTA_EXCEEDED"]);
     alice.label(&other, "another").await;
     let seen = alice.query("query ($id: ID!) { project(id: $id) { labels { id } } }", json!({ "id": project })).await;
     alice.mutate("deleteLabel", json!({ "id": seen["project"]["labels"][0]["id"] })).await.ok();

@@ -7,11 +7,15 @@ use serde_json::Value;
 
 use crate::harness::{Life, MAIL_WAITS, Rows, Server, empty};
 
-/// The rows as far as `like` has their tables, columns and places in the log, which a migration may bring along.
+/// The rows as far as `like` has their tables, columns and places in the log, which a migration may bring along. What an
+/// event carries is left out: a migration may keep it elsewhere, which the tests of the history look at.
 fn within(rows: &Rows, like: &Rows) -> Rows {
     let mut rows = rows.clone();
     rows.retain(|table, _| like.contains_key(table));
     for (table, rows) in &mut rows {
+        if table == "events" {
+            rows.iter_mut().for_each(|event| event.retain(|column, _| column != "data"));
+        }
         let known = |name: Option<&Value>| like[table].iter().any(|row| row.get("name") == name);
         rows.retain(|kept| table != "projections" || known(kept.get("name")));
         if let Some(row) = like[table].first() {
@@ -38,10 +42,10 @@ async fn every_migration_goes_down_and_up_again_with_data_in_the_tables() {
             migrate::down(&location).await.expect("a migration that goes down with data");
         }
         let below = database.rows().await;
-        assert_eq!(within(&above, &below), below, "{steps} down");
+        assert_eq!(within(&above, &below), within(&below, &below), "{steps} down");
         assert_eq!(migrate::up(&location).await.expect("migrations that go up with data"), steps);
         let again = database.rows().await;
-        assert_eq!(within(&again, &below), below, "{steps} down and up");
+        assert_eq!(within(&again, &below), within(&below, &below), "{steps} down and up");
         assert!(again.keys().eq(full.keys()));
         if below.is_empty() {
             break;

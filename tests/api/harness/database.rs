@@ -153,6 +153,31 @@ impl Database {
         OpenTransaction { client }
     }
 
+    /// The number that a statement finds.
+    pub async fn number(&self, query: &str) -> i64 {
+        let db = Db::open(&self.location(), 1).expect("a database");
+        let mut conn = db.conn().await.expect("a connection");
+        let query = format!("SELECT CAST(({query}) AS text) AS text");
+        let found = texts(&mut conn, &query).await;
+        drop(conn);
+        db.close().await;
+        found[0].parse().unwrap_or_else(|_| panic!("{query} finds {found:?}"))
+    }
+
+    /// The bytes that are stored for good: of PostgreSQL without the old versions of rows in the tables of `updated`,
+    /// which it clears away by itself.
+    pub async fn stored_bytes(&self, updated: &[&str]) -> i64 {
+        if !self.url.starts_with("postgres") {
+            return self.number("(SELECT sum(pgsize) FROM dbstat)").await;
+        }
+        let updated = updated.iter().map(|table| format!("'{table}'")).collect::<Vec<_>>().join(", ");
+        self.number(&format!(
+            "SELECT sum(pg_total_relation_size(quote_ident(tablename)::regclass)) FROM pg_tables
+             WHERE schemaname = 'public' AND tablename NOT IN ({updated})"
+        ))
+        .await
+    }
+
     /// Every row of every table, in an order that says nothing.
     pub async fn rows(&self) -> Rows {
         let db = Db::open(&self.location(), 1).expect("a database");

@@ -35,7 +35,9 @@ impl Life {
         let label = alice.label(&project, "urgent").await;
         let due = json!({ "assigneeId": bob.id, "labelIds": [label], "dueAt": "2031-05-01T08:00:00.5Z" });
         let task = alice.task(&project, "Fly", due).await;
-        alice.task(&project, "Land: \u{1f680} \\ \t\" '' ü", json!({ "description": "with\nlines" })).await;
+        let long = format!("with\nlines {}", "\u{1f680} \\ \t\" '' ü".repeat(30));
+        let land = alice.task(&project, "Land: \u{1f680} \\ \t\" '' ü", json!({ "description": long })).await;
+        alice.mutate("updateTask", json!({ "id": land, "description": "with\nlines" })).await.ok();
         // An address that is verified gets a mail of it.
         let dave = server.admin("dave").await;
         alice.task(&project, "Orbit", json!({ "assigneeId": dave.id })).await;

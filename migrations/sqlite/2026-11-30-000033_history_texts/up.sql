@@ -1,0 +1,12 @@
+-- Long texts that events refer to: of each text that an object once had one copy, by the SHA-256 of the text. What the
+-- object has now is in its own row. `event_id` is the newest event that refers to the text.
+-- No foreign keys: history outlives what it tells of.
+CREATE TABLE history_texts (
+    object_id BLOB NOT NULL,
+    id        BLOB NOT NULL,
+    owner_id  BLOB NOT NULL,
+    event_id  BLOB NOT NULL,
+    body      TEXT NOT NULL,
+    PRIMARY KEY (object_id, id)
+) STRICT;
+CREATE INDEX history_texts_owner ON history_texts (owner_id);

@@ -1,0 +1,3 @@
+DROP TABLE task_usage;
+DROP TABLE project_usage;
+DROP TABLE user_usage;

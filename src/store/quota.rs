@@ -1,0 +1,182 @@
+//! Quotas: how much an account, a project and a task hold. Each is a counter in a row of its own, changed in the
+//! transaction that changes what it counts. That is exact, also for concurrent writers, because each waits for the row,
+//! and cheap, because nothing is counted anew.
+//!
+//! **A transaction changes its counters last**, that of the account after the others: it holds them no longer than its
+//! commit takes, and two transactions never wait for each other. What counts in an account is in its own projects,
+//! whoever wrote it.
+
+use diesel::prelude::*;
+
+use super::task::Task;
+use crate::db::Conn;
+use crate::db::page::among;
+use crate::db::rows::RunQueryDsl;
+use crate::db::schema::{project_usage, task_usage, user_usage};
+use crate::error::{Error, FaultCode, Result};
+use crate::events::text::bytes;
+use crate::id::Id;
+use crate::limits::Quotas;
+use crate::on;
+
+/// Raises a counter: false where that would exceed the quota. The row is made when it is first needed, by whichever of
+/// several transactions comes first.
+macro_rules! raise {
+    ($tx:ident, $table:ident, $update:expr, $row:expr) => {{
+        let mut raised = on!($tx, |c| $update.execute(c).await)? == 1;
+        if !raised {
+            let row = diesel::insert_into($table::table).values($row).on_conflict_do_nothing();
+            on!($tx, |c| row.execute(c).await)?;
+            raised = on!($tx, |c| $update.execute(c).await)? == 1;
+        }
+        raised
+    }};
+}
+
+fn exceeded(field: &'static str, message: String) -> Error {
+    Error::fault(field, FaultCode::QuotaExceeded, message)
+}
+
+/// Counts a new project.
+pub async fn add_project(tx: &mut Conn, quotas: Quotas, owner: Id, text: Option<&str>) -> Result<()> {
+    let row = user_usage::table.find(owner).filter(user_usage::projects.lt(quotas.projects));
+    let update = || diesel::update(row).set(user_usage::projects.eq(user_usage::projects + 1));
+    if !raise!(tx, user_usage, update(), empty(owner)) {
+        let message = format!("You have {} projects already. Delete one first.", quotas.projects);
+        return Err(exceeded("name", message));
+    }
+    add_text(tx, quotas, owner, size(text), "description").await
+}
+
+/// Counts a project less, with so many bytes of text more or less: what was deleted counts as long as history keeps it.
+pub async fn remove_project(tx: &mut Conn, owner: Id, text_bytes: i64) -> Result<()> {
+    let changed = (
+        user_usage::projects.eq(user_usage::projects - 1),
+        user_usage::text_bytes.eq(user_usage::text_bytes + text_bytes),
+    );
+    on!(tx, |c| diesel::update(user_usage::table.find(owner)).set(changed).execute(c).await)?;
+    Ok(())
+}
+
+/// Counts a new task.
+pub async fn add_task(tx: &mut Conn, quotas: Quotas, task: &Task) -> Result<()> {
+    let row = project_usage::table.find(task.project_id).filter(project_usage::tasks.lt(quotas.tasks));
+    let update = || diesel::update(row).set(project_usage::tasks.eq(project_usage::tasks + 1));
+    let none = (project_usage::project_id.eq(task.project_id), project_usage::tasks.eq(0));
+    if !raise!(tx, project_usage, update(), none) {
+        let message = format!("The project has {} tasks already. Delete some, or use another project.", quotas.tasks);
+        return Err(exceeded("projectId", message));
+    }
+    add_text(tx, quotas, task.owner_id, size(task.description.as_deref()), "description").await
+}
+
+/// Counts a task less; see [`remove_project`].
+pub async fn remove_task(tx: &mut Conn, task: &Task, text_bytes: i64) -> Result<()> {
+    let row = project_usage::table.find(task.project_id);
+    let changed = project_usage::tasks.eq(project_usage::tasks - 1);
+    on!(tx, |c| diesel::update(row).set(changed).execute(c).await)?;
+    shift_text(tx, task.owner_id, text_bytes).await
+}
+
+/// Counts a new comment.
+pub async fn add_comment(tx: &mut Conn, quotas: Quotas, task: &Task, body: &str) -> Result<()> {
+    let row = task_usage::table.find(task.id).filter(task_usage::comments.lt(quotas.comments));
+    let size = bytes(body);
+    let more =
+        (task_usage::comments.eq(task_usage::comments + 1), task_usage::text_bytes.eq(task_usage::text_bytes + size));
+    let update = || diesel::update(row).set(more);
+    let none = (task_usage::task_id.eq(task.id), task_usage::comments.eq(0), task_usage::text_bytes.eq(0));
+    if !raise!(tx, task_usage, update(), none) {
+        let message = format!("The task has {} comments already. Delete some first.", quotas.comments);
+        return Err(exceeded("taskId", message));
+    }
+    add_text(tx, quotas, task.owner_id, size, "body").await
+}
+
+/// Counts another text of a comment.
+pub async fn change_comment(tx: &mut Conn, quotas: Quotas, task: &Task, old: &str, new: &str) -> Result<()> {
+    let size = bytes(new) - bytes(old);
+    let row = task_usage::table.find(task.id);
+    let changed = task_usage::text_bytes.eq(task_usage::text_bytes + size);
+    on!(tx, |c| diesel::update(row).set(changed).execute(c).await)?;
+    add_text(tx, quotas, task.owner_id, size, "body").await
+}
+
+/// Counts a comment less. History keeps no text of comments.
+pub async fn remove_comment(tx: &mut Conn, task: &Task, body: &str) -> Result<()> {
+    let size = bytes(body);
+    let row = task_usage::table.find(task.id);
+    let changed =
+        (task_usage::comments.eq(task_usage::comments - 1), task_usage::text_bytes.eq(task_usage::text_bytes - size));
+    on!(tx, |c| diesel::update(row).set(changed).execute(c).await)?;
+    shift_text(tx, task.owner_id, -size).await
+}
+
+/// How many bytes the comments on these tasks have; nobody may add one meanwhile.
+pub async fn comment_bytes(tx: &mut Conn, tasks: &[Id]) -> Result<i64> {
+    let of_tasks = task_usage::table.filter(among(task_usage::task_id, tasks)).select(task_usage::text_bytes);
+    let sizes: Vec<i64> = on!(tx, |c| of_tasks.load(c).await)?;
+    Ok(sizes.into_iter().sum())
+}
+
+/// Counts another description, with so many bytes that history keeps beside it.
+pub async fn change_text(
+    tx: &mut Conn,
+    quotas: Quotas,
+    owner: Id,
+    (old, new): (Option<&str>, Option<&str>),
+    kept: i64,
+) -> Result<()> {
+    add_text(tx, quotas, owner, size(new) - size(old) + kept, "description").await
+}
+
+/// Gives back what has left the history of each owner.
+pub async fn give_back(tx: &mut Conn, mut sizes: Vec<(Id, i64)>) -> Result<()> {
+    // Two that change several rows do so in the same order.
+    sizes.sort_unstable();
+    for (owner, bytes) in sizes {
+        shift_text(tx, owner, -bytes).await?;
+    }
+    Ok(())
+}
+
+/// How many bytes a text has that may be missing.
+pub fn size(text: Option<&str>) -> i64 {
+    text.map_or(0, bytes)
+}
+
+async fn add_text(tx: &mut Conn, quotas: Quotas, owner: Id, added: i64, field: &'static str) -> Result<()> {
+    if added <= 0 {
+        return shift_text(tx, owner, added).await;
+    }
+    let row = user_usage::table.find(owner).filter(user_usage::text_bytes.le(quotas.text_bytes - added));
+    let update = || diesel::update(row).set(user_usage::text_bytes.eq(user_usage::text_bytes + added));
+    if raise!(tx, user_usage, update(), empty(owner)) {
+        return Ok(());
+    }
+    let message = format!(
+        "The projects of this account hold {} MiB of text, all that they may. Delete what is not needed: it counts until \
+         it leaves the history.",
+        quotas.text_bytes / crate::limits::MIB
+    );
+    Err(exceeded(field, message))
+}
+
+/// Changes the count of an account's text, which is never refused.
+async fn shift_text(tx: &mut Conn, owner: Id, by: i64) -> Result<()> {
+    if by != 0 {
+        let changed = user_usage::text_bytes.eq(user_usage::text_bytes + by);
+        on!(tx, |c| diesel::update(user_usage::table.find(owner)).set(changed).execute(c).await)?;
+    }
+    Ok(())
+}
+
+type Empty = (
+    diesel::dsl::Eq<user_usage::user_id, Id>,
+    diesel::dsl::Eq<user_usage::projects, i64>,
+    diesel::dsl::Eq<user_usage::text_bytes, i64>,
+);
+
+fn empty(owner: Id) -> Empty {
+    (user_usage::user_id.eq(owner), user_usage::projects.eq(0), user_usage::text_bytes.eq(0))
+}
