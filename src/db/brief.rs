@@ -1,9 +1,9 @@
 //! The thread on which an SQLite statement runs.
 //!
-//! SQLite blocks its thread, so a statement runs on tokio's blocking pool by default. The round trip
-//! to that pool takes longer than a lookup by key, so statements known to be short run inline, on
-//! the async thread. Commits and checkpoints, which write many pages and sync, run on threads of low
-//! priority.
+//! SQLite blocks its thread, so a statement runs on tokio's blocking pool by default. The round
+//! trip to that pool takes longer than a lookup by key, so statements known to be short run inline,
+//! on the async thread. Commits and checkpoints write many pages and sync; they run on threads of
+//! low priority.
 
 use std::error::Error;
 use std::future::ready;

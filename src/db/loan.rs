@@ -1,4 +1,4 @@
-//! Guards for pooled connections, which handle futures that are dropped in the middle of a statement.
+//! Guards for pooled connections, which handle futures dropped in the middle of a statement.
 //!
 //! Such a statement runs on, in a thread (SQLite) or on the server (PostgreSQL). Until it ends, its
 //! connection keeps its slot in the pool. So there are never more running statements than
@@ -124,8 +124,8 @@ pub trait Leaves: DerefMut<Target: SimpleAsyncConnection + Sized + Send> + Send 
 }
 
 impl Leaves for Object<SqliteConn> {
-    /// The thread of the statement releases its lock slightly before its reference to the
-    /// connection. The pool would find a connection that still looks busy.
+    /// The thread of the statement drops its reference to the connection slightly after its lock,
+    /// a state that the pool does not expect.
     const IS_REUSED: bool = false;
 
     fn leave(self) -> SqliteConn {

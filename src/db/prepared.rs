@@ -1,4 +1,4 @@
-//! Control over which statements are cached as prepared statements.
+//! Control over which statements diesel caches as prepared statements.
 
 use diesel::backend::Backend;
 use diesel::dsl::sql;
@@ -32,8 +32,10 @@ impl<DB: Backend, S: QueryFragment<DB>> QueryFragment<DB> for Prepared<S> {
     }
 }
 
-/// A condition that is always true and keeps the statement out of the cache. The planner then sees the actual values, whose
-/// selectivity decides the index, and rare statement texts do not fill the cache.
+/// A condition that is always true and keeps the statement out of the cache.
+///
+/// The planner then sees the actual values, whose selectivity decides the index, and rare statement
+/// texts do not fill the cache.
 pub fn planned_anew() -> SqlLiteral<Bool> {
     sql("1 = 1")
 }

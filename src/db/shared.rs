@@ -13,7 +13,7 @@ use futures_util::future::BoxFuture;
 use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
-/// A connection and its end.
+/// A pipelined connection and a token that is cancelled when it ends.
 #[derive(Clone)]
 pub struct Line {
     conn: Arc<AsyncPgConnection>,

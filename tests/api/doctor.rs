@@ -1,4 +1,5 @@
-//! `fasttrack config check` and `fasttrack doctor`: what they find, what they show, and that they change nothing.
+//! `fasttrack config check` and `fasttrack doctor`: their findings, their output, and that they
+//! change nothing.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -21,13 +22,13 @@ fn look_up(values: &[(&str, &str)]) -> impl Fn(&str) -> Option<String> {
     move |name| values.get(name).cloned()
 }
 
-/// What is found, as lines, of settings alone.
+/// Worst level and report of `config check`.
 fn checked(values: &[(&str, &str)]) -> (Level, String) {
     let checked = settings::check(&look_up(values), &BTreeMap::new());
     (checked.report.worst(), checked.report.to_string())
 }
 
-/// What is found of settings and of all that they lead to.
+/// Worst level and report of `doctor`.
 async fn examined(values: &[(&str, &str)]) -> (Level, String) {
     let lookup = look_up(values);
     let settings::Checked { config, mut report, .. } = settings::check(&lookup, &BTreeMap::new());
@@ -73,7 +74,7 @@ fn each_setting_is_shown_with_its_source_and_no_secret() {
     assert!(text.contains("RATE_LIMITS_ENABLED in .env is no setting"), "{text}");
     assert_eq!(text.matches("is no setting").count(), 1, "{text}");
     assert!(!text.contains("hush") && !text.contains("0123456789"), "{text}");
-    assert_eq!(std::fs::read_dir(directory.path()).expect("files").count(), 1, "no keys were made");
+    assert_eq!(std::fs::read_dir(directory.path()).expect("files").count(), 1, "no keys were generated");
 }
 
 #[test]
@@ -90,7 +91,7 @@ fn every_fault_is_told_and_ends_the_program_with_an_error() {
     }
     let same = [("SECRET_KEY", KEYS[0].1), ("REFRESH_SECRET_KEY", KEYS[0].1)];
     let (worst, text) = checked(&same);
-    assert_eq!(worst, Level::Fail, "what is wrong only together: {text}");
+    assert_eq!(worst, Level::Fail, "an invalid combination of settings: {text}");
 }
 
 #[test]
@@ -185,7 +186,7 @@ async fn what_is_broken_is_found() {
     if is_postgres() {
         let (_, text) = found(&[]).await;
         let most = text.split_once(" connections are in use").and_then(|(told, _)| told.rsplit(' ').next());
-        let most = most.expect("how many there may be");
+        let most = most.expect("the maximum number of connections");
         let (_, text) = found(&[("DATABASE_CONNECTIONS", most)]).await;
         assert!(text.contains("fewer than one node needs"), "{text}");
         database.execute(&format!("{event} VALUES (gen_random_uuid(), 1, now(), '{{}}', 1::bigint << 60)")).await;
