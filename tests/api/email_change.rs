@@ -155,8 +155,8 @@ async fn the_old_address_takes_a_change_back_after_it_was_confirmed() {
     let (notice, link) = ask(&thief, &mut mailbox, "alice@example.org", "thief@example.org").await;
     assert_eq!(verify(&server, &link).await.status, 204);
     assert_eq!(mailbox.next().await.subject(), "Your e-mail address was changed");
-    // The attacker continues: a new password, a reset link, a second change of address; then a
-    // third party signs up with the old address.
+    // The attacker continues: a new password, a reset link, a second change of address. A third
+    // party tries to sign up with the old address.
     let changed = json!({ "currentPassword": PASSWORD, "newPassword": "Stolen-Horse-9" });
     thief.mutate("changePassword", changed).await.ok();
     assert_eq!(mailbox.next().await.to, "thief@example.org");
