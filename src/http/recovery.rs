@@ -153,7 +153,7 @@ async fn cancel_email_change(
 
 /// Resend the verification e-mail
 ///
-/// Sends a new link if the address belongs to an account and is not verified.
+/// Sends a new link if the address is waiting to be verified.
 #[utoipa::path(
     post,
     tag = "E-mail",
