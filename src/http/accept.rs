@@ -100,11 +100,11 @@ struct Server {
     limits: Connections,
     /// Proxies without a limit per address.
     trusted: Vec<Network>,
-    /// For connections. Idle ones are evicted first.
+    /// For connections. One that waits for its next request can be evicted.
     connections: Arc<SlotPool>,
     /// For connections beyond those. Each gets one response.
     reserved: Arc<SlotPool>,
-    /// For running requests. Those that wait for their body are evicted first.
+    /// For running requests. One that waits for its body can be evicted.
     requests: Arc<SlotPool>,
     builder: Builder<Streams>,
     draining: CancellationToken,
