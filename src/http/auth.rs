@@ -1,7 +1,7 @@
 //! Registration, login, token refresh and logout under `/auth`. Bodies are JSON in snake_case or
 //! forms; errors are problem documents (RFC 9457) with a stable `code`. Doc comments of handlers
 //! and schemas become the OpenAPI document. E-mail verification and password reset are in
-//! [`recovery`].
+//! the module of account e-mails.
 
 use std::sync::{Arc, OnceLock};
 
