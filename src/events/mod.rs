@@ -40,7 +40,7 @@ pub enum Kind {
     CommentUpdated,
     CommentDeleted,
     ProjectUpdated,
-    /// The project was deleted with all its tasks. They have no events of their own.
+    /// The project was deleted. [`Kind::TaskDeleted`] events of its tasks precede it.
     ProjectDeleted,
     /// A session ended. Internal.
     SessionEnded,
