@@ -131,7 +131,7 @@ impl Metrics {
         all.register("sockets", "Open WebSockets and event streams", metrics.sockets.clone());
         all.register("socket_closes", "WebSockets closed by the server", metrics.closes.clone());
         all.register("subscriptions", "Open subscriptions", metrics.subscriptions.clone());
-        all.register("event_lag_seconds", "Time since this instance last reached the end of the event log", metrics.lag.clone());
+        all.register("event_lag_seconds", "Time since the end of the event log was last reached", metrics.lag.clone());
         all.register("rate_limit_refusals", "Requests rejected by a rate limit", limits.refused.clone());
         let help = "Requests counted locally because Redis was unavailable";
         all.register("rate_limit_fallbacks", help, limits.alone.clone());

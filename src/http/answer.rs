@@ -229,7 +229,7 @@ pub fn too_large() -> Refused {
 /// The error that replaces the response to an executed mutation while the client has too many
 /// unread bytes.
 pub fn unsent() -> Refused {
-    let message = "The mutation was executed, but its response is not sent: too many bytes of earlier responses are unread.";
+    let message = "The mutation was executed, but its response is not sent: too many earlier bytes are unread.";
     Refused::new(Code::DocumentTooComplex, message)
 }
 

@@ -111,7 +111,7 @@ async fn run(
         return Err(Refused::new(Code::Forbidden, message));
     }
     if !get && !is_json_utf8(&parts.headers) {
-        return Err(Refused::new(Code::UnsupportedMediaType, "Send `Content-Type: application/json`, encoded as UTF-8."));
+        return Err(Refused::new(Code::UnsupportedMediaType, "Send `Content-Type: application/json` in UTF-8."));
     }
     // The body is read before a permit is acquired, so that a slow client holds none.
     let body = if get {

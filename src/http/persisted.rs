@@ -47,7 +47,7 @@ impl Documents {
         let hash = match named {
             None => None,
             Some(Some(hash)) if hash.len() <= MAX_ID => Some(hash),
-            Some(_) => return Err(Refused::new(Code::BadRequest, "`persistedQuery.sha256Hash` must be a string of at most 128 characters.")),
+            Some(_) => return Err(Refused::new(Code::BadRequest, "`persistedQuery.sha256Hash` is not valid.")),
         };
         match (self, &words.query, hash) {
             (Self::Trusted(known), query, name) => {
@@ -56,7 +56,7 @@ impl Documents {
                     // An id exactly as listed, or a hash in any case.
                     None => name.and_then(|name| known.get(name).or_else(|| known.get(&name.to_ascii_lowercase()))),
                 };
-                let untrusted = || Refused::new(Code::DocumentNotTrusted, "This document is not trusted. This server executes listed documents only.");
+                let untrusted = || Refused::new(Code::DocumentNotTrusted, "This document is not trusted.");
                 words.query = Some(found.ok_or_else(untrusted)?.to_string());
                 Ok(None)
             }

@@ -67,7 +67,7 @@ pub async fn subscribe(
     let socket_slot = match listener.viewer {
         Some(viewer) => {
             let slot = door.sockets.take(viewer.id, door.app.config.sockets.per_user);
-            Some(slot.ok_or_else(|| Refused::new(Code::RateLimited, "Too many open streams. Close one, then try again."))?)
+            Some(slot.ok_or_else(|| Refused::new(Code::RateLimited, "Too many open streams. Close one first."))?)
         }
         None => None,
     };

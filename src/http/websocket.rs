@@ -447,7 +447,7 @@ impl Talk {
     }
 
     async fn start(&mut self, id: String, payload: Value, viewer: Viewer) -> Result<(), Close> {
-        let words = Words::of(payload).map_err(|_| Close::Invalid("Invalid message: `payload` is not a GraphQL request"))?;
+        let words = Words::of(payload).map_err(|_| Close::Invalid("Invalid message: not a GraphQL request"))?;
         // Boxed: used once, in a long-lived task.
         let words = Box::new(words);
         let most = self.door.app.config.sockets.subscriptions;

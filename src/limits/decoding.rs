@@ -89,7 +89,7 @@ impl From<OverBudget> for Error {
     fn from(over: OverBudget) -> Self {
         match over {
             OverBudget::Operation => {
-                Self::refused(Code::DocumentTooComplex, "The operation reads more than 16 MiB of data. Request less at once.")
+                Self::refused(Code::DocumentTooComplex, "The operation reads more than 16 MiB. Request less data.")
             }
             OverBudget::Busy(exceeded) => exceeded.into(),
         }
@@ -161,7 +161,7 @@ mod tests {
         let (owner, used) = (Who::User(Id::new()), || decoding.budget.used());
         decoding
             .metered(owner, async {
-                assert_eq!((count(UNRESERVED), used()), (Ok(()), 0), "small reads need no reservation");
+                assert_eq!((count(UNRESERVED), used()), (Ok(()), 0), "small reads are free");
                 assert_eq!((count(1), used()), (Ok(()), STEP));
                 assert_eq!((count(STEP), used()), (Ok(()), 2 * STEP));
                 assert!(unmetered(async { current().is_none() }).await);
@@ -184,7 +184,7 @@ mod tests {
         let others: Vec<_> =
             (0..3).map(|_| decoding.budget.reserve(Who::User(Id::new()), OWNER_BYTES).expect("free")).collect();
         assert_eq!(decoding.metered(other, long()).await, Err(OverBudget::Busy(Exceeded::Process)));
-        assert_eq!(decoding.metered(other, async { count(UNRESERVED) }).await, Ok(()), "small reads need no reservation");
+        assert_eq!(decoding.metered(other, async { count(UNRESERVED) }).await, Ok(()), "small reads are free");
         drop((held, others));
         let aborted = decoding.metered(owner, async {
             assert_eq!(count(OPERATION_BYTES / 2), Ok(()));

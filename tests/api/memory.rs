@@ -133,7 +133,7 @@ async fn an_operation_that_reads_too_much_is_refused_as_a_whole() {
     let reply = Reply::to(request.json(&json!({ "query": long }))).await;
     assert_eq!(reply.status, 422, "{}", reply.body);
     assert_eq!(reply.body["errors"][0]["extensions"]["code"], "DOCUMENT_TOO_COMPLEX");
-    assert_eq!(reply.body["errors"][0]["message"], "The operation reads more than 16 MiB. Ask for less at once.");
+    assert_eq!(reply.body["errors"][0]["message"], "The operation reads more than 16 MiB. Request less data.");
     assert!(reply.body.get("data").is_none());
     assert_eq!(server.app.limits.decoding.budget.used(), 0);
     // The same rows without the long text are within the limit.
