@@ -28,7 +28,7 @@ async fn a_copy_made_while_the_server_writes_is_of_one_moment_and_serves() {
     }
     writing.abort();
     let refused = backup::run(&location, copy.clone()).await.expect_err("an error for an existing file");
-    assert!(format!("{refused:?}").contains("exists already"));
+    assert!(format!("{refused:?}").contains("already exists"));
     assert_eq!(std::fs::read_dir(directory.path()).expect("files").count(), 4, "no temporary file is left");
     #[cfg(unix)]
     {
