@@ -151,7 +151,8 @@ async fn a_healthy_server_is_found_healthy_and_left_as_it_is() {
     let (url, listen, smtp) = (server.database().url().to_owned(), server.address.to_string(), mailbox.url());
     let (worst, text) = examined(&[("DATABASE_URL", &url), ("LISTEN_ADDR", &listen), ("SMTP_URL", &smtp)]).await;
     assert_ne!(worst, Level::Fail, "{text}");
-    let mut findings = vec!["migrations are applied", "there is an admin", "and is ready", "SMTP server", "no mail keeps failing"];
+    let mut findings =
+        vec!["migrations are applied", "there is an admin", "and is ready", "SMTP server", "no mail keeps failing"];
     findings.extend(if is_postgres() {
         ["PostgreSQL 1", "fsync is on", "log is settled", "connections are in use", "and of PostgreSQL agree"]
     } else {
