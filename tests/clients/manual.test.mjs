@@ -1,8 +1,10 @@
-// The documentation: client snippets must match their files, links must resolve, and every command is run verbatim in an
-// empty directory. Commands that are not run here are listed in ELSEWHERE with the reason; an unknown command fails.
+// The documentation: client snippets must match their files, links must resolve, and every command
+// is run verbatim in an empty directory. Commands that are not run here are listed in ELSEWHERE
+// with the reason; an unknown command fails.
 //   FASTTRACK          path of the server binary
 //   TEST_DATABASE_URL  a PostgreSQL server where databases can be created, for the commands that need one; needs psql
-// The JavaScript client in the README uses the packages that tests/clients/run installs with `npm ci`.
+// The JavaScript client in the README uses the packages that tests/clients/run installs with `npm
+// ci`.
 import assert from 'node:assert/strict';
 import { execFile, spawn } from 'node:child_process';
 import { once } from 'node:events';

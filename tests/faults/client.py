@@ -49,7 +49,8 @@ class Answer:
 
     @property
     def code(self):
-        """The code of the (first) error, from GraphQL or a problem document; None without an error."""
+        """The code of the (first) error, from GraphQL or a problem document; None without an
+        error."""
         try:
             told = self.json
         except ValueError:
@@ -224,7 +225,8 @@ class Socket:
 
     @classmethod
     async def open(cls, address, token=None, patience=15):
-        """Connects, sends connection_init and waits for the acknowledgment; without a token it only connects."""
+        """Connects, sends connection_init and waits for the acknowledgment; without a token it only
+        connects."""
         try:
             async with asyncio.timeout(patience):
                 reader, writer = await asyncio.open_connection(*address)

@@ -1,7 +1,8 @@
-"""Wall clock jumps of an hour while the server runs: tokens, rate limits and cursors behave as documented.
+"""Wall clock jumps of an hour while the server runs: tokens, rate limits and cursors behave as
+documented.
 
-The server uses the wall clock for token lifetimes, rate limit windows and stored timestamps. Event order, cursors and
-timeouts do not depend on it.
+The server uses the wall clock for token lifetimes, rate limit windows and stored timestamps. Event
+order, cursors and timeouts do not depend on it.
 """
 
 import asyncio
@@ -88,13 +89,15 @@ async def tokens(rig, server, clock):
     seen["logged_in_there"] = await status(there)
     clock.set(0)
     seen["home_again"] = await renewed(there)
-    # A token issued in the future may or may not be accepted, but refreshing or logging in must yield a valid one.
+    # A token issued in the future may or may not be accepted, but refreshing or logging in must
+    # yield a valid one.
     must = ("refreshed", "with_the_new_one", "logged_in", "refreshed_there", "with_that_one", "logged_in_there", "home_again")
     rig.check("clock -1 h: refresh and login still work", all(seen[name] == 200 for name in must), **seen)
 
 
 async def events(rig, server, clock):
-    """The clock jumps back and forth under load: event order, cursors and subscribers are not affected."""
+    """The clock jumps back and forth under load: event order, cursors and subscribers are not
+    affected."""
     # Jumps stay within the 15 minutes of a token, so that nobody has to log in again.
     clock.set(-300)
     load = await Load.prepare(server.address, name="bob", followers=5, writers=4)
@@ -111,7 +114,8 @@ async def events(rig, server, clock):
 
 
 async def windows(rig, server, clock):
-    """Rate limits: a jump forward frees the quota at once; after a jump back nobody waits longer than a window."""
+    """Rate limits: a jump forward frees the quota at once; after a jump back nobody waits longer
+    than a window."""
     person = await Person.sign_up(server.address, "carol")
 
     async def burst():

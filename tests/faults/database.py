@@ -1,4 +1,5 @@
-"""PostgreSQL outages: requests fail fast with a clear error, service recovers at once, and no write is lost or partial."""
+"""PostgreSQL outages: requests fail fast with a clear error, service recovers at once, and no write
+is lost or partial."""
 
 import asyncio
 import itertools
@@ -55,7 +56,8 @@ class Outage:
         self.rig, self.server, self.load = rig, server, load
 
     async def through(self, name, begin, end, spell, reads=(VIEWER, TASKS), tells=True):
-        """Injects a fault under load, judges the answers, removes the fault and measures the recovery."""
+        """Injects a fault under load, judges the answers, removes the fault and measures the
+        recovery."""
         await begin()
         began = time.monotonic()
         watching = asyncio.create_task(self.unready())
@@ -73,7 +75,8 @@ class Outage:
         self.rig.check(f"{name}: recovers", took <= PROMPT + GRACE, after_s=took)
 
     async def asked(self, until, reads):
-        """Sends several operations repeatedly, each on its own connection, and returns the outcomes."""
+        """Sends several operations repeatedly, each on its own connection, and returns the
+        outcomes."""
 
         async def again(call):
             found = []
@@ -182,7 +185,8 @@ async def locked(rig, postgres, database, outage, spell):
         held_by = "query LIKE '%pg_sleep(60)%' AND pid <> pg_backend_pid()"
         postgres.run(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {held_by}")
 
-    # Readiness is not checked here: the database answers, and a probe may or may not get a connection.
+    # Readiness is not checked here: the database answers, and a probe may or may not get a
+    # connection.
     await lock()
     began = time.monotonic()
     crowd = [outage.load.owner.again(outage.server.address) for _ in range(20)]

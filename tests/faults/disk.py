@@ -1,4 +1,5 @@
-"""Disk full: writes are refused with a code, reads continue, and service recovers when space is freed."""
+"""Disk full: writes are refused with a code, reads continue, and service recovers when space is
+freed."""
 
 import asyncio
 import contextlib
@@ -111,7 +112,8 @@ def fill(path):
 
 
 async def log_full(rig, server, load):
-    """The disk of the log file is full: requests are not affected, and logging resumes when space is freed."""
+    """The disk of the log file is full: requests are not affected, and logging resumes when space
+    is freed."""
     filler = server.log.with_name("filler")
     await asyncio.to_thread(fill, filler)
     answers, person, begun = [], load.owner.again(), time.monotonic()

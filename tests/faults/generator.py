@@ -54,14 +54,16 @@ class Channel(asyncio.Protocol):
 
 
 class Http:
-    """Closed loop: each connection sends its next request after the answer. Open loop: a fixed rate of requests."""
+    """Closed loop: each connection sends its next request after the answer. Open loop: a fixed rate
+    of requests."""
 
     def __init__(self, order):
         self.order = order
         self.raws = [raw.encode("latin-1") for raw in order["requests"]]
         self.statuses, self.times, self.clear = {}, [], 0
         self.idle, self.connections, self.stopped = [], 0, False
-        # Successful answers per second, because the first seconds fill queues and are not steady state.
+        # Successful answers per second, because the first seconds fill queues and are not steady
+        # state.
         self.good, self.begun = {}, time.monotonic()
 
     def done(self, channel, status, retry, seconds):

@@ -7,7 +7,8 @@ import sys
 from client import request_bytes
 from rig import HERE
 
-# A query that costs the server a few milliseconds and the generator almost nothing: a page of tasks with related objects.
+# A query that costs the server a few milliseconds and the generator almost nothing: a page of tasks
+# with related objects.
 HEAVY = """{ tasks(first: 50) { nodes { id title status priority createdAt assignee { username } labels { name }
   comments(first: 5) { nodes { id body author { username } } } } } }"""
 LIGHT = "{ viewer { id username } }"

@@ -1,4 +1,5 @@
-"""Overload: goodput stays near capacity, the excess is refused with Retry-After, and latency recovers at once."""
+"""Overload: goodput stays near capacity, the excess is refused with Retry-After, and latency
+recovers at once."""
 
 import asyncio
 import contextlib
@@ -43,8 +44,8 @@ async def latency(person, query, times=20):
 
 @contextlib.contextmanager
 def apart():
-    """The server started inside gets one half of the cores and the load generators the other, so that the generators
-    do not take CPU from the server."""
+    """The server started inside gets one half of the cores and the load generators the other, so
+    that the generators do not take CPU from the server."""
     cores = sorted(os.sched_getaffinity(0))
     half = len(cores) // 2
     if half:

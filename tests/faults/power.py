@@ -1,8 +1,10 @@
-"""Power loss on SQLite: reconstructs possible disk images at arbitrary moments from a trace of writes and syncs.
+"""Power loss on SQLite: reconstructs possible disk images at arbitrary moments from a trace of
+writes and syncs.
 
-Everything written to a file before its last sync began is on the disk; of later writes, any subset of their 512-byte
-sectors may be. The control replays the same trace as if commits did not wait for their sync, as with
-`synchronous = NORMAL`: unless the control loses acknowledged writes, the test could not detect a loss.
+Everything written to a file before its last sync began is on the disk; of later writes, any subset
+of their 512-byte sectors may be. The control replays the same trace as if commits did not wait for
+their sync, as with `synchronous = NORMAL`: unless the control loses acknowledged writes, the test
+could not detect a loss.
 """
 
 import asyncio
@@ -112,9 +114,10 @@ def apply(image, kind, offset, payload):
 
 
 def waits(records):
-    """Record indices of the syncs that `synchronous = NORMAL` also waits for: all of the database file, and those of the
-    WAL before a checkpoint and after its header. The writes of the same thread before and after a sync show its
-    purpose, because checkpoints run concurrently with commits."""
+    """Record indices of the syncs that `synchronous = NORMAL` also waits for: all of the database
+    file, and those of the WAL before a checkpoint and after its header. The writes of the same
+    thread before and after a sync show its purpose, because checkpoints run concurrently with
+    commits."""
     names = {file: payload for kind, file, _, _, payload in records if kind == b"N"}
     logs = {file for file, name in names.items() if name.endswith(b"-wal")}
     kept, following, header = set(), {}, {}

@@ -1,4 +1,5 @@
-"""Redis outages: each instance counts rate limits on its own, events arrive by polling, and nothing else changes."""
+"""Redis outages: each instance counts rate limits on its own, events arrive by polling, and nothing
+else changes."""
 
 import asyncio
 import signal
@@ -24,7 +25,8 @@ async def run(rig):
         "RATE_LIMIT_COST_PER_MINUTE": "10000000", "RATE_LIMIT_CREDENTIALS_PER_MINUTE": "1000000",
     }
     servers = [await Server(rig, f"redis-{n}", postgres.url(database), **settings).start() for n in range(2)]
-    # One instance writes, the other delivers: it learns about foreign events from hints or by polling.
+    # One instance writes, the other delivers: it learns about foreign events from hints or by
+    # polling.
     load = await Load.prepare(servers[0].address, followers=10, writers=4, pause=0.02)
     for follower in load.followers:
         follower.where = lambda: servers[1].address
@@ -64,8 +66,8 @@ class Watch:
         self.rig, self.servers, self.load = rig, servers, load
 
     async def spell(self, name, seconds, late, redis="ok", share=1):
-        """Under load for `seconds`: every request succeeds, and the given share of events reaches the other instance's
-        subscribers within `late` seconds."""
+        """Under load for `seconds`: every request succeeds, and the given share of events reaches
+        the other instance's subscribers within `late` seconds."""
         begun = time.monotonic()
         delays = []
         listener = await Socket.open(self.servers[1].address, self.load.owner.token)
@@ -100,7 +102,8 @@ class Watch:
         except TimeoutError:
             ready = False
         requests = self.load.ledger.since(begun)
-        # On a machine that stalls for a second, each writer may be refused once for lack of a connection.
+        # On a machine that stalls for a second, each writer may be refused once for lack of a
+        # connection.
         stalled = [request for request in requests if request[2] == 503]
         failed = [request for request in requests if request[2] not in (200, 503)]
         slowest = max(request[1] for request in requests)
@@ -113,7 +116,8 @@ class Watch:
 
 
 async def limits(rig, postgres, redis):
-    """Two instances share one limit through Redis; without Redis each applies the limit on its own."""
+    """Two instances share one limit through Redis; without Redis each applies the limit on its
+    own."""
     database = postgres.database()
     settings = {
         "REDIS_URL": redis.url, "RATE_LIMIT_ENABLED": "true", "RATE_LIMIT_GRAPHQL_PER_MINUTE": str(LIMIT),
@@ -122,7 +126,8 @@ async def limits(rig, postgres, redis):
     pair = [await Server(rig, f"limits-{n}", postgres.url(database), **settings).start() for n in range(2)]
 
     async def allowed(name):
-        """Sends requests to both instances alternately; returns the number served, and whether the refusals are clear."""
+        """Sends requests to both instances alternately; returns the number served, and whether the
+        refusals are clear."""
         person = await Person.sign_up(pair[0].address, name)
         there = person.again(pair[1].address)
         answers = [await (person, there)[n % 2].ask("{ __typename }") for n in range(3 * LIMIT)]
@@ -130,8 +135,8 @@ async def limits(rig, postgres, redis):
         clear = all(answer.status == 429 and int(answer.retry_after) >= 1 for answer in refused)
         return sum(answer.status == 200 for answer in answers), clear
 
-    # A new window may start in the middle, which admits slightly more. After one slow answer from Redis an instance
-    # counts on its own for a second; in that case repeat with another user.
+    # A new window may start in the middle, which admits slightly more. After one slow answer from
+    # Redis an instance counts on its own for a second; in that case repeat with another user.
     shared, clear = await allowed("bob")
     if shared > LIMIT * 1.3:
         await asyncio.sleep(1)

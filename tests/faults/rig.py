@@ -1,4 +1,5 @@
-"""Shared by all parts: temporary files, processes that do not outlive the run, bounded waiting, and the report."""
+"""Shared by all parts: temporary files, processes that do not outlive the run, bounded waiting, and
+the report."""
 
 import asyncio
 import contextlib
@@ -21,7 +22,8 @@ HERE = pathlib.Path(__file__).resolve().parent
 LIBC = ctypes.CDLL(None, use_errno=True)
 PR_SET_PDEATHSIG = 1
 KEY = "the {} key of servers that exist only during a fault test"
-# Cheap password hashes, because hashing is not under test. The login storm uses the default cost instead.
+# Cheap password hashes, because hashing is not under test. The login storm uses the default cost
+# instead.
 CHEAP_HASHES = {"ARGON2_MEMORY_KIB": "64", "ARGON2_PASSES": "1"}
 
 
@@ -36,7 +38,8 @@ def free_port():
 
 
 async def eventually(what, within, probe, pause=0.02):
-    """Calls `probe` until it returns something true, and returns that; raises TimeoutError after `within` seconds."""
+    """Calls `probe` until it returns something true, and returns that; raises TimeoutError after
+    `within` seconds."""
     until = time.monotonic() + within
     while True:
         found = probe()
@@ -263,7 +266,8 @@ class Rig:
 
 
 class Share:
-    """The share of the machine that is available to the run, to discount the load of other processes."""
+    """The share of the machine that is available to the run, to discount the load of other
+    processes."""
 
     def __init__(self, pids):
         self.pids = pids

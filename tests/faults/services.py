@@ -183,7 +183,8 @@ class Redis:
 
 
 class Tables:
-    """Reads the database directly, bypassing the server; the rows have the same form on SQLite and PostgreSQL."""
+    """Reads the database directly, bypassing the server; the rows have the same form on SQLite and
+    PostgreSQL."""
 
     def __init__(self, *, file=None, postgres=None, database=None):
         self.file, self.postgres, self.database = file, postgres, database

@@ -1,6 +1,7 @@
 """Soak test: mixed load for a long time; memory, open files and latency must stay flat.
 
-FAULTS_SOAK_SECONDS sets the duration (default 20 minutes with --long). Charts are written to soak.svg next to the figures.
+FAULTS_SOAK_SECONDS sets the duration (default 20 minutes with --long). Charts are written to
+soak.svg next to the figures.
 """
 
 import asyncio
@@ -101,8 +102,8 @@ class Soak:
 
 
 def judge(rig, samples):
-    """Flat means that the last third is not above the first one, apart from noise. Latency is scaled to the share of the
-    machine that was available."""
+    """Flat means that the last third is not above the first one, apart from noise. Latency is
+    scaled to the share of the machine that was available."""
     samples = samples[int(len(samples) * WARM):]
     third = max(1, len(samples) // 3)
     for name, share, room in (("memory_mb", 1.15, 15), ("files", 1.02, 20), ("own_p50_ms", 1.5, 3), ("own_p99_ms", 2, 30)):

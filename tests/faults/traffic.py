@@ -1,4 +1,5 @@
-"""Writers that record each outcome, followers that resume, and the check that both agree with the database."""
+"""Writers that record each outcome, followers that resume, and the check that both agree with the
+database."""
 
 import asyncio
 import itertools
@@ -16,8 +17,9 @@ CREATE = """mutation ($p: ID!, $t: String!, $due: DateTime) {
   createTask(input: { projectId: $p, title: $t, dueAt: $due }) { task { id title } userErrors { code } } }"""
 COMMENT = """mutation ($id: ID!, $b: String!) {
   addComment(input: { taskId: $id, body: $b }) { comment { id body } userErrors { code } } }"""
-# Each answer contains the mark of its write, so that a trace of sent bytes shows what was acknowledged.
-# Changes title and status together: two events in one transaction, so that a partial write would show.
+# Each answer contains the mark of its write, so that a trace of sent bytes shows what was
+# acknowledged. Changes title and status together: two events in one transaction, so that a partial
+# write would show.
 CHANGE = """mutation ($id: ID!, $t: String!, $s: TaskStatus!) {
   updateTask(input: { id: $id, title: $t, status: $s }) { task { version title } userErrors { code } } }"""
 EVENTS = "subscription ($after: String) { events(after: $after) { __typename id cursor } }"
@@ -86,7 +88,8 @@ class Load:
         await asyncio.gather(*writing)
 
     async def caught_up(self, log, within=30):
-        """Waits until every follower has received the last event, then stops them. Returns the seconds it took."""
+        """Waits until every follower has received the last event, then stops them. Returns the
+        seconds it took."""
         begun, last = time.monotonic(), log[-1][0] if log else None
         while not all(last is None or last in follower.known for follower in self.followers):
             if time.monotonic() - begun > within:
@@ -99,7 +102,8 @@ class Load:
         return took
 
     async def ask(self, person, mark, query, variables):
-        """Sends a write and records its outcome. Returns the object, or None if refused or unknown."""
+        """Sends a write and records its outcome. Returns the object, or None if refused or
+        unknown."""
         begun = time.monotonic()
         try:
             answer = await person.ask(query, variables, self.patience)
@@ -209,7 +213,8 @@ def missed(load, log):
 
 
 def contradictions(ledger, tables):
-    """Contradictions between the database and the recorded outcomes, or within the database; empty if it is consistent."""
+    """Contradictions between the database and the recorded outcomes, or within the database; empty
+    if it is consistent."""
     found = []
     tasks, comments, events = tables.tasks(), tables.comments(), tables.events()
     written, changed, created, added = set(), {}, Counter(), Counter()

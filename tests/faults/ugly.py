@@ -127,8 +127,8 @@ class Ugly:
         shut, shut_writer = await self.connect()
         shut_writer.write_eof()
         closed = [await self.ends(reader, HEADERS + 3) for reader in (silent, shut)]
-        # In HTTP/1 a half-close after the request may be treated as a disconnect, so a missing answer is acceptable; a
-        # hang is not.
+        # In HTTP/1 a half-close after the request may be treated as a disconnect, so a missing
+        # answer is acceptable; a hang is not.
         self.rig.check(
             "half-closed", None not in closed and status in (200, "IncompleteReadError"), answered=status,
             silent_closed_after_s=closed[0], shut_closed_after_s=closed[1],
@@ -167,10 +167,12 @@ class Ugly:
             writer.close()
 
     async def never_reads(self):
-        """Sockets that subscribe but do not read are dropped; others with the same events are not delayed."""
+        """Sockets that subscribe but do not read are dropped; others with the same events are not
+        delayed."""
         project = await self.person.project()
         task = await self.person.task(project)
-        # With a closed receive window the client's kernel does not show the disconnect; count the server's sockets.
+        # With a closed receive window the client's kernel does not show the disconnect; count the
+        # server's sockets.
         words = EVENTS.replace("id cursor", "id cursor ... on CommentAddedEvent { comment { body } }")
         deaf, sockets = [], self.server.process.sockets()
         for _ in range(10):
@@ -253,8 +255,8 @@ class Ugly:
         self.rig.check("pipelining", right == count, requests=count, answered_in_order=right)
 
     async def rapid_reset(self):
-        """HTTP/2 rapid reset (CVE-2023-44487): opens and resets streams as fast as the server accepts them, on one
-        connection after another, while other clients send requests."""
+        """HTTP/2 rapid reset (CVE-2023-44487): opens and resets streams as fast as the server
+        accepts them, on one connection after another, while other clients send requests."""
         cpu, sent, ended_by = self.server.process.cpu(), 0, set()
         others = asyncio.create_task(self.politely(10))
         while not others.done():
@@ -300,7 +302,8 @@ class Ugly:
         return sent, goaway
 
     async def disconnects(self):
-        """Clients that disconnect in the middle of a mutation: it completes with its event, or not at all."""
+        """Clients that disconnect in the middle of a mutation: it completes with its event, or not
+        at all."""
         project = await self.person.project()
         chance, ledger = random.Random(3), Ledger()
         query = "mutation ($p: ID!, $t: String!) { createTask(input: { projectId: $p, title: $t }) { task { id } } }"

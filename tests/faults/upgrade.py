@@ -1,7 +1,8 @@
-"""Rolling upgrade with a migration under load, and three instances that start on an empty database at once.
+"""Rolling upgrade with a migration under load, and three instances that start on an empty database
+at once.
 
-The new version is a copy of the program in which the bytes of one embedded migration are replaced by a new one. It adds
-a column and an index and sleeps for a second while it holds its locks.
+The new version is a copy of the program in which the bytes of one embedded migration are replaced
+by a new one. It adds a column and an index and sleeps for a second while it holds its locks.
 """
 
 import asyncio

@@ -1,4 +1,5 @@
-// The GraphQL-over-HTTP audit suite. Every MUST and SHOULD has to pass; a MAY that does not is only reported.
+// The GraphQL-over-HTTP audit suite. Every MUST and SHOULD has to pass; a MAY that does not is only
+// reported.
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { auditServer } from 'graphql-http';

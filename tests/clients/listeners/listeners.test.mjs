@@ -1,4 +1,5 @@
-// The listeners in examples/: the server is killed and restarted while they run, and each event is printed exactly once.
+// The listeners in examples/: the server is killed and restarted while they run, and each event is
+// printed exactly once.
 //   FASTTRACK          path of the server binary
 //   FASTTRACK_LISTENER path of the Rust listener
 //   PYTHON             path of a Python with gql installed

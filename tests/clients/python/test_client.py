@@ -1,4 +1,5 @@
-"""gql: schema validation, pagination, errors, and a subscription that resumes after a lost socket."""
+"""gql: schema validation, pagination, errors, and a subscription that resumes after a lost
+socket."""
 
 import json
 import logging

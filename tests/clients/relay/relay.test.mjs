@@ -1,4 +1,5 @@
-// Relay, with artifacts compiled from the schema: pagination, refetching, optimistic writes and live updates.
+// Relay, with artifacts compiled from the schema: pagination, refetching, optimistic writes and
+// live updates.
 import './dom.mjs';
 import assert from 'node:assert/strict';
 import { afterEach, test } from 'node:test';

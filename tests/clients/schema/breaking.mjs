@@ -1,9 +1,12 @@
-// Fails when schema.graphql has breaking changes. Run `node breaking.mjs` in any directory of a checkout with history.
+// Fails when schema.graphql has breaking changes. Run `node breaking.mjs` in any directory of a
+// checkout with history.
 //
-// The base of the comparison is the merge base with origin/main, or with main if there is no such remote. On main itself,
-// or if neither exists, it is the commit before the last change of the file. SCHEMA_BASE overrides it.
+// The base of the comparison is the merge base with origin/main, or with main if there is no such
+// remote. On main itself, or if neither exists, it is the commit before the last change of the
+// file. SCHEMA_BASE overrides it.
 //
-// An intended break is declared in a commit trailer since the base, with the description printed here:
+// An intended break is declared in a commit trailer since the base, with the description printed
+// here:
 //
 //     Schema-break: Task.dueAt was removed.
 import { execFileSync } from 'node:child_process';

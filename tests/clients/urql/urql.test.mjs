@@ -1,4 +1,5 @@
-// urql: pagination and optimistic writes with Graphcache, and a session that outlives its access token.
+// urql: pagination and optimistic writes with Graphcache, and a session that outlives its access
+// token.
 import assert from 'node:assert/strict';
 import { after, describe, test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
