@@ -61,7 +61,7 @@ export async function replace(token) {
   return session?.accessToken;
 }
 
-// Reuse of a refresh token is treated as theft and ends the session, so all callers share one request.
+// Reusing a refresh token counts as theft and ends the session, so all callers share one request.
 function refresh() {
   refreshing ??= rotate(session).finally(() => {
     refreshing = undefined;
