@@ -310,7 +310,7 @@ impl UserQuery {
     /// Looks up a user by username, ignoring case, for example to assign a task to them. Null if
     /// there is none.
     #[graphql(guard = "guard::signed_in")]
-    async fn user(&self, ctx: &Context<'_>, #[graphql(desc = "The username.")] username: String) -> Result<Option<User>> {
+    async fn user(&self, ctx: &Context<'_>, #[graphql(desc = "Username.")] username: String) -> Result<Option<User>> {
         let mut conn = Caller::of(ctx).app().db.conn().await?;
         Ok(store::find_by_username(&mut conn, &username).await?.map(User::from))
     }
