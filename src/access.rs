@@ -13,16 +13,16 @@ use crate::error::{Error, Result};
 use crate::id::Id;
 use crate::stored_as_smallint;
 
-/// A user's role on this server.
+/// Role of a user on this server.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, Hash, async_graphql::Enum, Serialize, ToSchema, AsExpression, FromSqlRow,
 )]
 #[diesel(sql_type = diesel::sql_types::SmallInt)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum Role {
-    /// May see and manage everything.
+    /// Sees and manages all users, projects and tasks.
     Admin,
-    /// May see their own projects and the tasks assigned to them.
+    /// Sees their own projects and the tasks assigned to them.
     User,
 }
 stored_as_smallint!(Role { User = 0, Admin = 1 });
