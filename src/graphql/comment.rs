@@ -40,7 +40,7 @@ impl Comment {
     /// The user who wrote the comment. Deleted accounts appear as a user named `Deleted user`.
     async fn author(&self, ctx: &Context<'_>) -> Result<User> {
         let author = Caller::of(ctx).loaders()?.user(self.0.author_id).await?;
-        Ok(author.ok_or_else(|| Error::internal("a comment without its author"))?.into())
+        Ok(author.ok_or_else(|| Error::internal("comment without an author"))?.into())
     }
 
     /// The task that the comment belongs to.

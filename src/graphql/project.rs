@@ -56,7 +56,7 @@ impl Project {
     /// The user who created the project. Ownership never changes.
     async fn owner(&self, ctx: &Context<'_>) -> Result<User> {
         let owner = Caller::of(ctx).loaders()?.user(self.0.owner_id).await?;
-        Ok(owner.ok_or_else(|| Error::internal("a project without its owner"))?.into())
+        Ok(owner.ok_or_else(|| Error::internal("project without an owner"))?.into())
     }
 
     /// Starts at 1 and increases by 1 with each `updateProject` that changes the project's own
