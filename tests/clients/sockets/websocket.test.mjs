@@ -175,7 +175,7 @@ test('the end of the session closes it with 4403', async () => {
   assert.equal((await raw.closed).code, 4403);
 });
 
-test('a ping accepts a fresh token of the same session, but no other', async () => {
+test('a ping accepts a fresh token of the same user, but not of another', async () => {
   const person = await Person.signUp();
   const raw = await new Raw().greet(person);
   await person.refresh();
