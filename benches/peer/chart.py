@@ -41,4 +41,4 @@ for work, title in WORKS.items():
         y += BAR
     y += GAP
 print(f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {y}" role="img" '
-      f'aria-label="Processor for each request, server and PostgreSQL"><style>{STYLE}</style>\n' + "\n".join(parts) + "\n</svg>")
+      f'aria-label="CPU time per request, server and PostgreSQL"><style>{STYLE}</style>\n' + "\n".join(parts) + "\n</svg>")
