@@ -333,7 +333,7 @@ fn check(
     if matches!(code, Some(Code::DocumentTooLarge | Code::ParseFailed | Code::VariablesTooLarge)) {
         return Ok(());
     }
-    let document = parse_query(source).expect("parses, as it did before");
+    let document = parse_query(source).expect("a document that parses");
     let mut operations = document.operations.iter();
     let chosen = match name {
         None => operations.next().filter(|_| operations.next().is_none()),

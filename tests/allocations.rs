@@ -37,23 +37,23 @@ fn a_request_makes_as_many_allocations_as_it_did() {
 /// Operations whose answers would be many times larger than the data they are built from.
 const ENDLESS: [(&str, &str); 4] = [
     (
-        "labels by level",
+        "labels in batches",
         "query ($project: ID!) { project(id: $project) {
             labels { project { labels { project { labels { id name color } } } } }
         } }",
     ),
     (
-        "labels by the library",
+        "labels by async-graphql",
         "query ($project: ID!) { project(id: $project) {
             labels { project { labels { project { labels { id } labels { name } } } } }
         } }",
     ),
     (
-        "descriptions by level",
+        "descriptions in batches",
         "{ tasks(first: 100) { nodes { project { tasks(first: 90) { nodes { project { description } } } } } } }",
     ),
     (
-        "descriptions by the library",
+        "descriptions by async-graphql",
         "{ tasks(first: 100) { nodes { project { tasks(first: 90) { nodes { project { description stats { taskCount } } } } } } } }",
     ),
 ];

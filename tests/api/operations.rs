@@ -177,7 +177,7 @@ async fn what_goes_wrong_on_a_socket_or_a_stream_is_in_the_log_under_the_id_that
     let lines: Vec<Value> = log.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
     for (operation, id) in ids {
         let is_it = |line: &&Value| line["level"] == "ERROR" && line["span"]["id"] == *id;
-        let line = lines.iter().find(is_it).unwrap_or_else(|| panic!("nothing of {operation} {id} in {log}"));
+        let line = lines.iter().find(is_it).unwrap_or_else(|| panic!("no entry of {operation} {id} in {log}"));
         assert_eq!((&line["span"]["name"], &line["span"]["operation"]), (&json!("request"), &json!(operation)));
     }
 }
@@ -212,7 +212,7 @@ impl Held {
                 tokio::task::yield_now().await;
             }
         });
-        timeout(PATIENCE, awaited).await.expect("somebody");
+        timeout(PATIENCE, awaited).await.expect("a waiting request");
     }
 
     fn release(&self) {

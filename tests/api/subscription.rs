@@ -284,7 +284,7 @@ async fn a_subscription_waits_for_a_permit_to_execute_and_another_may_be_faster(
     append(&server, &alice, &project, 1).await;
     // The log contains the event, but no permit is available to execute it.
     alice.now().await;
-    assert!(timeout(Duration::from_millis(500), events.next()).await.is_err(), "nobody executes");
+    assert!(timeout(Duration::from_millis(500), events.next()).await.is_err(), "no permit is available");
     drop(permit);
     assert_eq!(text(&events.next().await["events"]["id"]), text(&same.next().await["events"]["id"]));
 }

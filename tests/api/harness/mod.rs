@@ -291,7 +291,7 @@ impl Server {
         std::thread::spawn(move || {
             let ended = runtime.block_on(async { tokio::time::timeout(PATIENCE, server.end()).await });
             drop(runtime);
-            sender.send((database, ended)).map_err(|_| "nobody waits").expect("somebody waits");
+            sender.send((database, ended)).map_err(|_| "no receiver").expect("a receiver");
         });
         async move { ended.await.expect("the end") }
     }

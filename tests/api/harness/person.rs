@@ -135,7 +135,7 @@ impl Person {
                 // too.
                 let Ok(mut conn) = app.db.conn().await else { continue };
                 let end = events::settled_end(&mut conn).await.expect("the end of the log");
-                if let (_, false) = events::settled_after(&mut conn, end, 1).await.expect("what comes after it") {
+                if let (_, false) = events::settled_after(&mut conn, end, 1).await.expect("the events after it") {
                     return end;
                 }
             }
