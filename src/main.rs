@@ -27,7 +27,8 @@ use tokio::net::TcpListener;
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// A GraphQL server for task management. Settings come from the environment or `.env`; see `.env.example`.
+/// A GraphQL server for task management. Settings come from the environment or `.env`; see
+/// `.env.example`.
 #[derive(Parser)]
 #[command(version, about)]
 struct Cli {
@@ -57,8 +58,8 @@ enum Command {
         /// The source, `sqlite://path`. It is not changed.
         #[arg(long, value_name = "URL", value_parser = location)]
         from: Location,
-        /// The target, `postgres://user:password@host/database`. Defaults to DATABASE_URL, which keeps the password off
-        /// the command line.
+        /// The target, `postgres://user:password@host/database`. Defaults to DATABASE_URL, which
+        /// keeps the password off the command line.
         #[arg(long, value_name = "URL", value_parser = location)]
         to: Option<Location>,
     },

@@ -35,7 +35,8 @@ impl Timestamp {
         Self(micros)
     }
 
-    /// From an untrusted number: `None` unless it is [`Timestamp::MAX`] or in the range of RFC 3339.
+    /// From an untrusted number: `None` unless it is [`Timestamp::MAX`] or in the range of RFC
+    /// 3339.
     pub fn from_untrusted_micros(micros: i64) -> Option<Self> {
         (micros == Self::MAX.0 || (Self::FIRST..=Self::LAST).contains(&micros)).then_some(Self(micros))
     }

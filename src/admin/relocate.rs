@@ -421,7 +421,8 @@ impl Source {
             return refuse(format!("{}: no such file", path.display()));
         }
         let mut conn = SqliteConnection::establish(&path.to_string_lossy()).map_err(Error::internal)?;
-        // In exclusive mode SQLite opens a write-ahead log only if no other process has the file open.
+        // In exclusive mode SQLite opens a write-ahead log only if no other process has the file
+        // open.
         let lock = "PRAGMA busy_timeout = 2000; PRAGMA locking_mode = EXCLUSIVE; BEGIN EXCLUSIVE";
         match conn.batch_execute(lock) {
             Ok(()) => Ok(Self(conn)),

@@ -361,7 +361,7 @@ impl Db {
 
     /// Runs `work` in a transaction: commits on `Ok`, rolls back on `Err`.
     ///
-    /// Retries `work`, up to [`ATTEMPTS`] times in all, when the database aborts the transaction.
+    /// Retries `work`, up to 4 attempts in all, when the database aborts the transaction.
     /// Dropping the future in the middle of a transaction closes the connection.
     pub fn transaction<'a, T, F>(&'a self, work: F) -> impl Future<Output = Result<T>> + Send + 'a
     where

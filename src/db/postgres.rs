@@ -41,8 +41,8 @@ impl Server {
     /// - `disable`: no TLS
     /// - `prefer`: TLS if the server offers it, with any certificate
     /// - `require`: TLS required, with any certificate
-    /// - `verify-full`: TLS with a certificate for the host's name, signed by an authority that the system trusts, or by one
-    ///   in the PEM file `sslrootcert`
+    /// - `verify-full`: TLS with a certificate for the host's name, signed by an authority that the
+    ///   system trusts, or by one in the PEM file `sslrootcert`
     ///
     /// The default is `disable` for a loopback address or a socket, and `prefer` elsewhere.
     pub fn parse(url: &str) -> Result<Self, Failure> {

@@ -7,8 +7,8 @@ use diesel::query_builder::{AstPass, QueryFragment, QueryId};
 use diesel::result::QueryResult;
 use diesel::sql_types::Bool;
 
-/// Caches an update as a prepared statement. diesel does not, because omitted values change its text; use it for updates
-/// with few distinct texts.
+/// Caches an update as a prepared statement. diesel does not, because omitted values change its
+/// text; use it for updates with few distinct texts.
 #[derive(Debug, Clone, Copy)]
 pub struct Prepared<S>(S);
 

@@ -1,8 +1,8 @@
 //! PostgreSQL connections that pipeline the reads of many requests.
 //!
-//! A statement is sent while others still wait for their results, so one wake-up of server and database serves several.
-//! Only short reads are pipelined: a slow statement would delay those behind it, and a transaction needs a connection of
-//! its own.
+//! A statement is sent while others still wait for their results, so one wake-up of server and
+//! database serves several. Only short reads are pipelined: a slow statement would delay those
+//! behind it, and a transaction needs a connection of its own.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -1,8 +1,9 @@
 //! Column types that the two databases store differently.
 //!
-//! [`sql`] re-exports diesel's SQL types and adds `Uuid` and `Instant`: native on PostgreSQL, a blob and integer
-//! microseconds on SQLite. `schema.rs` uses them for both. (`Instant` is PostgreSQL's `timestamptz`; under that name
-//! `table!` would require its arithmetic, which differs between the two.)
+//! [`sql`] re-exports diesel's SQL types and adds `Uuid` and `Instant`: native on PostgreSQL, a
+//! blob and integer microseconds on SQLite. `schema.rs` uses them for both. (`Instant` is
+//! PostgreSQL's `timestamptz`; under that name `table!` would require its arithmetic, which differs
+//! between the two.)
 
 use std::io::Write;
 

@@ -1,4 +1,5 @@
-//! Hints: an instance that has appended to the log notifies the others, so that they read it at once.
+//! Hints: an instance that has appended to the log notifies the others, so that they read it at
+//! once.
 //!
 //! Hints are sent via Redis Pub/Sub, or via `NOTIFY` on PostgreSQL without Redis. They are sent
 //! after the commit: inside the writing transaction, `NOTIFY` would serialize all writers. Writes
@@ -115,7 +116,8 @@ impl Hints {
     }
 }
 
-/// Waits before the next attempt and logs the failure once, instead of twice a second while Redis is unavailable.
+/// Waits before the next attempt and logs the failure once, instead of twice a second while Redis
+/// is unavailable.
 #[derive(Default)]
 struct Silence(bool);
 
