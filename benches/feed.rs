@@ -1,10 +1,9 @@
-//! How many can listen, and how soon they hear: prints the figures of the feed, measured at a server in a process of its
-//! own, over real sockets.
+//! Benchmark of event delivery: subscribers, memory and latency of a server in its own process,
+//! over real sockets.
 //!
-//! ```sh
-//! cargo bench --bench feed                                  # 10,000 subscribers, SQLite
-//! cargo bench --bench feed -- 2000                          # fewer; each side needs as many file descriptors
-//! DATABASE_URL=postgres://… cargo bench --bench feed        # an empty database
+//! ```sh cargo bench --bench feed                                  # 10,000 subscribers, SQLite
+//! cargo bench --bench feed -- 2000                          # fewer; each side needs a descriptor
+//! per subscriber DATABASE_URL=postgres://… cargo bench --bench feed        # an empty database
 //! ```
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
@@ -27,11 +26,11 @@ use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 type Result<T> = std::result::Result<T, Failure>;
 
-/// Projects that are deleted one after another, each with its tasks, while a few listen to each.
+/// Projects that are deleted one after another with their tasks, with a few subscribers each.
 const PROJECTS: usize = 500;
 const TASKS: usize = 10;
 const LISTENERS: usize = 4;
-/// One project each, which makes 1,100 events a second.
+/// Interval between deletions, which yields 1,100 events per second.
 const PACE: Duration = Duration::from_millis(10);
 
 const STREAM: &str = "subscription ($id: ID!) { events(filter: { projectId: $id }) {
@@ -77,7 +76,7 @@ impl Server {
         Ok(line.trim().trim_end_matches(" kB").parse()?)
     }
 
-    /// Processor time so far: user and system, in ticks of 10 ms.
+    /// CPU time so far, user and system. The kernel counts it in ticks of 10 ms.
     fn processor(&self) -> Result<Duration> {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.process.id()))?;
         let fields: Vec<&str> = stat.rsplit(')').next().ok_or("no fields")?.split_whitespace().collect();
@@ -147,7 +146,7 @@ fn subscribe(id: &str, project: &str) -> Message {
     Message::text(json!({ "id": id, "type": "subscribe", "payload": payload }).to_string())
 }
 
-/// Takes what comes on a socket, and what is to be said on it.
+/// Receives messages from a socket and sends those from `say`.
 async fn listen(
     socket: WebSocketStream<TcpStream>,
     mut say: mpsc::Receiver<Message>,
@@ -189,7 +188,7 @@ async fn measure(subscribers: usize) -> Result<()> {
     let person = Person::sign_up(server.address).await?;
     let everybodys = person.project("everybody's").await?;
     let at_rest = server.memory()?;
-    row("memory at rest", format!("{} MB", at_rest / 1024));
+    row("memory when idle", format!("{} MB", at_rest / 1024));
 
     let (came, (times, mut heard)) = (Arc::new(AtomicUsize::new(0)), mpsc::unbounded_channel());
     let mut voices = Vec::new();
@@ -202,7 +201,8 @@ async fn measure(subscribers: usize) -> Result<()> {
             voices.push(voice);
         }
     }
-    // A stream without a cursor begins with what happens once it stands: until all stand, another event is caused.
+    // A subscription without a cursor starts with the first event after it is established, so
+    // create events until all subscribers receive one.
     loop {
         came.store(0, Ordering::Relaxed);
         person.tasks(&everybodys, 1).await?;
@@ -216,12 +216,12 @@ async fn measure(subscribers: usize) -> Result<()> {
     }
     let memory = server.memory()?;
     row(&format!("memory with {subscribers} subscribers"), format!("{} MB", memory / 1024));
-    row("  for each", format!("{:.1} KiB", (memory - at_rest) as f64 / subscribers as f64));
+    row("  per subscriber", format!("{:.1} KiB", (memory - at_rest) as f64 / subscribers as f64));
 
     let before = server.processor()?;
     tokio::time::sleep(Duration::from_secs(5)).await;
     let idle = server.processor()? - before;
-    row("processor time while nothing happens", format!("{:.1} % of a core", idle.as_secs_f64() / 5.0 * 100.0));
+    row("CPU when idle", format!("{:.1} % of a core", idle.as_secs_f64() / 5.0 * 100.0));
 
     while heard.try_recv().is_ok() {}
     for _ in 0..3 {
@@ -229,18 +229,18 @@ async fn measure(subscribers: usize) -> Result<()> {
         person.tasks(&everybodys, 1).await?;
         let mut delays = Vec::with_capacity(subscribers);
         while delays.len() < subscribers {
-            delays.push(heard.recv().await.ok_or("nobody listens")?.1 - sent);
+            delays.push(heard.recv().await.ok_or("no subscribers")?.1 - sent);
         }
         delays.sort_unstable();
         let took = server.processor()? - before;
         let spread = format!(
-            "p50 {:?}, p99 {:?}, last {:?}; {:.1} µs of server each",
+            "p50 {:?}, p99 {:?}, last {:?}; {:.1} µs of server CPU each",
             quantile(&delays, 0.5),
             quantile(&delays, 0.99),
             delays[subscribers - 1],
             took.as_micros() as f64 / subscribers as f64
         );
-        row(&format!("one event to {subscribers}, from the request on"), spread);
+        row(&format!("one event to {subscribers}, since the request"), spread);
     }
 
     let mut projects = Vec::new();
@@ -253,8 +253,7 @@ async fn measure(subscribers: usize) -> Result<()> {
         voice.send(subscribe("2", &projects[number % PROJECTS])).await?;
     }
     let listeners = voices.len().min(PROJECTS * LISTENERS);
-    // Their streams stand once the server has answered something that was asked later on each of these sockets; a while
-    // is as good for a bench.
+    // Waits for the subscriptions to be established. A fixed pause is good enough for a benchmark.
     tokio::time::sleep(Duration::from_secs(3)).await;
     while heard.try_recv().is_ok() {}
     let (begun, before) = (Instant::now(), server.processor()?);
@@ -289,7 +288,7 @@ async fn measure(subscribers: usize) -> Result<()> {
     delays.sort_unstable();
     let events = PROJECTS * (TASKS + 1);
     row(
-        &format!("{:.0} events a second, each to {}", events as f64 / took.as_secs_f64(), listeners / PROJECTS),
+        &format!("{:.0} events/s, each to {}", events as f64 / took.as_secs_f64(), listeners / PROJECTS),
         format!(
             "p50 {:?}, p99 {:?}, last {:?}; {} of {} delivered; {:.0} % of a core",
             quantile(&delays, 0.5),
@@ -300,7 +299,7 @@ async fn measure(subscribers: usize) -> Result<()> {
             (server.processor()? - before).as_secs_f64() / took.as_secs_f64() * 100.0
         ),
     );
-    row("memory after all", format!("{} MB", server.memory()? / 1024));
+    row("memory at the end", format!("{} MB", server.memory()? / 1024));
     Ok(())
 }
 

@@ -1,5 +1,5 @@
-//! How long the hot paths take, from a request's bytes to those of its answer, on SQLite and in one thread: for
-//! comparing one state of the code with another.
+//! Benchmark of the hot paths, from the bytes of a request to those of its response, on SQLite and
+//! in one thread. For comparing versions of the code.
 //!
 //! ```sh
 //! cargo bench --bench requests                                 # compares with the last run

@@ -1,4 +1,4 @@
-"""Prints what happens on a fasttrack server, each event once, and misses none, whatever stops the server or the network:
+"""Prints every event of a fasttrack server exactly once, also across server restarts and network failures:
 
     pip install 'gql[websockets]'
     python listener.py http://127.0.0.1:8000 ada Correct-Horse-7
@@ -27,7 +27,7 @@ class Listener:
 
     def show(self, event):
         self.cursor = event["cursor"]
-        if event["id"] not in self.seen:  # at least once: the same id is the same event
+        if event["id"] not in self.seen:  # delivery is at least once, so ignore repeated ids
             self.seen.add(event["id"])
             print(json.dumps(event), flush=True)
 
@@ -41,10 +41,10 @@ class Listener:
             url=f"{self.api}/graphql".replace("http", "ws", 1),
             subprotocols=[WebsocketsTransport.GRAPHQLWS_SUBPROTOCOL],
             init_payload={"Authorization": f"Bearer {self.log_in()}"},
-            keep_alive_timeout=75,  # the server says something every 30 seconds
+            keep_alive_timeout=75,  # the server sends a ping at least every 30 seconds
         )
         async with Client(transport=transport) as socket:
-            if self.cursor is None:  # every answer says where the log stands
+            if self.cursor is None:  # every response contains the current position of the event log
                 answer = await socket.execute(NOW, get_execution_result=True)
                 self.cursor = answer.extensions["sync"]["cursor"]
             print("listening", file=sys.stderr)
@@ -60,9 +60,9 @@ async def main(listener):
         except HTTPError as error:
             if error.code == 401:
                 sys.exit("wrong username or password")
-            print("again in 2 s:", error, file=sys.stderr)
+            print("retrying in 2 s:", error, file=sys.stderr)
         except (OSError, TransportError) as error:
-            print("again in 2 s:", error, file=sys.stderr)
+            print("retrying in 2 s:", error, file=sys.stderr)
         await asyncio.sleep(2)
 
 

@@ -1,5 +1,5 @@
-//! Prints what happens on a fasttrack server, each event once, and misses none, whatever stops the server or the
-//! network: `cargo run --example listener -- http://127.0.0.1:8000 ada Correct-Horse-7`.
+//! Prints every event of a fasttrack server exactly once, also across restarts of the server and
+//! network failures: `cargo run --example listener -- http://127.0.0.1:8000 ada Correct-Horse-7`.
 
 use std::{collections::HashSet, env, error::Error, time::Duration};
 
@@ -35,21 +35,21 @@ async fn listen(api: &str, who: &Value, seen: &mut Seen) -> Result<(), Box<dyn E
     loop {
         socket.send(Message::text(say.to_string())).await?;
         say = loop {
-            // The server says something every 30 seconds.
+            // The server sends a ping at least every 30 seconds.
             let heard = timeout(Duration::from_secs(75), socket.next()).await?;
-            let Message::Text(text) = heard.ok_or("the socket has gone")?? else { continue };
+            let Message::Text(text) = heard.ok_or("the socket was closed")?? else { continue };
             let heard: Value = serde_json::from_str(&text)?;
             match heard["type"].as_str() {
                 Some("next") => {
                     let (event, now) = (&heard["payload"]["data"]["events"], &heard["payload"]["extensions"]["sync"]);
                     let cursor = event["cursor"].as_str().or(now["cursor"].as_str());
                     seen.cursor = Some(cursor.ok_or(text.as_str())?.to_owned());
-                    // At least once: the same id is the same event.
+                    // Delivery is at least once, so ignore repeated ids.
                     if event.is_object() && seen.ids.insert(event["id"].to_string()) {
                         println!("{event}");
                     }
                 }
-                // The first answer says where the log stands.
+                // Every response contains the current position of the event log.
                 Some("connection_ack") if seen.cursor.is_none() => break subscribe("{ __typename }", &seen.cursor),
                 Some("connection_ack" | "complete") => {
                     eprintln!("listening");
@@ -72,7 +72,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         if error.downcast_ref::<reqwest::Error>().and_then(reqwest::Error::status) == Some(StatusCode::UNAUTHORIZED) {
             return Err("wrong username or password".into());
         }
-        eprintln!("again in 2 s: {error}");
+        eprintln!("retrying in 2 s: {error}");
         sleep(Duration::from_secs(2)).await;
     }
 }

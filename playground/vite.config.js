@@ -5,7 +5,7 @@ import { defineConfig } from 'vite';
 
 const server = process.env.FASTTRACK_URL ?? 'http://127.0.0.1:8080';
 
-// The server carries these files in its binary and sends them as they are: each is kept compressed only.
+// The server embeds these files and sends them unchanged, so only the compressed form is kept.
 const compressed = {
   name: 'compressed',
   apply: 'build',
@@ -27,13 +27,13 @@ export default defineConfig({
     modulePreload: { polyfill: false },
     // Monaco is one large chunk that only the editor loads.
     chunkSizeWarningLimit: 4000,
-    // The licences of the bundled packages ask to travel with them.
+    // The licenses of the bundled packages must be distributed with them.
     license: { fileName: 'licenses.md' },
-    // "use client" marks in the dependencies mean nothing here.
+    // "use client" directives in the dependencies have no effect here.
     rolldownOptions: { checks: { moduleLevelDirective: false } },
   },
   optimizeDeps: {
-    // The pre-bundling does not understand the `?worker` imports of these, nor looks behind them.
+    // Pre-bundling does not support the `?worker` imports of these and misses their dependencies.
     exclude: ['graphiql/setup-workers/vite', '@graphiql/react/setup-workers/vite'],
     include: ['graphql-language-service', 'picomatch-browser'],
   },

@@ -1,8 +1,8 @@
 //! The permission table: pure functions, no I/O.
 //!
-//! [`allowed`] lists the relations between viewer and object that permit an [`Action`]. Guards on fields and the
-//! transactions in `store` ask the same table. An object that the viewer may not see does not exist for them; an action on
-//! a visible object that is not permitted is FORBIDDEN.
+//! [`allowed`] lists the relations between viewer and object that permit an [`Action`]. Field
+//! guards and the transactions in `store` use the same table. An object that the viewer may not see
+//! does not exist for them; an action on a visible object that is not permitted is `FORBIDDEN`.
 
 use diesel::deserialize::FromSqlRow;
 use diesel::expression::AsExpression;
@@ -13,16 +13,16 @@ use crate::error::{Error, Result};
 use crate::id::Id;
 use crate::stored_as_smallint;
 
-/// A user's role on this server.
+/// Role of a user on this server.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, Hash, async_graphql::Enum, Serialize, ToSchema, AsExpression, FromSqlRow,
 )]
 #[diesel(sql_type = diesel::sql_types::SmallInt)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum Role {
-    /// May see and manage everything.
+    /// Sees and manages all users, projects and tasks.
     Admin,
-    /// May see their own projects and the tasks assigned to them.
+    /// Sees their own projects and the tasks assigned to them.
     User,
 }
 stored_as_smallint!(Role { User = 0, Admin = 1 });
@@ -42,11 +42,11 @@ pub struct Viewer {
 pub enum Standing {
     /// Any signed-in user.
     Anyone,
-    /// The user whom the object is or belongs to.
+    /// The user that is the object, or owns it.
     Oneself,
-    /// The owner of the project that the object is or belongs to.
+    /// The owner of the project that is or contains the object.
     Owner,
-    /// The assignee of the task that the object is or belongs to.
+    /// The assignee of the task that is or contains the object.
     Assignee,
     /// The author of the comment.
     Author,
@@ -54,12 +54,12 @@ pub enum Standing {
     Admin,
 }
 
-/// Everything that needs a permission.
+/// An action that needs a permission.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Action {
     /// See a user's username and display name.
     SeeUser,
-    /// Read a user's e-mail, role, activity, statistics, projects and assigned tasks.
+    /// Read a user's e-mail address, role, active state, statistics, projects and assigned tasks.
     ReadAccount,
     /// List a user's sessions.
     ReadSessions,
@@ -73,21 +73,16 @@ pub enum Action {
     SeeEveryTask,
     /// Change a project or its labels.
     UpdateProject,
-    /// Delete a project with all that is in it.
+    /// Delete a project with its tasks, labels and comments.
     DeleteProject,
-    /// Add a task to a project.
     CreateTask,
     /// See a task with its comments and history.
     SeeTask,
-    /// Change a task.
     UpdateTask,
-    /// Delete a task.
     DeleteTask,
-    /// Write a comment on a task.
     AddComment,
-    /// Change a comment's text.
+    /// Change the text of a comment.
     UpdateComment,
-    /// Delete a comment.
     DeleteComment,
 }
 
@@ -114,9 +109,10 @@ pub const fn allowed(action: Action) -> &'static [Standing] {
     }
 }
 
-/// An object that permissions are checked for.
+/// An object on which permissions are checked.
 pub trait Subject {
-    /// Whether the viewer has this relation to it. `Anyone` and `Admin` do not depend on the object and are not asked.
+    /// Whether the viewer has this relation to the object. Not called for `Anyone` and `Admin`,
+    /// which do not depend on the object.
     fn stands(&self, viewer: &Viewer, standing: Standing) -> bool;
 }
 
@@ -130,7 +126,7 @@ impl Subject for Account {
     }
 }
 
-/// For actions without an object.
+/// The subject of actions without an object.
 impl Subject for () {
     fn stands(&self, _: &Viewer, _: Standing) -> bool {
         false
@@ -151,8 +147,8 @@ impl Viewer {
         })
     }
 
-    /// Fails with FORBIDDEN unless the table permits the action on this object. Call it only for an object that the viewer
-    /// may see.
+    /// Fails with `FORBIDDEN` unless the table permits the action on this object. Call it only for
+    /// an object that the viewer may see.
     pub fn require(&self, action: Action, subject: &impl Subject) -> Result<()> {
         if self.may(action, subject) { Ok(()) } else { Err(Error::forbidden()) }
     }

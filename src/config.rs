@@ -1,4 +1,7 @@
-//! Every setting: one documented field, read from the environment or `.env`. Secrets never print.
+//! The settings, one documented field each, read from the environment or `.env`.
+//!
+//! Validation happens here, at the start: a running server has a valid [`Config`]. Secrets have no
+//! `Display`, and their `Debug` output is redacted.
 
 mod keys;
 
@@ -25,7 +28,7 @@ use crate::store::lockout::Rule;
 use crate::time::Timestamp;
 
 const DAY: u64 = 86_400;
-/// In seconds, 36,500 days: nothing is to last longer, and databases know no moments as far away as can be written down.
+/// Maximum of any period: 36,500 days, in seconds. Larger ones exceed the range of timestamps.
 const LONGEST: u64 = 36_500 * DAY;
 
 /// A key that must not appear in logs.
@@ -33,7 +36,7 @@ const LONGEST: u64 = 36_500 * DAY;
 pub struct Secret(Vec<u8>);
 
 impl Secret {
-    /// Fewer bytes than this are refused.
+    /// Minimum length in bytes.
     pub const MIN_LENGTH: usize = 32;
 
     /// Wraps key material.
@@ -53,192 +56,206 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// What a password must have.
+/// The requirements for a new password.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PasswordPolicy {
-    /// At least 8 characters with upper and lower case, a digit and something else.
+    /// At least 8 characters with upper and lower case letters, a digit and a symbol.
     Composition,
     /// At least 15 characters of any kind (NIST SP 800-63B).
     Length,
 }
 
-/// The cost of hashing a password with argon2id.
+/// The cost of a password hash with Argon2id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HashCost {
-    /// KiB of memory.
+    /// Memory in KiB.
     pub memory_kib: u32,
-    /// Passes over it.
     pub passes: u32,
-    /// Lanes.
     pub lanes: u32,
 }
 
-/// How often something may be done in a minute, counted in a sliding window.
+/// Rate limits per minute, counted in a sliding window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RateLimits {
-    /// `/auth` requests that carry a credential, per address.
+    /// `/auth` requests that carry a credential or send mail, per address.
     pub credentials_per_minute: u32,
     /// Other `/auth` requests, per address.
     pub auth_per_minute: u32,
-    /// GraphQL requests, per user, or per address when nobody is signed in.
+    /// GraphQL requests, per user, or per address if anonymous.
     pub graphql_per_minute: u32,
-    /// Points that GraphQL operations cost, per user, or per address when nobody is signed in.
+    /// Points of GraphQL operations, per user, or per address if anonymous.
     pub cost_per_minute: u32,
 }
 
-/// What sockets may do.
+/// Limits of WebSockets and event streams.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sockets {
-    /// How many one user may have open on one instance.
+    /// Sockets and streams per user and instance.
     pub per_user: usize,
-    /// How many operations may run on one of them at once.
+    /// Concurrent operations per socket.
     pub subscriptions: usize,
-    /// How many subscriptions one user may have on one instance, over all sockets and streams.
+    /// Subscriptions per user and instance, over all sockets and streams.
     pub subscriptions_per_user: usize,
-    /// Whether they take mutations, or queries and subscriptions alone.
+    /// Whether sockets accept mutations.
     pub mutations: bool,
-    /// How long the greeting may take.
+    /// Time until `connection_init` must arrive.
     pub init: Duration,
-    /// How often a sign of life is asked for.
+    /// Time between two pings.
     pub ping: Duration,
-    /// How long a client may take to read what is written.
+    /// Time for a client to read a message.
     pub write: Duration,
 }
 
-/// What connections may do.
+/// Limits of connections and requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Connections {
-    /// How many there may be.
+    /// Maximum number of connections.
     pub most: usize,
-    /// How many of one address, of IPv6 its /64; a /48 has four times as many. Trusted proxies are exempt.
+    /// Maximum per IPv4 address or IPv6 /64; four times as many per /48. Trusted proxies are
+    /// exempt.
     pub per_address: usize,
-    /// How many requests may be in work at once.
+    /// Maximum number of requests in flight.
     pub requests: usize,
-    /// How many GraphQL operations are executed at once.
+    /// Maximum number of concurrent GraphQL operations.
     pub operations: usize,
-    /// How long a connection may take to bring its first request.
+    /// Time for the first request of a connection to arrive.
     pub headers: Duration,
-    /// How long a body may take to arrive.
+    /// Time for a request body to arrive.
     pub body: Duration,
-    /// How long a connection may be without a request, and at most for how long a client may take nothing of an answer.
+    /// Time that a connection may be idle. Also the maximum time that a client may stop reading a
+    /// response.
     pub idle: Duration,
 }
 
-/// Where traces are told, and which.
+/// Where and how traces are exported.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Traces {
-    /// The collector's URL for traces.
+    /// The URL that receives traces.
     pub endpoint: Uri,
-    /// Headers of what is sent there; their values may be keys, and do not print.
+    /// Additional request headers. Their values may be secret and are marked sensitive.
     pub headers: Vec<(HeaderName, HeaderValue)>,
-    /// What the server is called there.
+    /// The service name in traces.
     pub service: String,
-    /// How much of what begins here is told, from 0 to 1. What began elsewhere is told if it is told there.
+    /// Sampling ratio of traces that start here, from 0 to 1. Others follow their parent's
+    /// decision.
     pub ratio: f64,
 }
 
-/// The settings of one server.
+/// The settings of a server.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// `DATABASE_URL`: `sqlite://path` (created when missing) or `postgres://user:password@host/database`, with `sslmode`
-    /// and `sslrootcert` as [`Server::parse`] reads them. Default `sqlite://fasttrack.db`.
+    /// `DATABASE_URL`: `sqlite://path` (created if missing) or
+    /// `postgres://user:password@host/database`, with `sslmode` and `sslrootcert` as described at
+    /// [`Server::parse`]. Default `sqlite://fasttrack.db`.
     pub database: Location,
-    /// `DATABASE_CONNECTIONS`: how many connections are kept to the database. Default 8.
+    /// `DATABASE_CONNECTIONS`: size of the connection pool. Default 8.
     pub database_connections: usize,
     /// `LISTEN_ADDR`: address and port to listen on. Default `127.0.0.1:8000`.
     pub listen: SocketAddr,
-    /// `METRICS_ADDR`: address and port on which `/metrics` is served, and nothing else; anybody who reaches it may read
-    /// it. Default none: it is served nowhere.
+    /// `METRICS_ADDR`: address and port of the Prometheus endpoint `/metrics`, which requires no
+    /// authentication. Default none: metrics are not served.
     pub metrics: Option<SocketAddr>,
-    /// `PUBLIC_URL`: where people reach the server; links in mails begin with it. Default `http://` + `LISTEN_ADDR`.
+    /// `PUBLIC_URL`: public base URL, with which links in mail start. Default `http://` +
+    /// `LISTEN_ADDR`.
     pub public_url: String,
-    /// `SECRET_KEY`: signs access tokens; at least 32 bytes. Default: made once and kept in `SECRETS_FILE`.
+    /// `SECRET_KEY`: signs access tokens and encrypts event cursors. At least 32 bytes. Default:
+    /// generated once and stored in `SECRETS_FILE`.
     pub secret_key: Secret,
-    /// `REFRESH_SECRET_KEY`: signs refresh tokens; another one. Default: made once and kept in `SECRETS_FILE`.
+    /// `REFRESH_SECRET_KEY`: signs refresh tokens. At least 32 bytes, different from `SECRET_KEY`.
+    /// Default: generated once and stored in `SECRETS_FILE`.
     pub refresh_secret_key: Secret,
-    /// `ACCESS_TOKEN_EXPIRE_MINUTES`: how long an access token is good. Default 15.
+    /// `ACCESS_TOKEN_EXPIRE_MINUTES`: lifetime of an access token. Default 15.
     pub access_lifetime: Duration,
-    /// `REFRESH_TOKEN_EXPIRE_DAYS`: how long a session lasts without being refreshed. Default 7.
+    /// `REFRESH_TOKEN_EXPIRE_DAYS`: lifetime of a session that is not refreshed. Default 7.
     pub refresh_lifetime: Duration,
-    /// `SESSION_MAX_DAYS`: how long a session lasts at most, however often it is refreshed. Default 90.
+    /// `SESSION_MAX_DAYS`: lifetime of a session, however often it is refreshed. Default 90.
     pub session_max: Duration,
-    /// `REFRESH_GRACE_SECONDS`: how long the token before the current one still gets the same successor, for two tabs
-    /// or a lost answer. Default 10.
+    /// `REFRESH_GRACE_SECONDS`: how long the previous refresh token still returns the same
+    /// successor, which covers concurrent refreshes and lost responses. Default 10.
     pub refresh_grace: Duration,
     /// `PASSWORD_POLICY`: `composition` or `length`. Default `composition`.
     pub password_policy: PasswordPolicy,
-    /// `ARGON2_MEMORY_KIB`, `ARGON2_PASSES`, `ARGON2_LANES`: the cost of a password hash. Default 19456, 2, 1.
+    /// `ARGON2_MEMORY_KIB`, `ARGON2_PASSES`, `ARGON2_LANES`: cost of a password hash. Default
+    /// 19456, 2, 1.
     pub hash_cost: HashCost,
-    /// `CORS_ORIGINS`: browsers' pages and apps' web views that may call the server, comma-separated, such as
-    /// `https://app.example.org` or `capacitor://localhost`. Default none.
+    /// `CORS_ORIGINS`: other origins whose pages may call the server, comma-separated, such as
+    /// `https://app.example.org`, or `capacitor://localhost` for a web view. Default none.
     pub cors_origins: Vec<String>,
-    /// `RATE_LIMIT_ENABLED` with `RATE_LIMIT_CREDENTIALS_PER_MINUTE` (5), `RATE_LIMIT_AUTH_PER_MINUTE` (100) and
-    /// `RATE_LIMIT_GRAPHQL_PER_MINUTE` (1200) and `RATE_LIMIT_COST_PER_MINUTE` (6000). Default on.
+    /// `RATE_LIMIT_ENABLED` (on), `RATE_LIMIT_CREDENTIALS_PER_MINUTE` (5),
+    /// `RATE_LIMIT_AUTH_PER_MINUTE` (100), `RATE_LIMIT_GRAPHQL_PER_MINUTE` (1200) and
+    /// `RATE_LIMIT_COST_PER_MINUTE` (6000).
     pub rate_limits: Option<RateLimits>,
-    /// `WS_SOCKETS_PER_USER` (20), `WS_OPERATIONS_PER_SOCKET` (50), `WS_SUBSCRIPTIONS_PER_USER` (200), `WS_MUTATIONS` (on),
-    /// `WS_INIT_SECONDS` (3), `WS_PING_SECONDS` (30) and `WS_WRITE_SECONDS` (15).
+    /// `WS_SOCKETS_PER_USER` (20), `WS_OPERATIONS_PER_SOCKET` (50), `WS_SUBSCRIPTIONS_PER_USER`
+    /// (200), `WS_MUTATIONS` (on), `WS_INIT_SECONDS` (3), `WS_PING_SECONDS` (30) and
+    /// `WS_WRITE_SECONDS` (15).
     pub sockets: Sockets,
-    /// `MAX_CONNECTIONS` (10000), `MAX_CONNECTIONS_PER_ADDRESS` (a tenth of those, 100 at least), `MAX_REQUESTS_IN_FLIGHT` (1000), `MAX_OPERATIONS_AT_ONCE` (4 a core on SQLite, 32 on
-    /// PostgreSQL), `HEADER_TIMEOUT_SECONDS` (10), `BODY_TIMEOUT_SECONDS` (30) and `KEEP_ALIVE_SECONDS` (75).
+    /// `MAX_CONNECTIONS` (10000), `MAX_CONNECTIONS_PER_ADDRESS` (a tenth of it, at least 100),
+    /// `MAX_REQUESTS_IN_FLIGHT` (1000), `MAX_OPERATIONS_AT_ONCE` (4 per core on SQLite, 32 on
+    /// PostgreSQL), `HEADER_TIMEOUT_SECONDS` (10), `BODY_TIMEOUT_SECONDS` (30) and
+    /// `KEEP_ALIVE_SECONDS` (75).
     pub connections: Connections,
-    /// `DRAIN_SECONDS`: for how long, when the server is told to end, `/readyz` says so before connections are refused;
-    /// a little more than the pause between two checks of a load balancer. Default 0.
+    /// `DRAIN_SECONDS`: how long `/readyz` reports a shutdown before connections are refused.
+    /// Should slightly exceed the health check interval of the load balancer. Default 0.
     pub drain: Duration,
-    /// `PERSISTED_QUERIES`: how many documents are kept that clients have sent with their hash (automatic persisted
-    /// queries); 0 keeps none. Default 1000.
+    /// `PERSISTED_QUERIES`: capacity of the cache of automatic persisted queries. 0 disables it.
+    /// Default 1000.
     pub persisted_queries: usize,
-    /// `TRUSTED_DOCUMENTS`: a file of the documents that alone are run, as JSON: `{"id": "query …"}`, or a manifest with
-    /// `operations` of `id` and `body`. Default none: any document is run.
+    /// `TRUSTED_DOCUMENTS`: a JSON file with the only documents that may be executed, as
+    /// `{"id": "query …"}` or `{"operations": [{"id", "body"}]}`. Default none: any document may be
+    /// executed.
     pub trusted_documents: Option<HashMap<String, String>>,
-    /// `ALLOWED_HOSTS`: the names under which the server answers, comma-separated, without a port, such as
+    /// `ALLOWED_HOSTS`: accepted host names, comma-separated, without a port, such as
     /// `tasks.example.org`. Default: any.
     pub allowed_hosts: Vec<String>,
-    /// `TRUSTED_PROXIES`: addresses or networks (`10.0.0.0/8`), comma-separated, whose `X-Forwarded-For` is believed.
-    /// Default none.
+    /// `TRUSTED_PROXIES`: addresses or networks (`10.0.0.0/8`), comma-separated, whose
+    /// `X-Forwarded-For` is trusted. Default none.
     pub trusted_proxies: Vec<Network>,
-    /// `EVENT_RETENTION_DAYS` (7) and `EVENT_RETENTION_COUNT` (10000000): how far back the feed of events goes; what is
-    /// past either bound is not told any more. The history of a task stays as long as the task.
+    /// `EVENT_RETENTION_DAYS` (7) and `EVENT_RETENTION_COUNT` (10000000): retention of the event
+    /// feed. Events beyond either bound expire. The history of a task is kept as long as the task.
     pub event_retention: Retention,
-    /// `MAX_PROJECTS_PER_USER` (1000), `MAX_TASKS_PER_PROJECT` (50000) and `MAX_TEXT_MIB_PER_USER` (4096): how much an
-    /// account and a project may hold.
+    /// `MAX_PROJECTS_PER_USER` (1000), `MAX_TASKS_PER_PROJECT` (50000) and `MAX_TEXT_MIB_PER_USER`
+    /// (4096): how much a user and a project may store.
     pub quotas: Quotas,
-    /// `REDIS_URL`: `redis://host:port`, or `rediss://` for TLS with a verified certificate, where several instances count rate limits together and tell one another of new
-    /// events. Default none.
+    /// `REDIS_URL`: `redis://host:port`, or `rediss://host:port` for TLS with a verified
+    /// certificate. Instances share rate limits and event hints through it. Default none.
     pub redis_url: Option<Secret>,
-    /// `SMTP_URL`: `smtp://…` or `smtps://user:password@host`. Default none: mail is written to the log.
+    /// `SMTP_URL`: `smtp://…` or `smtps://user:password@host`. Default none: mail is logged.
     pub smtp_url: Option<Secret>,
-    /// `MAIL_FROM`: the sender of mails. Default `fasttrack <noreply@localhost>`.
+    /// `MAIL_FROM`: sender of mail. Default `fasttrack <noreply@localhost>`.
     pub mail_from: String,
-    /// `VERIFY_EMAIL_URL`: the page that the link to verify an e-mail address opens; the token is added as `#token=…`.
+    /// `VERIFY_EMAIL_URL`: the page that the verification link opens; `#token=…` is appended.
     /// Default: the server's own page under `PUBLIC_URL`.
     pub verify_email_url: String,
-    /// `PASSWORD_RESET_URL`: the page that the link to set a new password opens; the token is added as `#token=…`.
+    /// `PASSWORD_RESET_URL`: the page that the password reset link opens; `#token=…` is appended.
     /// Default: the server's own page under `PUBLIC_URL`.
     pub reset_password_url: String,
-    /// `REQUIRE_VERIFIED_EMAIL`: whether people must verify their e-mail address before they can log in. Default off.
+    /// `REQUIRE_VERIFIED_EMAIL`: whether login requires a verified e-mail address. Default off.
     pub require_verified_email: bool,
-    /// `LOCKOUT_FAILURES` (5) and `LOCKOUT_MINUTES` (30): after so many wrong passwords for one identifier an address
-    /// may not try it for so long. Five times as many an hour from all addresses together slow logins down.
+    /// `LOCKOUT_FAILURES` (5) and `LOCKOUT_MINUTES` (30): failures after which an address is locked
+    /// out of an identifier, and for how long. Five times as many failures in an hour from all
+    /// addresses together slow down logins with that identifier.
     pub lockout: Rule,
-    /// `AUDIT_RETENTION_DAYS`: how long the audit log is kept. Default 365.
+    /// `AUDIT_RETENTION_DAYS`: retention of the audit log. Default 365.
     pub audit_retention: Duration,
     /// `GRAPHIQL_ENABLED`: whether `/graphiql` is served. Default on.
     pub graphiql: bool,
-    /// `DOCS_ENABLED`: whether `/docs` is served, what the `/auth` routes take and answer. Default on.
+    /// `DOCS_ENABLED`: whether `/docs`, the documentation of the `/auth` routes, is served. Default
+    /// on.
     pub docs: bool,
-    /// `INTROSPECTION_ENABLED`: whether the schema can be asked for. Default on.
+    /// `INTROSPECTION_ENABLED`: whether introspection of the schema is allowed. Default on.
     pub introspection: bool,
     /// `LOG_FORMAT`: `text` or `json`. Default `text`.
     pub log_json: bool,
-    /// `RUST_LOG`: what is logged, a level or several by module. Default `info`.
+    /// `RUST_LOG`: log filter, a level or levels by module. Default `info`.
     pub log_filter: String,
-    /// `OTEL_EXPORTER_OTLP_ENDPOINT`: a collector of OpenTelemetry traces that takes OTLP over HTTP, such as
-    /// `http://127.0.0.1:4318`; with `OTEL_EXPORTER_OTLP_HEADERS` (none), `OTEL_SERVICE_NAME` (`fasttrack`) and
-    /// `OTEL_TRACES_SAMPLER_ARG` (1). Default none: nothing is traced.
+    /// `OTEL_EXPORTER_OTLP_ENDPOINT`: a collector that accepts OpenTelemetry traces via OTLP over
+    /// HTTP, such as `http://127.0.0.1:4318`, with `OTEL_EXPORTER_OTLP_HEADERS` (none),
+    /// `OTEL_SERVICE_NAME` (`fasttrack`) and `OTEL_TRACES_SAMPLER_ARG` (1). Default none: tracing
+    /// is off.
     pub traces: Option<Traces>,
 }
 
-/// A setting that cannot be used, and why.
+/// An invalid setting.
 #[derive(Debug, thiserror::Error)]
 #[error("{name}: {problem}")]
 pub struct Invalid {
@@ -252,7 +269,7 @@ impl Invalid {
     }
 }
 
-/// The names of all settings, as `.env.example` must list them.
+/// The names of all settings. A test compares them with `.env.example`.
 pub const NAMES: [&str; 64] = [
     "DATABASE_URL",
     "DATABASE_CONNECTIONS",
@@ -320,15 +337,15 @@ pub const NAMES: [&str; 64] = [
     "OTEL_TRACES_SAMPLER_ARG",
 ];
 
-/// Whether a setting is a key, of which nothing may be shown. What is secret in a URL is its password.
+/// Whether the whole value of a setting is secret. Of URLs, only the password is.
 pub fn is_secret(name: &str) -> bool {
     name.ends_with("_KEY") || name.ends_with("_TOKEN") || name.ends_with("_PASSWORD") || name.ends_with("_HEADERS")
 }
 
-/// Where settings are looked up, by name.
+/// Looks up the value of a setting by name.
 pub type Lookup<'a> = &'a dyn Fn(&str) -> Option<String>;
 
-/// A lookup that keeps what came of it; an empty value counts as none.
+/// A lookup that records the values in effect. An empty value counts as not set.
 struct Source<'a> {
     lookup: Lookup<'a>,
     in_effect: RefCell<BTreeMap<&'static str, String>>,
@@ -386,7 +403,7 @@ impl<'a> Source<'a> {
         }
     }
 
-    /// A while, given in a unit of so many seconds.
+    /// A period, given in units of `unit` seconds.
     fn span(&self, name: &'static str, default: u32, unit: u64) -> Result<Duration, Invalid> {
         match u64::from(self.positive(name, default)?) * unit {
             seconds if seconds > LONGEST => Err(Invalid::new(name, format!("must be at most {}", LONGEST / unit))),
@@ -442,7 +459,7 @@ impl Config {
         Self::from(&|name| std::env::var(name).ok())
     }
 
-    /// A client of the Redis that instances share, if there is one; nothing is connected yet.
+    /// A client for the configured Redis, if any. It connects lazily.
     pub fn redis(&self) -> crate::error::Result<Option<redis::Client>> {
         let open = |url: &Secret| {
             let url = std::str::from_utf8(url.expose()).map_err(Error::internal)?;
@@ -451,17 +468,18 @@ impl Config {
         self.redis_url.as_ref().map(open).transpose()
     }
 
-    /// When a session that began then and is refreshed now ends.
+    /// The expiry of a session that was created at `created_at` and is refreshed now.
     pub fn session_end(&self, now: Timestamp, created_at: Timestamp) -> Timestamp {
         now.plus(self.refresh_lifetime).min(created_at.plus(self.session_max))
     }
 
-    /// Reads the settings from anything that knows names.
+    /// Reads the settings from any lookup.
     pub fn from(lookup: Lookup<'_>) -> Result<Self, Invalid> {
         Self::explained(lookup).map(|(config, _)| config)
     }
 
-    /// The same, with the value of each setting in words, secrets too.
+    /// Like [`from`](Self::from), with the value in effect of each setting as text. Includes
+    /// secrets.
     pub fn explained(lookup: Lookup<'_>) -> Result<(Self, BTreeMap<&'static str, String>), Invalid> {
         let source = Source::new(lookup);
         let config = Self::read(&source)?;
@@ -473,15 +491,15 @@ impl Config {
         EnvFilter::try_new(&log_filter).map_err(|error| Invalid::new("RUST_LOG", error.to_string()))?;
         let url = source.text_or("DATABASE_URL", || "sqlite://fasttrack.db".to_owned());
         let database = Location::parse(&url).ok_or_else(|| {
-            Invalid::new("DATABASE_URL", "must begin with sqlite:// or postgres:// and name a database")
+            Invalid::new("DATABASE_URL", "must start with sqlite:// or postgres:// and name a database")
         })?;
         if let Location::Postgres(url) = &database {
             Server::parse(url).map_err(|error| Invalid::new("DATABASE_URL", error.to_string()))?;
         }
         let listen = source.parse("LISTEN_ADDR", SocketAddr::from((Ipv4Addr::LOCALHOST, 8000)))?;
         let (secret_key, refresh_secret_key) = keys(source, &database)?;
-        // SQLite computes in this program: with more at once than the cores can do, each takes longer. PostgreSQL is waited
-        // for.
+        // SQLite uses the cores of this process, so more concurrency only makes each operation
+        // slower. With PostgreSQL, operations mostly wait.
         let at_once = match &database {
             Location::Sqlite(_) => std::thread::available_parallelism().map_or(8, |cores| cores.get() as u32 * 4),
             Location::Postgres(_) => 32,
@@ -578,12 +596,12 @@ fn page(source: &Source<'_>, name: &'static str, public_url: &str, path: &str) -
     let url = source.text_or(name, || format!("{public_url}{path}"));
     match url::Url::parse(&url) {
         Ok(parsed) if parsed.fragment().is_none() => Ok(url),
-        Ok(_) => Err(Invalid::new(name, "must not have a fragment: the token goes there")),
+        Ok(_) => Err(Invalid::new(name, "must not have a fragment, because the token is appended as one")),
         Err(error) => Err(Invalid::new(name, error.to_string())),
     }
 }
 
-/// The URL of something beside the server, with what reads it there.
+/// The URL of an external service, validated by the client library that will use it.
 fn service<T, E: fmt::Display>(
     source: &Source<'_>,
     name: &'static str,
@@ -600,7 +618,7 @@ fn hash_cost(source: &Source<'_>) -> Result<HashCost, Invalid> {
     let lanes = source.positive("ARGON2_LANES", 1)?;
     argon2::Params::new(memory_kib, passes, lanes, None).map_err(|error| match error {
         argon2::Error::MemoryTooLittle => {
-            Invalid::new("ARGON2_MEMORY_KIB", "must be at least 8 for each of ARGON2_LANES")
+            Invalid::new("ARGON2_MEMORY_KIB", "must be at least 8 per lane of ARGON2_LANES")
         }
         other => Invalid::new("ARGON2_LANES", other.to_string()),
     })?;
@@ -648,12 +666,12 @@ fn traces(source: &Source<'_>) -> Result<Option<Traces>, Invalid> {
     let uri = format!("{}/v1/traces", base.trim_end_matches('/')).parse::<Uri>().ok();
     let endpoint = uri.filter(|uri| matches!(uri.scheme_str(), Some("http" | "https")) && uri.query().is_none());
     let endpoint = endpoint.ok_or_else(|| {
-        Invalid::new("OTEL_EXPORTER_OTLP_ENDPOINT", "must be a URL that begins with http:// or https://")
+        Invalid::new("OTEL_EXPORTER_OTLP_ENDPOINT", "must be a URL that starts with http:// or https://")
     })?;
     Ok(Some(Traces { endpoint, headers, service, ratio }))
 }
 
-/// `name=value`, comma-separated, the values percent-encoded.
+/// Parses `name=value` pairs, comma-separated, with percent-encoded values.
 fn headers(source: &Source<'_>) -> Result<Vec<(HeaderName, HeaderValue)>, Invalid> {
     let name = "OTEL_EXPORTER_OTLP_HEADERS";
     let text = source.text(name).unwrap_or_default();
@@ -676,15 +694,15 @@ fn origins(source: &Source<'_>) -> Result<Vec<String>, Invalid> {
     for origin in list.split(',').map(str::trim).filter(|origin| !origin.is_empty()) {
         let parsed = url::Url::parse(origin).ok().filter(|url| url.has_host() && origin != "*");
         let parsed = parsed.ok_or_else(|| {
-            Invalid::new("CORS_ORIGINS", format!("{origin:?} is no origin like https://app.example.org"))
+            Invalid::new("CORS_ORIGINS", format!("{origin:?} is not an origin like https://app.example.org"))
         })?;
         origins.push(origin_of(&parsed));
     }
     Ok(origins)
 }
 
-/// As browsers name it, and the web views in which apps run: their schemes are those of no standard, which makes them
-/// all alike, `null`.
+/// The origin as browsers send it. The URL standard gives custom schemes, which web views of apps
+/// use, the opaque origin `null`, so theirs is built by hand.
 fn origin_of(url: &url::Url) -> String {
     let origin = url.origin();
     if origin.is_tuple() {

@@ -1,5 +1,7 @@
-//! `fasttrack demo`: a believable team, its projects, tasks and comments, to look at. Written through the same doors as
-//! everything else, so that the event log tells how it came about.
+//! `fasttrack demo`: fills an empty database with a team, its projects, tasks and comments.
+//!
+//! The data is written with the functions of [`crate::store`], as requests do, so the event log and
+//! inboxes have matching entries.
 
 use std::time::Duration;
 
@@ -17,7 +19,7 @@ use crate::store::value::{Body, Color, Description, DisplayName, Email, LabelNam
 use crate::store::{comment, label, project, session, task, user};
 use crate::time::Timestamp;
 
-/// What everybody in the demo logs in with.
+/// The password of all demo users.
 const PASSWORD: &str = "Demo-Password-1";
 
 const PEOPLE: [(&str, &str, Role); 5] = [
@@ -51,7 +53,7 @@ const TASKS: [Row; 15] = [
     (2, "Count the desks", Priority::Low, Some(2), Some(3), Status::Done),
     (2, "Order network cabling", Priority::High, Some(12), Some(1), Status::InProgress),
     (2, "Label the boxes", Priority::Low, Some(20), None, Status::Todo),
-    (2, "Tell the customers the new address", Priority::Medium, Some(25), Some(0), Status::Todo),
+    (2, "Send customers the new address", Priority::Medium, Some(25), Some(0), Status::Todo),
     (2, "Plan the opening party", Priority::Medium, Some(40), Some(2), Status::Todo),
 ];
 
@@ -59,18 +61,19 @@ const LABELS: [(&str, &str); 3] = [("bug", "#d73a4a"), ("design", "#a371f7"), ("
 
 const COMMENTS: [&str; 6] = [
     "I had a first look: it is more than we thought, but nothing we cannot do.",
-    "Can somebody review this before Thursday?",
+    "Can someone review this before Thursday?",
     "Done on my side. Over to you!",
     "Let us keep this small for now and see how it works out.",
     "The numbers are in the shared folder.",
     "Thanks, that was quick.",
 ];
 
-/// Fills an empty database and says the password. One that people use is refused: everybody knows the password of the
-/// admin that this makes.
+/// Fills an empty database and returns the password of the demo users.
+///
+/// Refuses a database with users, because the new admin has a publicly known password.
 pub async fn fill(app: &App) -> Result<&'static str> {
     if user::exists_any(&mut app.db.conn().await?).await? {
-        let message = "The database is not empty. Name another one by DATABASE_URL.";
+        let message = "The database is not empty. Set DATABASE_URL to another one.";
         return Err(Error::refused(Code::Forbidden, message));
     }
     let wrong = |fault| Error::Faults(vec![fault]);
@@ -133,7 +136,7 @@ pub async fn fill(app: &App) -> Result<&'static str> {
     Ok(PASSWORD)
 }
 
-/// Signs somebody in: every write needs a session.
+/// Creates a session for a user, because every write needs one.
 async fn sign_in(app: &App, now: Timestamp, user_id: Id, role: Role, password_hash: &str) -> Result<Viewer> {
     let session = Session {
         id: Id::new(),

@@ -1,7 +1,8 @@
-//! What can go wrong, and what a client is told of it.
+//! The error type of the program, and what clients see of it.
 //!
-//! One [`Error`] for the whole program. It has no `Display`, so that the text of a database can reach a client by no
-//! accident: the two doors (`graphql`, `http`) say the [`Code`] and its message, and log an internal cause once.
+//! [`Error`] has no `Display`, so that internal details, such as a database message, cannot reach a
+//! client by accident. The entry points in `graphql` and `http` call [`Error::told`], which returns
+//! a [`Code`] and a safe message, and logs an internal cause once.
 
 use std::borrow::Cow;
 use std::time::Duration;
@@ -10,64 +11,39 @@ use diesel::result::{DatabaseErrorKind, Error as DieselError};
 
 use crate::limits::decoding::OverBudget;
 
-/// The stable codes of every error that a client can meet, as `extensions.code` or the `code` of a problem document.
+/// The stable codes of all errors that clients see, as `extensions.code` of a GraphQL error or
+/// `code` of a problem document. [`Code::meaning`] describes each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Code {
-    /// The request is not well formed: malformed JSON, a missing member, a member of the wrong type.
     BadRequest,
-    /// The body has more bytes than this door takes.
     PayloadTooLarge,
-    /// The body is of a type that this door does not read: send `application/json` in UTF-8.
     UnsupportedMediaType,
-    /// `Accept` allows none of the types that this door answers with.
     NotAcceptable,
-    /// The method does not fit: a mutation by GET, or a method that the route does not have.
     MethodNotAllowed,
-    /// The document does not parse.
     ParseFailed,
-    /// The document does not fit the schema.
     ValidationFailed,
-    /// The document has too many bytes, tokens or open brackets, or too long a name or number.
     DocumentTooLarge,
-    /// The document asks for too much at once, or its answer would be too large.
     DocumentTooComplex,
-    /// The variables have too many values or nest too deeply.
     VariablesTooLarge,
-    /// The document has no operation of the name that was asked for.
     OperationNotFound,
-    /// The document has several operations and none was chosen.
     OperationNameRequired,
-    /// The hash names no document that is known: send the document along.
     PersistedQueryNotFound,
-    /// This server runs listed documents only, and this is none of them.
     DocumentNotTrusted,
-    /// An argument or a variable is out of its range or of the wrong kind, such as a cursor of another list.
     BadUserInput,
-    /// No access token, or one that is expired, revoked or not ours.
     Unauthenticated,
-    /// REST: unknown identifier or wrong password; the same for both.
     InvalidCredentials,
-    /// Too many wrong passwords from this address or session, or for this identifier from everywhere; try again after the
-    /// time given.
     LockedOut,
-    /// REST: the right password, but the e-mail address must be verified before logging in.
     EmailNotVerified,
-    /// Seen, but not permitted to this viewer, this origin or this host.
     Forbidden,
-    /// Not there, or not there for this viewer.
     NotFound,
-    /// Too many requests; try again after the time given.
     RateLimited,
-    /// The cursor is older than what the event log keeps.
     CursorExpired,
-    /// Overloaded, too slow, or a part that the request needs is away. Try again.
     Unavailable,
-    /// A defect of the server; the request id finds it in the log.
     Internal,
 }
 
 impl Code {
-    /// Every code, for the table in the documentation and its test.
+    /// All codes, for the table in the documentation and its test.
     pub const ALL: [Self; 25] = [
         Self::BadRequest,
         Self::PayloadTooLarge,
@@ -96,7 +72,6 @@ impl Code {
         Self::Internal,
     ];
 
-    /// The code as clients see it.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::BadRequest => "BAD_REQUEST",
@@ -127,52 +102,52 @@ impl Code {
         }
     }
 
-    /// What it means, as the table in the documentation says it.
+    /// The meaning, as in the API documentation.
     pub const fn meaning(self) -> &'static str {
         match self {
             Self::BadRequest => {
-                "The request is not well formed: malformed JSON, a missing member, a member of the wrong type."
+                "The request is malformed: invalid JSON, a missing member, or a member of the wrong type."
             }
-            Self::PayloadTooLarge => "The body has more bytes than this door takes.",
+            Self::PayloadTooLarge => "The request body is too large.",
             Self::UnsupportedMediaType => {
-                "The body is of a type that this door does not read: send `application/json` in UTF-8."
+                "The media type of the body is not supported: send UTF-8 encoded `application/json`."
             }
-            Self::NotAcceptable => "`Accept` allows none of the types that this door answers with.",
+            Self::NotAcceptable => "`Accept` excludes every media type of the response.",
             Self::MethodNotAllowed => {
-                "The method does not fit: a mutation by GET, or a method that the route does not have."
+                "The method is not allowed: a mutation by GET, or a method that the route does not support."
             }
             Self::ParseFailed => "The document does not parse.",
-            Self::ValidationFailed => "The document does not fit the schema.",
+            Self::ValidationFailed => "The document is not valid for the schema.",
             Self::DocumentTooLarge => {
-                "The document has too many bytes, tokens or open brackets, or too long a name or number."
+                "The document has too many bytes, tokens or nested brackets, or an overlong name or number."
             }
-            Self::DocumentTooComplex => "The document asks for too much at once, or its answer would be too large.",
+            Self::DocumentTooComplex => "The document requests too much, or its response would be too large.",
             Self::VariablesTooLarge => "The variables have too many values or nest too deeply.",
-            Self::OperationNotFound => "The document has no operation of the name that was asked for.",
-            Self::OperationNameRequired => "The document has several operations and none was chosen.",
-            Self::PersistedQueryNotFound => "The hash names no document that is known: send the document along.",
-            Self::DocumentNotTrusted => "This server runs listed documents only, and this is none of them.",
+            Self::OperationNotFound => "The document has no operation with the requested name.",
+            Self::OperationNameRequired => "The document has several operations and `operationName` is missing.",
+            Self::PersistedQueryNotFound => "The document hash is unknown: send the document, too.",
+            Self::DocumentNotTrusted => "The server executes listed documents only, and this one is not listed.",
             Self::BadUserInput => {
-                "An argument or a variable is out of its range or of the wrong kind, such as a cursor of another list."
+                "An argument or variable is out of range or of the wrong kind, such as a cursor of another list."
             }
-            Self::Unauthenticated => "No access token, or one that is expired, revoked or not ours.",
-            Self::InvalidCredentials => "REST: unknown identifier or wrong password; the same for both.",
+            Self::Unauthenticated => "The access token is missing, expired, revoked or invalid.",
+            Self::InvalidCredentials => "REST: the identifier is unknown or the password is wrong.",
             Self::LockedOut => {
-                "Too many wrong passwords from this address or session, or for this identifier; try again later."
+                "Too many wrong passwords from this address or session, or for this identifier. Try again later."
             }
             Self::EmailNotVerified => {
-                "REST: the right password, but the e-mail address must be verified before logging in."
+                "REST: the password is correct, but the e-mail address must be verified before logging in."
             }
-            Self::Forbidden => "Seen, but not permitted to this viewer, this origin or this host.",
-            Self::NotFound => "Not there, or not there for this viewer.",
-            Self::RateLimited => "Too many requests; try again after the time given.",
-            Self::CursorExpired => "The cursor is older than what the event log keeps.",
-            Self::Unavailable => "Overloaded, too slow, or a part that the request needs is away. Try again.",
-            Self::Internal => "A defect of the server; the request id finds it in the log.",
+            Self::Forbidden => "The action is not permitted for this viewer, origin or host name.",
+            Self::NotFound => "The object does not exist or is not visible to the viewer.",
+            Self::RateLimited => "Too many requests. Try again after the time given in `Retry-After`.",
+            Self::CursorExpired => "The cursor is older than the oldest event in the log.",
+            Self::Unavailable => "The server is overloaded, timed out, or lacks a component it needs. Try again.",
+            Self::Internal => "An internal error. Find its cause in the server log by request id.",
         }
     }
 
-    /// The HTTP status where the whole request fails with it.
+    /// The HTTP status if the whole request fails with this code.
     pub const fn status(self) -> u16 {
         match self {
             Self::BadRequest
@@ -199,8 +174,8 @@ impl Code {
         }
     }
 
-    /// Whether it says something about the document of a request that is otherwise well formed: such an answer has the
-    /// status 200 for clients that accept `application/json` alone.
+    /// Whether the code concerns the document or variables of a well-formed request. Clients that
+    /// accept `application/json` only then get status 200 (GraphQL over HTTP).
     pub const fn is_of_document(self) -> bool {
         matches!(
             self,
@@ -216,46 +191,45 @@ impl Code {
         )
     }
 
-    /// The code that is written so.
+    /// The inverse of [`as_str`](Self::as_str).
     pub fn parse(text: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|code| code.as_str() == text)
     }
 }
 
-/// What is wrong with one field of an input, as `userErrors` tell it.
+/// The kind of a user error, an expected failure that the client can correct.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, async_graphql::Enum)]
 #[graphql(name = "UserErrorCode")]
 pub enum FaultCode {
-    /// Nothing but white space where something is needed, or null for what cannot be cleared.
+    /// The value is required but is empty, only white space, or null.
     Blank,
-    /// Shorter than the field allows.
+    /// The value is too short. Lengths are counted in Unicode code points.
     TooShort,
-    /// Longer than the field allows; lengths count Unicode code points.
+    /// The value is too long. Lengths are counted in Unicode code points.
     TooLong,
-    /// Not of the form the field asks for.
+    /// The value has the wrong format or is not allowed here.
     Invalid,
-    /// Somebody else has it already.
+    /// The value is already in use.
     Taken,
-    /// There is no such object for this viewer.
+    /// The object does not exist or is not visible to the viewer.
     NotFound,
-    /// A moment that has passed already.
+    /// The time has already passed.
     InThePast,
-    /// The task cannot go from its present status to that one.
+    /// The task cannot change from its current status to the requested one.
     InvalidStatusTransition,
-    /// The project is archived and takes no new tasks.
+    /// The project is archived and accepts no new tasks.
     Archived,
-    /// The object has moved on from the expected version; read it again.
+    /// The object has changed since `expectedVersion`. Read it again.
     Conflict,
-    /// The current password is not right.
+    /// The current password is wrong.
     WrongPassword,
-    /// The new password does not fit the server's policy or is too easy to guess.
+    /// The new password violates the password policy or is too common.
     WeakPassword,
     /// The account, project or task holds as much as it may.
     QuotaExceeded,
 }
 
 impl FaultCode {
-    /// The code as clients see it.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Blank => "BLANK",
@@ -275,53 +249,51 @@ impl FaultCode {
     }
 }
 
-/// One thing that the caller can put right.
+/// A user error: an expected failure that the client can correct.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fault {
-    /// The field of the input at fault; `None` when it is no single one.
+    /// The input field concerned. `None` if the error concerns no single field.
     pub field: Option<&'static str>,
-    /// Which kind of fault.
     pub code: FaultCode,
-    /// For a person to read.
+    /// A human-readable description.
     pub message: Cow<'static, str>,
 }
 
 impl Fault {
-    /// A fault of one field.
+    /// A user error about one field.
     pub fn new(field: &'static str, code: FaultCode, message: impl Into<Cow<'static, str>>) -> Self {
         Self { field: Some(field), code, message: message.into() }
     }
 }
 
-/// Everything that can go wrong on the way to an answer.
+/// The error of a request or command.
 #[derive(Debug)]
 pub enum Error {
-    /// What the caller can put right; nothing was written.
+    /// User errors. Nothing was written.
     Faults(Vec<Fault>),
-    /// The request is refused as a whole.
+    /// A request error: the request is refused as a whole.
     Refused {
-        /// Its stable code.
         code: Code,
-        /// For a person to read.
+        /// A human-readable description.
         message: Cow<'static, str>,
-        /// When to try again, if that helps.
+        /// When to try again, if that can help.
         retry_after: Option<Duration>,
     },
-    /// A rate limit is reached.
+    /// The client has exhausted a rate limit.
     RateLimited {
-        /// What there is in a minute.
+        /// The limit per minute.
         limit: u32,
-        /// When one more fits.
+        /// When the next request fits.
         retry_after: Duration,
     },
-    /// The cursor is older than what the event log keeps.
+    /// The cursor is older than the retention horizon of the event log.
     CursorExpired {
-        /// The oldest cursor that works.
+        /// The oldest valid cursor.
         oldest: String,
     },
-    /// The database aborted a transaction for the sake of another one: it may be tried again.
+    /// The database aborted the transaction (serialization failure or deadlock). It can be retried.
     Aborted(DieselError),
-    /// A defect or a broken part: logged, never told.
+    /// A defect or a failed component. Logged, never sent to clients.
     Internal(Box<dyn std::error::Error + Send + Sync>),
 }
 
@@ -329,61 +301,61 @@ pub enum Error {
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
-    /// A refusal with a code of the table.
+    /// A request error.
     pub fn refused(code: Code, message: impl Into<Cow<'static, str>>) -> Self {
         Self::Refused { code, message: message.into(), retry_after: None }
     }
 
-    /// One fault of one field.
+    /// A single user error about one field.
     pub fn fault(field: &'static str, code: FaultCode, message: impl Into<Cow<'static, str>>) -> Self {
         Self::Faults(vec![Fault::new(field, code, message)])
     }
 
-    /// There is no such object for this viewer, as a fault of the field that named it.
+    /// A user error: the object named by `field` does not exist or is not visible to the viewer.
     pub fn not_found(field: &'static str, what: &'static str) -> Self {
         Self::fault(field, FaultCode::NotFound, format!("There is no such {what}."))
     }
 
-    /// Whether doing the same in another way would take as long and come to nothing too.
+    /// Whether the slow path would fail the same way.
     pub const fn is_final(&self) -> bool {
         matches!(self, Self::Aborted(_) | Self::Refused { code: Code::Unavailable | Code::DocumentTooComplex, .. })
     }
 
-    /// The answer has more bytes than are sent.
+    /// The response exceeds 4 MiB.
     pub fn too_large() -> Self {
-        Self::refused(Code::DocumentTooComplex, "The answer would be larger than 4 MiB. Ask for less at once.")
+        Self::refused(Code::DocumentTooComplex, "The response would exceed 4 MiB. Request fewer items or fields.")
     }
 
-    /// An argument outside of what the field takes.
+    /// An argument or variable is invalid.
     pub fn bad_input(message: impl Into<Cow<'static, str>>) -> Self {
         Self::refused(Code::BadUserInput, message)
     }
 
-    /// Not signed in.
+    /// The operation requires an authenticated user.
     pub fn unauthenticated() -> Self {
-        Self::refused(Code::Unauthenticated, "Sign in first: send a valid access token.")
+        Self::refused(Code::Unauthenticated, "Authentication required: send a valid access token.")
     }
 
-    /// Seen, but not permitted.
+    /// The object is visible, but the action is not permitted.
     pub fn forbidden() -> Self {
-        Self::refused(Code::Forbidden, "You may not do this.")
+        Self::refused(Code::Forbidden, "You are not permitted to do this.")
     }
 
-    /// The server cannot take this now.
+    /// The server is overloaded or a component is unavailable. Suggests a retry after one second.
     pub fn unavailable() -> Self {
         Self::Refused {
             code: Code::Unavailable,
-            message: "The service is busy or a part of it is away. Try again.".into(),
+            message: "The service is temporarily unavailable. Try again.".into(),
             retry_after: Some(Duration::from_secs(1)),
         }
     }
 
-    /// A defect, with its cause for the log.
+    /// An internal error with its cause, which only the log shows.
     pub fn internal(cause: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
         Self::Internal(cause.into())
     }
 
-    /// The rate limit that is reached, if that is it.
+    /// The exhausted limit, if this is a rate limit error.
     pub const fn rate_limit(&self) -> Option<u32> {
         match self {
             Self::RateLimited { limit, .. } => Some(*limit),
@@ -391,7 +363,8 @@ impl Error {
         }
     }
 
-    /// What a client is told: code, message, when to try again. Logs an internal cause, so call it once, at the door.
+    /// Converts to what a client may see: code, message, and when to try again. Logs an internal
+    /// cause, so call it once, at the entry point.
     pub fn told(self) -> (Code, Cow<'static, str>, Option<Duration>) {
         match self {
             Self::Faults(faults) => {
@@ -403,24 +376,24 @@ impl Error {
                 (Code::RateLimited, "Too many requests. Try again later.".into(), Some(retry_after))
             }
             Self::CursorExpired { .. } => {
-                let message = "The event log does not go back so far. Read again what you show, then go on after \
-                     `oldestCursor` or, better, after the `extensions.sync.cursor` of that answer.";
+                let message = "The cursor has expired. Reload your data, then continue after the \
+                     `extensions.sync.cursor` of that response, or after `oldestCursor`.";
                 (Code::CursorExpired, message.into(), None)
             }
             Self::Aborted(cause) => {
-                tracing::warn!(%cause, "aborted again and again");
+                tracing::warn!(%cause, "transaction aborted, retries exhausted");
                 Self::unavailable().told()
             }
             Self::Internal(cause) => {
                 tracing::error!(cause = %cause, "internal error");
-                (Code::Internal, "Something went wrong on the server.".into(), None)
+                (Code::Internal, "Internal server error.".into(), None)
             }
         }
     }
 }
 
-/// What a database says of a trouble that passes, for which neither diesel nor the drivers have a kind: a lock or a
-/// statement that took too long, a full disk, no memory, no connections left, a server that ends or begins.
+/// Messages of transient database errors for which neither diesel nor the drivers have a kind: lock
+/// and statement timeouts, a full disk, no memory, no connections, a server that starts or stops.
 const PASSING: [&str; 13] = [
     "database is locked",
     "database or disk is full",
@@ -449,13 +422,13 @@ impl From<DieselError> for Error {
                 DatabaseErrorKind::ClosedConnection | DatabaseErrorKind::UnableToSendCommand,
                 _,
             ) => {
-                tracing::warn!(cause = %error, "database away");
+                tracing::warn!(cause = %error, "database connection lost");
                 Self::unavailable()
             }
             DieselError::DatabaseError(DatabaseErrorKind::Unknown, info)
                 if PASSING.iter().any(|text| info.message().contains(text)) =>
             {
-                tracing::warn!(cause = %error, "database busy");
+                tracing::warn!(cause = %error, "transient database error");
                 Self::unavailable()
             }
             _ => Self::Internal(Box::new(error)),
@@ -463,12 +436,12 @@ impl From<DieselError> for Error {
     }
 }
 
-/// Whether a write failed because a row with that unique key is there already.
+/// Whether a write violates a unique constraint.
 pub fn is_taken(error: &DieselError) -> bool {
     matches!(error, DieselError::DatabaseError(DatabaseErrorKind::UniqueViolation, _))
 }
 
-/// Whether a write failed because the row it refers to is gone.
+/// Whether a write violates a foreign key: a row it refers to does not exist.
 pub fn is_orphan(error: &DieselError) -> bool {
     matches!(error, DieselError::DatabaseError(DatabaseErrorKind::ForeignKeyViolation, _))
 }

@@ -1,4 +1,4 @@
-//! The identity of a row: a UUID version 7 (RFC 9562), so that ids grow with time and indexes stay compact.
+//! Ids of rows: UUID version 7 (RFC 9562), which grow with time and keep indexes compact.
 
 use std::fmt;
 
@@ -7,7 +7,8 @@ use diesel::deserialize::FromSqlRow;
 use diesel::expression::AsExpression;
 use uuid::{Builder, Uuid};
 
-/// The id of any row. Which table it is of, the column, the global id or the type around it says.
+/// The id of a row in any table. The table follows from the column, the global id or the wrapper
+/// type.
 #[derive(
     Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, AsExpression, FromSqlRow, serde::Serialize, serde::Deserialize,
 )]
@@ -16,13 +17,13 @@ use uuid::{Builder, Uuid};
 pub struct Id(Uuid);
 
 impl Id {
-    /// A new id, greater than every one made before in this process.
+    /// Generates an id, greater than all previous ones of this process.
     #[expect(clippy::new_without_default, reason = "an id has no default")]
     pub fn new() -> Self {
         Self(Uuid::now_v7())
     }
 
-    /// The id of a text by its content: a UUID version 8, as RFC 9562 makes one of a SHA-256.
+    /// The id of a text, made from its SHA-256 as a UUID version 8 (RFC 9562).
     pub fn of_text(text: &str) -> Self {
         let hash = digest(&SHA256, text.as_bytes());
         let mut bytes = [0; 16];
@@ -30,22 +31,20 @@ impl Id {
         Self(Builder::from_custom_bytes(bytes).into_uuid())
     }
 
-    /// From its 16 bytes.
     pub const fn from_bytes(bytes: [u8; 16]) -> Self {
         Self(Uuid::from_bytes(bytes))
     }
 
-    /// Its 16 bytes.
     pub const fn as_bytes(&self) -> &[u8; 16] {
         self.0.as_bytes()
     }
 
-    /// From the usual text form.
+    /// Parses the hyphenated form and the other common text forms of a UUID.
     pub fn parse(text: &str) -> Option<Self> {
         Uuid::try_parse(text).ok().map(Self)
     }
 
-    /// Appends the 32 hexadecimal digits.
+    /// Appends the 32 hexadecimal digits, without hyphens.
     pub fn push_hex(&self, out: &mut String) {
         out.push_str(self.0.as_simple().encode_lower(&mut Uuid::encode_buffer()));
     }

@@ -1,4 +1,7 @@
-//! What happens on time: mail is sent, what has ended is cleared away.
+//! Background jobs: the event log tail, sending mail, updating inboxes, and purging expired rows.
+//!
+//! Jobs use the background pool, except for mail, and stop with the server. Each step of a job is
+//! safe to abort and to repeat. Instances may run the same job at the same time.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,23 +17,23 @@ use crate::events::Position;
 use crate::mail::Mailer;
 use crate::store::{CLEARED, audit, email_change, event, lockout, mail_quota, notification, session, token};
 
-/// How often the mail queue is looked at; what is queued here is sent at once.
+/// Poll interval of the mail queue. Mail queued by this instance is sent at once.
 const MAIL: Duration = Duration::from_secs(5);
-/// How often what has ended is cleared away.
+/// Interval between purges of expired rows.
 const CLEANING: Duration = Duration::from_secs(600);
-/// How often it is looked whether events have expired.
+/// Interval between checks for expired events.
 const EXPIRING: Duration = Duration::from_secs(60);
-/// How long notifications are kept, read or not.
+/// Retention of notifications, read or unread.
 const NOTIFICATIONS: Duration = Duration::from_secs(90 * 86_400);
-/// Making notifications is tried again so long after it failed.
+/// Pause after a failed inbox update.
 const INBOX: Duration = Duration::from_secs(1);
-/// However much happens, they are made no more often than this, each time for all that has happened.
+/// Minimum interval between inbox updates. Under load, one update covers many events.
 const INBOX_PACE: Duration = Duration::from_millis(50);
-/// How long ended sessions are kept, to be looked at.
+/// Retention of ended sessions, for inspection.
 const ENDED_SESSIONS: Duration = Duration::from_secs(30 * 86_400);
 
-/// Clears away step by step, until a step has dropped less than it may. (No function: with its future in that of another
-/// the compiler cannot see that it is `Send`.)
+/// Purges in batches, until a batch is not full. (A macro, because in a generic function the
+/// compiler cannot prove that the future is `Send`.)
 macro_rules! all {
     ($step:expr) => {
         async {
@@ -41,7 +44,7 @@ macro_rules! all {
     };
 }
 
-/// Starts everything that runs beside the requests: the tail of the event log and the jobs. They end with the token.
+/// Starts the tail of the event log and all jobs. They end when the token is cancelled.
 pub fn start(app: &Arc<App>, stop: &CancellationToken) -> Result<TaskTracker> {
     let tracker = TaskTracker::new();
     tracker.spawn(app.hub.clone().tail(app.db.aside(), Arc::clone(&app.hints), stop.clone()));
@@ -52,7 +55,7 @@ pub fn start(app: &Arc<App>, stop: &CancellationToken) -> Result<TaskTracker> {
     let cleaning = Arc::clone(app);
     tracker.spawn(every(CLEANING, None, stop.clone(), async move || {
         let (db, config, now) = (&cleaning.db.aside(), &cleaning.config, cleaning.clock.now());
-        // What cannot be cleared away keeps nothing else.
+        // All purges run, even if one fails.
         let cleared = [
             all!(session::drop_ended(db, now.minus(ENDED_SESSIONS))),
             all!(token::drop_ended(db, now)),
@@ -75,7 +78,7 @@ pub fn start(app: &Arc<App>, stop: &CancellationToken) -> Result<TaskTracker> {
     Ok(tracker)
 }
 
-/// Makes notifications of what the tail of the log has come to, and says how far it is.
+/// Updates inboxes up to the position that the tail has reached, and publishes its own position.
 async fn inbox(app: Arc<App>, stop: CancellationToken) {
     let db = app.db.aside();
     let (mut tail, mut position) = (app.hub.reached(), Position::default());
@@ -95,7 +98,7 @@ async fn inbox(app: Arc<App>, stop: CancellationToken) {
             }
             Err(error) => {
                 let (code, ..) = error.told();
-                tracing::warn!(code = code.as_str(), "cannot make notifications; it is tried again");
+                tracing::warn!(code = code.as_str(), "inbox update failed, retrying");
                 tail.mark_changed();
                 tokio::select! {
                     () = stop.cancelled() => return,
@@ -105,14 +108,14 @@ async fn inbox(app: Arc<App>, stop: CancellationToken) {
         }
         tokio::select! {
             () = stop.cancelled() => return,
-            // The tail lives as long as the server.
+            // Never an error: the hub keeps the sender alive.
             _ = tail.changed() => tokio::time::sleep_until(next).await,
         }
     }
 }
 
-/// Does a job, and again after the pause or when the bell rings. One that fails is tried again; what is under way when
-/// the server stops is broken off, as every step of a job may be.
+/// Runs a job repeatedly, after the pause or on the commit signal. A failed run is retried after
+/// the pause. A shutdown aborts a run, which every step of a job tolerates.
 async fn every(pause: Duration, bell: Option<(Db, Bell)>, stop: CancellationToken, job: impl AsyncFn() -> Result<()>) {
     loop {
         let done = tokio::select! {
@@ -121,7 +124,7 @@ async fn every(pause: Duration, bell: Option<(Db, Bell)>, stop: CancellationToke
         };
         if let Err(error) = done {
             let (code, ..) = error.told();
-            tracing::warn!(code = code.as_str(), "a job failed; it is tried again");
+            tracing::warn!(code = code.as_str(), "background job failed, retrying");
         }
         let rung = async {
             match &bell {

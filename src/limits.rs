@@ -1,7 +1,8 @@
-//! Rate limits: how often an address or a user may do something in a minute, counted in a sliding window.
+//! Rate limits per minute, per address or user, counted in a sliding window.
 //!
-//! Two counters a key: the running minute, and the one before it weighed by how much of it the window still covers.
-//! That bounds the memory and errs by at most what the previous minute was uneven.
+//! Each key has two counters: the current minute, and the previous one weighted by the part of it
+//! that the window still covers. This bounds memory. The count is exact if the requests of the
+//! previous minute were evenly spread.
 
 pub mod byte_budget;
 pub mod decoding;
@@ -28,24 +29,24 @@ use shared::Shared;
 
 const WINDOW: i64 = 60_000_000;
 const SHARDS: usize = 16;
-/// Keys that are kept at most, so that a million addresses cannot fill the memory.
+/// Maximum number of keys per shard, so that a million addresses cannot exhaust memory.
 const KEYS_PER_SHARD: usize = 8_192;
 
-/// What is limited.
+/// What a rate limit applies to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Door {
-    /// A request that carries a credential.
+    /// Requests with or for a credential: registration, login, password changes, account e-mails.
     Credentials,
-    /// Another request under `/auth`.
+    /// Any other request under `/auth`.
     Auth,
     /// A GraphQL request.
     Graphql,
-    /// What GraphQL operations cost, in points.
+    /// Cost of GraphQL operations, in points.
     Cost,
 }
 
 impl Door {
-    /// Its name, as Redis and the metrics have it.
+    /// The name in Redis keys and metric labels.
     const fn as_str(self) -> &'static str {
         match self {
             Self::Credentials => "credentials",
@@ -56,23 +57,23 @@ impl Door {
     }
 }
 
-/// Who is limited.
+/// The owner of a counter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Who {
-    /// Nobody known: the address, an IPv6 one by its /64, which is what one customer gets.
+    /// An anonymous client: an IPv4 address or an IPv6 /64, the usual size of one customer network.
     Address([u8; 8]),
-    /// The network of this many bits around an IPv6 address.
+    /// A network of this prefix length around an IPv6 address.
     Network(u8, [u8; 8]),
     /// A signed-in user.
     User(Id),
 }
 
-/// The networks around an IPv6 address, of which customers get whole ones, with how many times the limit of a /64 they
-/// have together.
+/// Prefix lengths of the networks around an IPv6 address, which one customer may hold entirely,
+/// with their limit in multiples of the limit of a /64.
 const NETWORKS: [(u8, u32); 2] = [(56, 4), (48, 16)];
 
 impl Who {
-    /// The key of an address.
+    /// The owner for an address.
     pub fn address(address: IpAddr) -> Self {
         let mut key = [0; 8];
         match address.to_canonical() {
@@ -82,7 +83,7 @@ impl Who {
         Self::Address(key)
     }
 
-    /// The keys of the networks around it, the smaller first.
+    /// The owners for the networks around an IPv6 address, smallest first.
     fn networks(address: IpAddr) -> impl Iterator<Item = Self> {
         let v6 = match address.to_canonical() {
             IpAddr::V4(_) => None,
@@ -96,7 +97,7 @@ impl Who {
         })
     }
 
-    /// How many times the limit it has.
+    /// Multiple of the limit that this owner gets.
     fn share(&self) -> u32 {
         match self {
             Self::Network(bits, _) => NETWORKS.iter().find(|(known, _)| known == bits).map_or(1, |(_, share)| *share),
@@ -105,7 +106,7 @@ impl Who {
     }
 }
 
-/// The network of an address as text: the address itself, of IPv6 its /64.
+/// The network of an address as text: the IPv4 address itself, or the IPv6 /64.
 pub fn network(address: IpAddr) -> String {
     match address.to_canonical() {
         IpAddr::V4(v4) => v4.to_string(),
@@ -124,32 +125,33 @@ struct Window {
 }
 
 impl Window {
-    /// What counts now, in points times the window.
+    /// The weighted count, in points times the window length.
     fn weight(&self, elapsed: i64) -> i64 {
         i64::from(self.previous) * (WINDOW - elapsed) + i64::from(self.count) * WINDOW
     }
 
-    /// How long until one more fits, of a window in which none does.
+    /// Time until one more point fits into a full window.
     fn wait(&self, limit: u32, elapsed: i64) -> Duration {
-        // What must run out before that: of the previous minute if that is enough, else all of this one.
+        // The previous minute must expire as far as needed, or all of it and a part of the current
+        // one.
         let free_at = if self.count < limit {
             WINDOW - i64::from(limit - self.count) * WINDOW / i64::from(self.previous.max(1))
         } else {
             WINDOW + WINDOW - i64::from(limit) * WINDOW / i64::from(self.count.max(1))
         };
-        // At that moment the window is just full; one step later there is room.
+        // At that moment the window is exactly full; one microsecond later a point fits.
         Duration::from_micros(u64::try_from(free_at - elapsed + 1).unwrap_or(1))
     }
 }
 
-/// How somebody stands to a limit.
+/// State of a rate limit after a request was counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Standing {
-    /// How much there is in a minute.
+    /// Points per minute.
     pub limit: u32,
-    /// How much of it is used up.
+    /// Points used in the window.
     pub used: u32,
-    /// When the running minute ends, and what was used in it begins to run out.
+    /// Time until the current minute ends and the points used in it begin to expire.
     pub reset: Duration,
 }
 
@@ -160,28 +162,29 @@ impl Standing {
         Self { limit, used: u32::try_from(used).unwrap_or(u32::MAX), reset }
     }
 
-    /// How much is left.
+    /// Points left.
     pub const fn remaining(&self) -> u32 {
         self.limit.saturating_sub(self.used)
     }
 }
 
-/// The counters of this instance, and those that it shares with others.
+/// Rate limit counters, in memory or in Redis.
 pub struct Limits {
     limits: Option<RateLimits>,
     hasher: RandomState,
     shards: Vec<Mutex<HashMap<(Door, Who), Window>>>,
     shared: Option<Shared>,
-    /// Requests that were refused, by their door.
+    /// Rejected requests, by limit.
     pub refused: Family<Labels<1>, Counter>,
-    /// Times that something was counted here because Redis did not answer.
+    /// Requests counted in memory because Redis did not answer.
     pub alone: Counter,
-    /// Bytes that operations decode from rows.
+    /// Budget for the bytes that operations decode from rows.
     pub decoding: Decoding,
 }
 
 impl Limits {
-    /// With these limits, or none; counted in Redis, or here.
+    /// Creates empty counters. `None` disables the limits; without `redis` they are counted in
+    /// memory.
     pub fn new(limits: Option<RateLimits>, redis: Option<redis::Client>) -> Self {
         let shards = (0..SHARDS).map(|_| Mutex::new(HashMap::new())).collect();
         Self {
@@ -195,13 +198,14 @@ impl Limits {
         }
     }
 
-    /// Counts a request, or refuses it with the time to wait; a refused one does not count.
+    /// Counts a request, or rejects it with the time to wait. A rejected request does not count.
     pub async fn admit(&self, door: Door, who: Who, now: Timestamp) -> Result<()> {
         self.spend(door, who, 1, now).await.map(|_| ())
     }
 
-    /// Counts a request with a credential for the networks around an IPv6 address, after the address itself: one customer
-    /// may have thousands of /64. What the address is refused does not count for them.
+    /// Counts a request with a credential for the networks around an IPv6 address, because one
+    /// customer may have thousands of /64. Call this after the address itself was admitted:
+    /// requests rejected there do not count here.
     pub async fn admit_networks(&self, address: IpAddr, now: Timestamp) -> Result<()> {
         for network in Who::networks(address) {
             self.admit(Door::Credentials, network, now).await?;
@@ -209,8 +213,8 @@ impl Limits {
         Ok(())
     }
 
-    /// Counts points if there is room for one: who asks for much is served, and waits longer after that. Tells how they
-    /// stand, if there is a limit.
+    /// Counts points if at least one is left, so an expensive request may overdraw the limit and
+    /// delays later ones. Returns the state of the limit, or `None` if there is no limit.
     pub async fn spend(&self, door: Door, who: Who, points: u32, now: Timestamp) -> Result<Option<Standing>> {
         let Some(limits) = self.limits else {
             return Ok(None);
@@ -229,7 +233,8 @@ impl Limits {
         if shared.is_none() && self.shared.is_some() {
             self.alone.inc();
         }
-        // Without Redis each instance limits what it sees: too lenient for a while is better than an outage.
+        // If Redis fails, each instance counts alone: too lenient for a while is better than an
+        // outage.
         let (fits, window, elapsed) = shared.unwrap_or_else(|| self.count((door, who), limit, points, now));
         if fits {
             return Ok(Some(Standing::new(window, limit, elapsed)));
@@ -238,12 +243,12 @@ impl Limits {
         Err(Error::RateLimited { limit, retry_after: window.wait(limit, elapsed) })
     }
 
-    /// Whether there is to be a Redis.
+    /// Whether Redis is configured.
     pub const fn has_redis(&self) -> bool {
         self.shared.is_some()
     }
 
-    /// Whether Redis answers, if there is to be one.
+    /// Whether Redis answers, or `None` if it is not configured.
     pub async fn redis_answers(&self) -> Option<bool> {
         match &self.shared {
             Some(shared) => Some(shared.answers().await),
@@ -258,7 +263,8 @@ impl Limits {
         if shard.len() >= KEYS_PER_SHARD && !shard.contains_key(&key) {
             shard.retain(|_, window| window.minute + 1 >= minute);
             if shard.len() >= KEYS_PER_SHARD {
-                // So many at once is an attack: forgetting all of them is fairer than refusing everybody new.
+                // This many active keys are an attack. Resetting all of them is fairer than
+                // rejecting every new client.
                 shard.clear();
             }
         }
@@ -349,7 +355,8 @@ mod tests {
             }
             one.admit(Door::Graphql, who, now).await.is_err() && other.admit(Door::Graphql, who, now).await.is_err()
         };
-        // An instance that waits for Redis once, on a machine that stalls, counts alone for a second.
+        // After one slow answer of Redis, as on a stalled machine, an instance counts alone for a
+        // second.
         assert!(are_shared().await || are_shared().await);
         let (away, who) = (on("redis://127.0.0.1:1"), Who::User(Id::new()));
         for _ in 0..10 {

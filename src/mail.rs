@@ -1,5 +1,7 @@
-//! Outgoing mail: takes what is due from the queue, finds the words, makes the tokens they need, and sends it over SMTP,
-//! or to the log when no server is configured.
+//! Outgoing mail: claims due messages from the queue, composes them, issues their tokens, and sends
+//! them via SMTP. Without a configured server, mail is written to the log.
+//!
+//! The queue has no tokens: a token is issued when its mail is composed, and stored only as a hash.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,52 +22,53 @@ use crate::store::token::{self, Purpose};
 use crate::store::user;
 use crate::telemetry::UNSENT_MAIL;
 
-/// How long one attempt may take.
+/// Timeout of one delivery attempt.
 const TIMEOUT: Duration = Duration::from_secs(30);
-/// How long a mailed token is good.
+/// Lifetime of a token to verify an address or to reset a password.
 const VERIFY: Duration = Duration::from_secs(24 * 3_600);
 const RESET: Duration = Duration::from_secs(30 * 60);
 
-/// The last line of an assignment mail.
-const UNSUBSCRIBE: &str = "Stop mails about assignments";
+/// The label of the unsubscribe link at the end of an assignment mail.
+const UNSUBSCRIBE: &str = "Unsubscribe from assignment e-mails";
 
-/// Sends what is in the queue.
+/// Sends queued mail.
 pub struct Mailer {
     app: Arc<App>,
     from: Mailbox,
     transport: Option<AsyncSmtpTransport<Tokio1Executor>>,
 }
 
-/// A message: whom to, its paragraphs, and a link to follow.
+/// A composed message.
 struct Letter {
     recipient: String,
-    /// Without any text of a user: it is what people and filters judge a mail by.
+    /// Constant text, never text from users: recipients and spam filters judge a mail by its
+    /// subject.
     subject: &'static str,
     paragraphs: Vec<String>,
     link: Option<String>,
-    /// The link that ends mails of this kind.
+    /// The unsubscribe link, for kinds of mail that have one.
     unsubscribe: Option<String>,
-    /// What it was counted as, for the limits on mail.
+    /// The entry in the mail quota, released if delivery fails.
     counted: Option<Id>,
 }
 
-/// What becomes of a message in the queue.
+/// What to do with a queued message.
 enum Decision {
     Send(Letter),
-    /// It waits until the limits on mail allow it.
+    /// Keep it in the queue until the mail quota allows it.
     Defer,
-    /// Nobody is to be written to, or too much was written already.
+    /// Delete it: it has no valid recipient, or the mail quota is exhausted.
     Drop,
 }
 
-/// A token that was made for a message, or none.
+/// The token for a message, or what to do without one.
 enum Issued {
     Token { recipient: String, token: String, counted: Id },
     Defer,
     Drop,
 }
 
-/// `List-Unsubscribe` (RFC 2369) with a URI that takes a POST without login (RFC 8058).
+/// `List-Unsubscribe` (RFC 2369) with a URI that accepts a POST without login (RFC 8058).
 #[derive(Clone)]
 struct ListUnsubscribe(String);
 
@@ -80,12 +83,12 @@ impl Header for ListUnsubscribe {
 
     fn display(&self) -> HeaderValue {
         let value = format!("<{}>", self.0);
-        // A URI is ASCII, and an encoded word in it is none to a mail client.
+        // A URI is ASCII. Encoded words would make it invalid for mail clients.
         HeaderValue::dangerous_new_pre_encoded(Self::name(), value.clone(), value)
     }
 }
 
-/// Says that one POST is enough (RFC 8058).
+/// `List-Unsubscribe-Post`: announces one-click unsubscription (RFC 8058).
 #[derive(Clone)]
 struct ListUnsubscribePost;
 
@@ -104,7 +107,7 @@ impl Header for ListUnsubscribePost {
 }
 
 impl Mailer {
-    /// Over the configured server; without one, into the log.
+    /// Uses the configured SMTP server, or the log if there is none.
     pub fn new(app: Arc<App>) -> Result<Self> {
         let transport = match &app.config.smtp_url {
             None => None,
@@ -117,7 +120,7 @@ impl Mailer {
         Ok(Self { from: app.config.mail_from.parse().map_err(Error::internal)?, transport, app })
     }
 
-    /// Sends every message that is due. One that fails is tried again, later each time.
+    /// Sends every due message. A failed one is retried with growing delays.
     pub async fn send_due(&self) -> Result<()> {
         let (db, clock) = (&self.app.db, &self.app.clock);
         while let Some(mail) = mail::claim(db, clock.now()).await? {
@@ -137,14 +140,14 @@ impl Mailer {
                         mail_quota::release(db, counted).await?;
                     }
                     let kept = mail::postpone(db, begun, &mail, &reason).await?;
-                    tracing::warn!(mail = %mail.id, reason, kept, "mail could not be sent");
+                    tracing::warn!(mail = %mail.id, reason, kept, "mail delivery failed");
                 }
             }
         }
         Ok(())
     }
 
-    /// Writes the text of a message, if somebody is to get it.
+    /// Composes a message and decides whether to send it.
     async fn write(&self, mail: &Mail) -> Result<Decision> {
         let config = &self.app.config;
         let notice = |subject, paragraphs: [String; 2]| Letter {
@@ -166,32 +169,32 @@ impl Mailer {
             }
             Kind::VerifyEmail => {
                 let paragraphs = [
-                    "Follow this link to show that this address is yours. It is good for 24 hours.".to_owned(),
-                    "If you did not ask for it, you can ignore this message.".to_owned(),
+                    "To verify your e-mail address, open this link. It expires in 24 hours.".to_owned(),
+                    "If you did not request this, you can ignore this message.".to_owned(),
                 ];
                 let letter = notice("Verify your e-mail address", paragraphs);
                 self.with_token(mail, Purpose::VerifyEmail, VERIFY, &config.verify_email_url, letter).await
             }
             Kind::ResetPassword => {
                 let paragraphs = [
-                    "Follow this link to set a new password. It is good for 30 minutes and works once.".to_owned(),
-                    "If you did not ask for it, you can ignore this message: your password stays unchanged.".to_owned(),
+                    "To set a new password, open this link. It works once and expires in 30 minutes.".to_owned(),
+                    "If you did not request this, ignore this message: your password stays unchanged.".to_owned(),
                 ];
                 let letter = notice("Set a new password", paragraphs);
                 self.with_token(mail, Purpose::ResetPassword, RESET, &config.reset_password_url, letter).await
             }
             Kind::PasswordChanged => {
                 let paragraphs = [
-                    "The password of your account was changed, and every other session was ended.".to_owned(),
-                    "If that was not you, set a new password now and tell your administrator.".to_owned(),
+                    "The password of your account was changed, and all other sessions were ended.".to_owned(),
+                    "If this was not you, reset your password now and contact your administrator.".to_owned(),
                 ];
                 self.admit_notice(mail, notice("Your password was changed", paragraphs)).await
             }
             Kind::EmailChanged => {
                 let paragraphs = [
                     format!("Your account now uses the address {}.", mail.data),
-                    "If that was not you, follow the link in the message that we sent when the change was asked for: \
-                     it takes the change back. If you got none, tell your administrator."
+                    "If this was not you, open the link in the message that we sent when the change was requested. It \
+                     undoes the change. If you did not receive that message, contact your administrator."
                         .to_owned(),
                 ];
                 self.admit_notice(mail, notice("Your e-mail address was changed", paragraphs)).await
@@ -206,23 +209,23 @@ impl Mailer {
         }
     }
 
-    /// What the old address reads of a change that was asked for, with the link that takes it back.
+    /// The notice to the old address about a requested change, with the link that undoes it.
     fn email_change(&self, mail: &Mail) -> Option<(String, [String; 2])> {
         let (id, wanted) = mail.data.split_once(' ')?;
         let token = self.app.credentials.email_change_token(Id::parse(id)?);
         let paragraphs = [
             format!(
-                "Your account is about to use the address {wanted}, as somebody asked who knows your password. If that \
-                 was you, you can ignore this message."
+                "Someone who knows your password requested to change the e-mail address of your account to {wanted}. \
+                 If this was you, you can ignore this message."
             ),
-            "If that was not you, follow this link. It takes the change back, ends every session, and has us mail you a \
-             link to set a new password. It is good for 3 days."
+            "If this was not you, open this link. It undoes the change, ends all sessions, and sends you a link to \
+             set a new password. It expires in 3 days."
                 .to_owned(),
         ];
         Some((link(&format!("{}{CANCEL_PAGE}", self.app.config.public_url), &token), paragraphs))
     }
 
-    /// A letter with a link that carries a token.
+    /// Adds a link with a new token to the letter.
     async fn with_token(
         &self,
         mail: &Mail,
@@ -241,7 +244,7 @@ impl Mailer {
         })
     }
 
-    /// A notice, unless there were too many of its kind.
+    /// Sends a notice, unless the mail quota of its kind is exhausted.
     async fn admit_notice(&self, mail: &Mail, letter: Letter) -> Result<Decision> {
         let now = self.app.clock.now();
         let admission = self
@@ -254,9 +257,12 @@ impl Mailer {
         })
     }
 
-    /// Makes the token that a message carries, unless the address is nobody's, needs none any more, or has got too many
-    /// mails. What a stranger typed in may be another mailbox than the account's, as case or spelling go, so it finds the
-    /// account and the mail goes to the account's own address.
+    /// Issues the token of a message. Returns none if no active account has the address, if the
+    /// address is already verified, or if the mail quota is exhausted.
+    ///
+    /// An address entered by an anonymous client may differ from the account's in case or spelling
+    /// and be another mailbox. So it only finds the account, and the mail goes to the address of
+    /// the account.
     async fn token(&self, mail: &Mail, purpose: Purpose, lifetime: Duration) -> Result<Issued> {
         let now = self.app.clock.now();
         let token = MailToken::new()?;
@@ -270,7 +276,7 @@ impl Mailer {
             let Some(user) = user::held(tx, id).await?.filter(|user| user.is_active) else {
                 return Ok(Err(Issued::Drop));
             };
-            // Whoever holds the account and finds no token yet takes the message away.
+            // Another transaction that locked the account first may have withdrawn the message.
             if !mail::is_claimed(tx, mail).await? {
                 return Ok(Err(Issued::Drop));
             }
@@ -283,8 +289,9 @@ impl Mailer {
                     token::insert(tx, user.id, purpose, &hash, recipient, now.plus(lifetime)).await?;
                     Ok(Ok((recipient.clone(), counted)))
                 }
-                // The queue has at most one of these for each address. Of those that belong to accounts it may have
-                // any number for one address, and their owners can ask again.
+                // Messages for an address without an account id are queued once per address, so
+                // they can wait. Those for accounts may be many per address, and their users can
+                // request another.
                 Admission::Full(until) if mail.user_id.is_none() => {
                     mail::defer(tx, mail, until).await?;
                     Ok(Err(Issued::Defer))
@@ -305,11 +312,11 @@ impl Mailer {
                 to = letter.recipient,
                 subject = letter.subject,
                 text = letter.text(),
-                "mail, as no SMTP_URL is set"
+                "mail not sent, SMTP_URL is not set"
             );
             return Ok(());
         };
-        let recipient: Mailbox = letter.recipient.parse().map_err(|_| "the address cannot be written to".to_owned())?;
+        let recipient: Mailbox = letter.recipient.parse().map_err(|_| "invalid recipient address".to_owned())?;
         let mut message = Message::builder()
             .from(self.from.clone())
             .to(recipient)
@@ -317,7 +324,7 @@ impl Mailer {
             .subject(letter.subject);
         if let Some(address) = &letter.unsubscribe {
             message = message.header(ListUnsubscribe(address.clone()));
-            // One click is for HTTPS alone.
+            // RFC 8058 requires HTTPS for one-click unsubscription.
             if address.starts_with("https://") {
                 message = message.header(ListUnsubscribePost);
             }
@@ -325,15 +332,15 @@ impl Mailer {
         let message = message
             .multipart(MultiPart::alternative_plain_html(letter.text(), letter.html()))
             .map_err(|error| error.to_string())?;
-        // The transport's own timeout is for connecting only.
+        // The transport's own timeout covers only the connection setup.
         match tokio::time::timeout(TIMEOUT, transport.send(message)).await {
             Ok(sent) => sent.map(|_| ()).map_err(|error| error.to_string()),
-            Err(_) => Err("the mail server does not answer".to_owned()),
+            Err(_) => Err("the SMTP server timed out".to_owned()),
         }
     }
 }
 
-/// The token goes behind `#`: browsers do not send that part to any server, so it is in no log.
+/// Puts the token in the URL fragment, which browsers do not send, so that it appears in no log.
 fn link(page: &str, token: &str) -> String {
     format!("{page}#token={token}")
 }

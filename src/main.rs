@@ -27,7 +27,8 @@ use tokio::net::TcpListener;
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// A GraphQL server for task management. Settings come from the environment or `.env`; see `.env.example`.
+/// A GraphQL server for task management. Settings come from the environment or `.env`; see
+/// `.env.example`.
 #[derive(Parser)]
 #[command(version, about)]
 struct Cli {
@@ -39,7 +40,7 @@ struct Cli {
 enum Command {
     /// Run the server (the default).
     Serve,
-    /// Ask the running server whether it is ready. For health checks without curl.
+    /// Check whether the running server is ready. For health checks without curl.
     Health,
     /// Apply pending migrations, or revert the newest one.
     Migrate {
@@ -57,8 +58,8 @@ enum Command {
         /// The source, `sqlite://path`. It is not changed.
         #[arg(long, value_name = "URL", value_parser = location)]
         from: Location,
-        /// The target, `postgres://user:password@host/database`. Defaults to DATABASE_URL, which keeps the password off
-        /// the command line.
+        /// The target, `postgres://user:password@host/database`. Defaults to DATABASE_URL, which
+        /// keeps the password off the command line.
         #[arg(long, value_name = "URL", value_parser = location)]
         to: Option<Location>,
     },
@@ -142,7 +143,7 @@ struct NewUser {
 }
 
 fn location(url: &str) -> Result<Location, &'static str> {
-    Location::parse(url).ok_or("must begin with sqlite:// or postgres:// and name a database")
+    Location::parse(url).ok_or("must start with sqlite:// or postgres:// and name a database")
 }
 
 /// The error message of a command.
@@ -212,7 +213,7 @@ async fn run(command: Command) -> Result<(), Failure> {
         }
         Command::Move { from, to } => {
             let to = to.or_else(|| location(&environment("DATABASE_URL")?).ok());
-            let to = to.ok_or_else(|| Failure("name the target with --to or DATABASE_URL".to_owned()))?;
+            let to = to.ok_or_else(|| Failure("set the target with --to or DATABASE_URL".to_owned()))?;
             println!("{}", relocate::run(&from, &to).await?);
             println!("{}", relocate::carry_keys(&|name| std::env::var(name).ok(), &from, &to));
             println!("Set DATABASE_URL to the new database and start the server. The SQLite file is unchanged.");
@@ -241,7 +242,7 @@ async fn run(command: Command) -> Result<(), Failure> {
             let bytes = backup::run(&config.database, file.clone()).await?;
             println!("Created and verified {}: {bytes} bytes.", file.display());
             if let Some(keys) = kept_in(&environment, &config.database) {
-                println!("Back up {} as well: without its keys everybody has to log in again.", keys.display());
+                println!("Back up {} as well: without its keys all users have to log in again.", keys.display());
             }
             Ok(())
         }
@@ -261,7 +262,7 @@ async fn run(command: Command) -> Result<(), Failure> {
         Command::Demo => {
             let app = open(config).await?;
             let password = demo::fill(&app).await?;
-            println!("Done. Log in as alice, bob, carol, dave or erin (admin) with the password {password}");
+            println!("Done. Log in as alice, bob, carol, dave or erin (admin) with password {password}");
             app.db.close().await;
             Ok(())
         }

@@ -1,9 +1,9 @@
-//! What the server counts and measures, in the text format of OpenMetrics, which Prometheus reads.
+//! Metrics in the OpenMetrics text format, which Prometheus scrapes.
 //!
-//! Labels have few values, whatever clients send: routes of the router, codes of the one table, and of operations the
-//! first [`NAMES`] names that somebody who is signed in has had executed without an error; any other name is `other`.
-//! What a part counts by itself, such as [`Limits::refused`], is registered here; how full a pool or a queue is, is
-//! looked up when somebody asks.
+//! Label values are bounded, whatever clients send: routes of the router, known error codes, and
+//! the first [`NAMES`] operation names that signed-in users have executed without an error. Any
+//! other name is `other`. Counters that live in another module, such as [`Limits::refused`], are
+//! registered here. Gauges of pools and queues are read on each scrape.
 
 use std::borrow::Cow;
 use std::collections::HashSet;
@@ -26,22 +26,22 @@ use crate::db::Db;
 use crate::error::Code;
 use crate::limits::Limits;
 
-/// How many names of operations are told apart.
+/// Maximum number of operation names with labels of their own.
 const NAMES: usize = 200;
-/// Longer names are `other`.
+/// Maximum length of such a name, in bytes.
 const NAME_LENGTH: usize = 80;
 
-/// Names with their values.
+/// Label names with their values.
 pub type Labels<const N: usize> = [(&'static str, Cow<'static, str>); N];
 
-/// Seconds, from a millisecond to beyond the deadline of an operation.
+/// A histogram of seconds, from one millisecond to beyond the deadline of an operation.
 pub fn seconds() -> Histogram {
     Histogram::new([0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0])
 }
 
 type Seconds<const N: usize> = Family<Labels<N>, Histogram, fn() -> Histogram>;
 
-/// How something is carried that stays open.
+/// Transport of a long-lived connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Transport {
     /// A WebSocket.
@@ -50,7 +50,7 @@ pub enum Transport {
     EventStream,
 }
 
-/// Something that is open; dropped, it no longer counts.
+/// Counts something open in a gauge until it is dropped.
 pub struct Open(Gauge);
 
 impl Open {
@@ -66,22 +66,22 @@ impl Drop for Open {
     }
 }
 
-/// An operation that has ended.
+/// A completed operation.
 #[derive(Clone, Copy, Debug)]
 pub struct Executed<'a> {
-    /// What the client calls it.
+    /// The operation name.
     pub name: Option<&'a str>,
     /// `query`, `mutation` or `subscription`.
     pub kind: &'static str,
     /// The code of its first error.
     pub failure: Option<Code>,
-    /// Whether somebody is signed in.
+    /// Whether the viewer is authenticated.
     pub signed_in: bool,
-    /// How long it took, of what is not open for as long as the client likes.
+    /// The duration. `None` for a subscription, which the client may keep open.
     pub took: Option<Duration>,
 }
 
-/// Everything that is counted and measured.
+/// All metrics of the server.
 pub struct Metrics {
     registry: Registry,
     requests: Family<Labels<3>, Counter>,
@@ -101,7 +101,6 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// All at zero.
     pub fn new(db: &Db, limits: &Limits, credentials: &Credentials) -> Self {
         let mut metrics = Self {
             registry: Registry::with_prefix("fasttrack"),
@@ -121,42 +120,42 @@ impl Metrics {
             names: RwLock::default(),
         };
         let mut all = std::mem::take(&mut metrics.registry);
-        all.register("build", "What runs", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
-        all.register("http_requests", "Requests, by what they were answered", metrics.requests.clone());
+        all.register("build", "Build information", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
+        all.register("http_requests", "HTTP requests by response status", metrics.requests.clone());
         let name = "http_request_duration_seconds";
-        all.register(name, "Time until an answer begins", metrics.request_seconds.clone());
-        all.register("graphql_operations", "GraphQL operations that have ended", metrics.operations.clone());
+        all.register(name, "Time until the response begins", metrics.request_seconds.clone());
+        all.register("graphql_operations", "Completed GraphQL operations", metrics.operations.clone());
         let name = "graphql_operation_duration_seconds";
-        all.register(name, "Time to execute a query or a mutation", metrics.operation_seconds.clone());
-        all.register("graphql_refusals", "GraphQL requests that were not executed", metrics.refusals.clone());
-        all.register("sockets", "WebSockets and event streams that are open", metrics.sockets.clone());
-        all.register("socket_closes", "WebSockets that the server has closed", metrics.closes.clone());
-        all.register("subscriptions", "Subscriptions that are open", metrics.subscriptions.clone());
-        all.register("event_lag_seconds", "Time since the end of the event log was last read", metrics.lag.clone());
-        all.register("rate_limit_refusals", "Requests beyond a rate limit", limits.refused.clone());
-        let help = "Times that a limit was counted without the configured Redis";
+        all.register(name, "Execution time of queries and mutations", metrics.operation_seconds.clone());
+        all.register("graphql_refusals", "GraphQL requests rejected before execution", metrics.refusals.clone());
+        all.register("sockets", "Open WebSockets and event streams", metrics.sockets.clone());
+        all.register("socket_closes", "WebSockets closed by the server", metrics.closes.clone());
+        all.register("subscriptions", "Open subscriptions", metrics.subscriptions.clone());
+        all.register("event_lag_seconds", "Time since the end of the event log was last reached", metrics.lag.clone());
+        all.register("rate_limit_refusals", "Requests rejected by a rate limit", limits.refused.clone());
+        let help = "Requests counted locally because Redis was unavailable";
         all.register("rate_limit_fallbacks", help, limits.alone.clone());
-        let help = "Bytes that operations have decoded from rows";
+        let help = "Bytes decoded from database rows";
         all.register("decoded_bytes", help, limits.decoding.bytes.clone());
-        let help = "Bytes reserved for rows by operations that run";
+        let help = "Bytes reserved for rows by running operations";
         all.register("decoded_bytes_reserved", help, metrics.decoded.clone());
-        let help = "Operations beyond a limit of decoded bytes";
+        let help = "Operations rejected by a limit on decoded bytes";
         all.register("decoded_bytes_refusals", help, limits.decoding.refused.clone());
-        all.register("password_hashes", "Password hashes that run or wait", metrics.hashes.clone());
-        let help = "Password hashes that were not begun because too many waited";
+        all.register("password_hashes", "Running and waiting password hashes", metrics.hashes.clone());
+        let help = "Password hashes rejected because too many were waiting";
         all.register("password_hash_refusals", help, credentials.refused().clone());
         let name = "password_hash_duration_seconds";
-        all.register(name, "Time of a password hash, its wait included", credentials.hash_seconds().clone());
-        all.register("db_connections", "Database connections", metrics.connections.clone());
-        all.register("db_waiting", "Those who wait for a database connection", metrics.waiting.clone());
+        all.register(name, "Duration of a password hash, including its wait", credentials.hash_seconds().clone());
+        all.register("db_connections", "Database connections by state", metrics.connections.clone());
+        all.register("db_waiting", "Tasks waiting for a database connection", metrics.waiting.clone());
         let name = "db_wait_duration_seconds";
-        all.register(name, "Time until a database connection is free", db.waits().clone());
-        all.register("db_statements", "SQL statements", db.counted_statements().clone());
+        all.register(name, "Time until a database connection is acquired", db.waits().clone());
+        all.register("db_statements", "SQL statements executed", db.counted_statements().clone());
         metrics.registry = all;
         metrics
     }
 
-    /// A request was answered; `None` for a route that does not exist.
+    /// Records a response. `route` is `None` if no route matched.
     pub fn answered(&self, method: &Method, route: Option<&str>, status: StatusCode, took: Duration) {
         let method = match *method {
             Method::GET => "GET",
@@ -171,12 +170,12 @@ impl Metrics {
         self.requests.get_or_create(&[("method", method.into()), ("route", route), ("status", status)]).inc();
     }
 
-    /// A GraphQL request was not executed.
+    /// Records a GraphQL request that was not executed.
     pub fn refused(&self, code: Code) {
         self.refusals.get_or_create(&[("code", code.as_str().into())]).inc();
     }
 
-    /// An operation has ended.
+    /// Records a completed operation.
     pub fn executed(&self, executed: Executed<'_>) {
         let Executed { name, kind, failure, signed_in, took } = executed;
         let name = self.known(name, signed_in && failure.is_none());
@@ -189,7 +188,7 @@ impl Metrics {
         self.operations.get_or_create(&labels).inc();
     }
 
-    /// The name of an operation, if it is one of those that are told apart.
+    /// The label for an operation name.
     fn known(&self, name: Option<&str>, may_be_new: bool) -> Cow<'static, str> {
         let Some(name) = name else {
             return "unnamed".into();
@@ -205,7 +204,7 @@ impl Metrics {
         "other".into()
     }
 
-    /// A socket or a stream was opened.
+    /// Counts an open socket or event stream until the guard is dropped.
     pub fn socket(&self, transport: Transport) -> Open {
         let transport = match transport {
             Transport::WebSocket => "websocket",
@@ -214,18 +213,18 @@ impl Metrics {
         Open::new(self.sockets.get_or_create_owned(&[("transport", transport.into())]))
     }
 
-    /// The server has closed a socket with this code.
+    /// Records the close code of a socket that the server closes.
     pub fn closed(&self, code: u16) {
         self.closes.get_or_create(&[("code", code.to_string().into())]).inc();
     }
 
-    /// A subscription was begun.
+    /// Counts an open subscription until the guard is dropped.
     pub fn subscription(&self) -> Open {
         Open::new(self.subscriptions.clone())
     }
 }
 
-/// All of it as text, with what is looked up now.
+/// All metrics as text. Updates the gauges first.
 pub fn exposition(app: &App) -> String {
     let metrics = &app.metrics;
     let set = |gauge: &Gauge, value: usize| gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
@@ -243,7 +242,7 @@ pub fn exposition(app: &App) -> String {
     set(&metrics.decoded, app.limits.decoding.budget.used());
     metrics.lag.set(app.hub.lag().as_secs_f64());
     let mut out = String::new();
-    // Writing to a string does not fail.
+    // Writing to a string cannot fail.
     match text::encode(&mut out, &metrics.registry) {
         Ok(()) => out,
         Err(_) => String::new(),

@@ -1,20 +1,19 @@
-//! Who is at the other end, and ranges of network addresses, as settings name them.
+//! Clients, and ranges of network addresses as used in settings.
 
 use std::net::IpAddr;
 use std::str::FromStr;
 
 use axum::http::HeaderValue;
 
-/// Who makes a request.
+/// The client of a request.
 #[derive(Clone, Debug)]
 pub struct Client {
-    /// Its network address.
     pub address: IpAddr,
-    /// What program it is, as it says (`User-Agent`).
+    /// Its `User-Agent` header.
     pub program: Option<HeaderValue>,
 }
 
-/// A range of addresses in CIDR notation, such as `10.0.0.0/8`, or a single one.
+/// A range of addresses in CIDR notation, such as `10.0.0.0/8`, or a single address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Network {
     base: IpAddr,
@@ -22,7 +21,6 @@ pub struct Network {
 }
 
 impl Network {
-    /// Whether the address is in it.
     pub fn contains(&self, address: IpAddr) -> bool {
         let address = address.to_canonical();
         let masked = |value: u128, width: u8| {
@@ -38,7 +36,7 @@ impl Network {
     }
 }
 
-/// Whether these networks together have every address of IPv4, or every one of IPv6.
+/// Whether these networks together cover all of IPv4 or all of IPv6.
 pub fn have_everything(networks: &[Network]) -> bool {
     let of = |is_v4: bool, width: u8| {
         let same = networks.iter().filter(|network| network.base.is_ipv4() == is_v4);
@@ -53,8 +51,8 @@ pub fn have_everything(networks: &[Network]) -> bool {
     of(true, 32) || of(false, 128)
 }
 
-/// Whether ranges, given by their first address at the top of 128 bits and their prefix, cover the one that begins with
-/// `bits` bits of `base`.
+/// Whether the ranges cover the range that begins with the first `bits` bits of `base`. A range is
+/// its first address, left-aligned in 128 bits, and its prefix length.
 fn covers(ranges: &[(u128, u8)], base: u128, bits: u8, width: u8) -> bool {
     let begins_alike = |one: u128, other: u128, bits: u8| bits == 0 || (one ^ other) >> (128 - bits) == 0;
     if ranges.iter().any(|(first, prefix)| *prefix <= bits && begins_alike(*first, base, *prefix)) {

@@ -1,9 +1,9 @@
-//! The running server: its parts, and the order in which they end.
+//! The running server: its parts, and the order of shutdown.
 //!
-//! Whoever may still ask is told first and whoever answers goes last, so that nobody is left waiting: `/readyz` says no,
-//! connections are refused, sockets and streams are closed for their clients to come back elsewhere, requests in work are
-//! answered, writes that nobody waits for are finished, and only then the jobs end (the tail of the event log among
-//! them), the last spans are sent and the database is closed.
+//! Shutdown stops new work first and the services it depends on last: `/readyz` fails, new
+//! connections are refused, sockets and event streams close so that clients reconnect elsewhere,
+//! running requests complete, detached writes complete, then the jobs stop (the tail of the event
+//! log among them), the last spans are exported, and the database closes.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,33 +17,31 @@ use tokio_util::task::TaskTracker;
 use crate::error::Result;
 use crate::{App, graphql, http};
 
-/// How long requests in work, sockets and streams may take to end.
+/// Deadline for running requests, sockets and streams on shutdown.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Sockets are looked at after so many tasks. A task here is a whole request or update of SQLite, a tenth of a
-/// millisecond, where tokio counts on far shorter ones: after its 61, what had come would have waited for several. With 32
-/// clients that write, 32 others read a tenth to a quarter more by it, and of three times what can be served two fifths more
-/// is; readers alone and many subscribers cost the same.
+/// Poll I/O every 7 tasks (tokio's default is 61). A task here is a whole request or SQLite update,
+/// about 0.1 ms, so with the default a socket would wait for several of them.
 const LOOKS: u32 = 7;
 
-/// What a server runs on.
+/// Creates the tokio runtime.
 pub fn runtime() -> std::io::Result<Runtime> {
     Builder::new_multi_thread().enable_all().event_interval(LOOKS).build()
 }
 
-/// A server that runs.
+/// A running server.
 pub struct Server {
     app: Arc<App>,
-    /// Ends the doors.
+    /// Stops the public listener.
     closing: CancellationToken,
     doors: JoinHandle<()>,
-    /// Ends what works behind them.
+    /// Stops the jobs and the metrics listener.
     stop: CancellationToken,
     jobs: TaskTracker,
     metrics: Option<JoinHandle<()>>,
 }
 
 impl Server {
-    /// Starts to answer on the first listener, to tell metrics on the second, and whatever `jobs` starts beside that.
+    /// Starts serving the API on `listener` and metrics on `metrics`, and runs `jobs`.
     pub fn start(
         app: &Arc<App>,
         listener: TcpListener,
@@ -65,7 +63,7 @@ impl Server {
         Ok(Self { app: Arc::clone(app), closing, doors, metrics, stop, jobs })
     }
 
-    /// Ends everything, in order; whether all of it ended by itself.
+    /// Shuts down in order. Returns whether everything completed before the deadline.
     pub async fn end(self) -> bool {
         let Self { app, closing, mut doors, stop, jobs, metrics } = self;
         app.draining.cancel();
@@ -79,7 +77,7 @@ impl Server {
         });
         let ended = matches!(ended.await, Ok(Ok(())));
         if !ended {
-            tracing::warn!("what has not ended is cut off");
+            tracing::warn!("shutdown deadline exceeded, aborting open connections");
             doors.abort();
         }
         stop.cancel();

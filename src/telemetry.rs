@@ -1,9 +1,10 @@
-//! What whoever runs the server is told while it runs: its log, and traces. What is counted is in [`crate::metrics`].
+//! Logging and tracing. Metrics are in [`crate::metrics`].
 //!
-//! Traces are made by the API of OpenTelemetry itself, not drawn from the spans of the log: those have what a line
-//! needs, these what the semantic conventions ask for, a filter of the log takes no trace away, and without a collector
-//! nothing of it runs. Spans wait in a bounded queue for a thread that sends them in batches; when it is full, or the
-//! collector away, they are lost, and no request waits for it.
+//! Traces use the OpenTelemetry API directly instead of the spans of the log: log spans carry what
+//! a log line needs, while traces follow the semantic conventions, log filters must not drop
+//! traces, and nothing runs without a collector. Spans wait in a bounded queue for a thread that
+//! exports them in batches. When the queue is full or the collector is unavailable, spans are
+//! dropped; no request waits for them.
 
 use std::collections::HashMap;
 use std::error::Error as _;
@@ -39,24 +40,26 @@ use crate::config::{self, Config};
 use crate::error::{Code, Error, Result};
 use crate::id::Id;
 
-/// How long the collector may take to answer.
+/// Timeout of a request to the collector.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// How long the end of the server waits for the last spans to be sent.
+/// Time limit for exporting the last spans on shutdown.
 const LAST: Duration = Duration::from_secs(2);
-/// Bytes of a path, and of the name of an operation, that are told.
+/// Maximum length of a path or operation name in a span, in bytes.
 const TOLD: usize = 200;
-/// Bytes of the collector's answer that are read.
+/// Maximum size of a response of the collector, in bytes.
 const MAX_ANSWER: usize = 64 * 1024;
 
-/// What mail is logged under where no mail server is configured.
+/// Log target of mails if no mail server is configured.
 pub const UNSENT_MAIL: &str = "fasttrack::mail::unsent";
 
-/// Starts the log. It goes to standard error, so that standard output stays for answers.
+/// Starts logging to standard error. Standard output is left to the output of commands.
 pub fn log(config: &Config) {
-    // Such a mail has no other way to its reader, so no level hides it. The more specific directive wins.
+    // Without a mail server the log is the only way to read a mail, so no log level hides it. The
+    // more specific directive wins.
     let filter = EnvFilter::new(format!("{},{UNSENT_MAIL}=info", config.log_filter));
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    // A line that cannot be written, on a full disk for one, is lost; to complain of it would panic.
+    // A line that cannot be written, as on a full disk, is dropped: reporting the error would
+    // panic.
     let builder = builder.log_internal_errors(false);
     if config.log_json {
         builder.json().flatten_event(true).init();
@@ -65,7 +68,7 @@ pub fn log(config: &Config) {
     }
 }
 
-/// What makes and sends traces, if there is a collector.
+/// The trace exporter, if a collector is configured.
 pub struct Traces(Option<Running>);
 
 struct Running {
@@ -75,7 +78,7 @@ struct Running {
 }
 
 impl Traces {
-    /// Starts it, within the runtime on which the spans are then sent.
+    /// Starts the exporter. Must be called within the runtime that is to send the spans.
     pub fn open(config: Option<&config::Traces>) -> Result<Self> {
         let Some(config) = config else { return Ok(Self(None)) };
         let headers = config.headers.iter();
@@ -102,7 +105,7 @@ impl Traces {
         Ok(Self(Some(Running { provider, tracer, continues: TraceContextPropagator::new() })))
     }
 
-    /// The span of a request, in the trace that its `traceparent` names or in a new one.
+    /// Starts the span of a request, in the trace of its `traceparent` or in a new one.
     pub fn request(&self, request: &Request, route: Option<&str>) -> Option<Traced> {
         let running = self.0.as_ref()?;
         let headers = request.headers();
@@ -128,13 +131,14 @@ impl Traces {
         Some(Traced(parent.with_span(running.tracer.build_with_context(span, &parent))))
     }
 
-    /// The span of the execution of an operation, or of the opening of a subscription, within that of the request; on a
-    /// socket, which has none, by itself.
+    /// Starts the span of an operation or of opening a subscription: a child of the request span,
+    /// or a root span on a socket.
     pub fn operation(&self, kind: &'static str, name: Option<&str>) -> Option<Traced> {
         self.span(kind, Context::current, kind, name)
     }
 
-    /// The span of the answer to an event, which any number of subscriptions may be told: by itself.
+    /// Starts the span of the response to an event. It is a root span, because any number of
+    /// subscriptions may share the response.
     pub fn event(&self, kind: &'static str, name: Option<&str>) -> Option<Traced> {
         self.span("event", Context::new, kind, name)
     }
@@ -157,36 +161,35 @@ impl Traces {
         Some(Traced(parent.with_span(running.tracer.build_with_context(span, &parent))))
     }
 
-    /// Tells with the span of the request around which operation it asks for.
+    /// Adds the operation to the span of the current request.
     pub fn asks_for(&self, kind: &'static str, name: Option<&str>) {
         if self.0.is_some() {
             Context::map_current(|context| context.span().set_attributes(of_operation(kind, name)));
         }
     }
 
-    /// Sends what waits, and ends.
+    /// Exports the remaining spans and shuts down.
     pub async fn end(&self) {
         let Some(running) = &self.0 else { return };
         let provider = running.provider.clone();
-        // Waits for the thread that sends. What it could not send is in the log.
+        // Blocks on the export thread. Spans that could not be sent are reported in the log.
         drop(tokio::task::spawn_blocking(move || provider.shutdown_with_timeout(LAST)).await);
     }
 }
 
-/// A span that is open. It ends when this goes out of scope.
+/// An open span. It ends when this is dropped.
 pub struct Traced(Context);
 
 impl Traced {
-    /// The trace that it is in.
     pub fn trace_id(&self) -> String {
         self.0.span().span_context().trace_id().to_string()
     }
 
-    /// How the request was answered.
+    /// Records the response of a request.
     pub fn answered(&self, answer: &Answer, request_id: &str) {
         let (span, status) = (self.0.span(), answer.status());
         span.set_attribute(KeyValue::new("http.response.status_code", i64::from(status.as_u16())));
-        // The conventions have a list here.
+        // The semantic conventions define header values as lists.
         let id = Value::Array(Array::String(vec![StringValue::from(request_id.to_owned())]));
         span.set_attribute(KeyValue::new("http.response.header.x-request-id", id));
         if status.is_server_error() {
@@ -195,19 +198,19 @@ impl Traced {
         }
     }
 
-    /// How the operation has ended: with the code of its first error, if it has one.
+    /// Records the end of an operation, with the code of its first error if any.
     pub fn ended(&self, failure: Option<Code>) {
         let Some(code) = failure else { return };
         let span = self.0.span();
         span.set_attribute(KeyValue::new("error.type", code.as_str()));
-        // What the caller has done wrong is no error of the server.
+        // A client error is not an error of the server span.
         if StatusCode::from_u16(code.status()).is_ok_and(|status| status.is_server_error()) {
             span.set_status(Status::error(""));
         }
     }
 }
 
-/// Does something within a span, if there is one.
+/// Runs work within a span, if there is one.
 pub async fn within<T>(span: Option<&Traced>, work: impl Future<Output = T>) -> T {
     match span {
         Some(span) => Either::Left(work.with_context(span.0.clone())),
@@ -234,7 +237,8 @@ fn version(request: &Request) -> &'static str {
     }
 }
 
-/// Whether there is one `traceparent`, of the form that the W3C gives it. The library takes shorter numbers too.
+/// Whether there is exactly one `traceparent` header in W3C format. The library also accepts
+/// shorter numbers.
 fn is_traceparent(headers: &HeaderMap) -> bool {
     let mut values = headers.get_all("traceparent").iter();
     let (Some(value), None) = (values.next(), values.next()) else { return false };
@@ -243,13 +247,13 @@ fn is_traceparent(headers: &HeaderMap) -> bool {
     let hex = |part: &str, length: usize| {
         part.len() == length && part.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
     };
-    // Later versions may add to what version 00 has.
+    // Later versions may append fields to those of version 00.
     matches!(parts[..], [version, trace, parent, flags, ref more @ ..]
         if hex(version, 2) && hex(trace, 32) && hex(parent, 16) && hex(flags, 2) && (version != "00" || more.is_empty()))
 }
 
-/// Sends to the collector, on the server's runtime whatever thread asks for it. Says once that it is away, and once that
-/// it is back.
+/// HTTP client for the collector. Runs on the runtime of the server, whatever thread calls it. Logs
+/// once when the collector becomes unavailable, and once when it is available again.
 #[derive(Debug)]
 struct Collector {
     http: Http,
@@ -274,17 +278,17 @@ impl HttpClient for Collector {
             let sent = send(&http, request).await;
             let problem = match &sent {
                 Ok(answer) if answer.status().is_success() => None,
-                Ok(answer) => Some(format!("it answers {}", answer.status())),
+                Ok(answer) => Some(format!("it responded with {}", answer.status())),
                 Err(problem) => Some(problem.clone()),
             };
             match (problem, away.load(Ordering::Relaxed)) {
                 (Some(cause), false) => {
                     away.store(true, Ordering::Relaxed);
-                    tracing::warn!(cause, "the collector takes no traces: they are lost until it does");
+                    tracing::warn!(cause, "trace collector unavailable, dropping spans");
                 }
                 (None, true) => {
                     away.store(false, Ordering::Relaxed);
-                    tracing::info!("the collector takes traces again");
+                    tracing::info!("trace collector available again");
                 }
                 _ => {}
             }
@@ -313,10 +317,10 @@ async fn send(http: &Http, request: axum::http::Request<Bytes>) -> Result<Respon
         let body = Limited::new(body, MAX_ANSWER).collect().await.map_err(|error| error.to_string())?;
         Ok(Response::from_parts(parts, body.to_bytes()))
     };
-    tokio::time::timeout(PATIENCE, sent).await.unwrap_or_else(|_| Err("it does not answer".to_owned()))
+    tokio::time::timeout(PATIENCE, sent).await.unwrap_or_else(|_| Err("no response".to_owned()))
 }
 
-/// The client's errors have their reason in what they come from.
+/// Appends the source errors, because the error of the client itself does not state the reason.
 fn told(error: &hyper_util::client::legacy::Error) -> String {
     let mut words = error.to_string();
     let mut cause = error.source();
@@ -327,17 +331,17 @@ fn told(error: &hyper_util::client::legacy::Error) -> String {
     words
 }
 
-/// Whether the collector takes what it will be sent; why not, in words.
+/// Checks that the collector accepts traces. Returns the reason if it does not.
 pub async fn ask(config: &config::Traces) -> Result<(), String> {
     let mut request = axum::http::Request::post(&config.endpoint).header("content-type", "application/x-protobuf");
     for (name, value) in &config.headers {
         request = request.header(name, value);
     }
-    // No spans at all are no bytes at all.
+    // An export request without spans encodes to zero bytes.
     let request = request.body(Bytes::new()).map_err(|error| error.to_string())?;
-    let http = http(config).map_err(|_| "TLS cannot be set up".to_owned())?;
+    let http = http(config).map_err(|_| "TLS setup failed".to_owned())?;
     let answer = send(&http, request).await?;
-    if answer.status().is_success() { Ok(()) } else { Err(format!("it answers {}", answer.status())) }
+    if answer.status().is_success() { Ok(()) } else { Err(format!("it responded with {}", answer.status())) }
 }
 
 #[cfg(test)]
@@ -362,7 +366,7 @@ mod tests {
             headers.insert("traceparent", value.clone());
             assert_eq!(is_traceparent(&headers), good, "{value:?}");
             headers.append("traceparent", value);
-            assert!(!is_traceparent(&headers), "which of the two?");
+            assert!(!is_traceparent(&headers), "ambiguous");
         }
     }
 }

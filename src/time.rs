@@ -1,7 +1,7 @@
 //! Timestamps: UTC microseconds since 1970, and the clock.
 //!
-//! Both databases, tokens, cursors and the `DateTime` scalar carry exactly this value, so nothing is rounded in between.
-//! All code reads the time from a [`Clock`], which tests can set.
+//! Both databases, tokens, cursors and the `DateTime` scalar use this precision, so nothing is
+//! rounded. All code reads the time from a [`Clock`], which tests can set.
 
 use std::fmt;
 use std::sync::Arc;
@@ -12,7 +12,8 @@ use chrono::{DateTime, Datelike, Timelike, Utc};
 use diesel::deserialize::FromSqlRow;
 use diesel::expression::AsExpression;
 
-/// A wait in whole seconds, rounded up and at least one, so that a client that waits as long does not come too early.
+/// Rounds up to whole seconds, at least one, so that a client that waits this long is not too
+/// early.
 pub fn whole_seconds(wait: Duration) -> u64 {
     wait.as_secs().saturating_add(u64::from(wait.subsec_nanos() > 0)).max(1)
 }
@@ -25,7 +26,7 @@ pub struct Timestamp(i64);
 impl Timestamp {
     /// Later than any timestamp that a client can send. Missing due dates sort as this value.
     pub const MAX: Self = Self(i64::MAX);
-    /// The range of RFC 3339 (years 0000–9999). Input outside of it is rejected.
+    /// The range of RFC 3339 (years 0000–9999). Input outside it is rejected.
     const FIRST: i64 = -62_167_219_200_000_000;
     const LAST: i64 = 253_402_300_799_999_999;
 
@@ -34,7 +35,8 @@ impl Timestamp {
         Self(micros)
     }
 
-    /// From an untrusted number: `None` unless it is [`Timestamp::MAX`] or in the range of RFC 3339.
+    /// From an untrusted number: `None` unless it is [`Timestamp::MAX`] or in the range of RFC
+    /// 3339.
     pub fn from_untrusted_micros(micros: i64) -> Option<Self> {
         (micros == Self::MAX.0 || (Self::FIRST..=Self::LAST).contains(&micros)).then_some(Self(micros))
     }
@@ -56,7 +58,7 @@ impl Timestamp {
         (Self::FIRST..=Self::LAST).contains(&micros).then_some(Self(micros))
     }
 
-    /// Formats by RFC 3339 with microseconds. Values outside of its range are clamped.
+    /// Formats as RFC 3339 in UTC with microseconds. Values outside its range are clamped.
     pub fn text(self) -> [u8; 27] {
         let mut text = *b"0000-00-00T00:00:00.000000Z";
         let moment = DateTime::from_timestamp_micros(self.0.clamp(Self::FIRST, Self::LAST)).unwrap_or_default();
@@ -78,12 +80,10 @@ impl Timestamp {
         text
     }
 
-    /// Adds a duration.
     pub fn plus(self, span: Duration) -> Self {
         Self(self.0.saturating_add(i64::try_from(span.as_micros()).unwrap_or(i64::MAX)))
     }
 
-    /// Subtracts a duration.
     pub fn minus(self, span: Duration) -> Self {
         Self(self.0.saturating_sub(i64::try_from(span.as_micros()).unwrap_or(i64::MAX)))
     }
@@ -133,7 +133,6 @@ impl Clock {
         Self(Some(Arc::new(AtomicI64::new(start.0))))
     }
 
-    /// The current time.
     #[expect(clippy::disallowed_methods, reason = "the only place that reads the system clock")]
     pub fn now(&self) -> Timestamp {
         match &self.0 {

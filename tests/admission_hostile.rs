@@ -1,7 +1,7 @@
-//! Documents made to hurt, each answered quickly and on a small stack; and the largest documents
-//! that are honest, which must pass.
+//! Hostile documents: admission must answer each one quickly and on a small stack. The largest
+//! legitimate documents must still pass.
 //!
-//! `cargo test --release --test admission_hostile -- --nocapture` prints what each one takes.
+//! `cargo test --release --test admission_hostile -- --nocapture` prints the time of each.
 
 use std::time::Duration;
 
@@ -9,14 +9,14 @@ use fasttrack::admission::{Admitted, Limits, Refusal, admit, read};
 use fasttrack::error::Code;
 use serde_json::{Map, Value, json};
 
-/// What an answer may take of a processor. Unoptimised, the parser takes about ten times as long, up
-/// to 40 ms; as machines differ, more is allowed.
+/// CPU time allowed per document. The unoptimized parser is about ten times slower (up to 40 ms);
+/// the rest is headroom for slow machines.
 const PATIENCE: Duration = Duration::from_millis(if cfg!(debug_assertions) { 200 } else { 50 });
 
-/// Half of what a worker of the async runtime has.
+/// Half the stack of a worker thread of the async runtime.
 const STACK: usize = 1024 * 1024;
 
-/// What this thread has taken of a processor: other programs, which take turns with it, do not count.
+/// CPU time of this thread, so that other processes do not affect the measurement.
 #[cfg(unix)]
 fn spent() -> Duration {
     use rustix::time::{ClockId, clock_gettime};
@@ -28,8 +28,8 @@ fn spent() -> Duration {
     std::time::UNIX_EPOCH.elapsed().expect("a span")
 }
 
-/// Admits or refuses on a thread of its own, and measures it: the best of three runs, as other
-/// programs may be in its caches.
+/// Runs admission on a thread with a small stack and measures its CPU time: the best of three runs,
+/// because other processes may evict the caches.
 fn timed(title: &str, document: &str, variables: &Value) -> Result<Admitted, Refusal> {
     let Value::Object(variables) = variables else {
         panic!("variables are an object");
@@ -82,15 +82,15 @@ fn refused_with(title: &str, document: &str, variables: &Value, code: Code) {
     }
 }
 
-/// As many copies of `item` as fit into a document of 16 KiB and 2,000 tokens with the rest.
+/// Repeats `item` as often as 16 KiB and 2,000 tokens allow, with `before` and `after` around it.
 fn flood(before: &str, item: &str, after: &str, tokens_each: usize) -> String {
     let bytes = 16 * 1024 - before.len() - after.len();
     let copies = (bytes / item.len()).min(1_980_usize.checked_div(tokens_each).unwrap_or(bytes));
     format!("{before}{}{after}", item.repeat(copies))
 }
 
-/// The query with which clients read a schema: that of graphql-js, GraphiQL and code generators,
-/// with all of its options or with none.
+/// The introspection query as graphql-js, GraphiQL and code generators send it, with all options or
+/// none.
 fn introspection_query(options: bool) -> String {
     let option = |text: &'static str| if options { text } else { "" };
     let type_ref = (0..9).fold(String::new(), |inner, _| format!("ofType {{ name kind {inner} }}"));
@@ -194,7 +194,7 @@ fn nesting_to_the_limit_passes() {
     ] {
         timed("nested to the limit", &document, &json!({})).expect("admitted");
     }
-    // As wide as such documents can be.
+    // The widest documents at this depth.
     for document in [
         flood("{", &nested("a{", "a", "}", 31), "}", 93),
         flood("{", &format!("a(b:{})", nested("{a:", "1", "}", 30)), "}", 126),
@@ -308,8 +308,8 @@ fn numbers_and_strings_are_bounded() {
     refused("quotes", &"\"".repeat(16_384), large);
 }
 
-/// Where the parser could look for something again and again: it tries an alias before a name, an
-/// inline fragment before a spread, and skips white space before each attempt.
+/// Backtracking: the parser tries an alias before a name and an inline fragment before a spread,
+/// and skips whitespace before each attempt.
 #[test]
 fn the_parser_does_not_look_back_far() {
     let empty = json!({});

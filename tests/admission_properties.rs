@@ -1,5 +1,6 @@
-//! Random documents: nothing panics, and what is admitted is what a naive reading admits, which
-//! expands every fragment every time and multiplies from the top down.
+//! Property tests with random documents: admission never panics, and it agrees with a naive
+//! implementation that expands every fragment each time and multiplies list sizes from the top
+//! down.
 
 use async_graphql::{
     Name, Value as Literal,
@@ -17,13 +18,13 @@ use fasttrack::error::Code;
 use proptest::{prelude::*, sample::select};
 use serde_json::{Map, Value, json};
 
-/// A value with its variables replaced. The type of such values has no public name.
+/// Replaces the variables of a value. A macro, because the type of such values has no public name.
 macro_rules! constant {
     ($value:expr) => {
         $value.clone().into_const_with(|_| Ok::<_, std::convert::Infallible>(Literal::Null)).expect("infallible")
     };
 }
-/// Limits that documents of a few lines reach.
+/// Limits that a document of a few lines can reach.
 fn tight() -> Limits {
     Limits {
         nesting: 9,
@@ -45,7 +46,7 @@ fn tight() -> Limits {
     }
 }
 
-/// What expanding an operation or a fragment meets.
+/// Totals of expanding an operation or a fragment.
 #[derive(Debug, Default)]
 struct Naive {
     selections: u64,
@@ -58,20 +59,20 @@ struct Naive {
     introspection: bool,
     introspection_depth: u64,
     introspection_lists: u64,
-    /// A fragment spread itself, or the expansion was too large to finish.
+    /// A fragment spreads itself, directly or indirectly.
     cyclic: bool,
     endless: bool,
 }
 
-/// Where in the expansion a selection set is.
+/// Position of a selection set in the expansion.
 #[derive(Clone)]
 struct Place<'a> {
     level: u64,
     root: bool,
     depth: u64,
     times: u128,
-    /// Whether it is under `__schema` or `__type`, and then how deep under the innermost, and how
-    /// many lists under the outermost.
+    /// Under `__schema` or `__type`: the depth below the innermost and the number of lists below
+    /// the outermost.
     introspection: Option<(u64, u64)>,
     spread: Vec<&'a str>,
 }
@@ -216,8 +217,8 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// What is counted as written: the most brackets open at once, the arguments and directives of the
-/// fullest place, and all directives.
+/// Counted on the document as written, before expansion: deepest bracket nesting, most arguments
+/// and directives in one place, and directives in total.
 #[derive(Debug, Default)]
 struct Written {
     nesting: usize,
@@ -302,7 +303,7 @@ fn literal_nesting(literal: &Literal) -> usize {
     }
 }
 
-/// Reads a document and admits its operation.
+/// Parses a document and admits its operation.
 fn admit(
     source: &str,
     name: Option<&str>,
@@ -312,7 +313,7 @@ fn admit(
     admission::admit(&read(source, limits)?, name, variables, limits)
 }
 
-/// Compares [`admit`] with the naive reading.
+/// Compares [`admit`] with the naive implementation.
 fn check(
     source: &str,
     name: Option<&str>,
@@ -328,11 +329,11 @@ fn check(
             Some(refusal.code)
         }
     };
-    // Nothing to compare with: the parser must not see these, or could not read them.
+    // The parser must not run on these, or cannot read them.
     if matches!(code, Some(Code::DocumentTooLarge | Code::ParseFailed | Code::VariablesTooLarge)) {
         return Ok(());
     }
-    let document = parse_query(source).expect("parses, as it did before");
+    let document = parse_query(source).expect("a document that parses");
     let mut operations = document.operations.iter();
     let chosen = match name {
         None => operations.next().filter(|_| operations.next().is_none()),
@@ -418,7 +419,7 @@ enum Shape {
     Spread { fragment: usize, directive: &'static str },
 }
 
-/// Writes selections. Fragments up to `from` are not spread, unless cycles are wanted.
+/// Writes selections. Fragments up to `from` are spread only when cycles are wanted.
 fn write(set: &[Shape], from: usize, cycles: bool, text: &mut String) {
     text.push('{');
     for shape in set {
@@ -542,7 +543,7 @@ fn name() -> impl Strategy<Value = Option<&'static str>> {
     prop_oneof![2 => Just(None), 5 => Just(Some("Q0")), 1 => Just(Some("Q1"))]
 }
 
-/// Text of the pieces that a lexer could confuse.
+/// Concatenated fragments of text that could confuse a lexer.
 fn soup() -> impl Strategy<Value = String> {
     let pieces = vec![
         "{", "}", "[", "]", "(", ")", "\"", "\"\"\"", "\\\"", "\\", "#", "\n", "\r", "\u{feff}", "...", ".", "on", " ",
@@ -572,7 +573,7 @@ proptest! {
         check(&source, name, &variables, &tight())?;
     }
 
-    /// Takes a piece of a document out, and puts it in elsewhere a few times.
+    /// Cuts a piece out of a document and inserts it elsewhere, a few times.
     #[test]
     fn damaged_documents_are_answered(
         source in document(),
@@ -593,7 +594,8 @@ proptest! {
     }
 }
 
-/// The random documents are of every kind: an admission that refused everything would pass too.
+/// The generator covers every outcome: an admission that refused everything would pass the other
+/// properties too.
 #[test]
 fn the_random_documents_are_of_every_kind() {
     use proptest::{strategy::ValueTree, test_runner::TestRunner};

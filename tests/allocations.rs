@@ -1,6 +1,8 @@
-//! How many allocations a request makes, from its bytes to those of its answer: what it costs, held without timing
-//! anything. What SQLite does on threads of its own is not counted; PostgreSQL is left out, whose driver allocates by how
-//! its answers happen to arrive. And how much memory is taken by a request whose answer is too large to be sent.
+//! Guards the number of allocations per request, as a proxy for its cost that needs no timing, and
+//! the memory used by answers that exceed the size limit and by idle subscriptions.
+//!
+//! Allocations on SQLite's threads are not counted. PostgreSQL is not measured: its driver
+//! allocates differently depending on how responses arrive.
 
 mod requests;
 
@@ -9,7 +11,7 @@ use axum::body::Bytes;
 use requests::{Furnished, OPERATIONS};
 use serde_json::{Value, json};
 
-/// How many allocations each takes, give or take a tenth. Fewer is a reason to lower the number.
+/// Expected allocations per operation, ±10 %. Lower the number when an operation improves.
 const EXPECTED: [u64; OPERATIONS.len()] = [84, 107, 345, 1886, 267];
 
 #[test]
@@ -22,7 +24,7 @@ fn a_request_makes_as_many_allocations_as_it_did() {
             let request = furnished.request(query);
             measure(|| drop(furnished.send(request))).count_total
         });
-        // The first ones fill what is kept.
+        // The first runs fill caches.
         let least = counts.min().unwrap_or_default();
         println!("{title}: {least}");
         if least.abs_diff(expected) * 10 > expected {
@@ -32,26 +34,26 @@ fn a_request_makes_as_many_allocations_as_it_did() {
     assert!(wrong.is_empty(), "{wrong:?}");
 }
 
-/// Answers that would be many times as large as what they are made of.
+/// Operations whose answers would be many times larger than the data they are built from.
 const ENDLESS: [(&str, &str); 4] = [
     (
-        "labels by level",
+        "labels in batches",
         "query ($project: ID!) { project(id: $project) {
             labels { project { labels { project { labels { id name color } } } } }
         } }",
     ),
     (
-        "labels by the library",
+        "labels by async-graphql",
         "query ($project: ID!) { project(id: $project) {
             labels { project { labels { project { labels { id } labels { name } } } } }
         } }",
     ),
     (
-        "descriptions by level",
+        "descriptions in batches",
         "{ tasks(first: 100) { nodes { project { tasks(first: 90) { nodes { project { description } } } } } } }",
     ),
     (
-        "descriptions by the library",
+        "descriptions by async-graphql",
         "{ tasks(first: 100) { nodes { project { tasks(first: 90) { nodes { project { description stats { taskCount } } } } } } } }",
     ),
 ];
@@ -86,7 +88,7 @@ fn an_answer_that_is_too_large_is_not_made_first() {
     assert!(wrong.is_empty(), "{wrong:?}");
 }
 
-/// A document and its variables, another one for each number.
+/// Builds a distinct document and its variables for each number.
 type Variant<'a> = &'a dyn Fn(usize) -> (String, Value);
 
 #[test]
@@ -94,7 +96,7 @@ fn a_subscription_that_waits_takes_little_memory_whatever_its_document() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let mut furnished = Furnished::new(directory.path());
     let small = |number: usize| (format!("subscription S{number} {{ events {{ id }} }}"), json!({}));
-    // As much as a document may have of tokens, selections and bytes, and variables that nobody asks for.
+    // As many tokens, selections, bytes and undeclared variables as a document may have.
     let large = |number: usize| {
         let fields = "... on TaskCreatedEvent { task { id title description createdAt } } ".repeat(130);
         let document = format!("subscription S{number} {{ events {{ id {fields} }} }} #");
@@ -117,7 +119,7 @@ fn a_subscription_that_waits_takes_little_memory_whatever_its_document() {
                 open.push(furnished.open(&query, &variables));
             }
         };
-        // The first ones fill the caches.
+        // The first subscriptions fill caches.
         add(0..100);
         let each = measure(|| add(100..150)).bytes_current / 50;
         println!("{title}: {each}");

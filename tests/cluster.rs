@@ -1,8 +1,9 @@
-//! Three real processes on one PostgreSQL and one Redis, behind HAProxy, with five hundred subscribers: one process is
-//! killed while they listen and writers write, and so is Redis. Nobody misses an event, nobody gets one twice.
+//! End-to-end test of a cluster: three server processes behind HAProxy, sharing one PostgreSQL and
+//! one Redis, with 500 subscribers. One process and Redis are killed under load. Every subscriber
+//! receives every event exactly once.
 //!
-//! Needs `TEST_DATABASE_URL=postgres://…`, and `haproxy` and `redis-server` on the path; without them it says so, and with
-//! `CI` in the environment it fails.
+//! Needs `TEST_DATABASE_URL=postgres://…`, and `haproxy` and `redis-server` on the PATH. Skipped
+//! with a message if one is missing; with `CI` in the environment, a missing program is a failure.
 
 use std::collections::HashSet;
 use std::fmt::Write as _;
@@ -29,16 +30,16 @@ type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 const SUBSCRIBERS: usize = 500;
 const WRITERS: usize = 4;
-/// How many writes are acknowledged in the whole; what happens when so many are.
+/// Acknowledged writes in total, and the counts at which the faults are injected.
 const WRITES: usize = 120;
 const KILL_AN_INSTANCE: usize = 20;
 const KILL_REDIS: usize = 40;
 const START_REDIS: usize = 60;
 const START_THE_INSTANCE: usize = 80;
-/// Longer than anything takes that works.
+/// Upper bound for every wait; reached only when the test fails.
 const PATIENCE: Duration = Duration::from_secs(180);
 
-/// A process that does not outlive the test.
+/// A process that is killed when the test ends.
 struct Process(Child);
 
 impl Process {
@@ -48,7 +49,7 @@ impl Process {
 }
 
 impl Drop for Process {
-    /// As `kill -9`.
+    /// Sends SIGKILL.
     fn drop(&mut self) {
         self.0.kill().expect("a process that runs");
         self.0.wait().expect("its end");
@@ -110,7 +111,7 @@ impl Person {
             match answer.and_then(reqwest::Response::error_for_status) {
                 Ok(answer) => break answer.json::<Value>().await.expect("JSON"),
                 Err(error) if error.status().is_some_and(|status| status.is_client_error()) => panic!("{error}"),
-                // The balancer has not yet seen that an instance is up.
+                // HAProxy has not marked an instance as up yet.
                 Err(_) => sleep(Duration::from_millis(100)).await,
             }
         };
@@ -128,7 +129,7 @@ impl Person {
         if answer.get("errors").is_some() { Err(answer.to_string().into()) } else { Ok(answer["data"].clone()) }
     }
 
-    /// One connection's worth of events; says whether the last one has come.
+    /// Reads events on one connection; returns whether the last one has arrived.
     async fn listen(
         &self,
         project: &str,
@@ -167,7 +168,8 @@ impl Person {
     }
 }
 
-/// Every event of a project after a cursor, as the query tells it: its id, and its comment if it has one.
+/// Every event of a project after a cursor, as the `events` query returns it: its id, and the
+/// comment's id, if any.
 async fn log(person: &Person, project: &str, mut after: Value) -> Vec<(String, Option<String>)> {
     let document = "query ($id: ID!, $after: String) { events(first: 100, after: $after, filter: { projectId: $id }) {
         edges { cursor node { id ... on CommentAddedEvent { comment { id } } } } pageInfo { hasNextPage } } }";
@@ -185,7 +187,7 @@ async fn log(person: &Person, project: &str, mut after: Value) -> Vec<(String, O
     }
 }
 
-/// Waits until an instance has begun.
+/// Waits until an instance is ready.
 async fn ready(port: u16) {
     let url = format!("http://127.0.0.1:{port}/readyz");
     while !reqwest::get(&url).await.is_ok_and(|answer| answer.status().is_success()) {
@@ -194,7 +196,7 @@ async fn ready(port: u16) {
 }
 
 async fn reached(count: &mut watch::Receiver<usize>, number: usize) {
-    count.wait_for(|reached| *reached >= number).await.expect("somebody who counts");
+    count.wait_for(|reached| *reached >= number).await.expect("a sender");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -206,9 +208,9 @@ async fn nobody_misses_an_event_when_an_instance_and_redis_are_killed() {
     };
     let installed = |name: &&str| Command::new(name).arg("-v").stdout(Stdio::null()).status().is_ok();
     if let Some(missing) = ["haproxy", "redis-server"].into_iter().find(|name| !installed(name)) {
-        assert!(std::env::var("CI").is_err(), "needs {missing}");
-        // Past what is kept of a test that passes.
-        writeln!(std::io::stderr(), "THE TEST OF THREE PROCESSES IS NOT RUN: needs {missing}").expect("a line");
+        assert!(std::env::var("CI").is_err(), "{missing} not found");
+        // The test harness captures `eprintln!` of tests that pass, but not this.
+        writeln!(std::io::stderr(), "CLUSTER TEST SKIPPED: {missing} not found").expect("a line");
         return;
     }
     let (client, connection) = tokio_postgres::connect(&server, NoTls).await.expect("PostgreSQL");
@@ -226,10 +228,10 @@ async fn scenario(database: &Url) {
     let (redis_port, balancer_port) = (free_port(), free_port());
     let ports = [free_port(), free_port(), free_port()];
     let mut redis_process = Some(redis(redis_port));
-    // All three at once on an empty database: one of them migrates it.
+    // All three start at once on an empty database; one of them runs the migrations.
     let [first, second, third] = ports.map(|port| instance(port, database, redis_port));
     let (mut first, _others) = (Some(first), (second, third));
-    // Each gets a third of the connections, if the balancer finds all of them.
+    // Wait for all instances, so that the balancer gives each a third of the connections.
     for port in ports {
         ready(port).await;
     }
@@ -278,7 +280,8 @@ async fn scenario(database: &Url) {
                 let mut acknowledged = Vec::new();
                 for number in 0.. {
                     let body = format!("{writer}-{number}");
-                    // What was refused or broken off may have been written or not: either is right.
+                    // A refused or interrupted write may or may not have been committed; only
+                    // acknowledged writes count.
                     if let Ok(answer) = alice.ask(comment, json!({ "id": task, "body": body })).await {
                         let id = answer["addComment"]["comment"]["id"].as_str().expect("an id");
                         acknowledged.push(id.to_owned());
@@ -315,10 +318,10 @@ async fn scenario(database: &Url) {
     let log = log(&alice, &project, json!(start)).await;
     let ids: Vec<&String> = log.iter().map(|(id, _)| id).collect();
     for stream in &streams {
-        assert_eq!(stream.iter().collect::<Vec<_>>(), ids, "every event once, in the order of the log");
+        assert_eq!(stream.iter().collect::<Vec<_>>(), ids, "every event exactly once, in log order");
     }
     let written: HashSet<&String> = log.iter().filter_map(|(_, comment)| comment.as_ref()).collect();
-    assert!(acknowledged.iter().all(|id| written.contains(id)), "nothing that was acknowledged is lost");
+    assert!(acknowledged.iter().all(|id| written.contains(id)), "no acknowledged write is lost");
     let broken = broken.load(Ordering::Relaxed);
     assert!(broken >= SUBSCRIBERS / 6, "only {broken} connections broke");
     drop((first, redis_process));

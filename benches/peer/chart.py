@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Draws what the bench has measured: the processor that a request takes, as a multiple of the limit's.
+"""Draws the CPU time per request as a multiple of that of the minimum server.
 
     benches/peer/chart.py FIGURES.json > benches/peer/figures.svg          # what run.py wrote with --out
 """
@@ -9,7 +9,7 @@ import sys
 from html import escape
 
 WORKS = {"W1": "a task", "W2": "a page of 50", "W3": "nested, 10 × 10 × 5", "W4": "an update"}
-NAMES = {"limit": "the limit", "asyncgraphql": "bare async-graphql", "fasttrack": "fasttrack"}
+NAMES = {"limit": "minimum", "asyncgraphql": "bare async-graphql", "fasttrack": "fasttrack"}
 COLOURS = {"limit": "#8a8f98", "asyncgraphql": "#d08b3a", "fasttrack": "#2f7fd0"}
 WIDTH, LEFT, BAR, GAP, TOP = 720, 150, 15, 16, 34
 STYLE = ("text{font:12px sans-serif;fill:#57606a}.title{font-size:14px;font-weight:bold}"
@@ -41,4 +41,4 @@ for work, title in WORKS.items():
         y += BAR
     y += GAP
 print(f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {y}" role="img" '
-      f'aria-label="Processor for each request, server and PostgreSQL"><style>{STYLE}</style>\n' + "\n".join(parts) + "\n</svg>")
+      f'aria-label="CPU time per request, server and PostgreSQL"><style>{STYLE}</style>\n' + "\n".join(parts) + "\n</svg>")

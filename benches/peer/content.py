@@ -1,9 +1,9 @@
-"""The content of the bench, in fasttrack's tables: the same rows as the bench of peers makes, on PostgreSQL or SQLite.
+"""Loads the benchmark's data into fasttrack's tables on PostgreSQL or SQLite, with the same rows as for other servers.
 
-    python3 content.py sqlite:///tmp/bench.db 1M          # into a database that `fasttrack migrate` has made
+    python3 content.py sqlite:///tmp/bench.db 1M          # into a database created with `fasttrack migrate`
 
-Ids are made from the numbers that the bench counts by. Whoever asks in the bench (users 1 to 100) is an ADMIN, because the
-bench's other servers let everybody see everything.
+Ids are derived from the benchmark's row numbers. The users that send requests (1 to 100) have the
+role ADMIN, because on the other servers every user sees everything.
 """
 import base64
 import datetime
@@ -134,7 +134,7 @@ def into_sqlite(path, size):
     with sqlite3.connect(path, isolation_level=None) as db:
         db.execute("pragma synchronous = off")
         db.execute("pragma cache_size = -1000000")
-        # Made again at the end: built at once they are as dense as those of PostgreSQL.
+        # Recreated at the end: indexes built at once are as dense as PostgreSQL's.
         indexes = db.execute("select name, sql from sqlite_master where type = 'index' and sql is not null"
                              " and tbl_name in ('tasks', 'comments')").fetchall()
         db.execute("begin")
@@ -153,7 +153,7 @@ def into_sqlite(path, size):
 
 def into_postgres(url, size):
     psql = ["psql", "-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", url]
-    # Made again at the end, as the bench makes those of its own tables.
+    # Recreated at the end, as the benchmark does for its own tables.
     indexes = subprocess.run([*psql, "-c", "select indexname, indexdef from pg_indexes where tablename in ('tasks', 'comments')"
                               " and indexname not like '%pkey'"], check=True, capture_output=True, text=True).stdout
     indexes = [line.split("|") for line in indexes.splitlines()]

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Runs the bench of task servers with fasttrack as one more row.
+"""Runs the benchmark of task servers with fasttrack added.
 
-    BENCH=<directory of the bench> benches/peer/run.py target/release/fasttrack [--sqlite FILE] [the bench's own options]
+    BENCH=<directory of the benchmark> benches/peer/run.py target/release/fasttrack [--sqlite FILE] [benchmark options]
 
-The bench counts its rows; here its numbers become fasttrack's ids on the way in, and numbers again on the way out, so that
-answers can be compared. With --sqlite the database is that file, made and filled if it is not there, and fasttrack runs
-alone.
+The benchmark numbers its rows. Requests get fasttrack's ids instead, and responses are converted
+back to numbers so that they can be compared. With --sqlite only fasttrack runs, on that file, which
+is created and filled if missing.
 """
 import base64
 import hashlib
@@ -38,7 +38,7 @@ Peer = bench.Peer
 
 
 class Args(bench.Args):
-    """The arguments of a request, with ids in place of numbers where fasttrack is asked."""
+    """The arguments of a request, with ids instead of numbers for fasttrack."""
 
     def get(self, spec, peer):
         noun = spec[1:] if isinstance(spec, str) else ""
@@ -73,8 +73,8 @@ class Fasttrack(Peer):
         if work == "W4" and self.is_live:
             return super().request("change", arguments)
         if work == "W4" and not self.comparing:
-            # A task goes one step at a time, and one that is there already is not written: so each of some tasks is moved
-            # forth by one request and, when all were, back by another, however often they are repeated.
+            # A status changes one step at a time, and an update without a change writes nothing. So 200 tasks are moved
+            # forward, one per request, and then back.
             if self.back:
                 arguments.v["task"], arguments.v["status"] = self.back.pop(0), "todo"
             else:
@@ -85,7 +85,7 @@ class Fasttrack(Peer):
         return super().request(work, arguments)
 
     def compare(self, arguments):
-        """The answer to W4, with the task led to where one step is enough."""
+        """The response to W4, after moving the task to a status one step away from the wanted one."""
         steps, wanted = ["todo", "in_progress", "done"], arguments.v["status"]
         self.comparing = True
         for status in (*steps, *reversed(steps)):
@@ -148,7 +148,7 @@ def fill(peer):
 
 
 def numbered(value, key=""):
-    """Ids as the numbers that they were made from."""
+    """Replaces ids by the numbers from which they are derived."""
     if isinstance(value, list):
         return [numbered(item) for item in value]
     if isinstance(value, dict):
@@ -170,14 +170,14 @@ def answers_of(peer, work, arguments):
 
 
 def live(peer, *rest):
-    """W6, whose events are changes of a task's priority: the bench sets its status to what is not the next one, or to what it
-    is, of which nothing is told here."""
+    """W6 with changes of the priority. The benchmark changes the status, but not always by one step or to a new value,
+    for which fasttrack emits no event."""
     peer.is_live = True
     return ws_run(peer, *rest)
 
 
 def warmed(peer, requests, *rest):
-    """What goes before W6 sets other priorities than what is measured, so that each of those is a change."""
+    """Uses other priorities in the warm-up of W6 than in the measurement, so that each measured update is a change."""
     if getattr(peer, "is_live", False):
         file = pathlib.Path(requests)
         file.write_text(re.sub("LOW|MEDIUM|HIGH", "URGENT", file.read_text()))

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""The limit of SQLite: what an update of a task writes, in a loop without a server.
+"""The limit of SQLite: executes the writes of a task update in a loop without a server.
 
     benches/peer/sqlite.py FILE [--group 16] [--updates 20000]
 
-FILE is a database that `run.py --sqlite` has filled; tasks are changed in it. As in the server, a group of updates is one
-commit that waits for the disk, and the log is folded into the file beside it. What is left out is everything else: the
-task is not read for anybody, nothing is told, and no inbox is kept.
+FILE is a database filled by `run.py --sqlite`; its tasks are changed. As in the server, a group of updates shares one
+durable commit, and checkpoints run concurrently. Everything else is left out: reading the task, delivering events, and
+updating inboxes.
 """
 import argparse
 import random
@@ -72,7 +72,7 @@ def main():
     ended.set()
     due.release()
     folding.join()
-    print(f"{len(tasks) / took:,.0f} updates/s, {used / len(tasks) * 1e6:.0f} µs of processor each")
+    print(f"{len(tasks) / took:,.0f} updates/s, {used / len(tasks) * 1e6:.0f} µs of CPU each")
 
 
 main()

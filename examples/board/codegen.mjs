@@ -1,4 +1,4 @@
-// What the schema says of src/operations.graphql: types for TypeScript, and names for the cache.
+// Generates TypeScript types for src/operations.graphql, and the schema for the cache.
 import { readFileSync, writeFileSync } from 'node:fs';
 import { codegen } from '@graphql-codegen/core';
 import * as typedDocumentNode from '@graphql-codegen/typed-document-node';

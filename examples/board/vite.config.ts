@@ -1,7 +1,7 @@
 import react from '@vitejs/plugin-react';
 import { defineConfig } from 'vite';
 
-// The page and the server under one origin, as behind a reverse proxy.
+// Serves page and API from one origin, as a reverse proxy would.
 const server = process.env.FASTTRACK_URL ?? 'http://127.0.0.1:8000';
 const proxy = {
   '/auth': server,

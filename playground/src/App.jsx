@@ -13,7 +13,7 @@ const firstTab = [{ query: examples[0].query }];
 
 export function App() {
   const account = useSyncExternalStore(onAccountChange, getAccount);
-  // GraphiQL asks for the schema again when it is given another function.
+  // A new function makes GraphiQL fetch the schema again.
   const accountFetcher = useMemo(() => (...args) => fetcher(...args), [account]);
 
   return (
@@ -43,7 +43,7 @@ export function App() {
   );
 }
 
-// GraphiQL's editors look at the system's theme only once.
+// GraphiQL's editors read the system theme only once.
 function FollowSystemTheme() {
   const { setTheme } = useGraphiQLActions();
   const theme = useGraphiQL((state) => state.theme);

@@ -2,7 +2,7 @@ import { pick, useGraphiQL, useGraphiQLActions } from '@graphiql/react';
 
 const files = import.meta.glob('../examples/*', { query: '?raw', import: 'default', eager: true });
 
-/** Each document opens with a comment: its title in the first line, then what it shows. */
+/** Each document starts with a comment: the title in the first line, then a description. */
 export const examples = Object.keys(files)
   .filter((path) => path.endsWith('.graphql'))
   .map((path) => {

@@ -12,16 +12,16 @@ export function fetcher({ query, variables, operationName }, { headers } = {}) {
   };
   if (operation?.operation !== 'subscription') return execute(request, headers);
   if (getAccount()) return live(request);
-  return { errors: [{ message: 'Sign in first: a subscription belongs to a user.' }] };
+  return { errors: [{ message: 'Sign in to use subscriptions.' }] };
 }
 
-// Just after a change of tab GraphiQL still names the operation of the tab before.
+// Right after a tab switch GraphiQL still passes the operation name of the previous tab.
 function chosenOperation(query, name) {
   try {
     const document = parse(query);
     return getOperationAST(document, name) ?? getOperationAST(document);
   } catch {
-    // The server explains what is wrong with the document.
+    // The server reports what is wrong with the document.
     return undefined;
   }
 }
@@ -29,7 +29,7 @@ function chosenOperation(query, name) {
 async function execute(request, headers) {
   const token = await accessToken();
   const answer = await ask(request, token, headers);
-  // A refusal before GraphQL is reached is a problem document, not a response with errors.
+  // An error outside GraphQL is a problem document, not a response with errors.
   const refused = isUnauthenticated(answer.errors ?? [{ extensions: answer }]);
   if (!token || !refused) return answer;
   const next = await replace(token);
@@ -44,6 +44,6 @@ async function ask(request, token, headers) {
   try {
     return await response.json();
   } catch {
-    throw new Error(`The server answered ${response.status} without JSON.`);
+    throw new Error(`The server responded with status ${response.status} and no JSON.`);
   }
 }

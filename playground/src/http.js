@@ -1,6 +1,6 @@
 export class Problem extends Error {
   constructor(status, { code, detail, title } = {}) {
-    super(detail ?? title ?? `The server answered ${status}.`);
+    super(detail ?? title ?? `The server responded with status ${status}.`);
     this.status = status;
     this.code = code;
   }

@@ -10,13 +10,13 @@ let client;
 let sent;
 const streams = new Set();
 
-// A stream belongs to whoever opened it.
+// A stream belongs to the account that opened it.
 onAccountChange(() => {
   for (const end of streams) end();
   client = undefined;
 });
 
-/** One subscription as an observable: unlike an async iterator it can be left while it waits. */
+/** A subscription as an observable. Unlike an async iterator, it can be ended while it waits. */
 export const live = (request) => ({
   subscribe({ next, error, complete }) {
     let renewed = false;
@@ -55,7 +55,7 @@ const isRefusal = (reason) =>
 
 async function renew() {
   await replace(sent).catch(() => {});
-  // Another stream may hold the socket open that was greeted with the old token.
+  // Another stream may keep the socket open that was authenticated with the old token.
   client?.terminate();
 }
 
@@ -71,7 +71,7 @@ function connect() {
       new Promise((resolve) => {
         setTimeout(resolve, Math.min(1000 * 2 ** retries, MAX_WAIT) * (0.5 + Math.random() / 2));
       }),
-    // A server that restarts shows as a plain error event, which is not retried by default.
+    // A server restart appears as a plain error event, which is not retried by default.
     shouldRetry: () => true,
     on: {
       closed: ({ code }) => {

@@ -1,6 +1,6 @@
 import 'graphiql/setup-workers/vite';
 
-// Not `graphiql/style.css`: it carries 600 kB of fonts and a second copy of Monaco's styles.
+// Not `graphiql/style.css`, which contains 600 kB of fonts and a second copy of Monaco's styles.
 import '@graphiql/react/style.css';
 import '@graphiql/plugin-doc-explorer/style.css';
 import '@graphiql/plugin-history/style.css';

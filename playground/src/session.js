@@ -11,10 +11,10 @@ const listeners = new Set();
 
 schedule();
 
-/** Who is signed in; the same object until they sign out, however often the tokens change. */
+/** The signed-in account: the same object until sign-out, however often the tokens change. */
 export const getAccount = () => session?.account;
 
-/** Whether the last session was ended by the server and not by its user. */
+/** Whether the server ended the last session. */
 export const sessionEnded = () => ended;
 
 export function onAccountChange(listener) {
@@ -49,19 +49,19 @@ export async function signOut() {
   }
 }
 
-/** A token that has not expired, or undefined when nobody is signed in. */
+/** A valid access token, or undefined if no user is signed in. */
 export async function accessToken() {
   if (refreshing || (session && Date.now() >= session.expiresAt)) await refresh();
   return session?.accessToken;
 }
 
-/** The server refused this token: resolves to another one, or undefined when there is none to be had. */
+/** Replaces a rejected token. Resolves to a new one, or undefined if the session has ended. */
 export async function replace(token) {
   if (session && session.accessToken === token) await refresh();
   return session?.accessToken;
 }
 
-// A refresh token that is used twice looks stolen and ends the session, so all callers share one request.
+// Reusing a refresh token counts as theft and ends the session, so all callers share one request.
 function refresh() {
   refreshing ??= rotate(session).finally(() => {
     refreshing = undefined;
@@ -90,7 +90,7 @@ function keep(account, { access_token, refresh_token, expires_in }) {
     accessToken: access_token,
     refreshToken: refresh_token,
     refreshAt: now + expires_in * 750,
-    // A little early, so that no token expires on its way to the server.
+    // Slightly early, so that no token expires on its way to the server.
     expiresAt: now + expires_in * 950,
   });
 }

@@ -1,7 +1,7 @@
-// Drives the playground of a running server the way a newcomer would.
-//   FASTTRACK_URL  the server, http://127.0.0.1:8080 by default
-//   SCREENSHOTS    a folder for pictures in light and dark, none by default
-//   CHROMIUM       the browser, /usr/bin/chromium by default
+// End-to-end test of the playground of a running server, as a new user sees it.
+//   FASTTRACK_URL  the server (default http://127.0.0.1:8080)
+//   SCREENSHOTS    a folder for screenshots in light and dark mode (default none)
+//   CHROMIUM       the browser (default /usr/bin/chromium)
 import assert from 'node:assert/strict';
 import { mkdirSync } from 'node:fs';
 import { chromium } from 'playwright-core';
@@ -34,7 +34,7 @@ page.setDefaultTimeout(20_000);
 
 const faults = [];
 const refreshes = [];
-// The browser itself reports a refused request as an error; these two are refused on purpose.
+// The browser logs a rejected request as an error. Requests to these paths are rejected on purpose.
 const refusals = new Set();
 
 page.on('pageerror', (error) => faults.push(`uncaught: ${error.message}`));
@@ -103,7 +103,7 @@ try {
   await shows('.view-lines', 'query FirstSteps');
   await picture('sign-in');
 
-  step('a newcomer creates an account and is signed in');
+  step('creating an account signs the user in');
   await button('Create account').click();
   await page.getByLabel('E-mail').fill(email);
   await page.getByLabel('Username').fill(newcomer);
@@ -116,13 +116,13 @@ try {
   await run();
   await answers(`"username": "${newcomer}"`);
 
-  step('the editor checks against the schema');
+  step('the editor validates against the schema');
   await button('New tab').click();
   await page.locator('.graphiql-query-editor .view-lines').click();
   await page.keyboard.type('{ nothing');
   await page.locator('.graphiql-query-editor .squiggly-error').first().waitFor();
 
-  step('a refused token is replaced once, and the session outlives a reload');
+  step('a rejected token is replaced once, and the session survives a reload');
   await page.evaluate(() => {
     const session = JSON.parse(sessionStorage.getItem('fasttrack.session'));
     sessionStorage.setItem('fasttrack.session', JSON.stringify({ ...session, accessToken: 'x' }));
@@ -134,7 +134,7 @@ try {
   await run();
   await answers(`"username": "${newcomer}"`);
   refusals.delete('/graphql');
-  assert.equal(refreshes.length, 1, 'one refresh for all refused requests');
+  assert.equal(refreshes.length, 1, 'one refresh for all rejected requests');
 
   step('live events arrive');
   const { access_token: token } = await post('/auth/login', { email, password });
@@ -159,7 +159,7 @@ try {
   const arrival = answers('"body": "Nice work"').then(() => {
     arrived = true;
   });
-  // What happens before the server has taken the subscription is not part of the stream.
+  // The stream does not contain events from before the server accepted the subscription.
   while (!arrived) {
     await mutate(
       'mutation($input: AddCommentInput!) { addComment(input: $input) { userErrors { message } } }',
@@ -175,7 +175,7 @@ try {
   assert.equal(await page.evaluate(() => sessionStorage.length), 0);
   await page.locator('.graphiql-execute-button[aria-label^="Execute"]').waitFor();
 
-  step('signing in by username works too');
+  step('signing in by username works');
   await page.getByLabel('E-mail or username').fill(newcomer);
   await page.getByLabel('Password').fill(password);
   await page.keyboard.press('Enter');
@@ -186,7 +186,7 @@ try {
   await answers('"name": "Website relaunch"');
   await picture('query');
 
-  assert.equal(faults.length, 0, 'no errors and no foreign requests');
+  assert.equal(faults.length, 0, 'no errors and no requests to other hosts');
   console.log('The playground works.');
 } finally {
   for (const fault of faults) console.error(fault);

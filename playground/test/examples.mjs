@@ -1,4 +1,4 @@
-// Every example must be valid against the schema, and its variables must fit.
+// Every example and its variables must be valid against the schema.
 import { existsSync, readdirSync, readFileSync } from 'node:fs';
 import { buildSchema, getVariableValues, parse, validate } from 'graphql';
 

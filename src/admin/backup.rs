@@ -1,8 +1,8 @@
-//! `fasttrack backup`: a copy of the SQLite file as it is at one moment, also while a server writes to it.
+//! `fasttrack backup`: a consistent copy of the SQLite database, also while a server writes to it.
 //!
-//! The copy takes its name only when it is whole, checked and on the disk; until then, and if anything fails, there is no
-//! such file. It is one file without a log beside it: to restore it, put it in the place of the database while no server
-//! runs, and remove what is left of the old one, `…-wal` and `…-shm`.
+//! The copy gets its final name only after it is complete, checked and synced to disk. If anything
+//! fails, no file is left. The copy is a single file without a write-ahead log. To restore it,
+//! replace the database file while no server runs, and delete the old `…-wal` and `…-shm` files.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -15,11 +15,11 @@ use tempfile::NamedTempFile;
 use crate::db::Location;
 use crate::error::{Error, Result};
 
-/// Copies the database into a new file and says how many bytes that are.
+/// Copies the database into a new file and returns its size in bytes.
 pub async fn run(database: &Location, to: PathBuf) -> Result<u64> {
     let Location::Sqlite(from) = database else {
         return Err(Error::internal(
-            "this is for SQLite. Of PostgreSQL make backups by its own tools, such as `pg_dump --format=custom`",
+            "this command is for SQLite only. Back up PostgreSQL with its own tools, such as `pg_dump --format=custom`",
         ));
     };
     let from = from.clone();
@@ -29,16 +29,16 @@ pub async fn run(database: &Location, to: PathBuf) -> Result<u64> {
 fn copy(from: &Path, to: &Path) -> Result<u64> {
     let at = |path: &Path, why: &dyn std::fmt::Display| Error::internal(format!("{}: {why}", path.display()));
     if !from.is_file() {
-        return Err(at(from, &"there is no such file"));
+        return Err(at(from, &"no such file"));
     }
     if to.exists() {
-        return Err(at(to, &"exists already, and is left as it is"));
+        return Err(at(to, &"the file already exists"));
     }
     let directory = match to.parent() {
         Some(directory) if !directory.as_os_str().is_empty() => directory,
         _ => Path::new("."),
     };
-    // Readable by its owner alone.
+    // Created with mode 0600.
     let draft = NamedTempFile::new_in(directory).map_err(|error| at(directory, &error))?;
     let mut source = SqliteConnection::establish(&from.to_string_lossy()).map_err(Error::internal)?;
     source.batch_execute("PRAGMA busy_timeout = 10000")?;
@@ -46,7 +46,7 @@ fn copy(from: &Path, to: &Path) -> Result<u64> {
     sql_query("VACUUM INTO ?").bind::<Text, _>(&*name).execute(&mut source)?;
     let found = problems(&mut SqliteConnection::establish(&name).map_err(Error::internal)?)?;
     if !found.is_empty() {
-        return Err(at(from, &format!("is damaged, no copy was kept: {}", found.join("; "))));
+        return Err(at(from, &format!("the database is damaged, no copy was made: {}", found.join("; "))));
     }
     draft.as_file().sync_all().map_err(|error| at(to, &error))?;
     let file = draft.persist_noclobber(to).map_err(|error| at(to, &error))?;
@@ -54,7 +54,7 @@ fn copy(from: &Path, to: &Path) -> Result<u64> {
     Ok(file.metadata().map_err(|error| at(to, &error))?.len())
 }
 
-/// A name is on the disk when its directory is.
+/// Syncs the directory, which makes the new name durable.
 fn sync(directory: &Path) -> io::Result<()> {
     if cfg!(unix) { std::fs::File::open(directory)?.sync_all() } else { Ok(()) }
 }
@@ -65,11 +65,11 @@ struct Finding {
     finding: String,
 }
 
-/// What SQLite finds wrong with a file: broken pages, and rows that refer to nothing.
+/// Problems that SQLite finds in a file: damaged pages and violated foreign keys (at most 10).
 pub fn problems(conn: &mut SqliteConnection) -> Result<Vec<String>> {
     let check = sql_query("SELECT quick_check AS finding FROM pragma_quick_check WHERE quick_check <> 'ok'");
     let mut found: Vec<Finding> = check.load(conn)?;
-    let orphans = "SELECT 'a row of ' || \"table\" || ' refers to nothing in ' || parent AS finding \
+    let orphans = "SELECT 'a row of ' || \"table\" || ' refers to a missing row of ' || parent AS finding \
                    FROM pragma_foreign_key_check LIMIT 10";
     found.extend(sql_query(orphans).load::<Finding>(conn)?);
     Ok(found.into_iter().map(|row| row.finding).collect())

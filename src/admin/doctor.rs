@@ -1,5 +1,7 @@
-//! `fasttrack doctor`: the settings, and everything that they lead to. Each question is asked as the server would ask it,
-//! answered in one line, and changes nothing; what hangs is given up after a few seconds.
+//! `fasttrack doctor`: checks the settings and every service they refer to.
+//!
+//! Each check connects as the server would, reports one line, changes nothing, and times out after
+//! a few seconds.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
@@ -24,16 +26,16 @@ use crate::store::{mail, user};
 use crate::telemetry;
 use crate::time::Clock;
 
-/// How long an answer is waited for.
+/// Timeout of a check.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// On a disk with less the next write may fail.
+/// Minimum free disk space in bytes.
 const LITTLE_SPACE: u64 = 1 << 30;
-/// A write-ahead log grows so far only if something keeps it from being folded into the file.
+/// A larger write-ahead log, in bytes, indicates that something blocks checkpoints.
 const LARGE_LOG: u64 = 256 << 20;
-/// Tokens and lockouts of instances whose clocks differ by more disagree.
+/// Maximum clock skew in seconds. Beyond it, instances disagree about tokens and lockouts.
 const CLOCK_DIFFERENCE: f64 = 2.0;
 
-/// Asks all questions.
+/// Runs all checks.
 pub async fn run(config: &Config, lookup: Lookup<'_>, clock: &Clock, report: &mut Report) {
     if let Some(path) = kept_in(lookup, &config.database) {
         private(&path, "the keys", report);
@@ -64,8 +66,8 @@ fn words(error: Error) -> String {
     }
 }
 
-/// What others can read is no secret.
-#[cfg_attr(not(unix), expect(unused_variables, reason = "permissions are Unix's"))]
+/// Checks that only the owner can read a file.
+#[cfg_attr(not(unix), expect(unused_variables, reason = "file modes exist on Unix only"))]
 fn private(path: &Path, content: &str, report: &mut Report) {
     #[cfg(unix)]
     if let Ok(metadata) = path.metadata() {
@@ -74,8 +76,8 @@ fn private(path: &Path, content: &str, report: &mut Report) {
         let path = path.display();
         report.expect(
             mode & 0o077 == 0,
-            format!("{path} is readable by its owner alone"),
-            format!("{path} has the mode {mode:o}: others can read {content}. Run `chmod 600 {path}`"),
+            format!("only the owner can read {path}"),
+            format!("{path} has mode {mode:o}: other users can read {content}. Run `chmod 600 {path}`"),
         );
     }
 }
@@ -86,21 +88,21 @@ struct Told {
     told: String,
 }
 
-/// What is to be asked of SQLite alone. Whether there is a database.
+/// Checks specific to SQLite. Returns whether the database has tables.
 async fn sqlite(path: &Path, report: &mut Report) -> Result<bool> {
     let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let bytes = |path: &Path| path.metadata().map_or(0, |metadata| metadata.len());
     let needed = LITTLE_SPACE.max(2 * bytes(path));
     space(directory, needed, report);
     if !path.exists() {
-        report.ok(format!("{} is not there yet: the first start makes it", path.display()));
+        report.ok(format!("{} does not exist yet: the first start creates it", path.display()));
         return Ok(false);
     }
     private(path, "the database", report);
     let log = bytes(Path::new(&format!("{}-wal", path.display())));
     if log > LARGE_LOG {
         report.warn(format!(
-            "the write-ahead log has {} MiB: something reads without an end. Restart the server",
+            "the write-ahead log has {} MiB: a long-running read blocks checkpoints. Restart the server",
             log >> 20
         ));
     }
@@ -110,22 +112,22 @@ async fn sqlite(path: &Path, report: &mut Report) -> Result<bool> {
     report.ok(format!("SQLite {version}, {}, {} KiB", path.display(), bytes(path) >> 10));
     report.expect(
         mode == "wal",
-        "journal_mode is WAL, and the server writes with synchronous = FULL: what is acknowledged survives a power cut",
+        "journal_mode is WAL and the server uses synchronous = FULL: an acknowledged write survives a power cut",
         format!("journal_mode is {mode}: the next start of the server sets WAL"),
     );
     if found.is_empty() {
         report.ok("quick_check and foreign_key_check find nothing");
     }
     for problem in found {
-        report.fail(format!("{problem}. Restore a backup, or save what `sqlite3 … .recover` finds"));
+        report.fail(format!("{problem}. Restore a backup, or recover data with `sqlite3 … .recover`"));
     }
     if !tables {
-        report.ok("the file is empty: the first start makes the tables");
+        report.ok("the file is empty: the first start creates the tables");
     }
     Ok(tables)
 }
 
-/// The version of SQLite, the file's journal mode, what is wrong with it, and whether it has tables.
+/// SQLite's version, the journal mode, the problems found, and whether the file has tables.
 fn look(file: &str) -> Result<(String, String, Vec<String>, bool)> {
     let mut conn = SqliteConnection::establish(file).map_err(Error::internal)?;
     conn.batch_execute("PRAGMA busy_timeout = 5000; PRAGMA query_only = ON")?;
@@ -144,18 +146,18 @@ fn space(directory: &Path, needed: u64, report: &mut Report) {
     report.expect(
         free >= needed,
         format!("{free} MiB are free in {directory}"),
-        format!("only {free} MiB are free in {directory}: have {needed}, for the file, its log and a copy"),
+        format!("only {free} MiB are free in {directory}: {needed} MiB are needed for the file, its log and a copy"),
     );
 }
 
 #[cfg(not(unix))]
 fn space(_: &Path, _: u64, _: &mut Report) {}
 
-/// What is to be asked of PostgreSQL alone. Whether there is a database.
+/// Checks specific to PostgreSQL. Returns whether the database has tables.
 async fn postgres(url: &str, config: &Config, clock: &Clock, report: &mut Report) -> Result<bool> {
     let server = Server::parse(url).map_err(Error::Internal)?;
     let client = timeout(PATIENCE, server.client()).await;
-    let client = client.map_err(|_| Error::internal("PostgreSQL does not answer"))?.map_err(Error::Internal)?;
+    let client = client.map_err(|_| Error::internal("PostgreSQL does not respond"))?.map_err(Error::Internal)?;
     client.batch_execute("SET default_transaction_read_only = on; SET statement_timeout = '5s'").await?;
     let setting = async |name: &str| -> Result<String> {
         Ok(client.query_one("SELECT coalesce(current_setting($1, true), '')", &[&name]).await?.get(0))
@@ -165,12 +167,12 @@ async fn postgres(url: &str, config: &Config, clock: &Clock, report: &mut Report
     if number >= 130_000 {
         report.ok(format!("PostgreSQL {version}"));
     } else {
-        report.fail(format!("PostgreSQL {version} is too old: 13 or newer is needed"));
+        report.fail(format!("PostgreSQL {version} is too old: version 13 or newer is required"));
     }
     for (name, loses) in [
         ("fsync", "a power cut can destroy the database"),
-        ("full_page_writes", "a power cut can tear pages apart"),
-        ("synchronous_commit", "a power cut takes the last acknowledged writes with it"),
+        ("full_page_writes", "a power cut can leave torn pages"),
+        ("synchronous_commit", "a power cut can lose the last acknowledged writes"),
     ] {
         let value = setting(name).await?;
         report.expect(value != "off", format!("{name} is {value}"), format!("{name} is off: {loses}"));
@@ -193,48 +195,48 @@ async fn postgres(url: &str, config: &Config, clock: &Clock, report: &mut Report
     report.expect(
         most >= needed,
         format!("{used} of {most} connections are in use"),
-        format!("there are {most} connections, fewer than one node needs ({needed})"),
+        format!("the server allows {most} connections, fewer than one node needs ({needed})"),
     );
     let there = "SELECT extract(epoch FROM clock_timestamp())::float8";
     let (there, here): (f64, f64) = (client.query_one(there, &[]).await?.get(0), clock.now().micros() as f64 / 1e6);
     report.expect(
         (there - here).abs() <= CLOCK_DIFFERENCE,
-        "the clocks here and there agree",
-        format!("the clock of PostgreSQL is {:.1} seconds away from the one here: have both follow NTP", there - here),
+        "the clocks of this machine and of PostgreSQL agree",
+        format!("the clock of PostgreSQL differs by {:.1} seconds: synchronize both machines with NTP", there - here),
     );
     waiting(&client, report).await?;
     let tables: bool = client.query_one("SELECT to_regclass('events') IS NOT NULL", &[]).await?.get(0);
     if !tables {
-        report.ok("the database is empty: the first start makes the tables");
+        report.ok("the database is empty: the first start creates the tables");
     }
     Ok(tables)
 }
 
-/// Transactions that everybody waits for: no event is told that is newer than the oldest of them.
+/// Long transactions: no event newer than the oldest open one is delivered.
 async fn waiting(client: &Client, report: &mut Report) -> Result<()> {
-    let open = "SELECT format('the session %s (%s) has', pid, coalesce(application_name, '')), \
+    let open = "SELECT format('session %s (%s)', pid, coalesce(application_name, '')), \
                 extract(epoch FROM now() - xact_start)::bigint FROM pg_stat_activity \
                 WHERE backend_xid IS NOT NULL AND xact_start < now() - interval '10 seconds' \
-                UNION ALL SELECT format('somebody has prepared (%s)', gid), \
+                UNION ALL SELECT format('prepared transaction %s', gid), \
                 extract(epoch FROM now() - prepared)::bigint FROM pg_prepared_xacts \
                 WHERE prepared < now() - interval '10 seconds'";
     let rows = client.query(open, &[]).await?;
     for row in &rows {
         let (who, seconds): (String, i64) = (row.get(0), row.get(1));
-        report.warn(format!("{who} a transaction open for {seconds} seconds: no newer event is told until it ends"));
+        report.warn(format!("{who} has been open for {seconds} seconds: no newer event is delivered until it ends"));
     }
     if rows.is_empty() {
-        report.ok("no transaction is open for long");
+        report.ok("no long-running transactions");
     }
     let broken = "SELECT count(*) FROM pg_index WHERE NOT indisvalid";
     let broken: i64 = client.query_one(broken, &[]).await?.get(0);
     if broken > 0 {
-        report.warn(format!("{broken} indexes are not valid: REINDEX them"));
+        report.warn(format!("{broken} indexes are invalid: run REINDEX"));
     }
     Ok(())
 }
 
-/// The event log on PostgreSQL: whether it is settled, and of this server.
+/// Checks that the event log on PostgreSQL is settled and belongs to this server.
 async fn log(url: &str, report: &mut Report) -> Result<()> {
     let client = Server::parse(url).map_err(Error::Internal)?.client().await.map_err(Error::Internal)?;
     let state = "WITH now AS (SELECT events_epoch() + pg_snapshot_xmin(s)::text::bigint AS horizon, \
@@ -247,29 +249,29 @@ async fn log(url: &str, report: &mut Report) -> Result<()> {
     let row = client.query_one(state, &[]).await?;
     let (unsettled, seconds, ahead): (i64, i64, bool) = (row.get(0), row.get(1), row.get(2));
     if ahead {
-        report.warn("the event log was restored from another server, and nothing new is told: restart this one");
+        report.warn("the event log was restored from another server, so no new event is delivered: restart fasttrack");
     } else {
         report.expect(
             seconds < 5,
-            format!("the event log is settled, but for {unsettled}"),
+            format!("the event log is settled, {unsettled} events pending"),
             format!("{unsettled} events wait for an open transaction, the oldest for {seconds} seconds"),
         );
     }
     Ok(())
 }
 
-/// What is to be asked of either database: the schema, and what people find in it.
+/// Checks of the content on either database: migrations, an admin, pending mail.
 async fn contents(config: &Config, report: &mut Report) -> Result<()> {
     let db = Db::open(&config.database, 1)?;
     let (applied, known) = (migrate::applied(&mut db.conn().await?).await?, migrate::known()?);
     let pending = known.iter().filter(|version| !applied.contains(version)).count();
     if applied.iter().any(|version| !known.contains(version)) {
-        report.fail("the database is of a newer version of this program: run that one");
+        report.fail("the database belongs to a newer version of fasttrack: use that version");
     } else {
         report.expect(
             pending == 0,
             format!("all {} migrations are applied", known.len()),
-            format!("{pending} migrations are to be applied: the next start does it, or `fasttrack migrate`"),
+            format!("{pending} migrations are pending: start the server or run `fasttrack migrate`"),
         );
     }
     if pending > 0 {
@@ -279,11 +281,11 @@ async fn contents(config: &Config, report: &mut Report) -> Result<()> {
         log(url, report).await?;
     }
     let mut conn = db.conn().await?;
-    let admin = "there is no admin: `fasttrack user create --email … --username … --admin` makes one";
+    let admin = "there is no admin: create one with `fasttrack user create --email … --username … --admin`";
     report.expect(user::has_admin(&mut conn).await?, "there is an admin", admin);
     match mail::failing(&mut conn).await? {
-        (0, _) => report.ok("mail does not pile up"),
-        (count, why) => report.warn(format!("{count} mails were tried three times or more in vain: {why}")),
+        (0, _) => report.ok("no mail keeps failing"),
+        (count, why) => report.warn(format!("{count} mails have failed three times or more: {why}")),
     }
     Ok(())
 }
@@ -297,9 +299,9 @@ async fn redis(config: &Config, report: &mut Report) {
     };
     match timeout(PATIENCE, ask).await {
         Ok(Ok(false)) => {}
-        Ok(Ok(true)) => report.ok("Redis answers"),
+        Ok(Ok(true)) => report.ok("Redis responds"),
         Ok(Err(error)) => report.fail(format!("Redis: {}", words(error))),
-        Err(_) => report.fail("Redis does not answer"),
+        Err(_) => report.fail("Redis does not respond"),
     }
 }
 
@@ -312,8 +314,8 @@ async fn smtp(url: Option<&Secret>, report: &mut Report) {
         transport.test_connection().await.map_err(Error::internal)
     };
     match timeout(PATIENCE, ask).await {
-        Ok(Ok(true)) => report.ok("the SMTP server takes our mail"),
-        Ok(Ok(false)) | Err(_) => report.fail("the SMTP server does not answer"),
+        Ok(Ok(true)) => report.ok("the SMTP server accepts the connection"),
+        Ok(Ok(false)) | Err(_) => report.fail("the SMTP server does not respond"),
         Ok(Err(error)) => report.fail(format!("SMTP: {}", words(error))),
     }
 }
@@ -321,23 +323,21 @@ async fn smtp(url: Option<&Secret>, report: &mut Report) {
 async fn collector(config: &Config, report: &mut Report) {
     let Some(traces) = &config.traces else { return };
     match telemetry::ask(traces).await {
-        Ok(()) => report.ok("the collector takes traces"),
-        // The server works without it.
-        Err(problem) => report.warn(format!("the collector of traces: {problem}")),
+        Ok(()) => report.ok("the trace collector accepts traces"),
+        // Only a warning: the server works without traces.
+        Err(problem) => report.warn(format!("the trace collector: {problem}")),
     }
 }
 
 async fn port(address: SocketAddr, report: &mut Report) {
     match TcpListener::bind(address).await {
-        Ok(_) => report.ok(format!("{address} is free: no server runs here")),
-        Err(_) if is_ready(address).await.is_ok() => report.ok(format!("a server runs on {address}, and is ready")),
-        Err(error) => {
-            report.fail(format!("{address} cannot be listened on, and no server that is ready has it: {error}"))
-        }
+        Ok(_) => report.ok(format!("{address} is free: no server is running")),
+        Err(_) if is_ready(address).await.is_ok() => report.ok(format!("a server listens on {address} and is ready")),
+        Err(error) => report.fail(format!("cannot listen on {address}, and no server is ready there: {error}")),
     }
 }
 
-/// Asks `/readyz` of the server that listens on this address.
+/// Requests `/readyz` from the server on this address.
 pub async fn is_ready(mut address: SocketAddr) -> Result<()> {
     if address.ip().is_unspecified() {
         let loopback =
@@ -353,6 +353,7 @@ pub async fn is_ready(mut address: SocketAddr) -> Result<()> {
         std::io::Result::Ok(answer)
     };
     let answer = timeout(Duration::from_secs(3), ask).await;
-    let answer = answer.map_err(|_| Error::internal(format!("{address} does not answer")))?.map_err(Error::internal)?;
+    let answer =
+        answer.map_err(|_| Error::internal(format!("{address} does not respond")))?.map_err(Error::internal)?;
     if answer.starts_with(b"HTTP/1.1 200 ") { Ok(()) } else { Err(Error::internal(format!("{address} is not ready"))) }
 }

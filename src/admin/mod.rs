@@ -1,5 +1,7 @@
-//! What an operator does beside the running server: copies, moves and questions. Errors here are for whoever sits at the
-//! shell, and are [`Error::Internal`](crate::error::Error::Internal) with their text.
+//! Operator commands: backup, move to PostgreSQL, and checks of settings and environment.
+//!
+//! Errors are shown to the operator in full, so they are
+//! [`Error::Internal`](crate::error::Error::Internal) with their text.
 
 pub mod backup;
 pub mod doctor;

@@ -1,17 +1,18 @@
-//! `fasttrack move`: everything in a SQLite file, carried over to an empty PostgreSQL database. Rows arrive as they are,
-//! with their ids and keys, so that sessions, links and cursors go on to work there.
+//! `fasttrack move`: copies a SQLite database to an empty PostgreSQL database. Rows are copied
+//! unchanged, with their ids, so sessions, links and cursors remain valid.
 //!
-//! **Nothing acknowledged is lost**: the file is locked for this process alone, so a server that still has it open stops
-//! the move before it begins, and none can open it until the end. **All or nothing**: what is written is one transaction,
-//! committed only when every table has been read back and is the same, count and content.
+//! **No acknowledged write is lost.** The file is locked exclusively: the move refuses to start
+//! while a server has it open, and no server can open it until the end. **All or nothing.** The
+//! target is written in one transaction, which commits only after each table was read back with the
+//! same row count and content.
 //!
-//! **No table or column can be forgotten**: they are read from the catalogue of the target, which the same migrations
-//! have made, and compared with those of the file. Both sides of a table are one stream of bytes: rows in the order of
-//! their key, in PostgreSQL's binary form. Of it the copy is made, and of it the hashes that are compared.
+//! **No table or column is forgotten.** Both come from the catalog of the target, which the same
+//! migrations created, and are compared with the file. Each table is one byte stream: rows in key
+//! order, in the binary format of PostgreSQL's `COPY`. The same stream is copied and hashed.
 //!
-//! **The log keeps its places.** Events of SQLite are of transaction 0 and stay so: below every transaction of
-//! PostgreSQL, therefore settled, and before all that will be written there. The other way round that does not work:
-//! SQLite knows no transactions, and its new events would come before the moved ones.
+//! **Event positions stay valid.** Events from SQLite have transaction id 0 and keep it: below
+//! every transaction of PostgreSQL, thus settled, and before all new events. The reverse is
+//! impossible: SQLite has no transaction ids, so its new events would sort before the moved ones.
 
 use std::fmt;
 use std::io;
@@ -37,60 +38,57 @@ use crate::db::{Location, migrate};
 use crate::error::{Error, Result};
 use crate::time::Timestamp;
 
-/// About how many bytes are handed on at once.
+/// Approximate size of a chunk in bytes.
 const CHUNK: usize = 64 * 1024;
-/// What PostgreSQL's binary form begins with: its signature, no flags, no extension.
+/// Header of the binary `COPY` format: signature, no flags, no extension.
 const HEADER: &[u8] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
-/// What it ends with, in place of a row's count of columns.
+/// Trailer of the binary `COPY` format, in place of a row's field count.
 const TRAILER: i16 = -1;
 
-/// What was carried over.
+/// The result of a move.
 #[derive(Debug)]
 pub struct Moved {
-    /// The tables, in the order in which they were written.
+    /// The tables in the order of copying.
     pub tables: Vec<Checked>,
-    /// How long it took.
     pub elapsed: Duration,
 }
 
-/// A table that is the same on both sides.
+/// The row count and hash of a table.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Checked {
-    /// Its name.
     pub name: String,
-    /// How many rows it has.
     pub rows: u64,
-    /// SHA-256 over its rows.
+    /// SHA-256 of the rows in binary `COPY` format, in hexadecimal.
     pub hash: String,
 }
 
 impl fmt::Display for Moved {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{:<24}{:>10}  SHA-256 of the rows, the same on both sides", "table", "rows")?;
+        writeln!(f, "{:<24}{:>10}  SHA-256 of the rows, identical on both sides", "table", "rows")?;
         for Checked { name, rows, hash } in &self.tables {
             writeln!(f, "{name:<24}{rows:>10}  {hash}")?;
         }
         let rows: u64 = self.tables.iter().map(|table| table.rows).sum();
         let seconds = self.elapsed.as_secs_f64();
         let speed = rows as f64 / seconds.max(0.001);
-        write!(f, "Moved and verified: {rows} rows in {seconds:.1} s, {speed:.0} a second.")
+        write!(f, "Moved and verified {rows} rows in {seconds:.1} s ({speed:.0} rows/s).")
     }
 }
 
-/// Carries everything over.
+/// Copies everything and verifies the copy.
 pub async fn run(from: &Location, to: &Location) -> Result<Moved> {
     let (path, url) = match (from, to) {
         (Location::Sqlite(path), Location::Postgres(url)) => (path, url),
         (Location::Sqlite(_), Location::Sqlite(_)) => {
-            return refuse("between two SQLite files use `fasttrack backup`, and put the copy in place");
+            return refuse("to copy an SQLite file use `fasttrack backup`, then put the copy in place");
         }
         (Location::Postgres(_), Location::Postgres(_)) => {
-            return refuse("between two PostgreSQL databases use pg_dump and pg_restore");
+            return refuse("to copy a PostgreSQL database use pg_dump and pg_restore");
         }
         (Location::Postgres(_), Location::Sqlite(_)) => {
             return refuse(
-                "PostgreSQL orders events by transaction, SQLite has none: new events would come before the moved \
-                 ones, and no cursor would find them. The move goes from SQLite to PostgreSQL alone",
+                "a move is possible only from SQLite to PostgreSQL. PostgreSQL orders events by transaction id, which \
+                 SQLite lacks: new events would sort before the moved ones, and clients would miss them",
             );
         }
     };
@@ -104,7 +102,7 @@ pub async fn run(from: &Location, to: &Location) -> Result<Moved> {
     empty(&tx, &tables).await?;
 
     let total = tables.iter().map(|table| source.count(&table.name)).sum::<Result<u64>>()?;
-    // Nothing is drawn where standard error is no terminal.
+    // Draws nothing if standard error is not a terminal.
     let bar = ProgressBar::new(total * 2);
     bar.set_style(style());
     let mut moved = Vec::with_capacity(tables.len());
@@ -120,37 +118,37 @@ pub async fn run(from: &Location, to: &Location) -> Result<Moved> {
         let (counted, arrived) = (source.count(&table.name)?, read_back(&tx, table, &bar).await?);
         if counted != sent.rows || arrived != *sent {
             return refuse(format!(
-                "{}: {counted} rows in the file, {} sent, {} arrived, or their content differs; nothing was moved",
+                "{}: {counted} rows in the file, {} sent, {} received, or their content differs; nothing was moved",
                 table.name, sent.rows, arrived.rows
             ));
         }
     }
     tx.commit().await?;
     bar.finish_and_clear();
-    // So that the first queries are planned well.
+    // Gives the planner statistics for the first queries.
     client.batch_execute("ANALYZE").await?;
     Ok(Moved { tables: moved, elapsed: begun.elapsed() })
 }
 
-/// Has the keys go along, without which every session would end, and says what there is to do.
+/// Copies the key file, without which all sessions would end, and returns instructions.
 pub fn carry_keys(lookup: Lookup<'_>, from: &Location, to: &Location) -> String {
     let (Some(old), Some(new)) = (kept_in(lookup, from), kept_in(lookup, to)) else {
-        return "Keep SECRET_KEY and REFRESH_SECRET_KEY as they are, and sessions go on.".to_owned();
+        return "Keep SECRET_KEY and REFRESH_SECRET_KEY unchanged, and sessions stay valid.".to_owned();
     };
     let (old_name, new_name) = (old.display(), new.display());
     if old == new {
-        return format!("Keep the keys in {old_name}, and sessions go on.");
+        return format!("Keep the keys in {old_name}, and sessions stay valid.");
     }
     match copy_new(&old, &new) {
-        Ok(()) => format!("The keys are in {new_name} too: keep them there, or set SECRETS_FILE, and sessions go on."),
+        Ok(()) => format!("The keys were copied to {new_name}. Keep them there, and sessions stay valid."),
         Err(error) => format!(
-            "The keys in {old_name} could not be copied to {new_name}: {error}. Have the server find them by SECRETS_FILE, \
-             or every session ends."
+            "The keys in {old_name} could not be copied to {new_name}: {error}. Set SECRETS_FILE to their location, or \
+             every session ends."
         ),
     }
 }
 
-/// Copies a file to where there is none yet, readable by its owner alone. If the same is there already, that is fine.
+/// Copies a file to a new path with mode 0600. Succeeds if an identical file exists already.
 fn copy_new(from: &Path, to: &Path) -> io::Result<()> {
     let keys = std::fs::read(from)?;
     if std::fs::read(to).is_ok_and(|there| there == keys) {
@@ -164,11 +162,11 @@ fn refuse<T>(why: impl Into<String>) -> Result<T> {
 }
 
 fn style() -> ProgressStyle {
-    let style = ProgressStyle::with_template("{bar:32} {percent:>3} % {msg}, {eta} to go");
+    let style = ProgressStyle::with_template("{bar:32} {percent:>3} % {msg}, {eta} left");
     style.unwrap_or_else(|_| ProgressStyle::default_bar())
 }
 
-/// How a column is kept.
+/// The type of a column.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Uuid,
@@ -182,7 +180,7 @@ enum Kind {
 }
 
 impl Kind {
-    /// By PostgreSQL's name of the type.
+    /// Looks up PostgreSQL's name of the type.
     fn named(name: &str) -> Option<Self> {
         Some(match name {
             "uuid" => Self::Uuid,
@@ -197,7 +195,8 @@ impl Kind {
         })
     }
 
-    /// Writes a value in PostgreSQL's binary form, its length before it; nothing if the column cannot have it.
+    /// Appends a value in binary `COPY` format, prefixed with its length. `None` if the value does
+    /// not fit the type of the column.
     fn put(self, value: Option<SqliteValue<'_, '_, '_>>, out: &mut BytesMut) -> Option<()> {
         let Some(mut value) = value else {
             out.put_i32(-1);
@@ -210,7 +209,7 @@ impl Kind {
             (kind, SqliteType::Long) => {
                 let number = value.read_long();
                 match kind {
-                    // `infinity` is the largest value on both sides.
+                    // `Timestamp::MAX` is PostgreSQL's `infinity`.
                     Self::Instant if number == Timestamp::MAX.micros() => put(&i64::MAX.to_be_bytes(), out)?,
                     Self::Instant => put(&number.checked_sub(POSTGRES_EPOCH)?.to_be_bytes(), out)?,
                     Self::Bool => put(&[u8::try_from(number).ok().filter(|bit| *bit < 2)?], out)?,
@@ -232,16 +231,16 @@ fn put(bytes: &[u8], out: &mut BytesMut) -> Option<()> {
     Some(())
 }
 
-/// A table as the target's catalogue has it.
+/// A table in the catalog of the target.
 #[derive(Clone, Debug)]
 struct Table {
     name: String,
     columns: Vec<(String, Kind)>,
     /// The columns of its primary key.
     key: Vec<String>,
-    /// The tables that its foreign keys name.
+    /// The tables referenced by foreign keys.
     needs: Vec<String>,
-    /// Columns that count by themselves, with their sequences.
+    /// Columns with a sequence, and its name.
     sequences: Vec<(String, String)>,
 }
 
@@ -250,7 +249,7 @@ impl Table {
         list(self.columns.iter().map(|(name, _)| quoted(name)))
     }
 
-    /// The order of the rows. Text is ordered byte by byte on SQLite, and must be on PostgreSQL.
+    /// The `ORDER BY` list. SQLite compares text by bytes, so PostgreSQL has to do so, too.
     fn order(&self, collate: &str) -> String {
         let kind = |key: &String| self.columns.iter().find(|(name, _)| name == key).map(|(_, kind)| *kind);
         list(self.key.iter().map(|key| match kind(key) {
@@ -268,14 +267,14 @@ fn quoted(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
 
-/// The versions that a database has been brought to, on either side.
+/// The applied migrations, on either side.
 const MIGRATIONS: &str = "SELECT version AS name FROM __diesel_schema_migrations ORDER BY version";
 
 /// The tables of the file.
 const TABLES: &str = "SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\' \
     AND name <> '__diesel_schema_migrations' ORDER BY name";
 
-/// The tables of the target. Generated columns are left out: they come by themselves.
+/// The tables of the target, without generated columns, which PostgreSQL computes.
 const CATALOGUE: &str = "
     SELECT c.relname::text,
         array(SELECT a.attname::text FROM pg_attribute a
@@ -294,13 +293,11 @@ const CATALOGUE: &str = "
     WHERE c.relkind = 'r' AND c.relnamespace = 'public'::regnamespace AND c.relname <> '__diesel_schema_migrations'
     ORDER BY c.relname";
 
-/// The tables to move, each after those that it refers to.
+/// The tables to move, each after the tables it references.
 async fn plan(client: &Client, source: &mut Source) -> Result<Vec<Table>> {
     let migrations = client.query(MIGRATIONS, &[]).await?;
     if source.names(MIGRATIONS)? != migrations.iter().map(|row| row.get(0)).collect::<Vec<String>>() {
-        return refuse(
-            "the file is of another version than this program: bring it up to date by `fasttrack migrate`, with DATABASE_URL naming it",
-        );
+        return refuse("the file has another schema version: set DATABASE_URL to it and run `fasttrack migrate`");
     }
     let mut waiting = Vec::new();
     for row in client.query(CATALOGUE, &[]).await? {
@@ -315,7 +312,7 @@ async fn plan(client: &Client, source: &mut Source) -> Result<Vec<Table>> {
         }
         let kinds = columns.into_iter().zip(kinds).map(|(column, kind)| match Kind::named(&kind) {
             Some(kind) => Ok((column, kind)),
-            None => refuse(format!("{name}.{column} is of the type {kind}, which cannot be moved")),
+            None => refuse(format!("{name}.{column} has type {kind}, which cannot be moved")),
         });
         let columns = kinds.collect::<Result<_>>()?;
         waiting.push(Table { name, columns, key: row.get(3), needs: row.get(4), sequences });
@@ -324,14 +321,14 @@ async fn plan(client: &Client, source: &mut Source) -> Result<Vec<Table>> {
     let there = source.names(TABLES)?;
     if here != there {
         let (there, here) = (there.join(", "), here.join(", "));
-        return refuse(format!("the file has the tables {there}; the target, which must have the same, {here}"));
+        return refuse(format!("the tables differ. The file has {there}; the target has {here}"));
     }
     let mut tables: Vec<Table> = Vec::new();
     while !waiting.is_empty() {
         let known = |name: &String| tables.iter().any(|table| table.name == *name);
         let (ready, rest): (Vec<_>, Vec<_>) = waiting.into_iter().partition(|table| table.needs.iter().all(known));
         if ready.is_empty() {
-            return refuse("tables refer to each other in a circle");
+            return refuse("foreign keys between the tables form a cycle");
         }
         tables.extend(ready);
         waiting = rest;
@@ -339,19 +336,20 @@ async fn plan(client: &Client, source: &mut Source) -> Result<Vec<Table>> {
     Ok(tables)
 }
 
-/// Keeps everybody else out of the target, and empties it of what the migrations have put in: nobody has used it.
+/// Locks all tables of the target, refuses one with users, and deletes the rows that migrations
+/// inserted.
 async fn empty(tx: &Transaction<'_>, tables: &[Table]) -> Result<()> {
     let names = list(tables.iter().map(|table| quoted(&table.name)));
     tx.batch_execute(&format!("SET LOCAL lock_timeout = '10s'; LOCK TABLE {names} IN ACCESS EXCLUSIVE MODE")).await?;
     if tx.query_one("SELECT EXISTS (SELECT FROM users)", &[]).await?.get(0) {
-        return refuse("the target is in use: it has users. Name an empty database");
+        return refuse("the target is in use: it has users. Choose an empty database");
     }
     Ok(tx.batch_execute(&format!("TRUNCATE {names}")).await?)
 }
 
-/// Writes a table to the target.
+/// Copies a table to the target.
 async fn send(tx: &Transaction<'_>, source: Source, table: Table, bar: &ProgressBar) -> Result<(Source, Checked)> {
-    // Frozen: written in the transaction that has emptied it, no row has to be visited again.
+    // FREEZE spares a later VACUUM. It is allowed because this transaction truncated the table.
     let copy = format!("COPY {} ({}) FROM STDIN (FORMAT binary, FREEZE)", quoted(&table.name), table.names());
     let (chunks, mut received) = mpsc::channel(16);
     let reading = tokio::task::spawn_blocking(move || source.read(&table, &chunks));
@@ -360,7 +358,7 @@ async fn send(tx: &Transaction<'_>, source: Source, table: Table, bar: &Progress
         sink.send(chunk).await?;
         bar.inc(rows);
     }
-    // An error of the source first: without it the copy would look complete.
+    // Check for an error of the source first: the copy itself looks complete without the rest.
     let (source, sent) = reading.await.map_err(Error::internal)??;
     let written = sink.finish().await?;
     if written != sent.rows {
@@ -369,7 +367,7 @@ async fn send(tx: &Transaction<'_>, source: Source, table: Table, bar: &Progress
     Ok((source, sent))
 }
 
-/// What the target has of a table now.
+/// Reads a table back from the target.
 async fn read_back(tx: &Transaction<'_>, table: &Table, bar: &ProgressBar) -> Result<Checked> {
     let name = quoted(&table.name);
     let counted: i64 = tx.query_one(&format!("SELECT count(*) FROM {name}"), &[]).await?.get(0);
@@ -384,7 +382,7 @@ async fn read_back(tx: &Transaction<'_>, table: &Table, bar: &ProgressBar) -> Re
     Ok(Checked { name: table.name.clone(), rows: counted.unsigned_abs(), hash: hex(hash) })
 }
 
-/// New rows are numbered from where the file had come to, also if its last rows are gone.
+/// Sets the sequences to the counters of the file, which can exceed the largest key in use.
 async fn continue_sequences(tx: &Transaction<'_>, source: &mut Source, table: &Table) -> Result<()> {
     for (column, sequence) in &table.sequences {
         let reached = source.reached(&table.name)?;
@@ -414,28 +412,28 @@ struct Name {
     name: String,
 }
 
-/// The file, locked: nobody else reads or writes it.
+/// The SQLite file, locked exclusively.
 struct Source(SqliteConnection);
 
 impl Source {
     fn open(path: &Path) -> Result<Self> {
         if !path.is_file() {
-            return refuse(format!("there is no file {}", path.display()));
+            return refuse(format!("{}: no such file", path.display()));
         }
         let mut conn = SqliteConnection::establish(&path.to_string_lossy()).map_err(Error::internal)?;
-        // In exclusive mode SQLite opens a write-ahead log only if no other process has the file open.
+        // In exclusive mode SQLite opens a write-ahead log only if no other process has the file
+        // open.
         let lock = "PRAGMA busy_timeout = 2000; PRAGMA locking_mode = EXCLUSIVE; BEGIN EXCLUSIVE";
         match conn.batch_execute(lock) {
             Ok(()) => Ok(Self(conn)),
-            Err(error) if error.to_string().contains("locked") => refuse(format!(
-                "{} is in use. Stop the server first, so that nothing is written that would be left behind",
-                path.display()
-            )),
+            Err(error) if error.to_string().contains("locked") => {
+                refuse(format!("{} is in use. Stop the server first, so that no write is lost", path.display()))
+            }
             Err(error) => refuse(format!("{}: {error}", path.display())),
         }
     }
 
-    /// What a query answers in its one column, `name`.
+    /// The column `name` of a query.
     fn names(&mut self, query: &str) -> Result<Vec<String>> {
         let names: Vec<Name> = sql_query(query).load(&mut self.0)?;
         Ok(names.into_iter().map(|row| row.name).collect())
@@ -446,13 +444,13 @@ impl Source {
         Ok(sql_query(count).get_result::<Number>(&mut self.0)?.number.unsigned_abs())
     }
 
-    /// The highest number that a table's own counter has given.
+    /// The highest key that the table's AUTOINCREMENT counter has assigned.
     fn reached(&mut self, table: &str) -> Result<i64> {
         let reached = sql_query("SELECT coalesce(max(seq), 0) AS number FROM sqlite_sequence WHERE name = ?");
         Ok(reached.bind::<Text, _>(table).get_result::<Number>(&mut self.0)?.number)
     }
 
-    /// Reads a table in PostgreSQL's binary form, a chunk of so many rows at a time.
+    /// Reads a table in binary `COPY` format. Sends chunks with the number of rows in each.
     fn read(mut self, table: &Table, chunks: &mpsc::Sender<(Bytes, u64)>) -> Result<(Self, Checked)> {
         let select = format!("SELECT {} FROM {} ORDER BY {}", table.names(), quoted(&table.name), table.order(""));
         let width = i16::try_from(table.columns.len()).map_err(Error::internal)?;
@@ -463,16 +461,16 @@ impl Source {
         let mut hand_on = |out: &mut BytesMut, rows: u64| {
             let chunk = out.split().freeze();
             hash.update(&chunk);
-            // If nobody receives any more, whoever did has the reason.
-            chunks.blocking_send((chunk, rows)).map_err(|_| Error::internal("the copy was broken off"))
+            // The receiver reports the cause if it has stopped.
+            chunks.blocking_send((chunk, rows)).map_err(|_| Error::internal("the copy was aborted"))
         };
         for row in self.0.load(sql_query(select))? {
             let row = row?;
             out.put_i16(width);
             for (index, (column, kind)) in table.columns.iter().enumerate() {
-                let field = row.get(index).ok_or_else(|| Error::internal("a row with too few columns"))?;
+                let field = row.get(index).ok_or_else(|| Error::internal("a row has too few columns"))?;
                 if kind.put(field.value(), &mut out).is_none() {
-                    return refuse(format!("{}.{column} of row {} is no {kind:?}", table.name, rows + 1));
+                    return refuse(format!("{}.{column} of row {} is not a {kind:?}", table.name, rows + 1));
                 }
             }
             rows += 1;

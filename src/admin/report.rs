@@ -1,44 +1,40 @@
-//! What a command found: one line each, with what to do about it.
+//! The report of a check: one finding per line, with a remedy.
 
 use std::fmt;
 
-/// How something is.
+/// The severity of a finding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
-    /// As it should be.
     Ok,
-    /// It works, but somebody should know.
+    /// It works, but with a risk.
     Warn,
     /// It does not work.
     Fail,
 }
 
-/// Findings, in the order in which they were made.
+/// Findings in order of discovery.
 #[derive(Debug, Default)]
 pub struct Report(Vec<(Level, String)>);
 
 impl Report {
-    /// Notes that something is as it should be.
     pub fn ok(&mut self, what: impl Into<String>) {
         self.0.push((Level::Ok, what.into()));
     }
 
-    /// Notes what somebody should know.
     pub fn warn(&mut self, what: impl Into<String>) {
         self.0.push((Level::Warn, what.into()));
     }
 
-    /// Notes what does not work.
     pub fn fail(&mut self, what: impl Into<String>) {
         self.0.push((Level::Fail, what.into()));
     }
 
-    /// Notes one of two things: that it holds, or what to do about it.
+    /// Adds `ok` if the condition holds, otherwise the warning.
     pub fn expect(&mut self, holds: bool, ok: impl Into<String>, warn: impl Into<String>) {
         if holds { self.ok(ok) } else { self.warn(warn) }
     }
 
-    /// How bad the worst of it is.
+    /// The highest severity of all findings.
     pub fn worst(&self) -> Level {
         self.0.iter().map(|(level, _)| *level).max().unwrap_or(Level::Ok)
     }

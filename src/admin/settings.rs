@@ -1,5 +1,5 @@
-//! `fasttrack config check`: every setting in effect and where it comes from, what cannot be used, and what each for
-//! itself is fine but together is a risk. Looks at nothing but the settings, and makes no file.
+//! `fasttrack config check`: every setting in effect with its source, invalid settings, and risky
+//! combinations. Reads only the settings, connects to nothing and creates no file.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -13,24 +13,25 @@ use crate::db::Location;
 use crate::db::postgres::Server;
 use crate::network::have_everything;
 
-/// What stands in for keys that are yet to be made.
+/// Placeholders for keys that the first start will generate.
 const STAND_INS: [(&str, &str); 2] = [
-    ("SECRET_KEY", "a key that the first start will make"),
-    ("REFRESH_SECRET_KEY", "another one that it will make too"),
+    ("SECRET_KEY", "a key that the first start will generate"),
+    ("REFRESH_SECRET_KEY", "another key that the first start will generate"),
 ];
-/// Passes times KiB: less makes guessing passwords cheaper than OWASP advises.
+/// Minimum cost of a password hash, in passes × KiB, as OWASP recommends for Argon2id.
 const LEAST_HASH_COST: u64 = 35_840;
 
-/// Wrong passwords that one address may try in a day for one identifier; more is no lockout.
+/// Maximum password guesses per day from one address for one identifier. With more, the lockout is
+/// ineffective.
 const MOST_GUESSES: u64 = 5_000;
-/// Longer than this a stolen access token is good for too long.
+/// Maximum recommended lifetime of an access token: a stolen one works until it expires.
 const LONGEST_ACCESS: Duration = Duration::from_secs(3_600);
 
-/// The settings, and what there is to say of them.
+/// The settings and the findings about them.
 pub struct Checked {
-    /// The settings as the server would have them, if they can be used. A key that is yet to be made is not among them.
+    /// The configuration the server would use, if it is valid. Keys that the first start will
+    /// generate are placeholders.
     pub config: Option<Config>,
-    /// Faults and risks.
     pub report: Report,
     rows: Vec<(&'static str, String, &'static str)>,
 }
@@ -45,12 +46,12 @@ impl fmt::Display for Checked {
     }
 }
 
-/// Checks what is looked up; `file` is what `.env` says.
+/// Checks the settings from `lookup`. `file` has the content of `.env`.
 pub fn check(lookup: Lookup<'_>, file: &BTreeMap<String, String>) -> Checked {
     let given = |name: &str| lookup(name).filter(|value| !value.trim().is_empty());
     let complete = |name: &str| {
         let stand_in = || STAND_INS.iter().find(|(known, _)| *known == name).map(|(_, key)| (*key).to_owned());
-        // Keys that are kept are read, so that a broken file is found; only those that are not there yet are replaced.
+        // An existing key file is read, so that a damaged one is found.
         given(name).or_else(|| if keys_are_missing(lookup) { stand_in() } else { None })
     };
     let mut report = Report::default();
@@ -68,7 +69,7 @@ pub fn check(lookup: Lookup<'_>, file: &BTreeMap<String, String>) -> Checked {
         config::NAMES.contains(&name) || name == "OTEL_RESOURCE_ATTRIBUTES" || name.starts_with("OTEL_BSP_")
     };
     for name in file.keys().filter(|name| !is_known(name)) {
-        report.warn(format!("{name} in .env is no setting of this program: look for a typing error"));
+        report.warn(format!("{name} in .env is not a setting of this program: check its spelling"));
     }
     let source = |name: &str| match given(name) {
         None => "default",
@@ -92,16 +93,17 @@ pub fn check(lookup: Lookup<'_>, file: &BTreeMap<String, String>) -> Checked {
     let config = explained.ok().map(|(config, _)| config);
     if let Some(config) = &config {
         match kept_in(lookup, &config.database) {
-            Some(path) if keys_are_missing(lookup) => report.ok(format!("the keys will be made in {}", path.display())),
+            Some(path) if keys_are_missing(lookup) => report.ok(format!("keys will be created in {}", path.display())),
             Some(path) => report.ok(format!("the keys are in {}", path.display())),
-            None => report.ok("the keys are given"),
+            None => report.ok("the keys are set"),
         }
         risks(config, lookup, &mut report);
     }
     Checked { config, report, rows }
 }
 
-/// Reads one setting with all others left out, so that every one that cannot be used is told and not the first alone.
+/// Parses one setting with all others unset, so that every invalid setting is reported, not only
+/// the first.
 fn alone(name: &str, given: &dyn Fn(&str) -> Option<String>) -> Result<Config, Invalid> {
     let lookup = |other: &str| match STAND_INS.iter().find(|(known, _)| *known == other) {
         _ if other == name => given(other),
@@ -117,8 +119,10 @@ fn keys_are_missing(lookup: Lookup<'_>) -> bool {
     kept_in(lookup, &database).is_some_and(|path| !path.exists())
 }
 
-/// A URL without its password; anything else as it is. What a password has of a URL's own signs is not always encoded: it
-/// ends at the last `@` that can be its end.
+/// A URL without its password; other values unchanged.
+///
+/// Passwords often contain unencoded reserved characters, so the password ends at the last `@` that
+/// can end it.
 fn without_password(value: &str) -> String {
     let Some((scheme, rest)) = value.split_once("://") else { return value.to_owned() };
     let before_query = rest.split('?').next().unwrap_or_default();
@@ -127,7 +131,7 @@ fn without_password(value: &str) -> String {
         Some((user, _)) => format!("{user}:…{}", &rest[end..]),
         None => rest.to_owned(),
     };
-    // libpq takes it there too.
+    // libpq also accepts a password in the query.
     let shown = match shown.split_once('?') {
         Some((path, query)) => {
             let pairs = query.split('&').map(|pair| if pair.starts_with("password=") { "password=…" } else { pair });
@@ -138,11 +142,12 @@ fn without_password(value: &str) -> String {
     format!("{scheme}://{shown}")
 }
 
-/// Whether the host of a URL is this machine.
+/// Whether the host of a URL is local.
 fn is_here(url: &str) -> bool {
     Url::parse(url).is_ok_and(|url| match url.host() {
         Some(Host::Domain(name)) => name == "localhost",
-        // Hosts of schemes that the standard does not know are not read as addresses.
+        // The URL standard parses IP addresses only for special schemes such as `http`, so others
+        // are parsed below.
         Some(Host::Ipv4(address)) => address.is_loopback(),
         Some(Host::Ipv6(address)) => address.is_loopback(),
         None => true,
@@ -154,17 +159,17 @@ fn risks(config: &Config, lookup: Lookup<'_>, report: &mut Report) {
     if let Location::Postgres(url) = &config.database {
         if kept_in(lookup, &config.database).is_some() {
             report.warn(
-                "PostgreSQL can serve several instances, but SECRET_KEY and REFRESH_SECRET_KEY are not both set: an \
-                 instance elsewhere would make its own, and refuse the tokens of this one",
+                "SECRET_KEY and REFRESH_SECRET_KEY are not both set: another instance on this PostgreSQL database \
+                 could generate its own keys and refuse the tokens of this one",
             );
         }
         if config.rate_limits.is_some() && config.redis_url.is_none() {
-            report.warn("without REDIS_URL each of several instances counts rate limits for itself");
+            report.warn("without REDIS_URL each instance counts rate limits separately");
         }
         if Server::parse(url).is_ok_and(|server| server.is_exposed()) {
             report.warn(
-                "the connection to PostgreSQL leaves this machine and its server is not verified: \
-                 add sslmode=verify-full to DATABASE_URL, unless the network between is private",
+                "the connection to PostgreSQL leaves this machine and the server is not verified: \
+                 add sslmode=verify-full to DATABASE_URL, unless the network is private",
             );
         }
     }
@@ -174,64 +179,64 @@ fn risks(config: &Config, lookup: Lookup<'_>, report: &mut Report) {
     {
         report.warn(
             "the connection to Redis leaves this machine unencrypted: use rediss:// in REDIS_URL, unless the network \
-             between is private",
+             is private",
         );
     }
     let public = !is_here(&config.public_url);
     if !given("PUBLIC_URL") && !config.listen.ip().is_loopback() {
-        report.warn(format!("PUBLIC_URL is not set: mailed links begin with {}", config.public_url));
+        report.warn(format!("PUBLIC_URL is not set: links in mail start with {}", config.public_url));
     } else if public && config.public_url.starts_with("http://") {
-        report.warn("PUBLIC_URL begins with http://: passwords and tokens travel readable. Put TLS before the server");
+        report.warn("PUBLIC_URL starts with http://: passwords and tokens are sent unencrypted. Put TLS in front");
     }
     if config.public_url.starts_with("https://") && config.trusted_proxies.is_empty() {
         report.warn(
-            "TRUSTED_PROXIES is empty: whoever is not signed in shares the rate limit and the lockout of the proxy that \
-             speaks TLS",
+            "TRUSTED_PROXIES is empty: all anonymous clients share the rate limit and the lockout of the proxy that \
+             terminates TLS",
         );
     }
     if public && config.allowed_hosts.is_empty() {
-        report.warn("ALLOWED_HOSTS is empty: the server answers under any name");
+        report.warn("ALLOWED_HOSTS is empty: the server accepts any host name");
     }
     match config.smtp_url.as_ref().map(|url| String::from_utf8_lossy(url.expose()).into_owned()) {
         None if config.require_verified_email => {
-            report.warn("REQUIRE_VERIFIED_EMAIL without SMTP_URL: nobody gets the mail that lets them log in");
+            report.warn("REQUIRE_VERIFIED_EMAIL without SMTP_URL: users cannot receive the mail they need to log in");
         }
-        None if public => report.warn("without SMTP_URL mail is written to the log, with the links in it"),
+        None if public => report.warn("without SMTP_URL mail is written to the log, including its links"),
         None => {}
         Some(url) => {
             if url.starts_with("smtp://") && !url.contains("tls=required") && !is_here(&url) {
-                report.warn("SMTP_URL does not insist on TLS: use smtps://, or add ?tls=required");
+                report.warn("SMTP_URL does not require TLS: use smtps://, or add ?tls=required");
             }
             if !given("MAIL_FROM") {
-                report.warn(format!("MAIL_FROM is not set: mail comes from {}", config.mail_from));
+                report.warn(format!("MAIL_FROM is not set: mail is sent from {}", config.mail_from));
             }
         }
     }
     if let Some(traces) = &config.traces {
         let endpoint = traces.endpoint.to_string();
         if traces.endpoint.port_u16() == Some(4317) {
-            report.warn("OTEL_EXPORTER_OTLP_ENDPOINT has the port of OTLP over gRPC: over HTTP it is mostly 4318");
+            report.warn("OTEL_EXPORTER_OTLP_ENDPOINT has the port of OTLP over gRPC: OTLP over HTTP usually has 4318");
         }
         if !traces.headers.is_empty() && endpoint.starts_with("http://") && !is_here(&endpoint) {
-            report.warn("OTEL_EXPORTER_OTLP_HEADERS travel readable: OTEL_EXPORTER_OTLP_ENDPOINT begins with http://");
+            report.warn("OTEL_EXPORTER_OTLP_HEADERS are sent unencrypted: use https:// in OTEL_EXPORTER_OTLP_ENDPOINT");
         }
     }
     if config.access_lifetime > LONGEST_ACCESS {
-        report.warn("ACCESS_TOKEN_EXPIRE_MINUTES is over 60: a stolen access token is good for that long");
+        report.warn("ACCESS_TOKEN_EXPIRE_MINUTES is over 60: a stolen access token stays valid for that long");
     }
     if have_everything(&config.trusted_proxies) {
-        report.warn("TRUSTED_PROXIES has all addresses: any client may claim to come from any address");
+        report.warn("TRUSTED_PROXIES contains all addresses: any client can forge its address");
     }
     let day = 86_400 * u64::try_from(config.lockout.failures).unwrap_or_default();
     if day / config.lockout.duration.as_secs().max(1) > MOST_GUESSES {
-        report.warn("LOCKOUT_FAILURES in LOCKOUT_MINUTES are so many that lockout is off: passwords can be guessed");
+        report.warn("LOCKOUT_FAILURES per LOCKOUT_MINUTES is too high: the lockout does not prevent password guessing");
     }
     if config.rate_limits.is_none() {
-        report.warn("RATE_LIMIT_ENABLED is off: passwords can be guessed as fast as they are hashed");
+        report.warn("RATE_LIMIT_ENABLED is off: only the cost of hashing slows down password guessing");
     }
     let cost = config.hash_cost;
     if u64::from(cost.memory_kib) * u64::from(cost.passes) < LEAST_HASH_COST {
-        report.warn("ARGON2_MEMORY_KIB × ARGON2_PASSES is low: a stolen database gives its passwords away sooner");
+        report.warn("ARGON2_MEMORY_KIB × ARGON2_PASSES is low: passwords in a stolen database are cheaper to crack");
     }
 }
 

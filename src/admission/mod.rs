@@ -1,21 +1,22 @@
-//! What a GraphQL document may cost, decided before async-graphql sees it.
+//! Admission control: limits on GraphQL documents, checked before async-graphql sees them.
 //!
-//! The library compares a request with its limits after parsing and expanding it, and by then a
-//! small document has done its harm: two thousand nested `[` overflow the parser's stack, and a
-//! chain of fragments that each spread the next one twice takes seconds. Here every step is
-//! bounded by the step before it:
+//! The library checks its limits after parsing and expanding a document. By then a small document
+//! has done its harm: two thousand nested `[` overflow the parser's stack, and a chain of fragments
+//! that each spread the next one twice takes seconds. Here every step is bounded by the step before
+//! it:
 //!
 //! 1. the length of the document,
 //! 2. a lexical scan, which bounds its tokens and nesting ([`scan`]),
-//! 3. the library's parser, whose recursion is the nesting the scan has bounded,
+//! 3. the library's parser, whose recursion depth is the nesting that the scan has bounded,
 //! 4. the size and nesting of the variables,
 //! 5. a walk that measures each fragment once and never expands one ([`survey`]).
 //!
-//! The first three are [`read`], whose outcome depends on nothing but the text and may be kept, the others [`admit`],
-//! which tells what the operation is estimated to cost. Whether it is valid remains the library's question: a field or
-//! a fragment that does not exist counts like one that does, or not at all.
+//! [`read`] does the first three; its result depends only on the text and can be cached. [`admit`]
+//! does the others and returns the estimated cost of the operation. Validation against the schema
+//! remains with the library: a field or fragment that does not exist counts like one that does, or
+//! not at all.
 //!
-//! Everything here is pure, linear in the request, and answers any input with a value.
+//! All functions are pure, linear in the size of the request, and never panic.
 
 mod scan;
 mod survey;
@@ -30,18 +31,17 @@ use serde_json::{Map, Value};
 
 use crate::error::Code;
 
-/// The most of everything that one request may contain.
+/// The limits of a request.
 ///
-/// What a client asks for in *expanded* counts is counted as if each fragment spread were replaced
-/// by what it spreads, because that is what validation and execution will visit.
+/// *Expanded* counts are taken as if each fragment spread were replaced by the fragment's
+/// selections, because that is what validation and execution visit.
 #[derive(Clone, Debug)]
 pub struct Limits {
     /// Bytes of the document.
     pub document_bytes: usize,
-    /// Lexical tokens of the document; comments, commas and white space are free.
+    /// Lexical tokens of the document. Comments, commas and white space do not count.
     pub tokens: usize,
-    /// Brackets of any kind open at once, and selection sets within each other when expanded.
-    /// At most 64 is honoured.
+    /// Nested brackets of any kind, and nested selection sets when expanded. Capped at 64.
     pub nesting: usize,
     /// Operations in the document.
     pub operations: usize,
@@ -49,20 +49,20 @@ pub struct Limits {
     pub fragments: usize,
     /// Variables of one operation.
     pub variables: usize,
-    /// Objects and lists within each other in the variables, themselves an object, included.
+    /// Nested objects and lists in the variables, including the variables object itself.
     pub variable_nesting: usize,
     /// Values anywhere in the variables.
     pub variable_values: usize,
     /// Arguments of one field or directive.
     pub arguments: usize,
-    /// Directives in one place: on one field, fragment, operation or variable.
+    /// Directives in one location: on one field, fragment, operation or variable.
     pub directives_in_one_place: usize,
-    /// Directives of the document, as written.
+    /// Directives of the document, not expanded.
     pub directives: usize,
-    /// Expanded fields, inline fragments and spreads of all operations together: validation visits
-    /// every operation, whichever is chosen.
+    /// Expanded fields, inline fragments and spreads of all operations together, since validation
+    /// visits every operation.
     pub selections: u64,
-    /// Fields within each other, the introspection fields' own depth aside.
+    /// Nested fields, except under introspection fields.
     pub depth: u64,
     /// Expanded aliases of one operation.
     pub aliases: u64,
@@ -70,26 +70,26 @@ pub struct Limits {
     pub root_fields: u64,
     /// Expanded root fields of a mutation.
     pub mutation_root_fields: u64,
-    /// Fields within each other under `__schema` and `__type`.
+    /// Nested fields under `__schema` and `__type`.
     pub introspection_depth: u64,
-    /// Lists within each other under `__schema` and `__type`: types of fields of types…
+    /// Nested lists under `__schema` and `__type`, such as the types of the fields of types.
     pub introspection_lists: u64,
-    /// What a connection yields if asked for neither `first` nor `last`.
+    /// Page size of a connection without `first` and `last`.
     pub default_page: u64,
-    /// What a connection yields at most, whatever is asked for.
+    /// Maximum page size of a connection.
     pub largest_page: u64,
-    /// Nodes of all connections of the chosen operation, if every page is full, and members of its
-    /// other lists, if each has ten.
+    /// Nodes of all connections of the chosen operation, assuming full pages, and members of its
+    /// other lists, assuming ten each.
     pub nodes: u64,
-    /// Expanded selections of the chosen operation, each as often as the pages above it have
-    /// nodes: what the library resolves. [`Limits::nodes`] alone would let a client select a
-    /// thousand things of each of ten thousand nodes.
+    /// Values that the library resolves for the chosen operation: its expanded selections, each
+    /// multiplied by the nodes of the pages above it. [`Limits::nodes`] alone would let a client
+    /// select a thousand fields on each of ten thousand nodes.
     pub values: u64,
-    /// The same two of a subscription, which is executed for each event.
+    /// Like [`Limits::nodes`] for a subscription, which is executed for each event.
     pub subscription_nodes: u64,
-    /// See [`Limits::subscription_nodes`].
+    /// Like [`Limits::values`] for a subscription.
     pub subscription_values: u64,
-    /// Searches of one operation: each reads text.
+    /// Searches of one operation. Each reads text from the database.
     pub searches: u64,
 }
 
@@ -128,45 +128,40 @@ impl Default for Limits {
 /// An operation within its limits.
 #[derive(Debug)]
 pub struct Admitted {
-    /// What the chosen operation is.
     pub operation: OperationType,
-    /// The chosen operation's name, if it has one.
     pub name: Option<String>,
-    /// How many root fields the operation has.
     pub root_fields: u64,
-    /// How many nodes the operation's connections have if every page is full.
+    /// Nodes of all connections, assuming full pages.
     pub nodes: u64,
-    /// How many selections the operation resolves if every page is full.
+    /// Values to resolve, assuming full pages.
     pub values: u64,
-    /// How many searches the operation runs: each page of a list with `search`, and each of its
-    /// total counts. Every one may read as much text as is allowed for one.
+    /// Searches: each page of a list with `search`, and each of its total counts. Each may read as
+    /// much text as one search is allowed.
     pub searches: u64,
-    /// What the request costs in points: 1, and 1 for every thousand values, 10 for each root
-    /// field of a mutation, 1 for every KiB of text in the arguments of a mutation,
-    /// [`SEARCH_POINTS`] for each search and 1000 for an export.
+    /// Cost in points: 1, plus 1 per thousand values, 10 per root field of a mutation, 1 per KiB of
+    /// text in the arguments of a mutation, [`SEARCH_POINTS`] per search, and 1000 for an export.
     pub cost: u32,
-    /// Whether the operation exports an account, which it does once at most.
+    /// Whether the operation exports an account. At most one export is allowed.
     pub export: bool,
-    /// Whether the operation reaches `__schema` or `__type`.
+    /// Whether the operation selects `__schema` or `__type`.
     pub introspection: bool,
 }
 
 /// A refused request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
-    /// Why, for programs.
     pub code: Code,
-    /// Why, for people, in at most 200 characters. Quotes no more of the request than a name.
+    /// A human-readable reason of at most 200 characters. Quotes nothing of the request but a name.
     pub message: String,
-    /// Where in the document, as line and column counted from one.
+    /// Line and column in the document, counted from one.
     pub location: Option<(usize, usize)>,
 }
 
-/// What a search costs: it may read 16 MiB of text, which takes about as long as twenty thousand
-/// values.
+/// Cost of a search in points. It may read 16 MiB of text, which takes about as long as resolving
+/// twenty thousand values.
 const SEARCH_POINTS: u64 = 20;
 
-/// The longest message of a refusal, in characters.
+/// Maximum length of a refusal's message, in characters.
 const MESSAGE_CHARACTERS: usize = 200;
 
 impl Refusal {
@@ -192,7 +187,7 @@ impl fmt::Display for Refusal {
 
 impl std::error::Error for Refusal {}
 
-/// Reads a document that is no larger and no deeper than is allowed. The same text is read alike each time.
+/// Parses a document within the limits on size and nesting. The result depends only on the text.
 pub fn read(document: &str, limits: &Limits) -> Result<ExecutableDocument, Refusal> {
     if document.len() > limits.document_bytes {
         let message = format!("The document is too long: at most {} bytes are allowed", limits.document_bytes);
@@ -202,9 +197,9 @@ pub fn read(document: &str, limits: &Limits) -> Result<ExecutableDocument, Refus
     parse_query(document).map_err(syntax_error)
 }
 
-/// Decides whether a document that was [`read`] may be executed: chooses its operation and measures it.
+/// Decides whether a document from [`read`] may be executed: selects its operation and measures it.
 ///
-/// An empty `operation_name` is none, as no operation can have it.
+/// An empty `operation_name` counts as absent, since no operation can have it.
 pub fn admit(
     document: &ExecutableDocument,
     operation_name: Option<&str>,
@@ -227,12 +222,12 @@ pub fn admit(
     })
 }
 
-/// Bytes of text that a mutation writes for one point.
+/// Bytes of text that a mutation may write for one point.
 const WRITTEN_BYTES: u64 = 1024;
 
-/// Reading is cheap, and so a page of a few fields costs no more than the request itself; every
-/// mutation is a transaction of its own, which stores the text that it is given once, and an export
-/// reads a whole account.
+/// Reads are cheap: a page of a few fields adds nothing to the base cost of a request. Each
+/// mutation field is a transaction that stores the text it is given, and an export reads a whole
+/// account.
 fn cost(operation: OperationType, survey: &survey::Survey) -> u32 {
     let (mutations, written) = match operation {
         OperationType::Mutation => (survey.root_fields, survey.text_bytes / WRITTEN_BYTES),
@@ -244,7 +239,7 @@ fn cost(operation: OperationType, survey: &survey::Survey) -> u32 {
     u32::try_from(points.into_iter().fold(0, u64::saturating_add)).unwrap_or(u32::MAX)
 }
 
-/// Finds the operation a request means, by the rules of the specification.
+/// Selects the operation to execute (GraphQL specification, `GetOperation`).
 fn choose<'a>(
     operations: &'a DocumentOperations,
     name: Option<&str>,
@@ -254,7 +249,7 @@ fn choose<'a>(
         (None, Some((name, only))) if candidates.next().is_none() => Ok((name.map(ToString::to_string), &only.node)),
         (None, _) => Err(Refusal::new(
             Code::OperationNameRequired,
-            "The document has several operations: choose one with operationName",
+            "The document has several operations: select one with operationName",
         )),
         (Some(wanted), _) => operations
             .iter()
@@ -266,13 +261,14 @@ fn choose<'a>(
     }
 }
 
-/// The parser's own message quotes the line it stopped in; its last line says what it expected.
+/// Keeps the last line of the parser's message, which states what was expected. The lines before it
+/// quote the document.
 fn syntax_error(error: Error) -> Refusal {
     let message = match &error {
         Error::Syntax { message, .. } => {
             let expectation = message.lines().next_back().unwrap_or_default();
             let expectation = expectation.trim_start().trim_start_matches("= ");
-            // Of a number, it tells where in the number.
+            // For a number, the message ends with a location inside the number.
             let expectation = expectation.split(" at line ").next().unwrap_or_default();
             format!("Syntax error: {expectation}")
         }
@@ -285,14 +281,14 @@ fn syntax_error(error: Error) -> Refusal {
     }
 }
 
-/// Bounds the variables, as the library copies and checks them wherever they are used.
+/// Limits the variables, because the library copies and checks them at every use.
 fn check_variables(variables: &Map<String, Value>, limits: &Limits) -> Result<(), Refusal> {
     let too_large = |what, limit| {
         let message = format!("The variables have too many {what}: at most {limit} are allowed");
         Err(Refusal::new(Code::VariablesTooLarge, message))
     };
     let mut values = variables.len();
-    // A stack of its own instead of recursion, and never longer than the limit on values.
+    // An explicit stack instead of recursion, bounded by the limit on values.
     let mut waiting: Vec<(&Value, usize)> = Vec::new();
     if values <= limits.variable_values {
         waiting.extend(variables.values().map(|value| (value, 1)));

@@ -1,28 +1,29 @@
-//! The lexical scan: one pass over a document's bytes, before the parser may see it.
+//! The lexical scan: one pass over the bytes of a document, before it is parsed.
 //!
-//! The parser recurses once per bracket and only compares the result with a limit afterwards, so
-//! a few kilobytes of `[` overflow its stack. Nothing else in its grammar nests: strings, comments,
-//! names and numbers are loops. This pass therefore follows the GraphQL lexical grammar (September
-//! 2025) just far enough to know which brackets are real, counts them and the tokens, and refuses
-//! what no GraphQL document can contain. It allocates nothing and never looks back, so its cost is
-//! the length of the document.
+//! The parser recurses once per bracket and checks its limit only afterwards, so a few kilobytes of
+//! `[` overflow its stack. Nothing else in its grammar nests: strings, comments, names and numbers
+//! are loops. So this pass follows the GraphQL lexical grammar (September 2025) just far enough to
+//! recognize brackets outside strings and comments. It counts them and the tokens, and refuses what
+//! no GraphQL document can contain. It allocates nothing and never backtracks, so its cost is
+//! linear in the length of the document.
 //!
-//! The parser is laxer in places (`01` is two numbers to it, `truefalse` two booleans), but it ends
-//! strings and comments where this pass does, and so can never see a bracket that was not counted.
+//! The parser is laxer in places (it reads `01` as two numbers and `truefalse` as two booleans),
+//! but it ends strings and comments where this pass does, so it cannot see a bracket that was not
+//! counted.
 
 use super::{Limits, Refusal};
 use crate::error::Code;
 
-/// The widest `Limits::nesting` the scan can keep track of, whatever is configured.
+/// Upper bound of `Limits::nesting`: the size of the scan's stack.
 const NESTING_CEILING: usize = 64;
 
 /// A finite double needs 309 digits before its point and never more than 17 significant ones.
 const NUMBER_BYTES: usize = 400;
 
-/// Error messages repeat names, once or more for each mistake: short names keep them short.
+/// Maximum length of a name. Each error message repeats names, so this bounds the response.
 const NAME_BYTES: usize = 128;
 
-/// Checks the shape of `source`: its tokens, their number, and how deeply brackets nest.
+/// Checks the tokens of `source`, their number, and the nesting of brackets.
 pub(super) fn scan(source: &str, limits: &Limits) -> Result<(), Refusal> {
     let mut scanner = Scanner { source, bytes: source.as_bytes(), at: 0 };
     let mut brackets = Brackets::new(limits.nesting);
@@ -42,7 +43,7 @@ pub(super) fn scan(source: &str, limits: &Limits) -> Result<(), Refusal> {
     }
 }
 
-/// The brackets open at one point of the document, in a fixed space.
+/// A fixed-size stack of open brackets.
 struct Brackets {
     open: [char; NESTING_CEILING],
     depth: usize,
@@ -54,7 +55,7 @@ impl Brackets {
         Self { open: ['\0'; NESTING_CEILING], depth: 0, limit: limit.min(NESTING_CEILING) }
     }
 
-    /// Whether there was room for one more.
+    /// Returns false if the limit is reached.
     fn push(&mut self, bracket: char) -> bool {
         let room = self.depth < self.limit;
         if room {
@@ -68,7 +69,7 @@ impl Brackets {
         self.open[..self.depth].last().copied()
     }
 
-    /// Whether `bracket` closes the innermost open one.
+    /// Returns whether `bracket` closes the innermost open one, and if so, pops it.
     fn pop(&mut self, bracket: char) -> bool {
         let matches = self.innermost().map(closing) == Some(bracket);
         if matches {
@@ -89,12 +90,12 @@ fn closing(open: char) -> char {
 struct Scanner<'a> {
     source: &'a str,
     bytes: &'a [u8],
-    /// The offset of the next unread byte, always between two characters.
+    /// The offset of the next unread byte, on a character boundary except inside strings.
     at: usize,
 }
 
 impl Scanner<'_> {
-    /// Passes over white space, commas, byte order marks and comments. Whether a token follows.
+    /// Skips white space, commas, byte order marks and comments. Returns whether a token follows.
     fn skip_ignored(&mut self) -> bool {
         while let Some(byte) = self.peek() {
             match byte {
@@ -182,7 +183,7 @@ impl Scanner<'_> {
         Ok(())
     }
 
-    /// Which escapes exist is the parser's to say; here `\` only keeps `"` from ending the string.
+    /// Escape sequences are checked by the parser. Here `\` only keeps `"` from ending the string.
     fn string(&mut self) -> Result<(), Refusal> {
         let start = self.at;
         self.at += 1;

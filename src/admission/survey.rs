@@ -1,11 +1,11 @@
-//! The walk over a parsed document: how large it is once its fragments are expanded, found without
-//! expanding them.
+//! The complexity of a parsed document with its fragments expanded, computed without expanding
+//! them.
 //!
-//! Everything measured of a selection set is the sum or the greatest of what is measured of its
-//! parts, and so a fragment is measured once and its measure used wherever it is spread. Fragments
-//! are measured after the ones they spread; those whose turn never comes spread themselves. The
-//! walk recurses into the selection sets of one definition only, which the scan has bounded, and
-//! every sum saturates: a fragment bomb is a number too large, nothing else.
+//! Every measure of a selection set is a sum or a maximum over its parts. So each fragment is
+//! measured once, after the fragments it spreads, and its measure is reused at every spread.
+//! Fragments that cannot be ordered this way form a cycle. The walk recurses only into the
+//! selection sets of one definition, whose nesting the scan has bounded, and every sum saturates: a
+//! fragment bomb yields a number above the limit, nothing worse.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -32,17 +32,17 @@ use crate::error::Code;
 const INTROSPECTION_LISTS: [&str; 8] =
     ["args", "directives", "enumValues", "fields", "inputFields", "interfaces", "possibleTypes", "types"];
 
-/// The lists of objects of the schema that take no pages.
+/// The lists of objects of the schema without pagination.
 pub(super) const LISTS: [&str; 4] = ["changes", "labels", "sessions", "userErrors"];
 
-/// How long each of both is taken to be: about what a schema of fifty types makes of
-/// types × fields × arguments, and more labels than most tasks have.
+/// Assumed length of all these lists: about the average of types × fields × arguments in a schema
+/// of fifty types, and more labels than most tasks have.
 const LIST: u64 = 10;
 
-/// The field that yields everything that is stored of somebody.
+/// The field that exports all data of an account.
 const EXPORT: &str = "exportViewerData";
 
-/// What the rest of the server wants to know of the chosen operation.
+/// The measures of the chosen operation that the caller uses.
 #[derive(Debug, Default)]
 pub(super) struct Survey {
     pub(super) nodes: u64,
@@ -55,8 +55,8 @@ pub(super) struct Survey {
     pub(super) introspection: bool,
 }
 
-/// Measures the whole document and refuses it if anything in it is over the limits. `chosen` is
-/// the operation of the document that will be executed, with `variables`.
+/// Measures the whole document and refuses it if it exceeds a limit. `chosen` is the operation that
+/// will be executed, with `variables`.
 pub(super) fn survey(
     document: &ExecutableDocument,
     chosen: &OperationDefinition,
@@ -102,38 +102,38 @@ pub(super) fn survey(
     Ok(survey)
 }
 
-/// The size of a selection set with its fragments expanded. The empty set's is zero throughout.
+/// The complexity of a selection set with its fragments expanded. All zero for the empty set.
 #[derive(Clone, Copy, Debug, Default)]
 struct Measure {
     /// Fields, inline fragments and spreads, at any depth.
     selections: u64,
-    /// Fields of the set itself; those of an operation are its root fields.
+    /// Fields directly in the set. For an operation these are its root fields.
     fields: u64,
     aliases: u64,
-    /// Fields that yield a whole account, at any depth.
+    /// Fields that export an account, at any depth.
     exports: u64,
-    /// Searches, at any depth. A list within another one is searched once for all its parents.
+    /// Searches, at any depth. A nested list is searched once for all its parents.
     searches: u64,
-    /// Total counts of the set itself, each of which searches again.
+    /// Total counts directly in the set, each of which repeats the search.
     totals: u64,
     /// Bytes of text in arguments, at any depth.
     text_bytes: u64,
-    /// Fields within each other.
+    /// Nested fields.
     depth: u64,
-    /// Selection sets within each other, this one included: how deep the library will recurse.
+    /// Nested selection sets including this one: the recursion depth of the library.
     levels: u64,
-    /// Lists of the introspection schema within each other.
+    /// Nested lists of the introspection schema.
     lists: u64,
-    /// Whether the set itself has `edges` or `nodes`, and so belongs to a connection.
+    /// Whether the set directly selects `edges` or `nodes`, which indicates a connection.
     connection: bool,
-    /// Whether `__schema` or `__type` is anywhere.
+    /// Whether `__schema` or `__type` is selected, at any depth.
     introspection: bool,
     load: Load,
-    /// The load if the set turns out to be under `__schema` or `__type`.
+    /// The load if the set is under `__schema` or `__type`.
     introspection_load: Load,
 }
 
-/// What is left to do when every page is full.
+/// The work of execution, assuming full pages.
 #[derive(Clone, Copy, Debug, Default)]
 struct Load {
     nodes: u64,
@@ -141,7 +141,7 @@ struct Load {
 }
 
 impl Measure {
-    /// The measure of two selection sets side by side.
+    /// The sum of two measures: the selections of both in one set.
     fn beside(self, other: Self) -> Self {
         Self {
             selections: self.selections.saturating_add(other.selections),
@@ -161,7 +161,7 @@ impl Measure {
         }
     }
 
-    /// The measure of this set as a fragment, spread or inline: one selection more.
+    /// The measure of a spread or inline fragment with this set: one selection more.
     fn spread(self) -> Self {
         Self {
             selections: self.selections.saturating_add(1),
@@ -177,7 +177,7 @@ impl Load {
         Self { nodes: self.nodes.saturating_add(other.nodes), values: self.values.saturating_add(other.values) }
     }
 
-    /// The load of one selection with this load below it, once for each node of its page.
+    /// The load of one selection above this load, which is repeated for each node of the page.
     fn below(self, page: Option<u64>) -> Self {
         let (times, nodes) = page.map_or((1, 0), |page| (page, 1));
         Self {
@@ -191,14 +191,14 @@ struct Walk<'a> {
     limits: &'a Limits,
     pages: Pages<'a>,
     texts: Texts<'a>,
-    /// The measures of the fragments met so far.
+    /// The fragments measured so far.
     fragments: HashMap<&'a str, Measure>,
-    /// The directives met so far.
+    /// The number of directives so far.
     directives: usize,
 }
 
 impl<'a> Walk<'a> {
-    /// Measures every fragment, also those that no operation reaches.
+    /// Measures every fragment, including unused ones, because validation visits them, too.
     fn fragments(&mut self, document: &'a ExecutableDocument) -> Result<(), Refusal> {
         let mut waiting: Vec<_> = document.fragments.iter().map(Fragment::new).collect();
         waiting.sort_by_key(|fragment| fragment.definition.pos);
@@ -239,17 +239,17 @@ impl<'a> Walk<'a> {
         at_most(root_fields, measure.fields, "root fields", pos)?;
         at_most(limits.aliases, measure.aliases, "aliases", pos)?;
         at_most(1, measure.exports, "exports", pos)?;
-        at_most(limits.depth, measure.depth, "fields within each other", pos)?;
+        at_most(limits.depth, measure.depth, "nested fields", pos)?;
         Ok(measure)
     }
 
-    /// What holds for operations and fragments alike. A fragment's depth and aliases count where
-    /// it is spread.
+    /// Checks the limits common to operations and fragments. Depth and aliases of a fragment count
+    /// where it is spread.
     fn expanded(&self, measure: &Measure, pos: Pos) -> Result<(), Refusal> {
         let Limits { selections, nesting, .. } = *self.limits;
         let levels = usize::try_from(measure.levels).unwrap_or(usize::MAX);
         at_most(selections, measure.selections, "selections", Some(pos))?;
-        at_most(nesting, levels, "selection sets within each other", Some(pos))
+        at_most(nesting, levels, "nested selection sets", Some(pos))
     }
 
     fn selection_set(&mut self, set: &'a Positioned<SelectionSet>) -> Result<Measure, Refusal> {
@@ -299,9 +299,9 @@ impl<'a> Walk<'a> {
         };
         if matches!(name, "__schema" | "__type") {
             let (depth, lists) = (limits.introspection_depth, limits.introspection_lists);
-            at_most(depth, below.depth, "introspection fields within each other", pos)?;
-            at_most(lists, below.lists, "introspection lists within each other", pos)?;
-            // From here on it is one field, with what its lists add to the load.
+            at_most(depth, below.depth, "nested introspection fields", pos)?;
+            at_most(lists, below.lists, "nested introspection lists", pos)?;
+            // To the levels above, introspection is one field, with the load of its lists.
             measure.depth = 1;
             measure.introspection = true;
             measure.load = measure.introspection_load;
@@ -313,7 +313,7 @@ impl<'a> Walk<'a> {
         let pos = Some(pos);
         self.directives = self.directives.saturating_add(directives.len());
         at_most(self.limits.directives, self.directives, "directives", pos)?;
-        at_most(self.limits.directives_in_one_place, directives.len(), "directives in one place", pos)?;
+        at_most(self.limits.directives_in_one_place, directives.len(), "directives in one location", pos)?;
         for directive in directives {
             let arguments = directive.node.arguments.len();
             at_most(self.limits.arguments, arguments, "arguments", Some(directive.pos))?;
@@ -322,7 +322,7 @@ impl<'a> Walk<'a> {
     }
 }
 
-/// A fragment that is yet to be measured.
+/// A fragment not measured yet.
 struct Fragment<'a> {
     name: &'a str,
     definition: &'a Positioned<FragmentDefinition>,
@@ -359,8 +359,8 @@ fn collect_spreads<'a>(set: &'a SelectionSet, spreads: &mut Vec<(&'a str, Pos)>)
     }
 }
 
-/// Names one of the fragments that spread themselves. Each of `blocked` spreads another, so that
-/// following the spreads for as many steps as there are fragments ends on a cycle.
+/// The error for a fragment cycle. Each of `blocked` spreads another one of them, so following the
+/// spreads for as many steps as there are fragments ends on a cycle.
 fn cycle(blocked: &[Fragment<'_>], names: &HashSet<&str>) -> Refusal {
     let mut last = None;
     let mut fragment = blocked.first();
@@ -373,7 +373,7 @@ fn cycle(blocked: &[Fragment<'_>], names: &HashSet<&str>) -> Refusal {
     Refusal::new(Code::ValidationFailed, message).at((pos.line, pos.column))
 }
 
-/// How many nodes the connections and lists of ids of the chosen operation are asked for.
+/// Computes the page sizes that the chosen operation requests.
 struct Pages<'a> {
     operation: &'a OperationDefinition,
     variables: &'a Map<String, Value>,
@@ -381,9 +381,9 @@ struct Pages<'a> {
 }
 
 impl Pages<'_> {
-    /// The page size of a field that is a connection, by its arguments or by what it selects, or
-    /// that finds objects by their ids. The schema is not known here, nor needed: a field that only
-    /// looks like a connection counts for more than it is, never for less.
+    /// The page size of a field that looks like a connection, by its arguments or its selections,
+    /// or that loads objects by ids. The schema is not consulted: a field that only looks like a
+    /// connection is overestimated, never underestimated.
     fn of(&self, field: &Field, connection: bool) -> Option<u64> {
         let asked = field.arguments.iter().filter_map(|(name, value)| match name.node.as_str() {
             "first" | "last" => Some(match value.node.clone().into_const_with(Err) {
@@ -396,7 +396,7 @@ impl Pages<'_> {
         asked.max().or_else(|| connection.then_some(self.limits.default_page))
     }
 
-    /// Whether a field may search. A blank search, or none, finds everything without reading.
+    /// Whether a field may search. A blank or missing search matches everything without reading.
     fn is_searched(&self, field: &Field) -> bool {
         let is_text = |value: &Value| value.as_str().is_none_or(|text| !text.trim().is_empty()) && !value.is_null();
         let variable = |name: &Name| match self.variables.get(name.as_str()) {
@@ -416,7 +416,7 @@ impl Pages<'_> {
         }
     }
 
-    /// The length of a list. What is none counts as the longest.
+    /// The length of a list. Any other value counts as the maximum.
     fn length(&self, value: &Input) -> u64 {
         let length = match value {
             Input::List(items) => Some(items.len()),
@@ -448,15 +448,15 @@ impl Pages<'_> {
         }
     }
 
-    /// What a variable is where it has no value.
+    /// The default value of a variable.
     fn default(&self, name: &Name) -> Option<&Literal> {
         let mut definitions = self.operation.variable_definitions.iter();
         let definition = definitions.find(|definition| definition.node.name.node == *name)?;
         definition.node.default_value.as_ref().map(|default| &default.node)
     }
 
-    /// A size that is out of range, or no integer, will be that field's error; until then it
-    /// counts as one that is allowed.
+    /// Clamps a page size to the allowed range. The field itself reports a size that is out of
+    /// range or not an integer.
     fn clamp(&self, number: &Number) -> u64 {
         let largest = self.limits.largest_page;
         match number.as_i64() {

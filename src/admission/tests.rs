@@ -1,5 +1,5 @@
-//! What is admitted, what is refused, and with which words. Hostile documents and random ones are
-//! in `tests/`.
+//! Unit tests of admission: results, codes and messages. Hostile and random documents are tested in
+//! `tests/`.
 
 use std::collections::BTreeSet;
 
@@ -176,7 +176,7 @@ mod lexical {
         assert_eq!((number.0, number.2), (Code::DocumentTooLarge, Some((1, 8))));
         let name = scanned(&format!("{{ {} }}", "a".repeat(129)));
         assert_eq!((name.0, name.2), (Code::DocumentTooLarge, Some((1, 3))));
-        // The parser knows the rest: these are no doubles.
+        // The parser checks the rest: these are not doubles.
         for number in ["9".repeat(310), "1e309".to_owned(), "-1e999999999999999".to_owned()] {
             let refusal = refused(&format!("{{ a(b: {number}) }}"));
             assert!(refusal.message.starts_with("Syntax error: invalid number"), "{refusal}");
@@ -261,7 +261,7 @@ mod syntax {
 mod limits {
     use super::*;
 
-    /// `document(most)` is admitted and `document(most + 1)` is refused with `message`.
+    /// Asserts that `document(most)` is admitted and `document(most + 1)` refused with `message`.
     fn limited(most: usize, message: &str, document: impl Fn(usize) -> String) {
         admitted(&document(most));
         let refusal = refused(&document(most + 1));
@@ -318,7 +318,7 @@ mod limits {
             "{ ...F } fragment F on T @d { a }",
             "{ a } fragment Unused on T { a @d }",
         ] {
-            limited(5, "Too many directives in one place: at most 5 are allowed", |n| {
+            limited(5, "Too many directives in one location: at most 5 are allowed", |n| {
                 place.replace("@d", &"@d ".repeat(n))
             });
         }
@@ -342,7 +342,7 @@ mod limits {
     #[test]
     fn depth_counts_fields_through_fragments() {
         let nested = |n: usize| format!("{}a{}", "a { ".repeat(n - 1), " }".repeat(n - 1));
-        let message = "Too many fields within each other: at most 12 are allowed";
+        let message = "Too many nested fields: at most 12 are allowed";
         limited(12, message, |n| format!("{{ {} }}", nested(n)));
         limited(12, message, |n| format!("{{ a {{ ... {{ ...F }} }} }} fragment F on T {{ {} }}", nested(n - 1)));
         limited(12, message, |n| format!("{{ a {} b {{ c }} }}", nested(n)));
@@ -355,10 +355,10 @@ mod limits {
     #[test]
     fn introspection_has_its_own_depth() {
         let nested = |n: usize| format!("{}a{}", "a { ".repeat(n - 1), " }".repeat(n - 1));
-        limited(20, "Too many introspection fields within each other: at most 20 are allowed", |n| {
+        limited(20, "Too many nested introspection fields: at most 20 are allowed", |n| {
             format!("{{ __schema {{ {} b }} c }}", nested(n))
         });
-        limited(3, "Too many introspection lists within each other: at most 3 are allowed", |n| {
+        limited(3, "Too many nested introspection lists: at most 3 are allowed", |n| {
             let lists = format!("{}a{}", "fields { ".repeat(n), " }".repeat(n));
             format!("{{ ...F }} fragment F on Q {{ __type {{ {lists} b }} }}")
         });
@@ -368,8 +368,8 @@ mod limits {
 
     #[test]
     fn fragments_within_fragments_are_levels_too() {
-        // 2 fragments, each 15 inline fragments deep: without a field, but as deep for the library.
-        let message = "Too many selection sets within each other: at most 32 are allowed";
+        // 2 fragments, each 15 inline fragments deep: no nested field, but as deep for the library.
+        let message = "Too many nested selection sets: at most 32 are allowed";
         let nested = |n: usize, it: &str| format!("{}{it}{}", "... {".repeat(n), "}".repeat(n));
         limited(15, message, |n| {
             format!("{{ ...F }} fragment F on T {{ {} }} fragment G on T {{ {} }}", nested(14, "...G"), nested(n, "a"))
@@ -516,7 +516,7 @@ mod pages {
             5 * (1 + 10 * 11)
         );
         assert_eq!(admitted("{ a { labels { id } } }").values, 1 + 1 + 10);
-        // Every list of objects of the schema is one of those, a connection's, or found by ids.
+        // Every list of objects in the schema is in `LISTS`, in a connection, or loaded by ids.
         let sdl = crate::graphql::sdl();
         let document = async_graphql::parser::parse_schema(&sdl).expect("SDL");
         let mut lists = BTreeSet::new();

@@ -1,8 +1,8 @@
-//! What proves who somebody is: passwords and tokens.
+//! Password hashes and tokens.
 //!
-//! An access token is a JWT (RFC 7519, HS256 pinned, `typ` `at+jwt` as RFC 9068 has it) that names a user and a session
-//! and no right. A refresh token is an HMAC over the session's seed, id and generation under a key of its own: nothing
-//! that is stored can be used as one.
+//! An access token is a JWT (RFC 7519, only HS256, `typ` `at+jwt` per RFC 9068) that names a user
+//! and a session, but no permission. A refresh token is an HMAC over the seed, id and generation of
+//! its session under a separate key, so nothing stored in the database can be used as one.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -31,13 +31,13 @@ use crate::time::Timestamp;
 
 const ISSUER: &str = "fasttrack";
 const TYPE: &str = "at+jwt";
-/// Seconds that the clock of the instance that made a token may be ahead of this one's.
+/// Seconds that the clock of the issuing instance may be ahead.
 const LEEWAY: i64 = 5;
-/// How long a device is known after its last login.
+/// How long a device token is valid after the last login.
 pub const DEVICE_LIFETIME: Duration = Duration::from_secs(365 * 86_400);
-/// Hashes that may run or wait at once; each takes the configured memory only while it runs.
+/// Password hashes that may run or wait at once. Only a running hash uses the configured memory.
 const HASH_QUEUE: usize = 64;
-/// Access tokens that are remembered, some 400 bytes each.
+/// Capacity of the cache of verified access tokens, at about 400 bytes each.
 const KNOWN_TOKENS: usize = 10_000;
 
 #[derive(Serialize, Deserialize)]
@@ -52,36 +52,34 @@ struct Claims {
     exp: i64,
 }
 
-/// What an access token says.
+/// The content of an access token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Access {
-    /// The user that it was issued to.
     pub user_id: Id,
-    /// The session that it was given out for.
     pub session_id: Id,
-    /// When it is no longer good.
     pub expires_at: Timestamp,
 }
 
-/// The tokens of a login or a refresh, as RFC 6749 section 5.1 answers them.
+/// The tokens of a session, in the format of RFC 6749 section 5.1.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct Tokens {
-    /// What to send with requests, as `Authorization: Bearer …`.
+    /// The access token. Send it as `Authorization: Bearer <token>`.
     access_token: String,
-    /// What gets the next pair, once.
+    /// The refresh token. It can be exchanged once for a new pair of tokens.
     refresh_token: String,
     /// Always `bearer`.
     token_type: &'static str,
-    /// Seconds that the access token is good.
+    /// Lifetime of the access token, in seconds.
     expires_in: u64,
-    /// Only after a login: what proves at later logins that the account's owner has logged in on this device before, so
-    /// that strangers who guess passwords do not keep it out. Browsers get the same as a cookie. It is no credential,
-    /// and is good for a year or until the password changes.
+    /// Returned by login only. Sent with later logins, it proves that the owner of the account has
+    /// logged in on this device before, so that failed logins by others cannot lock the device out.
+    /// Browsers receive it as a cookie too. It is not a credential. It is valid for one year or
+    /// until the password changes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub device_token: Option<String>,
 }
 
-/// Makes and checks passwords and tokens; cheap to clone.
+/// Hashes and verifies passwords, issues and verifies tokens. Cheap to clone.
 #[derive(Clone)]
 pub struct Credentials(Arc<Inner>);
 
@@ -94,18 +92,18 @@ struct Inner {
     email_change: hmac::Key,
     access_lifetime: Duration,
     argon2: Argon2<'static>,
-    /// What a password is compared with where there is no account.
+    /// Compared with the password if there is no account, to take the same time.
     decoy: String,
     running: Arc<Semaphore>,
     queue: Arc<Semaphore>,
     cores: usize,
     refused: Counter,
     seconds: Histogram,
-    /// Access tokens that were found genuine lately, so that this is not asked anew for each request.
+    /// Cache of access tokens with a verified signature.
     genuine: Mutex<HashMap<Box<str>, Claimed>>,
 }
 
-/// What a genuine token claims: whether it is good now is asked each time.
+/// The claims of a token with a verified signature. The validity period is checked on every use.
 #[derive(Clone, Copy)]
 struct Claimed {
     user_id: Id,
@@ -121,7 +119,7 @@ impl Claimed {
 }
 
 impl Credentials {
-    /// Sets the keys and the hash up.
+    /// Derives the keys and configures the password hash.
     pub fn new(config: &Config) -> Result<Self> {
         let HashCost { memory_kib, passes, lanes } = config.hash_cost;
         let params =
@@ -132,12 +130,12 @@ impl Credentials {
         validation.set_issuer(&[ISSUER]);
         validation.set_audience(&[ISSUER]);
         validation.set_required_spec_claims(&["exp", "nbf", "iss", "aud", "sub"]);
-        // Asked below, of the server's clock.
+        // Checked in `Claimed::is_good` against the clock of the server.
         validation.validate_exp = false;
         validation.validate_nbf = false;
         let refresh = hmac::Key::new(hmac::HMAC_SHA256, config.refresh_secret_key.expose());
         let derived = |use_: &[u8]| hmac::Key::new(hmac::HMAC_SHA256, hmac::sign(&refresh, use_).as_ref());
-        // Half of the cores: a burst of logins leaves the other half to everything else.
+        // Half of the cores, so that a burst of logins leaves the other half to other work.
         let cores = (std::thread::available_parallelism().map_or(2, usize::from) / 2).max(1);
         Ok(Self(Arc::new(Inner {
             encoding: EncodingKey::from_secret(config.secret_key.expose()),
@@ -158,13 +156,12 @@ impl Credentials {
         })))
     }
 
-    /// Hashes a new password.
     pub async fn hash(&self, password: &Password) -> Result<String> {
         let password = password.to_string();
         self.run(move |inner| hash(&inner.argon2, &password)).await?
     }
 
-    /// Whether the password is the one that was hashed. Without a hash the answer is no and takes as long.
+    /// Verifies a password. Without a hash it fails after the same time.
     pub async fn verify(&self, password: &str, hash: Option<&str>) -> Result<bool> {
         if password.chars().take(MAX_LENGTH + 1).count() > MAX_LENGTH {
             return Ok(false);
@@ -178,7 +175,7 @@ impl Credentials {
         .await?
     }
 
-    /// Whether a hash was made at a lower cost than is configured now.
+    /// Whether a hash has lower cost parameters than configured now.
     pub fn is_outdated(&self, hash: &str) -> bool {
         let params = PasswordHash::new(hash).ok().and_then(|parsed| Params::try_from(&parsed).ok());
         let now = self.0.argon2.params();
@@ -187,13 +184,14 @@ impl Credentials {
         })
     }
 
-    /// Hashes a right password anew, at the present cost.
+    /// Hashes a verified password again, with the current cost parameters.
     pub async fn rehash(&self, password: &str) -> Result<String> {
         let password = password.to_owned();
         self.run(move |inner| hash(&inner.argon2, &password)).await?
     }
 
-    /// Runs a hash off the event loop, few at once; too many waiting are turned away.
+    /// Runs a hash on a blocking thread, with limited concurrency. Fails at once if too many are
+    /// waiting.
     async fn run<T: Send + 'static>(&self, work: impl FnOnce(&Inner) -> T + Send + 'static) -> Result<T> {
         let since = Instant::now();
         let queued = Arc::clone(&self.0.queue).try_acquire_owned().map_err(|_| {
@@ -202,7 +200,8 @@ impl Credentials {
         })?;
         let running = Arc::clone(&self.0.running).acquire_owned().await.map_err(Error::internal)?;
         let inner = Arc::clone(&self.0);
-        // The permits go along: a caller who leaves does not make room before the work is done.
+        // The permits move into the closure, so that a cancelled caller does not free them before
+        // the work is done.
         let done = tokio::task::spawn_blocking(move || {
             let _permits = (queued, running);
             work(&inner)
@@ -212,23 +211,23 @@ impl Credentials {
         done
     }
 
-    /// How many hashes run, and how many wait.
+    /// Number of hashes that run, and that wait.
     pub fn hashing(&self) -> (usize, usize) {
         let running = self.0.cores - self.0.running.available_permits();
         (running, (HASH_QUEUE - self.0.queue.available_permits()).saturating_sub(running))
     }
 
-    /// Hashes that were not begun because too many waited.
+    /// Hashes rejected because too many were waiting.
     pub fn refused(&self) -> &Counter {
         &self.0.refused
     }
 
-    /// How long hashes took, their wait included.
+    /// Duration of hashes, including their wait.
     pub fn hash_seconds(&self) -> &Histogram {
         &self.0.seconds
     }
 
-    /// The pair of tokens for a session as it stands.
+    /// Issues the tokens for the current generation of a session.
     pub fn tokens(&self, now: Timestamp, session: &Session) -> Result<Tokens> {
         let expires_at = now.plus(self.0.access_lifetime).min(session.expires_at);
         let claims = Claims {
@@ -251,7 +250,7 @@ impl Credentials {
         })
     }
 
-    /// What an access token says, if it is ours and still good.
+    /// The content of an access token, if it is genuine and within its validity period.
     pub fn access(&self, now: Timestamp, token: &str) -> Option<Access> {
         let known = self.genuine().get(token).copied();
         let claimed = match known {
@@ -300,7 +299,7 @@ impl Credentials {
         context.sign()
     }
 
-    /// Whether the session's key made this token.
+    /// Whether a refresh token was issued for this session.
     pub fn refreshes(&self, session: &Session, shown: &Refresh) -> bool {
         let tag = self.refresh_tag(session, shown.generation);
         constant_time::verify_slices_are_equal(tag.as_ref(), &shown.tag).is_ok()
@@ -308,13 +307,13 @@ impl Credentials {
 }
 
 impl Credentials {
-    /// A hash that no password has: until another is set, nobody gets in by one.
+    /// A hash that no password matches. It disables login until a password is set.
     pub fn unusable_hash(&self) -> Result<String> {
         decoy(self.0.argon2.params())
     }
 
-    /// What proves that the owner of an account has logged in on a device. A new password makes it worthless: whoever
-    /// knew the old one may have one, too.
+    /// Issues a device token, which proves that the owner of an account has logged in on a device.
+    /// A password change invalidates it, because others who knew the old password may have one too.
     pub fn device_token(&self, now: Timestamp, device: Id, user_id: Id, password_hash: &str) -> String {
         let mut token = Vec::with_capacity(DEVICE_TOKEN);
         token.extend_from_slice(device.as_bytes());
@@ -323,7 +322,7 @@ impl Credentials {
         URL_SAFE_NO_PAD.encode(token)
     }
 
-    /// The device that a token proves to be known to an account.
+    /// The device of a valid device token for this account.
     pub fn known_device(&self, now: Timestamp, token: &str, user_id: Id, password_hash: &str) -> Option<Id> {
         let token: [u8; DEVICE_TOKEN] = URL_SAFE_NO_PAD.decode(token).ok()?.try_into().ok()?;
         let (claims, tag) = token.split_at(24);
@@ -341,15 +340,15 @@ impl Credentials {
         context.sign()
     }
 
-    /// The token of the link that takes a change of the e-mail address back. It is made and not stored, so that a mail
-    /// that is sent again carries the same one.
+    /// Token of the link that cancels an e-mail address change. It is derived and not stored, so
+    /// that a mail that is sent again contains the same token.
     pub fn email_change_token(&self, id: Id) -> String {
         let mut token = id.as_bytes().to_vec();
         token.extend_from_slice(hmac::sign(&self.0.email_change, id.as_bytes()).as_ref());
         URL_SAFE_NO_PAD.encode(token)
     }
 
-    /// The change that such a token takes back.
+    /// The address change that a token cancels, if it is genuine.
     pub fn email_change(&self, token: &str) -> Option<Id> {
         let token: [u8; 48] = URL_SAFE_NO_PAD.decode(token.trim()).ok()?.try_into().ok()?;
         let (id, tag) = token.split_at(16);
@@ -358,21 +357,19 @@ impl Credentials {
     }
 }
 
-/// Bytes of a device token: the device, when it was made, and the tag.
+/// Size of a device token, in bytes: device id, issue time and tag.
 const DEVICE_TOKEN: usize = 16 + 8 + 32;
 
-/// A refresh token taken apart; whether it is genuine, its session tells.
+/// A parsed refresh token, not verified yet.
 #[derive(Debug)]
 pub struct Refresh {
-    /// The session it claims to be of.
     pub session_id: Id,
-    /// The generation it claims to be of.
     pub generation: i32,
     tag: [u8; 32],
 }
 
 impl Refresh {
-    /// Takes a token apart.
+    /// Parses a token.
     pub fn parse(token: &str) -> Option<Self> {
         let bytes: [u8; 52] = URL_SAFE_NO_PAD.decode(token).ok()?.try_into().ok()?;
         Some(Self {
@@ -383,26 +380,26 @@ impl Refresh {
     }
 }
 
-/// A token that is mailed: 256 random bits. Only its hash is kept.
+/// A mailed token: 256 random bits. Only its hash is stored.
 pub struct MailToken(String);
 
 impl MailToken {
-    /// A new one.
+    /// Generates a token.
     pub fn new() -> Result<Self> {
         Ok(Self(URL_SAFE_NO_PAD.encode(random()?)))
     }
 
-    /// One that somebody shows.
+    /// A token from a request.
     pub fn shown(token: &str) -> Self {
         Self(token.trim().to_owned())
     }
 
-    /// What is kept of it.
+    /// The hash to store.
     pub fn hash(&self) -> Vec<u8> {
         digest::digest(&digest::SHA256, self.0.as_bytes()).as_ref().to_vec()
     }
 
-    /// The token itself, for the mail alone.
+    /// The token itself, for the mail only.
     pub fn into_string(self) -> String {
         self.0
     }
@@ -415,8 +412,8 @@ pub fn random() -> Result<[u8; 32]> {
     Ok(bytes)
 }
 
-/// A hash that no password has, at the same cost as any other. It is not made of one: that would take the memory of a hash
-/// before anybody has asked for any.
+/// A hash that no password matches, with the same cost parameters as any other. It is random
+/// instead of computed, because hashing at startup would take its full memory.
 fn decoy(params: &Params) -> Result<String> {
     let (salt, hash) = (STANDARD_NO_PAD.encode(&random()?[..16]), STANDARD_NO_PAD.encode(random()?));
     let (memory, passes, lanes) = (params.m_cost(), params.t_cost(), params.p_cost());

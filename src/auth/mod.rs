@@ -1,4 +1,4 @@
-//! From a request, or a socket's `connection_init`, to the [`Viewer`] it speaks for.
+//! Authentication: from the `Authorization` of a request or of `connection_init` to the [`Viewer`].
 
 pub mod credential;
 pub mod sessions;
@@ -8,14 +8,15 @@ use crate::App;
 use crate::access::Viewer;
 use crate::error::{Error, Result};
 
-/// The token of an `Authorization` value (RFC 6750, the scheme without regard to case).
+/// The bearer token of an `Authorization` value (RFC 6750). The scheme is case-insensitive.
 pub fn bearer(authorization: &str) -> Option<&str> {
     let (scheme, token) = authorization.trim().split_once(' ')?;
     scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
 }
 
-/// Whom an access token speaks for. Session, role and activity are those of the database: a logout or a change of role
-/// holds from the next request on ([`sessions`]).
+/// The viewer of an access token. Session, role and status are those in the database: a logout or a
+/// change of role takes effect with the next request on this instance, and within a second on
+/// others ([`sessions`]).
 pub async fn viewer(app: &App, token: &str) -> Result<Viewer> {
     let now = app.clock.now();
     let access = app.credentials.access(now, token).ok_or_else(Error::unauthenticated)?;

@@ -1,4 +1,5 @@
-//! Cache of the viewers of active sessions, with a TTL of one second.
+//! Cache of the viewers of active sessions, with a TTL of one second. Commits of this instance
+//! invalidate it at once.
 
 use crate::access::Viewer;
 use crate::db::lately::{Lately, Since};

@@ -1,6 +1,6 @@
-//! Tokens of the links that end assignment mails (RFC 8058): an HMAC over the user's id under a key derived from
-//! `SECRET_KEY`. Nothing is stored, and they do not expire, as a mail may be read years later. They are good for nothing
-//! else.
+//! Tokens for the unsubscribe links of assignment e-mails (RFC 8058): an HMAC over the id of the
+//! user under a key derived from `SECRET_KEY`. They are not stored and do not expire, because a
+//! mail may be read years later. They authorize nothing else.
 
 use aws_lc_rs::{constant_time, hmac};
 use base64::Engine;
@@ -11,12 +11,11 @@ use crate::id::Id;
 
 const PURPOSE: &[u8] = b"fasttrack: unsubscribe from assignment mails";
 
-/// The token of a user.
 pub fn token(key: &Secret, user_id: Id) -> String {
     URL_SAFE_NO_PAD.encode([user_id.as_bytes(), tag(key, user_id).as_ref()].concat())
 }
 
-/// The user of a token; none if it is not genuine.
+/// The user of a token, or `None` if it is not genuine.
 pub fn user_of(key: &Secret, token: &str) -> Option<Id> {
     let bytes: [u8; 48] = URL_SAFE_NO_PAD.decode(token).ok()?.try_into().ok()?;
     let user_id = Id::from_bytes(bytes[..16].try_into().ok()?);

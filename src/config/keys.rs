@@ -72,7 +72,7 @@ pub fn write_new(path: &Path, content: &[u8]) -> io::Result<()> {
     draft.write_all(content)?;
     draft.as_file().sync_all()?;
     draft.persist_noclobber(path)?;
-    // Makes its name survive a power cut.
+    // Makes the new directory entry durable.
     #[cfg(unix)]
     std::fs::File::open(directory)?.sync_all()?;
     Ok(())
@@ -81,6 +81,6 @@ pub fn write_new(path: &Path, content: &[u8]) -> io::Result<()> {
 fn random_key() -> io::Result<String> {
     use base64::Engine;
     let mut bytes = [0; 32];
-    aws_lc_rs::rand::fill(&mut bytes).map_err(|_| io::Error::other("no randomness"))?;
+    aws_lc_rs::rand::fill(&mut bytes).map_err(|_| io::Error::other("the random number generator failed"))?;
     Ok(base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(bytes))
 }

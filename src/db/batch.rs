@@ -1,8 +1,11 @@
-//! One commit for many transactions of SQLite, which has one writer and waits for the disk at each commit.
+//! Group commit for SQLite: concurrent transactions share one commit, and thus one sync to disk.
 //!
-//! Whoever comes while others wait for the writer does not commit: what it did stays in the open transaction, and the last
-//! of them commits for all (group commit). Nobody is told of a success before that commit, and who fails goes back to
-//! the savepoint it began with. So each is atomic and durable by itself, and the disk is waited for once.
+//! SQLite has one writer and syncs at each commit. A transaction that finishes while others wait
+//! for the writer leaves its changes in the open SQLite transaction; the last one commits for all.
+//! Each member but the first runs in a savepoint, to which its failure rolls back, and none returns
+//! success before the commit. Each is therefore atomic and durable on its own.
+//!
+//! The checkpoint of the write-ahead log is here too, because it has to pause the writer.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -16,29 +19,30 @@ use super::brief::giving_way;
 use super::{Conn, Db, Lent, Open, Pooled, Rings, SqliteConn, Work, brief};
 use crate::error::{Error, Result};
 
-/// So many transactions are committed at once at most.
+/// Maximum number of transactions in a group.
 const MOST: usize = 100;
-/// After so many the log is folded into the file.
+/// Transactions between checkpoints.
 const FOLDED: usize = 400;
-/// So often beside the writer, each time what has come while it was folded the time before.
+/// Checkpoint passes concurrent with the writer. Each copies what was written during the last one.
 const BESIDE: usize = 2;
 
-/// The writer of SQLite with the transaction that is open on it.
+/// The SQLite writer and its open transaction.
 pub(super) struct Batch {
     pub(super) pool: Pool<SqliteConn>,
-    /// Folds the log into the file beside the writer.
+    /// The connection for checkpoints.
     folder: Pool<SqliteConn>,
     group: Mutex<Group>,
-    /// How many wait for their turn.
+    /// Transactions that wait for the writer.
     waiting: AtomicUsize,
 }
 
-/// What is done and not committed. Without a connection there is no open transaction.
+/// The members that have finished their work and wait for the commit.
 #[derive(Default)]
 struct Group {
+    /// The connection with the open transaction, if one is open.
     conn: Option<Conn>,
     members: Vec<oneshot::Sender<()>>,
-    /// How many were committed since the log was last folded.
+    /// Transactions committed since the last checkpoint.
     unfolded: usize,
     is_folding: bool,
 }
@@ -63,14 +67,15 @@ impl Batch {
         Self { pool, folder, group: Mutex::default(), waiting: AtomicUsize::new(0) }
     }
 
-    /// Closes the pools.
     pub(super) fn close(&self) {
         self.pool.close();
         self.folder.close();
     }
 
-    /// Runs `work` and waits until it is committed. Dropped in the middle of its work it takes the whole group with it,
-    /// none of which was told of a success.
+    /// Runs `work` and waits until it is committed.
+    ///
+    /// Dropping the future during `work` closes the connection and fails the whole group, of which
+    /// no member has returned success yet.
     pub(super) async fn join<T>(
         self: &Arc<Self>,
         db: &Db,
@@ -84,7 +89,8 @@ impl Batch {
         let mut open = match group.conn.take() {
             Some(conn) => Open(Some(conn)),
             None => {
-                // Whoever took the connection with it has left these behind.
+                // Left behind when a dropped member closed the connection: dropping the senders
+                // fails their transactions.
                 group.members.clear();
                 let mut open =
                     Open(Some(Conn::new(Pooled::Sqlite(Lent::new(db.acquire(self.pool.get()).await?, None)))));
@@ -123,7 +129,7 @@ impl Batch {
                         open.close();
                     }
                 } else if open.conn().execute("ROLLBACK TO member; RELEASE member").await.is_ok() {
-                    // The first sees to it that what is left is committed.
+                    // The rest of the group is committed by the task that its first member spawned.
                     group.conn = Some(open.close());
                 }
                 Err(error)
@@ -131,7 +137,7 @@ impl Batch {
         }
     }
 
-    /// Commits when all who wait now have done their work: turns are taken in the order in which they were asked for.
+    /// Commits after all transactions that wait now have done their work: the mutex is fair (FIFO).
     fn commit_later(self: &Arc<Self>, db: &Db) {
         let (batch, db) = (Arc::clone(self), db.clone());
         tokio::spawn(async move {
@@ -141,19 +147,19 @@ impl Batch {
         });
     }
 
-    /// Commits what is open, if anything is.
+    /// Commits the open transaction, if there is one.
     async fn commit_open(self: &Arc<Self>, db: &Db, group: &mut Group) -> Result<()> {
         match group.conn.take() {
             Some(conn) => self.commit(db, group, Open(Some(conn))).await,
             None => {
-                // Whoever took the connection with it has left these behind.
+                // Left behind when a dropped member closed the connection.
                 group.members.clear();
                 Ok(())
             }
         }
     }
 
-    /// Commits what the group has done, and tells its members.
+    /// Commits the group and notifies its members.
     async fn commit(self: &Arc<Self>, db: &Db, group: &mut Group, mut open: Open) -> Result<()> {
         let members = std::mem::take(&mut group.members);
         if let Err(error) = giving_way(open.conn().execute("COMMIT")).await {
@@ -166,7 +172,7 @@ impl Batch {
         db.ring_all(rings);
         group.unfolded += members.len();
         for member in members {
-            // Whoever has gone away does not hear of it.
+            // The receiver is gone if the request was canceled.
             let _ = member.send(());
         }
         if group.unfolded >= FOLDED && !group.is_folding {
@@ -176,8 +182,8 @@ impl Batch {
         Ok(())
     }
 
-    /// Folds the log into the file: most of it beside the writer, and what has come meanwhile while nobody writes. With
-    /// nothing left to be folded, SQLite begins the log anew.
+    /// Checkpoints the write-ahead log: most of it concurrently with the writer, the rest while the
+    /// writer pauses. Once everything is copied, SQLite restarts the log from its beginning.
     fn fold(self: Arc<Self>, db: Db) -> BoxFuture<'static, ()> {
         async move {
             let folded = async {
@@ -226,14 +232,14 @@ mod tests {
             tokio::task::yield_now().await;
         }
         let alone = directory.path().join("alone.db");
-        std::fs::copy(&file, &alone).expect("a copy of the file without its log");
+        std::fs::copy(&file, &alone).expect("a copy of the file without its WAL");
         let mut alone = SqliteConnection::establish(&alone.to_string_lossy()).expect("a database");
         let check = diesel::select(sql::<Text>("(SELECT integrity_check FROM pragma_integrity_check)"));
         assert_eq!(check.first::<String>(&mut alone).expect("a check"), "ok");
         let rows: i64 = diesel::select(sql::<BigInt>("(SELECT count(*) FROM a)")).first(&mut alone).expect("a count");
         assert!(rows >= 3 * FOLDED as i64, "{rows} rows are in the file");
-        // Each row fills a page of 4 KiB: without a new beginning the log has all of them.
+        // Each row fills a page of 4 KiB: without a restart the WAL would have all of them.
         let log = std::fs::metadata(directory.path().join("a.db-wal")).expect("a log").len();
-        assert!(log < 4096 * 3 * FOLDED as u64, "{log} bytes of log");
+        assert!(log < 4096 * 3 * FOLDED as u64, "the WAL has {log} bytes");
     }
 }

@@ -1,8 +1,9 @@
-//! Where SQLite does its work.
+//! The thread on which an SQLite statement runs.
 //!
-//! It blocks the thread that it runs on, so a statement goes to a thread of tokio's blocking pool, and its rows come back
-//! from there. That takes longer than looking a row up by its key does: what is known to be brief is done on the spot. What
-//! writes whole pages and waits for the disk gives way to everything else.
+//! SQLite blocks its thread, so a statement runs on tokio's blocking pool by default. The round
+//! trip to that pool takes longer than a lookup by key, so statements known to be short run inline,
+//! on the async thread. Commits and checkpoints write many pages and sync; they run on threads of
+//! low priority.
 
 use std::error::Error;
 use std::future::ready;
@@ -15,15 +16,16 @@ use tokio::runtime::{self, Runtime};
 
 use super::interrupt::limited;
 
-/// So many rows keep a thread no longer than a request that is read or an answer that is written.
+/// Maximum number of rows read inline. It blocks the async thread for about as long as parsing a
+/// request or serializing a response.
 pub(super) const FEW: usize = 100;
 
-/// How much nicer the threads are that give way: where all cores are taken, each has a tenth of what others have. Half of the
-/// reads beside writers are answered a fifth sooner by it; with more, those who write wait longer than reads gain. Elsewhere
-/// than on Linux a whole process is as nice as one of its threads.
+/// Niceness of the low-priority threads: on a busy machine each gets about a tenth of the CPU time
+/// of a normal thread. A higher value delays writes by more than reads gain. Linux only: elsewhere
+/// niceness applies to the whole process.
 #[cfg(target_os = "linux")]
 const NICE: i32 = 10;
-/// One commits while another folds the log.
+/// Low-priority threads: one for commits, one for checkpoints.
 const GIVING_WAY: usize = 2;
 
 #[derive(Clone, Copy)]
@@ -36,7 +38,7 @@ tokio::task_local! {
     static MANNER: Manner;
 }
 
-/// Threads that never lose their niceness, so they are nobody else's.
+/// A runtime of its own, because a thread cannot lower its niceness again.
 #[expect(clippy::expect_used, reason = "without drivers there is nothing to fail")]
 static BEHIND: LazyLock<Runtime> = LazyLock::new(|| {
     let mut threads = runtime::Builder::new_current_thread();
@@ -44,28 +46,28 @@ static BEHIND: LazyLock<Runtime> = LazyLock::new(|| {
     #[cfg(target_os = "linux")]
     threads.on_thread_start(|| {
         use rustix::process::{getpriority_process, setpriority_process};
-        // It works without, too.
+        // Priority is an optimization, so a failure is ignored.
         let _ = getpriority_process(None).and_then(|others| setpriority_process(None, others + NICE));
     });
     threads.build().expect("a runtime for its threads alone")
 });
 
-/// Statements in here are done on the spot: of few rows that are found by an index, no scan and no wait for the disk.
+/// Runs SQLite statements inline. They must touch few rows, found via an index: no scan, no sync.
 pub async fn brief<T>(statements: impl Future<Output = T>) -> T {
     MANNER.scope(Manner::Brief, statements).await
 }
 
-/// Statements in here write many pages and wait for the disk: they are done on threads that give way to all others.
+/// Runs SQLite statements that write many pages and sync on the low-priority threads.
 pub async fn giving_way<T>(statements: impl Future<Output = T>) -> T {
     MANNER.scope(Manner::GivingWay, statements).await
 }
 
-/// Reads so many rows that an index leads to, on the spot if they are few.
+/// Reads `rows` rows via an index, inline if they are few.
 pub async fn looked_up<T>(rows: usize, statement: impl Future<Output = T>) -> T {
     if rows <= FEW { brief(statement).await } else { statement.await }
 }
 
-/// The blocking pool, the spot, or behind all others.
+/// Selects the thread: the blocking pool, the current one, or a low-priority one.
 #[derive(Clone, Copy, Debug)]
 pub struct Place;
 

@@ -1,5 +1,8 @@
-//! The columns of a row, written out, because a statement is put together each time it is sent. Some may be replaced by
-//! constants, so that values which nobody selects are not read.
+//! Column lists as constant text.
+//!
+//! diesel builds the text of a statement at each execution, and a literal list is cheaper than one
+//! node per column. A list may replace columns by constants, so that unselected values are not
+//! read.
 
 use std::marker::PhantomData;
 
@@ -9,7 +12,7 @@ use diesel::pg::Pg;
 use diesel::query_builder::{AstPass, QueryFragment, QueryId};
 use diesel::{QueryResult, Selectable};
 
-/// As many expressions as a row has columns, in their order and of their types.
+/// A select list for `Row`: one expression per column, in the same order and of the same types.
 #[derive(Debug)]
 pub struct Columns<Row> {
     text: &'static str,
@@ -17,7 +20,7 @@ pub struct Columns<Row> {
 }
 
 impl<Row> Columns<Row> {
-    /// The columns in this text.
+    /// The text must match the columns of `Row`; the compiler does not check it.
     pub const fn new(text: &'static str) -> Self {
         Self { text, row: PhantomData }
     }

@@ -1,9 +1,10 @@
-//! Ends a statement of SQLite at the deadline of its operation, or when nobody waits for it any more.
+//! Cancels an SQLite statement at the deadline of its operation, or when the operation is dropped.
 //!
-//! diesel 2.3 offers neither `sqlite3_interrupt` nor a progress handler, and calling them past it is unsafe. It does
-//! offer SQL functions in Rust: a condition on many rows has [`WithinDeadline`] in it, which SQLite calls for each row,
-//! on the thread of the statement, and whose error ends the statement. The rows that a statement yields are checked too
-//! ([`super::rows`]). PostgreSQL has `statement_timeout` for the same.
+//! diesel 2.3 offers neither `sqlite3_interrupt` nor a progress handler, and calling them directly
+//! is unsafe. It does offer SQL functions in Rust: a condition on many rows includes
+//! [`WithinDeadline`], which SQLite calls for each row on the thread of the statement, and whose
+//! error ends the statement. The rows that a statement returns are checked too ([`super::rows`]).
+//! PostgreSQL has `statement_timeout`.
 
 use std::cell::{Cell, RefCell};
 use std::sync::Arc;
@@ -19,11 +20,11 @@ use diesel::{QueryResult, define_sql_function};
 use super::OperationScope;
 use crate::spelled;
 
-/// How long one statement of an operation may take, as `statement_timeout` has it for PostgreSQL.
+/// Time limit of one statement, as `statement_timeout` on PostgreSQL.
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(5);
-/// The clock is read at one of so many rows.
+/// Rows between two readings of the clock.
 const ROWS_PER_CLOCK: u32 = 64;
-/// In the words of PostgreSQL, which [`crate::error`] knows.
+/// PostgreSQL's message, which [`crate::error`] recognizes.
 const MESSAGE: &str = "canceling statement due to statement timeout";
 
 thread_local! {
@@ -36,7 +37,7 @@ struct Limit {
     rows: Cell<u32>,
 }
 
-/// Dropped when the statement has ended, or when nobody waits for it any more.
+/// Cancels the statement when dropped. Kept by the future that waits for its result.
 pub(super) struct Waiter(Arc<AtomicBool>);
 
 impl Drop for Waiter {
@@ -45,7 +46,8 @@ impl Drop for Waiter {
     }
 }
 
-/// A statement of the current operation, to be run on another thread, which ends early when it has to.
+/// Wraps a statement, to be run on another thread, so that it observes the limits of the current
+/// operation.
 pub(super) fn limited<R>(statement: impl FnOnce() -> R) -> (Option<Waiter>, impl FnOnce() -> R) {
     let is_abandoned = Arc::new(AtomicBool::new(false));
     let deadline = OperationScope::current().map(|scope| scope.deadline().min(Instant::now() + STATEMENT_TIMEOUT));
@@ -60,7 +62,7 @@ pub(super) fn limited<R>(statement: impl FnOnce() -> R) -> (Option<Waiter>, impl
     (waiter, statement)
 }
 
-/// Whether the statement on this thread may go on, asked for each of its rows.
+/// Fails if the statement on this thread must end. Called for each row.
 pub(super) fn check() -> QueryResult<()> {
     let may_go_on = LIMIT.with_borrow(|limit| {
         limit.as_ref().is_none_or(|Limit { deadline, is_abandoned, rows }| {
@@ -87,13 +89,14 @@ impl ToSql<Bool, Sqlite> for Checked {
     }
 }
 
-/// Makes the function known to a connection.
+/// Registers the function with a connection.
 pub(super) fn register(conn: &mut SqliteConnection) -> QueryResult<()> {
     within_deadline_utils::register_nondeterministic_impl(conn, || Checked)
 }
 
 spelled! {
-    /// True of every row until the deadline. The first condition of a statement that may look at many rows.
+    /// True for every row until the deadline. Make it the first condition of a statement that may
+    /// visit many rows.
     WithinDeadline: Bool,
     postgres "true",
     sqlite "within_deadline()"
@@ -121,7 +124,7 @@ mod tests {
         OperationScope::new(connections, Instant::now() + deadline, Arc::new(()), 0)
     }
 
-    /// A statement without end.
+    /// An endless statement that returns no row.
     async fn count(db: &Db) -> Result<i64> {
         let rows = "(WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) \
                      SELECT count(*) FROM n WHERE within_deadline())";
@@ -129,7 +132,7 @@ mod tests {
         Ok(on!(conn, |c| diesel::select(sql::<BigInt>(rows)).get_result::<i64>(c).await)?)
     }
 
-    /// The same that yields rows.
+    /// An endless statement that returns rows.
     async fn load(db: &Db) -> Result<i64> {
         let rows = "i FROM (WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT i FROM n)";
         let mut conn = db.conn().await?;
@@ -144,7 +147,7 @@ mod tests {
         for ended in [scope(deadline).run(count(&db)).await, scope(deadline).run(load(&db)).await] {
             assert!(matches!(ended, Err(Error::Refused { code: Code::Unavailable, .. })), "{ended:?}");
         }
-        // The connection is as good as before.
+        // The connection remains usable.
         let mut conn = db.conn().await.expect("a connection");
         let one = on!(conn, |c| diesel::select(sql::<BigInt>("1 WHERE within_deadline()")).get_result::<i64>(c).await);
         assert_eq!(one, Ok(1));
@@ -161,7 +164,7 @@ mod tests {
             tokio::task::yield_now().await;
         }
         abandoned.abort();
-        // There is one connection, which its statement keeps until it ends.
+        // There is one connection, and its statement occupies it until it ends.
         let ended = async { while db.conn().await.is_err() {} };
         tokio::time::timeout(Duration::from_secs(4), ended).await.expect("the statement ends");
     }

@@ -1,7 +1,7 @@
 //! Cache with a TTL of one second.
 //!
-//! A local commit that signals invalidates it at once. Changes by other instances show after the TTL, or earlier when their
-//! event arrives and signals here.
+//! A local commit that raises the signal invalidates it at once. Changes by other instances show
+//! after the TTL, or earlier if their event arrives first and raises the signal here.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -15,7 +15,7 @@ const FRESH: Duration = Duration::from_secs(1);
 /// Expired entries are evicted when the cache has this many.
 const MANY: usize = 10_000;
 
-/// Rows by id.
+/// Rows by id, with the stamp of their read.
 pub struct Lately<V>(Mutex<HashMap<Id, Known<V>>>);
 
 struct Known<V> {
@@ -29,7 +29,7 @@ impl<V: Clone> Known<V> {
     }
 }
 
-/// The time of a read, for telling whether its result is still fresh.
+/// The time and generation of a read, which decide whether its result is still fresh.
 #[derive(Clone, Copy, Debug)]
 pub struct Since {
     at: Timestamp,
@@ -38,7 +38,8 @@ pub struct Since {
 }
 
 impl Since {
-    /// Take it before reading: a change during the read then invalidates the result.
+    /// The current stamp. Take it before reading: a change during the read then invalidates the
+    /// result.
     pub fn now(db: &Db, bell: Bell, now: Timestamp) -> Self {
         Self { at: now, changes: db.changes(bell) }
     }
@@ -55,7 +56,7 @@ impl<V> Default for Lately<V> {
 }
 
 impl<V: Clone> Lately<V> {
-    /// A fresh entry.
+    /// The entry for this id, if it is fresh.
     pub fn one(&self, now: Since, id: Id) -> Option<V> {
         self.lock().get(&id)?.at(now)
     }

@@ -1,8 +1,8 @@
-//! Connections on loan, and what becomes of one whose borrower goes away in the middle of a statement.
+//! Guards for pooled connections, which handle futures dropped in the middle of a statement.
 //!
-//! The statement runs on, in a thread or on the server. Until it ends, its connection keeps its place in the pool: there
-//! are never more statements than connections, whether somebody waits for them or not, and nobody is lent a connection
-//! on which their own would wait for it.
+//! Such a statement runs on, in a thread (SQLite) or on the server (PostgreSQL). Until it ends, its
+//! connection keeps its slot in the pool. So there are never more running statements than
+//! connections, and no other request gets a connection that is still busy.
 
 use std::ops::{Deref, DerefMut};
 
@@ -13,24 +13,22 @@ use tokio::sync::OwnedSemaphorePermit;
 use super::SqliteConn;
 use super::shared::Line;
 
-/// A connection on loan from its pool.
+/// A connection from a pool of either backend.
 pub enum Pooled {
-    /// To the embedded database.
     Sqlite(Lent<Object<SqliteConn>>),
-    /// To a PostgreSQL server.
     Postgres(Loan),
 }
 
-/// A connection to PostgreSQL.
+/// A PostgreSQL connection.
 pub enum Loan {
-    /// For nobody else meanwhile.
+    /// Exclusive, as transactions and long reads need it.
     Own(Box<Lent<Object<AsyncPgConnection>>>),
-    /// For others too.
+    /// Pipelined: shared with other short reads.
     Shared(Line),
 }
 
 impl Loan {
-    /// Notes whether a statement is under way.
+    /// Records whether a statement is running.
     #[doc(hidden)]
     pub fn set_busy(&mut self, is_busy: bool) {
         if let Self::Own(lent) = self {
@@ -50,12 +48,13 @@ impl Deref for Loan {
     }
 }
 
-/// A connection that is its borrower's alone.
+/// An exclusive connection. If it is dropped while a statement runs, it returns to the pool only
+/// after the statement has ended.
 pub struct Lent<O: Leaves> {
     conn: Option<O>,
     #[doc(hidden)]
     pub is_busy: bool,
-    /// Of the owner's share, returned after the connection.
+    /// The permit of the owner's share, released after the connection.
     share: Option<OwnedSemaphorePermit>,
 }
 
@@ -64,24 +63,24 @@ impl<O: Leaves> Lent<O> {
         Self { conn: Some(conn), is_busy: false, share }
     }
 
-    /// Takes it out of its pool for good.
+    /// Detaches the connection from its pool.
     #[expect(clippy::expect_used, reason = "it is there until it is dropped")]
     pub(super) fn take(mut self) -> O::Target {
         self.conn.take().expect("lent").leave()
     }
 
-    /// Closes it instead of giving it back: the way out of a transaction in an unknown state.
+    /// Closes the connection instead of returning it: its transaction is in an unknown state.
     pub(super) fn discard(mut self) {
         self.end(false);
     }
 
-    /// Has its place taken until what was sent over it has ended.
+    /// Keeps the slot in the pool until all statements sent over the connection have ended.
     fn end(&mut self, is_reused: bool) {
         if let Some(mut conn) = self.conn.take() {
             let share = self.share.take();
             tokio::spawn(async move {
                 let _share = share;
-                // Nothing to do, which is done after what was sent before.
+                // An empty batch ends after everything sent before it.
                 let ended = conn.batch_execute("").await;
                 if !is_reused || ended.is_err() {
                     drop(conn.leave());
@@ -115,17 +114,18 @@ impl<O: Leaves> Drop for Lent<O> {
     }
 }
 
-/// A pool's connection that can leave it.
+/// A pooled connection that can be detached from its pool.
 pub trait Leaves: DerefMut<Target: SimpleAsyncConnection + Sized + Send> + Send + 'static {
-    /// Whether it is given back after a statement that nobody waited for.
+    /// Whether the pool reuses the connection after an abandoned statement.
     const IS_REUSED: bool;
 
-    /// Leaves its place to another.
+    /// Detaches the connection, which frees its slot.
     fn leave(self) -> Self::Target;
 }
 
 impl Leaves for Object<SqliteConn> {
-    /// The thread of the statement holds it a little longer than its lock, which the pool does not expect.
+    /// The thread of the statement drops its reference to the connection slightly after its lock,
+    /// a state that the pool does not expect.
     const IS_REUSED: bool = false;
 
     fn leave(self) -> SqliteConn {

@@ -1,4 +1,4 @@
-//! Brings a database to this program's schema. Several instances may start at once: one does it, the others wait.
+//! Schema migrations. If several instances start at once, one migrates and the others wait.
 
 use std::fs::OpenOptions;
 use std::io;
@@ -21,11 +21,13 @@ use crate::on;
 pub(crate) const SQLITE: EmbeddedMigrations = embed_migrations!("migrations/sqlite");
 const POSTGRES: EmbeddedMigrations = embed_migrations!("migrations/postgres");
 
-/// The advisory lock that instances starting together take turns at: an arbitrary number, `fasttrack` in base 36.
+/// The key of the advisory lock that serializes migrations: arbitrary, the ASCII bytes `fasttrac`.
 const POSTGRES_LOCK: i64 = 0x6661_7374_7472_6163;
 
-/// A log that is ahead of its server's count of transactions was restored from another one: the count goes on after the
-/// end of the log from here on, or new events would come before old ones.
+/// Raises the epoch of event positions if the log was restored from another server.
+///
+/// Such a log can be ahead of this server's transaction ids, and new events would sort before old
+/// ones. From here on, `events_epoch()` is the newest position in the log.
 const POSTGRES_EPOCH: &str = "DO $$
 DECLARE newest bigint := (SELECT max(xid) FROM events);
 BEGIN
@@ -38,17 +40,17 @@ END $$";
 type Blocking = AsyncConnectionWrapper<AsyncPgConnection>;
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
-/// Applies what is missing and says how many migrations that were.
+/// Applies pending migrations and returns their number.
 pub async fn up(location: &Location) -> Result<usize> {
     change(location.clone(), false).await
 }
 
-/// Takes back the newest migration.
+/// Reverts the newest migration.
 pub async fn down(location: &Location) -> Result<usize> {
     change(location.clone(), true).await
 }
 
-/// The versions that this program knows, oldest first; the same on both databases.
+/// The versions embedded in this program, oldest first. Both backends have the same.
 pub fn known() -> Result<Vec<String>> {
     let migrations = MigrationSource::<Sqlite>::migrations(&SQLITE).map_err(Error::Internal)?;
     let mut versions: Vec<String> = migrations.iter().map(|it| it.name().version().to_string()).collect();
@@ -56,14 +58,14 @@ pub fn known() -> Result<Vec<String>> {
     Ok(versions)
 }
 
-/// The versions that a database was brought to, oldest first.
+/// The versions applied to the database, oldest first.
 pub async fn applied(conn: &mut Conn) -> Result<Vec<String>> {
     let versions = sql_query("SELECT version FROM __diesel_schema_migrations ORDER BY version");
     let versions: Vec<Applied> = on!(conn, |c| versions.load(c).await)?;
     Ok(versions.into_iter().map(|row| row.version).collect())
 }
 
-/// Whether every migration of this program was applied.
+/// Whether every embedded migration is applied. Newer versions in the database do no harm.
 pub async fn is_complete(conn: &mut Conn) -> Result<bool> {
     let applied = applied(conn).await?;
     Ok(known()?.iter().all(|version| applied.contains(version)))
@@ -75,7 +77,7 @@ struct Applied {
     version: String,
 }
 
-/// diesel's migrations are synchronous on both databases.
+/// Runs on a blocking thread, because diesel's migrations are synchronous.
 async fn change(location: Location, back: bool) -> Result<usize> {
     let done = match location {
         Location::Sqlite(path) => tokio::task::spawn_blocking(move || {
@@ -85,7 +87,7 @@ async fn change(location: Location, back: bool) -> Result<usize> {
                 "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA fullfsync = ON; \
                  PRAGMA checkpoint_fullfsync = ON; PRAGMA busy_timeout = 10000",
             )?;
-            // A lock of its own for the whole run: each migration inside is then a savepoint.
+            // One write lock for the whole run. Each migration inside becomes a savepoint.
             conn.immediate_transaction(|conn| run(conn, SQLITE, back))
         }),
         Location::Postgres(url) => {
@@ -105,8 +107,8 @@ async fn change(location: Location, back: bool) -> Result<usize> {
     done.await.map_err(Error::internal)?.map_err(Error::Internal)
 }
 
-/// Makes the file where there is none, for its owner alone: SQLite would make it readable for everybody. What it makes
-/// beside it, `-wal` and `-shm`, gets the same permissions. A file that is there keeps its own.
+/// Creates a missing database file with mode 0600, since SQLite would make it world-readable.
+/// SQLite gives `-wal` and `-shm` the same mode. An existing file keeps its mode.
 fn create_private(path: &Path) -> io::Result<()> {
     let mut options = OpenOptions::new();
     options.write(true).create_new(true);

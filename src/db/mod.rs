@@ -1,7 +1,11 @@
-//! The database: one [`Db`] over SQLite or PostgreSQL, chosen by URL.
+//! Database access: one [`Db`] over SQLite or PostgreSQL, chosen by URL.
 //!
-//! A query is written once, as a plain diesel expression inside [`on!`](crate::on), which puts it into both arms of
-//! [`Conn`]: the compiler checks it against both databases. What truly differs is a `match` in the function that needs it.
+//! This module has connections, pools, transactions, paging and migrations. The queries are in
+//! [`crate::store`].
+//!
+//! A query is written once, as a plain diesel expression inside [`on!`](crate::on). The macro
+//! expands it for both backends of [`Conn`], so the compiler checks it against both. The few
+//! statements that differ use a `match` in the function that needs them.
 
 mod batch;
 mod brief;
@@ -48,21 +52,22 @@ use crate::error::{Error, Result};
 use crate::limits::Quotas;
 use crate::metrics;
 
-/// SQLite behind tokio's blocking pool, but for what is [`brief`].
+/// SQLite on tokio's blocking pool, except for [`brief`] statements, which run inline.
 pub type SqliteConn = SyncConnectionWrapper<SqliteConnection, brief::Place>;
 
-/// How long a request waits for a free connection before it is told to come back.
+/// How long a request waits for a free connection before it fails as unavailable.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(1);
-/// Connections for those who must not wait behind requests.
+/// Connections of the background pool, for work that must not wait behind requests.
 const ASIDE: usize = 2;
-/// Connections over which many read at once, of those that there may be.
+/// Maximum number of pipelined connections, each shared by many reads.
 const SHARED: usize = 4;
-/// How often a transaction is tried that the database aborted for the sake of another one.
+/// Maximum attempts of a transaction that the database aborts (serialization failure, deadlock).
 const ATTEMPTS: u32 = 4;
 
-/// Puts one diesel expression into both arms: `on!(conn, |c| users::table.find(id).first(c).await)`.
+/// Expands a diesel expression for both backends:
+/// `on!(conn, |c| users::table.find(id).first(c).await)`.
 ///
-/// Inside of it `Backend` names the arm's backend, for `into_boxed::<Backend>()`.
+/// Inside it, `Backend` is the backend of the current arm, for `into_boxed::<Backend>()`.
 #[macro_export]
 macro_rules! on {
     ($conn:expr, |$c:ident| $body:expr) => {
@@ -90,24 +95,25 @@ macro_rules! on {
     };
 }
 
-/// How a row that decides over a write is locked until the write is committed.
+/// The row lock that a write takes, until commit, on a row it depends on.
 ///
-/// There is one order in which rows are locked: users (by id), sessions, projects, tasks, comments and labels. A row that
-/// will be changed is locked for that at once: of two that share a lock and both want to change the row, each would wait
-/// for the other.
+/// To avoid deadlocks, rows are locked in one order: users (by id), sessions, projects,
+/// tasks, comments, labels. A row that will change is locked with [`Lock::Update`] at once: two
+/// transactions that upgrade a shared lock would deadlock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lock {
-    /// Others may share the lock, and nobody changes the row.
+    /// The row is only read and must not change. Other transactions may share the lock.
     Share,
     /// The row will be changed.
     Update,
-    /// The row will be deleted, and with it what refers to it.
+    /// The row will be deleted, with the rows that refer to it.
     Delete,
 }
 
-/// Loads the rows of a query, `locked!(tx, query, Lock::Share)`, and locks them on PostgreSQL: a change by a transaction
-/// that is not committed is waited for, and the rows are those that it leaves. SQLite has one writer, beside which nothing
-/// changes.
+/// Loads the rows of a query and, on PostgreSQL, locks them: `locked!(tx, query, Lock::Share)`.
+///
+/// The statement waits for uncommitted changes to these rows and returns the committed result.
+/// SQLite needs no row locks, since it has a single writer.
 #[macro_export]
 macro_rules! locked {
     ($tx:expr, $query:expr, $lock:expr) => {
@@ -122,26 +128,26 @@ macro_rules! locked {
     };
 }
 
-/// A connection; one inside a transaction is called `tx`.
+/// A database connection. By convention a connection inside a transaction is named `tx`.
 pub struct Conn {
     #[doc(hidden)]
     pub pooled: Pooled,
     rings: Rings,
 }
 
-/// Which bells a commit rings.
+/// The signals that a commit raises, indexed by [`Bell`].
 type Rings = [bool; 4];
 
-/// Who waits for a commit.
+/// A signal raised after a commit, for readers of the changed data on this instance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Bell {
-    /// The tail of the event log.
+    /// New events, for the reader of the event log.
     Log = 0,
-    /// The job that sends mail.
+    /// New outgoing mail, for the job that sends it.
     Mail = 1,
-    /// Whoever remembers sessions.
+    /// Internal events, which concern sessions and accounts: invalidates the session cache.
     Sessions = 2,
-    /// Whoever remembers the names of people.
+    /// Profiles changed: invalidates the profile cache.
     Profiles = 3,
 }
 
@@ -150,7 +156,7 @@ impl Conn {
         Self { pooled, rings: [false; 4] }
     }
 
-    /// Marks the transaction as one that somebody waits for: its commit rings the bell.
+    /// Raises the signal when this transaction commits. A rollback raises nothing.
     pub fn ring_on_commit(&mut self, bell: Bell) {
         self.rings[bell as usize] = true;
     }
@@ -164,13 +170,13 @@ impl Conn {
         Ok(on!(self, |c| c.batch_execute(sql).await)?)
     }
 
-    /// The same for one statement that is sent often.
+    /// Like `execute`, with a cached prepared statement.
     async fn execute_prepared(&mut self, sql: &'static str) -> Result<()> {
         on!(self, |c| diesel_async::RunQueryDsl::execute(prepared(sql_query(sql)), c).await)?;
         Ok(())
     }
 
-    /// Does not give the connection back, which has a transaction in an unknown state.
+    /// Closes the connection, whose transaction is in an unknown state, instead of reusing it.
     fn discard(self) {
         match self.pooled {
             Pooled::Sqlite(lent) => lent.discard(),
@@ -186,10 +192,9 @@ enum Pools {
     Postgres { own: Pool<AsyncPgConnection>, shared: Arc<Shared> },
 }
 
-/// What runs inside a transaction: an async closure whose future may move between threads. (The bound on `AsyncFn` alone
-/// cannot say the latter.)
+/// The body of a transaction: an async closure whose future is `Send`, which a bound on `AsyncFn`
+/// alone cannot express.
 pub trait Work<'r, T>: Fn(&'r mut Conn) -> Self::Running {
-    /// The closure's future.
     type Running: Future<Output = Result<T>> + Send;
 }
 
@@ -201,42 +206,44 @@ where
     type Running = R;
 }
 
-/// Does not wait for a database that does not answer, where everybody has to pass.
+/// Limits database work on the path of every request to the connection timeout.
 pub async fn soon<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
     tokio::time::timeout(ACQUIRE_TIMEOUT, work).await.unwrap_or_else(|_| {
-        tracing::warn!("the database does not answer");
+        tracing::warn!("database timeout");
         Err(Error::unavailable())
     })
 }
 
-/// The database and its pools; cheap to clone.
+/// The database and its pools. Cheap to clone.
 #[derive(Clone)]
 pub struct Db {
     /// How much accounts and projects may hold.
     pub quotas: Quotas,
     pools: Pools,
-    /// Where those find a connection who must not wait behind requests.
+    /// The background pool, for work that must not wait behind requests.
     aside: Pools,
-    /// The connection of the readiness check, which shares none with anybody.
+    /// The dedicated connection of the readiness check.
     check: Pools,
     statements: Counter,
     waits: Histogram,
     bells: Arc<[Notify; 4]>,
-    /// How often each bell was rung.
+    /// The generation of each signal: how often it was raised.
     changes: Arc<[AtomicU64; 4]>,
 }
 
-/// Where the database is, read from `DATABASE_URL`.
+/// The location of the database, parsed from `DATABASE_URL`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Location {
-    /// A file, created when missing.
+    /// An SQLite file, created if missing.
     Sqlite(PathBuf),
-    /// A server, as a libpq connection URL.
+    /// The connection URL of a PostgreSQL server, as for libpq.
     Postgres(String),
 }
 
 impl Location {
-    /// Reads `sqlite://path`, `sqlite:path`, `postgres://…` or `postgresql://…`.
+    /// Parses `sqlite://path`, `sqlite:path`, `postgres://…` or `postgresql://…`.
+    ///
+    /// In-memory SQLite is refused: each connection would open its own database.
     pub fn parse(url: &str) -> Option<Self> {
         if url.starts_with("postgres://") || url.starts_with("postgresql://") {
             return Some(Self::Postgres(url.to_owned()));
@@ -248,7 +255,7 @@ impl Location {
     }
 }
 
-/// Counts the statements a connection sends.
+/// Counts the statements of a connection.
 struct Count(Counter);
 
 impl Instrumentation for Count {
@@ -260,14 +267,14 @@ impl Instrumentation for Count {
 }
 
 impl Db {
-    /// Opens the pools; nothing is connected yet.
+    /// Creates the pools. Connections are opened on first use.
     pub fn open(location: &Location, connections: usize) -> Result<Self> {
         let (statements, uncounted) = (Counter::default(), Counter::default());
         let (pools, aside, check) = match location {
             Location::Sqlite(path) => {
                 let path = path.to_string_lossy().into_owned();
                 let writer = sqlite_pool(&path, 1, &statements, SQLITE_WRITER)?;
-                // What it sends is no operation's.
+                // Checkpoints belong to no operation, so they are not counted.
                 let folder = sqlite_pool(&path, 1, &uncounted, SQLITE_FOLDER)?;
                 let writer = Arc::new(Batch::new(writer, folder));
                 let readers = |size, statements| sqlite_pool(&path, size, statements, SQLITE_READER);
@@ -288,30 +295,30 @@ impl Db {
         Ok(Self { quotas: Quotas::default(), pools, aside, check, statements, waits, bells, changes })
     }
 
-    /// How many connections to PostgreSQL a server has that keeps so many: beside them those that many read over, those
-    /// for its own work, one for the readiness check, and one to listen on.
+    /// The maximum number of PostgreSQL connections of a server whose main pool has `kept`: the
+    /// main, pipelined and background connections, the readiness check, and one for `LISTEN`.
     pub const fn connections(kept: usize) -> usize {
         let shared = if kept < SHARED { kept } else { SHARED };
         kept + shared + ASIDE + 2
     }
 
-    /// The same database by a few connections of its own: for the tail of the log and the jobs, which go on when requests
-    /// hold all others.
+    /// The same database via the background pool. The event log reader and the jobs use it, so that
+    /// they make progress while requests occupy the main pool.
     pub fn aside(&self) -> Self {
         Self { pools: self.aside.clone(), ..self.clone() }
     }
 
-    /// The same database by the connection of the readiness check, whose statements are no operation's.
+    /// The same database via the connection of the readiness check. Its statements are not counted.
     pub fn for_check(&self) -> Self {
         Self { pools: self.check.clone(), ..self.clone() }
     }
 
-    /// How often a bell was rung, as far as this instance knows: what was read before is worth nothing after.
+    /// The generation of a signal on this instance. Data cached under another generation is stale.
     pub fn changes(&self, bell: Bell) -> u64 {
         self.changes[bell as usize].load(Ordering::Acquire)
     }
 
-    /// A connection for reading, of the share of the operation's [`OperationScope`].
+    /// A connection for reading. It counts against the share of the current [`OperationScope`].
     pub async fn conn(&self) -> Result<Conn> {
         let share = operation_scope::acquire().await?;
         let pooled = match &self.pools {
@@ -323,8 +330,8 @@ impl Db {
         Ok(Conn::new(pooled))
     }
 
-    /// A connection for reading so many rows that an index leads to: if they are few, perhaps one that others read over
-    /// too.
+    /// A connection for reading `rows` rows via an index. On PostgreSQL a small read gets a
+    /// pipelined connection, which does not count against the operation's share.
     pub async fn conn_for(&self, rows: usize) -> Result<Conn> {
         match &self.pools {
             Pools::Postgres { shared, .. } if rows <= FEW => {
@@ -334,7 +341,7 @@ impl Db {
         }
     }
 
-    /// Waits for a connection, but not for ever.
+    /// Waits for a connection, up to [`ACQUIRE_TIMEOUT`].
     async fn acquire<T, E: std::fmt::Display>(
         &self,
         get: impl Future<Output = std::result::Result<T, E>>,
@@ -345,20 +352,20 @@ impl Db {
         match conn {
             Ok(Ok(conn)) => Ok(conn),
             Ok(Err(error)) => {
-                tracing::warn!(cause = %error, "no database connection");
+                tracing::warn!(cause = %error, "cannot connect to the database");
                 Err(Error::unavailable())
             }
             Err(_) => {
-                tracing::warn!("every database connection is busy");
+                tracing::warn!("database connection pool exhausted");
                 Err(Error::unavailable())
             }
         }
     }
 
-    /// Runs `work` in a transaction that is committed when it succeeds and rolled back when it fails.
+    /// Runs `work` in a transaction: commits on `Ok`, rolls back on `Err`.
     ///
-    /// `work` runs again when the database aborted it for the sake of another transaction. A transaction that is
-    /// dropped in the middle takes its connection with it.
+    /// Retries `work`, up to 4 attempts in all, when the database aborts the transaction.
+    /// Dropping the future in the middle of a transaction closes the connection.
     pub fn transaction<'a, T, F>(&'a self, work: F) -> impl Future<Output = Result<T>> + Send + 'a
     where
         F: AsyncFn(&mut Conn) -> Result<T> + for<'r> Work<'r, T> + Send + Sync + 'a,
@@ -367,7 +374,7 @@ impl Db {
         self.attempts(work, false)
     }
 
-    /// The same for work whose statements are [`brief`].
+    /// Like [`transaction`](Self::transaction), for work whose statements are all [`brief`].
     pub fn brief_transaction<'a, T, F>(&'a self, work: F) -> impl Future<Output = Result<T>> + Send + 'a
     where
         F: AsyncFn(&mut Conn) -> Result<T> + for<'r> Work<'r, T> + Send + Sync + 'a,
@@ -416,7 +423,7 @@ impl Db {
         }
     }
 
-    /// Rings a bell: something was committed that is waited for.
+    /// Raises a signal: its data has changed.
     pub fn ring(&self, bell: Bell) {
         self.changes[bell as usize].fetch_add(1, Ordering::AcqRel);
         self.bells[bell as usize].notify_one();
@@ -430,7 +437,7 @@ impl Db {
         }
     }
 
-    /// Waits until a commit has rung the bell since the last time.
+    /// Waits for the signal. A signal raised since the last call completes it at once.
     pub async fn rung(&self, bell: Bell) {
         self.bells[bell as usize].notified().await;
     }
@@ -440,37 +447,37 @@ impl Db {
         matches!(self.pools, Pools::Postgres { .. })
     }
 
-    /// Has PostgreSQL tell everybody who listens on a channel.
+    /// Sends a PostgreSQL `NOTIFY`. The message is not escaped.
     pub async fn notify(&self, channel: &str, message: &str) -> Result<()> {
         self.conn().await?.execute(&format!("NOTIFY {channel}, '{message}'")).await
     }
 
-    /// A connection of PostgreSQL's own to listen on a channel; it does not go back to the pool.
+    /// A PostgreSQL connection that executes `LISTEN`. It leaves the pool for good.
     pub async fn listen(&self, channel: &str) -> Result<AsyncPgConnection> {
         let mut conn = self.conn().await?;
         conn.execute(&format!("LISTEN {channel}")).await?;
         match conn.pooled {
             Pooled::Postgres(Loan::Own(lent)) => Ok(lent.take()),
-            _ => Err(Error::internal("no channels here")),
+            _ => Err(Error::internal("LISTEN needs PostgreSQL")),
         }
     }
 
-    /// How many statements were sent since the start.
+    /// The number of statements sent since the start.
     pub fn statements(&self) -> u64 {
         self.statements.get()
     }
 
-    /// The same, as it is counted.
+    /// The counter of statements, for the metrics registry.
     pub const fn counted_statements(&self) -> &Counter {
         &self.statements
     }
 
-    /// How long was waited for connections.
+    /// Seconds spent waiting for connections.
     pub const fn waits(&self) -> &Histogram {
         &self.waits
     }
 
-    /// How full the pools are.
+    /// The current use of the pools.
     pub fn pools(&self) -> Vec<Fill> {
         let pools = match &self.pools {
             Pools::Sqlite { writer, readers } => vec![("writer", writer.pool.status()), ("readers", readers.status())],
@@ -486,7 +493,7 @@ impl Db {
         fill.collect()
     }
 
-    /// Closes the pools; on SQLite the log is folded into the database file first.
+    /// Closes the pools. On SQLite it first checkpoints the write-ahead log and truncates it.
     pub async fn close(&self) {
         match &self.pools {
             Pools::Sqlite { writer, readers } => {
@@ -514,22 +521,21 @@ impl Db {
     }
 }
 
-/// How many of a pool's connections are in use.
+/// Connections of a pool by state.
 #[derive(Clone, Copy, Debug)]
 pub struct Fill {
-    /// What it is for: the `writer` and the `readers` of SQLite, or `all`.
+    /// The name of the pool: `writer` and `readers` on SQLite, `all` on PostgreSQL.
     pub pool: &'static str,
-    /// On loan.
     pub busy: usize,
-    /// Connected, and free.
+    /// Open and free.
     pub idle: usize,
-    /// Not connected yet.
+    /// May still be opened.
     pub unopened: usize,
-    /// Who waits for one.
+    /// Tasks that wait for a connection.
     pub waiting: usize,
 }
 
-/// A connection with a transaction open on it: dropped half-way, it is closed and not reused.
+/// A connection with an open transaction. Dropping it closes the connection instead of reusing it.
 struct Open(Option<Conn>);
 
 impl Open {
@@ -552,22 +558,24 @@ impl Drop for Open {
     }
 }
 
-// FULL: an acknowledged write survives a power cut. One writer at a time, so its lock is never waited for in SQLite. The
-// log is folded into the file beside it, and by itself only after 64 MB of what are no small transactions. On macOS a
-// disk is told to write by `fullfsync` alone; elsewhere it says nothing.
+// `synchronous = FULL`: an acknowledged write survives a power cut. There is one writer, so nothing
+// waits for SQLite's write lock. Checkpoints run on their own connection; the automatic one, after
+// 16,000 pages (64 MB), is for large transactions. `fullfsync` makes macOS flush the disk's write
+// cache and has no effect elsewhere.
 const SQLITE_WRITER: &str = "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA fullfsync = ON; \
      PRAGMA checkpoint_fullfsync = ON; PRAGMA foreign_keys = ON; PRAGMA busy_timeout = 5000; \
      PRAGMA cache_size = -16000; PRAGMA temp_store = MEMORY; PRAGMA wal_autocheckpoint = 16000";
 const SQLITE_FOLDER: &str = "PRAGMA synchronous = FULL; PRAGMA fullfsync = ON; PRAGMA checkpoint_fullfsync = ON; \
      PRAGMA busy_timeout = 5000";
-// 4 MB hold the inner pages of the indexes of a million tasks; what else is read the system has in memory too.
+// 4 MB hold the interior index pages of a million tasks. The operating system caches the rest.
 const SQLITE_READER: &str = "PRAGMA foreign_keys = ON; PRAGMA busy_timeout = 5000; PRAGMA cache_size = -4000; \
      PRAGMA temp_store = MEMORY; PRAGMA query_only = ON";
-// PostgreSQL looks for a deadlock after a second: a lock is waited for longer, so that a deadlock is found, and tried again.
+// `lock_timeout` exceeds PostgreSQL's `deadlock_timeout` of one second, so that a deadlock is
+// detected and the transaction retried.
 const POSTGRES: &str = "SET statement_timeout = '5s'; SET lock_timeout = '2s'; \
      SET idle_in_transaction_session_timeout = '10s'; SET timezone = 'UTC'";
 
-/// Makes connections by `connect`, which knows where to, and begins each with `setup`.
+/// A pool manager that opens connections with `connect` and runs `setup` on each.
 fn manager<C, F>(
     statements: &Counter,
     setup: &'static str,
@@ -591,7 +599,7 @@ where
     AsyncDieselConnectionManager::new_with_config("", config)
 }
 
-/// Begins a connection by its settings, and counts its statements from then on.
+/// Applies the settings to a new connection and starts counting its statements.
 async fn begin(conn: &mut impl AsyncConnection, setup: &str, statements: Counter) -> ConnectionResult<()> {
     conn.batch_execute(setup).await.map_err(ConnectionError::CouldntSetupConfiguration)?;
     conn.set_instrumentation(Count(statements));

@@ -1,7 +1,9 @@
-//! What one operation may use of the database: its owner's share of the connections, until a deadline.
+//! The database budget of one operation: a share of the connections, a deadline, and the bytes its
+//! searches may read.
 //!
-//! It is a task-local value, so that no query has to be handed it: [`Db`](super::Db) takes a connection of the share
-//! before one of the pool. Work outside of an operation, such as a job, is not limited.
+//! The scope is a task-local value, so queries need no extra parameter: [`Db`](super::Db) takes a
+//! permit of the share before it takes a connection. Work outside an operation, such as a job, is
+//! not limited.
 
 use std::any::Any;
 use std::sync::Arc;
@@ -16,7 +18,7 @@ tokio::task_local! {
     static SCOPE: OperationScope;
 }
 
-/// What one operation may use; cheap to clone.
+/// The budget of one operation. Cheap to clone.
 #[derive(Clone)]
 pub struct OperationScope(Arc<Inner>);
 
@@ -24,12 +26,14 @@ struct Inner {
     connections: Arc<Semaphore>,
     deadline: Instant,
     _permit: Arc<dyn Any + Send + Sync>,
-    /// Bytes of text that the operation's searches may still read.
+    /// Remaining bytes of text that searches may read.
     search_bytes: AtomicU64,
 }
 
 impl OperationScope {
-    /// A share of the connections until a deadline, what its searches may read, and the permit that the operation holds until all of it has ended.
+    /// `connections` is the owner's share, for which all operations of a user or client address
+    /// compete. `permit` is kept until every part of the operation has ended. `search_bytes` limits
+    /// the text that its searches read.
     pub fn new(
         connections: Arc<Semaphore>,
         deadline: Instant,
@@ -39,8 +43,8 @@ impl OperationScope {
         Self(Arc::new(Inner { connections, deadline, _permit: permit, search_bytes: search_bytes.into() }))
     }
 
-    /// Draws on what the searches of the current operation may read. False when there is not enough left; without an
-    /// operation each search is limited by itself alone.
+    /// Draws bytes from the search budget of the current operation and returns whether enough were
+    /// left. Always true outside an operation, where only the limit per search applies.
     pub fn draw_search_bytes(bytes: u64) -> bool {
         Self::current().is_none_or(|Self(scope)| {
             let draw = |left: u64| left.checked_sub(bytes);
@@ -48,17 +52,17 @@ impl OperationScope {
         })
     }
 
-    /// The scope of the operation that runs on this task, if any.
+    /// The scope of the operation on this task, if any.
     pub fn current() -> Option<Self> {
         SCOPE.try_with(Self::clone).ok()
     }
 
-    /// Runs a part of the operation.
+    /// Runs `work` in this scope.
     pub async fn run<T>(self, work: impl Future<Output = T>) -> T {
         SCOPE.scope(self, work).await
     }
 
-    /// A part of the current operation that is run on another task.
+    /// Wraps `work` so that it runs in the current scope on another task, too.
     pub fn inherited<T>(work: impl Future<Output = T>) -> impl Future<Output = T> {
         let scope = Self::current();
         async move {
@@ -69,13 +73,12 @@ impl OperationScope {
         }
     }
 
-    /// When the operation is given up.
     pub fn deadline(&self) -> Instant {
         self.0.deadline
     }
 }
 
-/// Waits for a connection of the owner's share. Operations of the same owner wait for each other, until their deadline.
+/// Waits for a permit of the share, until the deadline of the operation.
 pub(super) async fn acquire() -> Result<Option<OwnedSemaphorePermit>> {
     let Some(OperationScope(scope)) = OperationScope::current() else { return Ok(None) };
     let permit = Arc::clone(&scope.connections).acquire_owned();

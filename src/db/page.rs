@@ -1,8 +1,8 @@
-//! Keyset paging: where a page begins, how far it reaches, and the same for many parents in one statement.
+//! Keyset pagination, also for many parents in one statement, and comparison with lists of ids.
 //!
-//! A position is the value that the list is ordered by and the row's id. The row comparison `(value, id) > (?, ?)` is
-//! one range of an index on both databases, so a page costs the same wherever it begins, and rows that come or go
-//! never make it skip or repeat one.
+//! A position is the sort key and the id of a row. The row comparison `(key, id) > (?, ?)` is one
+//! index range on both databases. So a page costs the same anywhere in the list, and concurrent
+//! inserts and deletes never make a client skip or repeat a row.
 
 use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
@@ -21,53 +21,52 @@ use crate::id::Id;
 use crate::spelled;
 use crate::time::Timestamp;
 
-/// The value that a list is ordered by.
+/// The sort key of a row.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Key {
-    /// A moment; a missing one is [`Timestamp::MAX`].
+    /// A time. A missing one is [`Timestamp::MAX`], so it sorts last.
     Time(Timestamp),
-    /// Text compared byte by byte.
+    /// Text, compared by bytes.
     Text(String),
-    /// A small number that stands for an enum.
+    /// The code of an enum, in sort order.
     Rank(i16),
 }
 
-/// The place of one row in an ordered list.
+/// The position of a row in an ordered list.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Position {
-    /// What the list is ordered by.
     pub key: Key,
-    /// The tie-break.
+    /// The tiebreaker.
     pub id: Id,
 }
 
-/// Which rows of an ordered list are asked for.
+/// The requested part of an ordered list: `first`, `last`, `after` and `before` of a connection.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Window {
-    /// Only what comes after this place.
+    /// Only rows after this position.
     pub after: Option<Position>,
-    /// Only what comes before this place.
+    /// Only rows before this position.
     pub before: Option<Position>,
-    /// How many rows at most.
+    /// Maximum number of rows.
     pub limit: usize,
-    /// Counted from the end of the list.
+    /// Takes the last rows instead of the first.
     pub backward: bool,
-    /// Whether one row more than that is read, which tells if there is another page.
+    /// Reads one extra row, which shows whether there is another page.
     pub tells_more: bool,
 }
 
 impl Window {
-    /// How many rows are read.
+    /// The number of rows to read, as an SQL `LIMIT`.
     pub fn fetch(&self) -> i64 {
         i64::try_from(self.limit).unwrap_or(i64::MAX - 1) + i64::from(self.tells_more)
     }
 
-    /// The same as a length.
+    /// The number of rows to read, as a length.
     pub fn rows(&self) -> usize {
         self.limit.saturating_add(usize::from(self.tells_more))
     }
 
-    /// Cuts what was fetched down to the page. `rows` may come in any order, from several ranges of the list.
+    /// Makes a page of the rows read. `rows` may be in any order and come from several ranges.
     pub fn page<T>(&self, descending: bool, mut rows: Vec<T>, position: impl Fn(&T) -> Position) -> Page<T> {
         let reversed = descending != self.backward;
         rows.sort_by_cached_key(&position);
@@ -90,24 +89,24 @@ impl Window {
 /// The rows of one page, in the order of the list.
 #[derive(Clone, Debug)]
 pub struct Page<T> {
-    /// The rows.
     pub rows: Vec<T>,
-    /// Whether the list goes on after them, if the window tells. Counted from the end, this is whether a `before` was
-    /// given.
+    /// Forward: whether more rows follow, known only if the window reads the extra row.
+    /// Backward: whether `before` was given.
     pub has_next: bool,
-    /// Whether the list has rows before them, likewise. Counted from the start, this is whether an `after` was given.
+    /// Backward: whether more rows precede, known only if the window reads the extra row.
+    /// Forward: whether `after` was given.
     pub has_previous: bool,
 }
 
 impl<T> Page<T> {
-    /// The page with rows that cost nothing to clone.
+    /// The page with rows that are cheap to clone.
     pub fn shared(self) -> Page<Arc<T>> {
         let Self { rows, has_next, has_previous } = self;
         Page { rows: rows.into_iter().map(Arc::new).collect(), has_next, has_previous }
     }
 }
 
-/// Sorts `rows` to the parents they belong to.
+/// Groups `rows` by parent.
 pub fn by_parent<T>(rows: Vec<T>, parent: impl Fn(&T) -> Id) -> HashMap<Id, Vec<T>> {
     let mut groups: HashMap<Id, Vec<T>> = HashMap::new();
     for row in rows {
@@ -116,7 +115,7 @@ pub fn by_parent<T>(rows: Vec<T>, parent: impl Fn(&T) -> Id) -> HashMap<Id, Vec<
     groups
 }
 
-/// `(column, id) < (value, position)`, or `>`.
+/// The row comparison `(column, id) < (value, position)`, or `>`.
 #[derive(Debug, Clone, Copy)]
 pub struct Beyond<C, I, V, P> {
     column: C,
@@ -126,7 +125,7 @@ pub struct Beyond<C, I, V, P> {
     position: P,
 }
 
-/// The rows after a position, or before it.
+/// Selects the rows after a position, or before it if `after` is false.
 pub fn beyond<C, I, V, P>(
     column: C,
     id: I,
@@ -197,7 +196,8 @@ where
     }
 }
 
-/// A query with its limit written out: not knowing it, PostgreSQL would find a plan for each call instead of keeping one.
+/// A query with a literal `LIMIT`. If the limit were a parameter, PostgreSQL would not know its
+/// value and plan each call anew instead of keeping a generic plan.
 #[derive(Debug, Clone, Copy)]
 pub struct Limited<Q> {
     query: Q,
@@ -226,7 +226,8 @@ impl<DB: Backend, Q: QueryFragment<DB>> QueryFragment<DB> for Limited<Q> {
     }
 }
 
-/// Bounds and orders a boxed query by one column of its table and the id, in both arms of `on!`.
+/// Filters, orders and limits a boxed query by one column of its table and the id. For use in
+/// [`on!`](crate::on).
 #[macro_export]
 macro_rules! keyset {
     ($query:ident, $window:expr, $descending:expr, $order:expr, $table:ident { $($field:pat => $column:ident as $key:ident),+ $(,)? }) => {
@@ -252,22 +253,23 @@ macro_rules! keyset {
 }
 
 spelled! {
-    /// The parent that a query inside [`each`] is run for.
+    /// The id of the current parent, in a query inside [`each`].
     Parent: sql::Uuid,
     postgres "parent.id",
     sqlite "unhex(parent.value)"
 }
 
-/// `column = ANY(ids)` with one parameter: a statement for one id and one for any number, each prepared once.
+/// `column = ANY(ids)` with the list as one parameter. So there are two statement texts to prepare:
+/// one for a single id, one for any number.
 #[derive(Debug, Clone)]
 pub struct Among<C> {
     column: C,
     ids: Vec<Id>,
-    /// As SQLite reads them, written when it does.
+    /// The ids as JSON for SQLite, encoded on first use.
     hex: OnceLock<String>,
 }
 
-/// The rows whose column is one of these ids.
+/// Selects the rows whose column is one of these ids.
 pub fn among<C: Expression>(column: C, ids: &[Id]) -> Among<C> {
     Among { column, ids: ids.to_vec(), hex: OnceLock::new() }
 }
@@ -298,7 +300,8 @@ where
 {
     fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, DB>) -> QueryResult<()> {
         self.column.walk_ast(out.reborrow())?;
-        // Of one, PostgreSQL soon keeps the plan; of a list of unknown length it plans anew each time.
+        // For a single id PostgreSQL keeps a generic plan; for a list of unknown length it plans
+        // each execution.
         if let [id] = self.ids.as_slice() {
             out.push_sql(" = ");
             return out.push_bind_param::<sql::Uuid, _>(id);
@@ -307,7 +310,7 @@ where
     }
 }
 
-/// How a database compares with a list in one parameter.
+/// The comparison with a list in one parameter, by backend.
 trait Any<DB: Backend> {
     fn any<'b>(&'b self, out: AstPass<'_, 'b, DB>) -> QueryResult<()>;
 }
@@ -330,7 +333,7 @@ impl<C> Any<Sqlite> for Among<C> {
     }
 }
 
-/// Ids as SQLite's `json_each` and `unhex` read them.
+/// Encodes ids as a JSON array of hexadecimal strings, for SQLite's `json_each` and `unhex`.
 fn hex(ids: &[Id]) -> String {
     let mut hex = String::with_capacity(ids.len() * 35 + 2);
     hex.push('[');
@@ -343,15 +346,15 @@ fn hex(ids: &[Id]) -> String {
     hex
 }
 
-/// Runs a bounded query once for each parent, as one statement: "the first ten of every project".
+/// Runs a limited query once per parent in one statement, such as the first 10 tasks per project.
 ///
-/// Inside of it the parent is [`Parent`]. PostgreSQL has `LATERAL` for this. SQLite has not, but lets a subquery in an
-/// `IN` look at the row outside, which walks the same index in the same way; `columns` repeats what the query selects.
-/// The rows come back in no order: sort them with [`Window::page`].
+/// The query refers to its parent as [`Parent`]. PostgreSQL uses `LATERAL`. SQLite has none, but a
+/// correlated subquery in `IN` walks the same index range; for it, `columns` repeats the selection
+/// of the query. The rows come back unordered: sort them with [`Window::page`].
 #[derive(Debug, Clone)]
 pub struct Each<S, Q> {
     parents: Vec<Id>,
-    /// As SQLite reads them, written when it does.
+    /// The ids as JSON for SQLite, encoded on first use.
     hex: OnceLock<String>,
     table: &'static str,
     columns: S,

@@ -1,4 +1,4 @@
-//! Connections to PostgreSQL, with TLS by the URL's `sslmode` and `sslrootcert`, which have libpq's meaning.
+//! Connections to PostgreSQL. TLS follows `sslmode` and `sslrootcert` in the URL, as in libpq.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -41,8 +41,8 @@ impl Server {
     /// - `disable`: no TLS
     /// - `prefer`: TLS if the server offers it, with any certificate
     /// - `require`: TLS required, with any certificate
-    /// - `verify-full`: TLS with a certificate for the host's name, signed by an authority that the system trusts, or by one
-    ///   in the PEM file `sslrootcert`
+    /// - `verify-full`: TLS with a certificate for the host's name, signed by an authority that the
+    ///   system trusts, or by one in the PEM file `sslrootcert`
     ///
     /// The default is `disable` for a loopback address or a socket, and `prefer` elsewhere.
     pub fn parse(url: &str) -> Result<Self, Failure> {
@@ -73,7 +73,7 @@ impl Server {
             }
         });
         if authorities.is_some() && !verified {
-            return Err("sslrootcert goes with sslmode=verify-full".into());
+            return Err("sslrootcert requires sslmode=verify-full".into());
         }
         let provider = Arc::new(aws_lc_rs::default_provider());
         let builder =
@@ -99,7 +99,7 @@ impl Server {
         Ok((AsyncPgConnection::try_from(client).await?, ended))
     }
 
-    /// Connects for what diesel lacks, such as COPY.
+    /// Connects with the plain driver, for features that diesel lacks, such as COPY.
     pub async fn client(&self) -> Result<Client, Failure> {
         let (client, connection) = self.open().await.map_err(|error| told(&error))?;
         carried(connection);
@@ -125,13 +125,13 @@ fn carried(connection: Connection<Socket, Stream>) -> CancellationToken {
     tokio::spawn(async move {
         let _end = end;
         if let Err(error) = connection.await {
-            tracing::warn!(cause = %error, "lost the connection to PostgreSQL");
+            tracing::warn!(cause = %error, "PostgreSQL connection lost");
         }
     });
     ended
 }
 
-/// The driver's errors carry their reason in their source.
+/// The message of a driver error with its cause, which the driver keeps in `source`.
 fn told(error: &tokio_postgres::Error) -> String {
     match std::error::Error::source(error) {
         Some(cause) if !error.to_string().contains(&cause.to_string()) => format!("{error}: {cause}"),
@@ -169,7 +169,7 @@ fn roots(file: Option<&str>) -> Result<RootCertStore, Failure> {
         }
     }
     if roots.is_empty() {
-        return Err("sslmode=verify-full found no root certificate: name one with sslrootcert".into());
+        return Err("sslmode=verify-full found no root certificate: set sslrootcert".into());
     }
     Ok(roots)
 }

@@ -1,4 +1,4 @@
-//! Control over which statements are cached as prepared statements.
+//! Control over which statements diesel caches as prepared statements.
 
 use diesel::backend::Backend;
 use diesel::dsl::sql;
@@ -7,8 +7,8 @@ use diesel::query_builder::{AstPass, QueryFragment, QueryId};
 use diesel::result::QueryResult;
 use diesel::sql_types::Bool;
 
-/// Caches an update as a prepared statement. diesel does not, because omitted values change its text; use it for updates
-/// with few distinct texts.
+/// Caches an update as a prepared statement. diesel does not, because omitted values change its
+/// text; use it for updates with few distinct texts.
 #[derive(Debug, Clone, Copy)]
 pub struct Prepared<S>(S);
 
@@ -32,8 +32,10 @@ impl<DB: Backend, S: QueryFragment<DB>> QueryFragment<DB> for Prepared<S> {
     }
 }
 
-/// A condition that is always true and keeps the statement out of the cache. The planner then sees the actual values, whose
-/// selectivity decides the index, and rare statement texts do not fill the cache.
+/// A condition that is always true and keeps the statement out of the cache.
+///
+/// The planner then sees the actual values, whose selectivity decides the index, and rare statement
+/// texts do not fill the cache.
 pub fn planned_anew() -> SqlLiteral<Bool> {
     sql("1 = 1")
 }

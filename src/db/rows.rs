@@ -1,7 +1,7 @@
-//! Rows, read where the statement runs.
+//! Row decoding on the thread of the statement, within the decoding budget of the request.
 //!
-//! diesel-async has SQLite copy each value of a row before it hands the row over to be read elsewhere, which is a quarter
-//! of a long list. Here the thread that SQLite runs on makes of its rows what was asked for.
+//! On SQLite, diesel-async copies each value to move the row to another thread for decoding, about
+//! 25 % of the cost of a long list. Here the SQLite thread itself decodes the rows.
 
 use diesel::backend::Backend;
 use diesel::connection::LoadConnection;
@@ -24,9 +24,9 @@ use super::SqliteConn;
 use super::interrupt::check;
 use crate::limits::decoding::{self, Meter};
 
-/// What diesel-async's trait of this name does, on the connections of [`on!`](crate::on).
+/// Replaces diesel-async's trait of the same name on the connections of [`on!`](crate::on).
 pub trait RunQueryDsl<Conn>: Sized {
-    /// How many rows it changed.
+    /// Returns the number of changed rows.
     fn execute<'q>(self, conn: &'q mut Conn) -> impl Future<Output = QueryResult<usize>> + Send
     where
         Conn: AsyncConnectionCore + Send,
@@ -35,7 +35,6 @@ pub trait RunQueryDsl<Conn>: Sized {
         diesel_async::RunQueryDsl::execute(self, conn)
     }
 
-    /// All its rows.
     fn load<'q, U>(self, conn: &'q mut Conn) -> impl Future<Output = QueryResult<Vec<U>>> + Send
     where
         Conn: Reads<'q, Self, U>,
@@ -43,7 +42,7 @@ pub trait RunQueryDsl<Conn>: Sized {
         conn.rows(self)
     }
 
-    /// Its one row.
+    /// Returns the first row read, or [`Error::NotFound`].
     fn get_result<'q, U>(self, conn: &'q mut Conn) -> impl Future<Output = QueryResult<U>> + Send
     where
         Conn: Reads<'q, Self, U>,
@@ -53,7 +52,7 @@ pub trait RunQueryDsl<Conn>: Sized {
         async move { rows.await?.into_iter().next().ok_or(Error::NotFound) }
     }
 
-    /// The first of its rows.
+    /// Returns the first row, with `LIMIT 1`, or [`Error::NotFound`].
     fn first<'q, U>(self, conn: &'q mut Conn) -> impl Future<Output = QueryResult<U>> + Send
     where
         Self: LimitDsl,
@@ -67,9 +66,8 @@ pub trait RunQueryDsl<Conn>: Sized {
 
 impl<T, Conn> RunQueryDsl<Conn> for T {}
 
-/// A connection over which a query is answered by rows of a kind.
+/// A connection that can load the rows of query `Q` as `U`.
 pub trait Reads<'q, Q, U> {
-    /// All of them.
     fn rows(&'q mut self, query: Q) -> impl Future<Output = QueryResult<Vec<U>>> + Send;
 }
 
@@ -117,7 +115,7 @@ where
     }
 }
 
-/// Counts a row before it is decoded: its place in a list, and its texts.
+/// Charges a row to the budget before it is decoded: the size of `U` and the bytes of its texts.
 fn count<U, F: FnOnce() -> usize>(meter: Option<&Meter>, texts: F) -> QueryResult<()> {
     match meter {
         Some(meter) => {
@@ -145,7 +143,7 @@ fn sqlite_bytes<'r>(row: &impl Row<'r, Sqlite>) -> usize {
 
 type Binds = <<Sqlite as Backend>::BindCollector<'static> as MoveableBindCollector<Sqlite>>::BindData;
 
-/// The text of a query and what is bound to it, for another thread.
+/// The text and parameters of a query, in a form that can move to another thread.
 fn collected(query: &(impl QueryFragment<Sqlite> + QueryId)) -> QueryResult<CollectedQuery<Binds>> {
     let mut text = <Sqlite as Backend>::QueryBuilder::default();
     query.to_sql(&mut text, &Sqlite)?;

@@ -1,6 +1,6 @@
-//! The tables, written once for both databases in the types of [`super::types::sql`].
+//! The tables, declared once for both databases with the types of [`super::types::sql`].
 
-#![allow(missing_docs, reason = "`table!` makes items that cannot carry any")]
+#![allow(missing_docs, reason = "`table!` generates items that cannot be documented")]
 
 use diesel::allow_tables_to_appear_in_same_query;
 use diesel::prelude::*;

@@ -1,8 +1,8 @@
 //! PostgreSQL connections that pipeline the reads of many requests.
 //!
-//! A statement is sent while others still wait for their results, so one wake-up of server and database serves several.
-//! Only short reads are pipelined: a slow statement would delay those behind it, and a transaction needs a connection of
-//! its own.
+//! A statement is sent while others still wait for their results, so one wake-up of server and
+//! database serves several. Only short reads are pipelined: a slow statement would delay those
+//! behind it, and a transaction needs a connection of its own.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -13,7 +13,7 @@ use futures_util::future::BoxFuture;
 use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
-/// A connection and its end.
+/// A pipelined connection and a token that is cancelled when it ends.
 #[derive(Clone)]
 pub struct Line {
     conn: Arc<AsyncPgConnection>,

@@ -1,8 +1,9 @@
 //! Column types that the two databases store differently.
 //!
-//! [`sql`] re-exports diesel's SQL types and adds `Uuid` and `Instant`: native on PostgreSQL, a blob and integer
-//! microseconds on SQLite. `schema.rs` uses them for both. (`Instant` is PostgreSQL's `timestamptz`; under that name
-//! `table!` would require its arithmetic, which differs between the two.)
+//! [`sql`] re-exports diesel's SQL types and adds `Uuid` and `Instant`: native on PostgreSQL, a
+//! blob and integer microseconds on SQLite. `schema.rs` uses them for both. (`Instant` is
+//! PostgreSQL's `timestamptz`; under that name `table!` would require its arithmetic, which differs
+//! between the two.)
 
 use std::io::Write;
 
@@ -75,7 +76,7 @@ impl ToSql<sql::Instant, Pg> for Timestamp {
 impl FromSql<sql::Instant, Pg> for Timestamp {
     fn from_sql(value: PgValue<'_>) -> deserialize::Result<Self> {
         let micros = i64::from_be_bytes(value.as_bytes().try_into()?);
-        // PostgreSQL's `infinity` is the largest value, too.
+        // PostgreSQL's `infinity` is `i64::MAX`, which saturates to `Timestamp::MAX`.
         Ok(Self::from_micros(micros.saturating_add(POSTGRES_EPOCH)))
     }
 }
@@ -93,7 +94,7 @@ impl FromSql<sql::Instant, Sqlite> for Timestamp {
     }
 }
 
-/// A column's value, or the default where the column was not selected and null was read instead.
+/// A column's value, or the default if the column was replaced by a null constant.
 #[derive(Debug, diesel::deserialize::FromSqlRow)]
 pub struct OrDefault<T>(T);
 
@@ -129,7 +130,7 @@ impl From<OrDefault<Self>> for Timestamp {
 macro_rules! stored_as_smallint {
     ($name:ty { $($variant:ident = $value:literal),+ $(,)? }) => {
         impl $name {
-            /// Its number in the database.
+            /// The code in the database.
             pub const fn code(self) -> i16 {
                 match self { $(Self::$variant => $value),+ }
             }
@@ -153,7 +154,7 @@ macro_rules! stored_as_smallint {
             fn from_sql(bytes: DB::RawValue<'_>) -> diesel::deserialize::Result<Self> {
                 match <i16 as diesel::deserialize::FromSql<diesel::sql_types::SmallInt, DB>>::from_sql(bytes)? {
                     $($value => Ok(Self::$variant),)+
-                    other => Err(format!("{other} is no {}", stringify!($name)).into()),
+                    other => Err(format!("{other} is not a {}", stringify!($name)).into()),
                 }
             }
         }

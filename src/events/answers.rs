@@ -1,65 +1,62 @@
-//! Answers to one event that several subscriptions share: the first subscription that needs an answer makes it, the
-//! others wait for it.
+//! Responses to one event that several subscriptions share. The first subscription that needs a
+//! response executes it; the others wait for the result.
 //!
-//! Who makes the answer claims it only when ready to execute. Otherwise a subscription that waits for its turn to
-//! execute would hold up all others.
+//! A subscription claims a response only once it has a permit to execute. If it claimed earlier,
+//! all others would wait for that permit, too.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::{OwnedSemaphorePermit, watch};
 
-/// The answers to one event, by the number of the question.
+/// The responses to one event, by the number of the shared subscription.
 #[derive(Debug, Default)]
 pub struct Answers(Mutex<HashMap<u64, Arc<SharedAnswer>>>);
 
 impl Answers {
-    /// The answer to a question.
+    /// The response for a shared subscription, created unclaimed if it is new.
     pub fn to(&self, question: u64) -> Arc<SharedAnswer> {
         Arc::clone(self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(question).or_default())
     }
 }
 
-/// One answer, made or not.
+/// A response and its state.
 #[derive(Debug, Default)]
 pub struct SharedAnswer(watch::Sender<State>);
 
-/// How far an answer is.
+/// The state of a shared response.
 #[derive(Clone, Debug, Default)]
 pub enum State {
-    /// Nobody makes it yet.
     #[default]
     Unclaimed,
-    /// One subscription makes it.
+    /// One subscription executes it.
     Claimed,
-    /// It is made.
     Made(Arc<Made>),
-    /// It depends on the viewer: each subscription makes its own.
+    /// The response depends on the viewer, so each subscription executes on its own.
     Personal,
 }
 
-/// An answer with its share of the memory that answers may take.
+/// A completed response and its permit for memory.
 #[derive(Debug)]
 pub struct Made {
-    /// The answer as JSON.
+    /// The response as JSON.
     pub payload: Arc<str>,
-    /// Given back when the answer is dropped.
+    /// Part of the memory budget of shared responses, released when the response is dropped.
     pub bytes: OwnedSemaphorePermit,
 }
 
 impl SharedAnswer {
-    /// How far it is now.
     pub fn state(&self) -> State {
         self.0.borrow().clone()
     }
 
-    /// Waits until somebody makes it.
+    /// Waits until the response is no longer unclaimed.
     pub async fn claimed(&self) {
-        // Fails only without a sender, which is here.
+        // Fails only if the sender is dropped, which `self` owns.
         let _ = self.0.subscribe().wait_for(|state| !matches!(state, State::Unclaimed)).await;
     }
 
-    /// Waits until nobody makes it any more; the answer, if there is one.
+    /// Waits until no subscription executes it, and returns the response if there is one.
     pub async fn settled(&self) -> Option<Arc<str>> {
         let mut states = self.0.subscribe();
         let state = states.wait_for(|state| !matches!(state, State::Claimed)).await.ok()?;
@@ -69,7 +66,7 @@ impl SharedAnswer {
         }
     }
 
-    /// Claims it; nothing if somebody else was faster.
+    /// Claims the right to execute. `None` if the response is not unclaimed.
     pub fn claim(self: &Arc<Self>) -> Option<Claim> {
         let is_free = self.0.send_if_modified(|state| {
             let is_free = matches!(state, State::Unclaimed);
@@ -82,17 +79,17 @@ impl SharedAnswer {
     }
 }
 
-/// The right to make an answer; dropped without one, another subscription may claim it.
+/// The right to produce a response. If it is dropped unused, another subscription may claim it.
 #[derive(Debug)]
 pub struct Claim(Arc<SharedAnswer>);
 
 impl Claim {
-    /// Shares the answer.
+    /// Publishes the response.
     pub fn share(self, made: Made) {
         self.0.0.send_replace(State::Made(Arc::new(made)));
     }
 
-    /// Says that each subscription has to make its own.
+    /// Marks the response as dependent on the viewer.
     pub fn is_personal(self) {
         self.0.0.send_replace(State::Personal);
     }

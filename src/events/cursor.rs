@@ -1,8 +1,9 @@
-//! Cursors of the event log for clients: positions, encrypted and authenticated with a key of the server.
+//! Cursors for clients: event log positions, encrypted and authenticated with a key of the server.
 //!
-//! A position tells how much is written on the whole server, which is nobody's business, and a position that a client
-//! made up is one that never was. The same position always has the same cursor, so that clients may compare them: that is
-//! what AES-GCM-SIV (RFC 8452) allows under a fixed nonce.
+//! A plain position would reveal the write volume of the whole server, and clients could forge
+//! positions that never existed. Equal positions have equal cursors, so clients may compare them.
+//! The encryption is therefore deterministic: AES-GCM-SIV (RFC 8452) stays secure under a fixed
+//! nonce.
 
 use std::fmt;
 
@@ -15,14 +16,14 @@ use super::Position;
 use crate::config::Secret;
 use crate::error::{Error, Result};
 
-/// Keeps the key apart from what else is derived from the same secret.
+/// Domain separation from other keys derived from the same secret.
 const KEY_INFO: &[u8] = b"fasttrack event cursor 1";
 const TAG_LEN: usize = 16;
-/// The first byte and the length of the plain cursors that servers before this version made.
+/// First byte and length of the unencrypted cursors of older versions.
 const PLAIN_TAG: u8 = b'e';
 const PLAIN_LEN: usize = 2 * size_of::<i64>() + 1;
 
-/// Makes cursors, and reads them again.
+/// Encodes and decodes cursors.
 pub struct Cursors(LessSafeKey);
 
 impl fmt::Debug for Cursors {
@@ -32,7 +33,7 @@ impl fmt::Debug for Cursors {
 }
 
 impl Cursors {
-    /// With a key that is derived from this secret. Instances with the same secret read each other's cursors.
+    /// Derives the key from the secret. Instances with the same secret accept each other's cursors.
     pub fn new(secret: &Secret) -> Result<Self> {
         let derived = Salt::new(HKDF_SHA256, b"").extract(secret.expose());
         let mut key = [0; 32];
@@ -40,23 +41,24 @@ impl Cursors {
             .expand(&[KEY_INFO], HKDF_SHA256)
             .and_then(|okm| okm.fill(&mut key))
             .and_then(|()| UnboundKey::new(&AES_256_GCM_SIV, &key));
-        key.map(|key| Self(LessSafeKey::new(key))).map_err(|_| Error::internal("no key for cursors"))
+        key.map(|key| Self(LessSafeKey::new(key))).map_err(|_| Error::internal("no cursor key"))
     }
 
-    /// The cursor of a position.
     pub fn encode(&self, position: Position) -> String {
         let mut bytes = Vec::with_capacity(2 * size_of::<i64>() + TAG_LEN);
         bytes.extend(position.xid.to_be_bytes());
         bytes.extend(position.seq.to_be_bytes());
-        // It fails for gigabytes alone.
+        // Fails only for inputs of gigabytes.
         let _ = self.0.seal_in_place_append_tag(nonce(), Aad::empty(), &mut bytes);
         URL_SAFE_NO_PAD.encode(bytes)
     }
 
-    /// The position of a cursor that this server made. A plain one of an older version is from before everything that is
-    /// kept, so that its client reads anew what it shows and goes on from there.
+    /// Decodes a cursor and refuses forged ones with `BAD_USER_INPUT`.
+    ///
+    /// An unencrypted cursor of an older version decodes to a position before the retention
+    /// horizon, so its client reloads its state and continues from there.
     pub fn decode(&self, cursor: &str) -> Result<Position> {
-        let forged = || Error::bad_input("The cursor is not one of the event log.");
+        let forged = || Error::bad_input("The event cursor is invalid.");
         let mut bytes = URL_SAFE_NO_PAD.decode(cursor).map_err(|_| forged())?;
         if bytes.len() == PLAIN_LEN && bytes[0] == PLAIN_TAG {
             return Ok(Position { xid: i64::MIN, seq: i64::MIN });
@@ -70,7 +72,7 @@ impl Cursors {
     }
 }
 
-/// The same for all: the key makes nothing else, and equal positions are to have equal cursors.
+/// A fixed nonce: the key encrypts nothing but positions, and equal positions need equal cursors.
 fn nonce() -> Nonce {
     Nonce::assume_unique_for_key([0; NONCE_LEN])
 }
@@ -92,7 +94,7 @@ mod tests {
             let cursor = cursors.encode(position);
             prop_assert_eq!(cursors.decode(&cursor).expect("a cursor"), position);
             prop_assert_eq!(&cursors.encode(position), &cursor, "equal positions have equal cursors");
-            prop_assert!(self::cursors(2).decode(&cursor).is_err(), "of another server");
+            prop_assert!(self::cursors(2).decode(&cursor).is_err(), "from another server");
             let mut bytes = URL_SAFE_NO_PAD.decode(&cursor).expect("base64");
             bytes[at.min(31)] ^= 1 << bit;
             prop_assert!(cursors.decode(&URL_SAFE_NO_PAD.encode(bytes)).is_err(), "changed");

@@ -1,8 +1,10 @@
-//! Hints: an instance that has appended to the log notifies the others, so that they read it at once.
+//! Hints: an instance that has appended to the log notifies the others, so that they read it at
+//! once.
 //!
-//! Hints travel by Redis Pub/Sub, or by NOTIFY on PostgreSQL without Redis. They are sent after the commit, never inside
-//! the writing transaction, where NOTIFY would serialize all writers, and once for writes that are close together. A hint
-//! contains only the sender. A lost hint delays events until the next poll.
+//! Hints are sent via Redis Pub/Sub, or via `NOTIFY` on PostgreSQL without Redis. They are sent
+//! after the commit: inside the writing transaction, `NOTIFY` would serialize all writers. Writes
+//! close together share one hint. A hint contains only the id of the sender. A lost hint delays
+//! events until the next poll.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -114,7 +116,8 @@ impl Hints {
     }
 }
 
-/// Waits before the next attempt and logs the failure once, instead of twice a second while Redis is unavailable.
+/// Waits before the next attempt and logs the failure once, instead of twice a second while Redis
+/// is unavailable.
 #[derive(Default)]
 struct Silence(bool);
 

@@ -1,8 +1,9 @@
-//! The live side of the log: one task tails it and hands each event to the subscribers it may concern.
+//! In-process fan-out: one task tails the event log and delivers each event to its subscribers.
 //!
-//! One read of the database per event, however many listen. Subscribers are found by the people an event concerns, so
-//! that one which concerns few wakes few. Each has a bounded queue; when it is full the subscriber is marked as behind
-//! and catches up from the log by itself, so a slow reader costs bounded memory and holds up nobody.
+//! Each event is read from the database once, regardless of the number of subscribers. An index by
+//! task, project and user finds the subscribers that an event may concern. Each subscriber has a
+//! bounded queue. When it is full, the hub removes the subscriber, which then catches up from the
+//! log by itself. So a slow subscriber uses bounded memory and delays no other.
 
 use std::collections::{HashMap, HashSet};
 use std::convert::Infallible;
@@ -23,51 +24,52 @@ use crate::error::Result;
 use crate::id::Id;
 use crate::time::Timestamp;
 
-/// Events that wait for a subscriber before it has to catch up from the log.
+/// Capacity of a subscriber's queue. Beyond it, the subscriber catches up from the log.
 const QUEUE: usize = 64;
-/// How many events are read at once: few enough for SQLite to read them on the spot.
+/// Maximum number of events per read, small enough for SQLite to read them inline.
 const BATCH: usize = 100;
-/// Without any hint the log is looked at this often: what another instance wrote is told, and sessions it ended are over,
-/// within a second even then.
+/// Poll interval without hints. It keeps events and ended sessions of other instances within a
+/// second even if hints are lost.
 const POLL: Duration = Duration::from_millis(500);
-/// However much is written, the log is read no more often than this, so that a read has more than one event to tell.
+/// Minimum interval between two reads, so that a read under load returns several events.
 const PACE: Duration = Duration::from_millis(5);
-/// While an event is written but not settled, this often.
+/// Poll interval while an event is written but not settled.
 const UNSETTLED_POLL: Duration = Duration::from_millis(5);
 
-/// Bytes of events that wait in all queues together. Without this limit 64 events of 100 kB could wait for each stalled
-/// subscriber. When it is reached, subscribers catch up from the log instead.
+/// Maximum bytes of events in all queues together. Beyond it, subscribers catch up from the log.
+/// Without this limit, each stalled subscriber could keep 64 events of 100 kB in memory.
 const MAX_QUEUED_BYTES: usize = 64 * 1024 * 1024;
-/// What an event takes in memory, as a multiple of its stored data: the text, what is parsed from it, and the rows.
+/// Memory of an event as a multiple of its stored data: the text, its parsed form, and loaded rows.
 const BYTES_PER_DATA_BYTE: usize = 3;
-/// How long the objects of an event are used after they were loaded.
+/// How long the loaded objects of an event are used.
 const OBJECTS_TTL: Duration = Duration::from_secs(1);
 
-/// An event on its way to its subscribers, with the objects that all of them need to answer it.
+/// An event on its way to its subscribers, with the objects that their responses need.
 #[derive(Debug)]
 pub struct Delivery<T> {
-    /// The event.
     pub event: Arc<Event>,
-    /// What the layer above loaded for it, and when. The lock is held while they are loaded: one read serves everybody.
+    /// The objects that the caller loaded, and when. The lock is kept while they are loaded, so
+    /// that one read serves all subscribers.
     objects: tokio::sync::Mutex<Option<(Timestamp, Arc<T>)>>,
     /// Its share of [`MAX_QUEUED_BYTES`].
     _bytes: Option<OwnedSemaphorePermit>,
 }
 
 impl<T> Delivery<T> {
-    /// An event with nothing loaded yet.
+    /// A delivery without loaded objects.
     pub fn new(event: Event) -> Self {
         Self { event: Arc::new(event), objects: tokio::sync::Mutex::default(), _bytes: None }
     }
 
-    /// An event whose objects were loaded at this time.
+    /// A delivery with objects loaded at `loaded_at`.
     pub fn with(event: Event, loaded_at: Timestamp, objects: T) -> Self {
         let objects = tokio::sync::Mutex::new(Some((loaded_at, Arc::new(objects))));
         Self { objects, ..Self::new(event) }
     }
 
-    /// The objects, loaded by the first subscriber that needs them, and again once they are older than a second:
-    /// permissions are checked on them, and a subscriber that does not read may come to them much later.
+    /// The objects, loaded by the first subscriber that needs them, and again once they are a
+    /// second old: permissions are checked on them, and a stalled subscriber may need them much
+    /// later.
     pub async fn objects(&self, now: Timestamp, load: impl Future<Output = Result<T>>) -> Result<Arc<T>> {
         let mut objects = self.objects.lock().await;
         if let Some((loaded_at, loaded)) = &*objects
@@ -82,17 +84,15 @@ impl<T> Delivery<T> {
     }
 }
 
-/// Which events a subscriber takes, asked before anything is queued.
+/// A subscriber's filter, applied before an event is queued.
 pub type Wants = Box<dyn Fn(&Event) -> bool + Send + Sync>;
 
-/// By what a subscriber is found, so that an event wakes few who do not want it.
+/// The key under which a subscriber is indexed. It narrows down the filters to run per event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Topic {
-    /// What happens to this task.
     Task(Id),
-    /// What happens in this project.
     Project(Id),
-    /// Whatever concerns the viewer.
+    /// Events that concern the viewer; for an admin, all events.
     Viewer,
 }
 
@@ -109,11 +109,11 @@ struct Subscriber<T> {
     outlet: Outlet<T>,
 }
 
-/// By what a subscriber hears.
+/// The channel to a subscriber.
 enum Outlet<T> {
     Events(Events<T>),
-    /// Nothing but the end of the viewer's session, by being dropped.
-    End(#[expect(dead_code, reason = "it is dropped")] oneshot::Sender<Infallible>),
+    /// Signals only the end of the viewer's session, by being dropped.
+    End(#[expect(dead_code, reason = "dropping it is the signal")] oneshot::Sender<Infallible>),
 }
 
 struct Events<T> {
@@ -139,7 +139,7 @@ impl<T> Subscriber<T> {
 
 struct Index<T> {
     next: u64,
-    /// The newest event that was handed on.
+    /// The newest event delivered.
     position: Position,
     subscribers: HashMap<u64, Subscriber<T>>,
     by_user: HashMap<Id, HashSet<u64>>,
@@ -176,12 +176,12 @@ impl<T> Index<T> {
             take_out(&mut self.by_route, &route, id);
         }
         if let Outlet::Events(events) = &subscriber.outlet {
-            // The first to say so is right; nobody else says it.
+            // Set once: a subscriber is removed once.
             let _ = events.until.set(self.position);
         }
     }
 
-    /// Who may want to hear of an event. Whether they may see it is asked when it is told.
+    /// The subscribers that an event may concern. Their permissions are checked when they respond.
     fn concerned(&self, event: &Event) -> Vec<u64> {
         let people = [event.owner_id, event.assignee_id, event.previous_assignee_id];
         let people = people.into_iter().flatten().map(Route::User);
@@ -195,7 +195,7 @@ impl<T> Index<T> {
     }
 }
 
-/// The subscribers of this instance; cheap to clone.
+/// The subscribers of this instance. Cheap to clone.
 pub struct Hub<T> {
     index: Arc<Mutex<Index<T>>>,
     queued_bytes: Arc<Semaphore>,
@@ -203,11 +203,11 @@ pub struct Hub<T> {
     pulse: Arc<Mutex<Pulse>>,
 }
 
-/// What is known of the tail from outside.
+/// The health of the tailing task.
 struct Pulse {
-    /// When the database last answered it; nothing while it does not run.
+    /// When the database last responded. `None` while the task does not run.
     answered: Option<Instant>,
-    /// When it was last at the end of the log.
+    /// When the task last reached the end of the log.
     at_end: Instant,
 }
 
@@ -233,7 +233,7 @@ impl<T> Default for Hub<T> {
     }
 }
 
-/// A subscriber's place; dropped, it is forgotten by the hub.
+/// A subscription to the hub, ended by dropping it.
 struct Place<T> {
     hub: Hub<T>,
     id: u64,
@@ -245,7 +245,7 @@ impl<T> Drop for Place<T> {
     }
 }
 
-/// What a subscriber reads from.
+/// The receiving end of a subscriber's queue.
 pub struct Listener<T> {
     queue: mpsc::Receiver<Arc<Delivery<T>>>,
     until: Arc<OnceLock<Position>>,
@@ -253,12 +253,14 @@ pub struct Listener<T> {
 }
 
 impl<T> Listener<T> {
-    /// The next event; `None` once the subscriber fell behind or its session ended, when it may [`Hub::listen`] anew.
+    /// The next event. `None` after the subscriber fell behind or its session ended; the caller may
+    /// then [`Hub::listen`] again.
     pub async fn next(&mut self) -> Option<Arc<Delivery<T>>> {
         self.queue.next().await
     }
 
-    /// Once there is no next event: the place up to which everything that the subscriber wanted was queued.
+    /// After [`next`](Self::next) returned `None`: the position up to which all wanted events were
+    /// queued.
     pub fn until(&self) -> Position {
         self.until.get().copied().unwrap_or_default()
     }
@@ -271,7 +273,7 @@ pub struct Watch<T> {
 }
 
 impl<T> Watch<T> {
-    /// Returns when the session has ended or something has changed about its user.
+    /// Returns when the session has ended or its user has changed.
     pub async fn ended(&mut self) {
         if !self.end.is_terminated() {
             // Nothing is ever sent.
@@ -281,7 +283,7 @@ impl<T> Watch<T> {
 }
 
 impl<T: Send + Sync + 'static> Hub<T> {
-    /// Follows the log from its present end until the token is cancelled.
+    /// Tails the log from its current end until the token is cancelled.
     pub async fn tail(self, db: Db, hints: Arc<Hints>, stop: CancellationToken) {
         let Some(mut position) = self.begin(&db, &stop).await else {
             return;
@@ -306,7 +308,7 @@ impl<T: Send + Sync + 'static> Hub<T> {
             tokio::time::sleep_until(next).await;
         }
         self.pulse().answered = None;
-        // Whoever still listens is told that nothing more comes.
+        // Ends the remaining listeners.
         let mut index = self.lock();
         let ids: Vec<u64> = index.subscribers.keys().copied().collect();
         ids.into_iter().for_each(|id| index.remove(id));
@@ -332,7 +334,7 @@ impl<T: Send + Sync + 'static> Hub<T> {
         }
     }
 
-    /// Hands on what is new; whether more is written that is not settled yet.
+    /// Delivers new events. Returns whether more are written but not settled yet.
     async fn catch_up(&self, db: &Db, position: &mut Position) -> Result<bool> {
         loop {
             let (events, unsettled) = settled_after(&mut db.conn().await?, *position, BATCH).await?;
@@ -379,7 +381,8 @@ impl<T: Send + Sync + 'static> Hub<T> {
                     let Some(Subscriber { outlet: Outlet::Events(events), .. }) = index.subscribers.get_mut(&id) else {
                         continue;
                     };
-                    // Behind, or gone: what is queued is still read, then the subscriber catches up from the log.
+                    // The subscriber is behind or gone. It still reads its queue, then catches up
+                    // from the log.
                     if (events.wants)(&delivery.event)
                         && !(fits && events.queue.try_send(Arc::clone(&delivery)).is_ok())
                     {
@@ -393,7 +396,7 @@ impl<T: Send + Sync + 'static> Hub<T> {
 }
 
 impl<T> Hub<T> {
-    /// Begins to queue events for a viewer.
+    /// Starts queueing events for a viewer.
     pub fn listen(&self, viewer: Viewer, topic: Topic, wants: Wants) -> Listener<T> {
         let (sender, queue) = mpsc::channel(QUEUE);
         let until = Arc::new(OnceLock::new());
@@ -401,7 +404,7 @@ impl<T> Hub<T> {
         Listener { queue, until, _place: self.place(viewer, Outlet::Events(events)) }
     }
 
-    /// Begins to watch for the end of a viewer's session.
+    /// Starts watching for the end of a viewer's session.
     pub fn watch(&self, viewer: Viewer) -> Watch<T> {
         let (dropped, end) = oneshot::channel();
         Watch { end, _place: self.place(viewer, Outlet::End(dropped)) }
@@ -412,17 +415,18 @@ impl<T> Hub<T> {
         Place { hub: self.clone(), id }
     }
 
-    /// How far the tail has come, once it has begun: for those who read the log themselves, and need not ask when.
+    /// The position that the tail has reached, once it has started. It notifies consumers that read
+    /// the log themselves.
     pub fn reached(&self) -> watch::Receiver<Option<Position>> {
         self.reached.subscribe()
     }
 
-    /// How long ago the tail was at the end of the log: how late events may be that have not been told.
+    /// Time since the tail was at the end of the log: the maximum delay of undelivered events.
     pub fn lag(&self) -> Duration {
         self.pulse().at_end.elapsed()
     }
 
-    /// How long ago the database answered the tail, which asks it at least twice a second.
+    /// Time since the database responded to the tail, which polls at least twice a second.
     pub fn silence(&self) -> Duration {
         self.pulse().answered.map_or(Duration::ZERO, |answered| answered.elapsed())
     }
@@ -431,13 +435,12 @@ impl<T> Hub<T> {
         self.pulse.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How many subscribers there are.
     pub fn subscribers(&self) -> usize {
         self.lock().subscribers.len()
     }
 
     fn lock(&self) -> MutexGuard<'_, Index<T>> {
-        // Nothing in here panics half-way through a change.
+        // Poison is ignored: no code panics in the middle of a change.
         self.index.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

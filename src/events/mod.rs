@@ -1,6 +1,8 @@
-//! The event log: what happened, written in the transaction of the change itself (transactional outbox), read after a
-//! position by queries, subscriptions and the hub. What an event means is the business of whoever writes and tells it;
-//! here it is ids and a snapshot as JSON.
+//! The event log, a transactional outbox.
+//!
+//! An event is written in the transaction of its change. Queries, subscriptions and the hub read
+//! the log after a position. Here an event is a kind, ids and a JSON snapshot. Its meaning is
+//! defined by its writers in [`crate::store`] and its readers in [`crate::graphql`].
 
 pub mod answers;
 pub mod cursor;
@@ -24,35 +26,26 @@ use crate::id::Id;
 use crate::time::Timestamp;
 use crate::{on, spelled, stored_as_smallint};
 
-/// What kind of thing happened.
+/// The kind of an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, AsExpression, FromSqlRow)]
 #[diesel(sql_type = diesel::sql_types::SmallInt)]
 pub enum Kind {
-    /// A task came into being.
     TaskCreated,
-    /// Fields of a task changed, other than status and assignee.
+    /// Fields other than status and assignee changed.
     TaskUpdated,
-    /// A task is gone.
     TaskDeleted,
-    /// A task got an assignee.
     TaskAssigned,
-    /// A task lost its assignee.
     TaskUnassigned,
-    /// A task changed its status.
     StatusChanged,
-    /// Somebody commented on a task.
     CommentAdded,
-    /// A comment's text changed.
     CommentUpdated,
-    /// A comment is gone.
     CommentDeleted,
-    /// Fields of a project changed.
     ProjectUpdated,
-    /// A project is gone, with all its tasks.
+    /// The project was deleted. [`Kind::TaskDeleted`] events of its tasks precede it.
     ProjectDeleted,
-    /// A session ended; told to the server's instances, never to a client.
+    /// A session ended. Internal.
     SessionEnded,
-    /// A user's role or activity changed; told to the server's instances, never to a client.
+    /// The role or the active state of a user changed. Internal.
     UserChanged,
 }
 stored_as_smallint!(Kind {
@@ -72,64 +65,60 @@ stored_as_smallint!(Kind {
 });
 
 impl Kind {
-    /// Kinds from here on are for the server's own instances.
+    /// Kinds from this code on are internal.
     pub const FIRST_INTERNAL: i16 = 100;
 
-    /// Whether clients never see it.
+    /// Whether the event is for other instances only and never sent to clients.
     pub const fn is_internal(self) -> bool {
         self.code() >= Self::FIRST_INTERNAL
     }
 }
 
-/// A place in the log. What came about because of something else comes after it: on PostgreSQL by the newest transaction
-/// that was known when the event was appended, then by row; on SQLite, which has one writer, by row.
+/// A position in the log. An event sorts after every event it causally depends on.
 ///
-/// A PostgreSQL server counts transactions from its own beginning. `events_epoch()` is added to the count, so that a log
-/// that was restored on another server goes on after its end ([`crate::db::migrate`] sees to it).
+/// On PostgreSQL events sort by the newest transaction id known when the event was appended, then
+/// by row. On SQLite, which has one writer, they sort by row. Each PostgreSQL server has its own
+/// count of transactions, so `events_epoch()` is added: a log restored on another server continues
+/// after its end (see [`crate::db::migrate`]).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Position {
-    /// The writing transaction, or a newer one that had ended when it wrote; 0 on SQLite.
+    /// The writing transaction, or a newer one that had ended when the event was written. 0 on
+    /// SQLite.
     pub xid: i64,
-    /// The row.
+    /// The key of the row.
     pub seq: i64,
 }
 
-/// An event as the log keeps it.
+/// An event as stored in the log.
 #[derive(Clone, Debug, Queryable, Selectable)]
 #[diesel(table_name = events)]
 pub struct Event {
-    /// The row.
+    /// See [`Position::seq`].
     pub seq: i64,
-    /// The writing transaction.
+    /// See [`Position::xid`].
     pub xid: i64,
-    /// Its identity, for clients that see it twice.
+    /// Lets clients recognize an event delivered twice.
     pub id: Id,
-    /// What happened.
     pub kind: Kind,
-    /// When.
     pub occurred_at: Timestamp,
-    /// Who did it.
+    /// The user who made the change.
     pub actor_id: Option<Id>,
-    /// The owner of the project it happened in, or for internal kinds the user it is about.
+    /// The owner of the project; for internal kinds, the user concerned.
     pub owner_id: Option<Id>,
-    /// The project it happened in.
     pub project_id: Option<Id>,
-    /// The task it happened to.
     pub task_id: Option<Id>,
-    /// The comment it is about.
     pub comment_id: Option<Id>,
-    /// Who had the task after it.
+    /// The assignee of the task after the change.
     pub assignee_id: Option<Id>,
-    /// Who had the task before it, if that changed.
+    /// The assignee before the change, if it changed.
     pub previous_assignee_id: Option<Id>,
-    /// The session that ended, for the internal kind that tells it.
+    /// For [`Kind::SessionEnded`], the session that ended.
     pub session_id: Option<Id>,
-    /// What it looked like then, as JSON.
+    /// A snapshot at the time of the event, as JSON.
     pub data: String,
 }
 
 impl Event {
-    /// Its place in the log.
     pub const fn position(&self) -> Position {
         Position { xid: self.xid, seq: self.seq }
     }
@@ -140,33 +129,21 @@ impl Event {
     }
 }
 
-/// An event to be written.
+/// An event to be appended. The fields are those of [`Event`].
 #[derive(Clone, Debug, Insertable)]
 #[diesel(table_name = events, treat_none_as_default_value = false)]
 pub struct NewEvent {
-    /// See [`Event::id`].
     pub id: Id,
-    /// See [`Event::kind`].
     pub kind: Kind,
-    /// See [`Event::occurred_at`].
     pub occurred_at: Timestamp,
-    /// See [`Event::actor_id`].
     pub actor_id: Option<Id>,
-    /// See [`Event::owner_id`].
     pub owner_id: Option<Id>,
-    /// See [`Event::project_id`].
     pub project_id: Option<Id>,
-    /// See [`Event::task_id`].
     pub task_id: Option<Id>,
-    /// See [`Event::comment_id`].
     pub comment_id: Option<Id>,
-    /// See [`Event::assignee_id`].
     pub assignee_id: Option<Id>,
-    /// See [`Event::previous_assignee_id`].
     pub previous_assignee_id: Option<Id>,
-    /// See [`Event::session_id`].
     pub session_id: Option<Id>,
-    /// See [`Event::data`].
     pub data: String,
     /// Long texts that it refers to, kept apart with it.
     #[diesel(skip_insertion)]
@@ -174,7 +151,7 @@ pub struct NewEvent {
 }
 
 impl NewEvent {
-    /// An event about nothing yet: the writer fills in what it is about.
+    /// An event without a subject. The caller sets the ids and the snapshot.
     pub fn new(kind: Kind, actor_id: Option<Id>, occurred_at: Timestamp) -> Self {
         Self {
             id: Id::new(),
@@ -194,15 +171,15 @@ impl NewEvent {
     }
 }
 
-/// Appends to the log, in the transaction of the change.
+/// Appends events in the transaction of the change.
 pub async fn append(tx: &mut Conn, new: &[NewEvent]) -> Result<()> {
     append_with_texts(tx, new).await.map(drop)
 }
 
-/// The same. Returns by how many bytes the texts have grown that history keeps.
+/// The same. Returns by how many bytes the texts in the history have grown.
 pub async fn append_with_texts(tx: &mut Conn, new: &[NewEvent]) -> Result<i64> {
     let mut added = 0;
-    // One statement a row: it is prepared once, and more than two at a time are rare.
+    // One prepared statement per row: more than two rows at a time are rare.
     for event in new {
         on!(tx, |c| diesel::insert_into(events::table).values(event).execute(c).await)?;
         added += text::keep(tx, event.id, &event.texts).await?;
@@ -214,8 +191,10 @@ pub async fn append_with_texts(tx: &mut Conn, new: &[NewEvent]) -> Result<i64> {
     Ok(added)
 }
 
-/// Changes a row and appends what is told of it, by one statement where the database has such: false, and nothing told,
-/// if there is no such row. The change has one of a few texts, and the event refers to no long ones.
+/// Changes a row and appends the event; on PostgreSQL in one statement.
+///
+/// Returns false, and appends nothing, if no row matches. `change` must have one of a few texts,
+/// because the statement is cached as a prepared statement. The event must refer to no long texts.
 pub async fn append_with<C>(db: &Db, change: C, event: &NewEvent) -> Result<bool>
 where
     C: QueryFragment<Pg> + QueryFragment<Sqlite> + Send + Sync,
@@ -289,19 +268,20 @@ impl<C: QueryFragment<Pg>> QueryFragment<Pg> for Told<'_, C> {
 }
 
 spelled! {
-    /// Whether an event is older than every transaction that may still commit: nothing can appear before it any more.
+    /// True if the event precedes every transaction that may still commit, so no event can appear
+    /// before it any more.
     Settled: diesel::sql_types::Bool,
     postgres "events.xid < events_epoch() + pg_snapshot_xmin(pg_current_snapshot())::text::bigint",
     sqlite "events.xid = 0"
 }
 
-/// The events after a place in the log, or before it. Their order is `xid, seq` on both databases.
+/// A condition for the events after a position, or before it, in the order `xid, seq`.
 #[derive(Debug, Clone, Copy)]
 pub struct Beyond {
     place: Position,
     operator: &'static str,
-    /// What `seq` is compared with on SQLite, where the row is the place: it knows how to go on from a row, but not from
-    /// the two columns of which that is one.
+    /// The bound for `seq` on SQLite, where `xid` is 0. SQLite can seek to a rowid, but not to a
+    /// row value that contains it.
     row: i64,
 }
 
@@ -316,12 +296,12 @@ impl Beyond {
     }
 }
 
-/// See [`Beyond`].
+/// The events after a position.
 pub const fn after(place: Position) -> Beyond {
     Beyond::new(place, " > ")
 }
 
-/// See [`Beyond`].
+/// The events before a position.
 pub const fn before(place: Position) -> Beyond {
     Beyond::new(place, " < ")
 }
@@ -364,7 +344,8 @@ impl QueryFragment<Sqlite> for Beyond {
     }
 }
 
-/// Settled events after a position, oldest first, internal ones too, and whether more are written but not settled.
+/// Reads settled events after a position, oldest first and including internal ones. The flag is
+/// true if the batch ended at an event that is not settled yet.
 pub async fn settled_after(conn: &mut Conn, position: Position, limit: usize) -> Result<(Vec<Event>, bool)> {
     let read = async {
         on!(conn, |c| events::table
@@ -382,7 +363,7 @@ pub async fn settled_after(conn: &mut Conn, position: Position, limit: usize) ->
     Ok((rows.into_iter().map(|(event, _)| event).collect(), unsettled))
 }
 
-/// The place of the newest settled event; the beginning when there is none.
+/// The position of the newest settled event, or the beginning if there is none.
 pub async fn settled_end(conn: &mut Conn) -> Result<Position> {
     let newest = events::table
         .filter(Settled)
@@ -392,19 +373,20 @@ pub async fn settled_end(conn: &mut Conn) -> Result<Position> {
     Ok(end.map_or_else(Position::default, |(xid, seq)| Position { xid, seq }))
 }
 
-/// The end of the log: of one whose newest events have expired, the place where they were.
+/// The end of the log. If the newest events have expired, this is the retention horizon.
 pub async fn end(conn: &mut Conn) -> Result<Position> {
     Ok(settled_end(conn).await?.max(floor(conn).await?))
 }
 
-/// How far into the log something has come that keeps its place in it.
+/// The offset of a consumer: how far into the log it has read.
 pub async fn kept_place(conn: &mut Conn, name: &str) -> Result<Position> {
     let place = projections::table.find(name).select((projections::xid, projections::seq));
     let (xid, seq) = looked_up(1, async { on!(conn, |c| place.first(c).await) }).await?;
     Ok(Position { xid, seq })
 }
 
-/// Moves such a place on, in the transaction of what was done up to it; false if it has moved meanwhile.
+/// Advances a consumer's offset, in the transaction of the work it covers. Returns false if the
+/// offset has moved in the meantime.
 pub async fn move_place(tx: &mut Conn, name: &str, from: Position, to: Position) -> Result<bool> {
     let place =
         projections::table.find(name).filter(projections::xid.eq(from.xid)).filter(projections::seq.eq(from.seq));
@@ -412,10 +394,11 @@ pub async fn move_place(tx: &mut Conn, name: &str, from: Position, to: Position)
     Ok(on!(tx, |c| diesel::update(place).set(moved).execute(c).await)? == 1)
 }
 
-/// The name of the floor's place.
+/// The name under which the retention horizon is stored.
 pub const FLOOR: &str = "floor";
 
-/// The oldest place that can be gone on from: nothing that comes after it has left the log.
+/// The retention horizon: the oldest position to resume from. Every later event is still in the
+/// log.
 pub async fn floor(conn: &mut Conn) -> Result<Position> {
     kept_place(conn, FLOOR).await
 }
@@ -435,7 +418,7 @@ pub(crate) mod tests {
         detail: String,
     }
 
-    /// How SQLite finds what a query asks for.
+    /// SQLite's query plan.
     pub(crate) fn plan(query: impl QueryFragment<Sqlite>) -> Vec<String> {
         let mut conn = SqliteConnection::establish(":memory:").expect("a database");
         conn.run_pending_migrations(migrate::SQLITE).expect("migrations");

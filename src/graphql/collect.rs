@@ -1,13 +1,16 @@
-//! Collects what is to be executed of an operation as the GraphQL specification has it, before the library executes it:
-//! what directives skip is left out, the fields of one response key are one field (section 6.3.2), and an argument or
-//! input field whose variable has no value is none (sections 6.4.1 and 3.10).
+//! Field collection as the GraphQL specification requires, before async-graphql executes an
+//! operation: skipped selections are dropped, the fields of one response key are merged into one
+//! (section 6.3.2), and an argument or input field whose variable has no value is omitted (sections
+//! 6.4.1 and 3.10).
 //!
-//! async-graphql executes a field as often as it is written, a mutation too, and puts together what comes of it; it
-//! takes a variable without a value for null, which in an update clears a field; and it answers null for an object of
-//! which nothing is selected. Most operations have nothing of that, and are executed as they are written.
+//! async-graphql executes a field as often as it is written, also in a mutation, and merges the
+//! results; it treats a variable without a value as null, which in an update clears a field; and it
+//! returns null for an object without selected fields. Most operations have none of this and are
+//! executed as written.
 //!
-//! What is selected of an interface by itself and again of one of its types stays in both places, and the library puts
-//! it together: to do that here takes a selection set for each type, and no interface has a field with a list.
+//! A field that is selected both on an interface and on one of its types stays in both places, and
+//! async-graphql merges the results. Merging it here would take a selection set for each type, and
+//! no interface has a field with a list.
 
 use std::collections::HashMap;
 
@@ -22,20 +25,21 @@ use async_graphql_value::Value as Input;
 
 use super::complete::{Shape, chosen, root};
 
-/// The response key of what is selected of an object where nothing else may be. No document has such a name.
+/// The response key of the placeholder in a selection set that may otherwise be empty. No document
+/// can contain this name.
 pub(super) const NOTHING: &str = "\0";
 
-/// What the names in an operation stand for.
+/// Resolves the names in an operation: fragments and variables.
 #[derive(Clone, Copy)]
 pub(super) struct Names<'a> {
     pub(super) fragments: &'a HashMap<Name, Positioned<FragmentDefinition>>,
-    /// With the defaults of those that were not sent.
+    /// Including the defaults of variables that were not sent.
     pub(super) variables: &'a Variables,
 }
 
 impl Names<'_> {
-    /// An argument without what has no value; nothing if it is a variable without one. Such an input field is none,
-    /// such an item of a list is null.
+    /// Removes variables without a value from an argument: the argument itself becomes `None`, an
+    /// input field is omitted, an item of a list becomes null.
     fn given(self, argument: &Input) -> Option<Input> {
         Some(match argument {
             Input::Variable(name) if !self.variables.contains_key(name) => return None,
@@ -48,12 +52,12 @@ impl Names<'_> {
         })
     }
 
-    /// The value of an argument with its variables filled in.
+    /// The value of an argument with its variables substituted.
     pub(super) fn value(self, argument: &Input) -> Option<Value> {
         self.given(argument)?.into_const_with(|name| self.variables.get(&name).cloned().ok_or(())).ok()
     }
 
-    /// Whether `@skip` and `@include` leave what they are on.
+    /// Whether `@skip` and `@include` keep the selection.
     pub(super) fn leave(self, directives: &[Positioned<Directive>]) -> bool {
         directives.iter().all(|directive| {
             let without = match directive.node.name.node.as_str() {
@@ -67,7 +71,7 @@ impl Names<'_> {
     }
 }
 
-/// Gives variables of an operation that were not sent their defaults.
+/// Adds the defaults of variables that were not sent.
 pub fn defaulted(variables: &mut Variables, operation: &OperationDefinition) {
     for definition in &operation.variable_definitions {
         if let Some(default) = &definition.node.default_value {
@@ -79,13 +83,13 @@ pub fn defaulted(variables: &mut Variables, operation: &OperationDefinition) {
     }
 }
 
-/// Whether each variable of an operation has a value.
+/// Whether every variable of an operation has a value.
 pub fn has_values(document: &ExecutableDocument, name: Option<&str>, variables: &Variables) -> bool {
     let mut definitions = chosen(document, name).into_iter().flat_map(|operation| &operation.variable_definitions);
     definitions.all(|definition| variables.contains_key(&definition.node.name.node))
 }
 
-/// What is to be executed of a valid operation.
+/// Rewrites a valid operation to the document that is to be executed.
 pub fn collected(
     shape: &Shape,
     document: &ExecutableDocument,
@@ -115,23 +119,23 @@ struct Collector<'a> {
     names: Names<'a>,
 }
 
-/// What is selected of objects of one type.
+/// The selections on objects of one type.
 #[derive(Default)]
 struct Collected<'a> {
-    /// By response key, the first of its fields and the selection sets of all.
+    /// By response key: the first field and the selection sets of all.
     fields: IndexMap<&'a str, (&'a Positioned<Field>, Vec<&'a SelectionSet>)>,
-    /// By type, what is selected only of those of them that are of that type too.
+    /// By type: the selections on those of the objects that are also of that type.
     narrower: IndexMap<&'a str, (&'a Positioned<TypeCondition>, Vec<&'a SelectionSet>)>,
 }
 
 impl<'a> Collector<'a> {
-    /// What these sets together select of objects of this type.
+    /// Merges selection sets on objects of this type.
     fn set(&self, parent: &str, sets: &[&'a SelectionSet]) -> SelectionSet {
         let mut collected = Collected::default();
         sets.iter().for_each(|set| self.collect(parent, set, &mut collected));
         let Collected { fields, narrower } = collected;
         let mut items = Vec::with_capacity(fields.len().max(1) + narrower.len());
-        // What the library streams has no `__typename`.
+        // A subscription root of async-graphql has no `__typename`.
         if fields.is_empty() && parent != root(OperationType::Subscription) {
             items.push(nothing());
         }
@@ -201,7 +205,8 @@ impl<'a> Collector<'a> {
     }
 }
 
-/// Something that every object has, so that it is not taken for one that is not there. It is not told.
+/// A placeholder field, so that an object without selected fields is not taken for null. It is not
+/// part of the response.
 fn nothing() -> Positioned<Selection> {
     let here = |name| Positioned::new(Name::new(name), Pos::default());
     let field = Field {

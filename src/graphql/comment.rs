@@ -1,4 +1,4 @@
-//! Comments.
+//! The `Comment` type and its mutations. Rules and SQL are in `store::comment`.
 
 use std::sync::Arc;
 
@@ -20,58 +20,57 @@ use crate::store::comment::{self as store, CommentColumns};
 use crate::store::value::Body;
 use crate::time::Timestamp;
 
-/// A comment, as the schema shows it.
 #[derive(Clone)]
 pub struct Comment(pub Arc<store::Comment>);
 
-/// What a person wrote about a task. Whoever sees the task sees it; its author changes it, its author and ADMIN delete
-/// it.
+/// A comment on a task. Everyone who may see the task may see its comments. The author may edit a
+/// comment; the author and ADMIN may delete it.
 #[Object]
 impl Comment {
-    /// The object's global id; opaque, and it never changes.
+    /// Global ID of the object. Opaque; never changes.
     pub async fn id(&self) -> ID {
         node::encode(Noun::Comment, self.0.id)
     }
 
-    /// The text: 1–5,000 characters.
+    /// Text; 1–5,000 characters.
     async fn body(&self) -> Text<&str> {
         Text(&self.0.body)
     }
 
-    /// Who wrote it.
+    /// The user who wrote the comment. Deleted accounts appear as a user named `Deleted user`.
     async fn author(&self, ctx: &Context<'_>) -> Result<User> {
         let author = Caller::of(ctx).loaders()?.user(self.0.author_id).await?;
-        Ok(author.ok_or_else(|| Error::internal("a comment without its author"))?.into())
+        Ok(author.ok_or_else(|| Error::internal("comment without an author"))?.into())
     }
 
-    /// The task it is about.
+    /// The task that the comment belongs to.
     async fn task(&self, ctx: &Context<'_>) -> Result<Task> {
         let columns = task::columns(&Selected::of(ctx));
         let task = Caller::of(ctx).loaders()?.task(self.0.task_id, columns).await?;
-        Ok(Task(task.ok_or_else(|| Error::refused(Code::NotFound, "The task is gone."))?))
+        Ok(Task(task.ok_or_else(|| Error::refused(Code::NotFound, "The task no longer exists."))?))
     }
 
-    /// When it was added.
+    /// When the comment was added.
     async fn created_at(&self) -> Timestamp {
         self.0.created_at
     }
 
-    /// When the text last changed.
+    /// When the text was last edited.
     async fn updated_at(&self) -> Timestamp {
         self.0.updated_at
     }
 
-    /// Whether the text was changed after it was added.
+    /// Whether the text was edited after the comment was added.
     async fn is_edited(&self) -> bool {
         self.0.is_edited
     }
 
-    /// Whether the viewer may change the text.
+    /// Whether the viewer may edit the text.
     async fn viewer_can_update(&self, ctx: &Context<'_>) -> Result<bool> {
         Ok(Caller::of(ctx).may(Action::UpdateComment, &*self.0)?)
     }
 
-    /// Whether the viewer may delete it.
+    /// Whether the viewer may delete the comment.
     async fn viewer_can_delete(&self, ctx: &Context<'_>) -> Result<bool> {
         Ok(Caller::of(ctx).may(Action::DeleteComment, &*self.0)?)
     }
@@ -102,7 +101,7 @@ impl Level for Comment {
     }
 }
 
-/// What of a comment is read for what is selected of it.
+/// The narrowest set of columns that serves a selection on a comment.
 pub fn columns(comment: &Selected<'_>) -> CommentColumns {
     comment.greatest(&["Comment", "Node"], CommentColumns::Summary, |field| match field.name() {
         "body" => CommentColumns::Full,
@@ -110,76 +109,77 @@ pub fn columns(comment: &Selected<'_>) -> CommentColumns {
     })
 }
 
-/// What of comments is read for what is selected of a connection of them.
+/// The narrowest set of columns that serves a selection on a connection of comments.
 pub fn columns_of_nodes(connection: &Selected<'_>) -> CommentColumns {
     needs(connection, ["CommentConnection", "CommentEdge"], CommentColumns::Summary, |comment| columns(&comment))
 }
 
-/// A comment to be added.
+/// Input of `addComment`.
 #[derive(InputObject)]
 pub struct AddCommentInput {
-    /// The task it is about.
+    /// The task to comment on.
     task_id: ID,
-    /// The text: 1–5,000 characters after trimming.
+    /// Text; 1–5,000 characters after trimming. `@username` notifies that user if they may see the
+    /// task; at most 20 users per comment.
     body: String,
 }
 
-/// What came of `addComment`.
+/// Payload of `addComment`.
 #[derive(SimpleObject)]
 pub struct AddCommentPayload {
-    /// The new comment; null if nothing was written.
+    /// The added comment; null if nothing was written.
     comment: Option<Comment>,
-    /// What the caller can put right.
+    /// Validation errors; empty on success.
     user_errors: Vec<UserError>,
 }
 
-/// What to change of a comment.
+/// Input of `updateComment`.
 #[derive(InputObject)]
 pub struct UpdateCommentInput {
-    /// Which comment.
+    /// The comment to edit.
     id: ID,
-    /// The new text: 1–5,000 characters after trimming.
+    /// New text; 1–5,000 characters after trimming. Only users that the previous text did not
+    /// mention are notified.
     body: String,
 }
 
-/// What came of `updateComment`.
+/// Payload of `updateComment`.
 #[derive(SimpleObject)]
 pub struct UpdateCommentPayload {
-    /// The comment as it is now; null if nothing was written.
+    /// The updated comment; null if nothing was written.
     comment: Option<Comment>,
-    /// What the caller can put right.
+    /// Validation errors; empty on success.
     user_errors: Vec<UserError>,
 }
 
-/// Which comment to delete.
+/// Input of `deleteComment`.
 #[derive(InputObject)]
 pub struct DeleteCommentInput {
-    /// Which comment.
+    /// The comment to delete.
     id: ID,
 }
 
-/// What came of `deleteComment`.
+/// Payload of `deleteComment`.
 #[derive(SimpleObject)]
 pub struct DeleteCommentPayload {
-    /// The id that is gone; null if nothing was written.
+    /// Global ID of the deleted comment; null if nothing was deleted.
     deleted_comment_id: Option<ID>,
-    /// What the caller can put right.
+    /// Validation errors; empty on success.
     user_errors: Vec<UserError>,
 }
 
-/// The mutations of comments.
 #[derive(Default)]
 pub struct CommentMutation;
 
 #[Object]
 impl CommentMutation {
-    /// Adds a comment to a task. Whoever sees the task. User errors: BLANK, TOO_LONG, INVALID, NOT_FOUND,
-    /// QUOTA_EXCEEDED.
+    /// Adds a comment to a task. Allowed for everyone who may see the task. User errors: BLANK,
+    /// TOO_LONG, INVALID, NOT_FOUND, QUOTA_EXCEEDED.
     #[graphql(guard = "guard::signed_in")]
     async fn add_comment(
         &self,
         ctx: &Context<'_>,
-        #[graphql(desc = "What to add.")] input: AddCommentInput,
+        #[graphql(desc = "The comment to add.")] input: AddCommentInput,
     ) -> Result<AddCommentPayload> {
         let (comment, user_errors) = write(ctx, |app, viewer| async move {
             let task = node::named(Noun::Task, &input.task_id, "taskId")?;
@@ -190,12 +190,13 @@ impl CommentMutation {
         Ok(AddCommentPayload { comment: comment.map(|row| Comment(Arc::new(row))), user_errors })
     }
 
-    /// Changes a comment's text. Its author. User errors: BLANK, TOO_LONG, INVALID, NOT_FOUND, QUOTA_EXCEEDED.
+    /// Edits the text of a comment. Allowed for its author. User errors: BLANK, TOO_LONG, INVALID,
+    /// NOT_FOUND, QUOTA_EXCEEDED.
     #[graphql(guard = "guard::signed_in")]
     async fn update_comment(
         &self,
         ctx: &Context<'_>,
-        #[graphql(desc = "What to change.")] input: UpdateCommentInput,
+        #[graphql(desc = "The comment and its new text.")] input: UpdateCommentInput,
     ) -> Result<UpdateCommentPayload> {
         let (comment, user_errors) = write(ctx, |app, viewer| async move {
             let id = node::named(Noun::Comment, &input.id, "id")?;
@@ -206,12 +207,12 @@ impl CommentMutation {
         Ok(UpdateCommentPayload { comment: comment.map(|row| Comment(Arc::new(row))), user_errors })
     }
 
-    /// Deletes a comment. Its author and ADMIN. User errors: NOT_FOUND.
+    /// Deletes a comment. Allowed for its author and ADMIN. User errors: NOT_FOUND.
     #[graphql(guard = "guard::signed_in")]
     async fn delete_comment(
         &self,
         ctx: &Context<'_>,
-        #[graphql(desc = "What to delete.")] input: DeleteCommentInput,
+        #[graphql(desc = "The comment to delete.")] input: DeleteCommentInput,
     ) -> Result<DeleteCommentPayload> {
         let (deleted_comment_id, user_errors) = write(ctx, |app, viewer| async move {
             let id = node::named(Noun::Comment, &input.id, "id")?;

@@ -1,8 +1,10 @@
-//! Completes an answer as the GraphQL specification has it: a field that failed is null, a null where the type does not
-//! allow one makes its parent null (section 6.4.4), and fields stand in the order of the query (section 7.2.2).
+//! Completes a response as the GraphQL specification requires: a failed field is null, a null that
+//! its type does not allow propagates to the parent (section 6.4.4), and fields are in the order of
+//! the query (section 7.2.2).
 //!
-//! async-graphql since 7.1 leaves a field that failed out of its object, whatever its type, and writes fields in the
-//! order in which they happened to be resolved. Its errors carry their paths, which is enough to put both right here.
+//! async-graphql since 7.1 omits a failed field from its object, whatever its type, and writes
+//! fields in the order in which they were resolved. Its errors carry their paths, which suffices to
+//! correct both here.
 
 use std::collections::HashMap;
 
@@ -16,17 +18,17 @@ use async_graphql::{Name, PathSegment, Response, Value};
 
 use super::Manner;
 
-/// The types of the schema that have fields.
+/// The object and interface types of the schema.
 pub struct Shape(HashMap<Name, Kind>);
 
 struct Kind {
     fields: HashMap<Name, Type>,
-    /// What it implements, if it is the type of objects.
+    /// The implemented interfaces; `None` for an interface.
     interfaces: Option<Vec<Name>>,
 }
 
 impl Shape {
-    /// Reads the types from the schema's own SDL.
+    /// Reads the types from the SDL.
     pub fn of(sdl: &str) -> Self {
         let document =
             async_graphql::parser::parse_schema(sdl).map(|document| document.definitions).unwrap_or_default();
@@ -49,30 +51,31 @@ impl Shape {
         self.0.get(parent)?.fields.get(name)
     }
 
-    /// The type of what a field yields, in any lists; of introspection, which the SDL does not have, nothing.
+    /// The named type of a field, inside any lists; empty for introspection, which the SDL does not
+    /// contain.
     pub(super) fn kind(&self, parent: &str, name: &str) -> &str {
         self.field(parent, name).map_or("", |ty| named(&ty.base))
     }
 
-    /// Whether it is the type of objects, as all types of introspection are.
+    /// Whether this is an object type, as all types of introspection are.
     pub(super) fn is_object(&self, name: &str) -> bool {
         self.0.get(name).is_none_or(|kind| kind.interfaces.is_some())
     }
 
-    /// Whether whatever is of this type is of that one too.
+    /// Whether every object of type `name` is also of type `other`.
     pub(super) fn is_always(&self, name: &str, other: &str) -> bool {
         let implements = |kind: &Kind| kind.interfaces.iter().flatten().any(|interface| interface == other);
         name == other || self.0.get(name).is_none_or(implements)
     }
 
-    /// What the answer to an operation of the document has to look like.
+    /// The plan of the response to an operation.
     pub fn plan<'a>(&'a self, document: &'a ExecutableDocument, operation: Option<&str>) -> Plan<'a> {
         let set = chosen(document, operation).map(|operation| (root(operation.ty), &operation.selection_set.node));
         Planner { shape: self, document }.plan(set.as_slice())
     }
 }
 
-/// The operation of that name, or the only one.
+/// The operation with this name, or the only one.
 pub fn chosen<'a>(document: &'a ExecutableDocument, name: Option<&str>) -> Option<&'a OperationDefinition> {
     match &document.operations {
         DocumentOperations::Single(operation) => Some(&operation.node),
@@ -80,7 +83,7 @@ pub fn chosen<'a>(document: &'a ExecutableDocument, name: Option<&str>) -> Optio
     }
 }
 
-/// The type whose fields are the operation's.
+/// The root type of an operation.
 pub const fn root(operation: OperationType) -> &'static str {
     match operation {
         OperationType::Query => "Query",
@@ -89,11 +92,11 @@ pub const fn root(operation: OperationType) -> &'static str {
     }
 }
 
-/// Stands where an error says that something failed, until the walk. No enum has a value of this name.
+/// Marks a failed value until the plan is applied. No enum has a value of this name.
 const FAILED: &str = "\0";
 
-/// Marks where an error says that something failed. An object of which nothing is left but failures was made null as a
-/// whole: it comes back.
+/// Marks the value at the path of an error as failed. An object of which every field failed is null
+/// as a whole; it is restored.
 fn place(data: &mut Value, path: &[PathSegment]) {
     let mut value = data;
     for segment in path {
@@ -117,17 +120,17 @@ fn place(data: &mut Value, path: &[PathSegment]) {
     }
 }
 
-/// A selection set, with the type that its fields are declared in.
+/// A selection set, with the type that declares its fields.
 pub(super) type Set<'a> = (&'a str, &'a SelectionSet);
 
-/// What is selected of one object, wherever it is.
+/// Everything that is selected on one object, in all places.
 #[derive(Default)]
 struct Collected<'a> {
-    /// The type of each field, by its key, and the selection sets of all places that name it.
+    /// By response key: the type of the field and its selection sets from all places.
     fields: IndexMap<&'a str, (Option<&'a Type>, Vec<Set<'a>>)>,
-    /// Some field is selected whatever the type and the directives.
+    /// At least one field is selected regardless of types and directives.
     is_sure: bool,
-    /// Some field is selected in several places.
+    /// At least one field is selected in several places.
     is_repeated: bool,
 }
 
@@ -163,7 +166,8 @@ impl<'a> Planner<'a> {
                     let place = collected.fields.entry(key);
                     collected.is_repeated |= matches!(place, Entry::Occupied(_));
                     let (stored, sets) = place.or_insert_with(|| (ty, Vec::new()));
-                    // Types of one interface may differ in it. Where one of them allows a null, it is told as null.
+                    // The types of an interface may differ in nullability: nullable if any of them
+                    // is.
                     if ty.is_some_and(|ty| ty.nullable) {
                         *stored = ty;
                     }
@@ -189,10 +193,11 @@ impl<'a> Planner<'a> {
     }
 }
 
-/// What is selected of an object, in the order of the query. Of a scalar that is nothing.
+/// The fields selected on an object, in the order of the query; none for a scalar.
 pub struct Plan<'a> {
     fields: Vec<Field<'a>>,
-    /// Each field is selected in one place, and of each object something, whatever the types and the directives.
+    /// Each field is selected in one place, and each object has at least one field regardless of
+    /// types and directives.
     as_written: bool,
 }
 
@@ -204,17 +209,17 @@ struct Field<'a> {
 }
 
 impl Plan<'_> {
-    /// How the answer may be made.
+    /// How the operation can be executed.
     pub fn manner(&self) -> Manner {
         Manner { by_level: !self.is_merged(), is_single: self.fields.len() == 1, as_written: self.as_written }
     }
 
-    /// Whether there is an object of which things are selected in several places.
+    /// Whether fields of an object are selected in several places.
     fn is_merged(&self) -> bool {
         self.fields.iter().any(|field| field.is_merged)
     }
 
-    /// Completes the answer.
+    /// Completes the response.
     pub fn complete(&self, response: &mut Response) {
         for error in &response.errors {
             place(&mut response.data, &error.path);
@@ -224,9 +229,9 @@ impl Plan<'_> {
         }
     }
 
-    /// The object with its fields in order; nothing if a null in it does not stop there.
+    /// The object with its fields in order; `None` if a null propagates beyond it.
     fn object(&self, mut values: IndexMap<Name, Value>) -> Option<IndexMap<Name, Value>> {
-        // Fields that need not wait stand in order already.
+        // Fields that resolve without waiting are in order already.
         let is_in_order = values.len() == self.fields.len()
             && values.keys().zip(&self.fields).all(|(key, field)| key.as_str() == field.key);
         if is_in_order {
@@ -239,8 +244,8 @@ impl Plan<'_> {
         }
         let mut completed = IndexMap::with_capacity(values.len());
         for field in &self.fields {
-            // What is absent was skipped by a directive, or is of a fragment on another type. What is there and not in
-            // the plan shows that the object is there.
+            // An absent field was skipped by a directive or is in a fragment on another type. A
+            // field outside the plan is the placeholder that shows that the object exists.
             if let Some((key, value)) = values.swap_remove_entry(field.key) {
                 completed.insert(key, field.plan.value(field.ty, value)?);
             }
@@ -248,12 +253,12 @@ impl Plan<'_> {
         Some(completed)
     }
 
-    /// The value of a field; nothing if it is a null that the type does not allow.
+    /// The value of a field; `None` if it is a null that the type does not allow.
     fn value(&self, ty: Option<&Type>, value: Value) -> Option<Value> {
         let completed = match value {
             Value::Null => None,
             Value::Enum(name) if name == FAILED => None,
-            // Of a scalar: what is in it was not selected.
+            // A JSON scalar: its members are not selected fields.
             Value::Object(fields) if self.fields.is_empty() => Some(Value::Object(fields)),
             Value::Object(fields) => self.object(fields).map(Value::Object),
             Value::List(items) => {
@@ -272,7 +277,7 @@ impl Plan<'_> {
     }
 }
 
-/// The type in any lists.
+/// The named type inside any lists.
 pub(super) fn named(base: &BaseType) -> &str {
     match base {
         BaseType::Named(name) => name,

@@ -1,12 +1,13 @@
-//! Tells fields of one response key that cannot be one field, as the GraphQL specification has it (section 5.3.2): in
-//! an answer there would be room for one of them only.
+//! Field merging (GraphQL specification, section 5.3.2): finds fields with the same response key
+//! that cannot be merged into one.
 //!
-//! async-graphql compares fields only within one selection set and under one type condition. Here all are compared that
-//! meet in an answer. Other than the specification has it, a field may be null in one type and not in another: events
-//! differ so in `task`, which clients ask of several kinds at once, and a null is told as null where one allows it.
+//! async-graphql compares fields only within one selection set and under one type condition. Here
+//! all fields that meet in a response are compared. Unlike in the specification, fields of
+//! different types may differ in nullability: the `task` of events does, and clients select it on
+//! several event types at once. The merged field is nullable if any of them is.
 //!
-//! A document is admitted before, which bounds its fields with its fragments expanded: each is looked at once for each
-//! type that it may meet others of.
+//! Admission has limited the fields of the document with its fragments expanded; each is visited at
+//! most once for each type on which it can meet others.
 
 use std::collections::HashMap;
 
@@ -19,16 +20,15 @@ use async_graphql::{Name, Pos};
 
 use super::complete::{Set, Shape, chosen, root};
 
-/// Two fields that cannot be one.
+/// Two fields that cannot be merged.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Conflict {
-    /// In words.
     pub message: String,
-    /// Where the second one is.
+    /// Position of the second field.
     pub position: Pos,
 }
 
-/// Looks for fields of an operation that cannot be one.
+/// Checks that the fields of an operation can be merged.
 pub fn look(shape: &Shape, document: &ExecutableDocument, name: Option<&str>) -> Result<(), Conflict> {
     let Some(operation) = chosen(document, name) else { return Ok(()) };
     let sets = vec![(root(operation.ty), &operation.selection_set.node)];
@@ -40,7 +40,7 @@ struct Look<'a> {
     fragments: &'a HashMap<Name, Positioned<FragmentDefinition>>,
 }
 
-/// A field, with the type that it is declared in.
+/// A field, with the type that declares it.
 #[derive(Clone, Copy)]
 struct Member<'a> {
     parent: &'a str,
@@ -48,12 +48,13 @@ struct Member<'a> {
 }
 
 impl<'a> Look<'a> {
-    /// Looks at what is selected in one place of the answer, of one object or of one of several.
+    /// Checks selection sets that meet in one place of the response, on one object or on one of
+    /// several.
     fn together(&self, sets: Vec<Set<'a>>, is_one: bool) -> Result<(), Conflict> {
         let mut groups = IndexMap::new();
         sets.into_iter().for_each(|(parent, set)| self.group(parent, set, &mut groups));
         for members in groups.into_values() {
-            self.all(&members, |one, other| self.is_alike(one, other), "they differ in shape")?;
+            self.all(&members, |one, other| self.is_alike(one, other), "they return conflicting types")?;
             if !is_one {
                 self.together(self.inner(&members), false)?;
                 continue;
@@ -92,7 +93,7 @@ impl<'a> Look<'a> {
         }
     }
 
-    /// Fields of one key by the objects that they may be of: those of each type, and with them those of interfaces.
+    /// Groups fields of one key by object type. Fields of interfaces belong to every group.
     fn meeting(&self, members: &[Member<'a>]) -> Vec<Vec<Member<'a>>> {
         let mut types: Vec<&str> = members.iter().map(|member| member.parent).collect();
         types.retain(|parent| self.shape.is_object(parent));
@@ -108,7 +109,8 @@ impl<'a> Look<'a> {
         types.into_iter().map(of).collect()
     }
 
-    /// Whether this holds for the first of them and each other one, and so for any two.
+    /// Checks an equivalence relation between the first field and each other one, and so between
+    /// any two.
     fn all(
         &self,
         members: &[Member<'a>],
@@ -120,7 +122,7 @@ impl<'a> Look<'a> {
             None => Ok(()),
             Some(other) => {
                 let key = &other.field.node.response_key().node;
-                let message = format!("Fields \"{key}\" conflict because {why}. Give one of them another alias.");
+                let message = format!("Fields \"{key}\" conflict because {why}. Use different aliases.");
                 Err(Conflict { message, position: other.field.pos })
             }
         }
@@ -134,7 +136,7 @@ impl<'a> Look<'a> {
         inner.filter(|(_, set)| !set.items.is_empty()).collect()
     }
 
-    /// Whether what they yield has one shape, what is selected of it aside.
+    /// Whether two fields return compatible types, apart from what is selected on them.
     fn is_alike(&self, one: Member<'a>, other: Member<'a>) -> bool {
         let is_leaf = |member: Member<'a>| member.field.node.selection_set.node.items.is_empty();
         let ty = |member: Member<'a>| self.shape.field(member.parent, &member.field.node.name.node);
@@ -210,7 +212,7 @@ mod tests {
             "{ pet { ... on Dog { age owner { name } } ... on Cat { age owner { name } } } }",
             "{ pet { ... on Dog { a: size } ... on Cat { a: lives } } }",
         ] {
-            assert_eq!(conflict(document), None, "whether it may be null does not matter: {document}");
+            assert_eq!(conflict(document), None, "nullability may differ: {document}");
         }
         for document in [
             "{ pet { ... on Dog { size } ... on Cat { size } } }",
@@ -220,7 +222,7 @@ mod tests {
             "{ pet { ... on Dog { owner { a: size } } ... on Cat { owner { a: size } } } }",
         ] {
             let told = conflict(document).unwrap_or_else(|| panic!("{document}"));
-            assert!(told.contains("shape"), "{document}: {told}");
+            assert!(told.contains("conflicting types"), "{document}: {told}");
         }
     }
 }

@@ -1,4 +1,5 @@
-//! Connections as Relay's cursor specification has them, over keyset pages.
+//! Connections that follow the Relay Cursor Connections specification, over keyset pages
+//! (`db::page`).
 
 use std::borrow::Cow;
 use std::hash::{BuildHasher, Hash};
@@ -20,60 +21,57 @@ use crate::own;
 use crate::store::{audit, notification, project, task_list, user};
 use crate::time::Timestamp;
 
-/// `first` and `last` go up to this.
+/// Largest value of `first` and `last`.
 pub const MAX_PAGE: usize = 100;
-/// The size of a page when neither is given.
+/// Page size without `first` and `last`.
 pub const DEFAULT_PAGE: usize = 20;
 
-/// Where a page stands in its list.
+/// Paging information of a connection.
 #[derive(Clone, Debug, SimpleObject)]
 pub struct PageInfo {
-    /// Whether there is more after this page. With `last`, whether a `before` was given.
+    /// Whether more items follow this page. With `last`, whether `before` was given.
     pub has_next_page: bool,
-    /// Whether there is more before this page. With `first`, whether an `after` was given.
+    /// Whether more items precede this page. With `first`, whether `after` was given.
     pub has_previous_page: bool,
-    /// The cursor of the first edge; null on an empty page.
+    /// Cursor of the first edge; null on an empty page.
     pub start_cursor: Option<String>,
-    /// The cursor of the last edge; null on an empty page.
+    /// Cursor of the last edge; null on an empty page.
     pub end_cursor: Option<String>,
 }
 
-/// The paging arguments of a field, as they came.
+/// The paging arguments of a field, not validated yet.
 #[derive(Clone, Debug)]
 pub struct Paging {
     first: Option<i32>,
-    /// Only what comes after this cursor.
     pub after: Option<String>,
     last: Option<i32>,
-    /// Only what comes before this cursor.
     pub before: Option<String>,
-    /// Whether somebody may ask if the list goes on.
+    /// Whether `pageInfo` may be selected, so that one row more must be read.
     tells_more: bool,
 }
 
 impl Paging {
-    /// So many from the start, after a cursor, so many from the end, before a cursor.
     pub fn new(first: Option<i32>, after: Option<String>, last: Option<i32>, before: Option<String>) -> Self {
         Self { first, after, last, before, tells_more: true }
     }
 
-    /// The paging arguments of a selected field.
+    /// The paging arguments of a selected field; `None` if one is invalid.
     pub fn of(field: &Selected<'_>) -> Option<Self> {
         let [first, last] = ["first", "last"].map(|name| field.argument(name));
         let [after, before] = ["after", "before"].map(|name| field.argument(name));
         Some(Self::new(first?, after?, last?, before?).shown_by(field))
     }
 
-    /// The same for a connection of which so much is selected.
+    /// Saves the row that is read ahead unless the field may select `pageInfo`.
     pub fn shown_by(self, field: &Selected<'_>) -> Self {
         Self { tells_more: field.may_select("pageInfo"), ..self }
     }
 
-    /// How many, and whether counted from the end.
+    /// The page size, and whether it counts from the end.
     pub fn size(&self) -> crate::error::Result<(usize, bool)> {
         let (name, size, backward) = match (self.first, self.last) {
             (Some(_), Some(_)) => {
-                return Err(Error::bad_input("Give `first` or `last`, not both."));
+                return Err(Error::bad_input("Provide `first` or `last`, not both."));
             }
             (Some(first), None) => ("first", first, false),
             (None, Some(last)) => ("last", last, true),
@@ -81,11 +79,11 @@ impl Paging {
         };
         match usize::try_from(size) {
             Ok(size) if (1..=MAX_PAGE).contains(&size) => Ok((size, backward)),
-            _ => Err(Error::bad_input(format!("`{name}` must be from 1 to {MAX_PAGE}."))),
+            _ => Err(Error::bad_input(format!("`{name}` must be between 1 and {MAX_PAGE}."))),
         }
     }
 
-    /// The window on a list, whose cursors carry its tag.
+    /// The window on a list whose cursors have this tag.
     pub fn window(&self, tag: Tag) -> crate::error::Result<Window> {
         let (limit, backward) = self.size()?;
         let read = |cursor: &Option<String>| cursor.as_deref().map(|cursor| tag.decode(cursor)).transpose();
@@ -99,25 +97,26 @@ impl Paging {
     }
 }
 
-/// Marks the cursors of one list in one order, so that a cursor of another is refused and not misread.
+/// Marks the cursors of one list in one order, so that a cursor of another is rejected and not
+/// misread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Tag(u32);
 
 impl Tag {
-    /// The tag of a list: its field, its parent if it has one, its order.
+    /// Hashes what identifies a list: its field, its parent if it has one, and its order.
     pub fn new(list: &str, parent: Option<Id>, order: &impl Hash, descending: bool) -> Self {
-        // Fixed seeds: a cursor is good on every instance and after every restart.
+        // Fixed seed: a cursor is valid on every instance and after every restart.
         let hash = Fnv.hash_one((list, parent, order, descending));
-        #[expect(clippy::cast_possible_truncation, reason = "32 bits are enough to tell lists apart")]
+        #[expect(clippy::cast_possible_truncation, reason = "32 bits suffice to distinguish lists")]
         Self((hash ^ (hash >> 32)) as u32)
     }
 
-    /// The cursor of a place in the list.
+    /// The cursor of a position in the list.
     pub fn encode(self, position: &Position) -> String {
         URL_SAFE_NO_PAD.encode(self.bytes(position))
     }
 
-    /// The bytes of which that is the text.
+    /// The cursor before it is encoded as base64.
     fn bytes(self, position: &Position) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(32);
         bytes.extend_from_slice(&self.0.to_be_bytes());
@@ -140,7 +139,7 @@ impl Tag {
     }
 
     fn decode(self, cursor: &str) -> crate::error::Result<Position> {
-        self.read(cursor).ok_or_else(|| Error::bad_input("The cursor is not one of this list in this order."))
+        self.read(cursor).ok_or_else(|| Error::bad_input("The cursor does not belong to this list in this order."))
     }
 
     fn read(self, cursor: &str) -> Option<Position> {
@@ -158,7 +157,7 @@ impl Tag {
     }
 }
 
-/// FNV-1a: a hash that never changes, unlike the standard library's.
+/// FNV-1a. Unlike the standard library's hash it is stable across releases.
 struct Fnv;
 struct FnvState(u64);
 
@@ -180,24 +179,21 @@ impl std::hash::Hasher for FnvState {
     }
 }
 
-/// How the whole of a list is counted, when somebody asks.
+/// How to count the whole list, if `totalCount` is selected.
 #[derive(Clone)]
 pub enum Total {
-    /// The list of users.
     Users(Arc<user::List>),
-    /// The list of projects.
     Projects(Arc<project::List>),
-    /// The projects of an owner.
+    /// Projects of an owner.
     ProjectsOf(Id, Arc<project::List>),
-    /// The list of tasks.
     Tasks(Arc<task_list::List>),
-    /// The tasks of a project or an assignee.
+    /// Tasks of a project or an assignee.
     TasksOf(task_list::Of, Id, Arc<task_list::List>),
-    /// The comments on a task.
+    /// Comments on a task.
     Comments(Id),
-    /// The audit log, of one account or of all.
+    /// The audit log of one account or of all.
     Audit(Option<Id>),
-    /// The notifications of somebody: all, or those that are unread.
+    /// Notifications of a user; only unread ones if true.
     Notifications(Id, bool),
 }
 
@@ -217,8 +213,8 @@ impl Total {
     }
 }
 
-/// The greatest of what is selected of the nodes of a connection needs, and at least `least`. `types` are the names of the
-/// connection and of its edge.
+/// The widest set of columns that a selection on the nodes of a connection needs, at least `least`.
+/// `types` are the names of the connection type and the edge type.
 pub fn needs<'a, C: Copy + Ord>(
     connection: &Selected<'a>,
     types: [&str; 2],
@@ -232,7 +228,6 @@ pub fn needs<'a, C: Copy + Ord>(
     })
 }
 
-/// One object on a page and its place in the list.
 #[derive(Clone)]
 pub struct Edge<T> {
     tag: Tag,
@@ -240,7 +235,6 @@ pub struct Edge<T> {
     node: T,
 }
 
-/// One page of a list.
 #[derive(Clone)]
 pub struct Connection<T> {
     tag: Tag,
@@ -297,40 +291,41 @@ impl<T: OutputType> TypeName for Edge<T> {
     }
 }
 
-/// One page of a list, as Relay's cursor connections specification has it.
+/// A page of a list, following the Relay Cursor Connections specification.
 #[Object(name_type)]
 impl<T: OutputType + Clone> Connection<T> {
-    /// The objects on this page, each with its cursor.
+    /// Items on this page, each with its cursor.
     pub async fn edges(&self) -> Vec<Edge<T>> {
         self.all_edges()
     }
 
-    /// The objects on this page.
+    /// Items on this page.
     pub async fn nodes(&self) -> Vec<T> {
         self.all_nodes()
     }
 
-    /// Where this page stands in the list.
+    /// Paging information.
     pub async fn page_info(&self) -> PageInfo {
         self.place()
     }
 
-    /// How many objects the whole list has. Counted only when asked for: leave it out where it is not needed.
+    /// Number of items in the whole list. It requires a separate count; select it only where it is
+    /// needed.
     pub async fn total_count(&self, ctx: &Context<'_>) -> Result<i64> {
         Ok(self.total.count(Caller::of(ctx)).await?)
     }
 }
 
-/// One object on a page.
+/// An item in a page of a list, with its cursor.
 #[Object(name_type)]
 impl<T: OutputType + Clone> Edge<T> {
-    /// The object's place in this list: pass it as `after` or `before` to go on from here. Opaque, and good only for
-    /// the same list in the same order.
+    /// Opaque cursor of the item in the list. Pass it as `after` or `before` to continue from here.
+    /// Valid only for the same list in the same order.
     async fn cursor(&self) -> String {
         self.tag.encode(&self.position)
     }
 
-    /// The object.
+    /// The item.
     async fn node(&self) -> T {
         self.node.clone()
     }

@@ -1,5 +1,5 @@
-//! What an operation uses of the schema that is going to be removed: `extensions.deprecations` of its answer. While
-//! nothing in the schema is deprecated, nothing is looked for.
+//! Deprecated elements of the schema that an operation uses, reported in `extensions.deprecations`
+//! of the response. If nothing in the schema is deprecated, documents are not searched.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -15,23 +15,22 @@ use serde::Serialize;
 
 use super::complete::{chosen, named, root};
 
-/// So many are told at once.
+/// Largest number of deprecations in a response.
 const MOST: usize = 20;
 
-/// Something deprecated that an operation uses.
+/// A deprecated element that an operation uses.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Deprecation {
-    /// Where it is in the schema, as a schema coordinate: `Type.field`, `Type.field(argument:)`, `Input.field` or
-    /// `Enum.VALUE`.
+    /// The schema coordinate: `Type.field`, `Type.field(argument:)`, `Input.field` or `Enum.VALUE`.
     pub coordinate: String,
-    /// Why, and what to use instead.
+    /// The reason, and what to use instead.
     pub reason: String,
 }
 
-/// What is deprecated in a schema, and the types of everything, to find it by.
+/// The deprecated elements of a schema, and the types that lead to them.
 #[derive(Default)]
 pub struct Deprecations {
-    /// Why, by schema coordinate.
+    /// The reason, by schema coordinate.
     reasons: HashMap<String, String>,
     types: HashMap<Name, Members>,
 }
@@ -49,7 +48,7 @@ enum Members {
 type Inputs = HashMap<Name, Name>;
 
 impl Deprecations {
-    /// Reads a schema's own SDL.
+    /// Reads the SDL of a schema.
     pub fn of(sdl: &str) -> Self {
         let document = async_graphql::parser::parse_schema(sdl).map(|it| it.definitions).unwrap_or_default();
         let mut all = Self::default();
@@ -109,7 +108,8 @@ impl Deprecations {
         self.reasons.insert(coordinate(), reason);
     }
 
-    /// What an operation uses of it, each once, in the order of the document, and not more than a few.
+    /// The deprecated elements that an operation uses, each once, in the order of the document, up
+    /// to `MOST`.
     pub fn used(
         &self,
         document: &ExecutableDocument,
@@ -138,7 +138,7 @@ struct Walk<'a> {
     all: &'a Deprecations,
     document: &'a ExecutableDocument,
     variables: HashMap<&'a Name, &'a Value>,
-    /// The fragments that were entered: a second time says nothing new.
+    /// Fragments that were visited; a second visit would find nothing new.
     entered: HashSet<&'a Name>,
     found: Vec<Deprecation>,
 }
@@ -180,7 +180,7 @@ impl<'a> Walk<'a> {
         self.selection_set(ty, &field.selection_set.node);
     }
 
-    /// A value as the document has it, with variables in it.
+    /// A literal in the document, which can contain variables.
     fn literal(&mut self, ty: &Name, value: &'a Literal) {
         match value {
             Literal::Variable(name) => {
@@ -195,7 +195,7 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// A value of a variable, where enums are strings.
+    /// The value of a variable, in which enum values are strings.
     fn value(&mut self, ty: &Name, value: &'a Value) {
         match value {
             Value::List(items) => items.iter().for_each(|item| self.value(ty, item)),
@@ -266,7 +266,7 @@ mod tests {
         assert_eq!(used(fragments, json!({})), ["Task.name"]);
         assert_eq!(used("subscription Op { moved { title } }", json!({})), ["Subscription.moved"]);
         let two = "query Other { tasks { name } } query Op { tasks { title } }";
-        assert_eq!(used(two, json!({})), [""; 0], "of the operation that is executed alone");
+        assert_eq!(used(two, json!({})), [""; 0], "only the executed operation counts");
     }
 
     #[test]
@@ -321,6 +321,6 @@ mod tests {
         let unknown = "query Op { tasks(more: STUCK, filter: { more: STUCK }) { more { name } } none { name } }";
         assert_eq!(used(unknown, json!({})), [""; 0]);
         let nothing = Deprecations::of("type Query { a: Int }");
-        assert!(nothing.types.is_empty(), "nothing is kept, and nothing looked for");
+        assert!(nothing.types.is_empty(), "nothing is kept and nothing searched");
     }
 }

@@ -1,8 +1,9 @@
-//! Answers queries of one root field without the library, where everything that is selected is known by [`level`].
+//! Fast path for queries with one root field whose whole selection [`level`] supports.
 //!
-//! What the library does around fields (it copies the document, strikes out what directives skip, makes a context of
-//! several parts and a tree of what is yielded) is a tenth of a point read. The rules of [`level`] hold here too: what is
-//! not known, and every error but that the database is not there, is left to the library.
+//! It skips what async-graphql does around the fields (copying the document, applying directives,
+//! building contexts and a tree of values), about 10 % of a point read. The rules of [`level`]
+//! apply: whatever it does not support, and every error that the slow path would not repeat, is
+//! left to async-graphql.
 //!
 //! [`level`]: super::level
 
@@ -14,7 +15,7 @@ use super::connection::Paging;
 use super::level::Selected;
 use super::{Caller, json, project, task};
 
-/// The answer to a query that is known to be valid; nothing if it is left to the library.
+/// The response to a query that is known to be valid; `None` leaves it to async-graphql.
 pub async fn answer(
     document: &ExecutableDocument,
     name: Option<&str>,
@@ -25,7 +26,7 @@ pub async fn answer(
     if operation.ty != OperationType::Query || !manner.by_level || !manner.is_single {
         return None;
     }
-    // The guard of all fields below.
+    // All fields below have this guard.
     caller.viewer().ok()?;
     let field = Selected::root(document, operation, variables)?;
     let answered = match field.name() {

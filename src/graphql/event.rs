@@ -1,4 +1,5 @@
-//! Events: what happened, as types of one interface; the log as a connection and as subscriptions.
+//! The event log in the schema: the types of the `Event` interface, `Query.events` and the
+//! subscriptions. The stream behind a subscription is in [`super::live`].
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -28,25 +29,25 @@ use crate::store::history::Change;
 use crate::store::task::{Status, Task as TaskRow, TaskColumns};
 use crate::time::Timestamp;
 
-/// An event with what it takes to tell it.
+/// An event with the rows that its fields are resolved from.
 #[derive(Clone)]
 pub struct Told {
-    /// The event.
     pub event: Arc<log::Event>,
-    /// What it carries.
+    /// State recorded with the event.
     pub snapshot: Arc<Snapshot>,
     task: Option<Arc<TaskRow>>,
 }
 
 impl Told {
-    /// Takes the task as it is now; when it is gone, its last picture in this event.
+    /// Takes the current row of the task, or the one recorded with the event if the task has been
+    /// deleted.
     pub fn new(event: &Arc<log::Event>, snapshot: &Arc<Snapshot>, task: Option<&Arc<TaskRow>>) -> Self {
         let task = task.cloned().or_else(|| snapshot.task.clone().map(Arc::new));
         Self { event: Arc::clone(event), snapshot: Arc::clone(snapshot), task }
     }
 
     fn task(&self) -> Result<Task> {
-        let task = self.task.clone().ok_or_else(|| Error::internal("an event without its task"))?;
+        let task = self.task.clone().ok_or_else(|| Error::internal("event without a task"))?;
         Ok(Task(task))
     }
 
@@ -68,36 +69,37 @@ impl Told {
     }
 
     fn project(&self) -> Result<Project> {
-        let project = self.snapshot.project.clone().ok_or_else(|| Error::internal("an event without its project"))?;
+        let project = self.snapshot.project.clone().ok_or_else(|| Error::internal("event without a project"))?;
         Ok(Project(Arc::new(project)))
     }
 }
 
-/// A cursor that still works: nothing that comes after it has left the log, whose oldest place is the floor.
+/// Fails with CURSOR_EXPIRED if events after this position have left the log. `floor` is the
+/// retention horizon, the oldest position kept.
 pub fn within(cursors: &Cursors, floor: Position, position: Position) -> crate::error::Result<Position> {
     if position < floor { Err(Error::CursorExpired { oldest: cursors.encode(floor) }) } else { Ok(position) }
 }
 
-/// A field that changed. Its long texts are read when they are asked for.
+/// A change of one field. Long texts are loaded when they are selected.
 pub struct FieldChange {
     object_id: Option<Id>,
     change: Change,
 }
 
-/// A field that changed.
+/// A change of one field.
 #[Object]
 impl FieldChange {
-    /// The field's name in the schema.
+    /// Name of the field in the schema, such as `dueAt`.
     async fn field(&self) -> &str {
         &self.change.field
     }
 
-    /// Its value before, as text; null if it had none.
+    /// Previous value as text; null if there was none. Labels are their names, separated by commas.
     async fn from(&self, ctx: &Context<'_>) -> Result<Option<Text<Cow<'_, str>>>> {
         self.value(ctx, self.change.from.as_deref(), self.change.from_text).await
     }
 
-    /// Its value after, as text; null if it has none.
+    /// New value as text; null if there is none. Labels are their names, separated by commas.
     async fn to(&self, ctx: &Context<'_>) -> Result<Option<Text<Cow<'_, str>>>> {
         self.value(ctx, self.change.to.as_deref(), self.change.to_text).await
     }
@@ -118,7 +120,7 @@ impl FieldChange {
     }
 }
 
-/// One type for each kind of event, all with the fields of the interface.
+/// Declares one type for each kind of event, all with the fields of the interface.
 macro_rules! events {
     ($($(#[$doc:meta])* $name:ident { $($fields:tt)* })+) => {
         $(
@@ -129,22 +131,25 @@ macro_rules! events {
             $(#[$doc])*
             #[Object]
             impl $name {
-                /// The event's identity: a client that sees it twice knows it by this.
+                /// Global ID of the event. An event can be delivered again after a reconnect:
+                /// handle each ID once.
                 pub async fn id(&self) -> ID {
                     node::encode(Noun::Event, self.0.event.id)
                 }
 
-                /// Opaque position in the event log: pass it as `after` to go on from here.
+                /// Opaque cursor of the event in the event log. Pass it as `after` to resume after
+                /// this event.
                 pub async fn cursor(&self, ctx: &Context<'_>) -> String {
                     Caller::of(ctx).app().cursors.encode(self.0.event.position())
                 }
 
-                /// When it happened.
+                /// When the event occurred.
                 pub async fn occurred_at(&self) -> Timestamp {
                     self.0.event.occurred_at
                 }
 
-                /// Who did it; a user named `Deleted user` when the account is gone.
+                /// The user who made the change. Deleted accounts appear as a user named `Deleted
+                /// user`.
                 pub async fn actor(&self, ctx: &Context<'_>) -> Result<Option<User>> {
                     user(ctx, self.0.event.actor_id).await
                 }
@@ -153,183 +158,186 @@ macro_rules! events {
             }
         )+
 
-        /// Something that happened, written in the same transaction as the change itself.
+        /// Something that happened, recorded in the same transaction as the change itself.
         #[derive(Clone, Interface)]
         #[graphql(
-            field(name = "id", ty = "ID", desc = "The event's identity: a client that sees it twice knows it by this."),
-            field(name = "cursor", ty = "String", desc = "Opaque position in the event log: pass it as `after` to go on from here."),
-            field(name = "occurred_at", ty = "Timestamp", desc = "When it happened."),
-            field(name = "actor", ty = "Option<User>", desc = "Who did it; a user named `Deleted user` when the account is gone.")
+            field(name = "id", ty = "ID", desc = "Global ID of the event. An event can be delivered again after a reconnect: handle each ID once."),
+            field(name = "cursor", ty = "String", desc = "Opaque cursor of the event in the event log. Pass it as `after` to resume after this event."),
+            field(name = "occurred_at", ty = "Timestamp", desc = "When the event occurred."),
+            field(name = "actor", ty = "Option<User>", desc = "The user who made the change. Deleted accounts appear as a user named `Deleted user`.")
         )]
         pub enum Event {
             $($(#[$doc])* $name($name)),+
         }
 
-        /// The names of the interface and of its types.
+        /// The names of the interface and its types.
         const TYPES: &[&str] = &["Event", $(stringify!($name)),+];
     };
 }
 
 events! {
-    /// A task came into being.
+    /// A task was created.
     TaskCreatedEvent {
-        /// The task as it is now; its last picture when it is gone.
+        /// The task in its current state, or in its last state if it has been deleted.
         async fn task(&self) -> Result<Task> {
             self.0.task()
         }
     }
 
-    /// Fields of a task changed, other than its status and assignee, which have events of their own.
+    /// Fields of a task changed, except its status and assignee, which have events of their own.
     TaskUpdatedEvent {
-        /// The task as it is now; its last picture when it is gone.
+        /// The task in its current state, or in its last state if it has been deleted.
         async fn task(&self) -> Result<Task> {
             self.0.task()
         }
 
-        /// The fields that changed.
+        /// The changed fields.
         async fn changes(&self) -> Vec<FieldChange> {
             self.0.changes()
         }
     }
 
-    /// A task is gone, by itself or with its project.
+    /// A task was deleted, alone or with its project.
     TaskDeletedEvent {
-        /// Its last picture. What hangs on it (labels, comments, history) is gone.
+        /// The task in its last state. Its labels and comments have been deleted with it.
         async fn task(&self) -> Result<Task> {
             self.0.task()
         }
 
-        /// The id that is gone.
+        /// Global ID of the deleted task.
         async fn deleted_task_id(&self) -> Result<ID> {
-            let id = self.0.event.task_id.ok_or_else(|| Error::internal("an event without its task"))?;
+            let id = self.0.event.task_id.ok_or_else(|| Error::internal("event without a task"))?;
             Ok(node::encode(Noun::Task, id))
         }
     }
 
-    /// A task got an assignee.
+    /// A task was assigned to a user.
     TaskAssignedEvent {
-        /// The task as it is now; its last picture when it is gone.
+        /// The task in its current state, or in its last state if it has been deleted.
         async fn task(&self) -> Result<Task> {
             self.0.task()
         }
 
-        /// Who got it.
+        /// The new assignee. Deleted accounts appear as a user named `Deleted user`.
         async fn assignee(&self, ctx: &Context<'_>) -> Result<Option<User>> {
             user(ctx, self.0.event.assignee_id).await
         }
 
-        /// Who had it before.
+        /// The previous assignee; null if the task was unassigned. Deleted accounts appear as a
+        /// user named `Deleted user`.
         async fn previous_assignee(&self, ctx: &Context<'_>) -> Result<Option<User>> {
             user(ctx, self.0.event.previous_assignee_id).await
         }
     }
 
-    /// A task was taken from its assignee, who is told of it with this last event.
+    /// A task was taken from its assignee. A previous assignee who loses access to the task
+    /// receives this event and no later one.
     TaskUnassignedEvent {
-        /// The task as it is now, its last picture when it is gone; null for a viewer who may not see it any more.
+        /// The task in its current state, or in its last state if it has been deleted; null if the
+        /// viewer may no longer see it.
         async fn task(&self, ctx: &Context<'_>) -> Result<Option<Task>> {
             let viewer = Caller::of(ctx).viewer()?;
             Ok(self.0.task.clone().filter(|task| viewer.may(Action::SeeTask, &**task)).map(Task))
         }
 
-        /// The task's id, also when the viewer may not see it any more.
+        /// Global ID of the task, available even if the viewer may no longer see it.
         async fn task_id(&self) -> Result<ID> {
-            let id = self.0.event.task_id.ok_or_else(|| Error::internal("an event without its task"))?;
+            let id = self.0.event.task_id.ok_or_else(|| Error::internal("event without a task"))?;
             Ok(node::encode(Noun::Task, id))
         }
 
-        /// Who had it.
+        /// The previous assignee. Deleted accounts appear as a user named `Deleted user`.
         async fn previous_assignee(&self, ctx: &Context<'_>) -> Result<Option<User>> {
             user(ctx, self.0.event.previous_assignee_id).await
         }
     }
 
-    /// A task changed its status.
+    /// The status of a task changed.
     StatusChangedEvent {
-        /// The task as it is now; its last picture when it is gone.
+        /// The task in its current state, or in its last state if it has been deleted.
         async fn task(&self) -> Result<Task> {
             self.0.task()
         }
 
-        /// Its status before.
+        /// Previous status.
         async fn from(&self) -> Result<Status> {
-            Ok(self.0.snapshot.status.ok_or_else(|| Error::internal("an event without its status"))?.0)
+            Ok(self.0.snapshot.status.ok_or_else(|| Error::internal("event without a status"))?.0)
         }
 
-        /// Its status after.
+        /// New status.
         async fn to(&self) -> Result<Status> {
-            Ok(self.0.snapshot.status.ok_or_else(|| Error::internal("an event without its status"))?.1)
+            Ok(self.0.snapshot.status.ok_or_else(|| Error::internal("event without a status"))?.1)
         }
     }
 
-    /// Somebody commented on a task.
+    /// A comment was added to a task.
     CommentAddedEvent {
-        /// The task as it is now; its last picture when it is gone.
+        /// The task in its current state, or in its last state if it has been deleted.
         async fn task(&self) -> Result<Task> {
             self.0.task()
         }
 
-        /// The comment as it is now; null when it is gone.
+        /// The comment in its current state; null if it has been deleted.
         async fn comment(&self, ctx: &Context<'_>) -> Result<Option<Comment>> {
             self.0.comment(ctx).await
         }
     }
 
-    /// A comment's text changed.
+    /// The text of a comment was edited.
     CommentUpdatedEvent {
-        /// The task as it is now; its last picture when it is gone.
+        /// The task in its current state, or in its last state if it has been deleted.
         async fn task(&self) -> Result<Task> {
             self.0.task()
         }
 
-        /// The comment as it is now; null when it is gone.
+        /// The comment in its current state; null if it has been deleted.
         async fn comment(&self, ctx: &Context<'_>) -> Result<Option<Comment>> {
             self.0.comment(ctx).await
         }
     }
 
-    /// A comment is gone.
+    /// A comment was deleted.
     CommentDeletedEvent {
-        /// The task as it is now; its last picture when it is gone.
+        /// The task in its current state, or in its last state if it has been deleted.
         async fn task(&self) -> Result<Task> {
             self.0.task()
         }
 
-        /// The comment that was deleted. Its text is gone: `body` is empty.
+        /// The deleted comment. Its text is not kept: `body` is empty.
         async fn comment(&self) -> Option<Comment> {
             self.0.last_comment()
         }
 
-        /// The id that is gone.
+        /// Global ID of the deleted comment.
         async fn deleted_comment_id(&self) -> Result<ID> {
-            let id = self.0.event.comment_id.ok_or_else(|| Error::internal("an event without its comment"))?;
+            let id = self.0.event.comment_id.ok_or_else(|| Error::internal("event without a comment"))?;
             Ok(node::encode(Noun::Comment, id))
         }
     }
 
     /// Fields of a project changed.
     ProjectUpdatedEvent {
-        /// The project as this event left it.
+        /// The project in its state right after this event.
         async fn project(&self) -> Result<Project> {
             self.0.project()
         }
 
-        /// The fields that changed.
+        /// The changed fields.
         async fn changes(&self) -> Vec<FieldChange> {
             self.0.changes()
         }
     }
 
-    /// A project is gone. Each task that went with it is told as deleted before this.
+    /// A project was deleted. A `TaskDeletedEvent` for each of its tasks comes first.
     ProjectDeletedEvent {
-        /// Its last picture. What hangs on it is gone.
+        /// The project in its last state. Its labels and tasks have been deleted with it.
         async fn project(&self) -> Result<Project> {
             self.0.project()
         }
 
-        /// The id that is gone.
+        /// Global ID of the deleted project.
         async fn deleted_project_id(&self) -> Result<ID> {
-            let id = self.0.event.project_id.ok_or_else(|| Error::internal("an event without its project"))?;
+            let id = self.0.event.project_id.ok_or_else(|| Error::internal("event without a project"))?;
             Ok(node::encode(Noun::Project, id))
         }
     }
@@ -350,36 +358,36 @@ impl Event {
             Kind::ProjectUpdated => ProjectUpdatedEvent(told).into(),
             Kind::ProjectDeleted => ProjectDeletedEvent(told).into(),
             Kind::SessionEnded | Kind::UserChanged => {
-                return Err(Error::internal("an internal event").into());
+                return Err(Error::internal("internal event delivered to a client").into());
             }
         })
     }
 }
 
-/// The kinds of events.
+/// Types of events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Enum)]
 pub enum EventType {
-    /// A task came into being.
+    /// A task was created.
     TaskCreated,
-    /// Fields of a task changed, other than its status and assignee.
+    /// Fields of a task changed, except its status and assignee.
     TaskUpdated,
-    /// A task is gone.
+    /// A task was deleted, alone or with its project.
     TaskDeleted,
-    /// A task got an assignee.
+    /// A task was assigned to a user.
     TaskAssigned,
     /// A task was taken from its assignee.
     TaskUnassigned,
-    /// A task changed its status.
+    /// The status of a task changed.
     StatusChanged,
-    /// Somebody commented on a task.
+    /// A comment was added to a task.
     CommentAdded,
-    /// A comment's text changed.
+    /// The text of a comment was edited.
     CommentUpdated,
-    /// A comment is gone.
+    /// A comment was deleted.
     CommentDeleted,
     /// Fields of a project changed.
     ProjectUpdated,
-    /// A project is gone.
+    /// A project was deleted.
     ProjectDeleted,
 }
 
@@ -401,14 +409,15 @@ impl From<EventType> for Kind {
     }
 }
 
-/// Which events are asked for. Members are ANDed; an empty list matches nothing.
+/// Filter for events. Members are combined with AND; an empty list matches nothing. A list of more
+/// than 100 items fails with BAD_USER_INPUT.
 #[derive(InputObject)]
 pub struct EventFilter {
-    /// In this project.
+    /// Matches events in this project.
     project_id: Option<ID>,
-    /// About this task.
+    /// Matches events of this task.
     task_id: Option<ID>,
-    /// Of these kinds.
+    /// Matches events of any of these types.
     types: Option<Vec<EventType>>,
 }
 
@@ -429,27 +438,28 @@ impl EventFilter {
     }
 }
 
-/// One event on a page.
+/// An event in a page of the event log, with its cursor.
 #[derive(Clone, SimpleObject)]
 pub struct EventEdge {
-    /// The event's place in the log: pass it as `after` or `before` to go on from here.
+    /// Opaque cursor of the event in the event log. Pass it as `after` or `before` to continue from
+    /// here.
     cursor: String,
     /// The event.
     node: Event,
 }
 
-/// One page of the event log.
+/// A page of the event log.
 #[derive(SimpleObject)]
 pub struct EventConnection {
-    /// The events on this page, each with its cursor.
+    /// Events on this page, each with its cursor.
     edges: Vec<EventEdge>,
-    /// The events on this page.
+    /// Events on this page.
     nodes: Vec<Event>,
-    /// Where this page stands in the log.
+    /// Paging information.
     page_info: PageInfo,
 }
 
-/// What of their tasks is read for what is selected of a connection of events.
+/// The narrowest set of task columns that serves a selection on a connection of events.
 pub fn task_columns(connection: &Selected<'_>) -> TaskColumns {
     needs(connection, ["EventConnection", "EventEdge"], TaskColumns::Summary, |event| {
         event.greatest(TYPES, TaskColumns::Summary, |field| match field.name() {
@@ -459,8 +469,8 @@ pub fn task_columns(connection: &Selected<'_>) -> TaskColumns {
     })
 }
 
-/// What of events is read for what is selected of a connection of them. Tasks that are there show as they are now; of
-/// those that `may_be_gone` the snapshot has the last picture.
+/// The narrowest set of event columns that serves a selection on a connection of events. An
+/// existing task shows its current row, so that its snapshot is read only if it `may_be_gone`.
 pub fn columns_of_nodes(connection: &Selected<'_>, may_be_gone: bool) -> EventColumns {
     needs(connection, ["EventConnection", "EventEdge"], EventColumns::Summary, |event| {
         event.greatest(TYPES, EventColumns::Summary, |field| match field.name() {
@@ -472,19 +482,19 @@ pub fn columns_of_nodes(connection: &Selected<'_>, may_be_gone: bool) -> EventCo
     })
 }
 
-/// The stretch of the log that paging arguments ask for.
+/// Parses paging arguments to a range of the log.
 pub fn stretch(cursors: &Cursors, paging: &Paging) -> crate::error::Result<Stretch> {
     let (limit, backward) = paging.size()?;
     let read = |cursor: &Option<String>| cursor.as_deref().map(|cursor| cursors.decode(cursor)).transpose();
     Ok(Stretch { after: read(&paging.after)?, before: read(&paging.before)?, limit, backward })
 }
 
-/// One event more than asked for tells whether there is another page.
+/// Reads one event more than requested, which shows whether there is another page.
 pub fn one_more(stretch: Stretch) -> Stretch {
     Stretch { limit: stretch.limit + 1, ..stretch }
 }
 
-/// The page of the log that was read by a stretch with [`one_more`].
+/// Builds a page from events that were read with [`one_more`].
 pub fn connection(mut events: Vec<Told>, stretch: Stretch, cursors: &Cursors) -> Result<EventConnection> {
     let more = events.len() > stretch.limit;
     if more && stretch.backward {
@@ -509,24 +519,24 @@ pub fn connection(mut events: Vec<Told>, stretch: Stretch, cursors: &Cursors) ->
     })
 }
 
-/// The queries of the event log.
 #[derive(Default)]
 pub struct EventQuery;
 
 #[Object]
 impl EventQuery {
-    /// The event log as the viewer may see it, oldest first: the same events, order and cursors as the subscriptions, as
-    /// far back as the feed goes. A cursor that is older gets CURSOR_EXPIRED. An event shows when every change that began
-    /// before it is over, so that nothing ever appears in front of what was read.
+    /// The event log as far as the viewer may see it, oldest first: the same events, order and
+    /// cursors as in the subscriptions. It goes back 7 days by default; an older cursor fails with
+    /// CURSOR_EXPIRED. An event appears once every transaction that began before it has ended, so
+    /// that no event ever appears before one that was already read.
     #[graphql(guard = "guard::signed_in")]
     async fn events(
         &self,
         ctx: &Context<'_>,
-        #[graphql(desc = "So many from the start: 1–100, default 20.")] first: Option<i32>,
-        #[graphql(desc = "Only what comes after this cursor.")] after: Option<String>,
-        #[graphql(desc = "So many from the end: 1–100; not together with `first`.")] last: Option<i32>,
-        #[graphql(desc = "Only what comes before this cursor.")] before: Option<String>,
-        #[graphql(desc = "Only these.")] filter: Option<EventFilter>,
+        #[graphql(desc = "Returns the first *n* items (1–100, default 20).")] first: Option<i32>,
+        #[graphql(desc = "Returns only items after this cursor.")] after: Option<String>,
+        #[graphql(desc = "Returns the last *n* items (1–100). Cannot be combined with `first`.")] last: Option<i32>,
+        #[graphql(desc = "Returns only items before this cursor.")] before: Option<String>,
+        #[graphql(desc = "Returns only events that match this filter.")] filter: Option<EventFilter>,
     ) -> Result<EventConnection> {
         let caller = Caller::of(ctx);
         let cursors = &caller.app().cursors;
@@ -537,7 +547,8 @@ impl EventQuery {
         for position in [stretch.after, stretch.before].into_iter().flatten() {
             within(cursors, floor, position)?;
         }
-        // What is older than the floor may be there still, as the history of a task: it is not in the feed.
+        // Events before the retention horizon can still exist as the history of a task, but are not
+        // part of the feed.
         let kept = Stretch { after: Some(stretch.after.unwrap_or(floor)), ..one_more(stretch) };
         let field = Selected::of(ctx);
         let columns = columns_of_nodes(&field, true);
@@ -550,7 +561,6 @@ impl EventQuery {
     }
 }
 
-/// The subscriptions to events.
 #[derive(Default)]
 pub struct EventSubscription;
 
@@ -562,12 +572,12 @@ async fn open<T>(ctx: &Context<'_>, filter: Filter, after: Option<String>) -> Re
 
 #[async_graphql::Subscription]
 impl EventSubscription {
-    /// A task was assigned to the viewer.
+    /// Delivers an event whenever a task is assigned to the viewer.
     #[graphql(guard = "guard::signed_in")]
     async fn task_assigned(
         &self,
         ctx: &Context<'_>,
-        #[graphql(desc = "Begin with what came after this cursor; without it, from now on.")] after: Option<String>,
+        #[graphql(desc = "Resumes after this event cursor. By default the stream starts now.")] after: Option<String>,
     ) -> Result<impl Stream<Item = Result<TaskAssignedEvent>> + use<>> {
         let filter = Filter {
             kinds: Some(vec![Kind::TaskAssigned]),
@@ -577,47 +587,48 @@ impl EventSubscription {
         open(ctx, filter, after).await
     }
 
-    /// A comment was added to a task the viewer may see.
+    /// Delivers an event whenever a comment is added to a task that the viewer may see.
     #[graphql(guard = "guard::signed_in")]
     async fn comment_added(
         &self,
         ctx: &Context<'_>,
-        #[graphql(desc = "Only on this task.")] task_id: Option<ID>,
-        #[graphql(desc = "Only in this project.")] project_id: Option<ID>,
-        #[graphql(desc = "Begin with what came after this cursor; without it, from now on.")] after: Option<String>,
+        #[graphql(desc = "Delivers only events of this task.")] task_id: Option<ID>,
+        #[graphql(desc = "Delivers only events in this project.")] project_id: Option<ID>,
+        #[graphql(desc = "Resumes after this event cursor. By default the stream starts now.")] after: Option<String>,
     ) -> Result<impl Stream<Item = Result<CommentAddedEvent>> + use<>> {
         let filter = filter(project_id, task_id, Some(vec![Kind::CommentAdded]))?;
         open(ctx, filter, after).await
     }
 
-    /// A task the viewer may see changed its status.
+    /// Delivers an event whenever the status of a task that the viewer may see changes.
     #[graphql(guard = "guard::signed_in")]
     async fn status_changed(
         &self,
         ctx: &Context<'_>,
-        #[graphql(desc = "Only of this task.")] task_id: Option<ID>,
-        #[graphql(desc = "Only in this project.")] project_id: Option<ID>,
-        #[graphql(desc = "Begin with what came after this cursor; without it, from now on.")] after: Option<String>,
+        #[graphql(desc = "Delivers only events of this task.")] task_id: Option<ID>,
+        #[graphql(desc = "Delivers only events in this project.")] project_id: Option<ID>,
+        #[graphql(desc = "Resumes after this event cursor. By default the stream starts now.")] after: Option<String>,
     ) -> Result<impl Stream<Item = Result<StatusChangedEvent>> + use<>> {
         let filter = filter(project_id, task_id, Some(vec![Kind::StatusChanged]))?;
         open(ctx, filter, after).await
     }
 
-    /// Every event that the viewer may see, of every `EventType`, on one stream; the inbox has `notificationAdded`.
+    /// Delivers every event that the viewer may see, of all types, on one stream. Notifications
+    /// have a subscription of their own, `notificationAdded`.
     #[graphql(guard = "guard::signed_in")]
     async fn events(
         &self,
         ctx: &Context<'_>,
-        #[graphql(desc = "Only these.")] filter: Option<EventFilter>,
-        #[graphql(desc = "Begin with what came after this cursor; without it, from now on.")] after: Option<String>,
+        #[graphql(desc = "Delivers only events that match this filter.")] filter: Option<EventFilter>,
+        #[graphql(desc = "Resumes after this event cursor. By default the stream starts now.")] after: Option<String>,
     ) -> Result<impl Stream<Item = Result<Event>> + use<>> {
         let filter = filter.map(EventFilter::parse).transpose()?.unwrap_or_default();
         open(ctx, filter, after).await
     }
 }
 
-/// What subscribers are told of one event: the root of the schema that answers it. Arguments were heeded when the
-/// subscription was opened.
+/// Root of the schema that resolves one delivered event. Its fields have no arguments, because they
+/// were applied when the subscription was opened.
 pub struct Telling;
 
 fn told(ctx: &Context<'_>) -> Result<Told> {
@@ -645,6 +656,6 @@ impl Telling {
 
     async fn notification_added(&self, ctx: &Context<'_>) -> Result<Notification> {
         let Happening { notification, .. } = ctx.data_unchecked();
-        notification.clone().ok_or_else(|| Error::internal("an event without its notification").into())
+        notification.clone().ok_or_else(|| Error::internal("event without a notification").into())
     }
 }

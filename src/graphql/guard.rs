@@ -1,4 +1,4 @@
-//! Guards on GraphQL fields. They ask the permission table in [`crate::access`].
+//! Guards on GraphQL fields. The permission table is in [`crate::access`].
 
 use async_graphql::{Context, Guard, Result};
 

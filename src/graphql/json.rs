@@ -1,4 +1,4 @@
-//! Writes values as JSON (RFC 8259), one after the other into one buffer.
+//! Writes values as JSON (RFC 8259) into one buffer.
 
 use async_graphql::resolver_utils::EnumType;
 use async_graphql::{ID, Value};
@@ -10,25 +10,25 @@ use crate::access::Role;
 use crate::store::{project, task};
 use crate::time::Timestamp;
 
-/// What can be written.
+/// A value that can be written as JSON.
 pub trait Json {
-    /// Writes it at the end of what is there.
+    /// Appends the value to the buffer.
     fn write(&self, out: &mut Vec<u8>);
 }
 
-/// What serde knows how to write.
+/// A value that serde serializes.
 pub struct Serialized<'a, T: ?Sized>(pub &'a T);
 
 impl<T: Serialize + ?Sized> Json for Serialized<'_, T> {
     fn write(&self, out: &mut Vec<u8>) {
-        // A buffer takes everything, and what is answered can be written.
+        // Cannot fail: a buffer accepts all bytes, and every value of a response is serializable.
         let _ = serde_json::to_writer(out, self.0);
     }
 }
 
 impl Json for str {
     fn write(&self, out: &mut Vec<u8>) {
-        // Looked at as a whole, without a way out in the middle, many bytes are compared at once.
+        // Without an early exit the compiler vectorizes the scan.
         if self.bytes().fold(false, |found, byte| found | matches!(byte, 0..0x20 | b'"' | b'\\')) {
             Serialized(self).write(out);
         } else {
@@ -37,7 +37,7 @@ impl Json for str {
     }
 }
 
-/// Writes text that needs no escapes.
+/// Writes text that needs no escaping.
 pub fn quoted(out: &mut Vec<u8>, text: &[u8]) {
     out.reserve(text.len() + 2);
     out.push(b'"');
@@ -45,7 +45,7 @@ pub fn quoted(out: &mut Vec<u8>, text: &[u8]) {
     out.push(b'"');
 }
 
-/// Bytes as text: base64, URL-safe and without padding, like every id and cursor that is given out.
+/// Bytes that are written as URL-safe base64 without padding, the form of all IDs and cursors.
 pub struct Encoded<'a>(pub &'a [u8]);
 
 impl Json for Encoded<'_> {
@@ -121,7 +121,7 @@ macro_rules! enums {
 }
 enums!(Role, project::Status, task::Priority, task::Status);
 
-/// Bytes stand for what is JSON already: no scalar of the schema has any.
+/// `Binary` is JSON that is already serialized: no scalar of the schema uses it.
 impl Json for Value {
     fn write(&self, out: &mut Vec<u8>) {
         match self {
@@ -137,12 +137,12 @@ impl Json for Value {
     }
 }
 
-/// Writes a list, each item by `write`.
+/// Writes a list, each item with `write`.
 pub fn list<T>(out: &mut Vec<u8>, items: impl IntoIterator<Item = T>, write: impl FnMut(T, &mut Vec<u8>)) {
     separated(out, *b"[]", items, write);
 }
 
-/// Writes an object, each member with its name by `write`.
+/// Writes an object. `write` writes each member with its name.
 pub fn object<T>(out: &mut Vec<u8>, members: impl IntoIterator<Item = T>, write: impl FnMut(T, &mut Vec<u8>)) {
     separated(out, *b"{}", members, write);
 }
@@ -153,7 +153,7 @@ pub fn member(out: &mut Vec<u8>, name: &str, value: &(impl Json + ?Sized)) {
     value.write(out);
 }
 
-/// Writes the name of a member, whose value is written next.
+/// Writes the name of a member; its value is written next.
 pub fn name(out: &mut Vec<u8>, name: &str) {
     name.write(out);
     out.push(b':');

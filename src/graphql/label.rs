@@ -1,4 +1,4 @@
-//! Labels.
+//! The `Label` type and its mutations. Rules and SQL are in `store::label`.
 
 use std::sync::Arc;
 
@@ -17,34 +17,35 @@ use crate::own;
 use crate::store::label as store;
 use crate::store::value::{Color, Faults, LabelName};
 
-/// A label; see the schema's own words below.
 #[derive(Clone)]
 pub struct Label(pub Arc<store::Label>);
 
-/// A project's own tag or category for its tasks. Whoever sees the project sees it; whoever may update the project
-/// manages it.
+/// A tag for the tasks of one project. Everyone who may see the project may see its labels; the
+/// project's owner and ADMIN manage them.
 #[Object]
 impl Label {
-    /// The object's global id; opaque, and it never changes.
+    /// Global ID of the object. Opaque; never changes.
     pub async fn id(&self) -> ID {
         node::encode(Noun::Label, self.0.id)
     }
 
-    /// Its name: 1–50 characters, unique in its project without regard to case.
+    /// Name; 1–50 characters, unique within the project ignoring case.
     async fn name(&self) -> Text<&str> {
         Text(&self.0.name)
     }
 
-    /// Its colour as `#rrggbb`, in lower case.
+    /// Color as `#rrggbb`, in lower case.
     async fn color(&self) -> &str {
         &self.0.color
     }
 
-    /// The project it belongs to.
+    /// The project that the label belongs to.
     async fn project(&self, ctx: &Context<'_>) -> Result<Project> {
         let columns = project::columns(&Selected::of(ctx));
         let project = Caller::of(ctx).loaders()?.project(self.0.project_id, columns).await?;
-        Ok(Project(project.ok_or_else(|| Error::refused(crate::error::Code::NotFound, "The project is gone."))?))
+        Ok(Project(
+            project.ok_or_else(|| Error::refused(crate::error::Code::NotFound, "The project no longer exists."))?,
+        ))
     }
 }
 
@@ -66,75 +67,76 @@ impl Level for Label {
     }
 }
 
-/// A label to be made.
+/// Input of `createLabel`.
 #[derive(InputObject)]
 pub struct CreateLabelInput {
-    /// The project it is for.
+    /// The project to add the label to.
     project_id: ID,
-    /// Its name: 1–50 characters after trimming.
+    /// Name; 1–50 characters after trimming, unique within the project ignoring case.
     name: String,
-    /// `#rrggbb`; `#808080` if left out.
+    /// Color as `#rrggbb`. The default is `#808080`.
     color: Option<String>,
 }
 
-/// What came of `createLabel`.
+/// Payload of `createLabel`.
 #[derive(SimpleObject)]
 pub struct CreateLabelPayload {
-    /// The new label; null if nothing was written.
+    /// The created label; null if nothing was written.
     label: Option<Label>,
-    /// What the caller can put right.
+    /// Validation errors; empty on success.
     user_errors: Vec<UserError>,
 }
 
-/// What to change of a label. A field that is left out stays as it is.
+/// Input of `updateLabel`. Omitted fields stay unchanged.
 #[derive(InputObject)]
 pub struct UpdateLabelInput {
-    /// Which label.
+    /// The label to update.
     id: ID,
-    /// A new name: 1–50 characters after trimming; cannot be cleared.
+    /// New name; 1–50 characters after trimming, unique within the project ignoring case. Cannot be
+    /// null.
     name: MaybeUndefined<String>,
-    /// A new colour, `#rrggbb`; cannot be cleared.
+    /// New color as `#rrggbb`. Cannot be null.
     color: MaybeUndefined<String>,
 }
 
-/// What came of `updateLabel`.
+/// Payload of `updateLabel`.
 #[derive(SimpleObject)]
 pub struct UpdateLabelPayload {
-    /// The label as it is now; null if nothing was written.
+    /// The updated label; null if nothing was written.
     label: Option<Label>,
-    /// What the caller can put right.
+    /// Validation errors; empty on success.
     user_errors: Vec<UserError>,
 }
 
-/// Which label to delete.
+/// Input of `deleteLabel`.
 #[derive(InputObject)]
 pub struct DeleteLabelInput {
-    /// Which label.
+    /// The label to delete.
     id: ID,
 }
 
-/// What came of `deleteLabel`.
+/// Payload of `deleteLabel`.
 #[derive(SimpleObject)]
 pub struct DeleteLabelPayload {
-    /// The id that is gone; null if nothing was written.
+    /// Global ID of the deleted label; null if nothing was deleted.
     deleted_label_id: Option<ID>,
-    /// What the caller can put right.
+    /// Validation errors; empty on success.
     user_errors: Vec<UserError>,
 }
 
-/// The mutations of labels.
 #[derive(Default)]
 pub struct LabelMutation;
 
 #[Object]
 impl LabelMutation {
-    /// Adds a label to a project, which has at most 100. The project's owner and ADMIN. User errors: BLANK, TOO_LONG,
-    /// INVALID, TAKEN, NOT_FOUND, QUOTA_EXCEEDED.
+    /// Creates a label in a project. A project can have at most 100 labels. Allowed for the
+    /// project's owner and ADMIN. User errors: BLANK, TOO_LONG, INVALID, TAKEN, NOT_FOUND,
+    /// QUOTA_EXCEEDED.
     #[graphql(guard = "guard::signed_in")]
     async fn create_label(
         &self,
         ctx: &Context<'_>,
-        #[graphql(desc = "What to make.")] input: CreateLabelInput,
+        #[graphql(desc = "The label to create.")] input: CreateLabelInput,
     ) -> Result<CreateLabelPayload> {
         let (label, user_errors) = write(ctx, |app, viewer| async move {
             let project = node::named(Noun::Project, &input.project_id, "projectId")?;
@@ -144,7 +146,7 @@ impl LabelMutation {
             let color = faults.take(color);
             faults.check()?;
             let (Some(name), Some(color)) = (name, color) else {
-                return Err(Error::internal("a value without a fault"));
+                return Err(Error::internal("no value and no user error"));
             };
             store::create(&app.db, app.clock.now(), &viewer, project, &name, &color).await
         })
@@ -152,13 +154,13 @@ impl LabelMutation {
         Ok(CreateLabelPayload { label: label.map(|row| Label(Arc::new(row))), user_errors })
     }
 
-    /// Changes a label's name or colour. The project's owner and ADMIN. User errors: BLANK, TOO_LONG, INVALID, TAKEN,
-    /// NOT_FOUND.
+    /// Updates the name or color of a label. Allowed for the project's owner and ADMIN. User
+    /// errors: BLANK, TOO_LONG, INVALID, TAKEN, NOT_FOUND.
     #[graphql(guard = "guard::signed_in")]
     async fn update_label(
         &self,
         ctx: &Context<'_>,
-        #[graphql(desc = "What to change.")] input: UpdateLabelInput,
+        #[graphql(desc = "The label and the changes to make.")] input: UpdateLabelInput,
     ) -> Result<UpdateLabelPayload> {
         let (label, user_errors) = write(ctx, |app, viewer| async move {
             let id = node::named(Noun::Label, &input.id, "id")?;
@@ -174,12 +176,13 @@ impl LabelMutation {
         Ok(UpdateLabelPayload { label: label.map(|row| Label(Arc::new(row))), user_errors })
     }
 
-    /// Deletes a label and takes it off every task. The project's owner and ADMIN. User errors: NOT_FOUND.
+    /// Deletes a label and removes it from all tasks. Allowed for the project's owner and ADMIN.
+    /// User errors: NOT_FOUND.
     #[graphql(guard = "guard::signed_in")]
     async fn delete_label(
         &self,
         ctx: &Context<'_>,
-        #[graphql(desc = "What to delete.")] input: DeleteLabelInput,
+        #[graphql(desc = "The label to delete.")] input: DeleteLabelInput,
     ) -> Result<DeleteLabelPayload> {
         let (deleted_label_id, user_errors) = write(ctx, |app, viewer| async move {
             store::delete(&app.db, app.clock.now(), &viewer, node::named(Noun::Label, &input.id, "id")?).await?;

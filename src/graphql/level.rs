@@ -1,15 +1,19 @@
-//! Resolves what is selected for many objects at once, a level after the other, straight into JSON.
+//! Batch resolution: resolves a selection for many objects at once, level by level, straight into
+//! JSON.
 //!
-//! async-graphql makes a future of each field of each object and a tree of what they yield, which of a page of fifty is
-//! most of the work. Here a selection is looked at once for all objects of a level: what an object has by itself is
-//! written as it is, and what hangs on objects (`assignee`, `comments`) is read for all of them together.
+//! async-graphql creates a future for each field of each object and a tree of their values, which
+//! is most of the work for a page of fifty. Here a selection is planned once for all objects of a
+//! level: inline fields are written from the object itself, batch fields (`assignee`, `comments`)
+//! are loaded for all objects together.
 //!
-//! This is a short cut of the library's executor and no second one. It takes a selection as a whole or not at all, knows
-//! fields without guards only, and answers only when nothing fails: whatever it does not know, and every error but that
-//! the database is not there or the answer too large, is left to the library, which answers as the schema says.
+//! This is a fast path beside async-graphql's executor, not a second executor. It takes a selection
+//! as a whole or not at all, supports only fields without guards, and responds only if nothing
+//! fails. Everything else is left to async-graphql, which responds as the schema requires. The
+//! exceptions are errors that the slow path would repeat: an unavailable database and a response
+//! that is too large.
 //!
-//! What hangs on many objects is read once and written once for each of them, so that little can become much: all text is
-//! counted before it is copied.
+//! An object that many others refer to is loaded once but written for each of them, so the output
+//! can be far larger than the input: all bytes are counted before they are copied.
 
 use std::borrow::Cow;
 use std::future::ready;
@@ -32,30 +36,30 @@ use super::loader::Load;
 use crate::error::{Error, Result};
 use crate::id::Id;
 
-/// An object that can be resolved together with others of its type.
+/// An object type that supports batch resolution.
 pub trait Level: OutputType + Clone + 'static {
-    /// Whether it is a `Node`.
+    /// Whether the type implements `Node`.
     const IS_NODE: bool;
 
-    /// How to resolve a field of it; nothing if that is left to the library.
+    /// How to resolve a field; `None` leaves it to async-graphql.
     fn step<'a>(field: &Selected<'a>) -> Option<Step<'a, Self>>;
 }
 
 /// How to resolve a field.
 pub enum Step<'a, T> {
-    /// It is written from the object itself.
+    /// Inline field: written from the object itself.
     Own(fn(&T, &Caller, &mut Vec<u8>) -> Result<()>),
-    /// It has to be read, for all objects together.
+    /// Batch field: loaded for all objects together.
     Hung(Box<dyn Hung<T> + 'a>),
 }
 
-/// A field by which something hangs on objects.
+/// A batch field.
 pub trait Hung<T>: Send + Sync {
-    /// The field's JSON for each of the objects.
+    /// The JSON of the field for each of the objects.
     fn resolve<'r>(&'r self, objects: &'r [T], caller: &'r Caller) -> BoxFuture<'r, Result<Texts>>;
 }
 
-/// A field that an object has by itself, or together with who asks.
+/// An inline field: an expression of the object and, where needed, the request context.
 #[macro_export]
 #[doc(hidden)]
 macro_rules! own {
@@ -70,7 +74,7 @@ macro_rules! own {
     };
 }
 
-/// Bytes that are counted as part of the answer, until they are put away.
+/// Bytes that count towards the response until this is dropped.
 #[derive(Default)]
 struct Counted {
     caller: Option<Caller>,
@@ -78,7 +82,7 @@ struct Counted {
 }
 
 impl Counted {
-    /// Counts as many bytes at least.
+    /// Raises the count to this many bytes.
     fn reach(&mut self, caller: &Caller, bytes: usize) -> Result<()> {
         let more = bytes.saturating_sub(self.bytes);
         if more == 0 {
@@ -88,7 +92,7 @@ impl Counted {
         self.caller.get_or_insert_with(|| caller.clone()).count(more)
     }
 
-    /// Counts what was counted elsewhere.
+    /// Takes over the count of another.
     fn take(&mut self, other: &mut Self) {
         self.bytes += std::mem::take(&mut other.bytes);
         self.caller = self.caller.take().or_else(|| other.caller.take());
@@ -103,7 +107,7 @@ impl Drop for Counted {
     }
 }
 
-/// Pieces of JSON, one for each object of a level.
+/// Fragments of JSON, one for each object of a level.
 #[derive(Default)]
 pub struct Texts {
     buffer: Vec<u8>,
@@ -134,7 +138,7 @@ impl Texts {
         &self.buffer[self.start(index)..self.ends[index]]
     }
 
-    /// The whole, which is going to be in the answer.
+    /// The whole buffer, which becomes part of the response: its bytes stay counted.
     fn answered(mut self) -> Vec<u8> {
         self.counted.bytes = 0;
         self.buffer
@@ -145,7 +149,7 @@ fn names<'a, T>(ctx: &ContextBase<'a, T>) -> Names<'a> {
     Names { fragments: &ctx.query_env.fragments, variables: &ctx.query_env.variables }
 }
 
-/// A field as it is selected.
+/// A selected field.
 #[derive(Clone, Copy)]
 pub struct Selected<'a> {
     names: Names<'a>,
@@ -153,12 +157,12 @@ pub struct Selected<'a> {
 }
 
 impl<'a> Selected<'a> {
-    /// The field that is resolved.
+    /// The field that is being resolved.
     pub fn of(ctx: &Context<'a>) -> Self {
         Self { names: names(ctx), field: ctx.item }
     }
 
-    /// The field of an operation that has one alone.
+    /// The root field of an operation, if there is only one.
     pub fn root(
         document: &'a ExecutableDocument,
         operation: &'a OperationDefinition,
@@ -177,28 +181,27 @@ impl<'a> Selected<'a> {
         &self.field.node.selection_set.node
     }
 
-    /// Its name in the schema.
     pub fn name(&self) -> &'a str {
         &self.field.node.name.node
     }
 
-    /// What it is called in the answer.
+    /// The response key.
     pub fn key(&self) -> &'a str {
         &self.field.node.response_key().node
     }
 
-    /// Where it stands in the document.
     pub fn position(&self) -> Pos {
         self.field.pos
     }
 
-    /// The value of an argument; nothing if it is not one, which is the library's to tell.
+    /// The value of an argument; `None` if it is invalid, which async-graphql reports.
     pub fn argument<T: InputType>(&self, name: &str) -> Option<T> {
         let argument = self.field.node.get_argument(name);
         T::parse(argument.and_then(|argument| self.names.value(&argument.node))).ok()
     }
 
-    /// Whether this holds for every field that may be selected of what it yields, whatever type a fragment is of.
+    /// Whether the predicate holds for every field that may be selected on the result, in fragments
+    /// of any type.
     pub fn every(&self, mut holds: impl FnMut(Self) -> bool) -> bool {
         fn every<'a>(names: Names<'a>, set: &'a SelectionSet, holds: &mut dyn FnMut(Selected<'a>) -> bool) -> bool {
             set.items.iter().all(|selection| match &selection.node {
@@ -213,8 +216,8 @@ impl<'a> Selected<'a> {
         every(self.names, self.set(), &mut holds)
     }
 
-    /// The greatest of what the fields need that may be selected of what it yields, and at least `least`. What it yields
-    /// is of one of these types, and what is selected of others is left out.
+    /// The maximum of `needs` over all fields that may be selected on the result, at least `least`.
+    /// The result is of one of `types`; fragments of other types are skipped.
     pub fn greatest<C: Copy + Ord>(&self, types: &[&str], least: C, mut needs: impl FnMut(Self) -> C) -> C {
         fn visit<'a>(names: Names<'a>, set: &'a SelectionSet, types: &[&str], visitor: &mut dyn FnMut(Selected<'a>)) {
             for selection in &set.items {
@@ -241,12 +244,12 @@ impl<'a> Selected<'a> {
         greatest
     }
 
-    /// Whether a field of this name may be selected of what it yields.
+    /// Whether a field of this name may be selected on the result.
     pub fn may_select(&self, name: &str) -> bool {
         !self.every(|field| field.name() != name)
     }
 
-    /// The JSON of what it yields, an object or null; nothing if that is left to the library.
+    /// The JSON of the result, an object or null; `None` leaves the field to async-graphql.
     pub async fn answer<T: Level>(
         &self,
         caller: &Caller,
@@ -269,17 +272,17 @@ impl<'a> Selected<'a> {
         Plan::of(self.names, self.set())
     }
 
-    /// Objects that are there already, one for each.
+    /// An object for each, already in memory.
     pub fn inner<T: Level, U: Level>(&self, inner: fn(&T) -> U) -> Option<Step<'a, T>> {
         self.found(move |objects, _| ready(Found::each(objects.iter().map(|object| Some(inner(object))))).boxed())
     }
 
-    /// Lists of objects that are there already.
+    /// A list of objects for each, already in memory.
     pub fn lists<T: Level, U: Level>(&self, list: fn(&T) -> Vec<U>) -> Option<Step<'a, T>> {
         self.found(move |objects, _| ready(Ok(Found::lists(objects.iter().map(list)))).boxed())
     }
 
-    /// A list for each, by its id.
+    /// A list for each, loaded by its id.
     pub fn all<T: Level, U: Level, L: Load<Key = Id, Value = Vec<V>>, V: Clone + Send + Sync + 'static>(
         &self,
         id: fn(&T) -> Id,
@@ -296,7 +299,8 @@ impl<'a> Selected<'a> {
         })
     }
 
-    /// One object for each, or null, by the key of its id. What `required` says is an error where it is null.
+    /// An object for each, or null, loaded by the key of its id. Null is an error if the object is
+    /// `required`.
     pub fn one<T: Level, U: Level, L: Load>(
         &self,
         id: fn(&T) -> Option<Id>,
@@ -321,7 +325,7 @@ impl<'a> Selected<'a> {
                 });
                 let places: Vec<Place> = places.collect();
                 if required && places.iter().any(|place| matches!(place, Place::Null)) {
-                    return Err(Error::internal("an object without what it must have"));
+                    return Err(Error::internal("required object missing"));
                 }
                 let found = ids.iter().filter_map(|id| loaded.get(&key(*id)));
                 Ok(Found::new(found.cloned().map(wrap).collect(), places))
@@ -330,7 +334,7 @@ impl<'a> Selected<'a> {
         })
     }
 
-    /// Objects that are found in whatever way.
+    /// Objects found by a function of the caller.
     pub fn found<T: Level, U: Level>(
         &self,
         find: impl for<'r> Fn(&'r [T], &'r Caller) -> BoxFuture<'r, Result<Found<U>>> + Send + Sync + 'a,
@@ -339,7 +343,7 @@ impl<'a> Selected<'a> {
     }
 }
 
-/// What hangs on the objects of a level, each thing once, and where.
+/// The result of a batch field: each distinct object once, and the places where it appears.
 pub struct Found<U> {
     objects: Vec<U>,
     places: Vec<Place>,
@@ -352,12 +356,12 @@ enum Place {
 }
 
 impl Place {
-    /// How many bytes it takes there, at most.
+    /// Upper bound of the bytes written in this place.
     fn length(&self, inner: &Texts) -> usize {
         match self {
             Self::Null => 4,
             Self::One(index) => inner.get(*index).len(),
-            // With its brackets and commas.
+            // Including brackets and commas.
             Self::List(range) => inner.start(range.end) - inner.start(range.start) + range.len() + 2,
         }
     }
@@ -368,10 +372,10 @@ impl<U> Found<U> {
         Self { objects, places }
     }
 
-    /// One for each, or it is an error.
+    /// One for each; a missing one is an error.
     pub fn each(objects: impl IntoIterator<Item = Option<U>>) -> Result<Self> {
         let objects = objects.into_iter().collect::<Option<Vec<U>>>();
-        let objects = objects.ok_or_else(|| Error::internal("an object without what hangs on it"))?;
+        let objects = objects.ok_or_else(|| Error::internal("related object missing"))?;
         let places = (0..objects.len()).map(Place::One).collect();
         Ok(Self::new(objects, places))
     }
@@ -425,7 +429,7 @@ where
     }
 }
 
-/// What is selected of objects of one type.
+/// The plan of a selection on one type.
 struct Plan<'a, T> {
     steps: Vec<Member<'a, T>>,
 }
@@ -433,13 +437,13 @@ struct Plan<'a, T> {
 /// A member of the JSON of each object.
 struct Member<'a, T> {
     key: &'a str,
-    /// The key as it is written.
+    /// The encoded key with its colon.
     name: Vec<u8>,
     step: Step<'a, T>,
 }
 
 impl<'a, T: Level> Plan<'a, T> {
-    /// Nothing if any of it is left to the library.
+    /// `None` if any part is left to async-graphql.
     fn of(names: Names<'a>, set: &'a SelectionSet) -> Option<Self> {
         let mut plan = Self { steps: Vec::new() };
         plan.add(names, set)?;
@@ -478,8 +482,8 @@ impl<'a, T: Level> Plan<'a, T> {
     fn add_field(&mut self, field: Selected<'a>) -> Option<()> {
         let key = field.key();
         if self.steps.iter().any(|member| member.key == key) {
-            // Asked for twice, which is valid only if it is the same. What is selected of an object in both places has to
-            // be put together.
+            // A repeated key is valid only for the same field. Merging two selection sets is left
+            // to async-graphql.
             return field.set().items.is_empty().then_some(());
         }
         let mut name = Vec::with_capacity(key.len() + 3);
@@ -530,7 +534,7 @@ fn step<'a, T: Level>(field: &Selected<'a>) -> Option<Step<'a, T>> {
     T::step(field)
 }
 
-/// An object whose selection is resolved by level where that is possible.
+/// An object whose selection is resolved in batches where that is possible.
 pub struct ByLevel<T>(pub T);
 
 impl<T: Level> OutputType for ByLevel<T> {
@@ -549,7 +553,7 @@ impl<T: Level> OutputType for ByLevel<T> {
         {
             match plan.resolve(std::slice::from_ref(&self.0), caller).await {
                 Ok(texts) => return Ok(Value::Binary(texts.answered().into())),
-                // To ask again would take as long again.
+                // The slow path would fail the same way.
                 Err(error) if error.is_final() => {
                     let error = async_graphql::Error::from(error).into_server_error(field.pos);
                     return Err(ctx.set_error_path(error));

@@ -1,7 +1,9 @@
-//! From a cursor to now and on: the stream behind every subscription.
+//! The stream behind every subscription: it replays the event log after a cursor, then follows live
+//! events.
 //!
-//! The listener is registered first and the log is read after it, so that nothing falls between the two; what comes by
-//! both ways is recognised by its place in the log. Rights are asked for each event, of the rows as they are then.
+//! The listener is registered before the log is read, so that no event is lost between the two; an
+//! event that arrives both ways is recognized by its position. Permissions are checked for each
+//! event, against the current rows.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -21,29 +23,30 @@ use crate::events::{Event, Position, floor, settled_end};
 use crate::store::event::{self, EventColumns, Filter, Objects, Stretch, sees};
 use crate::store::task::TaskColumns;
 
-/// How many events are read from the log at once while catching up: few at first, then more.
+/// Events per read of the log while catching up. The size starts small and doubles up to the
+/// maximum.
 const FIRST_BATCH: usize = 20;
 const MAX_BATCH: usize = 100;
-/// Bytes of events that a subscriber keeps of what it has read, and one event more. What is over is read again later: a
-/// subscriber that does not read must not hold a hundred events of 100 kB.
+/// Bytes of replayed events that a subscriber buffers, plus at most one event. The rest is read
+/// again later: a client that does not read must not keep a hundred events of 100 kB in memory.
 const MAX_KEPT_BYTES: usize = 128 * 1024;
 
-/// An event that a subscriber is to be told of, its objects loaded; with the notification where that is what is told.
+/// An event to deliver to a subscriber, with its objects loaded.
 #[derive(Clone)]
 pub struct Happening {
-    /// The event.
     pub event: Arc<Event>,
-    /// The rows it is answered from.
+    /// The rows that the event is resolved from.
     pub objects: Arc<Objects>,
-    /// What came of it into the subscriber's inbox.
+    /// The subscriber's notification of the event, for `notificationAdded` only.
     pub notification: Option<Notification>,
-    /// A position from which the stream goes on with this event.
+    /// A position just before this event: a stream that resumes from it starts with this event.
     pub before: Position,
     delivery: Arc<Delivery<Objects>>,
 }
 
 impl Happening {
-    /// The event with objects that are at most a second old; nothing if the viewer may no longer see it.
+    /// Reloads objects that are more than a second old. `None` if the viewer may no longer see the
+    /// event.
     pub async fn current(mut self, app: &App, viewer: &Viewer) -> Result<Option<Self>> {
         let objects = objects(app, &self.delivery).await?;
         if !Arc::ptr_eq(&objects, &self.objects) {
@@ -58,15 +61,16 @@ impl Happening {
 
 async fn objects(app: &App, delivery: &Delivery<Objects>) -> Result<Arc<Objects>> {
     let load = async { Objects::of(&mut app.db.conn().await?, &delivery.event).await };
-    // On the heap: mostly they are there.
+    // Boxed, because it rarely has to load anything.
     Box::pin(delivery.objects(app.clock.now(), load)).await
 }
 
-/// What happens, as it happens; it ends with the first error.
+/// The stream of a subscription. It ends with the first error.
 pub type Happenings = BoxStream<'static, Result<Happening>>;
 
-/// Where a subscription's resolver leaves what it opened, and how it is opened: the library's executor checks a
-/// subscription and its arguments, and each event is answered by [`super::Telling`].
+/// Hands the stream from a subscription's resolver to the transport. async-graphql executes the
+/// operation once, which checks it and its arguments; each event is then resolved by
+/// [`super::Telling`].
 #[derive(Clone)]
 pub struct Opening {
     after: Option<Arc<str>>,
@@ -74,24 +78,24 @@ pub struct Opening {
 }
 
 impl Opening {
-    /// To go on after this cursor if it is given, whatever the document says.
+    /// A cursor given here, such as `Last-Event-ID`, takes precedence over the `after` argument.
     pub fn after(after: Option<&str>) -> Self {
         Self { after: after.map(Arc::from), opened: Arc::default() }
     }
 
-    /// What was opened.
+    /// Takes the stream that the resolver left.
     pub fn take(&self) -> Option<Happenings> {
         self.opened.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
-    /// Where the subscription of this operation begins, if not now.
+    /// The position after which the subscription starts; `None` means now.
     pub fn begin(ctx: &Context<'_>, after: Option<String>) -> Result<Option<Position>> {
         let Self { after: resumed, .. } = ctx.data_unchecked();
         let position = |cursor| Caller::of(ctx).app().cursors.decode(cursor);
         resumed.as_deref().or(after.as_deref()).map(position).transpose()
     }
 
-    /// Leaves what the subscription of this operation opened. Nothing comes by the library's stream.
+    /// Leaves the stream of this operation. The stream that async-graphql gets is empty.
     pub fn leave<T>(ctx: &Context<'_>, happenings: impl Stream<Item = Result<Happening>> + Send + 'static) -> Empty<T> {
         let Self { opened, .. } = ctx.data_unchecked();
         *opened.lock().unwrap_or_else(PoisonError::into_inner) = Some(happenings.boxed());
@@ -106,12 +110,13 @@ struct Follower {
     position: Position,
     listener: Listener<Objects>,
     behind: bool,
-    /// How many events are read at once while it is behind.
+    /// Events per read while behind.
     batch: usize,
     caught_up: VecDeque<Arc<Delivery<Objects>>>,
 }
 
-/// Every event that passes the filter and that the viewer may see: after the position, or from now on.
+/// Follows every event that matches the filter and that the viewer may see, after the position or
+/// from now on.
 pub async fn follow(
     caller: &Caller,
     filter: Filter,
@@ -119,7 +124,8 @@ pub async fn follow(
 ) -> Result<impl Stream<Item = Result<Happening>> + use<>> {
     let (app, viewer, filter) = (Arc::clone(caller.app()), *caller.viewer()?, Arc::new(filter));
     let listener = listen(&app, viewer, &filter);
-    // A socket may have been opened long ago. From here on the listener tells when the session ends.
+    // The socket may have been open for long. From here on the listener reports the end of the
+    // session.
     still_signed_in(&app, &viewer).await?;
     let position = {
         let mut conn = app.db.conn().await?;
@@ -130,7 +136,7 @@ pub async fn follow(
     };
     let (behind, batch, caught_up) = (after.is_some(), FIRST_BATCH, VecDeque::new());
     let follower = Follower { app, viewer, filter, position, listener, behind, batch, caught_up };
-    // On the heap: a stream keeps room for its state more than once.
+    // Boxed, because `unfold` has room for its state more than once.
     Ok(unfold(Some(Box::new(follower)), async |follower| {
         let mut follower = follower?;
         match follower.next().await {
@@ -150,14 +156,14 @@ fn listen(app: &App, viewer: Viewer, filter: &Arc<Filter>) -> Listener<Objects> 
     app.hub.listen(viewer, topic, Box::new(move |event| filter.matches(event)))
 }
 
-/// UNAUTHENTICATED once the session has ended or the viewer has become another kind of person.
+/// Fails with UNAUTHENTICATED if the session has ended or the viewer's role has changed.
 async fn still_signed_in(app: &App, viewer: &Viewer) -> Result<()> {
     let present = app.sessions.viewer(&app.db, app.clock.now(), viewer.session_id).await?;
     if present.as_ref() == Some(viewer) { Ok(()) } else { Err(Error::unauthenticated()) }
 }
 
 impl Follower {
-    /// What is rare is on the heap: there may be many of these, and they mostly wait.
+    /// Rare steps are boxed: there can be many followers, and most of them only wait.
     async fn next(&mut self) -> Result<Happening> {
         loop {
             let delivery = if let Some(delivery) = self.caught_up.pop_front() {
@@ -188,7 +194,7 @@ impl Follower {
         let now = self.app.clock.now();
         let mut conn = self.app.db.conn().await?;
         let events = event::page(&mut conn, &self.viewer, &self.filter, stretch, EventColumns::Full).await?;
-        // Asked after it: what has expired since then may be missing from what was read before.
+        // Checked after the read, because events that expired meanwhile may be missing from it.
         within(&self.app.cursors, floor(&mut conn).await?, self.position)?;
         drop(conn);
         let mut loaded = Objects::of_all(&self.app.db, events, TaskColumns::Full).await?;
@@ -201,7 +207,8 @@ impl Follower {
         Ok(())
     }
 
-    /// After falling behind, or after something changed about the viewer: goes on only if the session still holds.
+    /// Registers a new listener after an overflow or a change of the viewer. Fails if the session
+    /// is no longer valid.
     async fn listen_again(&mut self) -> Result<()> {
         let app = &self.app;
         self.position = self.position.max(self.listener.until());
@@ -212,7 +219,7 @@ impl Follower {
     }
 }
 
-/// How many of these events a subscriber keeps, with the rows that they are answered from: at least one.
+/// Number of these events, with the rows loaded for them, that fit into the buffer; at least one.
 fn kept(loaded: &[(Event, Objects)]) -> usize {
     let mut bytes = 0;
     let fits = |(event, objects): &&(Event, Objects)| {

@@ -1,7 +1,8 @@
-//! Loaders: what the fields of one operation ask for one by one is read from the database in one statement.
+//! Loaders: the keys that the fields of one operation request one by one are read in one statement.
 //!
-//! They do not cache, so that what a mutation wrote is never answered from before it; only what is asked for at the same
-//! time is read together. Rights are asked where the rows are read.
+//! They do not cache, so that a field never returns a state from before a mutation; only keys that
+//! are requested at the same time are read together. Permissions are checked where the rows are
+//! read.
 
 use std::collections::{HashMap, HashSet};
 use std::fmt::Debug;
@@ -27,23 +28,22 @@ use crate::store::task::TaskColumns;
 use crate::store::{comment, event, history, label, notification, project, session, task, task_list, user};
 use crate::time::Timestamp;
 
-/// Events, each with what it carries.
+/// Events, each with its snapshot.
 pub type Recorded = Vec<(Arc<Event>, Arc<Snapshot>)>;
 
-/// Turns of the executor in which nobody joins a batch before it is read: some siblings get on a turn later than others.
+/// Polls without a new key before a batch is read. Some sibling fields are polled one round later
+/// than others.
 const QUIET: usize = 2;
 
-/// One kind of thing that is loaded by key.
+/// A kind of value that is loaded by key.
 pub trait Load: Send + Sync + 'static {
-    /// What it is found by.
     type Key: Clone + Debug + Eq + Hash + Send + Sync;
-    /// What is found.
     type Value: Clone + Send + Sync;
     /// The loader of this kind.
     fn of(loaders: &Loaders) -> &Loader<Self>
     where
         Self: Sized;
-    /// What is found; a key that is left out stands for nothing found.
+    /// Loads the values. A key that is absent from the result was not found.
     fn load(
         app: &App,
         asker: &Asker,
@@ -53,20 +53,20 @@ pub trait Load: Send + Sync + 'static {
 
 type Found<L> = std::result::Result<HashMap<<L as Load>::Key, <L as Load>::Value>, (Code, String)>;
 
-/// What all wait for who asked for one of the keys.
+/// The result of a batch, on which every field that requested one of its keys waits.
 type Answer<L> = Shared<BoxFuture<'static, Arc<Found<L>>>>;
 
-/// What was found by some keys, perhaps among others.
+/// The values of some keys, perhaps among others.
 pub struct Loaded<L: Load>(Arc<Found<L>>);
 
 impl<L: Load> Loaded<L> {
-    /// What was found by a key.
+    /// The value of a key.
     pub fn get(&self, key: &L::Key) -> Option<&L::Value> {
         self.0.as_ref().as_ref().ok()?.get(key)
     }
 }
 
-/// Keys that are going to be read together.
+/// Keys that will be read together.
 struct Batch<L: Load> {
     keys: HashSet<L::Key>,
     found: Answer<L>,
@@ -74,8 +74,9 @@ struct Batch<L: Load> {
 
 type Open<L> = Mutex<Option<Batch<L>>>;
 
-/// Gathers keys. The `dataloader` crate lets each key wait for a fixed number of turns of the executor, in each of which
-/// all that waits is polled: enough turns for the widest list are too many for every other. Here one waits for all.
+/// Collects keys. The `dataloader` crate makes each key wait for a fixed number of polls, in each
+/// of which every waiting key is polled: enough for the widest list is too many for all others.
+/// Here one future waits for all.
 pub struct Loader<L: Load>(OnceLock<Arc<Open<L>>>);
 
 impl<L: Load> Default for Loader<L> {
@@ -93,7 +94,7 @@ impl<L: Load> Loader<L> {
         self.0.get_or_init(Arc::default)
     }
 
-    /// What is found by these keys, with what is found by those that are asked for until it is `gathered`.
+    /// Loads these keys together with all others that are requested until `gathered` completes.
     async fn load(
         &self,
         app: &Arc<App>,
@@ -104,7 +105,7 @@ impl<L: Load> Loader<L> {
         let (found, first) = self.join(app, asker, keys);
         if let Some(first) = first {
             gathered.await;
-            // Dropped before that too, so that nobody waits for one who has gone.
+            // Also dropped on cancellation, so that the batch does not wait for a canceled field.
             drop(first);
         }
         let found = found.await;
@@ -114,7 +115,8 @@ impl<L: Load> Loader<L> {
         }
     }
 
-    /// Joins the batch that is open, or opens one: it is read when what the first one gets is dropped.
+    /// Joins the open batch or opens one. The batch is read when the sender that its first member
+    /// receives is dropped.
     fn join(
         &self,
         app: &Arc<App>,
@@ -133,7 +135,7 @@ impl<L: Load> Loader<L> {
         (batch.found.clone(), first)
     }
 
-    /// Waits until nobody has joined for some turns of the executor.
+    /// Waits for `QUIET` polls in which no key was added.
     async fn settled(&self) {
         let (mut joined, mut quiet) = (1, 0);
         while quiet < QUIET {
@@ -145,7 +147,7 @@ impl<L: Load> Loader<L> {
     }
 }
 
-/// Lets what is polled together go first.
+/// Yields once, so that the fields that are polled in the same round add their keys first.
 async fn beside() {
     let mut is_first = true;
     poll_fn(|cx| {
@@ -164,7 +166,7 @@ async fn read<L: Load>(
     open: Weak<Open<L>>,
     settled: oneshot::Receiver<()>,
 ) -> Arc<Found<L>> {
-    // Nothing is ever sent: it is the end that counts.
+    // Nothing is ever sent: dropping the sender is the signal.
     let _ = settled.await;
     let batch = open.upgrade().and_then(|open| lock(&open).take());
     let keys: Vec<L::Key> = batch.map(|batch| batch.keys.into_iter().collect()).unwrap_or_default();
@@ -179,7 +181,7 @@ macro_rules! loads {
         $(#[$doc:meta])*
         $name:ident: $kind:ident ($key:ty => $value:ty) |$app:ident, $asker:ident, $keys:ident| $body:expr;
     )+) => {
-        /// All loaders of one operation, or of one event of a subscription.
+        /// All loaders of one operation, or of one delivered event.
         pub struct Loaders {
             app: Arc<App>,
             known: Option<(Arc<Event>, Arc<Objects>)>,
@@ -188,8 +190,8 @@ macro_rules! loads {
         }
 
         impl Loaders {
-            /// For what this person asks, of this event if it is one: what hangs on it is loaded once for all who are
-            /// told of it.
+            /// Loaders for a viewer. What is related to the `known` event, if there is one, is
+            /// loaded once for all of its subscribers.
             pub fn new(app: &Arc<App>, asker: &Arc<Asker>, known: Option<(Arc<Event>, Arc<Objects>)>) -> Self {
                 let (app, asker) = (Arc::clone(app), Arc::clone(asker));
                 Self { app, asker, known, $($name: Loader::default()),+ }
@@ -214,34 +216,34 @@ macro_rules! loads {
 }
 
 loads! {
-    /// The profiles of users, whoever they are.
+    /// Profiles of users, public to every signed-in viewer.
     users: Users(Id => Arc<user::Profile>) |app, _asker, ids| {
         app.profiles.by_ids(&app.db, app.clock.now(), ids).await
     };
-    /// Their accounts, behind the guards.
+    /// Accounts of users. Only fields with a guard request them.
     accounts: Accounts(Id => Arc<user::User>) |app, _asker, ids| {
         let rows = user::any_by_ids(&mut app.db.conn_for(ids.len()).await?, ids).await?;
         Ok(rows.into_iter().map(|user| (user.id, Arc::new(user))).collect())
     };
-    /// What users own and have to do.
+    /// Project and task counts of users.
     user_stats: UserStats(Id => user::Stats) |app, _asker, ids| {
         user::stats(&mut app.db.conn().await?, ids).await
     };
-    /// When users last logged in, as their sessions tell.
+    /// When users last logged in, according to their sessions.
     last_logins: LastLogins(Id => Timestamp) |app, _asker, ids| {
         session::last_logins(&mut app.db.conn().await?, ids).await
     };
-    /// The sessions of users.
+    /// Active sessions of users.
     user_sessions: UserSessions(Id => Vec<session::Session>) |app, _asker, ids| {
         let (mut conn, now) = (app.db.conn().await?, app.clock.now());
         let mut sessions = HashMap::new();
-        // A viewer sees none but their own: this is one id.
+        // A viewer may see only their own sessions, so this is one id.
         for id in ids {
             sessions.insert(*id, session::of_user(&mut conn, now, *id).await?);
         }
         Ok(sessions)
     };
-    /// Projects that the viewer sees.
+    /// Projects that the viewer may see.
     projects: Projects((ProjectColumns, Id) => Arc<project::Project>) |app, asker, keys| {
         let mut projects = HashMap::new();
         for (columns, ids) in grouped(keys) {
@@ -251,7 +253,7 @@ loads! {
         }
         Ok(projects)
     };
-    /// How the tasks of projects stand.
+    /// Task counts of projects.
     project_stats: ProjectStats(Id => project::Stats) |app, _asker, ids| {
         project::stats(&mut app.db.conn().await?, ids, app.clock.now()).await
     };
@@ -265,7 +267,7 @@ loads! {
         }
         Ok(pages)
     };
-    /// How many projects owners have.
+    /// Project counts of owners.
     project_counts: ProjectCounts((Arc<project::List>, Id) => i64) |app, _asker, keys| {
         let mut conn = app.db.conn().await?;
         let mut counts = HashMap::new();
@@ -275,7 +277,7 @@ loads! {
         }
         Ok(counts)
     };
-    /// Labels that the viewer sees.
+    /// Labels that the viewer may see.
     labels: Labels(Id => Arc<label::Label>) |app, asker, ids| {
         let mut conn = app.db.conn().await?;
         let rows = label::by_ids(&mut conn, ids).await?;
@@ -284,17 +286,17 @@ loads! {
         let seen = |label: &label::Label| seen.iter().any(|project| project.id == label.project_id);
         Ok(rows.into_iter().filter(seen).map(|label| (label.id, Arc::new(label))).collect())
     };
-    /// The labels of projects.
+    /// Labels of projects.
     project_labels: ProjectLabels(Id => Vec<Arc<label::Label>>) |app, _asker, ids| {
         let rows = label::of_projects(&mut app.db.conn().await?, ids).await?;
         Ok(collected(rows.into_iter().map(|label| (label.project_id, Arc::new(label)))))
     };
-    /// The labels on tasks.
+    /// Labels of tasks.
     task_labels: TaskLabels(Id => Vec<Arc<label::Label>>) |app, _asker, ids| {
         let rows = label::of_tasks(&mut app.db.conn().await?, ids).await?;
         Ok(collected(rows.into_iter().map(|(task, label)| (task, Arc::new(label)))))
     };
-    /// Tasks that the viewer sees.
+    /// Tasks that the viewer may see.
     tasks: Tasks((TaskColumns, Id) => Arc<task::Task>) |app, asker, keys| {
         let mut tasks = HashMap::new();
         for (columns, ids) in grouped(keys) {
@@ -314,7 +316,7 @@ loads! {
         }
         Ok(pages)
     };
-    /// How many tasks projects or assignees have.
+    /// Task counts of projects or assignees.
     task_counts: TaskCounts(((task_list::Of, Arc<task_list::List>), Id) => i64) |app, _asker, keys| {
         let mut conn = app.db.conn().await?;
         let mut counts = HashMap::new();
@@ -324,7 +326,7 @@ loads! {
         }
         Ok(counts)
     };
-    /// Comments that the viewer sees.
+    /// Comments that the viewer may see.
     comments: Comments((CommentColumns, Id) => Arc<comment::Comment>) |app, asker, keys| {
         let mut conn = app.db.conn().await?;
         let mut rows = Vec::new();
@@ -349,16 +351,16 @@ loads! {
         }
         Ok(pages)
     };
-    /// How many comments tasks have.
+    /// Comment counts of tasks.
     comment_counts: CommentCounts(Id => i64) |app, _asker, ids| {
         comment::counts(&mut app.db.conn().await?, ids).await
     };
-    /// Notifications of the viewer's.
+    /// Notifications of the viewer.
     notifications: Notifications(Id => Arc<notification::Notification>) |app, asker, ids| {
         let rows = notification::by_ids(&mut app.db.conn().await?, asker.viewer()?.id, ids).await?;
         Ok(rows.into_iter().map(|row| (row.id, Arc::new(row))).collect())
     };
-    /// Stretches of the history of tasks.
+    /// Ranges of the history of tasks.
     activity: Activity(((EventColumns, Stretch), Id) => Recorded) |app, _asker, keys| {
         let mut conn = app.db.conn().await?;
         let mut pages: HashMap<_, Recorded> = HashMap::new();
@@ -380,7 +382,7 @@ loads! {
     };
 }
 
-/// Keys with the same list are read together.
+/// Groups keys by list: those of one list are read together.
 fn grouped<A: Clone + Eq + Hash>(keys: &[(A, Id)]) -> HashMap<A, Vec<Id>> {
     collected(keys.iter().cloned())
 }
@@ -394,19 +396,19 @@ fn collected<K: Eq + Hash, V>(pairs: impl Iterator<Item = (K, V)>) -> HashMap<K,
 }
 
 impl Loaders {
-    /// What is found by all keys of a level, read together with those of the fields beside it.
+    /// Loads all keys of a batch field, together with those of its sibling fields.
     pub async fn all<L: Load>(&self, keys: impl IntoIterator<Item = L::Key>) -> Result<Loaded<L>> {
         L::of(self).load(&self.app, &self.asker, keys, beside()).await
     }
 
-    /// What is found by a key.
+    /// Loads one key.
     async fn one<L: Load>(&self, key: L::Key) -> Result<Option<L::Value>> {
         let loader = L::of(self);
         let loaded = loader.load(&self.app, &self.asker, [key.clone()], loader.settled()).await?;
         Ok(loaded.get(&key).cloned())
     }
 
-    /// What is found by the key that a root field names: where it is the only one, nothing is asked for beside it.
+    /// Loads the key of a root field, at once if that is the only root field.
     pub async fn root<L: Load>(&self, key: L::Key, is_only: bool) -> Result<Option<L::Value>> {
         if is_only {
             return Ok(L::load(&self.app, &self.asker, std::slice::from_ref(&key)).await?.remove(&key));
@@ -414,19 +416,18 @@ impl Loaders {
         self.one::<L>(key).await
     }
 
-    /// What hangs on the event, if it is one that was loaded.
+    /// The objects related to the delivered event, if there is one.
     async fn attached(&self) -> Result<Option<&Attached>> {
         let Some((event, objects)) = &self.known else { return Ok(None) };
-        // Boxed, because every field that asks for somebody has room for it.
+        // Boxed, because the future is part of every field that loads a user.
         Box::pin(objects.attached(&self.app.db, event)).await.map(Some)
     }
 
-    /// A user's account, for those who have the right to it.
+    /// A user's account. The caller has checked the permission.
     pub async fn account(&self, id: Id) -> Result<Option<Arc<user::User>>> {
         self.one::<Accounts>(id).await
     }
 
-    /// A user's profile.
     pub async fn user(&self, id: Id) -> Result<Option<Arc<user::Profile>>> {
         if let Some(user) = self.attached().await?.and_then(|attached| attached.people.get(&id)) {
             return Ok(Some(Arc::clone(user)));
@@ -434,24 +435,24 @@ impl Loaders {
         self.one::<Users>(id).await
     }
 
-    /// A user's statistics.
     pub async fn user_stats(&self, id: Id) -> Result<user::Stats> {
         Ok(self.one::<UserStats>(id).await?.unwrap_or_default())
     }
 
-    /// When a user last logged in, as their sessions tell.
+    /// When a user last logged in, according to their sessions.
     pub async fn last_login(&self, id: Id) -> Result<Option<Timestamp>> {
         self.one::<LastLogins>(id).await
     }
 
-    /// A user's sessions that have not ended, newest first.
+    /// A user's active sessions, newest first.
     pub async fn sessions(&self, id: Id) -> Result<Vec<session::Session>> {
         Ok(self.one::<UserSessions>(id).await?.unwrap_or_default())
     }
 
-    /// A project by id, if the viewer sees it.
+    /// A project by id, if the viewer may see it.
     pub async fn project(&self, id: Id, columns: ProjectColumns) -> Result<Option<Arc<project::Project>>> {
-        // Whoever comes to it from the event's task sees that task, and with it the project.
+        // It is reached through the task of the event, which the viewer may see, and with it the
+        // project.
         let attached = self.attached().await?.and_then(|attached| attached.project.as_ref());
         if let Some(project) = attached.filter(|project| project.id == id) {
             return Ok(Some(Arc::clone(project)));
@@ -459,37 +460,32 @@ impl Loaders {
         self.one::<Projects>((columns, id)).await
     }
 
-    /// A project's statistics.
     pub async fn project_stats(&self, id: Id) -> Result<project::Stats> {
         Ok(self.one::<ProjectStats>(id).await?.unwrap_or_default())
     }
 
-    /// A page of the projects of an owner.
     pub async fn project_page(&self, owner: Id, list: Arc<project::List>) -> Result<Page<Arc<project::Project>>> {
         self.one::<ProjectPages>((list, owner)).await?.ok_or_else(no_page)
     }
 
-    /// How many projects an owner has.
     pub async fn project_count(&self, owner: Id, list: Arc<project::List>) -> Result<i64> {
         Ok(self.one::<ProjectCounts>((list, owner)).await?.unwrap_or_default())
     }
 
-    /// A label by id, if the viewer sees its project.
+    /// A label by id, if the viewer may see its project.
     pub async fn label(&self, id: Id) -> Result<Option<Arc<label::Label>>> {
         self.one::<Labels>(id).await
     }
 
-    /// The labels of a project.
     pub async fn project_labels(&self, project: Id) -> Result<Vec<Arc<label::Label>>> {
         Ok(self.one::<ProjectLabels>(project).await?.unwrap_or_default())
     }
 
-    /// The labels on a task.
     pub async fn task_labels(&self, task: Id) -> Result<Vec<Arc<label::Label>>> {
         Ok(self.one::<TaskLabels>(task).await?.unwrap_or_default())
     }
 
-    /// A task by id, if the viewer sees it.
+    /// A task by id, if the viewer may see it.
     pub async fn task(&self, id: Id, columns: TaskColumns) -> Result<Option<Arc<task::Task>>> {
         self.one::<Tasks>((columns, id)).await
     }
@@ -504,14 +500,14 @@ impl Loaders {
         self.one::<TaskPages>(((of, list), id)).await?.ok_or_else(no_page)
     }
 
-    /// How many tasks a project or an assignee has.
+    /// The task count of a project or an assignee.
     pub async fn task_count(&self, of: task_list::Of, id: Id, list: Arc<task_list::List>) -> Result<i64> {
         Ok(self.one::<TaskCounts>(((of, list), id)).await?.unwrap_or_default())
     }
 
-    /// A comment by id, if the viewer sees its task.
+    /// A comment by id, if the viewer may see its task.
     pub async fn comment(&self, id: Id, columns: CommentColumns) -> Result<Option<Arc<comment::Comment>>> {
-        // Whoever is told of an event with a comment that is still there sees its task.
+        // A viewer who receives an event of an existing comment may see its task.
         let attached = self.attached().await?.and_then(|attached| attached.comment.as_ref());
         if let Some(comment) = attached.filter(|comment| comment.id == id) {
             return Ok(Some(Arc::clone(comment)));
@@ -519,7 +515,6 @@ impl Loaders {
         self.one::<Comments>((columns, id)).await
     }
 
-    /// A page of the comments on a task.
     pub async fn comment_page(
         &self,
         task: Id,
@@ -529,7 +524,6 @@ impl Loaders {
         self.one::<CommentPages>(((columns, window), task)).await?.ok_or_else(no_page)
     }
 
-    /// How many comments a task has.
     pub async fn comment_count(&self, task: Id) -> Result<i64> {
         Ok(self.one::<CommentCounts>(task).await?.unwrap_or_default())
     }
@@ -539,7 +533,7 @@ impl Loaders {
         self.one::<Notifications>(id).await
     }
 
-    /// A stretch of a task's history.
+    /// A range of a task's history.
     pub async fn activity(&self, task: Id, stretch: Stretch, columns: EventColumns) -> Result<Recorded> {
         Ok(self.one::<Activity>(((columns, stretch), task)).await?.unwrap_or_default())
     }
@@ -551,5 +545,5 @@ impl Loaders {
 }
 
 fn no_page() -> Error {
-    Error::internal("a parent without a page")
+    Error::internal("page missing for a parent")
 }

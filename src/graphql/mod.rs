@@ -1,6 +1,8 @@
-//! The schema: every noun in a file of its own, in the order of the SDL; roots are merged here.
+//! The GraphQL schema: one file for each type with its queries and mutations; the roots are merged
+//! here.
 //!
-//! Resolvers say what a client may ask and parse it into values; queries, rules and rights are in `store` and `access`.
+//! Resolvers define what a client can request and parse it into values. SQL and rules are in
+//! `store`, permissions in `access`.
 
 pub mod collect;
 pub mod comment;
@@ -45,7 +47,8 @@ use crate::store::event::Objects;
 use crate::time::whole_seconds;
 use loader::Loaders;
 
-/// Everything that can be read.
+/// Root of all queries. Every field except `rateLimit` fails with UNAUTHENTICATED without a valid
+/// access token.
 #[derive(Default, MergedObject)]
 pub struct Query(
     user::UserQuery,
@@ -57,9 +60,11 @@ pub struct Query(
     rate_limit::RateLimitQuery,
 );
 
-/// Everything that can be changed. Each mutation takes one `input` and answers one payload: what the caller can put
-/// right is in `userErrors`, the object is then null and nothing was written. In an update an absent field is left
-/// alone and an explicit null clears it.
+/// Root of all mutations. A mutation takes one `input` and returns one payload. Errors that the
+/// client can correct are in `userErrors`; the object is then null and nothing was written. All
+/// other errors, such as UNAUTHENTICATED, FORBIDDEN and RATE_LIMITED, are top-level errors with
+/// `extensions.code`. In an update, omitted fields stay unchanged and an explicit null clears a
+/// field.
 #[derive(Default, MergedObject)]
 pub struct Mutation(
     project::ProjectMutation,
@@ -71,24 +76,25 @@ pub struct Mutation(
     notification::NotificationMutation,
 );
 
-/// What happens, as it happens, in the order of the log, which is the same for everybody. Each stream goes from a cursor
-/// to now and on without a gap: with `after` it begins with what came after that place in the log. Take it from the last
-/// event seen, on any stream, or from `extensions.sync.cursor` of the answer to a query, which is where that query
-/// stood. Over a reconnect an event may come again: its `id` tells. The feed goes back seven days unless the server is
-/// set up otherwise; an older cursor gets CURSOR_EXPIRED with `extensions.oldestCursor`, the oldest that works. Rights
-/// are asked again for each event.
+/// Root of all subscriptions. Events are delivered in the order of the event log, which is the same
+/// for all users. A subscription with `after` first replays the events after that cursor, then
+/// continues live without a gap. Use the cursor of the last event you received, on any
+/// subscription, or `extensions.sync.cursor` of a query's response, after which come all changes
+/// that the query has not seen. After a reconnect an event can be delivered again, with the same
+/// `id`. The log goes back 7 days by default; an older cursor fails with CURSOR_EXPIRED and
+/// `extensions.oldestCursor`, the oldest cursor that is valid. Permissions are checked for each
+/// event.
 #[derive(Default, MergedSubscription)]
 pub struct Subscription(event::EventSubscription, notification::NotificationSubscription);
 
-/// The schema of this server.
 pub type Schema = async_graphql::Schema<Query, Mutation, Subscription>;
 
-/// Builds the schema; what it serves comes with each request as a [`Caller`].
+/// Builds the schema. The data of a request comes with it as a [`Caller`].
 pub fn schema(introspection: bool) -> Schema {
     build(introspection, ValidationMode::Strict)
 }
 
-/// The same for documents that [`schema`] has found to be valid.
+/// The same with reduced validation, for documents that [`schema`] has found valid.
 pub fn unchecked(introspection: bool) -> Schema {
     build(introspection, ValidationMode::Fast)
 }
@@ -103,55 +109,58 @@ fn build(introspection: bool, validation: ValidationMode) -> Schema {
     if introspection { builder.finish() } else { builder.disable_introspection().disable_suggestions().finish() }
 }
 
-/// The schema by which events are told. Its documents were checked against [`schema`] when the subscription was opened.
+/// The schema that resolves delivered events. Its documents were validated against [`schema`] when
+/// the subscription was opened.
 pub type Telling = async_graphql::Schema<event::Telling, EmptyMutation, EmptySubscription>;
 
-/// Builds it; what is told comes with each request as a [`live::Happening`].
+/// Builds it. The event comes with each request as a [`live::Happening`].
 pub fn telling() -> Telling {
     Telling::build(event::Telling, EmptyMutation, EmptySubscription).validation_mode(ValidationMode::Fast).finish()
 }
 
-/// The schema in SDL, as `schema.graphql` keeps it.
+/// The schema as SDL, the content of `schema.graphql`.
 pub fn sdl() -> String {
     let options = SDLExportOptions::new().sorted_enum_items().include_specified_by().prefer_single_line_descriptions();
     schema(true).sdl_with_options(options)
 }
 
-/// Bytes of the longest answer.
+/// Largest response, in bytes.
 pub const MAX_BYTES: usize = 4 * 1024 * 1024;
-/// Members of all lists without pages that the library resolves one by one: as many as pages may have nodes.
+/// Largest number of items of unpaged lists that async-graphql resolves in an operation: as many as
+/// it may have nodes in pages.
 const MAX_MEMBERS: usize = 10_000;
 
-/// Who asks, and whether it mattered: what is answered without asking for the viewer is everybody's answer.
+/// The viewer of an operation, and whether any field asked for the viewer. A response to which no
+/// field did is the same for all users.
 pub struct Asker {
     viewer: Option<Viewer>,
     asked: AtomicBool,
 }
 
 impl Asker {
-    /// Who is signed in, or UNAUTHENTICATED.
+    /// The signed-in user; fails with UNAUTHENTICATED.
     pub fn viewer(&self) -> Result<&Viewer> {
         self.asked.store(true, Ordering::Relaxed);
         self.viewer.as_ref().ok_or_else(Error::unauthenticated)
     }
 }
 
-/// Who asks, with the loaders of their operation: the data of each request. Cheap to clone.
+/// The request context of one operation: viewer, loaders and budgets. Cheap to clone.
 #[derive(Clone)]
 pub struct Caller(Arc<Inner>);
 
 struct Inner {
     app: Arc<App>,
     asker: Arc<Asker>,
-    /// From where, if it is not told of an event.
+    /// Address and user agent; `None` while an event is resolved.
     client: Option<Client>,
-    /// The event that is answered, if it is one.
+    /// The event that is resolved, if it is one.
     event: Option<(Arc<Event>, Arc<Objects>)>,
     manner: Manner,
     loaders: OnceLock<Loaders>,
-    /// Bytes of text that the answer has so far.
+    /// Bytes of text in the response so far.
     bytes: AtomicUsize,
-    /// Members of lists without pages that it has so far.
+    /// Items of unpaged lists in the response so far.
     members: AtomicUsize,
 }
 
@@ -163,45 +172,44 @@ impl Inner {
     }
 }
 
-/// What the document says of how its answer may be made.
+/// How an operation can be executed, as far as its document shows.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Manner {
-    /// Selections may be resolved by [`level`].
+    /// Selections can be resolved in batches, by [`level`].
     pub by_level: bool,
-    /// There is one root field.
+    /// There is a single root field.
     pub is_single: bool,
-    /// With a value for each variable, there is nothing to [`collect`].
+    /// If every variable has a value, the document is executed as written, without [`collect`].
     pub as_written: bool,
 }
 
 impl Caller {
-    /// A caller, signed in or not.
+    /// The context of a request, signed in or anonymous.
     pub fn new(app: Arc<App>, viewer: Option<Viewer>, manner: Manner, client: Client) -> Self {
         Self(Arc::new(Inner { client: Some(client), ..Inner::new(app, viewer, None, manner) }))
     }
 
-    /// A subscriber who is told of an event, which brings along what is known of it.
+    /// The context in which an event is resolved for a subscriber, with the objects of the event.
     pub fn about(app: Arc<App>, viewer: Option<Viewer>, event: &Arc<Event>, objects: &Arc<Objects>) -> Self {
         let event = (Arc::clone(event), Arc::clone(objects));
         Self(Arc::new(Inner::new(app, viewer, Some(event), Manner::default())))
     }
 
-    /// How the answer may be made.
+    /// How the operation can be executed.
     pub fn manner(&self) -> Manner {
         self.0.manner
     }
 
-    /// The caller of this operation.
+    /// The context of this operation.
     pub fn of<'a>(ctx: &Context<'a>) -> &'a Self {
         ctx.data_unchecked()
     }
 
-    /// The server.
     pub fn app(&self) -> &Arc<App> {
         &self.0.app
     }
 
-    /// Who is signed in, or UNAUTHENTICATED.
+    /// The signed-in user; fails with UNAUTHENTICATED.
     pub fn viewer(&self) -> Result<&Viewer> {
         self.0.asker.viewer()
     }
@@ -211,40 +219,40 @@ impl Caller {
         self.0.client.as_ref().map(Origin::from).unwrap_or_default()
     }
 
-    /// Whether the table allows who is signed in the action on this object.
+    /// Whether the permission table allows the viewer the action on this object.
     pub fn may(&self, action: Action, subject: &impl Subject) -> Result<bool> {
         Ok(self.viewer()?.may(action, subject))
     }
 
-    /// Whether anything has asked who the viewer is.
+    /// Whether any field has asked for the viewer.
     pub fn viewer_mattered(&self) -> bool {
         self.0.asker.asked.load(Ordering::Relaxed)
     }
 
-    /// Counts so many bytes more of the answer, which is given up as soon as it is too large to be sent.
+    /// Counts bytes of the response. Fails as soon as it exceeds [`MAX_BYTES`].
     pub fn count(&self, bytes: usize) -> Result<()> {
         let before = self.0.bytes.fetch_add(bytes, Ordering::Relaxed);
         if before.saturating_add(bytes) <= MAX_BYTES { Ok(()) } else { Err(Error::too_large()) }
     }
 
-    /// Counts so many bytes less: they were put away.
+    /// Uncounts bytes that were discarded.
     fn discount(&self, bytes: usize) {
         self.0.bytes.fetch_sub(bytes, Ordering::Relaxed);
     }
 
-    /// The members of a list without pages, which the library resolves one by one. The document was admitted as if there
-    /// were few of them.
+    /// Counts the items of an unpaged list, which async-graphql resolves one by one. Admission
+    /// assumed ten items, so the actual number is limited here.
     pub fn members<T>(&self, list: Vec<T>) -> Result<Vec<T>> {
         let before = self.0.members.fetch_add(list.len(), Ordering::Relaxed);
         if before.saturating_add(list.len()) <= MAX_MEMBERS {
             Ok(list)
         } else {
-            let message = format!("Too many members of lists: at most {MAX_MEMBERS} are resolved at once.");
+            let message = format!("Too many list items: at most {MAX_MEMBERS} items of unpaged lists are allowed.");
             Err(Error::refused(Code::DocumentTooComplex, message))
         }
     }
 
-    /// The loaders of this operation, or UNAUTHENTICATED. They are made when the first field asks for them.
+    /// The loaders of this operation, created on first use; fails with UNAUTHENTICATED.
     pub fn loaders(&self) -> Result<&Loaders> {
         let Inner { app, asker, event, loaders, .. } = &*self.0;
         asker.viewer.ok_or_else(Error::unauthenticated)?;

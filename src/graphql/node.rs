@@ -1,4 +1,5 @@
-//! Global ids: opaque, and they say which type they are of. `node` and `nodes` find any object by them.
+//! Global IDs, and the queries `node` and `nodes`. An ID contains the type and the row id; to
+//! clients it is opaque.
 
 use async_graphql::{Context, ID, Interface, Object, Result};
 use base64::Engine;
@@ -16,26 +17,18 @@ use super::{Caller, guard};
 use crate::error::Error;
 use crate::id::Id;
 
-/// What an id is of; the number is part of every id ever given out.
+/// The type of a global ID. Its number is part of every ID ever issued and must not change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Noun {
-    /// A user.
     User = 1,
-    /// A session.
     Session = 2,
-    /// A project.
     Project = 3,
-    /// A label.
     Label = 4,
-    /// A task.
     Task = 5,
-    /// A comment.
     Comment = 6,
-    /// An event.
     Event = 7,
-    /// A line of the audit log.
     AuditEntry = 8,
-    /// A notification; the row is the event's, the inbox the viewer's.
+    /// The id is that of the event; the viewer determines the inbox.
     Notification = 9,
 }
 
@@ -52,7 +45,7 @@ impl Noun {
         Self::Notification,
     ];
 
-    /// The type's name in the schema.
+    /// The name of the type in the schema.
     pub const fn name(self) -> &'static str {
         match self {
             Self::User => "User",
@@ -68,12 +61,12 @@ impl Noun {
     }
 }
 
-/// The global id of a row.
+/// The global ID of a row.
 pub fn encode(noun: Noun, id: Id) -> ID {
     ID(URL_SAFE_NO_PAD.encode(bytes(noun, id)))
 }
 
-/// The bytes of which that is the text.
+/// The global ID before it is encoded as base64.
 pub fn bytes(noun: Noun, id: Id) -> [u8; 17] {
     let mut bytes = [0; 17];
     bytes[0] = noun as u8;
@@ -81,50 +74,44 @@ pub fn bytes(noun: Noun, id: Id) -> [u8; 17] {
     bytes
 }
 
-/// What a global id is of and its row; nothing for text that this server never gave out.
+/// The type and row id in a global ID; `None` if the text is not a global ID.
 pub fn decode(id: &ID) -> Option<(Noun, Id)> {
     let bytes: [u8; 17] = URL_SAFE_NO_PAD.decode(id.as_bytes()).ok()?.try_into().ok()?;
     let noun = Noun::ALL.into_iter().find(|noun| *noun as u8 == bytes[0])?;
     Some((noun, Id::from_bytes(bytes[1..].try_into().ok()?)))
 }
 
-/// The row of an id that must be of this type; nothing for any other.
+/// The row id in a global ID of this type; `None` for any other.
 pub fn decode_as(noun: Noun, id: &ID) -> Option<Id> {
     decode(id).filter(|(found, _)| *found == noun).map(|(_, id)| id)
 }
 
-/// An id in an input: one that names nothing is a fault of its field.
+/// Decodes an ID in an input. An ID of another type is the user error NOT_FOUND, like one of a
+/// missing object.
 pub fn named(noun: Noun, id: &ID, field: &'static str) -> crate::error::Result<Id> {
     decode_as(noun, id).ok_or_else(|| Error::not_found(field, noun.name()))
 }
 
-/// An id in a filter: one of another type is refused, never ignored.
+/// Decodes an ID in a filter. An ID of another type is rejected, not ignored.
 pub fn filtered(noun: Noun, id: &ID) -> crate::error::Result<Id> {
     decode_as(noun, id)
-        .ok_or_else(|| Error::bad_input(format!("A filter holds an id that is not of a {}.", noun.name())))
+        .ok_or_else(|| Error::bad_input(format!("The filter contains an ID that is not of type {}.", noun.name())))
 }
 
-/// An object with a global id.
+/// An object with a global ID.
 #[derive(Interface)]
-#[graphql(field(name = "id", ty = "ID", desc = "The object's global id; opaque, and it never changes."))]
+#[graphql(field(name = "id", ty = "ID", desc = "Global ID of the object. Opaque; never changes."))]
 pub enum Node {
-    /// A user.
     User(User),
-    /// A project.
     Project(Project),
-    /// A label.
     Label(Label),
-    /// A task.
     Task(Task),
-    /// A comment.
     Comment(Comment),
-    /// A session.
     Session(Session),
-    /// A notification.
     Notification(Notification),
 }
 
-/// A session of the viewer that has not ended.
+/// An active session of the viewer.
 async fn session(ctx: &Context<'_>, id: Id) -> Result<Option<Session>> {
     let caller = Caller::of(ctx);
     let sessions = caller.loaders()?.sessions(caller.viewer()?.id).await?;
@@ -148,28 +135,33 @@ async fn find(ctx: &Context<'_>, id: &ID) -> Result<Option<Node>> {
     })
 }
 
-/// The queries by global id.
 #[derive(Default)]
 pub struct NodeQuery;
 
 #[Object]
 impl NodeQuery {
-    /// The object with this global id; null if there is none for the viewer.
+    /// Looks up a user, project, label, task, comment, session or notification by global ID. Null
+    /// if it does not exist or the viewer may not see it.
     #[graphql(guard = "guard::signed_in")]
-    async fn node(&self, ctx: &Context<'_>, #[graphql(desc = "Its global id.")] id: ID) -> Result<Option<Node>> {
+    async fn node(
+        &self,
+        ctx: &Context<'_>,
+        #[graphql(desc = "Global ID of the object.")] id: ID,
+    ) -> Result<Option<Node>> {
         find(ctx, &id).await
     }
 
-    /// The objects with these global ids, in the same order; null in the place of each that is not there for the
-    /// viewer. At most 100 ids.
+    /// Looks up objects by global ID, as `node` does, and returns them in the order of `ids`. Items
+    /// that do not exist or that the viewer may not see are null. More than 100 IDs fail with
+    /// BAD_USER_INPUT.
     #[graphql(guard = "guard::signed_in")]
     async fn nodes(
         &self,
         ctx: &Context<'_>,
-        #[graphql(desc = "Their global ids, at most 100.")] ids: Vec<ID>,
+        #[graphql(desc = "Global IDs of the objects; at most 100.")] ids: Vec<ID>,
     ) -> Result<Vec<Option<Node>>> {
         if ids.len() > super::connection::MAX_PAGE {
-            return Err(Error::bad_input("`nodes` takes at most 100 ids.").into());
+            return Err(Error::bad_input("`nodes` accepts at most 100 IDs.").into());
         }
         futures_util::future::try_join_all(ids.iter().map(|id| find(ctx, id))).await
     }

@@ -1,4 +1,5 @@
-//! Notifications: the inbox of each person.
+//! Notifications: the inbox of each user. Who is notified of what is decided in
+//! `store::notification`.
 
 use std::sync::Arc;
 
@@ -22,51 +23,53 @@ use crate::store::notification::{self as store, Kind};
 use crate::store::user as users;
 use crate::time::Timestamp;
 
-/// A notification, as the schema shows it.
 #[derive(Clone)]
 pub struct Notification(pub Arc<store::Notification>);
 
-/// Something that happened and is the viewer's to know: made from the event log for whoever an event concerns, never for
-/// whoever did it, and kept for 90 days. There is one for each person and event.
+/// An entry in the inbox of a user, created from an event that concerns them. Users are not
+/// notified of their own actions, and at most once per event. Kept for 90 days. Visible to the user
+/// only.
 #[Object]
 impl Notification {
-    /// The object's global id; opaque, and it never changes.
+    /// Global ID of the object. Opaque; never changes.
     pub async fn id(&self) -> ID {
         node::encode(Noun::Notification, self.0.id)
     }
 
-    /// Why the viewer is notified. Whoever is mentioned in a comment is told that, and not of the comment again.
+    /// Reason for the notification. A comment that mentions the viewer creates MENTIONED instead of
+    /// COMMENTED.
     async fn kind(&self) -> Kind {
         self.0.kind
     }
 
-    /// When it happened.
+    /// When the event occurred.
     async fn created_at(&self) -> Timestamp {
         self.0.occurred_at
     }
 
-    /// When it was marked as read; null if it was not.
+    /// When the notification was marked as read; null if it is unread.
     async fn read_at(&self) -> Option<Timestamp> {
         self.0.read_at
     }
 
-    /// Whether it was marked as read.
+    /// Whether the notification is marked as read.
     async fn is_read(&self) -> bool {
         self.0.read_at.is_some()
     }
 
-    /// Opaque position of its event in the event log: pass it as `after` to `notificationAdded`, `events` or any other
-    /// subscription to go on from here.
+    /// Opaque cursor of the event in the event log. Pass it as `after` to `notificationAdded`,
+    /// `events` or any other subscription to resume after it.
     async fn cursor(&self, ctx: &Context<'_>) -> String {
         Caller::of(ctx).app().cursors.encode(self.0.event_position())
     }
 
-    /// Who did it; a user named `Deleted user` when the account is gone.
+    /// The user who caused the event. Deleted accounts appear as a user named `Deleted user`.
     async fn actor(&self, ctx: &Context<'_>) -> Result<Option<User>> {
         user(ctx, self.0.actor_id).await
     }
 
-    /// The task it is about, as it is now; null when it is gone or the viewer may not see it any more.
+    /// The task concerned, in its current state; null if it has been deleted or the viewer may no
+    /// longer see it.
     async fn task(&self, ctx: &Context<'_>) -> Result<Option<Task>> {
         match self.0.task_id {
             Some(id) => {
@@ -77,8 +80,8 @@ impl Notification {
         }
     }
 
-    /// The comment it is about, as it is now; null when it is about none, when it is gone, or when the viewer may not see
-    /// it any more.
+    /// The comment concerned, in its current state; null if there is none, if it has been deleted,
+    /// or if the viewer may no longer see it.
     async fn comment(&self, ctx: &Context<'_>) -> Result<Option<Comment>> {
         match self.0.comment_id {
             Some(id) => {
@@ -90,44 +93,44 @@ impl Notification {
     }
 }
 
-/// A page of an inbox, as the schema shows it.
 pub struct NotificationConnection {
     user_id: Id,
     page: Connection<Notification>,
 }
 
-/// One page of an inbox, as Relay's cursor connections specification has it.
+/// A page of an inbox, following the Relay Cursor Connections specification.
 #[Object]
 impl NotificationConnection {
-    /// The notifications on this page, each with its cursor.
+    /// Notifications on this page, each with its cursor.
     async fn edges(&self, ctx: &Context<'_>) -> Result<Vec<Edge<Notification>>> {
         self.page.edges(ctx).await
     }
 
-    /// The notifications on this page.
+    /// Notifications on this page.
     async fn nodes(&self, ctx: &Context<'_>) -> Result<Vec<Notification>> {
         self.page.nodes(ctx).await
     }
 
-    /// Where this page stands in the list.
+    /// Paging information.
     async fn page_info(&self, ctx: &Context<'_>) -> Result<PageInfo> {
         self.page.page_info(ctx).await
     }
 
-    /// How many notifications the whole list has. Counted only when asked for: leave it out where it is not needed.
+    /// Number of notifications in the whole list. It requires a separate count; select it only
+    /// where it is needed.
     async fn total_count(&self, ctx: &Context<'_>) -> Result<i64> {
         self.page.total_count(ctx).await
     }
 
-    /// How many notifications are not marked as read, on this page or not.
+    /// Number of unread notifications in the inbox, on this page or not.
     async fn unread_count(&self, ctx: &Context<'_>) -> Result<i64> {
         unread(ctx, self.user_id).await
     }
 }
 
-/// One page of somebody's inbox.
+/// Loads a page of a user's inbox.
 pub async fn list(ctx: &Context<'_>, user_id: Id, paging: Paging, unread_only: bool) -> Result<NotificationConnection> {
-    // Newest first, whichever are asked for: a place in one list is a place in the other.
+    // Both lists are newest first, so that a cursor is valid with and without `unreadOnly`.
     let tag = Tag::new("User.notifications", Some(user_id), &(), true);
     let window = paging.window(tag)?;
     let page = store::page(&mut Caller::of(ctx).app().db.conn().await?, user_id, unread_only, &window).await?;
@@ -137,59 +140,58 @@ pub async fn list(ctx: &Context<'_>, user_id: Id, paging: Paging, unread_only: b
     Ok(NotificationConnection { user_id, page })
 }
 
-/// How many notifications somebody has not marked as read.
+/// Counts a user's unread notifications.
 pub async fn unread(ctx: &Context<'_>, user_id: Id) -> Result<i64> {
     Ok(store::count(&mut Caller::of(ctx).app().db.conn().await?, user_id, true).await?)
 }
 
-/// Which notifications to mark as read: give `ids`, or `all: true`.
+/// Input of `markNotificationsRead`. Provide either `ids` or `all: true`.
 #[derive(InputObject)]
 pub struct MarkNotificationsReadInput {
-    /// These, at most 100.
+    /// Notifications to mark as read; at most 100.
     ids: Option<Vec<ID>>,
-    /// Every one that there is.
+    /// Whether to mark all notifications as read.
     all: Option<bool>,
 }
 
-/// What came of `markNotificationsRead`.
+/// Payload of `markNotificationsRead`.
 #[derive(SimpleObject)]
 pub struct MarkNotificationsReadPayload {
-    /// Whose they are, to read `unreadCount` from; null if nothing was written.
+    /// The viewer, for example to select `unreadCount`; null if nothing was written.
     viewer: Option<User>,
-    /// How many were not marked as read before; null if nothing was written.
+    /// Number of notifications that were unread before; null if nothing was written.
     read_count: Option<usize>,
-    /// What the caller can put right.
+    /// Validation errors; empty on success.
     user_errors: Vec<UserError>,
 }
 
 impl MarkNotificationsReadInput {
-    /// The rows that are named; nothing for all.
+    /// The ids to mark as read; `None` means all.
     fn parse(self) -> crate::error::Result<Option<Vec<Id>>> {
         let invalid = |message: &'static str| Error::fault("ids", FaultCode::Invalid, message);
         match (self.ids, self.all.unwrap_or_default()) {
             (None, true) => Ok(None),
-            (Some(ids), false) if ids.len() > super::connection::MAX_PAGE => Err(invalid("At most 100 ids at once.")),
+            (Some(ids), false) if ids.len() > super::connection::MAX_PAGE => Err(invalid("At most 100 IDs at once.")),
             (Some(ids), false) => {
                 ids.iter().map(|id| node::named(Noun::Notification, id, "ids")).collect::<Result<_, _>>().map(Some)
             }
-            (None, false) | (Some(_), true) => Err(invalid("Give `ids`, or `all: true`.")),
+            (None, false) | (Some(_), true) => Err(invalid("Provide either `ids` or `all: true`.")),
         }
     }
 }
 
-/// The mutations of notifications.
 #[derive(Default)]
 pub struct NotificationMutation;
 
 #[Object]
 impl NotificationMutation {
-    /// Marks notifications of the signed-in user as read; those that are read already stay as they are. User errors:
-    /// NOT_FOUND, INVALID.
+    /// Marks notifications of the viewer as read. Notifications that are read already keep their
+    /// `readAt`. User errors: NOT_FOUND, INVALID.
     #[graphql(guard = "guard::signed_in")]
     async fn mark_notifications_read(
         &self,
         ctx: &Context<'_>,
-        #[graphql(desc = "Which ones.")] input: MarkNotificationsReadInput,
+        #[graphql(desc = "The notifications to mark as read.")] input: MarkNotificationsReadInput,
     ) -> Result<MarkNotificationsReadPayload> {
         let (done, user_errors) = write(ctx, |app, viewer| async move {
             let ids = input.parse()?;
@@ -203,18 +205,18 @@ impl NotificationMutation {
     }
 }
 
-/// The subscriptions to notifications.
 #[derive(Default)]
 pub struct NotificationSubscription;
 
-/// What an event is to somebody, if anything, once it is in their inbox: whoever was told of it finds it there.
+/// The viewer's notification of an event, if the event concerns them. Waits until it is in the
+/// inbox, so that a client that receives it can mark it as read.
 async fn added(app: &App, viewer: Id, happening: &Happening) -> crate::error::Result<Option<Notification>> {
     let told = store::recipients(&happening.event, &happening.objects.snapshot);
     if told.into_iter().all(|(id, _)| id != viewer) {
         return Ok(None);
     }
     let position = happening.event.position();
-    // It fails only when the sender is gone, which `app` holds.
+    // Fails only if the sender was dropped, and `app` owns it.
     let _ = app.inbox.subscribe().wait_for(|reached| *reached >= position).await;
     let row = store::by_ids(&mut app.db.conn().await?, viewer, &[happening.event.id]).await?.pop();
     Ok(row.map(|row| Notification(Arc::new(row))))
@@ -222,13 +224,14 @@ async fn added(app: &App, viewer: Id, happening: &Happening) -> crate::error::Re
 
 #[async_graphql::Subscription]
 impl NotificationSubscription {
-    /// Something came into the viewer's inbox. With `after` it begins with what came after that place in the event log,
-    /// as far as the log goes back; `isRead` is as it is now.
+    /// Delivers each notification that arrives in the viewer's inbox. With `after` it first replays
+    /// notifications of events after that cursor, as far as the event log goes back; `isRead` is
+    /// the current state.
     #[graphql(guard = "guard::signed_in")]
     async fn notification_added(
         &self,
         ctx: &Context<'_>,
-        #[graphql(desc = "Begin with what came after this cursor; without it, from now on.")] after: Option<String>,
+        #[graphql(desc = "Resumes after this event cursor. By default the stream starts now.")] after: Option<String>,
     ) -> Result<impl Stream<Item = Result<Notification>> + use<>> {
         let after = Opening::begin(ctx, after)?;
         let (app, viewer) = (Arc::clone(Caller::of(ctx).app()), Caller::of(ctx).viewer()?.id);

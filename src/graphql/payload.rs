@@ -1,4 +1,4 @@
-//! What a mutation answers: the object, or what the caller can put right.
+//! Payloads of mutations: the object, or the user errors that explain why nothing was written.
 
 use async_graphql::{Context, Result, SimpleObject};
 
@@ -9,14 +9,15 @@ use crate::db::OperationScope;
 use crate::error::{Error, Fault, FaultCode};
 use std::sync::Arc;
 
-/// Something in the input that the caller can put right. Nothing was written.
+/// A validation error that the client can correct. Nothing was written.
 #[derive(Clone, Debug, SimpleObject)]
 pub struct UserError {
-    /// Path of the input field at fault, such as `["input", "title"]`; null when it is no single one.
+    /// Path of the invalid input field, such as `["input", "title"]`; null if no single field is
+    /// invalid.
     field: Option<Vec<&'static str>>,
-    /// What is wrong, for a person to read.
+    /// Human-readable message.
     message: String,
-    /// What is wrong, for a program to read.
+    /// Machine-readable code.
     code: FaultCode,
 }
 
@@ -30,8 +31,8 @@ impl From<Fault> for UserError {
     }
 }
 
-/// Runs a write to its end, even when the client goes away in the middle, and sorts what came of it: the object, or
-/// the user errors. Everything else is a top-level error.
+/// Runs a write and returns the object or the user errors; any other error is a top-level error.
+/// The write runs in a task of its own, so that it completes even if the client disconnects.
 pub async fn write<T, F>(
     ctx: &Context<'_>,
     work: impl FnOnce(Arc<App>, Viewer) -> F,

@@ -1,4 +1,4 @@
-//! Projects.
+//! The `Project` type, its queries and mutations. Rules and SQL are in `store::project`.
 
 use std::sync::Arc;
 
@@ -26,56 +26,56 @@ use crate::store::task_list::{self, Of, Scope};
 use crate::store::value::{Description, Faults, ProjectName, Search};
 use crate::time::Timestamp;
 
-/// A project; see the schema's own words below.
 #[derive(Clone)]
 pub struct Project(pub Arc<store::Project>);
 
-/// A project: it belongs to the person who made it. Its owner and ADMIN manage it; whoever has one of its tasks
-/// assigned sees it too, with those tasks only.
+/// A collection of tasks and labels, owned by the user who created it. The owner and ADMIN manage
+/// it. A user with an assigned task in it may see the project, but only those tasks.
 #[Object]
 impl Project {
-    /// The object's global id; opaque, and it never changes.
+    /// Global ID of the object. Opaque; never changes.
     pub async fn id(&self) -> ID {
         node::encode(Noun::Project, self.0.id)
     }
 
-    /// Its name: 1–120 characters.
+    /// Name; 1–120 characters.
     async fn name(&self) -> Text<&str> {
         Text(&self.0.name)
     }
 
-    /// What it is about: up to 10,000 characters.
+    /// Description; up to 10,000 characters.
     async fn description(&self) -> Option<Text<&str>> {
         self.0.description.as_deref().map(Text)
     }
 
-    /// Whether it takes new tasks.
+    /// Whether the project accepts new tasks.
     async fn status(&self) -> Status {
         self.0.status
     }
 
-    /// Who made it.
+    /// The user who created the project. Ownership never changes.
     async fn owner(&self, ctx: &Context<'_>) -> Result<User> {
         let owner = Caller::of(ctx).loaders()?.user(self.0.owner_id).await?;
-        Ok(owner.ok_or_else(|| Error::internal("a project without its owner"))?.into())
+        Ok(owner.ok_or_else(|| Error::internal("project without an owner"))?.into())
     }
 
-    /// Grows by one with each change of the project's own fields.
+    /// Starts at 1 and increases by 1 with each `updateProject` that changes the project's own
+    /// fields. Pass it as `expectedVersion` to detect concurrent updates.
     async fn version(&self) -> i32 {
         self.0.version
     }
 
-    /// When it was made.
+    /// When the project was created.
     async fn created_at(&self) -> Timestamp {
         self.0.created_at
     }
 
-    /// When it last changed.
+    /// When the project's own fields were last updated.
     async fn updated_at(&self) -> Timestamp {
         self.0.updated_at
     }
 
-    /// How many tasks it has and how they stand, all of them counted.
+    /// Task counts. They include tasks that the viewer may not see.
     async fn stats(&self, ctx: &Context<'_>) -> Result<ProjectStats> {
         let stats = Caller::of(ctx).loaders()?.project_stats(self.0.id).await?;
         Ok(ProjectStats {
@@ -87,24 +87,24 @@ impl Project {
         })
     }
 
-    /// Its labels, by name.
+    /// Labels of the project, sorted by name.
     async fn labels(&self, ctx: &Context<'_>) -> Result<Vec<Label>> {
         let caller = Caller::of(ctx);
         let labels = caller.members(caller.loaders()?.project_labels(self.0.id).await?)?;
         Ok(labels.into_iter().map(Label).collect())
     }
 
-    /// Its tasks, by default oldest first; only those that the viewer may see.
+    /// Tasks of the project that the viewer may see, oldest first by default.
     #[expect(clippy::too_many_arguments, reason = "Relay's paging arguments")]
     async fn tasks(
         &self,
         ctx: &Context<'_>,
-        #[graphql(desc = "So many from the start: 1–100, default 20.")] first: Option<i32>,
-        #[graphql(desc = "Only what comes after this cursor.")] after: Option<String>,
-        #[graphql(desc = "So many from the end: 1–100; not together with `first`.")] last: Option<i32>,
-        #[graphql(desc = "Only what comes before this cursor.")] before: Option<String>,
-        #[graphql(desc = "Only these.")] filter: Option<TaskFilter>,
-        #[graphql(desc = "In this order.")] order_by: Option<TaskOrder>,
+        #[graphql(desc = "Returns the first *n* items (1–100, default 20).")] first: Option<i32>,
+        #[graphql(desc = "Returns only items after this cursor.")] after: Option<String>,
+        #[graphql(desc = "Returns the last *n* items (1–100). Cannot be combined with `first`.")] last: Option<i32>,
+        #[graphql(desc = "Returns only items before this cursor.")] before: Option<String>,
+        #[graphql(desc = "Returns only tasks that match this filter.")] filter: Option<TaskFilter>,
+        #[graphql(desc = "Sort order; CREATED_AT ascending by default.")] order_by: Option<TaskOrder>,
     ) -> Result<ByLevel<Connection<Task>>> {
         let (caller, field) = (Caller::of(ctx), Selected::of(ctx));
         let paging = Paging::new(first, after, last, before).shown_by(&field);
@@ -113,7 +113,7 @@ impl Project {
         Ok(ByLevel(self.listed(tag, &list, page)))
     }
 
-    /// Whether the viewer may change the project, manage its labels and add tasks.
+    /// Whether the viewer may update the project, manage its labels and create tasks in it.
     async fn viewer_can_update(&self, ctx: &Context<'_>) -> Result<bool> {
         Ok(Caller::of(ctx).may(Action::UpdateProject, &*self.0)?)
     }
@@ -125,7 +125,7 @@ impl Project {
 }
 
 impl Project {
-    /// The list of its tasks that the arguments ask for.
+    /// Builds the list of the project's tasks that the arguments describe.
     fn list(
         &self,
         caller: &Caller,
@@ -191,44 +191,45 @@ impl Level for Project {
     }
 }
 
-/// How many tasks a project has and how they stand.
+/// Task counts of a project.
 #[derive(SimpleObject)]
 pub struct ProjectStats {
-    /// All of them.
+    /// Number of tasks in any status.
     task_count: i64,
-    /// In TODO.
+    /// Number of tasks in TODO.
     todo_count: i64,
-    /// In IN_PROGRESS.
+    /// Number of tasks in IN_PROGRESS.
     in_progress_count: i64,
-    /// In DONE.
+    /// Number of tasks in DONE.
     done_count: i64,
-    /// Past their due date and not DONE.
+    /// Number of tasks that are past their due date and not DONE.
     overdue_count: i64,
 }
 
-/// Which projects are asked for; members are ANDed.
+/// Filter for projects. Members are combined with AND.
 #[derive(InputObject)]
 pub struct ProjectFilter {
-    /// Words in name or description, without regard to case; all of them must occur. At most 10 words and 200
-    /// characters; `%` and `_` mean themselves.
+    /// Matches projects whose name or description contains all of these words, anywhere and
+    /// ignoring case. At most 10 words and 200 characters; `%` and `_` are literal. A search adds
+    /// 20 points to the cost of the operation.
     search: Option<String>,
-    /// In this status.
+    /// Matches projects in this status.
     status: Option<Status>,
-    /// Owned by this user.
+    /// Matches projects owned by this user.
     owner_id: Option<ID>,
 }
 
-/// The order of a list of projects.
+/// Sort order of projects.
 #[derive(InputObject)]
 pub struct ProjectOrder {
-    /// What to order by.
+    /// Field to sort by.
     field: OrderField,
-    /// Which way round.
+    /// Sort direction.
     #[graphql(default_with = "OrderDirection::Asc")]
     direction: OrderDirection,
 }
 
-/// What of a project is read for what is selected of it.
+/// The narrowest set of columns that serves a selection on a project.
 pub fn columns(project: &Selected<'_>) -> ProjectColumns {
     project.greatest(&["Project", "Node"], ProjectColumns::Summary, |field| match field.name() {
         "description" => ProjectColumns::Full,
@@ -236,7 +237,7 @@ pub fn columns(project: &Selected<'_>) -> ProjectColumns {
     })
 }
 
-/// The list that a field's arguments ask for, and the tag of its cursors.
+/// Builds the list that the arguments of a field describe, and the tag of its cursors.
 pub fn list(
     field: &Selected<'_>,
     name: &str,
@@ -261,39 +262,38 @@ pub fn list(
     Ok((tag, Arc::new(List { filter, order, descending, window: paging.window(tag)?, columns })))
 }
 
-/// The page of such a list as a connection.
+/// Wraps a page of this list in a connection.
 pub fn connection(tag: Tag, total: Total, page: Page<Arc<store::Project>>, list: &List) -> Connection<Project> {
     Connection::new(tag, total, page, |row| row.position(list.order), Project)
 }
 
-/// The queries of projects.
 #[derive(Default)]
 pub struct ProjectQuery;
 
 #[Object]
 impl ProjectQuery {
-    /// The project with this id; null if there is none for the viewer.
+    /// Looks up a project by global ID. Null if it does not exist or the viewer may not see it.
     #[graphql(guard = "guard::signed_in")]
     async fn project(
         &self,
         ctx: &Context<'_>,
-        #[graphql(desc = "Its global id.")] id: ID,
+        #[graphql(desc = "Global ID of the project.")] id: ID,
     ) -> Result<Option<ByLevel<Project>>> {
         Ok(found(Caller::of(ctx), &Selected::of(ctx), &id).await?.map(ByLevel))
     }
 
-    /// The projects that the viewer owns, by default oldest first; all projects for ADMIN.
+    /// Projects owned by the viewer, oldest first by default; all projects for ADMIN.
     #[graphql(guard = "guard::signed_in")]
     #[expect(clippy::too_many_arguments, reason = "Relay's paging arguments")]
     async fn projects(
         &self,
         ctx: &Context<'_>,
-        #[graphql(desc = "So many from the start: 1–100, default 20.")] first: Option<i32>,
-        #[graphql(desc = "Only what comes after this cursor.")] after: Option<String>,
-        #[graphql(desc = "So many from the end: 1–100; not together with `first`.")] last: Option<i32>,
-        #[graphql(desc = "Only what comes before this cursor.")] before: Option<String>,
-        #[graphql(desc = "Only these.")] filter: Option<ProjectFilter>,
-        #[graphql(desc = "In this order.")] order_by: Option<ProjectOrder>,
+        #[graphql(desc = "Returns the first *n* items (1–100, default 20).")] first: Option<i32>,
+        #[graphql(desc = "Returns only items after this cursor.")] after: Option<String>,
+        #[graphql(desc = "Returns the last *n* items (1–100). Cannot be combined with `first`.")] last: Option<i32>,
+        #[graphql(desc = "Returns only items before this cursor.")] before: Option<String>,
+        #[graphql(desc = "Returns only projects that match this filter.")] filter: Option<ProjectFilter>,
+        #[graphql(desc = "Sort order; CREATED_AT ascending by default.")] order_by: Option<ProjectOrder>,
     ) -> Result<ByLevel<Connection<Project>>> {
         let field = Selected::of(ctx);
         let paging = Paging::new(first, after, last, before).shown_by(&field);
@@ -301,7 +301,7 @@ impl ProjectQuery {
     }
 }
 
-/// The project with a global id.
+/// Loads a project by global ID.
 pub async fn found(caller: &Caller, field: &Selected<'_>, id: &ID) -> crate::error::Result<Option<Project>> {
     let Some(id) = node::decode_as(Noun::Project, id) else {
         return Ok(None);
@@ -310,7 +310,7 @@ pub async fn found(caller: &Caller, field: &Selected<'_>, id: &ID) -> crate::err
     Ok(caller.loaders()?.root::<loader::Projects>(key, caller.manner().is_single).await?.map(Project))
 }
 
-/// A page of the projects that the caller may see.
+/// Loads a page of the viewer's projects; of all projects for ADMIN.
 pub async fn listed(
     caller: &Caller,
     field: &Selected<'_>,
@@ -324,65 +324,66 @@ pub async fn listed(
     Ok(connection(tag, Total::Projects(Arc::clone(&list)), page.shared(), &list))
 }
 
-/// A project to be made.
+/// Input of `createProject`.
 #[derive(InputObject)]
 pub struct CreateProjectInput {
-    /// Its name: 1–120 characters after trimming.
+    /// Name; 1–120 characters after trimming.
     name: String,
-    /// What it is about: up to 10,000 characters.
+    /// Description; up to 10,000 characters.
     description: Option<String>,
 }
 
-/// What came of `createProject`.
+/// Payload of `createProject`.
 #[derive(SimpleObject)]
 pub struct CreateProjectPayload {
-    /// The new project; null if nothing was written.
+    /// The created project; null if nothing was written.
     project: Option<Project>,
-    /// What the caller can put right.
+    /// Validation errors; empty on success.
     user_errors: Vec<UserError>,
 }
 
-/// What to change of a project. A field that is left out stays as it is, an explicit null clears it.
+/// Input of `updateProject`. Omitted fields stay unchanged; an explicit null clears a field.
 #[derive(InputObject)]
 pub struct UpdateProjectInput {
-    /// Which project.
+    /// The project to update.
     id: ID,
-    /// A new name: 1–120 characters after trimming; cannot be cleared.
+    /// New name; 1–120 characters after trimming. Cannot be null.
     name: MaybeUndefined<String>,
-    /// A new description: up to 10,000 characters.
+    /// New description; up to 10,000 characters. Null removes it.
     description: MaybeUndefined<String>,
-    /// A new status; cannot be cleared.
+    /// New status. Cannot be null.
     status: MaybeUndefined<Status>,
-    /// Refuse with CONFLICT, and write nothing, when the project has moved on from this version.
+    /// Version that the update is based on. If it is not the current version, the update fails with
+    /// CONFLICT and writes nothing.
     expected_version: Option<i32>,
 }
 
-/// What came of `updateProject`.
+/// Payload of `updateProject`.
 #[derive(SimpleObject)]
 pub struct UpdateProjectPayload {
-    /// The project as it is now; null if nothing was written.
+    /// The updated project; null if nothing was written.
     project: Option<Project>,
-    /// What the caller can put right.
+    /// Validation errors; empty on success.
     user_errors: Vec<UserError>,
 }
 
-/// Which project to delete.
+/// Input of `deleteProject`.
 #[derive(InputObject)]
 pub struct DeleteProjectInput {
-    /// Which project.
+    /// The project to delete.
     id: ID,
 }
 
-/// What came of `deleteProject`.
+/// Payload of `deleteProject`.
 #[derive(SimpleObject)]
 pub struct DeleteProjectPayload {
-    /// The id that is gone; null if nothing was written.
+    /// Global ID of the deleted project; null if nothing was deleted.
     deleted_project_id: Option<ID>,
-    /// What the caller can put right.
+    /// Validation errors; empty on success.
     user_errors: Vec<UserError>,
 }
 
-/// A description as an update takes it.
+/// Parses the `description` of an update input: absent, null or text.
 pub fn description(faults: &mut Faults, value: MaybeUndefined<String>) -> Option<Option<Description>> {
     match value {
         MaybeUndefined::Undefined => None,
@@ -391,38 +392,38 @@ pub fn description(faults: &mut Faults, value: MaybeUndefined<String>) -> Option
     }
 }
 
-/// The mutations of projects.
 #[derive(Default)]
 pub struct ProjectMutation;
 
 #[Object]
 impl ProjectMutation {
-    /// Makes a project that the viewer owns. User errors: BLANK, TOO_LONG, INVALID, QUOTA_EXCEEDED.
+    /// Creates a project owned by the viewer. User errors: BLANK, TOO_LONG, INVALID,
+    /// QUOTA_EXCEEDED.
     #[graphql(guard = "guard::signed_in")]
     async fn create_project(
         &self,
         ctx: &Context<'_>,
-        #[graphql(desc = "What to make.")] input: CreateProjectInput,
+        #[graphql(desc = "The project to create.")] input: CreateProjectInput,
     ) -> Result<CreateProjectPayload> {
         let (project, user_errors) = write(ctx, |app, viewer| async move {
             let mut faults = Faults::default();
             let name = faults.take(ProjectName::parse("name", &input.name));
             let description = input.description.map(|text| faults.take(Description::parse("description", &text)));
             faults.check()?;
-            let name = name.ok_or_else(|| Error::internal("a name without a fault"))?;
+            let name = name.ok_or_else(|| Error::internal("no name and no user error"))?;
             store::create(&app.db, app.clock.now(), &viewer, &name, description.flatten().as_ref()).await
         })
         .await?;
         Ok(CreateProjectPayload { project: project.map(|row| Project(Arc::new(row))), user_errors })
     }
 
-    /// Changes a project. Its owner and ADMIN. User errors: BLANK, TOO_LONG, INVALID, NOT_FOUND, CONFLICT,
-    /// QUOTA_EXCEEDED.
+    /// Updates a project. Allowed for its owner and ADMIN. User errors: BLANK, TOO_LONG, INVALID,
+    /// NOT_FOUND, CONFLICT, QUOTA_EXCEEDED.
     #[graphql(guard = "guard::signed_in")]
     async fn update_project(
         &self,
         ctx: &Context<'_>,
-        #[graphql(desc = "What to change.")] input: UpdateProjectInput,
+        #[graphql(desc = "The project and the changes to make.")] input: UpdateProjectInput,
     ) -> Result<UpdateProjectPayload> {
         let (project, user_errors) = write(ctx, |app, viewer| async move {
             let id = node::named(Noun::Project, &input.id, "id")?;
@@ -441,12 +442,13 @@ impl ProjectMutation {
         Ok(UpdateProjectPayload { project: project.map(|row| Project(Arc::new(row))), user_errors })
     }
 
-    /// Deletes a project with its labels, tasks and their comments. Its owner and ADMIN. User errors: NOT_FOUND.
+    /// Deletes a project with its labels, tasks and their comments. Allowed for its owner and
+    /// ADMIN. User errors: NOT_FOUND.
     #[graphql(guard = "guard::signed_in")]
     async fn delete_project(
         &self,
         ctx: &Context<'_>,
-        #[graphql(desc = "What to delete.")] input: DeleteProjectInput,
+        #[graphql(desc = "The project to delete.")] input: DeleteProjectInput,
     ) -> Result<DeleteProjectPayload> {
         let (deleted_project_id, user_errors) = write(ctx, |app, viewer| async move {
             let id = node::named(Noun::Project, &input.id, "id")?;

@@ -1,4 +1,4 @@
-//! The remaining points of the client.
+//! The `rateLimit` query. The limits themselves are in [`crate::limits`].
 
 use async_graphql::{Context, Object, SimpleObject};
 
@@ -8,24 +8,25 @@ use crate::time::Timestamp;
 /// Cost of an operation, the remaining quota, and when the window ends.
 #[derive(Clone, Copy, Debug)]
 pub struct Spent {
-    /// Points.
+    /// In points.
     pub cost: u32,
     /// `None` when rate limits are disabled.
     pub standing: Option<(Standing, Timestamp)>,
 }
 
-/// The caller's points: per user, or per address for anonymous requests, in a sliding window of one minute.
+/// Rate limit in points over a sliding window of one minute, counted per user or, for anonymous
+/// requests, per IP address.
 #[derive(SimpleObject)]
 pub struct RateLimit {
     /// Points per minute.
     limit: u32,
-    /// Points left.
+    /// Remaining points.
     remaining: u32,
-    /// Points used, including this operation's.
+    /// Points used in the window, including this operation.
     used: u32,
-    /// When the current minute ends and its used points begin to expire.
+    /// When the current minute ends and the points used in it begin to expire.
     reset_at: Timestamp,
-    /// Points that this operation costs.
+    /// Cost of this operation in points.
     cost: u32,
 }
 
@@ -34,7 +35,7 @@ pub struct RateLimitQuery;
 
 #[Object]
 impl RateLimitQuery {
-    /// The caller's remaining points. Null when the server has rate limits disabled. Anyone may ask.
+    /// Rate limit of the client; null if rate limits are disabled. Available without signing in.
     async fn rate_limit(&self, ctx: &Context<'_>) -> Option<RateLimit> {
         let spent = ctx.data_opt::<Spent>()?;
         let (standing, reset_at) = spent.standing?;

@@ -1,11 +1,12 @@
-//! The `DateTime` scalar: RFC 3339, UTC, microseconds.
+//! The `DateTime` scalar.
 
 use async_graphql::{InputValueError, InputValueResult, Scalar, ScalarType, Value};
 
 use crate::time::Timestamp;
 
-/// A date and time by RFC 3339. Output is in UTC with microseconds (`2026-11-21T07:30:00.123456Z`). Input may have any
-/// offset; digits beyond microseconds are truncated.
+/// A date and time as defined by RFC 3339. Output is in UTC with microseconds, such as
+/// `2026-11-21T07:30:00.123456Z`. Input may have any offset; digits beyond microseconds are
+/// truncated.
 #[Scalar(name = "DateTime", specified_by_url = "https://scalars.graphql.org/andimarek/date-time.html")]
 impl ScalarType for Timestamp {
     fn parse(value: Value) -> InputValueResult<Self> {

@@ -1,4 +1,5 @@
-//! Sessions, and what a person does about their own account's safety.
+//! Sessions, the audit log, passwords, data export and account deletion. Logging in and refreshing
+//! tokens are REST routes in `http::auth`.
 
 use std::borrow::Cow;
 
@@ -29,99 +30,101 @@ use crate::store::value::Email;
 use crate::store::{account, export, user as users};
 use crate::time::Timestamp;
 
-/// A session, as the schema shows it.
 #[derive(Clone)]
 pub struct Session(pub store::Session);
 
-/// One signed-in device: the family of refresh tokens that began with one login. For oneself only.
+/// One signed-in device: the family of refresh tokens that began with one login. Visible to the
+/// user only.
 #[Object]
 impl Session {
-    /// The object's global id; opaque, and it never changes.
+    /// Global ID of the object. Opaque; never changes.
     pub async fn id(&self) -> ID {
         node::encode(Noun::Session, self.0.id)
     }
 
-    /// When it began, with a login.
+    /// When the session began, with a login.
     async fn created_at(&self) -> Timestamp {
         self.0.created_at
     }
 
-    /// When its tokens were last refreshed.
+    /// When the tokens of the session were last refreshed.
     async fn last_used_at(&self) -> Timestamp {
         self.0.last_used_at
     }
 
-    /// When it ends unless it is refreshed before. Refreshing does not extend it beyond the server's limit, 90 days
-    /// after the login by default.
+    /// When the session ends unless it is refreshed before. Refreshing extends it to at most 90
+    /// days after the login by default.
     async fn expires_at(&self) -> Timestamp {
         self.0.expires_at
     }
 
-    /// The address that the login came from.
+    /// IP address of the login.
     async fn ip_address(&self) -> Option<&str> {
         self.0.ip_address.as_deref()
     }
 
-    /// The address that it was last refreshed from, or that the login came from.
+    /// IP address of the last refresh, or of the login if there was none.
     async fn last_ip_address(&self) -> Option<&str> {
         self.0.last_address()
     }
 
-    /// The program that the login came from, as it called itself.
+    /// `User-Agent` header of the login, cut to 200 characters.
     async fn user_agent(&self) -> Option<&str> {
         self.0.user_agent.as_deref()
     }
 
-    /// Whether it is the session of this request.
+    /// Whether this request belongs to the session.
     async fn is_current(&self, ctx: &Context<'_>) -> Result<bool> {
         Ok(Caller::of(ctx).viewer()?.session_id == self.0.id)
     }
 }
 
-/// A line of the audit log, as the schema shows it.
 #[derive(Clone)]
 pub struct AuditEntry(pub audit::Entry);
 
-/// Something that happened to an account. For oneself, and ADMIN.
+/// A security event of an account, such as a login. Visible to the user of the account and ADMIN.
 #[Object]
 impl AuditEntry {
-    /// The entry's identity; opaque.
+    /// ID of the entry. Opaque; `node` does not accept it.
     async fn id(&self) -> ID {
         node::encode(Noun::AuditEntry, self.0.id)
     }
 
-    /// What happened.
+    /// Kind of event.
     async fn kind(&self) -> audit::Kind {
         self.0.kind
     }
 
-    /// When.
+    /// When the event occurred.
     async fn occurred_at(&self) -> Timestamp {
         self.0.occurred_at
     }
 
-    /// To whose account; null where the identifier that somebody tried is nobody's.
+    /// The account concerned; null for a login attempt with an identifier that belongs to no
+    /// account.
     async fn user(&self, ctx: &Context<'_>) -> Result<Option<User>> {
         user(ctx, self.0.user_id).await
     }
 
-    /// Who did it, if they were signed in.
+    /// The user who caused the event; null if nobody was signed in. Deleted accounts appear as a
+    /// user named `Deleted user`.
     async fn actor(&self, ctx: &Context<'_>) -> Result<Option<User>> {
         user(ctx, self.0.actor_id).await
     }
 
-    /// The address it came from. For what somebody else did, ADMIN only.
+    /// IP address of the request. If another user caused the event, it is visible to ADMIN only.
     async fn ip_address(&self) -> Option<&str> {
         self.0.ip_address.as_deref()
     }
 
-    /// The program it came from, as it called itself. For what somebody else did, ADMIN only.
+    /// `User-Agent` header of the request, cut to 200 characters. If another user caused the event,
+    /// it is visible to ADMIN only.
     async fn user_agent(&self) -> Option<&str> {
         self.0.user_agent.as_deref()
     }
 }
 
-/// One page of the audit log: of one account, or of all.
+/// Loads a page of the audit log, of one account or of all.
 pub async fn log(ctx: &Context<'_>, user_id: Option<crate::id::Id>, paging: Paging) -> Result<Connection<AuditEntry>> {
     let tag = Tag::new("auditLog", user_id, &(), true);
     let window = paging.window(tag)?;
@@ -131,7 +134,7 @@ pub async fn log(ctx: &Context<'_>, user_id: Option<crate::id::Id>, paging: Pagi
     Ok(Connection::new(tag, Total::Audit(user_id), page, audit::Entry::position, shown))
 }
 
-/// A document that is JSON already.
+/// A document that is JSON already, so that it is not parsed and serialized again.
 pub struct Written(Bytes);
 
 impl OutputType for Written {
@@ -148,34 +151,35 @@ impl OutputType for Written {
     }
 }
 
-/// The queries about accounts' safety.
 #[derive(Default)]
 pub struct SessionQuery;
 
 #[Object]
 impl SessionQuery {
-    /// What happened to accounts, newest first: logins, failed ones, changes of password, address, role. ADMIN only.
+    /// Security events of all accounts, newest first: logins, failed logins, ended sessions and
+    /// changes to accounts. Kept for 365 days by default. ADMIN only.
     #[graphql(guard = "guard::May(Action::ManageUsers, ())")]
     async fn audit_log(
         &self,
         ctx: &Context<'_>,
-        #[graphql(desc = "So many from the start: 1–100, default 20.")] first: Option<i32>,
-        #[graphql(desc = "Only what comes after this cursor.")] after: Option<String>,
-        #[graphql(desc = "So many from the end: 1–100; not together with `first`.")] last: Option<i32>,
-        #[graphql(desc = "Only what comes before this cursor.")] before: Option<String>,
-        #[graphql(desc = "Only of this user.")] user_id: Option<ID>,
+        #[graphql(desc = "Returns the first *n* items (1–100, default 20).")] first: Option<i32>,
+        #[graphql(desc = "Returns only items after this cursor.")] after: Option<String>,
+        #[graphql(desc = "Returns the last *n* items (1–100). Cannot be combined with `first`.")] last: Option<i32>,
+        #[graphql(desc = "Returns only items before this cursor.")] before: Option<String>,
+        #[graphql(desc = "Returns only entries of this user's account.")] user_id: Option<ID>,
     ) -> Result<Connection<AuditEntry>> {
         let user_id = user_id.map(|id| node::filtered(Noun::User, &id)).transpose()?;
         log(ctx, user_id, Paging::new(first, after, last, before)).await
     }
 
-    /// Everything that is stored of the signed-in user, as one JSON document of up to 64 MiB. Once in an operation, over
-    /// HTTP; the server makes one at a time.
+    /// Everything stored about the viewer, as one JSON document of at most 64 MiB. Costs 1,000
+    /// points. It can be selected once per operation and over HTTP. The server creates one export
+    /// at a time; others fail with SERVICE_UNAVAILABLE meanwhile.
     #[graphql(guard = "guard::signed_in")]
     async fn export_viewer_data(&self, ctx: &Context<'_>) -> Result<Written> {
         let caller = Caller::of(ctx);
         let mut conn = caller.app().db.conn().await?;
-        // A document may be larger than what an operation may decode, and has a limit of its own.
+        // An export may exceed the decoding budget of an operation; it has its own size limit.
         let document = unmetered(export::of(&mut conn, caller.viewer()?)).await?;
         drop(conn);
         let (app, who) = (caller.app(), Some(caller.viewer()?.id));
@@ -185,68 +189,71 @@ impl SessionQuery {
     }
 }
 
-/// A change of one's own password.
+/// Input of `changePassword`.
 #[derive(InputObject)]
 pub struct ChangePasswordInput {
-    /// The password now.
+    /// Current password.
     #[graphql(secret)]
     current_password: String,
-    /// The password from now on: 8 (or 15, as the server's policy is) to 256 characters, not easy to guess, and neither the
-    /// username nor the e-mail address.
+    /// New password; at most 256 characters. Depending on the server's policy it needs at least 8
+    /// characters with upper and lower case letters, a digit and a symbol, or at least 15
+    /// characters of any kind. Common passwords, the username and the e-mail address are
+    /// WEAK_PASSWORD.
     #[graphql(secret)]
     new_password: String,
 }
 
-/// What came of `changePassword`.
+/// Payload of `changePassword`.
 #[derive(SimpleObject)]
 pub struct ChangePasswordPayload {
-    /// The account; null if nothing was written.
+    /// The viewer's account; null if nothing was written.
     viewer: Option<User>,
-    /// What the caller can put right.
+    /// Validation errors; empty on success.
     user_errors: Vec<UserError>,
 }
 
-/// Which session to end.
+/// Input of `revokeSession`.
 #[derive(InputObject)]
 pub struct RevokeSessionInput {
-    /// Which session.
+    /// The session to end.
     id: ID,
 }
 
-/// What came of `revokeSession`.
+/// Payload of `revokeSession`.
 #[derive(SimpleObject)]
 pub struct RevokeSessionPayload {
-    /// The session that is ended; null if nothing was written.
+    /// Global ID of the ended session; null if nothing was written.
     revoked_session_id: Option<ID>,
-    /// What the caller can put right.
+    /// Validation errors; empty on success.
     user_errors: Vec<UserError>,
 }
 
-/// What came of `revokeOtherSessions`.
+/// Payload of `revokeOtherSessions`.
 #[derive(SimpleObject)]
 pub struct RevokeOtherSessionsPayload {
-    /// How many sessions were ended.
+    /// Number of sessions that were ended.
     revoked_count: usize,
 }
 
-/// A person wants to leave.
+/// Input of `deleteViewer`.
 #[derive(InputObject)]
 pub struct DeleteViewerInput {
-    /// The password, to be sure.
+    /// Current password, as confirmation.
     #[graphql(secret)]
     password: String,
 }
 
-/// What came of `deleteViewer`.
+/// Payload of `deleteViewer`.
 #[derive(SimpleObject)]
 pub struct DeleteViewerPayload {
-    /// The user that is gone; null if nothing was written.
+    /// Global ID of the deleted user; null if nothing was deleted.
     deleted_user_id: Option<ID>,
-    /// What the caller can put right.
+    /// Validation errors; empty on success.
     user_errors: Vec<UserError>,
 }
 
-/// Asks for the password once more. Guesses are limited like logins, and lock the session out like an address.
+/// Verifies the password of a signed-in user again. Attempts are rate-limited like logins; wrong
+/// passwords lock the session out as they lock out an address at login.
 async fn confirm(
     app: &App,
     viewer: &Viewer,
@@ -268,12 +275,12 @@ async fn confirm(
     match verdict.refusal(now) {
         Some(refusal) => Err(refusal),
         None if is_right => Ok(()),
-        None => Err(Error::fault(field, FaultCode::WrongPassword, "The password is not right.")),
+        None => Err(Error::fault(field, FaultCode::WrongPassword, "The password is incorrect.")),
     }
 }
 
-/// Asks for the password where the e-mail address is to change; whether it was given. The present address needs none: it
-/// calls a change off.
+/// Verifies the password before a change of the e-mail address, and returns whether it was
+/// verified. The current address, which cancels a pending change, requires none.
 pub async fn confirm_email_change(
     app: &App,
     viewer: &Viewer,
@@ -291,20 +298,20 @@ pub async fn confirm_email_change(
     Ok(true)
 }
 
-/// The mutations of sessions and one's own account's safety.
 #[derive(Default)]
 pub struct SessionMutation;
 
 #[Object]
 impl SessionMutation {
-    /// Changes the signed-in user's password and ends every other session. After 5 wrong passwords the session gets
-    /// LOCKED_OUT for 30 minutes, unless the server is set up otherwise. User errors: WRONG_PASSWORD, WEAK_PASSWORD,
-    /// TOO_LONG, INVALID.
+    /// Changes the viewer's password, ends all other sessions and notifies the viewer by e-mail.
+    /// Attempts are rate-limited like logins (RATE_LIMITED). By default, 5 wrong passwords lock the
+    /// session out of all password checks for 30 minutes (LOCKED_OUT). User errors: WRONG_PASSWORD,
+    /// WEAK_PASSWORD, TOO_LONG, INVALID.
     #[graphql(guard = "guard::signed_in")]
     async fn change_password(
         &self,
         ctx: &Context<'_>,
-        #[graphql(desc = "The old password and the new one.")] input: ChangePasswordInput,
+        #[graphql(desc = "The current and the new password.")] input: ChangePasswordInput,
     ) -> Result<ChangePasswordPayload> {
         let origin = Caller::of(ctx).origin();
         let (viewer, user_errors) = write(ctx, |app, viewer| async move {
@@ -320,12 +327,13 @@ impl SessionMutation {
         Ok(ChangePasswordPayload { viewer: viewer.map(User::from), user_errors })
     }
 
-    /// Ends a session of the signed-in user: its tokens are dead with the next request. User errors: NOT_FOUND.
+    /// Ends a session of the viewer; the current one, too. Its tokens are rejected from the next
+    /// request and its sockets and streams are closed. User errors: NOT_FOUND.
     #[graphql(guard = "guard::signed_in")]
     async fn revoke_session(
         &self,
         ctx: &Context<'_>,
-        #[graphql(desc = "Which one.")] input: RevokeSessionInput,
+        #[graphql(desc = "The session to end.")] input: RevokeSessionInput,
     ) -> Result<RevokeSessionPayload> {
         let origin = Caller::of(ctx).origin();
         let (revoked_session_id, user_errors) = write(ctx, |app, viewer| async move {
@@ -340,7 +348,7 @@ impl SessionMutation {
         Ok(RevokeSessionPayload { revoked_session_id, user_errors })
     }
 
-    /// Ends every session of the signed-in user but the current one.
+    /// Ends all sessions of the viewer except the current one.
     #[graphql(guard = "guard::signed_in")]
     async fn revoke_other_sessions(&self, ctx: &Context<'_>) -> Result<RevokeOtherSessionsPayload> {
         let origin = Caller::of(ctx).origin();
@@ -353,14 +361,15 @@ impl SessionMutation {
         Ok(RevokeOtherSessionsPayload { revoked_count: count.unwrap_or_default() })
     }
 
-    /// Deletes the signed-in user's account, with their projects and all that is in them. Comments and assignments in
-    /// other people's projects stay, as those of a deleted user. Wrong passwords lock the session out as in
-    /// `changePassword`. User errors: WRONG_PASSWORD, INVALID (for the last ADMIN).
+    /// Deletes the viewer's account with all their projects and the contents of these. Comments and
+    /// assignments in other users' projects remain, under the name `Deleted user`. Wrong passwords
+    /// lock the session out as for `changePassword`. User errors: WRONG_PASSWORD, INVALID (the last
+    /// active ADMIN cannot be deleted).
     #[graphql(guard = "guard::signed_in")]
     async fn delete_viewer(
         &self,
         ctx: &Context<'_>,
-        #[graphql(desc = "The password, to be sure.")] input: DeleteViewerInput,
+        #[graphql(desc = "The confirmation.")] input: DeleteViewerInput,
     ) -> Result<DeleteViewerPayload> {
         let origin = Caller::of(ctx).origin();
         let (deleted_user_id, user_errors) = write(ctx, |app, viewer| async move {

@@ -1,4 +1,5 @@
-//! Tasks.
+//! The `Task` type, its queries and mutations. Rules and SQL are in `store::task` and
+//! `store::task_list`.
 
 use std::sync::Arc;
 
@@ -28,100 +29,101 @@ use crate::store::task_list::{self, Filter, List, OrderField, Range, Scope};
 use crate::store::value::{Description, Faults, Search, Title};
 use crate::time::Timestamp;
 
-/// A task, as the schema shows it.
 #[derive(Clone)]
 pub struct Task(pub Arc<store::Task>);
 
-/// Something to be done in a project. The project's owner, its assignee and ADMIN see and change it.
+/// A unit of work in a project. The project's owner, the assignee and ADMIN may see and update it.
 #[Object]
 impl Task {
-    /// The object's global id; opaque, and it never changes.
+    /// Global ID of the object. Opaque; never changes.
     pub async fn id(&self) -> ID {
         node::encode(Noun::Task, self.0.id)
     }
 
-    /// What is to be done: 1–200 characters.
+    /// What needs to be done; 1–200 characters.
     async fn title(&self) -> Text<&str> {
         Text(&self.0.title)
     }
 
-    /// At more length: up to 10,000 characters.
+    /// Details; up to 10,000 characters.
     async fn description(&self) -> Option<Text<&str>> {
         self.0.description.as_deref().map(Text)
     }
 
-    /// How far it is.
+    /// Current status.
     async fn status(&self) -> Status {
         self.0.status
     }
 
-    /// How urgent it is.
+    /// Priority of the task.
     async fn priority(&self) -> Priority {
         self.0.priority
     }
 
-    /// When it should be done.
+    /// When the task is due; null without a due date.
     async fn due_at(&self) -> Option<Timestamp> {
         self.0.due_at
     }
 
-    /// Whether it is past its due date and not DONE.
+    /// Whether the task is past its due date and not DONE.
     async fn is_overdue(&self, ctx: &Context<'_>) -> bool {
         self.is_late(Caller::of(ctx))
     }
 
-    /// When it became DONE; null unless it is.
+    /// When the task became DONE; null in any other status.
     async fn completed_at(&self) -> Option<Timestamp> {
         self.0.completed_at
     }
 
-    /// Grows by one with each change, of its labels too.
+    /// Starts at 1 and increases by 1 with each `updateTask` that changes the task or its labels.
+    /// Pass it as `expectedVersion` to detect concurrent updates.
     async fn version(&self) -> i32 {
         self.0.version
     }
 
-    /// When it was made.
+    /// When the task was created.
     async fn created_at(&self) -> Timestamp {
         self.0.created_at
     }
 
-    /// When it last changed.
+    /// When the task or its labels were last updated.
     async fn updated_at(&self) -> Timestamp {
         self.0.updated_at
     }
 
-    /// The project it is in.
+    /// The project that the task belongs to.
     async fn project(&self, ctx: &Context<'_>) -> Result<Project> {
         let columns = project::columns(&Selected::of(ctx));
         let project = Caller::of(ctx).loaders()?.project(self.0.project_id, columns).await?;
-        Ok(Project(project.ok_or_else(|| Error::refused(Code::NotFound, "The project is gone."))?))
+        Ok(Project(project.ok_or_else(|| Error::refused(Code::NotFound, "The project no longer exists."))?))
     }
 
-    /// Who made it; a user named `Deleted user` when the account is gone.
+    /// The user who created the task. Deleted accounts appear as a user named `Deleted user`.
     async fn creator(&self, ctx: &Context<'_>) -> Result<Option<User>> {
         user(ctx, self.0.creator_id).await
     }
 
-    /// Who is to do it.
+    /// The user responsible for the task; null if the task is unassigned. Deleted accounts appear
+    /// as a user named `Deleted user`.
     async fn assignee(&self, ctx: &Context<'_>) -> Result<Option<User>> {
         user(ctx, self.0.assignee_id).await
     }
 
-    /// Its labels, by name.
+    /// Labels of the task, sorted by name.
     async fn labels(&self, ctx: &Context<'_>) -> Result<Vec<Label>> {
         let caller = Caller::of(ctx);
         let labels = caller.members(caller.loaders()?.task_labels(self.0.id).await?)?;
         Ok(labels.into_iter().map(Label).collect())
     }
 
-    /// What people wrote about it, oldest first.
+    /// Comments on the task, oldest first.
     async fn comments(
         &self,
         ctx: &Context<'_>,
-        #[graphql(desc = "So many from the start: 1–100, default 20.")] first: Option<i32>,
-        #[graphql(desc = "Only what comes after this cursor.")] after: Option<String>,
-        #[graphql(desc = "So many from the end: 1–100; not together with `first`.")] last: Option<i32>,
-        #[graphql(desc = "Only what comes before this cursor.")] before: Option<String>,
+        #[graphql(desc = "Returns the first *n* items (1–100, default 20).")] first: Option<i32>,
+        #[graphql(desc = "Returns only items after this cursor.")] after: Option<String>,
+        #[graphql(desc = "Returns the last *n* items (1–100). Cannot be combined with `first`.")] last: Option<i32>,
+        #[graphql(desc = "Returns only items before this cursor.")] before: Option<String>,
     ) -> Result<ByLevel<Connection<Comment>>> {
         let window = Arc::new(Paging::new(first, after, last, before).window(comments_tag())?);
         let columns = comment::columns_of_nodes(&Selected::of(ctx));
@@ -129,14 +131,14 @@ impl Task {
         Ok(ByLevel(self.commented(page)))
     }
 
-    /// What happened to this task, oldest first.
+    /// Events of the task, oldest first. They are kept as long as the task.
     async fn activity(
         &self,
         ctx: &Context<'_>,
-        #[graphql(desc = "So many from the start: 1–100, default 20.")] first: Option<i32>,
-        #[graphql(desc = "Only what comes after this cursor.")] after: Option<String>,
-        #[graphql(desc = "So many from the end: 1–100; not together with `first`.")] last: Option<i32>,
-        #[graphql(desc = "Only what comes before this cursor.")] before: Option<String>,
+        #[graphql(desc = "Returns the first *n* items (1–100, default 20).")] first: Option<i32>,
+        #[graphql(desc = "Returns only items after this cursor.")] after: Option<String>,
+        #[graphql(desc = "Returns the last *n* items (1–100). Cannot be combined with `first`.")] last: Option<i32>,
+        #[graphql(desc = "Returns only items before this cursor.")] before: Option<String>,
     ) -> Result<EventConnection> {
         let cursors = &Caller::of(ctx).app().cursors;
         let stretch = event::stretch(cursors, &Paging::new(first, after, last, before))?;
@@ -146,7 +148,7 @@ impl Task {
         event::connection(views.collect(), stretch, cursors)
     }
 
-    /// Whether the viewer may change the task.
+    /// Whether the viewer may update the task.
     async fn viewer_can_update(&self, ctx: &Context<'_>) -> Result<bool> {
         Ok(Caller::of(ctx).may(Action::UpdateTask, &*self.0)?)
     }
@@ -172,7 +174,8 @@ impl Task {
     }
 }
 
-/// A cursor is good for the comments of any task: it says when, and which after that.
+/// The tag names no task: a comment cursor is a time and an id, and valid for the comments of any
+/// task.
 fn comments_tag() -> Tag {
     Tag::new("Task.comments", None, &(), false)
 }
@@ -224,7 +227,7 @@ impl Level for Task {
     }
 }
 
-/// The user with an id that may be none.
+/// Loads the user with this id, if there is an id.
 pub async fn user(ctx: &Context<'_>, id: Option<Id>) -> Result<Option<User>> {
     match id {
         Some(id) => Ok(Caller::of(ctx).loaders()?.user(id).await?.map(User::from)),
@@ -232,16 +235,16 @@ pub async fn user(ctx: &Context<'_>, id: Option<Id>) -> Result<Option<User>> {
     }
 }
 
-/// A stretch of time; members are ANDed.
+/// A range of time. Members are combined with AND.
 #[derive(Clone, InputObject)]
 pub struct DateTimeRange {
-    /// Later than.
+    /// After this time.
     gt: Option<Timestamp>,
-    /// Not earlier than.
+    /// At or after this time.
     gte: Option<Timestamp>,
-    /// Earlier than.
+    /// Before this time.
     lt: Option<Timestamp>,
-    /// Not later than.
+    /// At or before this time.
     lte: Option<Timestamp>,
 }
 
@@ -251,41 +254,43 @@ impl From<DateTimeRange> for Range {
     }
 }
 
-/// Which tasks are asked for. Members are ANDed; an empty list matches nothing.
+/// Filter for tasks. Members are combined with AND; an empty list matches nothing. A list of more
+/// than 100 items fails with BAD_USER_INPUT.
 #[derive(Clone, InputObject)]
 pub struct TaskFilter {
-    /// Words in title or description, without regard to case; all of them must occur. At most 10 words and 200
-    /// characters; `%` and `_` mean themselves.
+    /// Matches tasks whose title or description contains all of these words, anywhere and ignoring
+    /// case. At most 10 words and 200 characters; `%` and `_` are literal. A search adds 20 points
+    /// to the cost of the operation.
     search: Option<String>,
-    /// In one of these statuses, at most 100.
+    /// Matches tasks in any of these statuses.
     status: Option<Vec<Status>>,
-    /// Of one of these priorities, at most 100.
+    /// Matches tasks with any of these priorities.
     priority: Option<Vec<Priority>>,
-    /// In this project.
+    /// Matches tasks in this project.
     project_id: Option<ID>,
-    /// Assigned to this user.
+    /// Matches tasks assigned to this user.
     assignee_id: Option<ID>,
-    /// Assigned to nobody (true), or to somebody (false).
+    /// Matches tasks without an assignee (true) or with one (false).
     unassigned: Option<bool>,
-    /// With at least one of these labels, at most 100.
+    /// Matches tasks with at least one of these labels.
     label_ids: Option<Vec<ID>>,
-    /// Past its due date and not DONE (true), or not so (false).
+    /// Matches tasks that are past their due date and not DONE (true), or all others (false).
     overdue: Option<bool>,
-    /// Due in this stretch of time; tasks without a due date are in none.
+    /// Matches tasks due in this range. Tasks without a due date match no bound.
     due_at: Option<DateTimeRange>,
-    /// Made in this stretch of time.
+    /// Matches tasks created in this range.
     created_at: Option<DateTimeRange>,
-    /// Last changed in this stretch of time.
+    /// Matches tasks last updated in this range.
     updated_at: Option<DateTimeRange>,
 }
 
-/// How long a list in a filter may be.
+/// Largest number of items in a list of a filter or an input.
 const MAX_LIST: usize = 100;
 
-/// Refuses a filter with a list that is longer.
+/// Rejects a filter with a list of more than `MAX_LIST` items.
 pub fn check_lists(lengths: impl IntoIterator<Item = usize>) -> crate::error::Result<()> {
     match lengths.into_iter().any(|length| length > MAX_LIST) {
-        true => Err(Error::bad_input("A list in a filter has at most 100 members.")),
+        true => Err(Error::bad_input("A list in a filter can have at most 100 items.")),
         false => Ok(()),
     }
 }
@@ -314,18 +319,18 @@ impl TaskFilter {
     }
 }
 
-/// The order of a list of tasks.
+/// Sort order of tasks.
 #[derive(Clone, InputObject)]
 pub struct TaskOrder {
-    /// What to order by.
+    /// Field to sort by.
     field: OrderField,
-    /// Which way round.
+    /// Sort direction.
     #[graphql(default_with = "OrderDirection::Asc")]
     direction: OrderDirection,
 }
 
-/// What of a task is read for what is selected of it. What hangs on it by its id is read for itself, but for its history,
-/// which shows the task again.
+/// The narrowest set of columns that serves a selection on a task. Related objects are loaded
+/// separately, by id; the events of `activity` show the task again and add to the set.
 pub fn columns(task: &Selected<'_>) -> TaskColumns {
     task.greatest(&["Task", "Node"], TaskColumns::Summary, |field| match field.name() {
         "__typename" | "id" | "title" | "status" | "priority" | "dueAt" | "isOverdue" | "createdAt" | "project"
@@ -338,12 +343,12 @@ pub fn columns(task: &Selected<'_>) -> TaskColumns {
     })
 }
 
-/// What of tasks is read for what is selected of a connection of them.
+/// The narrowest set of columns that serves a selection on a connection of tasks.
 pub fn columns_of_nodes(connection: &Selected<'_>) -> TaskColumns {
     needs(connection, ["TaskConnection", "TaskEdge"], TaskColumns::Summary, |task| columns(&task))
 }
 
-/// The list that a field's arguments ask for, and the tag of its cursors.
+/// Builds the list that the arguments of a field describe, and the tag of its cursors.
 pub fn list(
     field: &str,
     parent: Option<Id>,
@@ -360,40 +365,39 @@ pub fn list(
     Ok((tag, Arc::new(List { scopes, filter, order, descending, window: paging.window(tag)?, columns })))
 }
 
-/// The page of such a list as a connection.
+/// Wraps a page of this list in a connection.
 pub fn connection(tag: Tag, total: Total, page: Page<Arc<store::Task>>, list: &List) -> Connection<Task> {
     Connection::new(tag, total, page, |row| row.position(list.order), Task)
 }
 
-/// The queries of tasks.
 #[derive(Default)]
 pub struct TaskQuery;
 
 #[Object]
 impl TaskQuery {
-    /// The task with this id; null if there is none for the viewer.
+    /// Looks up a task by global ID. Null if it does not exist or the viewer may not see it.
     #[graphql(guard = "guard::signed_in")]
     async fn task(
         &self,
         ctx: &Context<'_>,
-        #[graphql(desc = "Its global id.")] id: ID,
+        #[graphql(desc = "Global ID of the task.")] id: ID,
     ) -> Result<Option<ByLevel<Task>>> {
         Ok(found(Caller::of(ctx), &Selected::of(ctx), &id).await?.map(ByLevel))
     }
 
-    /// Every task that the viewer may see, by default oldest first: those in their own projects and those assigned to
-    /// them; all tasks for ADMIN.
+    /// Tasks that the viewer may see, oldest first by default: those in the viewer's projects and
+    /// those assigned to the viewer, or all tasks for ADMIN.
     #[graphql(guard = "guard::signed_in")]
     #[expect(clippy::too_many_arguments, reason = "Relay's paging arguments")]
     async fn tasks(
         &self,
         ctx: &Context<'_>,
-        #[graphql(desc = "So many from the start: 1–100, default 20.")] first: Option<i32>,
-        #[graphql(desc = "Only what comes after this cursor.")] after: Option<String>,
-        #[graphql(desc = "So many from the end: 1–100; not together with `first`.")] last: Option<i32>,
-        #[graphql(desc = "Only what comes before this cursor.")] before: Option<String>,
-        #[graphql(desc = "Only these.")] filter: Option<TaskFilter>,
-        #[graphql(desc = "In this order.")] order_by: Option<TaskOrder>,
+        #[graphql(desc = "Returns the first *n* items (1–100, default 20).")] first: Option<i32>,
+        #[graphql(desc = "Returns only items after this cursor.")] after: Option<String>,
+        #[graphql(desc = "Returns the last *n* items (1–100). Cannot be combined with `first`.")] last: Option<i32>,
+        #[graphql(desc = "Returns only items before this cursor.")] before: Option<String>,
+        #[graphql(desc = "Returns only tasks that match this filter.")] filter: Option<TaskFilter>,
+        #[graphql(desc = "Sort order; CREATED_AT ascending by default.")] order_by: Option<TaskOrder>,
     ) -> Result<ByLevel<Connection<Task>>> {
         let field = Selected::of(ctx);
         let paging = Paging::new(first, after, last, before).shown_by(&field);
@@ -401,7 +405,7 @@ impl TaskQuery {
     }
 }
 
-/// The task with a global id.
+/// Loads a task by global ID.
 pub async fn found(caller: &Caller, field: &Selected<'_>, id: &ID) -> crate::error::Result<Option<Task>> {
     let Some(id) = node::decode_as(Noun::Task, id) else {
         return Ok(None);
@@ -410,7 +414,7 @@ pub async fn found(caller: &Caller, field: &Selected<'_>, id: &ID) -> crate::err
     Ok(caller.loaders()?.root::<loader::Tasks>(key, caller.manner().is_single).await?.map(Task))
 }
 
-/// A page of the tasks that the caller may see.
+/// Loads a page of the tasks that the viewer may see.
 pub async fn listed(
     caller: &Caller,
     field: &Selected<'_>,
@@ -425,84 +429,88 @@ pub async fn listed(
     Ok(connection(tag, Total::Tasks(Arc::clone(&list)), page.shared(), &list))
 }
 
-/// A task to be made. It begins as TODO.
+/// Input of `createTask`. A new task has the status TODO.
 #[derive(InputObject)]
 pub struct CreateTaskInput {
-    /// The project it is for.
+    /// The project to add the task to. It must be ACTIVE.
     project_id: ID,
-    /// What is to be done: 1–200 characters after trimming.
+    /// What needs to be done; 1–200 characters after trimming.
     title: String,
-    /// At more length: up to 10,000 characters.
+    /// Details; up to 10,000 characters.
     description: Option<String>,
-    /// How urgent it is.
+    /// Priority of the task.
     #[graphql(default_with = "Some(Priority::Medium)")]
     priority: Option<Priority>,
-    /// When it should be done; must be in the future.
+    /// When the task is due. Must be in the future.
     due_at: Option<Timestamp>,
-    /// The user who is to do it. ADMIN gets INVALID for a disabled account; nobody else learns that it is disabled, and
-    /// nothing is mailed to it.
+    /// The user to assign the task to. A deleted account is INVALID. A disabled account is INVALID
+    /// for ADMIN only: for anyone else the assignment succeeds without an e-mail, so that it does
+    /// not reveal the state of the account.
     assignee_id: Option<ID>,
-    /// Labels of its project, at most 100.
+    /// Labels of the same project; at most 100.
     label_ids: Option<Vec<ID>>,
 }
 
-/// What came of `createTask`.
+/// Payload of `createTask`.
 #[derive(SimpleObject)]
 pub struct CreateTaskPayload {
-    /// The new task; null if nothing was written.
+    /// The created task; null if nothing was written.
     task: Option<Task>,
-    /// What the caller can put right.
+    /// Validation errors; empty on success.
     user_errors: Vec<UserError>,
 }
 
-/// What to change of a task. A field that is left out stays as it is, an explicit null clears it.
+/// Input of `updateTask`. Omitted fields stay unchanged; an explicit null clears a field.
 #[derive(InputObject)]
 pub struct UpdateTaskInput {
-    /// Which task.
+    /// The task to update.
     id: ID,
-    /// A new title: 1–200 characters after trimming; cannot be cleared.
+    /// New title; 1–200 characters after trimming. Cannot be null.
     title: MaybeUndefined<String>,
-    /// A new description: up to 10,000 characters.
+    /// New description; up to 10,000 characters. Null removes it.
     description: MaybeUndefined<String>,
-    /// A new status, one step from the present one: TODO ↔ IN_PROGRESS ↔ DONE; cannot be cleared.
+    /// New status, one step from the current one: TODO ↔ IN_PROGRESS ↔ DONE. Cannot be null.
     status: MaybeUndefined<Status>,
-    /// A new priority; cannot be cleared.
+    /// New priority. Cannot be null.
     priority: MaybeUndefined<Priority>,
-    /// A new due date; must be in the future.
+    /// New due date. Must be in the future unless it is unchanged. Null removes it.
     due_at: MaybeUndefined<Timestamp>,
-    /// The user who is to do it, or null for nobody. ADMIN gets INVALID for a disabled account; nobody else learns that it
-    /// is disabled, and nothing is mailed to it.
+    /// The user to assign the task to; null unassigns it. A deleted account is INVALID. A disabled
+    /// account is INVALID for ADMIN only: for anyone else the assignment succeeds without an
+    /// e-mail, so that it does not reveal the state of the account.
     assignee_id: MaybeUndefined<ID>,
-    /// Labels of its project to put on, at most 100.
+    /// Labels of the same project to add; at most 100.
     add_label_ids: Option<Vec<ID>>,
-    /// Labels to take off, at most 100.
+    /// Labels to remove; at most 100. A label that is also in `addLabelIds` stays.
     remove_label_ids: Option<Vec<ID>>,
-    /// Refuse with CONFLICT, and write nothing, when the task has moved on from this version.
+    /// Version that the update is based on. If it is not the current version, the update fails with
+    /// CONFLICT and writes nothing.
     expected_version: Option<i32>,
 }
 
-/// What came of `updateTask`.
+/// Payload of `updateTask`.
 #[derive(SimpleObject)]
 pub struct UpdateTaskPayload {
-    /// The task as it is now; null if nothing was written, or if the change took it out of the viewer's sight.
+    /// The updated task. Null if nothing was written, or if the viewer may no longer see the task
+    /// after the update.
     task: Option<ByLevel<Task>>,
-    /// What the caller can put right.
+    /// Validation errors; empty on success.
     user_errors: Vec<UserError>,
 }
 
-/// Which task to delete.
+/// Input of `deleteTask`.
 #[derive(InputObject)]
 pub struct DeleteTaskInput {
-    /// Which task.
+    /// The task to delete.
     id: ID,
 }
 
-/// What came of `deleteTask`.
+/// Payload of `deleteTask`.
 #[derive(SimpleObject)]
 pub struct DeleteTaskPayload {
-    /// The id that is gone; null if nothing was written.
+    /// Global ID of the deleted task; null if nothing was deleted.
     deleted_task_id: Option<ID>,
-    /// What the caller can put right.
+    /// Validation errors; empty on success.
     user_errors: Vec<UserError>,
 }
 
@@ -517,19 +525,18 @@ fn label_ids(field: &'static str, ids: Option<Vec<ID>>) -> crate::error::Result<
     Ok(labels)
 }
 
-/// The mutations of tasks.
 #[derive(Default)]
 pub struct TaskMutation;
 
 #[Object]
 impl TaskMutation {
-    /// Adds a task to a project. The project's owner and ADMIN. User errors: BLANK, TOO_LONG, INVALID, NOT_FOUND,
-    /// IN_THE_PAST, ARCHIVED, QUOTA_EXCEEDED.
+    /// Creates a task in a project. Allowed for the project's owner and ADMIN. User errors: BLANK,
+    /// TOO_LONG, INVALID, NOT_FOUND, IN_THE_PAST, ARCHIVED, QUOTA_EXCEEDED.
     #[graphql(guard = "guard::signed_in")]
     async fn create_task(
         &self,
         ctx: &Context<'_>,
-        #[graphql(desc = "What to make.")] input: CreateTaskInput,
+        #[graphql(desc = "The task to create.")] input: CreateTaskInput,
     ) -> Result<CreateTaskPayload> {
         let (task, user_errors) = write(ctx, |app, viewer| async move {
             let project_id = node::named(Noun::Project, &input.project_id, "projectId")?;
@@ -539,7 +546,7 @@ impl TaskMutation {
             faults.check()?;
             let new = New {
                 project_id,
-                title: title.ok_or_else(|| Error::internal("a title without a fault"))?,
+                title: title.ok_or_else(|| Error::internal("no title and no user error"))?,
                 description: description.flatten(),
                 priority: input.priority.unwrap_or(Priority::Medium),
                 due_at: input.due_at,
@@ -552,13 +559,14 @@ impl TaskMutation {
         Ok(CreateTaskPayload { task: task.map(|row| Task(Arc::new(row))), user_errors })
     }
 
-    /// Changes a task. The project's owner, its assignee and ADMIN. User errors: BLANK, TOO_LONG, INVALID, NOT_FOUND,
-    /// IN_THE_PAST, INVALID_STATUS_TRANSITION, CONFLICT, QUOTA_EXCEEDED.
+    /// Updates a task. Allowed for the project's owner, the assignee and ADMIN. User errors: BLANK,
+    /// TOO_LONG, INVALID, NOT_FOUND, IN_THE_PAST, INVALID_STATUS_TRANSITION, CONFLICT,
+    /// QUOTA_EXCEEDED.
     #[graphql(guard = "guard::signed_in")]
     async fn update_task(
         &self,
         ctx: &Context<'_>,
-        #[graphql(desc = "What to change.")] input: UpdateTaskInput,
+        #[graphql(desc = "The task and the changes to make.")] input: UpdateTaskInput,
     ) -> Result<UpdateTaskPayload> {
         let (task, user_errors) = write(ctx, |app, viewer| async move {
             let id = node::named(Noun::Task, &input.id, "id")?;
@@ -587,12 +595,13 @@ impl TaskMutation {
         Ok(UpdateTaskPayload { task: task.flatten().map(|row| ByLevel(Task(Arc::new(row)))), user_errors })
     }
 
-    /// Deletes a task with its comments. The project's owner and ADMIN. User errors: NOT_FOUND.
+    /// Deletes a task with its comments. Allowed for the project's owner and ADMIN. User errors:
+    /// NOT_FOUND.
     #[graphql(guard = "guard::signed_in")]
     async fn delete_task(
         &self,
         ctx: &Context<'_>,
-        #[graphql(desc = "What to delete.")] input: DeleteTaskInput,
+        #[graphql(desc = "The task to delete.")] input: DeleteTaskInput,
     ) -> Result<DeleteTaskPayload> {
         let (deleted_task_id, user_errors) = write(ctx, |app, viewer| async move {
             let id = node::named(Noun::Task, &input.id, "id")?;

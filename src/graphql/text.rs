@@ -1,4 +1,5 @@
-//! Text written by users. It may be long and selected many times, so its bytes are counted before it is copied.
+//! Text written by users. It can be long and selected many times, so its bytes are counted towards
+//! the size of the response before it is copied.
 
 use std::borrow::Cow;
 
@@ -8,7 +9,7 @@ use async_graphql::{ContextSelectionSet, OutputType, Positioned, ServerResult, V
 
 use super::Caller;
 
-/// A `String` in the schema.
+/// A `String` in the schema whose bytes are counted.
 pub struct Text<T>(pub T);
 
 impl<T: AsRef<str> + Send + Sync> OutputType for Text<T> {

@@ -1,4 +1,5 @@
-//! Users.
+//! The `User` type, its queries and mutations. Rules and SQL are in `store::user`; sessions and
+//! passwords are in [`super::session`].
 
 use std::sync::Arc;
 
@@ -22,21 +23,20 @@ use crate::store::user::{self as store, Changes, Filter, List, OrderField, Profi
 use crate::store::value::{DisplayName, Email, Faults, Search, Username};
 use crate::time::Timestamp;
 
-/// The direction of an order.
+/// Sort direction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Enum)]
 pub enum OrderDirection {
-    /// Smallest, oldest or first in the alphabet first.
+    /// Ascending: smallest, oldest or alphabetically first item first.
     Asc,
-    /// Largest, newest or last in the alphabet first.
+    /// Descending: largest, newest or alphabetically last item first.
     Desc,
 }
 
-/// A person with an account. Everyone who is signed in sees username and display name; the rest is for the person
-/// themselves and ADMIN.
+/// The public profile, with the full account where it was loaded anyway.
 #[derive(Clone)]
 pub struct User {
     profile: Arc<Profile>,
-    /// Where the account was read as well.
+    /// Present if the full row was loaded.
     account: Option<Arc<store::User>>,
 }
 
@@ -59,78 +59,81 @@ impl From<store::User> for User {
 }
 
 impl User {
-    /// What is not for everyone; behind the guards.
+    /// Loads the full account. Only fields with a guard may call it.
     async fn account(&self, ctx: &Context<'_>) -> Result<Arc<store::User>> {
         if let Some(account) = &self.account {
             return Ok(Arc::clone(account));
         }
         let account = Caller::of(ctx).loaders()?.account(self.profile.id).await?;
-        Ok(account.ok_or_else(|| Error::internal("a profile without its account"))?)
+        Ok(account.ok_or_else(|| Error::internal("profile without an account"))?)
     }
 }
 
-/// A person with an account. Everyone who is signed in sees id, username, display name and when they signed up; anything
-/// else is for the person themselves and ADMIN: for others it is null, with a FORBIDDEN error at its path.
+/// A person with an account. Every signed-in user may read `id`, `username`, `displayName` and
+/// `createdAt`. All other fields are visible only to the user and, where noted, to ADMIN; for
+/// anyone else they are null, with a FORBIDDEN error at their path.
 #[Object]
 impl User {
-    /// The object's global id; opaque, and it never changes.
+    /// Global ID of the object. Opaque; never changes.
     pub async fn id(&self) -> ID {
         node::encode(Noun::User, self.profile.id)
     }
 
-    /// The handle that others find them by: 3–50 of `A–Z a–z 0–9 _ -`, unique without regard to case.
+    /// Handle of the user: 3–50 of the characters `A–Z a–z 0–9 _ -`, unique ignoring case.
     async fn username(&self) -> &str {
         &self.profile.username
     }
 
-    /// The name that others read.
+    /// Name to display; 1–100 characters.
     async fn display_name(&self) -> &str {
         &self.profile.display_name
     }
 
-    /// When they signed up.
+    /// When the account was created.
     async fn created_at(&self) -> Timestamp {
         self.profile.created_at
     }
 
-    /// Where mail goes to. Oneself and ADMIN.
+    /// E-mail address of the account. Visible to the user and ADMIN.
     #[graphql(guard = "guard::May(Action::ReadAccount, Account(self.profile.id))")]
     async fn email(&self, ctx: &Context<'_>) -> Result<Option<String>> {
         Ok(Some(self.account(ctx).await?.email.clone()))
     }
 
-    /// What they are on this server. Oneself and ADMIN.
+    /// Role of the user on this server. Visible to the user and ADMIN.
     #[graphql(guard = "guard::May(Action::ReadAccount, Account(self.profile.id))")]
     async fn role(&self, ctx: &Context<'_>) -> Result<Option<Role>> {
         Ok(Some(self.account(ctx).await?.role))
     }
 
-    /// Whether they may sign in. Oneself and ADMIN.
+    /// Whether the user can sign in. Visible to the user and ADMIN.
     #[graphql(guard = "guard::May(Action::ReadAccount, Account(self.profile.id))")]
     async fn is_active(&self, ctx: &Context<'_>) -> Result<Option<bool>> {
         Ok(Some(self.account(ctx).await?.is_active))
     }
 
-    /// Whether they have shown that mail to the address reaches them. Oneself and ADMIN.
+    /// Whether the user has confirmed the e-mail address with the link mailed to it. Visible to the
+    /// user and ADMIN.
     #[graphql(guard = "guard::May(Action::ReadAccount, Account(self.profile.id))")]
     async fn email_verified(&self, ctx: &Context<'_>) -> Result<Option<bool>> {
         Ok(Some(self.account(ctx).await?.email_verified))
     }
 
-    /// Whether assignments are mailed to them, if their address is verified. Oneself and ADMIN.
+    /// Whether an e-mail is sent when a task is assigned to the user. It is sent only to a verified
+    /// address. Visible to the user and ADMIN.
     #[graphql(guard = "guard::May(Action::ReadAccount, Account(self.profile.id))")]
     async fn assignment_emails(&self, ctx: &Context<'_>) -> Result<Option<bool>> {
         Ok(Some(self.account(ctx).await?.assignment_emails))
     }
 
-    /// When they last logged in. Oneself and ADMIN.
+    /// When the user last logged in; null if never. Visible to the user and ADMIN.
     #[graphql(guard = "guard::May(Action::ReadAccount, Account(self.profile.id))")]
     async fn last_login_at(&self, ctx: &Context<'_>) -> Result<Option<Timestamp>> {
         let told = Caller::of(ctx).loaders()?.last_login(self.profile.id).await?;
         Ok(told.max(self.account(ctx).await?.last_login_at))
     }
 
-    /// What they own and have to do. Oneself and ADMIN.
+    /// Project and task counts of the user. Visible to the user and ADMIN.
     #[graphql(guard = "guard::May(Action::ReadAccount, Account(self.profile.id))")]
     async fn stats(&self, ctx: &Context<'_>) -> Result<Option<UserStats>> {
         const DAY: u64 = 86_400;
@@ -145,7 +148,7 @@ impl User {
         }))
     }
 
-    /// Their sessions that have not ended, newest first. Oneself only.
+    /// Active sessions of the user, newest first. Visible to the user only.
     #[graphql(guard = "guard::May(Action::ReadSessions, Account(self.profile.id))")]
     async fn sessions(&self, ctx: &Context<'_>) -> Result<Option<Vec<Session>>> {
         let caller = Caller::of(ctx);
@@ -153,53 +156,54 @@ impl User {
         Ok(Some(sessions.into_iter().map(Session).collect()))
     }
 
-    /// What happened to their account, newest first. Oneself and ADMIN.
+    /// Security log of the account, newest first: logins, failed logins, ended sessions and changes
+    /// to the account. Kept for 365 days by default. Visible to the user and ADMIN.
     #[graphql(guard = "guard::May(Action::ReadAccount, Account(self.profile.id))")]
     async fn security_log(
         &self,
         ctx: &Context<'_>,
-        #[graphql(desc = "So many from the start: 1–100, default 20.")] first: Option<i32>,
-        #[graphql(desc = "Only what comes after this cursor.")] after: Option<String>,
-        #[graphql(desc = "So many from the end: 1–100; not together with `first`.")] last: Option<i32>,
-        #[graphql(desc = "Only what comes before this cursor.")] before: Option<String>,
+        #[graphql(desc = "Returns the first *n* items (1–100, default 20).")] first: Option<i32>,
+        #[graphql(desc = "Returns only items after this cursor.")] after: Option<String>,
+        #[graphql(desc = "Returns the last *n* items (1–100). Cannot be combined with `first`.")] last: Option<i32>,
+        #[graphql(desc = "Returns only items before this cursor.")] before: Option<String>,
     ) -> Result<Option<Connection<AuditEntry>>> {
         Ok(Some(session::log(ctx, Some(self.profile.id), Paging::new(first, after, last, before)).await?))
     }
 
-    /// What happened that is theirs to know, newest first: what was assigned to them, comments and changes of status on
-    /// tasks of theirs, where they were mentioned. Oneself only.
+    /// Inbox of the user, newest first: assignments, mentions, and comments and status changes on
+    /// tasks in the user's projects or assigned to the user. Visible to the user only.
     #[graphql(guard = "guard::May(Action::ReadNotifications, Account(self.profile.id))")]
     async fn notifications(
         &self,
         ctx: &Context<'_>,
-        #[graphql(desc = "So many from the start: 1–100, default 20.")] first: Option<i32>,
-        #[graphql(desc = "Only what comes after this cursor.")] after: Option<String>,
-        #[graphql(desc = "So many from the end: 1–100; not together with `first`.")] last: Option<i32>,
-        #[graphql(desc = "Only what comes before this cursor.")] before: Option<String>,
-        #[graphql(desc = "Only those that are not marked as read.")] unread_only: Option<bool>,
+        #[graphql(desc = "Returns the first *n* items (1–100, default 20).")] first: Option<i32>,
+        #[graphql(desc = "Returns only items after this cursor.")] after: Option<String>,
+        #[graphql(desc = "Returns the last *n* items (1–100). Cannot be combined with `first`.")] last: Option<i32>,
+        #[graphql(desc = "Returns only items before this cursor.")] before: Option<String>,
+        #[graphql(desc = "Returns only unread notifications.")] unread_only: Option<bool>,
     ) -> Result<Option<NotificationConnection>> {
         let paging = Paging::new(first, after, last, before);
         Ok(Some(notification::list(ctx, self.profile.id, paging, unread_only.unwrap_or_default()).await?))
     }
 
-    /// How many of their notifications are not marked as read. Oneself only.
+    /// Number of unread notifications. Visible to the user only.
     #[graphql(guard = "guard::May(Action::ReadNotifications, Account(self.profile.id))")]
     async fn unread_count(&self, ctx: &Context<'_>) -> Result<Option<i64>> {
         Ok(Some(notification::unread(ctx, self.profile.id).await?))
     }
 
-    /// The projects they own, by default oldest first. Oneself and ADMIN.
+    /// Projects owned by the user, oldest first by default. Visible to the user and ADMIN.
     #[graphql(guard = "guard::May(Action::ReadAccount, Account(self.profile.id))")]
     #[expect(clippy::too_many_arguments, reason = "Relay's paging arguments")]
     async fn projects(
         &self,
         ctx: &Context<'_>,
-        #[graphql(desc = "So many from the start: 1–100, default 20.")] first: Option<i32>,
-        #[graphql(desc = "Only what comes after this cursor.")] after: Option<String>,
-        #[graphql(desc = "So many from the end: 1–100; not together with `first`.")] last: Option<i32>,
-        #[graphql(desc = "Only what comes before this cursor.")] before: Option<String>,
-        #[graphql(desc = "Only these.")] filter: Option<ProjectFilter>,
-        #[graphql(desc = "In this order.")] order_by: Option<ProjectOrder>,
+        #[graphql(desc = "Returns the first *n* items (1–100, default 20).")] first: Option<i32>,
+        #[graphql(desc = "Returns only items after this cursor.")] after: Option<String>,
+        #[graphql(desc = "Returns the last *n* items (1–100). Cannot be combined with `first`.")] last: Option<i32>,
+        #[graphql(desc = "Returns only items before this cursor.")] before: Option<String>,
+        #[graphql(desc = "Returns only projects that match this filter.")] filter: Option<ProjectFilter>,
+        #[graphql(desc = "Sort order; CREATED_AT ascending by default.")] order_by: Option<ProjectOrder>,
     ) -> Result<Option<ByLevel<Connection<Project>>>> {
         let field = Selected::of(ctx);
         let paging = Paging::new(first, after, last, before).shown_by(&field);
@@ -208,23 +212,23 @@ impl User {
         Ok(Some(ByLevel(project::connection(tag, Total::ProjectsOf(self.profile.id, Arc::clone(&list)), page, &list))))
     }
 
-    /// The tasks assigned to them, by default oldest first. Oneself and ADMIN.
+    /// Tasks assigned to the user, oldest first by default. Visible to the user and ADMIN.
     #[graphql(guard = "guard::May(Action::ReadAccount, Account(self.profile.id))")]
     #[expect(clippy::too_many_arguments, reason = "Relay's paging arguments")]
     async fn assigned_tasks(
         &self,
         ctx: &Context<'_>,
-        #[graphql(desc = "So many from the start: 1–100, default 20.")] first: Option<i32>,
-        #[graphql(desc = "Only what comes after this cursor.")] after: Option<String>,
-        #[graphql(desc = "So many from the end: 1–100; not together with `first`.")] last: Option<i32>,
-        #[graphql(desc = "Only what comes before this cursor.")] before: Option<String>,
-        #[graphql(desc = "Only these.")] filter: Option<TaskFilter>,
-        #[graphql(desc = "In this order.")] order_by: Option<TaskOrder>,
+        #[graphql(desc = "Returns the first *n* items (1–100, default 20).")] first: Option<i32>,
+        #[graphql(desc = "Returns only items after this cursor.")] after: Option<String>,
+        #[graphql(desc = "Returns the last *n* items (1–100). Cannot be combined with `first`.")] last: Option<i32>,
+        #[graphql(desc = "Returns only items before this cursor.")] before: Option<String>,
+        #[graphql(desc = "Returns only tasks that match this filter.")] filter: Option<TaskFilter>,
+        #[graphql(desc = "Sort order; CREATED_AT ascending by default.")] order_by: Option<TaskOrder>,
     ) -> Result<Option<ByLevel<Connection<Task>>>> {
         let field = Selected::of(ctx);
         let paging = Paging::new(first, after, last, before).shown_by(&field);
         let columns = task::columns_of_nodes(&field);
-        // Whoever may read the account may see what is assigned to it.
+        // `ReadAccount` includes the assigned tasks, so that no further restriction applies.
         let scopes = vec![Scope::Everything];
         let (tag, list) =
             task::list("User.assignedTasks", Some(self.profile.id), scopes, &paging, filter, order_by, columns)?;
@@ -238,7 +242,8 @@ impl User {
     }
 }
 
-/// What everyone may see; the rest has guards.
+/// Public fields only. The others have guards, which batch resolution does not run, and are left to
+/// async-graphql.
 impl Level for User {
     const IS_NODE: bool = true;
 
@@ -253,48 +258,48 @@ impl Level for User {
     }
 }
 
-/// What a person owns and has to do.
+/// Project and task counts of a user.
 #[derive(SimpleObject)]
 pub struct UserStats {
-    /// Projects they own.
+    /// Number of projects that the user owns.
     owned_project_count: i64,
-    /// Tasks assigned to them, in any status.
+    /// Number of tasks assigned to the user, in any status.
     assigned_task_count: i64,
-    /// Tasks assigned to them that are DONE.
+    /// Number of tasks assigned to the user that are DONE.
     completed_task_count: i64,
-    /// Whole days since they signed up.
+    /// Age of the account in whole days.
     account_age_days: u64,
 }
 
-/// Which users are asked for; members are ANDed.
+/// Filter for users. Members are combined with AND.
 #[derive(InputObject)]
 pub struct UserFilter {
-    /// Words in username, display name or e-mail, without regard to case; all of them must occur. At most 10 words and
-    /// 200 characters; `%` and `_` mean themselves.
+    /// Matches users whose username, display name or e-mail address contains all of these words,
+    /// anywhere and ignoring case. At most 10 words and 200 characters; `%` and `_` are literal. A
+    /// search adds 20 points to the cost of the operation.
     search: Option<String>,
-    /// With this role.
+    /// Matches users with this role.
     role: Option<Role>,
-    /// Who may sign in (true), or may not (false).
+    /// Matches users who can sign in (true) or cannot (false).
     is_active: Option<bool>,
 }
 
-/// The order of a list of users.
+/// Sort order of users.
 #[derive(InputObject)]
 pub struct UserOrder {
-    /// What to order by.
+    /// Field to sort by.
     field: OrderField,
-    /// Which way round.
+    /// Sort direction.
     #[graphql(default_with = "OrderDirection::Asc")]
     direction: OrderDirection,
 }
 
-/// The queries of users.
 #[derive(Default)]
 pub struct UserQuery;
 
 #[Object]
 impl UserQuery {
-    /// The signed-in user.
+    /// The signed-in user. Fails with UNAUTHENTICATED without a valid access token.
     #[graphql(guard = "guard::signed_in")]
     async fn viewer(&self, ctx: &Context<'_>) -> Result<User> {
         let caller = Caller::of(ctx);
@@ -302,25 +307,26 @@ impl UserQuery {
         Ok(account.ok_or_else(Error::unauthenticated)?.into())
     }
 
-    /// The user with that handle, without regard to case, to assign a task to; null if there is none.
+    /// Looks up a user by username, ignoring case, for example to assign a task to them. Null if
+    /// there is none.
     #[graphql(guard = "guard::signed_in")]
-    async fn user(&self, ctx: &Context<'_>, #[graphql(desc = "The handle.")] username: String) -> Result<Option<User>> {
+    async fn user(&self, ctx: &Context<'_>, #[graphql(desc = "Username.")] username: String) -> Result<Option<User>> {
         let mut conn = Caller::of(ctx).app().db.conn().await?;
         Ok(store::find_by_username(&mut conn, &username).await?.map(User::from))
     }
 
-    /// All users, by default in the order of signing up. ADMIN only.
+    /// All users, oldest account first by default. ADMIN only.
     #[graphql(guard = "guard::May(Action::ManageUsers, ())")]
     #[expect(clippy::too_many_arguments, reason = "Relay's paging arguments")]
     async fn users(
         &self,
         ctx: &Context<'_>,
-        #[graphql(desc = "So many from the start: 1–100, default 20.")] first: Option<i32>,
-        #[graphql(desc = "Only what comes after this cursor.")] after: Option<String>,
-        #[graphql(desc = "So many from the end: 1–100; not together with `first`.")] last: Option<i32>,
-        #[graphql(desc = "Only what comes before this cursor.")] before: Option<String>,
-        #[graphql(desc = "Only these.")] filter: Option<UserFilter>,
-        #[graphql(desc = "In this order.")] order_by: Option<UserOrder>,
+        #[graphql(desc = "Returns the first *n* items (1–100, default 20).")] first: Option<i32>,
+        #[graphql(desc = "Returns only items after this cursor.")] after: Option<String>,
+        #[graphql(desc = "Returns the last *n* items (1–100). Cannot be combined with `first`.")] last: Option<i32>,
+        #[graphql(desc = "Returns only items before this cursor.")] before: Option<String>,
+        #[graphql(desc = "Returns only users that match this filter.")] filter: Option<UserFilter>,
+        #[graphql(desc = "Sort order; CREATED_AT ascending by default.")] order_by: Option<UserOrder>,
     ) -> Result<Connection<User>> {
         let order = order_by.as_ref().map_or(OrderField::CreatedAt, |order| order.field);
         let descending = order_by.is_some_and(|order| order.direction == OrderDirection::Desc);
@@ -339,56 +345,61 @@ impl UserQuery {
     }
 }
 
-/// What to change of one's own account. A field that is left out stays as it is.
+/// Input of `updateViewer`. Omitted fields stay unchanged.
 #[derive(InputObject)]
 pub struct UpdateViewerInput {
-    /// A new name to show: 1–100 characters, without control, direction and invisible ones.
+    /// New display name; 1–100 characters after trimming, without control, bidirectional and
+    /// invisible characters. Cannot be null.
     display_name: MaybeUndefined<String>,
-    /// A new handle: 3–50 of `A–Z a–z 0–9 _ -`. Names that pass for the server's own, such as `admin`, are INVALID.
+    /// New handle: 3–50 of the characters `A–Z a–z 0–9 _ -`, unique ignoring case. Reserved names
+    /// such as `admin` are INVALID. Cannot be null.
     username: MaybeUndefined<String>,
-    /// A new address; needs `currentPassword`. It holds once the link in a mail to it was followed; until then the old
-    /// one stays. The old one is mailed at once, with a link that takes the change back for three days, also after it
-    /// was confirmed; that ends every session and makes the password unusable. The present address calls off a change
-    /// and needs no password; a new password calls it off too. Asking is limited like logins.
+    /// New e-mail address; requires `currentPassword`. It replaces the current address once the
+    /// link mailed to it has been followed. The current address is notified at once with a link
+    /// that reverts the change for three days; if that address was verified, even after the new one
+    /// was confirmed. Reverting ends every session and makes the password unusable. Passing the
+    /// current address, which requires no password, or setting a new password cancels a pending
+    /// change. Requests are rate-limited like logins (RATE_LIMITED). Cannot be null.
     email: MaybeUndefined<String>,
-    /// Whether assignments are mailed. The link in such a mail sets it to false.
+    /// Whether to send an e-mail when a task is assigned to the viewer. The unsubscribe link in
+    /// such an e-mail sets it to false. Cannot be null.
     assignment_emails: MaybeUndefined<bool>,
-    /// The password now, to change `email`; anything else ignores it. After 5 wrong ones the session gets LOCKED_OUT for
-    /// 30 minutes, as in `changePassword`.
+    /// Current password. Required to change `email`, ignored otherwise. Wrong passwords lock the
+    /// session out as for `changePassword`.
     #[graphql(secret)]
     current_password: Option<String>,
 }
 
-/// What came of `updateViewer`.
+/// Payload of `updateViewer`.
 #[derive(SimpleObject)]
 pub struct UpdateViewerPayload {
-    /// The account as it is now; null if nothing was written.
+    /// The updated account; null if nothing was written.
     viewer: Option<User>,
-    /// What the caller can put right.
+    /// Validation errors; empty on success.
     user_errors: Vec<UserError>,
 }
 
-/// What to change of a user. A field that is left out stays as it is.
+/// Input of `updateUser`. Omitted fields stay unchanged.
 #[derive(InputObject)]
 pub struct UpdateUserInput {
-    /// Whom.
+    /// The user to update.
     id: ID,
-    /// A new role.
+    /// New role. Cannot be null.
     role: MaybeUndefined<Role>,
-    /// Whether they may sign in; false ends their sessions.
+    /// Whether the user can sign in. False also ends the user's sessions. Cannot be null.
     is_active: MaybeUndefined<bool>,
 }
 
-/// What came of `updateUser`.
+/// Payload of `updateUser`.
 #[derive(SimpleObject)]
 pub struct UpdateUserPayload {
-    /// The user as they are now; null if nothing was written.
+    /// The updated user; null if nothing was written.
     user: Option<User>,
-    /// What the caller can put right.
+    /// Validation errors; empty on success.
     user_errors: Vec<UserError>,
 }
 
-/// The value of a field that may be left out but not cleared.
+/// The value of an input field that can be omitted but not cleared: null is the user error BLANK.
 pub fn required<T>(faults: &mut Faults, field: &'static str, value: MaybeUndefined<T>) -> Option<T> {
     match value {
         MaybeUndefined::Undefined => None,
@@ -400,19 +411,19 @@ pub fn required<T>(faults: &mut Faults, field: &'static str, value: MaybeUndefin
     }
 }
 
-/// The mutations of users.
 #[derive(Default)]
 pub struct UserMutation;
 
 #[Object]
 impl UserMutation {
-    /// Changes the signed-in user's own account. Another `email` needs `currentPassword`, which is BLANK when it is
-    /// missing. User errors: BLANK, TOO_SHORT, TOO_LONG, INVALID, TAKEN, WRONG_PASSWORD.
+    /// Updates the viewer's own account. Changing `email` requires `currentPassword`, which is
+    /// BLANK if it is missing. User errors: BLANK, TOO_SHORT, TOO_LONG, INVALID, TAKEN,
+    /// WRONG_PASSWORD.
     #[graphql(guard = "guard::signed_in")]
     async fn update_viewer(
         &self,
         ctx: &Context<'_>,
-        #[graphql(desc = "What to change.")] input: UpdateViewerInput,
+        #[graphql(desc = "The changes to make.")] input: UpdateViewerInput,
     ) -> Result<UpdateViewerPayload> {
         let origin = Caller::of(ctx).origin();
         let (viewer, user_errors) = write(ctx, |app, viewer| async move {
@@ -440,13 +451,14 @@ impl UserMutation {
         Ok(UpdateViewerPayload { viewer: viewer.map(User::from), user_errors })
     }
 
-    /// Changes a user's role or whether they may sign in; it holds from their next request on. ADMIN only.
-    /// The last active ADMIN stays. User errors: BLANK, NOT_FOUND, INVALID.
+    /// Changes a user's role or whether they can sign in. The change applies from the user's next
+    /// request. ADMIN only. The last active ADMIN can be neither demoted nor disabled (INVALID).
+    /// User errors: BLANK, NOT_FOUND, INVALID.
     #[graphql(guard = "guard::May(Action::ManageUsers, ())")]
     async fn update_user(
         &self,
         ctx: &Context<'_>,
-        #[graphql(desc = "What to change.")] input: UpdateUserInput,
+        #[graphql(desc = "The user and the changes to make.")] input: UpdateUserInput,
     ) -> Result<UpdateUserPayload> {
         let origin = Caller::of(ctx).origin();
         let (user, user_errors) = write(ctx, |app, viewer| async move {

@@ -1,10 +1,12 @@
-//! The accept loop: HTTP/1 and HTTP/2 on one port, with a deadline for everything a client may be slow at.
+//! The accept loop: HTTP/1 and HTTP/2 on one port, with a deadline for every step that depends on
+//! the client.
 //!
-//! A connection has to bring its first request soon, and the next one not too late; a body has to arrive, and whoever
-//! does not read is dropped. When all slots are taken, or those of a client's address or network, the connection that has
-//! waited longest for its client is evicted, idle ones included; among the requests in work it is the one that has waited
-//! longest for its body. A few slots beyond the limit are reserved for probes: a connection that finds no other slot has
-//! one request answered there, with 503 if it is no probe.
+//! A connection must send its first request soon and each later one before the idle timeout. Bodies
+//! must arrive and responses must be read in time. When all slots are in use, or those of one
+//! address or network, the connection that has waited longest for its client is evicted, idle ones
+//! included; among running requests it is the one that has waited longest for its body. A few slots
+//! beyond the limit are reserved for probes: a connection that gets no other slot has one request
+//! answered there, with 503 unless it is a probe.
 
 use std::net::{IpAddr, SocketAddr};
 use std::pin::{Pin, pin};
@@ -36,48 +38,50 @@ use crate::config::Connections;
 use crate::id::Id;
 use crate::network::Network;
 
-/// How long a connection may take to say goodbye, and how often that is looked at.
+/// Time limit for closing a connection on shutdown.
 const GOODBYE: Duration = Duration::from_secs(1);
+/// How often a closing connection is checked.
 const TICK: Duration = Duration::from_millis(100);
-/// On shutdown sockets and streams are closed over this span.
+/// Sockets and event streams are closed at random moments within this span on shutdown.
 const JITTER: Duration = Duration::from_secs(1);
-/// Connections beyond the limit, for probes.
+/// Connections beyond the limit, reserved for probes.
 const RESERVED: usize = 64;
-/// Connections of an IPv6 /48, in those of an address.
+/// Limit of an IPv6 /48, in multiples of the limit of one address.
 const SITE: usize = 4;
 
-/// How long what was given of an answer may wait to be taken.
+/// How long a part of a response may wait for the client to read it.
 const STUCK: Duration = Duration::from_secs(30);
-/// Bytes of an answer that HTTP/2 may hold of a stream, and the system of a connection: it would grow to megabytes, of
-/// which nobody sees whether the client has read them.
+/// Send buffer of an HTTP/2 stream, and of the socket in the kernel, in bytes. The kernel would
+/// grow its buffer to megabytes, and the server cannot see whether the client has read them.
 const STREAM_BUFFER: usize = 64 * 1024;
 const SEND_BUFFER: usize = 256 * 1024;
 
-/// What a request that goes on after its answer has begun (a socket, a stream of events) holds on to.
+/// Handle of a request that outlives its response head, such as a socket or an event stream.
 #[derive(Clone, Debug, Default)]
 pub struct Lifeline {
-    /// Cancelled when the server is to end.
+    /// Cancelled on shutdown.
     pub stop: CancellationToken,
-    /// The server waits for these before it ends.
+    /// Tasks that shutdown waits for.
     pub tasks: TaskTracker,
-    /// Cancelled by whoever wants the connection dropped; over HTTP/2, which carries others too, the stream.
+    /// Cancel it to drop the connection. Over HTTP/2, which shares the connection, it drops the
+    /// stream.
     pub connection: CancellationToken,
-    /// How much the connection has taken.
+    /// Bytes written to the connection so far.
     pub written: Written,
-    /// The connection's slot, which a socket keeps when hyper is done with the connection.
+    /// Slot of the connection. A socket keeps it after hyper has released the connection.
     slot: Option<Arc<Slot>>,
 }
 
 impl Lifeline {
-    /// Waits until the server is to end, and a part of a second more: another one each, so that not all clients are back
-    /// at the same moment.
+    /// Waits for shutdown plus a random delay of up to one second, so that clients do not all
+    /// reconnect at once.
     pub async fn ended(&self) {
         self.stop.cancelled().await;
         sleep(JITTER * u32::from(Id::new().as_bytes()[15]) / 256).await;
     }
 
-    /// Says that the connection waits for its client as long as the guard is kept: it may be evicted meanwhile, by
-    /// cancelling `connection`.
+    /// Marks the connection as waiting for its client while the guard is alive. It may be evicted
+    /// meanwhile, which cancels `connection`.
     pub fn wait(&self) -> Option<Waiting> {
         self.slot.as_ref().map(|slot| slot.wait(self.connection.clone()))
     }
@@ -94,13 +98,13 @@ impl<S: Send + Sync> axum::extract::FromRequestParts<S> for Lifeline {
 struct Server {
     router: Router,
     limits: Connections,
-    /// Proxies, which have as many connections as they like.
+    /// Proxies without a limit per address.
     trusted: Vec<Network>,
-    /// For connections, which wait for their next request.
+    /// For connections. One that waits for its next request can be evicted.
     connections: Arc<SlotPool>,
-    /// For connections beyond those, of which each is answered one request.
+    /// For connections beyond those. Each gets one response.
     reserved: Arc<SlotPool>,
-    /// For requests in work, which wait for their bodies.
+    /// For running requests. One that waits for its body can be evicted.
     requests: Arc<SlotPool>,
     builder: Builder<Streams>,
     draining: CancellationToken,
@@ -108,8 +112,9 @@ struct Server {
     tasks: TaskTracker,
 }
 
-/// Serves until `stop` is cancelled, then lets the requests in flight finish and the sockets say goodbye. From `draining`
-/// on, clients are told to make new connections elsewhere: those of HTTP/2 here.
+/// Serves until `stop` is cancelled, then completes the requests in flight and closes sockets. From
+/// `draining` on, clients are asked to open new connections elsewhere; for HTTP/2 this happens
+/// here, with GOAWAY.
 pub async fn serve(
     listener: TcpListener,
     router: Router,
@@ -119,7 +124,7 @@ pub async fn serve(
     stop: CancellationToken,
 ) {
     let mut builder = Builder::new(Streams { stop: stop.clone() });
-    // The deadlines below hold for both versions, so HTTP/1 needs none of its own.
+    // The deadlines below apply to both versions, so HTTP/1 needs no timeout of its own.
     builder.http1().timer(TokioTimer::new()).header_read_timeout(None).max_buf_size(32 * 1024);
     builder
         .http2()
@@ -152,14 +157,14 @@ pub async fn serve(
         };
         match accepted {
             Ok((stream, peer)) => {
-                // Here and not in the task, so that who came first waits for longest.
+                // Admitted before the task is spawned, to keep the order of arrival.
                 if let Some(activity) = server.admit(peer) {
                     server.tasks.spawn(Arc::clone(&server).connection(stream, peer, activity));
                 }
             }
-            // Of one connection that went away again, or too many open files: neither ends the server.
+            // A client that disconnected at once, or too many open files: the server goes on.
             Err(error) => {
-                tracing::warn!(cause = %error, "cannot accept");
+                tracing::warn!(cause = %error, "accept failed");
                 sleep(Duration::from_millis(100)).await;
             }
         }
@@ -170,13 +175,14 @@ pub async fn serve(
 }
 
 impl Server {
-    /// A slot for a connection, which waits for its first request from now on.
+    /// Takes a slot for a new connection, which then waits for its first request.
     fn admit(&self, peer: SocketAddr) -> Option<Arc<Activity>> {
         let address: IpAddr = peer.ip().to_canonical();
         let is_trusted = self.trusted.iter().any(|network| network.contains(address));
         let slot = self.connections.acquire((!is_trusted).then_some(address));
         let is_reserved = slot.is_none();
-        // A newcomer always gets a reserved slot: its holder can be evicted at any time.
+        // This succeeds even when all are in use: the holder of a reserved slot can be evicted at
+        // any time.
         let slot = slot.or_else(|| self.reserved.acquire(None))?;
         let lifeline = Lifeline {
             stop: self.stop.clone(),
@@ -189,12 +195,12 @@ impl Server {
     }
 
     async fn connection(self: Arc<Self>, stream: TcpStream, peer: SocketAddr, activity: Arc<Activity>) {
-        // Answers are written in one piece; waiting for more would only delay them.
+        // Responses are written in one piece, so delaying small packets only adds latency.
         if let Err(error) = stream.set_nodelay(true) {
-            tracing::debug!(cause = %error, "no nodelay");
+            tracing::debug!(cause = %error, "setting TCP_NODELAY failed");
         }
         if let Err(error) = SockRef::from(&stream).set_send_buffer_size(SEND_BUFFER) {
-            tracing::debug!(cause = %error, "no limit of the send buffer");
+            tracing::debug!(cause = %error, "setting SO_SNDBUF failed");
         }
         let (lifeline, is_reserved) = (activity.lifeline.clone(), activity.is_reserved);
         let service = hyper::service::service_fn(|request: Request<Incoming>| {
@@ -208,12 +214,12 @@ impl Server {
         let mut is_leaving = false;
         let mut stopping = None;
         loop {
-            // While stopping, whether the last request is answered is looked at now and then.
+            // While stopping, poll for the end of the last request.
             let due = stopping.map_or_else(|| activity.due(&self.limits), |_| Instant::now() + TICK);
             tokio::select! {
                 served = connection.as_mut() => {
                     if let Err(error) = served {
-                        tracing::debug!(cause = %error, "connection");
+                        tracing::debug!(cause = %error, "connection failed");
                     }
                     break;
                 }
@@ -235,7 +241,8 @@ impl Server {
                 () = lifeline.connection.cancelled() => break,
                 () = stuck.as_mut() => break,
                 () = sleep_until(due) => {
-                    // Of HTTP/2 the client has to agree to the end: one that does not is not waited for.
+                    // An HTTP/2 client has to close the connection too. Do not wait for one that
+                    // does not.
                     let said = stopping.is_some_and(|until| until <= Instant::now() && !activity.is_busy());
                     if said || activity.due(&self.limits) <= Instant::now() {
                         break;
@@ -253,7 +260,7 @@ impl Server {
         mut lifeline: Lifeline,
         busy: Busy,
     ) -> Response<Body> {
-        // A probe has to know whether the server lives, above all when it is busy.
+        // Probes need an answer above all when the server is overloaded.
         let probe = matches!(request.uri().path(), "/livez" | "/readyz");
         let slot = if probe || busy.0.is_reserved { None } else { self.requests.acquire(None) };
         if slot.is_none() && !probe {
@@ -274,28 +281,28 @@ impl Server {
     }
 }
 
-/// What goes on on a connection.
+/// State of a connection.
 struct Activity {
     lifeline: Lifeline,
-    /// Whether it is one that is answered one request.
+    /// Whether it uses a reserved slot and gets one response.
     is_reserved: bool,
     started: Instant,
-    /// Cancelled by the first request.
+    /// Cancelled when the first request arrives.
     begun: CancellationToken,
-    /// Cancelled when it turns out to be that.
+    /// Cancelled when the connection turns out to use HTTP/2.
     http_2: CancellationToken,
-    /// The answer over HTTP/1, one after the other.
+    /// The response in flight over HTTP/1, one at a time.
     stream: Arc<Stream>,
     requests: Mutex<Requests>,
 }
 
 /// The requests of a connection.
 struct Requests {
-    /// Those that are not fully answered yet.
+    /// Requests without a complete response.
     running: usize,
-    /// When the last one ended.
+    /// When the last response was completed.
     ended: Option<Instant>,
-    /// While there is none.
+    /// Set while no request is running.
     waiting: Option<Waiting>,
     is_over: bool,
 }
@@ -322,7 +329,7 @@ impl Activity {
         self.requests().running > 0
     }
 
-    /// Until when something has to happen.
+    /// Deadline for the next activity.
     fn due(&self, limits: &Connections) -> Instant {
         if !self.begun.is_cancelled() || self.is_reserved {
             return self.started + limits.headers;
@@ -334,7 +341,8 @@ impl Activity {
         }
     }
 
-    /// From now on it waits for nobody: what goes on without hyper, such as a socket, sees to that by itself.
+    /// Hyper is done with the connection, so it is no longer evictable here. A socket that
+    /// continues on it manages its own deadlines.
     fn end(&self) {
         let mut requests = self.requests();
         requests.is_over = true;
@@ -342,7 +350,7 @@ impl Activity {
     }
 }
 
-/// A request that is not fully answered yet.
+/// Marks a request without a complete response.
 struct Busy(Arc<Activity>);
 
 impl Busy {
@@ -374,17 +382,17 @@ impl Drop for Busy {
     }
 }
 
-/// The body of a request, as long as it arrives in time and nobody else needs the room.
+/// A request body that fails when it is late or when its request is evicted.
 struct Arriving {
     body: Incoming,
     due: Instant,
-    /// That of the request; a probe has none.
+    /// Slot of the request. Probes have none.
     slot: Option<Arc<Slot>>,
-    /// Once it has been waited for.
+    /// Created when the body is first waited for.
     late: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
 }
 
-/// Waits until a body is late, or its request is evicted.
+/// Waits until the body is late or the request is evicted.
 async fn late(due: Instant, slot: Option<Arc<Slot>>) {
     let evicted = CancellationToken::new();
     let _waiting = slot.map(|slot| slot.wait(evicted.clone()));
@@ -407,7 +415,7 @@ impl HttpBody for Arriving {
         }
         let Self { due, slot, late: lateness, .. } = &mut *self;
         let lateness = lateness.get_or_insert_with(|| Box::pin(late(*due, slot.clone())));
-        lateness.as_mut().poll(cx).map(|()| Some(Err("the body is late".into())))
+        lateness.as_mut().poll(cx).map(|()| Some(Err("request body timed out".into())))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -419,7 +427,7 @@ impl HttpBody for Arriving {
     }
 }
 
-/// The body of an answer; while it lasts, the connection is busy.
+/// A response body that keeps its connection marked as busy.
 struct Counted {
     body: Parts,
     _busy: Busy,

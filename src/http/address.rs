@@ -1,5 +1,5 @@
-//! Where a request comes from: the peer, or whom a trusted proxy names in `X-Forwarded-For`. From anybody else that
-//! header is ignored.
+//! Client address of a request: the peer, or the address in `X-Forwarded-For` if the peer is a
+//! trusted proxy. The header is ignored from any other peer.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -21,14 +21,15 @@ where
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Self::Rejection> {
         let app = Arc::<App>::from_ref(state);
         let peer = parts.extensions.get::<ConnectInfo<SocketAddr>>();
-        // The accept loop names the peer of every connection.
+        // The accept loop sets this for every connection.
         let peer = peer.map_or(Ipv4Addr::UNSPECIFIED.into(), |ConnectInfo(address)| address.ip());
         let address = client(peer, &parts.headers, &app.config.trusted_proxies);
         Ok(Self { address, program: parts.headers.get(header::USER_AGENT).cloned() })
     }
 }
 
-/// The nearest address that is no trusted proxy: from the peer backwards through what each proxy has added.
+/// The nearest address that is not a trusted proxy, walking back from the peer through the entries
+/// that each proxy appended.
 pub fn client(peer: IpAddr, headers: &HeaderMap, trusted: &[Network]) -> IpAddr {
     let is_trusted = |address: IpAddr| trusted.iter().any(|network| network.contains(address));
     let mut client = peer.to_canonical();
@@ -37,7 +38,7 @@ pub fn client(peer: IpAddr, headers: &HeaderMap, trusted: &[Network]) -> IpAddr 
         if !is_trusted(client) {
             break;
         }
-        // What a proxy cannot have written ends what can be believed.
+        // A malformed entry was not written by a proxy, so nothing before it can be trusted.
         let Some(address) = std::str::from_utf8(hop).ok().and_then(|hop| parse(hop.trim())) else {
             break;
         };

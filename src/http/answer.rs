@@ -1,7 +1,8 @@
-//! What a client is told of an operation: the library's response made fit to leave the house.
+//! GraphQL responses as clients see them: the library's response, made safe to send.
 //!
-//! A refused request has errors and no `data`; an executed one has `data`, if only null. Errors are few and short, each
-//! has a code of the one table and the id of its request. An answer that would be too large is not sent at all.
+//! A rejected request has `errors` and no `data`; an executed one has `data`, possibly null. The
+//! number and length of errors are limited, and each error has a stable code and the id of its
+//! request. A response that exceeds the size limit is replaced by an error.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,21 +22,20 @@ use crate::time::whole_seconds;
 const MAX_ERRORS: usize = 10;
 const MAX_MESSAGE: usize = 200;
 
-/// Why a request is not executed.
+/// A request error: why an operation was not executed.
 #[derive(Debug)]
 pub struct Refused {
-    /// The code of the table.
+    /// Stable error code.
     pub code: Code,
     message: String,
     position: Option<(usize, usize)>,
-    /// When to try again, if that helps.
+    /// When a retry may succeed.
     pub retry_after: Option<Duration>,
-    /// The rate limit that is reached, if that is it.
+    /// The exceeded rate limit, if any.
     rate_limit: Option<u32>,
 }
 
 impl Refused {
-    /// A refusal in these words.
     pub fn new(code: Code, message: impl Into<String>) -> Self {
         Self { code, message: message.into(), position: None, retry_after: None, rate_limit: None }
     }
@@ -62,23 +62,23 @@ impl From<Refusal> for Refused {
     }
 }
 
-/// The answer to one operation, or one event of a subscription.
+/// The response to an operation, or to one event of a subscription.
 #[derive(Debug)]
 pub struct Answer {
     /// `None` when the request was not executed.
     data: Option<Value>,
     errors: Vec<ServerError>,
     extensions: Extensions,
-    /// When to try again, if that helps.
+    /// When a retry may succeed.
     pub retry_after: Option<Duration>,
-    /// The rate limit that is reached, if that is it.
+    /// The exceeded rate limit, if any.
     pub rate_limit: Option<u32>,
-    /// Whether an account is in it: then it may be larger than others.
+    /// Whether it contains an account export, which has a higher size limit.
     pub is_export: bool,
 }
 
 impl Answer {
-    /// The answer to a request that is not executed.
+    /// Response to a request that is not executed.
     pub fn refused(refused: Refused, request_id: &str) -> Self {
         let Refused { code, message, position, retry_after, rate_limit } = refused;
         let mut extensions = ErrorExtensionValues::default();
@@ -99,17 +99,18 @@ impl Answer {
         }
     }
 
-    /// What the library made of an operation.
+    /// Converts a response of the library.
     pub fn of(response: Response, request_id: &str) -> Self {
         let Response { data, mut errors, .. } = response;
-        // A part of an answer that is too large is none.
+        // A response that is too large has no usable part.
         if let Some(error) = errors.iter().find(|error| is_of(error, Code::DocumentTooComplex)) {
             return Self::refused(Refused::new(Code::DocumentTooComplex, error.message.clone()), request_id);
         }
-        // What fails on the way to an answer has a path; without one it was the document or its variables.
+        // Execution errors have a path. An error without one concerns the document or its
+        // variables.
         let refused = data == Value::Null && !errors.is_empty() && errors.iter().all(|error| error.path.is_empty());
         let default = if refused { Code::ValidationFailed } else { Code::BadUserInput };
-        // Nothing came of it, and it may be sent again.
+        // Nothing was resolved, so the client can retry.
         let is_unavailable = |error| is_of(error, Code::Unavailable);
         let unavailable = !errors.is_empty() && is_empty(&data) && errors.iter().all(is_unavailable);
         errors.truncate(MAX_ERRORS);
@@ -124,24 +125,24 @@ impl Answer {
         }
     }
 
-    /// With what the operation cost, in points, and the place in the log from which on a stream misses nothing of what
-    /// the operation has not seen.
+    /// Adds the cost in points, and the cursor from which a subscription delivers every event that
+    /// the operation did not observe.
     pub fn with(self, cost: u32, sync: Option<String>) -> Self {
         let sync = sync.map(|cursor| Sync { cursor });
         Self { extensions: Extensions { cost: Some(cost), sync, ..self.extensions }, ..self }
     }
 
-    /// With what the operation uses that is going to be removed.
+    /// Adds warnings about the deprecated parts of the schema that the operation uses.
     pub fn warning(self, deprecations: Arc<[Deprecation]>) -> Self {
         Self { extensions: Extensions { deprecations, ..self.extensions }, ..self }
     }
 
-    /// With an account in it.
+    /// Marks whether the response contains an account export.
     pub fn exporting(self, is_export: bool) -> Self {
         Self { is_export, ..self }
     }
 
-    /// With the cursor from which a subscription that failed goes on.
+    /// Adds the cursor from which a failed subscription can resume.
     pub fn resumable(mut self, cursor: &str) -> Self {
         if let Some(error) = self.errors.first_mut() {
             error.extensions.get_or_insert_default().set("cursor", cursor);
@@ -149,23 +150,21 @@ impl Answer {
         self
     }
 
-    /// Whether the operation was executed.
     pub fn is_executed(&self) -> bool {
         self.data.is_some()
     }
 
-    /// Whether the operation was executed and yielded nothing but errors.
+    /// Whether the response has errors and no data.
     pub fn is_fruitless(&self) -> bool {
         self.data.as_ref().is_none_or(|data| *data == Value::Null) && !self.errors.is_empty()
     }
 
-    /// Whether it says that the session no longer holds. Of a running subscription that is not told as an event: the
-    /// connection ends instead, and the client comes back with a fresh token and the operation.
+    /// Whether it reports that the session has ended. A running subscription does not send this as
+    /// an event: the connection ends, and the client reconnects with a fresh token.
     pub fn ends_session(&self) -> bool {
         self.is_fruitless() && self.code() == Some(Code::Unauthenticated)
     }
 
-    /// Whether there are errors.
     pub fn has_errors(&self) -> bool {
         !self.errors.is_empty()
     }
@@ -179,7 +178,7 @@ impl Answer {
         }
     }
 
-    /// The answer as it is sent over HTTP; nothing if it is too large for that.
+    /// Serializes the response for HTTP. Returns `None` if it is too large.
     pub fn to_body(&self) -> Option<Vec<u8>> {
         self.written(if self.is_export { MAX_BYTES + export::MAX_BYTES } else { MAX_BYTES })
     }
@@ -196,12 +195,13 @@ impl Answer {
         (out.len() <= most).then_some(out)
     }
 
-    /// The same as text, for a socket or a stream.
+    /// Serializes the response as text, for a socket or an event stream. Returns `None` if it is
+    /// too large.
     pub fn to_text(&self) -> Option<String> {
         String::from_utf8(self.written(MAX_BYTES)?).ok()
     }
 
-    /// The errors, as the `error` message of a socket has them.
+    /// The errors, for the `error` message of a socket.
     pub fn errors(&self) -> &[ServerError] {
         &self.errors
     }
@@ -212,7 +212,7 @@ fn is_of(error: &ServerError, code: Code) -> bool {
     matches!(found, Some(Value::String(found)) if found == code.as_str())
 }
 
-/// Whether there is nothing at the root but nulls.
+/// Whether every root field is null.
 fn is_empty(data: &Value) -> bool {
     match data {
         Value::Null => true,
@@ -221,14 +221,15 @@ fn is_empty(data: &Value) -> bool {
     }
 }
 
-/// The answer in place of one that is too large.
+/// The error that replaces a response that is too large.
 pub fn too_large() -> Refused {
     Error::too_large().into()
 }
 
-/// The answer in place of one to a mutation that was executed, while too much is unread.
+/// The error that replaces the response to an executed mutation while the client has too many
+/// unread bytes.
 pub fn unsent() -> Refused {
-    let message = "It was executed, but its answer is not sent: too many bytes of earlier answers are unread.";
+    let message = "The mutation was executed, but its response is not sent: too many earlier bytes are unread.";
     Refused::new(Code::DocumentTooComplex, message)
 }
 
@@ -248,7 +249,7 @@ impl Extensions {
     }
 }
 
-/// Without a feature of its own, serde writes what is in an `Arc` and not the `Arc`.
+/// serde serializes `Arc` only with its `rc` feature.
 fn members<S: serde::Serializer>(list: &Arc<[Deprecation]>, serializer: S) -> Result<S::Ok, S::Error> {
     list.as_ref().serialize(serializer)
 }
@@ -258,7 +259,7 @@ struct Sync {
     cursor: String,
 }
 
-/// Cuts the message, and sees to it that there is a code of the table and the id of the request.
+/// Truncates the message, and sets a known code and the id of the request.
 fn finish(error: &mut ServerError, default: Code, request_id: &str) {
     if let Some((end, _)) = error.message.char_indices().nth(MAX_MESSAGE) {
         error.message.truncate(end);

@@ -1,5 +1,7 @@
-//! The accounts' door over plain HTTP: sign-up, login, refresh and logout under `/auth`, JSON in snake_case.
-//! Errors are problem documents (RFC 9457) with a stable `code`.
+//! Registration, login, token refresh and logout under `/auth`. Bodies are JSON in snake_case or
+//! forms; errors are problem documents (RFC 9457) with a stable `code`. Doc comments of handlers
+//! and schemas become the OpenAPI document. E-mail verification and password reset are in
+//! the module of account e-mails.
 
 use std::sync::{Arc, OnceLock};
 
@@ -34,7 +36,7 @@ use crate::store::user::{self, User};
 use crate::store::value::{DisplayName, Email, Faults, Username, fold};
 use crate::time::Timestamp;
 
-/// The routes under `/auth`, with what the document says of them.
+/// The routes under `/auth`, with their OpenAPI descriptions.
 pub fn routes() -> OpenApiRouter<Arc<App>> {
     OpenApiRouter::default()
         .routes(routes!(register))
@@ -44,19 +46,21 @@ pub fn routes() -> OpenApiRouter<Arc<App>> {
         .merge(recovery::routes())
 }
 
-/// A new account.
+/// The account to create.
 #[derive(Deserialize, ToSchema)]
 struct Registration {
-    /// Where mail goes to; nobody else's.
+    /// The e-mail address. It must be unique on the server.
     #[schema(format = Email, max_length = 254, example = "ada@example.org")]
     email: String,
-    /// The handle; nobody else's, in any case, and none that passes for the server's own, such as `admin`.
+    /// The username. It must be unique without regard to case. Names that look official, such as
+    /// `admin`, are reserved.
     #[schema(pattern = "^[A-Za-z0-9_-]{3,50}$", example = "ada")]
     username: String,
-    /// 8 or 15 characters at least, as the server is set up, and not easy to guess.
+    /// The password. The minimum length is 8 or 15 characters, depending on the server settings.
+    /// Common passwords are rejected.
     #[schema(format = Password, min_length = 8, max_length = 256, example = "Correct-Horse-7")]
     password: String,
-    /// The name that others read; the handle if left out.
+    /// The name that other users see. Defaults to the username.
     #[schema(min_length = 1, max_length = 100)]
     display_name: Option<String>,
 }
@@ -72,25 +76,25 @@ impl Refusals for Registration {
     ];
 }
 
-/// One's own account.
+/// The created account.
 #[derive(Serialize, ToSchema)]
 struct Account {
-    /// The global id, as GraphQL has it.
+    /// The global id of the user in the GraphQL API.
     id: String,
-    /// Where mail goes to.
+    /// The e-mail address.
     email: String,
-    /// The handle.
+    /// The username.
     username: String,
-    /// The name that others read.
+    /// The name that other users see.
     display_name: String,
-    // Described by its type.
+    // The description comes from the type.
     #[schema(inline)]
     role: Role,
-    /// Whether one may sign in.
+    /// Whether the account is active. An inactive account cannot log in.
     is_active: bool,
-    /// Whether the address is known to be one's own.
+    /// Whether the e-mail address has been verified.
     email_verified: bool,
-    /// When it was made.
+    /// When the account was created.
     #[schema(value_type = String, format = DateTime)]
     created_at: Timestamp,
 }
@@ -110,15 +114,15 @@ impl From<User> for Account {
     }
 }
 
-/// Sign up
+/// Create an account
 ///
-/// Makes an account and mails a link to verify its address.
+/// Creates an account and sends an e-mail with a link to verify its address.
 #[utoipa::path(
     post,
     tag = "Sign-in",
     path = "/auth/register",
     request_body(content((Registration = "application/json"), (Registration = "application/x-www-form-urlencoded"))),
-    responses((status = 201, description = "The new account.", body = Account), Refused<Registration>),
+    responses((status = 201, description = "The account was created.", body = Account), Refused<Registration>),
 )]
 async fn register(
     State(app): State<Arc<App>>,
@@ -141,24 +145,22 @@ async fn register(
     Ok((StatusCode::CREATED, Json(Account::from(user))))
 }
 
-/// What an account is to be made of, as it came.
+/// Input for a new account, not yet validated.
 pub struct NewAccount<'a> {
-    /// Where mail goes to.
     pub email: &'a str,
-    /// The handle.
     pub username: &'a str,
-    /// In plain text.
     pub password: &'a str,
-    /// The name that others read; the handle if left out.
+    /// Defaults to the username.
     pub display_name: Option<&'a str>,
-    /// What they are on this server.
     pub role: Role,
-    /// Whether the operator makes it, who vouches for the address and may give reserved names.
+    /// Set when the operator creates the account: the address counts as verified, and reserved
+    /// usernames are allowed.
     pub email_verified: bool,
 }
 
 impl NewAccount<'_> {
-    /// The operator, who vouches for the address, may give reserved names.
+    /// Reserved names are left to the operator, the only one to create accounts with a verified
+    /// address.
     fn username(&self) -> std::result::Result<Username, Fault> {
         let username = Username::parse("username", self.username)?;
         match username.is_reserved() && !self.email_verified {
@@ -167,7 +169,7 @@ impl NewAccount<'_> {
         }
     }
 
-    /// Checks everything and hashes the password.
+    /// Validates all fields, reports every error at once, and hashes the password.
     pub async fn check(&self, app: &App) -> Result<user::New> {
         let mut faults = Faults::default();
         let (policy, personal) = (app.config.password_policy, [self.email, self.username]);
@@ -179,11 +181,11 @@ impl NewAccount<'_> {
         let display_name = self.display_name.map(|name| faults.take(DisplayName::parse("display_name", name)));
         faults.check()?;
         let (Some(email), Some(username), Some(password)) = checked else {
-            return Err(Error::internal("a value without a fault"));
+            return Err(Error::internal("invalid value without an error"));
         };
         let display_name = match display_name.flatten() {
             Some(name) => name,
-            // Whatever is a handle is also a name to show.
+            // Every valid username is a valid display name.
             None => DisplayName::parse("display_name", &username).map_err(|fault| Error::Faults(vec![fault]))?,
         };
         let password_hash = app.credentials.hash(&password).await?;
@@ -192,7 +194,8 @@ impl NewAccount<'_> {
     }
 }
 
-/// A login by e-mail or by username. The OAuth2 password form (RFC 6749 section 4.3.2) puts either in `username`.
+/// A login by e-mail address or username. The OAuth 2.0 password grant (RFC 6749 section 4.3.2)
+/// sends either as `username`.
 #[derive(Deserialize, ToSchema)]
 #[serde(untagged)]
 enum Login {
@@ -200,10 +203,10 @@ enum Login {
         /// The e-mail address.
         #[schema(example = "ada@example.org")]
         email: String,
-        /// In plain text.
+        /// The password.
         #[schema(format = Password, example = "Correct-Horse-7")]
         password: String,
-        /// That of an earlier login on this device, if there was one.
+        /// The `device_token` of the last login on this device, if any.
         #[schema(max_length = 75)]
         device_token: Option<String>,
     },
@@ -211,10 +214,10 @@ enum Login {
         /// The username, or the e-mail address.
         #[schema(example = "ada")]
         username: String,
-        /// In plain text.
+        /// The password.
         #[schema(format = Password, example = "Correct-Horse-7")]
         password: String,
-        /// That of an earlier login on this device, if there was one.
+        /// The `device_token` of the last login on this device, if any.
         #[schema(max_length = 75)]
         device_token: Option<String>,
     },
@@ -226,12 +229,14 @@ impl Refusals for Login {
 
 /// Log in
 ///
-/// Begins a session, by e-mail or username; the OAuth2 password form (RFC 6749 section 4.3.2) is read too. A wrong
-/// password, an unknown identifier and a disabled account are answered alike.
+/// Starts a session by e-mail address or username. The form of the OAuth 2.0 password grant (RFC
+/// 6749 section 4.3.2) is accepted too. A wrong password, an unknown identifier and a disabled
+/// account get the same response.
 ///
-/// While many wrong passwords for an identifier come from many addresses, logins by it are `LOCKED_OUT` except on devices
-/// that the owner has logged in on before: send the `device_token` of the last login (browsers send the cookie instead,
-/// named `fasttrack_device_` and a suffix for the account), or come from an address of a session that has not ended.
+/// While many failed logins for one identifier come from many addresses, further logins fail with
+/// `LOCKED_OUT` except from known devices and addresses. Send the `device_token` of the last login
+/// (browsers send it as a cookie named `fasttrack_device_` and a suffix for the account), or log in
+/// from the address of an active session.
 #[utoipa::path(
     post,
     tag = "Sign-in",
@@ -240,9 +245,9 @@ impl Refusals for Login {
     responses(
         (
             status = 200,
-            description = "The session's tokens.",
+            description = "The tokens of the new session.",
             body = Tokens,
-            headers(("Set-Cookie" = String, description = "The device token, for browsers.")),
+            headers(("Set-Cookie" = String, description = "The device token as a cookie, for browsers.")),
         ),
         Refused<Login>,
     ),
@@ -275,7 +280,8 @@ async fn login(
             session::is_used_from(&mut app.db.conn().await?, now, user_id, &network).await?
         };
         let hash = found.as_ref().map(|credential| credential.password_hash.as_str());
-        // Verified even where it is refused: the time must not tell who is known here.
+        // Verify even when the login is going to be rejected: the response time must not reveal
+        // whether the account exists.
         let right = app.credentials.verify(&password, hash).await?;
         let admitted = found.as_ref().filter(|found| right && found.is_active && (is_known || !is_slow));
         if let Some(found) = admitted {
@@ -285,35 +291,35 @@ async fn login(
             let login = RightPassword { found, password: &password, device, attempt: &attempt, is_known };
             match begin(&app, now, &origin, login).await? {
                 Ok(granted) => return Ok(granted),
-                // The account has changed while the password was hashed. If that is the same with another hash, it is
-                // still right.
+                // The account changed while the password was hashed. If the change was only a new
+                // hash of the same password, the password is still correct.
                 Err(Begun::Changed | Begun::Yes) => continue,
                 Err(Begun::LockedOut) => {}
             }
         }
-        // Unknown, wrong, disabled and refused are answered alike, and take as long.
+        // Unknown, wrong, disabled and rejected logins get the same response after the same time.
         let verdict = account::login_failed(&app.db, now, &attempt, user_id, &origin, rule).await?;
         return Err(locked_out(&verdict, now));
     }
 }
 
-/// The answer to a login that failed: whether guesses are refused is all that it tells.
+/// The response to a failed login. It reveals only whether the identifier is locked out.
 fn locked_out(verdict: &Verdict, now: Timestamp) -> Problem {
-    let wrong = || Error::refused(Code::InvalidCredentials, "The e-mail, username or password is not right.");
+    let wrong = || Error::refused(Code::InvalidCredentials, "Incorrect e-mail address, username or password.");
     verdict.refusal(now).unwrap_or_else(wrong).into()
 }
 
-/// A login with the right password.
+/// A login with the correct password.
 struct RightPassword<'a> {
     found: &'a Credential,
     password: &'a str,
     device: Option<Id>,
     attempt: &'a Attempt,
-    /// Whether it comes from an address of a session that has not ended.
+    /// Whether it comes from the address of an active session.
     is_known: bool,
 }
 
-/// Begins the session, if nothing has happened to the account meanwhile.
+/// Creates the session, unless the account changed meanwhile.
 async fn begin(
     app: &App,
     now: Timestamp,
@@ -354,9 +360,10 @@ async fn begin(
     Ok(Ok(response))
 }
 
-/// The beginning of the names of device cookies. Each account has one of its own, so that people may share a browser.
+/// Name prefix of device cookies. Each account has a cookie of its own, so that several people can
+/// share a browser.
 const DEVICE_COOKIE: &str = "fasttrack_device_";
-/// So many of them are looked at.
+/// Maximum number of device cookies to check per login.
 const MOST_COOKIES: usize = 20;
 
 fn device_cookie(app: &App, user_id: Id, token: &str) -> Result<HeaderValue> {
@@ -369,7 +376,7 @@ fn device_cookie(app: &App, user_id: Id, token: &str) -> Result<HeaderValue> {
     HeaderValue::from_str(&cookie).map_err(Error::internal)
 }
 
-/// The device that the request proves to be known to the account, by a member of its body or by a cookie.
+/// The device that the request proves to be known to the account, by `device_token` or by cookie.
 fn known_device(app: &App, now: Timestamp, found: &Credential, headers: &HeaderMap, given: Option<&str>) -> Option<Id> {
     let cookies = headers.get_all(header::COOKIE).iter().filter_map(|value| value.to_str().ok());
     let cookies = cookies.flat_map(|value| value.split(';')).filter_map(|pair| pair.trim().split_once('='));
@@ -380,17 +387,17 @@ fn known_device(app: &App, now: Timestamp, found: &Credential, headers: &HeaderM
         .find_map(|token| app.credentials.known_device(now, token, found.user_id, &found.password_hash))
 }
 
-/// What was typed in, as failures are counted by it. NUL does not fit into PostgreSQL: what stands for it is in no
-/// account either.
+/// Normalizes a login identifier for the failure counters. PostgreSQL cannot store NUL; its
+/// replacement occurs in no account either.
 fn identifier(typed: &str) -> String {
     let typed: String = typed.trim().chars().take(254).collect();
     fold(&typed.replace('\0', "\u{fffd}"))
 }
 
-/// A session to be gone on with.
+/// A refresh token to exchange.
 #[derive(Deserialize, ToSchema)]
 struct Refreshing {
-    /// The one that was given out last.
+    /// The latest refresh token of the session.
     refresh_token: String,
 }
 
@@ -398,16 +405,17 @@ impl Refusals for Refreshing {
     const CODES: &[Code] = &[Code::Unauthenticated];
 }
 
-/// Get new tokens
+/// Refresh tokens
 ///
-/// The refresh token is spent by it. Shown again within seconds it gets the same successor, for two tabs or a lost
-/// answer; shown again later it ends the session, as somebody else has it too.
+/// Exchanges the refresh token for a new pair of tokens. The old refresh token is invalid
+/// afterwards. Within a grace period of seconds it returns the same new pair, for two tabs or a
+/// lost response. Later use is treated as theft and ends the session.
 #[utoipa::path(
     post,
     tag = "Sign-in",
     path = "/auth/refresh",
     request_body(content((Refreshing = "application/json"), (Refreshing = "application/x-www-form-urlencoded"))),
-    responses((status = 200, description = "The session's next tokens.", body = Tokens), Refused<Refreshing>),
+    responses((status = 200, description = "The new tokens of the session.", body = Tokens), Refused<Refreshing>),
 )]
 async fn refresh(
     State(app): State<Arc<App>>,
@@ -428,14 +436,14 @@ async fn refresh(
     match session::rotate(&app.db, now, session.id, shown.generation, end, grace, &origin).await? {
         Rotation::Current(session) => Ok(granted(app.credentials.tokens(now, &session)?)),
         Rotation::Reused => {
-            tracing::warn!(session = %session.id, "a replaced refresh token was shown again; the session is ended");
+            tracing::warn!(session = %session.id, "refresh token reused, session revoked");
             Err(refused().into())
         }
         Rotation::Gone => Err(refused().into()),
     }
 }
 
-/// The request to end a session, which is its token alone.
+/// A logout request. It has no body.
 struct Logout;
 
 impl Refusals for Logout {
@@ -445,7 +453,7 @@ impl Refusals for Logout {
 
 /// Log out
 ///
-/// Ends the session: both of its tokens are dead at once.
+/// Ends the session. Its access token and refresh token are invalid immediately.
 #[utoipa::path(
     post,
     tag = "Sign-in",
@@ -471,16 +479,16 @@ fn granted(tokens: Tokens) -> Response {
     Json(tokens).into_response()
 }
 
-/// The rate limit that a request was counted against, and what is left of it, for the headers of its answer.
+/// The rate limit state after a request was counted, for its response headers.
 #[derive(Clone, Default)]
 pub struct Counted(Arc<OnceLock<Standing>>);
 
 impl Counted {
-    /// Counts the request by its address, or refuses it.
+    /// Counts the request against the rate limit of its address. Fails when the limit is exceeded.
     pub async fn admit(&self, app: &App, door: Door, client: &Client) -> Result<()> {
         let now = app.clock.now();
         if let Some(quota) = app.limits.spend(door, Who::address(client.address), 1, now).await? {
-            // A request is counted once.
+            // Set once: a request is counted once.
             let _ = self.0.set(quota);
         }
         if door == Door::Credentials {
@@ -489,13 +497,12 @@ impl Counted {
         Ok(())
     }
 
-    /// What is left.
     pub fn quota(&self) -> Option<Standing> {
         self.0.get().copied()
     }
 }
 
-/// A body in JSON or, as OAuth2 has it, a form; whatever is wrong with it is told as a problem document.
+/// A request body, as JSON or as a form (RFC 6749). Errors become problem documents.
 pub struct Body<T>(pub T);
 
 impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {

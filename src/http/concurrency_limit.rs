@@ -1,8 +1,9 @@
 //! Concurrency limit with fair shares and load shedding.
 //!
-//! An operation takes a permit of its owner's share, then one of the server's. The owner is a user, or an address when
-//! nobody is signed in. An owner who floods the server waits behind their own operations, and everybody else finds free
-//! permits. Beyond the server's capacity, excess requests are rejected early so that admitted ones meet their deadline.
+//! An operation first acquires a permit from the share of its owner, then one of the server. The
+//! owner is a user, or an address for an anonymous request. An owner who floods the server waits
+//! behind their own operations, while other owners find free permits. Beyond the capacity of the
+//! server, excess requests are rejected early so that admitted ones meet their deadline.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -21,13 +22,13 @@ use crate::metrics::Labels;
 
 /// One owner may hold this fraction of the permits and of the database connections...
 const SHARE: usize = 4;
-/// ...but at least so many, unless there are fewer: a page sends a few requests at once.
+/// ...but at least this many, if there are as many: a web page sends a few requests at once.
 const MIN_SHARE: usize = 2;
 /// Waiting operations per permit that are expected to be served.
 const QUEUE_PER_PERMIT: usize = 8;
-/// HTTP requests of one owner that may wait for their share. Each of them holds a request in work.
+/// HTTP requests of one owner that may wait for their share. Each of them occupies a request slot.
 const OWNER_QUEUE: usize = 100;
-/// Concurrent mutations on SQLite. They mostly wait for the disk, together.
+/// Concurrent mutations on SQLite. They mostly wait for the disk, in one group commit.
 const SQLITE_WRITES: usize = 100;
 /// How long a timeout counts as a sign of overload.
 const OVERLOAD_MEMORY: Duration = Duration::from_millis(500);
@@ -39,8 +40,8 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 pub enum Wait {
     /// Briefly, and not behind too many others of the same owner: an HTTP request.
     Request,
-    /// Longer: when many clients reconnect at once it is better to wait than to reconnect again. How many wait is bounded
-    /// by the limits on sockets.
+    /// Longer: when many clients reconnect at once, waiting is better than reconnecting again. The
+    /// limits on sockets bound how many wait.
     Socket,
 }
 
@@ -58,7 +59,8 @@ pub struct ConcurrencyLimit {
     permits: Arc<Semaphore>,
     /// For mutations, where they are counted separately.
     writes: Option<Arc<Semaphore>>,
-    /// Operations that wait for one of `permits`, up to what is expected to be served; the rest waits uncounted.
+    /// Operations that wait for one of `permits`, up to the number that is expected to be served.
+    /// The rest waits uncounted.
     queue: Semaphore,
     last_timeout: Mutex<Option<Instant>>,
     shares: Arc<Shares>,
@@ -97,8 +99,9 @@ pub struct Permit {
 }
 
 impl Permit {
-    /// What the operation may use of the database until this moment, and how much text its searches may read. The permit is held for as long as any part of the
-    /// operation runs, also a write whose client has gone away.
+    /// The database connections, deadline and search budget of the operation. The permit is
+    /// released when the last part of the operation ends, including a write whose client has
+    /// disconnected.
     pub fn scope(self, deadline: Duration, search_bytes: u64) -> OperationScope {
         let connections = Arc::clone(&self.guard.share.connections);
         OperationScope::new(connections, std::time::Instant::now() + deadline, Arc::new(self), search_bytes)
@@ -135,7 +138,8 @@ impl Shares {
 impl Drop for ShareGuard {
     fn drop(&mut self) {
         let mut shares = self.shares.lock();
-        // Guards are made under the same lock: with two references, the map's and this one, nobody else has it.
+        // Guards are created under the same lock. With two references, the one of the map and this
+        // one, no other guard exists.
         if Arc::strong_count(&self.share) == 2
             && let Entry::Occupied(share) = shares.entry(self.owner)
         {
@@ -145,7 +149,8 @@ impl Drop for ShareGuard {
 }
 
 impl ConcurrencyLimit {
-    /// Limits the operations that run at once, and each owner's share of them and of the database connections.
+    /// Limits concurrent operations, and the share of each owner in them and in the database
+    /// connections.
     pub fn new(operations: usize, connections: usize, is_embedded: bool, rejected: Family<Labels<1>, Counter>) -> Self {
         let queue = operations.saturating_mul(QUEUE_PER_PERMIT).min(Semaphore::MAX_PERMITS);
         let writes = SQLITE_WRITES.max(operations);
@@ -165,15 +170,16 @@ impl ConcurrencyLimit {
         }
     }
 
-    /// Waits for a permit: of the owner's share first, so that only operations which may run wait for the server's.
+    /// Waits for a permit from the share of the owner first, so that only operations that may run
+    /// wait for a permit of the server.
     pub async fn acquire(&self, owner: Who, wait: Wait) -> Result<Permit> {
         let guard = self.shares.of(owner);
         let own = Arc::clone(&guard.share.operations);
         self.acquire_both(guard, own, &self.permits, wait).await
     }
 
-    /// Exchanges the permit for one to write, where those are counted separately: a mutation mostly waits, which does not
-    /// keep others from reading.
+    /// Exchanges the permit for a write permit, where those are counted separately: a mutation
+    /// mostly waits for the disk, which should not block reads.
     pub async fn acquire_write(&self, permit: Permit, wait: Wait) -> Result<Permit> {
         let Some(writes) = &self.writes else { return Ok(permit) };
         let Permit { guard, _own, _server } = permit;
@@ -208,18 +214,18 @@ impl ConcurrencyLimit {
         Ok(Permit { _own: own, _server: server, guard })
     }
 
-    /// The owner has too many operations at once.
+    /// The error for an owner with too many concurrent operations.
     fn reject(&self) -> Error {
         self.rejected.get_or_create(&[("limit", "operations".into())]).inc();
         Error::Refused {
             code: Code::RateLimited,
-            message: "Too many operations at once. Try again when one of yours has ended.".into(),
+            message: "Too many concurrent operations. Try again when one of them has completed.".into(),
             retry_after: Some(RETRY_AFTER),
         }
     }
 
-    /// Whether a request that arrives now would most likely time out: some did a moment ago, and the queue is full again.
-    /// A full queue alone may be a short burst.
+    /// Whether a request that arrives now would most likely time out: others did moments ago, and
+    /// the queue is full again. A full queue alone may be a short burst.
     pub fn should_shed(&self) -> bool {
         self.queue.available_permits() == 0
             && self
@@ -229,7 +235,7 @@ impl ConcurrencyLimit {
                 .is_some_and(|at| at.elapsed() < OVERLOAD_MEMORY)
     }
 
-    /// Owners that have operations now.
+    /// Number of owners with running operations.
     pub fn owners(&self) -> usize {
         self.shares.lock().len()
     }
@@ -274,10 +280,10 @@ mod tests {
             limit.should_shed()
         };
         let (waited, shed) = tokio::join!(crowd(), look());
-        assert!(waited.iter().all(Result::is_err) && !shed, "a crowd may be served");
+        assert!(waited.iter().all(Result::is_err) && !shed, "a burst may be served");
         let (waited, shed) = tokio::join!(crowd(), look());
-        assert!(waited.iter().all(Result::is_err) && shed, "one before was not");
-        assert!(!limit.should_shed(), "nobody waits");
+        assert!(waited.iter().all(Result::is_err) && shed, "an earlier one timed out");
+        assert!(!limit.should_shed(), "the queue is empty");
         drop(held);
         assert!(limit.acquire(owner(1), Wait::Request).await.is_ok());
     }
@@ -300,12 +306,12 @@ mod tests {
         assert!(free(0).is_none() && free(1).is_some());
         let crowd = join_all((0..OWNER_QUEUE + 1).map(|_| limit.acquire(owner(0), Wait::Request)));
         let (waited, others) = tokio::join!(crowd, async { [1, 2, 3].map(|n| free(n).is_some()) });
-        assert_eq!(others, [true; 3], "nobody waits behind a crowd of one owner");
+        assert_eq!(others, [true; 3], "other owners do not wait");
         assert!(waited.into_iter().all(|refused| code(refused) == Code::RateLimited));
         assert_eq!(limit.rejected.get_or_create(&[("limit", "operations".into())]).get(), OWNER_QUEUE as u64 + 1);
         drop(held);
         assert!(free(0).is_some());
-        assert_eq!(limit.owners(), 0, "nothing is kept of an owner who has left");
+        assert_eq!(limit.owners(), 0, "an idle owner takes no memory");
     }
 
     #[test]

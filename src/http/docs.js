@@ -1,5 +1,5 @@
-// Shows openapi.json: what each operation takes and answers, with a form to try it. It knows as much of OpenAPI as that
-// document uses.
+// Renders openapi.json: the input and output of each operation, with a form to try it. Supports
+// only the parts of OpenAPI that the document uses.
 const spec = await (await fetch("/docs/openapi.json")).json();
 const at = (id) => document.getElementById(id);
 
@@ -9,7 +9,7 @@ function make(tag, attributes, ...children) {
   return element;
 }
 
-// Words with `code` in them, in paragraphs.
+// Paragraphs of text with `code` spans.
 function words(text = "") {
   const code = (part, index) => (index % 2 ? make("code", {}, part) : part);
   return text.split("\n\n").map((paragraph) => make("p", {}, ...paragraph.split("`").map(code)));
@@ -25,7 +25,7 @@ function named(reference) {
   return [name, spec.components.schemas[name]];
 }
 
-// What a value may be, in a few words.
+// A short description of the type of a value.
 function kind(schema) {
   if (schema.$ref) {
     const [name] = named(schema.$ref);
@@ -51,7 +51,7 @@ function members(schema) {
     schema.required?.includes(name) ? "required" : "",
     words(property.description),
   ]);
-  return [table(["member", "type", "", "meaning"], rows)];
+  return [table(["field", "type", "", "description"], rows)];
 }
 
 function example(schema) {
@@ -83,7 +83,7 @@ function answers(responses) {
     const schema = Object.values(content)[0]?.schema;
     return [status, schema ? kind(schema.allOf?.[0] ?? schema) : "nothing", words(description)];
   });
-  return table(["status", "body", "meaning"], rows);
+  return table(["status", "body", "description"], rows);
 }
 
 at("title").textContent = spec.info.title;
@@ -106,5 +106,5 @@ for (const [name, schema] of Object.entries(spec.components.schemas)) {
   section.append(...members(schema));
   at("main").append(section);
 }
-// What a link named before there was anything to go to.
+// The target of the fragment did not exist when the page loaded.
 at(location.hash.slice(1))?.scrollIntoView();

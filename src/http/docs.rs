@@ -1,9 +1,9 @@
-//! What the `/auth` routes take and answer, as an OpenAPI 3.1 document at `/docs/openapi.json`, and a page to read and
-//! try it at `/docs`.
+//! The OpenAPI 3.1 document of the `/auth` routes at `/docs/openapi.json`, and a page to read and
+//! try them at `/docs`.
 //!
-//! The document is made of the routes themselves: a handler's path and method are read from its annotation by the
-//! router too, so that neither has a route that the other has not. What an operation is refused with, its body says by
-//! [`Refusals`].
+//! The document is generated from the routes: the router and the document read path and method from
+//! the same annotation, so they cannot differ. The errors of an operation come from the
+//! [`Refusals`] of its body.
 
 use std::collections::BTreeMap;
 use std::marker::PhantomData;
@@ -25,7 +25,7 @@ use super::recovery::POLICY;
 use super::{auth, problem};
 use crate::error::{Code, FaultCode};
 
-/// `/docs` and the document.
+/// `/docs` and the OpenAPI document.
 pub fn routes() -> Router {
     let json = Bytes::from(document());
     let file = |kind: &'static str, file: Bytes| {
@@ -37,11 +37,11 @@ pub fn routes() -> Router {
         .route("/docs/openapi.json", file("application/json", json))
 }
 
-/// The document in JSON.
+/// The OpenAPI document as JSON.
 pub fn document() -> String {
     let routes = auth::routes().into_openapi();
     let document = Api::openapi().merge_from(routes);
-    // What serde writes of these types cannot fail.
+    // Serializing these types cannot fail.
     document.to_pretty_json().unwrap_or_default()
 }
 
@@ -49,10 +49,10 @@ pub fn document() -> String {
 #[openapi(
     info(
         title = "fasttrack: accounts",
-        description = "Sign-up, tokens and account mail. Everything else is GraphQL, at `/graphql`.\n\n\
-            Bodies are read as `application/json` or as a form, up to 8 KiB. Errors are problem documents (RFC 9457), \
-            whose `code` is stable. Every answer has an `X-Request-Id` that finds it in the server's log, and \
-            `Cache-Control: no-store`; every one that was counted has `RateLimit-Limit`, `RateLimit-Remaining` and \
+        description = "Registration, tokens and account e-mails. Everything else is GraphQL, at `/graphql`.\n\n\
+            Bodies are `application/json` or a form, up to 8 KiB. Errors are problem documents (RFC 9457) with a \
+            stable `code`. Every response has an `X-Request-Id`, which identifies the request in the server log, and \
+            `Cache-Control: no-store`. Every rate-limited response has `RateLimit-Limit`, `RateLimit-Remaining` and \
             `RateLimit-Reset` (in seconds).",
     ),
     components(schemas(problem::Document<'static>)),
@@ -70,13 +70,10 @@ impl Modify for AccessToken {
     }
 }
 
-/// What an operation is refused with, besides what any may be refused with.
+/// The errors of an operation, in addition to those of every operation.
 pub trait Refusals {
-    /// Whether it reads a body.
     const READS_BODY: bool = true;
-    /// Its codes.
     const CODES: &[Code] = &[];
-    /// What can be wrong with its fields.
     const FAULTS: &[FaultCode] = &[];
 }
 
@@ -94,11 +91,11 @@ impl<T: Refusals> IntoResponses for Refused<T> {
             add(code.status(), code.as_str(), code.meaning().trim_start_matches("REST: "));
         }
         if T::READS_BODY {
-            add(422, Code::BadRequest.as_str(), "A member is missing or of the wrong type.");
+            add(422, Code::BadRequest.as_str(), "A field is missing or has the wrong type.");
         }
         for fault in T::FAULTS {
             let status = if *fault == FaultCode::Taken { 409 } else { 422 };
-            add(status, fault.as_str(), "`errors` says of which field.");
+            add(status, fault.as_str(), "`errors` names the field.");
         }
         codes.into_iter().map(|(status, codes)| (status.to_string(), RefOr::T(refusal(status, &codes)))).collect()
     }
@@ -119,11 +116,11 @@ fn refusal(status: u16, codes: &[(&str, &str)]) -> Answer {
     match status {
         401 => answer.header("WWW-Authenticate", header(Type::String, "`Bearer`")),
         429 => answer
-            .header("RateLimit-Limit", header(Type::Integer, "Requests in a minute."))
-            .header("RateLimit-Remaining", header(Type::Integer, "How many are left."))
-            .header("RateLimit-Reset", header(Type::Integer, "When there are more, in seconds."))
-            .header("Retry-After", header(Type::Integer, "When to try again, in seconds.")),
-        503 => answer.header("Retry-After", header(Type::Integer, "When to try again, in seconds.")),
+            .header("RateLimit-Limit", header(Type::Integer, "Requests per minute."))
+            .header("RateLimit-Remaining", header(Type::Integer, "Requests left."))
+            .header("RateLimit-Reset", header(Type::Integer, "Seconds until requests become available again."))
+            .header("Retry-After", header(Type::Integer, "Seconds to wait before a retry.")),
+        503 => answer.header("Retry-After", header(Type::Integer, "Seconds to wait before a retry.")),
         _ => answer,
     }
     .build()

@@ -1,8 +1,9 @@
-//! A document that was read, and what is known of its operations since they were executed.
+//! Cache of parsed documents and of what is known about their operations.
 //!
-//! The library validates an operation each time, which of a short one is a tenth of all there is to do. But what is valid
-//! hangs on the words, the operation and the kinds of the variables' values alone: what was valid is not validated again.
-//! How an operation is answered hangs on its words alone, and is looked at once.
+//! The library validates an operation on every execution. Validity depends only on the document,
+//! the operation name and the kinds of the variable values, so a combination that was valid is not
+//! validated again. How an operation is executed depends only on the document, and is determined
+//! once.
 
 use std::collections::{HashMap, HashSet};
 use std::fmt::Write;
@@ -18,28 +19,29 @@ use crate::graphql::Manner;
 use crate::graphql::complete::{Shape, chosen};
 use crate::graphql::conflict::{self, Conflict};
 
-/// So many forms of a document are remembered, and none that is longer than so many bytes.
+/// Maximum number of validated forms per document, and maximum length of a form in bytes.
 const FORMS: usize = 16;
 const LONG: usize = 128;
 
-/// Bytes of the documents that are kept as they were read, which takes a hundred times as much at worst.
+/// Capacity of the document cache, in bytes of source text. The parsed form takes up to a hundred
+/// times as much.
 const MAX_CACHED_BYTES: usize = 256 * 1024;
-/// However short a document is, it counts as this many bytes: what is remembered of it takes memory too.
+/// Minimum size that a document counts with in the cache, in bytes, because its metadata takes
+/// memory too.
 pub const MIN_CACHED_BYTES: usize = 256;
 
-/// Reads documents, and keeps the ones that were read last.
+/// Parses documents and caches them, first in, first out.
 pub struct Reader {
     limits: Arc<Limits>,
     cache: Recent<Arc<Document>>,
 }
 
 impl Reader {
-    /// With an empty cache.
     pub fn new(limits: Arc<Limits>) -> Self {
         Self { limits, cache: Recent::new(MAX_CACHED_BYTES) }
     }
 
-    /// Reads a document, unless it is in the cache.
+    /// Returns a document from the cache, or parses and caches it.
     pub fn read(&self, query: &str) -> Result<Arc<Document>, Refusal> {
         if let Some(document) = self.cache.get(query) {
             return Ok(document);
@@ -50,16 +52,16 @@ impl Reader {
     }
 }
 
-/// A document as the library reads it.
+/// A parsed document.
 #[derive(Debug)]
 pub struct Document {
     read: ExecutableDocument,
-    /// How each of its operations is answered, by its name.
+    /// Execution hints of each operation, by name.
     manners: HashMap<String, OnceLock<Result<Manner, Conflict>>>,
     valid: Mutex<HashSet<Form>>,
 }
 
-/// Which operation of a document, and what of its variables decides whether it is valid.
+/// An operation of a document and the properties of its variables that decide whether it is valid.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Form(String);
 
@@ -80,9 +82,9 @@ impl Deref for Document {
 }
 
 impl Document {
-    /// The form of an operation; nothing if it is not worth remembering, because hardly another will be like it.
+    /// The form of an operation. Returns `None` if it is too specific to be worth remembering.
     pub fn form(&self, name: Option<&str>, variables: &Variables) -> Option<Form> {
-        // No name has a bracket in it: where the name ends is plain.
+        // A name contains no bracket, so its end is unambiguous.
         let mut form = format!("{}(", name.unwrap_or_default());
         for definition in &chosen(&self.read, name)?.variable_definitions {
             let value = variables.get(&definition.node.name.node);
@@ -93,13 +95,14 @@ impl Document {
             let kind = match value {
                 None => '-',
                 Some(Value::Null) => '0',
-                // The scalars that every server has take all values of a kind, or none.
+                // A built-in scalar accepts all values of a kind or none.
                 Some(Value::String(_)) if by_kind => 's',
                 Some(Value::Boolean(_)) if by_kind => 'b',
                 Some(Value::Number(number)) if by_kind && number.is_i64() => 'i',
                 Some(Value::Number(_)) if by_kind => 'f',
                 Some(other) => {
-                    // Quoted by its length: nothing in it is taken for what follows.
+                    // Prefixed with its length, so that its content cannot be confused with what
+                    // follows.
                     let text = other.to_string();
                     write!(form, "={}:{text}", text.len()).ok()?;
                     ';'
@@ -110,19 +113,18 @@ impl Document {
         (form.len() <= LONG).then_some(Form(form))
     }
 
-    /// How an operation is answered, unless fields of it conflict.
+    /// The execution hints of an operation, or the conflict between its fields.
     pub fn manner(&self, name: Option<&str>, shape: &Shape) -> Result<Manner, Conflict> {
         let Some(place) = self.manners.get(name.unwrap_or_default()) else { return Ok(Manner::default()) };
         let look = || conflict::look(shape, &self.read, name).map(|()| shape.plan(&self.read, name).manner());
         place.get_or_init(look).clone()
     }
 
-    /// Whether an operation of this form is known to be valid.
     pub fn is_known(&self, form: &Form) -> bool {
         self.lock().contains(form)
     }
 
-    /// An operation of this form was executed.
+    /// Records that an operation of this form is valid.
     pub fn remember(&self, form: Form) {
         let mut valid = self.lock();
         if valid.len() < FORMS {

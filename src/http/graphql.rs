@@ -1,11 +1,12 @@
-//! GraphQL over HTTP, as the draft of that specification (August 2026) has it: POST with `application/json`, GET for
-//! queries, answers as `application/graphql-response+json` or `application/json`.
+//! GraphQL over HTTP, following the draft specification (August 2026): POST with
+//! `application/json`, GET for queries, responses as `application/graphql-response+json` or
+//! `application/json`.
 //!
-//! Two things are decided otherwise than the draft suggests, with the audits of `graphql-http`: requests that are not
-//! well formed and variables without a value are answered with 400, not 422.
+//! Two choices differ from the draft and follow the `graphql-http` audits: malformed requests and
+//! missing variable values get status 400, not 422.
 //!
-//! No batches, no multipart, no forms: what a page of another site can make a browser send without asking first (a
-//! "simple request") is refused, whatever it says.
+//! Batching, multipart bodies and form bodies are not supported. Every "simple request", which a
+//! page of another site can make a browser send without a preflight, is rejected (CSRF protection).
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -36,10 +37,10 @@ use crate::limits::{self, Who};
 use crate::network::Client;
 use crate::time::whole_seconds;
 
-/// Bytes of a request's body.
+/// Maximum size of a request body, in bytes.
 const MAX_BODY: usize = 256 * 1024;
 
-/// An operation by POST.
+/// POST: executes one operation.
 pub async fn post(
     State(door): State<Door>,
     client: Client,
@@ -54,7 +55,7 @@ pub async fn post(
     serve(&door, client, &id, lifeline, request).await
 }
 
-/// A query by GET, or a socket.
+/// GET: executes a query, or opens a WebSocket.
 pub async fn get(
     State(door): State<Door>,
     client: Client,
@@ -67,7 +68,7 @@ pub async fn get(
     };
     let headers = request.headers();
     if !is_known(request.uri(), headers, &door.app.config) {
-        let refused = Refused::new(Code::Forbidden, "A page of this origin may not open a socket.");
+        let refused = Refused::new(Code::Forbidden, "WebSockets are not allowed from this origin.");
         return answered(Media::GraphqlResponse, Answer::refused(refused, &id.0), &id.0);
     }
     let authorization = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()).map(ToOwned::to_owned);
@@ -76,7 +77,7 @@ pub async fn get(
 
 async fn serve(door: &Door, client: Client, id: &RequestId, lifeline: Lifeline, request: Request) -> Response {
     let Some(media) = answer_type(request.headers()) else {
-        let message = "Answers are application/graphql-response+json, application/json or, for subscriptions, \
+        let message = "Accept application/graphql-response+json, application/json or, for subscriptions, \
                        text/event-stream.";
         return answered(Media::Json, Answer::refused(Refused::new(Code::NotAcceptable, message), &id.0), &id.0);
     };
@@ -89,7 +90,8 @@ async fn serve(door: &Door, client: Client, id: &RequestId, lifeline: Lifeline, 
     }
 }
 
-/// A stream of events is refused before it begins with a status of its own.
+/// Media type of an error response. A request for an event stream that is rejected before the
+/// stream opens gets a status of its own.
 fn refusal(media: Media) -> Media {
     if media == Media::EventStream { Media::GraphqlResponse } else { media }
 }
@@ -105,15 +107,15 @@ async fn run(
     let (parts, body) = request.into_parts();
     let get = parts.method == Method::GET || parts.method == Method::HEAD;
     if get && is_cross_site_simple(&parts.uri, &parts.headers, &door.app.config) {
-        let message = "This looks like a page of another site: send `GraphQL-Require-Preflight: 1`, or use POST.";
+        let message = "Possible cross-site request: send the header `GraphQL-Require-Preflight: 1`, or use POST.";
         return Err(Refused::new(Code::Forbidden, message));
     }
     if !get && !is_json_utf8(&parts.headers) {
         return Err(Refused::new(Code::UnsupportedMediaType, "Send `Content-Type: application/json` in UTF-8."));
     }
-    // A client that sends slowly does not hold a permit meanwhile.
+    // The body is read before a permit is acquired, so that a slow client holds none.
     let body = if get {
-        // Not kept unread while the operation runs: what arrives of it would pile up.
+        // Dropped now: an unread body would fill buffers while the operation runs.
         drop(body);
         None
     } else {
@@ -134,7 +136,7 @@ async fn run(
     let operation = door.admit(words, viewer, client).await?;
     match operation.kind {
         OperationType::Mutation if get => {
-            return Err(Refused::new(Code::MethodNotAllowed, "Send mutations by POST."));
+            return Err(Refused::new(Code::MethodNotAllowed, "Mutations require POST."));
         }
         OperationType::Mutation => match door.app.concurrency.acquire_write(permit, Wait::Request).await {
             Ok(write) => permit = write,
@@ -142,12 +144,12 @@ async fn run(
         },
         OperationType::Subscription if takes_stream(&parts.headers) => {
             let listener = Listener { viewer, request_id: Arc::clone(&id.0), lifeline };
-            // On the heap: it is rare next to what is answered at once.
+            // Boxed: subscriptions are rare compared to operations with one response.
             let opened = sse::subscribe(door, operation, &parts.headers, listener);
             return Box::pin(permit.scope(DEADLINE, 0).run(opened)).await;
         }
         OperationType::Subscription => {
-            let message = "Subscriptions need a WebSocket, or `Accept: text/event-stream`.";
+            let message = "Subscriptions require a WebSocket or `Accept: text/event-stream`.";
             return Err(Refused::new(Code::NotAcceptable, message));
         }
         OperationType::Query => {}
@@ -160,7 +162,7 @@ async fn run(
         _ => answered(media, answer, &id.0),
     };
     let mut response = door.app.in_flight.hold(owner, is_export, response).unwrap_or_else(|error| {
-        // A client that tries a mutation again would do it twice.
+        // A retry would execute the mutation twice.
         let refused = if kind == OperationType::Mutation { unsent() } else { error.into() };
         door.app.metrics.refused(refused.code);
         answered(refusal(media), Answer::refused(refused, &id.0), &id.0)
@@ -171,7 +173,8 @@ async fn run(
     Ok(response)
 }
 
-/// The answer to a request without a permit. A 429 states the points of its owner like every other answer.
+/// Response to a request that got no permit. A 429 carries the `RateLimit-*` headers of the owner,
+/// like every other response.
 async fn shed(door: &Door, owner: Who, error: Error, media: Media, id: &RequestId) -> Response {
     let refused = Refused::from(error);
     door.app.metrics.refused(refused.code);
@@ -189,15 +192,16 @@ async fn shed(door: &Door, owner: Who, error: Error, media: Media, id: &RequestI
     response
 }
 
-/// Whose share of the server a request draws on: the user that a genuine token was issued to, else the address. The
-/// database is not asked: that would be work before the permit.
+/// The owner whose share of the concurrency limit a request uses: the user of a validly signed
+/// token, otherwise the address. Does not query the database, because that would be work before the
+/// permit.
 fn owner(door: &Door, headers: &HeaderMap, client: &Client) -> Who {
     let token = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()).and_then(bearer);
     let access = token.and_then(|token| door.app.credentials.access(door.app.clock.now(), token));
     access.map_or_else(|| Who::address(client.address), |access| Who::User(access.user_id))
 }
 
-/// Who asks; nobody, if they do not say.
+/// The viewer of a request, or `None` without an `Authorization` header.
 pub async fn viewer(door: &Door, headers: &HeaderMap) -> Result<Option<Viewer>, Error> {
     let Some(value) = headers.get(header::AUTHORIZATION) else {
         return Ok(None);
@@ -206,19 +210,19 @@ pub async fn viewer(door: &Door, headers: &HeaderMap) -> Result<Option<Viewer>, 
     auth::viewer(&door.app, token).await.map(Some)
 }
 
-/// Reads a body, which counts against the budget of its address until it is parsed.
+/// Reads a body. Its bytes count against the budget of the address until the body is parsed.
 async fn read(body: axum::body::Body, in_flight: &InFlight, address: IpAddr) -> Result<(Bytes, Reservation), Refused> {
     let mut reservation = in_flight.body(Who::address(address));
     let read = read_body(body, MAX_BODY, |bytes| in_flight.admit(&mut reservation, bytes)).await;
     let read = read.map_err(|error| match error {
-        BodyError::TooLarge => Refused::new(Code::PayloadTooLarge, "A body may have at most 256 KiB."),
-        BodyError::Incomplete => Refused::new(Code::BadRequest, "The body did not arrive."),
+        BodyError::TooLarge => Refused::new(Code::PayloadTooLarge, "The request body exceeds 256 KiB."),
+        BodyError::Incomplete => Refused::new(Code::BadRequest, "The request body is incomplete."),
         BodyError::Refused(error) => error.into(),
     });
     Ok((read?, reservation))
 }
 
-/// The members of a GET: `variables` and `extensions` are JSON in a query parameter.
+/// Reads the parameters of a GET request. `variables` and `extensions` are JSON.
 fn words_of_query(query: &str) -> Result<Words, Refused> {
     let mut members = Map::new();
     for (name, value) in url::form_urlencoded::parse(query.as_bytes()) {
@@ -229,7 +233,7 @@ fn words_of_query(query: &str) -> Result<Words, Refused> {
             _ => continue,
         };
         if members.insert(name.into_owned(), value).is_some() {
-            return Err(Refused::new(Code::BadRequest, "A parameter is given twice."));
+            return Err(Refused::new(Code::BadRequest, "A query parameter occurs twice."));
         }
     }
     Words::of(Value::Object(members))
@@ -237,10 +241,10 @@ fn words_of_query(query: &str) -> Result<Words, Refused> {
 
 fn json(bytes: &Bytes) -> Result<Value, Refused> {
     let read = serde_json::from_slice(bytes);
-    read.map_err(|error| Refused::new(Code::BadRequest, format!("This is not JSON: line {}.", error.line())))
+    read.map_err(|error| Refused::new(Code::BadRequest, format!("Invalid JSON at line {}.", error.line())))
 }
 
-/// The answer over HTTP.
+/// Builds the HTTP response: status, headers and body.
 fn answered(media: Media, answer: Answer, request_id: &str) -> Response {
     let Some(body) = answer.to_body() else {
         return answered(media, Answer::refused(too_large(), request_id), request_id);

@@ -1,7 +1,8 @@
-//! What probes ask: whether the process lives, and whether it can do its work.
+//! Liveness and readiness probes.
 //!
-//! Nothing is asked for a probe. A monitor checks the database and Redis once a second, over connections of its own, and a
-//! probe is answered what it found last: so any number of probes costs nothing, and a part that is silent delays none.
+//! A probe runs no check of its own. A monitor checks the database and Redis once a second over
+//! separate connections, and a probe returns its latest result. Any number of probes therefore
+//! costs nothing, and an unresponsive dependency delays none.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,31 +20,31 @@ use tokio_util::sync::CancellationToken;
 use crate::App;
 use crate::db::migrate;
 
-/// How often the parts are checked.
+/// Interval between two checks.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
-/// How long the database may take to answer a check.
+/// Timeout of a database check.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
-/// What was found so long ago says nothing any more: the monitor itself does not run.
+/// Age at which a result is no longer valid, because the monitor itself does not run.
 const STALE: Duration = Duration::from_secs(5);
-/// How long ago this instance may have come to the end of the event log; it looks twice a second.
+/// Maximum time since this instance last reached the end of the event log. It polls twice a second.
 const LAG: Duration = Duration::from_secs(10);
 
-/// What was last found out about the parts that the server depends on.
+/// Latest check results of the dependencies.
 #[derive(Debug, Default)]
 pub struct Readiness {
     database: watch::Sender<Option<Checked>>,
-    /// Whether Redis answers, if there is to be one.
+    /// Whether Redis answers, if it is configured.
     redis: watch::Sender<Option<bool>>,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Checked {
     at: Instant,
-    /// Whether all migrations were applied; nothing if the database did not answer.
+    /// Whether all migrations are applied, or `None` if the database did not answer.
     is_migrated: Option<bool>,
 }
 
-/// Checks the parts once a second until `stop` is cancelled.
+/// Checks the dependencies once a second until `stop` is cancelled.
 pub async fn monitor(app: Arc<App>, stop: CancellationToken) {
     tokio::select! {
         () = stop.cancelled() => {}
@@ -88,26 +89,27 @@ pub fn routes() -> Router<Arc<App>> {
     Router::new().route("/livez", get(async || "ok")).route("/readyz", get(ready))
 }
 
-/// Which parts are in order. Why one is not, the log says.
+/// Body of a readiness response. The reason for a failure is in the log.
 #[derive(Serialize)]
 struct Report {
-    /// Whether requests should come here.
+    /// Whether the instance should receive requests.
     ready: bool,
-    /// `draining` from the moment the server is told to end.
+    /// `draining` once shutdown has begun.
     server: &'static str,
-    /// `away` when it does not answer.
+    /// `away` if it does not answer.
     database: &'static str,
-    /// `behind` when migrations are missing. Newer ones are no fault: another instance has made them.
+    /// `behind` if migrations are missing. Newer ones, applied by another instance, are accepted.
     schema: &'static str,
-    /// `behind` when the event log is not read to its end.
+    /// `behind` if the end of the event log has not been reached recently.
     events: &'static str,
-    /// `away` when it does not answer. The server works without it: each instance counts for itself.
+    /// `away` if it does not answer. The server works without it: each instance counts its own rate
+    /// limits.
     #[serde(skip_serializing_if = "Option::is_none")]
     redis: Option<&'static str>,
 }
 
 async fn ready(State(app): State<Arc<App>>) -> Response {
-    // Only right after the start nothing is known yet.
+    // No result exists yet only just after startup.
     let mut found = app.readiness.database.subscribe();
     let found = timeout(CHECK_TIMEOUT, found.wait_for(Option::is_some)).await;
     let checked = found.ok().and_then(|found| *found.ok()?).filter(|checked| checked.at.elapsed() < STALE);

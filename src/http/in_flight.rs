@@ -1,8 +1,8 @@
-//! Bytes on their way between clients and the server: how many of them are held, for one user or address and for all.
+//! Byte budgets for bodies in flight: per user or address, and for the whole process.
 //!
-//! Bodies count from their first byte until they are parsed, answers until the system has taken them. Only what has more
-//! than [`SMALL`] bytes counts: smaller ones are bounded by the number of connections, and go on when the budget of the
-//! process is exhausted.
+//! Request bodies count from their first byte until they are parsed, responses until the operating
+//! system has accepted them. Only bodies larger than [`SMALL`] count. Smaller ones are bounded by
+//! the number of connections, and still work when the budget of the process is exhausted.
 
 use std::io::{self, IoSlice};
 use std::pin::{Pin, pin};
@@ -30,21 +30,22 @@ use crate::limits::byte_budget::{ByteBudget, Exceeded, Reservation};
 use crate::network::Client;
 use crate::store::export;
 
-/// What has so many bytes does not count.
+/// Bodies up to this size do not count, in bytes.
 const SMALL: usize = PART;
-/// Bytes of bodies in the process, and of one address: who sends them is not known yet.
+/// Request bytes in the process, and of one address. The user is not known before the body has been
+/// read.
 const BODIES: usize = 64 * 1024 * 1024;
 const BODIES_OF_ONE: usize = 8 * 1024 * 1024;
-/// Bytes of unread answers in the process, and of one user, or one address when nobody is signed in.
+/// Unread response bytes in the process, and of one user, or one address for an anonymous request.
 const ANSWERS: usize = 64 * 1024 * 1024;
 const ANSWERS_OF_ONE: usize = 16 * 1024 * 1024;
-/// The same for answers with an export in them, which are larger than all others: two at once, one of each user.
+/// The same for responses with an account export, which are larger than all others. Two may be
+/// unread at once, one per user.
 const EXPORTS: usize = 2 * EXPORTS_OF_ONE;
 const EXPORTS_OF_ONE: usize = export::MAX_BYTES + MAX_BYTES;
-/// What a client has to take each second at least, on average, of an answer that waits for it.
+/// Minimum average rate at which a client must read a waiting response, in bytes per second.
 pub const MIN_RATE: u64 = 8 * 1024;
 
-/// The budgets for what is in flight.
 pub struct InFlight {
     bodies: Arc<ByteBudget>,
     answers: Arc<ByteBudget>,
@@ -62,27 +63,27 @@ impl Default for InFlight {
 }
 
 impl InFlight {
-    /// A reservation for a body that begins to arrive.
+    /// An empty reservation for a body that starts to arrive.
     pub fn body(&self, owner: Who) -> Reservation {
         self.bodies.none(owner)
     }
 
-    /// Whether a body may grow to so many bytes.
+    /// Grows the reservation of a body to `bytes` in total.
     pub fn admit(&self, reservation: &mut Reservation, bytes: usize) -> Result<()> {
         if bytes <= SMALL {
             return Ok(());
         }
         let more = bytes.saturating_sub(reservation.bytes());
-        let message = "Too many large requests of this address arrive at once. Try again later.";
+        let message = "Too many large requests from this address at once. Try again later.";
         reservation.grow(more).map_err(|exceeded| refused(exceeded, message))
     }
 
-    /// Counts a message; none if it is small.
+    /// Reserves the bytes of a message. Returns `None` if it is small.
     pub fn reserve(&self, owner: Who, bytes: usize) -> Result<Option<Reservation>> {
         reserve(&self.answers, owner, bytes)
     }
 
-    /// Counts the body of an answer until it is read.
+    /// Counts the body of a response until it is read.
     pub fn hold(&self, owner: Who, is_export: bool, response: Response) -> Result<Response> {
         let budget = if is_export { &self.exports } else { &self.answers };
         let bytes = response.body().size_hint().exact().unwrap_or_default();
@@ -101,11 +102,11 @@ fn reserve(budget: &Arc<ByteBudget>, owner: Who, bytes: usize) -> Result<Option<
     if bytes <= SMALL {
         return Ok(None);
     }
-    let message = "Too many bytes of earlier answers are unread. Read them, then try again.";
+    let message = "Too many bytes of earlier responses are unread. Read them, then try again.";
     budget.reserve(owner, bytes).map(Some).map_err(|exceeded| refused(exceeded, message))
 }
 
-/// RATE_LIMITED for an owner over its limit; SERVICE_UNAVAILABLE when the process is.
+/// RATE_LIMITED if the owner exceeds its limit, SERVICE_UNAVAILABLE if the process does.
 fn refused(exceeded: Exceeded, message: &'static str) -> Error {
     match exceeded {
         Exceeded::Owner => Error::Refused {
@@ -117,21 +118,21 @@ fn refused(exceeded: Exceeded, message: &'static str) -> Error {
     }
 }
 
-/// Counts the answers of routes that belong to nobody, by the address of the client.
+/// Counts the responses of routes without authentication by the address of the client.
 pub async fn limit(State(app): State<Arc<App>>, client: Client, request: Request, next: Next) -> Response {
     let response = next.run(request).await;
     let held = app.in_flight.hold(Who::address(client.address), false, response);
     held.unwrap_or_else(|error| Problem::from(error).into_response())
 }
 
-/// A body that is given piece by piece. Each piece is a copy that is counted by itself, so that the whole is let go of as
-/// soon as the last one is given.
+/// A body that is passed on in parts. Each part is a copy that is counted separately, so that the
+/// whole is released as soon as the last part has been passed on.
 struct UnreadBody {
     body: Body,
     rest: Bytes,
     budget: Arc<ByteBudget>,
     owner: Who,
-    /// Of what is not given yet.
+    /// For the bytes that are not passed on yet.
     reservation: Reservation,
 }
 
@@ -158,7 +159,7 @@ impl HttpBody for UnreadBody {
             self.rest = Bytes::new();
         }
         self.reservation.shrink(length);
-        // If another answer was faster, the piece goes uncounted.
+        // If another response took the bytes first, this part goes uncounted.
         let reservation = self.budget.reserve(self.owner, length).ok();
         Poll::Ready(Some(Ok(Frame::data(Bytes::from_owner(Counted { bytes, _reservation: reservation })))))
     }
@@ -168,12 +169,12 @@ impl HttpBody for UnreadBody {
     }
 
     fn size_hint(&self) -> SizeHint {
-        // Asked before anything is given.
+        // Called before the first part is passed on.
         self.body.size_hint()
     }
 }
 
-/// Bytes that are counted as long as something holds them.
+/// Bytes with their reservation, which is released when the last reference is dropped.
 struct Counted {
     bytes: Vec<u8>,
     _reservation: Option<Reservation>,
@@ -185,7 +186,7 @@ impl AsRef<[u8]> for Counted {
     }
 }
 
-/// Bytes that are counted by the reservation as long as something holds them.
+/// Attaches a reservation to bytes. It is released when the last reference is dropped.
 pub fn counted(bytes: Vec<u8>, reservation: Option<Reservation>) -> Bytes {
     match reservation {
         None => bytes.into(),
@@ -193,12 +194,12 @@ pub fn counted(bytes: Vec<u8>, reservation: Option<Reservation>) -> Bytes {
     }
 }
 
-/// How many bytes a connection has taken so far.
+/// Number of bytes written to a connection so far.
 #[derive(Clone, Debug, Default)]
 pub struct Written(Arc<AtomicU64>);
 
 impl Written {
-    /// Waits for what is written to the connection as long as the client goes on reading; nothing if it does not.
+    /// Waits for a write while the client keeps reading. Returns `None` if it stops.
     pub async fn while_reading<T>(&self, patience: Duration, work: impl Future<Output = T>) -> Option<T> {
         let mut work = pin!(work);
         let enough = (patience.as_secs() * MIN_RATE / 2).max(1);
@@ -213,11 +214,9 @@ impl Written {
     }
 }
 
-/// A connection that counts the bytes that it takes.
+/// A connection that counts the bytes written to it.
 pub struct Counting<S> {
-    /// The connection.
     pub io: S,
-    /// How many it has taken.
     pub written: Written,
 }
 
@@ -294,7 +293,7 @@ mod tests {
         }
         assert_eq!(pieces.iter().map(Bytes::len).sum::<usize>(), 100_000 - PART);
         drop(body);
-        assert_eq!(in_flight.answers.used(), 100_000 - PART, "somebody still has them");
+        assert_eq!(in_flight.answers.used(), 100_000 - PART, "the parts are still alive");
         drop(pieces);
         assert_eq!(in_flight.answers.used(), 0);
     }
@@ -314,7 +313,7 @@ mod tests {
         }
         assert_eq!(code(in_flight.hold(owner(9), false, answer(SMALL + 1))), Some(Code::Unavailable));
         held.push(in_flight.hold(owner(9), false, answer(SMALL)).expect("small ones go on"));
-        held.push(in_flight.hold(owner(1), true, answer(EXPORTS_OF_ONE)).expect("an export counts by itself"));
+        held.push(in_flight.hold(owner(1), true, answer(EXPORTS_OF_ONE)).expect("exports count separately"));
         assert_eq!(code(in_flight.hold(owner(1), true, answer(SMALL + 1))), Some(Code::RateLimited));
         held.push(
             in_flight.hold(owner(2), true, answer(EXPORTS_OF_ONE)).expect("one export unread leaves room for another"),

@@ -1,4 +1,6 @@
-//! The server's doors: the router on one page, with what stands around every request.
+//! The HTTP router and the middleware around every request: request id, log line, metrics and
+//! security headers. Each route lives in a submodule; [`accept`] runs the connections below the
+//! router.
 
 pub mod accept;
 pub mod address;
@@ -57,22 +59,24 @@ use origin::{host, is_cross_site};
 use problem::Problem;
 
 const AUTH_BODY: usize = 8 * 1024;
-/// How long an `/auth` request may take, the arrival of its few bytes and the wait for a password hash included.
+/// Deadline of an `/auth` request, from its first byte to the response. Includes the time to
+/// receive the body and to wait for a password hash.
 const AUTH_DEADLINE: Duration = Duration::from_secs(8);
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit-limit");
 const RATE_LIMIT_REMAINING: HeaderName = HeaderName::from_static("ratelimit-remaining");
 const RATE_LIMIT_RESET: HeaderName = HeaderName::from_static("ratelimit-reset");
 
-/// The id of a request, for its answer and its lines in the log.
+/// Id of a request: the `X-Request-Id` of its response, and the `id` of its log lines.
 #[derive(Clone, Debug)]
 pub struct RequestId(pub Arc<str>);
 
-/// Marks a request that there is no room for, or that would most likely wait for a permit until it times out.
+/// Marks a request to be shed: no request slot is free, or it would most likely time out while it
+/// waits for a permit.
 #[derive(Clone, Copy, Debug)]
 struct TooMany;
 
-/// Everything that is served.
+/// Routes of the public listener.
 pub fn router(app: &Arc<App>, schema: Schema) -> Router {
     let door = operation::Door::new(Arc::clone(app), schema);
     let auth = Router::from(auth::routes()).merge(recovery::pages());
@@ -94,9 +98,10 @@ pub fn router(app: &Arc<App>, schema: Schema) -> Router {
         router = router.merge(pages.layer(middleware::from_fn_with_state(Arc::clone(app), in_flight::limit)));
     }
     router
-        .fallback(async || Problem::new(Code::NotFound, "There is nothing here."))
+        .fallback(async || Problem::new(Code::NotFound, "Not found."))
         .method_not_allowed_fallback(async || Problem::method_not_allowed())
-        // As one, the outermost first: each layer by itself is copied for each request, with all that is within it.
+        // One tuple instead of one `layer` call each: every call clones the service stack again for
+        // each request. The outermost layer comes first.
         .layer((
             middleware::from_fn_with_state(Arc::clone(app), around),
             CatchPanicLayer::custom(panicked),
@@ -104,7 +109,7 @@ pub fn router(app: &Arc<App>, schema: Schema) -> Router {
         ))
 }
 
-/// What is served on the address for metrics, and nowhere else.
+/// Routes of the metrics listener.
 pub fn measured(app: &Arc<App>) -> Router {
     let app = Arc::clone(app);
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -129,29 +134,30 @@ fn cors(origins: &[String]) -> CorsLayer {
         .max_age(Duration::from_secs(3_600))
 }
 
-/// How much of a rate limit is left, in the headers that clients know. `reset` is when there is more again.
+/// Sets the `RateLimit-*` headers. `reset` is the time until points become available again.
 fn set_rate_limit(headers: &mut HeaderMap, limit: u32, remaining: u32, reset: Duration) {
     headers.insert(RATE_LIMIT, limit.into());
     headers.insert(RATE_LIMIT_REMAINING, remaining.into());
     headers.insert(RATE_LIMIT_RESET, whole_seconds(reset).into());
 }
 
-/// A page of another site can have a browser send a form unasked; it does not get a visitor locked out by that.
+/// Rejects cross-site form posts, which a browser sends without a preflight. Otherwise any page
+/// could lock a visitor out with failed logins.
 async fn of_known_pages(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     if request.method() == Method::POST && is_cross_site(request.uri(), request.headers(), &app.config) {
-        return Problem::new(Code::Forbidden, "A page of this origin may not send this.").into_response();
+        return Problem::new(Code::Forbidden, "Cross-site requests are not allowed from this origin.").into_response();
     }
     next.run(request).await
 }
 
-/// Does not wait for ever for a part that does not answer. What has begun is done to its end, even when the client goes
-/// away in the middle.
+/// Applies [`AUTH_DEADLINE`]. Work that has begun runs to its end in a task of its own, even when
+/// the deadline passes or the client disconnects.
 async fn in_time(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     let (counted, is_post) = (Counted::default(), request.method() == Method::POST);
     let answered = async {
         let (mut parts, body) = request.into_parts();
         parts.extensions.insert(counted.clone());
-        // Until all of it is there, nothing has begun.
+        // No work begins before the body is complete.
         let body = match read_body(body, AUTH_BODY, |_| Ok(())).await {
             Ok(body) => Body::from(body),
             Err(BodyError::TooLarge) => return Problem::bad_body(StatusCode::PAYLOAD_TOO_LARGE).into_response(),
@@ -176,19 +182,19 @@ async fn in_time(State(app): State<Arc<App>>, request: Request, next: Next) -> R
     response
 }
 
-/// Why a body is not read.
+/// Why reading a body failed.
 enum BodyError {
-    /// It has more bytes than allowed.
+    /// The body exceeds the limit.
     TooLarge,
-    /// It did not arrive to its end.
+    /// The connection failed before the end of the body.
     Incomplete,
-    /// There is no room for it now.
+    /// The byte budget is exhausted.
     Refused(Error),
 }
 
-/// Reads a body of at most `limit` bytes into one buffer. Each frame is copied and dropped as it arrives: one of a single
-/// byte holds on to the whole buffer that it was read into, 2 to 4 kB. `admit` is asked before the buffer grows to so many
-/// bytes.
+/// Reads a body of at most `limit` bytes into one buffer. Copies and drops each frame as it
+/// arrives, because a frame of one byte keeps its whole read buffer (2 to 4 kB) alive. Calls
+/// `admit` with the new total before the buffer grows.
 async fn read_body(
     mut body: Body,
     limit: usize,
@@ -196,7 +202,7 @@ async fn read_body(
 ) -> Result<Bytes, BodyError> {
     let mut read = BytesMut::new();
     while let Some(frame) = body.frame().await {
-        // Trailers say nothing that is heeded.
+        // Trailers are ignored.
         let Ok(data) = frame.map_err(|_| BodyError::Incomplete)?.into_data() else { continue };
         if data.len() > limit - read.len() {
             return Err(BodyError::TooLarge);
@@ -210,14 +216,15 @@ async fn read_body(
     Ok(read.freeze())
 }
 
-/// A panic is a defect: the client learns that it happened and nothing more, the log has the rest.
+/// Turns a panic into a 500 response without details. The cause goes to the log.
 fn panicked(cause: Box<dyn std::any::Any + Send>) -> Response {
     let cause = cause.downcast_ref::<&str>().copied().map(ToOwned::to_owned);
-    let cause = cause.unwrap_or_else(|| "a panic".to_owned());
+    let cause = cause.unwrap_or_else(|| "panic".to_owned());
     Problem::from(Error::internal(cause)).into_response()
 }
 
-/// Whether the server answers under the name that was asked for. Probes ask by address.
+/// Whether the requested host is in `ALLOWED_HOSTS`. Probes are exempt, because they connect by
+/// address.
 fn is_allowed(request: &Request, hosts: &[String]) -> bool {
     if hosts.is_empty() || matches!(request.uri().path(), "/livez" | "/readyz") {
         return true;
@@ -230,14 +237,15 @@ fn is_allowed(request: &Request, hosts: &[String]) -> bool {
     hosts.iter().any(|host| host.eq_ignore_ascii_case(name))
 }
 
-/// Around every request: an id, a line in the log, and the headers that keep browsers careful.
+/// Adds the request id, log line, metrics, trace span and security headers to every request.
 async fn around(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
     let id: Arc<str> = Id::new().to_string().into();
     request.extensions_mut().insert(RequestId(Arc::clone(&id)));
     let route = request.extensions().get::<MatchedPath>().cloned();
     let route = route.as_ref().map(MatchedPath::as_str);
     let method = request.method().clone();
-    // Until somebody says that it ends (RFC 9112, 9.6). HTTP/2 has other words for it.
+    // HTTP/1.1 connections persist unless one side sends `Connection: close` (RFC 9112 section
+    // 9.6). HTTP/2 uses GOAWAY instead.
     let is_kept = request.version() == Version::HTTP_11;
     let is_allowed = is_allowed(&request, &app.config.allowed_hosts);
     let is_operation = route == Some("/graphql") && method == Method::POST;
@@ -245,7 +253,7 @@ async fn around(State(app): State<Arc<App>>, mut request: Request, next: Next) -
         request.extensions_mut().insert(TooMany);
     }
     if is_allowed && request.extensions().get::<TooMany>().is_some() {
-        // It costs next to nothing, so that the others get what there is: it is not read, and not in the log.
+        // Shedding must stay cheap under overload: the body is not read and no line is logged.
         let mut response = match is_operation {
             true => next.run(request).await,
             false => Problem::from(Error::unavailable()).into_response(),
@@ -270,7 +278,7 @@ async fn around(State(app): State<Arc<App>>, mut request: Request, next: Next) -
     let mut response = if is_allowed {
         telemetry::within(traced.as_ref(), next.run(request).instrument(span.clone())).await
     } else {
-        Problem::new(Code::Forbidden, "This server does not answer under that name.").into_response()
+        Problem::new(Code::Forbidden, "This host name is not allowed.").into_response()
     };
     let took = started.elapsed();
     app.metrics.answered(&method, route, response.status(), took);
@@ -278,13 +286,13 @@ async fn around(State(app): State<Arc<App>>, mut request: Request, next: Next) -
         traced.answered(&response, &id);
     }
     let (status, ms) = (response.status().as_u16(), took.as_micros() as f64 / 1000.0);
-    span.in_scope(|| tracing::info!(status, ms, "answered"));
+    span.in_scope(|| tracing::info!(status, ms, "request completed"));
     add_headers(&app, &mut response, &id, is_kept);
     response
 }
 
-/// The span of what is done for a request after its answer has begun, on a socket or a stream: what goes wrong is in the
-/// log under the same id.
+/// Span for work after the response has begun, on a socket or an event stream. Its log lines carry
+/// the id of the request.
 fn later(id: &str, operation: Option<&str>) -> Span {
     let operation = operation.map(|name| &name[..name.floor_char_boundary(80)]);
     tracing::info_span!("request", %id, operation)
@@ -305,7 +313,8 @@ fn add_headers(app: &App, response: &mut Response, id: &str, is_kept: bool) {
         .entry(header::CONTENT_SECURITY_POLICY)
         .or_insert(HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'"));
     if is_kept && app.draining.is_cancelled() {
-        // So that the client asks elsewhere from now on, and no request of it meets a connection that is just closed.
+        // Makes the client open its next connection elsewhere, so that no request meets a
+        // connection that is about to close.
         headers.entry(header::CONNECTION).or_insert(HeaderValue::from_static("close"));
     }
 }

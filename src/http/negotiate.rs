@@ -1,20 +1,20 @@
-//! Which types a request and its answer have (RFC 9110 sections 8.3 and 12.5.1).
+//! Content negotiation: media types of requests and responses (RFC 9110 sections 8.3 and 12.5.1).
 
 use axum::http::{HeaderMap, HeaderValue, header};
 
-/// What an answer is sent as.
+/// Media type of a response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Media {
-    /// `application/json`: what every client reads.
+    /// `application/json`: accepted by every client.
     Json,
-    /// `application/graphql-response+json`: a status of its own for each kind of answer.
+    /// `application/graphql-response+json`: the status code reflects the outcome.
     GraphqlResponse,
-    /// `text/event-stream`: one event for each answer.
+    /// `text/event-stream`: one event per response.
     EventStream,
 }
 
 impl Media {
-    /// As `Content-Type` has it.
+    /// The value of the `Content-Type` header.
     pub const fn content_type(self) -> HeaderValue {
         HeaderValue::from_static(match self {
             Self::Json => "application/json; charset=utf-8",
@@ -32,16 +32,16 @@ impl Media {
     }
 }
 
-/// The type a client likes best of those we have; `None` if it takes none. Who does not say, or takes anything, gets
-/// `application/json`. An event stream has to be asked for by name.
+/// The supported type that the client prefers, or `None` if it accepts none. Without a preference
+/// it is `application/json`. An event stream must be requested by name.
 pub fn answer_type(headers: &HeaderMap) -> Option<Media> {
     let accepted: Vec<&str> = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok()).collect();
     if accepted.iter().all(|value| value.trim().is_empty()) {
         return Some(Media::Json);
     }
     let ranges: Vec<Range<'_>> = accepted.iter().flat_map(|value| value.split(',')).filter_map(Range::parse).collect();
-    // Of two that are liked alike the one that was named, and of two that were named the later one here: who takes
-    // everything is not given a stream for what is a single answer.
+    // On equal quality a named type wins over a wildcard, and among named types the later one in
+    // this list. A client that accepts everything gets no event stream for a single response.
     let candidates = [Media::EventStream, Media::Json, Media::GraphqlResponse];
     let liked = candidates.iter().enumerate().filter_map(|(order, media)| {
         let range = ranges.iter().filter(|range| range.takes(*media)).max_by_key(|range| range.precision())?;
@@ -54,15 +54,16 @@ pub fn answer_type(headers: &HeaderMap) -> Option<Media> {
     liked.max_by_key(|(rank, _)| *rank).map(|(_, media)| media)
 }
 
-/// Whether a stream of events is taken, if it comes to that: what a subscription needs, however much anything else is
-/// liked.
+/// Whether the client accepts an event stream at all, as a subscription requires, whatever it
+/// prefers.
 pub fn takes_stream(headers: &HeaderMap) -> bool {
     let accepted = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
     let mut ranges = accepted.flat_map(|value| value.split(',')).filter_map(Range::parse);
     ranges.any(|range| range.precision() == 2 && range.quality > 0 && range.takes(Media::EventStream))
 }
 
-/// Whether `Accept` names one of the types GraphQL is answered with: what an image or a script of a page never asks for.
+/// Whether `Accept` names a media type of GraphQL responses. A browser never does so for an image
+/// or a script.
 pub fn asks_for_graphql(headers: &HeaderMap) -> bool {
     let accepted = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
     let mut ranges = accepted.flat_map(|value| value.split(',')).filter_map(Range::parse);
@@ -72,7 +73,7 @@ pub fn asks_for_graphql(headers: &HeaderMap) -> bool {
     })
 }
 
-/// Whether a body is JSON in UTF-8, by its `Content-Type`.
+/// Whether `Content-Type` is JSON in UTF-8.
 pub fn is_json_utf8(headers: &HeaderMap) -> bool {
     let mut values = headers.get_all(header::CONTENT_TYPE).iter();
     let (Some(value), None) = (values.next(), values.next()) else {

@@ -1,4 +1,5 @@
-//! One operation from its words to its answer, the same for every transport: read, admitted, paid for, executed.
+//! The life of one GraphQL operation, the same for every transport: parse the request, admit it,
+//! charge its cost, execute it.
 
 use std::net::IpAddr;
 use std::panic::AssertUnwindSafe;
@@ -36,29 +37,26 @@ use crate::metrics::Executed;
 use crate::network::Client;
 use crate::store::search;
 
-/// How long an operation may take.
+/// Execution deadline of an operation.
 pub(super) const DEADLINE: Duration = Duration::from_secs(8);
 
-/// An operation as a client words it.
+/// A GraphQL request (GraphQL over HTTP, section "Request Parameters").
 #[derive(Debug, Default)]
 pub struct Words {
-    /// The document.
     pub query: Option<String>,
-    /// Which of its operations.
     pub operation_name: Option<String>,
-    /// The values of its variables.
     pub variables: Map<String, Value>,
-    /// What else there is, such as the hash of a persisted document.
+    /// Protocol extensions, such as the hash of a persisted document.
     pub extensions: Map<String, Value>,
 }
 
 impl Words {
-    /// Reads the members of a request; unknown ones are left alone.
+    /// Reads a request from JSON. Unknown members are ignored.
     pub fn of(members: Value) -> Result<Self, Refused> {
         let wrong = |message: &str| Err(Refused::new(Code::BadRequest, message));
         let mut members = match members {
             Value::Object(members) => members,
-            Value::Array(_) => return wrong("Send one operation at a time: batches are not taken."),
+            Value::Array(_) => return wrong("Send one operation per request: batching is not supported."),
             _ => return wrong("Send a JSON object with `query`, `variables` and `operationName`."),
         };
         let mut text = |name: &str| match members.remove(name) {
@@ -76,32 +74,29 @@ impl Words {
     }
 }
 
-/// What the GraphQL routes share.
+/// Shared state of the GraphQL routes.
 #[derive(Clone)]
 pub struct Door {
-    /// The server.
     pub app: Arc<App>,
-    /// The schema.
     pub schema: Schema,
-    /// The same, for what is known to be valid.
+    /// The same schema without validation, for documents known to be valid.
     pub(super) unchecked: Schema,
-    /// What a document may cost.
+    /// Limits on the size and complexity of a document.
     pub limits: Arc<admission::Limits>,
-    /// The types of the schema, to complete answers by.
+    /// Index of the schema types, used for null propagation.
     pub shape: Arc<Shape>,
-    /// What of the schema is going to be removed.
+    /// Deprecated parts of the schema.
     pub deprecations: Arc<Deprecations>,
-    /// The subscriptions that are open.
     pub subscriptions: Arc<Subscriptions>,
-    /// Reads documents.
     reader: Arc<Reader>,
-    /// The documents that are known by their hash.
+    /// Persisted or trusted documents.
     pub documents: Arc<Documents>,
-    /// The sockets and event streams of each user.
+    /// Open sockets and event streams per user.
     pub sockets: Arc<UserSlots>,
-    /// The subscriptions of each user.
+    /// Open subscriptions per user.
     user_subscriptions: Arc<UserSlots>,
-    /// Makes one export at a time, which takes a lot of memory. How many may be unread, [`super::in_flight`] says.
+    /// Serializes exports, because each needs a lot of memory. [`super::in_flight`] limits how many
+    /// finished exports may be unread.
     exports: Arc<Semaphore>,
 }
 
@@ -111,30 +106,27 @@ impl FromRef<Door> for Arc<App> {
     }
 }
 
-/// An operation that may be executed.
+/// An admitted operation.
 pub struct Operation {
-    /// What it is.
     pub kind: OperationType,
-    /// What it costs, and what that leaves.
+    /// Its cost, and the state of the rate limit after it was charged.
     pub spent: Spent,
     pub(super) document: Arc<Document>,
-    /// How it is answered.
     pub(super) manner: Manner,
-    /// What it uses that is going to be removed.
+    /// Deprecated parts of the schema that it uses.
     pub(super) deprecations: Arc<[Deprecation]>,
     pub(super) request: Request,
-    /// The words, for subscriptions: who asks the same is told the same.
+    /// The document text. Subscriptions with the same text and variables share their responses.
     pub(super) query: String,
-    /// Whether it exports an account.
+    /// Whether it selects the account export.
     export: bool,
-    /// Bytes of text that its searches may read.
+    /// Bytes of text that its searches may scan.
     pub(super) search_bytes: u64,
-    /// Who asks for it, for the audit log.
+    /// The client, for the audit log.
     pub(super) client: Client,
 }
 
 impl Door {
-    /// A door to this schema.
     pub fn new(app: Arc<App>, schema: Schema) -> Self {
         let sdl = crate::graphql::sdl();
         let (shape, deprecations) = (Arc::new(Shape::of(&sdl)), Arc::new(Deprecations::of(&sdl)));
@@ -159,12 +151,13 @@ impl Door {
         }
     }
 
-    /// Counts a request against the limits of who makes it.
+    /// Counts a request against the rate limit of the viewer, or of the address for an anonymous
+    /// request.
     pub async fn enter(&self, viewer: Option<Viewer>, address: IpAddr) -> Result<(), Error> {
         self.app.limits.admit(Limited::Graphql, who(viewer, address), self.app.clock.now()).await
     }
 
-    /// Decides whether an operation may be executed, and has it paid for.
+    /// Validates a request, computes its cost and charges it to the rate limit.
     pub async fn admit(&self, words: Words, viewer: Option<Viewer>, client: Client) -> Result<Operation, Refused> {
         let who = who(viewer, client.address);
         let mut operation = self.examine(words, client)?;
@@ -176,7 +169,7 @@ impl Door {
 
     fn examine(&self, mut words: Words, client: Client) -> Result<Operation, Refused> {
         let hash = self.documents.resolve(&mut words)?;
-        let query = words.query.ok_or_else(|| Refused::new(Code::BadRequest, "`query` is missing."))?;
+        let query = words.query.ok_or_else(|| Refused::new(Code::BadRequest, "`query` is required."))?;
         let document = self.reader.read(&query)?;
         let admitted = admission::admit(&document, words.operation_name.as_deref(), &words.variables, &self.limits)?;
         if let Some(hash) = hash {
@@ -184,11 +177,11 @@ impl Door {
         }
         let Admitted { operation: kind, name, cost, export, searches, introspection, .. } = admitted;
         if introspection && !self.app.config.introspection {
-            return Err(Refused::new(Code::ValidationFailed, "The schema cannot be asked for on this server."));
+            return Err(Refused::new(Code::ValidationFailed, "Introspection is disabled."));
         }
         let manner = document.manner(name.as_deref(), &self.shape)?;
         if kind == OperationType::Subscription && !manner.is_single {
-            return Err(Refused::new(Code::ValidationFailed, "A subscription must have one root field."));
+            return Err(Refused::new(Code::ValidationFailed, "A subscription must select exactly one root field."));
         }
         required(&document, name.as_deref(), &words.variables)?;
         self.app.traces.asks_for(word(kind), name.as_deref());
@@ -207,17 +200,19 @@ impl Door {
         Ok(Operation { kind, spent, document, manner, deprecations, request, query, export, search_bytes, client })
     }
 
-    /// Takes one of the subscriptions that a user may have on this instance, over all sockets and streams.
+    /// Takes a subscription slot of the user, counted over all sockets and streams of this
+    /// instance.
     pub fn subscription_slot(&self, viewer: Option<Viewer>) -> Result<Option<UserSlot>, Refused> {
         let Some(viewer) = viewer else { return Ok(None) };
         let most = self.app.config.sockets.subscriptions_per_user;
         let slot = self.user_subscriptions.take(viewer.id, most).ok_or_else(|| {
-            Refused::new(Code::RateLimited, format!("A user may have at most {most} subscriptions at once."))
+            Refused::new(Code::RateLimited, format!("A user may have at most {most} open subscriptions."))
         })?;
         Ok(Some(slot))
     }
 
-    /// Executes a query or a mutation. Whoever stops waiting does not stop a mutation: it runs in a task of its own.
+    /// Executes a query or a mutation. Dropping this future does not cancel a mutation, which
+    /// writes in a task of its own.
     pub async fn execute(
         &self,
         operation: Operation,
@@ -237,11 +232,12 @@ impl Door {
         let owner = who(viewer, client.address);
         let traced = self.app.traces.operation(word(kind), name.as_deref());
         let caller = Caller::new(Arc::clone(&self.app), viewer, manner, client);
-        // Taken before anything is read: what the operation does not see comes after it.
+        // Taken before anything is read: a change that the operation does not observe has a later
+        // position.
         let reached = *self.app.hub.reached().borrow();
-        // Only who is signed in can do anything with it.
+        // Only signed-in users can subscribe.
         let sync = viewer.and(reached).map(|reached| self.app.cursors.encode(reached));
-        // Boxed, so that it is not moved by everything that is put around it.
+        // Boxed, so that the wrappers below move a pointer instead of the whole future.
         let executed = Box::pin(async {
             if is_known
                 && let Some(response) = direct::answer(&document, name.as_deref(), &request.variables, &caller).await
@@ -264,7 +260,8 @@ impl Door {
             });
             schema.execute(request.data(caller).data(spent)).await
         });
-        // Tokio's budget would break off an operation in the middle of a level, and its loaders would read in pieces.
+        // Tokio's cooperative budget would yield in the middle of a batch, and the loaders would
+        // then run more and smaller statements.
         let executed =
             unconstrained(AssertUnwindSafe(permit.scope(DEADLINE, search_bytes).run(executed)).catch_unwind());
         let executed = self.app.limits.decoding.metered(owner, executed);
@@ -279,7 +276,7 @@ impl Door {
                 }
                 answer.with(spent.cost, sync).warning(deprecations).exporting(export)
             }
-            Ok(Err(_)) => Answer::refused(Error::internal("a panic during execution").into(), request_id),
+            Ok(Err(_)) => Answer::refused(Error::internal("panic during execution").into(), request_id),
             Err(late) => Answer::refused(late.into(), request_id),
         };
         if let Some(traced) = traced {
@@ -296,7 +293,8 @@ impl Door {
     }
 }
 
-/// The operation as it is written, to be checked as a whole and executed as nothing.
+/// A copy of the document for validation only: the selection set is wrapped in `@skip(if: true)`,
+/// so that it is validated as written and executes nothing.
 pub(super) fn checked(document: &ExecutableDocument, request: &Request) -> Request {
     let mut document = document.clone();
     let operation = match &mut document.operations {
@@ -327,7 +325,8 @@ pub(super) fn checked(document: &ExecutableDocument, request: &Request) -> Reque
     checked
 }
 
-/// Whether nothing of the answer is the library's to have left undone: it is one field, resolved as a whole.
+/// Whether the response needs no null propagation: it is a single field that was resolved as a
+/// whole.
 fn is_complete(response: &Response) -> bool {
     let is_whole = |value: &async_graphql::Value| matches!(value, async_graphql::Value::Binary(_));
     response.errors.is_empty()
@@ -349,8 +348,8 @@ pub(super) fn who(viewer: Option<Viewer>, address: IpAddr) -> Who {
     viewer.map_or_else(|| Who::address(address), |viewer| Who::User(viewer.id))
 }
 
-/// Variables that must have a value have one: the library says so too, but not apart from what is wrong with the
-/// document, and only of variables that are used.
+/// Checks that all required variables have a value. The library checks this too, but only for
+/// variables that are used, and it does not separate this error from errors in the document.
 fn required(document: &ExecutableDocument, name: Option<&str>, values: &Map<String, Value>) -> Result<(), Refused> {
     let chosen = document.operations.iter().find(|(candidate, _)| candidate.map(|name| name.as_str()) == name);
     let Some((_, operation)) = chosen else {
@@ -364,7 +363,7 @@ fn required(document: &ExecutableDocument, name: Option<&str>, values: &Map<Stri
             Some(_) => true,
         };
         if !given {
-            let message = format!("The variable ${variable} of type {kind} must have a value.");
+            let message = format!("The variable ${variable} of type {kind} requires a value.");
             return Err(Refused::new(Code::BadUserInput, message));
         }
     }

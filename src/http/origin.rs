@@ -1,9 +1,10 @@
-//! Which pages may make a browser call: our own and the listed ones.
+//! CSRF protection: which origins may make a browser send requests. The server's own and the
+//! configured ones may.
 //!
-//! A page of another site can send a "simple request" without being asked (GET, or POST with a form's content type), and
-//! open a WebSocket. An operation by POST is safe because only `application/json` is read, which a browser asks about
-//! first. GET is decided here and so is `/auth`, where forms are read, and a socket by the `Origin` that every browser
-//! names.
+//! A page of another site can send "simple requests" (GET, or POST with a form content type)
+//! without a preflight, and open a WebSocket. A GraphQL POST is safe because it requires
+//! `application/json`, which triggers a preflight. This module covers the rest: GET, forms under
+//! `/auth`, and WebSockets by the `Origin` that every browser sends.
 
 use axum::http::uri::Authority;
 use axum::http::{HeaderMap, HeaderValue, Uri, header};
@@ -12,13 +13,14 @@ use url::Url;
 use super::negotiate::asks_for_graphql;
 use crate::config::Config;
 
-/// The name under which the server was asked, with its port.
+/// The requested host, with its port.
 pub fn host<'a>(uri: &'a Uri, headers: &'a HeaderMap) -> Option<&'a str> {
     let named = headers.get(header::HOST).and_then(|host| host.to_str().ok());
     uri.authority().map(Authority::as_str).or(named)
 }
 
-/// Whether the page that makes the call is ours or listed. Whoever is no browser names none.
+/// Whether the origin of a request is allowed. Clients other than browsers send no `Origin` and are
+/// allowed.
 pub fn is_known(uri: &Uri, headers: &HeaderMap, config: &Config) -> bool {
     let Some(origin) = headers.get(header::ORIGIN) else {
         return true;
@@ -32,14 +34,15 @@ pub fn is_known(uri: &Uri, headers: &HeaderMap, config: &Config) -> bool {
         || is_public(origin, &config.public_url)
 }
 
-/// Whether the server's pages have this origin for those whom a proxy lets in, which may ask under another name.
+/// Whether this is the origin of `PUBLIC_URL`. A proxy may forward requests under another host
+/// name.
 fn is_public(origin: &str, public_url: &str) -> bool {
     let public = Url::parse(public_url).map(|url| url.origin());
     public.is_ok_and(|public| public.is_tuple() && public.ascii_serialization() == origin)
 }
 
-/// Whether a page of another site makes a browser call. A browser says so (`Sec-Fetch-Site`, which no page can set), or
-/// names the page.
+/// Whether a page of another site makes the browser send this request. `Sec-Fetch-Site`, which
+/// pages cannot set, decides if it is present; otherwise `Origin` does.
 pub fn is_cross_site(uri: &Uri, headers: &HeaderMap, config: &Config) -> bool {
     match headers.get("sec-fetch-site").map(HeaderValue::as_bytes) {
         Some(b"same-origin" | b"none") => false,
@@ -48,16 +51,16 @@ pub fn is_cross_site(uri: &Uri, headers: &HeaderMap, config: &Config) -> bool {
     }
 }
 
-/// Whether a GET can be something that a page of another site makes a browser do unasked.
+/// Whether a GET may be a simple request from a page of another site.
 ///
-/// What comes from another site passes only if its page is known. Without `Sec-Fetch-Site` it is a program or an old
-/// browser, and that one betrays itself by `Accept-Language`: then `Accept` must name a type of GraphQL's, as no image,
-/// script, link or form does.
+/// A cross-site request is allowed only from a known origin. A request without `Sec-Fetch-Site`
+/// comes from an old browser or from another client; `Accept-Language` identifies the browser. It
+/// must then name a GraphQL media type in `Accept`, as no image, script, link or form does.
 pub fn is_cross_site_simple(uri: &Uri, headers: &HeaderMap, config: &Config) -> bool {
     if !is_known(uri, headers, config) {
         return true;
     }
-    // With one of these a browser has asked us first.
+    // These headers trigger a preflight in a browser.
     if headers.contains_key(header::AUTHORIZATION) || headers.contains_key("graphql-require-preflight") {
         return false;
     }

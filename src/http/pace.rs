@@ -1,7 +1,9 @@
-//! Pacing of what a client sends on a socket, in messages and in bytes: a socket that sends faster is read later.
+//! Rate limiting of what a client sends on a socket, in messages and in bytes. Reading is delayed
+//! beyond the rate.
 //!
-//! Bytes are counted below the frames, because the WebSocket library returns nothing for fragments and may parse any
-//! number of empty ones. TCP passes the delay on to the client; nothing is closed or lost.
+//! Bytes are counted below the frames, because the WebSocket library reports nothing for fragments
+//! and may parse any number of empty ones. TCP flow control passes the delay on to the client;
+//! nothing is closed or lost.
 
 use std::io;
 use std::pin::Pin;
@@ -15,7 +17,8 @@ use tokio::time::{Instant, Sleep, sleep_until};
 pub struct Pace {
     per_unit: Duration,
     burst: Duration,
-    /// When everything that was drawn would have been drawn at the sustained rate.
+    /// The theoretical arrival time: when all units drawn so far would have arrived at the
+    /// sustained rate.
     due: Instant,
 }
 
@@ -26,7 +29,7 @@ impl Pace {
         Self { per_unit, burst: per_unit * burst, due: Instant::now() }
     }
 
-    /// Draws units that came now; when the next ones may come, if that is later.
+    /// Draws units that arrived at `now`. Returns when the next ones may arrive, if they must wait.
     pub fn draw(&mut self, now: Instant, units: u32) -> Option<Instant> {
         self.due = self.due.max(now) + self.per_unit * units;
         let excess = (self.due - now).saturating_sub(self.burst);
@@ -34,7 +37,7 @@ impl Pace {
     }
 }
 
-/// A connection that is read at a pace.
+/// A connection that is read at a limited rate.
 pub struct PacedIo<T> {
     inner: T,
     pace: Pace,
@@ -42,7 +45,7 @@ pub struct PacedIo<T> {
 }
 
 impl<T> PacedIo<T> {
-    /// Reads the connection at this pace, in bytes.
+    /// Limits reads to this rate, in bytes.
     pub fn new(inner: T, pace: Pace) -> Self {
         Self { inner, pace, pause: None }
     }
@@ -94,7 +97,7 @@ mod tests {
         assert_eq!(pace.draw(start, 1), Some(after(10)));
         assert_eq!(pace.draw(start, 5), Some(after(60)));
         let later = after(1_000);
-        assert!((0..10).all(|_| pace.draw(later, 1).is_none()), "what was not used comes back, up to the burst");
+        assert!((0..10).all(|_| pace.draw(later, 1).is_none()), "unused units accumulate, up to the burst");
         assert_eq!(pace.draw(later, 1), Some(after(1_010)));
     }
 

@@ -1,5 +1,5 @@
-// The token stands behind `#`, which browsers send to no server; it is used only when the person asks for it. That of
-// `List-Unsubscribe` is a parameter, as mail clients post to the same URL.
+// The token is in the fragment, which browsers never send to a server. It is used only on submit.
+// The unsubscribe token is a query parameter instead, because mail clients post to the same URL.
 const at = (id) => document.getElementById(id);
 const pages = {
   "/auth/verify-email": {
@@ -16,14 +16,14 @@ const pages = {
   },
   "/auth/email-change/cancel": {
     title: "Keep your old e-mail address",
-    submit: "It was not me: take the change back",
-    done: "Done. Every session has ended. We have sent you a link to set a new password.",
+    submit: "It was not me: cancel the change",
+    done: "Done. All sessions have ended. We have sent you a link to set a new password.",
     request: (token) => ["/auth/email-change/cancel", { token }],
   },
   "/auth/unsubscribe": {
-    title: "Mails about assignments",
+    title: "E-mails about assignments",
     submit: "Unsubscribe",
-    done: "Done. No more assignments are mailed to you.",
+    done: "Done. You will receive no more e-mails about assignments.",
     request: () => [`/auth/unsubscribe${location.search}`, {}],
   },
 };

@@ -1,4 +1,4 @@
-//! Documents that need not be sent: automatic persisted queries, and the mode in which listed documents alone are run.
+//! Automatic persisted queries, and trusted documents: a mode that executes listed documents only.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -11,19 +11,20 @@ use super::operation::Words;
 use super::recent::Recent;
 use crate::error::Code;
 
-/// Bytes of the longest hash or id.
+/// Maximum length of a hash or id, in bytes.
 pub const MAX_ID: usize = 128;
 
-/// The documents that are known by their hash or id.
+/// Documents by hash or id.
 pub enum Documents {
-    /// Whatever clients have sent along with its hash; the oldest makes room.
+    /// Documents that clients registered with their hash, first in, first out.
     Seen(Recent<Arc<str>>),
-    /// The listed ones, by id and by hash.
+    /// The listed documents, by id and by hash.
     Trusted(HashMap<String, Arc<str>>),
 }
 
 impl Documents {
-    /// So many of those that clients send, or the listed ones alone.
+    /// Creates an empty cache for `most` documents, or the list of trusted documents if one is
+    /// given.
     pub fn new(most: usize, trusted: Option<&HashMap<String, String>>) -> Self {
         match trusted {
             None => Self::Seen(Recent::new(most)),
@@ -39,23 +40,23 @@ impl Documents {
         }
     }
 
-    /// Puts the document in that the words name, and refuses one that must not be run. Answers the hash by which the
-    /// document is to be remembered once it is found good.
+    /// Sets the document that the request refers to, and rejects one that is not allowed. Returns
+    /// the hash under which a new document is to be stored once it is found valid.
     pub fn resolve(&self, words: &mut Words) -> Result<Option<String>, Refused> {
         let named = words.extensions.get("persistedQuery").map(|named| named.get("sha256Hash").and_then(Value::as_str));
         let hash = match named {
             None => None,
             Some(Some(hash)) if hash.len() <= MAX_ID => Some(hash),
-            Some(_) => return Err(Refused::new(Code::BadRequest, "`persistedQuery` must have a `sha256Hash`.")),
+            Some(_) => return Err(Refused::new(Code::BadRequest, "`persistedQuery.sha256Hash` is not valid.")),
         };
         match (self, &words.query, hash) {
             (Self::Trusted(known), query, name) => {
                 let found = match query {
                     Some(query) => known.get(&sha256(query)),
-                    // An id as it is listed, or a hash in whatever case.
+                    // An id exactly as listed, or a hash in any case.
                     None => name.and_then(|name| known.get(name).or_else(|| known.get(&name.to_ascii_lowercase()))),
                 };
-                let untrusted = || Refused::new(Code::DocumentNotTrusted, "This server runs listed documents only.");
+                let untrusted = || Refused::new(Code::DocumentNotTrusted, "This document is not trusted.");
                 words.query = Some(found.ok_or_else(untrusted)?.to_string());
                 Ok(None)
             }
@@ -63,12 +64,12 @@ impl Documents {
             (Self::Seen(_), Some(query), Some(hash)) => {
                 let hash = hash.to_ascii_lowercase();
                 if sha256(query) != hash {
-                    return Err(Refused::new(Code::BadRequest, "The hash is not that of the document."));
+                    return Err(Refused::new(Code::BadRequest, "The hash does not match the document."));
                 }
                 Ok(Some(hash))
             }
             (Self::Seen(seen), None, Some(hash)) => {
-                // Clients know this message by heart.
+                // Clients match this exact message.
                 let unknown = || Refused::new(Code::PersistedQueryNotFound, "PersistedQueryNotFound");
                 words.query = Some(seen.get(&hash.to_ascii_lowercase()).ok_or_else(unknown)?.to_string());
                 Ok(None)
@@ -76,7 +77,7 @@ impl Documents {
         }
     }
 
-    /// Remembers a document.
+    /// Stores a document.
     pub fn remember(&self, hash: &str, document: &str) {
         if let Self::Seen(seen) = self {
             seen.keep(hash, 1, document.into());
@@ -84,7 +85,7 @@ impl Documents {
     }
 }
 
-/// In hexadecimal digits.
+/// The SHA-256 hash of a text, in hexadecimal.
 fn sha256(text: &str) -> String {
     let bytes = digest(&SHA256, text.as_bytes());
     bytes.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()

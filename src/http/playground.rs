@@ -1,7 +1,7 @@
-//! GraphiQL, served by the binary itself: the files that `playground/` builds are compiled in.
+//! GraphiQL. The files that `playground/` builds are embedded in the binary.
 //!
-//! They are kept compressed and sent as they are; only for the rare client that does not read gzip they are unpacked.
-//! (Not brotli: browsers ask for that over TLS alone.)
+//! They are stored as gzip and sent unchanged; they are decompressed only for the rare client that
+//! does not accept gzip. Brotli is no option, because browsers accept it only over TLS.
 
 use std::borrow::Cow;
 use std::io::Read;
@@ -15,7 +15,7 @@ use bytes::Bytes;
 use flate2::read::GzDecoder;
 use rust_embed::RustEmbed;
 
-/// The built page; empty when it was not built before the binary.
+/// The built page. Empty if it was not built before the binary.
 #[derive(RustEmbed)]
 #[folder = "playground/dist"]
 #[allow_missing = true]
@@ -27,10 +27,10 @@ const POLICY: HeaderValue = HeaderValue::from_static(
      form-action 'self'; frame-ancestors 'none'",
 );
 
-/// What is shown when the page was not built.
+/// Shown if the page was not built.
 const FALLBACK: &str = include_str!("playground.html");
 
-/// `/graphiql` and its files, whose names change with their contents.
+/// `/graphiql` and its assets. Asset names contain a content hash, so they are cached forever.
 pub fn routes() -> Router {
     let asset = async |Path(path): Path<String>, headers: HeaderMap| {
         let file = file(&path, &headers, "public, max-age=31536000, immutable");
@@ -44,7 +44,7 @@ async fn page(headers: HeaderMap) -> Response {
     file("index.html", &headers, "no-cache").unwrap_or_else(fallback)
 }
 
-/// The fallback page is one file with its script and style in it.
+/// The fallback page has an inline script and inline styles.
 const FALLBACK_POLICY: HeaderValue = HeaderValue::from_static(
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; base-uri 'none'; \
      form-action 'none'; frame-ancestors 'none'",
@@ -71,7 +71,8 @@ fn file(path: &str, headers: &HeaderMap, caching: &'static str) -> Option<Respon
     Some((about, [(header::CONTENT_ENCODING, "gzip")], packed).into_response())
 }
 
-/// By `Accept-Encoding` (RFC 9110 section 12.5.3). Who does not say may be a program that would not unpack it.
+/// Whether `Accept-Encoding` allows gzip (RFC 9110 section 12.5.3). Without the header the response
+/// is not compressed, because the client may not decompress it.
 fn reads_gzip(headers: &HeaderMap) -> bool {
     let codings = headers.get_all(header::ACCEPT_ENCODING).iter().filter_map(|value| value.to_str().ok());
     codings.flat_map(|value| value.split(',')).any(|coding| {

@@ -1,4 +1,5 @@
-//! Errors outside of GraphQL: problem documents (RFC 9457) with a stable `code`.
+//! Errors outside GraphQL: problem documents (RFC 9457) with a stable `code`. GraphQL errors are in
+//! [`super::answer`].
 
 use std::borrow::Cow;
 use std::time::Duration;
@@ -13,7 +14,7 @@ use super::set_rate_limit;
 use crate::error::{Code, Error, FaultCode};
 use crate::time::whole_seconds;
 
-/// A problem document.
+/// A problem response.
 #[derive(Debug)]
 pub struct Problem {
     status: StatusCode,
@@ -21,18 +22,18 @@ pub struct Problem {
     detail: Cow<'static, str>,
     errors: Vec<FieldError>,
     retry_after: Option<Duration>,
-    /// The rate limit that is reached, if that is it.
+    /// The exceeded rate limit, if any.
     rate_limit: Option<u32>,
 }
 
-/// What is wrong with a field.
+/// An error about one field of the request.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct FieldError {
-    /// Which one; null when it is no single one.
+    /// The name of the field, or null if the error is about no single field.
     field: Option<&'static str>,
-    /// What is wrong, for a program to read.
+    /// A stable error code, for programs.
     code: &'static str,
-    /// What is wrong, for a person to read.
+    /// A message for the user.
     message: Cow<'static, str>,
 }
 
@@ -42,21 +43,21 @@ pub struct FieldError {
 pub struct Document<'a> {
     /// Always `about:blank`: `code` says more.
     r#type: &'static str,
-    /// The status in words.
+    /// The reason phrase of the status.
     title: &'static str,
-    /// The status.
+    /// The HTTP status code.
     status: u16,
-    /// Stable, for a program to read. Each answer lists those that it may have.
+    /// A stable error code, for programs. Each response of an operation lists its codes.
     code: &'static str,
-    /// For a person to read.
+    /// A message for the user.
     detail: &'a str,
-    /// What is wrong with which field, if that is it; `code` is that of the first.
+    /// Errors by field, if any. `code` is the code of the first one.
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
     errors: &'a [FieldError],
 }
 
 impl Problem {
-    /// A problem with a code of the table.
+    /// A problem with a stable error code.
     pub fn new(code: Code, detail: impl Into<Cow<'static, str>>) -> Self {
         let status = StatusCode::from_u16(code.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         Self {
@@ -69,22 +70,22 @@ impl Problem {
         }
     }
 
-    /// A body that could not be read, with the status that says why.
+    /// A problem with the request body. The status says which.
     pub fn bad_body(status: StatusCode) -> Self {
         let (code, detail) = match status {
-            StatusCode::PAYLOAD_TOO_LARGE => (Code::PayloadTooLarge, "The body is too large."),
+            StatusCode::PAYLOAD_TOO_LARGE => (Code::PayloadTooLarge, "The request body is too large."),
             StatusCode::UNSUPPORTED_MEDIA_TYPE => {
                 (Code::UnsupportedMediaType, "Send `Content-Type: application/json`.")
             }
             StatusCode::UNPROCESSABLE_ENTITY => {
-                (Code::BadRequest, "A field of the body is missing or of the wrong type.")
+                (Code::BadRequest, "A field of the request body is missing or has the wrong type.")
             }
-            _ => (Code::BadRequest, "The body is not well-formed."),
+            _ => (Code::BadRequest, "The request body is malformed."),
         };
         Self { status, ..Self::new(code, detail) }
     }
 
-    /// Something is there, but not for this method.
+    /// The route exists, but not for this method.
     pub fn method_not_allowed() -> Self {
         Self::new(Code::MethodNotAllowed, "This method is not allowed here.")
     }
@@ -137,7 +138,7 @@ impl IntoResponse for Problem {
         if self.status == StatusCode::UNAUTHORIZED {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
-        // Whether an address has an account, or a login works, is for its asker alone.
+        // Responses may reveal whether a login works, so they must not be cached.
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
         if let (Some(limit), Some(wait)) = (self.rate_limit, self.retry_after) {
             set_rate_limit(headers, limit, 0, wait);

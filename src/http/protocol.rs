@@ -1,4 +1,5 @@
-//! The words of graphql-transport-ws: messages of both sides, and the codes a socket is closed with.
+//! Messages and close codes of the graphql-transport-ws protocol. [`super::websocket`] serves the
+//! connections.
 
 use std::borrow::Cow;
 
@@ -7,32 +8,32 @@ use serde_json::{Map, Value};
 use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use tokio_tungstenite::tungstenite::{Error, Utf8Bytes};
 
-/// As the subprotocol is negotiated.
+/// Name of the WebSocket subprotocol.
 pub const NAME: &str = "graphql-transport-ws";
-/// Characters of an operation's id.
+/// Maximum length of an operation id, in characters.
 const MAX_ID: usize = 128;
-/// Bytes of the reason in a close frame (RFC 6455 section 5.5).
+/// Maximum size of the reason in a close frame, in bytes (RFC 6455 section 5.5).
 const MAX_REASON: usize = 123;
 
-/// What a client says.
+/// A message from a client.
 #[derive(Debug, PartialEq)]
 pub enum Incoming {
-    /// The greeting, with the access token.
+    /// Authenticates the socket with an access token.
     ConnectionInit(Map<String, Value>),
-    /// Asks for a sign of life; may bring a fresh token.
+    /// Requests a pong. The payload may carry a fresh access token.
     Ping(Map<String, Value>),
-    /// A sign of life.
+    /// Answers a ping, or keeps the connection alive.
     Pong,
-    /// Begins an operation.
+    /// Starts an operation.
     Subscribe {
-        /// How both sides will call it.
+        /// Id of the operation, chosen by the client.
         id: String,
-        /// The request.
+        /// The GraphQL request.
         payload: Value,
     },
-    /// Wants no more of an operation.
+    /// Stops an operation.
     Complete {
-        /// Which one.
+        /// Id of the operation.
         id: String,
     },
 }
@@ -46,7 +47,7 @@ struct Raw<'a> {
 }
 
 impl Incoming {
-    /// Reads a text frame; `Err` says what is wrong with it.
+    /// Parses a text frame. The error is the reason of the close frame.
     pub fn parse(text: &str) -> Result<Self, &'static str> {
         let Raw { r#type, id, payload } = serde_json::from_str(text).map_err(|_| "Invalid message")?;
         let id = || match id {
@@ -73,7 +74,7 @@ fn map(payload: Option<Value>) -> Result<Map<String, Value>, &'static str> {
     }
 }
 
-/// What the server says.
+/// A message from the server.
 #[derive(Debug, Serialize)]
 pub struct Outgoing<'a, T> {
     r#type: &'static str,
@@ -86,60 +87,57 @@ pub struct Outgoing<'a, T> {
 impl<'a, T: Serialize> Outgoing<'a, T> {
     /// A message about an operation.
     pub fn about(id: &'a str, r#type: &'static str, payload: Option<T>) -> Box<str> {
-        // Of what is sent, nothing is no JSON.
+        // Serializing these types cannot fail.
         serde_json::to_string(&Self { r#type, id: Some(id), payload }).unwrap_or_default().into()
     }
 }
 
-/// What happened, told to a subscription: the JSON of the answer is written already.
+/// A `next` message. `payload` is already serialized JSON.
 pub fn next(id: &str, payload: &str) -> Box<str> {
     let id = Value::from(id);
     format!(r#"{{"type":"next","id":{id},"payload":{payload}}}"#).into()
 }
 
-/// The messages without anything in them.
+/// Messages without id and payload.
 pub mod plain {
-    /// The greeting is answered.
     pub const ACK: &str = r#"{"type":"connection_ack"}"#;
-    /// A sign of life is asked for.
     pub const PING: &str = r#"{"type":"ping"}"#;
-    /// A sign of life.
     pub const PONG: &str = r#"{"type":"pong"}"#;
 }
 
 /// Why the server closes a socket.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Close {
-    /// What was sent is no message of the protocol.
+    /// The message does not follow the protocol.
     Invalid(&'static str),
-    /// An operation before the greeting was answered.
+    /// An operation was started before `connection_init` was acknowledged.
     Unauthorized,
-    /// No token, a wrong one, or one that is good no longer.
+    /// The access token is missing, invalid or expired, or its session has ended.
     Forbidden(&'static str),
-    /// The client speaks another protocol.
+    /// The client does not offer the subprotocol.
     WrongProtocol,
-    /// No greeting came, or no sign of life.
+    /// No `connection_init` or no pong arrived in time.
     TimedOut(&'static str),
-    /// The id of an operation is taken.
+    /// The id of an operation is in use.
     Duplicate(String),
-    /// A second greeting.
+    /// A second `connection_init`.
     GreetedTwice,
-    /// A message of more bytes than are read.
+    /// A message exceeds the size limit.
     TooLarge,
-    /// A frame that breaks RFC 6455.
+    /// A frame violates RFC 6455.
     ProtocolError,
-    /// A text that is not UTF-8.
+    /// A text frame is not UTF-8.
     NotUtf8,
-    /// The server is going down; another one takes over, or this one comes back.
+    /// The server shuts down. The client should reconnect.
     Restarting,
-    /// This user has as many sockets as may be.
+    /// The user has too many open sockets.
     TooMany,
-    /// The server cannot do what it should.
+    /// The server is overloaded, or a service that it depends on fails.
     Unavailable,
 }
 
 impl Close {
-    /// Why a socket is closed on which reading failed; nothing if the connection is gone.
+    /// The close code for a read error, or `None` if the connection is gone.
     pub const fn after(error: &Error) -> Option<Self> {
         match error {
             Error::Capacity(_) => Some(Self::TooLarge),
@@ -160,7 +158,7 @@ impl From<Close> for CloseFrame {
             Close::TimedOut(what) => (4408, what.into()),
             Close::Duplicate(id) => (4409, format!("Subscriber for {id} already exists").into()),
             Close::GreetedTwice => (4429, "Too many initialisation requests".into()),
-            Close::TooLarge => (1009, "A message may have at most 64 KiB".into()),
+            Close::TooLarge => (1009, "Message exceeds 64 KiB".into()),
             Close::ProtocolError => (1002, "Protocol error".into()),
             Close::NotUtf8 => (1007, "Invalid UTF-8".into()),
             Close::Restarting => (1012, "Service restart".into()),

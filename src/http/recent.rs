@@ -3,7 +3,8 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// Values by key. Each has a size; the oldest entries are evicted when the total exceeds the capacity.
+/// Values by key. Each has a size; the oldest entries are evicted when the total exceeds the
+/// capacity.
 pub struct Recent<V> {
     capacity: usize,
     kept: Mutex<Kept<V>>,

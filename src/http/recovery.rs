@@ -1,7 +1,9 @@
-//! The account e-mails' door: verifying an address, and setting a new password without the old one.
+//! Account e-mails: address verification, canceling an address change, password reset and
+//! unsubscribing.
 //!
-//! What a stranger may ask for is answered alike and in the same time whether the address is anybody's: it is only put
-//! into the mail queue, and the job that sends mail finds out. Mailed links open a page here, or one of the frontend's.
+//! Requests that anybody may send get the same response in the same time, whether or not the
+//! address has an account. They only queue a mail; the mail job looks the account up later. Mailed
+//! links open a page of this server or of the frontend.
 
 use std::sync::Arc;
 
@@ -30,7 +32,6 @@ use crate::store::password::Password;
 use crate::store::value::Email;
 use crate::store::{account, user};
 
-/// The routes for account e-mails.
 pub fn routes() -> OpenApiRouter<Arc<App>> {
     OpenApiRouter::default()
         .routes(routes!(verify_email))
@@ -41,10 +42,10 @@ pub fn routes() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(unsubscribe_from_assignments))
 }
 
-/// The page of the server that takes a change of address back, and the path that its form posts to.
+/// Path of the page that cancels an address change, and of the endpoint that its form posts to.
 pub const CANCEL_PAGE: &str = "/auth/email-change/cancel";
 
-/// The pages that mailed links open, for people.
+/// The HTML pages that mailed links open.
 pub fn pages() -> Router<Arc<App>> {
     Router::new()
         .route("/auth/verify-email", get(page))
@@ -54,10 +55,10 @@ pub fn pages() -> Router<Arc<App>> {
         .route("/auth/page.js", get(script))
 }
 
-/// That something was taken on, and nothing else: the same whatever the address is.
+/// Confirms that a request was accepted. The same for every address.
 #[derive(Serialize, ToSchema)]
 struct Accepted {
-    /// For a person to read.
+    /// A message for the user.
     detail: &'static str,
 }
 
@@ -65,10 +66,10 @@ fn accepted(detail: &'static str) -> Response {
     (StatusCode::ACCEPTED, Json(Accepted { detail })).into_response()
 }
 
-/// A mailed link that was followed.
+/// The token of a verification link.
 #[derive(Deserialize, ToSchema)]
 struct Verification {
-    /// What stands behind `#token=` in the link.
+    /// The token after `#token=` in the link.
     token: String,
 }
 
@@ -78,13 +79,14 @@ impl Refusals for Verification {
 
 /// Verify an e-mail address
 ///
-/// Proves that an address is one's own, the present one or one to change to, which then takes its place.
+/// Confirms the current address of an account, or a requested new address, which then replaces the
+/// current one.
 #[utoipa::path(
     post,
     tag = "E-mail",
     path = "/auth/verify-email",
     request_body(content((Verification = "application/json"), (Verification = "application/x-www-form-urlencoded"))),
-    responses((status = 204, description = "The address is the account's, and verified."), Refused<Verification>),
+    responses((status = 204, description = "The address is verified."), Refused<Verification>),
 )]
 async fn verify_email(
     State(app): State<Arc<App>>,
@@ -99,10 +101,10 @@ async fn verify_email(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Whom to write to.
+/// The address to send a mail to.
 #[derive(Deserialize, ToSchema)]
 struct Address {
-    /// Whether it is anybody's is not told.
+    /// The e-mail address. The response does not reveal whether it has an account.
     #[schema(format = Email, max_length = 254, example = "ada@example.org")]
     email: String,
 }
@@ -111,10 +113,10 @@ impl Refusals for Address {
     const FAULTS: &[FaultCode] = &[FaultCode::Blank, FaultCode::TooLong, FaultCode::Invalid];
 }
 
-/// The mailed link to take a change of address back, followed.
+/// The token of a link that cancels an address change.
 #[derive(Deserialize, ToSchema)]
 struct Cancellation {
-    /// What stands behind `#token=` in the link.
+    /// The token after `#token=` in the link.
     token: String,
 }
 
@@ -122,17 +124,18 @@ impl Refusals for Cancellation {
     const FAULTS: &[FaultCode] = &[FaultCode::Invalid];
 }
 
-/// Take a change of the e-mail address back
+/// Cancel an e-mail address change
 ///
-/// By the link that is mailed to the old address when a change is asked for, good for three days and once. The account
-/// keeps its old address, or has it again if the change was confirmed and the old one had been verified. Every session
-/// ends, the password becomes unusable, and a link to set another one is mailed to the old address.
+/// Uses the link that is mailed to the old address when a change is requested. The link is valid
+/// for three days and can be used once. The account keeps its old address, or gets it back if the
+/// change was confirmed and the old address had been verified. All sessions end, the password
+/// becomes unusable, and a link to set a new one is mailed to the old address.
 #[utoipa::path(
     post,
     tag = "E-mail",
     path = "/auth/email-change/cancel",
     request_body(content((Cancellation = "application/json"), (Cancellation = "application/x-www-form-urlencoded"))),
-    responses((status = 204, description = "The account has its old address."), Refused<Cancellation>),
+    responses((status = 204, description = "The change is canceled."), Refused<Cancellation>),
 )]
 async fn cancel_email_change(
     State(app): State<Arc<App>>,
@@ -148,13 +151,15 @@ async fn cancel_email_change(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Ask for another link to verify an address
+/// Resend the verification e-mail
+///
+/// Sends a new link if the address is waiting to be verified.
 #[utoipa::path(
     post,
     tag = "E-mail",
     path = "/auth/verify-email/resend",
     request_body(content((Address = "application/json"), (Address = "application/x-www-form-urlencoded"))),
-    responses((status = 202, description = "The same for any address.", body = Accepted), Refused<Address>),
+    responses((status = 202, description = "The request was accepted. The response is the same for every address.", body = Accepted), Refused<Address>),
 )]
 async fn resend_verification(
     State(app): State<Arc<App>>,
@@ -163,16 +168,18 @@ async fn resend_verification(
     Body(body): Body<Address>,
 ) -> Result<Response, Problem> {
     ask(&app, &counted, &client, Kind::VerifyEmail, &body.email).await?;
-    Ok(accepted("If this address waits to be verified, a mail is on its way to it."))
+    Ok(accepted("If this address needs to be verified, a message is on its way."))
 }
 
-/// Ask for a link to set a new password
+/// Request a password reset
+///
+/// Sends a link to set a new password if the address belongs to an account.
 #[utoipa::path(
     post,
     tag = "E-mail",
     path = "/auth/password-reset",
     request_body(content((Address = "application/json"), (Address = "application/x-www-form-urlencoded"))),
-    responses((status = 202, description = "The same for any address.", body = Accepted), Refused<Address>),
+    responses((status = 202, description = "The request was accepted. The response is the same for every address.", body = Accepted), Refused<Address>),
 )]
 async fn password_reset(
     State(app): State<Arc<App>>,
@@ -181,7 +188,7 @@ async fn password_reset(
     Body(body): Body<Address>,
 ) -> Result<Response, Problem> {
     ask(&app, &counted, &client, Kind::ResetPassword, &body.email).await?;
-    Ok(accepted("If this address has an account, a mail is on its way to it."))
+    Ok(accepted("If this address has an account, a message is on its way."))
 }
 
 async fn ask(app: &App, counted: &Counted, client: &Client, kind: Kind, email: &str) -> Result<()> {
@@ -190,12 +197,12 @@ async fn ask(app: &App, counted: &Counted, client: &Client, kind: Kind, email: &
     mail::queue_for_address(&app.db, app.clock.now(), kind, &email).await
 }
 
-/// A new password for who followed a mailed link.
+/// A password reset: the token of the link and the new password.
 #[derive(Deserialize, ToSchema)]
 struct Confirmation {
-    /// What stands behind `#token=` in the link.
+    /// The token after `#token=` in the link.
     token: String,
-    /// As for a new account.
+    /// The new password. The rules of registration apply.
     #[schema(format = Password, min_length = 8, max_length = 256, example = "Correct-Horse-7")]
     new_password: String,
 }
@@ -204,15 +211,15 @@ impl Refusals for Confirmation {
     const FAULTS: &[FaultCode] = &[FaultCode::Invalid, FaultCode::TooLong, FaultCode::WeakPassword];
 }
 
-/// Set a new password
+/// Reset a password
 ///
-/// Ends every session of the account.
+/// Sets a new password with the token of a reset link. All sessions of the account end.
 #[utoipa::path(
     post,
     tag = "E-mail",
     path = "/auth/password-reset/confirm",
     request_body(content((Confirmation = "application/json"), (Confirmation = "application/x-www-form-urlencoded"))),
-    responses((status = 204, description = "The password is set."), Refused<Confirmation>),
+    responses((status = 204, description = "The password was changed."), Refused<Confirmation>),
 )]
 async fn confirm_password_reset(
     State(app): State<Arc<App>>,
@@ -232,7 +239,7 @@ async fn confirm_password_reset(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// The request to get no more assignment mails, which is its token alone.
+/// An unsubscribe request. Only its token is read.
 struct Unsubscription;
 
 impl Refusals for Unsubscription {
@@ -240,17 +247,17 @@ impl Refusals for Unsubscription {
     const FAULTS: &[FaultCode] = &[FaultCode::Invalid];
 }
 
-/// Unsubscribe from assignment mails
+/// Unsubscribe from assignment e-mails
 ///
-/// What `List-Unsubscribe` of such a mail names. Needs no login (RFC 8058): a mail client posts
-/// `List-Unsubscribe=One-Click`, which is not read, as the link says everything. `assignmentEmails` of `updateViewer`
-/// subscribes again.
+/// The target of the `List-Unsubscribe` header of these mails. Requires no login (RFC 8058): mail
+/// clients post `List-Unsubscribe=One-Click`, which is ignored because the link identifies the
+/// user. To subscribe again, set `assignmentEmails` with `updateViewer`.
 #[utoipa::path(
     post,
     tag = "E-mail",
     path = "/auth/unsubscribe",
-    params(("token" = String, Query, description = "From the link in the mail.")),
-    responses((status = 200, description = "No more of them are sent.", body = Accepted), Refused<Unsubscription>),
+    params(("token" = String, Query, description = "The token of the link in the mail.")),
+    responses((status = 200, description = "Assignment e-mails are disabled.", body = Accepted), Refused<Unsubscription>),
 )]
 async fn unsubscribe_from_assignments(
     State(app): State<Arc<App>>,
@@ -262,18 +269,19 @@ async fn unsubscribe_from_assignments(
     let mut parameters = url::form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes());
     let token = parameters.find(|(name, _)| name == "token").map(|(_, token)| token);
     let user_id = token.and_then(|token| unsubscribe::user_of(&app.config.secret_key, &token));
-    let user_id = user_id.ok_or_else(|| Error::fault("token", FaultCode::Invalid, "The link is not valid."))?;
+    let user_id = user_id.ok_or_else(|| Error::fault("token", FaultCode::Invalid, "This link is not valid."))?;
     user::unsubscribe(&app.db, user_id).await?;
-    Ok(Json(Accepted { detail: "No more assignments are mailed to you." }))
+    Ok(Json(Accepted { detail: "You will receive no more e-mails about assignments." }))
 }
 
-/// For a page with one script of this server and its style in it.
+/// Content security policy of pages with one script of this server and inline styles.
 pub const POLICY: HeaderValue = HeaderValue::from_static(
     "default-src 'none'; script-src 'self'; style-src 'unsafe-inline'; connect-src 'self'; base-uri 'none'; \
      form-action 'none'; frame-ancestors 'none'",
 );
 
-/// The page that a mailed link opens. Opening it changes nothing, as programs that look through mail do so too.
+/// The page that a mailed link opens. Loading it changes nothing, because mail scanners open links
+/// too.
 async fn page() -> Response {
     ([(header::CONTENT_SECURITY_POLICY, POLICY)], Html(include_str!("page.html"))).into_response()
 }

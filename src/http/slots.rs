@@ -1,8 +1,8 @@
-//! Slots: how many connections or requests there may be at once, in total and for each source.
+//! Slots limit how many connections or requests exist at once, in total and per source.
 //!
-//! A holder that waits for its client can be evicted: when no slot is free, the one that has waited longest gives its slot
-//! to the newcomer. It is moved at once, without waiting until the evicted one has closed, so that a flood of newcomers
-//! queues nowhere.
+//! A holder that waits for its client can be evicted: when no slot is free, the holder that has
+//! waited longest loses its slot to the newcomer. The slot moves at once, without waiting until the
+//! evicted connection has closed, so that a flood of new connections does not queue.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -12,11 +12,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio_util::sync::CancellationToken;
 
-/// Bits of an IPv6 address that name the network of one customer, and those that name a site of such networks.
+/// Prefix length of one customer network in IPv6, and of a site of such networks.
 const CUSTOMER_BITS: u32 = 64;
 const SITE_BITS: u32 = 48;
 
-/// How many slots there are.
 #[derive(Clone, Copy, Debug)]
 pub struct SlotLimits {
     /// In total.
@@ -28,13 +27,13 @@ pub struct SlotLimits {
 }
 
 impl SlotLimits {
-    /// The same for everybody together.
+    /// A limit on the total only.
     pub const fn total(total: usize) -> Self {
         Self { total, per_address: usize::MAX, per_site: usize::MAX }
     }
 }
 
-/// Holders that share a limit.
+/// A set of holders that share a limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Group {
     Address(IpAddr),
@@ -42,7 +41,7 @@ enum Group {
     All,
 }
 
-/// The groups of one holder, the narrowest first.
+/// The groups of one holder, narrowest first.
 type Groups = [Option<Group>; 3];
 
 fn groups(source: Option<IpAddr>) -> Groups {
@@ -65,16 +64,17 @@ pub struct SlotPool {
 
 #[derive(Default)]
 struct State {
-    /// The number of the next one that waits.
+    /// Sequence number of the next holder that waits.
     next: u64,
-    /// Groups with holders alone, so that the map is no larger than what is held.
+    /// Only groups with holders, so that the size of the map is bounded by the number of slots in
+    /// use.
     groups: HashMap<Group, Members>,
 }
 
 #[derive(Default)]
 struct Members {
     held: usize,
-    /// Those that wait for their client by number, so that the longest wait comes first.
+    /// Waiting holders by sequence number, so that the longest wait comes first.
     waiting: BTreeMap<u64, Evictable>,
 }
 
@@ -85,13 +85,12 @@ struct Evictable {
 }
 
 impl SlotPool {
-    /// With all slots free.
     pub fn new(limits: SlotLimits) -> Arc<Self> {
         Arc::new(Self { limits, state: Mutex::default() })
     }
 
-    /// A slot for a client at this address: a free one, or that of the holder that has waited longest for its client.
-    /// Without an address the total alone counts.
+    /// Returns a free slot for this address, or the slot of the holder that has waited longest for
+    /// its client. Without an address, only the total is limited.
     pub fn acquire(self: &Arc<Self>, source: Option<IpAddr>) -> Option<Arc<Slot>> {
         let groups = groups(source);
         let mut state = self.state();
@@ -127,7 +126,7 @@ impl State {
         self.groups.get(group).map_or(0, |members| members.held)
     }
 
-    /// Evicts the member of a group that has waited longest; whether there was one.
+    /// Evicts the member of a group that has waited longest. Returns whether there was one.
     fn evict(&mut self, group: &Group) -> bool {
         let longest = self.groups.get(group).and_then(|members| members.waiting.first_key_value());
         let Some((number, Evictable { slot, evicted })) = longest.map(|(number, one)| (*number, one.clone())) else {
@@ -160,17 +159,17 @@ impl State {
     }
 }
 
-/// One slot; free again when its last holder drops it.
+/// One slot. It is released when its last holder drops it.
 pub struct Slot {
     pool: Arc<SlotPool>,
     groups: Groups,
-    /// Somebody else has it by now. Changes under the lock of the pool alone.
+    /// Whether the slot has been given to another holder. Changes only under the lock of the pool.
     is_evicted: AtomicBool,
 }
 
 impl Slot {
-    /// Says that the holder waits for its client as long as it keeps the guard. If it is evicted meanwhile, the token is
-    /// cancelled.
+    /// Marks the holder as waiting for its client while the guard is alive. Cancels the token if
+    /// the holder is evicted.
     pub fn wait(self: &Arc<Self>, evicted: CancellationToken) -> Waiting {
         let mut state = self.pool.state();
         let number = state.next;
@@ -190,7 +189,7 @@ impl Slot {
 
 impl fmt::Debug for Slot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Not the pool, which knows of this slot.
+        // Without the pool, which refers back to this slot.
         f.debug_struct("Slot").field("groups", &self.groups).finish_non_exhaustive()
     }
 }
@@ -204,7 +203,7 @@ impl Drop for Slot {
     }
 }
 
-/// A holder that waits for its client.
+/// Marks a holder as waiting for its client.
 pub struct Waiting {
     slot: Arc<Slot>,
     number: u64,
@@ -212,7 +211,7 @@ pub struct Waiting {
 
 impl Drop for Waiting {
     fn drop(&mut self) {
-        // The slot is still held by this one: none is dropped under the lock.
+        // This guard still holds the slot, so no slot is dropped under the lock.
         self.slot.pool.state().stop_waiting(self.number, &self.slot.groups);
     }
 }
@@ -231,10 +230,10 @@ mod tests {
     fn ipv6_counts_by_64_and_by_48_and_mapped_addresses_as_ipv4() {
         let pool = SlotPool::new(SlotLimits { total: 100, per_address: 2, per_site: 3 });
         let _customer = [pool.acquire(address("2001:db8:1:1::1")), pool.acquire(address("2001:db8:1:1:ffff::2"))];
-        assert!(pool.acquire(address("2001:db8:1:1::3")).is_none(), "the /64 has its share");
+        assert!(pool.acquire(address("2001:db8:1:1::3")).is_none(), "the /64 is at its limit");
         let neighbor = pool.acquire(address("2001:db8:1:2::1"));
         assert!(neighbor.is_some());
-        assert!(pool.acquire(address("2001:db8:1:3::1")).is_none(), "the /48 has its share");
+        assert!(pool.acquire(address("2001:db8:1:3::1")).is_none(), "the /48 is at its limit");
         assert!(pool.acquire(address("2001:db8:2:1::1")).is_some(), "another /48");
         drop(neighbor);
         assert!(pool.acquire(address("2001:db8:1:3::1")).is_some());
@@ -258,7 +257,7 @@ mod tests {
         let _again = first.1.wait(late.clone());
         assert!(late.is_cancelled(), "an evicted connection does not wait again");
         drop(second.0);
-        assert!(pool.acquire(None).is_none(), "nobody waits");
+        assert!(pool.acquire(None).is_none(), "no holder waits");
         drop(first.1);
         drop(first.0);
         assert!(pool.acquire(None).is_none(), "an evicted holder frees nothing");
@@ -276,7 +275,7 @@ mod tests {
             struct Holder { source: IpAddr, slot: Arc<Slot>, evicted: CancellationToken, waiting: Option<Waiting> }
             let mut holders: Vec<Holder> = Vec::new();
             for (step, source, index) in steps {
-                // Two sites of three networks.
+                // Two sites with three networks each.
                 let source: IpAddr = Ipv6Addr::new(0x2001, 0xdb8, source / 3, source % 3, 0, 0, 0, 1).into();
                 match step {
                     0 | 1 => {

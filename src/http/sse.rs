@@ -1,12 +1,12 @@
-//! GraphQL over Server-Sent Events, the distinct connections mode: one request, one stream of events, for networks that
-//! kill WebSockets.
+//! GraphQL over Server-Sent Events in distinct connections mode: one request, one event stream. For
+//! networks that break WebSockets.
 //!
-//! Each event of a subscription has its cursor as `id`, and `Last-Event-ID` goes on after it. A stream ends without
-//! `complete` when its token or its session ends, when the server restarts and after an error that passes: the client is
-//! to come back.
+//! Each event of a subscription carries its cursor as `id`, and `Last-Event-ID` resumes after it. A
+//! stream ends without `complete` when its token or session ends, when the server restarts, and
+//! after a temporary error: the client should reconnect.
 //!
-//! Within the request the subscription is opened, or the query or mutation executed, as for any other answer. What goes
-//! on after that in a task of its own is the telling of events.
+//! The request itself opens the subscription, or executes the query or mutation, like any other
+//! request. Only the delivery of events runs in a task of its own.
 
 use std::convert::Infallible;
 use std::pin::pin;
@@ -34,31 +34,29 @@ use crate::error::{Code, Error};
 use crate::limits::Who;
 use crate::metrics::Transport;
 
-/// Events that wait to be written.
+/// Length of the write queue.
 const QUEUE: usize = 8;
-/// Silence of this length is broken, so that nothing on the way takes the connection for dead.
+/// Idle time after which a comment is sent, so that no intermediary drops the connection.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
-/// What breaks it.
+/// An SSE comment, which clients ignore.
 const COMMENT: &str = ":\n\n";
-/// There is no more.
+/// The last event of a stream.
 const COMPLETE: &str = "event: complete\ndata: \n\n";
 
-/// Whose stream it is, and what it holds on to.
+/// The request that opens a stream.
 pub struct Listener {
-    /// Who listens.
     pub viewer: Option<Viewer>,
-    /// The id of the request.
     pub request_id: Arc<str>,
-    /// What holds the server up while the stream is open.
+    /// Delays shutdown while the stream is open.
     pub lifeline: Lifeline,
 }
 
-/// Answers with a stream that tells one answer and is complete.
+/// Responds with a stream of one response, followed by `complete`.
 pub fn whole(answer: &Answer, request_id: &str) -> Response {
     response((next(answer, request_id) + COMPLETE).into())
 }
 
-/// Opens a subscription and answers with a stream of its events.
+/// Opens a subscription and responds with a stream of its events.
 pub async fn subscribe(
     door: &Door,
     operation: Operation,
@@ -69,7 +67,7 @@ pub async fn subscribe(
     let socket_slot = match listener.viewer {
         Some(viewer) => {
             let slot = door.sockets.take(viewer.id, door.app.config.sockets.per_user);
-            Some(slot.ok_or_else(|| Refused::new(Code::RateLimited, "You have too many open streams."))?)
+            Some(slot.ok_or_else(|| Refused::new(Code::RateLimited, "Too many open streams. Close one first."))?)
         }
         None => None,
     };
@@ -106,7 +104,7 @@ pub async fn subscribe(
             () = expired => {}
             () = out.closed() => {}
             told = tell(&door.app, subscription, &listener, &out) => if told.is_err() {
-                // Who does not read in time is not waited for.
+                // Disconnects a client that does not read in time.
                 lifeline.connection.cancel();
             }
         }
@@ -119,18 +117,18 @@ fn response(body: Body) -> Response {
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, Media::EventStream.content_type());
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    // Proxies that gather answers before they hand them on must not.
+    // Disables response buffering in proxies.
     headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
     response
 }
 
-/// Waits until the session no longer holds.
+/// Waits until the session ends.
 async fn ended(door: &Door, viewer: Option<Viewer>) {
     let Some(viewer) = viewer else {
         return std::future::pending().await;
     };
     loop {
-        // Listening first: what ends between the question and the answer is heard.
+        // Subscribe before the check, so that no change in between is missed.
         let mut watch = door.app.hub.watch(viewer);
         let held = door.app.sessions.viewer(&door.app.db, door.app.clock.now(), viewer.session_id);
         if Box::pin(held).await.ok().flatten() != Some(viewer) {
@@ -140,10 +138,10 @@ async fn ended(door: &Door, viewer: Option<Viewer>) {
     }
 }
 
-/// A client that does not read.
+/// The client does not read.
 struct Stuck;
 
-/// Tells everything there is to tell.
+/// Sends all events to the client.
 async fn tell(
     app: &App,
     mut subscription: Box<Subscription>,
@@ -159,14 +157,15 @@ async fn tell(
         Some(viewer) => app.in_flight.reserve(Who::User(viewer.id), text.len()).map(|held| counted(text.into(), held)),
         None => Ok(text.into()),
     };
-    // At once, so that the client sees the stream open.
+    // Sent immediately, so that the client sees the open stream.
     send(COMMENT.into()).await?;
     loop {
         match alive(subscription.next(), KEEP_ALIVE, || send(COMMENT.into())).await? {
             None => break,
             Some(Told::Event { payload, cursor }) => match count(event(&payload, Some(&cursor))) {
                 Ok(chunk) => send(chunk).await?,
-                // Too much is unread: the client goes on from the last event that it has.
+                // Too many bytes are unread. The client resumes after the last event that it
+                // received.
                 Err(_) => return Ok(()),
             },
             Some(Told::Failed { answer, .. }) if answer.ends_session() => return Ok(()),
@@ -186,8 +185,8 @@ async fn tell(
     send(COMPLETE.into()).await
 }
 
-/// Waits for something, and breaks each silence of this length meanwhile. The wait goes on and is not begun anew: what it
-/// has taken by then is not lost.
+/// Waits for a future and calls `break_it` after each interval of `silence`. The same future is
+/// polled throughout, so nothing that it has already received is lost.
 async fn alive<T, E, F>(wait: impl Future<Output = T>, silence: Duration, break_it: impl Fn() -> F) -> Result<T, E>
 where
     F: Future<Output = Result<(), E>>,
@@ -228,7 +227,7 @@ mod tests {
         let (broken, breaks) = (Notify::new(), Cell::new(0));
         let load = async {
             let taken = queue.recv().await;
-            // What hangs on it takes longer than the silence may.
+            // Processing takes longer than the idle time.
             broken.notified().await;
             taken
         };

@@ -1,8 +1,9 @@
-//! Answers on their way: what is given has to be taken in time. The streams of an HTTP/2 connection can end without it.
+//! Write timeouts of responses, per HTTP/2 stream or HTTP/1 connection.
 //!
-//! A client may leave room for no answer and live on. hyper keeps what is not taken for as long as the connection lasts,
-//! so an answer is given part by part, and each part has to be taken before the next: else its stream is reset, or its
-//! connection closed if it is of HTTP/1. A client that goes on reading, however long the answer, is waited for.
+//! A client can stop reading and keep its connection open, and hyper buffers the unread data as
+//! long as the connection lives. A response is therefore written in parts, and each must be
+//! accepted before a deadline. Otherwise the HTTP/2 stream is reset, or the HTTP/1 connection
+//! closed. A client that keeps reading is never cut off, however long the response.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -19,31 +20,32 @@ use tokio_util::sync::CancellationToken;
 
 use super::in_flight::MIN_RATE;
 
-/// How long what was given may still take when the server ends.
+/// Time limit for unread parts after shutdown has begun.
 const GOODBYE: Duration = Duration::from_secs(1);
-/// Bytes that hyper is handed at once: it keeps them when there is room for the first.
+/// Size of one part, in bytes. hyper buffers a whole part as soon as there is space for its first
+/// byte.
 pub const PART: usize = 16 * 1024;
 
 tokio::task_local! {
     static STREAM: Arc<Stream>;
 }
 
-/// One of a connection's, or all that an HTTP/1 connection has.
+/// One HTTP/2 stream, or the one response at a time of an HTTP/1 connection.
 #[derive(Default)]
 pub struct Stream {
-    /// Cancelled by whoever wants it dropped.
+    /// Cancel it to drop the stream.
     pub dropped: CancellationToken,
-    /// Until when what was given has to be taken.
+    /// Deadline for the current part, while one is pending.
     due: watch::Sender<Option<Instant>>,
 }
 
 impl Stream {
-    /// The one that this is done for; none over HTTP/1.
+    /// The HTTP/2 stream of the current task. `None` over HTTP/1.
     pub fn current() -> Option<Arc<Self>> {
         STREAM.try_with(Arc::clone).ok()
     }
 
-    /// Waits until something was not taken in time.
+    /// Waits until a part misses its deadline.
     pub async fn stuck(&self, stop: &CancellationToken) {
         let mut given = self.due.subscribe();
         loop {
@@ -59,17 +61,17 @@ impl Stream {
             };
             tokio::select! {
                 () = late => return,
-                // The sender is this one's own.
+                // Never fails: this struct owns the sender.
                 _ = given.changed() => {}
             }
         }
     }
 }
 
-/// Serves each stream until it is done, or dropped.
+/// Runs each HTTP/2 stream until it completes or is dropped.
 #[derive(Clone)]
 pub struct Streams {
-    /// Cancelled when the server is to end.
+    /// Cancelled on shutdown.
     pub stop: CancellationToken,
 }
 
@@ -86,28 +88,27 @@ impl<F: Future<Output = ()> + Send + 'static> Executor<F> for Streams {
     }
 }
 
-/// The body of an answer, part by part. Each has to be taken within `patience`, and all of them at [`MIN_RATE`] on
-/// average: a client that takes less uses its patience up.
+/// A response body, passed on in parts. Each part must be accepted within `patience`, and the whole
+/// at [`MIN_RATE`] on average: a client that reads more slowly uses up its patience.
 pub struct Parts {
     body: Body,
     stream: Arc<Stream>,
     is_http_2: bool,
-    /// What it has given and hyper was not handed yet.
+    /// Received from the body, but not passed on to hyper yet.
     rest: Bytes,
     patience: Duration,
-    /// How much of it is left.
+    /// How much of `patience` is left.
     left: Duration,
-    /// When the last part was given, and its length.
+    /// When the last part was passed on, and its length.
     given: Option<(Instant, usize)>,
 }
 
 impl Parts {
-    /// Of this body; where it goes, and how long that may take.
     pub fn new(body: Body, stream: Arc<Stream>, is_http_2: bool, patience: Duration) -> Self {
         Self { body, stream, is_http_2, rest: Bytes::new(), patience, left: patience, given: None }
     }
 
-    /// The caller asks for more only after it has taken everything.
+    /// hyper polls for more only after it has accepted the last part.
     fn taken(&mut self) {
         if let Some((since, length)) = self.given.take() {
             let earned = Duration::from_millis(length as u64 * 1_000 / MIN_RATE);
@@ -118,7 +119,8 @@ impl Parts {
 
     fn give(&mut self) -> Bytes {
         let part = self.rest.split_to(self.rest.len().min(PART));
-        // The last one over HTTP/1 is let go of at once: what hyper still has is little, and ends with the connection.
+        // The last part over HTTP/1 has no deadline: hyper holds little then, and that ends with
+        // the connection.
         if self.is_http_2 || !self.is_end_stream() {
             let now = Instant::now();
             self.given = Some((now, part.len()));
@@ -159,7 +161,7 @@ impl HttpBody for Parts {
     }
 
     fn size_hint(&self) -> SizeHint {
-        // Asked before anything is given.
+        // Called before the first part is passed on.
         self.body.size_hint()
     }
 }

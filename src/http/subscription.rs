@@ -1,9 +1,9 @@
-//! A subscription from its words to what it tells: opened by the library's executor, which checks it and its arguments,
-//! then told event by event.
+//! A subscription from request to responses. The library's executor opens it and validates its
+//! arguments; after that each event is executed as a query of its own.
 //!
-//! An event is answered once for everybody who asked the same in the same words, as long as nothing in the answer hangs
-//! on who asks: then no resolver has asked the [`Caller`] for its viewer. Whether somebody may see the event at all was
-//! asked of each before ([`crate::graphql::live`]).
+//! Subscriptions with the same document and variables share the response to an event, unless a
+//! resolver asked the [`Caller`] for its viewer while it was computed. Whether a viewer may see the
+//! event at all is checked for each subscriber before that ([`crate::graphql::live`]).
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -40,15 +40,16 @@ use crate::graphql::{Caller, Manner, Telling, telling};
 use crate::limits::{Door as Limited, Who};
 use crate::metrics::{Executed, Open};
 
-/// Bytes of the variables of a subscription, which are kept as long as it is open.
+/// Maximum size of the variables of a subscription, in bytes. They stay in memory while it is open.
 const MAX_VARIABLE_BYTES: usize = 8 * 1024;
-/// Bytes of the documents and variables whose parsed form is kept. It takes a hundred times as much at worst, so a
-/// subscription keeps its text, and is parsed again for an event when it is not in this cache.
+/// Capacity of the cache of parsed subscriptions, in bytes of document and variables. The parsed
+/// form takes up to a hundred times as much, so a subscription keeps only its text and is parsed
+/// again when it is not in this cache.
 const MAX_CACHED_BYTES: usize = 256 * 1024;
-/// Bytes of the answers that wait for other subscriptions to send them too.
+/// Maximum size of the responses that wait to be shared with other subscriptions, in bytes.
 const MAX_SHARED_BYTES: usize = 32 * 1024 * 1024;
 
-/// What the operations that are open are answered by.
+/// State shared by all open subscriptions.
 pub struct Subscriptions {
     app: Arc<App>,
     telling: Telling,
@@ -60,64 +61,64 @@ pub struct Subscriptions {
     shared_bytes: Arc<Semaphore>,
 }
 
-/// What any number of subscribers ask in the same words. As there may be many, each as long as a document may be, it is
-/// kept as text.
+/// A document with variables, shared by all subscriptions that are equal in both. Stored as text,
+/// because there may be many and each may be as long as a document may be.
 struct Question {
     number: u64,
     query: Box<str>,
     name: Option<Box<str>>,
-    /// The key of what is answered.
+    /// Response key of the root field.
     field: Box<str>,
-    /// The variables as JSON.
+    /// Variables as JSON.
     variables: Box<str>,
-    /// What the answer to an event costs, in points.
+    /// Cost of one event, in points.
     cost: u32,
-    /// Bytes of text that its searches may read.
+    /// Bytes of text that its searches may scan.
     search_bytes: u64,
-    /// The answer was found to hang on who asks.
+    /// Set once a response depended on the viewer. Responses are not shared from then on.
     personal: AtomicBool,
 }
 
-/// A question, parsed.
+/// The parsed form of a subscription.
 struct Prepared {
     document: Arc<Document>,
-    /// What is to be executed of it, as a query of [`Telling`].
+    /// The document to execute for each event, as a query against [`Telling`].
     executed: ExecutableDocument,
     variables: Variables,
 }
 
-/// What a subscriber is told.
+/// A message to a subscriber.
 pub enum Told {
-    /// Something happened.
+    /// An event.
     Event {
-        /// The answer as JSON.
+        /// The response as JSON.
         payload: Arc<str>,
-        /// The event's place in the log.
+        /// Cursor of the event.
         cursor: String,
     },
-    /// It cannot go on.
+    /// The subscription failed and ends.
     Failed {
-        /// Why.
+        /// The error response.
         answer: Answer,
-        /// From where the client may go on.
+        /// Cursor from which the client can resume.
         cursor: Option<String>,
     },
 }
 
-/// A subscription that is open. When it ends it is counted.
+/// An open subscription. Dropping it records its end in the metrics.
 pub struct Subscription {
     happenings: Happenings,
     subscriber: Subscriber,
-    /// The last event that was answered.
+    /// Position of the last event that was processed.
     position: Option<Position>,
-    /// Told once, with the first event.
+    /// Sent once, with the first event.
     deprecations: Arc<[Deprecation]>,
     failure: Option<Code>,
     _slot: Option<UserSlot>,
     _open: Open,
 }
 
-/// Who asks what.
+/// One subscriber: a viewer and what it has subscribed to.
 struct Subscriber {
     subscriptions: Arc<Subscriptions>,
     question: Arc<Question>,
@@ -126,7 +127,6 @@ struct Subscriber {
 }
 
 impl Subscriptions {
-    /// With none open.
     pub fn new(app: Arc<App>, shape: Arc<Shape>, reader: Arc<Reader>) -> Self {
         Self {
             app,
@@ -153,7 +153,7 @@ impl Subscriptions {
         let variables = variables(query, document, root, request);
         let variables = serde_json::to_string(&variables).unwrap_or_default();
         if variables.len() > MAX_VARIABLE_BYTES {
-            let message = format!("The variables of a subscription may have at most {MAX_VARIABLE_BYTES} bytes.");
+            let message = format!("The variables of a subscription exceed {MAX_VARIABLE_BYTES} bytes.");
             return Err(Refused::new(Code::VariablesTooLarge, message));
         }
         let words = digest(&SHA256, &serde_json::to_vec(&(query, name, &variables)).unwrap_or_default());
@@ -180,7 +180,7 @@ impl Subscriptions {
         Ok(question)
     }
 
-    /// The parsed form of a question, from the cache or made now.
+    /// Returns the parsed form of a question, from the cache if possible.
     fn prepared(&self, question: &Question) -> Result<Arc<Prepared>, Refused> {
         let key = question.number.to_string();
         if let Some(prepared) = self.prepared.get(&key) {
@@ -203,7 +203,7 @@ impl Subscriptions {
     }
 }
 
-/// The root field of a subscription, which has one.
+/// The root field. Admission ensures that there is exactly one.
 fn root_field<'a>(document: &'a ExecutableDocument, set: &'a SelectionSet) -> Option<&'a Field> {
     set.items.iter().find_map(|selection| match &selection.node {
         Selection::Field(field) => Some(&field.node),
@@ -215,8 +215,8 @@ fn root_field<'a>(document: &'a ExecutableDocument, set: &'a SelectionSet) -> Op
     })
 }
 
-/// The variables that the operation declares, sorted by name, but for the cursor it goes on after, which is heeded once,
-/// when the subscription is opened.
+/// The declared variables, sorted by name. A variable that is only used as the `after` cursor is
+/// left out: it is used once, when the subscription opens, and would prevent sharing.
 fn variables(
     query: &str,
     document: &Document,
@@ -229,7 +229,7 @@ fn variables(
         .filter_map(|name| Some((name.to_string(), request.variables.get(name)?.clone().into_json().ok()?)))
         .collect();
     if let Some(Literal::Variable(name)) = root.and_then(|root| root.get_argument("after")).map(|after| &after.node)
-        // Named where it is declared and there, and nowhere else.
+        // Occurs exactly twice: in its declaration and as the value of `after`.
         && query.match_indices(&format!("${name}")).count() == 2
     {
         variables.remove(name.as_str());
@@ -238,7 +238,7 @@ fn variables(
 }
 
 impl Door {
-    /// Opens a subscription, after this cursor if it is given, whatever the document says.
+    /// Opens a subscription. `after`, if given, takes precedence over the argument in the document.
     pub async fn subscribe(
         &self,
         operation: Operation,
@@ -287,7 +287,7 @@ impl Door {
                 });
             }
             (Ok(refused), _) => {
-                let nothing = || ServerError::new("Nothing is left of it to subscribe to.", None);
+                let nothing = || ServerError::new("The subscription selects no field.", None);
                 let refused = refused.unwrap_or_else(|| Response::from_errors(vec![nothing()]));
                 Answer::of(refused, &request_id)
             }
@@ -307,7 +307,7 @@ fn executed(name: Option<&str>, failure: Option<Code>, viewer: Option<Viewer>) -
 }
 
 impl Subscription {
-    /// What there is to tell next; nothing when there will be nothing more.
+    /// Waits for the next message. Returns `None` when the subscription has ended.
     pub async fn next(&mut self) -> Option<Told> {
         loop {
             let happening = match self.happenings.next().await? {
@@ -323,7 +323,7 @@ impl Subscription {
             let (position, before) = (happening.event.position(), happening.before);
             self.position = Some(position);
             let deprecations = Arc::clone(&self.deprecations);
-            // On the heap: it is rare next to waiting for it.
+            // Boxed: executing is rare compared to waiting.
             match Box::pin(self.subscriber.answer(happening, deprecations)).await {
                 Ok(Some(payload)) => {
                     self.deprecations = Arc::default();
@@ -343,7 +343,7 @@ impl Subscription {
         self.failure = self.failure.or_else(|| answer.code());
         let cursor = position.map(|position| self.cursor(position));
         let answer = match &cursor {
-            // The client may go on when that has passed.
+            // Temporary failure: the client can resume from the cursor after the delay.
             Some(cursor) if answer.retry_after.is_some() => answer.resumable(cursor),
             _ => answer,
         };
@@ -359,8 +359,8 @@ impl Drop for Subscription {
 }
 
 impl Subscriber {
-    /// The answer to an event, everybody's or one's own; nothing if the viewer may no longer see the event; if the
-    /// subscription cannot go on, why.
+    /// Returns the response to an event, shared or computed for this subscriber. Returns `None` if
+    /// the viewer may no longer see the event, and an error if the subscription must end.
     async fn answer(
         &self,
         happening: Happening,
@@ -372,7 +372,7 @@ impl Subscriber {
         paid.map_err(|error| self.refused(error))?;
         let is_own = happening.notification.is_some() || !deprecations.is_empty();
         let (mut happening, mut permit) = (happening, None);
-        // After each wait from the beginning: it may have been long.
+        // Start again after each wait, because permissions may have changed meanwhile.
         loop {
             let current = happening.current(app, &viewer).await.map_err(|error| self.refused(error))?;
             happening = match current {
@@ -411,13 +411,13 @@ impl Subscriber {
         }
     }
 
-    /// Waits until this subscriber may execute.
+    /// Acquires a concurrency permit for this subscriber.
     async fn permit(&self, viewer: Viewer) -> Result<Permit, Box<Answer>> {
         let acquired = self.subscriptions.app.concurrency.acquire(Who::User(viewer.id), Wait::Socket).await;
         acquired.map_err(|error| self.refused(error))
     }
 
-    /// Makes an answer, and shares it with equal subscriptions unless it depends on the viewer.
+    /// Computes a response, and shares it with equal subscriptions unless it depends on the viewer.
     async fn made(&self, happening: Happening, claim: Claim) -> Result<Arc<str>, Box<Answer>> {
         let (answer, viewer_mattered) = self.executed(happening).await;
         self.question.personal.fetch_or(viewer_mattered, Ordering::Relaxed);
@@ -440,7 +440,8 @@ impl Subscriber {
         Box::new(Answer::refused(refused, &self.request_id))
     }
 
-    /// An answer as it is told. One of which nothing came is not: whoever goes on after the last event gets this one.
+    /// Serializes a response. A response that was not executed becomes an error, so that a client
+    /// that resumes after the last event receives this one.
     fn written(&self, answer: Answer) -> Result<Arc<str>, Box<Answer>> {
         if !answer.is_executed() {
             return Err(Box::new(answer));
@@ -453,7 +454,8 @@ impl Subscriber {
         later(&self.request_id, self.question.name.as_deref())
     }
 
-    /// Answers an event for this subscriber, and whether it mattered who that is.
+    /// Executes the subscription for an event. Also returns whether the response depends on the
+    /// viewer.
     async fn executed(&self, happening: Happening) -> (Answer, bool) {
         let Subscriptions { app, telling, shape, .. } = &*self.subscriptions;
         let prepared = match self.subscriptions.prepared(&self.question) {

@@ -1,4 +1,4 @@
-//! The opening handshake of RFC 6455.
+//! The WebSocket opening handshake (RFC 6455 section 4.2).
 
 use aws_lc_rs::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
 use axum::body::Body;
@@ -10,20 +10,20 @@ use hyper::upgrade::OnUpgrade;
 
 use super::protocol::NAME;
 
-/// What a server adds to the key of a client (RFC 6455 section 1.3).
+/// The GUID that a server appends to the key of the client (RFC 6455 section 1.3).
 const KEY_SUFFIX: &str = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
 
-/// The request of a client to go on with a WebSocket.
+/// A request to upgrade to WebSocket.
 pub struct Upgrade {
     key: HeaderValue,
-    /// Whether the client offers the one subprotocol that is spoken here.
+    /// Whether the client offers the supported subprotocol.
     pub is_offered: bool,
-    /// The connection, once the response is sent.
+    /// The upgraded connection, available once the response is sent.
     pub connection: OnUpgrade,
 }
 
 impl Upgrade {
-    /// Takes the handshake out of a request; nothing if there is none in it.
+    /// Takes the handshake from a request. Returns `None` if the request is no valid upgrade.
     pub fn from_request(request: &mut Request) -> Option<Self> {
         let headers = request.headers();
         let is_upgrade = request.version() == Version::HTTP_11
@@ -40,7 +40,7 @@ impl Upgrade {
         Some(Self { key, is_offered, connection })
     }
 
-    /// The response that switches protocols.
+    /// The 101 response that switches protocols.
     pub fn response(&self) -> Response<Body> {
         let accepted = digest(&SHA1_FOR_LEGACY_USE_ONLY, &[self.key.as_bytes(), KEY_SUFFIX.as_bytes()].concat());
         let mut response = Response::new(Body::empty());
@@ -58,7 +58,7 @@ impl Upgrade {
     }
 }
 
-/// Whether one of the comma-separated values of a header is this.
+/// Whether the comma-separated values of a header contain `value`.
 fn has(headers: &HeaderMap, name: &HeaderName, value: &str) -> bool {
     let values = headers.get_all(name).iter().filter_map(|values| values.to_str().ok());
     values.flat_map(|values| values.split(',')).any(|given| given.trim().eq_ignore_ascii_case(value))

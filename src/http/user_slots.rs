@@ -1,22 +1,22 @@
-//! How many of something each user has open on this instance.
+//! Limits how many of something, such as sockets, each user has open on this instance.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::id::Id;
 
-/// What users have open, by user.
+/// Number of open slots by user.
 #[derive(Default)]
 pub struct UserSlots(Mutex<HashMap<Id, usize>>);
 
-/// One of a user's slots, given back when it is dropped.
+/// One slot of a user. Dropping it releases the slot.
 pub struct UserSlot {
     slots: Arc<UserSlots>,
     user: Id,
 }
 
 impl UserSlots {
-    /// Takes one more slot, unless the user has as many as are allowed.
+    /// Takes a slot, unless the user already has `limit` of them.
     pub fn take(self: &Arc<Self>, user: Id, limit: usize) -> Option<UserSlot> {
         let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let count = counts.entry(user).or_default();

@@ -1,8 +1,11 @@
-//! GraphQL over WebSocket, by the graphql-transport-ws protocol: queries, mutations and subscriptions on one socket.
+//! GraphQL over WebSocket with the graphql-transport-ws protocol: queries, mutations and
+//! subscriptions on one socket.
 //!
-//! A socket has two tasks: one reads, one writes what the other and the running operations have put into a short queue.
-//! So a client that does not read holds up its own operations only, and is dropped when a write takes too long. It lives
-//! as long as its token; a fresh one in the payload of a `ping` prolongs it, the end of its session ends it at once.
+//! A socket has two tasks. The reader parses messages and starts operations; the writer sends what
+//! they put into a short queue. A client that does not read therefore blocks only its own
+//! operations, and is disconnected when a write takes too long. A socket lives as long as its
+//! access token. A fresh token in the payload of a `ping` extends it; the end of the session closes
+//! it at once.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -47,41 +50,41 @@ use crate::metrics::Transport;
 use crate::network::Client;
 use crate::store::event::Objects;
 
-/// Bytes of a message from the client.
+/// Maximum size of a client message, in bytes.
 const MAX_MESSAGE: usize = 64 * 1024;
-/// What is read or written at once: idle sockets keep this much of each.
+/// Size of the read and of the write buffer, in bytes. Idle sockets keep both.
 const BUFFER: usize = 1024;
-/// What a client may send: bytes, and messages of any kind, control frames included. Sustained for each second, and at
-/// once. A socket that sends more is read later, so that no flood of small messages can take a core.
+/// Receive limits: bytes, and messages of any kind including control frames, as a sustained rate
+/// and a burst. Reading is delayed beyond them, so that a flood of small messages cannot occupy a
+/// core.
 const BYTES_PER_SECOND: u32 = 256 * 1024;
 const BYTES_AT_ONCE: u32 = 1024 * 1024;
 const MESSAGES_PER_SECOND: u32 = 100;
 const MESSAGES_AT_ONCE: u32 = 1_000;
-/// Messages that wait to be written, and one more of each operation.
+/// Length of the write queue. Each operation may have one more message.
 const QUEUE: usize = 16;
-/// How long a goodbye may take.
+/// Time limit of the closing handshake.
 const GOODBYE: Duration = Duration::from_secs(2);
-/// How long the requests that run on a socket may take to be answered when the server ends.
+/// Time limit for running requests to complete on shutdown.
 const LAST_ANSWERS: Duration = Duration::from_secs(5);
 
-/// Why a socket is closed whose session no longer holds.
+/// Closes a socket whose session has ended.
 const SESSION_ENDED: Close = Close::Forbidden("Forbidden: the session has ended");
 
-/// Who opens a socket.
+/// The request that opens a socket.
 pub struct Opening {
-    /// What it is and from where.
     pub client: Client,
-    /// The id of the request that it began as.
+    /// Id of the upgrade request.
     pub request_id: Arc<str>,
-    /// The `Authorization` of that request: for programs, browsers cannot send one.
+    /// `Authorization` header of the upgrade request. Browsers cannot set it on a WebSocket.
     pub authorization: Option<String>,
-    /// What holds the server up while the socket is open.
+    /// Delays shutdown while the socket is open.
     pub lifeline: Lifeline,
 }
 
 type Socket = WebSocketStream<PacedIo<TokioIo<Upgraded>>>;
 
-/// Turns a request into a socket.
+/// Accepts a WebSocket upgrade and serves the socket in a task of its own.
 pub fn open(door: Door, upgrade: Upgrade, opening: Opening) -> Response {
     let response = upgrade.response();
     let tasks = opening.lifeline.tasks.clone();
@@ -90,7 +93,7 @@ pub fn open(door: Door, upgrade: Upgrade, opening: Opening) -> Response {
     tokio::spawn(async move {
         let connection = match connection.await {
             Ok(connection) => connection,
-            Err(error) => return tracing::debug!(cause = %error, "no socket"),
+            Err(error) => return tracing::debug!(cause = %error, "websocket upgrade failed"),
         };
         let connection = PacedIo::new(TokioIo::new(connection), Pace::new(BYTES_PER_SECOND, BYTES_AT_ONCE));
         let config = WebSocketConfig::default()
@@ -103,8 +106,8 @@ pub fn open(door: Door, upgrade: Upgrade, opening: Opening) -> Response {
         let (closing, closed) = oneshot::channel();
         let written = opening.lifeline.written.clone();
         let writer = tokio::spawn(write(sink, queue, closed, door.app.config.sockets.write, written));
-        // A task of its own, because the one that waited for the upgrade keeps the room that this took; the
-        // conversation on the heap, because a future keeps its arguments twice.
+        // Spawned again, because the task that waited for the upgrade keeps the memory of that
+        // future. The connection state is boxed, because a future stores its arguments twice.
         tasks.spawn(run(Box::new(Talk::new(door, opening, out)), stream, writer, closing, is_offered));
         drop(alive);
     });
@@ -121,12 +124,12 @@ async fn run(
     let app = Arc::clone(&talk.door.app);
     let _open = app.metrics.socket(Transport::WebSocket);
     let close = if agreed { talk.until_end(&mut stream, &mut closing).await } else { Some(Close::WrongProtocol) };
-    // Whatever still runs ends with it.
+    // Aborts the operations that still run.
     drop(talk);
     if let Some(close) = close {
         let close = CloseFrame::from(close);
         app.metrics.closed(close.code.into());
-        // Only a writer that is gone already does not take it.
+        // Fails only if the writer has ended.
         drop(closing.send(close));
     } else {
         drop(closing);
@@ -137,13 +140,15 @@ async fn run(
     }
 }
 
-/// Waits for the close frame to be written, then reads until the client closes: with unread bytes the connection would be
-/// reset and the close frame might be lost. Not at once, because the socket takes no close frame after it has read the end.
+/// Waits until the close frame is written, then reads until the client closes: with unread bytes
+/// the connection would be reset and the close frame might be lost. The order matters, because the
+/// socket accepts no close frame after it has read the end of the stream.
 async fn goodbye(mut stream: SplitStream<Socket>, writer: JoinHandle<SplitSink<Socket, Message>>) {
     let Ok(sink) = writer.await else { return };
     while let Some(Ok(_)) = stream.next().await {}
     let Ok(socket) = stream.reunite(sink) else { return };
-    // After an error nothing more is read as frames, but the client may still be sending.
+    // After a protocol error the bytes are no longer parsed as frames, but the client may still be
+    // sending.
     let mut connection = socket.into_inner();
     if connection.shutdown().await.is_ok() {
         let mut ignored = [0; BUFFER];
@@ -151,7 +156,7 @@ async fn goodbye(mut stream: SplitStream<Socket>, writer: JoinHandle<SplitSink<S
     }
 }
 
-/// A message to be written, which counts as unread until it is.
+/// A queued message. Its bytes count as unread until it is written.
 struct Outbound {
     text: Box<str>,
     reservation: Option<Reservation>,
@@ -163,7 +168,8 @@ impl From<Box<str>> for Outbound {
     }
 }
 
-/// Writes what is queued; ends with the queue, with a close frame, or when the client does not go on reading.
+/// Writes queued messages. Ends when the queue closes, when a close frame is requested, or when the
+/// client stops reading.
 async fn write(
     mut sink: SplitSink<Socket, Message>,
     mut queue: mpsc::Receiver<Outbound>,
@@ -198,7 +204,7 @@ async fn write(
             Err(_) => sink.close().await,
         }
     };
-    // Whether it arrives, the client will see.
+    // Best effort: the connection closes either way.
     drop(timeout(GOODBYE, goodbye).await);
     sink
 }
@@ -207,35 +213,36 @@ fn message(text: Box<str>) -> Message {
     Message::Text(text.into_string().into())
 }
 
-/// Why a greeting is not answered, or a token not taken.
+/// Why an access token is rejected.
 enum Refusal {
     Token,
     Busy,
 }
 
-/// Whom a socket speaks for, and until when.
+/// The session that a socket is authenticated with.
 struct Session {
     viewer: Viewer,
     expires: Instant,
-    /// Ends when something changes about the session or its user.
+    /// Fires when the session or its user changes.
     watch: Watch<Objects>,
     _slot: UserSlot,
 }
 
 type Running = Arc<Mutex<HashMap<String, (u64, AbortHandle)>>>;
 
-/// One conversation.
+/// The protocol state of one socket.
 struct Talk {
     door: Door,
     opening: Opening,
     out: mpsc::Sender<Outbound>,
     session: Option<Session>,
-    /// The operations by their ids, each with a number that no other has.
+    /// Running operations by id, each with a unique number.
     running: Running,
-    /// Each says whether its session was found to have ended.
+    /// Operation tasks. Each returns whether it found its session ended.
     tasks: JoinSet<bool>,
     started: u64,
-    /// Until the greeting: a silent socket may be evicted for a new connection.
+    /// Set until `connection_init` is accepted: an unauthenticated socket may be evicted for a new
+    /// connection.
     waiting: Option<Waiting>,
 }
 
@@ -245,8 +252,9 @@ impl Talk {
         Self { door, opening, out, session: None, running: Arc::default(), tasks: JoinSet::new(), started: 0, waiting }
     }
 
-    /// Talks until one side ends it, which may be the writer; the reason if it is this one. What is rare is on the heap
-    /// while it lasts: there may be many sockets, and they mostly wait.
+    /// Serves the socket until one side or the writer ends it. Returns the close frame to send, if
+    /// this side ends it. Rare branches are boxed to keep this future small, because there may be
+    /// many idle sockets.
     async fn until_end(
         &mut self,
         stream: &mut SplitStream<Socket>,
@@ -264,7 +272,8 @@ impl Talk {
             tokio::select! {
                 () = lifeline.stop.cancelled() => {
                     lifeline.ended().await;
-                    // Subscriptions have ended by themselves; whatever else was begun is answered.
+                    // Subscriptions observe the shutdown themselves. Requests that have begun are
+                    // completed.
                     let answered = async { while self.tasks.join_next().await.is_some() {} };
                     drop(timeout(LAST_ANSWERS, answered).await);
                     return Some(Close::Restarting);
@@ -319,7 +328,7 @@ impl Talk {
     }
 
     async fn say(&mut self, text: impl Into<Box<str>>) {
-        // Without a writer the conversation is over, which the loop notices.
+        // Fails only if the writer has ended, which the loop detects.
         drop(self.out.send(text.into().into()).await);
     }
 
@@ -328,7 +337,7 @@ impl Talk {
             Incoming::ConnectionInit(_) if self.session.is_some() => return Err(Close::GreetedTwice),
             Incoming::ConnectionInit(payload) => {
                 let token = authorization(&payload).or(self.opening.authorization.as_deref());
-                let authorization = token.ok_or(Close::Forbidden("Forbidden: send an access token"))?.to_owned();
+                let authorization = token.ok_or(Close::Forbidden("Forbidden: an access token is required"))?.to_owned();
                 self.session = Some(self.greeted(&authorization).await?);
                 self.waiting = None;
                 self.say(plain::ACK).await;
@@ -353,7 +362,8 @@ impl Talk {
         Ok(())
     }
 
-    /// Checks a token; one of the user's sockets and a watch on the session come with it.
+    /// Authenticates the socket: checks the token, takes one of the user's socket slots and watches
+    /// the session.
     async fn greeted(&self, authorization: &str) -> Result<Session, Close> {
         let (viewer, expires) = self.check(authorization).await?;
         let most = self.door.app.config.sockets.per_user;
@@ -362,14 +372,14 @@ impl Talk {
         Ok(Session { viewer, expires, watch, _slot: slot })
     }
 
-    /// A fresh token of the same user takes the place of the old one.
+    /// Replaces the access token with a fresh one of the same user.
     async fn prolong(&mut self, authorization: &str) -> Result<(), Close> {
         let Some(held) = self.session.as_ref().map(|session| session.viewer) else {
             return Err(Close::Unauthorized);
         };
         let (viewer, expires) = self.check(authorization).await?;
         if viewer.id != held.id {
-            return Err(Close::Forbidden("Forbidden: the token is of another user"));
+            return Err(Close::Forbidden("Forbidden: the token belongs to another user"));
         }
         let watch = if viewer == held { None } else { Some(self.watch(viewer).await?) };
         if let Some(session) = &mut self.session {
@@ -395,7 +405,7 @@ impl Talk {
         let token = bearer(authorization).ok_or(Refusal::Token)?;
         let now = app.clock.now();
         let viewer = auth::viewer(app, token).await;
-        // Like a request: of the user, or of the address where the token is not good.
+        // Rate limited like an HTTP request: by user, or by address if the token is not valid.
         let known = viewer.as_ref().ok().copied();
         self.door.enter(known, self.opening.client.address).await.map_err(|_| Refusal::Busy)?;
         let viewer = viewer.map_err(|error| match error.told().0 {
@@ -406,7 +416,8 @@ impl Talk {
         Ok((viewer, Instant::now() + access.expires_at.since(now)))
     }
 
-    /// Listens for the end of the session first and asks whether it still lasts after that, so that no end is missed.
+    /// Subscribes to changes of the session, then checks that it is still active. This order misses
+    /// no change.
     async fn watch(&self, viewer: Viewer) -> Result<Watch<Objects>, Close> {
         let app = &self.door.app;
         let watch = app.hub.watch(viewer);
@@ -420,7 +431,8 @@ impl Talk {
         }
     }
 
-    /// Something has changed about the session or its user: goes on if they are as before.
+    /// Checks the session after a change. Returns why the socket must close, or `None` if the
+    /// viewer is the same.
     async fn look_again(&mut self) -> Option<Close> {
         let viewer = self.session.as_ref()?.viewer;
         match self.watch(viewer).await {
@@ -435,8 +447,8 @@ impl Talk {
     }
 
     async fn start(&mut self, id: String, payload: Value, viewer: Viewer) -> Result<(), Close> {
-        let words = Words::of(payload).map_err(|_| Close::Invalid("Invalid message: no GraphQL request"))?;
-        // Needed once, in a task that lasts.
+        let words = Words::of(payload).map_err(|_| Close::Invalid("Invalid message: not a GraphQL request"))?;
+        // Boxed: used once, in a long-lived task.
         let words = Box::new(words);
         let most = self.door.app.config.sockets.subscriptions;
         let mut operation = Runner {
@@ -450,7 +462,7 @@ impl Talk {
         self.started += 1;
         let number = self.started;
         let full = {
-            // Held until the operation is noted, so that it cannot be over before that.
+            // Locked until the operation is registered, so that it cannot end before that.
             let mut running = lock(&self.running);
             if running.contains_key(&id) {
                 return Err(Close::Duplicate(id));
@@ -459,7 +471,8 @@ impl Talk {
                 let (noted, named) = (Arc::clone(&self.running), id.clone());
                 let task = self.tasks.spawn(async move {
                     let end = operation.run(&named, words).await;
-                    // Before the last message: a client may reuse the id as soon as it has read that.
+                    // Unregistered before the last message, because a client may reuse the id as
+                    // soon as it has read that message.
                     forget(&noted, &named, number);
                     match end {
                         End::Told(last) => drop(operation.out.send(last.into()).await),
@@ -473,24 +486,25 @@ impl Talk {
             }
             operation
         };
-        let message = format!("A socket may have at most {most} operations at once.");
+        let message = format!("A socket may have at most {most} running operations.");
         self.say(full.error(&id, Refused::new(Code::RateLimited, message))).await;
         Ok(())
     }
 }
 
-/// How an operation ends.
+/// Outcome of an operation.
 enum End {
-    /// With this message.
+    /// Its last message.
     Told(Box<str>),
-    /// It goes on elsewhere when the server ends, so nothing says that it is complete.
+    /// The server is shutting down. No `complete` is sent, so that the client subscribes again
+    /// elsewhere.
     Elsewhere,
-    /// With the session that it was begun in. The socket ends, too, also where another session has prolonged it: its
-    /// client comes back and begins the operation again.
+    /// Its session has ended. The socket closes too, even if another session has extended it: the
+    /// client reconnects and starts the operation again.
     SessionEnded,
 }
 
-/// What a running operation needs.
+/// Context of a running operation.
 struct Runner {
     door: Door,
     out: mpsc::Sender<Outbound>,
@@ -501,9 +515,9 @@ struct Runner {
 }
 
 impl Runner {
-    /// Runs an operation; its last message is for the caller to send.
+    /// Runs an operation. The caller sends the last message.
     async fn run(&mut self, id: &str, words: Box<Words>) -> End {
-        // On the heap while it lasts: this task lives as long as its subscription, and is one of many.
+        // Boxed: this task lives as long as its subscription, and there are many.
         let span = later(&self.request_id, None);
         let mut subscription = match Box::pin(self.begin(id, words).instrument(span)).await {
             Ok(subscription) => subscription,
@@ -527,7 +541,8 @@ impl Runner {
         }
     }
 
-    /// Opens a subscription, or executes and answers what is none.
+    /// Opens a subscription. For any other operation, executes it, sends the response and returns
+    /// how it ended.
     async fn begin(&mut self, id: &str, words: Box<Words>) -> Result<Box<Subscription>, End> {
         let admitted = async {
             let concurrency = &self.door.app.concurrency;
@@ -563,7 +578,8 @@ impl Runner {
 
     async fn admitted(&self, words: Words) -> Result<super::operation::Operation, Refused> {
         let app = &self.door.app;
-        // The end of a session is heard of with the log, which may be late.
+        // Session changes arrive with the event log, which may lag, so the session is checked here
+        // too.
         let present = app.sessions.viewer(&app.db, app.clock.now(), self.viewer.session_id).await?;
         if present != Some(self.viewer) {
             return Err(Error::unauthenticated().into());
@@ -571,12 +587,12 @@ impl Runner {
         self.door.enter(Some(self.viewer), self.client.address).await?;
         let operation = self.door.admit(words, Some(self.viewer), self.client.clone()).await?;
         if operation.kind == OperationType::Mutation && !self.door.app.config.sockets.mutations {
-            return Err(Refused::new(Code::Forbidden, "Send mutations by POST: this server takes none on sockets."));
+            return Err(Refused::new(Code::Forbidden, "Mutations over WebSocket are disabled. Use POST."));
         }
         Ok(operation)
     }
 
-    /// Tells an answer after which there is no more.
+    /// Sends the only or last response of an operation.
     async fn answered(&mut self, id: &str, answer: Answer, is_mutation: bool) -> End {
         if !answer.is_executed() {
             return failed(id, &answer);
@@ -586,16 +602,16 @@ impl Runner {
         };
         match self.send(next(id, &text)).await {
             Ok(()) => complete(id),
-            // A client that tries again would do it twice.
+            // A retry would execute the mutation twice.
             Err(_) if is_mutation => End::Told(self.error(id, unsent())),
             Err(refused) => End::Told(self.error(id, refused)),
         }
     }
 
-    /// Queues a message, unless too much of what this user was sent is unread.
+    /// Queues a message, unless the user has too many unread bytes.
     async fn send(&mut self, text: Box<str>) -> Result<(), Refused> {
         let reservation = self.door.app.in_flight.reserve(Who::User(self.viewer.id), text.len())?;
-        // Without a writer the conversation is over.
+        // Fails only if the writer has ended.
         drop(self.out.send(Outbound { text, reservation }).await);
         Ok(())
     }
@@ -614,7 +630,7 @@ fn failed(id: &str, answer: &Answer) -> End {
     End::Told(Outgoing::about(id, "error", Some(answer.errors())))
 }
 
-/// Waits for a change of the session; for ever while there is none.
+/// Waits for a change of the session. Never returns without a session.
 async fn ended(session: &mut Option<Session>) {
     match session {
         Some(session) => session.watch.ended().await,
@@ -630,7 +646,7 @@ fn lock(running: &Running) -> std::sync::MutexGuard<'_, HashMap<String, (u64, Ab
     running.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Forgets an operation that is over, unless its id is another one's by now.
+/// Unregisters an operation that has ended, unless another one reuses its id.
 fn forget(running: &Running, id: &str, number: u64) {
     let mut running = lock(running);
     if running.get(id).is_some_and(|(held, _)| *held == number) {

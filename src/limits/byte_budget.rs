@@ -1,6 +1,6 @@
-//! A limit on the bytes that the process, and each owner in it, may hold at once.
+//! A limit on the bytes that the process, and each owner in it, may reserve at once.
 //!
-//! A [`Reservation`] holds bytes until it is dropped, whatever way its work ends.
+//! A [`Reservation`] is released when it is dropped, however its work ends.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -12,10 +12,10 @@ use crate::error::Error;
 /// Which limit a reservation would exceed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Exceeded {
-    /// That of its owner.
+    /// The limit of the owner.
     #[error("the byte budget of the owner is exhausted")]
     Owner,
-    /// That of the process.
+    /// The limit of the process.
     #[error("the byte budget of the process is exhausted")]
     Process,
 }
@@ -26,7 +26,7 @@ impl From<Exceeded> for Error {
     }
 }
 
-/// Bytes that may be held at once, in total and for each owner.
+/// A budget of bytes, in total and per owner.
 #[derive(Debug)]
 pub struct ByteBudget<K: Eq + Hash = Who> {
     limit: usize,
@@ -37,35 +37,35 @@ pub struct ByteBudget<K: Eq + Hash = Who> {
 #[derive(Debug)]
 struct Held<K> {
     total: usize,
-    /// Owners with bytes alone, so that the map is no larger than what is held.
+    /// Only owners with reserved bytes, so that the size of the map is bounded by the budget.
     owners: HashMap<K, usize>,
 }
 
 impl<K: Clone + Eq + Hash> ByteBudget<K> {
-    /// With these limits in bytes.
     pub fn new(limit: usize, owner_limit: usize) -> Arc<Self> {
         let held = Mutex::new(Held { total: 0, owners: HashMap::new() });
         Arc::new(Self { limit, owner_limit, held })
     }
 
-    /// Reserves bytes for an owner, all or none. A reservation of none always succeeds and may grow.
+    /// Reserves bytes for an owner, all or none. A reservation of zero bytes always succeeds and
+    /// may grow.
     pub fn reserve(self: &Arc<Self>, owner: K, bytes: usize) -> Result<Reservation<K>, Exceeded> {
         let mut reservation = self.none(owner);
         reservation.grow(bytes)?;
         Ok(reservation)
     }
 
-    /// A reservation of no bytes, which may grow.
+    /// An empty reservation, which may grow.
     pub fn none(self: &Arc<Self>, owner: K) -> Reservation<K> {
         Reservation { budget: Arc::clone(self), owner, bytes: 0 }
     }
 
-    /// Bytes that are held by all owners.
+    /// Bytes reserved by all owners.
     pub fn used(&self) -> usize {
         self.held().total
     }
 
-    /// Bytes that are held by one owner.
+    /// Bytes reserved by one owner.
     pub fn used_by(&self, owner: &K) -> usize {
         self.held().owners.get(owner).copied().unwrap_or_default()
     }
@@ -100,7 +100,7 @@ impl<K: Clone + Eq + Hash> ByteBudget<K> {
     }
 }
 
-/// Bytes of a [`ByteBudget`] that are held until this is dropped.
+/// Reserved bytes of a [`ByteBudget`]. Dropping it releases them.
 #[derive(Debug)]
 pub struct Reservation<K: Clone + Eq + Hash = Who> {
     budget: Arc<ByteBudget<K>>,
@@ -109,7 +109,7 @@ pub struct Reservation<K: Clone + Eq + Hash = Who> {
 }
 
 impl<K: Clone + Eq + Hash> Reservation<K> {
-    /// Bytes that it holds.
+    /// Number of reserved bytes.
     pub const fn bytes(&self) -> usize {
         self.bytes
     }
@@ -150,7 +150,7 @@ mod tests {
         let budget = ByteBudget::new(100, 60);
         let mut first = budget.reserve(1, 50).expect("within both limits");
         assert_eq!(first.grow(11), Err(Exceeded::Owner));
-        assert_eq!(budget.reserve(1, 11).err(), Some(Exceeded::Owner), "of all reservations of an owner");
+        assert_eq!(budget.reserve(1, 11).err(), Some(Exceeded::Owner), "the limit covers all reservations of an owner");
         let second = budget.reserve(2, 50).expect("within both limits");
         assert_eq!(budget.reserve(3, 1).err(), Some(Exceeded::Process));
         assert!(budget.reserve(3, 0).is_ok());
@@ -160,7 +160,7 @@ mod tests {
         drop(second);
         assert_eq!((budget.used(), first.grow(30)), (30, Ok(())));
         first.shrink(usize::MAX);
-        assert_eq!((budget.used(), budget.held().owners.len()), (0, 0), "nothing is kept of owners without bytes");
+        assert_eq!((budget.used(), budget.held().owners.len()), (0, 0), "owners without bytes take no memory");
     }
 
     #[test]

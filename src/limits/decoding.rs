@@ -1,8 +1,8 @@
-//! The budget of bytes decoded from rows: for an operation, for all operations of an owner, and for the process.
+//! The budget of bytes decoded from rows: per operation, per owner, and for the process.
 //!
-//! What an operation decodes is counted while the rows are read, and held until the operation ends, whatever way it ends.
-//! Only reads in the task of the operation are counted. A write runs in a task of its own, so that no budget can stop it
-//! half-way.
+//! Bytes are counted while rows are read, and stay reserved until the operation ends, however it
+//! ends. Only reads in the task of the operation are counted. A write runs in a task of its own, so
+//! that no budget can stop it halfway.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,28 +15,28 @@ use super::byte_budget::{ByteBudget, Exceeded, Reservation};
 use crate::error::{Code, Error};
 use crate::metrics::Labels;
 
-/// Bytes that one operation may decode. The longest answer has 4 MiB.
+/// Bytes that one operation may decode. The largest response has 4 MiB.
 pub const OPERATION_BYTES: usize = 16 * 1024 * 1024;
-/// Bytes that the operations of one user, or of one address when nobody is signed in, may hold at once.
+/// Bytes that the operations of one user, or of one address for anonymous requests, may reserve at
+/// once.
 pub const OWNER_BYTES: usize = 2 * OPERATION_BYTES;
-/// Bytes that all operations may hold at once.
+/// Bytes that all operations may reserve at once.
 pub const PROCESS_BYTES: usize = 8 * OPERATION_BYTES;
-/// An operation reserves nothing until it has decoded more than this, as few do.
+/// Bytes that an operation may decode without a reservation. Few operations exceed this.
 const UNRESERVED: usize = 64 * 1024;
-/// What it reserves at once from then on.
+/// Step in which it reserves bytes after that.
 const STEP: usize = 256 * 1024;
 
 tokio::task_local! {
     static METER: Option<Arc<Meter>>;
 }
 
-/// The budget of all operations.
 pub struct Decoding {
-    /// What they hold.
+    /// Bytes reserved now.
     pub budget: Arc<ByteBudget>,
-    /// What they have decoded.
+    /// Bytes decoded so far.
     pub bytes: Counter,
-    /// Operations that were refused, by the limit.
+    /// Operations that exceeded a limit, by limit.
     pub refused: Family<Labels<1>, Counter>,
 }
 
@@ -51,7 +51,7 @@ impl Default for Decoding {
 }
 
 impl Decoding {
-    /// Runs an operation with a budget of its own.
+    /// Runs an operation and counts what it decodes against the budget.
     pub async fn metered<T>(&self, owner: Who, operation: impl Future<Output = T>) -> T {
         let meter = Meter {
             decoded: AtomicUsize::new(0),
@@ -64,23 +64,23 @@ impl Decoding {
     }
 }
 
-/// Runs work that has a limit of its own, such as an export, outside of the budget.
+/// Runs work outside the budget, because it has a limit of its own, such as an export.
 pub async fn unmetered<T>(work: impl Future<Output = T>) -> T {
     METER.scope(None, work).await
 }
 
-/// The meter of the operation that runs, if there is one.
+/// The meter of the current operation, if any.
 pub fn current() -> Option<Arc<Meter>> {
     METER.try_with(Option::clone).ok().flatten()
 }
 
-/// Why an operation may not decode any more.
+/// Why an operation may decode no more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum OverBudget {
-    /// It has decoded as much as an operation may.
+    /// It has reached the limit of one operation.
     #[error("the operation decodes more than {OPERATION_BYTES} bytes")]
     Operation,
-    /// Other operations hold too much at the moment.
+    /// The owner or the process has reached its limit.
     #[error(transparent)]
     Busy(#[from] Exceeded),
 }
@@ -89,7 +89,7 @@ impl From<OverBudget> for Error {
     fn from(over: OverBudget) -> Self {
         match over {
             OverBudget::Operation => {
-                Self::refused(Code::DocumentTooComplex, "The operation reads more than 16 MiB. Ask for less at once.")
+                Self::refused(Code::DocumentTooComplex, "The operation reads more than 16 MiB. Request less data.")
             }
             OverBudget::Busy(exceeded) => exceeded.into(),
         }
@@ -99,7 +99,6 @@ impl From<OverBudget> for Error {
 /// Counts what one operation decodes.
 pub struct Meter {
     decoded: AtomicUsize,
-    /// What the reservation holds.
     reserved: AtomicUsize,
     reservation: Mutex<Option<Reservation>>,
     bytes: Counter,
@@ -107,7 +106,7 @@ pub struct Meter {
 }
 
 impl Meter {
-    /// Counts bytes that are about to be held.
+    /// Counts bytes before they are decoded.
     pub fn count(&self, bytes: usize) -> Result<(), OverBudget> {
         let decoded = self.decoded.fetch_add(bytes, Ordering::Relaxed).saturating_add(bytes);
         let counted = if decoded > OPERATION_BYTES {
@@ -162,7 +161,7 @@ mod tests {
         let (owner, used) = (Who::User(Id::new()), || decoding.budget.used());
         decoding
             .metered(owner, async {
-                assert_eq!((count(UNRESERVED), used()), (Ok(()), 0), "little is free");
+                assert_eq!((count(UNRESERVED), used()), (Ok(()), 0), "small reads are free");
                 assert_eq!((count(1), used()), (Ok(()), STEP));
                 assert_eq!((count(STEP), used()), (Ok(()), 2 * STEP));
                 assert!(unmetered(async { current().is_none() }).await);
@@ -171,7 +170,7 @@ mod tests {
             })
             .await;
         assert_eq!((used(), decoding.bytes.get()), (0, (UNRESERVED + 1 + 3 * STEP + OPERATION_BYTES) as u64));
-        assert!(current().is_none(), "nothing is counted outside of an operation");
+        assert!(current().is_none(), "no meter outside an operation");
     }
 
     #[tokio::test]
@@ -185,7 +184,7 @@ mod tests {
         let others: Vec<_> =
             (0..3).map(|_| decoding.budget.reserve(Who::User(Id::new()), OWNER_BYTES).expect("free")).collect();
         assert_eq!(decoding.metered(other, long()).await, Err(OverBudget::Busy(Exceeded::Process)));
-        assert_eq!(decoding.metered(other, async { count(UNRESERVED) }).await, Ok(()), "little is free");
+        assert_eq!(decoding.metered(other, async { count(UNRESERVED) }).await, Ok(()), "small reads are free");
         drop((held, others));
         let aborted = decoding.metered(owner, async {
             assert_eq!(count(OPERATION_BYTES / 2), Ok(()));
@@ -193,7 +192,7 @@ mod tests {
             std::future::pending::<()>().await;
         });
         assert!(tokio::time::timeout(std::time::Duration::ZERO, aborted).await.is_err());
-        assert_eq!(decoding.budget.used(), 0, "released by an operation that is aborted");
+        assert_eq!(decoding.budget.used(), 0, "an aborted operation releases its bytes");
         assert_eq!(decoding.metered(owner, long()).await, Ok(()));
         assert_eq!(decoding.budget.used(), 0);
     }

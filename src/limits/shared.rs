@@ -1,4 +1,5 @@
-//! The counters that several instances share: in Redis, one script for each request, which no other comes between.
+//! Rate limit counters in Redis, shared by all instances. Each request runs one Lua script, which
+//! Redis executes atomically.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -10,13 +11,14 @@ use tokio::time::{Instant, timeout};
 
 use super::{Door, WINDOW, Who, Window};
 
-/// Longer than this nobody waits for Redis: the local counters are as good for a while.
+/// Timeout of Redis. The local counters are an acceptable substitute for a while.
 const PATIENCE: Duration = Duration::from_millis(250);
 const FIRST_PATIENCE: Duration = Duration::from_millis(1_000);
-/// After a failure nobody waits for it at all for so long, then one request tries.
+/// Time without any attempt after a failure. Then a single request tries again.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// Takes the key, the limit and the points. The clock is that of Redis, the same for all instances.
+/// Takes the key, the limit and the points. Uses the clock of Redis, which is the same for all
+/// instances.
 const SCRIPT: &str = r"
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
@@ -41,23 +43,22 @@ end
 return {fits and 1 or 0, count, previous, elapsed}
 ";
 
-/// The counters in Redis.
 pub struct Shared {
     client: Client,
     connection: OnceCell<ConnectionManager>,
     script: Script,
-    /// When it is tried again, while it is away.
+    /// When Redis is tried again after a failure.
     again: Mutex<Option<Instant>>,
 }
 
 impl Shared {
-    /// In this Redis; nothing is connected yet.
+    /// Connects on first use.
     pub fn new(client: Client) -> Self {
         Self { client, connection: OnceCell::new(), script: Script::new(SCRIPT), again: Mutex::new(None) }
     }
 
-    /// Counts the points if they fit; whether they do, the window, and how much of it has passed. `None` if Redis does
-    /// not answer.
+    /// Counts the points if they fit. Returns whether they did, the window, and how much of the
+    /// current minute has passed. Returns `None` if Redis does not answer.
     pub async fn spend(&self, door: Door, who: Who, limit: u32, points: u32) -> Option<(bool, Window, i64)> {
         if self.is_away() {
             return None;
@@ -66,21 +67,20 @@ impl Shared {
         match timeout(patience, self.ask(&key(door, who), limit, points)).await {
             Ok(Ok((fits, count, previous, elapsed))) => {
                 if self.again().take().is_some() {
-                    tracing::info!("Redis counts again");
+                    tracing::info!("redis available again");
                 }
                 Some((fits == 1, Window { minute: 0, count, previous }, elapsed.clamp(0, WINDOW)))
             }
             failed => {
                 let kind = failed.ok().and_then(Result::err).map(|error| error.kind());
                 if self.again().replace(Instant::now() + PAUSE).is_none() {
-                    tracing::warn!(?kind, "Redis does not count; this instance counts by itself");
+                    tracing::warn!(?kind, "redis unavailable, counting rate limits locally");
                 }
                 None
             }
         }
     }
 
-    /// Whether Redis answers.
     pub async fn answers(&self) -> bool {
         let ping = async {
             let connection = self.connection.get_or_try_init(|| self.client.get_connection_manager()).await?;
@@ -89,7 +89,8 @@ impl Shared {
         matches!(timeout(FIRST_PATIENCE, ping).await, Ok(Ok(())))
     }
 
-    /// Whether it is not to be tried now. Whoever is told to try moves the next try on, so that one does at a time.
+    /// Whether Redis must not be tried now. A caller that may try moves the next attempt on, so
+    /// that one request tries at a time.
     fn is_away(&self) -> bool {
         let (mut again, now) = (self.again(), Instant::now());
         match *again {

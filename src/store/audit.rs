@@ -18,30 +18,31 @@ use crate::stored_as_smallint;
 use crate::time::Timestamp;
 use crate::{keyset, on};
 
-/// What happened to an account.
+/// Kinds of events in the audit log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, AsExpression, FromSqlRow, Serialize, async_graphql::Enum)]
 #[diesel(sql_type = diesel::sql_types::SmallInt)]
 #[graphql(name = "AuditKind")]
 pub enum Kind {
-    /// The account was made.
+    /// The account was created.
     Registered,
-    /// Somebody logged in.
+    /// The user logged in.
     LoggedIn,
-    /// Somebody tried to log in with a wrong password.
+    /// A login with wrong credentials failed.
     LoginFailed,
-    /// Too many wrong passwords came from one address, which is locked out for a while.
+    /// Too many wrong passwords: further attempts from this address, device or session are rejected
+    /// for a while.
     LockedOut,
-    /// Somebody logged out.
+    /// The user logged out.
     LoggedOut,
-    /// A replaced refresh token was shown again; its session was ended.
+    /// A refresh token was used after it had been replaced. Its session was ended.
     RefreshReused,
-    /// A session was ended from another one.
+    /// A session was ended from another session.
     SessionRevoked,
-    /// The password was changed by its owner.
+    /// The user changed the password.
     PasswordChanged,
-    /// The password was set anew, by mail or by an administrator.
+    /// The password was reset with a link sent by e-mail or by an administrator.
     PasswordReset,
-    /// Mail to the address was shown to reach the owner.
+    /// The e-mail address was verified.
     EmailVerified,
     /// The e-mail address was changed.
     EmailChanged,
@@ -53,17 +54,17 @@ pub enum Kind {
     Enabled,
     /// The account was deleted.
     Deleted,
-    /// A signed-in session gave a wrong password where the password is asked for again.
+    /// A signed-in session gave a wrong password where the password must be confirmed.
     PasswordCheckFailed,
-    /// A change of the e-mail address was asked for.
+    /// A change of the e-mail address was requested.
     EmailChangeRequested,
-    /// A change of the e-mail address was called off, or taken back after it was confirmed.
+    /// A change of the e-mail address was canceled, or reverted after it was confirmed.
     EmailChangeCanceled,
     /// The username was changed.
     UsernameChanged,
-    /// Everything that is stored of the person was exported.
+    /// The data of the account was exported.
     DataExported,
-    /// A session was refreshed from another address than before.
+    /// A session was refreshed from another network than before.
     SessionMoved,
 }
 stored_as_smallint!(Kind {

@@ -28,18 +28,18 @@ const PLACE: &str = "notifications";
 pub const KINDS: [events::Kind; 4] =
     [events::Kind::TaskAssigned, events::Kind::CommentAdded, events::Kind::CommentUpdated, events::Kind::StatusChanged];
 
-/// Why somebody is notified.
+/// Reasons for a notification.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, AsExpression, FromSqlRow, Serialize, async_graphql::Enum)]
 #[diesel(sql_type = diesel::sql_types::SmallInt)]
 #[graphql(name = "NotificationKind")]
 pub enum Kind {
-    /// A task was assigned to them.
+    /// A task was assigned to the user.
     Assigned,
-    /// A comment mentions them, as `@username`.
+    /// A comment mentions the user as `@username`.
     Mentioned,
-    /// Somebody commented on a task in a project of theirs, or assigned to them.
+    /// A comment was added to a task that is in a project of the user or assigned to them.
     Commented,
-    /// A task in a project of theirs, or assigned to them, changed its status.
+    /// The status of a task changed that is in a project of the user or assigned to them.
     StatusChanged,
 }
 stored_as_smallint!(Kind { Assigned = 1, Mentioned = 2, Commented = 3, StatusChanged = 4 });

@@ -28,16 +28,16 @@ use crate::stored_as_smallint;
 use crate::time::Timestamp;
 use crate::{keyset, locked, on};
 
-/// Whether a project takes new tasks.
+/// Status of a project.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, Hash, AsExpression, FromSqlRow, Serialize, Deserialize, async_graphql::Enum,
 )]
 #[diesel(sql_type = diesel::sql_types::SmallInt)]
 #[graphql(name = "ProjectStatus")]
 pub enum Status {
-    /// Takes new tasks.
+    /// The project accepts new tasks.
     Active,
-    /// Kept to look at: its tasks can still be changed, but no new ones are added.
+    /// The project accepts no new tasks. Its existing tasks can still be updated.
     Archived,
 }
 stored_as_smallint!(Status { Active = 0, Archived = 1 });
@@ -96,15 +96,15 @@ impl Subject for Project {
     }
 }
 
-/// What projects can be ordered by.
+/// Fields to sort projects by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, async_graphql::Enum)]
 #[graphql(name = "ProjectOrderField")]
 pub enum OrderField {
-    /// When the project was made.
+    /// Time of creation.
     CreatedAt,
-    /// When it last changed.
+    /// Time of the last update.
     UpdatedAt,
-    /// Its name, without regard to case.
+    /// Name, ignoring case.
     Name,
 }
 

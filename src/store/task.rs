@@ -24,18 +24,18 @@ use crate::stored_as_smallint;
 use crate::time::Timestamp;
 use crate::{locked, on};
 
-/// How far a task is. It goes TODO → IN_PROGRESS → DONE and back one step at a time, DONE → IN_PROGRESS → TODO.
+/// Status of a task. It changes one step at a time: TODO ↔ IN_PROGRESS ↔ DONE.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, Hash, AsExpression, FromSqlRow, Serialize, Deserialize, async_graphql::Enum,
 )]
 #[diesel(sql_type = diesel::sql_types::SmallInt)]
 #[graphql(name = "TaskStatus")]
 pub enum Status {
-    /// Not begun.
+    /// Not started.
     Todo,
-    /// Somebody is at it.
+    /// In progress.
     InProgress,
-    /// Finished.
+    /// Completed.
     Done,
 }
 stored_as_smallint!(Status { Todo = 0, InProgress = 1, Done = 2 });
@@ -52,20 +52,20 @@ impl Status {
     }
 }
 
-/// How urgent a task is: LOW < MEDIUM < HIGH < URGENT.
+/// Priority of a task, in ascending order LOW, MEDIUM, HIGH, URGENT.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, Hash, AsExpression, FromSqlRow, Serialize, Deserialize, async_graphql::Enum,
 )]
 #[diesel(sql_type = diesel::sql_types::SmallInt)]
 #[graphql(name = "TaskPriority")]
 pub enum Priority {
-    /// When there is time.
+    /// Low priority.
     Low,
-    /// The usual.
+    /// Medium priority, the default.
     Medium,
-    /// Soon.
+    /// High priority.
     High,
-    /// Before anything else.
+    /// Highest priority.
     Urgent,
 }
 stored_as_smallint!(Priority { Low = 0, Medium = 1, High = 2, Urgent = 3 });

@@ -20,17 +20,18 @@ use crate::id::Id;
 use crate::time::Timestamp;
 use crate::{keyset, on};
 
-/// What tasks can be ordered by.
+/// Fields to sort tasks by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, async_graphql::Enum)]
 #[graphql(name = "TaskOrderField")]
 pub enum OrderField {
-    /// When the task was made.
+    /// Time of creation.
     CreatedAt,
-    /// When it last changed.
+    /// Time of the last update.
     UpdatedAt,
-    /// When it should be done; tasks without a due date come last ascending, first descending.
+    /// Due date. Tasks without a due date come last in ascending order and first in descending
+    /// order.
     DueAt,
-    /// How urgent it is, LOW first when ascending.
+    /// Priority; LOW comes first in ascending order.
     Priority,
 }
 

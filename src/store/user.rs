@@ -67,13 +67,13 @@ pub struct User {
     pub assignment_emails: bool,
 }
 
-/// What users can be ordered by.
+/// Fields to sort users by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, async_graphql::Enum)]
 #[graphql(name = "UserOrderField")]
 pub enum OrderField {
-    /// When they signed up.
+    /// Time of creation.
     CreatedAt,
-    /// Their handle, without regard to case.
+    /// Username, ignoring case.
     Username,
 }
 

@@ -1,4 +1,4 @@
-//! What whoever goes away in the middle of a statement leaves behind.
+//! Database connections whose caller is dropped in the middle of a statement or transaction.
 
 use std::pin::pin;
 
@@ -11,7 +11,7 @@ use tokio::sync::Notify;
 
 use crate::harness::{Database, is_postgres};
 
-/// A statement that takes a moment, in one message.
+/// Runs one statement that takes a moment.
 async fn linger(conn: &mut Conn) -> Result<()> {
     const SQLITE: &str = "WITH RECURSIVE a(b) AS (SELECT 1 UNION ALL SELECT b + 1 FROM a WHERE b < 1000000)
         SELECT count(*) FROM a";
@@ -23,7 +23,7 @@ fn busy(db: &Db) -> usize {
     db.pools().iter().map(|pool| pool.busy).sum()
 }
 
-/// Asks until there is an answer: a connection is waited for no longer than a second.
+/// Retries until it succeeds: acquiring a connection times out after a second.
 async fn answered<T>(ask: impl AsyncFn() -> Result<T>) -> T {
     loop {
         if let Ok(answer) = ask().await {
@@ -37,9 +37,9 @@ async fn a_statement_that_nobody_waits_for_keeps_its_connection_until_it_ends() 
     let database = Database::fresh().await;
     let db = Db::open(&database.location(), 1).expect("a database");
     let mut conn = db.conn().await.expect("a connection");
-    assert!(poll!(pin!(linger(&mut conn))).is_pending(), "it runs elsewhere");
+    assert!(poll!(pin!(linger(&mut conn))).is_pending(), "the statement is running");
     drop(conn);
-    assert_eq!(busy(&db), 1, "it takes the place of another");
+    assert_eq!(busy(&db), 1, "the connection is still in use");
     let mut conn = answered(async || db.conn().await).await;
     on!(conn, |c| c.batch_execute("SELECT 1").await).expect("an answer");
     drop(conn);
@@ -58,12 +58,12 @@ async fn a_transaction_that_nobody_waits_for_keeps_its_connection_until_its_stat
             tx.ring_on_commit(Bell::Log);
             begun.notify_one();
             linger(tx).await
-        }) => panic!("it takes longer"),
+        }) => panic!("the transaction ended too early"),
         () = begun.notified() => {}
     }
-    assert_eq!(busy(&db), 1, "it takes the place of another");
+    assert_eq!(busy(&db), 1, "the connection is still in use");
     answered(async || db.transaction(async |tx| Ok(on!(tx, |c| c.batch_execute("SELECT 1").await)?)).await).await;
-    assert_eq!((busy(&db), db.changes(Bell::Log)), (0, 0), "nothing was committed");
+    assert_eq!((busy(&db), db.changes(Bell::Log)), (0, 0), "the transaction was rolled back");
     db.close().await;
     database.remove().await;
 }

@@ -1,7 +1,7 @@
-//! Who may do what: every door of the schema, as everybody who can stand before it.
+//! Authorization: every root field and every guarded field of the schema, for each kind of viewer.
 //!
-//! The rows are compared with the running schema's introspection: a new root field, or a new field of a type whose
-//! fields are guarded, fails here until somebody has said who may use it.
+//! The tables are compared with the introspection of the running schema. A new root field, or a new
+//! field on a type with guarded fields, fails here until its permissions are listed.
 
 use std::collections::BTreeSet;
 
@@ -9,14 +9,15 @@ use serde_json::{Value, json};
 
 use crate::harness::{Answer, Frame, Person, Server, Socket, text};
 
-/// Nobody, a stranger, the task's assignee, the project's owner, ADMIN: what each is told.
+/// Field, usage, and the outcome for each viewer: anonymous, stranger, assignee of the task, owner
+/// of the project, ADMIN.
 type Row<'a> = (&'a str, &'a str, [&'a str; 5]);
 
 const NO: &str = "UNAUTHENTICATED";
 const OFF: &str = "FORBIDDEN";
 const WRONG: &str = "currentPassword: WRONG_PASSWORD";
 
-/// Queries: the field, how it is asked, the outcomes. `none` is null or an empty list.
+/// Queries: field, selection, outcomes. `none` stands for null or an empty list.
 const QUERIES: [Row<'_>; 13] = [
     ("viewer", "viewer { id }", [NO, "ok", "ok", "ok", "ok"]),
     ("node", "node(id: $task) { id }", [NO, "none", "ok", "ok", "ok"]),
@@ -29,12 +30,12 @@ const QUERIES: [Row<'_>; 13] = [
     ("tasks", "tasks { nodes { id } }", [NO, "none", "ok", "ok", "ok"]),
     ("events", "events { nodes { id } }", [NO, "none", "ok", "ok", "ok"]),
     ("auditLog", "auditLog { nodes { id } }", [NO, OFF, OFF, OFF, "ok"]),
-    // These tests run without limits.
+    // `null`, because rate limits are disabled in these tests.
     ("rateLimit", "rateLimit { limit }", ["none"; 5]),
     ("exportViewerData", "exportViewerData", [NO, "ok", "ok", "ok", "ok"]),
 ];
 
-/// `node` for every type of object.
+/// `node` for every type it supports.
 const NODES: [(&str, [&str; 5]); 5] = [
     ("user", [NO, "ok", "ok", "ok", "ok"]),
     ("project", [NO, "none", "ok", "ok", "ok"]),
@@ -43,7 +44,7 @@ const NODES: [(&str, [&str; 5]); 5] = [
     ("comment", [NO, "none", "ok", "ok", "ok"]),
 ];
 
-/// The fields of a user, asked of the owner.
+/// Fields of `User`, requested on the owner.
 const USER: [Row<'_>; 17] = [
     ("id", "id", [NO, "ok", "ok", "ok", "ok"]),
     ("username", "username", [NO, "ok", "ok", "ok", "ok"]),
@@ -64,7 +65,7 @@ const USER: [Row<'_>; 17] = [
     ("assignedTasks", "assignedTasks { nodes { id } }", [NO, OFF, OFF, "ok", "ok"]),
 ];
 
-/// What objects say about the viewer's own rights; a stranger does not reach them.
+/// `viewerCan…` fields. A stranger cannot load the object at all.
 const VIEWER_CAN: [(&str, &str, [&str; 5]); 7] = [
     ("project", "viewerCanUpdate", [NO, "none", "false", "true", "true"]),
     ("project", "viewerCanDelete", [NO, "none", "false", "true", "true"]),
@@ -76,7 +77,7 @@ const VIEWER_CAN: [(&str, &str, [&str; 5]); 7] = [
     ("comment", "viewerCanDelete", [NO, "none", "false", "true", "true"]),
 ];
 
-/// Mutations: the field, the input with `$noun` in the place of ids, the outcomes.
+/// Mutations: field, input with `$noun` in place of ids, outcomes.
 const MUTATIONS: [Row<'_>; 18] = [
     ("createProject", r#"{ "name": "x" }"#, [NO, "ok", "ok", "ok", "ok"]),
     ("updateProject", r#"{ "id": "$project", "name": "x" }"#, [NO, "id: NOT_FOUND", OFF, "ok", "ok"]),
@@ -109,10 +110,10 @@ const MUTATIONS: [Row<'_>; 18] = [
     ),
 ];
 
-/// The mutation without an input.
+/// The only mutation without an input.
 const REVOKE_OTHERS: &str = "revokeOtherSessions";
 
-/// Subscriptions: whether what happens to the scene's task is told.
+/// Subscriptions: whether the viewer receives the event of the scene's task.
 const SUBSCRIPTIONS: [Row<'_>; 4] = [
     ("taskAssigned", "taskAssigned { task { title } }", [NO, "none", "ok", "none", "none"]),
     ("commentAdded", "commentAdded { task { title } }", [NO, "none", "ok", "ok", "ok"]),
@@ -120,10 +121,11 @@ const SUBSCRIPTIONS: [Row<'_>; 4] = [
     ("events", "events { ... on StatusChangedEvent { task { title } } }", [NO, "none", "ok", "ok", "ok"]),
 ];
 
-/// The subscription to one's own inbox, which never tells what one did oneself; see `notification`.
+/// The subscription to the viewer's inbox. It never delivers the viewer's own actions; see
+/// `notification`.
 const INBOX: &str = "notificationAdded";
 
-/// Everybody, in the order of the rows.
+/// One person for each column of the tables, in that order.
 struct People([Person; 5]);
 
 impl People {
@@ -137,7 +139,8 @@ impl People {
         ])
     }
 
-    /// A project with a task that is assigned, a label and a comment of the owner's; the ids by noun.
+    /// Creates a project with an assigned task, a label and a comment by the owner. Returns the ids
+    /// by noun.
     async fn scene(&self) -> Value {
         let [_, _, assignee, owner, _] = &self.0;
         let project = owner.project("Apollo").await;
@@ -148,7 +151,7 @@ impl People {
     }
 }
 
-/// What a query came to, in one word.
+/// The outcome of a query as one word.
 fn outcome(answer: &Answer, value: &Value) -> String {
     let value = if value["nodes"].is_array() { &value["nodes"] } else { value };
     match answer.codes().first() {
@@ -222,12 +225,12 @@ async fn a_users_fields_are_for_themselves_and_admin() {
             let answer = person.ask(&document, json!({})).await;
             let value = &answer.data()["user"][field];
             let found = outcome(&answer, value);
-            // An empty list of assigned tasks is an answer.
+            // An empty list of assigned tasks counts as readable.
             let found = if value["nodes"].is_array() && found == "none" { "ok".to_owned() } else { found };
             assert_eq!(found, expected, "{field} as {}", person.username);
             if expected == OFF {
                 assert!(value.is_null());
-                assert_eq!(answer.data()["user"]["username"], "owner", "the rest is still told");
+                assert_eq!(answer.data()["user"]["username"], "owner", "the other fields are still returned");
                 assert_eq!(answer.0["errors"][0]["path"], json!(["user", field]));
             }
         }
@@ -257,7 +260,7 @@ async fn mutations_answer_each_role_as_the_table_says() {
     let people = People::new(&server).await;
     for (mutation, input, expected) in MUTATIONS {
         for (person, expected) in people.0.iter().zip(expected) {
-            // What is done to one scene must not show in the next.
+            // Each person gets a fresh scene, so that one mutation does not affect the next.
             let mut input = input.to_owned();
             if input.contains('$') {
                 for (noun, id) in people.scene().await.as_object().expect("ids") {
@@ -271,7 +274,8 @@ async fn mutations_answer_each_role_as_the_table_says() {
     }
 }
 
-/// What an instance remembers of a viewer may be a second old. Here it stays old: the instance does not read the event log.
+/// An instance may cache a viewer for up to a second. Here the cache stays stale, because the
+/// second instance does not read the event log.
 #[tokio::test]
 async fn mutations_are_decided_by_the_rights_at_the_time_of_the_write() {
     let server = Server::start().await;
@@ -286,7 +290,7 @@ async fn mutations_are_decided_by_the_rights_at_the_time_of_the_write() {
     root.mutate("updateUser", json!({ "id": disabled.id, "isActive": false })).await.ok();
     root.ask(&format!("mutation {{ {REVOKE_OTHERS} {{ revokedCount }} }}"), json!({})).await;
     for (mutation, input, outcomes) in MUTATIONS {
-        // A wrong password and an id of another kind are refused before anything is written.
+        // Refused before the write: a wrong password, and an id of another type.
         let is_refused = ["changePassword", "deleteViewer", "revokeSession"].contains(&mutation);
         let no_longer = if is_refused { outcomes[1] } else { NO };
         for (person, expected) in [(&demoted, outcomes[1]), (&disabled, no_longer), (&ended, no_longer)] {
@@ -354,7 +358,7 @@ async fn subscriptions_tell_each_role_as_the_table_says() {
         let document = if field == "events" { selective } else { document };
         for (person, expected) in people.0.iter().zip(expected) {
             if expected == NO {
-                // Who does not say who they are gets no further than the door of a socket.
+                // Anonymous clients are rejected during `connection_init`.
                 let mut socket = Socket::open(server.address).await;
                 socket.send(json!({ "type": "connection_init" })).await;
                 assert_eq!(socket.receive().await, Frame::Closed(Some(4403)), "{field}");
@@ -364,7 +368,7 @@ async fn subscriptions_tell_each_role_as_the_table_says() {
             let scene = people.scene().await;
             let owner = &people.0[3];
             owner.mutate("updateTask", json!({ "id": scene["task"], "status": "IN_PROGRESS" })).await.ok();
-            // Something of their own, which is the first to come when the rest is not for them.
+            // An event of their own: it arrives first if the other one is not delivered.
             let own = person.project("Own").await;
             let task = person.task(&own, "own", json!({ "assigneeId": person.id })).await;
             person.comment(&task, "own").await;
@@ -398,7 +402,7 @@ async fn an_assignee_sees_of_a_project_only_the_tasks_they_may_see() {
 
     alice.mutate("updateTask", json!({ "id": task, "assigneeId": null })).await.ok();
     let seen = bob.query("query ($id: ID!) { project(id: $id) { id } }", json!({ "id": project })).await;
-    assert_eq!(seen, json!({ "project": null }), "without a task in it the project is gone for them");
+    assert_eq!(seen, json!({ "project": null }), "without an assigned task, the project is not visible");
 }
 
 #[tokio::test]

@@ -18,7 +18,7 @@ async fn register(server: &Server, change: Value) -> Reply {
     server.post("/auth/register", body).await
 }
 
-/// The body of a problem document must say what the header and the status say.
+/// Status and code of a problem document, which must agree with the HTTP status and content type.
 fn problem(reply: &Reply) -> (u16, String) {
     assert_eq!(reply.headers[CONTENT_TYPE], "application/problem+json", "{}", reply.body);
     assert_eq!(reply.body["status"], reply.status.as_u16());
@@ -96,8 +96,8 @@ async fn what_is_wrong_with_a_sign_up_is_told_field_by_field() {
     }
     let reply = register(&server, json!({ "email": "x", "username": "x", "password": "x" })).await;
     let fields: Vec<&Value> = reply.body["errors"].as_array().expect("errors").iter().map(|e| &e["field"]).collect();
-    assert_eq!(fields, ["email", "username", "password"], "everything is told at once");
-    assert_eq!(register(&server, json!({})).await.status, 201, "none of them left anything behind");
+    assert_eq!(fields, ["email", "username", "password"], "all fields are reported at once");
+    assert_eq!(register(&server, json!({})).await.status, 201, "no failed attempt was stored");
 }
 
 #[tokio::test]
@@ -110,7 +110,7 @@ async fn an_email_and_a_username_are_taken_without_regard_to_case() {
     let reply = register(&server, json!({ "email": "other@example.org", "username": "ALICE" })).await;
     assert_eq!(reply.body["errors"][0]["field"], "username");
     let reply = register(&server, json!({})).await;
-    assert_eq!(reply.body["errors"].as_array().map(Vec::len), Some(2), "both are told at once");
+    assert_eq!(reply.body["errors"].as_array().map(Vec::len), Some(2), "both fields are reported at once");
 }
 
 #[tokio::test]
@@ -181,7 +181,7 @@ async fn a_token_that_is_not_ours_or_not_for_access_signs_nobody_in() {
         let reply = Reply::to(server.request(Method::POST, "/auth/logout").bearer_auth(&token)).await;
         assert_eq!(problem(&reply), (401, "UNAUTHENTICATED".to_owned()), "{token:?}");
     }
-    let other = Server::with(&[("SECRET_KEY", "another key, of another server's tokens")]).await;
+    let other = Server::with(&[("SECRET_KEY", "the access token key of another server")]).await;
     let stranger = other.nobody().with_tokens(&json!({ "access_token": good, "refresh_token": "" }));
     assert!(!signed_in(&stranger).await);
 }
@@ -199,7 +199,7 @@ async fn refreshing_gives_a_new_pair_and_the_old_refresh_token_is_dead() {
     server.advance(Duration::from_secs(11));
     let reply = refresh(&server, &alice.refresh_token).await;
     assert_eq!(problem(&reply), (401, "UNAUTHENTICATED".to_owned()));
-    assert!(!signed_in(&renewed).await, "whoever shows a dead token may have stolen it: the session ends");
+    assert!(!signed_in(&renewed).await, "a reused token may be stolen: the session ends");
     assert_eq!(refresh(&server, &renewed.refresh_token).await.status, 401);
 }
 
@@ -212,7 +212,7 @@ async fn within_the_grace_an_old_refresh_token_gets_the_same_successor() {
     let second = refresh(&server, &alice.refresh_token).await.body;
     assert_eq!(first["refresh_token"], second["refresh_token"]);
     assert_eq!(refresh(&server, &text(&second["refresh_token"])).await.status, 200);
-    assert_eq!(refresh(&server, &alice.refresh_token).await.status, 401, "two generations ago there is no grace");
+    assert_eq!(refresh(&server, &alice.refresh_token).await.status, 401, "no grace for older generations");
 }
 
 #[tokio::test]
@@ -247,7 +247,7 @@ async fn a_refresh_token_that_is_not_ours_is_refused() {
     for token in ["", "x", &forged, alice.access_token.as_deref().unwrap_or_default(), "ü\u{0}"] {
         assert_eq!(problem(&refresh(&server, token).await), (401, "UNAUTHENTICATED".to_owned()), "{token:?}");
     }
-    assert_eq!(refresh(&server, &alice.refresh_token).await.status, 200, "which hurts nobody else");
+    assert_eq!(refresh(&server, &alice.refresh_token).await.status, 200, "the session is not affected");
 }
 
 #[tokio::test]

@@ -1,4 +1,4 @@
-//! `fasttrack backup`: a copy of one moment, while the server writes.
+//! `fasttrack backup`: a consistent copy, taken while the server writes.
 
 use fasttrack::admin::backup;
 use fasttrack::db::Location;
@@ -27,19 +27,20 @@ async fn a_copy_made_while_the_server_writes_is_of_one_moment_and_serves() {
         assert!(made(file).await > 0);
     }
     writing.abort();
-    let refused = backup::run(&location, copy.clone()).await.expect_err("a file that is there");
-    assert!(format!("{refused:?}").contains("exists already"));
-    assert_eq!(std::fs::read_dir(directory.path()).expect("files").count(), 4, "no draft is left");
+    let refused = backup::run(&location, copy.clone()).await.expect_err("an error for an existing file");
+    assert!(format!("{refused:?}").contains("already exists"));
+    assert_eq!(std::fs::read_dir(directory.path()).expect("files").count(), 4, "no temporary file is left");
     #[cfg(unix)]
     {
         use std::os::unix::fs::PermissionsExt;
         assert_eq!(std::fs::metadata(&copy).expect("the copy").permissions().mode() & 0o077, 0);
     }
 
-    // A task and its event are written together: a copy has both or none.
+    // A task and its event are written in one transaction, so a consistent copy has both or
+    // neither.
     let restored = Database::sqlite().await;
     let Location::Sqlite(file) = restored.location() else { panic!("SQLite") };
-    std::fs::rename(&copy, file).expect("the copy in its place");
+    std::fs::rename(&copy, file).expect("the copy replaces the file");
     let rows = restored.rows().await;
     assert!(!rows["tasks"].is_empty());
     assert_eq!(rows["events"].len(), rows["tasks"].len());
@@ -52,7 +53,7 @@ async fn what_is_not_there_is_not_copied_and_postgresql_has_its_own_tools() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let missing = Location::Sqlite(directory.path().join("missing.db"));
     let copy = directory.path().join("copy.db");
-    let error = backup::run(&missing, copy.clone()).await.expect_err("nothing to copy");
+    let error = backup::run(&missing, copy.clone()).await.expect_err("an error for a missing file");
     assert!(format!("{error:?}").contains("no such file"));
     let nowhere = Location::Postgres("postgres://nobody@127.0.0.1:1/nothing".to_owned());
     let error = backup::run(&nowhere, copy).await.expect_err("PostgreSQL");

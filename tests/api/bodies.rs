@@ -1,4 +1,4 @@
-//! What the body of a request may make the server hold, however a client cuts it into pieces.
+//! Memory used by request bodies, however a client splits them into frames or packets.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -20,17 +20,17 @@ use tower::ServiceExt;
 use crate::harness::{PATIENCE, Program, Server};
 use crate::http_2::{DATA, Frames};
 
-/// More than a connection may add to the memory of the server, in KiB.
+/// Upper bound for the growth of the server's memory, in KiB.
 const TOO_MUCH: usize = 8 * 1024;
 
-/// A body of one-byte frames, which counts those that are kept.
+/// A body of one-byte frames that counts how many are alive.
 struct OneByOne {
     left: usize,
     kept: Arc<AtomicUsize>,
     most: Arc<AtomicUsize>,
 }
 
-/// What a frame holds on to: a byte, and in a real one the whole buffer that it was read into.
+/// A frame's buffer. A real frame keeps the whole read buffer alive, not just its one byte.
 struct Piece(Arc<AtomicUsize>);
 
 impl AsRef<[u8]> for Piece {
@@ -80,14 +80,15 @@ async fn no_frame_of_a_body_is_kept_once_the_next_one_is_read() {
             status
         });
         assert_eq!(answered.await, status, "{path}: {bytes}");
-        assert!(most.load(Ordering::SeqCst) <= 1, "{path}: {most:?} frames were kept at once");
+        assert!(most.load(Ordering::SeqCst) <= 1, "{path}: {most:?} frames alive at once");
         assert_eq!(kept.load(Ordering::SeqCst), 0, "{path}");
     }
 }
 
-/// Sends pieces one by one, each as a packet of its own, until all are sent or the server has closed.
+/// Sends `count` pieces, each as a packet of its own. Stops early if the server closes the
+/// connection.
 fn send_one_by_one(stream: &mut TcpStream, piece: &[u8], count: usize) {
-    stream.set_nodelay(true).expect("packets as they are written");
+    stream.set_nodelay(true).expect("TCP_NODELAY is set");
     for _ in 0..count {
         match stream.write_all(piece) {
             Ok(()) => thread::yield_now(),
@@ -99,7 +100,7 @@ fn send_one_by_one(stream: &mut TcpStream, piece: &[u8], count: usize) {
     }
 }
 
-/// Sends a body in chunks of one byte; the status of the answer.
+/// Sends a body in one-byte chunks and returns the status line.
 fn chunked(address: SocketAddr, path: &str, count: usize) -> String {
     let mut stream = TcpStream::connect(address).expect("a connection");
     let head = format!(
@@ -113,18 +114,19 @@ fn chunked(address: SocketAddr, path: &str, count: usize) -> String {
     String::from_utf8_lossy(&answer).into_owned()
 }
 
-/// By how many KiB the peak of the memory grows by so many bodies of so many pieces at once.
+/// Growth of peak memory, in KiB, while `at_once` bodies of `pieces` pieces each are sent
+/// concurrently.
 async fn growth<F: Future<Output = ()>>(
     program: &Program,
     at_once: usize,
     pieces: usize,
     send: impl Fn(usize) -> F,
 ) -> Option<usize> {
-    // What the first request of its kind sets up is no part of it.
+    // Exclude one-time setup by the first request.
     send(10).await;
     let before = program.peak_memory()?;
     join_all((0..at_once).map(|_| send(pieces))).await;
-    // The system counts in batches.
+    // The kernel updates its counters in batches.
     Some(program.peak_memory()?.saturating_sub(before))
 }
 
@@ -155,7 +157,7 @@ async fn a_body_in_http_2_frames_of_one_byte_takes_the_room_of_its_bytes() {
                 let mut client = Frames::connect(address, 65_535).await;
                 client.post(1, path).await;
                 for _ in 0..count {
-                    // Too many that were not read yet end the connection.
+                    // The server closes a connection with too many unread frames.
                     if client.try_send(DATA, 0, 1, b" ").await.is_err() {
                         return;
                     }
@@ -180,14 +182,15 @@ async fn a_message_in_continuation_frames_of_one_byte_takes_the_room_of_its_byte
             sec-websocket-version: 13\r\nsec-websocket-key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\
             sec-websocket-protocol: graphql-transport-ws\r\n\r\n";
         stream.write_all(head.as_bytes()).expect("sent");
-        // The beginning of a text, then more of it: each with a mask of zeros and one space.
+        // The start of a text message, then continuations: each with an all-zero mask and one
+        // space.
         send_one_by_one(&mut stream, &[0x01, 0x81, 0, 0, 0, 0, b' '], 1);
         send_one_by_one(&mut stream, &[0x00, 0x81, 0, 0, 0, 0, b' '], count);
-        // Frames with nothing in them are none the less frames.
+        // Empty frames count too.
         send_one_by_one(&mut stream, &[0x00, 0x80, 0, 0, 0, 0], count);
         send_one_by_one(&mut stream, &[0x80, 0x80, 0, 0, 0, 0], 1);
         let mut answer = Vec::new();
-        stream.read_to_end(&mut answer).expect("the end of the socket");
+        stream.read_to_end(&mut answer).expect("the socket closes");
         assert!(answer.starts_with(b"HTTP/1.1 101") && answer.windows(2).any(|code| code == 4400_u16.to_be_bytes()));
     };
     for at_once in [1, 4] {
@@ -215,7 +218,7 @@ async fn what_an_address_has_half_sent_is_limited_and_harms_nobody_else() {
         );
         let query = r#"{"query":"{ __typename }"}"#;
         let body = " ".repeat(sent - query.len()) + query;
-        // A refusal may come before all of it is sent.
+        // The server may refuse the request before the whole body is sent.
         drop(stream.write_all((head + &body).as_bytes()).await);
         stream
     };
@@ -225,7 +228,7 @@ async fn what_an_address_has_half_sent_is_limited_and_harms_nobody_else() {
         read.expect("an answer in time").expect("an answer");
         String::from_utf8_lossy(&answer[9..]).into_owned()
     };
-    // 8 MiB are 33 of these and a little more; of each a part may still be on its way.
+    // 8 MiB hold slightly more than 33 of these; part of each may still be in flight.
     let mut half_sent = Vec::new();
     for _ in 0..50 {
         half_sent.push(begin(1, 255_000, 250_000).await);
@@ -239,8 +242,8 @@ async fn what_an_address_has_half_sent_is_limited_and_harms_nobody_else() {
         }
     };
     assert_eq!(tokio::time::timeout(PATIENCE, refused).await.expect("a refusal"), "429");
-    assert_eq!(status(begin(1, 100, 100).await).await, "200", "a small one goes on");
-    assert_eq!(status(begin(2, 250_000, 250_000).await).await, "200", "another address has its own");
+    assert_eq!(status(begin(1, 100, 100).await).await, "200", "a small body is still accepted");
+    assert_eq!(status(begin(2, 250_000, 250_000).await).await, "200", "other addresses are not affected");
     drop(half_sent);
     let again = async { while status(begin(1, 250_000, 250_000).await).await != "200" {} };
     tokio::time::timeout(PATIENCE, again).await.expect("room again");

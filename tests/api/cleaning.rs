@@ -1,4 +1,4 @@
-//! What is old is cleared away: some at a time, and whatever fails beside it.
+//! Scheduled deletion of expired rows: in batches, and independent of failures in other tables.
 
 use fasttrack::error::Error;
 use fasttrack::store::{audit, lockout, mail_quota, notification, session, token};
@@ -6,7 +6,7 @@ use tokio::time::timeout;
 
 use crate::harness::{Database, PATIENCE, Server, is_postgres};
 
-/// Writes rows that have been over for long: of each table 2,500, of people's own as one that is there.
+/// Inserts 2,500 expired rows into each table; rows that need a user belong to an existing one.
 async fn write_old(database: &Database) {
     let (id, old, numbers) = if is_postgres() {
         ("gen_random_uuid()", "'2020-01-01Z'", "SELECT generate_series(1, 2500) AS n")
@@ -72,6 +72,6 @@ async fn what_cannot_be_cleared_away_keeps_nothing_else() {
         while audit::count(&mut app.db.conn().await?, None).await? > known {}
         Result::<(), Error>::Ok(())
     });
-    timeout(PATIENCE, cleared).await.expect("entries are cleared away").expect("an answer");
+    timeout(PATIENCE, cleared).await.expect("expired entries are deleted").expect("an answer");
     assert!(server.is_signed_in(alice.token()).await);
 }

@@ -1,4 +1,4 @@
-//! Comments and their rules.
+//! Comments: validation, permissions, and deletion of their text.
 
 use std::time::Duration;
 
@@ -60,7 +60,7 @@ async fn the_text_of_a_comment_is_gone_with_it() {
     let comment = bob.comment(&task, "A first secret for @alice").await;
     bob.mutate("updateComment", json!({ "id": comment, "body": "Another secret for @alice" })).await.ok();
     let dump = server.dump().await;
-    assert!(!dump.contains("first secret") && dump.matches("Another secret").count() == 1, "in its row alone: {dump}");
+    assert!(!dump.contains("first secret") && dump.matches("Another secret").count() == 1, "only in its row: {dump}");
     bob.mutate("deleteComment", json!({ "id": comment })).await.ok();
     let last = json!({ "body": "", "author": { "username": "bob" } });
     assert_eq!(live.next().await["events"], json!({ "comment": last, "deletedCommentId": comment }));

@@ -1,4 +1,4 @@
-//! Settings as the environment gives them.
+//! Settings, as read from environment variables.
 
 use std::collections::HashMap;
 use std::sync::Barrier;
@@ -155,7 +155,7 @@ fn whoever_starts_at_the_same_time_has_the_same_secrets() {
             starts.into_iter().map(|start| start.join().expect("a start")).collect()
         });
         assert!(keys.iter().all(|other| *other == keys[0]));
-        assert_eq!(std::fs::read_dir(directory.path()).expect("files").count(), 1, "nothing is left beside the file");
+        assert_eq!(std::fs::read_dir(directory.path()).expect("files").count(), 1, "no temporary file is left");
     }
 }
 

@@ -1,4 +1,4 @@
-//! Who may hold connections when there are more clients than places, and what probes are answered then.
+//! Connection limits, eviction of idle connections, and probes while all slots are taken.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
@@ -20,7 +20,7 @@ const OPERATION: &str =
 const LIVEZ: &str = "GET /livez HTTP/1.1\r\nhost: x\r\n\r\n";
 const READYZ: &str = "GET /readyz HTTP/1.1\r\nhost: x\r\n\r\n";
 
-/// A connection over which requests are sent one after the other.
+/// A keep-alive connection for sequential requests.
 struct Kept(TcpStream);
 
 impl Kept {
@@ -28,16 +28,16 @@ impl Kept {
         Self(TcpStream::connect(address).await.expect("a connection"))
     }
 
-    /// From another address of this machine.
+    /// Connects from another loopback address.
     async fn from(source: Ipv4Addr, address: SocketAddr) -> Self {
         let socket = TcpSocket::new_v4().expect("a socket");
         socket.bind((source, 0).into()).expect("an address of this machine");
         Self(socket.connect(address).await.expect("a connection"))
     }
 
-    /// The status of the answer; none if the connection is closed instead.
+    /// Sends a request; returns the status, or `None` if the server closes the connection instead.
     async fn ask(&mut self, request: &str) -> Option<u16> {
-        // Whether it arrives, the answer says.
+        // If the write fails, reading the answer fails too.
         drop(self.0.write_all(request.as_bytes()).await);
         let answer = async {
             let mut head = Vec::new();
@@ -50,13 +50,13 @@ impl Kept {
             self.0.read_exact(&mut body).await.ok()?;
             head.split(' ').nth(1).expect("a status").parse().ok()
         };
-        timeout(PATIENCE, answer).await.expect("an answer in time")
+        timeout(PATIENCE, answer).await.expect("an answer before the timeout")
     }
 
-    /// Waits until the server closes.
+    /// Waits until the server closes the connection.
     async fn closed(mut self) {
         let mut rest = Vec::new();
-        drop(timeout(PATIENCE, self.0.read_to_end(&mut rest)).await.expect("an end in time"));
+        drop(timeout(PATIENCE, self.0.read_to_end(&mut rest)).await.expect("the connection closes before the timeout"));
     }
 }
 
@@ -69,7 +69,7 @@ async fn the_connection_that_is_idle_for_longest_makes_room_for_a_new_one() {
         assert_eq!(one.ask(request).await, Some(200));
         kept.push(one);
     }
-    assert_eq!(kept[0].ask(OPERATION).await, Some(200), "the second one is idle for longer now");
+    assert_eq!(kept[0].ask(OPERATION).await, Some(200), "now the second one has been idle longest");
     let mut new = Kept::open(server.address).await;
     assert_eq!(new.ask(OPERATION).await, Some(200));
     kept.remove(1).closed().await;
@@ -94,7 +94,7 @@ async fn idle_connections_of_http_2_make_room_too() {
 
 #[tokio::test]
 async fn a_crowd_of_idle_connections_keeps_nobody_out() {
-    // As many as the ends of both sides leave of the files that a process may open.
+    // Both ends of each connection count toward this process's limit of open files.
     let server = Server::with(&[("MAX_CONNECTIONS", "300")]).await;
     let mut idle = Vec::new();
     for _ in 0..300 {
@@ -128,7 +128,7 @@ async fn an_address_has_no_more_than_its_share_of_the_connections() {
         kept.push(one);
     }
     for one in &mut kept {
-        assert_eq!(one.ask(OPERATION).await, Some(200), "a proxy is no client");
+        assert_eq!(one.ask(OPERATION).await, Some(200), "proxies are exempt from the limit per address");
     }
 }
 
@@ -136,7 +136,7 @@ async fn an_address_has_no_more_than_its_share_of_the_connections() {
 async fn an_address_at_its_limit_makes_room_of_its_own_idle_connections() {
     let server = Server::with(&[("MAX_CONNECTIONS", "100"), ("MAX_CONNECTIONS_PER_ADDRESS", "2")]).await;
     let mut elsewhere = Kept::from(Ipv4Addr::new(127, 0, 0, 2), server.address).await;
-    assert_eq!(elsewhere.ask(OPERATION).await, Some(200), "idle from now on, for longer than all others");
+    assert_eq!(elsewhere.ask(OPERATION).await, Some(200), "from now on the longest idle connection");
     let mut kept = Vec::new();
     for _ in 0..3 {
         let mut one = Kept::open(server.address).await;
@@ -163,7 +163,7 @@ async fn probes_are_answered_when_every_place_is_taken() {
         assert_eq!(client.next(HEADERS).await, 1);
     };
     answered().await;
-    // Whoever takes the reserved places and asks for nothing does not keep them.
+    // Reserved slots are not held by clients that connect and send nothing.
     let mut silent = Vec::new();
     for _ in 0..200 {
         silent.push(Kept::open(server.address).await);
@@ -171,7 +171,7 @@ async fn probes_are_answered_when_every_place_is_taken() {
     answered().await;
 }
 
-/// The shortest time of many in which a probe was answered, and its last answer.
+/// The fastest of 20 readiness probes, with the status and body of the last.
 async fn probe(server: &Server) -> (Duration, u16, Value) {
     let mut shortest = Duration::MAX;
     let mut last = (0, Value::Null);
@@ -185,7 +185,7 @@ async fn probe(server: &Server) -> (Duration, u16, Value) {
     (shortest, last.0, last.1)
 }
 
-/// Carries connections to a server of PostgreSQL, and nothing while it is stalled.
+/// A TCP proxy for PostgreSQL that can be stalled.
 struct Relay {
     url: Url,
     stalled: watch::Sender<bool>,
@@ -224,7 +224,8 @@ const PROMPT: Duration = Duration::from_millis(10);
 async fn readiness_is_checked_once_a_second_over_a_connection_of_its_own() {
     let server = Server::start().await;
     probe(&server).await;
-    // All others: those of requests, and those of the log and the jobs.
+    // Take all other connections: those for requests, and those for the event log and background
+    // jobs.
     let held = server.run(async |app| {
         let mut held = Vec::new();
         for _ in 0..2 {
@@ -240,7 +241,7 @@ async fn readiness_is_checked_once_a_second_over_a_connection_of_its_own() {
     let (took, status, told) = probe(&server).await;
     assert_eq!((status, &told["ready"]), (200, &json!(true)), "{told}");
     assert!(took < PROMPT, "{took:?}");
-    assert_eq!(server.app.db.statements(), statements, "a probe sends none");
+    assert_eq!(server.app.db.statements(), statements, "a probe executes no statement");
     server.run(async move |_| drop(held)).await;
 }
 
@@ -257,7 +258,7 @@ async fn a_redis_that_is_silent_holds_up_no_probe() {
 #[tokio::test]
 async fn a_database_that_is_silent_holds_up_no_probe_and_is_told_of() {
     if !is_postgres() {
-        // SQLite is not away as long as the process lives.
+        // SQLite runs in this process and cannot be unreachable.
         return;
     }
     let database = Database::fresh().await;
@@ -275,10 +276,10 @@ async fn a_database_that_is_silent_holds_up_no_probe_and_is_told_of() {
             }
         }
     };
-    let told = timeout(PATIENCE, told_of).await.expect("word of it");
+    let told = timeout(PATIENCE, told_of).await.expect("a report of the outage");
     assert_eq!((&told["ready"], &told["database"]), (&json!(false), &json!("away")), "{told}");
     relay.stalled.send_replace(false);
-    // Awaited, because the relay works on this test's thread.
+    // Awaited, because the proxy runs on this test's thread.
     server.stop().await.remove().await;
 }
 

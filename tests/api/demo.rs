@@ -9,14 +9,14 @@ use crate::harness::{Server, text};
 async fn an_empty_database_is_filled_and_one_in_use_is_left_as_it_is() {
     let server = Server::start().await;
     let fill = async || server.run(async |app| demo::fill(&app).await).await;
-    let password = fill().await.expect("a database that is filled");
+    let password = fill().await.expect("the demo data");
     let erin = server.login_with("erin", password).await;
     let users = erin.query("{ users { totalCount } tasks { totalCount } }", serde_json::json!({})).await;
     assert_eq!((&users["users"]["totalCount"], &users["tasks"]["totalCount"]), (&5.into(), &15.into()));
     let refused = fill().await.expect_err("a database in use");
     assert!(matches!(&refused, Error::Refused { message, .. } if message.contains("not empty")), "{refused:?}");
 
-    // A known password must not become an admin's where people work, whatever they are called.
+    // Otherwise a well-known password would give access to a server in use.
     let server = Server::start().await;
     server.person("zoe").await;
     let before = server.database().rows().await["users"].clone();

@@ -1,5 +1,5 @@
-//! The OpenAPI document of the `/auth` routes, and the pages that the server carries. Whether answers are what it says is
-//! asked of each one that any test gets, see [`crate::harness::contract`].
+//! The OpenAPI document of the `/auth` routes, and the built-in pages. [`crate::harness::contract`]
+//! checks every `/auth` answer of all tests against the document.
 
 use std::collections::BTreeSet;
 use std::io::Read;
@@ -16,7 +16,7 @@ use crate::harness::contract::{DOCUMENT, validator};
 use crate::harness::{Mailbox, PASSWORD, Reply, Server, text};
 use crate::recovery;
 
-/// Every operation: its path, and the schema of its body if it reads one.
+/// Every operation: its path and the schema of its request body, if any.
 fn operations() -> Vec<(String, Option<Value>)> {
     let paths = DOCUMENT["paths"].as_object().expect("paths").iter();
     let all = paths.map(|(path, item)| {
@@ -30,7 +30,7 @@ fn operations() -> Vec<(String, Option<Value>)> {
     all.collect()
 }
 
-/// The alternatives that a schema has.
+/// The alternatives (`oneOf`) of a schema.
 fn variants(schema: &Value) -> Vec<Value> {
     if let Some(reference) = schema["$ref"].as_str() {
         return variants(DOCUMENT.pointer(&reference[1..]).expect("a component"));
@@ -41,7 +41,7 @@ fn variants(schema: &Value) -> Vec<Value> {
     }
 }
 
-/// A body of the documented form.
+/// A valid body built from the examples in the document.
 fn example(schema: &Value) -> Value {
     let properties = schema["properties"].as_object().expect("members").iter();
     properties.map(|(name, property)| (name.clone(), property.get("example").cloned().unwrap_or(json!("x")))).collect()
@@ -69,7 +69,7 @@ async fn no_other_method_is_taken() {
     for (path, _) in operations() {
         for method in [Method::GET, Method::PUT, Method::PATCH, Method::DELETE] {
             let reply = Reply::to(server.request(method.clone(), &path)).await;
-            // Two paths have a page for people, too.
+            // Two paths also serve an HTML page.
             let page = method == Method::GET && reply.headers["content-type"] == "text/html; charset=utf-8";
             let refused = reply.status == 405 && reply.body["code"] == "METHOD_NOT_ALLOWED";
             assert!(
@@ -116,13 +116,13 @@ async fn a_body_that_is_not_as_documented_is_refused_and_nothing_breaks() {
     assert!(sent > 100, "{sent}");
 }
 
-/// What an answer is known by: path, status, code.
+/// Identifies an answer: path, status, code.
 fn known(path: &str, reply: &Reply) -> (String, String, String) {
     let code = reply.body.get("code").map(text);
     (path.to_owned(), reply.status.as_str().to_owned(), code.unwrap_or_default())
 }
 
-/// Everything that the document says may be answered, but for what happens only when the server is broken or overrun.
+/// Every documented answer, except server errors.
 fn documented() -> BTreeSet<(String, String, String)> {
     let mut all = BTreeSet::new();
     for (path, _) in operations() {
@@ -141,7 +141,7 @@ fn documented() -> BTreeSet<(String, String, String)> {
 #[tokio::test]
 async fn everything_that_the_document_lists_is_answered() {
     let mut seen = BTreeSet::new();
-    // What any operation is refused with.
+    // Errors common to all operations.
     let limits = [("RATE_LIMIT_CREDENTIALS_PER_MINUTE", "1"), ("RATE_LIMIT_AUTH_PER_MINUTE", "1")];
     let strict =
         Server::with(&[limits[0], limits[1], ("RATE_LIMIT_ENABLED", "true"), ("ALLOWED_HOSTS", "tasks.example.org")])
@@ -171,7 +171,7 @@ async fn everything_that_the_document_lists_is_answered() {
             }
         }
     }
-    // What each has of its own.
+    // Errors specific to each operation.
     let (server, mut mailbox): (Server, Mailbox) = recovery::start(&[("REQUIRE_VERIFIED_EMAIL", "true")]).await;
     let mut ask = async |path: &str, body: Value| {
         let reply = server.post(path, body).await;
@@ -206,7 +206,7 @@ async fn everything_that_the_document_lists_is_answered() {
     let tokens = ask("/auth/login", json!({ "email": "alice@example.org", "password": PASSWORD })).await;
     let tokens = ask("/auth/refresh", json!({ "refresh_token": tokens["refresh_token"] })).await;
     ask("/auth/refresh", json!({ "refresh_token": "x" })).await;
-    // Two people want the same address, and one is faster.
+    // Two users want the same address; the second to verify it loses.
     let alice = server.nobody().with_tokens(&tokens);
     alice.mutate("updateViewer", json!({ "email": "carol@example.org", "currentPassword": PASSWORD })).await.ok();
     let undo = mailbox.next().await.token();
@@ -254,7 +254,7 @@ async fn the_document_and_its_page_are_served_unless_switched_off() {
         let file = rest.split('"').next().expect("an address");
         assert!(file.starts_with('/') && get(file).await.status == 200, "{file}");
     }
-    assert!(!page.contains("http"), "nothing is loaded from elsewhere");
+    assert!(!page.contains("http"), "nothing is loaded from other origins");
     let server = server.again(&[("DOCS_ENABLED", "false")]).await;
     for path in ["/docs", "/docs/openapi.json"] {
         assert_eq!(Reply::to(server.request(Method::GET, path)).await.status, 404);
@@ -277,7 +277,7 @@ async fn graphiql_is_sent_compressed_to_who_reads_that_and_unpacked_to_who_does_
     if packed {
         GzDecoder::new(&*small).read_to_end(&mut same).expect("gzip");
     } else {
-        // The plain page of a binary without GraphiQL.
+        // The fallback page of a build without GraphiQL.
         same.extend_from_slice(&small);
     }
     assert_eq!(same, page);

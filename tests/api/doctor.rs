@@ -1,4 +1,5 @@
-//! `fasttrack config check` and `fasttrack doctor`: what they find, what they show, and that they change nothing.
+//! `fasttrack config check` and `fasttrack doctor`: their findings, their output, and that they
+//! change nothing.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -21,13 +22,13 @@ fn look_up(values: &[(&str, &str)]) -> impl Fn(&str) -> Option<String> {
     move |name| values.get(name).cloned()
 }
 
-/// What is found, as lines, of settings alone.
+/// Worst level and report of `config check`.
 fn checked(values: &[(&str, &str)]) -> (Level, String) {
     let checked = settings::check(&look_up(values), &BTreeMap::new());
     (checked.report.worst(), checked.report.to_string())
 }
 
-/// What is found of settings and of all that they lead to.
+/// Worst level and report of `doctor`.
 async fn examined(values: &[(&str, &str)]) -> (Level, String) {
     let lookup = look_up(values);
     let settings::Checked { config, mut report, .. } = settings::check(&lookup, &BTreeMap::new());
@@ -70,10 +71,10 @@ fn each_setting_is_shown_with_its_source_and_no_secret() {
     for name in fasttrack::config::NAMES {
         assert!(lines.iter().any(|line| line.first() == Some(&name)), "{name}");
     }
-    assert!(text.contains("RATE_LIMITS_ENABLED in .env is no setting"), "{text}");
-    assert_eq!(text.matches("is no setting").count(), 1, "{text}");
+    assert!(text.contains("RATE_LIMITS_ENABLED in .env is not a setting"), "{text}");
+    assert_eq!(text.matches("is not a setting").count(), 1, "{text}");
     assert!(!text.contains("hush") && !text.contains("0123456789"), "{text}");
-    assert_eq!(std::fs::read_dir(directory.path()).expect("files").count(), 1, "no keys were made");
+    assert_eq!(std::fs::read_dir(directory.path()).expect("files").count(), 1, "no keys were generated");
 }
 
 #[test]
@@ -90,7 +91,7 @@ fn every_fault_is_told_and_ends_the_program_with_an_error() {
     }
     let same = [("SECRET_KEY", KEYS[0].1), ("REFRESH_SECRET_KEY", KEYS[0].1)];
     let (worst, text) = checked(&same);
-    assert_eq!(worst, Level::Fail, "what is wrong only together: {text}");
+    assert_eq!(worst, Level::Fail, "an invalid combination of settings: {text}");
 }
 
 #[test]
@@ -102,25 +103,25 @@ fn what_is_risky_together_is_warned_of() {
         (&[remote], "without REDIS_URL"),
         (&[remote], "sslmode=verify-full"),
         (&[("LISTEN_ADDR", "0.0.0.0:80")], "PUBLIC_URL is not set"),
-        (&[("PUBLIC_URL", "http://tasks.example.org")], "travel readable"),
+        (&[("PUBLIC_URL", "http://tasks.example.org")], "sent unencrypted"),
         (&[https], "TRUSTED_PROXIES is empty"),
         (&[https], "ALLOWED_HOSTS is empty"),
         (&[https], "mail is written to the log"),
-        (&[("REQUIRE_VERIFIED_EMAIL", "true")], "nobody gets the mail"),
-        (&[("SMTP_URL", "smtp://mail.example.org")], "does not insist on TLS"),
+        (&[("REQUIRE_VERIFIED_EMAIL", "true")], "users cannot receive the mail"),
+        (&[("SMTP_URL", "smtp://mail.example.org")], "does not require TLS"),
         (&[("SMTP_URL", "smtps://mail.example.org")], "MAIL_FROM is not set"),
         (&[("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:4317")], "OTLP over gRPC"),
         (
             &[("OTEL_EXPORTER_OTLP_ENDPOINT", "http://otel.example.org"), ("OTEL_EXPORTER_OTLP_HEADERS", "key=x")],
-            "travel readable",
+            "sent unencrypted",
         ),
         (&[("RATE_LIMIT_ENABLED", "off")], "RATE_LIMIT_ENABLED is off"),
         (&[("ACCESS_TOKEN_EXPIRE_MINUTES", "61")], "ACCESS_TOKEN_EXPIRE_MINUTES"),
-        (&[("TRUSTED_PROXIES", "10.0.0.0/8, 0.0.0.0/0")], "TRUSTED_PROXIES has all addresses"),
-        (&[("TRUSTED_PROXIES", "::/0")], "TRUSTED_PROXIES has all addresses"),
-        (&[("TRUSTED_PROXIES", "0.0.0.0/1, 128.0.0.0/1")], "TRUSTED_PROXIES has all addresses"),
-        (&[("LOCKOUT_FAILURES", "1000000")], "lockout is off"),
-        (&[("LOCKOUT_MINUTES", "1")], "lockout is off"),
+        (&[("TRUSTED_PROXIES", "10.0.0.0/8, 0.0.0.0/0")], "TRUSTED_PROXIES contains all addresses"),
+        (&[("TRUSTED_PROXIES", "::/0")], "TRUSTED_PROXIES contains all addresses"),
+        (&[("TRUSTED_PROXIES", "0.0.0.0/1, 128.0.0.0/1")], "TRUSTED_PROXIES contains all addresses"),
+        (&[("LOCKOUT_FAILURES", "1000000")], "the lockout does not prevent"),
+        (&[("LOCKOUT_MINUTES", "1")], "the lockout does not prevent"),
         (&[("ARGON2_MEMORY_KIB", "4096")], "ARGON2_MEMORY_KIB"),
     ] {
         let (worst, text) = checked(settings);
@@ -150,9 +151,10 @@ async fn a_healthy_server_is_found_healthy_and_left_as_it_is() {
     let (url, listen, smtp) = (server.database().url().to_owned(), server.address.to_string(), mailbox.url());
     let (worst, text) = examined(&[("DATABASE_URL", &url), ("LISTEN_ADDR", &listen), ("SMTP_URL", &smtp)]).await;
     assert_ne!(worst, Level::Fail, "{text}");
-    let mut findings = vec!["migrations are applied", "there is an admin", "and is ready", "takes our mail", "pile up"];
+    let mut findings =
+        vec!["migrations are applied", "there is an admin", "and is ready", "SMTP server", "no mail keeps failing"];
     findings.extend(if is_postgres() {
-        ["PostgreSQL 1", "fsync is on", "log is settled", "connections are in use", "clocks here and there agree"]
+        ["PostgreSQL 1", "fsync is on", "log is settled", "connections are in use", "and of PostgreSQL agree"]
     } else {
         ["SQLite 3", "quick_check and foreign_key_check find nothing", "WAL", "are free in", "survives a power cut"]
     });
@@ -180,12 +182,12 @@ async fn what_is_broken_is_found() {
     fails(found(&[("REDIS_URL", "redis://127.0.0.1:1")]).await, "Redis");
     fails(found(&[("SMTP_URL", "smtp://127.0.0.1:1")]).await, "SMTP");
     let (worst, text) = found(&[("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")]).await;
-    assert!(worst < Level::Fail && text.contains("warn  the collector of traces: "), "{text}");
+    assert!(worst < Level::Fail && text.contains("warn  the trace collector: "), "{text}");
     let event = "INSERT INTO events (id, kind, occurred_at, data, xid)";
     if is_postgres() {
         let (_, text) = found(&[]).await;
         let most = text.split_once(" connections are in use").and_then(|(told, _)| told.rsplit(' ').next());
-        let most = most.expect("how many there may be");
+        let most = most.expect("the maximum number of connections");
         let (_, text) = found(&[("DATABASE_CONNECTIONS", most)]).await;
         assert!(text.contains("fewer than one node needs"), "{text}");
         database.execute(&format!("{event} VALUES (gen_random_uuid(), 1, now(), '{{}}', 1::bigint << 60)")).await;
@@ -198,7 +200,7 @@ async fn what_is_broken_is_found() {
     } else {
         let orphan = "PRAGMA foreign_keys = OFF; INSERT INTO task_labels VALUES (zeroblob(16), zeroblob(16))";
         database.execute(orphan).await;
-        fails(found(&[]).await, "a row of task_labels refers to nothing in");
+        fails(found(&[]).await, "a row of task_labels refers to a missing row of");
     }
     database.execute("INSERT INTO __diesel_schema_migrations (version) VALUES ('29990101000000')").await;
     fails(found(&[]).await, "newer version");
@@ -210,11 +212,11 @@ async fn a_database_that_is_not_there_yet_is_none_to_complain_of_nor_to_make() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let url = format!("sqlite://{}", directory.path().join("new.db").display());
     let (worst, text) = examined(&[("DATABASE_URL", &url), ("LISTEN_ADDR", "127.0.0.1:0")]).await;
-    assert!(worst < Level::Fail && text.contains("the first start makes it"), "{text}");
+    assert!(worst < Level::Fail && text.contains("the first start creates it"), "{text}");
     assert_eq!(std::fs::read_dir(directory.path()).expect("files").count(), 0);
     if let Some(bare) = Database::bare().await {
         let (worst, text) = examined(&[("DATABASE_URL", bare.url()), ("LISTEN_ADDR", "127.0.0.1:0")]).await;
-        assert!(worst < Level::Fail && text.contains("the first start makes the tables"), "{text}");
+        assert!(worst < Level::Fail && text.contains("the first start creates the tables"), "{text}");
         assert!(bare.rows().await.is_empty());
         bare.remove().await;
     }

@@ -1,5 +1,6 @@
-//! What a document says is executed as the GraphQL specification has it, also where the library does otherwise. Each is
-//! asked twice: an operation that is known to be valid goes other ways than one that is seen for the first time.
+//! Execution of documents as the GraphQL specification defines it, including cases where
+//! async-graphql deviates. Each document is sent twice, because a document already known to be
+//! valid takes a different code path.
 
 use serde_json::{Value, json};
 
@@ -12,7 +13,7 @@ async fn start() -> (Server, Person, String) {
     (server, alice, project)
 }
 
-/// The data of what is asked twice and answered alike.
+/// Sends a document twice and returns the data, which must be the same both times.
 async fn twice(person: &Person, document: &str, variables: Value) -> Value {
     let data = person.query(document, variables.clone()).await;
     assert_eq!(person.query(document, variables).await, data, "{document}");
@@ -42,7 +43,7 @@ async fn a_variable_that_is_not_sent_leaves_its_field_alone_and_null_clears_it()
     assert_eq!((&cleared["description"], &cleared["assignee"]["id"]), (&Value::Null, &json!(alice.id)), "{cleared}");
 }
 
-/// The same operation with its field in a fragment.
+/// The same operation with its root field in a fragment.
 fn in_fragments(document: &str) -> String {
     let (head, field) = document.split_once(" {\n").expect("a selection set");
     format!("{head} {{ ...F }} fragment F on Mutation {{ {field}")
@@ -54,7 +55,7 @@ async fn a_variable_that_is_not_sent_gives_way_to_the_default_of_its_place_and_i
     for (title, priority) in [("Fly", "HIGH"), ("Land", "LOW")] {
         alice.task(&project, title, json!({ "priority": priority })).await;
     }
-    // The root field alone is answered without the library, two are not.
+    // A single root field takes the fast path; two root fields are executed by async-graphql.
     let ordered = "query ($field: TaskOrderField!, $direction: OrderDirection = DESC, $first: Int) {
         tasks(first: $first, orderBy: { field: $field, direction: $direction }) { nodes { title } } more }";
     for more in ["", "projects { totalCount }"] {
@@ -71,7 +72,7 @@ async fn a_variable_that_is_not_sent_gives_way_to_the_default_of_its_place_and_i
     let listed = "query ($a: TaskStatus, $b: TaskStatus = TODO) { tasks(filter: { status: [$a, $b] }) { totalCount } }";
     for _ in 0..2 {
         let refused = alice.ask(listed, json!({})).await;
-        assert_eq!(refused.code(), "BAD_USER_INPUT", "an item of [TaskStatus!] is null: {}", refused.0);
+        assert_eq!(refused.code(), "BAD_USER_INPUT", "a null item in [TaskStatus!]: {}", refused.0);
     }
 }
 

@@ -1,4 +1,4 @@
-//! Changing the e-mail address: what it takes, and how the owner of the old address calls it off.
+//! Changing the e-mail address: verification, and cancellation from the old address.
 
 use std::time::Duration;
 
@@ -34,14 +34,14 @@ async fn log(person: &Person) -> Vec<String> {
     log.as_array().expect("entries").iter().map(|entry| text(&entry["kind"])).collect()
 }
 
-/// Alice, whose address is verified.
+/// Signs up Alice and verifies her address.
 async fn alice(server: &Server, mailbox: &mut Mailbox) -> Person {
     let alice = server.person("alice").await;
     assert_eq!(verify(server, &mailbox.next().await.token()).await.status, 204);
     alice
 }
 
-/// Asks for another address: the links that are mailed to the old one and to the new one.
+/// Requests a change of address. Returns the links mailed to the old and the new address.
 async fn ask(person: &Person, mailbox: &mut Mailbox, old: &str, new: &str) -> (String, String) {
     person.mutate("updateViewer", json!({ "email": new, "currentPassword": PASSWORD })).await.ok();
     let (notice, link) = (mailbox.next().await, mailbox.next().await);
@@ -57,7 +57,7 @@ async fn an_access_token_alone_changes_no_address() {
     let (server, mut mailbox) = start(&[]).await;
     let alice = alice(&server, &mut mailbox).await;
     let change = async |input: Value| alice.mutate("updateViewer", input).await.faults();
-    // Other spellings of the present address are other mailboxes too, as case and letters go.
+    // Spellings that differ only in case count as different addresses.
     for email in ["thief@example.org", "ALICE@example.org", "alice@EXAMPLE.org"] {
         for input in
             [json!({ "email": email, "displayName": "Mallory" }), json!({ "email": email, "currentPassword": null })]
@@ -69,7 +69,7 @@ async fn an_access_token_alone_changes_no_address() {
     }
     let seen = alice.query("{ viewer { email displayName } }", json!({})).await;
     assert_eq!(seen["viewer"], json!({ "email": "alice@example.org", "displayName": "alice" }));
-    assert!(mailbox.is_empty(), "nobody is written to");
+    assert!(mailbox.is_empty(), "no mail is sent");
 }
 
 #[tokio::test]
@@ -82,7 +82,7 @@ async fn another_spelling_of_the_address_is_another_address() {
             ["currentPassword: BLANK"]
         );
         let (_, link) = ask(&alice, &mut mailbox, "alice@example.org", spelling).await;
-        assert_eq!(account(&alice).await["email"], "alice@example.org", "not before it is verified");
+        assert_eq!(account(&alice).await["email"], "alice@example.org", "not until the new address is verified");
         assert!(!link.is_empty());
     }
     assert_eq!(login(&server, "alice@example.org", PASSWORD).await.status, 200);
@@ -110,7 +110,7 @@ async fn wrong_passwords_are_noted_and_lock_the_session_that_gives_them() {
     assert_eq!(refused.code(), "LOCKED_OUT");
     assert_eq!(refused.0["errors"][0]["extensions"]["retryAfter"], 1_800);
     alice.mutate("updateViewer", json!({ "displayName": "Ada" })).await.ok();
-    // The owner's other sessions, and logins, are not locked.
+    // The owner's other sessions and new logins are not locked.
     assert_eq!(login(&server, "alice", PASSWORD).await.status, 200);
     let mut expected = vec!["LOGGED_IN", "LOCKED_OUT"];
     expected.extend(["PASSWORD_CHECK_FAILED"; 5]);
@@ -131,12 +131,12 @@ async fn the_old_address_calls_a_change_off_before_it_is_confirmed() {
     let (server, mut mailbox) = start(&[]).await;
     let alice = alice(&server, &mut mailbox).await;
     let (notice, link) = ask(&alice, &mut mailbox, "alice@example.org", "thief@example.org").await;
-    assert_eq!(verify(&server, &notice).await.body["code"], "INVALID", "good for nothing else");
+    assert_eq!(verify(&server, &notice).await.body["code"], "INVALID", "the link has no other use");
     assert_eq!(cancel(&server, &link).await.body["code"], "INVALID");
     assert_eq!(cancel(&server, &notice).await.status, 204);
     assert_eq!(cancel(&server, &notice).await.body["code"], "INVALID", "used up");
     assert_eq!(verify(&server, &link).await.body["code"], "INVALID", "called off");
-    // Somebody knows the password: nobody gets in by it, and the owner is mailed a link to set another one.
+    // Someone else knows the password, so it stops working and the owner is mailed a reset link.
     assert!(!server.is_signed_in(alice.token()).await);
     assert_eq!(login(&server, "alice", PASSWORD).await.body["code"], "INVALID_CREDENTIALS");
     let mail = mailbox.next().await;
@@ -155,7 +155,8 @@ async fn the_old_address_takes_a_change_back_after_it_was_confirmed() {
     let (notice, link) = ask(&thief, &mut mailbox, "alice@example.org", "thief@example.org").await;
     assert_eq!(verify(&server, &link).await.status, 204);
     assert_eq!(mailbox.next().await.subject(), "Your e-mail address was changed");
-    // The thief goes further: a new password, a link to set another one, a second change, and a squatter.
+    // The attacker continues: a new password, a reset link, a second change of address. A third
+    // party tries to sign up with the old address.
     let changed = json!({ "currentPassword": PASSWORD, "newPassword": "Stolen-Horse-9" });
     thief.mutate("changePassword", changed).await.ok();
     assert_eq!(mailbox.next().await.to, "thief@example.org");
@@ -176,7 +177,7 @@ async fn the_old_address_takes_a_change_back_after_it_was_confirmed() {
     assert_eq!((told.to.as_str(), told.subject()), ("second@example.org", "Your e-mail address was changed"));
     let mail = mailbox.next().await;
     assert_eq!((mail.to.as_str(), mail.subject()), ("alice@example.org", "Set a new password"));
-    assert_eq!(cancel(&server, &second_notice.token()).await.body["code"], "INVALID", "what came later is void");
+    assert_eq!(cancel(&server, &second_notice.token()).await.body["code"], "INVALID", "later changes are void");
     assert_eq!(reset(&server, &stolen, "Stolen-Horse-9").await.body["code"], "INVALID");
     assert_eq!(login(&server, "alice", "Stolen-Horse-9").await.status, 401);
     assert_eq!(reset(&server, &mail.token(), "Another-Horse-8").await.status, 204);
@@ -196,14 +197,14 @@ async fn a_change_can_be_taken_back_for_three_days() {
     server.advance(DAY * 3);
     assert_eq!(cancel(&server, &notice).await.body["code"], "INVALID");
     let newcomer = json!({ "email": "alice@example.org", "username": "newcomer", "password": PASSWORD });
-    assert_eq!(server.post("/auth/register", newcomer).await.status, 201, "the address is free again");
+    assert_eq!(server.post("/auth/register", newcomer).await.status, 201, "the address is available again");
     assert_eq!(login(&server, "alice", PASSWORD).await.status, 200);
 }
 
 #[tokio::test]
 async fn an_address_that_was_never_verified_takes_no_confirmed_change_back() {
     let (server, mut mailbox) = start(&[]).await;
-    // A typing error at the sign-up: the address is somebody else's.
+    // A typo at sign-up: the address belongs to someone else.
     let alice = server.person("alice").await;
     mailbox.next().await;
     let (notice, link) = ask(&alice, &mut mailbox, "alice@example.org", "right@example.org").await;
@@ -212,7 +213,7 @@ async fn an_address_that_was_never_verified_takes_no_confirmed_change_back() {
     assert_eq!(cancel(&server, &notice).await.body["code"], "INVALID");
     assert_eq!(account(&alice).await, json!({ "email": "right@example.org", "emailVerified": true }));
     let stranger = json!({ "email": "alice@example.org", "username": "stranger", "password": PASSWORD });
-    assert_eq!(server.post("/auth/register", stranger).await.status, 201, "nor is it kept from its owner");
+    assert_eq!(server.post("/auth/register", stranger).await.status, 201, "its owner can sign up with it");
 }
 
 #[tokio::test]
@@ -234,7 +235,7 @@ async fn each_step_of_a_change_is_noted() {
     let (server, mut mailbox) = start(&[]).await;
     let alice = alice(&server, &mut mailbox).await;
     let (_, link) = ask(&alice, &mut mailbox, "alice@example.org", "one@example.org").await;
-    // The present address calls it off, which needs no password.
+    // Requesting the current address cancels the change. No password is needed.
     alice.mutate("updateViewer", json!({ "email": "alice@example.org" })).await.ok();
     assert_eq!(verify(&server, &link).await.body["code"], "INVALID");
     let (_, link) = ask(&alice, &mut mailbox, "alice@example.org", "two@example.org").await;

@@ -1,4 +1,4 @@
-//! Events: the log as queries and streams tell it.
+//! The event log, as the `events` query and subscriptions return it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use tokio::time::timeout;
 
 use crate::harness::{Frame, Person, Reply, Server, Socket, Subscription, is_postgres, text};
 
-/// Every kind of event with its own fields.
+/// Selects every event type with its own fields.
 const EVENTS: &str = "subscription ($after: String, $filter: EventFilter) {
     events(after: $after, filter: $filter) {
         __typename
@@ -125,7 +125,7 @@ async fn a_stream_without_a_cursor_begins_now() {
     let project = alice.project("Apollo").await;
     let task = alice.task(&project, "Fly", json!({})).await;
     let mut told = alice.subscribe("subscription { commentAdded { comment { body } } }", json!({})).await;
-    // When a stream has begun only its first event tells: until then another one is caused.
+    // Only the first event shows that the stream is open; create tasks until one arrives.
     let mut first = 0;
     let came = loop {
         alice.comment(&task, &first.to_string()).await;
@@ -168,7 +168,7 @@ async fn a_stream_goes_from_a_cursor_to_now_and_on_while_a_writer_goes_on() {
                 ids.push(text(&event["id"]));
             }
         }
-        assert_eq!(ids[..40], ids[40..80], "an event has the same id in every stream");
+        assert_eq!(ids[..40], ids[40..80], "event ids are the same in every stream");
     };
     tokio::join!(write, read);
 }
@@ -178,7 +178,7 @@ async fn a_subscriber_that_falls_behind_is_caught_up_from_the_log() {
     let server = Server::start().await;
     let alice = server.person("alice").await;
     let project = alice.project("Apollo").await;
-    // More than fit into a subscriber's queue, all in one transaction.
+    // More events than a subscriber's queue holds, in one transaction.
     for number in 0..150 {
         alice.task(&project, &number.to_string(), json!({})).await;
     }
@@ -282,10 +282,10 @@ async fn whoever_lost_a_task_hears_that_and_nothing_after_it() {
     assert_eq!(
         log["events"]["nodes"],
         json!([{ "__typename": "TaskUnassignedEvent" }, { "__typename": "TaskCreatedEvent" }]),
-        "what was before went with the task"
+        "older events are no longer visible"
     );
     update(&carol, &task, json!({ "assigneeId": bob.id })).await;
-    assert_eq!(event(&mut told).await["gone"]["title"], "Secret", "until the task comes back");
+    assert_eq!(event(&mut told).await["gone"]["title"], "Secret", "visible again once reassigned");
 }
 
 #[tokio::test]
@@ -318,7 +318,7 @@ async fn a_long_log_tells_everybody_what_a_short_one_does() {
     let server = Server::start().await;
     let (alice, bob) = (server.person("alice").await, server.person("bob").await);
     let (carol, dave) = (server.person("carol").await, server.person("dave").await);
-    // Bob owns, is assigned, is both, and is neither any more.
+    // Bob owns a task, is assigned to one, both, and later neither.
     let (project, own) = (alice.project("Apollo").await, bob.project("Own").await);
     let assigned = json!({ "assigneeId": bob.id });
     let task = alice.task(&project, "Fly", assigned.clone()).await;
@@ -371,7 +371,7 @@ async fn a_long_log_tells_everybody_what_a_short_one_does() {
         "what Bob sees"
     );
 
-    // As long as if much had happened between.
+    // Pretend that the log is long by moving its sequence forward.
     let jump = if is_postgres() {
         "SELECT setval('events_seq_seq', 100000)"
     } else {
@@ -409,7 +409,7 @@ async fn an_event_of_a_deleted_task_has_its_last_picture_and_nothing_that_hung_o
     assert_eq!(nodes[1], json!({ "__typename": "CommentAddedEvent", "comment": null, "task": { "title": "Fly" } }));
 }
 
-/// The stream is over, with its socket or just before it.
+/// Asserts that the stream has ended, with or just before its socket.
 async fn assert_over(told: &mut Subscription) {
     let end = told.end().await;
     assert!(end == "closed" || end == "UNAUTHENTICATED", "{end}");
@@ -428,7 +428,7 @@ async fn a_stream_ends_when_its_session_or_its_user_does() {
     assert_over(&mut told).await;
     let project = elsewhere.project("Apollo").await;
     elsewhere.task(&project, "Fly", json!({})).await;
-    assert_eq!(event(&mut told_elsewhere).await["task"]["title"], "Fly", "the other session goes on");
+    assert_eq!(event(&mut told_elsewhere).await["task"]["title"], "Fly", "the other session is not affected");
     admin.mutate("updateUser", json!({ "id": bob.id, "isActive": false })).await.ok();
     assert_over(&mut told_elsewhere).await;
 }
@@ -485,11 +485,14 @@ async fn an_event_of_a_slow_transaction_is_not_skipped() {
         written.notified().await;
         let comment = "mutation ($task: ID!) { addComment(input: { taskId: $task, body: \"x\" }) { comment { id } } }";
         let quick = alice.ask(comment, json!({ "task": task }));
-        // SQLite has one writer: there the second change waits for the first.
+        // SQLite has a single writer: the second change waits for the first.
         if is_postgres() {
             assert!(quick.await.codes().is_empty());
             let log = alice.query("{ events(last: 1) { nodes { __typename } } }", json!({})).await;
-            assert_eq!(log["events"]["nodes"][0]["__typename"], "TaskCreatedEvent", "nothing shows out of order");
+            assert_eq!(
+                log["events"]["nodes"][0]["__typename"], "TaskCreatedEvent",
+                "later events wait for earlier ones"
+            );
             finish.notify_one();
         } else {
             finish.notify_one();
@@ -521,7 +524,8 @@ async fn several_operations_share_a_socket_and_a_completed_one_tells_nothing_mor
     let came = [socket.receive().await, socket.receive().await];
     assert!(came.contains(&next("a", "to both")) && came.contains(&next("b", "to both")), "{came:?}");
     socket.send(json!({ "type": "complete", "id": "a" })).await;
-    // An answer to a query on the same socket says that what was sent before it has been taken.
+    // Operations on a socket are received in order: the answer shows that the `complete` before it
+    // arrived.
     socket.subscribe("c", "{ viewer { username } }", json!({})).await;
     let mut answered = false;
     while !answered {

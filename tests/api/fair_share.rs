@@ -1,4 +1,5 @@
-//! One user, or one address, never takes more than a fair share of the server.
+//! Fairness: no user and no address can take more than its share of permits and database
+//! connections.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,7 +17,8 @@ use tokio::time::timeout;
 use crate::harness::{Frame, PATIENCE, Person, Reply, Server};
 
 const QUERY: &str = "{ rateLimit { cost } }";
-/// Enough requests that no rate limit is met; with rate limits off, answers carry no quota.
+/// High enough never to be reached. Rate limits stay enabled because otherwise answers carry no
+/// quota.
 const MANY: &str = "1000000";
 const SETTINGS: [(&str, &str); 8] = [
     ("MAX_OPERATIONS_AT_ONCE", "8"),
@@ -28,7 +30,7 @@ const SETTINGS: [(&str, &str); 8] = [
     ("RATE_LIMIT_GRAPHQL_PER_MINUTE", MANY),
     ("RATE_LIMIT_COST_PER_MINUTE", MANY),
 ];
-/// A quarter of both.
+/// A quarter of the permits and of the connections.
 const SHARE: usize = 2;
 
 fn owner(server: &Server, person: &Person) -> Who {
@@ -36,7 +38,7 @@ fn owner(server: &Server, person: &Person) -> Who {
     Who::User(access.expect("a good token").user_id)
 }
 
-/// The whole share of an owner.
+/// Acquires all permits of an owner's share.
 async fn share(server: &Server, owner: Who) -> Vec<Permit> {
     let acquire = || server.app.concurrency.acquire(owner, Wait::Request);
     join_all((0..SHARE).map(|_| acquire())).await.into_iter().map(|permit| permit.expect("a permit")).collect()
@@ -109,8 +111,8 @@ async fn database_connections_are_shared_fairly() {
                 for _ in 0..SHARE {
                     conns.push(app.db.conn().await.expect("a connection"));
                 }
-                hold.send(()).expect("the test waits");
-                released.await.expect("the test releases it");
+                hold.send(()).expect("the test receives");
+                released.await.expect("the release");
                 drop(conns);
             }));
         })
@@ -124,8 +126,8 @@ async fn database_connections_are_shared_fairly() {
     for _ in 0..10 {
         assert_eq!(bob.query(count, json!({})).await["tasks"]["totalCount"], 0);
     }
-    assert!(!waiting.is_finished(), "an operation of the same owner waits");
-    release.send(()).expect("held until now");
+    assert!(!waiting.is_finished(), "the owner's next operation waits");
+    release.send(()).expect("a connection held until now");
     assert_eq!(waiting.await.expect("no panic")["tasks"]["totalCount"], 0);
 }
 

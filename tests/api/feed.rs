@@ -1,4 +1,5 @@
-//! The promises of the feed: nothing lost, nothing early, nothing twice, and an honest end of what is kept.
+//! Guarantees of the event log: no event is lost, early or duplicated, and an expired cursor is
+//! reported as such.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -30,7 +31,7 @@ fn id(of: &str) -> Option<Id> {
     node::decode(&of.to_owned().into()).map(|(_, id)| id)
 }
 
-/// Lets expire what is past its time, as the job does it.
+/// Deletes expired events, as the background job does.
 async fn expire(server: &Server) {
     let expired = server.run(async move |app| {
         let mut conn = app.db.conn().await?;
@@ -39,10 +40,10 @@ async fn expire(server: &Server) {
         while store::expire(&app.db, app.config.event_retention, app.clock.now(), done).await? {}
         Ok::<_, Error>(())
     });
-    expired.await.expect("a floor that moves");
+    expired.await.expect("the retention horizon");
 }
 
-/// The ids of every event after a cursor, page by page.
+/// The ids of all events after a cursor, read page by page.
 async fn read(person: &Person, mut after: Value) -> Vec<String> {
     let mut ids = Vec::new();
     loop {
@@ -65,7 +66,7 @@ async fn a_cursor_that_has_expired_is_told_so_with_the_oldest_that_works() {
     let (kept, gone) = (alice.task(&project, "Kept", json!({})).await, alice.task(&project, "Gone", json!({})).await);
     alice.mutate("deleteTask", json!({ "id": gone })).await.ok();
     expire(&server).await;
-    assert_eq!(read(&alice, json!(start)).await.len(), 3, "nothing is too old yet");
+    assert_eq!(read(&alice, json!(start)).await.len(), 3, "no event has expired yet");
 
     server.advance(3 * DAY);
     let alice = server.login("alice").await;
@@ -82,16 +83,16 @@ async fn a_cursor_that_has_expired_is_told_so_with_the_oldest_that_works() {
     let mut told = alice.subscribe(STREAM, json!({ "after": oldest })).await;
     assert_eq!(told.next().await["events"]["__typename"], "CommentAddedEvent");
     assert_eq!(read(&alice, oldest).await.len(), 1);
-    assert_eq!(read(&alice, Value::Null).await.len(), 1, "the feed begins there");
+    assert_eq!(read(&alice, Value::Null).await.len(), 1, "the log starts there");
 
     let history = "query ($task: ID!) { task(id: $task) { activity { nodes { __typename } } } }";
     let history = alice.query(history, json!({ "task": kept })).await["task"]["activity"]["nodes"].clone();
     assert_eq!(
         history,
         json!([{ "__typename": "TaskCreatedEvent" }, { "__typename": "CommentAddedEvent" }]),
-        "a task that is there keeps its whole history"
+        "an existing task keeps its whole history"
     );
-    assert!(!server.dump().await.contains("Gone"), "of one that is gone nothing is kept");
+    assert!(!server.dump().await.contains("Gone"), "nothing is kept about a deleted task");
 }
 
 #[tokio::test]
@@ -158,7 +159,7 @@ async fn an_event_that_the_database_was_too_busy_for_comes_when_one_goes_on() {
     assert!(failed.contains("SERVICE_UNAVAILABLE"), "{failed}");
     assert!(
         failed.contains(&format!("id: {}\n", cursor.as_str().expect("a cursor"))),
-        "not of what is missed: {failed}"
+        "the cursor before the missed event: {failed}"
     );
 
     server.database().execute("DROP VIEW labels; ALTER TABLE kept RENAME TO labels").await;
@@ -214,13 +215,14 @@ async fn a_quiet_stream_outlives_the_retention_and_one_that_lags_behind_it_is_to
     alice.comment(&task, "first").await;
     assert_eq!(quiet.next().await["commentAdded"]["comment"]["body"], "first");
 
-    // Nothing for this stream, for longer than anything is kept.
+    // No event for this stream for longer than the retention period.
     for _ in 0..3 {
         server.advance(DAY);
         alice.task(&project, "Another", json!({})).await;
         expire(&server).await;
     }
-    // More at once than its queue holds: it has to go back to the log, to where it was told everything.
+    // More events than the queue holds, so the stream catches up from the log at the last position
+    // it processed.
     let many = NewEvent {
         owner_id: id(&alice.id),
         project_id: id(&project),
@@ -277,10 +279,10 @@ async fn what_a_query_has_not_seen_comes_after_its_cursor() {
     let mut socket = alice.socket().await;
     socket.subscribe("1", "{ viewer { id } }", json!({})).await;
     let Frame::Message(next) = socket.receive().await else { panic!("no answer") };
-    assert!(next["payload"]["extensions"]["sync"]["cursor"].is_string(), "on a socket as well: {next}");
+    assert!(next["payload"]["extensions"]["sync"]["cursor"].is_string(), "also on a socket: {next}");
 }
 
-/// Writers that hold their transactions open, as a naive reader (`id > last`) and the feed see them.
+/// Compares the feed with a naive reader (`id > last`) while writers keep transactions open.
 #[tokio::test]
 async fn thirty_two_writers_lose_nothing_and_a_naive_reader_would_have() {
     const WRITERS: u64 = 32;
@@ -295,7 +297,7 @@ async fn thirty_two_writers_lose_nothing_and_a_naive_reader_would_have() {
     let naive = server.run(async move |app| {
         let (mut last, mut seen) = (0, Vec::new());
         loop {
-            // Read before the log is, so that the last look comes after the last commit.
+            // Check before reading the log, so that the last read comes after the last commit.
             let over = !AtomicBool::load(&going_on, Ordering::SeqCst);
             let mut conn = app.db.conn().await?;
             let next = table::table.filter(table::seq.gt(last)).order_by(table::seq).select((table::seq, table::id));
@@ -315,7 +317,7 @@ async fn thirty_two_writers_lose_nothing_and_a_naive_reader_would_have() {
             let mut written = Vec::new();
             for number in 0..EACH {
                 let event = NewEvent { owner_id: owner, ..NewEvent::new(Kind::ProjectDeleted, None, app.clock.now()) };
-                // Every eighth holds its transaction open for long, the others are over and done with meanwhile.
+                // Every eighth writer keeps its transaction open while the others commit.
                 let held = if writer % 8 == 0 { 400 + 100 * number } else { (writer * 7 + number * 13) % 20 };
                 let held = if is_postgres() { Duration::from_millis(held) } else { Duration::ZERO };
                 let work = async |tx: &mut Conn| {
@@ -344,12 +346,12 @@ async fn thirty_two_writers_lose_nothing_and_a_naive_reader_would_have() {
     let (naive, written, streamed) = tokio::join!(naive, writing, streaming);
     let global = |id: &Id| node::encode(node::Noun::Event, *id).to_string();
     let expected: HashSet<String> = written.iter().map(global).collect();
-    assert_eq!(streamed.iter().cloned().collect::<HashSet<_>>(), expected, "every event, and none besides");
+    assert_eq!(streamed.iter().cloned().collect::<HashSet<_>>(), expected, "every event exactly once");
     assert_eq!(streamed.len(), expected.len(), "none twice");
-    assert_eq!(read(&alice, json!(start)).await, streamed, "the query tells the same in the same order");
+    assert_eq!(read(&alice, json!(start)).await, streamed, "the query returns the same order");
     let naive: HashSet<Id> = naive.expect("an answer").into_iter().collect();
     let lost = written.difference(&naive).count();
-    assert_eq!(lost > 0, is_postgres(), "a reader of `id > last` lost {lost}");
+    assert_eq!(lost > 0, is_postgres(), "the naive reader lost {lost}");
 }
 
 #[tokio::test]
@@ -367,14 +369,14 @@ async fn what_one_instance_writes_another_tells() {
 #[tokio::test]
 async fn a_log_that_was_restored_on_another_server_goes_on_after_its_end() {
     if !is_postgres() {
-        // SQLite's log is counted by its rows, which move with the file.
+        // SQLite's log is numbered by row, so positions move with the file.
         return;
     }
     let server = Server::start().await;
     let alice = server.person("alice").await;
     let project = alice.project("Apollo").await;
     alice.task(&project, "Old", json!({})).await;
-    // As if it came from a server that has seen many more transactions than this one.
+    // As if the log came from a server with a much higher transaction id.
     let shifted = server.run(async move |app| {
         let shift = diesel::update(table::table).set(table::xid.eq(table::xid + (1 << 40)));
         let mut conn = app.db.conn().await?;
@@ -407,7 +409,7 @@ async fn a_cursor_tells_nothing_and_cannot_be_made_up() {
     let cursor = text(&answer["extensions"]["sync"]["cursor"]);
     let bytes = URL_SAFE_NO_PAD.decode(&cursor).expect("base64");
     let position = server.app.cursors.decode(&cursor).expect("a position");
-    assert!(!bytes.windows(8).any(|part| part == position.seq.to_be_bytes()), "the count of events is not in it");
+    assert!(!bytes.windows(8).any(|part| part == position.seq.to_be_bytes()), "the sequence number is not readable");
     let forged = URL_SAFE_NO_PAD.encode([&bytes[..31], &[bytes[31] ^ 1]].concat());
     let plain = URL_SAFE_NO_PAD.encode([&b"e"[..], &position.xid.to_be_bytes(), &position.seq.to_be_bytes()].concat());
     for (cursor, code) in [(&forged, "BAD_USER_INPUT"), (&plain, "CURSOR_EXPIRED")] {

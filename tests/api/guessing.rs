@@ -1,4 +1,5 @@
-//! Guessing passwords from many addresses: how many guesses are evaluated, and who still gets in meanwhile.
+//! Distributed password guessing: how many guesses are evaluated, and how the owner can still log
+//! in.
 
 use std::time::Duration;
 
@@ -11,9 +12,9 @@ use crate::harness::{PASSWORD, Reply, Server, text};
 
 const WRONG: &str = "Wrong-Horse-7";
 const MINUTE: Duration = Duration::from_secs(60);
-/// The harness is the proxy that says where a request comes from.
+/// The harness acts as the trusted proxy that reports client addresses.
 const PROXIED: (&str, &str) = ("TRUSTED_PROXIES", "127.0.0.0/8");
-/// Where the owner logs in from, and where nobody has.
+/// An address the owner has logged in from, and one without any login.
 const HOME: &str = "198.51.100.7";
 const ELSEWHERE: &str = "203.0.113.9";
 
@@ -24,7 +25,7 @@ async fn start() -> Server {
     server
 }
 
-/// Asks until there is an answer: a machine that stalls has no connection to give.
+/// Logs in; retries on 503, because a slow machine may run out of database connections.
 async fn login(server: &Server, from: &str, body: Value) -> Reply {
     loop {
         let request = server.request(Method::POST, "/auth/login").header("x-forwarded-for", from);
@@ -48,7 +49,7 @@ async fn code(server: &Server, from: &str, body: Value) -> String {
     if reply.status == 200 { "ok".to_owned() } else { text(&reply.body["code"]) }
 }
 
-/// How many of the guesses were evaluated, one from each of these addresses.
+/// Sends one wrong guess from each address and counts those that were evaluated.
 async fn evaluated(server: &Server, identifier: &str, from: impl Iterator<Item = String>) -> usize {
     let from: Vec<String> = from.collect();
     let mut evaluated = 0;
@@ -62,17 +63,21 @@ async fn evaluated(server: &Server, identifier: &str, from: impl Iterator<Item =
     evaluated
 }
 
-/// Addresses of many /48 networks.
+/// An address in the `number`th /48 network.
 fn everywhere(number: usize) -> String {
     format!("2001:db8:{number:x}::1")
 }
 
-/// Guesses until only known devices get in.
+/// Exhausts the guesses, so that only known devices can log in.
 async fn attack(server: &Server) {
     for identifier in ["alice", "alice@example.org"] {
         assert_eq!(evaluated(server, identifier, (0..80).map(everywhere)).await, 25, "{identifier}");
     }
-    assert_eq!(code(server, ELSEWHERE, with(PASSWORD, json!({}))).await, "LOCKED_OUT", "even with the right one");
+    assert_eq!(
+        code(server, ELSEWHERE, with(PASSWORD, json!({}))).await,
+        "LOCKED_OUT",
+        "even with the correct password"
+    );
 }
 
 #[tokio::test]
@@ -81,7 +86,7 @@ async fn an_account_takes_at_most_a_hundred_guesses_an_hour_from_all_addresses_t
     let (mut history, mut next) = (Vec::new(), 0);
     for minute in 0..150 {
         let mut count = 0;
-        // Everything at once at first, then a trickle that takes each chance.
+        // All at once first, then a few each minute.
         let guesses = if minute == 0 { 160 } else { 2 };
         for identifier in ["alice", "ALICE@example.org"] {
             count += evaluated(&server, identifier, (next..next + guesses).map(everywhere)).await;
@@ -92,7 +97,7 @@ async fn an_account_takes_at_most_a_hundred_guesses_an_hour_from_all_addresses_t
     }
     for (minute, hour) in history.windows(60).enumerate() {
         let count: usize = hour.iter().sum();
-        assert!((40..=100).contains(&count), "{count} in the hour from minute {minute} on");
+        assert!((40..=100).contains(&count), "{count} guesses in the hour from minute {minute}");
     }
     assert_eq!(history[0], 50);
 }
@@ -104,7 +109,11 @@ async fn networks_of_one_ipv6_customer_count_together() {
     assert_eq!(evaluated(&server, "alice", of_48).await, 15, "80 networks /64 of one /48");
     let of_56 = (0..80).map(|number: usize| format!("2001:db8:2:{:x}::1", number % 20));
     assert_eq!(evaluated(&server, "alice@example.org", of_56).await, 10, "20 networks /64 of one /56");
-    assert_eq!(code(&server, &everywhere(9), with(WRONG, json!({}))).await, "INVALID_CREDENTIALS", "others may try");
+    assert_eq!(
+        code(&server, &everywhere(9), with(WRONG, json!({}))).await,
+        "INVALID_CREDENTIALS",
+        "other networks are not affected"
+    );
 }
 
 #[tokio::test]
@@ -120,7 +129,7 @@ async fn a_device_that_logged_in_before_gets_in_while_strangers_guess() {
     let out = server.nobody().with_tokens(&first.body);
     assert_eq!(Reply::to(out.post("/auth/logout")).await.status, 204);
     attack(&server).await;
-    // From a new address: by the token for apps, by the cookie for browsers.
+    // From a new address, apps send the device token in the body and browsers send it as a cookie.
     let by_token = login(&server, ELSEWHERE, with(PASSWORD, json!({ "device_token": token }))).await;
     assert_eq!(by_token.status, 200, "{}", by_token.body);
     let by_cookie = async |from: &str, cookies: &str, password: &str| {
@@ -149,11 +158,15 @@ async fn wrong_passwords_from_a_known_device_lock_that_device_alone() {
     };
     for number in 0..5 {
         let address = format!("203.0.113.{number}");
-        assert_eq!(from(&phone, &address, WRONG).await, "INVALID_CREDENTIALS", "a device counts wherever it is");
+        assert_eq!(
+            from(&phone, &address, WRONG).await,
+            "INVALID_CREDENTIALS",
+            "failures count per device, not per address"
+        );
     }
     assert_eq!(from(&phone, HOME, PASSWORD).await, "LOCKED_OUT");
     assert_eq!(from(&laptop, HOME, PASSWORD).await, "ok");
-    // A neighbor behind the same address locks that address out, and no device.
+    // Another client at the same address locks the address, not the device.
     for _ in 0..5 {
         assert_eq!(code(&server, HOME, with(WRONG, json!({}))).await, "INVALID_CREDENTIALS");
     }
@@ -187,9 +200,9 @@ async fn a_device_token_is_proof_for_its_account_until_the_password_changes_or_a
     let signed_in = server.nobody().with_tokens(&reply.body);
     let changed = json!({ "currentPassword": PASSWORD, "newPassword": "Another-Horse-8" });
     signed_in.mutate("changePassword", changed).await.ok();
-    assert_eq!(evaluated(&server, "alice", (0..80).map(everywhere)).await, 25, "a new password begins anew");
+    assert_eq!(evaluated(&server, "alice", (0..80).map(everywhere)).await, 25, "a new password resets the count");
     let old = with("Another-Horse-8", json!({ "device_token": own }));
-    assert_eq!(code(&server, ELSEWHERE, old).await, "LOCKED_OUT", "whoever knew the old password may have it");
+    assert_eq!(code(&server, ELSEWHERE, old).await, "LOCKED_OUT", "old device tokens are void");
 
     server.advance(Duration::from_secs(365 * 86_400));
     assert_eq!(evaluated(&server, "bob", (0..80).map(everywhere)).await, 25);
@@ -206,11 +219,11 @@ async fn the_address_of_a_live_session_gets_in_and_tells_strangers_on_it_nothing
     let (neighbor, same) = ("2001:db8:ffff:2::5", "2001:db8:ffff:1::9");
     let stranger = login(&server, neighbor, with(WRONG, json!({}))).await;
     let here = login(&server, same, with(WRONG, json!({}))).await;
-    assert_eq!((stranger.status, &stranger.body), (here.status, &here.body), "a wrong guess is answered alike");
+    assert_eq!((stranger.status, &stranger.body), (here.status, &here.body), "indistinguishable answers");
     assert_eq!(stranger.headers["retry-after"], here.headers["retry-after"]);
     assert_eq!(code(&server, neighbor, with(PASSWORD, json!({}))).await, "LOCKED_OUT");
     assert_eq!(code(&server, same, with(PASSWORD, json!({}))).await, "ok");
-    // Where it was refreshed last counts too.
+    // The address of the last refresh counts too.
     let moved = server.request(Method::POST, "/auth/refresh").header("x-forwarded-for", neighbor);
     let moved = Reply::to(moved.json(&json!({ "refresh_token": alice.refresh_token }))).await;
     assert_eq!(code(&server, neighbor, with(PASSWORD, json!({}))).await, "ok");
@@ -218,7 +231,7 @@ async fn the_address_of_a_live_session_gets_in_and_tells_strangers_on_it_nothing
     let alice = alice.with_tokens(&moved.body);
     alice.query(all, json!({})).await;
     assert_eq!(Reply::to(alice.post("/auth/logout")).await.status, 204);
-    assert_eq!(code(&server, same, with(PASSWORD, json!({}))).await, "LOCKED_OUT", "no session is left");
+    assert_eq!(code(&server, same, with(PASSWORD, json!({}))).await, "LOCKED_OUT", "there is no session left");
 }
 
 #[tokio::test]
@@ -236,7 +249,7 @@ async fn an_identifier_that_is_nobodys_is_slowed_down_alike() {
         told.push(replies);
     }
     assert!(told.windows(2).all(|pair| pair[0] == pair[1]), "{told:?}");
-    let wait = told[0][29].1.as_ref().expect("a time to wait");
+    let wait = told[0][29].1.as_ref().expect("Retry-After");
     assert_eq!(wait, "144", "a guess every 144 seconds");
 }
 
@@ -254,7 +267,7 @@ async fn the_slow_mode_survives_a_restart_and_its_rows_outlive_the_hour_only() {
         fasttrack::store::lockout::drop_ended(&app.db, before).await
     });
     cleared.await.expect("cleared");
-    assert!(!server.dump().await.contains("login_failures: "), "nothing is left of it");
+    assert!(!server.dump().await.contains("login_failures: "), "the rows are deleted");
 }
 
 #[tokio::test]

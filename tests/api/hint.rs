@@ -1,4 +1,4 @@
-//! Hints between instances, by each of the ways there are.
+//! Hints between instances about new events, over Redis and over PostgreSQL.
 
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::harness::{Database, PATIENCE, is_postgres};
 
-/// What one instance says another hears, and does not hear itself.
+/// Asserts that a hint of one instance reaches the other but not itself.
 async fn carried(redis: Option<&str>) {
     let database = Database::fresh().await;
     let db = Db::open(&Location::parse(database.url()).expect("a database"), 4).expect("pools");
@@ -18,7 +18,8 @@ async fn carried(redis: Option<&str>) {
     let instance = || Arc::new(Hints::new(redis.clone()));
     let (one, other, stop) = (instance(), instance(), CancellationToken::new());
     let carrying = [&one, &other].map(|hints| tokio::spawn(Arc::clone(hints).carry(db.clone(), stop.clone())));
-    // What is said before anybody listens is lost, as it may be: said again, it arrives.
+    // Hints are best effort: one sent before the other instance listens is lost. Repeat until one
+    // arrives.
     let heard = async {
         loop {
             one.tell();
@@ -28,7 +29,7 @@ async fn carried(redis: Option<&str>) {
         }
     };
     timeout(PATIENCE, heard).await.expect("a hint");
-    assert!(timeout(PATIENCE / 100, one.heard()).await.is_err(), "nobody is told what they said themselves");
+    assert!(timeout(PATIENCE / 100, one.heard()).await.is_err(), "an instance does not receive its own hints");
     stop.cancel();
     for carried in carrying {
         carried.await.expect("an end");
@@ -39,13 +40,13 @@ async fn carried(redis: Option<&str>) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn postgres_carries_hints() {
-    // SQLite has one instance, which needs none.
+    // SQLite supports one instance only, which needs no hints.
     if is_postgres() {
         carried(None).await;
     }
 }
 
-/// A Redis that ends with its test.
+/// A Redis server that is stopped at the end of the test.
 struct Redis(Child);
 
 impl Drop for Redis {
@@ -57,7 +58,8 @@ impl Drop for Redis {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn redis_carries_hints() {
-    // Needs `redis-server`, as what TEST_REDIS_URL names does. All servers on a Redis hear one another, so it is another.
+    // Runs where TEST_REDIS_URL is set, which implies that `redis-server` is installed. Uses a
+    // server of its own, because all instances on a Redis receive each other's hints.
     if std::env::var("TEST_REDIS_URL").is_err() {
         return;
     }

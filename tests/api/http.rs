@@ -1,5 +1,5 @@
-//! GraphQL over HTTP, header by header, and the connections under it. The whole audit suite of `graphql-http` runs in
-//! `tests/clients/audit`.
+//! GraphQL over HTTP: status codes, headers and content negotiation, and the connections under it.
+//! The `graphql-http` audit suite runs in `tests/clients/audit`.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -251,14 +251,14 @@ async fn the_schema_is_told_only_where_that_is_wanted() {
 #[test]
 fn every_code_is_in_the_table_once() {
     let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/reference/error-codes.md"));
-    let page = page.expect("the page of error codes");
+    let page = page.expect("docs/reference/error-codes.md");
     let table = page.split("\n\n").find(|part| part.starts_with("| code | HTTP |")).expect("a table");
     let rows: Vec<&str> = table.lines().skip(2).collect();
     assert_eq!(rows.len(), Code::ALL.len());
     for (row, code) in rows.into_iter().zip(Code::ALL) {
         assert_eq!(Code::parse(code.as_str()), Some(code));
         assert!((400..600).contains(&code.status()) && !code.meaning().is_empty());
-        // The status is another one where a note says so.
+        // Footnotes mark codes that also occur with other statuses.
         let note = match code {
             Code::BadRequest => " ¹",
             _ if code.is_of_document() => " ²",
@@ -273,17 +273,17 @@ async fn connect(address: SocketAddr) -> TcpStream {
     TcpStream::connect(address).await.expect("a connection")
 }
 
-/// Everything until the server closes.
+/// Reads until the server closes the connection.
 async fn rest(stream: &mut TcpStream) -> Vec<u8> {
     let mut bytes = Vec::new();
-    // A reset is an end, too.
-    drop(timeout(PATIENCE, stream.read_to_end(&mut bytes)).await.expect("an end in time"));
+    // A reset counts as closing.
+    drop(timeout(PATIENCE, stream.read_to_end(&mut bytes)).await.expect("the connection closes before the timeout"));
     bytes
 }
 
 #[tokio::test]
 async fn thousands_of_half_open_requests_hold_up_nobody_else() {
-    // Each has an end on either side in this process.
+    // Each takes two file descriptors, because both ends are in this process.
     let half_open = 2_000;
     let server = Server::with(&[("MAX_CONNECTIONS", "1000"), ("HEADER_TIMEOUT_SECONDS", "10")]).await;
     let mut connections = Vec::with_capacity(half_open);
@@ -297,18 +297,18 @@ async fn thousands_of_half_open_requests_hold_up_nobody_else() {
         assert_eq!(ask(&server, RESPONSE, "{ __typename }").await.status, 200);
         assert!(started.elapsed() < Duration::from_secs(4), "{:?}", started.elapsed());
     }
-    // Those that were not shown out before are dropped in time.
+    // Connections that were not evicted are closed by the header timeout.
     assert!(rest(connections.last_mut().expect("the last one")).await.is_empty());
 }
 
-/// A POST of which nothing but the head has come, which is in work.
+/// Sends only the head of a POST, so that the request is in progress.
 async fn half_sent(server: &Server, path: &str) -> TcpStream {
     let mut stream = connect(server.address).await;
     let head = format!("POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 26");
     stream.write_all(format!("{head}\r\nexpect: 100-continue\r\n\r\n").as_bytes()).await.expect("sent");
     let mut told = [0; 25];
     timeout(PATIENCE, stream.read_exact(&mut told)).await.expect("in time").expect("an answer");
-    assert_eq!(String::from_utf8_lossy(&told), "HTTP/1.1 100 Continue\r\n\r\n", "its body is waited for");
+    assert_eq!(String::from_utf8_lossy(&told), "HTTP/1.1 100 Continue\r\n\r\n", "the server waits for the body");
     stream
 }
 
@@ -326,7 +326,7 @@ async fn half_sent_requests_make_room_for_others_the_oldest_first() {
     newest.write_all(br#"{"query":"{ __typename }"}"#).await.expect("sent");
     let mut answer = [0; 12];
     timeout(PATIENCE, newest.read_exact(&mut answer)).await.expect("in time").expect("an answer");
-    assert_eq!(&answer, b"HTTP/1.1 200", "one place was enough for the others");
+    assert_eq!(&answer, b"HTTP/1.1 200", "one slot was enough for the other requests");
     for mut oldest in half_sent_ones {
         assert!(rest(&mut oldest).await.starts_with(b"HTTP/1.1 400"));
     }
@@ -351,7 +351,7 @@ async fn sockets_are_connections_for_as_long_as_they_are_open() {
             }
         }
     };
-    timeout(PATIENCE, let_in).await.expect("the place of the one that was closed");
+    timeout(PATIENCE, let_in).await.expect("the slot of the closed socket");
 }
 
 #[tokio::test]

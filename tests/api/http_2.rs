@@ -1,4 +1,5 @@
-//! HTTP/2, where one connection carries many requests: what a client that does not read costs, and how it is told to go.
+//! HTTP/2, where one connection carries many requests: clients that do not read, and graceful
+//! shutdown with GOAWAY.
 
 use std::net::SocketAddr;
 
@@ -21,11 +22,11 @@ const SETTINGS: u8 = 4;
 const PING: u8 = 6;
 pub const WINDOW_UPDATE: u8 = 8;
 
-/// A client that speaks in frames (RFC 9113), so that it may do what no library does.
+/// A client that sends raw frames (RFC 9113), to do what no library allows.
 pub struct Frames(TcpStream);
 
 impl Frames {
-    /// With room for so many bytes of each answer.
+    /// Connects with the given initial flow control window.
     pub async fn connect(address: SocketAddr, window: u32) -> Self {
         let mut stream = TcpStream::connect(address).await.expect("a connection");
         stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.expect("sent");
@@ -38,7 +39,7 @@ impl Frames {
         self.try_send(kind, flags, stream, payload).await.expect("sent");
     }
 
-    /// The same to a server that may have closed the connection.
+    /// Sends a frame; fails if the server has closed the connection.
     pub async fn try_send(&mut self, kind: u8, flags: u8, stream: u32, payload: &[u8]) -> std::io::Result<()> {
         let length = u32::try_from(payload.len()).expect("a short frame").to_be_bytes();
         let frame = [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat();
@@ -53,7 +54,7 @@ impl Frames {
         self.begin(stream, "GET", path, more, 5).await;
     }
 
-    /// Sends the head of a request whose body is to follow in data frames.
+    /// Sends the head of a request; DATA frames follow.
     pub async fn post(&mut self, stream: u32, path: &str) {
         self.begin(stream, "POST", path, &[("content-type", "application/json")], 4).await;
     }
@@ -63,7 +64,7 @@ impl Frames {
         for (name, value) in
             [&[(":method", method), (":scheme", "http"), (":authority", "x"), (":path", path)], more].concat()
         {
-            // A name and a value as they are (RFC 7541, 6.2.2 and 5.1).
+            // A literal header field without Huffman coding (RFC 7541, sections 6.2.2 and 5.1).
             head.push(0);
             for text in [name, value] {
                 match text.len().checked_sub(127) {
@@ -79,7 +80,7 @@ impl Frames {
         self.send(HEADERS, flags, stream, &head).await;
     }
 
-    /// Waits for the answer on this stream, or the end of the connection.
+    /// Waits until the answer on this stream or the connection ends.
     pub async fn ended(&mut self, stream: u32) {
         let ended = async {
             let mut head = [0; 9];
@@ -92,23 +93,23 @@ impl Frames {
                 }
             }
         };
-        timeout(PATIENCE, ended).await.expect("an end in time");
+        timeout(PATIENCE, ended).await.expect("the stream ends before the timeout");
     }
 
-    /// The stream of the next frame of this kind.
+    /// Waits for the next frame of this type and returns its stream.
     pub async fn next(&mut self, kind: u8) -> u32 {
         self.next_frame(kind).await.0
     }
 
-    /// How much is in the next frame of this kind.
+    /// Waits for the next frame of this type and returns its length.
     pub async fn next_length(&mut self, kind: u8) -> usize {
         self.next_frame(kind).await.1.len()
     }
 
-    /// The stream of the next answer, and whether its status is 200 (RFC 7541, appendix A).
+    /// Stream of the next HEADERS frame, and whether its status is 200 (RFC 7541, appendix A).
     pub async fn next_head(&mut self) -> (u32, bool) {
         let (stream, head) = self.next_frame(HEADERS).await;
-        // The size of the table may be told first.
+        // A dynamic table size update may come first.
         (stream, head.iter().find(|byte| **byte & 0xe0 != 0x20) == Some(&0x88))
     }
 
@@ -116,7 +117,7 @@ impl Frames {
         let next = async {
             loop {
                 let mut head = [0; 9];
-                self.0.read_exact(&mut head).await.expect("a connection that lasts");
+                self.0.read_exact(&mut head).await.expect("an open connection");
                 let [a, b, c, came, _, stream @ ..] = head;
                 let mut payload = vec![0; u32::from_be_bytes([0, a, b, c]) as usize];
                 self.0.read_exact(&mut payload).await.expect("a whole frame");
@@ -125,7 +126,7 @@ impl Frames {
                 }
             }
         };
-        timeout(PATIENCE, next).await.expect("a frame in time")
+        timeout(PATIENCE, next).await.expect("a frame before the timeout")
     }
 }
 
@@ -154,7 +155,7 @@ async fn a_stream_of_events_that_is_not_read_ends_and_its_connection_goes_on() {
     let mut client = Frames::connect(server.address, 0).await;
     client.get_as(1, &path, &[("accept", "text/event-stream"), ("authorization", &authorization)]).await;
     assert_eq!(client.next(HEADERS).await, 1);
-    // More than wait to be written.
+    // More events than fit into the send buffer.
     for _ in 0..12 {
         alice.task(&project, "Fly", json!({})).await;
     }
@@ -171,7 +172,7 @@ async fn an_answer_that_is_not_taken_does_not_hold_up_the_end() {
         client.get(stream, path).await;
         assert_eq!(client.next(HEADERS).await, stream);
     }
-    // The harness sees to it that everything ended by itself.
+    // On drop, the harness checks that everything ended on its own.
     drop(server);
     drop(client);
 }
@@ -201,13 +202,17 @@ async fn a_draining_server_tells_a_client_to_go_elsewhere_and_goes_on_with_what_
     let refused = async {
         let request = || Request::get("http://x/livez").body(Empty::new()).expect("a request");
         while let Ok(answer) = client.send_request(request()).await {
-            assert_eq!(answer.status(), 200, "whatever comes before it knows is answered");
+            assert_eq!(answer.status(), 200, "requests before GOAWAY are answered");
         }
     };
-    timeout(PATIENCE, refused).await.expect("word that no more is taken on this connection");
+    timeout(PATIENCE, refused).await.expect("GOAWAY");
     alice.task(&project, "Fly", json!({})).await;
     let event = next().await;
     assert!(event.contains("TaskCreatedEvent"), "{event}");
     drop(events);
-    timeout(PATIENCE, connection).await.expect("an end in time").expect("no panic").expect("a good end");
+    timeout(PATIENCE, connection)
+        .await
+        .expect("the connection closes before the timeout")
+        .expect("no panic")
+        .expect("a clean close");
 }

@@ -1,10 +1,10 @@
-//! The main job, end to end.
+//! The main use case, end to end.
 
 use serde_json::{Value, json};
 
 use crate::harness::{Person, Server, Subscription};
 
-/// Every door through which somebody might see what is not theirs.
+/// Asserts that no query, mutation or subscription shows a stranger anything.
 async fn sees_nothing(stranger: &Person, project: &str, task: &str, comment: &str) {
     let document = "query ($project: ID!, $task: ID!, $comment: ID!, $ids: [ID!]!) {
         project(id: $project) { id }
@@ -42,7 +42,7 @@ async fn sees_nothing(stranger: &Person, project: &str, task: &str, comment: &st
     }
 }
 
-/// The three streams of the main job, each as one person hears it.
+/// One person's streams of the three subscriptions of the main use case.
 struct Streams {
     assigned: Subscription,
     commented: Subscription,
@@ -71,7 +71,7 @@ impl Streams {
     }
 }
 
-/// What is told of a task that `owner` gave to `assignee`, commented on, and that the assignee then began.
+/// The expected events of a task that `owner` assigns and comments on and `assignee` starts.
 fn told(title: &str, owner: &str, assignee: &str) -> [Value; 3] {
     let task = json!({ "title": title });
     let (owner, assignee) = (json!({ "username": owner }), json!({ "username": assignee }));
@@ -82,7 +82,8 @@ fn told(title: &str, owner: &str, assignee: &str) -> [Value; 3] {
     ]
 }
 
-/// Gives a task to somebody, comments on it, and has them begin. The ids of the task and the comment.
+/// Assigns a task, comments on it, and starts it as the assignee. Returns the ids of task and
+/// comment.
 async fn work(project: &str, title: &str, owner: &Person, assignee: &Person) -> (String, String) {
     let task = owner.task(project, title, json!({ "assigneeId": assignee.id })).await;
     let comment = owner.comment(&task, &format!("About {title}")).await;
@@ -106,7 +107,8 @@ async fn two_people_work_on_a_project_and_a_third_sees_nothing_of_it() {
     assert_eq!(to_bob.next().await, told("Fly to the moon", "alice", "bob"));
     sees_nothing(&carol, &project, &task, &comment).await;
 
-    // What each of them hears next is about the next task: nothing came twice, and nothing of the first one to Carol.
+    // The next event of each stream is about the next task: no duplicates, and nothing about the
+    // first task for Carol.
     work(&project, "Walk on it", &alice, &bob).await;
     assert_eq!(to_bob.next().await, told("Walk on it", "alice", "bob"));
     let own = carol.project("Gemini").await;

@@ -1,4 +1,4 @@
-//! Labels and their rules.
+//! Labels: validation, permissions and uniqueness.
 
 use serde_json::{Value, json};
 
@@ -47,7 +47,7 @@ async fn a_name_is_unique_in_its_project_without_regard_to_case() {
     let renamed = alice.mutate("updateLabel", json!({ "id": road, "name": "straSSe" })).await;
     assert_eq!(renamed.faults(), ["name: TAKEN"]);
     let renamed = alice.mutate("updateLabel", json!({ "id": street, "name": "STRASSE" })).await.ok();
-    assert_eq!(renamed["name"], "STRASSE", "with itself it does not collide");
+    assert_eq!(renamed["name"], "STRASSE", "renaming to another spelling of the same name");
 }
 
 #[tokio::test]

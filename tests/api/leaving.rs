@@ -1,4 +1,4 @@
-//! Leaving, the export of what is stored, and the audit log.
+//! Account deletion, the export of personal data, and the audit log.
 
 use serde_json::{Value, json};
 
@@ -39,7 +39,7 @@ async fn whoever_leaves_takes_everything_personal_along() {
     assert_eq!(left["node"], json!({ "body": "I was here", "author": { "displayName": "Deleted user" } }));
     assert_eq!((&left["project"], &left["ownTask"], &left["user"]), (&Value::Null, &Value::Null, &Value::Null));
 
-    // Nothing that names her is in the database any more, and the names are free again.
+    // No trace of her identity is left in the database, and her names are available again.
     let dump = server.dump().await.to_lowercase();
     assert!(!dump.contains("alice"), "{dump}");
     let login = json!({ "username": "alice", "password": PASSWORD });
@@ -85,7 +85,7 @@ async fn where_an_admin_was_is_shown_to_admins_alone_and_goes_with_them() {
     let own = async || bob.query(document, json!({})).await["viewer"]["securityLog"]["nodes"].clone();
     assert_eq!(origin(&own().await[0]), (json!("ROLE_CHANGED"), nowhere.clone()));
     let here = server.login("bob").await;
-    assert_eq!(origin(&own().await[0]), (json!("LOGGED_IN"), address.clone()), "one's own is");
+    assert_eq!(origin(&own().await[0]), (json!("LOGGED_IN"), address.clone()), "a user sees their own address");
     let export = here.query("{ exportViewerData }", json!({})).await["exportViewerData"]["securityLog"].clone();
     for entry in export.as_array().expect("entries") {
         let expected = if entry["kind"] == "RoleChanged" { &nowhere } else { &address };
@@ -144,7 +144,7 @@ async fn a_demoted_admin_takes_along_what_they_may_see_now() {
     ada.comment(&task, "Ada wrote this").await;
     let titles = async || {
         let export = ada.query("{ exportViewerData }", json!({})).await["exportViewerData"].clone();
-        assert_eq!(export["comments"][0]["body"], "Ada wrote this", "one's own words");
+        assert_eq!(export["comments"][0]["body"], "Ada wrote this", "her own comments");
         let tasks = export["tasks"].as_array().expect("tasks").iter();
         tasks.map(|task| text(&task["title"])).collect::<Vec<_>>()
     };
@@ -153,7 +153,7 @@ async fn a_demoted_admin_takes_along_what_they_may_see_now() {
     for task in [&task, &assigned] {
         alice.mutate("updateTask", json!({ "id": task, "title": "After the demotion" })).await.ok();
     }
-    assert_eq!(titles().await, ["After the demotion"], "what is assigned to her alone");
+    assert_eq!(titles().await, ["After the demotion"], "only tasks assigned to her");
     alice.mutate("updateTask", json!({ "id": assigned, "assigneeId": null })).await.ok();
     assert_eq!(titles().await, [""; 0]);
 }
@@ -195,7 +195,7 @@ async fn what_happens_to_accounts_is_noted_for_the_person_and_for_admins() {
     expected.extend(["LOGGED_IN", "REGISTERED"]);
     assert_eq!(own, expected, "newest first");
     let all = kinds(&root, "{ auditLog(first: 100) { nodes { kind } } }").await;
-    assert_eq!(all.iter().filter(|kind| *kind == "LOGIN_FAILED").count(), 6, "of nobody too");
+    assert_eq!(all.iter().filter(|kind| *kind == "LOGIN_FAILED").count(), 6, "including unknown accounts");
     let document =
         "{ auditLog(first: 2) { totalCount pageInfo { hasNextPage } nodes { user { username } actor { username } } } }";
     let page = root.query(document, json!({})).await["auditLog"].clone();

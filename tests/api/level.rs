@@ -1,4 +1,4 @@
-//! Selections that are resolved by level are answered as the library answers them.
+//! Equivalence tests: batch execution of a selection returns the same as async-graphql.
 
 use std::cell::Cell;
 use std::collections::BTreeSet;
@@ -10,7 +10,8 @@ use serde_json::{Value, json};
 
 use crate::harness::{Person, Server};
 
-/// The fields of a type, and those that lead to another one. Some are not resolved by level, some fail.
+/// Leaf fields of a type, and fields that lead to another type. Some are not executed in batches,
+/// and some fail.
 fn fields(of: &str) -> (&'static [&'static str], &'static [(&'static str, &'static str)]) {
     match of {
         "Task" => (
@@ -156,13 +157,13 @@ fn selections(of: &'static str, depth: usize) -> BoxedStrategy<String> {
     });
     (own, leading)
         .prop_map(move |(own, leading)| {
-            // Marks where what is long could be selected too.
+            // Placeholders where long texts can be added.
             format!("{{ __typename <{of}> {} {} }}", own.join(" "), leading.join(" "))
         })
         .boxed()
 }
 
-/// What is long of a type, and so read only when it is selected.
+/// Long texts and lists per type, which are read from the database only when selected.
 const LONG: [(&str, &str); 4] = [
     ("<Task>", "description version"),
     ("<Project>", "description"),
@@ -170,7 +171,7 @@ const LONG: [(&str, &str); 4] = [
     ("<Event>", "... on TaskUpdatedEvent { changes { field to } } ... on TaskCreatedEvent { task { description } }"),
 ];
 
-/// A generated selection as it is, or with all that is long.
+/// The generated selection, without or with all long fields.
 fn spelled(selection: &str, with_long: bool) -> String {
     let mut spelled = String::new();
     let mut pieces = selection.split('<');
@@ -184,7 +185,7 @@ fn spelled(selection: &str, with_long: bool) -> String {
     spelled
 }
 
-/// Whether an answer has all of another one.
+/// Whether an answer contains all of another one.
 fn covers(whole: &Value, part: &Value) -> bool {
     match (whole, part) {
         (Value::Object(whole), Value::Object(part)) => {
@@ -212,7 +213,7 @@ fn roots(task: &str, project: &str) -> impl Strategy<Value = (String, String)> {
     select(roots).prop_flat_map(|(root, of)| (Just(root), selections(of, 5)))
 }
 
-/// What a selection may name.
+/// Fragments and variables that a selection may use.
 const FRAGMENTS: [(&str, &str); 4] = [
     ("...Titled", "fragment Titled on Task { title }"),
     ("...Marked", "fragment Marked on Node { id }"),
@@ -231,7 +232,7 @@ const VARIABLES: [(&str, &str); 9] = [
     ("$ids", "$ids: [ID!]!"),
 ];
 
-/// A document with what it names.
+/// A complete document: the selection with the variables and fragments it uses.
 fn whole(selection: &str) -> String {
     let named = |names: &[(&str, &str)]| {
         let used = names.iter().filter(|(name, _)| selection.contains(name));
@@ -242,10 +243,11 @@ fn whole(selection: &str) -> String {
     format!("{variables} {{ {selection} }} {}", named(&FRAGMENTS))
 }
 
-/// The most errors that an answer tells; which ones is chance, when there are more.
+/// The maximum number of errors in an answer. Beyond it, which errors are reported is not
+/// deterministic.
 const MOST_ERRORS: usize = 10;
 
-/// The data as it was written, and where which errors are.
+/// The data as serialized, and path, message and code of each error.
 #[derive(Debug)]
 struct Told {
     data: String,
@@ -254,7 +256,7 @@ struct Told {
 }
 
 impl Told {
-    /// Whether both tell the same: who tells all errors tells those of the other one.
+    /// Whether both answers agree. One that reports all errors must include those of the other.
     fn agrees(&self, other: &Self) -> bool {
         let covers = |one: &Self, other: &Self| !one.are_all || other.errors.is_subset(&one.errors);
         self.data == other.data && covers(self, other) && covers(other, self)
@@ -268,7 +270,7 @@ async fn answer(person: &Person, selection: &str, task: &str) -> Told {
     let told = |error: &Value| json!([error["path"], error["message"], error["extensions"]["code"]]).to_string();
     Told {
         data: answer.0["data"].to_string(),
-        // In which order they are told is chance.
+        // The order of errors is not deterministic.
         errors: errors.iter().map(told).collect(),
         are_all: errors.len() < MOST_ERRORS,
     }
@@ -300,7 +302,7 @@ fn a_selection_resolved_by_level_is_answered_as_the_library_answers_it() {
         let ask = |selection: &str| runtime.block_on(answer(&people[person], selection, &task));
         let selection = spelled(&selection, false);
         let selection = format!("it: {root} {selection}");
-        // What is asked for in two places is left to the library.
+        // A root field selected twice is executed by async-graphql.
         let by_library = ask(&format!("{selection} it: {root} {{ __typename }}"));
         for time in ["first, validated", "again, known to be valid"] {
             let by_level = ask(&selection);
@@ -310,7 +312,7 @@ fn a_selection_resolved_by_level_is_answered_as_the_library_answers_it() {
         Ok(())
     });
     compared.unwrap_or_else(|failure| panic!("{failure}"));
-    assert!(executed.get() > 100, "of 200 selections {} were executed without an error", executed.get());
+    assert!(executed.get() > 100, "{} of 200 selections were executed without an error", executed.get());
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! Limits, as a client meets them.
+//! Rate limits and size limits, as clients meet them.
 
 use std::ops::Range;
 
@@ -34,7 +34,7 @@ async fn points_are_counted_and_told() {
     assert!((60..=120).contains(&wait), "{wait}");
 }
 
-/// The three headers of a limit, as numbers.
+/// The three `RateLimit-*` headers as numbers.
 fn rate_limit(reply: &Reply) -> [u64; 3] {
     ["ratelimit-limit", "ratelimit-remaining", "ratelimit-reset"].map(|name| {
         let value =
@@ -58,7 +58,7 @@ async fn every_answer_that_counts_says_what_is_left_and_a_refusal_says_the_same(
     let told = replies.each_ref().map(rate_limit);
     assert_eq!(told.map(|[limit, remaining, _]| (limit, remaining)), [(2, 1), (2, 0), (2, 0)]);
     assert_eq!(told[0][2], 60);
-    assert_eq!(replies[2].headers["retry-after"], told[2][2].to_string().as_str(), "when one more fits");
+    assert_eq!(replies[2].headers["retry-after"], told[2][2].to_string().as_str(), "until the next request fits");
     let refresh = async || server.post("/auth/refresh", json!({ "refresh_token": "x" })).await;
     let (first, refused) = (refresh().await, refresh().await);
     assert_eq!((rate_limit(&first)[..2].to_vec(), rate_limit(&refused)[..2].to_vec()), (vec![1, 0], vec![1, 0]));
@@ -74,7 +74,7 @@ async fn every_answer_that_counts_says_what_is_left_and_a_refusal_says_the_same(
         assert_eq!(replies.each_ref().map(|reply| reply.status.as_u16()), [200, 200, 429], "{media}");
         assert_eq!(rate_limit(&replies[0])[..2], [6_000, 5_999], "{media}: in points");
         let [limit, remaining, reset] = rate_limit(&replies[2]);
-        assert_eq!((limit, remaining), (2, 0), "{media}: in requests, which is what has run out");
+        assert_eq!((limit, remaining), (2, 0), "{media}: in requests, the exhausted quota");
         assert_eq!(replies[2].headers["retry-after"], reset.to_string().as_str());
     }
 }
@@ -87,7 +87,7 @@ async fn greetings_on_sockets_count_for_who_greets_and_not_for_their_address() {
         ("RATE_LIMIT_GRAPHQL_PER_MINUTE", "4"),
     ])
     .await;
-    // Each has asked once by now, who they are.
+    // Creating each person has already cost one query, for their id.
     let (alice, bob) = (server.person("alice").await, server.person("bob").await);
     let mut sockets = Vec::new();
     for _ in 0..3 {
@@ -119,12 +119,12 @@ async fn a_forged_address_changes_nothing_and_that_of_a_trusted_proxy_counts() {
     assert_eq!(statuses(&Server::with(&trusting).await).await, [401, 401, 401, 401]);
 }
 
-/// The longest description there is: 40,000 bytes.
+/// The longest possible description: 40,000 bytes.
 fn long() -> String {
     "\u{1f680}".repeat(10_000)
 }
 
-/// Makes so many labels in a project, ten at a time.
+/// Creates labels for a range of numbers, ten at a time.
 async fn labels(person: &Person, project: &str, numbers: Range<usize>) {
     let numbers: Vec<usize> = numbers.collect();
     for numbers in numbers.chunks(10) {

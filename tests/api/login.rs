@@ -1,4 +1,4 @@
-//! Logins that fail: lockout, what an answer gives away, and bursts.
+//! Failed logins: lockout, information leaks, and bursts.
 
 use std::time::{Duration, Instant};
 
@@ -29,7 +29,7 @@ async fn five_failures_lock_an_identifier_for_its_source_known_or_not() {
         assert_eq!((locked.status.as_u16(), &locked.body["code"]), (429, &json!("LOCKED_OUT")), "{identifier}");
         assert_eq!(locked.headers["retry-after"], "1800");
     }
-    // The same person by another identifier, and everybody else, is not locked out.
+    // Another identifier of the same user, and other users, are not locked out.
     server.person("bob").await;
     server.advance(Duration::from_secs(30 * 60 - 1));
     assert_eq!(login(&server, "alice", PASSWORD).await.body["code"], "LOCKED_OUT");
@@ -73,7 +73,7 @@ async fn an_unknown_identifier_takes_as_long_as_a_known_one() {
             times[times.len() / 2]
         })
     };
-    // What one of them takes more is seen in each round; what other programs take falls now here, now there.
+    // A real difference shows in every round; noise from other processes does not.
     let mut told = Vec::new();
     for _ in 0..3 {
         let [known, unknown] = medians().await;
@@ -96,7 +96,7 @@ async fn a_burst_beyond_the_queue_is_told_to_come_back_and_the_rest_is_served() 
     assert_eq!(served + busy.len(), 200);
     assert!(served >= 64 && !busy.is_empty(), "{served} served");
     assert!(busy.iter().all(|reply| reply.headers.contains_key("retry-after")));
-    assert_eq!(login(&server, "alice", PASSWORD).await.status, 200, "and then it is over");
+    assert_eq!(login(&server, "alice", PASSWORD).await.status, 200, "the burst is over");
 }
 
 #[tokio::test]
@@ -108,7 +108,7 @@ async fn a_password_hash_is_renewed_when_its_cost_has_risen() {
     assert_eq!(login(&dearer, "alice", PASSWORD).await.status, 200);
     let renewed = dearer.stored_hash("alice").await;
     assert!(cheap.contains("m=8,") && renewed.contains("m=16,"), "{cheap} {renewed}");
-    assert!(dearer.is_signed_in(alice.token()).await, "sessions survive a restart");
+    assert!(dearer.is_signed_in(alice.token()).await, "sessions survive the restart");
     assert_eq!(login(&dearer, "alice", PASSWORD).await.status, 200);
     assert_eq!(dearer.stored_hash("alice").await, renewed);
 }
@@ -132,7 +132,7 @@ async fn a_login_under_way_does_not_outlive_the_password() {
     let bob = server.person("bob").await;
     bob.mutate("changePassword", json!({ "currentPassword": old, "newPassword": new })).await.ok();
     let hash = server.stored_hash("bob").await;
-    // Each login hashes twice, and long: most are under way when the first has succeeded.
+    // Each login computes two slow hashes, so most are in progress when the first one succeeds.
     let server = server.again(&[("ARGON2_MEMORY_KIB", "16384"), ("LOCKOUT_FAILURES", "1000000")]).await;
     let mut logins: FuturesUnordered<_> = (0..16).map(|_| login(&server, "alice", old)).collect();
     let mut replies = vec![logins.next().await.expect("a login")];
@@ -144,7 +144,7 @@ async fn a_login_under_way_does_not_outlive_the_password() {
     replies.extend(logins.collect::<Vec<_>>().await);
     for reply in replies {
         let token = reply.body["access_token"].as_str().unwrap_or_default();
-        assert!(!server.is_signed_in(token).await, "the session of a login with the old password goes on");
+        assert!(!server.is_signed_in(token).await, "a login with the old password kept its session");
     }
     assert_eq!(login(&server, "alice", old).await.status, 401);
     assert_eq!(login(&server, "alice", new).await.status, 200);
@@ -198,7 +198,7 @@ async fn the_last_login_is_told_when_its_session_is_forgotten_too() {
     };
     let forget = async || {
         let dropped = server.run(async |app| session::drop_ended(&app.db, app.clock.now()).await);
-        dropped.await.expect("sessions are dropped")
+        dropped.await.expect("expired sessions are deleted")
     };
     assert_eq!(last().await, server.moment(Duration::ZERO));
     let minute = Duration::from_secs(60);
@@ -208,7 +208,7 @@ async fn the_last_login_is_told_when_its_session_is_forgotten_too() {
     assert_eq!(later.post("/auth/logout").send().await.expect("an answer").status(), 204);
     server.advance(minute);
     assert_eq!((forget().await, last().await), (1, json!(server.moment(minute))));
-    // The older of the two ends later, and does not take its place.
+    // The older session ends later and must not replace the newer login.
     assert_eq!(bob.post("/auth/logout").send().await.expect("an answer").status(), 204);
     server.advance(minute);
     assert_eq!((forget().await, last().await), (1, json!(server.moment(minute))));
@@ -228,9 +228,9 @@ async fn the_password_is_asked_again_before_it_is_changed() {
     assert_eq!(change("Wrong-Horse-7", "Another-Horse-8").await.faults(), ["currentPassword: WRONG_PASSWORD"]);
     assert_eq!(change(PASSWORD, "weak").await.faults(), ["newPassword: WEAK_PASSWORD"]);
     assert_eq!(change(PASSWORD, "alice@example.org").await.faults(), ["newPassword: WEAK_PASSWORD"]);
-    assert!(server.is_signed_in(phone.token()).await, "nothing was written");
+    assert!(server.is_signed_in(phone.token()).await, "a refused change has no effect");
     change(PASSWORD, "Another-Horse-8").await.ok();
-    assert!(server.is_signed_in(alice.token()).await, "the present session goes on");
+    assert!(server.is_signed_in(alice.token()).await, "the current session continues");
     assert!(!server.is_signed_in(phone.token()).await, "every other one ends");
     assert_eq!(login(&server, "alice", PASSWORD).await.status, 401);
     assert_eq!(login(&server, "alice", "Another-Horse-8").await.status, 200);
@@ -252,7 +252,7 @@ async fn a_page_of_another_site_does_not_get_in_through_a_visitors_browser() {
     for headers in [&[foreign] as &[_], &[foreign, cross], &[foreign, same_site], &[none], &[none, cross], &[cross]] {
         assert_eq!(form("Wrong-Horse-7", headers).await, (403, "FORBIDDEN".to_owned()), "{headers:?}");
     }
-    // None of those counted as a failure.
+    // None of these counted as a failed login.
     let (own, here) = (("sec-fetch-site", "same-origin"), format!("http://{}", server.address));
     for headers in [
         &[] as &[_],
@@ -260,7 +260,8 @@ async fn a_page_of_another_site_does_not_get_in_through_a_visitors_browser() {
         &[("origin", listed), cross],
         &[("origin", "https://tasks.example.org"), cross],
         &[("origin", &here)],
-        // What the server's own pages send under their policy, and behind a proxy that asks under another name.
+        // Headers of the server's own pages: with their referrer policy, and behind a proxy that
+        // changes Host.
         &[none, own],
         &[("origin", "https://proxy.example.org"), own],
     ] {
@@ -268,7 +269,7 @@ async fn a_page_of_another_site_does_not_get_in_through_a_visitors_browser() {
     }
 }
 
-/// Sends a request and does not wait for the answer.
+/// Sends a request and returns the connection without waiting for the answer.
 async fn left(server: &Server, path: &str, body: serde_json::Value) -> TcpStream {
     let mut stream = TcpStream::connect(server.address).await.expect("a connection");
     let body = body.to_string();
@@ -293,7 +294,7 @@ async fn who_goes_away_in_the_middle_takes_nothing_back_and_nobody_else_along() 
                 let wrong = json!({ "username": "alice", "password": "Wrong-Horse-7" });
                 let (path, body) = if number % 2 == 0 { ("/auth/register", guest) } else { ("/auth/login", wrong) };
                 let gone = left(server, path, body).await;
-                // Anywhere in the middle.
+                // Disconnect at different moments of the request.
                 tokio::time::sleep(Duration::from_micros(500 * (number + round % 7))).await;
                 drop(gone);
             }

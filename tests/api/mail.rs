@@ -1,4 +1,4 @@
-//! The mail queue, as an SMTP server gets it.
+//! The mail queue, observed from an SMTP server.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use tokio::time::timeout;
 use crate::harness::{Mail, Mailbox, PASSWORD, PATIENCE, Person, Program, Reply, Server};
 use crate::recovery::{confirm, start, verify};
 
-/// Waits until nothing in the queue is due: what is still there waits for a later moment.
+/// Waits until no message in the queue is due.
 async fn idle(server: &Server) {
     let idle = server.run(async |app| {
         loop {
@@ -33,10 +33,10 @@ async fn idle(server: &Server) {
             tokio::task::yield_now().await;
         }
     });
-    timeout(PATIENCE, idle).await.expect("a queue that gets its work done").expect("an answer");
+    timeout(PATIENCE, idle).await.expect("an idle queue").expect("an answer");
 }
 
-/// Everything that has arrived.
+/// Waits for the queue and returns everything that has arrived.
 async fn arrived(server: &Server, mailbox: &mut Mailbox) -> Vec<Mail> {
     idle(server).await;
     let mut all = Vec::new();
@@ -57,7 +57,7 @@ async fn a_mail_server_that_is_down_delays_mail_and_nothing_else() {
     server.person("alice").await;
     mailbox.refused().await;
     mailbox.refuse(false);
-    // The next attempt is half a minute later; another mail rings the bell then.
+    // The next attempt is 30 seconds later; a new mail then wakes the queue.
     server.advance(Duration::from_secs(31));
     server.post("/auth/password-reset", json!({ "email": "alice@example.org" })).await;
     let mut subjects = [mailbox.next().await.subject().to_owned(), mailbox.next().await.subject().to_owned()];
@@ -100,10 +100,10 @@ async fn a_recipient_gets_at_most_5_account_mails_an_hour_and_what_is_asked_for_
     assert_eq!(mails.len(), 5, "{mails:?}");
     assert!(answers.iter().all(|(path, body)| answers.iter().all(|(other, same)| path != other || body == same)));
 
-    // A restart forgets nothing, and another account that wants the address counts too.
+    // The limit survives a restart, and requests by another account for the same address count too.
     let server = server.again(&[("SMTP_URL", &mailbox.url())]).await;
     let mallory = server.person("mallory").await;
-    assert_eq!(arrived(&server, &mut mailbox).await.len(), 1, "each recipient by itself");
+    assert_eq!(arrived(&server, &mut mailbox).await.len(), 1, "the limit is per recipient");
     for number in 0..3 {
         for email in [&format!("{number}@example.org"), "bob@example.org"] {
             let input = json!({ "email": email, "currentPassword": PASSWORD });
@@ -120,7 +120,7 @@ async fn a_recipient_gets_at_most_5_account_mails_an_hour_and_what_is_asked_for_
     late.retain(|mail| mail.to == "alice@example.org");
     let mut subjects: Vec<_> = late.iter().map(|mail| mail.subject()).collect();
     subjects.sort_unstable();
-    assert_eq!(subjects, ["Set a new password", "Verify your e-mail address"], "one of each waited");
+    assert_eq!(subjects, ["Set a new password", "Verify your e-mail address"], "one delayed mail of each kind");
     let reset = late.iter().find(|mail| mail.subject() == "Set a new password").expect("a link");
     assert_eq!(confirm(&server, &reset.token(), "Another-Horse-8").await.status, 204);
     assert!(!server.is_signed_in(alice.token()).await);
@@ -195,7 +195,7 @@ async fn requests_of_strangers_do_not_keep_a_notice_from_the_owner() {
         assert!(mails.iter().all(|mail| mail.subject() == "Your password was changed"), "{mails:?}");
         notices += mails.len();
     }
-    assert_eq!(notices, 5, "a notice of one kind has a limit of its own");
+    assert_eq!(notices, 5, "each kind of notice has its own limit");
 }
 
 #[tokio::test]
@@ -214,7 +214,7 @@ async fn a_mail_that_could_not_be_sent_does_not_count() {
     assert_eq!(mailbox.next().await.subject(), "Set a new password");
 }
 
-/// Assigns tasks to somebody, and says to whom mail about it came.
+/// Assigns `count` tasks and returns the number of mails about them.
 async fn assign(server: &Server, mailbox: &mut Mailbox, from: &Person, to: &Person, count: usize) -> usize {
     let project = from.project("Apollo").await;
     for number in 0..count {
@@ -231,12 +231,12 @@ async fn assignment_mails_are_limited_by_sender_and_recipient() {
     for number in 0..5 {
         senders.push(server.person(&format!("sender-{number}")).await);
     }
-    assert_eq!(assign(&server, &mut mailbox, &senders[0], &root, 7).await, 5, "of one to one");
+    assert_eq!(assign(&server, &mut mailbox, &senders[0], &root, 7).await, 5, "one sender, one recipient");
     let mut sum = 5;
     for sender in &senders[1..] {
         sum += assign(&server, &mut mailbox, sender, &root, 6).await;
     }
-    assert_eq!(sum, 20, "of all to one");
+    assert_eq!(sum, 20, "all senders, one recipient");
     server.advance(Duration::from_secs(3_600));
     let sender = server.login("sender-0").await;
     sum = assign(&server, &mut mailbox, &sender, &root, 6).await;
@@ -244,7 +244,7 @@ async fn assignment_mails_are_limited_by_sender_and_recipient() {
         let other = server.admin(&format!("admin-{number}")).await;
         sum += assign(&server, &mut mailbox, &sender, &other, 5).await;
     }
-    assert_eq!(sum, 60, "of one to all");
+    assert_eq!(sum, 60, "one sender, all recipients");
 }
 
 #[tokio::test]
@@ -262,7 +262,7 @@ async fn assignments_made_at_once_do_not_pass_the_limit() {
     assert_eq!(arrived(&server, &mut mailbox).await.len(), 5);
 }
 
-/// What a header of a mail says.
+/// The value of a header.
 fn header<'a>(mail: &'a Mail, name: &str) -> Option<&'a str> {
     mail.content.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
 }
@@ -271,7 +271,7 @@ fn header<'a>(mail: &'a Mail, name: &str) -> Option<&'a str> {
 async fn one_click_ends_assignment_mails_and_a_setting_brings_them_back() {
     let (server, mut mailbox) = start(&[]).await;
     let (alice, root) = (server.person("alice").await, server.admin("root").await);
-    assert_eq!(header(&mailbox.next().await, "List-Unsubscribe"), None, "account mail cannot be refused");
+    assert_eq!(header(&mailbox.next().await, "List-Unsubscribe"), None, "no unsubscribe link in account mail");
     let project = alice.project("Apollo").await;
     let assign = async || alice.task(&project, "Fly", json!({ "assigneeId": root.id })).await;
     assign().await;
@@ -280,10 +280,10 @@ async fn one_click_ends_assignment_mails_and_a_setting_brings_them_back() {
     let address = header(&mail, "List-Unsubscribe").expect("an address");
     let address = address.strip_prefix("<https://tasks.example.org").and_then(|rest| rest.strip_suffix('>'));
     let path = address.unwrap_or_else(|| panic!("an https URI in angle brackets: {}", mail.content)).to_owned();
-    assert!(mail.content.matches(&path).count() >= 3, "people find it in the text too: {}", mail.content);
+    assert!(mail.content.matches(&path).count() >= 3, "the link is in the text too: {}", mail.content);
     let setting = async || root.query("{ viewer { assignmentEmails } }", json!({})).await["viewer"].clone();
 
-    // Programs that look through mail open links.
+    // Mail scanners open links, so GET must not unsubscribe.
     let page = server.request(Method::GET, &path).send().await.expect("an answer");
     assert_eq!(
         (page.status().as_u16(), &page.headers()["content-type"]),
@@ -309,7 +309,7 @@ async fn one_click_ends_assignment_mails_and_a_setting_brings_them_back() {
     assign().await;
     assert_eq!(mailbox.next().await.to, "root@example.org");
 
-    // Nobody else can be unsubscribed by a link that was made up.
+    // A forged link unsubscribes nobody.
     let (base, token) = path.split_once("token=").expect("a token");
     let mut forged: Vec<String> = vec![String::new(), "x".to_owned(), format!("{token}A")];
     forged.extend((0..token.len()).step_by(7).map(|at| {
@@ -389,16 +389,16 @@ async fn a_message_is_claimed_when_its_turn_comes_and_whoever_lost_the_claim_has
     let other = claim().await.expect("another message");
     assert_ne!(slow.id, other.id);
     server.advance(Duration::from_secs(20));
-    let again = claim().await.expect("the first one once more");
-    assert_eq!((again.id, claim().await), (slow.id, None), "the second claim lasts");
+    let again = claim().await.expect("the first message again");
+    assert_eq!((again.id, claim().await), (slow.id, None), "the second claim is valid");
     let late = server.run(async move |app| {
         mail::postpone(&app.db, app.clock.now(), &slow, "late").await?;
         mail::settle(&app.db, &slow).await
     });
     late.await.expect("an answer");
     server.advance(Duration::from_secs(100));
-    assert_eq!(claim().await.expect("the second one").id, other.id);
+    assert_eq!(claim().await.expect("the second message").id, other.id);
     assert_eq!(claim().await, None);
     server.advance(Duration::from_secs(20));
-    assert_eq!(claim().await.expect("the first one").attempts, 0);
+    assert_eq!(claim().await.expect("the first message").attempts, 0);
 }

@@ -1,7 +1,7 @@
-//! The tests of the whole server, through its real router, sockets and database.
+//! Integration tests of the whole server through its real router, sockets and database.
 //!
-//! They run on SQLite, and on PostgreSQL when `TEST_DATABASE_URL=postgres://…` names a server on which databases may be
-//! made. Each test has a server and a database of its own; see [`harness`].
+//! They run on SQLite, or on PostgreSQL when `TEST_DATABASE_URL=postgres://…` names a server where
+//! databases can be created. Each test has its own server and database; see [`harness`].
 
 mod harness;
 

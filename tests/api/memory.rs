@@ -1,4 +1,5 @@
-//! Memory follows the answer: what an operation decodes from rows, and what it may hold.
+//! Memory follows the answer: operations decode only the columns they select, and the total is
+//! limited per operation, per user and per process.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -13,14 +14,15 @@ use tokio::time::timeout;
 
 use crate::harness::{Frame, PATIENCE, Person, Reply, Server, text};
 
-/// The longest description there is: 40,000 bytes. A comment may have half of it.
+/// The longest description has 10,000 characters, here of four bytes each. A comment may have half
+/// as many.
 const LONG: usize = 10_000;
 
 fn long(characters: usize) -> String {
     "\u{1f680}".repeat(characters)
 }
 
-/// Projects with tasks, all with the longest descriptions; the ids of the tasks.
+/// Creates projects with tasks whose descriptions have the maximum length. Returns the task ids.
 async fn populate(owner: &Person, projects: usize, tasks: usize) -> Vec<String> {
     let create: String = (0..tasks)
         .map(|number| {
@@ -41,14 +43,14 @@ async fn populate(owner: &Person, projects: usize, tasks: usize) -> Vec<String> 
     ids
 }
 
-/// How many bytes an operation that succeeds decodes.
+/// Bytes that an operation decodes from database rows. The operation must succeed.
 async fn decoded(server: &Server, person: &Person, document: &str, variables: Value) -> u64 {
     let before = server.app.limits.decoding.bytes.get();
     person.query(document, variables).await;
     server.app.limits.decoding.bytes.get() - before
 }
 
-/// Selections that show tasks, projects or comments, but nothing long of them.
+/// Selections of tasks, projects or comments without any long text.
 const SHORT: [&str; 18] = [
     "{ projects(first: 100) { nodes { tasks(first: 99) { nodes { version } } } } }",
     "{ projects { edges { node { name tasks { edges { cursor node { id updatedAt } } } } } } }",
@@ -73,7 +75,7 @@ const SHORT: [&str; 18] = [
        task { project { tasks { nodes { version } } } } } }",
 ];
 
-/// The same with something long.
+/// Selections with long texts.
 const WITH_DESCRIPTIONS: [&str; 4] = [
     "{ projects(first: 100) { nodes { tasks(first: 99) { nodes { description } } } } }",
     "{ projects { nodes { tasks { nodes { ...T } } } } } fragment T on Task { title d: description }",
@@ -110,7 +112,7 @@ async fn what_is_long_is_read_only_when_it_is_selected() {
         let least = (tasks.len() * LONG * 4) as u64;
         assert!((least..2 * least).contains(&decoded), "{decoded} bytes for {document}");
     }
-    // Eight at once decode no more than eight after each other.
+    // Eight concurrent operations decode no more than eight sequential ones.
     let before = server.app.limits.decoding.bytes.get();
     join_all((0..8).map(|_| alice.query(SHORT[0], json!({})))).await;
     let decoded = server.app.limits.decoding.bytes.get() - before;
@@ -131,10 +133,10 @@ async fn an_operation_that_reads_too_much_is_refused_as_a_whole() {
     let reply = Reply::to(request.json(&json!({ "query": long }))).await;
     assert_eq!(reply.status, 422, "{}", reply.body);
     assert_eq!(reply.body["errors"][0]["extensions"]["code"], "DOCUMENT_TOO_COMPLEX");
-    assert_eq!(reply.body["errors"][0]["message"], "The operation reads more than 16 MiB. Ask for less at once.");
+    assert_eq!(reply.body["errors"][0]["message"], "The operation reads more than 16 MiB. Request less data.");
     assert!(reply.body.get("data").is_none());
     assert_eq!(server.app.limits.decoding.budget.used(), 0);
-    // Of the same rows without what is long there is an answer.
+    // The same rows without the long text are within the limit.
     let short = alice.query(&long.replace("description", "version"), json!({})).await;
     let tasks = short["projects"]["nodes"].as_array().expect("projects").iter();
     assert_eq!(tasks.map(|project| project["tasks"]["nodes"].as_array().expect("tasks").len()).sum::<usize>(), 450);
@@ -155,7 +157,7 @@ async fn operations_are_refused_while_others_hold_too_much() {
     let refused = ask(&alice).await;
     assert_eq!((refused.status.as_u16(), &refused.headers["retry-after"]), (503, &"1".parse().expect("a header")));
     assert_eq!(refused.body["errors"][0]["extensions"]["code"], "SERVICE_UNAVAILABLE");
-    assert_eq!(ask(&bob).await.status, 200, "others have theirs");
+    assert_eq!(ask(&bob).await.status, 200, "other users are not affected");
     drop(own);
     assert_eq!(ask(&alice).await.status, 200);
 
@@ -168,7 +170,8 @@ async fn operations_are_refused_while_others_hold_too_much() {
     socket.subscribe("1", long, json!({})).await;
     let Frame::Message(refused) = socket.receive().await else { panic!("no answer") };
     assert!(refused.to_string().contains("SERVICE_UNAVAILABLE"), "{refused}");
-    // What is short, and every write, goes on. What a write answers is null where it is too long, and it says so.
+    // Small reads and all writes still succeed. A payload object that is too large is null, with an
+    // error.
     let renamed = alice.mutate("updateTask", json!({ "id": tasks[0], "title": "Land" })).await.ok();
     assert_eq!(renamed["title"], "Land");
     let document = "mutation ($id: ID!) { updateTask(input: { id: $id, title: \"Dock\" }) {

@@ -1,4 +1,4 @@
-//! What is counted and measured, through the real router and sockets.
+//! Metrics of the whole server, produced through its router and sockets.
 
 use std::collections::BTreeSet;
 
@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::harness::{Frame, PASSWORD, PATIENCE, Person, Reply, Server};
 
-/// What is told now.
+/// The current metrics in text format.
 struct Told(String);
 
 impl Told {
@@ -19,14 +19,14 @@ impl Told {
         Self(server.run(async |app| metrics::exposition(&app)).await)
     }
 
-    /// The value of one series, named as it is told; zero if it is not.
+    /// The value of a series; zero if it is absent.
     fn value(&self, series: &str) -> f64 {
         let line =
             self.0.lines().find_map(|line| line.strip_prefix("fasttrack_")?.strip_prefix(series)?.strip_prefix(' '));
         line.map_or(0.0, |value| value.parse().expect("a number"))
     }
 
-    /// What is told once these series have these values.
+    /// Waits until these series have these values and returns all metrics.
     async fn once(server: &Server, expected: &[(&str, f64)]) -> Self {
         let told = async {
             loop {
@@ -39,7 +39,7 @@ impl Told {
         timeout(PATIENCE, told).await.expect("in time")
     }
 
-    /// How many series begin so.
+    /// Number of series whose name starts with `start`.
     fn count(&self, start: &str) -> usize {
         self.0
             .lines()
@@ -75,7 +75,7 @@ async fn requests_and_operations_are_counted_by_route_name_and_outcome() {
     assert_eq!(operations("Me", "query", "BAD_USER_INPUT"), 1.0, "{}", told.0);
     assert_eq!(operations("Me", "query", "GRAPHQL_VALIDATION_FAILED"), 1.0);
     assert_eq!(operations("Make", "mutation", "ok"), 1.0);
-    // Logging in asks who one is.
+    // Logging a person in sends one unnamed query.
     assert_eq!(operations("unnamed", "query", "ok"), 2.0);
     assert_eq!(told.value("graphql_refusals_total{code=\"GRAPHQL_PARSE_FAILED\"}"), 1.0);
     assert_eq!(told.value("graphql_operation_duration_seconds_count{operation=\"Me\",kind=\"query\"}"), 5.0);
@@ -92,7 +92,7 @@ async fn requests_and_operations_are_counted_by_route_name_and_outcome() {
 
 #[tokio::test]
 async fn the_readme_has_a_row_for_each_metric() {
-    // Most of them are told once there is something to tell.
+    // Most series appear only after their first event.
     let limits = [("RATE_LIMIT_ENABLED", "true"), ("RATE_LIMIT_CREDENTIALS_PER_MINUTE", "3")];
     let server = Server::with(&limits).await;
     let alice = server.person("alice").await;
@@ -113,7 +113,7 @@ async fn the_readme_has_a_row_for_each_metric() {
         })
         .collect();
     let page = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/reference/metrics.md");
-    let page = std::fs::read_to_string(page).expect("the page of metrics");
+    let page = std::fs::read_to_string(page).expect("docs/reference/metrics.md");
     let first = page.lines().filter_map(|line| line.strip_prefix("| `")?.split(" | ").next());
     let named = first.flat_map(|cell| cell.split("`, `")).map(|name| name.trim_end_matches('`').to_owned());
     assert_eq!(named.collect::<BTreeSet<_>>(), made);
@@ -124,7 +124,7 @@ async fn what_clients_make_up_adds_no_series() {
     let server = Server::start().await;
     let alice = server.person("alice").await;
     let long = "x".repeat(81);
-    // Nobody who is not signed in, and nothing that fails, takes one of the places.
+    // Anonymous and failing operations do not take up any of the limited names.
     ask(&server.nobody(), "query Stranger { __typename }", "Stranger").await;
     ask(&alice, "query Wrong { nothing }", "Wrong").await;
     ask(&alice, &format!("query {long} {{ __typename }}"), &long).await;

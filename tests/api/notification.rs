@@ -1,4 +1,4 @@
-//! The inbox: who is notified of what, how it is read, and how it comes live.
+//! The inbox: who is notified about what, reading and marking, and live delivery.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,7 +19,7 @@ const ADDED: &str = "subscription ($after: String) {
     notificationAdded(after: $after) { id cursor kind isRead actor { username } task { title } comment { body } }
 }";
 
-/// Waits until everything that is written has come into the inboxes.
+/// Waits until the inboxes contain every event written so far.
 async fn settled(app: &App) {
     let mut conn = app.db.conn().await.expect("a connection");
     let newest: (i64, i64) = on!(conn, |c| events::table
@@ -27,14 +27,14 @@ async fn settled(app: &App) {
         .select((events::xid, events::seq))
         .first(c)
         .await)
-    .expect("the newest event");
+    .expect("the end of the log");
     let newest = Position { xid: newest.0, seq: newest.1 };
     let mut inbox = app.inbox.subscribe();
     let reached = timeout(PATIENCE, inbox.wait_for(|reached| *reached >= newest)).await;
-    reached.expect("inboxes that are made in time").expect("a running server");
+    reached.expect("inboxes before the timeout").expect("a running server");
 }
 
-/// Somebody's notifications, newest first, each as `KIND by actor: task / comment`.
+/// A user's notifications, newest first, each as `KIND by actor: task / comment`.
 async fn inbox(server: &Server, person: &Person) -> Vec<String> {
     settled(&server.app).await;
     let document = "{ viewer { notifications(first: 100) {
@@ -68,7 +68,7 @@ async fn each_kind_comes_to_whom_it_concerns_and_never_to_whoever_did_it() {
     bob.comment(&task, "of Bob").await;
     bob.mutate("updateTask", json!({ "id": task, "status": "IN_PROGRESS" })).await.ok();
     root.mutate("updateTask", json!({ "id": task, "status": "DONE" })).await.ok();
-    // A new title is told by the log, and is nobody's to know at once.
+    // A changed title is in the event log but notifies nobody.
     bob.mutate("updateTask", json!({ "id": task, "title": "Fly!" })).await.ok();
 
     assert_eq!(
@@ -79,7 +79,7 @@ async fn each_kind_comes_to_whom_it_concerns_and_never_to_whoever_did_it() {
         inbox(&server, &alice).await,
         ["STATUS_CHANGED by root: Fly! / -", "STATUS_CHANGED by bob: Fly! / -", "COMMENTED by bob: Fly! / of Bob"]
     );
-    assert_eq!(inbox(&server, &root).await, [""; 0], "administrators see everything and are not told of it");
+    assert_eq!(inbox(&server, &root).await, [""; 0], "administrators are not notified about every task");
 }
 
 #[tokio::test]
@@ -92,7 +92,7 @@ async fn a_mention_reaches_whoever_may_see_the_task_and_beats_the_comment() {
     let body = "@Root and @bob, @nobody, @carol; me@root.org";
     let comment = alice.comment(&task, body).await;
     assert_eq!(inbox(&server, &root).await, [format!("MENTIONED by alice: Fly / {body}")]);
-    assert_eq!(inbox(&server, &bob).await, [""; 0], "not his task yet");
+    assert_eq!(inbox(&server, &bob).await, [""; 0], "the task is not his yet");
 
     alice.mutate("updateTask", json!({ "id": task, "assigneeId": bob.id })).await.ok();
     alice.comment(&task, "@BOB @alice _@bob_").await;
@@ -103,7 +103,8 @@ async fn a_mention_reaches_whoever_may_see_the_task_and_beats_the_comment() {
     );
     assert_eq!(inbox(&server, &alice).await, ["MENTIONED by Bob: Fly / @alice!"]);
 
-    // Whoever is in the text already was told; whoever comes in with a change is told then.
+    // Users already mentioned in the text were notified; an edit notifies only newly mentioned
+    // ones.
     let more = "@root, @bob, @nobody, and again: @bob!";
     let dropped = alice.comment(&task, "a word").await;
     alice.mutate("updateComment", json!({ "id": comment, "body": more })).await.ok();
@@ -112,7 +113,7 @@ async fn a_mention_reaches_whoever_may_see_the_task_and_beats_the_comment() {
         inbox(&server, &root).await,
         ["MENTIONED by alice: Fly / a word to @root".to_owned(), format!("MENTIONED by alice: Fly / {more}")]
     );
-    assert_eq!(inbox(&server, &bob).await.len(), 3, "assigned, mentioned, and the comment without a mention");
+    assert_eq!(inbox(&server, &bob).await.len(), 3, "the assignment, the mention, and the comment without a mention");
     assert_eq!(inbox(&server, &carol).await, [""; 0], "a stranger");
 }
 
@@ -158,7 +159,7 @@ async fn what_is_read_is_no_longer_unread() {
     assert_eq!(bodies(&unread), ["four", "two"]);
     let rest = page(unread["pageInfo"]["endCursor"].clone(), json!(true)).await;
     assert_eq!((bodies(&rest), &rest["pageInfo"]["hasNextPage"]), (vec![Value::Null], &json!(false)));
-    // Of the whole list, what is read and what is not come in one order.
+    // Read and unread notifications share one order in the unfiltered list.
     let (mut place, mut pages) = (Value::Null, Vec::new());
     while pages.len() < 3 {
         let page = page(place, json!(false)).await;
@@ -172,7 +173,8 @@ async fn what_is_read_is_no_longer_unread() {
     let moment = server.moment(Duration::from_secs(60));
     assert_eq!(read, json!({ "isRead": true, "readAt": moment, "task": { "title": "Fly" } }));
 
-    // Of others there is nothing to see or mark, and one wrong id leaves the good ones alone.
+    // Other users' notifications are neither visible nor markable, and one invalid id does not
+    // affect the valid ones.
     assert_eq!(alice.query(node, json!({ "id": two[0] })).await["node"], Value::Null);
     let foreign = text(
         &alice.query("{ viewer { notifications { nodes { id } } } }", json!({})).await["viewer"]["notifications"]["nodes"]
@@ -224,7 +226,8 @@ async fn live_and_replayed_each_comes_once_and_is_in_the_inbox_by_then() {
         told.push(next);
     }
 
-    // From the start, and from the middle: the same ids and cursors, and what was read is told as read.
+    // Replaying from the start or the middle returns the same ids and cursors, including read
+    // notifications.
     let mut replayed = bob.subscribe(ADDED, json!({ "after": start })).await;
     let again = added(&mut replayed).await;
     assert_eq!((&again["id"], &again["isRead"]), (&first["id"], &json!(true)));
@@ -241,7 +244,7 @@ async fn live_and_replayed_each_comes_once_and_is_in_the_inbox_by_then() {
     }
     assert_eq!(inbox(&server, &bob).await.len(), 22);
     alice.task(&project, "Land", json!({ "assigneeId": carol.id })).await;
-    assert_eq!(line(&added(&mut to_carol).await), "ASSIGNED by alice: Land / -", "nothing else was hers");
+    assert_eq!(line(&added(&mut to_carol).await), "ASSIGNED by alice: Land / -", "no other notification for her");
     assert_eq!(
         bob.ask("{ viewer { notifications(after: \"x\") { totalCount } } }", json!({})).await.code(),
         "BAD_USER_INPUT"
@@ -260,15 +263,15 @@ async fn rights_are_asked_when_a_notification_is_shown() {
     assert_eq!(
         inbox(&server, &bob).await,
         ["COMMENTED by alice: Fly / -", "ASSIGNED by alice: Fly / -"],
-        "a comment that is gone"
+        "a deleted comment"
     );
     alice.comment(&task, "another secret").await;
     alice.mutate("updateTask", json!({ "id": task, "assigneeId": null })).await.ok();
     let hidden = ["COMMENTED by alice: - / -", "COMMENTED by alice: - / -", "ASSIGNED by alice: - / -"];
-    assert_eq!(inbox(&server, &bob).await, hidden, "a task that is taken away");
+    assert_eq!(inbox(&server, &bob).await, hidden, "a task reassigned to someone else");
     assert_eq!(inbox(&server, &alice).await, ["COMMENTED by bob: Fly / seen"]);
     alice.mutate("deleteProject", json!({ "id": project })).await.ok();
-    assert_eq!(inbox(&server, &alice).await, ["COMMENTED by bob: - / -"], "a task that is gone");
+    assert_eq!(inbox(&server, &alice).await, ["COMMENTED by bob: - / -"], "a deleted task");
 }
 
 #[tokio::test]
@@ -292,7 +295,7 @@ async fn an_inbox_is_exported_forgotten_in_time_and_goes_with_its_owner() {
     assert_eq!(inbox(&server, &bob).await, ["COMMENTED by alice: Fly / new"]);
 
     bob.mutate("deleteViewer", json!({ "password": crate::harness::PASSWORD })).await.ok();
-    // The task stays assigned to the nameless row, for which no inbox is kept any more.
+    // The task stays assigned to the anonymized account, which no longer has an inbox.
     alice.mutate("updateComment", json!({ "id": comment, "body": "@bob" })).await.ok();
     alice.comment(&task, "is anybody there?").await;
     settled(&server.app).await;
@@ -306,7 +309,7 @@ async fn several_instances_and_a_restart_make_each_notification_once() {
     let (alice, bob) = (server.person("alice").await, server.person("bob").await);
     let project = alice.project("Apollo").await;
     let task = alice.task(&project, "Fly", json!({ "assigneeId": bob.id })).await;
-    // Three more that do what the job of the server does, as on other instances.
+    // Three more consumers next to the server's own job, as other instances would run.
     let stop = tokio_util::sync::CancellationToken::new();
     let others: Vec<_> = (0..3)
         .map(|_| {

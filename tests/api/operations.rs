@@ -1,4 +1,4 @@
-//! Running it: probes, and how a server ends.
+//! Operating the server: probes, load shedding, logging, and graceful shutdown.
 
 use std::collections::HashMap;
 use std::io;
@@ -25,7 +25,7 @@ async fn ready(server: &Server) -> (u16, Value) {
     (reply.status.as_u16(), reply.body)
 }
 
-/// The same, once the next check has found what gives this status.
+/// Waits until the readiness check returns this status.
 async fn ready_when(server: &Server, status: u16) -> (u16, Value) {
     let found = async {
         loop {
@@ -35,7 +35,7 @@ async fn ready_when(server: &Server, status: u16) -> (u16, Value) {
             }
         }
     };
-    timeout(PATIENCE, found).await.expect("a check in time")
+    timeout(PATIENCE, found).await.expect("the status before the timeout")
 }
 
 #[tokio::test]
@@ -61,13 +61,13 @@ async fn a_server_without_its_redis_says_so_and_one_that_is_busy_is_ready() {
     let (status, told) = ready(&server).await;
     assert_eq!((status, &told["redis"]), (200, &json!("away")), "{told}");
     let held = Held::connection(&server).await;
-    // Probes do not wait behind requests.
+    // Probes do not queue behind requests.
     let (status, told) = ready(&server).await;
     assert_eq!((status, &told["database"], &told["schema"]), (200, &json!("ok"), &json!("ok")), "{told}");
     held.release();
 }
 
-/// The only permit of a server, held by somebody else than its people.
+/// The server's only permit, taken by an unrelated address.
 async fn only_permit(server: &Server) -> Permit {
     let owner = Who::address(Ipv4Addr::LOCALHOST.into());
     server.app.concurrency.acquire(owner, Wait::Request).await.expect("a permit")
@@ -103,7 +103,8 @@ async fn requests_are_shed_before_they_are_read_while_others_time_out() {
         assert_eq!(reply.headers["access-control-allow-origin"], origin);
         begun.elapsed()
     };
-    // Once some have timed out, eight may wait for the only permit, if the others come soon after them.
+    // After some timeouts, at most eight requests may wait for the only permit; further ones are
+    // shed.
     let is_shed =
         async { while join_all((0..30).map(ask)).await.into_iter().min() >= Some(Duration::from_millis(500)) {} };
     timeout(PATIENCE, is_shed).await.expect("some requests are shed");
@@ -111,14 +112,14 @@ async fn requests_are_shed_before_they_are_read_while_others_time_out() {
     assert_eq!(nobody.query("{ __typename }", json!({})).await["__typename"], "Query");
 }
 
-/// What the servers of this process have logged.
+/// The log output of all servers in this process.
 static LOG: Mutex<Vec<u8>> = Mutex::new(Vec::new());
 
 struct Log;
 
 impl io::Write for Log {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        LOG.lock().expect("no panic while held").extend_from_slice(bytes);
+        LOG.lock().expect("an unpoisoned lock").extend_from_slice(bytes);
         Ok(bytes.len())
     }
 
@@ -149,7 +150,7 @@ async fn what_goes_wrong_on_a_socket_or_a_stream_is_in_the_log_under_the_id_that
     let mut listener = alice.subscribe(subscription, json!({})).await;
     let mut streamed = stream(subscription).await;
     server.database().execute("ALTER TABLE labels RENAME TO away").await;
-    // Until both listen.
+    // Wait until all four subscriptions are registered.
     while server.app.hub.subscribers() < 4 {
         tokio::task::yield_now().await;
     }
@@ -172,16 +173,16 @@ async fn what_goes_wrong_on_a_socket_or_a_stream_is_in_the_log_under_the_id_that
     ids.push(("Look", told(&answer["payload"])));
     server.database().execute("ALTER TABLE away RENAME TO labels").await;
 
-    let log = String::from_utf8(LOG.lock().expect("no panic while held").clone()).expect("text");
+    let log = String::from_utf8(LOG.lock().expect("an unpoisoned lock").clone()).expect("text");
     let lines: Vec<Value> = log.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
     for (operation, id) in ids {
         let is_it = |line: &&Value| line["level"] == "ERROR" && line["span"]["id"] == *id;
-        let line = lines.iter().find(is_it).unwrap_or_else(|| panic!("nothing of {operation} {id} in {log}"));
+        let line = lines.iter().find(is_it).unwrap_or_else(|| panic!("no entry of {operation} {id} in {log}"));
         assert_eq!((&line["span"]["name"], &line["span"]["operation"]), (&json!("request"), &json!(operation)));
     }
 }
 
-/// The only database connection of a server, held so that whatever is asked has to wait.
+/// Holds the server's only database connection, so that every request waits.
 struct Held(Arc<Notify>);
 
 impl Held {
@@ -189,7 +190,7 @@ impl Held {
         let (held, release) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
         let (is_held, released) = (Arc::clone(&held), Arc::clone(&release));
         let app = Arc::clone(&server.app);
-        // Of the server's own threads, as a connection lives on them.
+        // On the server's runtime, because database connections belong to it.
         server
             .run(async move |_| {
                 tokio::spawn(async move {
@@ -204,14 +205,14 @@ impl Held {
         Self(release)
     }
 
-    /// Waits until somebody waits for it.
+    /// Waits until a request waits for the connection.
     async fn awaited(server: &Server) {
         let awaited = server.run(async |app| {
             while app.db.pools().iter().all(|pool| pool.waiting == 0) {
                 tokio::task::yield_now().await;
             }
         });
-        timeout(PATIENCE, awaited).await.expect("somebody");
+        timeout(PATIENCE, awaited).await.expect("a waiting request");
     }
 
     fn release(&self) {
@@ -231,7 +232,7 @@ async fn what_was_begun_under_auth_is_done_though_its_client_goes_away() {
     leaving.write_all(request.as_bytes()).await.expect("sent");
     Held::awaited(&server).await;
     drop(leaving);
-    // What comes after it is answered, so the server knows that it has gone.
+    // Later requests are answered, so the server has noticed the disconnect.
     for _ in 0..10 {
         assert_eq!(server.request(Method::GET, "/livez").send().await.expect("an answer").status(), 200);
     }
@@ -302,7 +303,8 @@ async fn what_was_begun_is_answered_before_the_server_ends_and_nobody_is_told_an
     let alice = server.person("alice").await;
     let (mut socket, mut listening) = (alice.socket().await, alice.socket().await);
     listening.subscribe("1", "subscription { events { id } }", json!({})).await;
-    // A query on the same socket shows that the subscription before it is under way.
+    // Operations on a socket start in order: the answer to this query shows that the subscription
+    // has started.
     listening.subscribe("2", "{ viewer { id } }", json!({})).await;
     assert!(matches!(listening.receive().await, Frame::Message(message) if message["type"] == "next"));
     assert!(matches!(listening.receive().await, Frame::Message(message) if message["type"] == "complete"));
@@ -315,7 +317,8 @@ async fn what_was_begun_is_answered_before_the_server_ends_and_nobody_is_told_an
     timeout(PATIENCE, late.read_exact(&mut expected)).await.expect("in time").expect("the server waits for the rest");
     let held = Held::connection(&server).await;
     socket.subscribe("1", "{ viewer { username } }", json!({})).await;
-    // What comes after it and needs no connection shows that it is under way; where reads share one, it is answered now.
+    // The second operation needs no connection of its own; its answer shows that the first one has
+    // started.
     socket.subscribe("2", "{ __typename }", json!({})).await;
     let mut answers: HashMap<String, Vec<Value>> = HashMap::new();
     let mut receive = async |id: &str| {
@@ -335,12 +338,12 @@ async fn what_was_begun_is_answered_before_the_server_ends_and_nobody_is_told_an
     assert_eq!(answer[0]["payload"]["data"]["viewer"]["username"], "alice", "{answer:?}");
     assert_eq!(answer[1]["type"], "complete");
     assert_eq!(socket.receive().await, Frame::Closed(Some(1012)));
-    assert_eq!(listening.receive().await, Frame::Closed(Some(1012)), "neither an error nor `complete`");
+    assert_eq!(listening.receive().await, Frame::Closed(Some(1012)), "neither an error nor `complete` is sent");
     let mut answer = String::new();
     timeout(PATIENCE, late.read_to_string(&mut answer)).await.expect("in time").expect("an answer");
     assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("Query"), "{answer}");
-    assert!(TcpStream::connect(address).await.is_err(), "nobody is let in any more");
-    // The harness sees to it that everything ended by itself.
+    assert!(TcpStream::connect(address).await.is_err(), "the server no longer accepts connections");
+    // On drop, the harness checks that everything ended on its own.
     ended.join().expect("an end");
 }
 
@@ -359,7 +362,11 @@ async fn a_draining_server_goes_on_answering_until_the_time_is_over() {
     app.draining.cancelled().await;
     let answer = ready().await;
     let said = answer.headers().get("connection").map(|said| said.to_str().expect("a word"));
-    assert_eq!((answer.status().as_u16(), said), (503, Some("close")), "what is kept would be closed under a request");
+    assert_eq!(
+        (answer.status().as_u16(), said),
+        (503, Some("close")),
+        "a kept-alive connection could be closed in the middle of a request"
+    );
     socket.subscribe("1", "{ __typename }", json!({})).await;
     assert!(matches!(socket.receive().await, Frame::Message(message) if message["type"] == "next"));
     assert!(matches!(socket.receive().await, Frame::Message(message) if message["type"] == "complete"));
@@ -379,5 +386,5 @@ async fn one_export_is_made_at_a_time_and_another_is_asked_to_come_back() {
     held.release();
     assert_eq!((first.status.as_u16(), first.headers.contains_key("retry-after")), (503, true), "{}", first.body);
     assert!(second.await.body["data"]["exportViewerData"]["account"].is_object());
-    assert_eq!(export(&alice).await.status, 200, "it is over");
+    assert_eq!(export(&alice).await.status, 200, "the other export has ended");
 }

@@ -1,4 +1,4 @@
-//! Projects and their rules.
+//! Projects: validation, versions, statistics and deletion.
 
 use std::time::Duration;
 
@@ -131,5 +131,5 @@ async fn a_deleted_project_is_gone_with_all_that_is_in_it_and_the_log_tells_each
     let told = alice.query(events, json!({ "after": before })).await;
     assert_eq!(told["events"]["nodes"], json!([fly, land, gone]));
     let told = bob.query(events, json!({ "after": before })).await;
-    assert_eq!(told["events"]["nodes"], json!([fly]), "the assignee hears that their task went");
+    assert_eq!(told["events"]["nodes"], json!([fly]), "the assignee receives the deletion of their task");
 }

@@ -1,4 +1,4 @@
-//! What many do at the same time.
+//! Concurrent writes: exactly one winner, no lost updates, no partial results.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use tokio::time::timeout;
 use crate::harness::{PASSWORD, PATIENCE, Person, Server, text};
 use crate::recovery::{start, verify};
 
-/// How often each outcome came.
+/// Counts each outcome.
 fn tally(outcomes: impl IntoIterator<Item = String>) -> BTreeMap<String, usize> {
     let mut tally = BTreeMap::new();
     for outcome in outcomes {
@@ -55,7 +55,7 @@ async fn of_many_who_expect_the_same_version_one_writes() {
         who.mutate("updateTask", input).await.outcome()
     };
     let done = join_all((0..8).map(update)).await;
-    let winner = done.iter().position(|outcome| outcome == "ok").expect("one who wrote");
+    let winner = done.iter().position(|outcome| outcome == "ok").expect("one successful write");
     assert_eq!(tally(done), counts([("ok", 1), ("expectedVersion: CONFLICT", 7)]));
     let seen = alice.query("{ tasks { nodes { title version } } events { nodes { __typename } } }", json!({})).await;
     assert_eq!(seen["tasks"]["nodes"], json!([{ "title": winner.to_string(), "version": 2 }]));
@@ -88,7 +88,7 @@ async fn without_an_expected_version_no_change_is_lost() {
     };
     let mut versions = join_all(changes.into_iter().map(update)).await;
     versions.sort_unstable();
-    assert_eq!(versions, (2..=11).map(Some).collect::<Vec<_>>(), "each change has a version of its own");
+    assert_eq!(versions, (2..=11).map(Some).collect::<Vec<_>>(), "each change gets its own version");
     let seen = alice.mutate("updateTask", json!({ "id": task })).await.ok();
     assert_eq!(
         (&seen["title"], &seen["description"], &seen["priority"], &seen["status"], &seen["assignee"]["id"]),
@@ -179,9 +179,13 @@ async fn a_project_is_deleted_while_people_work_in_it_and_nothing_is_left_half_w
         ids
     };
     let created = ids("TaskCreatedEvent", |event| &event["task"]["id"]);
-    assert_eq!(created, ids("TaskDeletedEvent", |event| &event["deletedTaskId"]), "each task that came also went");
+    assert_eq!(
+        created,
+        ids("TaskDeletedEvent", |event| &event["deletedTaskId"]),
+        "each created task has a deletion event"
+    );
     let last = log["nodes"].as_array().and_then(|nodes| nodes.last()).expect("an event");
-    assert_eq!(last["__typename"], "ProjectDeletedEvent", "nothing happened in it afterwards");
+    assert_eq!(last["__typename"], "ProjectDeletedEvent", "no event follows the deletion");
 }
 
 #[tokio::test]
@@ -228,13 +232,13 @@ async fn of_writes_that_come_together_each_stands_or_fails_by_itself() {
         };
         loop {
             let outcome = alice.mutate(name, input.clone()).await.outcome();
-            // One user may not write as much at once on a busy machine: what is refused so is sent again.
+            // On a busy machine a user's share of permits may be exhausted; retry these.
             if !["SERVICE_UNAVAILABLE", "RATE_LIMITED"].contains(&outcome.as_str()) {
                 break format!("{name} {outcome}");
             }
         }
     };
-    let done = timeout(PATIENCE, join_all((0..60).map(write))).await.expect("answers in time");
+    let done = timeout(PATIENCE, join_all((0..60).map(write))).await.expect("answers before the timeout");
     assert_eq!(
         tally(done),
         counts([("createTask ok", 20), ("createLabel ok", 5), ("createLabel name: TAKEN", 15), ("updateTask ok", 20),])
@@ -244,7 +248,7 @@ async fn of_writes_that_come_together_each_stands_or_fails_by_itself() {
     let seen = seen.await;
     assert_eq!(seen["tasks"]["totalCount"], 21);
     let events = seen["events"]["nodes"].as_array().map(Vec::len);
-    assert_eq!(events, Some(1 + 20 + 20), "one for each task that was made and each change of a title");
+    assert_eq!(events, Some(1 + 20 + 20), "one event per created task and per changed title");
     assert!(seen["tasks"]["nodes"].as_array().into_iter().flatten().any(|task| task["version"] == 21));
 }
 
@@ -359,7 +363,7 @@ async fn a_logout_ends_the_session_whatever_is_refreshed_meanwhile() {
         let alice = server.login("alice").await;
         let refresh = async |_| server.post("/auth/refresh", json!({ "refresh_token": alice.refresh_token })).await;
         let logout = async {
-            // In another place among the others each time.
+            // The logout takes a different place among the refreshes in each round.
             join_all((0..round).map(refresh)).await;
             alice.post("/auth/logout").send().await.expect("an answer").status()
         };

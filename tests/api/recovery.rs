@@ -1,4 +1,4 @@
-//! Account e-mails: verifying an address, and setting a new password without the old one.
+//! E-mail verification and password reset.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ pub async fn start(settings: &[(&str, &str)]) -> (Server, Mailbox) {
     (Server::with(&all).await, mailbox)
 }
 
-/// Follows a link that was mailed to show that an address is one's own.
+/// Verifies an address with the token from a mailed link.
 pub async fn verify(server: &Server, token: &str) -> Reply {
     server.post("/auth/verify-email", json!({ "token": token })).await
 }
@@ -30,7 +30,7 @@ async fn login(server: &Server, username: &str, password: &str) -> Reply {
     server.post("/auth/login", json!({ "username": username, "password": password })).await
 }
 
-/// Asks for another address.
+/// Requests a change of address.
 async fn change_email(person: &Person, email: &str) -> Mutated {
     person.mutate("updateViewer", json!({ "email": email, "currentPassword": PASSWORD })).await
 }
@@ -66,10 +66,11 @@ async fn a_link_stays_good_for_its_time_whatever_a_stranger_asks_for() {
     let known = resend("ALICE@example.org").await;
     let second = mailbox.next().await.token();
     let unknown = resend("nobody@example.org").await;
-    assert_eq!((known.status.as_u16(), &known.body), (202, &unknown.body), "alike for an address that is nobody's");
+    assert_eq!((known.status.as_u16(), &known.body), (202, &unknown.body), "indistinguishable from an unknown address");
     assert_eq!(unknown.status, 202);
 
-    // Of two links to set a password the older one works too; a new password then ends the other.
+    // The older of two reset links still works; setting the password then invalidates the newer
+    // one.
     ask("/auth/password-reset", "alice@example.org").await;
     let old = mailbox.next().await.token();
     server.advance(Duration::from_secs(20 * 60));
@@ -77,16 +78,16 @@ async fn a_link_stays_good_for_its_time_whatever_a_stranger_asks_for() {
     let new = mailbox.next().await.token();
     assert_ne!(old, new);
     assert_eq!(confirm(&server, &old, NEW_PASSWORD).await.status, 204);
-    assert_eq!(confirm(&server, &new, PASSWORD).await.body["code"], "INVALID", "a new password ends it");
+    assert_eq!(confirm(&server, &new, PASSWORD).await.body["code"], "INVALID", "invalidated by the new password");
     assert_eq!(mailbox.next().await.subject(), "Your password was changed");
 
-    assert_eq!(verify(&server, &first).await.status, 204, "the older one");
+    assert_eq!(verify(&server, &first).await.status, 204, "the older link");
     assert_eq!(verify(&server, &first).await.status, 422, "used up");
     server.advance(Duration::from_secs(24 * 3_600));
     assert_eq!(verify(&server, &second).await.status, 422, "expired");
     resend("alice@example.org").await;
     ask("/auth/password-reset", "alice@example.org").await;
-    assert_eq!(mailbox.next().await.subject(), "Set a new password", "a verified address is not written to again");
+    assert_eq!(mailbox.next().await.subject(), "Set a new password", "no verification mail to a verified address");
 }
 
 #[tokio::test]
@@ -129,7 +130,7 @@ async fn a_changed_address_holds_once_it_is_verified_and_the_old_one_is_told() {
     assert_eq!(answer["email"], "alice@example.org", "not yet");
     let mail = mailbox.next_to("new@example.org").await;
 
-    // Meanwhile somebody else takes it: the link then does not.
+    // Meanwhile another user takes the address, so the link fails.
     let taken = change_email(&bob, "new@example.org").await.ok();
     assert_eq!(taken["email"], "bob@example.org");
     let rival = mailbox.next_to("new@example.org").await;
@@ -163,12 +164,16 @@ async fn a_password_is_set_anew_by_mail_which_ends_every_session_and_unlocks() {
     assert_eq!((known.status.as_u16(), known.body), (202, unknown.body));
     let mail = mailbox.next().await;
     let token = mail.token();
-    assert_eq!(mail.to, "alice@example.org", "to the account's own address, whatever was typed in");
+    assert_eq!(mail.to, "alice@example.org", "sent to the stored spelling of the address");
 
     for (password, code) in [("short", "WEAK_PASSWORD"), ("Password1!", "WEAK_PASSWORD")] {
-        assert_eq!(confirm(&server, &token, password).await.body["code"], code, "a bad password does not use it up");
+        assert_eq!(
+            confirm(&server, &token, password).await.body["code"],
+            code,
+            "an invalid password does not consume the link"
+        );
     }
-    assert_eq!(verify(&server, &token).await.status, 422, "good for nothing else");
+    assert_eq!(verify(&server, &token).await.status, 422, "the link has no other use");
     assert_eq!(confirm(&server, &token, NEW_PASSWORD).await.status, 204);
     assert_eq!(confirm(&server, &token, NEW_PASSWORD).await.body["code"], "INVALID", "used up");
     assert!(!server.is_signed_in(alice.token()).await);
@@ -181,7 +186,7 @@ async fn a_password_is_set_anew_by_mail_which_ends_every_session_and_unlocks() {
 #[tokio::test]
 async fn a_change_of_address_does_not_outlive_a_new_password() {
     let (server, mut mailbox) = start(&[]).await;
-    // Somebody has signed up with an address that is not theirs.
+    // The account was created with an address that belongs to someone else.
     let mallory = server.person("alice").await;
     mailbox.next().await;
     change_email(&mallory, "mallory@example.org").await.ok();
@@ -205,7 +210,7 @@ async fn a_change_of_address_does_not_outlive_a_new_password() {
         let user = user::find_by_username(&mut app.db.conn().await?, "alice").await?.expect("an account");
         accounts::set_password(&app.db, app.clock.now(), &user, &hash).await
     });
-    set.await.expect("a new password from the shell");
+    set.await.expect("a password set from the command line");
     assert_eq!(mailbox.next().await.subject(), "Your password was changed");
 
     for link in links {
@@ -239,10 +244,14 @@ async fn asking_for_the_present_address_calls_a_change_off() {
     server.post("/auth/verify-email/resend", json!({ "email": "alice@example.org" })).await;
     let (notice, newer) = (mailbox.next().await, mailbox.next().await);
     assert_eq!(notice.subject(), "Your e-mail address is about to change", "the notice is still sent");
-    assert_eq!((notice.to.as_str(), newer.to.as_str()), ("alice@example.org", "alice@example.org"), "and nobody else");
+    assert_eq!(
+        (notice.to.as_str(), newer.to.as_str()),
+        ("alice@example.org", "alice@example.org"),
+        "and to no other address"
+    );
     change("alice@example.org").await;
     for link in [own, newer] {
-        assert_eq!(verify(&server, &link.token()).await.status, 204, "links to the present address stay good");
+        assert_eq!(verify(&server, &link.token()).await.status, 204, "links to the current address stay valid");
     }
     assert!(mailbox.is_empty());
 }
@@ -290,7 +299,8 @@ async fn a_mailbox_that_is_only_spelt_alike_gets_no_link() {
     server.person("mike").await;
     mailbox.next().await;
     for path in ["/auth/password-reset", "/auth/verify-email/resend"] {
-        // With the Kelvin sign, which is a k without regard to case but another letter to a mail server.
+        // The Kelvin sign (U+212A) case-folds to `k`, but is a different character to a mail
+        // server.
         assert_eq!(server.post(path, json!({ "email": "mi\u{212a}e@example.org" })).await.status, 202);
         assert_eq!(mailbox.next().await.to, "mike@example.org");
     }

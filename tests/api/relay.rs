@@ -1,4 +1,5 @@
-//! Paging as Relay's cursor connections have it: every list, every order, both ways, while rows come and go.
+//! Relay cursor connections: every list in every order, forward and backward, while rows are added
+//! and removed.
 
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
@@ -11,13 +12,13 @@ use crate::harness::{Answer, Person, Server, text};
 
 const DAY: Duration = Duration::from_secs(86_400);
 
-/// A list of the schema: where it is, in which orders it can be read, and what each orders by.
+/// A connection of the schema and its orders.
 struct List {
-    /// The path from the root to the connection, ending with its name; `$parent` is the id of what it hangs on.
+    /// Path from the root to the connection. `$parent` stands for the id of the parent object.
     path: &'static [&'static str],
-    /// The type of the `orderBy` argument; none where the list has one order only.
+    /// Type of the `orderBy` argument; `None` if the list has a single order.
     order: Option<&'static str>,
-    /// The order's fields, each with the node's field that has the key.
+    /// Order fields, each with the field of the node that holds the sort key.
     fields: &'static [(&'static str, &'static str)],
 }
 
@@ -39,7 +40,7 @@ const COMMENTS: List = List { path: &["task(id: $parent)", "comments"], order: N
 const EVENTS: List = List { path: &["events"], order: None, fields: &[("", "occurredAt")] };
 const ACTIVITY: List = List { path: &["task(id: $parent)", "activity"], order: None, fields: &[("", "occurredAt")] };
 
-/// One order of a list, read by somebody.
+/// A list read in one order.
 #[derive(Clone, Copy)]
 struct Reading<'a> {
     list: &'a List,
@@ -53,7 +54,7 @@ impl Reading<'_> {
         self.list.fields[self.field].1
     }
 
-    /// Reads one page.
+    /// Fetches one page.
     async fn page(&self, reader: &Person, paging: Value) -> Value {
         let answer = self.ask(reader, paging).await;
         assert!(answer.codes().is_empty(), "{:?} {}: {}", self.list.path, self.key(), answer.0);
@@ -89,10 +90,10 @@ impl Reading<'_> {
     }
 }
 
-/// Whether the keys of two neighbours stand in this order.
+/// Whether the keys of two adjacent nodes are in order.
 fn in_order(key: &str, descending: bool, first: &Value, second: &Value) -> bool {
     let rank = |value: &Value| match key {
-        // Fixed width and UTC: the text is ordered as the moments are. A missing date is later than all.
+        // Fixed width and UTC, so text order is time order. A missing date sorts last.
         "dueAt" => value.as_str().unwrap_or("~").to_owned(),
         "priority" => {
             let rank = ["LOW", "MEDIUM", "HIGH", "URGENT"].iter().position(|name| value == name);
@@ -105,7 +106,7 @@ fn in_order(key: &str, descending: bool, first: &Value, second: &Value) -> bool 
     if descending { first >= second } else { first <= second }
 }
 
-/// Walks a list from one end to the other and says the ids on the way, in the order of the list.
+/// Reads a list to its end, page by page. Returns the ids in list order.
 async fn walk(reading: Reading<'_>, reader: &Person, size: usize, backward: bool) -> Vec<String> {
     let mut pages: Vec<Vec<String>> = Vec::new();
     let mut cursor = Value::Null;
@@ -142,7 +143,7 @@ async fn walk(reading: Reading<'_>, reader: &Person, size: usize, backward: bool
     pages.concat()
 }
 
-/// Some of everything, with many equal keys.
+/// Creates several of each object, many with equal sort keys.
 async fn furnish(server: &Server, owner: &Person) -> (String, String) {
     for index in 0..4 {
         server.person(["Dora", "dan", "Eve", "fay"][index]).await;
@@ -353,7 +354,7 @@ async fn a_nested_list_is_the_root_list_filtered() {
     }
 }
 
-/// What happens between two pages.
+/// A change between two pages.
 #[derive(Clone, Debug)]
 enum Change {
     Nothing,
@@ -361,7 +362,7 @@ enum Change {
     Delete(prop::sample::Index),
 }
 
-/// What a task is ordered by, with few values so that many are equal.
+/// Sort keys of a task. They have few values, so that many are equal.
 #[derive(Clone, Debug)]
 struct Row {
     due: Option<u32>,
@@ -375,7 +376,7 @@ struct Walk {
     field: usize,
     descending: bool,
     backward: bool,
-    /// How many are asked for on each page, and what happens after it.
+    /// Page sizes, and the change after each page.
     pages: Vec<(usize, Change)>,
 }
 
@@ -412,7 +413,7 @@ async fn add(server: &Server, owner: &Person, project: &str, row: &Row) -> Strin
     owner.task(project, "x", json!({ "dueAt": due, "priority": row.priority })).await
 }
 
-/// Walks a list that changes on the way. Rows that stay are met once; no row is met twice.
+/// Pages through a list while it changes. Rows that stay are met exactly once; no row is met twice.
 async fn walk_through_changes(server: &Server, owner: &Person, walk: &Walk) {
     let project = owner.project("Apollo").await;
     let mut there = Vec::new();

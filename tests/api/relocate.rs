@@ -1,4 +1,4 @@
-//! `fasttrack move`: from SQLite to PostgreSQL, with everything that people hold on to.
+//! `fasttrack move` from SQLite to PostgreSQL: ids, sessions, cursors and inboxes survive.
 
 use std::collections::BTreeSet;
 
@@ -17,7 +17,7 @@ const TASKS: &str = "{ tasks(first: 100) { nodes {
 } } }";
 const LIVE: &str = "subscription ($after: String) { events(after: $after) { __typename id cursor } }";
 
-/// Somebody who comes back to another server with the tokens that they had.
+/// A user who returns to the moved server with their existing tokens.
 async fn returned(server: &Server, person: &Person) -> Person {
     let reply =
         Reply::to(server.nobody().post("/auth/refresh").json(&json!({ "refresh_token": person.refresh_token })));
@@ -42,14 +42,14 @@ async fn ids_sessions_cursors_and_inboxes_go_along_and_life_goes_on() {
     let source = server.stop().await;
 
     let rows = source.rows().await;
-    assert_eq!(empty(&rows), BTreeSet::new(), "what is empty is not shown to be moved: use it in `Life`");
+    assert_eq!(empty(&rows), BTreeSet::new(), "an empty table proves nothing: fill it in `Life`");
     let moved = relocate::run(&source.location(), &target.location()).await.expect("a move");
     let counts = |name: &str| moved.tables.iter().find(|table| table.name == name).map(|table| table.rows);
     for (table, rows) in &rows {
         assert_eq!(counts(table), Some(rows.len() as u64), "{table}");
     }
     assert_eq!(moved.tables.len(), rows.len());
-    assert_eq!(source.rows().await, rows, "the source is as it was");
+    assert_eq!(source.rows().await, rows, "the source is unchanged");
     source.remove().await;
 
     let server = Server::on(target, &MAIL_WAITS).await;
@@ -59,7 +59,7 @@ async fn ids_sessions_cursors_and_inboxes_go_along_and_life_goes_on() {
     assert_eq!(bob.query(INBOX, json!({})).await, inbox);
     assert_eq!(alice.query(TASKS, json!({})).await, tasks);
 
-    // An old cursor goes through the old events, over the seam and on.
+    // Follow the log from an old cursor across the move to new events.
     let mut live = bob.subscribe(LIVE, json!({ "after": seen })).await;
     for cursor in names(&before) {
         assert_eq!(live.next().await["events"]["cursor"], *cursor);
@@ -89,19 +89,19 @@ async fn it_is_all_or_nothing() {
 
     source.execute("UPDATE mails SET kind = 1").await;
     target.execute("CREATE TABLE others (id int)").await;
-    assert!(format!("{:?}", refused().await).contains("others"), "a database that is somebody else's too");
+    assert!(format!("{:?}", refused().await).contains("others"), "a target with foreign tables");
     target.execute("DROP TABLE others").await;
 
     source.execute("DELETE FROM __diesel_schema_migrations WHERE version = '20261121000001'").await;
-    assert!(format!("{:?}", refused().await).contains("version"), "a file of an older program");
+    assert!(format!("{:?}", refused().await).contains("version"), "a source with an older schema");
     source.execute("INSERT INTO __diesel_schema_migrations (version) VALUES ('20261121000001')").await;
 
     relocate::run(&from, &to).await.expect("a move");
-    relocate::run(&from, &to).await.expect("another: nobody has used the target yet");
+    relocate::run(&from, &to).await.expect("a repeated move, because the target is unused");
     let server = Server::on(target, &[]).await;
     server.person("alice").await;
     let target = server.stop().await;
-    assert!(format!("{:?}", refused().await).contains("in use"), "a target that was used");
+    assert!(format!("{:?}", refused().await).contains("in use"), "a target in use");
     assert_eq!(target.rows().await["users"].len(), 1);
     target.remove().await;
     source.remove().await;
@@ -120,13 +120,13 @@ async fn what_a_server_has_open_and_what_cannot_be_moved_is_refused() {
     assert!(refused(&from, &nowhere).await.contains("Stop the server first"));
     assert!(server.is_signed_in(alice.token()).await);
     alice.project("Apollo").await;
-    assert!(refused(&nowhere, &from).await.contains("from SQLite to PostgreSQL alone"));
+    assert!(refused(&nowhere, &from).await.contains("only from SQLite to PostgreSQL"));
     assert!(refused(&from, &from).await.contains("fasttrack backup"));
     assert!(refused(&nowhere, &nowhere).await.contains("pg_dump"));
     let missing = server.database().location();
     let Location::Sqlite(path) = missing else { panic!("SQLite") };
     let missing = path.with_file_name("missing.db");
-    assert!(refused(&Location::Sqlite(missing.clone()), &nowhere).await.contains("no file"));
+    assert!(refused(&Location::Sqlite(missing.clone()), &nowhere).await.contains("no such file"));
     assert!(!missing.exists());
 }
 
@@ -141,12 +141,12 @@ fn the_keys_go_along_and_never_over_others() {
             |name: &str| settings.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned());
         relocate::carry_keys(&lookup, &from, &to)
     };
-    assert!(carry(&[]).contains("every session ends"), "there are none");
+    assert!(carry(&[]).contains("every session ends"), "there are no keys to move");
     std::fs::write(path("old.secrets"), "the keys").expect("a file");
     assert!(carry(&[("SECRET_KEY", "a"), ("REFRESH_SECRET_KEY", "b")]).contains("Keep SECRET_KEY"));
     assert!(!path("new.secrets").exists());
     for _ in 0..2 {
-        assert!(carry(&[]).contains("sessions go on"));
+        assert!(carry(&[]).contains("sessions stay valid"));
     }
     assert_eq!(std::fs::read_to_string(path("new.secrets")).expect("a copy"), "the keys");
     std::fs::write(path("new.secrets"), "other keys").expect("a file");

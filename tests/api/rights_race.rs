@@ -1,7 +1,8 @@
-//! Writes beside changes of what decides over them: roles, sessions, assignees.
+//! Authorization under concurrency: writes that race with changes of roles, sessions and assignees.
 //!
-//! On PostgreSQL the change has written its rows and is held up before its commit; the write begins then, waits for the
-//! rows and goes by what is committed. SQLite has one writer: there the write follows the change.
+//! On PostgreSQL the change has written its rows and pauses before its commit. The write starts
+//! then, waits for the row locks, and is decided by the committed state. SQLite has a single
+//! writer, so the write simply follows the change.
 
 use std::pin::pin;
 
@@ -12,7 +13,8 @@ use crate::harness::{Mutated, OpenTransaction, PASSWORD, Person, Server, is_post
 
 const NO: &str = "UNAUTHENTICATED";
 
-/// A project of `owner` with a task assigned to `assignee`, who wrote the comment on it.
+/// The people of a scenario: `owner` has a project with a task assigned to `assignee`, who
+/// commented on it.
 struct Scene {
     server: Server,
     root: Person,
@@ -22,7 +24,7 @@ struct Scene {
     next: Person,
 }
 
-/// The ids of a scene.
+/// Ids of the objects in a scenario.
 struct Ids {
     project: String,
     task: String,
@@ -37,7 +39,8 @@ impl Scene {
         let (owner, assignee) = (server.person("owner").await, server.person("assignee").await);
         let next = server.person("next").await;
         if is_postgres() {
-            // Whoever appends to the event log waits while somebody has the advisory lock, for as long as it takes.
+            // Transactions that append to the event log wait for as long as the test holds the
+            // advisory lock.
             let gate = "CREATE FUNCTION wait_at_gate() RETURNS trigger LANGUAGE plpgsql SET lock_timeout = 0 AS
                 $$ BEGIN PERFORM pg_advisory_xact_lock_shared(1); RETURN NEW; END $$;
                 CREATE TRIGGER gate BEFORE INSERT ON events FOR EACH ROW EXECUTE FUNCTION wait_at_gate()";
@@ -54,8 +57,8 @@ impl Scene {
         Ids { project, task, label, comment }
     }
 
-    /// Lets `change` write all but its events, begins `write`, and lets both go on when `write` waits for a lock as well
-    /// or has not waited for any.
+    /// Runs `change` up to its events, then starts `write`. Lets both continue once `write` waits
+    /// for a lock or finishes.
     async fn beside<A, B>(&self, change: impl Future<Output = A>, write: impl Future<Output = B>) -> (A, B) {
         if !is_postgres() {
             return (change.await, write.await);
@@ -77,7 +80,7 @@ impl Scene {
         tokio::join!(change, write)
     }
 
-    /// The outcome of a write beside a change that succeeds.
+    /// The outcome of a write that races with a successful change.
     async fn outcome(&self, change: (&Person, &str, Value), write: (&Person, &str, Value)) -> String {
         let (changed, written) = self.beside(change.0.send(change.1, change.2), write.0.send(write.1, write.2)).await;
         changed.ok();
@@ -88,7 +91,7 @@ impl Scene {
         self.root.mutate("updateUser", json!({ "id": self.admin.id, "role": "ADMIN" })).await.ok();
     }
 
-    /// What happened to a task, from the table: kind, author and assignee by their names.
+    /// Events read directly from the table: kind, actor and assignee.
     async fn log(&self, kinds: &[i64]) -> Vec<(i64, String, String)> {
         let rows = self.server.database().rows().await;
         let key = |id: &Value| text(id).to_lowercase();
@@ -217,7 +220,7 @@ async fn events_go_to_the_assignee_at_the_time_of_their_commit() {
         };
         let reassign = (&scene.root, "updateTask", json!({ "id": task, "assigneeId": scene.next.id }));
         assert_eq!(scene.outcome(reassign, (&scene.owner, mutation, input)).await, "ok", "{write}");
-        // Before it come the events of the assignment, while the task is there.
+        // Skip the events of the assignment, which come first.
         while live.next().await["events"]["__typename"] != event {}
         let log = scene.log(&[2, 3, 7, 8, 9]).await;
         let (_, actor, assignee) = log.last().expect("an event");
@@ -225,7 +228,7 @@ async fn events_go_to_the_assignee_at_the_time_of_their_commit() {
     }
 }
 
-/// Accounts with many projects take a while to be deleted.
+/// Deleting an account with many projects takes a while.
 #[tokio::test]
 async fn an_admin_does_not_wait_for_somebody_who_leaves() {
     let scene = Scene::new().await;
@@ -279,7 +282,7 @@ async fn somebody_whose_account_is_being_disabled_is_not_assigned_a_task_by_an_a
     }
 }
 
-/// Two people comment on a task that goes to and fro between them.
+/// Two users comment on a task that is reassigned back and forth between them.
 #[tokio::test]
 async fn the_log_has_comments_of_the_assignee_alone() {
     const ROUNDS: usize = 20;
@@ -329,9 +332,9 @@ async fn the_log_has_comments_of_the_assignee_alone() {
             present = assignee;
             continue;
         }
-        assert_eq!(assignee, present, "the event goes to the assignee");
+        assert_eq!(assignee, present, "the event names the current assignee");
         if actor != "owner" {
-            assert_eq!(actor, present, "the author is the assignee");
+            assert_eq!(actor, present, "only the assignee comments");
             comments += 1;
         }
     }
@@ -366,7 +369,7 @@ async fn of_two_changes_of_one_label_none_is_lost() {
 
 #[tokio::test]
 async fn a_deadlock_is_found_and_the_write_tried_again() {
-    // SQLite has one writer.
+    // SQLite has a single writer and cannot deadlock.
     if !is_postgres() {
         return;
     }
@@ -377,7 +380,7 @@ async fn a_deadlock_is_found_and_the_write_tried_again() {
     let other = server.database().begin("UPDATE tasks SET title = 'x'").await;
     let write = owner.send("addComment", json!({ "taskId": task, "body": "x" }));
     let against = async {
-        // The write has locked its author. From now on each waits for the other.
+        // The write has locked its author's row; from here each transaction waits for the other.
         other.blocked(1).await;
         other.execute("SET LOCAL deadlock_timeout = '10s'; UPDATE users SET display_name = 'x'").await;
         other.commit().await;

@@ -1,4 +1,4 @@
-//! The schemas that others rely on: the SDL, the tables, the settings, and which module sees which.
+//! Consistency of the SDL, database schema, settings, deployment examples and module dependencies.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -27,11 +27,11 @@ fn schema_graphql_is_what_the_program_prints() {
 
 #[test]
 fn schema_graphql_can_be_read() {
-    // The library writes the reason of a deprecation as it is, also where it ends the string.
+    // async-graphql writes a deprecation reason unescaped, so quotation marks would break the SDL.
     async_graphql::parser::parse_schema(graphql::sdl()).expect("no quotation marks in a reason");
 }
 
-/// Every name in the schema that a reader would look up, with its description.
+/// Every named element of the schema with its description.
 fn described(kind: &Value, found: &mut Vec<(String, Value)>) {
     let name = text(&kind["name"]);
     found.push((name.clone(), kind["description"].clone()));
@@ -58,7 +58,7 @@ async fn everything_in_the_schema_is_described() {
     let schema = server.nobody().query(document, json!({})).await;
     let mut found = Vec::new();
     for kind in schema["__schema"]["types"].as_array().expect("types") {
-        // What GraphQL itself defines is described there.
+        // Types and directives of GraphQL itself are described in the specification.
         if !text(&kind["name"]).starts_with("__") && kind["name"] != "ID" {
             described(kind, &mut found);
         }
@@ -68,7 +68,7 @@ async fn everything_in_the_schema_is_described() {
     assert_eq!(silent.map(|(name, _)| name).collect::<Vec<_>>(), Vec::<&String>::new());
 }
 
-/// A column: its table, name, kind and whether it may be null.
+/// Columns by table and name: SQL type and nullability.
 type Columns = BTreeMap<(String, String), (String, bool)>;
 
 #[derive(QueryableByName)]
@@ -89,7 +89,7 @@ const SQLITE_COLUMNS: &str = "SELECT m.name AS table_name, c.name AS column_name
     c.\"notnull\" = 0 AND c.pk = 0 AS nullable \
     FROM sqlite_master m JOIN pragma_table_xinfo(m.name) c WHERE m.type = 'table' AND m.name NOT LIKE 'sqlite_%'";
 
-/// The columns that the migrations made.
+/// The columns as created by the migrations.
 async fn made(location: &Location) -> Columns {
     let db = Db::open(location, 1).expect("a database");
     let mut conn = db.conn().await.expect("a connection");
@@ -99,7 +99,7 @@ async fn made(location: &Location) -> Columns {
     columns.map(|column| ((column.table_name, column.column_name), (column.kind, column.nullable))).collect()
 }
 
-/// The columns that `schema.rs` tells diesel of, with the kind that each has on this database.
+/// The columns as declared in `schema.rs`, with their SQL types on this database.
 fn told() -> Columns {
     let source = read("src/db/schema.rs");
     let mut columns = Columns::new();
@@ -119,7 +119,7 @@ fn told() -> Columns {
                 "BigInt" => ("bigint", "INTEGER"),
                 "Bool" => ("boolean", "INTEGER"),
                 "Binary" => ("bytea", "BLOB"),
-                other => panic!("{table}.{column} is of a kind unknown here: {other}"),
+                other => panic!("{table}.{column} has an unknown type: {other}"),
             };
             let kind = if is_postgres() { postgres } else { sqlite };
             columns.insert((table.to_owned(), column.to_owned()), (kind.to_owned(), inner.is_some()));
@@ -142,7 +142,7 @@ async fn the_migrations_make_the_tables_that_the_program_knows_and_go_down_and_u
     for _ in 0..count {
         migrate::down(&location).await.expect("a migration that goes down");
     }
-    assert_eq!(made(&location).await, Columns::new(), "nothing is left");
+    assert_eq!(made(&location).await, Columns::new(), "no tables are left");
     assert_eq!(migrate::up(&location).await.expect("migrations that go up"), count);
     assert_eq!(migrate::up(&location).await.expect("nothing to do"), 0);
     assert_eq!(made(&location).await, told());
@@ -154,7 +154,7 @@ fn both_databases_have_the_same_migrations() {
     assert_eq!(migrations("sqlite"), migrations("postgres"));
 }
 
-/// What each module may use: the ones to the right of it here, and everything that is for all of them.
+/// Dependency order: each module may use those further right, and any module not listed.
 const SIGHT: [&[&str]; 7] = [&["main"], &["server"], &["http"], &["auth", "graphql"], &["store"], &["events"], &["db"]];
 
 fn sources(directory: &Path, found: &mut Vec<PathBuf>) {

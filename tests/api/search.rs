@@ -1,4 +1,4 @@
-//! Filters of tasks and projects, and the search in them.
+//! Filters on tasks and projects, and text search.
 
 use std::time::Duration;
 
@@ -14,14 +14,14 @@ const STATUSES: [&str; 3] = ["TODO", "IN_PROGRESS", "DONE"];
 const PRIORITIES: [&str; 4] = ["LOW", "MEDIUM", "HIGH", "URGENT"];
 const WORDS: [&str; 4] = ["red", "Green", "blue", "gree"];
 
-/// A server with tasks of many kinds, and what filters can name of them.
+/// A server with varied tasks, and the objects that filters can name.
 struct World {
     server: Server,
     alice: Person,
     projects: Vec<String>,
     people: Vec<String>,
     labels: Vec<String>,
-    /// Every task as the schema shows it.
+    /// Every task as the API returns it.
     tasks: Vec<Value>,
 }
 
@@ -64,7 +64,7 @@ impl World {
         Self { server, alice, projects, people, labels, tasks }
     }
 
-    /// The ids of the tasks that the server finds.
+    /// Ids of the tasks that the server returns.
     async fn found(&self, filter: &Value) -> Vec<String> {
         let document = "query ($filter: TaskFilter) { tasks(first: 100, filter: $filter) { totalCount nodes { id } } }";
         let tasks = self.alice.query(document, json!({ "filter": filter })).await["tasks"].clone();
@@ -73,12 +73,12 @@ impl World {
         ids
     }
 
-    /// The ids of the tasks that it ought to find.
+    /// Ids of the tasks that it should return.
     fn expected(&self, filter: &Value) -> Vec<String> {
         self.tasks.iter().filter(|task| matches(task, filter)).map(|task| text(&task["id"])).collect()
     }
 
-    /// Every filter, each member given in about one of three.
+    /// Random filters; each member is present about every third time.
     fn filters(&self) -> impl Strategy<Value = Value> + use<> {
         let moments: Vec<String> = (0..6).map(|minute| self.server.moment(MINUTE * minute)).collect();
         let moments: Vec<String> =
@@ -119,7 +119,7 @@ fn a_range(moments: Vec<String>) -> impl Strategy<Value = Option<Value>> {
     member(bounds.prop_map(|[gt, gte, lt, lte]| json!({ "gt": gt, "gte": gte, "lt": lt, "lte": lte })))
 }
 
-/// What each member of a filter means; null is as good as absent.
+/// Reference implementation of a filter; null is the same as absent.
 fn matches(task: &Value, filter: &Value) -> bool {
     let among = |name: &str, value: &Value| filter[name].as_array().is_none_or(|list| list.contains(value));
     let is = |name: &str, value: &Value| filter[name].is_null() || filter[name] == *value;
@@ -214,7 +214,7 @@ async fn a_filter_with_the_id_of_another_type_is_refused() {
     assert_eq!(alice.ask(document, json!({})).await.code(), "GRAPHQL_VALIDATION_FAILED");
 }
 
-/// What is searched for, what is there, whether it is found.
+/// Search text, title, and whether the task is found.
 const SEARCHES: [(&str, &str, bool); 24] = [
     ("fly", "Fly to the moon", true),
     ("MOON fly", "Fly to the moon", true),
@@ -294,7 +294,7 @@ async fn a_search_that_cannot_be_is_refused() {
     }
 }
 
-/// A project of its own with so many tasks whose text has so many letters `a`.
+/// Creates a project with `tasks` tasks of `letters` letters `a` each.
 async fn filled(server: &Server, person: &Person, name: &str, tasks: usize, letters: usize) -> String {
     let project = person.project(name).await;
     let task = person.task(&project, name, json!({})).await;
@@ -323,7 +323,7 @@ async fn filled(server: &Server, person: &Person, name: &str, tasks: usize, lett
 async fn a_search_reads_a_bounded_amount_of_text_and_costs_accordingly() {
     let server = Server::without_jobs().await;
     let alice = server.person("alice").await;
-    // 20 MB and 10 MB.
+    // 20 MB and 10 MB of text.
     let (large, small) =
         (filled(&server, &alice, "Large", 500, 40_000).await, filled(&server, &alice, "Small", 250, 40_000).await);
     let ask = async |filter: Value, selected: &str| {
@@ -350,7 +350,8 @@ async fn a_search_reads_a_bounded_amount_of_text_and_costs_accordingly() {
             None => assert_eq!(answer.code(), "DOCUMENT_TOO_COMPLEX", "{filter} {selected}"),
         }
     }
-    // What one search leaves of what it has paid for, another one of the same operation may read.
+    // Text that one search has paid for but not read is available to other searches of the
+    // operation.
     let nested =
         "query ($s: String) { projects { nodes { tasks(filter: { search: $s }) { nodes { id } totalCount } } } }";
     assert_eq!(alice.ask(nested, json!({ "s": "b" })).await.code(), "DOCUMENT_TOO_COMPLEX");
@@ -384,14 +385,15 @@ async fn a_nested_list_is_searched_for_each_parent() {
     assert_eq!((&seen["totalCount"], seen["nodes"].as_array().map(Vec::len)), (&json!(6), Some(2)));
 }
 
-/// What this process has taken of the processors.
+/// CPU time of this process.
 #[cfg(unix)]
 fn processor_time() -> Duration {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
-/// Searches that compare the word anew at each letter take as many times as long as the word is longer.
+/// A naive search restarts the comparison at each letter and slows down with the length of the
+/// word.
 #[cfg(unix)]
 #[tokio::test]
 async fn a_longer_word_does_not_take_longer_to_search_for() {

@@ -1,4 +1,4 @@
-//! Sessions: refresh rotation, revocation, and what ends with them.
+//! Sessions: refresh token rotation, revocation, and expiry.
 
 use std::time::Duration;
 
@@ -14,21 +14,21 @@ const SESSIONS: &str = "{ viewer { sessions { id isCurrent userAgent ipAddress }
 async fn a_hundred_refreshes_at_once_give_one_successor() {
     let server = Server::start().await;
     let alice = server.person("alice").await;
-    // A machine that stalls for a second has no connection to give: who is told so comes back.
+    // Retry on 503, because a slow machine may run out of database connections.
     let refresh = async || loop {
         let reply = server.post("/auth/refresh", json!({ "refresh_token": alice.refresh_token })).await;
         if reply.status != 503 {
             break reply;
         }
     };
-    let replies = timeout(PATIENCE, join_all((0..100).map(|_| refresh()))).await.expect("answers in time");
+    let replies = timeout(PATIENCE, join_all((0..100).map(|_| refresh()))).await.expect("answers before the timeout");
     let mut successors: Vec<String> = Vec::new();
     for reply in replies {
         assert_eq!(reply.status, 200, "{}", reply.body);
         successors.push(text(&reply.body["refresh_token"]));
     }
     successors.dedup();
-    assert_eq!(successors.len(), 1, "one successor for all");
+    assert_eq!(successors.len(), 1, "all requests get the same successor");
     assert_ne!(successors[0], alice.refresh_token);
 }
 
@@ -46,7 +46,7 @@ async fn a_retry_within_the_grace_gets_the_same_successor_and_after_it_ends_the_
     let late = refresh(&alice.refresh_token).await;
     assert_eq!((late.status.as_u16(), &late.body["code"]), (401, &json!("UNAUTHENTICATED")));
     assert_eq!(refresh(&first).await.status, 401, "reuse ends the whole session");
-    assert!(!server.is_signed_in(&text(&again.body["access_token"])).await, "access tokens die with it");
+    assert!(!server.is_signed_in(&text(&again.body["access_token"])).await, "its access tokens are revoked too");
 }
 
 #[tokio::test]
@@ -117,7 +117,7 @@ async fn a_person_sees_and_ends_their_own_sessions_and_nobody_elses() {
     assert_eq!(laptop.mutate("revokeSession", node.clone()).await.ok(), json!(other));
     assert!(!server.is_signed_in(phone.token()).await, "at once");
     assert!(server.is_signed_in(laptop.token()).await);
-    assert_eq!(laptop.mutate("revokeSession", node).await.faults(), ["id: NOT_FOUND"], "it is gone");
+    assert_eq!(laptop.mutate("revokeSession", node).await.faults(), ["id: NOT_FOUND"], "it no longer exists");
 }
 
 #[tokio::test]
@@ -156,7 +156,7 @@ async fn streams_end_with_their_session_and_others_go_on() {
     let login = json!({ "username": "alice", "password": PASSWORD });
     assert_eq!(server.post("/auth/login", login.clone()).await.body["code"], "INVALID_CREDENTIALS");
     admin.mutate("updateUser", json!({ "id": other.id, "isActive": true })).await.ok();
-    assert!(!server.is_signed_in(other.token()).await, "what was ended stays ended");
+    assert!(!server.is_signed_in(other.token()).await, "ended sessions stay ended");
     assert_eq!(server.post("/auth/login", login).await.status, 200);
 }
 
@@ -184,7 +184,7 @@ async fn the_last_active_admin_stays() {
         .await
         .0
     };
-    // From two sides at once: one of them stays.
+    // Two concurrent demotions: only one succeeds.
     let (one, other) = tokio::join!(demote(&first, &second.id), demote(&second, &first.id));
     let admins = [&first, &second];
     let mut left = Vec::new();
@@ -229,7 +229,7 @@ async fn a_session_ends_by_its_age_however_often_it_is_refreshed() {
         let sessions = alice.query("{ viewer { sessions { expiresAt } } }", json!({})).await;
         assert_eq!(sessions["viewer"]["sessions"], json!([{ "expiresAt": end }]));
         let last = refresh(&alice.refresh_token).await;
-        assert_eq!(last.body["expires_in"], 100, "no token outlives its session");
+        assert_eq!(last.body["expires_in"], 100, "no token is valid longer than its session");
         let last = alice.with_tokens(&last.body);
         server.advance(Duration::from_secs(99));
         assert!(server.is_signed_in(last.token()).await, "{days} days");
@@ -271,7 +271,7 @@ async fn a_refresh_notes_where_it_came_from() {
     let log = alice.query(document, json!({})).await["viewer"]["securityLog"]["nodes"].clone();
     let moved = |from, agent| json!({ "kind": "SESSION_MOVED", "ipAddress": from, "userAgent": agent });
     let log = &log.as_array().expect("entries")[..3];
-    assert_eq!(log[..2], [moved("192.0.2.1", "x"), moved("203.0.113.9", "phone")], "once for each place");
+    assert_eq!(log[..2], [moved("192.0.2.1", "x"), moved("203.0.113.9", "phone")], "one entry per address and device");
     assert_eq!(log[2]["kind"], "LOGGED_IN");
 }
 
@@ -282,7 +282,7 @@ async fn an_access_token_may_come_from_a_clock_that_is_five_seconds_ahead() {
         server.person("alice").await;
         server.advance(Duration::from_secs(ahead));
         let early = server.login("alice").await;
-        // The same server with the clock set back: another instance.
+        // Restarting with the clock set back acts as another instance whose clock is behind.
         let server = server.again(&[]).await;
         assert_eq!(server.is_signed_in(early.token()).await, good, "{ahead} seconds");
     }

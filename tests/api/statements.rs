@@ -1,4 +1,4 @@
-//! How many SQL statements an operation takes: a number of its own, whatever the sizes of its lists.
+//! The number of SQL statements per operation, which must not depend on the size of its lists.
 
 use diesel::sql_types::BigInt;
 use diesel_async::RunQueryDsl;
@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::harness::{PASSWORD, Person, Server, is_postgres};
 
-/// Projects with tasks with comments, so many of each; what a task names are different people.
+/// Creates projects, tasks and comments, `size` of each per parent. Tasks refer to different users.
 async fn furnish(owner: &Person, assignee: &Person, size: usize) {
     let project = async |_| {
         let project = owner.project("Apollo").await;
@@ -25,11 +25,12 @@ async fn furnish(owner: &Person, assignee: &Person, size: usize) {
     join_all((0..size).map(project)).await;
 }
 
-/// The most statements that an operation takes in a few tries.
+/// The most statements the operation takes in three runs.
 async fn statements(server: &Server, reader: &Person, document: &str) -> u64 {
     let mut most = 0;
     for _ in 0..3 {
-        // The session is looked up once a second, and names too, unless one of them has changed.
+        // Refresh the cached session first, and invalidate cached profiles, so that the count is
+        // deterministic.
         reader.query("{ __typename }", json!({})).await;
         server.app.db.ring(Bell::Profiles);
         let before = server.app.db.statements();
@@ -39,8 +40,8 @@ async fn statements(server: &Server, reader: &Person, document: &str) -> u64 {
     most
 }
 
-/// Operations over every relation, and the most statements each may take. When two loads of one kind happen to fall
-/// together it is one less.
+/// Operations across every relation, with the maximum number of statements. One fewer is possible
+/// when two batches of the same loader coincide.
 const OPERATIONS: [(&str, u64); 9] = [
     ("{ viewer { id } }", 1),
     (
@@ -92,7 +93,8 @@ async fn what_is_not_selected_is_not_read() {
     furnish(&alice, &alice, 2).await;
     let counted = statements(&server, &alice, "{ tasks { totalCount nodes { id } } }").await;
     let uncounted = statements(&server, &alice, "{ tasks { nodes { id } } }").await;
-    // One walk for the own projects and one for what is assigned elsewhere, each counted by itself.
+    // One index scan for the viewer's own projects and one for tasks assigned elsewhere, each
+    // counted separately.
     assert_eq!((uncounted, counted), (2, 4));
 }
 
@@ -104,7 +106,7 @@ async fn a_login_takes_five_statements_and_one_more_to_clear_failures() {
         let before = server.app.db.statements();
         let reply = server.post("/auth/login", json!({ "username": "alice", "password": password })).await;
         assert_eq!(reply.status, status);
-        // Without BEGIN and COMMIT.
+        // BEGIN and COMMIT do not count.
         server.app.db.statements() - before - 2
     };
     login(PASSWORD, 200).await;
@@ -115,11 +117,11 @@ async fn a_login_takes_five_statements_and_one_more_to_clear_failures() {
 
 #[tokio::test]
 async fn filters_leave_no_statements_behind() {
-    // SQLite does not tell what it keeps.
+    // SQLite does not list its prepared statements.
     if !is_postgres() {
         return;
     }
-    // Jobs would prepare statements of their own on the only connection.
+    // Background jobs would prepare statements on the only connection.
     let server = Server::without_jobs_with(&[("DATABASE_CONNECTIONS", "1")]).await;
     let alice = server.person("alice").await;
     let kept = async || {

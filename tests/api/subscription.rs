@@ -1,5 +1,5 @@
-//! What a subscription may cost: points for each answer, complexity, how many there may be, and what a subscriber that
-//! does not read may still see.
+//! Limits of subscriptions: points per event, complexity, number per user, and what slow
+//! subscribers may still see.
 
 use std::time::Duration;
 
@@ -27,7 +27,7 @@ fn id(of: &str) -> Option<Id> {
     node::decode(&of.to_owned().into()).map(|(_, id)| id)
 }
 
-/// Appends events of a project to the log, which cost nobody anything.
+/// Appends events of a project directly to the log, at no cost to any user.
 async fn append(server: &Server, owner: &Person, project: &str, count: usize) {
     let event = NewEvent {
         owner_id: id(&owner.id),
@@ -51,9 +51,9 @@ async fn stream(person: &Person, document: &str, variables: Value) -> Response {
     request.json(&json!({ "query": document, "variables": variables })).send().await.expect("an answer")
 }
 
-/// The events of a stream until it ends, each with its `id` and its data.
+/// Reads a stream to its end: the `id` and data of each event.
 async fn rest(stream: Response) -> Vec<(Option<String>, Value)> {
-    let text = timeout(PATIENCE, stream.text()).await.expect("an end in time").expect("a good end");
+    let text = timeout(PATIENCE, stream.text()).await.expect("the end before the timeout").expect("a complete stream");
     let events = text.split_terminator("\n\n").filter(|event| !event.starts_with(':'));
     let field = |event: &str, name: &str| event.lines().find_map(|line| line.strip_prefix(name).map(ToOwned::to_owned));
     let parsed = |event| (field(event, "id: "), serde_json::from_str(&field(event, "data: ").unwrap_or_default()));
@@ -77,7 +77,7 @@ async fn answers_to_events_draw_on_the_subscribers_points_and_end_a_socket_s_str
     let alice = server.person("alice").await;
     let project = alice.project("Apollo").await;
     let mut events = alice.subscribe(STREAM, json!({})).await;
-    // With the first event the subscription itself is paid for.
+    // The first event shows that the cost of the subscription itself has been charged.
     append(&server, &alice, &project, 1).await;
     events.next().await;
     let before = used(&alice).await;
@@ -86,7 +86,7 @@ async fn answers_to_events_draw_on_the_subscribers_points_and_end_a_socket_s_str
         events.next().await;
     }
     let after = used(&alice).await;
-    assert_eq!(after - before, 6, "five answers and this question");
+    assert_eq!(after - before, 6, "five events and this query");
 
     append(&server, &alice, &project, 60).await;
     let mut last = Value::Null;
@@ -96,7 +96,7 @@ async fn answers_to_events_draw_on_the_subscribers_points_and_end_a_socket_s_str
     let Frame::Message(refused) = events.socket().receive().await else { panic!("an end") };
     let error = &refused["payload"][0]["extensions"];
     assert_eq!((&refused["type"], &error["code"]), (&json!("error"), &json!("RATE_LIMITED")), "{refused}");
-    assert_eq!(error["cursor"], last, "the stream goes on from there");
+    assert_eq!(error["cursor"], last, "the stream can be resumed from there");
     assert!(error["retryAfter"].as_u64().is_some_and(|wait| wait > 0), "{error}");
     assert_eq!(alice.ask("{ viewer { id } }", json!({})).await.code(), "RATE_LIMITED", "it is one budget");
 
@@ -118,10 +118,10 @@ async fn an_event_stream_without_points_ends_with_the_cursor_to_go_on_from() {
     let [.., (last, _), (cursor, refused)] = &told[..] else { panic!("{told:?}") };
     assert_eq!(refused["errors"][0]["extensions"]["code"], "RATE_LIMITED", "{refused}");
     assert_eq!(refused["errors"][0]["extensions"]["cursor"], json!(last));
-    assert_eq!(cursor, last, "a browser's EventSource goes on from there by itself");
+    assert_eq!(cursor, last, "a browser's EventSource resumes from there");
     assert!((40..60).contains(&told.len()), "{}", told.len());
     server.advance(Duration::from_secs(120));
-    // From the last cursor the rest comes, the first of it being the event that was refused.
+    // Resuming returns the rest, starting with the refused event.
     let mut resumed = alice.subscribe(STREAM, json!({ "after": cursor })).await;
     for _ in 0..100 - (told.len() - 1) {
         resumed.next().await;
@@ -183,7 +183,7 @@ async fn the_variables_of_a_subscription_are_few() {
     let document = "subscription ($after: String, $search: String) { events(after: $after) {
         ... on TaskCreatedEvent { task { project { tasks(first: 1, filter: { search: $search }) { nodes { id } } } } } } }";
     for (search, code) in [(100, None), (9_000, Some("VARIABLES_TOO_LARGE"))] {
-        // What is not declared is not kept, and does not count.
+        // Undeclared variables are not kept and do not count.
         let variables = json!({ "search": "x".repeat(search), "unknown": "x".repeat(20_000) });
         let mut streamed = stream(&alice, document, variables.clone()).await;
         let first = streamed.chunk().await.expect("a stream").expect("a beginning");
@@ -211,7 +211,7 @@ async fn a_user_has_a_number_of_subscriptions_over_all_sockets_and_streams() {
     assert_eq!(streamed.status(), 200);
     assert_eq!(stream(&alice, STREAM, json!({})).await.status(), 429);
     assert_eq!(alice.subscribe(STREAM, json!({})).await.end().await, "RATE_LIMITED");
-    assert_eq!(stream(&bob, STREAM, json!({})).await.status(), 200, "each user has their own");
+    assert_eq!(stream(&bob, STREAM, json!({})).await.status(), 200, "the limit is per user");
     other.socket().send(json!({ "type": "complete", "id": "1" })).await;
     let freed = async { while stream(&alice, STREAM, json!({})).await.status() != 200 {} };
     timeout(PATIENCE, freed).await.expect("one less");
@@ -226,7 +226,7 @@ async fn a_subscriber_that_does_not_read_sees_nothing_written_after_its_rights_e
     let after = bob.now().await;
     let mut reading = bob.subscribe("subscription ($after: String) { events(after: $after) { id } }", json!({})).await;
 
-    // Over HTTP/2 a client decides how much it is sent: this one takes a kilobyte.
+    // Over HTTP/2 the client limits how much it is sent, here to 1 KiB.
     let connection = TcpStream::connect(server.address).await.expect("a connection");
     let mut builder = http2::Builder::new(TokioExecutor::new());
     builder.initial_stream_window_size(1_024).initial_connection_window_size(65_535);
@@ -245,7 +245,7 @@ async fn a_subscriber_that_does_not_read_sees_nothing_written_after_its_rights_e
     for number in 0..30 {
         let status = if number % 2 == 0 { "IN_PROGRESS" } else { "TODO" };
         alice.mutate("updateTask", json!({ "id": task, "status": status })).await.ok();
-        // Whoever reads has the rows of each event loaded, for all subscribers.
+        // A client that reads causes the rows of each event to be loaded, for all subscribers.
         reading.next().await;
     }
     alice.mutate("updateTask", json!({ "id": task, "assigneeId": null })).await.ok();
@@ -258,10 +258,14 @@ async fn a_subscriber_that_does_not_read_sees_nothing_written_after_its_rights_e
         text.push_str(&String::from_utf8_lossy(frame.data_ref().expect("data")));
     }
     let told = text.matches("StatusChangedEvent").count();
-    assert!((1..30).contains(&told), "{told} were answered before");
+    assert!((1..30).contains(&told), "{told} events were delivered before");
     assert!(!text.contains("secret"), "{text}");
     drop((stalled, client));
-    timeout(PATIENCE, connection).await.expect("an end in time").expect("no panic").expect("a good end");
+    timeout(PATIENCE, connection)
+        .await
+        .expect("the connection closes before the timeout")
+        .expect("no panic")
+        .expect("a clean close");
 }
 
 fn url_encoded(pairs: &[(&str, &str)]) -> String {
@@ -278,9 +282,9 @@ async fn a_subscription_waits_for_a_permit_to_execute_and_another_may_be_faster(
     let permit = server.app.concurrency.acquire(Who::address([127, 0, 0, 1].into()), Wait::Socket).await;
     let permit = permit.expect("a permit");
     append(&server, &alice, &project, 1).await;
-    // The log has the event, and nobody may answer it.
+    // The log contains the event, but no permit is available to execute it.
     alice.now().await;
-    assert!(timeout(Duration::from_millis(500), events.next()).await.is_err(), "nobody executes");
+    assert!(timeout(Duration::from_millis(500), events.next()).await.is_err(), "no permit is available");
     drop(permit);
     assert_eq!(text(&events.next().await["events"]["id"]), text(&same.next().await["events"]["id"]));
 }

@@ -1,4 +1,4 @@
-//! Tasks and their rules.
+//! Tasks: validation, status transitions, versions and deletion.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use crate::harness::{MAIL_WAITS, Mutated, PASSWORD, Person, Reply, Server, text}
 
 const MINUTE: Duration = Duration::from_secs(60);
 
-/// Somebody with a project.
+/// A server with a user who owns a project.
 async fn start() -> (Server, Person, String) {
     let server = Server::start().await;
     let alice = server.person("alice").await;
@@ -80,7 +80,7 @@ async fn lengths_count_code_points_after_trimming() {
         ("description", 0, "ok"),
     ] {
         let text = format!("  {}\n", rocket.repeat(length));
-        // The largest of them do not pass the door, which is a refusal too.
+        // Larger documents are refused before execution, with another error.
         if text.len() < 60_000 {
             assert_eq!(create(&alice, &project, json!({ field: text })).await.outcome(), outcome, "{field} {length}");
         }
@@ -89,7 +89,7 @@ async fn lengths_count_code_points_after_trimming() {
         assert_eq!(create(&alice, &project, json!({ field: text })).await.faults(), [format!("{field}: INVALID")]);
     }
     let both = create(&alice, &project, json!({ "title": "", "description": "\u{0}" })).await;
-    assert_eq!(both.faults(), ["title: BLANK", "description: INVALID"], "everything is told at once");
+    assert_eq!(both.faults(), ["title: BLANK", "description: INVALID"], "all fields are reported at once");
 }
 
 #[tokio::test]
@@ -125,7 +125,11 @@ async fn a_due_date_must_be_in_the_future_when_it_is_set() {
     server.advance(MINUTE);
     assert_eq!(update(&alice, &task, json!({ "dueAt": now })).await.faults(), ["dueAt: IN_THE_PAST"]);
     let task = update(&alice, &task, json!({ "title": "Fly!", "dueAt": later })).await.ok();
-    assert_eq!((&task["isOverdue"], &task["dueAt"]), (&json!(true), &json!(later)), "what it was already may stay");
+    assert_eq!(
+        (&task["isOverdue"], &task["dueAt"]),
+        (&json!(true), &json!(later)),
+        "an unchanged date in the past is accepted"
+    );
     for text in ["tomorrow", "2030-01-01", "", "2030-01-01T00:00:00", "99999-01-01T00:00:00Z"] {
         let answer = create(&alice, &project, json!({ "dueAt": text })).await;
         assert_eq!(answer.code(), "BAD_USER_INPUT", "{text}");
@@ -163,7 +167,11 @@ async fn a_status_goes_one_step_at_a_time() {
             let task = done.ok();
             assert_eq!(task["status"], end, "{start} to {end}");
             assert_eq!(task["completedAt"].is_null(), end != "DONE");
-            assert_eq!(task["version"], from + 1 + usize::from(from != to), "only a change is counted");
+            assert_eq!(
+                task["version"],
+                from + 1 + usize::from(from != to),
+                "only actual changes increment the version"
+            );
         }
     }
 }
@@ -174,7 +182,7 @@ async fn a_task_done_late_is_no_longer_overdue() {
     let task = alice.task(&project, "Fly", json!({ "dueAt": server.moment(MINUTE) })).await;
     server.advance(MINUTE);
     let begun = update(&alice, &task, json!({ "status": "IN_PROGRESS" })).await.ok();
-    assert_eq!(begun["isOverdue"], false, "at the very moment it is not late yet");
+    assert_eq!(begun["isOverdue"], false, "not overdue at the exact due time");
     server.advance(Duration::from_micros(1));
     let document = "{ tasks { nodes { isOverdue } } projects { nodes { stats { overdueCount } } } }";
     let seen = alice.query(document, json!({})).await;
@@ -229,7 +237,7 @@ async fn an_update_that_expects_another_version_is_a_conflict() {
         let late = update(&alice, &task, json!({ "title": "b", "expectedVersion": expected })).await;
         assert_eq!(late.faults(), ["expectedVersion: CONFLICT"]);
     }
-    assert_eq!(update(&alice, &task, json!({})).await.ok()["title"], "a", "nothing was written");
+    assert_eq!(update(&alice, &task, json!({})).await.ok()["title"], "a", "the refused change has no effect");
 }
 
 #[tokio::test]
@@ -256,7 +264,7 @@ async fn an_assignee_is_a_user() {
     let task = alice.task(&project, "Fly", json!({})).await;
     let gone = server.person("gone").await;
     gone.mutate("deleteViewer", json!({ "password": PASSWORD })).await.ok();
-    // A well-formed id of a user who never was.
+    // A well-formed id of a user who does not exist.
     let nobody = format!("AQ{}", "A".repeat(21));
     for (assignee, fault) in [
         (gone.id.as_str(), "assigneeId: INVALID"),
@@ -273,12 +281,12 @@ async fn an_assignee_is_a_user() {
     assert_eq!(seen["events"]["nodes"], json!([{ "__typename": "TaskCreatedEvent" }]));
 }
 
-/// Whether an account is active is for its owner and ADMIN to know.
+/// Whether an account is active may be known only to its owner and ADMIN.
 #[tokio::test]
 async fn assigning_a_task_does_not_tell_whether_the_assignee_is_active() {
     let server = Server::with(&MAIL_WAITS).await;
     let (admin, alice) = (server.admin("admin").await, server.person("alice").await);
-    // Both with an address that is known to be theirs.
+    // Both addresses are verified.
     let (active, disabled) = (server.admin("active").await, server.admin("disabled").await);
     admin.mutate("updateUser", json!({ "id": disabled.id, "isActive": false })).await.ok();
     let project = alice.project("Apollo").await;
@@ -306,7 +314,7 @@ async fn assigning_a_task_does_not_tell_whether_the_assignee_is_active() {
     let to =
         |person: &Person| mails.iter().filter(|mail| text(&mail["recipient"]).starts_with(&person.username)).count();
     assert!(to(&active) > 0);
-    assert_eq!(to(&disabled), 0, "nothing is mailed to a disabled account");
+    assert_eq!(to(&disabled), 0, "no mail to a disabled account");
 }
 
 #[tokio::test]

@@ -1,5 +1,5 @@
-//! PostgreSQL and Redis over TLS. What listens here speaks TLS before the server that the tests run on, so that the certificate is
-//! the test's own.
+//! PostgreSQL and Redis over TLS. A TLS-terminating proxy in front of the test's PostgreSQL
+//! presents the test's own certificate.
 
 use std::net::Ipv4Addr;
 use std::sync::Arc;
@@ -15,18 +15,18 @@ use url::Url;
 
 use crate::harness::{Database, Program, fasttrack};
 
-/// What a client asks before anything else, if it wants TLS.
+/// PostgreSQL's SSLRequest message, which precedes the TLS handshake.
 const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 4, 210, 22, 47];
 
 struct Front {
     port: u16,
-    /// The certificate, which is its own authority, in PEM.
+    /// The self-signed certificate in PEM.
     certificate: String,
     handshakes: Arc<AtomicUsize>,
 }
 
 impl Front {
-    /// Stands before a server; without TLS it says so when it is asked.
+    /// Starts a proxy in front of a server. Without `tls` it answers SSLRequest with a refusal.
     async fn before(server: &Url, tls: bool) -> Self {
         let behind = (server.host_str().expect("a host").to_owned(), server.port().unwrap_or(5432));
         let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate");
@@ -36,7 +36,7 @@ impl Front {
             .expect("versions")
             .with_no_client_auth()
             .with_single_cert(vec![made.cert.der().clone()], key)
-            .expect("a certificate with its key");
+            .expect("a certificate and its key");
         let acceptor = tls.then(|| TlsAcceptor::from(Arc::new(config)));
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free port");
         let port = listener.local_addr().expect("an address").port();
@@ -106,12 +106,12 @@ async fn sslmode_says_whether_and_how_postgresql_is_reached_over_tls() {
         let answer: String = client.query_one("SELECT current_database()::text", &[]).await.expect("an answer").get(0);
         assert_eq!(format!("/{answer}"), server.path());
         let pool = Db::open(&Location::Postgres(url), 1).expect("a database");
-        drop(pool.conn().await.expect("the server's own way there"));
+        drop(pool.conn().await.expect("a connection through the pool"));
         told.to_owned()
     };
     let verified = |file: &str| format!("sslmode=verify-full&sslrootcert={file}");
 
-    assert_eq!(reach(front.port, "localhost", "").await, "plain", "nothing leaves the machine");
+    assert_eq!(reach(front.port, "localhost", "").await, "plain", "loopback needs no TLS");
     assert_eq!(reach(front.port, "localhost", "sslmode=disable").await, "plain");
     assert_eq!(reach(front.port, "localhost", "sslmode=prefer").await, "TLS");
     assert_eq!(reach(front.port, "127.0.0.1", "sslmode=require").await, "TLS");
@@ -143,7 +143,7 @@ fn what_cannot_be_meant_is_refused() {
     assert!(refused("sslmode=verify-full&sslrootcert=/nothing/here.pem").contains("/nothing/here.pem"));
     assert!(refused("unheard=of").contains("unheard"));
     postgres::Server::parse("postgres://db.example.org/db?sslmode=verify-full").map(drop).unwrap_or_else(|told| {
-        assert!(told.to_string().contains("authority"), "a system without any: {told}");
+        assert!(told.to_string().contains("authority"), "a system without root certificates: {told}");
     });
 }
 
@@ -190,7 +190,7 @@ async fn rediss_reaches_a_redis_over_tls_whose_certificate_is_verified() {
         assert!(!told.contains("Redis answers") && told.contains("fail"), "{url}: {told}");
     }
 
-    // Two servers count together over it.
+    // Two instances share rate limits through this Redis.
     let url = format!("rediss://localhost:{port}");
     let settings =
         [("REDIS_URL", url.as_str()), ("SSL_CERT_FILE", &certificate), ("RATE_LIMIT_CREDENTIALS_PER_MINUTE", "2")];

@@ -1,4 +1,4 @@
-//! Traces, as a collector gets them.
+//! OpenTelemetry traces, as received by a collector.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader};
@@ -24,7 +24,7 @@ use crate::harness::{PATIENCE, Server};
 const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
 const CALLER: &str = "b7ad6b7169203331";
 
-/// A collector: what it is sent.
+/// An OTLP collector that keeps every request.
 struct Collector {
     url: String,
     sent: UnboundedReceiver<(HeaderMap, Bytes)>,
@@ -34,7 +34,7 @@ impl Collector {
     async fn open() -> Self {
         let (sender, sent) = unbounded_channel();
         let take = async move |headers: HeaderMap, body: Bytes| {
-            sender.send((headers, body)).expect("a test that reads");
+            sender.send((headers, body)).expect("a receiver");
         };
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free port");
         let url = format!("http://{}", listener.local_addr().expect("an address"));
@@ -42,7 +42,7 @@ impl Collector {
         Self { url, sent }
     }
 
-    /// The spans that a server has sent, which has ended.
+    /// All spans received. The server must have stopped.
     fn spans(&mut self) -> Vec<Span> {
         let mut spans = Vec::new();
         while let Ok((headers, body)) = self.sent.try_recv() {
@@ -59,7 +59,7 @@ impl Collector {
     }
 }
 
-/// The value of an attribute, as text; empty if it is not there.
+/// The value of an attribute as text; empty if absent.
 fn value(attributes: &[KeyValue], name: &str) -> String {
     let found = attributes.iter().find(|attribute| attribute.key == name);
     match found.and_then(|attribute| attribute.value.as_ref()?.value.as_ref()) {
@@ -112,7 +112,7 @@ async fn a_request_goes_on_in_the_trace_of_its_caller() {
     assert_eq!((requests.len(), operations.len()), (3, 3), "{spans:#?}");
     let request = of(&requests, "Hello");
     assert_eq!((hex(&request.trace_id), hex(&request.parent_span_id)), (TRACE.to_owned(), CALLER.to_owned()));
-    assert_eq!(request.kind, 2, "of a server");
+    assert_eq!(request.kind, 2, "SPAN_KIND_SERVER");
     for (name, expected) in [
         ("http.request.method", "POST"),
         ("http.route", "/graphql"),
@@ -126,13 +126,13 @@ async fn a_request_goes_on_in_the_trace_of_its_caller() {
     assert!(operation.end_time_unix_nano <= request.end_time_unix_nano);
 
     let alone = of(&requests, "Alone");
-    assert!(alone.parent_span_id.is_empty() && hex(&alone.trace_id) != TRACE, "what is not well formed is ignored");
+    assert!(alone.parent_span_id.is_empty() && hex(&alone.trace_id) != TRACE, "a malformed header is ignored");
     let wrong = of(&operations, "");
     assert_eq!(value(&wrong.attributes, "error.type"), "GRAPHQL_VALIDATION_FAILED");
     assert_eq!(wrong.status.map_or(0, |status| status.code), 0, "the caller's error, not the server's");
     let [nowhere] = named("GET")[..] else { panic!("{spans:#?}") };
     assert_eq!(value(&nowhere.attributes, "url.path"), "/nowhere");
-    assert!(!format!("{spans:?}").contains("__typename"), "no document is told");
+    assert!(!format!("{spans:?}").contains("__typename"), "no document is exported");
 }
 
 #[tokio::test]
@@ -185,7 +185,7 @@ async fn a_subscription_is_traced_where_it_is_opened_and_where_an_event_is_answe
     let task = alice.task(&project, "Fly", json!({})).await;
     let document = "subscription Live($after: String) { commentAdded(after: $after) { task { labels { name } } } }";
     let mut listeners = [alice.subscribe(document, json!({})).await, alice.subscribe(document, json!({})).await];
-    // An answer with an error is for nobody else; the next one is for all who ask the same again.
+    // Answers with errors are not shared between listeners; error-free ones are.
     for table in [Some("labels"), None] {
         if let Some(table) = table {
             server.database().execute(&format!("ALTER TABLE {table} RENAME TO away")).await;
@@ -233,7 +233,7 @@ async fn what_is_traced_is_decided_where_a_trace_begins() {
     ask(&server, Some(&format!("00-{TRACE}-{CALLER}-00")), "{ __typename }").await;
     ask(&server, Some(&format!("00-{TRACE}-{CALLER}-01")), "{ __typename }").await;
     server.stop().await.remove().await;
-    assert_eq!(collector.spans().len(), 2, "those of the caller that is traced");
+    assert_eq!(collector.spans().len(), 2, "only spans of the sampled caller");
 }
 
 #[tokio::test]
@@ -242,7 +242,7 @@ async fn a_collector_that_never_answers_holds_up_neither_requests_nor_the_end() 
     let url = format!("http://{}", silent.local_addr().expect("an address"));
     let server = Server::with(&[("OTEL_EXPORTER_OTLP_ENDPOINT", &url)]).await;
     let mut slowest = Duration::ZERO;
-    // More than fit into the queue.
+    // More spans than the queue holds.
     for _ in 0..1500 {
         let began = Instant::now();
         assert_eq!(ask(&server, None, "{ __typename }").await, 200);
@@ -277,11 +277,11 @@ async fn a_collector_that_is_away_is_told_once_and_the_log_has_the_trace() {
     let http = reqwest::Client::new();
     let began = Instant::now();
     let mut asked = 0;
-    while asked < 20 || std::fs::read_to_string(&log).expect("a log").matches("takes no traces").count() < 1 {
+    while asked < 20 || std::fs::read_to_string(&log).expect("a log").matches("collector unavailable").count() < 1 {
         let request = http.get(format!("{url}/livez")).header("traceparent", format!("00-{TRACE}-{CALLER}-01"));
         assert_eq!(request.send().await.expect("an answer").status(), 200);
         asked += 1;
-        assert!(began.elapsed() < PATIENCE, "no word of the collector");
+        assert!(began.elapsed() < PATIENCE, "no log line about the collector");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     let told = Command::new("kill").arg(running.id().to_string()).status().expect("kill");
@@ -289,6 +289,6 @@ async fn a_collector_that_is_away_is_told_once_and_the_log_has_the_trace() {
     let ended = tokio::task::spawn_blocking(move || running.wait()).await.expect("a thread").expect("an end");
     assert!(ended.success(), "{ended}");
     let log = std::fs::read_to_string(&log).expect("a log");
-    assert_eq!(log.matches("takes no traces").count(), 1, "{log}");
+    assert_eq!(log.matches("collector unavailable").count(), 1, "{log}");
     assert!(log.contains(&format!("\"trace_id\":\"{TRACE}\"")), "{log}");
 }

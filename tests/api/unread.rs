@@ -1,4 +1,4 @@
-//! Answers that a client does not read, or slowly: how much of them the server holds, and for how long.
+//! Slow readers: how much of an unread answer the server keeps, and for how long.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -11,15 +11,15 @@ use tokio::time::{sleep, timeout};
 use crate::harness::{Frame, PATIENCE, Person, Reply, Server};
 use crate::http_2::{DATA, Frames, RESET, WINDOW_UPDATE};
 
-/// An answer of somewhat more than a megabyte, of the tasks that [`with_texts`] makes.
+/// An answer of slightly more than 1 MB, built from the tasks of [`with_texts`].
 const LARGE: &str = "{ tasks(first: 30) { nodes { description } } }";
 const LARGE_BYTES: usize = 30 * 40_000;
-/// More of those than one user may leave unread.
+/// More such answers than one user may leave unread.
 const MANY: u32 = 20;
-/// Longer than it is between two of a slow reader's reads, and shorter than all of them take.
+/// Longer than the pauses of a slow reader, but shorter than its whole read.
 const DEADLINE: &str = "2";
 
-/// Somebody with long descriptions to read.
+/// A user with 30 tasks that have long descriptions.
 async fn with_texts(server: &Server, username: &str) -> Person {
     let person = server.person(username).await;
     let project = person.project("Apollo").await;
@@ -53,7 +53,7 @@ async fn an_export_that_is_not_read_keeps_nobody_from_theirs() {
 
 #[tokio::test]
 async fn what_a_user_leaves_unread_is_limited_and_harms_nobody_else() {
-    // With rate limits on, because a refusal tells how they stand like any other answer.
+    // With rate limits enabled, because a refusal must also carry the RateLimit headers.
     let many = "100000";
     let server = Server::with(&[
         ("RATE_LIMIT_ENABLED", "true"),
@@ -75,7 +75,7 @@ async fn what_a_user_leaves_unread_is_limited_and_harms_nobody_else() {
         }
     }
     let bytes = taken.len() * LARGE_BYTES;
-    assert!((8 << 20..16 << 20).contains(&bytes), "{bytes} bytes are unread");
+    assert!((8 << 20..16 << 20).contains(&bytes), "{bytes} bytes unread");
     let refused = alice.post("/graphql").json(&json!({ "query": LARGE }));
     let refused = Reply::to(refused).await;
     assert_eq!(
@@ -84,8 +84,8 @@ async fn what_a_user_leaves_unread_is_limited_and_harms_nobody_else() {
     );
     assert!(refused.headers.contains_key("retry-after"));
     assert_eq!(alice.ask("{ viewer { username } }", json!({})).await.data()["viewer"]["username"], "alice");
-    assert!(bob.ask(LARGE, json!({})).await.codes().is_empty(), "others are not concerned");
-    // What she does not want any more does not count.
+    assert!(bob.ask(LARGE, json!({})).await.codes().is_empty(), "other users are not affected");
+    // Answers the client cancels no longer count.
     for stream in taken {
         client.send(RESET, 0, stream, &8_u32.to_be_bytes()).await;
     }
@@ -123,21 +123,21 @@ async fn what_is_unread_on_sockets_counts_too() {
     timeout(PATIENCE, again).await.expect("room again");
 }
 
-/// A connection with little room for what is sent to it.
+/// Connects with a small receive buffer.
 async fn narrow(address: SocketAddr) -> TcpStream {
     let socket = TcpSocket::new_v4().expect("a socket");
     socket.set_recv_buffer_size(16 * 1024).expect("a small buffer");
     socket.connect(address).await.expect("a connection")
 }
 
-/// Reads so many bytes at some 200 kB a second.
+/// Reads `bytes` bytes at about 200 kB/s.
 async fn read_slowly(stream: &mut TcpStream, mut bytes: usize) {
     let mut piece = vec![0; 16 * 1024];
     while bytes > 0 {
-        // The pace is what is tested.
+        // The slow pace is what the test is about.
         sleep(Duration::from_millis(80)).await;
         let most = bytes.min(piece.len());
-        stream.read_exact(&mut piece[..most]).await.expect("a connection that is not cut off");
+        stream.read_exact(&mut piece[..most]).await.expect("an open connection");
         bytes -= most;
     }
 }
@@ -191,7 +191,7 @@ async fn a_slow_reader_over_a_websocket_is_not_cut_off() {
     ] {
         let text = message.to_string();
         let length = u16::try_from(text.len()).expect("a short message").to_be_bytes();
-        // A text with a mask of zeros.
+        // A text frame with an all-zero mask.
         let frame = [&[0x81, 0xfe], &length[..], &[0; 4], text.as_bytes()].concat();
         stream.write_all(&frame).await.expect("sent");
     }

@@ -1,4 +1,4 @@
-//! Migrations of a database that people have used: what is not theirs to change survives them, down and up.
+//! Migrations of a populated database: data survives each migration down and up again.
 
 use std::collections::BTreeSet;
 
@@ -7,8 +7,9 @@ use serde_json::Value;
 
 use crate::harness::{Life, MAIL_WAITS, Rows, Server, empty};
 
-/// The rows as far as `like` has their tables, columns and places in the log, which a migration may bring along. What an
-/// event carries is left out: a migration may keep it elsewhere, which the tests of the history look at.
+/// `rows` reduced to the tables, columns and projections of `like`, because a migration may add
+/// some. The data of events is left out: a migration may move it, which the tests of the history
+/// check.
 fn within(rows: &Rows, like: &Rows) -> Rows {
     let mut rows = rows.clone();
     rows.retain(|table, _| like.contains_key(table));
@@ -31,9 +32,10 @@ async fn every_migration_goes_down_and_up_again_with_data_in_the_tables() {
     let alice = Life::lead(&server).await.alice;
     let database = server.stop().await;
     let full = database.rows().await;
-    assert_eq!(empty(&full), BTreeSet::new(), "a table with nothing in it shows nothing: use it in `Life`");
+    assert_eq!(empty(&full), BTreeSet::new(), "an empty table proves nothing: fill it in `Life`");
 
-    // One further down each time, so that each goes down once with rows in what it has made.
+    // Go down one migration further each time, so that each one is reverted once with data in its
+    // tables.
     let mut database = database;
     for steps in 1.. {
         let location = database.location();

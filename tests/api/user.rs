@@ -1,4 +1,4 @@
-//! Users: one's own account, others by their handle, and what ADMIN does with them.
+//! Users: the viewer's own account, lookup by username, and administration.
 
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ async fn one_changes_ones_own_names_and_address() {
                 "emailVerified": false })
     );
     let left = alice.mutate("updateViewer", json!({})).await.ok();
-    assert_eq!(left, viewer, "an absent field is left alone");
+    assert_eq!(left, viewer, "an absent field is unchanged");
     server.login("ALICE-2").await;
     assert_eq!(alice.query("{ user(username: \"alice\") { id } }", json!({})).await["user"], Value::Null);
 }
@@ -189,7 +189,8 @@ async fn a_display_name_has_nothing_that_hides_or_turns_text_around() {
             "{name:?}"
         );
     }
-    // Joiners are letters' own in Persian and of emoji; right-to-left letters need no marks.
+    // Joiners are regular characters in Persian and in emoji, and right-to-left letters need no
+    // control characters.
     for name in ["Zoë O’Brien-Łuczak", "می\u{200c}خواهم", "👩\u{200d}💻 Ada", "עדה", "阿達", "❤\u{fe0f}"]
     {
         let viewer = alice.mutate("updateViewer", json!({ "displayName": name })).await.ok();
@@ -228,7 +229,7 @@ async fn names_that_pass_for_the_server_are_given_by_its_operator_alone() {
     for name in ["admiral", "rooty", "supporter", "undeleted"] {
         alice.mutate("updateViewer", json!({ "username": name })).await.ok();
     }
-    // Whoever has one keeps it, in any spelling of it.
+    // A user who already has such a name keeps it, in any spelling.
     let admin = server.admin("admin").await;
     admin.mutate("updateViewer", json!({ "username": "Admin" })).await.ok();
     admin.mutate("updateViewer", json!({ "displayName": "Root" })).await.ok();

@@ -1,4 +1,5 @@
-//! graphql-transport-ws, frame by frame. The reference client drives it in `tests/clients/sockets`.
+//! The graphql-transport-ws protocol, frame by frame. The reference client is tested in
+//! `tests/clients/sockets`.
 
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
 
 use crate::harness::{PATIENCE, Person, Server};
 
-/// A socket on which nothing is hidden.
+/// A socket that shows every message, including pings.
 struct Raw(WebSocketStream<MaybeTlsStream<TcpStream>>);
 
 impl Raw {
@@ -40,10 +41,10 @@ impl Raw {
         self.send(json!({ "type": "subscribe", "id": id, "payload": { "query": query } })).await;
     }
 
-    /// The next message, or the code of the end.
+    /// The next message, or the close code.
     async fn receive(&mut self) -> Result<Value, u16> {
         loop {
-            match timeout(PATIENCE, self.0.next()).await.expect("a frame in time") {
+            match timeout(PATIENCE, self.0.next()).await.expect("a frame before the timeout") {
                 Some(Ok(Message::Text(text))) => return Ok(serde_json::from_str(&text).expect("JSON")),
                 Some(Ok(Message::Close(frame))) => return Err(frame.map_or(1005, |frame| frame.code.into())),
                 Some(Ok(_)) => {}
@@ -107,7 +108,7 @@ async fn a_socket_ends_with_its_session_and_a_change_of_its_user() {
     raw.subscribe("1", "subscription { events { id } }").await;
     alice.post("/auth/logout").send().await.expect("an answer");
     assert_eq!(raw.closed().await, 4403);
-    // Another session of the same user goes on.
+    // Another session of the same user is not affected.
     other.subscribe("1", "{ __typename }").await;
     assert_eq!(other.receive().await.expect("an answer")["type"], "next");
     root.mutate("updateUser", json!({ "id": alice.id, "role": "ADMIN" })).await.ok();
@@ -130,7 +131,8 @@ async fn a_socket_ends_with_a_session_that_one_of_its_streams_was_opened_in() {
 
 #[tokio::test]
 async fn nothing_is_done_for_a_session_whose_end_was_not_heard_of_yet() {
-    // Nothing is told of the log here, as on PostgreSQL while an older transaction is open.
+    // The server does not read the event log here, as on PostgreSQL while an older transaction is
+    // open.
     let server = Server::without_jobs().await;
     let root = server.admin("root").await;
     let (ended, changed) = (server.admin("alice").await, server.admin("bob").await);
@@ -143,7 +145,7 @@ async fn nothing_is_done_for_a_session_whose_end_was_not_heard_of_yet() {
     ended.post("/auth/logout").send().await.expect("an answer");
     of_ended.subscribe("2", "mutation { createProject(input: { name: \"x\" }) { project { id } } }").await;
     assert_eq!(of_ended.receive().await, Err(4403));
-    assert!(!server.dump().await.contains("projects: "), "nothing was written");
+    assert!(!server.dump().await.contains("projects: "), "no project was created");
     root.mutate("updateUser", json!({ "id": changed.id, "role": "USER" })).await.ok();
     of_changed.subscribe("2", "{ users { totalCount } }").await;
     assert_eq!(of_changed.receive().await, Err(4403));
@@ -153,7 +155,7 @@ async fn nothing_is_done_for_a_session_whose_end_was_not_heard_of_yet() {
 async fn a_fresh_token_prolongs_a_socket() {
     let server = Server::with(&[("ACCESS_TOKEN_EXPIRE_MINUTES", "1")]).await;
     let alice = server.person("alice").await;
-    // Fifty-two seconds on, the token is good for eight more.
+    // 52 seconds later the token is valid for 8 more seconds.
     server.advance(Duration::from_secs(52));
     let (mut prolonged, mut forgotten) = (Raw::greeted(&server, &alice).await, Raw::greeted(&server, &alice).await);
     let fresh = server.login("alice").await;
@@ -222,13 +224,13 @@ async fn a_page_of_another_site_opens_no_socket() {
     }
 }
 
-/// A connection on which a handshake was made, for frames that no library sends.
+/// A connection after a raw handshake, for frames that no library sends.
 struct Frames(TcpStream);
 
 impl Frames {
     async fn open(server: &Server) -> Self {
         let socket = TcpSocket::new_v4().expect("a socket");
-        // So that what is not read by the server is soon not taken either.
+        // A small buffer, so that data the server does not read blocks the client soon.
         socket.set_send_buffer_size(4_096).expect("a size");
         let mut stream = socket.connect(server.address).await.expect("a connection");
         let handshake = "GET /graphql HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: websocket\r\n\
@@ -240,12 +242,12 @@ impl Frames {
             answer.push(stream.read_u8().await.expect("an answer"));
         }
         let answer = String::from_utf8(answer).expect("text").to_lowercase();
-        // The key and its answer are those of RFC 6455, section 1.3.
+        // Key and accept value from RFC 6455, section 1.3.
         assert!(answer.contains("sec-websocket-accept: s3pplmbitxaq9kygzzhzrbk+xoo=\r\n"), "{answer}");
         Self(stream)
     }
 
-    /// The payload of the next frame, which is short, with its first byte.
+    /// First byte and payload of the next frame, which must be short.
     async fn next(&mut self) -> (u8, Vec<u8>) {
         let next = async {
             let first = self.0.read_u8().await.expect("a frame");
@@ -254,11 +256,12 @@ impl Frames {
             self.0.read_exact(&mut payload).await.expect("a payload");
             (first, payload)
         };
-        timeout(PATIENCE, next).await.expect("a frame in time")
+        timeout(PATIENCE, next).await.expect("a frame before the timeout")
     }
 }
 
-/// A frame with its first byte: FIN, three reserved bits, the opcode. It is masked with zeros.
+/// Builds a frame from its first byte (FIN, three reserved bits, opcode) and payload, with an
+/// all-zero mask.
 fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
     let length = payload.len();
     let length = match u8::try_from(length) {
@@ -293,13 +296,14 @@ async fn frames_that_break_the_protocol_close_the_socket_with_the_code_of_rfc_64
     ] {
         for more in [0, 60_000] {
             let mut raw = Frames::open(&server).await;
-            // What is sent after the breach must not have the connection reset before the code is read.
+            // Bytes sent after the violation must not reset the connection before the close code is
+            // read.
             let sent = [frames.clone(), vec![0x55; more]].concat();
             let (mut read, mut write) = raw.0.split();
             drop(write.write_all(&sent).await);
             drop(write.shutdown().await);
             let mut got = Vec::new();
-            timeout(PATIENCE, read.read_to_end(&mut got)).await.expect("an end in time").expect(title);
+            timeout(PATIENCE, read.read_to_end(&mut got)).await.expect("the end before the timeout").expect(title);
             let close = got.windows(2).position(|at| at[0] == 0x88);
             let close =
                 close.unwrap_or_else(|| panic!("{title} and {more} bytes: {:?}", String::from_utf8_lossy(&got)));
@@ -349,9 +353,9 @@ async fn a_flood_of_small_messages_is_read_slowly() {
         };
         tokio::select! {
             () = flooding => {}
-            taken = timeout(PATIENCE, three_seconds) => taken.expect("three pings in time"),
+            taken = timeout(PATIENCE, three_seconds) => taken.expect("three pings before the timeout"),
         }
-        println!("{title}: {sent} bytes were taken in three seconds");
-        assert!(sent < most, "{title}: {sent} bytes were taken in three seconds");
+        println!("{title}: {sent} bytes accepted in three seconds");
+        assert!(sent < most, "{title}: {sent} bytes accepted in three seconds");
     }
 }

@@ -2,9 +2,9 @@ import { createClient } from 'graphql-ws';
 import WebSocket from 'ws';
 
 /**
- * One socket for all subscriptions of a session. Whatever closes it (the network, a restart, a token that has expired),
- * it is opened again with a good token, and each subscription goes on after the last event that it has seen: its
- * document declares `$after: String` and selects `cursor`.
+ * One socket for all subscriptions of a session. When it closes (network failure, server restart, expired token), it
+ * reconnects with a valid token, and each subscription resumes after the last event it received. Documents must declare
+ * `$after: String` and select `cursor`.
  */
 export function live(api, session) {
   const sockets = createClient({

@@ -1,7 +1,10 @@
-// The README: what it shows of each client is tested here, and every command in it is run, as it stands there, with the
-// server's program (FASTTRACK) in an empty folder. What cannot be run says why in ELSEWHERE; a command that nobody has
-// thought of fails the test. The client of the README needs the packages, which tests/clients/run gets by `npm ci`.
-//   TEST_DATABASE_URL  a PostgreSQL on which databases may be made, for the commands that need one; psql makes them
+// The documentation: client snippets must match their files, links must resolve, and every command
+// is run verbatim in an empty directory. Commands that are not run here are listed in ELSEWHERE
+// with the reason; an unknown command fails.
+//   FASTTRACK          path of the server binary
+//   TEST_DATABASE_URL  a PostgreSQL server where databases can be created, for the commands that need one; needs psql
+// The JavaScript client in the README uses the packages that tests/clients/run installs with `npm
+// ci`.
 import assert from 'node:assert/strict';
 import { execFile, spawn } from 'node:child_process';
 import { once } from 'node:events';
@@ -23,16 +26,16 @@ const texts = new Map(await Promise.all(pages.map(async (page) => [page, await r
 const manual = [...texts.values()].join('\n');
 const { FASTTRACK, TEST_DATABASE_URL } = process.env;
 
-test('the snippets of the page of clients stand in their files', async () => {
+test('the snippets in clients.md match their files', async () => {
   const clients = texts.get('docs/guide/clients.md');
   const shown = [...clients.matchAll(/\(\.\.\/\.\.\/(tests\/clients\/[^)]+)\)\):\n\n```\w+\n(.*?)```/gs)];
   assert.equal(shown.length, clients.match(/^```\w+$/gm).length);
   for (const [, path, text] of shown) {
-    assert.ok((await readFile(new URL(path, root), 'utf8')).includes(text), `${path} is not what the page shows`);
+    assert.ok((await readFile(new URL(path, root), 'utf8')).includes(text), `${path} differs from the snippet in clients.md`);
   }
 });
 
-test('every link within the manual leads somewhere', async () => {
+test('every relative link in the documentation resolves', async () => {
   const anchor = (title) => title.toLowerCase().replace(/[^\p{L}\p{N} _-]/gu, '').replaceAll(' ', '-');
   const anchors = (text) => [...text.matchAll(/^#+ (.*)$/gm)].map(([, title]) => anchor(title));
   const broken = [];
@@ -53,25 +56,25 @@ test('every link within the manual leads somewhere', async () => {
 
 // --- The commands --------------------------------------------------------------------------------------------------
 
-/** What is not run here, and where it is, or why not. */
+/** Commands that are not run here, with the reason. */
 const ELSEWHERE = {
-  'cargo test': 'the continuous integration runs it',
-  'TEST_DATABASE_URL=postgres://postgres@127.0.0.1/postgres cargo test': 'the continuous integration runs it',
-  'TEST_REDIS_URL=redis://127.0.0.1 cargo test --lib limits': 'the continuous integration runs it',
-  'tests/clients/run target/debug/fasttrack': 'runs this',
-  'tests/faults/run target/release/fasttrack': 'the continuous integration runs most of its parts',
-  '.ci/run': 'is the continuous integration',
-  '(cd playground && npm ci && npm run build) && cargo run --release': 'the continuous integration builds the page',
-  'cargo bench --bench feed': 'takes minutes, and a machine of its own',
+  'cargo test': 'runs in CI',
+  'TEST_DATABASE_URL=postgres://postgres@127.0.0.1/postgres cargo test': 'runs in CI',
+  'TEST_REDIS_URL=redis://127.0.0.1 cargo test --lib limits': 'runs in CI',
+  'tests/clients/run target/debug/fasttrack': 'runs this file',
+  'tests/faults/run target/release/fasttrack': 'CI runs most of its parts',
+  '.ci/run': 'is CI itself',
+  '(cd playground && npm ci && npm run build) && cargo run --release': 'CI builds the playground',
+  'cargo bench --bench feed': 'takes minutes and needs an idle machine',
   'cargo bench --bench feed -- 2000': 'the same',
   'cargo bench --bench requests': 'the same',
-  'docker build -t fasttrack .': 'takes a container engine, and images from elsewhere',
+  'docker build -t fasttrack .': 'needs a container engine and network access',
   'docker run -p 127.0.0.1:8000:8000 -v fasttrack:/data fasttrack': 'the same',
   'docker run --rm -it -v fasttrack:/data fasttrack user create --email you@example.org --username you --admin': 'the same',
-  'npm install graphql graphql-ws ws': 'the packages of these tests stand in for it',
+  'npm install graphql graphql-ws ws': 'the test packages are used instead',
 };
 
-/** Each block of commands: the heading it stands under, and its text. */
+/** Every shell code block: its heading and text. */
 function blocks() {
   const found = [];
   let heading = '';
@@ -91,37 +94,37 @@ function blocks() {
   return found;
 }
 
-/** The rest of the blocks, in their order: each test takes its own. */
+/** The blocks that no test has taken yet, in document order. */
 const left = blocks();
 
 function take(heading) {
   const at = left.findIndex((block) => block.heading === heading);
-  assert.notEqual(at, -1, `there is no such command under “${heading}” (any more)`);
+  assert.notEqual(at, -1, `no (further) command block under “${heading}”`);
   return left.splice(at, 1)[0].text;
 }
 
 function isElsewhere(text) {
   const unknown = text.split('\n').filter((line) => !(line.split(/ +# /)[0] in ELSEWHERE));
-  assert.deepEqual(unknown, [], 'run these, or say in ELSEWHERE why not');
+  assert.deepEqual(unknown, [], 'run these, or list them in ELSEWHERE');
 }
 
-// Without --norc, bash takes a socket on its standard input for a login from elsewhere, and reads ~/.bashrc.
+// --norc, because with a socket as standard input bash assumes a remote shell and reads ~/.bashrc.
 const run = promisify(execFile);
 
-/** Waits until it is so; if the program ends before, or after half a minute, fails with what it has printed. */
+/** Waits for a condition. Fails with the program's output if it exits first, or after 30 seconds. */
 async function until(so, child, printed) {
   const late = Date.now() + 30_000;
   let ended = null;
   while (!(await so())) {
-    assert.equal(ended, null, `it has ended (${ended}): ${printed()}`);
-    assert.ok(Date.now() < late, `nothing more in 30 s: ${printed()}`);
-    // What it printed last may come after its end: hence one more turn.
+    assert.equal(ended, null, `the program exited (${ended}): ${printed()}`);
+    assert.ok(Date.now() < late, `timeout after 30 s: ${printed()}`);
+    // The last output may arrive after the exit, so check once more.
     ended = child.exitCode ?? child.signalCode;
     await sleep(20);
   }
 }
 
-/** A folder with the program in its PATH, under its own name and as what `cargo run --release` makes. */
+/** An empty directory with `fasttrack`, and a `cargo` whose `run --release` starts it, on the PATH. */
 async function place(t) {
   const cwd = await realpath(await mkdtemp(join(tmpdir(), 'fasttrack-')));
   t.after(() => rm(cwd, { recursive: true, force: true }));
@@ -134,7 +137,7 @@ async function place(t) {
   await once(probe, 'listening');
   const { port } = probe.address();
   await once(probe.close(), 'close');
-  // Where the README says port 8000, a free one is used.
+  // Port 8000 of the documentation is replaced by a free port.
   const api = `http://127.0.0.1:${port}`;
   const here = (text) => text.replaceAll('http://127.0.0.1:8000', api);
   const { PATH, HOME, LANG, TMPDIR } = process.env;
@@ -144,18 +147,18 @@ async function place(t) {
     cwd,
     env,
     here,
-    /** Runs a script to its end; what it printed. */
+    /** Runs a script and returns its output. */
     sh: async (text, more) => {
       const options = { cwd, env: { ...env, ...more }, timeout: 60_000 };
       return (await run('bash', ['--norc', '-euo', 'pipefail', '-c', here(text)], options)).stdout;
     },
-    /** Runs a script with this on its standard input. */
+    /** Runs a script with the given standard input. */
     tell: async (text, input) => {
       const running = run('bash', ['--norc', '-euo', 'pipefail', '-c', here(text)], { cwd, env, timeout: 60_000 });
       running.child.stdin.end(input);
       return (await running).stdout;
     },
-    /** Starts a server by a command, and waits until it is ready. */
+    /** Starts a server and waits until it is ready. */
     serve: async (text, more) => {
       const child = spawn('bash', ['--norc', '-c', `exec env ${here(text)}`], { cwd, env: { ...env, ...more } });
       let [told, logged] = ['', ''];
@@ -177,7 +180,7 @@ async function place(t) {
   };
 }
 
-/** An empty database on PostgreSQL. */
+/** Creates an empty PostgreSQL database and returns its URL. */
 async function database(t) {
   const url = new URL(TEST_DATABASE_URL);
   const name = `readme_${process.pid}_${Date.now()}`;
@@ -196,7 +199,7 @@ test('Start, First query, First live event, Server-sent events, A client, Health
   isElsewhere(tests);
   isElsewhere(take('Start'));
   const server = await at.serve(start);
-  // The README shows what it says.
+  // The README shows the actual output.
   const shown = /^```text\n(fasttrack .*?)```/ms.exec(manual)[1];
   const plain = (text) => text.replaceAll(at.api, 'http://127.0.0.1:8000').replace(/fasttrack \d+\.\d+\.\d+/, 'fasttrack X');
   await server.tells(/--admin/);
@@ -214,7 +217,7 @@ test('Start, First query, First live event, Server-sent events, A client, Health
   ]);
   const again = (text) => `. ./.told\n${text}`;
 
-  // A stream and the client of the README listen while the task is started.
+  // The stream and the README's client listen while the task is started.
   const stream = spawn('bash', ['--norc', '-c', `. ./.told; exec ${take('Server-sent events')}`], at);
   t.after(() => stream.kill());
   let streamed = '';
@@ -222,7 +225,7 @@ test('Start, First query, First live event, Server-sent events, A client, Health
   const [install, follow] = take('A client').split('\n');
   isElsewhere(install);
   const packages = await realpath(new URL('node_modules', import.meta.url)).catch(() => undefined);
-  assert.ok(packages, 'the packages are not here: run `npm ci` in tests/clients');
+  assert.ok(packages, 'packages not installed: run `npm ci` in tests/clients');
   await symlink(packages, join(at.cwd, 'node_modules'));
   await writeFile(join(at.cwd, 'follow.mjs'), /^```js\n(\/\/ follow\.mjs\n.*?)```/ms.exec(manual)[1]);
   const follower = spawn('bash', ['--norc', '-c', `exec ${follow}`], at);
@@ -241,7 +244,7 @@ test('Start, First query, First live event, Server-sent events, A client, Health
   await server.end();
 });
 
-test('every command in the table does what it is there for', needs('FASTTRACK'), async (t) => {
+test('every command in commands.md works', needs('FASTTRACK'), async (t) => {
   const at = await place(t);
   const section = texts.get('docs/reference/commands.md');
   const cells = [...section.matchAll(/^\| (`fasttrack.*?) \| /gm)].map(([, cell]) => cell);
@@ -269,7 +272,7 @@ test('every command in the table does what it is there for', needs('FASTTRACK'),
     '`fasttrack config check`': async () => assert.match(await at.sh('fasttrack config check'), /DATABASE_URL/),
     '`fasttrack doctor`': async () => assert.match(await at.sh('fasttrack doctor'), /^ok /m),
     '`fasttrack backup <file>`': async () => assert.match(await at.sh('fasttrack backup kept.db'), /Created and verified/),
-    '`fasttrack move --from sqlite://… --to postgres://…`': async () => {}, // See the test of PostgreSQL.
+    '`fasttrack move --from sqlite://… --to postgres://…`': async () => {}, // Tested below with PostgreSQL.
     '`fasttrack schema`, `fasttrack openapi`': async () => {
       assert.equal(await at.sh('fasttrack schema'), await readFile(new URL('schema.graphql', root), 'utf8'));
       assert.equal(JSON.parse(await at.sh('fasttrack openapi')).openapi, '3.1.0');
@@ -326,8 +329,8 @@ test('One machine with PostgreSQL, From SQLite to PostgreSQL', needs('FASTTRACK'
   await server.end();
 });
 
-test('there is no command in the README that is not run', async (t) => {
+test('every command in the documentation is run or listed in ELSEWHERE', async (t) => {
   if (!FASTTRACK) return t.skip('FASTTRACK is not set');
   for (const heading of ['One binary', 'Performance', 'Tests']) isElsewhere(take(heading));
-  assert.deepEqual(left, [], 'run these above, or say in ELSEWHERE why not (a test that failed leaves some)');
+  assert.deepEqual(left, [], 'run these, or list them in ELSEWHERE (after a failed test some remain)');
 });

@@ -1,4 +1,4 @@
-// A person with an account of their own on a running server (FASTTRACK_URL), and what they do there.
+// A test user with a new account on a running server (FASTTRACK_URL).
 import { randomUUID } from 'node:crypto';
 import { Session } from './session.mjs';
 
@@ -26,7 +26,7 @@ export class Person extends Session {
     return person;
   }
 
-  /** The same person on another device: a session of its own. */
+  /** The same user with another session, as on another device. */
   elsewhere() {
     return Person.of(this.api, this.username);
   }
@@ -53,7 +53,7 @@ export class Person extends Session {
     return createProject.project.id;
   }
 
-  /** A task of that title in the project, or in a new one. */
+  /** Creates a task in the project, or in a new one. Returns its id. */
   async task(title = 'Fuel', project) {
     const { createTask } = await this.ask(
       'mutation($project: ID!, $title: String!) { createTask(input: { projectId: $project, title: $title }) { task { id } } }',
@@ -62,7 +62,7 @@ export class Person extends Session {
     return createTask.task.id;
   }
 
-  /** Tasks of these titles in a new project. */
+  /** Creates tasks with these titles in a new project. Returns their ids. */
   async tasks(...titles) {
     const project = await this.project();
     const ids = [];
@@ -91,7 +91,10 @@ export class Person extends Session {
   }
 }
 
-/** Comments, numbered from 0, until `first` comes of a stream without a cursor, which begins at its own time; how many. */
+/**
+ * Adds comments, numbered from 0, until `first` settles: a stream without a cursor starts at an unknown moment. Returns
+ * the number of comments.
+ */
 export async function commentUntil(first, person, task) {
   let came = false;
   const stop = () => (came = true);

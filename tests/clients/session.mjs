@@ -1,31 +1,31 @@
-/** The tokens of one login, for any client. */
+/** The tokens of one login. Works with any client library. */
 export class Session {
   constructor(api) {
     this.api = api;
   }
 
-  /** With `{ username, password }` or `{ email, password }`. */
+  /** Logs in with `{ username, password }` or `{ email, password }`. */
   async logIn(credentials) {
     this.#keep(await this.#post('/auth/login', credentials));
   }
 
-  /** Ends the session on the server too, with its sockets and streams. */
+  /** Ends the session on the server, including its sockets and streams. */
   async logOut() {
     await this.#post('/auth/logout', undefined, { authorization: `Bearer ${this.accessToken}` });
   }
 
-  /** An access token with some life left in it. */
+  /** Returns an access token that is valid for at least five more seconds. */
   async fresh() {
     if (Date.now() > this.expiresAt - 5000) await this.refresh();
     return this.accessToken;
   }
 
-  /** The server does not take the access token any more, whatever the clock says. */
+  /** Call when the server has rejected the access token: the next `fresh()` refreshes it. */
   refused() {
     this.expiresAt = 0;
   }
 
-  /** One refresh at a time, however many ask for it: a refresh token is spent by its use. */
+  /** Refreshes the tokens. Concurrent calls share one request, because a refresh token can be used only once. */
   refresh() {
     this.refreshing ??= this.#post('/auth/refresh', { refresh_token: this.refreshToken })
       .then((tokens) => this.#keep(tokens))

@@ -1,4 +1,4 @@
-// What the tests ask of every client, and how they look at what comes of it.
+// Operations that every client is tested with, and helpers to observe the results.
 import { EventEmitter, once } from 'node:events';
 
 export const TASKS = `query Tasks($after: String, $filter: TaskFilter) {
@@ -17,7 +17,7 @@ export const EVENTS = `subscription Events($after: String) {
 export const titles = ({ tasks }) => tasks.edges.map(({ node }) => node.title);
 export const statuses = ({ tasks }) => tasks.edges.map(({ node }) => node.status);
 
-/** All that a stream of results shows, and a way to wait for something in it. */
+/** Collects the results of an observable query; `until` waits for one that matches. */
 export function watch(t, results) {
   const shown = [];
   const arrived = new EventEmitter();
@@ -32,7 +32,7 @@ export function watch(t, results) {
   return { shown, until };
 }
 
-/** The requests to /graphql from now on, until the test is over. */
+/** Records the requests to /graphql until the end of the test. */
 export function requests(t) {
   const seen = [];
   const { fetch } = globalThis;

@@ -1,4 +1,4 @@
-"""HTTP and WebSocket as bare as they come: a client that sees every byte can tell what broke, and costs little."""
+"""Minimal HTTP and WebSocket clients: they expose exactly what failed, and need little CPU."""
 
 import asyncio
 import base64
@@ -14,7 +14,7 @@ GRAPHQL = "application/graphql-response+json"
 
 
 class Broken(Exception):
-    """There is no answer. If anything was sent, nobody knows whether it was done."""
+    """No answer arrived. If `sent`, the request may or may not have been executed."""
 
     def __init__(self, why, sent):
         super().__init__(why)
@@ -22,7 +22,7 @@ class Broken(Exception):
 
 
 class Closed(Exception):
-    """The server has closed the socket, with this code; 1006 if without goodbye."""
+    """The server closed the socket with this code; 1006 without a close frame."""
 
     def __init__(self, code):
         super().__init__(str(code))
@@ -49,7 +49,8 @@ class Answer:
 
     @property
     def code(self):
-        """The stable code of the (first) error, of either door; None if there is none."""
+        """The code of the (first) error, from GraphQL or a problem document; None without an
+        error."""
         try:
             told = self.json
         except ValueError:
@@ -94,7 +95,7 @@ def request_bytes(method, path, body=None, token=None, accept=GRAPHQL, headers=(
 
 
 class Http:
-    """One connection that is kept, and made anew when it has to be. One request at a time."""
+    """A keep-alive connection that reconnects when needed. One request at a time."""
 
     def __init__(self, where):
         self.where = where if callable(where) else lambda: where
@@ -104,7 +105,7 @@ class Http:
         sent = False
         try:
             async with asyncio.timeout(patience):
-                # A server may close an idle connection at any time; that is seen here and costs nothing.
+                # A server may close an idle connection at any time; notice it before sending.
                 if self.writer is None or self.reader.at_eof() or self.writer.is_closing():
                     self.close()
                     self.reader, self.writer = await asyncio.open_connection(*self.where())
@@ -132,7 +133,7 @@ class Http:
 
 @dataclass
 class Person:
-    """Somebody who is signed in, on a connection of their own."""
+    """A signed-in user with a connection of their own."""
 
     http: Http
     token: str
@@ -161,7 +162,7 @@ class Person:
         return cls(http, tokens["access_token"], tokens["refresh_token"], name)
 
     def again(self, where=None):
-        """The same person on another connection."""
+        """The same user on another connection."""
         return Person(Http(where or self.http.where), self.token, self.refresh, self.name, self.id)
 
     async def ask(self, query, variables=None, patience=15, accept=GRAPHQL):
@@ -169,7 +170,7 @@ class Person:
         return await self.http.ask("POST", "/graphql", body, self.token, accept, patience)
 
     async def data(self, query, variables=None, patience=15):
-        """What must succeed."""
+        """Sends an operation that must succeed and returns its data."""
         answer = await self.ask(query, variables, patience)
         if answer.status != 200:
             raise RuntimeError(f"{answer.status} {answer.body[:300]}")
@@ -184,7 +185,7 @@ class Person:
         return (await self.data(query, {"p": project, "t": title}))["createTask"]["task"]["id"]
 
     async def cursor(self):
-        """Where the log stands: the beginning of what a follower has to see."""
+        """The current end of the event log, where a follower starts."""
         while True:
             answer = await self.ask("{ __typename }")
             sync = answer.json.get("extensions", {}).get("sync") if answer.status == 200 else None
@@ -193,7 +194,7 @@ class Person:
             await asyncio.sleep(0.05)
 
     async def log(self, after):
-        """Every event after a cursor, as the query tells it: (id, kind), in order."""
+        """All events after a cursor, from the `events` query, as (id, kind) in order."""
         query = """query ($after: String) { events(first: 100, after: $after) {
             edges { cursor node { id __typename } } pageInfo { hasNextPage } } }"""
         found = []
@@ -207,7 +208,7 @@ class Person:
 
 
 def frame(opcode, payload):
-    """A frame of a client; the mask is all zeros, which is as good as any other and costs nothing."""
+    """A client frame. The mask is all zeros, which is valid and needs no masking."""
     size = len(payload)
     if size < 126:
         head = struct.pack("!BB", 0x80 | opcode, 0x80 | size)
@@ -224,7 +225,8 @@ class Socket:
 
     @classmethod
     async def open(cls, address, token=None, patience=15):
-        """Opens, greets and waits for the answer; without a token it only opens."""
+        """Connects, sends connection_init and waits for the acknowledgment; without a token it only
+        connects."""
         try:
             async with asyncio.timeout(patience):
                 reader, writer = await asyncio.open_connection(*address)
@@ -254,7 +256,7 @@ class Socket:
         self.send({"id": name, "type": "subscribe", "payload": {"query": query, "variables": variables or {}}})
 
     async def receive(self):
-        """The next message of the protocol; pings are answered on the way."""
+        """The next protocol message. Pings are answered automatically."""
         try:
             while True:
                 first, second = await self.reader.readexactly(2)

@@ -1,5 +1,5 @@
-/* Moves the wall clock of a program by as many seconds as the file OFFSET holds (eight bytes), from one reading to the
- * next. What measures spans is left alone, as it is where an administrator or NTP sets the clock. Preloaded. */
+/* LD_PRELOAD library that shifts the wall clock of a program by the number of seconds (8 bytes) in the file OFFSET, which
+ * may change at any time. Monotonic clocks are not changed, as when NTP or an administrator sets the clock. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <fcntl.h>

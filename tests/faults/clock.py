@@ -1,7 +1,8 @@
-"""Clocks that jump an hour while the server runs: tokens, windows and cursors behave as the README says.
+"""Wall clock jumps of an hour while the server runs: tokens, rate limits and cursors behave as
+documented.
 
-The wall clock is what the server goes by for tokens (issued, expired), for windows of rate limits and for the moments
-in the data. Order of events and cursors do not depend on it, nor does anything that measures spans.
+The server uses the wall clock for token lifetimes, rate limit windows and stored timestamps. Event
+order, cursors and timeouts do not depend on it.
 """
 
 import asyncio
@@ -22,7 +23,7 @@ class Clock:
         self.set(0)
 
     def set(self, seconds):
-        # In place: the server has mapped it.
+        # Write in place: the server has mapped the file.
         with open(self.file, "r+b" if self.file.exists() else "w+b") as file:
             file.write(struct.pack("=q", seconds))
 
@@ -63,12 +64,12 @@ async def tokens(rig, server, clock):
     seen = {"now": await status(person)}
     socket = await Socket.open(server.address, person.token)
     clock.set(HOUR)
-    # The access token's fifteen minutes are over, the session's seven days are not.
+    # The access token (15 minutes) has expired; the session (7 days) has not.
     seen["an_hour_later"] = await status(person)
     seen["refreshed"] = await renewed(person)
     seen["with_the_new_one"] = await status(person)
-    rig.check("clock +1 h: access tokens expire, sessions go on", list(seen.values()) == [200, 401, 200, 200], **seen)
-    # A socket lives as long as its token does by the clock that measures spans: it was opened for fifteen minutes.
+    rig.check("clock +1 h: access tokens expire, sessions continue", list(seen.values()) == [200, 401, 200, 200], **seen)
+    # A socket's deadline is measured by the monotonic clock: 15 minutes after it was opened.
     socket.send({"type": "ping"})
     open_still = (await asyncio.wait_for(socket.receive(), 5))["type"] == "pong"
     socket.close()
@@ -88,15 +89,16 @@ async def tokens(rig, server, clock):
     seen["logged_in_there"] = await status(there)
     clock.set(0)
     seen["home_again"] = await renewed(there)
-    # Nobody is let in who should not be; whether a token from the future is good is the server's choice, as long as
-    # whoever holds one gets a good one by refreshing or logging in.
+    # A token issued in the future may or may not be accepted, but refreshing or logging in must
+    # yield a valid one.
     must = ("refreshed", "with_the_new_one", "logged_in", "refreshed_there", "with_that_one", "logged_in_there", "home_again")
-    rig.check("clock -1 h: nobody is locked out", all(seen[name] == 200 for name in must), **seen)
+    rig.check("clock -1 h: refresh and login still work", all(seen[name] == 200 for name in must), **seen)
 
 
 async def events(rig, server, clock):
-    """Under load the clock goes back and forth: order, cursors and subscribers do not care."""
-    # Tokens are for fifteen minutes, and not for the time before: within that nobody has to log in again.
+    """The clock jumps back and forth under load: event order, cursors and subscribers are not
+    affected."""
+    # Jumps stay within the 15 minutes of a token, so that nobody has to log in again.
     clock.set(-300)
     load = await Load.prepare(server.address, name="bob", followers=5, writers=4)
     await load.begin()
@@ -105,14 +107,15 @@ async def events(rig, server, clock):
         await load.acknowledged(60)
     wrong, figures = await verified(load, Tables(file=server.file))
     outcomes = load.ledger.outcomes()
-    # A machine that stalls for a second has no connection to give meanwhile, whatever the clock says.
+    # A machine that stalls for a second may time out while waiting for a database connection.
     ok = set(outcomes) <= {"200", "503 SERVICE_UNAVAILABLE"}
     wrong += [] if ok else [f"answers: {outcomes}"]
-    told(rig, "clock back and forth by ten minutes under load: no event lost or twice", wrong, figures)
+    told(rig, "clock ±10 min under load: no event lost or duplicated", wrong, figures)
 
 
 async def windows(rig, server, clock):
-    """Limits: after a jump forward there is room at once; after one back nobody waits longer than a window."""
+    """Rate limits: a jump forward frees the quota at once; after a jump back nobody waits longer
+    than a window."""
     person = await Person.sign_up(server.address, "carol")
 
     async def burst():

@@ -1,4 +1,5 @@
-"""kill -9 under load: what was acknowledged is there, what was refused is not, and nothing is there by half."""
+"""kill -9 under load: acknowledged writes survive, refused writes leave no trace, no write is
+partial."""
 
 import asyncio
 import random
@@ -50,7 +51,8 @@ async def killed(rig, kind, server, tables):
 
 
 async def revoked(rig, kind, server, load):
-    """No token of a session that was ended is good, on either door, and the one that goes on is."""
+    """Tokens of ended sessions are rejected by GraphQL and REST; the continuing session still
+    works."""
     http, alive = Http(server.address), 0
     for token, refresh in load.ledger.revoked:
         access = await http.ask("POST", "/graphql", {"query": "{ __typename }"}, token)

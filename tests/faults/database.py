@@ -1,4 +1,5 @@
-"""PostgreSQL away: a clear no at once instead of a hang, back as soon as it is, and nothing half done or lost."""
+"""PostgreSQL outages: requests fail fast with a clear error, service recovers at once, and no write
+is lost or partial."""
 
 import asyncio
 import itertools
@@ -10,7 +11,7 @@ from rig import Server, eventually
 from services import Postgres, Proxy, Tables
 from traffic import Load, told, verified
 
-# How long an answer may take that says no, with the time of a loaded machine on top.
+# How long a refusal may take, in seconds, and the margin for a loaded machine.
 PROMPT = 2.0
 GRACE = 0.5
 TENANT = "tenant"
@@ -22,7 +23,7 @@ RENAME = 'mutation { updateViewer(input: { displayName: "Ada" }) { userErrors { 
 
 async def run(rig):
     postgres = await Postgres.start(rig)
-    # A superuser has connections in reserve, which would hide that there are none.
+    # Not a superuser: its reserved connections would hide the exhaustion.
     postgres.run(f"CREATE ROLE {TENANT} LOGIN")
     database = postgres.database(TENANT)
     server = await Server(rig, "database", postgres.url(database, TENANT)).start()
@@ -46,7 +47,7 @@ async def run(rig):
 
     await load.acknowledged(50)
     wrong, figures = await verified(load, Tables(postgres=postgres, database=database))
-    told(rig, "PostgreSQL away in seven ways: nothing lost, nothing by half", wrong, figures)
+    told(rig, "PostgreSQL, seven kinds of outage: no write lost or partial", wrong, figures)
     server.kill()
 
 
@@ -55,7 +56,8 @@ class Outage:
         self.rig, self.server, self.load = rig, server, load
 
     async def through(self, name, begin, end, spell, reads=(VIEWER, TASKS), tells=True):
-        """Breaks something under load, looks at what is answered meanwhile, mends it and looks how soon it is over."""
+        """Injects a fault under load, judges the answers, removes the fault and measures the
+        recovery."""
         await begin()
         began = time.monotonic()
         watching = asyncio.create_task(self.unready())
@@ -65,15 +67,16 @@ class Outage:
         begun = time.monotonic()
         await end()
         took = await self.back()
-        # What was begun in the outage may be answered after it.
+        # Requests that started during the outage may be answered after it.
         during = [request for request in self.load.ledger.requests if began <= request[0] < begun - 0.05]
-        self.judge(f"{name}: a clear no at once", asked + during, live)
+        self.judge(f"{name}: requests fail fast with a clear error", asked + during, live)
         if tells:
-            self.rig.check(f"{name}: /readyz tells", unready is not None and unready <= 2 * PROMPT, after_s=unready or -1)
-        self.rig.check(f"{name}: back", took <= PROMPT + GRACE, after_s=took)
+            self.rig.check(f"{name}: /readyz reports it", unready is not None and unready <= 2 * PROMPT, after_s=unready or -1)
+        self.rig.check(f"{name}: recovers", took <= PROMPT + GRACE, after_s=took)
 
     async def asked(self, until, reads):
-        """Asks for this and that by connections of their own, again and again; what came of it."""
+        """Sends several operations repeatedly, each on its own connection, and returns the
+        outcomes."""
 
         async def again(call):
             found = []
@@ -92,16 +95,16 @@ class Outage:
 
         calls = [lambda query=query, who=person(): who.ask(query) for query in (*reads, RENAME)]
         anyone = Http(self.server.address)
-        # A name that nobody has, another each time: too many wrong passwords for one would lock it out.
+        # A different unknown name each time: repeated wrong passwords for one would lock it.
         calls.append(lambda: anyone.ask("POST", "/auth/login", {"username": f"nobody{next(NUMBERS)}", "password": "wrong"}))
         found = await asyncio.gather(*map(again, calls))
         return [request for requests in found for request in requests]
 
     async def unready(self):
-        """The seconds until /readyz says no; None if it does not."""
+        """Seconds until /readyz returns 503; None if it does not."""
         begun = time.monotonic()
         try:
-            await eventually("no", 8, lambda: self.says(503), pause=0.05)
+            await eventually("/readyz returns 503", 8, lambda: self.says(503), pause=0.05)
             return time.monotonic() - begun
         except TimeoutError:
             return None
@@ -110,7 +113,7 @@ class Outage:
         return (await self.server.probe("/readyz"))[0] == status
 
     async def back(self):
-        """The seconds until everything is served again: ready, reads, and writes on every connection."""
+        """Seconds until readiness, reads and writes all succeed again."""
         begun = time.monotonic()
         probe = self.load.owner.again(self.server.address)
 
@@ -121,13 +124,13 @@ class Outage:
                 return False
             return all(answer.status == 200 for answer in answers) and await self.says(200)
 
-        await eventually("everything is served again", 60, served)
+        await eventually("full service", 60, served)
         return time.monotonic() - begun
 
     def judge(self, name, requests, live):
-        """Each request was served, or refused in time with a code and a time to come back."""
+        """Every request must be served, or refused promptly with a code and Retry-After."""
         served = [request for request in requests if request[2] == 200 and request[3] is None]
-        # 401: the token of a session that could be read; a login that was looked at.
+        # INVALID_CREDENTIALS is a regular answer: the login was evaluated.
         judged = [request for request in requests if request[3] == "INVALID_CREDENTIALS" or request in served]
         refused = [request for request in requests if request[3] == "SERVICE_UNAVAILABLE"]
         clear = [request for request in refused if request[2] != 503 or request[4]]
@@ -144,7 +147,7 @@ class Outage:
 
 
 async def cut(rig, postgres, load, outage):
-    """Every connection is ended from the server's side, while statements run on them."""
+    """PostgreSQL terminates all connections while statements run on them."""
     begun = time.monotonic()
     ended = 0
     for _ in range(10 if rig.long else 5):
@@ -153,8 +156,8 @@ async def cut(rig, postgres, load, outage):
     took = await outage.back()
     during = load.ledger.since(begun)
     live, _ = await outage.server.probe("/livez")
-    outage.judge("connections cut: a clear no at once", during, live)
-    rig.check("connections cut: back", took <= PROMPT, connections=ended, after_s=took)
+    outage.judge("connections cut: requests fail fast with a clear error", during, live)
+    rig.check("connections cut: recovers", took <= PROMPT, connections=ended, after_s=took)
 
 
 def hanging(postgres):
@@ -168,7 +171,7 @@ def hanging(postgres):
 
 
 async def locked(rig, postgres, database, outage, spell):
-    """Another session holds a lock that every write of tasks needs: they take up the pool, and everything waits."""
+    """Another session locks the tasks table: statements that wait for it exhaust the pool."""
     held = []
 
     async def lock():
@@ -178,11 +181,12 @@ async def locked(rig, postgres, database, outage, spell):
 
     async def unlock():
         held.pop().kill()
-        # The backend finds out that its client is gone when it next speaks to it; it is told.
+        # A sleeping backend does not notice that its client is gone: terminate it.
         held_by = "query LIKE '%pg_sleep(60)%' AND pid <> pg_backend_pid()"
         postgres.run(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {held_by}")
 
-    # Ready or not is open here: the database answers, and a probe may find a connection or not.
+    # Readiness is not checked here: the database answers, and a probe may or may not get a
+    # connection.
     await lock()
     began = time.monotonic()
     crowd = [outage.load.owner.again(outage.server.address) for _ in range(20)]
@@ -206,12 +210,12 @@ async def locked(rig, postgres, database, outage, spell):
     took = await outage.back()
     requests = [request for requests in found for request in requests]
     during = [request for request in outage.load.ledger.requests if began <= request[0] < begun]
-    outage.judge("pool exhausted by a lock: a clear no at once", requests + during, live)
-    rig.check("pool exhausted by a lock: back", took <= PROMPT + GRACE, after_s=took)
+    outage.judge("pool exhausted by a lock: requests fail fast with a clear error", requests + during, live)
+    rig.check("pool exhausted by a lock: recovers", took <= PROMPT + GRACE, after_s=took)
 
 
 async def slow(rig, postgres, database):
-    """PostgreSQL is far away: everything takes longer, and nothing fails."""
+    """High latency to PostgreSQL: everything is slower, and nothing fails."""
     proxy = await Proxy(postgres.port, 0.025).up()
     far = postgres.url(database, TENANT).replace(str(postgres.port), str(proxy.port))
     server = await Server(rig, "database-far", far).start()
@@ -228,7 +232,7 @@ async def slow(rig, postgres, database):
     outcomes, slowest = load.ledger.outcomes(), max(request[1] for request in load.ledger.requests)
     ok = set(outcomes) == {"200"} and max(times) < 4 and slowest < 4 and ready == 200
     rig.check(
-        "PostgreSQL 50 ms away: everything is served", ok, outcomes=outcomes, slowest_write_s=slowest,
+        "PostgreSQL 50 ms away: every request succeeds", ok, outcomes=outcomes, slowest_write_s=slowest,
         slowest_two_reads_s=max(times), readyz=ready,
     )
     server.kill()
@@ -236,7 +240,7 @@ async def slow(rig, postgres, database):
 
 
 def full(postgres, most):
-    """PostgreSQL gives this user no more than so many connections, and those there were are gone."""
+    """Limits the role to `most` connections and terminates the existing ones."""
 
     async def fill():
         postgres.run(f"ALTER ROLE {TENANT} CONNECTION LIMIT {most}")

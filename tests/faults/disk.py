@@ -1,4 +1,5 @@
-"""A full disk: writes are refused with a code, reads go on, and when there is room it goes on by itself."""
+"""Disk full: writes are refused with a code, reads continue, and service recovers when space is
+freed."""
 
 import asyncio
 import contextlib
@@ -18,7 +19,7 @@ READS = ["{ viewer { username } }", "{ tasks(first: 5) { nodes { title } } }", "
 
 
 class Mailbox:
-    """An SMTP server that takes everything."""
+    """An SMTP server that accepts everything."""
 
     def __init__(self):
         self.letters = []
@@ -68,38 +69,38 @@ async def run(rig):
 
     begun = time.monotonic()
     probe = load.owner.again()
-    task = await eventually("a write is taken again", 30, lambda: made(probe, load.project), pause=0.1)
+    task = await eventually("a successful write", 30, lambda: made(probe, load.project), pause=0.1)
     took = time.monotonic() - begun
     ready = (await server.probe("/readyz"))[0]
-    rig.check("disk: goes on by itself when there is room", took <= 5 and ready == 200 and bool(task), after_s=took)
-    # What was asked for while the disk was full and acknowledged is sent; so is what is asked for now.
+    rig.check("disk: recovers when space is freed", took <= 5 and ready == 200 and bool(task), after_s=took)
+    # The mail queue works again too.
     letters = len(mailbox.letters)
     await Person.sign_up(server.address, "after")
-    await eventually("mail is sent", 30, lambda: any("after@" in to for to in mailbox.letters[letters:]), pause=0.1)
+    await eventually("mail delivery", 30, lambda: any("after@" in to for to in mailbox.letters[letters:]), pause=0.1)
     await log_full(rig, server, load)
     await load.acknowledged(50)
     wrong, figures = await verified(load, Tables(file=server.file))
     wrong += await asyncio.to_thread(sound, server.file)
-    told(rig, "disk: nothing lost, nothing by half", wrong, {**figures, "refused_for_want_of_room": refused})
+    told(rig, "disk: no write lost or partial", wrong, {**figures, "refused_disk_full": refused})
     ended = await server.stop()
-    rig.check("disk: ends as it should", ended == 0, code=ended)
+    rig.check("disk: shuts down cleanly", ended == 0, code=ended)
     mailbox.end()
 
 
 def mount(rig, directory, room):
-    """A small disk of its own."""
+    """Mounts a small file system."""
     if os.geteuid() != 0:
-        raise Missing("root, to mount a small disk")
+        raise Missing("root (to mount a small file system)")
     done = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", f"size={room}", "tmpfs", directory], capture_output=True, text=True, check=False
     )
     if done.returncode:
-        raise Missing(f"a disk of its own ({done.stderr.strip()})")
+        raise Missing(f"a small file system ({done.stderr.strip()})")
     rig.mounts.append(directory)
 
 
 def fill(path):
-    """Takes every block that is left."""
+    """Fills the file system completely."""
     file = os.open(path, os.O_WRONLY | os.O_CREAT)
     for size in (1 << 20, 4096):
         try:
@@ -111,7 +112,8 @@ def fill(path):
 
 
 async def log_full(rig, server, load):
-    """Where the log goes there is no room: nothing else minds, and it goes on when there is."""
+    """The disk of the log file is full: requests are not affected, and logging resumes when space
+    is freed."""
     filler = server.log.with_name("filler")
     await asyncio.to_thread(fill, filler)
     answers, person, begun = [], load.owner.again(), time.monotonic()
@@ -126,12 +128,12 @@ async def log_full(rig, server, load):
         await asyncio.sleep(0.05)
     os.unlink(filler)
     size, failed = server.log.stat().st_size, sum(status != 200 for status in answers)
-    rig.check("log's disk full: everything goes on", not failed, asked=len(answers), failed=failed)
+    rig.check("log's disk full: every request succeeds", not failed, asked=len(answers), failed=failed)
     with contextlib.suppress(Broken):
         await person.ask(READS[0])
     await asyncio.sleep(0.2)
     more = server.log.stat().st_size - size
-    rig.check("log's disk full: the log goes on when there is room", more > 0, bytes=more)
+    rig.check("log's disk full: logging resumes when space is freed", more > 0, bytes=more)
 
 
 async def made(person, project):
@@ -142,14 +144,14 @@ async def made(person, project):
 
 
 async def full(rig, server, load):
-    """While nothing can be written: how writes are refused, and that reads go on."""
+    """While the disk is full: writes are refused clearly, and reads continue."""
     begun = time.monotonic()
 
     def refusals():
         return [request for request in load.ledger.since(begun) if request[3] not in (None, "NOT_FOUND")]
 
-    # What the log of the database has room for inside of itself is still taken.
-    await eventually("a write is refused", 30, lambda: len(refusals()) >= 5)
+    # Writes that fit into the already allocated WAL still succeed.
+    await eventually("refused writes", 30, lambda: len(refusals()) >= 5)
     since = time.monotonic()
     reads, register = [], []
     reader, anyone = load.owner.again(), Http(server.address)
@@ -173,12 +175,12 @@ async def full(rig, server, load):
     )
     failed = [status for status, _ in reads if status != 200]
     slow = max(seconds for _, seconds in reads)
-    rig.check("disk full: reads go on", not failed and slow < 1, reads=len(reads), failed=len(failed), slowest_s=slow)
+    rig.check("disk full: reads continue", not failed and slow < 1, reads=len(reads), failed=len(failed), slowest_s=slow)
     clear = all(status == 503 and code == "SERVICE_UNAVAILABLE" and retry for status, code, retry in register)
     answers = {f"{status} {code}": 1 for status, code, _ in register}
-    rig.check("disk full: signing up is refused with Retry-After", clear, tried=len(register), answers=answers)
+    rig.check("disk full: sign-up is refused with Retry-After", clear, tried=len(register), answers=answers)
     live, ready = (await server.probe("/livez"))[0], (await server.probe("/readyz"))[0]
-    rig.check("disk full: the server lives", live == 200 and server.process.runs, livez=live, readyz=ready)
+    rig.check("disk full: the server stays up", live == 200 and server.process.runs, livez=live, readyz=ready)
     return len(told_so)
 
 

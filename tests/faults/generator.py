@@ -1,6 +1,6 @@
-"""Load from processes of their own, so that the one that measures is not the one that is slow.
+"""Load generator, run as separate processes so that the measuring process is not the bottleneck.
 
-    python generator.py '{"mode": …}'     one JSON object in, one a line out; ends with its standard input
+    python generator.py '{"mode": …}'     reads one JSON object, writes one per line; ends at the end of standard input
 """
 
 import asyncio
@@ -17,12 +17,12 @@ from client import frame  # noqa: E402
 
 TICK = 0.002
 PACE = 0.01
-# What a socket was at when it broke.
+# The step at which a socket broke.
 STEPS = ["upgrade", "greeting", "subscribe", "open"]
 
 
 class Channel(asyncio.Protocol):
-    """One kept connection: writes a request, tells the status of its answer."""
+    """A keep-alive connection that sends requests and reports the status of each answer."""
 
     def __init__(self, done, lost):
         self.done, self.lost, self.buffer, self.begun, self.transport = done, lost, b"", None, None
@@ -54,14 +54,16 @@ class Channel(asyncio.Protocol):
 
 
 class Http:
-    """Closed: so many connections, each asks again when it is answered. Open: so many requests a second, whatever comes."""
+    """Closed loop: each connection sends its next request after the answer. Open loop: a fixed rate
+    of requests."""
 
     def __init__(self, order):
         self.order = order
         self.raws = [raw.encode("latin-1") for raw in order["requests"]]
         self.statuses, self.times, self.clear = {}, [], 0
         self.idle, self.connections, self.stopped = [], 0, False
-        # How many were answered well in each second: what is lost by queueing at the start is not the steady state.
+        # Successful answers per second, because the first seconds fill queues and are not steady
+        # state.
         self.good, self.begun = {}, time.monotonic()
 
     def done(self, channel, status, retry, seconds):
@@ -76,7 +78,7 @@ class Http:
             if status == 200:
                 channel.ask(random.choice(self.raws))
             else:
-                # Whoever is refused comes back later, as it is told; here sooner.
+                # Retry after a refusal, sooner than Retry-After asks.
                 asyncio.get_running_loop().call_later(0.05, self.again, channel)
         else:
             self.idle.append(channel)
@@ -138,7 +140,7 @@ class Http:
 
 
 class Subscriber(asyncio.Protocol):
-    """One socket, from its opening to its first event, and again from its last cursor when it breaks."""
+    """A socket that subscribes, and resumes from its last cursor when it breaks."""
 
     def __init__(self, crowd, tries):
         self.crowd, self.tries, self.buffer, self.step = crowd, tries, b"", 0
@@ -149,7 +151,7 @@ class Subscriber(asyncio.Protocol):
 
     def data_received(self, data):
         if self.step == 3:
-            # Whoever has what they wait for only answers, so as to be held alive.
+            # After its first event it only answers pings.
             if b'"type":"ping"' in data:
                 self.transport.write(self.crowd.pong)
             self.crowd.events += data.count(b'"type":"next"')
@@ -176,7 +178,7 @@ class Subscriber(asyncio.Protocol):
 
 
 class Crowd:
-    """So many sockets that come back whenever they are cut off. Says how many are served when it is asked."""
+    """Sockets that reconnect whenever they break. Reports on request how many are served."""
 
     def __init__(self, order):
         self.order, self.served, self.breaks, self.events, self.at = order, 0, 0, 0, {}
@@ -196,7 +198,7 @@ class Crowd:
         self.subscribe = frame(1, json.dumps({"id": "1", "type": "subscribe", "payload": payload}).encode())
 
     def broken(self, tries, at):
-        """Comes back, with growing pauses, as the README asks of clients."""
+        """Reconnects with exponential backoff and jitter, as the documentation asks of clients."""
         self.breaks += 1
         self.at[at] = self.at.get(at, 0) + 1
         pause = random.uniform(0.5, 1) * min(4, 0.25 * 2**tries)
@@ -226,7 +228,7 @@ class Crowd:
         opening.cancel()
 
     async def arrive(self):
-        """The first time they come one by one: what is looked at is how they come back."""
+        """Opens the sockets one by one; the test is about reconnecting."""
         for _ in range(self.order["count"]):
             self.connect()
             await asyncio.sleep(PACE)

@@ -1,4 +1,4 @@
-"""Starts generator.py and talks to it."""
+"""Starts generator.py processes and controls them."""
 
 import asyncio
 import json
@@ -7,7 +7,8 @@ import sys
 from client import request_bytes
 from rig import HERE
 
-# What costs the server a few milliseconds and the generator next to nothing: a page of tasks with what hangs on them.
+# A query that costs the server a few milliseconds and the generator almost nothing: a page of tasks
+# with related objects.
 HEAVY = """{ tasks(first: 50) { nodes { id title status priority createdAt assignee { username } labels { name }
   comments(first: 5) { nodes { id body author { username } } } } } }"""
 LIGHT = "{ viewer { id username } }"
@@ -25,7 +26,7 @@ async def start(order):
 
 
 async def http(server, requests, seconds, connections, rate=None):
-    """So many connections that ask as fast as they are answered, or so many requests a second whatever is answered."""
+    """Runs a closed loop over `connections`, or an open loop with `rate` requests a second."""
     order = {
         "mode": "open" if rate else "closed", "port": server.port, "requests": requests, "seconds": seconds,
         "connections": connections, "rate": rate,
@@ -34,7 +35,7 @@ async def http(server, requests, seconds, connections, rate=None):
     try:
         line = await process.stdout.readline()
         if not line:
-            raise RuntimeError("a generator has failed")
+            raise RuntimeError("the load generator failed")
         return json.loads(line)
     finally:
         if process.returncode is None:
@@ -43,7 +44,7 @@ async def http(server, requests, seconds, connections, rate=None):
 
 
 def together(results):
-    """The sum of several generators."""
+    """Adds up the results of several generators."""
     statuses = {}
     for result in results:
         for status, count in result["statuses"].items():
@@ -58,7 +59,7 @@ def together(results):
 
 
 class Sockets:
-    """Sockets in several processes that come back whenever they are cut off."""
+    """Sockets, spread over several processes, that reconnect whenever they break."""
 
     def __init__(self, server, token, count, each=1250):
         self.server, self.token, self.count = server, token, count
@@ -77,7 +78,7 @@ class Sockets:
             self.processes.append(await start(order))
 
     async def say(self, **order):
-        """Asks every process: served, breaks and events in all."""
+        """Queries every process; returns the totals of served sockets, breaks and events."""
         told = {"served": 0, "breaks": 0, "events": 0}
         for process in self.processes:
             process.stdin.write(json.dumps(order).encode() + b"\n")

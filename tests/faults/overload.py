@@ -1,4 +1,5 @@
-"""More than there is capacity for: what can be served is, the rest is told to come back, and it is over when it is over."""
+"""Overload: goodput stays near capacity, the excess is refused with Retry-After, and latency
+recovers at once."""
 
 import asyncio
 import contextlib
@@ -9,7 +10,7 @@ from client import Http, Person
 from generators import HEAVY, LIGHT, Sockets, http, request, together
 from rig import Server, Share, eventually, quantile
 
-# A request in this many milliseconds is normal again, as a multiple of what it was before.
+# Latency has recovered when it is below this multiple of the earlier latency.
 NORMAL = 3
 
 
@@ -31,7 +32,7 @@ async def furnished(server, comments=5, tasks=50):
 
 
 async def latency(person, query, times=20):
-    """The median of some requests, one after another."""
+    """Median latency of sequential requests."""
     took = []
     for _ in range(times):
         begun = time.monotonic()
@@ -43,8 +44,8 @@ async def latency(person, query, times=20):
 
 @contextlib.contextmanager
 def apart():
-    """The server that is started in here gets one half of the cores, whoever asks it the other: else three times the
-    load would take from the server what it is to be served with."""
+    """The server started inside gets one half of the cores and the load generators the other, so
+    that the generators do not take CPU from the server."""
     cores = sorted(os.sched_getaffinity(0))
     half = len(cores) // 2
     if half:
@@ -56,7 +57,7 @@ def apart():
 
 
 async def storm(rig):
-    """Three times as much as is served at best, for a while, by open loops."""
+    """Offers three times the capacity in open loops."""
     with apart() as asking:
         server = await Server(rig, "overload", MAX_CONNECTIONS="20000", MAX_CONNECTIONS_PER_ADDRESS="20000").start()
         asking()
@@ -94,33 +95,32 @@ async def stormed(rig, server):
     async def normal():
         return await latency(probe, HEAVY, 5) <= before * NORMAL + 0.01
 
-    await eventually("latency as before", 60, normal)
+    await eventually("normal latency", 60, normal)
     took = time.monotonic() - begun
     watching.cancel()
-    # The first seconds fill the queues.
+    # Skip the first seconds, which fill the queues.
     steady = result["by_second"][2:]
     goodput = sum(steady) / len(steady)
-    # What others do on the machine meanwhile takes away from what is served in a second, but not from what is made of
-    # a second of processor.
+    # Other processes on the machine reduce goodput per second, but not goodput per second of CPU.
     share, cpu_share = goodput / peak, result["good"] / used / by_cpu
     refused = sum(count for status, count in result["statuses"].items() if status in ("429", "503"))
     others = {status: count for status, count in result["statuses"].items() if status not in ("200", "429", "503")}
     rig.check(
-        "overload: goodput at three times the capacity", max(share, cpu_share) >= 0.8, peak_per_s=peak, at_connections=best,
+        "overload: goodput at three times capacity", max(share, cpu_share) >= 0.8, peak_per_s=peak, at_connections=best,
         offered_per_s=peak * 3, goodput_per_s=goodput, share=share,
         share_by_cpu=cpu_share, p99_s=result["p99"], unsent=result["unsent"],
     )
     rig.check(
-        "overload: the rest is refused with Retry-After", not others and result["clear"] == refused, refused=refused,
+        "overload: the excess is refused with Retry-After", not others and result["clear"] == refused, refused=refused,
         with_retry_after=result["clear"], others=others,
     )
     rig.check("overload: memory is bounded", most < calm + 400e6, calm_mb=calm / 1e6, most_mb=most / 1e6)
-    rig.check("overload: latency is back", took <= 5, before_s=before, after_s=took)
+    rig.check("overload: latency recovers", took <= 5, before_s=before, after_s=took)
     server.kill()
 
 
 async def logins(rig):
-    """Many log in at once, with hashes as costly as they are by default: reads go on."""
+    """Many concurrent logins with the default hashing cost: reads continue."""
     hashes = {"ARGON2_MEMORY_KIB": None, "ARGON2_PASSES": None}
     server = await Server(rig, "logins", **hashes).start()
     person = await furnished(server, tasks=5)
@@ -154,7 +154,7 @@ async def logins(rig):
 
 
 async def reconnect(rig):
-    """Everybody's socket breaks at once, and everybody is back at once, behind their last cursor."""
+    """All sockets break at once, and all clients reconnect at once from their last cursors."""
     count = 10_000 if rig.long else 500
     server = await Server(rig, "reconnect", MAX_CONNECTIONS="20000", MAX_CONNECTIONS_PER_ADDRESS="20000").start()
     person = await Person.sign_up(server.address, "ada")
@@ -168,27 +168,27 @@ async def reconnect(rig):
             return (await crowd.say())["served"] == count
 
         begun = time.monotonic()
-        await eventually("everybody is served", 120, everybody, pause=0.1)
+        await eventually("all sockets served", 120, everybody, pause=0.1)
         first = time.monotonic() - begun
         each = server.process.memory() / count
         server.kill()
-        await eventually("everybody is cut off", 30, lambda: nobody(crowd), pause=0.1)
+        await eventually("all sockets broken", 30, lambda: nobody(crowd), pause=0.1)
         cut = await crowd.say()
         await server.start()
         begun = time.monotonic()
         machine = Share([server.process.pid, *(process.pid for process in crowd.processes)])
         try:
-            await eventually("everybody is served again", 120, everybody, pause=0.1)
+            await eventually("all sockets served again", 120, everybody, pause=0.1)
         except TimeoutError:
             pass
         took, share, told = time.monotonic() - begun, machine(), await crowd.say()
         rig.check(
-            "sockets reconnecting at once are all served", told["served"] == count and took * share <= 15, sockets=count,
+            "all sockets reconnect at once and are served", told["served"] == count and took * share <= 15, sockets=count,
             served=told["served"], served_after_s=took, share_of_machine=share, on_a_machine_of_its_own_s=took * share,
             server_cpu_s=server.process.cpu(), tries_that_failed=told["breaks"] - cut["breaks"],
             failed_at={name[10:]: count - cut.get(name, 0) for name, count in told.items() if "broken_at" in name}, opened_at_first_in_s=first, memory_per_socket_kb=each / 1e3,
         )
-    await eventually("what they held is let go", 30, lambda: server.process.files() < 100, pause=0.1)
+    await eventually("released file descriptors", 30, lambda: server.process.files() < 100, pause=0.1)
     server.kill()
 
 

@@ -1,4 +1,4 @@
-"""A line over time as SVG: enough to see whether something grows."""
+"""Line charts over time as SVG, to see whether a value grows."""
 
 from html import escape
 
@@ -6,7 +6,7 @@ WIDTH, HEIGHT, LEFT, TOP = 720, 200, 70, 30
 
 
 def chart(title, unit, series, top):
-    """One plot at a height of the page: series of (label, colour, [(seconds, value)])."""
+    """One chart at a vertical offset; series are (label, color, [(seconds, value)])."""
     values = [value for _, _, points in series for _, value in points]
     longest = max((seconds for _, _, points in series for seconds, _ in points), default=1) or 1
     most = (max(values, default=1) or 1) * 1.1
@@ -35,7 +35,7 @@ def chart(title, unit, series, top):
 
 
 def page(charts):
-    """All plots, one below another: (title, unit, series)."""
+    """All charts, one below another; each is (title, unit, series)."""
     style = (
         "text{font-family:sans-serif}.title{font-size:14px}.axis{font-size:11px}.grid{stroke:#ddd;stroke-width:1}"
         "rect{fill:#fff}"

@@ -1,8 +1,10 @@
-"""Power loss on SQLite: what a cut at any moment could leave on the disk, built from a trace of writes and syncs.
+"""Power loss on SQLite: reconstructs possible disk images at arbitrary moments from a trace of
+writes and syncs.
 
-Of each file everything is there that was written before its last sync began; of what was written after that any part
-may be, in sectors of 512 bytes. The control replays the same trace as if a commit did not wait for its sync, which is
-what `synchronous = NORMAL` does: unless that loses what was acknowledged, the rig would not see a loss.
+Everything written to a file before its last sync began is on the disk; of later writes, any subset
+of their 512-byte sectors may be. The control replays the same trace as if commits did not wait for
+their sync, as with `synchronous = NORMAL`: unless the control loses acknowledged writes, the test
+could not detect a loss.
 """
 
 import asyncio
@@ -25,7 +27,7 @@ WAL_HEADER = 32
 async def run(rig):
     server = Server(rig, "power")
     trace = rig.directory / "trace"
-    # The tables come into being before it begins.
+    # Create the tables before tracing starts.
     await server.start()
     await server.stop()
     before = {str(server.file): server.file.read_bytes()}
@@ -51,7 +53,7 @@ async def run(rig):
             rig.check("power loss", ok, **figures, syncs=sum(kind == b"Y" for kind, *_ in records), trace_records=len(records))
         else:
             ok = fate.losing > 0 and not fate.corrupt
-            rig.check("power loss, control as with synchronous=NORMAL loses", ok, **figures)
+            rig.check("power loss, control with synchronous=NORMAL: loses writes", ok, **figures)
     await starts(rig)
 
 
@@ -66,18 +68,18 @@ def read(path):
 
 
 class File:
-    """What of a file is on the disk for certain, and what may be."""
+    """The part of a file that is certainly on the disk, and the part that may be."""
 
     def __init__(self, content):
         self.durable, self.open = bytearray(content), []
-        # How many operations are on the disk, and how many there were when the thread's sync began.
+        # Number of operations on the disk, and the number at the start of each thread's sync.
         self.done, self.covered = 0, {}
 
     def does(self, kind, thread, offset, payload):
         if kind == b"S":
             self.covered[thread] = self.done + len(self.open)
         elif kind == b"Y":
-            # Two threads may sync at once, and each waits for what there was when its own began.
+            # Concurrent syncs: each covers the writes before its own start.
             reached = max(self.covered.pop(thread) - self.done, 0)
             for operation in self.open[:reached]:
                 apply(self.durable, *operation)
@@ -87,7 +89,7 @@ class File:
             self.open.append((kind, offset, payload))
 
     def after_a_cut(self, chance):
-        """One of the things that may be found."""
+        """One possible content after the power loss."""
         image, share = bytearray(self.durable), chance.choice([0.0, 0.1, 0.5, 0.9, 1.0])
         torn = chance.random() < 0.5
         for kind, offset, payload in self.open:
@@ -112,9 +114,10 @@ def apply(image, kind, offset, payload):
 
 
 def waits(records):
-    """The syncs that `synchronous = NORMAL` also waits for: of the log those before a checkpoint and after its header,
-    of the database all. As the indices of their records. What a sync is for is told by what its thread writes before
-    and after: a checkpoint runs beside commits."""
+    """Record indices of the syncs that `synchronous = NORMAL` also waits for: all of the database
+    file, and those of the WAL before a checkpoint and after its header. The writes of the same
+    thread before and after a sync show its purpose, because checkpoints run concurrently with
+    commits."""
     names = {file: payload for kind, file, _, _, payload in records if kind == b"N"}
     logs = {file for file, name in names.items() if name.endswith(b"-wal")}
     kept, following, header = set(), {}, {}
@@ -152,7 +155,7 @@ class Fate:
             self.corrupt += 1
             return
         found = contradictions(Ledger(acknowledged=acknowledged), Tables(file=path))
-        lost = [line for line in found if line.endswith("was acknowledged and is not there")]
+        lost = [line for line in found if line.endswith("was acknowledged but is missing")]
         self.lost += len(lost)
         self.losing += bool(lost)
         self.contradictory += len(found) > len(lost)
@@ -160,7 +163,7 @@ class Fate:
 
 
 def replay(rig, before, records, count):
-    """Cuts the power at moments by chance, in either world."""
+    """Simulates power loss at random moments, with both sync modes."""
     chance = random.Random(2)
     names = {file: payload.decode() for kind, file, _, _, payload in records if kind == b"N"}
     first = next(index for index, (kind, *_, payload) in enumerate(records) if kind == b"A" and MARK.search(payload))
@@ -183,7 +186,7 @@ def replay(rig, before, records, count):
                     if image:
                         base.with_name(base.name + end).write_bytes(image)
                 if name == "FULL" and len(acknowledged) % 7 == 0:
-                    # Before it is looked at, which folds the log in.
+                    # Copy it first: opening it checkpoints the WAL.
                     for part in base.parent.glob(base.name + "*"):
                         shutil.copy(part, rig.directory / "kept")
                 fates[name].look(base, set(acknowledged))
@@ -199,7 +202,7 @@ def replay(rig, before, records, count):
 
 
 async def starts(rig):
-    """The program itself takes such an image up, too."""
+    """The server itself starts on such an image, too."""
     images = sorted((rig.directory / "kept").glob("FULL-*.db"))[::3][:5]
     started = 0
     for number, image in enumerate(images):
@@ -207,4 +210,4 @@ async def starts(rig):
         await server.start()
         started += 1
         await server.stop()
-    rig.check("a server starts on what a power cut left", started == len(images) and started > 0, servers=started)
+    rig.check("the server starts after a power loss", started == len(images) and started > 0, servers=started)

@@ -1,4 +1,5 @@
-"""Redis away: limits are counted by each instance, events are found by asking, and nobody notices anything else."""
+"""Redis outages: each instance counts rate limits on its own, events arrive by polling, and nothing
+else changes."""
 
 import asyncio
 import signal
@@ -10,9 +11,9 @@ from services import Postgres, Redis, Tables
 from traffic import EVENTS, Load, told, verified
 
 LIMIT = 60
-# Without hints an event is found by asking twice a second.
+# Upper bound in seconds without hints: the log is polled twice a second.
 POLLED = 1.5
-# With them at once, but for a machine that stalls.
+# Upper bound in seconds with hints.
 HINTED = 0.2
 
 
@@ -24,14 +25,15 @@ async def run(rig):
         "RATE_LIMIT_COST_PER_MINUTE": "10000000", "RATE_LIMIT_CREDENTIALS_PER_MINUTE": "1000000",
     }
     servers = [await Server(rig, f"redis-{n}", postgres.url(database), **settings).start() for n in range(2)]
-    # One writes, the other tells: what it does not write itself it finds by a hint, or by asking.
+    # One instance writes, the other delivers: it learns about foreign events from hints or by
+    # polling.
     load = await Load.prepare(servers[0].address, followers=10, writers=4, pause=0.02)
     for follower in load.followers:
         follower.where = lambda: servers[1].address
     await load.begin()
     watch = Watch(rig, servers, load)
     spell = 8 if rig.long else 2
-    await watch.spell("Redis there", spell, HINTED, share=0.5)
+    await watch.spell("Redis available", spell, HINTED, share=0.5)
     await limits(rig, postgres, redis)
 
     redis.process.kill()
@@ -45,7 +47,7 @@ async def run(rig):
     redis.process.signal(signal.SIGSTOP)
     await watch.spell("Redis paused", spell, POLLED, redis="away")
     redis.process.signal(signal.SIGCONT)
-    await watch.spell("Redis goes on", spell, POLLED)
+    await watch.spell("Redis resumed", spell, POLLED)
 
     await redis.say("CONFIG", "SET", "maxmemory-policy", "noeviction")
     await redis.say("CONFIG", "SET", "maxmemory", "1mb")
@@ -54,7 +56,7 @@ async def run(rig):
     await redis.say("CONFIG", "SET", "maxmemory", "0")
 
     wrong, figures = await verified(load, Tables(postgres=postgres, database=database))
-    told(rig, "Redis away in three ways: nothing lost", wrong, figures)
+    told(rig, "Redis, three kinds of outage: nothing lost", wrong, figures)
     for server in servers:
         server.kill()
 
@@ -64,8 +66,8 @@ class Watch:
         self.rig, self.servers, self.load = rig, servers, load
 
     async def spell(self, name, seconds, late, redis="ok", share=1):
-        """Under load for so long: every request is served, and what one instance writes the other tells in time, so large
-        a share of it."""
+        """Under load for `seconds`: every request succeeds, and the given share of events reaches
+        the other instance's subscribers within `late` seconds."""
         begun = time.monotonic()
         delays = []
         listener = await Socket.open(self.servers[1].address, self.load.owner.token)
@@ -95,12 +97,13 @@ class Watch:
             return status == 200 and says in body
 
         try:
-            await eventually("/readyz knows", 10, knows, pause=0.2)
+            await eventually("/readyz reports Redis", 10, knows, pause=0.2)
             ready = True
         except TimeoutError:
             ready = False
         requests = self.load.ledger.since(begun)
-        # A machine that stalls for a second has no connection to give: each of the writers is told to come back once.
+        # On a machine that stalls for a second, each writer may be refused once for lack of a
+        # connection.
         stalled = [request for request in requests if request[2] == 503]
         failed = [request for request in requests if request[2] not in (200, 503)]
         slowest = max(request[1] for request in requests)
@@ -113,7 +116,8 @@ class Watch:
 
 
 async def limits(rig, postgres, redis):
-    """Together two instances let through what one would; without Redis each lets that through by itself."""
+    """Two instances share one limit through Redis; without Redis each applies the limit on its
+    own."""
     database = postgres.database()
     settings = {
         "REDIS_URL": redis.url, "RATE_LIMIT_ENABLED": "true", "RATE_LIMIT_GRAPHQL_PER_MINUTE": str(LIMIT),
@@ -122,7 +126,8 @@ async def limits(rig, postgres, redis):
     pair = [await Server(rig, f"limits-{n}", postgres.url(database), **settings).start() for n in range(2)]
 
     async def allowed(name):
-        """How many of many requests are served, by both in turn; how the others are refused."""
+        """Sends requests to both instances alternately; returns the number served, and whether the
+        refusals are clear."""
         person = await Person.sign_up(pair[0].address, name)
         there = person.again(pair[1].address)
         answers = [await (person, there)[n % 2].ask("{ __typename }") for n in range(3 * LIMIT)]
@@ -130,18 +135,18 @@ async def limits(rig, postgres, redis):
         clear = all(answer.status == 429 and int(answer.retry_after) >= 1 for answer in refused)
         return sum(answer.status == 200 for answer in answers), clear
 
-    # A window may turn in the middle, and then a little more fits. An instance that waits for Redis once counts alone for
-    # a second: somebody else then is counted by both.
+    # A new window may start in the middle, which admits slightly more. After one slow answer from
+    # Redis an instance counts on its own for a second; in that case repeat with another user.
     shared, clear = await allowed("bob")
     if shared > LIMIT * 1.3:
         await asyncio.sleep(1)
         shared, clear = await allowed("dora")
-    rig.check("two instances count together", LIMIT <= shared <= LIMIT * 1.3 and clear, limit=LIMIT, served=shared)
+    rig.check("two instances share a rate limit", LIMIT <= shared <= LIMIT * 1.3 and clear, limit=LIMIT, served=shared)
     redis.process.signal(signal.SIGSTOP)
     alone, clear = await allowed("carol")
     redis.process.signal(signal.SIGCONT)
     rig.check(
-        "while Redis is away each counts by itself", 2 * LIMIT <= alone <= 2 * LIMIT * 1.3 and clear, limit=LIMIT, served=alone
+        "without Redis each instance counts on its own", 2 * LIMIT <= alone <= 2 * LIMIT * 1.3 and clear, limit=LIMIT, served=alone
     )
     for server in pair:
         server.kill()

@@ -1,4 +1,5 @@
-"""What every fault needs: a place for files, processes that do not outlive the run, bounded waiting, and the report."""
+"""Shared by all parts: temporary files, processes that do not outlive the run, bounded waiting, and
+the report."""
 
 import asyncio
 import contextlib
@@ -20,13 +21,14 @@ import urllib.request
 HERE = pathlib.Path(__file__).resolve().parent
 LIBC = ctypes.CDLL(None, use_errno=True)
 PR_SET_PDEATHSIG = 1
-KEY = "the {} key of servers that nobody but the rig will ever reach"
-# Hashing that costs nothing: what is tested here is not how slow a guess is. What measures logins takes it out.
+KEY = "the {} key of servers that exist only during a fault test"
+# Cheap password hashes, because hashing is not under test. The login storm uses the default cost
+# instead.
 CHEAP_HASHES = {"ARGON2_MEMORY_KIB": "64", "ARGON2_PASSES": "1"}
 
 
 class Missing(Exception):
-    """Something that this machine does not have; the part is not run."""
+    """A requirement that this machine lacks; the part is skipped."""
 
 
 def free_port():
@@ -36,8 +38,8 @@ def free_port():
 
 
 async def eventually(what, within, probe, pause=0.02):
-    """Asks `probe` until it gives something true, which is returned, but not for ever. Says how long it took by
-    `waited` in the exception's place: the caller that wants to know takes the time itself."""
+    """Calls `probe` until it returns something true, and returns that; raises TimeoutError after
+    `within` seconds."""
     until = time.monotonic() + within
     while True:
         found = probe()
@@ -51,7 +53,7 @@ async def eventually(what, within, probe, pause=0.02):
 
 
 def compiled(rig, name):
-    """The shared object of a C file beside this one."""
+    """Compiles a C file of this directory to a shared object."""
     if not shutil.which("cc"):
         raise Missing("a C compiler")
     made = rig.directory / f"{name}.so"
@@ -62,7 +64,7 @@ def compiled(rig, name):
 
 
 class Process:
-    """A process that ends with the rig, whatever ends that."""
+    """A process that ends with the run, however the run ends."""
 
     def __init__(self, rig, command, log, env=None, cwd=None, user=None, limits=(), stdin=subprocess.DEVNULL):
         def before():
@@ -88,9 +90,9 @@ class Process:
         self.popen.wait()
 
     def end(self):
-        """As `kill`, but by the signal that it asks for, if it has something to put away."""
+        """Like `kill`, but with the signal the process needs to clean up, if any."""
         if self.farewell:
-            # One that is stopped would not hear it.
+            # A stopped process does not handle signals.
             self.signal(signal.SIGCONT)
             self.signal(self.farewell)
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -98,7 +100,7 @@ class Process:
         self.kill()
 
     async def ended(self, within=20):
-        await eventually("a process ends", within, lambda: self.popen.poll() is not None)
+        await eventually("the end of a process", within, lambda: self.popen.poll() is not None)
         return self.popen.returncode
 
     @property
@@ -111,14 +113,14 @@ class Process:
             return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
     def cpu(self):
-        """Seconds of processors that it has used."""
+        """CPU seconds used so far."""
         return ticks(self.pid) / os.sysconf("SC_CLK_TCK")
 
     def files(self):
         return len(os.listdir(f"/proc/{self.pid}/fd"))
 
     def sockets(self):
-        """Of the open files those that are connections, or wait for some: pools of the database do not count."""
+        """Number of open sockets, including listening ones; database connections do not count."""
         count = 0
         for file in os.listdir(f"/proc/{self.pid}/fd"):
             with contextlib.suppress(OSError):
@@ -127,7 +129,7 @@ class Process:
 
 
 class Server:
-    """A fasttrack of the rig's own."""
+    """A fasttrack server of this run."""
 
     def __init__(self, rig, name, database=None, **settings):
         self.rig, self.name = rig, name
@@ -174,7 +176,7 @@ class Server:
         return status == 200
 
     async def probe(self, path, patience=5):
-        """Asks once on a connection of its own; status 0 if there is no answer."""
+        """Sends one request on a new connection; status 0 without an answer."""
 
         def get():
             try:
@@ -210,20 +212,20 @@ class Server:
 
 
 class Rig:
-    """One run: the program under test, where its files are, and what was found."""
+    """One run: the program under test, its files, and the results."""
 
     def __init__(self, program, long, output, keep=False):
         self.program = pathlib.Path(program).resolve()
         self.long, self.output, self.keep = long, pathlib.Path(output), keep
         self.directory = pathlib.Path(tempfile.mkdtemp(prefix="fasttrack-faults-"))
-        # PostgreSQL refuses to run as root: its user has to reach its files.
+        # PostgreSQL refuses to run as root, and its user needs access to the files.
         self.directory.chmod(0o755)
         self.processes, self.mounts, self.results = [], [], []
         self.failed = 0
         self.shared = {}
 
     def check(self, name, ok, **figures):
-        """One line, one entry of the JSON."""
+        """Reports a result: one line of output and one entry in the JSON."""
         self.failed += not ok
         self.results.append({"check": name, "ok": bool(ok), **figures})
         told = ", ".join(f"{key.replace('_', ' ')} {show(value)}" for key, value in figures.items())
@@ -235,7 +237,7 @@ class Rig:
 
     def skipped(self, name, why):
         self.results.append({"check": name, "ok": None, "why": str(why)})
-        print(f"not run {name}: needs {why}", flush=True)
+        print(f"skipped {name}: needs {why}", flush=True)
 
     def write(self):
         self.output.mkdir(parents=True, exist_ok=True)
@@ -244,7 +246,7 @@ class Rig:
         return path
 
     def sweep(self, everything=False):
-        """What a part has left running, as one does that fails in the middle."""
+        """Ends the processes that a part has left running, for example when it failed."""
         for process in reversed(list(self.processes)):
             if everything or process not in self.kept():
                 process.end()
@@ -264,7 +266,8 @@ class Rig:
 
 
 class Share:
-    """How much of the machine is there for a part of the run: what others take away is no fault of the server's."""
+    """The share of the machine that is available to the run, to discount the load of other
+    processes."""
 
     def __init__(self, pids):
         self.pids = pids
@@ -273,7 +276,7 @@ class Share:
     def now(self):
         with open("/proc/stat") as stat:
             spent = [int(field) for field in stat.readline().split()[1:9]]
-        # Idle and waiting for a disk are nobody's.
+        # Idle time and I/O wait belong to no process.
         return sum(spent), sum(spent) - spent[3] - spent[4] - sum(map(ticks, [*self.pids, os.getpid()]))
 
     def __call__(self):
@@ -282,7 +285,7 @@ class Share:
 
 
 def ticks(pid):
-    """Of processors, that a process has used."""
+    """CPU clock ticks used by a process."""
     with open(f"/proc/{pid}/stat") as stat:
         fields = stat.read().rsplit(")", 1)[1].split()
     return int(fields[11]) + int(fields[12])

@@ -1,4 +1,4 @@
-"""PostgreSQL and Redis of the rig's own: stopping and killing them hurts nobody else."""
+"""Dedicated PostgreSQL and Redis servers, which can be stopped and killed safely."""
 
 import asyncio
 import csv
@@ -34,7 +34,7 @@ class Postgres:
 
     @classmethod
     async def start(cls, rig):
-        """The one of this run, made when it is first asked for."""
+        """The run's PostgreSQL server, started on first use."""
         if "postgres" not in rig.shared:
             server = cls(rig)
             server.directory.mkdir()
@@ -57,9 +57,9 @@ class Postgres:
         words = [word for setting in settings for word in ("-c", setting)]
         command = [self.programs / "postgres", "-D", self.data, "-p", self.port, "-k", self.directory]
         command += ["-c", "listen_addresses=127.0.0.1", "-c", "max_connections=100", *words]
-        # Its user may not write where the rig's files are.
+        # The PostgreSQL user cannot write to the run's directory, so the log is opened here.
         self.process = Process(self.rig, command, self.rig.directory / "postgres.log", cwd=self.directory, user=self.user)
-        # Killed, it would leave its shared memory behind.
+        # SIGKILL would leave its shared memory behind.
         self.process.farewell = signal.SIGQUIT
 
     async def up(self, *settings):
@@ -67,14 +67,14 @@ class Postgres:
         await self.accepts()
 
     async def accepts(self, within=60):
-        """Waits until a session can be opened: after a crash it first reads its log again."""
+        """Waits until PostgreSQL accepts connections; after a crash it replays its WAL first."""
         ready = [self.programs / "pg_isready", "-q", "-h", "127.0.0.1", "-p", str(self.port)]
         await eventually(
-            "PostgreSQL accepts", within, lambda: subprocess.run(ready, check=False).returncode == 0, pause=0.05
+            "PostgreSQL accepts connections", within, lambda: subprocess.run(ready, check=False).returncode == 0, pause=0.05
         )
 
     async def down(self, how=signal.SIGINT):
-        """SIGINT is a fast stop, SIGQUIT an immediate one, as of a crash."""
+        """SIGINT requests a fast shutdown, SIGQUIT an immediate one, which resembles a crash."""
         self.process.signal(how)
         await self.process.ended(60)
 
@@ -99,7 +99,7 @@ class Postgres:
         return name
 
     def session(self, sql, database):
-        """A session that says `sql` and then stays as it is, with its locks, until it is killed."""
+        """A session that runs `sql` and keeps its locks until it is killed."""
         process = Process(
             self.rig, self.psql(database), self.rig.directory / "psql.log", stdin=subprocess.PIPE
         )
@@ -108,7 +108,7 @@ class Postgres:
         return process
 
     def backends(self, *, stopped):
-        """Stops or continues every process of the server, as a machine that hangs or is cut off would."""
+        """Stops or continues all server processes, like a machine that hangs or is unreachable."""
         pids = [self.process.pid]
         children = pathlib.Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
         for pid in pids + [int(child) for child in children]:
@@ -119,7 +119,7 @@ class Postgres:
 
 
 class Proxy:
-    """A long way to a server: whatever is said arrives so many seconds later."""
+    """A TCP proxy that delays all data by `delay` seconds."""
 
     def __init__(self, port, delay):
         self.to, self.delay, self.tasks = port, delay, []
@@ -141,7 +141,7 @@ class Proxy:
         loop = asyncio.get_running_loop()
         try:
             while said := await reader.read(65536):
-                # In order, and without waiting for what is still on its way.
+                # Preserve order without waiting for data still in flight.
                 loop.call_later(self.delay, writer.write, said)
         except OSError:
             pass
@@ -172,7 +172,7 @@ class Redis:
         return self
 
     async def say(self, *words):
-        """One command, and the first line of what comes back."""
+        """Sends one command and returns the first line of the reply."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
         try:
             told = [f"${len(word.encode())}\r\n{word}\r\n" for word in words]
@@ -183,7 +183,8 @@ class Redis:
 
 
 class Tables:
-    """What is in the database, past the server: the same rows of either kind."""
+    """Reads the database directly, bypassing the server; the rows have the same form on SQLite and
+    PostgreSQL."""
 
     def __init__(self, *, file=None, postgres=None, database=None):
         self.file, self.postgres, self.database = file, postgres, database

@@ -1,6 +1,7 @@
-"""Everything at once for a long time: memory, files and latency stay where they are.
+"""Soak test: mixed load for a long time; memory, open files and latency must stay flat.
 
-FAULTS_SOAK_SECONDS says how long; 20 minutes if nothing is said. The plots are soak.svg beside the figures.
+FAULTS_SOAK_SECONDS sets the duration (default 20 minutes with --long). Charts are written to
+soak.svg next to the figures.
 """
 
 import asyncio
@@ -16,7 +17,7 @@ from services import Tables
 from traffic import Load, told, verified
 
 SOCKETS, READERS, EVERY = 2000, 8, 5
-# The first part is for caches and pools to fill.
+# Share of the samples to skip while caches and pools fill.
 WARM = 0.2
 
 
@@ -29,7 +30,7 @@ async def run(rig):
     await load.acknowledged(20)
     async with Sockets(server, load.owner.token, count) as crowd:
         await crowd.open(load.start)
-        await eventually("all sockets are open", 120, lambda: is_open(crowd, count), pause=0.5)
+        await eventually("all sockets open", 120, lambda: is_open(crowd, count), pause=0.5)
         soak = Soak(server, load)
         readers = [asyncio.create_task(soak.read(number)) for number in range(READERS)]
         samples = await soak.sample(seconds, [server.process.pid, *(process.pid for process in crowd.processes)])
@@ -39,10 +40,10 @@ async def run(rig):
         crowded = await crowd.say()
     wrong, figures = await verified(load, Tables(file=server.file), within=60)
     outcomes = dict(Counter(soak.outcomes) + Counter(load.ledger.outcomes()))
-    told(rig, f"soak of {seconds:.0f} s: nothing lost, nothing by half", wrong, figures)
+    told(rig, f"soak of {seconds:.0f} s: no write lost or partial", wrong, figures)
     good = set(outcomes) <= {"200"} and crowded["served"] == count and not crowded["breaks"]
     rig.check(
-        "soak: every request and socket is served", good, requests=soak.asked, outcomes=outcomes, sockets=crowded["served"],
+        "soak: every request succeeds, every socket is served", good, requests=soak.asked, outcomes=outcomes, sockets=crowded["served"],
         sockets_broken=crowded["breaks"], events_told=crowded["events"],
     )
     judge(rig, samples)
@@ -62,7 +63,7 @@ class Soak:
         self.times, self.outcomes, self.asked = [], {}, 0
 
     async def read(self, number):
-        """Asks for this and that, some with a connection or a login of their own each time."""
+        """Sends a mix of queries and logins, some on new connections."""
         person, anyone = self.load.owner.again(), Http(self.server.address)
         turn = number
         while True:
@@ -101,8 +102,8 @@ class Soak:
 
 
 def judge(rig, samples):
-    """Flat: the last third is not above the one after warming up, beyond what noise makes. Latency as it would be if
-    nobody else had used the machine."""
+    """Flat means that the last third is not above the first one, apart from noise. Latency is
+    scaled to the share of the machine that was available."""
     samples = samples[int(len(samples) * WARM):]
     third = max(1, len(samples) // 3)
     for name, share, room in (("memory_mb", 1.15, 15), ("files", 1.02, 20), ("own_p50_ms", 1.5, 3), ("own_p99_ms", 2, 30)):
@@ -119,6 +120,6 @@ def charts(samples):
     return [
         ("Resident memory", "MB", [("memory", "#06c", line("memory_mb")), ("database file", "#999", line("database_mb"))]),
         ("Open files", "", [("files", "#06c", line("files"))]),
-        ("Share of the machine that others leave", "", [("share", "#06c", line("share"))]),
+        ("Share of the machine available to the run", "", [("share", "#06c", line("share"))]),
         ("Latency of queries", "ms", [("p50", "#06c", line("p50_ms")), ("p99", "#c60", line("p99_ms"))]),
     ]

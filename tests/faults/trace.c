@@ -1,15 +1,15 @@
-/* Notes in one file, in order, what a program does to its database files and what it says on its sockets, so that any
- * moment of it can be made into what a power cut would have left. Preloaded; TRACE names the file.
+/* LD_PRELOAD library that records, in order, a program's writes to its database files and to its sockets, so that the
+ * disk after a power loss can be reconstructed for any moment. TRACE names the output file.
  *
  * A record is: kind (1 byte), file number (1), thread number (2), length of the payload (4), offset (8), payload.
- *   N name      a file got this number; payload: its path
- *   W write     at offset; payload: what was written
+ *   N name      assigns a file number; payload: path
+ *   W write     at offset; payload: the data
  *   T truncate  to offset
- *   S sync      begins: what was written before this is on the disk when the Y comes
- *   Y synced    it has ended well
- *   A answer    bytes that left on a socket, the first of them
+ *   S sync      begins: all earlier writes are on the disk at the matching Y
+ *   Y synced    the sync has succeeded
+ *   A answer    the first bytes sent in one call on a socket
  *
- * A write is noted before it is done and a sync after: what is noted is never safer than it was. */
+ * Writes are recorded before they happen and syncs after, so the trace never shows data as safer than it was. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <fcntl.h>
@@ -36,8 +36,7 @@ static _Thread_local uint16_t thread;
 #define REAL(name) ((__typeof__(&name))real(#name))
 static void *real(const char *name) { return dlsym(RTLD_NEXT, name); }
 
-/* The program may call what is replaced here before anything is set up; `real` asks the linker each time, which is slow
- * enough to matter nowhere. */
+/* The program may call a replaced function before initialization, so `real` looks the original up on each call. */
 static void note(char kind, int file, uint64_t offset, const void *payload, uint32_t length)
 {
     static ssize_t (*out)(int, const struct iovec *, int);
@@ -57,7 +56,7 @@ __attribute__((constructor)) static void begin(void)
     if (path) trace = open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
 }
 
-/* The number of a file that is followed: databases and their logs; 0 for all others. */
+/* The number of a traced file (databases and their WALs); 0 for any other file. */
 static int number(int fd) { return fd >= 0 && fd < FILES ? number_of[fd] : 0; }
 
 static int opened(int fd, const char *path)

@@ -1,4 +1,5 @@
-"""Writers that note what they were told, followers that resume, and the check that both agree with the database."""
+"""Writers that record each outcome, followers that resume, and the check that both agree with the
+database."""
 
 import asyncio
 import itertools
@@ -16,8 +17,9 @@ CREATE = """mutation ($p: ID!, $t: String!, $due: DateTime) {
   createTask(input: { projectId: $p, title: $t, dueAt: $due }) { task { id title } userErrors { code } } }"""
 COMMENT = """mutation ($id: ID!, $b: String!) {
   addComment(input: { taskId: $id, body: $b }) { comment { id body } userErrors { code } } }"""
-# Each answer has the mark of its write, so that a trace of the bytes that left tells what was acknowledged.
-# Title and status at once: two events of one transaction, so that half of it would show.
+# Each answer contains the mark of its write, so that a trace of sent bytes shows what was
+# acknowledged. Changes title and status together: two events in one transaction, so that a partial
+# write would show.
 CHANGE = """mutation ($id: ID!, $t: String!, $s: TaskStatus!) {
   updateTask(input: { id: $id, title: $t, status: $s }) { task { version title } userErrors { code } } }"""
 EVENTS = "subscription ($after: String) { events(after: $after) { __typename id cursor } }"
@@ -25,13 +27,13 @@ EVENTS = "subscription ($after: String) { events(after: $after) { __typename id 
 
 @dataclass
 class Ledger:
-    """What the writers were told, by the mark that each write leaves."""
+    """The outcome of each write, by its mark."""
 
     acknowledged: set = field(default_factory=set)
     refused: set = field(default_factory=set)
     unknown: set = field(default_factory=set)
     revoked: list = field(default_factory=list)
-    # (begun, seconds, status or 0, code, retry_after) of every request.
+    # (start, duration in seconds, status or 0, code, retry_after) of every request.
     requests: list = field(default_factory=list)
 
     def since(self, moment):
@@ -42,7 +44,7 @@ class Ledger:
 
 
 class Load:
-    """Writers and followers of one account that owns one project."""
+    """Writers and followers on one account that owns one project."""
 
     def __init__(self, owner, project, where, followers=0, writers=4, patience=15, pause=0.0):
         self.owner, self.project, self.where = owner, project, where
@@ -71,7 +73,7 @@ class Load:
         self.tasks += [asyncio.create_task(writer()) for writer in self.writers]
 
     async def acknowledged(self, more, within=60):
-        """Waits for so many more answers, and for so long at most."""
+        """Waits until `more` further writes are acknowledged, at most `within` seconds."""
         until, goal = time.monotonic() + within, len(self.ledger.acknowledged) + more
         while len(self.ledger.acknowledged) < goal:
             if time.monotonic() > until:
@@ -79,14 +81,15 @@ class Load:
             await asyncio.sleep(0.005)
 
     async def quiet(self):
-        """The writers finish what they are at; the followers go on."""
+        """Lets the writers finish their current request and stop. Followers continue."""
         self.stopping = True
         self.up.set()
         writing = self.tasks[len(self.followers):]
         await asyncio.gather(*writing)
 
     async def caught_up(self, log, within=30):
-        """Waits until every follower has seen the last event, and ends them; the seconds that it took."""
+        """Waits until every follower has received the last event, then stops them. Returns the
+        seconds it took."""
         begun, last = time.monotonic(), log[-1][0] if log else None
         while not all(last is None or last in follower.known for follower in self.followers):
             if time.monotonic() - begun > within:
@@ -99,7 +102,8 @@ class Load:
         return took
 
     async def ask(self, person, mark, query, variables):
-        """The object that was written; None if there is none, or nobody knows."""
+        """Sends a write and records its outcome. Returns the object, or None if refused or
+        unknown."""
         begun = time.monotonic()
         try:
             answer = await person.ask(query, variables, self.patience)
@@ -112,7 +116,7 @@ class Load:
         code = answer.code
         self.ledger.requests.append((begun, time.monotonic() - begun, answer.status, code, answer.retry_after))
         if code is not None:
-            # An outage may strike after the commit: then it is there, and whoever gets 503 has to look.
+            # The outage may have struck after the commit, so after 503 the outcome is unknown.
             later = code in ("SERVICE_UNAVAILABLE", "INTERNAL_SERVER_ERROR")
             (self.ledger.unknown if later else self.ledger.refused).add(mark)
             await asyncio.sleep(0.05)
@@ -134,7 +138,7 @@ class Load:
                 made = await self.ask(person, mark, CREATE, {"p": self.project, "t": mark})
                 task, status = (made or {}).get("id"), 0
             elif turn % 8 == 0:
-                # What is refused must leave nothing.
+                # Must be refused, and leave no trace.
                 past = {"p": self.project, "t": mark, "due": "2001-01-01T00:00:00Z"}
                 await self.ask(person, mark, CREATE, past)
             elif turn % 8 == 1:
@@ -144,7 +148,7 @@ class Load:
             else:
                 goal = 1 if status != 1 else 2 * (turn // 2 % 2)
                 if await self.ask(person, mark, CHANGE, {"id": task, "t": mark, "s": STATUS[goal]}) is None:
-                    # Nobody knows what it is now: leave it.
+                    # Its state is unknown now: abandon it.
                     task = None
                 else:
                     status = goal
@@ -153,7 +157,7 @@ class Load:
         person.http.close()
 
     async def log_out(self):
-        """Logs in and out again and again; what was acknowledged as over must stay so."""
+        """Logs in and out repeatedly. Sessions whose logout was acknowledged must stay ended."""
         while not self.stopping:
             try:
                 guest = await Person.log_in(self.where(), self.owner.name)
@@ -168,7 +172,7 @@ class Load:
 
 
 class Follower:
-    """Whoever subscribes, and after every break goes on behind the last cursor."""
+    """A subscriber that resumes from its last cursor after every break."""
 
     def __init__(self, where, token):
         self.where, self.token = where, token
@@ -203,17 +207,18 @@ class Follower:
 
 
 def missed(load, log):
-    """How many followers did not see exactly the log, each event once."""
+    """Number of followers that did not receive every event of the log exactly once, in order."""
     ids = [identity for identity, _ in log]
     return sum(follower.seen != ids for follower in load.followers)
 
 
 def contradictions(ledger, tables):
-    """Where the database does not agree with what was told, or with itself; nothing if all is well."""
+    """Contradictions between the database and the recorded outcomes, or within the database; empty
+    if it is consistent."""
     found = []
     tasks, comments, events = tables.tasks(), tables.comments(), tables.events()
     written, changed, created, added = set(), {}, Counter(), Counter()
-    # The text of a comment is in its row alone, and in no event.
+    # The text of a comment is stored only in its row, not in its event.
     bodies = {comment: body for comment, _, body in comments}
     for kind, task, comment, data in events:
         told = json.loads(data)
@@ -229,32 +234,32 @@ def contradictions(ledger, tables):
             written.add(bodies.get(comment))
     for task, title, status, version in tasks:
         if created.pop(task, 0) != 1:
-            found.append(f"task {title} has no event of its beginning, or two")
+            found.append(f"task {title} does not have exactly one creation event")
         expected = list(range(2, int(version) + 1))
         for kind in (TASK_UPDATED, STATUS_CHANGED):
             steps = changed.get(task, {}).get(kind, [])
             if [step["version"] for step in steps] != expected:
-                found.append(f"task {title} is at version {version}, its events of kind {kind} are not")
+                found.append(f"task {title} is at version {version}, but its events of kind {kind} disagree")
             elif steps and (steps[-1]["title"] != title or STORED.get(steps[-1]["status"], status) != status):
-                found.append(f"task {title} is not what its last event says")
-    found += [f"there is an event of a task {task} that is not there" for task in created]
+                found.append(f"task {title} differs from its last event")
+    found += [f"event for the missing task {task}" for task in created]
     for comment, _, body in comments:
         if added.pop(comment, 0) != 1:
-            found.append(f"comment {body} has no event, or two")
-    found += [f"there is an event of a comment {comment} that is not there" for comment in added]
+            found.append(f"comment {body} does not have exactly one event")
+    found += [f"event for the missing comment {comment}" for comment in added]
     rows = {title for _, title, _, _ in tasks} | {body for _, _, body in comments}
-    found += [f"{mark} was acknowledged and is not there" for mark in ledger.acknowledged - written]
-    found += [f"{mark} was refused and is there" for mark in ledger.refused & (written | rows)]
+    found += [f"{mark} was acknowledged but is missing" for mark in ledger.acknowledged - written]
+    found += [f"{mark} was refused but exists" for mark in ledger.refused & (written | rows)]
     return found
 
 
 async def verified(load, tables, within=30):
-    """Ends a load and gives what is wrong, and the figures."""
+    """Stops a load; returns its contradictions and figures."""
     await load.quiet()
     log = await load.owner.log(load.start)
     late = await load.caught_up(log, within)
     wrong = await asyncio.to_thread(contradictions, load.ledger, tables)
-    wrong += [f"{count} followers did not see the log as it is" for count in [missed(load, log)] if count]
+    wrong += [f"{count} followers did not receive the log exactly" for count in [missed(load, log)] if count]
     figures = {
         "acknowledged": len(load.ledger.acknowledged),
         "refused": len(load.ledger.refused),
@@ -268,7 +273,7 @@ async def verified(load, tables, within=30):
 
 
 def told(rig, name, wrong, figures):
-    """The check that nothing contradicts, with the first things that do."""
+    """Reports the check that there are no contradictions, with the first few of them."""
     for line in wrong[:5]:
         rig.note(line)
     return rig.check(name, not wrong, **figures, **({"contradictions": len(wrong)} if wrong else {}))

@@ -1,4 +1,4 @@
-"""Clients that are slow, silent, rude or broken: they harm nobody but themselves, and a write is done or it is not."""
+"""Slow, silent and hostile clients: others are not affected, and writes stay atomic."""
 
 import asyncio
 
@@ -43,7 +43,7 @@ class Ugly:
         return await asyncio.open_connection(*self.server.address)
 
     async def polite(self):
-        """The seconds a request on a new connection takes."""
+        """Duration of a request on a new connection, in seconds."""
         begun, http = time.monotonic(), Http(self.server.address)
         answer = await http.ask("POST", "/graphql", {"query": "{ viewer { id } }"}, self.person.token)
         http.close()
@@ -52,28 +52,28 @@ class Ugly:
         return time.monotonic() - begun
 
     async def unharmed(self, after):
-        """The server lives, serves, and lets go of what it held."""
+        """Checks that the server still answers and has released the connections."""
         took = await self.polite()
         sockets = 0
 
         def released():
             nonlocal sockets
             sockets = self.server.process.sockets()
-            # The one of whoever asks here may stay.
+            # The connection of this check itself may remain.
             return sockets <= self.sockets + 1
 
         try:
-            await eventually("let go", IDLE + 8, released)
+            await eventually("released connections", IDLE + 8, released)
         except TimeoutError:
             pass
         self.rig.check(
-            f"unharmed by {after.replace('_', ' ')}", released() and took < 1, answer_s=took, sockets=sockets,
+            f"not affected by: {after.replace('_', ' ')}", released() and took < 1, answer_s=took, sockets=sockets,
             memory_mb=self.server.process.memory() / 1e6,
         )
 
     @staticmethod
     async def ends(reader, within):
-        """The seconds until the server closes; None if it does not."""
+        """Seconds until the server closes the connection; None if it does not."""
         begun = time.monotonic()
         try:
             async with asyncio.timeout(within):
@@ -86,7 +86,7 @@ class Ugly:
         return time.monotonic() - begun
 
     async def slowloris(self):
-        """More half-open requests than there are places, each sending a byte now and then."""
+        """More half-open requests than connection slots, each sending a byte now and then."""
         held, count = [], PLACES * 3 // 2
         stopping = False
 
@@ -114,7 +114,7 @@ class Ugly:
             writer.close()
 
     async def half_closed(self):
-        """Whoever closes the way there still gets the answer on the way back; who only connects is shown out."""
+        """A client that half-closes gets its answer; one that only connects is disconnected."""
         reader, writer = await self.connect()
         writer.write(self.post)
         writer.write_eof()
@@ -127,8 +127,8 @@ class Ugly:
         shut, shut_writer = await self.connect()
         shut_writer.write_eof()
         closed = [await self.ends(reader, HEADERS + 3) for reader in (silent, shut)]
-        # A client that closes its side with its request is going away as far as HTTP/1 is concerned: no answer is
-        # no fault, a hang would be.
+        # In HTTP/1 a half-close after the request may be treated as a disconnect, so a missing
+        # answer is acceptable; a hang is not.
         self.rig.check(
             "half-closed", None not in closed and status in (200, "IncompleteReadError"), answered=status,
             silent_closed_after_s=closed[0], shut_closed_after_s=closed[1],
@@ -137,7 +137,7 @@ class Ugly:
             open_writer.close()
 
     async def drips(self):
-        """A body of one byte a second."""
+        """A request body of one byte per second."""
         head, body = self.post.split(b"\r\n\r\n", 1)
         clients = [await self.connect() for _ in range(20)]
 
@@ -160,22 +160,24 @@ class Ugly:
         ended = all(status in (0, 400, 408, 413) for status, _ in found)
         longest = max(seconds for _, seconds in found)
         self.rig.check(
-            "a body of one byte a second", ended and longest < BODY + 3, clients=len(found),
+            "a body of one byte per second", ended and longest < BODY + 3, clients=len(found),
             statuses={str(status): 1 for status, _ in found}, ended_after_s=longest,
         )
         for _, writer in clients:
             writer.close()
 
     async def never_reads(self):
-        """Sockets that subscribe and do not read: dropped; others with the same events are not held up."""
+        """Sockets that subscribe but do not read are dropped; others with the same events are not
+        delayed."""
         project = await self.person.project()
         task = await self.person.task(project)
-        # What a client's kernel knows of it says little while its window is shut: the server's sockets tell.
+        # With a closed receive window the client's kernel does not show the disconnect; count the
+        # server's sockets.
         words = EVENTS.replace("id cursor", "id cursor ... on CommentAddedEvent { comment { body } }")
         deaf, sockets = [], self.server.process.sockets()
         for _ in range(10):
             plain = socket.socket()
-            # As little room as there can be, so that the server notices soon.
+            # The smallest receive buffer, so that the server notices soon.
             plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
             plain.setblocking(False)
             await asyncio.get_running_loop().sock_connect(plain, self.server.address)
@@ -204,7 +206,7 @@ class Ugly:
 
         begun = time.monotonic()
         try:
-            await eventually("dropped", WRITE * 3 + 5, lambda: held() == 0)
+            await eventually("dropped sockets", WRITE * 3 + 5, lambda: held() == 0)
         except TimeoutError:
             pass
         self.rig.check(
@@ -236,7 +238,7 @@ class Ugly:
         self.rig.check("huge headers", all(was in (400, 414, 431, "closed") for was in found.values()), **{"refused_by": found})
 
     async def pipelined(self):
-        """Many requests at once on one connection: as many answers, in order."""
+        """Many pipelined requests on one connection: all answered, in order."""
         count = 200
         reader, writer = await self.connect()
         for number in range(count):
@@ -253,8 +255,8 @@ class Ugly:
         self.rig.check("pipelining", right == count, requests=count, answered_in_order=right)
 
     async def rapid_reset(self):
-        """HTTP/2: a stream opened and reset at once, as often as the server takes it (CVE-2023-44487), on one connection
-        after another while others ask."""
+        """HTTP/2 rapid reset (CVE-2023-44487): opens and resets streams as fast as the server
+        accepts them, on one connection after another, while other clients send requests."""
         cpu, sent, ended_by = self.server.process.cpu(), 0, set()
         others = asyncio.create_task(self.politely(10))
         while not others.done():
@@ -271,11 +273,11 @@ class Ugly:
         return [await self.polite() for _ in range(times)]
 
     async def resets(self):
-        """How many a connection takes, and how the server ends it."""
+        """Number of resets sent on one connection, and the GOAWAY reason."""
         reader, writer = await self.connect()
         writer.write(PREFACE + h2(4, 0, 0))
         first = await asyncio.wait_for(reader.readexactly(9), 5)
-        # :method POST, :scheme http, :path /graphql and a token: what costs the server something.
+        # :method POST, :scheme http, :path /graphql and a token, so that the request is expensive.
         block = b"\x83\x86" + literal(4, "/graphql") + literal(1, "x")
         block += literal(0, "Bearer " + self.person.token, "authorization")
         sent = 0
@@ -290,7 +292,7 @@ class Ugly:
                     await writer.drain()
                 except OSError:
                     break
-                # The others have their turn.
+                # Yield to the other clients.
                 await asyncio.sleep(0)
         try:
             goaway = await asyncio.wait_for(answer, 5)
@@ -300,7 +302,8 @@ class Ugly:
         return sent, goaway
 
     async def disconnects(self):
-        """Whoever goes away in the middle of a mutation: it is done with its event, or not at all."""
+        """Clients that disconnect in the middle of a mutation: it completes with its event, or not
+        at all."""
         project = await self.person.project()
         chance, ledger = random.Random(3), Ledger()
         query = "mutation ($p: ID!, $t: String!) { createTask(input: { projectId: $p, title: $t }) { task { id } } }"
@@ -314,12 +317,12 @@ class Ugly:
             await writer.drain()
             if number % 3 == 0:
                 await asyncio.sleep(chance.random() * 0.005)
-            # With a reset, which is the ruder way to go.
+            # Close with RST instead of FIN.
             writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             writer.close()
             if cut < len(raw):
                 ledger.refused.add(f"gone {number}")
-        # Those that are under way: a write waits for one after it.
+        # Wait for writes in progress.
         await self.person.task(project, "last")
         await asyncio.sleep(1)
         tables = Tables(file=self.server.file)
@@ -327,7 +330,7 @@ class Ugly:
         done = sum(title.startswith("gone") for _, title, _, _ in tables.tasks())
         for line in wrong[:5]:
             self.rig.note(line)
-        self.rig.check("disconnects in a mutation", not wrong, clients=total, cut_short=len(ledger.refused), done=done)
+        self.rig.check("disconnects during a mutation", not wrong, clients=total, cut_short=len(ledger.refused), done=done)
 
 
 async def greet(reader, writer, token):
@@ -347,7 +350,7 @@ def h2(kind, flags, stream, payload=b""):
 
 
 def literal(index, value, name=None):
-    """A header field of HPACK that is kept in no table, as plain text."""
+    """An HPACK header field without indexing or Huffman coding."""
 
     def text(words):
         raw = words.encode()
@@ -362,7 +365,7 @@ def literal(index, value, name=None):
 
 
 async def goaway_of(reader, rest):
-    """Reads frames until the server says goodbye; its reason."""
+    """Reads frames until GOAWAY and returns its reason."""
     await reader.readexactly(rest)
     while True:
         try:

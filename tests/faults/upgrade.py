@@ -1,7 +1,8 @@
-"""A new version, node by node, with a migration, under load; and three nodes that meet an empty database at once.
+"""Rolling upgrade with a migration under load, and three instances that start on an empty database
+at once.
 
-The new version is the program itself with its newest migration that is long enough replaced, byte by byte, by one that no
-database has yet: it adds a column and an index and takes its time, with the locks that come with it.
+The new version is a copy of the program in which the bytes of one embedded migration are replaced
+by a new one. It adds a column and an index and sleeps for a second while it holds its locks.
 """
 
 import asyncio
@@ -51,14 +52,14 @@ async def at_once(rig, postgres):
 
 
 def successor(rig):
-    """The next version: see above."""
+    """Builds the new version; see the module documentation."""
     program = rig.program.read_bytes()
     for migration in sorted(MIGRATIONS.iterdir(), reverse=True):
         name, old = migration.name.encode(), (migration / "up.sql").read_bytes()
         if len(NEW) <= len(old) and program.count(old) == 1 and name in program:
             break
     else:
-        raise RuntimeError("no migration in the program is one text and long enough")
+        raise RuntimeError("no embedded migration is contiguous and long enough")
     made = rig.directory / "successor"
     made.write_bytes(program.replace(old, NEW.encode().ljust(len(old))).replace(name, b"2099" + name[4:]))
     made.chmod(0o755)
@@ -66,7 +67,7 @@ def successor(rig):
 
 
 class Patient:
-    """A client as the README asks for: whoever is told to come back does, at the next node."""
+    """A client that retries as documented: after a refusal or disconnect it tries the next node."""
 
     def __init__(self, load, nodes):
         self.load, self.nodes = load, nodes
@@ -108,7 +109,7 @@ class Patient:
 
 
 async def rolling(rig, postgres):
-    """Each node in turn is told to end, and comes back in the new version; the first one migrates."""
+    """Restarts the nodes one by one with the new version; the first one runs the migration."""
     redis = await Redis(rig).up()
     database = postgres.database()
     nodes = cluster(rig, "rolling", postgres.url(database), redis)
@@ -136,16 +137,16 @@ async def rolling(rig, postgres):
     migrated = postgres.run("SELECT count(*) FROM information_schema.columns WHERE column_name = 'faults_note'", database)
     wrong, figures = await verified(load, Tables(postgres=postgres, database=database))
     rig.check(
-        "rolling restart: every node ends well and comes back migrated", codes == [0, 0, 0] and migrated == [("1",)],
+        "rolling restart: every node stops cleanly and returns migrated", codes == [0, 0, 0] and migrated == [("1",)],
         exit_codes=codes, longest_node_s=max(took),
     )
     for last, count in patient.failures.items():
-        rig.note(f"{count} asked again after: {last}")
+        rig.note(f"{count} retried after: {last}")
     rig.check(
         "rolling restart: no request fails beyond a retry", not patient.failed and patient.asked > 50, requests=patient.asked,
         asked_again=patient.retried, failed=patient.failed, most_retries=patient.most, slowest_s=patient.slowest,
     )
-    told(rig, "rolling restart: no event lost, nothing by half", wrong, {**figures, "outcomes": load.ledger.outcomes()})
+    told(rig, "rolling restart: no event lost, no partial write", wrong, {**figures, "outcomes": load.ledger.outcomes()})
     for node in nodes:
         node.kill()
     redis.process.kill()

@@ -1,5 +1,5 @@
-//! Requests like those of clients, asked of the router itself: what the hot paths cost is held by `tests/allocations.rs`
-//! and measured by `benches/requests.rs`.
+//! Representative client requests, run against the router in this process. `tests/allocations.rs`
+//! counts their allocations and `benches/requests.rs` measures their time.
 
 use std::collections::HashMap;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -19,7 +19,7 @@ use tower::Service;
 
 const PASSWORD: &str = "Correct-Horse-7";
 
-/// What is asked.
+/// Name and document of each operation.
 pub const OPERATIONS: [(&str, &str); 5] = [
     ("nothing", "{ __typename }"),
     ("a task", "query ($task: ID!) { task(id: $task) { id title status priority } }"),
@@ -79,7 +79,7 @@ impl Client {
         answer["data"].clone()
     }
 
-    /// A project with so many tasks, the first ten of them commented on.
+    /// Creates a project with `tasks` tasks; each of the first ten has five comments.
     fn furnish(&mut self, tasks: usize) -> (Value, Value) {
         let me = self.ask("{ viewer { id } }", &json!({}))["viewer"]["id"].clone();
         let made = self.ask(r#"mutation { createProject(input: { name: "Apollo" }) { project { id } } }"#, &json!({}));
@@ -123,7 +123,7 @@ fn client(directory: &Path) -> Client {
     Client { runtime, router, token: None }
 }
 
-/// A server in this process with ten projects of tasks, on SQLite, and who asks it.
+/// A server in this process on SQLite with ten projects of tasks, and its only user.
 pub struct Furnished {
     client: Client,
     project: Value,
@@ -132,7 +132,7 @@ pub struct Furnished {
 }
 
 impl Furnished {
-    /// With its database in this directory.
+    /// Creates the server with its database in `directory`.
     pub fn new(directory: &Path) -> Self {
         let mut client = client(directory);
         let account = json!({ "username": "alice", "email": "alice@example.org", "password": PASSWORD });
@@ -146,7 +146,7 @@ impl Furnished {
         Self { client, project, task, number: 0 }
     }
 
-    /// The request of an operation, another one each time.
+    /// Builds the request of an operation, with a different title each time.
     pub fn request(&mut self, query: &str) -> Request<Body> {
         self.number += 1;
         let title = self.number.to_string().into();
@@ -157,7 +157,7 @@ impl Furnished {
         self.client.request("/graphql", &json!({ "query": query, "variables": variables }))
     }
 
-    /// Opens a stream of events by a document with these variables, which lasts as long as its body.
+    /// Opens an event stream. It lasts until the returned body is dropped.
     #[allow(dead_code, reason = "the bench opens no streams")]
     pub fn open(&mut self, query: &str, variables: &Value) -> Body {
         let mut request = self.client.request("/graphql", &json!({ "query": query, "variables": variables }));
@@ -168,12 +168,12 @@ impl Furnished {
         answer.into_body()
     }
 
-    /// What it is answered, an error or not.
+    /// Returns the body of the answer, whether or not it has errors.
     pub fn ask(&mut self, request: Request<Body>) -> Bytes {
         self.client.send(request)
     }
 
-    /// What it is answered without an error.
+    /// Returns the body of an answer, which must have no errors.
     pub fn send(&mut self, request: Request<Body>) -> Bytes {
         let answer = self.ask(request);
         assert!(!answer.windows(8).any(|part| part == b"\"errors\""), "{}", String::from_utf8_lossy(&answer));

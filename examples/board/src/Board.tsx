@@ -10,7 +10,7 @@ const COLUMNS: [TaskStatus, string][] = [
 
 export function Board({ live, onSignOut }: { live: boolean; onSignOut: () => void }) {
   const [{ data, error, extensions }] = useQuery({ query: ViewerDocument, requestPolicy: 'network-only' });
-  // Where the log stood before the tasks are read: so nothing falls between them and the events.
+  // The log position before the tasks are loaded, so that no event between both is missed.
   const cursor = (extensions as { sync: { cursor: string } } | undefined)?.sync.cursor;
   const [after, setAfter] = useState<string>();
   if (cursor && !after) setAfter(cursor);
@@ -56,7 +56,7 @@ function Columns({ after }: { after: string }) {
               </h2>
               <ol>
                 {cards.map((task) => (
-                  // A new version is a new element, which shows itself.
+                  // A new version gets a new key, which restarts the highlight animation.
                   <Card
                     key={`${task.id} ${task.version}`}
                     task={task}
@@ -70,8 +70,8 @@ function Columns({ after }: { after: string }) {
           );
         })}
       </main>
-      {nodes.length === 0 && <p className="hint">There are no tasks for you yet.</p>}
-      {pageInfo.hasNextPage && <p className="hint">These are the 100 tasks that changed last.</p>}
+      {nodes.length === 0 && <p className="hint">You have no tasks yet.</p>}
+      {pageInfo.hasNextPage && <p className="hint">Only the 100 most recently updated tasks are shown.</p>}
     </>
   );
 }

@@ -6,7 +6,7 @@ import type { UpdateTaskInput } from './operations';
 import schema from './schema.json';
 import type { Session } from './session';
 
-/** What the page asks the server with; `onLive` is told whether the socket is open. */
+/** Creates the GraphQL client. Calls `onLive` when the socket opens or closes. */
 export function connect(session: Session, onLive: (live: boolean) => void): Client {
   const sockets = createClient({
     url: `${location.origin.replace(/^http/, 'ws')}/graphql`,
@@ -39,7 +39,8 @@ export function connect(session: Session, onLive: (live: boolean) => void): Clie
         keys: { UserError: () => null },
         updates: {
           Subscription: {
-            // A task that an event brings along is in the cache by now. One that comes or goes changes the list.
+            // A task in an event has updated the cache already. Tasks that appear or disappear
+            // change the list.
             events: ({ events }, _, cache) => {
               const { __typename: kind } = events as { __typename: string };
               if (['StatusChangedEvent', 'TaskUpdatedEvent'].includes(kind)) return;
@@ -60,7 +61,7 @@ export function connect(session: Session, onLive: (live: boolean) => void): Clie
       subscriptionExchange({
         forwardSubscription: ({ query = '', variables }) => ({
           subscribe(sink) {
-            // What graphql-ws sends again on the next socket: so it moves on with each event.
+            // graphql-ws sends these variables again after a reconnect, so they follow the cursor.
             const resumed: Record<string, unknown> = { ...(variables as object) };
             const unsubscribe = sockets.subscribe<Record<string, { cursor?: string }>>(
               { query, variables: resumed },

@@ -6,9 +6,9 @@ interface Tokens {
 
 const KEY = 'board.session';
 
-/** The tokens of one login. They outlive a reload of the page, and not its tab. */
+/** The tokens of a login. They survive a page reload, but not closing the tab. */
 export class Session {
-  /** Called when the server takes the refresh token no more. */
+  /** Called when the session has ended. */
   onEnd = () => {};
   private refreshing?: Promise<void>;
 
@@ -41,12 +41,12 @@ export class Session {
     return Date.now() > this.expiresAt - 5000;
   }
 
-  /** The server does not take the access token any more, whatever the clock says. */
+  /** Marks the access token as expired because the server has refused it. */
   refused() {
     this.expiresAt = 0;
   }
 
-  /** One refresh at a time, however many ask for it: a refresh token is spent by its use. */
+  /** Refreshes the tokens. Concurrent calls share one request, because a refresh token works once. */
   refresh(): Promise<void> {
     this.refreshing ??= this.rotate().finally(() => (this.refreshing = undefined));
     return this.refreshing;
@@ -96,5 +96,5 @@ async function post(path: string, body?: object, authorization?: string): Promis
   });
   if (answer.ok) return answer;
   const problem = (await answer.json().catch(() => ({}))) as { detail?: string };
-  throw new Refused(answer.status, problem.detail ?? `The server answered ${answer.status}.`);
+  throw new Refused(answer.status, problem.detail ?? `The server returned status ${answer.status}.`);
 }

@@ -1,6 +1,6 @@
-// Drives the built board in Chromium, against the server at FASTTRACK_URL, with a user of its own.
+// Tests the built board in Chromium against the server at FASTTRACK_URL, with a new user.
 //   CHROMIUM     the browser, /usr/bin/chromium by default
-//   SCREENSHOTS  a folder for pictures in light and dark, none by default
+//   SCREENSHOTS  a directory for screenshots in light and dark mode, none by default
 import assert from 'node:assert/strict';
 import { chromium } from 'playwright-core';
 import { preview } from 'vite';
@@ -9,7 +9,7 @@ const server = process.env.FASTTRACK_URL ?? 'http://127.0.0.1:8000';
 const username = `board-${Date.now().toString(36)}`;
 const password = 'Correct-Horse-9';
 
-// --- Somebody else, who works on the same tasks ----------------------------------------------------------------------
+// --- Another client that works on the same tasks -------------------------------------------------
 
 async function post(path, body, token) {
   const answer = await fetch(server + path, {
@@ -25,7 +25,7 @@ async function post(path, body, token) {
 await post('/auth/register', { username, email: `${username}@example.org`, password, display_name: 'Ada' });
 const { access_token: token } = await post('/auth/login', { username, password });
 
-/** Runs a mutation of one root field. */
+/** Executes a mutation with one root field. */
 async function mutate(field, type, result, input) {
   const query = `mutation ($input: ${type}!) { answer: ${field}(input: $input) { ${result} userErrors { message } } }`;
   const { data } = await post('/graphql', { query, variables: { input } }, token);
@@ -46,7 +46,7 @@ const logo = await create('Choose a logo', { dueAt: new Date(Date.now() + 5 * 86
 const links = await create('Check all links', { priority: 'URGENT' });
 await update(links, { status: 'IN_PROGRESS' });
 
-// --- The page --------------------------------------------------------------------------------------------------------
+// --- The page ------------------------------------------------------------------------------------
 
 const site = await preview({ preview: { port: 0, host: '127.0.0.1' }, logLevel: 'warn' });
 const browser = await chromium.launch({
@@ -58,14 +58,15 @@ page.setDefaultTimeout(15_000);
 
 const faults = [];
 page.on('pageerror', (error) => faults.push(error.message));
-// Sockets that pass by here are told late what the page has sent, perhaps when they are closing. The page could not know.
+// Routed sockets forward messages with a delay, possibly when they are already closing. The page is
+// not at fault.
 const late = /^WebSocket is already in CLOSING or CLOSED state/;
 page.on('console', (message) => {
   if (['error', 'warning'].includes(message.type()) && !late.test(message.text())) faults.push(message.text());
 });
 const queries = [];
 page.on('request', (request) => request.url().includes('/graphql') && queries.push(request));
-// The sockets of the page pass by here, so that they can be cut.
+// Routes the page's sockets through this script, which can close them.
 const sockets = [];
 await page.routeWebSocket(/\/graphql$/, (socket) => {
   socket.connectToServer();
@@ -78,7 +79,7 @@ const card = (name, title) => column(name).locator('.card', { hasText: title });
 const move = (title, to) => page.locator('.card', { hasText: title }).getByRole('button', { name: `Move to ${to}` }).click();
 const picture = async (name) => {
   if (!process.env.SCREENSHOTS) return;
-  await page.waitForTimeout(1300); // the animation of what has changed
+  await page.waitForTimeout(1300); // the highlight animation
   for (const colorScheme of ['dark', 'light']) {
     await page.emulateMedia({ colorScheme });
     await page.screenshot({ path: `${process.env.SCREENSHOTS}/${name}-${colorScheme}.png` });
@@ -98,7 +99,7 @@ try {
   await page.getByText('live', { exact: true }).waitFor();
   await picture('board');
 
-  step('what somebody else does is shown, without a question');
+  step('changes by others appear without a request');
   const before = queries.length;
   await update(welcome, { status: 'IN_PROGRESS' });
   await card('In progress', 'Write the welcome page').waitFor();
@@ -106,7 +107,7 @@ try {
   await card('In progress', 'Write the front page').waitFor();
   assert.equal(queries.length, before);
 
-  step('what happens while the connection is broken is shown when it is back');
+  step('changes during a connection loss appear after the reconnect');
   await sockets.at(-1).close({ code: 1012 });
   await page.getByText('connecting', { exact: true }).waitFor();
   await update(logo, { status: 'IN_PROGRESS' });
@@ -114,13 +115,13 @@ try {
   assert.equal(queries.length, before);
   assert.equal(sockets.length, 2);
 
-  step('a task that comes and one that goes change the list');
+  step('created and deleted tasks change the list');
   const fresh = await create('Ask for feedback');
   await card('To do', 'Ask for feedback').waitFor();
   await mutate('deleteTask', 'DeleteTaskInput', 'deletedTaskId', { id: fresh });
   await card('To do', 'Ask for feedback').waitFor({ state: 'detached' });
 
-  step('a move is shown before the server has answered');
+  step('a move is shown before the server responds');
   let release;
   const held = new Promise((resolve) => (release = resolve));
   await page.route('**/graphql', async (route) => {
@@ -138,9 +139,9 @@ try {
   await card('Done', 'Check all links').waitFor();
   await page.unroute('**/graphql');
 
-  step('a move that the server refuses is taken back');
+  step('a move that the server refuses is rolled back');
   await page.route('**/graphql', async (route) => {
-    // Somebody is faster: the version that the page has seen is not the newest any more.
+    // A concurrent change: the version in the page is outdated.
     if (route.request().method() === 'POST') await update(logo, { title: 'Choose a new logo' });
     await route.continue();
   });
@@ -150,7 +151,7 @@ try {
   await page.unroute('**/graphql');
   await picture('refused');
 
-  step('the session outlives a reload, and ends with signing out');
+  step('the session survives a reload and ends at sign-out');
   await page.reload();
   await card('Done', 'Check all links').waitFor();
   await page.getByRole('button', { name: 'Sign out' }).click();

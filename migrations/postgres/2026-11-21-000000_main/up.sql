@@ -1,4 +1,4 @@
--- Keys that are compared or ordered are COLLATE "C": the same byte order as SQLite, whatever the database's locale.
+-- Columns that are compared or ordered are COLLATE "C": byte order as on SQLite, for any locale.
 
 CREATE TABLE users (
     id            uuid PRIMARY KEY,
@@ -20,8 +20,8 @@ CREATE TABLE users (
 CREATE INDEX users_created_at ON users (created_at, id);
 CREATE INDEX users_username ON users (username_key, id);
 
--- One row a login: the family of refresh tokens that began with it. `seed` and `generation` derive the only token
--- that refreshes it; nothing stored here can be used as a token without the server's key.
+-- One row per login, with its family of refresh tokens. `seed` and `generation` derive the only
+-- valid refresh token; without the server's key nothing stored here can be used as a token.
 CREATE TABLE sessions (
     id           uuid PRIMARY KEY,
     user_id      uuid NOT NULL REFERENCES users ON DELETE CASCADE,
@@ -57,8 +57,8 @@ CREATE INDEX projects_owner_created_at ON projects (owner_id, created_at, id);
 CREATE INDEX projects_owner_updated_at ON projects (owner_id, updated_at, id);
 CREATE INDEX projects_owner_name ON projects (owner_id, name_key, id);
 
--- `owner_id` repeats the project's owner, which never changes: "the tasks I may see" is then two index ranges.
--- `due_order` puts tasks without a due date last, in an index.
+-- `owner_id` copies the project's owner, which never changes, so that the tasks visible to a user
+-- are two index ranges. `due_order` sorts tasks without a due date last, in an index.
 CREATE TABLE tasks (
     id           uuid PRIMARY KEY,
     project_id   uuid NOT NULL REFERENCES projects ON DELETE CASCADE,
@@ -124,11 +124,11 @@ CREATE TABLE comments (
 CREATE INDEX comments_task ON comments (task_id, created_at, id);
 CREATE INDEX comments_author ON comments (author_id);
 
--- The log of what happened, written in the transaction of the change itself (transactional outbox).
--- Readers go by (xid, seq) and stop below the oldest transaction still open, so that a slow writer is never skipped.
--- A transaction that waited for another one may have the lower id of the two, but it appends later: the newest
--- transaction that had ended by then takes its id's place, so that what was waited for is told first.
--- No foreign keys: the log outlives what it tells of.
+-- The event log (transactional outbox): written in the transaction of the change.
+-- Readers order by (xid, seq) and stop below the oldest open transaction, so a slow writer is never
+-- skipped. A transaction that waited for another may have the lower id but appends later; it then
+-- stores the id of the newest ended transaction, so that its events sort after those it waited for.
+-- No foreign keys: events outlive their subjects.
 CREATE TABLE events (
     seq         bigserial PRIMARY KEY,
     xid         bigint NOT NULL DEFAULT greatest(pg_current_xact_id()::text::bigint,
@@ -152,8 +152,8 @@ CREATE INDEX events_task ON events (task_id, xid, seq);
 CREATE INDEX events_owner ON events (owner_id, xid, seq);
 CREATE INDEX events_occurred_at ON events (occurred_at);
 
--- Mail waiting to be sent: what it is about, written with the change that asks for it; the words, and any token in them,
--- are made when it is sent, so that no usable token is ever stored.
+-- The queue of outgoing mail, written in the transaction of the change. Text and tokens are
+-- generated at delivery, so no usable token is stored.
 CREATE TABLE mails (
     id              uuid PRIMARY KEY,
     kind            smallint NOT NULL,
@@ -167,7 +167,7 @@ CREATE TABLE mails (
 );
 CREATE INDEX mails_next_attempt ON mails (next_attempt_at);
 
--- The newest token that was mailed to a person for each purpose, as a SHA-256 hash.
+-- The newest mailed token per user and purpose, as a SHA-256 hash.
 CREATE TABLE mail_tokens (
     user_id    uuid NOT NULL REFERENCES users ON DELETE CASCADE,
     purpose    smallint NOT NULL,
@@ -177,7 +177,7 @@ CREATE TABLE mail_tokens (
     PRIMARY KEY (user_id, purpose)
 );
 
--- Failed logins, counted by what was typed in and where it came from: a stranger cannot lock the owner out.
+-- Failed logins by identifier and source, so that a stranger elsewhere cannot lock out the owner.
 CREATE TABLE login_failures (
     identifier   text COLLATE "C" NOT NULL,
     source       text COLLATE "C" NOT NULL,
@@ -188,7 +188,7 @@ CREATE TABLE login_failures (
 );
 CREATE INDEX login_failures_failed_at ON login_failures (failed_at);
 
--- What happened to accounts. No foreign keys: it outlives what it tells of.
+-- The audit log of accounts. No foreign keys: entries outlive their subjects.
 CREATE TABLE audit_entries (
     id          uuid PRIMARY KEY,
     kind        smallint NOT NULL,

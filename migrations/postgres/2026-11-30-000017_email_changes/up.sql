@@ -1,5 +1,5 @@
--- Addresses that an account had until a change was asked for. The link mailed to one takes the change back; until it
--- expires, nobody else may have an address that was verified.
+-- Addresses of an account before a requested change. The link mailed to such an address undoes the
+-- change. Until it expires, a verified old address cannot be used by another account.
 CREATE TABLE email_changes (
     id           uuid PRIMARY KEY,
     user_id      uuid NOT NULL REFERENCES users ON DELETE CASCADE,

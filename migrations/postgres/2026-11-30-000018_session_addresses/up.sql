@@ -1,2 +1,2 @@
--- Where a session was last refreshed from; null until it is.
+-- The address of the last refresh; null before the first one.
 ALTER TABLE sessions ADD COLUMN last_ip_address text;

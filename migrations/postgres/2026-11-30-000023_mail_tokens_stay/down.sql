@@ -1,4 +1,4 @@
--- The newest of each purpose.
+-- Keeps the newest token per user and purpose.
 DELETE FROM mail_tokens AS older USING mail_tokens AS newer
     WHERE older.user_id = newer.user_id AND older.purpose = newer.purpose
         AND (older.expires_at, older.hash) < (newer.expires_at, newer.hash);

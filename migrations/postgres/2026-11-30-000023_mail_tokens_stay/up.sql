@@ -1,4 +1,4 @@
--- A person may have several mailed tokens for one purpose: a newer one does not end an older one.
+-- A user may have several mailed tokens per purpose: a new token does not revoke older ones.
 ALTER TABLE mail_tokens DROP CONSTRAINT mail_tokens_pkey;
 ALTER TABLE mail_tokens DROP CONSTRAINT mail_tokens_hash_key;
 ALTER TABLE mail_tokens ADD PRIMARY KEY (hash);

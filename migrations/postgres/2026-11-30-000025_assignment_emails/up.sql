@@ -1,2 +1,2 @@
--- Whether assignments are mailed to a person.
+-- Whether the user receives e-mail about assignments.
 ALTER TABLE users ADD COLUMN assignment_emails boolean NOT NULL DEFAULT true;

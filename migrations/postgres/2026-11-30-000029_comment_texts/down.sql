@@ -1,2 +1,2 @@
--- The texts are gone, and the version before reads such events too.
+-- The texts cannot be restored, and the previous version can read events without them.
 SELECT 1;

@@ -20,8 +20,8 @@ CREATE TABLE users (
 CREATE INDEX users_created_at ON users (created_at, id);
 CREATE INDEX users_username ON users (username_key, id);
 
--- One row a login: the family of refresh tokens that began with it. `seed` and `generation` derive the only token
--- that refreshes it; nothing stored here can be used as a token without the server's key.
+-- One row per login, with its family of refresh tokens. `seed` and `generation` derive the only
+-- valid refresh token; without the server's key nothing stored here can be used as a token.
 CREATE TABLE sessions (
     id           BLOB PRIMARY KEY,
     user_id      BLOB NOT NULL REFERENCES users ON DELETE CASCADE,
@@ -57,8 +57,8 @@ CREATE INDEX projects_owner_created_at ON projects (owner_id, created_at, id);
 CREATE INDEX projects_owner_updated_at ON projects (owner_id, updated_at, id);
 CREATE INDEX projects_owner_name ON projects (owner_id, name_key, id);
 
--- `owner_id` repeats the project's owner, which never changes: "the tasks I may see" is then two index ranges.
--- `due_order` puts tasks without a due date last, in an index.
+-- `owner_id` copies the project's owner, which never changes, so that the tasks visible to a user
+-- are two index ranges. `due_order` sorts tasks without a due date last, in an index.
 CREATE TABLE tasks (
     id           BLOB PRIMARY KEY,
     project_id   BLOB NOT NULL REFERENCES projects ON DELETE CASCADE,
@@ -124,9 +124,9 @@ CREATE TABLE comments (
 CREATE INDEX comments_task ON comments (task_id, created_at, id);
 CREATE INDEX comments_author ON comments (author_id);
 
--- The log of what happened, written in the transaction of the change itself (transactional outbox).
--- One writer at a time: row order is commit order. `xid` is always 0 and there so that a cursor means the same on both databases.
--- No foreign keys: the log outlives what it tells of.
+-- The event log (transactional outbox): written in the transaction of the change. With one writer,
+-- row order is commit order. `xid` is always 0; it gives cursors the same form on both databases.
+-- No foreign keys: events outlive their subjects.
 CREATE TABLE events (
     seq         INTEGER PRIMARY KEY AUTOINCREMENT,
     xid         INTEGER NOT NULL DEFAULT 0,
@@ -149,8 +149,8 @@ CREATE INDEX events_task ON events (task_id, xid, seq);
 CREATE INDEX events_owner ON events (owner_id, xid, seq);
 CREATE INDEX events_occurred_at ON events (occurred_at);
 
--- Mail waiting to be sent: what it is about, written with the change that asks for it; the words, and any token in them,
--- are made when it is sent, so that no usable token is ever stored.
+-- The queue of outgoing mail, written in the transaction of the change. Text and tokens are
+-- generated at delivery, so no usable token is stored.
 CREATE TABLE mails (
     id              BLOB PRIMARY KEY,
     kind            INTEGER NOT NULL,
@@ -164,7 +164,7 @@ CREATE TABLE mails (
 ) STRICT;
 CREATE INDEX mails_next_attempt ON mails (next_attempt_at);
 
--- The newest token that was mailed to a person for each purpose, as a SHA-256 hash.
+-- The newest mailed token per user and purpose, as a SHA-256 hash.
 CREATE TABLE mail_tokens (
     user_id    BLOB NOT NULL REFERENCES users ON DELETE CASCADE,
     purpose    INTEGER NOT NULL,
@@ -174,7 +174,7 @@ CREATE TABLE mail_tokens (
     PRIMARY KEY (user_id, purpose)
 ) STRICT;
 
--- Failed logins, counted by what was typed in and where it came from: a stranger cannot lock the owner out.
+-- Failed logins by identifier and source, so that a stranger elsewhere cannot lock out the owner.
 CREATE TABLE login_failures (
     identifier   TEXT NOT NULL,
     source       TEXT NOT NULL,
@@ -185,7 +185,7 @@ CREATE TABLE login_failures (
 ) STRICT;
 CREATE INDEX login_failures_failed_at ON login_failures (failed_at);
 
--- What happened to accounts. No foreign keys: it outlives what it tells of.
+-- The audit log of accounts. No foreign keys: entries outlive their subjects.
 CREATE TABLE audit_entries (
     id          BLOB PRIMARY KEY,
     kind        INTEGER NOT NULL,

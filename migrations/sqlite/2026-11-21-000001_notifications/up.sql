@@ -1,5 +1,6 @@
--- The inboxes, made from the log. `id` is that of the event; `xid` and `seq` its place in the log.
--- No foreign keys on what it tells of: a notification outlives it, and rights are asked when it is shown.
+-- The inboxes, derived from the event log. `id` is the id of the event, `xid` and `seq` its
+-- position. No foreign keys to the subjects: notifications outlive them, and visibility is checked
+-- on reading.
 CREATE TABLE notifications (
     user_id     BLOB NOT NULL REFERENCES users ON DELETE CASCADE,
     id          BLOB NOT NULL,
@@ -17,7 +18,7 @@ CREATE INDEX notifications_user ON notifications (user_id, occurred_at, id);
 CREATE INDEX notifications_unread ON notifications (user_id, occurred_at, id) WHERE read_at IS NULL;
 CREATE INDEX notifications_occurred_at ON notifications (occurred_at);
 
--- How far into the log each table that is made from it has come.
+-- The offsets of the consumers of the event log.
 CREATE TABLE projections (
     name TEXT PRIMARY KEY,
     xid  INTEGER NOT NULL,

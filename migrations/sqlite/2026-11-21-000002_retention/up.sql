@@ -1,5 +1,5 @@
--- How far the feed of events goes back: what is up to this place has expired.
+-- The retention horizon: events up to this position have expired.
 INSERT INTO projections (name, xid, seq) VALUES ('floor', 0, 0);
 
--- Expired events are found by their place, not by their time.
+-- Expired events are found by position, not by time.
 DROP INDEX events_occurred_at;

@@ -1,12 +1,12 @@
--- The row is the place in the log: an index of it would be the table once more, and one that is chosen where another
--- leads to fewer rows.
+-- The rowid is the position. An index on it duplicates the table, and the planner prefers it to
+-- more selective indexes.
 DROP INDEX events_position;
--- No event is looked up by its id.
+-- No query finds events by id.
 DROP INDEX events_id;
 
--- Each change of a task notifies two people: an inbox is kept in the order in which it is read, and by ids, which grow
--- with time, so that most of what is written for one comes beside what was written before. Accounts are never deleted
--- but emptied, and nothing is written for one that is: no foreign key says it again.
+-- Each change of a task notifies up to two users, so writes must be cheap. An inbox is stored in
+-- the order in which it is read, and ids grow with time, so new rows are close to recent ones. No
+-- foreign key to users: accounts are anonymized, never deleted.
 ALTER TABLE notifications RENAME TO notifications_before;
 CREATE TABLE notifications (
     user_id     BLOB NOT NULL,

@@ -1,9 +1,9 @@
--- How the tasks of a project stand is counted from the index that their order by update needs anyway.
+-- Task statistics of a project are counted from the index that sorting by update needs anyway.
 DROP INDEX tasks_project_status;
 DROP INDEX tasks_project_updated_at;
 CREATE INDEX tasks_project_updated_at ON tasks (project_id, updated_at, id, status, due_at);
 
--- What is unread and what is read are two stretches of one index. The rows lie where they come, by their ids.
+-- Read and unread notifications are two ranges of one index. The rows are stored in order of id.
 ALTER TABLE notifications RENAME TO notifications_before;
 CREATE TABLE notifications (
     user_id     BLOB NOT NULL,

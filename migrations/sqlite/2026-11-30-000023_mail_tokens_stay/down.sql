@@ -7,7 +7,7 @@ CREATE TABLE mail_tokens (
     expires_at INTEGER NOT NULL,
     PRIMARY KEY (user_id, purpose)
 ) STRICT;
--- The newest of each purpose.
+-- Keeps the newest token per user and purpose.
 INSERT OR REPLACE INTO mail_tokens (user_id, purpose, hash, email, expires_at)
     SELECT user_id, purpose, hash, email, expires_at FROM mail_tokens_after ORDER BY expires_at, hash;
 DROP TABLE mail_tokens_after;

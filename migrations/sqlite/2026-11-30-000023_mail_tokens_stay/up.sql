@@ -1,4 +1,4 @@
--- A person may have several mailed tokens for one purpose: a newer one does not end an older one.
+-- A user may have several mailed tokens per purpose: a new token does not revoke older ones.
 ALTER TABLE mail_tokens RENAME TO mail_tokens_before;
 CREATE TABLE mail_tokens (
     user_id    BLOB NOT NULL REFERENCES users ON DELETE CASCADE,

@@ -1,5 +1,5 @@
--- Mails of the last hour, to limit how many one address gets and one person causes. The recipient is the SHA-256 hash of
--- an address. No foreign keys: a deleted account does not give its share back.
+-- Mail of the last hour, to limit mail per recipient and per sender. `recipient` is the SHA-256
+-- hash of the address. No foreign keys: deleting an account does not reset its quota.
 CREATE TABLE mail_quota (
     id         BLOB PRIMARY KEY,
     recipient  BLOB NOT NULL,

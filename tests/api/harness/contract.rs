@@ -1,4 +1,4 @@
-//! What the OpenAPI document promises, held against every answer of the `/auth` routes that any test gets.
+//! Checks every answer of the `/auth` routes in any test against the OpenAPI document.
 
 use std::sync::LazyLock;
 
@@ -9,10 +9,9 @@ use serde_json::{Map, Value, json};
 
 use super::Reply;
 
-/// The document.
 pub static DOCUMENT: LazyLock<Value> = LazyLock::new(|| serde_json::from_str(&docs::document()).expect("JSON"));
 
-/// Checks instances of a schema of the document; with `closed`, members that it does not name are wrong.
+/// Builds a validator for a schema of the document. With `closed`, undeclared members are errors.
 pub fn validator(schema: &Value, closed: bool) -> Validator {
     let mut schema = schema.as_object().cloned().unwrap_or_else(Map::new);
     schema.insert("components".to_owned(), DOCUMENT["components"].clone());
@@ -22,7 +21,7 @@ pub fn validator(schema: &Value, closed: bool) -> Validator {
     jsonschema::validator_for(&Value::Object(schema)).expect("a schema")
 }
 
-/// What is asked of an answer: its status is documented, its body is of the documented type and form.
+/// Asserts that status, content type and body of an answer are documented.
 pub fn check(request: &Request, reply: &Reply) {
     let (method, path) = (request.method().as_str().to_ascii_lowercase(), request.url().path());
     let what = format!("{method} {path}: {} {}", reply.status, reply.body);
@@ -31,11 +30,12 @@ pub fn check(request: &Request, reply: &Reply) {
     }
     if reply.status == 429 && reply.body["code"] != "LOCKED_OUT" {
         assert!(reply.headers.contains_key("retry-after"), "{what}: without retry-after");
-        // Where rate limits are disabled, too many operations at once are refused all the same: there is no quota to state.
+        // The concurrency limit applies even with rate limits disabled; there is no quota to report
+        // then.
         let is_concurrency = reply.body["errors"][0]["message"].as_str().is_some_and(|text| text.contains("at once"));
         let names = ["ratelimit-limit", "ratelimit-remaining", "ratelimit-reset"];
         let stated = names.iter().filter(|name| reply.headers.contains_key(**name)).count();
-        assert!(stated == names.len() || (is_concurrency && stated == 0), "{what}: without its quota");
+        assert!(stated == names.len() || (is_concurrency && stated == 0), "{what}: without RateLimit headers");
     }
     if !path.starts_with("/auth/") || ["NOT_FOUND", "METHOD_NOT_ALLOWED"].iter().any(|code| reply.body["code"] == *code)
     {
@@ -43,13 +43,13 @@ pub fn check(request: &Request, reply: &Reply) {
     }
     let operation = &DOCUMENT["paths"][path][method.as_str()];
     if operation.is_null() {
-        assert_eq!(method, "get", "{what}: the document does not know it");
+        assert_eq!(method, "get", "{what}: not documented");
         return;
     }
     let answer = &operation["responses"][reply.status.as_str()];
-    assert!(answer.is_object(), "{what}: the document does not know this status");
+    assert!(answer.is_object(), "{what}: status not documented");
     let Some((kind, content)) = answer["content"].as_object().and_then(|content| content.iter().next()) else {
-        assert_eq!(reply.body, Value::Null, "{what}: the document knows no body");
+        assert_eq!(reply.body, Value::Null, "{what}: body not documented");
         return;
     };
     assert_eq!(reply.headers["content-type"], kind.as_str(), "{what}");

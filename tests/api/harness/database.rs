@@ -1,4 +1,4 @@
-//! A fresh database for each test: migrated once, then copied.
+//! A fresh database for each test, copied from a migrated template.
 
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -16,46 +16,44 @@ use url::Url;
 
 use super::PATIENCE;
 
-/// Held while the template is made, by whichever of the tests' processes comes first.
+/// Advisory lock for creating the template, because several test processes may start at once.
 const LOCK: i64 = 0x7465_6d70_6c61_7465;
 
-/// The rows of each table, by the names of their columns.
+/// Rows by table; each row maps column names to values.
 pub type Rows = BTreeMap<String, Vec<serde_json::Map<String, serde_json::Value>>>;
 
-/// A database that is removed with its test.
+/// A test database. [`Database::remove`] deletes it.
 pub struct Database {
     url: String,
     kept: Kept,
 }
 
-/// A transaction of a test's own, beside which others wait.
+/// An open PostgreSQL transaction of the test, which blocks others.
 pub struct OpenTransaction {
     client: Client,
 }
 
 impl OpenTransaction {
-    /// Waits until so many statements on the same database wait for a lock.
+    /// Waits until `count` statements on this database wait for a lock.
     pub async fn blocked(&self, count: i64) {
         let query =
             "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
         let waiting = async {
             loop {
-                // Within a transaction the list of connections is read once, unless it is forgotten.
+                // Within a transaction PostgreSQL caches the statistics view; clear the cache.
                 self.execute("SELECT pg_stat_clear_snapshot()").await;
                 if self.client.query_one(query, &[]).await.expect("a count").get::<_, i64>(0) >= count {
                     break;
                 }
             }
         };
-        timeout(PATIENCE, waiting).await.expect("statements that wait for a lock");
+        timeout(PATIENCE, waiting).await.expect("statements waiting for a lock");
     }
 
-    /// Runs statements in it.
     pub async fn execute(&self, statements: &str) {
         self.client.batch_execute(statements).await.unwrap_or_else(|error| panic!("{statements}: {error:?}"));
     }
 
-    /// Ends it.
     pub async fn commit(self) {
         self.execute("COMMIT").await;
     }
@@ -73,11 +71,11 @@ enum Kept {
         server: Url,
         name: String,
     },
-    /// Somebody else's, who removes it.
+    /// A database that is removed by its owner.
     Elsewhere,
 }
 
-/// The PostgreSQL server to test on, if one is named.
+/// The PostgreSQL server to test on, if `TEST_DATABASE_URL` names one.
 fn server() -> Option<Url> {
     let url = std::env::var("TEST_DATABASE_URL").ok().filter(|url| url.starts_with("postgres"))?;
     Some(url.parse().expect("TEST_DATABASE_URL is a URL"))
@@ -89,7 +87,7 @@ pub fn is_postgres() -> bool {
 }
 
 impl Database {
-    /// A database at this version's schema, with nothing in it.
+    /// An empty database with the current schema.
     pub async fn fresh() -> Self {
         match server() {
             Some(server) => {
@@ -100,12 +98,12 @@ impl Database {
         }
     }
 
-    /// The same database, for a second server.
+    /// The same database, for a second server. It is not removed with this value.
     pub fn shared(&self) -> Self {
         Self { url: self.url.clone(), kept: Kept::Elsewhere }
     }
 
-    /// The same on SQLite, also where the tests run on PostgreSQL.
+    /// Like [`Database::fresh`], but always on SQLite.
     pub async fn sqlite() -> Self {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let file = directory.path().join("fasttrack.db");
@@ -113,7 +111,7 @@ impl Database {
         Self { url: format!("sqlite://{}", file.display()), kept: Kept::Sqlite(directory) }
     }
 
-    /// A database on PostgreSQL with no tables in it, where the tests run there.
+    /// A PostgreSQL database without tables; `None` when the tests run on SQLite.
     pub async fn bare() -> Option<Self> {
         Some(Self::on(server()?, "TEMPLATE template0").await)
     }
@@ -125,17 +123,15 @@ impl Database {
         Self { url, kept: Kept::Postgres { server, name } }
     }
 
-    /// Its `DATABASE_URL`.
+    /// The value for `DATABASE_URL`.
     pub fn url(&self) -> &str {
         &self.url
     }
 
-    /// Where it is.
     pub fn location(&self) -> Location {
         Location::parse(&self.url).expect("a location")
     }
 
-    /// Runs statements on it.
     pub async fn execute(&self, statements: &str) {
         let db = Db::open(&self.location(), 1).expect("a database");
         let done = match &mut db.conn().await.expect("a connection").pooled {
@@ -146,14 +142,14 @@ impl Database {
         db.close().await;
     }
 
-    /// A transaction on PostgreSQL, in which these statements have been run, and which is not committed.
+    /// Opens a PostgreSQL transaction and runs statements in it, without committing.
     pub async fn begin(&self, statements: &str) -> OpenTransaction {
         let client = connect(&self.url.parse().expect("a URL")).await;
         client.batch_execute(&format!("BEGIN; {statements}")).await.expect("a transaction");
         OpenTransaction { client }
     }
 
-    /// The number that a statement finds.
+    /// The number that a query returns.
     pub async fn number(&self, query: &str) -> i64 {
         let db = Db::open(&self.location(), 1).expect("a database");
         let mut conn = db.conn().await.expect("a connection");
@@ -164,8 +160,8 @@ impl Database {
         found[0].parse().unwrap_or_else(|_| panic!("{query} finds {found:?}"))
     }
 
-    /// The bytes that are stored for good: of PostgreSQL without the old versions of rows in the tables of `updated`,
-    /// which it clears away by itself.
+    /// Bytes stored permanently. On PostgreSQL the tables in `updated` do not count: their old row
+    /// versions are removed by autovacuum.
     pub async fn stored_bytes(&self, updated: &[&str]) -> i64 {
         if !self.url.starts_with("postgres") {
             return self.number("(SELECT sum(pgsize) FROM dbstat)").await;
@@ -178,7 +174,7 @@ impl Database {
         .await
     }
 
-    /// Every row of every table, in an order that says nothing.
+    /// All rows of all tables, in unspecified order.
     pub async fn rows(&self) -> Rows {
         let db = Db::open(&self.location(), 1).expect("a database");
         let mut conn = db.conn().await.expect("a connection");
@@ -210,13 +206,13 @@ impl Database {
         rows
     }
 
-    /// The same as text.
+    /// All rows as text.
     pub async fn dump(&self) -> String {
         let rows = self.rows().await.into_iter();
         rows.flat_map(|(table, rows)| rows.into_iter().map(move |row| format!("{table}: {row:?}\n"))).collect()
     }
 
-    /// Removes it with all that is in it.
+    /// Deletes the database.
     pub async fn remove(self) {
         match self.kept {
             Kept::Sqlite(directory) => directory.close().expect("the temporary directory can be removed"),
@@ -235,7 +231,7 @@ async fn texts(conn: &mut Conn, query: &str) -> Vec<String> {
     rows.into_iter().map(|row| row.text).collect()
 }
 
-/// The bytes of a migrated file.
+/// The bytes of a migrated SQLite file.
 async fn sqlite_template() -> &'static [u8] {
     static TEMPLATE: OnceCell<Vec<u8>> = OnceCell::const_new();
     let make = async || {
@@ -247,7 +243,8 @@ async fn sqlite_template() -> &'static [u8] {
     TEMPLATE.get_or_init(make).await
 }
 
-/// The name of a migrated database. It says what the migrations were, so it can stay for the next run.
+/// The name of a migrated template database. It contains a hash of the migrations, so later runs
+/// can reuse it.
 async fn postgres_template(server: &Url) -> &'static str {
     static TEMPLATE: OnceCell<String> = OnceCell::const_new();
     let make = async || {
@@ -256,7 +253,8 @@ async fn postgres_template(server: &Url) -> &'static str {
         client.execute("SELECT pg_advisory_lock($1)", &[&LOCK]).await.expect("the lock");
         let made = client.query("SELECT FROM pg_database WHERE datname = $1", &[&name]).await.expect("an answer");
         if made.is_empty() {
-            // Under another name first: a run that is broken off must not leave half a template.
+            // Create it under a temporary name: an interrupted run must not leave an incomplete
+            // template.
             let draft = format!("{name}_draft");
             run(server, &format!("DROP DATABASE IF EXISTS \"{draft}\"")).await;
             run(server, &format!("CREATE DATABASE \"{draft}\"")).await;
@@ -280,7 +278,8 @@ fn hash_of(directory: &Path) -> u64 {
     hasher.finish()
 }
 
-/// The URL of another database on the same server. Nothing in it has to survive a power cut.
+/// URL of another database on the same server. Turns off `synchronous_commit`, because test data
+/// need not survive a crash.
 fn on(server: &Url, database: &str) -> String {
     let mut url = server.clone();
     url.set_path(database);

@@ -1,4 +1,4 @@
-//! A server that people have used, so that no table of it is empty.
+//! Populates a server so that no table is empty.
 
 use std::collections::BTreeSet;
 
@@ -12,21 +12,21 @@ use tokio::time::timeout;
 
 use super::{PASSWORD, PATIENCE, Person, Rows, Server};
 
-/// Settings with which mail stays in its queue: nobody listens there.
+/// Keeps mail in the queue: nothing listens at this address.
 pub const MAIL_WAITS: [(&str, &str); 1] = [("SMTP_URL", "smtp://127.0.0.1:1")];
 
-/// Who has used it, and what for.
+/// The main actors of the populated server.
 pub struct Life {
-    /// Has a project.
+    /// Owns a project.
     pub alice: Person,
-    /// Has been assigned a task, and been told of it.
+    /// Is assigned a task and has been notified.
     pub bob: Person,
-    /// The task.
+    /// The id of the task.
     pub task: String,
 }
 
 impl Life {
-    /// Uses a server that was started with [`MAIL_WAITS`].
+    /// Populates a server that was started with [`MAIL_WAITS`].
     pub async fn lead(server: &Server) -> Self {
         let (alice, bob) = (server.person("alice").await, server.person("bob").await);
         let wrong = json!({ "username": "alice", "password": "Wrong-Horse-7" });
@@ -38,7 +38,7 @@ impl Life {
         let long = format!("with\nlines {}", "\u{1f680} \\ \t\" '' ü".repeat(30));
         let land = alice.task(&project, "Land: \u{1f680} \\ \t\" '' ü", json!({ "description": long })).await;
         alice.mutate("updateTask", json!({ "id": land, "description": "with\nlines" })).await.ok();
-        // An address that is verified gets a mail of it.
+        // Changing a verified address queues a mail to it.
         let dave = server.admin("dave").await;
         alice.task(&project, "Orbit", json!({ "assigneeId": dave.id })).await;
         alice.comment(&task, "Ready, @bob?").await;
@@ -49,7 +49,7 @@ impl Life {
         Self { alice, bob, task }
     }
 
-    /// Waits until the inboxes have everything that has happened, and every mail was tried.
+    /// Waits until the inboxes are up to date and each mail has been attempted once.
     pub async fn settle(server: &Server) {
         let settled = server.run(async |app| {
             let end = events::settled_end(&mut app.db.conn().await?).await?;
@@ -64,11 +64,11 @@ impl Life {
                 }
             }
         });
-        timeout(PATIENCE, settled).await.expect("a server that gets its work done").expect("an answer");
+        timeout(PATIENCE, settled).await.expect("a server without pending work").expect("an answer");
     }
 }
 
-/// The tables with nothing in them.
+/// Names of the tables without rows.
 pub fn empty(rows: &Rows) -> BTreeSet<&str> {
     rows.iter().filter(|(_, rows)| rows.is_empty()).map(|(table, _)| table.as_str()).collect()
 }

@@ -1,4 +1,4 @@
-//! An SMTP server (RFC 5321) on loopback that keeps what it is given.
+//! An SMTP server (RFC 5321) on loopback that keeps all mail.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use tokio::time::timeout;
 
 use super::PATIENCE;
 
-/// Where mail arrives.
+/// An SMTP server and its received mail.
 pub struct Mailbox {
     address: SocketAddr,
     refuses: Arc<AtomicBool>,
@@ -19,22 +19,21 @@ pub struct Mailbox {
     arrived: mpsc::UnboundedReceiver<Mail>,
 }
 
-/// A message as it arrived.
+/// A received message.
 #[derive(Debug)]
 pub struct Mail {
-    /// Whom it is for.
+    /// The recipient.
     pub to: String,
     /// Headers and parts, decoded from quoted-printable.
     pub content: String,
 }
 
 impl Mail {
-    /// Its subject line.
     pub fn subject(&self) -> &str {
         self.content.lines().find_map(|line| line.strip_prefix("Subject: ")).expect("a subject")
     }
 
-    /// The token in the link that it carries.
+    /// The token in the message's link.
     pub fn token(&self) -> String {
         let (_, rest) = self.content.split_once("#token=").unwrap_or_else(|| panic!("no token in {}", self.content));
         rest.chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '-' || *c == '_').collect()
@@ -42,7 +41,7 @@ impl Mail {
 }
 
 impl Mailbox {
-    /// Opens the mailbox on a free port.
+    /// Starts the SMTP server on a free port.
     pub async fn open() -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free port");
         let address = listener.local_addr().expect("an address");
@@ -58,17 +57,17 @@ impl Mailbox {
         Self { address, refuses, refused, arrived }
     }
 
-    /// Its `SMTP_URL`.
+    /// The value for `SMTP_URL`.
     pub fn url(&self) -> String {
         format!("smtp://{}", self.address)
     }
 
-    /// The next message.
+    /// Waits for the next message.
     pub async fn next(&mut self) -> Mail {
-        timeout(PATIENCE, self.arrived.recv()).await.expect("mail in time").expect("an open mailbox")
+        timeout(PATIENCE, self.arrived.recv()).await.expect("mail before the timeout").expect("an open mailbox")
     }
 
-    /// The next message to this address; those to others are passed over.
+    /// Waits for the next message to this address and discards others.
     pub async fn next_to(&mut self, address: &str) -> Mail {
         loop {
             let mail = self.next().await;
@@ -78,17 +77,16 @@ impl Mailbox {
         }
     }
 
-    /// Turns every message away from now on, or no longer.
+    /// Starts or stops refusing every message.
     pub fn refuse(&self, refuses: bool) {
         self.refuses.store(refuses, Ordering::SeqCst);
     }
 
-    /// Waits until a message was turned away.
+    /// Waits until a message has been refused.
     pub async fn refused(&mut self) {
-        timeout(PATIENCE, self.refused.recv()).await.expect("a refusal in time");
+        timeout(PATIENCE, self.refused.recv()).await.expect("a refusal before the timeout");
     }
 
-    /// Whether nothing more has arrived.
     pub fn is_empty(&self) -> bool {
         self.arrived.is_empty()
     }
@@ -133,7 +131,7 @@ async fn receive(
     Some(())
 }
 
-/// Quoted-printable (RFC 2045), as far as ASCII goes.
+/// Decodes quoted-printable (RFC 2045), for ASCII only.
 fn decoded(raw: &str) -> String {
     raw.replace("=\n", "").replace("=3D", "=").replace("=3d", "=")
 }

@@ -10,9 +10,9 @@
 //! assert_eq!(events.next().await["taskAssigned"]["task"]["id"], task["id"]);
 //! ```
 //!
-//! The server runs on threads of its own, as it would in a process of its own. Its clock stands still until a test moves
-//! it. When it goes out of scope it is stopped as the program stops it; a panic in it, or a part that does not end, fails
-//! the test then.
+//! The server runs on threads of its own, as in a separate process. Its clock stands still until
+//! the test advances it. When it goes out of scope it shuts down as the program does; a panic in
+//! the server, or a part that does not stop, fails the test.
 
 pub mod contract;
 mod database;
@@ -50,17 +50,17 @@ pub use person::{Answer, Mutated, Person, Reply};
 pub use program::{Program, fasttrack};
 pub use socket::{Frame, Socket, Subscription};
 
-/// When every test begins.
+/// The time at which every test starts.
 pub const START: &str = "2030-01-01T12:00:00.000000Z";
-/// Everybody's password.
+/// The password of every account.
 pub const PASSWORD: &str = "Correct-Horse-7";
-/// Longer than anything takes that works; only a failing test waits so long.
+/// Upper bound for every wait; reached only when the test fails.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
-/// What differs from the defaults so that a test is fast and alone.
+/// Differences from the defaults, for speed and isolation.
 const SETTINGS: [(&str, &str); 5] = [
-    ("SECRET_KEY", "the key of the tests' access tokens"),
-    ("REFRESH_SECRET_KEY", "the key of the tests' refresh tokens"),
+    ("SECRET_KEY", "the access token key of the tests"),
+    ("REFRESH_SECRET_KEY", "the refresh token key of the tests"),
     ("ARGON2_MEMORY_KIB", "8"),
     ("ARGON2_PASSES", "1"),
     ("RATE_LIMIT_ENABLED", "false"),
@@ -68,9 +68,8 @@ const SETTINGS: [(&str, &str); 5] = [
 
 /// A running server with a database of its own.
 pub struct Server {
-    /// What it shares between its parts.
+    /// The server's shared state.
     pub app: Arc<App>,
-    /// Where it listens.
     pub address: SocketAddr,
     http: reqwest::Client,
     threads: Handle,
@@ -80,7 +79,7 @@ pub struct Server {
 
 type StartJobs = fn(&Arc<App>, &CancellationToken) -> fasttrack::error::Result<TaskTracker>;
 
-#[expect(clippy::unnecessary_wraps, reason = "as jobs are started")]
+#[expect(clippy::unnecessary_wraps, reason = "same signature as the function that starts the jobs")]
 fn no_jobs(_: &Arc<App>, _: &CancellationToken) -> fasttrack::error::Result<TaskTracker> {
     let none = TaskTracker::new();
     none.close();
@@ -94,32 +93,32 @@ struct Running {
 }
 
 impl Server {
-    /// Starts a server.
+    /// Starts a server with default settings.
     pub async fn start() -> Self {
         Self::with(&[]).await
     }
 
-    /// Starts a server with some settings of its own, named as in the environment.
+    /// Starts a server with settings, named as in the environment.
     pub async fn with(settings: &[(&str, &str)]) -> Self {
         Self::launch(Database::fresh().await, settings, jobs::start).await
     }
 
-    /// Starts a server that does nothing but answer: no mail is sent, no event is told live.
+    /// Starts a server without background jobs: no mail, no live events.
     pub async fn without_jobs() -> Self {
         Self::without_jobs_with(&[]).await
     }
 
-    /// The same with some settings of its own.
+    /// Starts a server without background jobs, with settings.
     pub async fn without_jobs_with(settings: &[(&str, &str)]) -> Self {
         Self::launch(Database::fresh().await, settings, no_jobs).await
     }
 
-    /// Starts a server on a database that is there.
+    /// Starts a server on an existing database.
     pub async fn on(database: Database, settings: &[(&str, &str)]) -> Self {
         Self::launch(database, settings, jobs::start).await
     }
 
-    /// Stops the server; its database stays.
+    /// Stops the server and returns its database.
     pub async fn stop(mut self) -> Database {
         let running = self.running.take().expect("running");
         let (database, ended) = self.end(running).await;
@@ -127,19 +126,19 @@ impl Server {
         database
     }
 
-    /// Stops and starts again on the same database, with some settings of its own.
+    /// Restarts the server on the same database, with new settings.
     pub async fn again(self, settings: &[(&str, &str)]) -> Self {
         Self::on(self.stop().await, settings).await
     }
 
-    /// Starts another instance on the same database. It must end first.
+    /// Starts another instance on the same database. It must be stopped first.
     pub async fn beside(&self) -> Self {
         let database = self.running.as_ref().expect("running").database.shared();
         Self::launch(database, &[], jobs::start).await
     }
 
-    /// Starts another instance on the same database that does not read the event log: for a second of its clock, which
-    /// stands still, it does not know what others change about sessions. It must end first.
+    /// Starts another instance on the same database that does not read the event log. Because its
+    /// clock stands still, its cached sessions stay stale. It must be stopped first.
     pub async fn beside_without_jobs(&self) -> Self {
         let database = self.running.as_ref().expect("running").database.shared();
         Self::launch(database, &[], no_jobs).await
@@ -155,7 +154,7 @@ impl Server {
         let runtime = Builder::new_multi_thread().worker_threads(2).thread_name(&name).enable_all().build();
         let runtime = runtime.expect("a runtime");
         let starting = runtime.spawn(async move {
-            let app = App::open(config, clock).expect("the parts of the server");
+            let app = App::open(config, clock).expect("the application");
             let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free port");
             let address = listener.local_addr().expect("an address");
             let server = server::Server::start(&app, listener, None, start_jobs).expect("jobs");
@@ -167,11 +166,11 @@ impl Server {
         Self { app, address, http: reqwest::Client::new(), threads, name, running }
     }
 
-    /// Somebody new, who has signed up and logged in.
+    /// Signs up a new user and logs in.
     pub async fn person(&self, username: &str) -> Person {
         let email = format!("{username}@example.org");
         let body = json!({ "email": email, "username": username, "password": PASSWORD });
-        // A machine whose disk stalls for two seconds answers 503, and what was sent may be done all the same.
+        // On a slow machine the server may answer 503 although the account was created.
         let (mut status, mut was_refused) = (self.post("/auth/register", body.clone()).await.status, false);
         while status == 503 {
             was_refused = true;
@@ -181,7 +180,7 @@ impl Server {
         self.login(username).await
     }
 
-    /// Somebody new with the role ADMIN, made as `fasttrack user create --admin` does it.
+    /// Creates an administrator, as `fasttrack user create --admin` does, and logs in.
     pub async fn admin(&self, username: &str) -> Person {
         let (email, handle) = (format!("{username}@example.org"), username.to_owned());
         let made = self.run(async move |app| {
@@ -200,8 +199,7 @@ impl Server {
         self.login(username).await
     }
 
-    /// Does something with the server's own parts, on its own threads: a database connection lives on those that opened
-    /// it.
+    /// Runs `work` on the server's own runtime, because database connections belong to it.
     pub async fn run<T, F>(&self, work: impl FnOnce(Arc<App>) -> F) -> T
     where
         T: Send + 'static,
@@ -210,12 +208,12 @@ impl Server {
         self.threads.spawn(work(Arc::clone(&self.app))).await.expect("work without a panic")
     }
 
-    /// Logs somebody in once more.
+    /// Logs a user in again.
     pub async fn login(&self, username: &str) -> Person {
         self.login_with(username, PASSWORD).await
     }
 
-    /// Logs somebody in with a password of their own.
+    /// Logs a user in with a given password.
     pub async fn login_with(&self, username: &str, password: &str) -> Person {
         let reply = self.post("/auth/login", json!({ "username": username, "password": password })).await;
         assert_eq!(reply.status, 200, "{username} logs in: {}", reply.body);
@@ -224,7 +222,7 @@ impl Server {
         person
     }
 
-    /// Somebody who is not signed in.
+    /// An anonymous client.
     pub fn nobody(&self) -> Person {
         Person {
             id: String::new(),
@@ -238,12 +236,12 @@ impl Server {
         }
     }
 
-    /// A request to be filled in by hand.
+    /// Builds a request to this server.
     pub fn request(&self, method: Method, path: &str) -> RequestBuilder {
         self.http.request(method, format!("http://{}{path}", self.address))
     }
 
-    /// Whether a token is good, by asking who it speaks for.
+    /// Whether an access token is valid.
     pub async fn is_signed_in(&self, access_token: &str) -> bool {
         let request = self.request(Method::POST, "/graphql").bearer_auth(access_token);
         Reply::to(request.json(&json!({ "query": "{ viewer { id } }" }))).await.body["data"]["viewer"]["id"].is_string()
@@ -254,54 +252,53 @@ impl Server {
         Reply::to(self.request(Method::POST, path).json(&body)).await
     }
 
-    /// What is kept of somebody's password.
+    /// The stored password hash of a user.
     pub async fn stored_hash(&self, username: &str) -> String {
         let username = username.to_owned();
         let identified = self.run(async move |app| account::identify(&mut app.db.conn().await?, &username).await);
         identified.await.expect("an answer").expect("an account").password_hash
     }
 
-    /// Its database.
     pub fn database(&self) -> &Database {
         &self.running.as_ref().expect("running").database
     }
 
-    /// Everything that is in the database, as text.
+    /// The whole database as text.
     pub async fn dump(&self) -> String {
         self.database().dump().await
     }
 
-    /// Moves the clock on.
+    /// Advances the clock.
     pub fn advance(&self, span: Duration) {
         self.app.clock.advance(span);
     }
 
-    /// A moment so much after [`START`], as the schema writes it.
+    /// The time `after_start` after [`START`], formatted as in the API.
     pub fn moment(&self, after_start: Duration) -> String {
         Timestamp::parse(START).expect("a moment").plus(after_start).to_string()
     }
 }
 
-/// How a server ended: in time, and by itself.
+/// Whether the server ended on its own, or the timeout.
 type Ended = Result<bool, tokio::time::error::Elapsed>;
 
 impl Server {
-    /// Stops everything; the database stays.
+    /// Stops everything and returns the database.
     fn end(&self, running: Running) -> impl Future<Output = (Database, Ended)> + Send + use<> {
         let Running { runtime, server, database } = running;
         let (sender, ended) = tokio::sync::oneshot::channel();
-        // On another thread: this one belongs to the test's own runtime, which cannot wait for another.
+        // On a separate thread, because the test's runtime cannot block on another runtime.
         std::thread::spawn(move || {
             let ended = runtime.block_on(async { tokio::time::timeout(PATIENCE, server.end()).await });
             drop(runtime);
-            sender.send((database, ended)).map_err(|_| "nobody waits").expect("somebody waits");
+            sender.send((database, ended)).map_err(|_| "no receiver").expect("a receiver");
         });
         async move { ended.await.expect("the end") }
     }
 
     fn check(&self, ended: &Ended) {
-        assert!(matches!(ended, Ok(true)), "the server did not end well: {ended:?}");
-        let panics = PANICS.lock().expect("no panic while held");
+        assert!(matches!(ended, Ok(true)), "the server did not shut down cleanly: {ended:?}");
+        let panics = PANICS.lock().expect("an unpoisoned lock");
         let panics: Vec<&String> = panics.iter().filter(|(thread, _)| *thread == self.name).map(|(_, at)| at).collect();
         assert!(panics.is_empty(), "the server panicked: {panics:?}");
     }
@@ -328,10 +325,11 @@ impl Drop for Server {
     }
 }
 
-/// The thread and the place of every panic, to find those of a server, which its doors survive.
+/// Thread name and location of every panic. A server survives panics in its handlers, so tests
+/// check this list.
 static PANICS: Mutex<Vec<(String, String)>> = Mutex::new(Vec::new());
 
-/// The name that a server's threads have.
+/// A unique name for a server's threads.
 fn unique_name() -> String {
     static NEXT: AtomicUsize = AtomicUsize::new(0);
     static WATCH: Once = Once::new();
@@ -347,7 +345,7 @@ fn unique_name() -> String {
     format!("server-{}", NEXT.fetch_add(1, Ordering::Relaxed))
 }
 
-/// The string in a JSON value.
+/// Returns the string in a JSON value.
 pub fn text(value: &Value) -> String {
     value.as_str().unwrap_or_else(|| panic!("not a string: {value}")).to_owned()
 }

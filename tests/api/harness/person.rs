@@ -1,4 +1,4 @@
-//! Somebody who uses the server, and the answers they get.
+//! A user of the server, and the answers they receive.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use tokio::time::timeout;
 use super::socket::{Socket, Subscription};
 use super::{PATIENCE, contract, text};
 
-/// What [`Person::mutate`] selects from each payload.
+/// The selection that [`Person::mutate`] makes on each payload.
 const SELECTIONS: [(&str, &str); 18] = [
     ("createProject", PROJECT),
     ("updateProject", PROJECT),
@@ -40,16 +40,12 @@ const TASK: &str = "task { id title description status priority dueAt isOverdue 
     assignee { id } labels { id name } }";
 const COMMENT: &str = "comment { id body isEdited createdAt updatedAt author { id } }";
 
-/// Somebody who uses the server: signed in, or nobody.
+/// A client: a signed-in user, or anonymous.
 #[derive(Clone)]
 pub struct Person {
-    /// Their global id.
     pub id: String,
-    /// Their handle.
     pub username: String,
-    /// What they show at each request.
     pub access_token: Option<String>,
-    /// What gets them new tokens.
     pub refresh_token: String,
     pub(super) http: reqwest::Client,
     pub(super) app: Arc<App>,
@@ -58,12 +54,12 @@ pub struct Person {
 }
 
 impl Person {
-    /// The access token of somebody who is signed in.
+    /// The access token. Panics for an anonymous client.
     pub fn token(&self) -> &str {
         self.access_token.as_deref().expect("signed in")
     }
 
-    /// The same person with the tokens that a login or a refresh answered.
+    /// The same user with the tokens from a login or refresh.
     pub fn with_tokens(&self, tokens: &Value) -> Self {
         Self {
             access_token: Some(text(&tokens["access_token"])),
@@ -72,27 +68,27 @@ impl Person {
         }
     }
 
-    /// Sends an operation and takes whatever the answer is.
+    /// Sends an operation and returns its answer.
     pub async fn ask(&self, document: &str, variables: Value) -> Answer {
         let request = self.post("/graphql").json(&json!({ "query": document, "variables": variables }));
         Answer(Reply::to(request).await.body)
     }
 
-    /// Sends an operation that must succeed, and takes its data.
+    /// Sends an operation that must succeed and returns its data.
     pub async fn query(&self, document: &str, variables: Value) -> Value {
         let answer = self.ask(document, variables).await;
-        assert!(answer.0.get("errors").is_none(), "{} asked {document} and was told {}", self.username, answer.0);
+        assert!(answer.0.get("errors").is_none(), "{}: {document} returned {}", self.username, answer.0);
         answer.0["data"].clone()
     }
 
-    /// Calls a mutation by its name, and waits until the event log shows what came of it.
+    /// Calls a mutation and waits until its events are visible in the log.
     pub async fn mutate(&self, name: &str, input: Value) -> Mutated {
         let done = self.send(name, input).await;
         self.settled().await;
         done
     }
 
-    /// Calls a mutation by its name.
+    /// Calls a mutation.
     pub async fn send(&self, name: &str, input: Value) -> Mutated {
         let selection = SELECTIONS.iter().find(|(known, _)| *known == name);
         let (_, selection) = selection.unwrap_or_else(|| panic!("{name} has no selection in the harness"));
@@ -105,8 +101,8 @@ impl Person {
         Mutated { object: object.to_owned(), payload: answer.0["data"][name].clone(), answer }
     }
 
-    /// Opens a socket and subscribes on it. The document's `$after`, if it has one, is set to the end of the log as it
-    /// is now, so that nothing is missed of what the test does next.
+    /// Opens a socket and subscribes. Sets the document's `$after`, if declared, to the current end
+    /// of the log, so that no later event is missed.
     pub async fn subscribe(&self, document: &str, mut variables: Value) -> Subscription {
         if document.contains("$after") && variables.get("after").is_none() {
             variables["after"] = self.now().await.into();
@@ -116,7 +112,7 @@ impl Person {
         Subscription::new(socket, "1")
     }
 
-    /// A socket of this person with nothing subscribed to yet.
+    /// Opens an authenticated socket without subscriptions.
     pub async fn socket(&self) -> Socket {
         let mut socket = Socket::open(self.address).await;
         socket.init(self.access_token.as_deref()).await;
@@ -128,16 +124,18 @@ impl Person {
         self.app.cursors.encode(self.settled().await)
     }
 
-    /// The end of the event log once nothing is on its way into it: on PostgreSQL an event shows when every
-    /// transaction that began before it has ended, also those of other databases on the same server.
+    /// Waits until no write is pending and returns the end of the log. On PostgreSQL an event
+    /// becomes visible only after all older transactions have ended, including those of other
+    /// databases on the server.
     async fn settled(&self) -> events::Position {
         let app = Arc::clone(&self.app);
         let settled = async move {
             loop {
-                // Each time anew, so that whatever is waited for gets a connection too.
+                // Acquire a connection each time, so that the transaction we wait for can get one
+                // too.
                 let Ok(mut conn) = app.db.conn().await else { continue };
                 let end = events::settled_end(&mut conn).await.expect("the end of the log");
-                if let (_, false) = events::settled_after(&mut conn, end, 1).await.expect("what comes after it") {
+                if let (_, false) = events::settled_after(&mut conn, end, 1).await.expect("the events after it") {
                     return end;
                 }
             }
@@ -145,7 +143,7 @@ impl Person {
         timeout(PATIENCE, self.threads.spawn(settled)).await.expect("a log that settles").expect("no panic")
     }
 
-    /// A POST with this person's token.
+    /// Builds a POST with this user's token.
     pub fn post(&self, path: &str) -> RequestBuilder {
         let request = self.http.post(format!("http://{}{path}", self.address));
         match &self.access_token {
@@ -154,12 +152,12 @@ impl Person {
         }
     }
 
-    /// Makes a project and says its id.
+    /// Creates a project and returns its id.
     pub async fn project(&self, name: &str) -> String {
         text(&self.mutate("createProject", json!({ "name": name })).await.ok()["id"])
     }
 
-    /// Makes a task and says its id; `more` is merged into the input.
+    /// Creates a task and returns its id; `more` is merged into the input.
     pub async fn task(&self, project: &str, title: &str, more: Value) -> String {
         let mut input = json!({ "projectId": project, "title": title });
         for (field, value) in more.as_object().expect("an object") {
@@ -168,30 +166,28 @@ impl Person {
         text(&self.mutate("createTask", input).await.ok()["id"])
     }
 
-    /// Makes a label and says its id.
+    /// Creates a label and returns its id.
     pub async fn label(&self, project: &str, name: &str) -> String {
         text(&self.mutate("createLabel", json!({ "projectId": project, "name": name })).await.ok()["id"])
     }
 
-    /// Writes a comment and says its id.
+    /// Adds a comment and returns its id.
     pub async fn comment(&self, task: &str, body: &str) -> String {
         text(&self.mutate("addComment", json!({ "taskId": task, "body": body })).await.ok()["id"])
     }
 }
 
-/// The answer to a request.
+/// An HTTP answer.
 #[derive(Debug)]
 pub struct Reply {
-    /// Its status.
     pub status: StatusCode,
-    /// Its headers.
     pub headers: HeaderMap,
-    /// Its body in JSON, or as a string, or null without one.
+    /// JSON if it parses, otherwise a string; null if empty.
     pub body: Value,
 }
 
 impl Reply {
-    /// Sends the request and reads the answer, which must be what the OpenAPI document says.
+    /// Sends the request and checks the answer against the OpenAPI document.
     pub async fn to(request: RequestBuilder) -> Self {
         let (client, request) = request.build_split();
         let request = request.expect("a request");
@@ -211,7 +207,7 @@ impl Reply {
 pub struct Answer(pub Value);
 
 impl Answer {
-    /// The code of each error, in order.
+    /// The codes of all errors, in order.
     pub fn codes(&self) -> Vec<&str> {
         let errors = self.0["errors"].as_array().map(Vec::as_slice).unwrap_or_default();
         errors.iter().map(|error| error["extensions"]["code"].as_str().unwrap_or("an error without a code")).collect()
@@ -225,13 +221,13 @@ impl Answer {
         }
     }
 
-    /// The data, errors or not.
+    /// The data, whether or not there are errors.
     pub fn data(&self) -> &Value {
         &self.0["data"]
     }
 }
 
-/// What came of a mutation.
+/// The result of a mutation.
 #[derive(Debug)]
 pub struct Mutated {
     object: String,
@@ -240,26 +236,26 @@ pub struct Mutated {
 }
 
 impl Mutated {
-    /// The object, or the id that is gone, of a mutation that must succeed.
+    /// The object or deleted id of a mutation, which must have succeeded.
     pub fn ok(self) -> Value {
         let object = &self.payload[&self.object];
         assert!(self.answer.codes().is_empty() && self.payload["userErrors"] == json!([]), "{}", self.answer.0);
         object.clone()
     }
 
-    /// The user errors of a mutation that wrote nothing, each as `field: CODE`.
+    /// The user errors of a refused mutation, each as `field: CODE`.
     pub fn faults(self) -> Vec<String> {
         assert!(self.answer.codes().is_empty() && self.payload[&self.object].is_null(), "{}", self.answer.0);
         let faults = self.payload["userErrors"].as_array().expect("user errors").iter();
         faults.map(|fault| format!("{}: {}", text(&fault["field"][1]), text(&fault["code"]))).collect()
     }
 
-    /// The code of the top-level error that refused it.
+    /// The code of the request error that refused the mutation.
     pub fn code(&self) -> &str {
         self.answer.code()
     }
 
-    /// In one word: `ok`, a top-level code, or the user errors.
+    /// The outcome as one word: `ok`, a request error's code, or the user errors.
     pub fn outcome(self) -> String {
         if !self.answer.codes().is_empty() {
             self.answer.code().to_owned()

@@ -1,4 +1,4 @@
-//! The program as a process of its own, for what its environment and its output decide.
+//! The server as a separate process, for tests of its environment and output.
 
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
@@ -8,14 +8,13 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 
 use super::PATIENCE;
 
-/// A process whose output is read line by line. It does not outlive the test.
+/// A process whose output is read line by line. It is killed at the end of the test.
 pub struct Program {
     child: Child,
     lines: Receiver<String>,
 }
 
 impl Program {
-    /// Starts a program.
     pub fn start(command: &mut Command) -> Self {
         let command = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("a program that starts");
@@ -25,7 +24,7 @@ impl Program {
         Self { child, lines }
     }
 
-    /// Starts a server with a file and keys of its own in a directory, and says where it listens.
+    /// Starts a server with a database file and keys in `directory`; returns its address.
     pub fn server(directory: &Path, settings: &[(&str, &str)]) -> (Self, SocketAddr) {
         let mut command = fasttrack(directory, settings);
         let program = Self::start(&mut command);
@@ -34,7 +33,7 @@ impl Program {
         (program, address.parse().expect("an address"))
     }
 
-    /// The next line with this text in it.
+    /// Waits for a line that contains `text`.
     pub fn line(&self, text: &str) -> String {
         loop {
             let line = self.lines.recv_timeout(PATIENCE).unwrap_or_else(|_| panic!("no line with {text:?}"));
@@ -44,7 +43,7 @@ impl Program {
         }
     }
 
-    /// The most memory it has had so far, in KiB; none where the system does not say.
+    /// Peak memory so far, in KiB; `None` where the system does not report it.
     pub fn peak_memory(&self) -> Option<usize> {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).ok()?;
         let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
@@ -59,7 +58,7 @@ impl Drop for Program {
     }
 }
 
-/// `fasttrack` with nothing in its environment but these settings.
+/// `fasttrack` with only these settings in its environment.
 pub fn fasttrack(directory: &Path, settings: &[(&str, &str)]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_fasttrack"));
     command.env_clear().current_dir(directory).env("LISTEN_ADDR", "127.0.0.1:0");
@@ -68,7 +67,7 @@ pub fn fasttrack(directory: &Path, settings: &[(&str, &str)]) -> Command {
 }
 
 fn send_lines(output: impl Read + Send + 'static, lines: Sender<String>) {
-    // Ends with the process, or with the test.
+    // Ends with the process or with the test.
     std::thread::spawn(move || {
         BufReader::new(output).lines().map_while(Result::ok).try_for_each(|line| lines.send(line))
     });

@@ -1,4 +1,4 @@
-//! The graphql-transport-ws protocol, spoken by hand so that a test sees every frame.
+//! A minimal graphql-transport-ws client that exposes every frame.
 
 use std::net::SocketAddr;
 
@@ -15,17 +15,16 @@ use super::PATIENCE;
 /// An open WebSocket.
 pub struct Socket(WebSocketStream<MaybeTlsStream<TcpStream>>);
 
-/// What a server sent.
+/// A received frame.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Frame {
-    /// A message of the protocol.
     Message(Value),
-    /// The end, with its code.
+    /// The connection closed, with its code.
     Closed(Option<u16>),
 }
 
 impl Socket {
-    /// Opens a socket; nothing is said on it yet.
+    /// Opens a socket without `connection_init`.
     pub async fn open(address: SocketAddr) -> Self {
         let mut request = format!("ws://{address}/graphql").into_client_request().expect("a request");
         request.headers_mut().insert("sec-websocket-protocol", "graphql-transport-ws".parse().expect("a header"));
@@ -33,32 +32,32 @@ impl Socket {
         Self(stream)
     }
 
-    /// Says who speaks, and waits until the server agrees.
+    /// Sends `connection_init` and waits for the acknowledgment.
     pub async fn init(&mut self, token: Option<&str>) {
         let payload = token.map(|token| json!({ "Authorization": format!("Bearer {token}") }));
         self.send(json!({ "type": "connection_init", "payload": payload.unwrap_or_else(|| json!({})) })).await;
         assert_eq!(self.receive().await, Frame::Message(json!({ "type": "connection_ack" })));
     }
 
-    /// Begins an operation.
+    /// Starts an operation.
     pub async fn subscribe(&mut self, id: &str, document: &str, variables: Value) {
         let payload = json!({ "query": document, "variables": variables });
         self.send(json!({ "id": id, "type": "subscribe", "payload": payload })).await;
     }
 
-    /// Sends a message of the protocol.
+    /// Sends a protocol message.
     pub async fn send(&mut self, message: Value) {
         self.0.send(Message::text(message.to_string())).await.expect("an open socket");
     }
 
-    /// What the server sends next.
+    /// The next frame, except pings and pongs.
     pub async fn receive(&mut self) -> Frame {
         loop {
-            let message = timeout(PATIENCE, self.0.next()).await.expect("a frame in time");
+            let message = timeout(PATIENCE, self.0.next()).await.expect("a frame before the timeout");
             match message {
                 Some(Ok(Message::Text(text))) => {
                     let message: Value = serde_json::from_str(&text).expect("JSON");
-                    // Either side may ping; it says nothing about the operations.
+                    // Either side may ping at any time.
                     if message["type"] != "ping" && message["type"] != "pong" {
                         return Frame::Message(message);
                     }
@@ -71,7 +70,7 @@ impl Socket {
     }
 }
 
-/// One operation on a socket of its own.
+/// An operation on a socket of its own.
 pub struct Subscription {
     socket: Socket,
     id: String,
@@ -82,19 +81,20 @@ impl Subscription {
         Self { socket, id: id.to_owned() }
     }
 
-    /// The socket that it is on.
+    /// The underlying socket.
     pub fn socket(&mut self) -> &mut Socket {
         &mut self.socket
     }
 
-    /// The data of the next event. Whether something did not come is seen by what comes instead.
+    /// The data of the next event. To check that an event is not delivered, check which one comes
+    /// instead.
     pub async fn next(&mut self) -> Value {
         let answer = self.answer().await;
         assert!(answer.get("errors").is_none(), "{answer}");
         answer["data"].clone()
     }
 
-    /// The answer to the next event, with errors if it has any.
+    /// The next result, including errors.
     pub async fn answer(&mut self) -> Value {
         match self.socket.receive().await {
             Frame::Message(message) if message["type"] == "next" && message["id"] == *self.id => {
@@ -104,7 +104,7 @@ impl Subscription {
         }
     }
 
-    /// Why the operation ends: the code of its last error, or `complete`, or `closed` with the socket.
+    /// How the operation ended: the code of its last error, `complete`, or `closed`.
     pub async fn end(&mut self) -> String {
         match self.socket.receive().await {
             Frame::Closed(_) => "closed".to_owned(),

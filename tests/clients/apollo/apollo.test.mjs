@@ -1,4 +1,4 @@
-// Apollo Client: pages in one list, documents by their hash, a refused token, and what is live in the cache.
+// Apollo Client: pagination, persisted documents, token refresh, and live updates of the cache.
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { gql } from '@apollo/client';
@@ -7,7 +7,7 @@ import { Person, api } from '../person.mjs';
 import { EVENTS, MOVE, TASKS, requests, statuses, titles, watch } from '../watch.mjs';
 import { connect } from './client.mjs';
 
-test('relayStylePagination puts the pages together', async (t) => {
+test('relayStylePagination merges pages into one list', async (t) => {
   const person = await Person.signUp();
   await person.tasks('one', 'two', 'three', 'four', 'five');
   const client = connect(api, person, live(api, person));
@@ -22,16 +22,16 @@ test('relayStylePagination puts the pages together', async (t) => {
   await until((data) => titles(data).length === 5);
   assert.deepEqual(titles(shown.at(-1)), ['one', 'two', 'three', 'four', 'five']);
   assert.equal(shown.at(-1).tasks.pageInfo.hasNextPage, false);
-  // A filter makes another list.
+  // A different filter is a separate list.
   const other = await client.query({ query: gql(TASKS), variables: { filter: { search: 'our' } } });
   assert.deepEqual(titles(other.data), ['four']);
   assert.equal(titles(client.readQuery({ query: gql(TASKS) })).length, 5);
 });
 
-test('a document is sent once, its hash after that', async (t) => {
+test('a document is sent once; afterwards only its hash is sent', async (t) => {
   const person = await Person.signUp();
   const seen = requests(t);
-  // A name of its own: other runs may have sent the same document.
+  // A unique operation name, because an earlier run may have registered the same document.
   const query = gql(`query N${Date.now()} { viewer { username } }`);
   for (let time = 0; time < 2; time += 1) {
     const { data } = await connect(api, person, live(api, person)).query({ query });
@@ -43,7 +43,7 @@ test('a document is sent once, its hash after that', async (t) => {
   );
 });
 
-test('a refused token is replaced and the operation sent again', async (t) => {
+test('after a rejected token, the client refreshes it and retries the operation', async (t) => {
   const person = await Person.signUp();
   await person.tasks('one');
   const client = connect(api, person, live(api, person));
@@ -57,7 +57,7 @@ test('a refused token is replaced and the operation sent again', async (t) => {
   assert.equal(seen.filter(({ status }) => status === 401).length, 2);
 });
 
-test('what the caller can put right is data, not an error', async () => {
+test('user errors are data, not GraphQL errors', async () => {
   const person = await Person.signUp();
   const [id] = await person.tasks('one');
   const { data, error } = await connect(api, person, live(api, person)).mutate({
@@ -69,7 +69,7 @@ test('what the caller can put right is data, not an error', async () => {
   assert.equal(data.updateTask.userErrors[0].code, 'INVALID_STATUS_TRANSITION');
 });
 
-test('an optimistic write is shown at once, and taken back when it is refused', async (t) => {
+test('an optimistic write is shown at once and rolled back when it is refused', async (t) => {
   const person = await Person.signUp();
   const [id] = await person.tasks('one');
   const client = connect(api, person, live(api, person));
@@ -87,7 +87,7 @@ test('an optimistic write is shown at once, and taken back when it is refused', 
   assert.deepEqual(shown.map(statuses), [['TODO'], ['DONE'], ['TODO'], ['IN_PROGRESS']]);
 });
 
-test('what is live reaches the cache, and goes on where a broken connection left off', async (t) => {
+test('live updates reach the cache and resume after a lost connection', async (t) => {
   const person = await Person.signUp();
   const [id] = await person.tasks('one');
   const socket = live(api, person);

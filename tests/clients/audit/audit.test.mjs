@@ -1,10 +1,11 @@
-// The audits of GraphQL over HTTP. Every MUST and SHOULD has to be ok; a MAY that is not is only told.
+// The GraphQL-over-HTTP audit suite. Every MUST and SHOULD has to pass; a MAY that does not is only
+// reported.
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { auditServer } from 'graphql-http';
 import { graphql } from '../person.mjs';
 
-test('GraphQL over HTTP is spoken as the specification has it', async (t) => {
+test('the server conforms to GraphQL over HTTP', async (t) => {
   const results = await auditServer({ url: graphql });
   const broken = results.filter(({ status }) => status !== 'ok').map(({ id, name, reason }) => `${id} ${name}: ${reason}`);
   const required = broken.filter((line) => !/^\S+ MAY/.test(line));

@@ -1,7 +1,8 @@
-// The listeners of examples/: the server is killed under them and comes back, and each event is printed once.
-//   FASTTRACK          the server's program
-//   FASTTRACK_LISTENER the Rust listener's
-//   PYTHON             a Python that has gql
+// The listeners in examples/: the server is killed and restarted while they run, and each event is
+// printed exactly once.
+//   FASTTRACK          path of the server binary
+//   FASTTRACK_LISTENER path of the Rust listener
+//   PYTHON             path of a Python with gql installed
 import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
@@ -17,7 +18,7 @@ import { Person } from '../person.mjs';
 const { FASTTRACK, FASTTRACK_LISTENER, PYTHON = 'python3' } = process.env;
 const examples = new URL('../../../examples/', import.meta.url).pathname;
 
-/** A server of its own, that can be killed and started again. */
+/** A dedicated server that can be killed and restarted. */
 async function server(t) {
   const cwd = await mkdtemp(join(tmpdir(), 'fasttrack-'));
   const probe = createServer().listen(0, '127.0.0.1');
@@ -49,7 +50,7 @@ async function server(t) {
   return { api, start, kill };
 }
 
-/** The events that a listener prints from now on. */
+/** Starts a listener and collects the events it prints. */
 async function listener(t, program, args) {
   const child = spawn(program, args, { stdio: ['ignore', 'pipe', 'pipe'] });
   t.after(() => child.kill());
@@ -67,7 +68,7 @@ async function listener(t, program, args) {
 const log = async (person) =>
   (await person.ask('{ events(first: 100) { nodes { id } } }')).events.nodes.map(({ id }) => id);
 
-test('a listener misses nothing and says nothing twice while the server comes and goes', async (t) => {
+test('a listener prints every event exactly once while the server restarts', async (t) => {
   const { api, start, kill } = await server(t);
   const person = await Person.signUp(api);
   const account = [api, person.username, Person.PASSWORD];
@@ -84,7 +85,7 @@ test('a listener misses nothing and says nothing twice while the server comes an
   const task = await person.task();
   let count = await heard();
   for (const [first, second] of [['IN_PROGRESS', 'DONE'], ['IN_PROGRESS', 'TODO']]) {
-    // What is heard live, and what happens while nobody can hear it.
+    // One event delivered live, and others while the listener is disconnected.
     await person.comment(task, 'as it happens');
     await heard();
     await person.move(task, first);

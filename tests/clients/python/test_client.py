@@ -1,4 +1,5 @@
-"""gql: the schema it reads, pages, errors, and a subscription that goes on where its socket was lost."""
+"""gql: schema validation, pagination, errors, and a subscription that resumes after a lost
+socket."""
 
 import json
 import logging
@@ -15,7 +16,7 @@ from client import over_http, over_socket
 
 API = os.environ.get("FASTTRACK_URL", "http://127.0.0.1:8000")
 PASSWORD = "Correct-Horse-9"
-# unittest has asyncio tell of every step that takes a tenth of a second.
+# unittest turns on asyncio's debug mode, which logs every step that takes over 0.1 s.
 logging.getLogger("asyncio").setLevel(logging.ERROR)
 
 PAGE = """query ($after: String) {

@@ -1,4 +1,4 @@
-// A document for React to draw on.
+// A DOM for React to render into.
 import { Window } from 'happy-dom';
 
 const window = new Window();
@@ -6,7 +6,7 @@ globalThis.window = window;
 globalThis.document = window.document;
 globalThis.navigator ??= window.navigator;
 
-// Relay keeps what was on the screen for another five minutes; nobody is to wait for that here.
+// Relay retains released queries for five minutes; do not keep the test process alive for that.
 const { setTimeout } = globalThis;
 globalThis.setTimeout = (call, after, ...rest) => {
   const timer = setTimeout(call, after, ...rest);

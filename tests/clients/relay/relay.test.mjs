@@ -1,4 +1,5 @@
-// Relay: its compiler has taken the schema; pages, optimistic writes and live changes in a component.
+// Relay, with artifacts compiled from the schema: pagination, refetching, optimistic writes and
+// live updates.
 import './dom.mjs';
 import assert from 'node:assert/strict';
 import { afterEach, test } from 'node:test';
@@ -28,7 +29,7 @@ async function open(...titles) {
 
 const rows = () => screen.getAllByRole('listitem').map((row) => row.textContent);
 
-test('usePaginationFragment loads page after page', async () => {
+test('usePaginationFragment loads one page after another', async () => {
   await open('one', 'two', 'three', 'four', 'five');
   assert.deepEqual(rows(), ['one: TODO', 'two: TODO']);
   fireEvent.click(screen.getByText('More'));
@@ -39,7 +40,7 @@ test('usePaginationFragment loads page after page', async () => {
   assert.equal(screen.queryByText('More'), null);
 });
 
-test('refetch finds the project again by its node id', async () => {
+test('a refetch loads the project by its node id', async () => {
   const { person, ids } = await open('one', 'two');
   await person.move(ids[1], 'IN_PROGRESS');
   fireEvent.click(screen.getByText('Begun'));
@@ -56,7 +57,7 @@ test('an optimistic write is shown at once', async () => {
   assert.deepEqual(rows(), ['one: IN_PROGRESS']);
 });
 
-test('what is live reaches the store, and goes on where a broken connection left off', async () => {
+test('live updates reach the store and resume after a lost connection', async () => {
   const { person, ids, socket } = await open('one');
   await person.move(ids[0], 'IN_PROGRESS');
   await screen.findByText('one: IN_PROGRESS');

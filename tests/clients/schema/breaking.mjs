@@ -1,10 +1,12 @@
-// Fails when a change of schema.graphql takes something away that clients of main may use: `node breaking.mjs`, in any
-// directory of a checkout with its history.
+// Fails when schema.graphql has breaking changes. Run `node breaking.mjs` in any directory of a
+// checkout with history.
 //
-// What it is compared with: the place where this branch left origin/main, or main where there is no such remote. On main
-// itself, and where neither is known: the commit before the last one that changed the file. SCHEMA_BASE names another.
+// The base of the comparison is the merge base with origin/main, or with main if there is no such
+// remote. On main itself, or if neither exists, it is the commit before the last change of the
+// file. SCHEMA_BASE overrides it.
 //
-// A break that is meant is named by a trailer of a commit since then, in the words that are printed here:
+// An intended break is declared in a commit trailer since the base, with the description printed
+// here:
 //
 //     Schema-break: Task.dueAt was removed.
 import { execFileSync } from 'node:child_process';
@@ -26,12 +28,12 @@ const commit = (name) => git('rev-parse', '--verify', '--quiet', `${name}^{commi
 function base() {
   const head = commit('HEAD');
   if (process.env.SCHEMA_BASE) {
-    return commit(process.env.SCHEMA_BASE) ?? fail(`SCHEMA_BASE: there is no commit ${process.env.SCHEMA_BASE}`);
+    return commit(process.env.SCHEMA_BASE) ?? fail(`SCHEMA_BASE: no commit ${process.env.SCHEMA_BASE}`);
   }
   const main = commit('refs/remotes/origin/main') ?? commit('refs/heads/main');
   const left = main && git('merge-base', 'HEAD', main);
   if (left && left !== head) return left;
-  // By first parents: what a merge brought to main counts as one change.
+  // First parents only, so that a merge into main counts as one change.
   const changed = git('log', '--first-parent', '-1', '--format=%H', '--', `:/${FILE}`);
   return changed && commit(`${changed}^`);
 }
@@ -45,7 +47,7 @@ const root = git('rev-parse', '--show-toplevel');
 const from = root && base();
 const before = from && git('show', `${from}:${FILE}`);
 if (!before) {
-  console.log(`There is no older ${FILE} in this checkout: nothing is compared.`);
+  console.log(`No earlier ${FILE} in this checkout: nothing is compared.`);
   process.exit(0);
 }
 const schemas = [before, readFileSync(join(root, FILE), 'utf8')].map((sdl) => buildSchema(sdl));
@@ -56,11 +58,11 @@ console.log(`${FILE}, compared with ${git('log', '-1', '--format=%h %s', from)}:
 for (const { description } of findDangerousChanges(...schemas)) console.log(`careful: ${description}`);
 const breaks = findBreakingChanges(...schemas).map(({ description }) => description);
 const unmeant = breaks.filter((description) => !meant.has(description));
-for (const description of breaks) console.log(`${meant.has(description) ? 'meant:' : 'BREAK:'} ${description}`);
+for (const description of breaks) console.log(`${meant.has(description) ? 'intended:' : 'BREAK:'} ${description}`);
 if (unmeant.length > 0) {
   fail(
-    'Deprecate it first (`#[graphql(deprecation = "…")]`), and remove it once nobody uses it. A break that is meant is\n' +
-      `named by trailers of the commit:\n\n${unmeant.map((line) => `Schema-break: ${line}`).join('\n')}`,
+    'Deprecate it first (`#[graphql(deprecation = "…")]`), and remove it once it is unused. Declare an intended break in\n' +
+      `commit trailers:\n\n${unmeant.map((line) => `Schema-break: ${line}`).join('\n')}`,
   );
 }
-console.log(breaks.length > 0 ? 'Nothing breaks that is not meant to.' : 'Nothing breaks.');
+console.log(breaks.length > 0 ? 'No unintended breaking changes.' : 'No breaking changes.');

@@ -1,4 +1,4 @@
-// The check on repositories of its own.
+// Runs breaking.mjs in temporary repositories.
 import assert from 'node:assert/strict';
 import { execFileSync, spawnSync } from 'node:child_process';
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
@@ -44,7 +44,7 @@ class Repository {
   }
 }
 
-test('what is added breaks nothing, what is removed does, before and after it is committed', (t) => {
+test('additions pass and removals fail, before and after they are committed', (t) => {
   const repository = new Repository(t);
   repository.commit(FIRST);
   assert.match(repository.check().told, /nothing is compared/);
@@ -60,7 +60,7 @@ test('what is added breaks nothing, what is removed does, before and after it is
   }
 });
 
-test('a break that a commit names is meant, and only that', (t) => {
+test('a trailer permits exactly the break it names', (t) => {
   const repository = new Repository(t);
   repository.commit(FIRST);
   repository.git('checkout', '--quiet', '-b', 'branch');
@@ -69,10 +69,10 @@ test('a break that a commit names is meant, and only that', (t) => {
   repository.commit('type Query { a: String }', 'feat: another a');
   const { status, told } = repository.check();
   assert.equal(status, 1);
-  assert.match(told, /meant: Query\.b was removed\.\nBREAK: Query\.a changed type from Int to String\./);
+  assert.match(told, /intended: Query\.b was removed\.\nBREAK: Query\.a changed type from Int to String\./);
 });
 
-test('on main it is what the last change of the schema did, also by a merge, with other commits after it', (t) => {
+test('on main, the last change of the schema is checked, even if it was a merge with later commits', (t) => {
   const repository = new Repository(t);
   repository.commit(FIRST);
   repository.git('checkout', '--quiet', '-b', 'branch');
@@ -82,13 +82,13 @@ test('on main it is what the last change of the schema did, also by a merge, wit
   repository.git('merge', '--quiet', '--no-ff', '-m', 'Merge branch', 'branch');
   repository.commit(null, 'something else');
   assert.match(repository.check().told, /BREAK: Query\.b was removed\./);
-  // The same commit where no branch is known by name.
+  // The same commit without any branch.
   repository.git('checkout', '--quiet', '--detach');
   repository.git('branch', '--quiet', '-D', 'main', 'branch');
   assert.match(repository.check().told, /BREAK: Query\.b was removed\./);
 });
 
-test('the main of the remote counts before the local one, and SCHEMA_BASE before both', (t) => {
+test('origin/main takes precedence over main, and SCHEMA_BASE over both', (t) => {
   const repository = new Repository(t);
   const first = repository.commit(FIRST);
   repository.git('update-ref', 'refs/remotes/origin/main', first);
@@ -99,7 +99,7 @@ test('the main of the remote counts before the local one, and SCHEMA_BASE before
   assert.match(repository.check({ SCHEMA_BASE: 'nowhere' }).told, /no commit nowhere/);
 });
 
-test('what may surprise a client is told, and outside of a repository nothing is compared', (t) => {
+test('dangerous changes are reported, and nothing is compared outside a repository', (t) => {
   const repository = new Repository(t);
   repository.commit('type Query { a: E } enum E { X }');
   repository.git('checkout', '--quiet', '-b', 'branch');

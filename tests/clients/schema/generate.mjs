@@ -1,4 +1,5 @@
-// Types for TypeScript by graphql-codegen: of the whole schema, and of every operation that GraphiQL shows as an example.
+// Generates TypeScript types with graphql-codegen: for the schema and for GraphiQL's example
+// operations.
 import { mkdir, readFile, readdir, writeFile } from 'node:fs/promises';
 import { codegen } from '@graphql-codegen/core';
 import * as typedDocumentNode from '@graphql-codegen/typed-document-node';

@@ -1,10 +1,10 @@
-// GraphQL over SSE in distinct connections mode, driven by graphql-sse and by fetch.
+// GraphQL over SSE in distinct connections mode, tested with graphql-sse and with fetch.
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { createClient } from 'graphql-sse';
 import { Person, comments, commentUntil, graphql } from '../person.mjs';
 
-test('queries, mutations and subscriptions answer with streams', async () => {
+test('queries, mutations and subscriptions are answered with streams', async () => {
   const person = await Person.signUp();
   const task = await person.task();
   const client = createClient({ url: graphql, headers: { authorization: person.authorization }, retryAttempts: 0 });
@@ -25,7 +25,7 @@ test('queries, mutations and subscriptions answer with streams', async () => {
   await events.return();
 });
 
-/** The body of a stream, once the server has taken it up. */
+/** Opens a stream and returns its body. */
 async function open(person, query, headers = {}) {
   const answer = await fetch(graphql, {
     method: 'POST',
@@ -41,7 +41,7 @@ async function open(person, query, headers = {}) {
   return answer.body;
 }
 
-/** The events of a body. */
+/** Parses the events of a body. */
 async function* read(body) {
   let text = '';
   for await (const chunk of body.pipeThrough(new TextDecoderStream())) {
@@ -55,7 +55,7 @@ async function* read(body) {
   }
 }
 
-/** The first event of a stream, which is left then. */
+/** Returns the first event of a stream and closes it. */
 async function first(body) {
   const events = read(body);
   const { value } = await events.next();
@@ -63,7 +63,7 @@ async function first(body) {
   return value;
 }
 
-test('a stream goes on after the last event that was seen', async () => {
+test('a stream resumes after Last-Event-ID', async () => {
   const person = await Person.signUp();
   const task = await person.task();
   const query = 'subscription { commentAdded { comment { body } } }';
@@ -89,7 +89,7 @@ test('a stream ends with its session', async () => {
   assert.equal((await events.next()).done, true);
 });
 
-test('what fails before execution has a status of its own', async () => {
+test('errors before execution have their own HTTP status', async () => {
   const ask = (query, headers) =>
     fetch(graphql, {
       method: 'POST',

@@ -1,4 +1,4 @@
-// graphql-transport-ws, driven by its reference client and by raw frames.
+// graphql-transport-ws, tested with its reference client and with raw frames.
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { createClient } from 'graphql-ws';
@@ -21,7 +21,7 @@ const once = async (iterable) => {
   for await (const answer of iterable) return answer;
 };
 
-/** A socket that speaks frames. */
+/** A socket that sends raw messages. */
 class Raw {
   constructor(protocols = 'graphql-transport-ws', options) {
     this.socket = new WebSocket(url, protocols, options);
@@ -81,7 +81,7 @@ test('queries, mutations and subscriptions run on one socket', async () => {
   await live.dispose();
 });
 
-test('what fails before execution is an error, not a result', async () => {
+test('errors before execution are `error` messages, not results', async () => {
   const person = await Person.signUp();
   const raw = await new Raw().greet(person);
   for (const query of ['{', '{ nothing }', 'subscription { nothing }', 'subscription { events(after: "x") { id } }']) {
@@ -105,7 +105,7 @@ test('a ping is answered', async () => {
   raw.socket.close();
 });
 
-test('what is no message closes the socket with 4400', async () => {
+test('an invalid message closes the socket with 4400', async () => {
   const wrong = ['nonsense', '{"type":"next","id":"1"}', '{"type":"subscribe","id":"1"}', Buffer.from([1, 2, 3])];
   for (const message of wrong) {
     const raw = new Raw();
@@ -115,14 +115,14 @@ test('what is no message closes the socket with 4400', async () => {
   }
 });
 
-test('an operation before the greeting closes it with 4401', async () => {
+test('an operation before connection_init closes it with 4401', async () => {
   const raw = new Raw();
   await raw.open;
   raw.send(subscribe('1'));
   assert.equal((await raw.closed).code, 4401);
 });
 
-test('no token or a wrong one closes it with 4403', async () => {
+test('a missing or invalid token closes it with 4403', async () => {
   for (const payload of [undefined, { Authorization: 'Bearer nonsense' }, { Authorization: 7 }]) {
     const raw = new Raw();
     await raw.open;
@@ -131,26 +131,26 @@ test('no token or a wrong one closes it with 4403', async () => {
   }
 });
 
-test('another protocol closes it with 4406', async () => {
+test('an unknown subprotocol closes it with 4406', async () => {
   const raw = new Raw([]);
   assert.equal((await raw.closed).code, 4406);
 });
 
-test('without a greeting it is closed with 4408', async () => {
+test('without connection_init it is closed with 4408', async () => {
   const started = Date.now();
   const raw = new Raw();
   assert.equal((await raw.closed).code, 4408);
   assert.ok(Date.now() - started > 2_500);
 });
 
-test('a second operation of the same id closes it with 4409', async () => {
+test('a duplicate operation id closes it with 4409', async () => {
   const raw = await new Raw().greet(await Person.signUp());
   raw.send(subscribe('twice'));
   raw.send(subscribe('twice'));
   assert.deepEqual(await raw.closed, { code: 4409, reason: 'Subscriber for twice already exists' });
 });
 
-test('a second greeting closes it with 4429', async () => {
+test('a second connection_init closes it with 4429', async () => {
   const raw = await new Raw().greet(await Person.signUp());
   raw.send({ type: 'connection_init' });
   assert.equal((await raw.closed).code, 4429);
@@ -162,7 +162,7 @@ test('a message of more than 64 KiB closes it with 1009', async () => {
   assert.equal((await raw.closed).code, 1009);
 });
 
-test('a page of another site may not open one', async () => {
+test('a cross-site page cannot open a socket', async () => {
   const raw = new Raw('graphql-transport-ws', { origin: 'https://evil.example' });
   await assert.rejects(raw.open, /403/);
 });
@@ -175,7 +175,7 @@ test('the end of the session closes it with 4403', async () => {
   assert.equal((await raw.closed).code, 4403);
 });
 
-test('a fresh token in a ping is taken, a foreign one is not', async () => {
+test('a ping accepts a fresh token of the same user, but not of another', async () => {
   const person = await Person.signUp();
   const raw = await new Raw().greet(person);
   await person.refresh();
@@ -205,7 +205,7 @@ test('a user has at most 20 sockets', async () => {
   one.send({ type: 'connection_init', payload: { Authorization: person.authorization } });
   assert.equal((await one.closed).code, 1013);
   sockets.pop().socket.close();
-  // There is room again when the server has seen it.
+  // A slot is free again once the server has noticed the close.
   let code;
   do {
     const again = new Raw();

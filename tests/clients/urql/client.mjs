@@ -3,7 +3,7 @@ import { authExchange } from '@urql/exchange-auth';
 import { cacheExchange } from '@urql/exchange-graphcache';
 import { relayPagination } from '@urql/exchange-graphcache/extras';
 
-// What has no id is kept within the object that has it.
+// Objects without an id are stored inside their parent.
 const embedded = () => null;
 
 export function connect(api, session, socket, schema) {

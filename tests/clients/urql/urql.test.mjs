@@ -1,4 +1,5 @@
-// urql: Graphcache's pages and optimistic writes, and a session that is longer than its access token.
+// urql: pagination and optimistic writes with Graphcache, and a session that outlives its access
+// token.
 import assert from 'node:assert/strict';
 import { after, describe, test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -12,7 +13,7 @@ import { connect } from './client.mjs';
 
 const schema = await introspect();
 
-/** The names in the schema, as the server tells them. */
+/** The server's introspection result, minified. */
 async function introspect() {
   const answer = await fetch(graphql, {
     method: 'POST',
@@ -22,13 +23,13 @@ async function introspect() {
   return minifyIntrospectionQuery((await answer.json()).data);
 }
 
-// Graphcache warns of what it cannot keep apart.
+// Graphcache warns about objects without a key.
 const warnings = [];
 console.warn = (warning) => warnings.push(warning);
 after(() => assert.deepEqual(warnings, []));
 
 describe('urql', { concurrency: true }, () => {
-  test('relayPagination puts the pages together', async () => {
+  test('relayPagination merges pages into one list', async () => {
     const person = await Person.signUp();
     await person.tasks('one', 'two', 'three', 'four', 'five');
     const client = connect(api, person, live(api, person), schema);
@@ -39,7 +40,7 @@ describe('urql', { concurrency: true }, () => {
     assert.deepEqual(titles(page.data), ['one', 'two', 'three', 'four', 'five']);
   });
 
-  test('an optimistic write is shown at once, and taken back when it is refused', async (t) => {
+  test('an optimistic write is shown at once and rolled back when it is refused', async (t) => {
     const person = await Person.signUp();
     const [id] = await person.tasks('Fuel');
     const client = connect(api, person, live(api, person), schema);
@@ -52,7 +53,7 @@ describe('urql', { concurrency: true }, () => {
     assert.deepEqual(steps, ['TODO', 'DONE', 'TODO', 'IN_PROGRESS']);
   });
 
-  test('what is live reaches the cache, and goes on where a broken connection left off', async (t) => {
+  test('live updates reach the cache and resume after a lost connection', async (t) => {
     const person = await Person.signUp();
     const [id] = await person.tasks('Fuel');
     const socket = live(api, person);
@@ -67,7 +68,7 @@ describe('urql', { concurrency: true }, () => {
     assert.deepEqual(shown.map(({ events }) => events.to), ['IN_PROGRESS', 'DONE']);
   });
 
-  test('subscriptions run over server-sent events too', async (t) => {
+  test('subscriptions also run over server-sent events', async (t) => {
     const person = await Person.signUp();
     const [id] = await person.tasks('one');
     const client = new Client({
@@ -81,7 +82,7 @@ describe('urql', { concurrency: true }, () => {
     await until(({ events }) => events.to === 'IN_PROGRESS');
   });
 
-  // The server's shortest life of an access token is a minute: no clock is turned here.
+  // The shortest lifetime of an access token is a minute, which these tests wait for.
   test('a session outlives its access token, over HTTP', async (t) => {
     const person = await Person.signUp();
     await person.tasks('Fuel');
@@ -97,7 +98,7 @@ describe('urql', { concurrency: true }, () => {
     assert.notEqual(person.accessToken, accessToken);
   });
 
-  test('a subscription outlives the access token that it began with', async (t) => {
+  test('a subscription outlives the access token it started with', async (t) => {
     const person = await Person.signUp();
     const [id] = await person.tasks('one');
     const client = connect(api, person, live(api, person), schema);
@@ -106,7 +107,7 @@ describe('urql', { concurrency: true }, () => {
     await until(({ events }) => events.to === 'IN_PROGRESS');
     const { accessToken } = person;
     await sleep(person.expiresAt - Date.now() + 1000);
-    // The server has closed the socket, and the client comes back with a token of its own getting.
+    // The server has closed the socket, and the client reconnects with a refreshed token.
     const elsewhere = await person.elsewhere();
     await elsewhere.move(id, 'DONE');
     await until(({ events }) => events.to === 'DONE');
