@@ -196,7 +196,7 @@ async fn a_field_that_may_be_null_in_one_place_is_told_as_null() {
     let told = twice(&alice, document, json!({})).await;
     assert_eq!(told["events"]["nodes"], json!([{ "task": { "id": task }, "taskId": task }]));
     let told = twice(&bob, document, json!({})).await;
-    assert_eq!(told["events"]["nodes"], json!([{ "task": null, "taskId": task }]), "bob does not see it any more");
+    assert_eq!(told["events"]["nodes"], json!([{ "task": null, "taskId": task }]), "bob no longer sees it");
 }
 
 #[tokio::test]

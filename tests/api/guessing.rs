@@ -106,9 +106,9 @@ async fn an_account_takes_at_most_a_hundred_guesses_an_hour_from_all_addresses_t
 async fn networks_of_one_ipv6_customer_count_together() {
     let server = start().await;
     let of_48 = (0..320).map(|number: usize| format!("2001:db8:1:{:x}::{number:x}", (number % 80) << 8));
-    assert_eq!(evaluated(&server, "alice", of_48).await, 15, "80 networks /64 of one /48");
+    assert_eq!(evaluated(&server, "alice", of_48).await, 15, "80 /64 networks in one /48");
     let of_56 = (0..80).map(|number: usize| format!("2001:db8:2:{:x}::1", number % 20));
-    assert_eq!(evaluated(&server, "alice@example.org", of_56).await, 10, "20 networks /64 of one /56");
+    assert_eq!(evaluated(&server, "alice@example.org", of_56).await, 10, "20 /64 networks in one /56");
     assert_eq!(
         code(&server, &everywhere(9), with(WRONG, json!({}))).await,
         "INVALID_CREDENTIALS",
@@ -286,5 +286,5 @@ async fn credentials_are_limited_by_ipv6_network_too() {
     assert_eq!(admitted(&|number| format!("2001:db8:1:1::{number:x}")).await, 5, "a /64");
     assert_eq!(admitted(&|number| format!("2001:db8:2:{:x}::1", number % 256)).await, 20, "a /56");
     assert_eq!(admitted(&|number| format!("2001:db8:3:{:x}::1", number << 8)).await, 80, "a /48");
-    assert_eq!(admitted(&|number| format!("192.0.2.{number}")).await, 120, "addresses of IPv4 by themselves");
+    assert_eq!(admitted(&|number| format!("192.0.2.{number}")).await, 120, "IPv4 addresses count individually");
 }

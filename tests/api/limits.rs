@@ -186,7 +186,7 @@ async fn an_answer_over_4_mib_is_refused_and_not_worth_sending_again() {
     let many: String = (0..11).map(|number| format!("a{number}: tasks {{ nodes {{ description }} }} ")).collect();
     for (way, document) in [
         ("by level", format!("{{ tasks {{ {whole} }} }}")),
-        ("by the library", format!("{{ tasks {{ {whole} }} tasks {{ nodes {{ id }} }} }}")),
+        ("by async-graphql", format!("{{ tasks {{ {whole} }} tasks {{ nodes {{ id }} }} }}")),
         ("in many fields", format!("{{ {many} }}")),
     ] {
         let body = json!({ "query": document });
@@ -212,7 +212,7 @@ async fn labels_of_labels_are_counted_as_they_are() {
         );
         alice.ask(&document, json!({ "id": project })).await
     };
-    assert!(ask("labels { id }").await.codes().is_empty(), "by level it is 2 MiB of text");
+    assert!(ask("labels { id }").await.codes().is_empty(), "in batches: 2 MiB of text");
     assert_eq!(ask("labels { id } labels { name }").await.code(), "DOCUMENT_TOO_COMPLEX");
 }
 

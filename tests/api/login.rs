@@ -231,7 +231,7 @@ async fn the_password_is_asked_again_before_it_is_changed() {
     assert!(server.is_signed_in(phone.token()).await, "a refused change has no effect");
     change(PASSWORD, "Another-Horse-8").await.ok();
     assert!(server.is_signed_in(alice.token()).await, "the current session continues");
-    assert!(!server.is_signed_in(phone.token()).await, "every other one ends");
+    assert!(!server.is_signed_in(phone.token()).await, "every other session ends");
     assert_eq!(login(&server, "alice", PASSWORD).await.status, 401);
     assert_eq!(login(&server, "alice", "Another-Horse-8").await.status, 200);
 }

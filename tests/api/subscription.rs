@@ -98,7 +98,7 @@ async fn answers_to_events_draw_on_the_subscribers_points_and_end_a_socket_s_str
     assert_eq!((&refused["type"], &error["code"]), (&json!("error"), &json!("RATE_LIMITED")), "{refused}");
     assert_eq!(error["cursor"], last, "the stream can be resumed from there");
     assert!(error["retryAfter"].as_u64().is_some_and(|wait| wait > 0), "{error}");
-    assert_eq!(alice.ask("{ viewer { id } }", json!({})).await.code(), "RATE_LIMITED", "it is one budget");
+    assert_eq!(alice.ask("{ viewer { id } }", json!({})).await.code(), "RATE_LIMITED", "one budget for everything");
 
     server.advance(Duration::from_secs(120));
     let mut resumed = alice.subscribe(STREAM, json!({ "after": last })).await;

@@ -32,7 +32,8 @@ pub fn check(request: &Request, reply: &Reply) {
         assert!(reply.headers.contains_key("retry-after"), "{what}: without retry-after");
         // The concurrency limit applies even with rate limits disabled; there is no quota to report
         // then.
-        let is_concurrency = reply.body["errors"][0]["message"].as_str().is_some_and(|text| text.contains("at once"));
+        let is_concurrency =
+            reply.body["errors"][0]["message"].as_str().is_some_and(|text| text.contains("concurrent"));
         let names = ["ratelimit-limit", "ratelimit-remaining", "ratelimit-reset"];
         let stated = names.iter().filter(|name| reply.headers.contains_key(**name)).count();
         assert!(stated == names.len() || (is_concurrency && stated == 0), "{what}: without RateLimit headers");
