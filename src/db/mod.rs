@@ -1,7 +1,7 @@
 //! Database access: one [`Db`] over SQLite or PostgreSQL, chosen by URL.
 //!
 //! This module has connections, pools, transactions, paging and migrations. The queries are in
-//! [`crate::store`].
+//! `store`.
 //!
 //! A query is written once, as a plain diesel expression inside [`on!`](crate::on). The macro
 //! expands it for both backends of [`Conn`], so the compiler checks it against both. The few

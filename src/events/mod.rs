@@ -2,7 +2,7 @@
 //!
 //! An event is written in the transaction of its change. Queries, subscriptions and the hub read
 //! the log after a position. Here an event is a kind, ids and a JSON snapshot. Its meaning is
-//! defined by its writers in [`crate::store`] and its readers in [`crate::graphql`].
+//! defined by its writers in `store` and its readers in `graphql`.
 
 pub mod answers;
 pub mod cursor;

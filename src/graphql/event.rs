@@ -24,7 +24,7 @@ use crate::error::Error;
 use crate::events::cursor::Cursors;
 use crate::events::{self as log, Kind, Position};
 use crate::id::Id;
-use crate::store::event::{self as store, EventColumns, Filter, Objects, Snapshot, Stretch};
+use crate::store::event::{self as store, EventColumns, Filter, Objects, Snapshot, Stretch, sees};
 use crate::store::history::Change;
 use crate::store::task::{Status, Task as TaskRow, TaskColumns};
 use crate::time::Timestamp;
@@ -494,14 +494,19 @@ pub fn one_more(stretch: Stretch) -> Stretch {
     Stretch { limit: stretch.limit + 1, ..stretch }
 }
 
-/// Builds a page from events that were read with [`one_more`].
-pub fn connection(mut events: Vec<Told>, stretch: Stretch, cursors: &Cursors) -> Result<EventConnection> {
+/// Removes the additional event that [`one_more`] read. Returns whether there was one.
+pub fn trim<T>(events: &mut Vec<T>, stretch: Stretch) -> bool {
     let more = events.len() > stretch.limit;
     if more && stretch.backward {
         events.remove(0);
     } else {
         events.truncate(stretch.limit);
     }
+    more
+}
+
+/// Builds a page; `more` says whether another one follows in the direction of paging.
+pub fn connection(events: Vec<Told>, more: bool, stretch: Stretch, cursors: &Cursors) -> Result<EventConnection> {
     let mut edges = Vec::with_capacity(events.len());
     for told in events {
         let cursor = cursors.encode(told.event.position());
@@ -552,12 +557,17 @@ impl EventQuery {
         let kept = Stretch { after: Some(stretch.after.unwrap_or(floor)), ..one_more(stretch) };
         let field = Selected::of(ctx);
         let columns = columns_of_nodes(&field, true);
-        let events = store::page(&mut conn, caller.viewer()?, &filter, kept, columns).await?;
+        let viewer = caller.viewer()?;
+        let mut events = store::page(&mut conn, viewer, &filter, kept, columns).await?;
         drop(conn);
-        let loaded = Objects::of_all(&caller.app().db, events, task_columns(&field)).await?.into_iter();
-        let views =
-            loaded.map(|(event, objects)| Told::new(&Arc::new(event), &objects.snapshot, objects.task.as_ref()));
-        connection(views.collect(), stretch, cursors)
+        let more = trim(&mut events, stretch);
+        let mut loaded = Objects::of_all(&caller.app().db, events, task_columns(&field)).await?;
+        // A task that was taken from the viewer after the events had been read shows what its
+        // present assignee sees.
+        loaded.retain(|(event, objects)| sees(viewer, event, objects.task.as_deref()));
+        let view =
+            |(event, objects): (_, Objects)| Told::new(&Arc::new(event), &objects.snapshot, objects.task.as_ref());
+        connection(loaded.into_iter().map(view).collect(), more, stretch, cursors)
     }
 }
 

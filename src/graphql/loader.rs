@@ -292,8 +292,8 @@ loads! {
         Ok(collected(rows.into_iter().map(|label| (label.project_id, Arc::new(label)))))
     };
     /// Labels of tasks.
-    task_labels: TaskLabels(Id => Vec<Arc<label::Label>>) |app, _asker, ids| {
-        let rows = label::of_tasks(&mut app.db.conn().await?, ids).await?;
+    task_labels: TaskLabels(Id => Vec<Arc<label::Label>>) |app, asker, ids| {
+        let rows = label::of_tasks(&mut app.db.conn().await?, asker.viewer()?, ids).await?;
         Ok(collected(rows.into_iter().map(|(task, label)| (task, Arc::new(label)))))
     };
     /// Tasks that the viewer may see.
@@ -342,18 +342,18 @@ loads! {
         Ok(rows.into_iter().map(|(columns, comment)| ((columns, comment.id), Arc::new(comment))).collect())
     };
     /// Pages of the comments on tasks.
-    comment_pages: CommentPages(((CommentColumns, Arc<Window>), Id) => Page<Arc<comment::Comment>>) |app, _asker, keys| {
+    comment_pages: CommentPages(((CommentColumns, Arc<Window>), Id) => Page<Arc<comment::Comment>>) |app, asker, keys| {
         let mut pages = HashMap::new();
         for ((columns, window), tasks) in grouped(keys) {
             let mut conn = app.db.conn_for(window.limit * tasks.len()).await?;
-            let found = comment::pages(&mut conn, &tasks, &window, columns).await?;
+            let found = comment::pages(&mut conn, asker.viewer()?, &tasks, &window, columns).await?;
             pages.extend(found.into_iter().map(|(id, page)| (((columns, Arc::clone(&window)), id), page.shared())));
         }
         Ok(pages)
     };
     /// Comment counts of tasks.
-    comment_counts: CommentCounts(Id => i64) |app, _asker, ids| {
-        comment::counts(&mut app.db.conn().await?, ids).await
+    comment_counts: CommentCounts(Id => i64) |app, asker, ids| {
+        comment::counts(&mut app.db.conn().await?, asker.viewer()?, ids).await
     };
     /// Notifications of the viewer.
     notifications: Notifications(Id => Arc<notification::Notification>) |app, asker, ids| {
@@ -361,11 +361,11 @@ loads! {
         Ok(rows.into_iter().map(|row| (row.id, Arc::new(row))).collect())
     };
     /// Ranges of the history of tasks.
-    activity: Activity(((EventColumns, Stretch), Id) => Recorded) |app, _asker, keys| {
+    activity: Activity(((EventColumns, Stretch), Id) => Recorded) |app, asker, keys| {
         let mut conn = app.db.conn().await?;
         let mut pages: HashMap<_, Recorded> = HashMap::new();
         for ((columns, stretch), tasks) in grouped(keys) {
-            let found = event::pages_of_tasks(&mut conn, &tasks, stretch, columns).await?;
+            let found = event::pages_of_tasks(&mut conn, asker.viewer()?, &tasks, stretch, columns).await?;
             let events: Vec<Event> = found.into_values().flatten().collect();
             let snapshots = history::snapshots(&mut conn, &events, &HashSet::new()).await?;
             for (event, snapshot) in events.into_iter().zip(snapshots) {

@@ -143,9 +143,11 @@ impl Task {
         let cursors = &Caller::of(ctx).app().cursors;
         let stretch = event::stretch(cursors, &Paging::new(first, after, last, before))?;
         let columns = event::columns_of_nodes(&Selected::of(ctx), false);
-        let events = Caller::of(ctx).loaders()?.activity(self.0.id, event::one_more(stretch), columns).await?;
+        let loaders = Caller::of(ctx).loaders()?;
+        let mut events = loaders.activity(self.0.id, event::one_more(stretch), columns).await?;
+        let more = event::trim(&mut events, stretch);
         let views = events.iter().map(|(event, snapshot)| event::Told::new(event, snapshot, Some(&self.0)));
-        event::connection(views.collect(), stretch, cursors)
+        event::connection(views.collect(), more, stretch, cursors)
     }
 
     /// Whether the viewer may update the task.

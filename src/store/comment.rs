@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use diesel::dsl::exists;
 use diesel::prelude::*;
 use serde::{Deserialize, Serialize};
 
@@ -13,7 +14,7 @@ use crate::access::{Action, Standing, Subject, Viewer};
 use crate::db::columns::Columns;
 use crate::db::page::{Key, Page, Parent, Position, Window, among, by_parent, each};
 use crate::db::rows::RunQueryDsl;
-use crate::db::schema::comments;
+use crate::db::schema::{comments, tasks};
 use crate::db::{Conn, Db, Lock, looked_up};
 use crate::error::{Error, Result};
 use crate::events::{self, Kind};
@@ -91,16 +92,20 @@ pub async fn select_by_ids(conn: &mut Conn, ids: &[Id], columns: CommentColumns)
     Ok(looked_up(ids.len(), async { on!(conn, |c| found.load(c).await) }).await?)
 }
 
-/// One page of the comments of each task, oldest first.
+/// One page of the comments of each task, oldest first; an empty one of a task that the viewer may
+/// not see.
 pub async fn pages(
     conn: &mut Conn,
+    viewer: &Viewer,
     tasks: &[Id],
     window: &Window,
     columns: CommentColumns,
 ) -> Result<HashMap<Id, Page<Comment>>> {
     let walk = async {
         on!(conn, |c| {
-            let all = comments::table.filter(comments::task_id.eq(Parent));
+            let task = tasks::table.filter(tasks::id.eq(Parent));
+            let is_visible = exists(task.filter(task::visible(viewer.id, viewer.is_admin())));
+            let all = comments::table.filter(comments::task_id.eq(Parent)).filter(is_visible);
             let mut query = all.select(columns.expression()).into_boxed::<Backend>();
             keyset!(query, window, false, (), comments { () => created_at as Time });
             each(tasks, "comments", columns.expression(), query).load(c).await
@@ -114,10 +119,11 @@ pub async fn pages(
         .collect())
 }
 
-/// How many comments each task has.
-pub async fn counts(conn: &mut Conn, tasks: &[Id]) -> Result<HashMap<Id, i64>> {
+/// How many comments each task has, of those that the viewer may see.
+pub async fn counts(conn: &mut Conn, viewer: &Viewer, ids: &[Id]) -> Result<HashMap<Id, i64>> {
+    let visible = tasks::table.filter(among(tasks::id, ids)).filter(task::visible(viewer.id, viewer.is_admin()));
     let counts: Vec<(Id, i64)> = on!(conn, |c| comments::table
-        .filter(among(comments::task_id, tasks))
+        .filter(comments::task_id.eq_any(visible.select(tasks::id)))
         .group_by(comments::task_id)
         .select((comments::task_id, diesel::dsl::count_star()))
         .load(c)

@@ -545,20 +545,22 @@ pub async fn page(
     Ok(rows)
 }
 
-/// The events of each of these tasks, which the viewer sees. The history of a task goes with it.
+/// The events of each of these tasks, of those that the viewer may see. The history of a task goes with it.
 pub async fn pages_of_tasks(
     conn: &mut Conn,
+    viewer: &Viewer,
     tasks: &[Id],
     stretch: Stretch,
     columns: EventColumns,
 ) -> Result<HashMap<Id, Vec<Event>>> {
     let mut rows: Vec<Event> = on!(conn, |c| {
+        let task = tasks::table.filter(tasks::id.eq(Parent));
         let mut query = events::table
             .select(columns.expression())
             .filter(events::kind.lt(Kind::FIRST_INTERNAL))
             .filter(Settled)
             .filter(events::task_id.eq(Parent.nullable()))
-            .filter(exists(tasks::table.filter(tasks::id.nullable().eq(events::task_id))))
+            .filter(exists(task.filter(task::visible(viewer.id, viewer.is_admin()))))
             .into_boxed::<Backend>();
         stretched!(query, stretch);
         each(tasks, "events", columns.expression(), query).load(c).await

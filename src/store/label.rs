@@ -3,11 +3,11 @@
 use diesel::prelude::*;
 
 use super::value::{Color, LabelName, fold};
-use super::{project, session};
+use super::{project, session, task};
 use crate::access::{Action, Viewer};
 use crate::db::page::among;
 use crate::db::rows::RunQueryDsl;
-use crate::db::schema::{labels, task_labels};
+use crate::db::schema::{labels, task_labels, tasks};
 use crate::db::{Conn, Db, Lock, looked_up};
 use crate::error::{Error, FaultCode, Result, is_taken};
 use crate::id::Id;
@@ -49,11 +49,24 @@ pub async fn of_projects(conn: &mut Conn, projects: &[Id]) -> Result<Vec<Label>>
         .await)?)
 }
 
-/// The labels on these tasks, each with its task, by name.
-pub async fn of_tasks(conn: &mut Conn, tasks: &[Id]) -> Result<Vec<(Id, Label)>> {
+/// The labels on a task, by name, for a write that has locked the task.
+pub async fn of_task(tx: &mut Conn, id: Id) -> Result<Vec<Label>> {
+    Ok(on!(tx, |c| task_labels::table
+        .inner_join(labels::table)
+        .filter(task_labels::task_id.eq(id))
+        .order_by((labels::name_key, labels::id))
+        .select(Label::as_select())
+        .load(c)
+        .await)?)
+}
+
+/// The labels on these tasks, each with its task, by name; none of a task that the viewer may not
+/// see.
+pub async fn of_tasks(conn: &mut Conn, viewer: &Viewer, ids: &[Id]) -> Result<Vec<(Id, Label)>> {
+    let visible = tasks::table.filter(among(tasks::id, ids)).filter(task::visible(viewer.id, viewer.is_admin()));
     Ok(on!(conn, |c| task_labels::table
         .inner_join(labels::table)
-        .filter(among(task_labels::task_id, tasks))
+        .filter(task_labels::task_id.eq_any(visible.select(tasks::id)))
         .order_by((labels::name_key, labels::id))
         .select((task_labels::task_id, Label::as_select()))
         .load(c)

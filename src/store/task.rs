@@ -152,6 +152,16 @@ impl Subject for Task {
     }
 }
 
+/// Whether the viewer may see a task, as [`Action::SeeTask`] says it, in SQL. What belongs to tasks
+/// is read with this condition in the same statement: a task that was read a moment ago may have
+/// been taken from the viewer since.
+#[diesel::dsl::auto_type(no_type_alias)]
+pub(super) fn visible(viewer: Id, is_admin: bool) -> _ {
+    let is_admin: diesel::dsl::AsExprOf<bool, sql::Bool> = is_admin.into_sql::<sql::Bool>();
+    let is_assignee: diesel::dsl::Eq<tasks::assignee_id, Id> = tasks::assignee_id.eq(viewer);
+    tasks::owner_id.eq(viewer).or(is_assignee).or(is_admin)
+}
+
 /// The tasks among these that the viewer may see.
 pub async fn by_ids(conn: &mut Conn, viewer: &Viewer, ids: &[Id]) -> Result<Vec<Task>> {
     select_by_ids(conn, viewer, ids, TaskColumns::Full).await
@@ -183,11 +193,7 @@ pub async fn seen(conn: &mut Conn, viewer: &Viewer, id: Id, field: &'static str)
 /// One task that the viewer sees, locked until the transaction ends: who may do what with it, and who receives its events,
 /// stays so until the write is in the log. What the viewer does not see is not locked, so nobody can block others' tasks.
 pub async fn lock(tx: &mut Conn, viewer: &Viewer, id: Id, lock: Lock) -> Result<Option<Task>> {
-    let visible = tasks::owner_id
-        .eq(viewer.id)
-        .or(tasks::assignee_id.eq(viewer.id))
-        .or(viewer.is_admin().into_sql::<sql::Bool>());
-    let task = tasks::table.find(id).filter(visible);
+    let task = tasks::table.find(id).filter(visible(viewer.id, viewer.is_admin()));
     let task: Option<Task> = locked!(tx, task.select(Task::as_select()), lock)?.pop();
     Ok(task.filter(|task| viewer.may(Action::SeeTask, task)))
 }
@@ -581,8 +587,8 @@ impl Relabelling {
         if changes.add_label_ids.is_empty() && changes.remove_label_ids.is_empty() {
             return Ok(None);
         }
-        let present = super::label::of_tasks(tx, &[task.id]).await?;
-        let is_on = |id: &Id| present.iter().any(|(_, label)| label.id == *id);
+        let present = super::label::of_task(tx, task.id).await?;
+        let is_on = |id: &Id| present.iter().any(|label| label.id == *id);
         let add: Vec<Id> = changes.add_label_ids.iter().copied().filter(|id| !is_on(id)).collect();
         let remove: Vec<Id> = changes
             .remove_label_ids
@@ -601,13 +607,13 @@ impl Relabelling {
             .execute(c)
             .await)?;
         label(tx, task, &self.add, "addLabelIds").await?;
-        let after = super::label::of_tasks(tx, &[task.id]).await?;
+        let after = super::label::of_task(tx, task.id).await?;
         Ok((self.before.clone(), names(&after)))
     }
 }
 
-fn names(labels: &[(Id, super::label::Label)]) -> String {
-    labels.iter().map(|(_, label)| label.name.as_str()).collect::<Vec<_>>().join(", ")
+fn names(labels: &[super::label::Label]) -> String {
+    labels.iter().map(|label| label.name.as_str()).collect::<Vec<_>>().join(", ")
 }
 
 fn search(task: &Task) -> String {

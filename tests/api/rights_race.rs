@@ -388,3 +388,34 @@ async fn a_deadlock_is_found_and_the_write_tried_again() {
     let (written, ()) = tokio::join!(write, against);
     written.ok();
 }
+
+#[tokio::test]
+async fn what_belongs_to_a_task_is_read_with_the_right_to_the_task() {
+    if !is_postgres() {
+        // SQLite has no lock that holds up one of two reads of an operation.
+        return;
+    }
+    let scene = Scene::new().await;
+    let fields = [
+        ("comments", "comments { nodes { body } totalCount }", json!({ "nodes": [], "totalCount": 0 })),
+        ("events", "activity { nodes { id } }", json!({ "nodes": [] })),
+        ("task_labels", "labels { name }", json!([])),
+    ];
+    for (table, field, nothing) in fields {
+        let Ids { task, label, .. } = scene.ids().await;
+        scene.owner.mutate("updateTask", json!({ "id": task, "addLabelIds": [label] })).await.ok();
+        let document = format!("query ($id: ID!) {{ task(id: $id) {{ title {field} }} }}");
+        let before = scene.assignee.query(&document, json!({ "id": task })).await;
+        assert!(before["task"].as_object().expect("a task").values().all(|value| *value != nothing), "{before}");
+
+        let taken = format!("LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE; UPDATE tasks SET assignee_id = NULL");
+        let gate = scene.server.database().begin(&taken).await;
+        let commit = async {
+            gate.blocked(1).await;
+            gate.commit().await;
+        };
+        let (read, ()) = tokio::join!(scene.assignee.query(&document, json!({ "id": task })), commit);
+        let name = field.split(' ').next().expect("a name");
+        assert_eq!(read["task"], json!({ "title": "Fly", name: nothing }), "the task was read before it was taken");
+    }
+}
