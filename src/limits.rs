@@ -43,6 +43,9 @@ pub enum Door {
     Graphql,
     /// Cost of GraphQL operations, in points.
     Cost,
+    /// Cost of the events that are delivered to a user, in points. Others cause events, so these must
+    /// not use up what the user has for operations.
+    Deliveries,
 }
 
 impl Door {
@@ -53,6 +56,7 @@ impl Door {
             Self::Auth => "auth",
             Self::Graphql => "graphql",
             Self::Cost => "cost",
+            Self::Deliveries => "deliveries",
         }
     }
 }
@@ -223,7 +227,7 @@ impl Limits {
             Door::Credentials => limits.credentials_per_minute,
             Door::Auth => limits.auth_per_minute,
             Door::Graphql => limits.graphql_per_minute,
-            Door::Cost => limits.cost_per_minute,
+            Door::Cost | Door::Deliveries => limits.cost_per_minute,
         };
         let limit = limit.saturating_mul(who.share());
         let shared = match &self.shared {

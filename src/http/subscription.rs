@@ -368,7 +368,7 @@ impl Subscriber {
     ) -> Result<Option<Arc<str>>, Box<Answer>> {
         let (app, question) = (&self.subscriptions.app, &self.question);
         let viewer = self.viewer.ok_or_else(|| self.refused(Error::unauthenticated()))?;
-        let paid = app.limits.spend(Limited::Cost, Who::User(viewer.id), question.cost, app.clock.now()).await;
+        let paid = app.limits.spend(Limited::Deliveries, Who::User(viewer.id), question.cost, app.clock.now()).await;
         paid.map_err(|error| self.refused(error))?;
         let is_own = happening.notification.is_some() || !deprecations.is_empty();
         let (mut happening, mut permit) = (happening, None);
@@ -462,6 +462,9 @@ impl Subscriber {
             Ok(prepared) => prepared,
             Err(refused) => return (Answer::refused(refused, &self.request_id), true),
         };
+        let Some(viewer) = self.viewer else {
+            return (*self.refused(Error::unauthenticated()), true);
+        };
         let Prepared { document, executed, variables } = &*prepared;
         let name = self.question.name.as_deref();
         let traced = app.traces.event(word(OperationType::Subscription), name);
@@ -470,7 +473,8 @@ impl Subscriber {
         request.operation_name = name.map(ToOwned::to_owned);
         request.set_parsed_query(executed.clone());
         let response = telling.execute(request.data(caller.clone()).data(happening));
-        let response = unconstrained(response.instrument(self.span()));
+        let response =
+            unconstrained(app.limits.decoding.metered(Who::User(viewer.id), response.instrument(self.span())));
         let answer = match app.in_time(DEADLINE, response).await {
             Ok(mut response) => {
                 shape.plan(document, name).complete(&mut response);
