@@ -279,7 +279,11 @@ impl<'a> Walk<'a> {
         let below = self.selection_set(&field.selection_set)?;
 
         let page = self.pages.of(field, below.connection).or(LISTS.contains(&name).then_some(LIST));
-        let searches = if self.pages.is_searched(field) { below.totals.saturating_add(1) } else { 0 };
+        let searches = if self.pages.is_searched(field) || self.pages.is_filtered_log(field) {
+            below.totals.saturating_add(1)
+        } else {
+            0
+        };
         let list = INTROSPECTION_LISTS.contains(&name);
         let mut measure = Measure {
             selections: below.selections.saturating_add(1),
@@ -394,6 +398,20 @@ impl Pages<'_> {
             _ => None,
         });
         asked.max().or_else(|| connection.then_some(self.limits.default_page))
+    }
+
+    /// Whether a query reads the event log with a filter: no index serves all filters, so that
+    /// matching events may be far apart. Subscriptions match each event when it is delivered.
+    fn is_filtered_log(&self, field: &Field) -> bool {
+        let is_filter = match field.get_argument("filter").map(|filter| &filter.node) {
+            Some(Input::Variable(name)) => match self.variables.get(name.as_str()) {
+                Some(value) => !value.is_null(),
+                None => self.default(name).is_some_and(|default| *default != Literal::Null),
+            },
+            Some(filter) => *filter != Input::Null,
+            None => false,
+        };
+        is_filter && field.name.node == "events" && self.operation.ty == OperationType::Query
     }
 
     /// Whether a field may search. A blank or missing search matches everything without reading.

@@ -565,6 +565,11 @@ impl EventQuery {
         // A task that was taken from the viewer after the events had been read shows what its
         // present assignee sees.
         loaded.retain(|(event, objects)| sees(viewer, event, objects.task.as_deref()));
+        for (_, objects) in &loaded {
+            if let (None, Some(project)) = (&objects.task, &objects.snapshot.project) {
+                caller.asker().add_deleted_project(project.clone());
+            }
+        }
         let view =
             |(event, objects): (_, Objects)| Told::new(&Arc::new(event), &objects.snapshot, objects.task.as_ref());
         connection(loaded.into_iter().map(view).collect(), more, stretch, cursors)

@@ -251,6 +251,11 @@ loads! {
             let rows = project::select_by_ids(&mut conn, asker.viewer()?, &ids, columns).await?;
             projects.extend(rows.into_iter().map(|project| ((columns, project.id), Arc::new(project))));
         }
+        for key in keys {
+            if !projects.contains_key(key) {
+                projects.extend(asker.deleted_project(key.1).map(|project| (*key, project)));
+            }
+        }
         Ok(projects)
     };
     /// Task counts of projects.

@@ -29,8 +29,9 @@ pub mod task;
 pub mod text;
 pub mod user;
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use async_graphql::{
     Context, EmptyMutation, EmptySubscription, ErrorExtensionValues, MergedObject, MergedSubscription,
@@ -41,9 +42,11 @@ use crate::App;
 use crate::access::{Action, Subject, Viewer};
 use crate::error::{Code, Error, Result};
 use crate::events::Event;
+use crate::id::Id;
 use crate::network::Client;
 use crate::store::audit::Origin;
 use crate::store::event::Objects;
+use crate::store::project::Project;
 use crate::time::whole_seconds;
 use loader::Loaders;
 
@@ -135,6 +138,8 @@ const MAX_MEMBERS: usize = 10_000;
 pub struct Asker {
     viewer: Option<Viewer>,
     asked: AtomicBool,
+    /// The last state of projects that are gone, from the events that the viewer sees of them.
+    deleted_projects: Mutex<HashMap<Id, Arc<Project>>>,
 }
 
 impl Asker {
@@ -142,6 +147,17 @@ impl Asker {
     pub fn viewer(&self) -> Result<&Viewer> {
         self.asked.store(true, Ordering::Relaxed);
         self.viewer.as_ref().ok_or_else(Error::unauthenticated)
+    }
+
+    /// Keeps a deleted project, so that the tasks deleted with it still have one.
+    pub fn add_deleted_project(&self, project: Project) {
+        let mut deleted = self.deleted_projects.lock().unwrap_or_else(PoisonError::into_inner);
+        deleted.entry(project.id).or_insert_with(|| Arc::new(project));
+    }
+
+    /// The last state of a deleted project.
+    pub fn deleted_project(&self, id: Id) -> Option<Arc<Project>> {
+        self.deleted_projects.lock().unwrap_or_else(PoisonError::into_inner).get(&id).cloned()
     }
 }
 
@@ -166,7 +182,7 @@ struct Inner {
 
 impl Inner {
     fn new(app: Arc<App>, viewer: Option<Viewer>, event: Option<(Arc<Event>, Arc<Objects>)>, manner: Manner) -> Self {
-        let asker = Arc::new(Asker { viewer, asked: AtomicBool::new(false) });
+        let asker = Arc::new(Asker { viewer, asked: AtomicBool::new(false), deleted_projects: Mutex::default() });
         let (bytes, members) = (AtomicUsize::new(0), AtomicUsize::new(0));
         Self { app, asker, client: None, event, manner, loaders: OnceLock::new(), bytes, members }
     }
@@ -187,6 +203,11 @@ impl Caller {
     /// The context of a request, signed in or anonymous.
     pub fn new(app: Arc<App>, viewer: Option<Viewer>, manner: Manner, client: Client) -> Self {
         Self(Arc::new(Inner { client: Some(client), ..Inner::new(app, viewer, None, manner) }))
+    }
+
+    /// The viewer, and what is known for all loaders.
+    pub fn asker(&self) -> &Asker {
+        &self.0.asker
     }
 
     /// The context in which an event is resolved for a subscriber, with the objects of the event.

@@ -20,7 +20,7 @@ use crate::db::columns::Columns;
 use crate::db::page::{Parent, among, each};
 use crate::db::rows::RunQueryDsl;
 use crate::db::schema::{events, tasks};
-use crate::db::{Conn, Db};
+use crate::db::{Conn, Db, WithinDeadline};
 use crate::error::{Error, Result};
 use crate::events::answers::Answers;
 use crate::events::{
@@ -40,7 +40,7 @@ pub struct Snapshot {
     /// A comment that was deleted, without its text: that is in the row of the comment alone, and gone with it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub comment: Option<Comment>,
-    /// The project as the event left it.
+    /// The project as the event left it; that of a deleted task without its description.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub project: Option<Project>,
     /// The long description of that task or project, which is missing in it.
@@ -69,10 +69,10 @@ impl Snapshot {
 
     /// Puts the text that [`Self::text`] refers to back in its place.
     pub(super) fn complete(&mut self, text: String) {
-        if let Some(project) = &mut self.project {
-            project.description = Some(text);
-        } else if let Some(task) = &mut self.task {
+        if let Some(task) = &mut self.task {
             task.description = Some(text);
+        } else if let Some(project) = &mut self.project {
+            project.description = Some(text);
         }
     }
 }
@@ -95,6 +95,12 @@ pub fn about_task(kind: Kind, viewer: &Viewer, now: Timestamp, task: &Task, mut 
         texts: extract.texts,
         ..NewEvent::new(kind, Some(viewer.id), now)
     }
+}
+
+/// The deletion of a task. It carries the project as well, which may be deleted later.
+pub fn about_deleted_task(viewer: &Viewer, now: Timestamp, task: &Task, project: &Project) -> NewEvent {
+    let project = Project { description: None, ..project.clone() };
+    about_task(Kind::TaskDeleted, viewer, now, task, Snapshot { project: Some(project), ..Snapshot::default() })
 }
 
 /// An event about a comment, which newly mentions these people.
@@ -210,6 +216,7 @@ impl Objects {
                 }
                 project = project::any_by_ids(&mut conn, &[task.project_id]).await?.pop().map(Arc::new);
             }
+            let project = project.or_else(|| self.snapshot.project.clone().map(Arc::new));
             let mut people = vec![event.actor_id, event.assignee_id, event.previous_assignee_id, event.owner_id];
             people.extend(self.task.iter().flat_map(|task| [task.creator_id, task.assignee_id]));
             people.extend(comment.iter().map(|comment| Some(comment.author_id)));
@@ -517,6 +524,7 @@ pub async fn page(
             let mut query = events::table
                 .select(columns.expression())
                 .filter(events::kind.lt(Kind::FIRST_INTERNAL))
+                .filter(WithinDeadline)
                 .into_boxed::<Backend>();
             part!(query, part, viewer.id);
             if let Some(id) = filter.project_id {

@@ -8,6 +8,7 @@ use diesel::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::event::{EventColumns, Snapshot};
+use super::project::Project;
 use super::task::Task;
 use crate::db::Conn;
 use crate::db::page::{Parent, among, each};
@@ -138,13 +139,13 @@ pub async fn snapshots(conn: &mut Conn, events: &[Event], gone: &HashSet<Id>) ->
         snapshots.iter().zip(pairs()).filter_map(|(snapshot, event)| without_picture(snapshot, event)).collect();
     let mut pictures = last_pictures(conn, &lacking.into_iter().collect::<Vec<_>>()).await?;
 
-    let mut keys: HashSet<(Id, Id)> = pictures.iter().filter_map(|(task, (_, text))| Some((*task, (*text)?))).collect();
+    let mut keys: HashSet<(Id, Id)> = pictures.iter().filter_map(|(id, last)| Some((*id, last.text?))).collect();
     keys.extend(snapshots.iter().zip(pairs()).filter_map(|(snapshot, event)| Some((event.object()?, snapshot.text?))));
     if !keys.is_empty() {
         let found = texts(conn, &keys.into_iter().collect::<Vec<_>>()).await?;
         let text = |object, id: Option<Id>| id.and_then(|id| found.get(&(object, id)).cloned());
-        for (task, (picture, id)) in &mut pictures {
-            picture.description = picture.description.take().or_else(|| text(*task, *id));
+        for (id, last) in &mut pictures {
+            last.task.description = last.task.description.take().or_else(|| text(*id, last.text));
         }
         for (snapshot, event) in snapshots.iter_mut().zip(pairs()) {
             if let Some(text) = event.object().and_then(|object| text(object, snapshot.text)) {
@@ -153,15 +154,25 @@ pub async fn snapshots(conn: &mut Conn, events: &[Event], gone: &HashSet<Id>) ->
         }
     }
     for (snapshot, event) in snapshots.iter_mut().zip(pairs()) {
-        if let Some((picture, _)) = without_picture(snapshot, event).and_then(|id| pictures.get(&id)) {
-            snapshot.task = Some(picture.clone());
+        if let Some(last) = without_picture(snapshot, event).and_then(|id| pictures.get(&id)) {
+            snapshot.task = Some(last.task.clone());
+            snapshot.project = last.project.clone();
         }
     }
     Ok(snapshots.into_iter().map(Arc::new).collect())
 }
 
-/// The last pictures of tasks that are gone, and the ids of their long texts. The deletion is the last event of a task.
-async fn last_pictures(conn: &mut Conn, tasks: &[Id]) -> Result<HashMap<Id, (Task, Option<Id>)>> {
+/// The last state of a deleted task.
+struct LastPicture {
+    task: Task,
+    /// The id of its description, if that is stored separately.
+    text: Option<Id>,
+    /// Its project, without the description.
+    project: Option<Project>,
+}
+
+/// The last state of tasks that are gone, from the deletion, which is the last event of a task.
+async fn last_pictures(conn: &mut Conn, tasks: &[Id]) -> Result<HashMap<Id, LastPicture>> {
     if tasks.is_empty() {
         return Ok(HashMap::new());
     }
@@ -176,8 +187,8 @@ async fn last_pictures(conn: &mut Conn, tasks: &[Id]) -> Result<HashMap<Id, (Tas
         each(tasks, "events", EventColumns::Full.expression(), query).load(c).await
     })?;
     let picture = |event: &Event| {
-        let Snapshot { task, text, .. } = Snapshot::of(event);
-        task.map(|task| (task.id, (task, text)))
+        let Snapshot { task, text, project, .. } = Snapshot::of(event);
+        task.map(|task| (task.id, LastPicture { task, text, project }))
     };
     Ok(deletions.iter().filter_map(picture).collect())
 }

@@ -485,7 +485,7 @@ pub async fn delete(db: &Db, now: Timestamp, viewer: &Viewer, id: Id) -> Result<
 /// Deletes a project that is locked for it. Returns by how many bytes the text grows that counts in the owner's quota,
 /// which is not changed yet. A task that is being added holds a lock on the row until it is committed, so none slips in.
 pub async fn remove(tx: &mut Conn, now: Timestamp, viewer: &Viewer, project: &Project) -> Result<i64> {
-    let of_tasks = task::append_deletions(tx, now, viewer, project.id).await?;
+    let of_tasks = task::append_deletions(tx, now, viewer, project).await?;
     on!(tx, |c| diesel::delete(projects::table.find(project.id)).execute(c).await)?;
     let deletion = about_project(Kind::ProjectDeleted, viewer, now, project, Vec::new());
     let kept = events::append_with_texts(tx, &[deletion]).await?;

@@ -5,8 +5,9 @@ use diesel::expression::AsExpression;
 use diesel::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use super::event::{Snapshot, about_task};
+use super::event::{Snapshot, about_deleted_task, about_task};
 use super::history::{Change, changes};
+use super::project::Project;
 use super::user::{self, User};
 use super::value::{Description, Title, fold};
 use super::{mail, mail_quota, project, quota, session};
@@ -418,7 +419,10 @@ pub async fn delete(db: &Db, now: Timestamp, viewer: &Viewer, id: Id) -> Result<
         viewer.require(Action::DeleteTask, &task)?;
         let freed = quota::size(task.description.as_deref()) + quota::comment_bytes(tx, &[id]).await?;
         on!(tx, |c| diesel::delete(tasks::table.find(id)).execute(c).await)?;
-        let deletion = about_task(Kind::TaskDeleted, viewer, now, &task, Snapshot::default());
+        // Its project cannot be deleted before the task, which is locked.
+        let project = project::any_by_ids(tx, &[task.project_id]).await?.pop();
+        let project = project.ok_or_else(|| Error::internal("task without a project"))?;
+        let deletion = about_deleted_task(viewer, now, &task, &project);
         let kept = events::append_with_texts(tx, &[deletion]).await?;
         quota::remove_task(tx, &task, kept - freed).await
     })
@@ -430,8 +434,8 @@ const DELETION_BATCH: usize = 100;
 
 /// Locks every task of a project that is locked itself, and appends that they are deleted, which the transaction goes on
 /// to do. Returns by how many bytes the text grows that counts in the quota.
-pub async fn append_deletions(tx: &mut Conn, now: Timestamp, viewer: &Viewer, project: Id) -> Result<i64> {
-    let of_project = tasks::table.filter(tasks::project_id.eq(project)).order_by((tasks::created_at, tasks::id));
+pub async fn append_deletions(tx: &mut Conn, now: Timestamp, viewer: &Viewer, project: &Project) -> Result<i64> {
+    let of_project = tasks::table.filter(tasks::project_id.eq(project.id)).order_by((tasks::created_at, tasks::id));
     let ids: Vec<Id> = locked!(tx, of_project.select(tasks::id), Lock::Delete)?;
     let mut growth = 0;
     for ids in ids.chunks(DELETION_BATCH) {
@@ -441,7 +445,7 @@ pub async fn append_deletions(tx: &mut Conn, now: Timestamp, viewer: &Viewer, pr
         let mut deletions = Vec::with_capacity(rows.len());
         for task in &rows {
             growth -= quota::size(task.description.as_deref());
-            deletions.push(about_task(Kind::TaskDeleted, viewer, now, task, Snapshot::default()));
+            deletions.push(about_deleted_task(viewer, now, task, project));
         }
         growth += events::append_with_texts(tx, &deletions).await?;
     }

@@ -617,3 +617,48 @@ async fn a_filter_has_at_most_100_types() {
     let Frame::Message(refused) = socket.receive().await else { panic!("closed") };
     assert_eq!(refused["payload"][0]["extensions"]["code"], "BAD_USER_INPUT", "{refused}");
 }
+
+#[tokio::test]
+async fn the_events_of_what_is_gone_still_have_their_project() {
+    let server = Server::start().await;
+    let (alice, bob) = (server.person("alice").await, server.person("bob").await);
+    let project = alice.project("Apollo").await;
+    let (first, _second) = (
+        alice.task(&project, "Fly", json!({ "assigneeId": bob.id })).await,
+        alice.task(&project, "Land", json!({ "assigneeId": bob.id })).await,
+    );
+    let fields = "__typename ... on TaskDeletedEvent { task { title project { name owner { username } } } }
+        ... on TaskCreatedEvent { task { title project { name } } }";
+    let mut live = bob.subscribe(&format!("subscription {{ events {{ {fields} }} }}"), json!({})).await;
+    alice.mutate("deleteTask", json!({ "id": first })).await.ok();
+    live.next().await;
+    alice.mutate("deleteProject", json!({ "id": project })).await.ok();
+
+    let deleted = |title: &str| {
+        let project = json!({ "name": "Apollo", "owner": { "username": "alice" } });
+        json!({ "__typename": "TaskDeletedEvent", "task": { "title": title, "project": project } })
+    };
+    assert_eq!(live.next().await["events"], deleted("Land"));
+    let log = format!("{{ events(last: 100) {{ nodes {{ {fields} }} }} }}");
+    assert_eq!(bob.query(&log, json!({})).await["events"]["nodes"], json!([deleted("Fly"), deleted("Land")]));
+    let all = alice.query(&log, json!({})).await;
+    let created = json!({ "title": "Fly", "project": { "name": "Apollo" } });
+    assert_eq!(all["events"]["nodes"][0], json!({ "__typename": "TaskCreatedEvent", "task": created }));
+}
+
+#[tokio::test]
+async fn a_filtered_log_costs_what_a_search_costs() {
+    let server = Server::start().await;
+    let alice = server.person("alice").await;
+    let cost = async |arguments: &str, variables: Value| {
+        let document = format!("query ($filter: EventFilter) {{ events{arguments} {{ nodes {{ id }} }} }}");
+        let document = if arguments.contains('$') { document } else { document.replace("($filter: EventFilter)", "") };
+        alice.ask(&document, variables).await.0["extensions"]["cost"].clone()
+    };
+    let types = json!({ "filter": { "types": ["PROJECT_DELETED"] } });
+    assert_eq!(cost("(first: 20)", json!({})).await, 1);
+    assert_eq!(cost("(filter: null)", json!({})).await, 1);
+    assert_eq!(cost("(filter: $filter)", json!({})).await, 1);
+    assert_eq!(cost("(filter: $filter)", types).await, 21);
+    assert_eq!(cost("(filter: { types: [PROJECT_DELETED] })", json!({})).await, 21);
+}

@@ -15,8 +15,8 @@ UPDATE events SET data = jsonb_set(data::jsonb, '{changes}', (
     FROM jsonb_array_elements(data::jsonb->'changes') WITH ORDINALITY AS c))::text
 WHERE jsonb_array_length(data::jsonb->'changes') > 0;
 UPDATE events SET data = (jsonb_set(data::jsonb,
-    CASE WHEN data::jsonb ? 'project' THEN '{project,description}'::text[]
-         ELSE '{task,description}'::text[] END,
+    CASE WHEN data::jsonb ? 'task' THEN '{task,description}'::text[]
+         ELSE '{project,description}'::text[] END,
     to_jsonb(pg_temp.referred(events, data::jsonb->>'text'))) - 'text')::text
 WHERE data::jsonb ? 'text';
 UPDATE events SET data = jsonb_set(events.data::jsonb, '{task}', d.data::jsonb->'task')::text

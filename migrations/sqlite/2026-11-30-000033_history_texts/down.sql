@@ -20,8 +20,8 @@ UPDATE events SET data = json_set(data, '$.changes', (
     FROM json_each(events.data, '$.changes') AS c))
 WHERE json_type(data, '$.changes') = 'array';
 UPDATE events SET data = json_remove(json_set(data,
-    CASE WHEN json_type(data, '$.project') = 'object' THEN '$.project.description'
-         ELSE '$.task.description' END,
+    CASE WHEN json_type(data, '$.task') = 'object' THEN '$.task.description'
+         ELSE '$.project.description' END,
     (SELECT body FROM text_references AS r WHERE r.seq = events.seq AND r.ref = json_extract(data, '$.text'))), '$.text')
 WHERE json_type(data, '$.text') = 'text';
 UPDATE events SET data = json_set(data, '$.task', json((
