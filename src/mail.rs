@@ -57,7 +57,7 @@ enum Decision {
     Send(Letter),
     /// Keep it in the queue until the mail quota allows it.
     Defer,
-    /// Delete it: it has no valid recipient, or the mail quota is exhausted.
+    /// Delete it: it has no valid recipient, is too old, or the mail quota is exhausted.
     Drop,
 }
 
@@ -150,6 +150,9 @@ impl Mailer {
     /// Composes a message and decides whether to send it.
     async fn write(&self, mail: &Mail) -> Result<Decision> {
         let config = &self.app.config;
+        if mail.is_expired(self.app.clock.now()) {
+            return Ok(Decision::Drop);
+        }
         let notice = |subject, paragraphs: [String; 2]| Letter {
             recipient: mail.recipient.clone(),
             subject,

@@ -123,7 +123,7 @@ async fn insert(tx: &mut Conn, now: Timestamp, kind: Kind, recipient: &[u8], sen
 }
 
 /// Has transactions that count by the same key wait for each other. SQLite has one writer.
-async fn lock(tx: &mut Conn, key: &[u8]) -> Result<()> {
+pub async fn lock(tx: &mut Conn, key: &[u8]) -> Result<()> {
     if let Pooled::Postgres(c) = &mut tx.pooled {
         let digest = digest(&SHA256, key);
         let number = digest.as_ref().iter().take(8).fold(0_i64, |number, byte| number << 8 | i64::from(*byte));

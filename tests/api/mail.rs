@@ -402,3 +402,72 @@ async fn a_message_is_claimed_when_its_turn_comes_and_whoever_lost_the_claim_has
     server.advance(Duration::from_secs(20));
     assert_eq!(claim().await.expect("the first message").attempts, 0);
 }
+
+/// The number of messages in the queue.
+async fn queued(server: &Server) -> usize {
+    server.database().rows().await["mails"].len()
+}
+
+#[tokio::test]
+async fn spellings_of_one_address_wait_as_one_message_of_each_kind() {
+    let (server, mut mailbox) = start(&[]).await;
+    server.person("alice").await;
+    let spelling = |mask: u32| -> String {
+        let letters = "alice".chars().enumerate();
+        let letters = letters.map(|(at, c)| if mask >> at & 1 == 1 { c.to_ascii_uppercase() } else { c });
+        letters.chain("@example.org".chars()).collect()
+    };
+    let mut mails = arrived(&server, &mut mailbox).await;
+    for mask in 0..32 {
+        for path in ["/auth/password-reset", "/auth/verify-email/resend"] {
+            assert_eq!(ask(&server, path, &spelling(mask)).await.status, 202);
+        }
+        if mask < 4 {
+            mails.extend(arrived(&server, &mut mailbox).await);
+        }
+    }
+    mails.extend(arrived(&server, &mut mailbox).await);
+    assert_eq!(mails.len(), 5, "{mails:?}");
+    assert_eq!(queued(&server).await, 2, "one message of each kind waits");
+    server.advance(Duration::from_secs(3_600));
+    server.app.db.ring(Bell::Mail);
+    assert_eq!(arrived(&server, &mut mailbox).await.len(), 2);
+    assert_eq!(queued(&server).await, 0);
+}
+
+#[tokio::test]
+async fn a_link_that_waited_for_half_a_day_is_dropped_and_a_notice_is_not() {
+    let (server, mut mailbox) = start(&[]).await;
+    mailbox.refuse(true);
+    let alice = server.person("alice").await;
+    mailbox.refused().await;
+    ask(&server, "/auth/password-reset", "alice@example.org").await;
+    mailbox.refused().await;
+    let change = json!({ "currentPassword": PASSWORD, "newPassword": "Another-Horse-8" });
+    alice.mutate("changePassword", change).await.ok();
+    mailbox.refused().await;
+    assert_eq!(queued(&server).await, 3);
+    server.advance(Duration::from_secs(12 * 3_600));
+    mailbox.refuse(false);
+    server.app.db.ring(Bell::Mail);
+    let mails = arrived(&server, &mut mailbox).await;
+    let subjects: Vec<_> = mails.iter().map(Mail::subject).collect();
+    assert_eq!(subjects, ["Your password was changed"]);
+    assert_eq!(queued(&server).await, 0);
+}
+
+#[tokio::test]
+async fn a_message_that_was_put_off_does_not_delay_new_ones() {
+    let server = Server::without_jobs().await;
+    server.person("alice").await;
+    let claim = async || server.run(async |app| mail::claim(&app.db, app.clock.now()).await).await.expect("an answer");
+    let first = claim().await.expect("a message");
+    let until = first.created_at.plus(Duration::from_secs(10));
+    let deferred =
+        server.run(async move |app| app.db.transaction(async |tx| mail::defer(tx, &first, until).await).await);
+    deferred.await.expect("an answer");
+    server.advance(Duration::from_secs(20));
+    server.person("bob").await;
+    let next = [claim().await, claim().await].map(|mail| mail.expect("a message").recipient);
+    assert_eq!(next, ["bob@example.org", "alice@example.org"]);
+}
