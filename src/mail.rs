@@ -186,6 +186,14 @@ impl Mailer {
                 let letter = notice("Set a new password", paragraphs);
                 self.with_token(mail, Purpose::ResetPassword, RESET, &config.reset_password_url, letter).await
             }
+            Kind::PasswordDisabled => {
+                let paragraphs = [
+                    "The change of your e-mail address was undone, and your password was disabled.".to_owned(),
+                    "To set a new password, open this link. It works once and expires in 30 minutes.".to_owned(),
+                ];
+                let letter = notice("Set a new password", paragraphs);
+                self.with_token(mail, Purpose::ResetPassword, RESET, &config.reset_password_url, letter).await
+            }
             Kind::PasswordChanged => {
                 let paragraphs = [
                     "The password of your account was changed, and all other sessions were ended.".to_owned(),
@@ -292,10 +300,10 @@ impl Mailer {
                     token::insert(tx, user.id, purpose, &hash, recipient, now.plus(lifetime)).await?;
                     Ok(Ok((recipient.clone(), counted)))
                 }
-                // Messages for an address without an account id are queued once per address, so
-                // they can wait. Those for accounts may be many per address, and their users can
-                // request another.
-                Admission::Full(until) if mail.user_id.is_none() => {
+                // Messages to the account's own address are few, so they can wait. Users can request
+                // a change to any address, so links for these may be many per address. They are
+                // dropped, and their users can request another.
+                Admission::Full(until) if user.email == *recipient => {
                     mail::defer(tx, mail, until).await?;
                     Ok(Err(Issued::Defer))
                 }

@@ -147,8 +147,7 @@ pub async fn cancel_email_change(db: &Db, now: Timestamp, change: Id, unusable: 
         }
         let user = User { email: change.email, ..user };
         replace_password(tx, now, &user, unusable, None).await?;
-        // As one that was asked for by address: beyond the limit of such mails it waits and is not dropped.
-        mail::queue(tx, now, mail::Kind::ResetPassword, &user.email, None, "").await?;
+        mail::queue(tx, now, mail::Kind::PasswordDisabled, &user.email, Some(user.id), "").await?;
         audit::note(tx, now, audit::Kind::EmailChangeCanceled, Some(user.id), None, origin).await
     })
     .await

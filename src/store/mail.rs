@@ -35,6 +35,8 @@ pub enum Kind {
     EmailChanged,
     /// Another address was asked for for the recipient's account; the detail is the change's id and the new address.
     EmailChangeRequested,
+    /// A change of address was taken back, which disabled the password: a link to set a new one.
+    PasswordDisabled,
 }
 stored_as_smallint!(Kind {
     TaskAssigned = 1,
@@ -43,6 +45,7 @@ stored_as_smallint!(Kind {
     PasswordChanged = 4,
     EmailChanged = 5,
     EmailChangeRequested = 6,
+    PasswordDisabled = 7,
 });
 
 impl Kind {
@@ -50,7 +53,7 @@ impl Kind {
     pub const fn is_asked_for(self) -> bool {
         match self {
             Self::TaskAssigned | Self::VerifyEmail | Self::ResetPassword => true,
-            Self::PasswordChanged | Self::EmailChanged | Self::EmailChangeRequested => false,
+            Self::PasswordChanged | Self::EmailChanged | Self::EmailChangeRequested | Self::PasswordDisabled => false,
         }
     }
 }

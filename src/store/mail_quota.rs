@@ -21,8 +21,8 @@ use crate::time::Timestamp;
 
 /// The time over which mails are counted.
 pub const WINDOW: Duration = Duration::from_secs(3_600);
-/// Mails about accounts to one address. A notice is limited among those of its own kind alone: what strangers ask for
-/// must not keep it from the owner.
+/// Links to one address that anybody can ask for, and notices of one kind. Neither counts for the other: what strangers
+/// ask for must not keep a notice from the owner, and what happens to an account must not keep a link from them.
 pub const ACCOUNT_MAILS: usize = 5;
 /// Assignment mails from one sender to one recipient.
 pub const ASSIGNMENTS_PER_PAIR: usize = 5;
@@ -53,7 +53,7 @@ pub async fn admit_account_mail(tx: &mut Conn, now: Timestamp, kind: Kind, recip
             .limit(ACCOUNT_MAILS as i64)
     };
     let recent: Vec<Timestamp> = if kind.is_asked_for() {
-        on!(tx, |c| recent().filter(mail_quota::kind.ne(Kind::TaskAssigned)).load(c).await)?
+        on!(tx, |c| recent().filter(mail_quota::kind.eq_any([Kind::VerifyEmail, Kind::ResetPassword])).load(c).await)?
     } else {
         on!(tx, |c| recent().filter(mail_quota::kind.eq(kind)).load(c).await)?
     };

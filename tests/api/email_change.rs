@@ -324,3 +324,23 @@ async fn the_link_of_an_unverified_address_ends_with_another_spelling_of_it() {
     assert_eq!(mailbox.next().await.to, "thief@example.org");
     assert_eq!(mailbox.next().await.to, "Alice@example.org");
 }
+
+#[tokio::test]
+async fn the_link_to_a_new_password_after_an_undo_is_mailed_at_once() {
+    let (server, mut mailbox) = start(&[]).await;
+    let alice = alice(&server, &mut mailbox).await;
+    let mut notices = Vec::new();
+    for number in 0..5 {
+        let (notice, _) = ask(&alice, &mut mailbox, "alice@example.org", &format!("x{number}@example.org")).await;
+        notices.push(notice);
+    }
+    for _ in 0..4 {
+        server.post("/auth/password-reset", json!({ "email": "alice@example.org" })).await;
+        assert_eq!(mailbox.next().await.subject(), "Set a new password");
+    }
+    server.post("/auth/password-reset", json!({ "email": "alice@example.org" })).await;
+    assert_eq!(cancel(&server, &notices[0]).await.status, 204);
+    let mail = mailbox.next().await;
+    assert_eq!((mail.to.as_str(), mail.subject()), ("alice@example.org", "Set a new password"));
+    assert_eq!(reset(&server, &mail.token(), "Another-Horse-8").await.status, 204);
+}

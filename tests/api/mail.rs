@@ -140,7 +140,7 @@ async fn no_hour_has_more_account_mails_than_the_limit() {
             let address = if step % 2 == 0 { "alice@example.org" } else { "ALICE@example.org" };
             let admission = app.db.transaction(async |tx| admit_account_mail(tx, now, kind, address).await).await?;
             let recent = counted.iter().filter(|(other, at)| {
-                now.since(*at) < WINDOW && (kind != Kind::PasswordChanged || *other == Kind::PasswordChanged)
+                now.since(*at) < WINDOW && (kind == Kind::PasswordChanged) == (*other == Kind::PasswordChanged)
             });
             let recent: Vec<Timestamp> = recent.map(|(_, at)| *at).collect();
             match admission {
@@ -470,4 +470,36 @@ async fn a_message_that_was_put_off_does_not_delay_new_ones() {
     server.person("bob").await;
     let next = [claim().await, claim().await].map(|mail| mail.expect("a message").recipient);
     assert_eq!(next, ["bob@example.org", "alice@example.org"]);
+}
+
+#[tokio::test]
+async fn address_changes_of_others_delay_a_sign_up_mail_and_do_not_suppress_it() {
+    let (server, mut mailbox) = start(&[]).await;
+    let mallory = server.person("mallory").await;
+    arrived(&server, &mut mailbox).await;
+    for _ in 0..5 {
+        let input = json!({ "email": "newcomer@example.org", "currentPassword": PASSWORD });
+        mallory.mutate("updateViewer", input).await.ok();
+        assert_eq!(arrived(&server, &mut mailbox).await.len(), 2, "a notice and a link");
+    }
+    server.person("newcomer").await;
+    assert!(arrived(&server, &mut mailbox).await.is_empty(), "over the limit");
+    server.advance(Duration::from_secs(3_600));
+    server.app.db.ring(Bell::Mail);
+    let mail = mailbox.next().await;
+    assert_eq!((mail.to.as_str(), mail.subject()), ("newcomer@example.org", "Verify your e-mail address"));
+    assert_eq!(verify(&server, &mail.token()).await.status, 204);
+}
+
+#[tokio::test]
+async fn notices_leave_the_limit_of_links_alone() {
+    let (server, mut mailbox) = start(&[]).await;
+    let alice = server.person("alice").await;
+    arrived(&server, &mut mailbox).await;
+    for (old, new) in [(PASSWORD, "Another-Horse-8"), ("Another-Horse-8", PASSWORD)].into_iter().cycle().take(4) {
+        alice.mutate("changePassword", json!({ "currentPassword": old, "newPassword": new })).await.ok();
+        assert_eq!(arrived(&server, &mut mailbox).await.len(), 1);
+    }
+    ask(&server, "/auth/password-reset", "alice@example.org").await;
+    assert_eq!(mailbox.next().await.subject(), "Set a new password");
 }
