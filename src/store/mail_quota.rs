@@ -1,5 +1,5 @@
 //! Limits on how much mail one address gets and one person causes, over a sliding hour. They are counted in the database,
-//! so that they hold across restarts and instances, by the hash of the address, so that they outlast the account.
+//! so that they hold across restarts and instances, by the hash of the mailbox, so that they outlast the account.
 
 use std::time::Duration;
 
@@ -133,6 +133,12 @@ pub async fn lock(tx: &mut Conn, key: &[u8]) -> Result<()> {
     Ok(())
 }
 
+/// The hash of an address without its tag: many mail servers deliver `alice+anything@…` to `alice@…`.
 fn hash(address: &str) -> Vec<u8> {
-    digest(&SHA256, fold(address).as_bytes()).as_ref().to_vec()
+    let folded = fold(address);
+    let untagged = folded.rsplit_once('@').and_then(|(local, domain)| match local.split_once('+') {
+        Some((mailbox, _)) if !mailbox.is_empty() => Some(format!("{mailbox}@{domain}")),
+        _ => None,
+    });
+    digest(&SHA256, untagged.as_ref().unwrap_or(&folded).as_bytes()).as_ref().to_vec()
 }

@@ -137,7 +137,7 @@ async fn no_hour_has_more_account_mails_than_the_limit() {
             let random = state >> 33;
             now = now.plus(Duration::from_secs(random % 900));
             let kind = [Kind::VerifyEmail, Kind::ResetPassword, Kind::PasswordChanged][(random / 900 % 3) as usize];
-            let address = if step % 2 == 0 { "alice@example.org" } else { "ALICE@example.org" };
+            let address = ["alice@example.org", "ALICE@example.org", "alice+tag@example.org"][step % 3];
             let admission = app.db.transaction(async |tx| admit_account_mail(tx, now, kind, address).await).await?;
             let recent = counted.iter().filter(|(other, at)| {
                 now.since(*at) < WINDOW && (kind == Kind::PasswordChanged) == (*other == Kind::PasswordChanged)
@@ -502,4 +502,20 @@ async fn notices_leave_the_limit_of_links_alone() {
     }
     ask(&server, "/auth/password-reset", "alice@example.org").await;
     assert_eq!(mailbox.next().await.subject(), "Set a new password");
+}
+
+#[tokio::test]
+async fn plus_addresses_of_one_mailbox_count_together() {
+    let (server, mut mailbox) = start(&[]).await;
+    for number in 0..8 {
+        let email = format!("box+{number}@example.org");
+        let body = json!({ "email": email, "username": format!("user-{number}"), "password": PASSWORD });
+        assert_eq!(server.post("/auth/register", body).await.status, 201, "each may have an account");
+    }
+    assert_eq!(arrived(&server, &mut mailbox).await.len(), 5);
+    server.person("boxer").await;
+    assert_eq!(mailbox.next().await.to, "boxer@example.org", "other mailboxes are not affected");
+    let odd = json!({ "email": "+tag@example.org", "username": "tag", "password": PASSWORD });
+    assert_eq!(server.post("/auth/register", odd).await.status, 201);
+    assert_eq!(mailbox.next().await.to, "+tag@example.org");
 }
