@@ -71,10 +71,10 @@ pub struct Tokens {
     token_type: &'static str,
     /// Lifetime of the access token, in seconds.
     expires_in: u64,
-    /// Returned by login only. Sent with later logins, it proves that the owner of the account has
-    /// logged in on this device before, so that failed logins by others cannot lock the device out.
-    /// Browsers receive it as a cookie too. It is not a credential. It is valid for one year or
-    /// until the password changes.
+    /// Returned by login, not by refresh. Sent with later logins, it proves that the owner of the
+    /// account has logged in on this device before, so that failed logins by others cannot lock the
+    /// device out. Browsers receive it as a cookie too. It is not a credential. It is valid for one
+    /// year or until the password changes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub device_token: Option<String>,
 }

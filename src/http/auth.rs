@@ -366,7 +366,8 @@ const DEVICE_COOKIE: &str = "fasttrack_device_";
 /// Maximum number of device cookies to check per login.
 const MOST_COOKIES: usize = 20;
 
-fn device_cookie(app: &App, user_id: Id, token: &str) -> Result<HeaderValue> {
+/// The device token as a cookie for the `/auth` routes.
+pub fn device_cookie(app: &App, user_id: Id, token: &str) -> Result<HeaderValue> {
     let [.., a, b, c, d] = *user_id.as_bytes();
     let suffix = u32::from_be_bytes([a, b, c, d]);
     let age = DEVICE_LIFETIME.as_secs();
