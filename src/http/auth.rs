@@ -286,6 +286,7 @@ async fn login(
         let admitted = found.as_ref().filter(|found| right && found.is_active && (is_known || !is_slow));
         if let Some(found) = admitted {
             if app.config.require_verified_email && !found.email_verified {
+                account::login_refused(&app.db, now, found.user_id, &origin).await?;
                 return Err(account::unverified().into());
             }
             let login = RightPassword { found, password: &password, device, attempt: &attempt, is_known };

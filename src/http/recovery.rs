@@ -306,7 +306,7 @@ async fn unsubscribe_from_assignments(
     let token = parameters.find(|(name, _)| name == "token").map(|(_, token)| token);
     let user_id = token.and_then(|token| unsubscribe::user_of(&app.config.secret_key, &token));
     let user_id = user_id.ok_or_else(|| Error::fault("token", FaultCode::Invalid, "This link is not valid."))?;
-    user::unsubscribe(&app.db, user_id).await?;
+    user::unsubscribe(&app.db, app.clock.now(), user_id, &Origin::from(&client)).await?;
     Ok(Json(Accepted { detail: "You will receive no more e-mails about assignments." }))
 }
 

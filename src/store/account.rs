@@ -75,6 +75,12 @@ pub async fn login_failed(
     .await
 }
 
+/// Records that a login with the right password was refused, because the address is not verified: somebody knows the
+/// password.
+pub async fn login_refused(db: &Db, now: Timestamp, user_id: Id, origin: &Origin) -> Result<()> {
+    db.transaction(async |tx| audit::note(tx, now, audit::Kind::LoginRefused, Some(user_id), None, origin).await).await
+}
+
 /// Records that a signed-in person gave their password again; refuses when it is wrong or their session is locked out.
 pub async fn password_checked(
     db: &Db,
@@ -142,13 +148,16 @@ pub async fn cancel_email_change(db: &Db, now: Timestamp, change: Id, unusable: 
             return Err(no_such_token());
         }
         user::set_email(tx, now, &user, &change.email).await?;
+        let owner = Some(user.id);
         if is_confirmed {
-            mail::queue(tx, now, mail::Kind::EmailChanged, &user.email, Some(user.id), &change.email).await?;
+            mail::queue(tx, now, mail::Kind::EmailChanged, &user.email, owner, &change.email).await?;
+            audit::note(tx, now, audit::Kind::EmailChanged, owner, None, origin).await?;
         }
+        audit::note(tx, now, audit::Kind::EmailChangeCanceled, owner, None, origin).await?;
         let user = User { email: change.email, ..user };
         replace_password(tx, now, &user, unusable, None).await?;
-        mail::queue(tx, now, mail::Kind::PasswordDisabled, &user.email, Some(user.id), "").await?;
-        audit::note(tx, now, audit::Kind::EmailChangeCanceled, Some(user.id), None, origin).await
+        mail::queue(tx, now, mail::Kind::PasswordDisabled, &user.email, owner, "").await?;
+        audit::note(tx, now, audit::Kind::PasswordDisabled, owner, None, origin).await
     })
     .await
 }

@@ -458,10 +458,15 @@ pub async fn update_viewer(
 }
 
 /// Ends assignment mails to a person, who followed the link in one.
-pub async fn unsubscribe(db: &Db, id: Id) -> Result<()> {
+pub async fn unsubscribe(db: &Db, now: Timestamp, id: Id, origin: &Origin) -> Result<()> {
     db.transaction(async |tx| {
         let theirs = users::table.find(id);
-        on!(tx, |c| diesel::update(theirs).set(users::assignment_emails.eq(false)).execute(c).await)?;
+        let theirs = theirs.filter(users::assignment_emails.eq(true)).filter(users::deleted_at.is_null());
+        let changed = on!(tx, |c| diesel::update(theirs).set(users::assignment_emails.eq(false)).execute(c).await)?;
+        // The link works without a login and for years. Only what it changes is recorded.
+        if changed == 1 {
+            audit::note(tx, now, audit::Kind::Unsubscribed, Some(id), None, origin).await?;
+        }
         Ok(())
     })
     .await

@@ -325,6 +325,10 @@ async fn one_click_ends_assignment_mails_and_a_setting_brings_them_back() {
     assert_eq!(export["exportViewerData"]["account"]["assignmentEmails"], true);
     let of_root = "query ($id: ID!) { node(id: $id) { ... on User { assignmentEmails } } }";
     assert_eq!(alice.ask(of_root, json!({ "id": root.id })).await.code(), "FORBIDDEN");
+    let log = root.query("{ viewer { securityLog(first: 9) { nodes { kind ipAddress } } } }", json!({})).await;
+    let log = log["viewer"]["securityLog"]["nodes"].as_array().expect("entries").clone();
+    let entry = json!({ "kind": "UNSUBSCRIBED", "ipAddress": "127.0.0.1" });
+    assert_eq!(log.iter().filter(|other| **other == entry).count(), 2, "one entry per change: {log:?}");
 }
 
 #[test]
