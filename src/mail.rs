@@ -20,6 +20,7 @@ use crate::store::mail::{self, Kind, Mail};
 use crate::store::mail_quota::{self, Admission};
 use crate::store::token::{self, Purpose};
 use crate::store::user;
+use crate::store::value::is_deceptive;
 use crate::telemetry::UNSENT_MAIL;
 
 /// Timeout of one delivery attempt.
@@ -163,11 +164,16 @@ impl Mailer {
         };
         match mail.kind {
             Kind::TaskAssigned => {
-                let unsubscribe = mail.user_id.map(|id| {
-                    let token = unsubscribe::token(&config.secret_key, id);
-                    format!("{}/auth/unsubscribe?token={token}", config.public_url)
-                });
-                let paragraphs = ["A task was assigned to you:".to_owned(), mail.data.clone()];
+                let Some(id) = mail.user_id else { return Ok(Decision::Drop) };
+                // The recipient may have unsubscribed or moved while the mail waited.
+                let user = user::any_by_ids(&mut self.app.db.conn().await?, &[id]).await?.pop();
+                if !user.is_some_and(|user| user.wants_assignment_mail() && user.email == mail.recipient) {
+                    return Ok(Decision::Drop);
+                }
+                let token = unsubscribe::token(&config.secret_key, id);
+                let unsubscribe = Some(format!("{}/auth/unsubscribe?token={token}", config.public_url));
+                let paragraphs =
+                    ["Someone assigned a task to you. They gave it this title:".to_owned(), quoted(&mail.data)];
                 Ok(Decision::Send(Letter { unsubscribe, ..notice("A task was assigned to you", paragraphs) }))
             }
             Kind::VerifyEmail => {
@@ -203,7 +209,7 @@ impl Mailer {
             }
             Kind::EmailChanged => {
                 let paragraphs = [
-                    format!("Your account now uses the address {}.", mail.data),
+                    format!("Your account now uses the address {}.", one_line(&mail.data)),
                     "If this was not you, open the link in the message that we sent when the change was requested. It \
                      undoes the change. If you did not receive that message, contact your administrator."
                         .to_owned(),
@@ -224,6 +230,7 @@ impl Mailer {
     fn email_change(&self, mail: &Mail) -> Option<(String, [String; 2])> {
         let (id, wanted) = mail.data.split_once(' ')?;
         let token = self.app.credentials.email_change_token(Id::parse(id)?);
+        let wanted = one_line(wanted);
         let paragraphs = [
             format!(
                 "Someone who knows your password requested to change the e-mail address of your account to {wanted}. \
@@ -387,6 +394,23 @@ impl Letter {
         html.push_str("</body></html>");
         html
     }
+}
+
+/// Maximum length of a text from users in a mail.
+const MAX_QUOTE: usize = 200;
+
+/// A text from users without anything that looks like more than one line of text or changes its
+/// order.
+fn one_line(text: &str) -> String {
+    let visible: String = text.chars().map(|c| if is_deceptive(c) { ' ' } else { c }).collect();
+    let line = visible.split_whitespace().collect::<Vec<_>>().join(" ");
+    line.chars().take(MAX_QUOTE).collect()
+}
+
+/// The same in quotation marks, which it cannot close. It must not pass for a text of the server.
+fn quoted(text: &str) -> String {
+    let is_quote = |c: char| matches!(c, '"' | '\u{201c}'..='\u{201f}' | '\u{ff02}');
+    format!("\"{}\"", one_line(text).replace(is_quote, "'"))
 }
 
 fn escaped(text: &str) -> String {

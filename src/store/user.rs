@@ -108,6 +108,11 @@ impl User {
         Profile { id: self.id, username, display_name, created_at: self.created_at }
     }
 
+    /// Whether assignments are mailed to them, at an address that is known to be theirs.
+    pub const fn wants_assignment_mail(&self) -> bool {
+        self.is_active && self.email_verified && self.assignment_emails
+    }
+
     /// Its place in the order of a list.
     pub fn position(&self, order: OrderField) -> Position {
         let key = match order {

@@ -523,3 +523,38 @@ async fn plus_addresses_of_one_mailbox_count_together() {
     assert_eq!(server.post("/auth/register", odd).await.status, 201);
     assert_eq!(mailbox.next().await.to, "+tag@example.org");
 }
+
+#[tokio::test]
+async fn an_assignment_mail_shows_the_title_on_one_line_and_in_quotes() {
+    let (server, mut mailbox) = start(&[]).await;
+    let (alice, root) = (server.person("alice").await, server.admin("root").await);
+    mailbox.next().await;
+    let project = alice.project("Apollo").await;
+    let title =
+        "Fly\"\n\nYour password\texpires.\u{202e}\u{2028}Set a new one:\r\n\u{1}\nhttps://evil.example/\n-- \nThe team";
+    alice.task(&project, title, json!({ "assigneeId": root.id })).await;
+    let mail = mailbox.next().await;
+    let line = "\"Fly' Your password expires. Set a new one: https://evil.example/ -- The team\"";
+    assert!(mail.content.lines().any(|text| text == line), "{}", mail.content);
+    assert!(mail.content.contains(&format!("<p>{}</p>", line.replace('"', "&quot;"))), "{}", mail.content);
+}
+
+#[tokio::test]
+async fn an_assignment_is_not_mailed_after_the_recipient_has_unsubscribed_or_moved() {
+    let (server, mut mailbox) = start(&[]).await;
+    let (alice, root, other) = (server.person("alice").await, server.admin("root").await, server.admin("other").await);
+    mailbox.next().await;
+    let project = alice.project("Apollo").await;
+    mailbox.refuse(true);
+    for person in [&root, &other] {
+        alice.task(&project, "Fly", json!({ "assigneeId": person.id })).await;
+        mailbox.refused().await;
+    }
+    root.mutate("updateViewer", json!({ "assignmentEmails": false })).await.ok();
+    other.mutate("deleteViewer", json!({ "password": PASSWORD })).await.ok();
+    mailbox.refuse(false);
+    server.advance(Duration::from_secs(31));
+    server.app.db.ring(Bell::Mail);
+    assert!(arrived(&server, &mut mailbox).await.is_empty());
+    assert_eq!(queued(&server).await, 0);
+}
