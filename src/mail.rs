@@ -207,6 +207,15 @@ impl Mailer {
                 ];
                 self.admit_notice(mail, notice("Your password was changed", paragraphs)).await
             }
+            Kind::UsernameChanged => {
+                let paragraphs = [
+                    format!("Your account now has the username {}.", one_line(&mail.data)),
+                    "If this was not you, end your other sessions, change your password, and take the old username \
+                     back. Nobody else can take it for 3 days."
+                        .to_owned(),
+                ];
+                self.admit_notice(mail, notice("Your username was changed", paragraphs)).await
+            }
             Kind::EmailChanged => {
                 let paragraphs = [
                     format!("Your account now uses the address {}.", one_line(&mail.data)),

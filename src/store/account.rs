@@ -10,7 +10,7 @@ use super::project::{self, Project};
 use super::token::{self, Purpose};
 use super::user::{self, User};
 use super::value::fold;
-use super::{notification, session};
+use super::{notification, session, username_change};
 use crate::access::Viewer;
 use crate::db::rows::RunQueryDsl;
 use crate::db::schema::{events as log, history_texts as texts, mail_tokens, projects, user_usage, users};
@@ -304,6 +304,7 @@ pub async fn delete(db: &Db, now: Timestamp, viewer: &Viewer) -> Result<()> {
         mail::forget(tx, user.id, &user.email).await?;
         on!(tx, |c| diesel::delete(mail_tokens::table.filter(mail_tokens::user_id.eq(user.id))).execute(c).await)?;
         email_change::delete_for_user(tx, user.id).await?;
+        username_change::delete_for_user(tx, user.id).await?;
         audit::forget(tx, user.id).await?;
         user::efface(tx, now, &user).await?;
         // After the row was changed: whoever makes notifications holds it until they are made, and makes none after.

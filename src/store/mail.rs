@@ -37,6 +37,8 @@ pub enum Kind {
     EmailChangeRequested,
     /// A change of address was taken back, which disabled the password: a link to set a new one.
     PasswordDisabled,
+    /// The username of the recipient's account was changed; the detail is the new one.
+    UsernameChanged,
 }
 stored_as_smallint!(Kind {
     TaskAssigned = 1,
@@ -46,6 +48,7 @@ stored_as_smallint!(Kind {
     EmailChanged = 5,
     EmailChangeRequested = 6,
     PasswordDisabled = 7,
+    UsernameChanged = 8,
 });
 
 impl Kind {
@@ -53,7 +56,11 @@ impl Kind {
     pub const fn is_asked_for(self) -> bool {
         match self {
             Self::TaskAssigned | Self::VerifyEmail | Self::ResetPassword => true,
-            Self::PasswordChanged | Self::EmailChanged | Self::EmailChangeRequested | Self::PasswordDisabled => false,
+            Self::PasswordChanged
+            | Self::EmailChanged
+            | Self::EmailChangeRequested
+            | Self::PasswordDisabled
+            | Self::UsernameChanged => false,
         }
     }
 }
@@ -142,6 +149,21 @@ pub async fn queue_for_address(db: &Db, now: Timestamp, kind: Kind, recipient: &
         queue(tx, now, kind, &recipient, None, "").await
     })
     .await
+}
+
+/// Queues the notice of a new username. One waits per account: changes need no password, and there may be hundreds a
+/// minute.
+pub async fn queue_username_changed(
+    tx: &mut Conn,
+    now: Timestamp,
+    user_id: Id,
+    email: &str,
+    username: &str,
+) -> Result<()> {
+    let kind = Kind::UsernameChanged;
+    let earlier = mails::table.filter(mails::user_id.eq(user_id)).filter(mails::kind.eq(kind));
+    on!(tx, |c| diesel::delete(earlier).execute(c).await)?;
+    queue(tx, now, kind, email, Some(user_id), username).await
 }
 
 /// Takes the next due message, so that no other instance sends it meanwhile. What is about accounts goes before
