@@ -15,7 +15,9 @@ use crate::db::{Bell, Db};
 use crate::error::Result;
 use crate::events::Position;
 use crate::mail::Mailer;
-use crate::store::{CLEARED, audit, email_change, event, lockout, mail_quota, notification, session, token};
+use crate::store::{
+    CLEARED, audit, email_change, event, lockout, mail_quota, notification, session, token, username_change,
+};
 
 /// Poll interval of the mail queue. Mail queued by this instance is sent at once.
 const MAIL: Duration = Duration::from_secs(5);
@@ -61,6 +63,7 @@ pub fn start(app: &Arc<App>, stop: &CancellationToken) -> Result<TaskTracker> {
             all!(token::drop_ended(db, now)),
             all!(mail_quota::purge_expired(db, now)),
             all!(email_change::purge_expired(db, now)),
+            all!(username_change::purge_expired(db, now)),
             all!(lockout::drop_ended(db, now.minus(lockout::retention(config.lockout)))),
             all!(audit::drop_older(db, now.minus(config.audit_retention))),
             all!(notification::drop_older(db, now.minus(NOTIFICATIONS))),

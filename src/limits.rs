@@ -18,6 +18,7 @@ use std::time::Duration;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 
+use crate::access::Viewer;
 use crate::config::RateLimits;
 use crate::error::{Error, Result};
 use crate::id::Id;
@@ -70,7 +71,14 @@ pub enum Who {
     Network(u8, [u8; 8]),
     /// A signed-in user.
     User(Id),
+    /// A session of a signed-in user.
+    Session(Id),
+    /// All sessions of a signed-in user together.
+    Sessions(Id),
 }
+
+/// Credential requests of all sessions of a user, in multiples of those of one session.
+const SESSIONS: u32 = 4;
 
 /// Prefix lengths of the networks around an IPv6 address, which one customer may hold entirely,
 /// with their limit in multiples of the limit of a /64.
@@ -105,7 +113,8 @@ impl Who {
     fn share(&self) -> u32 {
         match self {
             Self::Network(bits, _) => NETWORKS.iter().find(|(known, _)| known == bits).map_or(1, |(_, share)| *share),
-            Self::Address(_) | Self::User(_) => 1,
+            Self::Sessions(_) => SESSIONS,
+            Self::Address(_) | Self::User(_) | Self::Session(_) => 1,
         }
     }
 }
@@ -215,6 +224,14 @@ impl Limits {
             self.admit(Door::Credentials, network, now).await?;
         }
         Ok(())
+    }
+
+    /// Counts a request with the password of a signed-in user. A session has a limit of its own, so
+    /// that one with a stolen token cannot use up the attempts of the owner's; the limit of all
+    /// sessions together keeps many of them from multiplying guesses.
+    pub async fn admit_session(&self, viewer: &Viewer, now: Timestamp) -> Result<()> {
+        self.admit(Door::Credentials, Who::Session(viewer.session_id), now).await?;
+        self.admit(Door::Credentials, Who::Sessions(viewer.id), now).await
     }
 
     /// Counts points if at least one is left, so an expensive request may overdraw the limit and

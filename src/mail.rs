@@ -20,6 +20,7 @@ use crate::store::mail::{self, Kind, Mail};
 use crate::store::mail_quota::{self, Admission};
 use crate::store::token::{self, Purpose};
 use crate::store::user;
+use crate::store::value::is_deceptive;
 use crate::telemetry::UNSENT_MAIL;
 
 /// Timeout of one delivery attempt.
@@ -57,7 +58,7 @@ enum Decision {
     Send(Letter),
     /// Keep it in the queue until the mail quota allows it.
     Defer,
-    /// Delete it: it has no valid recipient, or the mail quota is exhausted.
+    /// Delete it: it has no valid recipient, is too old, or the mail quota is exhausted.
     Drop,
 }
 
@@ -150,6 +151,9 @@ impl Mailer {
     /// Composes a message and decides whether to send it.
     async fn write(&self, mail: &Mail) -> Result<Decision> {
         let config = &self.app.config;
+        if mail.is_expired(self.app.clock.now()) {
+            return Ok(Decision::Drop);
+        }
         let notice = |subject, paragraphs: [String; 2]| Letter {
             recipient: mail.recipient.clone(),
             subject,
@@ -160,11 +164,16 @@ impl Mailer {
         };
         match mail.kind {
             Kind::TaskAssigned => {
-                let unsubscribe = mail.user_id.map(|id| {
-                    let token = unsubscribe::token(&config.secret_key, id);
-                    format!("{}/auth/unsubscribe?token={token}", config.public_url)
-                });
-                let paragraphs = ["A task was assigned to you:".to_owned(), mail.data.clone()];
+                let Some(id) = mail.user_id else { return Ok(Decision::Drop) };
+                // The recipient may have unsubscribed or moved while the mail waited.
+                let user = user::any_by_ids(&mut self.app.db.conn().await?, &[id]).await?.pop();
+                if !user.is_some_and(|user| user.wants_assignment_mail() && user.email == mail.recipient) {
+                    return Ok(Decision::Drop);
+                }
+                let token = unsubscribe::token(&config.secret_key, id);
+                let unsubscribe = Some(format!("{}/auth/unsubscribe?token={token}", config.public_url));
+                let paragraphs =
+                    ["Someone assigned a task to you. They gave it this title:".to_owned(), quoted(&mail.data)];
                 Ok(Decision::Send(Letter { unsubscribe, ..notice("A task was assigned to you", paragraphs) }))
             }
             Kind::VerifyEmail => {
@@ -183,6 +192,14 @@ impl Mailer {
                 let letter = notice("Set a new password", paragraphs);
                 self.with_token(mail, Purpose::ResetPassword, RESET, &config.reset_password_url, letter).await
             }
+            Kind::PasswordDisabled => {
+                let paragraphs = [
+                    "The change of your e-mail address was undone, and your password was disabled.".to_owned(),
+                    "To set a new password, open this link. It works once and expires in 30 minutes.".to_owned(),
+                ];
+                let letter = notice("Set a new password", paragraphs);
+                self.with_token(mail, Purpose::ResetPassword, RESET, &config.reset_password_url, letter).await
+            }
             Kind::PasswordChanged => {
                 let paragraphs = [
                     "The password of your account was changed, and all other sessions were ended.".to_owned(),
@@ -190,9 +207,18 @@ impl Mailer {
                 ];
                 self.admit_notice(mail, notice("Your password was changed", paragraphs)).await
             }
+            Kind::UsernameChanged => {
+                let paragraphs = [
+                    format!("Your account now has the username {}.", one_line(&mail.data)),
+                    "If this was not you, end your other sessions, change your password, and take the old username \
+                     back. Nobody else can take it for 3 days."
+                        .to_owned(),
+                ];
+                self.admit_notice(mail, notice("Your username was changed", paragraphs)).await
+            }
             Kind::EmailChanged => {
                 let paragraphs = [
-                    format!("Your account now uses the address {}.", mail.data),
+                    format!("Your account now uses the address {}.", one_line(&mail.data)),
                     "If this was not you, open the link in the message that we sent when the change was requested. It \
                      undoes the change. If you did not receive that message, contact your administrator."
                         .to_owned(),
@@ -213,6 +239,7 @@ impl Mailer {
     fn email_change(&self, mail: &Mail) -> Option<(String, [String; 2])> {
         let (id, wanted) = mail.data.split_once(' ')?;
         let token = self.app.credentials.email_change_token(Id::parse(id)?);
+        let wanted = one_line(wanted);
         let paragraphs = [
             format!(
                 "Someone who knows your password requested to change the e-mail address of your account to {wanted}. \
@@ -289,10 +316,10 @@ impl Mailer {
                     token::insert(tx, user.id, purpose, &hash, recipient, now.plus(lifetime)).await?;
                     Ok(Ok((recipient.clone(), counted)))
                 }
-                // Messages for an address without an account id are queued once per address, so
-                // they can wait. Those for accounts may be many per address, and their users can
-                // request another.
-                Admission::Full(until) if mail.user_id.is_none() => {
+                // Messages to the account's own address are few, so they can wait. Users can request
+                // a change to any address, so links for these may be many per address. They are
+                // dropped, and their users can request another.
+                Admission::Full(until) if user.email == *recipient => {
                     mail::defer(tx, mail, until).await?;
                     Ok(Err(Issued::Defer))
                 }
@@ -376,6 +403,23 @@ impl Letter {
         html.push_str("</body></html>");
         html
     }
+}
+
+/// Maximum length of a text from users in a mail.
+const MAX_QUOTE: usize = 200;
+
+/// A text from users without anything that looks like more than one line of text or changes its
+/// order.
+fn one_line(text: &str) -> String {
+    let visible: String = text.chars().map(|c| if is_deceptive(c) { ' ' } else { c }).collect();
+    let line = visible.split_whitespace().collect::<Vec<_>>().join(" ");
+    line.chars().take(MAX_QUOTE).collect()
+}
+
+/// The same in quotation marks, which it cannot close. It must not pass for a text of the server.
+fn quoted(text: &str) -> String {
+    let is_quote = |c: char| matches!(c, '"' | '\u{201c}'..='\u{201f}' | '\u{ff02}');
+    format!("\"{}\"", one_line(text).replace(is_quote, "'"))
 }
 
 fn escaped(text: &str) -> String {

@@ -71,10 +71,10 @@ pub struct Tokens {
     token_type: &'static str,
     /// Lifetime of the access token, in seconds.
     expires_in: u64,
-    /// Returned by login only. Sent with later logins, it proves that the owner of the account has
-    /// logged in on this device before, so that failed logins by others cannot lock the device out.
-    /// Browsers receive it as a cookie too. It is not a credential. It is valid for one year or
-    /// until the password changes.
+    /// Returned by login, not by refresh. Sent with later logins, it proves that the owner of the
+    /// account has logged in on this device before, so that failed logins by others cannot lock the
+    /// device out. Browsers receive it as a cookie too. It is not a credential. It is valid for one
+    /// year or until the password changes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub device_token: Option<String>,
 }
@@ -161,7 +161,7 @@ impl Credentials {
         self.run(move |inner| hash(&inner.argon2, &password)).await?
     }
 
-    /// Verifies a password. Without a hash it fails after the same time.
+    /// Verifies a password. Without a hash, or with one of a lower cost, it takes the same time.
     pub async fn verify(&self, password: &str, hash: Option<&str>) -> Result<bool> {
         if password.chars().take(MAX_LENGTH + 1).count() > MAX_LENGTH {
             return Ok(false);
@@ -170,7 +170,16 @@ impl Credentials {
         self.run(move |inner| {
             let parsed = PasswordHash::new(hash.as_deref().unwrap_or(&inner.decoy));
             let parsed = parsed.map_err(|error| Error::internal(error.to_string()))?;
-            Ok(inner.argon2.verify_password(password.as_bytes(), &parsed).is_ok() && hash.is_some())
+            let is_right = inner.argon2.verify_password(password.as_bytes(), &parsed).is_ok() && hash.is_some();
+            // Otherwise a quick answer would reveal an account that is older than the current cost.
+            // Also after a right password, because not every one of them is admitted.
+            let stored = Params::try_from(&parsed).ok();
+            if let Some(rest) = stored.and_then(|stored| remaining_work(&stored, inner.argon2.params())) {
+                let decoy = decoy(&rest)?;
+                let decoy = PasswordHash::new(&decoy).map_err(|error| Error::internal(error.to_string()))?;
+                let _ = inner.argon2.verify_password(password.as_bytes(), &decoy);
+            }
+            Ok(is_right)
         })
         .await?
     }
@@ -420,6 +429,15 @@ fn decoy(params: &Params) -> Result<String> {
     Ok(format!("$argon2id$v=19$m={memory},t={passes},p={lanes}${salt}${hash}"))
 }
 
+/// Parameters of a hash that costs as much as the current ones do beyond the stored ones; `None` if
+/// that is nothing. The time of argon2 is proportional to memory times passes.
+fn remaining_work(stored: &Params, current: &Params) -> Option<Params> {
+    let blocks = |params: &Params| u64::from(params.m_cost()) * u64::from(params.t_cost());
+    let remaining = blocks(current).checked_sub(blocks(stored))?;
+    let memory = u32::try_from(remaining / u64::from(current.t_cost())).ok()?;
+    Params::new(memory, current.t_cost(), current.p_cost(), None).ok()
+}
+
 fn hash(argon2: &Argon2<'_>, password: &str) -> Result<String> {
     let hash = argon2.hash_password(password.as_bytes());
     Ok(hash.map_err(|error| Error::internal(error.to_string()))?.to_string())
@@ -428,6 +446,21 @@ fn hash(argon2: &Argon2<'_>, password: &str) -> Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_outdated_hash_costs_as_much_as_a_current_one() {
+        let params = |memory, passes| Params::new(memory, passes, 1, None).expect("a cost");
+        let work = |params: &Params| params.m_cost() * params.t_cost();
+        let current = params(64 * 1024, 3);
+        for stored in [params(8, 1), params(19 * 1024, 2), params(64 * 1024, 2), params(100_001, 1)] {
+            let rest = remaining_work(&stored, &current).expect("more work");
+            let sum = work(&stored) + work(&rest);
+            assert!(work(&current) - sum < current.t_cost(), "{sum} of {}", work(&current));
+        }
+        for stored in [params(64 * 1024, 3), params(64 * 1024, 4), params(512 * 1024, 1)] {
+            assert!(remaining_work(&stored, &current).is_none(), "the stored hash alone takes as long, or longer");
+        }
+    }
 
     #[test]
     fn where_there_is_no_account_a_password_is_compared_with_a_hash_of_the_same_cost() {

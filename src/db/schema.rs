@@ -225,6 +225,17 @@ table! {
 
 table! {
     use crate::db::types::sql::*;
+    username_changes (id) {
+        id -> Uuid,
+        user_id -> Uuid,
+        username_key -> Text,
+        changed_at -> Instant,
+        expires_at -> Instant,
+    }
+}
+
+table! {
+    use crate::db::types::sql::*;
     login_failures (identifier, source) {
         identifier -> Text,
         source -> Text,
@@ -290,6 +301,7 @@ allow_tables_to_appear_in_same_query!(
     mail_tokens,
     mail_quota,
     email_changes,
+    username_changes,
     login_failures,
     audit_entries,
     notifications,

@@ -21,7 +21,6 @@ use crate::App;
 use crate::access::{Action, Viewer};
 use crate::error::{Error, FaultCode};
 use crate::limits::decoding::unmetered;
-use crate::limits::{Door, Who};
 use crate::store::audit::{self, Origin};
 use crate::store::lockout::{self, Attempt};
 use crate::store::password::Password;
@@ -262,7 +261,7 @@ async fn confirm(
     origin: &Origin,
 ) -> crate::error::Result<()> {
     let (now, rule) = (app.clock.now(), app.config.lockout);
-    app.limits.admit(Door::Credentials, Who::User(viewer.id), now).await?;
+    app.limits.admit_session(viewer, now).await?;
     let mut conn = app.db.conn().await?;
     let verdict = lockout::check(&mut conn, now, &Attempt::session(viewer), rule).await?;
     if let Some(refusal) = verdict.refusal(now) {
@@ -290,7 +289,7 @@ pub async fn confirm_email_change(
 ) -> crate::error::Result<bool> {
     let user = users::any_by_ids(&mut app.db.conn().await?, &[viewer.id]).await?.pop();
     if user.ok_or_else(Error::unauthenticated)?.email == **email {
-        app.limits.admit(Door::Credentials, Who::User(viewer.id), app.clock.now()).await?;
+        app.limits.admit_session(viewer, app.clock.now()).await?;
         return Ok(false);
     }
     let password = password.ok_or_else(|| Error::Faults(vec![users::password_needed()]))?;

@@ -352,7 +352,8 @@ pub struct UpdateViewerInput {
     /// invisible characters. Cannot be null.
     display_name: MaybeUndefined<String>,
     /// New handle: 3–50 of the characters `A–Z a–z 0–9 _ -`, unique ignoring case. Reserved names
-    /// such as `admin` are INVALID. Cannot be null.
+    /// such as `admin` are INVALID. The old username stays reserved for the account for three days,
+    /// and the viewer is notified by e-mail. Cannot be null.
     username: MaybeUndefined<String>,
     /// New e-mail address; requires `currentPassword`. It replaces the current address once the
     /// link mailed to it has been followed. The current address is notified at once with a link

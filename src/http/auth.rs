@@ -286,6 +286,7 @@ async fn login(
         let admitted = found.as_ref().filter(|found| right && found.is_active && (is_known || !is_slow));
         if let Some(found) = admitted {
             if app.config.require_verified_email && !found.email_verified {
+                account::login_refused(&app.db, now, found.user_id, &origin).await?;
                 return Err(account::unverified().into());
             }
             let login = RightPassword { found, password: &password, device, attempt: &attempt, is_known };
@@ -366,7 +367,8 @@ const DEVICE_COOKIE: &str = "fasttrack_device_";
 /// Maximum number of device cookies to check per login.
 const MOST_COOKIES: usize = 20;
 
-fn device_cookie(app: &App, user_id: Id, token: &str) -> Result<HeaderValue> {
+/// The device token as a cookie for the `/auth` routes.
+pub fn device_cookie(app: &App, user_id: Id, token: &str) -> Result<HeaderValue> {
     let [.., a, b, c, d] = *user_id.as_bytes();
     let suffix = u32::from_be_bytes([a, b, c, d]);
     let age = DEVICE_LIFETIME.as_secs();

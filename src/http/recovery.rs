@@ -17,13 +17,14 @@ use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::auth::{Body, Counted};
+use super::auth::{Body, Counted, device_cookie};
 use super::docs::{Refusals, Refused};
 use super::problem::Problem;
 use crate::App;
 use crate::auth::credential::MailToken;
 use crate::auth::unsubscribe;
 use crate::error::{Error, FaultCode, Result};
+use crate::id::Id;
 use crate::limits::Door;
 use crate::network::Client;
 use crate::store::audit::Origin;
@@ -205,6 +206,17 @@ struct Confirmation {
     /// The new password. The rules of registration apply.
     #[schema(format = Password, min_length = 8, max_length = 256, example = "Correct-Horse-7")]
     new_password: String,
+    /// Whether to return a `device_token`, for clients that do not keep cookies.
+    #[serde(default)]
+    #[schema(example = true)]
+    issue_device_token: bool,
+}
+
+/// Proves that the owner of the account has set the password on this device.
+#[derive(Serialize, ToSchema)]
+struct KnownDevice {
+    /// Send it with the next login, like the `device_token` of a login.
+    device_token: String,
 }
 
 impl Refusals for Confirmation {
@@ -213,20 +225,36 @@ impl Refusals for Confirmation {
 
 /// Reset a password
 ///
-/// Sets a new password with the token of a reset link. All sessions of the account end.
+/// Sets a new password with the token of a reset link. All sessions of the account end, and the
+/// device tokens of earlier logins become invalid. The response sets the cookie of a new one, as
+/// login does, so that failed logins by others cannot lock this device out. Send
+/// `"issue_device_token": true` to receive it in the body too.
 #[utoipa::path(
     post,
     tag = "E-mail",
     path = "/auth/password-reset/confirm",
     request_body(content((Confirmation = "application/json"), (Confirmation = "application/x-www-form-urlencoded"))),
-    responses((status = 204, description = "The password was changed."), Refused<Confirmation>),
+    responses(
+        (
+            status = 204,
+            description = "The password was changed.",
+            headers(("Set-Cookie" = String, description = "The device token as a cookie, for browsers.")),
+        ),
+        (
+            status = 200,
+            description = "The password was changed, and `issue_device_token` was set.",
+            body = KnownDevice,
+            headers(("Set-Cookie" = String, description = "The device token as a cookie, for browsers.")),
+        ),
+        Refused<Confirmation>,
+    ),
 )]
 async fn confirm_password_reset(
     State(app): State<Arc<App>>,
     client: Client,
     Extension(counted): Extension<Counted>,
     Body(body): Body<Confirmation>,
-) -> Result<StatusCode, Problem> {
+) -> Result<Response, Problem> {
     let now = app.clock.now();
     counted.admit(&app, Door::Credentials, &client).await?;
     let hash = MailToken::shown(&body.token).hash();
@@ -236,7 +264,15 @@ async fn confirm_password_reset(
     let password = password.map_err(|fault| Error::Faults(vec![fault]))?;
     let password_hash = app.credentials.hash(&password).await?;
     account::reset_password(&app.db, now, &hash, &password_hash, &Origin::from(&client)).await?;
-    Ok(StatusCode::NO_CONTENT)
+    // The device tokens of earlier logins ended with the old password. Without a new one, strangers
+    // who guess would keep the owner out from the first login on.
+    let device_token = app.credentials.device_token(now, Id::new(), owner.id, &password_hash);
+    let cookie = [(header::SET_COOKIE, device_cookie(&app, owner.id, &device_token)?)];
+    // A body by default would break clients that expect 204.
+    Ok(match body.issue_device_token {
+        true => (cookie, Json(KnownDevice { device_token })).into_response(),
+        false => (StatusCode::NO_CONTENT, cookie).into_response(),
+    })
 }
 
 /// An unsubscribe request. Only its token is read.
@@ -270,7 +306,7 @@ async fn unsubscribe_from_assignments(
     let token = parameters.find(|(name, _)| name == "token").map(|(_, token)| token);
     let user_id = token.and_then(|token| unsubscribe::user_of(&app.config.secret_key, &token));
     let user_id = user_id.ok_or_else(|| Error::fault("token", FaultCode::Invalid, "This link is not valid."))?;
-    user::unsubscribe(&app.db, user_id).await?;
+    user::unsubscribe(&app.db, app.clock.now(), user_id, &Origin::from(&client)).await?;
     Ok(Json(Accepted { detail: "You will receive no more e-mails about assignments." }))
 }
 

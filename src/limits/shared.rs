@@ -121,5 +121,7 @@ fn key(door: Door, who: Who) -> String {
             format!("fasttrack:limit:{door}:n{bits}:{:016x}", u64::from_be_bytes(network))
         }
         Who::User(id) => format!("fasttrack:limit:{door}:u{id}"),
+        Who::Session(id) => format!("fasttrack:limit:{door}:s{id}"),
+        Who::Sessions(id) => format!("fasttrack:limit:{door}:us{id}"),
     }
 }

@@ -10,7 +10,7 @@ use super::project::{self, Project};
 use super::token::{self, Purpose};
 use super::user::{self, User};
 use super::value::fold;
-use super::{notification, session};
+use super::{notification, session, username_change};
 use crate::access::Viewer;
 use crate::db::rows::RunQueryDsl;
 use crate::db::schema::{events as log, history_texts as texts, mail_tokens, projects, user_usage, users};
@@ -73,6 +73,12 @@ pub async fn login_failed(
         Ok(failure.verdict)
     })
     .await
+}
+
+/// Records that a login with the right password was refused, because the address is not verified: somebody knows the
+/// password.
+pub async fn login_refused(db: &Db, now: Timestamp, user_id: Id, origin: &Origin) -> Result<()> {
+    db.transaction(async |tx| audit::note(tx, now, audit::Kind::LoginRefused, Some(user_id), None, origin).await).await
 }
 
 /// Records that a signed-in person gave their password again; refuses when it is wrong or their session is locked out.
@@ -142,14 +148,16 @@ pub async fn cancel_email_change(db: &Db, now: Timestamp, change: Id, unusable: 
             return Err(no_such_token());
         }
         user::set_email(tx, now, &user, &change.email).await?;
+        let owner = Some(user.id);
         if is_confirmed {
-            mail::queue(tx, now, mail::Kind::EmailChanged, &user.email, Some(user.id), &change.email).await?;
+            mail::queue(tx, now, mail::Kind::EmailChanged, &user.email, owner, &change.email).await?;
+            audit::note(tx, now, audit::Kind::EmailChanged, owner, None, origin).await?;
         }
+        audit::note(tx, now, audit::Kind::EmailChangeCanceled, owner, None, origin).await?;
         let user = User { email: change.email, ..user };
         replace_password(tx, now, &user, unusable, None).await?;
-        // As one that was asked for by address: beyond the limit of such mails it waits and is not dropped.
-        mail::queue(tx, now, mail::Kind::ResetPassword, &user.email, None, "").await?;
-        audit::note(tx, now, audit::Kind::EmailChangeCanceled, Some(user.id), None, origin).await
+        mail::queue(tx, now, mail::Kind::PasswordDisabled, &user.email, owner, "").await?;
+        audit::note(tx, now, audit::Kind::PasswordDisabled, owner, None, origin).await
     })
     .await
 }
@@ -296,6 +304,7 @@ pub async fn delete(db: &Db, now: Timestamp, viewer: &Viewer) -> Result<()> {
         mail::forget(tx, user.id, &user.email).await?;
         on!(tx, |c| diesel::delete(mail_tokens::table.filter(mail_tokens::user_id.eq(user.id))).execute(c).await)?;
         email_change::delete_for_user(tx, user.id).await?;
+        username_change::delete_for_user(tx, user.id).await?;
         audit::forget(tx, user.id).await?;
         user::efface(tx, now, &user).await?;
         // After the row was changed: whoever makes notifications holds it until they are made, and makes none after.

@@ -66,6 +66,13 @@ pub enum Kind {
     DataExported,
     /// A session was refreshed from another network than before.
     SessionMoved,
+    /// A login with the correct password was refused because the e-mail address is not verified.
+    LoginRefused,
+    /// The password was disabled because a change of the e-mail address was canceled with the link
+    /// sent to the old address.
+    PasswordDisabled,
+    /// E-mails about assignments were turned off with the link in one of them.
+    Unsubscribed,
 }
 stored_as_smallint!(Kind {
     Registered = 1,
@@ -89,6 +96,9 @@ stored_as_smallint!(Kind {
     UsernameChanged = 19,
     DataExported = 20,
     SessionMoved = 21,
+    LoginRefused = 22,
+    PasswordDisabled = 23,
+    Unsubscribed = 24,
 });
 
 /// Where a request came from, as far as it is known.

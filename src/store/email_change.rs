@@ -44,22 +44,31 @@ pub struct EmailChange {
 
 /// Records that the account's address is to change, and queues the mail to the present one. Asking again keeps the links
 /// good that were mailed before.
+///
+/// A row is found by the folded address, but to a mail server another spelling may be another mailbox. So a verified
+/// address is never replaced by a spelling of it: the link in its mailbox would hand the account to the other one.
 pub async fn request(tx: &mut Conn, now: Timestamp, user: &User, wanted: &str) -> Result<()> {
     let (key, expires_at) = (fold(&user.email), now.plus(UNDO));
-    let known =
-        email_changes::table.filter(email_changes::user_id.eq(user.id)).filter(email_changes::email_key.eq(&key));
-    let known: Option<Id> = on!(tx, |c| diesel::update(known)
-        .set((
-            email_changes::email.eq(&user.email),
-            email_changes::was_verified.eq(user.email_verified),
-            email_changes::expires_at.eq(expires_at),
-        ))
+    let same = || email_changes::user_id.eq(user.id).and(email_changes::email_key.eq(&key));
+    // Nobody has shown that this address was the owner's: links mailed to it must not restore another one.
+    let unverified = email_changes::was_verified.eq(false).and(email_changes::email.ne(&user.email));
+    let replaced = same().and(unverified.or(email_changes::expires_at.le(now)));
+    on!(tx, |c| diesel::delete(email_changes::table.filter(replaced)).execute(c).await)?;
+    let known: Option<Id> = on!(tx, |c| diesel::update(email_changes::table.filter(same()))
+        .set(email_changes::expires_at.eq(expires_at))
         .returning(email_changes::id)
         .get_result(c)
         .await
         .optional())?;
     let id = match known {
-        Some(id) => id,
+        Some(id) => {
+            if user.email_verified {
+                // No effect on a verified spelling. The same address may have been verified since.
+                let known = diesel::update(email_changes::table.find(id));
+                on!(tx, |c| known.set(email_changes::was_verified.eq(true)).execute(c).await)?;
+            }
+            id
+        }
         None => {
             let row = EmailChange {
                 id: Id::new(),

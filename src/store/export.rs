@@ -14,12 +14,13 @@ use super::project::Project;
 use super::session::Session;
 use super::task::Task;
 use super::user;
+use super::username_change::UsernameChange;
 use crate::access::{Role, Viewer};
 use crate::db::Conn;
 use crate::db::page::among;
 use crate::db::rows::RunQueryDsl;
 use crate::db::schema::{
-    audit_entries, comments, email_changes, labels, notifications, projects, sessions, tasks, users,
+    audit_entries, comments, email_changes, labels, notifications, projects, sessions, tasks, username_changes, users,
 };
 use crate::error::{Code, Error, Result};
 use crate::id::Id;
@@ -133,6 +134,12 @@ pub async fn of(conn: &mut Conn, viewer: &Viewer) -> Result<Vec<u8>> {
     rows!(document, conn, "emailChanges", email_changes by requested_at, changes, |change: EmailChange| &json!({
         "from": change.email,
         "requestedAt": change.requested_at,
+        "expiresAt": change.expires_at,
+    }));
+    let changes = username_changes::user_id.eq(me);
+    rows!(document, conn, "usernameChanges", username_changes by changed_at, changes, |change: UsernameChange| &json!({
+        "from": change.username_key,
+        "changedAt": change.changed_at,
         "expiresAt": change.expires_at,
     }));
     rows!(document, conn, "projects", projects by created_at, projects::owner_id.eq(me), |project: Project| project);

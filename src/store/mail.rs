@@ -8,6 +8,8 @@ use diesel::dsl::exists;
 use diesel::expression::AsExpression;
 use diesel::prelude::*;
 
+use super::mail_quota;
+use super::value::fold;
 use crate::db::rows::RunQueryDsl;
 use crate::db::schema::mails;
 use crate::db::{Bell, Conn, Db};
@@ -33,6 +35,10 @@ pub enum Kind {
     EmailChanged,
     /// Another address was asked for for the recipient's account; the detail is the change's id and the new address.
     EmailChangeRequested,
+    /// A change of address was taken back, which disabled the password: a link to set a new one.
+    PasswordDisabled,
+    /// The username of the recipient's account was changed; the detail is the new one.
+    UsernameChanged,
 }
 stored_as_smallint!(Kind {
     TaskAssigned = 1,
@@ -41,6 +47,8 @@ stored_as_smallint!(Kind {
     PasswordChanged = 4,
     EmailChanged = 5,
     EmailChangeRequested = 6,
+    PasswordDisabled = 7,
+    UsernameChanged = 8,
 });
 
 impl Kind {
@@ -48,7 +56,11 @@ impl Kind {
     pub const fn is_asked_for(self) -> bool {
         match self {
             Self::TaskAssigned | Self::VerifyEmail | Self::ResetPassword => true,
-            Self::PasswordChanged | Self::EmailChanged | Self::EmailChangeRequested => false,
+            Self::PasswordChanged
+            | Self::EmailChanged
+            | Self::EmailChangeRequested
+            | Self::PasswordDisabled
+            | Self::UsernameChanged => false,
         }
     }
 }
@@ -61,7 +73,8 @@ pub struct Mail {
     pub id: Id,
     /// What it is about.
     pub kind: Kind,
-    /// The address it goes to.
+    /// The address it goes to. Without an account id it is folded and only finds the account: the mail goes to the
+    /// account's own address.
     pub recipient: String,
     /// Whose account it is about; none where only an address was given, which may be nobody's.
     pub user_id: Option<Id>,
@@ -82,6 +95,16 @@ pub struct Mail {
 const CLAIM: Duration = Duration::from_secs(120);
 /// A message that could not be sent in this many attempts, over about three days, is given up.
 const ATTEMPTS: i32 = 18;
+/// Maximum age of a message with a link. It can be requested again, and whatever strangers requested for an address
+/// must not be mailed to it for days.
+const LINK_AGE: Duration = Duration::from_secs(12 * 3_600);
+
+impl Mail {
+    /// Whether it is too old to be sent.
+    pub fn is_expired(&self, now: Timestamp) -> bool {
+        matches!(self.kind, Kind::VerifyEmail | Kind::ResetPassword) && now.since(self.created_at) >= LINK_AGE
+    }
+}
 
 /// Puts a message into the queue, in the transaction of the change that asks for it.
 pub async fn queue(
@@ -109,30 +132,53 @@ pub async fn queue(
 }
 
 /// Queues a message to an address that may be nobody's: what is asked by a stranger costs the same either way.
+///
+/// One message per kind waits, for all spellings that find the same account. An address of ten letters has a thousand
+/// spellings, and each would be mailed in its turn.
 pub async fn queue_for_address(db: &Db, now: Timestamp, kind: Kind, recipient: &str) -> Result<()> {
+    let recipient = fold(recipient);
     db.transaction(async |tx| {
-        // One in the queue is enough, however often it is asked for.
+        // Otherwise simultaneous requests would not see each other's rows.
+        mail_quota::lock(tx, recipient.as_bytes()).await?;
         on!(tx, |c| diesel::delete(mails::table)
             .filter(mails::kind.eq(kind))
-            .filter(mails::recipient.eq(recipient))
+            .filter(mails::recipient.eq(&recipient))
             .filter(mails::user_id.is_null())
             .execute(c)
             .await)?;
-        queue(tx, now, kind, recipient, None, "").await
+        queue(tx, now, kind, &recipient, None, "").await
     })
     .await
 }
 
+/// Queues the notice of a new username. One waits per account: changes need no password, and there may be hundreds a
+/// minute.
+pub async fn queue_username_changed(
+    tx: &mut Conn,
+    now: Timestamp,
+    user_id: Id,
+    email: &str,
+    username: &str,
+) -> Result<()> {
+    let kind = Kind::UsernameChanged;
+    let earlier = mails::table.filter(mails::user_id.eq(user_id)).filter(mails::kind.eq(kind));
+    on!(tx, |c| diesel::delete(earlier).execute(c).await)?;
+    queue(tx, now, kind, email, Some(user_id), username).await
+}
+
 /// Takes the next due message, so that no other instance sends it meanwhile. What is about accounts goes before
 /// assignments, of which anybody can have many sent, and links to verify an address last among it: strangers can have
-/// them sent to any address, and must not delay its owner's link to set a password.
+/// them sent to any address, and must not delay its owner's link to set a password. A link that was put off goes after
+/// those never tried: thousands that wait for the limit of one recipient must not delay everybody else's.
 pub async fn claim(db: &Db, now: Timestamp) -> Result<Option<Mail>> {
+    let link = || mails::kind.eq_any([Kind::VerifyEmail, Kind::ResetPassword]);
     loop {
         let mut conn = db.conn().await?;
         let due: Option<Mail> = on!(conn, |c| mails::table
             .filter(mails::next_attempt_at.le(now))
             .order_by((
                 mails::kind.eq(Kind::TaskAssigned),
+                link().and(mails::next_attempt_at.gt(mails::created_at)),
                 mails::kind.eq(Kind::VerifyEmail),
                 mails::next_attempt_at,
                 mails::id,
@@ -213,7 +259,8 @@ pub async fn failing(conn: &mut Conn) -> Result<(i64, String)> {
 
 /// Forgets what waits for a person who is leaving.
 pub async fn forget(tx: &mut Conn, user_id: Id, email: &str) -> Result<()> {
-    let theirs = mails::table.filter(mails::user_id.eq(user_id).or(mails::recipient.eq(email)));
-    on!(tx, |c| diesel::delete(theirs).execute(c).await)?;
+    let folded = fold(email);
+    let theirs = mails::user_id.eq(user_id).or(mails::recipient.eq_any([email, &folded]));
+    on!(tx, |c| diesel::delete(mails::table.filter(theirs)).execute(c).await)?;
     Ok(())
 }

@@ -1,5 +1,5 @@
 //! Limits on how much mail one address gets and one person causes, over a sliding hour. They are counted in the database,
-//! so that they hold across restarts and instances, by the hash of the address, so that they outlast the account.
+//! so that they hold across restarts and instances, by the hash of the mailbox, so that they outlast the account.
 
 use std::time::Duration;
 
@@ -21,8 +21,8 @@ use crate::time::Timestamp;
 
 /// The time over which mails are counted.
 pub const WINDOW: Duration = Duration::from_secs(3_600);
-/// Mails about accounts to one address. A notice is limited among those of its own kind alone: what strangers ask for
-/// must not keep it from the owner.
+/// Links to one address that anybody can ask for, and notices of one kind. Neither counts for the other: what strangers
+/// ask for must not keep a notice from the owner, and what happens to an account must not keep a link from them.
 pub const ACCOUNT_MAILS: usize = 5;
 /// Assignment mails from one sender to one recipient.
 pub const ASSIGNMENTS_PER_PAIR: usize = 5;
@@ -53,7 +53,7 @@ pub async fn admit_account_mail(tx: &mut Conn, now: Timestamp, kind: Kind, recip
             .limit(ACCOUNT_MAILS as i64)
     };
     let recent: Vec<Timestamp> = if kind.is_asked_for() {
-        on!(tx, |c| recent().filter(mail_quota::kind.ne(Kind::TaskAssigned)).load(c).await)?
+        on!(tx, |c| recent().filter(mail_quota::kind.eq_any([Kind::VerifyEmail, Kind::ResetPassword])).load(c).await)?
     } else {
         on!(tx, |c| recent().filter(mail_quota::kind.eq(kind)).load(c).await)?
     };
@@ -123,7 +123,7 @@ async fn insert(tx: &mut Conn, now: Timestamp, kind: Kind, recipient: &[u8], sen
 }
 
 /// Has transactions that count by the same key wait for each other. SQLite has one writer.
-async fn lock(tx: &mut Conn, key: &[u8]) -> Result<()> {
+pub async fn lock(tx: &mut Conn, key: &[u8]) -> Result<()> {
     if let Pooled::Postgres(c) = &mut tx.pooled {
         let digest = digest(&SHA256, key);
         let number = digest.as_ref().iter().take(8).fold(0_i64, |number, byte| number << 8 | i64::from(*byte));
@@ -133,6 +133,12 @@ async fn lock(tx: &mut Conn, key: &[u8]) -> Result<()> {
     Ok(())
 }
 
+/// The hash of an address without its tag: many mail servers deliver `alice+anything@…` to `alice@…`.
 fn hash(address: &str) -> Vec<u8> {
-    digest(&SHA256, fold(address).as_bytes()).as_ref().to_vec()
+    let folded = fold(address);
+    let untagged = folded.rsplit_once('@').and_then(|(local, domain)| match local.split_once('+') {
+        Some((mailbox, _)) if !mailbox.is_empty() => Some(format!("{mailbox}@{domain}")),
+        _ => None,
+    });
+    digest(&SHA256, untagged.as_ref().unwrap_or(&folded).as_bytes()).as_ref().to_vec()
 }

@@ -23,6 +23,7 @@ pub mod task;
 pub mod task_list;
 pub mod token;
 pub mod user;
+pub mod username_change;
 pub mod value;
 
 /// So many rows are cleared away at once, or a few more: others who write are not kept waiting.

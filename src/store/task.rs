@@ -540,9 +540,7 @@ async fn assign(
     if let Some(assignee) = assignee {
         told.push(event(Kind::TaskAssigned));
         if assignee.id != viewer.id
-            && assignee.is_active
-            && assignee.email_verified
-            && assignee.assignment_emails
+            && assignee.wants_assignment_mail()
             && mail_quota::admit_assignment(tx, now, viewer.id, &assignee.email).await?
         {
             mail::queue(tx, now, mail::Kind::TaskAssigned, &assignee.email, Some(assignee.id), &task.title).await?;

@@ -10,7 +10,7 @@ use super::audit::{self, Origin};
 use super::search::{Candidate, MAX_CANDIDATES, Scan, octet_length, scan};
 use super::token::Purpose;
 use super::value::{DisplayName, Email, Search, Username, fold};
-use super::{email_change, mail, session};
+use super::{email_change, mail, session, username_change};
 use crate::access::{Action, Role, Viewer};
 use crate::db::lately::{Lately, Since};
 use crate::db::page::{Key, Page, Position, Window, among};
@@ -106,6 +106,11 @@ impl User {
     pub fn profile(&self) -> Profile {
         let (username, display_name) = (self.username.clone(), self.display_name.clone());
         Profile { id: self.id, username, display_name, created_at: self.created_at }
+    }
+
+    /// Whether assignments are mailed to them, at an address that is known to be theirs.
+    pub const fn wants_assignment_mail(&self) -> bool {
+        self.is_active && self.email_verified && self.assignment_emails
     }
 
     /// Its place in the order of a list.
@@ -430,7 +435,11 @@ pub async fn update_viewer(
             if username.is_reserved() && fold(username) != fold(&user.username) {
                 return Err(Error::Faults(vec![Username::reserved("username")]));
             }
+            if fold(username) != fold(&user.username) {
+                username_change::reserve(tx, now, user.id, &user.username).await?;
+            }
             user.username = username.to_string();
+            mail::queue_username_changed(tx, now, user.id, &user.email, &user.username).await?;
             audit::note(tx, now, audit::Kind::UsernameChanged, Some(user.id), Some(user.id), origin).await?;
         }
         user.assignment_emails = changes.assignment_emails.unwrap_or(user.assignment_emails);
@@ -458,10 +467,15 @@ pub async fn update_viewer(
 }
 
 /// Ends assignment mails to a person, who followed the link in one.
-pub async fn unsubscribe(db: &Db, id: Id) -> Result<()> {
+pub async fn unsubscribe(db: &Db, now: Timestamp, id: Id, origin: &Origin) -> Result<()> {
     db.transaction(async |tx| {
         let theirs = users::table.find(id);
-        on!(tx, |c| diesel::update(theirs).set(users::assignment_emails.eq(false)).execute(c).await)?;
+        let theirs = theirs.filter(users::assignment_emails.eq(true)).filter(users::deleted_at.is_null());
+        let changed = on!(tx, |c| diesel::update(theirs).set(users::assignment_emails.eq(false)).execute(c).await)?;
+        // The link works without a login and for years. Only what it changes is recorded.
+        if changed == 1 {
+            audit::note(tx, now, audit::Kind::Unsubscribed, Some(id), None, origin).await?;
+        }
         Ok(())
     })
     .await
@@ -647,7 +661,10 @@ async fn check_free(tx: &mut Conn, user: &User, email: Option<&Email>, username:
     if email.is_some() && (has || email_change::is_reserved(tx, user.updated_at, &user.email, user.id).await?) {
         faults.push(taken("email"));
     }
-    if username.is_some() && others.iter().any(|(_, key)| *key == fold(&user.username)) {
+    // After the accounts: a name that is given up meanwhile is seen there or here.
+    let has = others.iter().any(|(_, key)| *key == fold(&user.username));
+    if username.is_some() && (has || username_change::is_reserved(tx, user.updated_at, &user.username, user.id).await?)
+    {
         faults.push(taken("username"));
     }
     if faults.is_empty() { Ok(()) } else { Err(Error::Faults(faults)) }

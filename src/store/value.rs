@@ -113,7 +113,7 @@ impl Deref for DisplayName {
 
 /// Control characters, those that set the direction of text (Unicode's `Bidi_Control`), line and paragraph separators,
 /// and format characters that show nothing. Joiners and variation selectors are part of some scripts and of emoji.
-const fn is_deceptive(c: char) -> bool {
+pub const fn is_deceptive(c: char) -> bool {
     matches!(c,
         '\0'..='\u{1f}' | '\u{7f}'..='\u{9f}'
         | '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}'

@@ -222,6 +222,10 @@ async fn everything_that_the_document_lists_is_answered() {
     for password in ["weak", &"x".repeat(257), PASSWORD, PASSWORD] {
         ask("/auth/password-reset/confirm", json!({ "token": link, "new_password": password })).await;
     }
+    assert_eq!(mailbox.next().await.subject(), "Your password was changed");
+    ask("/auth/password-reset", json!({ "email": "alice@example.org" })).await;
+    let again = json!({ "token": mailbox.next().await.token(), "new_password": PASSWORD, "issue_device_token": true });
+    ask("/auth/password-reset/confirm", again).await;
     for _ in 0..6 {
         ask("/auth/login", json!({ "username": "nobody", "password": "x" })).await;
     }

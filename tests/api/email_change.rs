@@ -144,8 +144,9 @@ async fn the_old_address_calls_a_change_off_before_it_is_confirmed() {
     assert_eq!(reset(&server, &mail.token(), "Another-Horse-8").await.status, 204);
     let alice = server.login_with("alice", "Another-Horse-8").await;
     assert_eq!(account(&alice).await, json!({ "email": "alice@example.org", "emailVerified": true }));
-    let steps = ["LOGGED_IN", "PASSWORD_RESET", "LOGIN_FAILED", "EMAIL_CHANGE_CANCELED", "EMAIL_CHANGE_REQUESTED"];
+    let steps = ["LOGGED_IN", "PASSWORD_RESET", "LOGIN_FAILED", "PASSWORD_DISABLED", "EMAIL_CHANGE_CANCELED"];
     assert_eq!(log(&alice).await[..5], steps);
+    assert_eq!(log(&alice).await[5], "EMAIL_CHANGE_REQUESTED");
 }
 
 #[tokio::test]
@@ -183,7 +184,9 @@ async fn the_old_address_takes_a_change_back_after_it_was_confirmed() {
     assert_eq!(reset(&server, &mail.token(), "Another-Horse-8").await.status, 204);
     let alice = server.login_with("alice", "Another-Horse-8").await;
     assert_eq!(account(&alice).await, json!({ "email": "alice@example.org", "emailVerified": true }));
-    assert!(log(&alice).await.contains(&"EMAIL_CHANGED".to_owned()));
+    let steps = ["LOGGED_IN", "PASSWORD_RESET", "LOGIN_FAILED", "PASSWORD_DISABLED", "EMAIL_CHANGE_CANCELED"];
+    assert_eq!(log(&alice).await[..5], steps);
+    assert_eq!(log(&alice).await[5], "EMAIL_CHANGED", "back to the old address");
     assert_eq!(server.post("/auth/register", squatter).await.body["code"], "TAKEN");
 }
 
@@ -254,4 +257,93 @@ async fn the_page_that_calls_a_change_off_does_nothing_by_itself() {
     for token in ["", "x", "ü\u{0}", &"A".repeat(64)] {
         assert_eq!(cancel(&server, token).await.body["code"], "INVALID", "{token}");
     }
+}
+
+#[tokio::test]
+async fn an_undo_restores_the_address_that_was_verified_first_and_no_spelling_of_it() {
+    for evil in ["ALICE@strasse.example.org", "alice@STRASSE.example.org"] {
+        let (server, mut mailbox) = start(&[]).await;
+        let good = "alice@strasse.example.org";
+        let account = json!({ "email": good, "username": "alice", "password": PASSWORD });
+        assert_eq!(server.post("/auth/register", account).await.status, 201);
+        assert_eq!(verify(&server, &mailbox.next().await.token()).await.status, 204);
+        let thief = server.login("alice").await;
+        // The two addresses fold to the same, as straße would, but a mail server may have both.
+        let (notice, link) = ask(&thief, &mut mailbox, good, evil).await;
+        assert_eq!(verify(&server, &link).await.status, 204);
+        assert_eq!(mailbox.next().await.subject(), "Your e-mail address was changed");
+        server.advance(DAY);
+        ask(
+            &thief.with_tokens(&login(&server, "alice", PASSWORD).await.body),
+            &mut mailbox,
+            evil,
+            "x@evil.example.org",
+        )
+        .await;
+        server.advance(DAY + DAY);
+        assert_eq!(cancel(&server, &notice).await.status, 204, "the second request extends the time");
+        let told = mailbox.next().await;
+        assert_eq!((told.to.as_str(), told.subject()), (evil, "Your e-mail address was changed"));
+        let mail = mailbox.next().await;
+        assert_eq!((mail.to.as_str(), mail.subject()), (good, "Set a new password"));
+        assert_eq!(reset(&server, &mail.token(), "Another-Horse-8").await.status, 204);
+        assert_eq!(account_of(&server).await, json!({ "email": good, "emailVerified": true }));
+    }
+}
+
+async fn account_of(server: &Server) -> Value {
+    account(&server.login_with("alice", "Another-Horse-8").await).await
+}
+
+#[tokio::test]
+async fn an_address_that_is_verified_after_a_request_takes_later_changes_back() {
+    let (server, mut mailbox) = start(&[]).await;
+    let alice = server.person("alice").await;
+    let sign_up = mailbox.next().await.token();
+    ask(&alice, &mut mailbox, "alice@example.org", "one@example.org").await;
+    assert_eq!(verify(&server, &sign_up).await.status, 204);
+    let (notice, link) = ask(&alice, &mut mailbox, "alice@example.org", "two@example.org").await;
+    assert_eq!(verify(&server, &link).await.status, 204);
+    mailbox.next().await;
+    assert_eq!(cancel(&server, &notice).await.status, 204);
+    assert_eq!(mailbox.next().await.to, "two@example.org");
+    assert_eq!(mailbox.next().await.to, "alice@example.org");
+}
+
+#[tokio::test]
+async fn the_link_of_an_unverified_address_ends_with_another_spelling_of_it() {
+    let (server, mut mailbox) = start(&[]).await;
+    let alice = server.person("alice").await;
+    mailbox.next().await;
+    let (old, link) = ask(&alice, &mut mailbox, "alice@example.org", "Alice@example.org").await;
+    assert_eq!(verify(&server, &link).await.status, 204);
+    mailbox.next().await;
+    let (new, link) = ask(&alice, &mut mailbox, "Alice@example.org", "thief@example.org").await;
+    assert_ne!(old, new);
+    assert_eq!(verify(&server, &link).await.status, 204);
+    mailbox.next().await;
+    assert_eq!(cancel(&server, &old).await.body["code"], "INVALID");
+    assert_eq!(cancel(&server, &new).await.status, 204);
+    assert_eq!(mailbox.next().await.to, "thief@example.org");
+    assert_eq!(mailbox.next().await.to, "Alice@example.org");
+}
+
+#[tokio::test]
+async fn the_link_to_a_new_password_after_an_undo_is_mailed_at_once() {
+    let (server, mut mailbox) = start(&[]).await;
+    let alice = alice(&server, &mut mailbox).await;
+    let mut notices = Vec::new();
+    for number in 0..5 {
+        let (notice, _) = ask(&alice, &mut mailbox, "alice@example.org", &format!("x{number}@example.org")).await;
+        notices.push(notice);
+    }
+    for _ in 0..4 {
+        server.post("/auth/password-reset", json!({ "email": "alice@example.org" })).await;
+        assert_eq!(mailbox.next().await.subject(), "Set a new password");
+    }
+    server.post("/auth/password-reset", json!({ "email": "alice@example.org" })).await;
+    assert_eq!(cancel(&server, &notices[0]).await.status, 204);
+    let mail = mailbox.next().await;
+    assert_eq!((mail.to.as_str(), mail.subject()), ("alice@example.org", "Set a new password"));
+    assert_eq!(reset(&server, &mail.token(), "Another-Horse-8").await.status, 204);
 }

@@ -8,7 +8,7 @@ use reqwest::Method;
 use reqwest::header::{COOKIE, SET_COOKIE};
 use serde_json::{Value, json};
 
-use crate::harness::{PASSWORD, Reply, Server, text};
+use crate::harness::{Mailbox, PASSWORD, Reply, Server, text};
 
 const WRONG: &str = "Wrong-Horse-7";
 const MINUTE: Duration = Duration::from_secs(60);
@@ -287,4 +287,38 @@ async fn credentials_are_limited_by_ipv6_network_too() {
     assert_eq!(admitted(&|number| format!("2001:db8:2:{:x}::1", number % 256)).await, 20, "a /56");
     assert_eq!(admitted(&|number| format!("2001:db8:3:{:x}::1", number << 8)).await, 80, "a /48");
     assert_eq!(admitted(&|number| format!("192.0.2.{number}")).await, 120, "IPv4 addresses count individually");
+}
+
+#[tokio::test]
+async fn a_password_reset_makes_the_device_known_while_strangers_guess() {
+    let mut mailbox = Mailbox::open().await;
+    let server = Server::with(&[PROXIED, ("SMTP_URL", &mailbox.url())]).await;
+    server.person("alice").await;
+    mailbox.next().await;
+    let mut devices = Vec::new();
+    for wants_body in [false, true] {
+        server.post("/auth/password-reset", json!({ "email": "alice@example.org" })).await;
+        let mut body = json!({ "token": mailbox.next().await.token(), "new_password": "Another-Horse-8" });
+        if wants_body {
+            body["issue_device_token"] = true.into();
+        }
+        let reply = server.post("/auth/password-reset/confirm", body).await;
+        assert_eq!(reply.status, if wants_body { 200 } else { 204 }, "{}", reply.body);
+        assert_eq!(mailbox.next().await.subject(), "Your password was changed");
+        devices.push(reply);
+    }
+    let cookie = |reply: &Reply| reply.headers[SET_COOKIE].to_str().expect("text").to_owned();
+    for attribute in ["Path=/auth", "HttpOnly", "SameSite=Strict", "Max-Age=31536000"] {
+        assert!(cookie(&devices[0]).contains(attribute), "{attribute} in {}", cookie(&devices[0]));
+    }
+    attack(&server).await;
+    let by_cookie = async |reply: &Reply| {
+        let request = server.request(Method::POST, "/auth/login").header("x-forwarded-for", ELSEWHERE);
+        let pair = cookie(reply).split(';').next().expect("a pair").to_owned();
+        Reply::to(request.header(COOKIE, pair).json(&with("Another-Horse-8", json!({})))).await
+    };
+    assert_eq!(by_cookie(&devices[0]).await.body["code"], "LOCKED_OUT", "the second reset voids the first device");
+    assert_eq!(by_cookie(&devices[1]).await.status, 200);
+    let token = json!({ "device_token": devices[1].body["device_token"] });
+    assert_eq!(code(&server, ELSEWHERE, with("Another-Horse-8", token)).await, "ok");
 }

@@ -137,10 +137,10 @@ async fn no_hour_has_more_account_mails_than_the_limit() {
             let random = state >> 33;
             now = now.plus(Duration::from_secs(random % 900));
             let kind = [Kind::VerifyEmail, Kind::ResetPassword, Kind::PasswordChanged][(random / 900 % 3) as usize];
-            let address = if step % 2 == 0 { "alice@example.org" } else { "ALICE@example.org" };
+            let address = ["alice@example.org", "ALICE@example.org", "alice+tag@example.org"][step % 3];
             let admission = app.db.transaction(async |tx| admit_account_mail(tx, now, kind, address).await).await?;
             let recent = counted.iter().filter(|(other, at)| {
-                now.since(*at) < WINDOW && (kind != Kind::PasswordChanged || *other == Kind::PasswordChanged)
+                now.since(*at) < WINDOW && (kind == Kind::PasswordChanged) == (*other == Kind::PasswordChanged)
             });
             let recent: Vec<Timestamp> = recent.map(|(_, at)| *at).collect();
             match admission {
@@ -325,6 +325,10 @@ async fn one_click_ends_assignment_mails_and_a_setting_brings_them_back() {
     assert_eq!(export["exportViewerData"]["account"]["assignmentEmails"], true);
     let of_root = "query ($id: ID!) { node(id: $id) { ... on User { assignmentEmails } } }";
     assert_eq!(alice.ask(of_root, json!({ "id": root.id })).await.code(), "FORBIDDEN");
+    let log = root.query("{ viewer { securityLog(first: 9) { nodes { kind ipAddress } } } }", json!({})).await;
+    let log = log["viewer"]["securityLog"]["nodes"].as_array().expect("entries").clone();
+    let entry = json!({ "kind": "UNSUBSCRIBED", "ipAddress": "127.0.0.1" });
+    assert_eq!(log.iter().filter(|other| **other == entry).count(), 2, "one entry per change: {log:?}");
 }
 
 #[test]
@@ -401,4 +405,156 @@ async fn a_message_is_claimed_when_its_turn_comes_and_whoever_lost_the_claim_has
     assert_eq!(claim().await, None);
     server.advance(Duration::from_secs(20));
     assert_eq!(claim().await.expect("the first message").attempts, 0);
+}
+
+/// The number of messages in the queue.
+async fn queued(server: &Server) -> usize {
+    server.database().rows().await["mails"].len()
+}
+
+#[tokio::test]
+async fn spellings_of_one_address_wait_as_one_message_of_each_kind() {
+    let (server, mut mailbox) = start(&[]).await;
+    server.person("alice").await;
+    let spelling = |mask: u32| -> String {
+        let letters = "alice".chars().enumerate();
+        let letters = letters.map(|(at, c)| if mask >> at & 1 == 1 { c.to_ascii_uppercase() } else { c });
+        letters.chain("@example.org".chars()).collect()
+    };
+    let mut mails = arrived(&server, &mut mailbox).await;
+    for mask in 0..32 {
+        for path in ["/auth/password-reset", "/auth/verify-email/resend"] {
+            assert_eq!(ask(&server, path, &spelling(mask)).await.status, 202);
+        }
+        if mask < 4 {
+            mails.extend(arrived(&server, &mut mailbox).await);
+        }
+    }
+    mails.extend(arrived(&server, &mut mailbox).await);
+    assert_eq!(mails.len(), 5, "{mails:?}");
+    assert_eq!(queued(&server).await, 2, "one message of each kind waits");
+    server.advance(Duration::from_secs(3_600));
+    server.app.db.ring(Bell::Mail);
+    assert_eq!(arrived(&server, &mut mailbox).await.len(), 2);
+    assert_eq!(queued(&server).await, 0);
+}
+
+#[tokio::test]
+async fn a_link_that_waited_for_half_a_day_is_dropped_and_a_notice_is_not() {
+    let (server, mut mailbox) = start(&[]).await;
+    mailbox.refuse(true);
+    let alice = server.person("alice").await;
+    mailbox.refused().await;
+    ask(&server, "/auth/password-reset", "alice@example.org").await;
+    mailbox.refused().await;
+    let change = json!({ "currentPassword": PASSWORD, "newPassword": "Another-Horse-8" });
+    alice.mutate("changePassword", change).await.ok();
+    mailbox.refused().await;
+    assert_eq!(queued(&server).await, 3);
+    server.advance(Duration::from_secs(12 * 3_600));
+    mailbox.refuse(false);
+    server.app.db.ring(Bell::Mail);
+    let mails = arrived(&server, &mut mailbox).await;
+    let subjects: Vec<_> = mails.iter().map(Mail::subject).collect();
+    assert_eq!(subjects, ["Your password was changed"]);
+    assert_eq!(queued(&server).await, 0);
+}
+
+#[tokio::test]
+async fn a_message_that_was_put_off_does_not_delay_new_ones() {
+    let server = Server::without_jobs().await;
+    server.person("alice").await;
+    let claim = async || server.run(async |app| mail::claim(&app.db, app.clock.now()).await).await.expect("an answer");
+    let first = claim().await.expect("a message");
+    let until = first.created_at.plus(Duration::from_secs(10));
+    let deferred =
+        server.run(async move |app| app.db.transaction(async |tx| mail::defer(tx, &first, until).await).await);
+    deferred.await.expect("an answer");
+    server.advance(Duration::from_secs(20));
+    server.person("bob").await;
+    let next = [claim().await, claim().await].map(|mail| mail.expect("a message").recipient);
+    assert_eq!(next, ["bob@example.org", "alice@example.org"]);
+}
+
+#[tokio::test]
+async fn address_changes_of_others_delay_a_sign_up_mail_and_do_not_suppress_it() {
+    let (server, mut mailbox) = start(&[]).await;
+    let mallory = server.person("mallory").await;
+    arrived(&server, &mut mailbox).await;
+    for _ in 0..5 {
+        let input = json!({ "email": "newcomer@example.org", "currentPassword": PASSWORD });
+        mallory.mutate("updateViewer", input).await.ok();
+        assert_eq!(arrived(&server, &mut mailbox).await.len(), 2, "a notice and a link");
+    }
+    server.person("newcomer").await;
+    assert!(arrived(&server, &mut mailbox).await.is_empty(), "over the limit");
+    server.advance(Duration::from_secs(3_600));
+    server.app.db.ring(Bell::Mail);
+    let mail = mailbox.next().await;
+    assert_eq!((mail.to.as_str(), mail.subject()), ("newcomer@example.org", "Verify your e-mail address"));
+    assert_eq!(verify(&server, &mail.token()).await.status, 204);
+}
+
+#[tokio::test]
+async fn notices_leave_the_limit_of_links_alone() {
+    let (server, mut mailbox) = start(&[]).await;
+    let alice = server.person("alice").await;
+    arrived(&server, &mut mailbox).await;
+    for (old, new) in [(PASSWORD, "Another-Horse-8"), ("Another-Horse-8", PASSWORD)].into_iter().cycle().take(4) {
+        alice.mutate("changePassword", json!({ "currentPassword": old, "newPassword": new })).await.ok();
+        assert_eq!(arrived(&server, &mut mailbox).await.len(), 1);
+    }
+    ask(&server, "/auth/password-reset", "alice@example.org").await;
+    assert_eq!(mailbox.next().await.subject(), "Set a new password");
+}
+
+#[tokio::test]
+async fn plus_addresses_of_one_mailbox_count_together() {
+    let (server, mut mailbox) = start(&[]).await;
+    for number in 0..8 {
+        let email = format!("box+{number}@example.org");
+        let body = json!({ "email": email, "username": format!("user-{number}"), "password": PASSWORD });
+        assert_eq!(server.post("/auth/register", body).await.status, 201, "each may have an account");
+    }
+    assert_eq!(arrived(&server, &mut mailbox).await.len(), 5);
+    server.person("boxer").await;
+    assert_eq!(mailbox.next().await.to, "boxer@example.org", "other mailboxes are not affected");
+    let odd = json!({ "email": "+tag@example.org", "username": "tag", "password": PASSWORD });
+    assert_eq!(server.post("/auth/register", odd).await.status, 201);
+    assert_eq!(mailbox.next().await.to, "+tag@example.org");
+}
+
+#[tokio::test]
+async fn an_assignment_mail_shows_the_title_on_one_line_and_in_quotes() {
+    let (server, mut mailbox) = start(&[]).await;
+    let (alice, root) = (server.person("alice").await, server.admin("root").await);
+    mailbox.next().await;
+    let project = alice.project("Apollo").await;
+    let title =
+        "Fly\"\n\nYour password\texpires.\u{202e}\u{2028}Set a new one:\r\n\u{1}\nhttps://evil.example/\n-- \nThe team";
+    alice.task(&project, title, json!({ "assigneeId": root.id })).await;
+    let mail = mailbox.next().await;
+    let line = "\"Fly' Your password expires. Set a new one: https://evil.example/ -- The team\"";
+    assert!(mail.content.lines().any(|text| text == line), "{}", mail.content);
+    assert!(mail.content.contains(&format!("<p>{}</p>", line.replace('"', "&quot;"))), "{}", mail.content);
+}
+
+#[tokio::test]
+async fn an_assignment_is_not_mailed_after_the_recipient_has_unsubscribed_or_moved() {
+    let (server, mut mailbox) = start(&[]).await;
+    let (alice, root, other) = (server.person("alice").await, server.admin("root").await, server.admin("other").await);
+    mailbox.next().await;
+    let project = alice.project("Apollo").await;
+    mailbox.refuse(true);
+    for person in [&root, &other] {
+        alice.task(&project, "Fly", json!({ "assigneeId": person.id })).await;
+        mailbox.refused().await;
+    }
+    root.mutate("updateViewer", json!({ "assignmentEmails": false })).await.ok();
+    other.mutate("deleteViewer", json!({ "password": PASSWORD })).await.ok();
+    mailbox.refuse(false);
+    server.advance(Duration::from_secs(31));
+    server.app.db.ring(Bell::Mail);
+    assert!(arrived(&server, &mut mailbox).await.is_empty());
+    assert_eq!(queued(&server).await, 0);
 }

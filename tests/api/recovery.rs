@@ -99,7 +99,12 @@ async fn unverified_people_may_be_kept_out() {
     assert_eq!((refused.status.as_u16(), &refused.body["code"]), (403, &json!("EMAIL_NOT_VERIFIED")));
     assert_eq!(login(&server, "alice", "Wrong-Horse-7").await.body["code"], "INVALID_CREDENTIALS");
     assert_eq!(verify(&server, &mailbox.next().await.token()).await.status, 204);
-    assert_eq!(login(&server, "alice", PASSWORD).await.status, 200);
+    let alice = server.login("alice").await;
+    let document = "{ viewer { securityLog(first: 5) { nodes { kind ipAddress actor { username } } } } }";
+    let log = alice.query(document, json!({})).await["viewer"]["securityLog"]["nodes"].clone();
+    let kinds: Vec<&str> = log.as_array().expect("entries").iter().filter_map(|entry| entry["kind"].as_str()).collect();
+    assert_eq!(kinds, ["LOGGED_IN", "EMAIL_VERIFIED", "LOGIN_FAILED", "LOGIN_REFUSED", "REGISTERED"]);
+    assert_eq!(log[3], json!({ "kind": "LOGIN_REFUSED", "ipAddress": "127.0.0.1", "actor": null }));
 }
 
 #[tokio::test]

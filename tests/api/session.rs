@@ -287,3 +287,35 @@ async fn an_access_token_may_come_from_a_clock_that_is_five_seconds_ahead() {
         assert_eq!(server.is_signed_in(early.token()).await, good, "{ahead} seconds");
     }
 }
+
+#[tokio::test]
+async fn wrong_passwords_of_one_session_leave_the_others_their_attempts() {
+    let server = Server::with(&[("RATE_LIMIT_ENABLED", "true")]).await;
+    let mut sessions = vec![server.person("alice").await];
+    for _ in 0..5 {
+        server.advance(std::time::Duration::from_secs(61));
+        sessions.push(server.login("alice").await);
+    }
+    let change = async |session: usize, password: &str| {
+        let input = json!({ "currentPassword": password, "newPassword": PASSWORD });
+        sessions[session].mutate("changePassword", input).await.outcome()
+    };
+    let wrong = "currentPassword: WRONG_PASSWORD";
+    for _ in 0..5 {
+        assert_eq!(change(0, "Wrong-Horse-7").await, wrong);
+    }
+    assert_eq!(change(0, "Wrong-Horse-7").await, "RATE_LIMITED");
+    for session in 1..4 {
+        for _ in 0..4 {
+            assert_eq!(change(session, "Wrong-Horse-7").await, wrong);
+        }
+    }
+    // The right one ends the other sessions, so they are counted before it.
+    for _ in 0..2 {
+        assert_eq!(change(4, "Wrong-Horse-7").await, wrong);
+    }
+    assert_eq!(change(5, PASSWORD).await, "ok", "the twentieth of the account");
+    assert_eq!(change(5, PASSWORD).await, "RATE_LIMITED", "many sessions do not multiply guesses");
+    server.advance(std::time::Duration::from_secs(61));
+    server.login("alice").await;
+}

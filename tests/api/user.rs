@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::harness::{PASSWORD, Person, Server, is_postgres};
+use crate::recovery::start;
 
 #[tokio::test]
 async fn one_changes_ones_own_names_and_address() {
@@ -246,4 +247,55 @@ async fn a_new_username_and_an_export_are_noted() {
     let log = alice.query(document, json!({})).await["viewer"]["securityLog"]["nodes"].clone();
     let entry = |kind| json!({ "kind": kind, "ipAddress": "127.0.0.1", "actor": { "username": "ada" } });
     assert_eq!(log, json!([entry("DATA_EXPORTED"), entry("USERNAME_CHANGED")]));
+}
+
+#[tokio::test]
+async fn a_new_username_is_mailed_to_the_owner_and_nobody_takes_the_old_one_for_three_days() {
+    let (server, mut mailbox) = start(&[]).await;
+    let (alice, bob) = (server.person("Alice").await, server.person("bob").await);
+    let links = [mailbox.next().await, mailbox.next().await];
+    assert!(links.iter().all(|mail| mail.subject() == "Verify your e-mail address"));
+    alice.mutate("updateViewer", json!({ "username": "ALICE" })).await.ok();
+    let mail = mailbox.next().await;
+    assert_eq!((mail.to.as_str(), mail.subject()), ("Alice@example.org", "Your username was changed"));
+    alice.mutate("updateViewer", json!({ "username": "zed" })).await.ok();
+    let mail = mailbox.next().await;
+    assert!(mail.content.contains("username zed"), "{}", mail.content);
+
+    let squatter = json!({ "email": "x@example.org", "username": "alice", "password": PASSWORD });
+    let refused = server.post("/auth/register", squatter.clone()).await;
+    assert_eq!((refused.status.as_u16(), &refused.body["code"]), (409, &json!("TAKEN")));
+    assert_eq!(refused.body["errors"][0]["field"], "username");
+    let taken = async || bob.mutate("updateViewer", json!({ "username": "aLiCe" })).await.faults();
+    assert_eq!(taken().await, ["username: TAKEN"]);
+    let export = alice.query("{ exportViewerData }", json!({})).await["exportViewerData"].clone();
+    assert_eq!(export["usernameChanges"][0]["from"], "alice");
+
+    alice.mutate("updateViewer", json!({ "username": "alice" })).await.ok();
+    alice.mutate("updateViewer", json!({ "username": "zed" })).await.ok();
+    server.advance(Duration::from_secs(3 * 86_400 - 1));
+    assert_eq!(server.post("/auth/register", squatter.clone()).await.status, 409);
+    server.advance(Duration::from_secs(1));
+    assert_eq!(server.post("/auth/register", squatter).await.status, 201);
+}
+
+#[tokio::test]
+async fn an_account_reserves_three_former_usernames_the_oldest_first() {
+    let server = Server::start().await;
+    let (dave, eve) = (server.person("dave").await, server.person("eve").await);
+    for number in 1..6 {
+        dave.mutate("updateViewer", json!({ "username": format!("dave-{number}") })).await.ok();
+    }
+    for (name, outcome) in [
+        ("dave", "username: TAKEN"),
+        ("dave-1", "username: TAKEN"),
+        ("dave-2", "username: TAKEN"),
+        ("dave-3", "ok"),
+        ("dave-4", "ok"),
+        ("dave-5", "username: TAKEN"),
+    ] {
+        assert_eq!(eve.mutate("updateViewer", json!({ "username": name })).await.outcome(), outcome, "{name}");
+    }
+    dave.mutate("deleteViewer", json!({ "password": PASSWORD })).await.ok();
+    eve.mutate("updateViewer", json!({ "username": "dave" })).await.ok();
 }

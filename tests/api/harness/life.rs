@@ -45,6 +45,7 @@ impl Life {
         bob.mutate("updateTask", json!({ "id": task, "status": "IN_PROGRESS" })).await.ok();
         let moving = json!({ "email": "dave@example.net", "currentPassword": PASSWORD });
         dave.mutate("updateViewer", moving).await.ok();
+        dave.mutate("updateViewer", json!({ "username": "dave-2" })).await.ok();
         Self::settle(server).await;
         Self { alice, bob, task }
     }
