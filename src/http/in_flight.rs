@@ -32,8 +32,8 @@ use crate::store::export;
 
 /// Bodies up to this size do not count, in bytes.
 const SMALL: usize = PART;
-/// Request bytes in the process, and of one address. The user is not known before the body has been
-/// read.
+/// Request bytes in the process, and of one address, or of one user on sockets. Over HTTP the user
+/// is not known before the body has been read.
 const BODIES: usize = 64 * 1024 * 1024;
 const BODIES_OF_ONE: usize = 8 * 1024 * 1024;
 /// Unread response bytes in the process, and of one user, or one address for an anonymous request.
@@ -45,6 +45,9 @@ const EXPORTS: usize = 2 * EXPORTS_OF_ONE;
 const EXPORTS_OF_ONE: usize = export::MAX_BYTES + MAX_BYTES;
 /// Minimum average rate at which a client must read a waiting response, in bytes per second.
 pub const MIN_RATE: u64 = 8 * 1024;
+
+const TOO_MANY_REQUESTS: &str = "Too many large requests at once. Try again later.";
+const TOO_MANY_UNREAD: &str = "Too many bytes of earlier responses are unread. Read them, then try again.";
 
 pub struct InFlight {
     bodies: Arc<ByteBudget>,
@@ -74,20 +77,25 @@ impl InFlight {
             return Ok(());
         }
         let more = bytes.saturating_sub(reservation.bytes());
-        let message = "Too many large requests from this address at once. Try again later.";
-        reservation.grow(more).map_err(|exceeded| refused(exceeded, message))
+        reservation.grow(more).map_err(|exceeded| refused(exceeded, TOO_MANY_REQUESTS))
+    }
+
+    /// Reserves the bytes of a request that has arrived whole and is not parsed yet. Returns `None`
+    /// if it is small.
+    pub fn reserve_request(&self, owner: Who, bytes: usize) -> Result<Option<Reservation>> {
+        reserve(&self.bodies, owner, bytes, TOO_MANY_REQUESTS)
     }
 
     /// Reserves the bytes of a message. Returns `None` if it is small.
     pub fn reserve(&self, owner: Who, bytes: usize) -> Result<Option<Reservation>> {
-        reserve(&self.answers, owner, bytes)
+        reserve(&self.answers, owner, bytes, TOO_MANY_UNREAD)
     }
 
     /// Counts the body of a response until it is read.
     pub fn hold(&self, owner: Who, is_export: bool, response: Response) -> Result<Response> {
         let budget = if is_export { &self.exports } else { &self.answers };
         let bytes = response.body().size_hint().exact().unwrap_or_default();
-        let reserved = reserve(budget, owner, usize::try_from(bytes).unwrap_or(usize::MAX))?;
+        let reserved = reserve(budget, owner, usize::try_from(bytes).unwrap_or(usize::MAX), TOO_MANY_UNREAD)?;
         Ok(match reserved {
             None => response,
             Some(reservation) => {
@@ -98,11 +106,10 @@ impl InFlight {
     }
 }
 
-fn reserve(budget: &Arc<ByteBudget>, owner: Who, bytes: usize) -> Result<Option<Reservation>> {
+fn reserve(budget: &Arc<ByteBudget>, owner: Who, bytes: usize, message: &'static str) -> Result<Option<Reservation>> {
     if bytes <= SMALL {
         return Ok(None);
     }
-    let message = "Too many bytes of earlier responses are unread. Read them, then try again.";
     budget.reserve(owner, bytes).map(Some).map_err(|exceeded| refused(exceeded, message))
 }
 
