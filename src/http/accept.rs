@@ -3,13 +3,15 @@
 //!
 //! A connection must send its first request soon and each later one before the idle timeout. Bodies
 //! must arrive and responses must be read in time. When all slots are in use, or those of one
-//! address or network, the connection that has waited longest for its client is evicted, idle ones
-//! included; among running requests it is the one that has waited longest for its body. A few slots
-//! beyond the limit are reserved for probes: a connection that gets no other slot has one request
-//! answered there, with 503 unless it is a probe.
+//! address or network, the connection that has waited longest for its client is evicted: an idle
+//! one, or one whose requests all wait for the client to send a body or to read a response. Among
+//! running requests it is the one that has waited longest for its body. A few slots beyond the limit
+//! are reserved for probes: a connection that gets no other slot has one request answered there,
+//! with 503 unless it is a probe.
 
 use std::net::{IpAddr, SocketAddr};
 use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -262,7 +264,7 @@ impl Server {
     ) -> Response<Body> {
         // Probes need an answer above all when the server is overloaded.
         let probe = matches!(request.uri().path(), "/livez" | "/readyz");
-        let slot = if probe || busy.0.is_reserved { None } else { self.requests.acquire(None) };
+        let slot = if probe || busy.activity.is_reserved { None } else { self.requests.acquire(None) };
         if slot.is_none() && !probe {
             request.extensions_mut().insert(TooMany);
         }
@@ -273,11 +275,19 @@ impl Server {
         request.extensions_mut().insert(ConnectInfo(peer));
         request.extensions_mut().insert(lifeline);
         let due = Instant::now() + self.limits.body;
-        let request = request.map(|body| Body::new(Arriving { body, due, slot: slot.clone(), late: None }));
+        let busy = Arc::new(busy);
+        let waiting = Arc::clone(&busy);
+        let request =
+            request.map(|body| Body::new(Arriving { body, due, slot: slot.clone(), late: None, busy: waiting }));
         let Ok(response) = self.router.clone().call(request).await;
         let (is_http_2, patience) = (stream.is_some(), STUCK.min(self.limits.idle));
-        let stream = stream.unwrap_or_else(|| Arc::clone(&busy.0.stream));
-        response.map(|body| Body::new(Counted { body: Parts::new(body, stream, is_http_2, patience), _busy: busy }))
+        let stream = stream.unwrap_or_else(|| Arc::clone(&busy.activity.stream));
+        // The response waits for the client from here on. Its body changes that if it has nothing to
+        // read.
+        busy.set_waits(true);
+        response.map(|body| {
+            Body::new(Counted { body: Parts::new(body, stream, is_http_2, patience), is_polled: false, busy })
+        })
     }
 }
 
@@ -300,16 +310,19 @@ struct Activity {
 struct Requests {
     /// Requests without a complete response.
     running: usize,
+    /// Those of them that wait for the client: for a part of the body to arrive, or for a part of
+    /// the response to be read.
+    waits: usize,
     /// When the last response was completed.
     ended: Option<Instant>,
-    /// Set while no request is running.
+    /// Set while all running requests wait for the client, which includes that none is running.
     waiting: Option<Waiting>,
     is_over: bool,
 }
 
 impl Activity {
     fn new(lifeline: Lifeline, is_reserved: bool) -> Self {
-        let requests = Requests { running: 0, ended: None, waiting: lifeline.wait(), is_over: false };
+        let requests = Requests { running: 0, waits: 0, ended: None, waiting: lifeline.wait(), is_over: false };
         Self {
             lifeline,
             is_reserved,
@@ -341,6 +354,23 @@ impl Activity {
         }
     }
 
+    /// Changes what the requests of the connection wait for. It may be evicted if all of them wait
+    /// for the client, and always on a reserved slot.
+    fn change(&self, change: impl FnOnce(&mut Requests)) {
+        let mut requests = self.requests();
+        change(&mut requests);
+        if requests.is_over {
+            return;
+        }
+        if requests.waits < requests.running && !self.is_reserved {
+            requests.waiting = None;
+        } else if let Some(waiting) = &mut requests.waiting {
+            waiting.restart();
+        } else {
+            requests.waiting = self.lifeline.wait();
+        }
+    }
+
     /// Hyper is done with the connection, so it is no longer evictable here. A socket that
     /// continues on it manages its own deadlines.
     fn end(&self) {
@@ -351,7 +381,11 @@ impl Activity {
 }
 
 /// Marks a request without a complete response.
-struct Busy(Arc<Activity>);
+struct Busy {
+    activity: Arc<Activity>,
+    /// Whether it waits for the client. Changes only under the lock of the activity.
+    waits: AtomicBool,
+}
 
 impl Busy {
     fn new(activity: &Arc<Activity>, version: Version) -> Self {
@@ -359,26 +393,30 @@ impl Busy {
             activity.http_2.cancel();
         }
         activity.begun.cancel();
-        let mut requests = activity.requests();
-        requests.running += 1;
-        if !activity.is_reserved {
-            requests.waiting = None;
-        }
-        drop(requests);
-        Self(Arc::clone(activity))
+        activity.change(|requests| requests.running += 1);
+        Self { activity: Arc::clone(activity), waits: AtomicBool::new(false) }
+    }
+
+    /// Changes whether the request waits for the client. If it did and still does, the client has
+    /// sent or read something, and the wait starts again.
+    fn set_waits(&self, waits: bool) {
+        self.activity.change(|requests| {
+            let waited = self.waits.swap(waits, Ordering::Relaxed);
+            requests.waits = requests.waits - usize::from(waited) + usize::from(waits);
+        });
     }
 }
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        let mut requests = self.0.requests();
-        requests.running -= 1;
-        if requests.running == 0 {
-            requests.ended = Some(Instant::now());
-            if !requests.is_over && requests.waiting.is_none() {
-                requests.waiting = self.0.lifeline.wait();
+        let waits = *self.waits.get_mut();
+        self.activity.change(|requests| {
+            requests.running -= 1;
+            requests.waits -= usize::from(waits);
+            if requests.running == 0 {
+                requests.ended = Some(Instant::now());
             }
-        }
+        });
     }
 }
 
@@ -388,8 +426,9 @@ struct Arriving {
     due: Instant,
     /// Slot of the request. Probes have none.
     slot: Option<Arc<Slot>>,
-    /// Created when the body is first waited for.
+    /// Set while the next frame is waited for.
     late: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
+    busy: Arc<Busy>,
 }
 
 /// Waits until the body is late or the request is evicted.
@@ -413,8 +452,11 @@ impl HttpBody for Arriving {
         if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) {
             return Poll::Ready(frame.map(|frame| frame.map_err(Into::into)));
         }
-        let Self { due, slot, late: lateness, .. } = &mut *self;
-        let lateness = lateness.get_or_insert_with(|| Box::pin(late(*due, slot.clone())));
+        let Self { due, slot, late: lateness, busy, .. } = &mut *self;
+        let lateness = lateness.get_or_insert_with(|| {
+            busy.set_waits(true);
+            Box::pin(late(*due, slot.clone()))
+        });
         lateness.as_mut().poll(cx).map(|()| Some(Err("request body timed out".into())))
     }
 
@@ -427,10 +469,20 @@ impl HttpBody for Arriving {
     }
 }
 
-/// A response body that keeps its connection marked as busy.
+impl Drop for Arriving {
+    fn drop(&mut self) {
+        if self.late.is_some() {
+            self.busy.set_waits(false);
+        }
+    }
+}
+
+/// A response body that keeps its connection marked as busy. The request waits for the client
+/// unless the body has nothing to read, such as an event stream between two events.
 struct Counted {
     body: Parts,
-    _busy: Busy,
+    is_polled: bool,
+    busy: Arc<Busy>,
 }
 
 impl HttpBody for Counted {
@@ -441,7 +493,13 @@ impl HttpBody for Counted {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
+        let polled = Pin::new(&mut self.body).poll_frame(cx);
+        // The first frame follows the head at once: the wait has just begun.
+        if self.is_polled || polled.is_pending() {
+            self.busy.set_waits(polled.is_ready());
+        }
+        self.is_polled = true;
+        polled
     }
 
     fn is_end_stream(&self) -> bool {

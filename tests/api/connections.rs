@@ -13,12 +13,19 @@ use tokio::time::timeout;
 use url::Url;
 
 use crate::harness::{Database, Frame, PATIENCE, Server, Socket, is_postgres};
-use crate::http_2::{Frames, HEADERS};
+use crate::http_2::{DATA, Frames, HEADERS, PING, WINDOW_UPDATE};
 
 const OPERATION: &str =
     "GET /graphql?query=%7B__typename%7D HTTP/1.1\r\nhost: x\r\ngraphql-require-preflight: 1\r\n\r\n";
 const LIVEZ: &str = "GET /livez HTTP/1.1\r\nhost: x\r\n\r\n";
 const READYZ: &str = "GET /readyz HTTP/1.1\r\nhost: x\r\n\r\n";
+
+/// Connects from a given loopback address.
+async fn connect_from(source: Ipv4Addr, address: SocketAddr) -> TcpStream {
+    let socket = TcpSocket::new_v4().expect("a socket");
+    socket.bind((source, 0).into()).expect("an address of this machine");
+    socket.connect(address).await.expect("a connection")
+}
 
 /// A keep-alive connection for sequential requests.
 struct Kept(TcpStream);
@@ -30,9 +37,7 @@ impl Kept {
 
     /// Connects from another loopback address.
     async fn from(source: Ipv4Addr, address: SocketAddr) -> Self {
-        let socket = TcpSocket::new_v4().expect("a socket");
-        socket.bind((source, 0).into()).expect("an address of this machine");
-        Self(socket.connect(address).await.expect("a connection"))
+        Self(connect_from(source, address).await)
     }
 
     /// Sends a request; returns the status, or `None` if the server closes the connection instead.
@@ -90,6 +95,65 @@ async fn idle_connections_of_http_2_make_room_too() {
         idle.push(client);
     }
     assert_eq!(Kept::open(server.address).await.ask(OPERATION).await, Some(200));
+}
+
+#[tokio::test]
+async fn connections_with_unread_responses_make_room() {
+    let server = Server::with(&[("MAX_CONNECTIONS", "2")]).await;
+    let mut unread = Vec::new();
+    for _ in 0..2 {
+        let mut client = Frames::connect(server.address, 0).await;
+        client.get(1, "/livez").await;
+        assert_eq!(client.next(HEADERS).await, 1);
+        unread.push(client);
+    }
+    assert_eq!(Kept::open(server.address).await.ask(OPERATION).await, Some(200));
+    unread.remove(0).closed().await;
+}
+
+#[tokio::test]
+async fn a_connection_whose_response_is_read_is_evicted_after_one_whose_response_is_not() {
+    let server = Server::with(&[("MAX_CONNECTIONS", "2")]).await;
+    let mut clients = Vec::new();
+    for _ in 0..2 {
+        let mut client = Frames::connect(server.address, 0).await;
+        client.get(1, "/docs/openapi.json").await;
+        assert_eq!(client.next(HEADERS).await, 1);
+        clients.push(client);
+    }
+    // The first response has several parts. The server passes the next one on when the last byte of
+    // this one is read.
+    let mut left = 16 * 1024;
+    clients[0].send(WINDOW_UPDATE, 0, 1, &16_385_u32.to_be_bytes()).await;
+    while left > 0 {
+        left -= clients[0].next_length(DATA).await.min(left);
+    }
+    assert_eq!(clients[0].next_length(DATA).await, 1, "the first byte of the second part");
+    assert_eq!(Kept::open(server.address).await.ask(OPERATION).await, Some(200));
+    clients.remove(1).closed().await;
+    clients[0].send(PING, 0, 0, &[0; 8]).await;
+    clients[0].next(PING).await;
+}
+
+#[tokio::test]
+async fn connections_whose_request_does_not_arrive_make_room() {
+    let server = Server::with(&[("MAX_CONNECTIONS", "2")]).await;
+    let first = half_sent(Ipv4Addr::LOCALHOST, &server).await;
+    let _second = half_sent(Ipv4Addr::LOCALHOST, &server).await;
+    assert_eq!(Kept::open(server.address).await.ask(OPERATION).await, Some(200));
+    first.closed().await;
+}
+
+/// A request whose body does not arrive. Returns when the server waits for the body.
+async fn half_sent(source: Ipv4Addr, server: &Server) -> Kept {
+    let mut one = Kept::from(source, server.address).await;
+    let head = "POST /graphql HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 26\r\n\
+        expect: 100-continue\r\n\r\n";
+    one.0.write_all(head.as_bytes()).await.expect("sent");
+    let mut answer = [0; 25];
+    timeout(PATIENCE, one.0.read_exact(&mut answer)).await.expect("in time").expect("an answer");
+    assert_eq!(String::from_utf8_lossy(&answer), "HTTP/1.1 100 Continue\r\n\r\n");
+    one
 }
 
 #[tokio::test]
