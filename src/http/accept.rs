@@ -50,6 +50,12 @@ const JITTER: Duration = Duration::from_secs(1);
 const RESERVED: usize = 64;
 /// Limit of an IPv6 /48, in multiples of the limit of one address.
 const SITE: usize = 4;
+/// Concurrent streams of an HTTP/2 connection.
+const STREAMS: u32 = 32;
+/// Unread responses over HTTP/2, in total and per address. Each takes about 6 KiB, whatever its
+/// size.
+const UNREAD: usize = 8 * 1024;
+const UNREAD_OF_ONE: usize = UNREAD / 8;
 
 /// How long a part of a response may wait for the client to read it.
 const STUCK: Duration = Duration::from_secs(30);
@@ -108,6 +114,9 @@ struct Server {
     reserved: Arc<SlotPool>,
     /// For running requests. One that waits for its body can be evicted.
     requests: Arc<SlotPool>,
+    /// For responses over HTTP/2 that the client has not read. The connection of the one that has
+    /// waited longest can be evicted.
+    unread: Arc<SlotPool>,
     builder: Builder<Streams>,
     draining: CancellationToken,
     stop: CancellationToken,
@@ -133,7 +142,7 @@ pub async fn serve(
         .timer(TokioTimer::new())
         .keep_alive_interval(Duration::from_secs(20))
         .keep_alive_timeout(Duration::from_secs(20))
-        .max_concurrent_streams(100)
+        .max_concurrent_streams(STREAMS)
         .max_send_buf_size(STREAM_BUFFER)
         .max_header_list_size(16 * 1024);
     let server = Arc::new(Server {
@@ -146,6 +155,7 @@ pub async fn serve(
         }),
         reserved: SlotPool::new(SlotLimits::total(RESERVED)),
         requests: SlotPool::new(SlotLimits::total(limits.requests)),
+        unread: SlotPool::new(SlotLimits { total: UNREAD, per_address: UNREAD_OF_ONE, per_site: UNREAD_OF_ONE * SITE }),
         limits,
         builder,
         draining,
@@ -181,7 +191,8 @@ impl Server {
     fn admit(&self, peer: SocketAddr) -> Option<Arc<Activity>> {
         let address: IpAddr = peer.ip().to_canonical();
         let is_trusted = self.trusted.iter().any(|network| network.contains(address));
-        let slot = self.connections.acquire((!is_trusted).then_some(address));
+        let source = (!is_trusted).then_some(address);
+        let slot = self.connections.acquire(source);
         let is_reserved = slot.is_none();
         // This succeeds even when all are in use: the holder of a reserved slot can be evicted at
         // any time.
@@ -193,7 +204,7 @@ impl Server {
             written: Written::default(),
             slot: Some(slot),
         };
-        Some(Arc::new(Activity::new(lifeline, is_reserved)))
+        Some(Arc::new(Activity::new(lifeline, source, is_reserved)))
     }
 
     async fn connection(self: Arc<Self>, stream: TcpStream, peer: SocketAddr, activity: Arc<Activity>) {
@@ -285,15 +296,25 @@ impl Server {
         // The response waits for the client from here on. Its body changes that if it has nothing to
         // read.
         busy.set_waits(true);
+        let unread = if is_http_2 && !response.body().is_end_stream() { self.unread(&busy.activity) } else { None };
         response.map(|body| {
-            Body::new(Counted { body: Parts::new(body, stream, is_http_2, patience), is_polled: false, busy })
+            Body::new(Counted { body: Parts::new(body, stream, is_http_2, patience), is_polled: false, unread, busy })
         })
+    }
+
+    /// Takes a slot for a response that the client has to read. Evicting it closes the connection:
+    /// hyper would keep a stream that is only reset until the client reads the reset.
+    fn unread(&self, activity: &Activity) -> Option<Waiting> {
+        let slot = self.unread.acquire(activity.source)?;
+        Some(slot.wait(activity.lifeline.connection.clone()))
     }
 }
 
 /// State of a connection.
 struct Activity {
     lifeline: Lifeline,
+    /// Address that the limits per address apply to. Trusted proxies have none.
+    source: Option<IpAddr>,
     /// Whether it uses a reserved slot and gets one response.
     is_reserved: bool,
     started: Instant,
@@ -321,10 +342,11 @@ struct Requests {
 }
 
 impl Activity {
-    fn new(lifeline: Lifeline, is_reserved: bool) -> Self {
+    fn new(lifeline: Lifeline, source: Option<IpAddr>, is_reserved: bool) -> Self {
         let requests = Requests { running: 0, waits: 0, ended: None, waiting: lifeline.wait(), is_over: false };
         Self {
             lifeline,
+            source,
             is_reserved,
             started: Instant::now(),
             begun: CancellationToken::new(),
@@ -482,6 +504,8 @@ impl Drop for Arriving {
 struct Counted {
     body: Parts,
     is_polled: bool,
+    /// Over HTTP/2, until the body first has nothing to read.
+    unread: Option<Waiting>,
     busy: Arc<Busy>,
 }
 
@@ -497,6 +521,10 @@ impl HttpBody for Counted {
         // The first frame follows the head at once: the wait has just begun.
         if self.is_polled || polled.is_pending() {
             self.busy.set_waits(polled.is_ready());
+            match &mut self.unread {
+                Some(unread) if polled.is_ready() => unread.restart(),
+                unread => *unread = None,
+            }
         }
         self.is_polled = true;
         polled

@@ -13,7 +13,7 @@ use tokio::time::timeout;
 use url::Url;
 
 use crate::harness::{Database, Frame, PATIENCE, Server, Socket, is_postgres};
-use crate::http_2::{DATA, Frames, HEADERS, PING, WINDOW_UPDATE};
+use crate::http_2::{DATA, Frames, HEADERS, PING, SETTINGS, WINDOW_UPDATE};
 
 const OPERATION: &str =
     "GET /graphql?query=%7B__typename%7D HTTP/1.1\r\nhost: x\r\ngraphql-require-preflight: 1\r\n\r\n";
@@ -142,6 +142,38 @@ async fn connections_whose_request_does_not_arrive_make_room() {
     let _second = half_sent(Ipv4Addr::LOCALHOST, &server).await;
     assert_eq!(Kept::open(server.address).await.ask(OPERATION).await, Some(200));
     first.closed().await;
+}
+
+#[tokio::test]
+async fn an_address_leaves_no_more_than_its_share_of_http_2_responses_unread() {
+    const STREAMS: u32 = 32;
+    const PER_ADDRESS: u32 = 1_024;
+    let server = Server::start().await;
+    let open = async |source: u8| {
+        let stream = connect_from(Ipv4Addr::new(127, 0, 0, source), server.address).await;
+        let mut client = Frames::over(stream, 0).await;
+        for number in 0..STREAMS {
+            client.get(2 * number + 1, "/livez").await;
+        }
+        for _ in 0..STREAMS {
+            client.next(HEADERS).await;
+        }
+        client
+    };
+    let mut elsewhere = open(2).await;
+    let mut unread = Vec::new();
+    for _ in 0..=PER_ADDRESS / STREAMS {
+        unread.push(open(1).await);
+    }
+    unread.remove(0).closed().await;
+    for client in unread.iter_mut().chain([&mut elsewhere]) {
+        client.send(PING, 0, 0, &[0; 8]).await;
+        client.next(PING).await;
+    }
+    let mut client = Frames::connect(server.address, 0).await;
+    let settings = client.next_payload(SETTINGS).await;
+    let streams = settings.chunks(6).find(|setting| setting[..2] == [0, 3]).expect("a limit on streams");
+    assert_eq!(streams[2..], STREAMS.to_be_bytes());
 }
 
 /// A request whose body does not arrive. Returns when the server waits for the body.

@@ -18,7 +18,7 @@ use crate::harness::{PATIENCE, Server};
 pub const DATA: u8 = 0;
 pub const HEADERS: u8 = 1;
 pub const RESET: u8 = 3;
-const SETTINGS: u8 = 4;
+pub const SETTINGS: u8 = 4;
 pub const PING: u8 = 6;
 pub const WINDOW_UPDATE: u8 = 8;
 
@@ -103,6 +103,11 @@ impl Frames {
     /// Waits for the next frame of this type and returns its stream.
     pub async fn next(&mut self, kind: u8) -> u32 {
         self.next_frame(kind).await.0
+    }
+
+    /// Waits for the next frame of this type and returns its payload.
+    pub async fn next_payload(&mut self, kind: u8) -> Vec<u8> {
+        self.next_frame(kind).await.1
     }
 
     /// Waits until the server closes the connection.
