@@ -50,6 +50,9 @@ const JITTER: Duration = Duration::from_secs(1);
 const RESERVED: usize = 64;
 /// Limit of an IPv6 /48, in multiples of the limit of one address.
 const SITE: usize = 4;
+/// Running requests of one address: a fraction of the total, but at least this many.
+const REQUEST_SHARE: usize = 10;
+const MIN_REQUEST_SHARE: usize = 100;
 /// Concurrent streams of an HTTP/2 connection.
 const STREAMS: u32 = 32;
 /// Unread responses over HTTP/2, in total and per address. Each takes about 6 KiB, whatever its
@@ -145,6 +148,7 @@ pub async fn serve(
         .max_concurrent_streams(STREAMS)
         .max_send_buf_size(STREAM_BUFFER)
         .max_header_list_size(16 * 1024);
+    let requests_of_one = (limits.requests / REQUEST_SHARE).max(MIN_REQUEST_SHARE);
     let server = Arc::new(Server {
         router,
         trusted,
@@ -154,7 +158,11 @@ pub async fn serve(
             per_site: limits.per_address.saturating_mul(SITE),
         }),
         reserved: SlotPool::new(SlotLimits::total(RESERVED)),
-        requests: SlotPool::new(SlotLimits::total(limits.requests)),
+        requests: SlotPool::new(SlotLimits {
+            total: limits.requests,
+            per_address: requests_of_one,
+            per_site: requests_of_one.saturating_mul(SITE),
+        }),
         unread: SlotPool::new(SlotLimits { total: UNREAD, per_address: UNREAD_OF_ONE, per_site: UNREAD_OF_ONE * SITE }),
         limits,
         builder,
@@ -275,7 +283,7 @@ impl Server {
     ) -> Response<Body> {
         // Probes need an answer above all when the server is overloaded.
         let probe = matches!(request.uri().path(), "/livez" | "/readyz");
-        let slot = if probe || busy.activity.is_reserved { None } else { self.requests.acquire(None) };
+        let slot = if probe || busy.activity.is_reserved { None } else { self.requests.acquire(busy.activity.source) };
         if slot.is_none() && !probe {
             request.extensions_mut().insert(TooMany);
         }
@@ -472,6 +480,10 @@ impl HttpBody for Arriving {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
         if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) {
+            // The next wait is a new one: a client that sends is evicted after one that does not.
+            if self.late.take().is_some() {
+                self.busy.set_waits(false);
+            }
             return Poll::Ready(frame.map(|frame| frame.map_err(Into::into)));
         }
         let Self { due, slot, late: lateness, busy, .. } = &mut *self;

@@ -71,6 +71,11 @@ impl InFlight {
         self.bodies.none(owner)
     }
 
+    /// Bytes of request bodies reserved now.
+    pub fn body_bytes(&self) -> usize {
+        self.bodies.used()
+    }
+
     /// Grows the reservation of a body to `bytes` in total.
     pub fn admit(&self, reservation: &mut Reservation, bytes: usize) -> Result<()> {
         if bytes <= SMALL {

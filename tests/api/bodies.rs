@@ -249,3 +249,42 @@ async fn what_an_address_has_half_sent_is_limited_and_harms_nobody_else() {
     let again = async { while status(begin(1, 250_000, 250_000).await).await != "200" {} };
     tokio::time::timeout(PATIENCE, again).await.expect("room again");
 }
+
+#[tokio::test]
+async fn a_body_that_arrives_in_pieces_is_given_up_after_one_that_does_not_arrive() {
+    let server = Server::with(&[("MAX_REQUESTS_IN_FLIGHT", "2")]).await;
+    let query = r#"{"query":"{ __typename }"}"#;
+    let (piece, rest) = (" ".repeat(20_000), " ".repeat(20_000) + query);
+    let begin = async || {
+        let mut stream = tokio::net::TcpStream::connect(server.address).await.expect("a connection");
+        let length = piece.len() + rest.len();
+        let head = format!(
+            "POST /graphql HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\
+             expect: 100-continue\r\n\r\n"
+        );
+        stream.write_all(head.as_bytes()).await.expect("sent");
+        let mut answer = [0; 25];
+        let read = tokio::time::timeout(PATIENCE, stream.read_exact(&mut answer)).await;
+        read.expect("an answer in time").expect("an answer");
+        assert_eq!(&answer, b"HTTP/1.1 100 Continue\r\n\r\n", "the server waits for the body");
+        stream
+    };
+    let status = async |stream: &mut tokio::net::TcpStream| {
+        let mut answer = [0; 12];
+        let read = tokio::time::timeout(PATIENCE, stream.read_exact(&mut answer)).await;
+        read.expect("an answer in time").expect("an answer");
+        String::from_utf8_lossy(&answer[9..]).into_owned()
+    };
+    let (mut slow, mut silent) = (begin().await, begin().await);
+    slow.write_all(piece.as_bytes()).await.expect("sent");
+    let arrived = async {
+        while server.app.in_flight.body_bytes() < piece.len() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, arrived).await.expect("the piece arrives");
+    let _third = begin().await;
+    assert_eq!(status(&mut silent).await, "400");
+    slow.write_all(rest.as_bytes()).await.expect("sent");
+    assert_eq!(status(&mut slow).await, "200");
+}

@@ -189,6 +189,21 @@ async fn half_sent(source: Ipv4Addr, server: &Server) -> Kept {
 }
 
 #[tokio::test]
+async fn an_address_has_no_more_than_its_share_of_the_requests() {
+    const PER_ADDRESS: usize = 100;
+    let server = Server::start().await;
+    let mut elsewhere = half_sent(Ipv4Addr::new(127, 0, 0, 2), &server).await;
+    let mut half_sent_ones = Vec::new();
+    for _ in 0..=PER_ADDRESS {
+        half_sent_ones.push(half_sent(Ipv4Addr::LOCALHOST, &server).await);
+    }
+    assert_eq!(half_sent_ones.remove(0).ask("").await, Some(400), "the address made room of its own requests");
+    let body = r#"{"query":"{ __typename }"}"#;
+    assert_eq!(elsewhere.ask(body).await, Some(200));
+    assert_eq!(half_sent_ones.remove(0).ask(body).await, Some(200));
+}
+
+#[tokio::test]
 async fn a_crowd_of_idle_connections_keeps_nobody_out() {
     // Both ends of each connection count toward this process's limit of open files.
     let server = Server::with(&[("MAX_CONNECTIONS", "300")]).await;
