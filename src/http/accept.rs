@@ -34,6 +34,7 @@ use tower::Service;
 
 use super::TooMany;
 use super::in_flight::{Counting, Written};
+use super::pace::{Pace, PacedIo};
 use super::slots::{Slot, SlotLimits, SlotPool, Waiting};
 use super::stream::{Parts, Stream, Streams};
 use crate::config::Connections;
@@ -53,6 +54,11 @@ const SITE: usize = 4;
 /// Running requests of one address: a fraction of the total, but at least this many.
 const REQUEST_SHARE: usize = 10;
 const MIN_REQUEST_SHARE: usize = 100;
+/// HTTP/2 frames of any kind that a connection may send: a sustained rate and a burst. hyper
+/// answers PING and SETTINGS frames without a request, so only this limits them. A request takes
+/// about three frames. Trusted proxies, whose connections carry many clients, are exempt.
+const FRAMES_PER_SECOND: u32 = 10_000;
+const FRAMES_AT_ONCE: u32 = 20_000;
 /// Concurrent streams of an HTTP/2 connection.
 const STREAMS: u32 = 32;
 /// Unread responses over HTTP/2, in total and per address. Each takes about 6 KiB, whatever its
@@ -229,6 +235,10 @@ impl Server {
             let (server, lifeline) = (Arc::clone(&self), lifeline.clone());
             async move { Ok::<_, std::convert::Infallible>(server.answer(request, peer, lifeline, busy).await) }
         });
+        let stream = match activity.source {
+            Some(_) => PacedIo::frames(stream, Pace::new(FRAMES_PER_SECOND, FRAMES_AT_ONCE)),
+            None => PacedIo::unlimited(stream),
+        };
         let stream = TokioIo::new(Counting { io: stream, written: lifeline.written.clone() });
         let mut connection = pin!(self.builder.serve_connection_with_upgrades(stream, service));
         let mut stuck = pin!(activity.stream.stuck(&self.stop));

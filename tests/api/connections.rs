@@ -204,6 +204,42 @@ async fn an_address_has_no_more_than_its_share_of_the_requests() {
 }
 
 #[tokio::test]
+async fn a_flood_of_http_2_control_frames_is_read_slowly() {
+    const SECONDS: u64 = 3;
+    let server = Server::without_jobs().await;
+    let ping = [&[0, 0, 8, PING, 0, 0, 0, 0, 0][..], &[0; 8]].concat();
+    let settings = vec![0, 0, 0, SETTINGS, 0, 0, 0, 0, 0];
+    let unknown = vec![0, 0, 0, 77, 0, 0, 0, 0, 0];
+    for (title, frame) in [("PING", ping), ("SETTINGS", settings), ("an unknown type", unknown)] {
+        let socket = TcpSocket::new_v4().expect("a socket");
+        // A small buffer, so that data the server does not read blocks the client soon.
+        socket.set_send_buffer_size(4_096).expect("a size");
+        let stream = socket.connect(server.address).await.expect("a connection");
+        let (mut read, mut write) = stream.into_split();
+        write.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.expect("sent");
+        let flood = frame.repeat(1_000);
+        let mut sent = 0;
+        let flooding = async {
+            loop {
+                sent += write.write(&flood[sent % flood.len()..]).await.expect("sent");
+            }
+        };
+        let mut answers = vec![0; 64 * 1024];
+        let reading = async { while read.read(&mut answers).await.expect("an open connection") > 0 {} };
+        tokio::select! {
+            () = flooding => {}
+            () = reading => panic!("{title}: the server closed"),
+            // The rate is what the test is about.
+            () = tokio::time::sleep(Duration::from_secs(SECONDS)) => {}
+        }
+        let frames = sent / frame.len();
+        println!("{title}: {frames} frames accepted in {SECONDS} seconds");
+        // A burst, the rate, and what fits into the buffers of both sides.
+        assert!(sent < (20_000 + 10_000 * SECONDS as usize) * frame.len() + 1_000_000, "{title}: {frames} frames");
+    }
+}
+
+#[tokio::test]
 async fn a_crowd_of_idle_connections_keeps_nobody_out() {
     // Both ends of each connection count toward this process's limit of open files.
     let server = Server::with(&[("MAX_CONNECTIONS", "300")]).await;
