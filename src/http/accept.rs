@@ -3,13 +3,15 @@
 //!
 //! A connection must send its first request soon and each later one before the idle timeout. Bodies
 //! must arrive and responses must be read in time. When all slots are in use, or those of one
-//! address or network, the connection that has waited longest for its client is evicted, idle ones
-//! included; among running requests it is the one that has waited longest for its body. A few slots
-//! beyond the limit are reserved for probes: a connection that gets no other slot has one request
-//! answered there, with 503 unless it is a probe.
+//! address or network, the connection that has waited longest for its client is evicted: an idle
+//! one, or one whose requests all wait for the client to send a body or to read a response. Among
+//! running requests it is the one that has waited longest for its body. A few slots beyond the limit
+//! are reserved for probes: a connection that gets no other slot has one request answered there,
+//! with 503 unless it is a probe.
 
 use std::net::{IpAddr, SocketAddr};
 use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -32,6 +34,7 @@ use tower::Service;
 
 use super::TooMany;
 use super::in_flight::{Counting, Written};
+use super::pace::{Pace, PacedIo};
 use super::slots::{Slot, SlotLimits, SlotPool, Waiting};
 use super::stream::{Parts, Stream, Streams};
 use crate::config::Connections;
@@ -48,6 +51,20 @@ const JITTER: Duration = Duration::from_secs(1);
 const RESERVED: usize = 64;
 /// Limit of an IPv6 /48, in multiples of the limit of one address.
 const SITE: usize = 4;
+/// Running requests of one address: a fraction of the total, but at least this many.
+const REQUEST_SHARE: usize = 10;
+const MIN_REQUEST_SHARE: usize = 100;
+/// HTTP/2 frames of any kind that a connection may send: a sustained rate and a burst. hyper
+/// answers PING and SETTINGS frames without a request, so only this limits them. A request takes
+/// about three frames. Trusted proxies, whose connections carry many clients, are exempt.
+const FRAMES_PER_SECOND: u32 = 10_000;
+const FRAMES_AT_ONCE: u32 = 20_000;
+/// Concurrent streams of an HTTP/2 connection.
+const STREAMS: u32 = 32;
+/// Unread responses over HTTP/2, in total and per address. Each takes about 6 KiB, whatever its
+/// size.
+const UNREAD: usize = 8 * 1024;
+const UNREAD_OF_ONE: usize = UNREAD / 8;
 
 /// How long a part of a response may wait for the client to read it.
 const STUCK: Duration = Duration::from_secs(30);
@@ -106,6 +123,9 @@ struct Server {
     reserved: Arc<SlotPool>,
     /// For running requests. One that waits for its body can be evicted.
     requests: Arc<SlotPool>,
+    /// For responses over HTTP/2 that the client has not read. The connection of the one that has
+    /// waited longest can be evicted.
+    unread: Arc<SlotPool>,
     builder: Builder<Streams>,
     draining: CancellationToken,
     stop: CancellationToken,
@@ -131,9 +151,10 @@ pub async fn serve(
         .timer(TokioTimer::new())
         .keep_alive_interval(Duration::from_secs(20))
         .keep_alive_timeout(Duration::from_secs(20))
-        .max_concurrent_streams(100)
+        .max_concurrent_streams(STREAMS)
         .max_send_buf_size(STREAM_BUFFER)
         .max_header_list_size(16 * 1024);
+    let requests_of_one = (limits.requests / REQUEST_SHARE).max(MIN_REQUEST_SHARE);
     let server = Arc::new(Server {
         router,
         trusted,
@@ -143,7 +164,12 @@ pub async fn serve(
             per_site: limits.per_address.saturating_mul(SITE),
         }),
         reserved: SlotPool::new(SlotLimits::total(RESERVED)),
-        requests: SlotPool::new(SlotLimits::total(limits.requests)),
+        requests: SlotPool::new(SlotLimits {
+            total: limits.requests,
+            per_address: requests_of_one,
+            per_site: requests_of_one.saturating_mul(SITE),
+        }),
+        unread: SlotPool::new(SlotLimits { total: UNREAD, per_address: UNREAD_OF_ONE, per_site: UNREAD_OF_ONE * SITE }),
         limits,
         builder,
         draining,
@@ -179,7 +205,8 @@ impl Server {
     fn admit(&self, peer: SocketAddr) -> Option<Arc<Activity>> {
         let address: IpAddr = peer.ip().to_canonical();
         let is_trusted = self.trusted.iter().any(|network| network.contains(address));
-        let slot = self.connections.acquire((!is_trusted).then_some(address));
+        let source = (!is_trusted).then_some(address);
+        let slot = self.connections.acquire(source);
         let is_reserved = slot.is_none();
         // This succeeds even when all are in use: the holder of a reserved slot can be evicted at
         // any time.
@@ -191,7 +218,7 @@ impl Server {
             written: Written::default(),
             slot: Some(slot),
         };
-        Some(Arc::new(Activity::new(lifeline, is_reserved)))
+        Some(Arc::new(Activity::new(lifeline, source, is_reserved)))
     }
 
     async fn connection(self: Arc<Self>, stream: TcpStream, peer: SocketAddr, activity: Arc<Activity>) {
@@ -208,6 +235,10 @@ impl Server {
             let (server, lifeline) = (Arc::clone(&self), lifeline.clone());
             async move { Ok::<_, std::convert::Infallible>(server.answer(request, peer, lifeline, busy).await) }
         });
+        let stream = match activity.source {
+            Some(_) => PacedIo::frames(stream, Pace::new(FRAMES_PER_SECOND, FRAMES_AT_ONCE)),
+            None => PacedIo::unlimited(stream),
+        };
         let stream = TokioIo::new(Counting { io: stream, written: lifeline.written.clone() });
         let mut connection = pin!(self.builder.serve_connection_with_upgrades(stream, service));
         let mut stuck = pin!(activity.stream.stuck(&self.stop));
@@ -262,7 +293,7 @@ impl Server {
     ) -> Response<Body> {
         // Probes need an answer above all when the server is overloaded.
         let probe = matches!(request.uri().path(), "/livez" | "/readyz");
-        let slot = if probe || busy.0.is_reserved { None } else { self.requests.acquire(None) };
+        let slot = if probe || busy.activity.is_reserved { None } else { self.requests.acquire(busy.activity.source) };
         if slot.is_none() && !probe {
             request.extensions_mut().insert(TooMany);
         }
@@ -273,17 +304,35 @@ impl Server {
         request.extensions_mut().insert(ConnectInfo(peer));
         request.extensions_mut().insert(lifeline);
         let due = Instant::now() + self.limits.body;
-        let request = request.map(|body| Body::new(Arriving { body, due, slot: slot.clone(), late: None }));
+        let busy = Arc::new(busy);
+        let waiting = Arc::clone(&busy);
+        let request =
+            request.map(|body| Body::new(Arriving { body, due, slot: slot.clone(), late: None, busy: waiting }));
         let Ok(response) = self.router.clone().call(request).await;
         let (is_http_2, patience) = (stream.is_some(), STUCK.min(self.limits.idle));
-        let stream = stream.unwrap_or_else(|| Arc::clone(&busy.0.stream));
-        response.map(|body| Body::new(Counted { body: Parts::new(body, stream, is_http_2, patience), _busy: busy }))
+        let stream = stream.unwrap_or_else(|| Arc::clone(&busy.activity.stream));
+        // The response waits for the client from here on. Its body changes that if it has nothing to
+        // read.
+        busy.set_waits(true);
+        let unread = if is_http_2 && !response.body().is_end_stream() { self.unread(&busy.activity) } else { None };
+        response.map(|body| {
+            Body::new(Counted { body: Parts::new(body, stream, is_http_2, patience), is_polled: false, unread, busy })
+        })
+    }
+
+    /// Takes a slot for a response that the client has to read. Evicting it closes the connection:
+    /// hyper would keep a stream that is only reset until the client reads the reset.
+    fn unread(&self, activity: &Activity) -> Option<Waiting> {
+        let slot = self.unread.acquire(activity.source)?;
+        Some(slot.wait(activity.lifeline.connection.clone()))
     }
 }
 
 /// State of a connection.
 struct Activity {
     lifeline: Lifeline,
+    /// Address that the limits per address apply to. Trusted proxies have none.
+    source: Option<IpAddr>,
     /// Whether it uses a reserved slot and gets one response.
     is_reserved: bool,
     started: Instant,
@@ -300,18 +349,22 @@ struct Activity {
 struct Requests {
     /// Requests without a complete response.
     running: usize,
+    /// Those of them that wait for the client: for a part of the body to arrive, or for a part of
+    /// the response to be read.
+    waits: usize,
     /// When the last response was completed.
     ended: Option<Instant>,
-    /// Set while no request is running.
+    /// Set while all running requests wait for the client, which includes that none is running.
     waiting: Option<Waiting>,
     is_over: bool,
 }
 
 impl Activity {
-    fn new(lifeline: Lifeline, is_reserved: bool) -> Self {
-        let requests = Requests { running: 0, ended: None, waiting: lifeline.wait(), is_over: false };
+    fn new(lifeline: Lifeline, source: Option<IpAddr>, is_reserved: bool) -> Self {
+        let requests = Requests { running: 0, waits: 0, ended: None, waiting: lifeline.wait(), is_over: false };
         Self {
             lifeline,
+            source,
             is_reserved,
             started: Instant::now(),
             begun: CancellationToken::new(),
@@ -341,6 +394,23 @@ impl Activity {
         }
     }
 
+    /// Changes what the requests of the connection wait for. It may be evicted if all of them wait
+    /// for the client, and always on a reserved slot.
+    fn change(&self, change: impl FnOnce(&mut Requests)) {
+        let mut requests = self.requests();
+        change(&mut requests);
+        if requests.is_over {
+            return;
+        }
+        if requests.waits < requests.running && !self.is_reserved {
+            requests.waiting = None;
+        } else if let Some(waiting) = &mut requests.waiting {
+            waiting.restart();
+        } else {
+            requests.waiting = self.lifeline.wait();
+        }
+    }
+
     /// Hyper is done with the connection, so it is no longer evictable here. A socket that
     /// continues on it manages its own deadlines.
     fn end(&self) {
@@ -351,7 +421,11 @@ impl Activity {
 }
 
 /// Marks a request without a complete response.
-struct Busy(Arc<Activity>);
+struct Busy {
+    activity: Arc<Activity>,
+    /// Whether it waits for the client. Changes only under the lock of the activity.
+    waits: AtomicBool,
+}
 
 impl Busy {
     fn new(activity: &Arc<Activity>, version: Version) -> Self {
@@ -359,26 +433,30 @@ impl Busy {
             activity.http_2.cancel();
         }
         activity.begun.cancel();
-        let mut requests = activity.requests();
-        requests.running += 1;
-        if !activity.is_reserved {
-            requests.waiting = None;
-        }
-        drop(requests);
-        Self(Arc::clone(activity))
+        activity.change(|requests| requests.running += 1);
+        Self { activity: Arc::clone(activity), waits: AtomicBool::new(false) }
+    }
+
+    /// Changes whether the request waits for the client. If it did and still does, the client has
+    /// sent or read something, and the wait starts again.
+    fn set_waits(&self, waits: bool) {
+        self.activity.change(|requests| {
+            let waited = self.waits.swap(waits, Ordering::Relaxed);
+            requests.waits = requests.waits - usize::from(waited) + usize::from(waits);
+        });
     }
 }
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        let mut requests = self.0.requests();
-        requests.running -= 1;
-        if requests.running == 0 {
-            requests.ended = Some(Instant::now());
-            if !requests.is_over && requests.waiting.is_none() {
-                requests.waiting = self.0.lifeline.wait();
+        let waits = *self.waits.get_mut();
+        self.activity.change(|requests| {
+            requests.running -= 1;
+            requests.waits -= usize::from(waits);
+            if requests.running == 0 {
+                requests.ended = Some(Instant::now());
             }
-        }
+        });
     }
 }
 
@@ -388,8 +466,9 @@ struct Arriving {
     due: Instant,
     /// Slot of the request. Probes have none.
     slot: Option<Arc<Slot>>,
-    /// Created when the body is first waited for.
+    /// Set while the next frame is waited for.
     late: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
+    busy: Arc<Busy>,
 }
 
 /// Waits until the body is late or the request is evicted.
@@ -411,10 +490,17 @@ impl HttpBody for Arriving {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
         if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) {
+            // The next wait is a new one: a client that sends is evicted after one that does not.
+            if self.late.take().is_some() {
+                self.busy.set_waits(false);
+            }
             return Poll::Ready(frame.map(|frame| frame.map_err(Into::into)));
         }
-        let Self { due, slot, late: lateness, .. } = &mut *self;
-        let lateness = lateness.get_or_insert_with(|| Box::pin(late(*due, slot.clone())));
+        let Self { due, slot, late: lateness, busy, .. } = &mut *self;
+        let lateness = lateness.get_or_insert_with(|| {
+            busy.set_waits(true);
+            Box::pin(late(*due, slot.clone()))
+        });
         lateness.as_mut().poll(cx).map(|()| Some(Err("request body timed out".into())))
     }
 
@@ -427,10 +513,22 @@ impl HttpBody for Arriving {
     }
 }
 
-/// A response body that keeps its connection marked as busy.
+impl Drop for Arriving {
+    fn drop(&mut self) {
+        if self.late.is_some() {
+            self.busy.set_waits(false);
+        }
+    }
+}
+
+/// A response body that keeps its connection marked as busy. The request waits for the client
+/// unless the body has nothing to read, such as an event stream between two events.
 struct Counted {
     body: Parts,
-    _busy: Busy,
+    is_polled: bool,
+    /// Over HTTP/2, until the body first has nothing to read.
+    unread: Option<Waiting>,
+    busy: Arc<Busy>,
 }
 
 impl HttpBody for Counted {
@@ -441,7 +539,17 @@ impl HttpBody for Counted {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
+        let polled = Pin::new(&mut self.body).poll_frame(cx);
+        // The first frame follows the head at once: the wait has just begun.
+        if self.is_polled || polled.is_pending() {
+            self.busy.set_waits(polled.is_ready());
+            match &mut self.unread {
+                Some(unread) if polled.is_ready() => unread.restart(),
+                unread => *unread = None,
+            }
+        }
+        self.is_polled = true;
+        polled
     }
 
     fn is_end_stream(&self) -> bool {

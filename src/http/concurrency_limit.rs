@@ -28,6 +28,9 @@ const MIN_SHARE: usize = 2;
 const QUEUE_PER_PERMIT: usize = 8;
 /// HTTP requests of one owner that may wait for their share. Each of them occupies a request slot.
 const OWNER_QUEUE: usize = 100;
+/// Operations of one owner on sockets that may wait for their share: all subscriptions of a client
+/// that reconnects, and as many again.
+const OWNER_SOCKET_QUEUE: usize = 400;
 /// Concurrent mutations on SQLite. They mostly wait for the disk, in one group commit.
 const SQLITE_WRITES: usize = 100;
 /// How long a timeout counts as a sign of overload.
@@ -40,16 +43,19 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 pub enum Wait {
     /// Briefly, and not behind too many others of the same owner: an HTTP request.
     Request,
-    /// Longer: when many clients reconnect at once, waiting is better than reconnecting again. The
-    /// limits on sockets bound how many wait.
+    /// Longer, and behind more of them: an operation on a socket. When many clients reconnect at
+    /// once, waiting is better than reconnecting again.
     Socket,
+    /// As long, but without a limit of its own: an event for an open subscription. The limit on
+    /// subscriptions bounds how many wait.
+    Event,
 }
 
 impl Wait {
     const fn patience(self) -> Duration {
         match self {
             Self::Request => Duration::from_millis(500),
-            Self::Socket => Duration::from_secs(10),
+            Self::Socket | Self::Event => Duration::from_secs(10),
         }
     }
 }
@@ -82,6 +88,7 @@ struct Share {
     writes: Arc<Semaphore>,
     connections: Arc<Semaphore>,
     queue: Semaphore,
+    socket_queue: Semaphore,
 }
 
 /// A share in use. The last one to be dropped removes it.
@@ -127,6 +134,7 @@ impl Shares {
             writes: semaphore(self.writes),
             connections: semaphore(self.connections),
             queue: Semaphore::new(OWNER_QUEUE),
+            socket_queue: Semaphore::new(OWNER_SOCKET_QUEUE),
         }
     }
 
@@ -175,7 +183,7 @@ impl ConcurrencyLimit {
     pub async fn acquire(&self, owner: Who, wait: Wait) -> Result<Permit> {
         let guard = self.shares.of(owner);
         let own = Arc::clone(&guard.share.operations);
-        self.acquire_both(guard, own, &self.permits, wait).await
+        self.acquire_both(guard, own, &self.permits, wait, false).await
     }
 
     /// Exchanges the permit for a write permit, where those are counted separately: a mutation
@@ -185,7 +193,7 @@ impl ConcurrencyLimit {
         let Permit { guard, _own, _server } = permit;
         drop((_own, _server));
         let own = Arc::clone(&guard.share.writes);
-        self.acquire_both(guard, own, writes, wait).await
+        self.acquire_both(guard, own, writes, wait, true).await
     }
 
     async fn acquire_both(
@@ -194,15 +202,20 @@ impl ConcurrencyLimit {
         own: Arc<Semaphore>,
         server: &Arc<Semaphore>,
         wait: Wait,
+        is_write: bool,
     ) -> Result<Permit> {
         let deadline = Instant::now() + wait.patience();
         let own = match Arc::clone(&own).try_acquire_owned() {
             Ok(own) => own,
             Err(_) => {
-                let _place = match wait {
-                    Wait::Request => Some(guard.share.queue.try_acquire().map_err(|_| self.reject())?),
-                    Wait::Socket => None,
+                let queue = match wait {
+                    Wait::Request => Some(&guard.share.queue),
+                    // A mutation has been parsed by now, so it takes more memory than its text.
+                    Wait::Socket if is_write => Some(&guard.share.queue),
+                    Wait::Socket => Some(&guard.share.socket_queue),
+                    Wait::Event => None,
                 };
+                let _place = queue.map(|queue| queue.try_acquire().map_err(|_| self.reject())).transpose()?;
                 acquired(own, deadline).await.ok_or_else(|| self.reject())?
             }
         };

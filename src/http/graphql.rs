@@ -21,7 +21,7 @@ use serde_json::{Map, Value};
 
 use super::answer::{Answer, Refused, too_large, unsent};
 use super::concurrency_limit::Wait;
-use super::in_flight::InFlight;
+use super::in_flight::{BodyReservation, InFlight};
 use super::negotiate::{Media, answer_type, is_json_utf8, takes_stream};
 use super::operation::{DEADLINE, Door, Words, who};
 use super::origin::{is_cross_site_simple, is_known};
@@ -32,7 +32,6 @@ use super::{BodyError, Lifeline, RequestId, TooMany, read_body, set_rate_limit};
 use crate::access::Viewer;
 use crate::auth::{self, bearer};
 use crate::error::{Code, Error};
-use crate::limits::byte_budget::Reservation;
 use crate::limits::{self, Who};
 use crate::network::Client;
 use crate::time::whole_seconds;
@@ -211,9 +210,13 @@ pub async fn viewer(door: &Door, headers: &HeaderMap) -> Result<Option<Viewer>, 
 }
 
 /// Reads a body. Its bytes count against the budget of the address until the body is parsed.
-async fn read(body: axum::body::Body, in_flight: &InFlight, address: IpAddr) -> Result<(Bytes, Reservation), Refused> {
-    let mut reservation = in_flight.body(Who::address(address));
-    let read = read_body(body, MAX_BODY, |bytes| in_flight.admit(&mut reservation, bytes)).await;
+async fn read(
+    body: axum::body::Body,
+    in_flight: &InFlight,
+    address: IpAddr,
+) -> Result<(Bytes, Arc<BodyReservation>), Refused> {
+    let reservation = in_flight.body(Who::address(address));
+    let read = read_body(reservation.receive(body), MAX_BODY, |bytes| reservation.admit(bytes)).await;
     let read = read.map_err(|error| match error {
         BodyError::TooLarge => Refused::new(Code::PayloadTooLarge, "The request body exceeds 256 KiB."),
         BodyError::Incomplete => Refused::new(Code::BadRequest, "The request body is incomplete."),

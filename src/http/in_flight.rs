@@ -3,11 +3,15 @@
 //! Request bodies count from their first byte until they are parsed, responses until the operating
 //! system has accepted them. Only bodies larger than [`SMALL`] count. Smaller ones are bounded by
 //! the number of connections, and still work when the budget of the process is exhausted.
+//!
+//! When the request bodies of the process exhaust their budget, the one that has waited longest for
+//! its client is given up. Otherwise a few addresses could keep everybody else from sending.
 
+use std::collections::BTreeMap;
 use std::io::{self, IoSlice};
 use std::pin::{Pin, pin};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -16,6 +20,7 @@ use axum::extract::{Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use bytes::{Buf, Bytes};
+use futures_util::task::AtomicWaker;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::timeout;
@@ -32,8 +37,8 @@ use crate::store::export;
 
 /// Bodies up to this size do not count, in bytes.
 const SMALL: usize = PART;
-/// Request bytes in the process, and of one address. The user is not known before the body has been
-/// read.
+/// Request bytes in the process, and of one address, or of one user on sockets. Over HTTP the user
+/// is not known before the body has been read.
 const BODIES: usize = 64 * 1024 * 1024;
 const BODIES_OF_ONE: usize = 8 * 1024 * 1024;
 /// Unread response bytes in the process, and of one user, or one address for an anonymous request.
@@ -46,8 +51,11 @@ const EXPORTS_OF_ONE: usize = export::MAX_BYTES + MAX_BYTES;
 /// Minimum average rate at which a client must read a waiting response, in bytes per second.
 pub const MIN_RATE: u64 = 8 * 1024;
 
+const TOO_MANY_REQUESTS: &str = "Too many large requests at once. Try again later.";
+const TOO_MANY_UNREAD: &str = "Too many bytes of earlier responses are unread. Read them, then try again.";
+
 pub struct InFlight {
-    bodies: Arc<ByteBudget>,
+    bodies: Arc<Bodies>,
     answers: Arc<ByteBudget>,
     exports: Arc<ByteBudget>,
 }
@@ -55,7 +63,7 @@ pub struct InFlight {
 impl Default for InFlight {
     fn default() -> Self {
         Self {
-            bodies: ByteBudget::new(BODIES, BODIES_OF_ONE),
+            bodies: Arc::new(Bodies { budget: ByteBudget::new(BODIES, BODIES_OF_ONE), waiting: Mutex::default() }),
             answers: ByteBudget::new(ANSWERS, ANSWERS_OF_ONE),
             exports: ByteBudget::new(EXPORTS, EXPORTS_OF_ONE),
         }
@@ -64,30 +72,40 @@ impl Default for InFlight {
 
 impl InFlight {
     /// An empty reservation for a body that starts to arrive.
-    pub fn body(&self, owner: Who) -> Reservation {
-        self.bodies.none(owner)
+    pub fn body(&self, owner: Who) -> Arc<BodyReservation> {
+        Arc::new(BodyReservation {
+            bodies: Arc::clone(&self.bodies),
+            reservation: Mutex::new(self.bodies.budget.none(owner)),
+            is_evicted: AtomicBool::new(false),
+            waker: AtomicWaker::new(),
+        })
     }
 
-    /// Grows the reservation of a body to `bytes` in total.
-    pub fn admit(&self, reservation: &mut Reservation, bytes: usize) -> Result<()> {
+    /// Bytes of request bodies reserved now.
+    pub fn body_bytes(&self) -> usize {
+        self.bodies.budget.used()
+    }
+
+    /// Reserves the bytes of a request that has arrived whole and is not parsed yet. Returns `None`
+    /// if it is small.
+    pub fn reserve_request(&self, owner: Who, bytes: usize) -> Result<Option<Reservation>> {
         if bytes <= SMALL {
-            return Ok(());
+            return Ok(None);
         }
-        let more = bytes.saturating_sub(reservation.bytes());
-        let message = "Too many large requests from this address at once. Try again later.";
-        reservation.grow(more).map_err(|exceeded| refused(exceeded, message))
+        let reserved = self.bodies.or_evict(|| self.bodies.budget.reserve(owner, bytes));
+        reserved.map(Some).map_err(|exceeded| refused(exceeded, TOO_MANY_REQUESTS))
     }
 
     /// Reserves the bytes of a message. Returns `None` if it is small.
     pub fn reserve(&self, owner: Who, bytes: usize) -> Result<Option<Reservation>> {
-        reserve(&self.answers, owner, bytes)
+        reserve(&self.answers, owner, bytes, TOO_MANY_UNREAD)
     }
 
     /// Counts the body of a response until it is read.
     pub fn hold(&self, owner: Who, is_export: bool, response: Response) -> Result<Response> {
         let budget = if is_export { &self.exports } else { &self.answers };
         let bytes = response.body().size_hint().exact().unwrap_or_default();
-        let reserved = reserve(budget, owner, usize::try_from(bytes).unwrap_or(usize::MAX))?;
+        let reserved = reserve(budget, owner, usize::try_from(bytes).unwrap_or(usize::MAX), TOO_MANY_UNREAD)?;
         Ok(match reserved {
             None => response,
             Some(reservation) => {
@@ -98,11 +116,148 @@ impl InFlight {
     }
 }
 
-fn reserve(budget: &Arc<ByteBudget>, owner: Who, bytes: usize) -> Result<Option<Reservation>> {
+/// The budget of request bodies, with the bodies that can be given up.
+struct Bodies {
+    budget: Arc<ByteBudget>,
+    waiting: Mutex<WaitingBodies>,
+}
+
+#[derive(Default)]
+struct WaitingBodies {
+    /// Sequence number of the next body that waits.
+    next: u64,
+    /// Bodies with reserved bytes that wait for their next frame, the longest wait first.
+    by_age: BTreeMap<u64, Arc<BodyReservation>>,
+}
+
+impl Bodies {
+    fn waiting(&self) -> MutexGuard<'_, WaitingBodies> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Reserves bytes. If the budget of the process is exhausted, bodies that wait are given up.
+    fn or_evict<T>(&self, mut reserve: impl FnMut() -> Result<T, Exceeded>) -> Result<T, Exceeded> {
+        loop {
+            match reserve() {
+                Err(Exceeded::Process) if self.evict() => {}
+                reserved => return reserved,
+            }
+        }
+    }
+
+    /// Gives up the body that has waited longest. Its bytes are released at once. Returns whether
+    /// there was one.
+    fn evict(&self) -> bool {
+        let mut waiting = self.waiting();
+        let Some((_, longest)) = waiting.by_age.pop_first() else { return false };
+        longest.is_evicted.store(true, Ordering::Relaxed);
+        drop(waiting);
+        longest.reservation().shrink(usize::MAX);
+        longest.waker.wake();
+        true
+    }
+}
+
+/// The reservation of a request body.
+pub struct BodyReservation {
+    bodies: Arc<Bodies>,
+    reservation: Mutex<Reservation>,
+    /// Changes only under the lock of the waiting bodies.
+    is_evicted: AtomicBool,
+    waker: AtomicWaker,
+}
+
+impl BodyReservation {
+    fn reservation(&self) -> MutexGuard<'_, Reservation> {
+        self.reservation.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Grows to `bytes` in total.
+    pub fn admit(&self, bytes: usize) -> Result<()> {
+        if bytes <= SMALL {
+            return Ok(());
+        }
+        let grown = self.bodies.or_evict(|| {
+            let mut reservation = self.reservation();
+            let more = bytes.saturating_sub(reservation.bytes());
+            reservation.grow(more)
+        });
+        grown.map_err(|exceeded| refused(exceeded, TOO_MANY_REQUESTS))
+    }
+
+    /// Receives a body. It fails if it is given up.
+    pub fn receive(self: &Arc<Self>, body: Body) -> ReceivedBody {
+        ReceivedBody { body, reservation: Arc::clone(self), number: None }
+    }
+}
+
+/// A request body that may be given up while it waits for its next frame.
+pub struct ReceivedBody {
+    body: Body,
+    reservation: Arc<BodyReservation>,
+    /// Its number among the bodies that wait.
+    number: Option<u64>,
+}
+
+impl ReceivedBody {
+    fn wait(&mut self) {
+        // Without a reservation, giving it up would free nothing.
+        if self.number.is_none() && self.reservation.reservation().bytes() > 0 {
+            let mut waiting = self.reservation.bodies.waiting();
+            let number = waiting.next;
+            waiting.next += 1;
+            waiting.by_age.insert(number, Arc::clone(&self.reservation));
+            self.number = Some(number);
+        }
+    }
+
+    fn stop_waiting(&mut self) {
+        if let Some(number) = self.number.take() {
+            self.reservation.bodies.waiting().by_age.remove(&number);
+        }
+    }
+}
+
+impl Drop for ReceivedBody {
+    fn drop(&mut self) {
+        self.stop_waiting();
+    }
+}
+
+impl HttpBody for ReceivedBody {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
+        let polled = Pin::new(&mut self.body).poll_frame(cx);
+        if polled.is_pending() {
+            self.reservation.waker.register(cx.waker());
+            self.wait();
+        } else {
+            self.stop_waiting();
+        }
+        if self.reservation.is_evicted.load(Ordering::Relaxed) {
+            return Poll::Ready(Some(Err(axum::Error::new("request body given up"))));
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+fn reserve(budget: &Arc<ByteBudget>, owner: Who, bytes: usize, message: &'static str) -> Result<Option<Reservation>> {
     if bytes <= SMALL {
         return Ok(None);
     }
-    let message = "Too many bytes of earlier responses are unread. Read them, then try again.";
     budget.reserve(owner, bytes).map(Some).map_err(|exceeded| refused(exceeded, message))
 }
 

@@ -40,8 +40,7 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use bytes::{Bytes, BytesMut};
-use http_body::Body as _;
+use bytes::Bytes;
 use http_body_util::BodyExt;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::cors::CorsLayer;
@@ -57,8 +56,11 @@ pub use accept::{Lifeline, serve};
 use auth::Counted;
 use origin::{host, is_cross_site};
 use problem::Problem;
+use stream::PART;
 
 const AUTH_BODY: usize = 8 * 1024;
+/// Step in which the buffer of a large body grows, in bytes.
+const BODY_STEP: usize = 2 * PART;
 /// Deadline of an `/auth` request, from its first byte to the response. Includes the time to
 /// receive the body and to wait for a password hash.
 const AUTH_DEADLINE: Duration = Duration::from_secs(8);
@@ -194,26 +196,34 @@ enum BodyError {
 
 /// Reads a body of at most `limit` bytes into one buffer. Copies and drops each frame as it
 /// arrives, because a frame of one byte keeps its whole read buffer (2 to 4 kB) alive. Calls
-/// `admit` with the new total before the buffer grows.
+/// `admit` with the new size of the buffer before it grows. A large buffer grows in small steps,
+/// because doubling it would reserve up to twice as much as has arrived.
 async fn read_body(
-    mut body: Body,
+    mut body: impl http_body::Body<Data = Bytes> + Unpin,
     limit: usize,
     mut admit: impl FnMut(usize) -> Result<(), Error>,
 ) -> Result<Bytes, BodyError> {
-    let mut read = BytesMut::new();
+    let mut read = Vec::new();
     while let Some(frame) = body.frame().await {
         // Trailers are ignored.
         let Ok(data) = frame.map_err(|_| BodyError::Incomplete)?.into_data() else { continue };
         if data.len() > limit - read.len() {
             return Err(BodyError::TooLarge);
         }
-        admit(read.len() + data.len()).map_err(BodyError::Refused)?;
+        let bytes = read.len() + data.len();
         if read.is_empty() && body.is_end_stream() {
+            admit(bytes).map_err(BodyError::Refused)?;
             return Ok(data);
+        }
+        if bytes > read.capacity() {
+            let capacity = if bytes <= PART { bytes.next_power_of_two() } else { bytes.next_multiple_of(BODY_STEP) };
+            let capacity = capacity.min(limit);
+            admit(capacity).map_err(BodyError::Refused)?;
+            read.reserve_exact(capacity - read.len());
         }
         read.extend_from_slice(&data);
     }
-    Ok(read.freeze())
+    Ok(read.into())
 }
 
 /// Turns a panic into a 500 response without details. The cause goes to the log.

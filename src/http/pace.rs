@@ -1,11 +1,11 @@
-//! Rate limiting of what a client sends on a socket, in messages and in bytes. Reading is delayed
-//! beyond the rate.
+//! Rate limiting of what a client sends: messages and bytes on a socket, frames on an HTTP/2
+//! connection. Reading is delayed beyond the rate.
 //!
-//! Bytes are counted below the frames, because the WebSocket library reports nothing for fragments
-//! and may parse any number of empty ones. TCP flow control passes the delay on to the client;
-//! nothing is closed or lost.
+//! Bytes and frames are counted below the libraries: the WebSocket library reports nothing for
+//! fragments and may parse any number of empty ones, and hyper answers control frames without a
+//! request. TCP flow control passes the delay on to the client; nothing is closed or lost.
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -37,9 +37,56 @@ impl Pace {
     }
 }
 
+/// What a client sends before the first frame of HTTP/2 (RFC 9113 section 3.4).
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// Size of a frame header, whose first three bytes are the length of the payload (section 4.1).
+const FRAME_HEADER: usize = 9;
+
+/// Counts HTTP/2 frames in the bytes of a connection, without regard to their contents.
+#[derive(Clone, Copy, Debug)]
+enum Frames {
+    /// This many bytes of the preface have been read.
+    Preface(usize),
+    /// This many bytes of a frame header have been read, with this length of the payload so far.
+    Header(usize, usize),
+    /// This many bytes of a payload are missing.
+    Payload(usize),
+    /// Not HTTP/2.
+    None,
+}
+
+impl Frames {
+    /// Reads bytes and returns the number of frame headers that end in them.
+    fn read(&mut self, mut bytes: &[u8]) -> u32 {
+        let mut frames = 0;
+        while let [first, rest @ ..] = bytes {
+            (*self, bytes) = match *self {
+                Self::None => return frames,
+                Self::Preface(read) if PREFACE[read] != *first => (Self::None, rest),
+                Self::Preface(read) if read + 1 < PREFACE.len() => (Self::Preface(read + 1), rest),
+                Self::Preface(_) => (Self::Header(0, 0), rest),
+                Self::Header(read, length) => {
+                    let length = if read < 3 { length << 8 | usize::from(*first) } else { length };
+                    if read + 1 < FRAME_HEADER {
+                        (Self::Header(read + 1, length), rest)
+                    } else {
+                        frames += 1;
+                        (Self::Payload(length), rest)
+                    }
+                }
+                Self::Payload(missing) if missing > bytes.len() => (Self::Payload(missing - bytes.len()), &[][..]),
+                Self::Payload(missing) => (Self::Header(0, 0), &bytes[missing..]),
+            };
+        }
+        frames
+    }
+}
+
 /// A connection that is read at a limited rate.
 pub struct PacedIo<T> {
     inner: T,
+    /// Frames are counted if set, otherwise bytes.
+    frames: Option<Frames>,
     pace: Pace,
     pause: Option<Pin<Box<Sleep>>>,
 }
@@ -47,7 +94,17 @@ pub struct PacedIo<T> {
 impl<T> PacedIo<T> {
     /// Limits reads to this rate, in bytes.
     pub fn new(inner: T, pace: Pace) -> Self {
-        Self { inner, pace, pause: None }
+        Self { inner, frames: None, pace, pause: None }
+    }
+
+    /// Limits reads to this rate, in HTTP/2 frames. HTTP/1 is not limited.
+    pub fn frames(inner: T, pace: Pace) -> Self {
+        Self { inner, frames: Some(Frames::Preface(0)), pace, pause: None }
+    }
+
+    /// Does not limit reads.
+    pub fn unlimited(inner: T) -> Self {
+        Self { inner, frames: Some(Frames::None), pace: Pace::new(1, 1), pause: None }
     }
 }
 
@@ -60,8 +117,14 @@ impl<T: AsyncRead + Unpin> AsyncRead for PacedIo<T> {
         }
         let before = buf.filled().len();
         ready!(Pin::new(&mut this.inner).poll_read(cx, buf))?;
-        let bytes = u32::try_from(buf.filled().len() - before).unwrap_or(u32::MAX);
-        this.pause = this.pace.draw(Instant::now(), bytes).map(|until| Box::pin(sleep_until(until)));
+        let read = &buf.filled()[before..];
+        let units = match &mut this.frames {
+            Some(frames) => frames.read(read),
+            None => u32::try_from(read.len()).unwrap_or(u32::MAX),
+        };
+        if units > 0 {
+            this.pause = this.pace.draw(Instant::now(), units).map(|until| Box::pin(sleep_until(until)));
+        }
         Poll::Ready(Ok(()))
     }
 }
@@ -69,6 +132,18 @@ impl<T: AsyncRead + Unpin> AsyncRead for PacedIo<T> {
 impl<T: AsyncWrite + Unpin> AsyncWrite for PacedIo<T> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.inner).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.inner).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.inner.is_write_vectored()
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -99,6 +174,33 @@ mod tests {
         let later = after(1_000);
         assert!((0..10).all(|_| pace.draw(later, 1).is_none()), "unused units accumulate, up to the burst");
         assert_eq!(pace.draw(later, 1), Some(after(1_010)));
+    }
+
+    #[test]
+    fn frames_are_counted_however_they_are_split() {
+        let frame = |length: usize| {
+            let header = [&u32::try_from(length).expect("a length").to_be_bytes()[1..], &[6, 0, 0, 0, 0, 0]].concat();
+            [header, vec![0xff; length]].concat()
+        };
+        let sent = [PREFACE, &frame(8), &frame(0), &frame(70_000), &frame(0)].concat();
+        for size in [1, 2, 9, 10, 1_000, sent.len()] {
+            let mut frames = Frames::Preface(0);
+            assert_eq!(sent.chunks(size).map(|bytes| frames.read(bytes)).sum::<u32>(), 4, "{size}");
+        }
+        let mut frames = Frames::Preface(0);
+        assert_eq!(frames.read(b"PRI / HTTP/1.1\r\n\r\n") + frames.read(&sent), 0);
+    }
+
+    #[tokio::test]
+    async fn frames_are_not_read_beyond_their_burst() {
+        let (mut client, server) = duplex(100_000);
+        client.write_all(PREFACE).await.expect("room");
+        client.write_all(&[0; FRAME_HEADER].repeat(10_000)).await.expect("room");
+        let (mut server, mut taken) = (PacedIo::frames(server, Pace::new(1, 1_000)), 0);
+        while let Some(read) = server.read(&mut [0; 900]).now_or_never() {
+            taken += read.expect("bytes");
+        }
+        assert_eq!(taken / 900, 10 + 1);
     }
 
     #[tokio::test]

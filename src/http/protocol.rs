@@ -4,6 +4,7 @@
 use std::borrow::Cow;
 
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use tokio_tungstenite::tungstenite::{Error, Utf8Bytes};
@@ -16,20 +17,21 @@ const MAX_ID: usize = 128;
 const MAX_REASON: usize = 123;
 
 /// A message from a client.
-#[derive(Debug, PartialEq)]
+#[derive(Debug, PartialEq, Eq)]
 pub enum Incoming {
-    /// Authenticates the socket with an access token.
-    ConnectionInit(Map<String, Value>),
-    /// Requests a pong. The payload may carry a fresh access token.
-    Ping(Map<String, Value>),
+    /// Authenticates the socket, with the `Authorization` of the payload.
+    ConnectionInit(Option<String>),
+    /// Requests a pong. The payload may carry a fresh access token as `Authorization`.
+    Ping(Option<String>),
     /// Answers a ping, or keeps the connection alive.
     Pong,
     /// Starts an operation.
     Subscribe {
         /// Id of the operation, chosen by the client.
         id: String,
-        /// The GraphQL request.
-        payload: Value,
+        /// The GraphQL request as JSON text. It is parsed when the operation has a permit, because
+        /// the parsed form can take 17 times the memory, and many operations may wait.
+        request: Box<str>,
     },
     /// Stops an operation.
     Complete {
@@ -43,35 +45,73 @@ struct Raw<'a> {
     #[serde(borrow)]
     r#type: Cow<'a, str>,
     id: Option<String>,
-    payload: Option<Value>,
+    #[serde(borrow)]
+    payload: Option<&'a RawValue>,
+}
+
+/// The members of a GraphQL request.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Members<'a> {
+    #[serde(borrow)]
+    query: Option<&'a RawValue>,
+    #[serde(borrow)]
+    operation_name: Option<&'a RawValue>,
+    #[serde(borrow)]
+    variables: Option<&'a RawValue>,
+    #[serde(borrow)]
+    extensions: Option<&'a RawValue>,
 }
 
 impl Incoming {
     /// Parses a text frame. The error is the reason of the close frame.
     pub fn parse(text: &str) -> Result<Self, &'static str> {
         let Raw { r#type, id, payload } = serde_json::from_str(text).map_err(|_| "Invalid message")?;
+        let payload = payload.map(RawValue::get);
         let id = || match id {
             Some(id) if !id.is_empty() && id.chars().nth(MAX_ID).is_none() => Ok(id),
             _ => Err("Invalid message: `id` must have 1 to 128 characters"),
         };
+        match &*r#type {
+            "complete" => return Ok(Self::Complete { id: id()? }),
+            "subscribe" | "connection_init" | "ping" | "pong" => {}
+            _ => return Err("Invalid message: unknown `type`"),
+        }
+        if payload.is_some_and(|payload| !payload.starts_with('{')) {
+            return Err("Invalid message: `payload` must be an object");
+        }
         match (&*r#type, payload) {
-            ("subscribe", Some(payload @ Value::Object(_))) => Ok(Self::Subscribe { id: id()?, payload }),
-            ("complete", _) => Ok(Self::Complete { id: id()? }),
-            ("connection_init", payload) => Ok(Self::ConnectionInit(map(payload)?)),
-            ("ping", payload) => Ok(Self::Ping(map(payload)?)),
-            ("pong", payload) => map(payload).map(|_| Self::Pong),
-            ("subscribe", _) => Err("Invalid message: `payload` must be an object"),
-            _ => Err("Invalid message: unknown `type`"),
+            ("subscribe", Some(request)) if is_request(request) => {
+                Ok(Self::Subscribe { id: id()?, request: request.into() })
+            }
+            ("subscribe", Some(_)) => Err("Invalid message: not a GraphQL request"),
+            ("subscribe", None) => Err("Invalid message: `payload` must be an object"),
+            ("connection_init", payload) => Ok(Self::ConnectionInit(authorization(payload)?)),
+            ("ping", payload) => Ok(Self::Ping(authorization(payload)?)),
+            _ => Ok(Self::Pong),
         }
     }
 }
 
-fn map(payload: Option<Value>) -> Result<Map<String, Value>, &'static str> {
-    match payload {
-        None => Ok(Map::new()),
-        Some(Value::Object(map)) => Ok(map),
-        Some(_) => Err("Invalid message: `payload` must be an object"),
-    }
+/// Whether the members of a GraphQL request have the right types.
+fn is_request(request: &str) -> bool {
+    let is = |member: Option<&RawValue>, first: char| member.is_none_or(|member| member.get().starts_with(first));
+    serde_json::from_str(request).is_ok_and(|members: Members<'_>| {
+        is(members.query, '"')
+            && is(members.operation_name, '"')
+            && is(members.variables, '{')
+            && is(members.extensions, '{')
+    })
+}
+
+/// The `Authorization` in a payload, spelled as in HTTP/1 or as in HTTP/2.
+fn authorization(payload: Option<&str>) -> Result<Option<String>, &'static str> {
+    let Some(payload) = payload else { return Ok(None) };
+    let mut members: Map<String, Value> = serde_json::from_str(payload).map_err(|_| "Invalid message")?;
+    Ok(match members.remove("Authorization").or_else(|| members.remove("authorization")) {
+        Some(Value::String(authorization)) => Some(authorization),
+        _ => None,
+    })
 }
 
 /// A message from the server.
@@ -189,11 +229,23 @@ mod tests {
             r#"{"type":"complete"}"#,
             r#"{"type":"connection_init","payload":[]}"#,
             r#"{"type":"ping","payload":"x"}"#,
+            r#"{"type":"subscribe","id":"1","payload":{"query":7}}"#,
+            r#"{"type":"subscribe","id":"1","payload":{"variables":[]}}"#,
+            r#"{"type":"subscribe","id":"1","payload":{"extensions":""}}"#,
         ] {
             assert!(Incoming::parse(wrong).is_err(), "{wrong}");
         }
         assert_eq!(Incoming::parse(r#"{"type":"pong","payload":null}"#), Ok(Incoming::Pong));
         assert_eq!(Incoming::parse(r#"{"type":"complete","id":"1"}"#), Ok(Incoming::Complete { id: "1".into() }));
+        let request = r#"{ "query": "{ a }", "variables": null, "other": [7] }"#;
+        assert_eq!(
+            Incoming::parse(&format!(r#"{{"type":"subscribe","id":"1","payload": {request} }}"#)),
+            Ok(Incoming::Subscribe { id: "1".into(), request: request.into() })
+        );
+        for name in ["Authorization", "authorization"] {
+            let init = format!(r#"{{"type":"connection_init","payload":{{"{name}":"Bearer x"}}}}"#);
+            assert_eq!(Incoming::parse(&init), Ok(Incoming::ConnectionInit(Some("Bearer x".into()))));
+        }
         assert!(Incoming::parse(&format!(r#"{{"type":"complete","id":"{}"}}"#, "x".repeat(129))).is_err());
     }
 

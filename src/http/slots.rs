@@ -209,6 +209,23 @@ pub struct Waiting {
     number: u64,
 }
 
+impl Waiting {
+    /// Starts the wait again, because the client has sent or read something.
+    pub fn restart(&mut self) {
+        let mut state = self.slot.pool.state();
+        let number = state.next;
+        state.next += 1;
+        for group in self.slot.groups.iter().flatten() {
+            if let Some(members) = state.groups.get_mut(group)
+                && let Some(one) = members.waiting.remove(&self.number)
+            {
+                members.waiting.insert(number, one);
+            }
+        }
+        self.number = number;
+    }
+}
+
 impl Drop for Waiting {
     fn drop(&mut self) {
         // This guard still holds the slot, so no slot is dropped under the lock.
@@ -263,6 +280,24 @@ mod tests {
         assert!(pool.acquire(None).is_none(), "an evicted holder frees nothing");
         drop((second.1, third, _again));
         assert!(pool.state().groups.is_empty(), "nothing is kept of sources that are gone");
+    }
+
+    #[test]
+    fn a_wait_that_starts_again_is_the_shortest() {
+        let pool = SlotPool::new(SlotLimits::total(2));
+        let hold = || {
+            let (slot, evicted) = (pool.acquire(None).expect("a slot"), CancellationToken::new());
+            (slot.wait(evicted.clone()), evicted)
+        };
+        let (mut first, second) = (hold(), hold());
+        first.0.restart();
+        let third = hold();
+        assert!(second.1.is_cancelled() && !first.1.is_cancelled());
+        third.0.slot.pool.acquire(None).expect("the slot of the first");
+        assert!(first.1.is_cancelled());
+        first.0.restart();
+        drop((first, second, third));
+        assert!(pool.state().groups.is_empty());
     }
 
     proptest! {

@@ -413,7 +413,7 @@ impl Subscriber {
 
     /// Acquires a concurrency permit for this subscriber.
     async fn permit(&self, viewer: Viewer) -> Result<Permit, Box<Answer>> {
-        let acquired = self.subscriptions.app.concurrency.acquire(Who::User(viewer.id), Wait::Socket).await;
+        let acquired = self.subscriptions.app.concurrency.acquire(Who::User(viewer.id), Wait::Event).await;
         acquired.map_err(|error| self.refused(error))
     }
 

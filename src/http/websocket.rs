@@ -18,7 +18,6 @@ use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt, StreamExt};
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
-use serde_json::{Map, Value};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::oneshot;
 use tokio::task::{AbortHandle, JoinHandle, JoinSet};
@@ -335,23 +334,23 @@ impl Talk {
     async fn hear(&mut self, text: &str) -> Result<(), Close> {
         match Incoming::parse(text).map_err(Close::Invalid)? {
             Incoming::ConnectionInit(_) if self.session.is_some() => return Err(Close::GreetedTwice),
-            Incoming::ConnectionInit(payload) => {
-                let token = authorization(&payload).or(self.opening.authorization.as_deref());
-                let authorization = token.ok_or(Close::Forbidden("Forbidden: an access token is required"))?.to_owned();
+            Incoming::ConnectionInit(authorization) => {
+                let authorization = authorization.or_else(|| self.opening.authorization.clone());
+                let authorization = authorization.ok_or(Close::Forbidden("Forbidden: an access token is required"))?;
                 self.session = Some(self.greeted(&authorization).await?);
                 self.waiting = None;
                 self.say(plain::ACK).await;
             }
             Incoming::Pong => {}
-            Incoming::Ping(payload) => {
-                if let Some(authorization) = authorization(&payload) {
-                    self.prolong(authorization).await?;
+            Incoming::Ping(authorization) => {
+                if let Some(authorization) = authorization {
+                    self.prolong(&authorization).await?;
                 }
                 self.say(plain::PONG).await;
             }
-            Incoming::Subscribe { id, payload } => {
+            Incoming::Subscribe { id, request } => {
                 let viewer = self.session.as_ref().ok_or(Close::Unauthorized)?.viewer;
-                self.start(id, payload, viewer).await?;
+                self.start(id, request, viewer).await?;
             }
             Incoming::Complete { id } => {
                 if let Some((_, task)) = lock(&self.running).remove(&id) {
@@ -446,10 +445,7 @@ impl Talk {
         }
     }
 
-    async fn start(&mut self, id: String, payload: Value, viewer: Viewer) -> Result<(), Close> {
-        let words = Words::of(payload).map_err(|_| Close::Invalid("Invalid message: not a GraphQL request"))?;
-        // Boxed: used once, in a long-lived task.
-        let words = Box::new(words);
+    async fn start(&mut self, id: String, json: Box<str>, viewer: Viewer) -> Result<(), Close> {
         let most = self.door.app.config.sockets.subscriptions;
         let mut operation = Runner {
             door: self.door.clone(),
@@ -461,34 +457,57 @@ impl Talk {
         };
         self.started += 1;
         let number = self.started;
-        let full = {
+        let refused = {
             // Locked until the operation is registered, so that it cannot end before that.
             let mut running = lock(&self.running);
             if running.contains_key(&id) {
                 return Err(Close::Duplicate(id));
             }
-            if running.len() < most {
-                let (noted, named) = (Arc::clone(&self.running), id.clone());
-                let task = self.tasks.spawn(async move {
-                    let end = operation.run(&named, words).await;
-                    // Unregistered before the last message, because a client may reuse the id as
-                    // soon as it has read that message.
-                    forget(&noted, &named, number);
-                    match end {
-                        End::Told(last) => drop(operation.out.send(last.into()).await),
-                        End::Elsewhere => {}
-                        End::SessionEnded => return true,
-                    }
-                    false
-                });
-                running.insert(id.clone(), (number, task));
-                return Ok(());
+            let reserved = if running.len() < most {
+                let bytes = self.door.app.in_flight.reserve_request(Who::User(viewer.id), json.len());
+                bytes.map_err(Refused::from)
+            } else {
+                let message = format!("A socket may have at most {most} running operations.");
+                Err(Refused::new(Code::RateLimited, message))
+            };
+            match reserved {
+                Err(refused) => refused,
+                Ok(reservation) => {
+                    // Boxed: used once, in a long-lived task.
+                    let request = Box::new(UnparsedRequest { json, _reservation: reservation });
+                    let (noted, named) = (Arc::clone(&self.running), id.clone());
+                    let task = self.tasks.spawn(async move {
+                        let end = operation.run(&named, request).await;
+                        // Unregistered before the last message, because a client may reuse the id as
+                        // soon as it has read that message.
+                        forget(&noted, &named, number);
+                        match end {
+                            End::Told(last) => drop(operation.out.send(last.into()).await),
+                            End::Elsewhere => {}
+                            End::SessionEnded => return true,
+                        }
+                        false
+                    });
+                    running.insert(id.clone(), (number, task));
+                    return Ok(());
+                }
             }
-            operation
         };
-        let message = format!("A socket may have at most {most} running operations.");
-        self.say(full.error(&id, Refused::new(Code::RateLimited, message))).await;
+        self.say(operation.error(&id, refused)).await;
         Ok(())
+    }
+}
+
+/// A request that waits for its permit, as JSON text. Its bytes count until it is parsed.
+struct UnparsedRequest {
+    json: Box<str>,
+    _reservation: Option<Reservation>,
+}
+
+impl UnparsedRequest {
+    fn parse(self) -> Result<Words, Refused> {
+        let invalid = |_| Refused::new(Code::BadRequest, "The payload is not valid JSON.");
+        Words::of(serde_json::from_str(&self.json).map_err(invalid)?)
     }
 }
 
@@ -516,10 +535,10 @@ struct Runner {
 
 impl Runner {
     /// Runs an operation. The caller sends the last message.
-    async fn run(&mut self, id: &str, words: Box<Words>) -> End {
+    async fn run(&mut self, id: &str, request: Box<UnparsedRequest>) -> End {
         // Boxed: this task lives as long as its subscription, and there are many.
         let span = later(&self.request_id, None);
-        let mut subscription = match Box::pin(self.begin(id, words).instrument(span)).await {
+        let mut subscription = match Box::pin(self.begin(id, request).instrument(span)).await {
             Ok(subscription) => subscription,
             Err(end) => return end,
         };
@@ -543,11 +562,11 @@ impl Runner {
 
     /// Opens a subscription. For any other operation, executes it, sends the response and returns
     /// how it ended.
-    async fn begin(&mut self, id: &str, words: Box<Words>) -> Result<Box<Subscription>, End> {
+    async fn begin(&mut self, id: &str, request: Box<UnparsedRequest>) -> Result<Box<Subscription>, End> {
         let admitted = async {
             let concurrency = &self.door.app.concurrency;
             let permit = concurrency.acquire(Who::User(self.viewer.id), Wait::Socket).await?;
-            let operation = self.admitted(*words).await?;
+            let operation = self.admitted(request.parse()?).await?;
             let permit = match operation.kind {
                 OperationType::Mutation => concurrency.acquire_write(permit, Wait::Socket).await?,
                 _ => permit,
@@ -636,10 +655,6 @@ async fn ended(session: &mut Option<Session>) {
         Some(session) => session.watch.ended().await,
         None => std::future::pending().await,
     }
-}
-
-fn authorization(payload: &Map<String, Value>) -> Option<&str> {
-    payload.get("Authorization").or_else(|| payload.get("authorization")).and_then(Value::as_str)
 }
 
 fn lock(running: &Running) -> std::sync::MutexGuard<'_, HashMap<String, (u64, AbortHandle)>> {

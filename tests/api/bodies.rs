@@ -11,7 +11,7 @@ use std::thread;
 use axum::body::{Body, Bytes};
 use axum::http::Request;
 use fasttrack::{graphql, http};
-use futures_util::future::join_all;
+use futures_util::future::{join_all, select_all};
 use http_body::Frame;
 use http_body_util::BodyExt;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -248,4 +248,88 @@ async fn what_an_address_has_half_sent_is_limited_and_harms_nobody_else() {
     drop(half_sent);
     let again = async { while status(begin(1, 250_000, 250_000).await).await != "200" {} };
     tokio::time::timeout(PATIENCE, again).await.expect("room again");
+}
+
+#[tokio::test]
+async fn bodies_that_do_not_arrive_make_room_for_others_in_the_budget_of_the_process() {
+    /// Addresses that fill the budget of the process, and the bodies that fill that of one.
+    const ADDRESSES: u8 = 8;
+    const BODIES: usize = 32;
+    let server = Server::start().await;
+    let connect = async |source: u8| {
+        let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
+        socket.bind(([127, 0, 1, source], 0).into()).expect("an address of this machine");
+        socket.connect(server.address).await.expect("a connection")
+    };
+    let post = async |source: u8, sent: usize, length: usize| {
+        let mut stream = connect(source).await;
+        let head = format!(
+            "POST /graphql HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n"
+        );
+        let body = r#"{"query":"{ __typename }"}"#.to_owned() + &" ".repeat(sent - 26);
+        stream.write_all((head + &body).as_bytes()).await.expect("sent");
+        stream
+    };
+    let status = async |stream: &mut tokio::net::TcpStream| {
+        let mut answer = [0; 12];
+        let read = tokio::time::timeout(PATIENCE, stream.read_exact(&mut answer)).await;
+        read.expect("an answer in time").expect("an answer");
+        String::from_utf8_lossy(&answer[9..]).into_owned()
+    };
+    let mut half_sent = Vec::new();
+    for source in 1..=ADDRESSES {
+        for _ in 0..BODIES {
+            half_sent.push(post(source, 250_000, 255_000).await);
+        }
+    }
+    let arrived = async {
+        while server.app.in_flight.body_bytes() < 64 << 20 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, arrived).await.expect("the budget is exhausted");
+    for _ in 0..3 {
+        assert_eq!(status(&mut post(100, 250_000, 250_000).await).await, "200");
+    }
+    let first = select_all(half_sent.iter_mut().map(|stream| Box::pin(status(stream)))).await.0;
+    assert_eq!(first, "400", "a body that has waited is given up");
+}
+
+#[tokio::test]
+async fn a_body_that_arrives_in_pieces_is_given_up_after_one_that_does_not_arrive() {
+    let server = Server::with(&[("MAX_REQUESTS_IN_FLIGHT", "2")]).await;
+    let query = r#"{"query":"{ __typename }"}"#;
+    let (piece, rest) = (" ".repeat(20_000), " ".repeat(20_000) + query);
+    let begin = async || {
+        let mut stream = tokio::net::TcpStream::connect(server.address).await.expect("a connection");
+        let length = piece.len() + rest.len();
+        let head = format!(
+            "POST /graphql HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\
+             expect: 100-continue\r\n\r\n"
+        );
+        stream.write_all(head.as_bytes()).await.expect("sent");
+        let mut answer = [0; 25];
+        let read = tokio::time::timeout(PATIENCE, stream.read_exact(&mut answer)).await;
+        read.expect("an answer in time").expect("an answer");
+        assert_eq!(&answer, b"HTTP/1.1 100 Continue\r\n\r\n", "the server waits for the body");
+        stream
+    };
+    let status = async |stream: &mut tokio::net::TcpStream| {
+        let mut answer = [0; 12];
+        let read = tokio::time::timeout(PATIENCE, stream.read_exact(&mut answer)).await;
+        read.expect("an answer in time").expect("an answer");
+        String::from_utf8_lossy(&answer[9..]).into_owned()
+    };
+    let (mut slow, mut silent) = (begin().await, begin().await);
+    slow.write_all(piece.as_bytes()).await.expect("sent");
+    let arrived = async {
+        while server.app.in_flight.body_bytes() < piece.len() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, arrived).await.expect("the piece arrives");
+    let _third = begin().await;
+    assert_eq!(status(&mut silent).await, "400");
+    slow.write_all(rest.as_bytes()).await.expect("sent");
+    assert_eq!(status(&mut slow).await, "200");
 }

@@ -13,12 +13,19 @@ use tokio::time::timeout;
 use url::Url;
 
 use crate::harness::{Database, Frame, PATIENCE, Server, Socket, is_postgres};
-use crate::http_2::{Frames, HEADERS};
+use crate::http_2::{DATA, Frames, HEADERS, PING, SETTINGS, WINDOW_UPDATE};
 
 const OPERATION: &str =
     "GET /graphql?query=%7B__typename%7D HTTP/1.1\r\nhost: x\r\ngraphql-require-preflight: 1\r\n\r\n";
 const LIVEZ: &str = "GET /livez HTTP/1.1\r\nhost: x\r\n\r\n";
 const READYZ: &str = "GET /readyz HTTP/1.1\r\nhost: x\r\n\r\n";
+
+/// Connects from a given loopback address.
+async fn connect_from(source: Ipv4Addr, address: SocketAddr) -> TcpStream {
+    let socket = TcpSocket::new_v4().expect("a socket");
+    socket.bind((source, 0).into()).expect("an address of this machine");
+    socket.connect(address).await.expect("a connection")
+}
 
 /// A keep-alive connection for sequential requests.
 struct Kept(TcpStream);
@@ -30,9 +37,7 @@ impl Kept {
 
     /// Connects from another loopback address.
     async fn from(source: Ipv4Addr, address: SocketAddr) -> Self {
-        let socket = TcpSocket::new_v4().expect("a socket");
-        socket.bind((source, 0).into()).expect("an address of this machine");
-        Self(socket.connect(address).await.expect("a connection"))
+        Self(connect_from(source, address).await)
     }
 
     /// Sends a request; returns the status, or `None` if the server closes the connection instead.
@@ -90,6 +95,148 @@ async fn idle_connections_of_http_2_make_room_too() {
         idle.push(client);
     }
     assert_eq!(Kept::open(server.address).await.ask(OPERATION).await, Some(200));
+}
+
+#[tokio::test]
+async fn connections_with_unread_responses_make_room() {
+    let server = Server::with(&[("MAX_CONNECTIONS", "2")]).await;
+    let mut unread = Vec::new();
+    for _ in 0..2 {
+        let mut client = Frames::connect(server.address, 0).await;
+        client.get(1, "/livez").await;
+        assert_eq!(client.next(HEADERS).await, 1);
+        unread.push(client);
+    }
+    assert_eq!(Kept::open(server.address).await.ask(OPERATION).await, Some(200));
+    unread.remove(0).closed().await;
+}
+
+#[tokio::test]
+async fn a_connection_whose_response_is_read_is_evicted_after_one_whose_response_is_not() {
+    let server = Server::with(&[("MAX_CONNECTIONS", "2")]).await;
+    let mut clients = Vec::new();
+    for _ in 0..2 {
+        let mut client = Frames::connect(server.address, 0).await;
+        client.get(1, "/docs/openapi.json").await;
+        assert_eq!(client.next(HEADERS).await, 1);
+        clients.push(client);
+    }
+    // The first response has several parts. The server passes the next one on when the last byte of
+    // this one is read.
+    let mut left = 16 * 1024;
+    clients[0].send(WINDOW_UPDATE, 0, 1, &16_385_u32.to_be_bytes()).await;
+    while left > 0 {
+        left -= clients[0].next_length(DATA).await.min(left);
+    }
+    assert_eq!(clients[0].next_length(DATA).await, 1, "the first byte of the second part");
+    assert_eq!(Kept::open(server.address).await.ask(OPERATION).await, Some(200));
+    clients.remove(1).closed().await;
+    clients[0].send(PING, 0, 0, &[0; 8]).await;
+    clients[0].next(PING).await;
+}
+
+#[tokio::test]
+async fn connections_whose_request_does_not_arrive_make_room() {
+    let server = Server::with(&[("MAX_CONNECTIONS", "2")]).await;
+    let first = half_sent(Ipv4Addr::LOCALHOST, &server).await;
+    let _second = half_sent(Ipv4Addr::LOCALHOST, &server).await;
+    assert_eq!(Kept::open(server.address).await.ask(OPERATION).await, Some(200));
+    first.closed().await;
+}
+
+#[tokio::test]
+async fn an_address_leaves_no_more_than_its_share_of_http_2_responses_unread() {
+    const STREAMS: u32 = 32;
+    const PER_ADDRESS: u32 = 1_024;
+    let server = Server::start().await;
+    let open = async |source: u8| {
+        let stream = connect_from(Ipv4Addr::new(127, 0, 0, source), server.address).await;
+        let mut client = Frames::over(stream, 0).await;
+        for number in 0..STREAMS {
+            client.get(2 * number + 1, "/livez").await;
+        }
+        for _ in 0..STREAMS {
+            client.next(HEADERS).await;
+        }
+        client
+    };
+    let mut elsewhere = open(2).await;
+    let mut unread = Vec::new();
+    for _ in 0..=PER_ADDRESS / STREAMS {
+        unread.push(open(1).await);
+    }
+    unread.remove(0).closed().await;
+    for client in unread.iter_mut().chain([&mut elsewhere]) {
+        client.send(PING, 0, 0, &[0; 8]).await;
+        client.next(PING).await;
+    }
+    let mut client = Frames::connect(server.address, 0).await;
+    let settings = client.next_payload(SETTINGS).await;
+    let streams = settings.chunks(6).find(|setting| setting[..2] == [0, 3]).expect("a limit on streams");
+    assert_eq!(streams[2..], STREAMS.to_be_bytes());
+}
+
+/// A request whose body does not arrive. Returns when the server waits for the body.
+async fn half_sent(source: Ipv4Addr, server: &Server) -> Kept {
+    let mut one = Kept::from(source, server.address).await;
+    let head = "POST /graphql HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 26\r\n\
+        expect: 100-continue\r\n\r\n";
+    one.0.write_all(head.as_bytes()).await.expect("sent");
+    let mut answer = [0; 25];
+    timeout(PATIENCE, one.0.read_exact(&mut answer)).await.expect("in time").expect("an answer");
+    assert_eq!(String::from_utf8_lossy(&answer), "HTTP/1.1 100 Continue\r\n\r\n");
+    one
+}
+
+#[tokio::test]
+async fn an_address_has_no_more_than_its_share_of_the_requests() {
+    const PER_ADDRESS: usize = 100;
+    let server = Server::start().await;
+    let mut elsewhere = half_sent(Ipv4Addr::new(127, 0, 0, 2), &server).await;
+    let mut half_sent_ones = Vec::new();
+    for _ in 0..=PER_ADDRESS {
+        half_sent_ones.push(half_sent(Ipv4Addr::LOCALHOST, &server).await);
+    }
+    assert_eq!(half_sent_ones.remove(0).ask("").await, Some(400), "the address made room of its own requests");
+    let body = r#"{"query":"{ __typename }"}"#;
+    assert_eq!(elsewhere.ask(body).await, Some(200));
+    assert_eq!(half_sent_ones.remove(0).ask(body).await, Some(200));
+}
+
+#[tokio::test]
+async fn a_flood_of_http_2_control_frames_is_read_slowly() {
+    const SECONDS: u64 = 3;
+    let server = Server::without_jobs().await;
+    let ping = [&[0, 0, 8, PING, 0, 0, 0, 0, 0][..], &[0; 8]].concat();
+    let settings = vec![0, 0, 0, SETTINGS, 0, 0, 0, 0, 0];
+    let unknown = vec![0, 0, 0, 77, 0, 0, 0, 0, 0];
+    for (title, frame) in [("PING", ping), ("SETTINGS", settings), ("an unknown type", unknown)] {
+        let socket = TcpSocket::new_v4().expect("a socket");
+        // A small buffer, so that data the server does not read blocks the client soon.
+        socket.set_send_buffer_size(4_096).expect("a size");
+        let stream = socket.connect(server.address).await.expect("a connection");
+        let (mut read, mut write) = stream.into_split();
+        write.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.expect("sent");
+        let flood = frame.repeat(1_000);
+        let mut sent = 0;
+        let flooding = async {
+            loop {
+                sent += write.write(&flood[sent % flood.len()..]).await.expect("sent");
+            }
+        };
+        let mut answers = vec![0; 64 * 1024];
+        let reading = async { while read.read(&mut answers).await.expect("an open connection") > 0 {} };
+        tokio::select! {
+            () = flooding => {}
+            () = reading => panic!("{title}: the server closed"),
+            // The rate is what the test is about.
+            () = tokio::time::sleep(Duration::from_secs(SECONDS)) => {}
+        }
+        let frames = sent / frame.len();
+        println!("{title}: {frames} frames accepted in {SECONDS} seconds");
+        // A burst, the rate, and what fits into the buffers of both sides.
+        assert!(sent < (20_000 + 10_000 * SECONDS as usize) * frame.len() + 1_000_000, "{title}: {frames} frames");
+    }
 }
 
 #[tokio::test]

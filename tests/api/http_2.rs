@@ -18,8 +18,8 @@ use crate::harness::{PATIENCE, Server};
 pub const DATA: u8 = 0;
 pub const HEADERS: u8 = 1;
 pub const RESET: u8 = 3;
-const SETTINGS: u8 = 4;
-const PING: u8 = 6;
+pub const SETTINGS: u8 = 4;
+pub const PING: u8 = 6;
 pub const WINDOW_UPDATE: u8 = 8;
 
 /// A client that sends raw frames (RFC 9113), to do what no library allows.
@@ -28,7 +28,11 @@ pub struct Frames(TcpStream);
 impl Frames {
     /// Connects with the given initial flow control window.
     pub async fn connect(address: SocketAddr, window: u32) -> Self {
-        let mut stream = TcpStream::connect(address).await.expect("a connection");
+        Self::over(TcpStream::connect(address).await.expect("a connection"), window).await
+    }
+
+    /// Starts HTTP/2 on an open connection, with the given initial flow control window.
+    pub async fn over(mut stream: TcpStream, window: u32) -> Self {
         stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.expect("sent");
         let mut client = Self(stream);
         client.send(SETTINGS, 0, 0, &[&[0, 4], &window.to_be_bytes()[..]].concat()).await;
@@ -99,6 +103,17 @@ impl Frames {
     /// Waits for the next frame of this type and returns its stream.
     pub async fn next(&mut self, kind: u8) -> u32 {
         self.next_frame(kind).await.0
+    }
+
+    /// Waits for the next frame of this type and returns its payload.
+    pub async fn next_payload(&mut self, kind: u8) -> Vec<u8> {
+        self.next_frame(kind).await.1
+    }
+
+    /// Waits until the server closes the connection.
+    pub async fn closed(mut self) {
+        let mut rest = Vec::new();
+        drop(timeout(PATIENCE, self.0.read_to_end(&mut rest)).await.expect("the connection closes before the timeout"));
     }
 
     /// Waits for the next frame of this type and returns its length.

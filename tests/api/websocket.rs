@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use fasttrack::http::concurrency_limit::Wait;
+use fasttrack::limits::Who;
 use futures_util::{SinkExt, StreamExt};
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -357,5 +359,115 @@ async fn a_flood_of_small_messages_is_read_slowly() {
         }
         println!("{title}: {sent} bytes accepted in three seconds");
         assert!(sent < most, "{title}: {sent} bytes accepted in three seconds");
+    }
+}
+
+/// Resident memory of this process, in KiB; `None` where the system does not report it.
+fn resident() -> Option<usize> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    line.trim().trim_end_matches(" kB").parse().ok()
+}
+
+#[tokio::test]
+async fn operations_that_wait_take_the_memory_of_their_text() {
+    // A socket may send 1 MiB at once.
+    const SOCKETS: usize = 9;
+    const OPERATIONS: usize = 16;
+    let server = Server::with(&[("MAX_OPERATIONS_AT_ONCE", "8")]).await;
+    let (alice, bob) = (server.person("alice").await, server.person("bob").await);
+    let owner = |person: &Person| {
+        let access = server.app.credentials.access(server.app.clock.now(), person.token());
+        Who::User(access.expect("a good token").user_id)
+    };
+    let mut sockets = Vec::new();
+    for _ in 0..SOCKETS {
+        sockets.push(Raw::greeted(&server, &alice).await);
+    }
+    let acquire = || server.app.concurrency.acquire(owner(&alice), Wait::Request);
+    let held = (acquire().await.expect("a permit"), acquire().await.expect("a permit"));
+    // 64 KiB of JSON take more than 1 MiB when parsed.
+    let values = vec![json!({ "a": 0 }); 7_900];
+    let payload = json!({ "query": "{ __typename }", "variables": { "v": values } });
+    let before = resident();
+    for raw in &mut sockets {
+        for number in 0..OPERATIONS {
+            raw.send(json!({ "type": "subscribe", "id": number.to_string(), "payload": payload })).await;
+        }
+        // The server reads the messages of a socket in order.
+        raw.send(json!({ "type": "ping" })).await;
+    }
+    let mut refused = 0;
+    for raw in &mut sockets {
+        loop {
+            let message = raw.receive().await.expect("a message");
+            match message["type"].as_str() {
+                Some("pong") => break,
+                Some("error") => {
+                    assert_eq!(message["payload"][0]["extensions"]["code"], "RATE_LIMITED", "{message}");
+                    refused += 1;
+                }
+                _ => panic!("{message}"),
+            }
+        }
+    }
+    if let (Some(before), Some(after)) = (before, resident()) {
+        let grown = after.saturating_sub(before);
+        println!("{refused} refused, the others take {grown} KiB");
+        assert!(grown < 64 * 1024, "{grown} KiB");
+    }
+    let waiting = SOCKETS * OPERATIONS - refused;
+    assert!((130..135).contains(&waiting), "{waiting} operations wait: 8 MiB of text");
+    let mut his = Raw::greeted(&server, &bob).await;
+    his.send(json!({ "type": "subscribe", "id": "1", "payload": payload })).await;
+    assert_eq!(his.receive().await.expect("an answer")["payload"][0]["extensions"]["code"], "VARIABLES_TOO_LARGE");
+    drop(held);
+    let mut answered = 0;
+    for raw in &mut sockets {
+        raw.send(json!({ "type": "subscribe", "id": "last", "payload": { "query": "{ __typename }" } })).await;
+        loop {
+            let message = raw.receive().await.expect("a message");
+            match message["type"].as_str() {
+                Some("complete") => break,
+                Some("next") => {}
+                _ => {
+                    assert_eq!(message["payload"][0]["extensions"]["code"], "VARIABLES_TOO_LARGE", "{message}");
+                    answered += 1;
+                }
+            }
+        }
+    }
+    assert!(answered > 0, "operations that waited are executed");
+}
+
+#[tokio::test]
+async fn the_operations_of_a_user_that_wait_are_limited_and_harm_nobody_else() {
+    const MAX_WAITING: usize = 400;
+    let server = Server::with(&[("MAX_OPERATIONS_AT_ONCE", "8"), ("WS_OPERATIONS_PER_SOCKET", "500")]).await;
+    let (alice, bob) = (server.person("alice").await, server.person("bob").await);
+    let access = server.app.credentials.access(server.app.clock.now(), alice.token());
+    let owner = Who::User(access.expect("a good token").user_id);
+    let (mut hers, mut his) = (Raw::greeted(&server, &alice).await, Raw::greeted(&server, &bob).await);
+    let acquire = || server.app.concurrency.acquire(owner, Wait::Request);
+    let held = (acquire().await.expect("a permit"), acquire().await.expect("a permit"));
+    for number in 0..=MAX_WAITING {
+        hers.subscribe(&number.to_string(), "{ __typename }").await;
+    }
+    let refused = hers.receive().await.expect("a message");
+    assert_eq!(
+        (&refused["type"], &refused["payload"][0]["extensions"]["code"]),
+        (&json!("error"), &json!("RATE_LIMITED"))
+    );
+    // Sooner than the operations that wait are given up.
+    drop(held);
+    his.subscribe("1", "{ __typename }").await;
+    assert_eq!(his.receive().await.expect("an answer")["type"], "next");
+    let mut answered = 0;
+    while answered < MAX_WAITING {
+        match hers.receive().await.expect("a message")["type"].as_str() {
+            Some("next") => answered += 1,
+            Some("complete") => {}
+            other => panic!("{other:?}"),
+        }
     }
 }
