@@ -52,7 +52,7 @@ const RESERVED: usize = 64;
 /// Limit of an IPv6 /48, in multiples of the limit of one address.
 const SITE: usize = 4;
 /// Running requests of one address: a fraction of the total, but at least this many.
-const REQUEST_SHARE: usize = 10;
+const REQUEST_SHARE: usize = 2;
 const MIN_REQUEST_SHARE: usize = 100;
 /// HTTP/2 frames of any kind that a connection may send: a sustained rate and a burst. hyper
 /// answers PING and SETTINGS frames without a request, so only this limits them. A request takes

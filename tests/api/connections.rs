@@ -191,7 +191,7 @@ async fn half_sent(source: Ipv4Addr, server: &Server) -> Kept {
 #[tokio::test]
 async fn an_address_has_no_more_than_its_share_of_the_requests() {
     const PER_ADDRESS: usize = 100;
-    let server = Server::start().await;
+    let server = Server::with(&[("MAX_REQUESTS_IN_FLIGHT", "200")]).await;
     let mut elsewhere = half_sent(Ipv4Addr::new(127, 0, 0, 2), &server).await;
     let mut half_sent_ones = Vec::new();
     for _ in 0..=PER_ADDRESS {
