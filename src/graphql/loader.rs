@@ -298,7 +298,7 @@ loads! {
     };
     /// Labels of tasks.
     task_labels: TaskLabels(Id => Vec<Arc<label::Label>>) |app, asker, ids| {
-        let rows = label::of_tasks(&mut app.db.conn().await?, asker.viewer()?, ids).await?;
+        let rows = label::of_tasks(&mut app.db.conn().await?, asker.reader_of(ids.iter().copied())?, ids).await?;
         Ok(collected(rows.into_iter().map(|(task, label)| (task, Arc::new(label)))))
     };
     /// Tasks that the viewer may see.
@@ -351,14 +351,14 @@ loads! {
         let mut pages = HashMap::new();
         for ((columns, window), tasks) in grouped(keys) {
             let mut conn = app.db.conn_for(window.limit * tasks.len()).await?;
-            let found = comment::pages(&mut conn, asker.viewer()?, &tasks, &window, columns).await?;
+            let found = comment::pages(&mut conn, asker.reader_of(tasks.iter().copied())?, &tasks, &window, columns).await?;
             pages.extend(found.into_iter().map(|(id, page)| (((columns, Arc::clone(&window)), id), page.shared())));
         }
         Ok(pages)
     };
     /// Comment counts of tasks.
     comment_counts: CommentCounts(Id => i64) |app, asker, ids| {
-        comment::counts(&mut app.db.conn().await?, asker.viewer()?, ids).await
+        comment::counts(&mut app.db.conn().await?, asker.reader_of(ids.iter().copied())?, ids).await
     };
     /// Notifications of the viewer.
     notifications: Notifications(Id => Arc<notification::Notification>) |app, asker, ids| {
@@ -370,7 +370,7 @@ loads! {
         let mut conn = app.db.conn().await?;
         let mut pages: HashMap<_, Recorded> = HashMap::new();
         for ((columns, stretch), tasks) in grouped(keys) {
-            let found = event::pages_of_tasks(&mut conn, asker.viewer()?, &tasks, stretch, columns).await?;
+            let found = event::pages_of_tasks(&mut conn, asker.reader_of(tasks.iter().copied())?, &tasks, stretch, columns).await?;
             let events: Vec<Event> = found.into_values().flatten().collect();
             let snapshots = history::snapshots(&mut conn, &events, &HashSet::new()).await?;
             for (event, snapshot) in events.into_iter().zip(snapshots) {

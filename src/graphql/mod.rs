@@ -138,6 +138,8 @@ const MAX_MEMBERS: usize = 10_000;
 pub struct Asker {
     viewer: Option<Viewer>,
     asked: AtomicBool,
+    /// The task of the event that is delivered: the viewer's right to it has just been checked.
+    checked_task: Option<Id>,
     /// The last state of projects that are gone, from the events that the viewer sees of them.
     deleted_projects: Mutex<HashMap<Id, Arc<Project>>>,
 }
@@ -147,6 +149,14 @@ impl Asker {
     pub fn viewer(&self) -> Result<&Viewer> {
         self.asked.store(true, Ordering::Relaxed);
         self.viewer.as_ref().ok_or_else(Error::unauthenticated)
+    }
+
+    /// Whose right to these tasks a statement has to check; `None` if it was checked already.
+    pub fn reader_of(&self, mut tasks: impl Iterator<Item = Id>) -> Result<Option<&Viewer>> {
+        if self.checked_task.is_some() && tasks.all(|task| self.checked_task == Some(task)) {
+            return Ok(None);
+        }
+        self.viewer().map(Some)
     }
 
     /// Keeps a deleted project, so that the tasks deleted with it still have one.
@@ -182,7 +192,9 @@ struct Inner {
 
 impl Inner {
     fn new(app: Arc<App>, viewer: Option<Viewer>, event: Option<(Arc<Event>, Arc<Objects>)>, manner: Manner) -> Self {
-        let asker = Arc::new(Asker { viewer, asked: AtomicBool::new(false), deleted_projects: Mutex::default() });
+        let checked_task = event.as_ref().and_then(|(event, _)| event.task_id);
+        let asker =
+            Arc::new(Asker { viewer, asked: AtomicBool::new(false), checked_task, deleted_projects: Mutex::default() });
         let (bytes, members) = (AtomicUsize::new(0), AtomicUsize::new(0));
         Self { app, asker, client: None, event, manner, loaders: OnceLock::new(), bytes, members }
     }

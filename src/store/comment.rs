@@ -96,7 +96,7 @@ pub async fn select_by_ids(conn: &mut Conn, ids: &[Id], columns: CommentColumns)
 /// not see.
 pub async fn pages(
     conn: &mut Conn,
-    viewer: &Viewer,
+    reader: Option<&Viewer>,
     tasks: &[Id],
     window: &Window,
     columns: CommentColumns,
@@ -104,7 +104,7 @@ pub async fn pages(
     let walk = async {
         on!(conn, |c| {
             let task = tasks::table.filter(tasks::id.eq(Parent));
-            let is_visible = exists(task.filter(task::visible(viewer.id, viewer.is_admin())));
+            let is_visible = exists(task.filter(task::visible_to(reader)));
             let all = comments::table.filter(comments::task_id.eq(Parent)).filter(is_visible);
             let mut query = all.select(columns.expression()).into_boxed::<Backend>();
             keyset!(query, window, false, (), comments { () => created_at as Time });
@@ -120,8 +120,8 @@ pub async fn pages(
 }
 
 /// How many comments each task has, of those that the viewer may see.
-pub async fn counts(conn: &mut Conn, viewer: &Viewer, ids: &[Id]) -> Result<HashMap<Id, i64>> {
-    let visible = tasks::table.filter(among(tasks::id, ids)).filter(task::visible(viewer.id, viewer.is_admin()));
+pub async fn counts(conn: &mut Conn, reader: Option<&Viewer>, ids: &[Id]) -> Result<HashMap<Id, i64>> {
+    let visible = tasks::table.filter(among(tasks::id, ids)).filter(task::visible_to(reader));
     let counts: Vec<(Id, i64)> = on!(conn, |c| comments::table
         .filter(comments::task_id.eq_any(visible.select(tasks::id)))
         .group_by(comments::task_id)

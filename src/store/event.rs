@@ -556,7 +556,7 @@ pub async fn page(
 /// The events of each of these tasks, of those that the viewer may see. The history of a task goes with it.
 pub async fn pages_of_tasks(
     conn: &mut Conn,
-    viewer: &Viewer,
+    reader: Option<&Viewer>,
     tasks: &[Id],
     stretch: Stretch,
     columns: EventColumns,
@@ -568,7 +568,7 @@ pub async fn pages_of_tasks(
             .filter(events::kind.lt(Kind::FIRST_INTERNAL))
             .filter(Settled)
             .filter(events::task_id.eq(Parent.nullable()))
-            .filter(exists(task.filter(task::visible(viewer.id, viewer.is_admin()))))
+            .filter(exists(task.filter(task::visible_to(reader))))
             .into_boxed::<Backend>();
         stretched!(query, stretch);
         each(tasks, "events", columns.expression(), query).load(c).await

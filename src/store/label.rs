@@ -62,8 +62,8 @@ pub async fn of_task(tx: &mut Conn, id: Id) -> Result<Vec<Label>> {
 
 /// The labels on these tasks, each with its task, by name; none of a task that the viewer may not
 /// see.
-pub async fn of_tasks(conn: &mut Conn, viewer: &Viewer, ids: &[Id]) -> Result<Vec<(Id, Label)>> {
-    let visible = tasks::table.filter(among(tasks::id, ids)).filter(task::visible(viewer.id, viewer.is_admin()));
+pub async fn of_tasks(conn: &mut Conn, reader: Option<&Viewer>, ids: &[Id]) -> Result<Vec<(Id, Label)>> {
+    let visible = tasks::table.filter(among(tasks::id, ids)).filter(task::visible_to(reader));
     Ok(on!(conn, |c| task_labels::table
         .inner_join(labels::table)
         .filter(task_labels::task_id.eq_any(visible.select(tasks::id)))

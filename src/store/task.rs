@@ -156,8 +156,16 @@ impl Subject for Task {
 /// Whether the viewer may see a task, as [`Action::SeeTask`] says it, in SQL. What belongs to tasks
 /// is read with this condition in the same statement: a task that was read a moment ago may have
 /// been taken from the viewer since.
-#[diesel::dsl::auto_type(no_type_alias)]
-pub(super) fn visible(viewer: Id, is_admin: bool) -> _ {
+///
+/// `reader` is `None` where the right was checked already: on the task of an event that is being
+/// delivered. The response is then the same for all subscribers, who can share it.
+pub(super) fn visible_to(reader: Option<&Viewer>) -> visible {
+    let nobody = Id::from_bytes([0; 16]);
+    visible(reader.map_or(nobody, |viewer| viewer.id), reader.is_none_or(Viewer::is_admin))
+}
+
+#[diesel::dsl::auto_type]
+fn visible(viewer: Id, is_admin: bool) -> _ {
     let is_admin: diesel::dsl::AsExprOf<bool, sql::Bool> = is_admin.into_sql::<sql::Bool>();
     let is_assignee: diesel::dsl::Eq<tasks::assignee_id, Id> = tasks::assignee_id.eq(viewer);
     tasks::owner_id.eq(viewer).or(is_assignee).or(is_admin)
@@ -194,7 +202,7 @@ pub async fn seen(conn: &mut Conn, viewer: &Viewer, id: Id, field: &'static str)
 /// One task that the viewer sees, locked until the transaction ends: who may do what with it, and who receives its events,
 /// stays so until the write is in the log. What the viewer does not see is not locked, so nobody can block others' tasks.
 pub async fn lock(tx: &mut Conn, viewer: &Viewer, id: Id, lock: Lock) -> Result<Option<Task>> {
-    let task = tasks::table.find(id).filter(visible(viewer.id, viewer.is_admin()));
+    let task = tasks::table.find(id).filter(visible_to(Some(viewer)));
     let task: Option<Task> = locked!(tx, task.select(Task::as_select()), lock)?.pop();
     Ok(task.filter(|task| viewer.may(Action::SeeTask, task)))
 }

@@ -179,7 +179,7 @@ async fn rediss_reaches_a_redis_over_tls_whose_certificate_is_verified() {
         String::from_utf8(output.stdout).expect("text")
     };
     let told = doctor(format!("rediss://localhost:{port}"), &certificate);
-    assert!(told.contains("Redis answers"), "{told}");
+    assert!(told.contains("Redis responds"), "{told}");
     for (url, authority) in [
         (format!("rediss://localhost:{port}"), stranger.as_str()),
         (format!("rediss://127.0.0.1:{port}"), &certificate),
@@ -187,7 +187,7 @@ async fn rediss_reaches_a_redis_over_tls_whose_certificate_is_verified() {
         (format!("rediss://localhost:{port}/#insecure"), &stranger),
     ] {
         let told = doctor(url.clone(), authority);
-        assert!(!told.contains("Redis answers") && told.contains("fail"), "{url}: {told}");
+        assert!(!told.contains("Redis responds") && told.contains("fail"), "{url}: {told}");
     }
 
     // Two instances share rate limits through this Redis.
