@@ -7,8 +7,8 @@
 //! expands it for both backends of [`Conn`], so the compiler checks it against both. The few
 //! statements that differ use a `match` in the function that needs them.
 
-mod batch;
-mod brief;
+mod group_commit;
+mod sqlite_executor;
 pub mod columns;
 mod interrupt;
 pub mod lately;
@@ -40,9 +40,9 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::histogram::Histogram;
 use tokio::sync::Notify;
 
-use self::batch::Batch;
-use self::brief::FEW;
-pub use self::brief::{brief, looked_up};
+use self::group_commit::GroupCommit;
+use self::sqlite_executor::INLINE_ROWS;
+pub use self::sqlite_executor::{run_inline, inline_if_few};
 pub use self::interrupt::WithinDeadline;
 pub use self::loan::{Leaves, Lent, Loan, Pooled};
 pub use self::operation_scope::OperationScope;
@@ -52,8 +52,8 @@ use crate::error::{Error, Result};
 use crate::limits::Quotas;
 use crate::metrics;
 
-/// SQLite on tokio's blocking pool, except for [`brief`] statements, which run inline.
-pub type SqliteConn = SyncConnectionWrapper<SqliteConnection, brief::Place>;
+/// SQLite on tokio's blocking pool, except for [`sqlite_executor`] statements, which run inline.
+pub type SqliteConn = SyncConnectionWrapper<SqliteConnection, sqlite_executor::SqliteExecutor>;
 
 /// How long a request waits for a free connection before it fails as unavailable.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -62,7 +62,7 @@ const ASIDE: usize = 2;
 /// Maximum number of pipelined connections, each shared by many reads.
 const SHARED: usize = 4;
 /// Maximum attempts of a transaction that the database aborts (serialization failure, deadlock).
-const ATTEMPTS: u32 = 4;
+const MAX_ATTEMPTS: u32 = 4;
 
 /// Expands a diesel expression for both backends:
 /// `on!(conn, |c| users::table.find(id).first(c).await)`.
@@ -188,7 +188,7 @@ impl Conn {
 
 #[derive(Clone)]
 enum Pools {
-    Sqlite { writer: Arc<Batch>, readers: Pool<SqliteConn> },
+    Sqlite { writer: Arc<GroupCommit>, readers: Pool<SqliteConn> },
     Postgres { own: Pool<AsyncPgConnection>, shared: Arc<Shared> },
 }
 
@@ -275,8 +275,8 @@ impl Db {
                 let path = path.to_string_lossy().into_owned();
                 let writer = sqlite_pool(&path, 1, &statements, SQLITE_WRITER)?;
                 // Checkpoints belong to no operation, so they are not counted.
-                let folder = sqlite_pool(&path, 1, &uncounted, SQLITE_FOLDER)?;
-                let writer = Arc::new(Batch::new(writer, folder));
+                let checkpoint_pool = sqlite_pool(&path, 1, &uncounted, SQLITE_CHECKPOINT)?;
+                let writer = Arc::new(GroupCommit::new(writer, checkpoint_pool));
                 let readers = |size, statements| sqlite_pool(&path, size, statements, SQLITE_READER);
                 let pools = |readers| Pools::Sqlite { writer: Arc::clone(&writer), readers };
                 let check = pools(readers(1, &uncounted)?);
@@ -334,7 +334,7 @@ impl Db {
     /// pipelined connection, which does not count against the operation's share.
     pub async fn conn_for(&self, rows: usize) -> Result<Conn> {
         match &self.pools {
-            Pools::Postgres { shared, .. } if rows <= FEW => {
+            Pools::Postgres { shared, .. } if rows <= INLINE_ROWS => {
                 Ok(Conn::new(Pooled::Postgres(Loan::Shared(self.acquire(shared.get()).await?))))
             }
             _ => self.conn().await,
@@ -371,20 +371,20 @@ impl Db {
         F: AsyncFn(&mut Conn) -> Result<T> + for<'r> Work<'r, T> + Send + Sync + 'a,
         T: Send + 'a,
     {
-        self.attempts(work, false)
+        self.run_with_retries(work, false)
     }
 
-    /// Like [`transaction`](Self::transaction), for work whose statements are all [`brief`].
-    pub fn brief_transaction<'a, T, F>(&'a self, work: F) -> impl Future<Output = Result<T>> + Send + 'a
+    /// Like [`transaction`](Self::transaction), for work whose statements are all [`sqlite_executor`].
+    pub fn inline_transaction<'a, T, F>(&'a self, work: F) -> impl Future<Output = Result<T>> + Send + 'a
     where
         F: AsyncFn(&mut Conn) -> Result<T> + for<'r> Work<'r, T> + Send + Sync + 'a,
         T: Send + 'a,
     {
-        self.attempts(work, true)
+        self.run_with_retries(work, true)
     }
 
     #[expect(clippy::manual_async_fn, reason = "`Send` is promised here, where the compiler can see it")]
-    fn attempts<'a, T, F>(&'a self, work: F, is_brief: bool) -> impl Future<Output = Result<T>> + Send + 'a
+    fn run_with_retries<'a, T, F>(&'a self, work: F, is_inline: bool) -> impl Future<Output = Result<T>> + Send + 'a
     where
         F: for<'r> Work<'r, T> + Send + Sync + 'a,
         T: Send + 'a,
@@ -392,22 +392,22 @@ impl Db {
         async move {
             let mut attempt = 1;
             loop {
-                match self.attempt(&work, is_brief).await {
-                    Err(Error::Aborted(_)) if attempt < ATTEMPTS => attempt += 1,
+                match self.run_once(&work, is_inline).await {
+                    Err(Error::Aborted(_)) if attempt < MAX_ATTEMPTS => attempt += 1,
                     done => return done,
                 }
             }
         }
     }
 
-    async fn attempt<T>(&self, work: &(impl for<'r> Work<'r, T> + Sync), is_brief: bool) -> Result<T> {
+    async fn run_once<T>(&self, work: &(impl for<'r> Work<'r, T> + Sync), is_inline: bool) -> Result<T> {
         match &self.pools {
-            Pools::Sqlite { writer, .. } => writer.join(self, work, is_brief).await,
+            Pools::Sqlite { writer, .. } => writer.run(self, work, is_inline).await,
             Pools::Postgres { own, .. } => {
                 let share = operation_scope::acquire().await?;
                 let own = self.acquire(own.get()).await?;
                 let own = Loan::Own(Box::new(Lent::new(own, share)));
-                let mut open = Open(Some(Conn::new(Pooled::Postgres(own))));
+                let mut open = TransactionGuard(Some(Conn::new(Pooled::Postgres(own))));
                 open.conn().execute("BEGIN").await?;
                 let done = match work(open.conn()).await {
                     Ok(value) => open.conn().execute("COMMIT").await.map(|()| value),
@@ -536,9 +536,9 @@ pub struct Fill {
 }
 
 /// A connection with an open transaction. Dropping it closes the connection instead of reusing it.
-struct Open(Option<Conn>);
+struct TransactionGuard(Option<Conn>);
 
-impl Open {
+impl TransactionGuard {
     #[expect(clippy::expect_used, reason = "it is there until `close` consumes the guard")]
     fn conn(&mut self) -> &mut Conn {
         self.0.as_mut().expect("open until closed")
@@ -550,7 +550,7 @@ impl Open {
     }
 }
 
-impl Drop for Open {
+impl Drop for TransactionGuard {
     fn drop(&mut self) {
         if let Some(conn) = self.0.take() {
             conn.discard();
@@ -565,7 +565,7 @@ impl Drop for Open {
 const SQLITE_WRITER: &str = "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA fullfsync = ON; \
      PRAGMA checkpoint_fullfsync = ON; PRAGMA foreign_keys = ON; PRAGMA busy_timeout = 5000; \
      PRAGMA cache_size = -16000; PRAGMA temp_store = MEMORY; PRAGMA wal_autocheckpoint = 16000";
-const SQLITE_FOLDER: &str = "PRAGMA synchronous = FULL; PRAGMA fullfsync = ON; PRAGMA checkpoint_fullfsync = ON; \
+const SQLITE_CHECKPOINT: &str = "PRAGMA synchronous = FULL; PRAGMA fullfsync = ON; PRAGMA checkpoint_fullfsync = ON; \
      PRAGMA busy_timeout = 5000";
 // 4 MB hold the interior index pages of a million tasks. The operating system caches the rest.
 const SQLITE_READER: &str = "PRAGMA foreign_keys = ON; PRAGMA busy_timeout = 5000; PRAGMA cache_size = -4000; \

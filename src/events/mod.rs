@@ -20,7 +20,7 @@ use diesel::sqlite::Sqlite;
 use crate::db::rows::RunQueryDsl;
 use crate::db::schema::{events, projections};
 use crate::db::types::sql;
-use crate::db::{Bell, Conn, Db, Pooled, looked_up, prepared};
+use crate::db::{Bell, Conn, Db, Pooled, inline_if_few, prepared};
 use crate::error::Result;
 use crate::id::Id;
 use crate::time::Timestamp;
@@ -202,7 +202,7 @@ where
     if !db.is_postgres() {
         let change = prepared(&change);
         return db
-            .brief_transaction(async |tx| {
+            .inline_transaction(async |tx| {
                 let changed = on!(tx, |c| change.execute(c).await)? > 0;
                 if changed {
                     append(tx, std::slice::from_ref(event)).await?;
@@ -356,7 +356,7 @@ pub async fn settled_after(conn: &mut Conn, position: Position, limit: usize) ->
             .load(c)
             .await)
     };
-    let mut rows: Vec<(Event, bool)> = looked_up(limit, read).await?;
+    let mut rows: Vec<(Event, bool)> = inline_if_few(limit, read).await?;
     let settled = rows.iter().take_while(|(_, settled)| *settled).count();
     let unsettled = settled < rows.len();
     rows.truncate(settled);
@@ -369,7 +369,7 @@ pub async fn settled_end(conn: &mut Conn) -> Result<Position> {
         .filter(Settled)
         .order_by((events::xid.desc(), events::seq.desc()))
         .select((events::xid, events::seq));
-    let end: Option<(i64, i64)> = looked_up(1, async { on!(conn, |c| newest.first(c).await.optional()) }).await?;
+    let end: Option<(i64, i64)> = inline_if_few(1, async { on!(conn, |c| newest.first(c).await.optional()) }).await?;
     Ok(end.map_or_else(Position::default, |(xid, seq)| Position { xid, seq }))
 }
 
@@ -381,7 +381,7 @@ pub async fn end(conn: &mut Conn) -> Result<Position> {
 /// The offset of a consumer: how far into the log it has read.
 pub async fn kept_place(conn: &mut Conn, name: &str) -> Result<Position> {
     let place = projections::table.find(name).select((projections::xid, projections::seq));
-    let (xid, seq) = looked_up(1, async { on!(conn, |c| place.first(c).await) }).await?;
+    let (xid, seq) = inline_if_few(1, async { on!(conn, |c| place.first(c).await) }).await?;
     Ok(Position { xid, seq })
 }
 

@@ -15,7 +15,7 @@ use crate::db::columns::Columns;
 use crate::db::page::{Key, Page, Parent, Position, Window, among, by_parent, each};
 use crate::db::rows::RunQueryDsl;
 use crate::db::schema::{comments, tasks};
-use crate::db::{Conn, Db, Lock, looked_up};
+use crate::db::{Conn, Db, Lock, inline_if_few};
 use crate::error::{Error, Result};
 use crate::events::{self, Kind};
 use crate::id::Id;
@@ -89,7 +89,7 @@ pub async fn by_ids(conn: &mut Conn, ids: &[Id]) -> Result<Vec<Comment>> {
 /// The same with these columns.
 pub async fn select_by_ids(conn: &mut Conn, ids: &[Id], columns: CommentColumns) -> Result<Vec<Comment>> {
     let found = comments::table.filter(among(comments::id, ids)).select(columns.expression());
-    Ok(looked_up(ids.len(), async { on!(conn, |c| found.load(c).await) }).await?)
+    Ok(inline_if_few(ids.len(), async { on!(conn, |c| found.load(c).await) }).await?)
 }
 
 /// One page of the comments of each task, oldest first; an empty one of a task that the viewer may
@@ -111,7 +111,7 @@ pub async fn pages(
             each(tasks, "comments", columns.expression(), query).load(c).await
         })
     };
-    let rows: Vec<Comment> = looked_up(window.limit * tasks.len(), walk).await?;
+    let rows: Vec<Comment> = inline_if_few(window.limit * tasks.len(), walk).await?;
     let mut groups = by_parent(rows, |comment| comment.task_id);
     Ok(tasks
         .iter()
@@ -133,7 +133,7 @@ pub async fn counts(conn: &mut Conn, reader: Option<&Viewer>, ids: &[Id]) -> Res
 
 /// Adds a comment to a task that the viewer sees.
 pub async fn create(db: &Db, now: Timestamp, viewer: &Viewer, task_id: Id, body: &Body) -> Result<Comment> {
-    db.brief_transaction(async |tx| {
+    db.inline_transaction(async |tx| {
         let names = mention::names(body);
         let named = mention::lock(tx, viewer, &names).await?;
         let viewer = &session::lock(tx, now, viewer).await?;
@@ -160,7 +160,7 @@ pub async fn create(db: &Db, now: Timestamp, viewer: &Viewer, task_id: Id, body:
 
 /// Changes a comment's text.
 pub async fn update(db: &Db, now: Timestamp, viewer: &Viewer, id: Id, body: &Body) -> Result<Comment> {
-    db.brief_transaction(async |tx| {
+    db.inline_transaction(async |tx| {
         let found = by_ids(tx, &[id]).await?.pop().ok_or_else(missing)?;
         let named = mention::lock(tx, viewer, &mention::added(&found.body, body)).await?;
         let viewer = &session::lock(tx, now, viewer).await?;
@@ -187,7 +187,7 @@ pub async fn update(db: &Db, now: Timestamp, viewer: &Viewer, id: Id, body: &Bod
 
 /// Deletes a comment.
 pub async fn delete(db: &Db, now: Timestamp, viewer: &Viewer, id: Id) -> Result<()> {
-    db.brief_transaction(async |tx| {
+    db.inline_transaction(async |tx| {
         let viewer = &session::lock(tx, now, viewer).await?;
         let found = by_ids(tx, &[id]).await?.pop().ok_or_else(missing)?;
         let (task, comment) = lock(tx, viewer, &found, Lock::Delete).await?;

@@ -8,7 +8,7 @@ use crate::access::{Action, Viewer};
 use crate::db::page::among;
 use crate::db::rows::RunQueryDsl;
 use crate::db::schema::{labels, task_labels, tasks};
-use crate::db::{Conn, Db, Lock, looked_up};
+use crate::db::{Conn, Db, Lock, inline_if_few};
 use crate::error::{Error, FaultCode, Result, is_taken};
 use crate::id::Id;
 use crate::time::Timestamp;
@@ -36,7 +36,7 @@ pub struct Label {
 /// The labels with these ids; rights are those of their projects, which the caller asks.
 pub async fn by_ids(conn: &mut Conn, ids: &[Id]) -> Result<Vec<Label>> {
     let found = labels::table.filter(among(labels::id, ids));
-    Ok(looked_up(ids.len(), async { on!(conn, |c| found.select(Label::as_select()).load(c).await) }).await?)
+    Ok(inline_if_few(ids.len(), async { on!(conn, |c| found.select(Label::as_select()).load(c).await) }).await?)
 }
 
 /// All labels of these projects, by name.
@@ -82,7 +82,7 @@ pub async fn create(
     name: &LabelName,
     color: &Color,
 ) -> Result<Label> {
-    db.brief_transaction(async |tx| {
+    db.inline_transaction(async |tx| {
         let viewer = &session::lock(tx, now, viewer).await?;
         // Labels are added one after the other, so that they can be counted.
         project::lock(tx, viewer, Action::UpdateProject, project_id, "projectId", Lock::Update).await?;
@@ -119,7 +119,7 @@ pub async fn update(
     name: Option<&LabelName>,
     color: Option<&Color>,
 ) -> Result<Label> {
-    db.brief_transaction(async |tx| {
+    db.inline_transaction(async |tx| {
         let viewer = &session::lock(tx, now, viewer).await?;
         let mut label = lock(tx, viewer, id, Lock::Update).await?;
         if let Some(name) = name {

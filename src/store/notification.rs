@@ -12,7 +12,7 @@ use crate::access::Viewer;
 use crate::db::page::{Key, Page, Position as Place, Window, among};
 use crate::db::rows::RunQueryDsl;
 use crate::db::schema::{notifications, users};
-use crate::db::{Conn, Db, Lock, Pooled, looked_up};
+use crate::db::{Conn, Db, Lock, Pooled, inline_if_few};
 use crate::error::{Error, Result};
 use crate::events::{self, Event, Position, kept_place, move_place, settled_after};
 use crate::id::Id;
@@ -148,7 +148,7 @@ pub async fn page(conn: &mut Conn, user_id: Id, unread: bool, window: &Window) -
                 query.load::<Notification>(c).await
             })
         };
-        rows.extend(looked_up(window.limit, walk).await?);
+        rows.extend(inline_if_few(window.limit, walk).await?);
     }
     Ok(window.page(true, rows, Notification::position))
 }

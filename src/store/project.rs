@@ -20,7 +20,7 @@ use crate::db::page::{Key, Page, Parent, Position, Window, among, by_parent, eac
 use crate::db::rows::RunQueryDsl;
 use crate::db::schema::{projects, tasks};
 use crate::db::types::sql;
-use crate::db::{Conn, Db, Lock, WithinDeadline, looked_up};
+use crate::db::{Conn, Db, Lock, WithinDeadline, inline_if_few};
 use crate::error::{Error, FaultCode, Result};
 use crate::events::{self, Kind};
 use crate::id::Id;
@@ -206,7 +206,7 @@ pub async fn select_by_ids(
 /// The projects among these, whoever asks.
 pub async fn any_by_ids(conn: &mut Conn, ids: &[Id]) -> Result<Vec<Project>> {
     let found = projects::table.filter(among(projects::id, ids));
-    Ok(looked_up(ids.len(), async { on!(conn, |c| found.select(Project::as_select()).load(c).await) }).await?)
+    Ok(inline_if_few(ids.len(), async { on!(conn, |c| found.select(Project::as_select()).load(c).await) }).await?)
 }
 
 /// One project that the viewer sees, or a fault of the field that named it.
@@ -287,7 +287,7 @@ pub async fn page(conn: &mut Conn, viewer: &Viewer, list: &List) -> Result<Page<
             query.load(c).await
         })
     };
-    let rows = looked_up(list.reads(), walk).await?;
+    let rows = inline_if_few(list.reads(), walk).await?;
     Ok(list.window.page(list.descending, rows, |project: &Project| project.position(list.order)))
 }
 

@@ -17,7 +17,7 @@ use crate::db::page::among;
 use crate::db::rows::RunQueryDsl;
 use crate::db::schema::{labels, task_labels, tasks};
 use crate::db::types::{OrDefault, sql};
-use crate::db::{Conn, Db, Lock, looked_up, prepared};
+use crate::db::{Conn, Db, Lock, inline_if_few, prepared};
 use crate::error::{Error, FaultCode, Result, is_orphan};
 use crate::events::{self, Kind, NewEvent};
 use crate::id::Id;
@@ -191,7 +191,7 @@ pub async fn any_by_ids(conn: &mut Conn, ids: &[Id]) -> Result<Vec<Task>> {
 /// The same with these columns.
 pub async fn select_any_by_ids(conn: &mut Conn, ids: &[Id], columns: TaskColumns) -> Result<Vec<Task>> {
     let found = tasks::table.filter(among(tasks::id, ids)).select(columns.expression());
-    Ok(looked_up(ids.len(), async { on!(conn, |c| found.load(c).await) }).await?)
+    Ok(inline_if_few(ids.len(), async { on!(conn, |c| found.load(c).await) }).await?)
 }
 
 /// One task that the viewer sees, or a fault of the field that named it.
@@ -228,7 +228,7 @@ pub struct New {
 
 /// Adds a task to a project.
 pub async fn create(db: &Db, now: Timestamp, viewer: &Viewer, new: &New) -> Result<Task> {
-    db.brief_transaction(async |tx| {
+    db.inline_transaction(async |tx| {
         let assignee = lock_assignee(tx, viewer, new.assignee_id).await?;
         let viewer = &session::lock(tx, now, viewer).await?;
         // Archiving and deleting the project wait for tasks that are being added.
@@ -297,7 +297,7 @@ pub async fn update(db: &Db, now: Timestamp, viewer: &Viewer, id: Id, changes: &
     if let Some(task) = update_at_once(db, now, viewer, id, changes).await? {
         return Ok(task);
     }
-    db.brief_transaction(async |tx| {
+    db.inline_transaction(async |tx| {
         let assignee = lock_assignee(tx, viewer, changes.assignee_id.flatten()).await?;
         let viewer = &session::lock(tx, now, viewer).await?;
         let old = lock(tx, viewer, id, Lock::Update).await?.ok_or_else(|| Error::not_found("id", "task"))?;

@@ -14,7 +14,7 @@ use crate::db::columns::Columns;
 use crate::db::page::{Key, Page, Parent, Position, Window, among, by_parent, each};
 use crate::db::rows::RunQueryDsl;
 use crate::db::schema::{task_labels, tasks};
-use crate::db::{Conn, WithinDeadline, looked_up, planned_anew};
+use crate::db::{Conn, WithinDeadline, inline_if_few, planned_anew};
 use crate::error::Result;
 use crate::id::Id;
 use crate::time::Timestamp;
@@ -312,7 +312,7 @@ pub async fn page(conn: &mut Conn, list: &List, now: Timestamp) -> Result<Page<T
                 query.load::<Task>(c).await
             })
         };
-        rows.extend(looked_up(list.reads(1), walk).await?);
+        rows.extend(inline_if_few(list.reads(1), walk).await?);
     }
     Ok(list.window.page(list.descending, rows, |task| task.position(list.order)))
 }
@@ -360,7 +360,7 @@ pub async fn pages(
                 each(ids, "tasks", list.expression(), query).load::<Task>(c).await
             })
         };
-        rows.extend(looked_up(list.reads(ids.len()), walk).await?);
+        rows.extend(inline_if_few(list.reads(ids.len()), walk).await?);
     }
     let mut groups = by_parent(rows, |task| match of {
         Of::Project => task.project_id,

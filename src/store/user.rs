@@ -16,7 +16,7 @@ use crate::db::lately::{Lately, Since};
 use crate::db::page::{Key, Page, Position, Window, among};
 use crate::db::rows::RunQueryDsl;
 use crate::db::schema::{mail_tokens, mails, projects, tasks, users};
-use crate::db::{Bell, Conn, Db, Lock, WithinDeadline, looked_up};
+use crate::db::{Bell, Conn, Db, Lock, WithinDeadline, inline_if_few};
 use crate::error::{Error, Fault, FaultCode, Result, is_taken};
 use crate::events::{self, Kind, NewEvent};
 use crate::id::Id;
@@ -167,13 +167,13 @@ impl Profiles {
 /// The profiles of the users with these ids.
 pub async fn profiles(conn: &mut Conn, ids: &[Id]) -> Result<Vec<Profile>> {
     let found = users::table.filter(among(users::id, ids));
-    Ok(looked_up(ids.len(), async { on!(conn, |c| found.select(Profile::as_select()).load(c).await) }).await?)
+    Ok(inline_if_few(ids.len(), async { on!(conn, |c| found.select(Profile::as_select()).load(c).await) }).await?)
 }
 
 /// The accounts of the users with these ids, for those who have the right to them.
 pub async fn any_by_ids(conn: &mut Conn, ids: &[Id]) -> Result<Vec<User>> {
     let found = users::table.filter(among(users::id, ids));
-    Ok(looked_up(ids.len(), async { on!(conn, |c| found.select(User::as_select()).load(c).await) }).await?)
+    Ok(inline_if_few(ids.len(), async { on!(conn, |c| found.select(User::as_select()).load(c).await) }).await?)
 }
 
 /// The account with this id, held until the transaction ends: a change that comes meanwhile waits, and none is lost.

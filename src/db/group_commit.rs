@@ -15,85 +15,85 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use tokio::sync::{Mutex, oneshot};
 
-use super::brief::giving_way;
-use super::{Conn, Db, Lent, Open, Pooled, Rings, SqliteConn, Work, brief};
+use super::sqlite_executor::{run_inline, run_low_priority};
+use super::{Conn, Db, Lent, TransactionGuard, Pooled, Rings, SqliteConn, Work};
 use crate::error::{Error, Result};
 
 /// Maximum number of transactions in a group.
-const MOST: usize = 100;
+const MAX_GROUP_SIZE: usize = 100;
 /// Transactions between checkpoints.
-const FOLDED: usize = 400;
+const CHECKPOINT_AFTER: usize = 400;
 /// Checkpoint passes concurrent with the writer. Each copies what was written during the last one.
-const BESIDE: usize = 2;
+const MAX_CONCURRENT_CHECKPOINTS: usize = 2;
 
 /// The SQLite writer and its open transaction.
-pub(super) struct Batch {
+pub(super) struct GroupCommit {
     pub(super) pool: Pool<SqliteConn>,
     /// The connection for checkpoints.
-    folder: Pool<SqliteConn>,
-    group: Mutex<Group>,
+    checkpoint_pool: Pool<SqliteConn>,
+    group: Mutex<CommitGroup>,
     /// Transactions that wait for the writer.
     waiting: AtomicUsize,
 }
 
 /// The members that have finished their work and wait for the commit.
 #[derive(Default)]
-struct Group {
+struct CommitGroup {
     /// The connection with the open transaction, if one is open.
     conn: Option<Conn>,
     members: Vec<oneshot::Sender<()>>,
     /// Transactions committed since the last checkpoint.
-    unfolded: usize,
-    is_folding: bool,
+    since_checkpoint: usize,
+    is_checkpointing: bool,
 }
 
-struct Waiting<'a>(&'a AtomicUsize);
+struct QueuedGuard<'a>(&'a AtomicUsize);
 
-impl<'a> Waiting<'a> {
+impl<'a> QueuedGuard<'a> {
     fn new(count: &'a AtomicUsize) -> Self {
         count.fetch_add(1, Ordering::Relaxed);
         Self(count)
     }
 }
 
-impl Drop for Waiting<'_> {
+impl Drop for QueuedGuard<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
-impl Batch {
-    pub(super) fn new(pool: Pool<SqliteConn>, folder: Pool<SqliteConn>) -> Self {
-        Self { pool, folder, group: Mutex::default(), waiting: AtomicUsize::new(0) }
+impl GroupCommit {
+    pub(super) fn new(pool: Pool<SqliteConn>, checkpoint_pool: Pool<SqliteConn>) -> Self {
+        Self { pool, checkpoint_pool, group: Mutex::default(), waiting: AtomicUsize::new(0) }
     }
 
     pub(super) fn close(&self) {
         self.pool.close();
-        self.folder.close();
+        self.checkpoint_pool.close();
     }
 
     /// Runs `work` and waits until it is committed.
     ///
     /// Dropping the future during `work` closes the connection and fails the whole group, of which
     /// no member has returned success yet.
-    pub(super) async fn join<T>(
+    pub(super) async fn run<T>(
         self: &Arc<Self>,
         db: &Db,
         work: &(impl for<'r> Work<'r, T> + Sync),
-        is_brief: bool,
+        is_inline: bool,
     ) -> Result<T> {
         let mut group = {
-            let _waiting = Waiting::new(&self.waiting);
+            let _waiting = QueuedGuard::new(&self.waiting);
             db.acquire(async { Ok::<_, std::convert::Infallible>(self.group.lock().await) }).await?
         };
         let mut open = match group.conn.take() {
-            Some(conn) => Open(Some(conn)),
+            Some(conn) => TransactionGuard(Some(conn)),
             None => {
                 // Left behind when a dropped member closed the connection: dropping the senders
                 // fails their transactions.
                 group.members.clear();
                 let mut open =
-                    Open(Some(Conn::new(Pooled::Sqlite(Lent::new(db.acquire(self.pool.get()).await?, None)))));
+                    TransactionGuard(Some(Conn::new(Pooled::Sqlite(Lent::new(db.acquire(self.pool.get()).await?, None)))));
                 open.conn().execute("BEGIN IMMEDIATE").await?;
                 open
             }
@@ -101,22 +101,22 @@ impl Batch {
         let is_first = group.members.is_empty();
         let before = open.conn().rings;
         if !is_first {
-            brief(open.conn().execute_prepared("SAVEPOINT member")).await?;
+            run_inline(open.conn().execute_prepared("SAVEPOINT member")).await?;
         }
-        let done = if is_brief { brief(work(open.conn())).await } else { work(open.conn()).await };
+        let done = if is_inline { run_inline(work(open.conn())).await } else { work(open.conn()).await };
         match done {
             Ok(value) => {
                 if !is_first {
-                    brief(open.conn().execute_prepared("RELEASE member")).await?;
+                    run_inline(open.conn().execute_prepared("RELEASE member")).await?;
                 }
                 let (told, committed) = oneshot::channel();
                 group.members.push(told);
-                if group.members.len() >= MOST || self.waiting.load(Ordering::Relaxed) == 0 {
+                if group.members.len() >= MAX_GROUP_SIZE || self.waiting.load(Ordering::Relaxed) == 0 {
                     self.commit(db, &mut group, open).await?;
                 } else {
                     group.conn = Some(open.close());
                     if is_first {
-                        self.commit_later(db);
+                        self.schedule_commit(db);
                     }
                 }
                 drop(group);
@@ -138,7 +138,7 @@ impl Batch {
     }
 
     /// Commits after all transactions that wait now have done their work: the mutex is fair (FIFO).
-    fn commit_later(self: &Arc<Self>, db: &Db) {
+    fn schedule_commit(self: &Arc<Self>, db: &Db) {
         let (batch, db) = (Arc::clone(self), db.clone());
         tokio::spawn(async move {
             if let Err(error) = batch.commit_open(&db, &mut *batch.group.lock().await).await {
@@ -148,9 +148,9 @@ impl Batch {
     }
 
     /// Commits the open transaction, if there is one.
-    async fn commit_open(self: &Arc<Self>, db: &Db, group: &mut Group) -> Result<()> {
+    async fn commit_open(self: &Arc<Self>, db: &Db, group: &mut CommitGroup) -> Result<()> {
         match group.conn.take() {
-            Some(conn) => self.commit(db, group, Open(Some(conn))).await,
+            Some(conn) => self.commit(db, group, TransactionGuard(Some(conn))).await,
             None => {
                 // Left behind when a dropped member closed the connection.
                 group.members.clear();
@@ -160,9 +160,9 @@ impl Batch {
     }
 
     /// Commits the group and notifies its members.
-    async fn commit(self: &Arc<Self>, db: &Db, group: &mut Group, mut open: Open) -> Result<()> {
+    async fn commit(self: &Arc<Self>, db: &Db, group: &mut CommitGroup, mut open: TransactionGuard) -> Result<()> {
         let members = std::mem::take(&mut group.members);
-        if let Err(error) = giving_way(open.conn().execute("COMMIT")).await {
+        if let Err(error) = run_low_priority(open.conn().execute("COMMIT")).await {
             if open.conn().execute("ROLLBACK").await.is_ok() {
                 open.close();
             }
@@ -170,36 +170,36 @@ impl Batch {
         }
         let rings: Rings = open.close().rings;
         db.ring_all(rings);
-        group.unfolded += members.len();
+        group.since_checkpoint += members.len();
         for member in members {
             // The receiver is gone if the request was canceled.
             let _ = member.send(());
         }
-        if group.unfolded >= FOLDED && !group.is_folding {
-            (group.unfolded, group.is_folding) = (0, true);
-            tokio::spawn(Arc::clone(self).fold(db.clone()));
+        if group.since_checkpoint >= CHECKPOINT_AFTER && !group.is_checkpointing {
+            (group.since_checkpoint, group.is_checkpointing) = (0, true);
+            tokio::spawn(Arc::clone(self).checkpoint(db.clone()));
         }
         Ok(())
     }
 
     /// Checkpoints the write-ahead log: most of it concurrently with the writer, the rest while the
     /// writer pauses. Once everything is copied, SQLite restarts the log from its beginning.
-    fn fold(self: Arc<Self>, db: Db) -> BoxFuture<'static, ()> {
+    fn checkpoint(self: Arc<Self>, db: Db) -> BoxFuture<'static, ()> {
         async move {
             let folded = async {
-                const FOLD: &str = "PRAGMA wal_checkpoint(PASSIVE)";
-                let mut folder = Conn::new(Pooled::Sqlite(Lent::new(db.acquire(self.folder.get()).await?, None)));
-                for _ in 0..BESIDE {
-                    giving_way(folder.execute(FOLD)).await?;
+                const CHECKPOINT: &str = "PRAGMA wal_checkpoint(PASSIVE)";
+                let mut checkpoint_pool = Conn::new(Pooled::Sqlite(Lent::new(db.acquire(self.checkpoint_pool.get()).await?, None)));
+                for _ in 0..MAX_CONCURRENT_CHECKPOINTS {
+                    run_low_priority(checkpoint_pool.execute(CHECKPOINT)).await?;
                 }
                 let mut group = self.group.lock().await;
                 self.commit_open(&db, &mut group).await?;
-                folder.execute(FOLD).await
+                checkpoint_pool.execute(CHECKPOINT).await
             };
             if let Err(error) = folded.await {
                 error.told();
             }
-            self.group.lock().await.is_folding = false;
+            self.group.lock().await.is_checkpointing = false;
         }
         .boxed()
     }
@@ -224,11 +224,11 @@ mod tests {
             db.transaction(async move |tx: &mut Conn| tx.execute(sql).await).await.expect("written");
         };
         written("CREATE TABLE a (b BLOB)").await;
-        for _ in 0..4 * FOLDED / 40 {
+        for _ in 0..4 * CHECKPOINT_AFTER / 40 {
             join_all((0..40).map(|_| written("INSERT INTO a VALUES (zeroblob(3500))"))).await;
         }
         let Pools::Sqlite { writer, .. } = &db.pools else { panic!("not SQLite") };
-        while writer.group.lock().await.is_folding {
+        while writer.group.lock().await.is_checkpointing {
             tokio::task::yield_now().await;
         }
         let alone = directory.path().join("alone.db");
@@ -237,9 +237,9 @@ mod tests {
         let check = diesel::select(sql::<Text>("(SELECT integrity_check FROM pragma_integrity_check)"));
         assert_eq!(check.first::<String>(&mut alone).expect("a check"), "ok");
         let rows: i64 = diesel::select(sql::<BigInt>("(SELECT count(*) FROM a)")).first(&mut alone).expect("a count");
-        assert!(rows >= 3 * FOLDED as i64, "{rows} rows are in the file");
+        assert!(rows >= 3 * CHECKPOINT_AFTER as i64, "{rows} rows are in the file");
         // Each row fills a page of 4 KiB: without a restart the WAL would have all of them.
         let log = std::fs::metadata(directory.path().join("a.db-wal")).expect("a log").len();
-        assert!(log < 4096 * 3 * FOLDED as u64, "the WAL has {log} bytes");
+        assert!(log < 4096 * 3 * CHECKPOINT_AFTER as u64, "the WAL has {log} bytes");
     }
 }

@@ -18,67 +18,67 @@ use super::interrupt::limited;
 
 /// Maximum number of rows read inline. It blocks the async thread for about as long as parsing a
 /// request or serializing a response.
-pub(super) const FEW: usize = 100;
+pub(super) const INLINE_ROWS: usize = 100;
 
 /// Niceness of the low-priority threads: on a busy machine each gets about a tenth of the CPU time
 /// of a normal thread. A higher value delays writes by more than reads gain. Linux only: elsewhere
 /// niceness applies to the whole process.
 #[cfg(target_os = "linux")]
-const NICE: i32 = 10;
+const NICENESS: i32 = 10;
 /// Low-priority threads: one for commits, one for checkpoints.
-const GIVING_WAY: usize = 2;
+const LOW_PRIORITY_THREADS: usize = 2;
 
 #[derive(Clone, Copy)]
-enum Manner {
-    Brief,
-    GivingWay,
+enum RunMode {
+    Inline,
+    LowPriority,
 }
 
 tokio::task_local! {
-    static MANNER: Manner;
+    static MODE: RunMode;
 }
 
 /// A runtime of its own, because a thread cannot lower its niceness again.
 #[expect(clippy::expect_used, reason = "without drivers there is nothing to fail")]
-static BEHIND: LazyLock<Runtime> = LazyLock::new(|| {
+static LOW_PRIORITY: LazyLock<Runtime> = LazyLock::new(|| {
     let mut threads = runtime::Builder::new_current_thread();
-    threads.max_blocking_threads(GIVING_WAY).thread_name("disk");
+    threads.max_blocking_threads(LOW_PRIORITY_THREADS).thread_name("disk");
     #[cfg(target_os = "linux")]
     threads.on_thread_start(|| {
         use rustix::process::{getpriority_process, setpriority_process};
         // Priority is an optimization, so a failure is ignored.
-        let _ = getpriority_process(None).and_then(|others| setpriority_process(None, others + NICE));
+        let _ = getpriority_process(None).and_then(|others| setpriority_process(None, others + NICENESS));
     });
     threads.build().expect("a runtime for its threads alone")
 });
 
 /// Runs SQLite statements inline. They must touch few rows, found via an index: no scan, no sync.
-pub async fn brief<T>(statements: impl Future<Output = T>) -> T {
-    MANNER.scope(Manner::Brief, statements).await
+pub async fn run_inline<T>(statements: impl Future<Output = T>) -> T {
+    MODE.scope(RunMode::Inline, statements).await
 }
 
 /// Runs SQLite statements that write many pages and sync on the low-priority threads.
-pub async fn giving_way<T>(statements: impl Future<Output = T>) -> T {
-    MANNER.scope(Manner::GivingWay, statements).await
+pub async fn run_low_priority<T>(statements: impl Future<Output = T>) -> T {
+    MODE.scope(RunMode::LowPriority, statements).await
 }
 
 /// Reads `rows` rows via an index, inline if they are few.
-pub async fn looked_up<T>(rows: usize, statement: impl Future<Output = T>) -> T {
-    if rows <= FEW { brief(statement).await } else { statement.await }
+pub async fn inline_if_few<T>(rows: usize, statement: impl Future<Output = T>) -> T {
+    if rows <= INLINE_ROWS { run_inline(statement).await } else { statement.await }
 }
 
 /// Selects the thread: the blocking pool, the current one, or a low-priority one.
 #[derive(Clone, Copy, Debug)]
-pub struct Place;
+pub struct SqliteExecutor;
 
-impl SpawnBlocking for Place {
+impl SpawnBlocking for SqliteExecutor {
     fn spawn_blocking<'a, R: Send + 'static>(
         &mut self,
         task: impl FnOnce() -> R + Send + 'static,
     ) -> BoxFuture<'a, Result<R, Box<dyn Error + Send + Sync>>> {
-        match MANNER.try_with(|manner| *manner) {
-            Ok(Manner::Brief) => ready(Ok(task())).boxed(),
-            Ok(Manner::GivingWay) => BEHIND.spawn_blocking(task).map(|done| done.map_err(Into::into)).boxed(),
+        match MODE.try_with(|manner| *manner) {
+            Ok(RunMode::Inline) => ready(Ok(task())).boxed(),
+            Ok(RunMode::LowPriority) => LOW_PRIORITY.spawn_blocking(task).map(|done| done.map_err(Into::into)).boxed(),
             Err(_) => {
                 let (waiter, task) = limited(task);
                 let running = tokio::task::spawn_blocking(task);
@@ -105,11 +105,11 @@ mod tests {
     #[tokio::test]
     async fn what_is_brief_is_done_on_the_spot_and_the_rest_elsewhere() {
         async fn place() -> ThreadId {
-            Place.spawn_blocking(|| current().id()).await.expect("no panic")
+            SqliteExecutor.spawn_blocking(|| current().id()).await.expect("no panic")
         }
         let here = current().id();
-        assert_eq!(brief(place()).await, here);
-        assert_eq!((looked_up(FEW, place()).await, looked_up(FEW + 1, place()).await == here), (here, false));
+        assert_eq!(run_inline(place()).await, here);
+        assert_eq!((inline_if_few(INLINE_ROWS, place()).await, inline_if_few(INLINE_ROWS + 1, place()).await == here), (here, false));
         assert_ne!(place().await, here);
     }
 
@@ -117,10 +117,10 @@ mod tests {
     #[tokio::test]
     async fn what_waits_for_the_disk_gives_way_and_nothing_else_does() {
         async fn niceness() -> i32 {
-            let asked = Place.spawn_blocking(|| rustix::process::getpriority_process(None));
+            let asked = SqliteExecutor.spawn_blocking(|| rustix::process::getpriority_process(None));
             asked.await.expect("no panic").expect("a niceness")
         }
-        let ours = brief(niceness()).await;
-        assert_eq!((giving_way(niceness()).await, niceness().await), ((ours + NICE).min(19), ours));
+        let ours = run_inline(niceness()).await;
+        assert_eq!((run_low_priority(niceness()).await, niceness().await), ((ours + NICENESS).min(19), ours));
     }
 }
