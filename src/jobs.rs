@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::App;
-use crate::db::{Bell, Db};
+use crate::db::{CommitSignal, Db};
 use crate::error::Result;
 use crate::events::Position;
 use crate::mail::Mailer;
@@ -49,14 +49,14 @@ macro_rules! all {
 /// Starts the tail of the event log and all jobs. They end when the token is cancelled.
 pub fn start(app: &Arc<App>, stop: &CancellationToken) -> Result<TaskTracker> {
     let tracker = TaskTracker::new();
-    tracker.spawn(app.hub.clone().tail(app.db.aside(), Arc::clone(&app.hints), stop.clone()));
-    tracker.spawn(Arc::clone(&app.hints).carry(app.db.aside(), stop.clone()));
+    tracker.spawn(app.hub.clone().tail(app.db.background_pool(), Arc::clone(&app.hints), stop.clone()));
+    tracker.spawn(Arc::clone(&app.hints).carry(app.db.background_pool(), stop.clone()));
     let mailer = Mailer::new(Arc::clone(app))?;
-    tracker.spawn(every(MAIL, Some((app.db.clone(), Bell::Mail)), stop.clone(), async move || mailer.send_due().await));
+    tracker.spawn(every(MAIL, Some((app.db.clone(), CommitSignal::Mail)), stop.clone(), async move || mailer.send_due().await));
     tracker.spawn(inbox(Arc::clone(app), stop.clone()));
     let cleaning = Arc::clone(app);
     tracker.spawn(every(CLEANING, None, stop.clone(), async move || {
-        let (db, config, now) = (&cleaning.db.aside(), &cleaning.config, cleaning.clock.now());
+        let (db, config, now) = (&cleaning.db.background_pool(), &cleaning.config, cleaning.clock.now());
         // All purges run, even if one fails.
         let cleared = [
             all!(session::drop_ended(db, now.minus(ENDED_SESSIONS))),
@@ -72,7 +72,7 @@ pub fn start(app: &Arc<App>, stop: &CancellationToken) -> Result<TaskTracker> {
     }));
     let expiring = Arc::clone(app);
     tracker.spawn(every(EXPIRING, None, stop.clone(), async move || {
-        let (db, retention) = (&expiring.db.aside(), expiring.config.event_retention);
+        let (db, retention) = (&expiring.db.background_pool(), expiring.config.event_retention);
         let done = *expiring.inbox.borrow();
         while event::expire(db, retention, expiring.clock.now(), done).await? {}
         Ok(())
@@ -83,7 +83,7 @@ pub fn start(app: &Arc<App>, stop: &CancellationToken) -> Result<TaskTracker> {
 
 /// Updates inboxes up to the position that the tail has reached, and publishes its own position.
 async fn inbox(app: Arc<App>, stop: CancellationToken) {
-    let db = app.db.aside();
+    let db = app.db.background_pool();
     let (mut tail, mut position) = (app.hub.reached(), Position::default());
     loop {
         let next = Instant::now() + INBOX_PACE;
@@ -119,7 +119,7 @@ async fn inbox(app: Arc<App>, stop: CancellationToken) {
 
 /// Runs a job repeatedly, after the pause or on the commit signal. A failed run is retried after
 /// the pause. A shutdown aborts a run, which every step of a job tolerates.
-async fn every(pause: Duration, bell: Option<(Db, Bell)>, stop: CancellationToken, job: impl AsyncFn() -> Result<()>) {
+async fn every(pause: Duration, signal: Option<(Db, CommitSignal)>, stop: CancellationToken, job: impl AsyncFn() -> Result<()>) {
     loop {
         let done = tokio::select! {
             () = stop.cancelled() => return,
@@ -130,8 +130,8 @@ async fn every(pause: Duration, bell: Option<(Db, Bell)>, stop: CancellationToke
             tracing::warn!(code = code.as_str(), "background job failed, retrying");
         }
         let rung = async {
-            match &bell {
-                Some((db, bell)) => db.rung(*bell).await,
+            match &signal {
+                Some((db, signal)) => db.signalled(*signal).await,
                 None => std::future::pending().await,
             }
         };

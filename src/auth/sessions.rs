@@ -3,7 +3,7 @@
 
 use crate::access::Viewer;
 use crate::db::lately::{Lately, Since};
-use crate::db::{Bell, Db, soon};
+use crate::db::{CommitSignal, Db, with_acquire_timeout};
 use crate::error::Result;
 use crate::id::Id;
 use crate::store::session;
@@ -16,11 +16,11 @@ pub struct Sessions(Lately<Viewer>);
 impl Sessions {
     /// The viewer of a session, or `None` when it has ended.
     pub async fn viewer(&self, db: &Db, now: Timestamp, session_id: Id) -> Result<Option<Viewer>> {
-        let since = Since::now(db, Bell::Sessions, now);
+        let since = Since::now(db, CommitSignal::Sessions, now);
         if let Some(viewer) = self.0.one(since, session_id) {
             return Ok(Some(viewer));
         }
-        let viewer = soon(async { session::viewer(&mut db.conn_for(1).await?, now, session_id).await }).await?;
+        let viewer = with_acquire_timeout(async { session::viewer(&mut db.conn_for_rows(1).await?, now, session_id).await }).await?;
         match viewer {
             Some(viewer) => self.0.remember(since, [(session_id, viewer)]),
             None => self.0.forget(session_id),

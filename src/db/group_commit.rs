@@ -16,7 +16,7 @@ use futures_util::future::BoxFuture;
 use tokio::sync::{Mutex, oneshot};
 
 use super::sqlite_executor::{run_inline, run_low_priority};
-use super::{Conn, Db, Lent, TransactionGuard, Pooled, Rings, SqliteConn, Work};
+use super::{Conn, Db, PoolGuard, TransactionGuard, PooledConn, SignalSet, SqliteConn, Work};
 use crate::error::{Error, Result};
 
 /// Maximum number of transactions in a group.
@@ -93,13 +93,13 @@ impl GroupCommit {
                 // fails their transactions.
                 group.members.clear();
                 let mut open =
-                    TransactionGuard(Some(Conn::new(Pooled::Sqlite(Lent::new(db.acquire(self.pool.get()).await?, None)))));
+                    TransactionGuard(Some(Conn::new(PooledConn::Sqlite(PoolGuard::new(db.acquire(self.pool.get()).await?, None)))));
                 open.conn().execute("BEGIN IMMEDIATE").await?;
                 open
             }
         };
         let is_first = group.members.is_empty();
-        let before = open.conn().rings;
+        let before = open.conn().signals;
         if !is_first {
             run_inline(open.conn().execute_prepared("SAVEPOINT member")).await?;
         }
@@ -123,7 +123,7 @@ impl GroupCommit {
                 committed.await.map(|()| value).map_err(|_| Error::unavailable())
             }
             Err(error) => {
-                open.conn().rings = before;
+                open.conn().signals = before;
                 if is_first {
                     if open.conn().execute("ROLLBACK").await.is_ok() {
                         open.close();
@@ -168,8 +168,8 @@ impl GroupCommit {
             }
             return Err(error);
         }
-        let rings: Rings = open.close().rings;
-        db.ring_all(rings);
+        let rings: SignalSet = open.close().signals;
+        db.signal_all(rings);
         group.since_checkpoint += members.len();
         for member in members {
             // The receiver is gone if the request was canceled.
@@ -188,7 +188,7 @@ impl GroupCommit {
         async move {
             let folded = async {
                 const CHECKPOINT: &str = "PRAGMA wal_checkpoint(PASSIVE)";
-                let mut checkpoint_pool = Conn::new(Pooled::Sqlite(Lent::new(db.acquire(self.checkpoint_pool.get()).await?, None)));
+                let mut checkpoint_pool = Conn::new(PooledConn::Sqlite(PoolGuard::new(db.acquire(self.checkpoint_pool.get()).await?, None)));
                 for _ in 0..MAX_CONCURRENT_CHECKPOINTS {
                     run_low_priority(checkpoint_pool.execute(CHECKPOINT)).await?;
                 }

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::{Bell, Db};
+use super::{CommitSignal, Db};
 use crate::id::Id;
 use crate::time::Timestamp;
 
@@ -40,8 +40,8 @@ pub struct Since {
 impl Since {
     /// The current stamp. Take it before reading: a change during the read then invalidates the
     /// result.
-    pub fn now(db: &Db, bell: Bell, now: Timestamp) -> Self {
-        Self { at: now, changes: db.changes(bell) }
+    pub fn now(db: &Db, signal: CommitSignal, now: Timestamp) -> Self {
+        Self { at: now, changes: db.generation(signal) }
     }
 
     fn holds(self, now: Self) -> bool {

@@ -12,7 +12,7 @@ mod sqlite_executor;
 pub mod columns;
 mod interrupt;
 pub mod lately;
-mod loan;
+mod pool_guard;
 pub mod migrate;
 mod operation_scope;
 pub mod page;
@@ -20,7 +20,7 @@ pub mod postgres;
 mod prepared;
 pub mod rows;
 pub mod schema;
-mod shared;
+mod pipeline;
 pub mod types;
 
 use std::path::PathBuf;
@@ -44,10 +44,10 @@ use self::group_commit::GroupCommit;
 use self::sqlite_executor::INLINE_ROWS;
 pub use self::sqlite_executor::{run_inline, inline_if_few};
 pub use self::interrupt::WithinDeadline;
-pub use self::loan::{Leaves, Lent, Loan, Pooled};
+pub use self::pool_guard::{Detach, PoolGuard, PgConn, PooledConn};
 pub use self::operation_scope::OperationScope;
 pub use self::prepared::{planned_anew, prepared};
-use self::shared::{Line, Shared};
+use self::pipeline::{PipelinedConn, PipelinedPool};
 use crate::error::{Error, Result};
 use crate::limits::Quotas;
 use crate::metrics;
@@ -58,9 +58,9 @@ pub type SqliteConn = SyncConnectionWrapper<SqliteConnection, sqlite_executor::S
 /// How long a request waits for a free connection before it fails as unavailable.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(1);
 /// Connections of the background pool, for work that must not wait behind requests.
-const ASIDE: usize = 2;
+const BACKGROUND_CONNECTIONS: usize = 2;
 /// Maximum number of pipelined connections, each shared by many reads.
-const SHARED: usize = 4;
+const PIPELINED_CONNECTIONS: usize = 4;
 /// Maximum attempts of a transaction that the database aborts (serialization failure, deadlock).
 const MAX_ATTEMPTS: u32 = 4;
 
@@ -72,23 +72,23 @@ const MAX_ATTEMPTS: u32 = 4;
 macro_rules! on {
     ($conn:expr, |$c:ident| $body:expr) => {
         match &mut $conn.pooled {
-            $crate::db::Pooled::Sqlite(lent) => {
+            $crate::db::PooledConn::Sqlite(guard) => {
                 #[allow(dead_code, reason = "only boxed queries name it")]
                 type Backend = diesel::sqlite::Sqlite;
-                lent.is_busy = true;
-                let $c: &mut $crate::db::SqliteConn = lent;
+                guard.is_busy = true;
+                let $c: &mut $crate::db::SqliteConn = guard;
                 let done = $body;
-                lent.is_busy = false;
+                guard.is_busy = false;
                 done
             }
-            $crate::db::Pooled::Postgres(loan) => {
+            $crate::db::PooledConn::Postgres(conn) => {
                 #[allow(dead_code, reason = "only boxed queries name it")]
                 type Backend = diesel::pg::Pg;
-                loan.set_busy(true);
-                let mut $c: &diesel_async::AsyncPgConnection = loan;
+                conn.set_busy(true);
+                let mut $c: &diesel_async::AsyncPgConnection = conn;
                 let $c = &mut $c;
                 let done = $body;
-                loan.set_busy(false);
+                conn.set_busy(false);
                 done
             }
         }
@@ -118,12 +118,12 @@ pub enum Lock {
 macro_rules! locked {
     ($tx:expr, $query:expr, $lock:expr) => {
         match (&mut $tx.pooled, $lock) {
-            ($crate::db::Pooled::Sqlite(c), _) => $query.load(&mut **c).await,
-            ($crate::db::Pooled::Postgres(c), $crate::db::Lock::Share) => $query.for_share().load(&mut &**c).await,
-            ($crate::db::Pooled::Postgres(c), $crate::db::Lock::Update) => {
+            ($crate::db::PooledConn::Sqlite(c), _) => $query.load(&mut **c).await,
+            ($crate::db::PooledConn::Postgres(c), $crate::db::Lock::Share) => $query.for_share().load(&mut &**c).await,
+            ($crate::db::PooledConn::Postgres(c), $crate::db::Lock::Update) => {
                 $query.for_no_key_update().load(&mut &**c).await
             }
-            ($crate::db::Pooled::Postgres(c), $crate::db::Lock::Delete) => $query.for_update().load(&mut &**c).await,
+            ($crate::db::PooledConn::Postgres(c), $crate::db::Lock::Delete) => $query.for_update().load(&mut &**c).await,
         }
     };
 }
@@ -131,16 +131,16 @@ macro_rules! locked {
 /// A database connection. By convention a connection inside a transaction is named `tx`.
 pub struct Conn {
     #[doc(hidden)]
-    pub pooled: Pooled,
-    rings: Rings,
+    pub pooled: PooledConn,
+    signals: SignalSet,
 }
 
-/// The signals that a commit raises, indexed by [`Bell`].
-type Rings = [bool; 4];
+/// The signals that a commit raises, indexed by [`CommitSignal`].
+type SignalSet = [bool; 4];
 
 /// A signal raised after a commit, for readers of the changed data on this instance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Bell {
+pub enum CommitSignal {
     /// New events, for the reader of the event log.
     Log = 0,
     /// New outgoing mail, for the job that sends it.
@@ -152,18 +152,18 @@ pub enum Bell {
 }
 
 impl Conn {
-    const fn new(pooled: Pooled) -> Self {
-        Self { pooled, rings: [false; 4] }
+    const fn new(pooled: PooledConn) -> Self {
+        Self { pooled, signals: [false; 4] }
     }
 
     /// Raises the signal when this transaction commits. A rollback raises nothing.
-    pub fn ring_on_commit(&mut self, bell: Bell) {
-        self.rings[bell as usize] = true;
+    pub fn signal_on_commit(&mut self, signal: CommitSignal) {
+        self.signals[signal as usize] = true;
     }
 
     /// Whether this is PostgreSQL, for the few statements that differ.
     pub const fn is_postgres(&self) -> bool {
-        matches!(self.pooled, Pooled::Postgres(_))
+        matches!(self.pooled, PooledConn::Postgres(_))
     }
 
     async fn execute(&mut self, sql: &str) -> Result<()> {
@@ -179,9 +179,9 @@ impl Conn {
     /// Closes the connection, whose transaction is in an unknown state, instead of reusing it.
     fn discard(self) {
         match self.pooled {
-            Pooled::Sqlite(lent) => lent.discard(),
-            Pooled::Postgres(Loan::Own(lent)) => lent.discard(),
-            Pooled::Postgres(Loan::Shared(_)) => {}
+            PooledConn::Sqlite(guard) => guard.discard(),
+            PooledConn::Postgres(PgConn::Exclusive(guard)) => guard.discard(),
+            PooledConn::Postgres(PgConn::Pipelined(_)) => {}
         }
     }
 }
@@ -189,7 +189,7 @@ impl Conn {
 #[derive(Clone)]
 enum Pools {
     Sqlite { writer: Arc<GroupCommit>, readers: Pool<SqliteConn> },
-    Postgres { own: Pool<AsyncPgConnection>, shared: Arc<Shared> },
+    Postgres { exclusive: Pool<AsyncPgConnection>, pipelined: Arc<PipelinedPool> },
 }
 
 /// The body of a transaction: an async closure whose future is `Send`, which a bound on `AsyncFn`
@@ -207,7 +207,7 @@ where
 }
 
 /// Limits database work on the path of every request to the connection timeout.
-pub async fn soon<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
+pub async fn with_acquire_timeout<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
     tokio::time::timeout(ACQUIRE_TIMEOUT, work).await.unwrap_or_else(|_| {
         tracing::warn!("database timeout");
         Err(Error::unavailable())
@@ -221,14 +221,14 @@ pub struct Db {
     pub quotas: Quotas,
     pools: Pools,
     /// The background pool, for work that must not wait behind requests.
-    aside: Pools,
+    background: Pools,
     /// The dedicated connection of the readiness check.
-    check: Pools,
+    health_check: Pools,
     statements: Counter,
     waits: Histogram,
-    bells: Arc<[Notify; 4]>,
+    signals: Arc<[Notify; 4]>,
     /// The generation of each signal: how often it was raised.
-    changes: Arc<[AtomicU64; 4]>,
+    generations: Arc<[AtomicU64; 4]>,
 }
 
 /// The location of the database, parsed from `DATABASE_URL`.
@@ -256,9 +256,9 @@ impl Location {
 }
 
 /// Counts the statements of a connection.
-struct Count(Counter);
+struct StatementCounter(Counter);
 
-impl Instrumentation for Count {
+impl Instrumentation for StatementCounter {
     fn on_connection_event(&mut self, event: InstrumentationEvent<'_>) {
         if matches!(event, InstrumentationEvent::StartQuery { .. }) {
             self.0.inc();
@@ -280,51 +280,51 @@ impl Db {
                 let readers = |size, statements| sqlite_pool(&path, size, statements, SQLITE_READER);
                 let pools = |readers| Pools::Sqlite { writer: Arc::clone(&writer), readers };
                 let check = pools(readers(1, &uncounted)?);
-                (pools(readers(connections, &statements)?), pools(readers(ASIDE, &statements)?), check)
+                (pools(readers(connections, &statements)?), pools(readers(BACKGROUND_CONNECTIONS, &statements)?), check)
             }
             Location::Postgres(url) => {
-                let shared = Arc::new(postgres_shared(url, SHARED.min(connections), &statements)?);
+                let shared = Arc::new(pipelined_pool(url, PIPELINED_CONNECTIONS.min(connections), &statements)?);
                 let pools = |size, statements| {
-                    let own = postgres_pool(url, size, statements)?;
-                    Ok::<_, Error>(Pools::Postgres { own, shared: Arc::clone(&shared) })
+                    let own = exclusive_pool(url, size, statements)?;
+                    Ok::<_, Error>(Pools::Postgres { exclusive: own, pipelined: Arc::clone(&shared) })
                 };
-                (pools(connections, &statements)?, pools(ASIDE, &statements)?, pools(1, &uncounted)?)
+                (pools(connections, &statements)?, pools(BACKGROUND_CONNECTIONS, &statements)?, pools(1, &uncounted)?)
             }
         };
         let (waits, bells, changes) = (metrics::seconds(), Arc::default(), Arc::default());
-        Ok(Self { quotas: Quotas::default(), pools, aside, check, statements, waits, bells, changes })
+        Ok(Self { quotas: Quotas::default(), pools, background: aside, health_check: check, statements, waits, signals: bells, generations: changes })
     }
 
     /// The maximum number of PostgreSQL connections of a server whose main pool has `kept`: the
     /// main, pipelined and background connections, the readiness check, and one for `LISTEN`.
     pub const fn connections(kept: usize) -> usize {
-        let shared = if kept < SHARED { kept } else { SHARED };
-        kept + shared + ASIDE + 2
+        let shared = if kept < PIPELINED_CONNECTIONS { kept } else { PIPELINED_CONNECTIONS };
+        kept + shared + BACKGROUND_CONNECTIONS + 2
     }
 
     /// The same database via the background pool. The event log reader and the jobs use it, so that
     /// they make progress while requests occupy the main pool.
-    pub fn aside(&self) -> Self {
-        Self { pools: self.aside.clone(), ..self.clone() }
+    pub fn background_pool(&self) -> Self {
+        Self { pools: self.background.clone(), ..self.clone() }
     }
 
     /// The same database via the connection of the readiness check. Its statements are not counted.
-    pub fn for_check(&self) -> Self {
-        Self { pools: self.check.clone(), ..self.clone() }
+    pub fn health_check_pool(&self) -> Self {
+        Self { pools: self.health_check.clone(), ..self.clone() }
     }
 
     /// The generation of a signal on this instance. Data cached under another generation is stale.
-    pub fn changes(&self, bell: Bell) -> u64 {
-        self.changes[bell as usize].load(Ordering::Acquire)
+    pub fn generation(&self, signal: CommitSignal) -> u64 {
+        self.generations[signal as usize].load(Ordering::Acquire)
     }
 
     /// A connection for reading. It counts against the share of the current [`OperationScope`].
     pub async fn conn(&self) -> Result<Conn> {
         let share = operation_scope::acquire().await?;
         let pooled = match &self.pools {
-            Pools::Sqlite { readers, .. } => Pooled::Sqlite(Lent::new(self.acquire(readers.get()).await?, share)),
-            Pools::Postgres { own, .. } => {
-                Pooled::Postgres(Loan::Own(Box::new(Lent::new(self.acquire(own.get()).await?, share))))
+            Pools::Sqlite { readers, .. } => PooledConn::Sqlite(PoolGuard::new(self.acquire(readers.get()).await?, share)),
+            Pools::Postgres { exclusive: own, .. } => {
+                PooledConn::Postgres(PgConn::Exclusive(Box::new(PoolGuard::new(self.acquire(own.get()).await?, share))))
             }
         };
         Ok(Conn::new(pooled))
@@ -332,10 +332,10 @@ impl Db {
 
     /// A connection for reading `rows` rows via an index. On PostgreSQL a small read gets a
     /// pipelined connection, which does not count against the operation's share.
-    pub async fn conn_for(&self, rows: usize) -> Result<Conn> {
+    pub async fn conn_for_rows(&self, rows: usize) -> Result<Conn> {
         match &self.pools {
-            Pools::Postgres { shared, .. } if rows <= INLINE_ROWS => {
-                Ok(Conn::new(Pooled::Postgres(Loan::Shared(self.acquire(shared.get()).await?))))
+            Pools::Postgres { pipelined: shared, .. } if rows <= INLINE_ROWS => {
+                Ok(Conn::new(PooledConn::Postgres(PgConn::Pipelined(self.acquire(shared.get()).await?))))
             }
             _ => self.conn().await,
         }
@@ -403,18 +403,18 @@ impl Db {
     async fn run_once<T>(&self, work: &(impl for<'r> Work<'r, T> + Sync), is_inline: bool) -> Result<T> {
         match &self.pools {
             Pools::Sqlite { writer, .. } => writer.run(self, work, is_inline).await,
-            Pools::Postgres { own, .. } => {
+            Pools::Postgres { exclusive: own, .. } => {
                 let share = operation_scope::acquire().await?;
                 let own = self.acquire(own.get()).await?;
-                let own = Loan::Own(Box::new(Lent::new(own, share)));
-                let mut open = TransactionGuard(Some(Conn::new(Pooled::Postgres(own))));
+                let own = PgConn::Exclusive(Box::new(PoolGuard::new(own, share)));
+                let mut open = TransactionGuard(Some(Conn::new(PooledConn::Postgres(own))));
                 open.conn().execute("BEGIN").await?;
                 let done = match work(open.conn()).await {
                     Ok(value) => open.conn().execute("COMMIT").await.map(|()| value),
                     Err(error) => Err(error),
                 };
                 if done.is_ok() {
-                    self.ring_all(open.close().rings);
+                    self.signal_all(open.close().signals);
                 } else if open.conn().execute("ROLLBACK").await.is_ok() {
                     open.close();
                 }
@@ -424,22 +424,22 @@ impl Db {
     }
 
     /// Raises a signal: its data has changed.
-    pub fn ring(&self, bell: Bell) {
-        self.changes[bell as usize].fetch_add(1, Ordering::AcqRel);
-        self.bells[bell as usize].notify_one();
+    pub fn signal(&self, signal: CommitSignal) {
+        self.generations[signal as usize].fetch_add(1, Ordering::AcqRel);
+        self.signals[signal as usize].notify_one();
     }
 
-    fn ring_all(&self, rings: Rings) {
-        for bell in [Bell::Sessions, Bell::Profiles, Bell::Log, Bell::Mail] {
-            if rings[bell as usize] {
-                self.ring(bell);
+    fn signal_all(&self, rings: SignalSet) {
+        for signal in [CommitSignal::Sessions, CommitSignal::Profiles, CommitSignal::Log, CommitSignal::Mail] {
+            if rings[signal as usize] {
+                self.signal(signal);
             }
         }
     }
 
     /// Waits for the signal. A signal raised since the last call completes it at once.
-    pub async fn rung(&self, bell: Bell) {
-        self.bells[bell as usize].notified().await;
+    pub async fn signalled(&self, signal: CommitSignal) {
+        self.signals[signal as usize].notified().await;
     }
 
     /// Whether this is PostgreSQL, which several instances may share.
@@ -457,7 +457,7 @@ impl Db {
         let mut conn = self.conn().await?;
         conn.execute(&format!("LISTEN {channel}")).await?;
         match conn.pooled {
-            Pooled::Postgres(Loan::Own(lent)) => Ok(lent.take()),
+            PooledConn::Postgres(PgConn::Exclusive(guard)) => Ok(guard.take()),
             _ => Err(Error::internal("LISTEN needs PostgreSQL")),
         }
     }
@@ -478,12 +478,12 @@ impl Db {
     }
 
     /// The current use of the pools.
-    pub fn pools(&self) -> Vec<Fill> {
+    pub fn pools(&self) -> Vec<PoolStatus> {
         let pools = match &self.pools {
             Pools::Sqlite { writer, readers } => vec![("writer", writer.pool.status()), ("readers", readers.status())],
-            Pools::Postgres { own, .. } => vec![("all", own.status())],
+            Pools::Postgres { exclusive: own, .. } => vec![("all", own.status())],
         };
-        let fill = pools.into_iter().map(|(pool, status)| Fill {
+        let fill = pools.into_iter().map(|(pool, status)| PoolStatus {
             pool,
             busy: status.size.saturating_sub(status.available),
             idle: status.available,
@@ -499,7 +499,7 @@ impl Db {
             Pools::Sqlite { writer, readers } => {
                 readers.close();
                 if let Ok(pooled) = self.acquire(writer.pool.get()).await
-                    && let Err(error) = Conn::new(Pooled::Sqlite(Lent::new(pooled, None)))
+                    && let Err(error) = Conn::new(PooledConn::Sqlite(PoolGuard::new(pooled, None)))
                         .execute("PRAGMA wal_checkpoint(TRUNCATE)")
                         .await
                 {
@@ -507,15 +507,15 @@ impl Db {
                 }
                 writer.close();
             }
-            Pools::Postgres { own, shared } => {
+            Pools::Postgres { exclusive: own, pipelined: shared } => {
                 own.close();
                 shared.close().await;
             }
         }
-        for pools in [&self.aside, &self.check] {
+        for pools in [&self.background, &self.health_check] {
             match pools {
                 Pools::Sqlite { readers, .. } => readers.close(),
-                Pools::Postgres { own, .. } => own.close(),
+                Pools::Postgres { exclusive: own, .. } => own.close(),
             }
         }
     }
@@ -523,7 +523,7 @@ impl Db {
 
 /// Connections of a pool by state.
 #[derive(Clone, Copy, Debug)]
-pub struct Fill {
+pub struct PoolStatus {
     /// The name of the pool: `writer` and `readers` on SQLite, `all` on PostgreSQL.
     pub pool: &'static str,
     pub busy: usize,
@@ -592,7 +592,7 @@ where
         let (connecting, statements) = (connect(), statements.clone());
         async move {
             let mut conn = connecting.await?;
-            begin(&mut conn, setup, statements).await.map(|()| conn)
+            set_up(&mut conn, setup, statements).await.map(|()| conn)
         }
         .boxed()
     });
@@ -600,9 +600,9 @@ where
 }
 
 /// Applies the settings to a new connection and starts counting its statements.
-async fn begin(conn: &mut impl AsyncConnection, setup: &str, statements: Counter) -> ConnectionResult<()> {
+async fn set_up(conn: &mut impl AsyncConnection, setup: &str, statements: Counter) -> ConnectionResult<()> {
     conn.batch_execute(setup).await.map_err(ConnectionError::CouldntSetupConfiguration)?;
-    conn.set_instrumentation(Count(statements));
+    conn.set_instrumentation(StatementCounter(statements));
     Ok(())
 }
 
@@ -620,21 +620,21 @@ fn sqlite_pool(path: &str, size: usize, statements: &Counter, setup: &'static st
     Pool::builder(manager).max_size(size).build().map_err(Error::internal)
 }
 
-fn postgres_shared(url: &str, size: usize, statements: &Counter) -> Result<Shared> {
+fn pipelined_pool(url: &str, size: usize, statements: &Counter) -> Result<PipelinedPool> {
     let (server, statements) = (postgres::Server::parse(url).map_err(Error::Internal)?, statements.clone());
     let connect = move || {
         let (server, statements) = (server.clone(), statements.clone());
         async move {
             let (mut conn, ended) = server.connect_noting_its_end().await?;
-            begin(&mut conn, POSTGRES, statements).await?;
-            Ok(Line::new(conn, ended))
+            set_up(&mut conn, POSTGRES, statements).await?;
+            Ok(PipelinedConn::new(conn, ended))
         }
         .boxed()
     };
-    Ok(Shared::new(size, Box::new(connect)))
+    Ok(PipelinedPool::new(size, Box::new(connect)))
 }
 
-fn postgres_pool(url: &str, size: usize, statements: &Counter) -> Result<Pool<AsyncPgConnection>> {
+fn exclusive_pool(url: &str, size: usize, statements: &Counter) -> Result<Pool<AsyncPgConnection>> {
     let server = postgres::Server::parse(url).map_err(Error::Internal)?;
     let manager = manager(statements, POSTGRES, move || {
         let server = server.clone();

@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use super::hint::Hints;
 use super::{Event, Kind, Position, settled_after};
 use crate::access::Viewer;
-use crate::db::{Bell, Db};
+use crate::db::{CommitSignal, Db};
 use crate::error::Result;
 use crate::id::Id;
 use crate::time::Timestamp;
@@ -301,7 +301,7 @@ impl<T: Send + Sync + 'static> Hub<T> {
             };
             tokio::select! {
                 () = stop.cancelled() => break,
-                () = db.rung(Bell::Log) => hints.tell(),
+                () = db.signalled(CommitSignal::Log) => hints.tell(),
                 () = hints.heard() => {}
                 () = tokio::time::sleep(wait) => {}
             }
@@ -341,7 +341,7 @@ impl<T: Send + Sync + 'static> Hub<T> {
             self.pulse().answered = Some(Instant::now());
             let full = events.len() == BATCH;
             if events.iter().any(|event| event.kind.is_internal()) {
-                db.ring(Bell::Sessions);
+                db.signal(CommitSignal::Sessions);
             }
             for event in events {
                 *position = event.position();

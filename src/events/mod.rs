@@ -20,7 +20,7 @@ use diesel::sqlite::Sqlite;
 use crate::db::rows::RunQueryDsl;
 use crate::db::schema::{events, projections};
 use crate::db::types::sql;
-use crate::db::{Bell, Conn, Db, Pooled, inline_if_few, prepared};
+use crate::db::{CommitSignal, Conn, Db, PooledConn, inline_if_few, prepared};
 use crate::error::Result;
 use crate::id::Id;
 use crate::time::Timestamp;
@@ -184,10 +184,10 @@ pub async fn append_with_texts(tx: &mut Conn, new: &[NewEvent]) -> Result<i64> {
         on!(tx, |c| diesel::insert_into(events::table).values(event).execute(c).await)?;
         added += text::keep(tx, event.id, &event.texts).await?;
         if event.kind.is_internal() {
-            tx.ring_on_commit(Bell::Sessions);
+            tx.signal_on_commit(CommitSignal::Sessions);
         }
     }
-    tx.ring_on_commit(Bell::Log);
+    tx.signal_on_commit(CommitSignal::Log);
     Ok(added)
 }
 
@@ -212,11 +212,11 @@ where
             .await;
     }
     let told = match &db.conn().await?.pooled {
-        Pooled::Postgres(conn) => prepared(Told { change, event }).execute(&mut &**conn).await?,
-        Pooled::Sqlite(_) => 0,
+        PooledConn::Postgres(conn) => prepared(Told { change, event }).execute(&mut &**conn).await?,
+        PooledConn::Sqlite(_) => 0,
     };
     if told > 0 {
-        db.ring(Bell::Log);
+        db.signal(CommitSignal::Log);
     }
     Ok(told > 0)
 }

@@ -222,7 +222,7 @@ loads! {
     };
     /// Accounts of users. Only fields with a guard request them.
     accounts: Accounts(Id => Arc<user::User>) |app, _asker, ids| {
-        let rows = user::any_by_ids(&mut app.db.conn_for(ids.len()).await?, ids).await?;
+        let rows = user::any_by_ids(&mut app.db.conn_for_rows(ids.len()).await?, ids).await?;
         Ok(rows.into_iter().map(|user| (user.id, Arc::new(user))).collect())
     };
     /// Project and task counts of users.
@@ -247,7 +247,7 @@ loads! {
     projects: Projects((ProjectColumns, Id) => Arc<project::Project>) |app, asker, keys| {
         let mut projects = HashMap::new();
         for (columns, ids) in grouped(keys) {
-            let mut conn = app.db.conn_for(ids.len()).await?;
+            let mut conn = app.db.conn_for_rows(ids.len()).await?;
             let rows = project::select_by_ids(&mut conn, asker.viewer()?, &ids, columns).await?;
             projects.extend(rows.into_iter().map(|project| ((columns, project.id), Arc::new(project))));
         }
@@ -305,7 +305,7 @@ loads! {
     tasks: Tasks((TaskColumns, Id) => Arc<task::Task>) |app, asker, keys| {
         let mut tasks = HashMap::new();
         for (columns, ids) in grouped(keys) {
-            let mut conn = app.db.conn_for(ids.len()).await?;
+            let mut conn = app.db.conn_for_rows(ids.len()).await?;
             let rows = task::select_by_ids(&mut conn, asker.viewer()?, &ids, columns).await?;
             tasks.extend(rows.into_iter().map(|task| ((columns, task.id), Arc::new(task))));
         }
@@ -315,7 +315,7 @@ loads! {
     task_pages: TaskPages(((task_list::Of, Arc<task_list::List>), Id) => Page<Arc<task::Task>>) |app, _asker, keys| {
         let mut pages = HashMap::new();
         for ((of, list), ids) in grouped(keys) {
-            let mut conn = app.db.conn_for(list.reads(ids.len())).await?;
+            let mut conn = app.db.conn_for_rows(list.reads(ids.len())).await?;
             let found = task_list::pages(&mut conn, of, &ids, &list, app.clock.now()).await?;
             pages.extend(found.into_iter().map(|(id, page)| (((of, Arc::clone(&list)), id), page.shared())));
         }
@@ -350,7 +350,7 @@ loads! {
     comment_pages: CommentPages(((CommentColumns, Arc<Window>), Id) => Page<Arc<comment::Comment>>) |app, asker, keys| {
         let mut pages = HashMap::new();
         for ((columns, window), tasks) in grouped(keys) {
-            let mut conn = app.db.conn_for(window.limit * tasks.len()).await?;
+            let mut conn = app.db.conn_for_rows(window.limit * tasks.len()).await?;
             let found = comment::pages(&mut conn, asker.reader_of(tasks.iter().copied())?, &tasks, &window, columns).await?;
             pages.extend(found.into_iter().map(|(id, page)| (((columns, Arc::clone(&window)), id), page.shared())));
         }

@@ -319,7 +319,7 @@ pub async fn listed(
     order_by: Option<ProjectOrder>,
 ) -> crate::error::Result<Connection<Project>> {
     let (tag, list) = list(field, "projects", None, paging, filter, order_by)?;
-    let mut conn = caller.app().db.conn_for(list.reads()).await?;
+    let mut conn = caller.app().db.conn_for_rows(list.reads()).await?;
     let page = store::page(&mut conn, caller.viewer()?, &list).await?;
     Ok(connection(tag, Total::Projects(Arc::clone(&list)), page.shared(), &list))
 }

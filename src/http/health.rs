@@ -54,7 +54,7 @@ pub async fn monitor(app: Arc<App>, stop: CancellationToken) {
 }
 
 async fn check_database(app: &App) {
-    let (db, mut ticks) = (app.db.for_check(), ticks());
+    let (db, mut ticks) = (app.db.health_check_pool(), ticks());
     loop {
         ticks.tick().await;
         let check = async { migrate::is_complete(&mut db.conn().await?).await };

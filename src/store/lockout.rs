@@ -20,7 +20,7 @@ use super::CLEARED;
 use crate::access::Viewer;
 use crate::db::rows::RunQueryDsl;
 use crate::db::schema::login_failures;
-use crate::db::{Conn, Db, Pooled};
+use crate::db::{Conn, Db, PooledConn};
 use crate::error::{Code, Error, Result};
 use crate::id::Id;
 use crate::limits::network;
@@ -214,8 +214,8 @@ pub async fn lock(tx: &mut Conn, now: Timestamp, attempt: &Attempt, rule: Rule) 
 async fn locked(tx: &mut Conn, attempt: &Attempt) -> Result<Vec<Counter>> {
     let sources = attempt.sources();
     Ok(match &mut tx.pooled {
-        Pooled::Sqlite(c) => counters!(attempt, sources).load(&mut **c).await?,
-        Pooled::Postgres(c) => counters!(attempt, sources).for_update().load(&mut &**c).await?,
+        PooledConn::Sqlite(c) => counters!(attempt, sources).load(&mut **c).await?,
+        PooledConn::Postgres(c) => counters!(attempt, sources).for_update().load(&mut &**c).await?,
     })
 }
 
@@ -281,13 +281,13 @@ impl<'a> Row<'a> {
 /// Inserts the rows that are missing: one round trip to PostgreSQL.
 async fn insert(tx: &mut Conn, rows: &[Row<'_>]) -> Result<()> {
     match &mut tx.pooled {
-        Pooled::Sqlite(c) => {
+        PooledConn::Sqlite(c) => {
             for row in rows {
                 let row = diesel::insert_into(login_failures::table).values(row).on_conflict_do_nothing();
                 row.execute(&mut **c).await?;
             }
         }
-        Pooled::Postgres(c) => {
+        PooledConn::Postgres(c) => {
             let rows = diesel::insert_into(login_failures::table).values(rows).on_conflict_do_nothing();
             rows.execute(&mut &**c).await?;
         }
@@ -304,13 +304,13 @@ async fn update(tx: &mut Conn, rows: &[Row<'_>]) -> Result<()> {
         login_failures::locked_until.eq(excluded(login_failures::locked_until)),
     );
     match &mut tx.pooled {
-        Pooled::Sqlite(c) => {
+        PooledConn::Sqlite(c) => {
             for row in rows {
                 let row = diesel::insert_into(login_failures::table).values(row).on_conflict(key).do_update();
                 row.set(new).execute(&mut **c).await?;
             }
         }
-        Pooled::Postgres(c) => {
+        PooledConn::Postgres(c) => {
             let rows = diesel::insert_into(login_failures::table).values(rows).on_conflict(key).do_update();
             rows.set(new).execute(&mut &**c).await?;
         }

@@ -12,7 +12,7 @@ use super::mail_quota;
 use super::value::fold;
 use crate::db::rows::RunQueryDsl;
 use crate::db::schema::mails;
-use crate::db::{Bell, Conn, Db};
+use crate::db::{CommitSignal, Conn, Db};
 use crate::error::Result;
 use crate::id::Id;
 use crate::on;
@@ -127,7 +127,7 @@ pub async fn queue(
         last_error: None,
     };
     on!(tx, |c| diesel::insert_into(mails::table).values(&mail).execute(c).await)?;
-    tx.ring_on_commit(Bell::Mail);
+    tx.signal_on_commit(CommitSignal::Mail);
     Ok(())
 }
 

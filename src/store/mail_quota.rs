@@ -13,7 +13,7 @@ use super::mail::Kind;
 use super::value::fold;
 use crate::db::rows::RunQueryDsl;
 use crate::db::schema::mail_quota;
-use crate::db::{Conn, Db, Pooled};
+use crate::db::{Conn, Db, PooledConn};
 use crate::error::Result;
 use crate::id::Id;
 use crate::on;
@@ -124,7 +124,7 @@ async fn insert(tx: &mut Conn, now: Timestamp, kind: Kind, recipient: &[u8], sen
 
 /// Has transactions that count by the same key wait for each other. SQLite has one writer.
 pub async fn lock(tx: &mut Conn, key: &[u8]) -> Result<()> {
-    if let Pooled::Postgres(c) = &mut tx.pooled {
+    if let PooledConn::Postgres(c) = &mut tx.pooled {
         let digest = digest(&SHA256, key);
         let number = digest.as_ref().iter().take(8).fold(0_i64, |number, byte| number << 8 | i64::from(*byte));
         let lock = sql_query("SELECT pg_advisory_xact_lock($1)").bind::<BigInt, _>(number);

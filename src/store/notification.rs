@@ -12,7 +12,7 @@ use crate::access::Viewer;
 use crate::db::page::{Key, Page, Position as Place, Window, among};
 use crate::db::rows::RunQueryDsl;
 use crate::db::schema::{notifications, users};
-use crate::db::{Conn, Db, Lock, Pooled, inline_if_few};
+use crate::db::{Conn, Db, Lock, PooledConn, inline_if_few};
 use crate::error::{Error, Result};
 use crate::events::{self, Event, Position, kept_place, move_place, settled_after};
 use crate::id::Id;
@@ -257,7 +257,7 @@ async fn keep(db: &Db, from: Position, to: Position, rows: &[Notification]) -> R
         let rows: Vec<Notification> = rows.iter().filter(|row| here.contains(&row.user_id)).cloned().collect();
         match &mut tx.pooled {
             // A row a statement, so that it is prepared once; on another thread together, so that it is gone to once.
-            Pooled::Sqlite(c) => {
+            PooledConn::Sqlite(c) => {
                 let insert = move |conn: &mut SqliteConnection| {
                     rows.iter().try_for_each(|row| {
                         let insert = diesel::insert_into(notifications::table).values(row).on_conflict_do_nothing();
@@ -266,7 +266,7 @@ async fn keep(db: &Db, from: Position, to: Position, rows: &[Notification]) -> R
                 };
                 c.spawn_blocking(insert).await?;
             }
-            Pooled::Postgres(c) => {
+            PooledConn::Postgres(c) => {
                 let insert = diesel::insert_into(notifications::table).values(rows).on_conflict_do_nothing();
                 insert.execute(&mut &**c).await?;
             }

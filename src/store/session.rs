@@ -19,7 +19,7 @@ use crate::db::page::among;
 use crate::db::rows::RunQueryDsl;
 use crate::db::schema::{sessions, users};
 use crate::db::types::sql;
-use crate::db::{Conn, Db, Lock, Pooled};
+use crate::db::{Conn, Db, Lock, PooledConn};
 use crate::error::{Error, Result};
 use crate::events::{self, Kind, NewEvent};
 use crate::id::Id;
@@ -241,8 +241,8 @@ async fn begin(tx: &mut Conn, session: &Session, password_hash: &str) -> Result<
         ));
     let sessions = diesel::insert_into(sessions::table);
     let begun = match &mut tx.pooled {
-        Pooled::Sqlite(c) => sessions.values(row).into_columns(columns).execute(&mut **c).await?,
-        Pooled::Postgres(c) => sessions.values(row.for_share()).into_columns(columns).execute(&mut &**c).await?,
+        PooledConn::Sqlite(c) => sessions.values(row).into_columns(columns).execute(&mut **c).await?,
+        PooledConn::Postgres(c) => sessions.values(row.for_share()).into_columns(columns).execute(&mut &**c).await?,
     };
     Ok(begun == 1)
 }

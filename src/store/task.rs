@@ -344,7 +344,7 @@ async fn update_at_once(db: &Db, now: Timestamp, viewer: &Viewer, id: Id, change
     if !is_plain {
         return Ok(None);
     }
-    let old = seen(&mut db.conn_for(1).await?, viewer, id, "id").await?;
+    let old = seen(&mut db.conn_for_rows(1).await?, viewer, id, "id").await?;
     let mut new = changed(&old, changes, viewer, now)?;
     if new == old {
         return Ok(Some(old));

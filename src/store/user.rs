@@ -16,7 +16,7 @@ use crate::db::lately::{Lately, Since};
 use crate::db::page::{Key, Page, Position, Window, among};
 use crate::db::rows::RunQueryDsl;
 use crate::db::schema::{mail_tokens, mails, projects, tasks, users};
-use crate::db::{Bell, Conn, Db, Lock, WithinDeadline, inline_if_few};
+use crate::db::{CommitSignal, Conn, Db, Lock, WithinDeadline, inline_if_few};
 use crate::error::{Error, Fault, FaultCode, Result, is_taken};
 use crate::events::{self, Kind, NewEvent};
 use crate::id::Id;
@@ -151,11 +151,11 @@ pub struct Profiles(Lately<Arc<Profile>>);
 impl Profiles {
     /// Those of the users with these ids, as they are or were a second ago.
     pub async fn by_ids(&self, db: &Db, now: Timestamp, ids: &[Id]) -> Result<HashMap<Id, Arc<Profile>>> {
-        let since = Since::now(db, Bell::Profiles, now);
+        let since = Since::now(db, CommitSignal::Profiles, now);
         let mut found = self.0.all(since, ids);
         let missing: Vec<Id> = ids.iter().copied().filter(|id| !found.contains_key(id)).collect();
         if !missing.is_empty() {
-            let rows = profiles(&mut db.conn_for(missing.len()).await?, &missing).await?;
+            let rows = profiles(&mut db.conn_for_rows(missing.len()).await?, &missing).await?;
             let rows: Vec<_> = rows.into_iter().map(|profile| (profile.id, Arc::new(profile))).collect();
             self.0.remember(since, rows.iter().cloned());
             found.extend(rows);
@@ -460,7 +460,7 @@ pub async fn update_viewer(
             .execute(c)
             .await);
         saved(updated)?;
-        tx.ring_on_commit(Bell::Profiles);
+        tx.signal_on_commit(CommitSignal::Profiles);
         Ok(user)
     })
     .await
@@ -575,7 +575,7 @@ pub async fn efface(tx: &mut Conn, now: Timestamp, user: &User) -> Result<()> {
         ))
         .execute(c)
         .await)?;
-    tx.ring_on_commit(Bell::Profiles);
+    tx.signal_on_commit(CommitSignal::Profiles);
     Ok(())
 }
 

@@ -3,7 +3,7 @@
 use std::pin::pin;
 
 use diesel_async::SimpleAsyncConnection;
-use fasttrack::db::{Bell, Conn, Db};
+use fasttrack::db::{CommitSignal, Conn, Db};
 use fasttrack::error::Result;
 use fasttrack::on;
 use futures_util::poll;
@@ -55,7 +55,7 @@ async fn a_transaction_that_nobody_waits_for_keeps_its_connection_until_its_stat
     let begun = Notify::new();
     tokio::select! {
         _ = db.transaction(async |tx| {
-            tx.ring_on_commit(Bell::Log);
+            tx.signal_on_commit(CommitSignal::Log);
             begun.notify_one();
             linger(tx).await
         }) => panic!("the transaction ended too early"),
@@ -63,7 +63,7 @@ async fn a_transaction_that_nobody_waits_for_keeps_its_connection_until_its_stat
     }
     assert_eq!(busy(&db), 1, "the connection is still in use");
     answered(async || db.transaction(async |tx| Ok(on!(tx, |c| c.batch_execute("SELECT 1").await)?)).await).await;
-    assert_eq!((busy(&db), db.changes(Bell::Log)), (0, 0), "the transaction was rolled back");
+    assert_eq!((busy(&db), db.generation(CommitSignal::Log)), (0, 0), "the transaction was rolled back");
     db.close().await;
     database.remove().await;
 }

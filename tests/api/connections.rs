@@ -376,7 +376,7 @@ async fn readiness_is_checked_once_a_second_over_a_connection_of_its_own() {
     let held = server.run(async |app| {
         let mut held = Vec::new();
         for _ in 0..2 {
-            held.push(app.db.aside().conn().await.expect("a connection"));
+            held.push(app.db.background_pool().conn().await.expect("a connection"));
         }
         for _ in 0..app.config.database_connections {
             held.push(app.db.conn().await.expect("a connection"));

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use diesel::prelude::*;
-use fasttrack::db::Bell;
+use fasttrack::db::CommitSignal;
 use fasttrack::db::schema::mails;
 use fasttrack::error::Error;
 use fasttrack::on;
@@ -115,7 +115,7 @@ async fn a_recipient_gets_at_most_5_account_mails_an_hour_and_what_is_asked_for_
     assert!(to_bob.len() <= 3, "{to_bob:?}");
 
     server.advance(Duration::from_secs(3_600));
-    server.app.db.ring(Bell::Mail);
+    server.app.db.signal(CommitSignal::Mail);
     let mut late: Vec<_> = arrived(&server, &mut mailbox).await;
     late.retain(|mail| mail.to == "alice@example.org");
     let mut subjects: Vec<_> = late.iter().map(|mail| mail.subject()).collect();
@@ -210,7 +210,7 @@ async fn a_mail_that_could_not_be_sent_does_not_count() {
     }
     mailbox.refuse(false);
     server.advance(Duration::from_secs(31));
-    server.app.db.ring(Bell::Mail);
+    server.app.db.signal(CommitSignal::Mail);
     assert_eq!(mailbox.next().await.subject(), "Set a new password");
 }
 
@@ -375,7 +375,7 @@ async fn mail_about_an_account_goes_before_assignments() {
     mailbox.refused().await;
     mailbox.refuse(false);
     server.advance(Duration::from_secs(31));
-    server.app.db.ring(Bell::Mail);
+    server.app.db.signal(CommitSignal::Mail);
     let mut subjects = Vec::new();
     for _ in 0..4 {
         subjects.push(mailbox.next().await.subject().to_owned());
@@ -434,7 +434,7 @@ async fn spellings_of_one_address_wait_as_one_message_of_each_kind() {
     assert_eq!(mails.len(), 5, "{mails:?}");
     assert_eq!(queued(&server).await, 2, "one message of each kind waits");
     server.advance(Duration::from_secs(3_600));
-    server.app.db.ring(Bell::Mail);
+    server.app.db.signal(CommitSignal::Mail);
     assert_eq!(arrived(&server, &mut mailbox).await.len(), 2);
     assert_eq!(queued(&server).await, 0);
 }
@@ -453,7 +453,7 @@ async fn a_link_that_waited_for_half_a_day_is_dropped_and_a_notice_is_not() {
     assert_eq!(queued(&server).await, 3);
     server.advance(Duration::from_secs(12 * 3_600));
     mailbox.refuse(false);
-    server.app.db.ring(Bell::Mail);
+    server.app.db.signal(CommitSignal::Mail);
     let mails = arrived(&server, &mut mailbox).await;
     let subjects: Vec<_> = mails.iter().map(Mail::subject).collect();
     assert_eq!(subjects, ["Your password was changed"]);
@@ -489,7 +489,7 @@ async fn address_changes_of_others_delay_a_sign_up_mail_and_do_not_suppress_it()
     server.person("newcomer").await;
     assert!(arrived(&server, &mut mailbox).await.is_empty(), "over the limit");
     server.advance(Duration::from_secs(3_600));
-    server.app.db.ring(Bell::Mail);
+    server.app.db.signal(CommitSignal::Mail);
     let mail = mailbox.next().await;
     assert_eq!((mail.to.as_str(), mail.subject()), ("newcomer@example.org", "Verify your e-mail address"));
     assert_eq!(verify(&server, &mail.token()).await.status, 204);
@@ -554,7 +554,7 @@ async fn an_assignment_is_not_mailed_after_the_recipient_has_unsubscribed_or_mov
     other.mutate("deleteViewer", json!({ "password": PASSWORD })).await.ok();
     mailbox.refuse(false);
     server.advance(Duration::from_secs(31));
-    server.app.db.ring(Bell::Mail);
+    server.app.db.signal(CommitSignal::Mail);
     assert!(arrived(&server, &mut mailbox).await.is_empty());
     assert_eq!(queued(&server).await, 0);
 }

@@ -2,7 +2,7 @@
 
 use diesel::sql_types::BigInt;
 use diesel_async::RunQueryDsl;
-use fasttrack::db::{Bell, Pooled};
+use fasttrack::db::{CommitSignal, PooledConn};
 use fasttrack::error::Error;
 use futures_util::future::join_all;
 use serde_json::{Value, json};
@@ -32,7 +32,7 @@ async fn statements(server: &Server, reader: &Person, document: &str) -> u64 {
         // Refresh the cached session first, and invalidate cached profiles, so that the count is
         // deterministic.
         reader.query("{ __typename }", json!({})).await;
-        server.app.db.ring(Bell::Profiles);
+        server.app.db.signal(CommitSignal::Profiles);
         let before = server.app.db.statements();
         reader.query(document, json!({})).await;
         most = most.max(server.app.db.statements() - before);
@@ -129,8 +129,8 @@ async fn filters_leave_no_statements_behind() {
             let mut conn = app.db.conn().await?;
             let count = diesel::dsl::sql::<BigInt>("SELECT count(*) FROM pg_prepared_statements");
             match &mut conn.pooled {
-                Pooled::Postgres(conn) => Ok::<i64, Error>(count.get_result(&mut &**conn).await?),
-                Pooled::Sqlite(_) => Ok(0),
+                PooledConn::Postgres(conn) => Ok::<i64, Error>(count.get_result(&mut &**conn).await?),
+                PooledConn::Sqlite(_) => Ok(0),
             }
         });
         count.await.expect("a count")
@@ -157,7 +157,7 @@ async fn many_nodes_are_read_together() {
     let project = alice.project("Apollo").await;
     let mut ids = vec![project.clone(), alice.id.clone(), alice.label(&project, "red").await];
     let ask = async |ids: &[String]| {
-        server.app.db.ring(Bell::Profiles);
+        server.app.db.signal(CommitSignal::Profiles);
         let before = server.app.db.statements();
         let document = "query ($ids: [ID!]!) { nodes(ids: $ids) { id } }";
         let nodes = alice.query(document, json!({ "ids": ids })).await["nodes"].clone();

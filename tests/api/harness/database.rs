@@ -5,7 +5,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::Path;
 
 use diesel_async::SimpleAsyncConnection;
-use fasttrack::db::{Conn, Db, Location, Pooled, migrate};
+use fasttrack::db::{Conn, Db, Location, PooledConn, migrate};
 use fasttrack::id::Id;
 use fasttrack::on;
 use tempfile::TempDir;
@@ -135,8 +135,8 @@ impl Database {
     pub async fn execute(&self, statements: &str) {
         let db = Db::open(&self.location(), 1).expect("a database");
         let done = match &mut db.conn().await.expect("a connection").pooled {
-            Pooled::Sqlite(c) => c.batch_execute(&format!("PRAGMA query_only = OFF; {statements}")).await,
-            Pooled::Postgres(c) => (&mut &**c).batch_execute(statements).await,
+            PooledConn::Sqlite(c) => c.batch_execute(&format!("PRAGMA query_only = OFF; {statements}")).await,
+            PooledConn::Postgres(c) => (&mut &**c).batch_execute(statements).await,
         };
         done.unwrap_or_else(|error| panic!("{statements}: {error}"));
         db.close().await;

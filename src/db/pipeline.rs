@@ -15,12 +15,12 @@ use tokio_util::sync::CancellationToken;
 
 /// A pipelined connection and a token that is cancelled when it ends.
 #[derive(Clone)]
-pub struct Line {
+pub struct PipelinedConn {
     conn: Arc<AsyncPgConnection>,
     ended: CancellationToken,
 }
 
-impl Line {
+impl PipelinedConn {
     pub(super) fn new(conn: AsyncPgConnection, ended: CancellationToken) -> Self {
         Self { conn: Arc::new(conn), ended }
     }
@@ -30,25 +30,25 @@ impl Line {
     }
 }
 
-pub(super) type Connect = Box<dyn Fn() -> BoxFuture<'static, ConnectionResult<Line>> + Send + Sync>;
+pub(super) type Connect = Box<dyn Fn() -> BoxFuture<'static, ConnectionResult<PipelinedConn>> + Send + Sync>;
 
 /// A fixed number of connections, used round-robin.
-pub(super) struct Shared {
+pub(super) struct PipelinedPool {
     connect: Connect,
-    lines: Vec<Mutex<Option<Line>>>,
+    conns: Vec<Mutex<Option<PipelinedConn>>>,
     next: AtomicUsize,
 }
 
-impl Shared {
+impl PipelinedPool {
     /// Connects lazily.
     pub(super) fn new(count: usize, connect: Connect) -> Self {
-        Self { connect, lines: (0..count).map(|_| Mutex::default()).collect(), next: AtomicUsize::new(0) }
+        Self { connect, conns: (0..count).map(|_| Mutex::default()).collect(), next: AtomicUsize::new(0) }
     }
 
     /// The next connection, reconnected if it has ended.
-    pub(super) async fn get(&self) -> ConnectionResult<Line> {
-        let next = self.next.fetch_add(1, Ordering::Relaxed) % self.lines.len();
-        let mut line = self.lines[next].lock().await;
+    pub(super) async fn get(&self) -> ConnectionResult<PipelinedConn> {
+        let next = self.next.fetch_add(1, Ordering::Relaxed) % self.conns.len();
+        let mut line = self.conns[next].lock().await;
         match &*line {
             Some(line) if !line.ended.is_cancelled() => Ok(line.clone()),
             _ => Ok(line.insert((self.connect)().await?).clone()),
@@ -57,7 +57,7 @@ impl Shared {
 
     /// Drops the connections; reads in progress keep theirs until they end.
     pub(super) async fn close(&self) {
-        for line in &self.lines {
+        for line in &self.conns {
             *line.lock().await = None;
         }
     }

@@ -11,46 +11,46 @@ use diesel_async::{AsyncPgConnection, SimpleAsyncConnection};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::SqliteConn;
-use super::shared::Line;
+use super::pipeline::PipelinedConn;
 
 /// A connection from a pool of either backend.
-pub enum Pooled {
-    Sqlite(Lent<Object<SqliteConn>>),
-    Postgres(Loan),
+pub enum PooledConn {
+    Sqlite(PoolGuard<Object<SqliteConn>>),
+    Postgres(PgConn),
 }
 
 /// A PostgreSQL connection.
-pub enum Loan {
+pub enum PgConn {
     /// Exclusive, as transactions and long reads need it.
-    Own(Box<Lent<Object<AsyncPgConnection>>>),
+    Exclusive(Box<PoolGuard<Object<AsyncPgConnection>>>),
     /// Pipelined: shared with other short reads.
-    Shared(Line),
+    Pipelined(PipelinedConn),
 }
 
-impl Loan {
+impl PgConn {
     /// Records whether a statement is running.
     #[doc(hidden)]
     pub fn set_busy(&mut self, is_busy: bool) {
-        if let Self::Own(lent) = self {
+        if let Self::Exclusive(lent) = self {
             lent.is_busy = is_busy;
         }
     }
 }
 
-impl Deref for Loan {
+impl Deref for PgConn {
     type Target = AsyncPgConnection;
 
     fn deref(&self) -> &AsyncPgConnection {
         match self {
-            Self::Own(lent) => lent,
-            Self::Shared(line) => line.conn(),
+            Self::Exclusive(lent) => lent,
+            Self::Pipelined(line) => line.conn(),
         }
     }
 }
 
 /// An exclusive connection. If it is dropped while a statement runs, it returns to the pool only
 /// after the statement has ended.
-pub struct Lent<O: Leaves> {
+pub struct PoolGuard<O: Detach> {
     conn: Option<O>,
     #[doc(hidden)]
     pub is_busy: bool,
@@ -58,7 +58,7 @@ pub struct Lent<O: Leaves> {
     share: Option<OwnedSemaphorePermit>,
 }
 
-impl<O: Leaves> Lent<O> {
+impl<O: Detach> PoolGuard<O> {
     pub(super) const fn new(conn: O, share: Option<OwnedSemaphorePermit>) -> Self {
         Self { conn: Some(conn), is_busy: false, share }
     }
@@ -66,16 +66,16 @@ impl<O: Leaves> Lent<O> {
     /// Detaches the connection from its pool.
     #[expect(clippy::expect_used, reason = "it is there until it is dropped")]
     pub(super) fn take(mut self) -> O::Target {
-        self.conn.take().expect("lent").leave()
+        self.conn.take().expect("lent").detach()
     }
 
     /// Closes the connection instead of returning it: its transaction is in an unknown state.
     pub(super) fn discard(mut self) {
-        self.end(false);
+        self.retire(false);
     }
 
     /// Keeps the slot in the pool until all statements sent over the connection have ended.
-    fn end(&mut self, is_reused: bool) {
+    fn retire(&mut self, is_reused: bool) {
         if let Some(mut conn) = self.conn.take() {
             let share = self.share.take();
             tokio::spawn(async move {
@@ -83,14 +83,14 @@ impl<O: Leaves> Lent<O> {
                 // An empty batch ends after everything sent before it.
                 let ended = conn.batch_execute("").await;
                 if !is_reused || ended.is_err() {
-                    drop(conn.leave());
+                    drop(conn.detach());
                 }
             });
         }
     }
 }
 
-impl<O: Leaves> Deref for Lent<O> {
+impl<O: Detach> Deref for PoolGuard<O> {
     type Target = O::Target;
 
     #[expect(clippy::expect_used, reason = "it is there until it is dropped")]
@@ -99,44 +99,44 @@ impl<O: Leaves> Deref for Lent<O> {
     }
 }
 
-impl<O: Leaves> DerefMut for Lent<O> {
+impl<O: Detach> DerefMut for PoolGuard<O> {
     #[expect(clippy::expect_used, reason = "it is there until it is dropped")]
     fn deref_mut(&mut self) -> &mut O::Target {
         self.conn.as_mut().expect("lent")
     }
 }
 
-impl<O: Leaves> Drop for Lent<O> {
+impl<O: Detach> Drop for PoolGuard<O> {
     fn drop(&mut self) {
         if self.is_busy {
-            self.end(O::IS_REUSED);
+            self.retire(O::IS_REUSABLE);
         }
     }
 }
 
 /// A pooled connection that can be detached from its pool.
-pub trait Leaves: DerefMut<Target: SimpleAsyncConnection + Sized + Send> + Send + 'static {
+pub trait Detach: DerefMut<Target: SimpleAsyncConnection + Sized + Send> + Send + 'static {
     /// Whether the pool reuses the connection after an abandoned statement.
-    const IS_REUSED: bool;
+    const IS_REUSABLE: bool;
 
     /// Detaches the connection, which frees its slot.
-    fn leave(self) -> Self::Target;
+    fn detach(self) -> Self::Target;
 }
 
-impl Leaves for Object<SqliteConn> {
+impl Detach for Object<SqliteConn> {
     /// The thread of the statement drops its reference to the connection slightly after its lock,
     /// a state that the pool does not expect.
-    const IS_REUSED: bool = false;
+    const IS_REUSABLE: bool = false;
 
-    fn leave(self) -> SqliteConn {
+    fn detach(self) -> SqliteConn {
         Self::take(self)
     }
 }
 
-impl Leaves for Object<AsyncPgConnection> {
-    const IS_REUSED: bool = true;
+impl Detach for Object<AsyncPgConnection> {
+    const IS_REUSABLE: bool = true;
 
-    fn leave(self) -> AsyncPgConnection {
+    fn detach(self) -> AsyncPgConnection {
         Self::take(self)
     }
 }
