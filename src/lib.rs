@@ -52,7 +52,7 @@
 //! | [`store::task_list`] | lists of tasks: filters, orders, a page at a time, for many parents at once |
 //! | [`store::mail`], [`mail`] | the mail queue; its words and its sending |
 //! | [`events`] | the log (transactional outbox), [`events::hub`], which tails it and fans out, and [`events::hint`] between instances |
-//! | [`db`] | [`db::Db`], [`db::Conn`] and [`on!`]; types, tables, migrations, keyset paging; for SQLite `batch` commits for many at once and folds the log beside them, `brief` says on which thread it works, and [`db::rows`] makes rows on that one; `shared` reads for many at once from PostgreSQL; [`db::lately`] has what holds for a second |
+//! | [`db`] | [`db::Db`], [`db::Conn`] and [`on!`]; types, tables, migrations, keyset paging; for SQLite `batch` commits for many at once and folds the log beside them, `brief` says on which thread it works, and [`db::rows`] makes rows on that one; `shared` reads for many at once from PostgreSQL; [`db::ttl_cache`] has what holds for a second |
 //! | [`admin::backup`], [`admin::relocate`] | a copy of SQLite while it is in use; everything carried over to PostgreSQL |
 //! | [`admin::settings`], [`admin::doctor`] | what is wrong with the settings, and with what they lead to |
 //! | [`jobs`] | what happens on time: mail, inboxes, clearing away |
@@ -170,7 +170,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use auth::credential::Credentials;
-use auth::sessions::Sessions;
+use auth::sessions::ViewerCache;
 use config::Config;
 use db::Db;
 use error::{Error, Result};
@@ -184,7 +184,7 @@ use http::health::Readiness;
 use http::in_flight::InFlight;
 use limits::Limits;
 use metrics::Metrics;
-use store::user::Profiles;
+use store::user::ProfileCache;
 use telemetry::Traces;
 use time::Clock;
 use tokio::sync::watch;
@@ -213,9 +213,9 @@ pub struct App {
     /// Passwords and tokens.
     pub credentials: Credentials,
     /// Whom the sessions in use speak for.
-    pub sessions: Sessions,
+    pub sessions: ViewerCache,
     /// The names of people.
-    pub profiles: Profiles,
+    pub profiles: ProfileCache,
     /// Rate limits.
     pub limits: Limits,
     /// What is counted and measured.
@@ -253,8 +253,8 @@ impl App {
             hints: Arc::new(Hints::new(config.redis()?)),
             inbox: watch::Sender::default(),
             credentials,
-            sessions: Sessions::default(),
-            profiles: Profiles::default(),
+            sessions: ViewerCache::default(),
+            profiles: ProfileCache::default(),
             limits,
             concurrency: ConcurrencyLimit::new(connections.operations, *database_connections, is_embedded, rejected),
             in_flight: InFlight::default(),

@@ -2,7 +2,7 @@
 //! invalidate it at once.
 
 use crate::access::Viewer;
-use crate::db::lately::{Lately, Since};
+use crate::db::ttl_cache::{ShortTtlCache, CacheStamp};
 use crate::db::{CommitSignal, Db, with_acquire_timeout};
 use crate::error::Result;
 use crate::id::Id;
@@ -11,19 +11,19 @@ use crate::time::Timestamp;
 
 /// Viewers by session id.
 #[derive(Default)]
-pub struct Sessions(Lately<Viewer>);
+pub struct ViewerCache(ShortTtlCache<Viewer>);
 
-impl Sessions {
+impl ViewerCache {
     /// The viewer of a session, or `None` when it has ended.
     pub async fn viewer(&self, db: &Db, now: Timestamp, session_id: Id) -> Result<Option<Viewer>> {
-        let since = Since::now(db, CommitSignal::Sessions, now);
-        if let Some(viewer) = self.0.one(since, session_id) {
+        let since = CacheStamp::now(db, CommitSignal::Sessions, now);
+        if let Some(viewer) = self.0.get(since, session_id) {
             return Ok(Some(viewer));
         }
         let viewer = with_acquire_timeout(async { session::viewer(&mut db.conn_for_rows(1).await?, now, session_id).await }).await?;
         match viewer {
-            Some(viewer) => self.0.remember(since, [(session_id, viewer)]),
-            None => self.0.forget(session_id),
+            Some(viewer) => self.0.insert(since, [(session_id, viewer)]),
+            None => self.0.remove(session_id),
         }
         Ok(viewer)
     }

@@ -11,7 +11,7 @@ mod group_commit;
 mod sqlite_executor;
 pub mod columns;
 mod interrupt;
-pub mod lately;
+pub mod ttl_cache;
 mod pool_guard;
 pub mod migrate;
 mod operation_scope;

@@ -12,7 +12,7 @@ use super::token::Purpose;
 use super::value::{DisplayName, Email, Search, Username, fold};
 use super::{email_change, mail, session, username_change};
 use crate::access::{Action, Role, Viewer};
-use crate::db::lately::{Lately, Since};
+use crate::db::ttl_cache::{ShortTtlCache, CacheStamp};
 use crate::db::page::{Key, Page, Position, Window, among};
 use crate::db::rows::RunQueryDsl;
 use crate::db::schema::{mail_tokens, mails, projects, tasks, users};
@@ -146,18 +146,18 @@ macro_rules! order {
 
 /// The profiles that were looked at lately.
 #[derive(Default)]
-pub struct Profiles(Lately<Arc<Profile>>);
+pub struct ProfileCache(ShortTtlCache<Arc<Profile>>);
 
-impl Profiles {
+impl ProfileCache {
     /// Those of the users with these ids, as they are or were a second ago.
     pub async fn by_ids(&self, db: &Db, now: Timestamp, ids: &[Id]) -> Result<HashMap<Id, Arc<Profile>>> {
-        let since = Since::now(db, CommitSignal::Profiles, now);
-        let mut found = self.0.all(since, ids);
+        let since = CacheStamp::now(db, CommitSignal::Profiles, now);
+        let mut found = self.0.get_many(since, ids);
         let missing: Vec<Id> = ids.iter().copied().filter(|id| !found.contains_key(id)).collect();
         if !missing.is_empty() {
             let rows = profiles(&mut db.conn_for_rows(missing.len()).await?, &missing).await?;
             let rows: Vec<_> = rows.into_iter().map(|profile| (profile.id, Arc::new(profile))).collect();
-            self.0.remember(since, rows.iter().cloned());
+            self.0.insert(since, rows.iter().cloned());
             found.extend(rows);
         }
         Ok(found)
