@@ -18,7 +18,7 @@ use tracing_subscriber::EnvFilter;
 use self::keys::keys;
 pub use self::keys::{kept_in, write_new};
 use crate::db::Location;
-use crate::db::postgres::Server;
+use crate::db::postgres::PgConnector;
 use crate::error::Error;
 use crate::http::persisted::MAX_ID;
 use crate::limits::{MIB, Quotas};
@@ -494,7 +494,7 @@ impl Config {
             Invalid::new("DATABASE_URL", "must start with sqlite:// or postgres:// and name a database")
         })?;
         if let Location::Postgres(url) = &database {
-            Server::parse(url).map_err(|error| Invalid::new("DATABASE_URL", error.to_string()))?;
+            PgConnector::parse(url).map_err(|error| Invalid::new("DATABASE_URL", error.to_string()))?;
         }
         let listen = source.parse("LISTEN_ADDR", SocketAddr::from((Ipv4Addr::LOCALHOST, 8000)))?;
         let (secret_key, refresh_secret_key) = keys(source, &database)?;

@@ -135,11 +135,11 @@
 //!
 //! # How paging works
 //!
-//! A place in a list is the value that it is ordered by and the row's id ([`db::page::Position`]); a cursor is that
-//! place under a tag of its list and order. `keyset!` turns a [`db::page::Window`] into one range of an index,
+//! A place in a list is the value that it is ordered by and the row's id ([`db::page::RowPosition`]); a cursor is that
+//! place under a tag of its list and order. `keyset!` turns a [`db::page::PageWindow`] into one range of an index,
 //! `(value, id) > (?, ?)`, of one row more than asked for, which tells whether there is another page. Whoever sees
 //! several ranges (own projects, tasks assigned elsewhere) has each walked by its own index, and
-//! [`db::page::Window::page`] merges them. For nested lists [`db::page::each`] runs the bounded query once for each
+//! [`db::page::PageWindow::page`] merges them. For nested lists [`db::page::lateral`] runs the bounded query once for each
 //! parent in one statement, so that "ten tasks of each of a hundred projects" is one round trip, and loaders collect
 //! the parents. `totalCount` is a query of its own, run only when it is selected.
 

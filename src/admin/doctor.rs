@@ -19,7 +19,7 @@ use tokio_postgres::Client;
 use super::backup::problems;
 use super::report::Report;
 use crate::config::{Config, Lookup, Secret, kept_in};
-use crate::db::postgres::Server;
+use crate::db::postgres::PgConnector;
 use crate::db::{Db, Location, migrate};
 use crate::error::{Error, Result};
 use crate::store::{mail, user};
@@ -155,7 +155,7 @@ fn space(_: &Path, _: u64, _: &mut Report) {}
 
 /// Checks specific to PostgreSQL. Returns whether the database has tables.
 async fn postgres(url: &str, config: &Config, clock: &Clock, report: &mut Report) -> Result<bool> {
-    let server = Server::parse(url).map_err(Error::Internal)?;
+    let server = PgConnector::parse(url).map_err(Error::Internal)?;
     let client = timeout(PATIENCE, server.client()).await;
     let client = client.map_err(|_| Error::internal("PostgreSQL does not respond"))?.map_err(Error::Internal)?;
     client.batch_execute("SET default_transaction_read_only = on; SET statement_timeout = '5s'").await?;
@@ -238,7 +238,7 @@ async fn waiting(client: &Client, report: &mut Report) -> Result<()> {
 
 /// Checks that the event log on PostgreSQL is settled and belongs to this server.
 async fn log(url: &str, report: &mut Report) -> Result<()> {
-    let client = Server::parse(url).map_err(Error::Internal)?.client().await.map_err(Error::Internal)?;
+    let client = PgConnector::parse(url).map_err(Error::Internal)?.client().await.map_err(Error::Internal)?;
     let state = "WITH now AS (SELECT events_epoch() + pg_snapshot_xmin(s)::text::bigint AS horizon, \
                      events_epoch() + pg_snapshot_xmax(s)::text::bigint AS next FROM pg_current_snapshot() AS s), \
                  newest AS (SELECT xid, occurred_at FROM events ORDER BY xid DESC, seq DESC LIMIT 1000) \
@@ -263,7 +263,7 @@ async fn log(url: &str, report: &mut Report) -> Result<()> {
 /// Checks of the content on either database: migrations, an admin, pending mail.
 async fn contents(config: &Config, report: &mut Report) -> Result<()> {
     let db = Db::open(&config.database, 1)?;
-    let (applied, known) = (migrate::applied(&mut db.conn().await?).await?, migrate::known()?);
+    let (applied, known) = (migrate::applied_versions(&mut db.conn().await?).await?, migrate::known_versions()?);
     let pending = known.iter().filter(|version| !applied.contains(version)).count();
     if applied.iter().any(|version| !known.contains(version)) {
         report.fail("the database belongs to a newer version of fasttrack: use that version");

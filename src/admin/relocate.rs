@@ -32,7 +32,7 @@ use tokio::sync::mpsc;
 use tokio_postgres::{Client, Transaction};
 
 use crate::config::{Lookup, kept_in, write_new};
-use crate::db::postgres::Server;
+use crate::db::postgres::PgConnector;
 use crate::db::types::POSTGRES_EPOCH;
 use crate::db::{Location, migrate};
 use crate::error::{Error, Result};
@@ -94,7 +94,7 @@ pub async fn run(from: &Location, to: &Location) -> Result<Moved> {
     };
     let begun = Instant::now();
     let mut source = Source::open(path)?;
-    let server = Server::parse(url).map_err(Error::Internal)?;
+    let server = PgConnector::parse(url).map_err(Error::Internal)?;
     migrate::up(to).await?;
     let mut client = server.client().await.map_err(Error::Internal)?;
     let tables = plan(&client, &mut source).await?;

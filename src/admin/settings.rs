@@ -10,7 +10,7 @@ use url::{Host, Url};
 use super::report::Report;
 use crate::config::{self, Config, Invalid, Lookup, kept_in};
 use crate::db::Location;
-use crate::db::postgres::Server;
+use crate::db::postgres::PgConnector;
 use crate::network::have_everything;
 
 /// Placeholders for keys that the first start will generate.
@@ -166,7 +166,7 @@ fn risks(config: &Config, lookup: Lookup<'_>, report: &mut Report) {
         if config.rate_limits.is_some() && config.redis_url.is_none() {
             report.warn("without REDIS_URL each instance counts rate limits separately");
         }
-        if Server::parse(url).is_ok_and(|server| server.is_exposed()) {
+        if PgConnector::parse(url).is_ok_and(|server| server.is_unverified()) {
             report.warn(
                 "the connection to PostgreSQL leaves this machine and the server is not verified: \
                  add sslmode=verify-full to DATABASE_URL, unless the network is private",

@@ -18,29 +18,29 @@ use diesel::sqlite::{Sqlite, SqliteConnection};
 use diesel::{QueryResult, define_sql_function};
 
 use super::OperationScope;
-use crate::spelled;
+use crate::backend_sql;
 
 /// Time limit of one statement, as `statement_timeout` on PostgreSQL.
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Rows between two readings of the clock.
-const ROWS_PER_CLOCK: u32 = 64;
+const ROWS_PER_CLOCK_READ: u32 = 64;
 /// PostgreSQL's message, which [`crate::error`] recognizes.
-const MESSAGE: &str = "canceling statement due to statement timeout";
+const TIMEOUT_MESSAGE: &str = "canceling statement due to statement timeout";
 
 thread_local! {
-    static LIMIT: RefCell<Option<Limit>> = const { RefCell::new(None) };
+    static LIMIT: RefCell<Option<StatementLimit>> = const { RefCell::new(None) };
 }
 
-struct Limit {
+struct StatementLimit {
     deadline: Instant,
     is_abandoned: Arc<AtomicBool>,
     rows: Cell<u32>,
 }
 
 /// Cancels the statement when dropped. Kept by the future that waits for its result.
-pub(super) struct Waiter(Arc<AtomicBool>);
+pub(super) struct CancelGuard(Arc<AtomicBool>);
 
-impl Drop for Waiter {
+impl Drop for CancelGuard {
     fn drop(&mut self) {
         self.0.store(true, Ordering::Relaxed);
     }
@@ -48,12 +48,12 @@ impl Drop for Waiter {
 
 /// Wraps a statement, to be run on another thread, so that it observes the limits of the current
 /// operation.
-pub(super) fn limited<R>(statement: impl FnOnce() -> R) -> (Option<Waiter>, impl FnOnce() -> R) {
+pub(super) fn with_limit<R>(statement: impl FnOnce() -> R) -> (Option<CancelGuard>, impl FnOnce() -> R) {
     let is_abandoned = Arc::new(AtomicBool::new(false));
     let deadline = OperationScope::current().map(|scope| scope.deadline().min(Instant::now() + STATEMENT_TIMEOUT));
-    let waiter = deadline.map(|_| Waiter(Arc::clone(&is_abandoned)));
+    let waiter = deadline.map(|_| CancelGuard(Arc::clone(&is_abandoned)));
     let statement = move || {
-        let limit = deadline.map(|deadline| Limit { deadline, is_abandoned, rows: Cell::new(0) });
+        let limit = deadline.map(|deadline| StatementLimit { deadline, is_abandoned, rows: Cell::new(0) });
         LIMIT.set(limit);
         let done = statement();
         LIMIT.set(None);
@@ -65,13 +65,13 @@ pub(super) fn limited<R>(statement: impl FnOnce() -> R) -> (Option<Waiter>, impl
 /// Fails if the statement on this thread must end. Called for each row.
 pub(super) fn check() -> QueryResult<()> {
     let may_go_on = LIMIT.with_borrow(|limit| {
-        limit.as_ref().is_none_or(|Limit { deadline, is_abandoned, rows }| {
+        limit.as_ref().is_none_or(|StatementLimit { deadline, is_abandoned, rows }| {
             rows.set(rows.get().wrapping_add(1));
             !is_abandoned.load(Ordering::Relaxed)
-                && (!rows.get().is_multiple_of(ROWS_PER_CLOCK) || Instant::now() < *deadline)
+                && (!rows.get().is_multiple_of(ROWS_PER_CLOCK_READ) || Instant::now() < *deadline)
         })
     });
-    if may_go_on { Ok(()) } else { Err(Error::DatabaseError(DatabaseErrorKind::Unknown, Box::new(MESSAGE.to_owned()))) }
+    if may_go_on { Ok(()) } else { Err(Error::DatabaseError(DatabaseErrorKind::Unknown, Box::new(TIMEOUT_MESSAGE.to_owned()))) }
 }
 
 define_sql_function! {
@@ -79,11 +79,11 @@ define_sql_function! {
 }
 
 #[derive(Debug)]
-struct Checked;
+struct DeadlineCheck;
 
-impl ToSql<Bool, Sqlite> for Checked {
+impl ToSql<Bool, Sqlite> for DeadlineCheck {
     fn to_sql<'b>(&'b self, out: &mut Output<'b, '_, Sqlite>) -> serialize::Result {
-        check().map_err(|_| MESSAGE)?;
+        check().map_err(|_| TIMEOUT_MESSAGE)?;
         out.set_value(1_i32);
         Ok(IsNull::No)
     }
@@ -91,10 +91,10 @@ impl ToSql<Bool, Sqlite> for Checked {
 
 /// Registers the function with a connection.
 pub(super) fn register(conn: &mut SqliteConnection) -> QueryResult<()> {
-    within_deadline_utils::register_nondeterministic_impl(conn, || Checked)
+    within_deadline_utils::register_nondeterministic_impl(conn, || DeadlineCheck)
 }
 
-spelled! {
+backend_sql! {
     /// True for every row until the deadline. Make it the first condition of a statement that may
     /// visit many rows.
     WithinDeadline: Bool,

@@ -13,7 +13,7 @@ use diesel_async::async_connection_wrapper::AsyncConnectionWrapper;
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
 use diesel_migrations::{EmbeddedMigrations, MigrationHarness, embed_migrations};
 
-use super::postgres::Server;
+use super::postgres::{BoxError, PgConnector};
 use super::{Conn, Location};
 use crate::error::{Error, Result};
 use crate::on;
@@ -37,21 +37,20 @@ BEGIN
     END IF;
 END $$";
 
-type Blocking = AsyncConnectionWrapper<AsyncPgConnection>;
-type Failure = Box<dyn std::error::Error + Send + Sync>;
+type BlockingConn = AsyncConnectionWrapper<AsyncPgConnection>;
 
 /// Applies pending migrations and returns their number.
 pub async fn up(location: &Location) -> Result<usize> {
-    change(location.clone(), false).await
+    migrate(location.clone(), false).await
 }
 
 /// Reverts the newest migration.
 pub async fn down(location: &Location) -> Result<usize> {
-    change(location.clone(), true).await
+    migrate(location.clone(), true).await
 }
 
 /// The versions embedded in this program, oldest first. Both backends have the same.
-pub fn known() -> Result<Vec<String>> {
+pub fn known_versions() -> Result<Vec<String>> {
     let migrations = MigrationSource::<Sqlite>::migrations(&SQLITE).map_err(Error::Internal)?;
     let mut versions: Vec<String> = migrations.iter().map(|it| it.name().version().to_string()).collect();
     versions.sort();
@@ -59,26 +58,26 @@ pub fn known() -> Result<Vec<String>> {
 }
 
 /// The versions applied to the database, oldest first.
-pub async fn applied(conn: &mut Conn) -> Result<Vec<String>> {
+pub async fn applied_versions(conn: &mut Conn) -> Result<Vec<String>> {
     let versions = sql_query("SELECT version FROM __diesel_schema_migrations ORDER BY version");
-    let versions: Vec<Applied> = on!(conn, |c| versions.load(c).await)?;
+    let versions: Vec<AppliedMigration> = on!(conn, |c| versions.load(c).await)?;
     Ok(versions.into_iter().map(|row| row.version).collect())
 }
 
 /// Whether every embedded migration is applied. Newer versions in the database do no harm.
 pub async fn is_complete(conn: &mut Conn) -> Result<bool> {
-    let applied = applied(conn).await?;
-    Ok(known()?.iter().all(|version| applied.contains(version)))
+    let applied = applied_versions(conn).await?;
+    Ok(known_versions()?.iter().all(|version| applied.contains(version)))
 }
 
 #[derive(QueryableByName)]
-struct Applied {
+struct AppliedMigration {
     #[diesel(sql_type = Text)]
     version: String,
 }
 
 /// Runs on a blocking thread, because diesel's migrations are synchronous.
-async fn change(location: Location, back: bool) -> Result<usize> {
+async fn migrate(location: Location, back: bool) -> Result<usize> {
     let done = match location {
         Location::Sqlite(path) => tokio::task::spawn_blocking(move || {
             create_private(&path)?;
@@ -91,9 +90,9 @@ async fn change(location: Location, back: bool) -> Result<usize> {
             conn.immediate_transaction(|conn| run(conn, SQLITE, back))
         }),
         Location::Postgres(url) => {
-            let conn = Server::parse(&url).map_err(Error::Internal)?.connect().await.map_err(Error::internal)?;
+            let conn = PgConnector::parse(&url).map_err(Error::Internal)?.connect().await.map_err(Error::internal)?;
             tokio::task::spawn_blocking(move || {
-                let mut conn = Blocking::from(conn);
+                let mut conn = BlockingConn::from(conn);
                 conn.batch_execute(&format!("SELECT pg_advisory_lock({POSTGRES_LOCK})"))?;
                 let done = run(&mut conn, POSTGRES, back);
                 if done.is_ok() && !back {
@@ -120,7 +119,7 @@ fn create_private(path: &Path) -> io::Result<()> {
     }
 }
 
-fn run<DB, C>(conn: &mut C, source: impl MigrationSource<DB>, back: bool) -> std::result::Result<usize, Failure>
+fn run<DB, C>(conn: &mut C, source: impl MigrationSource<DB>, back: bool) -> std::result::Result<usize, BoxError>
 where
     DB: diesel::backend::Backend,
     C: MigrationHarness<DB>,

@@ -17,7 +17,7 @@ pub mod migrate;
 mod operation_scope;
 pub mod page;
 pub mod postgres;
-mod prepared;
+mod statement_cache;
 pub mod rows;
 pub mod schema;
 mod pipeline;
@@ -46,7 +46,7 @@ pub use self::sqlite_executor::{run_inline, inline_if_few};
 pub use self::interrupt::WithinDeadline;
 pub use self::pool_guard::{Detach, PoolGuard, PgConn, PooledConn};
 pub use self::operation_scope::OperationScope;
-pub use self::prepared::{planned_anew, prepared};
+pub use self::statement_cache::{uncached, cached};
 use self::pipeline::{PipelinedConn, PipelinedPool};
 use crate::error::{Error, Result};
 use crate::limits::Quotas;
@@ -110,12 +110,12 @@ pub enum Lock {
     Delete,
 }
 
-/// Loads the rows of a query and, on PostgreSQL, locks them: `locked!(tx, query, Lock::Share)`.
+/// Loads the rows of a query and, on PostgreSQL, locks them: `select_locked!(tx, query, Lock::Share)`.
 ///
 /// The statement waits for uncommitted changes to these rows and returns the committed result.
 /// SQLite needs no row locks, since it has a single writer.
 #[macro_export]
-macro_rules! locked {
+macro_rules! select_locked {
     ($tx:expr, $query:expr, $lock:expr) => {
         match (&mut $tx.pooled, $lock) {
             ($crate::db::PooledConn::Sqlite(c), _) => $query.load(&mut **c).await,
@@ -172,7 +172,7 @@ impl Conn {
 
     /// Like `execute`, with a cached prepared statement.
     async fn execute_prepared(&mut self, sql: &'static str) -> Result<()> {
-        on!(self, |c| diesel_async::RunQueryDsl::execute(prepared(sql_query(sql)), c).await)?;
+        on!(self, |c| diesel_async::RunQueryDsl::execute(cached(sql_query(sql)), c).await)?;
         Ok(())
     }
 
@@ -621,11 +621,11 @@ fn sqlite_pool(path: &str, size: usize, statements: &Counter, setup: &'static st
 }
 
 fn pipelined_pool(url: &str, size: usize, statements: &Counter) -> Result<PipelinedPool> {
-    let (server, statements) = (postgres::Server::parse(url).map_err(Error::Internal)?, statements.clone());
+    let (server, statements) = (postgres::PgConnector::parse(url).map_err(Error::Internal)?, statements.clone());
     let connect = move || {
         let (server, statements) = (server.clone(), statements.clone());
         async move {
-            let (mut conn, ended) = server.connect_noting_its_end().await?;
+            let (mut conn, ended) = server.connect_with_end_token().await?;
             set_up(&mut conn, POSTGRES, statements).await?;
             Ok(PipelinedConn::new(conn, ended))
         }
@@ -635,7 +635,7 @@ fn pipelined_pool(url: &str, size: usize, statements: &Counter) -> Result<Pipeli
 }
 
 fn exclusive_pool(url: &str, size: usize, statements: &Counter) -> Result<Pool<AsyncPgConnection>> {
-    let server = postgres::Server::parse(url).map_err(Error::Internal)?;
+    let server = postgres::PgConnector::parse(url).map_err(Error::Internal)?;
     let manager = manager(statements, POSTGRES, move || {
         let server = server.clone();
         async move { server.connect().await }

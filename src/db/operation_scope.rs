@@ -20,9 +20,9 @@ tokio::task_local! {
 
 /// The budget of one operation. Cheap to clone.
 #[derive(Clone)]
-pub struct OperationScope(Arc<Inner>);
+pub struct OperationScope(Arc<ScopeInner>);
 
-struct Inner {
+struct ScopeInner {
     connections: Arc<Semaphore>,
     deadline: Instant,
     _permit: Arc<dyn Any + Send + Sync>,
@@ -40,7 +40,7 @@ impl OperationScope {
         permit: Arc<dyn Any + Send + Sync>,
         search_bytes: u64,
     ) -> Self {
-        Self(Arc::new(Inner { connections, deadline, _permit: permit, search_bytes: search_bytes.into() }))
+        Self(Arc::new(ScopeInner { connections, deadline, _permit: permit, search_bytes: search_bytes.into() }))
     }
 
     /// Draws bytes from the search budget of the current operation and returns whether enough were
@@ -63,7 +63,7 @@ impl OperationScope {
     }
 
     /// Wraps `work` so that it runs in the current scope on another task, too.
-    pub fn inherited<T>(work: impl Future<Output = T>) -> impl Future<Output = T> {
+    pub fn inherit<T>(work: impl Future<Output = T>) -> impl Future<Output = T> {
         let scope = Self::current();
         async move {
             match scope {

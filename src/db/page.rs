@@ -18,12 +18,12 @@ use diesel::sqlite::Sqlite;
 
 use super::types::sql;
 use crate::id::Id;
-use crate::spelled;
+use crate::backend_sql;
 use crate::time::Timestamp;
 
 /// The sort key of a row.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Key {
+pub enum SortKey {
     /// A time. A missing one is [`Timestamp::MAX`], so it sorts last.
     Time(Timestamp),
     /// Text, compared by bytes.
@@ -34,40 +34,40 @@ pub enum Key {
 
 /// The position of a row in an ordered list.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Position {
-    pub key: Key,
+pub struct RowPosition {
+    pub key: SortKey,
     /// The tiebreaker.
     pub id: Id,
 }
 
 /// The requested part of an ordered list: `first`, `last`, `after` and `before` of a connection.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Window {
+pub struct PageWindow {
     /// Only rows after this position.
-    pub after: Option<Position>,
+    pub after: Option<RowPosition>,
     /// Only rows before this position.
-    pub before: Option<Position>,
+    pub before: Option<RowPosition>,
     /// Maximum number of rows.
     pub limit: usize,
     /// Takes the last rows instead of the first.
     pub backward: bool,
     /// Reads one extra row, which shows whether there is another page.
-    pub tells_more: bool,
+    pub detect_more: bool,
 }
 
-impl Window {
+impl PageWindow {
     /// The number of rows to read, as an SQL `LIMIT`.
     pub fn fetch(&self) -> i64 {
-        i64::try_from(self.limit).unwrap_or(i64::MAX - 1) + i64::from(self.tells_more)
+        i64::try_from(self.limit).unwrap_or(i64::MAX - 1) + i64::from(self.detect_more)
     }
 
     /// The number of rows to read, as a length.
     pub fn rows(&self) -> usize {
-        self.limit.saturating_add(usize::from(self.tells_more))
+        self.limit.saturating_add(usize::from(self.detect_more))
     }
 
     /// Makes a page of the rows read. `rows` may be in any order and come from several ranges.
-    pub fn page<T>(&self, descending: bool, mut rows: Vec<T>, position: impl Fn(&T) -> Position) -> Page<T> {
+    pub fn page<T>(&self, descending: bool, mut rows: Vec<T>, position: impl Fn(&T) -> RowPosition) -> Page<T> {
         let reversed = descending != self.backward;
         rows.sort_by_cached_key(&position);
         if reversed {
@@ -100,14 +100,14 @@ pub struct Page<T> {
 
 impl<T> Page<T> {
     /// The page with rows that are cheap to clone.
-    pub fn shared(self) -> Page<Arc<T>> {
+    pub fn into_shared(self) -> Page<Arc<T>> {
         let Self { rows, has_next, has_previous } = self;
         Page { rows: rows.into_iter().map(Arc::new).collect(), has_next, has_previous }
     }
 }
 
 /// Groups `rows` by parent.
-pub fn by_parent<T>(rows: Vec<T>, parent: impl Fn(&T) -> Id) -> HashMap<Id, Vec<T>> {
+pub fn group_by_parent<T>(rows: Vec<T>, parent: impl Fn(&T) -> Id) -> HashMap<Id, Vec<T>> {
     let mut groups: HashMap<Id, Vec<T>> = HashMap::new();
     for row in rows {
         groups.entry(parent(&row)).or_default().push(row);
@@ -117,7 +117,7 @@ pub fn by_parent<T>(rows: Vec<T>, parent: impl Fn(&T) -> Id) -> HashMap<Id, Vec<
 
 /// The row comparison `(column, id) < (value, position)`, or `>`.
 #[derive(Debug, Clone, Copy)]
-pub struct Beyond<C, I, V, P> {
+pub struct KeysetAfter<C, I, V, P> {
     column: C,
     id: I,
     operator: &'static str,
@@ -126,13 +126,13 @@ pub struct Beyond<C, I, V, P> {
 }
 
 /// Selects the rows after a position, or before it if `after` is false.
-pub fn beyond<C, I, V, P>(
+pub fn keyset_after<C, I, V, P>(
     column: C,
     id: I,
     after: bool,
     value: V,
     position: P,
-) -> Beyond<C, I, V::Expression, P::Expression>
+) -> KeysetAfter<C, I, V::Expression, P::Expression>
 where
     C: Expression,
     I: Expression,
@@ -142,37 +142,37 @@ where
     P: diesel::expression::AsExpression<I::SqlType>,
 {
     let operator = if after { " > " } else { " < " };
-    Beyond { column, id, operator, value: value.as_expression(), position: position.as_expression() }
+    KeysetAfter { column, id, operator, value: value.as_expression(), position: position.as_expression() }
 }
 
-impl<C, I, V, P> Expression for Beyond<C, I, V, P> {
+impl<C, I, V, P> Expression for KeysetAfter<C, I, V, P> {
     type SqlType = Bool;
 }
 
-impl<C, I, V, P, QS> AppearsOnTable<QS> for Beyond<C, I, V, P>
+impl<C, I, V, P, QS> AppearsOnTable<QS> for KeysetAfter<C, I, V, P>
 where
     C: AppearsOnTable<QS>,
     I: AppearsOnTable<QS>,
 {
 }
 
-impl<C, I, V, P, QS> SelectableExpression<QS> for Beyond<C, I, V, P>
+impl<C, I, V, P, QS> SelectableExpression<QS> for KeysetAfter<C, I, V, P>
 where
     C: SelectableExpression<QS>,
     I: SelectableExpression<QS>,
 {
 }
 
-impl<C, I, V, P> ValidGrouping<()> for Beyond<C, I, V, P> {
+impl<C, I, V, P> ValidGrouping<()> for KeysetAfter<C, I, V, P> {
     type IsAggregate = is_aggregate::No;
 }
 
-impl<C, I, V, P> QueryId for Beyond<C, I, V, P> {
+impl<C, I, V, P> QueryId for KeysetAfter<C, I, V, P> {
     type QueryId = ();
     const HAS_STATIC_QUERY_ID: bool = false;
 }
 
-impl<C, I, V, P, DB> QueryFragment<DB> for Beyond<C, I, V, P>
+impl<C, I, V, P, DB> QueryFragment<DB> for KeysetAfter<C, I, V, P>
 where
     DB: Backend,
     C: QueryFragment<DB>,
@@ -199,26 +199,26 @@ where
 /// A query with a literal `LIMIT`. If the limit were a parameter, PostgreSQL would not know its
 /// value and plan each call anew instead of keeping a generic plan.
 #[derive(Debug, Clone, Copy)]
-pub struct Limited<Q> {
+pub struct LiteralLimit<Q> {
     query: Q,
     limit: i64,
 }
 
-/// See [`Limited`].
-pub const fn limited<Q>(query: Q, limit: i64) -> Limited<Q> {
-    Limited { query, limit }
+/// See [`LiteralLimit`].
+pub const fn literal_limit<Q>(query: Q, limit: i64) -> LiteralLimit<Q> {
+    LiteralLimit { query, limit }
 }
 
-impl<Q: Query> Query for Limited<Q> {
+impl<Q: Query> Query for LiteralLimit<Q> {
     type SqlType = Q::SqlType;
 }
 
-impl<Q> QueryId for Limited<Q> {
+impl<Q> QueryId for LiteralLimit<Q> {
     type QueryId = ();
     const HAS_STATIC_QUERY_ID: bool = false;
 }
 
-impl<DB: Backend, Q: QueryFragment<DB>> QueryFragment<DB> for Limited<Q> {
+impl<DB: Backend, Q: QueryFragment<DB>> QueryFragment<DB> for LiteralLimit<Q> {
     fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, DB>) -> QueryResult<()> {
         self.query.walk_ast(out.reborrow())?;
         out.push_sql(&format!(" LIMIT {}", self.limit));
@@ -234,12 +234,12 @@ macro_rules! keyset {
         match $order {
             $($field => {
                 use diesel::prelude::*;
-                use $crate::db::page::{beyond, Key, Position};
-                if let Some(Position { key: Key::$key(value), id }) = &$window.after {
-                    $query = $query.filter(beyond($table::$column, $table::id, !$descending, value.clone(), *id));
+                use $crate::db::page::{keyset_after, SortKey, RowPosition};
+                if let Some(RowPosition { key: SortKey::$key(value), id }) = &$window.after {
+                    $query = $query.filter(keyset_after($table::$column, $table::id, !$descending, value.clone(), *id));
                 }
-                if let Some(Position { key: Key::$key(value), id }) = &$window.before {
-                    $query = $query.filter(beyond($table::$column, $table::id, $descending, value.clone(), *id));
+                if let Some(RowPosition { key: SortKey::$key(value), id }) = &$window.before {
+                    $query = $query.filter(keyset_after($table::$column, $table::id, $descending, value.clone(), *id));
                 }
                 $query = if $descending != $window.backward {
                     $query.order_by(($table::$column.desc(), $table::id.desc()))
@@ -248,12 +248,12 @@ macro_rules! keyset {
                 };
             })+
         }
-        let $query = $crate::db::page::limited($query, $window.fetch());
+        let $query = $crate::db::page::literal_limit($query, $window.fetch());
     };
 }
 
-spelled! {
-    /// The id of the current parent, in a query inside [`each`].
+backend_sql! {
+    /// The id of the current parent, in a query inside [`lateral`].
     Parent: sql::Uuid,
     postgres "parent.id",
     sqlite "unhex(parent.value)"
@@ -262,7 +262,7 @@ spelled! {
 /// `column = ANY(ids)` with the list as one parameter. So there are two statement texts to prepare:
 /// one for a single id, one for any number.
 #[derive(Debug, Clone)]
-pub struct Among<C> {
+pub struct AnyId<C> {
     column: C,
     ids: Vec<Id>,
     /// The ids as JSON for SQLite, encoded on first use.
@@ -270,33 +270,33 @@ pub struct Among<C> {
 }
 
 /// Selects the rows whose column is one of these ids.
-pub fn among<C: Expression>(column: C, ids: &[Id]) -> Among<C> {
-    Among { column, ids: ids.to_vec(), hex: OnceLock::new() }
+pub fn any_id<C: Expression>(column: C, ids: &[Id]) -> AnyId<C> {
+    AnyId { column, ids: ids.to_vec(), hex: OnceLock::new() }
 }
 
-impl<C> Expression for Among<C> {
+impl<C> Expression for AnyId<C> {
     type SqlType = Bool;
 }
 
-impl<C: AppearsOnTable<QS>, QS> AppearsOnTable<QS> for Among<C> {}
+impl<C: AppearsOnTable<QS>, QS> AppearsOnTable<QS> for AnyId<C> {}
 
-impl<C: SelectableExpression<QS>, QS> SelectableExpression<QS> for Among<C> {}
+impl<C: SelectableExpression<QS>, QS> SelectableExpression<QS> for AnyId<C> {}
 
-impl<C> ValidGrouping<()> for Among<C> {
+impl<C> ValidGrouping<()> for AnyId<C> {
     type IsAggregate = is_aggregate::No;
 }
 
-impl<C> QueryId for Among<C> {
+impl<C> QueryId for AnyId<C> {
     type QueryId = ();
     const HAS_STATIC_QUERY_ID: bool = false;
 }
 
-impl<DB, C> QueryFragment<DB> for Among<C>
+impl<DB, C> QueryFragment<DB> for AnyId<C>
 where
     DB: Backend + HasSqlType<sql::Uuid>,
     C: QueryFragment<DB>,
     Id: ToSql<sql::Uuid, DB>,
-    Self: Any<DB>,
+    Self: AnyParameter<DB>,
 {
     fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, DB>) -> QueryResult<()> {
         self.column.walk_ast(out.reborrow())?;
@@ -306,17 +306,17 @@ where
             out.push_sql(" = ");
             return out.push_bind_param::<sql::Uuid, _>(id);
         }
-        self.any(out)
+        self.push_any(out)
     }
 }
 
 /// The comparison with a list in one parameter, by backend.
-trait Any<DB: Backend> {
-    fn any<'b>(&'b self, out: AstPass<'_, 'b, DB>) -> QueryResult<()>;
+trait AnyParameter<DB: Backend> {
+    fn push_any<'b>(&'b self, out: AstPass<'_, 'b, DB>) -> QueryResult<()>;
 }
 
-impl<C> Any<Pg> for Among<C> {
-    fn any<'b>(&'b self, mut out: AstPass<'_, 'b, Pg>) -> QueryResult<()> {
+impl<C> AnyParameter<Pg> for AnyId<C> {
+    fn push_any<'b>(&'b self, mut out: AstPass<'_, 'b, Pg>) -> QueryResult<()> {
         out.push_sql(" = ANY(");
         out.push_bind_param::<sql::Array<sql::Uuid>, _>(&self.ids)?;
         out.push_sql(")");
@@ -324,8 +324,8 @@ impl<C> Any<Pg> for Among<C> {
     }
 }
 
-impl<C> Any<Sqlite> for Among<C> {
-    fn any<'b>(&'b self, mut out: AstPass<'_, 'b, Sqlite>) -> QueryResult<()> {
+impl<C> AnyParameter<Sqlite> for AnyId<C> {
+    fn push_any<'b>(&'b self, mut out: AstPass<'_, 'b, Sqlite>) -> QueryResult<()> {
         out.push_sql(" IN (SELECT unhex(value) FROM json_each(");
         out.push_bind_param::<sql::Text, _>(self.hex.get_or_init(|| hex(&self.ids)))?;
         out.push_sql("))");
@@ -350,9 +350,9 @@ fn hex(ids: &[Id]) -> String {
 ///
 /// The query refers to its parent as [`Parent`]. PostgreSQL uses `LATERAL`. SQLite has none, but a
 /// correlated subquery in `IN` walks the same index range; for it, `columns` repeats the selection
-/// of the query. The rows come back unordered: sort them with [`Window::page`].
+/// of the query. The rows come back unordered: sort them with [`PageWindow::page`].
 #[derive(Debug, Clone)]
-pub struct Each<S, Q> {
+pub struct Lateral<S, Q> {
     parents: Vec<Id>,
     /// The ids as JSON for SQLite, encoded on first use.
     hex: OnceLock<String>,
@@ -361,21 +361,21 @@ pub struct Each<S, Q> {
     query: Q,
 }
 
-/// See [`Each`].
-pub fn each<S, Q>(parents: &[Id], table: &'static str, columns: S, query: Q) -> Each<S, Q> {
-    Each { parents: parents.to_vec(), hex: OnceLock::new(), table, columns, query }
+/// See [`Lateral`].
+pub fn lateral<S, Q>(parents: &[Id], table: &'static str, columns: S, query: Q) -> Lateral<S, Q> {
+    Lateral { parents: parents.to_vec(), hex: OnceLock::new(), table, columns, query }
 }
 
-impl<S, Q: Query> Query for Each<S, Q> {
+impl<S, Q: Query> Query for Lateral<S, Q> {
     type SqlType = Q::SqlType;
 }
 
-impl<S, Q> QueryId for Each<S, Q> {
+impl<S, Q> QueryId for Lateral<S, Q> {
     type QueryId = ();
     const HAS_STATIC_QUERY_ID: bool = false;
 }
 
-impl<S, Q: QueryFragment<Pg>> QueryFragment<Pg> for Each<S, Q> {
+impl<S, Q: QueryFragment<Pg>> QueryFragment<Pg> for Lateral<S, Q> {
     fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, Pg>) -> QueryResult<()> {
         out.push_sql("SELECT child.* FROM unnest(");
         out.push_bind_param::<sql::Array<sql::Uuid>, _>(&self.parents)?;
@@ -386,7 +386,7 @@ impl<S, Q: QueryFragment<Pg>> QueryFragment<Pg> for Each<S, Q> {
     }
 }
 
-impl<S: QueryFragment<Sqlite>, Q: QueryFragment<Sqlite>> QueryFragment<Sqlite> for Each<S, Q> {
+impl<S: QueryFragment<Sqlite>, Q: QueryFragment<Sqlite>> QueryFragment<Sqlite> for Lateral<S, Q> {
     fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, Sqlite>) -> QueryResult<()> {
         out.push_sql("SELECT ");
         self.columns.walk_ast(out.reborrow())?;

@@ -21,21 +21,21 @@ use url::form_urlencoded;
 use crate::error::Error;
 
 /// Timeout for establishing a connection.
-const CONNECT: Duration = Duration::from_secs(2);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// A connection whose peer is silent for this long is considered dead.
-const SILENCE: Duration = Duration::from_secs(10);
+const PEER_TIMEOUT: Duration = Duration::from_secs(10);
 
-type Failure = Box<dyn std::error::Error + Send + Sync>;
+pub(super) type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// Connection parameters of a database.
 #[derive(Clone)]
-pub struct Server {
+pub struct PgConnector {
     config: Config,
     tls: MakeRustlsConnect,
     verified: bool,
 }
 
-impl Server {
+impl PgConnector {
     /// Parses a connection URL. `sslmode` is one of
     ///
     /// - `disable`: no TLS
@@ -45,7 +45,7 @@ impl Server {
     ///   system trusts, or by one in the PEM file `sslrootcert`
     ///
     /// The default is `disable` for a loopback address or a socket, and `prefer` elsewhere.
-    pub fn parse(url: &str) -> Result<Self, Failure> {
+    pub fn parse(url: &str) -> Result<Self, BoxError> {
         let (base, query) = url.split_once('?').unwrap_or((url, ""));
         let (mut mode, mut authorities, mut rest) = (None, None, Vec::new());
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
@@ -55,16 +55,16 @@ impl Server {
                 _ => rest.push(pair),
             }
         }
-        let mut config: Config = format!("{base}?{}", rest.join("&")).parse().map_err(|error| told(&error))?;
+        let mut config: Config = format!("{base}?{}", rest.join("&")).parse().map_err(|error| error_with_source(&error))?;
         // Detects a server that vanished: the time that sent data may stay unacknowledged.
         config
-            .connect_timeout(CONNECT)
-            .tcp_user_timeout(SILENCE)
-            .keepalives_idle(SILENCE)
-            .keepalives_interval(SILENCE / 5);
+            .connect_timeout(CONNECT_TIMEOUT)
+            .tcp_user_timeout(PEER_TIMEOUT)
+            .keepalives_idle(PEER_TIMEOUT)
+            .keepalives_interval(PEER_TIMEOUT / 5);
         let verified = mode.as_deref() == Some("verify-full");
         config.ssl_mode(match mode.as_deref() {
-            None if is_here(&config) => SslMode::Disable,
+            None if is_local(&config) => SslMode::Disable,
             None | Some("prefer") => SslMode::Prefer,
             Some("disable") => SslMode::Disable,
             Some("require" | "verify-full") => SslMode::Require,
@@ -81,45 +81,45 @@ impl Server {
         let builder = if verified {
             builder.with_root_certificates(roots(authorities.as_deref())?)
         } else {
-            builder.dangerous().with_custom_certificate_verifier(Arc::new(Unverified(provider)))
+            builder.dangerous().with_custom_certificate_verifier(Arc::new(NoVerification(provider)))
         };
         Ok(Self { config, tls: MakeRustlsConnect::new(builder.with_no_client_auth()), verified })
     }
 
     /// Connects for diesel.
     pub async fn connect(&self) -> ConnectionResult<AsyncPgConnection> {
-        let (client, connection) = self.open().await.map_err(|error| ConnectionError::BadConnection(told(&error)))?;
+        let (client, connection) = self.open().await.map_err(|error| ConnectionError::BadConnection(error_with_source(&error)))?;
         AsyncPgConnection::try_from_client_and_connection(client, connection).await
     }
 
     /// Connects for diesel, and returns a token that is cancelled when the connection ends.
-    pub async fn connect_noting_its_end(&self) -> ConnectionResult<(AsyncPgConnection, CancellationToken)> {
-        let (client, connection) = self.open().await.map_err(|error| ConnectionError::BadConnection(told(&error)))?;
-        let ended = carried(connection);
+    pub async fn connect_with_end_token(&self) -> ConnectionResult<(AsyncPgConnection, CancellationToken)> {
+        let (client, connection) = self.open().await.map_err(|error| ConnectionError::BadConnection(error_with_source(&error)))?;
+        let ended = spawn_driver(connection);
         Ok((AsyncPgConnection::try_from(client).await?, ended))
     }
 
     /// Connects with the plain driver, for features that diesel lacks, such as COPY.
-    pub async fn client(&self) -> Result<Client, Failure> {
-        let (client, connection) = self.open().await.map_err(|error| told(&error))?;
-        carried(connection);
+    pub async fn client(&self) -> Result<Client, BoxError> {
+        let (client, connection) = self.open().await.map_err(|error| error_with_source(&error))?;
+        spawn_driver(connection);
         Ok(client)
     }
 
     /// Whether traffic leaves the machine without a verified certificate.
-    pub fn is_exposed(&self) -> bool {
-        !self.verified && !is_here(&self.config)
+    pub fn is_unverified(&self) -> bool {
+        !self.verified && !is_local(&self.config)
     }
 
-    async fn open(&self) -> Result<(Client, Connection<Socket, Stream>), tokio_postgres::Error> {
+    async fn open(&self) -> Result<(Client, Connection<Socket, TlsStream>), tokio_postgres::Error> {
         self.config.connect(self.tls.clone()).await
     }
 }
 
-type Stream = <MakeRustlsConnect as MakeTlsConnect<Socket>>::Stream;
+type TlsStream = <MakeRustlsConnect as MakeTlsConnect<Socket>>::Stream;
 
 /// Drives a connection until it ends.
-fn carried(connection: Connection<Socket, Stream>) -> CancellationToken {
+fn spawn_driver(connection: Connection<Socket, TlsStream>) -> CancellationToken {
     let ended = CancellationToken::new();
     let end = ended.clone().drop_guard();
     tokio::spawn(async move {
@@ -132,7 +132,7 @@ fn carried(connection: Connection<Socket, Stream>) -> CancellationToken {
 }
 
 /// The message of a driver error with its cause, which the driver keeps in `source`.
-fn told(error: &tokio_postgres::Error) -> String {
+fn error_with_source(error: &tokio_postgres::Error) -> String {
     match std::error::Error::source(error) {
         Some(cause) if !error.to_string().contains(&cause.to_string()) => format!("{error}: {cause}"),
         _ => error.to_string(),
@@ -141,12 +141,12 @@ fn told(error: &tokio_postgres::Error) -> String {
 
 impl From<tokio_postgres::Error> for Error {
     fn from(error: tokio_postgres::Error) -> Self {
-        Self::internal(told(&error))
+        Self::internal(error_with_source(&error))
     }
 }
 
 /// Whether every host is local.
-fn is_here(config: &Config) -> bool {
+fn is_local(config: &Config) -> bool {
     config.get_hosts().iter().all(|host| match host {
         Host::Tcp(name) => name == "localhost" || name.parse().is_ok_and(|address: IpAddr| address.is_loopback()),
         #[cfg(unix)]
@@ -155,7 +155,7 @@ fn is_here(config: &Config) -> bool {
 }
 
 /// The root certificates of a file, or of the system.
-fn roots(file: Option<&str>) -> Result<RootCertStore, Failure> {
+fn roots(file: Option<&str>) -> Result<RootCertStore, BoxError> {
     let mut roots = RootCertStore::empty();
     match file {
         Some(path) => {
@@ -176,9 +176,9 @@ fn roots(file: Option<&str>) -> Result<RootCertStore, Failure> {
 
 /// Accepts any certificate: protects against eavesdroppers, not against an active attacker.
 #[derive(Debug)]
-struct Unverified(Arc<CryptoProvider>);
+struct NoVerification(Arc<CryptoProvider>);
 
-impl ServerCertVerifier for Unverified {
+impl ServerCertVerifier for NoVerification {
     fn verify_server_cert(
         &self,
         _: &CertificateDer<'_>,

@@ -37,18 +37,18 @@ pub trait RunQueryDsl<Conn>: Sized {
 
     fn load<'q, U>(self, conn: &'q mut Conn) -> impl Future<Output = QueryResult<Vec<U>>> + Send
     where
-        Conn: Reads<'q, Self, U>,
+        Conn: LoadRows<'q, Self, U>,
     {
-        conn.rows(self)
+        conn.load_rows(self)
     }
 
     /// Returns the first row read, or [`Error::NotFound`].
     fn get_result<'q, U>(self, conn: &'q mut Conn) -> impl Future<Output = QueryResult<U>> + Send
     where
-        Conn: Reads<'q, Self, U>,
+        Conn: LoadRows<'q, Self, U>,
         U: Send,
     {
-        let rows = conn.rows(self);
+        let rows = conn.load_rows(self);
         async move { rows.await?.into_iter().next().ok_or(Error::NotFound) }
     }
 
@@ -56,10 +56,10 @@ pub trait RunQueryDsl<Conn>: Sized {
     fn first<'q, U>(self, conn: &'q mut Conn) -> impl Future<Output = QueryResult<U>> + Send
     where
         Self: LimitDsl,
-        Conn: Reads<'q, Limit<Self>, U>,
+        Conn: LoadRows<'q, Limit<Self>, U>,
         U: Send,
     {
-        let rows = conn.rows(self.limit(1));
+        let rows = conn.load_rows(self.limit(1));
         async move { rows.await?.into_iter().next().ok_or(Error::NotFound) }
     }
 }
@@ -67,24 +67,24 @@ pub trait RunQueryDsl<Conn>: Sized {
 impl<T, Conn> RunQueryDsl<Conn> for T {}
 
 /// A connection that can load the rows of query `Q` as `U`.
-pub trait Reads<'q, Q, U> {
-    fn rows(&'q mut self, query: Q) -> impl Future<Output = QueryResult<Vec<U>>> + Send;
+pub trait LoadRows<'q, Q, U> {
+    fn load_rows(&'q mut self, query: Q) -> impl Future<Output = QueryResult<Vec<U>>> + Send;
 }
 
-impl<'a: 'q, 'q, Q, U, ST> Reads<'q, Q, U> for &'a AsyncPgConnection
+impl<'a: 'q, 'q, Q, U, ST> LoadRows<'q, Q, U> for &'a AsyncPgConnection
 where
     Q: AsQuery + Send + 'q,
     Q::Query: QueryFragment<Pg> + QueryId + Send + 'q,
     Q::SqlType: CompatibleType<U, Pg, SqlType = ST>,
     U: FromSqlRow<ST, Pg> + Send + 'static,
 {
-    fn rows(&'q mut self, query: Q) -> impl Future<Output = QueryResult<Vec<U>>> + Send {
+    fn load_rows(&'q mut self, query: Q) -> impl Future<Output = QueryResult<Vec<U>>> + Send {
         let (rows, meter) = (AsyncConnectionCore::load(self, query), decoding::current());
         async move {
             let (mut rows, mut decoded) = (rows.await?, Vec::new());
             while let Some(row) = rows.next().await {
                 let row = row?;
-                count::<U, _>(meter.as_deref(), || postgres_bytes(&row))?;
+                meter_row::<U, _>(meter.as_deref(), || postgres_bytes(&row))?;
                 decoded.push(U::build_from_row(&row).map_err(Error::DeserializationError)?);
             }
             Ok(decoded)
@@ -92,22 +92,22 @@ where
     }
 }
 
-impl<'q, Q, U, ST> Reads<'q, Q, U> for SqliteConn
+impl<'q, Q, U, ST> LoadRows<'q, Q, U> for SqliteConn
 where
     Q: AsQuery,
     Q::Query: QueryFragment<Sqlite> + QueryId,
     Q::SqlType: CompatibleType<U, Sqlite, SqlType = ST>,
     U: FromSqlRow<ST, Sqlite> + Send + 'static,
 {
-    fn rows(&'q mut self, query: Q) -> impl Future<Output = QueryResult<Vec<U>>> + Send {
-        let (query, meter) = (collected(&query.as_query()), decoding::current());
+    fn load_rows(&'q mut self, query: Q) -> impl Future<Output = QueryResult<Vec<U>>> + Send {
+        let (query, meter) = (collect_query(&query.as_query()), decoding::current());
         self.spawn_blocking(move |conn: &mut SqliteConnection| {
             let query = query?;
             let rows = LoadConnection::load(conn, &query)?;
             let read = |row: QueryResult<_>| {
                 check()?;
                 let row = row?;
-                count::<U, _>(meter.as_deref(), || sqlite_bytes(&row))?;
+                meter_row::<U, _>(meter.as_deref(), || sqlite_bytes(&row))?;
                 U::build_from_row(&row).map_err(Error::DeserializationError)
             };
             rows.map(read).collect()
@@ -116,7 +116,7 @@ where
 }
 
 /// Charges a row to the budget before it is decoded: the size of `U` and the bytes of its texts.
-fn count<U, F: FnOnce() -> usize>(meter: Option<&Meter>, texts: F) -> QueryResult<()> {
+fn meter_row<U, F: FnOnce() -> usize>(meter: Option<&Meter>, texts: F) -> QueryResult<()> {
     match meter {
         Some(meter) => {
             let counted = meter.count(size_of::<U>() + texts());
@@ -144,7 +144,7 @@ fn sqlite_bytes<'r>(row: &impl Row<'r, Sqlite>) -> usize {
 type Binds = <<Sqlite as Backend>::BindCollector<'static> as MoveableBindCollector<Sqlite>>::BindData;
 
 /// The text and parameters of a query, in a form that can move to another thread.
-fn collected(query: &(impl QueryFragment<Sqlite> + QueryId)) -> QueryResult<CollectedQuery<Binds>> {
+fn collect_query(query: &(impl QueryFragment<Sqlite> + QueryId)) -> QueryResult<CollectedQuery<Binds>> {
     let mut text = <Sqlite as Backend>::QueryBuilder::default();
     query.to_sql(&mut text, &Sqlite)?;
     let mut binds = <Sqlite as Backend>::BindCollector::default();

@@ -14,7 +14,7 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use tokio::runtime::{self, Runtime};
 
-use super::interrupt::limited;
+use super::interrupt::with_limit;
 
 /// Maximum number of rows read inline. It blocks the async thread for about as long as parsing a
 /// request or serializing a response.
@@ -80,7 +80,7 @@ impl SpawnBlocking for SqliteExecutor {
             Ok(RunMode::Inline) => ready(Ok(task())).boxed(),
             Ok(RunMode::LowPriority) => LOW_PRIORITY.spawn_blocking(task).map(|done| done.map_err(Into::into)).boxed(),
             Err(_) => {
-                let (waiter, task) = limited(task);
+                let (waiter, task) = with_limit(task);
                 let running = tokio::task::spawn_blocking(task);
                 async move {
                     let _waiter = waiter;

@@ -164,7 +164,7 @@ macro_rules! stored_as_smallint {
 /// An SQL expression with a different text for each database.
 #[macro_export]
 #[doc(hidden)]
-macro_rules! spelled {
+macro_rules! backend_sql {
     ($(#[$doc:meta])* $name:ident: $sql:ty, postgres $postgres:literal, sqlite $sqlite:literal) => {
         $(#[$doc])*
         #[derive(Debug, Clone, Copy)]

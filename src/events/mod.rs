@@ -20,11 +20,11 @@ use diesel::sqlite::Sqlite;
 use crate::db::rows::RunQueryDsl;
 use crate::db::schema::{events, projections};
 use crate::db::types::sql;
-use crate::db::{CommitSignal, Conn, Db, PooledConn, inline_if_few, prepared};
+use crate::db::{CommitSignal, Conn, Db, PooledConn, inline_if_few, cached};
 use crate::error::Result;
 use crate::id::Id;
 use crate::time::Timestamp;
-use crate::{on, spelled, stored_as_smallint};
+use crate::{on, backend_sql, stored_as_smallint};
 
 /// The kind of an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, AsExpression, FromSqlRow)]
@@ -200,7 +200,7 @@ where
     C: QueryFragment<Pg> + QueryFragment<Sqlite> + Send + Sync,
 {
     if !db.is_postgres() {
-        let change = prepared(&change);
+        let change = cached(&change);
         return db
             .inline_transaction(async |tx| {
                 let changed = on!(tx, |c| change.execute(c).await)? > 0;
@@ -212,7 +212,7 @@ where
             .await;
     }
     let told = match &db.conn().await?.pooled {
-        PooledConn::Postgres(conn) => prepared(Told { change, event }).execute(&mut &**conn).await?,
+        PooledConn::Postgres(conn) => cached(Told { change, event }).execute(&mut &**conn).await?,
         PooledConn::Sqlite(_) => 0,
     };
     if told > 0 {
@@ -267,7 +267,7 @@ impl<C: QueryFragment<Pg>> QueryFragment<Pg> for Told<'_, C> {
     }
 }
 
-spelled! {
+backend_sql! {
     /// True if the event precedes every transaction that may still commit, so no event can appear
     /// before it any more.
     Settled: diesel::sql_types::Bool,

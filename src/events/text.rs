@@ -9,7 +9,7 @@ use diesel::prelude::*;
 use diesel::sql_types::Text;
 
 use crate::db::Conn;
-use crate::db::page::among;
+use crate::db::page::any_id;
 use crate::db::rows::RunQueryDsl;
 use crate::db::schema::history_texts;
 use crate::error::Result;
@@ -75,8 +75,8 @@ pub fn bytes(text: &str) -> i64 {
 pub async fn kept(conn: &mut Conn, keys: &[(Id, Id)]) -> Result<HashMap<(Id, Id), String>> {
     let (objects, ids): (Vec<Id>, Vec<Id>) = keys.iter().copied().unzip();
     let rows: Vec<(Id, Id, String)> = on!(conn, |c| history_texts::table
-        .filter(among(history_texts::object_id, &objects))
-        .filter(among(history_texts::id, &ids))
+        .filter(any_id(history_texts::object_id, &objects))
+        .filter(any_id(history_texts::id, &ids))
         .select((history_texts::object_id, history_texts::id, history_texts::body))
         .load(c)
         .await)?;
@@ -86,8 +86,8 @@ pub async fn kept(conn: &mut Conn, keys: &[(Id, Id)]) -> Result<HashMap<(Id, Id)
 /// Drops the texts of objects whose history has ended, and those that the last of these events referred to. Returns how
 /// many bytes that were, by owner.
 pub async fn drop_expired(tx: &mut Conn, ended: &[Id], objects: &[Id], events: &[Id]) -> Result<Vec<(Id, i64)>> {
-    let of_ended = among(history_texts::object_id, ended);
-    let of_events = among(history_texts::object_id, objects).and(among(history_texts::event_id, events));
+    let of_ended = any_id(history_texts::object_id, ended);
+    let of_events = any_id(history_texts::object_id, objects).and(any_id(history_texts::event_id, events));
     let expired = history_texts::table.filter(of_ended.or(of_events));
     let size = expired
         .clone()

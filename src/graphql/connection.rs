@@ -14,7 +14,7 @@ use futures_util::{FutureExt, TryFutureExt};
 use super::Caller;
 use super::json::Encoded;
 use super::level::{Hung, Level, Selected, Step, Texts};
-use crate::db::page::{Key, Page, Position, Window};
+use crate::db::page::{SortKey, Page, RowPosition, PageWindow};
 use crate::error::Error;
 use crate::id::Id;
 use crate::own;
@@ -84,15 +84,15 @@ impl Paging {
     }
 
     /// The window on a list whose cursors have this tag.
-    pub fn window(&self, tag: Tag) -> crate::error::Result<Window> {
+    pub fn window(&self, tag: Tag) -> crate::error::Result<PageWindow> {
         let (limit, backward) = self.size()?;
         let read = |cursor: &Option<String>| cursor.as_deref().map(|cursor| tag.decode(cursor)).transpose();
-        Ok(Window {
+        Ok(PageWindow {
             after: read(&self.after)?,
             before: read(&self.before)?,
             limit,
             backward,
-            tells_more: self.tells_more,
+            detect_more: self.tells_more,
         })
     }
 }
@@ -112,25 +112,25 @@ impl Tag {
     }
 
     /// The cursor of a position in the list.
-    pub fn encode(self, position: &Position) -> String {
+    pub fn encode(self, position: &RowPosition) -> String {
         URL_SAFE_NO_PAD.encode(self.bytes(position))
     }
 
     /// The cursor before it is encoded as base64.
-    fn bytes(self, position: &Position) -> Vec<u8> {
+    fn bytes(self, position: &RowPosition) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(32);
         bytes.extend_from_slice(&self.0.to_be_bytes());
         bytes.extend_from_slice(position.id.as_bytes());
         match &position.key {
-            Key::Time(moment) => {
+            SortKey::Time(moment) => {
                 bytes.push(b't');
                 bytes.extend_from_slice(&moment.micros().to_be_bytes());
             }
-            Key::Rank(rank) => {
+            SortKey::Rank(rank) => {
                 bytes.push(b'r');
                 bytes.extend_from_slice(&rank.to_be_bytes());
             }
-            Key::Text(text) => {
+            SortKey::Text(text) => {
                 bytes.push(b's');
                 bytes.extend_from_slice(text.as_bytes());
             }
@@ -138,22 +138,22 @@ impl Tag {
         bytes
     }
 
-    fn decode(self, cursor: &str) -> crate::error::Result<Position> {
+    fn decode(self, cursor: &str) -> crate::error::Result<RowPosition> {
         self.read(cursor).ok_or_else(|| Error::bad_input("The cursor does not belong to this list in this order."))
     }
 
-    fn read(self, cursor: &str) -> Option<Position> {
+    fn read(self, cursor: &str) -> Option<RowPosition> {
         let bytes = URL_SAFE_NO_PAD.decode(cursor).ok()?;
         let (tag, rest) = bytes.split_at_checked(4)?;
         let (id, rest) = rest.split_at_checked(16)?;
         let (kind, value) = rest.split_at_checked(1)?;
         let key = match kind {
-            b"t" => Key::Time(Timestamp::from_untrusted_micros(i64::from_be_bytes(value.try_into().ok()?))?),
-            b"r" => Key::Rank(i16::from_be_bytes(value.try_into().ok()?)),
-            b"s" => Key::Text(String::from_utf8(value.to_vec()).ok().filter(|text| !text.contains('\0'))?),
+            b"t" => SortKey::Time(Timestamp::from_untrusted_micros(i64::from_be_bytes(value.try_into().ok()?))?),
+            b"r" => SortKey::Rank(i16::from_be_bytes(value.try_into().ok()?)),
+            b"s" => SortKey::Text(String::from_utf8(value.to_vec()).ok().filter(|text| !text.contains('\0'))?),
             _ => return None,
         };
-        (tag == self.0.to_be_bytes()).then_some(Position { key, id: Id::from_bytes(id.try_into().ok()?) })
+        (tag == self.0.to_be_bytes()).then_some(RowPosition { key, id: Id::from_bytes(id.try_into().ok()?) })
     }
 }
 
@@ -231,7 +231,7 @@ pub fn needs<'a, C: Copy + Ord>(
 #[derive(Clone)]
 pub struct Edge<T> {
     tag: Tag,
-    position: Position,
+    position: RowPosition,
     node: T,
 }
 
@@ -239,7 +239,7 @@ pub struct Edge<T> {
 pub struct Connection<T> {
     tag: Tag,
     total: Total,
-    nodes: Vec<(Position, T)>,
+    nodes: Vec<(RowPosition, T)>,
     has_next: bool,
     has_previous: bool,
 }
@@ -250,7 +250,7 @@ impl<T> Connection<T> {
         tag: Tag,
         total: Total,
         page: Page<R>,
-        position: impl Fn(&R) -> Position,
+        position: impl Fn(&R) -> RowPosition,
         wrap: impl Fn(R) -> T,
     ) -> Self {
         let nodes = page.rows.into_iter().map(|row| (position(&row), wrap(row))).collect();
@@ -261,7 +261,7 @@ impl<T> Connection<T> {
 impl<T: Clone> Connection<T> {
     fn all_edges(&self) -> Vec<Edge<T>> {
         let edge =
-            |(position, node): &(Position, T)| Edge { tag: self.tag, position: position.clone(), node: node.clone() };
+            |(position, node): &(RowPosition, T)| Edge { tag: self.tag, position: position.clone(), node: node.clone() };
         self.nodes.iter().map(edge).collect()
     }
 

@@ -17,7 +17,7 @@ use tokio::sync::oneshot;
 
 use super::Asker;
 use crate::App;
-use crate::db::page::{Page, Window};
+use crate::db::page::{Page, PageWindow};
 use crate::error::{Code, Error, Result};
 use crate::events::Event;
 use crate::id::Id;
@@ -268,7 +268,7 @@ loads! {
         let mut pages = HashMap::new();
         for (list, owners) in grouped(keys) {
             let found = project::pages_of_owners(&mut conn, &owners, &list).await?;
-            pages.extend(found.into_iter().map(|(id, page)| ((Arc::clone(&list), id), page.shared())));
+            pages.extend(found.into_iter().map(|(id, page)| ((Arc::clone(&list), id), page.into_shared())));
         }
         Ok(pages)
     };
@@ -317,7 +317,7 @@ loads! {
         for ((of, list), ids) in grouped(keys) {
             let mut conn = app.db.conn_for_rows(list.reads(ids.len())).await?;
             let found = task_list::pages(&mut conn, of, &ids, &list, app.clock.now()).await?;
-            pages.extend(found.into_iter().map(|(id, page)| (((of, Arc::clone(&list)), id), page.shared())));
+            pages.extend(found.into_iter().map(|(id, page)| (((of, Arc::clone(&list)), id), page.into_shared())));
         }
         Ok(pages)
     };
@@ -347,12 +347,12 @@ loads! {
         Ok(rows.into_iter().map(|(columns, comment)| ((columns, comment.id), Arc::new(comment))).collect())
     };
     /// Pages of the comments on tasks.
-    comment_pages: CommentPages(((CommentColumns, Arc<Window>), Id) => Page<Arc<comment::Comment>>) |app, asker, keys| {
+    comment_pages: CommentPages(((CommentColumns, Arc<PageWindow>), Id) => Page<Arc<comment::Comment>>) |app, asker, keys| {
         let mut pages = HashMap::new();
         for ((columns, window), tasks) in grouped(keys) {
             let mut conn = app.db.conn_for_rows(window.limit * tasks.len()).await?;
             let found = comment::pages(&mut conn, asker.reader_of(tasks.iter().copied())?, &tasks, &window, columns).await?;
-            pages.extend(found.into_iter().map(|(id, page)| (((columns, Arc::clone(&window)), id), page.shared())));
+            pages.extend(found.into_iter().map(|(id, page)| (((columns, Arc::clone(&window)), id), page.into_shared())));
         }
         Ok(pages)
     };
@@ -523,7 +523,7 @@ impl Loaders {
     pub async fn comment_page(
         &self,
         task: Id,
-        window: Arc<Window>,
+        window: Arc<PageWindow>,
         columns: CommentColumns,
     ) -> Result<Page<Arc<comment::Comment>>> {
         self.one::<CommentPages>(((columns, window), task)).await?.ok_or_else(no_page)

@@ -42,7 +42,7 @@ where
     F: Future<Output = crate::error::Result<T>> + Send + 'static,
 {
     let caller = Caller::of(ctx);
-    let work = OperationScope::inherited(work(Arc::clone(caller.app()), *caller.viewer()?));
+    let work = OperationScope::inherit(work(Arc::clone(caller.app()), *caller.viewer()?));
     match caller.app().writes.spawn(work).await.unwrap_or_else(|error| Err(Error::internal(error))) {
         Ok(object) => Ok((Some(object), Vec::new())),
         Err(Error::Faults(faults)) => Ok((None, faults.into_iter().map(UserError::from).collect())),

@@ -321,7 +321,7 @@ pub async fn listed(
     let (tag, list) = list(field, "projects", None, paging, filter, order_by)?;
     let mut conn = caller.app().db.conn_for_rows(list.reads()).await?;
     let page = store::page(&mut conn, caller.viewer()?, &list).await?;
-    Ok(connection(tag, Total::Projects(Arc::clone(&list)), page.shared(), &list))
+    Ok(connection(tag, Total::Projects(Arc::clone(&list)), page.into_shared(), &list))
 }
 
 /// Input of `createProject`.

@@ -428,7 +428,7 @@ pub async fn listed(
     let (tag, list) = list("tasks", None, scopes, paging, filter, order_by, columns_of_nodes(field))?;
     let app = caller.app();
     let page = task_list::page(&mut app.db.conn_for_rows(list.reads(1)).await?, &list, app.clock.now()).await?;
-    Ok(connection(tag, Total::Tasks(Arc::clone(&list)), page.shared(), &list))
+    Ok(connection(tag, Total::Tasks(Arc::clone(&list)), page.into_shared(), &list))
 }
 
 /// Input of `createTask`. A new task has the status TODO.

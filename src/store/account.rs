@@ -19,7 +19,7 @@ use crate::error::{Code, Error, FaultCode, Result};
 use crate::events::{self, Kind, NewEvent};
 use crate::id::Id;
 use crate::time::Timestamp;
-use crate::{locked, on};
+use crate::{select_locked, on};
 
 /// What a login is checked against.
 #[derive(Clone, Debug, Queryable)]
@@ -291,7 +291,7 @@ pub async fn delete(db: &Db, now: Timestamp, viewer: &Viewer) -> Result<()> {
             admins.keep_one(user.id)?;
         }
         let own = projects::table.filter(projects::owner_id.eq(user.id)).order_by(projects::id);
-        let own: Vec<Project> = locked!(tx, own.select(Project::as_select()), Lock::Delete)?;
+        let own: Vec<Project> = select_locked!(tx, own.select(Project::as_select()), Lock::Delete)?;
         // What the log holds of their projects goes at once; that they were deleted is told, and goes with the retention.
         on!(tx, |c| diesel::delete(log::table.filter(log::owner_id.eq(user.id))).execute(c).await)?;
         on!(tx, |c| diesel::delete(texts::table.filter(texts::owner_id.eq(user.id))).execute(c).await)?;

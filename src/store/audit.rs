@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::CLEARED;
 use crate::access::Viewer;
-use crate::db::page::{Key, Page, Position, Window, among};
+use crate::db::page::{SortKey, Page, RowPosition, PageWindow, any_id};
 use crate::db::rows::RunQueryDsl;
 use crate::db::schema::audit_entries;
 use crate::db::{Conn, Db};
@@ -142,8 +142,8 @@ pub struct Entry {
 
 impl Entry {
     /// Its place in the order of its list.
-    pub fn position(&self) -> Position {
-        Position { key: Key::Time(self.occurred_at), id: self.id }
+    pub fn position(&self) -> RowPosition {
+        RowPosition { key: SortKey::Time(self.occurred_at), id: self.id }
     }
 
     /// The line as the viewer may see it: where somebody else was when they did it is for ADMIN alone.
@@ -178,7 +178,7 @@ pub async fn note(
 }
 
 /// One page of the log, newest first; of one account, or of all.
-pub async fn page(conn: &mut Conn, user_id: Option<Id>, window: &Window) -> Result<Page<Entry>> {
+pub async fn page(conn: &mut Conn, user_id: Option<Id>, window: &PageWindow) -> Result<Page<Entry>> {
     let rows = on!(conn, |c| {
         let mut query = audit_entries::table.select(Entry::as_select()).into_boxed::<Backend>();
         if let Some(id) = user_id {
@@ -215,7 +215,7 @@ pub async fn drop_older(db: &Db, before: Timestamp) -> Result<usize> {
     db.transaction(async |tx| {
         let old = audit_entries::table.filter(audit_entries::occurred_at.lt(before));
         let old: Vec<Id> = on!(tx, |c| old.select(audit_entries::id).limit(CLEARED as i64).load(c).await)?;
-        let old = audit_entries::table.filter(among(audit_entries::id, &old));
+        let old = audit_entries::table.filter(any_id(audit_entries::id, &old));
         Ok(on!(tx, |c| diesel::delete(old).execute(c).await)?)
     })
     .await

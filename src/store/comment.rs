@@ -12,7 +12,7 @@ use super::value::Body;
 use super::{mention, quota, session};
 use crate::access::{Action, Standing, Subject, Viewer};
 use crate::db::columns::Columns;
-use crate::db::page::{Key, Page, Parent, Position, Window, among, by_parent, each};
+use crate::db::page::{SortKey, Page, Parent, RowPosition, PageWindow, any_id, group_by_parent, lateral};
 use crate::db::rows::RunQueryDsl;
 use crate::db::schema::{comments, tasks};
 use crate::db::{Conn, Db, Lock, inline_if_few};
@@ -20,7 +20,7 @@ use crate::error::{Error, Result};
 use crate::events::{self, Kind};
 use crate::id::Id;
 use crate::time::Timestamp;
-use crate::{keyset, locked, on};
+use crate::{keyset, select_locked, on};
 
 /// What a person wrote about a task. Whoever sees the task sees its comments.
 #[derive(Clone, Debug, PartialEq, Eq, Queryable, Selectable, Insertable, Serialize, Deserialize)]
@@ -76,8 +76,8 @@ impl Subject for Comment {
 
 impl Comment {
     /// Its place in the order of its list.
-    pub fn position(&self) -> Position {
-        Position { key: Key::Time(self.created_at), id: self.id }
+    pub fn position(&self) -> RowPosition {
+        RowPosition { key: SortKey::Time(self.created_at), id: self.id }
     }
 }
 
@@ -88,7 +88,7 @@ pub async fn by_ids(conn: &mut Conn, ids: &[Id]) -> Result<Vec<Comment>> {
 
 /// The same with these columns.
 pub async fn select_by_ids(conn: &mut Conn, ids: &[Id], columns: CommentColumns) -> Result<Vec<Comment>> {
-    let found = comments::table.filter(among(comments::id, ids)).select(columns.expression());
+    let found = comments::table.filter(any_id(comments::id, ids)).select(columns.expression());
     Ok(inline_if_few(ids.len(), async { on!(conn, |c| found.load(c).await) }).await?)
 }
 
@@ -98,7 +98,7 @@ pub async fn pages(
     conn: &mut Conn,
     reader: Option<&Viewer>,
     tasks: &[Id],
-    window: &Window,
+    window: &PageWindow,
     columns: CommentColumns,
 ) -> Result<HashMap<Id, Page<Comment>>> {
     let walk = async {
@@ -108,11 +108,11 @@ pub async fn pages(
             let all = comments::table.filter(comments::task_id.eq(Parent)).filter(is_visible);
             let mut query = all.select(columns.expression()).into_boxed::<Backend>();
             keyset!(query, window, false, (), comments { () => created_at as Time });
-            each(tasks, "comments", columns.expression(), query).load(c).await
+            lateral(tasks, "comments", columns.expression(), query).load(c).await
         })
     };
     let rows: Vec<Comment> = inline_if_few(window.limit * tasks.len(), walk).await?;
-    let mut groups = by_parent(rows, |comment| comment.task_id);
+    let mut groups = group_by_parent(rows, |comment| comment.task_id);
     Ok(tasks
         .iter()
         .map(|id| (*id, window.page(false, groups.remove(id).unwrap_or_default(), Comment::position)))
@@ -121,7 +121,7 @@ pub async fn pages(
 
 /// How many comments each task has, of those that the viewer may see.
 pub async fn counts(conn: &mut Conn, reader: Option<&Viewer>, ids: &[Id]) -> Result<HashMap<Id, i64>> {
-    let visible = tasks::table.filter(among(tasks::id, ids)).filter(task::visible_to(reader));
+    let visible = tasks::table.filter(any_id(tasks::id, ids)).filter(task::visible_to(reader));
     let counts: Vec<(Id, i64)> = on!(conn, |c| comments::table
         .filter(comments::task_id.eq_any(visible.select(tasks::id)))
         .group_by(comments::task_id)
@@ -205,7 +205,7 @@ pub async fn delete(db: &Db, now: Timestamp, viewer: &Viewer, id: Id) -> Result<
 async fn lock(tx: &mut Conn, viewer: &Viewer, found: &Comment, lock: Lock) -> Result<(Task, Comment)> {
     let task = task::lock(tx, viewer, found.task_id, Lock::Share).await?.ok_or_else(missing)?;
     let comment = comments::table.find(found.id);
-    let comment: Option<Comment> = locked!(tx, comment.select(Comment::as_select()), lock)?.pop();
+    let comment: Option<Comment> = select_locked!(tx, comment.select(Comment::as_select()), lock)?.pop();
     Ok((task, comment.ok_or_else(missing)?))
 }
 

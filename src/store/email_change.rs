@@ -10,7 +10,7 @@ use super::CLEARED;
 use super::mail;
 use super::user::User;
 use super::value::fold;
-use crate::db::page::among;
+use crate::db::page::any_id;
 use crate::db::rows::RunQueryDsl;
 use crate::db::schema::email_changes;
 use crate::db::{Conn, Db};
@@ -128,7 +128,7 @@ pub async fn purge_expired(db: &Db, now: Timestamp) -> Result<usize> {
     db.transaction(async |tx| {
         let expired = email_changes::table.filter(email_changes::expires_at.le(now));
         let ids: Vec<Id> = on!(tx, |c| expired.select(email_changes::id).limit(CLEARED as i64).load(c).await)?;
-        let expired = email_changes::table.filter(among(email_changes::id, &ids));
+        let expired = email_changes::table.filter(any_id(email_changes::id, &ids));
         Ok(on!(tx, |c| diesel::delete(expired).execute(c).await)?)
     })
     .await

@@ -17,7 +17,7 @@ use super::task::{self, Status, Task, TaskColumns};
 use super::user::{self, Profile};
 use crate::access::Viewer;
 use crate::db::columns::Columns;
-use crate::db::page::{Parent, among, each};
+use crate::db::page::{Parent, any_id, lateral};
 use crate::db::rows::RunQueryDsl;
 use crate::db::schema::{events, tasks};
 use crate::db::{Conn, Db, WithinDeadline};
@@ -28,7 +28,7 @@ use crate::events::{
 };
 use crate::id::Id;
 use crate::time::Timestamp;
-use crate::{on, spelled};
+use crate::{on, backend_sql};
 
 /// What an event carries beside the ids in its columns: what changed, and of what is gone the last picture. The rest is
 /// read from the rows as they are. Long texts are kept apart; see [`super::history`].
@@ -359,7 +359,7 @@ pub async fn expire(db: &Db, retention: Retention, now: Timestamp, done: Positio
         tasks.dedup();
         let alone: Vec<i64> = expired.iter().filter(|event| event.task_id.is_none()).map(|event| event.seq).collect();
         let gone = events::table
-            .filter(among(events::task_id, &tasks))
+            .filter(any_id(events::task_id, &tasks))
             .filter(before(Position { seq: reached.seq + 1, ..reached }))
             .filter(not(exists(tasks::table.filter(tasks::id.nullable().eq(events::task_id)))));
         on!(tx, |c| diesel::delete(gone).execute(c).await)?;
@@ -468,14 +468,14 @@ impl Part {
     }
 }
 
-spelled! {
+backend_sql! {
     /// A task was deleted, in the words of the index.
     IsDeletion: diesel::sql_types::Bool,
     postgres "events.kind = 3",
     sqlite "events.kind = 3"
 }
 
-spelled! {
+backend_sql! {
     /// A task lost its assignee, in the words of the index.
     IsUnassignment: diesel::sql_types::Bool,
     postgres "events.kind = 5",
@@ -571,7 +571,7 @@ pub async fn pages_of_tasks(
             .filter(exists(task.filter(task::visible_to(reader))))
             .into_boxed::<Backend>();
         stretched!(query, stretch);
-        each(tasks, "events", columns.expression(), query).load(c).await
+        lateral(tasks, "events", columns.expression(), query).load(c).await
     })?;
     rows.sort_by_key(Event::position);
     let mut groups: HashMap<Id, Vec<Event>> = HashMap::new();

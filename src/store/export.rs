@@ -17,7 +17,7 @@ use super::user;
 use super::username_change::UsernameChange;
 use crate::access::{Role, Viewer};
 use crate::db::Conn;
-use crate::db::page::among;
+use crate::db::page::any_id;
 use crate::db::rows::RunQueryDsl;
 use crate::db::schema::{
     audit_entries, comments, email_changes, labels, notifications, projects, sessions, tasks, username_changes, users,
@@ -81,7 +81,7 @@ macro_rules! rows {
             .await)?;
         for ids in ids.chunks(AT_ONCE) {
             let rows: Vec<$kind> = on!($conn, |c| $table::table
-                .filter(among($table::id, ids))
+                .filter(any_id($table::id, ids))
                 $(.filter($again))?
                 .order_by(($table::$order, $table::id))
                 .select(<$kind>::as_select())

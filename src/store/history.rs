@@ -11,7 +11,7 @@ use super::event::{EventColumns, Snapshot};
 use super::project::Project;
 use super::task::Task;
 use crate::db::Conn;
-use crate::db::page::{Parent, among, each};
+use crate::db::page::{Parent, any_id, lateral};
 use crate::db::rows::RunQueryDsl;
 use crate::db::schema::{events, projects, tasks};
 use crate::error::Result;
@@ -114,12 +114,12 @@ pub async fn texts(conn: &mut Conn, keys: &[(Id, Id)]) -> Result<HashMap<(Id, Id
 
 /// The descriptions that tasks and projects have now.
 async fn descriptions(conn: &mut Conn, ids: &[Id]) -> Result<Vec<(Id, String)>> {
-    let of_tasks = tasks::table.filter(among(tasks::id, ids)).select((tasks::id, tasks::description));
+    let of_tasks = tasks::table.filter(any_id(tasks::id, ids)).select((tasks::id, tasks::description));
     let mut rows: Vec<(Id, Option<String>)> = on!(conn, |c| of_tasks.load(c).await)?;
     let others: Vec<Id> = ids.iter().copied().filter(|id| rows.iter().all(|(known, _)| known != id)).collect();
     if !others.is_empty() {
         let of_projects =
-            projects::table.filter(among(projects::id, &others)).select((projects::id, projects::description));
+            projects::table.filter(any_id(projects::id, &others)).select((projects::id, projects::description));
         let of_projects: Vec<(Id, Option<String>)> = on!(conn, |c| of_projects.load(c).await)?;
         rows.extend(of_projects);
     }
@@ -184,7 +184,7 @@ async fn last_pictures(conn: &mut Conn, tasks: &[Id]) -> Result<HashMap<Id, Last
             .order_by((events::xid.desc(), events::seq.desc()))
             .limit(1)
             .into_boxed::<Backend>();
-        each(tasks, "events", EventColumns::Full.expression(), query).load(c).await
+        lateral(tasks, "events", EventColumns::Full.expression(), query).load(c).await
     })?;
     let picture = |event: &Event| {
         let Snapshot { task, text, project, .. } = Snapshot::of(event);

@@ -5,14 +5,14 @@ use diesel::prelude::*;
 use super::value::{Color, LabelName, fold};
 use super::{project, session, task};
 use crate::access::{Action, Viewer};
-use crate::db::page::among;
+use crate::db::page::any_id;
 use crate::db::rows::RunQueryDsl;
 use crate::db::schema::{labels, task_labels, tasks};
 use crate::db::{Conn, Db, Lock, inline_if_few};
 use crate::error::{Error, FaultCode, Result, is_taken};
 use crate::id::Id;
 use crate::time::Timestamp;
-use crate::{locked, on};
+use crate::{select_locked, on};
 
 /// So many labels at most has a project, and so each of its tasks.
 const MAX_LABELS: i64 = 100;
@@ -35,14 +35,14 @@ pub struct Label {
 
 /// The labels with these ids; rights are those of their projects, which the caller asks.
 pub async fn by_ids(conn: &mut Conn, ids: &[Id]) -> Result<Vec<Label>> {
-    let found = labels::table.filter(among(labels::id, ids));
+    let found = labels::table.filter(any_id(labels::id, ids));
     Ok(inline_if_few(ids.len(), async { on!(conn, |c| found.select(Label::as_select()).load(c).await) }).await?)
 }
 
 /// All labels of these projects, by name.
 pub async fn of_projects(conn: &mut Conn, projects: &[Id]) -> Result<Vec<Label>> {
     Ok(on!(conn, |c| labels::table
-        .filter(among(labels::project_id, projects))
+        .filter(any_id(labels::project_id, projects))
         .order_by((labels::name_key, labels::id))
         .select(Label::as_select())
         .load(c)
@@ -63,7 +63,7 @@ pub async fn of_task(tx: &mut Conn, id: Id) -> Result<Vec<Label>> {
 /// The labels on these tasks, each with its task, by name; none of a task that the viewer may not
 /// see.
 pub async fn of_tasks(conn: &mut Conn, reader: Option<&Viewer>, ids: &[Id]) -> Result<Vec<(Id, Label)>> {
-    let visible = tasks::table.filter(among(tasks::id, ids)).filter(task::visible_to(reader));
+    let visible = tasks::table.filter(any_id(tasks::id, ids)).filter(task::visible_to(reader));
     Ok(on!(conn, |c| task_labels::table
         .inner_join(labels::table)
         .filter(task_labels::task_id.eq_any(visible.select(tasks::id)))
@@ -159,7 +159,7 @@ async fn lock(tx: &mut Conn, viewer: &Viewer, id: Id, lock: Lock) -> Result<Labe
     let label = by_ids(tx, &[id]).await?.pop().ok_or_else(missing)?;
     let project = project::by_ids(tx, viewer, &[label.project_id]).await?.pop().ok_or_else(missing)?;
     viewer.require(Action::UpdateProject, &project)?;
-    locked!(tx, labels::table.find(id).select(Label::as_select()), lock)?.pop().ok_or_else(missing)
+    select_locked!(tx, labels::table.find(id).select(Label::as_select()), lock)?.pop().ok_or_else(missing)
 }
 
 fn taken() -> Error {

@@ -12,7 +12,7 @@ use crate::db::schema::users;
 use crate::db::{Conn, Lock};
 use crate::error::Result;
 use crate::id::Id;
-use crate::locked;
+use crate::select_locked;
 
 /// So many people can be mentioned in one comment; further names are only text.
 const MAX: usize = 20;
@@ -61,7 +61,7 @@ pub async fn lock(tx: &mut Conn, viewer: &Viewer, names: &[String]) -> Result<Na
         .filter(users::deleted_at.is_null())
         .order_by(users::id)
         .select((users::username_key, users::id, users::role));
-    let people: Vec<(String, Id, Role)> = locked!(tx, people, Lock::Share)?;
+    let people: Vec<(String, Id, Role)> = select_locked!(tx, people, Lock::Share)?;
     Ok(Named(people.into_iter().map(|(key, id, role)| (key, (id, role))).collect()))
 }
 

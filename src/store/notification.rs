@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::event::Snapshot;
 use super::{CLEARED, session};
 use crate::access::Viewer;
-use crate::db::page::{Key, Page, Position as Place, Window, among};
+use crate::db::page::{SortKey, Page, RowPosition as Place, PageWindow, any_id};
 use crate::db::rows::RunQueryDsl;
 use crate::db::schema::{notifications, users};
 use crate::db::{Conn, Db, Lock, PooledConn, inline_if_few};
@@ -17,7 +17,7 @@ use crate::error::{Error, Result};
 use crate::events::{self, Event, Position, kept_place, move_place, settled_after};
 use crate::id::Id;
 use crate::time::Timestamp;
-use crate::{keyset, locked, on, stored_as_smallint};
+use crate::{keyset, select_locked, on, stored_as_smallint};
 
 /// How many events are read from the log at once. Few: on PostgreSQL the log is settled only below the oldest open
 /// transaction, so the one that writes notifications must be short.
@@ -91,7 +91,7 @@ impl Notification {
 
     /// Its place in the order of its list.
     pub fn position(&self) -> Place {
-        Place { key: Key::Time(self.occurred_at), id: self.id }
+        Place { key: SortKey::Time(self.occurred_at), id: self.id }
     }
 
     /// Its event's place in the log.
@@ -125,7 +125,7 @@ pub fn recipients(event: &Event, snapshot: &Snapshot) -> Vec<(Id, Kind)> {
 pub async fn by_ids(conn: &mut Conn, user_id: Id, ids: &[Id]) -> Result<Vec<Notification>> {
     Ok(on!(conn, |c| notifications::table
         .filter(notifications::user_id.eq(user_id))
-        .filter(among(notifications::id, ids))
+        .filter(any_id(notifications::id, ids))
         .select(Notification::as_select())
         .load(c)
         .await)?)
@@ -133,7 +133,7 @@ pub async fn by_ids(conn: &mut Conn, user_id: Id, ids: &[Id]) -> Result<Vec<Noti
 
 /// One page of somebody's notifications, newest first; all, or those that are unread. What is unread and what is
 /// read are two stretches of an index; for all of them both are walked, and the walks are merged.
-pub async fn page(conn: &mut Conn, user_id: Id, unread: bool, window: &Window) -> Result<Page<Notification>> {
+pub async fn page(conn: &mut Conn, user_id: Id, unread: bool, window: &PageWindow) -> Result<Page<Notification>> {
     let stretches: &[bool] = if unread { &[false] } else { &[false, true] };
     let mut rows = Vec::new();
     for is_read in stretches {
@@ -181,7 +181,7 @@ pub async fn mark_read(db: &Db, now: Timestamp, viewer: &Viewer, ids: Option<&[I
         if ids.iter().any(|id| found.iter().all(|row| row.id != *id)) {
             return Err(Error::not_found("ids", "notification"));
         }
-        let unread = unread.filter(among(notifications::id, ids));
+        let unread = unread.filter(any_id(notifications::id, ids));
         Ok(on!(tx, |c| diesel::update(unread).set(read).execute(c).await)?)
     })
     .await
@@ -204,7 +204,7 @@ pub async fn drop_older(db: &Db, before: Timestamp) -> Result<usize> {
         // To the times an index leads on both databases, to the ids on one.
         let until = times.into_iter().max().unwrap_or(before);
         let old =
-            notifications::table.filter(notifications::occurred_at.le(until)).filter(among(notifications::id, &ids));
+            notifications::table.filter(notifications::occurred_at.le(until)).filter(any_id(notifications::id, &ids));
         Ok(on!(tx, |c| diesel::delete(old).execute(c).await)?)
     })
     .await
@@ -249,11 +249,11 @@ async fn keep(db: &Db, from: Position, to: Position, rows: &[Notification]) -> R
         }
         // Held until the commit, so that nothing comes into the inbox of somebody who is just leaving.
         let here = users::table
-            .filter(among(users::id, &people))
+            .filter(any_id(users::id, &people))
             .filter(users::deleted_at.is_null())
             .order_by(users::id)
             .select(users::id);
-        let here: Vec<Id> = locked!(tx, here, Lock::Share)?;
+        let here: Vec<Id> = select_locked!(tx, here, Lock::Share)?;
         let rows: Vec<Notification> = rows.iter().filter(|row| here.contains(&row.user_id)).cloned().collect();
         match &mut tx.pooled {
             // A row a statement, so that it is prepared once; on another thread together, so that it is gone to once.

@@ -16,7 +16,7 @@ use super::value::{Description, ProjectName, Search, fold};
 use super::{quota, session};
 use crate::access::{Action, Standing, Subject, Viewer};
 use crate::db::columns::Columns;
-use crate::db::page::{Key, Page, Parent, Position, Window, among, by_parent, each};
+use crate::db::page::{SortKey, Page, Parent, RowPosition, PageWindow, any_id, group_by_parent, lateral};
 use crate::db::rows::RunQueryDsl;
 use crate::db::schema::{projects, tasks};
 use crate::db::types::sql;
@@ -26,7 +26,7 @@ use crate::events::{self, Kind};
 use crate::id::Id;
 use crate::stored_as_smallint;
 use crate::time::Timestamp;
-use crate::{keyset, locked, on};
+use crate::{keyset, select_locked, on};
 
 /// Status of a project.
 #[derive(
@@ -129,7 +129,7 @@ pub struct List {
     /// The other way round.
     pub descending: bool,
     /// Which stretch.
-    pub window: Window,
+    pub window: PageWindow,
     /// What of the projects is read.
     pub columns: ProjectColumns,
 }
@@ -144,13 +144,13 @@ impl List {
 
 impl Project {
     /// Its place in the order of a list.
-    pub fn position(&self, order: OrderField) -> Position {
+    pub fn position(&self, order: OrderField) -> RowPosition {
         let key = match order {
-            OrderField::CreatedAt => Key::Time(self.created_at),
-            OrderField::UpdatedAt => Key::Time(self.updated_at),
-            OrderField::Name => Key::Text(fold(&self.name)),
+            OrderField::CreatedAt => SortKey::Time(self.created_at),
+            OrderField::UpdatedAt => SortKey::Time(self.updated_at),
+            OrderField::Name => SortKey::Text(fold(&self.name)),
         };
-        Position { key, id: self.id }
+        RowPosition { key, id: self.id }
     }
 }
 
@@ -193,7 +193,7 @@ pub async fn select_by_ids(
 ) -> Result<Vec<Project>> {
     Ok(on!(conn, |c| {
         let mut query =
-            projects::table.filter(among(projects::id, ids)).select(columns.expression()).into_boxed::<Backend>();
+            projects::table.filter(any_id(projects::id, ids)).select(columns.expression()).into_boxed::<Backend>();
         if !viewer.is_admin() {
             let assigned =
                 tasks::table.filter(tasks::project_id.eq(projects::id)).filter(tasks::assignee_id.eq(viewer.id));
@@ -205,7 +205,7 @@ pub async fn select_by_ids(
 
 /// The projects among these, whoever asks.
 pub async fn any_by_ids(conn: &mut Conn, ids: &[Id]) -> Result<Vec<Project>> {
-    let found = projects::table.filter(among(projects::id, ids));
+    let found = projects::table.filter(any_id(projects::id, ids));
     Ok(inline_if_few(ids.len(), async { on!(conn, |c| found.select(Project::as_select()).load(c).await) }).await?)
 }
 
@@ -226,7 +226,7 @@ pub async fn lock(
 ) -> Result<Project> {
     let managed = projects::owner_id.eq(viewer.id).or(viewer.is_admin().into_sql::<sql::Bool>());
     let project = projects::table.find(id).filter(managed);
-    let project: Option<Project> = locked!(tx, project.select(Project::as_select()), lock)?.pop();
+    let project: Option<Project> = select_locked!(tx, project.select(Project::as_select()), lock)?.pop();
     let project = match project {
         Some(project) => project,
         None => seen(tx, viewer, id, field).await?,
@@ -248,12 +248,12 @@ async fn found(
         let candidate = (projects::owner_id.nullable(), projects::id, octet_length(projects::search));
         let mut query = projects::table.filter(WithinDeadline).select(candidate).into_boxed::<Backend>();
         if let Some(owners) = owners {
-            query = query.filter(among(projects::owner_id, owners));
+            query = query.filter(any_id(projects::owner_id, owners));
         }
         narrow!(query, filter);
         match list {
             Some(list) => {
-                let window = Window { limit: MAX_CANDIDATES, tells_more: true, ..list.window.clone() };
+                let window = PageWindow { limit: MAX_CANDIDATES, detect_more: true, ..list.window.clone() };
                 order!(query, list, window);
                 query.load(c).await
             }
@@ -277,7 +277,7 @@ pub async fn page(conn: &mut Conn, viewer: &Viewer, list: &List) -> Result<Page<
         on!(conn, |c| {
             let mut query = projects::table.select(list.columns.expression()).into_boxed::<Backend>();
             if let Some(ids) = &found {
-                query = query.filter(among(projects::id, ids));
+                query = query.filter(any_id(projects::id, ids));
             }
             if !viewer.is_admin() {
                 query = query.filter(projects::owner_id.eq(viewer.id));
@@ -315,13 +315,13 @@ pub async fn pages_of_owners(conn: &mut Conn, owners: &[Id], list: &List) -> Res
         let owned = projects::table.filter(projects::owner_id.eq(Parent));
         let mut query = owned.select(list.columns.expression()).into_boxed::<Backend>();
         if let Some(ids) = &found {
-            query = query.filter(among(projects::id, ids));
+            query = query.filter(any_id(projects::id, ids));
         }
         narrow!(query, list.filter);
         order!(query, list);
-        each(owners, "projects", list.columns.expression(), query).load(c).await
+        lateral(owners, "projects", list.columns.expression(), query).load(c).await
     })?;
-    let mut groups = by_parent(rows, |project| project.owner_id);
+    let mut groups = group_by_parent(rows, |project| project.owner_id);
     Ok(owners
         .iter()
         .map(|id| {
@@ -338,7 +338,7 @@ pub async fn counts_of_owners(conn: &mut Conn, owners: &[Id], filter: &Filter) -
     }
     let counts: Vec<(Id, i64)> = on!(conn, |c| {
         let mut query = projects::table
-            .filter(among(projects::owner_id, owners))
+            .filter(any_id(projects::owner_id, owners))
             .group_by(projects::owner_id)
             .select((projects::owner_id, diesel::dsl::count_star()))
             .into_boxed::<Backend>();
@@ -369,7 +369,7 @@ pub async fn stats(conn: &mut Conn, projects: &[Id], now: Timestamp) -> Result<H
         // Of 32-bit integers the sum is a BIGINT on both; of 64-bit ones PostgreSQL makes a NUMERIC.
         let overdue = case_when::<_, _, diesel::sql_types::Integer>(tasks::due_at.lt(now), 1).otherwise(0);
         tasks::table
-            .filter(among(tasks::project_id, projects))
+            .filter(any_id(tasks::project_id, projects))
             .group_by((tasks::project_id, tasks::status))
             .select((tasks::project_id, tasks::status, count_star(), sum(overdue)))
             .load(c)

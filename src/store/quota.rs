@@ -10,7 +10,7 @@ use diesel::prelude::*;
 
 use super::task::Task;
 use crate::db::Conn;
-use crate::db::page::among;
+use crate::db::page::any_id;
 use crate::db::rows::RunQueryDsl;
 use crate::db::schema::{project_usage, task_usage, user_usage};
 use crate::error::{Error, FaultCode, Result};
@@ -114,7 +114,7 @@ pub async fn remove_comment(tx: &mut Conn, task: &Task, body: &str) -> Result<()
 
 /// How many bytes the comments on these tasks have; nobody may add one meanwhile.
 pub async fn comment_bytes(tx: &mut Conn, tasks: &[Id]) -> Result<i64> {
-    let of_tasks = task_usage::table.filter(among(task_usage::task_id, tasks)).select(task_usage::text_bytes);
+    let of_tasks = task_usage::table.filter(any_id(task_usage::task_id, tasks)).select(task_usage::text_bytes);
     let sizes: Vec<i64> = on!(tx, |c| of_tasks.load(c).await)?;
     Ok(sizes.into_iter().sum())
 }

@@ -138,7 +138,7 @@ macro_rules! scan {
     ($conn:ident, $table:ident, $scan:expr) => {{
         let mut scan = $scan;
         while let Some(ids) = scan.next_chunk()? {
-            let texts = $table::table.filter($crate::db::page::among($table::id, &ids));
+            let texts = $table::table.filter($crate::db::page::any_id($table::id, &ids));
             scan.check($crate::on!($conn, |c| texts.select(($table::id, $table::search)).load(c).await)?);
         }
         scan.found()

@@ -15,7 +15,7 @@ use super::audit::{self, Origin};
 use super::lockout::{self, Attempt, Rule};
 use super::user;
 use crate::access::{Role, Viewer};
-use crate::db::page::among;
+use crate::db::page::any_id;
 use crate::db::rows::RunQueryDsl;
 use crate::db::schema::{sessions, users};
 use crate::db::types::sql;
@@ -25,7 +25,7 @@ use crate::events::{self, Kind, NewEvent};
 use crate::id::Id;
 use crate::limits;
 use crate::time::Timestamp;
-use crate::{locked, on};
+use crate::{select_locked, on};
 
 /// A login and the refresh tokens that came of it.
 #[derive(Clone, Debug, PartialEq, Eq, Queryable, Selectable, Insertable)]
@@ -98,7 +98,7 @@ pub async fn lock(tx: &mut Conn, now: Timestamp, viewer: &Viewer) -> Result<View
         .filter(sessions::expires_at.gt(now))
         .filter(users::is_active.eq(true))
         .select((users::id, users::role));
-    let rows: Vec<(Id, Role)> = locked!(tx, present, Lock::Share)?;
+    let rows: Vec<(Id, Role)> = select_locked!(tx, present, Lock::Share)?;
     let (id, role) = rows.into_iter().next().ok_or_else(Error::unauthenticated)?;
     Ok(Viewer { id, role, ..*viewer })
 }
@@ -251,7 +251,7 @@ async fn begin(tx: &mut Conn, session: &Session, password_hash: &str) -> Result<
 /// row does.
 pub async fn last_logins(conn: &mut Conn, user_ids: &[Id]) -> Result<HashMap<Id, Timestamp>> {
     let newest: Vec<(Id, Option<Timestamp>)> = on!(conn, |c| sessions::table
-        .filter(among(sessions::user_id, user_ids))
+        .filter(any_id(sessions::user_id, user_ids))
         .group_by(sessions::user_id)
         .select((sessions::user_id, max(sessions::created_at)))
         .load(c)
@@ -463,7 +463,7 @@ pub async fn drop_ended(db: &Db, before: Timestamp) -> Result<usize> {
             on!(tx, |c| user.set(users::last_login_at.eq(last)).execute(c).await)?;
         }
         let ids: Vec<Id> = ended.iter().map(|(id, ..)| *id).collect();
-        let ended = sessions::table.filter(among(sessions::id, &ids));
+        let ended = sessions::table.filter(any_id(sessions::id, &ids));
         Ok(on!(tx, |c| diesel::delete(ended).execute(c).await)?)
     })
     .await

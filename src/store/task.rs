@@ -13,17 +13,17 @@ use super::value::{Description, Title, fold};
 use super::{mail, mail_quota, project, quota, session};
 use crate::access::{Account, Action, Standing, Subject, Viewer};
 use crate::db::columns::Columns;
-use crate::db::page::among;
+use crate::db::page::any_id;
 use crate::db::rows::RunQueryDsl;
 use crate::db::schema::{labels, task_labels, tasks};
 use crate::db::types::{OrDefault, sql};
-use crate::db::{Conn, Db, Lock, inline_if_few, prepared};
+use crate::db::{Conn, Db, Lock, inline_if_few, cached};
 use crate::error::{Error, FaultCode, Result, is_orphan};
 use crate::events::{self, Kind, NewEvent};
 use crate::id::Id;
 use crate::stored_as_smallint;
 use crate::time::Timestamp;
-use crate::{locked, on};
+use crate::{select_locked, on};
 
 /// Status of a task. It changes one step at a time: TODO ↔ IN_PROGRESS ↔ DONE.
 #[derive(
@@ -190,7 +190,7 @@ pub async fn any_by_ids(conn: &mut Conn, ids: &[Id]) -> Result<Vec<Task>> {
 
 /// The same with these columns.
 pub async fn select_any_by_ids(conn: &mut Conn, ids: &[Id], columns: TaskColumns) -> Result<Vec<Task>> {
-    let found = tasks::table.filter(among(tasks::id, ids)).select(columns.expression());
+    let found = tasks::table.filter(any_id(tasks::id, ids)).select(columns.expression());
     Ok(inline_if_few(ids.len(), async { on!(conn, |c| found.load(c).await) }).await?)
 }
 
@@ -203,7 +203,7 @@ pub async fn seen(conn: &mut Conn, viewer: &Viewer, id: Id, field: &'static str)
 /// stays so until the write is in the log. What the viewer does not see is not locked, so nobody can block others' tasks.
 pub async fn lock(tx: &mut Conn, viewer: &Viewer, id: Id, lock: Lock) -> Result<Option<Task>> {
     let task = tasks::table.find(id).filter(visible_to(Some(viewer)));
-    let task: Option<Task> = locked!(tx, task.select(Task::as_select()), lock)?.pop();
+    let task: Option<Task> = select_locked!(tx, task.select(Task::as_select()), lock)?.pop();
     Ok(task.filter(|task| viewer.may(Action::SeeTask, task)))
 }
 
@@ -314,7 +314,7 @@ pub async fn update(db: &Db, now: Timestamp, viewer: &Viewer, id: Id, changes: &
         new.updated_at = now;
         let row = Row::of(&old, &new);
         let update = diesel::update(tasks::table.find(id)).set(&row);
-        on!(tx, |c| prepared(update).execute(c).await)?;
+        on!(tx, |c| cached(update).execute(c).await)?;
         let labels = match relabelling {
             Some(relabelling) => Some(relabelling.apply(tx, &old).await?),
             None => None,
@@ -444,10 +444,10 @@ const DELETION_BATCH: usize = 100;
 /// to do. Returns by how many bytes the text grows that counts in the quota.
 pub async fn append_deletions(tx: &mut Conn, now: Timestamp, viewer: &Viewer, project: &Project) -> Result<i64> {
     let of_project = tasks::table.filter(tasks::project_id.eq(project.id)).order_by((tasks::created_at, tasks::id));
-    let ids: Vec<Id> = locked!(tx, of_project.select(tasks::id), Lock::Delete)?;
+    let ids: Vec<Id> = select_locked!(tx, of_project.select(tasks::id), Lock::Delete)?;
     let mut growth = 0;
     for ids in ids.chunks(DELETION_BATCH) {
-        let batch = tasks::table.filter(among(tasks::id, ids)).order_by((tasks::created_at, tasks::id));
+        let batch = tasks::table.filter(any_id(tasks::id, ids)).order_by((tasks::created_at, tasks::id));
         let rows: Vec<Task> = on!(tx, |c| batch.select(Task::as_select()).load(c).await)?;
         growth -= quota::comment_bytes(tx, ids).await?;
         let mut deletions = Vec::with_capacity(rows.len());
@@ -565,7 +565,7 @@ async fn label(tx: &mut Conn, task: &Task, ids: &[Id], field: &'static str) -> R
     let missing = || Error::not_found(field, "label in the task's project");
     let known: Vec<Id> = on!(tx, |c| labels::table
         .filter(labels::project_id.eq(task.project_id))
-        .filter(among(labels::id, ids))
+        .filter(any_id(labels::id, ids))
         .select(labels::id)
         .load(c)
         .await)?;
@@ -613,7 +613,7 @@ impl Relabelling {
     async fn apply(&self, tx: &mut Conn, task: &Task) -> Result<(String, String)> {
         on!(tx, |c| diesel::delete(task_labels::table)
             .filter(task_labels::task_id.eq(task.id))
-            .filter(among(task_labels::label_id, &self.remove))
+            .filter(any_id(task_labels::label_id, &self.remove))
             .execute(c)
             .await)?;
         label(tx, task, &self.add, "addLabelIds").await?;

@@ -11,10 +11,10 @@ use super::task::{Priority, Status, Task, TaskColumns};
 use super::value::Search;
 use crate::access::{Action, Viewer};
 use crate::db::columns::Columns;
-use crate::db::page::{Key, Page, Parent, Position, Window, among, by_parent, each};
+use crate::db::page::{SortKey, Page, Parent, RowPosition, PageWindow, any_id, group_by_parent, lateral};
 use crate::db::rows::RunQueryDsl;
 use crate::db::schema::{task_labels, tasks};
-use crate::db::{Conn, WithinDeadline, inline_if_few, planned_anew};
+use crate::db::{Conn, WithinDeadline, inline_if_few, uncached};
 use crate::error::Result;
 use crate::id::Id;
 use crate::time::Timestamp;
@@ -37,14 +37,14 @@ pub enum OrderField {
 
 impl Task {
     /// Its place in the order of a list.
-    pub fn position(&self, order: OrderField) -> Position {
+    pub fn position(&self, order: OrderField) -> RowPosition {
         let key = match order {
-            OrderField::CreatedAt => Key::Time(self.created_at),
-            OrderField::UpdatedAt => Key::Time(self.updated_at),
-            OrderField::DueAt => Key::Time(self.due_at.unwrap_or(Timestamp::MAX)),
-            OrderField::Priority => Key::Rank(self.priority.code()),
+            OrderField::CreatedAt => SortKey::Time(self.created_at),
+            OrderField::UpdatedAt => SortKey::Time(self.updated_at),
+            OrderField::DueAt => SortKey::Time(self.due_at.unwrap_or(Timestamp::MAX)),
+            OrderField::Priority => SortKey::Rank(self.priority.code()),
         };
-        Position { key, id: self.id }
+        RowPosition { key, id: self.id }
     }
 }
 
@@ -142,7 +142,7 @@ pub struct List {
     /// The other way round.
     pub descending: bool,
     /// Which stretch.
-    pub window: Window,
+    pub window: PageWindow,
     /// What of the tasks is read.
     pub columns: TaskColumns,
 }
@@ -224,7 +224,7 @@ macro_rules! narrow {
         }
         if let Some(ids) = &$filter.label_ids {
             let labelled =
-                task_labels::table.filter(task_labels::task_id.eq(tasks::id)).filter(among(task_labels::label_id, ids));
+                task_labels::table.filter(task_labels::task_id.eq(tasks::id)).filter(any_id(task_labels::label_id, ids));
             $query = $query.filter(exists(labelled));
         }
         match $filter.overdue {
@@ -238,7 +238,7 @@ macro_rules! narrow {
         within!($query, created_at, $filter.created_at);
         within!($query, updated_at, $filter.updated_at);
         if !$filter.is_plain() {
-            $query = $query.filter(planned_anew());
+            $query = $query.filter(uncached());
         }
     };
 }
@@ -269,19 +269,19 @@ async fn found(
 ) -> Result<Option<HashMap<Option<Id>, Vec<Id>>>> {
     let Some(search) = list.filter.search.as_ref().filter(|search| !search.is_empty()) else { return Ok(None) };
     // All of the list is counted, of a page what the window has.
-    let Window { after, before, backward, .. } = list.window.clone();
+    let PageWindow { after, before, backward, .. } = list.window.clone();
     let (after, before) = if most == usize::MAX { (None, None) } else { (after, before) };
-    let window = Window { after, before, backward, limit: MAX_CANDIDATES, tells_more: true };
+    let window = PageWindow { after, before, backward, limit: MAX_CANDIDATES, detect_more: true };
     let mut candidates: Vec<Candidate> = on!(conn, |c| {
         let bytes = octet_length(tasks::search);
         let mut query = match parents {
             None => tasks::table.select((tasks::project_id.nullable(), tasks::id, bytes)).into_boxed::<Backend>(),
             Some((Of::Project, ids)) => tasks::table
-                .filter(among(tasks::project_id, ids))
+                .filter(any_id(tasks::project_id, ids))
                 .select((tasks::project_id.nullable(), tasks::id, bytes))
                 .into_boxed::<Backend>(),
             Some((Of::Assignee, ids)) => tasks::table
-                .filter(among(tasks::assignee_id, ids))
+                .filter(any_id(tasks::assignee_id, ids))
                 .select((tasks::assignee_id, tasks::id, bytes))
                 .into_boxed::<Backend>(),
         };
@@ -306,7 +306,7 @@ pub async fn page(conn: &mut Conn, list: &List, now: Timestamp) -> Result<Page<T
                 let mut query = tasks::table.select(list.expression()).into_boxed::<Backend>();
                 narrow!(query, scope, list.filter, now);
                 if let Some(ids) = &found {
-                    query = query.filter(among(tasks::id, ids));
+                    query = query.filter(any_id(tasks::id, ids));
                 }
                 order!(query, list);
                 query.load::<Task>(c).await
@@ -349,7 +349,7 @@ pub async fn pages(
             on!(conn, |c| {
                 let mut query = tasks::table.select(list.expression()).into_boxed::<Backend>();
                 if let Some(ids) = &found {
-                    query = query.filter(among(tasks::id, ids));
+                    query = query.filter(any_id(tasks::id, ids));
                 }
                 query = match of {
                     Of::Project => query.filter(tasks::project_id.eq(Parent)),
@@ -357,12 +357,12 @@ pub async fn pages(
                 };
                 narrow!(query, scope, list.filter, now);
                 order!(query, list);
-                each(ids, "tasks", list.expression(), query).load::<Task>(c).await
+                lateral(ids, "tasks", list.expression(), query).load::<Task>(c).await
             })
         };
         rows.extend(inline_if_few(list.reads(ids.len()), walk).await?);
     }
-    let mut groups = by_parent(rows, |task| match of {
+    let mut groups = group_by_parent(rows, |task| match of {
         Of::Project => task.project_id,
         Of::Assignee => task.assignee_id.unwrap_or(task.project_id),
     });
@@ -390,7 +390,7 @@ pub async fn counts(conn: &mut Conn, of: Of, ids: &[Id], list: &List, now: Times
         let counts: Vec<(Option<Id>, i64)> = match of {
             Of::Project => on!(conn, |c| {
                 let mut query = tasks::table
-                    .filter(among(tasks::project_id, ids))
+                    .filter(any_id(tasks::project_id, ids))
                     .group_by(tasks::project_id)
                     .select((tasks::project_id.nullable(), diesel::dsl::count_star()))
                     .into_boxed::<Backend>();
@@ -399,7 +399,7 @@ pub async fn counts(conn: &mut Conn, of: Of, ids: &[Id], list: &List, now: Times
             })?,
             Of::Assignee => on!(conn, |c| {
                 let mut query = tasks::table
-                    .filter(among(tasks::assignee_id, ids))
+                    .filter(any_id(tasks::assignee_id, ids))
                     .group_by(tasks::assignee_id)
                     .select((tasks::assignee_id, diesel::dsl::count_star()))
                     .into_boxed::<Backend>();

@@ -13,7 +13,7 @@ use super::value::{DisplayName, Email, Search, Username, fold};
 use super::{email_change, mail, session, username_change};
 use crate::access::{Action, Role, Viewer};
 use crate::db::ttl_cache::{ShortTtlCache, CacheStamp};
-use crate::db::page::{Key, Page, Position, Window, among};
+use crate::db::page::{SortKey, Page, RowPosition, PageWindow, any_id};
 use crate::db::rows::RunQueryDsl;
 use crate::db::schema::{mail_tokens, mails, projects, tasks, users};
 use crate::db::{CommitSignal, Conn, Db, Lock, WithinDeadline, inline_if_few};
@@ -21,7 +21,7 @@ use crate::error::{Error, Fault, FaultCode, Result, is_taken};
 use crate::events::{self, Kind, NewEvent};
 use crate::id::Id;
 use crate::time::Timestamp;
-use crate::{keyset, locked, on};
+use crate::{keyset, select_locked, on};
 
 /// What everyone who is signed in may see of a person.
 #[derive(Clone, Debug, PartialEq, Eq, Queryable, Selectable)]
@@ -98,7 +98,7 @@ pub struct List {
     /// The other way round.
     pub descending: bool,
     /// Which stretch.
-    pub window: Window,
+    pub window: PageWindow,
 }
 
 impl User {
@@ -114,12 +114,12 @@ impl User {
     }
 
     /// Its place in the order of a list.
-    pub fn position(&self, order: OrderField) -> Position {
+    pub fn position(&self, order: OrderField) -> RowPosition {
         let key = match order {
-            OrderField::CreatedAt => Key::Time(self.created_at),
-            OrderField::Username => Key::Text(fold(&self.username)),
+            OrderField::CreatedAt => SortKey::Time(self.created_at),
+            OrderField::Username => SortKey::Text(fold(&self.username)),
         };
-        Position { key, id: self.id }
+        RowPosition { key, id: self.id }
     }
 }
 
@@ -166,19 +166,19 @@ impl ProfileCache {
 
 /// The profiles of the users with these ids.
 pub async fn profiles(conn: &mut Conn, ids: &[Id]) -> Result<Vec<Profile>> {
-    let found = users::table.filter(among(users::id, ids));
+    let found = users::table.filter(any_id(users::id, ids));
     Ok(inline_if_few(ids.len(), async { on!(conn, |c| found.select(Profile::as_select()).load(c).await) }).await?)
 }
 
 /// The accounts of the users with these ids, for those who have the right to them.
 pub async fn any_by_ids(conn: &mut Conn, ids: &[Id]) -> Result<Vec<User>> {
-    let found = users::table.filter(among(users::id, ids));
+    let found = users::table.filter(any_id(users::id, ids));
     Ok(inline_if_few(ids.len(), async { on!(conn, |c| found.select(User::as_select()).load(c).await) }).await?)
 }
 
 /// The account with this id, held until the transaction ends: a change that comes meanwhile waits, and none is lost.
 pub async fn held(tx: &mut Conn, id: Id) -> Result<Option<User>> {
-    Ok(locked!(tx, users::table.find(id).select(User::as_select()), Lock::Update)?.pop())
+    Ok(select_locked!(tx, users::table.find(id).select(User::as_select()), Lock::Update)?.pop())
 }
 
 /// The same with the active ADMINs, who are held too. All at once, so that of two who hold the same one waits for the
@@ -186,7 +186,7 @@ pub async fn held(tx: &mut Conn, id: Id) -> Result<Option<User>> {
 pub async fn held_with_admins(tx: &mut Conn, id: Id) -> Result<(Option<User>, Admins)> {
     let admins = users::role.eq(Role::Admin).and(users::is_active.eq(true));
     let rows = users::table.filter(users::id.eq(id).or(admins)).order_by(users::id);
-    let rows: Vec<User> = locked!(tx, rows.select(User::as_select()), Lock::Update)?;
+    let rows: Vec<User> = select_locked!(tx, rows.select(User::as_select()), Lock::Update)?;
     let admins = rows.iter().filter(|user| user.role == Role::Admin && user.is_active).map(|user| user.id).collect();
     Ok((rows.into_iter().find(|user| user.id == id), Admins(admins)))
 }
@@ -195,7 +195,7 @@ pub async fn held_with_admins(tx: &mut Conn, id: Id) -> Result<(Option<User>, Ad
 /// transaction ends, at once and in the order of their ids.
 pub async fn lock_beside(tx: &mut Conn, viewer: &Viewer, id: Id) -> Result<Option<User>> {
     let both = users::table.filter(users::id.eq(id).or(users::id.eq(viewer.id))).order_by(users::id);
-    let both: Vec<User> = locked!(tx, both.select(User::as_select()), Lock::Share)?;
+    let both: Vec<User> = select_locked!(tx, both.select(User::as_select()), Lock::Share)?;
     Ok(both.into_iter().find(|user| user.id == id))
 }
 
@@ -258,7 +258,7 @@ pub async fn page(conn: &mut Conn, list: &List) -> Result<Page<User>> {
         let mut query = users::table.select(User::as_select()).into_boxed::<Backend>();
         narrow!(query, list.filter);
         if let Some(ids) = &found {
-            query = query.filter(among(users::id, ids));
+            query = query.filter(any_id(users::id, ids));
         }
         order!(query, list, list.window);
         query.load(c).await
@@ -276,7 +276,7 @@ async fn found(conn: &mut Conn, filter: &Filter, list: Option<&List>) -> Result<
         narrow!(query, filter);
         match list {
             Some(list) => {
-                let window = Window { limit: MAX_CANDIDATES, tells_more: true, ..list.window.clone() };
+                let window = PageWindow { limit: MAX_CANDIDATES, detect_more: true, ..list.window.clone() };
                 order!(query, list, window);
                 query.load(c).await
             }
@@ -326,13 +326,13 @@ pub async fn stats(conn: &mut Conn, ids: &[Id]) -> Result<std::collections::Hash
     use super::task::Status;
     use diesel::dsl::count_star;
     let owned: Vec<(Id, i64)> = on!(conn, |c| projects::table
-        .filter(among(projects::owner_id, ids))
+        .filter(any_id(projects::owner_id, ids))
         .group_by(projects::owner_id)
         .select((projects::owner_id, count_star()))
         .load(c)
         .await)?;
     let assigned: Vec<(Option<Id>, Status, i64)> = on!(conn, |c| tasks::table
-        .filter(among(tasks::assignee_id, ids))
+        .filter(any_id(tasks::assignee_id, ids))
         .group_by((tasks::assignee_id, tasks::status))
         .select((tasks::assignee_id, tasks::status, count_star()))
         .load(c)

@@ -8,7 +8,7 @@ use diesel::prelude::*;
 
 use super::CLEARED;
 use super::value::fold;
-use crate::db::page::among;
+use crate::db::page::any_id;
 use crate::db::rows::RunQueryDsl;
 use crate::db::schema::username_changes;
 use crate::db::{Conn, Db};
@@ -77,7 +77,7 @@ pub async fn purge_expired(db: &Db, now: Timestamp) -> Result<usize> {
         let expired = username_changes::table.filter(username_changes::expires_at.le(now));
         let expired = expired.select(username_changes::id).limit(CLEARED as i64);
         let ids: Vec<Id> = on!(tx, |c| expired.load(c).await)?;
-        let expired = username_changes::table.filter(among(username_changes::id, &ids));
+        let expired = username_changes::table.filter(any_id(username_changes::id, &ids));
         Ok(on!(tx, |c| diesel::delete(expired).execute(c).await)?)
     })
     .await

@@ -98,7 +98,7 @@ async fn sslmode_says_whether_and_how_postgresql_is_reached_over_tls() {
         url.set_port(Some(port)).expect("a port");
         let url = format!("{url}&{words}");
         let before = front.handshakes.load(Ordering::SeqCst);
-        let client = match postgres::Server::parse(&url).expect("a URL").client().await {
+        let client = match postgres::PgConnector::parse(&url).expect("a URL").client().await {
             Err(error) => return error.to_string(),
             Ok(client) => client,
         };
@@ -133,7 +133,7 @@ async fn sslmode_says_whether_and_how_postgresql_is_reached_over_tls() {
 #[test]
 fn what_cannot_be_meant_is_refused() {
     let refused = |words: &str| {
-        let parsed = postgres::Server::parse(&format!("postgres://u:secret@db.example.org/db?{words}"));
+        let parsed = postgres::PgConnector::parse(&format!("postgres://u:secret@db.example.org/db?{words}"));
         let told = parsed.err().unwrap_or_else(|| panic!("{words} is refused")).to_string();
         assert!(!told.contains("secret"), "{told}");
         told
@@ -142,7 +142,7 @@ fn what_cannot_be_meant_is_refused() {
     assert!(refused("sslmode=require&sslrootcert=/ca.pem").contains("verify-full"));
     assert!(refused("sslmode=verify-full&sslrootcert=/nothing/here.pem").contains("/nothing/here.pem"));
     assert!(refused("unheard=of").contains("unheard"));
-    postgres::Server::parse("postgres://db.example.org/db?sslmode=verify-full").map(drop).unwrap_or_else(|told| {
+    postgres::PgConnector::parse("postgres://db.example.org/db?sslmode=verify-full").map(drop).unwrap_or_else(|told| {
         assert!(told.to_string().contains("authority"), "a system without root certificates: {told}");
     });
 }

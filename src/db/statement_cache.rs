@@ -10,19 +10,19 @@ use diesel::sql_types::Bool;
 /// Caches an update as a prepared statement. diesel does not, because omitted values change its
 /// text; use it for updates with few distinct texts.
 #[derive(Debug, Clone, Copy)]
-pub struct Prepared<S>(S);
+pub struct CachedStatement<S>(S);
 
-/// See [`Prepared`].
-pub const fn prepared<S>(statement: S) -> Prepared<S> {
-    Prepared(statement)
+/// See [`CachedStatement`].
+pub const fn cached<S>(statement: S) -> CachedStatement<S> {
+    CachedStatement(statement)
 }
 
-impl<S> QueryId for Prepared<S> {
+impl<S> QueryId for CachedStatement<S> {
     type QueryId = ();
     const HAS_STATIC_QUERY_ID: bool = false;
 }
 
-impl<DB: Backend, S: QueryFragment<DB>> QueryFragment<DB> for Prepared<S> {
+impl<DB: Backend, S: QueryFragment<DB>> QueryFragment<DB> for CachedStatement<S> {
     fn walk_ast<'b>(&'b self, out: AstPass<'_, 'b, DB>) -> QueryResult<()> {
         self.0.walk_ast(out)
     }
@@ -36,6 +36,6 @@ impl<DB: Backend, S: QueryFragment<DB>> QueryFragment<DB> for Prepared<S> {
 ///
 /// The planner then sees the actual values, whose selectivity decides the index, and rare statement
 /// texts do not fill the cache.
-pub fn planned_anew() -> SqlLiteral<Bool> {
+pub fn uncached() -> SqlLiteral<Bool> {
     sql("1 = 1")
 }
