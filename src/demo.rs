@@ -76,7 +76,7 @@ pub async fn fill(app: &App) -> Result<&'static str> {
         let message = "The database is not empty. Set DATABASE_URL to another one.";
         return Err(Error::refused(Code::Forbidden, message));
     }
-    let wrong = |fault| Error::Faults(vec![fault]);
+    let wrong = |fault| Error::UserErrors(vec![fault]);
     let now = app.clock.now();
     let password = Password::parse("password", PASSWORD, app.config.password_policy, &[]).map_err(wrong)?;
     let password_hash = app.credentials.hash(&password).await?;

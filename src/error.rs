@@ -1,7 +1,7 @@
 //! The error type of the program, and what clients see of it.
 //!
 //! [`Error`] has no `Display`, so that internal details, such as a database message, cannot reach a
-//! client by accident. The entry points in `graphql` and `http` call [`Error::told`], which returns
+//! client by accident. The entry points in `graphql` and `http` call [`Error::into_client`], which returns
 //! a [`Code`] and a safe message, and logs an internal cause once.
 
 use std::borrow::Cow;
@@ -12,7 +12,7 @@ use diesel::result::{DatabaseErrorKind, Error as DieselError};
 use crate::limits::decoding::OverBudget;
 
 /// The stable codes of all errors that clients see, as `extensions.code` of a GraphQL error or
-/// `code` of a problem document. [`Code::meaning`] describes each.
+/// `code` of a problem document. [`Code::description`] describes each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Code {
     BadRequest,
@@ -103,7 +103,7 @@ impl Code {
     }
 
     /// The meaning, as in the API documentation.
-    pub const fn meaning(self) -> &'static str {
+    pub const fn description(self) -> &'static str {
         match self {
             Self::BadRequest => {
                 "The request is malformed: invalid JSON, a missing member, or a member of the wrong type."
@@ -176,7 +176,7 @@ impl Code {
 
     /// Whether the code concerns the document or variables of a well-formed request. Clients that
     /// accept `application/json` only then get status 200 (GraphQL over HTTP).
-    pub const fn is_of_document(self) -> bool {
+    pub const fn is_document_error(self) -> bool {
         matches!(
             self,
             Self::ParseFailed
@@ -200,7 +200,7 @@ impl Code {
 /// The kind of a user error, an expected failure that the client can correct.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, async_graphql::Enum)]
 #[graphql(name = "UserErrorCode")]
-pub enum FaultCode {
+pub enum UserErrorCode {
     /// The value is required but is empty, only white space, or null.
     Blank,
     /// The value is too short. Lengths are counted in Unicode code points.
@@ -229,7 +229,7 @@ pub enum FaultCode {
     QuotaExceeded,
 }
 
-impl FaultCode {
+impl UserErrorCode {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Blank => "BLANK",
@@ -251,17 +251,17 @@ impl FaultCode {
 
 /// A user error: an expected failure that the client can correct.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Fault {
+pub struct UserError {
     /// The input field concerned. `None` if the error concerns no single field.
     pub field: Option<&'static str>,
-    pub code: FaultCode,
+    pub code: UserErrorCode,
     /// A human-readable description.
     pub message: Cow<'static, str>,
 }
 
-impl Fault {
+impl UserError {
     /// A user error about one field.
-    pub fn new(field: &'static str, code: FaultCode, message: impl Into<Cow<'static, str>>) -> Self {
+    pub fn new(field: &'static str, code: UserErrorCode, message: impl Into<Cow<'static, str>>) -> Self {
         Self { field: Some(field), code, message: message.into() }
     }
 }
@@ -270,7 +270,7 @@ impl Fault {
 #[derive(Debug)]
 pub enum Error {
     /// User errors. Nothing was written.
-    Faults(Vec<Fault>),
+    UserErrors(Vec<UserError>),
     /// A request error: the request is refused as a whole.
     Refused {
         code: Code,
@@ -307,17 +307,17 @@ impl Error {
     }
 
     /// A single user error about one field.
-    pub fn fault(field: &'static str, code: FaultCode, message: impl Into<Cow<'static, str>>) -> Self {
-        Self::Faults(vec![Fault::new(field, code, message)])
+    pub fn user_error(field: &'static str, code: UserErrorCode, message: impl Into<Cow<'static, str>>) -> Self {
+        Self::UserErrors(vec![UserError::new(field, code, message)])
     }
 
     /// A user error: the object named by `field` does not exist or is not visible to the viewer.
     pub fn not_found(field: &'static str, what: &'static str) -> Self {
-        Self::fault(field, FaultCode::NotFound, format!("There is no such {what}."))
+        Self::user_error(field, UserErrorCode::NotFound, format!("There is no such {what}."))
     }
 
     /// Whether the slow path would fail the same way.
-    pub const fn is_final(&self) -> bool {
+    pub const fn is_permanent(&self) -> bool {
         matches!(self, Self::Aborted(_) | Self::Refused { code: Code::Unavailable | Code::DocumentTooComplex, .. })
     }
 
@@ -365,9 +365,9 @@ impl Error {
 
     /// Converts to what a client may see: code, message, and when to try again. Logs an internal
     /// cause, so call it once, at the entry point.
-    pub fn told(self) -> (Code, Cow<'static, str>, Option<Duration>) {
+    pub fn into_client(self) -> (Code, Cow<'static, str>, Option<Duration>) {
         match self {
-            Self::Faults(faults) => {
+            Self::UserErrors(faults) => {
                 let message = faults.into_iter().next().map_or(Cow::Borrowed("Invalid input."), |fault| fault.message);
                 (Code::BadUserInput, message, None)
             }
@@ -382,7 +382,7 @@ impl Error {
             }
             Self::Aborted(cause) => {
                 tracing::warn!(%cause, "transaction aborted, retries exhausted");
-                Self::unavailable().told()
+                Self::unavailable().into_client()
             }
             Self::Internal(cause) => {
                 tracing::error!(cause = %cause, "internal error");
@@ -394,7 +394,7 @@ impl Error {
 
 /// Messages of transient database errors for which neither diesel nor the drivers have a kind: lock
 /// and statement timeouts, a full disk, no memory, no connections, a server that starts or stops.
-const PASSING: [&str; 13] = [
+const TRANSIENT: [&str; 13] = [
     "database is locked",
     "database or disk is full",
     "statement timeout",
@@ -426,7 +426,7 @@ impl From<DieselError> for Error {
                 Self::unavailable()
             }
             DieselError::DatabaseError(DatabaseErrorKind::Unknown, info)
-                if PASSING.iter().any(|text| info.message().contains(text)) =>
+                if TRANSIENT.iter().any(|text| info.message().contains(text)) =>
             {
                 tracing::warn!(cause = %error, "transient database error");
                 Self::unavailable()
@@ -437,11 +437,11 @@ impl From<DieselError> for Error {
 }
 
 /// Whether a write violates a unique constraint.
-pub fn is_taken(error: &DieselError) -> bool {
+pub fn is_unique_violation(error: &DieselError) -> bool {
     matches!(error, DieselError::DatabaseError(DatabaseErrorKind::UniqueViolation, _))
 }
 
 /// Whether a write violates a foreign key: a row it refers to does not exist.
-pub fn is_orphan(error: &DieselError) -> bool {
+pub fn is_fk_violation(error: &DieselError) -> bool {
     matches!(error, DieselError::DatabaseError(DatabaseErrorKind::ForeignKeyViolation, _))
 }

@@ -100,7 +100,7 @@ async fn inbox(app: Arc<App>, stop: CancellationToken) {
                 }
             }
             Err(error) => {
-                let (code, ..) = error.told();
+                let (code, ..) = error.into_client();
                 tracing::warn!(code = code.as_str(), "inbox update failed, retrying");
                 tail.mark_changed();
                 tokio::select! {
@@ -126,7 +126,7 @@ async fn every(pause: Duration, signal: Option<(Db, CommitSignal)>, stop: Cancel
             done = job() => done,
         };
         if let Err(error) = done {
-            let (code, ..) = error.told();
+            let (code, ..) = error.into_client();
             tracing::warn!(code = code.as_str(), "background job failed, retrying");
         }
         let rung = async {

@@ -67,7 +67,7 @@
 //!    [`graphql::Caller`], with fresh loaders.
 //! 2. `update_task` in [`graphql::task`] has the description, the guard and the input. It parses the input into
 //!    [`store::task::Changes`], where an absent field differs from null, and runs the write by
-//!    [`graphql::payload::write`]: in a task of its own, so that a client that goes away cannot cut it in half. Faults
+//!    [`graphql::payload::run_mutation`]: in a task of its own, so that a client that goes away cannot cut it in half. Faults
 //!    become `userErrors`, everything else a top-level error.
 //! 3. [`store::task::update`] reads the row as the viewer sees it, asks the table and applies the changes. One statement
 //!    then writes the row where its version, the viewer's session and their role are still the same, and appends the
@@ -107,7 +107,7 @@
 //!
 //! Input, payload and resolver in `graphql/<noun>.rs`, written like their neighbours: the resolver parses and calls one
 //! function of `store/<noun>.rs`, which is one transaction that asks [`access::Viewer::require`] of the row it has just
-//! read and appends its event. What the caller can put right is an [`error::Fault`] with a [`error::FaultCode`]; list
+//! read and appends its event. What the caller can put right is an [`error::UserError`] with a [`error::UserErrorCode`]; list
 //! those in the mutation's description. Then print the schema as above.
 //!
 //! # How to add an event

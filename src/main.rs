@@ -152,7 +152,7 @@ struct Failure(String);
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         Self(match error {
-            Error::Faults(faults) => {
+            Error::UserErrors(faults) => {
                 let lines = faults.into_iter().map(|fault| match fault.field {
                     Some(field) => format!("{field}: {}", fault.message),
                     None => fault.message.into_owned(),
@@ -161,7 +161,7 @@ impl From<Error> for Failure {
             }
             Error::Refused { message, .. } => message.into_owned(),
             Error::Internal(cause) => cause.to_string(),
-            other => other.told().1.into_owned(),
+            other => other.into_client().1.into_owned(),
         })
     }
 }
@@ -409,7 +409,7 @@ async fn manage_users(config: Config, command: UserCommand) -> Result<(), Failur
             let personal = [user.email.as_str(), user.username.as_str()];
             let password =
                 Password::parse("password", &read_password(password_stdin)?, app.config.password_policy, &personal);
-            let password = password.map_err(|fault| Error::Faults(vec![fault]))?;
+            let password = password.map_err(|fault| Error::UserErrors(vec![fault]))?;
             account::set_password(&app.db, now, &user, &app.credentials.hash(&password).await?).await?;
             println!("Set the password of {username} and ended all sessions.");
         }

@@ -62,7 +62,7 @@ pub async fn run(config: &Config, lookup: Lookup<'_>, clock: &Clock, report: &mu
 fn words(error: Error) -> String {
     match error {
         Error::Internal(cause) => cause.to_string(),
-        other => other.told().1.into_owned(),
+        other => other.into_client().1.into_owned(),
     }
 }
 

@@ -142,7 +142,7 @@ impl GroupCommit {
         let (batch, db) = (Arc::clone(self), db.clone());
         tokio::spawn(async move {
             if let Err(error) = batch.commit_open(&db, &mut *batch.group.lock().await).await {
-                error.told();
+                error.into_client();
             }
         });
     }
@@ -197,7 +197,7 @@ impl GroupCommit {
                 checkpoint_pool.execute(CHECKPOINT).await
             };
             if let Err(error) = folded.await {
-                error.told();
+                error.into_client();
             }
             self.group.lock().await.is_checkpointing = false;
         }

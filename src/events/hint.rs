@@ -124,7 +124,7 @@ struct Silence(bool);
 impl Silence {
     async fn after(&mut self, error: Error) {
         if !std::mem::replace(&mut self.0, true) {
-            let (code, ..) = error.told();
+            let (code, ..) = error.into_client();
             tracing::warn!(code = code.as_str(), "event hints unavailable, falling back to polling");
         }
         tokio::time::sleep(PAUSE).await;

@@ -294,7 +294,7 @@ impl<T: Send + Sync + 'static> Hub<T> {
                 Ok(true) => UNSETTLED_POLL,
                 Ok(false) => POLL,
                 Err(error) => {
-                    let (code, ..) = error.told();
+                    let (code, ..) = error.into_client();
                     tracing::warn!(code = code.as_str(), "cannot read the event log");
                     POLL
                 }
@@ -324,7 +324,7 @@ impl<T: Send + Sync + 'static> Hub<T> {
                     return Some(position);
                 }
                 Err(error) => {
-                    error.told();
+                    error.into_client();
                 }
             }
             tokio::select! {

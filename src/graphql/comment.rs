@@ -8,7 +8,7 @@ use super::connection::needs;
 use super::json::Encoded;
 use super::level::{Level, Selected, Step};
 use super::node::{self, Noun};
-use super::payload::{UserError, write};
+use super::payload::{UserErrorPayload, run_mutation};
 use super::task::{self, Task};
 use super::text::Text;
 use super::user::User;
@@ -130,7 +130,7 @@ pub struct AddCommentPayload {
     /// The added comment; null if nothing was written.
     comment: Option<Comment>,
     /// Validation errors; empty on success.
-    user_errors: Vec<UserError>,
+    user_errors: Vec<UserErrorPayload>,
 }
 
 /// Input of `updateComment`.
@@ -149,7 +149,7 @@ pub struct UpdateCommentPayload {
     /// The updated comment; null if nothing was written.
     comment: Option<Comment>,
     /// Validation errors; empty on success.
-    user_errors: Vec<UserError>,
+    user_errors: Vec<UserErrorPayload>,
 }
 
 /// Input of `deleteComment`.
@@ -165,7 +165,7 @@ pub struct DeleteCommentPayload {
     /// Global ID of the deleted comment; null if nothing was deleted.
     deleted_comment_id: Option<ID>,
     /// Validation errors; empty on success.
-    user_errors: Vec<UserError>,
+    user_errors: Vec<UserErrorPayload>,
 }
 
 #[derive(Default)]
@@ -181,9 +181,9 @@ impl CommentMutation {
         ctx: &Context<'_>,
         #[graphql(desc = "The comment to add.")] input: AddCommentInput,
     ) -> Result<AddCommentPayload> {
-        let (comment, user_errors) = write(ctx, |app, viewer| async move {
+        let (comment, user_errors) = run_mutation(ctx, |app, viewer| async move {
             let task = node::named(Noun::Task, &input.task_id, "taskId")?;
-            let body = Body::parse("body", &input.body).map_err(|fault| Error::Faults(vec![fault]))?;
+            let body = Body::parse("body", &input.body).map_err(|fault| Error::UserErrors(vec![fault]))?;
             store::create(&app.db, app.clock.now(), &viewer, task, &body).await
         })
         .await?;
@@ -198,9 +198,9 @@ impl CommentMutation {
         ctx: &Context<'_>,
         #[graphql(desc = "The comment and its new text.")] input: UpdateCommentInput,
     ) -> Result<UpdateCommentPayload> {
-        let (comment, user_errors) = write(ctx, |app, viewer| async move {
+        let (comment, user_errors) = run_mutation(ctx, |app, viewer| async move {
             let id = node::named(Noun::Comment, &input.id, "id")?;
-            let body = Body::parse("body", &input.body).map_err(|fault| Error::Faults(vec![fault]))?;
+            let body = Body::parse("body", &input.body).map_err(|fault| Error::UserErrors(vec![fault]))?;
             store::update(&app.db, app.clock.now(), &viewer, id, &body).await
         })
         .await?;
@@ -214,7 +214,7 @@ impl CommentMutation {
         ctx: &Context<'_>,
         #[graphql(desc = "The comment to delete.")] input: DeleteCommentInput,
     ) -> Result<DeleteCommentPayload> {
-        let (deleted_comment_id, user_errors) = write(ctx, |app, viewer| async move {
+        let (deleted_comment_id, user_errors) = run_mutation(ctx, |app, viewer| async move {
             let id = node::named(Noun::Comment, &input.id, "id")?;
             store::delete(&app.db, app.clock.now(), &viewer, id).await?;
             Ok(input.id)

@@ -7,7 +7,7 @@ use async_graphql::{Context, ID, InputObject, MaybeUndefined, Object, Result, Si
 use super::json::Encoded;
 use super::level::{Level, Selected, Step};
 use super::node::{self, Noun};
-use super::payload::{UserError, write};
+use super::payload::{UserErrorPayload, run_mutation};
 use super::project::{self, Project};
 use super::text::Text;
 use super::user::required;
@@ -15,7 +15,7 @@ use super::{Caller, guard, loader};
 use crate::error::Error;
 use crate::own;
 use crate::store::label as store;
-use crate::store::value::{Color, Faults, LabelName};
+use crate::store::value::{Color, UserErrors, LabelName};
 
 #[derive(Clone)]
 pub struct Label(pub Arc<store::Label>);
@@ -84,7 +84,7 @@ pub struct CreateLabelPayload {
     /// The created label; null if nothing was written.
     label: Option<Label>,
     /// Validation errors; empty on success.
-    user_errors: Vec<UserError>,
+    user_errors: Vec<UserErrorPayload>,
 }
 
 /// Input of `updateLabel`. Omitted fields stay unchanged.
@@ -105,7 +105,7 @@ pub struct UpdateLabelPayload {
     /// The updated label; null if nothing was written.
     label: Option<Label>,
     /// Validation errors; empty on success.
-    user_errors: Vec<UserError>,
+    user_errors: Vec<UserErrorPayload>,
 }
 
 /// Input of `deleteLabel`.
@@ -121,7 +121,7 @@ pub struct DeleteLabelPayload {
     /// Global ID of the deleted label; null if nothing was deleted.
     deleted_label_id: Option<ID>,
     /// Validation errors; empty on success.
-    user_errors: Vec<UserError>,
+    user_errors: Vec<UserErrorPayload>,
 }
 
 #[derive(Default)]
@@ -138,9 +138,9 @@ impl LabelMutation {
         ctx: &Context<'_>,
         #[graphql(desc = "The label to create.")] input: CreateLabelInput,
     ) -> Result<CreateLabelPayload> {
-        let (label, user_errors) = write(ctx, |app, viewer| async move {
+        let (label, user_errors) = run_mutation(ctx, |app, viewer| async move {
             let project = node::named(Noun::Project, &input.project_id, "projectId")?;
-            let mut faults = Faults::default();
+            let mut faults = UserErrors::default();
             let name = faults.take(LabelName::parse("name", &input.name));
             let color = input.color.map_or(Ok(Color::grey()), |color| Color::parse("color", &color));
             let color = faults.take(color);
@@ -162,9 +162,9 @@ impl LabelMutation {
         ctx: &Context<'_>,
         #[graphql(desc = "The label and the changes to make.")] input: UpdateLabelInput,
     ) -> Result<UpdateLabelPayload> {
-        let (label, user_errors) = write(ctx, |app, viewer| async move {
+        let (label, user_errors) = run_mutation(ctx, |app, viewer| async move {
             let id = node::named(Noun::Label, &input.id, "id")?;
-            let mut faults = Faults::default();
+            let mut faults = UserErrors::default();
             let name = required(&mut faults, "name", input.name);
             let name = name.and_then(|name| faults.take(LabelName::parse("name", &name)));
             let color = required(&mut faults, "color", input.color);
@@ -184,7 +184,7 @@ impl LabelMutation {
         ctx: &Context<'_>,
         #[graphql(desc = "The label to delete.")] input: DeleteLabelInput,
     ) -> Result<DeleteLabelPayload> {
-        let (deleted_label_id, user_errors) = write(ctx, |app, viewer| async move {
+        let (deleted_label_id, user_errors) = run_mutation(ctx, |app, viewer| async move {
             store::delete(&app.db, app.clock.now(), &viewer, node::named(Noun::Label, &input.id, "id")?).await?;
             Ok(input.id)
         })

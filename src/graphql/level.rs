@@ -263,7 +263,7 @@ impl<'a> Selected<'a> {
             }
         };
         match resolved.await {
-            Err(error) if !error.is_final() => None,
+            Err(error) if !error.is_permanent() => None,
             answered => Some(answered),
         }
     }
@@ -554,7 +554,7 @@ impl<T: Level> OutputType for ByLevel<T> {
             match plan.resolve(std::slice::from_ref(&self.0), caller).await {
                 Ok(texts) => return Ok(Value::Binary(texts.answered().into())),
                 // The slow path would fail the same way.
-                Err(error) if error.is_final() => {
+                Err(error) if error.is_permanent() => {
                     let error = async_graphql::Error::from(error).into_server_error(field.pos);
                     return Err(ctx.set_error_path(error));
                 }

@@ -171,7 +171,7 @@ async fn read<L: Load>(
     let batch = open.upgrade().and_then(|open| lock(&open).take());
     let keys: Vec<L::Key> = batch.map(|batch| batch.keys.into_iter().collect()).unwrap_or_default();
     Arc::new(L::load(&app, &asker, &keys).await.map_err(|error| {
-        let (code, message, _) = error.told();
+        let (code, message, _) = error.into_client();
         (code, message.to_string())
     }))
 }

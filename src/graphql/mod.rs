@@ -299,7 +299,7 @@ impl From<Error> for async_graphql::Error {
         if let Error::CursorExpired { oldest } = &error {
             extensions.set("oldestCursor", oldest.as_str());
         }
-        let (code, message, retry_after) = error.told();
+        let (code, message, retry_after) = error.into_client();
         extensions.set("code", code.as_str());
         if let Some(wait) = retry_after {
             extensions.set("retryAfter", whole_seconds(wait));

@@ -11,12 +11,12 @@ use super::connection::{Connection, Edge, PageInfo, Paging, Tag, Total};
 use super::level::Selected;
 use super::live::{Happening, Opening, follow};
 use super::node::{self, Noun};
-use super::payload::{UserError, write};
+use super::payload::{UserErrorPayload, run_mutation};
 use super::task::{self, Task, user};
 use super::user::User;
 use super::{Caller, guard};
 use crate::App;
-use crate::error::{Error, FaultCode};
+use crate::error::{Error, UserErrorCode};
 use crate::id::Id;
 use crate::store::event::Filter;
 use crate::store::notification::{self as store, Kind};
@@ -162,13 +162,13 @@ pub struct MarkNotificationsReadPayload {
     /// Number of notifications that were unread before; null if nothing was written.
     read_count: Option<usize>,
     /// Validation errors; empty on success.
-    user_errors: Vec<UserError>,
+    user_errors: Vec<UserErrorPayload>,
 }
 
 impl MarkNotificationsReadInput {
     /// The ids to mark as read; `None` means all.
     fn parse(self) -> crate::error::Result<Option<Vec<Id>>> {
-        let invalid = |message: &'static str| Error::fault("ids", FaultCode::Invalid, message);
+        let invalid = |message: &'static str| Error::user_error("ids", UserErrorCode::Invalid, message);
         match (self.ids, self.all.unwrap_or_default()) {
             (None, true) => Ok(None),
             (Some(ids), false) if ids.len() > super::connection::MAX_PAGE => Err(invalid("At most 100 IDs at once.")),
@@ -193,7 +193,7 @@ impl NotificationMutation {
         ctx: &Context<'_>,
         #[graphql(desc = "The notifications to mark as read.")] input: MarkNotificationsReadInput,
     ) -> Result<MarkNotificationsReadPayload> {
-        let (done, user_errors) = write(ctx, |app, viewer| async move {
+        let (done, user_errors) = run_mutation(ctx, |app, viewer| async move {
             let ids = input.parse()?;
             let count = store::mark_read(&app.db, app.clock.now(), &viewer, ids.as_deref()).await?;
             let user = users::any_by_ids(&mut app.db.conn().await?, &[viewer.id]).await?.pop();

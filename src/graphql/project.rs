@@ -10,7 +10,7 @@ use super::json::Encoded;
 use super::label::Label;
 use super::level::{ByLevel, Found, Level, Selected, Step};
 use super::node::{self, Noun};
-use super::payload::{UserError, write};
+use super::payload::{UserErrorPayload, run_mutation};
 use super::task::{self, Task, TaskFilter, TaskOrder};
 use super::text::Text;
 use super::user::{OrderDirection, User, required};
@@ -23,7 +23,7 @@ use crate::own;
 use crate::store::project::{self as store, Changes, Filter, List, OrderField, ProjectColumns, Status};
 use crate::store::task::{self as store_task, TaskColumns};
 use crate::store::task_list::{self, Of, Scope};
-use crate::store::value::{Description, Faults, ProjectName, Search};
+use crate::store::value::{Description, UserErrors, ProjectName, Search};
 use crate::time::Timestamp;
 
 #[derive(Clone)]
@@ -339,7 +339,7 @@ pub struct CreateProjectPayload {
     /// The created project; null if nothing was written.
     project: Option<Project>,
     /// Validation errors; empty on success.
-    user_errors: Vec<UserError>,
+    user_errors: Vec<UserErrorPayload>,
 }
 
 /// Input of `updateProject`. Omitted fields stay unchanged; an explicit null clears a field.
@@ -364,7 +364,7 @@ pub struct UpdateProjectPayload {
     /// The updated project; null if nothing was written.
     project: Option<Project>,
     /// Validation errors; empty on success.
-    user_errors: Vec<UserError>,
+    user_errors: Vec<UserErrorPayload>,
 }
 
 /// Input of `deleteProject`.
@@ -380,11 +380,11 @@ pub struct DeleteProjectPayload {
     /// Global ID of the deleted project; null if nothing was deleted.
     deleted_project_id: Option<ID>,
     /// Validation errors; empty on success.
-    user_errors: Vec<UserError>,
+    user_errors: Vec<UserErrorPayload>,
 }
 
 /// Parses the `description` of an update input: absent, null or text.
-pub fn description(faults: &mut Faults, value: MaybeUndefined<String>) -> Option<Option<Description>> {
+pub fn description(faults: &mut UserErrors, value: MaybeUndefined<String>) -> Option<Option<Description>> {
     match value {
         MaybeUndefined::Undefined => None,
         MaybeUndefined::Null => Some(None),
@@ -405,8 +405,8 @@ impl ProjectMutation {
         ctx: &Context<'_>,
         #[graphql(desc = "The project to create.")] input: CreateProjectInput,
     ) -> Result<CreateProjectPayload> {
-        let (project, user_errors) = write(ctx, |app, viewer| async move {
-            let mut faults = Faults::default();
+        let (project, user_errors) = run_mutation(ctx, |app, viewer| async move {
+            let mut faults = UserErrors::default();
             let name = faults.take(ProjectName::parse("name", &input.name));
             let description = input.description.map(|text| faults.take(Description::parse("description", &text)));
             faults.check()?;
@@ -425,9 +425,9 @@ impl ProjectMutation {
         ctx: &Context<'_>,
         #[graphql(desc = "The project and the changes to make.")] input: UpdateProjectInput,
     ) -> Result<UpdateProjectPayload> {
-        let (project, user_errors) = write(ctx, |app, viewer| async move {
+        let (project, user_errors) = run_mutation(ctx, |app, viewer| async move {
             let id = node::named(Noun::Project, &input.id, "id")?;
-            let mut faults = Faults::default();
+            let mut faults = UserErrors::default();
             let name = required(&mut faults, "name", input.name);
             let changes = Changes {
                 name: name.and_then(|name| faults.take(ProjectName::parse("name", &name))),
@@ -450,7 +450,7 @@ impl ProjectMutation {
         ctx: &Context<'_>,
         #[graphql(desc = "The project to delete.")] input: DeleteProjectInput,
     ) -> Result<DeleteProjectPayload> {
-        let (deleted_project_id, user_errors) = write(ctx, |app, viewer| async move {
+        let (deleted_project_id, user_errors) = run_mutation(ctx, |app, viewer| async move {
             let id = node::named(Noun::Project, &input.id, "id")?;
             store::delete(&app.db, app.clock.now(), &viewer, id).await?;
             Ok(input.id)

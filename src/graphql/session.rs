@@ -13,13 +13,13 @@ use bytes::Bytes;
 
 use super::connection::{Connection, Paging, Tag, Total};
 use super::node::{self, Noun};
-use super::payload::{UserError, write};
+use super::payload::{UserErrorPayload, run_mutation};
 use super::task::user;
 use super::user::User;
 use super::{Caller, guard};
 use crate::App;
 use crate::access::{Action, Viewer};
-use crate::error::{Error, FaultCode};
+use crate::error::{Error, UserErrorCode};
 use crate::limits::decoding::unmetered;
 use crate::store::audit::{self, Origin};
 use crate::store::lockout::{self, Attempt};
@@ -208,7 +208,7 @@ pub struct ChangePasswordPayload {
     /// The viewer's account; null if nothing was written.
     viewer: Option<User>,
     /// Validation errors; empty on success.
-    user_errors: Vec<UserError>,
+    user_errors: Vec<UserErrorPayload>,
 }
 
 /// Input of `revokeSession`.
@@ -224,7 +224,7 @@ pub struct RevokeSessionPayload {
     /// Global ID of the ended session; null if nothing was written.
     revoked_session_id: Option<ID>,
     /// Validation errors; empty on success.
-    user_errors: Vec<UserError>,
+    user_errors: Vec<UserErrorPayload>,
 }
 
 /// Payload of `revokeOtherSessions`.
@@ -248,7 +248,7 @@ pub struct DeleteViewerPayload {
     /// Global ID of the deleted user; null if nothing was deleted.
     deleted_user_id: Option<ID>,
     /// Validation errors; empty on success.
-    user_errors: Vec<UserError>,
+    user_errors: Vec<UserErrorPayload>,
 }
 
 /// Verifies the password of a signed-in user again. Attempts are rate-limited like logins; wrong
@@ -274,7 +274,7 @@ async fn confirm(
     match verdict.refusal(now) {
         Some(refusal) => Err(refusal),
         None if is_right => Ok(()),
-        None => Err(Error::fault(field, FaultCode::WrongPassword, "The password is incorrect.")),
+        None => Err(Error::user_error(field, UserErrorCode::WrongPassword, "The password is incorrect.")),
     }
 }
 
@@ -292,7 +292,7 @@ pub async fn confirm_email_change(
         app.limits.admit_session(viewer, app.clock.now()).await?;
         return Ok(false);
     }
-    let password = password.ok_or_else(|| Error::Faults(vec![users::password_needed()]))?;
+    let password = password.ok_or_else(|| Error::UserErrors(vec![users::password_needed()]))?;
     confirm(app, viewer, "currentPassword", password, origin).await?;
     Ok(true)
 }
@@ -313,13 +313,13 @@ impl SessionMutation {
         #[graphql(desc = "The current and the new password.")] input: ChangePasswordInput,
     ) -> Result<ChangePasswordPayload> {
         let origin = Caller::of(ctx).origin();
-        let (viewer, user_errors) = write(ctx, |app, viewer| async move {
+        let (viewer, user_errors) = run_mutation(ctx, |app, viewer| async move {
             confirm(&app, &viewer, "currentPassword", &input.current_password, &origin).await?;
             let user = users::any_by_ids(&mut app.db.conn().await?, &[viewer.id]).await?.pop();
             let user = user.ok_or_else(Error::unauthenticated)?;
             let (policy, personal) = (app.config.password_policy, [user.email.as_str(), user.username.as_str()]);
             let password = Password::parse("newPassword", &input.new_password, policy, &personal);
-            let hash = app.credentials.hash(&password.map_err(|fault| Error::Faults(vec![fault]))?).await?;
+            let hash = app.credentials.hash(&password.map_err(|fault| Error::UserErrors(vec![fault]))?).await?;
             account::change_password(&app.db, app.clock.now(), &viewer, &hash, &origin).await
         })
         .await?;
@@ -335,7 +335,7 @@ impl SessionMutation {
         #[graphql(desc = "The session to end.")] input: RevokeSessionInput,
     ) -> Result<RevokeSessionPayload> {
         let origin = Caller::of(ctx).origin();
-        let (revoked_session_id, user_errors) = write(ctx, |app, viewer| async move {
+        let (revoked_session_id, user_errors) = run_mutation(ctx, |app, viewer| async move {
             let id = node::named(Noun::Session, &input.id, "id")?;
             if store::revoke(&app.db, app.clock.now(), &viewer, id, &origin).await? {
                 Ok(input.id)
@@ -352,7 +352,7 @@ impl SessionMutation {
     async fn revoke_other_sessions(&self, ctx: &Context<'_>) -> Result<RevokeOtherSessionsPayload> {
         let origin = Caller::of(ctx).origin();
         let (count, _) =
-            write(
+            run_mutation(
                 ctx,
                 |app, viewer| async move { store::revoke_others(&app.db, app.clock.now(), &viewer, &origin).await },
             )
@@ -371,7 +371,7 @@ impl SessionMutation {
         #[graphql(desc = "The confirmation.")] input: DeleteViewerInput,
     ) -> Result<DeleteViewerPayload> {
         let origin = Caller::of(ctx).origin();
-        let (deleted_user_id, user_errors) = write(ctx, |app, viewer| async move {
+        let (deleted_user_id, user_errors) = run_mutation(ctx, |app, viewer| async move {
             confirm(&app, &viewer, "password", &input.password, &origin).await?;
             account::delete(&app.db, app.clock.now(), &viewer).await?;
             Ok(node::encode(Noun::User, viewer.id))

@@ -13,7 +13,7 @@ use super::json::Encoded;
 use super::label::Label;
 use super::level::{ByLevel, Found, Level, Selected, Step};
 use super::node::{self, Noun};
-use super::payload::{UserError, write};
+use super::payload::{UserErrorPayload, run_mutation};
 use super::project::{self, Project};
 use super::text::Text;
 use super::user::{OrderDirection, User, required};
@@ -26,7 +26,7 @@ use crate::own;
 use crate::store::comment as store_comment;
 use crate::store::task::{self as store, Changes, New, Priority, Status, TaskColumns};
 use crate::store::task_list::{self, Filter, List, OrderField, Range, Scope};
-use crate::store::value::{Description, Faults, Search, Title};
+use crate::store::value::{Description, UserErrors, Search, Title};
 use crate::time::Timestamp;
 
 #[derive(Clone)]
@@ -459,7 +459,7 @@ pub struct CreateTaskPayload {
     /// The created task; null if nothing was written.
     task: Option<Task>,
     /// Validation errors; empty on success.
-    user_errors: Vec<UserError>,
+    user_errors: Vec<UserErrorPayload>,
 }
 
 /// Input of `updateTask`. Omitted fields stay unchanged; an explicit null clears a field.
@@ -497,7 +497,7 @@ pub struct UpdateTaskPayload {
     /// after the update.
     task: Option<ByLevel<Task>>,
     /// Validation errors; empty on success.
-    user_errors: Vec<UserError>,
+    user_errors: Vec<UserErrorPayload>,
 }
 
 /// Input of `deleteTask`.
@@ -513,13 +513,13 @@ pub struct DeleteTaskPayload {
     /// Global ID of the deleted task; null if nothing was deleted.
     deleted_task_id: Option<ID>,
     /// Validation errors; empty on success.
-    user_errors: Vec<UserError>,
+    user_errors: Vec<UserErrorPayload>,
 }
 
 fn label_ids(field: &'static str, ids: Option<Vec<ID>>) -> crate::error::Result<Vec<Id>> {
     let ids = ids.unwrap_or_default();
     if ids.len() > MAX_LIST {
-        return Err(Error::fault(field, crate::error::FaultCode::TooLong, "At most 100 labels."));
+        return Err(Error::user_error(field, crate::error::UserErrorCode::TooLong, "At most 100 labels."));
     }
     let mut labels = ids.iter().map(|id| node::named(Noun::Label, id, field)).collect::<Result<Vec<_>, _>>()?;
     labels.sort_unstable();
@@ -540,9 +540,9 @@ impl TaskMutation {
         ctx: &Context<'_>,
         #[graphql(desc = "The task to create.")] input: CreateTaskInput,
     ) -> Result<CreateTaskPayload> {
-        let (task, user_errors) = write(ctx, |app, viewer| async move {
+        let (task, user_errors) = run_mutation(ctx, |app, viewer| async move {
             let project_id = node::named(Noun::Project, &input.project_id, "projectId")?;
-            let mut faults = Faults::default();
+            let mut faults = UserErrors::default();
             let title = faults.take(Title::parse("title", &input.title));
             let description = input.description.map(|text| faults.take(Description::parse("description", &text)));
             faults.check()?;
@@ -570,9 +570,9 @@ impl TaskMutation {
         ctx: &Context<'_>,
         #[graphql(desc = "The task and the changes to make.")] input: UpdateTaskInput,
     ) -> Result<UpdateTaskPayload> {
-        let (task, user_errors) = write(ctx, |app, viewer| async move {
+        let (task, user_errors) = run_mutation(ctx, |app, viewer| async move {
             let id = node::named(Noun::Task, &input.id, "id")?;
-            let mut faults = Faults::default();
+            let mut faults = UserErrors::default();
             let title = required(&mut faults, "title", input.title);
             let changes = Changes {
                 title: title.and_then(|title| faults.take(Title::parse("title", &title))),
@@ -605,7 +605,7 @@ impl TaskMutation {
         ctx: &Context<'_>,
         #[graphql(desc = "The task to delete.")] input: DeleteTaskInput,
     ) -> Result<DeleteTaskPayload> {
-        let (deleted_task_id, user_errors) = write(ctx, |app, viewer| async move {
+        let (deleted_task_id, user_errors) = run_mutation(ctx, |app, viewer| async move {
             let id = node::named(Noun::Task, &input.id, "id")?;
             store::delete(&app.db, app.clock.now(), &viewer, id).await?;
             Ok(input.id)

@@ -10,17 +10,17 @@ use super::json::Encoded;
 use super::level::{ByLevel, Level, Selected, Step};
 use super::node::{self, Noun};
 use super::notification::{self, NotificationConnection};
-use super::payload::{UserError, write};
+use super::payload::{UserErrorPayload, run_mutation};
 use super::project::{self, Project, ProjectFilter, ProjectOrder};
 use super::session::{self, AuditEntry, Session};
 use super::task::{self, Task, TaskFilter, TaskOrder};
 use super::{Caller, guard};
 use crate::access::{Account, Action, Role};
-use crate::error::{Error, Fault, FaultCode};
+use crate::error::{Error, UserError, UserErrorCode};
 use crate::own;
 use crate::store::task_list::{Of, Scope};
 use crate::store::user::{self as store, Changes, Filter, List, OrderField, Profile};
-use crate::store::value::{DisplayName, Email, Faults, Search, Username};
+use crate::store::value::{DisplayName, Email, UserErrors, Search, Username};
 use crate::time::Timestamp;
 
 /// Sort direction.
@@ -377,7 +377,7 @@ pub struct UpdateViewerPayload {
     /// The updated account; null if nothing was written.
     viewer: Option<User>,
     /// Validation errors; empty on success.
-    user_errors: Vec<UserError>,
+    user_errors: Vec<UserErrorPayload>,
 }
 
 /// Input of `updateUser`. Omitted fields stay unchanged.
@@ -397,16 +397,16 @@ pub struct UpdateUserPayload {
     /// The updated user; null if nothing was written.
     user: Option<User>,
     /// Validation errors; empty on success.
-    user_errors: Vec<UserError>,
+    user_errors: Vec<UserErrorPayload>,
 }
 
 /// The value of an input field that can be omitted but not cleared: null is the user error BLANK.
-pub fn required<T>(faults: &mut Faults, field: &'static str, value: MaybeUndefined<T>) -> Option<T> {
+pub fn required<T>(faults: &mut UserErrors, field: &'static str, value: MaybeUndefined<T>) -> Option<T> {
     match value {
         MaybeUndefined::Undefined => None,
         MaybeUndefined::Value(value) => Some(value),
         MaybeUndefined::Null => {
-            faults.push(Fault::new(field, FaultCode::Blank, "Cannot be cleared."));
+            faults.push(UserError::new(field, UserErrorCode::Blank, "Cannot be cleared."));
             None
         }
     }
@@ -427,8 +427,8 @@ impl UserMutation {
         #[graphql(desc = "The changes to make.")] input: UpdateViewerInput,
     ) -> Result<UpdateViewerPayload> {
         let origin = Caller::of(ctx).origin();
-        let (viewer, user_errors) = write(ctx, |app, viewer| async move {
-            let mut faults = Faults::default();
+        let (viewer, user_errors) = run_mutation(ctx, |app, viewer| async move {
+            let mut faults = UserErrors::default();
             let name = required(&mut faults, "displayName", input.display_name);
             let username = required(&mut faults, "username", input.username);
             let email = required(&mut faults, "email", input.email);
@@ -462,8 +462,8 @@ impl UserMutation {
         #[graphql(desc = "The user and the changes to make.")] input: UpdateUserInput,
     ) -> Result<UpdateUserPayload> {
         let origin = Caller::of(ctx).origin();
-        let (user, user_errors) = write(ctx, |app, viewer| async move {
-            let mut faults = Faults::default();
+        let (user, user_errors) = run_mutation(ctx, |app, viewer| async move {
+            let mut faults = UserErrors::default();
             let role = required(&mut faults, "role", input.role);
             let is_active = required(&mut faults, "isActive", input.is_active);
             faults.check()?;

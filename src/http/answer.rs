@@ -44,7 +44,7 @@ impl Refused {
 impl From<Error> for Refused {
     fn from(error: Error) -> Self {
         let rate_limit = error.rate_limit();
-        let (code, message, retry_after) = error.told();
+        let (code, message, retry_after) = error.into_client();
         Self { retry_after, rate_limit, ..Self::new(code, message) }
     }
 }

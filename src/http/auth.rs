@@ -22,7 +22,7 @@ use crate::App;
 use crate::access::Role;
 use crate::auth::credential::{self, DEVICE_LIFETIME, Refresh, Tokens};
 use crate::auth::{self, bearer};
-use crate::error::{Code, Error, Fault, FaultCode, Result};
+use crate::error::{Code, Error, UserError, UserErrorCode, Result};
 use crate::graphql::node::{self, Noun};
 use crate::id::Id;
 use crate::limits::{self, Door, Standing, Who};
@@ -33,7 +33,7 @@ use crate::store::lockout::{self, Attempt, Verdict};
 use crate::store::password::Password;
 use crate::store::session::{self, Begun, Rotation, Session, Shown};
 use crate::store::user::{self, User};
-use crate::store::value::{DisplayName, Email, Faults, Username, fold};
+use crate::store::value::{DisplayName, Email, UserErrors, Username, fold};
 use crate::time::Timestamp;
 
 /// The routes under `/auth`, with their OpenAPI descriptions.
@@ -66,13 +66,13 @@ struct Registration {
 }
 
 impl Refusals for Registration {
-    const FAULTS: &[FaultCode] = &[
-        FaultCode::Blank,
-        FaultCode::TooShort,
-        FaultCode::TooLong,
-        FaultCode::Invalid,
-        FaultCode::WeakPassword,
-        FaultCode::Taken,
+    const FAULTS: &[UserErrorCode] = &[
+        UserErrorCode::Blank,
+        UserErrorCode::TooShort,
+        UserErrorCode::TooLong,
+        UserErrorCode::Invalid,
+        UserErrorCode::WeakPassword,
+        UserErrorCode::Taken,
     ];
 }
 
@@ -161,7 +161,7 @@ pub struct NewAccount<'a> {
 impl NewAccount<'_> {
     /// Reserved names are left to the operator, the only one to create accounts with a verified
     /// address.
-    fn username(&self) -> std::result::Result<Username, Fault> {
+    fn username(&self) -> std::result::Result<Username, UserError> {
         let username = Username::parse("username", self.username)?;
         match username.is_reserved() && !self.email_verified {
             true => Err(Username::reserved("username")),
@@ -171,7 +171,7 @@ impl NewAccount<'_> {
 
     /// Validates all fields, reports every error at once, and hashes the password.
     pub async fn check(&self, app: &App) -> Result<user::New> {
-        let mut faults = Faults::default();
+        let mut faults = UserErrors::default();
         let (policy, personal) = (app.config.password_policy, [self.email, self.username]);
         let checked = (
             faults.take(Email::parse("email", self.email)),
@@ -186,7 +186,7 @@ impl NewAccount<'_> {
         let display_name = match display_name.flatten() {
             Some(name) => name,
             // Every valid username is a valid display name.
-            None => DisplayName::parse("display_name", &username).map_err(|fault| Error::Faults(vec![fault]))?,
+            None => DisplayName::parse("display_name", &username).map_err(|fault| Error::UserErrors(vec![fault]))?,
         };
         let password_hash = app.credentials.hash(&password).await?;
         let (role, email_verified) = (self.role, self.email_verified);

@@ -23,7 +23,7 @@ use utoipa::{IntoResponses, Modify, OpenApi};
 
 use super::recovery::POLICY;
 use super::{auth, problem};
-use crate::error::{Code, FaultCode};
+use crate::error::{Code, UserErrorCode};
 
 /// `/docs` and the OpenAPI document.
 pub fn routes() -> Router {
@@ -74,7 +74,7 @@ impl Modify for AccessToken {
 pub trait Refusals {
     const READS_BODY: bool = true;
     const CODES: &[Code] = &[];
-    const FAULTS: &[FaultCode] = &[];
+    const FAULTS: &[UserErrorCode] = &[];
 }
 
 /// The problem documents of an operation, by status.
@@ -88,13 +88,13 @@ impl<T: Refusals> IntoResponses for Refused<T> {
         let of_bodies = [Code::BadRequest, Code::PayloadTooLarge, Code::UnsupportedMediaType];
         let of_bodies = of_bodies.iter().filter(|_| T::READS_BODY);
         for code in of_bodies.chain(T::CODES).chain(&of_any) {
-            add(code.status(), code.as_str(), code.meaning().trim_start_matches("REST: "));
+            add(code.status(), code.as_str(), code.description().trim_start_matches("REST: "));
         }
         if T::READS_BODY {
             add(422, Code::BadRequest.as_str(), "A field is missing or has the wrong type.");
         }
         for fault in T::FAULTS {
-            let status = if *fault == FaultCode::Taken { 409 } else { 422 };
+            let status = if *fault == UserErrorCode::Taken { 409 } else { 422 };
             add(status, fault.as_str(), "`errors` names the field.");
         }
         codes.into_iter().map(|(status, codes)| (status.to_string(), RefOr::T(refusal(status, &codes)))).collect()

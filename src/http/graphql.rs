@@ -283,7 +283,7 @@ fn status(media: Media, answer: &Answer) -> StatusCode {
     let number = match (answer.is_executed(), media) {
         (true, Media::GraphqlResponse) if answer.has_errors() => 294,
         (true, _) => 200,
-        (false, Media::Json) if code.is_of_document() => 200,
+        (false, Media::Json) if code.is_document_error() => 200,
         (false, _) => code.status(),
     };
     StatusCode::from_u16(number).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)

@@ -61,7 +61,7 @@ async fn check_database(app: &App) {
         let is_migrated = match timeout(CHECK_TIMEOUT, check).await {
             Ok(Ok(is_migrated)) => Some(is_migrated),
             Ok(Err(error)) => {
-                error.told();
+                error.into_client();
                 None
             }
             Err(_) => None,

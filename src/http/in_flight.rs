@@ -456,7 +456,7 @@ mod tests {
     #[test]
     fn one_owner_and_all_together_leave_no_more_unread_than_their_limits() {
         let in_flight = InFlight::default();
-        let code = |held: Result<Response>| held.err().map(|error| error.told().0);
+        let code = |held: Result<Response>| held.err().map(|error| error.into_client().0);
         let mut held = Vec::new();
         for number in 0..4 {
             for _ in 0..4 {

@@ -11,7 +11,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::set_rate_limit;
-use crate::error::{Code, Error, FaultCode};
+use crate::error::{Code, Error, UserErrorCode};
 use crate::time::whole_seconds;
 
 /// A problem response.
@@ -94,8 +94,8 @@ impl Problem {
 impl From<Error> for Problem {
     fn from(error: Error) -> Self {
         match error {
-            Error::Faults(faults) => {
-                let taken = faults.iter().all(|fault| fault.code == FaultCode::Taken);
+            Error::UserErrors(faults) => {
+                let taken = faults.iter().all(|fault| fault.code == UserErrorCode::Taken);
                 let errors: Vec<FieldError> = faults
                     .into_iter()
                     .map(|fault| FieldError { field: fault.field, code: fault.code.as_str(), message: fault.message })
@@ -115,7 +115,7 @@ impl From<Error> for Problem {
             }
             other => {
                 let rate_limit = other.rate_limit();
-                let (code, detail, retry_after) = other.told();
+                let (code, detail, retry_after) = other.into_client();
                 Self { retry_after, rate_limit, ..Self::new(code, detail) }
             }
         }

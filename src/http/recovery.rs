@@ -23,7 +23,7 @@ use super::problem::Problem;
 use crate::App;
 use crate::auth::credential::MailToken;
 use crate::auth::unsubscribe;
-use crate::error::{Error, FaultCode, Result};
+use crate::error::{Error, UserErrorCode, Result};
 use crate::id::Id;
 use crate::limits::Door;
 use crate::network::Client;
@@ -75,7 +75,7 @@ struct Verification {
 }
 
 impl Refusals for Verification {
-    const FAULTS: &[FaultCode] = &[FaultCode::Invalid, FaultCode::Taken];
+    const FAULTS: &[UserErrorCode] = &[UserErrorCode::Invalid, UserErrorCode::Taken];
 }
 
 /// Verify an e-mail address
@@ -111,7 +111,7 @@ struct Address {
 }
 
 impl Refusals for Address {
-    const FAULTS: &[FaultCode] = &[FaultCode::Blank, FaultCode::TooLong, FaultCode::Invalid];
+    const FAULTS: &[UserErrorCode] = &[UserErrorCode::Blank, UserErrorCode::TooLong, UserErrorCode::Invalid];
 }
 
 /// The token of a link that cancels an address change.
@@ -122,7 +122,7 @@ struct Cancellation {
 }
 
 impl Refusals for Cancellation {
-    const FAULTS: &[FaultCode] = &[FaultCode::Invalid];
+    const FAULTS: &[UserErrorCode] = &[UserErrorCode::Invalid];
 }
 
 /// Cancel an e-mail address change
@@ -194,7 +194,7 @@ async fn password_reset(
 
 async fn ask(app: &App, counted: &Counted, client: &Client, kind: Kind, email: &str) -> Result<()> {
     counted.admit(app, Door::Credentials, client).await?;
-    let email = Email::parse("email", email).map_err(|fault| Error::Faults(vec![fault]))?;
+    let email = Email::parse("email", email).map_err(|fault| Error::UserErrors(vec![fault]))?;
     mail::queue_for_address(&app.db, app.clock.now(), kind, &email).await
 }
 
@@ -220,7 +220,7 @@ struct KnownDevice {
 }
 
 impl Refusals for Confirmation {
-    const FAULTS: &[FaultCode] = &[FaultCode::Invalid, FaultCode::TooLong, FaultCode::WeakPassword];
+    const FAULTS: &[UserErrorCode] = &[UserErrorCode::Invalid, UserErrorCode::TooLong, UserErrorCode::WeakPassword];
 }
 
 /// Reset a password
@@ -261,7 +261,7 @@ async fn confirm_password_reset(
     let owner = account::reset_owner(&mut app.db.conn().await?, now, &hash).await?;
     let (policy, personal) = (app.config.password_policy, [owner.email.as_str(), owner.username.as_str()]);
     let password = Password::parse("new_password", &body.new_password, policy, &personal);
-    let password = password.map_err(|fault| Error::Faults(vec![fault]))?;
+    let password = password.map_err(|fault| Error::UserErrors(vec![fault]))?;
     let password_hash = app.credentials.hash(&password).await?;
     account::reset_password(&app.db, now, &hash, &password_hash, &Origin::from(&client)).await?;
     // The device tokens of earlier logins ended with the old password. Without a new one, strangers
@@ -280,7 +280,7 @@ struct Unsubscription;
 
 impl Refusals for Unsubscription {
     const READS_BODY: bool = false;
-    const FAULTS: &[FaultCode] = &[FaultCode::Invalid];
+    const FAULTS: &[UserErrorCode] = &[UserErrorCode::Invalid];
 }
 
 /// Unsubscribe from assignment e-mails
@@ -305,7 +305,7 @@ async fn unsubscribe_from_assignments(
     let mut parameters = url::form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes());
     let token = parameters.find(|(name, _)| name == "token").map(|(_, token)| token);
     let user_id = token.and_then(|token| unsubscribe::user_of(&app.config.secret_key, &token));
-    let user_id = user_id.ok_or_else(|| Error::fault("token", FaultCode::Invalid, "This link is not valid."))?;
+    let user_id = user_id.ok_or_else(|| Error::user_error("token", UserErrorCode::Invalid, "This link is not valid."))?;
     user::unsubscribe(&app.db, app.clock.now(), user_id, &Origin::from(&client)).await?;
     Ok(Json(Accepted { detail: "You will receive no more e-mails about assignments." }))
 }

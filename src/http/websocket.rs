@@ -407,7 +407,7 @@ impl Talk {
         // Rate limited like an HTTP request: by user, or by address if the token is not valid.
         let known = viewer.as_ref().ok().copied();
         self.door.enter(known, self.opening.client.address).await.map_err(|_| Refusal::Busy)?;
-        let viewer = viewer.map_err(|error| match error.told().0 {
+        let viewer = viewer.map_err(|error| match error.into_client().0 {
             Code::Unauthenticated => Refusal::Token,
             _ => Refusal::Busy,
         })?;
@@ -424,7 +424,7 @@ impl Talk {
             Ok(Some(found)) if found == viewer => Ok(watch),
             Ok(_) => Err(SESSION_ENDED),
             Err(error) => {
-                later(&self.opening.request_id, None).in_scope(|| error.told());
+                later(&self.opening.request_id, None).in_scope(|| error.into_client());
                 Err(Close::Unavailable)
             }
         }

@@ -15,7 +15,7 @@ use crate::access::Viewer;
 use crate::db::rows::RunQueryDsl;
 use crate::db::schema::{events as log, history_texts as texts, mail_tokens, projects, user_usage, users};
 use crate::db::{Conn, Db, Lock};
-use crate::error::{Code, Error, FaultCode, Result};
+use crate::error::{Code, Error, UserErrorCode, Result};
 use crate::events::{self, Kind, NewEvent};
 use crate::id::Id;
 use crate::time::Timestamp;
@@ -112,7 +112,7 @@ pub async fn password_checked(
 
 /// The fault of a token that is not valid.
 pub fn no_such_token() -> Error {
-    Error::fault("token", FaultCode::Invalid, "The token is not valid, was used, or has expired.")
+    Error::user_error("token", UserErrorCode::Invalid, "The token is not valid, was used, or has expired.")
 }
 
 /// Redeems a token that shows that mail to an address reaches its owner; the address becomes the account's.

@@ -9,7 +9,7 @@ use crate::db::page::any_id;
 use crate::db::rows::RunQueryDsl;
 use crate::db::schema::{labels, task_labels, tasks};
 use crate::db::{Conn, Db, Lock, inline_if_few};
-use crate::error::{Error, FaultCode, Result, is_taken};
+use crate::error::{Error, UserErrorCode, Result, is_unique_violation};
 use crate::id::Id;
 use crate::time::Timestamp;
 use crate::{select_locked, on};
@@ -89,7 +89,7 @@ pub async fn create(
         let of_project = labels::table.filter(labels::project_id.eq(project_id));
         if on!(tx, |c| of_project.count().get_result::<i64>(c).await)? >= MAX_LABELS {
             let message = format!("The project has {MAX_LABELS} labels already.");
-            return Err(Error::fault("projectId", FaultCode::QuotaExceeded, message));
+            return Err(Error::user_error("projectId", UserErrorCode::QuotaExceeded, message));
         }
         let label = Label {
             id: Id::new(),
@@ -103,7 +103,7 @@ pub async fn create(
             .execute(c)
             .await);
         match inserted {
-            Err(error) if is_taken(&error) => Err(taken()),
+            Err(error) if is_unique_violation(&error) => Err(taken()),
             other => Ok(other.map(|_| label)?),
         }
     })
@@ -133,7 +133,7 @@ pub async fn update(
             .execute(c)
             .await);
         match updated {
-            Err(error) if is_taken(&error) => Err(taken()),
+            Err(error) if is_unique_violation(&error) => Err(taken()),
             other => Ok(other.map(|_| label)?),
         }
     })
@@ -163,5 +163,5 @@ async fn lock(tx: &mut Conn, viewer: &Viewer, id: Id, lock: Lock) -> Result<Labe
 }
 
 fn taken() -> Error {
-    Error::fault("name", FaultCode::Taken, "The project has a label of that name already.")
+    Error::user_error("name", UserErrorCode::Taken, "The project has a label of that name already.")
 }

@@ -4,7 +4,7 @@ use std::ops::Deref;
 
 use super::value::fold;
 use crate::config::PasswordPolicy;
-use crate::error::{Fault, FaultCode};
+use crate::error::{UserError, UserErrorCode};
 
 /// A password that fits the policy.
 #[derive(Clone)]
@@ -20,14 +20,14 @@ impl Password {
         raw: &str,
         policy: PasswordPolicy,
         personal: &[&str],
-    ) -> std::result::Result<Self, Fault> {
+    ) -> std::result::Result<Self, UserError> {
         let length = raw.chars().take(MAX_LENGTH + 1).count();
-        let weak = |message: &'static str| Err(Fault::new(field, FaultCode::WeakPassword, message));
+        let weak = |message: &'static str| Err(UserError::new(field, UserErrorCode::WeakPassword, message));
         if length > MAX_LENGTH {
-            return Err(Fault::new(field, FaultCode::TooLong, "Must have at most 256 characters."));
+            return Err(UserError::new(field, UserErrorCode::TooLong, "Must have at most 256 characters."));
         }
         if raw.contains('\0') {
-            return Err(Fault::new(field, FaultCode::Invalid, "NUL characters are not allowed."));
+            return Err(UserError::new(field, UserErrorCode::Invalid, "NUL characters are not allowed."));
         }
         match policy {
             PasswordPolicy::Composition => {
@@ -91,7 +91,7 @@ fn is_common(password: &str) -> bool {
 mod tests {
     use super::*;
 
-    fn code(policy: PasswordPolicy, password: &str) -> Option<FaultCode> {
+    fn code(policy: PasswordPolicy, password: &str) -> Option<UserErrorCode> {
         Password::parse("password", password, policy, &["alice", "alice@example.org"]).err().map(|fault| fault.code)
     }
 
@@ -99,13 +99,13 @@ mod tests {
     fn a_password_needs_what_the_policy_asks_for() {
         use PasswordPolicy::{Composition, Length};
         for weak in ["", "Ab1-xyz", "lowercase-1", "UPPERCASE-1", "No-Digits", "NoSpecial1"] {
-            assert_eq!(code(Composition, weak), Some(FaultCode::WeakPassword), "{weak}");
+            assert_eq!(code(Composition, weak), Some(UserErrorCode::WeakPassword), "{weak}");
         }
         assert_eq!(code(Composition, "Gr0ße-Wörter"), None);
-        assert_eq!(code(Length, "fourteen chars"), Some(FaultCode::WeakPassword));
+        assert_eq!(code(Length, "fourteen chars"), Some(UserErrorCode::WeakPassword));
         assert_eq!(code(Length, "correct horse battery"), None);
-        assert_eq!(code(Composition, &format!("Aa1-{}", "x".repeat(253))), Some(FaultCode::TooLong));
-        assert_eq!(code(Composition, "Abcd-123\0"), Some(FaultCode::Invalid));
+        assert_eq!(code(Composition, &format!("Aa1-{}", "x".repeat(253))), Some(UserErrorCode::TooLong));
+        assert_eq!(code(Composition, "Abcd-123\0"), Some(UserErrorCode::Invalid));
     }
 
     #[test]
@@ -120,11 +120,11 @@ mod tests {
             "Admin123!",
             "Iloveyou1!",
         ] {
-            assert_eq!(code(PasswordPolicy::Composition, common), Some(FaultCode::WeakPassword), "{common}");
+            assert_eq!(code(PasswordPolicy::Composition, common), Some(UserErrorCode::WeakPassword), "{common}");
         }
         for fine in ["Passwort-Regal-7", "Secret-1234", "Tr0ub4dor&3"] {
             assert_eq!(code(PasswordPolicy::Composition, fine), None, "{fine}");
         }
-        assert_eq!(code(PasswordPolicy::Length, "ALICE@example.org"), Some(FaultCode::WeakPassword));
+        assert_eq!(code(PasswordPolicy::Length, "ALICE@example.org"), Some(UserErrorCode::WeakPassword));
     }
 }

@@ -21,7 +21,7 @@ use crate::db::rows::RunQueryDsl;
 use crate::db::schema::{projects, tasks};
 use crate::db::types::sql;
 use crate::db::{Conn, Db, Lock, WithinDeadline, inline_if_few};
-use crate::error::{Error, FaultCode, Result};
+use crate::error::{Error, UserErrorCode, Result};
 use crate::events::{self, Kind};
 use crate::id::Id;
 use crate::stored_as_smallint;
@@ -517,7 +517,7 @@ fn differences(old: &Project, new: &Project) -> Vec<Change> {
 }
 
 fn moved_on() -> Error {
-    Error::fault("expectedVersion", FaultCode::Conflict, "The project has changed meanwhile. Read it again.")
+    Error::user_error("expectedVersion", UserErrorCode::Conflict, "The project has changed meanwhile. Read it again.")
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ use crate::db::Conn;
 use crate::db::page::any_id;
 use crate::db::rows::RunQueryDsl;
 use crate::db::schema::{project_usage, task_usage, user_usage};
-use crate::error::{Error, FaultCode, Result};
+use crate::error::{Error, UserErrorCode, Result};
 use crate::events::text::bytes;
 use crate::id::Id;
 use crate::limits::Quotas;
@@ -34,7 +34,7 @@ macro_rules! raise {
 }
 
 fn exceeded(field: &'static str, message: String) -> Error {
-    Error::fault(field, FaultCode::QuotaExceeded, message)
+    Error::user_error(field, UserErrorCode::QuotaExceeded, message)
 }
 
 /// Counts a new project.

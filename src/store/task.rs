@@ -18,7 +18,7 @@ use crate::db::rows::RunQueryDsl;
 use crate::db::schema::{labels, task_labels, tasks};
 use crate::db::types::{OrDefault, sql};
 use crate::db::{Conn, Db, Lock, inline_if_few, cached};
-use crate::error::{Error, FaultCode, Result, is_orphan};
+use crate::error::{Error, UserErrorCode, Result, is_fk_violation};
 use crate::events::{self, Kind, NewEvent};
 use crate::id::Id;
 use crate::stored_as_smallint;
@@ -235,7 +235,7 @@ pub async fn create(db: &Db, now: Timestamp, viewer: &Viewer, new: &New) -> Resu
         let project = project::lock(tx, viewer, Action::CreateTask, new.project_id, "projectId", Lock::Share).await?;
         if project.status == project::Status::Archived {
             let message = "The project is archived and takes no new tasks.";
-            return Err(Error::fault("projectId", FaultCode::Archived, message));
+            return Err(Error::user_error("projectId", UserErrorCode::Archived, message));
         }
         check_due(now, new.due_at)?;
         let task = Task {
@@ -462,7 +462,7 @@ pub async fn append_deletions(tx: &mut Conn, now: Timestamp, viewer: &Viewer, pr
 
 fn check_due(now: Timestamp, due_at: Option<Timestamp>) -> Result<()> {
     match due_at {
-        Some(due) if due <= now => Err(Error::fault("dueAt", FaultCode::InThePast, "Must be in the future.")),
+        Some(due) if due <= now => Err(Error::user_error("dueAt", UserErrorCode::InThePast, "Must be in the future.")),
         _ => Ok(()),
     }
 }
@@ -472,7 +472,7 @@ fn changed(old: &Task, changes: &Changes, viewer: &Viewer, now: Timestamp) -> Re
     viewer.require(Action::UpdateTask, old)?;
     if changes.expected_version.is_some_and(|version| version != old.version) {
         let message = "The task has changed meanwhile. Read it again.";
-        return Err(Error::fault("expectedVersion", FaultCode::Conflict, message));
+        return Err(Error::user_error("expectedVersion", UserErrorCode::Conflict, message));
     }
     let mut new = old.clone();
     if let Some(title) = &changes.title {
@@ -495,9 +495,9 @@ fn changed(old: &Task, changes: &Changes, viewer: &Viewer, now: Timestamp) -> Re
         && status != old.status
     {
         if !old.status.leads_to(status) {
-            return Err(Error::fault(
+            return Err(Error::user_error(
                 "status",
-                FaultCode::InvalidStatusTransition,
+                UserErrorCode::InvalidStatusTransition,
                 "A task goes TODO, IN_PROGRESS, DONE and back one step at a time.",
             ));
         }
@@ -520,7 +520,7 @@ async fn lock_assignee(tx: &mut Conn, viewer: &Viewer, id: Option<Id>) -> Result
 fn check_assignee(viewer: &Viewer, id: Option<Id>, assignee: Option<&User>) -> Result<()> {
     let Some(id) = id else { return Ok(()) };
     let assignee = assignee.ok_or_else(|| Error::not_found("assigneeId", "user"))?;
-    let refused = |message| Err(Error::fault("assigneeId", FaultCode::Invalid, message));
+    let refused = |message| Err(Error::user_error("assigneeId", UserErrorCode::Invalid, message));
     if assignee.deleted_at.is_some() {
         return refused("This account was deleted.");
     }
@@ -577,7 +577,7 @@ async fn label(tx: &mut Conn, task: &Task, ids: &[Id], field: &'static str) -> R
         let inserted =
             on!(tx, |c| diesel::insert_into(task_labels::table).values(row).on_conflict_do_nothing().execute(c).await);
         match inserted {
-            Err(error) if is_orphan(&error) => return Err(missing()),
+            Err(error) if is_fk_violation(&error) => return Err(missing()),
             other => other?,
         };
     }

@@ -17,7 +17,7 @@ use crate::db::page::{SortKey, Page, RowPosition, PageWindow, any_id};
 use crate::db::rows::RunQueryDsl;
 use crate::db::schema::{mail_tokens, mails, projects, tasks, users};
 use crate::db::{CommitSignal, Conn, Db, Lock, WithinDeadline, inline_if_few};
-use crate::error::{Error, Fault, FaultCode, Result, is_taken};
+use crate::error::{Error, UserError, UserErrorCode, Result, is_unique_violation};
 use crate::events::{self, Kind, NewEvent};
 use crate::id::Id;
 use crate::time::Timestamp;
@@ -209,7 +209,7 @@ impl Admins {
             return Ok(());
         }
         let message = "The last active ADMIN cannot be demoted, disabled or deleted.";
-        Err(Error::Faults(vec![Fault { field: None, code: FaultCode::Invalid, message: message.into() }]))
+        Err(Error::UserErrors(vec![UserError { field: None, code: UserErrorCode::Invalid, message: message.into() }]))
     }
 }
 
@@ -433,7 +433,7 @@ pub async fn update_viewer(
         }
         if let Some(username) = changes.username.as_ref().filter(|username| ***username != user.username) {
             if username.is_reserved() && fold(username) != fold(&user.username) {
-                return Err(Error::Faults(vec![Username::reserved("username")]));
+                return Err(Error::UserErrors(vec![Username::reserved("username")]));
             }
             if fold(username) != fold(&user.username) {
                 username_change::reserve(tx, now, user.id, &user.username).await?;
@@ -495,7 +495,7 @@ async fn ask_for_email(
     let canceled = cancel_email_change(tx, user).await?;
     if wanted != user.email {
         if !password_verified {
-            return Err(Error::Faults(vec![password_needed()]));
+            return Err(Error::UserErrors(vec![password_needed()]));
         }
         email_change::request(tx, now, user, wanted).await?;
         mail::queue(tx, now, mail::Kind::VerifyEmail, wanted, who, "").await?;
@@ -508,16 +508,16 @@ async fn ask_for_email(
 }
 
 /// The fault of a change of address without the password.
-pub fn password_needed() -> Fault {
+pub fn password_needed() -> UserError {
     let message = "Give your current password to change the e-mail address.";
-    Fault::new("currentPassword", FaultCode::Blank, message)
+    UserError::new("currentPassword", UserErrorCode::Blank, message)
 }
 
 /// Sets an account's address, which its owner has verified, and calls a change to another one off; whether one was
 /// pending.
 pub async fn set_email(tx: &mut Conn, now: Timestamp, user: &User, email: &str) -> Result<bool> {
     if email_change::is_reserved(tx, now, email, user.id).await? {
-        return Err(Error::Faults(vec![taken("email")]));
+        return Err(Error::UserErrors(vec![taken("email")]));
     }
     let user = User { email: email.to_owned(), ..user.clone() };
     let updated = on!(tx, |c| diesel::update(users::table.find(user.id))
@@ -667,25 +667,25 @@ async fn check_free(tx: &mut Conn, user: &User, email: Option<&Email>, username:
     {
         faults.push(taken("username"));
     }
-    if faults.is_empty() { Ok(()) } else { Err(Error::Faults(faults)) }
+    if faults.is_empty() { Ok(()) } else { Err(Error::UserErrors(faults)) }
 }
 
 fn saved(written: QueryResult<usize>) -> Result<()> {
     match written {
-        Err(error) if is_taken(&error) => {
+        Err(error) if is_unique_violation(&error) => {
             let diesel::result::Error::DatabaseError(_, info) = &error else { return Err(error.into()) };
             // PostgreSQL names the constraint, SQLite the column; both have the column's name in them.
             let named = info.constraint_name().unwrap_or_else(|| info.message());
-            Err(Error::Faults(vec![taken(if named.contains("username") { "username" } else { "email" })]))
+            Err(Error::UserErrors(vec![taken(if named.contains("username") { "username" } else { "email" })]))
         }
         other => Ok(other.map(|_| ())?),
     }
 }
 
-fn taken(field: &'static str) -> Fault {
+fn taken(field: &'static str) -> UserError {
     let message =
         if field == "email" { "This e-mail address has an account already." } else { "This username is taken." };
-    Fault::new(field, FaultCode::Taken, message)
+    UserError::new(field, UserErrorCode::Taken, message)
 }
 
 /// The columns that are made from others: what is unique, searched and ordered by.

@@ -3,26 +3,26 @@
 use std::fmt;
 use std::ops::Deref;
 
-use crate::error::{Error, Fault, FaultCode, Result};
+use crate::error::{Error, UserError, UserErrorCode, Result};
 
 /// Collects what is wrong with an input, so that the caller is told everything at once.
 #[derive(Debug, Default)]
-pub struct Faults(Vec<Fault>);
+pub struct UserErrors(Vec<UserError>);
 
-impl Faults {
+impl UserErrors {
     /// The value, or its fault kept for later.
-    pub fn take<T>(&mut self, checked: std::result::Result<T, Fault>) -> Option<T> {
+    pub fn take<T>(&mut self, checked: std::result::Result<T, UserError>) -> Option<T> {
         checked.map_err(|fault| self.0.push(fault)).ok()
     }
 
     /// Adds a fault.
-    pub fn push(&mut self, fault: Fault) {
+    pub fn push(&mut self, fault: UserError) {
         self.0.push(fault);
     }
 
     /// Goes on only when there were none.
     pub fn check(self) -> Result<()> {
-        if self.0.is_empty() { Ok(()) } else { Err(Error::Faults(self.0)) }
+        if self.0.is_empty() { Ok(()) } else { Err(Error::UserErrors(self.0)) }
     }
 }
 
@@ -43,21 +43,21 @@ pub type LabelName = Text<1, 50>;
 
 impl<const MIN: usize, const MAX: usize> Text<MIN, MAX> {
     /// Trims and checks.
-    pub fn parse(field: &'static str, raw: &str) -> std::result::Result<Self, Fault> {
+    pub fn parse(field: &'static str, raw: &str) -> std::result::Result<Self, UserError> {
         // A cheap bound first: a code point is at most four bytes.
         if raw.len() > (MAX + 1_000) * 4 {
             return Err(too_long(field, MAX));
         }
         let text = raw.trim();
         if text.contains('\0') {
-            return Err(Fault::new(field, FaultCode::Invalid, "NUL characters are not allowed."));
+            return Err(UserError::new(field, UserErrorCode::Invalid, "NUL characters are not allowed."));
         }
         let length = text.chars().count();
         if length == 0 && MIN > 0 {
-            return Err(Fault::new(field, FaultCode::Blank, "Must not be blank."));
+            return Err(UserError::new(field, UserErrorCode::Blank, "Must not be blank."));
         }
         if length < MIN {
-            return Err(Fault::new(field, FaultCode::TooShort, format!("Must have at least {MIN} characters.")));
+            return Err(UserError::new(field, UserErrorCode::TooShort, format!("Must have at least {MIN} characters.")));
         }
         if length > MAX {
             return Err(too_long(field, MAX));
@@ -84,8 +84,8 @@ impl<const MIN: usize, const MAX: usize> Deref for Text<MIN, MAX> {
     }
 }
 
-fn too_long(field: &'static str, max: usize) -> Fault {
-    Fault::new(field, FaultCode::TooLong, format!("Must have at most {max} characters."))
+fn too_long(field: &'static str, max: usize) -> UserError {
+    UserError::new(field, UserErrorCode::TooLong, format!("Must have at most {max} characters."))
 }
 
 /// The name a person shows to others: 1–100 characters, of which none hides or changes the order of the text around it.
@@ -94,11 +94,11 @@ pub struct DisplayName(String);
 
 impl DisplayName {
     /// Trims and checks.
-    pub fn parse(field: &'static str, raw: &str) -> std::result::Result<Self, Fault> {
+    pub fn parse(field: &'static str, raw: &str) -> std::result::Result<Self, UserError> {
         let text = Text::<1, 100>::parse(field, raw)?;
         if text.chars().any(is_deceptive) || text.chars().all(is_blank) {
             let message = "Control, direction and invisible characters are not allowed.";
-            return Err(Fault::new(field, FaultCode::Invalid, message));
+            return Err(UserError::new(field, UserErrorCode::Invalid, message));
         }
         Ok(Self(text.into_string()))
     }
@@ -132,10 +132,10 @@ pub struct Username(String);
 
 impl Username {
     /// Checks.
-    pub fn parse(field: &'static str, raw: &str) -> std::result::Result<Self, Fault> {
+    pub fn parse(field: &'static str, raw: &str) -> std::result::Result<Self, UserError> {
         let text = Text::<3, 50>::parse(field, raw)?;
         if !text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-') {
-            return Err(Fault::new(field, FaultCode::Invalid, "Only letters A–Z, digits, _ and - are allowed."));
+            return Err(UserError::new(field, UserErrorCode::Invalid, "Only letters A–Z, digits, _ and - are allowed."));
         }
         Ok(Self(text.into_string()))
     }
@@ -151,8 +151,8 @@ impl Username {
     }
 
     /// The fault of a person who takes a reserved one.
-    pub fn reserved(field: &'static str) -> Fault {
-        Fault::new(field, FaultCode::Invalid, "This username is reserved.")
+    pub fn reserved(field: &'static str) -> UserError {
+        UserError::new(field, UserErrorCode::Invalid, "This username is reserved.")
     }
 }
 
@@ -205,9 +205,9 @@ pub struct Email(String);
 
 impl Email {
     /// Checks the form; whether anybody reads there, only mail can tell.
-    pub fn parse(field: &'static str, raw: &str) -> std::result::Result<Self, Fault> {
+    pub fn parse(field: &'static str, raw: &str) -> std::result::Result<Self, UserError> {
         let text = Text::<1, 254>::parse(field, raw)?;
-        let invalid = || Fault::new(field, FaultCode::Invalid, "Not a valid e-mail address.");
+        let invalid = || UserError::new(field, UserErrorCode::Invalid, "Not a valid e-mail address.");
         let (local, domain) = text.rsplit_once('@').ok_or_else(invalid)?;
         let fits =
             local.len() <= 64 && domain.contains('.') && !text.chars().any(|c| c.is_whitespace() || c.is_control());
@@ -243,11 +243,11 @@ impl Color {
     }
 
     /// Checks.
-    pub fn parse(field: &'static str, raw: &str) -> std::result::Result<Self, Fault> {
+    pub fn parse(field: &'static str, raw: &str) -> std::result::Result<Self, UserError> {
         let digits = raw.strip_prefix('#').filter(|digits| digits.len() == 6);
         match digits {
             Some(digits) if digits.bytes().all(|byte| byte.is_ascii_hexdigit()) => Ok(Self(raw.to_ascii_lowercase())),
-            _ => Err(Fault::new(field, FaultCode::Invalid, "Must be a colour like #1f6feb.")),
+            _ => Err(UserError::new(field, UserErrorCode::Invalid, "Must be a colour like #1f6feb.")),
         }
     }
 
@@ -306,9 +306,9 @@ mod tests {
             Title::parse("title", &format!("  {}  ", "ü".repeat(200))).map(|title| title.chars().count()),
             Ok(200)
         );
-        assert_eq!(Title::parse("title", &"ü".repeat(201)).map_err(|fault| fault.code), Err(FaultCode::TooLong));
-        assert_eq!(Title::parse("title", " \t\n ").map_err(|fault| fault.code), Err(FaultCode::Blank));
-        assert_eq!(Title::parse("title", "a\0b").map_err(|fault| fault.code), Err(FaultCode::Invalid));
+        assert_eq!(Title::parse("title", &"ü".repeat(201)).map_err(|fault| fault.code), Err(UserErrorCode::TooLong));
+        assert_eq!(Title::parse("title", " \t\n ").map_err(|fault| fault.code), Err(UserErrorCode::Blank));
+        assert_eq!(Title::parse("title", "a\0b").map_err(|fault| fault.code), Err(UserErrorCode::Invalid));
     }
 
     #[test]

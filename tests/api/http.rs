@@ -257,11 +257,11 @@ fn every_code_is_in_the_table_once() {
     assert_eq!(rows.len(), Code::ALL.len());
     for (row, code) in rows.into_iter().zip(Code::ALL) {
         assert_eq!(Code::parse(code.as_str()), Some(code));
-        assert!((400..600).contains(&code.status()) && !code.meaning().is_empty());
+        assert!((400..600).contains(&code.status()) && !code.description().is_empty());
         // Footnotes mark codes that also occur with other statuses.
         let note = match code {
             Code::BadRequest => " ¹",
-            _ if code.is_of_document() => " ²",
+            _ if code.is_document_error() => " ²",
             _ => "",
         };
         let begin = format!("| `{}` | {}{note} | ", code.as_str(), code.status());
