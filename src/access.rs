@@ -39,11 +39,11 @@ pub struct Viewer {
 
 /// A relation between a viewer and an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Standing {
+pub enum Relation {
     /// Any signed-in user.
     Anyone,
     /// The user that is the object, or owns it.
-    Oneself,
+    AccountHolder,
     /// The owner of the project that is or contains the object.
     Owner,
     /// The assignee of the task that is or contains the object.
@@ -70,7 +70,7 @@ pub enum Action {
     /// See a project with its labels and statistics.
     SeeProject,
     /// List every task of a project.
-    SeeEveryTask,
+    SeeAllTasks,
     /// Change a project or its labels.
     UpdateProject,
     /// Delete a project with its tasks, labels and comments.
@@ -87,16 +87,16 @@ pub enum Action {
 }
 
 /// The relations that permit an action; any one is enough.
-pub const fn allowed(action: Action) -> &'static [Standing] {
-    use Standing::{Admin, Anyone, Assignee, Author, Oneself, Owner};
+pub const fn allowed(action: Action) -> &'static [Relation] {
+    use Relation::{Admin, Anyone, Assignee, Author, AccountHolder, Owner};
     match action {
         Action::SeeUser => &[Anyone],
-        Action::ReadAccount => &[Oneself, Admin],
-        Action::ReadSessions => &[Oneself],
-        Action::ReadNotifications => &[Oneself],
+        Action::ReadAccount => &[AccountHolder, Admin],
+        Action::ReadSessions => &[AccountHolder],
+        Action::ReadNotifications => &[AccountHolder],
         Action::ManageUsers => &[Admin],
         Action::SeeProject => &[Owner, Assignee, Admin],
-        Action::SeeEveryTask => &[Owner, Admin],
+        Action::SeeAllTasks => &[Owner, Admin],
         Action::UpdateProject => &[Owner, Admin],
         Action::DeleteProject => &[Owner, Admin],
         Action::CreateTask => &[Owner, Admin],
@@ -110,25 +110,25 @@ pub const fn allowed(action: Action) -> &'static [Standing] {
 }
 
 /// An object on which permissions are checked.
-pub trait Subject {
+pub trait Resource {
     /// Whether the viewer has this relation to the object. Not called for `Anyone` and `Admin`,
     /// which do not depend on the object.
-    fn stands(&self, viewer: &Viewer, standing: Standing) -> bool;
+    fn has_relation(&self, viewer: &Viewer, standing: Relation) -> bool;
 }
 
 /// A user's account, known by its id only.
 #[derive(Clone, Copy, Debug)]
-pub struct Account(pub Id);
+pub struct AccountId(pub Id);
 
-impl Subject for Account {
-    fn stands(&self, viewer: &Viewer, standing: Standing) -> bool {
-        standing == Standing::Oneself && self.0 == viewer.id
+impl Resource for AccountId {
+    fn has_relation(&self, viewer: &Viewer, standing: Relation) -> bool {
+        standing == Relation::AccountHolder && self.0 == viewer.id
     }
 }
 
 /// The subject of actions without an object.
-impl Subject for () {
-    fn stands(&self, _: &Viewer, _: Standing) -> bool {
+impl Resource for () {
+    fn has_relation(&self, _: &Viewer, _: Relation) -> bool {
         false
     }
 }
@@ -139,17 +139,17 @@ impl Viewer {
     }
 
     /// Whether the table permits the action on this object.
-    pub fn may(&self, action: Action, subject: &impl Subject) -> bool {
+    pub fn may(&self, action: Action, subject: &impl Resource) -> bool {
         allowed(action).iter().any(|standing| match standing {
-            Standing::Anyone => true,
-            Standing::Admin => self.is_admin(),
-            other => subject.stands(self, *other),
+            Relation::Anyone => true,
+            Relation::Admin => self.is_admin(),
+            other => subject.has_relation(self, *other),
         })
     }
 
     /// Fails with `FORBIDDEN` unless the table permits the action on this object. Call it only for
     /// an object that the viewer may see.
-    pub fn require(&self, action: Action, subject: &impl Subject) -> Result<()> {
+    pub fn require(&self, action: Action, subject: &impl Resource) -> Result<()> {
         if self.may(action, subject) { Ok(()) } else { Err(Error::forbidden()) }
     }
 }

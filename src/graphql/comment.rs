@@ -175,7 +175,7 @@ pub struct CommentMutation;
 impl CommentMutation {
     /// Adds a comment to a task. Allowed for everyone who may see the task. User errors: BLANK,
     /// TOO_LONG, INVALID, NOT_FOUND, QUOTA_EXCEEDED.
-    #[graphql(guard = "guard::signed_in")]
+    #[graphql(guard = "guard::require_viewer")]
     async fn add_comment(
         &self,
         ctx: &Context<'_>,
@@ -192,7 +192,7 @@ impl CommentMutation {
 
     /// Edits the text of a comment. Allowed for its author. User errors: BLANK, TOO_LONG, INVALID,
     /// NOT_FOUND, QUOTA_EXCEEDED.
-    #[graphql(guard = "guard::signed_in")]
+    #[graphql(guard = "guard::require_viewer")]
     async fn update_comment(
         &self,
         ctx: &Context<'_>,
@@ -208,7 +208,7 @@ impl CommentMutation {
     }
 
     /// Deletes a comment. Allowed for its author and ADMIN. User errors: NOT_FOUND.
-    #[graphql(guard = "guard::signed_in")]
+    #[graphql(guard = "guard::require_viewer")]
     async fn delete_comment(
         &self,
         ctx: &Context<'_>,

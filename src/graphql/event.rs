@@ -533,7 +533,7 @@ impl EventQuery {
     /// cursors as in the subscriptions. It goes back 7 days by default; an older cursor fails with
     /// CURSOR_EXPIRED. An event appears once every transaction that began before it has ended, so
     /// that no event ever appears before one that was already read.
-    #[graphql(guard = "guard::signed_in")]
+    #[graphql(guard = "guard::require_viewer")]
     async fn events(
         &self,
         ctx: &Context<'_>,
@@ -588,7 +588,7 @@ async fn open<T>(ctx: &Context<'_>, filter: Filter, after: Option<String>) -> Re
 #[async_graphql::Subscription]
 impl EventSubscription {
     /// Delivers an event whenever a task is assigned to the viewer.
-    #[graphql(guard = "guard::signed_in")]
+    #[graphql(guard = "guard::require_viewer")]
     async fn task_assigned(
         &self,
         ctx: &Context<'_>,
@@ -603,7 +603,7 @@ impl EventSubscription {
     }
 
     /// Delivers an event whenever a comment is added to a task that the viewer may see.
-    #[graphql(guard = "guard::signed_in")]
+    #[graphql(guard = "guard::require_viewer")]
     async fn comment_added(
         &self,
         ctx: &Context<'_>,
@@ -616,7 +616,7 @@ impl EventSubscription {
     }
 
     /// Delivers an event whenever the status of a task that the viewer may see changes.
-    #[graphql(guard = "guard::signed_in")]
+    #[graphql(guard = "guard::require_viewer")]
     async fn status_changed(
         &self,
         ctx: &Context<'_>,
@@ -630,7 +630,7 @@ impl EventSubscription {
 
     /// Delivers every event that the viewer may see, of all types, on one stream. Notifications
     /// have a subscription of their own, `notificationAdded`.
-    #[graphql(guard = "guard::signed_in")]
+    #[graphql(guard = "guard::require_viewer")]
     async fn events(
         &self,
         ctx: &Context<'_>,

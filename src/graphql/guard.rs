@@ -3,18 +3,18 @@
 use async_graphql::{Context, Guard, Result};
 
 use super::Caller;
-use crate::access::{Action, Subject};
+use crate::access::{Action, Resource};
 use crate::error::Error;
 
 /// Requires a signed-in viewer.
-pub fn signed_in(ctx: &Context<'_>) -> Result<()> {
+pub fn require_viewer(ctx: &Context<'_>) -> Result<()> {
     Caller::of(ctx).viewer().map(|_| ()).map_err(Into::into)
 }
 
 /// Requires the permission for an action on the subject.
-pub struct May<S>(pub Action, pub S);
+pub struct RequirePermission<S>(pub Action, pub S);
 
-impl<S: Subject + Send + Sync> Guard for May<S> {
+impl<S: Resource + Send + Sync> Guard for RequirePermission<S> {
     async fn check(&self, ctx: &Context<'_>) -> Result<()> {
         if Caller::of(ctx).may(self.0, &self.1)? { Ok(()) } else { Err(Error::forbidden().into()) }
     }

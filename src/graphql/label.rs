@@ -132,7 +132,7 @@ impl LabelMutation {
     /// Creates a label in a project. A project can have at most 100 labels. Allowed for the
     /// project's owner and ADMIN. User errors: BLANK, TOO_LONG, INVALID, TAKEN, NOT_FOUND,
     /// QUOTA_EXCEEDED.
-    #[graphql(guard = "guard::signed_in")]
+    #[graphql(guard = "guard::require_viewer")]
     async fn create_label(
         &self,
         ctx: &Context<'_>,
@@ -156,7 +156,7 @@ impl LabelMutation {
 
     /// Updates the name or color of a label. Allowed for the project's owner and ADMIN. User
     /// errors: BLANK, TOO_LONG, INVALID, TAKEN, NOT_FOUND.
-    #[graphql(guard = "guard::signed_in")]
+    #[graphql(guard = "guard::require_viewer")]
     async fn update_label(
         &self,
         ctx: &Context<'_>,
@@ -178,7 +178,7 @@ impl LabelMutation {
 
     /// Deletes a label and removes it from all tasks. Allowed for the project's owner and ADMIN.
     /// User errors: NOT_FOUND.
-    #[graphql(guard = "guard::signed_in")]
+    #[graphql(guard = "guard::require_viewer")]
     async fn delete_label(
         &self,
         ctx: &Context<'_>,

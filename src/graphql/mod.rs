@@ -39,7 +39,7 @@ use async_graphql::{
 };
 
 use crate::App;
-use crate::access::{Action, Subject, Viewer};
+use crate::access::{Action, Resource, Viewer};
 use crate::error::{Code, Error, Result};
 use crate::events::Event;
 use crate::id::Id;
@@ -253,7 +253,7 @@ impl Caller {
     }
 
     /// Whether the permission table allows the viewer the action on this object.
-    pub fn may(&self, action: Action, subject: &impl Subject) -> Result<bool> {
+    pub fn may(&self, action: Action, subject: &impl Resource) -> Result<bool> {
         Ok(self.viewer()?.may(action, subject))
     }
 

@@ -142,7 +142,7 @@ pub struct NodeQuery;
 impl NodeQuery {
     /// Looks up a user, project, label, task, comment, session or notification by global ID. Null
     /// if it does not exist or the viewer may not see it.
-    #[graphql(guard = "guard::signed_in")]
+    #[graphql(guard = "guard::require_viewer")]
     async fn node(
         &self,
         ctx: &Context<'_>,
@@ -154,7 +154,7 @@ impl NodeQuery {
     /// Looks up objects by global ID, as `node` does, and returns them in the order of `ids`. Items
     /// that do not exist or that the viewer may not see are null. More than 100 IDs fail with
     /// BAD_USER_INPUT.
-    #[graphql(guard = "guard::signed_in")]
+    #[graphql(guard = "guard::require_viewer")]
     async fn nodes(
         &self,
         ctx: &Context<'_>,

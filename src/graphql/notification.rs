@@ -187,7 +187,7 @@ pub struct NotificationMutation;
 impl NotificationMutation {
     /// Marks notifications of the viewer as read. Notifications that are read already keep their
     /// `readAt`. User errors: NOT_FOUND, INVALID.
-    #[graphql(guard = "guard::signed_in")]
+    #[graphql(guard = "guard::require_viewer")]
     async fn mark_notifications_read(
         &self,
         ctx: &Context<'_>,
@@ -227,7 +227,7 @@ impl NotificationSubscription {
     /// Delivers each notification that arrives in the viewer's inbox. With `after` it first replays
     /// notifications of events after that cursor, as far as the event log goes back; `isRead` is
     /// the current state.
-    #[graphql(guard = "guard::signed_in")]
+    #[graphql(guard = "guard::require_viewer")]
     async fn notification_added(
         &self,
         ctx: &Context<'_>,

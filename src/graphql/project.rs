@@ -273,7 +273,7 @@ pub struct ProjectQuery;
 #[Object]
 impl ProjectQuery {
     /// Looks up a project by global ID. Null if it does not exist or the viewer may not see it.
-    #[graphql(guard = "guard::signed_in")]
+    #[graphql(guard = "guard::require_viewer")]
     async fn project(
         &self,
         ctx: &Context<'_>,
@@ -283,7 +283,7 @@ impl ProjectQuery {
     }
 
     /// Projects owned by the viewer, oldest first by default; all projects for ADMIN.
-    #[graphql(guard = "guard::signed_in")]
+    #[graphql(guard = "guard::require_viewer")]
     #[expect(clippy::too_many_arguments, reason = "Relay's paging arguments")]
     async fn projects(
         &self,
@@ -399,7 +399,7 @@ pub struct ProjectMutation;
 impl ProjectMutation {
     /// Creates a project owned by the viewer. User errors: BLANK, TOO_LONG, INVALID,
     /// QUOTA_EXCEEDED.
-    #[graphql(guard = "guard::signed_in")]
+    #[graphql(guard = "guard::require_viewer")]
     async fn create_project(
         &self,
         ctx: &Context<'_>,
@@ -419,7 +419,7 @@ impl ProjectMutation {
 
     /// Updates a project. Allowed for its owner and ADMIN. User errors: BLANK, TOO_LONG, INVALID,
     /// NOT_FOUND, CONFLICT, QUOTA_EXCEEDED.
-    #[graphql(guard = "guard::signed_in")]
+    #[graphql(guard = "guard::require_viewer")]
     async fn update_project(
         &self,
         ctx: &Context<'_>,
@@ -444,7 +444,7 @@ impl ProjectMutation {
 
     /// Deletes a project with its labels, tasks and their comments. Allowed for its owner and
     /// ADMIN. User errors: NOT_FOUND.
-    #[graphql(guard = "guard::signed_in")]
+    #[graphql(guard = "guard::require_viewer")]
     async fn delete_project(
         &self,
         ctx: &Context<'_>,

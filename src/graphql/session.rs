@@ -157,7 +157,7 @@ pub struct SessionQuery;
 impl SessionQuery {
     /// Security events of all accounts, newest first: logins, failed logins, ended sessions and
     /// changes to accounts. Kept for 365 days by default. ADMIN only.
-    #[graphql(guard = "guard::May(Action::ManageUsers, ())")]
+    #[graphql(guard = "guard::RequirePermission(Action::ManageUsers, ())")]
     async fn audit_log(
         &self,
         ctx: &Context<'_>,
@@ -174,7 +174,7 @@ impl SessionQuery {
     /// Everything stored about the viewer, as one JSON document of at most 64 MiB. Costs 1,000
     /// points. It can be selected once per operation and over HTTP. The server creates one export
     /// at a time; others fail with SERVICE_UNAVAILABLE meanwhile.
-    #[graphql(guard = "guard::signed_in")]
+    #[graphql(guard = "guard::require_viewer")]
     async fn export_viewer_data(&self, ctx: &Context<'_>) -> Result<Written> {
         let caller = Caller::of(ctx);
         let mut conn = caller.app().db.conn().await?;
@@ -306,7 +306,7 @@ impl SessionMutation {
     /// Attempts are rate-limited like logins (RATE_LIMITED). By default, 5 wrong passwords lock the
     /// session out of all password checks for 30 minutes (LOCKED_OUT). User errors: WRONG_PASSWORD,
     /// WEAK_PASSWORD, TOO_LONG, INVALID.
-    #[graphql(guard = "guard::signed_in")]
+    #[graphql(guard = "guard::require_viewer")]
     async fn change_password(
         &self,
         ctx: &Context<'_>,
@@ -328,7 +328,7 @@ impl SessionMutation {
 
     /// Ends a session of the viewer; the current one, too. Its tokens are rejected from the next
     /// request and its sockets and streams are closed. User errors: NOT_FOUND.
-    #[graphql(guard = "guard::signed_in")]
+    #[graphql(guard = "guard::require_viewer")]
     async fn revoke_session(
         &self,
         ctx: &Context<'_>,
@@ -348,7 +348,7 @@ impl SessionMutation {
     }
 
     /// Ends all sessions of the viewer except the current one.
-    #[graphql(guard = "guard::signed_in")]
+    #[graphql(guard = "guard::require_viewer")]
     async fn revoke_other_sessions(&self, ctx: &Context<'_>) -> Result<RevokeOtherSessionsPayload> {
         let origin = Caller::of(ctx).origin();
         let (count, _) =
@@ -364,7 +364,7 @@ impl SessionMutation {
     /// assignments in other users' projects remain, under the name `Deleted user`. Wrong passwords
     /// lock the session out as for `changePassword`. User errors: WRONG_PASSWORD, INVALID (the last
     /// active ADMIN cannot be deleted).
-    #[graphql(guard = "guard::signed_in")]
+    #[graphql(guard = "guard::require_viewer")]
     async fn delete_viewer(
         &self,
         ctx: &Context<'_>,

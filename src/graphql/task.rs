@@ -378,7 +378,7 @@ pub struct TaskQuery;
 #[Object]
 impl TaskQuery {
     /// Looks up a task by global ID. Null if it does not exist or the viewer may not see it.
-    #[graphql(guard = "guard::signed_in")]
+    #[graphql(guard = "guard::require_viewer")]
     async fn task(
         &self,
         ctx: &Context<'_>,
@@ -389,7 +389,7 @@ impl TaskQuery {
 
     /// Tasks that the viewer may see, oldest first by default: those in the viewer's projects and
     /// those assigned to the viewer, or all tasks for ADMIN.
-    #[graphql(guard = "guard::signed_in")]
+    #[graphql(guard = "guard::require_viewer")]
     #[expect(clippy::too_many_arguments, reason = "Relay's paging arguments")]
     async fn tasks(
         &self,
@@ -534,7 +534,7 @@ pub struct TaskMutation;
 impl TaskMutation {
     /// Creates a task in a project. Allowed for the project's owner and ADMIN. User errors: BLANK,
     /// TOO_LONG, INVALID, NOT_FOUND, IN_THE_PAST, ARCHIVED, QUOTA_EXCEEDED.
-    #[graphql(guard = "guard::signed_in")]
+    #[graphql(guard = "guard::require_viewer")]
     async fn create_task(
         &self,
         ctx: &Context<'_>,
@@ -564,7 +564,7 @@ impl TaskMutation {
     /// Updates a task. Allowed for the project's owner, the assignee and ADMIN. User errors: BLANK,
     /// TOO_LONG, INVALID, NOT_FOUND, IN_THE_PAST, INVALID_STATUS_TRANSITION, CONFLICT,
     /// QUOTA_EXCEEDED.
-    #[graphql(guard = "guard::signed_in")]
+    #[graphql(guard = "guard::require_viewer")]
     async fn update_task(
         &self,
         ctx: &Context<'_>,
@@ -599,7 +599,7 @@ impl TaskMutation {
 
     /// Deletes a task with its comments. Allowed for the project's owner and ADMIN. User errors:
     /// NOT_FOUND.
-    #[graphql(guard = "guard::signed_in")]
+    #[graphql(guard = "guard::require_viewer")]
     async fn delete_task(
         &self,
         ctx: &Context<'_>,

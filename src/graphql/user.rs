@@ -15,7 +15,7 @@ use super::project::{self, Project, ProjectFilter, ProjectOrder};
 use super::session::{self, AuditEntry, Session};
 use super::task::{self, Task, TaskFilter, TaskOrder};
 use super::{Caller, guard};
-use crate::access::{Account, Action, Role};
+use crate::access::{AccountId, Action, Role};
 use crate::error::{Error, UserError, UserErrorCode};
 use crate::own;
 use crate::store::task_list::{Of, Scope};
@@ -95,46 +95,46 @@ impl User {
     }
 
     /// E-mail address of the account. Visible to the user and ADMIN.
-    #[graphql(guard = "guard::May(Action::ReadAccount, Account(self.profile.id))")]
+    #[graphql(guard = "guard::RequirePermission(Action::ReadAccount, AccountId(self.profile.id))")]
     async fn email(&self, ctx: &Context<'_>) -> Result<Option<String>> {
         Ok(Some(self.account(ctx).await?.email.clone()))
     }
 
     /// Role of the user on this server. Visible to the user and ADMIN.
-    #[graphql(guard = "guard::May(Action::ReadAccount, Account(self.profile.id))")]
+    #[graphql(guard = "guard::RequirePermission(Action::ReadAccount, AccountId(self.profile.id))")]
     async fn role(&self, ctx: &Context<'_>) -> Result<Option<Role>> {
         Ok(Some(self.account(ctx).await?.role))
     }
 
     /// Whether the user can sign in. Visible to the user and ADMIN.
-    #[graphql(guard = "guard::May(Action::ReadAccount, Account(self.profile.id))")]
+    #[graphql(guard = "guard::RequirePermission(Action::ReadAccount, AccountId(self.profile.id))")]
     async fn is_active(&self, ctx: &Context<'_>) -> Result<Option<bool>> {
         Ok(Some(self.account(ctx).await?.is_active))
     }
 
     /// Whether the user has confirmed the e-mail address with the link mailed to it. Visible to the
     /// user and ADMIN.
-    #[graphql(guard = "guard::May(Action::ReadAccount, Account(self.profile.id))")]
+    #[graphql(guard = "guard::RequirePermission(Action::ReadAccount, AccountId(self.profile.id))")]
     async fn email_verified(&self, ctx: &Context<'_>) -> Result<Option<bool>> {
         Ok(Some(self.account(ctx).await?.email_verified))
     }
 
     /// Whether an e-mail is sent when a task is assigned to the user. It is sent only to a verified
     /// address. Visible to the user and ADMIN.
-    #[graphql(guard = "guard::May(Action::ReadAccount, Account(self.profile.id))")]
+    #[graphql(guard = "guard::RequirePermission(Action::ReadAccount, AccountId(self.profile.id))")]
     async fn assignment_emails(&self, ctx: &Context<'_>) -> Result<Option<bool>> {
         Ok(Some(self.account(ctx).await?.assignment_emails))
     }
 
     /// When the user last logged in; null if never. Visible to the user and ADMIN.
-    #[graphql(guard = "guard::May(Action::ReadAccount, Account(self.profile.id))")]
+    #[graphql(guard = "guard::RequirePermission(Action::ReadAccount, AccountId(self.profile.id))")]
     async fn last_login_at(&self, ctx: &Context<'_>) -> Result<Option<Timestamp>> {
         let told = Caller::of(ctx).loaders()?.last_login(self.profile.id).await?;
         Ok(told.max(self.account(ctx).await?.last_login_at))
     }
 
     /// Project and task counts of the user. Visible to the user and ADMIN.
-    #[graphql(guard = "guard::May(Action::ReadAccount, Account(self.profile.id))")]
+    #[graphql(guard = "guard::RequirePermission(Action::ReadAccount, AccountId(self.profile.id))")]
     async fn stats(&self, ctx: &Context<'_>) -> Result<Option<UserStats>> {
         const DAY: u64 = 86_400;
         let caller = Caller::of(ctx);
@@ -149,7 +149,7 @@ impl User {
     }
 
     /// Active sessions of the user, newest first. Visible to the user only.
-    #[graphql(guard = "guard::May(Action::ReadSessions, Account(self.profile.id))")]
+    #[graphql(guard = "guard::RequirePermission(Action::ReadSessions, AccountId(self.profile.id))")]
     async fn sessions(&self, ctx: &Context<'_>) -> Result<Option<Vec<Session>>> {
         let caller = Caller::of(ctx);
         let sessions = caller.members(caller.loaders()?.sessions(self.profile.id).await?)?;
@@ -158,7 +158,7 @@ impl User {
 
     /// Security log of the account, newest first: logins, failed logins, ended sessions and changes
     /// to the account. Kept for 365 days by default. Visible to the user and ADMIN.
-    #[graphql(guard = "guard::May(Action::ReadAccount, Account(self.profile.id))")]
+    #[graphql(guard = "guard::RequirePermission(Action::ReadAccount, AccountId(self.profile.id))")]
     async fn security_log(
         &self,
         ctx: &Context<'_>,
@@ -172,7 +172,7 @@ impl User {
 
     /// Inbox of the user, newest first: assignments, mentions, and comments and status changes on
     /// tasks in the user's projects or assigned to the user. Visible to the user only.
-    #[graphql(guard = "guard::May(Action::ReadNotifications, Account(self.profile.id))")]
+    #[graphql(guard = "guard::RequirePermission(Action::ReadNotifications, AccountId(self.profile.id))")]
     async fn notifications(
         &self,
         ctx: &Context<'_>,
@@ -187,13 +187,13 @@ impl User {
     }
 
     /// Number of unread notifications. Visible to the user only.
-    #[graphql(guard = "guard::May(Action::ReadNotifications, Account(self.profile.id))")]
+    #[graphql(guard = "guard::RequirePermission(Action::ReadNotifications, AccountId(self.profile.id))")]
     async fn unread_count(&self, ctx: &Context<'_>) -> Result<Option<i64>> {
         Ok(Some(notification::unread(ctx, self.profile.id).await?))
     }
 
     /// Projects owned by the user, oldest first by default. Visible to the user and ADMIN.
-    #[graphql(guard = "guard::May(Action::ReadAccount, Account(self.profile.id))")]
+    #[graphql(guard = "guard::RequirePermission(Action::ReadAccount, AccountId(self.profile.id))")]
     #[expect(clippy::too_many_arguments, reason = "Relay's paging arguments")]
     async fn projects(
         &self,
@@ -213,7 +213,7 @@ impl User {
     }
 
     /// Tasks assigned to the user, oldest first by default. Visible to the user and ADMIN.
-    #[graphql(guard = "guard::May(Action::ReadAccount, Account(self.profile.id))")]
+    #[graphql(guard = "guard::RequirePermission(Action::ReadAccount, AccountId(self.profile.id))")]
     #[expect(clippy::too_many_arguments, reason = "Relay's paging arguments")]
     async fn assigned_tasks(
         &self,
@@ -300,7 +300,7 @@ pub struct UserQuery;
 #[Object]
 impl UserQuery {
     /// The signed-in user. Fails with UNAUTHENTICATED without a valid access token.
-    #[graphql(guard = "guard::signed_in")]
+    #[graphql(guard = "guard::require_viewer")]
     async fn viewer(&self, ctx: &Context<'_>) -> Result<User> {
         let caller = Caller::of(ctx);
         let account = caller.loaders()?.account(caller.viewer()?.id).await?;
@@ -309,14 +309,14 @@ impl UserQuery {
 
     /// Looks up a user by username, ignoring case, for example to assign a task to them. Null if
     /// there is none.
-    #[graphql(guard = "guard::signed_in")]
+    #[graphql(guard = "guard::require_viewer")]
     async fn user(&self, ctx: &Context<'_>, #[graphql(desc = "Username.")] username: String) -> Result<Option<User>> {
         let mut conn = Caller::of(ctx).app().db.conn().await?;
         Ok(store::find_by_username(&mut conn, &username).await?.map(User::from))
     }
 
     /// All users, oldest account first by default. ADMIN only.
-    #[graphql(guard = "guard::May(Action::ManageUsers, ())")]
+    #[graphql(guard = "guard::RequirePermission(Action::ManageUsers, ())")]
     #[expect(clippy::too_many_arguments, reason = "Relay's paging arguments")]
     async fn users(
         &self,
@@ -420,7 +420,7 @@ impl UserMutation {
     /// Updates the viewer's own account. Changing `email` requires `currentPassword`, which is
     /// BLANK if it is missing. User errors: BLANK, TOO_SHORT, TOO_LONG, INVALID, TAKEN,
     /// WRONG_PASSWORD.
-    #[graphql(guard = "guard::signed_in")]
+    #[graphql(guard = "guard::require_viewer")]
     async fn update_viewer(
         &self,
         ctx: &Context<'_>,
@@ -455,7 +455,7 @@ impl UserMutation {
     /// Changes a user's role or whether they can sign in. The change applies from the user's next
     /// request. ADMIN only. The last active ADMIN can be neither demoted nor disabled (INVALID).
     /// User errors: BLANK, NOT_FOUND, INVALID.
-    #[graphql(guard = "guard::May(Action::ManageUsers, ())")]
+    #[graphql(guard = "guard::RequirePermission(Action::ManageUsers, ())")]
     async fn update_user(
         &self,
         ctx: &Context<'_>,

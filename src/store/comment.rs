@@ -10,7 +10,7 @@ use super::event::about_comment;
 use super::task::{self, Task};
 use super::value::Body;
 use super::{mention, quota, session};
-use crate::access::{Action, Standing, Subject, Viewer};
+use crate::access::{Action, Relation, Resource, Viewer};
 use crate::db::columns::Columns;
 use crate::db::page::{SortKey, Page, Parent, RowPosition, PageWindow, any_id, group_by_parent, lateral};
 use crate::db::rows::RunQueryDsl;
@@ -68,9 +68,9 @@ impl CommentColumns {
     }
 }
 
-impl Subject for Comment {
-    fn stands(&self, viewer: &Viewer, standing: Standing) -> bool {
-        standing == Standing::Author && self.author_id == viewer.id
+impl Resource for Comment {
+    fn has_relation(&self, viewer: &Viewer, standing: Relation) -> bool {
+        standing == Relation::Author && self.author_id == viewer.id
     }
 }
 

@@ -14,7 +14,7 @@ use super::search::{Candidate, MAX_CANDIDATES, Scan, flat, octet_length, scan};
 use super::task::{self, Status as TaskStatus};
 use super::value::{Description, ProjectName, Search, fold};
 use super::{quota, session};
-use crate::access::{Action, Standing, Subject, Viewer};
+use crate::access::{Action, Relation, Resource, Viewer};
 use crate::db::columns::Columns;
 use crate::db::page::{SortKey, Page, Parent, RowPosition, PageWindow, any_id, group_by_parent, lateral};
 use crate::db::rows::RunQueryDsl;
@@ -90,9 +90,9 @@ impl ProjectColumns {
     }
 }
 
-impl Subject for Project {
-    fn stands(&self, viewer: &Viewer, standing: Standing) -> bool {
-        standing == Standing::Owner && self.owner_id == viewer.id
+impl Resource for Project {
+    fn has_relation(&self, viewer: &Viewer, standing: Relation) -> bool {
+        standing == Relation::Owner && self.owner_id == viewer.id
     }
 }
 

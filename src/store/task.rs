@@ -11,7 +11,7 @@ use super::project::Project;
 use super::user::{self, User};
 use super::value::{Description, Title, fold};
 use super::{mail, mail_quota, project, quota, session};
-use crate::access::{Account, Action, Standing, Subject, Viewer};
+use crate::access::{AccountId, Action, Relation, Resource, Viewer};
 use crate::db::columns::Columns;
 use crate::db::page::any_id;
 use crate::db::rows::RunQueryDsl;
@@ -143,11 +143,11 @@ impl TaskColumns {
     }
 }
 
-impl Subject for Task {
-    fn stands(&self, viewer: &Viewer, standing: Standing) -> bool {
+impl Resource for Task {
+    fn has_relation(&self, viewer: &Viewer, standing: Relation) -> bool {
         match standing {
-            Standing::Owner => self.owner_id == viewer.id,
-            Standing::Assignee => self.assignee_id == Some(viewer.id),
+            Relation::Owner => self.owner_id == viewer.id,
+            Relation::Assignee => self.assignee_id == Some(viewer.id),
             _ => false,
         }
     }
@@ -524,7 +524,7 @@ fn check_assignee(viewer: &Viewer, id: Option<Id>, assignee: Option<&User>) -> R
     if assignee.deleted_at.is_some() {
         return refused("This account was deleted.");
     }
-    if !assignee.is_active && viewer.may(Action::ReadAccount, &Account(id)) {
+    if !assignee.is_active && viewer.may(Action::ReadAccount, &AccountId(id)) {
         return refused("This user is not active.");
     }
     Ok(())

@@ -113,7 +113,7 @@ pub enum Scope {
 impl Scope {
     /// Every task that the viewer may see ([`Action::SeeTask`] as a query).
     pub fn visible_to(viewer: &Viewer) -> Vec<Self> {
-        if viewer.may(Action::SeeEveryTask, &()) {
+        if viewer.may(Action::SeeAllTasks, &()) {
             vec![Self::Everything]
         } else {
             vec![Self::OwnedBy(viewer.id), Self::AssignedElsewhere(viewer.id)]
@@ -122,7 +122,7 @@ impl Scope {
 
     /// The tasks of one project that the viewer may see.
     pub fn in_project(viewer: &Viewer, project: &Project) -> Vec<Self> {
-        if viewer.may(Action::SeeEveryTask, project) {
+        if viewer.may(Action::SeeAllTasks, project) {
             vec![Self::Everything]
         } else {
             vec![Self::AssignedTo(viewer.id)]
