@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use diesel::result::{DatabaseErrorKind, Error as DieselError};
 
-use crate::limits::decoding::OverBudget;
+use crate::limits::decode_budget::OverBudget;
 
 /// The stable codes of all errors that clients see, as `extensions.code` of a GraphQL error or
 /// `code` of a problem document. [`Code::description`] describes each.

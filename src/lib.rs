@@ -37,7 +37,7 @@
 //! | [`http::websocket`], [`http::protocol`], [`http::sse`] | GraphQL over WebSocket and over server-sent events |
 //! | [`http::playground`], [`http::docs`] | GraphiQL; the OpenAPI document of the `/auth` routes, with a page that shows it |
 //! | [`admission`] | what a document may ask for, and what it costs, before it is executed |
-//! | [`limits`] | rate limits, counted here or in Redis; byte budgets: [`limits::byte_budget`], and [`limits::decoding`] for rows |
+//! | [`limits`] | rate limits, counted here or in Redis; byte budgets: [`limits::byte_budget`], and [`limits::decode_budget`] for rows |
 //! | [`metrics`] | what is counted and measured, for Prometheus |
 //! | [`telemetry`] | the log, and traces for a collector |
 //! | [`auth`] | from a token to its [`access::Viewer`], by the session in [`auth::sessions`]; password hashes and tokens in [`auth::credential`] |
@@ -182,7 +182,7 @@ use futures_util::future::{Either, select};
 use http::concurrency_limit::ConcurrencyLimit;
 use http::health::Readiness;
 use http::in_flight::InFlight;
-use limits::Limits;
+use limits::RateLimiter;
 use metrics::Metrics;
 use store::user::ProfileCache;
 use telemetry::Traces;
@@ -217,7 +217,7 @@ pub struct App {
     /// The names of people.
     pub profiles: ProfileCache,
     /// Rate limits.
-    pub limits: Limits,
+    pub limits: RateLimiter,
     /// What is counted and measured.
     pub metrics: Metrics,
     /// What is told to a collector of traces.
@@ -241,7 +241,7 @@ impl App {
         db.quotas = config.quotas;
         let is_embedded = !db.is_postgres();
         let credentials = Credentials::new(&config)?;
-        let limits = Limits::new(config.rate_limits, config.redis()?);
+        let limits = RateLimiter::new(config.rate_limits, config.redis()?);
         let Config { connections, database_connections, .. } = &config;
         let rejected = limits.refused.clone();
         Ok(Arc::new(Self {

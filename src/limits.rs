@@ -5,9 +5,9 @@
 //! previous minute were evenly spread.
 
 pub mod byte_budget;
-pub mod decoding;
+pub mod decode_budget;
 pub mod quotas;
-mod shared;
+mod redis_counters;
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
@@ -24,18 +24,18 @@ use crate::error::{Error, Result};
 use crate::id::Id;
 use crate::metrics::Labels;
 use crate::time::Timestamp;
-use decoding::Decoding;
+use decode_budget::DecodeBudget;
 pub use quotas::{MIB, Quotas};
-use shared::Shared;
+use redis_counters::RedisCounters;
 
-const WINDOW: i64 = 60_000_000;
+const WINDOW_MICROS: i64 = 60_000_000;
 const SHARDS: usize = 16;
 /// Maximum number of keys per shard, so that a million addresses cannot exhaust memory.
 const KEYS_PER_SHARD: usize = 8_192;
 
 /// What a rate limit applies to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Door {
+pub enum RateLimitBucket {
     /// Requests with or for a credential: registration, login, password changes, account e-mails.
     Credentials,
     /// Any other request under `/auth`.
@@ -49,7 +49,7 @@ pub enum Door {
     Deliveries,
 }
 
-impl Door {
+impl RateLimitBucket {
     /// The name in Redis keys and metric labels.
     const fn as_str(self) -> &'static str {
         match self {
@@ -64,7 +64,7 @@ impl Door {
 
 /// The owner of a counter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Who {
+pub enum ClientKey {
     /// An anonymous client: an IPv4 address or an IPv6 /64, the usual size of one customer network.
     Address([u8; 8]),
     /// A network of this prefix length around an IPv6 address.
@@ -82,9 +82,9 @@ const SESSIONS: u32 = 4;
 
 /// Prefix lengths of the networks around an IPv6 address, which one customer may hold entirely,
 /// with their limit in multiples of the limit of a /64.
-const NETWORKS: [(u8, u32); 2] = [(56, 4), (48, 16)];
+const IPV6_NETWORKS: [(u8, u32); 2] = [(56, 4), (48, 16)];
 
-impl Who {
+impl ClientKey {
     /// The owner for an address.
     pub fn address(address: IpAddr) -> Self {
         let mut key = [0; 8];
@@ -96,13 +96,13 @@ impl Who {
     }
 
     /// The owners for the networks around an IPv6 address, smallest first.
-    fn networks(address: IpAddr) -> impl Iterator<Item = Self> {
+    fn enclosing_networks(address: IpAddr) -> impl Iterator<Item = Self> {
         let v6 = match address.to_canonical() {
             IpAddr::V4(_) => None,
             IpAddr::V6(v6) => Some(u128::from(v6)),
         };
         v6.into_iter().flat_map(|v6| {
-            NETWORKS.map(|(bits, _)| {
+            IPV6_NETWORKS.map(|(bits, _)| {
                 let [a, b, c, d, e, f, g, h, ..] = (v6 >> (128 - bits) << (128 - bits)).to_be_bytes();
                 Self::Network(bits, [a, b, c, d, e, f, g, h])
             })
@@ -110,9 +110,9 @@ impl Who {
     }
 
     /// Multiple of the limit that this owner gets.
-    fn share(&self) -> u32 {
+    fn multiplier(&self) -> u32 {
         match self {
-            Self::Network(bits, _) => NETWORKS.iter().find(|(known, _)| known == bits).map_or(1, |(_, share)| *share),
+            Self::Network(bits, _) => IPV6_NETWORKS.iter().find(|(known, _)| known == bits).map_or(1, |(_, share)| *share),
             Self::Sessions(_) => SESSIONS,
             Self::Address(_) | Self::User(_) | Self::Session(_) => 1,
         }
@@ -120,7 +120,7 @@ impl Who {
 }
 
 /// The network of an address as text: the IPv4 address itself, or the IPv6 /64.
-pub fn network(address: IpAddr) -> String {
+pub fn network_text(address: IpAddr) -> String {
     match address.to_canonical() {
         IpAddr::V4(v4) => v4.to_string(),
         IpAddr::V6(v6) => {
@@ -131,16 +131,16 @@ pub fn network(address: IpAddr) -> String {
 }
 
 #[derive(Clone, Copy, Default)]
-struct Window {
+struct WindowCounter {
     minute: i64,
     count: u32,
     previous: u32,
 }
 
-impl Window {
+impl WindowCounter {
     /// The weighted count, in points times the window length.
     fn weight(&self, elapsed: i64) -> i64 {
-        i64::from(self.previous) * (WINDOW - elapsed) + i64::from(self.count) * WINDOW
+        i64::from(self.previous) * (WINDOW_MICROS - elapsed) + i64::from(self.count) * WINDOW_MICROS
     }
 
     /// Time until one more point fits into a full window.
@@ -148,9 +148,9 @@ impl Window {
         // The previous minute must expire as far as needed, or all of it and a part of the current
         // one.
         let free_at = if self.count < limit {
-            WINDOW - i64::from(limit - self.count) * WINDOW / i64::from(self.previous.max(1))
+            WINDOW_MICROS - i64::from(limit - self.count) * WINDOW_MICROS / i64::from(self.previous.max(1))
         } else {
-            WINDOW + WINDOW - i64::from(limit) * WINDOW / i64::from(self.count.max(1))
+            WINDOW_MICROS + WINDOW_MICROS - i64::from(limit) * WINDOW_MICROS / i64::from(self.count.max(1))
         };
         // At that moment the window is exactly full; one microsecond later a point fits.
         Duration::from_micros(u64::try_from(free_at - elapsed + 1).unwrap_or(1))
@@ -159,7 +159,7 @@ impl Window {
 
 /// State of a rate limit after a request was counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Standing {
+pub struct Quota {
     /// Points per minute.
     pub limit: u32,
     /// Points used in the window.
@@ -168,10 +168,10 @@ pub struct Standing {
     pub reset: Duration,
 }
 
-impl Standing {
-    fn new(window: Window, limit: u32, elapsed: i64) -> Self {
-        let used = (window.weight(elapsed) + WINDOW - 1) / WINDOW;
-        let reset = Duration::from_micros(u64::try_from(WINDOW - elapsed).unwrap_or(0));
+impl Quota {
+    fn new(window: WindowCounter, limit: u32, elapsed: i64) -> Self {
+        let used = (window.weight(elapsed) + WINDOW_MICROS - 1) / WINDOW_MICROS;
+        let reset = Duration::from_micros(u64::try_from(WINDOW_MICROS - elapsed).unwrap_or(0));
         Self { limit, used: u32::try_from(used).unwrap_or(u32::MAX), reset }
     }
 
@@ -182,20 +182,20 @@ impl Standing {
 }
 
 /// Rate limit counters, in memory or in Redis.
-pub struct Limits {
+pub struct RateLimiter {
     limits: Option<RateLimits>,
     hasher: RandomState,
-    shards: Vec<Mutex<HashMap<(Door, Who), Window>>>,
-    shared: Option<Shared>,
+    shards: Vec<Mutex<HashMap<(RateLimitBucket, ClientKey), WindowCounter>>>,
+    shared: Option<RedisCounters>,
     /// Rejected requests, by limit.
     pub refused: Family<Labels<1>, Counter>,
     /// Requests counted in memory because Redis did not answer.
-    pub alone: Counter,
+    pub local_fallbacks: Counter,
     /// Budget for the bytes that operations decode from rows.
-    pub decoding: Decoding,
+    pub decoding: DecodeBudget,
 }
 
-impl Limits {
+impl RateLimiter {
     /// Creates empty counters. `None` disables the limits; without `redis` they are counted in
     /// memory.
     pub fn new(limits: Option<RateLimits>, redis: Option<redis::Client>) -> Self {
@@ -204,24 +204,24 @@ impl Limits {
             limits,
             hasher: RandomState::new(),
             shards,
-            shared: redis.map(Shared::new),
+            shared: redis.map(RedisCounters::new),
             refused: Family::default(),
-            alone: Counter::default(),
-            decoding: Decoding::default(),
+            local_fallbacks: Counter::default(),
+            decoding: DecodeBudget::default(),
         }
     }
 
     /// Counts a request, or rejects it with the time to wait. A rejected request does not count.
-    pub async fn admit(&self, door: Door, who: Who, now: Timestamp) -> Result<()> {
-        self.spend(door, who, 1, now).await.map(|_| ())
+    pub async fn admit(&self, bucket: RateLimitBucket, who: ClientKey, now: Timestamp) -> Result<()> {
+        self.spend(bucket, who, 1, now).await.map(|_| ())
     }
 
     /// Counts a request with a credential for the networks around an IPv6 address, because one
     /// customer may have thousands of /64. Call this after the address itself was admitted:
     /// requests rejected there do not count here.
     pub async fn admit_networks(&self, address: IpAddr, now: Timestamp) -> Result<()> {
-        for network in Who::networks(address) {
-            self.admit(Door::Credentials, network, now).await?;
+        for network in ClientKey::enclosing_networks(address) {
+            self.admit(RateLimitBucket::Credentials, network, now).await?;
         }
         Ok(())
     }
@@ -230,57 +230,57 @@ impl Limits {
     /// that one with a stolen token cannot use up the attempts of the owner's; the limit of all
     /// sessions together keeps many of them from multiplying guesses.
     pub async fn admit_session(&self, viewer: &Viewer, now: Timestamp) -> Result<()> {
-        self.admit(Door::Credentials, Who::Session(viewer.session_id), now).await?;
-        self.admit(Door::Credentials, Who::Sessions(viewer.id), now).await
+        self.admit(RateLimitBucket::Credentials, ClientKey::Session(viewer.session_id), now).await?;
+        self.admit(RateLimitBucket::Credentials, ClientKey::Sessions(viewer.id), now).await
     }
 
     /// Counts points if at least one is left, so an expensive request may overdraw the limit and
     /// delays later ones. Returns the state of the limit, or `None` if there is no limit.
-    pub async fn spend(&self, door: Door, who: Who, points: u32, now: Timestamp) -> Result<Option<Standing>> {
+    pub async fn spend(&self, bucket: RateLimitBucket, who: ClientKey, points: u32, now: Timestamp) -> Result<Option<Quota>> {
         let Some(limits) = self.limits else {
             return Ok(None);
         };
-        let limit = match door {
-            Door::Credentials => limits.credentials_per_minute,
-            Door::Auth => limits.auth_per_minute,
-            Door::Graphql => limits.graphql_per_minute,
-            Door::Cost | Door::Deliveries => limits.cost_per_minute,
+        let limit = match bucket {
+            RateLimitBucket::Credentials => limits.credentials_per_minute,
+            RateLimitBucket::Auth => limits.auth_per_minute,
+            RateLimitBucket::Graphql => limits.graphql_per_minute,
+            RateLimitBucket::Cost | RateLimitBucket::Deliveries => limits.cost_per_minute,
         };
-        let limit = limit.saturating_mul(who.share());
+        let limit = limit.saturating_mul(who.multiplier());
         let shared = match &self.shared {
-            Some(shared) => shared.spend(door, who, limit, points).await,
+            Some(shared) => shared.spend(bucket, who, limit, points).await,
             None => None,
         };
         if shared.is_none() && self.shared.is_some() {
-            self.alone.inc();
+            self.local_fallbacks.inc();
         }
         // If Redis fails, each instance counts alone: too lenient for a while is better than an
         // outage.
-        let (fits, window, elapsed) = shared.unwrap_or_else(|| self.count((door, who), limit, points, now));
+        let (fits, window, elapsed) = shared.unwrap_or_else(|| self.count((bucket, who), limit, points, now));
         if fits {
-            return Ok(Some(Standing::new(window, limit, elapsed)));
+            return Ok(Some(Quota::new(window, limit, elapsed)));
         }
-        self.refused.get_or_create(&[("limit", door.as_str().into())]).inc();
+        self.refused.get_or_create(&[("limit", bucket.as_str().into())]).inc();
         Err(Error::RateLimited { limit, retry_after: window.wait(limit, elapsed) })
     }
 
     /// Whether Redis is configured.
-    pub const fn has_redis(&self) -> bool {
+    pub const fn uses_redis(&self) -> bool {
         self.shared.is_some()
     }
 
     /// Whether Redis answers, or `None` if it is not configured.
-    pub async fn redis_answers(&self) -> Option<bool> {
+    pub async fn ping_redis(&self) -> Option<bool> {
         match &self.shared {
-            Some(shared) => Some(shared.answers().await),
+            Some(shared) => Some(shared.ping().await),
             None => None,
         }
     }
 
-    fn count(&self, key: (Door, Who), limit: u32, points: u32, now: Timestamp) -> (bool, Window, i64) {
+    fn count(&self, key: (RateLimitBucket, ClientKey), limit: u32, points: u32, now: Timestamp) -> (bool, WindowCounter, i64) {
         let shard = usize::try_from(self.hasher.hash_one(key)).unwrap_or_default() % SHARDS;
         let mut shard = self.shards[shard].lock().unwrap_or_else(PoisonError::into_inner);
-        let minute = now.micros().div_euclid(WINDOW);
+        let minute = now.micros().div_euclid(WINDOW_MICROS);
         if shard.len() >= KEYS_PER_SHARD && !shard.contains_key(&key) {
             shard.retain(|_, window| window.minute + 1 >= minute);
             if shard.len() >= KEYS_PER_SHARD {
@@ -289,14 +289,14 @@ impl Limits {
                 shard.clear();
             }
         }
-        let window = shard.entry(key).or_insert(Window { minute, count: 0, previous: 0 });
+        let window = shard.entry(key).or_insert(WindowCounter { minute, count: 0, previous: 0 });
         match minute - window.minute {
             0 => {}
-            1 => *window = Window { minute, count: 0, previous: window.count },
-            _ => *window = Window { minute, count: 0, previous: 0 },
+            1 => *window = WindowCounter { minute, count: 0, previous: window.count },
+            _ => *window = WindowCounter { minute, count: 0, previous: 0 },
         }
-        let elapsed = now.micros().rem_euclid(WINDOW);
-        let fits = window.weight(elapsed) < i64::from(limit) * WINDOW;
+        let elapsed = now.micros().rem_euclid(WINDOW_MICROS);
+        let fits = window.weight(elapsed) < i64::from(limit) * WINDOW_MICROS;
         if fits {
             window.count = window.count.saturating_add(points);
         }
@@ -311,25 +311,25 @@ mod tests {
     const LIMITS: RateLimits =
         RateLimits { credentials_per_minute: 5, auth_per_minute: 100, graphql_per_minute: 10, cost_per_minute: 100 };
 
-    fn address(text: &str) -> Who {
-        Who::address(text.parse().unwrap())
+    fn address(text: &str) -> ClientKey {
+        ClientKey::address(text.parse().unwrap())
     }
 
     #[tokio::test]
     async fn the_window_slides() {
-        let limits = Limits::new(Some(LIMITS), None);
-        let start = Timestamp::from_micros(WINDOW * 1_000 + WINDOW / 2);
+        let limits = RateLimiter::new(Some(LIMITS), None);
+        let start = Timestamp::from_micros(WINDOW_MICROS * 1_000 + WINDOW_MICROS / 2);
         for _ in 0..5 {
-            assert!(limits.admit(Door::Credentials, address("192.0.2.1"), start).await.is_ok());
+            assert!(limits.admit(RateLimitBucket::Credentials, address("192.0.2.1"), start).await.is_ok());
         }
         let Err(Error::RateLimited { retry_after: wait, limit: 5 }) =
-            limits.admit(Door::Credentials, address("192.0.2.1"), start).await
+            limits.admit(RateLimitBucket::Credentials, address("192.0.2.1"), start).await
         else {
             panic!("not refused")
         };
-        assert!(limits.admit(Door::Credentials, address("192.0.2.2"), start).await.is_ok());
-        assert!(limits.admit(Door::Credentials, address("192.0.2.1"), start.plus(wait / 2)).await.is_err());
-        assert!(limits.admit(Door::Credentials, address("192.0.2.1"), start.plus(wait)).await.is_ok());
+        assert!(limits.admit(RateLimitBucket::Credentials, address("192.0.2.2"), start).await.is_ok());
+        assert!(limits.admit(RateLimitBucket::Credentials, address("192.0.2.1"), start.plus(wait / 2)).await.is_err());
+        assert!(limits.admit(RateLimitBucket::Credentials, address("192.0.2.1"), start.plus(wait)).await.is_ok());
     }
 
     #[test]
@@ -341,10 +341,10 @@ mod tests {
 
     #[tokio::test]
     async fn many_addresses_take_bounded_memory() {
-        let limits = Limits::new(Some(LIMITS), None);
+        let limits = RateLimiter::new(Some(LIMITS), None);
         for number in 0..1_000_000_u32 {
-            let who = Who::address(IpAddr::V4(number.into()));
-            limits.admit(Door::Auth, who, Timestamp::from_micros(0)).await.unwrap();
+            let who = ClientKey::address(IpAddr::V4(number.into()));
+            limits.admit(RateLimitBucket::Auth, who, Timestamp::from_micros(0)).await.unwrap();
         }
         let kept: usize = limits.shards.iter().map(|shard| shard.lock().unwrap().len()).sum();
         assert!(kept <= SHARDS * KEYS_PER_SHARD, "{kept}");
@@ -352,37 +352,37 @@ mod tests {
 
     #[tokio::test]
     async fn points_add_up_and_run_out() {
-        let limits = Limits::new(Some(LIMITS), None);
-        let (who, start) = (address("192.0.2.1"), Timestamp::from_micros(WINDOW * 1_000));
-        let standing = limits.spend(Door::Cost, who, 70, start).await.unwrap().unwrap();
+        let limits = RateLimiter::new(Some(LIMITS), None);
+        let (who, start) = (address("192.0.2.1"), Timestamp::from_micros(WINDOW_MICROS * 1_000));
+        let standing = limits.spend(RateLimitBucket::Cost, who, 70, start).await.unwrap().unwrap();
         assert_eq!((standing.limit, standing.used, standing.remaining()), (100, 70, 30));
         assert_eq!(standing.reset, Duration::from_secs(60));
-        assert_eq!(limits.spend(Door::Cost, who, 70, start).await.unwrap().unwrap().remaining(), 0);
-        assert!(limits.spend(Door::Cost, who, 1, start).await.is_err());
-        assert!(limits.spend(Door::Cost, who, 1, start.plus(Duration::from_secs(120))).await.is_ok());
+        assert_eq!(limits.spend(RateLimitBucket::Cost, who, 70, start).await.unwrap().unwrap().remaining(), 0);
+        assert!(limits.spend(RateLimitBucket::Cost, who, 1, start).await.is_err());
+        assert!(limits.spend(RateLimitBucket::Cost, who, 1, start.plus(Duration::from_secs(120))).await.is_ok());
     }
 
     /// Needs a Redis: `TEST_REDIS_URL=redis://127.0.0.1:6379 cargo test --lib limits`.
     #[tokio::test]
     async fn instances_share_what_is_counted_and_count_alone_when_redis_is_away() {
         let Ok(url) = std::env::var("TEST_REDIS_URL") else { return };
-        let on = |url: &str| Limits::new(Some(LIMITS), Some(redis::Client::open(url).unwrap()));
+        let on = |url: &str| RateLimiter::new(Some(LIMITS), Some(redis::Client::open(url).unwrap()));
         let now = Timestamp::from_micros(0);
         let are_shared = async || {
-            let (one, other, who) = (on(&url), on(&url), Who::User(Id::new()));
+            let (one, other, who) = (on(&url), on(&url), ClientKey::User(Id::new()));
             for _ in 0..5 {
-                assert!(one.admit(Door::Graphql, who, now).await.is_ok());
-                assert!(other.admit(Door::Graphql, who, now).await.is_ok());
+                assert!(one.admit(RateLimitBucket::Graphql, who, now).await.is_ok());
+                assert!(other.admit(RateLimitBucket::Graphql, who, now).await.is_ok());
             }
-            one.admit(Door::Graphql, who, now).await.is_err() && other.admit(Door::Graphql, who, now).await.is_err()
+            one.admit(RateLimitBucket::Graphql, who, now).await.is_err() && other.admit(RateLimitBucket::Graphql, who, now).await.is_err()
         };
         // After one slow answer of Redis, as on a stalled machine, an instance counts alone for a
         // second.
         assert!(are_shared().await || are_shared().await);
-        let (away, who) = (on("redis://127.0.0.1:1"), Who::User(Id::new()));
+        let (away, who) = (on("redis://127.0.0.1:1"), ClientKey::User(Id::new()));
         for _ in 0..10 {
-            assert!(away.admit(Door::Graphql, who, now).await.is_ok());
+            assert!(away.admit(RateLimitBucket::Graphql, who, now).await.is_ok());
         }
-        assert!(away.admit(Door::Graphql, who, now).await.is_err());
+        assert!(away.admit(RateLimitBucket::Graphql, who, now).await.is_err());
     }
 }

@@ -24,7 +24,7 @@ use crate::App;
 use crate::auth::credential::Credentials;
 use crate::db::Db;
 use crate::error::Code;
-use crate::limits::Limits;
+use crate::limits::RateLimiter;
 
 /// Maximum number of operation names with labels of their own.
 const NAMES: usize = 200;
@@ -101,7 +101,7 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    pub fn new(db: &Db, limits: &Limits, credentials: &Credentials) -> Self {
+    pub fn new(db: &Db, limits: &RateLimiter, credentials: &Credentials) -> Self {
         let mut metrics = Self {
             registry: Registry::with_prefix("fasttrack"),
             requests: Family::default(),
@@ -134,7 +134,7 @@ impl Metrics {
         all.register("event_lag_seconds", "Time since the end of the event log was last reached", metrics.lag.clone());
         all.register("rate_limit_refusals", "Requests rejected by a rate limit", limits.refused.clone());
         let help = "Requests counted locally because Redis was unavailable";
-        all.register("rate_limit_fallbacks", help, limits.alone.clone());
+        all.register("rate_limit_fallbacks", help, limits.local_fallbacks.clone());
         let help = "Bytes decoded from database rows";
         all.register("decoded_bytes", help, limits.decoding.bytes.clone());
         let help = "Bytes reserved for rows by running operations";

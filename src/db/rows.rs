@@ -22,7 +22,7 @@ use futures_util::StreamExt;
 
 use super::SqliteConn;
 use super::interrupt::check;
-use crate::limits::decoding::{self, Meter};
+use crate::limits::decode_budget::{self, Meter};
 
 /// Replaces diesel-async's trait of the same name on the connections of [`on!`](crate::on).
 pub trait RunQueryDsl<Conn>: Sized {
@@ -79,7 +79,7 @@ where
     U: FromSqlRow<ST, Pg> + Send + 'static,
 {
     fn load_rows(&'q mut self, query: Q) -> impl Future<Output = QueryResult<Vec<U>>> + Send {
-        let (rows, meter) = (AsyncConnectionCore::load(self, query), decoding::current());
+        let (rows, meter) = (AsyncConnectionCore::load(self, query), decode_budget::current());
         async move {
             let (mut rows, mut decoded) = (rows.await?, Vec::new());
             while let Some(row) = rows.next().await {
@@ -100,7 +100,7 @@ where
     U: FromSqlRow<ST, Sqlite> + Send + 'static,
 {
     fn load_rows(&'q mut self, query: Q) -> impl Future<Output = QueryResult<Vec<U>>> + Send {
-        let (query, meter) = (collect_query(&query.as_query()), decoding::current());
+        let (query, meter) = (collect_query(&query.as_query()), decode_budget::current());
         self.spawn_blocking(move |conn: &mut SqliteConnection| {
             let query = query?;
             let rows = LoadConnection::load(conn, &query)?;

@@ -25,7 +25,7 @@ use crate::auth::{self, bearer};
 use crate::error::{Code, Error, UserError, UserErrorCode, Result};
 use crate::graphql::node::{self, Noun};
 use crate::id::Id;
-use crate::limits::{self, Door, Standing, Who};
+use crate::limits::{self, RateLimitBucket, Quota, ClientKey};
 use crate::network::Client;
 use crate::store::account::{self, Credential};
 use crate::store::audit::Origin;
@@ -131,7 +131,7 @@ async fn register(
     Body(body): Body<Registration>,
 ) -> Result<impl IntoResponse, Problem> {
     let now = app.clock.now();
-    counted.admit(&app, Door::Credentials, &client).await?;
+    counted.admit(&app, RateLimitBucket::Credentials, &client).await?;
     let account = NewAccount {
         email: &body.email,
         username: &body.username,
@@ -260,7 +260,7 @@ async fn login(
     Body(body): Body<Login>,
 ) -> Result<Response, Problem> {
     let now = app.clock.now();
-    counted.admit(&app, Door::Credentials, &client).await?;
+    counted.admit(&app, RateLimitBucket::Credentials, &client).await?;
     let (origin, rule) = (Origin::from(&client), app.config.lockout);
     let (Login::Email { email: typed, password, device_token }
     | Login::Username { username: typed, password, device_token }) = body;
@@ -276,7 +276,7 @@ async fn login(
         }
         let is_slow = verdict.slowed_until.is_some();
         let is_known = is_slow && {
-            let network = limits::network(client.address);
+            let network = limits::network_text(client.address);
             session::is_used_from(&mut app.db.conn().await?, now, user_id, &network).await?
         };
         let hash = found.as_ref().map(|credential| credential.password_hash.as_str());
@@ -426,7 +426,7 @@ async fn refresh(
     Body(body): Body<Refreshing>,
 ) -> Result<Response, Problem> {
     let now = app.clock.now();
-    counted.admit(&app, Door::Auth, &client).await?;
+    counted.admit(&app, RateLimitBucket::Auth, &client).await?;
     let refused = || Error::refused(Code::Unauthenticated, "The refresh token is not valid. Log in again.");
     let shown = Refresh::parse(&body.refresh_token).ok_or_else(refused)?;
     let session = session::find(&mut app.db.conn().await?, shown.session_id).await?.ok_or_else(refused)?;
@@ -470,7 +470,7 @@ async fn logout(
     headers: HeaderMap,
 ) -> Result<StatusCode, Problem> {
     let now = app.clock.now();
-    counted.admit(&app, Door::Auth, &client).await?;
+    counted.admit(&app, RateLimitBucket::Auth, &client).await?;
     let token = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()).and_then(bearer);
     let viewer = auth::viewer(&app, token.ok_or_else(Error::unauthenticated)?).await?;
     session::revoke(&app.db, now, &viewer, viewer.session_id, &Origin::from(&client)).await?;
@@ -483,23 +483,23 @@ fn granted(tokens: Tokens) -> Response {
 
 /// The rate limit state after a request was counted, for its response headers.
 #[derive(Clone, Default)]
-pub struct Counted(Arc<OnceLock<Standing>>);
+pub struct Counted(Arc<OnceLock<Quota>>);
 
 impl Counted {
     /// Counts the request against the rate limit of its address. Fails when the limit is exceeded.
-    pub async fn admit(&self, app: &App, door: Door, client: &Client) -> Result<()> {
+    pub async fn admit(&self, app: &App, bucket: RateLimitBucket, client: &Client) -> Result<()> {
         let now = app.clock.now();
-        if let Some(quota) = app.limits.spend(door, Who::address(client.address), 1, now).await? {
+        if let Some(quota) = app.limits.spend(bucket, ClientKey::address(client.address), 1, now).await? {
             // Set once: a request is counted once.
             let _ = self.0.set(quota);
         }
-        if door == Door::Credentials {
+        if bucket == RateLimitBucket::Credentials {
             app.limits.admit_networks(client.address, now).await?;
         }
         Ok(())
     }
 
-    pub fn quota(&self) -> Option<Standing> {
+    pub fn quota(&self) -> Option<Quota> {
         self.0.get().copied()
     }
 }

@@ -17,7 +17,7 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::db::OperationScope;
 use crate::error::{Code, Error, Result};
-use crate::limits::Who;
+use crate::limits::ClientKey;
 use crate::metrics::Labels;
 
 /// One owner may hold this fraction of the permits and of the database connections...
@@ -76,7 +76,7 @@ pub struct ConcurrencyLimit {
 
 /// The shares of the owners that have operations now.
 struct Shares {
-    by_owner: Mutex<HashMap<Who, Arc<Share>>>,
+    by_owner: Mutex<HashMap<ClientKey, Arc<Share>>>,
     operations: usize,
     writes: usize,
     connections: usize,
@@ -94,7 +94,7 @@ struct Share {
 /// A share in use. The last one to be dropped removes it.
 struct ShareGuard {
     shares: Arc<Shares>,
-    owner: Who,
+    owner: ClientKey,
     share: Arc<Share>,
 }
 
@@ -122,7 +122,7 @@ const fn share_of(total: usize) -> usize {
 }
 
 impl Shares {
-    fn of(self: &Arc<Self>, owner: Who) -> ShareGuard {
+    fn of(self: &Arc<Self>, owner: ClientKey) -> ShareGuard {
         let share = self.lock().entry(owner).or_insert_with(|| Arc::new(self.share())).clone();
         ShareGuard { shares: Arc::clone(self), owner, share }
     }
@@ -138,7 +138,7 @@ impl Shares {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<Who, Arc<Share>>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<ClientKey, Arc<Share>>> {
         self.by_owner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -180,7 +180,7 @@ impl ConcurrencyLimit {
 
     /// Waits for a permit from the share of the owner first, so that only operations that may run
     /// wait for a permit of the server.
-    pub async fn acquire(&self, owner: Who, wait: Wait) -> Result<Permit> {
+    pub async fn acquire(&self, owner: ClientKey, wait: Wait) -> Result<Permit> {
         let guard = self.shares.of(owner);
         let own = Arc::clone(&guard.share.operations);
         self.acquire_both(guard, own, &self.permits, wait, false).await
@@ -269,8 +269,8 @@ mod tests {
         ConcurrencyLimit::new(operations, 8, is_embedded, Family::default())
     }
 
-    fn owner(number: usize) -> Who {
-        Who::address(std::net::Ipv4Addr::from(number as u32).into())
+    fn owner(number: usize) -> ClientKey {
+        ClientKey::address(std::net::Ipv4Addr::from(number as u32).into())
     }
 
     fn code(refused: Result<Permit>) -> Code {

@@ -32,7 +32,7 @@ use super::{BodyError, Lifeline, RequestId, TooMany, read_body, set_rate_limit};
 use crate::access::Viewer;
 use crate::auth::{self, bearer};
 use crate::error::{Code, Error};
-use crate::limits::{self, Who};
+use crate::limits::{self, ClientKey};
 use crate::network::Client;
 use crate::time::whole_seconds;
 
@@ -174,13 +174,13 @@ async fn run(
 
 /// Response to a request that got no permit. A 429 carries the `RateLimit-*` headers of the owner,
 /// like every other response.
-async fn shed(door: &Door, owner: Who, error: Error, media: Media, id: &RequestId) -> Response {
+async fn shed(door: &Door, owner: ClientKey, error: Error, media: Media, id: &RequestId) -> Response {
     let refused = Refused::from(error);
     door.app.metrics.refused(refused.code);
     let is_limited = refused.code == Code::RateLimited;
     let mut response = answered(refusal(media), Answer::refused(refused, &id.0), &id.0);
     if is_limited {
-        match door.app.limits.spend(limits::Door::Cost, owner, 0, door.app.clock.now()).await {
+        match door.app.limits.spend(limits::RateLimitBucket::Cost, owner, 0, door.app.clock.now()).await {
             Ok(Some(quota)) => set_rate_limit(response.headers_mut(), quota.limit, quota.remaining(), quota.reset),
             Err(Error::RateLimited { limit, retry_after }) => {
                 set_rate_limit(response.headers_mut(), limit, 0, retry_after);
@@ -194,10 +194,10 @@ async fn shed(door: &Door, owner: Who, error: Error, media: Media, id: &RequestI
 /// The owner whose share of the concurrency limit a request uses: the user of a validly signed
 /// token, otherwise the address. Does not query the database, because that would be work before the
 /// permit.
-fn owner(door: &Door, headers: &HeaderMap, client: &Client) -> Who {
+fn owner(door: &Door, headers: &HeaderMap, client: &Client) -> ClientKey {
     let token = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()).and_then(bearer);
     let access = token.and_then(|token| door.app.credentials.access(door.app.clock.now(), token));
-    access.map_or_else(|| Who::address(client.address), |access| Who::User(access.user_id))
+    access.map_or_else(|| ClientKey::address(client.address), |access| ClientKey::User(access.user_id))
 }
 
 /// The viewer of a request, or `None` without an `Authorization` header.
@@ -215,7 +215,7 @@ async fn read(
     in_flight: &InFlight,
     address: IpAddr,
 ) -> Result<(Bytes, Arc<BodyReservation>), Refused> {
-    let reservation = in_flight.body(Who::address(address));
+    let reservation = in_flight.body(ClientKey::address(address));
     let read = read_body(reservation.receive(body), MAX_BODY, |bytes| reservation.admit(bytes)).await;
     let read = read.map_err(|error| match error {
         BodyError::TooLarge => Refused::new(Code::PayloadTooLarge, "The request body exceeds 256 KiB."),

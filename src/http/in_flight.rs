@@ -30,8 +30,8 @@ use super::stream::PART;
 use crate::App;
 use crate::error::{Code, Error, Result};
 use crate::graphql::MAX_BYTES;
-use crate::limits::Who;
-use crate::limits::byte_budget::{ByteBudget, Exceeded, Reservation};
+use crate::limits::ClientKey;
+use crate::limits::byte_budget::{ByteBudget, BudgetExceeded, Reservation};
 use crate::network::Client;
 use crate::store::export;
 
@@ -72,10 +72,10 @@ impl Default for InFlight {
 
 impl InFlight {
     /// An empty reservation for a body that starts to arrive.
-    pub fn body(&self, owner: Who) -> Arc<BodyReservation> {
+    pub fn body(&self, owner: ClientKey) -> Arc<BodyReservation> {
         Arc::new(BodyReservation {
             bodies: Arc::clone(&self.bodies),
-            reservation: Mutex::new(self.bodies.budget.none(owner)),
+            reservation: Mutex::new(self.bodies.budget.empty_reservation(owner)),
             is_evicted: AtomicBool::new(false),
             waker: AtomicWaker::new(),
         })
@@ -88,7 +88,7 @@ impl InFlight {
 
     /// Reserves the bytes of a request that has arrived whole and is not parsed yet. Returns `None`
     /// if it is small.
-    pub fn reserve_request(&self, owner: Who, bytes: usize) -> Result<Option<Reservation>> {
+    pub fn reserve_request(&self, owner: ClientKey, bytes: usize) -> Result<Option<Reservation>> {
         if bytes <= SMALL {
             return Ok(None);
         }
@@ -97,12 +97,12 @@ impl InFlight {
     }
 
     /// Reserves the bytes of a message. Returns `None` if it is small.
-    pub fn reserve(&self, owner: Who, bytes: usize) -> Result<Option<Reservation>> {
+    pub fn reserve(&self, owner: ClientKey, bytes: usize) -> Result<Option<Reservation>> {
         reserve(&self.answers, owner, bytes, TOO_MANY_UNREAD)
     }
 
     /// Counts the body of a response until it is read.
-    pub fn hold(&self, owner: Who, is_export: bool, response: Response) -> Result<Response> {
+    pub fn hold(&self, owner: ClientKey, is_export: bool, response: Response) -> Result<Response> {
         let budget = if is_export { &self.exports } else { &self.answers };
         let bytes = response.body().size_hint().exact().unwrap_or_default();
         let reserved = reserve(budget, owner, usize::try_from(bytes).unwrap_or(usize::MAX), TOO_MANY_UNREAD)?;
@@ -136,10 +136,10 @@ impl Bodies {
     }
 
     /// Reserves bytes. If the budget of the process is exhausted, bodies that wait are given up.
-    fn or_evict<T>(&self, mut reserve: impl FnMut() -> Result<T, Exceeded>) -> Result<T, Exceeded> {
+    fn or_evict<T>(&self, mut reserve: impl FnMut() -> Result<T, BudgetExceeded>) -> Result<T, BudgetExceeded> {
         loop {
             match reserve() {
-                Err(Exceeded::Process) if self.evict() => {}
+                Err(BudgetExceeded::Process) if self.evict() => {}
                 reserved => return reserved,
             }
         }
@@ -254,7 +254,7 @@ impl HttpBody for ReceivedBody {
     }
 }
 
-fn reserve(budget: &Arc<ByteBudget>, owner: Who, bytes: usize, message: &'static str) -> Result<Option<Reservation>> {
+fn reserve(budget: &Arc<ByteBudget>, owner: ClientKey, bytes: usize, message: &'static str) -> Result<Option<Reservation>> {
     if bytes <= SMALL {
         return Ok(None);
     }
@@ -262,21 +262,21 @@ fn reserve(budget: &Arc<ByteBudget>, owner: Who, bytes: usize, message: &'static
 }
 
 /// RATE_LIMITED if the owner exceeds its limit, SERVICE_UNAVAILABLE if the process does.
-fn refused(exceeded: Exceeded, message: &'static str) -> Error {
+fn refused(exceeded: BudgetExceeded, message: &'static str) -> Error {
     match exceeded {
-        Exceeded::Owner => Error::Refused {
+        BudgetExceeded::Owner => Error::Refused {
             code: Code::RateLimited,
             message: message.into(),
             retry_after: Some(Duration::from_secs(1)),
         },
-        Exceeded::Process => Error::unavailable(),
+        BudgetExceeded::Process => Error::unavailable(),
     }
 }
 
 /// Counts the responses of routes without authentication by the address of the client.
 pub async fn limit(State(app): State<Arc<App>>, client: Client, request: Request, next: Next) -> Response {
     let response = next.run(request).await;
-    let held = app.in_flight.hold(Who::address(client.address), false, response);
+    let held = app.in_flight.hold(ClientKey::address(client.address), false, response);
     held.unwrap_or_else(|error| Problem::from(error).into_response())
 }
 
@@ -286,7 +286,7 @@ struct UnreadBody {
     body: Body,
     rest: Bytes,
     budget: Arc<ByteBudget>,
-    owner: Who,
+    owner: ClientKey,
     /// For the bytes that are not passed on yet.
     reservation: Reservation,
 }
@@ -424,8 +424,8 @@ mod tests {
 
     use super::*;
 
-    fn owner(number: u8) -> Who {
-        Who::Address([number; 8])
+    fn owner(number: u8) -> ClientKey {
+        ClientKey::Address([number; 8])
     }
 
     fn answer(bytes: usize) -> Response {

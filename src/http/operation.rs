@@ -32,7 +32,7 @@ use crate::graphql::complete::{Shape, chosen};
 use crate::graphql::deprecation::{Deprecation, Deprecations};
 use crate::graphql::rate_limit::Spent;
 use crate::graphql::{Caller, Manner, Schema, direct};
-use crate::limits::{Door as Limited, Who};
+use crate::limits::{RateLimitBucket as Limited, ClientKey};
 use crate::metrics::Executed;
 use crate::network::Client;
 use crate::store::search;
@@ -264,7 +264,7 @@ impl Door {
         // then run more and smaller statements.
         let executed =
             unconstrained(AssertUnwindSafe(permit.scope(DEADLINE, search_bytes).run(executed)).catch_unwind());
-        let executed = self.app.limits.decoding.metered(owner, executed);
+        let executed = self.app.limits.decoding.with_meter(owner, executed);
         let answer = match self.app.in_time(DEADLINE, executed).await {
             Ok(Ok(mut response)) => {
                 if !is_complete(&response) {
@@ -344,8 +344,8 @@ pub(super) const fn word(kind: OperationType) -> &'static str {
     }
 }
 
-pub(super) fn who(viewer: Option<Viewer>, address: IpAddr) -> Who {
-    viewer.map_or_else(|| Who::address(address), |viewer| Who::User(viewer.id))
+pub(super) fn who(viewer: Option<Viewer>, address: IpAddr) -> ClientKey {
+    viewer.map_or_else(|| ClientKey::address(address), |viewer| ClientKey::User(viewer.id))
 }
 
 /// Checks that all required variables have a value. The library checks this too, but only for

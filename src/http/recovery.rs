@@ -25,7 +25,7 @@ use crate::auth::credential::MailToken;
 use crate::auth::unsubscribe;
 use crate::error::{Error, UserErrorCode, Result};
 use crate::id::Id;
-use crate::limits::Door;
+use crate::limits::RateLimitBucket;
 use crate::network::Client;
 use crate::store::audit::Origin;
 use crate::store::mail::{self, Kind};
@@ -96,7 +96,7 @@ async fn verify_email(
     Body(body): Body<Verification>,
 ) -> Result<StatusCode, Problem> {
     let now = app.clock.now();
-    counted.admit(&app, Door::Credentials, &client).await?;
+    counted.admit(&app, RateLimitBucket::Credentials, &client).await?;
     let hash = MailToken::shown(&body.token).hash();
     account::verify_email(&app.db, now, &hash, &Origin::from(&client)).await?;
     Ok(StatusCode::NO_CONTENT)
@@ -145,7 +145,7 @@ async fn cancel_email_change(
     Body(body): Body<Cancellation>,
 ) -> Result<StatusCode, Problem> {
     let now = app.clock.now();
-    counted.admit(&app, Door::Credentials, &client).await?;
+    counted.admit(&app, RateLimitBucket::Credentials, &client).await?;
     let change = app.credentials.email_change(&body.token).ok_or_else(account::no_such_token)?;
     let unusable = app.credentials.unusable_hash()?;
     account::cancel_email_change(&app.db, now, change, &unusable, &Origin::from(&client)).await?;
@@ -193,7 +193,7 @@ async fn password_reset(
 }
 
 async fn ask(app: &App, counted: &Counted, client: &Client, kind: Kind, email: &str) -> Result<()> {
-    counted.admit(app, Door::Credentials, client).await?;
+    counted.admit(app, RateLimitBucket::Credentials, client).await?;
     let email = Email::parse("email", email).map_err(|fault| Error::UserErrors(vec![fault]))?;
     mail::queue_for_address(&app.db, app.clock.now(), kind, &email).await
 }
@@ -256,7 +256,7 @@ async fn confirm_password_reset(
     Body(body): Body<Confirmation>,
 ) -> Result<Response, Problem> {
     let now = app.clock.now();
-    counted.admit(&app, Door::Credentials, &client).await?;
+    counted.admit(&app, RateLimitBucket::Credentials, &client).await?;
     let hash = MailToken::shown(&body.token).hash();
     let owner = account::reset_owner(&mut app.db.conn().await?, now, &hash).await?;
     let (policy, personal) = (app.config.password_policy, [owner.email.as_str(), owner.username.as_str()]);
@@ -301,7 +301,7 @@ async fn unsubscribe_from_assignments(
     Extension(counted): Extension<Counted>,
     uri: Uri,
 ) -> Result<Json<Accepted>, Problem> {
-    counted.admit(&app, Door::Auth, &client).await?;
+    counted.admit(&app, RateLimitBucket::Auth, &client).await?;
     let mut parameters = url::form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes());
     let token = parameters.find(|(name, _)| name == "token").map(|(_, token)| token);
     let user_id = token.and_then(|token| unsubscribe::user_of(&app.config.secret_key, &token));

@@ -31,7 +31,7 @@ use crate::App;
 use crate::access::Viewer;
 use crate::auth::bearer;
 use crate::error::{Code, Error};
-use crate::limits::Who;
+use crate::limits::ClientKey;
 use crate::metrics::Transport;
 
 /// Length of the write queue.
@@ -154,7 +154,7 @@ async fn tell(
         sent.map(drop).ok_or(Stuck)
     };
     let count = |text: String| match listener.viewer {
-        Some(viewer) => app.in_flight.reserve(Who::User(viewer.id), text.len()).map(|held| counted(text.into(), held)),
+        Some(viewer) => app.in_flight.reserve(ClientKey::User(viewer.id), text.len()).map(|held| counted(text.into(), held)),
         None => Ok(text.into()),
     };
     // Sent immediately, so that the client sees the open stream.

@@ -37,7 +37,7 @@ use crate::graphql::complete::{Shape, chosen};
 use crate::graphql::deprecation::Deprecation;
 use crate::graphql::live::{Happening, Happenings, Opening};
 use crate::graphql::{Caller, Manner, Telling, telling};
-use crate::limits::{Door as Limited, Who};
+use crate::limits::{RateLimitBucket as Limited, ClientKey};
 use crate::metrics::{Executed, Open};
 
 /// Maximum size of the variables of a subscription, in bytes. They stay in memory while it is open.
@@ -368,7 +368,7 @@ impl Subscriber {
     ) -> Result<Option<Arc<str>>, Box<Answer>> {
         let (app, question) = (&self.subscriptions.app, &self.question);
         let viewer = self.viewer.ok_or_else(|| self.refused(Error::unauthenticated()))?;
-        let paid = app.limits.spend(Limited::Deliveries, Who::User(viewer.id), question.cost, app.clock.now()).await;
+        let paid = app.limits.spend(Limited::Deliveries, ClientKey::User(viewer.id), question.cost, app.clock.now()).await;
         paid.map_err(|error| self.refused(error))?;
         let is_own = happening.notification.is_some() || !deprecations.is_empty();
         let (mut happening, mut permit) = (happening, None);
@@ -413,7 +413,7 @@ impl Subscriber {
 
     /// Acquires a concurrency permit for this subscriber.
     async fn permit(&self, viewer: Viewer) -> Result<Permit, Box<Answer>> {
-        let acquired = self.subscriptions.app.concurrency.acquire(Who::User(viewer.id), Wait::Event).await;
+        let acquired = self.subscriptions.app.concurrency.acquire(ClientKey::User(viewer.id), Wait::Event).await;
         acquired.map_err(|error| self.refused(error))
     }
 
@@ -474,7 +474,7 @@ impl Subscriber {
         request.set_parsed_query(executed.clone());
         let response = telling.execute(request.data(caller.clone()).data(happening));
         let response =
-            unconstrained(app.limits.decoding.metered(Who::User(viewer.id), response.instrument(self.span())));
+            unconstrained(app.limits.decoding.with_meter(ClientKey::User(viewer.id), response.instrument(self.span())));
         let answer = match app.in_time(DEADLINE, response).await {
             Ok(mut response) => {
                 shape.plan(document, name).complete(&mut response);

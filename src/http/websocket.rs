@@ -43,7 +43,7 @@ use crate::access::Viewer;
 use crate::auth::{self, bearer};
 use crate::error::{Code, Error};
 use crate::events::hub::Watch;
-use crate::limits::Who;
+use crate::limits::ClientKey;
 use crate::limits::byte_budget::Reservation;
 use crate::metrics::Transport;
 use crate::network::Client;
@@ -464,7 +464,7 @@ impl Talk {
                 return Err(Close::Duplicate(id));
             }
             let reserved = if running.len() < most {
-                let bytes = self.door.app.in_flight.reserve_request(Who::User(viewer.id), json.len());
+                let bytes = self.door.app.in_flight.reserve_request(ClientKey::User(viewer.id), json.len());
                 bytes.map_err(Refused::from)
             } else {
                 let message = format!("A socket may have at most {most} running operations.");
@@ -565,7 +565,7 @@ impl Runner {
     async fn begin(&mut self, id: &str, request: Box<UnparsedRequest>) -> Result<Box<Subscription>, End> {
         let admitted = async {
             let concurrency = &self.door.app.concurrency;
-            let permit = concurrency.acquire(Who::User(self.viewer.id), Wait::Socket).await?;
+            let permit = concurrency.acquire(ClientKey::User(self.viewer.id), Wait::Socket).await?;
             let operation = self.admitted(request.parse()?).await?;
             let permit = match operation.kind {
                 OperationType::Mutation => concurrency.acquire_write(permit, Wait::Socket).await?,
@@ -629,7 +629,7 @@ impl Runner {
 
     /// Queues a message, unless the user has too many unread bytes.
     async fn send(&mut self, text: Box<str>) -> Result<(), Refused> {
-        let reservation = self.door.app.in_flight.reserve(Who::User(self.viewer.id), text.len())?;
+        let reservation = self.door.app.in_flight.reserve(ClientKey::User(self.viewer.id), text.len())?;
         // Fails only if the writer has ended.
         drop(self.out.send(Outbound { text, reservation }).await);
         Ok(())

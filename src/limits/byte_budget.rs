@@ -6,12 +6,12 @@ use std::collections::HashMap;
 use std::hash::Hash;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::Who;
+use super::ClientKey;
 use crate::error::Error;
 
 /// Which limit a reservation would exceed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Exceeded {
+pub enum BudgetExceeded {
     /// The limit of the owner.
     #[error("the byte budget of the owner is exhausted")]
     Owner,
@@ -20,22 +20,22 @@ pub enum Exceeded {
     Process,
 }
 
-impl From<Exceeded> for Error {
-    fn from(_: Exceeded) -> Self {
+impl From<BudgetExceeded> for Error {
+    fn from(_: BudgetExceeded) -> Self {
         Self::unavailable()
     }
 }
 
 /// A budget of bytes, in total and per owner.
 #[derive(Debug)]
-pub struct ByteBudget<K: Eq + Hash = Who> {
+pub struct ByteBudget<K: Eq + Hash = ClientKey> {
     limit: usize,
     owner_limit: usize,
-    held: Mutex<Held<K>>,
+    usage: Mutex<Usage<K>>,
 }
 
 #[derive(Debug)]
-struct Held<K> {
+struct Usage<K> {
     total: usize,
     /// Only owners with reserved bytes, so that the size of the map is bounded by the budget.
     owners: HashMap<K, usize>,
@@ -43,45 +43,45 @@ struct Held<K> {
 
 impl<K: Clone + Eq + Hash> ByteBudget<K> {
     pub fn new(limit: usize, owner_limit: usize) -> Arc<Self> {
-        let held = Mutex::new(Held { total: 0, owners: HashMap::new() });
-        Arc::new(Self { limit, owner_limit, held })
+        let held = Mutex::new(Usage { total: 0, owners: HashMap::new() });
+        Arc::new(Self { limit, owner_limit, usage: held })
     }
 
     /// Reserves bytes for an owner, all or none. A reservation of zero bytes always succeeds and
     /// may grow.
-    pub fn reserve(self: &Arc<Self>, owner: K, bytes: usize) -> Result<Reservation<K>, Exceeded> {
-        let mut reservation = self.none(owner);
+    pub fn reserve(self: &Arc<Self>, owner: K, bytes: usize) -> Result<Reservation<K>, BudgetExceeded> {
+        let mut reservation = self.empty_reservation(owner);
         reservation.grow(bytes)?;
         Ok(reservation)
     }
 
     /// An empty reservation, which may grow.
-    pub fn none(self: &Arc<Self>, owner: K) -> Reservation<K> {
+    pub fn empty_reservation(self: &Arc<Self>, owner: K) -> Reservation<K> {
         Reservation { budget: Arc::clone(self), owner, bytes: 0 }
     }
 
     /// Bytes reserved by all owners.
     pub fn used(&self) -> usize {
-        self.held().total
+        self.lock().total
     }
 
     /// Bytes reserved by one owner.
     pub fn used_by(&self, owner: &K) -> usize {
-        self.held().owners.get(owner).copied().unwrap_or_default()
+        self.lock().owners.get(owner).copied().unwrap_or_default()
     }
 
-    fn held(&self) -> MutexGuard<'_, Held<K>> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Usage<K>> {
+        self.usage.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn take(&self, owner: &K, bytes: usize) -> Result<(), Exceeded> {
-        let mut held = self.held();
+    fn take(&self, owner: &K, bytes: usize) -> Result<(), BudgetExceeded> {
+        let mut held = self.lock();
         let own = held.owners.get(owner).copied().unwrap_or_default();
         if bytes > self.owner_limit.saturating_sub(own) {
-            return Err(Exceeded::Owner);
+            return Err(BudgetExceeded::Owner);
         }
         if bytes > self.limit.saturating_sub(held.total) {
-            return Err(Exceeded::Process);
+            return Err(BudgetExceeded::Process);
         }
         held.total += bytes;
         *held.owners.entry(owner.clone()).or_default() += bytes;
@@ -89,7 +89,7 @@ impl<K: Clone + Eq + Hash> ByteBudget<K> {
     }
 
     fn release(&self, owner: &K, bytes: usize) {
-        let mut held = self.held();
+        let mut held = self.lock();
         held.total -= bytes;
         if let Some(own) = held.owners.get_mut(owner) {
             *own -= bytes;
@@ -102,7 +102,7 @@ impl<K: Clone + Eq + Hash> ByteBudget<K> {
 
 /// Reserved bytes of a [`ByteBudget`]. Dropping it releases them.
 #[derive(Debug)]
-pub struct Reservation<K: Clone + Eq + Hash = Who> {
+pub struct Reservation<K: Clone + Eq + Hash = ClientKey> {
     budget: Arc<ByteBudget<K>>,
     owner: K,
     bytes: usize,
@@ -115,7 +115,7 @@ impl<K: Clone + Eq + Hash> Reservation<K> {
     }
 
     /// Reserves more bytes, all or none.
-    pub fn grow(&mut self, bytes: usize) -> Result<(), Exceeded> {
+    pub fn grow(&mut self, bytes: usize) -> Result<(), BudgetExceeded> {
         if bytes > 0 {
             self.budget.take(&self.owner, bytes)?;
             self.bytes += bytes;
@@ -149,10 +149,10 @@ mod tests {
     fn an_owner_and_the_process_hold_no_more_than_their_limits() {
         let budget = ByteBudget::new(100, 60);
         let mut first = budget.reserve(1, 50).expect("within both limits");
-        assert_eq!(first.grow(11), Err(Exceeded::Owner));
-        assert_eq!(budget.reserve(1, 11).err(), Some(Exceeded::Owner), "the limit covers all reservations of an owner");
+        assert_eq!(first.grow(11), Err(BudgetExceeded::Owner));
+        assert_eq!(budget.reserve(1, 11).err(), Some(BudgetExceeded::Owner), "the limit covers all reservations of an owner");
         let second = budget.reserve(2, 50).expect("within both limits");
-        assert_eq!(budget.reserve(3, 1).err(), Some(Exceeded::Process));
+        assert_eq!(budget.reserve(3, 1).err(), Some(BudgetExceeded::Process));
         assert!(budget.reserve(3, 0).is_ok());
         assert_eq!((budget.used(), budget.used_by(&1), budget.used_by(&3)), (100, 50, 0));
         first.shrink(20);
@@ -160,7 +160,7 @@ mod tests {
         drop(second);
         assert_eq!((budget.used(), first.grow(30)), (30, Ok(())));
         first.shrink(usize::MAX);
-        assert_eq!((budget.used(), budget.held().owners.len()), (0, 0), "owners without bytes take no memory");
+        assert_eq!((budget.used(), budget.lock().owners.len()), (0, 0), "owners without bytes take no memory");
     }
 
     #[test]

@@ -23,7 +23,7 @@ use crate::db::schema::login_failures;
 use crate::db::{Conn, Db, PooledConn};
 use crate::error::{Code, Error, Result};
 use crate::id::Id;
-use crate::limits::network;
+use crate::limits::network_text;
 use crate::on;
 use crate::time::Timestamp;
 
@@ -70,7 +70,7 @@ impl Attempt {
             networks.push((format!("{a:x}:{b:x}:{c:x}:{:x}::/56", d & 0xff00), PER_56));
             networks.push((format!("{a:x}:{b:x}:{c:x}::/48"), PER_48));
         }
-        Self { identifier, source: network(address), networks }
+        Self { identifier, source: network_text(address), networks }
     }
 
     /// A signed-in person who is asked for the password again.

@@ -283,7 +283,7 @@ pub async fn is_used_from(conn: &mut Conn, now: Timestamp, user_id: Option<Id>, 
 
 /// The network of an address as it is stored.
 fn network_of(address: &str) -> Option<String> {
-    address.parse().ok().map(limits::network)
+    address.parse().ok().map(limits::network_text)
 }
 
 /// The session with this id, ended or not.

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use fasttrack::db::Conn;
 use fasttrack::http::concurrency_limit::{Permit, Wait};
-use fasttrack::limits::Who;
+use fasttrack::limits::ClientKey;
 use futures_util::future::join_all;
 use reqwest::RequestBuilder;
 use serde_json::{Value, json};
@@ -33,13 +33,13 @@ const SETTINGS: [(&str, &str); 8] = [
 /// A quarter of the permits and of the connections.
 const SHARE: usize = 2;
 
-fn owner(server: &Server, person: &Person) -> Who {
+fn owner(server: &Server, person: &Person) -> ClientKey {
     let access = server.app.credentials.access(server.app.clock.now(), person.token());
-    Who::User(access.expect("a good token").user_id)
+    ClientKey::User(access.expect("a good token").user_id)
 }
 
 /// Acquires all permits of an owner's share.
-async fn share(server: &Server, owner: Who) -> Vec<Permit> {
+async fn share(server: &Server, owner: ClientKey) -> Vec<Permit> {
     let acquire = || server.app.concurrency.acquire(owner, Wait::Request);
     join_all((0..SHARE).map(|_| acquire())).await.into_iter().map(|permit| permit.expect("a permit")).collect()
 }
@@ -61,7 +61,7 @@ async fn an_owner_whose_share_is_taken_is_refused_over_http_and_others_are_not()
     let (taken, other) = ("192.0.2.1", "192.0.2.2");
     let held = (
         share(&server, owner(&server, &alice)).await,
-        share(&server, Who::address(taken.parse().expect("an address"))).await,
+        share(&server, ClientKey::address(taken.parse().expect("an address"))).await,
     );
     for accept in ["application/graphql-response+json", "text/event-stream"] {
         for (person, address) in [(&alice, other), (&nobody, taken)] {

@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use fasttrack::id::Id;
-use fasttrack::limits::Who;
-use fasttrack::limits::decoding::{OWNER_BYTES, PROCESS_BYTES};
+use fasttrack::limits::ClientKey;
+use fasttrack::limits::decode_budget::{OWNER_BYTES, PROCESS_BYTES};
 use futures_util::future::join_all;
 use reqwest::header::ACCEPT;
 use serde_json::{Value, json};
@@ -151,9 +151,9 @@ async fn operations_are_refused_while_others_hold_too_much() {
     let long = "{ tasks { nodes { description } } }";
     let budget = &server.app.limits.decoding.budget;
     let ask = async |person: &Person| Reply::to(person.post("/graphql").json(&json!({ "query": long }))).await;
-    let hold = |who: Who| budget.reserve(who, OWNER_BYTES).expect("a free budget");
+    let hold = |who: ClientKey| budget.reserve(who, OWNER_BYTES).expect("a free budget");
 
-    let own = hold(Who::User(id(&alice)));
+    let own = hold(ClientKey::User(id(&alice)));
     let refused = ask(&alice).await;
     assert_eq!((refused.status.as_u16(), &refused.headers["retry-after"]), (503, &"1".parse().expect("a header")));
     assert_eq!(refused.body["errors"][0]["extensions"]["code"], "SERVICE_UNAVAILABLE");
@@ -161,7 +161,7 @@ async fn operations_are_refused_while_others_hold_too_much() {
     drop(own);
     assert_eq!(ask(&alice).await.status, 200);
 
-    let all: Vec<_> = (0..PROCESS_BYTES / OWNER_BYTES).map(|_| hold(Who::User(Id::new()))).collect();
+    let all: Vec<_> = (0..PROCESS_BYTES / OWNER_BYTES).map(|_| hold(ClientKey::User(Id::new()))).collect();
     for person in [&alice, &bob] {
         let refused = ask(person).await;
         assert_eq!((refused.status.as_u16(), &refused.headers["retry-after"]), (503, &"1".parse().expect("a header")));

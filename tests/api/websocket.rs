@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use fasttrack::http::concurrency_limit::Wait;
-use fasttrack::limits::Who;
+use fasttrack::limits::ClientKey;
 use futures_util::{SinkExt, StreamExt};
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -378,7 +378,7 @@ async fn operations_that_wait_take_the_memory_of_their_text() {
     let (alice, bob) = (server.person("alice").await, server.person("bob").await);
     let owner = |person: &Person| {
         let access = server.app.credentials.access(server.app.clock.now(), person.token());
-        Who::User(access.expect("a good token").user_id)
+        ClientKey::User(access.expect("a good token").user_id)
     };
     let mut sockets = Vec::new();
     for _ in 0..SOCKETS {
@@ -446,7 +446,7 @@ async fn the_operations_of_a_user_that_wait_are_limited_and_harm_nobody_else() {
     let server = Server::with(&[("MAX_OPERATIONS_AT_ONCE", "8"), ("WS_OPERATIONS_PER_SOCKET", "500")]).await;
     let (alice, bob) = (server.person("alice").await, server.person("bob").await);
     let access = server.app.credentials.access(server.app.clock.now(), alice.token());
-    let owner = Who::User(access.expect("a good token").user_id);
+    let owner = ClientKey::User(access.expect("a good token").user_id);
     let (mut hers, mut his) = (Raw::greeted(&server, &alice).await, Raw::greeted(&server, &bob).await);
     let acquire = || server.app.concurrency.acquire(owner, Wait::Request);
     let held = (acquire().await.expect("a permit"), acquire().await.expect("a permit"));

@@ -9,13 +9,13 @@ use redis::{Client, Script};
 use tokio::sync::OnceCell;
 use tokio::time::{Instant, timeout};
 
-use super::{Door, WINDOW, Who, Window};
+use super::{RateLimitBucket, WINDOW_MICROS, ClientKey, WindowCounter};
 
 /// Timeout of Redis. The local counters are an acceptable substitute for a while.
-const PATIENCE: Duration = Duration::from_millis(250);
-const FIRST_PATIENCE: Duration = Duration::from_millis(1_000);
+const REDIS_TIMEOUT: Duration = Duration::from_millis(250);
+const CONNECT_TIMEOUT: Duration = Duration::from_millis(1_000);
 /// Time without any attempt after a failure. Then a single request tries again.
-const PAUSE: Duration = Duration::from_secs(1);
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Takes the key, the limit and the points. Uses the clock of Redis, which is the same for all
 /// instances.
@@ -43,37 +43,37 @@ end
 return {fits and 1 or 0, count, previous, elapsed}
 ";
 
-pub struct Shared {
+pub struct RedisCounters {
     client: Client,
     connection: OnceCell<ConnectionManager>,
     script: Script,
     /// When Redis is tried again after a failure.
-    again: Mutex<Option<Instant>>,
+    retry_at: Mutex<Option<Instant>>,
 }
 
-impl Shared {
+impl RedisCounters {
     /// Connects on first use.
     pub fn new(client: Client) -> Self {
-        Self { client, connection: OnceCell::new(), script: Script::new(SCRIPT), again: Mutex::new(None) }
+        Self { client, connection: OnceCell::new(), script: Script::new(SCRIPT), retry_at: Mutex::new(None) }
     }
 
     /// Counts the points if they fit. Returns whether they did, the window, and how much of the
     /// current minute has passed. Returns `None` if Redis does not answer.
-    pub async fn spend(&self, door: Door, who: Who, limit: u32, points: u32) -> Option<(bool, Window, i64)> {
-        if self.is_away() {
+    pub async fn spend(&self, bucket: RateLimitBucket, who: ClientKey, limit: u32, points: u32) -> Option<(bool, WindowCounter, i64)> {
+        if self.is_unavailable() {
             return None;
         }
-        let patience = if self.connection.initialized() { PATIENCE } else { FIRST_PATIENCE };
-        match timeout(patience, self.ask(&key(door, who), limit, points)).await {
+        let patience = if self.connection.initialized() { REDIS_TIMEOUT } else { CONNECT_TIMEOUT };
+        match timeout(patience, self.run_script(&key(bucket, who), limit, points)).await {
             Ok(Ok((fits, count, previous, elapsed))) => {
-                if self.again().take().is_some() {
+                if self.retry_at().take().is_some() {
                     tracing::info!("redis available again");
                 }
-                Some((fits == 1, Window { minute: 0, count, previous }, elapsed.clamp(0, WINDOW)))
+                Some((fits == 1, WindowCounter { minute: 0, count, previous }, elapsed.clamp(0, WINDOW_MICROS)))
             }
             failed => {
                 let kind = failed.ok().and_then(Result::err).map(|error| error.kind());
-                if self.again().replace(Instant::now() + PAUSE).is_none() {
+                if self.retry_at().replace(Instant::now() + RETRY_INTERVAL).is_none() {
                     tracing::warn!(?kind, "redis unavailable, counting rate limits locally");
                 }
                 None
@@ -81,47 +81,47 @@ impl Shared {
         }
     }
 
-    pub async fn answers(&self) -> bool {
+    pub async fn ping(&self) -> bool {
         let ping = async {
             let connection = self.connection.get_or_try_init(|| self.client.get_connection_manager()).await?;
             redis::cmd("PING").exec_async(&mut connection.clone()).await
         };
-        matches!(timeout(FIRST_PATIENCE, ping).await, Ok(Ok(())))
+        matches!(timeout(CONNECT_TIMEOUT, ping).await, Ok(Ok(())))
     }
 
     /// Whether Redis must not be tried now. A caller that may try moves the next attempt on, so
     /// that one request tries at a time.
-    fn is_away(&self) -> bool {
-        let (mut again, now) = (self.again(), Instant::now());
+    fn is_unavailable(&self) -> bool {
+        let (mut again, now) = (self.retry_at(), Instant::now());
         match *again {
             None => false,
             Some(then) if now < then => true,
             Some(_) => {
-                *again = Some(now + PAUSE);
+                *again = Some(now + RETRY_INTERVAL);
                 false
             }
         }
     }
 
-    fn again(&self) -> MutexGuard<'_, Option<Instant>> {
-        self.again.lock().unwrap_or_else(PoisonError::into_inner)
+    fn retry_at(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.retry_at.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn ask(&self, key: &str, limit: u32, points: u32) -> redis::RedisResult<(i64, u32, u32, i64)> {
+    async fn run_script(&self, key: &str, limit: u32, points: u32) -> redis::RedisResult<(i64, u32, u32, i64)> {
         let connection = self.connection.get_or_try_init(|| self.client.get_connection_manager()).await?;
         self.script.key(key).arg(limit).arg(points).invoke_async(&mut connection.clone()).await
     }
 }
 
-fn key(door: Door, who: Who) -> String {
-    let door = door.as_str();
+fn key(bucket: RateLimitBucket, who: ClientKey) -> String {
+    let bucket = bucket.as_str();
     match who {
-        Who::Address(network) => format!("fasttrack:limit:{door}:a{:016x}", u64::from_be_bytes(network)),
-        Who::Network(bits, network) => {
-            format!("fasttrack:limit:{door}:n{bits}:{:016x}", u64::from_be_bytes(network))
+        ClientKey::Address(network) => format!("fasttrack:limit:{bucket}:a{:016x}", u64::from_be_bytes(network)),
+        ClientKey::Network(bits, network) => {
+            format!("fasttrack:limit:{bucket}:n{bits}:{:016x}", u64::from_be_bytes(network))
         }
-        Who::User(id) => format!("fasttrack:limit:{door}:u{id}"),
-        Who::Session(id) => format!("fasttrack:limit:{door}:s{id}"),
-        Who::Sessions(id) => format!("fasttrack:limit:{door}:us{id}"),
+        ClientKey::User(id) => format!("fasttrack:limit:{bucket}:u{id}"),
+        ClientKey::Session(id) => format!("fasttrack:limit:{bucket}:s{id}"),
+        ClientKey::Sessions(id) => format!("fasttrack:limit:{bucket}:us{id}"),
     }
 }

@@ -10,8 +10,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 
-use super::Who;
-use super::byte_budget::{ByteBudget, Exceeded, Reservation};
+use super::ClientKey;
+use super::byte_budget::{ByteBudget, BudgetExceeded, Reservation};
 use crate::error::{Code, Error};
 use crate::metrics::Labels;
 
@@ -23,15 +23,15 @@ pub const OWNER_BYTES: usize = 2 * OPERATION_BYTES;
 /// Bytes that all operations may reserve at once.
 pub const PROCESS_BYTES: usize = 8 * OPERATION_BYTES;
 /// Bytes that an operation may decode without a reservation. Few operations exceed this.
-const UNRESERVED: usize = 64 * 1024;
+const FREE_BYTES: usize = 64 * 1024;
 /// Step in which it reserves bytes after that.
-const STEP: usize = 256 * 1024;
+const RESERVATION_STEP: usize = 256 * 1024;
 
 tokio::task_local! {
     static METER: Option<Arc<Meter>>;
 }
 
-pub struct Decoding {
+pub struct DecodeBudget {
     /// Bytes reserved now.
     pub budget: Arc<ByteBudget>,
     /// Bytes decoded so far.
@@ -40,7 +40,7 @@ pub struct Decoding {
     pub refused: Family<Labels<1>, Counter>,
 }
 
-impl Default for Decoding {
+impl Default for DecodeBudget {
     fn default() -> Self {
         let refused = Family::<Labels<1>, Counter>::default();
         for limit in ["operation", "owner", "process"] {
@@ -50,9 +50,9 @@ impl Default for Decoding {
     }
 }
 
-impl Decoding {
+impl DecodeBudget {
     /// Runs an operation and counts what it decodes against the budget.
-    pub async fn metered<T>(&self, owner: Who, operation: impl Future<Output = T>) -> T {
+    pub async fn with_meter<T>(&self, owner: ClientKey, operation: impl Future<Output = T>) -> T {
         let meter = Meter {
             decoded: AtomicUsize::new(0),
             reserved: AtomicUsize::new(0),
@@ -65,7 +65,7 @@ impl Decoding {
 }
 
 /// Runs work outside the budget, because it has a limit of its own, such as an export.
-pub async fn unmetered<T>(work: impl Future<Output = T>) -> T {
+pub async fn without_meter<T>(work: impl Future<Output = T>) -> T {
     METER.scope(None, work).await
 }
 
@@ -82,7 +82,7 @@ pub enum OverBudget {
     Operation,
     /// The owner or the process has reached its limit.
     #[error(transparent)]
-    Busy(#[from] Exceeded),
+    Busy(#[from] BudgetExceeded),
 }
 
 impl From<OverBudget> for Error {
@@ -111,28 +111,28 @@ impl Meter {
         let decoded = self.decoded.fetch_add(bytes, Ordering::Relaxed).saturating_add(bytes);
         let counted = if decoded > OPERATION_BYTES {
             Err(OverBudget::Operation)
-        } else if decoded > UNRESERVED + self.reserved.load(Ordering::Relaxed) {
-            self.reserve(decoded - UNRESERVED).map_err(OverBudget::from)
+        } else if decoded > FREE_BYTES + self.reserved.load(Ordering::Relaxed) {
+            self.reserve(decoded - FREE_BYTES).map_err(OverBudget::from)
         } else {
             return Ok(());
         };
         if let Err(over) = counted {
             let limit = match over {
                 OverBudget::Operation => "operation",
-                OverBudget::Busy(Exceeded::Owner) => "owner",
-                OverBudget::Busy(Exceeded::Process) => "process",
+                OverBudget::Busy(BudgetExceeded::Owner) => "owner",
+                OverBudget::Busy(BudgetExceeded::Process) => "process",
             };
             self.refused.get_or_create(&[("limit", limit.into())]).inc();
         }
         counted
     }
 
-    fn reserve(&self, bytes: usize) -> Result<(), Exceeded> {
+    fn reserve(&self, bytes: usize) -> Result<(), BudgetExceeded> {
         let mut reservation = self.reservation.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(reservation) = reservation.as_mut() {
             let missing = bytes.saturating_sub(reservation.bytes());
             if missing > 0 {
-                reservation.grow(missing.next_multiple_of(STEP)).or_else(|_| reservation.grow(missing))?;
+                reservation.grow(missing.next_multiple_of(RESERVATION_STEP)).or_else(|_| reservation.grow(missing))?;
                 self.reserved.store(reservation.bytes(), Ordering::Relaxed);
             }
         }
@@ -157,43 +157,43 @@ mod tests {
 
     #[tokio::test]
     async fn an_operation_holds_what_it_decodes_until_it_ends() {
-        let decoding = Decoding::default();
-        let (owner, used) = (Who::User(Id::new()), || decoding.budget.used());
+        let decoding = DecodeBudget::default();
+        let (owner, used) = (ClientKey::User(Id::new()), || decoding.budget.used());
         decoding
-            .metered(owner, async {
-                assert_eq!((count(UNRESERVED), used()), (Ok(()), 0), "small reads are free");
-                assert_eq!((count(1), used()), (Ok(()), STEP));
-                assert_eq!((count(STEP), used()), (Ok(()), 2 * STEP));
-                assert!(unmetered(async { current().is_none() }).await);
-                assert_eq!((count(2 * STEP), used()), (Ok(()), 4 * STEP));
+            .with_meter(owner, async {
+                assert_eq!((count(FREE_BYTES), used()), (Ok(()), 0), "small reads are free");
+                assert_eq!((count(1), used()), (Ok(()), RESERVATION_STEP));
+                assert_eq!((count(RESERVATION_STEP), used()), (Ok(()), 2 * RESERVATION_STEP));
+                assert!(without_meter(async { current().is_none() }).await);
+                assert_eq!((count(2 * RESERVATION_STEP), used()), (Ok(()), 4 * RESERVATION_STEP));
                 assert_eq!(count(OPERATION_BYTES), Err(OverBudget::Operation));
             })
             .await;
-        assert_eq!((used(), decoding.bytes.get()), (0, (UNRESERVED + 1 + 3 * STEP + OPERATION_BYTES) as u64));
+        assert_eq!((used(), decoding.bytes.get()), (0, (FREE_BYTES + 1 + 3 * RESERVATION_STEP + OPERATION_BYTES) as u64));
         assert!(current().is_none(), "no meter outside an operation");
     }
 
     #[tokio::test]
     async fn operations_together_hold_no_more_than_their_owner_and_the_process_may() {
-        let decoding = Decoding::default();
-        let (owner, other) = (Who::User(Id::new()), Who::User(Id::new()));
+        let decoding = DecodeBudget::default();
+        let (owner, other) = (ClientKey::User(Id::new()), ClientKey::User(Id::new()));
         let held = decoding.budget.reserve(owner, OWNER_BYTES).expect("free");
-        let long = || async { count(UNRESERVED + 1) };
-        assert_eq!(decoding.metered(owner, long()).await, Err(OverBudget::Busy(Exceeded::Owner)));
-        assert_eq!(decoding.metered(other, long()).await, Ok(()));
+        let long = || async { count(FREE_BYTES + 1) };
+        assert_eq!(decoding.with_meter(owner, long()).await, Err(OverBudget::Busy(BudgetExceeded::Owner)));
+        assert_eq!(decoding.with_meter(other, long()).await, Ok(()));
         let others: Vec<_> =
-            (0..3).map(|_| decoding.budget.reserve(Who::User(Id::new()), OWNER_BYTES).expect("free")).collect();
-        assert_eq!(decoding.metered(other, long()).await, Err(OverBudget::Busy(Exceeded::Process)));
-        assert_eq!(decoding.metered(other, async { count(UNRESERVED) }).await, Ok(()), "small reads are free");
+            (0..3).map(|_| decoding.budget.reserve(ClientKey::User(Id::new()), OWNER_BYTES).expect("free")).collect();
+        assert_eq!(decoding.with_meter(other, long()).await, Err(OverBudget::Busy(BudgetExceeded::Process)));
+        assert_eq!(decoding.with_meter(other, async { count(FREE_BYTES) }).await, Ok(()), "small reads are free");
         drop((held, others));
-        let aborted = decoding.metered(owner, async {
+        let aborted = decoding.with_meter(owner, async {
             assert_eq!(count(OPERATION_BYTES / 2), Ok(()));
             assert!(decoding.budget.used_by(&owner) > 0);
             std::future::pending::<()>().await;
         });
         assert!(tokio::time::timeout(std::time::Duration::ZERO, aborted).await.is_err());
         assert_eq!(decoding.budget.used(), 0, "an aborted operation releases its bytes");
-        assert_eq!(decoding.metered(owner, long()).await, Ok(()));
+        assert_eq!(decoding.with_meter(owner, long()).await, Ok(()));
         assert_eq!(decoding.budget.used(), 0);
     }
 }
