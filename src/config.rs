@@ -16,20 +16,20 @@ use lettre::{AsyncSmtpTransport, Tokio1Executor};
 use tracing_subscriber::EnvFilter;
 
 use self::keys::keys;
-pub use self::keys::{kept_in, write_new};
+pub use self::keys::{keys_file, create_private_file};
 use crate::db::Location;
 use crate::db::postgres::PgConnector;
 use crate::error::Error;
 use crate::http::persisted::MAX_ID;
-use crate::limits::{MIB, Quotas};
+use crate::limits::{MIB, StorageQuotas};
 use crate::network::Network;
 use crate::store::event::Retention;
 use crate::store::lockout::Rule;
 use crate::time::Timestamp;
 
-const DAY: u64 = 86_400;
+const SECONDS_PER_DAY: u64 = 86_400;
 /// Maximum of any period: 36,500 days, in seconds. Larger ones exceed the range of timestamps.
-const LONGEST: u64 = 36_500 * DAY;
+const MAX_SECONDS: u64 = 36_500 * SECONDS_PER_DAY;
 
 /// A key that must not appear in logs.
 #[derive(Clone, PartialEq, Eq)]
@@ -89,28 +89,28 @@ pub struct RateLimits {
 
 /// Limits of WebSockets and event streams.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Sockets {
+pub struct SocketLimits {
     /// Sockets and streams per user and instance.
     pub per_user: usize,
     /// Concurrent operations per socket.
-    pub subscriptions: usize,
+    pub operations_per_socket: usize,
     /// Subscriptions per user and instance, over all sockets and streams.
     pub subscriptions_per_user: usize,
     /// Whether sockets accept mutations.
     pub mutations: bool,
     /// Time until `connection_init` must arrive.
-    pub init: Duration,
+    pub init_timeout: Duration,
     /// Time between two pings.
-    pub ping: Duration,
+    pub ping_interval: Duration,
     /// Time for a client to read a message.
-    pub write: Duration,
+    pub write_timeout: Duration,
 }
 
 /// Limits of connections and requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Connections {
+pub struct ConnectionLimits {
     /// Maximum number of connections.
-    pub most: usize,
+    pub max: usize,
     /// Maximum per IPv4 address or IPv6 /64; four times as many per /48. Trusted proxies are
     /// exempt.
     pub per_address: usize,
@@ -119,17 +119,17 @@ pub struct Connections {
     /// Maximum number of concurrent GraphQL operations.
     pub operations: usize,
     /// Time for the first request of a connection to arrive.
-    pub headers: Duration,
+    pub header_timeout: Duration,
     /// Time for a request body to arrive.
-    pub body: Duration,
+    pub body_timeout: Duration,
     /// Time that a connection may be idle. Also the maximum time that a client may stop reading a
     /// response.
-    pub idle: Duration,
+    pub idle_timeout: Duration,
 }
 
 /// Where and how traces are exported.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Traces {
+pub struct TraceConfig {
     /// The URL that receives traces.
     pub endpoint: Uri,
     /// Additional request headers. Their values may be secret and are marked sensitive.
@@ -188,12 +188,12 @@ pub struct Config {
     /// `WS_SOCKETS_PER_USER` (20), `WS_OPERATIONS_PER_SOCKET` (50), `WS_SUBSCRIPTIONS_PER_USER`
     /// (200), `WS_MUTATIONS` (on), `WS_INIT_SECONDS` (3), `WS_PING_SECONDS` (30) and
     /// `WS_WRITE_SECONDS` (15).
-    pub sockets: Sockets,
+    pub sockets: SocketLimits,
     /// `MAX_CONNECTIONS` (10000), `MAX_CONNECTIONS_PER_ADDRESS` (a tenth of it, at least 100),
     /// `MAX_REQUESTS_IN_FLIGHT` (1000), `MAX_OPERATIONS_AT_ONCE` (4 per core on SQLite, 32 on
     /// PostgreSQL), `HEADER_TIMEOUT_SECONDS` (10), `BODY_TIMEOUT_SECONDS` (30) and
     /// `KEEP_ALIVE_SECONDS` (75).
-    pub connections: Connections,
+    pub connections: ConnectionLimits,
     /// `DRAIN_SECONDS`: how long `/readyz` reports a shutdown before connections are refused.
     /// Should slightly exceed the health check interval of the load balancer. Default 0.
     pub drain: Duration,
@@ -215,7 +215,7 @@ pub struct Config {
     pub event_retention: Retention,
     /// `MAX_PROJECTS_PER_USER` (1000), `MAX_TASKS_PER_PROJECT` (50000) and `MAX_TEXT_MIB_PER_USER`
     /// (4096): how much a user and a project may store.
-    pub quotas: Quotas,
+    pub quotas: StorageQuotas,
     /// `REDIS_URL`: `redis://host:port`, or `rediss://host:port` for TLS with a verified
     /// certificate. Instances share rate limits and event hints through it. Default none.
     pub redis_url: Option<Secret>,
@@ -252,25 +252,25 @@ pub struct Config {
     /// HTTP, such as `http://127.0.0.1:4318`, with `OTEL_EXPORTER_OTLP_HEADERS` (none),
     /// `OTEL_SERVICE_NAME` (`fasttrack`) and `OTEL_TRACES_SAMPLER_ARG` (1). Default none: tracing
     /// is off.
-    pub traces: Option<Traces>,
+    pub traces: Option<TraceConfig>,
 }
 
 /// An invalid setting.
 #[derive(Debug, thiserror::Error)]
 #[error("{name}: {problem}")]
-pub struct Invalid {
+pub struct InvalidSetting {
     name: &'static str,
     problem: String,
 }
 
-impl Invalid {
+impl InvalidSetting {
     fn new(name: &'static str, problem: impl Into<String>) -> Self {
         Self { name, problem: problem.into() }
     }
 }
 
 /// The names of all settings. A test compares them with `.env.example`.
-pub const NAMES: [&str; 64] = [
+pub const SETTING_NAMES: [&str; 64] = [
     "DATABASE_URL",
     "DATABASE_CONNECTIONS",
     "LISTEN_ADDR",
@@ -346,116 +346,116 @@ pub fn is_secret(name: &str) -> bool {
 pub type Lookup<'a> = &'a dyn Fn(&str) -> Option<String>;
 
 /// A lookup that records the values in effect. An empty value counts as not set.
-struct Source<'a> {
+struct SettingsReader<'a> {
     lookup: Lookup<'a>,
-    in_effect: RefCell<BTreeMap<&'static str, String>>,
+    effective: RefCell<BTreeMap<&'static str, String>>,
 }
 
-impl<'a> Source<'a> {
+impl<'a> SettingsReader<'a> {
     fn new(lookup: Lookup<'a>) -> Self {
-        Self { lookup, in_effect: RefCell::default() }
+        Self { lookup, effective: RefCell::default() }
     }
 
-    fn note(&self, name: &'static str, value: impl ToString) {
-        self.in_effect.borrow_mut().insert(name, value.to_string());
+    fn record(&self, name: &'static str, value: impl ToString) {
+        self.effective.borrow_mut().insert(name, value.to_string());
     }
 
     fn text(&self, name: &'static str) -> Option<String> {
-        debug_assert!(NAMES.contains(&name), "{name} is not in NAMES");
+        debug_assert!(SETTING_NAMES.contains(&name), "{name} is not in NAMES");
         let value = (self.lookup)(name).map(|value| value.trim().to_owned()).filter(|value| !value.is_empty());
-        self.note(name, value.as_deref().unwrap_or_default());
+        self.record(name, value.as_deref().unwrap_or_default());
         value
     }
 
     fn text_or(&self, name: &'static str, default: impl FnOnce() -> String) -> String {
         self.text(name).unwrap_or_else(|| {
             let default = default();
-            self.note(name, &default);
+            self.record(name, &default);
             default
         })
     }
 
-    fn parse<T: std::str::FromStr + ToString>(&self, name: &'static str, default: T) -> Result<T, Invalid> {
+    fn parse<T: std::str::FromStr + ToString>(&self, name: &'static str, default: T) -> Result<T, InvalidSetting> {
         match self.text(name) {
             None => {
-                self.note(name, default.to_string());
+                self.record(name, default.to_string());
                 Ok(default)
             }
-            Some(value) => value.parse().map_err(|_| Invalid::new(name, format!("cannot read {value:?}"))),
+            Some(value) => value.parse().map_err(|_| InvalidSetting::new(name, format!("cannot read {value:?}"))),
         }
     }
 
-    fn optional<T: std::str::FromStr>(&self, name: &'static str) -> Result<Option<T>, Invalid> {
+    fn optional<T: std::str::FromStr>(&self, name: &'static str) -> Result<Option<T>, InvalidSetting> {
         let value = self.text(name);
-        value.map(|value| value.parse().map_err(|_| Invalid::new(name, format!("cannot read {value:?}")))).transpose()
+        value.map(|value| value.parse().map_err(|_| InvalidSetting::new(name, format!("cannot read {value:?}")))).transpose()
     }
 
-    fn list<T: std::str::FromStr>(&self, name: &'static str) -> Result<Vec<T>, Invalid> {
+    fn list<T: std::str::FromStr>(&self, name: &'static str) -> Result<Vec<T>, InvalidSetting> {
         let text = self.text(name).unwrap_or_default();
         let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
-        items.map(|item| item.parse().map_err(|_| Invalid::new(name, format!("cannot read {item:?}")))).collect()
+        items.map(|item| item.parse().map_err(|_| InvalidSetting::new(name, format!("cannot read {item:?}")))).collect()
     }
 
-    fn positive(&self, name: &'static str, default: u32) -> Result<u32, Invalid> {
+    fn positive(&self, name: &'static str, default: u32) -> Result<u32, InvalidSetting> {
         match self.parse(name, default)? {
-            0 => Err(Invalid::new(name, "must be at least 1")),
+            0 => Err(InvalidSetting::new(name, "must be at least 1")),
             value => Ok(value),
         }
     }
 
     /// A period, given in units of `unit` seconds.
-    fn span(&self, name: &'static str, default: u32, unit: u64) -> Result<Duration, Invalid> {
+    fn duration(&self, name: &'static str, default: u32, unit: u64) -> Result<Duration, InvalidSetting> {
         match u64::from(self.positive(name, default)?) * unit {
-            seconds if seconds > LONGEST => Err(Invalid::new(name, format!("must be at most {}", LONGEST / unit))),
+            seconds if seconds > MAX_SECONDS => Err(InvalidSetting::new(name, format!("must be at most {}", MAX_SECONDS / unit))),
             seconds => Ok(Duration::from_secs(seconds)),
         }
     }
 
-    fn seconds(&self, name: &'static str, default: u32) -> Result<Duration, Invalid> {
-        self.span(name, default, 1)
+    fn seconds(&self, name: &'static str, default: u32) -> Result<Duration, InvalidSetting> {
+        self.duration(name, default, 1)
     }
 
-    fn minutes(&self, name: &'static str, default: u32) -> Result<Duration, Invalid> {
-        self.span(name, default, 60)
+    fn minutes(&self, name: &'static str, default: u32) -> Result<Duration, InvalidSetting> {
+        self.duration(name, default, 60)
     }
 
-    fn days(&self, name: &'static str, default: u32) -> Result<Duration, Invalid> {
-        self.span(name, default, DAY)
+    fn days(&self, name: &'static str, default: u32) -> Result<Duration, InvalidSetting> {
+        self.duration(name, default, SECONDS_PER_DAY)
     }
 
-    fn switch(&self, name: &'static str, default: bool) -> Result<bool, Invalid> {
+    fn flag(&self, name: &'static str, default: bool) -> Result<bool, InvalidSetting> {
         match self.text(name).map(|value| value.to_ascii_lowercase()).as_deref() {
             None => {
-                self.note(name, default);
+                self.record(name, default);
                 Ok(default)
             }
             Some("true" | "1" | "yes" | "on") => Ok(true),
             Some("false" | "0" | "no" | "off") => Ok(false),
-            Some(other) => Err(Invalid::new(name, format!("must be true or false, not {other:?}"))),
+            Some(other) => Err(InvalidSetting::new(name, format!("must be true or false, not {other:?}"))),
         }
     }
 
-    fn choice<T>(&self, name: &'static str, default: T, choices: &[(&str, T)]) -> Result<T, Invalid>
+    fn choice<T>(&self, name: &'static str, default: T, choices: &[(&str, T)]) -> Result<T, InvalidSetting>
     where
         T: Copy + PartialEq,
     {
         let Some(value) = self.text(name) else {
             if let Some((text, _)) = choices.iter().find(|(_, choice)| *choice == default) {
-                self.note(name, text);
+                self.record(name, text);
             }
             return Ok(default);
         };
         let known = choices.iter().find(|(text, _)| *text == value);
         known.map(|(_, choice)| *choice).ok_or_else(|| {
             let names: Vec<&str> = choices.iter().map(|(text, _)| *text).collect();
-            Invalid::new(name, format!("must be one of {}, not {value:?}", names.join(", ")))
+            InvalidSetting::new(name, format!("must be one of {}, not {value:?}", names.join(", ")))
         })
     }
 }
 
 impl Config {
     /// Reads the settings of this process.
-    pub fn from_env() -> Result<Self, Invalid> {
+    pub fn from_env() -> Result<Self, InvalidSetting> {
         Self::from(&|name| std::env::var(name).ok())
     }
 
@@ -469,32 +469,32 @@ impl Config {
     }
 
     /// The expiry of a session that was created at `created_at` and is refreshed now.
-    pub fn session_end(&self, now: Timestamp, created_at: Timestamp) -> Timestamp {
+    pub fn session_expires_at(&self, now: Timestamp, created_at: Timestamp) -> Timestamp {
         now.plus(self.refresh_lifetime).min(created_at.plus(self.session_max))
     }
 
     /// Reads the settings from any lookup.
-    pub fn from(lookup: Lookup<'_>) -> Result<Self, Invalid> {
-        Self::explained(lookup).map(|(config, _)| config)
+    pub fn from(lookup: Lookup<'_>) -> Result<Self, InvalidSetting> {
+        Self::from_with_values(lookup).map(|(config, _)| config)
     }
 
     /// Like [`from`](Self::from), with the value in effect of each setting as text. Includes
     /// secrets.
-    pub fn explained(lookup: Lookup<'_>) -> Result<(Self, BTreeMap<&'static str, String>), Invalid> {
-        let source = Source::new(lookup);
+    pub fn from_with_values(lookup: Lookup<'_>) -> Result<(Self, BTreeMap<&'static str, String>), InvalidSetting> {
+        let source = SettingsReader::new(lookup);
         let config = Self::read(&source)?;
-        Ok((config, source.in_effect.into_inner()))
+        Ok((config, source.effective.into_inner()))
     }
 
-    fn read(source: &Source<'_>) -> Result<Self, Invalid> {
+    fn read(source: &SettingsReader<'_>) -> Result<Self, InvalidSetting> {
         let log_filter = source.text_or("RUST_LOG", || "info".to_owned());
-        EnvFilter::try_new(&log_filter).map_err(|error| Invalid::new("RUST_LOG", error.to_string()))?;
+        EnvFilter::try_new(&log_filter).map_err(|error| InvalidSetting::new("RUST_LOG", error.to_string()))?;
         let url = source.text_or("DATABASE_URL", || "sqlite://fasttrack.db".to_owned());
         let database = Location::parse(&url).ok_or_else(|| {
-            Invalid::new("DATABASE_URL", "must start with sqlite:// or postgres:// and name a database")
+            InvalidSetting::new("DATABASE_URL", "must start with sqlite:// or postgres:// and name a database")
         })?;
         if let Location::Postgres(url) = &database {
-            PgConnector::parse(url).map_err(|error| Invalid::new("DATABASE_URL", error.to_string()))?;
+            PgConnector::parse(url).map_err(|error| InvalidSetting::new("DATABASE_URL", error.to_string()))?;
         }
         let listen = source.parse("LISTEN_ADDR", SocketAddr::from((Ipv4Addr::LOCALHOST, 8000)))?;
         let (secret_key, refresh_secret_key) = keys(source, &database)?;
@@ -512,12 +512,12 @@ impl Config {
             cost_per_minute: source.positive("RATE_LIMIT_COST_PER_MINUTE", 6000)?,
         };
         let public_url = source.text_or("PUBLIC_URL", || format!("http://{listen}"));
-        url::Url::parse(&public_url).map_err(|error| Invalid::new("PUBLIC_URL", error.to_string()))?;
+        url::Url::parse(&public_url).map_err(|error| InvalidSetting::new("PUBLIC_URL", error.to_string()))?;
         let public_url = public_url.trim_end_matches('/').to_owned();
         let mail_from = source.text_or("MAIL_FROM", || "fasttrack <noreply@localhost>".to_owned());
         mail_from
             .parse::<lettre::message::Mailbox>()
-            .map_err(|_| Invalid::new("MAIL_FROM", "must be like `Name <address@example.org>`"))?;
+            .map_err(|_| InvalidSetting::new("MAIL_FROM", "must be like `Name <address@example.org>`"))?;
         Ok(Self {
             database,
             database_connections: source.positive("DATABASE_CONNECTIONS", 8)? as usize,
@@ -536,24 +536,24 @@ impl Config {
             )?,
             hash_cost: hash_cost(source)?,
             cors_origins: origins(source)?,
-            rate_limits: source.switch("RATE_LIMIT_ENABLED", true)?.then_some(limits),
-            sockets: Sockets {
+            rate_limits: source.flag("RATE_LIMIT_ENABLED", true)?.then_some(limits),
+            sockets: SocketLimits {
                 per_user: source.positive("WS_SOCKETS_PER_USER", 20)? as usize,
-                subscriptions: source.positive("WS_OPERATIONS_PER_SOCKET", 50)? as usize,
+                operations_per_socket: source.positive("WS_OPERATIONS_PER_SOCKET", 50)? as usize,
                 subscriptions_per_user: source.positive("WS_SUBSCRIPTIONS_PER_USER", 200)? as usize,
-                mutations: source.switch("WS_MUTATIONS", true)?,
-                init: source.seconds("WS_INIT_SECONDS", 3)?,
-                ping: source.seconds("WS_PING_SECONDS", 30)?,
-                write: source.seconds("WS_WRITE_SECONDS", 15)?,
+                mutations: source.flag("WS_MUTATIONS", true)?,
+                init_timeout: source.seconds("WS_INIT_SECONDS", 3)?,
+                ping_interval: source.seconds("WS_PING_SECONDS", 30)?,
+                write_timeout: source.seconds("WS_WRITE_SECONDS", 15)?,
             },
-            connections: Connections {
-                most: most_connections as usize,
+            connections: ConnectionLimits {
+                max: most_connections as usize,
                 per_address: source.positive("MAX_CONNECTIONS_PER_ADDRESS", (most_connections / 10).max(100))? as usize,
                 requests: source.positive("MAX_REQUESTS_IN_FLIGHT", 1_000)? as usize,
                 operations: source.positive("MAX_OPERATIONS_AT_ONCE", at_once)? as usize,
-                headers: source.seconds("HEADER_TIMEOUT_SECONDS", 10)?,
-                body: source.seconds("BODY_TIMEOUT_SECONDS", 30)?,
-                idle: source.seconds("KEEP_ALIVE_SECONDS", 75)?,
+                header_timeout: source.seconds("HEADER_TIMEOUT_SECONDS", 10)?,
+                body_timeout: source.seconds("BODY_TIMEOUT_SECONDS", 30)?,
+                idle_timeout: source.seconds("KEEP_ALIVE_SECONDS", 75)?,
             },
             drain: Duration::from_secs(source.parse("DRAIN_SECONDS", 0)?),
             persisted_queries: source.parse("PERSISTED_QUERIES", 1_000)?,
@@ -564,26 +564,26 @@ impl Config {
                 age: source.days("EVENT_RETENTION_DAYS", 7)?,
                 count: source.positive("EVENT_RETENTION_COUNT", 10_000_000)?.into(),
             },
-            quotas: Quotas {
+            quotas: StorageQuotas {
                 projects: source.positive("MAX_PROJECTS_PER_USER", 1_000)?.into(),
                 tasks: source.positive("MAX_TASKS_PER_PROJECT", 50_000)?.into(),
                 text_bytes: i64::from(source.positive("MAX_TEXT_MIB_PER_USER", 4_096)?) * MIB,
-                ..Quotas::default()
+                ..StorageQuotas::default()
             },
-            redis_url: service(source, "REDIS_URL", |url| redis::Client::open(url))?,
-            smtp_url: service(source, "SMTP_URL", AsyncSmtpTransport::<Tokio1Executor>::from_url)?,
+            redis_url: service_url(source, "REDIS_URL", |url| redis::Client::open(url))?,
+            smtp_url: service_url(source, "SMTP_URL", AsyncSmtpTransport::<Tokio1Executor>::from_url)?,
             mail_from,
-            verify_email_url: page(source, "VERIFY_EMAIL_URL", &public_url, "/auth/verify-email")?,
-            reset_password_url: page(source, "PASSWORD_RESET_URL", &public_url, "/auth/password-reset")?,
-            require_verified_email: source.switch("REQUIRE_VERIFIED_EMAIL", false)?,
+            verify_email_url: page_url(source, "VERIFY_EMAIL_URL", &public_url, "/auth/verify-email")?,
+            reset_password_url: page_url(source, "PASSWORD_RESET_URL", &public_url, "/auth/password-reset")?,
+            require_verified_email: source.flag("REQUIRE_VERIFIED_EMAIL", false)?,
             lockout: Rule {
                 failures: i32::try_from(source.positive("LOCKOUT_FAILURES", 5)?).unwrap_or(i32::MAX),
                 duration: source.minutes("LOCKOUT_MINUTES", 30)?,
             },
             audit_retention: source.days("AUDIT_RETENTION_DAYS", 365)?,
-            graphiql: source.switch("GRAPHIQL_ENABLED", true)?,
-            docs: source.switch("DOCS_ENABLED", true)?,
-            introspection: source.switch("INTROSPECTION_ENABLED", true)?,
+            graphiql: source.flag("GRAPHIQL_ENABLED", true)?,
+            docs: source.flag("DOCS_ENABLED", true)?,
+            introspection: source.flag("INTROSPECTION_ENABLED", true)?,
             log_json: source.choice("LOG_FORMAT", false, &[("text", false), ("json", true)])?,
             log_filter,
             traces: traces(source)?,
@@ -592,57 +592,57 @@ impl Config {
     }
 }
 
-fn page(source: &Source<'_>, name: &'static str, public_url: &str, path: &str) -> Result<String, Invalid> {
+fn page_url(source: &SettingsReader<'_>, name: &'static str, public_url: &str, path: &str) -> Result<String, InvalidSetting> {
     let url = source.text_or(name, || format!("{public_url}{path}"));
     match url::Url::parse(&url) {
         Ok(parsed) if parsed.fragment().is_none() => Ok(url),
-        Ok(_) => Err(Invalid::new(name, "must not have a fragment, because the token is appended as one")),
-        Err(error) => Err(Invalid::new(name, error.to_string())),
+        Ok(_) => Err(InvalidSetting::new(name, "must not have a fragment, because the token is appended as one")),
+        Err(error) => Err(InvalidSetting::new(name, error.to_string())),
     }
 }
 
 /// The URL of an external service, validated by the client library that will use it.
-fn service<T, E: fmt::Display>(
-    source: &Source<'_>,
+fn service_url<T, E: fmt::Display>(
+    source: &SettingsReader<'_>,
     name: &'static str,
     read: impl Fn(&str) -> Result<T, E>,
-) -> Result<Option<Secret>, Invalid> {
+) -> Result<Option<Secret>, InvalidSetting> {
     let Some(url) = source.text(name) else { return Ok(None) };
-    read(&url).map_err(|error| Invalid::new(name, error.to_string()))?;
+    read(&url).map_err(|error| InvalidSetting::new(name, error.to_string()))?;
     Ok(Some(Secret::new(url)))
 }
 
-fn hash_cost(source: &Source<'_>) -> Result<HashCost, Invalid> {
+fn hash_cost(source: &SettingsReader<'_>) -> Result<HashCost, InvalidSetting> {
     let memory_kib = source.positive("ARGON2_MEMORY_KIB", 19_456)?;
     let passes = source.positive("ARGON2_PASSES", 2)?;
     let lanes = source.positive("ARGON2_LANES", 1)?;
     argon2::Params::new(memory_kib, passes, lanes, None).map_err(|error| match error {
         argon2::Error::MemoryTooLittle => {
-            Invalid::new("ARGON2_MEMORY_KIB", "must be at least 8 per lane of ARGON2_LANES")
+            InvalidSetting::new("ARGON2_MEMORY_KIB", "must be at least 8 per lane of ARGON2_LANES")
         }
-        other => Invalid::new("ARGON2_LANES", other.to_string()),
+        other => InvalidSetting::new("ARGON2_LANES", other.to_string()),
     })?;
     Ok(HashCost { memory_kib, passes, lanes })
 }
 
-fn trusted_documents(source: &Source<'_>) -> Result<Option<HashMap<String, String>>, Invalid> {
+fn trusted_documents(source: &SettingsReader<'_>) -> Result<Option<HashMap<String, String>>, InvalidSetting> {
     let Some(path) = source.text("TRUSTED_DOCUMENTS") else {
         return Ok(None);
     };
     #[derive(serde::Deserialize)]
-    struct Listed {
+    struct DocumentEntry {
         id: String,
         body: String,
     }
     #[derive(serde::Deserialize)]
     #[serde(untagged)]
     enum Manifest {
-        Operations { operations: Vec<Listed> },
+        Operations { operations: Vec<DocumentEntry> },
         Documents(HashMap<String, String>),
     }
     let read = std::fs::read(&path).map_err(|error| error.to_string());
     let read = read.and_then(|bytes| serde_json::from_slice(&bytes).map_err(|error| error.to_string()));
-    let wrong = |error| Invalid::new("TRUSTED_DOCUMENTS", format!("{path}: {error}"));
+    let wrong = |error| InvalidSetting::new("TRUSTED_DOCUMENTS", format!("{path}: {error}"));
     let documents: HashMap<String, String> = match read.map_err(wrong)? {
         Manifest::Documents(documents) => documents,
         Manifest::Operations { operations } => operations.into_iter().map(|listed| (listed.id, listed.body)).collect(),
@@ -653,26 +653,26 @@ fn trusted_documents(source: &Source<'_>) -> Result<Option<HashMap<String, Strin
     }
 }
 
-fn traces(source: &Source<'_>) -> Result<Option<Traces>, Invalid> {
+fn traces(source: &SettingsReader<'_>) -> Result<Option<TraceConfig>, InvalidSetting> {
     let endpoint = source.text("OTEL_EXPORTER_OTLP_ENDPOINT");
     let headers = headers(source)?;
     let service = source.text_or("OTEL_SERVICE_NAME", || "fasttrack".to_owned());
     let name = "OTEL_TRACES_SAMPLER_ARG";
     let ratio = source.parse(name, 1.0)?;
     if !(0.0..=1.0).contains(&ratio) {
-        return Err(Invalid::new(name, "must be from 0 to 1"));
+        return Err(InvalidSetting::new(name, "must be from 0 to 1"));
     }
     let Some(base) = endpoint else { return Ok(None) };
     let uri = format!("{}/v1/traces", base.trim_end_matches('/')).parse::<Uri>().ok();
     let endpoint = uri.filter(|uri| matches!(uri.scheme_str(), Some("http" | "https")) && uri.query().is_none());
     let endpoint = endpoint.ok_or_else(|| {
-        Invalid::new("OTEL_EXPORTER_OTLP_ENDPOINT", "must be a URL that starts with http:// or https://")
+        InvalidSetting::new("OTEL_EXPORTER_OTLP_ENDPOINT", "must be a URL that starts with http:// or https://")
     })?;
-    Ok(Some(Traces { endpoint, headers, service, ratio }))
+    Ok(Some(TraceConfig { endpoint, headers, service, ratio }))
 }
 
 /// Parses `name=value` pairs, comma-separated, with percent-encoded values.
-fn headers(source: &Source<'_>) -> Result<Vec<(HeaderName, HeaderValue)>, Invalid> {
+fn headers(source: &SettingsReader<'_>) -> Result<Vec<(HeaderName, HeaderValue)>, InvalidSetting> {
     let name = "OTEL_EXPORTER_OTLP_HEADERS";
     let text = source.text(name).unwrap_or_default();
     let pairs = text.split(',').map(str::trim).filter(|pair| !pair.is_empty());
@@ -684,26 +684,26 @@ fn headers(source: &Source<'_>) -> Result<Vec<(HeaderName, HeaderValue)>, Invali
             value.set_sensitive(true);
             Some((header.trim().parse().ok()?, value))
         })
-        .map(|header| header.ok_or_else(|| Invalid::new(name, "must be like `name=value,other=value`")))
+        .map(|header| header.ok_or_else(|| InvalidSetting::new(name, "must be like `name=value,other=value`")))
         .collect()
 }
 
-fn origins(source: &Source<'_>) -> Result<Vec<String>, Invalid> {
+fn origins(source: &SettingsReader<'_>) -> Result<Vec<String>, InvalidSetting> {
     let list = source.text("CORS_ORIGINS").unwrap_or_default();
     let mut origins = Vec::new();
     for origin in list.split(',').map(str::trim).filter(|origin| !origin.is_empty()) {
         let parsed = url::Url::parse(origin).ok().filter(|url| url.has_host() && origin != "*");
         let parsed = parsed.ok_or_else(|| {
-            Invalid::new("CORS_ORIGINS", format!("{origin:?} is not an origin like https://app.example.org"))
+            InvalidSetting::new("CORS_ORIGINS", format!("{origin:?} is not an origin like https://app.example.org"))
         })?;
-        origins.push(origin_of(&parsed));
+        origins.push(url_origin(&parsed));
     }
     Ok(origins)
 }
 
 /// The origin as browsers send it. The URL standard gives custom schemes, which web views of apps
 /// use, the opaque origin `null`, so theirs is built by hand.
-fn origin_of(url: &url::Url) -> String {
+fn url_origin(url: &url::Url) -> String {
     let origin = url.origin();
     if origin.is_tuple() {
         return origin.ascii_serialization();

@@ -25,7 +25,7 @@ use crate::id::Id;
 use crate::metrics::Labels;
 use crate::time::Timestamp;
 use decode_budget::DecodeBudget;
-pub use quotas::{MIB, Quotas};
+pub use quotas::{MIB, StorageQuotas};
 use redis_counters::RedisCounters;
 
 const WINDOW_MICROS: i64 = 60_000_000;

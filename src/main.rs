@@ -12,7 +12,7 @@ use fasttrack::App;
 use fasttrack::access::Role;
 use fasttrack::admin::report::{Level, Report};
 use fasttrack::admin::{backup, doctor, relocate, settings};
-use fasttrack::config::{Config, kept_in};
+use fasttrack::config::{Config, keys_file};
 use fasttrack::db::{Location, migrate};
 use fasttrack::error::Error;
 use fasttrack::http::auth::NewAccount;
@@ -172,8 +172,8 @@ impl From<std::io::Error> for Failure {
     }
 }
 
-impl From<fasttrack::config::Invalid> for Failure {
-    fn from(error: fasttrack::config::Invalid) -> Self {
+impl From<fasttrack::config::InvalidSetting> for Failure {
+    fn from(error: fasttrack::config::InvalidSetting) -> Self {
         Self(error.to_string())
     }
 }
@@ -241,7 +241,7 @@ async fn run(command: Command) -> Result<(), Failure> {
         Command::Backup { file } => {
             let bytes = backup::run(&config.database, file.clone()).await?;
             println!("Created and verified {}: {bytes} bytes.", file.display());
-            if let Some(keys) = kept_in(&environment, &config.database) {
+            if let Some(keys) = keys_file(&environment, &config.database) {
                 println!("Back up {} as well: without its keys all users have to log in again.", keys.display());
             }
             Ok(())

@@ -10,7 +10,7 @@ use axum::http::HeaderValue;
 pub struct Client {
     pub address: IpAddr,
     /// Its `User-Agent` header.
-    pub program: Option<HeaderValue>,
+    pub user_agent: Option<HeaderValue>,
 }
 
 /// A range of addresses in CIDR notation, such as `10.0.0.0/8`, or a single address.
@@ -37,7 +37,7 @@ impl Network {
 }
 
 /// Whether these networks together cover all of IPv4 or all of IPv6.
-pub fn have_everything(networks: &[Network]) -> bool {
+pub fn cover_all_addresses(networks: &[Network]) -> bool {
     let of = |is_v4: bool, width: u8| {
         let same = networks.iter().filter(|network| network.base.is_ipv4() == is_v4);
         let ranges: Vec<(u128, u8)> = same
@@ -96,7 +96,7 @@ mod tests {
 
     #[test]
     fn networks_may_have_everything_together() {
-        let have = |list: &str| have_everything(&list.split(' ').map(|item| item.parse().unwrap()).collect::<Vec<_>>());
+        let have = |list: &str| cover_all_addresses(&list.split(' ').map(|item| item.parse().unwrap()).collect::<Vec<_>>());
         for all in ["0.0.0.0/0", "::/0", "10.0.0.0/8 7.7.7.7/0", "0.0.0.0/1 128.0.0.0/1", "::/1 8000::/2 c000::/2"] {
             assert!(have(all), "{all}");
         }

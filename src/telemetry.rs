@@ -79,7 +79,7 @@ struct Running {
 
 impl Traces {
     /// Starts the exporter. Must be called within the runtime that is to send the spans.
-    pub fn open(config: Option<&config::Traces>) -> Result<Self> {
+    pub fn open(config: Option<&config::TraceConfig>) -> Result<Self> {
         let Some(config) = config else { return Ok(Self(None)) };
         let headers = config.headers.iter();
         let headers: HashMap<String, String> =
@@ -264,7 +264,7 @@ struct Collector {
 type Http = Client<HttpsConnector<HttpConnector>, Full<Bytes>>;
 
 impl Collector {
-    fn new(config: &config::Traces) -> Result<Self> {
+    fn new(config: &config::TraceConfig) -> Result<Self> {
         let runtime = Handle::try_current().map_err(Error::internal)?;
         Ok(Self { http: http(config)?, runtime, away: Arc::default() })
     }
@@ -298,7 +298,7 @@ impl HttpClient for Collector {
     }
 }
 
-fn http(config: &config::Traces) -> Result<Http> {
+fn http(config: &config::TraceConfig) -> Result<Http> {
     let mut roots = RootCertStore::empty();
     if config.endpoint.scheme_str() == Some("https") {
         roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
@@ -332,7 +332,7 @@ fn told(error: &hyper_util::client::legacy::Error) -> String {
 }
 
 /// Checks that the collector accepts traces. Returns the reason if it does not.
-pub async fn ask(config: &config::Traces) -> Result<(), String> {
+pub async fn ask(config: &config::TraceConfig) -> Result<(), String> {
     let mut request = axum::http::Request::post(&config.endpoint).header("content-type", "application/x-protobuf");
     for (name, value) in &config.headers {
         request = request.header(name, value);

@@ -18,7 +18,7 @@ use tokio_postgres::Client;
 
 use super::backup::problems;
 use super::report::Report;
-use crate::config::{Config, Lookup, Secret, kept_in};
+use crate::config::{Config, Lookup, Secret, keys_file};
 use crate::db::postgres::PgConnector;
 use crate::db::{Db, Location, migrate};
 use crate::error::{Error, Result};
@@ -37,7 +37,7 @@ const CLOCK_DIFFERENCE: f64 = 2.0;
 
 /// Runs all checks.
 pub async fn run(config: &Config, lookup: Lookup<'_>, clock: &Clock, report: &mut Report) {
-    if let Some(path) = kept_in(lookup, &config.database) {
+    if let Some(path) = keys_file(lookup, &config.database) {
         private(&path, "the keys", report);
     }
     let there = match &config.database {

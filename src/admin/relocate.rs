@@ -31,7 +31,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use tokio::sync::mpsc;
 use tokio_postgres::{Client, Transaction};
 
-use crate::config::{Lookup, kept_in, write_new};
+use crate::config::{Lookup, keys_file, create_private_file};
 use crate::db::postgres::PgConnector;
 use crate::db::types::POSTGRES_EPOCH;
 use crate::db::{Location, migrate};
@@ -132,7 +132,7 @@ pub async fn run(from: &Location, to: &Location) -> Result<Moved> {
 
 /// Copies the key file, without which all sessions would end, and returns instructions.
 pub fn carry_keys(lookup: Lookup<'_>, from: &Location, to: &Location) -> String {
-    let (Some(old), Some(new)) = (kept_in(lookup, from), kept_in(lookup, to)) else {
+    let (Some(old), Some(new)) = (keys_file(lookup, from), keys_file(lookup, to)) else {
         return "Keep SECRET_KEY and REFRESH_SECRET_KEY unchanged, and sessions stay valid.".to_owned();
     };
     let (old_name, new_name) = (old.display(), new.display());
@@ -154,7 +154,7 @@ fn copy_new(from: &Path, to: &Path) -> io::Result<()> {
     if std::fs::read(to).is_ok_and(|there| there == keys) {
         return Ok(());
     }
-    write_new(to, &keys)
+    create_private_file(to, &keys)
 }
 
 fn refuse<T>(why: impl Into<String>) -> Result<T> {

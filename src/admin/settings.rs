@@ -8,10 +8,10 @@ use std::time::Duration;
 use url::{Host, Url};
 
 use super::report::Report;
-use crate::config::{self, Config, Invalid, Lookup, kept_in};
+use crate::config::{self, Config, InvalidSetting, Lookup, keys_file};
 use crate::db::Location;
 use crate::db::postgres::PgConnector;
-use crate::network::have_everything;
+use crate::network::cover_all_addresses;
 
 /// Placeholders for keys that the first start will generate.
 const STAND_INS: [(&str, &str); 2] = [
@@ -55,18 +55,18 @@ pub fn check(lookup: Lookup<'_>, file: &BTreeMap<String, String>) -> Checked {
         given(name).or_else(|| if keys_are_missing(lookup) { stand_in() } else { None })
     };
     let mut report = Report::default();
-    let mut faults: Vec<String> = config::NAMES
+    let mut faults: Vec<String> = config::SETTING_NAMES
         .into_iter()
         .filter(|name| given(name).is_some())
         .filter_map(|name| alone(name, &given).err())
         .map(|fault| fault.to_string())
         .collect();
-    let explained = Config::explained(&complete);
+    let explained = Config::from_with_values(&complete);
     if let (Err(fault), true) = (&explained, faults.is_empty()) {
         faults.push(fault.to_string());
     }
     let is_known = |name: &str| {
-        config::NAMES.contains(&name) || name == "OTEL_RESOURCE_ATTRIBUTES" || name.starts_with("OTEL_BSP_")
+        config::SETTING_NAMES.contains(&name) || name == "OTEL_RESOURCE_ATTRIBUTES" || name.starts_with("OTEL_BSP_")
     };
     for name in file.keys().filter(|name| !is_known(name)) {
         report.warn(format!("{name} in .env is not a setting of this program: check its spelling"));
@@ -77,7 +77,7 @@ pub fn check(lookup: Lookup<'_>, file: &BTreeMap<String, String>) -> Checked {
         Some(_) => "environment",
     };
     let values = explained.as_ref().map(|(_, values)| values.clone()).unwrap_or_default();
-    let rows = config::NAMES.into_iter().map(|name| {
+    let rows = config::SETTING_NAMES.into_iter().map(|name| {
         let value = given(name).or_else(|| values.get(name).cloned()).unwrap_or_default();
         let value = match (config::is_secret(name), given(name)) {
             (true, Some(key)) => format!("({} bytes)", key.trim().len()),
@@ -92,7 +92,7 @@ pub fn check(lookup: Lookup<'_>, file: &BTreeMap<String, String>) -> Checked {
     }
     let config = explained.ok().map(|(config, _)| config);
     if let Some(config) = &config {
-        match kept_in(lookup, &config.database) {
+        match keys_file(lookup, &config.database) {
             Some(path) if keys_are_missing(lookup) => report.ok(format!("keys will be created in {}", path.display())),
             Some(path) => report.ok(format!("the keys are in {}", path.display())),
             None => report.ok("the keys are set"),
@@ -104,7 +104,7 @@ pub fn check(lookup: Lookup<'_>, file: &BTreeMap<String, String>) -> Checked {
 
 /// Parses one setting with all others unset, so that every invalid setting is reported, not only
 /// the first.
-fn alone(name: &str, given: &dyn Fn(&str) -> Option<String>) -> Result<Config, Invalid> {
+fn alone(name: &str, given: &dyn Fn(&str) -> Option<String>) -> Result<Config, InvalidSetting> {
     let lookup = |other: &str| match STAND_INS.iter().find(|(known, _)| *known == other) {
         _ if other == name => given(other),
         Some((_, key)) => Some((*key).to_owned()),
@@ -116,7 +116,7 @@ fn alone(name: &str, given: &dyn Fn(&str) -> Option<String>) -> Result<Config, I
 fn keys_are_missing(lookup: Lookup<'_>) -> bool {
     let url = lookup("DATABASE_URL").unwrap_or_default();
     let database = Location::parse(url.trim()).unwrap_or_else(|| Location::Sqlite("fasttrack.db".into()));
-    kept_in(lookup, &database).is_some_and(|path| !path.exists())
+    keys_file(lookup, &database).is_some_and(|path| !path.exists())
 }
 
 /// A URL without its password; other values unchanged.
@@ -157,7 +157,7 @@ fn is_here(url: &str) -> bool {
 fn risks(config: &Config, lookup: Lookup<'_>, report: &mut Report) {
     let given = |name: &str| lookup(name).is_some_and(|value| !value.trim().is_empty());
     if let Location::Postgres(url) = &config.database {
-        if kept_in(lookup, &config.database).is_some() {
+        if keys_file(lookup, &config.database).is_some() {
             report.warn(
                 "SECRET_KEY and REFRESH_SECRET_KEY are not both set: another instance on this PostgreSQL database \
                  could generate its own keys and refuse the tokens of this one",
@@ -224,7 +224,7 @@ fn risks(config: &Config, lookup: Lookup<'_>, report: &mut Report) {
     if config.access_lifetime > LONGEST_ACCESS {
         report.warn("ACCESS_TOKEN_EXPIRE_MINUTES is over 60: a stolen access token stays valid for that long");
     }
-    if have_everything(&config.trusted_proxies) {
+    if cover_all_addresses(&config.trusted_proxies) {
         report.warn("TRUSTED_PROXIES contains all addresses: any client can forge its address");
     }
     let day = 86_400 * u64::try_from(config.lockout.failures).unwrap_or_default();

@@ -5,30 +5,30 @@ use std::path::{Path, PathBuf};
 
 use tempfile::NamedTempFile;
 
-use super::{Invalid, Lookup, Secret, Source};
+use super::{InvalidSetting, Lookup, Secret, SettingsReader};
 use crate::db::Location;
 
-pub(super) fn keys(source: &Source<'_>, database: &Location) -> Result<(Secret, Secret), Invalid> {
+pub(super) fn keys(source: &SettingsReader<'_>, database: &Location) -> Result<(Secret, Secret), InvalidSetting> {
     let given = |name| match source.text(name) {
-        Some(key) if key.len() < Secret::MIN_LENGTH => Err(Invalid::new(name, "must have at least 32 bytes")),
+        Some(key) if key.len() < Secret::MIN_LENGTH => Err(InvalidSetting::new(name, "must have at least 32 bytes")),
         key => Ok(key.map(Secret::new)),
     };
     let keys = match (given("SECRET_KEY")?, given("REFRESH_SECRET_KEY")?) {
         (Some(access), Some(refresh)) => (access, refresh),
         (access, refresh) => {
             let path = secrets_file(source, database);
-            let kept = kept_keys(&path)
-                .map_err(|error| Invalid::new("SECRETS_FILE", format!("{}: {error}", path.display())))?;
+            let kept = load_or_create_keys(&path)
+                .map_err(|error| InvalidSetting::new("SECRETS_FILE", format!("{}: {error}", path.display())))?;
             (access.unwrap_or(kept.0), refresh.unwrap_or(kept.1))
         }
     };
     if keys.0 == keys.1 {
-        return Err(Invalid::new("REFRESH_SECRET_KEY", "must differ from SECRET_KEY"));
+        return Err(InvalidSetting::new("REFRESH_SECRET_KEY", "must differ from SECRET_KEY"));
     }
     Ok(keys)
 }
 
-fn secrets_file(source: &Source<'_>, database: &Location) -> PathBuf {
+fn secrets_file(source: &SettingsReader<'_>, database: &Location) -> PathBuf {
     let beside = match database {
         Location::Sqlite(path) => path.with_extension("secrets"),
         Location::Postgres(_) => PathBuf::from("fasttrack.secrets"),
@@ -37,18 +37,18 @@ fn secrets_file(source: &Source<'_>, database: &Location) -> PathBuf {
 }
 
 /// The file that stores the keys of a server on this database; `None` when both are configured.
-pub fn kept_in(lookup: Lookup<'_>, database: &Location) -> Option<PathBuf> {
-    let source = Source::new(lookup);
+pub fn keys_file(lookup: Lookup<'_>, database: &Location) -> Option<PathBuf> {
+    let source = SettingsReader::new(lookup);
     let given = source.text("SECRET_KEY").is_some() && source.text("REFRESH_SECRET_KEY").is_some();
     (!given).then(|| secrets_file(&source, database))
 }
 
 /// Reads the two keys from their file, which the first start creates.
-fn kept_keys(path: &Path) -> io::Result<(Secret, Secret)> {
+fn load_or_create_keys(path: &Path) -> io::Result<(Secret, Secret)> {
     let text = match std::fs::read_to_string(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let text = format!("{}\n{}\n", random_key()?, random_key()?);
-            match write_new(path, text.as_bytes()) {
+            match create_private_file(path, text.as_bytes()) {
                 // Another process has created it.
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => std::fs::read_to_string(path)?,
                 written => written.map(|()| text)?,
@@ -66,7 +66,7 @@ fn kept_keys(path: &Path) -> io::Result<(Secret, Secret)> {
 }
 
 /// Creates a file atomically, readable by its owner only. Fails if it exists.
-pub fn write_new(path: &Path, content: &[u8]) -> io::Result<()> {
+pub fn create_private_file(path: &Path, content: &[u8]) -> io::Result<()> {
     let directory = path.parent().filter(|directory| !directory.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut draft = NamedTempFile::new_in(directory)?;
     draft.write_all(content)?;

@@ -49,7 +49,7 @@ pub use self::operation_scope::OperationScope;
 pub use self::statement_cache::{uncached, cached};
 use self::pipeline::{PipelinedConn, PipelinedPool};
 use crate::error::{Error, Result};
-use crate::limits::Quotas;
+use crate::limits::StorageQuotas;
 use crate::metrics;
 
 /// SQLite on tokio's blocking pool, except for [`sqlite_executor`] statements, which run inline.
@@ -218,7 +218,7 @@ pub async fn with_acquire_timeout<T>(work: impl Future<Output = Result<T>>) -> R
 #[derive(Clone)]
 pub struct Db {
     /// How much accounts and projects may hold.
-    pub quotas: Quotas,
+    pub quotas: StorageQuotas,
     pools: Pools,
     /// The background pool, for work that must not wait behind requests.
     background: Pools,
@@ -292,7 +292,7 @@ impl Db {
             }
         };
         let (waits, bells, changes) = (metrics::seconds(), Arc::default(), Arc::default());
-        Ok(Self { quotas: Quotas::default(), pools, background: aside, health_check: check, statements, waits, signals: bells, generations: changes })
+        Ok(Self { quotas: StorageQuotas::default(), pools, background: aside, health_check: check, statements, waits, signals: bells, generations: changes })
     }
 
     /// The maximum number of PostgreSQL connections of a server whose main pool has `kept`: the

@@ -37,7 +37,7 @@ use super::in_flight::{Counting, Written};
 use super::pace::{Pace, PacedIo};
 use super::slots::{Slot, SlotLimits, SlotPool, Waiting};
 use super::stream::{Parts, Stream, Streams};
-use crate::config::Connections;
+use crate::config::ConnectionLimits;
 use crate::id::Id;
 use crate::network::Network;
 
@@ -114,7 +114,7 @@ impl<S: Send + Sync> axum::extract::FromRequestParts<S> for Lifeline {
 
 struct Server {
     router: Router,
-    limits: Connections,
+    limits: ConnectionLimits,
     /// Proxies without a limit per address.
     trusted: Vec<Network>,
     /// For connections. One that waits for its next request can be evicted.
@@ -138,7 +138,7 @@ struct Server {
 pub async fn serve(
     listener: TcpListener,
     router: Router,
-    limits: Connections,
+    limits: ConnectionLimits,
     trusted: Vec<Network>,
     draining: CancellationToken,
     stop: CancellationToken,
@@ -159,7 +159,7 @@ pub async fn serve(
         router,
         trusted,
         connections: SlotPool::new(SlotLimits {
-            total: limits.most,
+            total: limits.max,
             per_address: limits.per_address,
             per_site: limits.per_address.saturating_mul(SITE),
         }),
@@ -303,13 +303,13 @@ impl Server {
         }
         request.extensions_mut().insert(ConnectInfo(peer));
         request.extensions_mut().insert(lifeline);
-        let due = Instant::now() + self.limits.body;
+        let due = Instant::now() + self.limits.body_timeout;
         let busy = Arc::new(busy);
         let waiting = Arc::clone(&busy);
         let request =
             request.map(|body| Body::new(Arriving { body, due, slot: slot.clone(), late: None, busy: waiting }));
         let Ok(response) = self.router.clone().call(request).await;
-        let (is_http_2, patience) = (stream.is_some(), STUCK.min(self.limits.idle));
+        let (is_http_2, patience) = (stream.is_some(), STUCK.min(self.limits.idle_timeout));
         let stream = stream.unwrap_or_else(|| Arc::clone(&busy.activity.stream));
         // The response waits for the client from here on. Its body changes that if it has nothing to
         // read.
@@ -383,14 +383,14 @@ impl Activity {
     }
 
     /// Deadline for the next activity.
-    fn due(&self, limits: &Connections) -> Instant {
+    fn due(&self, limits: &ConnectionLimits) -> Instant {
         if !self.begun.is_cancelled() || self.is_reserved {
-            return self.started + limits.headers;
+            return self.started + limits.header_timeout;
         }
         let requests = self.requests();
         match requests.ended {
-            Some(ended) if requests.running == 0 => ended + limits.idle,
-            _ => Instant::now() + limits.idle,
+            Some(ended) if requests.running == 0 => ended + limits.idle_timeout,
+            _ => Instant::now() + limits.idle_timeout,
         }
     }
 

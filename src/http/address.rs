@@ -24,7 +24,7 @@ where
         // The accept loop sets this for every connection.
         let peer = peer.map_or(Ipv4Addr::UNSPECIFIED.into(), |ConnectInfo(address)| address.ip());
         let address = client(peer, &parts.headers, &app.config.trusted_proxies);
-        Ok(Self { address, program: parts.headers.get(header::USER_AGENT).cloned() })
+        Ok(Self { address, user_agent: parts.headers.get(header::USER_AGENT).cloned() })
     }
 }
 

@@ -340,7 +340,7 @@ async fn begin(
         rotated_at: now,
         created_at: now,
         last_used_at: now,
-        expires_at: app.config.session_end(now, now),
+        expires_at: app.config.session_expires_at(now, now),
         revoked_at: None,
         ip_address: origin.ip_address.clone(),
         user_agent: origin.user_agent.clone(),
@@ -433,7 +433,7 @@ async fn refresh(
     if !app.credentials.refreshes(&session, &shown) {
         return Err(refused().into());
     }
-    let (end, grace) = (app.config.session_end(now, session.created_at), app.config.refresh_grace);
+    let (end, grace) = (app.config.session_expires_at(now, session.created_at), app.config.refresh_grace);
     let origin = Origin::from(&client);
     match session::rotate(&app.db, now, session.id, shown.generation, end, grace, &origin).await? {
         Rotation::Current(session) => Ok(granted(app.credentials.tokens(now, &session)?)),

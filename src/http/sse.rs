@@ -148,7 +148,7 @@ async fn tell(
     listener: &Listener,
     out: &mpsc::Sender<Bytes>,
 ) -> Result<(), Stuck> {
-    let (request_id, patience) = (&listener.request_id, app.config.sockets.write);
+    let (request_id, patience) = (&listener.request_id, app.config.sockets.write_timeout);
     let send = async |chunk: Bytes| {
         let sent = listener.lifeline.written.while_reading(patience, out.send(chunk)).await;
         sent.map(drop).ok_or(Stuck)

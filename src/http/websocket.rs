@@ -104,7 +104,7 @@ pub fn open(door: Door, upgrade: Upgrade, opening: Opening) -> Response {
         let (out, queue) = mpsc::channel(QUEUE);
         let (closing, closed) = oneshot::channel();
         let written = opening.lifeline.written.clone();
-        let writer = tokio::spawn(write(sink, queue, closed, door.app.config.sockets.write, written));
+        let writer = tokio::spawn(write(sink, queue, closed, door.app.config.sockets.write_timeout, written));
         // Spawned again, because the task that waited for the upgrade keeps the memory of that
         // future. The connection state is boxed, because a future stores its arguments twice.
         tasks.spawn(run(Box::new(Talk::new(door, opening, out)), stream, writer, closing, is_offered));
@@ -261,8 +261,8 @@ impl Talk {
     ) -> Option<Close> {
         let settings = self.door.app.config.sockets;
         let lifeline = self.opening.lifeline.clone();
-        let greet_by = Instant::now() + settings.init;
-        let mut ping_at = Instant::now() + settings.ping;
+        let greet_by = Instant::now() + settings.init_timeout;
+        let mut ping_at = Instant::now() + settings.ping_interval;
         let mut awaits_pong = false;
         let (mut pace, mut paused) = (Pace::new(MESSAGES_PER_SECOND, MESSAGES_AT_ONCE), None);
         loop {
@@ -320,7 +320,7 @@ impl Talk {
                     }
                     self.say(plain::PING).await;
                     awaits_pong = true;
-                    ping_at = Instant::now() + settings.ping;
+                    ping_at = Instant::now() + settings.ping_interval;
                 }
             }
         }
@@ -446,7 +446,7 @@ impl Talk {
     }
 
     async fn start(&mut self, id: String, json: Box<str>, viewer: Viewer) -> Result<(), Close> {
-        let most = self.door.app.config.sockets.subscriptions;
+        let most = self.door.app.config.sockets.operations_per_socket;
         let mut operation = Runner {
             door: self.door.clone(),
             out: self.out.clone(),

@@ -2,7 +2,7 @@
 
 /// How much an account, a project and a task may hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Quotas {
+pub struct StorageQuotas {
     /// Projects of one account.
     pub projects: i64,
     /// Tasks of one project.
@@ -13,7 +13,7 @@ pub struct Quotas {
     pub text_bytes: i64,
 }
 
-impl Default for Quotas {
+impl Default for StorageQuotas {
     fn default() -> Self {
         Self { projects: 1_000, tasks: 50_000, comments: 5_000, text_bytes: 4096 * MIB }
     }

@@ -112,7 +112,7 @@ pub struct Origin {
 
 impl From<&Client> for Origin {
     fn from(client: &Client) -> Self {
-        let program = client.program.as_ref().and_then(|program| program.to_str().ok());
+        let program = client.user_agent.as_ref().and_then(|program| program.to_str().ok());
         Self {
             ip_address: Some(client.address.to_canonical().to_string()),
             user_agent: program.map(|program| program.chars().take(200).collect()),

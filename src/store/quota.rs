@@ -16,7 +16,7 @@ use crate::db::schema::{project_usage, task_usage, user_usage};
 use crate::error::{Error, UserErrorCode, Result};
 use crate::events::text::bytes;
 use crate::id::Id;
-use crate::limits::Quotas;
+use crate::limits::StorageQuotas;
 use crate::on;
 
 /// Raises a counter: false where that would exceed the quota. The row is made when it is first needed, by whichever of
@@ -38,7 +38,7 @@ fn exceeded(field: &'static str, message: String) -> Error {
 }
 
 /// Counts a new project.
-pub async fn add_project(tx: &mut Conn, quotas: Quotas, owner: Id, text: Option<&str>) -> Result<()> {
+pub async fn add_project(tx: &mut Conn, quotas: StorageQuotas, owner: Id, text: Option<&str>) -> Result<()> {
     let row = user_usage::table.find(owner).filter(user_usage::projects.lt(quotas.projects));
     let update = || diesel::update(row).set(user_usage::projects.eq(user_usage::projects + 1));
     if !raise!(tx, user_usage, update(), empty(owner)) {
@@ -59,7 +59,7 @@ pub async fn remove_project(tx: &mut Conn, owner: Id, text_bytes: i64) -> Result
 }
 
 /// Counts a new task.
-pub async fn add_task(tx: &mut Conn, quotas: Quotas, task: &Task) -> Result<()> {
+pub async fn add_task(tx: &mut Conn, quotas: StorageQuotas, task: &Task) -> Result<()> {
     let row = project_usage::table.find(task.project_id).filter(project_usage::tasks.lt(quotas.tasks));
     let update = || diesel::update(row).set(project_usage::tasks.eq(project_usage::tasks + 1));
     let none = (project_usage::project_id.eq(task.project_id), project_usage::tasks.eq(0));
@@ -79,7 +79,7 @@ pub async fn remove_task(tx: &mut Conn, task: &Task, text_bytes: i64) -> Result<
 }
 
 /// Counts a new comment.
-pub async fn add_comment(tx: &mut Conn, quotas: Quotas, task: &Task, body: &str) -> Result<()> {
+pub async fn add_comment(tx: &mut Conn, quotas: StorageQuotas, task: &Task, body: &str) -> Result<()> {
     let row = task_usage::table.find(task.id).filter(task_usage::comments.lt(quotas.comments));
     let size = bytes(body);
     let more =
@@ -94,7 +94,7 @@ pub async fn add_comment(tx: &mut Conn, quotas: Quotas, task: &Task, body: &str)
 }
 
 /// Counts another text of a comment.
-pub async fn change_comment(tx: &mut Conn, quotas: Quotas, task: &Task, old: &str, new: &str) -> Result<()> {
+pub async fn change_comment(tx: &mut Conn, quotas: StorageQuotas, task: &Task, old: &str, new: &str) -> Result<()> {
     let size = bytes(new) - bytes(old);
     let row = task_usage::table.find(task.id);
     let changed = task_usage::text_bytes.eq(task_usage::text_bytes + size);
@@ -122,7 +122,7 @@ pub async fn comment_bytes(tx: &mut Conn, tasks: &[Id]) -> Result<i64> {
 /// Counts another description, with so many bytes that history keeps beside it.
 pub async fn change_text(
     tx: &mut Conn,
-    quotas: Quotas,
+    quotas: StorageQuotas,
     owner: Id,
     (old, new): (Option<&str>, Option<&str>),
     kept: i64,
@@ -145,7 +145,7 @@ pub fn size(text: Option<&str>) -> i64 {
     text.map_or(0, bytes)
 }
 
-async fn add_text(tx: &mut Conn, quotas: Quotas, owner: Id, added: i64, field: &'static str) -> Result<()> {
+async fn add_text(tx: &mut Conn, quotas: StorageQuotas, owner: Id, added: i64, field: &'static str) -> Result<()> {
     if added <= 0 {
         return shift_text(tx, owner, added).await;
     }

@@ -4,10 +4,10 @@ use std::collections::HashMap;
 use std::sync::Barrier;
 use std::time::Duration;
 
-use fasttrack::config::{Config, Invalid};
+use fasttrack::config::{Config, InvalidSetting};
 use fasttrack::db::Location;
 
-fn read(settings: &[(&str, &str)]) -> Result<Config, Invalid> {
+fn read(settings: &[(&str, &str)]) -> Result<Config, InvalidSetting> {
     let keys = [("SECRET_KEY", "k".repeat(32)), ("REFRESH_SECRET_KEY", "r".repeat(32))];
     let mut values: HashMap<String, String> = keys.map(|(name, key)| (name.to_owned(), key)).into();
     values.extend(settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));

@@ -68,7 +68,7 @@ fn each_setting_is_shown_with_its_source_and_no_secret() {
     ] {
         assert!(lines.contains(&line), "{line:?} in {text}");
     }
-    for name in fasttrack::config::NAMES {
+    for name in fasttrack::config::SETTING_NAMES {
         assert!(lines.iter().any(|line| line.first() == Some(&name)), "{name}");
     }
     assert!(text.contains("RATE_LIMITS_ENABLED in .env is not a setting"), "{text}");

@@ -197,7 +197,7 @@ fn the_example_of_settings_lists_each_of_them_once() {
         .map(|(name, _)| name)
         .filter(|name| name.chars().all(|c| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_'))
         .collect();
-    let known: BTreeSet<&str> = config::NAMES.into_iter().collect();
+    let known: BTreeSet<&str> = config::SETTING_NAMES.into_iter().collect();
     assert_eq!(names.iter().copied().collect::<BTreeSet<_>>(), known);
     assert_eq!(names.len(), known.len(), "one line each");
 }
@@ -207,7 +207,7 @@ fn the_settings_page_has_one_row_for_each_setting() {
     let page = read("docs/reference/settings.md");
     let first = page.lines().filter_map(|line| line.strip_prefix("| `")?.split(" | ").next());
     let named: Vec<&str> = first.flat_map(|cell| cell.split("`, `")).map(|name| name.trim_end_matches('`')).collect();
-    let known: BTreeSet<&str> = config::NAMES.into_iter().collect();
+    let known: BTreeSet<&str> = config::SETTING_NAMES.into_iter().collect();
     assert_eq!(named.iter().copied().collect::<BTreeSet<_>>(), known);
     assert_eq!(named.len(), known.len(), "one row each");
 }
@@ -253,7 +253,7 @@ fn the_examples_of_deployment_name_settings_that_there_are() {
         let names = names.filter(|name| name.contains('_') && name.chars().all(|c| c.is_ascii_uppercase() || c == '_'));
         let names: BTreeSet<&str> = names.filter(|name| !name.starts_with("POSTGRES_")).collect();
         assert!(names.contains("PUBLIC_URL"), "{file}");
-        let unknown: Vec<_> = names.iter().filter(|name| !config::NAMES.contains(name)).collect();
+        let unknown: Vec<_> = names.iter().filter(|name| !config::SETTING_NAMES.contains(name)).collect();
         assert!(unknown.is_empty(), "{file}: {unknown:?}");
     }
 }
