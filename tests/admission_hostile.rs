@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use fasttrack::admission::{Admitted, Limits, Refusal, admit, read};
+use fasttrack::admission::{AdmittedOperation, DocumentLimits, AdmissionError, admit, parse};
 use fasttrack::error::Code;
 use serde_json::{Map, Value, json};
 
@@ -30,14 +30,14 @@ fn spent() -> Duration {
 
 /// Runs admission on a thread with a small stack and measures its CPU time: the best of three runs,
 /// because other processes may evict the caches.
-fn timed(title: &str, document: &str, variables: &Value) -> Result<Admitted, Refusal> {
+fn timed(title: &str, document: &str, variables: &Value) -> Result<AdmittedOperation, AdmissionError> {
     let Value::Object(variables) = variables else {
         panic!("variables are an object");
     };
-    let run = || -> (Duration, Result<Admitted, Refusal>) {
+    let run = || -> (Duration, Result<AdmittedOperation, AdmissionError>) {
         let before = spent();
-        let limits = Limits::default();
-        let answer = read(document, &limits).and_then(|document| admit(&document, None, variables, &limits));
+        let limits = DocumentLimits::default();
+        let answer = parse(document, &limits).and_then(|document| admit(&document, None, variables, &limits));
         (spent() - before, answer)
     };
     let (elapsed, answer) = std::thread::scope(|scope| {

@@ -13,7 +13,7 @@ use async_graphql::{
     },
 };
 use async_graphql_value::Value as Input;
-use fasttrack::admission::{self, Admitted, Limits, Refusal, read};
+use fasttrack::admission::{self, AdmittedOperation, DocumentLimits, AdmissionError, parse};
 use fasttrack::error::Code;
 use proptest::{prelude::*, sample::select};
 use serde_json::{Map, Value, json};
@@ -25,13 +25,13 @@ macro_rules! constant {
     };
 }
 /// Limits that a document of a few lines can reach.
-fn tight() -> Limits {
-    Limits {
+fn tight() -> DocumentLimits {
+    DocumentLimits {
         nesting: 9,
         fragments: 4,
         variables: 3,
         arguments: 2,
-        directives_in_one_place: 2,
+        directives_per_location: 2,
         directives: 8,
         selections: 30,
         depth: 5,
@@ -42,7 +42,7 @@ fn tight() -> Limits {
         introspection_lists: 2,
         nodes: 1_000,
         values: 2_000,
-        ..Limits::default()
+        ..DocumentLimits::default()
     }
 }
 
@@ -308,9 +308,9 @@ fn admit(
     source: &str,
     name: Option<&str>,
     variables: &Map<String, Value>,
-    limits: &Limits,
-) -> Result<Admitted, Refusal> {
-    admission::admit(&read(source, limits)?, name, variables, limits)
+    limits: &DocumentLimits,
+) -> Result<AdmittedOperation, AdmissionError> {
+    admission::admit(&parse(source, limits)?, name, variables, limits)
 }
 
 /// Compares [`admit`] with the naive implementation.
@@ -318,7 +318,7 @@ fn check(
     source: &str,
     name: Option<&str>,
     variables: &Map<String, Value>,
-    limits: &Limits,
+    limits: &DocumentLimits,
 ) -> Result<(), TestCaseError> {
     let answer = admit(source, name, variables, limits);
     let code = match &answer {
@@ -353,7 +353,7 @@ fn check(
     prop_assert!(written.nesting <= limits.nesting, "{written:?}");
     let nesting = u64::try_from(limits.nesting).expect("fits");
     let mut within = written.arguments <= limits.arguments
-        && written.directives_in_one_place <= limits.directives_in_one_place
+        && written.directives_in_one_place <= limits.directives_per_location
         && written.directives <= limits.directives
         && document.operations.iter().len() <= limits.operations
         && document.fragments.len() <= limits.fragments;
@@ -569,7 +569,7 @@ proptest! {
     fn documents_are_read_as_the_naive_do(
         source in document(), name in name(), variables in variables(),
     ) {
-        check(&source, name, &variables, &Limits::default())?;
+        check(&source, name, &variables, &DocumentLimits::default())?;
         check(&source, name, &variables, &tight())?;
     }
 
@@ -589,7 +589,7 @@ proptest! {
         let at = to.index(text.len() + 1);
         text.splice(at..at, piece.repeat(times));
         let source: String = text.into_iter().collect();
-        check(&source, Some("Q0"), &Map::new(), &Limits::default())?;
+        check(&source, Some("Q0"), &Map::new(), &DocumentLimits::default())?;
         check(&source, Some("Q0"), &Map::new(), &tight())?;
     }
 }

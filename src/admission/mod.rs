@@ -6,20 +6,20 @@
 //! it:
 //!
 //! 1. the length of the document,
-//! 2. a lexical scan, which bounds its tokens and nesting ([`scan`]),
+//! 2. a lexical scan, which bounds its tokens and nesting ([`lexer`]),
 //! 3. the library's parser, whose recursion depth is the nesting that the scan has bounded,
 //! 4. the size and nesting of the variables,
-//! 5. a walk that measures each fragment once and never expands one ([`survey`]).
+//! 5. a walk that measures each fragment once and never expands one ([`complexity`]).
 //!
-//! [`read`] does the first three; its result depends only on the text and can be cached. [`admit`]
+//! [`parse`] does the first three; its result depends only on the text and can be cached. [`admit`]
 //! does the others and returns the estimated cost of the operation. Validation against the schema
 //! remains with the library: a field or fragment that does not exist counts like one that does, or
 //! not at all.
 //!
 //! All functions are pure, linear in the size of the request, and never panic.
 
-mod scan;
-mod survey;
+mod lexer;
+mod complexity;
 
 use std::fmt;
 
@@ -36,7 +36,7 @@ use crate::error::Code;
 /// *Expanded* counts are taken as if each fragment spread were replaced by the fragment's
 /// selections, because that is what validation and execution visit.
 #[derive(Clone, Debug)]
-pub struct Limits {
+pub struct DocumentLimits {
     /// Bytes of the document.
     pub document_bytes: usize,
     /// Lexical tokens of the document. Comments, commas and white space do not count.
@@ -56,7 +56,7 @@ pub struct Limits {
     /// Arguments of one field or directive.
     pub arguments: usize,
     /// Directives in one location: on one field, fragment, operation or variable.
-    pub directives_in_one_place: usize,
+    pub directives_per_location: usize,
     /// Directives of the document, not expanded.
     pub directives: usize,
     /// Expanded fields, inline fragments and spreads of all operations together, since validation
@@ -75,25 +75,25 @@ pub struct Limits {
     /// Nested lists under `__schema` and `__type`, such as the types of the fields of types.
     pub introspection_lists: u64,
     /// Page size of a connection without `first` and `last`.
-    pub default_page: u64,
+    pub default_page_size: u64,
     /// Maximum page size of a connection.
-    pub largest_page: u64,
+    pub max_page_size: u64,
     /// Nodes of all connections of the chosen operation, assuming full pages, and members of its
     /// other lists, assuming ten each.
     pub nodes: u64,
     /// Values that the library resolves for the chosen operation: its expanded selections, each
-    /// multiplied by the nodes of the pages above it. [`Limits::nodes`] alone would let a client
+    /// multiplied by the nodes of the pages above it. [`DocumentLimits::nodes`] alone would let a client
     /// select a thousand fields on each of ten thousand nodes.
     pub values: u64,
-    /// Like [`Limits::nodes`] for a subscription, which is executed for each event.
+    /// Like [`DocumentLimits::nodes`] for a subscription, which is executed for each event.
     pub subscription_nodes: u64,
-    /// Like [`Limits::values`] for a subscription.
+    /// Like [`DocumentLimits::values`] for a subscription.
     pub subscription_values: u64,
     /// Searches of one operation. Each reads text from the database.
     pub searches: u64,
 }
 
-impl Default for Limits {
+impl Default for DocumentLimits {
     fn default() -> Self {
         Self {
             document_bytes: 16 * 1024,
@@ -105,7 +105,7 @@ impl Default for Limits {
             variable_nesting: 32,
             variable_values: 2_000,
             arguments: 30,
-            directives_in_one_place: 5,
+            directives_per_location: 5,
             directives: 50,
             selections: 1_000,
             depth: 12,
@@ -114,8 +114,8 @@ impl Default for Limits {
             mutation_root_fields: 10,
             introspection_depth: 20,
             introspection_lists: 3,
-            default_page: 20,
-            largest_page: 100,
+            default_page_size: 20,
+            max_page_size: 100,
             nodes: 10_000,
             values: 100_000,
             subscription_nodes: 200,
@@ -127,7 +127,7 @@ impl Default for Limits {
 
 /// An operation within its limits.
 #[derive(Debug)]
-pub struct Admitted {
+pub struct AdmittedOperation {
     pub operation: OperationType,
     pub name: Option<String>,
     pub root_fields: u64,
@@ -149,7 +149,7 @@ pub struct Admitted {
 
 /// A refused request.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Refusal {
+pub struct AdmissionError {
     pub code: Code,
     /// A human-readable reason of at most 200 characters. Quotes nothing of the request but a name.
     pub message: String,
@@ -162,12 +162,12 @@ pub struct Refusal {
 const SEARCH_POINTS: u64 = 20;
 
 /// Maximum length of a refusal's message, in characters.
-const MESSAGE_CHARACTERS: usize = 200;
+const MAX_MESSAGE_CHARS: usize = 200;
 
-impl Refusal {
+impl AdmissionError {
     fn new(code: Code, message: impl Into<String>) -> Self {
         let mut message: String = message.into();
-        if let Some((end, _)) = message.char_indices().nth(MESSAGE_CHARACTERS) {
+        if let Some((end, _)) = message.char_indices().nth(MAX_MESSAGE_CHARS) {
             message.truncate(end);
         }
         Self { code, message, location: None }
@@ -179,46 +179,46 @@ impl Refusal {
     }
 }
 
-impl fmt::Display for Refusal {
+impl fmt::Display for AdmissionError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.message)
     }
 }
 
-impl std::error::Error for Refusal {}
+impl std::error::Error for AdmissionError {}
 
 /// Parses a document within the limits on size and nesting. The result depends only on the text.
-pub fn read(document: &str, limits: &Limits) -> Result<ExecutableDocument, Refusal> {
+pub fn parse(document: &str, limits: &DocumentLimits) -> Result<ExecutableDocument, AdmissionError> {
     if document.len() > limits.document_bytes {
         let message = format!("The document is too long: at most {} bytes are allowed", limits.document_bytes);
-        return Err(Refusal::new(Code::DocumentTooLarge, message));
+        return Err(AdmissionError::new(Code::DocumentTooLarge, message));
     }
-    scan::scan(document, limits)?;
+    lexer::scan(document, limits)?;
     parse_query(document).map_err(syntax_error)
 }
 
-/// Decides whether a document from [`read`] may be executed: selects its operation and measures it.
+/// Decides whether a document from [`parse`] may be executed: selects its operation and measures it.
 ///
 /// An empty `operation_name` counts as absent, since no operation can have it.
 pub fn admit(
     document: &ExecutableDocument,
     operation_name: Option<&str>,
     variables: &Map<String, Value>,
-    limits: &Limits,
-) -> Result<Admitted, Refusal> {
+    limits: &DocumentLimits,
+) -> Result<AdmittedOperation, AdmissionError> {
     check_variables(variables, limits)?;
-    let (name, operation) = choose(&document.operations, operation_name.filter(|name| !name.is_empty()))?;
-    let survey = survey::survey(document, operation, variables, limits)?;
-    Ok(Admitted {
+    let (name, operation) = select_operation(&document.operations, operation_name.filter(|name| !name.is_empty()))?;
+    let complexity = complexity::measure(document, operation, variables, limits)?;
+    Ok(AdmittedOperation {
         operation: operation.ty,
         name,
-        root_fields: survey.root_fields,
-        nodes: survey.nodes,
-        values: survey.values,
-        searches: survey.searches,
-        cost: cost(operation.ty, &survey),
-        export: survey.exports > 0,
-        introspection: survey.introspection,
+        root_fields: complexity.root_fields,
+        nodes: complexity.nodes,
+        values: complexity.values,
+        searches: complexity.searches,
+        cost: cost(operation.ty, &complexity),
+        export: complexity.exports > 0,
+        introspection: complexity.introspection,
     })
 }
 
@@ -228,26 +228,26 @@ const WRITTEN_BYTES: u64 = 1024;
 /// Reads are cheap: a page of a few fields adds nothing to the base cost of a request. Each
 /// mutation field is a transaction that stores the text it is given, and an export reads a whole
 /// account.
-fn cost(operation: OperationType, survey: &survey::Survey) -> u32 {
+fn cost(operation: OperationType, complexity: &complexity::Complexity) -> u32 {
     let (mutations, written) = match operation {
-        OperationType::Mutation => (survey.root_fields, survey.text_bytes / WRITTEN_BYTES),
+        OperationType::Mutation => (complexity.root_fields, complexity.text_bytes / WRITTEN_BYTES),
         OperationType::Query | OperationType::Subscription => (0, 0),
     };
-    let searches = survey.searches.saturating_mul(SEARCH_POINTS);
-    let exports = survey.exports.saturating_mul(1_000);
-    let points = [1, survey.values / 1_000, mutations.saturating_mul(10), written, searches, exports];
+    let searches = complexity.searches.saturating_mul(SEARCH_POINTS);
+    let exports = complexity.exports.saturating_mul(1_000);
+    let points = [1, complexity.values / 1_000, mutations.saturating_mul(10), written, searches, exports];
     u32::try_from(points.into_iter().fold(0, u64::saturating_add)).unwrap_or(u32::MAX)
 }
 
 /// Selects the operation to execute (GraphQL specification, `GetOperation`).
-fn choose<'a>(
+fn select_operation<'a>(
     operations: &'a DocumentOperations,
     name: Option<&str>,
-) -> Result<(Option<String>, &'a OperationDefinition), Refusal> {
+) -> Result<(Option<String>, &'a OperationDefinition), AdmissionError> {
     let mut candidates = operations.iter();
     match (name, candidates.next()) {
         (None, Some((name, only))) if candidates.next().is_none() => Ok((name.map(ToString::to_string), &only.node)),
-        (None, _) => Err(Refusal::new(
+        (None, _) => Err(AdmissionError::new(
             Code::OperationNameRequired,
             "The document has several operations: select one with operationName",
         )),
@@ -256,14 +256,14 @@ fn choose<'a>(
             .find(|(name, _)| name.is_some_and(|name| name.as_str() == wanted))
             .map(|(_, found)| (Some(wanted.to_owned()), &found.node))
             .ok_or_else(|| {
-                Refusal::new(Code::OperationNotFound, "The document has no operation with this operationName")
+                AdmissionError::new(Code::OperationNotFound, "The document has no operation with this operationName")
             }),
     }
 }
 
 /// Keeps the last line of the parser's message, which states what was expected. The lines before it
 /// quote the document.
-fn syntax_error(error: Error) -> Refusal {
+fn syntax_error(error: Error) -> AdmissionError {
     let message = match &error {
         Error::Syntax { message, .. } => {
             let expectation = message.lines().next_back().unwrap_or_default();
@@ -274,7 +274,7 @@ fn syntax_error(error: Error) -> Refusal {
         }
         other => other.to_string(),
     };
-    let refusal = Refusal::new(Code::ParseFailed, message);
+    let refusal = AdmissionError::new(Code::ParseFailed, message);
     match error.positions().next() {
         Some(position) => refusal.at((position.line, position.column)),
         None => refusal,
@@ -282,10 +282,10 @@ fn syntax_error(error: Error) -> Refusal {
 }
 
 /// Limits the variables, because the library copies and checks them at every use.
-fn check_variables(variables: &Map<String, Value>, limits: &Limits) -> Result<(), Refusal> {
+fn check_variables(variables: &Map<String, Value>, limits: &DocumentLimits) -> Result<(), AdmissionError> {
     let too_large = |what, limit| {
         let message = format!("The variables have too many {what}: at most {limit} are allowed");
-        Err(Refusal::new(Code::VariablesTooLarge, message))
+        Err(AdmissionError::new(Code::VariablesTooLarge, message))
     };
     let mut values = variables.len();
     // An explicit stack instead of recursion, bounded by the limit on values.

@@ -12,31 +12,31 @@ fn admit(
     document: &str,
     name: Option<&str>,
     variables: &Map<String, Value>,
-    limits: &Limits,
-) -> Result<Admitted, Refusal> {
-    super::admit(&read(document, limits)?, name, variables, limits)
+    limits: &DocumentLimits,
+) -> Result<AdmittedOperation, AdmissionError> {
+    super::admit(&parse(document, limits)?, name, variables, limits)
 }
 
-fn try_admit(document: &str) -> Result<Admitted, Refusal> {
-    admit(document, None, &Map::new(), &Limits::default())
+fn try_admit(document: &str) -> Result<AdmittedOperation, AdmissionError> {
+    admit(document, None, &Map::new(), &DocumentLimits::default())
 }
 
-fn admitted(document: &str) -> Admitted {
+fn admitted(document: &str) -> AdmittedOperation {
     try_admit(document).unwrap_or_else(|refusal| panic!("{refusal}: {document}"))
 }
 
-fn refused(document: &str) -> Refusal {
+fn refused(document: &str) -> AdmissionError {
     match try_admit(document) {
         Ok(_) => panic!("admitted: {document}"),
         Err(refusal) => refusal,
     }
 }
 
-fn with_variables(document: &str, variables: Value) -> Result<Admitted, Refusal> {
+fn with_variables(document: &str, variables: Value) -> Result<AdmittedOperation, AdmissionError> {
     let Value::Object(variables) = variables else {
         panic!("variables are an object");
     };
-    admit(document, None, &variables, &Limits::default())
+    admit(document, None, &variables, &DocumentLimits::default())
 }
 
 fn nodes(document: &str, variables: Value) -> u64 {
@@ -51,8 +51,8 @@ mod operations {
 
     const TWO: &str = "query A { a } mutation B { b }";
 
-    fn choose(document: &str, name: Option<&str>) -> Result<Admitted, Code> {
-        admit(document, name, &Map::new(), &Limits::default()).map_err(|refusal| refusal.code)
+    fn choose(document: &str, name: Option<&str>) -> Result<AdmittedOperation, Code> {
+        admit(document, name, &Map::new(), &DocumentLimits::default()).map_err(|refusal| refusal.code)
     }
 
     #[test]
@@ -90,7 +90,7 @@ mod lexical {
 
     /// The code, message and location of a refusal by the scan.
     fn scanned(document: &str) -> (Code, String, Option<(usize, usize)>) {
-        match scan::scan(document, &Limits::default()) {
+        match lexer::scan(document, &DocumentLimits::default()) {
             Ok(()) => panic!("passes the scan: {document}"),
             Err(refusal) => (refusal.code, refusal.message, refusal.location),
         }
@@ -198,7 +198,7 @@ mod lexical {
         let fields = |n: usize| format!("{{ {} }}", "a(b:1)".repeat(n));
         assert_eq!(fields(333).len(), 333 * 6 + 4);
         admitted(&format!("{{ a }}{}", " ,\n".repeat(5_000)));
-        assert!(scan::scan(&fields(333), &Limits::default()).is_ok());
+        assert!(lexer::scan(&fields(333), &DocumentLimits::default()).is_ok());
         assert_eq!(scanned(&fields(334)).0, Code::DocumentTooLarge);
     }
 
@@ -211,7 +211,7 @@ mod lexical {
 
     #[test]
     fn the_configured_nesting_has_a_ceiling() {
-        let limits = Limits { nesting: usize::MAX, ..Limits::default() };
+        let limits = DocumentLimits { nesting: usize::MAX, ..DocumentLimits::default() };
         let document = format!("{{ a(b: {}{}) }}", "[".repeat(63), "]".repeat(63));
         let refusal = admit(&document, None, &Map::new(), &limits).expect_err("65 brackets");
         assert_eq!(refusal.code, Code::DocumentTooLarge);
@@ -253,7 +253,7 @@ mod syntax {
     #[test]
     fn messages_are_short() {
         let long = "é".repeat(300);
-        let refusal = Refusal::new(Code::ParseFailed, long);
+        let refusal = AdmissionError::new(Code::ParseFailed, long);
         assert_eq!(refusal.message.chars().count(), 200);
     }
 }
@@ -277,7 +277,7 @@ mod limits {
     #[test]
     fn operations() {
         let document = |n| numbered(n, |i| format!("query Q{i} {{ a }}"));
-        let choose = |n| admit(&document(n), Some("Q0"), &Map::new(), &Limits::default());
+        let choose = |n| admit(&document(n), Some("Q0"), &Map::new(), &DocumentLimits::default());
         assert!(choose(10).is_ok());
         let refusal = choose(11).expect_err("eleven operations");
         assert_eq!(refusal.message, "Too many operations: at most 10 are allowed");
@@ -335,7 +335,7 @@ mod limits {
         // Both operations count, whichever is chosen.
         let document =
             format!("query A {{ z {{ {} }} }} query B {{ z {{ {} }} }}", "a ".repeat(499), "a ".repeat(500),);
-        let refusal = admit(&document, Some("A"), &Map::new(), &Limits::default());
+        let refusal = admit(&document, Some("A"), &Map::new(), &DocumentLimits::default());
         assert_eq!(refusal.expect_err("1001 selections").message, message);
     }
 
@@ -348,7 +348,7 @@ mod limits {
         limited(12, message, |n| format!("{{ a {} b {{ c }} }}", nested(n)));
         // An operation that is not chosen is validated like the others.
         let document = format!("query A {{ a }} query B {{ {} }}", nested(13));
-        let refusal = admit(&document, Some("A"), &Map::new(), &Limits::default());
+        let refusal = admit(&document, Some("A"), &Map::new(), &DocumentLimits::default());
         assert_eq!(refusal.expect_err("thirteen deep").message, message);
     }
 
@@ -486,7 +486,7 @@ mod pages {
     fn are_those_of_the_chosen_operation() {
         let document = "query A($n: Int = 2) { ...F } query B($n: Int = 100) { ...F ...F }
                         fragment F on Q { a(first: $n) { nodes { b(first: $n) { nodes { id } } } } }";
-        let limits = Limits { nodes: 6, ..Limits::default() };
+        let limits = DocumentLimits { nodes: 6, ..DocumentLimits::default() };
         let chosen = |name| admit(document, Some(name), &Map::new(), &limits);
         assert_eq!(chosen("A").expect("few nodes").nodes, 6);
         assert_eq!(chosen("B").expect_err("many nodes").code, Code::DocumentTooComplex);
@@ -516,7 +516,7 @@ mod pages {
             5 * (1 + 10 * 11)
         );
         assert_eq!(admitted("{ a { labels { id } } }").values, 1 + 1 + 10);
-        // Every list of objects in the schema is in `LISTS`, in a connection, or loaded by ids.
+        // Every list of objects in the schema is in `UNPAGED_LISTS`, in a connection, or loaded by ids.
         let sdl = crate::graphql::sdl();
         let document = async_graphql::parser::parse_schema(&sdl).expect("SDL");
         let mut lists = BTreeSet::new();
@@ -535,7 +535,7 @@ mod pages {
                 }
             }
         }
-        let known = survey::LISTS.into_iter().chain(["edges", "nodes"]).map(ToOwned::to_owned).collect();
+        let known = complexity::UNPAGED_LISTS.into_iter().chain(["edges", "nodes"]).map(ToOwned::to_owned).collect();
         assert_eq!(lists, known);
     }
 

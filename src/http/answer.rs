@@ -10,7 +10,7 @@ use std::time::Duration;
 use async_graphql::{ErrorExtensionValues, Pos, Response, ServerError, Value};
 use serde::Serialize;
 
-use crate::admission::Refusal;
+use crate::admission::AdmissionError;
 use crate::error::{Code, Error};
 use crate::graphql::MAX_BYTES;
 use crate::graphql::conflict::Conflict;
@@ -56,8 +56,8 @@ impl From<Conflict> for Refused {
     }
 }
 
-impl From<Refusal> for Refused {
-    fn from(refusal: Refusal) -> Self {
+impl From<AdmissionError> for Refused {
+    fn from(refusal: AdmissionError) -> Self {
         Self { position: refusal.location, ..Self::new(refusal.code, refusal.message) }
     }
 }

@@ -14,7 +14,7 @@ use async_graphql::parser::types::{BaseType, ExecutableDocument};
 use async_graphql::{Value, Variables};
 
 use super::recent::Recent;
-use crate::admission::{self, Limits, Refusal};
+use crate::admission::{self, DocumentLimits, AdmissionError};
 use crate::graphql::Manner;
 use crate::graphql::complete::{Shape, chosen};
 use crate::graphql::conflict::{self, Conflict};
@@ -32,21 +32,21 @@ pub const MIN_CACHED_BYTES: usize = 256;
 
 /// Parses documents and caches them, first in, first out.
 pub struct Reader {
-    limits: Arc<Limits>,
+    limits: Arc<DocumentLimits>,
     cache: Recent<Arc<Document>>,
 }
 
 impl Reader {
-    pub fn new(limits: Arc<Limits>) -> Self {
+    pub fn new(limits: Arc<DocumentLimits>) -> Self {
         Self { limits, cache: Recent::new(MAX_CACHED_BYTES) }
     }
 
     /// Returns a document from the cache, or parses and caches it.
-    pub fn read(&self, query: &str) -> Result<Arc<Document>, Refusal> {
+    pub fn read(&self, query: &str) -> Result<Arc<Document>, AdmissionError> {
         if let Some(document) = self.cache.get(query) {
             return Ok(document);
         }
-        let document = Arc::new(Document::from(admission::read(query, &self.limits)?));
+        let document = Arc::new(Document::from(admission::parse(query, &self.limits)?));
         self.cache.keep(query, query.len().max(MIN_CACHED_BYTES), Arc::clone(&document));
         Ok(document)
     }

@@ -25,7 +25,7 @@ use super::subscription::Subscriptions;
 use super::user_slots::{UserSlot, UserSlots};
 use crate::App;
 use crate::access::Viewer;
-use crate::admission::{self, Admitted};
+use crate::admission::{self, AdmittedOperation};
 use crate::error::{Code, Error};
 use crate::graphql::collect::{collected, defaulted, has_values};
 use crate::graphql::complete::{Shape, chosen};
@@ -82,7 +82,7 @@ pub struct Door {
     /// The same schema without validation, for documents known to be valid.
     pub(super) unchecked: Schema,
     /// Limits on the size and complexity of a document.
-    pub limits: Arc<admission::Limits>,
+    pub limits: Arc<admission::DocumentLimits>,
     /// Index of the schema types, used for null propagation.
     pub shape: Arc<Shape>,
     /// Deprecated parts of the schema.
@@ -131,7 +131,7 @@ impl Door {
         let sdl = crate::graphql::sdl();
         let (shape, deprecations) = (Arc::new(Shape::of(&sdl)), Arc::new(Deprecations::of(&sdl)));
         let config = &app.config;
-        let limits = Arc::<admission::Limits>::default();
+        let limits = Arc::<admission::DocumentLimits>::default();
         let reader = Arc::new(Reader::new(Arc::clone(&limits)));
         let subscriptions = Subscriptions::new(Arc::clone(&app), Arc::clone(&shape), Arc::clone(&reader));
         let documents = Arc::new(Documents::new(config.persisted_queries, config.trusted_documents.as_ref()));
@@ -175,7 +175,7 @@ impl Door {
         if let Some(hash) = hash {
             self.documents.remember(&hash, &query);
         }
-        let Admitted { operation: kind, name, cost, export, searches, introspection, .. } = admitted;
+        let AdmittedOperation { operation: kind, name, cost, export, searches, introspection, .. } = admitted;
         if introspection && !self.app.config.introspection {
             return Err(Refused::new(Code::ValidationFailed, "Introspection is disabled."));
         }

@@ -25,7 +25,7 @@ use async_graphql::{
 use async_graphql_value::Value as Input;
 use serde_json::{Map, Number, Value};
 
-use super::{Limits, Refusal};
+use super::{DocumentLimits, AdmissionError};
 use crate::error::Code;
 
 /// The lists of the introspection schema.
@@ -33,18 +33,18 @@ const INTROSPECTION_LISTS: [&str; 8] =
     ["args", "directives", "enumValues", "fields", "inputFields", "interfaces", "possibleTypes", "types"];
 
 /// The lists of objects of the schema without pagination.
-pub(super) const LISTS: [&str; 4] = ["changes", "labels", "sessions", "userErrors"];
+pub(super) const UNPAGED_LISTS: [&str; 4] = ["changes", "labels", "sessions", "userErrors"];
 
 /// Assumed length of all these lists: about the average of types × fields × arguments in a schema
 /// of fifty types, and more labels than most tasks have.
-const LIST: u64 = 10;
+const ASSUMED_LIST_LENGTH: u64 = 10;
 
 /// The field that exports all data of an account.
-const EXPORT: &str = "exportViewerData";
+const EXPORT_FIELD: &str = "exportViewerData";
 
 /// The measures of the chosen operation that the caller uses.
 #[derive(Debug, Default)]
-pub(super) struct Survey {
+pub(super) struct Complexity {
     pub(super) nodes: u64,
     pub(super) values: u64,
     pub(super) root_fields: u64,
@@ -57,38 +57,38 @@ pub(super) struct Survey {
 
 /// Measures the whole document and refuses it if it exceeds a limit. `chosen` is the operation that
 /// will be executed, with `variables`.
-pub(super) fn survey(
+pub(super) fn measure(
     document: &ExecutableDocument,
     chosen: &OperationDefinition,
     variables: &Map<String, Value>,
-    limits: &Limits,
-) -> Result<Survey, Refusal> {
+    limits: &DocumentLimits,
+) -> Result<Complexity, AdmissionError> {
     let mut operations: Vec<_> = document.operations.iter().map(|(_, it)| it).collect();
     operations.sort_by_key(|operation| operation.pos);
-    at_most(limits.operations, operations.len(), "operations", None)?;
+    check_limit(limits.operations, operations.len(), "operations", None)?;
     let fragments = document.fragments.len();
-    at_most(limits.fragments, fragments, "fragments", None)?;
+    check_limit(limits.fragments, fragments, "fragments", None)?;
 
-    let pages = Pages { operation: chosen, variables, limits };
-    let texts = Texts::new(chosen, variables);
-    let mut walk = Walk { limits, pages, texts, fragments: HashMap::new(), directives: 0 };
-    walk.fragments(document)?;
-    let mut survey = Survey::default();
+    let pages = PageSizes { operation: chosen, variables, limits };
+    let texts = TextSizes::new(chosen, variables);
+    let mut walk = ComplexityVisitor { limits, pages, texts, fragments: HashMap::new(), directives: 0 };
+    walk.measure_fragments(document)?;
+    let mut complexity = Complexity::default();
     let mut selections = 0_u64;
     for operation in operations {
-        let measure = walk.operation(operation)?;
+        let measure = walk.measure_operation(operation)?;
         let pos = Some(operation.pos);
         selections = selections.saturating_add(measure.selections);
-        at_most(limits.selections, selections, "selections", pos)?;
+        check_limit(limits.selections, selections, "selections", pos)?;
         if std::ptr::eq(&operation.node, chosen) {
             let (nodes, values) = match chosen.ty {
                 OperationType::Subscription => (limits.subscription_nodes, limits.subscription_values),
                 OperationType::Query | OperationType::Mutation => (limits.nodes, limits.values),
             };
-            at_most(nodes, measure.load.nodes, "nodes", pos)?;
-            at_most(values, measure.load.values, "values", pos)?;
-            at_most(limits.searches, measure.searches, "searches", pos)?;
-            survey = Survey {
+            check_limit(nodes, measure.load.nodes, "nodes", pos)?;
+            check_limit(values, measure.load.values, "values", pos)?;
+            check_limit(limits.searches, measure.searches, "searches", pos)?;
+            complexity = Complexity {
                 nodes: measure.load.nodes,
                 values: measure.load.values,
                 root_fields: measure.fields,
@@ -99,12 +99,12 @@ pub(super) fn survey(
             };
         }
     }
-    Ok(survey)
+    Ok(complexity)
 }
 
 /// The complexity of a selection set with its fragments expanded. All zero for the empty set.
 #[derive(Clone, Copy, Debug, Default)]
-struct Measure {
+struct SelectionSize {
     /// Fields, inline fragments and spreads, at any depth.
     selections: u64,
     /// Fields directly in the set. For an operation these are its root fields.
@@ -121,28 +121,28 @@ struct Measure {
     /// Nested fields.
     depth: u64,
     /// Nested selection sets including this one: the recursion depth of the library.
-    levels: u64,
+    nesting: u64,
     /// Nested lists of the introspection schema.
     lists: u64,
     /// Whether the set directly selects `edges` or `nodes`, which indicates a connection.
     connection: bool,
     /// Whether `__schema` or `__type` is selected, at any depth.
     introspection: bool,
-    load: Load,
+    load: Workload,
     /// The load if the set is under `__schema` or `__type`.
-    introspection_load: Load,
+    introspection_load: Workload,
 }
 
 /// The work of execution, assuming full pages.
 #[derive(Clone, Copy, Debug, Default)]
-struct Load {
+struct Workload {
     nodes: u64,
     values: u64,
 }
 
-impl Measure {
+impl SelectionSize {
     /// The sum of two measures: the selections of both in one set.
-    fn beside(self, other: Self) -> Self {
+    fn merge(self, other: Self) -> Self {
         Self {
             selections: self.selections.saturating_add(other.selections),
             fields: self.fields.saturating_add(other.fields),
@@ -152,33 +152,33 @@ impl Measure {
             totals: self.totals.saturating_add(other.totals),
             text_bytes: self.text_bytes.saturating_add(other.text_bytes),
             depth: self.depth.max(other.depth),
-            levels: self.levels.max(other.levels),
+            nesting: self.nesting.max(other.nesting),
             lists: self.lists.max(other.lists),
             connection: self.connection || other.connection,
             introspection: self.introspection || other.introspection,
-            load: self.load.beside(other.load),
-            introspection_load: self.introspection_load.beside(other.introspection_load),
+            load: self.load.merge(other.load),
+            introspection_load: self.introspection_load.merge(other.introspection_load),
         }
     }
 
     /// The measure of a spread or inline fragment with this set: one selection more.
-    fn spread(self) -> Self {
+    fn as_fragment(self) -> Self {
         Self {
             selections: self.selections.saturating_add(1),
-            load: self.load.below(None),
-            introspection_load: self.introspection_load.below(None),
+            load: self.load.nested(None),
+            introspection_load: self.introspection_load.nested(None),
             ..self
         }
     }
 }
 
-impl Load {
-    fn beside(self, other: Self) -> Self {
+impl Workload {
+    fn merge(self, other: Self) -> Self {
         Self { nodes: self.nodes.saturating_add(other.nodes), values: self.values.saturating_add(other.values) }
     }
 
     /// The load of one selection above this load, which is repeated for each node of the page.
-    fn below(self, page: Option<u64>) -> Self {
+    fn nested(self, page: Option<u64>) -> Self {
         let (times, nodes) = page.map_or((1, 0), |page| (page, 1));
         Self {
             nodes: self.nodes.saturating_add(nodes).saturating_mul(times),
@@ -187,32 +187,32 @@ impl Load {
     }
 }
 
-struct Walk<'a> {
-    limits: &'a Limits,
-    pages: Pages<'a>,
-    texts: Texts<'a>,
+struct ComplexityVisitor<'a> {
+    limits: &'a DocumentLimits,
+    pages: PageSizes<'a>,
+    texts: TextSizes<'a>,
     /// The fragments measured so far.
-    fragments: HashMap<&'a str, Measure>,
+    fragments: HashMap<&'a str, SelectionSize>,
     /// The number of directives so far.
     directives: usize,
 }
 
-impl<'a> Walk<'a> {
+impl<'a> ComplexityVisitor<'a> {
     /// Measures every fragment, including unused ones, because validation visits them, too.
-    fn fragments(&mut self, document: &'a ExecutableDocument) -> Result<(), Refusal> {
-        let mut waiting: Vec<_> = document.fragments.iter().map(Fragment::new).collect();
+    fn measure_fragments(&mut self, document: &'a ExecutableDocument) -> Result<(), AdmissionError> {
+        let mut waiting: Vec<_> = document.fragments.iter().map(PendingFragment::new).collect();
         waiting.sort_by_key(|fragment| fragment.definition.pos);
         while !waiting.is_empty() {
             let names: HashSet<_> = waiting.iter().map(|fragment| fragment.name).collect();
             let (blocked, ready): (Vec<_>, Vec<_>) =
-                waiting.into_iter().partition(|fragment| fragment.first_of(&names).is_some());
+                waiting.into_iter().partition(|fragment| fragment.find_spread(&names).is_some());
             if ready.is_empty() {
-                return Err(cycle(&blocked, &names));
+                return Err(cycle_error(&blocked, &names));
             }
-            for Fragment { name, definition, .. } in ready {
-                self.directives(&definition.node.directives, definition.pos)?;
-                let measure = self.selection_set(&definition.node.selection_set)?;
-                self.expanded(&measure, definition.pos)?;
+            for PendingFragment { name, definition, .. } in ready {
+                self.count_directives(&definition.node.directives, definition.pos)?;
+                let measure = self.measure_selection_set(&definition.node.selection_set)?;
+                self.check_expanded(&measure, definition.pos)?;
                 self.fragments.insert(name, measure);
             }
             waiting = blocked;
@@ -220,91 +220,91 @@ impl<'a> Walk<'a> {
         Ok(())
     }
 
-    fn operation(&mut self, operation: &'a Positioned<OperationDefinition>) -> Result<Measure, Refusal> {
+    fn measure_operation(&mut self, operation: &'a Positioned<OperationDefinition>) -> Result<SelectionSize, AdmissionError> {
         let limits = self.limits;
         let pos = Some(operation.pos);
         let definition = &operation.node;
         let variables = &definition.variable_definitions;
-        at_most(limits.variables, variables.len(), "variables", pos)?;
+        check_limit(limits.variables, variables.len(), "variables", pos)?;
         for variable in variables {
-            self.directives(&variable.node.directives, variable.pos)?;
+            self.count_directives(&variable.node.directives, variable.pos)?;
         }
-        self.directives(&definition.directives, operation.pos)?;
-        let measure = self.selection_set(&definition.selection_set)?;
-        self.expanded(&measure, operation.pos)?;
+        self.count_directives(&definition.directives, operation.pos)?;
+        let measure = self.measure_selection_set(&definition.selection_set)?;
+        self.check_expanded(&measure, operation.pos)?;
         let root_fields = match definition.ty {
             OperationType::Mutation => limits.mutation_root_fields,
             OperationType::Query | OperationType::Subscription => limits.root_fields,
         };
-        at_most(root_fields, measure.fields, "root fields", pos)?;
-        at_most(limits.aliases, measure.aliases, "aliases", pos)?;
-        at_most(1, measure.exports, "exports", pos)?;
-        at_most(limits.depth, measure.depth, "nested fields", pos)?;
+        check_limit(root_fields, measure.fields, "root fields", pos)?;
+        check_limit(limits.aliases, measure.aliases, "aliases", pos)?;
+        check_limit(1, measure.exports, "exports", pos)?;
+        check_limit(limits.depth, measure.depth, "nested fields", pos)?;
         Ok(measure)
     }
 
     /// Checks the limits common to operations and fragments. Depth and aliases of a fragment count
     /// where it is spread.
-    fn expanded(&self, measure: &Measure, pos: Pos) -> Result<(), Refusal> {
-        let Limits { selections, nesting, .. } = *self.limits;
-        let levels = usize::try_from(measure.levels).unwrap_or(usize::MAX);
-        at_most(selections, measure.selections, "selections", Some(pos))?;
-        at_most(nesting, levels, "nested selection sets", Some(pos))
+    fn check_expanded(&self, measure: &SelectionSize, pos: Pos) -> Result<(), AdmissionError> {
+        let DocumentLimits { selections, nesting, .. } = *self.limits;
+        let levels = usize::try_from(measure.nesting).unwrap_or(usize::MAX);
+        check_limit(selections, measure.selections, "selections", Some(pos))?;
+        check_limit(nesting, levels, "nested selection sets", Some(pos))
     }
 
-    fn selection_set(&mut self, set: &'a Positioned<SelectionSet>) -> Result<Measure, Refusal> {
-        let mut measure = Measure::default();
+    fn measure_selection_set(&mut self, set: &'a Positioned<SelectionSet>) -> Result<SelectionSize, AdmissionError> {
+        let mut measure = SelectionSize::default();
         for selection in &set.node.items {
-            self.directives(selection.node.directives(), selection.pos)?;
-            measure = measure.beside(match &selection.node {
-                Selection::Field(field) => self.field(field)?,
-                Selection::InlineFragment(inline) => self.selection_set(&inline.node.selection_set)?.spread(),
+            self.count_directives(selection.node.directives(), selection.pos)?;
+            measure = measure.merge(match &selection.node {
+                Selection::Field(field) => self.measure_field(field)?,
+                Selection::InlineFragment(inline) => self.measure_selection_set(&inline.node.selection_set)?.as_fragment(),
                 Selection::FragmentSpread(spread) => {
-                    self.fragments.get(spread.node.fragment_name.node.as_str()).copied().unwrap_or_default().spread()
+                    self.fragments.get(spread.node.fragment_name.node.as_str()).copied().unwrap_or_default().as_fragment()
                 }
             });
         }
         if !set.node.items.is_empty() {
-            measure.levels = measure.levels.saturating_add(1);
+            measure.nesting = measure.nesting.saturating_add(1);
         }
         Ok(measure)
     }
 
-    fn field(&mut self, field: &'a Positioned<Field>) -> Result<Measure, Refusal> {
+    fn measure_field(&mut self, field: &'a Positioned<Field>) -> Result<SelectionSize, AdmissionError> {
         let limits = self.limits;
         let pos = Some(field.pos);
         let field = &field.node;
         let name = field.name.node.as_str();
-        at_most(limits.arguments, field.arguments.len(), "arguments", pos)?;
-        let below = self.selection_set(&field.selection_set)?;
+        check_limit(limits.arguments, field.arguments.len(), "arguments", pos)?;
+        let below = self.measure_selection_set(&field.selection_set)?;
 
-        let page = self.pages.of(field, below.connection).or(LISTS.contains(&name).then_some(LIST));
+        let page = self.pages.page_size(field, below.connection).or(UNPAGED_LISTS.contains(&name).then_some(ASSUMED_LIST_LENGTH));
         let searches = if self.pages.is_searched(field) || self.pages.is_filtered_log(field) {
             below.totals.saturating_add(1)
         } else {
             0
         };
         let list = INTROSPECTION_LISTS.contains(&name);
-        let mut measure = Measure {
+        let mut measure = SelectionSize {
             selections: below.selections.saturating_add(1),
             fields: 1,
             aliases: below.aliases.saturating_add(u64::from(field.alias.is_some())),
-            exports: below.exports.saturating_add(u64::from(name == EXPORT)),
+            exports: below.exports.saturating_add(u64::from(name == EXPORT_FIELD)),
             searches: below.searches.saturating_add(searches),
             totals: u64::from(name == "totalCount"),
-            text_bytes: below.text_bytes.saturating_add(self.texts.of_arguments(field)),
+            text_bytes: below.text_bytes.saturating_add(self.texts.argument_bytes(field)),
             depth: below.depth.saturating_add(1),
-            levels: below.levels,
+            nesting: below.nesting,
             lists: below.lists.saturating_add(u64::from(list)),
             connection: matches!(name, "edges" | "nodes"),
             introspection: below.introspection,
-            load: below.load.below(page),
-            introspection_load: below.introspection_load.below(list.then_some(LIST)),
+            load: below.load.nested(page),
+            introspection_load: below.introspection_load.nested(list.then_some(ASSUMED_LIST_LENGTH)),
         };
         if matches!(name, "__schema" | "__type") {
             let (depth, lists) = (limits.introspection_depth, limits.introspection_lists);
-            at_most(depth, below.depth, "nested introspection fields", pos)?;
-            at_most(lists, below.lists, "nested introspection lists", pos)?;
+            check_limit(depth, below.depth, "nested introspection fields", pos)?;
+            check_limit(lists, below.lists, "nested introspection lists", pos)?;
             // To the levels above, introspection is one field, with the load of its lists.
             measure.depth = 1;
             measure.introspection = true;
@@ -313,27 +313,27 @@ impl<'a> Walk<'a> {
         Ok(measure)
     }
 
-    fn directives(&mut self, directives: &[Positioned<Directive>], pos: Pos) -> Result<(), Refusal> {
+    fn count_directives(&mut self, directives: &[Positioned<Directive>], pos: Pos) -> Result<(), AdmissionError> {
         let pos = Some(pos);
         self.directives = self.directives.saturating_add(directives.len());
-        at_most(self.limits.directives, self.directives, "directives", pos)?;
-        at_most(self.limits.directives_in_one_place, directives.len(), "directives in one location", pos)?;
+        check_limit(self.limits.directives, self.directives, "directives", pos)?;
+        check_limit(self.limits.directives_per_location, directives.len(), "directives in one location", pos)?;
         for directive in directives {
             let arguments = directive.node.arguments.len();
-            at_most(self.limits.arguments, arguments, "arguments", Some(directive.pos))?;
+            check_limit(self.limits.arguments, arguments, "arguments", Some(directive.pos))?;
         }
         Ok(())
     }
 }
 
 /// A fragment not measured yet.
-struct Fragment<'a> {
+struct PendingFragment<'a> {
     name: &'a str,
     definition: &'a Positioned<FragmentDefinition>,
     spreads: Vec<(&'a str, Pos)>,
 }
 
-impl<'a> Fragment<'a> {
+impl<'a> PendingFragment<'a> {
     fn new((name, definition): (&'a Name, &'a Positioned<FragmentDefinition>)) -> Self {
         let mut spreads = Vec::new();
         collect_spreads(&definition.node.selection_set.node, &mut spreads);
@@ -341,7 +341,7 @@ impl<'a> Fragment<'a> {
     }
 
     /// The first of the named fragments that this one spreads.
-    fn first_of(&self, names: &HashSet<&str>) -> Option<(&'a str, Pos)> {
+    fn find_spread(&self, names: &HashSet<&str>) -> Option<(&'a str, Pos)> {
         let mut spreads = self.spreads.iter().copied();
         spreads.find(|(name, _)| names.contains(name))
     }
@@ -365,39 +365,39 @@ fn collect_spreads<'a>(set: &'a SelectionSet, spreads: &mut Vec<(&'a str, Pos)>)
 
 /// The error for a fragment cycle. Each of `blocked` spreads another one of them, so following the
 /// spreads for as many steps as there are fragments ends on a cycle.
-fn cycle(blocked: &[Fragment<'_>], names: &HashSet<&str>) -> Refusal {
+fn cycle_error(blocked: &[PendingFragment<'_>], names: &HashSet<&str>) -> AdmissionError {
     let mut last = None;
     let mut fragment = blocked.first();
     for _ in blocked {
-        last = fragment.and_then(|fragment| fragment.first_of(names));
+        last = fragment.and_then(|fragment| fragment.find_spread(names));
         fragment = last.and_then(|(name, _)| blocked.iter().find(|it| it.name == name));
     }
     let (name, pos) = last.unwrap_or_default();
     let message = format!("The fragment \"{name}\" spreads itself");
-    Refusal::new(Code::ValidationFailed, message).at((pos.line, pos.column))
+    AdmissionError::new(Code::ValidationFailed, message).at((pos.line, pos.column))
 }
 
 /// Computes the page sizes that the chosen operation requests.
-struct Pages<'a> {
+struct PageSizes<'a> {
     operation: &'a OperationDefinition,
     variables: &'a Map<String, Value>,
-    limits: &'a Limits,
+    limits: &'a DocumentLimits,
 }
 
-impl Pages<'_> {
+impl PageSizes<'_> {
     /// The page size of a field that looks like a connection, by its arguments or its selections,
     /// or that loads objects by ids. The schema is not consulted: a field that only looks like a
     /// connection is overestimated, never underestimated.
-    fn of(&self, field: &Field, connection: bool) -> Option<u64> {
+    fn page_size(&self, field: &Field, connection: bool) -> Option<u64> {
         let asked = field.arguments.iter().filter_map(|(name, value)| match name.node.as_str() {
             "first" | "last" => Some(match value.node.clone().into_const_with(Err) {
-                Ok(literal) => self.size(&literal),
+                Ok(literal) => self.literal_size(&literal),
                 Err(variable) => self.variable_size(&variable),
             }),
-            "ids" => Some(self.length(&value.node)),
+            "ids" => Some(self.list_length(&value.node)),
             _ => None,
         });
-        asked.max().or_else(|| connection.then_some(self.limits.default_page))
+        asked.max().or_else(|| connection.then_some(self.limits.default_page_size))
     }
 
     /// Whether a query reads the event log with a filter: no index serves all filters, so that
@@ -406,7 +406,7 @@ impl Pages<'_> {
         let is_filter = match field.get_argument("filter").map(|filter| &filter.node) {
             Some(Input::Variable(name)) => match self.variables.get(name.as_str()) {
                 Some(value) => !value.is_null(),
-                None => self.default(name).is_some_and(|default| *default != Literal::Null),
+                None => self.default_value(name).is_some_and(|default| *default != Literal::Null),
             },
             Some(filter) => *filter != Input::Null,
             None => false,
@@ -419,7 +419,7 @@ impl Pages<'_> {
         let is_text = |value: &Value| value.as_str().is_none_or(|text| !text.trim().is_empty()) && !value.is_null();
         let variable = |name: &Name| match self.variables.get(name.as_str()) {
             Some(value) => Some(value.clone()),
-            None => self.default(name).and_then(|default| default.clone().into_json().ok()),
+            None => self.default_value(name).and_then(|default| default.clone().into_json().ok()),
         };
         match field.get_argument("filter").map(|filter| &filter.node) {
             Some(Input::Object(filter)) => match filter.get("search") {
@@ -435,10 +435,10 @@ impl Pages<'_> {
     }
 
     /// The length of a list. Any other value counts as the maximum.
-    fn length(&self, value: &Input) -> u64 {
+    fn list_length(&self, value: &Input) -> u64 {
         let length = match value {
             Input::List(items) => Some(items.len()),
-            Input::Variable(name) => match (self.variables.get(name.as_str()), self.default(name)) {
+            Input::Variable(name) => match (self.variables.get(name.as_str()), self.default_value(name)) {
                 (Some(Value::Array(items)), _) => Some(items.len()),
                 (None, Some(Literal::List(items))) => Some(items.len()),
                 _ => None,
@@ -446,28 +446,28 @@ impl Pages<'_> {
             _ => None,
         };
         let length = length.and_then(|length| u64::try_from(length).ok()).unwrap_or(u64::MAX);
-        length.min(self.limits.largest_page)
+        length.min(self.limits.max_page_size)
     }
 
-    fn size(&self, literal: &Literal) -> u64 {
+    fn literal_size(&self, literal: &Literal) -> u64 {
         match literal {
-            Literal::Null => self.limits.default_page,
+            Literal::Null => self.limits.default_page_size,
             Literal::Number(number) => self.clamp(number),
-            _ => self.limits.largest_page,
+            _ => self.limits.max_page_size,
         }
     }
 
     fn variable_size(&self, name: &Name) -> u64 {
         match self.variables.get(name.as_str()) {
-            Some(Value::Null) => self.limits.default_page,
+            Some(Value::Null) => self.limits.default_page_size,
             Some(Value::Number(number)) => self.clamp(number),
-            Some(_) => self.limits.largest_page,
-            None => self.default(name).map_or(self.limits.default_page, |default| self.size(default)),
+            Some(_) => self.limits.max_page_size,
+            None => self.default_value(name).map_or(self.limits.default_page_size, |default| self.literal_size(default)),
         }
     }
 
     /// The default value of a variable.
-    fn default(&self, name: &Name) -> Option<&Literal> {
+    fn default_value(&self, name: &Name) -> Option<&Literal> {
         let mut definitions = self.operation.variable_definitions.iter();
         let definition = definitions.find(|definition| definition.node.name.node == *name)?;
         definition.node.default_value.as_ref().map(|default| &default.node)
@@ -476,7 +476,7 @@ impl Pages<'_> {
     /// Clamps a page size to the allowed range. The field itself reports a size that is out of
     /// range or not an integer.
     fn clamp(&self, number: &Number) -> u64 {
-        let largest = self.limits.largest_page;
+        let largest = self.limits.max_page_size;
         match number.as_i64() {
             Some(size) => u64::try_from(size).unwrap_or(0).clamp(1, largest.max(1)),
             None => largest,
@@ -485,54 +485,54 @@ impl Pages<'_> {
 }
 
 /// How much text the arguments of the chosen operation carry, in bytes of UTF-8.
-struct Texts<'a> {
+struct TextSizes<'a> {
     /// Measured once per variable: a document may use one variable many times.
     variables: HashMap<&'a str, u64>,
 }
 
-impl<'a> Texts<'a> {
+impl<'a> TextSizes<'a> {
     fn new(operation: &'a OperationDefinition, variables: &'a Map<String, Value>) -> Self {
         let defaults = operation.variable_definitions.iter().filter_map(|definition| {
             let default = &definition.node.default_value.as_ref()?.node;
-            Some((definition.node.name.node.as_str(), of_literal(default)))
+            Some((definition.node.name.node.as_str(), literal_bytes(default)))
         });
-        let given = variables.iter().map(|(name, value)| (name.as_str(), of_json(value)));
+        let given = variables.iter().map(|(name, value)| (name.as_str(), json_bytes(value)));
         // A given value takes the place of the default.
         Self { variables: defaults.chain(given).collect() }
     }
 
-    fn of_arguments(&self, field: &Field) -> u64 {
-        sum(field.arguments.iter().map(|(_, value)| self.of(&value.node)))
+    fn argument_bytes(&self, field: &Field) -> u64 {
+        sum(field.arguments.iter().map(|(_, value)| self.value_bytes(&value.node)))
     }
 
     /// Recurses no deeper than the scan allows brackets to nest.
-    fn of(&self, value: &Input) -> u64 {
+    fn value_bytes(&self, value: &Input) -> u64 {
         match value {
             Input::String(text) => length(text),
             Input::Variable(name) => self.variables.get(name.as_str()).copied().unwrap_or_default(),
-            Input::List(items) => sum(items.iter().map(|item| self.of(item))),
-            Input::Object(fields) => sum(fields.values().map(|field| self.of(field))),
+            Input::List(items) => sum(items.iter().map(|item| self.value_bytes(item))),
+            Input::Object(fields) => sum(fields.values().map(|field| self.value_bytes(field))),
             _ => 0,
         }
     }
 }
 
-/// As [`Texts::of`], of a default value.
-fn of_literal(value: &Literal) -> u64 {
+/// As [`TextSizes::page_size`], of a default value.
+fn literal_bytes(value: &Literal) -> u64 {
     match value {
         Literal::String(text) => length(text),
-        Literal::List(items) => sum(items.iter().map(of_literal)),
-        Literal::Object(fields) => sum(fields.values().map(of_literal)),
+        Literal::List(items) => sum(items.iter().map(literal_bytes)),
+        Literal::Object(fields) => sum(fields.values().map(literal_bytes)),
         _ => 0,
     }
 }
 
-/// As [`Texts::of`], of the value of a variable, whose nesting is bounded by [`Limits::variable_nesting`].
-fn of_json(value: &Value) -> u64 {
+/// As [`TextSizes::page_size`], of the value of a variable, whose nesting is bounded by [`Limits::variable_nesting`].
+fn json_bytes(value: &Value) -> u64 {
     match value {
         Value::String(text) => length(text),
-        Value::Array(items) => sum(items.iter().map(of_json)),
-        Value::Object(fields) => sum(fields.values().map(of_json)),
+        Value::Array(items) => sum(items.iter().map(json_bytes)),
+        Value::Object(fields) => sum(fields.values().map(json_bytes)),
         _ => 0,
     }
 }
@@ -545,12 +545,12 @@ fn sum(bytes: impl Iterator<Item = u64>) -> u64 {
     bytes.fold(0, u64::saturating_add)
 }
 
-fn at_most<N: PartialOrd + fmt::Display>(limit: N, found: N, what: &str, pos: Option<Pos>) -> Result<(), Refusal> {
+fn check_limit<N: PartialOrd + fmt::Display>(limit: N, found: N, what: &str, pos: Option<Pos>) -> Result<(), AdmissionError> {
     if found <= limit {
         return Ok(());
     }
     let message = format!("Too many {what}: at most {limit} are allowed");
-    let refusal = Refusal::new(Code::DocumentTooComplex, message);
+    let refusal = AdmissionError::new(Code::DocumentTooComplex, message);
     Err(match pos {
         Some(pos) => refusal.at((pos.line, pos.column)),
         None => refusal,

@@ -11,21 +11,21 @@
 //! but it ends strings and comments where this pass does, so it cannot see a bracket that was not
 //! counted.
 
-use super::{Limits, Refusal};
+use super::{DocumentLimits, AdmissionError};
 use crate::error::Code;
 
 /// Upper bound of `Limits::nesting`: the size of the scan's stack.
-const NESTING_CEILING: usize = 64;
+const MAX_NESTING: usize = 64;
 
 /// A finite double needs 309 digits before its point and never more than 17 significant ones.
-const NUMBER_BYTES: usize = 400;
+const MAX_NUMBER_BYTES: usize = 400;
 
 /// Maximum length of a name. Each error message repeats names, so this bounds the response.
-const NAME_BYTES: usize = 128;
+const MAX_NAME_BYTES: usize = 128;
 
 /// Checks the tokens of `source`, their number, and the nesting of brackets.
-pub(super) fn scan(source: &str, limits: &Limits) -> Result<(), Refusal> {
-    let mut scanner = Scanner { source, bytes: source.as_bytes(), at: 0 };
+pub(super) fn scan(source: &str, limits: &DocumentLimits) -> Result<(), AdmissionError> {
+    let mut scanner = Scanner { source, bytes: source.as_bytes(), offset: 0 };
     let mut brackets = Brackets::new(limits.nesting);
     let mut tokens = 0;
     while scanner.skip_ignored() {
@@ -45,14 +45,14 @@ pub(super) fn scan(source: &str, limits: &Limits) -> Result<(), Refusal> {
 
 /// A fixed-size stack of open brackets.
 struct Brackets {
-    open: [char; NESTING_CEILING],
+    open: [char; MAX_NESTING],
     depth: usize,
     limit: usize,
 }
 
 impl Brackets {
     fn new(limit: usize) -> Self {
-        Self { open: ['\0'; NESTING_CEILING], depth: 0, limit: limit.min(NESTING_CEILING) }
+        Self { open: ['\0'; MAX_NESTING], depth: 0, limit: limit.min(MAX_NESTING) }
     }
 
     /// Returns false if the limit is reached.
@@ -91,7 +91,7 @@ struct Scanner<'a> {
     source: &'a str,
     bytes: &'a [u8],
     /// The offset of the next unread byte, on a character boundary except inside strings.
-    at: usize,
+    offset: usize,
 }
 
 impl Scanner<'_> {
@@ -99,17 +99,17 @@ impl Scanner<'_> {
     fn skip_ignored(&mut self) -> bool {
         while let Some(byte) = self.peek() {
             match byte {
-                b' ' | b'\t' | b'\n' | b'\r' | b',' => self.at += 1,
+                b' ' | b'\t' | b'\n' | b'\r' | b',' => self.offset += 1,
                 b'#' => self.take_while(|byte| byte != b'\n' && byte != b'\r'),
-                _ if self.starts_with("\u{feff}") => self.at += "\u{feff}".len(),
+                _ if self.starts_with("\u{feff}") => self.offset += "\u{feff}".len(),
                 _ => return true,
             }
         }
         false
     }
 
-    fn token(&mut self, brackets: &mut Brackets) -> Result<(), Refusal> {
-        let Some(character) = self.source.get(self.at..).and_then(|rest| rest.chars().next()) else {
+    fn token(&mut self, brackets: &mut Brackets) -> Result<(), AdmissionError> {
+        let Some(character) = self.source.get(self.offset..).and_then(|rest| rest.chars().next()) else {
             return Ok(());
         };
         match character {
@@ -121,16 +121,16 @@ impl Scanner<'_> {
                     );
                     return Err(self.too_large(message));
                 }
-                self.at += 1;
+                self.offset += 1;
             }
             '}' | ']' | ')' => {
                 if !brackets.pop(character) {
                     return Err(self.unexpected(character));
                 }
-                self.at += 1;
+                self.offset += 1;
             }
-            '!' | '$' | '&' | ':' | '=' | '@' | '|' => self.at += 1,
-            '.' if self.starts_with("...") => self.at += 3,
+            '!' | '$' | '&' | ':' | '=' | '@' | '|' => self.offset += 1,
+            '.' if self.starts_with("...") => self.offset += 3,
             '"' if self.starts_with("\"\"\"") => self.block_string()?,
             '"' => self.string()?,
             'A'..='Z' | 'a'..='z' | '_' => self.name()?,
@@ -140,18 +140,18 @@ impl Scanner<'_> {
         Ok(())
     }
 
-    fn name(&mut self) -> Result<(), Refusal> {
-        let start = self.at;
+    fn name(&mut self) -> Result<(), AdmissionError> {
+        let start = self.offset;
         self.take_while(is_name);
-        if self.at - start > NAME_BYTES {
-            self.at = start;
-            return Err(self.too_large(format!("A name is too long: at most {NAME_BYTES} characters are allowed")));
+        if self.offset - start > MAX_NAME_BYTES {
+            self.offset = start;
+            return Err(self.too_large(format!("A name is too long: at most {MAX_NAME_BYTES} characters are allowed")));
         }
         Ok(())
     }
 
-    fn number(&mut self) -> Result<(), Refusal> {
-        let start = self.at;
+    fn number(&mut self) -> Result<(), AdmissionError> {
+        let start = self.offset;
         self.take(b'-');
         if !self.take(b'0') {
             self.digits()?;
@@ -163,9 +163,9 @@ impl Scanner<'_> {
             let _sign = self.take(b'+') || self.take(b'-');
             self.digits()?;
         }
-        if self.at - start > NUMBER_BYTES {
-            self.at = start;
-            return Err(self.too_large(format!("A number is too long: at most {NUMBER_BYTES} characters are allowed")));
+        if self.offset - start > MAX_NUMBER_BYTES {
+            self.offset = start;
+            return Err(self.too_large(format!("A number is too long: at most {MAX_NUMBER_BYTES} characters are allowed")));
         }
         // `1.2.3`, `0x1f` and `01` are mistakes, not two tokens.
         if self.peek().is_some_and(|byte| byte == b'.' || is_name(byte)) {
@@ -174,72 +174,72 @@ impl Scanner<'_> {
         Ok(())
     }
 
-    fn digits(&mut self) -> Result<(), Refusal> {
-        let start = self.at;
+    fn digits(&mut self) -> Result<(), AdmissionError> {
+        let start = self.offset;
         self.take_while(|byte| byte.is_ascii_digit());
-        if self.at == start {
+        if self.offset == start {
             return Err(self.malformed("Invalid number"));
         }
         Ok(())
     }
 
     /// Escape sequences are checked by the parser. Here `\` only keeps `"` from ending the string.
-    fn string(&mut self) -> Result<(), Refusal> {
-        let start = self.at;
-        self.at += 1;
+    fn string(&mut self) -> Result<(), AdmissionError> {
+        let start = self.offset;
+        self.offset += 1;
         loop {
             self.take_while(|byte| !matches!(byte, b'"' | b'\\' | b'\n' | b'\r'));
             match self.peek() {
                 Some(b'"') => {
-                    self.at += 1;
+                    self.offset += 1;
                     return Ok(());
                 }
-                Some(b'\\') if self.bytes.get(self.at + 1).is_some_and(u8::is_ascii_graphic) => {
-                    self.at += 2;
+                Some(b'\\') if self.bytes.get(self.offset + 1).is_some_and(u8::is_ascii_graphic) => {
+                    self.offset += 2;
                 }
                 _ => {
-                    self.at = start;
+                    self.offset = start;
                     return Err(self.malformed("Unterminated string"));
                 }
             }
         }
     }
 
-    fn block_string(&mut self) -> Result<(), Refusal> {
-        let start = self.at;
-        self.at += 3;
-        while self.at < self.bytes.len() {
+    fn block_string(&mut self) -> Result<(), AdmissionError> {
+        let start = self.offset;
+        self.offset += 3;
+        while self.offset < self.bytes.len() {
             if self.starts_with("\"\"\"") {
-                self.at += 3;
+                self.offset += 3;
                 return Ok(());
             }
-            self.at += if self.starts_with("\\\"\"\"") { 4 } else { 1 };
+            self.offset += if self.starts_with("\\\"\"\"") { 4 } else { 1 };
         }
-        self.at = start;
+        self.offset = start;
         Err(self.malformed("Unterminated string"))
     }
 
     fn peek(&self) -> Option<u8> {
-        self.bytes.get(self.at).copied()
+        self.bytes.get(self.offset).copied()
     }
 
     fn starts_with(&self, text: &str) -> bool {
-        self.bytes.get(self.at..).is_some_and(|rest| rest.starts_with(text.as_bytes()))
+        self.bytes.get(self.offset..).is_some_and(|rest| rest.starts_with(text.as_bytes()))
     }
 
     fn take(&mut self, byte: u8) -> bool {
         let found = self.peek() == Some(byte);
-        self.at += usize::from(found);
+        self.offset += usize::from(found);
         found
     }
 
     fn take_while(&mut self, wanted: impl Fn(u8) -> bool) {
         while self.peek().is_some_and(&wanted) {
-            self.at += 1;
+            self.offset += 1;
         }
     }
 
-    fn unexpected(&self, character: char) -> Refusal {
+    fn unexpected(&self, character: char) -> AdmissionError {
         if character.is_ascii_graphic() {
             self.malformed(format!("Unexpected \"{character}\""))
         } else {
@@ -247,16 +247,16 @@ impl Scanner<'_> {
         }
     }
 
-    fn malformed(&self, message: impl Into<String>) -> Refusal {
+    fn malformed(&self, message: impl Into<String>) -> AdmissionError {
         self.refusal(Code::ParseFailed, message)
     }
 
-    fn too_large(&self, message: impl Into<String>) -> Refusal {
+    fn too_large(&self, message: impl Into<String>) -> AdmissionError {
         self.refusal(Code::DocumentTooLarge, message)
     }
 
-    fn refusal(&self, code: Code, message: impl Into<String>) -> Refusal {
-        Refusal::new(code, message).at(location(self.source, self.at))
+    fn refusal(&self, code: Code, message: impl Into<String>) -> AdmissionError {
+        AdmissionError::new(code, message).at(location(self.source, self.offset))
     }
 }
 
