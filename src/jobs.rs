@@ -13,7 +13,7 @@ use tokio_util::task::TaskTracker;
 use crate::App;
 use crate::db::{CommitSignal, Db};
 use crate::error::Result;
-use crate::events::Position;
+use crate::events::LogPosition;
 use crate::mail::Mailer;
 use crate::store::{
     CLEARED, audit, email_change, event, lockout, mail_quota, notification, session, token, username_change,
@@ -50,7 +50,7 @@ macro_rules! all {
 pub fn start(app: &Arc<App>, stop: &CancellationToken) -> Result<TaskTracker> {
     let tracker = TaskTracker::new();
     tracker.spawn(app.hub.clone().tail(app.db.background_pool(), Arc::clone(&app.hints), stop.clone()));
-    tracker.spawn(Arc::clone(&app.hints).carry(app.db.background_pool(), stop.clone()));
+    tracker.spawn(Arc::clone(&app.hints).run(app.db.background_pool(), stop.clone()));
     let mailer = Mailer::new(Arc::clone(app))?;
     tracker.spawn(every(MAIL, Some((app.db.clone(), CommitSignal::Mail)), stop.clone(), async move || mailer.send_due().await));
     tracker.spawn(inbox(Arc::clone(app), stop.clone()));
@@ -84,7 +84,7 @@ pub fn start(app: &Arc<App>, stop: &CancellationToken) -> Result<TaskTracker> {
 /// Updates inboxes up to the position that the tail has reached, and publishes its own position.
 async fn inbox(app: Arc<App>, stop: CancellationToken) {
     let db = app.db.background_pool();
-    let (mut tail, mut position) = (app.hub.reached(), Position::default());
+    let (mut tail, mut position) = (app.hub.tail_position(), LogPosition::default());
     loop {
         let next = Instant::now() + INBOX_PACE;
         let done = tokio::select! {

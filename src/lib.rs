@@ -112,7 +112,7 @@
 //!
 //! # How to add an event
 //!
-//! A kind with a number of its own in [`events::Kind`] (numbers are never used twice; from 100 on they are for the
+//! A kind with a number of its own in [`events::EventKind`] (numbers are never used twice; from 100 on they are for the
 //! server alone). Whoever writes it fills in whom and what it concerns, by the functions in [`store::event`]; who may
 //! see it is [`store::event::sees`] and the same rule as a query in [`store::event::page`], to be changed together. In
 //! [`graphql::event`] it needs a type in `events!`, an arm in `Event::of` and a value of `EventType`.
@@ -174,8 +174,8 @@ use auth::sessions::ViewerCache;
 use config::Config;
 use db::Db;
 use error::{Error, Result};
-use events::Position;
-use events::cursor::Cursors;
+use events::LogPosition;
+use events::cursor::CursorCodec;
 use events::hint::Hints;
 use events::hub::Hub;
 use futures_util::future::{Either, select};
@@ -205,11 +205,11 @@ pub struct App {
     /// The live side of the event log.
     pub hub: Hub<store::event::Objects>,
     /// Positions in the log, as clients get them.
-    pub cursors: Cursors,
+    pub cursors: CursorCodec,
     /// What instances tell one another of the log.
     pub hints: Arc<Hints>,
     /// How far into the log the inboxes are made, by this instance or another.
-    pub inbox: watch::Sender<Position>,
+    pub inbox: watch::Sender<LogPosition>,
     /// Passwords and tokens.
     pub credentials: Credentials,
     /// Whom the sessions in use speak for.
@@ -249,7 +249,7 @@ impl App {
             traces: Traces::open(config.traces.as_ref())?,
             db,
             hub: Hub::default(),
-            cursors: Cursors::new(&config.secret_key)?,
+            cursors: CursorCodec::new(&config.secret_key)?,
             hints: Arc::new(Hints::new(config.redis()?)),
             inbox: watch::Sender::default(),
             credentials,
@@ -271,7 +271,7 @@ impl App {
     pub async fn in_time<T>(&self, deadline: Duration, work: impl Future<Output = T>) -> Result<T> {
         let since = Instant::now();
         let late = async {
-            while since.elapsed() < deadline && self.hub.silence() < SILENCE {
+            while since.elapsed() < deadline && self.hub.stalled_for() < SILENCE {
                 tokio::time::sleep(SILENCE / 8).await;
             }
         };

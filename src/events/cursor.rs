@@ -12,7 +12,7 @@ use aws_lc_rs::hkdf::{HKDF_SHA256, Salt};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
-use super::Position;
+use super::LogPosition;
 use crate::config::Secret;
 use crate::error::{Error, Result};
 
@@ -24,15 +24,15 @@ const PLAIN_TAG: u8 = b'e';
 const PLAIN_LEN: usize = 2 * size_of::<i64>() + 1;
 
 /// Encodes and decodes cursors.
-pub struct Cursors(LessSafeKey);
+pub struct CursorCodec(LessSafeKey);
 
-impl fmt::Debug for Cursors {
+impl fmt::Debug for CursorCodec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Cursors(…)")
     }
 }
 
-impl Cursors {
+impl CursorCodec {
     /// Derives the key from the secret. Instances with the same secret accept each other's cursors.
     pub fn new(secret: &Secret) -> Result<Self> {
         let derived = Salt::new(HKDF_SHA256, b"").extract(secret.expose());
@@ -44,7 +44,7 @@ impl Cursors {
         key.map(|key| Self(LessSafeKey::new(key))).map_err(|_| Error::internal("no cursor key"))
     }
 
-    pub fn encode(&self, position: Position) -> String {
+    pub fn encode(&self, position: LogPosition) -> String {
         let mut bytes = Vec::with_capacity(2 * size_of::<i64>() + TAG_LEN);
         bytes.extend(position.xid.to_be_bytes());
         bytes.extend(position.seq.to_be_bytes());
@@ -57,16 +57,16 @@ impl Cursors {
     ///
     /// An unencrypted cursor of an older version decodes to a position before the retention
     /// horizon, so its client reloads its state and continues from there.
-    pub fn decode(&self, cursor: &str) -> Result<Position> {
+    pub fn decode(&self, cursor: &str) -> Result<LogPosition> {
         let forged = || Error::bad_input("The event cursor is invalid.");
         let mut bytes = URL_SAFE_NO_PAD.decode(cursor).map_err(|_| forged())?;
         if bytes.len() == PLAIN_LEN && bytes[0] == PLAIN_TAG {
-            return Ok(Position { xid: i64::MIN, seq: i64::MIN });
+            return Ok(LogPosition { xid: i64::MIN, seq: i64::MIN });
         }
         let plain = self.0.open_in_place(nonce(), Aad::empty(), &mut bytes).map_err(|_| forged())?;
         let numbers = plain.split_at_checked(size_of::<i64>()).and_then(|(xid, seq)| {
             let number = |bytes: &[u8]| bytes.try_into().map(i64::from_be_bytes).ok();
-            Some(Position { xid: number(xid)?, seq: number(seq)? })
+            Some(LogPosition { xid: number(xid)?, seq: number(seq)? })
         });
         numbers.ok_or_else(forged)
     }
@@ -83,14 +83,14 @@ mod tests {
 
     use super::*;
 
-    fn cursors(key: u8) -> Cursors {
-        Cursors::new(&Secret::new([key; 32])).expect("a key")
+    fn cursors(key: u8) -> CursorCodec {
+        CursorCodec::new(&Secret::new([key; 32])).expect("a key")
     }
 
     proptest! {
         #[test]
         fn a_cursor_is_read_again_and_no_other_is(xid: i64, seq: i64, at in 0_usize..43, bit in 0_u8..6) {
-            let (cursors, position) = (cursors(1), Position { xid, seq });
+            let (cursors, position) = (cursors(1), LogPosition { xid, seq });
             let cursor = cursors.encode(position);
             prop_assert_eq!(cursors.decode(&cursor).expect("a cursor"), position);
             prop_assert_eq!(&cursors.encode(position), &cursor, "equal positions have equal cursors");
@@ -109,6 +109,6 @@ mod tests {
     #[test]
     fn a_cursor_of_an_older_version_is_from_before_everything() {
         let plain = URL_SAFE_NO_PAD.encode([&[b'e'][..], &7_i64.to_be_bytes(), &9_i64.to_be_bytes()].concat());
-        assert!(cursors(1).decode(&plain).expect("a cursor") < Position::default());
+        assert!(cursors(1).decode(&plain).expect("a cursor") < LogPosition::default());
     }
 }

@@ -17,7 +17,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::hint::Hints;
-use super::{Event, Kind, Position, settled_after};
+use super::{Event, EventKind, LogPosition, settled_after};
 use crate::access::Viewer;
 use crate::db::{CommitSignal, Db};
 use crate::error::Result;
@@ -25,16 +25,16 @@ use crate::id::Id;
 use crate::time::Timestamp;
 
 /// Capacity of a subscriber's queue. Beyond it, the subscriber catches up from the log.
-const QUEUE: usize = 64;
+const QUEUE_LENGTH: usize = 64;
 /// Maximum number of events per read, small enough for SQLite to read them inline.
-const BATCH: usize = 100;
+const READ_BATCH: usize = 100;
 /// Poll interval without hints. It keeps events and ended sessions of other instances within a
 /// second even if hints are lost.
-const POLL: Duration = Duration::from_millis(500);
+const POLL_INTERVAL: Duration = Duration::from_millis(500);
 /// Minimum interval between two reads, so that a read under load returns several events.
-const PACE: Duration = Duration::from_millis(5);
+const MIN_READ_INTERVAL: Duration = Duration::from_millis(5);
 /// Poll interval while an event is written but not settled.
-const UNSETTLED_POLL: Duration = Duration::from_millis(5);
+const UNSETTLED_POLL_INTERVAL: Duration = Duration::from_millis(5);
 
 /// Maximum bytes of events in all queues together. Beyond it, subscribers catch up from the log.
 /// Without this limit, each stalled subscriber could keep 64 events of 100 kB in memory.
@@ -85,7 +85,7 @@ impl<T> Delivery<T> {
 }
 
 /// A subscriber's filter, applied before an event is queued.
-pub type Wants = Box<dyn Fn(&Event) -> bool + Send + Sync>;
+pub type EventPredicate = Box<dyn Fn(&Event) -> bool + Send + Sync>;
 
 /// The key under which a subscriber is indexed. It narrows down the filters to run per event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,28 +106,28 @@ enum Route {
 
 struct Subscriber<T> {
     viewer: Viewer,
-    outlet: Outlet<T>,
+    outlet: Sink<T>,
 }
 
 /// The channel to a subscriber.
-enum Outlet<T> {
-    Events(Events<T>),
+enum Sink<T> {
+    Events(EventQueue<T>),
     /// Signals only the end of the viewer's session, by being dropped.
     End(#[expect(dead_code, reason = "dropping it is the signal")] oneshot::Sender<Infallible>),
 }
 
-struct Events<T> {
+struct EventQueue<T> {
     topic: Topic,
-    wants: Wants,
+    predicate: EventPredicate,
     queue: mpsc::Sender<Arc<Delivery<T>>>,
-    until: Arc<OnceLock<Position>>,
+    last_position: Arc<OnceLock<LogPosition>>,
 }
 
 impl<T> Subscriber<T> {
     fn routes(&self) -> impl Iterator<Item = Route> + use<T> {
         let (first, second) = match &self.outlet {
-            Outlet::End(_) => (None, None),
-            Outlet::Events(events) => match events.topic {
+            Sink::End(_) => (None, None),
+            Sink::Events(events) => match events.topic {
                 Topic::Task(id) => (Some(Route::Task(id)), None),
                 Topic::Project(id) => (Some(Route::Project(id)), None),
                 Topic::Viewer => (Some(Route::User(self.viewer.id)), self.viewer.is_admin().then_some(Route::Admins)),
@@ -137,16 +137,16 @@ impl<T> Subscriber<T> {
     }
 }
 
-struct Index<T> {
-    next: u64,
+struct SubscriberIndex<T> {
+    next_id: u64,
     /// The newest event delivered.
-    position: Position,
+    position: LogPosition,
     subscribers: HashMap<u64, Subscriber<T>>,
     by_user: HashMap<Id, HashSet<u64>>,
     by_route: HashMap<Route, HashSet<u64>>,
 }
 
-fn take_out<K: Eq + Hash>(map: &mut HashMap<K, HashSet<u64>>, key: &K, id: u64) {
+fn remove_id<K: Eq + Hash>(map: &mut HashMap<K, HashSet<u64>>, key: &K, id: u64) {
     if let Some(ids) = map.get_mut(key) {
         ids.remove(&id);
         if ids.is_empty() {
@@ -155,10 +155,10 @@ fn take_out<K: Eq + Hash>(map: &mut HashMap<K, HashSet<u64>>, key: &K, id: u64) 
     }
 }
 
-impl<T> Index<T> {
+impl<T> SubscriberIndex<T> {
     fn add(&mut self, subscriber: Subscriber<T>) -> u64 {
-        let id = self.next;
-        self.next += 1;
+        let id = self.next_id;
+        self.next_id += 1;
         self.by_user.entry(subscriber.viewer.id).or_default().insert(id);
         for route in subscriber.routes() {
             self.by_route.entry(route).or_default().insert(id);
@@ -171,18 +171,18 @@ impl<T> Index<T> {
         let Some(subscriber) = self.subscribers.remove(&id) else {
             return;
         };
-        take_out(&mut self.by_user, &subscriber.viewer.id, id);
+        remove_id(&mut self.by_user, &subscriber.viewer.id, id);
         for route in subscriber.routes() {
-            take_out(&mut self.by_route, &route, id);
+            remove_id(&mut self.by_route, &route, id);
         }
-        if let Outlet::Events(events) = &subscriber.outlet {
+        if let Sink::Events(events) = &subscriber.outlet {
             // Set once: a subscriber is removed once.
-            let _ = events.until.set(self.position);
+            let _ = events.last_position.set(self.position);
         }
     }
 
     /// The subscribers that an event may concern. Their permissions are checked when they respond.
-    fn concerned(&self, event: &Event) -> Vec<u64> {
+    fn candidates(&self, event: &Event) -> Vec<u64> {
         let people = [event.owner_id, event.assignee_id, event.previous_assignee_id];
         let people = people.into_iter().flatten().map(Route::User);
         let things = [event.task_id.map(Route::Task), event.project_id.map(Route::Project), Some(Route::Admins)];
@@ -197,49 +197,49 @@ impl<T> Index<T> {
 
 /// The subscribers of this instance. Cheap to clone.
 pub struct Hub<T> {
-    index: Arc<Mutex<Index<T>>>,
+    index: Arc<Mutex<SubscriberIndex<T>>>,
     queued_bytes: Arc<Semaphore>,
-    reached: Arc<watch::Sender<Option<Position>>>,
-    pulse: Arc<Mutex<Pulse>>,
+    tail_position: Arc<watch::Sender<Option<LogPosition>>>,
+    tail_status: Arc<Mutex<TailStatus>>,
 }
 
 /// The health of the tailing task.
-struct Pulse {
+struct TailStatus {
     /// When the database last responded. `None` while the task does not run.
-    answered: Option<Instant>,
+    last_read_at: Option<Instant>,
     /// When the task last reached the end of the log.
-    at_end: Instant,
+    caught_up_at: Instant,
 }
 
 impl<T> Clone for Hub<T> {
     fn clone(&self) -> Self {
-        let (index, reached) = (Arc::clone(&self.index), Arc::clone(&self.reached));
-        Self { index, queued_bytes: Arc::clone(&self.queued_bytes), reached, pulse: Arc::clone(&self.pulse) }
+        let (index, reached) = (Arc::clone(&self.index), Arc::clone(&self.tail_position));
+        Self { index, queued_bytes: Arc::clone(&self.queued_bytes), tail_position: reached, tail_status: Arc::clone(&self.tail_status) }
     }
 }
 
 impl<T> Default for Hub<T> {
     fn default() -> Self {
-        let index = Index {
-            next: 0,
-            position: Position::default(),
+        let index = SubscriberIndex {
+            next_id: 0,
+            position: LogPosition::default(),
             subscribers: HashMap::new(),
             by_user: HashMap::new(),
             by_route: HashMap::new(),
         };
-        let pulse = Arc::new(Mutex::new(Pulse { answered: None, at_end: Instant::now() }));
+        let pulse = Arc::new(Mutex::new(TailStatus { last_read_at: None, caught_up_at: Instant::now() }));
         let queued_bytes = Arc::new(Semaphore::new(MAX_QUEUED_BYTES));
-        Self { index: Arc::new(Mutex::new(index)), queued_bytes, reached: Arc::default(), pulse }
+        Self { index: Arc::new(Mutex::new(index)), queued_bytes, tail_position: Arc::default(), tail_status: pulse }
     }
 }
 
 /// A subscription to the hub, ended by dropping it.
-struct Place<T> {
+struct SubscriberGuard<T> {
     hub: Hub<T>,
     id: u64,
 }
 
-impl<T> Drop for Place<T> {
+impl<T> Drop for SubscriberGuard<T> {
     fn drop(&mut self) {
         self.hub.lock().remove(self.id);
     }
@@ -248,8 +248,8 @@ impl<T> Drop for Place<T> {
 /// The receiving end of a subscriber's queue.
 pub struct Listener<T> {
     queue: mpsc::Receiver<Arc<Delivery<T>>>,
-    until: Arc<OnceLock<Position>>,
-    _place: Place<T>,
+    last_position: Arc<OnceLock<LogPosition>>,
+    _guard: SubscriberGuard<T>,
 }
 
 impl<T> Listener<T> {
@@ -261,18 +261,18 @@ impl<T> Listener<T> {
 
     /// After [`next`](Self::next) returned `None`: the position up to which all wanted events were
     /// queued.
-    pub fn until(&self) -> Position {
-        self.until.get().copied().unwrap_or_default()
+    pub fn last_position(&self) -> LogPosition {
+        self.last_position.get().copied().unwrap_or_default()
     }
 }
 
 /// Waits for the end of a session.
-pub struct Watch<T> {
+pub struct SessionWatch<T> {
     end: oneshot::Receiver<Infallible>,
-    _place: Place<T>,
+    _guard: SubscriberGuard<T>,
 }
 
-impl<T> Watch<T> {
+impl<T> SessionWatch<T> {
     /// Returns when the session has ended or its user has changed.
     pub async fn ended(&mut self) {
         if !self.end.is_terminated() {
@@ -285,42 +285,42 @@ impl<T> Watch<T> {
 impl<T: Send + Sync + 'static> Hub<T> {
     /// Tails the log from its current end until the token is cancelled.
     pub async fn tail(self, db: Db, hints: Arc<Hints>, stop: CancellationToken) {
-        let Some(mut position) = self.begin(&db, &stop).await else {
+        let Some(mut position) = self.start_position(&db, &stop).await else {
             return;
         };
         loop {
-            let next = tokio::time::Instant::now() + PACE;
+            let next = tokio::time::Instant::now() + MIN_READ_INTERVAL;
             let wait = match self.catch_up(&db, &mut position).await {
-                Ok(true) => UNSETTLED_POLL,
-                Ok(false) => POLL,
+                Ok(true) => UNSETTLED_POLL_INTERVAL,
+                Ok(false) => POLL_INTERVAL,
                 Err(error) => {
                     let (code, ..) = error.into_client();
                     tracing::warn!(code = code.as_str(), "cannot read the event log");
-                    POLL
+                    POLL_INTERVAL
                 }
             };
             tokio::select! {
                 () = stop.cancelled() => break,
-                () = db.signalled(CommitSignal::Log) => hints.tell(),
-                () = hints.heard() => {}
+                () = db.signalled(CommitSignal::Log) => hints.send(),
+                () = hints.received() => {}
                 () = tokio::time::sleep(wait) => {}
             }
             tokio::time::sleep_until(next).await;
         }
-        self.pulse().answered = None;
+        self.tail_status().last_read_at = None;
         // Ends the remaining listeners.
         let mut index = self.lock();
         let ids: Vec<u64> = index.subscribers.keys().copied().collect();
         ids.into_iter().for_each(|id| index.remove(id));
     }
 
-    async fn begin(&self, db: &Db, stop: &CancellationToken) -> Option<Position> {
+    async fn start_position(&self, db: &Db, stop: &CancellationToken) -> Option<LogPosition> {
         loop {
             let end = async { super::end(&mut db.conn().await?).await };
             match end.await {
                 Ok(position) => {
                     self.lock().position = position;
-                    self.reached.send_replace(Some(position));
+                    self.tail_position.send_replace(Some(position));
                     return Some(position);
                 }
                 Err(error) => {
@@ -329,37 +329,37 @@ impl<T: Send + Sync + 'static> Hub<T> {
             }
             tokio::select! {
                 () = stop.cancelled() => return None,
-                () = tokio::time::sleep(POLL) => {}
+                () = tokio::time::sleep(POLL_INTERVAL) => {}
             }
         }
     }
 
     /// Delivers new events. Returns whether more are written but not settled yet.
-    async fn catch_up(&self, db: &Db, position: &mut Position) -> Result<bool> {
+    async fn catch_up(&self, db: &Db, position: &mut LogPosition) -> Result<bool> {
         loop {
-            let (events, unsettled) = settled_after(&mut db.conn().await?, *position, BATCH).await?;
-            self.pulse().answered = Some(Instant::now());
-            let full = events.len() == BATCH;
+            let (events, unsettled) = settled_after(&mut db.conn().await?, *position, READ_BATCH).await?;
+            self.tail_status().last_read_at = Some(Instant::now());
+            let full = events.len() == READ_BATCH;
             if events.iter().any(|event| event.kind.is_internal()) {
                 db.signal(CommitSignal::Sessions);
             }
             for event in events {
                 *position = event.position();
-                self.hand_on(event);
+                self.dispatch(event);
             }
-            self.reached.send_if_modified(|reached| reached.replace(*position) != Some(*position));
+            self.tail_position.send_if_modified(|reached| reached.replace(*position) != Some(*position));
             if !full {
-                self.pulse().at_end = Instant::now();
+                self.tail_status().caught_up_at = Instant::now();
                 return Ok(unsettled);
             }
         }
     }
 
-    fn hand_on(&self, event: Event) {
+    fn dispatch(&self, event: Event) {
         let mut index = self.lock();
         let position = event.position();
         match event.kind {
-            Kind::SessionEnded | Kind::UserChanged => {
+            EventKind::SessionEnded | EventKind::UserChanged => {
                 let ids = event.owner_id.and_then(|user| index.by_user.get(&user)).cloned().unwrap_or_default();
                 for id in ids {
                     let ended = index.subscribers.get(&id).is_some_and(|subscriber| {
@@ -371,19 +371,19 @@ impl<T: Send + Sync + 'static> Hub<T> {
                 }
             }
             _ => {
-                let concerned = index.concerned(&event);
+                let concerned = index.candidates(&event);
                 let bytes = event.data.len().saturating_mul(BYTES_PER_DATA_BYTE);
                 let bytes = u32::try_from(bytes.min(MAX_QUEUED_BYTES)).unwrap_or(u32::MAX);
                 let bytes = Arc::clone(&self.queued_bytes).try_acquire_many_owned(bytes).ok();
                 let fits = bytes.is_some();
                 let delivery = Arc::new(Delivery { _bytes: bytes, ..Delivery::new(event) });
                 for id in concerned {
-                    let Some(Subscriber { outlet: Outlet::Events(events), .. }) = index.subscribers.get_mut(&id) else {
+                    let Some(Subscriber { outlet: Sink::Events(events), .. }) = index.subscribers.get_mut(&id) else {
                         continue;
                     };
                     // The subscriber is behind or gone. It still reads its queue, then catches up
                     // from the log.
-                    if (events.wants)(&delivery.event)
+                    if (events.predicate)(&delivery.event)
                         && !(fits && events.queue.try_send(Arc::clone(&delivery)).is_ok())
                     {
                         index.remove(id);
@@ -397,49 +397,49 @@ impl<T: Send + Sync + 'static> Hub<T> {
 
 impl<T> Hub<T> {
     /// Starts queueing events for a viewer.
-    pub fn listen(&self, viewer: Viewer, topic: Topic, wants: Wants) -> Listener<T> {
-        let (sender, queue) = mpsc::channel(QUEUE);
+    pub fn listen(&self, viewer: Viewer, topic: Topic, wants: EventPredicate) -> Listener<T> {
+        let (sender, queue) = mpsc::channel(QUEUE_LENGTH);
         let until = Arc::new(OnceLock::new());
-        let events = Events { topic, wants, queue: sender, until: Arc::clone(&until) };
-        Listener { queue, until, _place: self.place(viewer, Outlet::Events(events)) }
+        let events = EventQueue { topic, predicate: wants, queue: sender, last_position: Arc::clone(&until) };
+        Listener { queue, last_position: until, _guard: self.register(viewer, Sink::Events(events)) }
     }
 
     /// Starts watching for the end of a viewer's session.
-    pub fn watch(&self, viewer: Viewer) -> Watch<T> {
+    pub fn watch_session(&self, viewer: Viewer) -> SessionWatch<T> {
         let (dropped, end) = oneshot::channel();
-        Watch { end, _place: self.place(viewer, Outlet::End(dropped)) }
+        SessionWatch { end, _guard: self.register(viewer, Sink::End(dropped)) }
     }
 
-    fn place(&self, viewer: Viewer, outlet: Outlet<T>) -> Place<T> {
+    fn register(&self, viewer: Viewer, outlet: Sink<T>) -> SubscriberGuard<T> {
         let id = self.lock().add(Subscriber { viewer, outlet });
-        Place { hub: self.clone(), id }
+        SubscriberGuard { hub: self.clone(), id }
     }
 
     /// The position that the tail has reached, once it has started. It notifies consumers that read
     /// the log themselves.
-    pub fn reached(&self) -> watch::Receiver<Option<Position>> {
-        self.reached.subscribe()
+    pub fn tail_position(&self) -> watch::Receiver<Option<LogPosition>> {
+        self.tail_position.subscribe()
     }
 
     /// Time since the tail was at the end of the log: the maximum delay of undelivered events.
     pub fn lag(&self) -> Duration {
-        self.pulse().at_end.elapsed()
+        self.tail_status().caught_up_at.elapsed()
     }
 
     /// Time since the database responded to the tail, which polls at least twice a second.
-    pub fn silence(&self) -> Duration {
-        self.pulse().answered.map_or(Duration::ZERO, |answered| answered.elapsed())
+    pub fn stalled_for(&self) -> Duration {
+        self.tail_status().last_read_at.map_or(Duration::ZERO, |answered| answered.elapsed())
     }
 
-    fn pulse(&self) -> MutexGuard<'_, Pulse> {
-        self.pulse.lock().unwrap_or_else(PoisonError::into_inner)
+    fn tail_status(&self) -> MutexGuard<'_, TailStatus> {
+        self.tail_status.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub fn subscribers(&self) -> usize {
         self.lock().subscribers.len()
     }
 
-    fn lock(&self) -> MutexGuard<'_, Index<T>> {
+    fn lock(&self) -> MutexGuard<'_, SubscriberIndex<T>> {
         // Poison is ignored: no code panics in the middle of a change.
         self.index.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -455,7 +455,7 @@ mod tests {
             seq,
             xid: 0,
             id: Id::new(),
-            kind: Kind::TaskUpdated,
+            kind: EventKind::TaskUpdated,
             occurred_at: Timestamp::from_micros(0),
             actor_id: None,
             owner_id: Some(owner),
@@ -474,14 +474,14 @@ mod tests {
         let (hub, viewer) = (Hub::<()>::default(), Viewer { id: Id::new(), session_id: Id::new(), role: Role::User });
         let mut listener = hub.listen(viewer, Topic::Viewer, Box::new(|_| true));
         let bytes = MAX_QUEUED_BYTES / BYTES_PER_DATA_BYTE / 4;
-        (1..=5).for_each(|seq| hub.hand_on(event(seq, viewer.id, bytes)));
+        (1..=5).for_each(|seq| hub.dispatch(event(seq, viewer.id, bytes)));
         let mut queued = Vec::new();
         while let Some(delivery) = listener.next().await {
             queued.push(delivery.event.seq);
         }
-        assert_eq!((queued, listener.until().seq), (vec![1, 2, 3, 4], 4));
+        assert_eq!((queued, listener.last_position().seq), (vec![1, 2, 3, 4], 4));
         let mut listener = hub.listen(viewer, Topic::Viewer, Box::new(|_| true));
-        hub.hand_on(event(6, viewer.id, bytes));
+        hub.dispatch(event(6, viewer.id, bytes));
         assert!(listener.next().await.is_some(), "what was delivered is freed");
     }
 

@@ -4,7 +4,7 @@
 //! the log after a position. Here an event is a kind, ids and a JSON snapshot. Its meaning is
 //! defined by its writers in `store` and its readers in `graphql`.
 
-pub mod answers;
+pub mod shared_response;
 pub mod cursor;
 pub mod hint;
 pub mod hub;
@@ -29,7 +29,7 @@ use crate::{on, backend_sql, stored_as_smallint};
 /// The kind of an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, AsExpression, FromSqlRow)]
 #[diesel(sql_type = diesel::sql_types::SmallInt)]
-pub enum Kind {
+pub enum EventKind {
     TaskCreated,
     /// Fields other than status and assignee changed.
     TaskUpdated,
@@ -41,14 +41,14 @@ pub enum Kind {
     CommentUpdated,
     CommentDeleted,
     ProjectUpdated,
-    /// The project was deleted. [`Kind::TaskDeleted`] events of its tasks precede it.
+    /// The project was deleted. [`EventKind::TaskDeleted`] events of its tasks precede it.
     ProjectDeleted,
     /// A session ended. Internal.
     SessionEnded,
     /// The role or the active state of a user changed. Internal.
     UserChanged,
 }
-stored_as_smallint!(Kind {
+stored_as_smallint!(EventKind {
     TaskCreated = 1,
     TaskUpdated = 2,
     TaskDeleted = 3,
@@ -64,7 +64,7 @@ stored_as_smallint!(Kind {
     UserChanged = 101,
 });
 
-impl Kind {
+impl EventKind {
     /// Kinds from this code on are internal.
     pub const FIRST_INTERNAL: i16 = 100;
 
@@ -81,7 +81,7 @@ impl Kind {
 /// count of transactions, so `events_epoch()` is added: a log restored on another server continues
 /// after its end (see [`crate::db::migrate`]).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Position {
+pub struct LogPosition {
     /// The writing transaction, or a newer one that had ended when the event was written. 0 on
     /// SQLite.
     pub xid: i64,
@@ -93,13 +93,13 @@ pub struct Position {
 #[derive(Clone, Debug, Queryable, Selectable)]
 #[diesel(table_name = events)]
 pub struct Event {
-    /// See [`Position::seq`].
+    /// See [`LogPosition::seq`].
     pub seq: i64,
-    /// See [`Position::xid`].
+    /// See [`LogPosition::xid`].
     pub xid: i64,
     /// Lets clients recognize an event delivered twice.
     pub id: Id,
-    pub kind: Kind,
+    pub kind: EventKind,
     pub occurred_at: Timestamp,
     /// The user who made the change.
     pub actor_id: Option<Id>,
@@ -112,15 +112,15 @@ pub struct Event {
     pub assignee_id: Option<Id>,
     /// The assignee before the change, if it changed.
     pub previous_assignee_id: Option<Id>,
-    /// For [`Kind::SessionEnded`], the session that ended.
+    /// For [`EventKind::SessionEnded`], the session that ended.
     pub session_id: Option<Id>,
     /// A snapshot at the time of the event, as JSON.
     pub data: String,
 }
 
 impl Event {
-    pub const fn position(&self) -> Position {
-        Position { xid: self.xid, seq: self.seq }
+    pub const fn position(&self) -> LogPosition {
+        LogPosition { xid: self.xid, seq: self.seq }
     }
 
     /// The object that its long texts belong to: the task, or the project where it is about none.
@@ -134,7 +134,7 @@ impl Event {
 #[diesel(table_name = events, treat_none_as_default_value = false)]
 pub struct NewEvent {
     pub id: Id,
-    pub kind: Kind,
+    pub kind: EventKind,
     pub occurred_at: Timestamp,
     pub actor_id: Option<Id>,
     pub owner_id: Option<Id>,
@@ -147,12 +147,12 @@ pub struct NewEvent {
     pub data: String,
     /// Long texts that it refers to, kept apart with it.
     #[diesel(skip_insertion)]
-    pub texts: Vec<text::NewText>,
+    pub texts: Vec<text::NewEventText>,
 }
 
 impl NewEvent {
     /// An event without a subject. The caller sets the ids and the snapshot.
-    pub fn new(kind: Kind, actor_id: Option<Id>, occurred_at: Timestamp) -> Self {
+    pub fn new(kind: EventKind, actor_id: Option<Id>, occurred_at: Timestamp) -> Self {
         Self {
             id: Id::new(),
             kind,
@@ -182,7 +182,7 @@ pub async fn append_with_texts(tx: &mut Conn, new: &[NewEvent]) -> Result<i64> {
     // One prepared statement per row: more than two rows at a time are rare.
     for event in new {
         on!(tx, |c| diesel::insert_into(events::table).values(event).execute(c).await)?;
-        added += text::keep(tx, event.id, &event.texts).await?;
+        added += text::insert(tx, event.id, &event.texts).await?;
         if event.kind.is_internal() {
             tx.signal_on_commit(CommitSignal::Sessions);
         }
@@ -195,7 +195,7 @@ pub async fn append_with_texts(tx: &mut Conn, new: &[NewEvent]) -> Result<i64> {
 ///
 /// Returns false, and appends nothing, if no row matches. `change` must have one of a few texts,
 /// because the statement is cached as a prepared statement. The event must refer to no long texts.
-pub async fn append_with<C>(db: &Db, change: C, event: &NewEvent) -> Result<bool>
+pub async fn change_and_append<C>(db: &Db, change: C, event: &NewEvent) -> Result<bool>
 where
     C: QueryFragment<Pg> + QueryFragment<Sqlite> + Send + Sync,
 {
@@ -212,7 +212,7 @@ where
             .await;
     }
     let told = match &db.conn().await?.pooled {
-        PooledConn::Postgres(conn) => cached(Told { change, event }).execute(&mut &**conn).await?,
+        PooledConn::Postgres(conn) => cached(ChangeAndEvent { change, event }).execute(&mut &**conn).await?,
         PooledConn::Sqlite(_) => 0,
     };
     if told > 0 {
@@ -221,17 +221,17 @@ where
     Ok(told > 0)
 }
 
-struct Told<'a, C> {
+struct ChangeAndEvent<'a, C> {
     change: C,
     event: &'a NewEvent,
 }
 
-impl<C> QueryId for Told<'_, C> {
+impl<C> QueryId for ChangeAndEvent<'_, C> {
     type QueryId = ();
     const HAS_STATIC_QUERY_ID: bool = false;
 }
 
-impl<C: QueryFragment<Pg>> QueryFragment<Pg> for Told<'_, C> {
+impl<C: QueryFragment<Pg>> QueryFragment<Pg> for ChangeAndEvent<'_, C> {
     fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, Pg>) -> QueryResult<()> {
         let NewEvent { id, kind, occurred_at, data, .. } = self.event;
         let event = self.event;
@@ -277,64 +277,64 @@ backend_sql! {
 
 /// A condition for the events after a position, or before it, in the order `xid, seq`.
 #[derive(Debug, Clone, Copy)]
-pub struct Beyond {
-    place: Position,
+pub struct PositionComparison {
+    position: LogPosition,
     operator: &'static str,
     /// The bound for `seq` on SQLite, where `xid` is 0. SQLite can seek to a rowid, but not to a
     /// row value that contains it.
     row: i64,
 }
 
-impl Beyond {
-    const fn new(place: Position, operator: &'static str) -> Self {
-        let row = match place.xid {
-            0 => place.seq,
+impl PositionComparison {
+    const fn new(position: LogPosition, operator: &'static str) -> Self {
+        let row = match position.xid {
+            0 => position.seq,
             1.. => i64::MAX,
             _ => i64::MIN,
         };
-        Self { place, operator, row }
+        Self { position, operator, row }
     }
 }
 
 /// The events after a position.
-pub const fn after(place: Position) -> Beyond {
-    Beyond::new(place, " > ")
+pub const fn after(place: LogPosition) -> PositionComparison {
+    PositionComparison::new(place, " > ")
 }
 
 /// The events before a position.
-pub const fn before(place: Position) -> Beyond {
-    Beyond::new(place, " < ")
+pub const fn before(place: LogPosition) -> PositionComparison {
+    PositionComparison::new(place, " < ")
 }
 
-impl Expression for Beyond {
+impl Expression for PositionComparison {
     type SqlType = sql::Bool;
 }
 
-impl AppearsOnTable<events::table> for Beyond {}
+impl AppearsOnTable<events::table> for PositionComparison {}
 
-impl ValidGrouping<()> for Beyond {
+impl ValidGrouping<()> for PositionComparison {
     type IsAggregate = is_aggregate::No;
 }
 
-impl QueryId for Beyond {
+impl QueryId for PositionComparison {
     type QueryId = ();
     const HAS_STATIC_QUERY_ID: bool = false;
 }
 
-impl QueryFragment<Pg> for Beyond {
+impl QueryFragment<Pg> for PositionComparison {
     fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, Pg>) -> QueryResult<()> {
         out.push_sql("(events.xid, events.seq)");
         out.push_sql(self.operator);
         out.push_sql("(");
-        out.push_bind_param::<sql::BigInt, _>(&self.place.xid)?;
+        out.push_bind_param::<sql::BigInt, _>(&self.position.xid)?;
         out.push_sql(", ");
-        out.push_bind_param::<sql::BigInt, _>(&self.place.seq)?;
+        out.push_bind_param::<sql::BigInt, _>(&self.position.seq)?;
         out.push_sql(")");
         Ok(())
     }
 }
 
-impl QueryFragment<Sqlite> for Beyond {
+impl QueryFragment<Sqlite> for PositionComparison {
     fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, Sqlite>) -> QueryResult<()> {
         out.push_sql("(events.xid = 0 AND events.seq");
         out.push_sql(self.operator);
@@ -346,7 +346,7 @@ impl QueryFragment<Sqlite> for Beyond {
 
 /// Reads settled events after a position, oldest first and including internal ones. The flag is
 /// true if the batch ended at an event that is not settled yet.
-pub async fn settled_after(conn: &mut Conn, position: Position, limit: usize) -> Result<(Vec<Event>, bool)> {
+pub async fn settled_after(conn: &mut Conn, position: LogPosition, limit: usize) -> Result<(Vec<Event>, bool)> {
     let read = async {
         on!(conn, |c| events::table
             .filter(after(position))
@@ -364,30 +364,30 @@ pub async fn settled_after(conn: &mut Conn, position: Position, limit: usize) ->
 }
 
 /// The position of the newest settled event, or the beginning if there is none.
-pub async fn settled_end(conn: &mut Conn) -> Result<Position> {
+pub async fn settled_end(conn: &mut Conn) -> Result<LogPosition> {
     let newest = events::table
         .filter(Settled)
         .order_by((events::xid.desc(), events::seq.desc()))
         .select((events::xid, events::seq));
     let end: Option<(i64, i64)> = inline_if_few(1, async { on!(conn, |c| newest.first(c).await.optional()) }).await?;
-    Ok(end.map_or_else(Position::default, |(xid, seq)| Position { xid, seq }))
+    Ok(end.map_or_else(LogPosition::default, |(xid, seq)| LogPosition { xid, seq }))
 }
 
 /// The end of the log. If the newest events have expired, this is the retention horizon.
-pub async fn end(conn: &mut Conn) -> Result<Position> {
-    Ok(settled_end(conn).await?.max(floor(conn).await?))
+pub async fn end(conn: &mut Conn) -> Result<LogPosition> {
+    Ok(settled_end(conn).await?.max(retention_horizon(conn).await?))
 }
 
 /// The offset of a consumer: how far into the log it has read.
-pub async fn kept_place(conn: &mut Conn, name: &str) -> Result<Position> {
+pub async fn consumer_offset(conn: &mut Conn, name: &str) -> Result<LogPosition> {
     let place = projections::table.find(name).select((projections::xid, projections::seq));
     let (xid, seq) = inline_if_few(1, async { on!(conn, |c| place.first(c).await) }).await?;
-    Ok(Position { xid, seq })
+    Ok(LogPosition { xid, seq })
 }
 
 /// Advances a consumer's offset, in the transaction of the work it covers. Returns false if the
 /// offset has moved in the meantime.
-pub async fn move_place(tx: &mut Conn, name: &str, from: Position, to: Position) -> Result<bool> {
+pub async fn advance_offset(tx: &mut Conn, name: &str, from: LogPosition, to: LogPosition) -> Result<bool> {
     let place =
         projections::table.find(name).filter(projections::xid.eq(from.xid)).filter(projections::seq.eq(from.seq));
     let moved = (projections::xid.eq(to.xid), projections::seq.eq(to.seq));
@@ -395,12 +395,12 @@ pub async fn move_place(tx: &mut Conn, name: &str, from: Position, to: Position)
 }
 
 /// The name under which the retention horizon is stored.
-pub const FLOOR: &str = "floor";
+pub const RETENTION_HORIZON: &str = "floor";
 
 /// The retention horizon: the oldest position to resume from. Every later event is still in the
 /// log.
-pub async fn floor(conn: &mut Conn) -> Result<Position> {
-    kept_place(conn, FLOOR).await
+pub async fn retention_horizon(conn: &mut Conn) -> Result<LogPosition> {
+    consumer_offset(conn, RETENTION_HORIZON).await
 }
 
 #[cfg(test)]
@@ -430,7 +430,7 @@ pub(crate) mod tests {
 
     #[test]
     fn sqlite_goes_to_a_place_in_the_log_and_reads_on_from_there() {
-        let place = Position { xid: 0, seq: 7 };
+        let place = LogPosition { xid: 0, seq: 7 };
         let log = || events::table.select(Event::as_select()).limit(9);
         let (forward, backward) = ((events::xid, events::seq), (events::xid.desc(), events::seq.desc()));
         let to_row = |relation: &str| vec![format!("SEARCH events USING INTEGER PRIMARY KEY (rowid{relation}?)")];
@@ -444,7 +444,7 @@ pub(crate) mod tests {
 
     #[test]
     fn a_place_of_another_database_is_before_or_after_all_of_sqlite() {
-        let row = |xid| after(Position { xid, seq: 7 }).row;
+        let row = |xid| after(LogPosition { xid, seq: 7 }).row;
         assert_eq!((row(-1), row(0), row(1)), (i64::MIN, 7, i64::MAX));
     }
 }

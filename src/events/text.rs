@@ -26,7 +26,7 @@ pub const INLINE_BYTES: usize = 256;
 
 /// A text to be kept, unless it is kept already.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct NewText {
+pub struct NewEventText {
     /// The object whose history it belongs to: a task or a project.
     pub object_id: Id,
     /// Whose project the object belongs to, and so in whose quota it counts.
@@ -35,7 +35,7 @@ pub struct NewText {
     pub body: String,
 }
 
-impl NewText {
+impl NewEventText {
     /// By what it is found among the texts of its object: see [`Id::of_text`].
     pub fn id(&self) -> Id {
         Id::of_text(&self.body)
@@ -43,7 +43,7 @@ impl NewText {
 }
 
 /// Keeps the texts of an event, in the transaction that appends it. Returns by how many bytes the history has grown.
-pub async fn keep(tx: &mut Conn, event_id: Id, texts: &[NewText]) -> Result<i64> {
+pub async fn insert(tx: &mut Conn, event_id: Id, texts: &[NewEventText]) -> Result<i64> {
     let mut added = 0;
     for text in texts {
         let id = text.id();
@@ -56,7 +56,7 @@ pub async fn keep(tx: &mut Conn, event_id: Id, texts: &[NewText]) -> Result<i64>
         );
         let insert = diesel::insert_into(history_texts::table).values(row).on_conflict_do_nothing();
         if on!(tx, |c| insert.execute(c).await)? == 1 {
-            added += bytes(&text.body);
+            added += text_bytes(&text.body);
             continue;
         }
         // The newest event that refers to it: with that one it expires.
@@ -67,12 +67,12 @@ pub async fn keep(tx: &mut Conn, event_id: Id, texts: &[NewText]) -> Result<i64>
 }
 
 /// How much a text counts.
-pub fn bytes(text: &str) -> i64 {
+pub fn text_bytes(text: &str) -> i64 {
     i64::try_from(text.len()).unwrap_or(i64::MAX)
 }
 
 /// The kept ones of these texts, each named by its object and id.
-pub async fn kept(conn: &mut Conn, keys: &[(Id, Id)]) -> Result<HashMap<(Id, Id), String>> {
+pub async fn load(conn: &mut Conn, keys: &[(Id, Id)]) -> Result<HashMap<(Id, Id), String>> {
     let (objects, ids): (Vec<Id>, Vec<Id>) = keys.iter().copied().unzip();
     let rows: Vec<(Id, Id, String)> = on!(conn, |c| history_texts::table
         .filter(any_id(history_texts::object_id, &objects))
@@ -85,7 +85,7 @@ pub async fn kept(conn: &mut Conn, keys: &[(Id, Id)]) -> Result<HashMap<(Id, Id)
 
 /// Drops the texts of objects whose history has ended, and those that the last of these events referred to. Returns how
 /// many bytes that were, by owner.
-pub async fn drop_expired(tx: &mut Conn, ended: &[Id], objects: &[Id], events: &[Id]) -> Result<Vec<(Id, i64)>> {
+pub async fn delete_expired(tx: &mut Conn, ended: &[Id], objects: &[Id], events: &[Id]) -> Result<Vec<(Id, i64)>> {
     let of_ended = any_id(history_texts::object_id, ended);
     let of_events = any_id(history_texts::object_id, objects).and(any_id(history_texts::event_id, events));
     let expired = history_texts::table.filter(of_ended.or(of_events));

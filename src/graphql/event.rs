@@ -21,8 +21,8 @@ use super::user::User;
 use super::{Caller, guard};
 use crate::access::Action;
 use crate::error::Error;
-use crate::events::cursor::Cursors;
-use crate::events::{self as log, Kind, Position};
+use crate::events::cursor::CursorCodec;
+use crate::events::{self as log, EventKind, LogPosition};
 use crate::id::Id;
 use crate::store::event::{self as store, EventColumns, Filter, Objects, Snapshot, Stretch, sees};
 use crate::store::history::Change;
@@ -76,7 +76,7 @@ impl Told {
 
 /// Fails with CURSOR_EXPIRED if events after this position have left the log. `floor` is the
 /// retention horizon, the oldest position kept.
-pub fn within(cursors: &Cursors, floor: Position, position: Position) -> crate::error::Result<Position> {
+pub fn within(cursors: &CursorCodec, floor: LogPosition, position: LogPosition) -> crate::error::Result<LogPosition> {
     if position < floor { Err(Error::CursorExpired { oldest: cursors.encode(floor) }) } else { Ok(position) }
 }
 
@@ -346,18 +346,18 @@ events! {
 impl Event {
     fn of(told: Told) -> Result<Self> {
         Ok(match told.event.kind {
-            Kind::TaskCreated => TaskCreatedEvent(told).into(),
-            Kind::TaskUpdated => TaskUpdatedEvent(told).into(),
-            Kind::TaskDeleted => TaskDeletedEvent(told).into(),
-            Kind::TaskAssigned => TaskAssignedEvent(told).into(),
-            Kind::TaskUnassigned => TaskUnassignedEvent(told).into(),
-            Kind::StatusChanged => StatusChangedEvent(told).into(),
-            Kind::CommentAdded => CommentAddedEvent(told).into(),
-            Kind::CommentUpdated => CommentUpdatedEvent(told).into(),
-            Kind::CommentDeleted => CommentDeletedEvent(told).into(),
-            Kind::ProjectUpdated => ProjectUpdatedEvent(told).into(),
-            Kind::ProjectDeleted => ProjectDeletedEvent(told).into(),
-            Kind::SessionEnded | Kind::UserChanged => {
+            EventKind::TaskCreated => TaskCreatedEvent(told).into(),
+            EventKind::TaskUpdated => TaskUpdatedEvent(told).into(),
+            EventKind::TaskDeleted => TaskDeletedEvent(told).into(),
+            EventKind::TaskAssigned => TaskAssignedEvent(told).into(),
+            EventKind::TaskUnassigned => TaskUnassignedEvent(told).into(),
+            EventKind::StatusChanged => StatusChangedEvent(told).into(),
+            EventKind::CommentAdded => CommentAddedEvent(told).into(),
+            EventKind::CommentUpdated => CommentUpdatedEvent(told).into(),
+            EventKind::CommentDeleted => CommentDeletedEvent(told).into(),
+            EventKind::ProjectUpdated => ProjectUpdatedEvent(told).into(),
+            EventKind::ProjectDeleted => ProjectDeletedEvent(told).into(),
+            EventKind::SessionEnded | EventKind::UserChanged => {
                 return Err(Error::internal("internal event delivered to a client").into());
             }
         })
@@ -391,7 +391,7 @@ pub enum EventType {
     ProjectDeleted,
 }
 
-impl From<EventType> for Kind {
+impl From<EventType> for EventKind {
     fn from(kind: EventType) -> Self {
         match kind {
             EventType::TaskCreated => Self::TaskCreated,
@@ -421,7 +421,7 @@ pub struct EventFilter {
     types: Option<Vec<EventType>>,
 }
 
-fn filter(project_id: Option<ID>, task_id: Option<ID>, kinds: Option<Vec<Kind>>) -> crate::error::Result<Filter> {
+fn filter(project_id: Option<ID>, task_id: Option<ID>, kinds: Option<Vec<EventKind>>) -> crate::error::Result<Filter> {
     Ok(Filter {
         project_id: project_id.map(|id| node::filtered(Noun::Project, &id)).transpose()?,
         task_id: task_id.map(|id| node::filtered(Noun::Task, &id)).transpose()?,
@@ -433,7 +433,7 @@ fn filter(project_id: Option<ID>, task_id: Option<ID>, kinds: Option<Vec<Kind>>)
 impl EventFilter {
     fn parse(self) -> crate::error::Result<Filter> {
         check_lists(self.types.as_ref().map(Vec::len))?;
-        let kinds = self.types.map(|types| types.into_iter().map(Kind::from).collect());
+        let kinds = self.types.map(|types| types.into_iter().map(EventKind::from).collect());
         filter(self.project_id, self.task_id, kinds)
     }
 }
@@ -483,7 +483,7 @@ pub fn columns_of_nodes(connection: &Selected<'_>, may_be_gone: bool) -> EventCo
 }
 
 /// Parses paging arguments to a range of the log.
-pub fn stretch(cursors: &Cursors, paging: &Paging) -> crate::error::Result<Stretch> {
+pub fn stretch(cursors: &CursorCodec, paging: &Paging) -> crate::error::Result<Stretch> {
     let (limit, backward) = paging.size()?;
     let read = |cursor: &Option<String>| cursor.as_deref().map(|cursor| cursors.decode(cursor)).transpose();
     Ok(Stretch { after: read(&paging.after)?, before: read(&paging.before)?, limit, backward })
@@ -506,7 +506,7 @@ pub fn trim<T>(events: &mut Vec<T>, stretch: Stretch) -> bool {
 }
 
 /// Builds a page; `more` says whether another one follows in the direction of paging.
-pub fn connection(events: Vec<Told>, more: bool, stretch: Stretch, cursors: &Cursors) -> Result<EventConnection> {
+pub fn connection(events: Vec<Told>, more: bool, stretch: Stretch, cursors: &CursorCodec) -> Result<EventConnection> {
     let mut edges = Vec::with_capacity(events.len());
     for told in events {
         let cursor = cursors.encode(told.event.position());
@@ -548,7 +548,7 @@ impl EventQuery {
         let stretch = stretch(cursors, &Paging::new(first, after, last, before))?;
         let filter = filter.map(EventFilter::parse).transpose()?.unwrap_or_default();
         let mut conn = caller.app().db.conn().await?;
-        let floor = log::floor(&mut conn).await?;
+        let floor = log::retention_horizon(&mut conn).await?;
         for position in [stretch.after, stretch.before].into_iter().flatten() {
             within(cursors, floor, position)?;
         }
@@ -595,7 +595,7 @@ impl EventSubscription {
         #[graphql(desc = "Resumes after this event cursor. By default the stream starts now.")] after: Option<String>,
     ) -> Result<impl Stream<Item = Result<TaskAssignedEvent>> + use<>> {
         let filter = Filter {
-            kinds: Some(vec![Kind::TaskAssigned]),
+            kinds: Some(vec![EventKind::TaskAssigned]),
             assignee_id: Some(Caller::of(ctx).viewer()?.id),
             ..Filter::default()
         };
@@ -611,7 +611,7 @@ impl EventSubscription {
         #[graphql(desc = "Delivers only events in this project.")] project_id: Option<ID>,
         #[graphql(desc = "Resumes after this event cursor. By default the stream starts now.")] after: Option<String>,
     ) -> Result<impl Stream<Item = Result<CommentAddedEvent>> + use<>> {
-        let filter = filter(project_id, task_id, Some(vec![Kind::CommentAdded]))?;
+        let filter = filter(project_id, task_id, Some(vec![EventKind::CommentAdded]))?;
         open(ctx, filter, after).await
     }
 
@@ -624,7 +624,7 @@ impl EventSubscription {
         #[graphql(desc = "Delivers only events in this project.")] project_id: Option<ID>,
         #[graphql(desc = "Resumes after this event cursor. By default the stream starts now.")] after: Option<String>,
     ) -> Result<impl Stream<Item = Result<StatusChangedEvent>> + use<>> {
-        let filter = filter(project_id, task_id, Some(vec![Kind::StatusChanged]))?;
+        let filter = filter(project_id, task_id, Some(vec![EventKind::StatusChanged]))?;
         open(ctx, filter, after).await
     }
 

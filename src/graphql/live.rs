@@ -19,7 +19,7 @@ use crate::App;
 use crate::access::Viewer;
 use crate::error::{Error, Result};
 use crate::events::hub::{Delivery, Listener, Topic};
-use crate::events::{Event, Position, floor, settled_end};
+use crate::events::{Event, LogPosition, retention_horizon, settled_end};
 use crate::store::event::{self, EventColumns, Filter, Objects, Stretch, sees};
 use crate::store::task::TaskColumns;
 
@@ -40,7 +40,7 @@ pub struct Happening {
     /// The subscriber's notification of the event, for `notificationAdded` only.
     pub notification: Option<Notification>,
     /// A position just before this event: a stream that resumes from it starts with this event.
-    pub before: Position,
+    pub before: LogPosition,
     delivery: Arc<Delivery<Objects>>,
 }
 
@@ -89,7 +89,7 @@ impl Opening {
     }
 
     /// The position after which the subscription starts; `None` means now.
-    pub fn begin(ctx: &Context<'_>, after: Option<String>) -> Result<Option<Position>> {
+    pub fn begin(ctx: &Context<'_>, after: Option<String>) -> Result<Option<LogPosition>> {
         let Self { after: resumed, .. } = ctx.data_unchecked();
         let position = |cursor| Caller::of(ctx).app().cursors.decode(cursor);
         resumed.as_deref().or(after.as_deref()).map(position).transpose()
@@ -107,7 +107,7 @@ struct Follower {
     app: Arc<App>,
     viewer: Viewer,
     filter: Arc<Filter>,
-    position: Position,
+    position: LogPosition,
     listener: Listener<Objects>,
     behind: bool,
     /// Events per read while behind.
@@ -120,7 +120,7 @@ struct Follower {
 pub async fn follow(
     caller: &Caller,
     filter: Filter,
-    after: Option<Position>,
+    after: Option<LogPosition>,
 ) -> Result<impl Stream<Item = Result<Happening>> + use<>> {
     let (app, viewer, filter) = (Arc::clone(caller.app()), *caller.viewer()?, Arc::new(filter));
     let listener = listen(&app, viewer, &filter);
@@ -130,7 +130,7 @@ pub async fn follow(
     let position = {
         let mut conn = app.db.conn().await?;
         match after {
-            Some(position) => within(&app.cursors, floor(&mut conn).await?, position)?,
+            Some(position) => within(&app.cursors, retention_horizon(&mut conn).await?, position)?,
             None => settled_end(&mut conn).await?,
         }
     };
@@ -195,7 +195,7 @@ impl Follower {
         let mut conn = self.app.db.conn().await?;
         let events = event::page(&mut conn, &self.viewer, &self.filter, stretch, EventColumns::Full).await?;
         // Checked after the read, because events that expired meanwhile may be missing from it.
-        within(&self.app.cursors, floor(&mut conn).await?, self.position)?;
+        within(&self.app.cursors, retention_horizon(&mut conn).await?, self.position)?;
         drop(conn);
         let mut loaded = Objects::of_all(&self.app.db, events, TaskColumns::Full).await?;
         let (read, kept) = (loaded.len(), kept(&loaded));
@@ -211,7 +211,7 @@ impl Follower {
     /// is no longer valid.
     async fn listen_again(&mut self) -> Result<()> {
         let app = &self.app;
-        self.position = self.position.max(self.listener.until());
+        self.position = self.position.max(self.listener.last_position());
         self.listener = listen(app, self.viewer, &self.filter);
         still_signed_in(app, &self.viewer).await?;
         self.behind = true;

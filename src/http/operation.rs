@@ -234,7 +234,7 @@ impl Door {
         let caller = Caller::new(Arc::clone(&self.app), viewer, manner, client);
         // Taken before anything is read: a change that the operation does not observe has a later
         // position.
-        let reached = *self.app.hub.reached().borrow();
+        let reached = *self.app.hub.tail_position().borrow();
         // Only signed-in users can subscribe.
         let sync = viewer.and(reached).map(|reached| self.app.cursors.encode(reached));
         // Boxed, so that the wrappers below move a pointer instead of the whole future.

@@ -129,7 +129,7 @@ async fn ended(door: &Door, viewer: Option<Viewer>) {
     };
     loop {
         // Subscribe before the check, so that no change in between is missed.
-        let mut watch = door.app.hub.watch(viewer);
+        let mut watch = door.app.hub.watch_session(viewer);
         let held = door.app.sessions.viewer(&door.app.db, door.app.clock.now(), viewer.session_id);
         if Box::pin(held).await.ok().flatten() != Some(viewer) {
             return;

@@ -30,8 +30,8 @@ use super::user_slots::UserSlot;
 use crate::App;
 use crate::access::Viewer;
 use crate::error::{Code, Error};
-use crate::events::Position;
-use crate::events::answers::{Claim, Made, State};
+use crate::events::LogPosition;
+use crate::events::shared_response::{Claim, ComputedResponse, ResponseState};
 use crate::graphql::collect::{collected, has_values};
 use crate::graphql::complete::{Shape, chosen};
 use crate::graphql::deprecation::Deprecation;
@@ -110,7 +110,7 @@ pub struct Subscription {
     happenings: Happenings,
     subscriber: Subscriber,
     /// Position of the last event that was processed.
-    position: Option<Position>,
+    position: Option<LogPosition>,
     /// Sent once, with the first event.
     deprecations: Arc<[Deprecation]>,
     failure: Option<Code>,
@@ -335,11 +335,11 @@ impl Subscription {
         }
     }
 
-    fn cursor(&self, position: Position) -> String {
+    fn cursor(&self, position: LogPosition) -> String {
         self.subscriber.subscriptions.app.cursors.encode(position)
     }
 
-    fn failed(&mut self, answer: Answer, position: Option<Position>) -> Told {
+    fn failed(&mut self, answer: Answer, position: Option<LogPosition>) -> Told {
         self.failure = self.failure.or_else(|| answer.code());
         let cursor = position.map(|position| self.cursor(position));
         let answer = match &cursor {
@@ -380,20 +380,20 @@ impl Subscriber {
                 None => return Ok(None),
             };
             let shared = (!is_own && !question.personal.load(Ordering::Relaxed))
-                .then(|| happening.objects.answers.to(question.number));
+                .then(|| happening.objects.answers.get(question.number));
             match shared.as_ref().map(|shared| (shared, shared.state())) {
-                Some((_, State::Made(made))) => return Ok(Some(Arc::clone(&made.payload))),
-                Some((shared, State::Claimed)) => {
+                Some((_, ResponseState::Ready(made))) => return Ok(Some(Arc::clone(&made.payload))),
+                Some((shared, ResponseState::Claimed)) => {
                     permit = None;
-                    if let Some(payload) = shared.settled().await {
+                    if let Some(payload) = shared.finished().await {
                         return Ok(Some(payload));
                     }
                 }
-                Some((shared, State::Unclaimed)) if permit.is_none() => tokio::select! {
-                    () = shared.claimed() => {}
+                Some((shared, ResponseState::Unclaimed)) if permit.is_none() => tokio::select! {
+                    () = shared.wait_claimed() => {}
                     acquired = self.permit(viewer) => permit = Some(acquired?),
                 },
-                Some((shared, State::Unclaimed)) => {
+                Some((shared, ResponseState::Unclaimed)) => {
                     if let Some(claim) = shared.claim()
                         && let Some(permit) = permit.take()
                     {
@@ -401,8 +401,8 @@ impl Subscriber {
                         return permit.scope(DEADLINE, question.search_bytes).run(made).await.map(Some);
                     }
                 }
-                None | Some((_, State::Personal)) if permit.is_none() => permit = Some(self.permit(viewer).await?),
-                None | Some((_, State::Personal)) => {
+                None | Some((_, ResponseState::Personal)) if permit.is_none() => permit = Some(self.permit(viewer).await?),
+                None | Some((_, ResponseState::Personal)) => {
                     let Some(permit) = permit.take() else { continue };
                     let (answer, _) = permit.scope(DEADLINE, question.search_bytes).run(self.executed(happening)).await;
                     return self.written(answer.warning(deprecations)).map(Some);
@@ -424,13 +424,13 @@ impl Subscriber {
         let is_common = !viewer_mattered && !answer.has_errors();
         let payload = self.written(answer)?;
         if !is_common {
-            claim.is_personal();
+            claim.mark_personal();
             return Ok(payload);
         }
         let is_shared = Arc::strong_count(&self.question) > 1;
         let bytes = u32::try_from(payload.len()).unwrap_or(u32::MAX);
         if is_shared && let Ok(bytes) = Arc::clone(&self.subscriptions.shared_bytes).try_acquire_many_owned(bytes) {
-            claim.share(Made { payload: Arc::clone(&payload), bytes });
+            claim.complete(ComputedResponse { payload: Arc::clone(&payload), bytes });
         }
         Ok(payload)
     }

@@ -42,7 +42,7 @@ use super::{Lifeline, later};
 use crate::access::Viewer;
 use crate::auth::{self, bearer};
 use crate::error::{Code, Error};
-use crate::events::hub::Watch;
+use crate::events::hub::SessionWatch;
 use crate::limits::ClientKey;
 use crate::limits::byte_budget::Reservation;
 use crate::metrics::Transport;
@@ -223,7 +223,7 @@ struct Session {
     viewer: Viewer,
     expires: Instant,
     /// Fires when the session or its user changes.
-    watch: Watch<Objects>,
+    watch: SessionWatch<Objects>,
     _slot: UserSlot,
 }
 
@@ -417,9 +417,9 @@ impl Talk {
 
     /// Subscribes to changes of the session, then checks that it is still active. This order misses
     /// no change.
-    async fn watch(&self, viewer: Viewer) -> Result<Watch<Objects>, Close> {
+    async fn watch(&self, viewer: Viewer) -> Result<SessionWatch<Objects>, Close> {
         let app = &self.door.app;
-        let watch = app.hub.watch(viewer);
+        let watch = app.hub.watch_session(viewer);
         match app.sessions.viewer(&app.db, app.clock.now(), viewer.session_id).await {
             Ok(Some(found)) if found == viewer => Ok(watch),
             Ok(_) => Err(SESSION_ENDED),

@@ -16,7 +16,7 @@ use crate::db::rows::RunQueryDsl;
 use crate::db::schema::{events as log, history_texts as texts, mail_tokens, projects, user_usage, users};
 use crate::db::{Conn, Db, Lock};
 use crate::error::{Code, Error, UserErrorCode, Result};
-use crate::events::{self, Kind, NewEvent};
+use crate::events::{self, EventKind, NewEvent};
 use crate::id::Id;
 use crate::time::Timestamp;
 use crate::{select_locked, on};
@@ -310,7 +310,7 @@ pub async fn delete(db: &Db, now: Timestamp, viewer: &Viewer) -> Result<()> {
         // After the row was changed: whoever makes notifications holds it until they are made, and makes none after.
         notification::forget(tx, user.id).await?;
         session::forget(tx, user.id).await?;
-        let told = NewEvent::new(Kind::UserChanged, Some(user.id), now);
+        let told = NewEvent::new(EventKind::UserChanged, Some(user.id), now);
         events::append(tx, &[NewEvent { owner_id: Some(user.id), ..told }]).await?;
         audit::note(tx, now, audit::Kind::Deleted, Some(user.id), Some(user.id), &Origin::default()).await
     })

@@ -17,7 +17,7 @@ use crate::db::rows::RunQueryDsl;
 use crate::db::schema::{comments, tasks};
 use crate::db::{Conn, Db, Lock, inline_if_few};
 use crate::error::{Error, Result};
-use crate::events::{self, Kind};
+use crate::events::{self, EventKind};
 use crate::id::Id;
 use crate::time::Timestamp;
 use crate::{keyset, select_locked, on};
@@ -151,7 +151,7 @@ pub async fn create(db: &Db, now: Timestamp, viewer: &Viewer, task_id: Id, body:
         };
         on!(tx, |c| diesel::insert_into(comments::table).values(&comment).execute(c).await)?;
         let mentions = named.who_may_see(&task, &names);
-        events::append(tx, &[about_comment(Kind::CommentAdded, viewer, now, &task, &comment, mentions)]).await?;
+        events::append(tx, &[about_comment(EventKind::CommentAdded, viewer, now, &task, &comment, mentions)]).await?;
         quota::add_comment(tx, db.quotas, &task, body).await?;
         Ok(comment)
     })
@@ -178,7 +178,7 @@ pub async fn update(db: &Db, now: Timestamp, viewer: &Viewer, id: Id, body: &Bod
             .await)?;
         // Whom the old text mentions was notified then.
         let mentions = named.who_may_see(&task, &mention::added(&old, body));
-        events::append(tx, &[about_comment(Kind::CommentUpdated, viewer, now, &task, &comment, mentions)]).await?;
+        events::append(tx, &[about_comment(EventKind::CommentUpdated, viewer, now, &task, &comment, mentions)]).await?;
         quota::change_comment(tx, db.quotas, &task, &old, body).await?;
         Ok(comment)
     })
@@ -193,7 +193,7 @@ pub async fn delete(db: &Db, now: Timestamp, viewer: &Viewer, id: Id) -> Result<
         let (task, comment) = lock(tx, viewer, &found, Lock::Delete).await?;
         viewer.require(Action::DeleteComment, &comment)?;
         on!(tx, |c| diesel::delete(comments::table.find(id)).execute(c).await)?;
-        let deletion = about_comment(Kind::CommentDeleted, viewer, now, &task, &comment, Vec::new());
+        let deletion = about_comment(EventKind::CommentDeleted, viewer, now, &task, &comment, Vec::new());
         events::append(tx, &[deletion]).await?;
         quota::remove_comment(tx, &task, &comment.body).await
     })

@@ -22,9 +22,9 @@ use crate::db::rows::RunQueryDsl;
 use crate::db::schema::{events, tasks};
 use crate::db::{Conn, Db, WithinDeadline};
 use crate::error::{Error, Result};
-use crate::events::answers::Answers;
+use crate::events::shared_response::SharedResponses;
 use crate::events::{
-    Event, FLOOR, Kind, NewEvent, Position, Settled, after, before, floor, move_place, settled_end, text,
+    Event, RETENTION_HORIZON, EventKind, NewEvent, LogPosition, Settled, after, before, retention_horizon, advance_offset, settled_end, text,
 };
 use crate::id::Id;
 use crate::time::Timestamp;
@@ -78,10 +78,10 @@ impl Snapshot {
 }
 
 /// An event about a task.
-pub fn about_task(kind: Kind, viewer: &Viewer, now: Timestamp, task: &Task, mut told: Snapshot) -> NewEvent {
+pub fn about_task(kind: EventKind, viewer: &Viewer, now: Timestamp, task: &Task, mut told: Snapshot) -> NewEvent {
     let mut extract = Extract::new(task.id, task.owner_id);
     extract.changes(&mut told.changes);
-    if kind == Kind::TaskDeleted {
+    if kind == EventKind::TaskDeleted {
         let mut last = task.clone();
         told.text = extract.text(&mut last.description);
         told.task = Some(last);
@@ -100,12 +100,12 @@ pub fn about_task(kind: Kind, viewer: &Viewer, now: Timestamp, task: &Task, mut 
 /// The deletion of a task. It carries the project as well, which may be deleted later.
 pub fn about_deleted_task(viewer: &Viewer, now: Timestamp, task: &Task, project: &Project) -> NewEvent {
     let project = Project { description: None, ..project.clone() };
-    about_task(Kind::TaskDeleted, viewer, now, task, Snapshot { project: Some(project), ..Snapshot::default() })
+    about_task(EventKind::TaskDeleted, viewer, now, task, Snapshot { project: Some(project), ..Snapshot::default() })
 }
 
 /// An event about a comment, which newly mentions these people.
 pub fn about_comment(
-    kind: Kind,
+    kind: EventKind,
     viewer: &Viewer,
     now: Timestamp,
     task: &Task,
@@ -113,14 +113,14 @@ pub fn about_comment(
     mentions: Vec<Id>,
 ) -> NewEvent {
     let deleted = || Comment { body: String::new(), ..comment.clone() };
-    let comment_snapshot = (kind == Kind::CommentDeleted).then(deleted);
+    let comment_snapshot = (kind == EventKind::CommentDeleted).then(deleted);
     let told = Snapshot { comment: comment_snapshot, mentions, ..Snapshot::default() };
     NewEvent { comment_id: Some(comment.id), ..about_task(kind, viewer, now, task, told) }
 }
 
 /// An event about a project.
 pub fn about_project(
-    kind: Kind,
+    kind: EventKind,
     viewer: &Viewer,
     now: Timestamp,
     project: &Project,
@@ -129,7 +129,7 @@ pub fn about_project(
     let mut extract = Extract::new(project.id, project.owner_id);
     extract.changes(&mut changes);
     let mut project = project.clone();
-    let text = if kind == Kind::ProjectDeleted {
+    let text = if kind == EventKind::ProjectDeleted {
         extract.text(&mut project.description)
     } else {
         reference(&mut project.description)
@@ -152,7 +152,7 @@ pub struct Objects {
     /// The task, unless it is gone.
     pub task: Option<Arc<Task>>,
     /// The answers that subscriptions share.
-    pub answers: Answers,
+    pub answers: SharedResponses,
     attached: OnceCell<Attached>,
 }
 
@@ -193,7 +193,7 @@ impl Objects {
         let snapshots = snapshots(conn, &events, &gone).await?;
         let with = |(event, snapshot): (Event, Arc<Snapshot>)| {
             let task = event.task_id.and_then(|id| tasks.get(&id).cloned());
-            let objects = Self { snapshot, task, answers: Answers::default(), attached: OnceCell::new() };
+            let objects = Self { snapshot, task, answers: SharedResponses::default(), attached: OnceCell::new() };
             (event, objects)
         };
         Ok(events.into_iter().zip(snapshots).map(with).collect())
@@ -242,7 +242,7 @@ pub struct Filter {
     /// About this task.
     pub task_id: Option<Id>,
     /// Of these kinds; an empty list matches nothing.
-    pub kinds: Option<Vec<Kind>>,
+    pub kinds: Option<Vec<EventKind>>,
     /// After which this user had the task.
     pub assignee_id: Option<Id>,
 }
@@ -261,9 +261,9 @@ impl Filter {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Stretch {
     /// Only what comes after this place.
-    pub after: Option<Position>,
+    pub after: Option<LogPosition>,
     /// Only what comes before this place.
-    pub before: Option<Position>,
+    pub before: Option<LogPosition>,
     /// How many events at most.
     pub limit: usize,
     /// Counted from the end of the log.
@@ -308,8 +308,8 @@ pub fn sees(viewer: &Viewer, event: &Event, task: Option<&Task>) -> bool {
     viewer.is_admin()
         || event.owner_id == Some(viewer.id)
         || task.is_some_and(|task| task.assignee_id == Some(viewer.id))
-        || (event.kind == Kind::TaskDeleted && event.assignee_id == Some(viewer.id))
-        || (event.kind == Kind::TaskUnassigned && event.previous_assignee_id == Some(viewer.id))
+        || (event.kind == EventKind::TaskDeleted && event.assignee_id == Some(viewer.id))
+        || (event.kind == EventKind::TaskUnassigned && event.previous_assignee_id == Some(viewer.id))
 }
 
 /// How far back the feed goes: whatever is past either bound is not told any more.
@@ -329,10 +329,10 @@ const EXPIRING: i64 = 1_000;
 ///
 /// The events of a task that is there stay below the floor, as its history; those of one that is gone leave with the
 /// event of its deletion.
-pub async fn expire(db: &Db, retention: Retention, now: Timestamp, done: Position) -> Result<bool> {
+pub async fn expire(db: &Db, retention: Retention, now: Timestamp, done: LogPosition) -> Result<bool> {
     let oldest = now.minus(retention.age);
     db.transaction(async |tx| {
-        let (floor, end) = (floor(tx).await?, settled_end(tx).await?);
+        let (floor, end) = (retention_horizon(tx).await?, settled_end(tx).await?);
         let rows: Vec<Expiring> = on!(tx, |c| events::table
             .filter(after(floor))
             .order_by((events::xid, events::seq))
@@ -350,7 +350,7 @@ pub async fn expire(db: &Db, retention: Retention, now: Timestamp, done: Positio
         let Some(reached) = expired.last().map(|event| event.position()) else {
             return Ok(false);
         };
-        if !move_place(tx, FLOOR, floor, reached).await? {
+        if !advance_offset(tx, RETENTION_HORIZON, floor, reached).await? {
             // Another instance has done it.
             return Ok(true);
         }
@@ -360,7 +360,7 @@ pub async fn expire(db: &Db, retention: Retention, now: Timestamp, done: Positio
         let alone: Vec<i64> = expired.iter().filter(|event| event.task_id.is_none()).map(|event| event.seq).collect();
         let gone = events::table
             .filter(any_id(events::task_id, &tasks))
-            .filter(before(Position { seq: reached.seq + 1, ..reached }))
+            .filter(before(LogPosition { seq: reached.seq + 1, ..reached }))
             .filter(not(exists(tasks::table.filter(tasks::id.nullable().eq(events::task_id)))));
         on!(tx, |c| diesel::delete(gone).execute(c).await)?;
         on!(tx, |c| diesel::delete(events::table.filter(events::seq.eq_any(&alone))).execute(c).await)?;
@@ -377,15 +377,15 @@ struct Expiring {
     xid: i64,
     seq: i64,
     id: Id,
-    kind: Kind,
+    kind: EventKind,
     occurred_at: Timestamp,
     project_id: Option<Id>,
     task_id: Option<Id>,
 }
 
 impl Expiring {
-    const fn position(&self) -> Position {
-        Position { xid: self.xid, seq: self.seq }
+    const fn position(&self) -> LogPosition {
+        LogPosition { xid: self.xid, seq: self.seq }
     }
 }
 
@@ -395,9 +395,9 @@ async fn expire_texts(tx: &mut Conn, expired: &[&Expiring]) -> Result<()> {
     let (mut ended, mut projects, mut events) = (Vec::new(), Vec::new(), Vec::new());
     for event in expired {
         match event.kind {
-            Kind::TaskDeleted => ended.extend(event.task_id),
-            Kind::ProjectDeleted => ended.extend(event.project_id),
-            Kind::ProjectUpdated => {
+            EventKind::TaskDeleted => ended.extend(event.task_id),
+            EventKind::ProjectDeleted => ended.extend(event.project_id),
+            EventKind::ProjectUpdated => {
                 projects.extend(event.project_id);
                 events.push(event.id);
             }
@@ -405,7 +405,7 @@ async fn expire_texts(tx: &mut Conn, expired: &[&Expiring]) -> Result<()> {
         }
     }
     if !ended.is_empty() || !events.is_empty() {
-        let freed = text::drop_expired(tx, &ended, &projects, &events).await?;
+        let freed = text::delete_expired(tx, &ended, &projects, &events).await?;
         quota::give_back(tx, freed).await?;
     }
     Ok(())
@@ -454,7 +454,7 @@ enum Part {
 
 impl Part {
     /// The parts that are together what [`sees`] allows, of the stretch between two places.
-    fn visible_to(viewer: &Viewer, after: Position, before: Position) -> &'static [Self] {
+    fn visible_to(viewer: &Viewer, after: LogPosition, before: LogPosition) -> &'static [Self] {
         // Both numbers, as places that clients make up may have one that is near and one that is far away.
         let is_within = |from: i64, to: i64, most| (0..=most).contains(&to.saturating_sub(from));
         let is_short = is_within(after.seq, before.seq, SHORT) && is_within(after.xid, before.xid, BRIEF);
@@ -493,8 +493,8 @@ macro_rules! part {
                 events::owner_id
                     .eq($viewer)
                     .or(events::task_id.eq_any(theirs))
-                    .or(events::kind.eq(Kind::TaskDeleted).and(events::assignee_id.eq($viewer)))
-                    .or(events::kind.eq(Kind::TaskUnassigned).and(events::previous_assignee_id.eq($viewer))),
+                    .or(events::kind.eq(EventKind::TaskDeleted).and(events::assignee_id.eq($viewer)))
+                    .or(events::kind.eq(EventKind::TaskUnassigned).and(events::previous_assignee_id.eq($viewer))),
             ),
             Part::Owned => $query.filter(events::owner_id.eq($viewer)),
             Part::Assigned => $query.filter(events::task_id.eq_any(theirs)),
@@ -515,7 +515,7 @@ pub async fn page(
 ) -> Result<Vec<Event>> {
     // One end for all parts: what settled between two of them would be missed by whoever goes on after a later event.
     let end = settled_end(conn).await?;
-    let end = Position { seq: end.seq + 1, ..end };
+    let end = LogPosition { seq: end.seq + 1, ..end };
     let before = stretch.before.map_or(end, |before| before.min(end));
     let stretch = Stretch { before: Some(before), ..stretch };
     let mut rows: Vec<Event> = Vec::new();
@@ -523,7 +523,7 @@ pub async fn page(
         rows.extend(on!(conn, |c| {
             let mut query = events::table
                 .select(columns.expression())
-                .filter(events::kind.lt(Kind::FIRST_INTERNAL))
+                .filter(events::kind.lt(EventKind::FIRST_INTERNAL))
                 .filter(WithinDeadline)
                 .into_boxed::<Backend>();
             part!(query, part, viewer.id);
@@ -565,7 +565,7 @@ pub async fn pages_of_tasks(
         let task = tasks::table.filter(tasks::id.eq(Parent));
         let mut query = events::table
             .select(columns.expression())
-            .filter(events::kind.lt(Kind::FIRST_INTERNAL))
+            .filter(events::kind.lt(EventKind::FIRST_INTERNAL))
             .filter(Settled)
             .filter(events::task_id.eq(Parent.nullable()))
             .filter(exists(task.filter(task::visible_to(reader))))
@@ -602,7 +602,7 @@ mod tests {
 
     #[test]
     fn an_index_leads_to_each_part_of_the_log() {
-        let place = |seq| Position { xid: 0, seq };
+        let place = |seq| LogPosition { xid: 0, seq };
         let stretch = Stretch { after: Some(place(7)), before: Some(place(9)), limit: 9, backward: false };
         let plan_of = |part: Part, backward: bool| {
             let (stretch, viewer) = (Stretch { backward, ..stretch }, Id::new());
@@ -629,6 +629,6 @@ mod tests {
                 assert!(assigned.contains(step), "{assigned}");
             }
         }
-        assert_eq!((Kind::TaskDeleted.code(), Kind::TaskUnassigned.code()), (3, 5), "as the migration has it");
+        assert_eq!((EventKind::TaskDeleted.code(), EventKind::TaskUnassigned.code()), (3, 5), "as the migration has it");
     }
 }

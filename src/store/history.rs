@@ -15,8 +15,8 @@ use crate::db::page::{Parent, any_id, lateral};
 use crate::db::rows::RunQueryDsl;
 use crate::db::schema::{events, projects, tasks};
 use crate::error::Result;
-use crate::events::text::{INLINE_BYTES, NewText, kept};
-use crate::events::{Event, Kind};
+use crate::events::text::{INLINE_BYTES, NewEventText, load};
+use crate::events::{Event, EventKind};
 use crate::id::Id;
 use crate::on;
 
@@ -54,7 +54,7 @@ pub(super) struct Extract {
     object_id: Id,
     owner_id: Id,
     /// The texts to be kept.
-    pub(super) texts: Vec<NewText>,
+    pub(super) texts: Vec<NewEventText>,
 }
 
 impl Extract {
@@ -75,7 +75,7 @@ impl Extract {
     /// Takes a text out, to be kept, if it is long; leaves its id.
     pub(super) fn text(&mut self, text: &mut Option<String>) -> Option<Id> {
         let body = text.take_if(|text| text.len() > INLINE_BYTES)?;
-        let text = NewText { object_id: self.object_id, owner_id: self.owner_id, body };
+        let text = NewEventText { object_id: self.object_id, owner_id: self.owner_id, body };
         let id = text.id();
         self.texts.push(text);
         Some(id)
@@ -89,7 +89,7 @@ pub(super) fn reference(text: &mut Option<String>) -> Option<Id> {
 
 /// Long texts by their object and id. Those that are not kept are what the objects have now; one that is missing is gone.
 pub async fn texts(conn: &mut Conn, keys: &[(Id, Id)]) -> Result<HashMap<(Id, Id), String>> {
-    let mut found = kept(conn, keys).await?;
+    let mut found = load(conn, keys).await?;
     let missing = |found: &HashMap<(Id, Id), String>| -> Vec<(Id, Id)> {
         keys.iter().copied().filter(|key| !found.contains_key(key)).collect()
     };
@@ -107,7 +107,7 @@ pub async fn texts(conn: &mut Conn, keys: &[(Id, Id)]) -> Result<HashMap<(Id, Id
     let replaced = missing(&found);
     if !replaced.is_empty() {
         // Between the two reads.
-        found.extend(kept(conn, &replaced).await?);
+        found.extend(load(conn, &replaced).await?);
     }
     Ok(found)
 }
@@ -180,7 +180,7 @@ async fn last_pictures(conn: &mut Conn, tasks: &[Id]) -> Result<HashMap<Id, Last
         let query = events::table
             .select(EventColumns::Full.expression())
             .filter(events::task_id.eq(Parent.nullable()))
-            .filter(events::kind.eq(Kind::TaskDeleted))
+            .filter(events::kind.eq(EventKind::TaskDeleted))
             .order_by((events::xid.desc(), events::seq.desc()))
             .limit(1)
             .into_boxed::<Backend>();

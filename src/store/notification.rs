@@ -14,7 +14,7 @@ use crate::db::rows::RunQueryDsl;
 use crate::db::schema::{notifications, users};
 use crate::db::{Conn, Db, Lock, PooledConn, inline_if_few};
 use crate::error::{Error, Result};
-use crate::events::{self, Event, Position, kept_place, move_place, settled_after};
+use crate::events::{self, Event, LogPosition, consumer_offset, advance_offset, settled_after};
 use crate::id::Id;
 use crate::time::Timestamp;
 use crate::{keyset, select_locked, on, stored_as_smallint};
@@ -25,8 +25,8 @@ const BATCH: usize = 100;
 /// The name of the inboxes' place in the log.
 const PLACE: &str = "notifications";
 /// The kinds of events that may notify anybody.
-pub const KINDS: [events::Kind; 4] =
-    [events::Kind::TaskAssigned, events::Kind::CommentAdded, events::Kind::CommentUpdated, events::Kind::StatusChanged];
+pub const KINDS: [events::EventKind; 4] =
+    [events::EventKind::TaskAssigned, events::EventKind::CommentAdded, events::EventKind::CommentUpdated, events::EventKind::StatusChanged];
 
 /// Reasons for a notification.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, AsExpression, FromSqlRow, Serialize, async_graphql::Enum)]
@@ -95,8 +95,8 @@ impl Notification {
     }
 
     /// Its event's place in the log.
-    pub const fn event_position(&self) -> Position {
-        Position { xid: self.xid, seq: self.seq }
+    pub const fn event_position(&self) -> LogPosition {
+        LogPosition { xid: self.xid, seq: self.seq }
     }
 }
 
@@ -106,10 +106,10 @@ pub fn recipients(event: &Event, snapshot: &Snapshot) -> Vec<(Id, Kind)> {
     let mentioned = snapshot.mentions.iter().map(|id| (*id, Kind::Mentioned));
     let concerned = |kind| [owner, assignee].into_iter().flatten().map(move |id| (id, kind));
     let candidates: Vec<(Id, Kind)> = match event.kind {
-        events::Kind::TaskAssigned => assignee.into_iter().map(|id| (id, Kind::Assigned)).collect(),
-        events::Kind::CommentAdded => mentioned.chain(concerned(Kind::Commented)).collect(),
-        events::Kind::CommentUpdated => mentioned.collect(),
-        events::Kind::StatusChanged => concerned(Kind::StatusChanged).collect(),
+        events::EventKind::TaskAssigned => assignee.into_iter().map(|id| (id, Kind::Assigned)).collect(),
+        events::EventKind::CommentAdded => mentioned.chain(concerned(Kind::Commented)).collect(),
+        events::EventKind::CommentUpdated => mentioned.collect(),
+        events::EventKind::StatusChanged => concerned(Kind::StatusChanged).collect(),
         _ => Vec::new(),
     };
     let mut told: Vec<(Id, Kind)> = Vec::with_capacity(candidates.len());
@@ -216,9 +216,9 @@ pub async fn drop_older(db: &Db, before: Timestamp) -> Result<usize> {
 /// The place that is kept moves on in the transaction that writes the rows, and only from where it was when the log was
 /// read: of several instances that do the same, one succeeds. A short stretch that notifies nobody is not worth a
 /// transaction; `seen` remembers it, and a restart reads it again.
-pub async fn project(db: &Db, seen: Position) -> Result<(Position, bool)> {
+pub async fn project(db: &Db, seen: LogPosition) -> Result<(LogPosition, bool)> {
     let mut conn = db.conn().await?;
-    let kept = kept_place(&mut conn, PLACE).await?;
+    let kept = consumer_offset(&mut conn, PLACE).await?;
     let seen = seen.max(kept);
     let (events, _) = settled_after(&mut conn, seen, BATCH).await?;
     drop(conn);
@@ -239,12 +239,12 @@ pub async fn project(db: &Db, seen: Position) -> Result<(Position, bool)> {
 }
 
 /// Writes the rows and moves the place on; false, and nothing is written, if it has moved meanwhile.
-async fn keep(db: &Db, from: Position, to: Position, rows: &[Notification]) -> Result<bool> {
+async fn keep(db: &Db, from: LogPosition, to: LogPosition, rows: &[Notification]) -> Result<bool> {
     let mut people: Vec<Id> = rows.iter().map(|row| row.user_id).collect();
     people.sort_unstable();
     people.dedup();
     db.transaction(async |tx| {
-        if !move_place(tx, PLACE, from, to).await? {
+        if !advance_offset(tx, PLACE, from, to).await? {
             return Ok(false);
         }
         // Held until the commit, so that nothing comes into the inbox of somebody who is just leaving.
@@ -285,7 +285,7 @@ mod tests {
     const ASSIGNEE: Id = Id::from_bytes([3; 16]);
     const ADMIN: Id = Id::from_bytes([4; 16]);
 
-    fn told(kind: events::Kind, owner: Id, assignee: Option<Id>, mentions: &[Id]) -> Vec<(Id, Kind)> {
+    fn told(kind: events::EventKind, owner: Id, assignee: Option<Id>, mentions: &[Id]) -> Vec<(Id, Kind)> {
         let event = Event {
             seq: 1,
             xid: 0,
@@ -307,7 +307,7 @@ mod tests {
 
     #[test]
     fn everybody_is_told_once_for_the_best_reason_and_nobody_of_their_own_doing() {
-        use events::Kind as On;
+        use events::EventKind as On;
         assert_eq!(told(On::TaskAssigned, OWNER, Some(ASSIGNEE), &[]), [(ASSIGNEE, Kind::Assigned)]);
         assert_eq!(told(On::TaskAssigned, OWNER, Some(ACTOR), &[]), []);
         assert_eq!(

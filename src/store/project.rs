@@ -22,7 +22,7 @@ use crate::db::schema::{projects, tasks};
 use crate::db::types::sql;
 use crate::db::{Conn, Db, Lock, WithinDeadline, inline_if_few};
 use crate::error::{Error, UserErrorCode, Result};
-use crate::events::{self, Kind};
+use crate::events::{self, EventKind};
 use crate::id::Id;
 use crate::stored_as_smallint;
 use crate::time::Timestamp;
@@ -462,7 +462,7 @@ pub async fn update(db: &Db, now: Timestamp, viewer: &Viewer, id: Id, changes: &
             ))
             .execute(c)
             .await)?;
-        let event = about_project(Kind::ProjectUpdated, viewer, now, &new, differences(&old, &new));
+        let event = about_project(EventKind::ProjectUpdated, viewer, now, &new, differences(&old, &new));
         let kept = events::append_with_texts(tx, &[event]).await?;
         let text = (old.description.as_deref(), new.description.as_deref());
         quota::change_text(tx, db.quotas, new.owner_id, text, kept).await?;
@@ -487,7 +487,7 @@ pub async fn delete(db: &Db, now: Timestamp, viewer: &Viewer, id: Id) -> Result<
 pub async fn remove(tx: &mut Conn, now: Timestamp, viewer: &Viewer, project: &Project) -> Result<i64> {
     let of_tasks = task::append_deletions(tx, now, viewer, project).await?;
     on!(tx, |c| diesel::delete(projects::table.find(project.id)).execute(c).await)?;
-    let deletion = about_project(Kind::ProjectDeleted, viewer, now, project, Vec::new());
+    let deletion = about_project(EventKind::ProjectDeleted, viewer, now, project, Vec::new());
     let kept = events::append_with_texts(tx, &[deletion]).await?;
     Ok(of_tasks + kept - quota::size(project.description.as_deref()))
 }

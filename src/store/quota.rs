@@ -14,7 +14,7 @@ use crate::db::page::any_id;
 use crate::db::rows::RunQueryDsl;
 use crate::db::schema::{project_usage, task_usage, user_usage};
 use crate::error::{Error, UserErrorCode, Result};
-use crate::events::text::bytes;
+use crate::events::text::text_bytes;
 use crate::id::Id;
 use crate::limits::StorageQuotas;
 use crate::on;
@@ -81,7 +81,7 @@ pub async fn remove_task(tx: &mut Conn, task: &Task, text_bytes: i64) -> Result<
 /// Counts a new comment.
 pub async fn add_comment(tx: &mut Conn, quotas: StorageQuotas, task: &Task, body: &str) -> Result<()> {
     let row = task_usage::table.find(task.id).filter(task_usage::comments.lt(quotas.comments));
-    let size = bytes(body);
+    let size = text_bytes(body);
     let more =
         (task_usage::comments.eq(task_usage::comments + 1), task_usage::text_bytes.eq(task_usage::text_bytes + size));
     let update = || diesel::update(row).set(more);
@@ -95,7 +95,7 @@ pub async fn add_comment(tx: &mut Conn, quotas: StorageQuotas, task: &Task, body
 
 /// Counts another text of a comment.
 pub async fn change_comment(tx: &mut Conn, quotas: StorageQuotas, task: &Task, old: &str, new: &str) -> Result<()> {
-    let size = bytes(new) - bytes(old);
+    let size = text_bytes(new) - text_bytes(old);
     let row = task_usage::table.find(task.id);
     let changed = task_usage::text_bytes.eq(task_usage::text_bytes + size);
     on!(tx, |c| diesel::update(row).set(changed).execute(c).await)?;
@@ -104,7 +104,7 @@ pub async fn change_comment(tx: &mut Conn, quotas: StorageQuotas, task: &Task, o
 
 /// Counts a comment less. History keeps no text of comments.
 pub async fn remove_comment(tx: &mut Conn, task: &Task, body: &str) -> Result<()> {
-    let size = bytes(body);
+    let size = text_bytes(body);
     let row = task_usage::table.find(task.id);
     let changed =
         (task_usage::comments.eq(task_usage::comments - 1), task_usage::text_bytes.eq(task_usage::text_bytes - size));
@@ -142,7 +142,7 @@ pub async fn give_back(tx: &mut Conn, mut sizes: Vec<(Id, i64)>) -> Result<()> {
 
 /// How many bytes a text has that may be missing.
 pub fn size(text: Option<&str>) -> i64 {
-    text.map_or(0, bytes)
+    text.map_or(0, text_bytes)
 }
 
 async fn add_text(tx: &mut Conn, quotas: StorageQuotas, owner: Id, added: i64, field: &'static str) -> Result<()> {

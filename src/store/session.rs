@@ -21,7 +21,7 @@ use crate::db::schema::{sessions, users};
 use crate::db::types::sql;
 use crate::db::{Conn, Db, Lock, PooledConn};
 use crate::error::{Error, Result};
-use crate::events::{self, Kind, NewEvent};
+use crate::events::{self, EventKind, NewEvent};
 use crate::id::Id;
 use crate::limits;
 use crate::time::Timestamp;
@@ -425,7 +425,7 @@ pub async fn end(tx: &mut Conn, now: Timestamp, user_id: Id, only: Option<Id>, e
             .execute(c)
             .await)?;
         if revoked == 1 {
-            let event = NewEvent::new(Kind::SessionEnded, Some(user_id), now);
+            let event = NewEvent::new(EventKind::SessionEnded, Some(user_id), now);
             told.push(NewEvent { owner_id: Some(user_id), session_id: Some(id), ..event });
         }
     }

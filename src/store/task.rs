@@ -19,7 +19,7 @@ use crate::db::schema::{labels, task_labels, tasks};
 use crate::db::types::{OrDefault, sql};
 use crate::db::{Conn, Db, Lock, inline_if_few, cached};
 use crate::error::{Error, UserErrorCode, Result, is_fk_violation};
-use crate::events::{self, Kind, NewEvent};
+use crate::events::{self, EventKind, NewEvent};
 use crate::id::Id;
 use crate::stored_as_smallint;
 use crate::time::Timestamp;
@@ -260,7 +260,7 @@ pub async fn create(db: &Db, now: Timestamp, viewer: &Viewer, new: &New) -> Resu
             .execute(c)
             .await)?;
         label(tx, &task, &new.label_ids, "labelIds").await?;
-        let mut told = vec![about_task(Kind::TaskCreated, viewer, now, &task, Snapshot::default())];
+        let mut told = vec![about_task(EventKind::TaskCreated, viewer, now, &task, Snapshot::default())];
         told.extend(assign(tx, now, viewer, &task, assignee.as_ref(), None).await?);
         events::append(tx, &told).await?;
         quota::add_task(tx, db.quotas, &task).await?;
@@ -362,7 +362,7 @@ async fn update_at_once(db: &Db, now: Timestamp, viewer: &Viewer, id: Id, change
     let row = Row::of(&old, &new);
     let is_unchanged = tasks::version.eq(old.version).and(session::Unchanged::new(viewer, now));
     let update = diesel::update(tasks::table.find(id)).filter(is_unchanged).set(&row);
-    Ok(events::append_with(db, update, event).await?.then_some(new))
+    Ok(events::change_and_append(db, update, event).await?.then_some(new))
 }
 
 /// What an update writes: what has changed, so that of the indexes too only those are written that it is in (SQLite writes
@@ -410,10 +410,10 @@ fn told(viewer: &Viewer, old: &Task, new: &Task, labels: Option<(String, String)
     let mut tell = |kind, snapshot| told.push(about_task(kind, viewer, new.updated_at, new, snapshot));
     let changes = differences(old, new, labels);
     if !changes.is_empty() {
-        tell(Kind::TaskUpdated, Snapshot { changes, ..Snapshot::default() });
+        tell(EventKind::TaskUpdated, Snapshot { changes, ..Snapshot::default() });
     }
     if new.status != old.status {
-        tell(Kind::StatusChanged, Snapshot { status: Some((old.status, new.status)), ..Snapshot::default() });
+        tell(EventKind::StatusChanged, Snapshot { status: Some((old.status, new.status)), ..Snapshot::default() });
     }
     told
 }
@@ -543,10 +543,10 @@ async fn assign(
     let event =
         |kind| NewEvent { previous_assignee_id: previous, ..about_task(kind, viewer, now, task, Snapshot::default()) };
     if previous.is_some() {
-        told.push(event(Kind::TaskUnassigned));
+        told.push(event(EventKind::TaskUnassigned));
     }
     if let Some(assignee) = assignee {
-        told.push(event(Kind::TaskAssigned));
+        told.push(event(EventKind::TaskAssigned));
         if assignee.id != viewer.id
             && assignee.wants_assignment_mail()
             && mail_quota::admit_assignment(tx, now, viewer.id, &assignee.email).await?

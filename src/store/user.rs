@@ -18,7 +18,7 @@ use crate::db::rows::RunQueryDsl;
 use crate::db::schema::{mail_tokens, mails, projects, tasks, users};
 use crate::db::{CommitSignal, Conn, Db, Lock, WithinDeadline, inline_if_few};
 use crate::error::{Error, UserError, UserErrorCode, Result, is_unique_violation};
-use crate::events::{self, Kind, NewEvent};
+use crate::events::{self, EventKind, NewEvent};
 use crate::id::Id;
 use crate::time::Timestamp;
 use crate::{keyset, select_locked, on};
@@ -633,7 +633,7 @@ async fn change(
         .set((users::role.eq(user.role), users::is_active.eq(user.is_active), users::updated_at.eq(now)))
         .execute(c)
         .await)?;
-    let told = NewEvent { owner_id: Some(id), ..NewEvent::new(Kind::UserChanged, actor, now) };
+    let told = NewEvent { owner_id: Some(id), ..NewEvent::new(EventKind::UserChanged, actor, now) };
     events::append(tx, &[told]).await?;
     if user.role != old.role {
         audit::note(tx, now, audit::Kind::RoleChanged, Some(id), actor, origin).await?;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use fasttrack::events::{self, Kind, NewEvent, Position};
+use fasttrack::events::{self, EventKind, NewEvent, LogPosition};
 use fasttrack::graphql::node;
 use serde_json::{Value, json};
 use tokio::sync::Notify;
@@ -468,7 +468,7 @@ async fn an_event_of_a_slow_transaction_is_not_skipped() {
         owner_id: node::decode(&alice.id.clone().into()).map(|(_, id)| id),
         project_id: node::decode(&project.clone().into()).map(|(_, id)| id),
         task_id: node::decode(&task.clone().into()).map(|(_, id)| id),
-        ..NewEvent::new(Kind::TaskUpdated, None, server.app.clock.now())
+        ..NewEvent::new(EventKind::TaskUpdated, None, server.app.clock.now())
     };
     let (written, finish) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
     let (wrote, may_finish) = (Arc::clone(&written), Arc::clone(&finish));
@@ -583,7 +583,7 @@ async fn a_place_that_nobody_was_told_of_is_a_place_like_others() {
     let project = alice.project("Apollo").await;
     alice.task(&project, "Fly", json!({})).await;
     let end = server.app.cursors.decode(&alice.now().await).expect("a place");
-    let at = |xid: i64, seq: i64| server.app.cursors.encode(Position { xid, seq });
+    let at = |xid: i64, seq: i64| server.app.cursors.encode(LogPosition { xid, seq });
     let later = [at(end.xid + 1, i64::MIN), at(end.xid, i64::MAX), at(i64::MAX, i64::MAX)];
     let first = alice.query("{ events(first: 1) { edges { cursor } } }", json!({})).await;
     let first = &first["events"]["edges"][0]["cursor"];

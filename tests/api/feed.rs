@@ -13,7 +13,7 @@ use diesel_async::RunQueryDsl;
 use fasttrack::db::schema::events as table;
 use fasttrack::db::{Conn, migrate};
 use fasttrack::error::Error;
-use fasttrack::events::{self, Kind, NewEvent, Position};
+use fasttrack::events::{self, EventKind, NewEvent, LogPosition};
 use fasttrack::graphql::node;
 use fasttrack::id::Id;
 use fasttrack::on;
@@ -197,7 +197,7 @@ async fn nothing_expires_that_the_inboxes_have_not_seen() {
     alice.task(&project, "Fly", json!({})).await;
     server.advance(30 * DAY);
     let more = server.run(async move |app| {
-        store::expire(&app.db, app.config.event_retention, app.clock.now(), Position::default()).await
+        store::expire(&app.db, app.config.event_retention, app.clock.now(), LogPosition::default()).await
     });
     assert!(!more.await.expect("an answer"));
     let alice = server.login("alice").await;
@@ -227,7 +227,7 @@ async fn a_quiet_stream_outlives_the_retention_and_one_that_lags_behind_it_is_to
         owner_id: id(&alice.id),
         project_id: id(&project),
         task_id: id(&task),
-        ..NewEvent::new(Kind::CommentAdded, None, server.app.clock.now())
+        ..NewEvent::new(EventKind::CommentAdded, None, server.app.clock.now())
     };
     let written = server.run(async move |app| {
         let many: Vec<NewEvent> = (0..100).map(|_| NewEvent { id: Id::new(), ..many.clone() }).collect();
@@ -316,7 +316,7 @@ async fn thirty_two_writers_lose_nothing_and_a_naive_reader_would_have() {
         server.run(async move |app| {
             let mut written = Vec::new();
             for number in 0..EACH {
-                let event = NewEvent { owner_id: owner, ..NewEvent::new(Kind::ProjectDeleted, None, app.clock.now()) };
+                let event = NewEvent { owner_id: owner, ..NewEvent::new(EventKind::ProjectDeleted, None, app.clock.now()) };
                 // Every eighth writer keeps its transaction open while the others commit.
                 let held = if writer % 8 == 0 { 400 + 100 * number } else { (writer * 7 + number * 13) % 20 };
                 let held = if is_postgres() { Duration::from_millis(held) } else { Duration::ZERO };

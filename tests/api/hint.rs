@@ -17,19 +17,19 @@ async fn carried(redis: Option<&str>) {
     let redis = redis.map(|url| redis::Client::open(url).expect("a URL"));
     let instance = || Arc::new(Hints::new(redis.clone()));
     let (one, other, stop) = (instance(), instance(), CancellationToken::new());
-    let carrying = [&one, &other].map(|hints| tokio::spawn(Arc::clone(hints).carry(db.clone(), stop.clone())));
+    let carrying = [&one, &other].map(|hints| tokio::spawn(Arc::clone(hints).run(db.clone(), stop.clone())));
     // Hints are best effort: one sent before the other instance listens is lost. Repeat until one
     // arrives.
     let heard = async {
         loop {
-            one.tell();
-            if timeout(PATIENCE / 100, other.heard()).await.is_ok() {
+            one.send();
+            if timeout(PATIENCE / 100, other.received()).await.is_ok() {
                 break;
             }
         }
     };
     timeout(PATIENCE, heard).await.expect("a hint");
-    assert!(timeout(PATIENCE / 100, one.heard()).await.is_err(), "an instance does not receive its own hints");
+    assert!(timeout(PATIENCE / 100, one.received()).await.is_err(), "an instance does not receive its own hints");
     stop.cancel();
     for carried in carrying {
         carried.await.expect("an end");

@@ -7,7 +7,7 @@ use diesel::prelude::*;
 use diesel_async::RunQueryDsl;
 use fasttrack::App;
 use fasttrack::db::schema::events;
-use fasttrack::events::Position;
+use fasttrack::events::LogPosition;
 use fasttrack::on;
 use fasttrack::store::notification;
 use serde_json::{Value, json};
@@ -28,7 +28,7 @@ async fn settled(app: &App) {
         .first(c)
         .await)
     .expect("the end of the log");
-    let newest = Position { xid: newest.0, seq: newest.1 };
+    let newest = LogPosition { xid: newest.0, seq: newest.1 };
     let mut inbox = app.inbox.subscribe();
     let reached = timeout(PATIENCE, inbox.wait_for(|reached| *reached >= newest)).await;
     reached.expect("inboxes before the timeout").expect("a running server");
@@ -315,7 +315,7 @@ async fn several_instances_and_a_restart_make_each_notification_once() {
         .map(|_| {
             let (app, stop) = (Arc::clone(&server.app), stop.clone());
             tokio::spawn(async move {
-                let mut seen = Position::default();
+                let mut seen = LogPosition::default();
                 while !stop.is_cancelled() {
                     (seen, _) = notification::project(&app.db, seen).await.expect("notifications");
                     tokio::task::yield_now().await;

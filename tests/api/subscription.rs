@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use fasttrack::db::Conn;
-use fasttrack::events::{self, Kind, NewEvent};
+use fasttrack::events::{self, EventKind, NewEvent};
 use fasttrack::graphql::node;
 use fasttrack::http::concurrency_limit::Wait;
 use fasttrack::id::Id;
@@ -32,7 +32,7 @@ async fn append(server: &Server, owner: &Person, project: &str, count: usize) {
     let event = NewEvent {
         owner_id: id(&owner.id),
         project_id: id(project),
-        ..NewEvent::new(Kind::ProjectUpdated, None, server.app.clock.now())
+        ..NewEvent::new(EventKind::ProjectUpdated, None, server.app.clock.now())
     };
     let appended = server.run(async move |app| {
         let events: Vec<NewEvent> = (0..count).map(|_| NewEvent { id: Id::new(), ..event.clone() }).collect();

@@ -127,7 +127,7 @@ impl Person {
     /// Waits until no write is pending and returns the end of the log. On PostgreSQL an event
     /// becomes visible only after all older transactions have ended, including those of other
     /// databases on the server.
-    async fn settled(&self) -> events::Position {
+    async fn settled(&self) -> events::LogPosition {
         let app = Arc::clone(&self.app);
         let settled = async move {
             loop {
