@@ -24,7 +24,7 @@ use crate::http::persisted::MAX_ID;
 use crate::limits::{MIB, StorageQuotas};
 use crate::network::Network;
 use crate::store::event::Retention;
-use crate::store::lockout::Rule;
+use crate::store::lockout::LockoutPolicy;
 use crate::time::Timestamp;
 
 const SECONDS_PER_DAY: u64 = 86_400;
@@ -234,7 +234,7 @@ pub struct Config {
     /// `LOCKOUT_FAILURES` (5) and `LOCKOUT_MINUTES` (30): failures after which an address is locked
     /// out of an identifier, and for how long. Five times as many failures in an hour from all
     /// addresses together slow down logins with that identifier.
-    pub lockout: Rule,
+    pub lockout: LockoutPolicy,
     /// `AUDIT_RETENTION_DAYS`: retention of the audit log. Default 365.
     pub audit_retention: Duration,
     /// `GRAPHIQL_ENABLED`: whether `/graphiql` is served. Default on.
@@ -576,7 +576,7 @@ impl Config {
             verify_email_url: page_url(source, "VERIFY_EMAIL_URL", &public_url, "/auth/verify-email")?,
             reset_password_url: page_url(source, "PASSWORD_RESET_URL", &public_url, "/auth/password-reset")?,
             require_verified_email: source.flag("REQUIRE_VERIFIED_EMAIL", false)?,
-            lockout: Rule {
+            lockout: LockoutPolicy {
                 failures: i32::try_from(source.positive("LOCKOUT_FAILURES", 5)?).unwrap_or(i32::MAX),
                 duration: source.minutes("LOCKOUT_MINUTES", 30)?,
             },

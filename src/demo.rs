@@ -10,10 +10,10 @@ use crate::access::{Role, Viewer};
 use crate::auth::credential;
 use crate::error::{Code, Error, Result};
 use crate::id::Id;
-use crate::store::audit::Origin;
-use crate::store::lockout::Attempt;
+use crate::store::audit::ClientInfo;
+use crate::store::lockout::PasswordAttempt;
 use crate::store::password::Password;
-use crate::store::session::{Begun, Session, Shown};
+use crate::store::session::{LoginOutcome, Session, VerifiedPassword};
 use crate::store::task::{Changes, New, Priority, Status};
 use crate::store::value::{Body, Color, Description, DisplayName, Email, LabelName, ProjectName, Title, Username};
 use crate::store::{comment, label, project, session, task, user};
@@ -90,7 +90,7 @@ pub async fn fill(app: &App) -> Result<&'static str> {
             role,
             email_verified: true,
         };
-        let user = user::create(&app.db, now, &new, &Origin::default()).await?;
+        let user = user::create(&app.db, now, &new, &ClientInfo::default()).await?;
         people.push(sign_in(app, now, user.id, role, &password_hash).await?);
     }
     let mut projects = Vec::new();
@@ -131,7 +131,7 @@ pub async fn fill(app: &App) -> Result<&'static str> {
         }
     }
     for person in &people {
-        session::revoke(&app.db, now, person, person.session_id, &Origin::default()).await?;
+        session::revoke(&app.db, now, person, person.session_id, &ClientInfo::default()).await?;
     }
     Ok(PASSWORD)
 }
@@ -153,9 +153,9 @@ async fn sign_in(app: &App, now: Timestamp, user_id: Id, role: Role, password_ha
         last_ip_address: None,
     };
     let viewer = Viewer { id: user_id, session_id: session.id, role };
-    let (shown, attempt) = (Shown { hash: password_hash, rehashed: None }, Attempt::session(&viewer));
+    let (shown, attempt) = (VerifiedPassword { hash: password_hash, rehashed: None }, PasswordAttempt::session(&viewer));
     match session::create(&app.db, &session, &shown, &attempt, true, app.config.lockout).await? {
-        Begun::Yes => Ok(viewer),
+        LoginOutcome::Created => Ok(viewer),
         _ => Err(Error::internal("an account that was just created cannot sign in")),
     }
 }

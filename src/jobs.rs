@@ -16,7 +16,7 @@ use crate::error::Result;
 use crate::events::LogPosition;
 use crate::mail::Mailer;
 use crate::store::{
-    CLEARED, audit, email_change, event, lockout, mail_quota, notification, session, token, username_change,
+    PURGE_BATCH, audit, email_change, event, lockout, mail_quota, notification, session, token, username_change,
 };
 
 /// Poll interval of the mail queue. Mail queued by this instance is sent at once.
@@ -39,7 +39,7 @@ const ENDED_SESSIONS: Duration = Duration::from_secs(30 * 86_400);
 macro_rules! all {
     ($step:expr) => {
         async {
-            while $step.await? >= CLEARED {}
+            while $step.await? >= PURGE_BATCH {}
             Result::<()>::Ok(())
         }
         .await
@@ -59,14 +59,14 @@ pub fn start(app: &Arc<App>, stop: &CancellationToken) -> Result<TaskTracker> {
         let (db, config, now) = (&cleaning.db.background_pool(), &cleaning.config, cleaning.clock.now());
         // All purges run, even if one fails.
         let cleared = [
-            all!(session::drop_ended(db, now.minus(ENDED_SESSIONS))),
-            all!(token::drop_ended(db, now)),
+            all!(session::purge_expired(db, now.minus(ENDED_SESSIONS))),
+            all!(token::purge_expired(db, now)),
             all!(mail_quota::purge_expired(db, now)),
             all!(email_change::purge_expired(db, now)),
             all!(username_change::purge_expired(db, now)),
-            all!(lockout::drop_ended(db, now.minus(lockout::retention(config.lockout)))),
-            all!(audit::drop_older(db, now.minus(config.audit_retention))),
-            all!(notification::drop_older(db, now.minus(NOTIFICATIONS))),
+            all!(lockout::purge_expired(db, now.minus(lockout::retention(config.lockout)))),
+            all!(audit::purge_older(db, now.minus(config.audit_retention))),
+            all!(notification::purge_older(db, now.minus(NOTIFICATIONS))),
         ];
         cleared.into_iter().collect()
     }));
@@ -89,7 +89,7 @@ async fn inbox(app: Arc<App>, stop: CancellationToken) {
         let next = Instant::now() + INBOX_PACE;
         let done = tokio::select! {
             () = stop.cancelled() => return,
-            done = notification::project(&db, position) => done,
+            done = notification::advance_inboxes(&db, position) => done,
         };
         match done {
             Ok((reached, more)) => {

@@ -19,7 +19,7 @@
 //! everywhere: [`access`] (who may), [`error`] (what a client is told), [`config`], [`id`], [`time`], [`network`],
 //! [`limits`], [`telemetry`], [`metrics`], which reads how full the parts are, and [`admission`], which `http` asks. Of
 //! the line these know no more than shapes: the column types of [`db`], and in [`config`] those of settings, such as
-//! [`store::lockout::Rule`]. Four are started by `main` and work on the line from outside: [`jobs`], [`mail`], which
+//! [`store::lockout::LockoutPolicy`]. Four are started by `main` and work on the line from outside: [`jobs`], [`mail`], which
 //! `store` queues for and [`jobs`] runs, [`demo`], and [`admin`].
 //!
 //! | module | what lives there |

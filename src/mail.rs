@@ -16,8 +16,8 @@ use crate::auth::unsubscribe;
 use crate::error::{Error, Result};
 use crate::http::recovery::CANCEL_PAGE;
 use crate::id::Id;
-use crate::store::mail::{self, Kind, Mail};
-use crate::store::mail_quota::{self, Admission};
+use crate::store::mail::{self, MailKind, Mail};
+use crate::store::mail_quota::{self, QuotaDecision};
 use crate::store::token::{self, Purpose};
 use crate::store::user;
 use crate::store::value::is_deceptive;
@@ -129,13 +129,13 @@ impl Mailer {
                 Decision::Send(letter) => letter,
                 Decision::Defer => continue,
                 Decision::Drop => {
-                    mail::settle(db, &mail).await?;
+                    mail::complete(db, &mail).await?;
                     continue;
                 }
             };
             let begun = clock.now();
             match self.send(&mail, &letter).await {
-                Ok(()) => mail::settle(db, &mail).await?,
+                Ok(()) => mail::complete(db, &mail).await?,
                 Err(reason) => {
                     if let Some(counted) = letter.counted {
                         mail_quota::release(db, counted).await?;
@@ -163,7 +163,7 @@ impl Mailer {
             counted: None,
         };
         match mail.kind {
-            Kind::TaskAssigned => {
+            MailKind::TaskAssigned => {
                 let Some(id) = mail.user_id else { return Ok(Decision::Drop) };
                 // The recipient may have unsubscribed or moved while the mail waited.
                 let user = user::any_by_ids(&mut self.app.db.conn().await?, &[id]).await?.pop();
@@ -176,7 +176,7 @@ impl Mailer {
                     ["Someone assigned a task to you. They gave it this title:".to_owned(), quoted(&mail.data)];
                 Ok(Decision::Send(Letter { unsubscribe, ..notice("A task was assigned to you", paragraphs) }))
             }
-            Kind::VerifyEmail => {
+            MailKind::VerifyEmail => {
                 let paragraphs = [
                     "To verify your e-mail address, open this link. It expires in 24 hours.".to_owned(),
                     "If you did not request this, you can ignore this message.".to_owned(),
@@ -184,7 +184,7 @@ impl Mailer {
                 let letter = notice("Verify your e-mail address", paragraphs);
                 self.with_token(mail, Purpose::VerifyEmail, VERIFY, &config.verify_email_url, letter).await
             }
-            Kind::ResetPassword => {
+            MailKind::ResetPassword => {
                 let paragraphs = [
                     "To set a new password, open this link. It works once and expires in 30 minutes.".to_owned(),
                     "If you did not request this, ignore this message: your password stays unchanged.".to_owned(),
@@ -192,7 +192,7 @@ impl Mailer {
                 let letter = notice("Set a new password", paragraphs);
                 self.with_token(mail, Purpose::ResetPassword, RESET, &config.reset_password_url, letter).await
             }
-            Kind::PasswordDisabled => {
+            MailKind::PasswordDisabled => {
                 let paragraphs = [
                     "The change of your e-mail address was undone, and your password was disabled.".to_owned(),
                     "To set a new password, open this link. It works once and expires in 30 minutes.".to_owned(),
@@ -200,14 +200,14 @@ impl Mailer {
                 let letter = notice("Set a new password", paragraphs);
                 self.with_token(mail, Purpose::ResetPassword, RESET, &config.reset_password_url, letter).await
             }
-            Kind::PasswordChanged => {
+            MailKind::PasswordChanged => {
                 let paragraphs = [
                     "The password of your account was changed, and all other sessions were ended.".to_owned(),
                     "If this was not you, reset your password now and contact your administrator.".to_owned(),
                 ];
                 self.admit_notice(mail, notice("Your password was changed", paragraphs)).await
             }
-            Kind::UsernameChanged => {
+            MailKind::UsernameChanged => {
                 let paragraphs = [
                     format!("Your account now has the username {}.", one_line(&mail.data)),
                     "If this was not you, end your other sessions, change your password, and take the old username \
@@ -216,7 +216,7 @@ impl Mailer {
                 ];
                 self.admit_notice(mail, notice("Your username was changed", paragraphs)).await
             }
-            Kind::EmailChanged => {
+            MailKind::EmailChanged => {
                 let paragraphs = [
                     format!("Your account now uses the address {}.", one_line(&mail.data)),
                     "If this was not you, open the link in the message that we sent when the change was requested. It \
@@ -225,7 +225,7 @@ impl Mailer {
                 ];
                 self.admit_notice(mail, notice("Your e-mail address was changed", paragraphs)).await
             }
-            Kind::EmailChangeRequested => match self.email_change(mail) {
+            MailKind::EmailChangeRequested => match self.email_change(mail) {
                 Some((link, paragraphs)) => {
                     let letter = notice("Your e-mail address is about to change", paragraphs);
                     self.admit_notice(mail, Letter { link: Some(link), ..letter }).await
@@ -279,8 +279,8 @@ impl Mailer {
             .db
             .transaction(async |tx| mail_quota::admit_account_mail(tx, now, mail.kind, &mail.recipient).await);
         Ok(match admission.await? {
-            Admission::Counted(id) => Decision::Send(Letter { counted: Some(id), ..letter }),
-            Admission::Full(_) => Decision::Drop,
+            QuotaDecision::Counted(id) => Decision::Send(Letter { counted: Some(id), ..letter }),
+            QuotaDecision::Full(_) => Decision::Drop,
         })
     }
 
@@ -312,18 +312,18 @@ impl Mailer {
                 return Ok(Err(Issued::Drop));
             }
             match mail_quota::admit_account_mail(tx, now, mail.kind, recipient).await? {
-                Admission::Counted(counted) => {
+                QuotaDecision::Counted(counted) => {
                     token::insert(tx, user.id, purpose, &hash, recipient, now.plus(lifetime)).await?;
                     Ok(Ok((recipient.clone(), counted)))
                 }
                 // Messages to the account's own address are few, so they can wait. Users can request
                 // a change to any address, so links for these may be many per address. They are
                 // dropped, and their users can request another.
-                Admission::Full(until) if user.email == *recipient => {
+                QuotaDecision::Full(until) if user.email == *recipient => {
                     mail::defer(tx, mail, until).await?;
                     Ok(Err(Issued::Defer))
                 }
-                Admission::Full(_) => Ok(Err(Issued::Drop)),
+                QuotaDecision::Full(_) => Ok(Err(Issued::Drop)),
             }
         });
         Ok(match issued.await? {

@@ -17,7 +17,7 @@ use fasttrack::db::{Location, migrate};
 use fasttrack::error::Error;
 use fasttrack::http::auth::NewAccount;
 use fasttrack::server::{self, Server};
-use fasttrack::store::audit::Origin;
+use fasttrack::store::audit::ClientInfo;
 use fasttrack::store::password::Password;
 use fasttrack::store::{account, user};
 use fasttrack::time::Clock;
@@ -379,7 +379,7 @@ async fn manage_users(config: Config, command: UserCommand) -> Result<(), Failur
                 role: if new.admin { Role::Admin } else { Role::User },
                 email_verified: true,
             };
-            let user = user::create(&app.db, now, &account.check(&app).await?, &Origin::default()).await?;
+            let user = user::create(&app.db, now, &account.check(&app).await?, &ClientInfo::default()).await?;
             println!("Created {} with role {:?}.", user.username, user.role);
         }
         UserCommand::List => {

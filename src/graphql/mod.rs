@@ -44,7 +44,7 @@ use crate::error::{Code, Error, Result};
 use crate::events::Event;
 use crate::id::Id;
 use crate::network::Client;
-use crate::store::audit::Origin;
+use crate::store::audit::ClientInfo;
 use crate::store::event::Objects;
 use crate::store::project::Project;
 use crate::time::whole_seconds;
@@ -248,8 +248,8 @@ impl Caller {
     }
 
     /// Where the request came from, for the audit log.
-    pub fn origin(&self) -> Origin {
-        self.0.client.as_ref().map(Origin::from).unwrap_or_default()
+    pub fn origin(&self) -> ClientInfo {
+        self.0.client.as_ref().map(ClientInfo::from).unwrap_or_default()
     }
 
     /// Whether the permission table allows the viewer the action on this object.

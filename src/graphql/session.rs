@@ -21,8 +21,8 @@ use crate::App;
 use crate::access::{Action, Viewer};
 use crate::error::{Error, UserErrorCode};
 use crate::limits::decode_budget::without_meter;
-use crate::store::audit::{self, Origin};
-use crate::store::lockout::{self, Attempt};
+use crate::store::audit::{self, ClientInfo};
+use crate::store::lockout::{self, PasswordAttempt};
 use crate::store::password::Password;
 use crate::store::session as store;
 use crate::store::value::Email;
@@ -90,7 +90,7 @@ impl AuditEntry {
     }
 
     /// Kind of event.
-    async fn kind(&self) -> audit::Kind {
+    async fn kind(&self) -> audit::AuditKind {
         self.0.kind
     }
 
@@ -129,7 +129,7 @@ pub async fn log(ctx: &Context<'_>, user_id: Option<crate::id::Id>, paging: Pagi
     let window = paging.window(tag)?;
     let (caller, viewer) = (Caller::of(ctx), *Caller::of(ctx).viewer()?);
     let page = audit::page(&mut caller.app().db.conn().await?, user_id, &window).await?;
-    let shown = |entry: audit::Entry| AuditEntry(entry.seen_by(&viewer));
+    let shown = |entry: audit::Entry| AuditEntry(entry.redacted_for(&viewer));
     Ok(Connection::new(tag, Total::Audit(user_id), page, audit::Entry::position, shown))
 }
 
@@ -183,7 +183,7 @@ impl SessionQuery {
         drop(conn);
         let (app, who) = (caller.app(), Some(caller.viewer()?.id));
         let (now, origin) = (app.clock.now(), caller.origin());
-        app.db.transaction(async |tx| audit::note(tx, now, audit::Kind::DataExported, who, who, &origin).await).await?;
+        app.db.transaction(async |tx| audit::record(tx, now, audit::AuditKind::DataExported, who, who, &origin).await).await?;
         Ok(Written(document.into()))
     }
 }
@@ -258,12 +258,12 @@ async fn confirm(
     viewer: &Viewer,
     field: &'static str,
     password: &str,
-    origin: &Origin,
+    origin: &ClientInfo,
 ) -> crate::error::Result<()> {
     let (now, rule) = (app.clock.now(), app.config.lockout);
     app.limits.admit_session(viewer, now).await?;
     let mut conn = app.db.conn().await?;
-    let verdict = lockout::check(&mut conn, now, &Attempt::session(viewer), rule).await?;
+    let verdict = lockout::check(&mut conn, now, &PasswordAttempt::session(viewer), rule).await?;
     if let Some(refusal) = verdict.refusal(now) {
         return Err(refusal);
     }
@@ -285,7 +285,7 @@ pub async fn confirm_email_change(
     viewer: &Viewer,
     email: &Email,
     password: Option<&str>,
-    origin: &Origin,
+    origin: &ClientInfo,
 ) -> crate::error::Result<bool> {
     let user = users::any_by_ids(&mut app.db.conn().await?, &[viewer.id]).await?.pop();
     if user.ok_or_else(Error::unauthenticated)?.email == **email {

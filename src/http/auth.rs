@@ -28,10 +28,10 @@ use crate::id::Id;
 use crate::limits::{self, RateLimitBucket, Quota, ClientKey};
 use crate::network::Client;
 use crate::store::account::{self, Credential};
-use crate::store::audit::Origin;
-use crate::store::lockout::{self, Attempt, Verdict};
+use crate::store::audit::ClientInfo;
+use crate::store::lockout::{self, PasswordAttempt, Verdict};
 use crate::store::password::Password;
-use crate::store::session::{self, Begun, Rotation, Session, Shown};
+use crate::store::session::{self, LoginOutcome, Rotation, Session, VerifiedPassword};
 use crate::store::user::{self, User};
 use crate::store::value::{DisplayName, Email, UserErrors, Username, fold};
 use crate::time::Timestamp;
@@ -141,7 +141,7 @@ async fn register(
         email_verified: false,
     };
     let new = account.check(&app).await?;
-    let user = user::create(&app.db, now, &new, &Origin::from(&client)).await?;
+    let user = user::create(&app.db, now, &new, &ClientInfo::from(&client)).await?;
     Ok((StatusCode::CREATED, Json(Account::from(user))))
 }
 
@@ -261,14 +261,14 @@ async fn login(
 ) -> Result<Response, Problem> {
     let now = app.clock.now();
     counted.admit(&app, RateLimitBucket::Credentials, &client).await?;
-    let (origin, rule) = (Origin::from(&client), app.config.lockout);
+    let (origin, rule) = (ClientInfo::from(&client), app.config.lockout);
     let (Login::Email { email: typed, password, device_token }
     | Login::Username { username: typed, password, device_token }) = body;
     let identifier = identifier(&typed);
     loop {
         let found = account::identify(&mut app.db.conn().await?, &identifier).await?;
         let device = found.as_ref().and_then(|found| known_device(&app, now, found, &headers, device_token.as_deref()));
-        let attempt = Attempt::login(&identifier, client.address, device);
+        let attempt = PasswordAttempt::login(&identifier, client.address, device);
         let user_id = found.as_ref().map(|credential| credential.user_id);
         let verdict = lockout::check(&mut app.db.conn().await?, now, &attempt, rule).await?;
         if verdict.locked_until.is_some() {
@@ -286,7 +286,7 @@ async fn login(
         let admitted = found.as_ref().filter(|found| right && found.is_active && (is_known || !is_slow));
         if let Some(found) = admitted {
             if app.config.require_verified_email && !found.email_verified {
-                account::login_refused(&app.db, now, found.user_id, &origin).await?;
+                account::record_login_refusal(&app.db, now, found.user_id, &origin).await?;
                 return Err(account::unverified().into());
             }
             let login = RightPassword { found, password: &password, device, attempt: &attempt, is_known };
@@ -294,8 +294,8 @@ async fn login(
                 Ok(granted) => return Ok(granted),
                 // The account changed while the password was hashed. If the change was only a new
                 // hash of the same password, the password is still correct.
-                Err(Begun::Changed | Begun::Yes) => continue,
-                Err(Begun::LockedOut) => {}
+                Err(LoginOutcome::CredentialsChanged | LoginOutcome::Created) => continue,
+                Err(LoginOutcome::LockedOut) => {}
             }
         }
         // Unknown, wrong, disabled and rejected logins get the same response after the same time.
@@ -315,7 +315,7 @@ struct RightPassword<'a> {
     found: &'a Credential,
     password: &'a str,
     device: Option<Id>,
-    attempt: &'a Attempt,
+    attempt: &'a PasswordAttempt,
     /// Whether it comes from the address of an active session.
     is_known: bool,
 }
@@ -324,9 +324,9 @@ struct RightPassword<'a> {
 async fn begin(
     app: &App,
     now: Timestamp,
-    origin: &Origin,
+    origin: &ClientInfo,
     login: RightPassword<'_>,
-) -> Result<std::result::Result<Response, Begun>> {
+) -> Result<std::result::Result<Response, LoginOutcome>> {
     let RightPassword { found, password, device, attempt, is_known } = login;
     let rehashed = match app.credentials.is_outdated(&found.password_hash) {
         true => Some(app.credentials.rehash(password).await?),
@@ -346,9 +346,9 @@ async fn begin(
         user_agent: origin.user_agent.clone(),
         last_ip_address: None,
     };
-    let shown = Shown { hash: &found.password_hash, rehashed: rehashed.as_deref() };
+    let shown = VerifiedPassword { hash: &found.password_hash, rehashed: rehashed.as_deref() };
     match session::create(&app.db, &session, &shown, attempt, is_known, app.config.lockout).await? {
-        Begun::Yes => {}
+        LoginOutcome::Created => {}
         other => return Ok(Err(other)),
     }
     let mut tokens = app.credentials.tokens(now, &session)?;
@@ -434,7 +434,7 @@ async fn refresh(
         return Err(refused().into());
     }
     let (end, grace) = (app.config.session_expires_at(now, session.created_at), app.config.refresh_grace);
-    let origin = Origin::from(&client);
+    let origin = ClientInfo::from(&client);
     match session::rotate(&app.db, now, session.id, shown.generation, end, grace, &origin).await? {
         Rotation::Current(session) => Ok(granted(app.credentials.tokens(now, &session)?)),
         Rotation::Reused => {
@@ -473,7 +473,7 @@ async fn logout(
     counted.admit(&app, RateLimitBucket::Auth, &client).await?;
     let token = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()).and_then(bearer);
     let viewer = auth::viewer(&app, token.ok_or_else(Error::unauthenticated)?).await?;
-    session::revoke(&app.db, now, &viewer, viewer.session_id, &Origin::from(&client)).await?;
+    session::revoke(&app.db, now, &viewer, viewer.session_id, &ClientInfo::from(&client)).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

@@ -27,8 +27,8 @@ use crate::error::{Error, UserErrorCode, Result};
 use crate::id::Id;
 use crate::limits::RateLimitBucket;
 use crate::network::Client;
-use crate::store::audit::Origin;
-use crate::store::mail::{self, Kind};
+use crate::store::audit::ClientInfo;
+use crate::store::mail::{self, MailKind};
 use crate::store::password::Password;
 use crate::store::value::Email;
 use crate::store::{account, user};
@@ -98,7 +98,7 @@ async fn verify_email(
     let now = app.clock.now();
     counted.admit(&app, RateLimitBucket::Credentials, &client).await?;
     let hash = MailToken::shown(&body.token).hash();
-    account::verify_email(&app.db, now, &hash, &Origin::from(&client)).await?;
+    account::verify_email(&app.db, now, &hash, &ClientInfo::from(&client)).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -148,7 +148,7 @@ async fn cancel_email_change(
     counted.admit(&app, RateLimitBucket::Credentials, &client).await?;
     let change = app.credentials.email_change(&body.token).ok_or_else(account::no_such_token)?;
     let unusable = app.credentials.unusable_hash()?;
-    account::cancel_email_change(&app.db, now, change, &unusable, &Origin::from(&client)).await?;
+    account::cancel_email_change(&app.db, now, change, &unusable, &ClientInfo::from(&client)).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -168,7 +168,7 @@ async fn resend_verification(
     Extension(counted): Extension<Counted>,
     Body(body): Body<Address>,
 ) -> Result<Response, Problem> {
-    ask(&app, &counted, &client, Kind::VerifyEmail, &body.email).await?;
+    ask(&app, &counted, &client, MailKind::VerifyEmail, &body.email).await?;
     Ok(accepted("If this address needs to be verified, a message is on its way."))
 }
 
@@ -188,11 +188,11 @@ async fn password_reset(
     Extension(counted): Extension<Counted>,
     Body(body): Body<Address>,
 ) -> Result<Response, Problem> {
-    ask(&app, &counted, &client, Kind::ResetPassword, &body.email).await?;
+    ask(&app, &counted, &client, MailKind::ResetPassword, &body.email).await?;
     Ok(accepted("If this address has an account, a message is on its way."))
 }
 
-async fn ask(app: &App, counted: &Counted, client: &Client, kind: Kind, email: &str) -> Result<()> {
+async fn ask(app: &App, counted: &Counted, client: &Client, kind: MailKind, email: &str) -> Result<()> {
     counted.admit(app, RateLimitBucket::Credentials, client).await?;
     let email = Email::parse("email", email).map_err(|fault| Error::UserErrors(vec![fault]))?;
     mail::queue_for_address(&app.db, app.clock.now(), kind, &email).await
@@ -263,7 +263,7 @@ async fn confirm_password_reset(
     let password = Password::parse("new_password", &body.new_password, policy, &personal);
     let password = password.map_err(|fault| Error::UserErrors(vec![fault]))?;
     let password_hash = app.credentials.hash(&password).await?;
-    account::reset_password(&app.db, now, &hash, &password_hash, &Origin::from(&client)).await?;
+    account::reset_password(&app.db, now, &hash, &password_hash, &ClientInfo::from(&client)).await?;
     // The device tokens of earlier logins ended with the old password. Without a new one, strangers
     // who guess would keep the owner out from the first login on.
     let device_token = app.credentials.device_token(now, Id::new(), owner.id, &password_hash);
@@ -306,7 +306,7 @@ async fn unsubscribe_from_assignments(
     let token = parameters.find(|(name, _)| name == "token").map(|(_, token)| token);
     let user_id = token.and_then(|token| unsubscribe::user_of(&app.config.secret_key, &token));
     let user_id = user_id.ok_or_else(|| Error::user_error("token", UserErrorCode::Invalid, "This link is not valid."))?;
-    user::unsubscribe(&app.db, app.clock.now(), user_id, &Origin::from(&client)).await?;
+    user::unsubscribe(&app.db, app.clock.now(), user_id, &ClientInfo::from(&client)).await?;
     Ok(Json(Accepted { detail: "You will receive no more e-mails about assignments." }))
 }
 

@@ -2,9 +2,9 @@
 
 use diesel::prelude::*;
 
-use super::audit::{self, Origin};
+use super::audit::{self, ClientInfo};
 use super::email_change;
-use super::lockout::{self, Attempt, Rule, Verdict};
+use super::lockout::{self, PasswordAttempt, LockoutPolicy, Verdict};
 use super::mail;
 use super::project::{self, Project};
 use super::token::{self, Purpose};
@@ -59,16 +59,16 @@ pub async fn credential_of(conn: &mut Conn, viewer: &Viewer) -> Result<Credentia
 pub async fn login_failed(
     db: &Db,
     now: Timestamp,
-    attempt: &Attempt,
+    attempt: &PasswordAttempt,
     user_id: Option<Id>,
-    origin: &Origin,
-    rule: Rule,
+    origin: &ClientInfo,
+    rule: LockoutPolicy,
 ) -> Result<Verdict> {
     db.transaction(async |tx| {
-        audit::note(tx, now, audit::Kind::LoginFailed, user_id, None, origin).await?;
+        audit::record(tx, now, audit::AuditKind::LoginFailed, user_id, None, origin).await?;
         let failure = lockout::count_failure(tx, now, attempt, rule).await?;
         if failure.locks {
-            audit::note(tx, now, audit::Kind::LockedOut, user_id, None, origin).await?;
+            audit::record(tx, now, audit::AuditKind::LockedOut, user_id, None, origin).await?;
         }
         Ok(failure.verdict)
     })
@@ -77,8 +77,8 @@ pub async fn login_failed(
 
 /// Records that a login with the right password was refused, because the address is not verified: somebody knows the
 /// password.
-pub async fn login_refused(db: &Db, now: Timestamp, user_id: Id, origin: &Origin) -> Result<()> {
-    db.transaction(async |tx| audit::note(tx, now, audit::Kind::LoginRefused, Some(user_id), None, origin).await).await
+pub async fn record_login_refusal(db: &Db, now: Timestamp, user_id: Id, origin: &ClientInfo) -> Result<()> {
+    db.transaction(async |tx| audit::record(tx, now, audit::AuditKind::LoginRefused, Some(user_id), None, origin).await).await
 }
 
 /// Records that a signed-in person gave their password again; refuses when it is wrong or their session is locked out.
@@ -87,10 +87,10 @@ pub async fn password_checked(
     now: Timestamp,
     viewer: &Viewer,
     is_right: bool,
-    origin: &Origin,
-    rule: Rule,
+    origin: &ClientInfo,
+    rule: LockoutPolicy,
 ) -> Result<Verdict> {
-    let attempt = Attempt::session(viewer);
+    let attempt = PasswordAttempt::session(viewer);
     db.transaction(async |tx| {
         if is_right {
             let verdict = lockout::lock(tx, now, &attempt, rule).await?;
@@ -100,10 +100,10 @@ pub async fn password_checked(
             return Ok(verdict);
         }
         let who = Some(viewer.id);
-        audit::note(tx, now, audit::Kind::PasswordCheckFailed, who, who, origin).await?;
+        audit::record(tx, now, audit::AuditKind::PasswordCheckFailed, who, who, origin).await?;
         let failure = lockout::count_failure(tx, now, &attempt, rule).await?;
         if failure.locks {
-            audit::note(tx, now, audit::Kind::LockedOut, who, who, origin).await?;
+            audit::record(tx, now, audit::AuditKind::LockedOut, who, who, origin).await?;
         }
         Ok(failure.verdict)
     })
@@ -116,7 +116,7 @@ pub fn no_such_token() -> Error {
 }
 
 /// Redeems a token that shows that mail to an address reaches its owner; the address becomes the account's.
-pub async fn verify_email(db: &Db, now: Timestamp, hash: &[u8], origin: &Origin) -> Result<()> {
+pub async fn verify_email(db: &Db, now: Timestamp, hash: &[u8], origin: &ClientInfo) -> Result<()> {
     db.transaction(async |tx| {
         let redeemed = token::redeem(tx, now, Purpose::VerifyEmail, hash).await?;
         let (user_id, email) = redeemed.ok_or_else(no_such_token)?;
@@ -124,12 +124,12 @@ pub async fn verify_email(db: &Db, now: Timestamp, hash: &[u8], origin: &Origin)
         let canceled = user::set_email(tx, now, &user, &email).await?;
         record_cancellation(tx, now, user_id, canceled, origin).await?;
         if email == user.email {
-            return audit::note(tx, now, audit::Kind::EmailVerified, Some(user_id), None, origin).await;
+            return audit::record(tx, now, audit::AuditKind::EmailVerified, Some(user_id), None, origin).await;
         }
         // Whoever still reads the old address must not be able to take the account back with an old token.
-        token::withdraw(tx, user_id, Purpose::ResetPassword).await?;
-        mail::queue(tx, now, mail::Kind::EmailChanged, &user.email, Some(user_id), &email).await?;
-        audit::note(tx, now, audit::Kind::EmailChanged, Some(user_id), None, origin).await
+        token::revoke(tx, user_id, Purpose::ResetPassword).await?;
+        mail::queue(tx, now, mail::MailKind::EmailChanged, &user.email, Some(user_id), &email).await?;
+        audit::record(tx, now, audit::AuditKind::EmailChanged, Some(user_id), None, origin).await
     })
     .await
 }
@@ -137,7 +137,7 @@ pub async fn verify_email(db: &Db, now: Timestamp, hash: &[u8], origin: &Origin)
 /// Takes a change of address back by the link that was mailed to the old one: the account has the old address again,
 /// which is verified by that. Whoever asked for the change knows the password, so it is replaced by one that nobody has,
 /// every session ends, and a link to set another one is mailed.
-pub async fn cancel_email_change(db: &Db, now: Timestamp, change: Id, unusable: &str, origin: &Origin) -> Result<()> {
+pub async fn cancel_email_change(db: &Db, now: Timestamp, change: Id, unusable: &str, origin: &ClientInfo) -> Result<()> {
     db.transaction(async |tx| {
         let owner = email_change::owner(tx, now, change).await?.ok_or_else(no_such_token)?;
         let user = user::held(tx, owner).await?.ok_or_else(no_such_token)?;
@@ -150,14 +150,14 @@ pub async fn cancel_email_change(db: &Db, now: Timestamp, change: Id, unusable: 
         user::set_email(tx, now, &user, &change.email).await?;
         let owner = Some(user.id);
         if is_confirmed {
-            mail::queue(tx, now, mail::Kind::EmailChanged, &user.email, owner, &change.email).await?;
-            audit::note(tx, now, audit::Kind::EmailChanged, owner, None, origin).await?;
+            mail::queue(tx, now, mail::MailKind::EmailChanged, &user.email, owner, &change.email).await?;
+            audit::record(tx, now, audit::AuditKind::EmailChanged, owner, None, origin).await?;
         }
-        audit::note(tx, now, audit::Kind::EmailChangeCanceled, owner, None, origin).await?;
+        audit::record(tx, now, audit::AuditKind::EmailChangeCanceled, owner, None, origin).await?;
         let user = User { email: change.email, ..user };
         replace_password(tx, now, &user, unusable, None).await?;
-        mail::queue(tx, now, mail::Kind::PasswordDisabled, &user.email, owner, "").await?;
-        audit::note(tx, now, audit::Kind::PasswordDisabled, owner, None, origin).await
+        mail::queue(tx, now, mail::MailKind::PasswordDisabled, &user.email, owner, "").await?;
+        audit::record(tx, now, audit::AuditKind::PasswordDisabled, owner, None, origin).await
     })
     .await
 }
@@ -168,10 +168,10 @@ async fn record_cancellation(
     now: Timestamp,
     user_id: Id,
     canceled: bool,
-    origin: &Origin,
+    origin: &ClientInfo,
 ) -> Result<()> {
     if canceled {
-        audit::note(tx, now, audit::Kind::EmailChangeCanceled, Some(user_id), None, origin).await?;
+        audit::record(tx, now, audit::AuditKind::EmailChangeCanceled, Some(user_id), None, origin).await?;
     }
     Ok(())
 }
@@ -193,7 +193,7 @@ pub async fn reset_owner(conn: &mut Conn, now: Timestamp, hash: &[u8]) -> Result
 }
 
 /// Redeems a token that sets the password anew: every session ends, the account is unlocked from everywhere.
-pub async fn reset_password(db: &Db, now: Timestamp, hash: &[u8], password_hash: &str, origin: &Origin) -> Result<()> {
+pub async fn reset_password(db: &Db, now: Timestamp, hash: &[u8], password_hash: &str, origin: &ClientInfo) -> Result<()> {
     db.transaction(async |tx| {
         let redeemed = token::redeem(tx, now, Purpose::ResetPassword, hash).await?;
         let (user_id, email) = redeemed.ok_or_else(no_such_token)?;
@@ -202,7 +202,7 @@ pub async fn reset_password(db: &Db, now: Timestamp, hash: &[u8], password_hash:
         let canceled = user::set_email(tx, now, &user, &email).await?;
         record_cancellation(tx, now, user_id, canceled, origin).await?;
         put_password(tx, now, &user, password_hash, None, origin).await?;
-        audit::note(tx, now, audit::Kind::PasswordReset, Some(user_id), None, origin).await
+        audit::record(tx, now, audit::AuditKind::PasswordReset, Some(user_id), None, origin).await
     })
     .await
 }
@@ -211,9 +211,9 @@ pub async fn reset_password(db: &Db, now: Timestamp, hash: &[u8], password_hash:
 pub async fn set_password(db: &Db, now: Timestamp, user: &User, password_hash: &str) -> Result<()> {
     db.transaction(async |tx| {
         let user = user::held(tx, user.id).await?.ok_or_else(|| Error::not_found("id", "user"))?;
-        let nowhere = Origin::default();
+        let nowhere = ClientInfo::default();
         put_password(tx, now, &user, password_hash, None, &nowhere).await?;
-        audit::note(tx, now, audit::Kind::PasswordReset, Some(user.id), None, &nowhere).await
+        audit::record(tx, now, audit::AuditKind::PasswordReset, Some(user.id), None, &nowhere).await
     })
     .await
 }
@@ -224,13 +224,13 @@ pub async fn change_password(
     now: Timestamp,
     viewer: &Viewer,
     password_hash: &str,
-    origin: &Origin,
+    origin: &ClientInfo,
 ) -> Result<User> {
     db.transaction(async |tx| {
         let user = user::held(tx, viewer.id).await?.ok_or_else(Error::unauthenticated)?;
         session::lock(tx, now, viewer).await?;
         put_password(tx, now, &user, password_hash, Some(viewer.session_id), origin).await?;
-        audit::note(tx, now, audit::Kind::PasswordChanged, Some(user.id), Some(user.id), origin).await?;
+        audit::record(tx, now, audit::AuditKind::PasswordChanged, Some(user.id), Some(user.id), origin).await?;
         Ok(user)
     })
     .await
@@ -243,11 +243,11 @@ async fn put_password(
     user: &User,
     password_hash: &str,
     keep: Option<Id>,
-    origin: &Origin,
+    origin: &ClientInfo,
 ) -> Result<()> {
     let canceled = replace_password(tx, now, user, password_hash, keep).await?;
     record_cancellation(tx, now, user.id, canceled, origin).await?;
-    mail::queue(tx, now, mail::Kind::PasswordChanged, &user.email, Some(user.id), "").await
+    mail::queue(tx, now, mail::MailKind::PasswordChanged, &user.email, Some(user.id), "").await
 }
 
 /// Replaces the password and revokes everything obtained with the old one: sessions but the one to keep, reset tokens,
@@ -264,7 +264,7 @@ async fn replace_password(
         .execute(c)
         .await)?;
     session::end(tx, now, user.id, None, keep).await?;
-    token::withdraw(tx, user.id, Purpose::ResetPassword).await?;
+    token::revoke(tx, user.id, Purpose::ResetPassword).await?;
     let canceled = user::cancel_email_change(tx, user).await?;
     lockout::unlock(tx, &[&fold(&user.email), &fold(&user.username)]).await?;
     Ok(canceled)
@@ -301,18 +301,18 @@ pub async fn delete(db: &Db, now: Timestamp, viewer: &Viewer) -> Result<()> {
         on!(tx, |c| diesel::delete(user_usage::table.find(user.id)).execute(c).await)?;
         session::end(tx, now, user.id, None, None).await?;
         lockout::unlock(tx, &[&fold(&user.email), &fold(&user.username)]).await?;
-        mail::forget(tx, user.id, &user.email).await?;
+        mail::delete_for_user(tx, user.id, &user.email).await?;
         on!(tx, |c| diesel::delete(mail_tokens::table.filter(mail_tokens::user_id.eq(user.id))).execute(c).await)?;
         email_change::delete_for_user(tx, user.id).await?;
         username_change::delete_for_user(tx, user.id).await?;
-        audit::forget(tx, user.id).await?;
+        audit::delete_for_user(tx, user.id).await?;
         user::efface(tx, now, &user).await?;
         // After the row was changed: whoever makes notifications holds it until they are made, and makes none after.
-        notification::forget(tx, user.id).await?;
-        session::forget(tx, user.id).await?;
+        notification::delete_for_user(tx, user.id).await?;
+        session::delete_for_user(tx, user.id).await?;
         let told = NewEvent::new(EventKind::UserChanged, Some(user.id), now);
         events::append(tx, &[NewEvent { owner_id: Some(user.id), ..told }]).await?;
-        audit::note(tx, now, audit::Kind::Deleted, Some(user.id), Some(user.id), &Origin::default()).await
+        audit::record(tx, now, audit::AuditKind::Deleted, Some(user.id), Some(user.id), &ClientInfo::default()).await
     })
     .await
 }

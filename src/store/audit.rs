@@ -5,7 +5,7 @@ use diesel::expression::AsExpression;
 use diesel::prelude::*;
 use serde::Serialize;
 
-use super::CLEARED;
+use super::PURGE_BATCH;
 use crate::access::Viewer;
 use crate::db::page::{SortKey, Page, RowPosition, PageWindow, any_id};
 use crate::db::rows::RunQueryDsl;
@@ -22,7 +22,7 @@ use crate::{keyset, on};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, AsExpression, FromSqlRow, Serialize, async_graphql::Enum)]
 #[diesel(sql_type = diesel::sql_types::SmallInt)]
 #[graphql(name = "AuditKind")]
-pub enum Kind {
+pub enum AuditKind {
     /// The account was created.
     Registered,
     /// The user logged in.
@@ -74,7 +74,7 @@ pub enum Kind {
     /// E-mails about assignments were turned off with the link in one of them.
     Unsubscribed,
 }
-stored_as_smallint!(Kind {
+stored_as_smallint!(AuditKind {
     Registered = 1,
     LoggedIn = 2,
     LoginFailed = 3,
@@ -103,14 +103,14 @@ stored_as_smallint!(Kind {
 
 /// Where a request came from, as far as it is known.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Origin {
+pub struct ClientInfo {
     /// The client's address.
     pub ip_address: Option<String>,
     /// What program it is, as it says.
     pub user_agent: Option<String>,
 }
 
-impl From<&Client> for Origin {
+impl From<&Client> for ClientInfo {
     fn from(client: &Client) -> Self {
         let program = client.user_agent.as_ref().and_then(|program| program.to_str().ok());
         Self {
@@ -127,7 +127,7 @@ pub struct Entry {
     /// Its id.
     pub id: Id,
     /// What happened.
-    pub kind: Kind,
+    pub kind: AuditKind,
     /// When.
     pub occurred_at: Timestamp,
     /// To whose account; none where the identifier is nobody's.
@@ -147,7 +147,7 @@ impl Entry {
     }
 
     /// The line as the viewer may see it: where somebody else was when they did it is for ADMIN alone.
-    pub fn seen_by(self, viewer: &Viewer) -> Self {
+    pub fn redacted_for(self, viewer: &Viewer) -> Self {
         if viewer.is_admin() || self.actor_id.is_none_or(|actor| actor == viewer.id) {
             return self;
         }
@@ -156,13 +156,13 @@ impl Entry {
 }
 
 /// Writes a line, in the transaction of the change.
-pub async fn note(
+pub async fn record(
     tx: &mut Conn,
     now: Timestamp,
-    kind: Kind,
+    kind: AuditKind,
     user_id: Option<Id>,
     actor_id: Option<Id>,
-    origin: &Origin,
+    origin: &ClientInfo,
 ) -> Result<()> {
     let entry = Entry {
         id: Id::new(),
@@ -202,7 +202,7 @@ pub async fn count(conn: &mut Conn, user_id: Option<Id>) -> Result<i64> {
 }
 
 /// Forgets a person who is leaving: all about their account, and of what they did to others where they were.
-pub async fn forget(tx: &mut Conn, user_id: Id) -> Result<()> {
+pub async fn delete_for_user(tx: &mut Conn, user_id: Id) -> Result<()> {
     on!(tx, |c| diesel::delete(audit_entries::table.filter(audit_entries::user_id.eq(user_id))).execute(c).await)?;
     let nowhere = (audit_entries::ip_address.eq(None::<String>), audit_entries::user_agent.eq(None::<String>));
     let done = diesel::update(audit_entries::table.filter(audit_entries::actor_id.eq(user_id)));
@@ -211,10 +211,10 @@ pub async fn forget(tx: &mut Conn, user_id: Id) -> Result<()> {
 }
 
 /// Forgets some of what is older than this moment; how much.
-pub async fn drop_older(db: &Db, before: Timestamp) -> Result<usize> {
+pub async fn purge_older(db: &Db, before: Timestamp) -> Result<usize> {
     db.transaction(async |tx| {
         let old = audit_entries::table.filter(audit_entries::occurred_at.lt(before));
-        let old: Vec<Id> = on!(tx, |c| old.select(audit_entries::id).limit(CLEARED as i64).load(c).await)?;
+        let old: Vec<Id> = on!(tx, |c| old.select(audit_entries::id).limit(PURGE_BATCH as i64).load(c).await)?;
         let old = audit_entries::table.filter(any_id(audit_entries::id, &old));
         Ok(on!(tx, |c| diesel::delete(old).execute(c).await)?)
     })

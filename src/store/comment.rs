@@ -134,7 +134,7 @@ pub async fn counts(conn: &mut Conn, reader: Option<&Viewer>, ids: &[Id]) -> Res
 /// Adds a comment to a task that the viewer sees.
 pub async fn create(db: &Db, now: Timestamp, viewer: &Viewer, task_id: Id, body: &Body) -> Result<Comment> {
     db.inline_transaction(async |tx| {
-        let names = mention::names(body);
+        let names = mention::parse_handles(body);
         let named = mention::lock(tx, viewer, &names).await?;
         let viewer = &session::lock(tx, now, viewer).await?;
         let task = task::lock(tx, viewer, task_id, Lock::Share).await?;
@@ -150,7 +150,7 @@ pub async fn create(db: &Db, now: Timestamp, viewer: &Viewer, task_id: Id, body:
             updated_at: now,
         };
         on!(tx, |c| diesel::insert_into(comments::table).values(&comment).execute(c).await)?;
-        let mentions = named.who_may_see(&task, &names);
+        let mentions = named.with_access_to(&task, &names);
         events::append(tx, &[about_comment(EventKind::CommentAdded, viewer, now, &task, &comment, mentions)]).await?;
         quota::add_comment(tx, db.quotas, &task, body).await?;
         Ok(comment)
@@ -162,7 +162,7 @@ pub async fn create(db: &Db, now: Timestamp, viewer: &Viewer, task_id: Id, body:
 pub async fn update(db: &Db, now: Timestamp, viewer: &Viewer, id: Id, body: &Body) -> Result<Comment> {
     db.inline_transaction(async |tx| {
         let found = by_ids(tx, &[id]).await?.pop().ok_or_else(missing)?;
-        let named = mention::lock(tx, viewer, &mention::added(&found.body, body)).await?;
+        let named = mention::lock(tx, viewer, &mention::added_handles(&found.body, body)).await?;
         let viewer = &session::lock(tx, now, viewer).await?;
         let (task, mut comment) = lock(tx, viewer, &found, Lock::Update).await?;
         viewer.require(Action::UpdateComment, &comment)?;
@@ -177,7 +177,7 @@ pub async fn update(db: &Db, now: Timestamp, viewer: &Viewer, id: Id, body: &Bod
             .execute(c)
             .await)?;
         // Whom the old text mentions was notified then.
-        let mentions = named.who_may_see(&task, &mention::added(&old, body));
+        let mentions = named.with_access_to(&task, &mention::added_handles(&old, body));
         events::append(tx, &[about_comment(EventKind::CommentUpdated, viewer, now, &task, &comment, mentions)]).await?;
         quota::change_comment(tx, db.quotas, &task, &old, body).await?;
         Ok(comment)

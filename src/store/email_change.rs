@@ -1,12 +1,12 @@
 //! Changes of an account's e-mail address, as its old address sees them: the link mailed there takes a change back, also
-//! after it was confirmed, for [`UNDO`]. The token of the link is made from the row's id (`auth`).
+//! after it was confirmed, for [`UNDO_PERIOD`]. The token of the link is made from the row's id (`auth`).
 
 use std::time::Duration;
 
 use diesel::dsl::exists;
 use diesel::prelude::*;
 
-use super::CLEARED;
+use super::PURGE_BATCH;
 use super::mail;
 use super::user::User;
 use super::value::fold;
@@ -20,7 +20,7 @@ use crate::on;
 use crate::time::Timestamp;
 
 /// How long after its request a change can be taken back.
-pub const UNDO: Duration = Duration::from_secs(3 * 86_400);
+pub const UNDO_PERIOD: Duration = Duration::from_secs(3 * 86_400);
 
 /// An address that an account had when a change was asked for.
 #[derive(Clone, Debug, PartialEq, Eq, Queryable, Selectable, Insertable)]
@@ -48,7 +48,7 @@ pub struct EmailChange {
 /// A row is found by the folded address, but to a mail server another spelling may be another mailbox. So a verified
 /// address is never replaced by a spelling of it: the link in its mailbox would hand the account to the other one.
 pub async fn request(tx: &mut Conn, now: Timestamp, user: &User, wanted: &str) -> Result<()> {
-    let (key, expires_at) = (fold(&user.email), now.plus(UNDO));
+    let (key, expires_at) = (fold(&user.email), now.plus(UNDO_PERIOD));
     let same = || email_changes::user_id.eq(user.id).and(email_changes::email_key.eq(&key));
     // Nobody has shown that this address was the owner's: links mailed to it must not restore another one.
     let unverified = email_changes::was_verified.eq(false).and(email_changes::email.ne(&user.email));
@@ -84,7 +84,7 @@ pub async fn request(tx: &mut Conn, now: Timestamp, user: &User, wanted: &str) -
         }
     };
     let detail = format!("{id} {wanted}");
-    mail::queue(tx, now, mail::Kind::EmailChangeRequested, &user.email, Some(user.id), &detail).await
+    mail::queue(tx, now, mail::MailKind::EmailChangeRequested, &user.email, Some(user.id), &detail).await
 }
 
 /// Whose change this is, if it can still be taken back.
@@ -127,7 +127,7 @@ pub async fn delete_for_user(tx: &mut Conn, user_id: Id) -> Result<()> {
 pub async fn purge_expired(db: &Db, now: Timestamp) -> Result<usize> {
     db.transaction(async |tx| {
         let expired = email_changes::table.filter(email_changes::expires_at.le(now));
-        let ids: Vec<Id> = on!(tx, |c| expired.select(email_changes::id).limit(CLEARED as i64).load(c).await)?;
+        let ids: Vec<Id> = on!(tx, |c| expired.select(email_changes::id).limit(PURGE_BATCH as i64).load(c).await)?;
         let expired = email_changes::table.filter(any_id(email_changes::id, &ids));
         Ok(on!(tx, |c| diesel::delete(expired).execute(c).await)?)
     })

@@ -162,7 +162,7 @@ pub async fn of(conn: &mut Conn, viewer: &Viewer) -> Result<Vec<u8>> {
     let inbox = notifications::user_id.eq(me);
     rows!(document, conn, "notifications", notifications by occurred_at, inbox, and inbox, |row: Notification| row);
     let about = audit_entries::user_id.eq(me);
-    rows!(document, conn, "securityLog", audit_entries by occurred_at, about, |entry: Entry| &entry.clone().seen_by(viewer));
+    rows!(document, conn, "securityLog", audit_entries by occurred_at, about, |entry: Entry| &entry.clone().redacted_for(viewer));
     document.0.push(b'}');
     Ok(document.0)
 }

@@ -16,7 +16,7 @@ use std::time::Duration;
 use diesel::prelude::*;
 use diesel::upsert::excluded;
 
-use super::CLEARED;
+use super::PURGE_BATCH;
 use crate::access::Viewer;
 use crate::db::rows::RunQueryDsl;
 use crate::db::schema::login_failures;
@@ -29,7 +29,7 @@ use crate::time::Timestamp;
 
 /// How many failures lock, and for how long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Rule {
+pub struct LockoutPolicy {
     /// So many failures, each within the duration of the one before.
     pub failures: i32,
     /// Lock for this long.
@@ -37,38 +37,38 @@ pub struct Rule {
 }
 
 /// The time in which a full bucket leaks dry.
-const LEAK: Duration = Duration::from_secs(3_600);
-/// The buckets' sizes, in multiples of [`Rule::failures`]. One /48 alone does not fill the bucket of everywhere.
-const PER_56: i32 = 2;
-const PER_48: i32 = 3;
-const EVERYWHERE: i32 = 5;
+const LEAK_TIME: Duration = Duration::from_secs(3_600);
+/// The buckets' sizes, in multiples of [`LockoutPolicy::failures`]. One /48 alone does not fill the bucket of everywhere.
+const BUCKET_SIZE_56: i32 = 2;
+const BUCKET_SIZE_48: i32 = 3;
+const BUCKET_SIZE_GLOBAL: i32 = 5;
 
 /// How long rows are needed after their last failure.
-pub fn retention(rule: Rule) -> Duration {
-    rule.duration.max(LEAK)
+pub fn retention(rule: LockoutPolicy) -> Duration {
+    rule.duration.max(LEAK_TIME)
 }
 
 /// Somebody who claims to know a password: for which identifier, and from where.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Attempt {
+pub struct PasswordAttempt {
     identifier: String,
     source: String,
-    /// With the size of each bucket in multiples of [`Rule::failures`].
+    /// With the size of each bucket in multiples of [`LockoutPolicy::failures`].
     networks: Vec<(String, i32)>,
 }
 
-impl Attempt {
+impl PasswordAttempt {
     /// A login from an address, or from a device that the account's owner has logged in from before.
     pub fn login(identifier: &str, address: IpAddr, device: Option<Id>) -> Self {
         let identifier = identifier.to_owned();
         if let Some(device) = device {
             return Self { identifier, source: format!("device {device}"), networks: Vec::new() };
         }
-        let mut networks = vec![("everywhere".to_owned(), EVERYWHERE)];
+        let mut networks = vec![("everywhere".to_owned(), BUCKET_SIZE_GLOBAL)];
         if let IpAddr::V6(v6) = address.to_canonical() {
             let [a, b, c, d, ..] = v6.segments();
-            networks.push((format!("{a:x}:{b:x}:{c:x}:{:x}::/56", d & 0xff00), PER_56));
-            networks.push((format!("{a:x}:{b:x}:{c:x}::/48"), PER_48));
+            networks.push((format!("{a:x}:{b:x}:{c:x}:{:x}::/56", d & 0xff00), BUCKET_SIZE_56));
+            networks.push((format!("{a:x}:{b:x}:{c:x}::/48"), BUCKET_SIZE_48));
         }
         Self { identifier, source: network_text(address), networks }
     }
@@ -87,7 +87,7 @@ impl Attempt {
         sources
     }
 
-    fn bucket(&self, source: &str, rule: Rule) -> Option<i32> {
+    fn bucket(&self, source: &str, rule: LockoutPolicy) -> Option<i32> {
         let found = self.networks.iter().find(|(name, _)| name == source);
         found.map(|(_, factor)| factor.saturating_mul(rule.failures).max(1))
     }
@@ -118,14 +118,14 @@ impl Verdict {
 
 /// What is counted for one identifier and source.
 #[derive(Clone, Debug, Queryable)]
-struct Counter {
+struct FailureCounter {
     source: String,
     failures: i32,
     failed_at: Timestamp,
     locked_until: Option<Timestamp>,
 }
 
-impl Counter {
+impl FailureCounter {
     /// How full a bucket of this size is, and since when.
     fn level(&self, now: Timestamp, size: i32) -> (i32, Timestamp) {
         let elapsed = now.since(self.failed_at).as_micros();
@@ -139,7 +139,7 @@ impl Counter {
     }
 
     /// Counts a failure of a source; whether it locks.
-    fn count(&mut self, now: Timestamp, rule: Rule) -> bool {
+    fn count(&mut self, now: Timestamp, rule: LockoutPolicy) -> bool {
         let is_recent = self.failed_at > now.minus(rule.duration);
         self.failures = if is_recent { self.failures.saturating_add(1) } else { 1 };
         self.failed_at = now;
@@ -162,10 +162,10 @@ impl Counter {
 
 /// The time in which a bucket of this size leaks one guess.
 fn interval(size: i32) -> Duration {
-    (LEAK / size.max(1).unsigned_abs()).max(Duration::from_micros(1))
+    (LEAK_TIME / size.max(1).unsigned_abs()).max(Duration::from_micros(1))
 }
 
-fn judge(counters: &[Counter], now: Timestamp, attempt: &Attempt, rule: Rule) -> Verdict {
+fn evaluate(counters: &[FailureCounter], now: Timestamp, attempt: &PasswordAttempt, rule: LockoutPolicy) -> Verdict {
     let mut verdict = Verdict::default();
     for counter in counters {
         match attempt.bucket(&counter.source, rule) {
@@ -200,18 +200,18 @@ macro_rules! counters {
 }
 
 /// Whether the attempt may be made now.
-pub async fn check(conn: &mut Conn, now: Timestamp, attempt: &Attempt, rule: Rule) -> Result<Verdict> {
+pub async fn check(conn: &mut Conn, now: Timestamp, attempt: &PasswordAttempt, rule: LockoutPolicy) -> Result<Verdict> {
     let sources = attempt.sources();
-    let counters: Vec<Counter> = on!(conn, |c| counters!(attempt, sources).load(c).await)?;
-    Ok(judge(&counters, now, attempt, rule))
+    let counters: Vec<FailureCounter> = on!(conn, |c| counters!(attempt, sources).load(c).await)?;
+    Ok(evaluate(&counters, now, attempt, rule))
 }
 
 /// The same, with the counters locked until the transaction ends: of guesses at once, each sees those before it.
-pub async fn lock(tx: &mut Conn, now: Timestamp, attempt: &Attempt, rule: Rule) -> Result<Verdict> {
-    Ok(judge(&locked(tx, attempt).await?, now, attempt, rule))
+pub async fn lock(tx: &mut Conn, now: Timestamp, attempt: &PasswordAttempt, rule: LockoutPolicy) -> Result<Verdict> {
+    Ok(evaluate(&load_locked(tx, attempt).await?, now, attempt, rule))
 }
 
-async fn locked(tx: &mut Conn, attempt: &Attempt) -> Result<Vec<Counter>> {
+async fn load_locked(tx: &mut Conn, attempt: &PasswordAttempt) -> Result<Vec<FailureCounter>> {
     let sources = attempt.sources();
     Ok(match &mut tx.pooled {
         PooledConn::Sqlite(c) => counters!(attempt, sources).load(&mut **c).await?,
@@ -221,7 +221,7 @@ async fn locked(tx: &mut Conn, attempt: &Attempt) -> Result<Vec<Counter>> {
 
 /// What came of a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Failure {
+pub struct FailureOutcome {
     /// Whether the attempt was refused, and therefore says nothing about the password.
     pub verdict: Verdict,
     /// Whether this failure locks its source out.
@@ -230,14 +230,14 @@ pub struct Failure {
 
 /// Counts a failure. While a network takes no more guesses they count for their source alone, so that a bucket leaks
 /// however many come. To be called last in a transaction: everybody who guesses at the same identifier waits for it.
-pub async fn count_failure(tx: &mut Conn, now: Timestamp, attempt: &Attempt, rule: Rule) -> Result<Failure> {
+pub async fn count_failure(tx: &mut Conn, now: Timestamp, attempt: &PasswordAttempt, rule: LockoutPolicy) -> Result<FailureOutcome> {
     // Rows to lock, made in the order in which they are locked.
-    let none = attempt.sources().into_iter().map(|source| Row::new(attempt, source, now));
+    let none = attempt.sources().into_iter().map(|source| CounterRow::new(attempt, source, now));
     insert(tx, &none.collect::<Vec<_>>()).await?;
-    let mut counters = locked(tx, attempt).await?;
-    let verdict = judge(&counters, now, attempt, rule);
+    let mut counters = load_locked(tx, attempt).await?;
+    let verdict = evaluate(&counters, now, attempt, rule);
     if verdict.locked_until.is_some() {
-        return Ok(Failure { verdict, locks: false });
+        return Ok(FailureOutcome { verdict, locks: false });
     }
     let (mut locks, is_slow) = (false, verdict.slowed_until.is_some());
     for counter in &mut counters {
@@ -248,8 +248,8 @@ pub async fn count_failure(tx: &mut Conn, now: Timestamp, attempt: &Attempt, rul
         }
     }
     let rows = counters.iter().filter(|counter| !is_slow || counter.source == attempt.source);
-    let rows: Vec<Row<'_>> = rows
-        .map(|counter| Row {
+    let rows: Vec<CounterRow<'_>> = rows
+        .map(|counter| CounterRow {
             identifier: &attempt.identifier,
             source: &counter.source,
             failures: counter.failures,
@@ -258,13 +258,13 @@ pub async fn count_failure(tx: &mut Conn, now: Timestamp, attempt: &Attempt, rul
         })
         .collect();
     update(tx, &rows).await?;
-    Ok(Failure { verdict, locks })
+    Ok(FailureOutcome { verdict, locks })
 }
 
 /// A counter to be written.
 #[derive(Clone, Copy, Insertable)]
 #[diesel(table_name = login_failures)]
-struct Row<'a> {
+struct CounterRow<'a> {
     identifier: &'a str,
     source: &'a str,
     failures: i32,
@@ -272,14 +272,14 @@ struct Row<'a> {
     locked_until: Option<Timestamp>,
 }
 
-impl<'a> Row<'a> {
-    fn new(attempt: &'a Attempt, source: &'a str, now: Timestamp) -> Self {
+impl<'a> CounterRow<'a> {
+    fn new(attempt: &'a PasswordAttempt, source: &'a str, now: Timestamp) -> Self {
         Self { identifier: &attempt.identifier, source, failures: 0, failed_at: now, locked_until: None }
     }
 }
 
 /// Inserts the rows that are missing: one round trip to PostgreSQL.
-async fn insert(tx: &mut Conn, rows: &[Row<'_>]) -> Result<()> {
+async fn insert(tx: &mut Conn, rows: &[CounterRow<'_>]) -> Result<()> {
     match &mut tx.pooled {
         PooledConn::Sqlite(c) => {
             for row in rows {
@@ -296,7 +296,7 @@ async fn insert(tx: &mut Conn, rows: &[Row<'_>]) -> Result<()> {
 }
 
 /// Writes rows that are there, in one round trip to PostgreSQL.
-async fn update(tx: &mut Conn, rows: &[Row<'_>]) -> Result<()> {
+async fn update(tx: &mut Conn, rows: &[CounterRow<'_>]) -> Result<()> {
     let key = (login_failures::identifier, login_failures::source);
     let new = (
         login_failures::failures.eq(excluded(login_failures::failures)),
@@ -319,7 +319,7 @@ async fn update(tx: &mut Conn, rows: &[Row<'_>]) -> Result<()> {
 }
 
 /// Clears the failures of the attempt's source, after a right password.
-pub async fn clear(tx: &mut Conn, attempt: &Attempt) -> Result<()> {
+pub async fn clear(tx: &mut Conn, attempt: &PasswordAttempt) -> Result<()> {
     let row = login_failures::table.find((&attempt.identifier, &attempt.source));
     on!(tx, |c| diesel::delete(row).execute(c).await)?;
     Ok(())
@@ -333,11 +333,11 @@ pub async fn unlock(tx: &mut Conn, identifiers: &[&str]) -> Result<()> {
 }
 
 /// Forgets some of the failures that ended before this moment; how many.
-pub async fn drop_ended(db: &Db, before: Timestamp) -> Result<usize> {
+pub async fn purge_expired(db: &Db, before: Timestamp) -> Result<usize> {
     db.transaction(async |tx| {
         let old = login_failures::table.filter(login_failures::failed_at.lt(before));
         let key = (login_failures::identifier, login_failures::source);
-        let keys: Vec<(String, String)> = on!(tx, |c| old.select(key).limit(CLEARED as i64).load(c).await)?;
+        let keys: Vec<(String, String)> = on!(tx, |c| old.select(key).limit(PURGE_BATCH as i64).load(c).await)?;
         let (identifiers, sources): (Vec<_>, Vec<_>) = keys.into_iter().unzip();
         let old =
             old.filter(login_failures::identifier.eq_any(&identifiers)).filter(login_failures::source.eq_any(&sources));
@@ -352,10 +352,10 @@ mod tests {
 
     use super::*;
 
-    const RULE: Rule = Rule { failures: 5, duration: Duration::from_secs(1_800) };
+    const RULE: LockoutPolicy = LockoutPolicy { failures: 5, duration: Duration::from_secs(1_800) };
 
-    fn counter(source: &str) -> Counter {
-        Counter { source: source.to_owned(), failures: 0, failed_at: Timestamp::default(), locked_until: None }
+    fn counter(source: &str) -> FailureCounter {
+        FailureCounter { source: source.to_owned(), failures: 0, failed_at: Timestamp::default(), locked_until: None }
     }
 
     proptest! {
@@ -374,31 +374,31 @@ mod tests {
                 }
             }
             for (number, first) in taken.iter().enumerate() {
-                let hour = taken[number..].iter().take_while(|at| at.since(*first) < LEAK).count();
+                let hour = taken[number..].iter().take_while(|at| at.since(*first) < LEAK_TIME).count();
                 prop_assert!(hour <= 2 * size as usize, "{hour} of {size}");
             }
         }
 
         #[test]
         fn a_full_bucket_says_when_it_takes_the_next_guess(size in 1..200_i32, later in 0..3_600_000_000_u64) {
-            let attempt = Attempt::login("alice", "192.0.2.1".parse().unwrap(), None);
-            let rule = Rule { failures: size, ..RULE };
-            let size = size * EVERYWHERE;
+            let attempt = PasswordAttempt::login("alice", "192.0.2.1".parse().unwrap(), None);
+            let rule = LockoutPolicy { failures: size, ..RULE };
+            let size = size * BUCKET_SIZE_GLOBAL;
             let mut bucket = counter("everywhere");
             (0..size).for_each(|_| bucket.fill(Timestamp::default(), size));
             let now = Timestamp::default().plus(Duration::from_micros(later));
-            let until = judge(&[bucket.clone()], now, &attempt, rule).slowed_until;
+            let until = evaluate(&[bucket.clone()], now, &attempt, rule).slowed_until;
             let Some(until) = until else { return Ok(()) };
             prop_assert!(until > now && until.since(now) <= interval(size));
-            prop_assert_eq!(judge(&[bucket], until, &attempt, rule).slowed_until, None);
+            prop_assert_eq!(evaluate(&[bucket], until, &attempt, rule).slowed_until, None);
         }
 
         #[test]
         fn an_ipv6_address_counts_for_the_networks_around_it(bits: u128) {
-            let mine = Attempt::login("alice", std::net::Ipv6Addr::from(bits | 1 << 127).into(), None);
+            let mine = PasswordAttempt::login("alice", std::net::Ipv6Addr::from(bits | 1 << 127).into(), None);
             for (flipped, shared) in [(0, 4), (63, 4), (64, 3), (71, 3), (72, 2), (79, 2), (80, 1), (126, 1)] {
                 let other = std::net::Ipv6Addr::from((bits | 1 << 127) ^ (1 << flipped));
-                let other = Attempt::login("alice", other.into(), None);
+                let other = PasswordAttempt::login("alice", other.into(), None);
                 let same = other.sources().into_iter().filter(|source| mine.sources().contains(source)).count();
                 prop_assert_eq!(same, shared, "bit {}", flipped);
             }
@@ -408,11 +408,11 @@ mod tests {
     #[test]
     fn known_devices_and_sessions_have_no_networks() {
         let address = "2001:db8::1".parse().unwrap();
-        let device = Attempt::login("alice", address, Some(Id::new()));
+        let device = PasswordAttempt::login("alice", address, Some(Id::new()));
         assert_eq!(device.sources().len(), 1);
-        assert_ne!(device, Attempt::login("alice", address, Some(Id::new())));
+        assert_ne!(device, PasswordAttempt::login("alice", address, Some(Id::new())));
         assert_eq!(
-            Attempt::login("alice", "::ffff:192.0.2.1".parse().unwrap(), None).sources(),
+            PasswordAttempt::login("alice", "::ffff:192.0.2.1".parse().unwrap(), None).sources(),
             ["192.0.2.1", "everywhere"]
         );
     }

@@ -22,7 +22,7 @@ use crate::time::Timestamp;
 /// What a message is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, AsExpression, FromSqlRow)]
 #[diesel(sql_type = diesel::sql_types::SmallInt)]
-pub enum Kind {
+pub enum MailKind {
     /// A task was assigned to the recipient; the detail is its title.
     TaskAssigned,
     /// The recipient is to show that the address is theirs.
@@ -40,7 +40,7 @@ pub enum Kind {
     /// The username of the recipient's account was changed; the detail is the new one.
     UsernameChanged,
 }
-stored_as_smallint!(Kind {
+stored_as_smallint!(MailKind {
     TaskAssigned = 1,
     VerifyEmail = 2,
     ResetPassword = 3,
@@ -51,9 +51,9 @@ stored_as_smallint!(Kind {
     UsernameChanged = 8,
 });
 
-impl Kind {
+impl MailKind {
     /// Whether anybody can ask for it. The others are notices of what has happened to an account.
-    pub const fn is_asked_for(self) -> bool {
+    pub const fn is_requested(self) -> bool {
         match self {
             Self::TaskAssigned | Self::VerifyEmail | Self::ResetPassword => true,
             Self::PasswordChanged
@@ -72,7 +72,7 @@ pub struct Mail {
     /// Its id, also its Message-ID, so that one that is sent twice can be recognised.
     pub id: Id,
     /// What it is about.
-    pub kind: Kind,
+    pub kind: MailKind,
     /// The address it goes to. Without an account id it is folded and only finds the account: the mail goes to the
     /// account's own address.
     pub recipient: String,
@@ -92,9 +92,9 @@ pub struct Mail {
 
 /// While one instance sends a message, which takes a fraction of it, the others leave it alone this long; a crash gives
 /// it back after that.
-const CLAIM: Duration = Duration::from_secs(120);
+const CLAIM_DURATION: Duration = Duration::from_secs(120);
 /// A message that could not be sent in this many attempts, over about three days, is given up.
-const ATTEMPTS: i32 = 18;
+const MAX_ATTEMPTS: i32 = 18;
 /// Maximum age of a message with a link. It can be requested again, and whatever strangers requested for an address
 /// must not be mailed to it for days.
 const LINK_AGE: Duration = Duration::from_secs(12 * 3_600);
@@ -102,7 +102,7 @@ const LINK_AGE: Duration = Duration::from_secs(12 * 3_600);
 impl Mail {
     /// Whether it is too old to be sent.
     pub fn is_expired(&self, now: Timestamp) -> bool {
-        matches!(self.kind, Kind::VerifyEmail | Kind::ResetPassword) && now.since(self.created_at) >= LINK_AGE
+        matches!(self.kind, MailKind::VerifyEmail | MailKind::ResetPassword) && now.since(self.created_at) >= LINK_AGE
     }
 }
 
@@ -110,7 +110,7 @@ impl Mail {
 pub async fn queue(
     tx: &mut Conn,
     now: Timestamp,
-    kind: Kind,
+    kind: MailKind,
     recipient: &str,
     user_id: Option<Id>,
     data: &str,
@@ -135,7 +135,7 @@ pub async fn queue(
 ///
 /// One message per kind waits, for all spellings that find the same account. An address of ten letters has a thousand
 /// spellings, and each would be mailed in its turn.
-pub async fn queue_for_address(db: &Db, now: Timestamp, kind: Kind, recipient: &str) -> Result<()> {
+pub async fn queue_for_address(db: &Db, now: Timestamp, kind: MailKind, recipient: &str) -> Result<()> {
     let recipient = fold(recipient);
     db.transaction(async |tx| {
         // Otherwise simultaneous requests would not see each other's rows.
@@ -160,7 +160,7 @@ pub async fn queue_username_changed(
     email: &str,
     username: &str,
 ) -> Result<()> {
-    let kind = Kind::UsernameChanged;
+    let kind = MailKind::UsernameChanged;
     let earlier = mails::table.filter(mails::user_id.eq(user_id)).filter(mails::kind.eq(kind));
     on!(tx, |c| diesel::delete(earlier).execute(c).await)?;
     queue(tx, now, kind, email, Some(user_id), username).await
@@ -171,15 +171,15 @@ pub async fn queue_username_changed(
 /// them sent to any address, and must not delay its owner's link to set a password. A link that was put off goes after
 /// those never tried: thousands that wait for the limit of one recipient must not delay everybody else's.
 pub async fn claim(db: &Db, now: Timestamp) -> Result<Option<Mail>> {
-    let link = || mails::kind.eq_any([Kind::VerifyEmail, Kind::ResetPassword]);
+    let link = || mails::kind.eq_any([MailKind::VerifyEmail, MailKind::ResetPassword]);
     loop {
         let mut conn = db.conn().await?;
         let due: Option<Mail> = on!(conn, |c| mails::table
             .filter(mails::next_attempt_at.le(now))
             .order_by((
-                mails::kind.eq(Kind::TaskAssigned),
+                mails::kind.eq(MailKind::TaskAssigned),
                 link().and(mails::next_attempt_at.gt(mails::created_at)),
-                mails::kind.eq(Kind::VerifyEmail),
+                mails::kind.eq(MailKind::VerifyEmail),
                 mails::next_attempt_at,
                 mails::id,
             ))
@@ -189,7 +189,7 @@ pub async fn claim(db: &Db, now: Timestamp) -> Result<Option<Mail>> {
             .optional())?;
         drop(conn);
         let Some(due) = due else { return Ok(None) };
-        let claimed = Mail { next_attempt_at: now.plus(CLAIM), ..due.clone() };
+        let claimed = Mail { next_attempt_at: now.plus(CLAIM_DURATION), ..due.clone() };
         let taken = db.transaction(async |tx| {
             let free = diesel::update(mails::table.find(due.id)).filter(mails::next_attempt_at.eq(due.next_attempt_at));
             Ok(on!(tx, |c| free.set(mails::next_attempt_at.eq(claimed.next_attempt_at)).execute(c).await)?)
@@ -215,7 +215,7 @@ pub async fn defer(tx: &mut Conn, mail: &Mail, until: Timestamp) -> Result<()> {
 }
 
 /// Takes a message out of the queue, unless the claim to it was lost: it is sent, or has become pointless.
-pub async fn settle(db: &Db, mail: &Mail) -> Result<()> {
+pub async fn complete(db: &Db, mail: &Mail) -> Result<()> {
     db.transaction(async |tx| {
         let claimed = mails::table.find(mail.id).filter(mails::next_attempt_at.eq(mail.next_attempt_at));
         on!(tx, |c| diesel::delete(claimed).execute(c).await)?;
@@ -227,8 +227,8 @@ pub async fn settle(db: &Db, mail: &Mail) -> Result<()> {
 /// Puts a message back for later, each time longer: 30 s, doubling up to six hours. Whether it is kept at all.
 pub async fn postpone(db: &Db, now: Timestamp, mail: &Mail, reason: &str) -> Result<bool> {
     let attempts = mail.attempts + 1;
-    if attempts >= ATTEMPTS {
-        settle(db, mail).await?;
+    if attempts >= MAX_ATTEMPTS {
+        complete(db, mail).await?;
         return Ok(false);
     }
     let doublings = mail.attempts.clamp(0, 10).unsigned_abs();
@@ -258,7 +258,7 @@ pub async fn failing(conn: &mut Conn) -> Result<(i64, String)> {
 }
 
 /// Forgets what waits for a person who is leaving.
-pub async fn forget(tx: &mut Conn, user_id: Id, email: &str) -> Result<()> {
+pub async fn delete_for_user(tx: &mut Conn, user_id: Id, email: &str) -> Result<()> {
     let folded = fold(email);
     let theirs = mails::user_id.eq(user_id).or(mails::recipient.eq_any([email, &folded]));
     on!(tx, |c| diesel::delete(mails::table.filter(theirs)).execute(c).await)?;

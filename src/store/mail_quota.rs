@@ -8,8 +8,8 @@ use diesel::prelude::*;
 use diesel::sql_query;
 use diesel::sql_types::BigInt;
 
-use super::CLEARED;
-use super::mail::Kind;
+use super::PURGE_BATCH;
+use super::mail::MailKind;
 use super::value::fold;
 use crate::db::rows::RunQueryDsl;
 use crate::db::schema::mail_quota;
@@ -33,7 +33,7 @@ pub const ASSIGNMENTS_PER_SENDER: usize = 60;
 
 /// Whether a mail is within the limits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Admission {
+pub enum QuotaDecision {
     /// It was counted, under this id.
     Counted(Id),
     /// The limit is reached until this moment.
@@ -41,7 +41,7 @@ pub enum Admission {
 }
 
 /// Counts a mail about an account that is about to be sent to an address.
-pub async fn admit_account_mail(tx: &mut Conn, now: Timestamp, kind: Kind, recipient: &str) -> Result<Admission> {
+pub async fn admit_account_mail(tx: &mut Conn, now: Timestamp, kind: MailKind, recipient: &str) -> Result<QuotaDecision> {
     let recipient = hash(recipient);
     lock(tx, &recipient).await?;
     let recent = || {
@@ -52,14 +52,14 @@ pub async fn admit_account_mail(tx: &mut Conn, now: Timestamp, kind: Kind, recip
             .select(mail_quota::counted_at)
             .limit(ACCOUNT_MAILS as i64)
     };
-    let recent: Vec<Timestamp> = if kind.is_asked_for() {
-        on!(tx, |c| recent().filter(mail_quota::kind.eq_any([Kind::VerifyEmail, Kind::ResetPassword])).load(c).await)?
+    let recent: Vec<Timestamp> = if kind.is_requested() {
+        on!(tx, |c| recent().filter(mail_quota::kind.eq_any([MailKind::VerifyEmail, MailKind::ResetPassword])).load(c).await)?
     } else {
         on!(tx, |c| recent().filter(mail_quota::kind.eq(kind)).load(c).await)?
     };
     match recent.get(ACCOUNT_MAILS - 1) {
-        Some(oldest) => Ok(Admission::Full(oldest.plus(WINDOW))),
-        None => Ok(Admission::Counted(insert(tx, now, kind, &recipient, None).await?)),
+        Some(oldest) => Ok(QuotaDecision::Full(oldest.plus(WINDOW))),
+        None => Ok(QuotaDecision::Counted(insert(tx, now, kind, &recipient, None).await?)),
     }
 }
 
@@ -73,7 +73,7 @@ pub async fn admit_assignment(tx: &mut Conn, now: Timestamp, sender_id: Id, reci
     let rows: Vec<(Vec<u8>, Option<Id>)> = on!(tx, |c| mail_quota::table
         .filter(concerned)
         .filter(mail_quota::counted_at.gt(now.minus(WINDOW)))
-        .filter(mail_quota::kind.eq(Kind::TaskAssigned))
+        .filter(mail_quota::kind.eq(MailKind::TaskAssigned))
         .select((mail_quota::recipient, mail_quota::sender_id))
         .load(c)
         .await)?;
@@ -84,7 +84,7 @@ pub async fn admit_assignment(tx: &mut Conn, now: Timestamp, sender_id: Id, reci
         || count(&|to, _| to) >= ASSIGNMENTS_PER_RECIPIENT
         || count(&|_, from| from) >= ASSIGNMENTS_PER_SENDER;
     if !is_full {
-        insert(tx, now, Kind::TaskAssigned, &recipient, Some(sender_id)).await?;
+        insert(tx, now, MailKind::TaskAssigned, &recipient, Some(sender_id)).await?;
     }
     Ok(!is_full)
 }
@@ -102,14 +102,14 @@ pub async fn release(db: &Db, id: Id) -> Result<()> {
 pub async fn purge_expired(db: &Db, now: Timestamp) -> Result<usize> {
     db.transaction(async |tx| {
         let expired = mail_quota::table.filter(mail_quota::counted_at.le(now.minus(WINDOW)));
-        let ids: Vec<Id> = on!(tx, |c| expired.select(mail_quota::id).limit(CLEARED as i64).load(c).await)?;
+        let ids: Vec<Id> = on!(tx, |c| expired.select(mail_quota::id).limit(PURGE_BATCH as i64).load(c).await)?;
         let expired = mail_quota::table.filter(mail_quota::id.eq_any(&ids));
         Ok(on!(tx, |c| diesel::delete(expired).execute(c).await)?)
     })
     .await
 }
 
-async fn insert(tx: &mut Conn, now: Timestamp, kind: Kind, recipient: &[u8], sender_id: Option<Id>) -> Result<Id> {
+async fn insert(tx: &mut Conn, now: Timestamp, kind: MailKind, recipient: &[u8], sender_id: Option<Id>) -> Result<Id> {
     let id = Id::new();
     let row = (
         mail_quota::id.eq(id),

@@ -15,13 +15,13 @@ use crate::id::Id;
 use crate::select_locked;
 
 /// So many people can be mentioned in one comment; further names are only text.
-const MAX: usize = 20;
+const MAX_MENTIONS: usize = 20;
 /// The longest handle.
 const MAX_LENGTH: usize = 50;
 
 /// The handles that a text mentions, folded, each once. What stands in the middle of a word, as in an e-mail address, is
 /// no mention.
-pub fn names(text: &str) -> Vec<String> {
+pub fn parse_handles(text: &str) -> Vec<String> {
     let glued = |c: Option<char>| c.is_some_and(|c| c.is_alphanumeric() || c == '@');
     let mut pieces = text.split('@').peekable();
     let mut before = pieces.next().and_then(|piece| piece.chars().next_back());
@@ -39,43 +39,43 @@ pub fn names(text: &str) -> Vec<String> {
 }
 
 /// The handles that a new text mentions and the old one did not.
-pub fn added(old: &str, new: &str) -> Vec<String> {
-    let old: HashSet<String> = names(old).into_iter().collect();
-    names(new).into_iter().filter(|name| !old.contains(name)).collect()
+pub fn added_handles(old: &str, new: &str) -> Vec<String> {
+    let old: HashSet<String> = parse_handles(old).into_iter().collect();
+    parse_handles(new).into_iter().filter(|name| !old.contains(name)).collect()
 }
 
 /// People whom a comment may mention, by their handles.
-pub struct Named(HashMap<String, (Id, Role)>);
+pub struct MentionedUsers(HashMap<String, (Id, Role)>);
 
 /// The people of these handles, locked until the transaction ends, as their roles decide who may see the task. The viewer
 /// is locked with them, so that all are in one order. Not all of the people have a right to the task yet: see
-/// [`Named::who_may_see`].
-pub async fn lock(tx: &mut Conn, viewer: &Viewer, names: &[String]) -> Result<Named> {
+/// [`MentionedUsers::with_access_to`].
+pub async fn lock(tx: &mut Conn, viewer: &Viewer, names: &[String]) -> Result<MentionedUsers> {
     if names.is_empty() {
-        return Ok(Named(HashMap::new()));
+        return Ok(MentionedUsers(HashMap::new()));
     }
-    let names = &names[..names.len().min(MAX)];
-    let keys: Vec<&str> = names.iter().flat_map(|name| [name.as_str(), bare(name)]).collect();
+    let names = &names[..names.len().min(MAX_MENTIONS)];
+    let keys: Vec<&str> = names.iter().flat_map(|name| [name.as_str(), trim_handle(name)]).collect();
     let people = users::table
         .filter(users::username_key.eq_any(&keys).or(users::id.eq(viewer.id)))
         .filter(users::deleted_at.is_null())
         .order_by(users::id)
         .select((users::username_key, users::id, users::role));
     let people: Vec<(String, Id, Role)> = select_locked!(tx, people, Lock::Share)?;
-    Ok(Named(people.into_iter().map(|(key, id, role)| (key, (id, role))).collect()))
+    Ok(MentionedUsers(people.into_iter().map(|(key, id, role)| (key, (id, role))).collect()))
 }
 
 /// A handle may end in `-` or `_`; where nobody has it so, the one without is meant, as in `_@ada_`.
-fn bare(name: &str) -> &str {
+fn trim_handle(name: &str) -> &str {
     name.trim_end_matches(['-', '_'])
 }
 
-impl Named {
+impl MentionedUsers {
     /// Those of these handles who may see the task.
-    pub fn who_may_see(&self, task: &Task, names: &[String]) -> Vec<Id> {
+    pub fn with_access_to(&self, task: &Task, names: &[String]) -> Vec<Id> {
         let mut people = Vec::new();
-        for name in names.iter().take(MAX) {
-            let Some((id, role)) = self.0.get(name).or_else(|| self.0.get(bare(name))).copied() else {
+        for name in names.iter().take(MAX_MENTIONS) {
+            let Some((id, role)) = self.0.get(name).or_else(|| self.0.get(trim_handle(name))).copied() else {
                 continue;
             };
             // The table is asked as if they were here; they have no session.
@@ -94,18 +94,18 @@ mod tests {
 
     #[test]
     fn a_mention_stands_by_itself() {
-        assert_eq!(names("@Ada, could you ask @bob-2? (@CAROL_)"), ["ada", "bob-2", "carol_"]);
-        assert_eq!(names("**@ada** and @ada and @ADA."), ["ada"]);
-        assert_eq!(names("ü @ada\n@bob"), ["ada", "bob"]);
+        assert_eq!(parse_handles("@Ada, could you ask @bob-2? (@CAROL_)"), ["ada", "bob-2", "carol_"]);
+        assert_eq!(parse_handles("**@ada** and @ada and @ADA."), ["ada"]);
+        assert_eq!(parse_handles("ü @ada\n@bob"), ["ada", "bob"]);
         for text in ["ada", "@", "@ ada", "me@ada.org", "é@ada", "@adaé", "@@ada", "@ada@social", "a@b@c"] {
-            assert_eq!(names(text), [""; 0], "{text}");
+            assert_eq!(parse_handles(text), [""; 0], "{text}");
         }
-        assert_eq!(names(&format!("@{}", "x".repeat(51))), [""; 0]);
+        assert_eq!(parse_handles(&format!("@{}", "x".repeat(51))), [""; 0]);
     }
 
     #[test]
     fn only_what_is_new_in_a_text_counts() {
-        assert_eq!(added("@ada", "@Ada and @bob"), ["bob"]);
-        assert_eq!(added("@ada @bob", "@bob"), [""; 0]);
+        assert_eq!(added_handles("@ada", "@Ada and @bob"), ["bob"]);
+        assert_eq!(added_handles("@ada @bob", "@bob"), [""; 0]);
     }
 }

@@ -27,4 +27,4 @@ pub mod username_change;
 pub mod value;
 
 /// So many rows are cleared away at once, or a few more: others who write are not kept waiting.
-pub const CLEARED: usize = 1_000;
+pub const PURGE_BATCH: usize = 1_000;

@@ -7,7 +7,7 @@ use diesel::prelude::*;
 use serde::Serialize;
 
 use super::event::Snapshot;
-use super::{CLEARED, session};
+use super::{PURGE_BATCH, session};
 use crate::access::Viewer;
 use crate::db::page::{SortKey, Page, RowPosition as Place, PageWindow, any_id};
 use crate::db::rows::RunQueryDsl;
@@ -21,18 +21,18 @@ use crate::{keyset, select_locked, on, stored_as_smallint};
 
 /// How many events are read from the log at once. Few: on PostgreSQL the log is settled only below the oldest open
 /// transaction, so the one that writes notifications must be short.
-const BATCH: usize = 100;
+const EVENT_BATCH: usize = 100;
 /// The name of the inboxes' place in the log.
-const PLACE: &str = "notifications";
+const CONSUMER: &str = "notifications";
 /// The kinds of events that may notify anybody.
-pub const KINDS: [events::EventKind; 4] =
+pub const NOTIFYING_KINDS: [events::EventKind; 4] =
     [events::EventKind::TaskAssigned, events::EventKind::CommentAdded, events::EventKind::CommentUpdated, events::EventKind::StatusChanged];
 
 /// Reasons for a notification.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, AsExpression, FromSqlRow, Serialize, async_graphql::Enum)]
 #[diesel(sql_type = diesel::sql_types::SmallInt)]
 #[graphql(name = "NotificationKind")]
-pub enum Kind {
+pub enum NotificationKind {
     /// A task was assigned to the user.
     Assigned,
     /// A comment mentions the user as `@username`.
@@ -42,7 +42,7 @@ pub enum Kind {
     /// The status of a task changed that is in a project of the user or assigned to them.
     StatusChanged,
 }
-stored_as_smallint!(Kind { Assigned = 1, Mentioned = 2, Commented = 3, StatusChanged = 4 });
+stored_as_smallint!(NotificationKind { Assigned = 1, Mentioned = 2, Commented = 3, StatusChanged = 4 });
 
 /// Something that happened and is one person's to know.
 #[derive(Clone, Debug, PartialEq, Eq, Queryable, Selectable, Insertable, Serialize)]
@@ -54,7 +54,7 @@ pub struct Notification {
     /// The event's id: a person has one notification of an event at most.
     pub id: Id,
     /// Why it is theirs.
-    pub kind: Kind,
+    pub kind: NotificationKind,
     /// When it happened.
     pub occurred_at: Timestamp,
     /// Who did it.
@@ -74,7 +74,7 @@ pub struct Notification {
 }
 
 impl Notification {
-    fn new(event: &Event, (user_id, kind): (Id, Kind)) -> Self {
+    fn new(event: &Event, (user_id, kind): (Id, NotificationKind)) -> Self {
         Self {
             user_id,
             id: event.id,
@@ -101,18 +101,18 @@ impl Notification {
 }
 
 /// Who is notified of an event, and why: everybody once, for the first reason that holds, and never whoever did it.
-pub fn recipients(event: &Event, snapshot: &Snapshot) -> Vec<(Id, Kind)> {
+pub fn recipients(event: &Event, snapshot: &Snapshot) -> Vec<(Id, NotificationKind)> {
     let (owner, assignee) = (event.owner_id, event.assignee_id);
-    let mentioned = snapshot.mentions.iter().map(|id| (*id, Kind::Mentioned));
+    let mentioned = snapshot.mentions.iter().map(|id| (*id, NotificationKind::Mentioned));
     let concerned = |kind| [owner, assignee].into_iter().flatten().map(move |id| (id, kind));
-    let candidates: Vec<(Id, Kind)> = match event.kind {
-        events::EventKind::TaskAssigned => assignee.into_iter().map(|id| (id, Kind::Assigned)).collect(),
-        events::EventKind::CommentAdded => mentioned.chain(concerned(Kind::Commented)).collect(),
+    let candidates: Vec<(Id, NotificationKind)> = match event.kind {
+        events::EventKind::TaskAssigned => assignee.into_iter().map(|id| (id, NotificationKind::Assigned)).collect(),
+        events::EventKind::CommentAdded => mentioned.chain(concerned(NotificationKind::Commented)).collect(),
         events::EventKind::CommentUpdated => mentioned.collect(),
-        events::EventKind::StatusChanged => concerned(Kind::StatusChanged).collect(),
+        events::EventKind::StatusChanged => concerned(NotificationKind::StatusChanged).collect(),
         _ => Vec::new(),
     };
-    let mut told: Vec<(Id, Kind)> = Vec::with_capacity(candidates.len());
+    let mut told: Vec<(Id, NotificationKind)> = Vec::with_capacity(candidates.len());
     for (id, kind) in candidates {
         if event.actor_id != Some(id) && told.iter().all(|(other, _)| *other != id) {
             told.push((id, kind));
@@ -188,18 +188,18 @@ pub async fn mark_read(db: &Db, now: Timestamp, viewer: &Viewer, ids: Option<&[I
 }
 
 /// Empties the inbox of somebody who leaves.
-pub async fn forget(tx: &mut Conn, user_id: Id) -> Result<()> {
+pub async fn delete_for_user(tx: &mut Conn, user_id: Id) -> Result<()> {
     let own = notifications::table.filter(notifications::user_id.eq(user_id));
     on!(tx, |c| diesel::delete(own).execute(c).await)?;
     Ok(())
 }
 
 /// Forgets some of what is older than this moment; how much. What one event made is as old.
-pub async fn drop_older(db: &Db, before: Timestamp) -> Result<usize> {
+pub async fn purge_older(db: &Db, before: Timestamp) -> Result<usize> {
     db.transaction(async |tx| {
         let old = notifications::table.filter(notifications::occurred_at.lt(before));
         let key = (notifications::occurred_at, notifications::id);
-        let keys: Vec<(Timestamp, Id)> = on!(tx, |c| old.select(key).limit(CLEARED as i64).load(c).await)?;
+        let keys: Vec<(Timestamp, Id)> = on!(tx, |c| old.select(key).limit(PURGE_BATCH as i64).load(c).await)?;
         let (times, ids): (Vec<_>, Vec<_>) = keys.into_iter().unzip();
         // To the times an index leads on both databases, to the ids on one.
         let until = times.into_iter().max().unwrap_or(before);
@@ -216,17 +216,17 @@ pub async fn drop_older(db: &Db, before: Timestamp) -> Result<usize> {
 /// The place that is kept moves on in the transaction that writes the rows, and only from where it was when the log was
 /// read: of several instances that do the same, one succeeds. A short stretch that notifies nobody is not worth a
 /// transaction; `seen` remembers it, and a restart reads it again.
-pub async fn project(db: &Db, seen: LogPosition) -> Result<(LogPosition, bool)> {
+pub async fn advance_inboxes(db: &Db, seen: LogPosition) -> Result<(LogPosition, bool)> {
     let mut conn = db.conn().await?;
-    let kept = consumer_offset(&mut conn, PLACE).await?;
+    let kept = consumer_offset(&mut conn, CONSUMER).await?;
     let seen = seen.max(kept);
-    let (events, _) = settled_after(&mut conn, seen, BATCH).await?;
+    let (events, _) = settled_after(&mut conn, seen, EVENT_BATCH).await?;
     drop(conn);
     let reached = events.last().map_or(seen, Event::position);
-    let more = events.len() == BATCH;
+    let more = events.len() == EVENT_BATCH;
     let rows: Vec<Notification> = events
         .iter()
-        .filter(|event| KINDS.contains(&event.kind))
+        .filter(|event| NOTIFYING_KINDS.contains(&event.kind))
         .flat_map(|event| {
             let recipients = recipients(event, &Snapshot::of(event)).into_iter();
             recipients.map(|recipient| Notification::new(event, recipient)).collect::<Vec<_>>()
@@ -235,16 +235,16 @@ pub async fn project(db: &Db, seen: LogPosition) -> Result<(LogPosition, bool)> 
     if rows.is_empty() && !more {
         return Ok((reached, false));
     }
-    if keep(db, kept, reached, &rows).await? { Ok((reached, more)) } else { Ok((seen, true)) }
+    if insert_and_advance(db, kept, reached, &rows).await? { Ok((reached, more)) } else { Ok((seen, true)) }
 }
 
 /// Writes the rows and moves the place on; false, and nothing is written, if it has moved meanwhile.
-async fn keep(db: &Db, from: LogPosition, to: LogPosition, rows: &[Notification]) -> Result<bool> {
+async fn insert_and_advance(db: &Db, from: LogPosition, to: LogPosition, rows: &[Notification]) -> Result<bool> {
     let mut people: Vec<Id> = rows.iter().map(|row| row.user_id).collect();
     people.sort_unstable();
     people.dedup();
     db.transaction(async |tx| {
-        if !advance_offset(tx, PLACE, from, to).await? {
+        if !advance_offset(tx, CONSUMER, from, to).await? {
             return Ok(false);
         }
         // Held until the commit, so that nothing comes into the inbox of somebody who is just leaving.
@@ -285,7 +285,7 @@ mod tests {
     const ASSIGNEE: Id = Id::from_bytes([3; 16]);
     const ADMIN: Id = Id::from_bytes([4; 16]);
 
-    fn told(kind: events::EventKind, owner: Id, assignee: Option<Id>, mentions: &[Id]) -> Vec<(Id, Kind)> {
+    fn told(kind: events::EventKind, owner: Id, assignee: Option<Id>, mentions: &[Id]) -> Vec<(Id, NotificationKind)> {
         let event = Event {
             seq: 1,
             xid: 0,
@@ -308,18 +308,18 @@ mod tests {
     #[test]
     fn everybody_is_told_once_for_the_best_reason_and_nobody_of_their_own_doing() {
         use events::EventKind as On;
-        assert_eq!(told(On::TaskAssigned, OWNER, Some(ASSIGNEE), &[]), [(ASSIGNEE, Kind::Assigned)]);
+        assert_eq!(told(On::TaskAssigned, OWNER, Some(ASSIGNEE), &[]), [(ASSIGNEE, NotificationKind::Assigned)]);
         assert_eq!(told(On::TaskAssigned, OWNER, Some(ACTOR), &[]), []);
         assert_eq!(
             told(On::CommentAdded, OWNER, Some(ASSIGNEE), &[ASSIGNEE, ADMIN, ACTOR]),
-            [(ASSIGNEE, Kind::Mentioned), (ADMIN, Kind::Mentioned), (OWNER, Kind::Commented)]
+            [(ASSIGNEE, NotificationKind::Mentioned), (ADMIN, NotificationKind::Mentioned), (OWNER, NotificationKind::Commented)]
         );
-        assert_eq!(told(On::CommentAdded, OWNER, Some(OWNER), &[]), [(OWNER, Kind::Commented)]);
-        assert_eq!(told(On::CommentUpdated, OWNER, Some(ASSIGNEE), &[ADMIN]), [(ADMIN, Kind::Mentioned)]);
-        assert_eq!(told(On::StatusChanged, ACTOR, Some(ASSIGNEE), &[]), [(ASSIGNEE, Kind::StatusChanged)]);
+        assert_eq!(told(On::CommentAdded, OWNER, Some(OWNER), &[]), [(OWNER, NotificationKind::Commented)]);
+        assert_eq!(told(On::CommentUpdated, OWNER, Some(ASSIGNEE), &[ADMIN]), [(ADMIN, NotificationKind::Mentioned)]);
+        assert_eq!(told(On::StatusChanged, ACTOR, Some(ASSIGNEE), &[]), [(ASSIGNEE, NotificationKind::StatusChanged)]);
         for kind in [On::TaskCreated, On::TaskUpdated, On::TaskDeleted, On::TaskUnassigned, On::ProjectDeleted] {
             assert_eq!(told(kind, OWNER, Some(ASSIGNEE), &[ADMIN]), []);
-            assert!(!KINDS.contains(&kind));
+            assert!(!NOTIFYING_KINDS.contains(&kind));
         }
     }
 }

@@ -10,9 +10,9 @@ use diesel::prelude::*;
 use diesel::query_builder::{AstPass, QueryFragment, QueryId};
 use diesel::sqlite::Sqlite;
 
-use super::CLEARED;
-use super::audit::{self, Origin};
-use super::lockout::{self, Attempt, Rule};
+use super::PURGE_BATCH;
+use super::audit::{self, ClientInfo};
+use super::lockout::{self, PasswordAttempt, LockoutPolicy};
 use super::user;
 use crate::access::{Role, Viewer};
 use crate::db::page::any_id;
@@ -59,8 +59,8 @@ pub struct Session {
 
 impl Session {
     /// Where the login came from.
-    pub fn origin(&self) -> Origin {
-        Origin { ip_address: self.ip_address.clone(), user_agent: self.user_agent.clone() }
+    pub fn client_info(&self) -> ClientInfo {
+        ClientInfo { ip_address: self.ip_address.clone(), user_agent: self.user_agent.clone() }
     }
 
     /// The address that last used it.
@@ -106,36 +106,36 @@ pub async fn lock(tx: &mut Conn, now: Timestamp, viewer: &Viewer) -> Result<View
 /// The same as a condition of a statement: true if the viewer's session lasts and their role is still the same, which
 /// stays so until the statement is committed.
 #[derive(Clone, Copy, Debug)]
-pub struct Unchanged<'a> {
+pub struct ViewerUnchanged<'a> {
     viewer: &'a Viewer,
     now: Timestamp,
 }
 
-impl<'a> Unchanged<'a> {
+impl<'a> ViewerUnchanged<'a> {
     /// For a write at this moment.
     pub const fn new(viewer: &'a Viewer, now: Timestamp) -> Self {
         Self { viewer, now }
     }
 }
 
-impl Expression for Unchanged<'_> {
+impl Expression for ViewerUnchanged<'_> {
     type SqlType = sql::Bool;
 }
 
-impl<Tables> AppearsOnTable<Tables> for Unchanged<'_> {}
+impl<Tables> AppearsOnTable<Tables> for ViewerUnchanged<'_> {}
 
-impl ValidGrouping<()> for Unchanged<'_> {
+impl ValidGrouping<()> for ViewerUnchanged<'_> {
     type IsAggregate = is_aggregate::No;
 }
 
-impl QueryId for Unchanged<'_> {
+impl QueryId for ViewerUnchanged<'_> {
     type QueryId = ();
     const HAS_STATIC_QUERY_ID: bool = false;
 }
 
 macro_rules! unchanged {
     ($backend:ty, $lock:literal) => {
-        impl QueryFragment<$backend> for Unchanged<'_> {
+        impl QueryFragment<$backend> for ViewerUnchanged<'_> {
             fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, $backend>) -> QueryResult<()> {
                 out.push_sql(
                     "EXISTS (SELECT 1 FROM users INNER JOIN sessions ON sessions.user_id = users.id \
@@ -156,7 +156,7 @@ unchanged!(Pg, " FOR SHARE)");
 unchanged!(Sqlite, ")");
 
 /// A password that somebody has shown at a login.
-pub struct Shown<'a> {
+pub struct VerifiedPassword<'a> {
     /// The hash that it was verified by.
     pub hash: &'a str,
     /// Its new hash, when the cost has risen since that one.
@@ -165,11 +165,11 @@ pub struct Shown<'a> {
 
 /// What came of a login with the right password.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Begun {
+pub enum LoginOutcome {
     /// There is a session.
-    Yes,
+    Created,
     /// The password has changed while it was verified, or its owner may not sign in any more.
-    Changed,
+    CredentialsChanged,
     /// Guesses are refused meanwhile.
     LockedOut,
 }
@@ -179,29 +179,29 @@ pub enum Begun {
 pub async fn create(
     db: &Db,
     session: &Session,
-    shown: &Shown<'_>,
-    attempt: &Attempt,
+    shown: &VerifiedPassword<'_>,
+    attempt: &PasswordAttempt,
     is_known: bool,
-    rule: Rule,
-) -> Result<Begun> {
+    rule: LockoutPolicy,
+) -> Result<LoginOutcome> {
     db.transaction(async |tx| {
         let verdict = lockout::lock(tx, session.created_at, attempt, rule).await?;
         if verdict.locked_until.is_some() || (verdict.slowed_until.is_some() && !is_known) {
-            return Ok(Begun::LockedOut);
+            return Ok(LoginOutcome::LockedOut);
         }
         if let Some(hash) = shown.rehashed {
             let user = diesel::update(users::table.find(session.user_id)).filter(users::password_hash.eq(shown.hash));
             on!(tx, |c| user.set(users::password_hash.eq(hash)).execute(c).await)?;
         }
         if !begin(tx, session, shown.rehashed.unwrap_or(shown.hash)).await? {
-            return Ok(Begun::Changed);
+            return Ok(LoginOutcome::CredentialsChanged);
         }
         if verdict.has_failures {
             lockout::clear(tx, attempt).await?;
         }
         let who = Some(session.user_id);
-        audit::note(tx, session.created_at, audit::Kind::LoggedIn, who, who, &session.origin()).await?;
-        Ok(Begun::Yes)
+        audit::record(tx, session.created_at, audit::AuditKind::LoggedIn, who, who, &session.client_info()).await?;
+        Ok(LoginOutcome::Created)
     })
     .await
 }
@@ -312,7 +312,7 @@ pub async fn rotate(
     generation: i32,
     expires_at: Timestamp,
     grace: Duration,
-    origin: &Origin,
+    origin: &ClientInfo,
 ) -> Result<Rotation> {
     db.transaction(async |tx| {
         let rotated = on!(tx, |c| diesel::update(sessions::table.find(id))
@@ -345,14 +345,14 @@ pub async fn rotate(
             return Ok(Rotation::Current(session));
         }
         end(tx, now, session.user_id, Some(id), None).await?;
-        audit::note(tx, now, audit::Kind::RefreshReused, Some(session.user_id), None, origin).await?;
+        audit::record(tx, now, audit::AuditKind::RefreshReused, Some(session.user_id), None, origin).await?;
         Ok(Rotation::Reused)
     })
     .await
 }
 
 /// Keeps where a session was refreshed from, and records it when that is another network than before.
-async fn record_address(tx: &mut Conn, now: Timestamp, session: &Session, origin: &Origin) -> Result<()> {
+async fn record_address(tx: &mut Conn, now: Timestamp, session: &Session, origin: &ClientInfo) -> Result<()> {
     let address = origin.ip_address.as_deref();
     if address == session.last_address() {
         return Ok(());
@@ -363,12 +363,12 @@ async fn record_address(tx: &mut Conn, now: Timestamp, session: &Session, origin
         return Ok(());
     }
     let who = Some(session.user_id);
-    audit::note(tx, now, audit::Kind::SessionMoved, who, who, origin).await
+    audit::record(tx, now, audit::AuditKind::SessionMoved, who, who, origin).await
 }
 
 /// Ends one session of the viewer; whether there was one. Its tokens are dead with the next request, its sockets are
 /// closed.
-pub async fn revoke(db: &Db, now: Timestamp, viewer: &Viewer, id: Id, origin: &Origin) -> Result<bool> {
+pub async fn revoke(db: &Db, now: Timestamp, viewer: &Viewer, id: Id, origin: &ClientInfo) -> Result<bool> {
     db.transaction(async |tx| {
         user::held(tx, viewer.id).await?;
         let own = id == viewer.session_id;
@@ -379,21 +379,21 @@ pub async fn revoke(db: &Db, now: Timestamp, viewer: &Viewer, id: Id, origin: &O
         if ended == 0 {
             return Ok(false);
         }
-        let kind = if own { audit::Kind::LoggedOut } else { audit::Kind::SessionRevoked };
-        audit::note(tx, now, kind, Some(viewer.id), Some(viewer.id), origin).await?;
+        let kind = if own { audit::AuditKind::LoggedOut } else { audit::AuditKind::SessionRevoked };
+        audit::record(tx, now, kind, Some(viewer.id), Some(viewer.id), origin).await?;
         Ok(true)
     })
     .await
 }
 
 /// Ends every session of the viewer but the present one; how many.
-pub async fn revoke_others(db: &Db, now: Timestamp, viewer: &Viewer, origin: &Origin) -> Result<usize> {
+pub async fn revoke_others(db: &Db, now: Timestamp, viewer: &Viewer, origin: &ClientInfo) -> Result<usize> {
     db.transaction(async |tx| {
         user::held(tx, viewer.id).await?;
         lock(tx, now, viewer).await?;
         let ended = end(tx, now, viewer.id, None, Some(viewer.session_id)).await?;
         for _ in 0..ended {
-            audit::note(tx, now, audit::Kind::SessionRevoked, Some(viewer.id), Some(viewer.id), origin).await?;
+            audit::record(tx, now, audit::AuditKind::SessionRevoked, Some(viewer.id), Some(viewer.id), origin).await?;
         }
         Ok(ended)
     })
@@ -436,19 +436,19 @@ pub async fn end(tx: &mut Conn, now: Timestamp, user_id: Id, only: Option<Id>, e
 }
 
 /// Forgets the sessions of a person who is leaving.
-pub async fn forget(tx: &mut Conn, user_id: Id) -> Result<()> {
+pub async fn delete_for_user(tx: &mut Conn, user_id: Id) -> Result<()> {
     on!(tx, |c| diesel::delete(sessions::table.filter(sessions::user_id.eq(user_id))).execute(c).await)?;
     Ok(())
 }
 
 /// Drops some of the sessions that ended before this moment; how many. When a user last logged in goes to their row, if no
 /// session tells it any more.
-pub async fn drop_ended(db: &Db, before: Timestamp) -> Result<usize> {
+pub async fn purge_expired(db: &Db, before: Timestamp) -> Result<usize> {
     db.transaction(async |tx| {
         let ended = sessions::expires_at.lt(before).or(sessions::revoked_at.lt(before));
         let ended: Vec<(Id, Id, Timestamp)> = on!(tx, |c| sessions::table
             .filter(ended)
-            .limit(CLEARED as i64)
+            .limit(PURGE_BATCH as i64)
             .select((sessions::id, sessions::user_id, sessions::created_at))
             .load(c)
             .await)?;

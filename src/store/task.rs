@@ -360,7 +360,7 @@ async fn update_at_once(db: &Db, now: Timestamp, viewer: &Viewer, id: Id, change
         return Ok(None);
     }
     let row = Row::of(&old, &new);
-    let is_unchanged = tasks::version.eq(old.version).and(session::Unchanged::new(viewer, now));
+    let is_unchanged = tasks::version.eq(old.version).and(session::ViewerUnchanged::new(viewer, now));
     let update = diesel::update(tasks::table.find(id)).filter(is_unchanged).set(&row);
     Ok(events::change_and_append(db, update, event).await?.then_some(new))
 }
@@ -551,7 +551,7 @@ async fn assign(
             && assignee.wants_assignment_mail()
             && mail_quota::admit_assignment(tx, now, viewer.id, &assignee.email).await?
         {
-            mail::queue(tx, now, mail::Kind::TaskAssigned, &assignee.email, Some(assignee.id), &task.title).await?;
+            mail::queue(tx, now, mail::MailKind::TaskAssigned, &assignee.email, Some(assignee.id), &task.title).await?;
         }
     }
     Ok(told)

@@ -5,7 +5,7 @@ use diesel::deserialize::FromSqlRow;
 use diesel::expression::AsExpression;
 use diesel::prelude::*;
 
-use super::CLEARED;
+use super::PURGE_BATCH;
 use crate::db::rows::RunQueryDsl;
 use crate::db::schema::mail_tokens;
 use crate::db::{Conn, Db};
@@ -60,17 +60,17 @@ pub async fn redeem(tx: &mut Conn, now: Timestamp, purpose: Purpose, hash: &[u8]
 }
 
 /// Revokes a person's tokens of a purpose.
-pub async fn withdraw(tx: &mut Conn, user_id: Id, purpose: Purpose) -> Result<()> {
+pub async fn revoke(tx: &mut Conn, user_id: Id, purpose: Purpose) -> Result<()> {
     let theirs = mail_tokens::table.filter(mail_tokens::user_id.eq(user_id)).filter(mail_tokens::purpose.eq(purpose));
     on!(tx, |c| diesel::delete(theirs).execute(c).await)?;
     Ok(())
 }
 
 /// Forgets some of the tokens that are no longer good; how many.
-pub async fn drop_ended(db: &Db, now: Timestamp) -> Result<usize> {
+pub async fn purge_expired(db: &Db, now: Timestamp) -> Result<usize> {
     db.transaction(async |tx| {
         let ended = mail_tokens::table.filter(mail_tokens::expires_at.le(now));
-        let hashes: Vec<Vec<u8>> = on!(tx, |c| ended.select(mail_tokens::hash).limit(CLEARED as i64).load(c).await)?;
+        let hashes: Vec<Vec<u8>> = on!(tx, |c| ended.select(mail_tokens::hash).limit(PURGE_BATCH as i64).load(c).await)?;
         let ended = mail_tokens::table.filter(mail_tokens::hash.eq_any(&hashes));
         Ok(on!(tx, |c| diesel::delete(ended).execute(c).await)?)
     })

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use diesel::dsl::exists;
 use diesel::prelude::*;
 
-use super::audit::{self, Origin};
+use super::audit::{self, ClientInfo};
 use super::search::{Candidate, MAX_CANDIDATES, Scan, octet_length, scan};
 use super::token::Purpose;
 use super::value::{DisplayName, Email, Search, Username, fold};
@@ -370,7 +370,7 @@ pub struct New {
 }
 
 /// Makes an account.
-pub async fn create(db: &Db, now: Timestamp, new: &New, origin: &Origin) -> Result<User> {
+pub async fn create(db: &Db, now: Timestamp, new: &New, origin: &ClientInfo) -> Result<User> {
     let user = User {
         id: Id::new(),
         email: new.email.to_string(),
@@ -393,9 +393,9 @@ pub async fn create(db: &Db, now: Timestamp, new: &New, origin: &Origin) -> Resu
             .await);
         saved(inserted)?;
         if !user.email_verified {
-            mail::queue(tx, now, mail::Kind::VerifyEmail, &user.email, Some(user.id), "").await?;
+            mail::queue(tx, now, mail::MailKind::VerifyEmail, &user.email, Some(user.id), "").await?;
         }
-        audit::note(tx, now, audit::Kind::Registered, Some(user.id), None, origin).await?;
+        audit::record(tx, now, audit::AuditKind::Registered, Some(user.id), None, origin).await?;
         Ok(user.clone())
     })
     .await
@@ -423,7 +423,7 @@ pub async fn update_viewer(
     now: Timestamp,
     viewer: &Viewer,
     changes: &Changes,
-    origin: &Origin,
+    origin: &ClientInfo,
 ) -> Result<User> {
     db.transaction(async |tx| {
         let mut user = held(tx, viewer.id).await?.ok_or_else(Error::unauthenticated)?;
@@ -440,7 +440,7 @@ pub async fn update_viewer(
             }
             user.username = username.to_string();
             mail::queue_username_changed(tx, now, user.id, &user.email, &user.username).await?;
-            audit::note(tx, now, audit::Kind::UsernameChanged, Some(user.id), Some(user.id), origin).await?;
+            audit::record(tx, now, audit::AuditKind::UsernameChanged, Some(user.id), Some(user.id), origin).await?;
         }
         user.assignment_emails = changes.assignment_emails.unwrap_or(user.assignment_emails);
         user.updated_at = now;
@@ -467,14 +467,14 @@ pub async fn update_viewer(
 }
 
 /// Ends assignment mails to a person, who followed the link in one.
-pub async fn unsubscribe(db: &Db, now: Timestamp, id: Id, origin: &Origin) -> Result<()> {
+pub async fn unsubscribe(db: &Db, now: Timestamp, id: Id, origin: &ClientInfo) -> Result<()> {
     db.transaction(async |tx| {
         let theirs = users::table.find(id);
         let theirs = theirs.filter(users::assignment_emails.eq(true)).filter(users::deleted_at.is_null());
         let changed = on!(tx, |c| diesel::update(theirs).set(users::assignment_emails.eq(false)).execute(c).await)?;
         // The link works without a login and for years. Only what it changes is recorded.
         if changed == 1 {
-            audit::note(tx, now, audit::Kind::Unsubscribed, Some(id), None, origin).await?;
+            audit::record(tx, now, audit::AuditKind::Unsubscribed, Some(id), None, origin).await?;
         }
         Ok(())
     })
@@ -489,7 +489,7 @@ async fn ask_for_email(
     user: &User,
     wanted: &str,
     password_verified: bool,
-    origin: &Origin,
+    origin: &ClientInfo,
 ) -> Result<()> {
     let who = Some(user.id);
     let canceled = cancel_email_change(tx, user).await?;
@@ -498,11 +498,11 @@ async fn ask_for_email(
             return Err(Error::UserErrors(vec![password_needed()]));
         }
         email_change::request(tx, now, user, wanted).await?;
-        mail::queue(tx, now, mail::Kind::VerifyEmail, wanted, who, "").await?;
-        return audit::note(tx, now, audit::Kind::EmailChangeRequested, who, who, origin).await;
+        mail::queue(tx, now, mail::MailKind::VerifyEmail, wanted, who, "").await?;
+        return audit::record(tx, now, audit::AuditKind::EmailChangeRequested, who, who, origin).await;
     }
     if canceled {
-        audit::note(tx, now, audit::Kind::EmailChangeCanceled, who, who, origin).await?;
+        audit::record(tx, now, audit::AuditKind::EmailChangeCanceled, who, who, origin).await?;
     }
     Ok(())
 }
@@ -538,7 +538,7 @@ pub async fn cancel_email_change(tx: &mut Conn, user: &User) -> Result<bool> {
     let tokens = on!(tx, |c| diesel::delete(tokens).execute(c).await)?;
     let queued = mails::table
         .filter(mails::user_id.eq(user.id))
-        .filter(mails::kind.eq(mail::Kind::VerifyEmail))
+        .filter(mails::kind.eq(mail::MailKind::VerifyEmail))
         .filter(mails::recipient.ne(&user.email));
     let queued = on!(tx, |c| diesel::delete(queued).execute(c).await)?;
     Ok(tokens + queued > 0)
@@ -587,7 +587,7 @@ pub async fn update(
     id: Id,
     role: Option<Role>,
     is_active: Option<bool>,
-    origin: &Origin,
+    origin: &ClientInfo,
 ) -> Result<User> {
     db.transaction(async |tx| change(tx, now, Some(viewer), id, role, is_active, origin).await).await
 }
@@ -600,7 +600,7 @@ pub async fn update_from_shell(
     role: Option<Role>,
     is_active: Option<bool>,
 ) -> Result<User> {
-    db.transaction(async |tx| change(tx, now, None, id, role, is_active, &Origin::default()).await).await
+    db.transaction(async |tx| change(tx, now, None, id, role, is_active, &ClientInfo::default()).await).await
 }
 
 async fn change(
@@ -610,7 +610,7 @@ async fn change(
     id: Id,
     role: Option<Role>,
     is_active: Option<bool>,
-    origin: &Origin,
+    origin: &ClientInfo,
 ) -> Result<User> {
     let (old, admins) = held_with_admins(tx, id).await?;
     if let Some(viewer) = viewer {
@@ -636,14 +636,14 @@ async fn change(
     let told = NewEvent { owner_id: Some(id), ..NewEvent::new(EventKind::UserChanged, actor, now) };
     events::append(tx, &[told]).await?;
     if user.role != old.role {
-        audit::note(tx, now, audit::Kind::RoleChanged, Some(id), actor, origin).await?;
+        audit::record(tx, now, audit::AuditKind::RoleChanged, Some(id), actor, origin).await?;
     }
     if user.is_active != old.is_active {
         if !user.is_active {
             session::end(tx, now, id, None, None).await?;
         }
-        let kind = if user.is_active { audit::Kind::Enabled } else { audit::Kind::Disabled };
-        audit::note(tx, now, kind, Some(id), actor, origin).await?;
+        let kind = if user.is_active { audit::AuditKind::Enabled } else { audit::AuditKind::Disabled };
+        audit::record(tx, now, kind, Some(id), actor, origin).await?;
     }
     Ok(user)
 }

@@ -1,4 +1,4 @@
-//! Former usernames, which stay reserved for their account for [`RESERVED`]: whoever renames an account with a stolen
+//! Former usernames, which stay reserved for their account for [`RESERVATION_PERIOD`]: whoever renames an account with a stolen
 //! token cannot pass for its owner under the old name, and the owner can take it back.
 
 use std::time::Duration;
@@ -6,7 +6,7 @@ use std::time::Duration;
 use diesel::dsl::exists;
 use diesel::prelude::*;
 
-use super::CLEARED;
+use super::PURGE_BATCH;
 use super::value::fold;
 use crate::db::page::any_id;
 use crate::db::rows::RunQueryDsl;
@@ -18,7 +18,7 @@ use crate::on;
 use crate::time::Timestamp;
 
 /// How long a former username is reserved.
-pub const RESERVED: Duration = Duration::from_secs(3 * 86_400);
+pub const RESERVATION_PERIOD: Duration = Duration::from_secs(3 * 86_400);
 /// Former usernames that one account reserves. The oldest count, because the first one is the owner's: many changes
 /// neither end its reservation nor reserve names in bulk.
 const MAX_RESERVED: i64 = 3;
@@ -41,7 +41,7 @@ pub struct UsernameChange {
 
 /// Reserves a username that an account gives up. The account must be locked.
 pub async fn reserve(tx: &mut Conn, now: Timestamp, user_id: Id, username: &str) -> Result<()> {
-    let (key, expires_at) = (fold(username), now.plus(RESERVED));
+    let (key, expires_at) = (fold(username), now.plus(RESERVATION_PERIOD));
     let theirs = || username_changes::table.filter(username_changes::user_id.eq(user_id));
     let expired = theirs().filter(username_changes::expires_at.le(now));
     on!(tx, |c| diesel::delete(expired).execute(c).await)?;
@@ -75,7 +75,7 @@ pub async fn delete_for_user(tx: &mut Conn, user_id: Id) -> Result<()> {
 pub async fn purge_expired(db: &Db, now: Timestamp) -> Result<usize> {
     db.transaction(async |tx| {
         let expired = username_changes::table.filter(username_changes::expires_at.le(now));
-        let expired = expired.select(username_changes::id).limit(CLEARED as i64);
+        let expired = expired.select(username_changes::id).limit(PURGE_BATCH as i64);
         let ids: Vec<Id> = on!(tx, |c| expired.load(c).await)?;
         let expired = username_changes::table.filter(any_id(username_changes::id, &ids));
         Ok(on!(tx, |c| diesel::delete(expired).execute(c).await)?)

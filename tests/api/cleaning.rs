@@ -37,10 +37,10 @@ async fn no_transaction_clears_away_more_than_others_can_wait_for() {
         let mut dropped = Vec::new();
         for _ in 0..4 {
             dropped.push([
-                session::drop_ended(db, before).await.expect("done"),
-                lockout::drop_ended(db, before).await.expect("done"),
-                audit::drop_older(db, before).await.expect("done"),
-                notification::drop_older(db, before).await.expect("done"),
+                session::purge_expired(db, before).await.expect("done"),
+                lockout::purge_expired(db, before).await.expect("done"),
+                audit::purge_older(db, before).await.expect("done"),
+                notification::purge_older(db, before).await.expect("done"),
             ]);
         }
         dropped
@@ -50,7 +50,7 @@ async fn no_transaction_clears_away_more_than_others_can_wait_for() {
         server.run(async |app| mail_quota::purge_expired(&app.db, app.clock.now()).await).await.expect("done"),
         0
     );
-    assert_eq!(server.run(async |app| token::drop_ended(&app.db, app.clock.now()).await).await.expect("done"), 0);
+    assert_eq!(server.run(async |app| token::purge_expired(&app.db, app.clock.now()).await).await.expect("done"), 0);
 }
 
 #[tokio::test]

@@ -264,7 +264,7 @@ async fn the_slow_mode_survives_a_restart_and_its_rows_outlive_the_hour_only() {
     server.advance(MINUTE * 61);
     let cleared = server.run(async |app| {
         let before = app.clock.now().minus(Duration::from_secs(3_600));
-        fasttrack::store::lockout::drop_ended(&app.db, before).await
+        fasttrack::store::lockout::purge_expired(&app.db, before).await
     });
     cleared.await.expect("cleared");
     assert!(!server.dump().await.contains("login_failures: "), "the rows are deleted");

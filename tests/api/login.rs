@@ -197,7 +197,7 @@ async fn the_last_login_is_told_when_its_session_is_forgotten_too() {
         told.await["node"]["lastLoginAt"].clone()
     };
     let forget = async || {
-        let dropped = server.run(async |app| session::drop_ended(&app.db, app.clock.now()).await);
+        let dropped = server.run(async |app| session::purge_expired(&app.db, app.clock.now()).await);
         dropped.await.expect("expired sessions are deleted")
     };
     assert_eq!(last().await, server.moment(Duration::ZERO));

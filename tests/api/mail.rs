@@ -7,8 +7,8 @@ use fasttrack::db::CommitSignal;
 use fasttrack::db::schema::mails;
 use fasttrack::error::Error;
 use fasttrack::on;
-use fasttrack::store::mail::{self, Kind};
-use fasttrack::store::mail_quota::{self, ACCOUNT_MAILS, Admission, WINDOW, admit_account_mail};
+use fasttrack::store::mail::{self, MailKind};
+use fasttrack::store::mail_quota::{self, ACCOUNT_MAILS, QuotaDecision, WINDOW, admit_account_mail};
 use fasttrack::time::Timestamp;
 use reqwest::Method;
 use serde_json::json;
@@ -130,25 +130,25 @@ async fn a_recipient_gets_at_most_5_account_mails_an_hour_and_what_is_asked_for_
 async fn no_hour_has_more_account_mails_than_the_limit() {
     let server = Server::without_jobs().await;
     let checked = server.run(async |app| {
-        let (mut now, mut state, mut counted) = (app.clock.now(), 7_u64, Vec::<(Kind, Timestamp)>::new());
+        let (mut now, mut state, mut counted) = (app.clock.now(), 7_u64, Vec::<(MailKind, Timestamp)>::new());
         let mut refused = 0;
         for step in 0..400 {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             let random = state >> 33;
             now = now.plus(Duration::from_secs(random % 900));
-            let kind = [Kind::VerifyEmail, Kind::ResetPassword, Kind::PasswordChanged][(random / 900 % 3) as usize];
+            let kind = [MailKind::VerifyEmail, MailKind::ResetPassword, MailKind::PasswordChanged][(random / 900 % 3) as usize];
             let address = ["alice@example.org", "ALICE@example.org", "alice+tag@example.org"][step % 3];
             let admission = app.db.transaction(async |tx| admit_account_mail(tx, now, kind, address).await).await?;
             let recent = counted.iter().filter(|(other, at)| {
-                now.since(*at) < WINDOW && (kind == Kind::PasswordChanged) == (*other == Kind::PasswordChanged)
+                now.since(*at) < WINDOW && (kind == MailKind::PasswordChanged) == (*other == MailKind::PasswordChanged)
             });
             let recent: Vec<Timestamp> = recent.map(|(_, at)| *at).collect();
             match admission {
-                Admission::Counted(_) => {
+                QuotaDecision::Counted(_) => {
                     assert!(recent.len() < ACCOUNT_MAILS, "step {step}: {kind:?} after {recent:?}");
                     counted.push((kind, now));
                 }
-                Admission::Full(until) => {
+                QuotaDecision::Full(until) => {
                     refused += 1;
                     let oldest = recent.len().checked_sub(ACCOUNT_MAILS).map(|at| recent[at]);
                     assert_eq!(oldest.map(|at| at.plus(WINDOW)), Some(until), "step {step}: {kind:?}");
@@ -397,7 +397,7 @@ async fn a_message_is_claimed_when_its_turn_comes_and_whoever_lost_the_claim_has
     assert_eq!((again.id, claim().await), (slow.id, None), "the second claim is valid");
     let late = server.run(async move |app| {
         mail::postpone(&app.db, app.clock.now(), &slow, "late").await?;
-        mail::settle(&app.db, &slow).await
+        mail::complete(&app.db, &slow).await
     });
     late.await.expect("an answer");
     server.advance(Duration::from_secs(100));

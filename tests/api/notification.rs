@@ -291,7 +291,7 @@ async fn an_inbox_is_exported_forgotten_in_time_and_goes_with_its_owner() {
     );
     assert_eq!((&export[1]["kind"], &export[1]["read_at"]), (&json!("Commented"), &Value::Null));
 
-    assert_eq!(notification::drop_older(&server.app.db, server.app.clock.now()).await.expect("done"), 1);
+    assert_eq!(notification::purge_older(&server.app.db, server.app.clock.now()).await.expect("done"), 1);
     assert_eq!(inbox(&server, &bob).await, ["COMMENTED by alice: Fly / new"]);
 
     bob.mutate("deleteViewer", json!({ "password": crate::harness::PASSWORD })).await.ok();
@@ -317,7 +317,7 @@ async fn several_instances_and_a_restart_make_each_notification_once() {
             tokio::spawn(async move {
                 let mut seen = LogPosition::default();
                 while !stop.is_cancelled() {
-                    (seen, _) = notification::project(&app.db, seen).await.expect("notifications");
+                    (seen, _) = notification::advance_inboxes(&app.db, seen).await.expect("notifications");
                     tokio::task::yield_now().await;
                 }
             })

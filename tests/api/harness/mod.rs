@@ -32,7 +32,7 @@ use fasttrack::access::Role;
 use fasttrack::config::Config;
 use fasttrack::http::auth::NewAccount;
 use fasttrack::server;
-use fasttrack::store::audit::Origin;
+use fasttrack::store::audit::ClientInfo;
 use fasttrack::store::{account, user};
 use fasttrack::time::{Clock, Timestamp};
 use fasttrack::{App, jobs};
@@ -193,7 +193,7 @@ impl Server {
                 email_verified: true,
             };
             let new = account.check(&app).await?;
-            user::create(&app.db, app.clock.now(), &new, &Origin::default()).await
+            user::create(&app.db, app.clock.now(), &new, &ClientInfo::default()).await
         });
         made.await.expect("a new account");
         self.login(username).await
