@@ -15,7 +15,7 @@ use crate::store::lockout::PasswordAttempt;
 use crate::store::password::Password;
 use crate::store::session::{LoginOutcome, Session, VerifiedPassword};
 use crate::store::task::{Changes, New, Priority, Status};
-use crate::store::value::{Body, Color, Description, DisplayName, Email, LabelName, ProjectName, Title, Username};
+use crate::store::value::{CommentBody, Color, Description, DisplayName, Email, LabelName, ProjectName, Title, Username};
 use crate::store::{comment, label, project, session, task, user};
 use crate::time::Timestamp;
 
@@ -82,7 +82,7 @@ pub async fn fill(app: &App) -> Result<&'static str> {
     let password_hash = app.credentials.hash(&password).await?;
     let mut people = Vec::new();
     for (username, display_name, role) in PEOPLE {
-        let new = user::New {
+        let new = user::NewUser {
             email: Email::parse("email", &format!("{username}@example.org")).map_err(wrong)?,
             username: Username::parse("username", username).map_err(wrong)?,
             display_name: DisplayName::parse("displayName", display_name).map_err(wrong)?,
@@ -126,7 +126,7 @@ pub async fn fill(app: &App) -> Result<&'static str> {
         }
         let authors = [Some(*owner), assignee.map(|person| people[person])];
         for (turn, author) in authors.into_iter().flatten().enumerate() {
-            let body = Body::parse("body", COMMENTS[(index + turn) % COMMENTS.len()]).map_err(wrong)?;
+            let body = CommentBody::parse("body", COMMENTS[(index + turn) % COMMENTS.len()]).map_err(wrong)?;
             comment::create(&app.db, now, &author, made.id, &body).await?;
         }
     }

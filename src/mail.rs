@@ -300,7 +300,7 @@ impl Mailer {
                 None => user::find_by_email(tx, &mail.recipient).await?.map(|user| user.id),
             };
             let Some(id) = id else { return Ok(Err(Issued::Drop)) };
-            let Some(user) = user::held(tx, id).await?.filter(|user| user.is_active) else {
+            let Some(user) = user::lock(tx, id).await?.filter(|user| user.is_active) else {
                 return Ok(Err(Issued::Drop));
             };
             // Another transaction that locked the account first may have withdrawn the message.

@@ -17,7 +17,7 @@ use crate::access::Action;
 use crate::error::{Code, Error};
 use crate::own;
 use crate::store::comment::{self as store, CommentColumns};
-use crate::store::value::Body;
+use crate::store::value::CommentBody;
 use crate::time::Timestamp;
 
 #[derive(Clone)]
@@ -183,7 +183,7 @@ impl CommentMutation {
     ) -> Result<AddCommentPayload> {
         let (comment, user_errors) = run_mutation(ctx, |app, viewer| async move {
             let task = node::named(Noun::Task, &input.task_id, "taskId")?;
-            let body = Body::parse("body", &input.body).map_err(|fault| Error::UserErrors(vec![fault]))?;
+            let body = CommentBody::parse("body", &input.body).map_err(|fault| Error::UserErrors(vec![fault]))?;
             store::create(&app.db, app.clock.now(), &viewer, task, &body).await
         })
         .await?;
@@ -200,7 +200,7 @@ impl CommentMutation {
     ) -> Result<UpdateCommentPayload> {
         let (comment, user_errors) = run_mutation(ctx, |app, viewer| async move {
             let id = node::named(Noun::Comment, &input.id, "id")?;
-            let body = Body::parse("body", &input.body).map_err(|fault| Error::UserErrors(vec![fault]))?;
+            let body = CommentBody::parse("body", &input.body).map_err(|fault| Error::UserErrors(vec![fault]))?;
             store::update(&app.db, app.clock.now(), &viewer, id, &body).await
         })
         .await?;

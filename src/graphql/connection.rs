@@ -182,7 +182,7 @@ impl std::hash::Hasher for FnvState {
 /// How to count the whole list, if `totalCount` is selected.
 #[derive(Clone)]
 pub enum Total {
-    Users(Arc<user::List>),
+    Users(Arc<user::UserList>),
     Projects(Arc<project::List>),
     /// Projects of an owner.
     ProjectsOf(Id, Arc<project::List>),

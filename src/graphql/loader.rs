@@ -226,7 +226,7 @@ loads! {
         Ok(rows.into_iter().map(|user| (user.id, Arc::new(user))).collect())
     };
     /// Project and task counts of users.
-    user_stats: UserStats(Id => user::Stats) |app, _asker, ids| {
+    user_stats: UserStats(Id => user::UserStatsRow) |app, _asker, ids| {
         user::stats(&mut app.db.conn().await?, ids).await
     };
     /// When users last logged in, according to their sessions.
@@ -440,7 +440,7 @@ impl Loaders {
         self.one::<Users>(id).await
     }
 
-    pub async fn user_stats(&self, id: Id) -> Result<user::Stats> {
+    pub async fn user_stats(&self, id: Id) -> Result<user::UserStatsRow> {
         Ok(self.one::<UserStats>(id).await?.unwrap_or_default())
     }
 

@@ -179,7 +179,7 @@ impl SessionQuery {
         let caller = Caller::of(ctx);
         let mut conn = caller.app().db.conn().await?;
         // An export may exceed the decoding budget of an operation; it has its own size limit.
-        let document = without_meter(export::of(&mut conn, caller.viewer()?)).await?;
+        let document = without_meter(export::export(&mut conn, caller.viewer()?)).await?;
         drop(conn);
         let (app, who) = (caller.app(), Some(caller.viewer()?.id));
         let (now, origin) = (app.clock.now(), caller.origin());
@@ -270,7 +270,7 @@ async fn confirm(
     let credential = account::credential_of(&mut conn, viewer).await?;
     drop(conn);
     let is_right = app.credentials.verify(password, Some(&credential.password_hash)).await?;
-    let verdict = account::password_checked(&app.db, now, viewer, is_right, origin, rule).await?;
+    let verdict = account::record_password_check(&app.db, now, viewer, is_right, origin, rule).await?;
     match verdict.refusal(now) {
         Some(refusal) => Err(refusal),
         None if is_right => Ok(()),
@@ -292,7 +292,7 @@ pub async fn confirm_email_change(
         app.limits.admit_session(viewer, app.clock.now()).await?;
         return Ok(false);
     }
-    let password = password.ok_or_else(|| Error::UserErrors(vec![users::password_needed()]))?;
+    let password = password.ok_or_else(|| Error::UserErrors(vec![users::password_required()]))?;
     confirm(app, viewer, "currentPassword", password, origin).await?;
     Ok(true)
 }

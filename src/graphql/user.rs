@@ -19,7 +19,7 @@ use crate::access::{AccountId, Action, Role};
 use crate::error::{Error, UserError, UserErrorCode};
 use crate::own;
 use crate::store::task_list::{Of, Scope};
-use crate::store::user::{self as store, Changes, Filter, List, OrderField, Profile};
+use crate::store::user::{self as store, ViewerChanges, UserCriteria, UserList, UserOrderField, Profile};
 use crate::store::value::{DisplayName, Email, UserErrors, Search, Username};
 use crate::time::Timestamp;
 
@@ -288,7 +288,7 @@ pub struct UserFilter {
 #[derive(InputObject)]
 pub struct UserOrder {
     /// Field to sort by.
-    field: OrderField,
+    field: UserOrderField,
     /// Sort direction.
     #[graphql(default_with = "OrderDirection::Asc")]
     direction: OrderDirection,
@@ -328,17 +328,17 @@ impl UserQuery {
         #[graphql(desc = "Returns only users that match this filter.")] filter: Option<UserFilter>,
         #[graphql(desc = "Sort order; CREATED_AT ascending by default.")] order_by: Option<UserOrder>,
     ) -> Result<Connection<User>> {
-        let order = order_by.as_ref().map_or(OrderField::CreatedAt, |order| order.field);
+        let order = order_by.as_ref().map_or(UserOrderField::CreatedAt, |order| order.field);
         let descending = order_by.is_some_and(|order| order.direction == OrderDirection::Desc);
         let tag = Tag::new("users", None, &order, descending);
         let filter = match filter {
-            None => Filter::default(),
+            None => UserCriteria::default(),
             Some(UserFilter { search, role, is_active }) => {
-                Filter { search: search.as_deref().map(Search::parse).transpose()?, role, is_active }
+                UserCriteria { search: search.as_deref().map(Search::parse).transpose()?, role, is_active }
             }
         };
         let window = Paging::new(first, after, last, before).window(tag)?;
-        let list = Arc::new(List { filter, order, descending, window });
+        let list = Arc::new(UserList { filter, order, descending, window });
         let page = store::page(&mut Caller::of(ctx).app().db.conn().await?, &list).await?;
         let total = Total::Users(Arc::clone(&list));
         Ok(Connection::new(tag, total, page, |user| user.position(order), User::from))
@@ -433,7 +433,7 @@ impl UserMutation {
             let username = required(&mut faults, "username", input.username);
             let email = required(&mut faults, "email", input.email);
             let assignment_emails = required(&mut faults, "assignmentEmails", input.assignment_emails);
-            let mut changes = Changes {
+            let mut changes = ViewerChanges {
                 password_verified: false,
                 display_name: name.and_then(|name| faults.take(DisplayName::parse("displayName", &name))),
                 username: username.and_then(|name| faults.take(Username::parse("username", &name))),

@@ -180,7 +180,7 @@ impl Answer {
 
     /// Serializes the response for HTTP. Returns `None` if it is too large.
     pub fn to_body(&self) -> Option<Vec<u8>> {
-        self.written(if self.is_export { MAX_BYTES + export::MAX_BYTES } else { MAX_BYTES })
+        self.written(if self.is_export { MAX_BYTES + export::MAX_EXPORT_BYTES } else { MAX_BYTES })
     }
 
     fn written(&self, most: usize) -> Option<Vec<u8>> {

@@ -170,7 +170,7 @@ impl NewAccount<'_> {
     }
 
     /// Validates all fields, reports every error at once, and hashes the password.
-    pub async fn check(&self, app: &App) -> Result<user::New> {
+    pub async fn check(&self, app: &App) -> Result<user::NewUser> {
         let mut faults = UserErrors::default();
         let (policy, personal) = (app.config.password_policy, [self.email, self.username]);
         let checked = (
@@ -190,7 +190,7 @@ impl NewAccount<'_> {
         };
         let password_hash = app.credentials.hash(&password).await?;
         let (role, email_verified) = (self.role, self.email_verified);
-        Ok(user::New { email, username, display_name, password_hash, role, email_verified })
+        Ok(user::NewUser { email, username, display_name, password_hash, role, email_verified })
     }
 }
 
@@ -287,7 +287,7 @@ async fn login(
         if let Some(found) = admitted {
             if app.config.require_verified_email && !found.email_verified {
                 account::record_login_refusal(&app.db, now, found.user_id, &origin).await?;
-                return Err(account::unverified().into());
+                return Err(account::email_not_verified().into());
             }
             let login = RightPassword { found, password: &password, device, attempt: &attempt, is_known };
             match begin(&app, now, &origin, login).await? {
@@ -299,7 +299,7 @@ async fn login(
             }
         }
         // Unknown, wrong, disabled and rejected logins get the same response after the same time.
-        let verdict = account::login_failed(&app.db, now, &attempt, user_id, &origin, rule).await?;
+        let verdict = account::record_login_failure(&app.db, now, &attempt, user_id, &origin, rule).await?;
         return Err(locked_out(&verdict, now));
     }
 }

@@ -47,7 +47,7 @@ const ANSWERS_OF_ONE: usize = 16 * 1024 * 1024;
 /// The same for responses with an account export, which are larger than all others. Two may be
 /// unread at once, one per user.
 const EXPORTS: usize = 2 * EXPORTS_OF_ONE;
-const EXPORTS_OF_ONE: usize = export::MAX_BYTES + MAX_BYTES;
+const EXPORTS_OF_ONE: usize = export::MAX_EXPORT_BYTES + MAX_BYTES;
 /// Minimum average rate at which a client must read a waiting response, in bytes per second.
 pub const MIN_RATE: u64 = 8 * 1024;
 

@@ -146,7 +146,7 @@ async fn cancel_email_change(
 ) -> Result<StatusCode, Problem> {
     let now = app.clock.now();
     counted.admit(&app, RateLimitBucket::Credentials, &client).await?;
-    let change = app.credentials.email_change(&body.token).ok_or_else(account::no_such_token)?;
+    let change = app.credentials.email_change(&body.token).ok_or_else(account::invalid_token)?;
     let unusable = app.credentials.unusable_hash()?;
     account::cancel_email_change(&app.db, now, change, &unusable, &ClientInfo::from(&client)).await?;
     Ok(StatusCode::NO_CONTENT)

@@ -56,7 +56,7 @@ pub async fn credential_of(conn: &mut Conn, viewer: &Viewer) -> Result<Credentia
 
 /// Counts and records a login that failed: a wrong password, an identifier that is nobody's, or any password while
 /// guesses are refused. The answer is the same for all of them.
-pub async fn login_failed(
+pub async fn record_login_failure(
     db: &Db,
     now: Timestamp,
     attempt: &PasswordAttempt,
@@ -82,7 +82,7 @@ pub async fn record_login_refusal(db: &Db, now: Timestamp, user_id: Id, origin: 
 }
 
 /// Records that a signed-in person gave their password again; refuses when it is wrong or their session is locked out.
-pub async fn password_checked(
+pub async fn record_password_check(
     db: &Db,
     now: Timestamp,
     viewer: &Viewer,
@@ -111,7 +111,7 @@ pub async fn password_checked(
 }
 
 /// The fault of a token that is not valid.
-pub fn no_such_token() -> Error {
+pub fn invalid_token() -> Error {
     Error::user_error("token", UserErrorCode::Invalid, "The token is not valid, was used, or has expired.")
 }
 
@@ -119,8 +119,8 @@ pub fn no_such_token() -> Error {
 pub async fn verify_email(db: &Db, now: Timestamp, hash: &[u8], origin: &ClientInfo) -> Result<()> {
     db.transaction(async |tx| {
         let redeemed = token::redeem(tx, now, Purpose::VerifyEmail, hash).await?;
-        let (user_id, email) = redeemed.ok_or_else(no_such_token)?;
-        let user = user::held(tx, user_id).await?.ok_or_else(no_such_token)?;
+        let (user_id, email) = redeemed.ok_or_else(invalid_token)?;
+        let user = user::lock(tx, user_id).await?.ok_or_else(invalid_token)?;
         let canceled = user::set_email(tx, now, &user, &email).await?;
         record_cancellation(tx, now, user_id, canceled, origin).await?;
         if email == user.email {
@@ -139,13 +139,13 @@ pub async fn verify_email(db: &Db, now: Timestamp, hash: &[u8], origin: &ClientI
 /// every session ends, and a link to set another one is mailed.
 pub async fn cancel_email_change(db: &Db, now: Timestamp, change: Id, unusable: &str, origin: &ClientInfo) -> Result<()> {
     db.transaction(async |tx| {
-        let owner = email_change::owner(tx, now, change).await?.ok_or_else(no_such_token)?;
-        let user = user::held(tx, owner).await?.ok_or_else(no_such_token)?;
-        let change = email_change::take(tx, now, change).await?.ok_or_else(no_such_token)?;
+        let owner = email_change::owner(tx, now, change).await?.ok_or_else(invalid_token)?;
+        let user = user::lock(tx, owner).await?.ok_or_else(invalid_token)?;
+        let change = email_change::take(tx, now, change).await?.ok_or_else(invalid_token)?;
         let is_confirmed = user.email != change.email;
         // Nobody has shown that such an address was the owner's: the one that was confirmed is.
         if is_confirmed && !change.was_verified {
-            return Err(no_such_token());
+            return Err(invalid_token());
         }
         user::set_email(tx, now, &user, &change.email).await?;
         let owner = Some(user.id);
@@ -189,19 +189,19 @@ pub async fn reset_owner(conn: &mut Conn, now: Timestamp, hash: &[u8]) -> Result
         .first(c)
         .await
         .optional())?;
-    owner.ok_or_else(no_such_token)
+    owner.ok_or_else(invalid_token)
 }
 
 /// Redeems a token that sets the password anew: every session ends, the account is unlocked from everywhere.
 pub async fn reset_password(db: &Db, now: Timestamp, hash: &[u8], password_hash: &str, origin: &ClientInfo) -> Result<()> {
     db.transaction(async |tx| {
         let redeemed = token::redeem(tx, now, Purpose::ResetPassword, hash).await?;
-        let (user_id, email) = redeemed.ok_or_else(no_such_token)?;
-        let user = user::held(tx, user_id).await?.filter(|user| user.is_active && user.email == email);
-        let user = user.ok_or_else(no_such_token)?;
+        let (user_id, email) = redeemed.ok_or_else(invalid_token)?;
+        let user = user::lock(tx, user_id).await?.filter(|user| user.is_active && user.email == email);
+        let user = user.ok_or_else(invalid_token)?;
         let canceled = user::set_email(tx, now, &user, &email).await?;
         record_cancellation(tx, now, user_id, canceled, origin).await?;
-        put_password(tx, now, &user, password_hash, None, origin).await?;
+        replace_password_and_notify(tx, now, &user, password_hash, None, origin).await?;
         audit::record(tx, now, audit::AuditKind::PasswordReset, Some(user_id), None, origin).await
     })
     .await
@@ -210,9 +210,9 @@ pub async fn reset_password(db: &Db, now: Timestamp, hash: &[u8], password_hash:
 /// Sets the password of any account anew, from the shell.
 pub async fn set_password(db: &Db, now: Timestamp, user: &User, password_hash: &str) -> Result<()> {
     db.transaction(async |tx| {
-        let user = user::held(tx, user.id).await?.ok_or_else(|| Error::not_found("id", "user"))?;
+        let user = user::lock(tx, user.id).await?.ok_or_else(|| Error::not_found("id", "user"))?;
         let nowhere = ClientInfo::default();
-        put_password(tx, now, &user, password_hash, None, &nowhere).await?;
+        replace_password_and_notify(tx, now, &user, password_hash, None, &nowhere).await?;
         audit::record(tx, now, audit::AuditKind::PasswordReset, Some(user.id), None, &nowhere).await
     })
     .await
@@ -227,9 +227,9 @@ pub async fn change_password(
     origin: &ClientInfo,
 ) -> Result<User> {
     db.transaction(async |tx| {
-        let user = user::held(tx, viewer.id).await?.ok_or_else(Error::unauthenticated)?;
+        let user = user::lock(tx, viewer.id).await?.ok_or_else(Error::unauthenticated)?;
         session::lock(tx, now, viewer).await?;
-        put_password(tx, now, &user, password_hash, Some(viewer.session_id), origin).await?;
+        replace_password_and_notify(tx, now, &user, password_hash, Some(viewer.session_id), origin).await?;
         audit::record(tx, now, audit::AuditKind::PasswordChanged, Some(user.id), Some(user.id), origin).await?;
         Ok(user)
     })
@@ -237,7 +237,7 @@ pub async fn change_password(
 }
 
 /// Replaces the password and tells the owner by mail.
-async fn put_password(
+async fn replace_password_and_notify(
     tx: &mut Conn,
     now: Timestamp,
     user: &User,
@@ -276,19 +276,19 @@ pub async fn delete(db: &Db, now: Timestamp, viewer: &Viewer) -> Result<()> {
     db.transaction(async |tx| {
         // What is deleted may be much. Only ADMIN holds the other ADMINs meanwhile, whose writes wait for it.
         let (user, admins) = if viewer.is_admin() {
-            let (user, admins) = user::held_with_admins(tx, viewer.id).await?;
+            let (user, admins) = user::lock_with_admins(tx, viewer.id).await?;
             (user, Some(admins))
         } else {
-            (user::held(tx, viewer.id).await?, None)
+            (user::lock(tx, viewer.id).await?, None)
         };
         let user = user.ok_or_else(Error::unauthenticated)?;
         let viewer = &session::lock(tx, now, viewer).await?;
         if viewer.is_admin() {
             let admins = match admins {
                 Some(admins) => admins,
-                None => user::held_with_admins(tx, viewer.id).await?.1,
+                None => user::lock_with_admins(tx, viewer.id).await?.1,
             };
-            admins.keep_one(user.id)?;
+            admins.require_another(user.id)?;
         }
         let own = projects::table.filter(projects::owner_id.eq(user.id)).order_by(projects::id);
         let own: Vec<Project> = select_locked!(tx, own.select(Project::as_select()), Lock::Delete)?;
@@ -306,7 +306,7 @@ pub async fn delete(db: &Db, now: Timestamp, viewer: &Viewer) -> Result<()> {
         email_change::delete_for_user(tx, user.id).await?;
         username_change::delete_for_user(tx, user.id).await?;
         audit::delete_for_user(tx, user.id).await?;
-        user::efface(tx, now, &user).await?;
+        user::anonymize(tx, now, &user).await?;
         // After the row was changed: whoever makes notifications holds it until they are made, and makes none after.
         notification::delete_for_user(tx, user.id).await?;
         session::delete_for_user(tx, user.id).await?;
@@ -318,6 +318,6 @@ pub async fn delete(db: &Db, now: Timestamp, viewer: &Viewer) -> Result<()> {
 }
 
 /// Right password, but the address must be verified first.
-pub fn unverified() -> Error {
+pub fn email_not_verified() -> Error {
     Error::refused(Code::EmailNotVerified, "Verify your e-mail address first: follow the link in the mail we sent.")
 }

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::event::about_comment;
 use super::task::{self, Task};
-use super::value::Body;
+use super::value::CommentBody;
 use super::{mention, quota, session};
 use crate::access::{Action, Relation, Resource, Viewer};
 use crate::db::columns::Columns;
@@ -132,7 +132,7 @@ pub async fn counts(conn: &mut Conn, reader: Option<&Viewer>, ids: &[Id]) -> Res
 }
 
 /// Adds a comment to a task that the viewer sees.
-pub async fn create(db: &Db, now: Timestamp, viewer: &Viewer, task_id: Id, body: &Body) -> Result<Comment> {
+pub async fn create(db: &Db, now: Timestamp, viewer: &Viewer, task_id: Id, body: &CommentBody) -> Result<Comment> {
     db.inline_transaction(async |tx| {
         let names = mention::parse_handles(body);
         let named = mention::lock(tx, viewer, &names).await?;
@@ -159,7 +159,7 @@ pub async fn create(db: &Db, now: Timestamp, viewer: &Viewer, task_id: Id, body:
 }
 
 /// Changes a comment's text.
-pub async fn update(db: &Db, now: Timestamp, viewer: &Viewer, id: Id, body: &Body) -> Result<Comment> {
+pub async fn update(db: &Db, now: Timestamp, viewer: &Viewer, id: Id, body: &CommentBody) -> Result<Comment> {
     db.inline_transaction(async |tx| {
         let found = by_ids(tx, &[id]).await?.pop().ok_or_else(missing)?;
         let named = mention::lock(tx, viewer, &mention::added_handles(&found.body, body)).await?;

@@ -28,14 +28,14 @@ use crate::on;
 use crate::time::Timestamp;
 
 /// Bytes of the longest document.
-pub const MAX_BYTES: usize = 64 * 1024 * 1024;
+pub const MAX_EXPORT_BYTES: usize = 64 * 1024 * 1024;
 /// Rows that are read at once: of the longest it is a few megabytes.
-const AT_ONCE: usize = 200;
+const BATCH_ROWS: usize = 200;
 
 /// A document that is being written.
-struct Document(Vec<u8>);
+struct JsonWriter(Vec<u8>);
 
-impl Document {
+impl JsonWriter {
     fn member(&mut self, name: &str) {
         self.0.push(if self.0.is_empty() { b'{' } else { b',' });
         self.value(name);
@@ -57,7 +57,7 @@ impl Document {
             self.0.push(b',');
         }
         self.value(item);
-        if self.0.len() <= MAX_BYTES {
+        if self.0.len() <= MAX_EXPORT_BYTES {
             return Ok(());
         }
         let message = "What is stored of you is larger than 64 MiB. Ask who runs this server for it.";
@@ -79,7 +79,7 @@ macro_rules! rows {
             .select($table::id)
             .load(c)
             .await)?;
-        for ids in ids.chunks(AT_ONCE) {
+        for ids in ids.chunks(BATCH_ROWS) {
             let rows: Vec<$kind> = on!($conn, |c| $table::table
                 .filter(any_id($table::id, ids))
                 $(.filter($again))?
@@ -96,7 +96,7 @@ macro_rules! rows {
 }
 
 /// The document. Ids are as the database has them; nothing that proves who somebody is goes into it.
-pub async fn of(conn: &mut Conn, viewer: &Viewer) -> Result<Vec<u8>> {
+pub async fn export(conn: &mut Conn, viewer: &Viewer) -> Result<Vec<u8>> {
     let me = viewer.id;
     let user = user::any_by_ids(conn, &[me]).await?.pop().ok_or_else(Error::unauthenticated)?;
     let last_login: Option<Timestamp> = on!(conn, |c| sessions::table
@@ -117,7 +117,7 @@ pub async fn of(conn: &mut Conn, viewer: &Viewer) -> Result<Vec<u8>> {
         "createdAt": user.created_at,
         "updatedAt": user.updated_at,
     });
-    let mut document = Document(Vec::new());
+    let mut document = JsonWriter(Vec::new());
     document.member("account");
     document.value(&account);
     rows!(document, conn, "sessions", sessions by created_at, sessions::user_id.eq(me), |session: Session| &json!({

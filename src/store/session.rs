@@ -370,7 +370,7 @@ async fn record_address(tx: &mut Conn, now: Timestamp, session: &Session, origin
 /// closed.
 pub async fn revoke(db: &Db, now: Timestamp, viewer: &Viewer, id: Id, origin: &ClientInfo) -> Result<bool> {
     db.transaction(async |tx| {
-        user::held(tx, viewer.id).await?;
+        user::lock(tx, viewer.id).await?;
         let own = id == viewer.session_id;
         if !own {
             lock(tx, now, viewer).await?;
@@ -389,7 +389,7 @@ pub async fn revoke(db: &Db, now: Timestamp, viewer: &Viewer, id: Id, origin: &C
 /// Ends every session of the viewer but the present one; how many.
 pub async fn revoke_others(db: &Db, now: Timestamp, viewer: &Viewer, origin: &ClientInfo) -> Result<usize> {
     db.transaction(async |tx| {
-        user::held(tx, viewer.id).await?;
+        user::lock(tx, viewer.id).await?;
         lock(tx, now, viewer).await?;
         let ended = end(tx, now, viewer.id, None, Some(viewer.session_id)).await?;
         for _ in 0..ended {

@@ -510,7 +510,7 @@ fn changed(old: &Task, changes: &Changes, viewer: &Viewer, now: Timestamp) -> Re
 /// Who is to get a task, locked until the transaction ends: nobody disables the account or changes its address meanwhile.
 async fn lock_assignee(tx: &mut Conn, viewer: &Viewer, id: Option<Id>) -> Result<Option<User>> {
     match id {
-        Some(id) => user::lock_beside(tx, viewer, id).await,
+        Some(id) => user::lock_with_viewer(tx, viewer, id).await,
         None => Ok(None),
     }
 }

@@ -70,7 +70,7 @@ pub struct User {
 /// Fields to sort users by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, async_graphql::Enum)]
 #[graphql(name = "UserOrderField")]
-pub enum OrderField {
+pub enum UserOrderField {
     /// Time of creation.
     CreatedAt,
     /// Username, ignoring case.
@@ -79,7 +79,7 @@ pub enum OrderField {
 
 /// Which users are asked for; members are ANDed.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
-pub struct Filter {
+pub struct UserCriteria {
     /// Words in username, display name or e-mail.
     pub search: Option<Search>,
     /// With this role.
@@ -90,11 +90,11 @@ pub struct Filter {
 
 /// A list of users and the page of it that is asked for.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct List {
+pub struct UserList {
     /// Which of them.
-    pub filter: Filter,
+    pub filter: UserCriteria,
     /// In which order.
-    pub order: OrderField,
+    pub order: UserOrderField,
     /// The other way round.
     pub descending: bool,
     /// Which stretch.
@@ -114,10 +114,10 @@ impl User {
     }
 
     /// Its place in the order of a list.
-    pub fn position(&self, order: OrderField) -> RowPosition {
+    pub fn position(&self, order: UserOrderField) -> RowPosition {
         let key = match order {
-            OrderField::CreatedAt => SortKey::Time(self.created_at),
-            OrderField::Username => SortKey::Text(fold(&self.username)),
+            UserOrderField::CreatedAt => SortKey::Time(self.created_at),
+            UserOrderField::Username => SortKey::Text(fold(&self.username)),
         };
         RowPosition { key, id: self.id }
     }
@@ -138,8 +138,8 @@ macro_rules! narrow {
 macro_rules! order {
     ($query:ident, $list:expr, $window:expr) => {
         keyset!($query, $window, $list.descending, $list.order, users {
-            OrderField::CreatedAt => created_at as Time,
-            OrderField::Username => username_key as Text,
+            UserOrderField::CreatedAt => created_at as Time,
+            UserOrderField::Username => username_key as Text,
         });
     };
 }
@@ -177,34 +177,34 @@ pub async fn any_by_ids(conn: &mut Conn, ids: &[Id]) -> Result<Vec<User>> {
 }
 
 /// The account with this id, held until the transaction ends: a change that comes meanwhile waits, and none is lost.
-pub async fn held(tx: &mut Conn, id: Id) -> Result<Option<User>> {
+pub async fn lock(tx: &mut Conn, id: Id) -> Result<Option<User>> {
     Ok(select_locked!(tx, users::table.find(id).select(User::as_select()), Lock::Update)?.pop())
 }
 
 /// The same with the active ADMINs, who are held too. All at once, so that of two who hold the same one waits for the
 /// other and not each for the other.
-pub async fn held_with_admins(tx: &mut Conn, id: Id) -> Result<(Option<User>, Admins)> {
+pub async fn lock_with_admins(tx: &mut Conn, id: Id) -> Result<(Option<User>, ActiveAdmins)> {
     let admins = users::role.eq(Role::Admin).and(users::is_active.eq(true));
     let rows = users::table.filter(users::id.eq(id).or(admins)).order_by(users::id);
     let rows: Vec<User> = select_locked!(tx, rows.select(User::as_select()), Lock::Update)?;
     let admins = rows.iter().filter(|user| user.role == Role::Admin && user.is_active).map(|user| user.id).collect();
-    Ok((rows.into_iter().find(|user| user.id == id), Admins(admins)))
+    Ok((rows.into_iter().find(|user| user.id == id), ActiveAdmins(admins)))
 }
 
 /// The account with this id, about which a write of the viewer is decided: both are locked against changes until the
 /// transaction ends, at once and in the order of their ids.
-pub async fn lock_beside(tx: &mut Conn, viewer: &Viewer, id: Id) -> Result<Option<User>> {
+pub async fn lock_with_viewer(tx: &mut Conn, viewer: &Viewer, id: Id) -> Result<Option<User>> {
     let both = users::table.filter(users::id.eq(id).or(users::id.eq(viewer.id))).order_by(users::id);
     let both: Vec<User> = select_locked!(tx, both.select(User::as_select()), Lock::Share)?;
     Ok(both.into_iter().find(|user| user.id == id))
 }
 
 /// The active ADMINs.
-pub struct Admins(Vec<Id>);
+pub struct ActiveAdmins(Vec<Id>);
 
-impl Admins {
+impl ActiveAdmins {
     /// Refuses when there would be none without this one.
-    pub fn keep_one(&self, without: Id) -> Result<()> {
+    pub fn require_another(&self, without: Id) -> Result<()> {
         if self.0.iter().any(|admin| *admin != without) {
             return Ok(());
         }
@@ -252,8 +252,8 @@ pub async fn find_by_email(conn: &mut Conn, email: &str) -> Result<Option<User>>
 }
 
 /// One page of all users. Only ADMIN gets here: the guard is on the field.
-pub async fn page(conn: &mut Conn, list: &List) -> Result<Page<User>> {
-    let found = found(conn, &list.filter, Some(list)).await?;
+pub async fn page(conn: &mut Conn, list: &UserList) -> Result<Page<User>> {
+    let found = search_ids(conn, &list.filter, Some(list)).await?;
     let rows = on!(conn, |c| {
         let mut query = users::table.select(User::as_select()).into_boxed::<Backend>();
         narrow!(query, list.filter);
@@ -268,7 +268,7 @@ pub async fn page(conn: &mut Conn, list: &List) -> Result<Page<User>> {
 
 /// The accounts that a search finds; for a page no more than its window has, in the order of the list. None when nothing is
 /// searched for.
-async fn found(conn: &mut Conn, filter: &Filter, list: Option<&List>) -> Result<Option<Vec<Id>>> {
+async fn search_ids(conn: &mut Conn, filter: &UserCriteria, list: Option<&UserList>) -> Result<Option<Vec<Id>>> {
     let Some(search) = filter.search.as_ref().filter(|search| !search.is_empty()) else { return Ok(None) };
     let mut candidates: Vec<Candidate> = on!(conn, |c| {
         let candidate = (users::id.nullable(), users::id, octet_length(users::search));
@@ -299,8 +299,8 @@ pub async fn all(conn: &mut Conn) -> Result<Vec<User>> {
 }
 
 /// How many users the same list has on all its pages.
-pub async fn count(conn: &mut Conn, filter: &Filter) -> Result<i64> {
-    if let Some(found) = found(conn, filter, None).await? {
+pub async fn count(conn: &mut Conn, filter: &UserCriteria) -> Result<i64> {
+    if let Some(found) = search_ids(conn, filter, None).await? {
         return Ok(found.len() as i64);
     }
     Ok(on!(conn, |c| {
@@ -312,7 +312,7 @@ pub async fn count(conn: &mut Conn, filter: &Filter) -> Result<i64> {
 
 /// What a person owns and has to do.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Stats {
+pub struct UserStatsRow {
     /// Projects they own.
     pub owned_projects: i64,
     /// Tasks assigned to them.
@@ -322,7 +322,7 @@ pub struct Stats {
 }
 
 /// The statistics of each of these users.
-pub async fn stats(conn: &mut Conn, ids: &[Id]) -> Result<std::collections::HashMap<Id, Stats>> {
+pub async fn stats(conn: &mut Conn, ids: &[Id]) -> Result<std::collections::HashMap<Id, UserStatsRow>> {
     use super::task::Status;
     use diesel::dsl::count_star;
     let owned: Vec<(Id, i64)> = on!(conn, |c| projects::table
@@ -337,7 +337,7 @@ pub async fn stats(conn: &mut Conn, ids: &[Id]) -> Result<std::collections::Hash
         .select((tasks::assignee_id, tasks::status, count_star()))
         .load(c)
         .await)?;
-    let mut stats: std::collections::HashMap<Id, Stats> = std::collections::HashMap::new();
+    let mut stats: std::collections::HashMap<Id, UserStatsRow> = std::collections::HashMap::new();
     for (id, count) in owned {
         stats.entry(id).or_default().owned_projects = count;
     }
@@ -354,7 +354,7 @@ pub async fn stats(conn: &mut Conn, ids: &[Id]) -> Result<std::collections::Hash
 
 /// An account to be made; the password is hashed already.
 #[derive(Clone, Debug)]
-pub struct New {
+pub struct NewUser {
     /// Where mail goes to.
     pub email: Email,
     /// The handle.
@@ -370,7 +370,7 @@ pub struct New {
 }
 
 /// Makes an account.
-pub async fn create(db: &Db, now: Timestamp, new: &New, origin: &ClientInfo) -> Result<User> {
+pub async fn create(db: &Db, now: Timestamp, new: &NewUser, origin: &ClientInfo) -> Result<User> {
     let user = User {
         id: Id::new(),
         email: new.email.to_string(),
@@ -386,12 +386,12 @@ pub async fn create(db: &Db, now: Timestamp, new: &New, origin: &ClientInfo) -> 
         assignment_emails: true,
     };
     db.transaction(async |tx| {
-        check_free(tx, &user, Some(&new.email), Some(&new.username)).await?;
+        check_unique(tx, &user, Some(&new.email), Some(&new.username)).await?;
         let inserted = on!(tx, |c| diesel::insert_into(users::table)
-            .values((&user, Keys::of(&user), users::password_hash.eq(&new.password_hash)))
+            .values((&user, UserKeys::of(&user), users::password_hash.eq(&new.password_hash)))
             .execute(c)
             .await);
-        saved(inserted)?;
+        map_unique_violation(inserted)?;
         if !user.email_verified {
             mail::queue(tx, now, mail::MailKind::VerifyEmail, &user.email, Some(user.id), "").await?;
         }
@@ -403,7 +403,7 @@ pub async fn create(db: &Db, now: Timestamp, new: &New, origin: &ClientInfo) -> 
 
 /// What an update of one's own account changes; `None` is left alone.
 #[derive(Clone, Debug, Default)]
-pub struct Changes {
+pub struct ViewerChanges {
     /// A new name to show.
     pub display_name: Option<DisplayName>,
     /// A new handle.
@@ -422,11 +422,11 @@ pub async fn update_viewer(
     db: &Db,
     now: Timestamp,
     viewer: &Viewer,
-    changes: &Changes,
+    changes: &ViewerChanges,
     origin: &ClientInfo,
 ) -> Result<User> {
     db.transaction(async |tx| {
-        let mut user = held(tx, viewer.id).await?.ok_or_else(Error::unauthenticated)?;
+        let mut user = lock(tx, viewer.id).await?.ok_or_else(Error::unauthenticated)?;
         session::lock(tx, now, viewer).await?;
         if let Some(name) = &changes.display_name {
             user.display_name = name.to_string();
@@ -445,9 +445,9 @@ pub async fn update_viewer(
         user.assignment_emails = changes.assignment_emails.unwrap_or(user.assignment_emails);
         user.updated_at = now;
         let wanted = User { email: changes.email.as_deref().unwrap_or(&user.email).to_owned(), ..user.clone() };
-        check_free(tx, &wanted, changes.email.as_ref(), changes.username.as_ref()).await?;
+        check_unique(tx, &wanted, changes.email.as_ref(), changes.username.as_ref()).await?;
         if changes.email.is_some() {
-            ask_for_email(tx, now, &user, &wanted.email, changes.password_verified, origin).await?;
+            request_email_change(tx, now, &user, &wanted.email, changes.password_verified, origin).await?;
         }
         let updated = on!(tx, |c| diesel::update(users::table.find(user.id))
             .set((
@@ -455,11 +455,11 @@ pub async fn update_viewer(
                 users::username.eq(&user.username),
                 users::updated_at.eq(now),
                 users::assignment_emails.eq(user.assignment_emails),
-                Keys::of(&user),
+                UserKeys::of(&user),
             ))
             .execute(c)
             .await);
-        saved(updated)?;
+        map_unique_violation(updated)?;
         tx.signal_on_commit(CommitSignal::Profiles);
         Ok(user)
     })
@@ -483,7 +483,7 @@ pub async fn unsubscribe(db: &Db, now: Timestamp, id: Id, origin: &ClientInfo) -
 
 /// Has another address verified, or calls a pending change off for the present one. Another spelling is another address:
 /// to a mail server it may be another mailbox.
-async fn ask_for_email(
+async fn request_email_change(
     tx: &mut Conn,
     now: Timestamp,
     user: &User,
@@ -495,7 +495,7 @@ async fn ask_for_email(
     let canceled = cancel_email_change(tx, user).await?;
     if wanted != user.email {
         if !password_verified {
-            return Err(Error::UserErrors(vec![password_needed()]));
+            return Err(Error::UserErrors(vec![password_required()]));
         }
         email_change::request(tx, now, user, wanted).await?;
         mail::queue(tx, now, mail::MailKind::VerifyEmail, wanted, who, "").await?;
@@ -508,7 +508,7 @@ async fn ask_for_email(
 }
 
 /// The fault of a change of address without the password.
-pub fn password_needed() -> UserError {
+pub fn password_required() -> UserError {
     let message = "Give your current password to change the e-mail address.";
     UserError::new("currentPassword", UserErrorCode::Blank, message)
 }
@@ -517,14 +517,14 @@ pub fn password_needed() -> UserError {
 /// pending.
 pub async fn set_email(tx: &mut Conn, now: Timestamp, user: &User, email: &str) -> Result<bool> {
     if email_change::is_reserved(tx, now, email, user.id).await? {
-        return Err(Error::UserErrors(vec![taken("email")]));
+        return Err(Error::UserErrors(vec![already_taken("email")]));
     }
     let user = User { email: email.to_owned(), ..user.clone() };
     let updated = on!(tx, |c| diesel::update(users::table.find(user.id))
-        .set((users::email.eq(&user.email), users::email_verified.eq(true), users::updated_at.eq(now), Keys::of(&user)))
+        .set((users::email.eq(&user.email), users::email_verified.eq(true), users::updated_at.eq(now), UserKeys::of(&user)))
         .execute(c)
         .await);
-    saved(updated)?;
+    map_unique_violation(updated)?;
     cancel_email_change(tx, &user).await
 }
 
@@ -545,7 +545,7 @@ pub async fn cancel_email_change(tx: &mut Conn, user: &User) -> Result<bool> {
 }
 
 /// Takes everything personal out of an account's row, which stays behind nameless.
-pub async fn efface(tx: &mut Conn, now: Timestamp, user: &User) -> Result<()> {
+pub async fn anonymize(tx: &mut Conn, now: Timestamp, user: &User) -> Result<()> {
     // Not of the user's own id, which others know, and could make names of that are taken then.
     let name = Id::new();
     let nobody = User {
@@ -571,7 +571,7 @@ pub async fn efface(tx: &mut Conn, now: Timestamp, user: &User) -> Result<()> {
             users::password_hash.eq(""),
             users::deleted_at.eq(now),
             users::updated_at.eq(now),
-            Keys { search: String::new(), ..Keys::of(&nobody) },
+            UserKeys { search: String::new(), ..UserKeys::of(&nobody) },
         ))
         .execute(c)
         .await)?;
@@ -589,7 +589,7 @@ pub async fn update(
     is_active: Option<bool>,
     origin: &ClientInfo,
 ) -> Result<User> {
-    db.transaction(async |tx| change(tx, now, Some(viewer), id, role, is_active, origin).await).await
+    db.transaction(async |tx| update_account(tx, now, Some(viewer), id, role, is_active, origin).await).await
 }
 
 /// The same by whoever runs the server.
@@ -600,10 +600,10 @@ pub async fn update_from_shell(
     role: Option<Role>,
     is_active: Option<bool>,
 ) -> Result<User> {
-    db.transaction(async |tx| change(tx, now, None, id, role, is_active, &ClientInfo::default()).await).await
+    db.transaction(async |tx| update_account(tx, now, None, id, role, is_active, &ClientInfo::default()).await).await
 }
 
-async fn change(
+async fn update_account(
     tx: &mut Conn,
     now: Timestamp,
     viewer: Option<&Viewer>,
@@ -612,7 +612,7 @@ async fn change(
     is_active: Option<bool>,
     origin: &ClientInfo,
 ) -> Result<User> {
-    let (old, admins) = held_with_admins(tx, id).await?;
+    let (old, admins) = lock_with_admins(tx, id).await?;
     if let Some(viewer) = viewer {
         session::lock(tx, now, viewer).await?.require(Action::ManageUsers, &())?;
     }
@@ -625,7 +625,7 @@ async fn change(
     }
     let was_admin = old.role == Role::Admin && old.is_active;
     if was_admin && !(user.role == Role::Admin && user.is_active) {
-        admins.keep_one(id)?;
+        admins.require_another(id)?;
     }
     let actor = viewer.map(|viewer| viewer.id);
     user.updated_at = now;
@@ -649,7 +649,7 @@ async fn change(
 }
 
 /// Which of the two unique names are taken, both told at once. The unique indexes decide in a race.
-async fn check_free(tx: &mut Conn, user: &User, email: Option<&Email>, username: Option<&Username>) -> Result<()> {
+async fn check_unique(tx: &mut Conn, user: &User, email: Option<&Email>, username: Option<&Username>) -> Result<()> {
     let others: Vec<(String, String)> = on!(tx, |c| users::table
         .filter(users::id.ne(user.id))
         .filter(users::email_key.eq(fold(&user.email)).or(users::username_key.eq(fold(&user.username))))
@@ -659,30 +659,30 @@ async fn check_free(tx: &mut Conn, user: &User, email: Option<&Email>, username:
     let mut faults = Vec::new();
     let has = others.iter().any(|(key, _)| *key == fold(&user.email));
     if email.is_some() && (has || email_change::is_reserved(tx, user.updated_at, &user.email, user.id).await?) {
-        faults.push(taken("email"));
+        faults.push(already_taken("email"));
     }
     // After the accounts: a name that is given up meanwhile is seen there or here.
     let has = others.iter().any(|(_, key)| *key == fold(&user.username));
     if username.is_some() && (has || username_change::is_reserved(tx, user.updated_at, &user.username, user.id).await?)
     {
-        faults.push(taken("username"));
+        faults.push(already_taken("username"));
     }
     if faults.is_empty() { Ok(()) } else { Err(Error::UserErrors(faults)) }
 }
 
-fn saved(written: QueryResult<usize>) -> Result<()> {
+fn map_unique_violation(written: QueryResult<usize>) -> Result<()> {
     match written {
         Err(error) if is_unique_violation(&error) => {
             let diesel::result::Error::DatabaseError(_, info) = &error else { return Err(error.into()) };
             // PostgreSQL names the constraint, SQLite the column; both have the column's name in them.
             let named = info.constraint_name().unwrap_or_else(|| info.message());
-            Err(Error::UserErrors(vec![taken(if named.contains("username") { "username" } else { "email" })]))
+            Err(Error::UserErrors(vec![already_taken(if named.contains("username") { "username" } else { "email" })]))
         }
         other => Ok(other.map(|_| ())?),
     }
 }
 
-fn taken(field: &'static str) -> UserError {
+fn already_taken(field: &'static str) -> UserError {
     let message =
         if field == "email" { "This e-mail address has an account already." } else { "This username is taken." };
     UserError::new(field, UserErrorCode::Taken, message)
@@ -691,13 +691,13 @@ fn taken(field: &'static str) -> UserError {
 /// The columns that are made from others: what is unique, searched and ordered by.
 #[derive(Insertable, AsChangeset)]
 #[diesel(table_name = users)]
-struct Keys {
+struct UserKeys {
     email_key: String,
     username_key: String,
     search: String,
 }
 
-impl Keys {
+impl UserKeys {
     fn of(user: &User) -> Self {
         Self {
             email_key: fold(&user.email),

@@ -28,20 +28,20 @@ impl UserErrors {
 
 /// Text without white space at its ends, at least `MIN` and at most `MAX` code points, without NUL.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Text<const MIN: usize, const MAX: usize>(String);
+pub struct BoundedText<const MIN: usize, const MAX: usize>(String);
 
 /// A task's title.
-pub type Title = Text<1, 200>;
+pub type Title = BoundedText<1, 200>;
 /// A project's or task's description.
-pub type Description = Text<0, 10_000>;
+pub type Description = BoundedText<0, 10_000>;
 /// A comment's text.
-pub type Body = Text<1, 5_000>;
+pub type CommentBody = BoundedText<1, 5_000>;
 /// A project's name.
-pub type ProjectName = Text<1, 120>;
+pub type ProjectName = BoundedText<1, 120>;
 /// A label's name.
-pub type LabelName = Text<1, 50>;
+pub type LabelName = BoundedText<1, 50>;
 
-impl<const MIN: usize, const MAX: usize> Text<MIN, MAX> {
+impl<const MIN: usize, const MAX: usize> BoundedText<MIN, MAX> {
     /// Trims and checks.
     pub fn parse(field: &'static str, raw: &str) -> std::result::Result<Self, UserError> {
         // A cheap bound first: a code point is at most four bytes.
@@ -71,13 +71,13 @@ impl<const MIN: usize, const MAX: usize> Text<MIN, MAX> {
     }
 }
 
-impl<const MIN: usize, const MAX: usize> fmt::Display for Text<MIN, MAX> {
+impl<const MIN: usize, const MAX: usize> fmt::Display for BoundedText<MIN, MAX> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
 }
 
-impl<const MIN: usize, const MAX: usize> Deref for Text<MIN, MAX> {
+impl<const MIN: usize, const MAX: usize> Deref for BoundedText<MIN, MAX> {
     type Target = str;
     fn deref(&self) -> &str {
         &self.0
@@ -95,7 +95,7 @@ pub struct DisplayName(String);
 impl DisplayName {
     /// Trims and checks.
     pub fn parse(field: &'static str, raw: &str) -> std::result::Result<Self, UserError> {
-        let text = Text::<1, 100>::parse(field, raw)?;
+        let text = BoundedText::<1, 100>::parse(field, raw)?;
         if text.chars().any(is_deceptive) || text.chars().all(is_blank) {
             let message = "Control, direction and invisible characters are not allowed.";
             return Err(UserError::new(field, UserErrorCode::Invalid, message));
@@ -133,7 +133,7 @@ pub struct Username(String);
 impl Username {
     /// Checks.
     pub fn parse(field: &'static str, raw: &str) -> std::result::Result<Self, UserError> {
-        let text = Text::<3, 50>::parse(field, raw)?;
+        let text = BoundedText::<3, 50>::parse(field, raw)?;
         if !text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-') {
             return Err(UserError::new(field, UserErrorCode::Invalid, "Only letters A–Z, digits, _ and - are allowed."));
         }
@@ -206,7 +206,7 @@ pub struct Email(String);
 impl Email {
     /// Checks the form; whether anybody reads there, only mail can tell.
     pub fn parse(field: &'static str, raw: &str) -> std::result::Result<Self, UserError> {
-        let text = Text::<1, 254>::parse(field, raw)?;
+        let text = BoundedText::<1, 254>::parse(field, raw)?;
         let invalid = || UserError::new(field, UserErrorCode::Invalid, "Not a valid e-mail address.");
         let (local, domain) = text.rsplit_once('@').ok_or_else(invalid)?;
         let fits =
