@@ -14,7 +14,7 @@ use crate::store::audit::ClientInfo;
 use crate::store::lockout::PasswordAttempt;
 use crate::store::password::Password;
 use crate::store::session::{LoginOutcome, Session, VerifiedPassword};
-use crate::store::task::{Changes, New, Priority, Status};
+use crate::store::task::{TaskChanges, NewTask, Priority, TaskStatus};
 use crate::store::value::{CommentBody, Color, Description, DisplayName, Email, LabelName, ProjectName, Title, Username};
 use crate::store::{comment, label, project, session, task, user};
 use crate::time::Timestamp;
@@ -37,24 +37,24 @@ const PROJECTS: [(usize, &str, &str); 3] = [
 ];
 
 /// Project, title, priority, days until due, assignee, status.
-type Row = (usize, &'static str, Priority, Option<u64>, Option<usize>, Status);
+type Row = (usize, &'static str, Priority, Option<u64>, Option<usize>, TaskStatus);
 
 const TASKS: [Row; 15] = [
-    (0, "Choose the content system", Priority::High, Some(3), Some(1), Status::Done),
-    (0, "Draw the start page", Priority::High, Some(7), Some(2), Status::InProgress),
-    (0, "Move the blog posts over", Priority::Medium, Some(14), Some(3), Status::Todo),
-    (0, "Check contrast and keyboard use", Priority::Medium, Some(21), None, Status::Todo),
-    (0, "Redirect the old addresses", Priority::Low, None, Some(1), Status::Todo),
-    (1, "Keep edits while offline", Priority::Urgent, Some(5), Some(0), Status::InProgress),
-    (1, "Ask for notification permission late", Priority::Medium, Some(10), Some(2), Status::Todo),
-    (1, "Reproduce the crash on start", Priority::Urgent, Some(1), Some(3), Status::Done),
-    (1, "Translate the store page", Priority::Low, Some(30), None, Status::Todo),
-    (1, "Measure battery use", Priority::Medium, None, Some(0), Status::Todo),
-    (2, "Count the desks", Priority::Low, Some(2), Some(3), Status::Done),
-    (2, "Order network cabling", Priority::High, Some(12), Some(1), Status::InProgress),
-    (2, "Label the boxes", Priority::Low, Some(20), None, Status::Todo),
-    (2, "Send customers the new address", Priority::Medium, Some(25), Some(0), Status::Todo),
-    (2, "Plan the opening party", Priority::Medium, Some(40), Some(2), Status::Todo),
+    (0, "Choose the content system", Priority::High, Some(3), Some(1), TaskStatus::Done),
+    (0, "Draw the start page", Priority::High, Some(7), Some(2), TaskStatus::InProgress),
+    (0, "Move the blog posts over", Priority::Medium, Some(14), Some(3), TaskStatus::Todo),
+    (0, "Check contrast and keyboard use", Priority::Medium, Some(21), None, TaskStatus::Todo),
+    (0, "Redirect the old addresses", Priority::Low, None, Some(1), TaskStatus::Todo),
+    (1, "Keep edits while offline", Priority::Urgent, Some(5), Some(0), TaskStatus::InProgress),
+    (1, "Ask for notification permission late", Priority::Medium, Some(10), Some(2), TaskStatus::Todo),
+    (1, "Reproduce the crash on start", Priority::Urgent, Some(1), Some(3), TaskStatus::Done),
+    (1, "Translate the store page", Priority::Low, Some(30), None, TaskStatus::Todo),
+    (1, "Measure battery use", Priority::Medium, None, Some(0), TaskStatus::Todo),
+    (2, "Count the desks", Priority::Low, Some(2), Some(3), TaskStatus::Done),
+    (2, "Order network cabling", Priority::High, Some(12), Some(1), TaskStatus::InProgress),
+    (2, "Label the boxes", Priority::Low, Some(20), None, TaskStatus::Todo),
+    (2, "Send customers the new address", Priority::Medium, Some(25), Some(0), TaskStatus::Todo),
+    (2, "Plan the opening party", Priority::Medium, Some(40), Some(2), TaskStatus::Todo),
 ];
 
 const LABELS: [(&str, &str); 3] = [("bug", "#d73a4a"), ("design", "#a371f7"), ("chore", "#57606a")];
@@ -108,7 +108,7 @@ pub async fn fill(app: &App) -> Result<&'static str> {
     }
     for (index, (project, title, priority, days, assignee, status)) in TASKS.into_iter().enumerate() {
         let (owner, project_id, labels) = &projects[project];
-        let new = New {
+        let new = NewTask {
             project_id: *project_id,
             title: Title::parse("title", title).map_err(wrong)?,
             description: None,
@@ -118,9 +118,9 @@ pub async fn fill(app: &App) -> Result<&'static str> {
             label_ids: vec![labels[index % labels.len()]],
         };
         let made = task::create(&app.db, now, owner, &new).await?;
-        for step in [Status::InProgress, Status::Done] {
+        for step in [TaskStatus::InProgress, TaskStatus::Done] {
             if status.code() >= step.code() {
-                let changes = Changes { status: Some(step), ..Changes::default() };
+                let changes = TaskChanges { status: Some(step), ..TaskChanges::default() };
                 task::update(&app.db, now, owner, made.id, &changes).await?;
             }
         }

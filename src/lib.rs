@@ -66,7 +66,7 @@
 //!    [`http::operation`] has the document measured by [`admission`] and paid for, and puts the viewer into a
 //!    [`graphql::Caller`], with fresh loaders.
 //! 2. `update_task` in [`graphql::task`] has the description, the guard and the input. It parses the input into
-//!    [`store::task::Changes`], where an absent field differs from null, and runs the write by
+//!    [`store::task::TaskChanges`], where an absent field differs from null, and runs the write by
 //!    [`graphql::payload::run_mutation`]: in a task of its own, so that a client that goes away cannot cut it in half. Faults
 //!    become `userErrors`, everything else a top-level error.
 //! 3. [`store::task::update`] reads the row as the viewer sees it, asks the table and applies the changes. One statement
@@ -114,7 +114,7 @@
 //!
 //! A kind with a number of its own in [`events::EventKind`] (numbers are never used twice; from 100 on they are for the
 //! server alone). Whoever writes it fills in whom and what it concerns, by the functions in [`store::event`]; who may
-//! see it is [`store::event::sees`] and the same rule as a query in [`store::event::page`], to be changed together. In
+//! see it is [`store::event::can_see`] and the same rule as a query in [`store::event::page`], to be changed together. In
 //! [`graphql::event`] it needs a type in `events!`, an arm in `Event::of` and a value of `EventType`.
 //!
 //! # One query text for two databases
@@ -203,7 +203,7 @@ pub struct App {
     /// The database.
     pub db: Db,
     /// The live side of the event log.
-    pub hub: Hub<store::event::Objects>,
+    pub hub: Hub<store::event::EventObjects>,
     /// Positions in the log, as clients get them.
     pub cursors: CursorCodec,
     /// What instances tell one another of the log.

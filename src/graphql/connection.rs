@@ -183,12 +183,12 @@ impl std::hash::Hasher for FnvState {
 #[derive(Clone)]
 pub enum Total {
     Users(Arc<user::UserList>),
-    Projects(Arc<project::List>),
+    Projects(Arc<project::ProjectList>),
     /// Projects of an owner.
-    ProjectsOf(Id, Arc<project::List>),
-    Tasks(Arc<task_list::List>),
+    ProjectsOf(Id, Arc<project::ProjectList>),
+    Tasks(Arc<task_list::TaskList>),
     /// Tasks of a project or an assignee.
-    TasksOf(task_list::Of, Id, Arc<task_list::List>),
+    TasksOf(task_list::TaskParent, Id, Arc<task_list::TaskList>),
     /// Comments on a task.
     Comments(Id),
     /// The audit log of one account or of all.

@@ -24,9 +24,9 @@ use crate::error::Error;
 use crate::events::cursor::CursorCodec;
 use crate::events::{self as log, EventKind, LogPosition};
 use crate::id::Id;
-use crate::store::event::{self as store, EventColumns, Filter, Objects, Snapshot, Stretch, sees};
+use crate::store::event::{self as store, EventColumns, EventCriteria, EventObjects, Snapshot, LogRange, can_see};
 use crate::store::history::Change;
-use crate::store::task::{Status, Task as TaskRow, TaskColumns};
+use crate::store::task::{TaskStatus, Task as TaskRow, TaskColumns};
 use crate::time::Timestamp;
 
 /// An event with the rows that its fields are resolved from.
@@ -260,12 +260,12 @@ events! {
         }
 
         /// Previous status.
-        async fn from(&self) -> Result<Status> {
+        async fn from(&self) -> Result<TaskStatus> {
             Ok(self.0.snapshot.status.ok_or_else(|| Error::internal("event without a status"))?.0)
         }
 
         /// New status.
-        async fn to(&self) -> Result<Status> {
+        async fn to(&self) -> Result<TaskStatus> {
             Ok(self.0.snapshot.status.ok_or_else(|| Error::internal("event without a status"))?.1)
         }
     }
@@ -421,8 +421,8 @@ pub struct EventFilter {
     types: Option<Vec<EventType>>,
 }
 
-fn filter(project_id: Option<ID>, task_id: Option<ID>, kinds: Option<Vec<EventKind>>) -> crate::error::Result<Filter> {
-    Ok(Filter {
+fn filter(project_id: Option<ID>, task_id: Option<ID>, kinds: Option<Vec<EventKind>>) -> crate::error::Result<EventCriteria> {
+    Ok(EventCriteria {
         project_id: project_id.map(|id| node::filtered(Noun::Project, &id)).transpose()?,
         task_id: task_id.map(|id| node::filtered(Noun::Task, &id)).transpose()?,
         kinds,
@@ -431,7 +431,7 @@ fn filter(project_id: Option<ID>, task_id: Option<ID>, kinds: Option<Vec<EventKi
 }
 
 impl EventFilter {
-    fn parse(self) -> crate::error::Result<Filter> {
+    fn parse(self) -> crate::error::Result<EventCriteria> {
         check_lists(self.types.as_ref().map(Vec::len))?;
         let kinds = self.types.map(|types| types.into_iter().map(EventKind::from).collect());
         filter(self.project_id, self.task_id, kinds)
@@ -483,19 +483,19 @@ pub fn columns_of_nodes(connection: &Selected<'_>, may_be_gone: bool) -> EventCo
 }
 
 /// Parses paging arguments to a range of the log.
-pub fn stretch(cursors: &CursorCodec, paging: &Paging) -> crate::error::Result<Stretch> {
+pub fn stretch(cursors: &CursorCodec, paging: &Paging) -> crate::error::Result<LogRange> {
     let (limit, backward) = paging.size()?;
     let read = |cursor: &Option<String>| cursor.as_deref().map(|cursor| cursors.decode(cursor)).transpose();
-    Ok(Stretch { after: read(&paging.after)?, before: read(&paging.before)?, limit, backward })
+    Ok(LogRange { after: read(&paging.after)?, before: read(&paging.before)?, limit, backward })
 }
 
 /// Reads one event more than requested, which shows whether there is another page.
-pub fn one_more(stretch: Stretch) -> Stretch {
-    Stretch { limit: stretch.limit + 1, ..stretch }
+pub fn one_more(stretch: LogRange) -> LogRange {
+    LogRange { limit: stretch.limit + 1, ..stretch }
 }
 
 /// Removes the additional event that [`one_more`] read. Returns whether there was one.
-pub fn trim<T>(events: &mut Vec<T>, stretch: Stretch) -> bool {
+pub fn trim<T>(events: &mut Vec<T>, stretch: LogRange) -> bool {
     let more = events.len() > stretch.limit;
     if more && stretch.backward {
         events.remove(0);
@@ -506,7 +506,7 @@ pub fn trim<T>(events: &mut Vec<T>, stretch: Stretch) -> bool {
 }
 
 /// Builds a page; `more` says whether another one follows in the direction of paging.
-pub fn connection(events: Vec<Told>, more: bool, stretch: Stretch, cursors: &CursorCodec) -> Result<EventConnection> {
+pub fn connection(events: Vec<Told>, more: bool, stretch: LogRange, cursors: &CursorCodec) -> Result<EventConnection> {
     let mut edges = Vec::with_capacity(events.len());
     for told in events {
         let cursor = cursors.encode(told.event.position());
@@ -554,24 +554,24 @@ impl EventQuery {
         }
         // Events before the retention horizon can still exist as the history of a task, but are not
         // part of the feed.
-        let kept = Stretch { after: Some(stretch.after.unwrap_or(floor)), ..one_more(stretch) };
+        let kept = LogRange { after: Some(stretch.after.unwrap_or(floor)), ..one_more(stretch) };
         let field = Selected::of(ctx);
         let columns = columns_of_nodes(&field, true);
         let viewer = caller.viewer()?;
         let mut events = store::page(&mut conn, viewer, &filter, kept, columns).await?;
         drop(conn);
         let more = trim(&mut events, stretch);
-        let mut loaded = Objects::of_all(&caller.app().db, events, task_columns(&field)).await?;
+        let mut loaded = EventObjects::for_events(&caller.app().db, events, task_columns(&field)).await?;
         // A task that was taken from the viewer after the events had been read shows what its
         // present assignee sees.
-        loaded.retain(|(event, objects)| sees(viewer, event, objects.task.as_deref()));
+        loaded.retain(|(event, objects)| can_see(viewer, event, objects.task.as_deref()));
         for (_, objects) in &loaded {
             if let (None, Some(project)) = (&objects.task, &objects.snapshot.project) {
                 caller.asker().add_deleted_project(project.clone());
             }
         }
         let view =
-            |(event, objects): (_, Objects)| Told::new(&Arc::new(event), &objects.snapshot, objects.task.as_ref());
+            |(event, objects): (_, EventObjects)| Told::new(&Arc::new(event), &objects.snapshot, objects.task.as_ref());
         connection(loaded.into_iter().map(view).collect(), more, stretch, cursors)
     }
 }
@@ -579,7 +579,7 @@ impl EventQuery {
 #[derive(Default)]
 pub struct EventSubscription;
 
-async fn open<T>(ctx: &Context<'_>, filter: Filter, after: Option<String>) -> Result<Empty<Result<T>>> {
+async fn open<T>(ctx: &Context<'_>, filter: EventCriteria, after: Option<String>) -> Result<Empty<Result<T>>> {
     let after = Opening::begin(ctx, after)?;
     let happenings = Box::pin(follow(Caller::of(ctx), filter, after)).await?;
     Ok(Opening::leave(ctx, happenings))
@@ -594,10 +594,10 @@ impl EventSubscription {
         ctx: &Context<'_>,
         #[graphql(desc = "Resumes after this event cursor. By default the stream starts now.")] after: Option<String>,
     ) -> Result<impl Stream<Item = Result<TaskAssignedEvent>> + use<>> {
-        let filter = Filter {
+        let filter = EventCriteria {
             kinds: Some(vec![EventKind::TaskAssigned]),
             assignee_id: Some(Caller::of(ctx).viewer()?.id),
-            ..Filter::default()
+            ..EventCriteria::default()
         };
         open(ctx, filter, after).await
     }

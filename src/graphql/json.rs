@@ -119,7 +119,7 @@ macro_rules! enums {
         })+
     };
 }
-enums!(Role, project::Status, task::Priority, task::Status);
+enums!(Role, project::ProjectStatus, task::Priority, task::TaskStatus);
 
 /// `Binary` is JSON that is already serialized: no scalar of the schema uses it.
 impl Json for Value {
@@ -193,7 +193,7 @@ mod tests {
         let value = value!({ "a": [1, -2.5, null, true, { "b": "\u{0}\"\\\u{2028}ä" }], "c": {}, "d": [] });
         assert_eq!(written(&value), serde_json::to_string(&value).expect("JSON"));
         assert_eq!(written(&Value::Binary("[1]".into())), "[1]");
-        assert_eq!(written(&Some(task::Status::InProgress)), r#""IN_PROGRESS""#);
+        assert_eq!(written(&Some(task::TaskStatus::InProgress)), r#""IN_PROGRESS""#);
         assert_eq!(written(&None::<bool>), "null");
         assert_eq!((written(&i32::MIN), written(&i64::MAX)), (i32::MIN.to_string(), i64::MAX.to_string()));
     }

@@ -20,7 +20,7 @@ use crate::access::Viewer;
 use crate::error::{Error, Result};
 use crate::events::hub::{Delivery, Listener, Topic};
 use crate::events::{Event, LogPosition, retention_horizon, settled_end};
-use crate::store::event::{self, EventColumns, Filter, Objects, Stretch, sees};
+use crate::store::event::{self, EventColumns, EventCriteria, EventObjects, LogRange, can_see};
 use crate::store::task::TaskColumns;
 
 /// Events per read of the log while catching up. The size starts small and doubles up to the
@@ -36,12 +36,12 @@ const MAX_KEPT_BYTES: usize = 128 * 1024;
 pub struct Happening {
     pub event: Arc<Event>,
     /// The rows that the event is resolved from.
-    pub objects: Arc<Objects>,
+    pub objects: Arc<EventObjects>,
     /// The subscriber's notification of the event, for `notificationAdded` only.
     pub notification: Option<Notification>,
     /// A position just before this event: a stream that resumes from it starts with this event.
     pub before: LogPosition,
-    delivery: Arc<Delivery<Objects>>,
+    delivery: Arc<Delivery<EventObjects>>,
 }
 
 impl Happening {
@@ -50,7 +50,7 @@ impl Happening {
     pub async fn current(mut self, app: &App, viewer: &Viewer) -> Result<Option<Self>> {
         let objects = objects(app, &self.delivery).await?;
         if !Arc::ptr_eq(&objects, &self.objects) {
-            if !sees(viewer, &self.event, objects.task.as_deref()) {
+            if !can_see(viewer, &self.event, objects.task.as_deref()) {
                 return Ok(None);
             }
             self.objects = objects;
@@ -59,8 +59,8 @@ impl Happening {
     }
 }
 
-async fn objects(app: &App, delivery: &Delivery<Objects>) -> Result<Arc<Objects>> {
-    let load = async { Objects::of(&mut app.db.conn().await?, &delivery.event).await };
+async fn objects(app: &App, delivery: &Delivery<EventObjects>) -> Result<Arc<EventObjects>> {
+    let load = async { EventObjects::for_event(&mut app.db.conn().await?, &delivery.event).await };
     // Boxed, because it rarely has to load anything.
     Box::pin(delivery.objects(app.clock.now(), load)).await
 }
@@ -106,20 +106,20 @@ impl Opening {
 struct Follower {
     app: Arc<App>,
     viewer: Viewer,
-    filter: Arc<Filter>,
+    filter: Arc<EventCriteria>,
     position: LogPosition,
-    listener: Listener<Objects>,
+    listener: Listener<EventObjects>,
     behind: bool,
     /// Events per read while behind.
     batch: usize,
-    caught_up: VecDeque<Arc<Delivery<Objects>>>,
+    caught_up: VecDeque<Arc<Delivery<EventObjects>>>,
 }
 
 /// Follows every event that matches the filter and that the viewer may see, after the position or
 /// from now on.
 pub async fn follow(
     caller: &Caller,
-    filter: Filter,
+    filter: EventCriteria,
     after: Option<LogPosition>,
 ) -> Result<impl Stream<Item = Result<Happening>> + use<>> {
     let (app, viewer, filter) = (Arc::clone(caller.app()), *caller.viewer()?, Arc::new(filter));
@@ -146,7 +146,7 @@ pub async fn follow(
     }))
 }
 
-fn listen(app: &App, viewer: Viewer, filter: &Arc<Filter>) -> Listener<Objects> {
+fn listen(app: &App, viewer: Viewer, filter: &Arc<EventCriteria>) -> Listener<EventObjects> {
     let topic = match (filter.task_id, filter.project_id) {
         (Some(task), _) => Topic::Task(task),
         (None, Some(project)) => Topic::Project(project),
@@ -182,7 +182,7 @@ impl Follower {
             };
             let before = std::mem::replace(&mut self.position, delivery.event.position());
             let objects = objects(&self.app, &delivery).await?;
-            if sees(&self.viewer, &delivery.event, objects.task.as_deref()) {
+            if can_see(&self.viewer, &delivery.event, objects.task.as_deref()) {
                 let event = Arc::clone(&delivery.event);
                 return Ok(Happening { event, objects, notification: None, before, delivery });
             }
@@ -190,14 +190,14 @@ impl Follower {
     }
 
     async fn catch_up(&mut self) -> Result<()> {
-        let stretch = Stretch { after: Some(self.position), before: None, limit: self.batch, backward: false };
+        let stretch = LogRange { after: Some(self.position), before: None, limit: self.batch, backward: false };
         let now = self.app.clock.now();
         let mut conn = self.app.db.conn().await?;
         let events = event::page(&mut conn, &self.viewer, &self.filter, stretch, EventColumns::Full).await?;
         // Checked after the read, because events that expired meanwhile may be missing from it.
         within(&self.app.cursors, retention_horizon(&mut conn).await?, self.position)?;
         drop(conn);
-        let mut loaded = Objects::of_all(&self.app.db, events, TaskColumns::Full).await?;
+        let mut loaded = EventObjects::for_events(&self.app.db, events, TaskColumns::Full).await?;
         let (read, kept) = (loaded.len(), kept(&loaded));
         loaded.truncate(kept);
         self.behind = read == self.batch || kept < read;
@@ -220,9 +220,9 @@ impl Follower {
 }
 
 /// Number of these events, with the rows loaded for them, that fit into the buffer; at least one.
-fn kept(loaded: &[(Event, Objects)]) -> usize {
+fn kept(loaded: &[(Event, EventObjects)]) -> usize {
     let mut bytes = 0;
-    let fits = |(event, objects): &&(Event, Objects)| {
+    let fits = |(event, objects): &&(Event, EventObjects)| {
         let fits = bytes < MAX_KEPT_BYTES;
         bytes += event.data.len() + objects.text_bytes();
         fits

@@ -22,7 +22,7 @@ use crate::error::{Code, Error, Result};
 use crate::events::Event;
 use crate::id::Id;
 use crate::store::comment::CommentColumns;
-use crate::store::event::{Attached, EventColumns, Objects, Snapshot, Stretch};
+use crate::store::event::{RelatedObjects, EventColumns, EventObjects, Snapshot, LogRange};
 use crate::store::project::ProjectColumns;
 use crate::store::task::TaskColumns;
 use crate::store::{comment, event, history, label, notification, project, session, task, task_list, user};
@@ -184,7 +184,7 @@ macro_rules! loads {
         /// All loaders of one operation, or of one delivered event.
         pub struct Loaders {
             app: Arc<App>,
-            known: Option<(Arc<Event>, Arc<Objects>)>,
+            known: Option<(Arc<Event>, Arc<EventObjects>)>,
             asker: Arc<Asker>,
             $($name: Loader<$kind>),+
         }
@@ -192,7 +192,7 @@ macro_rules! loads {
         impl Loaders {
             /// Loaders for a viewer. What is related to the `known` event, if there is one, is
             /// loaded once for all of its subscribers.
-            pub fn new(app: &Arc<App>, asker: &Arc<Asker>, known: Option<(Arc<Event>, Arc<Objects>)>) -> Self {
+            pub fn new(app: &Arc<App>, asker: &Arc<Asker>, known: Option<(Arc<Event>, Arc<EventObjects>)>) -> Self {
                 let (app, asker) = (Arc::clone(app), Arc::clone(asker));
                 Self { app, asker, known, $($name: Loader::default()),+ }
             }
@@ -259,11 +259,11 @@ loads! {
         Ok(projects)
     };
     /// Task counts of projects.
-    project_stats: ProjectStats(Id => project::Stats) |app, _asker, ids| {
+    project_stats: ProjectStats(Id => project::ProjectStatsRow) |app, _asker, ids| {
         project::stats(&mut app.db.conn().await?, ids, app.clock.now()).await
     };
     /// Pages of the projects of owners.
-    project_pages: ProjectPages((Arc<project::List>, Id) => Page<Arc<project::Project>>) |app, _asker, keys| {
+    project_pages: ProjectPages((Arc<project::ProjectList>, Id) => Page<Arc<project::Project>>) |app, _asker, keys| {
         let mut conn = app.db.conn().await?;
         let mut pages = HashMap::new();
         for (list, owners) in grouped(keys) {
@@ -273,7 +273,7 @@ loads! {
         Ok(pages)
     };
     /// Project counts of owners.
-    project_counts: ProjectCounts((Arc<project::List>, Id) => i64) |app, _asker, keys| {
+    project_counts: ProjectCounts((Arc<project::ProjectList>, Id) => i64) |app, _asker, keys| {
         let mut conn = app.db.conn().await?;
         let mut counts = HashMap::new();
         for (list, owners) in grouped(keys) {
@@ -312,17 +312,17 @@ loads! {
         Ok(tasks)
     };
     /// Pages of the tasks of projects or assignees.
-    task_pages: TaskPages(((task_list::Of, Arc<task_list::List>), Id) => Page<Arc<task::Task>>) |app, _asker, keys| {
+    task_pages: TaskPages(((task_list::TaskParent, Arc<task_list::TaskList>), Id) => Page<Arc<task::Task>>) |app, _asker, keys| {
         let mut pages = HashMap::new();
         for ((of, list), ids) in grouped(keys) {
-            let mut conn = app.db.conn_for_rows(list.reads(ids.len())).await?;
+            let mut conn = app.db.conn_for_rows(list.max_rows_read(ids.len())).await?;
             let found = task_list::pages(&mut conn, of, &ids, &list, app.clock.now()).await?;
             pages.extend(found.into_iter().map(|(id, page)| (((of, Arc::clone(&list)), id), page.into_shared())));
         }
         Ok(pages)
     };
     /// Task counts of projects or assignees.
-    task_counts: TaskCounts(((task_list::Of, Arc<task_list::List>), Id) => i64) |app, _asker, keys| {
+    task_counts: TaskCounts(((task_list::TaskParent, Arc<task_list::TaskList>), Id) => i64) |app, _asker, keys| {
         let mut conn = app.db.conn().await?;
         let mut counts = HashMap::new();
         for ((of, list), ids) in grouped(keys) {
@@ -366,7 +366,7 @@ loads! {
         Ok(rows.into_iter().map(|row| (row.id, Arc::new(row))).collect())
     };
     /// Ranges of the history of tasks.
-    activity: Activity(((EventColumns, Stretch), Id) => Recorded) |app, asker, keys| {
+    activity: Activity(((EventColumns, LogRange), Id) => Recorded) |app, asker, keys| {
         let mut conn = app.db.conn().await?;
         let mut pages: HashMap<_, Recorded> = HashMap::new();
         for ((columns, stretch), tasks) in grouped(keys) {
@@ -422,10 +422,10 @@ impl Loaders {
     }
 
     /// The objects related to the delivered event, if there is one.
-    async fn attached(&self) -> Result<Option<&Attached>> {
+    async fn attached(&self) -> Result<Option<&RelatedObjects>> {
         let Some((event, objects)) = &self.known else { return Ok(None) };
         // Boxed, because the future is part of every field that loads a user.
-        Box::pin(objects.attached(&self.app.db, event)).await.map(Some)
+        Box::pin(objects.related(&self.app.db, event)).await.map(Some)
     }
 
     /// A user's account. The caller has checked the permission.
@@ -465,15 +465,15 @@ impl Loaders {
         self.one::<Projects>((columns, id)).await
     }
 
-    pub async fn project_stats(&self, id: Id) -> Result<project::Stats> {
+    pub async fn project_stats(&self, id: Id) -> Result<project::ProjectStatsRow> {
         Ok(self.one::<ProjectStats>(id).await?.unwrap_or_default())
     }
 
-    pub async fn project_page(&self, owner: Id, list: Arc<project::List>) -> Result<Page<Arc<project::Project>>> {
+    pub async fn project_page(&self, owner: Id, list: Arc<project::ProjectList>) -> Result<Page<Arc<project::Project>>> {
         self.one::<ProjectPages>((list, owner)).await?.ok_or_else(no_page)
     }
 
-    pub async fn project_count(&self, owner: Id, list: Arc<project::List>) -> Result<i64> {
+    pub async fn project_count(&self, owner: Id, list: Arc<project::ProjectList>) -> Result<i64> {
         Ok(self.one::<ProjectCounts>((list, owner)).await?.unwrap_or_default())
     }
 
@@ -498,15 +498,15 @@ impl Loaders {
     /// A page of the tasks of a project or an assignee.
     pub async fn task_page(
         &self,
-        of: task_list::Of,
+        of: task_list::TaskParent,
         id: Id,
-        list: Arc<task_list::List>,
+        list: Arc<task_list::TaskList>,
     ) -> Result<Page<Arc<task::Task>>> {
         self.one::<TaskPages>(((of, list), id)).await?.ok_or_else(no_page)
     }
 
     /// The task count of a project or an assignee.
-    pub async fn task_count(&self, of: task_list::Of, id: Id, list: Arc<task_list::List>) -> Result<i64> {
+    pub async fn task_count(&self, of: task_list::TaskParent, id: Id, list: Arc<task_list::TaskList>) -> Result<i64> {
         Ok(self.one::<TaskCounts>(((of, list), id)).await?.unwrap_or_default())
     }
 
@@ -539,7 +539,7 @@ impl Loaders {
     }
 
     /// A range of a task's history.
-    pub async fn activity(&self, task: Id, stretch: Stretch, columns: EventColumns) -> Result<Recorded> {
+    pub async fn activity(&self, task: Id, stretch: LogRange, columns: EventColumns) -> Result<Recorded> {
         Ok(self.one::<Activity>(((columns, stretch), task)).await?.unwrap_or_default())
     }
 

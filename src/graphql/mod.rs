@@ -45,7 +45,7 @@ use crate::events::Event;
 use crate::id::Id;
 use crate::network::Client;
 use crate::store::audit::ClientInfo;
-use crate::store::event::Objects;
+use crate::store::event::EventObjects;
 use crate::store::project::Project;
 use crate::time::whole_seconds;
 use loader::Loaders;
@@ -181,7 +181,7 @@ struct Inner {
     /// Address and user agent; `None` while an event is resolved.
     client: Option<Client>,
     /// The event that is resolved, if it is one.
-    event: Option<(Arc<Event>, Arc<Objects>)>,
+    event: Option<(Arc<Event>, Arc<EventObjects>)>,
     manner: Manner,
     loaders: OnceLock<Loaders>,
     /// Bytes of text in the response so far.
@@ -191,7 +191,7 @@ struct Inner {
 }
 
 impl Inner {
-    fn new(app: Arc<App>, viewer: Option<Viewer>, event: Option<(Arc<Event>, Arc<Objects>)>, manner: Manner) -> Self {
+    fn new(app: Arc<App>, viewer: Option<Viewer>, event: Option<(Arc<Event>, Arc<EventObjects>)>, manner: Manner) -> Self {
         let checked_task = event.as_ref().and_then(|(event, _)| event.task_id);
         let asker =
             Arc::new(Asker { viewer, asked: AtomicBool::new(false), checked_task, deleted_projects: Mutex::default() });
@@ -223,7 +223,7 @@ impl Caller {
     }
 
     /// The context in which an event is resolved for a subscriber, with the objects of the event.
-    pub fn about(app: Arc<App>, viewer: Option<Viewer>, event: &Arc<Event>, objects: &Arc<Objects>) -> Self {
+    pub fn about(app: Arc<App>, viewer: Option<Viewer>, event: &Arc<Event>, objects: &Arc<EventObjects>) -> Self {
         let event = (Arc::clone(event), Arc::clone(objects));
         Self(Arc::new(Inner::new(app, viewer, Some(event), Manner::default())))
     }

@@ -18,7 +18,7 @@ use super::{Caller, guard};
 use crate::App;
 use crate::error::{Error, UserErrorCode};
 use crate::id::Id;
-use crate::store::event::Filter;
+use crate::store::event::EventCriteria;
 use crate::store::notification::{self as store, NotificationKind};
 use crate::store::user as users;
 use crate::time::Timestamp;
@@ -235,7 +235,7 @@ impl NotificationSubscription {
     ) -> Result<impl Stream<Item = Result<Notification>> + use<>> {
         let after = Opening::begin(ctx, after)?;
         let (app, viewer) = (Arc::clone(Caller::of(ctx).app()), Caller::of(ctx).viewer()?.id);
-        let filter = Filter { kinds: Some(store::NOTIFYING_KINDS.to_vec()), ..Filter::default() };
+        let filter = EventCriteria { kinds: Some(store::NOTIFYING_KINDS.to_vec()), ..EventCriteria::default() };
         let happenings = Box::pin(follow(Caller::of(ctx), filter, after)).await?;
         let happenings = happenings.filter_map(move |happening| {
             let app = Arc::clone(&app);

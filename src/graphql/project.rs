@@ -20,9 +20,9 @@ use crate::db::page::Page;
 use crate::error::Error;
 use crate::id::Id;
 use crate::own;
-use crate::store::project::{self as store, Changes, Filter, List, OrderField, ProjectColumns, Status};
+use crate::store::project::{self as store, ProjectChanges, ProjectCriteria, ProjectList, ProjectOrderField, ProjectColumns, ProjectStatus};
 use crate::store::task::{self as store_task, TaskColumns};
-use crate::store::task_list::{self, Of, Scope};
+use crate::store::task_list::{self, TaskParent, Scope};
 use crate::store::value::{Description, UserErrors, ProjectName, Search};
 use crate::time::Timestamp;
 
@@ -49,7 +49,7 @@ impl Project {
     }
 
     /// Whether the project accepts new tasks.
-    async fn status(&self) -> Status {
+    async fn status(&self) -> ProjectStatus {
         self.0.status
     }
 
@@ -109,7 +109,7 @@ impl Project {
         let (caller, field) = (Caller::of(ctx), Selected::of(ctx));
         let paging = Paging::new(first, after, last, before).shown_by(&field);
         let (tag, list) = self.list(caller, &paging, filter, order_by, task::columns_of_nodes(&field))?;
-        let page = caller.loaders()?.task_page(Of::Project, self.0.id, Arc::clone(&list)).await?;
+        let page = caller.loaders()?.task_page(TaskParent::Project, self.0.id, Arc::clone(&list)).await?;
         Ok(ByLevel(self.listed(tag, &list, page)))
     }
 
@@ -133,13 +133,13 @@ impl Project {
         filter: Option<TaskFilter>,
         order_by: Option<TaskOrder>,
         columns: TaskColumns,
-    ) -> crate::error::Result<(Tag, Arc<task_list::List>)> {
+    ) -> crate::error::Result<(Tag, Arc<task_list::TaskList>)> {
         let scopes = Scope::in_project(caller.viewer()?, &self.0);
         task::list("Project.tasks", Some(self.0.id), scopes, paging, filter, order_by, columns)
     }
 
-    fn listed(&self, tag: Tag, list: &Arc<task_list::List>, page: Page<Arc<store_task::Task>>) -> Connection<Task> {
-        task::connection(tag, Total::TasksOf(Of::Project, self.0.id, Arc::clone(list)), page, list)
+    fn listed(&self, tag: Tag, list: &Arc<task_list::TaskList>, page: Page<Arc<store_task::Task>>) -> Connection<Task> {
+        task::connection(tag, Total::TasksOf(TaskParent::Project, self.0.id, Arc::clone(list)), page, list)
     }
 }
 
@@ -172,8 +172,8 @@ impl Level for Project {
                     async move {
                         let lists = lists?;
                         let all = || projects.iter().zip(&lists);
-                        let key = |(project, (_, list)): (&Self, &(Tag, Arc<task_list::List>))| {
-                            ((Of::Project, Arc::clone(list)), project.0.id)
+                        let key = |(project, (_, list)): (&Self, &(Tag, Arc<task_list::TaskList>))| {
+                            ((TaskParent::Project, Arc::clone(list)), project.0.id)
                         };
                         let pages = caller.loaders()?.all::<loader::TaskPages>(all().map(key)).await?;
                         Found::each(all().map(|(project, listed)| {
@@ -214,7 +214,7 @@ pub struct ProjectFilter {
     /// 20 points to the cost of the operation.
     search: Option<String>,
     /// Matches projects in this status.
-    status: Option<Status>,
+    status: Option<ProjectStatus>,
     /// Matches projects owned by this user.
     owner_id: Option<ID>,
 }
@@ -223,7 +223,7 @@ pub struct ProjectFilter {
 #[derive(InputObject)]
 pub struct ProjectOrder {
     /// Field to sort by.
-    field: OrderField,
+    field: ProjectOrderField,
     /// Sort direction.
     #[graphql(default_with = "OrderDirection::Asc")]
     direction: OrderDirection,
@@ -245,25 +245,25 @@ pub fn list(
     paging: &Paging,
     filter: Option<ProjectFilter>,
     order_by: Option<ProjectOrder>,
-) -> crate::error::Result<(Tag, Arc<List>)> {
-    let order = order_by.as_ref().map_or(OrderField::CreatedAt, |order| order.field);
+) -> crate::error::Result<(Tag, Arc<ProjectList>)> {
+    let order = order_by.as_ref().map_or(ProjectOrderField::CreatedAt, |order| order.field);
     let descending = order_by.is_some_and(|order| order.direction == OrderDirection::Desc);
     let tag = Tag::new(name, parent, &order, descending);
     let types = ["ProjectConnection", "ProjectEdge"];
     let columns = needs(field, types, ProjectColumns::Summary, |project| columns(&project));
     let filter = match filter {
-        None => Filter::default(),
-        Some(ProjectFilter { search, status, owner_id }) => Filter {
+        None => ProjectCriteria::default(),
+        Some(ProjectFilter { search, status, owner_id }) => ProjectCriteria {
             search: search.as_deref().map(Search::parse).transpose()?,
             status,
             owner_id: owner_id.map(|id| node::filtered(Noun::User, &id)).transpose()?,
         },
     };
-    Ok((tag, Arc::new(List { filter, order, descending, window: paging.window(tag)?, columns })))
+    Ok((tag, Arc::new(ProjectList { filter, order, descending, window: paging.window(tag)?, columns })))
 }
 
 /// Wraps a page of this list in a connection.
-pub fn connection(tag: Tag, total: Total, page: Page<Arc<store::Project>>, list: &List) -> Connection<Project> {
+pub fn connection(tag: Tag, total: Total, page: Page<Arc<store::Project>>, list: &ProjectList) -> Connection<Project> {
     Connection::new(tag, total, page, |row| row.position(list.order), Project)
 }
 
@@ -319,7 +319,7 @@ pub async fn listed(
     order_by: Option<ProjectOrder>,
 ) -> crate::error::Result<Connection<Project>> {
     let (tag, list) = list(field, "projects", None, paging, filter, order_by)?;
-    let mut conn = caller.app().db.conn_for_rows(list.reads()).await?;
+    let mut conn = caller.app().db.conn_for_rows(list.max_rows_read()).await?;
     let page = store::page(&mut conn, caller.viewer()?, &list).await?;
     Ok(connection(tag, Total::Projects(Arc::clone(&list)), page.into_shared(), &list))
 }
@@ -352,7 +352,7 @@ pub struct UpdateProjectInput {
     /// New description; up to 10,000 characters. Null removes it.
     description: MaybeUndefined<String>,
     /// New status. Cannot be null.
-    status: MaybeUndefined<Status>,
+    status: MaybeUndefined<ProjectStatus>,
     /// Version that the update is based on. If it is not the current version, the update fails with
     /// CONFLICT and writes nothing.
     expected_version: Option<i32>,
@@ -429,7 +429,7 @@ impl ProjectMutation {
             let id = node::named(Noun::Project, &input.id, "id")?;
             let mut faults = UserErrors::default();
             let name = required(&mut faults, "name", input.name);
-            let changes = Changes {
+            let changes = ProjectChanges {
                 name: name.and_then(|name| faults.take(ProjectName::parse("name", &name))),
                 description: description(&mut faults, input.description),
                 status: required(&mut faults, "status", input.status),

@@ -24,8 +24,8 @@ use crate::error::{Code, Error};
 use crate::id::Id;
 use crate::own;
 use crate::store::comment as store_comment;
-use crate::store::task::{self as store, Changes, New, Priority, Status, TaskColumns};
-use crate::store::task_list::{self, Filter, List, OrderField, Range, Scope};
+use crate::store::task::{self as store, TaskChanges, NewTask, Priority, TaskStatus, TaskColumns};
+use crate::store::task_list::{self, TaskCriteria, TaskList, TaskOrderField, TimeRange, Scope};
 use crate::store::value::{Description, UserErrors, Search, Title};
 use crate::time::Timestamp;
 
@@ -51,7 +51,7 @@ impl Task {
     }
 
     /// Current status.
-    async fn status(&self) -> Status {
+    async fn status(&self) -> TaskStatus {
         self.0.status
     }
 
@@ -168,7 +168,7 @@ impl Task {
 
 impl Task {
     fn is_late(&self, caller: &Caller) -> bool {
-        self.0.status != Status::Done && self.0.due_at.is_some_and(|due| due < caller.app().clock.now())
+        self.0.status != TaskStatus::Done && self.0.due_at.is_some_and(|due| due < caller.app().clock.now())
     }
 
     fn commented(&self, page: Page<Arc<store_comment::Comment>>) -> Connection<Comment> {
@@ -250,7 +250,7 @@ pub struct DateTimeRange {
     lte: Option<Timestamp>,
 }
 
-impl From<DateTimeRange> for Range {
+impl From<DateTimeRange> for TimeRange {
     fn from(DateTimeRange { gt, gte, lt, lte }: DateTimeRange) -> Self {
         Self { gt, gte, lt, lte }
     }
@@ -265,7 +265,7 @@ pub struct TaskFilter {
     /// to the cost of the operation.
     search: Option<String>,
     /// Matches tasks in any of these statuses.
-    status: Option<Vec<Status>>,
+    status: Option<Vec<TaskStatus>>,
     /// Matches tasks with any of these priorities.
     priority: Option<Vec<Priority>>,
     /// Matches tasks in this project.
@@ -298,14 +298,14 @@ pub fn check_lists(lengths: impl IntoIterator<Item = usize>) -> crate::error::Re
 }
 
 impl TaskFilter {
-    fn parse(self) -> crate::error::Result<Filter> {
+    fn parse(self) -> crate::error::Result<TaskCriteria> {
         check_lists([
             self.status.as_ref().map_or(0, Vec::len),
             self.priority.as_ref().map_or(0, Vec::len),
             self.label_ids.as_ref().map_or(0, Vec::len),
         ])?;
         let labels = |ids: Vec<ID>| ids.iter().map(|id| node::filtered(Noun::Label, id)).collect();
-        Ok(Filter {
+        Ok(TaskCriteria {
             search: self.search.as_deref().map(Search::parse).transpose()?,
             status: self.status,
             priority: self.priority,
@@ -314,9 +314,9 @@ impl TaskFilter {
             unassigned: self.unassigned,
             label_ids: self.label_ids.map(labels).transpose()?,
             overdue: self.overdue,
-            due_at: self.due_at.map(Range::from),
-            created_at: self.created_at.map(Range::from),
-            updated_at: self.updated_at.map(Range::from),
+            due_at: self.due_at.map(TimeRange::from),
+            created_at: self.created_at.map(TimeRange::from),
+            updated_at: self.updated_at.map(TimeRange::from),
         })
     }
 }
@@ -325,7 +325,7 @@ impl TaskFilter {
 #[derive(Clone, InputObject)]
 pub struct TaskOrder {
     /// Field to sort by.
-    field: OrderField,
+    field: TaskOrderField,
     /// Sort direction.
     #[graphql(default_with = "OrderDirection::Asc")]
     direction: OrderDirection,
@@ -359,16 +359,16 @@ pub fn list(
     filter: Option<TaskFilter>,
     order_by: Option<TaskOrder>,
     columns: TaskColumns,
-) -> crate::error::Result<(Tag, Arc<List>)> {
-    let order = order_by.as_ref().map_or(OrderField::CreatedAt, |order| order.field);
+) -> crate::error::Result<(Tag, Arc<TaskList>)> {
+    let order = order_by.as_ref().map_or(TaskOrderField::CreatedAt, |order| order.field);
     let descending = order_by.is_some_and(|order| order.direction == OrderDirection::Desc);
     let tag = Tag::new(field, parent, &order, descending);
     let filter = filter.map(TaskFilter::parse).transpose()?.unwrap_or_default();
-    Ok((tag, Arc::new(List { scopes, filter, order, descending, window: paging.window(tag)?, columns })))
+    Ok((tag, Arc::new(TaskList { scopes, filter, order, descending, window: paging.window(tag)?, columns })))
 }
 
 /// Wraps a page of this list in a connection.
-pub fn connection(tag: Tag, total: Total, page: Page<Arc<store::Task>>, list: &List) -> Connection<Task> {
+pub fn connection(tag: Tag, total: Total, page: Page<Arc<store::Task>>, list: &TaskList) -> Connection<Task> {
     Connection::new(tag, total, page, |row| row.position(list.order), Task)
 }
 
@@ -427,7 +427,7 @@ pub async fn listed(
     let scopes = Scope::visible_to(caller.viewer()?);
     let (tag, list) = list("tasks", None, scopes, paging, filter, order_by, columns_of_nodes(field))?;
     let app = caller.app();
-    let page = task_list::page(&mut app.db.conn_for_rows(list.reads(1)).await?, &list, app.clock.now()).await?;
+    let page = task_list::page(&mut app.db.conn_for_rows(list.max_rows_read(1)).await?, &list, app.clock.now()).await?;
     Ok(connection(tag, Total::Tasks(Arc::clone(&list)), page.into_shared(), &list))
 }
 
@@ -472,7 +472,7 @@ pub struct UpdateTaskInput {
     /// New description; up to 10,000 characters. Null removes it.
     description: MaybeUndefined<String>,
     /// New status, one step from the current one: TODO ↔ IN_PROGRESS ↔ DONE. Cannot be null.
-    status: MaybeUndefined<Status>,
+    status: MaybeUndefined<TaskStatus>,
     /// New priority. Cannot be null.
     priority: MaybeUndefined<Priority>,
     /// New due date. Must be in the future unless it is unchanged. Null removes it.
@@ -546,7 +546,7 @@ impl TaskMutation {
             let title = faults.take(Title::parse("title", &input.title));
             let description = input.description.map(|text| faults.take(Description::parse("description", &text)));
             faults.check()?;
-            let new = New {
+            let new = NewTask {
                 project_id,
                 title: title.ok_or_else(|| Error::internal("no title and no user error"))?,
                 description: description.flatten(),
@@ -574,7 +574,7 @@ impl TaskMutation {
             let id = node::named(Noun::Task, &input.id, "id")?;
             let mut faults = UserErrors::default();
             let title = required(&mut faults, "title", input.title);
-            let changes = Changes {
+            let changes = TaskChanges {
                 title: title.and_then(|title| faults.take(Title::parse("title", &title))),
                 description: project::description(&mut faults, input.description),
                 status: required(&mut faults, "status", input.status),

@@ -18,7 +18,7 @@ use super::{Caller, guard};
 use crate::access::{AccountId, Action, Role};
 use crate::error::{Error, UserError, UserErrorCode};
 use crate::own;
-use crate::store::task_list::{Of, Scope};
+use crate::store::task_list::{TaskParent, Scope};
 use crate::store::user::{self as store, ViewerChanges, UserCriteria, UserList, UserOrderField, Profile};
 use crate::store::value::{DisplayName, Email, UserErrors, Search, Username};
 use crate::time::Timestamp;
@@ -232,10 +232,10 @@ impl User {
         let scopes = vec![Scope::Everything];
         let (tag, list) =
             task::list("User.assignedTasks", Some(self.profile.id), scopes, &paging, filter, order_by, columns)?;
-        let page = Caller::of(ctx).loaders()?.task_page(Of::Assignee, self.profile.id, Arc::clone(&list)).await?;
+        let page = Caller::of(ctx).loaders()?.task_page(TaskParent::Assignee, self.profile.id, Arc::clone(&list)).await?;
         Ok(Some(ByLevel(task::connection(
             tag,
-            Total::TasksOf(Of::Assignee, self.profile.id, Arc::clone(&list)),
+            Total::TasksOf(TaskParent::Assignee, self.profile.id, Arc::clone(&list)),
             page,
             &list,
         ))))

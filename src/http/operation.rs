@@ -195,7 +195,7 @@ impl Door {
             defaulted(&mut request.variables, operation);
         }
         let spent = Spent { cost, standing: None };
-        let search_bytes = searches.saturating_mul(search::MAX_BYTES);
+        let search_bytes = searches.saturating_mul(search::MAX_SEARCH_BYTES);
         let deprecations = self.deprecations.used(&document, name.as_deref(), &request.variables);
         Ok(Operation { kind, spent, document, manner, deprecations, request, query, export, search_bytes, client })
     }

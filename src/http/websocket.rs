@@ -47,7 +47,7 @@ use crate::limits::ClientKey;
 use crate::limits::byte_budget::Reservation;
 use crate::metrics::Transport;
 use crate::network::Client;
-use crate::store::event::Objects;
+use crate::store::event::EventObjects;
 
 /// Maximum size of a client message, in bytes.
 const MAX_MESSAGE: usize = 64 * 1024;
@@ -223,7 +223,7 @@ struct Session {
     viewer: Viewer,
     expires: Instant,
     /// Fires when the session or its user changes.
-    watch: SessionWatch<Objects>,
+    watch: SessionWatch<EventObjects>,
     _slot: UserSlot,
 }
 
@@ -417,7 +417,7 @@ impl Talk {
 
     /// Subscribes to changes of the session, then checks that it is still active. This order misses
     /// no change.
-    async fn watch(&self, viewer: Viewer) -> Result<SessionWatch<Objects>, Close> {
+    async fn watch(&self, viewer: Viewer) -> Result<SessionWatch<EventObjects>, Close> {
         let app = &self.door.app;
         let watch = app.hub.watch_session(viewer);
         match app.sessions.viewer(&app.db, app.clock.now(), viewer.session_id).await {

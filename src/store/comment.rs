@@ -161,7 +161,7 @@ pub async fn create(db: &Db, now: Timestamp, viewer: &Viewer, task_id: Id, body:
 /// Changes a comment's text.
 pub async fn update(db: &Db, now: Timestamp, viewer: &Viewer, id: Id, body: &CommentBody) -> Result<Comment> {
     db.inline_transaction(async |tx| {
-        let found = by_ids(tx, &[id]).await?.pop().ok_or_else(missing)?;
+        let found = by_ids(tx, &[id]).await?.pop().ok_or_else(not_found)?;
         let named = mention::lock(tx, viewer, &mention::added_handles(&found.body, body)).await?;
         let viewer = &session::lock(tx, now, viewer).await?;
         let (task, mut comment) = lock(tx, viewer, &found, Lock::Update).await?;
@@ -189,7 +189,7 @@ pub async fn update(db: &Db, now: Timestamp, viewer: &Viewer, id: Id, body: &Com
 pub async fn delete(db: &Db, now: Timestamp, viewer: &Viewer, id: Id) -> Result<()> {
     db.inline_transaction(async |tx| {
         let viewer = &session::lock(tx, now, viewer).await?;
-        let found = by_ids(tx, &[id]).await?.pop().ok_or_else(missing)?;
+        let found = by_ids(tx, &[id]).await?.pop().ok_or_else(not_found)?;
         let (task, comment) = lock(tx, viewer, &found, Lock::Delete).await?;
         viewer.require(Action::DeleteComment, &comment)?;
         on!(tx, |c| diesel::delete(comments::table.find(id)).execute(c).await)?;
@@ -203,13 +203,13 @@ pub async fn delete(db: &Db, now: Timestamp, viewer: &Viewer, id: Id) -> Result<
 /// A comment on a task that the viewer sees, locked until the transaction ends. Its task decides who may see it and who
 /// receives its events: it is locked too, and first.
 async fn lock(tx: &mut Conn, viewer: &Viewer, found: &Comment, lock: Lock) -> Result<(Task, Comment)> {
-    let task = task::lock(tx, viewer, found.task_id, Lock::Share).await?.ok_or_else(missing)?;
+    let task = task::lock(tx, viewer, found.task_id, Lock::Share).await?.ok_or_else(not_found)?;
     let comment = comments::table.find(found.id);
     let comment: Option<Comment> = select_locked!(tx, comment.select(Comment::as_select()), lock)?.pop();
-    Ok((task, comment.ok_or_else(missing)?))
+    Ok((task, comment.ok_or_else(not_found)?))
 }
 
-fn missing() -> Error {
+fn not_found() -> Error {
     Error::not_found("id", "comment")
 }
 

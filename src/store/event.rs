@@ -10,10 +10,10 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::OnceCell;
 
 use super::comment::{self, Comment};
-use super::history::{Change, Extract, reference, snapshots};
+use super::history::{Change, TextExtractor, reference, snapshots};
 use super::project::{self, Project};
 use super::quota;
-use super::task::{self, Status, Task, TaskColumns};
+use super::task::{self, TaskStatus, Task, TaskColumns};
 use super::user::{self, Profile};
 use crate::access::Viewer;
 use crate::db::columns::Columns;
@@ -48,7 +48,7 @@ pub struct Snapshot {
     pub text: Option<Id>,
     /// The status before and after.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub status: Option<(Status, Status)>,
+    pub status: Option<(TaskStatus, TaskStatus)>,
     /// The fields that changed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub changes: Vec<Change>,
@@ -79,7 +79,7 @@ impl Snapshot {
 
 /// An event about a task.
 pub fn about_task(kind: EventKind, viewer: &Viewer, now: Timestamp, task: &Task, mut told: Snapshot) -> NewEvent {
-    let mut extract = Extract::new(task.id, task.owner_id);
+    let mut extract = TextExtractor::new(task.id, task.owner_id);
     extract.changes(&mut told.changes);
     if kind == EventKind::TaskDeleted {
         let mut last = task.clone();
@@ -126,7 +126,7 @@ pub fn about_project(
     project: &Project,
     mut changes: Vec<Change>,
 ) -> NewEvent {
-    let mut extract = Extract::new(project.id, project.owner_id);
+    let mut extract = TextExtractor::new(project.id, project.owner_id);
     extract.changes(&mut changes);
     let mut project = project.clone();
     let text = if kind == EventKind::ProjectDeleted {
@@ -146,19 +146,19 @@ pub fn about_project(
 /// What it takes to tell an event to whoever may see it, loaded once for all of them: the rows that its rights and
 /// fields hang on, as they are then.
 #[derive(Debug)]
-pub struct Objects {
+pub struct EventObjects {
     /// What the event carries.
     pub snapshot: Arc<Snapshot>,
     /// The task, unless it is gone.
     pub task: Option<Arc<Task>>,
     /// The answers that subscriptions share.
     pub answers: SharedResponses,
-    attached: OnceCell<Attached>,
+    related: OnceCell<RelatedObjects>,
 }
 
 /// What else hangs on an event, loaded when the first subscriber asks for any of it.
 #[derive(Debug)]
-pub struct Attached {
+pub struct RelatedObjects {
     /// The comment, unless it is gone.
     pub comment: Option<Arc<Comment>>,
     /// The project of the task, unless that is gone.
@@ -167,15 +167,15 @@ pub struct Attached {
     pub people: HashMap<Id, Arc<Profile>>,
 }
 
-impl Objects {
+impl EventObjects {
     /// Loads them.
-    pub async fn of(conn: &mut Conn, event: &Event) -> Result<Self> {
+    pub async fn for_event(conn: &mut Conn, event: &Event) -> Result<Self> {
         let mut loaded = Self::load(conn, vec![event.clone()], TaskColumns::Full).await?;
         loaded.pop().map(|(_, objects)| objects).ok_or_else(|| Error::internal("an event without its objects"))
     }
 
     /// The same for many events at once, each with its own. Of their tasks these columns are read.
-    pub async fn of_all(db: &Db, events: Vec<Event>, columns: TaskColumns) -> Result<Vec<(Event, Self)>> {
+    pub async fn for_events(db: &Db, events: Vec<Event>, columns: TaskColumns) -> Result<Vec<(Event, Self)>> {
         if events.is_empty() {
             return Ok(Vec::new());
         }
@@ -193,7 +193,7 @@ impl Objects {
         let snapshots = snapshots(conn, &events, &gone).await?;
         let with = |(event, snapshot): (Event, Arc<Snapshot>)| {
             let task = event.task_id.and_then(|id| tasks.get(&id).cloned());
-            let objects = Self { snapshot, task, answers: SharedResponses::default(), attached: OnceCell::new() };
+            let objects = Self { snapshot, task, answers: SharedResponses::default(), related: OnceCell::new() };
             (event, objects)
         };
         Ok(events.into_iter().zip(snapshots).map(with).collect())
@@ -206,7 +206,7 @@ impl Objects {
     }
 
     /// What else hangs on the event, which is the one that these are the objects of.
-    pub async fn attached(&self, db: &Db, event: &Event) -> Result<&Attached> {
+    pub async fn related(&self, db: &Db, event: &Event) -> Result<&RelatedObjects> {
         let load = async || {
             let mut conn = db.conn().await?;
             let (mut comment, mut project) = (None, None);
@@ -224,19 +224,19 @@ impl Objects {
             people.sort_unstable();
             people.dedup();
             let people = user::profiles(&mut conn, &people).await?;
-            Ok(Attached {
+            Ok(RelatedObjects {
                 comment,
                 project,
                 people: people.into_iter().map(|profile| (profile.id, Arc::new(profile))).collect(),
             })
         };
-        self.attached.get_or_try_init(load).await
+        self.related.get_or_try_init(load).await
     }
 }
 
 /// Which events are asked for; members are ANDed.
 #[derive(Clone, Debug, Default)]
-pub struct Filter {
+pub struct EventCriteria {
     /// In this project.
     pub project_id: Option<Id>,
     /// About this task.
@@ -247,7 +247,7 @@ pub struct Filter {
     pub assignee_id: Option<Id>,
 }
 
-impl Filter {
+impl EventCriteria {
     /// The same question asked of one event.
     pub fn matches(&self, event: &Event) -> bool {
         self.project_id.is_none_or(|id| event.project_id == Some(id))
@@ -259,7 +259,7 @@ impl Filter {
 
 /// Which stretch of the log is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Stretch {
+pub struct LogRange {
     /// Only what comes after this place.
     pub after: Option<LogPosition>,
     /// Only what comes before this place.
@@ -301,7 +301,7 @@ impl EventColumns {
 ///
 /// Whoever sees the task now sees its events. When it is gone, its project's owner does, and its last assignee sees
 /// that it went. Whoever lost a task sees that it was taken from them, and nothing after it.
-pub fn sees(viewer: &Viewer, event: &Event, task: Option<&Task>) -> bool {
+pub fn can_see(viewer: &Viewer, event: &Event, task: Option<&Task>) -> bool {
     if event.kind.is_internal() {
         return false;
     }
@@ -322,7 +322,7 @@ pub struct Retention {
 }
 
 /// How many events expire in one transaction.
-const EXPIRING: i64 = 1_000;
+const EXPIRY_BATCH: i64 = 1_000;
 
 /// Moves the floor of the feed up to what is kept, but not past `done`, the place up to which everything has been made
 /// of the log that is made of it. Says whether there may be more to do.
@@ -333,11 +333,11 @@ pub async fn expire(db: &Db, retention: Retention, now: Timestamp, done: LogPosi
     let oldest = now.minus(retention.age);
     db.transaction(async |tx| {
         let (floor, end) = (retention_horizon(tx).await?, settled_end(tx).await?);
-        let rows: Vec<Expiring> = on!(tx, |c| events::table
+        let rows: Vec<ExpiringEvent> = on!(tx, |c| events::table
             .filter(after(floor))
             .order_by((events::xid, events::seq))
-            .limit(EXPIRING)
-            .select(Expiring::as_select())
+            .limit(EXPIRY_BATCH)
+            .select(ExpiringEvent::as_select())
             .load(c)
             .await)?;
         let expired: Vec<_> = rows
@@ -365,7 +365,7 @@ pub async fn expire(db: &Db, retention: Retention, now: Timestamp, done: LogPosi
         on!(tx, |c| diesel::delete(gone).execute(c).await)?;
         on!(tx, |c| diesel::delete(events::table.filter(events::seq.eq_any(&alone))).execute(c).await)?;
         expire_texts(tx, &expired).await?;
-        Ok(expired.len() as i64 == EXPIRING)
+        Ok(expired.len() as i64 == EXPIRY_BATCH)
     })
     .await
 }
@@ -373,7 +373,7 @@ pub async fn expire(db: &Db, retention: Retention, now: Timestamp, done: LogPosi
 /// What of an event says whether it has expired, and what goes with it.
 #[derive(Queryable, Selectable)]
 #[diesel(table_name = events)]
-struct Expiring {
+struct ExpiringEvent {
     xid: i64,
     seq: i64,
     id: Id,
@@ -383,7 +383,7 @@ struct Expiring {
     task_id: Option<Id>,
 }
 
-impl Expiring {
+impl ExpiringEvent {
     const fn position(&self) -> LogPosition {
         LogPosition { xid: self.xid, seq: self.seq }
     }
@@ -391,7 +391,7 @@ impl Expiring {
 
 /// Drops the long texts to which no event refers any more. Those of a task stay as long as the task; a deletion is the
 /// last event of its task or project.
-async fn expire_texts(tx: &mut Conn, expired: &[&Expiring]) -> Result<()> {
+async fn expire_texts(tx: &mut Conn, expired: &[&ExpiringEvent]) -> Result<()> {
     let (mut ended, mut projects, mut events) = (Vec::new(), Vec::new(), Vec::new());
     for event in expired {
         match event.kind {
@@ -406,13 +406,13 @@ async fn expire_texts(tx: &mut Conn, expired: &[&Expiring]) -> Result<()> {
     }
     if !ended.is_empty() || !events.is_empty() {
         let freed = text::delete_expired(tx, &ended, &projects, &events).await?;
-        quota::give_back(tx, freed).await?;
+        quota::release(tx, freed).await?;
     }
     Ok(())
 }
 
 /// Bounds and orders a boxed query on events, in both arms of `on!`.
-macro_rules! stretched {
+macro_rules! in_range {
     ($query:ident, $stretch:expr) => {
         if let Some(position) = $stretch.after {
             $query = $query.filter(after(position));
@@ -431,17 +431,17 @@ macro_rules! stretched {
 
 /// So many events are sooner read through than looked for: it takes a millisecond, and whoever comes back after a moment
 /// has no more to read.
-const SHORT: i64 = 1_000;
+const SCAN_EVENTS: i64 = 1_000;
 /// So many transactions write hardly more events than that: most write none or one.
-const BRIEF: i64 = 10 * SHORT;
+const SCAN_TRANSACTIONS: i64 = 10 * SCAN_EVENTS;
 
 /// A part of the log that a viewer may see, which an index leads to. Parts may overlap.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Part {
+enum LogPart {
     /// All of it.
     Everything,
     /// What of it the viewer sees: for a stretch so short that it is read through.
-    Seen,
+    Visible,
     /// What happens in the viewer's own projects.
     Owned,
     /// What happened to the tasks that are the viewer's now.
@@ -452,16 +452,16 @@ enum Part {
     Unassigned,
 }
 
-impl Part {
-    /// The parts that are together what [`sees`] allows, of the stretch between two places.
+impl LogPart {
+    /// The parts that are together what [`can_see`] allows, of the stretch between two places.
     fn visible_to(viewer: &Viewer, after: LogPosition, before: LogPosition) -> &'static [Self] {
         // Both numbers, as places that clients make up may have one that is near and one that is far away.
         let is_within = |from: i64, to: i64, most| (0..=most).contains(&to.saturating_sub(from));
-        let is_short = is_within(after.seq, before.seq, SHORT) && is_within(after.xid, before.xid, BRIEF);
+        let is_short = is_within(after.seq, before.seq, SCAN_EVENTS) && is_within(after.xid, before.xid, SCAN_TRANSACTIONS);
         if viewer.is_admin() {
             &[Self::Everything]
         } else if is_short {
-            &[Self::Seen]
+            &[Self::Visible]
         } else {
             &[Self::Owned, Self::Assigned, Self::Deleted, Self::Unassigned]
         }
@@ -483,23 +483,23 @@ backend_sql! {
 }
 
 /// Narrows a boxed query on events to a part of the log, in both arms of `on!`.
-macro_rules! part {
+macro_rules! log_part {
     ($query:ident, $part:expr, $viewer:expr) => {
         let theirs = tasks::table.filter(tasks::assignee_id.eq($viewer)).select(tasks::id.nullable());
         $query = match $part {
-            Part::Everything => $query,
+            LogPart::Everything => $query,
             // Kinds are parameters here: with the words of the indexes SQLite would look in each of them.
-            Part::Seen => $query.filter(
+            LogPart::Visible => $query.filter(
                 events::owner_id
                     .eq($viewer)
                     .or(events::task_id.eq_any(theirs))
                     .or(events::kind.eq(EventKind::TaskDeleted).and(events::assignee_id.eq($viewer)))
                     .or(events::kind.eq(EventKind::TaskUnassigned).and(events::previous_assignee_id.eq($viewer))),
             ),
-            Part::Owned => $query.filter(events::owner_id.eq($viewer)),
-            Part::Assigned => $query.filter(events::task_id.eq_any(theirs)),
-            Part::Deleted => $query.filter(IsDeletion).filter(events::assignee_id.eq($viewer)),
-            Part::Unassigned => $query.filter(IsUnassignment).filter(events::previous_assignee_id.eq($viewer)),
+            LogPart::Owned => $query.filter(events::owner_id.eq($viewer)),
+            LogPart::Assigned => $query.filter(events::task_id.eq_any(theirs)),
+            LogPart::Deleted => $query.filter(IsDeletion).filter(events::assignee_id.eq($viewer)),
+            LogPart::Unassigned => $query.filter(IsUnassignment).filter(events::previous_assignee_id.eq($viewer)),
         };
     };
 }
@@ -509,24 +509,24 @@ macro_rules! part {
 pub async fn page(
     conn: &mut Conn,
     viewer: &Viewer,
-    filter: &Filter,
-    stretch: Stretch,
+    filter: &EventCriteria,
+    stretch: LogRange,
     columns: EventColumns,
 ) -> Result<Vec<Event>> {
     // One end for all parts: what settled between two of them would be missed by whoever goes on after a later event.
     let end = settled_end(conn).await?;
     let end = LogPosition { seq: end.seq + 1, ..end };
     let before = stretch.before.map_or(end, |before| before.min(end));
-    let stretch = Stretch { before: Some(before), ..stretch };
+    let stretch = LogRange { before: Some(before), ..stretch };
     let mut rows: Vec<Event> = Vec::new();
-    for part in Part::visible_to(viewer, stretch.after.unwrap_or_default(), before) {
+    for part in LogPart::visible_to(viewer, stretch.after.unwrap_or_default(), before) {
         rows.extend(on!(conn, |c| {
             let mut query = events::table
                 .select(columns.expression())
                 .filter(events::kind.lt(EventKind::FIRST_INTERNAL))
                 .filter(WithinDeadline)
                 .into_boxed::<Backend>();
-            part!(query, part, viewer.id);
+            log_part!(query, part, viewer.id);
             if let Some(id) = filter.project_id {
                 query = query.filter(events::project_id.eq(id));
             }
@@ -539,7 +539,7 @@ pub async fn page(
             if let Some(id) = filter.assignee_id {
                 query = query.filter(events::assignee_id.eq(id));
             }
-            stretched!(query, stretch);
+            in_range!(query, stretch);
             query.load::<Event>(c).await
         })?);
     }
@@ -558,7 +558,7 @@ pub async fn pages_of_tasks(
     conn: &mut Conn,
     reader: Option<&Viewer>,
     tasks: &[Id],
-    stretch: Stretch,
+    stretch: LogRange,
     columns: EventColumns,
 ) -> Result<HashMap<Id, Vec<Event>>> {
     let mut rows: Vec<Event> = on!(conn, |c| {
@@ -570,7 +570,7 @@ pub async fn pages_of_tasks(
             .filter(events::task_id.eq(Parent.nullable()))
             .filter(exists(task.filter(task::visible_to(reader))))
             .into_boxed::<Backend>();
-        stretched!(query, stretch);
+        in_range!(query, stretch);
         lateral(tasks, "events", columns.expression(), query).load(c).await
     })?;
     rows.sort_by_key(Event::position);
@@ -603,26 +603,26 @@ mod tests {
     #[test]
     fn an_index_leads_to_each_part_of_the_log() {
         let place = |seq| LogPosition { xid: 0, seq };
-        let stretch = Stretch { after: Some(place(7)), before: Some(place(9)), limit: 9, backward: false };
-        let plan_of = |part: Part, backward: bool| {
-            let (stretch, viewer) = (Stretch { backward, ..stretch }, Id::new());
+        let stretch = LogRange { after: Some(place(7)), before: Some(place(9)), limit: 9, backward: false };
+        let plan_of = |part: LogPart, backward: bool| {
+            let (stretch, viewer) = (LogRange { backward, ..stretch }, Id::new());
             let mut query = events::table.select(Event::as_select()).into_boxed::<Sqlite>();
-            part!(query, part, viewer);
-            stretched!(query, stretch);
+            log_part!(query, part, viewer);
+            in_range!(query, stretch);
             plan(query).join("; ")
         };
         for backward in [false, true] {
             for (part, index) in [
-                (Part::Everything, "INTEGER PRIMARY KEY (rowid>? AND rowid<?)"),
-                (Part::Owned, "INDEX events_owner (owner_id=? AND xid=? AND seq>? AND seq<?)"),
-                (Part::Deleted, "INDEX events_deleted (assignee_id=? AND xid=? AND seq>? AND seq<?)"),
-                (Part::Unassigned, "INDEX events_unassigned (previous_assignee_id=? AND xid=? AND seq>? AND seq<?)"),
+                (LogPart::Everything, "INTEGER PRIMARY KEY (rowid>? AND rowid<?)"),
+                (LogPart::Owned, "INDEX events_owner (owner_id=? AND xid=? AND seq>? AND seq<?)"),
+                (LogPart::Deleted, "INDEX events_deleted (assignee_id=? AND xid=? AND seq>? AND seq<?)"),
+                (LogPart::Unassigned, "INDEX events_unassigned (previous_assignee_id=? AND xid=? AND seq>? AND seq<?)"),
             ] {
                 assert_eq!(plan_of(part, backward), format!("SEARCH events USING {index}"), "{part:?}");
             }
-            let seen = plan_of(Part::Seen, backward);
+            let seen = plan_of(LogPart::Visible, backward);
             assert!(seen.starts_with("SEARCH events USING INTEGER PRIMARY KEY (rowid>? AND rowid<?); "), "{seen}");
-            let assigned = plan_of(Part::Assigned, backward);
+            let assigned = plan_of(LogPart::Assigned, backward);
             for step in
                 ["INDEX events_task (task_id=? AND xid=? AND seq>? AND seq<?)", "COVERING INDEX tasks_assignee_"]
             {

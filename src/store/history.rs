@@ -50,14 +50,14 @@ pub fn changes<const N: usize>(fields: [(&str, Option<String>, Option<String>); 
 }
 
 /// Takes long texts out of what an event carries.
-pub(super) struct Extract {
+pub(super) struct TextExtractor {
     object_id: Id,
     owner_id: Id,
     /// The texts to be kept.
     pub(super) texts: Vec<NewEventText>,
 }
 
-impl Extract {
+impl TextExtractor {
     /// Of an event about an object in a project of this owner.
     pub(super) const fn new(object_id: Id, owner_id: Id) -> Self {
         Self { object_id, owner_id, texts: Vec::new() }
@@ -137,7 +137,7 @@ pub async fn snapshots(conn: &mut Conn, events: &[Event], gone: &HashSet<Id>) ->
     let pairs = || events.iter();
     let lacking: HashSet<Id> =
         snapshots.iter().zip(pairs()).filter_map(|(snapshot, event)| without_picture(snapshot, event)).collect();
-    let mut pictures = last_pictures(conn, &lacking.into_iter().collect::<Vec<_>>()).await?;
+    let mut pictures = last_snapshots(conn, &lacking.into_iter().collect::<Vec<_>>()).await?;
 
     let mut keys: HashSet<(Id, Id)> = pictures.iter().filter_map(|(id, last)| Some((*id, last.text?))).collect();
     keys.extend(snapshots.iter().zip(pairs()).filter_map(|(snapshot, event)| Some((event.object()?, snapshot.text?))));
@@ -163,7 +163,7 @@ pub async fn snapshots(conn: &mut Conn, events: &[Event], gone: &HashSet<Id>) ->
 }
 
 /// The last state of a deleted task.
-struct LastPicture {
+struct LastSnapshot {
     task: Task,
     /// The id of its description, if that is stored separately.
     text: Option<Id>,
@@ -172,7 +172,7 @@ struct LastPicture {
 }
 
 /// The last state of tasks that are gone, from the deletion, which is the last event of a task.
-async fn last_pictures(conn: &mut Conn, tasks: &[Id]) -> Result<HashMap<Id, LastPicture>> {
+async fn last_snapshots(conn: &mut Conn, tasks: &[Id]) -> Result<HashMap<Id, LastSnapshot>> {
     if tasks.is_empty() {
         return Ok(HashMap::new());
     }
@@ -188,7 +188,7 @@ async fn last_pictures(conn: &mut Conn, tasks: &[Id]) -> Result<HashMap<Id, Last
     })?;
     let picture = |event: &Event| {
         let Snapshot { task, text, project, .. } = Snapshot::of(event);
-        task.map(|task| (task.id, LastPicture { task, text, project }))
+        task.map(|task| (task.id, LastSnapshot { task, text, project }))
     };
     Ok(deletions.iter().filter_map(picture).collect())
 }

@@ -103,7 +103,7 @@ pub async fn create(
             .execute(c)
             .await);
         match inserted {
-            Err(error) if is_unique_violation(&error) => Err(taken()),
+            Err(error) if is_unique_violation(&error) => Err(name_taken()),
             other => Ok(other.map(|_| label)?),
         }
     })
@@ -133,7 +133,7 @@ pub async fn update(
             .execute(c)
             .await);
         match updated {
-            Err(error) if is_unique_violation(&error) => Err(taken()),
+            Err(error) if is_unique_violation(&error) => Err(name_taken()),
             other => Ok(other.map(|_| label)?),
         }
     })
@@ -162,6 +162,6 @@ async fn lock(tx: &mut Conn, viewer: &Viewer, id: Id, lock: Lock) -> Result<Labe
     select_locked!(tx, labels::table.find(id).select(Label::as_select()), lock)?.pop().ok_or_else(missing)
 }
 
-fn taken() -> Error {
+fn name_taken() -> Error {
     Error::user_error("name", UserErrorCode::Taken, "The project has a label of that name already.")
 }

@@ -10,8 +10,8 @@ use serde::{Deserialize, Serialize};
 
 use super::event::about_project;
 use super::history::{Change, changes};
-use super::search::{Candidate, MAX_CANDIDATES, Scan, flat, octet_length, scan};
-use super::task::{self, Status as TaskStatus};
+use super::search::{Candidate, MAX_CANDIDATES, TextScan, flatten, octet_length, scan};
+use super::task::{self, TaskStatus as TaskStatus};
 use super::value::{Description, ProjectName, Search, fold};
 use super::{quota, session};
 use crate::access::{Action, Relation, Resource, Viewer};
@@ -34,13 +34,13 @@ use crate::{keyset, select_locked, on};
 )]
 #[diesel(sql_type = diesel::sql_types::SmallInt)]
 #[graphql(name = "ProjectStatus")]
-pub enum Status {
+pub enum ProjectStatus {
     /// The project accepts new tasks.
     Active,
     /// The project accepts no new tasks. Its existing tasks can still be updated.
     Archived,
 }
-stored_as_smallint!(Status { Active = 0, Archived = 1 });
+stored_as_smallint!(ProjectStatus { Active = 0, Archived = 1 });
 
 /// A project.
 #[derive(Clone, Debug, PartialEq, Eq, Queryable, Selectable, Insertable, Serialize, Deserialize)]
@@ -55,7 +55,7 @@ pub struct Project {
     /// What it is about.
     pub description: Option<String>,
     /// Whether it takes new tasks.
-    pub status: Status,
+    pub status: ProjectStatus,
     /// Grows by one with each change.
     pub version: i32,
     /// When it was made.
@@ -99,7 +99,7 @@ impl Resource for Project {
 /// Fields to sort projects by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, async_graphql::Enum)]
 #[graphql(name = "ProjectOrderField")]
-pub enum OrderField {
+pub enum ProjectOrderField {
     /// Time of creation.
     CreatedAt,
     /// Time of the last update.
@@ -110,22 +110,22 @@ pub enum OrderField {
 
 /// Which projects are asked for; members are ANDed.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
-pub struct Filter {
+pub struct ProjectCriteria {
     /// Words in name or description.
     pub search: Option<Search>,
     /// In this status.
-    pub status: Option<Status>,
+    pub status: Option<ProjectStatus>,
     /// Owned by this user.
     pub owner_id: Option<Id>,
 }
 
 /// A list of projects and the page of it that is asked for.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct List {
+pub struct ProjectList {
     /// Which of them.
-    pub filter: Filter,
+    pub filter: ProjectCriteria,
     /// In which order.
-    pub order: OrderField,
+    pub order: ProjectOrderField,
     /// The other way round.
     pub descending: bool,
     /// Which stretch.
@@ -134,9 +134,9 @@ pub struct List {
     pub columns: ProjectColumns,
 }
 
-impl List {
+impl ProjectList {
     /// How many rows are read for a page, at most: what is filtered is walked past too.
-    pub fn reads(&self) -> usize {
+    pub fn max_rows_read(&self) -> usize {
         let is_stretch = self.filter.search.is_none() && self.filter.status.is_none();
         if is_stretch { self.window.limit } else { usize::MAX }
     }
@@ -144,11 +144,11 @@ impl List {
 
 impl Project {
     /// Its place in the order of a list.
-    pub fn position(&self, order: OrderField) -> RowPosition {
+    pub fn position(&self, order: ProjectOrderField) -> RowPosition {
         let key = match order {
-            OrderField::CreatedAt => SortKey::Time(self.created_at),
-            OrderField::UpdatedAt => SortKey::Time(self.updated_at),
-            OrderField::Name => SortKey::Text(fold(&self.name)),
+            ProjectOrderField::CreatedAt => SortKey::Time(self.created_at),
+            ProjectOrderField::UpdatedAt => SortKey::Time(self.updated_at),
+            ProjectOrderField::Name => SortKey::Text(fold(&self.name)),
         };
         RowPosition { key, id: self.id }
     }
@@ -172,9 +172,9 @@ macro_rules! order {
     };
     ($query:ident, $list:expr, $window:expr) => {
         keyset!($query, $window, $list.descending, $list.order, projects {
-            OrderField::CreatedAt => created_at as Time,
-            OrderField::UpdatedAt => updated_at as Time,
-            OrderField::Name => name_key as Text,
+            ProjectOrderField::CreatedAt => created_at as Time,
+            ProjectOrderField::UpdatedAt => updated_at as Time,
+            ProjectOrderField::Name => name_key as Text,
         });
     };
 }
@@ -210,7 +210,7 @@ pub async fn any_by_ids(conn: &mut Conn, ids: &[Id]) -> Result<Vec<Project>> {
 }
 
 /// One project that the viewer sees, or a fault of the field that named it.
-pub async fn seen(conn: &mut Conn, viewer: &Viewer, id: Id, field: &'static str) -> Result<Project> {
+pub async fn get_visible(conn: &mut Conn, viewer: &Viewer, id: Id, field: &'static str) -> Result<Project> {
     by_ids(conn, viewer, &[id]).await?.pop().ok_or_else(|| Error::not_found(field, "project"))
 }
 
@@ -229,7 +229,7 @@ pub async fn lock(
     let project: Option<Project> = select_locked!(tx, project.select(Project::as_select()), lock)?.pop();
     let project = match project {
         Some(project) => project,
-        None => seen(tx, viewer, id, field).await?,
+        None => get_visible(tx, viewer, id, field).await?,
     };
     viewer.require(action, &project)?;
     Ok(project)
@@ -237,11 +237,11 @@ pub async fn lock(
 
 /// The projects of these owners, or of all, that a search finds, by owner. For a page at most so many of each owner, in
 /// the order of the list. None when nothing is searched for.
-async fn found(
+async fn search_ids(
     conn: &mut Conn,
     owners: Option<&[Id]>,
-    filter: &Filter,
-    list: Option<&List>,
+    filter: &ProjectCriteria,
+    list: Option<&ProjectList>,
 ) -> Result<Option<HashMap<Option<Id>, Vec<Id>>>> {
     let Some(search) = filter.search.as_ref().filter(|search| !search.is_empty()) else { return Ok(None) };
     let mut candidates: Vec<Candidate> = on!(conn, |c| {
@@ -265,14 +265,14 @@ async fn found(
     }
     let most = list.map_or(usize::MAX, |list| list.window.rows());
     let owners = owners.map_or(1, <[Id]>::len);
-    Ok(Some(scan!(conn, projects, Scan::new(search, candidates, owners, most))))
+    Ok(Some(scan!(conn, projects, TextScan::new(search, candidates, owners, most))))
 }
 
 /// One page of the projects that the viewer owns, or of all for ADMIN.
-pub async fn page(conn: &mut Conn, viewer: &Viewer, list: &List) -> Result<Page<Project>> {
+pub async fn page(conn: &mut Conn, viewer: &Viewer, list: &ProjectList) -> Result<Page<Project>> {
     let owners = [viewer.id];
     let owners = (!viewer.is_admin()).then_some(&owners[..]);
-    let found = flat(found(conn, owners, &list.filter, Some(list)).await?);
+    let found = flatten(search_ids(conn, owners, &list.filter, Some(list)).await?);
     let walk = async {
         on!(conn, |c| {
             let mut query = projects::table.select(list.columns.expression()).into_boxed::<Backend>();
@@ -287,15 +287,15 @@ pub async fn page(conn: &mut Conn, viewer: &Viewer, list: &List) -> Result<Page<
             query.load(c).await
         })
     };
-    let rows = inline_if_few(list.reads(), walk).await?;
+    let rows = inline_if_few(list.max_rows_read(), walk).await?;
     Ok(list.window.page(list.descending, rows, |project: &Project| project.position(list.order)))
 }
 
 /// How many projects the same list has on all its pages.
-pub async fn count(conn: &mut Conn, viewer: &Viewer, filter: &Filter) -> Result<i64> {
+pub async fn count(conn: &mut Conn, viewer: &Viewer, filter: &ProjectCriteria) -> Result<i64> {
     let owners = [viewer.id];
     let owners = (!viewer.is_admin()).then_some(&owners[..]);
-    if let Some(ids) = flat(found(conn, owners, filter, None).await?) {
+    if let Some(ids) = flatten(search_ids(conn, owners, filter, None).await?) {
         return Ok(ids.len() as i64);
     }
     Ok(on!(conn, |c| {
@@ -309,8 +309,8 @@ pub async fn count(conn: &mut Conn, viewer: &Viewer, filter: &Filter) -> Result<
 }
 
 /// One page of the projects of each owner.
-pub async fn pages_of_owners(conn: &mut Conn, owners: &[Id], list: &List) -> Result<HashMap<Id, Page<Project>>> {
-    let found = flat(found(conn, Some(owners), &list.filter, Some(list)).await?);
+pub async fn pages_of_owners(conn: &mut Conn, owners: &[Id], list: &ProjectList) -> Result<HashMap<Id, Page<Project>>> {
+    let found = flatten(search_ids(conn, Some(owners), &list.filter, Some(list)).await?);
     let rows: Vec<Project> = on!(conn, |c| {
         let owned = projects::table.filter(projects::owner_id.eq(Parent));
         let mut query = owned.select(list.columns.expression()).into_boxed::<Backend>();
@@ -332,8 +332,8 @@ pub async fn pages_of_owners(conn: &mut Conn, owners: &[Id], list: &List) -> Res
 }
 
 /// How many projects each owner has.
-pub async fn counts_of_owners(conn: &mut Conn, owners: &[Id], filter: &Filter) -> Result<HashMap<Id, i64>> {
-    if let Some(found) = found(conn, Some(owners), filter, None).await? {
+pub async fn counts_of_owners(conn: &mut Conn, owners: &[Id], filter: &ProjectCriteria) -> Result<HashMap<Id, i64>> {
+    if let Some(found) = search_ids(conn, Some(owners), filter, None).await? {
         return Ok(found.into_iter().filter_map(|(owner, ids)| Some((owner?, ids.len() as i64))).collect());
     }
     let counts: Vec<(Id, i64)> = on!(conn, |c| {
@@ -350,7 +350,7 @@ pub async fn counts_of_owners(conn: &mut Conn, owners: &[Id], filter: &Filter) -
 
 /// How many tasks a project has, and how they stand.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Stats {
+pub struct ProjectStatsRow {
     /// In TODO.
     pub todo: i64,
     /// In IN_PROGRESS.
@@ -363,7 +363,7 @@ pub struct Stats {
 
 /// The statistics of each project: counted when asked, so that they can never be wrong, from an index that has all of
 /// it.
-pub async fn stats(conn: &mut Conn, projects: &[Id], now: Timestamp) -> Result<HashMap<Id, Stats>> {
+pub async fn stats(conn: &mut Conn, projects: &[Id], now: Timestamp) -> Result<HashMap<Id, ProjectStatsRow>> {
     use diesel::dsl::{case_when, count_star, sum};
     let rows: Vec<(Id, TaskStatus, i64, Option<i64>)> = on!(conn, |c| {
         // Of 32-bit integers the sum is a BIGINT on both; of 64-bit ones PostgreSQL makes a NUMERIC.
@@ -375,7 +375,7 @@ pub async fn stats(conn: &mut Conn, projects: &[Id], now: Timestamp) -> Result<H
             .load(c)
             .await
     })?;
-    let mut stats: HashMap<Id, Stats> = HashMap::new();
+    let mut stats: HashMap<Id, ProjectStatsRow> = HashMap::new();
     for (project, status, count, overdue) in rows {
         let entry = stats.entry(project).or_default();
         match status {
@@ -403,14 +403,14 @@ pub async fn create(
         owner_id: viewer.id,
         name: name.to_string(),
         description: description.map(ToString::to_string),
-        status: Status::Active,
+        status: ProjectStatus::Active,
         version: 1,
         created_at: now,
         updated_at: now,
     };
     db.transaction(async |tx| {
         session::lock(tx, now, viewer).await?;
-        on!(tx, |c| diesel::insert_into(projects::table).values((&project, Keys::of(&project))).execute(c).await)?;
+        on!(tx, |c| diesel::insert_into(projects::table).values((&project, ProjectKeys::of(&project))).execute(c).await)?;
         quota::add_project(tx, db.quotas, viewer.id, project.description.as_deref()).await
     })
     .await?;
@@ -419,24 +419,24 @@ pub async fn create(
 
 /// What an update changes; `None` is left alone.
 #[derive(Clone, Debug, Default)]
-pub struct Changes {
+pub struct ProjectChanges {
     /// A new name.
     pub name: Option<ProjectName>,
     /// A new description, or none.
     pub description: Option<Option<Description>>,
     /// A new status.
-    pub status: Option<Status>,
+    pub status: Option<ProjectStatus>,
     /// Refuse when the project has moved on from this version.
     pub expected_version: Option<i32>,
 }
 
 /// Changes a project.
-pub async fn update(db: &Db, now: Timestamp, viewer: &Viewer, id: Id, changes: &Changes) -> Result<Project> {
+pub async fn update(db: &Db, now: Timestamp, viewer: &Viewer, id: Id, changes: &ProjectChanges) -> Result<Project> {
     db.transaction(async |tx| {
         let viewer = &session::lock(tx, now, viewer).await?;
         let old = lock(tx, viewer, Action::UpdateProject, id, "id", Lock::Update).await?;
         if changes.expected_version.is_some_and(|version| version != old.version) {
-            return Err(moved_on());
+            return Err(version_conflict());
         }
         let mut new = old.clone();
         if let Some(name) = &changes.name {
@@ -458,11 +458,11 @@ pub async fn update(db: &Db, now: Timestamp, viewer: &Viewer, id: Id, changes: &
                 projects::status.eq(new.status),
                 projects::version.eq(new.version),
                 projects::updated_at.eq(now),
-                Keys::of(&new),
+                ProjectKeys::of(&new),
             ))
             .execute(c)
             .await)?;
-        let event = about_project(EventKind::ProjectUpdated, viewer, now, &new, differences(&old, &new));
+        let event = about_project(EventKind::ProjectUpdated, viewer, now, &new, diff(&old, &new));
         let kept = events::append_with_texts(tx, &[event]).await?;
         let text = (old.description.as_deref(), new.description.as_deref());
         quota::change_text(tx, db.quotas, new.owner_id, text, kept).await?;
@@ -495,19 +495,19 @@ pub async fn remove(tx: &mut Conn, now: Timestamp, viewer: &Viewer, project: &Pr
 /// The columns that are made from others: what is searched and ordered by.
 #[derive(Insertable, AsChangeset)]
 #[diesel(table_name = projects)]
-struct Keys {
+struct ProjectKeys {
     name_key: String,
     search: String,
 }
 
-impl Keys {
+impl ProjectKeys {
     fn of(project: &Project) -> Self {
         let search = fold(&format!("{}\n{}", project.name, project.description.as_deref().unwrap_or_default()));
         Self { name_key: fold(&project.name), search }
     }
 }
 
-fn differences(old: &Project, new: &Project) -> Vec<Change> {
+fn diff(old: &Project, new: &Project) -> Vec<Change> {
     let status = |project: &Project| Some(format!("{:?}", project.status).to_uppercase());
     changes([
         ("name", Some(old.name.clone()), Some(new.name.clone())),
@@ -516,7 +516,7 @@ fn differences(old: &Project, new: &Project) -> Vec<Change> {
     ])
 }
 
-fn moved_on() -> Error {
+fn version_conflict() -> Error {
     Error::user_error("expectedVersion", UserErrorCode::Conflict, "The project has changed meanwhile. Read it again.")
 }
 

@@ -21,7 +21,7 @@ use crate::on;
 
 /// Raises a counter: false where that would exceed the quota. The row is made when it is first needed, by whichever of
 /// several transactions comes first.
-macro_rules! raise {
+macro_rules! increment {
     ($tx:ident, $table:ident, $update:expr, $row:expr) => {{
         let mut raised = on!($tx, |c| $update.execute(c).await)? == 1;
         if !raised {
@@ -41,7 +41,7 @@ fn exceeded(field: &'static str, message: String) -> Error {
 pub async fn add_project(tx: &mut Conn, quotas: StorageQuotas, owner: Id, text: Option<&str>) -> Result<()> {
     let row = user_usage::table.find(owner).filter(user_usage::projects.lt(quotas.projects));
     let update = || diesel::update(row).set(user_usage::projects.eq(user_usage::projects + 1));
-    if !raise!(tx, user_usage, update(), empty(owner)) {
+    if !increment!(tx, user_usage, update(), empty_usage(owner)) {
         let message = format!("You have {} projects already. Delete one first.", quotas.projects);
         return Err(exceeded("name", message));
     }
@@ -63,7 +63,7 @@ pub async fn add_task(tx: &mut Conn, quotas: StorageQuotas, task: &Task) -> Resu
     let row = project_usage::table.find(task.project_id).filter(project_usage::tasks.lt(quotas.tasks));
     let update = || diesel::update(row).set(project_usage::tasks.eq(project_usage::tasks + 1));
     let none = (project_usage::project_id.eq(task.project_id), project_usage::tasks.eq(0));
-    if !raise!(tx, project_usage, update(), none) {
+    if !increment!(tx, project_usage, update(), none) {
         let message = format!("The project has {} tasks already. Delete some, or use another project.", quotas.tasks);
         return Err(exceeded("projectId", message));
     }
@@ -75,7 +75,7 @@ pub async fn remove_task(tx: &mut Conn, task: &Task, text_bytes: i64) -> Result<
     let row = project_usage::table.find(task.project_id);
     let changed = project_usage::tasks.eq(project_usage::tasks - 1);
     on!(tx, |c| diesel::update(row).set(changed).execute(c).await)?;
-    shift_text(tx, task.owner_id, text_bytes).await
+    adjust_text(tx, task.owner_id, text_bytes).await
 }
 
 /// Counts a new comment.
@@ -86,7 +86,7 @@ pub async fn add_comment(tx: &mut Conn, quotas: StorageQuotas, task: &Task, body
         (task_usage::comments.eq(task_usage::comments + 1), task_usage::text_bytes.eq(task_usage::text_bytes + size));
     let update = || diesel::update(row).set(more);
     let none = (task_usage::task_id.eq(task.id), task_usage::comments.eq(0), task_usage::text_bytes.eq(0));
-    if !raise!(tx, task_usage, update(), none) {
+    if !increment!(tx, task_usage, update(), none) {
         let message = format!("The task has {} comments already. Delete some first.", quotas.comments);
         return Err(exceeded("taskId", message));
     }
@@ -109,7 +109,7 @@ pub async fn remove_comment(tx: &mut Conn, task: &Task, body: &str) -> Result<()
     let changed =
         (task_usage::comments.eq(task_usage::comments - 1), task_usage::text_bytes.eq(task_usage::text_bytes - size));
     on!(tx, |c| diesel::update(row).set(changed).execute(c).await)?;
-    shift_text(tx, task.owner_id, -size).await
+    adjust_text(tx, task.owner_id, -size).await
 }
 
 /// How many bytes the comments on these tasks have; nobody may add one meanwhile.
@@ -131,11 +131,11 @@ pub async fn change_text(
 }
 
 /// Gives back what has left the history of each owner.
-pub async fn give_back(tx: &mut Conn, mut sizes: Vec<(Id, i64)>) -> Result<()> {
+pub async fn release(tx: &mut Conn, mut sizes: Vec<(Id, i64)>) -> Result<()> {
     // Two that change several rows do so in the same order.
     sizes.sort_unstable();
     for (owner, bytes) in sizes {
-        shift_text(tx, owner, -bytes).await?;
+        adjust_text(tx, owner, -bytes).await?;
     }
     Ok(())
 }
@@ -147,11 +147,11 @@ pub fn size(text: Option<&str>) -> i64 {
 
 async fn add_text(tx: &mut Conn, quotas: StorageQuotas, owner: Id, added: i64, field: &'static str) -> Result<()> {
     if added <= 0 {
-        return shift_text(tx, owner, added).await;
+        return adjust_text(tx, owner, added).await;
     }
     let row = user_usage::table.find(owner).filter(user_usage::text_bytes.le(quotas.text_bytes - added));
     let update = || diesel::update(row).set(user_usage::text_bytes.eq(user_usage::text_bytes + added));
-    if raise!(tx, user_usage, update(), empty(owner)) {
+    if increment!(tx, user_usage, update(), empty_usage(owner)) {
         return Ok(());
     }
     let message = format!(
@@ -163,7 +163,7 @@ async fn add_text(tx: &mut Conn, quotas: StorageQuotas, owner: Id, added: i64, f
 }
 
 /// Changes the count of an account's text, which is never refused.
-async fn shift_text(tx: &mut Conn, owner: Id, by: i64) -> Result<()> {
+async fn adjust_text(tx: &mut Conn, owner: Id, by: i64) -> Result<()> {
     if by != 0 {
         let changed = user_usage::text_bytes.eq(user_usage::text_bytes + by);
         on!(tx, |c| diesel::update(user_usage::table.find(owner)).set(changed).execute(c).await)?;
@@ -171,12 +171,12 @@ async fn shift_text(tx: &mut Conn, owner: Id, by: i64) -> Result<()> {
     Ok(())
 }
 
-type Empty = (
+type EmptyUsage = (
     diesel::dsl::Eq<user_usage::user_id, Id>,
     diesel::dsl::Eq<user_usage::projects, i64>,
     diesel::dsl::Eq<user_usage::text_bytes, i64>,
 );
 
-fn empty(owner: Id) -> Empty {
+fn empty_usage(owner: Id) -> EmptyUsage {
     (user_usage::user_id.eq(owner), user_usage::projects.eq(0), user_usage::text_bytes.eq(0))
 }

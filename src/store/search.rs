@@ -5,7 +5,7 @@
 //! its other filters leave, as ids and lengths. Then their texts are read, a chunk at a time, and matched in Rust until
 //! the page is full. Its rows are those among the ids that were found.
 //!
-//! What is read is bounded for each search ([`MAX_BYTES`]) and for the operation, which pays for it in advance
+//! What is read is bounded for each search ([`MAX_SEARCH_BYTES`]) and for the operation, which pays for it in advance
 //! (`admission`).
 
 use std::collections::{HashMap, HashSet};
@@ -19,11 +19,11 @@ use crate::error::{Code, Error, Result};
 use crate::id::Id;
 
 /// Bytes of text that one search may read.
-pub const MAX_BYTES: u64 = 16 * 1024 * 1024;
+pub const MAX_SEARCH_BYTES: u64 = 16 * 1024 * 1024;
 /// A row counts as this many bytes at least: reading it costs as much.
 const ROW_BYTES: u64 = 256;
 /// Rows that one search may look at.
-pub const MAX_CANDIDATES: usize = (MAX_BYTES / ROW_BYTES) as usize;
+pub const MAX_CANDIDATES: usize = (MAX_SEARCH_BYTES / ROW_BYTES) as usize;
 /// Bytes of text that are in memory at once, give or take one text.
 const CHUNK_BYTES: u64 = 1024 * 1024;
 /// Texts that are read by one statement.
@@ -46,7 +46,7 @@ pub struct Candidate {
 }
 
 /// A search under way.
-pub struct Scan<'a> {
+pub struct TextScan<'a> {
     words: Vec<Finder<'a>>,
     candidates: std::vec::IntoIter<Candidate>,
     /// There are more candidates than may be looked at.
@@ -60,7 +60,7 @@ pub struct Scan<'a> {
     found: HashMap<Option<Id>, Vec<Id>>,
 }
 
-impl<'a> Scan<'a> {
+impl<'a> TextScan<'a> {
     /// Searches the candidates, which are in the order of the list, for at most so many rows of each parent.
     pub fn new(search: &'a Search, mut candidates: Vec<Candidate>, parents: usize, most: usize) -> Self {
         let is_cut = candidates.len() > MAX_CANDIDATES;
@@ -71,7 +71,7 @@ impl<'a> Scan<'a> {
             is_cut,
             most,
             parents,
-            left: MAX_BYTES,
+            left: MAX_SEARCH_BYTES,
             chunk: Vec::new(),
             found: HashMap::new(),
         }
@@ -92,11 +92,11 @@ impl<'a> Scan<'a> {
             }
         }
         if self.chunk.is_empty() {
-            return if self.is_cut && !self.is_full() { Err(too_much()) } else { Ok(None) };
+            return if self.is_cut && !self.is_full() { Err(search_too_large()) } else { Ok(None) };
         }
-        self.left = self.left.checked_sub(bytes).ok_or_else(too_much)?;
+        self.left = self.left.checked_sub(bytes).ok_or_else(search_too_large)?;
         if !OperationScope::draw_search_bytes(bytes) {
-            return Err(too_much());
+            return Err(search_too_large());
         }
         Ok(Some(self.chunk.iter().map(|candidate| candidate.id).collect()))
     }
@@ -124,16 +124,16 @@ impl<'a> Scan<'a> {
 }
 
 /// What was found of all parents, as one list of ids.
-pub fn flat(found: Option<HashMap<Option<Id>, Vec<Id>>>) -> Option<Vec<Id>> {
+pub fn flatten(found: Option<HashMap<Option<Id>, Vec<Id>>>) -> Option<Vec<Id>> {
     found.map(|found| found.into_values().flatten().collect())
 }
 
-fn too_much() -> Error {
+fn search_too_large() -> Error {
     let message = "This search would read too much text. Narrow it by other filters, or search for less at once.";
     Error::refused(Code::DocumentTooComplex, message)
 }
 
-/// Runs a [`Scan`] over the `search` column of a table.
+/// Runs a [`TextScan`] over the `search` column of a table.
 macro_rules! scan {
     ($conn:ident, $table:ident, $scan:expr) => {{
         let mut scan = $scan;
@@ -160,7 +160,7 @@ mod tests {
         rows.unzip()
     }
 
-    fn run(mut scan: Scan<'_>, texts: &HashMap<Id, String>) -> Result<HashMap<Option<Id>, Vec<Id>>> {
+    fn run(mut scan: TextScan<'_>, texts: &HashMap<Id, String>) -> Result<HashMap<Option<Id>, Vec<Id>>> {
         while let Some(ids) = scan.next_chunk()? {
             scan.check(ids.into_iter().rev().map(|id| (id, texts[&id].clone())).collect());
         }
@@ -178,7 +178,7 @@ mod tests {
             let texts: Vec<_> = texts.into_iter().map(|(parent, text)| (Some(parents[parent]), text)).collect();
             let (candidates, by_id) = candidates(&texts);
             let search = Search::parse(&query).unwrap();
-            let found = run(Scan::new(&search, candidates.clone(), 3, most), &by_id).unwrap();
+            let found = run(TextScan::new(&search, candidates.clone(), 3, most), &by_id).unwrap();
             for parent in parents {
                 let expected: Vec<Id> = candidates
                     .iter()
@@ -197,13 +197,13 @@ mod tests {
         let search = Search::parse("b").unwrap();
         let text = |bytes: usize| (None, "a".repeat(bytes));
         let (long, by_id) = candidates(&vec![text(40_000); 500]);
-        assert!(run(Scan::new(&search, long.clone(), 1, 1), &by_id).is_err(), "20 MB");
-        assert!(run(Scan::new(&search, long[..400].to_vec(), 1, 1), &by_id).is_ok(), "16 MB");
+        assert!(run(TextScan::new(&search, long.clone(), 1, 1), &by_id).is_err(), "20 MB");
+        assert!(run(TextScan::new(&search, long[..400].to_vec(), 1, 1), &by_id).is_ok(), "16 MB");
         let (short, by_id) = candidates(&vec![text(0); MAX_CANDIDATES + 1]);
-        assert!(run(Scan::new(&search, short.clone(), 1, 1), &by_id).is_err(), "too many rows");
-        assert!(run(Scan::new(&search, short[1..].to_vec(), 1, 1), &by_id).is_ok());
+        assert!(run(TextScan::new(&search, short.clone(), 1, 1), &by_id).is_err(), "too many rows");
+        assert!(run(TextScan::new(&search, short[1..].to_vec(), 1, 1), &by_id).is_ok());
         let everything = Search::parse("").unwrap();
-        let found = run(Scan::new(&everything, short, 1, 20), &by_id).unwrap();
+        let found = run(TextScan::new(&everything, short, 1, 20), &by_id).unwrap();
         assert_eq!(found[&None].len(), 20, "a page that is full early has read little");
     }
 }

@@ -31,7 +31,7 @@ use crate::{select_locked, on};
 )]
 #[diesel(sql_type = diesel::sql_types::SmallInt)]
 #[graphql(name = "TaskStatus")]
-pub enum Status {
+pub enum TaskStatus {
     /// Not started.
     Todo,
     /// In progress.
@@ -39,9 +39,9 @@ pub enum Status {
     /// Completed.
     Done,
 }
-stored_as_smallint!(Status { Todo = 0, InProgress = 1, Done = 2 });
+stored_as_smallint!(TaskStatus { Todo = 0, InProgress = 1, Done = 2 });
 
-impl Status {
+impl TaskStatus {
     /// Whether a task may go from this status to that one.
     pub const fn leads_to(self, next: Self) -> bool {
         matches!(
@@ -90,7 +90,7 @@ pub struct Task {
     /// At more length.
     pub description: Option<String>,
     /// How far it is.
-    pub status: Status,
+    pub status: TaskStatus,
     /// How urgent it is.
     pub priority: Priority,
     /// When it should be done.
@@ -195,7 +195,7 @@ pub async fn select_any_by_ids(conn: &mut Conn, ids: &[Id], columns: TaskColumns
 }
 
 /// One task that the viewer sees, or a fault of the field that named it.
-pub async fn seen(conn: &mut Conn, viewer: &Viewer, id: Id, field: &'static str) -> Result<Task> {
+pub async fn get_visible(conn: &mut Conn, viewer: &Viewer, id: Id, field: &'static str) -> Result<Task> {
     by_ids(conn, viewer, &[id]).await?.pop().ok_or_else(|| Error::not_found(field, "task"))
 }
 
@@ -209,7 +209,7 @@ pub async fn lock(tx: &mut Conn, viewer: &Viewer, id: Id, lock: Lock) -> Result<
 
 /// A task to be made.
 #[derive(Clone, Debug)]
-pub struct New {
+pub struct NewTask {
     /// In this project.
     pub project_id: Id,
     /// What is to be done.
@@ -227,13 +227,13 @@ pub struct New {
 }
 
 /// Adds a task to a project.
-pub async fn create(db: &Db, now: Timestamp, viewer: &Viewer, new: &New) -> Result<Task> {
+pub async fn create(db: &Db, now: Timestamp, viewer: &Viewer, new: &NewTask) -> Result<Task> {
     db.inline_transaction(async |tx| {
         let assignee = lock_assignee(tx, viewer, new.assignee_id).await?;
         let viewer = &session::lock(tx, now, viewer).await?;
         // Archiving and deleting the project wait for tasks that are being added.
         let project = project::lock(tx, viewer, Action::CreateTask, new.project_id, "projectId", Lock::Share).await?;
-        if project.status == project::Status::Archived {
+        if project.status == project::ProjectStatus::Archived {
             let message = "The project is archived and takes no new tasks.";
             return Err(Error::user_error("projectId", UserErrorCode::Archived, message));
         }
@@ -246,7 +246,7 @@ pub async fn create(db: &Db, now: Timestamp, viewer: &Viewer, new: &New) -> Resu
             assignee_id: new.assignee_id,
             title: new.title.to_string(),
             description: new.description.as_ref().map(ToString::to_string),
-            status: Status::Todo,
+            status: TaskStatus::Todo,
             priority: new.priority,
             due_at: new.due_at,
             completed_at: None,
@@ -259,7 +259,7 @@ pub async fn create(db: &Db, now: Timestamp, viewer: &Viewer, new: &New) -> Resu
             .values((&task, tasks::search.eq(search(&task))))
             .execute(c)
             .await)?;
-        label(tx, &task, &new.label_ids, "labelIds").await?;
+        add_labels(tx, &task, &new.label_ids, "labelIds").await?;
         let mut told = vec![about_task(EventKind::TaskCreated, viewer, now, &task, Snapshot::default())];
         told.extend(assign(tx, now, viewer, &task, assignee.as_ref(), None).await?);
         events::append(tx, &told).await?;
@@ -271,13 +271,13 @@ pub async fn create(db: &Db, now: Timestamp, viewer: &Viewer, new: &New) -> Resu
 
 /// What an update changes; `None` is left alone.
 #[derive(Clone, Debug, Default)]
-pub struct Changes {
+pub struct TaskChanges {
     /// A new title.
     pub title: Option<Title>,
     /// A new description, or none.
     pub description: Option<Option<Description>>,
     /// A new status.
-    pub status: Option<Status>,
+    pub status: Option<TaskStatus>,
     /// A new priority.
     pub priority: Option<Priority>,
     /// A new due date, or none.
@@ -293,16 +293,16 @@ pub struct Changes {
 }
 
 /// Changes a task. Each kind of change is told as an event of its own.
-pub async fn update(db: &Db, now: Timestamp, viewer: &Viewer, id: Id, changes: &Changes) -> Result<Task> {
-    if let Some(task) = update_at_once(db, now, viewer, id, changes).await? {
+pub async fn update(db: &Db, now: Timestamp, viewer: &Viewer, id: Id, changes: &TaskChanges) -> Result<Task> {
+    if let Some(task) = update_in_one_statement(db, now, viewer, id, changes).await? {
         return Ok(task);
     }
     db.inline_transaction(async |tx| {
         let assignee = lock_assignee(tx, viewer, changes.assignee_id.flatten()).await?;
         let viewer = &session::lock(tx, now, viewer).await?;
         let old = lock(tx, viewer, id, Lock::Update).await?.ok_or_else(|| Error::not_found("id", "task"))?;
-        let mut new = changed(&old, changes, viewer, now)?;
-        let relabelling = Relabelling::plan(tx, &old, changes).await?;
+        let mut new = apply(&old, changes, viewer, now)?;
+        let relabelling = LabelChanges::plan(tx, &old, changes).await?;
         if new == old && relabelling.is_none() {
             return Ok(old);
         }
@@ -312,14 +312,14 @@ pub async fn update(db: &Db, now: Timestamp, viewer: &Viewer, id: Id, changes: &
         }
         new.version += 1;
         new.updated_at = now;
-        let row = Row::of(&old, &new);
+        let row = TaskUpdate::of(&old, &new);
         let update = diesel::update(tasks::table.find(id)).set(&row);
         on!(tx, |c| cached(update).execute(c).await)?;
         let labels = match relabelling {
             Some(relabelling) => Some(relabelling.apply(tx, &old).await?),
             None => None,
         };
-        let mut told = told(viewer, &old, &new, labels);
+        let mut told = events_for(viewer, &old, &new, labels);
         if is_reassigned {
             told.extend(assign(tx, now, viewer, &new, assignee.as_ref(), old.assignee_id).await?);
         }
@@ -338,20 +338,20 @@ pub async fn update(db: &Db, now: Timestamp, viewer: &Viewer, id: Id, changes: &
 /// Nothing of what decides can change between the two. The task's owner never does, its assignee not without its version,
 /// which the statement compares once it has the row's lock, with the newest row. The viewer's session and role are locked
 /// and compared by the statement too.
-async fn update_at_once(db: &Db, now: Timestamp, viewer: &Viewer, id: Id, changes: &Changes) -> Result<Option<Task>> {
+async fn update_in_one_statement(db: &Db, now: Timestamp, viewer: &Viewer, id: Id, changes: &TaskChanges) -> Result<Option<Task>> {
     let is_plain =
         changes.assignee_id.is_none() && changes.add_label_ids.is_empty() && changes.remove_label_ids.is_empty();
     if !is_plain {
         return Ok(None);
     }
-    let old = seen(&mut db.conn_for_rows(1).await?, viewer, id, "id").await?;
-    let mut new = changed(&old, changes, viewer, now)?;
+    let old = get_visible(&mut db.conn_for_rows(1).await?, viewer, id, "id").await?;
+    let mut new = apply(&old, changes, viewer, now)?;
     if new == old {
         return Ok(Some(old));
     }
     new.version += 1;
     new.updated_at = now;
-    let told = told(viewer, &old, &new, None);
+    let told = events_for(viewer, &old, &new, None);
     let [event] = told.as_slice() else {
         return Ok(None);
     };
@@ -359,7 +359,7 @@ async fn update_at_once(db: &Db, now: Timestamp, viewer: &Viewer, id: Id, change
         // Counts in a quota.
         return Ok(None);
     }
-    let row = Row::of(&old, &new);
+    let row = TaskUpdate::of(&old, &new);
     let is_unchanged = tasks::version.eq(old.version).and(session::ViewerUnchanged::new(viewer, now));
     let update = diesel::update(tasks::table.find(id)).filter(is_unchanged).set(&row);
     Ok(events::change_and_append(db, update, event).await?.then_some(new))
@@ -369,11 +369,11 @@ async fn update_at_once(db: &Db, now: Timestamp, viewer: &Viewer, id: Id, change
 /// each one that an update names a column of).
 #[derive(AsChangeset)]
 #[diesel(table_name = tasks)]
-struct Row<'a> {
+struct TaskUpdate<'a> {
     title: Option<&'a str>,
     description: Option<Option<&'a str>>,
     search: Option<String>,
-    status: Option<Status>,
+    status: Option<TaskStatus>,
     priority: Option<Priority>,
     due_at: Option<Option<Timestamp>>,
     completed_at: Option<Option<Timestamp>>,
@@ -382,22 +382,22 @@ struct Row<'a> {
     updated_at: Timestamp,
 }
 
-impl<'a> Row<'a> {
+impl<'a> TaskUpdate<'a> {
     fn of(old: &'a Task, new: &'a Task) -> Self {
-        fn changed<T: PartialEq>(old: &T, new: T) -> Option<T> {
+        fn if_changed<T: PartialEq>(old: &T, new: T) -> Option<T> {
             (*old != new).then_some(new)
         }
-        let title = changed(&old.title.as_str(), new.title.as_str());
-        let description = changed(&old.description.as_deref(), new.description.as_deref());
+        let title = if_changed(&old.title.as_str(), new.title.as_str());
+        let description = if_changed(&old.description.as_deref(), new.description.as_deref());
         Self {
             title,
             description,
             search: (title.is_some() || description.is_some()).then(|| search(new)),
-            status: changed(&old.status, new.status),
-            priority: changed(&old.priority, new.priority),
-            due_at: changed(&old.due_at, new.due_at),
-            completed_at: changed(&old.completed_at, new.completed_at),
-            assignee_id: changed(&old.assignee_id, new.assignee_id),
+            status: if_changed(&old.status, new.status),
+            priority: if_changed(&old.priority, new.priority),
+            due_at: if_changed(&old.due_at, new.due_at),
+            completed_at: if_changed(&old.completed_at, new.completed_at),
+            assignee_id: if_changed(&old.assignee_id, new.assignee_id),
             version: new.version,
             updated_at: new.updated_at,
         }
@@ -405,10 +405,10 @@ impl<'a> Row<'a> {
 }
 
 /// What is told of a change, but for the assignee's.
-fn told(viewer: &Viewer, old: &Task, new: &Task, labels: Option<(String, String)>) -> Vec<NewEvent> {
+fn events_for(viewer: &Viewer, old: &Task, new: &Task, labels: Option<(String, String)>) -> Vec<NewEvent> {
     let mut told = Vec::new();
     let mut tell = |kind, snapshot| told.push(about_task(kind, viewer, new.updated_at, new, snapshot));
-    let changes = differences(old, new, labels);
+    let changes = diff(old, new, labels);
     if !changes.is_empty() {
         tell(EventKind::TaskUpdated, Snapshot { changes, ..Snapshot::default() });
     }
@@ -468,7 +468,7 @@ fn check_due(now: Timestamp, due_at: Option<Timestamp>) -> Result<()> {
 }
 
 /// The task as the viewer wants it to be, if they may.
-fn changed(old: &Task, changes: &Changes, viewer: &Viewer, now: Timestamp) -> Result<Task> {
+fn apply(old: &Task, changes: &TaskChanges, viewer: &Viewer, now: Timestamp) -> Result<Task> {
     viewer.require(Action::UpdateTask, old)?;
     if changes.expected_version.is_some_and(|version| version != old.version) {
         let message = "The task has changed meanwhile. Read it again.";
@@ -502,7 +502,7 @@ fn changed(old: &Task, changes: &Changes, viewer: &Viewer, now: Timestamp) -> Re
             ));
         }
         new.status = status;
-        new.completed_at = (status == Status::Done).then_some(now);
+        new.completed_at = (status == TaskStatus::Done).then_some(now);
     }
     Ok(new)
 }
@@ -558,7 +558,7 @@ async fn assign(
 }
 
 /// Puts labels of the task's own project on it that it does not have yet.
-async fn label(tx: &mut Conn, task: &Task, ids: &[Id], field: &'static str) -> Result<()> {
+async fn add_labels(tx: &mut Conn, task: &Task, ids: &[Id], field: &'static str) -> Result<()> {
     if ids.is_empty() {
         return Ok(());
     }
@@ -585,15 +585,15 @@ async fn label(tx: &mut Conn, task: &Task, ids: &[Id], field: &'static str) -> R
 }
 
 /// Labels that go on and come off in an update, and the names that were on before.
-struct Relabelling {
+struct LabelChanges {
     add: Vec<Id>,
     remove: Vec<Id>,
     before: String,
 }
 
-impl Relabelling {
+impl LabelChanges {
     /// What is left of the request when labels that are on already, or are not on anyway, are left out.
-    async fn plan(tx: &mut Conn, task: &Task, changes: &Changes) -> Result<Option<Self>> {
+    async fn plan(tx: &mut Conn, task: &Task, changes: &TaskChanges) -> Result<Option<Self>> {
         if changes.add_label_ids.is_empty() && changes.remove_label_ids.is_empty() {
             return Ok(None);
         }
@@ -606,7 +606,7 @@ impl Relabelling {
             .copied()
             .filter(|id| is_on(id) && !changes.add_label_ids.contains(id))
             .collect();
-        Ok((!add.is_empty() || !remove.is_empty()).then(|| Self { add, remove, before: names(&present) }))
+        Ok((!add.is_empty() || !remove.is_empty()).then(|| Self { add, remove, before: label_names(&present) }))
     }
 
     /// The names of the labels before and after.
@@ -616,13 +616,13 @@ impl Relabelling {
             .filter(any_id(task_labels::label_id, &self.remove))
             .execute(c)
             .await)?;
-        label(tx, task, &self.add, "addLabelIds").await?;
+        add_labels(tx, task, &self.add, "addLabelIds").await?;
         let after = super::label::of_task(tx, task.id).await?;
-        Ok((self.before.clone(), names(&after)))
+        Ok((self.before.clone(), label_names(&after)))
     }
 }
 
-fn names(labels: &[super::label::Label]) -> String {
+fn label_names(labels: &[super::label::Label]) -> String {
     labels.iter().map(|label| label.name.as_str()).collect::<Vec<_>>().join(", ")
 }
 
@@ -630,7 +630,7 @@ fn search(task: &Task) -> String {
     fold(&format!("{}\n{}", task.title, task.description.as_deref().unwrap_or_default()))
 }
 
-fn differences(old: &Task, new: &Task, labels: Option<(String, String)>) -> Vec<Change> {
+fn diff(old: &Task, new: &Task, labels: Option<(String, String)>) -> Vec<Change> {
     let priority = |task: &Task| Some(format!("{:?}", task.priority).to_uppercase());
     let due = |task: &Task| task.due_at.map(|due| due.to_string());
     let (from, to) = labels.unzip();

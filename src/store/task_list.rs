@@ -6,8 +6,8 @@ use diesel::dsl::exists;
 use diesel::prelude::*;
 
 use super::project::Project;
-use super::search::{Candidate, MAX_CANDIDATES, Scan, flat, octet_length, scan};
-use super::task::{Priority, Status, Task, TaskColumns};
+use super::search::{Candidate, MAX_CANDIDATES, TextScan, flatten, octet_length, scan};
+use super::task::{Priority, TaskStatus, Task, TaskColumns};
 use super::value::Search;
 use crate::access::{Action, Viewer};
 use crate::db::columns::Columns;
@@ -23,7 +23,7 @@ use crate::{keyset, on};
 /// Fields to sort tasks by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, async_graphql::Enum)]
 #[graphql(name = "TaskOrderField")]
-pub enum OrderField {
+pub enum TaskOrderField {
     /// Time of creation.
     CreatedAt,
     /// Time of the last update.
@@ -37,12 +37,12 @@ pub enum OrderField {
 
 impl Task {
     /// Its place in the order of a list.
-    pub fn position(&self, order: OrderField) -> RowPosition {
+    pub fn position(&self, order: TaskOrderField) -> RowPosition {
         let key = match order {
-            OrderField::CreatedAt => SortKey::Time(self.created_at),
-            OrderField::UpdatedAt => SortKey::Time(self.updated_at),
-            OrderField::DueAt => SortKey::Time(self.due_at.unwrap_or(Timestamp::MAX)),
-            OrderField::Priority => SortKey::Rank(self.priority.code()),
+            TaskOrderField::CreatedAt => SortKey::Time(self.created_at),
+            TaskOrderField::UpdatedAt => SortKey::Time(self.updated_at),
+            TaskOrderField::DueAt => SortKey::Time(self.due_at.unwrap_or(Timestamp::MAX)),
+            TaskOrderField::Priority => SortKey::Rank(self.priority.code()),
         };
         RowPosition { key, id: self.id }
     }
@@ -50,7 +50,7 @@ impl Task {
 
 /// A stretch of time; members are ANDed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub struct Range {
+pub struct TimeRange {
     /// Later than.
     pub gt: Option<Timestamp>,
     /// Not earlier than.
@@ -63,11 +63,11 @@ pub struct Range {
 
 /// Which tasks are asked for; members are ANDed, an empty list matches nothing.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
-pub struct Filter {
+pub struct TaskCriteria {
     /// Words in title or description.
     pub search: Option<Search>,
     /// In one of these statuses.
-    pub status: Option<Vec<Status>>,
+    pub status: Option<Vec<TaskStatus>>,
     /// Of one of these priorities.
     pub priority: Option<Vec<Priority>>,
     /// In this project.
@@ -81,14 +81,14 @@ pub struct Filter {
     /// Past its due date and not DONE, or not so.
     pub overdue: Option<bool>,
     /// Due in this stretch.
-    pub due_at: Option<Range>,
+    pub due_at: Option<TimeRange>,
     /// Made in this stretch.
-    pub created_at: Option<Range>,
+    pub created_at: Option<TimeRange>,
     /// Last changed in this stretch.
-    pub updated_at: Option<Range>,
+    pub updated_at: Option<TimeRange>,
 }
 
-impl Filter {
+impl TaskCriteria {
     /// Whether it asks for no more than a project and an assignee: there are few texts of that, and indexes in every
     /// order.
     fn is_plain(&self) -> bool {
@@ -132,13 +132,13 @@ impl Scope {
 
 /// A list of tasks and the page of it that is asked for.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct List {
+pub struct TaskList {
     /// Starting from these.
     pub scopes: Vec<Scope>,
     /// Which of them.
-    pub filter: Filter,
+    pub filter: TaskCriteria,
     /// In which order.
-    pub order: OrderField,
+    pub order: TaskOrderField,
     /// The other way round.
     pub descending: bool,
     /// Which stretch.
@@ -147,17 +147,17 @@ pub struct List {
     pub columns: TaskColumns,
 }
 
-impl List {
+impl TaskList {
     fn expression(&self) -> Columns<Task> {
         // The position of a task in its list is made from the column that the list is ordered by.
-        let needed = if self.order == OrderField::UpdatedAt { TaskColumns::Short } else { TaskColumns::Summary };
+        let needed = if self.order == TaskOrderField::UpdatedAt { TaskColumns::Short } else { TaskColumns::Summary };
         self.columns.max(needed).expression()
     }
 
     /// How many rows are read for the pages of so many parents, at most: what is filtered is walked past too.
-    pub fn reads(&self, parents: usize) -> usize {
-        let Filter { project_id, .. } = self.filter;
-        let is_stretch = self.filter == Filter { project_id, ..Filter::default() }
+    pub fn max_rows_read(&self, parents: usize) -> usize {
+        let TaskCriteria { project_id, .. } = self.filter;
+        let is_stretch = self.filter == TaskCriteria { project_id, ..TaskCriteria::default() }
             && !self.scopes.iter().any(|it| matches!(it, Scope::AssignedElsewhere(_)));
         if is_stretch { self.window.limit * parents } else { usize::MAX }
     }
@@ -165,14 +165,14 @@ impl List {
 
 /// Whose tasks a nested list is of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Of {
+pub enum TaskParent {
     /// Of projects.
     Project,
     /// Of the people they are assigned to.
     Assignee,
 }
 
-macro_rules! within {
+macro_rules! in_time_range {
     ($query:ident, $column:ident, $range:expr) => {
         if let Some(range) = &$range {
             if let Some(moment) = range.gt {
@@ -229,14 +229,14 @@ macro_rules! narrow {
         }
         match $filter.overdue {
             Some(true) => {
-                $query = $query.filter(tasks::due_order.lt($now)).filter(tasks::status.ne(Status::Done));
+                $query = $query.filter(tasks::due_order.lt($now)).filter(tasks::status.ne(TaskStatus::Done));
             }
-            Some(false) => $query = $query.filter(tasks::due_order.ge($now).or(tasks::status.eq(Status::Done))),
+            Some(false) => $query = $query.filter(tasks::due_order.ge($now).or(tasks::status.eq(TaskStatus::Done))),
             None => {}
         }
-        within!($query, due_at, $filter.due_at);
-        within!($query, created_at, $filter.created_at);
-        within!($query, updated_at, $filter.updated_at);
+        in_time_range!($query, due_at, $filter.due_at);
+        in_time_range!($query, created_at, $filter.created_at);
+        in_time_range!($query, updated_at, $filter.updated_at);
         if !$filter.is_plain() {
             $query = $query.filter(uncached());
         }
@@ -249,21 +249,21 @@ macro_rules! order {
     };
     ($query:ident, $list:expr, $window:expr) => {
         keyset!($query, $window, $list.descending, $list.order, tasks {
-            OrderField::CreatedAt => created_at as Time,
-            OrderField::UpdatedAt => updated_at as Time,
-            OrderField::DueAt => due_order as Time,
-            OrderField::Priority => priority as Rank,
+            TaskOrderField::CreatedAt => created_at as Time,
+            TaskOrderField::UpdatedAt => updated_at as Time,
+            TaskOrderField::DueAt => due_order as Time,
+            TaskOrderField::Priority => priority as Rank,
         });
     };
 }
 
 /// The tasks of a scope that a search finds, at most so many of each parent, in the order of the list. None when nothing
 /// is searched for.
-async fn found(
+async fn search_ids(
     conn: &mut Conn,
     scope: &Scope,
-    list: &List,
-    parents: Option<(Of, &[Id])>,
+    list: &TaskList,
+    parents: Option<(TaskParent, &[Id])>,
     most: usize,
     now: Timestamp,
 ) -> Result<Option<HashMap<Option<Id>, Vec<Id>>>> {
@@ -276,11 +276,11 @@ async fn found(
         let bytes = octet_length(tasks::search);
         let mut query = match parents {
             None => tasks::table.select((tasks::project_id.nullable(), tasks::id, bytes)).into_boxed::<Backend>(),
-            Some((Of::Project, ids)) => tasks::table
+            Some((TaskParent::Project, ids)) => tasks::table
                 .filter(any_id(tasks::project_id, ids))
                 .select((tasks::project_id.nullable(), tasks::id, bytes))
                 .into_boxed::<Backend>(),
-            Some((Of::Assignee, ids)) => tasks::table
+            Some((TaskParent::Assignee, ids)) => tasks::table
                 .filter(any_id(tasks::assignee_id, ids))
                 .select((tasks::assignee_id, tasks::id, bytes))
                 .into_boxed::<Backend>(),
@@ -293,14 +293,14 @@ async fn found(
         candidates.iter_mut().for_each(|candidate| candidate.parent = None);
     }
     let parents = parents.map_or(1, |(_, ids)| ids.len());
-    Ok(Some(scan!(conn, tasks, Scan::new(search, candidates, parents, most))))
+    Ok(Some(scan!(conn, tasks, TextScan::new(search, candidates, parents, most))))
 }
 
 /// One page of a list: each scope is walked along its own index, and the walks are merged.
-pub async fn page(conn: &mut Conn, list: &List, now: Timestamp) -> Result<Page<Task>> {
+pub async fn page(conn: &mut Conn, list: &TaskList, now: Timestamp) -> Result<Page<Task>> {
     let mut rows: Vec<Task> = Vec::new();
     for scope in &list.scopes {
-        let found = flat(found(conn, scope, list, None, list.window.rows(), now).await?);
+        let found = flatten(search_ids(conn, scope, list, None, list.window.rows(), now).await?);
         let walk = async {
             on!(conn, |c| {
                 let mut query = tasks::table.select(list.expression()).into_boxed::<Backend>();
@@ -312,16 +312,16 @@ pub async fn page(conn: &mut Conn, list: &List, now: Timestamp) -> Result<Page<T
                 query.load::<Task>(c).await
             })
         };
-        rows.extend(inline_if_few(list.reads(1), walk).await?);
+        rows.extend(inline_if_few(list.max_rows_read(1), walk).await?);
     }
     Ok(list.window.page(list.descending, rows, |task| task.position(list.order)))
 }
 
 /// How many tasks the same list has on all its pages.
-pub async fn count(conn: &mut Conn, list: &List, now: Timestamp) -> Result<i64> {
+pub async fn count(conn: &mut Conn, list: &TaskList, now: Timestamp) -> Result<i64> {
     let mut total = 0;
     for scope in &list.scopes {
-        if let Some(found) = found(conn, scope, list, None, usize::MAX, now).await? {
+        if let Some(found) = search_ids(conn, scope, list, None, usize::MAX, now).await? {
             total += found.values().map(|ids| ids.len() as i64).sum::<i64>();
             continue;
         }
@@ -337,14 +337,14 @@ pub async fn count(conn: &mut Conn, list: &List, now: Timestamp) -> Result<i64> 
 /// One page of the tasks of each parent, in one statement a scope.
 pub async fn pages(
     conn: &mut Conn,
-    of: Of,
+    of: TaskParent,
     ids: &[Id],
-    list: &List,
+    list: &TaskList,
     now: Timestamp,
 ) -> Result<HashMap<Id, Page<Task>>> {
     let mut rows: Vec<Task> = Vec::new();
     for scope in &list.scopes {
-        let found = flat(found(conn, scope, list, Some((of, ids)), list.window.rows(), now).await?);
+        let found = flatten(search_ids(conn, scope, list, Some((of, ids)), list.window.rows(), now).await?);
         let walk = async {
             on!(conn, |c| {
                 let mut query = tasks::table.select(list.expression()).into_boxed::<Backend>();
@@ -352,19 +352,19 @@ pub async fn pages(
                     query = query.filter(any_id(tasks::id, ids));
                 }
                 query = match of {
-                    Of::Project => query.filter(tasks::project_id.eq(Parent)),
-                    Of::Assignee => query.filter(tasks::assignee_id.eq(Parent.nullable())),
+                    TaskParent::Project => query.filter(tasks::project_id.eq(Parent)),
+                    TaskParent::Assignee => query.filter(tasks::assignee_id.eq(Parent.nullable())),
                 };
                 narrow!(query, scope, list.filter, now);
                 order!(query, list);
                 lateral(ids, "tasks", list.expression(), query).load::<Task>(c).await
             })
         };
-        rows.extend(inline_if_few(list.reads(ids.len()), walk).await?);
+        rows.extend(inline_if_few(list.max_rows_read(ids.len()), walk).await?);
     }
     let mut groups = group_by_parent(rows, |task| match of {
-        Of::Project => task.project_id,
-        Of::Assignee => task.assignee_id.unwrap_or(task.project_id),
+        TaskParent::Project => task.project_id,
+        TaskParent::Assignee => task.assignee_id.unwrap_or(task.project_id),
     });
     Ok(ids
         .iter()
@@ -376,10 +376,10 @@ pub async fn pages(
 }
 
 /// How many tasks each parent has on all pages of the list.
-pub async fn counts(conn: &mut Conn, of: Of, ids: &[Id], list: &List, now: Timestamp) -> Result<HashMap<Id, i64>> {
+pub async fn counts(conn: &mut Conn, of: TaskParent, ids: &[Id], list: &TaskList, now: Timestamp) -> Result<HashMap<Id, i64>> {
     let mut totals: HashMap<Id, i64> = HashMap::new();
     for scope in &list.scopes {
-        if let Some(found) = found(conn, scope, list, Some((of, ids)), usize::MAX, now).await? {
+        if let Some(found) = search_ids(conn, scope, list, Some((of, ids)), usize::MAX, now).await? {
             for (parent, ids) in found {
                 if let Some(parent) = parent {
                     *totals.entry(parent).or_default() += ids.len() as i64;
@@ -388,7 +388,7 @@ pub async fn counts(conn: &mut Conn, of: Of, ids: &[Id], list: &List, now: Times
             continue;
         }
         let counts: Vec<(Option<Id>, i64)> = match of {
-            Of::Project => on!(conn, |c| {
+            TaskParent::Project => on!(conn, |c| {
                 let mut query = tasks::table
                     .filter(any_id(tasks::project_id, ids))
                     .group_by(tasks::project_id)
@@ -397,7 +397,7 @@ pub async fn counts(conn: &mut Conn, of: Of, ids: &[Id], list: &List, now: Times
                 narrow!(query, scope, list.filter, now);
                 query.load(c).await
             })?,
-            Of::Assignee => on!(conn, |c| {
+            TaskParent::Assignee => on!(conn, |c| {
                 let mut query = tasks::table
                     .filter(any_id(tasks::assignee_id, ids))
                     .group_by(tasks::assignee_id)

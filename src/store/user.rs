@@ -7,7 +7,7 @@ use diesel::dsl::exists;
 use diesel::prelude::*;
 
 use super::audit::{self, ClientInfo};
-use super::search::{Candidate, MAX_CANDIDATES, Scan, octet_length, scan};
+use super::search::{Candidate, MAX_CANDIDATES, TextScan, octet_length, scan};
 use super::token::Purpose;
 use super::value::{DisplayName, Email, Search, Username, fold};
 use super::{email_change, mail, session, username_change};
@@ -285,7 +285,7 @@ async fn search_ids(conn: &mut Conn, filter: &UserCriteria, list: Option<&UserLi
     })?;
     candidates.iter_mut().for_each(|candidate| candidate.parent = None);
     let most = list.map_or(usize::MAX, |list| list.window.rows());
-    Ok(scan!(conn, users, Scan::new(search, candidates, 1, most)).into_values().next().or_else(|| Some(Vec::new())))
+    Ok(scan!(conn, users, TextScan::new(search, candidates, 1, most)).into_values().next().or_else(|| Some(Vec::new())))
 }
 
 /// Every account, in the order of signing up.
@@ -323,7 +323,7 @@ pub struct UserStatsRow {
 
 /// The statistics of each of these users.
 pub async fn stats(conn: &mut Conn, ids: &[Id]) -> Result<std::collections::HashMap<Id, UserStatsRow>> {
-    use super::task::Status;
+    use super::task::TaskStatus;
     use diesel::dsl::count_star;
     let owned: Vec<(Id, i64)> = on!(conn, |c| projects::table
         .filter(any_id(projects::owner_id, ids))
@@ -331,7 +331,7 @@ pub async fn stats(conn: &mut Conn, ids: &[Id]) -> Result<std::collections::Hash
         .select((projects::owner_id, count_star()))
         .load(c)
         .await)?;
-    let assigned: Vec<(Option<Id>, Status, i64)> = on!(conn, |c| tasks::table
+    let assigned: Vec<(Option<Id>, TaskStatus, i64)> = on!(conn, |c| tasks::table
         .filter(any_id(tasks::assignee_id, ids))
         .group_by((tasks::assignee_id, tasks::status))
         .select((tasks::assignee_id, tasks::status, count_star()))
@@ -345,7 +345,7 @@ pub async fn stats(conn: &mut Conn, ids: &[Id]) -> Result<std::collections::Hash
         let Some(id) = id else { continue };
         let entry = stats.entry(id).or_default();
         entry.assigned_tasks += count;
-        if status == Status::Done {
+        if status == TaskStatus::Done {
             entry.completed_tasks = count;
         }
     }
