@@ -64,7 +64,7 @@
 //!
 //! 1. [`http::graphql::post`] resolves the viewer once (token → session → role, by [`auth::sessions`]).
 //!    [`http::operation`] has the document measured by [`admission`] and paid for, and puts the viewer into a
-//!    [`graphql::Caller`], with fresh loaders.
+//!    [`graphql::RequestContext`], with fresh loaders.
 //! 2. `update_task` in [`graphql::task`] has the description, the guard and the input. It parses the input into
 //!    [`store::task::TaskChanges`], where an absent field differs from null, and runs the write by
 //!    [`graphql::payload::run_mutation`]: in a task of its own, so that a client that goes away cannot cut it in half. Faults

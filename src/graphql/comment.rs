@@ -12,7 +12,7 @@ use super::payload::{UserErrorPayload, run_mutation};
 use super::task::{self, Task};
 use super::text::Text;
 use super::user::User;
-use super::{Caller, guard, loader};
+use super::{RequestContext, guard, loader};
 use crate::access::Action;
 use crate::error::{Code, Error};
 use crate::own;
@@ -39,14 +39,14 @@ impl Comment {
 
     /// The user who wrote the comment. Deleted accounts appear as a user named `Deleted user`.
     async fn author(&self, ctx: &Context<'_>) -> Result<User> {
-        let author = Caller::of(ctx).loaders()?.user(self.0.author_id).await?;
+        let author = RequestContext::of(ctx).loaders()?.user(self.0.author_id).await?;
         Ok(author.ok_or_else(|| Error::internal("comment without an author"))?.into())
     }
 
     /// The task that the comment belongs to.
     async fn task(&self, ctx: &Context<'_>) -> Result<Task> {
         let columns = task::columns(&Selected::of(ctx));
-        let task = Caller::of(ctx).loaders()?.task(self.0.task_id, columns).await?;
+        let task = RequestContext::of(ctx).loaders()?.task(self.0.task_id, columns).await?;
         Ok(Task(task.ok_or_else(|| Error::refused(Code::NotFound, "The task no longer exists."))?))
     }
 
@@ -67,12 +67,12 @@ impl Comment {
 
     /// Whether the viewer may edit the text.
     async fn viewer_can_update(&self, ctx: &Context<'_>) -> Result<bool> {
-        Ok(Caller::of(ctx).may(Action::UpdateComment, &*self.0)?)
+        Ok(RequestContext::of(ctx).may(Action::UpdateComment, &*self.0)?)
     }
 
     /// Whether the viewer may delete the comment.
     async fn viewer_can_delete(&self, ctx: &Context<'_>) -> Result<bool> {
-        Ok(Caller::of(ctx).may(Action::DeleteComment, &*self.0)?)
+        Ok(RequestContext::of(ctx).may(Action::DeleteComment, &*self.0)?)
     }
 }
 

@@ -16,7 +16,7 @@ use async_graphql::parser::types::{
 };
 use async_graphql::{Name, PathSegment, Response, Value};
 
-use super::Manner;
+use super::ExecutionHints;
 
 /// The object and interface types of the schema.
 pub struct Shape(HashMap<Name, Kind>);
@@ -210,8 +210,8 @@ struct Field<'a> {
 
 impl Plan<'_> {
     /// How the operation can be executed.
-    pub fn manner(&self) -> Manner {
-        Manner { by_level: !self.is_merged(), is_single: self.fields.len() == 1, as_written: self.as_written }
+    pub fn manner(&self) -> ExecutionHints {
+        ExecutionHints { can_batch: !self.is_merged(), has_single_root: self.fields.len() == 1, as_written: self.as_written }
     }
 
     /// Whether fields of an object are selected in several places.

@@ -11,7 +11,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use futures_util::future::{BoxFuture, try_join_all};
 use futures_util::{FutureExt, TryFutureExt};
 
-use super::Caller;
+use super::RequestContext;
 use super::json::Encoded;
 use super::level::{Hung, Level, Selected, Step, Texts};
 use crate::db::page::{SortKey, Page, RowPosition, PageWindow};
@@ -198,7 +198,7 @@ pub enum Total {
 }
 
 impl Total {
-    async fn count(&self, caller: &Caller) -> crate::error::Result<i64> {
+    async fn count(&self, caller: &RequestContext) -> crate::error::Result<i64> {
         let (app, viewer, loaders) = (caller.app(), caller.viewer()?, caller.loaders()?);
         match self {
             Self::Users(list) => user::count(&mut app.db.conn().await?, &list.filter).await,
@@ -312,7 +312,7 @@ impl<T: OutputType + Clone> Connection<T> {
     /// Number of items in the whole list. It requires a separate count; select it only where it is
     /// needed.
     pub async fn total_count(&self, ctx: &Context<'_>) -> Result<i64> {
-        Ok(self.total.count(Caller::of(ctx)).await?)
+        Ok(self.total.count(RequestContext::of(ctx)).await?)
     }
 }
 
@@ -348,7 +348,7 @@ impl<T: Level> Level for Connection<T> {
 struct Counts;
 
 impl<T: Level> Hung<Connection<T>> for Counts {
-    fn resolve<'r>(&'r self, pages: &'r [Connection<T>], caller: &'r Caller) -> BoxFuture<'r, Result<Texts, Error>> {
+    fn resolve<'r>(&'r self, pages: &'r [Connection<T>], caller: &'r RequestContext) -> BoxFuture<'r, Result<Texts, Error>> {
         let counts = try_join_all(pages.iter().map(|page| page.total.count(caller)));
         counts.map_ok(Texts::of).boxed()
     }

@@ -13,17 +13,17 @@ use async_graphql::{PathSegment, Response, Value, Variables};
 use super::complete::chosen;
 use super::connection::Paging;
 use super::level::Selected;
-use super::{Caller, json, project, task};
+use super::{RequestContext, json, project, task};
 
 /// The response to a query that is known to be valid; `None` leaves it to async-graphql.
 pub async fn answer(
     document: &ExecutableDocument,
     name: Option<&str>,
     variables: &Variables,
-    caller: &Caller,
+    caller: &RequestContext,
 ) -> Option<Response> {
-    let (operation, manner) = (chosen(document, name)?, caller.manner());
-    if operation.ty != OperationType::Query || !manner.by_level || !manner.is_single {
+    let (operation, hints) = (chosen(document, name)?, caller.hints());
+    if operation.ty != OperationType::Query || !hints.can_batch || !hints.has_single_root {
         return None;
     }
     // All fields below have this guard.

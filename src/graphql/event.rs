@@ -18,7 +18,7 @@ use super::project::Project;
 use super::task::{self, Task, check_lists, user};
 use super::text::Text;
 use super::user::User;
-use super::{Caller, guard};
+use super::{RequestContext, guard};
 use crate::access::Action;
 use crate::error::Error;
 use crate::events::cursor::CursorCodec;
@@ -60,7 +60,7 @@ impl Told {
             return Ok(None);
         };
         let columns = comment::columns(&Selected::of(ctx));
-        Ok(Caller::of(ctx).loaders()?.comment(id, columns).await?.map(Comment))
+        Ok(RequestContext::of(ctx).loaders()?.comment(id, columns).await?.map(Comment))
     }
 
     fn changes(&self) -> Vec<FieldChange> {
@@ -115,7 +115,7 @@ impl FieldChange {
         let (Some(object), Some(id)) = (self.object_id, text_id) else {
             return Ok(inline.map(|text| Text(text.into())));
         };
-        let text = Caller::of(ctx).loaders()?.history_text(object, id).await?;
+        let text = RequestContext::of(ctx).loaders()?.history_text(object, id).await?;
         Ok(text.map(|text| Text(text.to_string().into())))
     }
 }
@@ -140,7 +140,7 @@ macro_rules! events {
                 /// Opaque cursor of the event in the event log. Pass it as `after` to resume after
                 /// this event.
                 pub async fn cursor(&self, ctx: &Context<'_>) -> String {
-                    Caller::of(ctx).app().cursors.encode(self.0.event.position())
+                    RequestContext::of(ctx).app().cursors.encode(self.0.event.position())
                 }
 
                 /// When the event occurred.
@@ -236,7 +236,7 @@ events! {
         /// The task in its current state, or in its last state if it has been deleted; null if the
         /// viewer may no longer see it.
         async fn task(&self, ctx: &Context<'_>) -> Result<Option<Task>> {
-            let viewer = Caller::of(ctx).viewer()?;
+            let viewer = RequestContext::of(ctx).viewer()?;
             Ok(self.0.task.clone().filter(|task| viewer.may(Action::SeeTask, &**task)).map(Task))
         }
 
@@ -543,7 +543,7 @@ impl EventQuery {
         #[graphql(desc = "Returns only items before this cursor.")] before: Option<String>,
         #[graphql(desc = "Returns only events that match this filter.")] filter: Option<EventFilter>,
     ) -> Result<EventConnection> {
-        let caller = Caller::of(ctx);
+        let caller = RequestContext::of(ctx);
         let cursors = &caller.app().cursors;
         let stretch = stretch(cursors, &Paging::new(first, after, last, before))?;
         let filter = filter.map(EventFilter::parse).transpose()?.unwrap_or_default();
@@ -567,7 +567,7 @@ impl EventQuery {
         loaded.retain(|(event, objects)| can_see(viewer, event, objects.task.as_deref()));
         for (_, objects) in &loaded {
             if let (None, Some(project)) = (&objects.task, &objects.snapshot.project) {
-                caller.asker().add_deleted_project(project.clone());
+                caller.tracked_viewer().add_deleted_project(project.clone());
             }
         }
         let view =
@@ -581,7 +581,7 @@ pub struct EventSubscription;
 
 async fn open<T>(ctx: &Context<'_>, filter: EventCriteria, after: Option<String>) -> Result<Empty<Result<T>>> {
     let after = Opening::begin(ctx, after)?;
-    let happenings = Box::pin(follow(Caller::of(ctx), filter, after)).await?;
+    let happenings = Box::pin(follow(RequestContext::of(ctx), filter, after)).await?;
     Ok(Opening::leave(ctx, happenings))
 }
 
@@ -596,7 +596,7 @@ impl EventSubscription {
     ) -> Result<impl Stream<Item = Result<TaskAssignedEvent>> + use<>> {
         let filter = EventCriteria {
             kinds: Some(vec![EventKind::TaskAssigned]),
-            assignee_id: Some(Caller::of(ctx).viewer()?.id),
+            assignee_id: Some(RequestContext::of(ctx).viewer()?.id),
             ..EventCriteria::default()
         };
         open(ctx, filter, after).await

@@ -11,7 +11,7 @@ use super::payload::{UserErrorPayload, run_mutation};
 use super::project::{self, Project};
 use super::text::Text;
 use super::user::required;
-use super::{Caller, guard, loader};
+use super::{RequestContext, guard, loader};
 use crate::error::Error;
 use crate::own;
 use crate::store::label as store;
@@ -42,7 +42,7 @@ impl Label {
     /// The project that the label belongs to.
     async fn project(&self, ctx: &Context<'_>) -> Result<Project> {
         let columns = project::columns(&Selected::of(ctx));
-        let project = Caller::of(ctx).loaders()?.project(self.0.project_id, columns).await?;
+        let project = RequestContext::of(ctx).loaders()?.project(self.0.project_id, columns).await?;
         Ok(Project(
             project.ok_or_else(|| Error::refused(crate::error::Code::NotFound, "The project no longer exists."))?,
         ))

@@ -29,7 +29,7 @@ use async_graphql::{
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, try_join_all};
 
-use super::Caller;
+use super::RequestContext;
 use super::collect::{NOTHING, Names};
 use super::json::{self, Json};
 use super::loader::Load;
@@ -48,7 +48,7 @@ pub trait Level: OutputType + Clone + 'static {
 /// How to resolve a field.
 pub enum Step<'a, T> {
     /// Inline field: written from the object itself.
-    Own(fn(&T, &Caller, &mut Vec<u8>) -> Result<()>),
+    Own(fn(&T, &RequestContext, &mut Vec<u8>) -> Result<()>),
     /// Batch field: loaded for all objects together.
     Hung(Box<dyn Hung<T> + 'a>),
 }
@@ -56,7 +56,7 @@ pub enum Step<'a, T> {
 /// A batch field.
 pub trait Hung<T>: Send + Sync {
     /// The JSON of the field for each of the objects.
-    fn resolve<'r>(&'r self, objects: &'r [T], caller: &'r Caller) -> BoxFuture<'r, Result<Texts>>;
+    fn resolve<'r>(&'r self, objects: &'r [T], caller: &'r RequestContext) -> BoxFuture<'r, Result<Texts>>;
 }
 
 /// An inline field: an expression of the object and, where needed, the request context.
@@ -77,19 +77,19 @@ macro_rules! own {
 /// Bytes that count towards the response until this is dropped.
 #[derive(Default)]
 struct Counted {
-    caller: Option<Caller>,
+    caller: Option<RequestContext>,
     bytes: usize,
 }
 
 impl Counted {
     /// Raises the count to this many bytes.
-    fn reach(&mut self, caller: &Caller, bytes: usize) -> Result<()> {
+    fn reach(&mut self, caller: &RequestContext, bytes: usize) -> Result<()> {
         let more = bytes.saturating_sub(self.bytes);
         if more == 0 {
             return Ok(());
         }
         self.bytes = bytes;
-        self.caller.get_or_insert_with(|| caller.clone()).count(more)
+        self.caller.get_or_insert_with(|| caller.clone()).count_bytes(more)
     }
 
     /// Takes over the count of another.
@@ -102,7 +102,7 @@ impl Counted {
 impl Drop for Counted {
     fn drop(&mut self) {
         if let Some(caller) = &self.caller {
-            caller.discount(self.bytes);
+            caller.uncount_bytes(self.bytes);
         }
     }
 }
@@ -252,7 +252,7 @@ impl<'a> Selected<'a> {
     /// The JSON of the result, an object or null; `None` leaves the field to async-graphql.
     pub async fn answer<T: Level>(
         &self,
-        caller: &Caller,
+        caller: &RequestContext,
         found: impl Future<Output = Result<Option<T>>>,
     ) -> Option<Result<Vec<u8>>> {
         let plan = self.plan::<T>()?;
@@ -337,7 +337,7 @@ impl<'a> Selected<'a> {
     /// Objects found by a function of the caller.
     pub fn found<T: Level, U: Level>(
         &self,
-        find: impl for<'r> Fn(&'r [T], &'r Caller) -> BoxFuture<'r, Result<Found<U>>> + Send + Sync + 'a,
+        find: impl for<'r> Fn(&'r [T], &'r RequestContext) -> BoxFuture<'r, Result<Found<U>>> + Send + Sync + 'a,
     ) -> Option<Step<'a, T>> {
         Some(Step::Hung(Box::new(Children { find, plan: self.plan()? })))
     }
@@ -402,9 +402,9 @@ impl<T, U, F> Hung<T> for Children<'_, U, F>
 where
     T: Level,
     U: Level,
-    F: for<'r> Fn(&'r [T], &'r Caller) -> BoxFuture<'r, Result<Found<U>>> + Send + Sync,
+    F: for<'r> Fn(&'r [T], &'r RequestContext) -> BoxFuture<'r, Result<Found<U>>> + Send + Sync,
 {
-    fn resolve<'r>(&'r self, objects: &'r [T], caller: &'r Caller) -> BoxFuture<'r, Result<Texts>> {
+    fn resolve<'r>(&'r self, objects: &'r [T], caller: &'r RequestContext) -> BoxFuture<'r, Result<Texts>> {
         async move {
             let found = (self.find)(objects, caller).await?;
             let mut inner = self.plan.resolve(&found.objects, caller).await?;
@@ -492,7 +492,7 @@ impl<'a, T: Level> Plan<'a, T> {
         Some(())
     }
 
-    fn resolve<'r>(&'r self, objects: &'r [T], caller: &'r Caller) -> BoxFuture<'r, Result<Texts>> {
+    fn resolve<'r>(&'r self, objects: &'r [T], caller: &'r RequestContext) -> BoxFuture<'r, Result<Texts>> {
         async move {
             if objects.is_empty() {
                 return Ok(Texts::default());
@@ -547,8 +547,8 @@ impl<T: Level> OutputType for ByLevel<T> {
     }
 
     async fn resolve(&self, ctx: &ContextSelectionSet<'_>, field: &Positioned<Field>) -> ServerResult<Value> {
-        let caller: &Caller = ctx.data_unchecked();
-        if caller.manner().by_level
+        let caller: &RequestContext = ctx.data_unchecked();
+        if caller.hints().can_batch
             && let Some(plan) = Plan::<T>::of(names(ctx), &ctx.item.node)
         {
             match plan.resolve(std::slice::from_ref(&self.0), caller).await {

@@ -12,7 +12,7 @@ use async_graphql::Context;
 use futures_util::stream::{BoxStream, Empty, empty, unfold};
 use futures_util::{Stream, StreamExt};
 
-use super::Caller;
+use super::RequestContext;
 use super::event::within;
 use super::notification::Notification;
 use crate::App;
@@ -91,7 +91,7 @@ impl Opening {
     /// The position after which the subscription starts; `None` means now.
     pub fn begin(ctx: &Context<'_>, after: Option<String>) -> Result<Option<LogPosition>> {
         let Self { after: resumed, .. } = ctx.data_unchecked();
-        let position = |cursor| Caller::of(ctx).app().cursors.decode(cursor);
+        let position = |cursor| RequestContext::of(ctx).app().cursors.decode(cursor);
         resumed.as_deref().or(after.as_deref()).map(position).transpose()
     }
 
@@ -118,7 +118,7 @@ struct Follower {
 /// Follows every event that matches the filter and that the viewer may see, after the position or
 /// from now on.
 pub async fn follow(
-    caller: &Caller,
+    caller: &RequestContext,
     filter: EventCriteria,
     after: Option<LogPosition>,
 ) -> Result<impl Stream<Item = Result<Happening>> + use<>> {

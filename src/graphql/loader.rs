@@ -15,7 +15,7 @@ use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared};
 use tokio::sync::oneshot;
 
-use super::Asker;
+use super::TrackedViewer;
 use crate::App;
 use crate::db::page::{Page, PageWindow};
 use crate::error::{Code, Error, Result};
@@ -46,7 +46,7 @@ pub trait Load: Send + Sync + 'static {
     /// Loads the values. A key that is absent from the result was not found.
     fn load(
         app: &App,
-        asker: &Asker,
+        viewer: &TrackedViewer,
         keys: &[Self::Key],
     ) -> impl Future<Output = Result<HashMap<Self::Key, Self::Value>>> + Send;
 }
@@ -98,11 +98,11 @@ impl<L: Load> Loader<L> {
     async fn load(
         &self,
         app: &Arc<App>,
-        asker: &Arc<Asker>,
+        viewer: &Arc<TrackedViewer>,
         keys: impl IntoIterator<Item = L::Key>,
         gathered: impl Future<Output = ()>,
     ) -> Result<Loaded<L>> {
-        let (found, first) = self.join(app, asker, keys);
+        let (found, first) = self.join(app, viewer, keys);
         if let Some(first) = first {
             gathered.await;
             // Also dropped on cancellation, so that the batch does not wait for a canceled field.
@@ -120,7 +120,7 @@ impl<L: Load> Loader<L> {
     fn join(
         &self,
         app: &Arc<App>,
-        asker: &Arc<Asker>,
+        viewer: &Arc<TrackedViewer>,
         keys: impl IntoIterator<Item = L::Key>,
     ) -> (Answer<L>, Option<oneshot::Sender<()>>) {
         let mut open = lock(self.open());
@@ -128,7 +128,7 @@ impl<L: Load> Loader<L> {
         let batch = open.get_or_insert_with(|| {
             let (sender, settled) = oneshot::channel();
             first = Some(sender);
-            let found = read::<L>(Arc::clone(app), Arc::clone(asker), Arc::downgrade(self.open()), settled);
+            let found = read::<L>(Arc::clone(app), Arc::clone(viewer), Arc::downgrade(self.open()), settled);
             Batch { keys: HashSet::new(), found: found.boxed().shared() }
         });
         batch.keys.extend(keys);
@@ -162,7 +162,7 @@ async fn beside() {
 
 async fn read<L: Load>(
     app: Arc<App>,
-    asker: Arc<Asker>,
+    viewer: Arc<TrackedViewer>,
     open: Weak<Open<L>>,
     settled: oneshot::Receiver<()>,
 ) -> Arc<Found<L>> {
@@ -170,7 +170,7 @@ async fn read<L: Load>(
     let _ = settled.await;
     let batch = open.upgrade().and_then(|open| lock(&open).take());
     let keys: Vec<L::Key> = batch.map(|batch| batch.keys.into_iter().collect()).unwrap_or_default();
-    Arc::new(L::load(&app, &asker, &keys).await.map_err(|error| {
+    Arc::new(L::load(&app, &viewer, &keys).await.map_err(|error| {
         let (code, message, _) = error.into_client();
         (code, message.to_string())
     }))
@@ -179,22 +179,22 @@ async fn read<L: Load>(
 macro_rules! loads {
     ($(
         $(#[$doc:meta])*
-        $name:ident: $kind:ident ($key:ty => $value:ty) |$app:ident, $asker:ident, $keys:ident| $body:expr;
+        $name:ident: $kind:ident ($key:ty => $value:ty) |$app:ident, $viewer:ident, $keys:ident| $body:expr;
     )+) => {
         /// All loaders of one operation, or of one delivered event.
         pub struct Loaders {
             app: Arc<App>,
             known: Option<(Arc<Event>, Arc<EventObjects>)>,
-            asker: Arc<Asker>,
+            viewer: Arc<TrackedViewer>,
             $($name: Loader<$kind>),+
         }
 
         impl Loaders {
             /// Loaders for a viewer. What is related to the `known` event, if there is one, is
             /// loaded once for all of its subscribers.
-            pub fn new(app: &Arc<App>, asker: &Arc<Asker>, known: Option<(Arc<Event>, Arc<EventObjects>)>) -> Self {
-                let (app, asker) = (Arc::clone(app), Arc::clone(asker));
-                Self { app, asker, known, $($name: Loader::default()),+ }
+            pub fn new(app: &Arc<App>, viewer: &Arc<TrackedViewer>, known: Option<(Arc<Event>, Arc<EventObjects>)>) -> Self {
+                let (app, viewer) = (Arc::clone(app), Arc::clone(viewer));
+                Self { app, viewer, known, $($name: Loader::default()),+ }
             }
         }
 
@@ -207,7 +207,7 @@ macro_rules! loads {
                 fn of(loaders: &Loaders) -> &Loader<Self> {
                     &loaders.$name
                 }
-                async fn load($app: &App, $asker: &Asker, $keys: &[$key]) -> Result<HashMap<$key, $value>> {
+                async fn load($app: &App, $viewer: &TrackedViewer, $keys: &[$key]) -> Result<HashMap<$key, $value>> {
                     $body
                 }
             }
@@ -244,16 +244,16 @@ loads! {
         Ok(sessions)
     };
     /// Projects that the viewer may see.
-    projects: Projects((ProjectColumns, Id) => Arc<project::Project>) |app, asker, keys| {
+    projects: Projects((ProjectColumns, Id) => Arc<project::Project>) |app, viewer, keys| {
         let mut projects = HashMap::new();
         for (columns, ids) in grouped(keys) {
             let mut conn = app.db.conn_for_rows(ids.len()).await?;
-            let rows = project::select_by_ids(&mut conn, asker.viewer()?, &ids, columns).await?;
+            let rows = project::select_by_ids(&mut conn, viewer.require()?, &ids, columns).await?;
             projects.extend(rows.into_iter().map(|project| ((columns, project.id), Arc::new(project))));
         }
         for key in keys {
             if !projects.contains_key(key) {
-                projects.extend(asker.deleted_project(key.1).map(|project| (*key, project)));
+                projects.extend(viewer.deleted_project(key.1).map(|project| (*key, project)));
             }
         }
         Ok(projects)
@@ -283,11 +283,11 @@ loads! {
         Ok(counts)
     };
     /// Labels that the viewer may see.
-    labels: Labels(Id => Arc<label::Label>) |app, asker, ids| {
+    labels: Labels(Id => Arc<label::Label>) |app, viewer, ids| {
         let mut conn = app.db.conn().await?;
         let rows = label::by_ids(&mut conn, ids).await?;
         let projects: Vec<Id> = rows.iter().map(|label| label.project_id).collect();
-        let seen = project::select_by_ids(&mut conn, asker.viewer()?, &projects, ProjectColumns::Summary).await?;
+        let seen = project::select_by_ids(&mut conn, viewer.require()?, &projects, ProjectColumns::Summary).await?;
         let seen = |label: &label::Label| seen.iter().any(|project| project.id == label.project_id);
         Ok(rows.into_iter().filter(seen).map(|label| (label.id, Arc::new(label))).collect())
     };
@@ -297,16 +297,16 @@ loads! {
         Ok(collected(rows.into_iter().map(|label| (label.project_id, Arc::new(label)))))
     };
     /// Labels of tasks.
-    task_labels: TaskLabels(Id => Vec<Arc<label::Label>>) |app, asker, ids| {
-        let rows = label::of_tasks(&mut app.db.conn().await?, asker.reader_of(ids.iter().copied())?, ids).await?;
+    task_labels: TaskLabels(Id => Vec<Arc<label::Label>>) |app, viewer, ids| {
+        let rows = label::of_tasks(&mut app.db.conn().await?, viewer.reader_of(ids.iter().copied())?, ids).await?;
         Ok(collected(rows.into_iter().map(|(task, label)| (task, Arc::new(label)))))
     };
     /// Tasks that the viewer may see.
-    tasks: Tasks((TaskColumns, Id) => Arc<task::Task>) |app, asker, keys| {
+    tasks: Tasks((TaskColumns, Id) => Arc<task::Task>) |app, viewer, keys| {
         let mut tasks = HashMap::new();
         for (columns, ids) in grouped(keys) {
             let mut conn = app.db.conn_for_rows(ids.len()).await?;
-            let rows = task::select_by_ids(&mut conn, asker.viewer()?, &ids, columns).await?;
+            let rows = task::select_by_ids(&mut conn, viewer.require()?, &ids, columns).await?;
             tasks.extend(rows.into_iter().map(|task| ((columns, task.id), Arc::new(task))));
         }
         Ok(tasks)
@@ -332,7 +332,7 @@ loads! {
         Ok(counts)
     };
     /// Comments that the viewer may see.
-    comments: Comments((CommentColumns, Id) => Arc<comment::Comment>) |app, asker, keys| {
+    comments: Comments((CommentColumns, Id) => Arc<comment::Comment>) |app, viewer, keys| {
         let mut conn = app.db.conn().await?;
         let mut rows = Vec::new();
         for (columns, ids) in grouped(keys) {
@@ -341,36 +341,36 @@ loads! {
         }
         let tasks: HashSet<Id> = rows.iter().map(|(_, comment)| comment.task_id).collect();
         let tasks: Vec<Id> = tasks.into_iter().collect();
-        let tasks = task::select_by_ids(&mut conn, asker.viewer()?, &tasks, TaskColumns::Summary).await?;
+        let tasks = task::select_by_ids(&mut conn, viewer.require()?, &tasks, TaskColumns::Summary).await?;
         let visible: HashSet<Id> = tasks.iter().map(|task| task.id).collect();
         rows.retain(|(_, comment)| visible.contains(&comment.task_id));
         Ok(rows.into_iter().map(|(columns, comment)| ((columns, comment.id), Arc::new(comment))).collect())
     };
     /// Pages of the comments on tasks.
-    comment_pages: CommentPages(((CommentColumns, Arc<PageWindow>), Id) => Page<Arc<comment::Comment>>) |app, asker, keys| {
+    comment_pages: CommentPages(((CommentColumns, Arc<PageWindow>), Id) => Page<Arc<comment::Comment>>) |app, viewer, keys| {
         let mut pages = HashMap::new();
         for ((columns, window), tasks) in grouped(keys) {
             let mut conn = app.db.conn_for_rows(window.limit * tasks.len()).await?;
-            let found = comment::pages(&mut conn, asker.reader_of(tasks.iter().copied())?, &tasks, &window, columns).await?;
+            let found = comment::pages(&mut conn, viewer.reader_of(tasks.iter().copied())?, &tasks, &window, columns).await?;
             pages.extend(found.into_iter().map(|(id, page)| (((columns, Arc::clone(&window)), id), page.into_shared())));
         }
         Ok(pages)
     };
     /// Comment counts of tasks.
-    comment_counts: CommentCounts(Id => i64) |app, asker, ids| {
-        comment::counts(&mut app.db.conn().await?, asker.reader_of(ids.iter().copied())?, ids).await
+    comment_counts: CommentCounts(Id => i64) |app, viewer, ids| {
+        comment::counts(&mut app.db.conn().await?, viewer.reader_of(ids.iter().copied())?, ids).await
     };
     /// Notifications of the viewer.
-    notifications: Notifications(Id => Arc<notification::Notification>) |app, asker, ids| {
-        let rows = notification::by_ids(&mut app.db.conn().await?, asker.viewer()?.id, ids).await?;
+    notifications: Notifications(Id => Arc<notification::Notification>) |app, viewer, ids| {
+        let rows = notification::by_ids(&mut app.db.conn().await?, viewer.require()?.id, ids).await?;
         Ok(rows.into_iter().map(|row| (row.id, Arc::new(row))).collect())
     };
     /// Ranges of the history of tasks.
-    activity: Activity(((EventColumns, LogRange), Id) => Recorded) |app, asker, keys| {
+    activity: Activity(((EventColumns, LogRange), Id) => Recorded) |app, viewer, keys| {
         let mut conn = app.db.conn().await?;
         let mut pages: HashMap<_, Recorded> = HashMap::new();
         for ((columns, stretch), tasks) in grouped(keys) {
-            let found = event::pages_of_tasks(&mut conn, asker.reader_of(tasks.iter().copied())?, &tasks, stretch, columns).await?;
+            let found = event::pages_of_tasks(&mut conn, viewer.reader_of(tasks.iter().copied())?, &tasks, stretch, columns).await?;
             let events: Vec<Event> = found.into_values().flatten().collect();
             let snapshots = history::snapshots(&mut conn, &events, &HashSet::new()).await?;
             for (event, snapshot) in events.into_iter().zip(snapshots) {
@@ -403,20 +403,20 @@ fn collected<K: Eq + Hash, V>(pairs: impl Iterator<Item = (K, V)>) -> HashMap<K,
 impl Loaders {
     /// Loads all keys of a batch field, together with those of its sibling fields.
     pub async fn all<L: Load>(&self, keys: impl IntoIterator<Item = L::Key>) -> Result<Loaded<L>> {
-        L::of(self).load(&self.app, &self.asker, keys, beside()).await
+        L::of(self).load(&self.app, &self.viewer, keys, beside()).await
     }
 
     /// Loads one key.
     async fn one<L: Load>(&self, key: L::Key) -> Result<Option<L::Value>> {
         let loader = L::of(self);
-        let loaded = loader.load(&self.app, &self.asker, [key.clone()], loader.settled()).await?;
+        let loaded = loader.load(&self.app, &self.viewer, [key.clone()], loader.settled()).await?;
         Ok(loaded.get(&key).cloned())
     }
 
     /// Loads the key of a root field, at once if that is the only root field.
     pub async fn root<L: Load>(&self, key: L::Key, is_only: bool) -> Result<Option<L::Value>> {
         if is_only {
-            return Ok(L::load(&self.app, &self.asker, std::slice::from_ref(&key)).await?.remove(&key));
+            return Ok(L::load(&self.app, &self.viewer, std::slice::from_ref(&key)).await?.remove(&key));
         }
         self.one::<L>(key).await
     }

@@ -92,13 +92,13 @@ pub struct Subscription(event::EventSubscription, notification::NotificationSubs
 
 pub type Schema = async_graphql::Schema<Query, Mutation, Subscription>;
 
-/// Builds the schema. The data of a request comes with it as a [`Caller`].
+/// Builds the schema. The data of a request comes with it as a [`RequestContext`].
 pub fn schema(introspection: bool) -> Schema {
     build(introspection, ValidationMode::Strict)
 }
 
 /// The same with reduced validation, for documents that [`schema`] has found valid.
-pub fn unchecked(introspection: bool) -> Schema {
+pub fn unvalidated_schema(introspection: bool) -> Schema {
     build(introspection, ValidationMode::Fast)
 }
 
@@ -114,11 +114,11 @@ fn build(introspection: bool, validation: ValidationMode) -> Schema {
 
 /// The schema that resolves delivered events. Its documents were validated against [`schema`] when
 /// the subscription was opened.
-pub type Telling = async_graphql::Schema<event::Telling, EmptyMutation, EmptySubscription>;
+pub type EventSchema = async_graphql::Schema<event::Telling, EmptyMutation, EmptySubscription>;
 
 /// Builds it. The event comes with each request as a [`live::Happening`].
-pub fn telling() -> Telling {
-    Telling::build(event::Telling, EmptyMutation, EmptySubscription).validation_mode(ValidationMode::Fast).finish()
+pub fn event_schema() -> EventSchema {
+    EventSchema::build(event::Telling, EmptyMutation, EmptySubscription).validation_mode(ValidationMode::Fast).finish()
 }
 
 /// The schema as SDL, the content of `schema.graphql`.
@@ -128,26 +128,26 @@ pub fn sdl() -> String {
 }
 
 /// Largest response, in bytes.
-pub const MAX_BYTES: usize = 4 * 1024 * 1024;
+pub const MAX_RESPONSE_BYTES: usize = 4 * 1024 * 1024;
 /// Largest number of items of unpaged lists that async-graphql resolves in an operation: as many as
 /// it may have nodes in pages.
-const MAX_MEMBERS: usize = 10_000;
+const MAX_UNPAGED_ITEMS: usize = 10_000;
 
 /// The viewer of an operation, and whether any field asked for the viewer. A response to which no
 /// field did is the same for all users.
-pub struct Asker {
+pub struct TrackedViewer {
     viewer: Option<Viewer>,
-    asked: AtomicBool,
+    accessed: AtomicBool,
     /// The task of the event that is delivered: the viewer's right to it has just been checked.
     checked_task: Option<Id>,
     /// The last state of projects that are gone, from the events that the viewer sees of them.
     deleted_projects: Mutex<HashMap<Id, Arc<Project>>>,
 }
 
-impl Asker {
+impl TrackedViewer {
     /// The signed-in user; fails with UNAUTHENTICATED.
-    pub fn viewer(&self) -> Result<&Viewer> {
-        self.asked.store(true, Ordering::Relaxed);
+    pub fn require(&self) -> Result<&Viewer> {
+        self.accessed.store(true, Ordering::Relaxed);
         self.viewer.as_ref().ok_or_else(Error::unauthenticated)
     }
 
@@ -156,7 +156,7 @@ impl Asker {
         if self.checked_task.is_some() && tasks.all(|task| self.checked_task == Some(task)) {
             return Ok(None);
         }
-        self.viewer().map(Some)
+        self.require().map(Some)
     }
 
     /// Keeps a deleted project, so that the tasks deleted with it still have one.
@@ -173,16 +173,16 @@ impl Asker {
 
 /// The request context of one operation: viewer, loaders and budgets. Cheap to clone.
 #[derive(Clone)]
-pub struct Caller(Arc<Inner>);
+pub struct RequestContext(Arc<ContextInner>);
 
-struct Inner {
+struct ContextInner {
     app: Arc<App>,
-    asker: Arc<Asker>,
+    viewer: Arc<TrackedViewer>,
     /// Address and user agent; `None` while an event is resolved.
     client: Option<Client>,
     /// The event that is resolved, if it is one.
     event: Option<(Arc<Event>, Arc<EventObjects>)>,
-    manner: Manner,
+    hints: ExecutionHints,
     loaders: OnceLock<Loaders>,
     /// Bytes of text in the response so far.
     bytes: AtomicUsize,
@@ -190,47 +190,47 @@ struct Inner {
     members: AtomicUsize,
 }
 
-impl Inner {
-    fn new(app: Arc<App>, viewer: Option<Viewer>, event: Option<(Arc<Event>, Arc<EventObjects>)>, manner: Manner) -> Self {
+impl ContextInner {
+    fn new(app: Arc<App>, viewer: Option<Viewer>, event: Option<(Arc<Event>, Arc<EventObjects>)>, hints: ExecutionHints) -> Self {
         let checked_task = event.as_ref().and_then(|(event, _)| event.task_id);
-        let asker =
-            Arc::new(Asker { viewer, asked: AtomicBool::new(false), checked_task, deleted_projects: Mutex::default() });
+        let viewer =
+            Arc::new(TrackedViewer { viewer, accessed: AtomicBool::new(false), checked_task, deleted_projects: Mutex::default() });
         let (bytes, members) = (AtomicUsize::new(0), AtomicUsize::new(0));
-        Self { app, asker, client: None, event, manner, loaders: OnceLock::new(), bytes, members }
+        Self { app, viewer, client: None, event, hints, loaders: OnceLock::new(), bytes, members }
     }
 }
 
 /// How an operation can be executed, as far as its document shows.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Manner {
+pub struct ExecutionHints {
     /// Selections can be resolved in batches, by [`level`].
-    pub by_level: bool,
+    pub can_batch: bool,
     /// There is a single root field.
-    pub is_single: bool,
+    pub has_single_root: bool,
     /// If every variable has a value, the document is executed as written, without [`collect`].
     pub as_written: bool,
 }
 
-impl Caller {
+impl RequestContext {
     /// The context of a request, signed in or anonymous.
-    pub fn new(app: Arc<App>, viewer: Option<Viewer>, manner: Manner, client: Client) -> Self {
-        Self(Arc::new(Inner { client: Some(client), ..Inner::new(app, viewer, None, manner) }))
+    pub fn new(app: Arc<App>, viewer: Option<Viewer>, hints: ExecutionHints, client: Client) -> Self {
+        Self(Arc::new(ContextInner { client: Some(client), ..ContextInner::new(app, viewer, None, hints) }))
     }
 
     /// The viewer, and what is known for all loaders.
-    pub fn asker(&self) -> &Asker {
-        &self.0.asker
+    pub fn tracked_viewer(&self) -> &TrackedViewer {
+        &self.0.viewer
     }
 
     /// The context in which an event is resolved for a subscriber, with the objects of the event.
-    pub fn about(app: Arc<App>, viewer: Option<Viewer>, event: &Arc<Event>, objects: &Arc<EventObjects>) -> Self {
+    pub fn for_event(app: Arc<App>, viewer: Option<Viewer>, event: &Arc<Event>, objects: &Arc<EventObjects>) -> Self {
         let event = (Arc::clone(event), Arc::clone(objects));
-        Self(Arc::new(Inner::new(app, viewer, Some(event), Manner::default())))
+        Self(Arc::new(ContextInner::new(app, viewer, Some(event), ExecutionHints::default())))
     }
 
     /// How the operation can be executed.
-    pub fn manner(&self) -> Manner {
-        self.0.manner
+    pub fn hints(&self) -> ExecutionHints {
+        self.0.hints
     }
 
     /// The context of this operation.
@@ -244,11 +244,11 @@ impl Caller {
 
     /// The signed-in user; fails with UNAUTHENTICATED.
     pub fn viewer(&self) -> Result<&Viewer> {
-        self.0.asker.viewer()
+        self.0.viewer.require()
     }
 
     /// Where the request came from, for the audit log.
-    pub fn origin(&self) -> ClientInfo {
+    pub fn client_info(&self) -> ClientInfo {
         self.0.client.as_ref().map(ClientInfo::from).unwrap_or_default()
     }
 
@@ -258,38 +258,38 @@ impl Caller {
     }
 
     /// Whether any field has asked for the viewer.
-    pub fn viewer_mattered(&self) -> bool {
-        self.0.asker.asked.load(Ordering::Relaxed)
+    pub fn viewer_accessed(&self) -> bool {
+        self.0.viewer.accessed.load(Ordering::Relaxed)
     }
 
-    /// Counts bytes of the response. Fails as soon as it exceeds [`MAX_BYTES`].
-    pub fn count(&self, bytes: usize) -> Result<()> {
+    /// Counts bytes of the response. Fails as soon as it exceeds [`MAX_RESPONSE_BYTES`].
+    pub fn count_bytes(&self, bytes: usize) -> Result<()> {
         let before = self.0.bytes.fetch_add(bytes, Ordering::Relaxed);
-        if before.saturating_add(bytes) <= MAX_BYTES { Ok(()) } else { Err(Error::too_large()) }
+        if before.saturating_add(bytes) <= MAX_RESPONSE_BYTES { Ok(()) } else { Err(Error::too_large()) }
     }
 
     /// Uncounts bytes that were discarded.
-    fn discount(&self, bytes: usize) {
+    fn uncount_bytes(&self, bytes: usize) {
         self.0.bytes.fetch_sub(bytes, Ordering::Relaxed);
     }
 
     /// Counts the items of an unpaged list, which async-graphql resolves one by one. Admission
     /// assumed ten items, so the actual number is limited here.
-    pub fn members<T>(&self, list: Vec<T>) -> Result<Vec<T>> {
+    pub fn check_list_size<T>(&self, list: Vec<T>) -> Result<Vec<T>> {
         let before = self.0.members.fetch_add(list.len(), Ordering::Relaxed);
-        if before.saturating_add(list.len()) <= MAX_MEMBERS {
+        if before.saturating_add(list.len()) <= MAX_UNPAGED_ITEMS {
             Ok(list)
         } else {
-            let message = format!("Too many list items: at most {MAX_MEMBERS} items of unpaged lists are allowed.");
+            let message = format!("Too many list items: at most {MAX_UNPAGED_ITEMS} items of unpaged lists are allowed.");
             Err(Error::refused(Code::DocumentTooComplex, message))
         }
     }
 
     /// The loaders of this operation, created on first use; fails with UNAUTHENTICATED.
     pub fn loaders(&self) -> Result<&Loaders> {
-        let Inner { app, asker, event, loaders, .. } = &*self.0;
-        asker.viewer.ok_or_else(Error::unauthenticated)?;
-        Ok(loaders.get_or_init(|| Loaders::new(app, asker, event.clone())))
+        let ContextInner { app, viewer: viewer, event, loaders, .. } = &*self.0;
+        viewer.viewer.ok_or_else(Error::unauthenticated)?;
+        Ok(loaders.get_or_init(|| Loaders::new(app, viewer, event.clone())))
     }
 }
 

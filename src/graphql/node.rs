@@ -13,7 +13,7 @@ use super::project::{self, Project};
 use super::session::Session;
 use super::task::{self, Task};
 use super::user::User;
-use super::{Caller, guard};
+use super::{RequestContext, guard};
 use crate::error::Error;
 use crate::id::Id;
 
@@ -113,13 +113,13 @@ pub enum Node {
 
 /// An active session of the viewer.
 async fn session(ctx: &Context<'_>, id: Id) -> Result<Option<Session>> {
-    let caller = Caller::of(ctx);
+    let caller = RequestContext::of(ctx);
     let sessions = caller.loaders()?.sessions(caller.viewer()?.id).await?;
     Ok(sessions.into_iter().find(|session| session.id == id).map(Session))
 }
 
 async fn find(ctx: &Context<'_>, id: &ID) -> Result<Option<Node>> {
-    let (loaders, field) = (Caller::of(ctx).loaders()?, Selected::of(ctx));
+    let (loaders, field) = (RequestContext::of(ctx).loaders()?, Selected::of(ctx));
     let Some((noun, id)) = decode(id) else {
         return Ok(None);
     };

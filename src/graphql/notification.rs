@@ -14,7 +14,7 @@ use super::node::{self, Noun};
 use super::payload::{UserErrorPayload, run_mutation};
 use super::task::{self, Task, user};
 use super::user::User;
-use super::{Caller, guard};
+use super::{RequestContext, guard};
 use crate::App;
 use crate::error::{Error, UserErrorCode};
 use crate::id::Id;
@@ -60,7 +60,7 @@ impl Notification {
     /// Opaque cursor of the event in the event log. Pass it as `after` to `notificationAdded`,
     /// `events` or any other subscription to resume after it.
     async fn cursor(&self, ctx: &Context<'_>) -> String {
-        Caller::of(ctx).app().cursors.encode(self.0.event_position())
+        RequestContext::of(ctx).app().cursors.encode(self.0.event_position())
     }
 
     /// The user who caused the event. Deleted accounts appear as a user named `Deleted user`.
@@ -74,7 +74,7 @@ impl Notification {
         match self.0.task_id {
             Some(id) => {
                 let columns = task::columns(&Selected::of(ctx));
-                Ok(Caller::of(ctx).loaders()?.task(id, columns).await?.map(Task))
+                Ok(RequestContext::of(ctx).loaders()?.task(id, columns).await?.map(Task))
             }
             None => Ok(None),
         }
@@ -86,7 +86,7 @@ impl Notification {
         match self.0.comment_id {
             Some(id) => {
                 let columns = comment::columns(&Selected::of(ctx));
-                Ok(Caller::of(ctx).loaders()?.comment(id, columns).await?.map(Comment))
+                Ok(RequestContext::of(ctx).loaders()?.comment(id, columns).await?.map(Comment))
             }
             None => Ok(None),
         }
@@ -133,7 +133,7 @@ pub async fn list(ctx: &Context<'_>, user_id: Id, paging: Paging, unread_only: b
     // Both lists are newest first, so that a cursor is valid with and without `unreadOnly`.
     let tag = Tag::new("User.notifications", Some(user_id), &(), true);
     let window = paging.window(tag)?;
-    let page = store::page(&mut Caller::of(ctx).app().db.conn().await?, user_id, unread_only, &window).await?;
+    let page = store::page(&mut RequestContext::of(ctx).app().db.conn().await?, user_id, unread_only, &window).await?;
     let wrap = |row| Notification(Arc::new(row));
     let total = Total::Notifications(user_id, unread_only);
     let page = Connection::new(tag, total, page, store::Notification::position, wrap);
@@ -142,7 +142,7 @@ pub async fn list(ctx: &Context<'_>, user_id: Id, paging: Paging, unread_only: b
 
 /// Counts a user's unread notifications.
 pub async fn unread(ctx: &Context<'_>, user_id: Id) -> Result<i64> {
-    Ok(store::count(&mut Caller::of(ctx).app().db.conn().await?, user_id, true).await?)
+    Ok(store::count(&mut RequestContext::of(ctx).app().db.conn().await?, user_id, true).await?)
 }
 
 /// Input of `markNotificationsRead`. Provide either `ids` or `all: true`.
@@ -234,9 +234,9 @@ impl NotificationSubscription {
         #[graphql(desc = "Resumes after this event cursor. By default the stream starts now.")] after: Option<String>,
     ) -> Result<impl Stream<Item = Result<Notification>> + use<>> {
         let after = Opening::begin(ctx, after)?;
-        let (app, viewer) = (Arc::clone(Caller::of(ctx).app()), Caller::of(ctx).viewer()?.id);
+        let (app, viewer) = (Arc::clone(RequestContext::of(ctx).app()), RequestContext::of(ctx).viewer()?.id);
         let filter = EventCriteria { kinds: Some(store::NOTIFYING_KINDS.to_vec()), ..EventCriteria::default() };
-        let happenings = Box::pin(follow(Caller::of(ctx), filter, after)).await?;
+        let happenings = Box::pin(follow(RequestContext::of(ctx), filter, after)).await?;
         let happenings = happenings.filter_map(move |happening| {
             let app = Arc::clone(&app);
             async move {

@@ -2,7 +2,7 @@
 
 use async_graphql::{Context, Result, SimpleObject};
 
-use super::Caller;
+use super::RequestContext;
 use crate::App;
 use crate::access::Viewer;
 use crate::db::OperationScope;
@@ -42,7 +42,7 @@ where
     T: Send + 'static,
     F: Future<Output = crate::error::Result<T>> + Send + 'static,
 {
-    let caller = Caller::of(ctx);
+    let caller = RequestContext::of(ctx);
     let work = OperationScope::inherit(work(Arc::clone(caller.app()), *caller.viewer()?));
     match caller.app().writes.spawn(work).await.unwrap_or_else(|error| Err(Error::internal(error))) {
         Ok(object) => Ok((Some(object), Vec::new())),

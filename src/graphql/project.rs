@@ -14,7 +14,7 @@ use super::payload::{UserErrorPayload, run_mutation};
 use super::task::{self, Task, TaskFilter, TaskOrder};
 use super::text::Text;
 use super::user::{OrderDirection, User, required};
-use super::{Caller, guard, loader};
+use super::{RequestContext, guard, loader};
 use crate::access::Action;
 use crate::db::page::Page;
 use crate::error::Error;
@@ -55,7 +55,7 @@ impl Project {
 
     /// The user who created the project. Ownership never changes.
     async fn owner(&self, ctx: &Context<'_>) -> Result<User> {
-        let owner = Caller::of(ctx).loaders()?.user(self.0.owner_id).await?;
+        let owner = RequestContext::of(ctx).loaders()?.user(self.0.owner_id).await?;
         Ok(owner.ok_or_else(|| Error::internal("project without an owner"))?.into())
     }
 
@@ -77,7 +77,7 @@ impl Project {
 
     /// Task counts. They include tasks that the viewer may not see.
     async fn stats(&self, ctx: &Context<'_>) -> Result<ProjectStats> {
-        let stats = Caller::of(ctx).loaders()?.project_stats(self.0.id).await?;
+        let stats = RequestContext::of(ctx).loaders()?.project_stats(self.0.id).await?;
         Ok(ProjectStats {
             task_count: stats.todo + stats.in_progress + stats.done,
             todo_count: stats.todo,
@@ -89,8 +89,8 @@ impl Project {
 
     /// Labels of the project, sorted by name.
     async fn labels(&self, ctx: &Context<'_>) -> Result<Vec<Label>> {
-        let caller = Caller::of(ctx);
-        let labels = caller.members(caller.loaders()?.project_labels(self.0.id).await?)?;
+        let caller = RequestContext::of(ctx);
+        let labels = caller.check_list_size(caller.loaders()?.project_labels(self.0.id).await?)?;
         Ok(labels.into_iter().map(Label).collect())
     }
 
@@ -106,7 +106,7 @@ impl Project {
         #[graphql(desc = "Returns only tasks that match this filter.")] filter: Option<TaskFilter>,
         #[graphql(desc = "Sort order; CREATED_AT ascending by default.")] order_by: Option<TaskOrder>,
     ) -> Result<ByLevel<Connection<Task>>> {
-        let (caller, field) = (Caller::of(ctx), Selected::of(ctx));
+        let (caller, field) = (RequestContext::of(ctx), Selected::of(ctx));
         let paging = Paging::new(first, after, last, before).shown_by(&field);
         let (tag, list) = self.list(caller, &paging, filter, order_by, task::columns_of_nodes(&field))?;
         let page = caller.loaders()?.task_page(TaskParent::Project, self.0.id, Arc::clone(&list)).await?;
@@ -115,12 +115,12 @@ impl Project {
 
     /// Whether the viewer may update the project, manage its labels and create tasks in it.
     async fn viewer_can_update(&self, ctx: &Context<'_>) -> Result<bool> {
-        Ok(Caller::of(ctx).may(Action::UpdateProject, &*self.0)?)
+        Ok(RequestContext::of(ctx).may(Action::UpdateProject, &*self.0)?)
     }
 
     /// Whether the viewer may delete the project.
     async fn viewer_can_delete(&self, ctx: &Context<'_>) -> Result<bool> {
-        Ok(Caller::of(ctx).may(Action::DeleteProject, &*self.0)?)
+        Ok(RequestContext::of(ctx).may(Action::DeleteProject, &*self.0)?)
     }
 }
 
@@ -128,7 +128,7 @@ impl Project {
     /// Builds the list of the project's tasks that the arguments describe.
     fn list(
         &self,
-        caller: &Caller,
+        caller: &RequestContext,
         paging: &Paging,
         filter: Option<TaskFilter>,
         order_by: Option<TaskOrder>,
@@ -279,7 +279,7 @@ impl ProjectQuery {
         ctx: &Context<'_>,
         #[graphql(desc = "Global ID of the project.")] id: ID,
     ) -> Result<Option<ByLevel<Project>>> {
-        Ok(found(Caller::of(ctx), &Selected::of(ctx), &id).await?.map(ByLevel))
+        Ok(found(RequestContext::of(ctx), &Selected::of(ctx), &id).await?.map(ByLevel))
     }
 
     /// Projects owned by the viewer, oldest first by default; all projects for ADMIN.
@@ -297,22 +297,22 @@ impl ProjectQuery {
     ) -> Result<ByLevel<Connection<Project>>> {
         let field = Selected::of(ctx);
         let paging = Paging::new(first, after, last, before).shown_by(&field);
-        Ok(ByLevel(listed(Caller::of(ctx), &field, &paging, filter, order_by).await?))
+        Ok(ByLevel(listed(RequestContext::of(ctx), &field, &paging, filter, order_by).await?))
     }
 }
 
 /// Loads a project by global ID.
-pub async fn found(caller: &Caller, field: &Selected<'_>, id: &ID) -> crate::error::Result<Option<Project>> {
+pub async fn found(caller: &RequestContext, field: &Selected<'_>, id: &ID) -> crate::error::Result<Option<Project>> {
     let Some(id) = node::decode_as(Noun::Project, id) else {
         return Ok(None);
     };
     let key = (columns(field), id);
-    Ok(caller.loaders()?.root::<loader::Projects>(key, caller.manner().is_single).await?.map(Project))
+    Ok(caller.loaders()?.root::<loader::Projects>(key, caller.hints().has_single_root).await?.map(Project))
 }
 
 /// Loads a page of the viewer's projects; of all projects for ADMIN.
 pub async fn listed(
-    caller: &Caller,
+    caller: &RequestContext,
     field: &Selected<'_>,
     paging: &Paging,
     filter: Option<ProjectFilter>,

@@ -16,7 +16,7 @@ use super::node::{self, Noun};
 use super::payload::{UserErrorPayload, run_mutation};
 use super::task::user;
 use super::user::User;
-use super::{Caller, guard};
+use super::{RequestContext, guard};
 use crate::App;
 use crate::access::{Action, Viewer};
 use crate::error::{Error, UserErrorCode};
@@ -74,7 +74,7 @@ impl Session {
 
     /// Whether this request belongs to the session.
     async fn is_current(&self, ctx: &Context<'_>) -> Result<bool> {
-        Ok(Caller::of(ctx).viewer()?.session_id == self.0.id)
+        Ok(RequestContext::of(ctx).viewer()?.session_id == self.0.id)
     }
 }
 
@@ -127,7 +127,7 @@ impl AuditEntry {
 pub async fn log(ctx: &Context<'_>, user_id: Option<crate::id::Id>, paging: Paging) -> Result<Connection<AuditEntry>> {
     let tag = Tag::new("auditLog", user_id, &(), true);
     let window = paging.window(tag)?;
-    let (caller, viewer) = (Caller::of(ctx), *Caller::of(ctx).viewer()?);
+    let (caller, viewer) = (RequestContext::of(ctx), *RequestContext::of(ctx).viewer()?);
     let page = audit::page(&mut caller.app().db.conn().await?, user_id, &window).await?;
     let shown = |entry: audit::Entry| AuditEntry(entry.redacted_for(&viewer));
     Ok(Connection::new(tag, Total::Audit(user_id), page, audit::Entry::position, shown))
@@ -176,13 +176,13 @@ impl SessionQuery {
     /// at a time; others fail with SERVICE_UNAVAILABLE meanwhile.
     #[graphql(guard = "guard::require_viewer")]
     async fn export_viewer_data(&self, ctx: &Context<'_>) -> Result<Written> {
-        let caller = Caller::of(ctx);
+        let caller = RequestContext::of(ctx);
         let mut conn = caller.app().db.conn().await?;
         // An export may exceed the decoding budget of an operation; it has its own size limit.
         let document = without_meter(export::export(&mut conn, caller.viewer()?)).await?;
         drop(conn);
         let (app, who) = (caller.app(), Some(caller.viewer()?.id));
-        let (now, origin) = (app.clock.now(), caller.origin());
+        let (now, origin) = (app.clock.now(), caller.client_info());
         app.db.transaction(async |tx| audit::record(tx, now, audit::AuditKind::DataExported, who, who, &origin).await).await?;
         Ok(Written(document.into()))
     }
@@ -312,7 +312,7 @@ impl SessionMutation {
         ctx: &Context<'_>,
         #[graphql(desc = "The current and the new password.")] input: ChangePasswordInput,
     ) -> Result<ChangePasswordPayload> {
-        let origin = Caller::of(ctx).origin();
+        let origin = RequestContext::of(ctx).client_info();
         let (viewer, user_errors) = run_mutation(ctx, |app, viewer| async move {
             confirm(&app, &viewer, "currentPassword", &input.current_password, &origin).await?;
             let user = users::any_by_ids(&mut app.db.conn().await?, &[viewer.id]).await?.pop();
@@ -334,7 +334,7 @@ impl SessionMutation {
         ctx: &Context<'_>,
         #[graphql(desc = "The session to end.")] input: RevokeSessionInput,
     ) -> Result<RevokeSessionPayload> {
-        let origin = Caller::of(ctx).origin();
+        let origin = RequestContext::of(ctx).client_info();
         let (revoked_session_id, user_errors) = run_mutation(ctx, |app, viewer| async move {
             let id = node::named(Noun::Session, &input.id, "id")?;
             if store::revoke(&app.db, app.clock.now(), &viewer, id, &origin).await? {
@@ -350,7 +350,7 @@ impl SessionMutation {
     /// Ends all sessions of the viewer except the current one.
     #[graphql(guard = "guard::require_viewer")]
     async fn revoke_other_sessions(&self, ctx: &Context<'_>) -> Result<RevokeOtherSessionsPayload> {
-        let origin = Caller::of(ctx).origin();
+        let origin = RequestContext::of(ctx).client_info();
         let (count, _) =
             run_mutation(
                 ctx,
@@ -370,7 +370,7 @@ impl SessionMutation {
         ctx: &Context<'_>,
         #[graphql(desc = "The confirmation.")] input: DeleteViewerInput,
     ) -> Result<DeleteViewerPayload> {
-        let origin = Caller::of(ctx).origin();
+        let origin = RequestContext::of(ctx).client_info();
         let (deleted_user_id, user_errors) = run_mutation(ctx, |app, viewer| async move {
             confirm(&app, &viewer, "password", &input.password, &origin).await?;
             account::delete(&app.db, app.clock.now(), &viewer).await?;

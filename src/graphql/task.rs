@@ -17,7 +17,7 @@ use super::payload::{UserErrorPayload, run_mutation};
 use super::project::{self, Project};
 use super::text::Text;
 use super::user::{OrderDirection, User, required};
-use super::{Caller, event, guard, loader};
+use super::{RequestContext, event, guard, loader};
 use crate::access::Action;
 use crate::db::page::Page;
 use crate::error::{Code, Error};
@@ -67,7 +67,7 @@ impl Task {
 
     /// Whether the task is past its due date and not DONE.
     async fn is_overdue(&self, ctx: &Context<'_>) -> bool {
-        self.is_late(Caller::of(ctx))
+        self.is_late(RequestContext::of(ctx))
     }
 
     /// When the task became DONE; null in any other status.
@@ -94,7 +94,7 @@ impl Task {
     /// The project that the task belongs to.
     async fn project(&self, ctx: &Context<'_>) -> Result<Project> {
         let columns = project::columns(&Selected::of(ctx));
-        let project = Caller::of(ctx).loaders()?.project(self.0.project_id, columns).await?;
+        let project = RequestContext::of(ctx).loaders()?.project(self.0.project_id, columns).await?;
         Ok(Project(project.ok_or_else(|| Error::refused(Code::NotFound, "The project no longer exists."))?))
     }
 
@@ -111,8 +111,8 @@ impl Task {
 
     /// Labels of the task, sorted by name.
     async fn labels(&self, ctx: &Context<'_>) -> Result<Vec<Label>> {
-        let caller = Caller::of(ctx);
-        let labels = caller.members(caller.loaders()?.task_labels(self.0.id).await?)?;
+        let caller = RequestContext::of(ctx);
+        let labels = caller.check_list_size(caller.loaders()?.task_labels(self.0.id).await?)?;
         Ok(labels.into_iter().map(Label).collect())
     }
 
@@ -127,7 +127,7 @@ impl Task {
     ) -> Result<ByLevel<Connection<Comment>>> {
         let window = Arc::new(Paging::new(first, after, last, before).window(comments_tag())?);
         let columns = comment::columns_of_nodes(&Selected::of(ctx));
-        let page = Caller::of(ctx).loaders()?.comment_page(self.0.id, window, columns).await?;
+        let page = RequestContext::of(ctx).loaders()?.comment_page(self.0.id, window, columns).await?;
         Ok(ByLevel(self.commented(page)))
     }
 
@@ -140,10 +140,10 @@ impl Task {
         #[graphql(desc = "Returns the last *n* items (1–100). Cannot be combined with `first`.")] last: Option<i32>,
         #[graphql(desc = "Returns only items before this cursor.")] before: Option<String>,
     ) -> Result<EventConnection> {
-        let cursors = &Caller::of(ctx).app().cursors;
+        let cursors = &RequestContext::of(ctx).app().cursors;
         let stretch = event::stretch(cursors, &Paging::new(first, after, last, before))?;
         let columns = event::columns_of_nodes(&Selected::of(ctx), false);
-        let loaders = Caller::of(ctx).loaders()?;
+        let loaders = RequestContext::of(ctx).loaders()?;
         let mut events = loaders.activity(self.0.id, event::one_more(stretch), columns).await?;
         let more = event::trim(&mut events, stretch);
         let views = events.iter().map(|(event, snapshot)| event::Told::new(event, snapshot, Some(&self.0)));
@@ -152,22 +152,22 @@ impl Task {
 
     /// Whether the viewer may update the task.
     async fn viewer_can_update(&self, ctx: &Context<'_>) -> Result<bool> {
-        Ok(Caller::of(ctx).may(Action::UpdateTask, &*self.0)?)
+        Ok(RequestContext::of(ctx).may(Action::UpdateTask, &*self.0)?)
     }
 
     /// Whether the viewer may delete the task.
     async fn viewer_can_delete(&self, ctx: &Context<'_>) -> Result<bool> {
-        Ok(Caller::of(ctx).may(Action::DeleteTask, &*self.0)?)
+        Ok(RequestContext::of(ctx).may(Action::DeleteTask, &*self.0)?)
     }
 
     /// Whether the viewer may comment on the task.
     async fn viewer_can_comment(&self, ctx: &Context<'_>) -> Result<bool> {
-        Ok(Caller::of(ctx).may(Action::AddComment, &*self.0)?)
+        Ok(RequestContext::of(ctx).may(Action::AddComment, &*self.0)?)
     }
 }
 
 impl Task {
-    fn is_late(&self, caller: &Caller) -> bool {
+    fn is_late(&self, caller: &RequestContext) -> bool {
         self.0.status != TaskStatus::Done && self.0.due_at.is_some_and(|due| due < caller.app().clock.now())
     }
 
@@ -232,7 +232,7 @@ impl Level for Task {
 /// Loads the user with this id, if there is an id.
 pub async fn user(ctx: &Context<'_>, id: Option<Id>) -> Result<Option<User>> {
     match id {
-        Some(id) => Ok(Caller::of(ctx).loaders()?.user(id).await?.map(User::from)),
+        Some(id) => Ok(RequestContext::of(ctx).loaders()?.user(id).await?.map(User::from)),
         None => Ok(None),
     }
 }
@@ -384,7 +384,7 @@ impl TaskQuery {
         ctx: &Context<'_>,
         #[graphql(desc = "Global ID of the task.")] id: ID,
     ) -> Result<Option<ByLevel<Task>>> {
-        Ok(found(Caller::of(ctx), &Selected::of(ctx), &id).await?.map(ByLevel))
+        Ok(found(RequestContext::of(ctx), &Selected::of(ctx), &id).await?.map(ByLevel))
     }
 
     /// Tasks that the viewer may see, oldest first by default: those in the viewer's projects and
@@ -403,22 +403,22 @@ impl TaskQuery {
     ) -> Result<ByLevel<Connection<Task>>> {
         let field = Selected::of(ctx);
         let paging = Paging::new(first, after, last, before).shown_by(&field);
-        Ok(ByLevel(listed(Caller::of(ctx), &field, &paging, filter, order_by).await?))
+        Ok(ByLevel(listed(RequestContext::of(ctx), &field, &paging, filter, order_by).await?))
     }
 }
 
 /// Loads a task by global ID.
-pub async fn found(caller: &Caller, field: &Selected<'_>, id: &ID) -> crate::error::Result<Option<Task>> {
+pub async fn found(caller: &RequestContext, field: &Selected<'_>, id: &ID) -> crate::error::Result<Option<Task>> {
     let Some(id) = node::decode_as(Noun::Task, id) else {
         return Ok(None);
     };
     let key = (columns(field), id);
-    Ok(caller.loaders()?.root::<loader::Tasks>(key, caller.manner().is_single).await?.map(Task))
+    Ok(caller.loaders()?.root::<loader::Tasks>(key, caller.hints().has_single_root).await?.map(Task))
 }
 
 /// Loads a page of the tasks that the viewer may see.
 pub async fn listed(
-    caller: &Caller,
+    caller: &RequestContext,
     field: &Selected<'_>,
     paging: &Paging,
     filter: Option<TaskFilter>,

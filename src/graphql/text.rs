@@ -7,7 +7,7 @@ use async_graphql::parser::types::Field;
 use async_graphql::registry::Registry;
 use async_graphql::{ContextSelectionSet, OutputType, Positioned, ServerResult, Value};
 
-use super::Caller;
+use super::RequestContext;
 
 /// A `String` in the schema whose bytes are counted.
 pub struct Text<T>(pub T);
@@ -22,8 +22,8 @@ impl<T: AsRef<str> + Send + Sync> OutputType for Text<T> {
     }
 
     async fn resolve(&self, ctx: &ContextSelectionSet<'_>, field: &Positioned<Field>) -> ServerResult<Value> {
-        let (caller, text): (&Caller, &str) = (ctx.data_unchecked(), self.0.as_ref());
-        match caller.count(text.len()) {
+        let (caller, text): (&RequestContext, &str) = (ctx.data_unchecked(), self.0.as_ref());
+        match caller.count_bytes(text.len()) {
             Ok(()) => Ok(Value::String(text.to_owned())),
             Err(error) => Err(ctx.set_error_path(async_graphql::Error::from(error).into_server_error(field.pos))),
         }

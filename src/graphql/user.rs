@@ -14,7 +14,7 @@ use super::payload::{UserErrorPayload, run_mutation};
 use super::project::{self, Project, ProjectFilter, ProjectOrder};
 use super::session::{self, AuditEntry, Session};
 use super::task::{self, Task, TaskFilter, TaskOrder};
-use super::{Caller, guard};
+use super::{RequestContext, guard};
 use crate::access::{AccountId, Action, Role};
 use crate::error::{Error, UserError, UserErrorCode};
 use crate::own;
@@ -64,7 +64,7 @@ impl User {
         if let Some(account) = &self.account {
             return Ok(Arc::clone(account));
         }
-        let account = Caller::of(ctx).loaders()?.account(self.profile.id).await?;
+        let account = RequestContext::of(ctx).loaders()?.account(self.profile.id).await?;
         Ok(account.ok_or_else(|| Error::internal("profile without an account"))?)
     }
 }
@@ -129,7 +129,7 @@ impl User {
     /// When the user last logged in; null if never. Visible to the user and ADMIN.
     #[graphql(guard = "guard::RequirePermission(Action::ReadAccount, AccountId(self.profile.id))")]
     async fn last_login_at(&self, ctx: &Context<'_>) -> Result<Option<Timestamp>> {
-        let told = Caller::of(ctx).loaders()?.last_login(self.profile.id).await?;
+        let told = RequestContext::of(ctx).loaders()?.last_login(self.profile.id).await?;
         Ok(told.max(self.account(ctx).await?.last_login_at))
     }
 
@@ -137,7 +137,7 @@ impl User {
     #[graphql(guard = "guard::RequirePermission(Action::ReadAccount, AccountId(self.profile.id))")]
     async fn stats(&self, ctx: &Context<'_>) -> Result<Option<UserStats>> {
         const DAY: u64 = 86_400;
-        let caller = Caller::of(ctx);
+        let caller = RequestContext::of(ctx);
         let stats = caller.loaders()?.user_stats(self.profile.id).await?;
         let age = caller.app().clock.now().since(self.profile.created_at);
         Ok(Some(UserStats {
@@ -151,8 +151,8 @@ impl User {
     /// Active sessions of the user, newest first. Visible to the user only.
     #[graphql(guard = "guard::RequirePermission(Action::ReadSessions, AccountId(self.profile.id))")]
     async fn sessions(&self, ctx: &Context<'_>) -> Result<Option<Vec<Session>>> {
-        let caller = Caller::of(ctx);
-        let sessions = caller.members(caller.loaders()?.sessions(self.profile.id).await?)?;
+        let caller = RequestContext::of(ctx);
+        let sessions = caller.check_list_size(caller.loaders()?.sessions(self.profile.id).await?)?;
         Ok(Some(sessions.into_iter().map(Session).collect()))
     }
 
@@ -208,7 +208,7 @@ impl User {
         let field = Selected::of(ctx);
         let paging = Paging::new(first, after, last, before).shown_by(&field);
         let (tag, list) = project::list(&field, "User.projects", Some(self.profile.id), &paging, filter, order_by)?;
-        let page = Caller::of(ctx).loaders()?.project_page(self.profile.id, Arc::clone(&list)).await?;
+        let page = RequestContext::of(ctx).loaders()?.project_page(self.profile.id, Arc::clone(&list)).await?;
         Ok(Some(ByLevel(project::connection(tag, Total::ProjectsOf(self.profile.id, Arc::clone(&list)), page, &list))))
     }
 
@@ -232,7 +232,7 @@ impl User {
         let scopes = vec![Scope::Everything];
         let (tag, list) =
             task::list("User.assignedTasks", Some(self.profile.id), scopes, &paging, filter, order_by, columns)?;
-        let page = Caller::of(ctx).loaders()?.task_page(TaskParent::Assignee, self.profile.id, Arc::clone(&list)).await?;
+        let page = RequestContext::of(ctx).loaders()?.task_page(TaskParent::Assignee, self.profile.id, Arc::clone(&list)).await?;
         Ok(Some(ByLevel(task::connection(
             tag,
             Total::TasksOf(TaskParent::Assignee, self.profile.id, Arc::clone(&list)),
@@ -302,7 +302,7 @@ impl UserQuery {
     /// The signed-in user. Fails with UNAUTHENTICATED without a valid access token.
     #[graphql(guard = "guard::require_viewer")]
     async fn viewer(&self, ctx: &Context<'_>) -> Result<User> {
-        let caller = Caller::of(ctx);
+        let caller = RequestContext::of(ctx);
         let account = caller.loaders()?.account(caller.viewer()?.id).await?;
         Ok(account.ok_or_else(Error::unauthenticated)?.into())
     }
@@ -311,7 +311,7 @@ impl UserQuery {
     /// there is none.
     #[graphql(guard = "guard::require_viewer")]
     async fn user(&self, ctx: &Context<'_>, #[graphql(desc = "Username.")] username: String) -> Result<Option<User>> {
-        let mut conn = Caller::of(ctx).app().db.conn().await?;
+        let mut conn = RequestContext::of(ctx).app().db.conn().await?;
         Ok(store::find_by_username(&mut conn, &username).await?.map(User::from))
     }
 
@@ -339,7 +339,7 @@ impl UserQuery {
         };
         let window = Paging::new(first, after, last, before).window(tag)?;
         let list = Arc::new(UserList { filter, order, descending, window });
-        let page = store::page(&mut Caller::of(ctx).app().db.conn().await?, &list).await?;
+        let page = store::page(&mut RequestContext::of(ctx).app().db.conn().await?, &list).await?;
         let total = Total::Users(Arc::clone(&list));
         Ok(Connection::new(tag, total, page, |user| user.position(order), User::from))
     }
@@ -426,7 +426,7 @@ impl UserMutation {
         ctx: &Context<'_>,
         #[graphql(desc = "The changes to make.")] input: UpdateViewerInput,
     ) -> Result<UpdateViewerPayload> {
-        let origin = Caller::of(ctx).origin();
+        let origin = RequestContext::of(ctx).client_info();
         let (viewer, user_errors) = run_mutation(ctx, |app, viewer| async move {
             let mut faults = UserErrors::default();
             let name = required(&mut faults, "displayName", input.display_name);
@@ -461,7 +461,7 @@ impl UserMutation {
         ctx: &Context<'_>,
         #[graphql(desc = "The user and the changes to make.")] input: UpdateUserInput,
     ) -> Result<UpdateUserPayload> {
-        let origin = Caller::of(ctx).origin();
+        let origin = RequestContext::of(ctx).client_info();
         let (user, user_errors) = run_mutation(ctx, |app, viewer| async move {
             let mut faults = UserErrors::default();
             let role = required(&mut faults, "role", input.role);

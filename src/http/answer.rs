@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use crate::admission::AdmissionError;
 use crate::error::{Code, Error};
-use crate::graphql::MAX_BYTES;
+use crate::graphql::MAX_RESPONSE_BYTES;
 use crate::graphql::conflict::Conflict;
 use crate::graphql::deprecation::Deprecation;
 use crate::graphql::json::{self, Json, Serialized};
@@ -180,7 +180,7 @@ impl Answer {
 
     /// Serializes the response for HTTP. Returns `None` if it is too large.
     pub fn to_body(&self) -> Option<Vec<u8>> {
-        self.written(if self.is_export { MAX_BYTES + export::MAX_EXPORT_BYTES } else { MAX_BYTES })
+        self.written(if self.is_export { MAX_RESPONSE_BYTES + export::MAX_EXPORT_BYTES } else { MAX_RESPONSE_BYTES })
     }
 
     fn written(&self, most: usize) -> Option<Vec<u8>> {
@@ -198,7 +198,7 @@ impl Answer {
     /// Serializes the response as text, for a socket or an event stream. Returns `None` if it is
     /// too large.
     pub fn to_text(&self) -> Option<String> {
-        String::from_utf8(self.written(MAX_BYTES)?).ok()
+        String::from_utf8(self.written(MAX_RESPONSE_BYTES)?).ok()
     }
 
     /// The errors, for the `error` message of a socket.

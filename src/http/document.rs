@@ -15,7 +15,7 @@ use async_graphql::{Value, Variables};
 
 use super::recent::Recent;
 use crate::admission::{self, DocumentLimits, AdmissionError};
-use crate::graphql::Manner;
+use crate::graphql::ExecutionHints;
 use crate::graphql::complete::{Shape, chosen};
 use crate::graphql::conflict::{self, Conflict};
 
@@ -57,7 +57,7 @@ impl Reader {
 pub struct Document {
     read: ExecutableDocument,
     /// Execution hints of each operation, by name.
-    manners: HashMap<String, OnceLock<Result<Manner, Conflict>>>,
+    manners: HashMap<String, OnceLock<Result<ExecutionHints, Conflict>>>,
     valid: Mutex<HashSet<Form>>,
 }
 
@@ -114,8 +114,8 @@ impl Document {
     }
 
     /// The execution hints of an operation, or the conflict between its fields.
-    pub fn manner(&self, name: Option<&str>, shape: &Shape) -> Result<Manner, Conflict> {
-        let Some(place) = self.manners.get(name.unwrap_or_default()) else { return Ok(Manner::default()) };
+    pub fn manner(&self, name: Option<&str>, shape: &Shape) -> Result<ExecutionHints, Conflict> {
+        let Some(place) = self.manners.get(name.unwrap_or_default()) else { return Ok(ExecutionHints::default()) };
         let look = || conflict::look(shape, &self.read, name).map(|()| shape.plan(&self.read, name).manner());
         place.get_or_init(look).clone()
     }

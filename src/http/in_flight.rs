@@ -29,7 +29,7 @@ use super::problem::Problem;
 use super::stream::PART;
 use crate::App;
 use crate::error::{Code, Error, Result};
-use crate::graphql::MAX_BYTES;
+use crate::graphql::MAX_RESPONSE_BYTES;
 use crate::limits::ClientKey;
 use crate::limits::byte_budget::{ByteBudget, BudgetExceeded, Reservation};
 use crate::network::Client;
@@ -47,7 +47,7 @@ const ANSWERS_OF_ONE: usize = 16 * 1024 * 1024;
 /// The same for responses with an account export, which are larger than all others. Two may be
 /// unread at once, one per user.
 const EXPORTS: usize = 2 * EXPORTS_OF_ONE;
-const EXPORTS_OF_ONE: usize = export::MAX_EXPORT_BYTES + MAX_BYTES;
+const EXPORTS_OF_ONE: usize = export::MAX_EXPORT_BYTES + MAX_RESPONSE_BYTES;
 /// Minimum average rate at which a client must read a waiting response, in bytes per second.
 pub const MIN_RATE: u64 = 8 * 1024;
 
@@ -460,7 +460,7 @@ mod tests {
         let mut held = Vec::new();
         for number in 0..4 {
             for _ in 0..4 {
-                held.push(in_flight.hold(owner(number), false, answer(MAX_BYTES)).expect("room"));
+                held.push(in_flight.hold(owner(number), false, answer(MAX_RESPONSE_BYTES)).expect("room"));
             }
             if number < 3 {
                 assert_eq!(code(in_flight.hold(owner(number), false, answer(SMALL + 1))), Some(Code::RateLimited));

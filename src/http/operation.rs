@@ -31,7 +31,7 @@ use crate::graphql::collect::{collected, defaulted, has_values};
 use crate::graphql::complete::{Shape, chosen};
 use crate::graphql::deprecation::{Deprecation, Deprecations};
 use crate::graphql::rate_limit::Spent;
-use crate::graphql::{Caller, Manner, Schema, direct};
+use crate::graphql::{RequestContext, ExecutionHints, Schema, direct};
 use crate::limits::{RateLimitBucket as Limited, ClientKey};
 use crate::metrics::Executed;
 use crate::network::Client;
@@ -112,7 +112,7 @@ pub struct Operation {
     /// Its cost, and the state of the rate limit after it was charged.
     pub spent: Spent,
     pub(super) document: Arc<Document>,
-    pub(super) manner: Manner,
+    pub(super) hints: ExecutionHints,
     /// Deprecated parts of the schema that it uses.
     pub(super) deprecations: Arc<[Deprecation]>,
     pub(super) request: Request,
@@ -137,7 +137,7 @@ impl Door {
         let documents = Arc::new(Documents::new(config.persisted_queries, config.trusted_documents.as_ref()));
         Self {
             reader,
-            unchecked: crate::graphql::unchecked(config.introspection),
+            unchecked: crate::graphql::unvalidated_schema(config.introspection),
             app,
             schema,
             limits,
@@ -179,8 +179,8 @@ impl Door {
         if introspection && !self.app.config.introspection {
             return Err(Refused::new(Code::ValidationFailed, "Introspection is disabled."));
         }
-        let manner = document.manner(name.as_deref(), &self.shape)?;
-        if kind == OperationType::Subscription && !manner.is_single {
+        let hints = document.manner(name.as_deref(), &self.shape)?;
+        if kind == OperationType::Subscription && !hints.has_single_root {
             return Err(Refused::new(Code::ValidationFailed, "A subscription must select exactly one root field."));
         }
         required(&document, name.as_deref(), &words.variables)?;
@@ -197,7 +197,7 @@ impl Door {
         let spent = Spent { cost, standing: None };
         let search_bytes = searches.saturating_mul(search::MAX_SEARCH_BYTES);
         let deprecations = self.deprecations.used(&document, name.as_deref(), &request.variables);
-        Ok(Operation { kind, spent, document, manner, deprecations, request, query, export, search_bytes, client })
+        Ok(Operation { kind, spent, document, hints, deprecations, request, query, export, search_bytes, client })
     }
 
     /// Takes a subscription slot of the user, counted over all sockets and streams of this
@@ -221,7 +221,7 @@ impl Door {
         permit: Permit,
     ) -> Answer {
         let Operation {
-            kind, spent, document, manner, deprecations, mut request, export, search_bytes, client, ..
+            kind, spent, document, hints, deprecations, mut request, export, search_bytes, client, ..
         } = operation;
         let Ok(_making) = export.then(|| self.exports.try_acquire()).transpose() else {
             return Answer::refused(Error::unavailable().into(), request_id);
@@ -231,7 +231,7 @@ impl Door {
         let (name, started) = (request.operation_name.clone(), Instant::now());
         let owner = who(viewer, client.address);
         let traced = self.app.traces.operation(word(kind), name.as_deref());
-        let caller = Caller::new(Arc::clone(&self.app), viewer, manner, client);
+        let caller = RequestContext::new(Arc::clone(&self.app), viewer, hints, client);
         // Taken before anything is read: a change that the operation does not observe has a later
         // position.
         let reached = *self.app.hub.tail_position().borrow();
@@ -245,7 +245,7 @@ impl Door {
                 return response;
             }
             let (name, variables) = (name.as_deref(), &request.variables);
-            let as_written = manner.as_written && has_values(&document, name, variables);
+            let as_written = hints.as_written && has_values(&document, name, variables);
             if !as_written && !is_known {
                 let refused = self.schema.execute(checked(&document, &request)).await;
                 if !refused.errors.is_empty() {

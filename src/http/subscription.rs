@@ -2,7 +2,7 @@
 //! arguments; after that each event is executed as a query of its own.
 //!
 //! Subscriptions with the same document and variables share the response to an event, unless a
-//! resolver asked the [`Caller`] for its viewer while it was computed. Whether a viewer may see the
+//! resolver asked the [`RequestContext`] for its viewer while it was computed. Whether a viewer may see the
 //! event at all is checked for each subscriber before that ([`crate::graphql::live`]).
 
 use std::collections::{BTreeMap, HashMap};
@@ -36,7 +36,7 @@ use crate::graphql::collect::{collected, has_values};
 use crate::graphql::complete::{Shape, chosen};
 use crate::graphql::deprecation::Deprecation;
 use crate::graphql::live::{Happening, Happenings, Opening};
-use crate::graphql::{Caller, Manner, Telling, telling};
+use crate::graphql::{RequestContext, ExecutionHints, EventSchema, event_schema};
 use crate::limits::{RateLimitBucket as Limited, ClientKey};
 use crate::metrics::{Executed, Open};
 
@@ -52,7 +52,7 @@ const MAX_SHARED_BYTES: usize = 32 * 1024 * 1024;
 /// State shared by all open subscriptions.
 pub struct Subscriptions {
     app: Arc<App>,
-    telling: Telling,
+    telling: EventSchema,
     shape: Arc<Shape>,
     reader: Arc<Reader>,
     numbers: AtomicU64,
@@ -130,7 +130,7 @@ impl Subscriptions {
     pub fn new(app: Arc<App>, shape: Arc<Shape>, reader: Arc<Reader>) -> Self {
         Self {
             app,
-            telling: telling(),
+            telling: event_schema(),
             shape,
             reader,
             numbers: AtomicU64::default(),
@@ -247,7 +247,7 @@ impl Door {
         viewer: Option<Viewer>,
         request_id: Arc<str>,
     ) -> Result<Subscription, Answer> {
-        let Operation { spent, document, manner, deprecations, mut request, query, search_bytes, client, .. } =
+        let Operation { spent, document, hints, deprecations, mut request, query, search_bytes, client, .. } =
             operation;
         let question = self.subscriptions.question(&query, &document, &request, spent.cost, search_bytes);
         let question = question.map_err(|refused| Answer::refused(refused, &request_id))?;
@@ -255,7 +255,7 @@ impl Door {
         let opening = Opening::after(after);
         let opened = async {
             let (name, variables) = (request.operation_name.as_deref(), &request.variables);
-            let as_written = manner.as_written && has_values(&document, name, variables);
+            let as_written = hints.as_written && has_values(&document, name, variables);
             if !as_written && let Some(refused) = self.schema.execute_stream(checked(&document, &request)).next().await
             {
                 return Some(refused);
@@ -265,7 +265,7 @@ impl Door {
                 false => (&self.unchecked, collected(&self.shape, &document, name, variables)),
             };
             request.set_parsed_query(document);
-            let caller = Caller::new(Arc::clone(&self.app), viewer, Manner::default(), client);
+            let caller = RequestContext::new(Arc::clone(&self.app), viewer, ExecutionHints::default(), client);
             schema.execute_stream(request.data(caller).data(spent).data(opening.clone())).next().await
         };
         let opened = self.app.in_time(DEADLINE, Box::pin(opened)).await;
@@ -468,7 +468,7 @@ impl Subscriber {
         let Prepared { document, executed, variables } = &*prepared;
         let name = self.question.name.as_deref();
         let traced = app.traces.event(word(OperationType::Subscription), name);
-        let caller = Caller::about(Arc::clone(app), self.viewer, &happening.event, &happening.objects);
+        let caller = RequestContext::for_event(Arc::clone(app), self.viewer, &happening.event, &happening.objects);
         let mut request = Request::new(String::new()).variables(variables.clone());
         request.operation_name = name.map(ToOwned::to_owned);
         request.set_parsed_query(executed.clone());
@@ -485,6 +485,6 @@ impl Subscriber {
         if let Some(traced) = traced {
             traced.ended(answer.code());
         }
-        (answer, caller.viewer_mattered())
+        (answer, caller.viewer_accessed())
     }
 }
