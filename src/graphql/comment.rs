@@ -6,7 +6,7 @@ use async_graphql::{Context, ID, InputObject, Object, Result, SimpleObject};
 
 use super::connection::needs;
 use super::json::Encoded;
-use super::level::{Level, Selected, Step};
+use super::batch::{BatchObject, SelectedField, FieldResolver};
 use super::node::{self, Noun};
 use super::payload::{UserErrorPayload, run_mutation};
 use super::task::{self, Task};
@@ -15,7 +15,7 @@ use super::user::User;
 use super::{RequestContext, guard, loader};
 use crate::access::Action;
 use crate::error::{Code, Error};
-use crate::own;
+use crate::inline;
 use crate::store::comment::{self as store, CommentColumns};
 use crate::store::value::CommentBody;
 use crate::time::Timestamp;
@@ -45,7 +45,7 @@ impl Comment {
 
     /// The task that the comment belongs to.
     async fn task(&self, ctx: &Context<'_>) -> Result<Task> {
-        let columns = task::columns(&Selected::of(ctx));
+        let columns = task::columns(&SelectedField::of(ctx));
         let task = RequestContext::of(ctx).loaders()?.task(self.0.task_id, columns).await?;
         Ok(Task(task.ok_or_else(|| Error::refused(Code::NotFound, "The task no longer exists."))?))
     }
@@ -76,41 +76,41 @@ impl Comment {
     }
 }
 
-impl Level for Comment {
+impl BatchObject for Comment {
     const IS_NODE: bool = true;
 
-    fn step<'a>(field: &Selected<'a>) -> Option<Step<'a, Self>> {
+    fn resolver<'a>(field: &SelectedField<'a>) -> Option<FieldResolver<'a, Self>> {
         Some(match field.name() {
-            "id" => own!(|comment| Encoded(&node::bytes(Noun::Comment, comment.0.id))),
-            "body" => own!(|comment| comment.0.body),
+            "id" => inline!(|comment| Encoded(&node::bytes(Noun::Comment, comment.0.id))),
+            "body" => inline!(|comment| comment.0.body),
             "author" => {
-                field.one(|comment: &Self| Some(comment.0.author_id), loader::Users, |id| id, User::from, true)?
+                field.object_by_id(|comment: &Self| Some(comment.0.author_id), loader::Users, |id| id, User::from, true)?
             }
             "task" => {
                 let columns = task::columns(field);
                 let key = move |id| (columns, id);
-                field.one(|comment: &Self| Some(comment.0.task_id), loader::Tasks, key, Task, true)?
+                field.object_by_id(|comment: &Self| Some(comment.0.task_id), loader::Tasks, key, Task, true)?
             }
-            "createdAt" => own!(|comment| comment.0.created_at),
-            "updatedAt" => own!(|comment| comment.0.updated_at),
-            "isEdited" => own!(|comment| comment.0.is_edited),
-            "viewerCanUpdate" => own!(|comment, caller| caller.may(Action::UpdateComment, &*comment.0)?),
-            "viewerCanDelete" => own!(|comment, caller| caller.may(Action::DeleteComment, &*comment.0)?),
+            "createdAt" => inline!(|comment| comment.0.created_at),
+            "updatedAt" => inline!(|comment| comment.0.updated_at),
+            "isEdited" => inline!(|comment| comment.0.is_edited),
+            "viewerCanUpdate" => inline!(|comment, caller| caller.may(Action::UpdateComment, &*comment.0)?),
+            "viewerCanDelete" => inline!(|comment, caller| caller.may(Action::DeleteComment, &*comment.0)?),
             _ => return None,
         })
     }
 }
 
 /// The narrowest set of columns that serves a selection on a comment.
-pub fn columns(comment: &Selected<'_>) -> CommentColumns {
-    comment.greatest(&["Comment", "Node"], CommentColumns::Summary, |field| match field.name() {
+pub fn columns(comment: &SelectedField<'_>) -> CommentColumns {
+    comment.max_over_fields(&["Comment", "Node"], CommentColumns::Summary, |field| match field.name() {
         "body" => CommentColumns::Full,
         _ => CommentColumns::Summary,
     })
 }
 
 /// The narrowest set of columns that serves a selection on a connection of comments.
-pub fn columns_of_nodes(connection: &Selected<'_>) -> CommentColumns {
+pub fn columns_of_nodes(connection: &SelectedField<'_>) -> CommentColumns {
     needs(connection, ["CommentConnection", "CommentEdge"], CommentColumns::Summary, |comment| columns(&comment))
 }
 

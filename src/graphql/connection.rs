@@ -13,11 +13,11 @@ use futures_util::{FutureExt, TryFutureExt};
 
 use super::RequestContext;
 use super::json::Encoded;
-use super::level::{Hung, Level, Selected, Step, Texts};
+use super::batch::{BatchField, BatchObject, SelectedField, FieldResolver, JsonFragments};
 use crate::db::page::{SortKey, Page, RowPosition, PageWindow};
 use crate::error::Error;
 use crate::id::Id;
-use crate::own;
+use crate::inline;
 use crate::store::{audit, notification, project, task_list, user};
 use crate::time::Timestamp;
 
@@ -56,14 +56,14 @@ impl Paging {
     }
 
     /// The paging arguments of a selected field; `None` if one is invalid.
-    pub fn of(field: &Selected<'_>) -> Option<Self> {
+    pub fn of(field: &SelectedField<'_>) -> Option<Self> {
         let [first, last] = ["first", "last"].map(|name| field.argument(name));
         let [after, before] = ["after", "before"].map(|name| field.argument(name));
         Some(Self::new(first?, after?, last?, before?).shown_by(field))
     }
 
     /// Saves the row that is read ahead unless the field may select `pageInfo`.
-    pub fn shown_by(self, field: &Selected<'_>) -> Self {
+    pub fn shown_by(self, field: &SelectedField<'_>) -> Self {
         Self { tells_more: field.may_select("pageInfo"), ..self }
     }
 
@@ -216,14 +216,14 @@ impl Total {
 /// The widest set of columns that a selection on the nodes of a connection needs, at least `least`.
 /// `types` are the names of the connection type and the edge type.
 pub fn needs<'a, C: Copy + Ord>(
-    connection: &Selected<'a>,
+    connection: &SelectedField<'a>,
     types: [&str; 2],
     least: C,
-    node: impl Fn(Selected<'a>) -> C,
+    node: impl Fn(SelectedField<'a>) -> C,
 ) -> C {
-    connection.greatest(&types[..1], least, |field| match field.name() {
+    connection.max_over_fields(&types[..1], least, |field| match field.name() {
         "nodes" => node(field),
-        "edges" => field.greatest(&types[1..], least, |field| if field.name() == "node" { node(field) } else { least }),
+        "edges" => field.max_over_fields(&types[1..], least, |field| if field.name() == "node" { node(field) } else { least }),
         _ => least,
     })
 }
@@ -331,15 +331,15 @@ impl<T: OutputType + Clone> Edge<T> {
     }
 }
 
-impl<T: Level> Level for Connection<T> {
+impl<T: BatchObject> BatchObject for Connection<T> {
     const IS_NODE: bool = false;
 
-    fn step<'a>(field: &Selected<'a>) -> Option<Step<'a, Self>> {
+    fn resolver<'a>(field: &SelectedField<'a>) -> Option<FieldResolver<'a, Self>> {
         match field.name() {
             "edges" => field.lists(Self::all_edges),
             "nodes" => field.lists(Self::all_nodes),
-            "pageInfo" => field.inner(Self::place),
-            "totalCount" => Some(Step::Hung(Box::new(Counts))),
+            "pageInfo" => field.object(Self::place),
+            "totalCount" => Some(FieldResolver::Batch(Box::new(Counts))),
             _ => None,
         }
     }
@@ -347,34 +347,34 @@ impl<T: Level> Level for Connection<T> {
 
 struct Counts;
 
-impl<T: Level> Hung<Connection<T>> for Counts {
-    fn resolve<'r>(&'r self, pages: &'r [Connection<T>], caller: &'r RequestContext) -> BoxFuture<'r, Result<Texts, Error>> {
+impl<T: BatchObject> BatchField<Connection<T>> for Counts {
+    fn resolve<'r>(&'r self, pages: &'r [Connection<T>], caller: &'r RequestContext) -> BoxFuture<'r, Result<JsonFragments, Error>> {
         let counts = try_join_all(pages.iter().map(|page| page.total.count(caller)));
-        counts.map_ok(Texts::of).boxed()
+        counts.map_ok(JsonFragments::from_values).boxed()
     }
 }
 
-impl<T: Level> Level for Edge<T> {
+impl<T: BatchObject> BatchObject for Edge<T> {
     const IS_NODE: bool = false;
 
-    fn step<'a>(field: &Selected<'a>) -> Option<Step<'a, Self>> {
+    fn resolver<'a>(field: &SelectedField<'a>) -> Option<FieldResolver<'a, Self>> {
         match field.name() {
-            "cursor" => Some(own!(|edge| Encoded(&edge.tag.bytes(&edge.position)))),
-            "node" => field.inner(|edge: &Self| edge.node.clone()),
+            "cursor" => Some(inline!(|edge| Encoded(&edge.tag.bytes(&edge.position)))),
+            "node" => field.object(|edge: &Self| edge.node.clone()),
             _ => None,
         }
     }
 }
 
-impl Level for PageInfo {
+impl BatchObject for PageInfo {
     const IS_NODE: bool = false;
 
-    fn step<'a>(field: &Selected<'a>) -> Option<Step<'a, Self>> {
+    fn resolver<'a>(field: &SelectedField<'a>) -> Option<FieldResolver<'a, Self>> {
         Some(match field.name() {
-            "hasNextPage" => own!(|page| page.has_next_page),
-            "hasPreviousPage" => own!(|page| page.has_previous_page),
-            "startCursor" => own!(|page| page.start_cursor),
-            "endCursor" => own!(|page| page.end_cursor),
+            "hasNextPage" => inline!(|page| page.has_next_page),
+            "hasPreviousPage" => inline!(|page| page.has_previous_page),
+            "startCursor" => inline!(|page| page.start_cursor),
+            "endCursor" => inline!(|page| page.end_cursor),
             _ => return None,
         })
     }

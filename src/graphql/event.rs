@@ -10,7 +10,7 @@ use futures_util::stream::Empty;
 
 use super::comment::{self, Comment};
 use super::connection::{PageInfo, Paging, needs};
-use super::level::Selected;
+use super::batch::SelectedField;
 use super::live::{Happening, Opening, follow};
 use super::node::{self, Noun};
 use super::notification::Notification;
@@ -59,7 +59,7 @@ impl Told {
         let Some(id) = self.event.comment_id else {
             return Ok(None);
         };
-        let columns = comment::columns(&Selected::of(ctx));
+        let columns = comment::columns(&SelectedField::of(ctx));
         Ok(RequestContext::of(ctx).loaders()?.comment(id, columns).await?.map(Comment))
     }
 
@@ -460,9 +460,9 @@ pub struct EventConnection {
 }
 
 /// The narrowest set of task columns that serves a selection on a connection of events.
-pub fn task_columns(connection: &Selected<'_>) -> TaskColumns {
+pub fn task_columns(connection: &SelectedField<'_>) -> TaskColumns {
     needs(connection, ["EventConnection", "EventEdge"], TaskColumns::Summary, |event| {
-        event.greatest(TYPES, TaskColumns::Summary, |field| match field.name() {
+        event.max_over_fields(TYPES, TaskColumns::Summary, |field| match field.name() {
             "task" => task::columns(&field),
             _ => TaskColumns::Summary,
         })
@@ -471,9 +471,9 @@ pub fn task_columns(connection: &Selected<'_>) -> TaskColumns {
 
 /// The narrowest set of event columns that serves a selection on a connection of events. An
 /// existing task shows its current row, so that its snapshot is read only if it `may_be_gone`.
-pub fn columns_of_nodes(connection: &Selected<'_>, may_be_gone: bool) -> EventColumns {
+pub fn columns_of_nodes(connection: &SelectedField<'_>, may_be_gone: bool) -> EventColumns {
     needs(connection, ["EventConnection", "EventEdge"], EventColumns::Summary, |event| {
-        event.greatest(TYPES, EventColumns::Summary, |field| match field.name() {
+        event.max_over_fields(TYPES, EventColumns::Summary, |field| match field.name() {
             "task" if !may_be_gone => EventColumns::Summary,
             "__typename" | "id" | "cursor" | "occurredAt" | "actor" | "assignee" | "previousAssignee" | "taskId"
             | "deletedTaskId" | "deletedCommentId" | "deletedProjectId" => EventColumns::Summary,
@@ -555,7 +555,7 @@ impl EventQuery {
         // Events before the retention horizon can still exist as the history of a task, but are not
         // part of the feed.
         let kept = LogRange { after: Some(stretch.after.unwrap_or(floor)), ..one_more(stretch) };
-        let field = Selected::of(ctx);
+        let field = SelectedField::of(ctx);
         let columns = columns_of_nodes(&field, true);
         let viewer = caller.viewer()?;
         let mut events = store::page(&mut conn, viewer, &filter, kept, columns).await?;

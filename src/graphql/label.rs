@@ -5,7 +5,7 @@ use std::sync::Arc;
 use async_graphql::{Context, ID, InputObject, MaybeUndefined, Object, Result, SimpleObject};
 
 use super::json::Encoded;
-use super::level::{Level, Selected, Step};
+use super::batch::{BatchObject, SelectedField, FieldResolver};
 use super::node::{self, Noun};
 use super::payload::{UserErrorPayload, run_mutation};
 use super::project::{self, Project};
@@ -13,7 +13,7 @@ use super::text::Text;
 use super::user::required;
 use super::{RequestContext, guard, loader};
 use crate::error::Error;
-use crate::own;
+use crate::inline;
 use crate::store::label as store;
 use crate::store::value::{Color, UserErrors, LabelName};
 
@@ -41,7 +41,7 @@ impl Label {
 
     /// The project that the label belongs to.
     async fn project(&self, ctx: &Context<'_>) -> Result<Project> {
-        let columns = project::columns(&Selected::of(ctx));
+        let columns = project::columns(&SelectedField::of(ctx));
         let project = RequestContext::of(ctx).loaders()?.project(self.0.project_id, columns).await?;
         Ok(Project(
             project.ok_or_else(|| Error::refused(crate::error::Code::NotFound, "The project no longer exists."))?,
@@ -49,18 +49,18 @@ impl Label {
     }
 }
 
-impl Level for Label {
+impl BatchObject for Label {
     const IS_NODE: bool = true;
 
-    fn step<'a>(field: &Selected<'a>) -> Option<Step<'a, Self>> {
+    fn resolver<'a>(field: &SelectedField<'a>) -> Option<FieldResolver<'a, Self>> {
         Some(match field.name() {
-            "id" => own!(|label| Encoded(&node::bytes(Noun::Label, label.0.id))),
-            "name" => own!(|label| label.0.name),
-            "color" => own!(|label| label.0.color),
+            "id" => inline!(|label| Encoded(&node::bytes(Noun::Label, label.0.id))),
+            "name" => inline!(|label| label.0.name),
+            "color" => inline!(|label| label.0.color),
             "project" => {
                 let columns = project::columns(field);
                 let key = move |id| (columns, id);
-                field.one(|label: &Self| Some(label.0.project_id), loader::Projects, key, Project, true)?
+                field.object_by_id(|label: &Self| Some(label.0.project_id), loader::Projects, key, Project, true)?
             }
             _ => return None,
         })

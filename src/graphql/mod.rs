@@ -10,12 +10,12 @@ pub mod complete;
 pub mod conflict;
 pub mod connection;
 pub mod deprecation;
-pub mod direct;
+pub mod root_fast_path;
 pub mod event;
 pub mod guard;
 pub mod json;
 pub mod label;
-pub mod level;
+pub mod batch;
 pub mod live;
 pub mod loader;
 pub mod node;
@@ -203,7 +203,7 @@ impl ContextInner {
 /// How an operation can be executed, as far as its document shows.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ExecutionHints {
-    /// Selections can be resolved in batches, by [`level`].
+    /// Selections can be resolved in batches, by [`batch`].
     pub can_batch: bool,
     /// There is a single root field.
     pub has_single_root: bool,

@@ -7,7 +7,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
 use super::comment::{self, Comment};
 use super::label::Label;
-use super::level::Selected;
+use super::batch::SelectedField;
 use super::notification::Notification;
 use super::project::{self, Project};
 use super::session::Session;
@@ -119,7 +119,7 @@ async fn session(ctx: &Context<'_>, id: Id) -> Result<Option<Session>> {
 }
 
 async fn find(ctx: &Context<'_>, id: &ID) -> Result<Option<Node>> {
-    let (loaders, field) = (RequestContext::of(ctx).loaders()?, Selected::of(ctx));
+    let (loaders, field) = (RequestContext::of(ctx).loaders()?, SelectedField::of(ctx));
     let Some((noun, id)) = decode(id) else {
         return Ok(None);
     };

@@ -8,7 +8,7 @@ use futures_util::{Stream, StreamExt};
 
 use super::comment::{self, Comment};
 use super::connection::{Connection, Edge, PageInfo, Paging, Tag, Total};
-use super::level::Selected;
+use super::batch::SelectedField;
 use super::live::{Happening, Opening, follow};
 use super::node::{self, Noun};
 use super::payload::{UserErrorPayload, run_mutation};
@@ -73,7 +73,7 @@ impl Notification {
     async fn task(&self, ctx: &Context<'_>) -> Result<Option<Task>> {
         match self.0.task_id {
             Some(id) => {
-                let columns = task::columns(&Selected::of(ctx));
+                let columns = task::columns(&SelectedField::of(ctx));
                 Ok(RequestContext::of(ctx).loaders()?.task(id, columns).await?.map(Task))
             }
             None => Ok(None),
@@ -85,7 +85,7 @@ impl Notification {
     async fn comment(&self, ctx: &Context<'_>) -> Result<Option<Comment>> {
         match self.0.comment_id {
             Some(id) => {
-                let columns = comment::columns(&Selected::of(ctx));
+                let columns = comment::columns(&SelectedField::of(ctx));
                 Ok(RequestContext::of(ctx).loaders()?.comment(id, columns).await?.map(Comment))
             }
             None => Ok(None),

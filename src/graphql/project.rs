@@ -8,7 +8,7 @@ use futures_util::FutureExt;
 use super::connection::{Connection, Paging, Tag, Total, needs};
 use super::json::Encoded;
 use super::label::Label;
-use super::level::{ByLevel, Found, Level, Selected, Step};
+use super::batch::{Batched, ChildObjects, BatchObject, SelectedField, FieldResolver};
 use super::node::{self, Noun};
 use super::payload::{UserErrorPayload, run_mutation};
 use super::task::{self, Task, TaskFilter, TaskOrder};
@@ -19,7 +19,7 @@ use crate::access::Action;
 use crate::db::page::Page;
 use crate::error::Error;
 use crate::id::Id;
-use crate::own;
+use crate::inline;
 use crate::store::project::{self as store, ProjectChanges, ProjectCriteria, ProjectList, ProjectOrderField, ProjectColumns, ProjectStatus};
 use crate::store::task::{self as store_task, TaskColumns};
 use crate::store::task_list::{self, TaskParent, Scope};
@@ -105,12 +105,12 @@ impl Project {
         #[graphql(desc = "Returns only items before this cursor.")] before: Option<String>,
         #[graphql(desc = "Returns only tasks that match this filter.")] filter: Option<TaskFilter>,
         #[graphql(desc = "Sort order; CREATED_AT ascending by default.")] order_by: Option<TaskOrder>,
-    ) -> Result<ByLevel<Connection<Task>>> {
-        let (caller, field) = (RequestContext::of(ctx), Selected::of(ctx));
+    ) -> Result<Batched<Connection<Task>>> {
+        let (caller, field) = (RequestContext::of(ctx), SelectedField::of(ctx));
         let paging = Paging::new(first, after, last, before).shown_by(&field);
         let (tag, list) = self.list(caller, &paging, filter, order_by, task::columns_of_nodes(&field))?;
         let page = caller.loaders()?.task_page(TaskParent::Project, self.0.id, Arc::clone(&list)).await?;
-        Ok(ByLevel(self.listed(tag, &list, page)))
+        Ok(Batched(self.listed(tag, &list, page)))
     }
 
     /// Whether the viewer may update the project, manage its labels and create tasks in it.
@@ -143,28 +143,28 @@ impl Project {
     }
 }
 
-impl Level for Project {
+impl BatchObject for Project {
     const IS_NODE: bool = true;
 
-    fn step<'a>(field: &Selected<'a>) -> Option<Step<'a, Self>> {
+    fn resolver<'a>(field: &SelectedField<'a>) -> Option<FieldResolver<'a, Self>> {
         Some(match field.name() {
-            "id" => own!(|project| Encoded(&node::bytes(Noun::Project, project.0.id))),
-            "name" => own!(|project| project.0.name),
-            "description" => own!(|project| project.0.description),
-            "status" => own!(|project| project.0.status),
-            "version" => own!(|project| project.0.version),
-            "createdAt" => own!(|project| project.0.created_at),
-            "updatedAt" => own!(|project| project.0.updated_at),
+            "id" => inline!(|project| Encoded(&node::bytes(Noun::Project, project.0.id))),
+            "name" => inline!(|project| project.0.name),
+            "description" => inline!(|project| project.0.description),
+            "status" => inline!(|project| project.0.status),
+            "version" => inline!(|project| project.0.version),
+            "createdAt" => inline!(|project| project.0.created_at),
+            "updatedAt" => inline!(|project| project.0.updated_at),
             "owner" => {
-                field.one(|project: &Self| Some(project.0.owner_id), loader::Users, |id| id, User::from, true)?
+                field.object_by_id(|project: &Self| Some(project.0.owner_id), loader::Users, |id| id, User::from, true)?
             }
-            "labels" => field.all(|project: &Self| project.0.id, loader::ProjectLabels, Label)?,
+            "labels" => field.list_by_id(|project: &Self| project.0.id, loader::ProjectLabels, Label)?,
             "tasks" => {
                 let paging = Paging::of(field)?;
                 let filter: Option<TaskFilter> = field.argument("filter")?;
                 let order_by: Option<TaskOrder> = field.argument("orderBy")?;
                 let columns = task::columns_of_nodes(field);
-                field.found(move |projects: &[Self], caller| {
+                field.batch(move |projects: &[Self], caller| {
                     let list =
                         |project: &Self| project.list(caller, &paging, filter.clone(), order_by.clone(), columns);
                     let lists = projects.iter().map(list);
@@ -176,7 +176,7 @@ impl Level for Project {
                             ((TaskParent::Project, Arc::clone(list)), project.0.id)
                         };
                         let pages = caller.loaders()?.all::<loader::TaskPages>(all().map(key)).await?;
-                        Found::each(all().map(|(project, listed)| {
+                        ChildObjects::one_per_parent(all().map(|(project, listed)| {
                             let page = pages.get(&key((project, listed)))?;
                             Some(project.listed(listed.0, &listed.1, page.clone()))
                         }))
@@ -184,8 +184,8 @@ impl Level for Project {
                     .boxed()
                 })?
             }
-            "viewerCanUpdate" => own!(|project, caller| caller.may(Action::UpdateProject, &*project.0)?),
-            "viewerCanDelete" => own!(|project, caller| caller.may(Action::DeleteProject, &*project.0)?),
+            "viewerCanUpdate" => inline!(|project, caller| caller.may(Action::UpdateProject, &*project.0)?),
+            "viewerCanDelete" => inline!(|project, caller| caller.may(Action::DeleteProject, &*project.0)?),
             _ => return None,
         })
     }
@@ -230,8 +230,8 @@ pub struct ProjectOrder {
 }
 
 /// The narrowest set of columns that serves a selection on a project.
-pub fn columns(project: &Selected<'_>) -> ProjectColumns {
-    project.greatest(&["Project", "Node"], ProjectColumns::Summary, |field| match field.name() {
+pub fn columns(project: &SelectedField<'_>) -> ProjectColumns {
+    project.max_over_fields(&["Project", "Node"], ProjectColumns::Summary, |field| match field.name() {
         "description" => ProjectColumns::Full,
         _ => ProjectColumns::Summary,
     })
@@ -239,7 +239,7 @@ pub fn columns(project: &Selected<'_>) -> ProjectColumns {
 
 /// Builds the list that the arguments of a field describe, and the tag of its cursors.
 pub fn list(
-    field: &Selected<'_>,
+    field: &SelectedField<'_>,
     name: &str,
     parent: Option<Id>,
     paging: &Paging,
@@ -278,8 +278,8 @@ impl ProjectQuery {
         &self,
         ctx: &Context<'_>,
         #[graphql(desc = "Global ID of the project.")] id: ID,
-    ) -> Result<Option<ByLevel<Project>>> {
-        Ok(found(RequestContext::of(ctx), &Selected::of(ctx), &id).await?.map(ByLevel))
+    ) -> Result<Option<Batched<Project>>> {
+        Ok(found(RequestContext::of(ctx), &SelectedField::of(ctx), &id).await?.map(Batched))
     }
 
     /// Projects owned by the viewer, oldest first by default; all projects for ADMIN.
@@ -294,15 +294,15 @@ impl ProjectQuery {
         #[graphql(desc = "Returns only items before this cursor.")] before: Option<String>,
         #[graphql(desc = "Returns only projects that match this filter.")] filter: Option<ProjectFilter>,
         #[graphql(desc = "Sort order; CREATED_AT ascending by default.")] order_by: Option<ProjectOrder>,
-    ) -> Result<ByLevel<Connection<Project>>> {
-        let field = Selected::of(ctx);
+    ) -> Result<Batched<Connection<Project>>> {
+        let field = SelectedField::of(ctx);
         let paging = Paging::new(first, after, last, before).shown_by(&field);
-        Ok(ByLevel(listed(RequestContext::of(ctx), &field, &paging, filter, order_by).await?))
+        Ok(Batched(listed(RequestContext::of(ctx), &field, &paging, filter, order_by).await?))
     }
 }
 
 /// Loads a project by global ID.
-pub async fn found(caller: &RequestContext, field: &Selected<'_>, id: &ID) -> crate::error::Result<Option<Project>> {
+pub async fn found(caller: &RequestContext, field: &SelectedField<'_>, id: &ID) -> crate::error::Result<Option<Project>> {
     let Some(id) = node::decode_as(Noun::Project, id) else {
         return Ok(None);
     };
@@ -313,7 +313,7 @@ pub async fn found(caller: &RequestContext, field: &Selected<'_>, id: &ID) -> cr
 /// Loads a page of the viewer's projects; of all projects for ADMIN.
 pub async fn listed(
     caller: &RequestContext,
-    field: &Selected<'_>,
+    field: &SelectedField<'_>,
     paging: &Paging,
     filter: Option<ProjectFilter>,
     order_by: Option<ProjectOrder>,

@@ -11,7 +11,7 @@ use super::connection::{Connection, Paging, Tag, Total, needs};
 use super::event::EventConnection;
 use super::json::Encoded;
 use super::label::Label;
-use super::level::{ByLevel, Found, Level, Selected, Step};
+use super::batch::{Batched, ChildObjects, BatchObject, SelectedField, FieldResolver};
 use super::node::{self, Noun};
 use super::payload::{UserErrorPayload, run_mutation};
 use super::project::{self, Project};
@@ -22,7 +22,7 @@ use crate::access::Action;
 use crate::db::page::Page;
 use crate::error::{Code, Error};
 use crate::id::Id;
-use crate::own;
+use crate::inline;
 use crate::store::comment as store_comment;
 use crate::store::task::{self as store, TaskChanges, NewTask, Priority, TaskStatus, TaskColumns};
 use crate::store::task_list::{self, TaskCriteria, TaskList, TaskOrderField, TimeRange, Scope};
@@ -93,7 +93,7 @@ impl Task {
 
     /// The project that the task belongs to.
     async fn project(&self, ctx: &Context<'_>) -> Result<Project> {
-        let columns = project::columns(&Selected::of(ctx));
+        let columns = project::columns(&SelectedField::of(ctx));
         let project = RequestContext::of(ctx).loaders()?.project(self.0.project_id, columns).await?;
         Ok(Project(project.ok_or_else(|| Error::refused(Code::NotFound, "The project no longer exists."))?))
     }
@@ -124,11 +124,11 @@ impl Task {
         #[graphql(desc = "Returns only items after this cursor.")] after: Option<String>,
         #[graphql(desc = "Returns the last *n* items (1–100). Cannot be combined with `first`.")] last: Option<i32>,
         #[graphql(desc = "Returns only items before this cursor.")] before: Option<String>,
-    ) -> Result<ByLevel<Connection<Comment>>> {
+    ) -> Result<Batched<Connection<Comment>>> {
         let window = Arc::new(Paging::new(first, after, last, before).window(comments_tag())?);
-        let columns = comment::columns_of_nodes(&Selected::of(ctx));
+        let columns = comment::columns_of_nodes(&SelectedField::of(ctx));
         let page = RequestContext::of(ctx).loaders()?.comment_page(self.0.id, window, columns).await?;
-        Ok(ByLevel(self.commented(page)))
+        Ok(Batched(self.commented(page)))
     }
 
     /// Events of the task, oldest first. They are kept as long as the task.
@@ -142,7 +142,7 @@ impl Task {
     ) -> Result<EventConnection> {
         let cursors = &RequestContext::of(ctx).app().cursors;
         let stretch = event::stretch(cursors, &Paging::new(first, after, last, before))?;
-        let columns = event::columns_of_nodes(&Selected::of(ctx), false);
+        let columns = event::columns_of_nodes(&SelectedField::of(ctx), false);
         let loaders = RequestContext::of(ctx).loaders()?;
         let mut events = loaders.activity(self.0.id, event::one_more(stretch), columns).await?;
         let more = event::trim(&mut events, stretch);
@@ -182,48 +182,48 @@ fn comments_tag() -> Tag {
     Tag::new("Task.comments", None, &(), false)
 }
 
-impl Level for Task {
+impl BatchObject for Task {
     const IS_NODE: bool = true;
 
-    fn step<'a>(field: &Selected<'a>) -> Option<Step<'a, Self>> {
+    fn resolver<'a>(field: &SelectedField<'a>) -> Option<FieldResolver<'a, Self>> {
         Some(match field.name() {
-            "id" => own!(|task| Encoded(&node::bytes(Noun::Task, task.0.id))),
-            "title" => own!(|task| task.0.title),
-            "description" => own!(|task| task.0.description),
-            "status" => own!(|task| task.0.status),
-            "priority" => own!(|task| task.0.priority),
-            "dueAt" => own!(|task| task.0.due_at),
-            "isOverdue" => own!(|task, caller| task.is_late(caller)),
-            "completedAt" => own!(|task| task.0.completed_at),
-            "version" => own!(|task| task.0.version),
-            "createdAt" => own!(|task| task.0.created_at),
-            "updatedAt" => own!(|task| task.0.updated_at),
+            "id" => inline!(|task| Encoded(&node::bytes(Noun::Task, task.0.id))),
+            "title" => inline!(|task| task.0.title),
+            "description" => inline!(|task| task.0.description),
+            "status" => inline!(|task| task.0.status),
+            "priority" => inline!(|task| task.0.priority),
+            "dueAt" => inline!(|task| task.0.due_at),
+            "isOverdue" => inline!(|task, caller| task.is_late(caller)),
+            "completedAt" => inline!(|task| task.0.completed_at),
+            "version" => inline!(|task| task.0.version),
+            "createdAt" => inline!(|task| task.0.created_at),
+            "updatedAt" => inline!(|task| task.0.updated_at),
             "project" => {
                 let columns = project::columns(field);
                 let key = move |id| (columns, id);
-                field.one(|task: &Self| Some(task.0.project_id), loader::Projects, key, Project, true)?
+                field.object_by_id(|task: &Self| Some(task.0.project_id), loader::Projects, key, Project, true)?
             }
-            "creator" => field.one(|task: &Self| task.0.creator_id, loader::Users, |id| id, User::from, false)?,
-            "assignee" => field.one(|task: &Self| task.0.assignee_id, loader::Users, |id| id, User::from, false)?,
-            "labels" => field.all(|task: &Self| task.0.id, loader::TaskLabels, Label)?,
+            "creator" => field.object_by_id(|task: &Self| task.0.creator_id, loader::Users, |id| id, User::from, false)?,
+            "assignee" => field.object_by_id(|task: &Self| task.0.assignee_id, loader::Users, |id| id, User::from, false)?,
+            "labels" => field.list_by_id(|task: &Self| task.0.id, loader::TaskLabels, Label)?,
             "comments" => {
                 let window = Arc::new(Paging::of(field)?.window(comments_tag()).ok()?);
                 let columns = comment::columns_of_nodes(field);
-                field.found(move |tasks: &[Self], caller| {
+                field.batch(move |tasks: &[Self], caller| {
                     let key = |task: &Self| ((columns, Arc::clone(&window)), task.0.id);
                     let keys = tasks.iter().map(key).collect::<Vec<_>>();
                     async move {
                         let pages = caller.loaders()?.all::<loader::CommentPages>(keys.iter().cloned()).await?;
                         let pages =
                             tasks.iter().zip(&keys).map(|(task, key)| Some(task.commented(pages.get(key)?.clone())));
-                        Found::each(pages)
+                        ChildObjects::one_per_parent(pages)
                     }
                     .boxed()
                 })?
             }
-            "viewerCanUpdate" => own!(|task, caller| caller.may(Action::UpdateTask, &*task.0)?),
-            "viewerCanDelete" => own!(|task, caller| caller.may(Action::DeleteTask, &*task.0)?),
-            "viewerCanComment" => own!(|task, caller| caller.may(Action::AddComment, &*task.0)?),
+            "viewerCanUpdate" => inline!(|task, caller| caller.may(Action::UpdateTask, &*task.0)?),
+            "viewerCanDelete" => inline!(|task, caller| caller.may(Action::DeleteTask, &*task.0)?),
+            "viewerCanComment" => inline!(|task, caller| caller.may(Action::AddComment, &*task.0)?),
             _ => return None,
         })
     }
@@ -333,8 +333,8 @@ pub struct TaskOrder {
 
 /// The narrowest set of columns that serves a selection on a task. Related objects are loaded
 /// separately, by id; the events of `activity` show the task again and add to the set.
-pub fn columns(task: &Selected<'_>) -> TaskColumns {
-    task.greatest(&["Task", "Node"], TaskColumns::Summary, |field| match field.name() {
+pub fn columns(task: &SelectedField<'_>) -> TaskColumns {
+    task.max_over_fields(&["Task", "Node"], TaskColumns::Summary, |field| match field.name() {
         "__typename" | "id" | "title" | "status" | "priority" | "dueAt" | "isOverdue" | "createdAt" | "project"
         | "assignee" | "labels" | "comments" | "viewerCanUpdate" | "viewerCanDelete" | "viewerCanComment" => {
             TaskColumns::Summary
@@ -346,7 +346,7 @@ pub fn columns(task: &Selected<'_>) -> TaskColumns {
 }
 
 /// The narrowest set of columns that serves a selection on a connection of tasks.
-pub fn columns_of_nodes(connection: &Selected<'_>) -> TaskColumns {
+pub fn columns_of_nodes(connection: &SelectedField<'_>) -> TaskColumns {
     needs(connection, ["TaskConnection", "TaskEdge"], TaskColumns::Summary, |task| columns(&task))
 }
 
@@ -383,8 +383,8 @@ impl TaskQuery {
         &self,
         ctx: &Context<'_>,
         #[graphql(desc = "Global ID of the task.")] id: ID,
-    ) -> Result<Option<ByLevel<Task>>> {
-        Ok(found(RequestContext::of(ctx), &Selected::of(ctx), &id).await?.map(ByLevel))
+    ) -> Result<Option<Batched<Task>>> {
+        Ok(found(RequestContext::of(ctx), &SelectedField::of(ctx), &id).await?.map(Batched))
     }
 
     /// Tasks that the viewer may see, oldest first by default: those in the viewer's projects and
@@ -400,15 +400,15 @@ impl TaskQuery {
         #[graphql(desc = "Returns only items before this cursor.")] before: Option<String>,
         #[graphql(desc = "Returns only tasks that match this filter.")] filter: Option<TaskFilter>,
         #[graphql(desc = "Sort order; CREATED_AT ascending by default.")] order_by: Option<TaskOrder>,
-    ) -> Result<ByLevel<Connection<Task>>> {
-        let field = Selected::of(ctx);
+    ) -> Result<Batched<Connection<Task>>> {
+        let field = SelectedField::of(ctx);
         let paging = Paging::new(first, after, last, before).shown_by(&field);
-        Ok(ByLevel(listed(RequestContext::of(ctx), &field, &paging, filter, order_by).await?))
+        Ok(Batched(listed(RequestContext::of(ctx), &field, &paging, filter, order_by).await?))
     }
 }
 
 /// Loads a task by global ID.
-pub async fn found(caller: &RequestContext, field: &Selected<'_>, id: &ID) -> crate::error::Result<Option<Task>> {
+pub async fn found(caller: &RequestContext, field: &SelectedField<'_>, id: &ID) -> crate::error::Result<Option<Task>> {
     let Some(id) = node::decode_as(Noun::Task, id) else {
         return Ok(None);
     };
@@ -419,7 +419,7 @@ pub async fn found(caller: &RequestContext, field: &Selected<'_>, id: &ID) -> cr
 /// Loads a page of the tasks that the viewer may see.
 pub async fn listed(
     caller: &RequestContext,
-    field: &Selected<'_>,
+    field: &SelectedField<'_>,
     paging: &Paging,
     filter: Option<TaskFilter>,
     order_by: Option<TaskOrder>,
@@ -495,7 +495,7 @@ pub struct UpdateTaskInput {
 pub struct UpdateTaskPayload {
     /// The updated task. Null if nothing was written, or if the viewer may no longer see the task
     /// after the update.
-    task: Option<ByLevel<Task>>,
+    task: Option<Batched<Task>>,
     /// Validation errors; empty on success.
     user_errors: Vec<UserErrorPayload>,
 }
@@ -594,7 +594,7 @@ impl TaskMutation {
             Ok(viewer.may(Action::SeeTask, &task).then_some(task))
         })
         .await?;
-        Ok(UpdateTaskPayload { task: task.flatten().map(|row| ByLevel(Task(Arc::new(row)))), user_errors })
+        Ok(UpdateTaskPayload { task: task.flatten().map(|row| Batched(Task(Arc::new(row)))), user_errors })
     }
 
     /// Deletes a task with its comments. Allowed for the project's owner and ADMIN. User errors:

@@ -7,7 +7,7 @@ use async_graphql::{Context, Enum, ID, InputObject, MaybeUndefined, Object, Resu
 
 use super::connection::{Connection, Paging, Tag, Total};
 use super::json::Encoded;
-use super::level::{ByLevel, Level, Selected, Step};
+use super::batch::{Batched, BatchObject, SelectedField, FieldResolver};
 use super::node::{self, Noun};
 use super::notification::{self, NotificationConnection};
 use super::payload::{UserErrorPayload, run_mutation};
@@ -17,7 +17,7 @@ use super::task::{self, Task, TaskFilter, TaskOrder};
 use super::{RequestContext, guard};
 use crate::access::{AccountId, Action, Role};
 use crate::error::{Error, UserError, UserErrorCode};
-use crate::own;
+use crate::inline;
 use crate::store::task_list::{TaskParent, Scope};
 use crate::store::user::{self as store, ViewerChanges, UserCriteria, UserList, UserOrderField, Profile};
 use crate::store::value::{DisplayName, Email, UserErrors, Search, Username};
@@ -204,12 +204,12 @@ impl User {
         #[graphql(desc = "Returns only items before this cursor.")] before: Option<String>,
         #[graphql(desc = "Returns only projects that match this filter.")] filter: Option<ProjectFilter>,
         #[graphql(desc = "Sort order; CREATED_AT ascending by default.")] order_by: Option<ProjectOrder>,
-    ) -> Result<Option<ByLevel<Connection<Project>>>> {
-        let field = Selected::of(ctx);
+    ) -> Result<Option<Batched<Connection<Project>>>> {
+        let field = SelectedField::of(ctx);
         let paging = Paging::new(first, after, last, before).shown_by(&field);
         let (tag, list) = project::list(&field, "User.projects", Some(self.profile.id), &paging, filter, order_by)?;
         let page = RequestContext::of(ctx).loaders()?.project_page(self.profile.id, Arc::clone(&list)).await?;
-        Ok(Some(ByLevel(project::connection(tag, Total::ProjectsOf(self.profile.id, Arc::clone(&list)), page, &list))))
+        Ok(Some(Batched(project::connection(tag, Total::ProjectsOf(self.profile.id, Arc::clone(&list)), page, &list))))
     }
 
     /// Tasks assigned to the user, oldest first by default. Visible to the user and ADMIN.
@@ -224,8 +224,8 @@ impl User {
         #[graphql(desc = "Returns only items before this cursor.")] before: Option<String>,
         #[graphql(desc = "Returns only tasks that match this filter.")] filter: Option<TaskFilter>,
         #[graphql(desc = "Sort order; CREATED_AT ascending by default.")] order_by: Option<TaskOrder>,
-    ) -> Result<Option<ByLevel<Connection<Task>>>> {
-        let field = Selected::of(ctx);
+    ) -> Result<Option<Batched<Connection<Task>>>> {
+        let field = SelectedField::of(ctx);
         let paging = Paging::new(first, after, last, before).shown_by(&field);
         let columns = task::columns_of_nodes(&field);
         // `ReadAccount` includes the assigned tasks, so that no further restriction applies.
@@ -233,7 +233,7 @@ impl User {
         let (tag, list) =
             task::list("User.assignedTasks", Some(self.profile.id), scopes, &paging, filter, order_by, columns)?;
         let page = RequestContext::of(ctx).loaders()?.task_page(TaskParent::Assignee, self.profile.id, Arc::clone(&list)).await?;
-        Ok(Some(ByLevel(task::connection(
+        Ok(Some(Batched(task::connection(
             tag,
             Total::TasksOf(TaskParent::Assignee, self.profile.id, Arc::clone(&list)),
             page,
@@ -244,15 +244,15 @@ impl User {
 
 /// Public fields only. The others have guards, which batch resolution does not run, and are left to
 /// async-graphql.
-impl Level for User {
+impl BatchObject for User {
     const IS_NODE: bool = true;
 
-    fn step<'a>(field: &Selected<'a>) -> Option<Step<'a, Self>> {
+    fn resolver<'a>(field: &SelectedField<'a>) -> Option<FieldResolver<'a, Self>> {
         Some(match field.name() {
-            "id" => own!(|user| Encoded(&node::bytes(Noun::User, user.profile.id))),
-            "username" => own!(|user| user.profile.username),
-            "displayName" => own!(|user| user.profile.display_name),
-            "createdAt" => own!(|user| user.profile.created_at),
+            "id" => inline!(|user| Encoded(&node::bytes(Noun::User, user.profile.id))),
+            "username" => inline!(|user| user.profile.username),
+            "displayName" => inline!(|user| user.profile.display_name),
+            "createdAt" => inline!(|user| user.profile.created_at),
             _ => return None,
         })
     }

@@ -31,7 +31,7 @@ use crate::graphql::collect::{collected, defaulted, has_values};
 use crate::graphql::complete::{Shape, chosen};
 use crate::graphql::deprecation::{Deprecation, Deprecations};
 use crate::graphql::rate_limit::Spent;
-use crate::graphql::{RequestContext, ExecutionHints, Schema, direct};
+use crate::graphql::{RequestContext, ExecutionHints, Schema, root_fast_path};
 use crate::limits::{RateLimitBucket as Limited, ClientKey};
 use crate::metrics::Executed;
 use crate::network::Client;
@@ -240,7 +240,7 @@ impl Door {
         // Boxed, so that the wrappers below move a pointer instead of the whole future.
         let executed = Box::pin(async {
             if is_known
-                && let Some(response) = direct::answer(&document, name.as_deref(), &request.variables, &caller).await
+                && let Some(response) = root_fast_path::try_execute(&document, name.as_deref(), &request.variables, &caller).await
             {
                 return response;
             }

@@ -37,37 +37,37 @@ use crate::error::{Error, Result};
 use crate::id::Id;
 
 /// An object type that supports batch resolution.
-pub trait Level: OutputType + Clone + 'static {
+pub trait BatchObject: OutputType + Clone + 'static {
     /// Whether the type implements `Node`.
     const IS_NODE: bool;
 
     /// How to resolve a field; `None` leaves it to async-graphql.
-    fn step<'a>(field: &Selected<'a>) -> Option<Step<'a, Self>>;
+    fn resolver<'a>(field: &SelectedField<'a>) -> Option<FieldResolver<'a, Self>>;
 }
 
 /// How to resolve a field.
-pub enum Step<'a, T> {
+pub enum FieldResolver<'a, T> {
     /// Inline field: written from the object itself.
-    Own(fn(&T, &RequestContext, &mut Vec<u8>) -> Result<()>),
+    Inline(fn(&T, &RequestContext, &mut Vec<u8>) -> Result<()>),
     /// Batch field: loaded for all objects together.
-    Hung(Box<dyn Hung<T> + 'a>),
+    Batch(Box<dyn BatchField<T> + 'a>),
 }
 
 /// A batch field.
-pub trait Hung<T>: Send + Sync {
+pub trait BatchField<T>: Send + Sync {
     /// The JSON of the field for each of the objects.
-    fn resolve<'r>(&'r self, objects: &'r [T], caller: &'r RequestContext) -> BoxFuture<'r, Result<Texts>>;
+    fn resolve<'r>(&'r self, objects: &'r [T], caller: &'r RequestContext) -> BoxFuture<'r, Result<JsonFragments>>;
 }
 
 /// An inline field: an expression of the object and, where needed, the request context.
 #[macro_export]
 #[doc(hidden)]
-macro_rules! own {
+macro_rules! inline {
     (|$object:ident| $value:expr) => {
-        $crate::own!(|$object, _caller| $value)
+        $crate::inline!(|$object, _caller| $value)
     };
     (|$object:ident, $caller:ident| $value:expr) => {
-        $crate::graphql::level::Step::Own(|$object, $caller, out| {
+        $crate::graphql::batch::FieldResolver::Inline(|$object, $caller, out| {
             $crate::graphql::json::Json::write(&$value, out);
             Ok(())
         })
@@ -76,14 +76,14 @@ macro_rules! own {
 
 /// Bytes that count towards the response until this is dropped.
 #[derive(Default)]
-struct Counted {
+struct CountedBytes {
     caller: Option<RequestContext>,
     bytes: usize,
 }
 
-impl Counted {
+impl CountedBytes {
     /// Raises the count to this many bytes.
-    fn reach(&mut self, caller: &RequestContext, bytes: usize) -> Result<()> {
+    fn grow_to(&mut self, caller: &RequestContext, bytes: usize) -> Result<()> {
         let more = bytes.saturating_sub(self.bytes);
         if more == 0 {
             return Ok(());
@@ -93,13 +93,13 @@ impl Counted {
     }
 
     /// Takes over the count of another.
-    fn take(&mut self, other: &mut Self) {
+    fn absorb(&mut self, other: &mut Self) {
         self.bytes += std::mem::take(&mut other.bytes);
         self.caller = self.caller.take().or_else(|| other.caller.take());
     }
 }
 
-impl Drop for Counted {
+impl Drop for CountedBytes {
     fn drop(&mut self) {
         if let Some(caller) = &self.caller {
             caller.uncount_bytes(self.bytes);
@@ -109,15 +109,15 @@ impl Drop for Counted {
 
 /// Fragments of JSON, one for each object of a level.
 #[derive(Default)]
-pub struct Texts {
+pub struct JsonFragments {
     buffer: Vec<u8>,
     ends: Vec<usize>,
-    counted: Counted,
+    counted: CountedBytes,
 }
 
-impl Texts {
+impl JsonFragments {
     /// The values of a field, in the order of the objects.
-    pub fn of(values: impl IntoIterator<Item = impl Json>) -> Self {
+    pub fn from_values(values: impl IntoIterator<Item = impl Json>) -> Self {
         let mut texts = Self::default();
         for value in values {
             value.write(&mut texts.buffer);
@@ -139,27 +139,27 @@ impl Texts {
     }
 
     /// The whole buffer, which becomes part of the response: its bytes stay counted.
-    fn answered(mut self) -> Vec<u8> {
+    fn into_response(mut self) -> Vec<u8> {
         self.counted.bytes = 0;
         self.buffer
     }
 }
 
-fn names<'a, T>(ctx: &ContextBase<'a, T>) -> Names<'a> {
+fn operation_env<'a, T>(ctx: &ContextBase<'a, T>) -> Names<'a> {
     Names { fragments: &ctx.query_env.fragments, variables: &ctx.query_env.variables }
 }
 
 /// A selected field.
 #[derive(Clone, Copy)]
-pub struct Selected<'a> {
+pub struct SelectedField<'a> {
     names: Names<'a>,
     field: &'a Positioned<Field>,
 }
 
-impl<'a> Selected<'a> {
+impl<'a> SelectedField<'a> {
     /// The field that is being resolved.
     pub fn of(ctx: &Context<'a>) -> Self {
-        Self { names: names(ctx), field: ctx.item }
+        Self { names: operation_env(ctx), field: ctx.item }
     }
 
     /// The root field of an operation, if there is only one.
@@ -202,10 +202,10 @@ impl<'a> Selected<'a> {
 
     /// Whether the predicate holds for every field that may be selected on the result, in fragments
     /// of any type.
-    pub fn every(&self, mut holds: impl FnMut(Self) -> bool) -> bool {
-        fn every<'a>(names: Names<'a>, set: &'a SelectionSet, holds: &mut dyn FnMut(Selected<'a>) -> bool) -> bool {
+    pub fn all_fields(&self, mut holds: impl FnMut(Self) -> bool) -> bool {
+        fn every<'a>(names: Names<'a>, set: &'a SelectionSet, holds: &mut dyn FnMut(SelectedField<'a>) -> bool) -> bool {
             set.items.iter().all(|selection| match &selection.node {
-                Selection::Field(field) => holds(Selected { names, field }),
+                Selection::Field(field) => holds(SelectedField { names, field }),
                 Selection::InlineFragment(fragment) => every(names, &fragment.node.selection_set.node, holds),
                 Selection::FragmentSpread(spread) => {
                     let fragment = names.fragments.get(&spread.node.fragment_name.node);
@@ -218,12 +218,12 @@ impl<'a> Selected<'a> {
 
     /// The maximum of `needs` over all fields that may be selected on the result, at least `least`.
     /// The result is of one of `types`; fragments of other types are skipped.
-    pub fn greatest<C: Copy + Ord>(&self, types: &[&str], least: C, mut needs: impl FnMut(Self) -> C) -> C {
-        fn visit<'a>(names: Names<'a>, set: &'a SelectionSet, types: &[&str], visitor: &mut dyn FnMut(Selected<'a>)) {
+    pub fn max_over_fields<C: Copy + Ord>(&self, types: &[&str], least: C, mut needs: impl FnMut(Self) -> C) -> C {
+        fn visit<'a>(names: Names<'a>, set: &'a SelectionSet, types: &[&str], visitor: &mut dyn FnMut(SelectedField<'a>)) {
             for selection in &set.items {
                 let (condition, set) = match &selection.node {
                     Selection::Field(field) => {
-                        visitor(Selected { names, field });
+                        visitor(SelectedField { names, field });
                         continue;
                     }
                     Selection::InlineFragment(fragment) => {
@@ -246,11 +246,11 @@ impl<'a> Selected<'a> {
 
     /// Whether a field of this name may be selected on the result.
     pub fn may_select(&self, name: &str) -> bool {
-        !self.every(|field| field.name() != name)
+        !self.all_fields(|field| field.name() != name)
     }
 
     /// The JSON of the result, an object or null; `None` leaves the field to async-graphql.
-    pub async fn answer<T: Level>(
+    pub async fn resolve_json<T: BatchObject>(
         &self,
         caller: &RequestContext,
         found: impl Future<Output = Result<Option<T>>>,
@@ -258,7 +258,7 @@ impl<'a> Selected<'a> {
         let plan = self.plan::<T>()?;
         let resolved = async {
             match found.await? {
-                Some(object) => plan.resolve(std::slice::from_ref(&object), caller).await.map(Texts::answered),
+                Some(object) => plan.resolve(std::slice::from_ref(&object), caller).await.map(JsonFragments::into_response),
                 None => Ok(b"null".to_vec()),
             }
         };
@@ -268,32 +268,32 @@ impl<'a> Selected<'a> {
         }
     }
 
-    fn plan<U: Level>(&self) -> Option<Plan<'a, U>> {
-        Plan::of(self.names, self.set())
+    fn plan<U: BatchObject>(&self) -> Option<BatchPlan<'a, U>> {
+        BatchPlan::of(self.names, self.set())
     }
 
     /// An object for each, already in memory.
-    pub fn inner<T: Level, U: Level>(&self, inner: fn(&T) -> U) -> Option<Step<'a, T>> {
-        self.found(move |objects, _| ready(Found::each(objects.iter().map(|object| Some(inner(object))))).boxed())
+    pub fn object<T: BatchObject, U: BatchObject>(&self, inner: fn(&T) -> U) -> Option<FieldResolver<'a, T>> {
+        self.batch(move |objects, _| ready(ChildObjects::one_per_parent(objects.iter().map(|object| Some(inner(object))))).boxed())
     }
 
     /// A list of objects for each, already in memory.
-    pub fn lists<T: Level, U: Level>(&self, list: fn(&T) -> Vec<U>) -> Option<Step<'a, T>> {
-        self.found(move |objects, _| ready(Ok(Found::lists(objects.iter().map(list)))).boxed())
+    pub fn lists<T: BatchObject, U: BatchObject>(&self, list: fn(&T) -> Vec<U>) -> Option<FieldResolver<'a, T>> {
+        self.batch(move |objects, _| ready(Ok(ChildObjects::lists(objects.iter().map(list)))).boxed())
     }
 
     /// A list for each, loaded by its id.
-    pub fn all<T: Level, U: Level, L: Load<Key = Id, Value = Vec<V>>, V: Clone + Send + Sync + 'static>(
+    pub fn list_by_id<T: BatchObject, U: BatchObject, L: Load<Key = Id, Value = Vec<V>>, V: Clone + Send + Sync + 'static>(
         &self,
         id: fn(&T) -> Id,
         _: L,
         wrap: fn(V) -> U,
-    ) -> Option<Step<'a, T>> {
-        self.found(move |objects, caller| {
+    ) -> Option<FieldResolver<'a, T>> {
+        self.batch(move |objects, caller| {
             async move {
                 let loaded = caller.loaders()?.all::<L>(objects.iter().map(id)).await?;
                 let list = |object| loaded.get(&id(object)).into_iter().flatten().cloned().map(wrap).collect();
-                Ok(Found::lists(objects.iter().map(list)))
+                Ok(ChildObjects::lists(objects.iter().map(list)))
             }
             .boxed()
         })
@@ -301,63 +301,63 @@ impl<'a> Selected<'a> {
 
     /// An object for each, or null, loaded by the key of its id. Null is an error if the object is
     /// `required`.
-    pub fn one<T: Level, U: Level, L: Load>(
+    pub fn object_by_id<T: BatchObject, U: BatchObject, L: Load>(
         &self,
         id: fn(&T) -> Option<Id>,
         _: L,
         key: impl Fn(Id) -> L::Key + Copy + Send + Sync + 'static,
         wrap: fn(L::Value) -> U,
         required: bool,
-    ) -> Option<Step<'a, T>> {
-        self.found(move |objects, caller| {
+    ) -> Option<FieldResolver<'a, T>> {
+        self.batch(move |objects, caller| {
             async move {
                 let mut ids: Vec<Id> = objects.iter().filter_map(id).collect();
                 ids.sort_unstable();
                 ids.dedup();
                 if ids.is_empty() {
-                    return Ok(Found::new(Vec::new(), objects.iter().map(|_| Place::Null).collect()));
+                    return Ok(ChildObjects::new(Vec::new(), objects.iter().map(|_| ChildIndex::Null).collect()));
                 }
                 let loaded = caller.loaders()?.all::<L>(ids.iter().copied().map(key)).await?;
                 ids.retain(|id| loaded.get(&key(*id)).is_some());
                 let places = objects.iter().map(|object| {
                     let place = id(object).and_then(|id| ids.binary_search(&id).ok());
-                    place.map_or(Place::Null, Place::One)
+                    place.map_or(ChildIndex::Null, ChildIndex::One)
                 });
-                let places: Vec<Place> = places.collect();
-                if required && places.iter().any(|place| matches!(place, Place::Null)) {
+                let places: Vec<ChildIndex> = places.collect();
+                if required && places.iter().any(|place| matches!(place, ChildIndex::Null)) {
                     return Err(Error::internal("required object missing"));
                 }
                 let found = ids.iter().filter_map(|id| loaded.get(&key(*id)));
-                Ok(Found::new(found.cloned().map(wrap).collect(), places))
+                Ok(ChildObjects::new(found.cloned().map(wrap).collect(), places))
             }
             .boxed()
         })
     }
 
     /// Objects found by a function of the caller.
-    pub fn found<T: Level, U: Level>(
+    pub fn batch<T: BatchObject, U: BatchObject>(
         &self,
-        find: impl for<'r> Fn(&'r [T], &'r RequestContext) -> BoxFuture<'r, Result<Found<U>>> + Send + Sync + 'a,
-    ) -> Option<Step<'a, T>> {
-        Some(Step::Hung(Box::new(Children { find, plan: self.plan()? })))
+        find: impl for<'r> Fn(&'r [T], &'r RequestContext) -> BoxFuture<'r, Result<ChildObjects<U>>> + Send + Sync + 'a,
+    ) -> Option<FieldResolver<'a, T>> {
+        Some(FieldResolver::Batch(Box::new(ChildField { find, plan: self.plan()? })))
     }
 }
 
 /// The result of a batch field: each distinct object once, and the places where it appears.
-pub struct Found<U> {
+pub struct ChildObjects<U> {
     objects: Vec<U>,
-    places: Vec<Place>,
+    places: Vec<ChildIndex>,
 }
 
-enum Place {
+enum ChildIndex {
     Null,
     One(usize),
     List(Range<usize>),
 }
 
-impl Place {
+impl ChildIndex {
     /// Upper bound of the bytes written in this place.
-    fn length(&self, inner: &Texts) -> usize {
+    fn length(&self, inner: &JsonFragments) -> usize {
         match self {
             Self::Null => 4,
             Self::One(index) => inner.get(*index).len(),
@@ -367,16 +367,16 @@ impl Place {
     }
 }
 
-impl<U> Found<U> {
-    fn new(objects: Vec<U>, places: Vec<Place>) -> Self {
+impl<U> ChildObjects<U> {
+    fn new(objects: Vec<U>, places: Vec<ChildIndex>) -> Self {
         Self { objects, places }
     }
 
     /// One for each; a missing one is an error.
-    pub fn each(objects: impl IntoIterator<Item = Option<U>>) -> Result<Self> {
+    pub fn one_per_parent(objects: impl IntoIterator<Item = Option<U>>) -> Result<Self> {
         let objects = objects.into_iter().collect::<Option<Vec<U>>>();
         let objects = objects.ok_or_else(|| Error::internal("related object missing"))?;
-        let places = (0..objects.len()).map(Place::One).collect();
+        let places = (0..objects.len()).map(ChildIndex::One).collect();
         Ok(Self::new(objects, places))
     }
 
@@ -386,38 +386,38 @@ impl<U> Found<U> {
         let places = lists.into_iter().map(|list| {
             let start = objects.len();
             objects.extend(list);
-            Place::List(start..objects.len())
+            ChildIndex::List(start..objects.len())
         });
         let places = places.collect();
         Self::new(objects, places)
     }
 }
 
-struct Children<'a, U, F> {
+struct ChildField<'a, U, F> {
     find: F,
-    plan: Plan<'a, U>,
+    plan: BatchPlan<'a, U>,
 }
 
-impl<T, U, F> Hung<T> for Children<'_, U, F>
+impl<T, U, F> BatchField<T> for ChildField<'_, U, F>
 where
-    T: Level,
-    U: Level,
-    F: for<'r> Fn(&'r [T], &'r RequestContext) -> BoxFuture<'r, Result<Found<U>>> + Send + Sync,
+    T: BatchObject,
+    U: BatchObject,
+    F: for<'r> Fn(&'r [T], &'r RequestContext) -> BoxFuture<'r, Result<ChildObjects<U>>> + Send + Sync,
 {
-    fn resolve<'r>(&'r self, objects: &'r [T], caller: &'r RequestContext) -> BoxFuture<'r, Result<Texts>> {
+    fn resolve<'r>(&'r self, objects: &'r [T], caller: &'r RequestContext) -> BoxFuture<'r, Result<JsonFragments>> {
         async move {
             let found = (self.find)(objects, caller).await?;
             let mut inner = self.plan.resolve(&found.objects, caller).await?;
-            let mut texts = Texts::default();
-            texts.counted.take(&mut inner.counted);
+            let mut texts = JsonFragments::default();
+            texts.counted.absorb(&mut inner.counted);
             let length = found.places.iter().map(|place| place.length(&inner)).sum();
-            texts.counted.reach(caller, length)?;
+            texts.counted.grow_to(caller, length)?;
             texts.buffer.reserve_exact(length);
             for place in found.places {
                 match place {
-                    Place::Null => None::<bool>.write(&mut texts.buffer),
-                    Place::One(index) => texts.buffer.extend_from_slice(inner.get(index)),
-                    Place::List(range) => {
+                    ChildIndex::Null => None::<bool>.write(&mut texts.buffer),
+                    ChildIndex::One(index) => texts.buffer.extend_from_slice(inner.get(index)),
+                    ChildIndex::List(range) => {
                         json::list(&mut texts.buffer, range, |index, out| out.extend_from_slice(inner.get(index)));
                     }
                 }
@@ -430,22 +430,22 @@ where
 }
 
 /// The plan of a selection on one type.
-struct Plan<'a, T> {
-    steps: Vec<Member<'a, T>>,
+struct BatchPlan<'a, T> {
+    members: Vec<BatchMember<'a, T>>,
 }
 
 /// A member of the JSON of each object.
-struct Member<'a, T> {
+struct BatchMember<'a, T> {
     key: &'a str,
     /// The encoded key with its colon.
     name: Vec<u8>,
-    step: Step<'a, T>,
+    resolver: FieldResolver<'a, T>,
 }
 
-impl<'a, T: Level> Plan<'a, T> {
+impl<'a, T: BatchObject> BatchPlan<'a, T> {
     /// `None` if any part is left to async-graphql.
     fn of(names: Names<'a>, set: &'a SelectionSet) -> Option<Self> {
-        let mut plan = Self { steps: Vec::new() };
+        let mut plan = Self { members: Vec::new() };
         plan.add(names, set)?;
         Some(plan)
     }
@@ -455,7 +455,7 @@ impl<'a, T: Level> Plan<'a, T> {
             let (directives, condition, set) = match &selection.node {
                 Selection::Field(field) => {
                     if names.leave(&field.node.directives) && field.node.response_key().node != NOTHING {
-                        self.add_field(Selected { names, field })?;
+                        self.add_field(SelectedField { names, field })?;
                     }
                     continue;
                 }
@@ -479,47 +479,47 @@ impl<'a, T: Level> Plan<'a, T> {
         Some(())
     }
 
-    fn add_field(&mut self, field: Selected<'a>) -> Option<()> {
+    fn add_field(&mut self, field: SelectedField<'a>) -> Option<()> {
         let key = field.key();
-        if self.steps.iter().any(|member| member.key == key) {
+        if self.members.iter().any(|member| member.key == key) {
             // A repeated key is valid only for the same field. Merging two selection sets is left
             // to async-graphql.
             return field.set().items.is_empty().then_some(());
         }
         let mut name = Vec::with_capacity(key.len() + 3);
         json::name(&mut name, key);
-        self.steps.push(Member { key, name, step: step(&field)? });
+        self.members.push(BatchMember { key, name, resolver: resolver(&field)? });
         Some(())
     }
 
-    fn resolve<'r>(&'r self, objects: &'r [T], caller: &'r RequestContext) -> BoxFuture<'r, Result<Texts>> {
+    fn resolve<'r>(&'r self, objects: &'r [T], caller: &'r RequestContext) -> BoxFuture<'r, Result<JsonFragments>> {
         async move {
             if objects.is_empty() {
-                return Ok(Texts::default());
+                return Ok(JsonFragments::default());
             }
-            let hung = self.steps.iter().filter_map(|member| match &member.step {
-                Step::Own(_) => None,
-                Step::Hung(hung) => Some(hung.resolve(objects, caller)),
+            let hung = self.members.iter().filter_map(|member| match &member.resolver {
+                FieldResolver::Inline(_) => None,
+                FieldResolver::Batch(hung) => Some(hung.resolve(objects, caller)),
             });
             let mut hung = try_join_all(hung).await?;
-            let mut texts = Texts::default();
-            hung.iter_mut().for_each(|hung| texts.counted.take(&mut hung.counted));
+            let mut texts = JsonFragments::default();
+            hung.iter_mut().for_each(|hung| texts.counted.absorb(&mut hung.counted));
             let mut failed = Ok(());
             for (index, object) in objects.iter().enumerate() {
                 let mut hung = hung.iter();
-                json::object(&mut texts.buffer, &self.steps, |Member { name, step, .. }, out| {
+                json::object(&mut texts.buffer, &self.members, |BatchMember { name, resolver: step, .. }, out| {
                     out.extend_from_slice(name);
                     match step {
-                        Step::Own(write) => {
+                        FieldResolver::Inline(write) => {
                             if let Err(error) = write(object, caller, out) {
                                 failed = Err(error);
                             }
                         }
-                        Step::Hung(_) => out.extend_from_slice(hung.next().map_or(b"", |texts| texts.get(index))),
+                        FieldResolver::Batch(_) => out.extend_from_slice(hung.next().map_or(b"", |texts| texts.get(index))),
                     }
                 });
                 texts.end();
-                texts.counted.reach(caller, texts.buffer.len())?;
+                texts.counted.grow_to(caller, texts.buffer.len())?;
             }
             failed.map(|()| texts)
         }
@@ -527,17 +527,17 @@ impl<'a, T: Level> Plan<'a, T> {
     }
 }
 
-fn step<'a, T: Level>(field: &Selected<'a>) -> Option<Step<'a, T>> {
+fn resolver<'a, T: BatchObject>(field: &SelectedField<'a>) -> Option<FieldResolver<'a, T>> {
     if field.name() == "__typename" {
-        return Some(own!(|_object| *T::type_name()));
+        return Some(inline!(|_object| *T::type_name()));
     }
-    T::step(field)
+    T::resolver(field)
 }
 
 /// An object whose selection is resolved in batches where that is possible.
-pub struct ByLevel<T>(pub T);
+pub struct Batched<T>(pub T);
 
-impl<T: Level> OutputType for ByLevel<T> {
+impl<T: BatchObject> OutputType for Batched<T> {
     fn type_name() -> Cow<'static, str> {
         T::type_name()
     }
@@ -549,10 +549,10 @@ impl<T: Level> OutputType for ByLevel<T> {
     async fn resolve(&self, ctx: &ContextSelectionSet<'_>, field: &Positioned<Field>) -> ServerResult<Value> {
         let caller: &RequestContext = ctx.data_unchecked();
         if caller.hints().can_batch
-            && let Some(plan) = Plan::<T>::of(names(ctx), &ctx.item.node)
+            && let Some(plan) = BatchPlan::<T>::of(operation_env(ctx), &ctx.item.node)
         {
             match plan.resolve(std::slice::from_ref(&self.0), caller).await {
-                Ok(texts) => return Ok(Value::Binary(texts.answered().into())),
+                Ok(texts) => return Ok(Value::Binary(texts.into_response().into())),
                 // The slow path would fail the same way.
                 Err(error) if error.is_permanent() => {
                     let error = async_graphql::Error::from(error).into_server_error(field.pos);
@@ -577,7 +577,7 @@ mod tests {
 
     #[test]
     fn what_is_a_node_here_is_one_in_the_schema() {
-        fn same<T: Level>(sdl: &str) {
+        fn same<T: BatchObject>(sdl: &str) {
             let name = T::type_name();
             assert!(sdl.contains(&format!("\ntype {name} ")), "{name} is a type");
             assert_eq!(T::IS_NODE, sdl.contains(&format!("\ntype {name} implements Node ")), "{name}");

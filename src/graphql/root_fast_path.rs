@@ -12,11 +12,11 @@ use async_graphql::{PathSegment, Response, Value, Variables};
 
 use super::complete::chosen;
 use super::connection::Paging;
-use super::level::Selected;
+use super::batch::SelectedField;
 use super::{RequestContext, json, project, task};
 
 /// The response to a query that is known to be valid; `None` leaves it to async-graphql.
-pub async fn answer(
+pub async fn try_execute(
     document: &ExecutableDocument,
     name: Option<&str>,
     variables: &Variables,
@@ -28,21 +28,21 @@ pub async fn answer(
     }
     // All fields below have this guard.
     caller.viewer().ok()?;
-    let field = Selected::root(document, operation, variables)?;
+    let field = SelectedField::root(document, operation, variables)?;
     let answered = match field.name() {
-        "task" => field.answer(caller, task::found(caller, &field, &field.argument("id")?)).await,
-        "project" => field.answer(caller, project::found(caller, &field, &field.argument("id")?)).await,
+        "task" => field.resolve_json(caller, task::found(caller, &field, &field.argument("id")?)).await,
+        "project" => field.resolve_json(caller, project::found(caller, &field, &field.argument("id")?)).await,
         "tasks" => {
             let (paging, filter, order_by) =
                 (Paging::of(&field)?, field.argument("filter")?, field.argument("orderBy")?);
             let page = task::listed(caller, &field, &paging, filter, order_by);
-            field.answer(caller, async { page.await.map(Some) }).await
+            field.resolve_json(caller, async { page.await.map(Some) }).await
         }
         "projects" => {
             let (paging, filter, order_by) =
                 (Paging::of(&field)?, field.argument("filter")?, field.argument("orderBy")?);
             let page = project::listed(caller, &field, &paging, filter, order_by);
-            field.answer(caller, async { page.await.map(Some) }).await
+            field.resolve_json(caller, async { page.await.map(Some) }).await
         }
         _ => None,
     };
