@@ -44,7 +44,7 @@
 //! | [`graphql`] | the nouns' types, queries, inputs, mutations and subscriptions; guards, global ids, connections, loaders |
 //! | [`graphql::batch`], [`graphql::json`] | a short cut for plain selections: all objects of a level at once, straight into JSON |
 //! | [`graphql::root_fast_path`] | the same for a whole query of one root field, past the library |
-//! | [`graphql::complete`] | what the library leaves undone of an answer: its order, and where a null goes up |
+//! | [`graphql::null_propagation`] | what the library leaves undone of an answer: its order, and where a null goes up |
 //! | [`store`] | the nouns' rows, reads and transactions; [`store::value`] and [`store::password`] have what was checked, such as a `Title` |
 //! | [`store::account`], [`store::session`], [`store::token`], [`store::lockout`], [`store::email_change`], [`store::audit`], [`store::export`] | the life of an account, its sessions and mailed tokens, what is kept of it |
 //! | [`store::notification`], [`store::mention`] | inboxes, and who is named in a comment |

@@ -30,7 +30,7 @@ use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, try_join_all};
 
 use super::RequestContext;
-use super::collect::{NOTHING, Names};
+use super::collect::{PLACEHOLDER_KEY, OperationEnv};
 use super::json::{self, Json};
 use super::loader::Load;
 use crate::error::{Error, Result};
@@ -145,14 +145,14 @@ impl JsonFragments {
     }
 }
 
-fn operation_env<'a, T>(ctx: &ContextBase<'a, T>) -> Names<'a> {
-    Names { fragments: &ctx.query_env.fragments, variables: &ctx.query_env.variables }
+fn operation_env<'a, T>(ctx: &ContextBase<'a, T>) -> OperationEnv<'a> {
+    OperationEnv { fragments: &ctx.query_env.fragments, variables: &ctx.query_env.variables }
 }
 
 /// A selected field.
 #[derive(Clone, Copy)]
 pub struct SelectedField<'a> {
-    names: Names<'a>,
+    names: OperationEnv<'a>,
     field: &'a Positioned<Field>,
 }
 
@@ -168,10 +168,10 @@ impl<'a> SelectedField<'a> {
         operation: &'a OperationDefinition,
         variables: &'a Variables,
     ) -> Option<Self> {
-        let names = Names { fragments: &document.fragments, variables };
+        let names = OperationEnv { fragments: &document.fragments, variables };
         match operation.selection_set.node.items.as_slice() {
             [Positioned { node: Selection::Field(field), .. }] => {
-                names.leave(&field.node.directives).then_some(Self { names, field })
+                names.is_skipped(&field.node.directives).then_some(Self { names, field })
             }
             _ => None,
         }
@@ -197,13 +197,13 @@ impl<'a> SelectedField<'a> {
     /// The value of an argument; `None` if it is invalid, which async-graphql reports.
     pub fn argument<T: InputType>(&self, name: &str) -> Option<T> {
         let argument = self.field.node.get_argument(name);
-        T::parse(argument.and_then(|argument| self.names.value(&argument.node))).ok()
+        T::parse(argument.and_then(|argument| self.names.resolve_value(&argument.node))).ok()
     }
 
     /// Whether the predicate holds for every field that may be selected on the result, in fragments
     /// of any type.
     pub fn all_fields(&self, mut holds: impl FnMut(Self) -> bool) -> bool {
-        fn every<'a>(names: Names<'a>, set: &'a SelectionSet, holds: &mut dyn FnMut(SelectedField<'a>) -> bool) -> bool {
+        fn every<'a>(names: OperationEnv<'a>, set: &'a SelectionSet, holds: &mut dyn FnMut(SelectedField<'a>) -> bool) -> bool {
             set.items.iter().all(|selection| match &selection.node {
                 Selection::Field(field) => holds(SelectedField { names, field }),
                 Selection::InlineFragment(fragment) => every(names, &fragment.node.selection_set.node, holds),
@@ -219,7 +219,7 @@ impl<'a> SelectedField<'a> {
     /// The maximum of `needs` over all fields that may be selected on the result, at least `least`.
     /// The result is of one of `types`; fragments of other types are skipped.
     pub fn max_over_fields<C: Copy + Ord>(&self, types: &[&str], least: C, mut needs: impl FnMut(Self) -> C) -> C {
-        fn visit<'a>(names: Names<'a>, set: &'a SelectionSet, types: &[&str], visitor: &mut dyn FnMut(SelectedField<'a>)) {
+        fn visit<'a>(names: OperationEnv<'a>, set: &'a SelectionSet, types: &[&str], visitor: &mut dyn FnMut(SelectedField<'a>)) {
             for selection in &set.items {
                 let (condition, set) = match &selection.node {
                     Selection::Field(field) => {
@@ -444,17 +444,17 @@ struct BatchMember<'a, T> {
 
 impl<'a, T: BatchObject> BatchPlan<'a, T> {
     /// `None` if any part is left to async-graphql.
-    fn of(names: Names<'a>, set: &'a SelectionSet) -> Option<Self> {
+    fn of(names: OperationEnv<'a>, set: &'a SelectionSet) -> Option<Self> {
         let mut plan = Self { members: Vec::new() };
         plan.add(names, set)?;
         Some(plan)
     }
 
-    fn add(&mut self, names: Names<'a>, set: &'a SelectionSet) -> Option<()> {
+    fn add(&mut self, names: OperationEnv<'a>, set: &'a SelectionSet) -> Option<()> {
         for selection in &set.items {
             let (directives, condition, set) = match &selection.node {
                 Selection::Field(field) => {
-                    if names.leave(&field.node.directives) && field.node.response_key().node != NOTHING {
+                    if names.is_skipped(&field.node.directives) && field.node.response_key().node != PLACEHOLDER_KEY {
                         self.add_field(SelectedField { names, field })?;
                     }
                     continue;
@@ -472,7 +472,7 @@ impl<'a, T: BatchObject> BatchPlan<'a, T> {
                 let wanted = condition.node.on.node.as_str();
                 wanted == T::type_name() || (T::IS_NODE && wanted == "Node")
             });
-            if applies && names.leave(directives) {
+            if applies && names.is_skipped(directives) {
                 self.add(names, &set.node)?;
             }
         }

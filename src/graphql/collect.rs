@@ -23,29 +23,29 @@ use async_graphql::parser::types::{
 use async_graphql::{Name, Pos, Value, Variables};
 use async_graphql_value::Value as Input;
 
-use super::complete::{Shape, chosen, root};
+use super::null_propagation::{SchemaIndex, operation_named, root_type};
 
 /// The response key of the placeholder in a selection set that may otherwise be empty. No document
 /// can contain this name.
-pub(super) const NOTHING: &str = "\0";
+pub(super) const PLACEHOLDER_KEY: &str = "\0";
 
 /// Resolves the names in an operation: fragments and variables.
 #[derive(Clone, Copy)]
-pub(super) struct Names<'a> {
+pub(super) struct OperationEnv<'a> {
     pub(super) fragments: &'a HashMap<Name, Positioned<FragmentDefinition>>,
     /// Including the defaults of variables that were not sent.
     pub(super) variables: &'a Variables,
 }
 
-impl Names<'_> {
+impl OperationEnv<'_> {
     /// Removes variables without a value from an argument: the argument itself becomes `None`, an
     /// input field is omitted, an item of a list becomes null.
-    fn given(self, argument: &Input) -> Option<Input> {
+    fn without_undefined(self, argument: &Input) -> Option<Input> {
         Some(match argument {
             Input::Variable(name) if !self.variables.contains_key(name) => return None,
-            Input::List(items) => Input::List(items.iter().map(|item| self.given(item).unwrap_or_default()).collect()),
+            Input::List(items) => Input::List(items.iter().map(|item| self.without_undefined(item).unwrap_or_default()).collect()),
             Input::Object(fields) => {
-                let fields = fields.iter().filter_map(|(name, value)| Some((name.clone(), self.given(value)?)));
+                let fields = fields.iter().filter_map(|(name, value)| Some((name.clone(), self.without_undefined(value)?)));
                 Input::Object(fields.collect())
             }
             other => other.clone(),
@@ -53,26 +53,26 @@ impl Names<'_> {
     }
 
     /// The value of an argument with its variables substituted.
-    pub(super) fn value(self, argument: &Input) -> Option<Value> {
-        self.given(argument)?.into_const_with(|name| self.variables.get(&name).cloned().ok_or(())).ok()
+    pub(super) fn resolve_value(self, argument: &Input) -> Option<Value> {
+        self.without_undefined(argument)?.into_const_with(|name| self.variables.get(&name).cloned().ok_or(())).ok()
     }
 
     /// Whether `@skip` and `@include` keep the selection.
-    pub(super) fn leave(self, directives: &[Positioned<Directive>]) -> bool {
+    pub(super) fn is_skipped(self, directives: &[Positioned<Directive>]) -> bool {
         directives.iter().all(|directive| {
             let without = match directive.node.name.node.as_str() {
                 "skip" => true,
                 "include" => false,
                 _ => return true,
             };
-            let condition = directive.node.get_argument("if").and_then(|condition| self.value(&condition.node));
+            let condition = directive.node.get_argument("if").and_then(|condition| self.resolve_value(&condition.node));
             condition != Some(Value::Boolean(without))
         })
     }
 }
 
 /// Adds the defaults of variables that were not sent.
-pub fn defaulted(variables: &mut Variables, operation: &OperationDefinition) {
+pub fn apply_defaults(variables: &mut Variables, operation: &OperationDefinition) {
     for definition in &operation.variable_definitions {
         if let Some(default) = &definition.node.default_value {
             let name = &definition.node.name.node;
@@ -84,22 +84,22 @@ pub fn defaulted(variables: &mut Variables, operation: &OperationDefinition) {
 }
 
 /// Whether every variable of an operation has a value.
-pub fn has_values(document: &ExecutableDocument, name: Option<&str>, variables: &Variables) -> bool {
-    let mut definitions = chosen(document, name).into_iter().flat_map(|operation| &operation.variable_definitions);
+pub fn has_all_values(document: &ExecutableDocument, name: Option<&str>, variables: &Variables) -> bool {
+    let mut definitions = operation_named(document, name).into_iter().flat_map(|operation| &operation.variable_definitions);
     definitions.all(|definition| variables.contains_key(&definition.node.name.node))
 }
 
 /// Rewrites a valid operation to the document that is to be executed.
-pub fn collected(
-    shape: &Shape,
+pub fn collect_fields(
+    shape: &SchemaIndex,
     document: &ExecutableDocument,
     name: Option<&str>,
     variables: &Variables,
 ) -> ExecutableDocument {
-    let Some(operation) = chosen(document, name) else { return document.clone() };
-    let names = Names { fragments: &document.fragments, variables };
+    let Some(operation) = operation_named(document, name) else { return document.clone() };
+    let names = OperationEnv { fragments: &document.fragments, variables };
     let set = &operation.selection_set;
-    let selected = Collector { shape, names }.set(root(operation.ty), &[&set.node]);
+    let selected = FieldCollector { shape, names }.set(root_type(operation.ty), &[&set.node]);
     let operation = OperationDefinition {
         ty: operation.ty,
         variable_definitions: operation.variable_definitions.clone(),
@@ -114,30 +114,30 @@ pub fn collected(
     ExecutableDocument { operations, fragments: HashMap::new() }
 }
 
-struct Collector<'a> {
-    shape: &'a Shape,
-    names: Names<'a>,
+struct FieldCollector<'a> {
+    shape: &'a SchemaIndex,
+    names: OperationEnv<'a>,
 }
 
 /// The selections on objects of one type.
 #[derive(Default)]
-struct Collected<'a> {
+struct CollectedFields<'a> {
     /// By response key: the first field and the selection sets of all.
     fields: IndexMap<&'a str, (&'a Positioned<Field>, Vec<&'a SelectionSet>)>,
     /// By type: the selections on those of the objects that are also of that type.
     narrower: IndexMap<&'a str, (&'a Positioned<TypeCondition>, Vec<&'a SelectionSet>)>,
 }
 
-impl<'a> Collector<'a> {
+impl<'a> FieldCollector<'a> {
     /// Merges selection sets on objects of this type.
     fn set(&self, parent: &str, sets: &[&'a SelectionSet]) -> SelectionSet {
-        let mut collected = Collected::default();
+        let mut collected = CollectedFields::default();
         sets.iter().for_each(|set| self.collect(parent, set, &mut collected));
-        let Collected { fields, narrower } = collected;
+        let CollectedFields { fields, narrower } = collected;
         let mut items = Vec::with_capacity(fields.len().max(1) + narrower.len());
         // A subscription root of async-graphql has no `__typename`.
-        if fields.is_empty() && parent != root(OperationType::Subscription) {
-            items.push(nothing());
+        if fields.is_empty() && parent != root_type(OperationType::Subscription) {
+            items.push(placeholder());
         }
         items.extend(fields.into_values().map(|(field, sets)| {
             let selected = self.field(parent, &field.node, &sets);
@@ -154,9 +154,9 @@ impl<'a> Collector<'a> {
         SelectionSet { items }
     }
 
-    fn collect(&self, parent: &str, set: &'a SelectionSet, collected: &mut Collected<'a>) {
+    fn collect(&self, parent: &str, set: &'a SelectionSet, collected: &mut CollectedFields<'a>) {
         for selection in &set.items {
-            if !self.names.leave(selection.node.directives()) {
+            if !self.names.is_skipped(selection.node.directives()) {
                 continue;
             }
             let (condition, set) = match &selection.node {
@@ -175,7 +175,7 @@ impl<'a> Collector<'a> {
                 },
             };
             match condition {
-                Some(condition) if !self.shape.is_always(parent, &condition.node.on.node) => {
+                Some(condition) if !self.shape.is_subtype(parent, &condition.node.on.node) => {
                     let place = collected.narrower.entry(&condition.node.on.node);
                     place.or_insert_with(|| (condition, Vec::new())).1.push(set);
                 }
@@ -188,12 +188,12 @@ impl<'a> Collector<'a> {
         let arguments = field
             .arguments
             .iter()
-            .filter_map(|(name, value)| Some((name.clone(), value.position_node(self.names.given(&value.node)?))));
+            .filter_map(|(name, value)| Some((name.clone(), value.position_node(self.names.without_undefined(&value.node)?))));
         let set = &field.selection_set;
         let selected = if set.node.items.is_empty() {
             SelectionSet::default()
         } else {
-            self.set(self.shape.kind(parent, &field.name.node), sets)
+            self.set(self.shape.field_type(parent, &field.name.node), sets)
         };
         Field {
             alias: field.alias.clone(),
@@ -207,10 +207,10 @@ impl<'a> Collector<'a> {
 
 /// A placeholder field, so that an object without selected fields is not taken for null. It is not
 /// part of the response.
-fn nothing() -> Positioned<Selection> {
+fn placeholder() -> Positioned<Selection> {
     let here = |name| Positioned::new(Name::new(name), Pos::default());
     let field = Field {
-        alias: Some(here(NOTHING)),
+        alias: Some(here(PLACEHOLDER_KEY)),
         name: here("__typename"),
         arguments: Vec::new(),
         directives: Vec::new(),

@@ -13,10 +13,10 @@ use async_graphql::{Name, Value, Variables};
 use async_graphql_value::Value as Literal;
 use serde::Serialize;
 
-use super::complete::{chosen, named, root};
+use super::null_propagation::{operation_named, base_name, root_type};
 
 /// Largest number of deprecations in a response.
-const MOST: usize = 20;
+const MAX_REPORTED: usize = 20;
 
 /// A deprecated element that an operation uses.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -32,20 +32,20 @@ pub struct Deprecation {
 pub struct Deprecations {
     /// The reason, by schema coordinate.
     reasons: HashMap<String, String>,
-    types: HashMap<Name, Members>,
+    types: HashMap<Name, TypeMembers>,
 }
 
-enum Members {
+enum TypeMembers {
     /// Of an object or interface: the type of each field, and its arguments.
-    Fields(HashMap<Name, (Name, Inputs)>),
+    Fields(HashMap<Name, (Name, InputTypes)>),
     /// Of an input object.
-    Inputs(Inputs),
+    Inputs(InputTypes),
     /// Of an enum: found by their coordinates alone.
     Values,
 }
 
 /// The type of each argument or input field.
-type Inputs = HashMap<Name, Name>;
+type InputTypes = HashMap<Name, Name>;
 
 impl Deprecations {
     /// Reads the SDL of a schema.
@@ -59,13 +59,13 @@ impl Deprecations {
                 TypeKind::Object(object) => all.fields(&name, object.fields),
                 TypeKind::Interface(interface) => all.fields(&name, interface.fields),
                 TypeKind::InputObject(input) => {
-                    Members::Inputs(all.inputs(&input.fields, |field| format!("{name}.{field}")))
+                    TypeMembers::Inputs(all.inputs(&input.fields, |field| format!("{name}.{field}")))
                 }
                 TypeKind::Enum(kind) => {
                     for value in kind.values {
-                        all.note(&value.node.directives, || format!("{name}.{}", value.node.value.node));
+                        all.record(&value.node.directives, || format!("{name}.{}", value.node.value.node));
                     }
-                    Members::Values
+                    TypeMembers::Values
                 }
                 TypeKind::Scalar | TypeKind::Union(_) => continue,
             };
@@ -78,26 +78,26 @@ impl Deprecations {
         &mut self,
         parent: &Name,
         fields: Vec<Positioned<async_graphql::parser::types::FieldDefinition>>,
-    ) -> Members {
+    ) -> TypeMembers {
         let fields = fields.into_iter().map(|field| {
             let (field, name) = (field.node.clone(), field.node.name.node);
-            self.note(&field.directives, || format!("{parent}.{name}"));
+            self.record(&field.directives, || format!("{parent}.{name}"));
             let inputs = self.inputs(&field.arguments, |argument| format!("{parent}.{name}({argument}:)"));
-            (name, (Name::new(named(&field.ty.node.base)), inputs))
+            (name, (Name::new(base_name(&field.ty.node.base)), inputs))
         });
-        Members::Fields(fields.collect())
+        TypeMembers::Fields(fields.collect())
     }
 
-    fn inputs(&mut self, inputs: &[Positioned<InputValueDefinition>], at: impl Fn(&Name) -> String) -> Inputs {
+    fn inputs(&mut self, inputs: &[Positioned<InputValueDefinition>], at: impl Fn(&Name) -> String) -> InputTypes {
         let inputs = inputs.iter().map(|input| {
             let name = &input.node.name.node;
-            self.note(&input.node.directives, || at(name));
-            (name.clone(), Name::new(named(&input.node.ty.node.base)))
+            self.record(&input.node.directives, || at(name));
+            (name.clone(), Name::new(base_name(&input.node.ty.node.base)))
         });
         inputs.collect()
     }
 
-    fn note(&mut self, directives: &[Positioned<ConstDirective>], coordinate: impl Fn() -> String) {
+    fn record(&mut self, directives: &[Positioned<ConstDirective>], coordinate: impl Fn() -> String) {
         let Some(deprecated) = directives.iter().find(|directive| directive.node.name.node == "deprecated") else {
             return;
         };
@@ -109,41 +109,41 @@ impl Deprecations {
     }
 
     /// The deprecated elements that an operation uses, each once, in the order of the document, up
-    /// to `MOST`.
-    pub fn used(
+    /// to `MAX_REPORTED`.
+    pub fn find_used(
         &self,
         document: &ExecutableDocument,
         operation: Option<&str>,
         variables: &Variables,
     ) -> Arc<[Deprecation]> {
-        let operation = if self.reasons.is_empty() { None } else { chosen(document, operation) };
+        let operation = if self.reasons.is_empty() { None } else { operation_named(document, operation) };
         let Some(operation) = operation else { return Arc::default() };
         let defaults = operation.variable_definitions.iter().filter_map(|definition| {
             let (name, default) = (&definition.node.name.node, definition.node.default_value.as_ref()?);
             Some((name, &default.node))
         });
-        let mut walk = Walk {
-            all: self,
+        let mut walk = DeprecationVisitor {
+            deprecations: self,
             document,
             variables: defaults.chain(variables.iter()).collect(),
-            entered: HashSet::new(),
+            visited: HashSet::new(),
             found: Vec::new(),
         };
-        walk.selection_set(root(operation.ty), &operation.selection_set.node);
+        walk.selection_set(root_type(operation.ty), &operation.selection_set.node);
         walk.found.into()
     }
 }
 
-struct Walk<'a> {
-    all: &'a Deprecations,
+struct DeprecationVisitor<'a> {
+    deprecations: &'a Deprecations,
     document: &'a ExecutableDocument,
     variables: HashMap<&'a Name, &'a Value>,
     /// Fragments that were visited; a second visit would find nothing new.
-    entered: HashSet<&'a Name>,
+    visited: HashSet<&'a Name>,
     found: Vec<Deprecation>,
 }
 
-impl<'a> Walk<'a> {
+impl<'a> DeprecationVisitor<'a> {
     fn selection_set(&mut self, parent: &'a str, set: &'a SelectionSet) {
         for selection in &set.items {
             match &selection.node {
@@ -156,7 +156,7 @@ impl<'a> Walk<'a> {
                 Selection::FragmentSpread(spread) => {
                     let fragment = self.document.fragments.get_key_value(&spread.node.fragment_name.node);
                     if let Some((name, fragment)) = fragment
-                        && self.entered.insert(name)
+                        && self.visited.insert(name)
                     {
                         let parent = fragment.node.type_condition.node.on.node.as_str();
                         self.selection_set(parent, &fragment.node.selection_set.node);
@@ -168,11 +168,11 @@ impl<'a> Walk<'a> {
 
     fn field(&mut self, parent: &'a str, field: &'a Field) {
         let name = &field.name.node;
-        let Some(Members::Fields(fields)) = self.all.types.get(parent) else { return };
+        let Some(TypeMembers::Fields(fields)) = self.deprecations.types.get(parent) else { return };
         let Some((ty, inputs)) = fields.get(name) else { return };
-        self.meet(format!("{parent}.{name}"));
+        self.report(format!("{parent}.{name}"));
         for (argument, value) in &field.arguments {
-            self.meet(format!("{parent}.{name}({}:)", argument.node));
+            self.report(format!("{parent}.{name}({}:)", argument.node));
             if let Some(ty) = inputs.get(&argument.node) {
                 self.literal(ty, &value.node);
             }
@@ -190,7 +190,7 @@ impl<'a> Walk<'a> {
             }
             Literal::List(items) => items.iter().for_each(|item| self.literal(ty, item)),
             Literal::Object(fields) => self.members(ty, fields.iter(), Self::literal),
-            Literal::Enum(name) => self.meet(format!("{ty}.{name}")),
+            Literal::Enum(name) => self.report(format!("{ty}.{name}")),
             _ => {}
         }
     }
@@ -200,9 +200,9 @@ impl<'a> Walk<'a> {
         match value {
             Value::List(items) => items.iter().for_each(|item| self.value(ty, item)),
             Value::Object(fields) => self.members(ty, fields.iter(), Self::value),
-            Value::Enum(name) => self.meet(format!("{ty}.{name}")),
-            Value::String(name) if matches!(self.all.types.get(ty), Some(Members::Values)) => {
-                self.meet(format!("{ty}.{name}"));
+            Value::Enum(name) => self.report(format!("{ty}.{name}")),
+            Value::String(name) if matches!(self.deprecations.types.get(ty), Some(TypeMembers::Values)) => {
+                self.report(format!("{ty}.{name}"));
             }
             _ => {}
         }
@@ -214,18 +214,18 @@ impl<'a> Walk<'a> {
         fields: impl Iterator<Item = (&'a Name, &'a V)>,
         go_on: fn(&mut Self, &Name, &'a V),
     ) {
-        let Some(Members::Inputs(inputs)) = self.all.types.get(ty) else { return };
+        let Some(TypeMembers::Inputs(inputs)) = self.deprecations.types.get(ty) else { return };
         for (name, value) in fields {
-            self.meet(format!("{ty}.{name}"));
+            self.report(format!("{ty}.{name}"));
             if let Some(ty) = inputs.get(name) {
                 go_on(self, ty, value);
             }
         }
     }
 
-    fn meet(&mut self, coordinate: String) {
-        let Some(reason) = self.all.reasons.get(&coordinate) else { return };
-        if self.found.len() < MOST && self.found.iter().all(|found| found.coordinate != coordinate) {
+    fn report(&mut self, coordinate: String) {
+        let Some(reason) = self.deprecations.reasons.get(&coordinate) else { return };
+        if self.found.len() < MAX_REPORTED && self.found.iter().all(|found| found.coordinate != coordinate) {
             self.found.push(Deprecation { coordinate, reason: reason.clone() });
         }
     }
@@ -253,7 +253,7 @@ mod tests {
         let variables = Variables::from_json(variables);
         let document = parse_query(document).expect("a document");
         let found = Deprecations::of(SDL);
-        found.used(&document, Some("Op"), &variables).iter().map(|found| found.coordinate.clone()).collect()
+        found.find_used(&document, Some("Op"), &variables).iter().map(|found| found.coordinate.clone()).collect()
     }
 
     #[test]
@@ -288,7 +288,7 @@ mod tests {
     #[test]
     fn each_has_its_reason_and_there_are_not_too_many() {
         let document = parse_query("query Op { tasks(filter: { state: STUCK }) { name } }").expect("a document");
-        let found = Deprecations::of(SDL).used(&document, Some("Op"), &Variables::default());
+        let found = Deprecations::of(SDL).find_used(&document, Some("Op"), &Variables::default());
         let reasons: Vec<&str> = found.iter().map(|found| found.reason.as_str()).collect();
         assert_eq!(reasons, ["No longer supported", "Use OPEN.", "Use `title`."]);
 
@@ -296,7 +296,7 @@ mod tests {
         let asked: String = (0..30).map(|number| format!(" f{number}")).collect();
         let document = parse_query(format!("{{{asked} }}")).expect("a document");
         let all = Deprecations::of(&format!("type Query {{{fields} }}"));
-        assert_eq!(all.used(&document, None, &Variables::default()).len(), MOST);
+        assert_eq!(all.find_used(&document, None, &Variables::default()).len(), MAX_REPORTED);
     }
 
     #[test]
@@ -311,7 +311,7 @@ mod tests {
         }
         let schema = async_graphql::Schema::new(Query, async_graphql::EmptyMutation, async_graphql::EmptySubscription);
         let document = parse_query("{ some(first: 1) }").expect("a document");
-        let found = Deprecations::of(&schema.sdl()).used(&document, None, &Variables::default());
+        let found = Deprecations::of(&schema.sdl()).find_used(&document, None, &Variables::default());
         let found: Vec<_> = found.iter().map(|it| (it.coordinate.as_str(), it.reason.as_str())).collect();
         assert_eq!(found, [("Query.some", "Use `all`."), ("Query.some(first:)", "Say nothing.")]);
     }

@@ -6,8 +6,8 @@
 
 pub mod collect;
 pub mod comment;
-pub mod complete;
-pub mod conflict;
+pub mod null_propagation;
+pub mod field_merging;
 pub mod connection;
 pub mod deprecation;
 pub mod root_fast_path;

@@ -10,7 +10,7 @@
 use async_graphql::parser::types::{ExecutableDocument, OperationType};
 use async_graphql::{PathSegment, Response, Value, Variables};
 
-use super::complete::chosen;
+use super::null_propagation::operation_named;
 use super::connection::Paging;
 use super::batch::SelectedField;
 use super::{RequestContext, json, project, task};
@@ -22,7 +22,7 @@ pub async fn try_execute(
     variables: &Variables,
     caller: &RequestContext,
 ) -> Option<Response> {
-    let (operation, hints) = (chosen(document, name)?, caller.hints());
+    let (operation, hints) = (operation_named(document, name)?, caller.hints());
     if operation.ty != OperationType::Query || !hints.can_batch || !hints.has_single_root {
         return None;
     }

@@ -13,7 +13,7 @@ use serde::Serialize;
 use crate::admission::AdmissionError;
 use crate::error::{Code, Error};
 use crate::graphql::MAX_RESPONSE_BYTES;
-use crate::graphql::conflict::Conflict;
+use crate::graphql::field_merging::FieldConflict;
 use crate::graphql::deprecation::Deprecation;
 use crate::graphql::json::{self, Json, Serialized};
 use crate::store::export;
@@ -49,8 +49,8 @@ impl From<Error> for Refused {
     }
 }
 
-impl From<Conflict> for Refused {
-    fn from(Conflict { message, position }: Conflict) -> Self {
+impl From<FieldConflict> for Refused {
+    fn from(FieldConflict { message, position }: FieldConflict) -> Self {
         let position = Some((position.line, position.column));
         Self { position, ..Self::new(Code::ValidationFailed, message) }
     }

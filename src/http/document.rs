@@ -16,8 +16,8 @@ use async_graphql::{Value, Variables};
 use super::recent::Recent;
 use crate::admission::{self, DocumentLimits, AdmissionError};
 use crate::graphql::ExecutionHints;
-use crate::graphql::complete::{Shape, chosen};
-use crate::graphql::conflict::{self, Conflict};
+use crate::graphql::null_propagation::{SchemaIndex, operation_named};
+use crate::graphql::field_merging::{self, FieldConflict};
 
 /// Maximum number of validated forms per document, and maximum length of a form in bytes.
 const FORMS: usize = 16;
@@ -57,7 +57,7 @@ impl Reader {
 pub struct Document {
     read: ExecutableDocument,
     /// Execution hints of each operation, by name.
-    manners: HashMap<String, OnceLock<Result<ExecutionHints, Conflict>>>,
+    manners: HashMap<String, OnceLock<Result<ExecutionHints, FieldConflict>>>,
     valid: Mutex<HashSet<Form>>,
 }
 
@@ -86,7 +86,7 @@ impl Document {
     pub fn form(&self, name: Option<&str>, variables: &Variables) -> Option<Form> {
         // A name contains no bracket, so its end is unambiguous.
         let mut form = format!("{}(", name.unwrap_or_default());
-        for definition in &chosen(&self.read, name)?.variable_definitions {
+        for definition in &operation_named(&self.read, name)?.variable_definitions {
             let value = variables.get(&definition.node.name.node);
             let by_kind = match &definition.node.var_type.node.base {
                 BaseType::Named(name) => matches!(name.as_str(), "ID" | "String" | "Int" | "Float" | "Boolean"),
@@ -114,9 +114,9 @@ impl Document {
     }
 
     /// The execution hints of an operation, or the conflict between its fields.
-    pub fn manner(&self, name: Option<&str>, shape: &Shape) -> Result<ExecutionHints, Conflict> {
+    pub fn manner(&self, name: Option<&str>, shape: &SchemaIndex) -> Result<ExecutionHints, FieldConflict> {
         let Some(place) = self.manners.get(name.unwrap_or_default()) else { return Ok(ExecutionHints::default()) };
-        let look = || conflict::look(shape, &self.read, name).map(|()| shape.plan(&self.read, name).manner());
+        let look = || field_merging::check(shape, &self.read, name).map(|()| shape.plan(&self.read, name).hints());
         place.get_or_init(look).clone()
     }
 

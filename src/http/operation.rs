@@ -27,8 +27,8 @@ use crate::App;
 use crate::access::Viewer;
 use crate::admission::{self, AdmittedOperation};
 use crate::error::{Code, Error};
-use crate::graphql::collect::{collected, defaulted, has_values};
-use crate::graphql::complete::{Shape, chosen};
+use crate::graphql::collect::{collect_fields, apply_defaults, has_all_values};
+use crate::graphql::null_propagation::{SchemaIndex, operation_named};
 use crate::graphql::deprecation::{Deprecation, Deprecations};
 use crate::graphql::rate_limit::Spent;
 use crate::graphql::{RequestContext, ExecutionHints, Schema, root_fast_path};
@@ -84,7 +84,7 @@ pub struct Door {
     /// Limits on the size and complexity of a document.
     pub limits: Arc<admission::DocumentLimits>,
     /// Index of the schema types, used for null propagation.
-    pub shape: Arc<Shape>,
+    pub shape: Arc<SchemaIndex>,
     /// Deprecated parts of the schema.
     pub deprecations: Arc<Deprecations>,
     pub subscriptions: Arc<Subscriptions>,
@@ -129,7 +129,7 @@ pub struct Operation {
 impl Door {
     pub fn new(app: Arc<App>, schema: Schema) -> Self {
         let sdl = crate::graphql::sdl();
-        let (shape, deprecations) = (Arc::new(Shape::of(&sdl)), Arc::new(Deprecations::of(&sdl)));
+        let (shape, deprecations) = (Arc::new(SchemaIndex::of(&sdl)), Arc::new(Deprecations::of(&sdl)));
         let config = &app.config;
         let limits = Arc::<admission::DocumentLimits>::default();
         let reader = Arc::new(Reader::new(Arc::clone(&limits)));
@@ -191,12 +191,12 @@ impl Door {
         let mut request = Request::new(String::new());
         request.operation_name.clone_from(&name);
         request.variables = Variables::from_json(Value::Object(words.variables));
-        if let Some(operation) = chosen(&document, name.as_deref()) {
-            defaulted(&mut request.variables, operation);
+        if let Some(operation) = operation_named(&document, name.as_deref()) {
+            apply_defaults(&mut request.variables, operation);
         }
         let spent = Spent { cost, standing: None };
         let search_bytes = searches.saturating_mul(search::MAX_SEARCH_BYTES);
-        let deprecations = self.deprecations.used(&document, name.as_deref(), &request.variables);
+        let deprecations = self.deprecations.find_used(&document, name.as_deref(), &request.variables);
         Ok(Operation { kind, spent, document, hints, deprecations, request, query, export, search_bytes, client })
     }
 
@@ -245,7 +245,7 @@ impl Door {
                 return response;
             }
             let (name, variables) = (name.as_deref(), &request.variables);
-            let as_written = hints.as_written && has_values(&document, name, variables);
+            let as_written = hints.as_written && has_all_values(&document, name, variables);
             if !as_written && !is_known {
                 let refused = self.schema.execute(checked(&document, &request)).await;
                 if !refused.errors.is_empty() {
@@ -256,7 +256,7 @@ impl Door {
             request.set_parsed_query(if as_written {
                 ExecutableDocument::clone(&document)
             } else {
-                collected(&self.shape, &document, name, variables)
+                collect_fields(&self.shape, &document, name, variables)
             });
             schema.execute(request.data(caller).data(spent)).await
         });

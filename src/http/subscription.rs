@@ -32,8 +32,8 @@ use crate::access::Viewer;
 use crate::error::{Code, Error};
 use crate::events::LogPosition;
 use crate::events::shared_response::{Claim, ComputedResponse, ResponseState};
-use crate::graphql::collect::{collected, has_values};
-use crate::graphql::complete::{Shape, chosen};
+use crate::graphql::collect::{collect_fields, has_all_values};
+use crate::graphql::null_propagation::{SchemaIndex, operation_named};
 use crate::graphql::deprecation::Deprecation;
 use crate::graphql::live::{Happening, Happenings, Opening};
 use crate::graphql::{RequestContext, ExecutionHints, EventSchema, event_schema};
@@ -53,7 +53,7 @@ const MAX_SHARED_BYTES: usize = 32 * 1024 * 1024;
 pub struct Subscriptions {
     app: Arc<App>,
     telling: EventSchema,
-    shape: Arc<Shape>,
+    shape: Arc<SchemaIndex>,
     reader: Arc<Reader>,
     numbers: AtomicU64,
     questions: Mutex<HashMap<[u8; 32], Weak<Question>>>,
@@ -127,7 +127,7 @@ struct Subscriber {
 }
 
 impl Subscriptions {
-    pub fn new(app: Arc<App>, shape: Arc<Shape>, reader: Arc<Reader>) -> Self {
+    pub fn new(app: Arc<App>, shape: Arc<SchemaIndex>, reader: Arc<Reader>) -> Self {
         Self {
             app,
             telling: event_schema(),
@@ -149,7 +149,7 @@ impl Subscriptions {
         search_bytes: u64,
     ) -> Result<Arc<Question>, Refused> {
         let name = request.operation_name.as_deref();
-        let root = chosen(document, name).and_then(|operation| root_field(document, &operation.selection_set.node));
+        let root = operation_named(document, name).and_then(|operation| root_field(document, &operation.selection_set.node));
         let variables = variables(query, document, root, request);
         let variables = serde_json::to_string(&variables).unwrap_or_default();
         if variables.len() > MAX_VARIABLE_BYTES {
@@ -189,7 +189,7 @@ impl Subscriptions {
         let document = self.reader.read(&question.query)?;
         let variables = serde_json::from_str(&question.variables).map_err(Error::internal)?;
         let variables = Variables::from_json(variables);
-        let mut executed = collected(&self.shape, &document, question.name.as_deref(), &variables);
+        let mut executed = collect_fields(&self.shape, &document, question.name.as_deref(), &variables);
         match &mut executed.operations {
             DocumentOperations::Single(operation) => operation.node.ty = OperationType::Query,
             DocumentOperations::Multiple(operations) => {
@@ -223,7 +223,7 @@ fn variables(
     root: Option<&Field>,
     request: &Request,
 ) -> BTreeMap<String, serde_json::Value> {
-    let definitions = chosen(document, request.operation_name.as_deref()).into_iter();
+    let definitions = operation_named(document, request.operation_name.as_deref()).into_iter();
     let declared = definitions.flat_map(|operation| &operation.variable_definitions).map(|it| &it.node.name.node);
     let mut variables: BTreeMap<String, serde_json::Value> = declared
         .filter_map(|name| Some((name.to_string(), request.variables.get(name)?.clone().into_json().ok()?)))
@@ -255,14 +255,14 @@ impl Door {
         let opening = Opening::after(after);
         let opened = async {
             let (name, variables) = (request.operation_name.as_deref(), &request.variables);
-            let as_written = hints.as_written && has_values(&document, name, variables);
+            let as_written = hints.as_written && has_all_values(&document, name, variables);
             if !as_written && let Some(refused) = self.schema.execute_stream(checked(&document, &request)).next().await
             {
                 return Some(refused);
             }
             let (schema, document) = match as_written {
                 true => (&self.schema, ExecutableDocument::clone(&document)),
-                false => (&self.unchecked, collected(&self.shape, &document, name, variables)),
+                false => (&self.unchecked, collect_fields(&self.shape, &document, name, variables)),
             };
             request.set_parsed_query(document);
             let caller = RequestContext::new(Arc::clone(&self.app), viewer, ExecutionHints::default(), client);

@@ -18,75 +18,75 @@ use async_graphql::parser::types::{
 };
 use async_graphql::{Name, Pos};
 
-use super::complete::{Set, Shape, chosen, root};
+use super::null_propagation::{TypedSet, SchemaIndex, operation_named, root_type};
 
 /// Two fields that cannot be merged.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Conflict {
+pub struct FieldConflict {
     pub message: String,
     /// Position of the second field.
     pub position: Pos,
 }
 
 /// Checks that the fields of an operation can be merged.
-pub fn look(shape: &Shape, document: &ExecutableDocument, name: Option<&str>) -> Result<(), Conflict> {
-    let Some(operation) = chosen(document, name) else { return Ok(()) };
-    let sets = vec![(root(operation.ty), &operation.selection_set.node)];
-    Look { shape, fragments: &document.fragments }.together(sets, true)
+pub fn check(shape: &SchemaIndex, document: &ExecutableDocument, name: Option<&str>) -> Result<(), FieldConflict> {
+    let Some(operation) = operation_named(document, name) else { return Ok(()) };
+    let sets = vec![(root_type(operation.ty), &operation.selection_set.node)];
+    MergeChecker { shape, fragments: &document.fragments }.check_sets(sets, true)
 }
 
-struct Look<'a> {
-    shape: &'a Shape,
+struct MergeChecker<'a> {
+    shape: &'a SchemaIndex,
     fragments: &'a HashMap<Name, Positioned<FragmentDefinition>>,
 }
 
 /// A field, with the type that declares it.
 #[derive(Clone, Copy)]
-struct Member<'a> {
+struct ScopedField<'a> {
     parent: &'a str,
     field: &'a Positioned<Field>,
 }
 
-impl<'a> Look<'a> {
+impl<'a> MergeChecker<'a> {
     /// Checks selection sets that meet in one place of the response, on one object or on one of
     /// several.
-    fn together(&self, sets: Vec<Set<'a>>, is_one: bool) -> Result<(), Conflict> {
+    fn check_sets(&self, sets: Vec<TypedSet<'a>>, is_one: bool) -> Result<(), FieldConflict> {
         let mut groups = IndexMap::new();
-        sets.into_iter().for_each(|(parent, set)| self.group(parent, set, &mut groups));
+        sets.into_iter().for_each(|(parent, set)| self.group_by_key(parent, set, &mut groups));
         for members in groups.into_values() {
-            self.all(&members, |one, other| self.is_alike(one, other), "they return conflicting types")?;
+            self.check_all(&members, |one, other| self.same_response_shape(one, other), "they return conflicting types")?;
             if !is_one {
-                self.together(self.inner(&members), false)?;
+                self.check_sets(self.subselections(&members), false)?;
                 continue;
             }
-            let meeting = self.meeting(&members);
+            let meeting = self.overlapping(&members);
             for members in &meeting {
-                self.all(members, is_same, "they are different fields or have different arguments")?;
-                self.together(self.inner(members), true)?;
+                self.check_all(members, same_field, "they are different fields or have different arguments")?;
+                self.check_sets(self.subselections(members), true)?;
             }
             if meeting.len() > 1 {
-                self.together(self.inner(&members), false)?;
+                self.check_sets(self.subselections(&members), false)?;
             }
         }
         Ok(())
     }
 
-    fn group(&self, parent: &'a str, set: &'a SelectionSet, groups: &mut IndexMap<&'a str, Vec<Member<'a>>>) {
+    fn group_by_key(&self, parent: &'a str, set: &'a SelectionSet, groups: &mut IndexMap<&'a str, Vec<ScopedField<'a>>>) {
         for selection in &set.items {
             match &selection.node {
                 Selection::Field(field) => {
                     let members = groups.entry(field.node.response_key().node.as_str()).or_default();
-                    members.push(Member { parent, field });
+                    members.push(ScopedField { parent, field });
                 }
                 Selection::InlineFragment(fragment) => {
                     let condition = fragment.node.type_condition.as_ref();
                     let parent = condition.map_or(parent, |condition| condition.node.on.node.as_str());
-                    self.group(parent, &fragment.node.selection_set.node, groups);
+                    self.group_by_key(parent, &fragment.node.selection_set.node, groups);
                 }
                 Selection::FragmentSpread(spread) => {
                     if let Some(fragment) = self.fragments.get(&spread.node.fragment_name.node) {
                         let parent = fragment.node.type_condition.node.on.node.as_str();
-                        self.group(parent, &fragment.node.selection_set.node, groups);
+                        self.group_by_key(parent, &fragment.node.selection_set.node, groups);
                     }
                 }
             }
@@ -94,7 +94,7 @@ impl<'a> Look<'a> {
     }
 
     /// Groups fields of one key by object type. Fields of interfaces belong to every group.
-    fn meeting(&self, members: &[Member<'a>]) -> Vec<Vec<Member<'a>>> {
+    fn overlapping(&self, members: &[ScopedField<'a>]) -> Vec<Vec<ScopedField<'a>>> {
         let mut types: Vec<&str> = members.iter().map(|member| member.parent).collect();
         types.retain(|parent| self.shape.is_object(parent));
         types.sort_unstable();
@@ -103,7 +103,7 @@ impl<'a> Look<'a> {
             return vec![members.to_vec()];
         }
         let of = |name: &str| {
-            let meet = |member: &&Member| member.parent == name || !self.shape.is_object(member.parent);
+            let meet = |member: &&ScopedField| member.parent == name || !self.shape.is_object(member.parent);
             members.iter().filter(meet).copied().collect()
         };
         types.into_iter().map(of).collect()
@@ -111,49 +111,49 @@ impl<'a> Look<'a> {
 
     /// Checks an equivalence relation between the first field and each other one, and so between
     /// any two.
-    fn all(
+    fn check_all(
         &self,
-        members: &[Member<'a>],
-        holds: impl Fn(Member<'a>, Member<'a>) -> bool,
+        members: &[ScopedField<'a>],
+        holds: impl Fn(ScopedField<'a>, ScopedField<'a>) -> bool,
         why: &str,
-    ) -> Result<(), Conflict> {
+    ) -> Result<(), FieldConflict> {
         let Some((first, rest)) = members.split_first() else { return Ok(()) };
         match rest.iter().find(|other| !holds(*first, **other)) {
             None => Ok(()),
             Some(other) => {
                 let key = &other.field.node.response_key().node;
                 let message = format!("Fields \"{key}\" conflict because {why}. Use different aliases.");
-                Err(Conflict { message, position: other.field.pos })
+                Err(FieldConflict { message, position: other.field.pos })
             }
         }
     }
 
-    fn inner(&self, members: &[Member<'a>]) -> Vec<Set<'a>> {
-        let inner = members.iter().map(|Member { parent, field }| {
+    fn subselections(&self, members: &[ScopedField<'a>]) -> Vec<TypedSet<'a>> {
+        let inner = members.iter().map(|ScopedField { parent, field }| {
             let Field { name, selection_set, .. } = &field.node;
-            (self.shape.kind(parent, &name.node), &selection_set.node)
+            (self.shape.field_type(parent, &name.node), &selection_set.node)
         });
         inner.filter(|(_, set)| !set.items.is_empty()).collect()
     }
 
     /// Whether two fields return compatible types, apart from what is selected on them.
-    fn is_alike(&self, one: Member<'a>, other: Member<'a>) -> bool {
-        let is_leaf = |member: Member<'a>| member.field.node.selection_set.node.items.is_empty();
-        let ty = |member: Member<'a>| self.shape.field(member.parent, &member.field.node.name.node);
+    fn same_response_shape(&self, one: ScopedField<'a>, other: ScopedField<'a>) -> bool {
+        let is_leaf = |member: ScopedField<'a>| member.field.node.selection_set.node.items.is_empty();
+        let ty = |member: ScopedField<'a>| self.shape.field(member.parent, &member.field.node.name.node);
         is_leaf(one) == is_leaf(other)
-            && ty(one).zip(ty(other)).is_none_or(|(ty, other)| is_alike(ty, other, is_leaf(one)))
+            && ty(one).zip(ty(other)).is_none_or(|(ty, other)| same_type_shape(ty, other, is_leaf(one)))
     }
 }
 
-fn is_alike(one: &Type, other: &Type, is_leaf: bool) -> bool {
+fn same_type_shape(one: &Type, other: &Type, is_leaf: bool) -> bool {
     match (&one.base, &other.base) {
-        (BaseType::List(one), BaseType::List(other)) => one.nullable == other.nullable && is_alike(one, other, is_leaf),
+        (BaseType::List(one), BaseType::List(other)) => one.nullable == other.nullable && same_type_shape(one, other, is_leaf),
         (BaseType::Named(one), BaseType::Named(other)) => one == other || !is_leaf,
         _ => false,
     }
 }
 
-fn is_same(one: Member<'_>, other: Member<'_>) -> bool {
+fn same_field(one: ScopedField<'_>, other: ScopedField<'_>) -> bool {
     let (one, other) = (&one.field.node, &other.field.node);
     let has = |(name, value): &(Positioned<Name>, _)| other.get_argument(&name.node) == Some(value);
     std::ptr::eq(one, other)
@@ -175,7 +175,7 @@ mod tests {
 
     fn conflict(document: &str) -> Option<String> {
         let document = parse_query(document).expect("a document");
-        look(&Shape::of(SDL), &document, None).err().map(|conflict| conflict.message)
+        check(&SchemaIndex::of(SDL), &document, None).err().map(|conflict| conflict.message)
     }
 
     #[test]

@@ -19,15 +19,15 @@ use async_graphql::{Name, PathSegment, Response, Value};
 use super::ExecutionHints;
 
 /// The object and interface types of the schema.
-pub struct Shape(HashMap<Name, Kind>);
+pub struct SchemaIndex(HashMap<Name, TypeInfo>);
 
-struct Kind {
+struct TypeInfo {
     fields: HashMap<Name, Type>,
     /// The implemented interfaces; `None` for an interface.
     interfaces: Option<Vec<Name>>,
 }
 
-impl Shape {
+impl SchemaIndex {
     /// Reads the types from the SDL.
     pub fn of(sdl: &str) -> Self {
         let document =
@@ -42,7 +42,7 @@ impl Shape {
             };
             let fields = fields.into_iter().map(|field| (field.node.name.node, field.node.ty.node)).collect();
             let interfaces = interfaces.map(|names| names.into_iter().map(|name| name.node).collect());
-            Some((definition.name.node, Kind { fields, interfaces }))
+            Some((definition.name.node, TypeInfo { fields, interfaces }))
         });
         Self(types.collect())
     }
@@ -53,8 +53,8 @@ impl Shape {
 
     /// The named type of a field, inside any lists; empty for introspection, which the SDL does not
     /// contain.
-    pub(super) fn kind(&self, parent: &str, name: &str) -> &str {
-        self.field(parent, name).map_or("", |ty| named(&ty.base))
+    pub(super) fn field_type(&self, parent: &str, name: &str) -> &str {
+        self.field(parent, name).map_or("", |ty| base_name(&ty.base))
     }
 
     /// Whether this is an object type, as all types of introspection are.
@@ -63,20 +63,20 @@ impl Shape {
     }
 
     /// Whether every object of type `name` is also of type `other`.
-    pub(super) fn is_always(&self, name: &str, other: &str) -> bool {
-        let implements = |kind: &Kind| kind.interfaces.iter().flatten().any(|interface| interface == other);
+    pub(super) fn is_subtype(&self, name: &str, other: &str) -> bool {
+        let implements = |kind: &TypeInfo| kind.interfaces.iter().flatten().any(|interface| interface == other);
         name == other || self.0.get(name).is_none_or(implements)
     }
 
     /// The plan of the response to an operation.
-    pub fn plan<'a>(&'a self, document: &'a ExecutableDocument, operation: Option<&str>) -> Plan<'a> {
-        let set = chosen(document, operation).map(|operation| (root(operation.ty), &operation.selection_set.node));
-        Planner { shape: self, document }.plan(set.as_slice())
+    pub fn plan<'a>(&'a self, document: &'a ExecutableDocument, operation: Option<&str>) -> CompletionPlan<'a> {
+        let set = operation_named(document, operation).map(|operation| (root_type(operation.ty), &operation.selection_set.node));
+        CompletionPlanner { shape: self, document }.plan(set.as_slice())
     }
 }
 
 /// The operation with this name, or the only one.
-pub fn chosen<'a>(document: &'a ExecutableDocument, name: Option<&str>) -> Option<&'a OperationDefinition> {
+pub fn operation_named<'a>(document: &'a ExecutableDocument, name: Option<&str>) -> Option<&'a OperationDefinition> {
     match &document.operations {
         DocumentOperations::Single(operation) => Some(&operation.node),
         DocumentOperations::Multiple(operations) => Some(&operations.get(name?)?.node),
@@ -84,7 +84,7 @@ pub fn chosen<'a>(document: &'a ExecutableDocument, name: Option<&str>) -> Optio
 }
 
 /// The root type of an operation.
-pub const fn root(operation: OperationType) -> &'static str {
+pub const fn root_type(operation: OperationType) -> &'static str {
     match operation {
         OperationType::Query => "Query",
         OperationType::Mutation => "Mutation",
@@ -93,11 +93,11 @@ pub const fn root(operation: OperationType) -> &'static str {
 }
 
 /// Marks a failed value until the plan is applied. No enum has a value of this name.
-const FAILED: &str = "\0";
+const FAILURE_MARKER: &str = "\0";
 
 /// Marks the value at the path of an error as failed. An object of which every field failed is null
 /// as a whole; it is restored.
-fn place(data: &mut Value, path: &[PathSegment]) {
+fn mark_failure(data: &mut Value, path: &[PathSegment]) {
     let mut value = data;
     for segment in path {
         value = match segment {
@@ -116,47 +116,47 @@ fn place(data: &mut Value, path: &[PathSegment]) {
         };
     }
     if !path.is_empty() && *value == Value::Null {
-        *value = Value::Enum(Name::new(FAILED));
+        *value = Value::Enum(Name::new(FAILURE_MARKER));
     }
 }
 
 /// A selection set, with the type that declares its fields.
-pub(super) type Set<'a> = (&'a str, &'a SelectionSet);
+pub(super) type TypedSet<'a> = (&'a str, &'a SelectionSet);
 
 /// Everything that is selected on one object, in all places.
 #[derive(Default)]
-struct Collected<'a> {
+struct ObjectSelection<'a> {
     /// By response key: the type of the field and its selection sets from all places.
-    fields: IndexMap<&'a str, (Option<&'a Type>, Vec<Set<'a>>)>,
+    fields: IndexMap<&'a str, (Option<&'a Type>, Vec<TypedSet<'a>>)>,
     /// At least one field is selected regardless of types and directives.
-    is_sure: bool,
+    is_unconditional: bool,
     /// At least one field is selected in several places.
     is_repeated: bool,
 }
 
-struct Planner<'a> {
-    shape: &'a Shape,
+struct CompletionPlanner<'a> {
+    shape: &'a SchemaIndex,
     document: &'a ExecutableDocument,
 }
 
-impl<'a> Planner<'a> {
-    fn plan(&self, sets: &[Set<'a>]) -> Plan<'a> {
-        let mut collected = Collected::default();
+impl<'a> CompletionPlanner<'a> {
+    fn plan(&self, sets: &[TypedSet<'a>]) -> CompletionPlan<'a> {
+        let mut collected = ObjectSelection::default();
         for (parent, set) in sets {
             self.collect(parent, set, true, &mut collected);
         }
-        let Collected { fields, is_sure, is_repeated } = collected;
+        let ObjectSelection { fields, is_unconditional: is_sure, is_repeated } = collected;
         let fields = fields.into_iter().map(|(key, (ty, sets))| {
             let plan = self.plan(&sets);
-            Field { key, ty, is_merged: sets.len() > 1 || plan.is_merged(), plan }
+            PlannedField { key, ty, is_merged: sets.len() > 1 || plan.is_merged(), plan }
         });
-        let fields: Vec<Field> = fields.collect();
+        let fields: Vec<PlannedField> = fields.collect();
         let inside = || fields.iter().all(|field| field.plan.as_written);
         let as_written = sets.is_empty() || (is_sure && !is_repeated && inside());
-        Plan { fields, as_written }
+        CompletionPlan { fields, as_written }
     }
 
-    fn collect(&self, parent: &'a str, set: &'a SelectionSet, is_sure: bool, collected: &mut Collected<'a>) {
+    fn collect(&self, parent: &'a str, set: &'a SelectionSet, is_sure: bool, collected: &mut ObjectSelection<'a>) {
         for selection in &set.items {
             let is_sure = is_sure && selection.node.directives().is_empty();
             let (condition, set) = match &selection.node {
@@ -172,9 +172,9 @@ impl<'a> Planner<'a> {
                         *stored = ty;
                     }
                     if !field.node.selection_set.node.items.is_empty() {
-                        sets.push((self.shape.kind(parent, name), &field.node.selection_set.node));
+                        sets.push((self.shape.field_type(parent, name), &field.node.selection_set.node));
                     }
-                    collected.is_sure |= is_sure;
+                    collected.is_unconditional |= is_sure;
                     continue;
                 }
                 Selection::InlineFragment(fragment) => {
@@ -188,29 +188,29 @@ impl<'a> Planner<'a> {
                 }
             };
             let narrower = condition.map_or(parent, |condition| condition.node.on.node.as_str());
-            self.collect(narrower, set, is_sure && self.shape.is_always(parent, narrower), collected);
+            self.collect(narrower, set, is_sure && self.shape.is_subtype(parent, narrower), collected);
         }
     }
 }
 
 /// The fields selected on an object, in the order of the query; none for a scalar.
-pub struct Plan<'a> {
-    fields: Vec<Field<'a>>,
+pub struct CompletionPlan<'a> {
+    fields: Vec<PlannedField<'a>>,
     /// Each field is selected in one place, and each object has at least one field regardless of
     /// types and directives.
     as_written: bool,
 }
 
-struct Field<'a> {
+struct PlannedField<'a> {
     key: &'a str,
     ty: Option<&'a Type>,
     is_merged: bool,
-    plan: Plan<'a>,
+    plan: CompletionPlan<'a>,
 }
 
-impl Plan<'_> {
+impl CompletionPlan<'_> {
     /// How the operation can be executed.
-    pub fn manner(&self) -> ExecutionHints {
+    pub fn hints(&self) -> ExecutionHints {
         ExecutionHints { can_batch: !self.is_merged(), has_single_root: self.fields.len() == 1, as_written: self.as_written }
     }
 
@@ -222,7 +222,7 @@ impl Plan<'_> {
     /// Completes the response.
     pub fn complete(&self, response: &mut Response) {
         for error in &response.errors {
-            place(&mut response.data, &error.path);
+            mark_failure(&mut response.data, &error.path);
         }
         if let Value::Object(fields) = std::mem::take(&mut response.data) {
             response.data = self.object(fields).map_or(Value::Null, Value::Object);
@@ -257,7 +257,7 @@ impl Plan<'_> {
     fn value(&self, ty: Option<&Type>, value: Value) -> Option<Value> {
         let completed = match value {
             Value::Null => None,
-            Value::Enum(name) if name == FAILED => None,
+            Value::Enum(name) if name == FAILURE_MARKER => None,
             // A JSON scalar: its members are not selected fields.
             Value::Object(fields) if self.fields.is_empty() => Some(Value::Object(fields)),
             Value::Object(fields) => self.object(fields).map(Value::Object),
@@ -278,10 +278,10 @@ impl Plan<'_> {
 }
 
 /// The named type inside any lists.
-pub(super) fn named(base: &BaseType) -> &str {
+pub(super) fn base_name(base: &BaseType) -> &str {
     match base {
         BaseType::Named(name) => name,
-        BaseType::List(item) => named(&item.base),
+        BaseType::List(item) => base_name(&item.base),
     }
 }
 
@@ -290,7 +290,7 @@ mod tests {
     use async_graphql::parser::parse_query;
     use async_graphql::{ServerError, value};
 
-    use super::super::collect::NOTHING;
+    use super::super::collect::PLACEHOLDER_KEY;
     use super::*;
 
     const SDL: &str = "type Query { named: Named user: User users: [User!]! maybe: [User] must: User! any: JSON! }
@@ -312,7 +312,7 @@ mod tests {
             })
             .collect();
         let document = parse_query(document).expect("a document");
-        Shape::of(SDL).plan(&document, None).complete(&mut response);
+        SchemaIndex::of(SDL).plan(&document, None).complete(&mut response);
         serde_json::to_string(&response.data).expect("JSON")
     }
 
@@ -325,7 +325,7 @@ mod tests {
 
     #[test]
     fn what_is_selected_in_several_places_is_known() {
-        let shape = Shape::of(SDL);
+        let shape = SchemaIndex::of(SDL);
         let is_merged = |text| {
             let document = parse_query(text).expect("a document");
             shape.plan(&document, None).is_merged()
@@ -357,17 +357,17 @@ mod tests {
     #[test]
     fn an_object_of_which_nothing_is_selected_is_empty() {
         let document = "{ users { ... on Other { name } } maybe { ... on Other { name } } }";
-        let there = || Value::Object(IndexMap::from([(Name::new(NOTHING), Value::from("User"))]));
+        let there = || Value::Object(IndexMap::from([(Name::new(PLACEHOLDER_KEY), Value::from("User"))]));
         let data = value!({ "users": [(there()), (there())], "maybe": [null, (there())] });
         assert_eq!(completed(document, data, &[]), r#"{"users":[{},{}],"maybe":[null,{}]}"#);
     }
 
     #[test]
     fn what_may_be_nothing_is_not_executed_as_it_is_written() {
-        let shape = Shape::of(SDL);
+        let shape = SchemaIndex::of(SDL);
         let as_written = |text| {
             let document = parse_query(text).expect("a document");
-            shape.plan(&document, None).manner().as_written
+            shape.plan(&document, None).hints().as_written
         };
         assert!(as_written("{ user { name email @include(if: true) ...F } } fragment F on Named { x: name }"));
         assert!(as_written("{ __schema { types { ...F } } } fragment F on __Type { name }"));
