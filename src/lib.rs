@@ -82,7 +82,7 @@
 //! 3. [`events::hub`] tails the log, finds the subscribers by the people whom the event concerns and puts it into their
 //!    bounded queues. The bell makes it prompt, for what another instance wrote a hint ([`events::hint`]), and a slow
 //!    poll makes it certain.
-//! 4. [`graphql::live`] asks the rights again for each event and yields it; with `after`, or when its queue ran over, it
+//! 4. [`graphql::event_stream`] asks the rights again for each event and yields it; with `after`, or when its queue ran over, it
 //!    reads the log first. [`graphql::event`] says what the event looks like. [`http::subscription`] answers it once for
 //!    all who asked in the same words, unless a resolver wanted to know who asks.
 //!

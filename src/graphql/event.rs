@@ -11,7 +11,7 @@ use futures_util::stream::Empty;
 use super::comment::{self, Comment};
 use super::connection::{PageInfo, Paging, needs};
 use super::batch::SelectedField;
-use super::live::{Happening, Opening, follow};
+use super::event_stream::{SubscriptionEvent, SubscriptionHandle, follow};
 use super::node::{self, Noun};
 use super::notification::Notification;
 use super::project::Project;
@@ -31,14 +31,14 @@ use crate::time::Timestamp;
 
 /// An event with the rows that its fields are resolved from.
 #[derive(Clone)]
-pub struct Told {
+pub struct EventView {
     pub event: Arc<log::Event>,
     /// State recorded with the event.
     pub snapshot: Arc<Snapshot>,
     task: Option<Arc<TaskRow>>,
 }
 
-impl Told {
+impl EventView {
     /// Takes the current row of the task, or the one recorded with the event if the task has been
     /// deleted.
     pub fn new(event: &Arc<log::Event>, snapshot: &Arc<Snapshot>, task: Option<&Arc<TaskRow>>) -> Self {
@@ -76,7 +76,7 @@ impl Told {
 
 /// Fails with CURSOR_EXPIRED if events after this position have left the log. `floor` is the
 /// retention horizon, the oldest position kept.
-pub fn within(cursors: &CursorCodec, floor: LogPosition, position: LogPosition) -> crate::error::Result<LogPosition> {
+pub fn check_retained(cursors: &CursorCodec, floor: LogPosition, position: LogPosition) -> crate::error::Result<LogPosition> {
     if position < floor { Err(Error::CursorExpired { oldest: cursors.encode(floor) }) } else { Ok(position) }
 }
 
@@ -126,7 +126,7 @@ macro_rules! events {
         $(
             $(#[$doc])*
             #[derive(Clone)]
-            pub struct $name(Told);
+            pub struct $name(EventView);
 
             $(#[$doc])*
             #[Object]
@@ -344,7 +344,7 @@ events! {
 }
 
 impl Event {
-    fn of(told: Told) -> Result<Self> {
+    fn of(told: EventView) -> Result<Self> {
         Ok(match told.event.kind {
             EventKind::TaskCreated => TaskCreatedEvent(told).into(),
             EventKind::TaskUpdated => TaskUpdatedEvent(told).into(),
@@ -483,18 +483,18 @@ pub fn columns_of_nodes(connection: &SelectedField<'_>, may_be_gone: bool) -> Ev
 }
 
 /// Parses paging arguments to a range of the log.
-pub fn stretch(cursors: &CursorCodec, paging: &Paging) -> crate::error::Result<LogRange> {
+pub fn parse_range(cursors: &CursorCodec, paging: &Paging) -> crate::error::Result<LogRange> {
     let (limit, backward) = paging.size()?;
     let read = |cursor: &Option<String>| cursor.as_deref().map(|cursor| cursors.decode(cursor)).transpose();
     Ok(LogRange { after: read(&paging.after)?, before: read(&paging.before)?, limit, backward })
 }
 
 /// Reads one event more than requested, which shows whether there is another page.
-pub fn one_more(stretch: LogRange) -> LogRange {
+pub fn with_lookahead(stretch: LogRange) -> LogRange {
     LogRange { limit: stretch.limit + 1, ..stretch }
 }
 
-/// Removes the additional event that [`one_more`] read. Returns whether there was one.
+/// Removes the additional event that [`with_lookahead`] read. Returns whether there was one.
 pub fn trim<T>(events: &mut Vec<T>, stretch: LogRange) -> bool {
     let more = events.len() > stretch.limit;
     if more && stretch.backward {
@@ -506,7 +506,7 @@ pub fn trim<T>(events: &mut Vec<T>, stretch: LogRange) -> bool {
 }
 
 /// Builds a page; `more` says whether another one follows in the direction of paging.
-pub fn connection(events: Vec<Told>, more: bool, stretch: LogRange, cursors: &CursorCodec) -> Result<EventConnection> {
+pub fn connection(events: Vec<EventView>, more: bool, stretch: LogRange, cursors: &CursorCodec) -> Result<EventConnection> {
     let mut edges = Vec::with_capacity(events.len());
     for told in events {
         let cursor = cursors.encode(told.event.position());
@@ -545,16 +545,16 @@ impl EventQuery {
     ) -> Result<EventConnection> {
         let caller = RequestContext::of(ctx);
         let cursors = &caller.app().cursors;
-        let stretch = stretch(cursors, &Paging::new(first, after, last, before))?;
+        let stretch = parse_range(cursors, &Paging::new(first, after, last, before))?;
         let filter = filter.map(EventFilter::parse).transpose()?.unwrap_or_default();
         let mut conn = caller.app().db.conn().await?;
         let floor = log::retention_horizon(&mut conn).await?;
         for position in [stretch.after, stretch.before].into_iter().flatten() {
-            within(cursors, floor, position)?;
+            check_retained(cursors, floor, position)?;
         }
         // Events before the retention horizon can still exist as the history of a task, but are not
         // part of the feed.
-        let kept = LogRange { after: Some(stretch.after.unwrap_or(floor)), ..one_more(stretch) };
+        let kept = LogRange { after: Some(stretch.after.unwrap_or(floor)), ..with_lookahead(stretch) };
         let field = SelectedField::of(ctx);
         let columns = columns_of_nodes(&field, true);
         let viewer = caller.viewer()?;
@@ -571,7 +571,7 @@ impl EventQuery {
             }
         }
         let view =
-            |(event, objects): (_, EventObjects)| Told::new(&Arc::new(event), &objects.snapshot, objects.task.as_ref());
+            |(event, objects): (_, EventObjects)| EventView::new(&Arc::new(event), &objects.snapshot, objects.task.as_ref());
         connection(loaded.into_iter().map(view).collect(), more, stretch, cursors)
     }
 }
@@ -580,9 +580,9 @@ impl EventQuery {
 pub struct EventSubscription;
 
 async fn open<T>(ctx: &Context<'_>, filter: EventCriteria, after: Option<String>) -> Result<Empty<Result<T>>> {
-    let after = Opening::begin(ctx, after)?;
-    let happenings = Box::pin(follow(RequestContext::of(ctx), filter, after)).await?;
-    Ok(Opening::leave(ctx, happenings))
+    let after = SubscriptionHandle::start_position(ctx, after)?;
+    let events = Box::pin(follow(RequestContext::of(ctx), filter, after)).await?;
+    Ok(SubscriptionHandle::set_stream(ctx, events))
 }
 
 #[async_graphql::Subscription]
@@ -644,33 +644,33 @@ impl EventSubscription {
 
 /// Root of the schema that resolves one delivered event. Its fields have no arguments, because they
 /// were applied when the subscription was opened.
-pub struct Telling;
+pub struct EventRoot;
 
-fn told(ctx: &Context<'_>) -> Result<Told> {
-    let Happening { event, objects, .. } = ctx.data_unchecked();
-    Ok(Told::new(event, &objects.snapshot, objects.task.as_ref()))
+fn event_view(ctx: &Context<'_>) -> Result<EventView> {
+    let SubscriptionEvent { event, objects, .. } = ctx.data_unchecked();
+    Ok(EventView::new(event, &objects.snapshot, objects.task.as_ref()))
 }
 
 #[Object(name = "Subscription")]
-impl Telling {
+impl EventRoot {
     async fn task_assigned(&self, ctx: &Context<'_>) -> Result<TaskAssignedEvent> {
-        told(ctx).map(TaskAssignedEvent)
+        event_view(ctx).map(TaskAssignedEvent)
     }
 
     async fn comment_added(&self, ctx: &Context<'_>) -> Result<CommentAddedEvent> {
-        told(ctx).map(CommentAddedEvent)
+        event_view(ctx).map(CommentAddedEvent)
     }
 
     async fn status_changed(&self, ctx: &Context<'_>) -> Result<StatusChangedEvent> {
-        told(ctx).map(StatusChangedEvent)
+        event_view(ctx).map(StatusChangedEvent)
     }
 
     async fn events(&self, ctx: &Context<'_>) -> Result<Event> {
-        Event::of(told(ctx)?)
+        Event::of(event_view(ctx)?)
     }
 
     async fn notification_added(&self, ctx: &Context<'_>) -> Result<Notification> {
-        let Happening { notification, .. } = ctx.data_unchecked();
+        let SubscriptionEvent { notification, .. } = ctx.data_unchecked();
         notification.clone().ok_or_else(|| Error::internal("event without a notification").into())
     }
 }

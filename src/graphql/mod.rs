@@ -16,7 +16,7 @@ pub mod guard;
 pub mod json;
 pub mod label;
 pub mod batch;
-pub mod live;
+pub mod event_stream;
 pub mod loader;
 pub mod node;
 pub mod notification;
@@ -114,11 +114,11 @@ fn build(introspection: bool, validation: ValidationMode) -> Schema {
 
 /// The schema that resolves delivered events. Its documents were validated against [`schema`] when
 /// the subscription was opened.
-pub type EventSchema = async_graphql::Schema<event::Telling, EmptyMutation, EmptySubscription>;
+pub type EventSchema = async_graphql::Schema<event::EventRoot, EmptyMutation, EmptySubscription>;
 
-/// Builds it. The event comes with each request as a [`live::Happening`].
+/// Builds it. The event comes with each request as a [`event_stream::SubscriptionEvent`].
 pub fn event_schema() -> EventSchema {
-    EventSchema::build(event::Telling, EmptyMutation, EmptySubscription).validation_mode(ValidationMode::Fast).finish()
+    EventSchema::build(event::EventRoot, EmptyMutation, EmptySubscription).validation_mode(ValidationMode::Fast).finish()
 }
 
 /// The schema as SDL, the content of `schema.graphql`.

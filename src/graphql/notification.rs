@@ -9,7 +9,7 @@ use futures_util::{Stream, StreamExt};
 use super::comment::{self, Comment};
 use super::connection::{Connection, Edge, PageInfo, Paging, Tag, Total};
 use super::batch::SelectedField;
-use super::live::{Happening, Opening, follow};
+use super::event_stream::{SubscriptionEvent, SubscriptionHandle, follow};
 use super::node::{self, Noun};
 use super::payload::{UserErrorPayload, run_mutation};
 use super::task::{self, Task, user};
@@ -124,7 +124,7 @@ impl NotificationConnection {
 
     /// Number of unread notifications in the inbox, on this page or not.
     async fn unread_count(&self, ctx: &Context<'_>) -> Result<i64> {
-        unread(ctx, self.user_id).await
+        unread_count(ctx, self.user_id).await
     }
 }
 
@@ -141,7 +141,7 @@ pub async fn list(ctx: &Context<'_>, user_id: Id, paging: Paging, unread_only: b
 }
 
 /// Counts a user's unread notifications.
-pub async fn unread(ctx: &Context<'_>, user_id: Id) -> Result<i64> {
+pub async fn unread_count(ctx: &Context<'_>, user_id: Id) -> Result<i64> {
     Ok(store::count(&mut RequestContext::of(ctx).app().db.conn().await?, user_id, true).await?)
 }
 
@@ -210,15 +210,15 @@ pub struct NotificationSubscription;
 
 /// The viewer's notification of an event, if the event concerns them. Waits until it is in the
 /// inbox, so that a client that receives it can mark it as read.
-async fn added(app: &App, viewer: Id, happening: &Happening) -> crate::error::Result<Option<Notification>> {
-    let told = store::recipients(&happening.event, &happening.objects.snapshot);
+async fn notification_for(app: &App, viewer: Id, event: &SubscriptionEvent) -> crate::error::Result<Option<Notification>> {
+    let told = store::recipients(&event.event, &event.objects.snapshot);
     if told.into_iter().all(|(id, _)| id != viewer) {
         return Ok(None);
     }
-    let position = happening.event.position();
+    let position = event.event.position();
     // Fails only if the sender was dropped, and `app` owns it.
     let _ = app.inbox.subscribe().wait_for(|reached| *reached >= position).await;
-    let row = store::by_ids(&mut app.db.conn().await?, viewer, &[happening.event.id]).await?.pop();
+    let row = store::by_ids(&mut app.db.conn().await?, viewer, &[event.event.id]).await?.pop();
     Ok(row.map(|row| Notification(Arc::new(row))))
 }
 
@@ -233,26 +233,26 @@ impl NotificationSubscription {
         ctx: &Context<'_>,
         #[graphql(desc = "Resumes after this event cursor. By default the stream starts now.")] after: Option<String>,
     ) -> Result<impl Stream<Item = Result<Notification>> + use<>> {
-        let after = Opening::begin(ctx, after)?;
+        let after = SubscriptionHandle::start_position(ctx, after)?;
         let (app, viewer) = (Arc::clone(RequestContext::of(ctx).app()), RequestContext::of(ctx).viewer()?.id);
         let filter = EventCriteria { kinds: Some(store::NOTIFYING_KINDS.to_vec()), ..EventCriteria::default() };
-        let happenings = Box::pin(follow(RequestContext::of(ctx), filter, after)).await?;
-        let happenings = happenings.filter_map(move |happening| {
+        let events = Box::pin(follow(RequestContext::of(ctx), filter, after)).await?;
+        let events = events.filter_map(move |event| {
             let app = Arc::clone(&app);
             async move {
-                let mut happening = match happening {
-                    Ok(happening) => happening,
+                let mut event = match event {
+                    Ok(event) => event,
                     Err(error) => return Some(Err(error)),
                 };
-                match Box::pin(added(&app, viewer, &happening)).await.transpose()? {
+                match Box::pin(notification_for(&app, viewer, &event)).await.transpose()? {
                     Ok(notification) => {
-                        happening.notification = Some(notification);
-                        Some(Ok(happening))
+                        event.notification = Some(notification);
+                        Some(Ok(event))
                     }
                     Err(error) => Some(Err(error)),
                 }
             }
         });
-        Ok(Opening::leave(ctx, happenings))
+        Ok(SubscriptionHandle::set_stream(ctx, events))
     }
 }

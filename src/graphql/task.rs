@@ -141,12 +141,12 @@ impl Task {
         #[graphql(desc = "Returns only items before this cursor.")] before: Option<String>,
     ) -> Result<EventConnection> {
         let cursors = &RequestContext::of(ctx).app().cursors;
-        let stretch = event::stretch(cursors, &Paging::new(first, after, last, before))?;
+        let stretch = event::parse_range(cursors, &Paging::new(first, after, last, before))?;
         let columns = event::columns_of_nodes(&SelectedField::of(ctx), false);
         let loaders = RequestContext::of(ctx).loaders()?;
-        let mut events = loaders.activity(self.0.id, event::one_more(stretch), columns).await?;
+        let mut events = loaders.activity(self.0.id, event::with_lookahead(stretch), columns).await?;
         let more = event::trim(&mut events, stretch);
-        let views = events.iter().map(|(event, snapshot)| event::Told::new(event, snapshot, Some(&self.0)));
+        let views = events.iter().map(|(event, snapshot)| event::EventView::new(event, snapshot, Some(&self.0)));
         event::connection(views.collect(), more, stretch, cursors)
     }
 

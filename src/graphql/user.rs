@@ -189,7 +189,7 @@ impl User {
     /// Number of unread notifications. Visible to the user only.
     #[graphql(guard = "guard::RequirePermission(Action::ReadNotifications, AccountId(self.profile.id))")]
     async fn unread_count(&self, ctx: &Context<'_>) -> Result<Option<i64>> {
-        Ok(Some(notification::unread(ctx, self.profile.id).await?))
+        Ok(Some(notification::unread_count(ctx, self.profile.id).await?))
     }
 
     /// Projects owned by the user, oldest first by default. Visible to the user and ADMIN.

@@ -3,7 +3,7 @@
 //!
 //! Subscriptions with the same document and variables share the response to an event, unless a
 //! resolver asked the [`RequestContext`] for its viewer while it was computed. Whether a viewer may see the
-//! event at all is checked for each subscriber before that ([`crate::graphql::live`]).
+//! event at all is checked for each subscriber before that ([`crate::graphql::event_stream`]).
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -35,7 +35,7 @@ use crate::events::shared_response::{Claim, ComputedResponse, ResponseState};
 use crate::graphql::collect::{collect_fields, has_all_values};
 use crate::graphql::null_propagation::{SchemaIndex, operation_named};
 use crate::graphql::deprecation::Deprecation;
-use crate::graphql::live::{Happening, Happenings, Opening};
+use crate::graphql::event_stream::{SubscriptionEvent, EventStream, SubscriptionHandle};
 use crate::graphql::{RequestContext, ExecutionHints, EventSchema, event_schema};
 use crate::limits::{RateLimitBucket as Limited, ClientKey};
 use crate::metrics::{Executed, Open};
@@ -107,7 +107,7 @@ pub enum Told {
 
 /// An open subscription. Dropping it records its end in the metrics.
 pub struct Subscription {
-    happenings: Happenings,
+    events: EventStream,
     subscriber: Subscriber,
     /// Position of the last event that was processed.
     position: Option<LogPosition>,
@@ -252,7 +252,7 @@ impl Door {
         let question = self.subscriptions.question(&query, &document, &request, spent.cost, search_bytes);
         let question = question.map_err(|refused| Answer::refused(refused, &request_id))?;
         let traced = self.app.traces.operation(word(OperationType::Subscription), question.name.as_deref());
-        let opening = Opening::after(after);
+        let opening = SubscriptionHandle::resume_after(after);
         let opened = async {
             let (name, variables) = (request.operation_name.as_deref(), &request.variables);
             let as_written = hints.as_written && has_all_values(&document, name, variables);
@@ -269,10 +269,10 @@ impl Door {
             schema.execute_stream(request.data(caller).data(spent).data(opening.clone())).next().await
         };
         let opened = self.app.in_time(DEADLINE, Box::pin(opened)).await;
-        let answer = match (opened, opening.take()) {
-            (Ok(None), Some(happenings)) => {
+        let answer = match (opened, opening.take_stream()) {
+            (Ok(None), Some(events)) => {
                 return Ok(Subscription {
-                    happenings,
+                    events,
                     subscriber: Subscriber {
                         subscriptions: Arc::clone(&self.subscriptions),
                         question,
@@ -310,8 +310,8 @@ impl Subscription {
     /// Waits for the next message. Returns `None` when the subscription has ended.
     pub async fn next(&mut self) -> Option<Told> {
         loop {
-            let happening = match self.happenings.next().await? {
-                Ok(happening) => happening,
+            let event = match self.events.next().await? {
+                Ok(event) => event,
                 Err(error) => {
                     let error = self.subscriber.span().in_scope(|| async_graphql::Error::from(error));
                     let error = error.into_server_error(Pos::default());
@@ -320,11 +320,11 @@ impl Subscription {
                     return Some(self.failed(answer, self.position));
                 }
             };
-            let (position, before) = (happening.event.position(), happening.before);
+            let (position, before) = (event.event.position(), event.before);
             self.position = Some(position);
             let deprecations = Arc::clone(&self.deprecations);
             // Boxed: executing is rare compared to waiting.
-            match Box::pin(self.subscriber.answer(happening, deprecations)).await {
+            match Box::pin(self.subscriber.answer(event, deprecations)).await {
                 Ok(Some(payload)) => {
                     self.deprecations = Arc::default();
                     return Some(Told::Event { payload, cursor: self.cursor(position) });
@@ -363,24 +363,24 @@ impl Subscriber {
     /// the viewer may no longer see the event, and an error if the subscription must end.
     async fn answer(
         &self,
-        happening: Happening,
+        event: SubscriptionEvent,
         deprecations: Arc<[Deprecation]>,
     ) -> Result<Option<Arc<str>>, Box<Answer>> {
         let (app, question) = (&self.subscriptions.app, &self.question);
         let viewer = self.viewer.ok_or_else(|| self.refused(Error::unauthenticated()))?;
         let paid = app.limits.spend(Limited::Deliveries, ClientKey::User(viewer.id), question.cost, app.clock.now()).await;
         paid.map_err(|error| self.refused(error))?;
-        let is_own = happening.notification.is_some() || !deprecations.is_empty();
-        let (mut happening, mut permit) = (happening, None);
+        let is_own = event.notification.is_some() || !deprecations.is_empty();
+        let (mut event, mut permit) = (event, None);
         // Start again after each wait, because permissions may have changed meanwhile.
         loop {
-            let current = happening.current(app, &viewer).await.map_err(|error| self.refused(error))?;
-            happening = match current {
+            let current = event.refresh(app, &viewer).await.map_err(|error| self.refused(error))?;
+            event = match current {
                 Some(current) => current,
                 None => return Ok(None),
             };
             let shared = (!is_own && !question.personal.load(Ordering::Relaxed))
-                .then(|| happening.objects.answers.get(question.number));
+                .then(|| event.objects.answers.get(question.number));
             match shared.as_ref().map(|shared| (shared, shared.state())) {
                 Some((_, ResponseState::Ready(made))) => return Ok(Some(Arc::clone(&made.payload))),
                 Some((shared, ResponseState::Claimed)) => {
@@ -397,14 +397,14 @@ impl Subscriber {
                     if let Some(claim) = shared.claim()
                         && let Some(permit) = permit.take()
                     {
-                        let made = self.made(happening, claim);
+                        let made = self.made(event, claim);
                         return permit.scope(DEADLINE, question.search_bytes).run(made).await.map(Some);
                     }
                 }
                 None | Some((_, ResponseState::Personal)) if permit.is_none() => permit = Some(self.permit(viewer).await?),
                 None | Some((_, ResponseState::Personal)) => {
                     let Some(permit) = permit.take() else { continue };
-                    let (answer, _) = permit.scope(DEADLINE, question.search_bytes).run(self.executed(happening)).await;
+                    let (answer, _) = permit.scope(DEADLINE, question.search_bytes).run(self.executed(event)).await;
                     return self.written(answer.warning(deprecations)).map(Some);
                 }
             }
@@ -418,8 +418,8 @@ impl Subscriber {
     }
 
     /// Computes a response, and shares it with equal subscriptions unless it depends on the viewer.
-    async fn made(&self, happening: Happening, claim: Claim) -> Result<Arc<str>, Box<Answer>> {
-        let (answer, viewer_mattered) = self.executed(happening).await;
+    async fn made(&self, event: SubscriptionEvent, claim: Claim) -> Result<Arc<str>, Box<Answer>> {
+        let (answer, viewer_mattered) = self.executed(event).await;
         self.question.personal.fetch_or(viewer_mattered, Ordering::Relaxed);
         let is_common = !viewer_mattered && !answer.has_errors();
         let payload = self.written(answer)?;
@@ -456,7 +456,7 @@ impl Subscriber {
 
     /// Executes the subscription for an event. Also returns whether the response depends on the
     /// viewer.
-    async fn executed(&self, happening: Happening) -> (Answer, bool) {
+    async fn executed(&self, event: SubscriptionEvent) -> (Answer, bool) {
         let Subscriptions { app, telling, shape, .. } = &*self.subscriptions;
         let prepared = match self.subscriptions.prepared(&self.question) {
             Ok(prepared) => prepared,
@@ -468,11 +468,11 @@ impl Subscriber {
         let Prepared { document, executed, variables } = &*prepared;
         let name = self.question.name.as_deref();
         let traced = app.traces.event(word(OperationType::Subscription), name);
-        let caller = RequestContext::for_event(Arc::clone(app), self.viewer, &happening.event, &happening.objects);
+        let caller = RequestContext::for_event(Arc::clone(app), self.viewer, &event.event, &event.objects);
         let mut request = Request::new(String::new()).variables(variables.clone());
         request.operation_name = name.map(ToOwned::to_owned);
         request.set_parsed_query(executed.clone());
-        let response = telling.execute(request.data(caller.clone()).data(happening));
+        let response = telling.execute(request.data(caller.clone()).data(event));
         let response =
             unconstrained(app.limits.decoding.with_meter(ClientKey::User(viewer.id), response.instrument(self.span())));
         let answer = match app.in_time(DEADLINE, response).await {

@@ -13,7 +13,7 @@ use futures_util::stream::{BoxStream, Empty, empty, unfold};
 use futures_util::{Stream, StreamExt};
 
 use super::RequestContext;
-use super::event::within;
+use super::event::check_retained;
 use super::notification::Notification;
 use crate::App;
 use crate::access::Viewer;
@@ -33,7 +33,7 @@ const MAX_KEPT_BYTES: usize = 128 * 1024;
 
 /// An event to deliver to a subscriber, with its objects loaded.
 #[derive(Clone)]
-pub struct Happening {
+pub struct SubscriptionEvent {
     pub event: Arc<Event>,
     /// The rows that the event is resolved from.
     pub objects: Arc<EventObjects>,
@@ -44,10 +44,10 @@ pub struct Happening {
     delivery: Arc<Delivery<EventObjects>>,
 }
 
-impl Happening {
+impl SubscriptionEvent {
     /// Reloads objects that are more than a second old. `None` if the viewer may no longer see the
     /// event.
-    pub async fn current(mut self, app: &App, viewer: &Viewer) -> Result<Option<Self>> {
+    pub async fn refresh(mut self, app: &App, viewer: &Viewer) -> Result<Option<Self>> {
         let objects = objects(app, &self.delivery).await?;
         if !Arc::ptr_eq(&objects, &self.objects) {
             if !can_see(viewer, &self.event, objects.task.as_deref()) {
@@ -66,50 +66,50 @@ async fn objects(app: &App, delivery: &Delivery<EventObjects>) -> Result<Arc<Eve
 }
 
 /// The stream of a subscription. It ends with the first error.
-pub type Happenings = BoxStream<'static, Result<Happening>>;
+pub type EventStream = BoxStream<'static, Result<SubscriptionEvent>>;
 
 /// Hands the stream from a subscription's resolver to the transport. async-graphql executes the
 /// operation once, which checks it and its arguments; each event is then resolved by
 /// [`super::Telling`].
 #[derive(Clone)]
-pub struct Opening {
+pub struct SubscriptionHandle {
     after: Option<Arc<str>>,
-    opened: Arc<Mutex<Option<Happenings>>>,
+    stream: Arc<Mutex<Option<EventStream>>>,
 }
 
-impl Opening {
+impl SubscriptionHandle {
     /// A cursor given here, such as `Last-Event-ID`, takes precedence over the `after` argument.
-    pub fn after(after: Option<&str>) -> Self {
-        Self { after: after.map(Arc::from), opened: Arc::default() }
+    pub fn resume_after(after: Option<&str>) -> Self {
+        Self { after: after.map(Arc::from), stream: Arc::default() }
     }
 
     /// Takes the stream that the resolver left.
-    pub fn take(&self) -> Option<Happenings> {
-        self.opened.lock().unwrap_or_else(PoisonError::into_inner).take()
+    pub fn take_stream(&self) -> Option<EventStream> {
+        self.stream.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     /// The position after which the subscription starts; `None` means now.
-    pub fn begin(ctx: &Context<'_>, after: Option<String>) -> Result<Option<LogPosition>> {
+    pub fn start_position(ctx: &Context<'_>, after: Option<String>) -> Result<Option<LogPosition>> {
         let Self { after: resumed, .. } = ctx.data_unchecked();
         let position = |cursor| RequestContext::of(ctx).app().cursors.decode(cursor);
         resumed.as_deref().or(after.as_deref()).map(position).transpose()
     }
 
     /// Leaves the stream of this operation. The stream that async-graphql gets is empty.
-    pub fn leave<T>(ctx: &Context<'_>, happenings: impl Stream<Item = Result<Happening>> + Send + 'static) -> Empty<T> {
-        let Self { opened, .. } = ctx.data_unchecked();
-        *opened.lock().unwrap_or_else(PoisonError::into_inner) = Some(happenings.boxed());
+    pub fn set_stream<T>(ctx: &Context<'_>, events: impl Stream<Item = Result<SubscriptionEvent>> + Send + 'static) -> Empty<T> {
+        let Self { stream: opened, .. } = ctx.data_unchecked();
+        *opened.lock().unwrap_or_else(PoisonError::into_inner) = Some(events.boxed());
         empty()
     }
 }
 
-struct Follower {
+struct LogFollower {
     app: Arc<App>,
     viewer: Viewer,
     filter: Arc<EventCriteria>,
     position: LogPosition,
     listener: Listener<EventObjects>,
-    behind: bool,
+    is_behind: bool,
     /// Events per read while behind.
     batch: usize,
     caught_up: VecDeque<Arc<Delivery<EventObjects>>>,
@@ -121,26 +121,26 @@ pub async fn follow(
     caller: &RequestContext,
     filter: EventCriteria,
     after: Option<LogPosition>,
-) -> Result<impl Stream<Item = Result<Happening>> + use<>> {
+) -> Result<impl Stream<Item = Result<SubscriptionEvent>> + use<>> {
     let (app, viewer, filter) = (Arc::clone(caller.app()), *caller.viewer()?, Arc::new(filter));
     let listener = listen(&app, viewer, &filter);
     // The socket may have been open for long. From here on the listener reports the end of the
     // session.
-    still_signed_in(&app, &viewer).await?;
+    check_session(&app, &viewer).await?;
     let position = {
         let mut conn = app.db.conn().await?;
         match after {
-            Some(position) => within(&app.cursors, retention_horizon(&mut conn).await?, position)?,
+            Some(position) => check_retained(&app.cursors, retention_horizon(&mut conn).await?, position)?,
             None => settled_end(&mut conn).await?,
         }
     };
     let (behind, batch, caught_up) = (after.is_some(), FIRST_BATCH, VecDeque::new());
-    let follower = Follower { app, viewer, filter, position, listener, behind, batch, caught_up };
+    let follower = LogFollower { app, viewer, filter, position, listener, is_behind: behind, batch, caught_up };
     // Boxed, because `unfold` has room for its state more than once.
     Ok(unfold(Some(Box::new(follower)), async |follower| {
         let mut follower = follower?;
         match follower.next().await {
-            Ok(happening) => Some((Ok(happening), Some(follower))),
+            Ok(event) => Some((Ok(event), Some(follower))),
             Err(error) => Some((Err(error), None)),
         }
     }))
@@ -157,18 +157,18 @@ fn listen(app: &App, viewer: Viewer, filter: &Arc<EventCriteria>) -> Listener<Ev
 }
 
 /// Fails with UNAUTHENTICATED if the session has ended or the viewer's role has changed.
-async fn still_signed_in(app: &App, viewer: &Viewer) -> Result<()> {
+async fn check_session(app: &App, viewer: &Viewer) -> Result<()> {
     let present = app.sessions.viewer(&app.db, app.clock.now(), viewer.session_id).await?;
     if present.as_ref() == Some(viewer) { Ok(()) } else { Err(Error::unauthenticated()) }
 }
 
-impl Follower {
+impl LogFollower {
     /// Rare steps are boxed: there can be many followers, and most of them only wait.
-    async fn next(&mut self) -> Result<Happening> {
+    async fn next(&mut self) -> Result<SubscriptionEvent> {
         loop {
             let delivery = if let Some(delivery) = self.caught_up.pop_front() {
                 delivery
-            } else if self.behind {
+            } else if self.is_behind {
                 Box::pin(self.catch_up()).await?;
                 continue;
             } else if let Some(delivery) = self.listener.next().await {
@@ -184,7 +184,7 @@ impl Follower {
             let objects = objects(&self.app, &delivery).await?;
             if can_see(&self.viewer, &delivery.event, objects.task.as_deref()) {
                 let event = Arc::clone(&delivery.event);
-                return Ok(Happening { event, objects, notification: None, before, delivery });
+                return Ok(SubscriptionEvent { event, objects, notification: None, before, delivery });
             }
         }
     }
@@ -195,12 +195,12 @@ impl Follower {
         let mut conn = self.app.db.conn().await?;
         let events = event::page(&mut conn, &self.viewer, &self.filter, stretch, EventColumns::Full).await?;
         // Checked after the read, because events that expired meanwhile may be missing from it.
-        within(&self.app.cursors, retention_horizon(&mut conn).await?, self.position)?;
+        check_retained(&self.app.cursors, retention_horizon(&mut conn).await?, self.position)?;
         drop(conn);
         let mut loaded = EventObjects::for_events(&self.app.db, events, TaskColumns::Full).await?;
-        let (read, kept) = (loaded.len(), kept(&loaded));
+        let (read, kept) = (loaded.len(), events_to_keep(&loaded));
         loaded.truncate(kept);
-        self.behind = read == self.batch || kept < read;
+        self.is_behind = read == self.batch || kept < read;
         self.batch = if kept < read { kept } else { (2 * self.batch).min(MAX_BATCH) };
         let delivery = |(event, objects)| Arc::new(Delivery::with(event, now, objects));
         self.caught_up = loaded.into_iter().map(delivery).collect();
@@ -213,14 +213,14 @@ impl Follower {
         let app = &self.app;
         self.position = self.position.max(self.listener.last_position());
         self.listener = listen(app, self.viewer, &self.filter);
-        still_signed_in(app, &self.viewer).await?;
-        self.behind = true;
+        check_session(app, &self.viewer).await?;
+        self.is_behind = true;
         Ok(())
     }
 }
 
 /// Number of these events, with the rows loaded for them, that fit into the buffer; at least one.
-fn kept(loaded: &[(Event, EventObjects)]) -> usize {
+fn events_to_keep(loaded: &[(Event, EventObjects)]) -> usize {
     let mut bytes = 0;
     let fits = |(event, objects): &&(Event, EventObjects)| {
         let fits = bytes < MAX_KEPT_BYTES;
