@@ -99,7 +99,7 @@
 //! 1. `migrations/{sqlite,postgres}/<time>_<what>/` with the same names on both sides, and the table in [`db::schema`].
 //! 2. `store/<noun>.rs`: the row, its `Subject` for [`access`], its reads (`by_ids`, `page`, `count`) and its writes.
 //! 3. An [`access::Action`] for each right and its line in [`access::allowed`]: the match has no wildcard.
-//! 4. `graphql/<noun>.rs`: type, connection, queries, mutations. Give it a number in [`graphql::node::Noun`] and an arm in
+//! 4. `graphql/<noun>.rs`: type, connection, queries, mutations. Give it a number in [`graphql::node::NodeType`] and an arm in
 //!    `node`, its loads in [`graphql::loader`], and merge its roots in [`graphql`].
 //! 5. `cargo run -- schema > schema.graphql`.
 //!

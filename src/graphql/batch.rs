@@ -31,7 +31,7 @@ use futures_util::future::{BoxFuture, try_join_all};
 
 use super::RequestContext;
 use super::collect::{PLACEHOLDER_KEY, OperationEnv};
-use super::json::{self, Json};
+use super::json::{self, WriteJson};
 use super::loader::Load;
 use crate::error::{Error, Result};
 use crate::id::Id;
@@ -68,7 +68,7 @@ macro_rules! inline {
     };
     (|$object:ident, $caller:ident| $value:expr) => {
         $crate::graphql::batch::FieldResolver::Inline(|$object, $caller, out| {
-            $crate::graphql::json::Json::write(&$value, out);
+            $crate::graphql::json::WriteJson::write(&$value, out);
             Ok(())
         })
     };
@@ -117,7 +117,7 @@ pub struct JsonFragments {
 
 impl JsonFragments {
     /// The values of a field, in the order of the objects.
-    pub fn from_values(values: impl IntoIterator<Item = impl Json>) -> Self {
+    pub fn from_values(values: impl IntoIterator<Item = impl WriteJson>) -> Self {
         let mut texts = Self::default();
         for value in values {
             value.write(&mut texts.buffer);
@@ -418,7 +418,7 @@ where
                     ChildIndex::Null => None::<bool>.write(&mut texts.buffer),
                     ChildIndex::One(index) => texts.buffer.extend_from_slice(inner.get(index)),
                     ChildIndex::List(range) => {
-                        json::list(&mut texts.buffer, range, |index, out| out.extend_from_slice(inner.get(index)));
+                        json::write_list(&mut texts.buffer, range, |index, out| out.extend_from_slice(inner.get(index)));
                     }
                 }
                 texts.end();
@@ -487,7 +487,7 @@ impl<'a, T: BatchObject> BatchPlan<'a, T> {
             return field.set().items.is_empty().then_some(());
         }
         let mut name = Vec::with_capacity(key.len() + 3);
-        json::name(&mut name, key);
+        json::write_name(&mut name, key);
         self.members.push(BatchMember { key, name, resolver: resolver(&field)? });
         Some(())
     }
@@ -507,7 +507,7 @@ impl<'a, T: BatchObject> BatchPlan<'a, T> {
             let mut failed = Ok(());
             for (index, object) in objects.iter().enumerate() {
                 let mut hung = hung.iter();
-                json::object(&mut texts.buffer, &self.members, |BatchMember { name, resolver: step, .. }, out| {
+                json::write_object(&mut texts.buffer, &self.members, |BatchMember { name, resolver: step, .. }, out| {
                     out.extend_from_slice(name);
                     match step {
                         FieldResolver::Inline(write) => {

@@ -4,13 +4,13 @@ use std::sync::Arc;
 
 use async_graphql::{Context, ID, InputObject, Object, Result, SimpleObject};
 
-use super::connection::needs;
-use super::json::Encoded;
+use super::connection::max_required;
+use super::json::Base64Text;
 use super::batch::{BatchObject, SelectedField, FieldResolver};
-use super::node::{self, Noun};
+use super::node::{self, NodeType};
 use super::payload::{UserErrorPayload, run_mutation};
 use super::task::{self, Task};
-use super::text::Text;
+use super::text::CountedText;
 use super::user::User;
 use super::{RequestContext, guard, loader};
 use crate::access::Action;
@@ -29,12 +29,12 @@ pub struct Comment(pub Arc<store::Comment>);
 impl Comment {
     /// Global ID of the object. Opaque; never changes.
     pub async fn id(&self) -> ID {
-        node::encode(Noun::Comment, self.0.id)
+        node::encode(NodeType::Comment, self.0.id)
     }
 
     /// Text; 1–5,000 characters.
-    async fn body(&self) -> Text<&str> {
-        Text(&self.0.body)
+    async fn body(&self) -> CountedText<&str> {
+        CountedText(&self.0.body)
     }
 
     /// The user who wrote the comment. Deleted accounts appear as a user named `Deleted user`.
@@ -45,7 +45,7 @@ impl Comment {
 
     /// The task that the comment belongs to.
     async fn task(&self, ctx: &Context<'_>) -> Result<Task> {
-        let columns = task::columns(&SelectedField::of(ctx));
+        let columns = task::required_columns(&SelectedField::of(ctx));
         let task = RequestContext::of(ctx).loaders()?.task(self.0.task_id, columns).await?;
         Ok(Task(task.ok_or_else(|| Error::refused(Code::NotFound, "The task no longer exists."))?))
     }
@@ -81,13 +81,13 @@ impl BatchObject for Comment {
 
     fn resolver<'a>(field: &SelectedField<'a>) -> Option<FieldResolver<'a, Self>> {
         Some(match field.name() {
-            "id" => inline!(|comment| Encoded(&node::bytes(Noun::Comment, comment.0.id))),
+            "id" => inline!(|comment| Base64Text(&node::bytes(NodeType::Comment, comment.0.id))),
             "body" => inline!(|comment| comment.0.body),
             "author" => {
                 field.object_by_id(|comment: &Self| Some(comment.0.author_id), loader::Users, |id| id, User::from, true)?
             }
             "task" => {
-                let columns = task::columns(field);
+                let columns = task::required_columns(field);
                 let key = move |id| (columns, id);
                 field.object_by_id(|comment: &Self| Some(comment.0.task_id), loader::Tasks, key, Task, true)?
             }
@@ -102,7 +102,7 @@ impl BatchObject for Comment {
 }
 
 /// The narrowest set of columns that serves a selection on a comment.
-pub fn columns(comment: &SelectedField<'_>) -> CommentColumns {
+pub fn required_columns(comment: &SelectedField<'_>) -> CommentColumns {
     comment.max_over_fields(&["Comment", "Node"], CommentColumns::Summary, |field| match field.name() {
         "body" => CommentColumns::Full,
         _ => CommentColumns::Summary,
@@ -110,8 +110,8 @@ pub fn columns(comment: &SelectedField<'_>) -> CommentColumns {
 }
 
 /// The narrowest set of columns that serves a selection on a connection of comments.
-pub fn columns_of_nodes(connection: &SelectedField<'_>) -> CommentColumns {
-    needs(connection, ["CommentConnection", "CommentEdge"], CommentColumns::Summary, |comment| columns(&comment))
+pub fn required_node_columns(connection: &SelectedField<'_>) -> CommentColumns {
+    max_required(connection, ["CommentConnection", "CommentEdge"], CommentColumns::Summary, |comment| required_columns(&comment))
 }
 
 /// Input of `addComment`.
@@ -182,7 +182,7 @@ impl CommentMutation {
         #[graphql(desc = "The comment to add.")] input: AddCommentInput,
     ) -> Result<AddCommentPayload> {
         let (comment, user_errors) = run_mutation(ctx, |app, viewer| async move {
-            let task = node::named(Noun::Task, &input.task_id, "taskId")?;
+            let task = node::decode_input(NodeType::Task, &input.task_id, "taskId")?;
             let body = CommentBody::parse("body", &input.body).map_err(|fault| Error::UserErrors(vec![fault]))?;
             store::create(&app.db, app.clock.now(), &viewer, task, &body).await
         })
@@ -199,7 +199,7 @@ impl CommentMutation {
         #[graphql(desc = "The comment and its new text.")] input: UpdateCommentInput,
     ) -> Result<UpdateCommentPayload> {
         let (comment, user_errors) = run_mutation(ctx, |app, viewer| async move {
-            let id = node::named(Noun::Comment, &input.id, "id")?;
+            let id = node::decode_input(NodeType::Comment, &input.id, "id")?;
             let body = CommentBody::parse("body", &input.body).map_err(|fault| Error::UserErrors(vec![fault]))?;
             store::update(&app.db, app.clock.now(), &viewer, id, &body).await
         })
@@ -215,7 +215,7 @@ impl CommentMutation {
         #[graphql(desc = "The comment to delete.")] input: DeleteCommentInput,
     ) -> Result<DeleteCommentPayload> {
         let (deleted_comment_id, user_errors) = run_mutation(ctx, |app, viewer| async move {
-            let id = node::named(Noun::Comment, &input.id, "id")?;
+            let id = node::decode_input(NodeType::Comment, &input.id, "id")?;
             store::delete(&app.db, app.clock.now(), &viewer, id).await?;
             Ok(input.id)
         })

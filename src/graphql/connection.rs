@@ -12,7 +12,7 @@ use futures_util::future::{BoxFuture, try_join_all};
 use futures_util::{FutureExt, TryFutureExt};
 
 use super::RequestContext;
-use super::json::Encoded;
+use super::json::Base64Text;
 use super::batch::{BatchField, BatchObject, SelectedField, FieldResolver, JsonFragments};
 use crate::db::page::{SortKey, Page, RowPosition, PageWindow};
 use crate::error::Error;
@@ -41,30 +41,30 @@ pub struct PageInfo {
 
 /// The paging arguments of a field, not validated yet.
 #[derive(Clone, Debug)]
-pub struct Paging {
+pub struct PageArgs {
     first: Option<i32>,
     pub after: Option<String>,
     last: Option<i32>,
     pub before: Option<String>,
     /// Whether `pageInfo` may be selected, so that one row more must be read.
-    tells_more: bool,
+    detect_more: bool,
 }
 
-impl Paging {
+impl PageArgs {
     pub fn new(first: Option<i32>, after: Option<String>, last: Option<i32>, before: Option<String>) -> Self {
-        Self { first, after, last, before, tells_more: true }
+        Self { first, after, last, before, detect_more: true }
     }
 
     /// The paging arguments of a selected field; `None` if one is invalid.
-    pub fn of(field: &SelectedField<'_>) -> Option<Self> {
+    pub fn from_field(field: &SelectedField<'_>) -> Option<Self> {
         let [first, last] = ["first", "last"].map(|name| field.argument(name));
         let [after, before] = ["after", "before"].map(|name| field.argument(name));
-        Some(Self::new(first?, after?, last?, before?).shown_by(field))
+        Some(Self::new(first?, after?, last?, before?).for_selection(field))
     }
 
     /// Saves the row that is read ahead unless the field may select `pageInfo`.
-    pub fn shown_by(self, field: &SelectedField<'_>) -> Self {
-        Self { tells_more: field.may_select("pageInfo"), ..self }
+    pub fn for_selection(self, field: &SelectedField<'_>) -> Self {
+        Self { detect_more: field.may_select("pageInfo"), ..self }
     }
 
     /// The page size, and whether it counts from the end.
@@ -84,7 +84,7 @@ impl Paging {
     }
 
     /// The window on a list whose cursors have this tag.
-    pub fn window(&self, tag: Tag) -> crate::error::Result<PageWindow> {
+    pub fn window(&self, tag: CursorTag) -> crate::error::Result<PageWindow> {
         let (limit, backward) = self.size()?;
         let read = |cursor: &Option<String>| cursor.as_deref().map(|cursor| tag.decode(cursor)).transpose();
         Ok(PageWindow {
@@ -92,7 +92,7 @@ impl Paging {
             before: read(&self.before)?,
             limit,
             backward,
-            detect_more: self.tells_more,
+            detect_more: self.detect_more,
         })
     }
 }
@@ -100,9 +100,9 @@ impl Paging {
 /// Marks the cursors of one list in one order, so that a cursor of another is rejected and not
 /// misread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Tag(u32);
+pub struct CursorTag(u32);
 
-impl Tag {
+impl CursorTag {
     /// Hashes what identifies a list: its field, its parent if it has one, and its order.
     pub fn new(list: &str, parent: Option<Id>, order: &impl Hash, descending: bool) -> Self {
         // Fixed seed: a cursor is valid on every instance and after every restart.
@@ -181,7 +181,7 @@ impl std::hash::Hasher for FnvState {
 
 /// How to count the whole list, if `totalCount` is selected.
 #[derive(Clone)]
-pub enum Total {
+pub enum TotalCount {
     Users(Arc<user::UserList>),
     Projects(Arc<project::ProjectList>),
     /// Projects of an owner.
@@ -197,7 +197,7 @@ pub enum Total {
     Notifications(Id, bool),
 }
 
-impl Total {
+impl TotalCount {
     async fn count(&self, caller: &RequestContext) -> crate::error::Result<i64> {
         let (app, viewer, loaders) = (caller.app(), caller.viewer()?, caller.loaders()?);
         match self {
@@ -215,7 +215,7 @@ impl Total {
 
 /// The widest set of columns that a selection on the nodes of a connection needs, at least `least`.
 /// `types` are the names of the connection type and the edge type.
-pub fn needs<'a, C: Copy + Ord>(
+pub fn max_required<'a, C: Copy + Ord>(
     connection: &SelectedField<'a>,
     types: [&str; 2],
     least: C,
@@ -230,15 +230,15 @@ pub fn needs<'a, C: Copy + Ord>(
 
 #[derive(Clone)]
 pub struct Edge<T> {
-    tag: Tag,
+    tag: CursorTag,
     position: RowPosition,
     node: T,
 }
 
 #[derive(Clone)]
 pub struct Connection<T> {
-    tag: Tag,
-    total: Total,
+    tag: CursorTag,
+    total: TotalCount,
     nodes: Vec<(RowPosition, T)>,
     has_next: bool,
     has_previous: bool,
@@ -247,8 +247,8 @@ pub struct Connection<T> {
 impl<T> Connection<T> {
     /// Wraps the rows of a page.
     pub fn new<R>(
-        tag: Tag,
-        total: Total,
+        tag: CursorTag,
+        total: TotalCount,
         page: Page<R>,
         position: impl Fn(&R) -> RowPosition,
         wrap: impl Fn(R) -> T,
@@ -269,7 +269,7 @@ impl<T: Clone> Connection<T> {
         self.nodes.iter().map(|(_, node)| node.clone()).collect()
     }
 
-    fn place(&self) -> PageInfo {
+    fn make_page_info(&self) -> PageInfo {
         PageInfo {
             has_next_page: self.has_next,
             has_previous_page: self.has_previous,
@@ -306,7 +306,7 @@ impl<T: OutputType + Clone> Connection<T> {
 
     /// Paging information.
     pub async fn page_info(&self) -> PageInfo {
-        self.place()
+        self.make_page_info()
     }
 
     /// Number of items in the whole list. It requires a separate count; select it only where it is
@@ -338,16 +338,16 @@ impl<T: BatchObject> BatchObject for Connection<T> {
         match field.name() {
             "edges" => field.lists(Self::all_edges),
             "nodes" => field.lists(Self::all_nodes),
-            "pageInfo" => field.object(Self::place),
-            "totalCount" => Some(FieldResolver::Batch(Box::new(Counts))),
+            "pageInfo" => field.object(Self::make_page_info),
+            "totalCount" => Some(FieldResolver::Batch(Box::new(TotalCountField))),
             _ => None,
         }
     }
 }
 
-struct Counts;
+struct TotalCountField;
 
-impl<T: BatchObject> BatchField<Connection<T>> for Counts {
+impl<T: BatchObject> BatchField<Connection<T>> for TotalCountField {
     fn resolve<'r>(&'r self, pages: &'r [Connection<T>], caller: &'r RequestContext) -> BoxFuture<'r, Result<JsonFragments, Error>> {
         let counts = try_join_all(pages.iter().map(|page| page.total.count(caller)));
         counts.map_ok(JsonFragments::from_values).boxed()
@@ -359,7 +359,7 @@ impl<T: BatchObject> BatchObject for Edge<T> {
 
     fn resolver<'a>(field: &SelectedField<'a>) -> Option<FieldResolver<'a, Self>> {
         match field.name() {
-            "cursor" => Some(inline!(|edge| Encoded(&edge.tag.bytes(&edge.position)))),
+            "cursor" => Some(inline!(|edge| Base64Text(&edge.tag.bytes(&edge.position)))),
             "node" => field.object(|edge: &Self| edge.node.clone()),
             _ => None,
         }

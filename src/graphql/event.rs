@@ -9,14 +9,14 @@ use futures_util::Stream;
 use futures_util::stream::Empty;
 
 use super::comment::{self, Comment};
-use super::connection::{PageInfo, Paging, needs};
+use super::connection::{PageInfo, PageArgs, max_required};
 use super::batch::SelectedField;
 use super::event_stream::{SubscriptionEvent, SubscriptionHandle, follow};
-use super::node::{self, Noun};
+use super::node::{self, NodeType};
 use super::notification::Notification;
 use super::project::Project;
 use super::task::{self, Task, check_lists, user};
-use super::text::Text;
+use super::text::CountedText;
 use super::user::User;
 use super::{RequestContext, guard};
 use crate::access::Action;
@@ -59,7 +59,7 @@ impl EventView {
         let Some(id) = self.event.comment_id else {
             return Ok(None);
         };
-        let columns = comment::columns(&SelectedField::of(ctx));
+        let columns = comment::required_columns(&SelectedField::of(ctx));
         Ok(RequestContext::of(ctx).loaders()?.comment(id, columns).await?.map(Comment))
     }
 
@@ -95,12 +95,12 @@ impl FieldChange {
     }
 
     /// Previous value as text; null if there was none. Labels are their names, separated by commas.
-    async fn from(&self, ctx: &Context<'_>) -> Result<Option<Text<Cow<'_, str>>>> {
+    async fn from(&self, ctx: &Context<'_>) -> Result<Option<CountedText<Cow<'_, str>>>> {
         self.value(ctx, self.change.from.as_deref(), self.change.from_text).await
     }
 
     /// New value as text; null if there is none. Labels are their names, separated by commas.
-    async fn to(&self, ctx: &Context<'_>) -> Result<Option<Text<Cow<'_, str>>>> {
+    async fn to(&self, ctx: &Context<'_>) -> Result<Option<CountedText<Cow<'_, str>>>> {
         self.value(ctx, self.change.to.as_deref(), self.change.to_text).await
     }
 }
@@ -111,12 +111,12 @@ impl FieldChange {
         ctx: &Context<'_>,
         inline: Option<&'a str>,
         text_id: Option<Id>,
-    ) -> Result<Option<Text<Cow<'a, str>>>> {
+    ) -> Result<Option<CountedText<Cow<'a, str>>>> {
         let (Some(object), Some(id)) = (self.object_id, text_id) else {
-            return Ok(inline.map(|text| Text(text.into())));
+            return Ok(inline.map(|text| CountedText(text.into())));
         };
         let text = RequestContext::of(ctx).loaders()?.history_text(object, id).await?;
-        Ok(text.map(|text| Text(text.to_string().into())))
+        Ok(text.map(|text| CountedText(text.to_string().into())))
     }
 }
 
@@ -134,7 +134,7 @@ macro_rules! events {
                 /// Global ID of the event. An event can be delivered again after a reconnect:
                 /// handle each ID once.
                 pub async fn id(&self) -> ID {
-                    node::encode(Noun::Event, self.0.event.id)
+                    node::encode(NodeType::Event, self.0.event.id)
                 }
 
                 /// Opaque cursor of the event in the event log. Pass it as `after` to resume after
@@ -207,7 +207,7 @@ events! {
         /// Global ID of the deleted task.
         async fn deleted_task_id(&self) -> Result<ID> {
             let id = self.0.event.task_id.ok_or_else(|| Error::internal("event without a task"))?;
-            Ok(node::encode(Noun::Task, id))
+            Ok(node::encode(NodeType::Task, id))
         }
     }
 
@@ -243,7 +243,7 @@ events! {
         /// Global ID of the task, available even if the viewer may no longer see it.
         async fn task_id(&self) -> Result<ID> {
             let id = self.0.event.task_id.ok_or_else(|| Error::internal("event without a task"))?;
-            Ok(node::encode(Noun::Task, id))
+            Ok(node::encode(NodeType::Task, id))
         }
 
         /// The previous assignee. Deleted accounts appear as a user named `Deleted user`.
@@ -311,7 +311,7 @@ events! {
         /// Global ID of the deleted comment.
         async fn deleted_comment_id(&self) -> Result<ID> {
             let id = self.0.event.comment_id.ok_or_else(|| Error::internal("event without a comment"))?;
-            Ok(node::encode(Noun::Comment, id))
+            Ok(node::encode(NodeType::Comment, id))
         }
     }
 
@@ -338,7 +338,7 @@ events! {
         /// Global ID of the deleted project.
         async fn deleted_project_id(&self) -> Result<ID> {
             let id = self.0.event.project_id.ok_or_else(|| Error::internal("event without a project"))?;
-            Ok(node::encode(Noun::Project, id))
+            Ok(node::encode(NodeType::Project, id))
         }
     }
 }
@@ -423,8 +423,8 @@ pub struct EventFilter {
 
 fn filter(project_id: Option<ID>, task_id: Option<ID>, kinds: Option<Vec<EventKind>>) -> crate::error::Result<EventCriteria> {
     Ok(EventCriteria {
-        project_id: project_id.map(|id| node::filtered(Noun::Project, &id)).transpose()?,
-        task_id: task_id.map(|id| node::filtered(Noun::Task, &id)).transpose()?,
+        project_id: project_id.map(|id| node::decode_filter(NodeType::Project, &id)).transpose()?,
+        task_id: task_id.map(|id| node::decode_filter(NodeType::Task, &id)).transpose()?,
         kinds,
         assignee_id: None,
     })
@@ -461,9 +461,9 @@ pub struct EventConnection {
 
 /// The narrowest set of task columns that serves a selection on a connection of events.
 pub fn task_columns(connection: &SelectedField<'_>) -> TaskColumns {
-    needs(connection, ["EventConnection", "EventEdge"], TaskColumns::Summary, |event| {
+    max_required(connection, ["EventConnection", "EventEdge"], TaskColumns::Summary, |event| {
         event.max_over_fields(TYPES, TaskColumns::Summary, |field| match field.name() {
-            "task" => task::columns(&field),
+            "task" => task::required_columns(&field),
             _ => TaskColumns::Summary,
         })
     })
@@ -471,8 +471,8 @@ pub fn task_columns(connection: &SelectedField<'_>) -> TaskColumns {
 
 /// The narrowest set of event columns that serves a selection on a connection of events. An
 /// existing task shows its current row, so that its snapshot is read only if it `may_be_gone`.
-pub fn columns_of_nodes(connection: &SelectedField<'_>, may_be_gone: bool) -> EventColumns {
-    needs(connection, ["EventConnection", "EventEdge"], EventColumns::Summary, |event| {
+pub fn required_node_columns(connection: &SelectedField<'_>, may_be_gone: bool) -> EventColumns {
+    max_required(connection, ["EventConnection", "EventEdge"], EventColumns::Summary, |event| {
         event.max_over_fields(TYPES, EventColumns::Summary, |field| match field.name() {
             "task" if !may_be_gone => EventColumns::Summary,
             "__typename" | "id" | "cursor" | "occurredAt" | "actor" | "assignee" | "previousAssignee" | "taskId"
@@ -483,7 +483,7 @@ pub fn columns_of_nodes(connection: &SelectedField<'_>, may_be_gone: bool) -> Ev
 }
 
 /// Parses paging arguments to a range of the log.
-pub fn parse_range(cursors: &CursorCodec, paging: &Paging) -> crate::error::Result<LogRange> {
+pub fn parse_range(cursors: &CursorCodec, paging: &PageArgs) -> crate::error::Result<LogRange> {
     let (limit, backward) = paging.size()?;
     let read = |cursor: &Option<String>| cursor.as_deref().map(|cursor| cursors.decode(cursor)).transpose();
     Ok(LogRange { after: read(&paging.after)?, before: read(&paging.before)?, limit, backward })
@@ -545,7 +545,7 @@ impl EventQuery {
     ) -> Result<EventConnection> {
         let caller = RequestContext::of(ctx);
         let cursors = &caller.app().cursors;
-        let stretch = parse_range(cursors, &Paging::new(first, after, last, before))?;
+        let stretch = parse_range(cursors, &PageArgs::new(first, after, last, before))?;
         let filter = filter.map(EventFilter::parse).transpose()?.unwrap_or_default();
         let mut conn = caller.app().db.conn().await?;
         let floor = log::retention_horizon(&mut conn).await?;
@@ -556,7 +556,7 @@ impl EventQuery {
         // part of the feed.
         let kept = LogRange { after: Some(stretch.after.unwrap_or(floor)), ..with_lookahead(stretch) };
         let field = SelectedField::of(ctx);
-        let columns = columns_of_nodes(&field, true);
+        let columns = required_node_columns(&field, true);
         let viewer = caller.viewer()?;
         let mut events = store::page(&mut conn, viewer, &filter, kept, columns).await?;
         drop(conn);

@@ -11,34 +11,34 @@ use crate::store::{project, task};
 use crate::time::Timestamp;
 
 /// A value that can be written as JSON.
-pub trait Json {
+pub trait WriteJson {
     /// Appends the value to the buffer.
     fn write(&self, out: &mut Vec<u8>);
 }
 
 /// A value that serde serializes.
-pub struct Serialized<'a, T: ?Sized>(pub &'a T);
+pub struct ViaSerde<'a, T: ?Sized>(pub &'a T);
 
-impl<T: Serialize + ?Sized> Json for Serialized<'_, T> {
+impl<T: Serialize + ?Sized> WriteJson for ViaSerde<'_, T> {
     fn write(&self, out: &mut Vec<u8>) {
         // Cannot fail: a buffer accepts all bytes, and every value of a response is serializable.
         let _ = serde_json::to_writer(out, self.0);
     }
 }
 
-impl Json for str {
+impl WriteJson for str {
     fn write(&self, out: &mut Vec<u8>) {
         // Without an early exit the compiler vectorizes the scan.
         if self.bytes().fold(false, |found, byte| found | matches!(byte, 0..0x20 | b'"' | b'\\')) {
-            Serialized(self).write(out);
+            ViaSerde(self).write(out);
         } else {
-            quoted(out, self.as_bytes());
+            write_quoted(out, self.as_bytes());
         }
     }
 }
 
 /// Writes text that needs no escaping.
-pub fn quoted(out: &mut Vec<u8>, text: &[u8]) {
+pub fn write_quoted(out: &mut Vec<u8>, text: &[u8]) {
     out.reserve(text.len() + 2);
     out.push(b'"');
     out.extend_from_slice(text);
@@ -46,61 +46,61 @@ pub fn quoted(out: &mut Vec<u8>, text: &[u8]) {
 }
 
 /// Bytes that are written as URL-safe base64 without padding, the form of all IDs and cursors.
-pub struct Encoded<'a>(pub &'a [u8]);
+pub struct Base64Text<'a>(pub &'a [u8]);
 
-impl Json for Encoded<'_> {
+impl WriteJson for Base64Text<'_> {
     fn write(&self, out: &mut Vec<u8>) {
         let mut text = [0; 128];
         match URL_SAFE_NO_PAD.encode_slice(self.0, &mut text) {
-            Ok(length) => quoted(out, &text[..length]),
-            Err(_) => quoted(out, URL_SAFE_NO_PAD.encode(self.0).as_bytes()),
+            Ok(length) => write_quoted(out, &text[..length]),
+            Err(_) => write_quoted(out, URL_SAFE_NO_PAD.encode(self.0).as_bytes()),
         }
     }
 }
 
-impl Json for bool {
+impl WriteJson for bool {
     fn write(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(if *self { b"true" } else { b"false" });
     }
 }
 
-impl Json for i64 {
+impl WriteJson for i64 {
     fn write(&self, out: &mut Vec<u8>) {
-        Serialized(self).write(out);
+        ViaSerde(self).write(out);
     }
 }
 
-impl Json for i32 {
+impl WriteJson for i32 {
     fn write(&self, out: &mut Vec<u8>) {
         i64::from(*self).write(out);
     }
 }
 
-impl Json for String {
+impl WriteJson for String {
     fn write(&self, out: &mut Vec<u8>) {
         self.as_str().write(out);
     }
 }
 
-impl Json for ID {
+impl WriteJson for ID {
     fn write(&self, out: &mut Vec<u8>) {
         self.as_str().write(out);
     }
 }
 
-impl Json for Timestamp {
+impl WriteJson for Timestamp {
     fn write(&self, out: &mut Vec<u8>) {
-        quoted(out, &self.text());
+        write_quoted(out, &self.text());
     }
 }
 
-impl<T: Json + ?Sized> Json for &T {
+impl<T: WriteJson + ?Sized> WriteJson for &T {
     fn write(&self, out: &mut Vec<u8>) {
         (*self).write(out);
     }
 }
 
-impl<T: Json> Json for Option<T> {
+impl<T: WriteJson> WriteJson for Option<T> {
     fn write(&self, out: &mut Vec<u8>) {
         match self {
             Some(value) => value.write(out),
@@ -111,10 +111,10 @@ impl<T: Json> Json for Option<T> {
 
 macro_rules! enums {
     ($($name:ty),+) => {
-        $(impl Json for $name {
+        $(impl WriteJson for $name {
             fn write(&self, out: &mut Vec<u8>) {
                 let name = Self::items().iter().find(|item| item.value == *self).map(|item| item.name);
-                quoted(out, name.unwrap_or_default().as_bytes());
+                write_quoted(out, name.unwrap_or_default().as_bytes());
             }
         })+
     };
@@ -122,39 +122,39 @@ macro_rules! enums {
 enums!(Role, project::ProjectStatus, task::Priority, task::TaskStatus);
 
 /// `Binary` is JSON that is already serialized: no scalar of the schema uses it.
-impl Json for Value {
+impl WriteJson for Value {
     fn write(&self, out: &mut Vec<u8>) {
         match self {
             Self::Null => out.extend_from_slice(b"null"),
-            Self::Number(number) => Serialized(number).write(out),
+            Self::Number(number) => ViaSerde(number).write(out),
             Self::String(text) => text.write(out),
             Self::Boolean(value) => value.write(out),
             Self::Binary(json) => out.extend_from_slice(json),
             Self::Enum(name) => name.as_str().write(out),
-            Self::List(items) => list(out, items, Json::write),
-            Self::Object(fields) => object(out, fields, |(key, value), out| member(out, key, value)),
+            Self::List(items) => write_list(out, items, WriteJson::write),
+            Self::Object(fields) => write_object(out, fields, |(key, value), out| write_member(out, key, value)),
         }
     }
 }
 
 /// Writes a list, each item with `write`.
-pub fn list<T>(out: &mut Vec<u8>, items: impl IntoIterator<Item = T>, write: impl FnMut(T, &mut Vec<u8>)) {
+pub fn write_list<T>(out: &mut Vec<u8>, items: impl IntoIterator<Item = T>, write: impl FnMut(T, &mut Vec<u8>)) {
     separated(out, *b"[]", items, write);
 }
 
 /// Writes an object. `write` writes each member with its name.
-pub fn object<T>(out: &mut Vec<u8>, members: impl IntoIterator<Item = T>, write: impl FnMut(T, &mut Vec<u8>)) {
+pub fn write_object<T>(out: &mut Vec<u8>, members: impl IntoIterator<Item = T>, write: impl FnMut(T, &mut Vec<u8>)) {
     separated(out, *b"{}", members, write);
 }
 
 /// Writes a member of an object.
-pub fn member(out: &mut Vec<u8>, name: &str, value: &(impl Json + ?Sized)) {
-    self::name(out, name);
+pub fn write_member(out: &mut Vec<u8>, name: &str, value: &(impl WriteJson + ?Sized)) {
+    self::write_name(out, name);
     value.write(out);
 }
 
 /// Writes the name of a member; its value is written next.
-pub fn name(out: &mut Vec<u8>, name: &str) {
+pub fn write_name(out: &mut Vec<u8>, name: &str) {
     name.write(out);
     out.push(b':');
 }
@@ -182,7 +182,7 @@ mod tests {
 
     use super::*;
 
-    fn written(value: &(impl Json + ?Sized)) -> String {
+    fn written(value: &(impl WriteJson + ?Sized)) -> String {
         let mut out = Vec::new();
         value.write(&mut out);
         String::from_utf8(out).expect("UTF-8")

@@ -4,13 +4,13 @@ use std::sync::Arc;
 
 use async_graphql::{Context, ID, InputObject, MaybeUndefined, Object, Result, SimpleObject};
 
-use super::json::Encoded;
+use super::json::Base64Text;
 use super::batch::{BatchObject, SelectedField, FieldResolver};
-use super::node::{self, Noun};
+use super::node::{self, NodeType};
 use super::payload::{UserErrorPayload, run_mutation};
 use super::project::{self, Project};
-use super::text::Text;
-use super::user::required;
+use super::text::CountedText;
+use super::user::required_field;
 use super::{RequestContext, guard, loader};
 use crate::error::Error;
 use crate::inline;
@@ -26,12 +26,12 @@ pub struct Label(pub Arc<store::Label>);
 impl Label {
     /// Global ID of the object. Opaque; never changes.
     pub async fn id(&self) -> ID {
-        node::encode(Noun::Label, self.0.id)
+        node::encode(NodeType::Label, self.0.id)
     }
 
     /// Name; 1–50 characters, unique within the project ignoring case.
-    async fn name(&self) -> Text<&str> {
-        Text(&self.0.name)
+    async fn name(&self) -> CountedText<&str> {
+        CountedText(&self.0.name)
     }
 
     /// Color as `#rrggbb`, in lower case.
@@ -41,7 +41,7 @@ impl Label {
 
     /// The project that the label belongs to.
     async fn project(&self, ctx: &Context<'_>) -> Result<Project> {
-        let columns = project::columns(&SelectedField::of(ctx));
+        let columns = project::required_columns(&SelectedField::of(ctx));
         let project = RequestContext::of(ctx).loaders()?.project(self.0.project_id, columns).await?;
         Ok(Project(
             project.ok_or_else(|| Error::refused(crate::error::Code::NotFound, "The project no longer exists."))?,
@@ -54,11 +54,11 @@ impl BatchObject for Label {
 
     fn resolver<'a>(field: &SelectedField<'a>) -> Option<FieldResolver<'a, Self>> {
         Some(match field.name() {
-            "id" => inline!(|label| Encoded(&node::bytes(Noun::Label, label.0.id))),
+            "id" => inline!(|label| Base64Text(&node::bytes(NodeType::Label, label.0.id))),
             "name" => inline!(|label| label.0.name),
             "color" => inline!(|label| label.0.color),
             "project" => {
-                let columns = project::columns(field);
+                let columns = project::required_columns(field);
                 let key = move |id| (columns, id);
                 field.object_by_id(|label: &Self| Some(label.0.project_id), loader::Projects, key, Project, true)?
             }
@@ -139,7 +139,7 @@ impl LabelMutation {
         #[graphql(desc = "The label to create.")] input: CreateLabelInput,
     ) -> Result<CreateLabelPayload> {
         let (label, user_errors) = run_mutation(ctx, |app, viewer| async move {
-            let project = node::named(Noun::Project, &input.project_id, "projectId")?;
+            let project = node::decode_input(NodeType::Project, &input.project_id, "projectId")?;
             let mut faults = UserErrors::default();
             let name = faults.take(LabelName::parse("name", &input.name));
             let color = input.color.map_or(Ok(Color::grey()), |color| Color::parse("color", &color));
@@ -163,11 +163,11 @@ impl LabelMutation {
         #[graphql(desc = "The label and the changes to make.")] input: UpdateLabelInput,
     ) -> Result<UpdateLabelPayload> {
         let (label, user_errors) = run_mutation(ctx, |app, viewer| async move {
-            let id = node::named(Noun::Label, &input.id, "id")?;
+            let id = node::decode_input(NodeType::Label, &input.id, "id")?;
             let mut faults = UserErrors::default();
-            let name = required(&mut faults, "name", input.name);
+            let name = required_field(&mut faults, "name", input.name);
             let name = name.and_then(|name| faults.take(LabelName::parse("name", &name)));
-            let color = required(&mut faults, "color", input.color);
+            let color = required_field(&mut faults, "color", input.color);
             let color = color.and_then(|color| faults.take(Color::parse("color", &color)));
             faults.check()?;
             store::update(&app.db, app.clock.now(), &viewer, id, name.as_ref(), color.as_ref()).await
@@ -185,7 +185,7 @@ impl LabelMutation {
         #[graphql(desc = "The label to delete.")] input: DeleteLabelInput,
     ) -> Result<DeleteLabelPayload> {
         let (deleted_label_id, user_errors) = run_mutation(ctx, |app, viewer| async move {
-            store::delete(&app.db, app.clock.now(), &viewer, node::named(Noun::Label, &input.id, "id")?).await?;
+            store::delete(&app.db, app.clock.now(), &viewer, node::decode_input(NodeType::Label, &input.id, "id")?).await?;
             Ok(input.id)
         })
         .await?;

@@ -29,11 +29,11 @@ use crate::store::{comment, event, history, label, notification, project, sessio
 use crate::time::Timestamp;
 
 /// Events, each with its snapshot.
-pub type Recorded = Vec<(Arc<Event>, Arc<Snapshot>)>;
+pub type EventsWithSnapshots = Vec<(Arc<Event>, Arc<Snapshot>)>;
 
 /// Polls without a new key before a batch is read. Some sibling fields are polled one round later
 /// than others.
-const QUIET: usize = 2;
+const IDLE_POLLS: usize = 2;
 
 /// A kind of value that is loaded by key.
 pub trait Load: Send + Sync + 'static {
@@ -51,15 +51,15 @@ pub trait Load: Send + Sync + 'static {
     ) -> impl Future<Output = Result<HashMap<Self::Key, Self::Value>>> + Send;
 }
 
-type Found<L> = std::result::Result<HashMap<<L as Load>::Key, <L as Load>::Value>, (Code, String)>;
+type LoadResult<L> = std::result::Result<HashMap<<L as Load>::Key, <L as Load>::Value>, (Code, String)>;
 
 /// The result of a batch, on which every field that requested one of its keys waits.
-type Answer<L> = Shared<BoxFuture<'static, Arc<Found<L>>>>;
+type SharedResult<L> = Shared<BoxFuture<'static, Arc<LoadResult<L>>>>;
 
 /// The values of some keys, perhaps among others.
-pub struct Loaded<L: Load>(Arc<Found<L>>);
+pub struct LoadedBatch<L: Load>(Arc<LoadResult<L>>);
 
-impl<L: Load> Loaded<L> {
+impl<L: Load> LoadedBatch<L> {
     /// The value of a key.
     pub fn get(&self, key: &L::Key) -> Option<&L::Value> {
         self.0.as_ref().as_ref().ok()?.get(key)
@@ -67,17 +67,17 @@ impl<L: Load> Loaded<L> {
 }
 
 /// Keys that will be read together.
-struct Batch<L: Load> {
+struct KeyBatch<L: Load> {
     keys: HashSet<L::Key>,
-    found: Answer<L>,
+    found: SharedResult<L>,
 }
 
-type Open<L> = Mutex<Option<Batch<L>>>;
+type OpenBatch<L> = Mutex<Option<KeyBatch<L>>>;
 
 /// Collects keys. The `dataloader` crate makes each key wait for a fixed number of polls, in each
 /// of which every waiting key is polled: enough for the widest list is too many for all others.
 /// Here one future waits for all.
-pub struct Loader<L: Load>(OnceLock<Arc<Open<L>>>);
+pub struct Loader<L: Load>(OnceLock<Arc<OpenBatch<L>>>);
 
 impl<L: Load> Default for Loader<L> {
     fn default() -> Self {
@@ -85,12 +85,12 @@ impl<L: Load> Default for Loader<L> {
     }
 }
 
-fn lock<L: Load>(open: &Open<L>) -> MutexGuard<'_, Option<Batch<L>>> {
+fn lock<L: Load>(open: &OpenBatch<L>) -> MutexGuard<'_, Option<KeyBatch<L>>> {
     open.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl<L: Load> Loader<L> {
-    fn open(&self) -> &Arc<Open<L>> {
+    fn open(&self) -> &Arc<OpenBatch<L>> {
         self.0.get_or_init(Arc::default)
     }
 
@@ -101,8 +101,8 @@ impl<L: Load> Loader<L> {
         viewer: &Arc<TrackedViewer>,
         keys: impl IntoIterator<Item = L::Key>,
         gathered: impl Future<Output = ()>,
-    ) -> Result<Loaded<L>> {
-        let (found, first) = self.join(app, viewer, keys);
+    ) -> Result<LoadedBatch<L>> {
+        let (found, first) = self.join_batch(app, viewer, keys);
         if let Some(first) = first {
             gathered.await;
             // Also dropped on cancellation, so that the batch does not wait for a canceled field.
@@ -110,35 +110,35 @@ impl<L: Load> Loader<L> {
         }
         let found = found.await;
         match &*found {
-            Ok(_) => Ok(Loaded(found)),
+            Ok(_) => Ok(LoadedBatch(found)),
             Err((code, message)) => Err(Error::refused(*code, message.clone())),
         }
     }
 
     /// Joins the open batch or opens one. The batch is read when the sender that its first member
     /// receives is dropped.
-    fn join(
+    fn join_batch(
         &self,
         app: &Arc<App>,
         viewer: &Arc<TrackedViewer>,
         keys: impl IntoIterator<Item = L::Key>,
-    ) -> (Answer<L>, Option<oneshot::Sender<()>>) {
+    ) -> (SharedResult<L>, Option<oneshot::Sender<()>>) {
         let mut open = lock(self.open());
         let mut first = None;
         let batch = open.get_or_insert_with(|| {
             let (sender, settled) = oneshot::channel();
             first = Some(sender);
-            let found = read::<L>(Arc::clone(app), Arc::clone(viewer), Arc::downgrade(self.open()), settled);
-            Batch { keys: HashSet::new(), found: found.boxed().shared() }
+            let found = read_batch::<L>(Arc::clone(app), Arc::clone(viewer), Arc::downgrade(self.open()), settled);
+            KeyBatch { keys: HashSet::new(), found: found.boxed().shared() }
         });
         batch.keys.extend(keys);
         (batch.found.clone(), first)
     }
 
-    /// Waits for `QUIET` polls in which no key was added.
-    async fn settled(&self) {
+    /// Waits for `IDLE_POLLS` polls in which no key was added.
+    async fn wait_idle(&self) {
         let (mut joined, mut quiet) = (1, 0);
-        while quiet < QUIET {
+        while quiet < IDLE_POLLS {
             tokio::task::yield_now().await;
             let now = lock(self.open()).as_ref().map_or(0, |batch| batch.keys.len());
             quiet = if now == joined { quiet + 1 } else { 0 };
@@ -148,7 +148,7 @@ impl<L: Load> Loader<L> {
 }
 
 /// Yields once, so that the fields that are polled in the same round add their keys first.
-async fn beside() {
+async fn yield_to_siblings() {
     let mut is_first = true;
     poll_fn(|cx| {
         if std::mem::take(&mut is_first) {
@@ -160,12 +160,12 @@ async fn beside() {
     .await;
 }
 
-async fn read<L: Load>(
+async fn read_batch<L: Load>(
     app: Arc<App>,
     viewer: Arc<TrackedViewer>,
-    open: Weak<Open<L>>,
+    open: Weak<OpenBatch<L>>,
     settled: oneshot::Receiver<()>,
-) -> Arc<Found<L>> {
+) -> Arc<LoadResult<L>> {
     // Nothing is ever sent: dropping the sender is the signal.
     let _ = settled.await;
     let batch = open.upgrade().and_then(|open| lock(&open).take());
@@ -246,7 +246,7 @@ loads! {
     /// Projects that the viewer may see.
     projects: Projects((ProjectColumns, Id) => Arc<project::Project>) |app, viewer, keys| {
         let mut projects = HashMap::new();
-        for (columns, ids) in grouped(keys) {
+        for (columns, ids) in group_keys(keys) {
             let mut conn = app.db.conn_for_rows(ids.len()).await?;
             let rows = project::select_by_ids(&mut conn, viewer.require()?, &ids, columns).await?;
             projects.extend(rows.into_iter().map(|project| ((columns, project.id), Arc::new(project))));
@@ -266,7 +266,7 @@ loads! {
     project_pages: ProjectPages((Arc<project::ProjectList>, Id) => Page<Arc<project::Project>>) |app, _asker, keys| {
         let mut conn = app.db.conn().await?;
         let mut pages = HashMap::new();
-        for (list, owners) in grouped(keys) {
+        for (list, owners) in group_keys(keys) {
             let found = project::pages_of_owners(&mut conn, &owners, &list).await?;
             pages.extend(found.into_iter().map(|(id, page)| ((Arc::clone(&list), id), page.into_shared())));
         }
@@ -276,7 +276,7 @@ loads! {
     project_counts: ProjectCounts((Arc<project::ProjectList>, Id) => i64) |app, _asker, keys| {
         let mut conn = app.db.conn().await?;
         let mut counts = HashMap::new();
-        for (list, owners) in grouped(keys) {
+        for (list, owners) in group_keys(keys) {
             let found = project::counts_of_owners(&mut conn, &owners, &list.filter).await?;
             counts.extend(found.into_iter().map(|(id, count)| ((Arc::clone(&list), id), count)));
         }
@@ -294,17 +294,17 @@ loads! {
     /// Labels of projects.
     project_labels: ProjectLabels(Id => Vec<Arc<label::Label>>) |app, _asker, ids| {
         let rows = label::of_projects(&mut app.db.conn().await?, ids).await?;
-        Ok(collected(rows.into_iter().map(|label| (label.project_id, Arc::new(label)))))
+        Ok(collect_lists(rows.into_iter().map(|label| (label.project_id, Arc::new(label)))))
     };
     /// Labels of tasks.
     task_labels: TaskLabels(Id => Vec<Arc<label::Label>>) |app, viewer, ids| {
         let rows = label::of_tasks(&mut app.db.conn().await?, viewer.reader_of(ids.iter().copied())?, ids).await?;
-        Ok(collected(rows.into_iter().map(|(task, label)| (task, Arc::new(label)))))
+        Ok(collect_lists(rows.into_iter().map(|(task, label)| (task, Arc::new(label)))))
     };
     /// Tasks that the viewer may see.
     tasks: Tasks((TaskColumns, Id) => Arc<task::Task>) |app, viewer, keys| {
         let mut tasks = HashMap::new();
-        for (columns, ids) in grouped(keys) {
+        for (columns, ids) in group_keys(keys) {
             let mut conn = app.db.conn_for_rows(ids.len()).await?;
             let rows = task::select_by_ids(&mut conn, viewer.require()?, &ids, columns).await?;
             tasks.extend(rows.into_iter().map(|task| ((columns, task.id), Arc::new(task))));
@@ -314,7 +314,7 @@ loads! {
     /// Pages of the tasks of projects or assignees.
     task_pages: TaskPages(((task_list::TaskParent, Arc<task_list::TaskList>), Id) => Page<Arc<task::Task>>) |app, _asker, keys| {
         let mut pages = HashMap::new();
-        for ((of, list), ids) in grouped(keys) {
+        for ((of, list), ids) in group_keys(keys) {
             let mut conn = app.db.conn_for_rows(list.max_rows_read(ids.len())).await?;
             let found = task_list::pages(&mut conn, of, &ids, &list, app.clock.now()).await?;
             pages.extend(found.into_iter().map(|(id, page)| (((of, Arc::clone(&list)), id), page.into_shared())));
@@ -325,7 +325,7 @@ loads! {
     task_counts: TaskCounts(((task_list::TaskParent, Arc<task_list::TaskList>), Id) => i64) |app, _asker, keys| {
         let mut conn = app.db.conn().await?;
         let mut counts = HashMap::new();
-        for ((of, list), ids) in grouped(keys) {
+        for ((of, list), ids) in group_keys(keys) {
             let found = task_list::counts(&mut conn, of, &ids, &list, app.clock.now()).await?;
             counts.extend(found.into_iter().map(|(id, count)| (((of, Arc::clone(&list)), id), count)));
         }
@@ -335,7 +335,7 @@ loads! {
     comments: Comments((CommentColumns, Id) => Arc<comment::Comment>) |app, viewer, keys| {
         let mut conn = app.db.conn().await?;
         let mut rows = Vec::new();
-        for (columns, ids) in grouped(keys) {
+        for (columns, ids) in group_keys(keys) {
             let found = comment::select_by_ids(&mut conn, &ids, columns).await?;
             rows.extend(found.into_iter().map(|comment| (columns, comment)));
         }
@@ -349,7 +349,7 @@ loads! {
     /// Pages of the comments on tasks.
     comment_pages: CommentPages(((CommentColumns, Arc<PageWindow>), Id) => Page<Arc<comment::Comment>>) |app, viewer, keys| {
         let mut pages = HashMap::new();
-        for ((columns, window), tasks) in grouped(keys) {
+        for ((columns, window), tasks) in group_keys(keys) {
             let mut conn = app.db.conn_for_rows(window.limit * tasks.len()).await?;
             let found = comment::pages(&mut conn, viewer.reader_of(tasks.iter().copied())?, &tasks, &window, columns).await?;
             pages.extend(found.into_iter().map(|(id, page)| (((columns, Arc::clone(&window)), id), page.into_shared())));
@@ -366,10 +366,10 @@ loads! {
         Ok(rows.into_iter().map(|row| (row.id, Arc::new(row))).collect())
     };
     /// Ranges of the history of tasks.
-    activity: Activity(((EventColumns, LogRange), Id) => Recorded) |app, viewer, keys| {
+    activity: Activity(((EventColumns, LogRange), Id) => EventsWithSnapshots) |app, viewer, keys| {
         let mut conn = app.db.conn().await?;
-        let mut pages: HashMap<_, Recorded> = HashMap::new();
-        for ((columns, stretch), tasks) in grouped(keys) {
+        let mut pages: HashMap<_, EventsWithSnapshots> = HashMap::new();
+        for ((columns, stretch), tasks) in group_keys(keys) {
             let found = event::pages_of_tasks(&mut conn, viewer.reader_of(tasks.iter().copied())?, &tasks, stretch, columns).await?;
             let events: Vec<Event> = found.into_values().flatten().collect();
             let snapshots = history::snapshots(&mut conn, &events, &HashSet::new()).await?;
@@ -388,11 +388,11 @@ loads! {
 }
 
 /// Groups keys by list: those of one list are read together.
-fn grouped<A: Clone + Eq + Hash>(keys: &[(A, Id)]) -> HashMap<A, Vec<Id>> {
-    collected(keys.iter().cloned())
+fn group_keys<A: Clone + Eq + Hash>(keys: &[(A, Id)]) -> HashMap<A, Vec<Id>> {
+    collect_lists(keys.iter().cloned())
 }
 
-fn collected<K: Eq + Hash, V>(pairs: impl Iterator<Item = (K, V)>) -> HashMap<K, Vec<V>> {
+fn collect_lists<K: Eq + Hash, V>(pairs: impl Iterator<Item = (K, V)>) -> HashMap<K, Vec<V>> {
     let mut groups: HashMap<K, Vec<V>> = HashMap::new();
     for (key, value) in pairs {
         groups.entry(key).or_default().push(value);
@@ -402,14 +402,14 @@ fn collected<K: Eq + Hash, V>(pairs: impl Iterator<Item = (K, V)>) -> HashMap<K,
 
 impl Loaders {
     /// Loads all keys of a batch field, together with those of its sibling fields.
-    pub async fn all<L: Load>(&self, keys: impl IntoIterator<Item = L::Key>) -> Result<Loaded<L>> {
-        L::of(self).load(&self.app, &self.viewer, keys, beside()).await
+    pub async fn all<L: Load>(&self, keys: impl IntoIterator<Item = L::Key>) -> Result<LoadedBatch<L>> {
+        L::of(self).load(&self.app, &self.viewer, keys, yield_to_siblings()).await
     }
 
     /// Loads one key.
     async fn one<L: Load>(&self, key: L::Key) -> Result<Option<L::Value>> {
         let loader = L::of(self);
-        let loaded = loader.load(&self.app, &self.viewer, [key.clone()], loader.settled()).await?;
+        let loaded = loader.load(&self.app, &self.viewer, [key.clone()], loader.wait_idle()).await?;
         Ok(loaded.get(&key).cloned())
     }
 
@@ -470,7 +470,7 @@ impl Loaders {
     }
 
     pub async fn project_page(&self, owner: Id, list: Arc<project::ProjectList>) -> Result<Page<Arc<project::Project>>> {
-        self.one::<ProjectPages>((list, owner)).await?.ok_or_else(no_page)
+        self.one::<ProjectPages>((list, owner)).await?.ok_or_else(missing_page)
     }
 
     pub async fn project_count(&self, owner: Id, list: Arc<project::ProjectList>) -> Result<i64> {
@@ -502,7 +502,7 @@ impl Loaders {
         id: Id,
         list: Arc<task_list::TaskList>,
     ) -> Result<Page<Arc<task::Task>>> {
-        self.one::<TaskPages>(((of, list), id)).await?.ok_or_else(no_page)
+        self.one::<TaskPages>(((of, list), id)).await?.ok_or_else(missing_page)
     }
 
     /// The task count of a project or an assignee.
@@ -526,7 +526,7 @@ impl Loaders {
         window: Arc<PageWindow>,
         columns: CommentColumns,
     ) -> Result<Page<Arc<comment::Comment>>> {
-        self.one::<CommentPages>(((columns, window), task)).await?.ok_or_else(no_page)
+        self.one::<CommentPages>(((columns, window), task)).await?.ok_or_else(missing_page)
     }
 
     pub async fn comment_count(&self, task: Id) -> Result<i64> {
@@ -539,7 +539,7 @@ impl Loaders {
     }
 
     /// A range of a task's history.
-    pub async fn activity(&self, task: Id, stretch: LogRange, columns: EventColumns) -> Result<Recorded> {
+    pub async fn activity(&self, task: Id, stretch: LogRange, columns: EventColumns) -> Result<EventsWithSnapshots> {
         Ok(self.one::<Activity>(((columns, stretch), task)).await?.unwrap_or_default())
     }
 
@@ -549,6 +549,6 @@ impl Loaders {
     }
 }
 
-fn no_page() -> Error {
+fn missing_page() -> Error {
     Error::internal("page missing for a parent")
 }

@@ -19,7 +19,7 @@ use crate::id::Id;
 
 /// The type of a global ID. Its number is part of every ID ever issued and must not change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Noun {
+pub enum NodeType {
     User = 1,
     Session = 2,
     Project = 3,
@@ -32,7 +32,7 @@ pub enum Noun {
     Notification = 9,
 }
 
-impl Noun {
+impl NodeType {
     const ALL: [Self; 9] = [
         Self::User,
         Self::Session,
@@ -62,12 +62,12 @@ impl Noun {
 }
 
 /// The global ID of a row.
-pub fn encode(noun: Noun, id: Id) -> ID {
+pub fn encode(noun: NodeType, id: Id) -> ID {
     ID(URL_SAFE_NO_PAD.encode(bytes(noun, id)))
 }
 
 /// The global ID before it is encoded as base64.
-pub fn bytes(noun: Noun, id: Id) -> [u8; 17] {
+pub fn bytes(noun: NodeType, id: Id) -> [u8; 17] {
     let mut bytes = [0; 17];
     bytes[0] = noun as u8;
     bytes[1..].copy_from_slice(id.as_bytes());
@@ -75,25 +75,25 @@ pub fn bytes(noun: Noun, id: Id) -> [u8; 17] {
 }
 
 /// The type and row id in a global ID; `None` if the text is not a global ID.
-pub fn decode(id: &ID) -> Option<(Noun, Id)> {
+pub fn decode(id: &ID) -> Option<(NodeType, Id)> {
     let bytes: [u8; 17] = URL_SAFE_NO_PAD.decode(id.as_bytes()).ok()?.try_into().ok()?;
-    let noun = Noun::ALL.into_iter().find(|noun| *noun as u8 == bytes[0])?;
+    let noun = NodeType::ALL.into_iter().find(|noun| *noun as u8 == bytes[0])?;
     Some((noun, Id::from_bytes(bytes[1..].try_into().ok()?)))
 }
 
 /// The row id in a global ID of this type; `None` for any other.
-pub fn decode_as(noun: Noun, id: &ID) -> Option<Id> {
+pub fn decode_as(noun: NodeType, id: &ID) -> Option<Id> {
     decode(id).filter(|(found, _)| *found == noun).map(|(_, id)| id)
 }
 
 /// Decodes an ID in an input. An ID of another type is the user error NOT_FOUND, like one of a
 /// missing object.
-pub fn named(noun: Noun, id: &ID, field: &'static str) -> crate::error::Result<Id> {
+pub fn decode_input(noun: NodeType, id: &ID, field: &'static str) -> crate::error::Result<Id> {
     decode_as(noun, id).ok_or_else(|| Error::not_found(field, noun.name()))
 }
 
 /// Decodes an ID in a filter. An ID of another type is rejected, not ignored.
-pub fn filtered(noun: Noun, id: &ID) -> crate::error::Result<Id> {
+pub fn decode_filter(noun: NodeType, id: &ID) -> crate::error::Result<Id> {
     decode_as(noun, id)
         .ok_or_else(|| Error::bad_input(format!("The filter contains an ID that is not of type {}.", noun.name())))
 }
@@ -124,14 +124,14 @@ async fn find(ctx: &Context<'_>, id: &ID) -> Result<Option<Node>> {
         return Ok(None);
     };
     Ok(match noun {
-        Noun::User => loaders.user(id).await?.map(User::from).map(Node::User),
-        Noun::Project => loaders.project(id, project::columns(&field)).await?.map(Project).map(Node::Project),
-        Noun::Label => loaders.label(id).await?.map(Label).map(Node::Label),
-        Noun::Task => loaders.task(id, task::columns(&field)).await?.map(Task).map(Node::Task),
-        Noun::Comment => loaders.comment(id, comment::columns(&field)).await?.map(Comment).map(Node::Comment),
-        Noun::Session => session(ctx, id).await?.map(Node::Session),
-        Noun::Notification => loaders.notification(id).await?.map(Notification).map(Node::Notification),
-        Noun::Event | Noun::AuditEntry => None,
+        NodeType::User => loaders.user(id).await?.map(User::from).map(Node::User),
+        NodeType::Project => loaders.project(id, project::required_columns(&field)).await?.map(Project).map(Node::Project),
+        NodeType::Label => loaders.label(id).await?.map(Label).map(Node::Label),
+        NodeType::Task => loaders.task(id, task::required_columns(&field)).await?.map(Task).map(Node::Task),
+        NodeType::Comment => loaders.comment(id, comment::required_columns(&field)).await?.map(Comment).map(Node::Comment),
+        NodeType::Session => session(ctx, id).await?.map(Node::Session),
+        NodeType::Notification => loaders.notification(id).await?.map(Notification).map(Node::Notification),
+        NodeType::Event | NodeType::AuditEntry => None,
     })
 }
 
@@ -174,10 +174,10 @@ mod tests {
     #[test]
     fn an_id_says_what_it_is_of() {
         let row = Id::new();
-        for noun in Noun::ALL {
+        for noun in NodeType::ALL {
             let id = encode(noun, row);
             assert_eq!(decode(&id), Some((noun, row)));
-            assert_eq!(decode_as(Noun::Task, &id).is_some(), noun == Noun::Task);
+            assert_eq!(decode_as(NodeType::Task, &id).is_some(), noun == NodeType::Task);
         }
         for text in ["", "x", "AAAA", "fwAAAAAAAAAAAAAAAAAAAAA", "ÄÖÜ"] {
             assert_eq!(decode(&ID(text.to_owned())), None, "{text}");

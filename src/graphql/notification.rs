@@ -7,10 +7,10 @@ use async_graphql::{Context, ID, InputObject, Object, Result, SimpleObject};
 use futures_util::{Stream, StreamExt};
 
 use super::comment::{self, Comment};
-use super::connection::{Connection, Edge, PageInfo, Paging, Tag, Total};
+use super::connection::{Connection, Edge, PageInfo, PageArgs, CursorTag, TotalCount};
 use super::batch::SelectedField;
 use super::event_stream::{SubscriptionEvent, SubscriptionHandle, follow};
-use super::node::{self, Noun};
+use super::node::{self, NodeType};
 use super::payload::{UserErrorPayload, run_mutation};
 use super::task::{self, Task, user};
 use super::user::User;
@@ -33,7 +33,7 @@ pub struct Notification(pub Arc<store::Notification>);
 impl Notification {
     /// Global ID of the object. Opaque; never changes.
     pub async fn id(&self) -> ID {
-        node::encode(Noun::Notification, self.0.id)
+        node::encode(NodeType::Notification, self.0.id)
     }
 
     /// Reason for the notification. A comment that mentions the viewer creates MENTIONED instead of
@@ -73,7 +73,7 @@ impl Notification {
     async fn task(&self, ctx: &Context<'_>) -> Result<Option<Task>> {
         match self.0.task_id {
             Some(id) => {
-                let columns = task::columns(&SelectedField::of(ctx));
+                let columns = task::required_columns(&SelectedField::of(ctx));
                 Ok(RequestContext::of(ctx).loaders()?.task(id, columns).await?.map(Task))
             }
             None => Ok(None),
@@ -85,7 +85,7 @@ impl Notification {
     async fn comment(&self, ctx: &Context<'_>) -> Result<Option<Comment>> {
         match self.0.comment_id {
             Some(id) => {
-                let columns = comment::columns(&SelectedField::of(ctx));
+                let columns = comment::required_columns(&SelectedField::of(ctx));
                 Ok(RequestContext::of(ctx).loaders()?.comment(id, columns).await?.map(Comment))
             }
             None => Ok(None),
@@ -129,13 +129,13 @@ impl NotificationConnection {
 }
 
 /// Loads a page of a user's inbox.
-pub async fn list(ctx: &Context<'_>, user_id: Id, paging: Paging, unread_only: bool) -> Result<NotificationConnection> {
+pub async fn list(ctx: &Context<'_>, user_id: Id, paging: PageArgs, unread_only: bool) -> Result<NotificationConnection> {
     // Both lists are newest first, so that a cursor is valid with and without `unreadOnly`.
-    let tag = Tag::new("User.notifications", Some(user_id), &(), true);
+    let tag = CursorTag::new("User.notifications", Some(user_id), &(), true);
     let window = paging.window(tag)?;
     let page = store::page(&mut RequestContext::of(ctx).app().db.conn().await?, user_id, unread_only, &window).await?;
     let wrap = |row| Notification(Arc::new(row));
-    let total = Total::Notifications(user_id, unread_only);
+    let total = TotalCount::Notifications(user_id, unread_only);
     let page = Connection::new(tag, total, page, store::Notification::position, wrap);
     Ok(NotificationConnection { user_id, page })
 }
@@ -173,7 +173,7 @@ impl MarkNotificationsReadInput {
             (None, true) => Ok(None),
             (Some(ids), false) if ids.len() > super::connection::MAX_PAGE => Err(invalid("At most 100 IDs at once.")),
             (Some(ids), false) => {
-                ids.iter().map(|id| node::named(Noun::Notification, id, "ids")).collect::<Result<_, _>>().map(Some)
+                ids.iter().map(|id| node::decode_input(NodeType::Notification, id, "ids")).collect::<Result<_, _>>().map(Some)
             }
             (None, false) | (Some(_), true) => Err(invalid("Provide either `ids` or `all: true`.")),
         }

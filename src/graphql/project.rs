@@ -5,15 +5,15 @@ use std::sync::Arc;
 use async_graphql::{Context, ID, InputObject, MaybeUndefined, Object, Result, SimpleObject};
 use futures_util::FutureExt;
 
-use super::connection::{Connection, Paging, Tag, Total, needs};
-use super::json::Encoded;
+use super::connection::{Connection, PageArgs, CursorTag, TotalCount, max_required};
+use super::json::Base64Text;
 use super::label::Label;
 use super::batch::{Batched, ChildObjects, BatchObject, SelectedField, FieldResolver};
-use super::node::{self, Noun};
+use super::node::{self, NodeType};
 use super::payload::{UserErrorPayload, run_mutation};
 use super::task::{self, Task, TaskFilter, TaskOrder};
-use super::text::Text;
-use super::user::{OrderDirection, User, required};
+use super::text::CountedText;
+use super::user::{OrderDirection, User, required_field};
 use super::{RequestContext, guard, loader};
 use crate::access::Action;
 use crate::db::page::Page;
@@ -35,17 +35,17 @@ pub struct Project(pub Arc<store::Project>);
 impl Project {
     /// Global ID of the object. Opaque; never changes.
     pub async fn id(&self) -> ID {
-        node::encode(Noun::Project, self.0.id)
+        node::encode(NodeType::Project, self.0.id)
     }
 
     /// Name; 1–120 characters.
-    async fn name(&self) -> Text<&str> {
-        Text(&self.0.name)
+    async fn name(&self) -> CountedText<&str> {
+        CountedText(&self.0.name)
     }
 
     /// Description; up to 10,000 characters.
-    async fn description(&self) -> Option<Text<&str>> {
-        self.0.description.as_deref().map(Text)
+    async fn description(&self) -> Option<CountedText<&str>> {
+        self.0.description.as_deref().map(CountedText)
     }
 
     /// Whether the project accepts new tasks.
@@ -107,10 +107,10 @@ impl Project {
         #[graphql(desc = "Sort order; CREATED_AT ascending by default.")] order_by: Option<TaskOrder>,
     ) -> Result<Batched<Connection<Task>>> {
         let (caller, field) = (RequestContext::of(ctx), SelectedField::of(ctx));
-        let paging = Paging::new(first, after, last, before).shown_by(&field);
-        let (tag, list) = self.list(caller, &paging, filter, order_by, task::columns_of_nodes(&field))?;
+        let paging = PageArgs::new(first, after, last, before).for_selection(&field);
+        let (tag, list) = self.parse_tasks(caller, &paging, filter, order_by, task::required_node_columns(&field))?;
         let page = caller.loaders()?.task_page(TaskParent::Project, self.0.id, Arc::clone(&list)).await?;
-        Ok(Batched(self.listed(tag, &list, page)))
+        Ok(Batched(self.task_connection(tag, &list, page)))
     }
 
     /// Whether the viewer may update the project, manage its labels and create tasks in it.
@@ -126,20 +126,20 @@ impl Project {
 
 impl Project {
     /// Builds the list of the project's tasks that the arguments describe.
-    fn list(
+    fn parse_tasks(
         &self,
         caller: &RequestContext,
-        paging: &Paging,
+        paging: &PageArgs,
         filter: Option<TaskFilter>,
         order_by: Option<TaskOrder>,
         columns: TaskColumns,
-    ) -> crate::error::Result<(Tag, Arc<task_list::TaskList>)> {
+    ) -> crate::error::Result<(CursorTag, Arc<task_list::TaskList>)> {
         let scopes = Scope::in_project(caller.viewer()?, &self.0);
-        task::list("Project.tasks", Some(self.0.id), scopes, paging, filter, order_by, columns)
+        task::parse_list("Project.tasks", Some(self.0.id), scopes, paging, filter, order_by, columns)
     }
 
-    fn listed(&self, tag: Tag, list: &Arc<task_list::TaskList>, page: Page<Arc<store_task::Task>>) -> Connection<Task> {
-        task::connection(tag, Total::TasksOf(TaskParent::Project, self.0.id, Arc::clone(list)), page, list)
+    fn task_connection(&self, tag: CursorTag, list: &Arc<task_list::TaskList>, page: Page<Arc<store_task::Task>>) -> Connection<Task> {
+        task::connection(tag, TotalCount::TasksOf(TaskParent::Project, self.0.id, Arc::clone(list)), page, list)
     }
 }
 
@@ -148,7 +148,7 @@ impl BatchObject for Project {
 
     fn resolver<'a>(field: &SelectedField<'a>) -> Option<FieldResolver<'a, Self>> {
         Some(match field.name() {
-            "id" => inline!(|project| Encoded(&node::bytes(Noun::Project, project.0.id))),
+            "id" => inline!(|project| Base64Text(&node::bytes(NodeType::Project, project.0.id))),
             "name" => inline!(|project| project.0.name),
             "description" => inline!(|project| project.0.description),
             "status" => inline!(|project| project.0.status),
@@ -160,25 +160,25 @@ impl BatchObject for Project {
             }
             "labels" => field.list_by_id(|project: &Self| project.0.id, loader::ProjectLabels, Label)?,
             "tasks" => {
-                let paging = Paging::of(field)?;
+                let paging = PageArgs::from_field(field)?;
                 let filter: Option<TaskFilter> = field.argument("filter")?;
                 let order_by: Option<TaskOrder> = field.argument("orderBy")?;
-                let columns = task::columns_of_nodes(field);
+                let columns = task::required_node_columns(field);
                 field.batch(move |projects: &[Self], caller| {
                     let list =
-                        |project: &Self| project.list(caller, &paging, filter.clone(), order_by.clone(), columns);
+                        |project: &Self| project.parse_tasks(caller, &paging, filter.clone(), order_by.clone(), columns);
                     let lists = projects.iter().map(list);
                     let lists = lists.collect::<crate::error::Result<Vec<_>>>();
                     async move {
                         let lists = lists?;
                         let all = || projects.iter().zip(&lists);
-                        let key = |(project, (_, list)): (&Self, &(Tag, Arc<task_list::TaskList>))| {
+                        let key = |(project, (_, list)): (&Self, &(CursorTag, Arc<task_list::TaskList>))| {
                             ((TaskParent::Project, Arc::clone(list)), project.0.id)
                         };
                         let pages = caller.loaders()?.all::<loader::TaskPages>(all().map(key)).await?;
                         ChildObjects::one_per_parent(all().map(|(project, listed)| {
                             let page = pages.get(&key((project, listed)))?;
-                            Some(project.listed(listed.0, &listed.1, page.clone()))
+                            Some(project.task_connection(listed.0, &listed.1, page.clone()))
                         }))
                     }
                     .boxed()
@@ -230,7 +230,7 @@ pub struct ProjectOrder {
 }
 
 /// The narrowest set of columns that serves a selection on a project.
-pub fn columns(project: &SelectedField<'_>) -> ProjectColumns {
+pub fn required_columns(project: &SelectedField<'_>) -> ProjectColumns {
     project.max_over_fields(&["Project", "Node"], ProjectColumns::Summary, |field| match field.name() {
         "description" => ProjectColumns::Full,
         _ => ProjectColumns::Summary,
@@ -238,32 +238,32 @@ pub fn columns(project: &SelectedField<'_>) -> ProjectColumns {
 }
 
 /// Builds the list that the arguments of a field describe, and the tag of its cursors.
-pub fn list(
+pub fn parse_list(
     field: &SelectedField<'_>,
     name: &str,
     parent: Option<Id>,
-    paging: &Paging,
+    paging: &PageArgs,
     filter: Option<ProjectFilter>,
     order_by: Option<ProjectOrder>,
-) -> crate::error::Result<(Tag, Arc<ProjectList>)> {
+) -> crate::error::Result<(CursorTag, Arc<ProjectList>)> {
     let order = order_by.as_ref().map_or(ProjectOrderField::CreatedAt, |order| order.field);
     let descending = order_by.is_some_and(|order| order.direction == OrderDirection::Desc);
-    let tag = Tag::new(name, parent, &order, descending);
+    let tag = CursorTag::new(name, parent, &order, descending);
     let types = ["ProjectConnection", "ProjectEdge"];
-    let columns = needs(field, types, ProjectColumns::Summary, |project| columns(&project));
+    let columns = max_required(field, types, ProjectColumns::Summary, |project| required_columns(&project));
     let filter = match filter {
         None => ProjectCriteria::default(),
         Some(ProjectFilter { search, status, owner_id }) => ProjectCriteria {
             search: search.as_deref().map(Search::parse).transpose()?,
             status,
-            owner_id: owner_id.map(|id| node::filtered(Noun::User, &id)).transpose()?,
+            owner_id: owner_id.map(|id| node::decode_filter(NodeType::User, &id)).transpose()?,
         },
     };
     Ok((tag, Arc::new(ProjectList { filter, order, descending, window: paging.window(tag)?, columns })))
 }
 
 /// Wraps a page of this list in a connection.
-pub fn connection(tag: Tag, total: Total, page: Page<Arc<store::Project>>, list: &ProjectList) -> Connection<Project> {
+pub fn connection(tag: CursorTag, total: TotalCount, page: Page<Arc<store::Project>>, list: &ProjectList) -> Connection<Project> {
     Connection::new(tag, total, page, |row| row.position(list.order), Project)
 }
 
@@ -279,7 +279,7 @@ impl ProjectQuery {
         ctx: &Context<'_>,
         #[graphql(desc = "Global ID of the project.")] id: ID,
     ) -> Result<Option<Batched<Project>>> {
-        Ok(found(RequestContext::of(ctx), &SelectedField::of(ctx), &id).await?.map(Batched))
+        Ok(find(RequestContext::of(ctx), &SelectedField::of(ctx), &id).await?.map(Batched))
     }
 
     /// Projects owned by the viewer, oldest first by default; all projects for ADMIN.
@@ -296,32 +296,32 @@ impl ProjectQuery {
         #[graphql(desc = "Sort order; CREATED_AT ascending by default.")] order_by: Option<ProjectOrder>,
     ) -> Result<Batched<Connection<Project>>> {
         let field = SelectedField::of(ctx);
-        let paging = Paging::new(first, after, last, before).shown_by(&field);
-        Ok(Batched(listed(RequestContext::of(ctx), &field, &paging, filter, order_by).await?))
+        let paging = PageArgs::new(first, after, last, before).for_selection(&field);
+        Ok(Batched(list_page(RequestContext::of(ctx), &field, &paging, filter, order_by).await?))
     }
 }
 
 /// Loads a project by global ID.
-pub async fn found(caller: &RequestContext, field: &SelectedField<'_>, id: &ID) -> crate::error::Result<Option<Project>> {
-    let Some(id) = node::decode_as(Noun::Project, id) else {
+pub async fn find(caller: &RequestContext, field: &SelectedField<'_>, id: &ID) -> crate::error::Result<Option<Project>> {
+    let Some(id) = node::decode_as(NodeType::Project, id) else {
         return Ok(None);
     };
-    let key = (columns(field), id);
+    let key = (required_columns(field), id);
     Ok(caller.loaders()?.root::<loader::Projects>(key, caller.hints().has_single_root).await?.map(Project))
 }
 
 /// Loads a page of the viewer's projects; of all projects for ADMIN.
-pub async fn listed(
+pub async fn list_page(
     caller: &RequestContext,
     field: &SelectedField<'_>,
-    paging: &Paging,
+    paging: &PageArgs,
     filter: Option<ProjectFilter>,
     order_by: Option<ProjectOrder>,
 ) -> crate::error::Result<Connection<Project>> {
-    let (tag, list) = list(field, "projects", None, paging, filter, order_by)?;
+    let (tag, list) = parse_list(field, "projects", None, paging, filter, order_by)?;
     let mut conn = caller.app().db.conn_for_rows(list.max_rows_read()).await?;
     let page = store::page(&mut conn, caller.viewer()?, &list).await?;
-    Ok(connection(tag, Total::Projects(Arc::clone(&list)), page.into_shared(), &list))
+    Ok(connection(tag, TotalCount::Projects(Arc::clone(&list)), page.into_shared(), &list))
 }
 
 /// Input of `createProject`.
@@ -384,7 +384,7 @@ pub struct DeleteProjectPayload {
 }
 
 /// Parses the `description` of an update input: absent, null or text.
-pub fn description(faults: &mut UserErrors, value: MaybeUndefined<String>) -> Option<Option<Description>> {
+pub fn parse_description(faults: &mut UserErrors, value: MaybeUndefined<String>) -> Option<Option<Description>> {
     match value {
         MaybeUndefined::Undefined => None,
         MaybeUndefined::Null => Some(None),
@@ -426,13 +426,13 @@ impl ProjectMutation {
         #[graphql(desc = "The project and the changes to make.")] input: UpdateProjectInput,
     ) -> Result<UpdateProjectPayload> {
         let (project, user_errors) = run_mutation(ctx, |app, viewer| async move {
-            let id = node::named(Noun::Project, &input.id, "id")?;
+            let id = node::decode_input(NodeType::Project, &input.id, "id")?;
             let mut faults = UserErrors::default();
-            let name = required(&mut faults, "name", input.name);
+            let name = required_field(&mut faults, "name", input.name);
             let changes = ProjectChanges {
                 name: name.and_then(|name| faults.take(ProjectName::parse("name", &name))),
-                description: description(&mut faults, input.description),
-                status: required(&mut faults, "status", input.status),
+                description: parse_description(&mut faults, input.description),
+                status: required_field(&mut faults, "status", input.status),
                 expected_version: input.expected_version,
             };
             faults.check()?;
@@ -451,7 +451,7 @@ impl ProjectMutation {
         #[graphql(desc = "The project to delete.")] input: DeleteProjectInput,
     ) -> Result<DeleteProjectPayload> {
         let (deleted_project_id, user_errors) = run_mutation(ctx, |app, viewer| async move {
-            let id = node::named(Noun::Project, &input.id, "id")?;
+            let id = node::decode_input(NodeType::Project, &input.id, "id")?;
             store::delete(&app.db, app.clock.now(), &viewer, id).await?;
             Ok(input.id)
         })

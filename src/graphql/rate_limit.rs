@@ -7,11 +7,11 @@ use crate::time::Timestamp;
 
 /// Cost of an operation, the remaining quota, and when the window ends.
 #[derive(Clone, Copy, Debug)]
-pub struct Spent {
+pub struct OperationCharge {
     /// In points.
     pub cost: u32,
     /// `None` when rate limits are disabled.
-    pub standing: Option<(Quota, Timestamp)>,
+    pub quota: Option<(Quota, Timestamp)>,
 }
 
 /// Rate limit in points over a sliding window of one minute, counted per user or, for anonymous
@@ -37,8 +37,8 @@ pub struct RateLimitQuery;
 impl RateLimitQuery {
     /// Rate limit of the client; null if rate limits are disabled. Available without signing in.
     async fn rate_limit(&self, ctx: &Context<'_>) -> Option<RateLimit> {
-        let spent = ctx.data_opt::<Spent>()?;
-        let (standing, reset_at) = spent.standing?;
+        let spent = ctx.data_opt::<OperationCharge>()?;
+        let (standing, reset_at) = spent.quota?;
         Some(RateLimit {
             limit: standing.limit,
             remaining: standing.remaining(),

@@ -11,7 +11,7 @@ use async_graphql::parser::types::{ExecutableDocument, OperationType};
 use async_graphql::{PathSegment, Response, Value, Variables};
 
 use super::null_propagation::operation_named;
-use super::connection::Paging;
+use super::connection::PageArgs;
 use super::batch::SelectedField;
 use super::{RequestContext, json, project, task};
 
@@ -30,18 +30,18 @@ pub async fn try_execute(
     caller.viewer().ok()?;
     let field = SelectedField::root(document, operation, variables)?;
     let answered = match field.name() {
-        "task" => field.resolve_json(caller, task::found(caller, &field, &field.argument("id")?)).await,
-        "project" => field.resolve_json(caller, project::found(caller, &field, &field.argument("id")?)).await,
+        "task" => field.resolve_json(caller, task::find(caller, &field, &field.argument("id")?)).await,
+        "project" => field.resolve_json(caller, project::find(caller, &field, &field.argument("id")?)).await,
         "tasks" => {
             let (paging, filter, order_by) =
-                (Paging::of(&field)?, field.argument("filter")?, field.argument("orderBy")?);
-            let page = task::listed(caller, &field, &paging, filter, order_by);
+                (PageArgs::from_field(&field)?, field.argument("filter")?, field.argument("orderBy")?);
+            let page = task::list_page(caller, &field, &paging, filter, order_by);
             field.resolve_json(caller, async { page.await.map(Some) }).await
         }
         "projects" => {
             let (paging, filter, order_by) =
-                (Paging::of(&field)?, field.argument("filter")?, field.argument("orderBy")?);
-            let page = project::listed(caller, &field, &paging, filter, order_by);
+                (PageArgs::from_field(&field)?, field.argument("filter")?, field.argument("orderBy")?);
+            let page = project::list_page(caller, &field, &paging, filter, order_by);
             field.resolve_json(caller, async { page.await.map(Some) }).await
         }
         _ => None,
@@ -49,8 +49,8 @@ pub async fn try_execute(
     Some(match answered? {
         Ok(text) => {
             let mut data = Vec::with_capacity(text.len() + field.key().len() + 5);
-            json::object(&mut data, [text], |text, out| {
-                json::name(out, field.key());
+            json::write_object(&mut data, [text], |text, out| {
+                json::write_name(out, field.key());
                 out.extend_from_slice(&text);
             });
             Response::new(Value::Binary(data.into()))

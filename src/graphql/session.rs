@@ -11,8 +11,8 @@ use async_graphql::{
 };
 use bytes::Bytes;
 
-use super::connection::{Connection, Paging, Tag, Total};
-use super::node::{self, Noun};
+use super::connection::{Connection, PageArgs, CursorTag, TotalCount};
+use super::node::{self, NodeType};
 use super::payload::{UserErrorPayload, run_mutation};
 use super::task::user;
 use super::user::User;
@@ -38,7 +38,7 @@ pub struct Session(pub store::Session);
 impl Session {
     /// Global ID of the object. Opaque; never changes.
     pub async fn id(&self) -> ID {
-        node::encode(Noun::Session, self.0.id)
+        node::encode(NodeType::Session, self.0.id)
     }
 
     /// When the session began, with a login.
@@ -86,7 +86,7 @@ pub struct AuditEntry(pub audit::Entry);
 impl AuditEntry {
     /// ID of the entry. Opaque; `node` does not accept it.
     async fn id(&self) -> ID {
-        node::encode(Noun::AuditEntry, self.0.id)
+        node::encode(NodeType::AuditEntry, self.0.id)
     }
 
     /// Kind of event.
@@ -124,19 +124,19 @@ impl AuditEntry {
 }
 
 /// Loads a page of the audit log, of one account or of all.
-pub async fn log(ctx: &Context<'_>, user_id: Option<crate::id::Id>, paging: Paging) -> Result<Connection<AuditEntry>> {
-    let tag = Tag::new("auditLog", user_id, &(), true);
+pub async fn audit_log_page(ctx: &Context<'_>, user_id: Option<crate::id::Id>, paging: PageArgs) -> Result<Connection<AuditEntry>> {
+    let tag = CursorTag::new("auditLog", user_id, &(), true);
     let window = paging.window(tag)?;
     let (caller, viewer) = (RequestContext::of(ctx), *RequestContext::of(ctx).viewer()?);
     let page = audit::page(&mut caller.app().db.conn().await?, user_id, &window).await?;
     let shown = |entry: audit::Entry| AuditEntry(entry.redacted_for(&viewer));
-    Ok(Connection::new(tag, Total::Audit(user_id), page, audit::Entry::position, shown))
+    Ok(Connection::new(tag, TotalCount::Audit(user_id), page, audit::Entry::position, shown))
 }
 
 /// A document that is JSON already, so that it is not parsed and serialized again.
-pub struct Written(Bytes);
+pub struct JsonDocument(Bytes);
 
-impl OutputType for Written {
+impl OutputType for JsonDocument {
     fn type_name() -> Cow<'static, str> {
         <Json<serde_json::Value> as OutputType>::type_name()
     }
@@ -167,15 +167,15 @@ impl SessionQuery {
         #[graphql(desc = "Returns only items before this cursor.")] before: Option<String>,
         #[graphql(desc = "Returns only entries of this user's account.")] user_id: Option<ID>,
     ) -> Result<Connection<AuditEntry>> {
-        let user_id = user_id.map(|id| node::filtered(Noun::User, &id)).transpose()?;
-        log(ctx, user_id, Paging::new(first, after, last, before)).await
+        let user_id = user_id.map(|id| node::decode_filter(NodeType::User, &id)).transpose()?;
+        audit_log_page(ctx, user_id, PageArgs::new(first, after, last, before)).await
     }
 
     /// Everything stored about the viewer, as one JSON document of at most 64 MiB. Costs 1,000
     /// points. It can be selected once per operation and over HTTP. The server creates one export
     /// at a time; others fail with SERVICE_UNAVAILABLE meanwhile.
     #[graphql(guard = "guard::require_viewer")]
-    async fn export_viewer_data(&self, ctx: &Context<'_>) -> Result<Written> {
+    async fn export_viewer_data(&self, ctx: &Context<'_>) -> Result<JsonDocument> {
         let caller = RequestContext::of(ctx);
         let mut conn = caller.app().db.conn().await?;
         // An export may exceed the decoding budget of an operation; it has its own size limit.
@@ -184,7 +184,7 @@ impl SessionQuery {
         let (app, who) = (caller.app(), Some(caller.viewer()?.id));
         let (now, origin) = (app.clock.now(), caller.client_info());
         app.db.transaction(async |tx| audit::record(tx, now, audit::AuditKind::DataExported, who, who, &origin).await).await?;
-        Ok(Written(document.into()))
+        Ok(JsonDocument(document.into()))
     }
 }
 
@@ -253,7 +253,7 @@ pub struct DeleteViewerPayload {
 
 /// Verifies the password of a signed-in user again. Attempts are rate-limited like logins; wrong
 /// passwords lock the session out as they lock out an address at login.
-async fn confirm(
+async fn verify_password(
     app: &App,
     viewer: &Viewer,
     field: &'static str,
@@ -293,7 +293,7 @@ pub async fn confirm_email_change(
         return Ok(false);
     }
     let password = password.ok_or_else(|| Error::UserErrors(vec![users::password_required()]))?;
-    confirm(app, viewer, "currentPassword", password, origin).await?;
+    verify_password(app, viewer, "currentPassword", password, origin).await?;
     Ok(true)
 }
 
@@ -314,7 +314,7 @@ impl SessionMutation {
     ) -> Result<ChangePasswordPayload> {
         let origin = RequestContext::of(ctx).client_info();
         let (viewer, user_errors) = run_mutation(ctx, |app, viewer| async move {
-            confirm(&app, &viewer, "currentPassword", &input.current_password, &origin).await?;
+            verify_password(&app, &viewer, "currentPassword", &input.current_password, &origin).await?;
             let user = users::any_by_ids(&mut app.db.conn().await?, &[viewer.id]).await?.pop();
             let user = user.ok_or_else(Error::unauthenticated)?;
             let (policy, personal) = (app.config.password_policy, [user.email.as_str(), user.username.as_str()]);
@@ -336,7 +336,7 @@ impl SessionMutation {
     ) -> Result<RevokeSessionPayload> {
         let origin = RequestContext::of(ctx).client_info();
         let (revoked_session_id, user_errors) = run_mutation(ctx, |app, viewer| async move {
-            let id = node::named(Noun::Session, &input.id, "id")?;
+            let id = node::decode_input(NodeType::Session, &input.id, "id")?;
             if store::revoke(&app.db, app.clock.now(), &viewer, id, &origin).await? {
                 Ok(input.id)
             } else {
@@ -372,9 +372,9 @@ impl SessionMutation {
     ) -> Result<DeleteViewerPayload> {
         let origin = RequestContext::of(ctx).client_info();
         let (deleted_user_id, user_errors) = run_mutation(ctx, |app, viewer| async move {
-            confirm(&app, &viewer, "password", &input.password, &origin).await?;
+            verify_password(&app, &viewer, "password", &input.password, &origin).await?;
             account::delete(&app.db, app.clock.now(), &viewer).await?;
-            Ok(node::encode(Noun::User, viewer.id))
+            Ok(node::encode(NodeType::User, viewer.id))
         })
         .await?;
         Ok(DeleteViewerPayload { deleted_user_id, user_errors })

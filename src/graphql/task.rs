@@ -7,16 +7,16 @@ use async_graphql::{Context, ID, InputObject, MaybeUndefined, Object, Result, Si
 use futures_util::FutureExt;
 
 use super::comment::{self, Comment};
-use super::connection::{Connection, Paging, Tag, Total, needs};
+use super::connection::{Connection, PageArgs, CursorTag, TotalCount, max_required};
 use super::event::EventConnection;
-use super::json::Encoded;
+use super::json::Base64Text;
 use super::label::Label;
 use super::batch::{Batched, ChildObjects, BatchObject, SelectedField, FieldResolver};
-use super::node::{self, Noun};
+use super::node::{self, NodeType};
 use super::payload::{UserErrorPayload, run_mutation};
 use super::project::{self, Project};
-use super::text::Text;
-use super::user::{OrderDirection, User, required};
+use super::text::CountedText;
+use super::user::{OrderDirection, User, required_field};
 use super::{RequestContext, event, guard, loader};
 use crate::access::Action;
 use crate::db::page::Page;
@@ -37,17 +37,17 @@ pub struct Task(pub Arc<store::Task>);
 impl Task {
     /// Global ID of the object. Opaque; never changes.
     pub async fn id(&self) -> ID {
-        node::encode(Noun::Task, self.0.id)
+        node::encode(NodeType::Task, self.0.id)
     }
 
     /// What needs to be done; 1–200 characters.
-    async fn title(&self) -> Text<&str> {
-        Text(&self.0.title)
+    async fn title(&self) -> CountedText<&str> {
+        CountedText(&self.0.title)
     }
 
     /// Details; up to 10,000 characters.
-    async fn description(&self) -> Option<Text<&str>> {
-        self.0.description.as_deref().map(Text)
+    async fn description(&self) -> Option<CountedText<&str>> {
+        self.0.description.as_deref().map(CountedText)
     }
 
     /// Current status.
@@ -93,7 +93,7 @@ impl Task {
 
     /// The project that the task belongs to.
     async fn project(&self, ctx: &Context<'_>) -> Result<Project> {
-        let columns = project::columns(&SelectedField::of(ctx));
+        let columns = project::required_columns(&SelectedField::of(ctx));
         let project = RequestContext::of(ctx).loaders()?.project(self.0.project_id, columns).await?;
         Ok(Project(project.ok_or_else(|| Error::refused(Code::NotFound, "The project no longer exists."))?))
     }
@@ -125,10 +125,10 @@ impl Task {
         #[graphql(desc = "Returns the last *n* items (1–100). Cannot be combined with `first`.")] last: Option<i32>,
         #[graphql(desc = "Returns only items before this cursor.")] before: Option<String>,
     ) -> Result<Batched<Connection<Comment>>> {
-        let window = Arc::new(Paging::new(first, after, last, before).window(comments_tag())?);
-        let columns = comment::columns_of_nodes(&SelectedField::of(ctx));
+        let window = Arc::new(PageArgs::new(first, after, last, before).window(comments_tag())?);
+        let columns = comment::required_node_columns(&SelectedField::of(ctx));
         let page = RequestContext::of(ctx).loaders()?.comment_page(self.0.id, window, columns).await?;
-        Ok(Batched(self.commented(page)))
+        Ok(Batched(self.comment_connection(page)))
     }
 
     /// Events of the task, oldest first. They are kept as long as the task.
@@ -141,8 +141,8 @@ impl Task {
         #[graphql(desc = "Returns only items before this cursor.")] before: Option<String>,
     ) -> Result<EventConnection> {
         let cursors = &RequestContext::of(ctx).app().cursors;
-        let stretch = event::parse_range(cursors, &Paging::new(first, after, last, before))?;
-        let columns = event::columns_of_nodes(&SelectedField::of(ctx), false);
+        let stretch = event::parse_range(cursors, &PageArgs::new(first, after, last, before))?;
+        let columns = event::required_node_columns(&SelectedField::of(ctx), false);
         let loaders = RequestContext::of(ctx).loaders()?;
         let mut events = loaders.activity(self.0.id, event::with_lookahead(stretch), columns).await?;
         let more = event::trim(&mut events, stretch);
@@ -171,15 +171,15 @@ impl Task {
         self.0.status != TaskStatus::Done && self.0.due_at.is_some_and(|due| due < caller.app().clock.now())
     }
 
-    fn commented(&self, page: Page<Arc<store_comment::Comment>>) -> Connection<Comment> {
-        Connection::new(comments_tag(), Total::Comments(self.0.id), page, |row| row.position(), Comment)
+    fn comment_connection(&self, page: Page<Arc<store_comment::Comment>>) -> Connection<Comment> {
+        Connection::new(comments_tag(), TotalCount::Comments(self.0.id), page, |row| row.position(), Comment)
     }
 }
 
 /// The tag names no task: a comment cursor is a time and an id, and valid for the comments of any
 /// task.
-fn comments_tag() -> Tag {
-    Tag::new("Task.comments", None, &(), false)
+fn comments_tag() -> CursorTag {
+    CursorTag::new("Task.comments", None, &(), false)
 }
 
 impl BatchObject for Task {
@@ -187,7 +187,7 @@ impl BatchObject for Task {
 
     fn resolver<'a>(field: &SelectedField<'a>) -> Option<FieldResolver<'a, Self>> {
         Some(match field.name() {
-            "id" => inline!(|task| Encoded(&node::bytes(Noun::Task, task.0.id))),
+            "id" => inline!(|task| Base64Text(&node::bytes(NodeType::Task, task.0.id))),
             "title" => inline!(|task| task.0.title),
             "description" => inline!(|task| task.0.description),
             "status" => inline!(|task| task.0.status),
@@ -199,7 +199,7 @@ impl BatchObject for Task {
             "createdAt" => inline!(|task| task.0.created_at),
             "updatedAt" => inline!(|task| task.0.updated_at),
             "project" => {
-                let columns = project::columns(field);
+                let columns = project::required_columns(field);
                 let key = move |id| (columns, id);
                 field.object_by_id(|task: &Self| Some(task.0.project_id), loader::Projects, key, Project, true)?
             }
@@ -207,15 +207,15 @@ impl BatchObject for Task {
             "assignee" => field.object_by_id(|task: &Self| task.0.assignee_id, loader::Users, |id| id, User::from, false)?,
             "labels" => field.list_by_id(|task: &Self| task.0.id, loader::TaskLabels, Label)?,
             "comments" => {
-                let window = Arc::new(Paging::of(field)?.window(comments_tag()).ok()?);
-                let columns = comment::columns_of_nodes(field);
+                let window = Arc::new(PageArgs::from_field(field)?.window(comments_tag()).ok()?);
+                let columns = comment::required_node_columns(field);
                 field.batch(move |tasks: &[Self], caller| {
                     let key = |task: &Self| ((columns, Arc::clone(&window)), task.0.id);
                     let keys = tasks.iter().map(key).collect::<Vec<_>>();
                     async move {
                         let pages = caller.loaders()?.all::<loader::CommentPages>(keys.iter().cloned()).await?;
                         let pages =
-                            tasks.iter().zip(&keys).map(|(task, key)| Some(task.commented(pages.get(key)?.clone())));
+                            tasks.iter().zip(&keys).map(|(task, key)| Some(task.comment_connection(pages.get(key)?.clone())));
                         ChildObjects::one_per_parent(pages)
                     }
                     .boxed()
@@ -304,13 +304,13 @@ impl TaskFilter {
             self.priority.as_ref().map_or(0, Vec::len),
             self.label_ids.as_ref().map_or(0, Vec::len),
         ])?;
-        let labels = |ids: Vec<ID>| ids.iter().map(|id| node::filtered(Noun::Label, id)).collect();
+        let labels = |ids: Vec<ID>| ids.iter().map(|id| node::decode_filter(NodeType::Label, id)).collect();
         Ok(TaskCriteria {
             search: self.search.as_deref().map(Search::parse).transpose()?,
             status: self.status,
             priority: self.priority,
-            project_id: self.project_id.map(|id| node::filtered(Noun::Project, &id)).transpose()?,
-            assignee_id: self.assignee_id.map(|id| node::filtered(Noun::User, &id)).transpose()?,
+            project_id: self.project_id.map(|id| node::decode_filter(NodeType::Project, &id)).transpose()?,
+            assignee_id: self.assignee_id.map(|id| node::decode_filter(NodeType::User, &id)).transpose()?,
             unassigned: self.unassigned,
             label_ids: self.label_ids.map(labels).transpose()?,
             overdue: self.overdue,
@@ -333,7 +333,7 @@ pub struct TaskOrder {
 
 /// The narrowest set of columns that serves a selection on a task. Related objects are loaded
 /// separately, by id; the events of `activity` show the task again and add to the set.
-pub fn columns(task: &SelectedField<'_>) -> TaskColumns {
+pub fn required_columns(task: &SelectedField<'_>) -> TaskColumns {
     task.max_over_fields(&["Task", "Node"], TaskColumns::Summary, |field| match field.name() {
         "__typename" | "id" | "title" | "status" | "priority" | "dueAt" | "isOverdue" | "createdAt" | "project"
         | "assignee" | "labels" | "comments" | "viewerCanUpdate" | "viewerCanDelete" | "viewerCanComment" => {
@@ -346,29 +346,29 @@ pub fn columns(task: &SelectedField<'_>) -> TaskColumns {
 }
 
 /// The narrowest set of columns that serves a selection on a connection of tasks.
-pub fn columns_of_nodes(connection: &SelectedField<'_>) -> TaskColumns {
-    needs(connection, ["TaskConnection", "TaskEdge"], TaskColumns::Summary, |task| columns(&task))
+pub fn required_node_columns(connection: &SelectedField<'_>) -> TaskColumns {
+    max_required(connection, ["TaskConnection", "TaskEdge"], TaskColumns::Summary, |task| required_columns(&task))
 }
 
 /// Builds the list that the arguments of a field describe, and the tag of its cursors.
-pub fn list(
+pub fn parse_list(
     field: &str,
     parent: Option<Id>,
     scopes: Vec<Scope>,
-    paging: &Paging,
+    paging: &PageArgs,
     filter: Option<TaskFilter>,
     order_by: Option<TaskOrder>,
     columns: TaskColumns,
-) -> crate::error::Result<(Tag, Arc<TaskList>)> {
+) -> crate::error::Result<(CursorTag, Arc<TaskList>)> {
     let order = order_by.as_ref().map_or(TaskOrderField::CreatedAt, |order| order.field);
     let descending = order_by.is_some_and(|order| order.direction == OrderDirection::Desc);
-    let tag = Tag::new(field, parent, &order, descending);
+    let tag = CursorTag::new(field, parent, &order, descending);
     let filter = filter.map(TaskFilter::parse).transpose()?.unwrap_or_default();
     Ok((tag, Arc::new(TaskList { scopes, filter, order, descending, window: paging.window(tag)?, columns })))
 }
 
 /// Wraps a page of this list in a connection.
-pub fn connection(tag: Tag, total: Total, page: Page<Arc<store::Task>>, list: &TaskList) -> Connection<Task> {
+pub fn connection(tag: CursorTag, total: TotalCount, page: Page<Arc<store::Task>>, list: &TaskList) -> Connection<Task> {
     Connection::new(tag, total, page, |row| row.position(list.order), Task)
 }
 
@@ -384,7 +384,7 @@ impl TaskQuery {
         ctx: &Context<'_>,
         #[graphql(desc = "Global ID of the task.")] id: ID,
     ) -> Result<Option<Batched<Task>>> {
-        Ok(found(RequestContext::of(ctx), &SelectedField::of(ctx), &id).await?.map(Batched))
+        Ok(find(RequestContext::of(ctx), &SelectedField::of(ctx), &id).await?.map(Batched))
     }
 
     /// Tasks that the viewer may see, oldest first by default: those in the viewer's projects and
@@ -402,33 +402,33 @@ impl TaskQuery {
         #[graphql(desc = "Sort order; CREATED_AT ascending by default.")] order_by: Option<TaskOrder>,
     ) -> Result<Batched<Connection<Task>>> {
         let field = SelectedField::of(ctx);
-        let paging = Paging::new(first, after, last, before).shown_by(&field);
-        Ok(Batched(listed(RequestContext::of(ctx), &field, &paging, filter, order_by).await?))
+        let paging = PageArgs::new(first, after, last, before).for_selection(&field);
+        Ok(Batched(list_page(RequestContext::of(ctx), &field, &paging, filter, order_by).await?))
     }
 }
 
 /// Loads a task by global ID.
-pub async fn found(caller: &RequestContext, field: &SelectedField<'_>, id: &ID) -> crate::error::Result<Option<Task>> {
-    let Some(id) = node::decode_as(Noun::Task, id) else {
+pub async fn find(caller: &RequestContext, field: &SelectedField<'_>, id: &ID) -> crate::error::Result<Option<Task>> {
+    let Some(id) = node::decode_as(NodeType::Task, id) else {
         return Ok(None);
     };
-    let key = (columns(field), id);
+    let key = (required_columns(field), id);
     Ok(caller.loaders()?.root::<loader::Tasks>(key, caller.hints().has_single_root).await?.map(Task))
 }
 
 /// Loads a page of the tasks that the viewer may see.
-pub async fn listed(
+pub async fn list_page(
     caller: &RequestContext,
     field: &SelectedField<'_>,
-    paging: &Paging,
+    paging: &PageArgs,
     filter: Option<TaskFilter>,
     order_by: Option<TaskOrder>,
 ) -> crate::error::Result<Connection<Task>> {
     let scopes = Scope::visible_to(caller.viewer()?);
-    let (tag, list) = list("tasks", None, scopes, paging, filter, order_by, columns_of_nodes(field))?;
+    let (tag, list) = parse_list("tasks", None, scopes, paging, filter, order_by, required_node_columns(field))?;
     let app = caller.app();
     let page = task_list::page(&mut app.db.conn_for_rows(list.max_rows_read(1)).await?, &list, app.clock.now()).await?;
-    Ok(connection(tag, Total::Tasks(Arc::clone(&list)), page.into_shared(), &list))
+    Ok(connection(tag, TotalCount::Tasks(Arc::clone(&list)), page.into_shared(), &list))
 }
 
 /// Input of `createTask`. A new task has the status TODO.
@@ -521,7 +521,7 @@ fn label_ids(field: &'static str, ids: Option<Vec<ID>>) -> crate::error::Result<
     if ids.len() > MAX_LIST {
         return Err(Error::user_error(field, crate::error::UserErrorCode::TooLong, "At most 100 labels."));
     }
-    let mut labels = ids.iter().map(|id| node::named(Noun::Label, id, field)).collect::<Result<Vec<_>, _>>()?;
+    let mut labels = ids.iter().map(|id| node::decode_input(NodeType::Label, id, field)).collect::<Result<Vec<_>, _>>()?;
     labels.sort_unstable();
     labels.dedup();
     Ok(labels)
@@ -541,7 +541,7 @@ impl TaskMutation {
         #[graphql(desc = "The task to create.")] input: CreateTaskInput,
     ) -> Result<CreateTaskPayload> {
         let (task, user_errors) = run_mutation(ctx, |app, viewer| async move {
-            let project_id = node::named(Noun::Project, &input.project_id, "projectId")?;
+            let project_id = node::decode_input(NodeType::Project, &input.project_id, "projectId")?;
             let mut faults = UserErrors::default();
             let title = faults.take(Title::parse("title", &input.title));
             let description = input.description.map(|text| faults.take(Description::parse("description", &text)));
@@ -552,7 +552,7 @@ impl TaskMutation {
                 description: description.flatten(),
                 priority: input.priority.unwrap_or(Priority::Medium),
                 due_at: input.due_at,
-                assignee_id: input.assignee_id.map(|id| node::named(Noun::User, &id, "assigneeId")).transpose()?,
+                assignee_id: input.assignee_id.map(|id| node::decode_input(NodeType::User, &id, "assigneeId")).transpose()?,
                 label_ids: label_ids("labelIds", input.label_ids)?,
             };
             store::create(&app.db, app.clock.now(), &viewer, &new).await
@@ -571,17 +571,17 @@ impl TaskMutation {
         #[graphql(desc = "The task and the changes to make.")] input: UpdateTaskInput,
     ) -> Result<UpdateTaskPayload> {
         let (task, user_errors) = run_mutation(ctx, |app, viewer| async move {
-            let id = node::named(Noun::Task, &input.id, "id")?;
+            let id = node::decode_input(NodeType::Task, &input.id, "id")?;
             let mut faults = UserErrors::default();
-            let title = required(&mut faults, "title", input.title);
+            let title = required_field(&mut faults, "title", input.title);
             let changes = TaskChanges {
                 title: title.and_then(|title| faults.take(Title::parse("title", &title))),
-                description: project::description(&mut faults, input.description),
-                status: required(&mut faults, "status", input.status),
-                priority: required(&mut faults, "priority", input.priority),
+                description: project::parse_description(&mut faults, input.description),
+                status: required_field(&mut faults, "status", input.status),
+                priority: required_field(&mut faults, "priority", input.priority),
                 due_at: nullable(input.due_at),
                 assignee_id: match nullable(input.assignee_id) {
-                    Some(Some(user)) => Some(Some(node::named(Noun::User, &user, "assigneeId")?)),
+                    Some(Some(user)) => Some(Some(node::decode_input(NodeType::User, &user, "assigneeId")?)),
                     Some(None) => Some(None),
                     None => None,
                 },
@@ -606,7 +606,7 @@ impl TaskMutation {
         #[graphql(desc = "The task to delete.")] input: DeleteTaskInput,
     ) -> Result<DeleteTaskPayload> {
         let (deleted_task_id, user_errors) = run_mutation(ctx, |app, viewer| async move {
-            let id = node::named(Noun::Task, &input.id, "id")?;
+            let id = node::decode_input(NodeType::Task, &input.id, "id")?;
             store::delete(&app.db, app.clock.now(), &viewer, id).await?;
             Ok(input.id)
         })

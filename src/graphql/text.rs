@@ -10,9 +10,9 @@ use async_graphql::{ContextSelectionSet, OutputType, Positioned, ServerResult, V
 use super::RequestContext;
 
 /// A `String` in the schema whose bytes are counted.
-pub struct Text<T>(pub T);
+pub struct CountedText<T>(pub T);
 
-impl<T: AsRef<str> + Send + Sync> OutputType for Text<T> {
+impl<T: AsRef<str> + Send + Sync> OutputType for CountedText<T> {
     fn type_name() -> Cow<'static, str> {
         <String as OutputType>::type_name()
     }

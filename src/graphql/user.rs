@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use async_graphql::{Context, Enum, ID, InputObject, MaybeUndefined, Object, Result, SimpleObject};
 
-use super::connection::{Connection, Paging, Tag, Total};
-use super::json::Encoded;
+use super::connection::{Connection, PageArgs, CursorTag, TotalCount};
+use super::json::Base64Text;
 use super::batch::{Batched, BatchObject, SelectedField, FieldResolver};
-use super::node::{self, Noun};
+use super::node::{self, NodeType};
 use super::notification::{self, NotificationConnection};
 use super::payload::{UserErrorPayload, run_mutation};
 use super::project::{self, Project, ProjectFilter, ProjectOrder};
@@ -76,7 +76,7 @@ impl User {
 impl User {
     /// Global ID of the object. Opaque; never changes.
     pub async fn id(&self) -> ID {
-        node::encode(Noun::User, self.profile.id)
+        node::encode(NodeType::User, self.profile.id)
     }
 
     /// Handle of the user: 3–50 of the characters `A–Z a–z 0–9 _ -`, unique ignoring case.
@@ -167,7 +167,7 @@ impl User {
         #[graphql(desc = "Returns the last *n* items (1–100). Cannot be combined with `first`.")] last: Option<i32>,
         #[graphql(desc = "Returns only items before this cursor.")] before: Option<String>,
     ) -> Result<Option<Connection<AuditEntry>>> {
-        Ok(Some(session::log(ctx, Some(self.profile.id), Paging::new(first, after, last, before)).await?))
+        Ok(Some(session::audit_log_page(ctx, Some(self.profile.id), PageArgs::new(first, after, last, before)).await?))
     }
 
     /// Inbox of the user, newest first: assignments, mentions, and comments and status changes on
@@ -182,7 +182,7 @@ impl User {
         #[graphql(desc = "Returns only items before this cursor.")] before: Option<String>,
         #[graphql(desc = "Returns only unread notifications.")] unread_only: Option<bool>,
     ) -> Result<Option<NotificationConnection>> {
-        let paging = Paging::new(first, after, last, before);
+        let paging = PageArgs::new(first, after, last, before);
         Ok(Some(notification::list(ctx, self.profile.id, paging, unread_only.unwrap_or_default()).await?))
     }
 
@@ -206,10 +206,10 @@ impl User {
         #[graphql(desc = "Sort order; CREATED_AT ascending by default.")] order_by: Option<ProjectOrder>,
     ) -> Result<Option<Batched<Connection<Project>>>> {
         let field = SelectedField::of(ctx);
-        let paging = Paging::new(first, after, last, before).shown_by(&field);
-        let (tag, list) = project::list(&field, "User.projects", Some(self.profile.id), &paging, filter, order_by)?;
+        let paging = PageArgs::new(first, after, last, before).for_selection(&field);
+        let (tag, list) = project::parse_list(&field, "User.projects", Some(self.profile.id), &paging, filter, order_by)?;
         let page = RequestContext::of(ctx).loaders()?.project_page(self.profile.id, Arc::clone(&list)).await?;
-        Ok(Some(Batched(project::connection(tag, Total::ProjectsOf(self.profile.id, Arc::clone(&list)), page, &list))))
+        Ok(Some(Batched(project::connection(tag, TotalCount::ProjectsOf(self.profile.id, Arc::clone(&list)), page, &list))))
     }
 
     /// Tasks assigned to the user, oldest first by default. Visible to the user and ADMIN.
@@ -226,16 +226,16 @@ impl User {
         #[graphql(desc = "Sort order; CREATED_AT ascending by default.")] order_by: Option<TaskOrder>,
     ) -> Result<Option<Batched<Connection<Task>>>> {
         let field = SelectedField::of(ctx);
-        let paging = Paging::new(first, after, last, before).shown_by(&field);
-        let columns = task::columns_of_nodes(&field);
+        let paging = PageArgs::new(first, after, last, before).for_selection(&field);
+        let columns = task::required_node_columns(&field);
         // `ReadAccount` includes the assigned tasks, so that no further restriction applies.
         let scopes = vec![Scope::Everything];
         let (tag, list) =
-            task::list("User.assignedTasks", Some(self.profile.id), scopes, &paging, filter, order_by, columns)?;
+            task::parse_list("User.assignedTasks", Some(self.profile.id), scopes, &paging, filter, order_by, columns)?;
         let page = RequestContext::of(ctx).loaders()?.task_page(TaskParent::Assignee, self.profile.id, Arc::clone(&list)).await?;
         Ok(Some(Batched(task::connection(
             tag,
-            Total::TasksOf(TaskParent::Assignee, self.profile.id, Arc::clone(&list)),
+            TotalCount::TasksOf(TaskParent::Assignee, self.profile.id, Arc::clone(&list)),
             page,
             &list,
         ))))
@@ -249,7 +249,7 @@ impl BatchObject for User {
 
     fn resolver<'a>(field: &SelectedField<'a>) -> Option<FieldResolver<'a, Self>> {
         Some(match field.name() {
-            "id" => inline!(|user| Encoded(&node::bytes(Noun::User, user.profile.id))),
+            "id" => inline!(|user| Base64Text(&node::bytes(NodeType::User, user.profile.id))),
             "username" => inline!(|user| user.profile.username),
             "displayName" => inline!(|user| user.profile.display_name),
             "createdAt" => inline!(|user| user.profile.created_at),
@@ -330,17 +330,17 @@ impl UserQuery {
     ) -> Result<Connection<User>> {
         let order = order_by.as_ref().map_or(UserOrderField::CreatedAt, |order| order.field);
         let descending = order_by.is_some_and(|order| order.direction == OrderDirection::Desc);
-        let tag = Tag::new("users", None, &order, descending);
+        let tag = CursorTag::new("users", None, &order, descending);
         let filter = match filter {
             None => UserCriteria::default(),
             Some(UserFilter { search, role, is_active }) => {
                 UserCriteria { search: search.as_deref().map(Search::parse).transpose()?, role, is_active }
             }
         };
-        let window = Paging::new(first, after, last, before).window(tag)?;
+        let window = PageArgs::new(first, after, last, before).window(tag)?;
         let list = Arc::new(UserList { filter, order, descending, window });
         let page = store::page(&mut RequestContext::of(ctx).app().db.conn().await?, &list).await?;
-        let total = Total::Users(Arc::clone(&list));
+        let total = TotalCount::Users(Arc::clone(&list));
         Ok(Connection::new(tag, total, page, |user| user.position(order), User::from))
     }
 }
@@ -401,7 +401,7 @@ pub struct UpdateUserPayload {
 }
 
 /// The value of an input field that can be omitted but not cleared: null is the user error BLANK.
-pub fn required<T>(faults: &mut UserErrors, field: &'static str, value: MaybeUndefined<T>) -> Option<T> {
+pub fn required_field<T>(faults: &mut UserErrors, field: &'static str, value: MaybeUndefined<T>) -> Option<T> {
     match value {
         MaybeUndefined::Undefined => None,
         MaybeUndefined::Value(value) => Some(value),
@@ -429,10 +429,10 @@ impl UserMutation {
         let origin = RequestContext::of(ctx).client_info();
         let (viewer, user_errors) = run_mutation(ctx, |app, viewer| async move {
             let mut faults = UserErrors::default();
-            let name = required(&mut faults, "displayName", input.display_name);
-            let username = required(&mut faults, "username", input.username);
-            let email = required(&mut faults, "email", input.email);
-            let assignment_emails = required(&mut faults, "assignmentEmails", input.assignment_emails);
+            let name = required_field(&mut faults, "displayName", input.display_name);
+            let username = required_field(&mut faults, "username", input.username);
+            let email = required_field(&mut faults, "email", input.email);
+            let assignment_emails = required_field(&mut faults, "assignmentEmails", input.assignment_emails);
             let mut changes = ViewerChanges {
                 password_verified: false,
                 display_name: name.and_then(|name| faults.take(DisplayName::parse("displayName", &name))),
@@ -464,10 +464,10 @@ impl UserMutation {
         let origin = RequestContext::of(ctx).client_info();
         let (user, user_errors) = run_mutation(ctx, |app, viewer| async move {
             let mut faults = UserErrors::default();
-            let role = required(&mut faults, "role", input.role);
-            let is_active = required(&mut faults, "isActive", input.is_active);
+            let role = required_field(&mut faults, "role", input.role);
+            let is_active = required_field(&mut faults, "isActive", input.is_active);
             faults.check()?;
-            let id = node::named(Noun::User, &input.id, "id")?;
+            let id = node::decode_input(NodeType::User, &input.id, "id")?;
             store::update(&app.db, app.clock.now(), &viewer, id, role, is_active, &origin).await
         })
         .await?;

@@ -15,7 +15,7 @@ use crate::error::{Code, Error};
 use crate::graphql::MAX_RESPONSE_BYTES;
 use crate::graphql::field_merging::FieldConflict;
 use crate::graphql::deprecation::Deprecation;
-use crate::graphql::json::{self, Json, Serialized};
+use crate::graphql::json::{self, WriteJson, ViaSerde};
 use crate::store::export;
 use crate::time::whole_seconds;
 
@@ -184,14 +184,14 @@ impl Answer {
     }
 
     fn written(&self, most: usize) -> Option<Vec<u8>> {
-        let (errors, extensions) = (Serialized(&self.errors), Serialized(&self.extensions));
-        let members: [Option<(&str, &dyn Json)>; 3] = [
+        let (errors, extensions) = (ViaSerde(&self.errors), ViaSerde(&self.extensions));
+        let members: [Option<(&str, &dyn WriteJson)>; 3] = [
             (!self.errors.is_empty()).then_some(("errors", &errors)),
-            self.data.as_ref().map(|data| ("data", data as &dyn Json)),
+            self.data.as_ref().map(|data| ("data", data as &dyn WriteJson)),
             (!self.extensions.is_empty()).then_some(("extensions", &extensions)),
         ];
         let mut out = Vec::with_capacity(512);
-        json::object(&mut out, members.into_iter().flatten(), |(name, value), out| json::member(out, name, value));
+        json::write_object(&mut out, members.into_iter().flatten(), |(name, value), out| json::write_member(out, name, value));
         (out.len() <= most).then_some(out)
     }
 

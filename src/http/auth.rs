@@ -23,7 +23,7 @@ use crate::access::Role;
 use crate::auth::credential::{self, DEVICE_LIFETIME, Refresh, Tokens};
 use crate::auth::{self, bearer};
 use crate::error::{Code, Error, UserError, UserErrorCode, Result};
-use crate::graphql::node::{self, Noun};
+use crate::graphql::node::{self, NodeType};
 use crate::id::Id;
 use crate::limits::{self, RateLimitBucket, Quota, ClientKey};
 use crate::network::Client;
@@ -102,7 +102,7 @@ struct Account {
 impl From<User> for Account {
     fn from(user: User) -> Self {
         Self {
-            id: node::encode(Noun::User, user.id).to_string(),
+            id: node::encode(NodeType::User, user.id).to_string(),
             role: user.role,
             email: user.email,
             username: user.username,

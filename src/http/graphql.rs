@@ -153,7 +153,7 @@ async fn run(
         }
         OperationType::Query => {}
     }
-    let (standing, kind) = (operation.spent.standing, operation.kind);
+    let (standing, kind) = (operation.spent.quota, operation.kind);
     let answer = door.execute(operation, viewer, &id.0, permit).await;
     let is_export = answer.is_export;
     let response = match media {

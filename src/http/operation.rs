@@ -30,7 +30,7 @@ use crate::error::{Code, Error};
 use crate::graphql::collect::{collect_fields, apply_defaults, has_all_values};
 use crate::graphql::null_propagation::{SchemaIndex, operation_named};
 use crate::graphql::deprecation::{Deprecation, Deprecations};
-use crate::graphql::rate_limit::Spent;
+use crate::graphql::rate_limit::OperationCharge;
 use crate::graphql::{RequestContext, ExecutionHints, Schema, root_fast_path};
 use crate::limits::{RateLimitBucket as Limited, ClientKey};
 use crate::metrics::Executed;
@@ -110,7 +110,7 @@ impl FromRef<Door> for Arc<App> {
 pub struct Operation {
     pub kind: OperationType,
     /// Its cost, and the state of the rate limit after it was charged.
-    pub spent: Spent,
+    pub spent: OperationCharge,
     pub(super) document: Arc<Document>,
     pub(super) hints: ExecutionHints,
     /// Deprecated parts of the schema that it uses.
@@ -163,7 +163,7 @@ impl Door {
         let mut operation = self.examine(words, client)?;
         let now = self.app.clock.now();
         let standing = self.app.limits.spend(Limited::Cost, who, operation.spent.cost, now).await?;
-        operation.spent.standing = standing.map(|standing| (standing, now.plus(standing.reset)));
+        operation.spent.quota = standing.map(|standing| (standing, now.plus(standing.reset)));
         Ok(operation)
     }
 
@@ -194,7 +194,7 @@ impl Door {
         if let Some(operation) = operation_named(&document, name.as_deref()) {
             apply_defaults(&mut request.variables, operation);
         }
-        let spent = Spent { cost, standing: None };
+        let spent = OperationCharge { cost, quota: None };
         let search_bytes = searches.saturating_mul(search::MAX_SEARCH_BYTES);
         let deprecations = self.deprecations.find_used(&document, name.as_deref(), &request.variables);
         Ok(Operation { kind, spent, document, hints, deprecations, request, query, export, search_bytes, client })

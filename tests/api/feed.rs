@@ -344,7 +344,7 @@ async fn thirty_two_writers_lose_nothing_and_a_naive_reader_would_have() {
         ids
     };
     let (naive, written, streamed) = tokio::join!(naive, writing, streaming);
-    let global = |id: &Id| node::encode(node::Noun::Event, *id).to_string();
+    let global = |id: &Id| node::encode(node::NodeType::Event, *id).to_string();
     let expected: HashSet<String> = written.iter().map(global).collect();
     assert_eq!(streamed.iter().cloned().collect::<HashSet<_>>(), expected, "every event exactly once");
     assert_eq!(streamed.len(), expected.len(), "none twice");
