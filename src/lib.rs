@@ -28,7 +28,7 @@
 //! | [`http`] | the router on one page, with what stands around every request; [`http::problem`] documents; [`http::health`] |
 //! | [`http::accept`], [`http::slots`], [`http::stream`], [`http::address`], [`http::origin`] | connections and their deadlines; how many there may be, and who is evicted; streams of HTTP/2; from which address a request comes, and from which page |
 //! | [`http::auth`], [`http::recovery`] | the `/auth` routes: sign-up, tokens, mailed links |
-//! | [`http::operation`], [`http::persisted`], [`http::answer`] | a GraphQL operation from its words to its answer, the same for every transport |
+//! | [`http::operation`], [`http::persisted`], [`http::response`] | a GraphQL operation from its words to its answer, the same for every transport |
 //! | [`http::concurrency_limit`] | how many operations run at once, each owner's share of them, and load shedding |
 //! | [`http::in_flight`] | bytes of bodies and of answers that are not read yet, and how many of them there may be |
 //! | [`http::document`], [`http::recent`] | documents that were read lately, and which of their operations are known to be valid |

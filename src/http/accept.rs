@@ -33,7 +33,7 @@ use tokio_util::task::TaskTracker;
 use tower::Service;
 
 use super::TooMany;
-use super::in_flight::{Counting, Written};
+use super::in_flight::{CountingIo, BytesWritten};
 use super::pace::{Pace, PacedIo};
 use super::slots::{Slot, SlotLimits, SlotPool, Waiting};
 use super::stream::{Parts, Stream, Streams};
@@ -84,7 +84,7 @@ pub struct Lifeline {
     /// stream.
     pub connection: CancellationToken,
     /// Bytes written to the connection so far.
-    pub written: Written,
+    pub written: BytesWritten,
     /// Slot of the connection. A socket keeps it after hyper has released the connection.
     slot: Option<Arc<Slot>>,
 }
@@ -215,7 +215,7 @@ impl Server {
             stop: self.stop.clone(),
             tasks: self.tasks.clone(),
             connection: CancellationToken::new(),
-            written: Written::default(),
+            written: BytesWritten::default(),
             slot: Some(slot),
         };
         Some(Arc::new(Activity::new(lifeline, source, is_reserved)))
@@ -239,7 +239,7 @@ impl Server {
             Some(_) => PacedIo::frames(stream, Pace::new(FRAMES_PER_SECOND, FRAMES_AT_ONCE)),
             None => PacedIo::unlimited(stream),
         };
-        let stream = TokioIo::new(Counting { io: stream, written: lifeline.written.clone() });
+        let stream = TokioIo::new(CountingIo { io: stream, written: lifeline.written.clone() });
         let mut connection = pin!(self.builder.serve_connection_with_upgrades(stream, service));
         let mut stuck = pin!(activity.stream.stuck(&self.stop));
         let mut is_leaving = false;

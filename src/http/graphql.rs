@@ -19,10 +19,10 @@ use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Map, Value};
 
-use super::answer::{Answer, Refused, too_large, unsent};
+use super::response::{GraphqlResponse, RequestError, too_large, response_dropped};
 use super::concurrency_limit::Wait;
 use super::in_flight::{BodyReservation, InFlight};
-use super::negotiate::{Media, answer_type, is_json_utf8, takes_stream};
+use super::negotiate::{Media, negotiate, is_json_utf8, accepts_stream};
 use super::operation::{DEADLINE, Door, Words, who};
 use super::origin::{is_cross_site_simple, is_known};
 use super::sse::{self, Listener};
@@ -49,7 +49,7 @@ pub async fn post(
 ) -> Response {
     if request.extensions().get::<TooMany>().is_some() {
         door.app.metrics.refused(Code::Unavailable);
-        return answered(Media::GraphqlResponse, Answer::refused(Error::unavailable().into(), &id.0), &id.0);
+        return answered(Media::GraphqlResponse, GraphqlResponse::from_error(Error::unavailable().into(), &id.0), &id.0);
     }
     serve(&door, client, &id, lifeline, request).await
 }
@@ -67,24 +67,24 @@ pub async fn get(
     };
     let headers = request.headers();
     if !is_known(request.uri(), headers, &door.app.config) {
-        let refused = Refused::new(Code::Forbidden, "WebSockets are not allowed from this origin.");
-        return answered(Media::GraphqlResponse, Answer::refused(refused, &id.0), &id.0);
+        let refused = RequestError::new(Code::Forbidden, "WebSockets are not allowed from this origin.");
+        return answered(Media::GraphqlResponse, GraphqlResponse::from_error(refused, &id.0), &id.0);
     }
     let authorization = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()).map(ToOwned::to_owned);
     websocket::open(door, upgrade, Opening { client, request_id: id.0, authorization, lifeline })
 }
 
 async fn serve(door: &Door, client: Client, id: &RequestId, lifeline: Lifeline, request: Request) -> Response {
-    let Some(media) = answer_type(request.headers()) else {
+    let Some(media) = negotiate(request.headers()) else {
         let message = "Accept application/graphql-response+json, application/json or, for subscriptions, \
                        text/event-stream.";
-        return answered(Media::Json, Answer::refused(Refused::new(Code::NotAcceptable, message), &id.0), &id.0);
+        return answered(Media::Json, GraphqlResponse::from_error(RequestError::new(Code::NotAcceptable, message), &id.0), &id.0);
     };
     match run(door, client, id, media, lifeline, request).await {
         Ok(response) => response,
         Err(refused) => {
             door.app.metrics.refused(refused.code);
-            answered(refusal(media), Answer::refused(refused, &id.0), &id.0)
+            answered(refusal(media), GraphqlResponse::from_error(refused, &id.0), &id.0)
         }
     }
 }
@@ -102,15 +102,15 @@ async fn run(
     media: Media,
     lifeline: Lifeline,
     request: Request,
-) -> Result<Response, Refused> {
+) -> Result<Response, RequestError> {
     let (parts, body) = request.into_parts();
     let get = parts.method == Method::GET || parts.method == Method::HEAD;
     if get && is_cross_site_simple(&parts.uri, &parts.headers, &door.app.config) {
         let message = "Possible cross-site request: send the header `GraphQL-Require-Preflight: 1`, or use POST.";
-        return Err(Refused::new(Code::Forbidden, message));
+        return Err(RequestError::new(Code::Forbidden, message));
     }
     if !get && !is_json_utf8(&parts.headers) {
-        return Err(Refused::new(Code::UnsupportedMediaType, "Send `Content-Type: application/json` in UTF-8."));
+        return Err(RequestError::new(Code::UnsupportedMediaType, "Send `Content-Type: application/json` in UTF-8."));
     }
     // The body is read before a permit is acquired, so that a slow client holds none.
     let body = if get {
@@ -135,13 +135,13 @@ async fn run(
     let operation = door.admit(words, viewer, client).await?;
     match operation.kind {
         OperationType::Mutation if get => {
-            return Err(Refused::new(Code::MethodNotAllowed, "Mutations require POST."));
+            return Err(RequestError::new(Code::MethodNotAllowed, "Mutations require POST."));
         }
         OperationType::Mutation => match door.app.concurrency.acquire_write(permit, Wait::Request).await {
             Ok(write) => permit = write,
             Err(error) => return Ok(shed(door, owner, error, media, id).await),
         },
-        OperationType::Subscription if takes_stream(&parts.headers) => {
+        OperationType::Subscription if accepts_stream(&parts.headers) => {
             let listener = Listener { viewer, request_id: Arc::clone(&id.0), lifeline };
             // Boxed: subscriptions are rare compared to operations with one response.
             let opened = sse::subscribe(door, operation, &parts.headers, listener);
@@ -149,7 +149,7 @@ async fn run(
         }
         OperationType::Subscription => {
             let message = "Subscriptions require a WebSocket or `Accept: text/event-stream`.";
-            return Err(Refused::new(Code::NotAcceptable, message));
+            return Err(RequestError::new(Code::NotAcceptable, message));
         }
         OperationType::Query => {}
     }
@@ -160,11 +160,11 @@ async fn run(
         Media::EventStream => sse::whole(&answer, &id.0),
         _ => answered(media, answer, &id.0),
     };
-    let mut response = door.app.in_flight.hold(owner, is_export, response).unwrap_or_else(|error| {
+    let mut response = door.app.in_flight.count_body(owner, is_export, response).unwrap_or_else(|error| {
         // A retry would execute the mutation twice.
-        let refused = if kind == OperationType::Mutation { unsent() } else { error.into() };
+        let refused = if kind == OperationType::Mutation { response_dropped() } else { error.into() };
         door.app.metrics.refused(refused.code);
-        answered(refusal(media), Answer::refused(refused, &id.0), &id.0)
+        answered(refusal(media), GraphqlResponse::from_error(refused, &id.0), &id.0)
     });
     if let Some((standing, _)) = standing {
         set_rate_limit(response.headers_mut(), standing.limit, standing.remaining(), standing.reset);
@@ -175,10 +175,10 @@ async fn run(
 /// Response to a request that got no permit. A 429 carries the `RateLimit-*` headers of the owner,
 /// like every other response.
 async fn shed(door: &Door, owner: ClientKey, error: Error, media: Media, id: &RequestId) -> Response {
-    let refused = Refused::from(error);
+    let refused = RequestError::from(error);
     door.app.metrics.refused(refused.code);
     let is_limited = refused.code == Code::RateLimited;
-    let mut response = answered(refusal(media), Answer::refused(refused, &id.0), &id.0);
+    let mut response = answered(refusal(media), GraphqlResponse::from_error(refused, &id.0), &id.0);
     if is_limited {
         match door.app.limits.spend(limits::RateLimitBucket::Cost, owner, 0, door.app.clock.now()).await {
             Ok(Some(quota)) => set_rate_limit(response.headers_mut(), quota.limit, quota.remaining(), quota.reset),
@@ -214,19 +214,19 @@ async fn read(
     body: axum::body::Body,
     in_flight: &InFlight,
     address: IpAddr,
-) -> Result<(Bytes, Arc<BodyReservation>), Refused> {
+) -> Result<(Bytes, Arc<BodyReservation>), RequestError> {
     let reservation = in_flight.body(ClientKey::address(address));
     let read = read_body(reservation.receive(body), MAX_BODY, |bytes| reservation.admit(bytes)).await;
     let read = read.map_err(|error| match error {
-        BodyError::TooLarge => Refused::new(Code::PayloadTooLarge, "The request body exceeds 256 KiB."),
-        BodyError::Incomplete => Refused::new(Code::BadRequest, "The request body is incomplete."),
+        BodyError::TooLarge => RequestError::new(Code::PayloadTooLarge, "The request body exceeds 256 KiB."),
+        BodyError::Incomplete => RequestError::new(Code::BadRequest, "The request body is incomplete."),
         BodyError::Refused(error) => error.into(),
     });
     Ok((read?, reservation))
 }
 
 /// Reads the parameters of a GET request. `variables` and `extensions` are JSON.
-fn words_of_query(query: &str) -> Result<Words, Refused> {
+fn words_of_query(query: &str) -> Result<Words, RequestError> {
     let mut members = Map::new();
     for (name, value) in url::form_urlencoded::parse(query.as_bytes()) {
         let value = match &*name {
@@ -236,21 +236,21 @@ fn words_of_query(query: &str) -> Result<Words, Refused> {
             _ => continue,
         };
         if members.insert(name.into_owned(), value).is_some() {
-            return Err(Refused::new(Code::BadRequest, "A query parameter occurs twice."));
+            return Err(RequestError::new(Code::BadRequest, "A query parameter occurs twice."));
         }
     }
     Words::of(Value::Object(members))
 }
 
-fn json(bytes: &Bytes) -> Result<Value, Refused> {
+fn json(bytes: &Bytes) -> Result<Value, RequestError> {
     let read = serde_json::from_slice(bytes);
-    read.map_err(|error| Refused::new(Code::BadRequest, format!("Invalid JSON at line {}.", error.line())))
+    read.map_err(|error| RequestError::new(Code::BadRequest, format!("Invalid JSON at line {}.", error.line())))
 }
 
 /// Builds the HTTP response: status, headers and body.
-fn answered(media: Media, answer: Answer, request_id: &str) -> Response {
+fn answered(media: Media, answer: GraphqlResponse, request_id: &str) -> Response {
     let Some(body) = answer.to_body() else {
-        return answered(media, Answer::refused(too_large(), request_id), request_id);
+        return answered(media, GraphqlResponse::from_error(too_large(), request_id), request_id);
     };
     let status = status(media, &answer);
     let mut response = (status, body).into_response();
@@ -278,7 +278,7 @@ fn answered(media: Media, answer: Answer, request_id: &str) -> Response {
     response
 }
 
-fn status(media: Media, answer: &Answer) -> StatusCode {
+fn status(media: Media, answer: &GraphqlResponse) -> StatusCode {
     let code = answer.code().unwrap_or(Code::Internal);
     let number = match (answer.is_executed(), media) {
         (true, Media::GraphqlResponse) if answer.has_errors() => 294,

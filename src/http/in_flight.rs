@@ -1,7 +1,7 @@
 //! Byte budgets for bodies in flight: per user or address, and for the whole process.
 //!
 //! Request bodies count from their first byte until they are parsed, responses until the operating
-//! system has accepted them. Only bodies larger than [`SMALL`] count. Smaller ones are bounded by
+//! system has accepted them. Only bodies larger than [`UNCOUNTED_BYTES`] count. Smaller ones are bounded by
 //! the number of connections, and still work when the budget of the process is exhausted.
 //!
 //! When the request bodies of the process exhaust their budget, the one that has waited longest for
@@ -36,36 +36,36 @@ use crate::network::Client;
 use crate::store::export;
 
 /// Bodies up to this size do not count, in bytes.
-const SMALL: usize = PART;
+const UNCOUNTED_BYTES: usize = PART;
 /// Request bytes in the process, and of one address, or of one user on sockets. Over HTTP the user
 /// is not known before the body has been read.
-const BODIES: usize = 64 * 1024 * 1024;
-const BODIES_OF_ONE: usize = 8 * 1024 * 1024;
+const BODY_BYTES: usize = 64 * 1024 * 1024;
+const BODY_BYTES_PER_OWNER: usize = 8 * 1024 * 1024;
 /// Unread response bytes in the process, and of one user, or one address for an anonymous request.
-const ANSWERS: usize = 64 * 1024 * 1024;
-const ANSWERS_OF_ONE: usize = 16 * 1024 * 1024;
+const RESPONSE_BYTES: usize = 64 * 1024 * 1024;
+const RESPONSE_BYTES_PER_OWNER: usize = 16 * 1024 * 1024;
 /// The same for responses with an account export, which are larger than all others. Two may be
 /// unread at once, one per user.
-const EXPORTS: usize = 2 * EXPORTS_OF_ONE;
-const EXPORTS_OF_ONE: usize = export::MAX_EXPORT_BYTES + MAX_RESPONSE_BYTES;
+const EXPORT_BYTES: usize = 2 * EXPORT_BYTES_PER_OWNER;
+const EXPORT_BYTES_PER_OWNER: usize = export::MAX_EXPORT_BYTES + MAX_RESPONSE_BYTES;
 /// Minimum average rate at which a client must read a waiting response, in bytes per second.
-pub const MIN_RATE: u64 = 8 * 1024;
+pub const MIN_BYTES_PER_SECOND: u64 = 8 * 1024;
 
 const TOO_MANY_REQUESTS: &str = "Too many large requests at once. Try again later.";
 const TOO_MANY_UNREAD: &str = "Too many bytes of earlier responses are unread. Read them, then try again.";
 
 pub struct InFlight {
-    bodies: Arc<Bodies>,
-    answers: Arc<ByteBudget>,
+    bodies: Arc<BodyBudget>,
+    responses: Arc<ByteBudget>,
     exports: Arc<ByteBudget>,
 }
 
 impl Default for InFlight {
     fn default() -> Self {
         Self {
-            bodies: Arc::new(Bodies { budget: ByteBudget::new(BODIES, BODIES_OF_ONE), waiting: Mutex::default() }),
-            answers: ByteBudget::new(ANSWERS, ANSWERS_OF_ONE),
-            exports: ByteBudget::new(EXPORTS, EXPORTS_OF_ONE),
+            bodies: Arc::new(BodyBudget { budget: ByteBudget::new(BODY_BYTES, BODY_BYTES_PER_OWNER), waiting: Mutex::default() }),
+            responses: ByteBudget::new(RESPONSE_BYTES, RESPONSE_BYTES_PER_OWNER),
+            exports: ByteBudget::new(EXPORT_BYTES, EXPORT_BYTES_PER_OWNER),
         }
     }
 }
@@ -89,21 +89,21 @@ impl InFlight {
     /// Reserves the bytes of a request that has arrived whole and is not parsed yet. Returns `None`
     /// if it is small.
     pub fn reserve_request(&self, owner: ClientKey, bytes: usize) -> Result<Option<Reservation>> {
-        if bytes <= SMALL {
+        if bytes <= UNCOUNTED_BYTES {
             return Ok(None);
         }
         let reserved = self.bodies.or_evict(|| self.bodies.budget.reserve(owner, bytes));
-        reserved.map(Some).map_err(|exceeded| refused(exceeded, TOO_MANY_REQUESTS))
+        reserved.map(Some).map_err(|exceeded| budget_error(exceeded, TOO_MANY_REQUESTS))
     }
 
     /// Reserves the bytes of a message. Returns `None` if it is small.
     pub fn reserve(&self, owner: ClientKey, bytes: usize) -> Result<Option<Reservation>> {
-        reserve(&self.answers, owner, bytes, TOO_MANY_UNREAD)
+        reserve(&self.responses, owner, bytes, TOO_MANY_UNREAD)
     }
 
     /// Counts the body of a response until it is read.
-    pub fn hold(&self, owner: ClientKey, is_export: bool, response: Response) -> Result<Response> {
-        let budget = if is_export { &self.exports } else { &self.answers };
+    pub fn count_body(&self, owner: ClientKey, is_export: bool, response: Response) -> Result<Response> {
+        let budget = if is_export { &self.exports } else { &self.responses };
         let bytes = response.body().size_hint().exact().unwrap_or_default();
         let reserved = reserve(budget, owner, usize::try_from(bytes).unwrap_or(usize::MAX), TOO_MANY_UNREAD)?;
         Ok(match reserved {
@@ -117,7 +117,7 @@ impl InFlight {
 }
 
 /// The budget of request bodies, with the bodies that can be given up.
-struct Bodies {
+struct BodyBudget {
     budget: Arc<ByteBudget>,
     waiting: Mutex<WaitingBodies>,
 }
@@ -130,7 +130,7 @@ struct WaitingBodies {
     by_age: BTreeMap<u64, Arc<BodyReservation>>,
 }
 
-impl Bodies {
+impl BodyBudget {
     fn waiting(&self) -> MutexGuard<'_, WaitingBodies> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -160,7 +160,7 @@ impl Bodies {
 
 /// The reservation of a request body.
 pub struct BodyReservation {
-    bodies: Arc<Bodies>,
+    bodies: Arc<BodyBudget>,
     reservation: Mutex<Reservation>,
     /// Changes only under the lock of the waiting bodies.
     is_evicted: AtomicBool,
@@ -174,7 +174,7 @@ impl BodyReservation {
 
     /// Grows to `bytes` in total.
     pub fn admit(&self, bytes: usize) -> Result<()> {
-        if bytes <= SMALL {
+        if bytes <= UNCOUNTED_BYTES {
             return Ok(());
         }
         let grown = self.bodies.or_evict(|| {
@@ -182,7 +182,7 @@ impl BodyReservation {
             let more = bytes.saturating_sub(reservation.bytes());
             reservation.grow(more)
         });
-        grown.map_err(|exceeded| refused(exceeded, TOO_MANY_REQUESTS))
+        grown.map_err(|exceeded| budget_error(exceeded, TOO_MANY_REQUESTS))
     }
 
     /// Receives a body. It fails if it is given up.
@@ -255,14 +255,14 @@ impl HttpBody for ReceivedBody {
 }
 
 fn reserve(budget: &Arc<ByteBudget>, owner: ClientKey, bytes: usize, message: &'static str) -> Result<Option<Reservation>> {
-    if bytes <= SMALL {
+    if bytes <= UNCOUNTED_BYTES {
         return Ok(None);
     }
-    budget.reserve(owner, bytes).map(Some).map_err(|exceeded| refused(exceeded, message))
+    budget.reserve(owner, bytes).map(Some).map_err(|exceeded| budget_error(exceeded, message))
 }
 
 /// RATE_LIMITED if the owner exceeds its limit, SERVICE_UNAVAILABLE if the process does.
-fn refused(exceeded: BudgetExceeded, message: &'static str) -> Error {
+fn budget_error(exceeded: BudgetExceeded, message: &'static str) -> Error {
     match exceeded {
         BudgetExceeded::Owner => Error::Refused {
             code: Code::RateLimited,
@@ -274,9 +274,9 @@ fn refused(exceeded: BudgetExceeded, message: &'static str) -> Error {
 }
 
 /// Counts the responses of routes without authentication by the address of the client.
-pub async fn limit(State(app): State<Arc<App>>, client: Client, request: Request, next: Next) -> Response {
+pub async fn limit_responses(State(app): State<Arc<App>>, client: Client, request: Request, next: Next) -> Response {
     let response = next.run(request).await;
-    let held = app.in_flight.hold(ClientKey::address(client.address), false, response);
+    let held = app.in_flight.count_body(ClientKey::address(client.address), false, response);
     held.unwrap_or_else(|error| Problem::from(error).into_response())
 }
 
@@ -316,7 +316,7 @@ impl HttpBody for UnreadBody {
         self.reservation.shrink(length);
         // If another response took the bytes first, this part goes uncounted.
         let reservation = self.budget.reserve(self.owner, length).ok();
-        Poll::Ready(Some(Ok(Frame::data(Bytes::from_owner(Counted { bytes, _reservation: reservation })))))
+        Poll::Ready(Some(Ok(Frame::data(Bytes::from_owner(ReservedBytes { bytes, _reservation: reservation })))))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -330,34 +330,34 @@ impl HttpBody for UnreadBody {
 }
 
 /// Bytes with their reservation, which is released when the last reference is dropped.
-struct Counted {
+struct ReservedBytes {
     bytes: Vec<u8>,
     _reservation: Option<Reservation>,
 }
 
-impl AsRef<[u8]> for Counted {
+impl AsRef<[u8]> for ReservedBytes {
     fn as_ref(&self) -> &[u8] {
         &self.bytes
     }
 }
 
 /// Attaches a reservation to bytes. It is released when the last reference is dropped.
-pub fn counted(bytes: Vec<u8>, reservation: Option<Reservation>) -> Bytes {
+pub fn reserved_bytes(bytes: Vec<u8>, reservation: Option<Reservation>) -> Bytes {
     match reservation {
         None => bytes.into(),
-        some => Bytes::from_owner(Counted { bytes, _reservation: some }),
+        some => Bytes::from_owner(ReservedBytes { bytes, _reservation: some }),
     }
 }
 
 /// Number of bytes written to a connection so far.
 #[derive(Clone, Debug, Default)]
-pub struct Written(Arc<AtomicU64>);
+pub struct BytesWritten(Arc<AtomicU64>);
 
-impl Written {
+impl BytesWritten {
     /// Waits for a write while the client keeps reading. Returns `None` if it stops.
-    pub async fn while_reading<T>(&self, patience: Duration, work: impl Future<Output = T>) -> Option<T> {
+    pub async fn wait_while_progressing<T>(&self, patience: Duration, work: impl Future<Output = T>) -> Option<T> {
         let mut work = pin!(work);
-        let enough = (patience.as_secs() * MIN_RATE / 2).max(1);
+        let enough = (patience.as_secs() * MIN_BYTES_PER_SECOND / 2).max(1);
         loop {
             let before = self.0.load(Ordering::Relaxed);
             match timeout(patience, work.as_mut()).await {
@@ -370,12 +370,12 @@ impl Written {
 }
 
 /// A connection that counts the bytes written to it.
-pub struct Counting<S> {
+pub struct CountingIo<S> {
     pub io: S,
-    pub written: Written,
+    pub written: BytesWritten,
 }
 
-impl<S> Counting<S> {
+impl<S> CountingIo<S> {
     fn count(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         if let Poll::Ready(Ok(bytes)) = written {
             self.written.0.fetch_add(bytes as u64, Ordering::Relaxed);
@@ -384,13 +384,13 @@ impl<S> Counting<S> {
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Counting<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for CountingIo<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.io).poll_read(cx, buf)
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Counting<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for CountingIo<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.io).poll_write(cx, buf);
         self.count(written)
@@ -435,22 +435,22 @@ mod tests {
     #[tokio::test]
     async fn bytes_count_until_the_last_piece_of_them_is_let_go_of() {
         let in_flight = InFlight::default();
-        let held = in_flight.hold(owner(1), false, answer(100_000)).expect("room");
-        assert_eq!(in_flight.answers.used(), 100_000);
+        let held = in_flight.count_body(owner(1), false, answer(100_000)).expect("room");
+        assert_eq!(in_flight.responses.used(), 100_000);
         let mut body = held.into_body();
         let first = body.frame().await.expect("a piece").expect("no error").into_data().expect("data");
-        assert_eq!((first.len(), in_flight.answers.used()), (PART, 100_000));
+        assert_eq!((first.len(), in_flight.responses.used()), (PART, 100_000));
         drop(first);
-        assert_eq!(in_flight.answers.used(), 100_000 - PART);
+        assert_eq!(in_flight.responses.used(), 100_000 - PART);
         let mut pieces = Vec::new();
         while let Some(piece) = body.frame().await {
             pieces.push(piece.expect("no error").into_data().expect("data"));
         }
         assert_eq!(pieces.iter().map(Bytes::len).sum::<usize>(), 100_000 - PART);
         drop(body);
-        assert_eq!(in_flight.answers.used(), 100_000 - PART, "the parts are still alive");
+        assert_eq!(in_flight.responses.used(), 100_000 - PART, "the parts are still alive");
         drop(pieces);
-        assert_eq!(in_flight.answers.used(), 0);
+        assert_eq!(in_flight.responses.used(), 0);
     }
 
     #[test]
@@ -460,27 +460,27 @@ mod tests {
         let mut held = Vec::new();
         for number in 0..4 {
             for _ in 0..4 {
-                held.push(in_flight.hold(owner(number), false, answer(MAX_RESPONSE_BYTES)).expect("room"));
+                held.push(in_flight.count_body(owner(number), false, answer(MAX_RESPONSE_BYTES)).expect("room"));
             }
             if number < 3 {
-                assert_eq!(code(in_flight.hold(owner(number), false, answer(SMALL + 1))), Some(Code::RateLimited));
+                assert_eq!(code(in_flight.count_body(owner(number), false, answer(UNCOUNTED_BYTES + 1))), Some(Code::RateLimited));
             }
         }
-        assert_eq!(code(in_flight.hold(owner(9), false, answer(SMALL + 1))), Some(Code::Unavailable));
-        held.push(in_flight.hold(owner(9), false, answer(SMALL)).expect("small ones go on"));
-        held.push(in_flight.hold(owner(1), true, answer(EXPORTS_OF_ONE)).expect("exports count separately"));
-        assert_eq!(code(in_flight.hold(owner(1), true, answer(SMALL + 1))), Some(Code::RateLimited));
+        assert_eq!(code(in_flight.count_body(owner(9), false, answer(UNCOUNTED_BYTES + 1))), Some(Code::Unavailable));
+        held.push(in_flight.count_body(owner(9), false, answer(UNCOUNTED_BYTES)).expect("small ones go on"));
+        held.push(in_flight.count_body(owner(1), true, answer(EXPORT_BYTES_PER_OWNER)).expect("exports count separately"));
+        assert_eq!(code(in_flight.count_body(owner(1), true, answer(UNCOUNTED_BYTES + 1))), Some(Code::RateLimited));
         held.push(
-            in_flight.hold(owner(2), true, answer(EXPORTS_OF_ONE)).expect("one export unread leaves room for another"),
+            in_flight.count_body(owner(2), true, answer(EXPORT_BYTES_PER_OWNER)).expect("one export unread leaves room for another"),
         );
         drop(held);
-        assert_eq!((in_flight.answers.used(), in_flight.exports.used()), (0, 0));
+        assert_eq!((in_flight.responses.used(), in_flight.exports.used()), (0, 0));
     }
 
     #[tokio::test]
     async fn a_client_that_takes_nothing_is_not_waited_for() {
-        let (written, patience) = (Written::default(), Duration::from_millis(10));
-        assert_eq!(written.while_reading(patience, std::future::pending::<()>()).await, None);
-        assert_eq!(written.while_reading(patience, std::future::ready(1)).await, Some(1));
+        let (written, patience) = (BytesWritten::default(), Duration::from_millis(10));
+        assert_eq!(written.wait_while_progressing(patience, std::future::pending::<()>()).await, None);
+        assert_eq!(written.wait_while_progressing(patience, std::future::ready(1)).await, Some(1));
     }
 }

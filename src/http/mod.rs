@@ -4,7 +4,7 @@
 
 pub mod accept;
 pub mod address;
-pub mod answer;
+pub mod response;
 pub mod auth;
 pub mod concurrency_limit;
 pub mod docs;
@@ -97,7 +97,7 @@ pub fn router(app: &Arc<App>, schema: Schema) -> Router {
         pages = pages.merge(docs::routes());
     }
     if app.config.graphiql || app.config.docs {
-        router = router.merge(pages.layer(middleware::from_fn_with_state(Arc::clone(app), in_flight::limit)));
+        router = router.merge(pages.layer(middleware::from_fn_with_state(Arc::clone(app), in_flight::limit_responses)));
     }
     router
         .fallback(async || Problem::new(Code::NotFound, "Not found."))

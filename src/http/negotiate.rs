@@ -34,42 +34,42 @@ impl Media {
 
 /// The supported type that the client prefers, or `None` if it accepts none. Without a preference
 /// it is `application/json`. An event stream must be requested by name.
-pub fn answer_type(headers: &HeaderMap) -> Option<Media> {
+pub fn negotiate(headers: &HeaderMap) -> Option<Media> {
     let accepted: Vec<&str> = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok()).collect();
     if accepted.iter().all(|value| value.trim().is_empty()) {
         return Some(Media::Json);
     }
-    let ranges: Vec<Range<'_>> = accepted.iter().flat_map(|value| value.split(',')).filter_map(Range::parse).collect();
+    let ranges: Vec<MediaRange<'_>> = accepted.iter().flat_map(|value| value.split(',')).filter_map(MediaRange::parse).collect();
     // On equal quality a named type wins over a wildcard, and among named types the later one in
     // this list. A client that accepts everything gets no event stream for a single response.
     let candidates = [Media::EventStream, Media::Json, Media::GraphqlResponse];
     let liked = candidates.iter().enumerate().filter_map(|(order, media)| {
-        let range = ranges.iter().filter(|range| range.takes(*media)).max_by_key(|range| range.precision())?;
-        let named = range.precision() == 2;
+        let range = ranges.iter().filter(|range| range.matches(*media)).max_by_key(|range| range.specificity())?;
+        let named = range.specificity() == 2;
         if range.quality == 0 || (*media == Media::EventStream && !named) {
             return None;
         }
-        Some(((range.quality, range.precision(), if named { order } else { candidates.len() - order }), *media))
+        Some(((range.quality, range.specificity(), if named { order } else { candidates.len() - order }), *media))
     });
     liked.max_by_key(|(rank, _)| *rank).map(|(_, media)| media)
 }
 
 /// Whether the client accepts an event stream at all, as a subscription requires, whatever it
 /// prefers.
-pub fn takes_stream(headers: &HeaderMap) -> bool {
+pub fn accepts_stream(headers: &HeaderMap) -> bool {
     let accepted = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
-    let mut ranges = accepted.flat_map(|value| value.split(',')).filter_map(Range::parse);
-    ranges.any(|range| range.precision() == 2 && range.quality > 0 && range.takes(Media::EventStream))
+    let mut ranges = accepted.flat_map(|value| value.split(',')).filter_map(MediaRange::parse);
+    ranges.any(|range| range.specificity() == 2 && range.quality > 0 && range.matches(Media::EventStream))
 }
 
 /// Whether `Accept` names a media type of GraphQL responses. A browser never does so for an image
 /// or a script.
-pub fn asks_for_graphql(headers: &HeaderMap) -> bool {
+pub fn accepts_graphql(headers: &HeaderMap) -> bool {
     let accepted = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
-    let mut ranges = accepted.flat_map(|value| value.split(',')).filter_map(Range::parse);
+    let mut ranges = accepted.flat_map(|value| value.split(',')).filter_map(MediaRange::parse);
     ranges.any(|range| {
         let media = [Media::Json, Media::GraphqlResponse, Media::EventStream];
-        range.precision() == 2 && media.into_iter().any(|media| range.takes(media))
+        range.specificity() == 2 && media.into_iter().any(|media| range.matches(media))
     })
 }
 
@@ -93,14 +93,14 @@ fn is_utf8_if_charset(parameter: &str) -> bool {
     !name.trim().eq_ignore_ascii_case("charset") || value.eq_ignore_ascii_case("utf-8")
 }
 
-struct Range<'a> {
+struct MediaRange<'a> {
     main: &'a str,
     sub: &'a str,
     /// In thousandths.
     quality: u16,
 }
 
-impl<'a> Range<'a> {
+impl<'a> MediaRange<'a> {
     fn parse(text: &'a str) -> Option<Self> {
         let mut parts = text.split(';');
         let (main, sub) = parts.next()?.trim().split_once('/')?;
@@ -120,9 +120,9 @@ impl<'a> Range<'a> {
         Some(Self { main, sub, quality })
     }
 
-    fn takes(&self, media: Media) -> bool {
+    fn matches(&self, media: Media) -> bool {
         let (main, sub) = media.parts();
-        match self.precision() {
+        match self.specificity() {
             0 => true,
             1 => self.main.eq_ignore_ascii_case(main),
             _ => self.main.eq_ignore_ascii_case(main) && self.sub.eq_ignore_ascii_case(sub),
@@ -130,7 +130,7 @@ impl<'a> Range<'a> {
     }
 
     /// The more precise range decides (RFC 9110 section 12.5.1).
-    fn precision(&self) -> u8 {
+    fn specificity(&self) -> u8 {
         match (self.main, self.sub) {
             ("*", "*") => 0,
             (_, "*") => 1,
@@ -172,18 +172,18 @@ mod tests {
             ("application/json;q=0", None),
         ];
         for (accept, expected) in cases {
-            assert_eq!(answer_type(&of(header::ACCEPT, accept)), expected, "{accept}");
+            assert_eq!(negotiate(&of(header::ACCEPT, accept)), expected, "{accept}");
         }
-        assert_eq!(answer_type(&HeaderMap::new()), Some(Media::Json));
+        assert_eq!(negotiate(&HeaderMap::new()), Some(Media::Json));
     }
 
     #[test]
     fn a_stream_has_to_be_named() {
         for named in ["text/event-stream", "application/json, text/event-stream;q=0.1"] {
-            assert!(takes_stream(&of(header::ACCEPT, named)), "{named}");
+            assert!(accepts_stream(&of(header::ACCEPT, named)), "{named}");
         }
         for other in ["", "*/*", "text/*", "application/json", "text/event-stream;q=0"] {
-            assert!(!takes_stream(&of(header::ACCEPT, other)), "{other}");
+            assert!(!accepts_stream(&of(header::ACCEPT, other)), "{other}");
         }
     }
 

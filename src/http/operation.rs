@@ -17,7 +17,7 @@ use serde_json::{Map, Value};
 use tokio::sync::Semaphore;
 use tokio::task::coop::unconstrained;
 
-use super::answer::{Answer, Refused};
+use super::response::{GraphqlResponse, RequestError};
 use super::concurrency_limit::Permit;
 use super::document::{Document, Reader};
 use super::persisted::Documents;
@@ -52,8 +52,8 @@ pub struct Words {
 
 impl Words {
     /// Reads a request from JSON. Unknown members are ignored.
-    pub fn of(members: Value) -> Result<Self, Refused> {
-        let wrong = |message: &str| Err(Refused::new(Code::BadRequest, message));
+    pub fn of(members: Value) -> Result<Self, RequestError> {
+        let wrong = |message: &str| Err(RequestError::new(Code::BadRequest, message));
         let mut members = match members {
             Value::Object(members) => members,
             Value::Array(_) => return wrong("Send one operation per request: batching is not supported."),
@@ -62,13 +62,13 @@ impl Words {
         let mut text = |name: &str| match members.remove(name) {
             None | Some(Value::Null) => Ok(None),
             Some(Value::String(text)) => Ok(Some(text)),
-            Some(_) => Err(Refused::new(Code::BadRequest, format!("`{name}` must be a string."))),
+            Some(_) => Err(RequestError::new(Code::BadRequest, format!("`{name}` must be a string."))),
         };
         let (query, operation_name) = (text("query")?, text("operationName")?);
         let mut map = |name: &str| match members.remove(name) {
             None | Some(Value::Null) => Ok(Map::new()),
             Some(Value::Object(map)) => Ok(map),
-            Some(_) => Err(Refused::new(Code::BadRequest, format!("`{name}` must be an object."))),
+            Some(_) => Err(RequestError::new(Code::BadRequest, format!("`{name}` must be an object."))),
         };
         Ok(Self { query, operation_name, variables: map("variables")?, extensions: map("extensions")? })
     }
@@ -158,7 +158,7 @@ impl Door {
     }
 
     /// Validates a request, computes its cost and charges it to the rate limit.
-    pub async fn admit(&self, words: Words, viewer: Option<Viewer>, client: Client) -> Result<Operation, Refused> {
+    pub async fn admit(&self, words: Words, viewer: Option<Viewer>, client: Client) -> Result<Operation, RequestError> {
         let who = who(viewer, client.address);
         let mut operation = self.examine(words, client)?;
         let now = self.app.clock.now();
@@ -167,9 +167,9 @@ impl Door {
         Ok(operation)
     }
 
-    fn examine(&self, mut words: Words, client: Client) -> Result<Operation, Refused> {
+    fn examine(&self, mut words: Words, client: Client) -> Result<Operation, RequestError> {
         let hash = self.documents.resolve(&mut words)?;
-        let query = words.query.ok_or_else(|| Refused::new(Code::BadRequest, "`query` is required."))?;
+        let query = words.query.ok_or_else(|| RequestError::new(Code::BadRequest, "`query` is required."))?;
         let document = self.reader.read(&query)?;
         let admitted = admission::admit(&document, words.operation_name.as_deref(), &words.variables, &self.limits)?;
         if let Some(hash) = hash {
@@ -177,11 +177,11 @@ impl Door {
         }
         let AdmittedOperation { operation: kind, name, cost, export, searches, introspection, .. } = admitted;
         if introspection && !self.app.config.introspection {
-            return Err(Refused::new(Code::ValidationFailed, "Introspection is disabled."));
+            return Err(RequestError::new(Code::ValidationFailed, "Introspection is disabled."));
         }
         let hints = document.manner(name.as_deref(), &self.shape)?;
         if kind == OperationType::Subscription && !hints.has_single_root {
-            return Err(Refused::new(Code::ValidationFailed, "A subscription must select exactly one root field."));
+            return Err(RequestError::new(Code::ValidationFailed, "A subscription must select exactly one root field."));
         }
         required(&document, name.as_deref(), &words.variables)?;
         self.app.traces.asks_for(word(kind), name.as_deref());
@@ -202,11 +202,11 @@ impl Door {
 
     /// Takes a subscription slot of the user, counted over all sockets and streams of this
     /// instance.
-    pub fn subscription_slot(&self, viewer: Option<Viewer>) -> Result<Option<UserSlot>, Refused> {
+    pub fn subscription_slot(&self, viewer: Option<Viewer>) -> Result<Option<UserSlot>, RequestError> {
         let Some(viewer) = viewer else { return Ok(None) };
         let most = self.app.config.sockets.subscriptions_per_user;
         let slot = self.user_subscriptions.take(viewer.id, most).ok_or_else(|| {
-            Refused::new(Code::RateLimited, format!("A user may have at most {most} open subscriptions."))
+            RequestError::new(Code::RateLimited, format!("A user may have at most {most} open subscriptions."))
         })?;
         Ok(Some(slot))
     }
@@ -219,12 +219,12 @@ impl Door {
         viewer: Option<Viewer>,
         request_id: &str,
         permit: Permit,
-    ) -> Answer {
+    ) -> GraphqlResponse {
         let Operation {
             kind, spent, document, hints, deprecations, mut request, export, search_bytes, client, ..
         } = operation;
         let Ok(_making) = export.then(|| self.exports.try_acquire()).transpose() else {
-            return Answer::refused(Error::unavailable().into(), request_id);
+            return GraphqlResponse::from_error(Error::unavailable().into(), request_id);
         };
         let form = document.form(request.operation_name.as_deref(), &request.variables);
         let is_known = form.as_ref().is_some_and(|form| document.is_known(form));
@@ -270,14 +270,14 @@ impl Door {
                 if !is_complete(&response) {
                     self.shape.plan(&document, name.as_deref()).complete(&mut response);
                 }
-                let answer = Answer::of(response, request_id);
+                let answer = GraphqlResponse::from_response(response, request_id);
                 if let Some(form) = form.filter(|_| !is_known && answer.is_executed()) {
                     document.remember(form);
                 }
-                answer.with(spent.cost, sync).warning(deprecations).exporting(export)
+                answer.with_extensions(spent.cost, sync).with_deprecations(deprecations).with_export_flag(export)
             }
-            Ok(Err(_)) => Answer::refused(Error::internal("panic during execution").into(), request_id),
-            Err(late) => Answer::refused(late.into(), request_id),
+            Ok(Err(_)) => GraphqlResponse::from_error(Error::internal("panic during execution").into(), request_id),
+            Err(late) => GraphqlResponse::from_error(late.into(), request_id),
         };
         if let Some(traced) = traced {
             traced.ended(answer.code());
@@ -350,7 +350,7 @@ pub(super) fn who(viewer: Option<Viewer>, address: IpAddr) -> ClientKey {
 
 /// Checks that all required variables have a value. The library checks this too, but only for
 /// variables that are used, and it does not separate this error from errors in the document.
-fn required(document: &ExecutableDocument, name: Option<&str>, values: &Map<String, Value>) -> Result<(), Refused> {
+fn required(document: &ExecutableDocument, name: Option<&str>, values: &Map<String, Value>) -> Result<(), RequestError> {
     let chosen = document.operations.iter().find(|(candidate, _)| candidate.map(|name| name.as_str()) == name);
     let Some((_, operation)) = chosen else {
         return Ok(());
@@ -364,7 +364,7 @@ fn required(document: &ExecutableDocument, name: Option<&str>, values: &Map<Stri
         };
         if !given {
             let message = format!("The variable ${variable} of type {kind} requires a value.");
-            return Err(Refused::new(Code::BadUserInput, message));
+            return Err(RequestError::new(Code::BadUserInput, message));
         }
     }
     Ok(())

@@ -10,7 +10,7 @@ use axum::http::uri::Authority;
 use axum::http::{HeaderMap, HeaderValue, Uri, header};
 use url::Url;
 
-use super::negotiate::asks_for_graphql;
+use super::negotiate::accepts_graphql;
 use crate::config::Config;
 
 /// The requested host, with its port.
@@ -68,7 +68,7 @@ pub fn is_cross_site_simple(uri: &Uri, headers: &HeaderMap, config: &Config) -> 
         return is_cross_site(uri, headers, config);
     }
     let program = !headers.contains_key(header::ACCEPT_LANGUAGE) || headers.contains_key("sec-fetch-mode");
-    !program && !asks_for_graphql(headers)
+    !program && !accepts_graphql(headers)
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use aws_lc_rs::digest::{SHA256, digest};
 use serde_json::Value;
 
-use super::answer::Refused;
+use super::response::RequestError;
 use super::operation::Words;
 use super::recent::Recent;
 use crate::error::Code;
@@ -42,12 +42,12 @@ impl Documents {
 
     /// Sets the document that the request refers to, and rejects one that is not allowed. Returns
     /// the hash under which a new document is to be stored once it is found valid.
-    pub fn resolve(&self, words: &mut Words) -> Result<Option<String>, Refused> {
+    pub fn resolve(&self, words: &mut Words) -> Result<Option<String>, RequestError> {
         let named = words.extensions.get("persistedQuery").map(|named| named.get("sha256Hash").and_then(Value::as_str));
         let hash = match named {
             None => None,
             Some(Some(hash)) if hash.len() <= MAX_ID => Some(hash),
-            Some(_) => return Err(Refused::new(Code::BadRequest, "`persistedQuery.sha256Hash` is not valid.")),
+            Some(_) => return Err(RequestError::new(Code::BadRequest, "`persistedQuery.sha256Hash` is not valid.")),
         };
         match (self, &words.query, hash) {
             (Self::Trusted(known), query, name) => {
@@ -56,7 +56,7 @@ impl Documents {
                     // An id exactly as listed, or a hash in any case.
                     None => name.and_then(|name| known.get(name).or_else(|| known.get(&name.to_ascii_lowercase()))),
                 };
-                let untrusted = || Refused::new(Code::DocumentNotTrusted, "This document is not trusted.");
+                let untrusted = || RequestError::new(Code::DocumentNotTrusted, "This document is not trusted.");
                 words.query = Some(found.ok_or_else(untrusted)?.to_string());
                 Ok(None)
             }
@@ -64,13 +64,13 @@ impl Documents {
             (Self::Seen(_), Some(query), Some(hash)) => {
                 let hash = hash.to_ascii_lowercase();
                 if sha256(query) != hash {
-                    return Err(Refused::new(Code::BadRequest, "The hash does not match the document."));
+                    return Err(RequestError::new(Code::BadRequest, "The hash does not match the document."));
                 }
                 Ok(Some(hash))
             }
             (Self::Seen(seen), None, Some(hash)) => {
                 // Clients match this exact message.
-                let unknown = || Refused::new(Code::PersistedQueryNotFound, "PersistedQueryNotFound");
+                let unknown = || RequestError::new(Code::PersistedQueryNotFound, "PersistedQueryNotFound");
                 words.query = Some(seen.get(&hash.to_ascii_lowercase()).ok_or_else(unknown)?.to_string());
                 Ok(None)
             }

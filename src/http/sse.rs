@@ -22,8 +22,8 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::Lifeline;
-use super::answer::{Answer, Refused, too_large};
-use super::in_flight::counted;
+use super::response::{GraphqlResponse, RequestError, too_large};
+use super::in_flight::reserved_bytes;
 use super::negotiate::Media;
 use super::operation::{Door, Operation};
 use super::subscription::{Subscription, Told};
@@ -52,7 +52,7 @@ pub struct Listener {
 }
 
 /// Responds with a stream of one response, followed by `complete`.
-pub fn whole(answer: &Answer, request_id: &str) -> Response {
+pub fn whole(answer: &GraphqlResponse, request_id: &str) -> Response {
     response((next(answer, request_id) + COMPLETE).into())
 }
 
@@ -62,12 +62,12 @@ pub async fn subscribe(
     operation: Operation,
     headers: &HeaderMap,
     listener: Listener,
-) -> Result<Response, Refused> {
+) -> Result<Response, RequestError> {
     let after = headers.get("last-event-id").and_then(|id| id.to_str().ok());
     let socket_slot = match listener.viewer {
         Some(viewer) => {
             let slot = door.sockets.take(viewer.id, door.app.config.sockets.per_user);
-            Some(slot.ok_or_else(|| Refused::new(Code::RateLimited, "Too many open streams. Close one first."))?)
+            Some(slot.ok_or_else(|| RequestError::new(Code::RateLimited, "Too many open streams. Close one first."))?)
         }
         None => None,
     };
@@ -150,11 +150,11 @@ async fn tell(
 ) -> Result<(), Stuck> {
     let (request_id, patience) = (&listener.request_id, app.config.sockets.write_timeout);
     let send = async |chunk: Bytes| {
-        let sent = listener.lifeline.written.while_reading(patience, out.send(chunk)).await;
+        let sent = listener.lifeline.written.wait_while_progressing(patience, out.send(chunk)).await;
         sent.map(drop).ok_or(Stuck)
     };
     let count = |text: String| match listener.viewer {
-        Some(viewer) => app.in_flight.reserve(ClientKey::User(viewer.id), text.len()).map(|held| counted(text.into(), held)),
+        Some(viewer) => app.in_flight.reserve(ClientKey::User(viewer.id), text.len()).map(|held| reserved_bytes(text.into(), held)),
         None => Ok(text.into()),
     };
     // Sent immediately, so that the client sees the open stream.
@@ -200,10 +200,10 @@ where
     }
 }
 
-fn next(answer: &Answer, request_id: &str) -> String {
+fn next(answer: &GraphqlResponse, request_id: &str) -> String {
     match answer.to_text() {
         Some(json) => event(&json, None),
-        None => next(&Answer::refused(too_large(), request_id), request_id),
+        None => next(&GraphqlResponse::from_error(too_large(), request_id), request_id),
     }
 }
 

@@ -18,7 +18,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use super::in_flight::MIN_RATE;
+use super::in_flight::MIN_BYTES_PER_SECOND;
 
 /// Time limit for unread parts after shutdown has begun.
 const GOODBYE: Duration = Duration::from_secs(1);
@@ -89,7 +89,7 @@ impl<F: Future<Output = ()> + Send + 'static> Executor<F> for Streams {
 }
 
 /// A response body, passed on in parts. Each part must be accepted within `patience`, and the whole
-/// at [`MIN_RATE`] on average: a client that reads more slowly uses up its patience.
+/// at [`MIN_BYTES_PER_SECOND`] on average: a client that reads more slowly uses up its patience.
 pub struct Parts {
     body: Body,
     stream: Arc<Stream>,
@@ -111,7 +111,7 @@ impl Parts {
     /// hyper polls for more only after it has accepted the last part.
     fn taken(&mut self) {
         if let Some((since, length)) = self.given.take() {
-            let earned = Duration::from_millis(length as u64 * 1_000 / MIN_RATE);
+            let earned = Duration::from_millis(length as u64 * 1_000 / MIN_BYTES_PER_SECOND);
             self.left = (self.left.saturating_sub(since.elapsed()) + earned).min(self.patience);
             self.stream.due.send_replace(None);
         }

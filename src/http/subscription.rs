@@ -20,7 +20,7 @@ use tokio::sync::Semaphore;
 use tokio::task::coop::unconstrained;
 use tracing::{Instrument, Span};
 
-use super::answer::{Answer, Refused, too_large};
+use super::response::{GraphqlResponse, RequestError, too_large};
 use super::concurrency_limit::{Permit, Wait};
 use super::document::{Document, MIN_CACHED_BYTES, Reader};
 use super::later;
@@ -99,7 +99,7 @@ pub enum Told {
     /// The subscription failed and ends.
     Failed {
         /// The error response.
-        answer: Answer,
+        answer: GraphqlResponse,
         /// Cursor from which the client can resume.
         cursor: Option<String>,
     },
@@ -147,14 +147,14 @@ impl Subscriptions {
         request: &Request,
         cost: u32,
         search_bytes: u64,
-    ) -> Result<Arc<Question>, Refused> {
+    ) -> Result<Arc<Question>, RequestError> {
         let name = request.operation_name.as_deref();
         let root = operation_named(document, name).and_then(|operation| root_field(document, &operation.selection_set.node));
         let variables = variables(query, document, root, request);
         let variables = serde_json::to_string(&variables).unwrap_or_default();
         if variables.len() > MAX_VARIABLE_BYTES {
             let message = format!("The variables of a subscription exceed {MAX_VARIABLE_BYTES} bytes.");
-            return Err(Refused::new(Code::VariablesTooLarge, message));
+            return Err(RequestError::new(Code::VariablesTooLarge, message));
         }
         let words = digest(&SHA256, &serde_json::to_vec(&(query, name, &variables)).unwrap_or_default());
         let words = words.as_ref().try_into().unwrap_or_default();
@@ -181,7 +181,7 @@ impl Subscriptions {
     }
 
     /// Returns the parsed form of a question, from the cache if possible.
-    fn prepared(&self, question: &Question) -> Result<Arc<Prepared>, Refused> {
+    fn prepared(&self, question: &Question) -> Result<Arc<Prepared>, RequestError> {
         let key = question.number.to_string();
         if let Some(prepared) = self.prepared.get(&key) {
             return Ok(prepared);
@@ -246,11 +246,11 @@ impl Door {
         after: Option<&str>,
         viewer: Option<Viewer>,
         request_id: Arc<str>,
-    ) -> Result<Subscription, Answer> {
+    ) -> Result<Subscription, GraphqlResponse> {
         let Operation { spent, document, hints, deprecations, mut request, query, search_bytes, client, .. } =
             operation;
         let question = self.subscriptions.question(&query, &document, &request, spent.cost, search_bytes);
-        let question = question.map_err(|refused| Answer::refused(refused, &request_id))?;
+        let question = question.map_err(|refused| GraphqlResponse::from_error(refused, &request_id))?;
         let traced = self.app.traces.operation(word(OperationType::Subscription), question.name.as_deref());
         let opening = SubscriptionHandle::resume_after(after);
         let opened = async {
@@ -289,9 +289,9 @@ impl Door {
             (Ok(refused), _) => {
                 let nothing = || ServerError::new("The subscription selects no field.", None);
                 let refused = refused.unwrap_or_else(|| Response::from_errors(vec![nothing()]));
-                Answer::of(refused, &request_id)
+                GraphqlResponse::from_response(refused, &request_id)
             }
-            (Err(late), _) => Answer::refused(late.into(), &request_id),
+            (Err(late), _) => GraphqlResponse::from_error(late.into(), &request_id),
         };
         if let Some(traced) = traced {
             traced.ended(answer.code());
@@ -316,7 +316,7 @@ impl Subscription {
                     let error = self.subscriber.span().in_scope(|| async_graphql::Error::from(error));
                     let error = error.into_server_error(Pos::default());
                     let error = error.with_path(vec![PathSegment::Field(self.subscriber.question.field.to_string())]);
-                    let answer = Answer::of(Response::from_errors(vec![error]), &self.subscriber.request_id);
+                    let answer = GraphqlResponse::from_response(Response::from_errors(vec![error]), &self.subscriber.request_id);
                     return Some(self.failed(answer, self.position));
                 }
             };
@@ -339,12 +339,12 @@ impl Subscription {
         self.subscriber.subscriptions.app.cursors.encode(position)
     }
 
-    fn failed(&mut self, answer: Answer, position: Option<LogPosition>) -> Told {
+    fn failed(&mut self, answer: GraphqlResponse, position: Option<LogPosition>) -> Told {
         self.failure = self.failure.or_else(|| answer.code());
         let cursor = position.map(|position| self.cursor(position));
         let answer = match &cursor {
             // Temporary failure: the client can resume from the cursor after the delay.
-            Some(cursor) if answer.retry_after.is_some() => answer.resumable(cursor),
+            Some(cursor) if answer.retry_after.is_some() => answer.with_resume_cursor(cursor),
             _ => answer,
         };
         Told::Failed { answer, cursor }
@@ -365,7 +365,7 @@ impl Subscriber {
         &self,
         event: SubscriptionEvent,
         deprecations: Arc<[Deprecation]>,
-    ) -> Result<Option<Arc<str>>, Box<Answer>> {
+    ) -> Result<Option<Arc<str>>, Box<GraphqlResponse>> {
         let (app, question) = (&self.subscriptions.app, &self.question);
         let viewer = self.viewer.ok_or_else(|| self.refused(Error::unauthenticated()))?;
         let paid = app.limits.spend(Limited::Deliveries, ClientKey::User(viewer.id), question.cost, app.clock.now()).await;
@@ -405,20 +405,20 @@ impl Subscriber {
                 None | Some((_, ResponseState::Personal)) => {
                     let Some(permit) = permit.take() else { continue };
                     let (answer, _) = permit.scope(DEADLINE, question.search_bytes).run(self.executed(event)).await;
-                    return self.written(answer.warning(deprecations)).map(Some);
+                    return self.written(answer.with_deprecations(deprecations)).map(Some);
                 }
             }
         }
     }
 
     /// Acquires a concurrency permit for this subscriber.
-    async fn permit(&self, viewer: Viewer) -> Result<Permit, Box<Answer>> {
+    async fn permit(&self, viewer: Viewer) -> Result<Permit, Box<GraphqlResponse>> {
         let acquired = self.subscriptions.app.concurrency.acquire(ClientKey::User(viewer.id), Wait::Event).await;
         acquired.map_err(|error| self.refused(error))
     }
 
     /// Computes a response, and shares it with equal subscriptions unless it depends on the viewer.
-    async fn made(&self, event: SubscriptionEvent, claim: Claim) -> Result<Arc<str>, Box<Answer>> {
+    async fn made(&self, event: SubscriptionEvent, claim: Claim) -> Result<Arc<str>, Box<GraphqlResponse>> {
         let (answer, viewer_mattered) = self.executed(event).await;
         self.question.personal.fetch_or(viewer_mattered, Ordering::Relaxed);
         let is_common = !viewer_mattered && !answer.has_errors();
@@ -435,18 +435,18 @@ impl Subscriber {
         Ok(payload)
     }
 
-    fn refused(&self, error: Error) -> Box<Answer> {
-        let refused = self.span().in_scope(|| Refused::from(error));
-        Box::new(Answer::refused(refused, &self.request_id))
+    fn refused(&self, error: Error) -> Box<GraphqlResponse> {
+        let refused = self.span().in_scope(|| RequestError::from(error));
+        Box::new(GraphqlResponse::from_error(refused, &self.request_id))
     }
 
     /// Serializes a response. A response that was not executed becomes an error, so that a client
     /// that resumes after the last event receives this one.
-    fn written(&self, answer: Answer) -> Result<Arc<str>, Box<Answer>> {
+    fn written(&self, answer: GraphqlResponse) -> Result<Arc<str>, Box<GraphqlResponse>> {
         if !answer.is_executed() {
             return Err(Box::new(answer));
         }
-        let text = answer.to_text().ok_or_else(|| Box::new(Answer::refused(too_large(), &self.request_id)))?;
+        let text = answer.to_text().ok_or_else(|| Box::new(GraphqlResponse::from_error(too_large(), &self.request_id)))?;
         Ok(text.into())
     }
 
@@ -456,11 +456,11 @@ impl Subscriber {
 
     /// Executes the subscription for an event. Also returns whether the response depends on the
     /// viewer.
-    async fn executed(&self, event: SubscriptionEvent) -> (Answer, bool) {
+    async fn executed(&self, event: SubscriptionEvent) -> (GraphqlResponse, bool) {
         let Subscriptions { app, telling, shape, .. } = &*self.subscriptions;
         let prepared = match self.subscriptions.prepared(&self.question) {
             Ok(prepared) => prepared,
-            Err(refused) => return (Answer::refused(refused, &self.request_id), true),
+            Err(refused) => return (GraphqlResponse::from_error(refused, &self.request_id), true),
         };
         let Some(viewer) = self.viewer else {
             return (*self.refused(Error::unauthenticated()), true);
@@ -478,9 +478,9 @@ impl Subscriber {
         let answer = match app.in_time(DEADLINE, response).await {
             Ok(mut response) => {
                 shape.plan(document, name).complete(&mut response);
-                Answer::of(response, &self.request_id)
+                GraphqlResponse::from_response(response, &self.request_id)
             }
-            Err(late) => Answer::refused(late.into(), &self.request_id),
+            Err(late) => GraphqlResponse::from_error(late.into(), &self.request_id),
         };
         if let Some(traced) = traced {
             traced.ended(answer.code());

@@ -28,9 +28,9 @@ use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
-use super::answer::{Answer, Refused, too_large, unsent};
+use super::response::{GraphqlResponse, RequestError, too_large, response_dropped};
 use super::concurrency_limit::Wait;
-use super::in_flight::Written;
+use super::in_flight::BytesWritten;
 use super::operation::{DEADLINE, Door, Words};
 use super::pace::{Pace, PacedIo};
 use super::protocol::{Close, Incoming, Outgoing, next, plain};
@@ -174,7 +174,7 @@ async fn write(
     mut queue: mpsc::Receiver<Outbound>,
     mut closing: oneshot::Receiver<CloseFrame>,
     patience: Duration,
-    written: Written,
+    written: BytesWritten,
 ) -> SplitSink<Socket, Message> {
     let frame = loop {
         let outbound = tokio::select! {
@@ -187,7 +187,7 @@ async fn write(
         };
         let sent = tokio::select! {
             frame = &mut closing => break frame,
-            sent = written.while_reading(patience, sink.send(message(text))) => sent,
+            sent = written.wait_while_progressing(patience, sink.send(message(text))) => sent,
         };
         drop(reservation);
         if !matches!(sent, Some(Ok(()))) {
@@ -465,10 +465,10 @@ impl Talk {
             }
             let reserved = if running.len() < most {
                 let bytes = self.door.app.in_flight.reserve_request(ClientKey::User(viewer.id), json.len());
-                bytes.map_err(Refused::from)
+                bytes.map_err(RequestError::from)
             } else {
                 let message = format!("A socket may have at most {most} running operations.");
-                Err(Refused::new(Code::RateLimited, message))
+                Err(RequestError::new(Code::RateLimited, message))
             };
             match reserved {
                 Err(refused) => refused,
@@ -505,8 +505,8 @@ struct UnparsedRequest {
 }
 
 impl UnparsedRequest {
-    fn parse(self) -> Result<Words, Refused> {
-        let invalid = |_| Refused::new(Code::BadRequest, "The payload is not valid JSON.");
+    fn parse(self) -> Result<Words, RequestError> {
+        let invalid = |_| RequestError::new(Code::BadRequest, "The payload is not valid JSON.");
         Words::of(serde_json::from_str(&self.json).map_err(invalid)?)
     }
 }
@@ -571,7 +571,7 @@ impl Runner {
                 OperationType::Mutation => concurrency.acquire_write(permit, Wait::Socket).await?,
                 _ => permit,
             };
-            Ok::<_, Refused>((permit, operation))
+            Ok::<_, RequestError>((permit, operation))
         };
         let (permit, operation) = admitted.await.map_err(|refused| {
             self.door.app.metrics.refused(refused.code);
@@ -595,7 +595,7 @@ impl Runner {
         Err(self.answered(id, answer, is_mutation).await)
     }
 
-    async fn admitted(&self, words: Words) -> Result<super::operation::Operation, Refused> {
+    async fn admitted(&self, words: Words) -> Result<super::operation::Operation, RequestError> {
         let app = &self.door.app;
         // Session changes arrive with the event log, which may lag, so the session is checked here
         // too.
@@ -606,13 +606,13 @@ impl Runner {
         self.door.enter(Some(self.viewer), self.client.address).await?;
         let operation = self.door.admit(words, Some(self.viewer), self.client.clone()).await?;
         if operation.kind == OperationType::Mutation && !self.door.app.config.sockets.mutations {
-            return Err(Refused::new(Code::Forbidden, "Mutations over WebSocket are disabled. Use POST."));
+            return Err(RequestError::new(Code::Forbidden, "Mutations over WebSocket are disabled. Use POST."));
         }
         Ok(operation)
     }
 
     /// Sends the only or last response of an operation.
-    async fn answered(&mut self, id: &str, answer: Answer, is_mutation: bool) -> End {
+    async fn answered(&mut self, id: &str, answer: GraphqlResponse, is_mutation: bool) -> End {
         if !answer.is_executed() {
             return failed(id, &answer);
         }
@@ -622,21 +622,21 @@ impl Runner {
         match self.send(next(id, &text)).await {
             Ok(()) => complete(id),
             // A retry would execute the mutation twice.
-            Err(_) if is_mutation => End::Told(self.error(id, unsent())),
+            Err(_) if is_mutation => End::Told(self.error(id, response_dropped())),
             Err(refused) => End::Told(self.error(id, refused)),
         }
     }
 
     /// Queues a message, unless the user has too many unread bytes.
-    async fn send(&mut self, text: Box<str>) -> Result<(), Refused> {
+    async fn send(&mut self, text: Box<str>) -> Result<(), RequestError> {
         let reservation = self.door.app.in_flight.reserve(ClientKey::User(self.viewer.id), text.len())?;
         // Fails only if the writer has ended.
         drop(self.out.send(Outbound { text, reservation }).await);
         Ok(())
     }
 
-    fn error(&self, id: &str, refused: Refused) -> Box<str> {
-        let answer = Answer::refused(refused, &self.request_id);
+    fn error(&self, id: &str, refused: RequestError) -> Box<str> {
+        let answer = GraphqlResponse::from_error(refused, &self.request_id);
         Outgoing::about(id, "error", Some(answer.errors()))
     }
 }
@@ -645,7 +645,7 @@ fn complete(id: &str) -> End {
     End::Told(Outgoing::<()>::about(id, "complete", None))
 }
 
-fn failed(id: &str, answer: &Answer) -> End {
+fn failed(id: &str, answer: &GraphqlResponse) -> End {
     End::Told(Outgoing::about(id, "error", Some(answer.errors())))
 }
 

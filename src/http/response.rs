@@ -20,11 +20,11 @@ use crate::store::export;
 use crate::time::whole_seconds;
 
 const MAX_ERRORS: usize = 10;
-const MAX_MESSAGE: usize = 200;
+const MAX_MESSAGE_CHARS: usize = 200;
 
 /// A request error: why an operation was not executed.
 #[derive(Debug)]
-pub struct Refused {
+pub struct RequestError {
     /// Stable error code.
     pub code: Code,
     message: String,
@@ -35,13 +35,13 @@ pub struct Refused {
     rate_limit: Option<u32>,
 }
 
-impl Refused {
+impl RequestError {
     pub fn new(code: Code, message: impl Into<String>) -> Self {
         Self { code, message: message.into(), position: None, retry_after: None, rate_limit: None }
     }
 }
 
-impl From<Error> for Refused {
+impl From<Error> for RequestError {
     fn from(error: Error) -> Self {
         let rate_limit = error.rate_limit();
         let (code, message, retry_after) = error.into_client();
@@ -49,14 +49,14 @@ impl From<Error> for Refused {
     }
 }
 
-impl From<FieldConflict> for Refused {
+impl From<FieldConflict> for RequestError {
     fn from(FieldConflict { message, position }: FieldConflict) -> Self {
         let position = Some((position.line, position.column));
         Self { position, ..Self::new(Code::ValidationFailed, message) }
     }
 }
 
-impl From<AdmissionError> for Refused {
+impl From<AdmissionError> for RequestError {
     fn from(refusal: AdmissionError) -> Self {
         Self { position: refusal.location, ..Self::new(refusal.code, refusal.message) }
     }
@@ -64,11 +64,11 @@ impl From<AdmissionError> for Refused {
 
 /// The response to an operation, or to one event of a subscription.
 #[derive(Debug)]
-pub struct Answer {
+pub struct GraphqlResponse {
     /// `None` when the request was not executed.
     data: Option<Value>,
     errors: Vec<ServerError>,
-    extensions: Extensions,
+    extensions: ResponseExtensions,
     /// When a retry may succeed.
     pub retry_after: Option<Duration>,
     /// The exceeded rate limit, if any.
@@ -77,10 +77,10 @@ pub struct Answer {
     pub is_export: bool,
 }
 
-impl Answer {
+impl GraphqlResponse {
     /// Response to a request that is not executed.
-    pub fn refused(refused: Refused, request_id: &str) -> Self {
-        let Refused { code, message, position, retry_after, rate_limit } = refused;
+    pub fn from_error(refused: RequestError, request_id: &str) -> Self {
+        let RequestError { code, message, position, retry_after, rate_limit } = refused;
         let mut extensions = ErrorExtensionValues::default();
         extensions.set("code", code.as_str());
         if let Some(wait) = retry_after {
@@ -88,11 +88,11 @@ impl Answer {
         }
         let mut error = ServerError::new(message, position.map(|(line, column)| Pos { line, column }));
         error.extensions = Some(extensions);
-        finish(&mut error, Code::BadRequest, request_id);
+        sanitize_error(&mut error, Code::BadRequest, request_id);
         Self {
             data: None,
             errors: vec![error],
-            extensions: Extensions::default(),
+            extensions: ResponseExtensions::default(),
             retry_after,
             rate_limit,
             is_export: false,
@@ -100,25 +100,25 @@ impl Answer {
     }
 
     /// Converts a response of the library.
-    pub fn of(response: Response, request_id: &str) -> Self {
+    pub fn from_response(response: Response, request_id: &str) -> Self {
         let Response { data, mut errors, .. } = response;
         // A response that is too large has no usable part.
-        if let Some(error) = errors.iter().find(|error| is_of(error, Code::DocumentTooComplex)) {
-            return Self::refused(Refused::new(Code::DocumentTooComplex, error.message.clone()), request_id);
+        if let Some(error) = errors.iter().find(|error| has_code(error, Code::DocumentTooComplex)) {
+            return Self::from_error(RequestError::new(Code::DocumentTooComplex, error.message.clone()), request_id);
         }
         // Execution errors have a path. An error without one concerns the document or its
         // variables.
         let refused = data == Value::Null && !errors.is_empty() && errors.iter().all(|error| error.path.is_empty());
         let default = if refused { Code::ValidationFailed } else { Code::BadUserInput };
         // Nothing was resolved, so the client can retry.
-        let is_unavailable = |error| is_of(error, Code::Unavailable);
+        let is_unavailable = |error| has_code(error, Code::Unavailable);
         let unavailable = !errors.is_empty() && is_empty(&data) && errors.iter().all(is_unavailable);
         errors.truncate(MAX_ERRORS);
-        errors.iter_mut().for_each(|error| finish(error, default, request_id));
+        errors.iter_mut().for_each(|error| sanitize_error(error, default, request_id));
         Self {
             data: (!refused && !unavailable).then_some(data),
             errors,
-            extensions: Extensions::default(),
+            extensions: ResponseExtensions::default(),
             retry_after: unavailable.then_some(Duration::from_secs(1)),
             rate_limit: None,
             is_export: false,
@@ -127,23 +127,23 @@ impl Answer {
 
     /// Adds the cost in points, and the cursor from which a subscription delivers every event that
     /// the operation did not observe.
-    pub fn with(self, cost: u32, sync: Option<String>) -> Self {
-        let sync = sync.map(|cursor| Sync { cursor });
-        Self { extensions: Extensions { cost: Some(cost), sync, ..self.extensions }, ..self }
+    pub fn with_extensions(self, cost: u32, sync: Option<String>) -> Self {
+        let sync = sync.map(|cursor| SyncExtension { cursor });
+        Self { extensions: ResponseExtensions { cost: Some(cost), sync, ..self.extensions }, ..self }
     }
 
     /// Adds warnings about the deprecated parts of the schema that the operation uses.
-    pub fn warning(self, deprecations: Arc<[Deprecation]>) -> Self {
-        Self { extensions: Extensions { deprecations, ..self.extensions }, ..self }
+    pub fn with_deprecations(self, deprecations: Arc<[Deprecation]>) -> Self {
+        Self { extensions: ResponseExtensions { deprecations, ..self.extensions }, ..self }
     }
 
     /// Marks whether the response contains an account export.
-    pub fn exporting(self, is_export: bool) -> Self {
+    pub fn with_export_flag(self, is_export: bool) -> Self {
         Self { is_export, ..self }
     }
 
     /// Adds the cursor from which a failed subscription can resume.
-    pub fn resumable(mut self, cursor: &str) -> Self {
+    pub fn with_resume_cursor(mut self, cursor: &str) -> Self {
         if let Some(error) = self.errors.first_mut() {
             error.extensions.get_or_insert_default().set("cursor", cursor);
         }
@@ -155,14 +155,14 @@ impl Answer {
     }
 
     /// Whether the response has errors and no data.
-    pub fn is_fruitless(&self) -> bool {
+    pub fn has_only_errors(&self) -> bool {
         self.data.as_ref().is_none_or(|data| *data == Value::Null) && !self.errors.is_empty()
     }
 
     /// Whether it reports that the session has ended. A running subscription does not send this as
     /// an event: the connection ends, and the client reconnects with a fresh token.
     pub fn ends_session(&self) -> bool {
-        self.is_fruitless() && self.code() == Some(Code::Unauthenticated)
+        self.has_only_errors() && self.code() == Some(Code::Unauthenticated)
     }
 
     pub fn has_errors(&self) -> bool {
@@ -180,10 +180,10 @@ impl Answer {
 
     /// Serializes the response for HTTP. Returns `None` if it is too large.
     pub fn to_body(&self) -> Option<Vec<u8>> {
-        self.written(if self.is_export { MAX_RESPONSE_BYTES + export::MAX_EXPORT_BYTES } else { MAX_RESPONSE_BYTES })
+        self.serialize(if self.is_export { MAX_RESPONSE_BYTES + export::MAX_EXPORT_BYTES } else { MAX_RESPONSE_BYTES })
     }
 
-    fn written(&self, most: usize) -> Option<Vec<u8>> {
+    fn serialize(&self, most: usize) -> Option<Vec<u8>> {
         let (errors, extensions) = (ViaSerde(&self.errors), ViaSerde(&self.extensions));
         let members: [Option<(&str, &dyn WriteJson)>; 3] = [
             (!self.errors.is_empty()).then_some(("errors", &errors)),
@@ -198,7 +198,7 @@ impl Answer {
     /// Serializes the response as text, for a socket or an event stream. Returns `None` if it is
     /// too large.
     pub fn to_text(&self) -> Option<String> {
-        String::from_utf8(self.written(MAX_RESPONSE_BYTES)?).ok()
+        String::from_utf8(self.serialize(MAX_RESPONSE_BYTES)?).ok()
     }
 
     /// The errors, for the `error` message of a socket.
@@ -207,7 +207,7 @@ impl Answer {
     }
 }
 
-fn is_of(error: &ServerError, code: Code) -> bool {
+fn has_code(error: &ServerError, code: Code) -> bool {
     let found = error.extensions.as_ref().and_then(|extensions| extensions.get("code"));
     matches!(found, Some(Value::String(found)) if found == code.as_str())
 }
@@ -222,46 +222,46 @@ fn is_empty(data: &Value) -> bool {
 }
 
 /// The error that replaces a response that is too large.
-pub fn too_large() -> Refused {
+pub fn too_large() -> RequestError {
     Error::too_large().into()
 }
 
 /// The error that replaces the response to an executed mutation while the client has too many
 /// unread bytes.
-pub fn unsent() -> Refused {
+pub fn response_dropped() -> RequestError {
     let message = "The mutation was executed, but its response is not sent: too many earlier bytes are unread.";
-    Refused::new(Code::DocumentTooComplex, message)
+    RequestError::new(Code::DocumentTooComplex, message)
 }
 
 #[derive(Debug, Default, Serialize)]
-struct Extensions {
+struct ResponseExtensions {
     #[serde(skip_serializing_if = "Option::is_none")]
     cost: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    sync: Option<Sync>,
-    #[serde(skip_serializing_if = "<[_]>::is_empty", serialize_with = "members")]
+    sync: Option<SyncExtension>,
+    #[serde(skip_serializing_if = "<[_]>::is_empty", serialize_with = "serialize_deprecations")]
     deprecations: Arc<[Deprecation]>,
 }
 
-impl Extensions {
+impl ResponseExtensions {
     fn is_empty(&self) -> bool {
         self.cost.is_none() && self.sync.is_none() && self.deprecations.is_empty()
     }
 }
 
 /// serde serializes `Arc` only with its `rc` feature.
-fn members<S: serde::Serializer>(list: &Arc<[Deprecation]>, serializer: S) -> Result<S::Ok, S::Error> {
+fn serialize_deprecations<S: serde::Serializer>(list: &Arc<[Deprecation]>, serializer: S) -> Result<S::Ok, S::Error> {
     list.as_ref().serialize(serializer)
 }
 
 #[derive(Debug, Serialize)]
-struct Sync {
+struct SyncExtension {
     cursor: String,
 }
 
 /// Truncates the message, and sets a known code and the id of the request.
-fn finish(error: &mut ServerError, default: Code, request_id: &str) {
-    if let Some((end, _)) = error.message.char_indices().nth(MAX_MESSAGE) {
+fn sanitize_error(error: &mut ServerError, default: Code, request_id: &str) {
+    if let Some((end, _)) = error.message.char_indices().nth(MAX_MESSAGE_CHARS) {
         error.message.truncate(end);
     }
     let extensions = error.extensions.get_or_insert_default();
@@ -280,12 +280,12 @@ mod tests {
 
     #[test]
     fn extensions_tell_what_there_is_to_tell() {
-        let written = |answer: &Answer| answer.to_text().expect("small");
-        let answer = || Answer::of(Response::new(Value::Null), "1");
+        let written = |answer: &GraphqlResponse| answer.to_text().expect("small");
+        let answer = || GraphqlResponse::from_response(Response::new(Value::Null), "1");
         assert_eq!(written(&answer()), r#"{"data":null}"#);
         let deprecated = Deprecation { coordinate: "Task.name".to_owned(), reason: "Use `title`.".to_owned() };
         assert_eq!(
-            written(&answer().with(3, None).warning([deprecated].into())),
+            written(&answer().with_extensions(3, None).with_deprecations([deprecated].into())),
             r#"{"data":null,"extensions":{"cost":3,"deprecations":[{"coordinate":"Task.name","reason":"Use `title`."}]}}"#
         );
     }
