@@ -31,7 +31,7 @@
 //! | [`http::operation`], [`http::persisted`], [`http::response`] | a GraphQL operation from its words to its answer, the same for every transport |
 //! | [`http::concurrency_limit`] | how many operations run at once, each owner's share of them, and load shedding |
 //! | [`http::in_flight`] | bytes of bodies and of answers that are not read yet, and how many of them there may be |
-//! | [`http::document`], [`http::recent`] | documents that were read lately, and which of their operations are known to be valid |
+//! | [`http::prepared_document`], [`http::fifo_cache`] | documents that were read lately, and which of their operations are known to be valid |
 //! | [`http::subscription`] | a subscription: opened once, then told event by event, everybody who asked the same at once |
 //! | [`http::graphql`], [`http::negotiate`] | GraphQL over HTTP |
 //! | [`http::websocket`], [`http::protocol`], [`http::sse`] | GraphQL over WebSocket and over server-sent events |
@@ -42,7 +42,7 @@
 //! | [`telemetry`] | the log, and traces for a collector |
 //! | [`auth`] | from a token to its [`access::Viewer`], by the session in [`auth::sessions`]; password hashes and tokens in [`auth::credential`] |
 //! | [`graphql`] | the nouns' types, queries, inputs, mutations and subscriptions; guards, global ids, connections, loaders |
-//! | [`graphql::batch`], [`graphql::json`] | a short cut for plain selections: all objects of a level at once, straight into JSON |
+//! | [`graphql::batch`], [`graphql::parse_json`] | a short cut for plain selections: all objects of a level at once, straight into JSON |
 //! | [`graphql::root_fast_path`] | the same for a whole query of one root field, past the library |
 //! | [`graphql::null_propagation`] | what the library leaves undone of an answer: its order, and where a null goes up |
 //! | [`store`] | the nouns' rows, reads and transactions; [`store::value`] and [`store::password`] have what was checked, such as a `Title` |

@@ -23,7 +23,7 @@ use super::response::{GraphqlResponse, RequestError, too_large, response_dropped
 use super::concurrency_limit::Wait;
 use super::in_flight::{BodyReservation, InFlight};
 use super::negotiate::{Media, negotiate, is_json_utf8, accepts_stream};
-use super::operation::{DEADLINE, Door, Words, who};
+use super::operation::{DEADLINE, GraphqlService, GraphqlRequest, client_key};
 use super::origin::{is_cross_site_simple, is_known};
 use super::sse::{self, Listener};
 use super::upgrade::Upgrade;
@@ -37,66 +37,66 @@ use crate::network::Client;
 use crate::time::whole_seconds;
 
 /// Maximum size of a request body, in bytes.
-const MAX_BODY: usize = 256 * 1024;
+const MAX_BODY_BYTES: usize = 256 * 1024;
 
 /// POST: executes one operation.
 pub async fn post(
-    State(door): State<Door>,
+    State(service): State<GraphqlService>,
     client: Client,
     Extension(id): Extension<RequestId>,
     lifeline: Lifeline,
     request: Request,
 ) -> Response {
     if request.extensions().get::<TooMany>().is_some() {
-        door.app.metrics.refused(Code::Unavailable);
-        return answered(Media::GraphqlResponse, GraphqlResponse::from_error(Error::unavailable().into(), &id.0), &id.0);
+        service.app.metrics.refused(Code::Unavailable);
+        return into_http(Media::GraphqlResponse, GraphqlResponse::from_error(Error::unavailable().into(), &id.0), &id.0);
     }
-    serve(&door, client, &id, lifeline, request).await
+    serve(&service, client, &id, lifeline, request).await
 }
 
 /// GET: executes a query, or opens a WebSocket.
 pub async fn get(
-    State(door): State<Door>,
+    State(service): State<GraphqlService>,
     client: Client,
     Extension(id): Extension<RequestId>,
     lifeline: Lifeline,
     mut request: Request,
 ) -> Response {
     let Some(upgrade) = Upgrade::from_request(&mut request) else {
-        return serve(&door, client, &id, lifeline, request).await;
+        return serve(&service, client, &id, lifeline, request).await;
     };
     let headers = request.headers();
-    if !is_known(request.uri(), headers, &door.app.config) {
+    if !is_known(request.uri(), headers, &service.app.config) {
         let refused = RequestError::new(Code::Forbidden, "WebSockets are not allowed from this origin.");
-        return answered(Media::GraphqlResponse, GraphqlResponse::from_error(refused, &id.0), &id.0);
+        return into_http(Media::GraphqlResponse, GraphqlResponse::from_error(refused, &id.0), &id.0);
     }
     let authorization = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()).map(ToOwned::to_owned);
-    websocket::open(door, upgrade, Opening { client, request_id: id.0, authorization, lifeline })
+    websocket::open(service, upgrade, Opening { client, request_id: id.0, authorization, lifeline })
 }
 
-async fn serve(door: &Door, client: Client, id: &RequestId, lifeline: Lifeline, request: Request) -> Response {
+async fn serve(service: &GraphqlService, client: Client, id: &RequestId, lifeline: Lifeline, request: Request) -> Response {
     let Some(media) = negotiate(request.headers()) else {
         let message = "Accept application/graphql-response+json, application/json or, for subscriptions, \
                        text/event-stream.";
-        return answered(Media::Json, GraphqlResponse::from_error(RequestError::new(Code::NotAcceptable, message), &id.0), &id.0);
+        return into_http(Media::Json, GraphqlResponse::from_error(RequestError::new(Code::NotAcceptable, message), &id.0), &id.0);
     };
-    match run(door, client, id, media, lifeline, request).await {
+    match run(service, client, id, media, lifeline, request).await {
         Ok(response) => response,
         Err(refused) => {
-            door.app.metrics.refused(refused.code);
-            answered(refusal(media), GraphqlResponse::from_error(refused, &id.0), &id.0)
+            service.app.metrics.refused(refused.code);
+            into_http(error_media(media), GraphqlResponse::from_error(refused, &id.0), &id.0)
         }
     }
 }
 
 /// Media type of an error response. A request for an event stream that is rejected before the
 /// stream opens gets a status of its own.
-fn refusal(media: Media) -> Media {
+fn error_media(media: Media) -> Media {
     if media == Media::EventStream { Media::GraphqlResponse } else { media }
 }
 
 async fn run(
-    door: &Door,
+    service: &GraphqlService,
     client: Client,
     id: &RequestId,
     media: Media,
@@ -105,7 +105,7 @@ async fn run(
 ) -> Result<Response, RequestError> {
     let (parts, body) = request.into_parts();
     let get = parts.method == Method::GET || parts.method == Method::HEAD;
-    if get && is_cross_site_simple(&parts.uri, &parts.headers, &door.app.config) {
+    if get && is_cross_site_simple(&parts.uri, &parts.headers, &service.app.config) {
         let message = "Possible cross-site request: send the header `GraphQL-Require-Preflight: 1`, or use POST.";
         return Err(RequestError::new(Code::Forbidden, message));
     }
@@ -118,33 +118,33 @@ async fn run(
         drop(body);
         None
     } else {
-        Some(read(body, &door.app.in_flight, client.address).await)
+        Some(read_request_body(body, &service.app.in_flight, client.address).await)
     };
-    let owner = owner(door, &parts.headers, &client);
-    let mut permit = match door.app.concurrency.acquire(owner, Wait::Request).await {
+    let owner = owner(service, &parts.headers, &client);
+    let mut permit = match service.app.concurrency.acquire(owner, Wait::Request).await {
         Ok(permit) => permit,
-        Err(error) => return Ok(shed(door, owner, error, media, id).await),
+        Err(error) => return Ok(shed_response(service, owner, error, media, id).await),
     };
-    let viewer = viewer(door, &parts.headers).await?;
-    door.enter(viewer, client.address).await?;
-    let words = match body {
-        Some(body) => Words::of(json(&body?.0)?)?,
-        None => words_of_query(parts.uri.query().unwrap_or_default())?,
+    let viewer = viewer(service, &parts.headers).await?;
+    service.count_request(viewer, client.address).await?;
+    let graphql_request = match body {
+        Some(body) => GraphqlRequest::from_json(parse_json(&body?.0)?)?,
+        None => request_from_query(parts.uri.query().unwrap_or_default())?,
     };
-    let owner = who(viewer, client.address);
-    let operation = door.admit(words, viewer, client).await?;
+    let owner = client_key(viewer, client.address);
+    let operation = service.admit(graphql_request, viewer, client).await?;
     match operation.kind {
         OperationType::Mutation if get => {
             return Err(RequestError::new(Code::MethodNotAllowed, "Mutations require POST."));
         }
-        OperationType::Mutation => match door.app.concurrency.acquire_write(permit, Wait::Request).await {
+        OperationType::Mutation => match service.app.concurrency.acquire_write(permit, Wait::Request).await {
             Ok(write) => permit = write,
-            Err(error) => return Ok(shed(door, owner, error, media, id).await),
+            Err(error) => return Ok(shed_response(service, owner, error, media, id).await),
         },
         OperationType::Subscription if accepts_stream(&parts.headers) => {
             let listener = Listener { viewer, request_id: Arc::clone(&id.0), lifeline };
             // Boxed: subscriptions are rare compared to operations with one response.
-            let opened = sse::subscribe(door, operation, &parts.headers, listener);
+            let opened = sse::subscribe(service, operation, &parts.headers, listener);
             return Box::pin(permit.scope(DEADLINE, 0).run(opened)).await;
         }
         OperationType::Subscription => {
@@ -153,18 +153,18 @@ async fn run(
         }
         OperationType::Query => {}
     }
-    let (standing, kind) = (operation.spent.quota, operation.kind);
-    let answer = door.execute(operation, viewer, &id.0, permit).await;
+    let (standing, kind) = (operation.charge.quota, operation.kind);
+    let answer = service.execute(operation, viewer, &id.0, permit).await;
     let is_export = answer.is_export;
     let response = match media {
         Media::EventStream => sse::whole(&answer, &id.0),
-        _ => answered(media, answer, &id.0),
+        _ => into_http(media, answer, &id.0),
     };
-    let mut response = door.app.in_flight.count_body(owner, is_export, response).unwrap_or_else(|error| {
+    let mut response = service.app.in_flight.count_body(owner, is_export, response).unwrap_or_else(|error| {
         // A retry would execute the mutation twice.
         let refused = if kind == OperationType::Mutation { response_dropped() } else { error.into() };
-        door.app.metrics.refused(refused.code);
-        answered(refusal(media), GraphqlResponse::from_error(refused, &id.0), &id.0)
+        service.app.metrics.refused(refused.code);
+        into_http(error_media(media), GraphqlResponse::from_error(refused, &id.0), &id.0)
     });
     if let Some((standing, _)) = standing {
         set_rate_limit(response.headers_mut(), standing.limit, standing.remaining(), standing.reset);
@@ -174,13 +174,13 @@ async fn run(
 
 /// Response to a request that got no permit. A 429 carries the `RateLimit-*` headers of the owner,
 /// like every other response.
-async fn shed(door: &Door, owner: ClientKey, error: Error, media: Media, id: &RequestId) -> Response {
+async fn shed_response(service: &GraphqlService, owner: ClientKey, error: Error, media: Media, id: &RequestId) -> Response {
     let refused = RequestError::from(error);
-    door.app.metrics.refused(refused.code);
+    service.app.metrics.refused(refused.code);
     let is_limited = refused.code == Code::RateLimited;
-    let mut response = answered(refusal(media), GraphqlResponse::from_error(refused, &id.0), &id.0);
+    let mut response = into_http(error_media(media), GraphqlResponse::from_error(refused, &id.0), &id.0);
     if is_limited {
-        match door.app.limits.spend(limits::RateLimitBucket::Cost, owner, 0, door.app.clock.now()).await {
+        match service.app.limits.spend(limits::RateLimitBucket::Cost, owner, 0, service.app.clock.now()).await {
             Ok(Some(quota)) => set_rate_limit(response.headers_mut(), quota.limit, quota.remaining(), quota.reset),
             Err(Error::RateLimited { limit, retry_after }) => {
                 set_rate_limit(response.headers_mut(), limit, 0, retry_after);
@@ -194,29 +194,29 @@ async fn shed(door: &Door, owner: ClientKey, error: Error, media: Media, id: &Re
 /// The owner whose share of the concurrency limit a request uses: the user of a validly signed
 /// token, otherwise the address. Does not query the database, because that would be work before the
 /// permit.
-fn owner(door: &Door, headers: &HeaderMap, client: &Client) -> ClientKey {
+fn owner(service: &GraphqlService, headers: &HeaderMap, client: &Client) -> ClientKey {
     let token = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()).and_then(bearer);
-    let access = token.and_then(|token| door.app.credentials.access(door.app.clock.now(), token));
+    let access = token.and_then(|token| service.app.credentials.access(service.app.clock.now(), token));
     access.map_or_else(|| ClientKey::address(client.address), |access| ClientKey::User(access.user_id))
 }
 
 /// The viewer of a request, or `None` without an `Authorization` header.
-pub async fn viewer(door: &Door, headers: &HeaderMap) -> Result<Option<Viewer>, Error> {
+pub async fn viewer(service: &GraphqlService, headers: &HeaderMap) -> Result<Option<Viewer>, Error> {
     let Some(value) = headers.get(header::AUTHORIZATION) else {
         return Ok(None);
     };
     let token = value.to_str().ok().and_then(bearer).ok_or_else(Error::unauthenticated)?;
-    auth::viewer(&door.app, token).await.map(Some)
+    auth::viewer(&service.app, token).await.map(Some)
 }
 
 /// Reads a body. Its bytes count against the budget of the address until the body is parsed.
-async fn read(
+async fn read_request_body(
     body: axum::body::Body,
     in_flight: &InFlight,
     address: IpAddr,
 ) -> Result<(Bytes, Arc<BodyReservation>), RequestError> {
     let reservation = in_flight.body(ClientKey::address(address));
-    let read = read_body(reservation.receive(body), MAX_BODY, |bytes| reservation.admit(bytes)).await;
+    let read = read_body(reservation.receive(body), MAX_BODY_BYTES, |bytes| reservation.admit(bytes)).await;
     let read = read.map_err(|error| match error {
         BodyError::TooLarge => RequestError::new(Code::PayloadTooLarge, "The request body exceeds 256 KiB."),
         BodyError::Incomplete => RequestError::new(Code::BadRequest, "The request body is incomplete."),
@@ -226,31 +226,31 @@ async fn read(
 }
 
 /// Reads the parameters of a GET request. `variables` and `extensions` are JSON.
-fn words_of_query(query: &str) -> Result<Words, RequestError> {
+fn request_from_query(query: &str) -> Result<GraphqlRequest, RequestError> {
     let mut members = Map::new();
     for (name, value) in url::form_urlencoded::parse(query.as_bytes()) {
         let value = match &*name {
             "query" | "operationName" => Value::String(value.into_owned()),
             "variables" | "extensions" if value.is_empty() => Value::Null,
-            "variables" | "extensions" => json(&Bytes::copy_from_slice(value.as_bytes()))?,
+            "variables" | "extensions" => parse_json(&Bytes::copy_from_slice(value.as_bytes()))?,
             _ => continue,
         };
         if members.insert(name.into_owned(), value).is_some() {
             return Err(RequestError::new(Code::BadRequest, "A query parameter occurs twice."));
         }
     }
-    Words::of(Value::Object(members))
+    GraphqlRequest::from_json(Value::Object(members))
 }
 
-fn json(bytes: &Bytes) -> Result<Value, RequestError> {
+fn parse_json(bytes: &Bytes) -> Result<Value, RequestError> {
     let read = serde_json::from_slice(bytes);
     read.map_err(|error| RequestError::new(Code::BadRequest, format!("Invalid JSON at line {}.", error.line())))
 }
 
 /// Builds the HTTP response: status, headers and body.
-fn answered(media: Media, answer: GraphqlResponse, request_id: &str) -> Response {
+fn into_http(media: Media, answer: GraphqlResponse, request_id: &str) -> Response {
     let Some(body) = answer.to_body() else {
-        return answered(media, GraphqlResponse::from_error(too_large(), request_id), request_id);
+        return into_http(media, GraphqlResponse::from_error(too_large(), request_id), request_id);
     };
     let status = status(media, &answer);
     let mut response = (status, body).into_response();

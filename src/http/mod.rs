@@ -8,7 +8,7 @@ pub mod response;
 pub mod auth;
 pub mod concurrency_limit;
 pub mod docs;
-pub mod document;
+pub mod prepared_document;
 pub mod graphql;
 pub mod health;
 pub mod in_flight;
@@ -20,7 +20,7 @@ pub mod persisted;
 pub mod playground;
 pub mod problem;
 pub mod protocol;
-pub mod recent;
+pub mod fifo_cache;
 pub mod recovery;
 pub mod slots;
 pub mod sse;
@@ -80,14 +80,14 @@ struct TooMany;
 
 /// Routes of the public listener.
 pub fn router(app: &Arc<App>, schema: Schema) -> Router {
-    let door = operation::Door::new(Arc::clone(app), schema);
+    let service = operation::GraphqlService::new(Arc::clone(app), schema);
     let auth = Router::from(auth::routes()).merge(recovery::pages());
     let auth = auth.layer((
         middleware::from_fn_with_state(Arc::clone(app), of_known_pages),
         middleware::from_fn_with_state(Arc::clone(app), in_time),
     ));
     let auth = auth.with_state(Arc::clone(app));
-    let graphql = Router::new().route("/graphql", get(graphql::get).post(graphql::post)).with_state(door);
+    let graphql = Router::new().route("/graphql", get(graphql::get).post(graphql::post)).with_state(service);
     let mut router = Router::new().merge(health::routes().with_state(Arc::clone(app))).merge(auth).merge(graphql);
     let mut pages = Router::new();
     if app.config.graphiql {

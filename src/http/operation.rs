@@ -19,8 +19,8 @@ use tokio::task::coop::unconstrained;
 
 use super::response::{GraphqlResponse, RequestError};
 use super::concurrency_limit::Permit;
-use super::document::{Document, Reader};
-use super::persisted::Documents;
+use super::prepared_document::{PreparedDocument, DocumentReader};
+use super::persisted::PersistedDocuments;
 use super::subscription::Subscriptions;
 use super::user_slots::{UserSlot, UserSlots};
 use crate::App;
@@ -42,7 +42,7 @@ pub(super) const DEADLINE: Duration = Duration::from_secs(8);
 
 /// A GraphQL request (GraphQL over HTTP, section "Request Parameters").
 #[derive(Debug, Default)]
-pub struct Words {
+pub struct GraphqlRequest {
     pub query: Option<String>,
     pub operation_name: Option<String>,
     pub variables: Map<String, Value>,
@@ -50,9 +50,9 @@ pub struct Words {
     pub extensions: Map<String, Value>,
 }
 
-impl Words {
+impl GraphqlRequest {
     /// Reads a request from JSON. Unknown members are ignored.
-    pub fn of(members: Value) -> Result<Self, RequestError> {
+    pub fn from_json(members: Value) -> Result<Self, RequestError> {
         let wrong = |message: &str| Err(RequestError::new(Code::BadRequest, message));
         let mut members = match members {
             Value::Object(members) => members,
@@ -76,7 +76,7 @@ impl Words {
 
 /// Shared state of the GraphQL routes.
 #[derive(Clone)]
-pub struct Door {
+pub struct GraphqlService {
     pub app: Arc<App>,
     pub schema: Schema,
     /// The same schema without validation, for documents known to be valid.
@@ -88,9 +88,9 @@ pub struct Door {
     /// Deprecated parts of the schema.
     pub deprecations: Arc<Deprecations>,
     pub subscriptions: Arc<Subscriptions>,
-    reader: Arc<Reader>,
+    reader: Arc<DocumentReader>,
     /// Persisted or trusted documents.
-    pub documents: Arc<Documents>,
+    pub documents: Arc<PersistedDocuments>,
     /// Open sockets and event streams per user.
     pub sockets: Arc<UserSlots>,
     /// Open subscriptions per user.
@@ -100,9 +100,9 @@ pub struct Door {
     exports: Arc<Semaphore>,
 }
 
-impl FromRef<Door> for Arc<App> {
-    fn from_ref(door: &Door) -> Self {
-        Self::clone(&door.app)
+impl FromRef<GraphqlService> for Arc<App> {
+    fn from_ref(service: &GraphqlService) -> Self {
+        Self::clone(&service.app)
     }
 }
 
@@ -110,8 +110,8 @@ impl FromRef<Door> for Arc<App> {
 pub struct Operation {
     pub kind: OperationType,
     /// Its cost, and the state of the rate limit after it was charged.
-    pub spent: OperationCharge,
-    pub(super) document: Arc<Document>,
+    pub charge: OperationCharge,
+    pub(super) document: Arc<PreparedDocument>,
     pub(super) hints: ExecutionHints,
     /// Deprecated parts of the schema that it uses.
     pub(super) deprecations: Arc<[Deprecation]>,
@@ -126,15 +126,15 @@ pub struct Operation {
     pub(super) client: Client,
 }
 
-impl Door {
+impl GraphqlService {
     pub fn new(app: Arc<App>, schema: Schema) -> Self {
         let sdl = crate::graphql::sdl();
         let (shape, deprecations) = (Arc::new(SchemaIndex::of(&sdl)), Arc::new(Deprecations::of(&sdl)));
         let config = &app.config;
         let limits = Arc::<admission::DocumentLimits>::default();
-        let reader = Arc::new(Reader::new(Arc::clone(&limits)));
+        let reader = Arc::new(DocumentReader::new(Arc::clone(&limits)));
         let subscriptions = Subscriptions::new(Arc::clone(&app), Arc::clone(&shape), Arc::clone(&reader));
-        let documents = Arc::new(Documents::new(config.persisted_queries, config.trusted_documents.as_ref()));
+        let documents = Arc::new(PersistedDocuments::new(config.persisted_queries, config.trusted_documents.as_ref()));
         Self {
             reader,
             unchecked: crate::graphql::unvalidated_schema(config.introspection),
@@ -153,51 +153,51 @@ impl Door {
 
     /// Counts a request against the rate limit of the viewer, or of the address for an anonymous
     /// request.
-    pub async fn enter(&self, viewer: Option<Viewer>, address: IpAddr) -> Result<(), Error> {
-        self.app.limits.admit(Limited::Graphql, who(viewer, address), self.app.clock.now()).await
+    pub async fn count_request(&self, viewer: Option<Viewer>, address: IpAddr) -> Result<(), Error> {
+        self.app.limits.admit(Limited::Graphql, client_key(viewer, address), self.app.clock.now()).await
     }
 
     /// Validates a request, computes its cost and charges it to the rate limit.
-    pub async fn admit(&self, words: Words, viewer: Option<Viewer>, client: Client) -> Result<Operation, RequestError> {
-        let who = who(viewer, client.address);
-        let mut operation = self.examine(words, client)?;
+    pub async fn admit(&self, graphql_request: GraphqlRequest, viewer: Option<Viewer>, client: Client) -> Result<Operation, RequestError> {
+        let who = client_key(viewer, client.address);
+        let mut operation = self.prepare(graphql_request, client)?;
         let now = self.app.clock.now();
-        let standing = self.app.limits.spend(Limited::Cost, who, operation.spent.cost, now).await?;
-        operation.spent.quota = standing.map(|standing| (standing, now.plus(standing.reset)));
+        let standing = self.app.limits.spend(Limited::Cost, who, operation.charge.cost, now).await?;
+        operation.charge.quota = standing.map(|standing| (standing, now.plus(standing.reset)));
         Ok(operation)
     }
 
-    fn examine(&self, mut words: Words, client: Client) -> Result<Operation, RequestError> {
-        let hash = self.documents.resolve(&mut words)?;
-        let query = words.query.ok_or_else(|| RequestError::new(Code::BadRequest, "`query` is required."))?;
+    fn prepare(&self, mut graphql_request: GraphqlRequest, client: Client) -> Result<Operation, RequestError> {
+        let hash = self.documents.resolve(&mut graphql_request)?;
+        let query = graphql_request.query.ok_or_else(|| RequestError::new(Code::BadRequest, "`query` is required."))?;
         let document = self.reader.read(&query)?;
-        let admitted = admission::admit(&document, words.operation_name.as_deref(), &words.variables, &self.limits)?;
+        let admitted = admission::admit(&document, graphql_request.operation_name.as_deref(), &graphql_request.variables, &self.limits)?;
         if let Some(hash) = hash {
-            self.documents.remember(&hash, &query);
+            self.documents.insert(&hash, &query);
         }
         let AdmittedOperation { operation: kind, name, cost, export, searches, introspection, .. } = admitted;
         if introspection && !self.app.config.introspection {
             return Err(RequestError::new(Code::ValidationFailed, "Introspection is disabled."));
         }
-        let hints = document.manner(name.as_deref(), &self.shape)?;
+        let hints = document.hints(name.as_deref(), &self.shape)?;
         if kind == OperationType::Subscription && !hints.has_single_root {
             return Err(RequestError::new(Code::ValidationFailed, "A subscription must select exactly one root field."));
         }
-        required(&document, name.as_deref(), &words.variables)?;
-        self.app.traces.asks_for(word(kind), name.as_deref());
+        check_required_variables(&document, name.as_deref(), &graphql_request.variables)?;
+        self.app.traces.asks_for(kind_name(kind), name.as_deref());
         if let Some(name) = &name {
             tracing::Span::current().record("operation", name.chars().take(80).collect::<String>());
         }
         let mut request = Request::new(String::new());
         request.operation_name.clone_from(&name);
-        request.variables = Variables::from_json(Value::Object(words.variables));
+        request.variables = Variables::from_json(Value::Object(graphql_request.variables));
         if let Some(operation) = operation_named(&document, name.as_deref()) {
             apply_defaults(&mut request.variables, operation);
         }
         let spent = OperationCharge { cost, quota: None };
         let search_bytes = searches.saturating_mul(search::MAX_SEARCH_BYTES);
         let deprecations = self.deprecations.find_used(&document, name.as_deref(), &request.variables);
-        Ok(Operation { kind, spent, document, hints, deprecations, request, query, export, search_bytes, client })
+        Ok(Operation { kind, charge: spent, document, hints, deprecations, request, query, export, search_bytes, client })
     }
 
     /// Takes a subscription slot of the user, counted over all sockets and streams of this
@@ -221,16 +221,16 @@ impl Door {
         permit: Permit,
     ) -> GraphqlResponse {
         let Operation {
-            kind, spent, document, hints, deprecations, mut request, export, search_bytes, client, ..
+            kind, charge: spent, document, hints, deprecations, mut request, export, search_bytes, client, ..
         } = operation;
         let Ok(_making) = export.then(|| self.exports.try_acquire()).transpose() else {
             return GraphqlResponse::from_error(Error::unavailable().into(), request_id);
         };
-        let form = document.form(request.operation_name.as_deref(), &request.variables);
-        let is_known = form.as_ref().is_some_and(|form| document.is_known(form));
+        let form = document.validation_key(request.operation_name.as_deref(), &request.variables);
+        let is_known = form.as_ref().is_some_and(|form| document.is_validated(form));
         let (name, started) = (request.operation_name.clone(), Instant::now());
-        let owner = who(viewer, client.address);
-        let traced = self.app.traces.operation(word(kind), name.as_deref());
+        let owner = client_key(viewer, client.address);
+        let traced = self.app.traces.operation(kind_name(kind), name.as_deref());
         let caller = RequestContext::new(Arc::clone(&self.app), viewer, hints, client);
         // Taken before anything is read: a change that the operation does not observe has a later
         // position.
@@ -247,7 +247,7 @@ impl Door {
             let (name, variables) = (name.as_deref(), &request.variables);
             let as_written = hints.as_written && has_all_values(&document, name, variables);
             if !as_written && !is_known {
-                let refused = self.schema.execute(checked(&document, &request)).await;
+                let refused = self.schema.execute(validation_request(&document, &request)).await;
                 if !refused.errors.is_empty() {
                     return refused;
                 }
@@ -272,7 +272,7 @@ impl Door {
                 }
                 let answer = GraphqlResponse::from_response(response, request_id);
                 if let Some(form) = form.filter(|_| !is_known && answer.is_executed()) {
-                    document.remember(form);
+                    document.mark_validated(form);
                 }
                 answer.with_extensions(spent.cost, sync).with_deprecations(deprecations).with_export_flag(export)
             }
@@ -284,7 +284,7 @@ impl Door {
         }
         self.app.metrics.executed(Executed {
             name: name.as_deref(),
-            kind: word(kind),
+            kind: kind_name(kind),
             failure: answer.code(),
             signed_in: viewer.is_some(),
             took: Some(started.elapsed()),
@@ -295,7 +295,7 @@ impl Door {
 
 /// A copy of the document for validation only: the selection set is wrapped in `@skip(if: true)`,
 /// so that it is validated as written and executes nothing.
-pub(super) fn checked(document: &ExecutableDocument, request: &Request) -> Request {
+pub(super) fn validation_request(document: &ExecutableDocument, request: &Request) -> Request {
     let mut document = document.clone();
     let operation = match &mut document.operations {
         DocumentOperations::Single(operation) => Some(operation),
@@ -336,7 +336,7 @@ fn is_complete(response: &Response) -> bool {
         }
 }
 
-pub(super) const fn word(kind: OperationType) -> &'static str {
+pub(super) const fn kind_name(kind: OperationType) -> &'static str {
     match kind {
         OperationType::Query => "query",
         OperationType::Mutation => "mutation",
@@ -344,13 +344,13 @@ pub(super) const fn word(kind: OperationType) -> &'static str {
     }
 }
 
-pub(super) fn who(viewer: Option<Viewer>, address: IpAddr) -> ClientKey {
+pub(super) fn client_key(viewer: Option<Viewer>, address: IpAddr) -> ClientKey {
     viewer.map_or_else(|| ClientKey::address(address), |viewer| ClientKey::User(viewer.id))
 }
 
 /// Checks that all required variables have a value. The library checks this too, but only for
 /// variables that are used, and it does not separate this error from errors in the document.
-fn required(document: &ExecutableDocument, name: Option<&str>, values: &Map<String, Value>) -> Result<(), RequestError> {
+fn check_required_variables(document: &ExecutableDocument, name: Option<&str>, values: &Map<String, Value>) -> Result<(), RequestError> {
     let chosen = document.operations.iter().find(|(candidate, _)| candidate.map(|name| name.as_str()) == name);
     let Some((_, operation)) = chosen else {
         return Ok(());

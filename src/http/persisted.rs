@@ -7,27 +7,27 @@ use aws_lc_rs::digest::{SHA256, digest};
 use serde_json::Value;
 
 use super::response::RequestError;
-use super::operation::Words;
-use super::recent::Recent;
+use super::operation::GraphqlRequest;
+use super::fifo_cache::FifoCache;
 use crate::error::Code;
 
 /// Maximum length of a hash or id, in bytes.
 pub const MAX_ID: usize = 128;
 
 /// Documents by hash or id.
-pub enum Documents {
+pub enum PersistedDocuments {
     /// Documents that clients registered with their hash, first in, first out.
-    Seen(Recent<Arc<str>>),
+    Automatic(FifoCache<Arc<str>>),
     /// The listed documents, by id and by hash.
     Trusted(HashMap<String, Arc<str>>),
 }
 
-impl Documents {
+impl PersistedDocuments {
     /// Creates an empty cache for `most` documents, or the list of trusted documents if one is
     /// given.
     pub fn new(most: usize, trusted: Option<&HashMap<String, String>>) -> Self {
         match trusted {
-            None => Self::Seen(Recent::new(most)),
+            None => Self::Automatic(FifoCache::new(most)),
             Some(listed) => {
                 let mut known = HashMap::with_capacity(listed.len() * 2);
                 for (id, document) in listed {
@@ -42,14 +42,14 @@ impl Documents {
 
     /// Sets the document that the request refers to, and rejects one that is not allowed. Returns
     /// the hash under which a new document is to be stored once it is found valid.
-    pub fn resolve(&self, words: &mut Words) -> Result<Option<String>, RequestError> {
-        let named = words.extensions.get("persistedQuery").map(|named| named.get("sha256Hash").and_then(Value::as_str));
+    pub fn resolve(&self, graphql_request: &mut GraphqlRequest) -> Result<Option<String>, RequestError> {
+        let named = graphql_request.extensions.get("persistedQuery").map(|named| named.get("sha256Hash").and_then(Value::as_str));
         let hash = match named {
             None => None,
             Some(Some(hash)) if hash.len() <= MAX_ID => Some(hash),
             Some(_) => return Err(RequestError::new(Code::BadRequest, "`persistedQuery.sha256Hash` is not valid.")),
         };
-        match (self, &words.query, hash) {
+        match (self, &graphql_request.query, hash) {
             (Self::Trusted(known), query, name) => {
                 let found = match query {
                     Some(query) => known.get(&sha256(query)),
@@ -57,30 +57,30 @@ impl Documents {
                     None => name.and_then(|name| known.get(name).or_else(|| known.get(&name.to_ascii_lowercase()))),
                 };
                 let untrusted = || RequestError::new(Code::DocumentNotTrusted, "This document is not trusted.");
-                words.query = Some(found.ok_or_else(untrusted)?.to_string());
+                graphql_request.query = Some(found.ok_or_else(untrusted)?.to_string());
                 Ok(None)
             }
-            (Self::Seen(_), _, None) => Ok(None),
-            (Self::Seen(_), Some(query), Some(hash)) => {
+            (Self::Automatic(_), _, None) => Ok(None),
+            (Self::Automatic(_), Some(query), Some(hash)) => {
                 let hash = hash.to_ascii_lowercase();
                 if sha256(query) != hash {
                     return Err(RequestError::new(Code::BadRequest, "The hash does not match the document."));
                 }
                 Ok(Some(hash))
             }
-            (Self::Seen(seen), None, Some(hash)) => {
+            (Self::Automatic(seen), None, Some(hash)) => {
                 // Clients match this exact message.
                 let unknown = || RequestError::new(Code::PersistedQueryNotFound, "PersistedQueryNotFound");
-                words.query = Some(seen.get(&hash.to_ascii_lowercase()).ok_or_else(unknown)?.to_string());
+                graphql_request.query = Some(seen.get(&hash.to_ascii_lowercase()).ok_or_else(unknown)?.to_string());
                 Ok(None)
             }
         }
     }
 
     /// Stores a document.
-    pub fn remember(&self, hash: &str, document: &str) {
-        if let Self::Seen(seen) = self {
-            seen.keep(hash, 1, document.into());
+    pub fn insert(&self, hash: &str, document: &str) {
+        if let Self::Automatic(seen) = self {
+            seen.insert(hash, 1, document.into());
         }
     }
 }
@@ -97,37 +97,37 @@ mod tests {
 
     use super::*;
 
-    fn words(query: Option<&str>, hash: Option<&str>) -> Words {
+    fn graphql_request(query: Option<&str>, hash: Option<&str>) -> GraphqlRequest {
         let extensions = hash.map(|hash| json!({ "persistedQuery": { "version": 1, "sha256Hash": hash } }));
-        Words::of(json!({ "query": query, "extensions": extensions })).unwrap()
+        GraphqlRequest::from_json(json!({ "query": query, "extensions": extensions })).unwrap()
     }
 
     #[test]
     fn a_document_is_known_after_it_was_sent_with_its_hash() {
-        let documents = Documents::new(2, None);
+        let documents = PersistedDocuments::new(2, None);
         let hash = sha256("{ a }");
-        assert_eq!(documents.resolve(&mut words(None, Some(&hash))).unwrap_err().code, Code::PersistedQueryNotFound);
-        let remembered = documents.resolve(&mut words(Some("{ a }"), Some(&hash))).unwrap().unwrap();
-        documents.remember(&remembered, "{ a }");
-        let mut again = words(None, Some(&hash));
+        assert_eq!(documents.resolve(&mut graphql_request(None, Some(&hash))).unwrap_err().code, Code::PersistedQueryNotFound);
+        let remembered = documents.resolve(&mut graphql_request(Some("{ a }"), Some(&hash))).unwrap().unwrap();
+        documents.insert(&remembered, "{ a }");
+        let mut again = graphql_request(None, Some(&hash));
         assert_eq!(documents.resolve(&mut again).unwrap(), None);
         assert_eq!(again.query.as_deref(), Some("{ a }"));
-        assert_eq!(documents.resolve(&mut words(Some("{ b }"), Some(&hash))).unwrap_err().code, Code::BadRequest);
+        assert_eq!(documents.resolve(&mut graphql_request(Some("{ b }"), Some(&hash))).unwrap_err().code, Code::BadRequest);
         for other in ["{ b }", "{ c }"] {
-            documents.remember(&sha256(other), other);
+            documents.insert(&sha256(other), other);
         }
-        assert!(documents.resolve(&mut words(None, Some(&hash))).is_err());
+        assert!(documents.resolve(&mut graphql_request(None, Some(&hash))).is_err());
     }
 
     #[test]
     fn only_listed_documents_are_trusted() {
         let listed = HashMap::from([("a".to_owned(), "{ a }".to_owned())]);
-        let documents = Documents::new(2, Some(&listed));
-        for mut trusted in [words(Some("{ a }"), None), words(None, Some(&sha256("{ a }"))), words(None, Some("a"))] {
+        let documents = PersistedDocuments::new(2, Some(&listed));
+        for mut trusted in [graphql_request(Some("{ a }"), None), graphql_request(None, Some(&sha256("{ a }"))), graphql_request(None, Some("a"))] {
             documents.resolve(&mut trusted).unwrap();
             assert_eq!(trusted.query.as_deref(), Some("{ a }"));
         }
-        for mut other in [words(Some("{ b }"), None), words(None, Some("b")), words(Some("{ b }"), Some("a"))] {
+        for mut other in [graphql_request(Some("{ b }"), None), graphql_request(None, Some("b")), graphql_request(Some("{ b }"), Some("a"))] {
             assert_eq!(documents.resolve(&mut other).unwrap_err().code, Code::DocumentNotTrusted);
         }
     }

@@ -25,7 +25,7 @@ use super::Lifeline;
 use super::response::{GraphqlResponse, RequestError, too_large};
 use super::in_flight::reserved_bytes;
 use super::negotiate::Media;
-use super::operation::{Door, Operation};
+use super::operation::{GraphqlService, Operation};
 use super::subscription::{Subscription, Told};
 use crate::App;
 use crate::access::Viewer;
@@ -58,7 +58,7 @@ pub fn whole(answer: &GraphqlResponse, request_id: &str) -> Response {
 
 /// Opens a subscription and responds with a stream of its events.
 pub async fn subscribe(
-    door: &Door,
+    service: &GraphqlService,
     operation: Operation,
     headers: &HeaderMap,
     listener: Listener,
@@ -66,18 +66,18 @@ pub async fn subscribe(
     let after = headers.get("last-event-id").and_then(|id| id.to_str().ok());
     let socket_slot = match listener.viewer {
         Some(viewer) => {
-            let slot = door.sockets.take(viewer.id, door.app.config.sockets.per_user);
+            let slot = service.sockets.take(viewer.id, service.app.config.sockets.per_user);
             Some(slot.ok_or_else(|| RequestError::new(Code::RateLimited, "Too many open streams. Close one first."))?)
         }
         None => None,
     };
-    let slot = door.subscription_slot(listener.viewer)?;
-    let now = door.app.clock.now();
+    let slot = service.subscription_slot(listener.viewer)?;
+    let now = service.app.clock.now();
     let token = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()).and_then(bearer);
-    let access = token.and_then(|token| door.app.credentials.access(now, token));
+    let access = token.and_then(|token| service.app.credentials.access(now, token));
     let expires = access.map(|access| Instant::now() + access.expires_at.since(now));
     let request_id = Arc::clone(&listener.request_id);
-    let subscription = match door.subscribe(operation, slot, after, listener.viewer, request_id).await {
+    let subscription = match service.subscribe(operation, slot, after, listener.viewer, request_id).await {
         Ok(subscription) => Box::new(subscription),
         Err(refused) if listener.viewer.is_some() && refused.ends_session() => {
             return Err(Error::unauthenticated().into());
@@ -86,12 +86,12 @@ pub async fn subscribe(
         Err(refused) => return Ok(whole(&refused, &listener.request_id)),
     };
     let (out, mut queue) = mpsc::channel(QUEUE);
-    let (door, tasks) = (door.clone(), listener.lifeline.tasks.clone());
+    let (service, tasks) = (service.clone(), listener.lifeline.tasks.clone());
     tasks.spawn(async move {
         let _slot = socket_slot;
-        let _open = door.app.metrics.socket(Transport::EventStream);
+        let _open = service.app.metrics.socket(Transport::EventStream);
         let lifeline = listener.lifeline.clone();
-        let ended = ended(&door, listener.viewer);
+        let ended = ended(&service, listener.viewer);
         let expired = async {
             match expires {
                 Some(expires) => sleep_until(expires).await,
@@ -103,7 +103,7 @@ pub async fn subscribe(
             () = ended => {}
             () = expired => {}
             () = out.closed() => {}
-            told = tell(&door.app, subscription, &listener, &out) => if told.is_err() {
+            told = tell(&service.app, subscription, &listener, &out) => if told.is_err() {
                 // Disconnects a client that does not read in time.
                 lifeline.connection.cancel();
             }
@@ -123,14 +123,14 @@ fn response(body: Body) -> Response {
 }
 
 /// Waits until the session ends.
-async fn ended(door: &Door, viewer: Option<Viewer>) {
+async fn ended(service: &GraphqlService, viewer: Option<Viewer>) {
     let Some(viewer) = viewer else {
         return std::future::pending().await;
     };
     loop {
         // Subscribe before the check, so that no change in between is missed.
-        let mut watch = door.app.hub.watch_session(viewer);
-        let held = door.app.sessions.viewer(&door.app.db, door.app.clock.now(), viewer.session_id);
+        let mut watch = service.app.hub.watch_session(viewer);
+        let held = service.app.sessions.viewer(&service.app.db, service.app.clock.now(), viewer.session_id);
         if Box::pin(held).await.ok().flatten() != Some(viewer) {
             return;
         }

@@ -22,10 +22,10 @@ use tracing::{Instrument, Span};
 
 use super::response::{GraphqlResponse, RequestError, too_large};
 use super::concurrency_limit::{Permit, Wait};
-use super::document::{Document, MIN_CACHED_BYTES, Reader};
+use super::prepared_document::{PreparedDocument, MIN_CACHED_BYTES, DocumentReader};
 use super::later;
-use super::operation::{DEADLINE, Door, Operation, checked, word};
-use super::recent::Recent;
+use super::operation::{DEADLINE, GraphqlService, Operation, validation_request, kind_name};
+use super::fifo_cache::FifoCache;
 use super::user_slots::UserSlot;
 use crate::App;
 use crate::access::Viewer;
@@ -54,10 +54,10 @@ pub struct Subscriptions {
     app: Arc<App>,
     telling: EventSchema,
     shape: Arc<SchemaIndex>,
-    reader: Arc<Reader>,
+    reader: Arc<DocumentReader>,
     numbers: AtomicU64,
     questions: Mutex<HashMap<[u8; 32], Weak<Question>>>,
-    prepared: Recent<Arc<Prepared>>,
+    prepared: FifoCache<Arc<Prepared>>,
     shared_bytes: Arc<Semaphore>,
 }
 
@@ -81,7 +81,7 @@ struct Question {
 
 /// The parsed form of a subscription.
 struct Prepared {
-    document: Arc<Document>,
+    document: Arc<PreparedDocument>,
     /// The document to execute for each event, as a query against [`Telling`].
     executed: ExecutableDocument,
     variables: Variables,
@@ -127,7 +127,7 @@ struct Subscriber {
 }
 
 impl Subscriptions {
-    pub fn new(app: Arc<App>, shape: Arc<SchemaIndex>, reader: Arc<Reader>) -> Self {
+    pub fn new(app: Arc<App>, shape: Arc<SchemaIndex>, reader: Arc<DocumentReader>) -> Self {
         Self {
             app,
             telling: event_schema(),
@@ -135,7 +135,7 @@ impl Subscriptions {
             reader,
             numbers: AtomicU64::default(),
             questions: Mutex::default(),
-            prepared: Recent::new(MAX_CACHED_BYTES),
+            prepared: FifoCache::new(MAX_CACHED_BYTES),
             shared_bytes: Arc::new(Semaphore::new(MAX_SHARED_BYTES)),
         }
     }
@@ -143,7 +143,7 @@ impl Subscriptions {
     fn question(
         &self,
         query: &str,
-        document: &Arc<Document>,
+        document: &Arc<PreparedDocument>,
         request: &Request,
         cost: u32,
         search_bytes: u64,
@@ -156,10 +156,10 @@ impl Subscriptions {
             let message = format!("The variables of a subscription exceed {MAX_VARIABLE_BYTES} bytes.");
             return Err(RequestError::new(Code::VariablesTooLarge, message));
         }
-        let words = digest(&SHA256, &serde_json::to_vec(&(query, name, &variables)).unwrap_or_default());
-        let words = words.as_ref().try_into().unwrap_or_default();
+        let graphql_request = digest(&SHA256, &serde_json::to_vec(&(query, name, &variables)).unwrap_or_default());
+        let graphql_request = graphql_request.as_ref().try_into().unwrap_or_default();
         let mut questions = self.questions.lock().unwrap_or_else(PoisonError::into_inner);
-        let place = questions.entry(words).or_default();
+        let place = questions.entry(graphql_request).or_default();
         if let Some(question) = place.upgrade() {
             return Ok(question);
         }
@@ -198,7 +198,7 @@ impl Subscriptions {
         }
         let prepared = Arc::new(Prepared { document, executed, variables });
         let bytes = question.query.len() + question.variables.len();
-        self.prepared.keep(&key, bytes.max(MIN_CACHED_BYTES), Arc::clone(&prepared));
+        self.prepared.insert(&key, bytes.max(MIN_CACHED_BYTES), Arc::clone(&prepared));
         Ok(prepared)
     }
 }
@@ -219,7 +219,7 @@ fn root_field<'a>(document: &'a ExecutableDocument, set: &'a SelectionSet) -> Op
 /// left out: it is used once, when the subscription opens, and would prevent sharing.
 fn variables(
     query: &str,
-    document: &Document,
+    document: &PreparedDocument,
     root: Option<&Field>,
     request: &Request,
 ) -> BTreeMap<String, serde_json::Value> {
@@ -237,7 +237,7 @@ fn variables(
     variables
 }
 
-impl Door {
+impl GraphqlService {
     /// Opens a subscription. `after`, if given, takes precedence over the argument in the document.
     pub async fn subscribe(
         &self,
@@ -247,16 +247,16 @@ impl Door {
         viewer: Option<Viewer>,
         request_id: Arc<str>,
     ) -> Result<Subscription, GraphqlResponse> {
-        let Operation { spent, document, hints, deprecations, mut request, query, search_bytes, client, .. } =
+        let Operation { charge: spent, document, hints, deprecations, mut request, query, search_bytes, client, .. } =
             operation;
         let question = self.subscriptions.question(&query, &document, &request, spent.cost, search_bytes);
         let question = question.map_err(|refused| GraphqlResponse::from_error(refused, &request_id))?;
-        let traced = self.app.traces.operation(word(OperationType::Subscription), question.name.as_deref());
+        let traced = self.app.traces.operation(kind_name(OperationType::Subscription), question.name.as_deref());
         let opening = SubscriptionHandle::resume_after(after);
         let opened = async {
             let (name, variables) = (request.operation_name.as_deref(), &request.variables);
             let as_written = hints.as_written && has_all_values(&document, name, variables);
-            if !as_written && let Some(refused) = self.schema.execute_stream(checked(&document, &request)).next().await
+            if !as_written && let Some(refused) = self.schema.execute_stream(validation_request(&document, &request)).next().await
             {
                 return Some(refused);
             }
@@ -302,7 +302,7 @@ impl Door {
 }
 
 fn executed(name: Option<&str>, failure: Option<Code>, viewer: Option<Viewer>) -> Executed<'_> {
-    let kind = word(OperationType::Subscription);
+    let kind = kind_name(OperationType::Subscription);
     Executed { name, kind, failure, signed_in: viewer.is_some(), took: None }
 }
 
@@ -467,7 +467,7 @@ impl Subscriber {
         };
         let Prepared { document, executed, variables } = &*prepared;
         let name = self.question.name.as_deref();
-        let traced = app.traces.event(word(OperationType::Subscription), name);
+        let traced = app.traces.event(kind_name(OperationType::Subscription), name);
         let caller = RequestContext::for_event(Arc::clone(app), self.viewer, &event.event, &event.objects);
         let mut request = Request::new(String::new()).variables(variables.clone());
         request.operation_name = name.map(ToOwned::to_owned);

@@ -31,7 +31,7 @@ use tracing::Instrument;
 use super::response::{GraphqlResponse, RequestError, too_large, response_dropped};
 use super::concurrency_limit::Wait;
 use super::in_flight::BytesWritten;
-use super::operation::{DEADLINE, Door, Words};
+use super::operation::{DEADLINE, GraphqlService, GraphqlRequest};
 use super::pace::{Pace, PacedIo};
 use super::protocol::{Close, Incoming, Outgoing, next, plain};
 use super::slots::Waiting;
@@ -84,7 +84,7 @@ pub struct Opening {
 type Socket = WebSocketStream<PacedIo<TokioIo<Upgraded>>>;
 
 /// Accepts a WebSocket upgrade and serves the socket in a task of its own.
-pub fn open(door: Door, upgrade: Upgrade, opening: Opening) -> Response {
+pub fn open(service: GraphqlService, upgrade: Upgrade, opening: Opening) -> Response {
     let response = upgrade.response();
     let tasks = opening.lifeline.tasks.clone();
     let alive = tasks.token();
@@ -104,10 +104,10 @@ pub fn open(door: Door, upgrade: Upgrade, opening: Opening) -> Response {
         let (out, queue) = mpsc::channel(QUEUE);
         let (closing, closed) = oneshot::channel();
         let written = opening.lifeline.written.clone();
-        let writer = tokio::spawn(write(sink, queue, closed, door.app.config.sockets.write_timeout, written));
+        let writer = tokio::spawn(write(sink, queue, closed, service.app.config.sockets.write_timeout, written));
         // Spawned again, because the task that waited for the upgrade keeps the memory of that
         // future. The connection state is boxed, because a future stores its arguments twice.
-        tasks.spawn(run(Box::new(Talk::new(door, opening, out)), stream, writer, closing, is_offered));
+        tasks.spawn(run(Box::new(Talk::new(service, opening, out)), stream, writer, closing, is_offered));
         drop(alive);
     });
     response
@@ -120,7 +120,7 @@ async fn run(
     mut closing: oneshot::Sender<CloseFrame>,
     agreed: bool,
 ) {
-    let app = Arc::clone(&talk.door.app);
+    let app = Arc::clone(&talk.service.app);
     let _open = app.metrics.socket(Transport::WebSocket);
     let close = if agreed { talk.until_end(&mut stream, &mut closing).await } else { Some(Close::WrongProtocol) };
     // Aborts the operations that still run.
@@ -231,7 +231,7 @@ type Running = Arc<Mutex<HashMap<String, (u64, AbortHandle)>>>;
 
 /// The protocol state of one socket.
 struct Talk {
-    door: Door,
+    service: GraphqlService,
     opening: Opening,
     out: mpsc::Sender<Outbound>,
     session: Option<Session>,
@@ -246,9 +246,9 @@ struct Talk {
 }
 
 impl Talk {
-    fn new(door: Door, opening: Opening, out: mpsc::Sender<Outbound>) -> Self {
+    fn new(service: GraphqlService, opening: Opening, out: mpsc::Sender<Outbound>) -> Self {
         let waiting = opening.lifeline.wait();
-        Self { door, opening, out, session: None, running: Arc::default(), tasks: JoinSet::new(), started: 0, waiting }
+        Self { service, opening, out, session: None, running: Arc::default(), tasks: JoinSet::new(), started: 0, waiting }
     }
 
     /// Serves the socket until one side or the writer ends it. Returns the close frame to send, if
@@ -259,7 +259,7 @@ impl Talk {
         stream: &mut SplitStream<Socket>,
         closing: &mut oneshot::Sender<CloseFrame>,
     ) -> Option<Close> {
-        let settings = self.door.app.config.sockets;
+        let settings = self.service.app.config.sockets;
         let lifeline = self.opening.lifeline.clone();
         let greet_by = Instant::now() + settings.init_timeout;
         let mut ping_at = Instant::now() + settings.ping_interval;
@@ -365,8 +365,8 @@ impl Talk {
     /// the session.
     async fn greeted(&self, authorization: &str) -> Result<Session, Close> {
         let (viewer, expires) = self.check(authorization).await?;
-        let most = self.door.app.config.sockets.per_user;
-        let slot = self.door.sockets.take(viewer.id, most).ok_or(Close::TooMany)?;
+        let most = self.service.app.config.sockets.per_user;
+        let slot = self.service.sockets.take(viewer.id, most).ok_or(Close::TooMany)?;
         let watch = self.watch(viewer).await?;
         Ok(Session { viewer, expires, watch, _slot: slot })
     }
@@ -400,13 +400,13 @@ impl Talk {
     }
 
     async fn examine(&self, authorization: &str) -> Result<(Viewer, Instant), Refusal> {
-        let app = &self.door.app;
+        let app = &self.service.app;
         let token = bearer(authorization).ok_or(Refusal::Token)?;
         let now = app.clock.now();
         let viewer = auth::viewer(app, token).await;
         // Rate limited like an HTTP request: by user, or by address if the token is not valid.
         let known = viewer.as_ref().ok().copied();
-        self.door.enter(known, self.opening.client.address).await.map_err(|_| Refusal::Busy)?;
+        self.service.count_request(known, self.opening.client.address).await.map_err(|_| Refusal::Busy)?;
         let viewer = viewer.map_err(|error| match error.into_client().0 {
             Code::Unauthenticated => Refusal::Token,
             _ => Refusal::Busy,
@@ -418,7 +418,7 @@ impl Talk {
     /// Subscribes to changes of the session, then checks that it is still active. This order misses
     /// no change.
     async fn watch(&self, viewer: Viewer) -> Result<SessionWatch<EventObjects>, Close> {
-        let app = &self.door.app;
+        let app = &self.service.app;
         let watch = app.hub.watch_session(viewer);
         match app.sessions.viewer(&app.db, app.clock.now(), viewer.session_id).await {
             Ok(Some(found)) if found == viewer => Ok(watch),
@@ -446,9 +446,9 @@ impl Talk {
     }
 
     async fn start(&mut self, id: String, json: Box<str>, viewer: Viewer) -> Result<(), Close> {
-        let most = self.door.app.config.sockets.operations_per_socket;
+        let most = self.service.app.config.sockets.operations_per_socket;
         let mut operation = Runner {
-            door: self.door.clone(),
+            service: self.service.clone(),
             out: self.out.clone(),
             request_id: Arc::clone(&self.opening.request_id),
             stop: self.opening.lifeline.stop.clone(),
@@ -464,7 +464,7 @@ impl Talk {
                 return Err(Close::Duplicate(id));
             }
             let reserved = if running.len() < most {
-                let bytes = self.door.app.in_flight.reserve_request(ClientKey::User(viewer.id), json.len());
+                let bytes = self.service.app.in_flight.reserve_request(ClientKey::User(viewer.id), json.len());
                 bytes.map_err(RequestError::from)
             } else {
                 let message = format!("A socket may have at most {most} running operations.");
@@ -505,9 +505,9 @@ struct UnparsedRequest {
 }
 
 impl UnparsedRequest {
-    fn parse(self) -> Result<Words, RequestError> {
+    fn parse(self) -> Result<GraphqlRequest, RequestError> {
         let invalid = |_| RequestError::new(Code::BadRequest, "The payload is not valid JSON.");
-        Words::of(serde_json::from_str(&self.json).map_err(invalid)?)
+        GraphqlRequest::from_json(serde_json::from_str(&self.json).map_err(invalid)?)
     }
 }
 
@@ -525,7 +525,7 @@ enum End {
 
 /// Context of a running operation.
 struct Runner {
-    door: Door,
+    service: GraphqlService,
     out: mpsc::Sender<Outbound>,
     request_id: Arc<str>,
     stop: CancellationToken,
@@ -564,7 +564,7 @@ impl Runner {
     /// how it ended.
     async fn begin(&mut self, id: &str, request: Box<UnparsedRequest>) -> Result<Box<Subscription>, End> {
         let admitted = async {
-            let concurrency = &self.door.app.concurrency;
+            let concurrency = &self.service.app.concurrency;
             let permit = concurrency.acquire(ClientKey::User(self.viewer.id), Wait::Socket).await?;
             let operation = self.admitted(request.parse()?).await?;
             let permit = match operation.kind {
@@ -574,7 +574,7 @@ impl Runner {
             Ok::<_, RequestError>((permit, operation))
         };
         let (permit, operation) = admitted.await.map_err(|refused| {
-            self.door.app.metrics.refused(refused.code);
+            self.service.app.metrics.refused(refused.code);
             match refused.code {
                 Code::Unauthenticated => End::SessionEnded,
                 _ => End::Told(self.error(id, refused)),
@@ -582,8 +582,8 @@ impl Runner {
         })?;
         if operation.kind == OperationType::Subscription {
             let (request_id, viewer) = (Arc::clone(&self.request_id), Some(self.viewer));
-            let slot = self.door.subscription_slot(viewer).map_err(|refused| End::Told(self.error(id, refused)))?;
-            let opened = self.door.subscribe(operation, slot, None, viewer, request_id);
+            let slot = self.service.subscription_slot(viewer).map_err(|refused| End::Told(self.error(id, refused)))?;
+            let opened = self.service.subscribe(operation, slot, None, viewer, request_id);
             return match permit.scope(DEADLINE, 0).run(opened).await {
                 Ok(subscription) => Ok(Box::new(subscription)),
                 Err(answer) if answer.ends_session() => Err(End::SessionEnded),
@@ -591,21 +591,21 @@ impl Runner {
             };
         }
         let is_mutation = operation.kind == OperationType::Mutation;
-        let answer = self.door.execute(operation, Some(self.viewer), &self.request_id, permit).await;
+        let answer = self.service.execute(operation, Some(self.viewer), &self.request_id, permit).await;
         Err(self.answered(id, answer, is_mutation).await)
     }
 
-    async fn admitted(&self, words: Words) -> Result<super::operation::Operation, RequestError> {
-        let app = &self.door.app;
+    async fn admitted(&self, graphql_request: GraphqlRequest) -> Result<super::operation::Operation, RequestError> {
+        let app = &self.service.app;
         // Session changes arrive with the event log, which may lag, so the session is checked here
         // too.
         let present = app.sessions.viewer(&app.db, app.clock.now(), self.viewer.session_id).await?;
         if present != Some(self.viewer) {
             return Err(Error::unauthenticated().into());
         }
-        self.door.enter(Some(self.viewer), self.client.address).await?;
-        let operation = self.door.admit(words, Some(self.viewer), self.client.clone()).await?;
-        if operation.kind == OperationType::Mutation && !self.door.app.config.sockets.mutations {
+        self.service.count_request(Some(self.viewer), self.client.address).await?;
+        let operation = self.service.admit(graphql_request, Some(self.viewer), self.client.clone()).await?;
+        if operation.kind == OperationType::Mutation && !self.service.app.config.sockets.mutations {
             return Err(RequestError::new(Code::Forbidden, "Mutations over WebSocket are disabled. Use POST."));
         }
         Ok(operation)
@@ -629,7 +629,7 @@ impl Runner {
 
     /// Queues a message, unless the user has too many unread bytes.
     async fn send(&mut self, text: Box<str>) -> Result<(), RequestError> {
-        let reservation = self.door.app.in_flight.reserve(ClientKey::User(self.viewer.id), text.len())?;
+        let reservation = self.service.app.in_flight.reserve(ClientKey::User(self.viewer.id), text.len())?;
         // Fails only if the writer has ended.
         drop(self.out.send(Outbound { text, reservation }).await);
         Ok(())

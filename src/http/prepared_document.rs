@@ -13,15 +13,15 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use async_graphql::parser::types::{BaseType, ExecutableDocument};
 use async_graphql::{Value, Variables};
 
-use super::recent::Recent;
+use super::fifo_cache::FifoCache;
 use crate::admission::{self, DocumentLimits, AdmissionError};
 use crate::graphql::ExecutionHints;
 use crate::graphql::null_propagation::{SchemaIndex, operation_named};
 use crate::graphql::field_merging::{self, FieldConflict};
 
 /// Maximum number of validated forms per document, and maximum length of a form in bytes.
-const FORMS: usize = 16;
-const LONG: usize = 128;
+const MAX_VALIDATION_KEYS: usize = 16;
+const MAX_KEY_BYTES: usize = 128;
 
 /// Capacity of the document cache, in bytes of source text. The parsed form takes up to a hundred
 /// times as much.
@@ -31,62 +31,62 @@ const MAX_CACHED_BYTES: usize = 256 * 1024;
 pub const MIN_CACHED_BYTES: usize = 256;
 
 /// Parses documents and caches them, first in, first out.
-pub struct Reader {
+pub struct DocumentReader {
     limits: Arc<DocumentLimits>,
-    cache: Recent<Arc<Document>>,
+    cache: FifoCache<Arc<PreparedDocument>>,
 }
 
-impl Reader {
+impl DocumentReader {
     pub fn new(limits: Arc<DocumentLimits>) -> Self {
-        Self { limits, cache: Recent::new(MAX_CACHED_BYTES) }
+        Self { limits, cache: FifoCache::new(MAX_CACHED_BYTES) }
     }
 
     /// Returns a document from the cache, or parses and caches it.
-    pub fn read(&self, query: &str) -> Result<Arc<Document>, AdmissionError> {
+    pub fn read(&self, query: &str) -> Result<Arc<PreparedDocument>, AdmissionError> {
         if let Some(document) = self.cache.get(query) {
             return Ok(document);
         }
-        let document = Arc::new(Document::from(admission::parse(query, &self.limits)?));
-        self.cache.keep(query, query.len().max(MIN_CACHED_BYTES), Arc::clone(&document));
+        let document = Arc::new(PreparedDocument::from(admission::parse(query, &self.limits)?));
+        self.cache.insert(query, query.len().max(MIN_CACHED_BYTES), Arc::clone(&document));
         Ok(document)
     }
 }
 
 /// A parsed document.
 #[derive(Debug)]
-pub struct Document {
-    read: ExecutableDocument,
+pub struct PreparedDocument {
+    parsed: ExecutableDocument,
     /// Execution hints of each operation, by name.
-    manners: HashMap<String, OnceLock<Result<ExecutionHints, FieldConflict>>>,
-    valid: Mutex<HashSet<Form>>,
+    hints: HashMap<String, OnceLock<Result<ExecutionHints, FieldConflict>>>,
+    validated: Mutex<HashSet<ValidationKey>>,
 }
 
 /// An operation of a document and the properties of its variables that decide whether it is valid.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Form(String);
+pub struct ValidationKey(String);
 
-impl From<ExecutableDocument> for Document {
+impl From<ExecutableDocument> for PreparedDocument {
     fn from(read: ExecutableDocument) -> Self {
         let names = read.operations.iter().map(|(name, _)| name.map_or("", |name| name.as_str()).to_owned());
         let manners = names.map(|name| (name, OnceLock::new())).collect();
-        Self { read, manners, valid: Mutex::default() }
+        Self { parsed: read, hints: manners, validated: Mutex::default() }
     }
 }
 
-impl Deref for Document {
+impl Deref for PreparedDocument {
     type Target = ExecutableDocument;
 
     fn deref(&self) -> &ExecutableDocument {
-        &self.read
+        &self.parsed
     }
 }
 
-impl Document {
+impl PreparedDocument {
     /// The form of an operation. Returns `None` if it is too specific to be worth remembering.
-    pub fn form(&self, name: Option<&str>, variables: &Variables) -> Option<Form> {
+    pub fn validation_key(&self, name: Option<&str>, variables: &Variables) -> Option<ValidationKey> {
         // A name contains no bracket, so its end is unambiguous.
         let mut form = format!("{}(", name.unwrap_or_default());
-        for definition in &operation_named(&self.read, name)?.variable_definitions {
+        for definition in &operation_named(&self.parsed, name)?.variable_definitions {
             let value = variables.get(&definition.node.name.node);
             let by_kind = match &definition.node.var_type.node.base {
                 BaseType::Named(name) => matches!(name.as_str(), "ID" | "String" | "Int" | "Float" | "Boolean"),
@@ -110,30 +110,30 @@ impl Document {
             };
             form.push(kind);
         }
-        (form.len() <= LONG).then_some(Form(form))
+        (form.len() <= MAX_KEY_BYTES).then_some(ValidationKey(form))
     }
 
     /// The execution hints of an operation, or the conflict between its fields.
-    pub fn manner(&self, name: Option<&str>, shape: &SchemaIndex) -> Result<ExecutionHints, FieldConflict> {
-        let Some(place) = self.manners.get(name.unwrap_or_default()) else { return Ok(ExecutionHints::default()) };
-        let look = || field_merging::check(shape, &self.read, name).map(|()| shape.plan(&self.read, name).hints());
+    pub fn hints(&self, name: Option<&str>, shape: &SchemaIndex) -> Result<ExecutionHints, FieldConflict> {
+        let Some(place) = self.hints.get(name.unwrap_or_default()) else { return Ok(ExecutionHints::default()) };
+        let look = || field_merging::check(shape, &self.parsed, name).map(|()| shape.plan(&self.parsed, name).hints());
         place.get_or_init(look).clone()
     }
 
-    pub fn is_known(&self, form: &Form) -> bool {
+    pub fn is_validated(&self, form: &ValidationKey) -> bool {
         self.lock().contains(form)
     }
 
     /// Records that an operation of this form is valid.
-    pub fn remember(&self, form: Form) {
+    pub fn mark_validated(&self, form: ValidationKey) {
         let mut valid = self.lock();
-        if valid.len() < FORMS {
+        if valid.len() < MAX_VALIDATION_KEYS {
             valid.insert(form);
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashSet<Form>> {
-        self.valid.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, HashSet<ValidationKey>> {
+        self.validated.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -147,8 +147,8 @@ mod tests {
     #[test]
     fn a_form_tells_apart_what_may_differ_in_being_valid() {
         let document = "query A($id: ID!, $n: Int, $s: [S!], $t: S) { a } query B($id: ID!) { a } query Bs { a }";
-        let document = Document::from(parse_query(document).expect("a document"));
-        let form = |name, variables: Json| document.form(Some(name), &Variables::from_json(variables));
+        let document = PreparedDocument::from(parse_query(document).expect("a document"));
+        let form = |name, variables: Json| document.validation_key(Some(name), &Variables::from_json(variables));
         let same = |one, other| assert_eq!(form("A", one).expect("a form"), form("A", other).expect("a form"));
         let apart = |one, other| assert_ne!(form("A", one), form("A", other));
         same(json!({ "id": "1", "n": 1, "unknown": 1 }), json!({ "id": "2", "n": 2 }));
@@ -167,14 +167,14 @@ mod tests {
         assert_ne!(named("A"), named("B"));
         assert_ne!(named("B"), named("Bs"));
         assert_eq!(named("C"), None);
-        assert_eq!(form("A", json!({ "t": "x".repeat(LONG) })), None);
+        assert_eq!(form("A", json!({ "t": "x".repeat(MAX_KEY_BYTES) })), None);
     }
 
     #[test]
     fn so_many_forms_are_remembered() {
-        let document = Document::from(parse_query("query ($t: S) { a }").expect("a document"));
-        let form = |number: usize| document.form(None, &Variables::from_json(json!({ "t": number }))).expect("a form");
-        (0..=FORMS).for_each(|number| document.remember(form(number)));
-        assert!(document.is_known(&form(FORMS - 1)) && !document.is_known(&form(FORMS)));
+        let document = PreparedDocument::from(parse_query("query ($t: S) { a }").expect("a document"));
+        let form = |number: usize| document.validation_key(None, &Variables::from_json(json!({ "t": number }))).expect("a form");
+        (0..=MAX_VALIDATION_KEYS).for_each(|number| document.mark_validated(form(number)));
+        assert!(document.is_validated(&form(MAX_VALIDATION_KEYS - 1)) && !document.is_validated(&form(MAX_VALIDATION_KEYS)));
     }
 }

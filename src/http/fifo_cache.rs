@@ -5,46 +5,46 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Values by key. Each has a size; the oldest entries are evicted when the total exceeds the
 /// capacity.
-pub struct Recent<V> {
+pub struct FifoCache<V> {
     capacity: usize,
-    kept: Mutex<Kept<V>>,
+    state: Mutex<CacheState<V>>,
 }
 
-struct Kept<V> {
-    taken: usize,
-    known: HashMap<Arc<str>, V>,
+struct CacheState<V> {
+    size: usize,
+    values: HashMap<Arc<str>, V>,
     order: VecDeque<(Arc<str>, usize)>,
 }
 
-impl<V: Clone> Recent<V> {
+impl<V: Clone> FifoCache<V> {
     /// An empty cache with this capacity.
     pub fn new(capacity: usize) -> Self {
-        Self { capacity, kept: Mutex::new(Kept { taken: 0, known: HashMap::new(), order: VecDeque::new() }) }
+        Self { capacity, state: Mutex::new(CacheState { size: 0, values: HashMap::new(), order: VecDeque::new() }) }
     }
 
     pub fn get(&self, key: &str) -> Option<V> {
-        self.lock().known.get(key).cloned()
+        self.lock().values.get(key).cloned()
     }
 
     /// Stores a value of this size, unless the key exists or the value exceeds the capacity.
-    pub fn keep(&self, key: &str, size: usize, value: V) {
+    pub fn insert(&self, key: &str, size: usize, value: V) {
         let mut kept = self.lock();
-        if size > self.capacity || kept.known.contains_key(key) {
+        if size > self.capacity || kept.values.contains_key(key) {
             return;
         }
-        while kept.taken + size > self.capacity {
+        while kept.size + size > self.capacity {
             let Some((oldest, size)) = kept.order.pop_front() else { break };
-            kept.known.remove(&oldest);
-            kept.taken -= size;
+            kept.values.remove(&oldest);
+            kept.size -= size;
         }
         let key: Arc<str> = key.into();
-        kept.taken += size;
+        kept.size += size;
         kept.order.push_back((Arc::clone(&key), size));
-        kept.known.insert(key, value);
+        kept.values.insert(key, value);
     }
 
-    fn lock(&self) -> MutexGuard<'_, Kept<V>> {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, CacheState<V>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -54,9 +54,9 @@ mod tests {
 
     #[test]
     fn the_oldest_entries_are_evicted() {
-        let recent = Recent::new(5);
+        let recent = FifoCache::new(5);
         for (key, size) in [("a", 2), ("b", 2), ("a", 1), ("c", 6), ("d", 3)] {
-            recent.keep(key, size, key.to_owned());
+            recent.insert(key, size, key.to_owned());
         }
         assert_eq!(["a", "b", "c", "d"].map(|key| recent.get(key).is_some()), [false, true, false, true]);
     }
