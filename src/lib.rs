@@ -34,7 +34,7 @@
 //! | [`http::prepared_document`], [`http::fifo_cache`] | documents that were read lately, and which of their operations are known to be valid |
 //! | [`http::subscription`] | a subscription: opened once, then told event by event, everybody who asked the same at once |
 //! | [`http::graphql`], [`http::negotiate`] | GraphQL over HTTP |
-//! | [`http::websocket`], [`http::protocol`], [`http::sse`] | GraphQL over WebSocket and over server-sent events |
+//! | [`http::websocket`], [`http::graphql_transport_ws`], [`http::sse`] | GraphQL over WebSocket and over server-sent events |
 //! | [`http::playground`], [`http::docs`] | GraphiQL; the OpenAPI document of the `/auth` routes, with a page that shows it |
 //! | [`admission`] | what a document may ask for, and what it costs, before it is executed |
 //! | [`limits`] | rate limits, counted here or in Redis; byte budgets: [`limits::byte_budget`], and [`limits::decode_budget`] for rows |

@@ -25,9 +25,9 @@ use super::in_flight::{BodyReservation, InFlight};
 use super::negotiate::{Media, negotiate, is_json_utf8, accepts_stream};
 use super::operation::{DEADLINE, GraphqlService, GraphqlRequest, client_key};
 use super::origin::{is_cross_site_simple, is_known};
-use super::sse::{self, Listener};
+use super::sse::{self, StreamClient};
 use super::upgrade::Upgrade;
-use super::websocket::{self, Opening};
+use super::websocket::{self, SocketRequest};
 use super::{BodyError, Lifeline, RequestId, TooMany, read_body, set_rate_limit};
 use crate::access::Viewer;
 use crate::auth::{self, bearer};
@@ -71,7 +71,7 @@ pub async fn get(
         return into_http(Media::GraphqlResponse, GraphqlResponse::from_error(refused, &id.0), &id.0);
     }
     let authorization = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()).map(ToOwned::to_owned);
-    websocket::open(service, upgrade, Opening { client, request_id: id.0, authorization, lifeline })
+    websocket::open(service, upgrade, SocketRequest { client, request_id: id.0, authorization, lifeline })
 }
 
 async fn serve(service: &GraphqlService, client: Client, id: &RequestId, lifeline: Lifeline, request: Request) -> Response {
@@ -142,7 +142,7 @@ async fn run(
             Err(error) => return Ok(shed_response(service, owner, error, media, id).await),
         },
         OperationType::Subscription if accepts_stream(&parts.headers) => {
-            let listener = Listener { viewer, request_id: Arc::clone(&id.0), lifeline };
+            let listener = StreamClient { viewer, request_id: Arc::clone(&id.0), lifeline };
             // Boxed: subscriptions are rare compared to operations with one response.
             let opened = sse::subscribe(service, operation, &parts.headers, listener);
             return Box::pin(permit.scope(DEADLINE, 0).run(opened)).await;
@@ -157,7 +157,7 @@ async fn run(
     let answer = service.execute(operation, viewer, &id.0, permit).await;
     let is_export = answer.is_export;
     let response = match media {
-        Media::EventStream => sse::whole(&answer, &id.0),
+        Media::EventStream => sse::single_response(&answer, &id.0),
         _ => into_http(media, answer, &id.0),
     };
     let mut response = service.app.in_flight.count_body(owner, is_export, response).unwrap_or_else(|error| {

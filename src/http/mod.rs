@@ -19,7 +19,7 @@ pub mod pace;
 pub mod persisted;
 pub mod playground;
 pub mod problem;
-pub mod protocol;
+pub mod graphql_transport_ws;
 pub mod fifo_cache;
 pub mod recovery;
 pub mod slots;

@@ -26,7 +26,7 @@ use super::response::{GraphqlResponse, RequestError, too_large};
 use super::in_flight::reserved_bytes;
 use super::negotiate::Media;
 use super::operation::{GraphqlService, Operation};
-use super::subscription::{Subscription, Told};
+use super::subscription::{ActiveSubscription, SubscriptionMessage};
 use crate::App;
 use crate::access::Viewer;
 use crate::auth::bearer;
@@ -35,16 +35,16 @@ use crate::limits::ClientKey;
 use crate::metrics::Transport;
 
 /// Length of the write queue.
-const QUEUE: usize = 8;
+const QUEUE_LENGTH: usize = 8;
 /// Idle time after which a comment is sent, so that no intermediary drops the connection.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 /// An SSE comment, which clients ignore.
-const COMMENT: &str = ":\n\n";
+const KEEP_ALIVE_COMMENT: &str = ":\n\n";
 /// The last event of a stream.
 const COMPLETE: &str = "event: complete\ndata: \n\n";
 
 /// The request that opens a stream.
-pub struct Listener {
+pub struct StreamClient {
     pub viewer: Option<Viewer>,
     pub request_id: Arc<str>,
     /// Delays shutdown while the stream is open.
@@ -52,7 +52,7 @@ pub struct Listener {
 }
 
 /// Responds with a stream of one response, followed by `complete`.
-pub fn whole(answer: &GraphqlResponse, request_id: &str) -> Response {
+pub fn single_response(answer: &GraphqlResponse, request_id: &str) -> Response {
     response((next(answer, request_id) + COMPLETE).into())
 }
 
@@ -61,7 +61,7 @@ pub async fn subscribe(
     service: &GraphqlService,
     operation: Operation,
     headers: &HeaderMap,
-    listener: Listener,
+    listener: StreamClient,
 ) -> Result<Response, RequestError> {
     let after = headers.get("last-event-id").and_then(|id| id.to_str().ok());
     let socket_slot = match listener.viewer {
@@ -83,15 +83,15 @@ pub async fn subscribe(
             return Err(Error::unauthenticated().into());
         }
         Err(refused) if refused.retry_after.is_some() => return Err(Error::unavailable().into()),
-        Err(refused) => return Ok(whole(&refused, &listener.request_id)),
+        Err(refused) => return Ok(single_response(&refused, &listener.request_id)),
     };
-    let (out, mut queue) = mpsc::channel(QUEUE);
+    let (out, mut queue) = mpsc::channel(QUEUE_LENGTH);
     let (service, tasks) = (service.clone(), listener.lifeline.tasks.clone());
     tasks.spawn(async move {
         let _slot = socket_slot;
         let _open = service.app.metrics.socket(Transport::EventStream);
         let lifeline = listener.lifeline.clone();
-        let ended = ended(&service, listener.viewer);
+        let ended = session_ended(&service, listener.viewer);
         let expired = async {
             match expires {
                 Some(expires) => sleep_until(expires).await,
@@ -103,7 +103,7 @@ pub async fn subscribe(
             () = ended => {}
             () = expired => {}
             () = out.closed() => {}
-            told = tell(&service.app, subscription, &listener, &out) => if told.is_err() {
+            told = send_events(&service.app, subscription, &listener, &out) => if told.is_err() {
                 // Disconnects a client that does not read in time.
                 lifeline.connection.cancel();
             }
@@ -123,7 +123,7 @@ fn response(body: Body) -> Response {
 }
 
 /// Waits until the session ends.
-async fn ended(service: &GraphqlService, viewer: Option<Viewer>) {
+async fn session_ended(service: &GraphqlService, viewer: Option<Viewer>) {
     let Some(viewer) = viewer else {
         return std::future::pending().await;
     };
@@ -139,37 +139,37 @@ async fn ended(service: &GraphqlService, viewer: Option<Viewer>) {
 }
 
 /// The client does not read.
-struct Stuck;
+struct ClientStalled;
 
 /// Sends all events to the client.
-async fn tell(
+async fn send_events(
     app: &App,
-    mut subscription: Box<Subscription>,
-    listener: &Listener,
+    mut subscription: Box<ActiveSubscription>,
+    listener: &StreamClient,
     out: &mpsc::Sender<Bytes>,
-) -> Result<(), Stuck> {
+) -> Result<(), ClientStalled> {
     let (request_id, patience) = (&listener.request_id, app.config.sockets.write_timeout);
     let send = async |chunk: Bytes| {
         let sent = listener.lifeline.written.wait_while_progressing(patience, out.send(chunk)).await;
-        sent.map(drop).ok_or(Stuck)
+        sent.map(drop).ok_or(ClientStalled)
     };
     let count = |text: String| match listener.viewer {
         Some(viewer) => app.in_flight.reserve(ClientKey::User(viewer.id), text.len()).map(|held| reserved_bytes(text.into(), held)),
         None => Ok(text.into()),
     };
     // Sent immediately, so that the client sees the open stream.
-    send(COMMENT.into()).await?;
+    send(KEEP_ALIVE_COMMENT.into()).await?;
     loop {
-        match alive(subscription.next(), KEEP_ALIVE, || send(COMMENT.into())).await? {
+        match with_keep_alive(subscription.next(), KEEP_ALIVE, || send(KEEP_ALIVE_COMMENT.into())).await? {
             None => break,
-            Some(Told::Event { payload, cursor }) => match count(event(&payload, Some(&cursor))) {
+            Some(SubscriptionMessage::Event { payload, cursor }) => match count(event(&payload, Some(&cursor))) {
                 Ok(chunk) => send(chunk).await?,
                 // Too many bytes are unread. The client resumes after the last event that it
                 // received.
                 Err(_) => return Ok(()),
             },
-            Some(Told::Failed { answer, .. }) if answer.ends_session() => return Ok(()),
-            Some(Told::Failed { answer, cursor }) => {
+            Some(SubscriptionMessage::Failed { answer, .. }) if answer.ends_session() => return Ok(()),
+            Some(SubscriptionMessage::Failed { answer, cursor }) => {
                 let text = match answer.to_text() {
                     Some(json) => event(&json, cursor.as_deref()),
                     None => next(&answer, request_id),
@@ -187,7 +187,7 @@ async fn tell(
 
 /// Waits for a future and calls `break_it` after each interval of `silence`. The same future is
 /// polled throughout, so nothing that it has already received is lost.
-async fn alive<T, E, F>(wait: impl Future<Output = T>, silence: Duration, break_it: impl Fn() -> F) -> Result<T, E>
+async fn with_keep_alive<T, E, F>(wait: impl Future<Output = T>, silence: Duration, break_it: impl Fn() -> F) -> Result<T, E>
 where
     F: Future<Output = Result<(), E>>,
 {
@@ -231,10 +231,10 @@ mod tests {
             broken.notified().await;
             taken
         };
-        let told = alive(load, Duration::from_millis(1), async || {
+        let told = with_keep_alive(load, Duration::from_millis(1), async || {
             breaks.set(breaks.get() + 1);
             broken.notify_one();
-            Ok::<_, Stuck>(())
+            Ok::<_, ClientStalled>(())
         });
         assert!(matches!(told.await, Ok(Some("event"))));
         assert!(breaks.get() > 0, "the silence was broken");

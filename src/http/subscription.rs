@@ -52,18 +52,18 @@ const MAX_SHARED_BYTES: usize = 32 * 1024 * 1024;
 /// State shared by all open subscriptions.
 pub struct Subscriptions {
     app: Arc<App>,
-    telling: EventSchema,
+    schema: EventSchema,
     shape: Arc<SchemaIndex>,
     reader: Arc<DocumentReader>,
-    numbers: AtomicU64,
-    questions: Mutex<HashMap<[u8; 32], Weak<Question>>>,
-    prepared: FifoCache<Arc<Prepared>>,
+    next_number: AtomicU64,
+    shared_subscriptions: Mutex<HashMap<[u8; 32], Weak<SharedSubscription>>>,
+    parsed: FifoCache<Arc<ParsedSubscription>>,
     shared_bytes: Arc<Semaphore>,
 }
 
 /// A document with variables, shared by all subscriptions that are equal in both. Stored as text,
 /// because there may be many and each may be as long as a document may be.
-struct Question {
+struct SharedSubscription {
     number: u64,
     query: Box<str>,
     name: Option<Box<str>>,
@@ -76,11 +76,11 @@ struct Question {
     /// Bytes of text that its searches may scan.
     search_bytes: u64,
     /// Set once a response depended on the viewer. Responses are not shared from then on.
-    personal: AtomicBool,
+    is_personal: AtomicBool,
 }
 
 /// The parsed form of a subscription.
-struct Prepared {
+struct ParsedSubscription {
     document: Arc<PreparedDocument>,
     /// The document to execute for each event, as a query against [`Telling`].
     executed: ExecutableDocument,
@@ -88,7 +88,7 @@ struct Prepared {
 }
 
 /// A message to a subscriber.
-pub enum Told {
+pub enum SubscriptionMessage {
     /// An event.
     Event {
         /// The response as JSON.
@@ -106,9 +106,9 @@ pub enum Told {
 }
 
 /// An open subscription. Dropping it records its end in the metrics.
-pub struct Subscription {
+pub struct ActiveSubscription {
     events: EventStream,
-    subscriber: Subscriber,
+    subscriber: SubscriptionClient,
     /// Position of the last event that was processed.
     position: Option<LogPosition>,
     /// Sent once, with the first event.
@@ -119,9 +119,9 @@ pub struct Subscription {
 }
 
 /// One subscriber: a viewer and what it has subscribed to.
-struct Subscriber {
+struct SubscriptionClient {
     subscriptions: Arc<Subscriptions>,
-    question: Arc<Question>,
+    shared_subscription: Arc<SharedSubscription>,
     viewer: Option<Viewer>,
     request_id: Arc<str>,
 }
@@ -130,24 +130,24 @@ impl Subscriptions {
     pub fn new(app: Arc<App>, shape: Arc<SchemaIndex>, reader: Arc<DocumentReader>) -> Self {
         Self {
             app,
-            telling: event_schema(),
+            schema: event_schema(),
             shape,
             reader,
-            numbers: AtomicU64::default(),
-            questions: Mutex::default(),
-            prepared: FifoCache::new(MAX_CACHED_BYTES),
+            next_number: AtomicU64::default(),
+            shared_subscriptions: Mutex::default(),
+            parsed: FifoCache::new(MAX_CACHED_BYTES),
             shared_bytes: Arc::new(Semaphore::new(MAX_SHARED_BYTES)),
         }
     }
 
-    fn question(
+    fn shared_subscription(
         &self,
         query: &str,
         document: &Arc<PreparedDocument>,
         request: &Request,
         cost: u32,
         search_bytes: u64,
-    ) -> Result<Arc<Question>, RequestError> {
+    ) -> Result<Arc<SharedSubscription>, RequestError> {
         let name = request.operation_name.as_deref();
         let root = operation_named(document, name).and_then(|operation| root_field(document, &operation.selection_set.node));
         let variables = variables(query, document, root, request);
@@ -158,47 +158,47 @@ impl Subscriptions {
         }
         let graphql_request = digest(&SHA256, &serde_json::to_vec(&(query, name, &variables)).unwrap_or_default());
         let graphql_request = graphql_request.as_ref().try_into().unwrap_or_default();
-        let mut questions = self.questions.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut questions = self.shared_subscriptions.lock().unwrap_or_else(PoisonError::into_inner);
         let place = questions.entry(graphql_request).or_default();
-        if let Some(question) = place.upgrade() {
-            return Ok(question);
+        if let Some(shared_subscription) = place.upgrade() {
+            return Ok(shared_subscription);
         }
-        let question = Arc::new(Question {
-            number: self.numbers.fetch_add(1, Ordering::Relaxed),
+        let shared_subscription = Arc::new(SharedSubscription {
+            number: self.next_number.fetch_add(1, Ordering::Relaxed),
             query: query.into(),
             name: name.map(Into::into),
             field: root.map(|root| root.response_key().node.as_str().into()).unwrap_or_default(),
             variables: variables.into(),
             cost,
             search_bytes,
-            personal: AtomicBool::new(false),
+            is_personal: AtomicBool::new(false),
         });
-        *place = Arc::downgrade(&question);
+        *place = Arc::downgrade(&shared_subscription);
         if questions.len() == questions.capacity() {
-            questions.retain(|_, question| question.strong_count() > 0);
+            questions.retain(|_, shared_subscription| shared_subscription.strong_count() > 0);
         }
-        Ok(question)
+        Ok(shared_subscription)
     }
 
     /// Returns the parsed form of a question, from the cache if possible.
-    fn prepared(&self, question: &Question) -> Result<Arc<Prepared>, RequestError> {
-        let key = question.number.to_string();
-        if let Some(prepared) = self.prepared.get(&key) {
+    fn parsed(&self, shared_subscription: &SharedSubscription) -> Result<Arc<ParsedSubscription>, RequestError> {
+        let key = shared_subscription.number.to_string();
+        if let Some(prepared) = self.parsed.get(&key) {
             return Ok(prepared);
         }
-        let document = self.reader.read(&question.query)?;
-        let variables = serde_json::from_str(&question.variables).map_err(Error::internal)?;
+        let document = self.reader.read(&shared_subscription.query)?;
+        let variables = serde_json::from_str(&shared_subscription.variables).map_err(Error::internal)?;
         let variables = Variables::from_json(variables);
-        let mut executed = collect_fields(&self.shape, &document, question.name.as_deref(), &variables);
+        let mut executed = collect_fields(&self.shape, &document, shared_subscription.name.as_deref(), &variables);
         match &mut executed.operations {
             DocumentOperations::Single(operation) => operation.node.ty = OperationType::Query,
             DocumentOperations::Multiple(operations) => {
                 operations.values_mut().for_each(|operation| operation.node.ty = OperationType::Query);
             }
         }
-        let prepared = Arc::new(Prepared { document, executed, variables });
-        let bytes = question.query.len() + question.variables.len();
-        self.prepared.insert(&key, bytes.max(MIN_CACHED_BYTES), Arc::clone(&prepared));
+        let prepared = Arc::new(ParsedSubscription { document, executed, variables });
+        let bytes = shared_subscription.query.len() + shared_subscription.variables.len();
+        self.parsed.insert(&key, bytes.max(MIN_CACHED_BYTES), Arc::clone(&prepared));
         Ok(prepared)
     }
 }
@@ -246,12 +246,12 @@ impl GraphqlService {
         after: Option<&str>,
         viewer: Option<Viewer>,
         request_id: Arc<str>,
-    ) -> Result<Subscription, GraphqlResponse> {
+    ) -> Result<ActiveSubscription, GraphqlResponse> {
         let Operation { charge: spent, document, hints, deprecations, mut request, query, search_bytes, client, .. } =
             operation;
-        let question = self.subscriptions.question(&query, &document, &request, spent.cost, search_bytes);
-        let question = question.map_err(|refused| GraphqlResponse::from_error(refused, &request_id))?;
-        let traced = self.app.traces.operation(kind_name(OperationType::Subscription), question.name.as_deref());
+        let shared_subscription = self.subscriptions.shared_subscription(&query, &document, &request, spent.cost, search_bytes);
+        let shared_subscription = shared_subscription.map_err(|refused| GraphqlResponse::from_error(refused, &request_id))?;
+        let traced = self.app.traces.operation(kind_name(OperationType::Subscription), shared_subscription.name.as_deref());
         let opening = SubscriptionHandle::resume_after(after);
         let opened = async {
             let (name, variables) = (request.operation_name.as_deref(), &request.variables);
@@ -271,11 +271,11 @@ impl GraphqlService {
         let opened = self.app.in_time(DEADLINE, Box::pin(opened)).await;
         let answer = match (opened, opening.take_stream()) {
             (Ok(None), Some(events)) => {
-                return Ok(Subscription {
+                return Ok(ActiveSubscription {
                     events,
-                    subscriber: Subscriber {
+                    subscriber: SubscriptionClient {
                         subscriptions: Arc::clone(&self.subscriptions),
-                        question,
+                        shared_subscription: shared_subscription,
                         viewer,
                         request_id,
                     },
@@ -296,26 +296,26 @@ impl GraphqlService {
         if let Some(traced) = traced {
             traced.ended(answer.code());
         }
-        self.app.metrics.executed(executed(question.name.as_deref(), answer.code(), viewer));
+        self.app.metrics.executed(outcome(shared_subscription.name.as_deref(), answer.code(), viewer));
         Err(answer)
     }
 }
 
-fn executed(name: Option<&str>, failure: Option<Code>, viewer: Option<Viewer>) -> Executed<'_> {
+fn outcome(name: Option<&str>, failure: Option<Code>, viewer: Option<Viewer>) -> Executed<'_> {
     let kind = kind_name(OperationType::Subscription);
     Executed { name, kind, failure, signed_in: viewer.is_some(), took: None }
 }
 
-impl Subscription {
+impl ActiveSubscription {
     /// Waits for the next message. Returns `None` when the subscription has ended.
-    pub async fn next(&mut self) -> Option<Told> {
+    pub async fn next(&mut self) -> Option<SubscriptionMessage> {
         loop {
             let event = match self.events.next().await? {
                 Ok(event) => event,
                 Err(error) => {
                     let error = self.subscriber.span().in_scope(|| async_graphql::Error::from(error));
                     let error = error.into_server_error(Pos::default());
-                    let error = error.with_path(vec![PathSegment::Field(self.subscriber.question.field.to_string())]);
+                    let error = error.with_path(vec![PathSegment::Field(self.subscriber.shared_subscription.field.to_string())]);
                     let answer = GraphqlResponse::from_response(Response::from_errors(vec![error]), &self.subscriber.request_id);
                     return Some(self.failed(answer, self.position));
                 }
@@ -324,10 +324,10 @@ impl Subscription {
             self.position = Some(position);
             let deprecations = Arc::clone(&self.deprecations);
             // Boxed: executing is rare compared to waiting.
-            match Box::pin(self.subscriber.answer(event, deprecations)).await {
+            match Box::pin(self.subscriber.respond(event, deprecations)).await {
                 Ok(Some(payload)) => {
                     self.deprecations = Arc::default();
-                    return Some(Told::Event { payload, cursor: self.cursor(position) });
+                    return Some(SubscriptionMessage::Event { payload, cursor: self.cursor(position) });
                 }
                 Ok(None) => {}
                 Err(answer) => return Some(self.failed(*answer, Some(before))),
@@ -339,7 +339,7 @@ impl Subscription {
         self.subscriber.subscriptions.app.cursors.encode(position)
     }
 
-    fn failed(&mut self, answer: GraphqlResponse, position: Option<LogPosition>) -> Told {
+    fn failed(&mut self, answer: GraphqlResponse, position: Option<LogPosition>) -> SubscriptionMessage {
         self.failure = self.failure.or_else(|| answer.code());
         let cursor = position.map(|position| self.cursor(position));
         let answer = match &cursor {
@@ -347,28 +347,28 @@ impl Subscription {
             Some(cursor) if answer.retry_after.is_some() => answer.with_resume_cursor(cursor),
             _ => answer,
         };
-        Told::Failed { answer, cursor }
+        SubscriptionMessage::Failed { answer, cursor }
     }
 }
 
-impl Drop for Subscription {
+impl Drop for ActiveSubscription {
     fn drop(&mut self) {
-        let Subscriber { subscriptions, question, viewer, .. } = &self.subscriber;
-        subscriptions.app.metrics.executed(executed(question.name.as_deref(), self.failure, *viewer));
+        let SubscriptionClient { subscriptions, shared_subscription: shared_subscription, viewer, .. } = &self.subscriber;
+        subscriptions.app.metrics.executed(outcome(shared_subscription.name.as_deref(), self.failure, *viewer));
     }
 }
 
-impl Subscriber {
+impl SubscriptionClient {
     /// Returns the response to an event, shared or computed for this subscriber. Returns `None` if
     /// the viewer may no longer see the event, and an error if the subscription must end.
-    async fn answer(
+    async fn respond(
         &self,
         event: SubscriptionEvent,
         deprecations: Arc<[Deprecation]>,
     ) -> Result<Option<Arc<str>>, Box<GraphqlResponse>> {
-        let (app, question) = (&self.subscriptions.app, &self.question);
+        let (app, shared_subscription) = (&self.subscriptions.app, &self.shared_subscription);
         let viewer = self.viewer.ok_or_else(|| self.refused(Error::unauthenticated()))?;
-        let paid = app.limits.spend(Limited::Deliveries, ClientKey::User(viewer.id), question.cost, app.clock.now()).await;
+        let paid = app.limits.spend(Limited::Deliveries, ClientKey::User(viewer.id), shared_subscription.cost, app.clock.now()).await;
         paid.map_err(|error| self.refused(error))?;
         let is_own = event.notification.is_some() || !deprecations.is_empty();
         let (mut event, mut permit) = (event, None);
@@ -379,8 +379,8 @@ impl Subscriber {
                 Some(current) => current,
                 None => return Ok(None),
             };
-            let shared = (!is_own && !question.personal.load(Ordering::Relaxed))
-                .then(|| event.objects.answers.get(question.number));
+            let shared = (!is_own && !shared_subscription.is_personal.load(Ordering::Relaxed))
+                .then(|| event.objects.answers.get(shared_subscription.number));
             match shared.as_ref().map(|shared| (shared, shared.state())) {
                 Some((_, ResponseState::Ready(made))) => return Ok(Some(Arc::clone(&made.payload))),
                 Some((shared, ResponseState::Claimed)) => {
@@ -397,15 +397,15 @@ impl Subscriber {
                     if let Some(claim) = shared.claim()
                         && let Some(permit) = permit.take()
                     {
-                        let made = self.made(event, claim);
-                        return permit.scope(DEADLINE, question.search_bytes).run(made).await.map(Some);
+                        let made = self.compute(event, claim);
+                        return permit.scope(DEADLINE, shared_subscription.search_bytes).run(made).await.map(Some);
                     }
                 }
                 None | Some((_, ResponseState::Personal)) if permit.is_none() => permit = Some(self.permit(viewer).await?),
                 None | Some((_, ResponseState::Personal)) => {
                     let Some(permit) = permit.take() else { continue };
-                    let (answer, _) = permit.scope(DEADLINE, question.search_bytes).run(self.executed(event)).await;
-                    return self.written(answer.with_deprecations(deprecations)).map(Some);
+                    let (answer, _) = permit.scope(DEADLINE, shared_subscription.search_bytes).run(self.execute(event)).await;
+                    return self.serialize(answer.with_deprecations(deprecations)).map(Some);
                 }
             }
         }
@@ -418,16 +418,16 @@ impl Subscriber {
     }
 
     /// Computes a response, and shares it with equal subscriptions unless it depends on the viewer.
-    async fn made(&self, event: SubscriptionEvent, claim: Claim) -> Result<Arc<str>, Box<GraphqlResponse>> {
-        let (answer, viewer_mattered) = self.executed(event).await;
-        self.question.personal.fetch_or(viewer_mattered, Ordering::Relaxed);
+    async fn compute(&self, event: SubscriptionEvent, claim: Claim) -> Result<Arc<str>, Box<GraphqlResponse>> {
+        let (answer, viewer_mattered) = self.execute(event).await;
+        self.shared_subscription.is_personal.fetch_or(viewer_mattered, Ordering::Relaxed);
         let is_common = !viewer_mattered && !answer.has_errors();
-        let payload = self.written(answer)?;
+        let payload = self.serialize(answer)?;
         if !is_common {
             claim.mark_personal();
             return Ok(payload);
         }
-        let is_shared = Arc::strong_count(&self.question) > 1;
+        let is_shared = Arc::strong_count(&self.shared_subscription) > 1;
         let bytes = u32::try_from(payload.len()).unwrap_or(u32::MAX);
         if is_shared && let Ok(bytes) = Arc::clone(&self.subscriptions.shared_bytes).try_acquire_many_owned(bytes) {
             claim.complete(ComputedResponse { payload: Arc::clone(&payload), bytes });
@@ -442,7 +442,7 @@ impl Subscriber {
 
     /// Serializes a response. A response that was not executed becomes an error, so that a client
     /// that resumes after the last event receives this one.
-    fn written(&self, answer: GraphqlResponse) -> Result<Arc<str>, Box<GraphqlResponse>> {
+    fn serialize(&self, answer: GraphqlResponse) -> Result<Arc<str>, Box<GraphqlResponse>> {
         if !answer.is_executed() {
             return Err(Box::new(answer));
         }
@@ -451,22 +451,22 @@ impl Subscriber {
     }
 
     fn span(&self) -> Span {
-        later(&self.request_id, self.question.name.as_deref())
+        later(&self.request_id, self.shared_subscription.name.as_deref())
     }
 
     /// Executes the subscription for an event. Also returns whether the response depends on the
     /// viewer.
-    async fn executed(&self, event: SubscriptionEvent) -> (GraphqlResponse, bool) {
-        let Subscriptions { app, telling, shape, .. } = &*self.subscriptions;
-        let prepared = match self.subscriptions.prepared(&self.question) {
+    async fn execute(&self, event: SubscriptionEvent) -> (GraphqlResponse, bool) {
+        let Subscriptions { app, schema: telling, shape, .. } = &*self.subscriptions;
+        let prepared = match self.subscriptions.parsed(&self.shared_subscription) {
             Ok(prepared) => prepared,
             Err(refused) => return (GraphqlResponse::from_error(refused, &self.request_id), true),
         };
         let Some(viewer) = self.viewer else {
             return (*self.refused(Error::unauthenticated()), true);
         };
-        let Prepared { document, executed, variables } = &*prepared;
-        let name = self.question.name.as_deref();
+        let ParsedSubscription { document, executed, variables } = &*prepared;
+        let name = self.shared_subscription.name.as_deref();
         let traced = app.traces.event(kind_name(OperationType::Subscription), name);
         let caller = RequestContext::for_event(Arc::clone(app), self.viewer, &event.event, &event.objects);
         let mut request = Request::new(String::new()).variables(variables.clone());

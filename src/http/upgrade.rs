@@ -8,7 +8,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use hyper::upgrade::OnUpgrade;
 
-use super::protocol::NAME;
+use super::graphql_transport_ws::SUBPROTOCOL;
 
 /// The GUID that a server appends to the key of the client (RFC 6455 section 1.3).
 const KEY_SUFFIX: &str = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
@@ -35,7 +35,7 @@ impl Upgrade {
             return None;
         }
         let key = headers.get(header::SEC_WEBSOCKET_KEY)?.clone();
-        let is_offered = has(headers, &header::SEC_WEBSOCKET_PROTOCOL, NAME);
+        let is_offered = has(headers, &header::SEC_WEBSOCKET_PROTOCOL, SUBPROTOCOL);
         let connection = request.extensions_mut().remove()?;
         Some(Self { key, is_offered, connection })
     }
@@ -52,7 +52,7 @@ impl Upgrade {
             headers.insert(header::SEC_WEBSOCKET_ACCEPT, accepted);
         }
         if self.is_offered {
-            headers.insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(NAME));
+            headers.insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(SUBPROTOCOL));
         }
         response
     }

@@ -33,9 +33,9 @@ use super::concurrency_limit::Wait;
 use super::in_flight::BytesWritten;
 use super::operation::{DEADLINE, GraphqlService, GraphqlRequest};
 use super::pace::{Pace, PacedIo};
-use super::protocol::{Close, Incoming, Outgoing, next, plain};
+use super::graphql_transport_ws::{CloseReason, ClientMessage, ServerMessage, next, plain};
 use super::slots::Waiting;
-use super::subscription::{Subscription, Told};
+use super::subscription::{ActiveSubscription, SubscriptionMessage};
 use super::upgrade::Upgrade;
 use super::user_slots::UserSlot;
 use super::{Lifeline, later};
@@ -50,28 +50,28 @@ use crate::network::Client;
 use crate::store::event::EventObjects;
 
 /// Maximum size of a client message, in bytes.
-const MAX_MESSAGE: usize = 64 * 1024;
+const MAX_MESSAGE_BYTES: usize = 64 * 1024;
 /// Size of the read and of the write buffer, in bytes. Idle sockets keep both.
-const BUFFER: usize = 1024;
+const BUFFER_BYTES: usize = 1024;
 /// Receive limits: bytes, and messages of any kind including control frames, as a sustained rate
 /// and a burst. Reading is delayed beyond them, so that a flood of small messages cannot occupy a
 /// core.
 const BYTES_PER_SECOND: u32 = 256 * 1024;
-const BYTES_AT_ONCE: u32 = 1024 * 1024;
+const BYTES_BURST: u32 = 1024 * 1024;
 const MESSAGES_PER_SECOND: u32 = 100;
-const MESSAGES_AT_ONCE: u32 = 1_000;
+const MESSAGES_BURST: u32 = 1_000;
 /// Length of the write queue. Each operation may have one more message.
-const QUEUE: usize = 16;
+const QUEUE_LENGTH: usize = 16;
 /// Time limit of the closing handshake.
-const GOODBYE: Duration = Duration::from_secs(2);
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Time limit for running requests to complete on shutdown.
-const LAST_ANSWERS: Duration = Duration::from_secs(5);
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Closes a socket whose session has ended.
-const SESSION_ENDED: Close = Close::Forbidden("Forbidden: the session has ended");
+const SESSION_ENDED: CloseReason = CloseReason::Forbidden("Forbidden: the session has ended");
 
 /// The request that opens a socket.
-pub struct Opening {
+pub struct SocketRequest {
     pub client: Client,
     /// Id of the upgrade request.
     pub request_id: Arc<str>,
@@ -84,7 +84,7 @@ pub struct Opening {
 type Socket = WebSocketStream<PacedIo<TokioIo<Upgraded>>>;
 
 /// Accepts a WebSocket upgrade and serves the socket in a task of its own.
-pub fn open(service: GraphqlService, upgrade: Upgrade, opening: Opening) -> Response {
+pub fn open(service: GraphqlService, upgrade: Upgrade, opening: SocketRequest) -> Response {
     let response = upgrade.response();
     let tasks = opening.lifeline.tasks.clone();
     let alive = tasks.token();
@@ -94,27 +94,27 @@ pub fn open(service: GraphqlService, upgrade: Upgrade, opening: Opening) -> Resp
             Ok(connection) => connection,
             Err(error) => return tracing::debug!(cause = %error, "websocket upgrade failed"),
         };
-        let connection = PacedIo::new(TokioIo::new(connection), Pace::new(BYTES_PER_SECOND, BYTES_AT_ONCE));
+        let connection = PacedIo::new(TokioIo::new(connection), Pace::new(BYTES_PER_SECOND, BYTES_BURST));
         let config = WebSocketConfig::default()
-            .max_message_size(Some(MAX_MESSAGE))
-            .max_frame_size(Some(MAX_MESSAGE))
-            .read_buffer_size(BUFFER)
-            .write_buffer_size(BUFFER);
+            .max_message_size(Some(MAX_MESSAGE_BYTES))
+            .max_frame_size(Some(MAX_MESSAGE_BYTES))
+            .read_buffer_size(BUFFER_BYTES)
+            .write_buffer_size(BUFFER_BYTES);
         let (sink, stream) = Socket::from_raw_socket(connection, Role::Server, Some(config)).await.split();
-        let (out, queue) = mpsc::channel(QUEUE);
+        let (out, queue) = mpsc::channel(QUEUE_LENGTH);
         let (closing, closed) = oneshot::channel();
         let written = opening.lifeline.written.clone();
         let writer = tokio::spawn(write(sink, queue, closed, service.app.config.sockets.write_timeout, written));
         // Spawned again, because the task that waited for the upgrade keeps the memory of that
         // future. The connection state is boxed, because a future stores its arguments twice.
-        tasks.spawn(run(Box::new(Talk::new(service, opening, out)), stream, writer, closing, is_offered));
+        tasks.spawn(run(Box::new(SocketHandler::new(service, opening, out)), stream, writer, closing, is_offered));
         drop(alive);
     });
     response
 }
 
 async fn run(
-    mut talk: Box<Talk>,
+    mut talk: Box<SocketHandler>,
     mut stream: SplitStream<Socket>,
     writer: JoinHandle<SplitSink<Socket, Message>>,
     mut closing: oneshot::Sender<CloseFrame>,
@@ -122,7 +122,7 @@ async fn run(
 ) {
     let app = Arc::clone(&talk.service.app);
     let _open = app.metrics.socket(Transport::WebSocket);
-    let close = if agreed { talk.until_end(&mut stream, &mut closing).await } else { Some(Close::WrongProtocol) };
+    let close = if agreed { talk.run(&mut stream, &mut closing).await } else { Some(CloseReason::WrongProtocol) };
     // Aborts the operations that still run.
     drop(talk);
     if let Some(close) = close {
@@ -134,7 +134,7 @@ async fn run(
         drop(closing);
     }
     let writing = writer.abort_handle();
-    if timeout(GOODBYE, Box::pin(goodbye(stream, writer))).await.is_err() {
+    if timeout(CLOSE_TIMEOUT, Box::pin(close_handshake(stream, writer))).await.is_err() {
         writing.abort();
     }
 }
@@ -142,7 +142,7 @@ async fn run(
 /// Waits until the close frame is written, then reads until the client closes: with unread bytes
 /// the connection would be reset and the close frame might be lost. The order matters, because the
 /// socket accepts no close frame after it has read the end of the stream.
-async fn goodbye(mut stream: SplitStream<Socket>, writer: JoinHandle<SplitSink<Socket, Message>>) {
+async fn close_handshake(mut stream: SplitStream<Socket>, writer: JoinHandle<SplitSink<Socket, Message>>) {
     let Ok(sink) = writer.await else { return };
     while let Some(Ok(_)) = stream.next().await {}
     let Ok(socket) = stream.reunite(sink) else { return };
@@ -150,18 +150,18 @@ async fn goodbye(mut stream: SplitStream<Socket>, writer: JoinHandle<SplitSink<S
     // sending.
     let mut connection = socket.into_inner();
     if connection.shutdown().await.is_ok() {
-        let mut ignored = [0; BUFFER];
+        let mut ignored = [0; BUFFER_BYTES];
         while matches!(connection.read(&mut ignored).await, Ok(1..)) {}
     }
 }
 
 /// A queued message. Its bytes count as unread until it is written.
-struct Outbound {
+struct OutboundMessage {
     text: Box<str>,
     reservation: Option<Reservation>,
 }
 
-impl From<Box<str>> for Outbound {
+impl From<Box<str>> for OutboundMessage {
     fn from(text: Box<str>) -> Self {
         Self { text, reservation: None }
     }
@@ -171,7 +171,7 @@ impl From<Box<str>> for Outbound {
 /// client stops reading.
 async fn write(
     mut sink: SplitSink<Socket, Message>,
-    mut queue: mpsc::Receiver<Outbound>,
+    mut queue: mpsc::Receiver<OutboundMessage>,
     mut closing: oneshot::Receiver<CloseFrame>,
     patience: Duration,
     written: BytesWritten,
@@ -182,7 +182,7 @@ async fn write(
             frame = &mut closing => break frame,
             outbound = queue.next() => outbound,
         };
-        let Some(Outbound { text, reservation }) = outbound else {
+        let Some(OutboundMessage { text, reservation }) = outbound else {
             break (&mut closing).await;
         };
         let sent = tokio::select! {
@@ -195,7 +195,7 @@ async fn write(
         }
     };
     let goodbye = async {
-        while let Ok(Outbound { text, .. }) = queue.try_recv() {
+        while let Ok(OutboundMessage { text, .. }) = queue.try_recv() {
             sink.feed(message(text)).await?;
         }
         match frame {
@@ -204,7 +204,7 @@ async fn write(
         }
     };
     // Best effort: the connection closes either way.
-    drop(timeout(GOODBYE, goodbye).await);
+    drop(timeout(CLOSE_TIMEOUT, goodbye).await);
     sink
 }
 
@@ -213,13 +213,13 @@ fn message(text: Box<str>) -> Message {
 }
 
 /// Why an access token is rejected.
-enum Refusal {
+enum AuthFailure {
     Token,
     Busy,
 }
 
 /// The session that a socket is authenticated with.
-struct Session {
+struct SocketSession {
     viewer: Viewer,
     expires: Instant,
     /// Fires when the session or its user changes.
@@ -227,16 +227,16 @@ struct Session {
     _slot: UserSlot,
 }
 
-type Running = Arc<Mutex<HashMap<String, (u64, AbortHandle)>>>;
+type RunningOperations = Arc<Mutex<HashMap<String, (u64, AbortHandle)>>>;
 
 /// The protocol state of one socket.
-struct Talk {
+struct SocketHandler {
     service: GraphqlService,
-    opening: Opening,
-    out: mpsc::Sender<Outbound>,
-    session: Option<Session>,
+    opening: SocketRequest,
+    out: mpsc::Sender<OutboundMessage>,
+    session: Option<SocketSession>,
     /// Running operations by id, each with a unique number.
-    running: Running,
+    running: RunningOperations,
     /// Operation tasks. Each returns whether it found its session ended.
     tasks: JoinSet<bool>,
     started: u64,
@@ -245,8 +245,8 @@ struct Talk {
     waiting: Option<Waiting>,
 }
 
-impl Talk {
-    fn new(service: GraphqlService, opening: Opening, out: mpsc::Sender<Outbound>) -> Self {
+impl SocketHandler {
+    fn new(service: GraphqlService, opening: SocketRequest, out: mpsc::Sender<OutboundMessage>) -> Self {
         let waiting = opening.lifeline.wait();
         Self { service, opening, out, session: None, running: Arc::default(), tasks: JoinSet::new(), started: 0, waiting }
     }
@@ -254,17 +254,17 @@ impl Talk {
     /// Serves the socket until one side or the writer ends it. Returns the close frame to send, if
     /// this side ends it. Rare branches are boxed to keep this future small, because there may be
     /// many idle sockets.
-    async fn until_end(
+    async fn run(
         &mut self,
         stream: &mut SplitStream<Socket>,
         closing: &mut oneshot::Sender<CloseFrame>,
-    ) -> Option<Close> {
+    ) -> Option<CloseReason> {
         let settings = self.service.app.config.sockets;
         let lifeline = self.opening.lifeline.clone();
         let greet_by = Instant::now() + settings.init_timeout;
         let mut ping_at = Instant::now() + settings.ping_interval;
         let mut awaits_pong = false;
-        let (mut pace, mut paused) = (Pace::new(MESSAGES_PER_SECOND, MESSAGES_AT_ONCE), None);
+        let (mut pace, mut paused) = (Pace::new(MESSAGES_PER_SECOND, MESSAGES_BURST), None);
         loop {
             let due = self.session.as_ref().map_or(greet_by, |session| session.expires.min(ping_at));
             let next = paused.map_or(due, |until| due.min(until));
@@ -274,18 +274,18 @@ impl Talk {
                     // Subscriptions observe the shutdown themselves. Requests that have begun are
                     // completed.
                     let answered = async { while self.tasks.join_next().await.is_some() {} };
-                    drop(timeout(LAST_ANSWERS, answered).await);
-                    return Some(Close::Restarting);
+                    drop(timeout(DRAIN_TIMEOUT, answered).await);
+                    return Some(CloseReason::Restarting);
                 }
-                () = lifeline.connection.cancelled() => return Some(Close::Unavailable),
+                () = lifeline.connection.cancelled() => return Some(CloseReason::Unavailable),
                 () = closing.closed() => return None,
                 Some(over) = self.tasks.join_next() => {
                     if over.is_ok_and(|session_ended| session_ended) {
                         return Some(SESSION_ENDED);
                     }
                 }
-                () = ended(&mut self.session) => {
-                    if let Some(close) = Box::pin(self.look_again()).await {
+                () = session_changed(&mut self.session) => {
+                    if let Some(close) = Box::pin(self.recheck_session()).await {
                         return Some(close);
                     }
                 }
@@ -295,12 +295,12 @@ impl Talk {
                     let text = match message {
                         None => return None,
                         Some(Ok(Message::Text(text))) => text,
-                        Some(Ok(Message::Binary(_))) => return Some(Close::Invalid("Invalid message: not text")),
+                        Some(Ok(Message::Binary(_))) => return Some(CloseReason::Invalid("Invalid message: not text")),
                         Some(Ok(Message::Ping(_) | Message::Pong(_))) => continue,
                         Some(Ok(Message::Close(_) | Message::Frame(_))) => return None,
-                        Some(Err(error)) => return Close::after(&error),
+                        Some(Err(error)) => return CloseReason::from_read_error(&error),
                     };
-                    if let Err(close) = Box::pin(self.hear(&text)).await {
+                    if let Err(close) = Box::pin(self.handle_message(&text)).await {
                         return Some(close);
                     }
                 }
@@ -310,15 +310,15 @@ impl Talk {
                         continue;
                     }
                     let Some(session) = &self.session else {
-                        return Some(Close::TimedOut("Connection initialisation timeout"));
+                        return Some(CloseReason::TimedOut("Connection initialisation timeout"));
                     };
                     if session.expires <= Instant::now() {
-                        return Some(Close::Forbidden("The access token has expired"));
+                        return Some(CloseReason::Forbidden("The access token has expired"));
                     }
                     if awaits_pong {
-                        return Some(Close::TimedOut("No pong"));
+                        return Some(CloseReason::TimedOut("No pong"));
                     }
-                    self.say(plain::PING).await;
+                    self.send(plain::PING).await;
                     awaits_pong = true;
                     ping_at = Instant::now() + settings.ping_interval;
                 }
@@ -326,33 +326,33 @@ impl Talk {
         }
     }
 
-    async fn say(&mut self, text: impl Into<Box<str>>) {
+    async fn send(&mut self, text: impl Into<Box<str>>) {
         // Fails only if the writer has ended, which the loop detects.
         drop(self.out.send(text.into().into()).await);
     }
 
-    async fn hear(&mut self, text: &str) -> Result<(), Close> {
-        match Incoming::parse(text).map_err(Close::Invalid)? {
-            Incoming::ConnectionInit(_) if self.session.is_some() => return Err(Close::GreetedTwice),
-            Incoming::ConnectionInit(authorization) => {
+    async fn handle_message(&mut self, text: &str) -> Result<(), CloseReason> {
+        match ClientMessage::parse(text).map_err(CloseReason::Invalid)? {
+            ClientMessage::ConnectionInit(_) if self.session.is_some() => return Err(CloseReason::TooManyInitRequests),
+            ClientMessage::ConnectionInit(authorization) => {
                 let authorization = authorization.or_else(|| self.opening.authorization.clone());
-                let authorization = authorization.ok_or(Close::Forbidden("Forbidden: an access token is required"))?;
-                self.session = Some(self.greeted(&authorization).await?);
+                let authorization = authorization.ok_or(CloseReason::Forbidden("Forbidden: an access token is required"))?;
+                self.session = Some(self.authenticate(&authorization).await?);
                 self.waiting = None;
-                self.say(plain::ACK).await;
+                self.send(plain::ACK).await;
             }
-            Incoming::Pong => {}
-            Incoming::Ping(authorization) => {
+            ClientMessage::Pong => {}
+            ClientMessage::Ping(authorization) => {
                 if let Some(authorization) = authorization {
-                    self.prolong(&authorization).await?;
+                    self.renew_session(&authorization).await?;
                 }
-                self.say(plain::PONG).await;
+                self.send(plain::PONG).await;
             }
-            Incoming::Subscribe { id, request } => {
-                let viewer = self.session.as_ref().ok_or(Close::Unauthorized)?.viewer;
+            ClientMessage::Subscribe { id, request } => {
+                let viewer = self.session.as_ref().ok_or(CloseReason::Unauthorized)?.viewer;
                 self.start(id, request, viewer).await?;
             }
-            Incoming::Complete { id } => {
+            ClientMessage::Complete { id } => {
                 if let Some((_, task)) = lock(&self.running).remove(&id) {
                     task.abort();
                 }
@@ -363,22 +363,22 @@ impl Talk {
 
     /// Authenticates the socket: checks the token, takes one of the user's socket slots and watches
     /// the session.
-    async fn greeted(&self, authorization: &str) -> Result<Session, Close> {
-        let (viewer, expires) = self.check(authorization).await?;
+    async fn authenticate(&self, authorization: &str) -> Result<SocketSession, CloseReason> {
+        let (viewer, expires) = self.verify_token(authorization).await?;
         let most = self.service.app.config.sockets.per_user;
-        let slot = self.service.sockets.take(viewer.id, most).ok_or(Close::TooMany)?;
+        let slot = self.service.sockets.take(viewer.id, most).ok_or(CloseReason::TooManySockets)?;
         let watch = self.watch(viewer).await?;
-        Ok(Session { viewer, expires, watch, _slot: slot })
+        Ok(SocketSession { viewer, expires, watch, _slot: slot })
     }
 
     /// Replaces the access token with a fresh one of the same user.
-    async fn prolong(&mut self, authorization: &str) -> Result<(), Close> {
+    async fn renew_session(&mut self, authorization: &str) -> Result<(), CloseReason> {
         let Some(held) = self.session.as_ref().map(|session| session.viewer) else {
-            return Err(Close::Unauthorized);
+            return Err(CloseReason::Unauthorized);
         };
-        let (viewer, expires) = self.check(authorization).await?;
+        let (viewer, expires) = self.verify_token(authorization).await?;
         if viewer.id != held.id {
-            return Err(Close::Forbidden("Forbidden: the token belongs to another user"));
+            return Err(CloseReason::Forbidden("Forbidden: the token belongs to another user"));
         }
         let watch = if viewer == held { None } else { Some(self.watch(viewer).await?) };
         if let Some(session) = &mut self.session {
@@ -391,33 +391,33 @@ impl Talk {
         Ok(())
     }
 
-    async fn check(&self, authorization: &str) -> Result<(Viewer, Instant), Close> {
-        let examined = self.examine(authorization).instrument(later(&self.opening.request_id, None));
+    async fn verify_token(&self, authorization: &str) -> Result<(Viewer, Instant), CloseReason> {
+        let examined = self.try_verify_token(authorization).instrument(later(&self.opening.request_id, None));
         examined.await.map_err(|refusal| match refusal {
-            Refusal::Token => Close::Forbidden("Forbidden: the access token is not valid"),
-            Refusal::Busy => Close::Unavailable,
+            AuthFailure::Token => CloseReason::Forbidden("Forbidden: the access token is not valid"),
+            AuthFailure::Busy => CloseReason::Unavailable,
         })
     }
 
-    async fn examine(&self, authorization: &str) -> Result<(Viewer, Instant), Refusal> {
+    async fn try_verify_token(&self, authorization: &str) -> Result<(Viewer, Instant), AuthFailure> {
         let app = &self.service.app;
-        let token = bearer(authorization).ok_or(Refusal::Token)?;
+        let token = bearer(authorization).ok_or(AuthFailure::Token)?;
         let now = app.clock.now();
         let viewer = auth::viewer(app, token).await;
         // Rate limited like an HTTP request: by user, or by address if the token is not valid.
         let known = viewer.as_ref().ok().copied();
-        self.service.count_request(known, self.opening.client.address).await.map_err(|_| Refusal::Busy)?;
+        self.service.count_request(known, self.opening.client.address).await.map_err(|_| AuthFailure::Busy)?;
         let viewer = viewer.map_err(|error| match error.into_client().0 {
-            Code::Unauthenticated => Refusal::Token,
-            _ => Refusal::Busy,
+            Code::Unauthenticated => AuthFailure::Token,
+            _ => AuthFailure::Busy,
         })?;
-        let access = app.credentials.access(now, token).ok_or(Refusal::Token)?;
+        let access = app.credentials.access(now, token).ok_or(AuthFailure::Token)?;
         Ok((viewer, Instant::now() + access.expires_at.since(now)))
     }
 
     /// Subscribes to changes of the session, then checks that it is still active. This order misses
     /// no change.
-    async fn watch(&self, viewer: Viewer) -> Result<SessionWatch<EventObjects>, Close> {
+    async fn watch(&self, viewer: Viewer) -> Result<SessionWatch<EventObjects>, CloseReason> {
         let app = &self.service.app;
         let watch = app.hub.watch_session(viewer);
         match app.sessions.viewer(&app.db, app.clock.now(), viewer.session_id).await {
@@ -425,14 +425,14 @@ impl Talk {
             Ok(_) => Err(SESSION_ENDED),
             Err(error) => {
                 later(&self.opening.request_id, None).in_scope(|| error.into_client());
-                Err(Close::Unavailable)
+                Err(CloseReason::Unavailable)
             }
         }
     }
 
     /// Checks the session after a change. Returns why the socket must close, or `None` if the
     /// viewer is the same.
-    async fn look_again(&mut self) -> Option<Close> {
+    async fn recheck_session(&mut self) -> Option<CloseReason> {
         let viewer = self.session.as_ref()?.viewer;
         match self.watch(viewer).await {
             Ok(watch) => {
@@ -445,9 +445,9 @@ impl Talk {
         }
     }
 
-    async fn start(&mut self, id: String, json: Box<str>, viewer: Viewer) -> Result<(), Close> {
+    async fn start(&mut self, id: String, json: Box<str>, viewer: Viewer) -> Result<(), CloseReason> {
         let most = self.service.app.config.sockets.operations_per_socket;
-        let mut operation = Runner {
+        let mut operation = OperationRunner {
             service: self.service.clone(),
             out: self.out.clone(),
             request_id: Arc::clone(&self.opening.request_id),
@@ -461,7 +461,7 @@ impl Talk {
             // Locked until the operation is registered, so that it cannot end before that.
             let mut running = lock(&self.running);
             if running.contains_key(&id) {
-                return Err(Close::Duplicate(id));
+                return Err(CloseReason::Duplicate(id));
             }
             let reserved = if running.len() < most {
                 let bytes = self.service.app.in_flight.reserve_request(ClientKey::User(viewer.id), json.len());
@@ -480,11 +480,11 @@ impl Talk {
                         let end = operation.run(&named, request).await;
                         // Unregistered before the last message, because a client may reuse the id as
                         // soon as it has read that message.
-                        forget(&noted, &named, number);
+                        remove_operation(&noted, &named, number);
                         match end {
-                            End::Told(last) => drop(operation.out.send(last.into()).await),
-                            End::Elsewhere => {}
-                            End::SessionEnded => return true,
+                            OperationEnd::Message(last) => drop(operation.out.send(last.into()).await),
+                            OperationEnd::HandedOver => {}
+                            OperationEnd::SessionEnded => return true,
                         }
                         false
                     });
@@ -493,7 +493,7 @@ impl Talk {
                 }
             }
         };
-        self.say(operation.error(&id, refused)).await;
+        self.send(operation.error(&id, refused)).await;
         Ok(())
     }
 }
@@ -512,30 +512,30 @@ impl UnparsedRequest {
 }
 
 /// Outcome of an operation.
-enum End {
+enum OperationEnd {
     /// Its last message.
-    Told(Box<str>),
+    Message(Box<str>),
     /// The server is shutting down. No `complete` is sent, so that the client subscribes again
     /// elsewhere.
-    Elsewhere,
+    HandedOver,
     /// Its session has ended. The socket closes too, even if another session has extended it: the
     /// client reconnects and starts the operation again.
     SessionEnded,
 }
 
 /// Context of a running operation.
-struct Runner {
+struct OperationRunner {
     service: GraphqlService,
-    out: mpsc::Sender<Outbound>,
+    out: mpsc::Sender<OutboundMessage>,
     request_id: Arc<str>,
     stop: CancellationToken,
     client: Client,
     viewer: Viewer,
 }
 
-impl Runner {
+impl OperationRunner {
     /// Runs an operation. The caller sends the last message.
-    async fn run(&mut self, id: &str, request: Box<UnparsedRequest>) -> End {
+    async fn run(&mut self, id: &str, request: Box<UnparsedRequest>) -> OperationEnd {
         // Boxed: this task lives as long as its subscription, and there are many.
         let span = later(&self.request_id, None);
         let mut subscription = match Box::pin(self.begin(id, request).instrument(span)).await {
@@ -544,17 +544,17 @@ impl Runner {
         };
         loop {
             let told = tokio::select! {
-                () = self.stop.cancelled() => return End::Elsewhere,
+                () = self.stop.cancelled() => return OperationEnd::HandedOver,
                 told = subscription.next() => told,
             };
             match told {
-                Some(Told::Event { payload, .. }) => {
+                Some(SubscriptionMessage::Event { payload, .. }) => {
                     if let Err(refused) = self.send(next(id, &payload)).await {
-                        return End::Told(self.error(id, refused));
+                        return OperationEnd::Message(self.error(id, refused));
                     }
                 }
-                Some(Told::Failed { answer, .. }) if answer.ends_session() => return End::SessionEnded,
-                Some(Told::Failed { answer, .. }) => return Box::pin(self.answered(id, answer, false)).await,
+                Some(SubscriptionMessage::Failed { answer, .. }) if answer.ends_session() => return OperationEnd::SessionEnded,
+                Some(SubscriptionMessage::Failed { answer, .. }) => return Box::pin(self.send_response(id, answer, false)).await,
                 None => return complete(id),
             }
         }
@@ -562,11 +562,11 @@ impl Runner {
 
     /// Opens a subscription. For any other operation, executes it, sends the response and returns
     /// how it ended.
-    async fn begin(&mut self, id: &str, request: Box<UnparsedRequest>) -> Result<Box<Subscription>, End> {
+    async fn begin(&mut self, id: &str, request: Box<UnparsedRequest>) -> Result<Box<ActiveSubscription>, OperationEnd> {
         let admitted = async {
             let concurrency = &self.service.app.concurrency;
             let permit = concurrency.acquire(ClientKey::User(self.viewer.id), Wait::Socket).await?;
-            let operation = self.admitted(request.parse()?).await?;
+            let operation = self.admit(request.parse()?).await?;
             let permit = match operation.kind {
                 OperationType::Mutation => concurrency.acquire_write(permit, Wait::Socket).await?,
                 _ => permit,
@@ -576,26 +576,26 @@ impl Runner {
         let (permit, operation) = admitted.await.map_err(|refused| {
             self.service.app.metrics.refused(refused.code);
             match refused.code {
-                Code::Unauthenticated => End::SessionEnded,
-                _ => End::Told(self.error(id, refused)),
+                Code::Unauthenticated => OperationEnd::SessionEnded,
+                _ => OperationEnd::Message(self.error(id, refused)),
             }
         })?;
         if operation.kind == OperationType::Subscription {
             let (request_id, viewer) = (Arc::clone(&self.request_id), Some(self.viewer));
-            let slot = self.service.subscription_slot(viewer).map_err(|refused| End::Told(self.error(id, refused)))?;
+            let slot = self.service.subscription_slot(viewer).map_err(|refused| OperationEnd::Message(self.error(id, refused)))?;
             let opened = self.service.subscribe(operation, slot, None, viewer, request_id);
             return match permit.scope(DEADLINE, 0).run(opened).await {
                 Ok(subscription) => Ok(Box::new(subscription)),
-                Err(answer) if answer.ends_session() => Err(End::SessionEnded),
+                Err(answer) if answer.ends_session() => Err(OperationEnd::SessionEnded),
                 Err(answer) => Err(failed(id, &answer)),
             };
         }
         let is_mutation = operation.kind == OperationType::Mutation;
         let answer = self.service.execute(operation, Some(self.viewer), &self.request_id, permit).await;
-        Err(self.answered(id, answer, is_mutation).await)
+        Err(self.send_response(id, answer, is_mutation).await)
     }
 
-    async fn admitted(&self, graphql_request: GraphqlRequest) -> Result<super::operation::Operation, RequestError> {
+    async fn admit(&self, graphql_request: GraphqlRequest) -> Result<super::operation::Operation, RequestError> {
         let app = &self.service.app;
         // Session changes arrive with the event log, which may lag, so the session is checked here
         // too.
@@ -612,18 +612,18 @@ impl Runner {
     }
 
     /// Sends the only or last response of an operation.
-    async fn answered(&mut self, id: &str, answer: GraphqlResponse, is_mutation: bool) -> End {
+    async fn send_response(&mut self, id: &str, answer: GraphqlResponse, is_mutation: bool) -> OperationEnd {
         if !answer.is_executed() {
             return failed(id, &answer);
         }
         let Some(text) = answer.to_text() else {
-            return End::Told(self.error(id, too_large()));
+            return OperationEnd::Message(self.error(id, too_large()));
         };
         match self.send(next(id, &text)).await {
             Ok(()) => complete(id),
             // A retry would execute the mutation twice.
-            Err(_) if is_mutation => End::Told(self.error(id, response_dropped())),
-            Err(refused) => End::Told(self.error(id, refused)),
+            Err(_) if is_mutation => OperationEnd::Message(self.error(id, response_dropped())),
+            Err(refused) => OperationEnd::Message(self.error(id, refused)),
         }
     }
 
@@ -631,38 +631,38 @@ impl Runner {
     async fn send(&mut self, text: Box<str>) -> Result<(), RequestError> {
         let reservation = self.service.app.in_flight.reserve(ClientKey::User(self.viewer.id), text.len())?;
         // Fails only if the writer has ended.
-        drop(self.out.send(Outbound { text, reservation }).await);
+        drop(self.out.send(OutboundMessage { text, reservation }).await);
         Ok(())
     }
 
     fn error(&self, id: &str, refused: RequestError) -> Box<str> {
         let answer = GraphqlResponse::from_error(refused, &self.request_id);
-        Outgoing::about(id, "error", Some(answer.errors()))
+        ServerMessage::with_id(id, "error", Some(answer.errors()))
     }
 }
 
-fn complete(id: &str) -> End {
-    End::Told(Outgoing::<()>::about(id, "complete", None))
+fn complete(id: &str) -> OperationEnd {
+    OperationEnd::Message(ServerMessage::<()>::with_id(id, "complete", None))
 }
 
-fn failed(id: &str, answer: &GraphqlResponse) -> End {
-    End::Told(Outgoing::about(id, "error", Some(answer.errors())))
+fn failed(id: &str, answer: &GraphqlResponse) -> OperationEnd {
+    OperationEnd::Message(ServerMessage::with_id(id, "error", Some(answer.errors())))
 }
 
 /// Waits for a change of the session. Never returns without a session.
-async fn ended(session: &mut Option<Session>) {
+async fn session_changed(session: &mut Option<SocketSession>) {
     match session {
         Some(session) => session.watch.ended().await,
         None => std::future::pending().await,
     }
 }
 
-fn lock(running: &Running) -> std::sync::MutexGuard<'_, HashMap<String, (u64, AbortHandle)>> {
+fn lock(running: &RunningOperations) -> std::sync::MutexGuard<'_, HashMap<String, (u64, AbortHandle)>> {
     running.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Unregisters an operation that has ended, unless another one reuses its id.
-fn forget(running: &Running, id: &str, number: u64) {
+fn remove_operation(running: &RunningOperations, id: &str, number: u64) {
     let mut running = lock(running);
     if running.get(id).is_some_and(|(held, _)| *held == number) {
         running.remove(id);

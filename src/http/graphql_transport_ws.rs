@@ -10,7 +10,7 @@ use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use tokio_tungstenite::tungstenite::{Error, Utf8Bytes};
 
 /// Name of the WebSocket subprotocol.
-pub const NAME: &str = "graphql-transport-ws";
+pub const SUBPROTOCOL: &str = "graphql-transport-ws";
 /// Maximum length of an operation id, in characters.
 const MAX_ID: usize = 128;
 /// Maximum size of the reason in a close frame, in bytes (RFC 6455 section 5.5).
@@ -18,7 +18,7 @@ const MAX_REASON: usize = 123;
 
 /// A message from a client.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Incoming {
+pub enum ClientMessage {
     /// Authenticates the socket, with the `Authorization` of the payload.
     ConnectionInit(Option<String>),
     /// Requests a pong. The payload may carry a fresh access token as `Authorization`.
@@ -41,7 +41,7 @@ pub enum Incoming {
 }
 
 #[derive(Deserialize)]
-struct Raw<'a> {
+struct RawMessage<'a> {
     #[serde(borrow)]
     r#type: Cow<'a, str>,
     id: Option<String>,
@@ -52,7 +52,7 @@ struct Raw<'a> {
 /// The members of a GraphQL request.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Members<'a> {
+struct RequestMembers<'a> {
     #[serde(borrow)]
     query: Option<&'a RawValue>,
     #[serde(borrow)]
@@ -63,10 +63,10 @@ struct Members<'a> {
     extensions: Option<&'a RawValue>,
 }
 
-impl Incoming {
+impl ClientMessage {
     /// Parses a text frame. The error is the reason of the close frame.
     pub fn parse(text: &str) -> Result<Self, &'static str> {
-        let Raw { r#type, id, payload } = serde_json::from_str(text).map_err(|_| "Invalid message")?;
+        let RawMessage { r#type, id, payload } = serde_json::from_str(text).map_err(|_| "Invalid message")?;
         let payload = payload.map(RawValue::get);
         let id = || match id {
             Some(id) if !id.is_empty() && id.chars().nth(MAX_ID).is_none() => Ok(id),
@@ -96,7 +96,7 @@ impl Incoming {
 /// Whether the members of a GraphQL request have the right types.
 fn is_request(request: &str) -> bool {
     let is = |member: Option<&RawValue>, first: char| member.is_none_or(|member| member.get().starts_with(first));
-    serde_json::from_str(request).is_ok_and(|members: Members<'_>| {
+    serde_json::from_str(request).is_ok_and(|members: RequestMembers<'_>| {
         is(members.query, '"')
             && is(members.operation_name, '"')
             && is(members.variables, '{')
@@ -116,7 +116,7 @@ fn authorization(payload: Option<&str>) -> Result<Option<String>, &'static str> 
 
 /// A message from the server.
 #[derive(Debug, Serialize)]
-pub struct Outgoing<'a, T> {
+pub struct ServerMessage<'a, T> {
     r#type: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     id: Option<&'a str>,
@@ -124,9 +124,9 @@ pub struct Outgoing<'a, T> {
     payload: Option<T>,
 }
 
-impl<'a, T: Serialize> Outgoing<'a, T> {
+impl<'a, T: Serialize> ServerMessage<'a, T> {
     /// A message about an operation.
-    pub fn about(id: &'a str, r#type: &'static str, payload: Option<T>) -> Box<str> {
+    pub fn with_id(id: &'a str, r#type: &'static str, payload: Option<T>) -> Box<str> {
         // Serializing these types cannot fail.
         serde_json::to_string(&Self { r#type, id: Some(id), payload }).unwrap_or_default().into()
     }
@@ -147,7 +147,7 @@ pub mod plain {
 
 /// Why the server closes a socket.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Close {
+pub enum CloseReason {
     /// The message does not follow the protocol.
     Invalid(&'static str),
     /// An operation was started before `connection_init` was acknowledged.
@@ -161,7 +161,7 @@ pub enum Close {
     /// The id of an operation is in use.
     Duplicate(String),
     /// A second `connection_init`.
-    GreetedTwice,
+    TooManyInitRequests,
     /// A message exceeds the size limit.
     TooLarge,
     /// A frame violates RFC 6455.
@@ -171,14 +171,14 @@ pub enum Close {
     /// The server shuts down. The client should reconnect.
     Restarting,
     /// The user has too many open sockets.
-    TooMany,
+    TooManySockets,
     /// The server is overloaded, or a service that it depends on fails.
     Unavailable,
 }
 
-impl Close {
+impl CloseReason {
     /// The close code for a read error, or `None` if the connection is gone.
-    pub const fn after(error: &Error) -> Option<Self> {
+    pub const fn from_read_error(error: &Error) -> Option<Self> {
         match error {
             Error::Capacity(_) => Some(Self::TooLarge),
             Error::Protocol(_) => Some(Self::ProtocolError),
@@ -188,22 +188,22 @@ impl Close {
     }
 }
 
-impl From<Close> for CloseFrame {
-    fn from(close: Close) -> Self {
+impl From<CloseReason> for CloseFrame {
+    fn from(close: CloseReason) -> Self {
         let (code, reason): (u16, Cow<'static, str>) = match close {
-            Close::Invalid(what) => (4400, what.into()),
-            Close::Unauthorized => (4401, "Unauthorized".into()),
-            Close::Forbidden(why) => (4403, why.into()),
-            Close::WrongProtocol => (4406, "Subprotocol not acceptable".into()),
-            Close::TimedOut(what) => (4408, what.into()),
-            Close::Duplicate(id) => (4409, format!("Subscriber for {id} already exists").into()),
-            Close::GreetedTwice => (4429, "Too many initialisation requests".into()),
-            Close::TooLarge => (1009, "Message exceeds 64 KiB".into()),
-            Close::ProtocolError => (1002, "Protocol error".into()),
-            Close::NotUtf8 => (1007, "Invalid UTF-8".into()),
-            Close::Restarting => (1012, "Service restart".into()),
-            Close::TooMany => (1013, "Too many sockets".into()),
-            Close::Unavailable => (1013, "Try again later".into()),
+            CloseReason::Invalid(what) => (4400, what.into()),
+            CloseReason::Unauthorized => (4401, "Unauthorized".into()),
+            CloseReason::Forbidden(why) => (4403, why.into()),
+            CloseReason::WrongProtocol => (4406, "Subprotocol not acceptable".into()),
+            CloseReason::TimedOut(what) => (4408, what.into()),
+            CloseReason::Duplicate(id) => (4409, format!("Subscriber for {id} already exists").into()),
+            CloseReason::TooManyInitRequests => (4429, "Too many initialisation requests".into()),
+            CloseReason::TooLarge => (1009, "Message exceeds 64 KiB".into()),
+            CloseReason::ProtocolError => (1002, "Protocol error".into()),
+            CloseReason::NotUtf8 => (1007, "Invalid UTF-8".into()),
+            CloseReason::Restarting => (1012, "Service restart".into()),
+            CloseReason::TooManySockets => (1013, "Too many sockets".into()),
+            CloseReason::Unavailable => (1013, "Try again later".into()),
         };
         let end = reason.floor_char_boundary(MAX_REASON);
         Self { code: code.into(), reason: Utf8Bytes::from(&reason[..end]) }
@@ -233,25 +233,25 @@ mod tests {
             r#"{"type":"subscribe","id":"1","payload":{"variables":[]}}"#,
             r#"{"type":"subscribe","id":"1","payload":{"extensions":""}}"#,
         ] {
-            assert!(Incoming::parse(wrong).is_err(), "{wrong}");
+            assert!(ClientMessage::parse(wrong).is_err(), "{wrong}");
         }
-        assert_eq!(Incoming::parse(r#"{"type":"pong","payload":null}"#), Ok(Incoming::Pong));
-        assert_eq!(Incoming::parse(r#"{"type":"complete","id":"1"}"#), Ok(Incoming::Complete { id: "1".into() }));
+        assert_eq!(ClientMessage::parse(r#"{"type":"pong","payload":null}"#), Ok(ClientMessage::Pong));
+        assert_eq!(ClientMessage::parse(r#"{"type":"complete","id":"1"}"#), Ok(ClientMessage::Complete { id: "1".into() }));
         let request = r#"{ "query": "{ a }", "variables": null, "other": [7] }"#;
         assert_eq!(
-            Incoming::parse(&format!(r#"{{"type":"subscribe","id":"1","payload": {request} }}"#)),
-            Ok(Incoming::Subscribe { id: "1".into(), request: request.into() })
+            ClientMessage::parse(&format!(r#"{{"type":"subscribe","id":"1","payload": {request} }}"#)),
+            Ok(ClientMessage::Subscribe { id: "1".into(), request: request.into() })
         );
         for name in ["Authorization", "authorization"] {
             let init = format!(r#"{{"type":"connection_init","payload":{{"{name}":"Bearer x"}}}}"#);
-            assert_eq!(Incoming::parse(&init), Ok(Incoming::ConnectionInit(Some("Bearer x".into()))));
+            assert_eq!(ClientMessage::parse(&init), Ok(ClientMessage::ConnectionInit(Some("Bearer x".into()))));
         }
-        assert!(Incoming::parse(&format!(r#"{{"type":"complete","id":"{}"}}"#, "x".repeat(129))).is_err());
+        assert!(ClientMessage::parse(&format!(r#"{{"type":"complete","id":"{}"}}"#, "x".repeat(129))).is_err());
     }
 
     #[test]
     fn reasons_fit_into_a_close_frame() {
-        let frame = CloseFrame::from(Close::Duplicate("ü".repeat(128)));
+        let frame = CloseFrame::from(CloseReason::Duplicate("ü".repeat(128)));
         assert_eq!(u16::from(frame.code), 4409);
         assert!(frame.reason.len() <= MAX_REASON);
     }
