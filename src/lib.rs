@@ -26,7 +26,7 @@
 //! |---|---|
 //! | [`server`] | the parts that run, and the order in which they end |
 //! | [`http`] | the router on one page, with what stands around every request; [`http::problem`] documents; [`http::health`] |
-//! | [`http::accept`], [`http::slots`], [`http::stream`], [`http::address`], [`http::origin`] | connections and their deadlines; how many there may be, and who is evicted; streams of HTTP/2; from which address a request comes, and from which page |
+//! | [`http::accept`], [`http::slots`], [`http::h2_streams`], [`http::client_ip`], [`http::origin`] | connections and their deadlines; how many there may be, and who is evicted; streams of HTTP/2; from which address a request comes, and from which page |
 //! | [`http::auth`], [`http::recovery`] | the `/auth` routes: sign-up, tokens, mailed links |
 //! | [`http::operation`], [`http::persisted`], [`http::response`] | a GraphQL operation from its words to its answer, the same for every transport |
 //! | [`http::concurrency_limit`] | how many operations run at once, each owner's share of them, and load shedding |

@@ -57,7 +57,7 @@ impl Server {
             http::serve(listener, router, connections, trusted.clone(), draining.clone(), stop.clone())
         };
         let doors = tokio::spawn(serve(listener, router, &closing));
-        let measured = |listener| tokio::spawn(serve(listener, http::measured(app), &stop));
+        let measured = |listener| tokio::spawn(serve(listener, http::metrics_router(app), &stop));
         let metrics = metrics.map(measured);
         jobs.spawn(http::health::monitor(Arc::clone(app), stop.clone()));
         Ok(Self { app: Arc::clone(app), closing, doors, metrics, stop, jobs })

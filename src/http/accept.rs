@@ -32,25 +32,25 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::Service;
 
-use super::TooMany;
+use super::Overloaded;
 use super::in_flight::{CountingIo, BytesWritten};
 use super::pace::{Pace, PacedIo};
-use super::slots::{Slot, SlotLimits, SlotPool, Waiting};
-use super::stream::{Parts, Stream, Streams};
+use super::slots::{Slot, SlotLimits, SlotPool, EvictableGuard};
+use super::h2_streams::{ChunkedBody, ResponseStream, StreamExecutor};
 use crate::config::ConnectionLimits;
 use crate::id::Id;
 use crate::network::Network;
 
 /// Time limit for closing a connection on shutdown.
-const GOODBYE: Duration = Duration::from_secs(1);
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 /// How often a closing connection is checked.
-const TICK: Duration = Duration::from_millis(100);
+const CHECK_INTERVAL: Duration = Duration::from_millis(100);
 /// Sockets and event streams are closed at random moments within this span on shutdown.
 const JITTER: Duration = Duration::from_secs(1);
 /// Connections beyond the limit, reserved for probes.
-const RESERVED: usize = 64;
+const RESERVED_CONNECTIONS: usize = 64;
 /// Limit of an IPv6 /48, in multiples of the limit of one address.
-const SITE: usize = 4;
+const SITE_MULTIPLIER: usize = 4;
 /// Running requests of one address: a fraction of the total, but at least this many.
 const REQUEST_SHARE: usize = 2;
 const MIN_REQUEST_SHARE: usize = 100;
@@ -58,16 +58,16 @@ const MIN_REQUEST_SHARE: usize = 100;
 /// answers PING and SETTINGS frames without a request, so only this limits them. A request takes
 /// about three frames. Trusted proxies, whose connections carry many clients, are exempt.
 const FRAMES_PER_SECOND: u32 = 10_000;
-const FRAMES_AT_ONCE: u32 = 20_000;
+const FRAMES_BURST: u32 = 20_000;
 /// Concurrent streams of an HTTP/2 connection.
-const STREAMS: u32 = 32;
+const MAX_STREAMS: u32 = 32;
 /// Unread responses over HTTP/2, in total and per address. Each takes about 6 KiB, whatever its
 /// size.
-const UNREAD: usize = 8 * 1024;
-const UNREAD_OF_ONE: usize = UNREAD / 8;
+const UNREAD_RESPONSES: usize = 8 * 1024;
+const UNREAD_RESPONSES_PER_ADDRESS: usize = UNREAD_RESPONSES / 8;
 
 /// How long a part of a response may wait for the client to read it.
-const STUCK: Duration = Duration::from_secs(30);
+const WRITE_STALL_TIMEOUT: Duration = Duration::from_secs(30);
 /// Send buffer of an HTTP/2 stream, and of the socket in the kernel, in bytes. The kernel would
 /// grow its buffer to megabytes, and the server cannot see whether the client has read them.
 const STREAM_BUFFER: usize = 64 * 1024;
@@ -75,7 +75,7 @@ const SEND_BUFFER: usize = 256 * 1024;
 
 /// Handle of a request that outlives its response head, such as a socket or an event stream.
 #[derive(Clone, Debug, Default)]
-pub struct Lifeline {
+pub struct ConnectionGuard {
     /// Cancelled on shutdown.
     pub stop: CancellationToken,
     /// Tasks that shutdown waits for.
@@ -89,22 +89,22 @@ pub struct Lifeline {
     slot: Option<Arc<Slot>>,
 }
 
-impl Lifeline {
+impl ConnectionGuard {
     /// Waits for shutdown plus a random delay of up to one second, so that clients do not all
     /// reconnect at once.
-    pub async fn ended(&self) {
+    pub async fn shutting_down(&self) {
         self.stop.cancelled().await;
         sleep(JITTER * u32::from(Id::new().as_bytes()[15]) / 256).await;
     }
 
     /// Marks the connection as waiting for its client while the guard is alive. It may be evicted
     /// meanwhile, which cancels `connection`.
-    pub fn wait(&self) -> Option<Waiting> {
-        self.slot.as_ref().map(|slot| slot.wait(self.connection.clone()))
+    pub fn allow_eviction(&self) -> Option<EvictableGuard> {
+        self.slot.as_ref().map(|slot| slot.allow_eviction(self.connection.clone()))
     }
 }
 
-impl<S: Send + Sync> axum::extract::FromRequestParts<S> for Lifeline {
+impl<S: Send + Sync> axum::extract::FromRequestParts<S> for ConnectionGuard {
     type Rejection = std::convert::Infallible;
 
     async fn from_request_parts(parts: &mut axum::http::request::Parts, _: &S) -> Result<Self, Self::Rejection> {
@@ -112,7 +112,7 @@ impl<S: Send + Sync> axum::extract::FromRequestParts<S> for Lifeline {
     }
 }
 
-struct Server {
+struct AcceptLoop {
     router: Router,
     limits: ConnectionLimits,
     /// Proxies without a limit per address.
@@ -126,7 +126,7 @@ struct Server {
     /// For responses over HTTP/2 that the client has not read. The connection of the one that has
     /// waited longest can be evicted.
     unread: Arc<SlotPool>,
-    builder: Builder<Streams>,
+    builder: Builder<StreamExecutor>,
     draining: CancellationToken,
     stop: CancellationToken,
     tasks: TaskTracker,
@@ -143,7 +143,7 @@ pub async fn serve(
     draining: CancellationToken,
     stop: CancellationToken,
 ) {
-    let mut builder = Builder::new(Streams { stop: stop.clone() });
+    let mut builder = Builder::new(StreamExecutor { stop: stop.clone() });
     // The deadlines below apply to both versions, so HTTP/1 needs no timeout of its own.
     builder.http1().timer(TokioTimer::new()).header_read_timeout(None).max_buf_size(32 * 1024);
     builder
@@ -151,25 +151,25 @@ pub async fn serve(
         .timer(TokioTimer::new())
         .keep_alive_interval(Duration::from_secs(20))
         .keep_alive_timeout(Duration::from_secs(20))
-        .max_concurrent_streams(STREAMS)
+        .max_concurrent_streams(MAX_STREAMS)
         .max_send_buf_size(STREAM_BUFFER)
         .max_header_list_size(16 * 1024);
     let requests_of_one = (limits.requests / REQUEST_SHARE).max(MIN_REQUEST_SHARE);
-    let server = Arc::new(Server {
+    let server = Arc::new(AcceptLoop {
         router,
         trusted,
         connections: SlotPool::new(SlotLimits {
             total: limits.max,
             per_address: limits.per_address,
-            per_site: limits.per_address.saturating_mul(SITE),
+            per_site: limits.per_address.saturating_mul(SITE_MULTIPLIER),
         }),
-        reserved: SlotPool::new(SlotLimits::total(RESERVED)),
+        reserved: SlotPool::new(SlotLimits::total(RESERVED_CONNECTIONS)),
         requests: SlotPool::new(SlotLimits {
             total: limits.requests,
             per_address: requests_of_one,
-            per_site: requests_of_one.saturating_mul(SITE),
+            per_site: requests_of_one.saturating_mul(SITE_MULTIPLIER),
         }),
-        unread: SlotPool::new(SlotLimits { total: UNREAD, per_address: UNREAD_OF_ONE, per_site: UNREAD_OF_ONE * SITE }),
+        unread: SlotPool::new(SlotLimits { total: UNREAD_RESPONSES, per_address: UNREAD_RESPONSES_PER_ADDRESS, per_site: UNREAD_RESPONSES_PER_ADDRESS * SITE_MULTIPLIER }),
         limits,
         builder,
         draining,
@@ -185,7 +185,7 @@ pub async fn serve(
             Ok((stream, peer)) => {
                 // Admitted before the task is spawned, to keep the order of arrival.
                 if let Some(activity) = server.admit(peer) {
-                    server.tasks.spawn(Arc::clone(&server).connection(stream, peer, activity));
+                    server.tasks.spawn(Arc::clone(&server).serve_connection(stream, peer, activity));
                 }
             }
             // A client that disconnected at once, or too many open files: the server goes on.
@@ -200,9 +200,9 @@ pub async fn serve(
     server.tasks.wait().await;
 }
 
-impl Server {
+impl AcceptLoop {
     /// Takes a slot for a new connection, which then waits for its first request.
-    fn admit(&self, peer: SocketAddr) -> Option<Arc<Activity>> {
+    fn admit(&self, peer: SocketAddr) -> Option<Arc<ConnectionActivity>> {
         let address: IpAddr = peer.ip().to_canonical();
         let is_trusted = self.trusted.iter().any(|network| network.contains(address));
         let source = (!is_trusted).then_some(address);
@@ -211,17 +211,17 @@ impl Server {
         // This succeeds even when all are in use: the holder of a reserved slot can be evicted at
         // any time.
         let slot = slot.or_else(|| self.reserved.acquire(None))?;
-        let lifeline = Lifeline {
+        let guard = ConnectionGuard {
             stop: self.stop.clone(),
             tasks: self.tasks.clone(),
             connection: CancellationToken::new(),
             written: BytesWritten::default(),
             slot: Some(slot),
         };
-        Some(Arc::new(Activity::new(lifeline, source, is_reserved)))
+        Some(Arc::new(ConnectionActivity::new(guard, source, is_reserved)))
     }
 
-    async fn connection(self: Arc<Self>, stream: TcpStream, peer: SocketAddr, activity: Arc<Activity>) {
+    async fn serve_connection(self: Arc<Self>, stream: TcpStream, peer: SocketAddr, activity: Arc<ConnectionActivity>) {
         // Responses are written in one piece, so delaying small packets only adds latency.
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(cause = %error, "setting TCP_NODELAY failed");
@@ -229,24 +229,24 @@ impl Server {
         if let Err(error) = SockRef::from(&stream).set_send_buffer_size(SEND_BUFFER) {
             tracing::debug!(cause = %error, "setting SO_SNDBUF failed");
         }
-        let (lifeline, is_reserved) = (activity.lifeline.clone(), activity.is_reserved);
+        let (guard, is_reserved) = (activity.guard.clone(), activity.is_reserved);
         let service = hyper::service::service_fn(|request: Request<Incoming>| {
-            let busy = Busy::new(&activity, request.version());
-            let (server, lifeline) = (Arc::clone(&self), lifeline.clone());
-            async move { Ok::<_, std::convert::Infallible>(server.answer(request, peer, lifeline, busy).await) }
+            let busy = RequestGuard::new(&activity, request.version());
+            let (server, guard) = (Arc::clone(&self), guard.clone());
+            async move { Ok::<_, std::convert::Infallible>(server.serve_request(request, peer, guard, busy).await) }
         });
         let stream = match activity.source {
-            Some(_) => PacedIo::frames(stream, Pace::new(FRAMES_PER_SECOND, FRAMES_AT_ONCE)),
+            Some(_) => PacedIo::frames(stream, Pace::new(FRAMES_PER_SECOND, FRAMES_BURST)),
             None => PacedIo::unlimited(stream),
         };
-        let stream = TokioIo::new(CountingIo { io: stream, written: lifeline.written.clone() });
+        let stream = TokioIo::new(CountingIo { io: stream, written: guard.written.clone() });
         let mut connection = pin!(self.builder.serve_connection_with_upgrades(stream, service));
-        let mut stuck = pin!(activity.stream.stuck(&self.stop));
+        let mut stuck = pin!(activity.stream.stalled(&self.stop));
         let mut is_leaving = false;
         let mut stopping = None;
         loop {
             // While stopping, poll for the end of the last request.
-            let due = stopping.map_or_else(|| activity.due(&self.limits), |_| Instant::now() + TICK);
+            let due = stopping.map_or_else(|| activity.next_deadline(&self.limits), |_| Instant::now() + CHECK_INTERVAL);
             tokio::select! {
                 served = connection.as_mut() => {
                     if let Err(error) = served {
@@ -258,95 +258,95 @@ impl Server {
                     is_leaving = true;
                     connection.as_mut().graceful_shutdown();
                 }
-                () = activity.begun.cancelled(), if is_reserved && !is_leaving => {
+                () = activity.first_request.cancelled(), if is_reserved && !is_leaving => {
                     is_leaving = true;
                     connection.as_mut().graceful_shutdown();
                 }
                 () = self.stop.cancelled(), if stopping.is_none() => {
-                    stopping = Some(Instant::now() + GOODBYE);
+                    stopping = Some(Instant::now() + CLOSE_TIMEOUT);
                     connection.as_mut().graceful_shutdown();
-                    if !activity.begun.is_cancelled() {
+                    if !activity.first_request.is_cancelled() {
                         break;
                     }
                 }
-                () = lifeline.connection.cancelled() => break,
+                () = guard.connection.cancelled() => break,
                 () = stuck.as_mut() => break,
                 () = sleep_until(due) => {
                     // An HTTP/2 client has to close the connection too. Do not wait for one that
                     // does not.
                     let said = stopping.is_some_and(|until| until <= Instant::now() && !activity.is_busy());
-                    if said || activity.due(&self.limits) <= Instant::now() {
+                    if said || activity.next_deadline(&self.limits) <= Instant::now() {
                         break;
                     }
                 }
             }
         }
-        activity.end();
+        activity.close();
     }
 
-    async fn answer(
+    async fn serve_request(
         &self,
         mut request: Request<Incoming>,
         peer: SocketAddr,
-        mut lifeline: Lifeline,
-        busy: Busy,
+        mut guard: ConnectionGuard,
+        busy: RequestGuard,
     ) -> Response<Body> {
         // Probes need an answer above all when the server is overloaded.
         let probe = matches!(request.uri().path(), "/livez" | "/readyz");
         let slot = if probe || busy.activity.is_reserved { None } else { self.requests.acquire(busy.activity.source) };
         if slot.is_none() && !probe {
-            request.extensions_mut().insert(TooMany);
+            request.extensions_mut().insert(Overloaded);
         }
-        let stream = Stream::current();
+        let stream = ResponseStream::current();
         if let Some(stream) = &stream {
-            lifeline.connection = stream.dropped.clone();
+            guard.connection = stream.cancelled.clone();
         }
         request.extensions_mut().insert(ConnectInfo(peer));
-        request.extensions_mut().insert(lifeline);
+        request.extensions_mut().insert(guard);
         let due = Instant::now() + self.limits.body_timeout;
         let busy = Arc::new(busy);
         let waiting = Arc::clone(&busy);
         let request =
-            request.map(|body| Body::new(Arriving { body, due, slot: slot.clone(), late: None, busy: waiting }));
+            request.map(|body| Body::new(DeadlineBody { body, due, slot: slot.clone(), late: None, busy: waiting }));
         let Ok(response) = self.router.clone().call(request).await;
-        let (is_http_2, patience) = (stream.is_some(), STUCK.min(self.limits.idle_timeout));
+        let (is_http_2, patience) = (stream.is_some(), WRITE_STALL_TIMEOUT.min(self.limits.idle_timeout));
         let stream = stream.unwrap_or_else(|| Arc::clone(&busy.activity.stream));
         // The response waits for the client from here on. Its body changes that if it has nothing to
         // read.
         busy.set_waits(true);
         let unread = if is_http_2 && !response.body().is_end_stream() { self.unread(&busy.activity) } else { None };
         response.map(|body| {
-            Body::new(Counted { body: Parts::new(body, stream, is_http_2, patience), is_polled: false, unread, busy })
+            Body::new(BusyBody { body: ChunkedBody::new(body, stream, is_http_2, patience), is_polled: false, unread, busy })
         })
     }
 
     /// Takes a slot for a response that the client has to read. Evicting it closes the connection:
     /// hyper would keep a stream that is only reset until the client reads the reset.
-    fn unread(&self, activity: &Activity) -> Option<Waiting> {
+    fn unread(&self, activity: &ConnectionActivity) -> Option<EvictableGuard> {
         let slot = self.unread.acquire(activity.source)?;
-        Some(slot.wait(activity.lifeline.connection.clone()))
+        Some(slot.allow_eviction(activity.guard.connection.clone()))
     }
 }
 
 /// State of a connection.
-struct Activity {
-    lifeline: Lifeline,
+struct ConnectionActivity {
+    guard: ConnectionGuard,
     /// Address that the limits per address apply to. Trusted proxies have none.
     source: Option<IpAddr>,
     /// Whether it uses a reserved slot and gets one response.
     is_reserved: bool,
     started: Instant,
     /// Cancelled when the first request arrives.
-    begun: CancellationToken,
+    first_request: CancellationToken,
     /// Cancelled when the connection turns out to use HTTP/2.
     http_2: CancellationToken,
     /// The response in flight over HTTP/1, one at a time.
-    stream: Arc<Stream>,
-    requests: Mutex<Requests>,
+    stream: Arc<ResponseStream>,
+    requests: Mutex<RequestCounts>,
 }
 
 /// The requests of a connection.
-struct Requests {
+struct RequestCounts {
     /// Requests without a complete response.
     running: usize,
     /// Those of them that wait for the client: for a part of the body to arrive, or for a part of
@@ -355,26 +355,26 @@ struct Requests {
     /// When the last response was completed.
     ended: Option<Instant>,
     /// Set while all running requests wait for the client, which includes that none is running.
-    waiting: Option<Waiting>,
-    is_over: bool,
+    waiting: Option<EvictableGuard>,
+    is_closed: bool,
 }
 
-impl Activity {
-    fn new(lifeline: Lifeline, source: Option<IpAddr>, is_reserved: bool) -> Self {
-        let requests = Requests { running: 0, waits: 0, ended: None, waiting: lifeline.wait(), is_over: false };
+impl ConnectionActivity {
+    fn new(guard: ConnectionGuard, source: Option<IpAddr>, is_reserved: bool) -> Self {
+        let requests = RequestCounts { running: 0, waits: 0, ended: None, waiting: guard.allow_eviction(), is_closed: false };
         Self {
-            lifeline,
+            guard,
             source,
             is_reserved,
             started: Instant::now(),
-            begun: CancellationToken::new(),
+            first_request: CancellationToken::new(),
             http_2: CancellationToken::new(),
             stream: Arc::default(),
             requests: Mutex::new(requests),
         }
     }
 
-    fn requests(&self) -> MutexGuard<'_, Requests> {
+    fn requests(&self) -> MutexGuard<'_, RequestCounts> {
         self.requests.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -383,8 +383,8 @@ impl Activity {
     }
 
     /// Deadline for the next activity.
-    fn due(&self, limits: &ConnectionLimits) -> Instant {
-        if !self.begun.is_cancelled() || self.is_reserved {
+    fn next_deadline(&self, limits: &ConnectionLimits) -> Instant {
+        if !self.first_request.is_cancelled() || self.is_reserved {
             return self.started + limits.header_timeout;
         }
         let requests = self.requests();
@@ -396,10 +396,10 @@ impl Activity {
 
     /// Changes what the requests of the connection wait for. It may be evicted if all of them wait
     /// for the client, and always on a reserved slot.
-    fn change(&self, change: impl FnOnce(&mut Requests)) {
+    fn change(&self, change: impl FnOnce(&mut RequestCounts)) {
         let mut requests = self.requests();
         change(&mut requests);
-        if requests.is_over {
+        if requests.is_closed {
             return;
         }
         if requests.waits < requests.running && !self.is_reserved {
@@ -407,32 +407,32 @@ impl Activity {
         } else if let Some(waiting) = &mut requests.waiting {
             waiting.restart();
         } else {
-            requests.waiting = self.lifeline.wait();
+            requests.waiting = self.guard.allow_eviction();
         }
     }
 
     /// Hyper is done with the connection, so it is no longer evictable here. A socket that
     /// continues on it manages its own deadlines.
-    fn end(&self) {
+    fn close(&self) {
         let mut requests = self.requests();
-        requests.is_over = true;
+        requests.is_closed = true;
         requests.waiting = None;
     }
 }
 
 /// Marks a request without a complete response.
-struct Busy {
-    activity: Arc<Activity>,
+struct RequestGuard {
+    activity: Arc<ConnectionActivity>,
     /// Whether it waits for the client. Changes only under the lock of the activity.
     waits: AtomicBool,
 }
 
-impl Busy {
-    fn new(activity: &Arc<Activity>, version: Version) -> Self {
+impl RequestGuard {
+    fn new(activity: &Arc<ConnectionActivity>, version: Version) -> Self {
         if version == Version::HTTP_2 {
             activity.http_2.cancel();
         }
-        activity.begun.cancel();
+        activity.first_request.cancel();
         activity.change(|requests| requests.running += 1);
         Self { activity: Arc::clone(activity), waits: AtomicBool::new(false) }
     }
@@ -447,7 +447,7 @@ impl Busy {
     }
 }
 
-impl Drop for Busy {
+impl Drop for RequestGuard {
     fn drop(&mut self) {
         let waits = *self.waits.get_mut();
         self.activity.change(|requests| {
@@ -461,27 +461,27 @@ impl Drop for Busy {
 }
 
 /// A request body that fails when it is late or when its request is evicted.
-struct Arriving {
+struct DeadlineBody {
     body: Incoming,
     due: Instant,
     /// Slot of the request. Probes have none.
     slot: Option<Arc<Slot>>,
     /// Set while the next frame is waited for.
     late: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
-    busy: Arc<Busy>,
+    busy: Arc<RequestGuard>,
 }
 
 /// Waits until the body is late or the request is evicted.
-async fn late(due: Instant, slot: Option<Arc<Slot>>) {
+async fn deadline_or_eviction(due: Instant, slot: Option<Arc<Slot>>) {
     let evicted = CancellationToken::new();
-    let _waiting = slot.map(|slot| slot.wait(evicted.clone()));
+    let _waiting = slot.map(|slot| slot.allow_eviction(evicted.clone()));
     tokio::select! {
         () = sleep_until(due) => {}
         () = evicted.cancelled() => {}
     }
 }
 
-impl HttpBody for Arriving {
+impl HttpBody for DeadlineBody {
     type Data = Bytes;
     type Error = Box<dyn std::error::Error + Send + Sync>;
 
@@ -499,7 +499,7 @@ impl HttpBody for Arriving {
         let Self { due, slot, late: lateness, busy, .. } = &mut *self;
         let lateness = lateness.get_or_insert_with(|| {
             busy.set_waits(true);
-            Box::pin(late(*due, slot.clone()))
+            Box::pin(deadline_or_eviction(*due, slot.clone()))
         });
         lateness.as_mut().poll(cx).map(|()| Some(Err("request body timed out".into())))
     }
@@ -513,7 +513,7 @@ impl HttpBody for Arriving {
     }
 }
 
-impl Drop for Arriving {
+impl Drop for DeadlineBody {
     fn drop(&mut self) {
         if self.late.is_some() {
             self.busy.set_waits(false);
@@ -523,15 +523,15 @@ impl Drop for Arriving {
 
 /// A response body that keeps its connection marked as busy. The request waits for the client
 /// unless the body has nothing to read, such as an event stream between two events.
-struct Counted {
-    body: Parts,
+struct BusyBody {
+    body: ChunkedBody,
     is_polled: bool,
     /// Over HTTP/2, until the body first has nothing to read.
-    unread: Option<Waiting>,
-    busy: Arc<Busy>,
+    unread: Option<EvictableGuard>,
+    busy: Arc<RequestGuard>,
 }
 
-impl HttpBody for Counted {
+impl HttpBody for BusyBody {
     type Data = Bytes;
     type Error = axum::Error;
 

@@ -40,7 +40,7 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// How an operation waits for its permits.
 #[derive(Clone, Copy, Debug)]
-pub enum Wait {
+pub enum WaitPolicy {
     /// Briefly, and not behind too many others of the same owner: an HTTP request.
     Request,
     /// Longer, and behind more of them: an operation on a socket. When many clients reconnect at
@@ -51,8 +51,8 @@ pub enum Wait {
     Event,
 }
 
-impl Wait {
-    const fn patience(self) -> Duration {
+impl WaitPolicy {
+    const fn timeout(self) -> Duration {
         match self {
             Self::Request => Duration::from_millis(500),
             Self::Socket | Self::Event => Duration::from_secs(10),
@@ -180,7 +180,7 @@ impl ConcurrencyLimit {
 
     /// Waits for a permit from the share of the owner first, so that only operations that may run
     /// wait for a permit of the server.
-    pub async fn acquire(&self, owner: ClientKey, wait: Wait) -> Result<Permit> {
+    pub async fn acquire(&self, owner: ClientKey, wait: WaitPolicy) -> Result<Permit> {
         let guard = self.shares.of(owner);
         let own = Arc::clone(&guard.share.operations);
         self.acquire_both(guard, own, &self.permits, wait, false).await
@@ -188,7 +188,7 @@ impl ConcurrencyLimit {
 
     /// Exchanges the permit for a write permit, where those are counted separately: a mutation
     /// mostly waits for the disk, which should not block reads.
-    pub async fn acquire_write(&self, permit: Permit, wait: Wait) -> Result<Permit> {
+    pub async fn acquire_write(&self, permit: Permit, wait: WaitPolicy) -> Result<Permit> {
         let Some(writes) = &self.writes else { return Ok(permit) };
         let Permit { guard, _own, _server } = permit;
         drop((_own, _server));
@@ -201,19 +201,19 @@ impl ConcurrencyLimit {
         guard: ShareGuard,
         own: Arc<Semaphore>,
         server: &Arc<Semaphore>,
-        wait: Wait,
+        wait: WaitPolicy,
         is_write: bool,
     ) -> Result<Permit> {
-        let deadline = Instant::now() + wait.patience();
+        let deadline = Instant::now() + wait.timeout();
         let own = match Arc::clone(&own).try_acquire_owned() {
             Ok(own) => own,
             Err(_) => {
                 let queue = match wait {
-                    Wait::Request => Some(&guard.share.queue),
+                    WaitPolicy::Request => Some(&guard.share.queue),
                     // A mutation has been parsed by now, so it takes more memory than its text.
-                    Wait::Socket if is_write => Some(&guard.share.queue),
-                    Wait::Socket => Some(&guard.share.socket_queue),
-                    Wait::Event => None,
+                    WaitPolicy::Socket if is_write => Some(&guard.share.queue),
+                    WaitPolicy::Socket => Some(&guard.share.socket_queue),
+                    WaitPolicy::Event => None,
                 };
                 let _place = queue.map(|queue| queue.try_acquire().map_err(|_| self.reject())).transpose()?;
                 acquired(own, deadline).await.ok_or_else(|| self.reject())?
@@ -284,10 +284,10 @@ mod tests {
     async fn requests_are_shed_when_the_queue_is_full_soon_after_a_timeout() {
         let limit = limit(2, false);
         let held = (
-            limit.acquire(owner(0), Wait::Request).await.expect("free"),
-            limit.acquire(owner(0), Wait::Request).await.expect("free"),
+            limit.acquire(owner(0), WaitPolicy::Request).await.expect("free"),
+            limit.acquire(owner(0), WaitPolicy::Request).await.expect("free"),
         );
-        let crowd = || join_all((1..=2 * QUEUE_PER_PERMIT).map(|n| limit.acquire(owner(n), Wait::Request)));
+        let crowd = || join_all((1..=2 * QUEUE_PER_PERMIT).map(|n| limit.acquire(owner(n), WaitPolicy::Request)));
         let look = || async {
             tokio::task::yield_now().await;
             limit.should_shed()
@@ -298,26 +298,26 @@ mod tests {
         assert!(waited.iter().all(Result::is_err) && shed, "an earlier one timed out");
         assert!(!limit.should_shed(), "the queue is empty");
         drop(held);
-        assert!(limit.acquire(owner(1), Wait::Request).await.is_ok());
+        assert!(limit.acquire(owner(1), WaitPolicy::Request).await.is_ok());
     }
 
     #[tokio::test]
     async fn a_writer_to_an_embedded_database_does_not_keep_others_from_reading() {
         for is_embedded in [false, true] {
             let limit = limit(1, is_embedded);
-            let permit = limit.acquire(owner(0), Wait::Request).await.expect("free");
-            let _writing = limit.acquire_write(permit, Wait::Request).await.expect("free");
-            assert_eq!(limit.acquire(owner(1), Wait::Request).await.is_ok(), is_embedded);
+            let permit = limit.acquire(owner(0), WaitPolicy::Request).await.expect("free");
+            let _writing = limit.acquire_write(permit, WaitPolicy::Request).await.expect("free");
+            assert_eq!(limit.acquire(owner(1), WaitPolicy::Request).await.is_ok(), is_embedded);
         }
     }
 
     #[tokio::test]
     async fn an_owner_gets_a_share_and_others_find_the_rest_free() {
         let limit = limit(8, false);
-        let free = |n| limit.acquire(owner(n), Wait::Request).now_or_never().and_then(Result::ok);
+        let free = |n| limit.acquire(owner(n), WaitPolicy::Request).now_or_never().and_then(Result::ok);
         let held = (free(0).expect("free"), free(0).expect("free"));
         assert!(free(0).is_none() && free(1).is_some());
-        let crowd = join_all((0..OWNER_QUEUE + 1).map(|_| limit.acquire(owner(0), Wait::Request)));
+        let crowd = join_all((0..OWNER_QUEUE + 1).map(|_| limit.acquire(owner(0), WaitPolicy::Request)));
         let (waited, others) = tokio::join!(crowd, async { [1, 2, 3].map(|n| free(n).is_some()) });
         assert_eq!(others, [true; 3], "other owners do not wait");
         assert!(waited.into_iter().all(|refused| code(refused) == Code::RateLimited));

@@ -20,15 +20,15 @@ use axum::response::{IntoResponse, Response};
 use serde_json::{Map, Value};
 
 use super::response::{GraphqlResponse, RequestError, too_large, response_dropped};
-use super::concurrency_limit::Wait;
+use super::concurrency_limit::WaitPolicy;
 use super::in_flight::{BodyReservation, InFlight};
 use super::negotiate::{Media, negotiate, is_json_utf8, accepts_stream};
 use super::operation::{DEADLINE, GraphqlService, GraphqlRequest, client_key};
-use super::origin::{is_cross_site_simple, is_known};
+use super::origin::{is_cross_site_simple, is_allowed};
 use super::sse::{self, StreamClient};
 use super::upgrade::Upgrade;
 use super::websocket::{self, SocketRequest};
-use super::{BodyError, Lifeline, RequestId, TooMany, read_body, set_rate_limit};
+use super::{BodyError, ConnectionGuard, RequestId, Overloaded, read_body, set_rate_limit};
 use crate::access::Viewer;
 use crate::auth::{self, bearer};
 use crate::error::{Code, Error};
@@ -44,14 +44,14 @@ pub async fn post(
     State(service): State<GraphqlService>,
     client: Client,
     Extension(id): Extension<RequestId>,
-    lifeline: Lifeline,
+    guard: ConnectionGuard,
     request: Request,
 ) -> Response {
-    if request.extensions().get::<TooMany>().is_some() {
+    if request.extensions().get::<Overloaded>().is_some() {
         service.app.metrics.refused(Code::Unavailable);
         return into_http(Media::GraphqlResponse, GraphqlResponse::from_error(Error::unavailable().into(), &id.0), &id.0);
     }
-    serve(&service, client, &id, lifeline, request).await
+    serve(&service, client, &id, guard, request).await
 }
 
 /// GET: executes a query, or opens a WebSocket.
@@ -59,28 +59,28 @@ pub async fn get(
     State(service): State<GraphqlService>,
     client: Client,
     Extension(id): Extension<RequestId>,
-    lifeline: Lifeline,
+    guard: ConnectionGuard,
     mut request: Request,
 ) -> Response {
     let Some(upgrade) = Upgrade::from_request(&mut request) else {
-        return serve(&service, client, &id, lifeline, request).await;
+        return serve(&service, client, &id, guard, request).await;
     };
     let headers = request.headers();
-    if !is_known(request.uri(), headers, &service.app.config) {
+    if !is_allowed(request.uri(), headers, &service.app.config) {
         let refused = RequestError::new(Code::Forbidden, "WebSockets are not allowed from this origin.");
         return into_http(Media::GraphqlResponse, GraphqlResponse::from_error(refused, &id.0), &id.0);
     }
     let authorization = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()).map(ToOwned::to_owned);
-    websocket::open(service, upgrade, SocketRequest { client, request_id: id.0, authorization, lifeline })
+    websocket::open(service, upgrade, SocketRequest { client, request_id: id.0, authorization, guard })
 }
 
-async fn serve(service: &GraphqlService, client: Client, id: &RequestId, lifeline: Lifeline, request: Request) -> Response {
+async fn serve(service: &GraphqlService, client: Client, id: &RequestId, guard: ConnectionGuard, request: Request) -> Response {
     let Some(media) = negotiate(request.headers()) else {
         let message = "Accept application/graphql-response+json, application/json or, for subscriptions, \
                        text/event-stream.";
         return into_http(Media::Json, GraphqlResponse::from_error(RequestError::new(Code::NotAcceptable, message), &id.0), &id.0);
     };
-    match run(service, client, id, media, lifeline, request).await {
+    match run(service, client, id, media, guard, request).await {
         Ok(response) => response,
         Err(refused) => {
             service.app.metrics.refused(refused.code);
@@ -100,7 +100,7 @@ async fn run(
     client: Client,
     id: &RequestId,
     media: Media,
-    lifeline: Lifeline,
+    guard: ConnectionGuard,
     request: Request,
 ) -> Result<Response, RequestError> {
     let (parts, body) = request.into_parts();
@@ -121,7 +121,7 @@ async fn run(
         Some(read_request_body(body, &service.app.in_flight, client.address).await)
     };
     let owner = owner(service, &parts.headers, &client);
-    let mut permit = match service.app.concurrency.acquire(owner, Wait::Request).await {
+    let mut permit = match service.app.concurrency.acquire(owner, WaitPolicy::Request).await {
         Ok(permit) => permit,
         Err(error) => return Ok(shed_response(service, owner, error, media, id).await),
     };
@@ -137,12 +137,12 @@ async fn run(
         OperationType::Mutation if get => {
             return Err(RequestError::new(Code::MethodNotAllowed, "Mutations require POST."));
         }
-        OperationType::Mutation => match service.app.concurrency.acquire_write(permit, Wait::Request).await {
+        OperationType::Mutation => match service.app.concurrency.acquire_write(permit, WaitPolicy::Request).await {
             Ok(write) => permit = write,
             Err(error) => return Ok(shed_response(service, owner, error, media, id).await),
         },
         OperationType::Subscription if accepts_stream(&parts.headers) => {
-            let listener = StreamClient { viewer, request_id: Arc::clone(&id.0), lifeline };
+            let listener = StreamClient { viewer, request_id: Arc::clone(&id.0), guard };
             // Boxed: subscriptions are rare compared to operations with one response.
             let opened = sse::subscribe(service, operation, &parts.headers, listener);
             return Box::pin(permit.scope(DEADLINE, 0).run(opened)).await;

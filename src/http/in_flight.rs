@@ -26,7 +26,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::timeout;
 
 use super::problem::Problem;
-use super::stream::PART;
+use super::h2_streams::CHUNK_BYTES;
 use crate::App;
 use crate::error::{Code, Error, Result};
 use crate::graphql::MAX_RESPONSE_BYTES;
@@ -36,7 +36,7 @@ use crate::network::Client;
 use crate::store::export;
 
 /// Bodies up to this size do not count, in bytes.
-const UNCOUNTED_BYTES: usize = PART;
+const UNCOUNTED_BYTES: usize = CHUNK_BYTES;
 /// Request bytes in the process, and of one address, or of one user on sockets. Over HTTP the user
 /// is not known before the body has been read.
 const BODY_BYTES: usize = 64 * 1024 * 1024;
@@ -307,7 +307,7 @@ impl HttpBody for UnreadBody {
                 None => return Poll::Ready(None),
             }
         }
-        let length = self.rest.len().min(PART);
+        let length = self.rest.len().min(CHUNK_BYTES);
         let bytes = self.rest[..length].to_vec();
         self.rest.advance(length);
         if self.rest.is_empty() {
@@ -439,16 +439,16 @@ mod tests {
         assert_eq!(in_flight.responses.used(), 100_000);
         let mut body = held.into_body();
         let first = body.frame().await.expect("a piece").expect("no error").into_data().expect("data");
-        assert_eq!((first.len(), in_flight.responses.used()), (PART, 100_000));
+        assert_eq!((first.len(), in_flight.responses.used()), (CHUNK_BYTES, 100_000));
         drop(first);
-        assert_eq!(in_flight.responses.used(), 100_000 - PART);
+        assert_eq!(in_flight.responses.used(), 100_000 - CHUNK_BYTES);
         let mut pieces = Vec::new();
         while let Some(piece) = body.frame().await {
             pieces.push(piece.expect("no error").into_data().expect("data"));
         }
-        assert_eq!(pieces.iter().map(Bytes::len).sum::<usize>(), 100_000 - PART);
+        assert_eq!(pieces.iter().map(Bytes::len).sum::<usize>(), 100_000 - CHUNK_BYTES);
         drop(body);
-        assert_eq!(in_flight.responses.used(), 100_000 - PART, "the parts are still alive");
+        assert_eq!(in_flight.responses.used(), 100_000 - CHUNK_BYTES, "the parts are still alive");
         drop(pieces);
         assert_eq!(in_flight.responses.used(), 0);
     }

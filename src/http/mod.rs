@@ -3,7 +3,7 @@
 //! router.
 
 pub mod accept;
-pub mod address;
+pub mod client_ip;
 pub mod response;
 pub mod auth;
 pub mod concurrency_limit;
@@ -24,7 +24,7 @@ pub mod fifo_cache;
 pub mod recovery;
 pub mod slots;
 pub mod sse;
-pub mod stream;
+pub mod h2_streams;
 pub mod subscription;
 pub mod upgrade;
 pub mod user_slots;
@@ -52,15 +52,15 @@ use crate::graphql::Schema;
 use crate::id::Id;
 use crate::time::whole_seconds;
 use crate::{metrics, telemetry};
-pub use accept::{Lifeline, serve};
+pub use accept::{ConnectionGuard, serve};
 use auth::Counted;
 use origin::{host, is_cross_site};
 use problem::Problem;
-use stream::PART;
+use h2_streams::CHUNK_BYTES;
 
-const AUTH_BODY: usize = 8 * 1024;
+const MAX_AUTH_BODY_BYTES: usize = 8 * 1024;
 /// Step in which the buffer of a large body grows, in bytes.
-const BODY_STEP: usize = 2 * PART;
+const BODY_STEP: usize = 2 * CHUNK_BYTES;
 /// Deadline of an `/auth` request, from its first byte to the response. Includes the time to
 /// receive the body and to wait for a password hash.
 const AUTH_DEADLINE: Duration = Duration::from_secs(8);
@@ -76,15 +76,15 @@ pub struct RequestId(pub Arc<str>);
 /// Marks a request to be shed: no request slot is free, or it would most likely time out while it
 /// waits for a permit.
 #[derive(Clone, Copy, Debug)]
-struct TooMany;
+struct Overloaded;
 
 /// Routes of the public listener.
 pub fn router(app: &Arc<App>, schema: Schema) -> Router {
     let service = operation::GraphqlService::new(Arc::clone(app), schema);
     let auth = Router::from(auth::routes()).merge(recovery::pages());
     let auth = auth.layer((
-        middleware::from_fn_with_state(Arc::clone(app), of_known_pages),
-        middleware::from_fn_with_state(Arc::clone(app), in_time),
+        middleware::from_fn_with_state(Arc::clone(app), reject_cross_site),
+        middleware::from_fn_with_state(Arc::clone(app), with_deadline),
     ));
     let auth = auth.with_state(Arc::clone(app));
     let graphql = Router::new().route("/graphql", get(graphql::get).post(graphql::post)).with_state(service);
@@ -105,14 +105,14 @@ pub fn router(app: &Arc<App>, schema: Schema) -> Router {
         // One tuple instead of one `layer` call each: every call clones the service stack again for
         // each request. The outermost layer comes first.
         .layer((
-            middleware::from_fn_with_state(Arc::clone(app), around),
+            middleware::from_fn_with_state(Arc::clone(app), observe),
             CatchPanicLayer::custom(panicked),
             cors(&app.config.cors_origins),
         ))
 }
 
 /// Routes of the metrics listener.
-pub fn measured(app: &Arc<App>) -> Router {
+pub fn metrics_router(app: &Arc<App>) -> Router {
     let app = Arc::clone(app);
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     let metrics = async move || ([(header::CONTENT_TYPE, kind)], metrics::exposition(&app));
@@ -145,7 +145,7 @@ fn set_rate_limit(headers: &mut HeaderMap, limit: u32, remaining: u32, reset: Du
 
 /// Rejects cross-site form posts, which a browser sends without a preflight. Otherwise any page
 /// could lock a visitor out with failed logins.
-async fn of_known_pages(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+async fn reject_cross_site(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     if request.method() == Method::POST && is_cross_site(request.uri(), request.headers(), &app.config) {
         return Problem::new(Code::Forbidden, "Cross-site requests are not allowed from this origin.").into_response();
     }
@@ -154,13 +154,13 @@ async fn of_known_pages(State(app): State<Arc<App>>, request: Request, next: Nex
 
 /// Applies [`AUTH_DEADLINE`]. Work that has begun runs to its end in a task of its own, even when
 /// the deadline passes or the client disconnects.
-async fn in_time(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+async fn with_deadline(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     let (counted, is_post) = (Counted::default(), request.method() == Method::POST);
     let answered = async {
         let (mut parts, body) = request.into_parts();
         parts.extensions.insert(counted.clone());
         // No work begins before the body is complete.
-        let body = match read_body(body, AUTH_BODY, |_| Ok(())).await {
+        let body = match read_body(body, MAX_AUTH_BODY_BYTES, |_| Ok(())).await {
             Ok(body) => Body::from(body),
             Err(BodyError::TooLarge) => return Problem::bad_body(StatusCode::PAYLOAD_TOO_LARGE).into_response(),
             Err(BodyError::Incomplete) => return Problem::bad_body(StatusCode::BAD_REQUEST).into_response(),
@@ -216,7 +216,7 @@ async fn read_body(
             return Ok(data);
         }
         if bytes > read.capacity() {
-            let capacity = if bytes <= PART { bytes.next_power_of_two() } else { bytes.next_multiple_of(BODY_STEP) };
+            let capacity = if bytes <= CHUNK_BYTES { bytes.next_power_of_two() } else { bytes.next_multiple_of(BODY_STEP) };
             let capacity = capacity.min(limit);
             admit(capacity).map_err(BodyError::Refused)?;
             read.reserve_exact(capacity - read.len());
@@ -235,7 +235,7 @@ fn panicked(cause: Box<dyn std::any::Any + Send>) -> Response {
 
 /// Whether the requested host is in `ALLOWED_HOSTS`. Probes are exempt, because they connect by
 /// address.
-fn is_allowed(request: &Request, hosts: &[String]) -> bool {
+fn is_allowed_host(request: &Request, hosts: &[String]) -> bool {
     if hosts.is_empty() || matches!(request.uri().path(), "/livez" | "/readyz") {
         return true;
     }
@@ -248,7 +248,7 @@ fn is_allowed(request: &Request, hosts: &[String]) -> bool {
 }
 
 /// Adds the request id, log line, metrics, trace span and security headers to every request.
-async fn around(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
+async fn observe(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
     let id: Arc<str> = Id::new().to_string().into();
     request.extensions_mut().insert(RequestId(Arc::clone(&id)));
     let route = request.extensions().get::<MatchedPath>().cloned();
@@ -257,12 +257,12 @@ async fn around(State(app): State<Arc<App>>, mut request: Request, next: Next) -
     // HTTP/1.1 connections persist unless one side sends `Connection: close` (RFC 9112 section
     // 9.6). HTTP/2 uses GOAWAY instead.
     let is_kept = request.version() == Version::HTTP_11;
-    let is_allowed = is_allowed(&request, &app.config.allowed_hosts);
+    let is_allowed = is_allowed_host(&request, &app.config.allowed_hosts);
     let is_operation = route == Some("/graphql") && method == Method::POST;
     if is_operation && app.concurrency.should_shed() {
-        request.extensions_mut().insert(TooMany);
+        request.extensions_mut().insert(Overloaded);
     }
-    if is_allowed && request.extensions().get::<TooMany>().is_some() {
+    if is_allowed && request.extensions().get::<Overloaded>().is_some() {
         // Shedding must stay cheap under overload: the body is not read and no line is logged.
         let mut response = match is_operation {
             true => next.run(request).await,
@@ -303,7 +303,7 @@ async fn around(State(app): State<Arc<App>>, mut request: Request, next: Next) -
 
 /// Span for work after the response has begun, on a socket or an event stream. Its log lines carry
 /// the id of the request.
-fn later(id: &str, operation: Option<&str>) -> Span {
+fn background_span(id: &str, operation: Option<&str>) -> Span {
     let operation = operation.map(|name| &name[..name.floor_char_boundary(80)]);
     tracing::info_span!("request", %id, operation)
 }

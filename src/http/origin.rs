@@ -21,7 +21,7 @@ pub fn host<'a>(uri: &'a Uri, headers: &'a HeaderMap) -> Option<&'a str> {
 
 /// Whether the origin of a request is allowed. Clients other than browsers send no `Origin` and are
 /// allowed.
-pub fn is_known(uri: &Uri, headers: &HeaderMap, config: &Config) -> bool {
+pub fn is_allowed(uri: &Uri, headers: &HeaderMap, config: &Config) -> bool {
     let Some(origin) = headers.get(header::ORIGIN) else {
         return true;
     };
@@ -31,12 +31,12 @@ pub fn is_known(uri: &Uri, headers: &HeaderMap, config: &Config) -> bool {
     let own = origin.split_once("://").map(|(_, authority)| authority);
     (own.is_some() && own == host(uri, headers))
         || config.cors_origins.iter().any(|known| known == origin)
-        || is_public(origin, &config.public_url)
+        || is_own(origin, &config.public_url)
 }
 
 /// Whether this is the origin of `PUBLIC_URL`. A proxy may forward requests under another host
 /// name.
-fn is_public(origin: &str, public_url: &str) -> bool {
+fn is_own(origin: &str, public_url: &str) -> bool {
     let public = Url::parse(public_url).map(|url| url.origin());
     public.is_ok_and(|public| public.is_tuple() && public.ascii_serialization() == origin)
 }
@@ -46,8 +46,8 @@ fn is_public(origin: &str, public_url: &str) -> bool {
 pub fn is_cross_site(uri: &Uri, headers: &HeaderMap, config: &Config) -> bool {
     match headers.get("sec-fetch-site").map(HeaderValue::as_bytes) {
         Some(b"same-origin" | b"none") => false,
-        Some(_) => !headers.contains_key(header::ORIGIN) || !is_known(uri, headers, config),
-        None => !is_known(uri, headers, config),
+        Some(_) => !headers.contains_key(header::ORIGIN) || !is_allowed(uri, headers, config),
+        None => !is_allowed(uri, headers, config),
     }
 }
 
@@ -57,7 +57,7 @@ pub fn is_cross_site(uri: &Uri, headers: &HeaderMap, config: &Config) -> bool {
 /// comes from an old browser or from another client; `Accept-Language` identifies the browser. It
 /// must then name a GraphQL media type in `Accept`, as no image, script, link or form does.
 pub fn is_cross_site_simple(uri: &Uri, headers: &HeaderMap, config: &Config) -> bool {
-    if !is_known(uri, headers, config) {
+    if !is_allowed(uri, headers, config) {
         return true;
     }
     // These headers trigger a preflight in a browser.

@@ -44,7 +44,7 @@ const FRAME_HEADER: usize = 9;
 
 /// Counts HTTP/2 frames in the bytes of a connection, without regard to their contents.
 #[derive(Clone, Copy, Debug)]
-enum Frames {
+enum FrameCounter {
     /// This many bytes of the preface have been read.
     Preface(usize),
     /// This many bytes of a frame header have been read, with this length of the payload so far.
@@ -55,7 +55,7 @@ enum Frames {
     None,
 }
 
-impl Frames {
+impl FrameCounter {
     /// Reads bytes and returns the number of frame headers that end in them.
     fn read(&mut self, mut bytes: &[u8]) -> u32 {
         let mut frames = 0;
@@ -86,7 +86,7 @@ impl Frames {
 pub struct PacedIo<T> {
     inner: T,
     /// Frames are counted if set, otherwise bytes.
-    frames: Option<Frames>,
+    frames: Option<FrameCounter>,
     pace: Pace,
     pause: Option<Pin<Box<Sleep>>>,
 }
@@ -99,12 +99,12 @@ impl<T> PacedIo<T> {
 
     /// Limits reads to this rate, in HTTP/2 frames. HTTP/1 is not limited.
     pub fn frames(inner: T, pace: Pace) -> Self {
-        Self { inner, frames: Some(Frames::Preface(0)), pace, pause: None }
+        Self { inner, frames: Some(FrameCounter::Preface(0)), pace, pause: None }
     }
 
     /// Does not limit reads.
     pub fn unlimited(inner: T) -> Self {
-        Self { inner, frames: Some(Frames::None), pace: Pace::new(1, 1), pause: None }
+        Self { inner, frames: Some(FrameCounter::None), pace: Pace::new(1, 1), pause: None }
     }
 }
 
@@ -184,10 +184,10 @@ mod tests {
         };
         let sent = [PREFACE, &frame(8), &frame(0), &frame(70_000), &frame(0)].concat();
         for size in [1, 2, 9, 10, 1_000, sent.len()] {
-            let mut frames = Frames::Preface(0);
+            let mut frames = FrameCounter::Preface(0);
             assert_eq!(sent.chunks(size).map(|bytes| frames.read(bytes)).sum::<u32>(), 4, "{size}");
         }
-        let mut frames = Frames::Preface(0);
+        let mut frames = FrameCounter::Preface(0);
         assert_eq!(frames.read(b"PRI / HTTP/1.1\r\n\r\n") + frames.read(&sent), 0);
     }
 

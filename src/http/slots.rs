@@ -35,45 +35,45 @@ impl SlotLimits {
 
 /// A set of holders that share a limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum Group {
+enum SlotGroup {
     Address(IpAddr),
     Site(Ipv6Addr),
     All,
 }
 
 /// The groups of one holder, narrowest first.
-type Groups = [Option<Group>; 3];
+type Groups = [Option<SlotGroup>; 3];
 
 fn groups(source: Option<IpAddr>) -> Groups {
     let network = |address: Ipv6Addr, bits: u32| Ipv6Addr::from(u128::from(address) & (u128::MAX << (128 - bits)));
     match source.map(|address| address.to_canonical()) {
-        None => [None, None, Some(Group::All)],
+        None => [None, None, Some(SlotGroup::All)],
         Some(IpAddr::V6(address)) => {
             let (customer, site) = (network(address, CUSTOMER_BITS), network(address, SITE_BITS));
-            [Some(Group::Address(customer.into())), Some(Group::Site(site)), Some(Group::All)]
+            [Some(SlotGroup::Address(customer.into())), Some(SlotGroup::Site(site)), Some(SlotGroup::All)]
         }
-        Some(address) => [Some(Group::Address(address)), None, Some(Group::All)],
+        Some(address) => [Some(SlotGroup::Address(address)), None, Some(SlotGroup::All)],
     }
 }
 
 /// A limited number of slots.
 pub struct SlotPool {
     limits: SlotLimits,
-    state: Mutex<State>,
+    state: Mutex<PoolState>,
 }
 
 #[derive(Default)]
-struct State {
+struct PoolState {
     /// Sequence number of the next holder that waits.
-    next: u64,
+    next_number: u64,
     /// Only groups with holders, so that the size of the map is bounded by the number of slots in
     /// use.
-    groups: HashMap<Group, Members>,
+    groups: HashMap<SlotGroup, GroupMembers>,
 }
 
 #[derive(Default)]
-struct Members {
-    held: usize,
+struct GroupMembers {
+    in_use: usize,
     /// Waiting holders by sequence number, so that the longest wait comes first.
     waiting: BTreeMap<u64, Evictable>,
 }
@@ -95,39 +95,39 @@ impl SlotPool {
         let groups = groups(source);
         let mut state = self.state();
         // An eviction from the narrowest full group frees a slot in all wider ones.
-        let full = groups.iter().flatten().find(|group| state.held(group) >= self.limit(group));
+        let full = groups.iter().flatten().find(|group| state.in_use(group) >= self.limit(group));
         if let Some(group) = full
             && !state.evict(group)
         {
             return None;
         }
         for group in groups.iter().flatten() {
-            state.groups.entry(*group).or_default().held += 1;
+            state.groups.entry(*group).or_default().in_use += 1;
         }
         drop(state);
         Some(Arc::new(Slot { pool: Arc::clone(self), groups, is_evicted: AtomicBool::new(false) }))
     }
 
-    const fn limit(&self, group: &Group) -> usize {
+    const fn limit(&self, group: &SlotGroup) -> usize {
         match group {
-            Group::Address(_) => self.limits.per_address,
-            Group::Site(_) => self.limits.per_site,
-            Group::All => self.limits.total,
+            SlotGroup::Address(_) => self.limits.per_address,
+            SlotGroup::Site(_) => self.limits.per_site,
+            SlotGroup::All => self.limits.total,
         }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, PoolState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl State {
-    fn held(&self, group: &Group) -> usize {
-        self.groups.get(group).map_or(0, |members| members.held)
+impl PoolState {
+    fn in_use(&self, group: &SlotGroup) -> usize {
+        self.groups.get(group).map_or(0, |members| members.in_use)
     }
 
     /// Evicts the member of a group that has waited longest. Returns whether there was one.
-    fn evict(&mut self, group: &Group) -> bool {
+    fn evict(&mut self, group: &SlotGroup) -> bool {
         let longest = self.groups.get(group).and_then(|members| members.waiting.first_key_value());
         let Some((number, Evictable { slot, evicted })) = longest.map(|(number, one)| (*number, one.clone())) else {
             return false;
@@ -150,8 +150,8 @@ impl State {
     fn release(&mut self, groups: &Groups) {
         for group in groups.iter().flatten() {
             if let Some(members) = self.groups.get_mut(group) {
-                members.held -= 1;
-                if members.held == 0 {
+                members.in_use -= 1;
+                if members.in_use == 0 {
                     self.groups.remove(group);
                 }
             }
@@ -170,10 +170,10 @@ pub struct Slot {
 impl Slot {
     /// Marks the holder as waiting for its client while the guard is alive. Cancels the token if
     /// the holder is evicted.
-    pub fn wait(self: &Arc<Self>, evicted: CancellationToken) -> Waiting {
+    pub fn allow_eviction(self: &Arc<Self>, evicted: CancellationToken) -> EvictableGuard {
         let mut state = self.pool.state();
-        let number = state.next;
-        state.next += 1;
+        let number = state.next_number;
+        state.next_number += 1;
         if self.is_evicted.load(Ordering::Relaxed) {
             evicted.cancel();
         } else {
@@ -183,7 +183,7 @@ impl Slot {
             }
         }
         drop(state);
-        Waiting { slot: Arc::clone(self), number }
+        EvictableGuard { slot: Arc::clone(self), number }
     }
 }
 
@@ -204,17 +204,17 @@ impl Drop for Slot {
 }
 
 /// Marks a holder as waiting for its client.
-pub struct Waiting {
+pub struct EvictableGuard {
     slot: Arc<Slot>,
     number: u64,
 }
 
-impl Waiting {
+impl EvictableGuard {
     /// Starts the wait again, because the client has sent or read something.
     pub fn restart(&mut self) {
         let mut state = self.slot.pool.state();
-        let number = state.next;
-        state.next += 1;
+        let number = state.next_number;
+        state.next_number += 1;
         for group in self.slot.groups.iter().flatten() {
             if let Some(members) = state.groups.get_mut(group)
                 && let Some(one) = members.waiting.remove(&self.number)
@@ -226,7 +226,7 @@ impl Waiting {
     }
 }
 
-impl Drop for Waiting {
+impl Drop for EvictableGuard {
     fn drop(&mut self) {
         // This guard still holds the slot, so no slot is dropped under the lock.
         self.slot.pool.state().stop_waiting(self.number, &self.slot.groups);
@@ -265,13 +265,13 @@ mod tests {
         let pool = SlotPool::new(SlotLimits { total: 2, per_address: 2, per_site: 2 });
         let hold = |source: &str| {
             let (slot, evicted) = (pool.acquire(address(source)).expect("a slot"), CancellationToken::new());
-            (slot.wait(evicted.clone()), slot, evicted)
+            (slot.allow_eviction(evicted.clone()), slot, evicted)
         };
         let (first, second) = (hold("192.0.2.1"), hold("192.0.2.2"));
         let third = pool.acquire(address("192.0.2.3"));
         assert!(third.is_some() && first.2.is_cancelled() && !second.2.is_cancelled());
         let late = CancellationToken::new();
-        let _again = first.1.wait(late.clone());
+        let _again = first.1.allow_eviction(late.clone());
         assert!(late.is_cancelled(), "an evicted connection does not wait again");
         drop(second.0);
         assert!(pool.acquire(None).is_none(), "no holder waits");
@@ -287,7 +287,7 @@ mod tests {
         let pool = SlotPool::new(SlotLimits::total(2));
         let hold = || {
             let (slot, evicted) = (pool.acquire(None).expect("a slot"), CancellationToken::new());
-            (slot.wait(evicted.clone()), evicted)
+            (slot.allow_eviction(evicted.clone()), evicted)
         };
         let (mut first, second) = (hold(), hold());
         first.0.restart();
@@ -307,14 +307,14 @@ mod tests {
         ) {
             let limits = SlotLimits { total: 5, per_address: 2, per_site: 3 };
             let pool = SlotPool::new(limits);
-            struct Holder { source: IpAddr, slot: Arc<Slot>, evicted: CancellationToken, waiting: Option<Waiting> }
+            struct Holder { source: IpAddr, slot: Arc<Slot>, evicted: CancellationToken, waiting: Option<EvictableGuard> }
             let mut holders: Vec<Holder> = Vec::new();
             for (step, source, index) in steps {
                 // Two sites with three networks each.
                 let source: IpAddr = Ipv6Addr::new(0x2001, 0xdb8, source / 3, source % 3, 0, 0, 0, 1).into();
                 match step {
                     0 | 1 => {
-                        let at_limit = |group: &Group| {
+                        let at_limit = |group: &SlotGroup| {
                             let members = holders.iter().filter(|one| groups(Some(one.source)).contains(&Some(*group)));
                             members.count() >= pool.limit(group)
                         };
@@ -333,16 +333,16 @@ mod tests {
                         let one = index.get_mut(&mut holders);
                         one.waiting = match one.waiting.take() {
                             Some(_) => None,
-                            None => Some(one.slot.wait(one.evicted.clone())),
+                            None => Some(one.slot.allow_eviction(one.evicted.clone())),
                         };
                     }
                     3 if !holders.is_empty() => drop(holders.swap_remove(index.index(holders.len()))),
                     _ => {}
                 }
                 for group in holders.iter().flat_map(|one| groups(Some(one.source))).flatten() {
-                    prop_assert!(pool.state().held(&group) <= pool.limit(&group));
+                    prop_assert!(pool.state().in_use(&group) <= pool.limit(&group));
                 }
-                prop_assert_eq!(pool.state().held(&Group::All), holders.len());
+                prop_assert_eq!(pool.state().in_use(&SlotGroup::All), holders.len());
             }
             holders.clear();
             prop_assert!(pool.state().groups.is_empty());

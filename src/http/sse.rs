@@ -21,7 +21,7 @@ use futures_util::stream::poll_fn;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::Lifeline;
+use super::ConnectionGuard;
 use super::response::{GraphqlResponse, RequestError, too_large};
 use super::in_flight::reserved_bytes;
 use super::negotiate::Media;
@@ -48,7 +48,7 @@ pub struct StreamClient {
     pub viewer: Option<Viewer>,
     pub request_id: Arc<str>,
     /// Delays shutdown while the stream is open.
-    pub lifeline: Lifeline,
+    pub guard: ConnectionGuard,
 }
 
 /// Responds with a stream of one response, followed by `complete`.
@@ -86,11 +86,11 @@ pub async fn subscribe(
         Err(refused) => return Ok(single_response(&refused, &listener.request_id)),
     };
     let (out, mut queue) = mpsc::channel(QUEUE_LENGTH);
-    let (service, tasks) = (service.clone(), listener.lifeline.tasks.clone());
+    let (service, tasks) = (service.clone(), listener.guard.tasks.clone());
     tasks.spawn(async move {
         let _slot = socket_slot;
         let _open = service.app.metrics.socket(Transport::EventStream);
-        let lifeline = listener.lifeline.clone();
+        let guard = listener.guard.clone();
         let ended = session_ended(&service, listener.viewer);
         let expired = async {
             match expires {
@@ -99,13 +99,13 @@ pub async fn subscribe(
             }
         };
         tokio::select! {
-            () = lifeline.ended() => {}
+            () = guard.shutting_down() => {}
             () = ended => {}
             () = expired => {}
             () = out.closed() => {}
             told = send_events(&service.app, subscription, &listener, &out) => if told.is_err() {
                 // Disconnects a client that does not read in time.
-                lifeline.connection.cancel();
+                guard.connection.cancel();
             }
         }
     });
@@ -150,7 +150,7 @@ async fn send_events(
 ) -> Result<(), ClientStalled> {
     let (request_id, patience) = (&listener.request_id, app.config.sockets.write_timeout);
     let send = async |chunk: Bytes| {
-        let sent = listener.lifeline.written.wait_while_progressing(patience, out.send(chunk)).await;
+        let sent = listener.guard.written.wait_while_progressing(patience, out.send(chunk)).await;
         sent.map(drop).ok_or(ClientStalled)
     };
     let count = |text: String| match listener.viewer {

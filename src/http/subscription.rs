@@ -21,9 +21,9 @@ use tokio::task::coop::unconstrained;
 use tracing::{Instrument, Span};
 
 use super::response::{GraphqlResponse, RequestError, too_large};
-use super::concurrency_limit::{Permit, Wait};
+use super::concurrency_limit::{Permit, WaitPolicy};
 use super::prepared_document::{PreparedDocument, MIN_CACHED_BYTES, DocumentReader};
-use super::later;
+use super::background_span;
 use super::operation::{DEADLINE, GraphqlService, Operation, validation_request, kind_name};
 use super::fifo_cache::FifoCache;
 use super::user_slots::UserSlot;
@@ -413,7 +413,7 @@ impl SubscriptionClient {
 
     /// Acquires a concurrency permit for this subscriber.
     async fn permit(&self, viewer: Viewer) -> Result<Permit, Box<GraphqlResponse>> {
-        let acquired = self.subscriptions.app.concurrency.acquire(ClientKey::User(viewer.id), Wait::Event).await;
+        let acquired = self.subscriptions.app.concurrency.acquire(ClientKey::User(viewer.id), WaitPolicy::Event).await;
         acquired.map_err(|error| self.refused(error))
     }
 
@@ -451,7 +451,7 @@ impl SubscriptionClient {
     }
 
     fn span(&self) -> Span {
-        later(&self.request_id, self.shared_subscription.name.as_deref())
+        background_span(&self.request_id, self.shared_subscription.name.as_deref())
     }
 
     /// Executes the subscription for an event. Also returns whether the response depends on the

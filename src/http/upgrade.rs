@@ -28,14 +28,14 @@ impl Upgrade {
         let headers = request.headers();
         let is_upgrade = request.version() == Version::HTTP_11
             && request.method() == Method::GET
-            && has(headers, &header::CONNECTION, "upgrade")
-            && has(headers, &header::UPGRADE, "websocket")
-            && has(headers, &header::SEC_WEBSOCKET_VERSION, "13");
+            && has_value(headers, &header::CONNECTION, "upgrade")
+            && has_value(headers, &header::UPGRADE, "websocket")
+            && has_value(headers, &header::SEC_WEBSOCKET_VERSION, "13");
         if !is_upgrade {
             return None;
         }
         let key = headers.get(header::SEC_WEBSOCKET_KEY)?.clone();
-        let is_offered = has(headers, &header::SEC_WEBSOCKET_PROTOCOL, SUBPROTOCOL);
+        let is_offered = has_value(headers, &header::SEC_WEBSOCKET_PROTOCOL, SUBPROTOCOL);
         let connection = request.extensions_mut().remove()?;
         Some(Self { key, is_offered, connection })
     }
@@ -59,7 +59,7 @@ impl Upgrade {
 }
 
 /// Whether the comma-separated values of a header contain `value`.
-fn has(headers: &HeaderMap, name: &HeaderName, value: &str) -> bool {
+fn has_value(headers: &HeaderMap, name: &HeaderName, value: &str) -> bool {
     let values = headers.get_all(name).iter().filter_map(|values| values.to_str().ok());
     values.flat_map(|values| values.split(',')).any(|given| given.trim().eq_ignore_ascii_case(value))
 }

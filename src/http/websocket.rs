@@ -29,16 +29,16 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
 use super::response::{GraphqlResponse, RequestError, too_large, response_dropped};
-use super::concurrency_limit::Wait;
+use super::concurrency_limit::WaitPolicy;
 use super::in_flight::BytesWritten;
 use super::operation::{DEADLINE, GraphqlService, GraphqlRequest};
 use super::pace::{Pace, PacedIo};
 use super::graphql_transport_ws::{CloseReason, ClientMessage, ServerMessage, next, plain};
-use super::slots::Waiting;
+use super::slots::EvictableGuard;
 use super::subscription::{ActiveSubscription, SubscriptionMessage};
 use super::upgrade::Upgrade;
 use super::user_slots::UserSlot;
-use super::{Lifeline, later};
+use super::{ConnectionGuard, background_span};
 use crate::access::Viewer;
 use crate::auth::{self, bearer};
 use crate::error::{Code, Error};
@@ -78,7 +78,7 @@ pub struct SocketRequest {
     /// `Authorization` header of the upgrade request. Browsers cannot set it on a WebSocket.
     pub authorization: Option<String>,
     /// Delays shutdown while the socket is open.
-    pub lifeline: Lifeline,
+    pub guard: ConnectionGuard,
 }
 
 type Socket = WebSocketStream<PacedIo<TokioIo<Upgraded>>>;
@@ -86,7 +86,7 @@ type Socket = WebSocketStream<PacedIo<TokioIo<Upgraded>>>;
 /// Accepts a WebSocket upgrade and serves the socket in a task of its own.
 pub fn open(service: GraphqlService, upgrade: Upgrade, opening: SocketRequest) -> Response {
     let response = upgrade.response();
-    let tasks = opening.lifeline.tasks.clone();
+    let tasks = opening.guard.tasks.clone();
     let alive = tasks.token();
     let Upgrade { connection, is_offered, .. } = upgrade;
     tokio::spawn(async move {
@@ -103,7 +103,7 @@ pub fn open(service: GraphqlService, upgrade: Upgrade, opening: SocketRequest) -
         let (sink, stream) = Socket::from_raw_socket(connection, Role::Server, Some(config)).await.split();
         let (out, queue) = mpsc::channel(QUEUE_LENGTH);
         let (closing, closed) = oneshot::channel();
-        let written = opening.lifeline.written.clone();
+        let written = opening.guard.written.clone();
         let writer = tokio::spawn(write(sink, queue, closed, service.app.config.sockets.write_timeout, written));
         // Spawned again, because the task that waited for the upgrade keeps the memory of that
         // future. The connection state is boxed, because a future stores its arguments twice.
@@ -242,12 +242,12 @@ struct SocketHandler {
     started: u64,
     /// Set until `connection_init` is accepted: an unauthenticated socket may be evicted for a new
     /// connection.
-    waiting: Option<Waiting>,
+    waiting: Option<EvictableGuard>,
 }
 
 impl SocketHandler {
     fn new(service: GraphqlService, opening: SocketRequest, out: mpsc::Sender<OutboundMessage>) -> Self {
-        let waiting = opening.lifeline.wait();
+        let waiting = opening.guard.allow_eviction();
         Self { service, opening, out, session: None, running: Arc::default(), tasks: JoinSet::new(), started: 0, waiting }
     }
 
@@ -260,7 +260,7 @@ impl SocketHandler {
         closing: &mut oneshot::Sender<CloseFrame>,
     ) -> Option<CloseReason> {
         let settings = self.service.app.config.sockets;
-        let lifeline = self.opening.lifeline.clone();
+        let guard = self.opening.guard.clone();
         let greet_by = Instant::now() + settings.init_timeout;
         let mut ping_at = Instant::now() + settings.ping_interval;
         let mut awaits_pong = false;
@@ -269,15 +269,15 @@ impl SocketHandler {
             let due = self.session.as_ref().map_or(greet_by, |session| session.expires.min(ping_at));
             let next = paused.map_or(due, |until| due.min(until));
             tokio::select! {
-                () = lifeline.stop.cancelled() => {
-                    lifeline.ended().await;
+                () = guard.stop.cancelled() => {
+                    guard.shutting_down().await;
                     // Subscriptions observe the shutdown themselves. Requests that have begun are
                     // completed.
                     let answered = async { while self.tasks.join_next().await.is_some() {} };
                     drop(timeout(DRAIN_TIMEOUT, answered).await);
                     return Some(CloseReason::Restarting);
                 }
-                () = lifeline.connection.cancelled() => return Some(CloseReason::Unavailable),
+                () = guard.connection.cancelled() => return Some(CloseReason::Unavailable),
                 () = closing.closed() => return None,
                 Some(over) = self.tasks.join_next() => {
                     if over.is_ok_and(|session_ended| session_ended) {
@@ -392,7 +392,7 @@ impl SocketHandler {
     }
 
     async fn verify_token(&self, authorization: &str) -> Result<(Viewer, Instant), CloseReason> {
-        let examined = self.try_verify_token(authorization).instrument(later(&self.opening.request_id, None));
+        let examined = self.try_verify_token(authorization).instrument(background_span(&self.opening.request_id, None));
         examined.await.map_err(|refusal| match refusal {
             AuthFailure::Token => CloseReason::Forbidden("Forbidden: the access token is not valid"),
             AuthFailure::Busy => CloseReason::Unavailable,
@@ -424,7 +424,7 @@ impl SocketHandler {
             Ok(Some(found)) if found == viewer => Ok(watch),
             Ok(_) => Err(SESSION_ENDED),
             Err(error) => {
-                later(&self.opening.request_id, None).in_scope(|| error.into_client());
+                background_span(&self.opening.request_id, None).in_scope(|| error.into_client());
                 Err(CloseReason::Unavailable)
             }
         }
@@ -451,7 +451,7 @@ impl SocketHandler {
             service: self.service.clone(),
             out: self.out.clone(),
             request_id: Arc::clone(&self.opening.request_id),
-            stop: self.opening.lifeline.stop.clone(),
+            stop: self.opening.guard.stop.clone(),
             client: self.opening.client.clone(),
             viewer,
         };
@@ -537,7 +537,7 @@ impl OperationRunner {
     /// Runs an operation. The caller sends the last message.
     async fn run(&mut self, id: &str, request: Box<UnparsedRequest>) -> OperationEnd {
         // Boxed: this task lives as long as its subscription, and there are many.
-        let span = later(&self.request_id, None);
+        let span = background_span(&self.request_id, None);
         let mut subscription = match Box::pin(self.begin(id, request).instrument(span)).await {
             Ok(subscription) => subscription,
             Err(end) => return end,
@@ -565,10 +565,10 @@ impl OperationRunner {
     async fn begin(&mut self, id: &str, request: Box<UnparsedRequest>) -> Result<Box<ActiveSubscription>, OperationEnd> {
         let admitted = async {
             let concurrency = &self.service.app.concurrency;
-            let permit = concurrency.acquire(ClientKey::User(self.viewer.id), Wait::Socket).await?;
+            let permit = concurrency.acquire(ClientKey::User(self.viewer.id), WaitPolicy::Socket).await?;
             let operation = self.admit(request.parse()?).await?;
             let permit = match operation.kind {
-                OperationType::Mutation => concurrency.acquire_write(permit, Wait::Socket).await?,
+                OperationType::Mutation => concurrency.acquire_write(permit, WaitPolicy::Socket).await?,
                 _ => permit,
             };
             Ok::<_, RequestError>((permit, operation))

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use fasttrack::db::Conn;
-use fasttrack::http::concurrency_limit::{Permit, Wait};
+use fasttrack::http::concurrency_limit::{Permit, WaitPolicy};
 use fasttrack::limits::ClientKey;
 use futures_util::future::join_all;
 use reqwest::RequestBuilder;
@@ -40,7 +40,7 @@ fn owner(server: &Server, person: &Person) -> ClientKey {
 
 /// Acquires all permits of an owner's share.
 async fn share(server: &Server, owner: ClientKey) -> Vec<Permit> {
-    let acquire = || server.app.concurrency.acquire(owner, Wait::Request);
+    let acquire = || server.app.concurrency.acquire(owner, WaitPolicy::Request);
     join_all((0..SHARE).map(|_| acquire())).await.into_iter().map(|permit| permit.expect("a permit")).collect()
 }
 

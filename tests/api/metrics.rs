@@ -193,7 +193,7 @@ async fn metrics_are_told_on_an_address_of_their_own_and_nowhere_else() {
     let stop = CancellationToken::new();
     let limits = server.app.config.connections;
     let served =
-        tokio::spawn(http::serve(listener, http::measured(&server.app), limits, vec![], stop.clone(), stop.clone()));
+        tokio::spawn(http::serve(listener, http::metrics_router(&server.app), limits, vec![], stop.clone(), stop.clone()));
     let get = async |path: &str| reqwest::get(format!("http://{address}{path}")).await.expect("an answer");
     let told = get("/metrics").await;
     assert!(told.headers()["content-type"].to_str().expect("text").starts_with("application/openmetrics-text"));

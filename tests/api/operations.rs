@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use fasttrack::db::migrate;
-use fasttrack::http::concurrency_limit::{Permit, Wait};
+use fasttrack::http::concurrency_limit::{Permit, WaitPolicy};
 use fasttrack::limits::ClientKey;
 use fasttrack::metrics;
 use futures_util::future::join_all;
@@ -70,7 +70,7 @@ async fn a_server_without_its_redis_says_so_and_one_that_is_busy_is_ready() {
 /// The server's only permit, taken by an unrelated address.
 async fn only_permit(server: &Server) -> Permit {
     let owner = ClientKey::address(Ipv4Addr::LOCALHOST.into());
-    server.app.concurrency.acquire(owner, Wait::Request).await.expect("a permit")
+    server.app.concurrency.acquire(owner, WaitPolicy::Request).await.expect("a permit")
 }
 
 #[tokio::test]

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use fasttrack::db::Conn;
 use fasttrack::events::{self, EventKind, NewEvent};
 use fasttrack::graphql::node;
-use fasttrack::http::concurrency_limit::Wait;
+use fasttrack::http::concurrency_limit::WaitPolicy;
 use fasttrack::id::Id;
 use fasttrack::limits::ClientKey;
 use http_body_util::{BodyExt, Empty};
@@ -272,7 +272,7 @@ async fn a_subscription_waits_for_a_permit_to_execute_and_another_may_be_faster(
     let project = alice.project("Apollo").await;
     let mut events = alice.subscribe(STREAM, json!({})).await;
     let mut same = alice.subscribe(STREAM, json!({})).await;
-    let permit = server.app.concurrency.acquire(ClientKey::address([127, 0, 0, 1].into()), Wait::Event).await;
+    let permit = server.app.concurrency.acquire(ClientKey::address([127, 0, 0, 1].into()), WaitPolicy::Event).await;
     let permit = permit.expect("a permit");
     append(&server, &alice, &project, 1).await;
     // The log contains the event, but no permit is available to execute it.

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use fasttrack::http::concurrency_limit::Wait;
+use fasttrack::http::concurrency_limit::WaitPolicy;
 use fasttrack::limits::ClientKey;
 use futures_util::{SinkExt, StreamExt};
 use reqwest::Method;
@@ -384,7 +384,7 @@ async fn operations_that_wait_take_the_memory_of_their_text() {
     for _ in 0..SOCKETS {
         sockets.push(Raw::greeted(&server, &alice).await);
     }
-    let acquire = || server.app.concurrency.acquire(owner(&alice), Wait::Request);
+    let acquire = || server.app.concurrency.acquire(owner(&alice), WaitPolicy::Request);
     let held = (acquire().await.expect("a permit"), acquire().await.expect("a permit"));
     // 64 KiB of JSON take more than 1 MiB when parsed.
     let values = vec![json!({ "a": 0 }); 7_900];
@@ -448,7 +448,7 @@ async fn the_operations_of_a_user_that_wait_are_limited_and_harm_nobody_else() {
     let access = server.app.credentials.access(server.app.clock.now(), alice.token());
     let owner = ClientKey::User(access.expect("a good token").user_id);
     let (mut hers, mut his) = (Raw::greeted(&server, &alice).await, Raw::greeted(&server, &bob).await);
-    let acquire = || server.app.concurrency.acquire(owner, Wait::Request);
+    let acquire = || server.app.concurrency.acquire(owner, WaitPolicy::Request);
     let held = (acquire().await.expect("a permit"), acquire().await.expect("a permit"));
     for number in 0..=MAX_WAITING {
         hers.subscribe(&number.to_string(), "{ __typename }").await;

@@ -21,33 +21,33 @@ use tokio_util::sync::CancellationToken;
 use super::in_flight::MIN_BYTES_PER_SECOND;
 
 /// Time limit for unread parts after shutdown has begun.
-const GOODBYE: Duration = Duration::from_secs(1);
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 /// Size of one part, in bytes. hyper buffers a whole part as soon as there is space for its first
 /// byte.
-pub const PART: usize = 16 * 1024;
+pub const CHUNK_BYTES: usize = 16 * 1024;
 
 tokio::task_local! {
-    static STREAM: Arc<Stream>;
+    static STREAM: Arc<ResponseStream>;
 }
 
 /// One HTTP/2 stream, or the one response at a time of an HTTP/1 connection.
 #[derive(Default)]
-pub struct Stream {
+pub struct ResponseStream {
     /// Cancel it to drop the stream.
-    pub dropped: CancellationToken,
+    pub cancelled: CancellationToken,
     /// Deadline for the current part, while one is pending.
-    due: watch::Sender<Option<Instant>>,
+    write_deadline: watch::Sender<Option<Instant>>,
 }
 
-impl Stream {
+impl ResponseStream {
     /// The HTTP/2 stream of the current task. `None` over HTTP/1.
     pub fn current() -> Option<Arc<Self>> {
         STREAM.try_with(Arc::clone).ok()
     }
 
     /// Waits until a part misses its deadline.
-    pub async fn stuck(&self, stop: &CancellationToken) {
-        let mut given = self.due.subscribe();
+    pub async fn stalled(&self, stop: &CancellationToken) {
+        let mut given = self.write_deadline.subscribe();
         loop {
             let due = *given.borrow_and_update();
             let late = async {
@@ -55,7 +55,7 @@ impl Stream {
                     None => std::future::pending().await,
                     Some(due) => tokio::select! {
                         () = sleep_until(due) => {}
-                        () = async { stop.cancelled().await; sleep(GOODBYE).await } => {}
+                        () = async { stop.cancelled().await; sleep(FLUSH_TIMEOUT).await } => {}
                     },
                 }
             };
@@ -70,19 +70,19 @@ impl Stream {
 
 /// Runs each HTTP/2 stream until it completes or is dropped.
 #[derive(Clone)]
-pub struct Streams {
+pub struct StreamExecutor {
     /// Cancelled on shutdown.
     pub stop: CancellationToken,
 }
 
-impl<F: Future<Output = ()> + Send + 'static> Executor<F> for Streams {
+impl<F: Future<Output = ()> + Send + 'static> Executor<F> for StreamExecutor {
     fn execute(&self, work: F) {
-        let (Self { stop }, stream) = (self.clone(), Arc::<Stream>::default());
+        let (Self { stop }, stream) = (self.clone(), Arc::<ResponseStream>::default());
         tokio::spawn(STREAM.scope(Arc::clone(&stream), async move {
             tokio::select! {
                 () = work => {}
-                () = stream.dropped.cancelled() => {}
-                () = stream.stuck(&stop) => {}
+                () = stream.cancelled.cancelled() => {}
+                () = stream.stalled(&stop) => {}
             }
         }));
     }
@@ -90,53 +90,53 @@ impl<F: Future<Output = ()> + Send + 'static> Executor<F> for Streams {
 
 /// A response body, passed on in parts. Each part must be accepted within `patience`, and the whole
 /// at [`MIN_BYTES_PER_SECOND`] on average: a client that reads more slowly uses up its patience.
-pub struct Parts {
+pub struct ChunkedBody {
     body: Body,
-    stream: Arc<Stream>,
+    stream: Arc<ResponseStream>,
     is_http_2: bool,
     /// Received from the body, but not passed on to hyper yet.
     rest: Bytes,
     patience: Duration,
     /// How much of `patience` is left.
-    left: Duration,
+    remaining: Duration,
     /// When the last part was passed on, and its length.
-    given: Option<(Instant, usize)>,
+    last_chunk: Option<(Instant, usize)>,
 }
 
-impl Parts {
-    pub fn new(body: Body, stream: Arc<Stream>, is_http_2: bool, patience: Duration) -> Self {
-        Self { body, stream, is_http_2, rest: Bytes::new(), patience, left: patience, given: None }
+impl ChunkedBody {
+    pub fn new(body: Body, stream: Arc<ResponseStream>, is_http_2: bool, patience: Duration) -> Self {
+        Self { body, stream, is_http_2, rest: Bytes::new(), patience, remaining: patience, last_chunk: None }
     }
 
     /// hyper polls for more only after it has accepted the last part.
-    fn taken(&mut self) {
-        if let Some((since, length)) = self.given.take() {
+    fn on_taken(&mut self) {
+        if let Some((since, length)) = self.last_chunk.take() {
             let earned = Duration::from_millis(length as u64 * 1_000 / MIN_BYTES_PER_SECOND);
-            self.left = (self.left.saturating_sub(since.elapsed()) + earned).min(self.patience);
-            self.stream.due.send_replace(None);
+            self.remaining = (self.remaining.saturating_sub(since.elapsed()) + earned).min(self.patience);
+            self.stream.write_deadline.send_replace(None);
         }
     }
 
-    fn give(&mut self) -> Bytes {
-        let part = self.rest.split_to(self.rest.len().min(PART));
+    fn next_chunk(&mut self) -> Bytes {
+        let part = self.rest.split_to(self.rest.len().min(CHUNK_BYTES));
         // The last part over HTTP/1 has no deadline: hyper holds little then, and that ends with
         // the connection.
         if self.is_http_2 || !self.is_end_stream() {
             let now = Instant::now();
-            self.given = Some((now, part.len()));
-            self.stream.due.send_replace(Some(now + self.left));
+            self.last_chunk = Some((now, part.len()));
+            self.stream.write_deadline.send_replace(Some(now + self.remaining));
         }
         part
     }
 }
 
-impl Drop for Parts {
+impl Drop for ChunkedBody {
     fn drop(&mut self) {
-        self.taken();
+        self.on_taken();
     }
 }
 
-impl HttpBody for Parts {
+impl HttpBody for ChunkedBody {
     type Data = Bytes;
     type Error = axum::Error;
 
@@ -144,7 +144,7 @@ impl HttpBody for Parts {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
-        self.taken();
+        self.on_taken();
         if self.rest.is_empty() {
             match ready!(Pin::new(&mut self.body).poll_frame(cx)).map(|frame| frame.map(Frame::into_data)) {
                 Some(Ok(Ok(data))) => self.rest = data,
@@ -153,7 +153,7 @@ impl HttpBody for Parts {
                 None => return Poll::Ready(None),
             }
         }
-        Poll::Ready(Some(Ok(Frame::data(self.give()))))
+        Poll::Ready(Some(Ok(Frame::data(self.next_chunk()))))
     }
 
     fn is_end_stream(&self) -> bool {

@@ -23,14 +23,14 @@ where
         let peer = parts.extensions.get::<ConnectInfo<SocketAddr>>();
         // The accept loop sets this for every connection.
         let peer = peer.map_or(Ipv4Addr::UNSPECIFIED.into(), |ConnectInfo(address)| address.ip());
-        let address = client(peer, &parts.headers, &app.config.trusted_proxies);
+        let address = resolve(peer, &parts.headers, &app.config.trusted_proxies);
         Ok(Self { address, user_agent: parts.headers.get(header::USER_AGENT).cloned() })
     }
 }
 
 /// The nearest address that is not a trusted proxy, walking back from the peer through the entries
 /// that each proxy appended.
-pub fn client(peer: IpAddr, headers: &HeaderMap, trusted: &[Network]) -> IpAddr {
+pub fn resolve(peer: IpAddr, headers: &HeaderMap, trusted: &[Network]) -> IpAddr {
     let is_trusted = |address: IpAddr| trusted.iter().any(|network| network.contains(address));
     let mut client = peer.to_canonical();
     let named = headers.get_all("x-forwarded-for");
@@ -65,7 +65,7 @@ mod tests {
             headers.append("x-forwarded-for", HeaderValue::from_bytes(value.as_bytes()).unwrap());
         }
         let trusted: Vec<Network> = trusted.iter().map(|network| network.parse().unwrap()).collect();
-        client(peer.parse().unwrap(), &headers, &trusted).to_string()
+        resolve(peer.parse().unwrap(), &headers, &trusted).to_string()
     }
 
     #[test]
