@@ -27,7 +27,7 @@
 //! | [`server`] | the parts that run, and the order in which they end |
 //! | [`http`] | the router on one page, with what stands around every request; [`http::problem`] documents; [`http::health`] |
 //! | [`http::accept`], [`http::slots`], [`http::h2_streams`], [`http::client_ip`], [`http::origin`] | connections and their deadlines; how many there may be, and who is evicted; streams of HTTP/2; from which address a request comes, and from which page |
-//! | [`http::auth`], [`http::recovery`] | the `/auth` routes: sign-up, tokens, mailed links |
+//! | [`http::auth`], [`http::account_email`] | the `/auth` routes: sign-up, tokens, mailed links |
 //! | [`http::operation`], [`http::persisted`], [`http::response`] | a GraphQL operation from its words to its answer, the same for every transport |
 //! | [`http::concurrency_limit`] | how many operations run at once, each owner's share of them, and load shedding |
 //! | [`http::in_flight`] | bytes of bodies and of answers that are not read yet, and how many of them there may be |
@@ -35,7 +35,7 @@
 //! | [`http::subscription`] | a subscription: opened once, then told event by event, everybody who asked the same at once |
 //! | [`http::graphql`], [`http::negotiate`] | GraphQL over HTTP |
 //! | [`http::websocket`], [`http::graphql_transport_ws`], [`http::sse`] | GraphQL over WebSocket and over server-sent events |
-//! | [`http::playground`], [`http::docs`] | GraphiQL; the OpenAPI document of the `/auth` routes, with a page that shows it |
+//! | [`http::graphiql`], [`http::openapi`] | GraphiQL; the OpenAPI document of the `/auth` routes, with a page that shows it |
 //! | [`admission`] | what a document may ask for, and what it costs, before it is executed |
 //! | [`limits`] | rate limits, counted here or in Redis; byte budgets: [`limits::byte_budget`], and [`limits::decode_budget`] for rows |
 //! | [`metrics`] | what is counted and measured, for Prometheus |

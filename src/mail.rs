@@ -14,7 +14,7 @@ use crate::App;
 use crate::auth::credential::MailToken;
 use crate::auth::unsubscribe;
 use crate::error::{Error, Result};
-use crate::http::recovery::CANCEL_PAGE;
+use crate::http::account_email::CANCEL_PAGE;
 use crate::id::Id;
 use crate::store::mail::{self, MailKind, Mail};
 use crate::store::mail_quota::{self, QuotaDecision};

@@ -208,7 +208,7 @@ async fn run(command: Command) -> Result<(), Failure> {
             return Ok(());
         }
         Command::Openapi => {
-            println!("{}", http::docs::document());
+            println!("{}", http::openapi::document());
             return Ok(());
         }
         Command::Move { from, to } => {

@@ -15,9 +15,9 @@ use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::docs::{Refusals, Refused};
+use super::openapi::{DocumentedErrors, ErrorResponses};
 use super::problem::Problem;
-use super::recovery;
+use super::account_email;
 use crate::App;
 use crate::access::Role;
 use crate::auth::credential::{self, DEVICE_LIFETIME, Refresh, Tokens};
@@ -43,7 +43,7 @@ pub fn routes() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(login))
         .routes(routes!(refresh))
         .routes(routes!(logout))
-        .merge(recovery::routes())
+        .merge(account_email::routes())
 }
 
 /// The account to create.
@@ -65,8 +65,8 @@ struct Registration {
     display_name: Option<String>,
 }
 
-impl Refusals for Registration {
-    const FAULTS: &[UserErrorCode] = &[
+impl DocumentedErrors for Registration {
+    const USER_ERRORS: &[UserErrorCode] = &[
         UserErrorCode::Blank,
         UserErrorCode::TooShort,
         UserErrorCode::TooLong,
@@ -122,13 +122,13 @@ impl From<User> for Account {
     tag = "Sign-in",
     path = "/auth/register",
     request_body(content((Registration = "application/json"), (Registration = "application/x-www-form-urlencoded"))),
-    responses((status = 201, description = "The account was created.", body = Account), Refused<Registration>),
+    responses((status = 201, description = "The account was created.", body = Account), ErrorResponses<Registration>),
 )]
 async fn register(
     State(app): State<Arc<App>>,
     client: Client,
-    Extension(counted): Extension<Counted>,
-    Body(body): Body<Registration>,
+    Extension(counted): Extension<AppliedQuota>,
+    JsonOrForm(body): JsonOrForm<Registration>,
 ) -> Result<impl IntoResponse, Problem> {
     let now = app.clock.now();
     counted.admit(&app, RateLimitBucket::Credentials, &client).await?;
@@ -223,7 +223,7 @@ enum Login {
     },
 }
 
-impl Refusals for Login {
+impl DocumentedErrors for Login {
     const CODES: &[Code] = &[Code::InvalidCredentials, Code::EmailNotVerified, Code::LockedOut];
 }
 
@@ -249,22 +249,22 @@ impl Refusals for Login {
             body = Tokens,
             headers(("Set-Cookie" = String, description = "The device token as a cookie, for browsers.")),
         ),
-        Refused<Login>,
+        ErrorResponses<Login>,
     ),
 )]
 async fn login(
     State(app): State<Arc<App>>,
     client: Client,
-    Extension(counted): Extension<Counted>,
+    Extension(counted): Extension<AppliedQuota>,
     headers: HeaderMap,
-    Body(body): Body<Login>,
+    JsonOrForm(body): JsonOrForm<Login>,
 ) -> Result<Response, Problem> {
     let now = app.clock.now();
     counted.admit(&app, RateLimitBucket::Credentials, &client).await?;
     let (origin, rule) = (ClientInfo::from(&client), app.config.lockout);
     let (Login::Email { email: typed, password, device_token }
     | Login::Username { username: typed, password, device_token }) = body;
-    let identifier = identifier(&typed);
+    let identifier = normalize_identifier(&typed);
     loop {
         let found = account::identify(&mut app.db.conn().await?, &identifier).await?;
         let device = found.as_ref().and_then(|found| known_device(&app, now, found, &headers, device_token.as_deref()));
@@ -272,7 +272,7 @@ async fn login(
         let user_id = found.as_ref().map(|credential| credential.user_id);
         let verdict = lockout::check(&mut app.db.conn().await?, now, &attempt, rule).await?;
         if verdict.locked_until.is_some() {
-            return Err(locked_out(&verdict, now));
+            return Err(login_failure(&verdict, now));
         }
         let is_slow = verdict.slowed_until.is_some();
         let is_known = is_slow && {
@@ -289,8 +289,8 @@ async fn login(
                 account::record_login_refusal(&app.db, now, found.user_id, &origin).await?;
                 return Err(account::email_not_verified().into());
             }
-            let login = RightPassword { found, password: &password, device, attempt: &attempt, is_known };
-            match begin(&app, now, &origin, login).await? {
+            let login = VerifiedLogin { found, password: &password, device, attempt: &attempt, is_known };
+            match create_session(&app, now, &origin, login).await? {
                 Ok(granted) => return Ok(granted),
                 // The account changed while the password was hashed. If the change was only a new
                 // hash of the same password, the password is still correct.
@@ -300,18 +300,18 @@ async fn login(
         }
         // Unknown, wrong, disabled and rejected logins get the same response after the same time.
         let verdict = account::record_login_failure(&app.db, now, &attempt, user_id, &origin, rule).await?;
-        return Err(locked_out(&verdict, now));
+        return Err(login_failure(&verdict, now));
     }
 }
 
 /// The response to a failed login. It reveals only whether the identifier is locked out.
-fn locked_out(verdict: &Verdict, now: Timestamp) -> Problem {
+fn login_failure(verdict: &Verdict, now: Timestamp) -> Problem {
     let wrong = || Error::refused(Code::InvalidCredentials, "Incorrect e-mail address, username or password.");
     verdict.refusal(now).unwrap_or_else(wrong).into()
 }
 
 /// A login with the correct password.
-struct RightPassword<'a> {
+struct VerifiedLogin<'a> {
     found: &'a Credential,
     password: &'a str,
     device: Option<Id>,
@@ -321,13 +321,13 @@ struct RightPassword<'a> {
 }
 
 /// Creates the session, unless the account changed meanwhile.
-async fn begin(
+async fn create_session(
     app: &App,
     now: Timestamp,
     origin: &ClientInfo,
-    login: RightPassword<'_>,
+    login: VerifiedLogin<'_>,
 ) -> Result<std::result::Result<Response, LoginOutcome>> {
-    let RightPassword { found, password, device, attempt, is_known } = login;
+    let VerifiedLogin { found, password, device, attempt, is_known } = login;
     let rehashed = match app.credentials.is_outdated(&found.password_hash) {
         true => Some(app.credentials.rehash(password).await?),
         false => None,
@@ -356,16 +356,16 @@ async fn begin(
     let token = app.credentials.device_token(now, device.unwrap_or_else(Id::new), found.user_id, hash);
     let cookie = device_cookie(app, found.user_id, &token)?;
     tokens.device_token = Some(token);
-    let mut response = granted(tokens);
+    let mut response = token_response(tokens);
     response.headers_mut().insert(header::SET_COOKIE, cookie);
     Ok(Ok(response))
 }
 
 /// Name prefix of device cookies. Each account has a cookie of its own, so that several people can
 /// share a browser.
-const DEVICE_COOKIE: &str = "fasttrack_device_";
+const DEVICE_COOKIE_PREFIX: &str = "fasttrack_device_";
 /// Maximum number of device cookies to check per login.
-const MOST_COOKIES: usize = 20;
+const MAX_DEVICE_COOKIES: usize = 20;
 
 /// The device token as a cookie for the `/auth` routes.
 pub fn device_cookie(app: &App, user_id: Id, token: &str) -> Result<HeaderValue> {
@@ -374,7 +374,7 @@ pub fn device_cookie(app: &App, user_id: Id, token: &str) -> Result<HeaderValue>
     let age = DEVICE_LIFETIME.as_secs();
     let secure = if app.config.public_url.starts_with("https://") { "; Secure" } else { "" };
     let cookie =
-        format!("{DEVICE_COOKIE}{suffix:08x}={token}; Path=/auth; Max-Age={age}; HttpOnly; SameSite=Strict{secure}");
+        format!("{DEVICE_COOKIE_PREFIX}{suffix:08x}={token}; Path=/auth; Max-Age={age}; HttpOnly; SameSite=Strict{secure}");
     HeaderValue::from_str(&cookie).map_err(Error::internal)
 }
 
@@ -382,16 +382,16 @@ pub fn device_cookie(app: &App, user_id: Id, token: &str) -> Result<HeaderValue>
 fn known_device(app: &App, now: Timestamp, found: &Credential, headers: &HeaderMap, given: Option<&str>) -> Option<Id> {
     let cookies = headers.get_all(header::COOKIE).iter().filter_map(|value| value.to_str().ok());
     let cookies = cookies.flat_map(|value| value.split(';')).filter_map(|pair| pair.trim().split_once('='));
-    let cookies = cookies.filter(|(name, _)| name.starts_with(DEVICE_COOKIE)).map(|(_, token)| token);
+    let cookies = cookies.filter(|(name, _)| name.starts_with(DEVICE_COOKIE_PREFIX)).map(|(_, token)| token);
     given
         .into_iter()
-        .chain(cookies.take(MOST_COOKIES))
+        .chain(cookies.take(MAX_DEVICE_COOKIES))
         .find_map(|token| app.credentials.known_device(now, token, found.user_id, &found.password_hash))
 }
 
 /// Normalizes a login identifier for the failure counters. PostgreSQL cannot store NUL; its
 /// replacement occurs in no account either.
-fn identifier(typed: &str) -> String {
+fn normalize_identifier(typed: &str) -> String {
     let typed: String = typed.trim().chars().take(254).collect();
     fold(&typed.replace('\0', "\u{fffd}"))
 }
@@ -403,7 +403,7 @@ struct Refreshing {
     refresh_token: String,
 }
 
-impl Refusals for Refreshing {
+impl DocumentedErrors for Refreshing {
     const CODES: &[Code] = &[Code::Unauthenticated];
 }
 
@@ -417,13 +417,13 @@ impl Refusals for Refreshing {
     tag = "Sign-in",
     path = "/auth/refresh",
     request_body(content((Refreshing = "application/json"), (Refreshing = "application/x-www-form-urlencoded"))),
-    responses((status = 200, description = "The new tokens of the session.", body = Tokens), Refused<Refreshing>),
+    responses((status = 200, description = "The new tokens of the session.", body = Tokens), ErrorResponses<Refreshing>),
 )]
 async fn refresh(
     State(app): State<Arc<App>>,
     client: Client,
-    Extension(counted): Extension<Counted>,
-    Body(body): Body<Refreshing>,
+    Extension(counted): Extension<AppliedQuota>,
+    JsonOrForm(body): JsonOrForm<Refreshing>,
 ) -> Result<Response, Problem> {
     let now = app.clock.now();
     counted.admit(&app, RateLimitBucket::Auth, &client).await?;
@@ -436,7 +436,7 @@ async fn refresh(
     let (end, grace) = (app.config.session_expires_at(now, session.created_at), app.config.refresh_grace);
     let origin = ClientInfo::from(&client);
     match session::rotate(&app.db, now, session.id, shown.generation, end, grace, &origin).await? {
-        Rotation::Current(session) => Ok(granted(app.credentials.tokens(now, &session)?)),
+        Rotation::Current(session) => Ok(token_response(app.credentials.tokens(now, &session)?)),
         Rotation::Reused => {
             tracing::warn!(session = %session.id, "refresh token reused, session revoked");
             Err(refused().into())
@@ -448,7 +448,7 @@ async fn refresh(
 /// A logout request. It has no body.
 struct Logout;
 
-impl Refusals for Logout {
+impl DocumentedErrors for Logout {
     const READS_BODY: bool = false;
     const CODES: &[Code] = &[Code::Unauthenticated];
 }
@@ -460,13 +460,13 @@ impl Refusals for Logout {
     post,
     tag = "Sign-in",
     path = "/auth/logout",
-    responses((status = 204, description = "The session has ended."), Refused<Logout>),
+    responses((status = 204, description = "The session has ended."), ErrorResponses<Logout>),
     security(("access_token" = [])),
 )]
 async fn logout(
     State(app): State<Arc<App>>,
     client: Client,
-    Extension(counted): Extension<Counted>,
+    Extension(counted): Extension<AppliedQuota>,
     headers: HeaderMap,
 ) -> Result<StatusCode, Problem> {
     let now = app.clock.now();
@@ -477,15 +477,15 @@ async fn logout(
     Ok(StatusCode::NO_CONTENT)
 }
 
-fn granted(tokens: Tokens) -> Response {
+fn token_response(tokens: Tokens) -> Response {
     Json(tokens).into_response()
 }
 
 /// The rate limit state after a request was counted, for its response headers.
 #[derive(Clone, Default)]
-pub struct Counted(Arc<OnceLock<Quota>>);
+pub struct AppliedQuota(Arc<OnceLock<Quota>>);
 
-impl Counted {
+impl AppliedQuota {
     /// Counts the request against the rate limit of its address. Fails when the limit is exceeded.
     pub async fn admit(&self, app: &App, bucket: RateLimitBucket, client: &Client) -> Result<()> {
         let now = app.clock.now();
@@ -505,9 +505,9 @@ impl Counted {
 }
 
 /// A request body, as JSON or as a form (RFC 6749). Errors become problem documents.
-pub struct Body<T>(pub T);
+pub struct JsonOrForm<T>(pub T);
 
-impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
+impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for JsonOrForm<T> {
     type Rejection = Problem;
 
     async fn from_request(request: Request, state: &S) -> std::result::Result<Self, Problem> {

@@ -25,20 +25,20 @@ const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// Timeout of a database check.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
 /// Age at which a result is no longer valid, because the monitor itself does not run.
-const STALE: Duration = Duration::from_secs(5);
+const STALE_AFTER: Duration = Duration::from_secs(5);
 /// Maximum time since this instance last reached the end of the event log. It polls twice a second.
-const LAG: Duration = Duration::from_secs(10);
+const MAX_EVENT_LAG: Duration = Duration::from_secs(10);
 
 /// Latest check results of the dependencies.
 #[derive(Debug, Default)]
 pub struct Readiness {
-    database: watch::Sender<Option<Checked>>,
+    database: watch::Sender<Option<DatabaseCheck>>,
     /// Whether Redis answers, if it is configured.
     redis: watch::Sender<Option<bool>>,
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Checked {
+struct DatabaseCheck {
     at: Instant,
     /// Whether all migrations are applied, or `None` if the database did not answer.
     is_migrated: Option<bool>,
@@ -54,7 +54,7 @@ pub async fn monitor(app: Arc<App>, stop: CancellationToken) {
 }
 
 async fn check_database(app: &App) {
-    let (db, mut ticks) = (app.db.health_check_pool(), ticks());
+    let (db, mut ticks) = (app.db.health_check_pool(), check_interval());
     loop {
         ticks.tick().await;
         let check = async { migrate::is_complete(&mut db.conn().await?).await };
@@ -66,19 +66,19 @@ async fn check_database(app: &App) {
             }
             Err(_) => None,
         };
-        app.readiness.database.send_replace(Some(Checked { at: Instant::now(), is_migrated }));
+        app.readiness.database.send_replace(Some(DatabaseCheck { at: Instant::now(), is_migrated }));
     }
 }
 
 async fn check_redis(app: &App) {
-    let mut ticks = ticks();
+    let mut ticks = check_interval();
     loop {
         ticks.tick().await;
         app.readiness.redis.send_replace(app.limits.ping_redis().await);
     }
 }
 
-fn ticks() -> tokio::time::Interval {
+fn check_interval() -> tokio::time::Interval {
     let mut ticks = interval(CHECK_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     ticks
@@ -91,7 +91,7 @@ pub fn routes() -> Router<Arc<App>> {
 
 /// Body of a readiness response. The reason for a failure is in the log.
 #[derive(Serialize)]
-struct Report {
+struct ReadinessReport {
     /// Whether the instance should receive requests.
     ready: bool,
     /// `draining` once shutdown has begun.
@@ -112,11 +112,11 @@ async fn ready(State(app): State<Arc<App>>) -> Response {
     // No result exists yet only just after startup.
     let mut found = app.readiness.database.subscribe();
     let found = timeout(CHECK_TIMEOUT, found.wait_for(Option::is_some)).await;
-    let checked = found.ok().and_then(|found| *found.ok()?).filter(|checked| checked.at.elapsed() < STALE);
+    let checked = found.ok().and_then(|found| *found.ok()?).filter(|checked| checked.at.elapsed() < STALE_AFTER);
     let schema = checked.and_then(|checked| checked.is_migrated);
     let redis = app.limits.uses_redis().then(|| app.readiness.redis.borrow().unwrap_or_default());
-    let (draining, behind) = (app.draining.is_cancelled(), app.hub.lag() > LAG);
-    let report = Report {
+    let (draining, behind) = (app.draining.is_cancelled(), app.hub.lag() > MAX_EVENT_LAG);
+    let report = ReadinessReport {
         ready: schema == Some(true) && !draining && !behind,
         server: if draining { "draining" } else { "ok" },
         database: if schema.is_some() { "ok" } else { "away" },

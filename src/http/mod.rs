@@ -7,7 +7,7 @@ pub mod client_ip;
 pub mod response;
 pub mod auth;
 pub mod concurrency_limit;
-pub mod docs;
+pub mod openapi;
 pub mod prepared_document;
 pub mod graphql;
 pub mod health;
@@ -17,11 +17,11 @@ pub mod operation;
 pub mod origin;
 pub mod pace;
 pub mod persisted;
-pub mod playground;
+pub mod graphiql;
 pub mod problem;
 pub mod graphql_transport_ws;
 pub mod fifo_cache;
-pub mod recovery;
+pub mod account_email;
 pub mod slots;
 pub mod sse;
 pub mod h2_streams;
@@ -53,7 +53,7 @@ use crate::id::Id;
 use crate::time::whole_seconds;
 use crate::{metrics, telemetry};
 pub use accept::{ConnectionGuard, serve};
-use auth::Counted;
+use auth::AppliedQuota;
 use origin::{host, is_cross_site};
 use problem::Problem;
 use h2_streams::CHUNK_BYTES;
@@ -81,7 +81,7 @@ struct Overloaded;
 /// Routes of the public listener.
 pub fn router(app: &Arc<App>, schema: Schema) -> Router {
     let service = operation::GraphqlService::new(Arc::clone(app), schema);
-    let auth = Router::from(auth::routes()).merge(recovery::pages());
+    let auth = Router::from(auth::routes()).merge(account_email::pages());
     let auth = auth.layer((
         middleware::from_fn_with_state(Arc::clone(app), reject_cross_site),
         middleware::from_fn_with_state(Arc::clone(app), with_deadline),
@@ -91,10 +91,10 @@ pub fn router(app: &Arc<App>, schema: Schema) -> Router {
     let mut router = Router::new().merge(health::routes().with_state(Arc::clone(app))).merge(auth).merge(graphql);
     let mut pages = Router::new();
     if app.config.graphiql {
-        pages = pages.merge(playground::routes());
+        pages = pages.merge(graphiql::routes());
     }
     if app.config.docs {
-        pages = pages.merge(docs::routes());
+        pages = pages.merge(openapi::routes());
     }
     if app.config.graphiql || app.config.docs {
         router = router.merge(pages.layer(middleware::from_fn_with_state(Arc::clone(app), in_flight::limit_responses)));
@@ -155,7 +155,7 @@ async fn reject_cross_site(State(app): State<Arc<App>>, request: Request, next: 
 /// Applies [`AUTH_DEADLINE`]. Work that has begun runs to its end in a task of its own, even when
 /// the deadline passes or the client disconnects.
 async fn with_deadline(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
-    let (counted, is_post) = (Counted::default(), request.method() == Method::POST);
+    let (counted, is_post) = (AppliedQuota::default(), request.method() == Method::POST);
     let answered = async {
         let (mut parts, body) = request.into_parts();
         parts.extensions.insert(counted.clone());

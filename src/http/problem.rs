@@ -40,7 +40,7 @@ pub struct FieldError {
 /// A problem document (RFC 9457).
 #[derive(Serialize, ToSchema)]
 #[schema(as = Problem)]
-pub struct Document<'a> {
+pub struct ProblemDocument<'a> {
     /// Always `about:blank`: `code` says more.
     r#type: &'static str,
     /// The reason phrase of the status.
@@ -124,7 +124,7 @@ impl From<Error> for Problem {
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
-        let document = Document {
+        let document = ProblemDocument {
             r#type: "about:blank",
             title: self.status.canonical_reason().unwrap_or("Error"),
             status: self.status.as_u16(),

@@ -2,14 +2,14 @@
 
 use std::sync::LazyLock;
 
-use fasttrack::http::docs;
+use fasttrack::http::openapi;
 use jsonschema::Validator;
 use reqwest::Request;
 use serde_json::{Map, Value, json};
 
 use super::Reply;
 
-pub static DOCUMENT: LazyLock<Value> = LazyLock::new(|| serde_json::from_str(&docs::document()).expect("JSON"));
+pub static DOCUMENT: LazyLock<Value> = LazyLock::new(|| serde_json::from_str(&openapi::document()).expect("JSON"));
 
 /// Builds a validator for a schema of the document. With `closed`, undeclared members are errors.
 pub fn validator(schema: &Value, closed: bool) -> Validator {

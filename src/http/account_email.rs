@@ -17,8 +17,8 @@ use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::auth::{Body, Counted, device_cookie};
-use super::docs::{Refusals, Refused};
+use super::auth::{JsonOrForm, AppliedQuota, device_cookie};
+use super::openapi::{DocumentedErrors, ErrorResponses};
 use super::problem::Problem;
 use crate::App;
 use crate::auth::credential::MailToken;
@@ -74,8 +74,8 @@ struct Verification {
     token: String,
 }
 
-impl Refusals for Verification {
-    const FAULTS: &[UserErrorCode] = &[UserErrorCode::Invalid, UserErrorCode::Taken];
+impl DocumentedErrors for Verification {
+    const USER_ERRORS: &[UserErrorCode] = &[UserErrorCode::Invalid, UserErrorCode::Taken];
 }
 
 /// Verify an e-mail address
@@ -87,13 +87,13 @@ impl Refusals for Verification {
     tag = "E-mail",
     path = "/auth/verify-email",
     request_body(content((Verification = "application/json"), (Verification = "application/x-www-form-urlencoded"))),
-    responses((status = 204, description = "The address is verified."), Refused<Verification>),
+    responses((status = 204, description = "The address is verified."), ErrorResponses<Verification>),
 )]
 async fn verify_email(
     State(app): State<Arc<App>>,
     client: Client,
-    Extension(counted): Extension<Counted>,
-    Body(body): Body<Verification>,
+    Extension(counted): Extension<AppliedQuota>,
+    JsonOrForm(body): JsonOrForm<Verification>,
 ) -> Result<StatusCode, Problem> {
     let now = app.clock.now();
     counted.admit(&app, RateLimitBucket::Credentials, &client).await?;
@@ -110,8 +110,8 @@ struct Address {
     email: String,
 }
 
-impl Refusals for Address {
-    const FAULTS: &[UserErrorCode] = &[UserErrorCode::Blank, UserErrorCode::TooLong, UserErrorCode::Invalid];
+impl DocumentedErrors for Address {
+    const USER_ERRORS: &[UserErrorCode] = &[UserErrorCode::Blank, UserErrorCode::TooLong, UserErrorCode::Invalid];
 }
 
 /// The token of a link that cancels an address change.
@@ -121,8 +121,8 @@ struct Cancellation {
     token: String,
 }
 
-impl Refusals for Cancellation {
-    const FAULTS: &[UserErrorCode] = &[UserErrorCode::Invalid];
+impl DocumentedErrors for Cancellation {
+    const USER_ERRORS: &[UserErrorCode] = &[UserErrorCode::Invalid];
 }
 
 /// Cancel an e-mail address change
@@ -136,13 +136,13 @@ impl Refusals for Cancellation {
     tag = "E-mail",
     path = "/auth/email-change/cancel",
     request_body(content((Cancellation = "application/json"), (Cancellation = "application/x-www-form-urlencoded"))),
-    responses((status = 204, description = "The change is canceled."), Refused<Cancellation>),
+    responses((status = 204, description = "The change is canceled."), ErrorResponses<Cancellation>),
 )]
 async fn cancel_email_change(
     State(app): State<Arc<App>>,
     client: Client,
-    Extension(counted): Extension<Counted>,
-    Body(body): Body<Cancellation>,
+    Extension(counted): Extension<AppliedQuota>,
+    JsonOrForm(body): JsonOrForm<Cancellation>,
 ) -> Result<StatusCode, Problem> {
     let now = app.clock.now();
     counted.admit(&app, RateLimitBucket::Credentials, &client).await?;
@@ -160,15 +160,15 @@ async fn cancel_email_change(
     tag = "E-mail",
     path = "/auth/verify-email/resend",
     request_body(content((Address = "application/json"), (Address = "application/x-www-form-urlencoded"))),
-    responses((status = 202, description = "The request was accepted. The response is the same for every address.", body = Accepted), Refused<Address>),
+    responses((status = 202, description = "The request was accepted. The response is the same for every address.", body = Accepted), ErrorResponses<Address>),
 )]
 async fn resend_verification(
     State(app): State<Arc<App>>,
     client: Client,
-    Extension(counted): Extension<Counted>,
-    Body(body): Body<Address>,
+    Extension(counted): Extension<AppliedQuota>,
+    JsonOrForm(body): JsonOrForm<Address>,
 ) -> Result<Response, Problem> {
-    ask(&app, &counted, &client, MailKind::VerifyEmail, &body.email).await?;
+    queue_mail(&app, &counted, &client, MailKind::VerifyEmail, &body.email).await?;
     Ok(accepted("If this address needs to be verified, a message is on its way."))
 }
 
@@ -180,19 +180,19 @@ async fn resend_verification(
     tag = "E-mail",
     path = "/auth/password-reset",
     request_body(content((Address = "application/json"), (Address = "application/x-www-form-urlencoded"))),
-    responses((status = 202, description = "The request was accepted. The response is the same for every address.", body = Accepted), Refused<Address>),
+    responses((status = 202, description = "The request was accepted. The response is the same for every address.", body = Accepted), ErrorResponses<Address>),
 )]
 async fn password_reset(
     State(app): State<Arc<App>>,
     client: Client,
-    Extension(counted): Extension<Counted>,
-    Body(body): Body<Address>,
+    Extension(counted): Extension<AppliedQuota>,
+    JsonOrForm(body): JsonOrForm<Address>,
 ) -> Result<Response, Problem> {
-    ask(&app, &counted, &client, MailKind::ResetPassword, &body.email).await?;
+    queue_mail(&app, &counted, &client, MailKind::ResetPassword, &body.email).await?;
     Ok(accepted("If this address has an account, a message is on its way."))
 }
 
-async fn ask(app: &App, counted: &Counted, client: &Client, kind: MailKind, email: &str) -> Result<()> {
+async fn queue_mail(app: &App, counted: &AppliedQuota, client: &Client, kind: MailKind, email: &str) -> Result<()> {
     counted.admit(app, RateLimitBucket::Credentials, client).await?;
     let email = Email::parse("email", email).map_err(|fault| Error::UserErrors(vec![fault]))?;
     mail::queue_for_address(&app.db, app.clock.now(), kind, &email).await
@@ -219,8 +219,8 @@ struct KnownDevice {
     device_token: String,
 }
 
-impl Refusals for Confirmation {
-    const FAULTS: &[UserErrorCode] = &[UserErrorCode::Invalid, UserErrorCode::TooLong, UserErrorCode::WeakPassword];
+impl DocumentedErrors for Confirmation {
+    const USER_ERRORS: &[UserErrorCode] = &[UserErrorCode::Invalid, UserErrorCode::TooLong, UserErrorCode::WeakPassword];
 }
 
 /// Reset a password
@@ -246,14 +246,14 @@ impl Refusals for Confirmation {
             body = KnownDevice,
             headers(("Set-Cookie" = String, description = "The device token as a cookie, for browsers.")),
         ),
-        Refused<Confirmation>,
+        ErrorResponses<Confirmation>,
     ),
 )]
 async fn confirm_password_reset(
     State(app): State<Arc<App>>,
     client: Client,
-    Extension(counted): Extension<Counted>,
-    Body(body): Body<Confirmation>,
+    Extension(counted): Extension<AppliedQuota>,
+    JsonOrForm(body): JsonOrForm<Confirmation>,
 ) -> Result<Response, Problem> {
     let now = app.clock.now();
     counted.admit(&app, RateLimitBucket::Credentials, &client).await?;
@@ -278,9 +278,9 @@ async fn confirm_password_reset(
 /// An unsubscribe request. Only its token is read.
 struct Unsubscription;
 
-impl Refusals for Unsubscription {
+impl DocumentedErrors for Unsubscription {
     const READS_BODY: bool = false;
-    const FAULTS: &[UserErrorCode] = &[UserErrorCode::Invalid];
+    const USER_ERRORS: &[UserErrorCode] = &[UserErrorCode::Invalid];
 }
 
 /// Unsubscribe from assignment e-mails
@@ -293,12 +293,12 @@ impl Refusals for Unsubscription {
     tag = "E-mail",
     path = "/auth/unsubscribe",
     params(("token" = String, Query, description = "The token of the link in the mail.")),
-    responses((status = 200, description = "Assignment e-mails are disabled.", body = Accepted), Refused<Unsubscription>),
+    responses((status = 200, description = "Assignment e-mails are disabled.", body = Accepted), ErrorResponses<Unsubscription>),
 )]
 async fn unsubscribe_from_assignments(
     State(app): State<Arc<App>>,
     client: Client,
-    Extension(counted): Extension<Counted>,
+    Extension(counted): Extension<AppliedQuota>,
     uri: Uri,
 ) -> Result<Json<Accepted>, Problem> {
     counted.admit(&app, RateLimitBucket::Auth, &client).await?;
@@ -311,7 +311,7 @@ async fn unsubscribe_from_assignments(
 }
 
 /// Content security policy of pages with one script of this server and inline styles.
-pub const POLICY: HeaderValue = HeaderValue::from_static(
+pub const CONTENT_SECURITY_POLICY: HeaderValue = HeaderValue::from_static(
     "default-src 'none'; script-src 'self'; style-src 'unsafe-inline'; connect-src 'self'; base-uri 'none'; \
      form-action 'none'; frame-ancestors 'none'",
 );
@@ -319,7 +319,7 @@ pub const POLICY: HeaderValue = HeaderValue::from_static(
 /// The page that a mailed link opens. Loading it changes nothing, because mail scanners open links
 /// too.
 async fn page() -> Response {
-    ([(header::CONTENT_SECURITY_POLICY, POLICY)], Html(include_str!("page.html"))).into_response()
+    ([(header::CONTENT_SECURITY_POLICY, CONTENT_SECURITY_POLICY)], Html(include_str!("page.html"))).into_response()
 }
 
 async fn script() -> Response {

@@ -19,16 +19,16 @@ use rust_embed::RustEmbed;
 #[derive(RustEmbed)]
 #[folder = "playground/dist"]
 #[allow_missing = true]
-struct Files;
+struct Assets;
 
-const POLICY: HeaderValue = HeaderValue::from_static(
+const CONTENT_SECURITY_POLICY: HeaderValue = HeaderValue::from_static(
     "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; \
      font-src 'self' data:; connect-src 'self' ws: wss:; worker-src 'self' blob:; base-uri 'none'; \
      form-action 'self'; frame-ancestors 'none'",
 );
 
 /// Shown if the page was not built.
-const FALLBACK: &str = include_str!("playground.html");
+const FALLBACK: &str = include_str!("graphiql.html");
 
 /// `/graphiql` and its assets. Asset names contain a content hash, so they are cached forever.
 pub fn routes() -> Router {
@@ -51,15 +51,15 @@ const FALLBACK_POLICY: HeaderValue = HeaderValue::from_static(
 );
 
 fn file(path: &str, headers: &HeaderMap, caching: &'static str) -> Option<Response> {
-    let packed = Files::get(&format!("{path}.gz"))?.data;
+    let packed = Assets::get(&format!("{path}.gz"))?.data;
     let kind = mime_guess::from_path(path).first_or_octet_stream();
     let about = [
         (header::CONTENT_TYPE, HeaderValue::from_str(kind.as_ref()).ok()?),
         (header::CACHE_CONTROL, HeaderValue::from_static(caching)),
         (header::VARY, HeaderValue::from_static("accept-encoding")),
-        (header::CONTENT_SECURITY_POLICY, POLICY),
+        (header::CONTENT_SECURITY_POLICY, CONTENT_SECURITY_POLICY),
     ];
-    if !reads_gzip(headers) {
+    if !accepts_gzip(headers) {
         let mut unpacked = Vec::new();
         GzDecoder::new(&*packed).read_to_end(&mut unpacked).ok()?;
         return Some((about, unpacked).into_response());
@@ -73,7 +73,7 @@ fn file(path: &str, headers: &HeaderMap, caching: &'static str) -> Option<Respon
 
 /// Whether `Accept-Encoding` allows gzip (RFC 9110 section 12.5.3). Without the header the response
 /// is not compressed, because the client may not decompress it.
-fn reads_gzip(headers: &HeaderMap) -> bool {
+fn accepts_gzip(headers: &HeaderMap) -> bool {
     let codings = headers.get_all(header::ACCEPT_ENCODING).iter().filter_map(|value| value.to_str().ok());
     codings.flat_map(|value| value.split(',')).any(|coding| {
         let (name, quality) = coding.split_once(';').unwrap_or((coding, ""));
@@ -93,11 +93,11 @@ mod tests {
     #[test]
     fn gzip_is_sent_to_who_asks_for_it() {
         for asked in ["gzip", "GZIP", "br, gzip", "deflate, gzip;q=0.5, *;q=0"] {
-            assert!(reads_gzip(&accepting(asked)), "{asked}");
+            assert!(accepts_gzip(&accepting(asked)), "{asked}");
         }
         for not in ["", "br", "identity", "gzip;q=0", "gzip; q=0.0, br"] {
-            assert!(!reads_gzip(&accepting(not)), "{not}");
+            assert!(!accepts_gzip(&accepting(not)), "{not}");
         }
-        assert!(!reads_gzip(&HeaderMap::new()));
+        assert!(!accepts_gzip(&HeaderMap::new()));
     }
 }

@@ -3,7 +3,7 @@
 //!
 //! The document is generated from the routes: the router and the document read path and method from
 //! the same annotation, so they cannot differ. The errors of an operation come from the
-//! [`Refusals`] of its body.
+//! [`DocumentedErrors`] of its body.
 
 use std::collections::BTreeMap;
 use std::marker::PhantomData;
@@ -21,7 +21,7 @@ use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::openapi::{Ref, RefOr};
 use utoipa::{IntoResponses, Modify, OpenApi};
 
-use super::recovery::POLICY;
+use super::account_email::CONTENT_SECURITY_POLICY;
 use super::{auth, problem};
 use crate::error::{Code, UserErrorCode};
 
@@ -32,15 +32,15 @@ pub fn routes() -> Router {
         get(async move || ([(header::CONTENT_TYPE, kind)], [(header::CACHE_CONTROL, "no-cache")], file))
     };
     Router::new()
-        .route("/docs", get(async || ([(header::CONTENT_SECURITY_POLICY, POLICY)], Html(include_str!("docs.html")))))
-        .route("/docs/page.js", file("text/javascript", Bytes::from_static(include_bytes!("docs.js"))))
+        .route("/docs", get(async || ([(header::CONTENT_SECURITY_POLICY, CONTENT_SECURITY_POLICY)], Html(include_str!("openapi.html")))))
+        .route("/docs/page.js", file("text/javascript", Bytes::from_static(include_bytes!("openapi.js"))))
         .route("/docs/openapi.json", file("application/json", json))
 }
 
 /// The OpenAPI document as JSON.
 pub fn document() -> String {
     let routes = auth::routes().into_openapi();
-    let document = Api::openapi().merge_from(routes);
+    let document = ApiDoc::openapi().merge_from(routes);
     // Serializing these types cannot fail.
     document.to_pretty_json().unwrap_or_default()
 }
@@ -55,14 +55,14 @@ pub fn document() -> String {
             `Cache-Control: no-store`. Every rate-limited response has `RateLimit-Limit`, `RateLimit-Remaining` and \
             `RateLimit-Reset` (in seconds).",
     ),
-    components(schemas(problem::Document<'static>)),
-    modifiers(&AccessToken),
+    components(schemas(problem::ProblemDocument<'static>)),
+    modifiers(&BearerAuth),
 )]
-struct Api;
+struct ApiDoc;
 
-struct AccessToken;
+struct BearerAuth;
 
-impl Modify for AccessToken {
+impl Modify for BearerAuth {
     fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
         let bearer = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).bearer_format("JWT").build();
         let components = document.components.get_or_insert_default();
@@ -71,16 +71,16 @@ impl Modify for AccessToken {
 }
 
 /// The errors of an operation, in addition to those of every operation.
-pub trait Refusals {
+pub trait DocumentedErrors {
     const READS_BODY: bool = true;
     const CODES: &[Code] = &[];
-    const FAULTS: &[UserErrorCode] = &[];
+    const USER_ERRORS: &[UserErrorCode] = &[];
 }
 
 /// The problem documents of an operation, by status.
-pub struct Refused<T>(PhantomData<T>);
+pub struct ErrorResponses<T>(PhantomData<T>);
 
-impl<T: Refusals> IntoResponses for Refused<T> {
+impl<T: DocumentedErrors> IntoResponses for ErrorResponses<T> {
     fn responses() -> BTreeMap<String, RefOr<Answer>> {
         let mut codes: BTreeMap<u16, Vec<(&str, &str)>> = BTreeMap::new();
         let mut add = |status, code, meaning| codes.entry(status).or_default().push((code, meaning));
@@ -93,15 +93,15 @@ impl<T: Refusals> IntoResponses for Refused<T> {
         if T::READS_BODY {
             add(422, Code::BadRequest.as_str(), "A field is missing or has the wrong type.");
         }
-        for fault in T::FAULTS {
+        for fault in T::USER_ERRORS {
             let status = if *fault == UserErrorCode::Taken { 409 } else { 422 };
             add(status, fault.as_str(), "`errors` names the field.");
         }
-        codes.into_iter().map(|(status, codes)| (status.to_string(), RefOr::T(refusal(status, &codes)))).collect()
+        codes.into_iter().map(|(status, codes)| (status.to_string(), RefOr::T(error_response(status, &codes)))).collect()
     }
 }
 
-fn refusal(status: u16, codes: &[(&str, &str)]) -> Answer {
+fn error_response(status: u16, codes: &[(&str, &str)]) -> Answer {
     let description: Vec<String> = codes.iter().map(|(code, meaning)| format!("`{code}`: {meaning}")).collect();
     let code = ObjectBuilder::new().schema_type(Type::String).enum_values(Some(codes.iter().map(|(code, _)| *code)));
     let narrowed = ObjectBuilder::new().property("code", code);
