@@ -24,13 +24,13 @@ use crate::store::value::is_deceptive;
 use crate::telemetry::UNSENT_MAIL;
 
 /// Timeout of one delivery attempt.
-const TIMEOUT: Duration = Duration::from_secs(30);
+const SMTP_TIMEOUT: Duration = Duration::from_secs(30);
 /// Lifetime of a token to verify an address or to reset a password.
-const VERIFY: Duration = Duration::from_secs(24 * 3_600);
-const RESET: Duration = Duration::from_secs(30 * 60);
+const VERIFY_LIFETIME: Duration = Duration::from_secs(24 * 3_600);
+const RESET_LIFETIME: Duration = Duration::from_secs(30 * 60);
 
 /// The label of the unsubscribe link at the end of an assignment mail.
-const UNSUBSCRIBE: &str = "Unsubscribe from assignment e-mails";
+const UNSUBSCRIBE_TEXT: &str = "Unsubscribe from assignment e-mails";
 
 /// Sends queued mail.
 pub struct Mailer {
@@ -40,7 +40,7 @@ pub struct Mailer {
 }
 
 /// A composed message.
-struct Letter {
+struct OutgoingMail {
     recipient: String,
     /// Constant text, never text from users: recipients and spam filters judge a mail by its
     /// subject.
@@ -50,12 +50,12 @@ struct Letter {
     /// The unsubscribe link, for kinds of mail that have one.
     unsubscribe: Option<String>,
     /// The entry in the mail quota, released if delivery fails.
-    counted: Option<Id>,
+    quota_entry: Option<Id>,
 }
 
 /// What to do with a queued message.
-enum Decision {
-    Send(Letter),
+enum MailDecision {
+    Send(OutgoingMail),
     /// Keep it in the queue until the mail quota allows it.
     Defer,
     /// Delete it: it has no valid recipient, is too old, or the mail quota is exhausted.
@@ -63,8 +63,8 @@ enum Decision {
 }
 
 /// The token for a message, or what to do without one.
-enum Issued {
-    Token { recipient: String, token: String, counted: Id },
+enum TokenOutcome {
+    Token { recipient: String, token: String, quota_entry: Id },
     Defer,
     Drop,
 }
@@ -115,7 +115,7 @@ impl Mailer {
             Some(url) => {
                 let url = std::str::from_utf8(url.expose()).map_err(Error::internal)?;
                 let transport = AsyncSmtpTransport::<Tokio1Executor>::from_url(url).map_err(Error::internal)?;
-                Some(transport.timeout(Some(TIMEOUT)).build())
+                Some(transport.timeout(Some(SMTP_TIMEOUT)).build())
             }
         };
         Ok(Self { from: app.config.mail_from.parse().map_err(Error::internal)?, transport, app })
@@ -125,10 +125,10 @@ impl Mailer {
     pub async fn send_due(&self) -> Result<()> {
         let (db, clock) = (&self.app.db, &self.app.clock);
         while let Some(mail) = mail::claim(db, clock.now()).await? {
-            let letter = match self.write(&mail).await? {
-                Decision::Send(letter) => letter,
-                Decision::Defer => continue,
-                Decision::Drop => {
+            let letter = match self.compose(&mail).await? {
+                MailDecision::Send(letter) => letter,
+                MailDecision::Defer => continue,
+                MailDecision::Drop => {
                     mail::complete(db, &mail).await?;
                     continue;
                 }
@@ -137,7 +137,7 @@ impl Mailer {
             match self.send(&mail, &letter).await {
                 Ok(()) => mail::complete(db, &mail).await?,
                 Err(reason) => {
-                    if let Some(counted) = letter.counted {
+                    if let Some(counted) = letter.quota_entry {
                         mail_quota::release(db, counted).await?;
                     }
                     let kept = mail::postpone(db, begun, &mail, &reason).await?;
@@ -149,32 +149,32 @@ impl Mailer {
     }
 
     /// Composes a message and decides whether to send it.
-    async fn write(&self, mail: &Mail) -> Result<Decision> {
+    async fn compose(&self, mail: &Mail) -> Result<MailDecision> {
         let config = &self.app.config;
         if mail.is_expired(self.app.clock.now()) {
-            return Ok(Decision::Drop);
+            return Ok(MailDecision::Drop);
         }
-        let notice = |subject, paragraphs: [String; 2]| Letter {
+        let notice = |subject, paragraphs: [String; 2]| OutgoingMail {
             recipient: mail.recipient.clone(),
             subject,
             paragraphs: paragraphs.into(),
             link: None,
             unsubscribe: None,
-            counted: None,
+            quota_entry: None,
         };
         match mail.kind {
             MailKind::TaskAssigned => {
-                let Some(id) = mail.user_id else { return Ok(Decision::Drop) };
+                let Some(id) = mail.user_id else { return Ok(MailDecision::Drop) };
                 // The recipient may have unsubscribed or moved while the mail waited.
                 let user = user::any_by_ids(&mut self.app.db.conn().await?, &[id]).await?.pop();
                 if !user.is_some_and(|user| user.wants_assignment_mail() && user.email == mail.recipient) {
-                    return Ok(Decision::Drop);
+                    return Ok(MailDecision::Drop);
                 }
                 let token = unsubscribe::token(&config.secret_key, id);
                 let unsubscribe = Some(format!("{}/auth/unsubscribe?token={token}", config.public_url));
                 let paragraphs =
                     ["Someone assigned a task to you. They gave it this title:".to_owned(), quoted(&mail.data)];
-                Ok(Decision::Send(Letter { unsubscribe, ..notice("A task was assigned to you", paragraphs) }))
+                Ok(MailDecision::Send(OutgoingMail { unsubscribe, ..notice("A task was assigned to you", paragraphs) }))
             }
             MailKind::VerifyEmail => {
                 let paragraphs = [
@@ -182,7 +182,7 @@ impl Mailer {
                     "If you did not request this, you can ignore this message.".to_owned(),
                 ];
                 let letter = notice("Verify your e-mail address", paragraphs);
-                self.with_token(mail, Purpose::VerifyEmail, VERIFY, &config.verify_email_url, letter).await
+                self.compose_with_token(mail, Purpose::VerifyEmail, VERIFY_LIFETIME, &config.verify_email_url, letter).await
             }
             MailKind::ResetPassword => {
                 let paragraphs = [
@@ -190,7 +190,7 @@ impl Mailer {
                     "If you did not request this, ignore this message: your password stays unchanged.".to_owned(),
                 ];
                 let letter = notice("Set a new password", paragraphs);
-                self.with_token(mail, Purpose::ResetPassword, RESET, &config.reset_password_url, letter).await
+                self.compose_with_token(mail, Purpose::ResetPassword, RESET_LIFETIME, &config.reset_password_url, letter).await
             }
             MailKind::PasswordDisabled => {
                 let paragraphs = [
@@ -198,7 +198,7 @@ impl Mailer {
                     "To set a new password, open this link. It works once and expires in 30 minutes.".to_owned(),
                 ];
                 let letter = notice("Set a new password", paragraphs);
-                self.with_token(mail, Purpose::ResetPassword, RESET, &config.reset_password_url, letter).await
+                self.compose_with_token(mail, Purpose::ResetPassword, RESET_LIFETIME, &config.reset_password_url, letter).await
             }
             MailKind::PasswordChanged => {
                 let paragraphs = [
@@ -228,9 +228,9 @@ impl Mailer {
             MailKind::EmailChangeRequested => match self.email_change(mail) {
                 Some((link, paragraphs)) => {
                     let letter = notice("Your e-mail address is about to change", paragraphs);
-                    self.admit_notice(mail, Letter { link: Some(link), ..letter }).await
+                    self.admit_notice(mail, OutgoingMail { link: Some(link), ..letter }).await
                 }
-                None => Ok(Decision::Drop),
+                None => Ok(MailDecision::Drop),
             },
         }
     }
@@ -253,34 +253,34 @@ impl Mailer {
     }
 
     /// Adds a link with a new token to the letter.
-    async fn with_token(
+    async fn compose_with_token(
         &self,
         mail: &Mail,
         purpose: Purpose,
         lifetime: Duration,
         page: &str,
-        letter: Letter,
-    ) -> Result<Decision> {
+        letter: OutgoingMail,
+    ) -> Result<MailDecision> {
         Ok(match self.token(mail, purpose, lifetime).await? {
-            Issued::Token { recipient, token, counted } => {
+            TokenOutcome::Token { recipient, token, quota_entry: counted } => {
                 let link = Some(link(page, &token));
-                Decision::Send(Letter { recipient, link, counted: Some(counted), ..letter })
+                MailDecision::Send(OutgoingMail { recipient, link, quota_entry: Some(counted), ..letter })
             }
-            Issued::Defer => Decision::Defer,
-            Issued::Drop => Decision::Drop,
+            TokenOutcome::Defer => MailDecision::Defer,
+            TokenOutcome::Drop => MailDecision::Drop,
         })
     }
 
     /// Sends a notice, unless the mail quota of its kind is exhausted.
-    async fn admit_notice(&self, mail: &Mail, letter: Letter) -> Result<Decision> {
+    async fn admit_notice(&self, mail: &Mail, letter: OutgoingMail) -> Result<MailDecision> {
         let now = self.app.clock.now();
         let admission = self
             .app
             .db
             .transaction(async |tx| mail_quota::admit_account_mail(tx, now, mail.kind, &mail.recipient).await);
         Ok(match admission.await? {
-            QuotaDecision::Counted(id) => Decision::Send(Letter { counted: Some(id), ..letter }),
-            QuotaDecision::Full(_) => Decision::Drop,
+            QuotaDecision::Counted(id) => MailDecision::Send(OutgoingMail { quota_entry: Some(id), ..letter }),
+            QuotaDecision::Full(_) => MailDecision::Drop,
         })
     }
 
@@ -290,7 +290,7 @@ impl Mailer {
     /// An address entered by an anonymous client may differ from the account's in case or spelling
     /// and be another mailbox. So it only finds the account, and the mail goes to the address of
     /// the account.
-    async fn token(&self, mail: &Mail, purpose: Purpose, lifetime: Duration) -> Result<Issued> {
+    async fn token(&self, mail: &Mail, purpose: Purpose, lifetime: Duration) -> Result<TokenOutcome> {
         let now = self.app.clock.now();
         let token = MailToken::new()?;
         let hash = token.hash();
@@ -299,17 +299,17 @@ impl Mailer {
                 Some(id) => Some(id),
                 None => user::find_by_email(tx, &mail.recipient).await?.map(|user| user.id),
             };
-            let Some(id) = id else { return Ok(Err(Issued::Drop)) };
+            let Some(id) = id else { return Ok(Err(TokenOutcome::Drop)) };
             let Some(user) = user::lock(tx, id).await?.filter(|user| user.is_active) else {
-                return Ok(Err(Issued::Drop));
+                return Ok(Err(TokenOutcome::Drop));
             };
             // Another transaction that locked the account first may have withdrawn the message.
             if !mail::is_claimed(tx, mail).await? {
-                return Ok(Err(Issued::Drop));
+                return Ok(Err(TokenOutcome::Drop));
             }
             let recipient = if mail.user_id.is_some() { &mail.recipient } else { &user.email };
             if purpose == Purpose::VerifyEmail && user.email_verified && user.email == *recipient {
-                return Ok(Err(Issued::Drop));
+                return Ok(Err(TokenOutcome::Drop));
             }
             match mail_quota::admit_account_mail(tx, now, mail.kind, recipient).await? {
                 QuotaDecision::Counted(counted) => {
@@ -321,18 +321,18 @@ impl Mailer {
                 // dropped, and their users can request another.
                 QuotaDecision::Full(until) if user.email == *recipient => {
                     mail::defer(tx, mail, until).await?;
-                    Ok(Err(Issued::Defer))
+                    Ok(Err(TokenOutcome::Defer))
                 }
-                QuotaDecision::Full(_) => Ok(Err(Issued::Drop)),
+                QuotaDecision::Full(_) => Ok(Err(TokenOutcome::Drop)),
             }
         });
         Ok(match issued.await? {
-            Ok((recipient, counted)) => Issued::Token { recipient, token: token.into_string(), counted },
+            Ok((recipient, counted)) => TokenOutcome::Token { recipient, token: token.into_string(), quota_entry: counted },
             Err(none) => none,
         })
     }
 
-    async fn send(&self, mail: &Mail, letter: &Letter) -> std::result::Result<(), String> {
+    async fn send(&self, mail: &Mail, letter: &OutgoingMail) -> std::result::Result<(), String> {
         let Some(transport) = &self.transport else {
             tracing::info!(
                 target: UNSENT_MAIL,
@@ -360,7 +360,7 @@ impl Mailer {
             .multipart(MultiPart::alternative_plain_html(letter.text(), letter.html()))
             .map_err(|error| error.to_string())?;
         // The transport's own timeout covers only the connection setup.
-        match tokio::time::timeout(TIMEOUT, transport.send(message)).await {
+        match tokio::time::timeout(SMTP_TIMEOUT, transport.send(message)).await {
             Ok(sent) => sent.map(|_| ()).map_err(|error| error.to_string()),
             Err(_) => Err("the SMTP server timed out".to_owned()),
         }
@@ -372,7 +372,7 @@ fn link(page: &str, token: &str) -> String {
     format!("{page}#token={token}")
 }
 
-impl Letter {
+impl OutgoingMail {
     fn text(&self) -> String {
         let mut text = self.paragraphs.join("\n\n");
         if let Some(link) = &self.link {
@@ -380,7 +380,7 @@ impl Letter {
             text.push_str(link);
         }
         if let Some(address) = &self.unsubscribe {
-            text.push_str(&format!("\n\n{UNSUBSCRIBE}:\n{address}"));
+            text.push_str(&format!("\n\n{UNSUBSCRIBE_TEXT}:\n{address}"));
         }
         text.push('\n');
         text
@@ -390,15 +390,15 @@ impl Letter {
         let mut html = String::from("<!doctype html><html><body>");
         for paragraph in &self.paragraphs {
             html.push_str("<p>");
-            html.push_str(&escaped(paragraph));
+            html.push_str(&escape_html(paragraph));
             html.push_str("</p>");
         }
         if let Some(link) = &self.link {
-            let link = escaped(link);
+            let link = escape_html(link);
             html.push_str(&format!("<p><a href=\"{link}\">{link}</a></p>"));
         }
         if let Some(address) = &self.unsubscribe {
-            html.push_str(&format!("<p><a href=\"{}\">{UNSUBSCRIBE}</a></p>", escaped(address)));
+            html.push_str(&format!("<p><a href=\"{}\">{UNSUBSCRIBE_TEXT}</a></p>", escape_html(address)));
         }
         html.push_str("</body></html>");
         html
@@ -422,6 +422,6 @@ fn quoted(text: &str) -> String {
     format!("\"{}\"", one_line(text).replace(is_quote, "'"))
 }
 
-fn escaped(text: &str) -> String {
+fn escape_html(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }

@@ -235,7 +235,7 @@ pub fn exposition(app: &App) -> String {
         }
         set(&metrics.waiting.get_or_create(&[pool]), fill.waiting);
     }
-    let (running, waiting) = app.credentials.hashing();
+    let (running, waiting) = app.credentials.hash_load();
     for (state, value) in [("running", running), ("waiting", waiting)] {
         set(&metrics.hashes.get_or_create(&[("state", state.into())]), value);
     }

@@ -30,15 +30,15 @@ use crate::store::session::Session;
 use crate::time::Timestamp;
 
 const ISSUER: &str = "fasttrack";
-const TYPE: &str = "at+jwt";
+const TOKEN_TYPE: &str = "at+jwt";
 /// Seconds that the clock of the issuing instance may be ahead.
-const LEEWAY: i64 = 5;
+const CLOCK_LEEWAY_SECONDS: i64 = 5;
 /// How long a device token is valid after the last login.
 pub const DEVICE_LIFETIME: Duration = Duration::from_secs(365 * 86_400);
 /// Password hashes that may run or wait at once. Only a running hash uses the configured memory.
-const HASH_QUEUE: usize = 64;
+const MAX_QUEUED_HASHES: usize = 64;
 /// Capacity of the cache of verified access tokens, at about 400 bytes each.
-const KNOWN_TOKENS: usize = 10_000;
+const MAX_CACHED_TOKENS: usize = 10_000;
 
 #[derive(Serialize, Deserialize)]
 struct Claims {
@@ -54,7 +54,7 @@ struct Claims {
 
 /// The content of an access token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Access {
+pub struct AccessClaims {
     pub user_id: Id,
     pub session_id: Id,
     pub expires_at: Timestamp,
@@ -81,9 +81,9 @@ pub struct Tokens {
 
 /// Hashes and verifies passwords, issues and verifies tokens. Cheap to clone.
 #[derive(Clone)]
-pub struct Credentials(Arc<Inner>);
+pub struct Credentials(Arc<CredentialsInner>);
 
-struct Inner {
+struct CredentialsInner {
     encoding: EncodingKey,
     decoding: DecodingKey,
     validation: Validation,
@@ -93,28 +93,28 @@ struct Inner {
     access_lifetime: Duration,
     argon2: Argon2<'static>,
     /// Compared with the password if there is no account, to take the same time.
-    decoy: String,
-    running: Arc<Semaphore>,
+    dummy_hash: String,
+    hash_permits: Arc<Semaphore>,
     queue: Arc<Semaphore>,
     cores: usize,
     refused: Counter,
     seconds: Histogram,
     /// Cache of access tokens with a verified signature.
-    genuine: Mutex<HashMap<Box<str>, Claimed>>,
+    verified_tokens: Mutex<HashMap<Box<str>, CachedClaims>>,
 }
 
 /// The claims of a token with a verified signature. The validity period is checked on every use.
 #[derive(Clone, Copy)]
-struct Claimed {
+struct CachedClaims {
     user_id: Id,
     session_id: Id,
     not_before: i64,
     expires: i64,
 }
 
-impl Claimed {
-    const fn is_good(&self, now: i64) -> bool {
-        self.not_before - LEEWAY <= now && now < self.expires
+impl CachedClaims {
+    const fn is_valid_at(&self, now: i64) -> bool {
+        self.not_before - CLOCK_LEEWAY_SECONDS <= now && now < self.expires
     }
 }
 
@@ -125,19 +125,19 @@ impl Credentials {
         let params =
             Params::new(memory_kib, passes, lanes, None).map_err(|error| Error::internal(error.to_string()))?;
         let argon2 = Argon2::new(Algorithm::Argon2id, Version::V0x13, params);
-        let decoy = decoy(argon2.params())?;
+        let decoy = dummy_hash(argon2.params())?;
         let mut validation = Validation::new(jsonwebtoken::Algorithm::HS256);
         validation.set_issuer(&[ISSUER]);
         validation.set_audience(&[ISSUER]);
         validation.set_required_spec_claims(&["exp", "nbf", "iss", "aud", "sub"]);
-        // Checked in `Claimed::is_good` against the clock of the server.
+        // Checked in `CachedClaims::is_valid_at` against the clock of the server.
         validation.validate_exp = false;
         validation.validate_nbf = false;
         let refresh = hmac::Key::new(hmac::HMAC_SHA256, config.refresh_secret_key.expose());
         let derived = |use_: &[u8]| hmac::Key::new(hmac::HMAC_SHA256, hmac::sign(&refresh, use_).as_ref());
         // Half of the cores, so that a burst of logins leaves the other half to other work.
         let cores = (std::thread::available_parallelism().map_or(2, usize::from) / 2).max(1);
-        Ok(Self(Arc::new(Inner {
+        Ok(Self(Arc::new(CredentialsInner {
             encoding: EncodingKey::from_secret(config.secret_key.expose()),
             decoding: DecodingKey::from_secret(config.secret_key.expose()),
             validation,
@@ -146,13 +146,13 @@ impl Credentials {
             refresh,
             access_lifetime: config.access_lifetime,
             argon2,
-            decoy,
-            running: Arc::new(Semaphore::new(cores)),
-            queue: Arc::new(Semaphore::new(HASH_QUEUE)),
+            dummy_hash: decoy,
+            hash_permits: Arc::new(Semaphore::new(cores)),
+            queue: Arc::new(Semaphore::new(MAX_QUEUED_HASHES)),
             cores,
             refused: Counter::default(),
             seconds: metrics::seconds(),
-            genuine: Mutex::default(),
+            verified_tokens: Mutex::default(),
         })))
     }
 
@@ -168,14 +168,14 @@ impl Credentials {
         }
         let (password, hash) = (password.to_owned(), hash.map(ToOwned::to_owned));
         self.run(move |inner| {
-            let parsed = PasswordHash::new(hash.as_deref().unwrap_or(&inner.decoy));
+            let parsed = PasswordHash::new(hash.as_deref().unwrap_or(&inner.dummy_hash));
             let parsed = parsed.map_err(|error| Error::internal(error.to_string()))?;
             let is_right = inner.argon2.verify_password(password.as_bytes(), &parsed).is_ok() && hash.is_some();
             // Otherwise a quick answer would reveal an account that is older than the current cost.
             // Also after a right password, because not every one of them is admitted.
             let stored = Params::try_from(&parsed).ok();
             if let Some(rest) = stored.and_then(|stored| remaining_work(&stored, inner.argon2.params())) {
-                let decoy = decoy(&rest)?;
+                let decoy = dummy_hash(&rest)?;
                 let decoy = PasswordHash::new(&decoy).map_err(|error| Error::internal(error.to_string()))?;
                 let _ = inner.argon2.verify_password(password.as_bytes(), &decoy);
             }
@@ -201,13 +201,13 @@ impl Credentials {
 
     /// Runs a hash on a blocking thread, with limited concurrency. Fails at once if too many are
     /// waiting.
-    async fn run<T: Send + 'static>(&self, work: impl FnOnce(&Inner) -> T + Send + 'static) -> Result<T> {
+    async fn run<T: Send + 'static>(&self, work: impl FnOnce(&CredentialsInner) -> T + Send + 'static) -> Result<T> {
         let since = Instant::now();
         let queued = Arc::clone(&self.0.queue).try_acquire_owned().map_err(|_| {
             self.0.refused.inc();
             Error::unavailable()
         })?;
-        let running = Arc::clone(&self.0.running).acquire_owned().await.map_err(Error::internal)?;
+        let running = Arc::clone(&self.0.hash_permits).acquire_owned().await.map_err(Error::internal)?;
         let inner = Arc::clone(&self.0);
         // The permits move into the closure, so that a cancelled caller does not free them before
         // the work is done.
@@ -221,9 +221,9 @@ impl Credentials {
     }
 
     /// Number of hashes that run, and that wait.
-    pub fn hashing(&self) -> (usize, usize) {
-        let running = self.0.cores - self.0.running.available_permits();
-        (running, (HASH_QUEUE - self.0.queue.available_permits()).saturating_sub(running))
+    pub fn hash_load(&self) -> (usize, usize) {
+        let running = self.0.cores - self.0.hash_permits.available_permits();
+        (running, (MAX_QUEUED_HASHES - self.0.queue.available_permits()).saturating_sub(running))
     }
 
     /// Hashes rejected because too many were waiting.
@@ -237,7 +237,7 @@ impl Credentials {
     }
 
     /// Issues the tokens for the current generation of a session.
-    pub fn tokens(&self, now: Timestamp, session: &Session) -> Result<Tokens> {
+    pub fn issue_tokens(&self, now: Timestamp, session: &Session) -> Result<Tokens> {
         let expires_at = now.plus(self.0.access_lifetime).min(session.expires_at);
         let claims = Claims {
             iss: ISSUER.to_owned(),
@@ -249,7 +249,7 @@ impl Credentials {
             nbf: now.seconds(),
             exp: expires_at.seconds(),
         };
-        let header = Header { typ: Some(TYPE.to_owned()), ..Header::default() };
+        let header = Header { typ: Some(TOKEN_TYPE.to_owned()), ..Header::default() };
         Ok(Tokens {
             access_token: jsonwebtoken::encode(&header, &claims, &self.0.encoding).map_err(Error::internal)?,
             refresh_token: self.refresh_token(session),
@@ -260,27 +260,27 @@ impl Credentials {
     }
 
     /// The content of an access token, if it is genuine and within its validity period.
-    pub fn access(&self, now: Timestamp, token: &str) -> Option<Access> {
-        let known = self.genuine().get(token).copied();
+    pub fn verify_access(&self, now: Timestamp, token: &str) -> Option<AccessClaims> {
+        let known = self.verified_tokens().get(token).copied();
         let claimed = match known {
             Some(claimed) => claimed,
-            None => self.read(now, token)?,
+            None => self.verify_jwt(now, token)?,
         };
         let expires_at = Timestamp::from_micros(claimed.expires.saturating_mul(1_000_000));
-        let Claimed { user_id, session_id, .. } = claimed;
-        claimed.is_good(now.seconds()).then_some(Access { user_id, session_id, expires_at })
+        let CachedClaims { user_id, session_id, .. } = claimed;
+        claimed.is_valid_at(now.seconds()).then_some(AccessClaims { user_id, session_id, expires_at })
     }
 
-    fn read(&self, now: Timestamp, token: &str) -> Option<Claimed> {
+    fn verify_jwt(&self, now: Timestamp, token: &str) -> Option<CachedClaims> {
         let data = jsonwebtoken::decode::<Claims>(token, &self.0.decoding, &self.0.validation).ok()?;
-        if data.header.typ.as_deref() != Some(TYPE) {
+        if data.header.typ.as_deref() != Some(TOKEN_TYPE) {
             return None;
         }
         let Claims { sub, sid, nbf, exp, .. } = data.claims;
-        let claimed = Claimed { user_id: sub, session_id: sid, not_before: nbf, expires: exp };
-        if claimed.is_good(now.seconds()) {
-            let mut genuine = self.genuine();
-            if genuine.len() >= KNOWN_TOKENS {
+        let claimed = CachedClaims { user_id: sub, session_id: sid, not_before: nbf, expires: exp };
+        if claimed.is_valid_at(now.seconds()) {
+            let mut genuine = self.verified_tokens();
+            if genuine.len() >= MAX_CACHED_TOKENS {
                 genuine.clear();
             }
             genuine.insert(token.into(), claimed);
@@ -288,8 +288,8 @@ impl Credentials {
         Some(claimed)
     }
 
-    fn genuine(&self) -> MutexGuard<'_, HashMap<Box<str>, Claimed>> {
-        self.0.genuine.lock().unwrap_or_else(PoisonError::into_inner)
+    fn verified_tokens(&self) -> MutexGuard<'_, HashMap<Box<str>, CachedClaims>> {
+        self.0.verified_tokens.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn refresh_token(&self, session: &Session) -> String {
@@ -309,7 +309,7 @@ impl Credentials {
     }
 
     /// Whether a refresh token was issued for this session.
-    pub fn refreshes(&self, session: &Session, shown: &Refresh) -> bool {
+    pub fn verify_refresh(&self, session: &Session, shown: &RefreshToken) -> bool {
         let tag = self.refresh_tag(session, shown.generation);
         constant_time::verify_slices_are_equal(tag.as_ref(), &shown.tag).is_ok()
     }
@@ -318,13 +318,13 @@ impl Credentials {
 impl Credentials {
     /// A hash that no password matches. It disables login until a password is set.
     pub fn unusable_hash(&self) -> Result<String> {
-        decoy(self.0.argon2.params())
+        dummy_hash(self.0.argon2.params())
     }
 
     /// Issues a device token, which proves that the owner of an account has logged in on a device.
     /// A password change invalidates it, because others who knew the old password may have one too.
     pub fn device_token(&self, now: Timestamp, device: Id, user_id: Id, password_hash: &str) -> String {
-        let mut token = Vec::with_capacity(DEVICE_TOKEN);
+        let mut token = Vec::with_capacity(DEVICE_TOKEN_BYTES);
         token.extend_from_slice(device.as_bytes());
         token.extend_from_slice(&now.seconds().to_be_bytes());
         token.extend_from_slice(self.device_tag(&token, user_id, password_hash).as_ref());
@@ -333,7 +333,7 @@ impl Credentials {
 
     /// The device of a valid device token for this account.
     pub fn known_device(&self, now: Timestamp, token: &str, user_id: Id, password_hash: &str) -> Option<Id> {
-        let token: [u8; DEVICE_TOKEN] = URL_SAFE_NO_PAD.decode(token).ok()?.try_into().ok()?;
+        let token: [u8; DEVICE_TOKEN_BYTES] = URL_SAFE_NO_PAD.decode(token).ok()?.try_into().ok()?;
         let (claims, tag) = token.split_at(24);
         constant_time::verify_slices_are_equal(self.device_tag(claims, user_id, password_hash).as_ref(), tag).ok()?;
         let issued = i64::from_be_bytes(claims[16..].try_into().ok()?);
@@ -358,7 +358,7 @@ impl Credentials {
     }
 
     /// The address change that a token cancels, if it is genuine.
-    pub fn email_change(&self, token: &str) -> Option<Id> {
+    pub fn verify_email_change(&self, token: &str) -> Option<Id> {
         let token: [u8; 48] = URL_SAFE_NO_PAD.decode(token.trim()).ok()?.try_into().ok()?;
         let (id, tag) = token.split_at(16);
         hmac::verify(&self.0.email_change, id, tag).ok()?;
@@ -367,17 +367,17 @@ impl Credentials {
 }
 
 /// Size of a device token, in bytes: device id, issue time and tag.
-const DEVICE_TOKEN: usize = 16 + 8 + 32;
+const DEVICE_TOKEN_BYTES: usize = 16 + 8 + 32;
 
 /// A parsed refresh token, not verified yet.
 #[derive(Debug)]
-pub struct Refresh {
+pub struct RefreshToken {
     pub session_id: Id,
     pub generation: i32,
     tag: [u8; 32],
 }
 
-impl Refresh {
+impl RefreshToken {
     /// Parses a token.
     pub fn parse(token: &str) -> Option<Self> {
         let bytes: [u8; 52] = URL_SAFE_NO_PAD.decode(token).ok()?.try_into().ok()?;
@@ -399,7 +399,7 @@ impl MailToken {
     }
 
     /// A token from a request.
-    pub fn shown(token: &str) -> Self {
+    pub fn from_input(token: &str) -> Self {
         Self(token.trim().to_owned())
     }
 
@@ -423,7 +423,7 @@ pub fn random() -> Result<[u8; 32]> {
 
 /// A hash that no password matches, with the same cost parameters as any other. It is random
 /// instead of computed, because hashing at startup would take its full memory.
-fn decoy(params: &Params) -> Result<String> {
+fn dummy_hash(params: &Params) -> Result<String> {
     let (salt, hash) = (STANDARD_NO_PAD.encode(&random()?[..16]), STANDARD_NO_PAD.encode(random()?));
     let (memory, passes, lanes) = (params.m_cost(), params.t_cost(), params.p_cost());
     Ok(format!("$argon2id$v=19$m={memory},t={passes},p={lanes}${salt}${hash}"))
@@ -465,12 +465,12 @@ mod tests {
     #[test]
     fn where_there_is_no_account_a_password_is_compared_with_a_hash_of_the_same_cost() {
         let params = Params::new(64, 3, 2, None).expect("a cost");
-        let hash = decoy(&params).expect("a hash");
+        let hash = dummy_hash(&params).expect("a hash");
         let parsed = PasswordHash::new(&hash).expect("one that can be read");
         let read = Params::try_from(&parsed).expect("its cost");
         assert_eq!((read.m_cost(), read.t_cost(), read.p_cost()), (64, 3, 2));
         let argon2 = Argon2::new(Algorithm::Argon2id, Version::V0x13, params);
         assert!(argon2.verify_password(b"", &parsed).is_err());
-        assert_ne!(hash, decoy(argon2.params()).expect("another"));
+        assert_ne!(hash, dummy_hash(argon2.params()).expect("another"));
     }
 }

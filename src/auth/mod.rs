@@ -17,9 +17,9 @@ pub fn bearer(authorization: &str) -> Option<&str> {
 /// The viewer of an access token. Session, role and status are those in the database: a logout or a
 /// change of role takes effect with the next request on this instance, and within a second on
 /// others ([`sessions`]).
-pub async fn viewer(app: &App, token: &str) -> Result<Viewer> {
+pub async fn authenticate(app: &App, token: &str) -> Result<Viewer> {
     let now = app.clock.now();
-    let access = app.credentials.access(now, token).ok_or_else(Error::unauthenticated)?;
+    let access = app.credentials.verify_access(now, token).ok_or_else(Error::unauthenticated)?;
     let viewer = app.sessions.viewer(&app.db, now, access.session_id).await?;
     viewer.ok_or_else(Error::unauthenticated)
 }

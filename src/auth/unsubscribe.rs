@@ -16,7 +16,7 @@ pub fn token(key: &Secret, user_id: Id) -> String {
 }
 
 /// The user of a token, or `None` if it is not genuine.
-pub fn user_of(key: &Secret, token: &str) -> Option<Id> {
+pub fn verify(key: &Secret, token: &str) -> Option<Id> {
     let bytes: [u8; 48] = URL_SAFE_NO_PAD.decode(token).ok()?.try_into().ok()?;
     let user_id = Id::from_bytes(bytes[..16].try_into().ok()?);
     constant_time::verify_slices_are_equal(tag(key, user_id).as_ref(), &bytes[16..]).ok()?;

@@ -97,7 +97,7 @@ async fn verify_email(
 ) -> Result<StatusCode, Problem> {
     let now = app.clock.now();
     counted.admit(&app, RateLimitBucket::Credentials, &client).await?;
-    let hash = MailToken::shown(&body.token).hash();
+    let hash = MailToken::from_input(&body.token).hash();
     account::verify_email(&app.db, now, &hash, &ClientInfo::from(&client)).await?;
     Ok(StatusCode::NO_CONTENT)
 }
@@ -146,7 +146,7 @@ async fn cancel_email_change(
 ) -> Result<StatusCode, Problem> {
     let now = app.clock.now();
     counted.admit(&app, RateLimitBucket::Credentials, &client).await?;
-    let change = app.credentials.email_change(&body.token).ok_or_else(account::invalid_token)?;
+    let change = app.credentials.verify_email_change(&body.token).ok_or_else(account::invalid_token)?;
     let unusable = app.credentials.unusable_hash()?;
     account::cancel_email_change(&app.db, now, change, &unusable, &ClientInfo::from(&client)).await?;
     Ok(StatusCode::NO_CONTENT)
@@ -257,7 +257,7 @@ async fn confirm_password_reset(
 ) -> Result<Response, Problem> {
     let now = app.clock.now();
     counted.admit(&app, RateLimitBucket::Credentials, &client).await?;
-    let hash = MailToken::shown(&body.token).hash();
+    let hash = MailToken::from_input(&body.token).hash();
     let owner = account::reset_owner(&mut app.db.conn().await?, now, &hash).await?;
     let (policy, personal) = (app.config.password_policy, [owner.email.as_str(), owner.username.as_str()]);
     let password = Password::parse("new_password", &body.new_password, policy, &personal);
@@ -304,7 +304,7 @@ async fn unsubscribe_from_assignments(
     counted.admit(&app, RateLimitBucket::Auth, &client).await?;
     let mut parameters = url::form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes());
     let token = parameters.find(|(name, _)| name == "token").map(|(_, token)| token);
-    let user_id = token.and_then(|token| unsubscribe::user_of(&app.config.secret_key, &token));
+    let user_id = token.and_then(|token| unsubscribe::verify(&app.config.secret_key, &token));
     let user_id = user_id.ok_or_else(|| Error::user_error("token", UserErrorCode::Invalid, "This link is not valid."))?;
     user::unsubscribe(&app.db, app.clock.now(), user_id, &ClientInfo::from(&client)).await?;
     Ok(Json(Accepted { detail: "You will receive no more e-mails about assignments." }))

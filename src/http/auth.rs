@@ -20,7 +20,7 @@ use super::problem::Problem;
 use super::account_email;
 use crate::App;
 use crate::access::Role;
-use crate::auth::credential::{self, DEVICE_LIFETIME, Refresh, Tokens};
+use crate::auth::credential::{self, DEVICE_LIFETIME, RefreshToken, Tokens};
 use crate::auth::{self, bearer};
 use crate::error::{Code, Error, UserError, UserErrorCode, Result};
 use crate::graphql::node::{self, NodeType};
@@ -351,7 +351,7 @@ async fn create_session(
         LoginOutcome::Created => {}
         other => return Ok(Err(other)),
     }
-    let mut tokens = app.credentials.tokens(now, &session)?;
+    let mut tokens = app.credentials.issue_tokens(now, &session)?;
     let hash = rehashed.as_deref().unwrap_or(&found.password_hash);
     let token = app.credentials.device_token(now, device.unwrap_or_else(Id::new), found.user_id, hash);
     let cookie = device_cookie(app, found.user_id, &token)?;
@@ -428,15 +428,15 @@ async fn refresh(
     let now = app.clock.now();
     counted.admit(&app, RateLimitBucket::Auth, &client).await?;
     let refused = || Error::refused(Code::Unauthenticated, "The refresh token is not valid. Log in again.");
-    let shown = Refresh::parse(&body.refresh_token).ok_or_else(refused)?;
+    let shown = RefreshToken::parse(&body.refresh_token).ok_or_else(refused)?;
     let session = session::find(&mut app.db.conn().await?, shown.session_id).await?.ok_or_else(refused)?;
-    if !app.credentials.refreshes(&session, &shown) {
+    if !app.credentials.verify_refresh(&session, &shown) {
         return Err(refused().into());
     }
     let (end, grace) = (app.config.session_expires_at(now, session.created_at), app.config.refresh_grace);
     let origin = ClientInfo::from(&client);
     match session::rotate(&app.db, now, session.id, shown.generation, end, grace, &origin).await? {
-        Rotation::Current(session) => Ok(token_response(app.credentials.tokens(now, &session)?)),
+        Rotation::Current(session) => Ok(token_response(app.credentials.issue_tokens(now, &session)?)),
         Rotation::Reused => {
             tracing::warn!(session = %session.id, "refresh token reused, session revoked");
             Err(refused().into())
@@ -472,7 +472,7 @@ async fn logout(
     let now = app.clock.now();
     counted.admit(&app, RateLimitBucket::Auth, &client).await?;
     let token = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()).and_then(bearer);
-    let viewer = auth::viewer(&app, token.ok_or_else(Error::unauthenticated)?).await?;
+    let viewer = auth::authenticate(&app, token.ok_or_else(Error::unauthenticated)?).await?;
     session::revoke(&app.db, now, &viewer, viewer.session_id, &ClientInfo::from(&client)).await?;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -196,7 +196,7 @@ async fn shed_response(service: &GraphqlService, owner: ClientKey, error: Error,
 /// permit.
 fn owner(service: &GraphqlService, headers: &HeaderMap, client: &Client) -> ClientKey {
     let token = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()).and_then(bearer);
-    let access = token.and_then(|token| service.app.credentials.access(service.app.clock.now(), token));
+    let access = token.and_then(|token| service.app.credentials.verify_access(service.app.clock.now(), token));
     access.map_or_else(|| ClientKey::address(client.address), |access| ClientKey::User(access.user_id))
 }
 
@@ -206,7 +206,7 @@ pub async fn viewer(service: &GraphqlService, headers: &HeaderMap) -> Result<Opt
         return Ok(None);
     };
     let token = value.to_str().ok().and_then(bearer).ok_or_else(Error::unauthenticated)?;
-    auth::viewer(&service.app, token).await.map(Some)
+    auth::authenticate(&service.app, token).await.map(Some)
 }
 
 /// Reads a body. Its bytes count against the budget of the address until the body is parsed.

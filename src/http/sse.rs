@@ -74,7 +74,7 @@ pub async fn subscribe(
     let slot = service.subscription_slot(listener.viewer)?;
     let now = service.app.clock.now();
     let token = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()).and_then(bearer);
-    let access = token.and_then(|token| service.app.credentials.access(now, token));
+    let access = token.and_then(|token| service.app.credentials.verify_access(now, token));
     let expires = access.map(|access| Instant::now() + access.expires_at.since(now));
     let request_id = Arc::clone(&listener.request_id);
     let subscription = match service.subscribe(operation, slot, after, listener.viewer, request_id).await {

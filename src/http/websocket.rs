@@ -403,7 +403,7 @@ impl SocketHandler {
         let app = &self.service.app;
         let token = bearer(authorization).ok_or(AuthFailure::Token)?;
         let now = app.clock.now();
-        let viewer = auth::viewer(app, token).await;
+        let viewer = auth::authenticate(app, token).await;
         // Rate limited like an HTTP request: by user, or by address if the token is not valid.
         let known = viewer.as_ref().ok().copied();
         self.service.count_request(known, self.opening.client.address).await.map_err(|_| AuthFailure::Busy)?;
@@ -411,7 +411,7 @@ impl SocketHandler {
             Code::Unauthenticated => AuthFailure::Token,
             _ => AuthFailure::Busy,
         })?;
-        let access = app.credentials.access(now, token).ok_or(AuthFailure::Token)?;
+        let access = app.credentials.verify_access(now, token).ok_or(AuthFailure::Token)?;
         Ok((viewer, Instant::now() + access.expires_at.since(now)))
     }
 

@@ -34,7 +34,7 @@ const SETTINGS: [(&str, &str); 8] = [
 const SHARE: usize = 2;
 
 fn owner(server: &Server, person: &Person) -> ClientKey {
-    let access = server.app.credentials.access(server.app.clock.now(), person.token());
+    let access = server.app.credentials.verify_access(server.app.clock.now(), person.token());
     ClientKey::User(access.expect("a good token").user_id)
 }
 

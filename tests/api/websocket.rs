@@ -377,7 +377,7 @@ async fn operations_that_wait_take_the_memory_of_their_text() {
     let server = Server::with(&[("MAX_OPERATIONS_AT_ONCE", "8")]).await;
     let (alice, bob) = (server.person("alice").await, server.person("bob").await);
     let owner = |person: &Person| {
-        let access = server.app.credentials.access(server.app.clock.now(), person.token());
+        let access = server.app.credentials.verify_access(server.app.clock.now(), person.token());
         ClientKey::User(access.expect("a good token").user_id)
     };
     let mut sockets = Vec::new();
@@ -445,7 +445,7 @@ async fn the_operations_of_a_user_that_wait_are_limited_and_harm_nobody_else() {
     const MAX_WAITING: usize = 400;
     let server = Server::with(&[("MAX_OPERATIONS_AT_ONCE", "8"), ("WS_OPERATIONS_PER_SOCKET", "500")]).await;
     let (alice, bob) = (server.person("alice").await, server.person("bob").await);
-    let access = server.app.credentials.access(server.app.clock.now(), alice.token());
+    let access = server.app.credentials.verify_access(server.app.clock.now(), alice.token());
     let owner = ClientKey::User(access.expect("a good token").user_id);
     let (mut hers, mut his) = (Raw::greeted(&server, &alice).await, Raw::greeted(&server, &bob).await);
     let acquire = || server.app.concurrency.acquire(owner, WaitPolicy::Request);
