@@ -20,23 +20,23 @@ use crate::store::{
 };
 
 /// Poll interval of the mail queue. Mail queued by this instance is sent at once.
-const MAIL: Duration = Duration::from_secs(5);
+const MAIL_POLL_INTERVAL: Duration = Duration::from_secs(5);
 /// Interval between purges of expired rows.
-const CLEANING: Duration = Duration::from_secs(600);
+const PURGE_INTERVAL: Duration = Duration::from_secs(600);
 /// Interval between checks for expired events.
-const EXPIRING: Duration = Duration::from_secs(60);
+const EXPIRY_INTERVAL: Duration = Duration::from_secs(60);
 /// Retention of notifications, read or unread.
-const NOTIFICATIONS: Duration = Duration::from_secs(90 * 86_400);
+const NOTIFICATION_RETENTION: Duration = Duration::from_secs(90 * 86_400);
 /// Pause after a failed inbox update.
-const INBOX: Duration = Duration::from_secs(1);
+const INBOX_RETRY_INTERVAL: Duration = Duration::from_secs(1);
 /// Minimum interval between inbox updates. Under load, one update covers many events.
-const INBOX_PACE: Duration = Duration::from_millis(50);
+const INBOX_MIN_INTERVAL: Duration = Duration::from_millis(50);
 /// Retention of ended sessions, for inspection.
-const ENDED_SESSIONS: Duration = Duration::from_secs(30 * 86_400);
+const ENDED_SESSION_RETENTION: Duration = Duration::from_secs(30 * 86_400);
 
 /// Purges in batches, until a batch is not full. (A macro, because in a generic function the
 /// compiler cannot prove that the future is `Send`.)
-macro_rules! all {
+macro_rules! purge_all {
     ($step:expr) => {
         async {
             while $step.await? >= PURGE_BATCH {}
@@ -52,26 +52,26 @@ pub fn start(app: &Arc<App>, stop: &CancellationToken) -> Result<TaskTracker> {
     tracker.spawn(app.hub.clone().tail(app.db.background_pool(), Arc::clone(&app.hints), stop.clone()));
     tracker.spawn(Arc::clone(&app.hints).run(app.db.background_pool(), stop.clone()));
     let mailer = Mailer::new(Arc::clone(app))?;
-    tracker.spawn(every(MAIL, Some((app.db.clone(), CommitSignal::Mail)), stop.clone(), async move || mailer.send_due().await));
-    tracker.spawn(inbox(Arc::clone(app), stop.clone()));
+    tracker.spawn(run_every(MAIL_POLL_INTERVAL, Some((app.db.clone(), CommitSignal::Mail)), stop.clone(), async move || mailer.send_due().await));
+    tracker.spawn(run_inbox(Arc::clone(app), stop.clone()));
     let cleaning = Arc::clone(app);
-    tracker.spawn(every(CLEANING, None, stop.clone(), async move || {
+    tracker.spawn(run_every(PURGE_INTERVAL, None, stop.clone(), async move || {
         let (db, config, now) = (&cleaning.db.background_pool(), &cleaning.config, cleaning.clock.now());
         // All purges run, even if one fails.
         let cleared = [
-            all!(session::purge_expired(db, now.minus(ENDED_SESSIONS))),
-            all!(token::purge_expired(db, now)),
-            all!(mail_quota::purge_expired(db, now)),
-            all!(email_change::purge_expired(db, now)),
-            all!(username_change::purge_expired(db, now)),
-            all!(lockout::purge_expired(db, now.minus(lockout::retention(config.lockout)))),
-            all!(audit::purge_older(db, now.minus(config.audit_retention))),
-            all!(notification::purge_older(db, now.minus(NOTIFICATIONS))),
+            purge_all!(session::purge_expired(db, now.minus(ENDED_SESSION_RETENTION))),
+            purge_all!(token::purge_expired(db, now)),
+            purge_all!(mail_quota::purge_expired(db, now)),
+            purge_all!(email_change::purge_expired(db, now)),
+            purge_all!(username_change::purge_expired(db, now)),
+            purge_all!(lockout::purge_expired(db, now.minus(lockout::retention(config.lockout)))),
+            purge_all!(audit::purge_older(db, now.minus(config.audit_retention))),
+            purge_all!(notification::purge_older(db, now.minus(NOTIFICATION_RETENTION))),
         ];
         cleared.into_iter().collect()
     }));
     let expiring = Arc::clone(app);
-    tracker.spawn(every(EXPIRING, None, stop.clone(), async move || {
+    tracker.spawn(run_every(EXPIRY_INTERVAL, None, stop.clone(), async move || {
         let (db, retention) = (&expiring.db.background_pool(), expiring.config.event_retention);
         let done = *expiring.inbox.borrow();
         while event::expire(db, retention, expiring.clock.now(), done).await? {}
@@ -82,11 +82,11 @@ pub fn start(app: &Arc<App>, stop: &CancellationToken) -> Result<TaskTracker> {
 }
 
 /// Updates inboxes up to the position that the tail has reached, and publishes its own position.
-async fn inbox(app: Arc<App>, stop: CancellationToken) {
+async fn run_inbox(app: Arc<App>, stop: CancellationToken) {
     let db = app.db.background_pool();
     let (mut tail, mut position) = (app.hub.tail_position(), LogPosition::default());
     loop {
-        let next = Instant::now() + INBOX_PACE;
+        let next = Instant::now() + INBOX_MIN_INTERVAL;
         let done = tokio::select! {
             () = stop.cancelled() => return,
             done = notification::advance_inboxes(&db, position) => done,
@@ -105,7 +105,7 @@ async fn inbox(app: Arc<App>, stop: CancellationToken) {
                 tail.mark_changed();
                 tokio::select! {
                     () = stop.cancelled() => return,
-                    () = tokio::time::sleep(INBOX) => {}
+                    () = tokio::time::sleep(INBOX_RETRY_INTERVAL) => {}
                 }
             }
         }
@@ -119,7 +119,7 @@ async fn inbox(app: Arc<App>, stop: CancellationToken) {
 
 /// Runs a job repeatedly, after the pause or on the commit signal. A failed run is retried after
 /// the pause. A shutdown aborts a run, which every step of a job tolerates.
-async fn every(pause: Duration, signal: Option<(Db, CommitSignal)>, stop: CancellationToken, job: impl AsyncFn() -> Result<()>) {
+async fn run_every(pause: Duration, signal: Option<(Db, CommitSignal)>, stop: CancellationToken, job: impl AsyncFn() -> Result<()>) {
     loop {
         let done = tokio::select! {
             () = stop.cancelled() => return,

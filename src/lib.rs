@@ -185,14 +185,14 @@ use http::in_flight::InFlight;
 use limits::RateLimiter;
 use metrics::Metrics;
 use store::user::ProfileCache;
-use telemetry::Traces;
+use telemetry::TraceExporter;
 use time::Clock;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 /// A database that has not answered the tail of the log for so long is taken to be silent.
-const SILENCE: Duration = Duration::from_millis(1_600);
+const DATABASE_STALL_LIMIT: Duration = Duration::from_millis(1_600);
 
 /// Everything that a running server shares.
 pub struct App {
@@ -217,11 +217,11 @@ pub struct App {
     /// The names of people.
     pub profiles: ProfileCache,
     /// Rate limits.
-    pub limits: RateLimiter,
+    pub rate_limiter: RateLimiter,
     /// What is counted and measured.
     pub metrics: Metrics,
     /// What is told to a collector of traces.
-    pub traces: Traces,
+    pub traces: TraceExporter,
     /// How many operations run at once.
     pub concurrency: ConcurrencyLimit,
     /// Bytes on their way from and to clients.
@@ -246,7 +246,7 @@ impl App {
         let rejected = limits.refused.clone();
         Ok(Arc::new(Self {
             metrics: Metrics::new(&db, &limits, &credentials),
-            traces: Traces::open(config.traces.as_ref())?,
+            traces: TraceExporter::open(config.traces.as_ref())?,
             db,
             hub: Hub::default(),
             cursors: CursorCodec::new(&config.secret_key)?,
@@ -255,7 +255,7 @@ impl App {
             credentials,
             sessions: ViewerCache::default(),
             profiles: ProfileCache::default(),
-            limits,
+            rate_limiter: limits,
             concurrency: ConcurrencyLimit::new(connections.operations, *database_connections, is_embedded, rejected),
             in_flight: InFlight::default(),
             readiness: Readiness::default(),
@@ -268,11 +268,11 @@ impl App {
 
     /// Waits for what is done with the database: until the deadline, or until the database is silent, which the tail of
     /// the log notices because it asks something all the time.
-    pub async fn in_time<T>(&self, deadline: Duration, work: impl Future<Output = T>) -> Result<T> {
+    pub async fn with_deadline<T>(&self, deadline: Duration, work: impl Future<Output = T>) -> Result<T> {
         let since = Instant::now();
         let late = async {
-            while since.elapsed() < deadline && self.hub.stalled_for() < SILENCE {
-                tokio::time::sleep(SILENCE / 8).await;
+            while since.elapsed() < deadline && self.hub.stalled_for() < DATABASE_STALL_LIMIT {
+                tokio::time::sleep(DATABASE_STALL_LIMIT / 8).await;
             }
         };
         match select(pin!(work), pin!(late)).await {

@@ -21,7 +21,7 @@ use crate::store::mail_quota::{self, QuotaDecision};
 use crate::store::token::{self, Purpose};
 use crate::store::user;
 use crate::store::value::is_deceptive;
-use crate::telemetry::UNSENT_MAIL;
+use crate::telemetry::UNSENT_MAIL_TARGET;
 
 /// Timeout of one delivery attempt.
 const SMTP_TIMEOUT: Duration = Duration::from_secs(30);
@@ -335,7 +335,7 @@ impl Mailer {
     async fn send(&self, mail: &Mail, letter: &OutgoingMail) -> std::result::Result<(), String> {
         let Some(transport) = &self.transport else {
             tracing::info!(
-                target: UNSENT_MAIL,
+                target: UNSENT_MAIL_TARGET,
                 to = letter.recipient,
                 subject = letter.subject,
                 text = letter.text(),

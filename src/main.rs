@@ -235,7 +235,7 @@ async fn run(command: Command) -> Result<(), Failure> {
         _ => {}
     }
     let config = Config::from_env()?;
-    telemetry::log(&config);
+    telemetry::init_logging(&config);
     match command {
         Command::Schema | Command::Openapi | Command::Move { .. } | Command::Config { .. } | Command::Doctor => Ok(()),
         Command::Backup { file } => {
@@ -307,7 +307,7 @@ async fn serve(config: Config) -> Result<(), Failure> {
     shutdown.await;
     tokio::select! {
         // Aborted connections are logged and are not a failure.
-        _ = server.end() => Ok(()),
+        _ = server.shut_down() => Ok(()),
         () = terminated() => Err(Failure("second signal: exiting without waiting".to_owned())),
     }
 }

@@ -1,8 +1,8 @@
 //! Metrics in the OpenMetrics text format, which Prometheus scrapes.
 //!
 //! Label values are bounded, whatever clients send: routes of the router, known error codes, and
-//! the first [`NAMES`] operation names that signed-in users have executed without an error. Any
-//! other name is `other`. Counters that live in another module, such as [`Limits::refused`], are
+//! the first [`MAX_OPERATION_NAMES`] operation names that signed-in users have executed without an error. Any
+//! other name is `other`. Counters that live in another module, such as [`Limits::record_refusal`], are
 //! registered here. Gauges of pools and queues are read on each scrape.
 
 use std::borrow::Cow;
@@ -27,19 +27,19 @@ use crate::error::Code;
 use crate::limits::RateLimiter;
 
 /// Maximum number of operation names with labels of their own.
-const NAMES: usize = 200;
+const MAX_OPERATION_NAMES: usize = 200;
 /// Maximum length of such a name, in bytes.
-const NAME_LENGTH: usize = 80;
+const MAX_NAME_LENGTH: usize = 80;
 
 /// Label names with their values.
 pub type Labels<const N: usize> = [(&'static str, Cow<'static, str>); N];
 
 /// A histogram of seconds, from one millisecond to beyond the deadline of an operation.
-pub fn seconds() -> Histogram {
+pub fn duration_histogram() -> Histogram {
     Histogram::new([0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0])
 }
 
-type Seconds<const N: usize> = Family<Labels<N>, Histogram, fn() -> Histogram>;
+type DurationFamily<const N: usize> = Family<Labels<N>, Histogram, fn() -> Histogram>;
 
 /// Transport of a long-lived connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,16 +51,16 @@ pub enum Transport {
 }
 
 /// Counts something open in a gauge until it is dropped.
-pub struct Open(Gauge);
+pub struct OpenGauge(Gauge);
 
-impl Open {
+impl OpenGauge {
     fn new(gauge: Gauge) -> Self {
         gauge.inc();
         Self(gauge)
     }
 }
 
-impl Drop for Open {
+impl Drop for OpenGauge {
     fn drop(&mut self) {
         self.0.dec();
     }
@@ -68,7 +68,7 @@ impl Drop for Open {
 
 /// A completed operation.
 #[derive(Clone, Copy, Debug)]
-pub struct Executed<'a> {
+pub struct OperationOutcome<'a> {
     /// The operation name.
     pub name: Option<&'a str>,
     /// `query`, `mutation` or `subscription`.
@@ -78,16 +78,16 @@ pub struct Executed<'a> {
     /// Whether the viewer is authenticated.
     pub signed_in: bool,
     /// The duration. `None` for a subscription, which the client may keep open.
-    pub took: Option<Duration>,
+    pub duration: Option<Duration>,
 }
 
 /// All metrics of the server.
 pub struct Metrics {
     registry: Registry,
     requests: Family<Labels<3>, Counter>,
-    request_seconds: Seconds<1>,
+    request_seconds: DurationFamily<1>,
     operations: Family<Labels<3>, Counter>,
-    operation_seconds: Seconds<2>,
+    operation_seconds: DurationFamily<2>,
     refusals: Family<Labels<1>, Counter>,
     sockets: Family<Labels<1>, Gauge>,
     closes: Family<Labels<1>, Counter>,
@@ -105,9 +105,9 @@ impl Metrics {
         let mut metrics = Self {
             registry: Registry::with_prefix("fasttrack"),
             requests: Family::default(),
-            request_seconds: Family::new_with_constructor(seconds),
+            request_seconds: Family::new_with_constructor(duration_histogram),
             operations: Family::default(),
-            operation_seconds: Family::new_with_constructor(seconds),
+            operation_seconds: Family::new_with_constructor(duration_histogram),
             refusals: Family::default(),
             sockets: Family::default(),
             closes: Family::default(),
@@ -156,7 +156,7 @@ impl Metrics {
     }
 
     /// Records a response. `route` is `None` if no route matched.
-    pub fn answered(&self, method: &Method, route: Option<&str>, status: StatusCode, took: Duration) {
+    pub fn record_request(&self, method: &Method, route: Option<&str>, status: StatusCode, took: Duration) {
         let method = match *method {
             Method::GET => "GET",
             Method::HEAD => "HEAD",
@@ -171,14 +171,14 @@ impl Metrics {
     }
 
     /// Records a GraphQL request that was not executed.
-    pub fn refused(&self, code: Code) {
+    pub fn record_refusal(&self, code: Code) {
         self.refusals.get_or_create(&[("code", code.as_str().into())]).inc();
     }
 
     /// Records a completed operation.
-    pub fn executed(&self, executed: Executed<'_>) {
-        let Executed { name, kind, failure, signed_in, took } = executed;
-        let name = self.known(name, signed_in && failure.is_none());
+    pub fn record_operation(&self, executed: OperationOutcome<'_>) {
+        let OperationOutcome { name, kind, failure, signed_in, duration: took } = executed;
+        let name = self.operation_label(name, signed_in && failure.is_none());
         let outcome = failure.map_or("ok", Code::as_str);
         if let Some(took) = took {
             let labels = [("operation", name.clone()), ("kind", kind.into())];
@@ -189,7 +189,7 @@ impl Metrics {
     }
 
     /// The label for an operation name.
-    fn known(&self, name: Option<&str>, may_be_new: bool) -> Cow<'static, str> {
+    fn operation_label(&self, name: Option<&str>, may_be_new: bool) -> Cow<'static, str> {
         let Some(name) = name else {
             return "unnamed".into();
         };
@@ -197,7 +197,7 @@ impl Metrics {
             return name.to_owned().into();
         }
         let mut names = self.names.write().unwrap_or_else(PoisonError::into_inner);
-        if may_be_new && names.len() < NAMES && name.len() <= NAME_LENGTH {
+        if may_be_new && names.len() < MAX_OPERATION_NAMES && name.len() <= MAX_NAME_LENGTH {
             names.insert(name.to_owned());
             return name.to_owned().into();
         }
@@ -205,22 +205,22 @@ impl Metrics {
     }
 
     /// Counts an open socket or event stream until the guard is dropped.
-    pub fn socket(&self, transport: Transport) -> Open {
+    pub fn open_socket(&self, transport: Transport) -> OpenGauge {
         let transport = match transport {
             Transport::WebSocket => "websocket",
             Transport::EventStream => "sse",
         };
-        Open::new(self.sockets.get_or_create_owned(&[("transport", transport.into())]))
+        OpenGauge::new(self.sockets.get_or_create_owned(&[("transport", transport.into())]))
     }
 
     /// Records the close code of a socket that the server closes.
-    pub fn closed(&self, code: u16) {
+    pub fn record_close(&self, code: u16) {
         self.closes.get_or_create(&[("code", code.to_string().into())]).inc();
     }
 
     /// Counts an open subscription until the guard is dropped.
-    pub fn subscription(&self) -> Open {
-        Open::new(self.subscriptions.clone())
+    pub fn open_subscription(&self) -> OpenGauge {
+        OpenGauge::new(self.subscriptions.clone())
     }
 }
 
@@ -239,7 +239,7 @@ pub fn exposition(app: &App) -> String {
     for (state, value) in [("running", running), ("waiting", waiting)] {
         set(&metrics.hashes.get_or_create(&[("state", state.into())]), value);
     }
-    set(&metrics.decoded, app.limits.decoding.budget.used());
+    set(&metrics.decoded, app.rate_limiter.decoding.budget.used());
     metrics.lag.set(app.hub.lag().as_secs_f64());
     let mut out = String::new();
     // Writing to a string cannot fail.

@@ -18,14 +18,14 @@ use crate::error::Result;
 use crate::{App, graphql, http};
 
 /// Deadline for running requests, sockets and streams on shutdown.
-const PATIENCE: Duration = Duration::from_secs(10);
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(10);
 /// Poll I/O every 7 tasks (tokio's default is 61). A task here is a whole request or SQLite update,
 /// about 0.1 ms, so with the default a socket would wait for several of them.
-const LOOKS: u32 = 7;
+const EVENT_INTERVAL: u32 = 7;
 
 /// Creates the tokio runtime.
 pub fn runtime() -> std::io::Result<Runtime> {
-    Builder::new_multi_thread().enable_all().event_interval(LOOKS).build()
+    Builder::new_multi_thread().enable_all().event_interval(EVENT_INTERVAL).build()
 }
 
 /// A running server.
@@ -33,7 +33,7 @@ pub struct Server {
     app: Arc<App>,
     /// Stops the public listener.
     closing: CancellationToken,
-    doors: JoinHandle<()>,
+    http: JoinHandle<()>,
     /// Stops the jobs and the metrics listener.
     stop: CancellationToken,
     jobs: TaskTracker,
@@ -60,16 +60,16 @@ impl Server {
         let measured = |listener| tokio::spawn(serve(listener, http::metrics_router(app), &stop));
         let metrics = metrics.map(measured);
         jobs.spawn(http::health::monitor(Arc::clone(app), stop.clone()));
-        Ok(Self { app: Arc::clone(app), closing, doors, metrics, stop, jobs })
+        Ok(Self { app: Arc::clone(app), closing, http: doors, metrics, stop, jobs })
     }
 
     /// Shuts down in order. Returns whether everything completed before the deadline.
-    pub async fn end(self) -> bool {
-        let Self { app, closing, mut doors, stop, jobs, metrics } = self;
+    pub async fn shut_down(self) -> bool {
+        let Self { app, closing, http: mut doors, stop, jobs, metrics } = self;
         app.draining.cancel();
         tokio::time::sleep(app.config.drain).await;
         closing.cancel();
-        let ended = tokio::time::timeout(PATIENCE, async {
+        let ended = tokio::time::timeout(SHUTDOWN_TIMEOUT, async {
             let served = (&mut doors).await;
             app.writes.close();
             app.writes.wait().await;
@@ -85,7 +85,7 @@ impl Server {
         if let Some(metrics) = metrics {
             metrics.abort();
         }
-        app.traces.end().await;
+        app.traces.shut_down().await;
         app.db.close().await;
         ended
     }

@@ -41,22 +41,22 @@ use crate::error::{Code, Error, Result};
 use crate::id::Id;
 
 /// Timeout of a request to the collector.
-const PATIENCE: Duration = Duration::from_secs(5);
+const EXPORT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Time limit for exporting the last spans on shutdown.
-const LAST: Duration = Duration::from_secs(2);
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 /// Maximum length of a path or operation name in a span, in bytes.
-const TOLD: usize = 200;
+const MAX_ATTRIBUTE_BYTES: usize = 200;
 /// Maximum size of a response of the collector, in bytes.
-const MAX_ANSWER: usize = 64 * 1024;
+const MAX_RESPONSE_BYTES: usize = 64 * 1024;
 
 /// Log target of mails if no mail server is configured.
-pub const UNSENT_MAIL: &str = "fasttrack::mail::unsent";
+pub const UNSENT_MAIL_TARGET: &str = "fasttrack::mail::unsent";
 
 /// Starts logging to standard error. Standard output is left to the output of commands.
-pub fn log(config: &Config) {
+pub fn init_logging(config: &Config) {
     // Without a mail server the log is the only way to read a mail, so no log level hides it. The
     // more specific directive wins.
-    let filter = EnvFilter::new(format!("{},{UNSENT_MAIL}=info", config.log_filter));
+    let filter = EnvFilter::new(format!("{},{UNSENT_MAIL_TARGET}=info", config.log_filter));
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     // A line that cannot be written, as on a full disk, is dropped: reporting the error would
     // panic.
@@ -69,15 +69,15 @@ pub fn log(config: &Config) {
 }
 
 /// The trace exporter, if a collector is configured.
-pub struct Traces(Option<Running>);
+pub struct TraceExporter(Option<ActiveTracer>);
 
-struct Running {
+struct ActiveTracer {
     provider: SdkTracerProvider,
     tracer: SdkTracer,
-    continues: TraceContextPropagator,
+    propagator: TraceContextPropagator,
 }
 
-impl Traces {
+impl TraceExporter {
     /// Starts the exporter. Must be called within the runtime that is to send the spans.
     pub fn open(config: Option<&config::TraceConfig>) -> Result<Self> {
         let Some(config) = config else { return Ok(Self(None)) };
@@ -86,10 +86,10 @@ impl Traces {
             headers.filter_map(|(name, value)| Some((name.to_string(), value.to_str().ok()?.to_owned()))).collect();
         let exporter = SpanExporter::builder()
             .with_http()
-            .with_http_client(Collector::new(config)?)
+            .with_http_client(CollectorClient::new(config)?)
             .with_endpoint(config.endpoint.to_string())
             .with_headers(headers)
-            .with_timeout(PATIENCE)
+            .with_timeout(EXPORT_TIMEOUT)
             .build()
             .map_err(|error| Error::internal(format!("traces: {error}")))?;
         let resource = Resource::builder()
@@ -102,15 +102,15 @@ impl Traces {
             .with_batch_exporter(exporter)
             .build();
         let tracer = provider.tracer("fasttrack");
-        Ok(Self(Some(Running { provider, tracer, continues: TraceContextPropagator::new() })))
+        Ok(Self(Some(ActiveTracer { provider, tracer, propagator: TraceContextPropagator::new() })))
     }
 
     /// Starts the span of a request, in the trace of its `traceparent` or in a new one.
-    pub fn request(&self, request: &Request, route: Option<&str>) -> Option<Traced> {
+    pub fn request_span(&self, request: &Request, route: Option<&str>) -> Option<ActiveSpan> {
         let running = self.0.as_ref()?;
         let headers = request.headers();
-        let parent = match is_traceparent(headers) {
-            true => running.continues.extract_with_context(&Context::new(), &HeaderExtractor(headers)),
+        let parent = match has_traceparent(headers) {
+            true => running.propagator.extract_with_context(&Context::new(), &HeaderExtractor(headers)),
             false => Context::new(),
         };
         let method = request.method();
@@ -121,25 +121,25 @@ impl Traces {
         let mut attributes = vec![
             KeyValue::new("http.request.method", method.to_owned()),
             KeyValue::new("url.scheme", "http"),
-            KeyValue::new("url.path", beginning(request.uri().path())),
-            KeyValue::new("network.protocol.version", version(request)),
+            KeyValue::new("url.path", truncate(request.uri().path())),
+            KeyValue::new("network.protocol.version", protocol_version(request)),
         ];
         attributes.extend(route.map(|route| KeyValue::new("http.route", route.to_owned())));
         let name = if known { method } else { "HTTP" };
         let name = route.map_or_else(|| name.to_owned(), |route| format!("{name} {route}"));
         let span = running.tracer.span_builder(name).with_kind(SpanKind::Server).with_attributes(attributes);
-        Some(Traced(parent.with_span(running.tracer.build_with_context(span, &parent))))
+        Some(ActiveSpan(parent.with_span(running.tracer.build_with_context(span, &parent))))
     }
 
     /// Starts the span of an operation or of opening a subscription: a child of the request span,
     /// or a root span on a socket.
-    pub fn operation(&self, kind: &'static str, name: Option<&str>) -> Option<Traced> {
+    pub fn operation_span(&self, kind: &'static str, name: Option<&str>) -> Option<ActiveSpan> {
         self.span(kind, Context::current, kind, name)
     }
 
     /// Starts the span of the response to an event. It is a root span, because any number of
     /// subscriptions may share the response.
-    pub fn event(&self, kind: &'static str, name: Option<&str>) -> Option<Traced> {
+    pub fn event_span(&self, kind: &'static str, name: Option<&str>) -> Option<ActiveSpan> {
         self.span("event", Context::new, kind, name)
     }
 
@@ -149,7 +149,7 @@ impl Traces {
         parent: fn() -> Context,
         kind: &'static str,
         name: Option<&str>,
-    ) -> Option<Traced> {
+    ) -> Option<ActiveSpan> {
         let running = self.0.as_ref()?;
         let parent = parent();
         let within = parent.has_active_span();
@@ -157,36 +157,36 @@ impl Traces {
             .tracer
             .span_builder(span)
             .with_kind(if within { SpanKind::Internal } else { SpanKind::Server })
-            .with_attributes(of_operation(kind, name));
-        Some(Traced(parent.with_span(running.tracer.build_with_context(span, &parent))))
+            .with_attributes(operation_attributes(kind, name));
+        Some(ActiveSpan(parent.with_span(running.tracer.build_with_context(span, &parent))))
     }
 
     /// Adds the operation to the span of the current request.
-    pub fn asks_for(&self, kind: &'static str, name: Option<&str>) {
+    pub fn set_operation(&self, kind: &'static str, name: Option<&str>) {
         if self.0.is_some() {
-            Context::map_current(|context| context.span().set_attributes(of_operation(kind, name)));
+            Context::map_current(|context| context.span().set_attributes(operation_attributes(kind, name)));
         }
     }
 
     /// Exports the remaining spans and shuts down.
-    pub async fn end(&self) {
+    pub async fn shut_down(&self) {
         let Some(running) = &self.0 else { return };
         let provider = running.provider.clone();
         // Blocks on the export thread. Spans that could not be sent are reported in the log.
-        drop(tokio::task::spawn_blocking(move || provider.shutdown_with_timeout(LAST)).await);
+        drop(tokio::task::spawn_blocking(move || provider.shutdown_with_timeout(FLUSH_TIMEOUT)).await);
     }
 }
 
 /// An open span. It ends when this is dropped.
-pub struct Traced(Context);
+pub struct ActiveSpan(Context);
 
-impl Traced {
+impl ActiveSpan {
     pub fn trace_id(&self) -> String {
         self.0.span().span_context().trace_id().to_string()
     }
 
     /// Records the response of a request.
-    pub fn answered(&self, answer: &Answer, request_id: &str) {
+    pub fn record_response(&self, answer: &Answer, request_id: &str) {
         let (span, status) = (self.0.span(), answer.status());
         span.set_attribute(KeyValue::new("http.response.status_code", i64::from(status.as_u16())));
         // The semantic conventions define header values as lists.
@@ -199,7 +199,7 @@ impl Traced {
     }
 
     /// Records the end of an operation, with the code of its first error if any.
-    pub fn ended(&self, failure: Option<Code>) {
+    pub fn record_outcome(&self, failure: Option<Code>) {
         let Some(code) = failure else { return };
         let span = self.0.span();
         span.set_attribute(KeyValue::new("error.type", code.as_str()));
@@ -211,7 +211,7 @@ impl Traced {
 }
 
 /// Runs work within a span, if there is one.
-pub async fn within<T>(span: Option<&Traced>, work: impl Future<Output = T>) -> T {
+pub async fn in_span<T>(span: Option<&ActiveSpan>, work: impl Future<Output = T>) -> T {
     match span {
         Some(span) => Either::Left(work.with_context(span.0.clone())),
         None => Either::Right(work),
@@ -219,17 +219,17 @@ pub async fn within<T>(span: Option<&Traced>, work: impl Future<Output = T>) -> 
     .await
 }
 
-fn of_operation(kind: &'static str, name: Option<&str>) -> Vec<KeyValue> {
+fn operation_attributes(kind: &'static str, name: Option<&str>) -> Vec<KeyValue> {
     let mut attributes = vec![KeyValue::new("graphql.operation.type", kind)];
-    attributes.extend(name.map(|name| KeyValue::new("graphql.operation.name", beginning(name))));
+    attributes.extend(name.map(|name| KeyValue::new("graphql.operation.name", truncate(name))));
     attributes
 }
 
-fn beginning(text: &str) -> String {
-    text[..text.floor_char_boundary(TOLD)].to_owned()
+fn truncate(text: &str) -> String {
+    text[..text.floor_char_boundary(MAX_ATTRIBUTE_BYTES)].to_owned()
 }
 
-fn version(request: &Request) -> &'static str {
+fn protocol_version(request: &Request) -> &'static str {
     match request.version() {
         axum::http::Version::HTTP_2 => "2",
         axum::http::Version::HTTP_10 => "1.0",
@@ -239,7 +239,7 @@ fn version(request: &Request) -> &'static str {
 
 /// Whether there is exactly one `traceparent` header in W3C format. The library also accepts
 /// shorter numbers.
-fn is_traceparent(headers: &HeaderMap) -> bool {
+fn has_traceparent(headers: &HeaderMap) -> bool {
     let mut values = headers.get_all("traceparent").iter();
     let (Some(value), None) = (values.next(), values.next()) else { return false };
     let Ok(text) = value.to_str() else { return false };
@@ -255,25 +255,25 @@ fn is_traceparent(headers: &HeaderMap) -> bool {
 /// HTTP client for the collector. Runs on the runtime of the server, whatever thread calls it. Logs
 /// once when the collector becomes unavailable, and once when it is available again.
 #[derive(Debug)]
-struct Collector {
-    http: Http,
+struct CollectorClient {
+    http: HttpsClient,
     runtime: Handle,
-    away: Arc<AtomicBool>,
+    is_unreachable: Arc<AtomicBool>,
 }
 
-type Http = Client<HttpsConnector<HttpConnector>, Full<Bytes>>;
+type HttpsClient = Client<HttpsConnector<HttpConnector>, Full<Bytes>>;
 
-impl Collector {
+impl CollectorClient {
     fn new(config: &config::TraceConfig) -> Result<Self> {
         let runtime = Handle::try_current().map_err(Error::internal)?;
-        Ok(Self { http: http(config)?, runtime, away: Arc::default() })
+        Ok(Self { http: https_client(config)?, runtime, is_unreachable: Arc::default() })
     }
 }
 
 #[async_trait]
-impl HttpClient for Collector {
+impl HttpClient for CollectorClient {
     async fn send_bytes(&self, request: opentelemetry_http::Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
-        let (http, away) = (self.http.clone(), Arc::clone(&self.away));
+        let (http, away) = (self.http.clone(), Arc::clone(&self.is_unreachable));
         let sent = self.runtime.spawn(async move {
             let sent = send(&http, request).await;
             let problem = match &sent {
@@ -298,7 +298,7 @@ impl HttpClient for Collector {
     }
 }
 
-fn http(config: &config::TraceConfig) -> Result<Http> {
+fn https_client(config: &config::TraceConfig) -> Result<HttpsClient> {
     let mut roots = RootCertStore::empty();
     if config.endpoint.scheme_str() == Some("https") {
         roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
@@ -310,18 +310,18 @@ fn http(config: &config::TraceConfig) -> Result<Http> {
     Ok(Client::builder(TokioExecutor::new()).build(connector))
 }
 
-async fn send(http: &Http, request: axum::http::Request<Bytes>) -> Result<Response<Bytes>, String> {
+async fn send(http: &HttpsClient, request: axum::http::Request<Bytes>) -> Result<Response<Bytes>, String> {
     let sent = async {
         let answer = http.request(request.map(Full::new)).await;
-        let (parts, body) = answer.map_err(|error| told(&error))?.into_parts();
-        let body = Limited::new(body, MAX_ANSWER).collect().await.map_err(|error| error.to_string())?;
+        let (parts, body) = answer.map_err(|error| error_with_source(&error))?.into_parts();
+        let body = Limited::new(body, MAX_RESPONSE_BYTES).collect().await.map_err(|error| error.to_string())?;
         Ok(Response::from_parts(parts, body.to_bytes()))
     };
-    tokio::time::timeout(PATIENCE, sent).await.unwrap_or_else(|_| Err("no response".to_owned()))
+    tokio::time::timeout(EXPORT_TIMEOUT, sent).await.unwrap_or_else(|_| Err("no response".to_owned()))
 }
 
 /// Appends the source errors, because the error of the client itself does not state the reason.
-fn told(error: &hyper_util::client::legacy::Error) -> String {
+fn error_with_source(error: &hyper_util::client::legacy::Error) -> String {
     let mut words = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
@@ -332,14 +332,14 @@ fn told(error: &hyper_util::client::legacy::Error) -> String {
 }
 
 /// Checks that the collector accepts traces. Returns the reason if it does not.
-pub async fn ask(config: &config::TraceConfig) -> Result<(), String> {
+pub async fn check_collector(config: &config::TraceConfig) -> Result<(), String> {
     let mut request = axum::http::Request::post(&config.endpoint).header("content-type", "application/x-protobuf");
     for (name, value) in &config.headers {
         request = request.header(name, value);
     }
     // An export request without spans encodes to zero bytes.
     let request = request.body(Bytes::new()).map_err(|error| error.to_string())?;
-    let http = http(config).map_err(|_| "TLS setup failed".to_owned())?;
+    let http = https_client(config).map_err(|_| "TLS setup failed".to_owned())?;
     let answer = send(&http, request).await?;
     if answer.status().is_success() { Ok(()) } else { Err(format!("it responded with {}", answer.status())) }
 }
@@ -364,9 +364,9 @@ mod tests {
             let value: axum::http::HeaderValue = value.parse().expect("a value");
             let mut headers = HeaderMap::new();
             headers.insert("traceparent", value.clone());
-            assert_eq!(is_traceparent(&headers), good, "{value:?}");
+            assert_eq!(has_traceparent(&headers), good, "{value:?}");
             headers.append("traceparent", value);
-            assert!(!is_traceparent(&headers), "ambiguous");
+            assert!(!has_traceparent(&headers), "ambiguous");
         }
     }
 }

@@ -322,7 +322,7 @@ async fn smtp(url: Option<&Secret>, report: &mut Report) {
 
 async fn collector(config: &Config, report: &mut Report) {
     let Some(traces) = &config.traces else { return };
-    match telemetry::ask(traces).await {
+    match telemetry::check_collector(traces).await {
         Ok(()) => report.ok("the trace collector accepts traces"),
         // Only a warning: the server works without traces.
         Err(problem) => report.warn(format!("the trace collector: {problem}")),

@@ -151,7 +151,7 @@ impl Credentials {
             queue: Arc::new(Semaphore::new(MAX_QUEUED_HASHES)),
             cores,
             refused: Counter::default(),
-            seconds: metrics::seconds(),
+            seconds: metrics::duration_histogram(),
             verified_tokens: Mutex::default(),
         })))
     }

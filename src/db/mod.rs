@@ -291,7 +291,7 @@ impl Db {
                 (pools(connections, &statements)?, pools(BACKGROUND_CONNECTIONS, &statements)?, pools(1, &uncounted)?)
             }
         };
-        let (waits, bells, changes) = (metrics::seconds(), Arc::default(), Arc::default());
+        let (waits, bells, changes) = (metrics::duration_histogram(), Arc::default(), Arc::default());
         Ok(Self { quotas: StorageQuotas::default(), pools, background: aside, health_check: check, statements, waits, signals: bells, generations: changes })
     }
 

@@ -261,7 +261,7 @@ async fn verify_password(
     origin: &ClientInfo,
 ) -> crate::error::Result<()> {
     let (now, rule) = (app.clock.now(), app.config.lockout);
-    app.limits.admit_session(viewer, now).await?;
+    app.rate_limiter.admit_session(viewer, now).await?;
     let mut conn = app.db.conn().await?;
     let verdict = lockout::check(&mut conn, now, &PasswordAttempt::session(viewer), rule).await?;
     if let Some(refusal) = verdict.refusal(now) {
@@ -289,7 +289,7 @@ pub async fn confirm_email_change(
 ) -> crate::error::Result<bool> {
     let user = users::any_by_ids(&mut app.db.conn().await?, &[viewer.id]).await?.pop();
     if user.ok_or_else(Error::unauthenticated)?.email == **email {
-        app.limits.admit_session(viewer, app.clock.now()).await?;
+        app.rate_limiter.admit_session(viewer, app.clock.now()).await?;
         return Ok(false);
     }
     let password = password.ok_or_else(|| Error::UserErrors(vec![users::password_required()]))?;

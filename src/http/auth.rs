@@ -489,12 +489,12 @@ impl AppliedQuota {
     /// Counts the request against the rate limit of its address. Fails when the limit is exceeded.
     pub async fn admit(&self, app: &App, bucket: RateLimitBucket, client: &Client) -> Result<()> {
         let now = app.clock.now();
-        if let Some(quota) = app.limits.spend(bucket, ClientKey::address(client.address), 1, now).await? {
+        if let Some(quota) = app.rate_limiter.spend(bucket, ClientKey::address(client.address), 1, now).await? {
             // Set once: a request is counted once.
             let _ = self.0.set(quota);
         }
         if bucket == RateLimitBucket::Credentials {
-            app.limits.admit_networks(client.address, now).await?;
+            app.rate_limiter.admit_networks(client.address, now).await?;
         }
         Ok(())
     }

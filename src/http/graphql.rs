@@ -48,7 +48,7 @@ pub async fn post(
     request: Request,
 ) -> Response {
     if request.extensions().get::<Overloaded>().is_some() {
-        service.app.metrics.refused(Code::Unavailable);
+        service.app.metrics.record_refusal(Code::Unavailable);
         return into_http(Media::GraphqlResponse, GraphqlResponse::from_error(Error::unavailable().into(), &id.0), &id.0);
     }
     serve(&service, client, &id, guard, request).await
@@ -83,7 +83,7 @@ async fn serve(service: &GraphqlService, client: Client, id: &RequestId, guard: 
     match run(service, client, id, media, guard, request).await {
         Ok(response) => response,
         Err(refused) => {
-            service.app.metrics.refused(refused.code);
+            service.app.metrics.record_refusal(refused.code);
             into_http(error_media(media), GraphqlResponse::from_error(refused, &id.0), &id.0)
         }
     }
@@ -163,7 +163,7 @@ async fn run(
     let mut response = service.app.in_flight.count_body(owner, is_export, response).unwrap_or_else(|error| {
         // A retry would execute the mutation twice.
         let refused = if kind == OperationType::Mutation { response_dropped() } else { error.into() };
-        service.app.metrics.refused(refused.code);
+        service.app.metrics.record_refusal(refused.code);
         into_http(error_media(media), GraphqlResponse::from_error(refused, &id.0), &id.0)
     });
     if let Some((standing, _)) = standing {
@@ -176,11 +176,11 @@ async fn run(
 /// like every other response.
 async fn shed_response(service: &GraphqlService, owner: ClientKey, error: Error, media: Media, id: &RequestId) -> Response {
     let refused = RequestError::from(error);
-    service.app.metrics.refused(refused.code);
+    service.app.metrics.record_refusal(refused.code);
     let is_limited = refused.code == Code::RateLimited;
     let mut response = into_http(error_media(media), GraphqlResponse::from_error(refused, &id.0), &id.0);
     if is_limited {
-        match service.app.limits.spend(limits::RateLimitBucket::Cost, owner, 0, service.app.clock.now()).await {
+        match service.app.rate_limiter.spend(limits::RateLimitBucket::Cost, owner, 0, service.app.clock.now()).await {
             Ok(Some(quota)) => set_rate_limit(response.headers_mut(), quota.limit, quota.remaining(), quota.reset),
             Err(Error::RateLimited { limit, retry_after }) => {
                 set_rate_limit(response.headers_mut(), limit, 0, retry_after);

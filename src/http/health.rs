@@ -74,7 +74,7 @@ async fn check_redis(app: &App) {
     let mut ticks = check_interval();
     loop {
         ticks.tick().await;
-        app.readiness.redis.send_replace(app.limits.ping_redis().await);
+        app.readiness.redis.send_replace(app.rate_limiter.ping_redis().await);
     }
 }
 
@@ -114,7 +114,7 @@ async fn ready(State(app): State<Arc<App>>) -> Response {
     let found = timeout(CHECK_TIMEOUT, found.wait_for(Option::is_some)).await;
     let checked = found.ok().and_then(|found| *found.ok()?).filter(|checked| checked.at.elapsed() < STALE_AFTER);
     let schema = checked.and_then(|checked| checked.is_migrated);
-    let redis = app.limits.uses_redis().then(|| app.readiness.redis.borrow().unwrap_or_default());
+    let redis = app.rate_limiter.uses_redis().then(|| app.readiness.redis.borrow().unwrap_or_default());
     let (draining, behind) = (app.draining.is_cancelled(), app.hub.lag() > MAX_EVENT_LAG);
     let report = ReadinessReport {
         ready: schema == Some(true) && !draining && !behind,

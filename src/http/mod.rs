@@ -170,7 +170,7 @@ async fn with_deadline(State(app): State<Arc<App>>, request: Request, next: Next
         let done = app.writes.spawn(work).await;
         done.unwrap_or_else(|error| Problem::from(Error::internal(error)).into_response())
     };
-    let answered = app.in_time(AUTH_DEADLINE, answered).await;
+    let answered = app.with_deadline(AUTH_DEADLINE, answered).await;
     let mut response = answered.unwrap_or_else(|late| Problem::from(late).into_response());
     let headers = response.headers_mut();
     if is_post {
@@ -268,7 +268,7 @@ async fn observe(State(app): State<Arc<App>>, mut request: Request, next: Next) 
             true => next.run(request).await,
             false => Problem::from(Error::unavailable()).into_response(),
         };
-        app.metrics.answered(&method, route, response.status(), Duration::ZERO);
+        app.metrics.record_request(&method, route, response.status(), Duration::ZERO);
         add_headers(&app, &mut response, &id, is_kept);
         return response;
     }
@@ -280,20 +280,20 @@ async fn observe(State(app): State<Arc<App>>, mut request: Request, next: Next) 
         operation = tracing::field::Empty,
         trace_id = tracing::field::Empty,
     );
-    let traced = app.traces.request(&request, route);
+    let traced = app.traces.request_span(&request, route);
     if let Some(traced) = &traced {
         span.record("trace_id", traced.trace_id());
     }
     let started = tokio::time::Instant::now();
     let mut response = if is_allowed {
-        telemetry::within(traced.as_ref(), next.run(request).instrument(span.clone())).await
+        telemetry::in_span(traced.as_ref(), next.run(request).instrument(span.clone())).await
     } else {
         Problem::new(Code::Forbidden, "This host name is not allowed.").into_response()
     };
     let took = started.elapsed();
-    app.metrics.answered(&method, route, response.status(), took);
+    app.metrics.record_request(&method, route, response.status(), took);
     if let Some(traced) = traced {
-        traced.answered(&response, &id);
+        traced.record_response(&response, &id);
     }
     let (status, ms) = (response.status().as_u16(), took.as_micros() as f64 / 1000.0);
     span.in_scope(|| tracing::info!(status, ms, "request completed"));

@@ -33,7 +33,7 @@ use crate::graphql::deprecation::{Deprecation, Deprecations};
 use crate::graphql::rate_limit::OperationCharge;
 use crate::graphql::{RequestContext, ExecutionHints, Schema, root_fast_path};
 use crate::limits::{RateLimitBucket as Limited, ClientKey};
-use crate::metrics::Executed;
+use crate::metrics::OperationOutcome;
 use crate::network::Client;
 use crate::store::search;
 
@@ -154,7 +154,7 @@ impl GraphqlService {
     /// Counts a request against the rate limit of the viewer, or of the address for an anonymous
     /// request.
     pub async fn count_request(&self, viewer: Option<Viewer>, address: IpAddr) -> Result<(), Error> {
-        self.app.limits.admit(Limited::Graphql, client_key(viewer, address), self.app.clock.now()).await
+        self.app.rate_limiter.admit(Limited::Graphql, client_key(viewer, address), self.app.clock.now()).await
     }
 
     /// Validates a request, computes its cost and charges it to the rate limit.
@@ -162,7 +162,7 @@ impl GraphqlService {
         let who = client_key(viewer, client.address);
         let mut operation = self.prepare(graphql_request, client)?;
         let now = self.app.clock.now();
-        let standing = self.app.limits.spend(Limited::Cost, who, operation.charge.cost, now).await?;
+        let standing = self.app.rate_limiter.spend(Limited::Cost, who, operation.charge.cost, now).await?;
         operation.charge.quota = standing.map(|standing| (standing, now.plus(standing.reset)));
         Ok(operation)
     }
@@ -184,7 +184,7 @@ impl GraphqlService {
             return Err(RequestError::new(Code::ValidationFailed, "A subscription must select exactly one root field."));
         }
         check_required_variables(&document, name.as_deref(), &graphql_request.variables)?;
-        self.app.traces.asks_for(kind_name(kind), name.as_deref());
+        self.app.traces.set_operation(kind_name(kind), name.as_deref());
         if let Some(name) = &name {
             tracing::Span::current().record("operation", name.chars().take(80).collect::<String>());
         }
@@ -230,7 +230,7 @@ impl GraphqlService {
         let is_known = form.as_ref().is_some_and(|form| document.is_validated(form));
         let (name, started) = (request.operation_name.clone(), Instant::now());
         let owner = client_key(viewer, client.address);
-        let traced = self.app.traces.operation(kind_name(kind), name.as_deref());
+        let traced = self.app.traces.operation_span(kind_name(kind), name.as_deref());
         let caller = RequestContext::new(Arc::clone(&self.app), viewer, hints, client);
         // Taken before anything is read: a change that the operation does not observe has a later
         // position.
@@ -264,8 +264,8 @@ impl GraphqlService {
         // then run more and smaller statements.
         let executed =
             unconstrained(AssertUnwindSafe(permit.scope(DEADLINE, search_bytes).run(executed)).catch_unwind());
-        let executed = self.app.limits.decoding.with_meter(owner, executed);
-        let answer = match self.app.in_time(DEADLINE, executed).await {
+        let executed = self.app.rate_limiter.decoding.with_meter(owner, executed);
+        let answer = match self.app.with_deadline(DEADLINE, executed).await {
             Ok(Ok(mut response)) => {
                 if !is_complete(&response) {
                     self.shape.plan(&document, name.as_deref()).complete(&mut response);
@@ -280,14 +280,14 @@ impl GraphqlService {
             Err(late) => GraphqlResponse::from_error(late.into(), request_id),
         };
         if let Some(traced) = traced {
-            traced.ended(answer.code());
+            traced.record_outcome(answer.code());
         }
-        self.app.metrics.executed(Executed {
+        self.app.metrics.record_operation(OperationOutcome {
             name: name.as_deref(),
             kind: kind_name(kind),
             failure: answer.code(),
             signed_in: viewer.is_some(),
-            took: Some(started.elapsed()),
+            duration: Some(started.elapsed()),
         });
         answer
     }

@@ -89,7 +89,7 @@ pub async fn subscribe(
     let (service, tasks) = (service.clone(), listener.guard.tasks.clone());
     tasks.spawn(async move {
         let _slot = socket_slot;
-        let _open = service.app.metrics.socket(Transport::EventStream);
+        let _open = service.app.metrics.open_socket(Transport::EventStream);
         let guard = listener.guard.clone();
         let ended = session_ended(&service, listener.viewer);
         let expired = async {

@@ -38,7 +38,7 @@ use crate::graphql::deprecation::Deprecation;
 use crate::graphql::event_stream::{SubscriptionEvent, EventStream, SubscriptionHandle};
 use crate::graphql::{RequestContext, ExecutionHints, EventSchema, event_schema};
 use crate::limits::{RateLimitBucket as Limited, ClientKey};
-use crate::metrics::{Executed, Open};
+use crate::metrics::{OperationOutcome, OpenGauge};
 
 /// Maximum size of the variables of a subscription, in bytes. They stay in memory while it is open.
 const MAX_VARIABLE_BYTES: usize = 8 * 1024;
@@ -115,7 +115,7 @@ pub struct ActiveSubscription {
     deprecations: Arc<[Deprecation]>,
     failure: Option<Code>,
     _slot: Option<UserSlot>,
-    _open: Open,
+    _open: OpenGauge,
 }
 
 /// One subscriber: a viewer and what it has subscribed to.
@@ -251,7 +251,7 @@ impl GraphqlService {
             operation;
         let shared_subscription = self.subscriptions.shared_subscription(&query, &document, &request, spent.cost, search_bytes);
         let shared_subscription = shared_subscription.map_err(|refused| GraphqlResponse::from_error(refused, &request_id))?;
-        let traced = self.app.traces.operation(kind_name(OperationType::Subscription), shared_subscription.name.as_deref());
+        let traced = self.app.traces.operation_span(kind_name(OperationType::Subscription), shared_subscription.name.as_deref());
         let opening = SubscriptionHandle::resume_after(after);
         let opened = async {
             let (name, variables) = (request.operation_name.as_deref(), &request.variables);
@@ -268,7 +268,7 @@ impl GraphqlService {
             let caller = RequestContext::new(Arc::clone(&self.app), viewer, ExecutionHints::default(), client);
             schema.execute_stream(request.data(caller).data(spent).data(opening.clone())).next().await
         };
-        let opened = self.app.in_time(DEADLINE, Box::pin(opened)).await;
+        let opened = self.app.with_deadline(DEADLINE, Box::pin(opened)).await;
         let answer = match (opened, opening.take_stream()) {
             (Ok(None), Some(events)) => {
                 return Ok(ActiveSubscription {
@@ -283,7 +283,7 @@ impl GraphqlService {
                     deprecations,
                     failure: None,
                     _slot: slot,
-                    _open: self.app.metrics.subscription(),
+                    _open: self.app.metrics.open_subscription(),
                 });
             }
             (Ok(refused), _) => {
@@ -294,16 +294,16 @@ impl GraphqlService {
             (Err(late), _) => GraphqlResponse::from_error(late.into(), &request_id),
         };
         if let Some(traced) = traced {
-            traced.ended(answer.code());
+            traced.record_outcome(answer.code());
         }
-        self.app.metrics.executed(outcome(shared_subscription.name.as_deref(), answer.code(), viewer));
+        self.app.metrics.record_operation(outcome(shared_subscription.name.as_deref(), answer.code(), viewer));
         Err(answer)
     }
 }
 
-fn outcome(name: Option<&str>, failure: Option<Code>, viewer: Option<Viewer>) -> Executed<'_> {
+fn outcome(name: Option<&str>, failure: Option<Code>, viewer: Option<Viewer>) -> OperationOutcome<'_> {
     let kind = kind_name(OperationType::Subscription);
-    Executed { name, kind, failure, signed_in: viewer.is_some(), took: None }
+    OperationOutcome { name, kind, failure, signed_in: viewer.is_some(), duration: None }
 }
 
 impl ActiveSubscription {
@@ -354,7 +354,7 @@ impl ActiveSubscription {
 impl Drop for ActiveSubscription {
     fn drop(&mut self) {
         let SubscriptionClient { subscriptions, shared_subscription: shared_subscription, viewer, .. } = &self.subscriber;
-        subscriptions.app.metrics.executed(outcome(shared_subscription.name.as_deref(), self.failure, *viewer));
+        subscriptions.app.metrics.record_operation(outcome(shared_subscription.name.as_deref(), self.failure, *viewer));
     }
 }
 
@@ -368,7 +368,7 @@ impl SubscriptionClient {
     ) -> Result<Option<Arc<str>>, Box<GraphqlResponse>> {
         let (app, shared_subscription) = (&self.subscriptions.app, &self.shared_subscription);
         let viewer = self.viewer.ok_or_else(|| self.refused(Error::unauthenticated()))?;
-        let paid = app.limits.spend(Limited::Deliveries, ClientKey::User(viewer.id), shared_subscription.cost, app.clock.now()).await;
+        let paid = app.rate_limiter.spend(Limited::Deliveries, ClientKey::User(viewer.id), shared_subscription.cost, app.clock.now()).await;
         paid.map_err(|error| self.refused(error))?;
         let is_own = event.notification.is_some() || !deprecations.is_empty();
         let (mut event, mut permit) = (event, None);
@@ -467,15 +467,15 @@ impl SubscriptionClient {
         };
         let ParsedSubscription { document, executed, variables } = &*prepared;
         let name = self.shared_subscription.name.as_deref();
-        let traced = app.traces.event(kind_name(OperationType::Subscription), name);
+        let traced = app.traces.event_span(kind_name(OperationType::Subscription), name);
         let caller = RequestContext::for_event(Arc::clone(app), self.viewer, &event.event, &event.objects);
         let mut request = Request::new(String::new()).variables(variables.clone());
         request.operation_name = name.map(ToOwned::to_owned);
         request.set_parsed_query(executed.clone());
         let response = telling.execute(request.data(caller.clone()).data(event));
         let response =
-            unconstrained(app.limits.decoding.with_meter(ClientKey::User(viewer.id), response.instrument(self.span())));
-        let answer = match app.in_time(DEADLINE, response).await {
+            unconstrained(app.rate_limiter.decoding.with_meter(ClientKey::User(viewer.id), response.instrument(self.span())));
+        let answer = match app.with_deadline(DEADLINE, response).await {
             Ok(mut response) => {
                 shape.plan(document, name).complete(&mut response);
                 GraphqlResponse::from_response(response, &self.request_id)
@@ -483,7 +483,7 @@ impl SubscriptionClient {
             Err(late) => GraphqlResponse::from_error(late.into(), &self.request_id),
         };
         if let Some(traced) = traced {
-            traced.ended(answer.code());
+            traced.record_outcome(answer.code());
         }
         (answer, caller.viewer_accessed())
     }

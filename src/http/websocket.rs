@@ -121,13 +121,13 @@ async fn run(
     agreed: bool,
 ) {
     let app = Arc::clone(&talk.service.app);
-    let _open = app.metrics.socket(Transport::WebSocket);
+    let _open = app.metrics.open_socket(Transport::WebSocket);
     let close = if agreed { talk.run(&mut stream, &mut closing).await } else { Some(CloseReason::WrongProtocol) };
     // Aborts the operations that still run.
     drop(talk);
     if let Some(close) = close {
         let close = CloseFrame::from(close);
-        app.metrics.closed(close.code.into());
+        app.metrics.record_close(close.code.into());
         // Fails only if the writer has ended.
         drop(closing.send(close));
     } else {
@@ -574,7 +574,7 @@ impl OperationRunner {
             Ok::<_, RequestError>((permit, operation))
         };
         let (permit, operation) = admitted.await.map_err(|refused| {
-            self.service.app.metrics.refused(refused.code);
+            self.service.app.metrics.record_refusal(refused.code);
             match refused.code {
                 Code::Unauthenticated => OperationEnd::SessionEnded,
                 _ => OperationEnd::Message(self.error(id, refused)),

@@ -45,9 +45,9 @@ async fn populate(owner: &Person, projects: usize, tasks: usize) -> Vec<String> 
 
 /// Bytes that an operation decodes from database rows. The operation must succeed.
 async fn decoded(server: &Server, person: &Person, document: &str, variables: Value) -> u64 {
-    let before = server.app.limits.decoding.bytes.get();
+    let before = server.app.rate_limiter.decoding.bytes.get();
     person.query(document, variables).await;
-    server.app.limits.decoding.bytes.get() - before
+    server.app.rate_limiter.decoding.bytes.get() - before
 }
 
 /// Selections of tasks, projects or comments without any long text.
@@ -113,11 +113,11 @@ async fn what_is_long_is_read_only_when_it_is_selected() {
         assert!((least..2 * least).contains(&decoded), "{decoded} bytes for {document}");
     }
     // Eight concurrent operations decode no more than eight sequential ones.
-    let before = server.app.limits.decoding.bytes.get();
+    let before = server.app.rate_limiter.decoding.bytes.get();
     join_all((0..8).map(|_| alice.query(SHORT[0], json!({})))).await;
-    let decoded = server.app.limits.decoding.bytes.get() - before;
+    let decoded = server.app.rate_limiter.decoding.bytes.get() - before;
     assert!(decoded < 8 * LONG as u64 * 4, "{decoded} bytes");
-    assert_eq!(server.app.limits.decoding.budget.used(), 0);
+    assert_eq!(server.app.rate_limiter.decoding.budget.used(), 0);
 }
 
 #[tokio::test]
@@ -135,7 +135,7 @@ async fn an_operation_that_reads_too_much_is_refused_as_a_whole() {
     assert_eq!(reply.body["errors"][0]["extensions"]["code"], "DOCUMENT_TOO_COMPLEX");
     assert_eq!(reply.body["errors"][0]["message"], "The operation reads more than 16 MiB. Request less data.");
     assert!(reply.body.get("data").is_none());
-    assert_eq!(server.app.limits.decoding.budget.used(), 0);
+    assert_eq!(server.app.rate_limiter.decoding.budget.used(), 0);
     // The same rows without the long text are within the limit.
     let short = alice.query(&long.replace("description", "version"), json!({})).await;
     let tasks = short["projects"]["nodes"].as_array().expect("projects").iter();
@@ -149,7 +149,7 @@ async fn operations_are_refused_while_others_hold_too_much() {
     let tasks = populate(&alice, 1, 5).await;
     populate(&bob, 1, 5).await;
     let long = "{ tasks { nodes { description } } }";
-    let budget = &server.app.limits.decoding.budget;
+    let budget = &server.app.rate_limiter.decoding.budget;
     let ask = async |person: &Person| Reply::to(person.post("/graphql").json(&json!({ "query": long }))).await;
     let hold = |who: ClientKey| budget.reserve(who, OWNER_BYTES).expect("a free budget");
 
@@ -198,7 +198,7 @@ async fn what_an_operation_holds_is_released_when_its_client_goes_away() {
         let _ = timeout(Duration::from_millis(5 * wait), ask).await;
     }
     let released = async {
-        while server.app.limits.decoding.budget.used() > 0 {
+        while server.app.rate_limiter.decoding.budget.used() > 0 {
             tokio::task::yield_now().await;
         }
     };

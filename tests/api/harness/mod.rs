@@ -289,7 +289,7 @@ impl Server {
         let (sender, ended) = tokio::sync::oneshot::channel();
         // On a separate thread, because the test's runtime cannot block on another runtime.
         std::thread::spawn(move || {
-            let ended = runtime.block_on(async { tokio::time::timeout(PATIENCE, server.end()).await });
+            let ended = runtime.block_on(async { tokio::time::timeout(PATIENCE, server.shut_down()).await });
             drop(runtime);
             sender.send((database, ended)).map_err(|_| "no receiver").expect("a receiver");
         });
