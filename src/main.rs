@@ -10,7 +10,7 @@ use std::sync::Arc;
 use clap::{Args, Parser, Subcommand};
 use fasttrack::App;
 use fasttrack::access::Role;
-use fasttrack::admin::report::{Level, Report};
+use fasttrack::admin::report::{Severity, Report};
 use fasttrack::admin::{backup, doctor, relocate, settings};
 use fasttrack::config::{Config, keys_file};
 use fasttrack::db::{Location, migrate};
@@ -56,11 +56,11 @@ enum Command {
     /// Copy everything from SQLite to an empty PostgreSQL database. Stop the server first.
     Move {
         /// The source, `sqlite://path`. It is not changed.
-        #[arg(long, value_name = "URL", value_parser = location)]
+        #[arg(long, value_name = "URL", value_parser = parse_location)]
         from: Location,
         /// The target, `postgres://user:password@host/database`. Defaults to DATABASE_URL, which
         /// keeps the password off the command line.
-        #[arg(long, value_name = "URL", value_parser = location)]
+        #[arg(long, value_name = "URL", value_parser = parse_location)]
         to: Option<Location>,
     },
     /// Check the settings.
@@ -92,7 +92,7 @@ enum ConfigCommand {
 #[derive(Subcommand)]
 enum UserCommand {
     /// Create an account. The password is read from a prompt or from standard input.
-    Create(NewUser),
+    Create(CreateUserArgs),
     /// List all accounts.
     List,
     /// Change a user's role.
@@ -124,7 +124,7 @@ enum UserCommand {
 }
 
 #[derive(Args)]
-struct NewUser {
+struct CreateUserArgs {
     /// The e-mail address.
     #[arg(long)]
     email: String,
@@ -142,14 +142,14 @@ struct NewUser {
     password_stdin: bool,
 }
 
-fn location(url: &str) -> Result<Location, &'static str> {
+fn parse_location(url: &str) -> Result<Location, &'static str> {
     Location::parse(url).ok_or("must start with sqlite:// or postgres:// and name a database")
 }
 
 /// The error message of a command.
-struct Failure(String);
+struct CommandError(String);
 
-impl From<Error> for Failure {
+impl From<Error> for CommandError {
     fn from(error: Error) -> Self {
         Self(match error {
             Error::UserErrors(faults) => {
@@ -166,13 +166,13 @@ impl From<Error> for Failure {
     }
 }
 
-impl From<std::io::Error> for Failure {
+impl From<std::io::Error> for CommandError {
     fn from(error: std::io::Error) -> Self {
         Self(error.to_string())
     }
 }
 
-impl From<fasttrack::config::InvalidSetting> for Failure {
+impl From<fasttrack::config::InvalidSetting> for CommandError {
     fn from(error: fasttrack::config::InvalidSetting) -> Self {
         Self(error.to_string())
     }
@@ -182,25 +182,25 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     // The file is optional, but a malformed one must not be read halfway.
     match dotenvy::dotenv() {
-        Err(error) if !error.not_found() => return fail(&Failure(format!(".env: {error}"))),
+        Err(error) if !error.not_found() => return report_error(&CommandError(format!(".env: {error}"))),
         _ => {}
     }
     let runtime = match server::runtime() {
         Ok(runtime) => runtime,
-        Err(error) => return fail(&error.into()),
+        Err(error) => return report_error(&error.into()),
     };
     match runtime.block_on(run(cli.command.unwrap_or(Command::Serve))) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => fail(&failure),
+        Err(failure) => report_error(&failure),
     }
 }
 
-fn fail(failure: &Failure) -> ExitCode {
+fn report_error(failure: &CommandError) -> ExitCode {
     let _ = writeln!(std::io::stderr(), "fasttrack: {}", failure.0);
     ExitCode::FAILURE
 }
 
-async fn run(command: Command) -> Result<(), Failure> {
+async fn run(command: Command) -> Result<(), CommandError> {
     // These need no settings, or must work with invalid ones.
     match command {
         Command::Schema => {
@@ -212,25 +212,25 @@ async fn run(command: Command) -> Result<(), Failure> {
             return Ok(());
         }
         Command::Move { from, to } => {
-            let to = to.or_else(|| location(&environment("DATABASE_URL")?).ok());
-            let to = to.ok_or_else(|| Failure("set the target with --to or DATABASE_URL".to_owned()))?;
+            let to = to.or_else(|| parse_location(&env_var("DATABASE_URL")?).ok());
+            let to = to.ok_or_else(|| CommandError("set the target with --to or DATABASE_URL".to_owned()))?;
             println!("{}", relocate::run(&from, &to).await?);
-            println!("{}", relocate::carry_keys(&|name| std::env::var(name).ok(), &from, &to));
+            println!("{}", relocate::copy_keys(&|name| std::env::var(name).ok(), &from, &to));
             println!("Set DATABASE_URL to the new database and start the server. The SQLite file is unchanged.");
             return Ok(());
         }
         Command::Config { command: ConfigCommand::Check } => {
-            let checked = settings::check(&environment, &env_file());
+            let checked = settings::check(&env_var, &env_file());
             print!("{checked}");
-            return verdict(&checked.report);
+            return check_report(&checked.report);
         }
         Command::Doctor => {
-            let settings::Checked { config, mut report, .. } = settings::check(&environment, &env_file());
+            let settings::SettingsCheck { config, mut report, .. } = settings::check(&env_var, &env_file());
             if let Some(config) = &config {
-                doctor::run(config, &environment, &Clock::system(), &mut report).await;
+                doctor::run(config, &env_var, &Clock::system(), &mut report).await;
             }
             print!("{report}");
-            return verdict(&report);
+            return check_report(&report);
         }
         _ => {}
     }
@@ -241,7 +241,7 @@ async fn run(command: Command) -> Result<(), Failure> {
         Command::Backup { file } => {
             let bytes = backup::run(&config.database, file.clone()).await?;
             println!("Created and verified {}: {bytes} bytes.", file.display());
-            if let Some(keys) = keys_file(&environment, &config.database) {
+            if let Some(keys) = keys_file(&env_var, &config.database) {
                 println!("Back up {} as well: without its keys all users have to log in again.", keys.display());
             }
             Ok(())
@@ -260,7 +260,7 @@ async fn run(command: Command) -> Result<(), Failure> {
         }
         Command::User { command } => manage_users(config, command).await,
         Command::Demo => {
-            let app = open(config).await?;
+            let app = open_app(config).await?;
             let password = demo::fill(&app).await?;
             println!("Done. Log in as alice, bob, carol, dave or erin (admin) with password {password}");
             app.db.close().await;
@@ -269,7 +269,7 @@ async fn run(command: Command) -> Result<(), Failure> {
     }
 }
 
-fn environment(name: &str) -> Option<String> {
+fn env_var(name: &str) -> Option<String> {
     std::env::var(name).ok()
 }
 
@@ -278,21 +278,21 @@ fn env_file() -> BTreeMap<String, String> {
     dotenvy::dotenv_iter().map(|pairs| pairs.flatten().collect()).unwrap_or_default()
 }
 
-fn verdict(report: &Report) -> Result<(), Failure> {
+fn check_report(report: &Report) -> Result<(), CommandError> {
     match report.worst() {
-        Level::Fail => Err(Failure("see the lines that start with `fail`".to_owned())),
-        Level::Ok | Level::Warn => Ok(()),
+        Severity::Fail => Err(CommandError("see the lines that start with `fail`".to_owned())),
+        Severity::Ok | Severity::Warn => Ok(()),
     }
 }
 
 /// Migrates the database and opens the application.
-async fn open(config: Config) -> Result<Arc<App>, Failure> {
+async fn open_app(config: Config) -> Result<Arc<App>, CommandError> {
     migrate::up(&config.database).await?;
     Ok(App::open(config, Clock::system())?)
 }
 
-async fn serve(config: Config) -> Result<(), Failure> {
-    let app = open(config).await?;
+async fn serve(config: Config) -> Result<(), CommandError> {
+    let app = open_app(config).await?;
     let listener = TcpListener::bind(app.config.listen).await?;
     let metrics = match app.config.metrics {
         Some(address) => Some(TcpListener::bind(address).await?),
@@ -301,19 +301,19 @@ async fn serve(config: Config) -> Result<(), Failure> {
     let address = listener.local_addr()?;
     let metrics_address = metrics.as_ref().map(TcpListener::local_addr).transpose()?;
     // Registered before the server becomes visible: a signal may arrive at once.
-    let shutdown = terminated();
+    let shutdown = shutdown_signal();
     let server = Server::start(&app, listener, metrics, jobs::start)?;
-    greet(&app, address, metrics_address).await?;
+    print_addresses(&app, address, metrics_address).await?;
     shutdown.await;
     tokio::select! {
         // Aborted connections are logged and are not a failure.
         _ = server.shut_down() => Ok(()),
-        () = terminated() => Err(Failure("second signal: exiting without waiting".to_owned())),
+        () = shutdown_signal() => Err(CommandError("second signal: exiting without waiting".to_owned())),
     }
 }
 
 /// Prints the addresses of the server.
-async fn greet(app: &App, address: SocketAddr, metrics: Option<SocketAddr>) -> Result<(), Failure> {
+async fn print_addresses(app: &App, address: SocketAddr, metrics: Option<SocketAddr>) -> Result<(), CommandError> {
     let database = match &app.config.database {
         Location::Sqlite(path) => format!("SQLite, {}", path.display()),
         Location::Postgres(_) => "PostgreSQL".to_owned(),
@@ -339,7 +339,7 @@ async fn greet(app: &App, address: SocketAddr, metrics: Option<SocketAddr>) -> R
 }
 
 /// Completes on SIGTERM or SIGINT. The handlers are installed by the call, not by the first poll.
-fn terminated() -> impl Future<Output = ()> {
+fn shutdown_signal() -> impl Future<Output = ()> {
     #[cfg(unix)]
     let signals = {
         use tokio::signal::unix::{SignalKind, signal};
@@ -361,12 +361,12 @@ fn terminated() -> impl Future<Output = ()> {
     }
 }
 
-async fn manage_users(config: Config, command: UserCommand) -> Result<(), Failure> {
-    let app = open(config).await?;
+async fn manage_users(config: Config, command: UserCommand) -> Result<(), CommandError> {
+    let app = open_app(config).await?;
     let now = app.clock.now();
     let named = async |username: &str| match user::find_by_username(&mut app.db.conn().await?, username).await? {
         Some(user) => Ok(user),
-        None => Err(Failure(format!("no user named {username}"))),
+        None => Err(CommandError(format!("no user named {username}"))),
     };
     match command {
         UserCommand::Create(new) => {
@@ -419,7 +419,7 @@ async fn manage_users(config: Config, command: UserCommand) -> Result<(), Failur
 }
 
 /// Reads a password from standard input, or twice from a prompt without echo.
-fn read_password(stdin: bool) -> Result<String, Failure> {
+fn read_password(stdin: bool) -> Result<String, CommandError> {
     if stdin || !std::io::stdin().is_terminal() {
         let mut line = String::new();
         std::io::stdin().lock().read_line(&mut line)?;
@@ -429,6 +429,6 @@ fn read_password(stdin: bool) -> Result<String, Failure> {
     if rpassword::prompt_password("Repeat password: ")? == password {
         Ok(password)
     } else {
-        Err(Failure("The passwords differ.".to_owned()))
+        Err(CommandError("The passwords differ.".to_owned()))
     }
 }

@@ -44,7 +44,7 @@ fn copy(from: &Path, to: &Path) -> Result<u64> {
     source.batch_execute("PRAGMA busy_timeout = 10000")?;
     let name = draft.path().to_string_lossy();
     sql_query("VACUUM INTO ?").bind::<Text, _>(&*name).execute(&mut source)?;
-    let found = problems(&mut SqliteConnection::establish(&name).map_err(Error::internal)?)?;
+    let found = check_integrity(&mut SqliteConnection::establish(&name).map_err(Error::internal)?)?;
     if !found.is_empty() {
         return Err(at(from, &format!("the database is damaged, no copy was made: {}", found.join("; "))));
     }
@@ -60,17 +60,17 @@ fn sync(directory: &Path) -> io::Result<()> {
 }
 
 #[derive(QueryableByName)]
-struct Finding {
+struct FindingRow {
     #[diesel(sql_type = Text)]
     finding: String,
 }
 
 /// Problems that SQLite finds in a file: damaged pages and violated foreign keys (at most 10).
-pub fn problems(conn: &mut SqliteConnection) -> Result<Vec<String>> {
+pub fn check_integrity(conn: &mut SqliteConnection) -> Result<Vec<String>> {
     let check = sql_query("SELECT quick_check AS finding FROM pragma_quick_check WHERE quick_check <> 'ok'");
-    let mut found: Vec<Finding> = check.load(conn)?;
+    let mut found: Vec<FindingRow> = check.load(conn)?;
     let orphans = "SELECT 'a row of ' || \"table\" || ' refers to a missing row of ' || parent AS finding \
                    FROM pragma_foreign_key_check LIMIT 10";
-    found.extend(sql_query(orphans).load::<Finding>(conn)?);
+    found.extend(sql_query(orphans).load::<FindingRow>(conn)?);
     Ok(found.into_iter().map(|row| row.finding).collect())
 }

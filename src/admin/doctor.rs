@@ -16,7 +16,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 use tokio_postgres::Client;
 
-use super::backup::problems;
+use super::backup::check_integrity;
 use super::report::Report;
 use crate::config::{Config, Lookup, Secret, keys_file};
 use crate::db::postgres::PgConnector;
@@ -27,39 +27,39 @@ use crate::telemetry;
 use crate::time::Clock;
 
 /// Timeout of a check.
-const PATIENCE: Duration = Duration::from_secs(5);
+const CHECK_TIMEOUT: Duration = Duration::from_secs(5);
 /// Minimum free disk space in bytes.
-const LITTLE_SPACE: u64 = 1 << 30;
+const MIN_FREE_BYTES: u64 = 1 << 30;
 /// A larger write-ahead log, in bytes, indicates that something blocks checkpoints.
-const LARGE_LOG: u64 = 256 << 20;
+const MAX_WAL_BYTES: u64 = 256 << 20;
 /// Maximum clock skew in seconds. Beyond it, instances disagree about tokens and lockouts.
-const CLOCK_DIFFERENCE: f64 = 2.0;
+const MAX_CLOCK_SKEW_SECONDS: f64 = 2.0;
 
 /// Runs all checks.
 pub async fn run(config: &Config, lookup: Lookup<'_>, clock: &Clock, report: &mut Report) {
     if let Some(path) = keys_file(lookup, &config.database) {
-        private(&path, "the keys", report);
+        check_permissions(&path, "the keys", report);
     }
     let there = match &config.database {
-        Location::Sqlite(path) => sqlite(path, report).await,
-        Location::Postgres(url) => postgres(url, config, clock, report).await,
+        Location::Sqlite(path) => check_sqlite(path, report).await,
+        Location::Postgres(url) => check_postgres(url, config, clock, report).await,
     };
     match there {
         Ok(true) => {
-            if let Err(error) = contents(config, report).await {
-                report.fail(format!("the database: {}", words(error)));
+            if let Err(error) = check_contents(config, report).await {
+                report.fail(format!("the database: {}", error_text(error)));
             }
         }
         Ok(false) => {}
-        Err(error) => report.fail(format!("the database: {}", words(error))),
+        Err(error) => report.fail(format!("the database: {}", error_text(error))),
     }
-    redis(config, report).await;
-    smtp(config.smtp_url.as_ref(), report).await;
-    collector(config, report).await;
-    port(config.listen, report).await;
+    check_redis(config, report).await;
+    check_smtp(config.smtp_url.as_ref(), report).await;
+    check_collector(config, report).await;
+    check_port(config.listen, report).await;
 }
 
-fn words(error: Error) -> String {
+fn error_text(error: Error) -> String {
     match error {
         Error::Internal(cause) => cause.to_string(),
         other => other.into_client().1.into_owned(),
@@ -68,13 +68,13 @@ fn words(error: Error) -> String {
 
 /// Checks that only the owner can read a file.
 #[cfg_attr(not(unix), expect(unused_variables, reason = "file modes exist on Unix only"))]
-fn private(path: &Path, content: &str, report: &mut Report) {
+fn check_permissions(path: &Path, content: &str, report: &mut Report) {
     #[cfg(unix)]
     if let Ok(metadata) = path.metadata() {
         use std::os::unix::fs::PermissionsExt;
         let mode = metadata.permissions().mode() & 0o777;
         let path = path.display();
-        report.expect(
+        report.check(
             mode & 0o077 == 0,
             format!("only the owner can read {path}"),
             format!("{path} has mode {mode:o}: other users can read {content}. Run `chmod 600 {path}`"),
@@ -83,34 +83,34 @@ fn private(path: &Path, content: &str, report: &mut Report) {
 }
 
 #[derive(QueryableByName)]
-struct Told {
+struct TextRow {
     #[diesel(sql_type = Text)]
     told: String,
 }
 
 /// Checks specific to SQLite. Returns whether the database has tables.
-async fn sqlite(path: &Path, report: &mut Report) -> Result<bool> {
+async fn check_sqlite(path: &Path, report: &mut Report) -> Result<bool> {
     let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let bytes = |path: &Path| path.metadata().map_or(0, |metadata| metadata.len());
-    let needed = LITTLE_SPACE.max(2 * bytes(path));
-    space(directory, needed, report);
+    let needed = MIN_FREE_BYTES.max(2 * bytes(path));
+    check_disk_space(directory, needed, report);
     if !path.exists() {
         report.ok(format!("{} does not exist yet: the first start creates it", path.display()));
         return Ok(false);
     }
-    private(path, "the database", report);
+    check_permissions(path, "the database", report);
     let log = bytes(Path::new(&format!("{}-wal", path.display())));
-    if log > LARGE_LOG {
+    if log > MAX_WAL_BYTES {
         report.warn(format!(
             "the write-ahead log has {} MiB: a long-running read blocks checkpoints. Restart the server",
             log >> 20
         ));
     }
     let file = path.to_string_lossy().into_owned();
-    let asked = tokio::task::spawn_blocking(move || look(&file)).await;
+    let asked = tokio::task::spawn_blocking(move || inspect_file(&file)).await;
     let (version, mode, found, tables) = asked.map_err(Error::internal)??;
     report.ok(format!("SQLite {version}, {}, {} KiB", path.display(), bytes(path) >> 10));
-    report.expect(
+    report.check(
         mode == "wal",
         "journal_mode is WAL and the server uses synchronous = FULL: an acknowledged write survives a power cut",
         format!("journal_mode is {mode}: the next start of the server sets WAL"),
@@ -128,22 +128,22 @@ async fn sqlite(path: &Path, report: &mut Report) -> Result<bool> {
 }
 
 /// SQLite's version, the journal mode, the problems found, and whether the file has tables.
-fn look(file: &str) -> Result<(String, String, Vec<String>, bool)> {
+fn inspect_file(file: &str) -> Result<(String, String, Vec<String>, bool)> {
     let mut conn = SqliteConnection::establish(file).map_err(Error::internal)?;
     conn.batch_execute("PRAGMA busy_timeout = 5000; PRAGMA query_only = ON")?;
-    let version: Told = sql_query("SELECT sqlite_version() AS told").get_result(&mut conn)?;
-    let mode: Told = sql_query("SELECT journal_mode AS told FROM pragma_journal_mode").get_result(&mut conn)?;
+    let version: TextRow = sql_query("SELECT sqlite_version() AS told").get_result(&mut conn)?;
+    let mode: TextRow = sql_query("SELECT journal_mode AS told FROM pragma_journal_mode").get_result(&mut conn)?;
     let tables = sql_query("SELECT name AS told FROM sqlite_schema WHERE name = 'events'");
-    let tables: Vec<Told> = tables.load(&mut conn)?;
-    Ok((version.told, mode.told, problems(&mut conn)?, !tables.is_empty()))
+    let tables: Vec<TextRow> = tables.load(&mut conn)?;
+    Ok((version.told, mode.told, check_integrity(&mut conn)?, !tables.is_empty()))
 }
 
 #[cfg(unix)]
-fn space(directory: &Path, needed: u64, report: &mut Report) {
+fn check_disk_space(directory: &Path, needed: u64, report: &mut Report) {
     let Ok(disk) = rustix::fs::statvfs(directory) else { return };
     let free = disk.f_bavail.saturating_mul(disk.f_frsize);
     let (free, needed, directory) = (free >> 20, needed >> 20, directory.display());
-    report.expect(
+    report.check(
         free >= needed,
         format!("{free} MiB are free in {directory}"),
         format!("only {free} MiB are free in {directory}: {needed} MiB are needed for the file, its log and a copy"),
@@ -154,9 +154,9 @@ fn space(directory: &Path, needed: u64, report: &mut Report) {
 fn space(_: &Path, _: u64, _: &mut Report) {}
 
 /// Checks specific to PostgreSQL. Returns whether the database has tables.
-async fn postgres(url: &str, config: &Config, clock: &Clock, report: &mut Report) -> Result<bool> {
+async fn check_postgres(url: &str, config: &Config, clock: &Clock, report: &mut Report) -> Result<bool> {
     let server = PgConnector::parse(url).map_err(Error::Internal)?;
-    let client = timeout(PATIENCE, server.client()).await;
+    let client = timeout(CHECK_TIMEOUT, server.client()).await;
     let client = client.map_err(|_| Error::internal("PostgreSQL does not respond"))?.map_err(Error::Internal)?;
     client.batch_execute("SET default_transaction_read_only = on; SET statement_timeout = '5s'").await?;
     let setting = async |name: &str| -> Result<String> {
@@ -175,7 +175,7 @@ async fn postgres(url: &str, config: &Config, clock: &Clock, report: &mut Report
         ("synchronous_commit", "a power cut can lose the last acknowledged writes"),
     ] {
         let value = setting(name).await?;
-        report.expect(value != "off", format!("{name} is {value}"), format!("{name} is off: {loses}"));
+        report.check(value != "off", format!("{name} is {value}"), format!("{name} is off: {loses}"));
     }
     let encrypted = "SELECT coalesce((SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()), false)";
     let encrypted: bool = client.query_one(encrypted, &[]).await?.get(0);
@@ -192,19 +192,19 @@ async fn postgres(url: &str, config: &Config, clock: &Clock, report: &mut Report
         (row.get(0), row.get(1))
     };
     let needed = Db::connections(config.database_connections) as i64;
-    report.expect(
+    report.check(
         most >= needed,
         format!("{used} of {most} connections are in use"),
         format!("the server allows {most} connections, fewer than one node needs ({needed})"),
     );
     let there = "SELECT extract(epoch FROM clock_timestamp())::float8";
     let (there, here): (f64, f64) = (client.query_one(there, &[]).await?.get(0), clock.now().micros() as f64 / 1e6);
-    report.expect(
-        (there - here).abs() <= CLOCK_DIFFERENCE,
+    report.check(
+        (there - here).abs() <= MAX_CLOCK_SKEW_SECONDS,
         "the clocks of this machine and of PostgreSQL agree",
         format!("the clock of PostgreSQL differs by {:.1} seconds: synchronize both machines with NTP", there - here),
     );
-    waiting(&client, report).await?;
+    check_long_transactions(&client, report).await?;
     let tables: bool = client.query_one("SELECT to_regclass('events') IS NOT NULL", &[]).await?.get(0);
     if !tables {
         report.ok("the database is empty: the first start creates the tables");
@@ -213,7 +213,7 @@ async fn postgres(url: &str, config: &Config, clock: &Clock, report: &mut Report
 }
 
 /// Long transactions: no event newer than the oldest open one is delivered.
-async fn waiting(client: &Client, report: &mut Report) -> Result<()> {
+async fn check_long_transactions(client: &Client, report: &mut Report) -> Result<()> {
     let open = "SELECT format('session %s (%s)', pid, coalesce(application_name, '')), \
                 extract(epoch FROM now() - xact_start)::bigint FROM pg_stat_activity \
                 WHERE backend_xid IS NOT NULL AND xact_start < now() - interval '10 seconds' \
@@ -237,7 +237,7 @@ async fn waiting(client: &Client, report: &mut Report) -> Result<()> {
 }
 
 /// Checks that the event log on PostgreSQL is settled and belongs to this server.
-async fn log(url: &str, report: &mut Report) -> Result<()> {
+async fn check_event_log(url: &str, report: &mut Report) -> Result<()> {
     let client = PgConnector::parse(url).map_err(Error::Internal)?.client().await.map_err(Error::Internal)?;
     let state = "WITH now AS (SELECT events_epoch() + pg_snapshot_xmin(s)::text::bigint AS horizon, \
                      events_epoch() + pg_snapshot_xmax(s)::text::bigint AS next FROM pg_current_snapshot() AS s), \
@@ -251,7 +251,7 @@ async fn log(url: &str, report: &mut Report) -> Result<()> {
     if ahead {
         report.warn("the event log was restored from another server, so no new event is delivered: restart fasttrack");
     } else {
-        report.expect(
+        report.check(
             seconds < 5,
             format!("the event log is settled, {unsettled} events pending"),
             format!("{unsettled} events wait for an open transaction, the oldest for {seconds} seconds"),
@@ -261,14 +261,14 @@ async fn log(url: &str, report: &mut Report) -> Result<()> {
 }
 
 /// Checks of the content on either database: migrations, an admin, pending mail.
-async fn contents(config: &Config, report: &mut Report) -> Result<()> {
+async fn check_contents(config: &Config, report: &mut Report) -> Result<()> {
     let db = Db::open(&config.database, 1)?;
     let (applied, known) = (migrate::applied_versions(&mut db.conn().await?).await?, migrate::known_versions()?);
     let pending = known.iter().filter(|version| !applied.contains(version)).count();
     if applied.iter().any(|version| !known.contains(version)) {
         report.fail("the database belongs to a newer version of fasttrack: use that version");
     } else {
-        report.expect(
+        report.check(
             pending == 0,
             format!("all {} migrations are applied", known.len()),
             format!("{pending} migrations are pending: start the server or run `fasttrack migrate`"),
@@ -278,11 +278,11 @@ async fn contents(config: &Config, report: &mut Report) -> Result<()> {
         return Ok(());
     }
     if let Location::Postgres(url) = &config.database {
-        log(url, report).await?;
+        check_event_log(url, report).await?;
     }
     let mut conn = db.conn().await?;
     let admin = "there is no admin: create one with `fasttrack user create --email … --username … --admin`";
-    report.expect(user::has_admin(&mut conn).await?, "there is an admin", admin);
+    report.check(user::has_admin(&mut conn).await?, "there is an admin", admin);
     match mail::failing(&mut conn).await? {
         (0, _) => report.ok("no mail keeps failing"),
         (count, why) => report.warn(format!("{count} mails have failed three times or more: {why}")),
@@ -290,37 +290,37 @@ async fn contents(config: &Config, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-async fn redis(config: &Config, report: &mut Report) {
+async fn check_redis(config: &Config, report: &mut Report) {
     let ask = async {
         let Some(client) = config.redis()? else { return Ok(false) };
         let mut conn = client.get_multiplexed_async_connection().await.map_err(Error::internal)?;
         redis::cmd("PING").exec_async(&mut conn).await.map_err(Error::internal)?;
         Result::Ok(true)
     };
-    match timeout(PATIENCE, ask).await {
+    match timeout(CHECK_TIMEOUT, ask).await {
         Ok(Ok(false)) => {}
         Ok(Ok(true)) => report.ok("Redis responds"),
-        Ok(Err(error)) => report.fail(format!("Redis: {}", words(error))),
+        Ok(Err(error)) => report.fail(format!("Redis: {}", error_text(error))),
         Err(_) => report.fail("Redis does not respond"),
     }
 }
 
-async fn smtp(url: Option<&Secret>, report: &mut Report) {
+async fn check_smtp(url: Option<&Secret>, report: &mut Report) {
     let Some(url) = url else { return };
     let ask = async {
         let url = std::str::from_utf8(url.expose()).map_err(Error::internal)?;
         let transport = AsyncSmtpTransport::<Tokio1Executor>::from_url(url).map_err(Error::internal)?;
-        let transport: AsyncSmtpTransport<Tokio1Executor> = transport.timeout(Some(PATIENCE)).build();
+        let transport: AsyncSmtpTransport<Tokio1Executor> = transport.timeout(Some(CHECK_TIMEOUT)).build();
         transport.test_connection().await.map_err(Error::internal)
     };
-    match timeout(PATIENCE, ask).await {
+    match timeout(CHECK_TIMEOUT, ask).await {
         Ok(Ok(true)) => report.ok("the SMTP server accepts the connection"),
         Ok(Ok(false)) | Err(_) => report.fail("the SMTP server does not respond"),
-        Ok(Err(error)) => report.fail(format!("SMTP: {}", words(error))),
+        Ok(Err(error)) => report.fail(format!("SMTP: {}", error_text(error))),
     }
 }
 
-async fn collector(config: &Config, report: &mut Report) {
+async fn check_collector(config: &Config, report: &mut Report) {
     let Some(traces) = &config.traces else { return };
     match telemetry::check_collector(traces).await {
         Ok(()) => report.ok("the trace collector accepts traces"),
@@ -329,7 +329,7 @@ async fn collector(config: &Config, report: &mut Report) {
     }
 }
 
-async fn port(address: SocketAddr, report: &mut Report) {
+async fn check_port(address: SocketAddr, report: &mut Report) {
     match TcpListener::bind(address).await {
         Ok(_) => report.ok(format!("{address} is free: no server is running")),
         Err(_) if is_ready(address).await.is_ok() => report.ok(format!("a server listens on {address} and is ready")),

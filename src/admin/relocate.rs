@@ -39,7 +39,7 @@ use crate::error::{Error, Result};
 use crate::time::Timestamp;
 
 /// Approximate size of a chunk in bytes.
-const CHUNK: usize = 64 * 1024;
+const CHUNK_BYTES: usize = 64 * 1024;
 /// Header of the binary `COPY` format: signature, no flags, no extension.
 const HEADER: &[u8] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
 /// Trailer of the binary `COPY` format, in place of a row's field count.
@@ -47,25 +47,25 @@ const TRAILER: i16 = -1;
 
 /// The result of a move.
 #[derive(Debug)]
-pub struct Moved {
+pub struct MoveReport {
     /// The tables in the order of copying.
-    pub tables: Vec<Checked>,
+    pub tables: Vec<VerifiedTable>,
     pub elapsed: Duration,
 }
 
 /// The row count and hash of a table.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Checked {
+pub struct VerifiedTable {
     pub name: String,
     pub rows: u64,
     /// SHA-256 of the rows in binary `COPY` format, in hexadecimal.
     pub hash: String,
 }
 
-impl fmt::Display for Moved {
+impl fmt::Display for MoveReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{:<24}{:>10}  SHA-256 of the rows, identical on both sides", "table", "rows")?;
-        for Checked { name, rows, hash } in &self.tables {
+        for VerifiedTable { name, rows, hash } in &self.tables {
             writeln!(f, "{name:<24}{rows:>10}  {hash}")?;
         }
         let rows: u64 = self.tables.iter().map(|table| table.rows).sum();
@@ -76,39 +76,39 @@ impl fmt::Display for Moved {
 }
 
 /// Copies everything and verifies the copy.
-pub async fn run(from: &Location, to: &Location) -> Result<Moved> {
+pub async fn run(from: &Location, to: &Location) -> Result<MoveReport> {
     let (path, url) = match (from, to) {
         (Location::Sqlite(path), Location::Postgres(url)) => (path, url),
         (Location::Sqlite(_), Location::Sqlite(_)) => {
-            return refuse("to copy an SQLite file use `fasttrack backup`, then put the copy in place");
+            return fail("to copy an SQLite file use `fasttrack backup`, then put the copy in place");
         }
         (Location::Postgres(_), Location::Postgres(_)) => {
-            return refuse("to copy a PostgreSQL database use pg_dump and pg_restore");
+            return fail("to copy a PostgreSQL database use pg_dump and pg_restore");
         }
         (Location::Postgres(_), Location::Sqlite(_)) => {
-            return refuse(
+            return fail(
                 "a move is possible only from SQLite to PostgreSQL. PostgreSQL orders events by transaction id, which \
                  SQLite lacks: new events would sort before the moved ones, and clients would miss them",
             );
         }
     };
     let begun = Instant::now();
-    let mut source = Source::open(path)?;
+    let mut source = SqliteSource::open(path)?;
     let server = PgConnector::parse(url).map_err(Error::Internal)?;
     migrate::up(to).await?;
     let mut client = server.client().await.map_err(Error::Internal)?;
-    let tables = plan(&client, &mut source).await?;
+    let tables = plan_tables(&client, &mut source).await?;
     let tx = client.transaction().await?;
-    empty(&tx, &tables).await?;
+    truncate(&tx, &tables).await?;
 
     let total = tables.iter().map(|table| source.count(&table.name)).sum::<Result<u64>>()?;
     // Draws nothing if standard error is not a terminal.
     let bar = ProgressBar::new(total * 2);
-    bar.set_style(style());
+    bar.set_style(progress_style());
     let mut moved = Vec::with_capacity(tables.len());
     for table in &tables {
         bar.set_message(format!("writing {}", table.name));
-        let (back, sent) = send(&tx, source, table.clone(), &bar).await?;
+        let (back, sent) = copy_table(&tx, source, table.clone(), &bar).await?;
         source = back;
         moved.push(sent);
     }
@@ -117,7 +117,7 @@ pub async fn run(from: &Location, to: &Location) -> Result<Moved> {
         continue_sequences(&tx, &mut source, table).await?;
         let (counted, arrived) = (source.count(&table.name)?, read_back(&tx, table, &bar).await?);
         if counted != sent.rows || arrived != *sent {
-            return refuse(format!(
+            return fail(format!(
                 "{}: {counted} rows in the file, {} sent, {} received, or their content differs; nothing was moved",
                 table.name, sent.rows, arrived.rows
             ));
@@ -127,11 +127,11 @@ pub async fn run(from: &Location, to: &Location) -> Result<Moved> {
     bar.finish_and_clear();
     // Gives the planner statistics for the first queries.
     client.batch_execute("ANALYZE").await?;
-    Ok(Moved { tables: moved, elapsed: begun.elapsed() })
+    Ok(MoveReport { tables: moved, elapsed: begun.elapsed() })
 }
 
 /// Copies the key file, without which all sessions would end, and returns instructions.
-pub fn carry_keys(lookup: Lookup<'_>, from: &Location, to: &Location) -> String {
+pub fn copy_keys(lookup: Lookup<'_>, from: &Location, to: &Location) -> String {
     let (Some(old), Some(new)) = (keys_file(lookup, from), keys_file(lookup, to)) else {
         return "Keep SECRET_KEY and REFRESH_SECRET_KEY unchanged, and sessions stay valid.".to_owned();
     };
@@ -157,18 +157,18 @@ fn copy_new(from: &Path, to: &Path) -> io::Result<()> {
     create_private_file(to, &keys)
 }
 
-fn refuse<T>(why: impl Into<String>) -> Result<T> {
+fn fail<T>(why: impl Into<String>) -> Result<T> {
     Err(Error::internal(why.into()))
 }
 
-fn style() -> ProgressStyle {
+fn progress_style() -> ProgressStyle {
     let style = ProgressStyle::with_template("{bar:32} {percent:>3} % {msg}, {eta} left");
     style.unwrap_or_else(|_| ProgressStyle::default_bar())
 }
 
 /// The type of a column.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+enum ColumnType {
     Uuid,
     Text,
     Binary,
@@ -179,9 +179,9 @@ enum Kind {
     BigInt,
 }
 
-impl Kind {
+impl ColumnType {
     /// Looks up PostgreSQL's name of the type.
-    fn named(name: &str) -> Option<Self> {
+    fn from_name(name: &str) -> Option<Self> {
         Some(match name {
             "uuid" => Self::Uuid,
             "text" => Self::Text,
@@ -197,25 +197,25 @@ impl Kind {
 
     /// Appends a value in binary `COPY` format, prefixed with its length. `None` if the value does
     /// not fit the type of the column.
-    fn put(self, value: Option<SqliteValue<'_, '_, '_>>, out: &mut BytesMut) -> Option<()> {
+    fn encode(self, value: Option<SqliteValue<'_, '_, '_>>, out: &mut BytesMut) -> Option<()> {
         let Some(mut value) = value else {
             out.put_i32(-1);
             return Some(());
         };
         match (self, value.value_type()?) {
-            (Self::Text, SqliteType::Text) => put(value.read_text().as_bytes(), out)?,
-            (Self::Binary, SqliteType::Binary) => put(value.read_blob(), out)?,
-            (Self::Uuid, SqliteType::Binary) => put(<&[u8; 16]>::try_from(value.read_blob()).ok()?, out)?,
+            (Self::Text, SqliteType::Text) => push_value(value.read_text().as_bytes(), out)?,
+            (Self::Binary, SqliteType::Binary) => push_value(value.read_blob(), out)?,
+            (Self::Uuid, SqliteType::Binary) => push_value(<&[u8; 16]>::try_from(value.read_blob()).ok()?, out)?,
             (kind, SqliteType::Long) => {
                 let number = value.read_long();
                 match kind {
                     // `Timestamp::MAX` is PostgreSQL's `infinity`.
-                    Self::Instant if number == Timestamp::MAX.micros() => put(&i64::MAX.to_be_bytes(), out)?,
-                    Self::Instant => put(&number.checked_sub(POSTGRES_EPOCH)?.to_be_bytes(), out)?,
-                    Self::Bool => put(&[u8::try_from(number).ok().filter(|bit| *bit < 2)?], out)?,
-                    Self::SmallInt => put(&i16::try_from(number).ok()?.to_be_bytes(), out)?,
-                    Self::Integer => put(&i32::try_from(number).ok()?.to_be_bytes(), out)?,
-                    Self::BigInt => put(&number.to_be_bytes(), out)?,
+                    Self::Instant if number == Timestamp::MAX.micros() => push_value(&i64::MAX.to_be_bytes(), out)?,
+                    Self::Instant => push_value(&number.checked_sub(POSTGRES_EPOCH)?.to_be_bytes(), out)?,
+                    Self::Bool => push_value(&[u8::try_from(number).ok().filter(|bit| *bit < 2)?], out)?,
+                    Self::SmallInt => push_value(&i16::try_from(number).ok()?.to_be_bytes(), out)?,
+                    Self::Integer => push_value(&i32::try_from(number).ok()?.to_be_bytes(), out)?,
+                    Self::BigInt => push_value(&number.to_be_bytes(), out)?,
                     Self::Text | Self::Binary | Self::Uuid => return None,
                 }
             }
@@ -225,7 +225,7 @@ impl Kind {
     }
 }
 
-fn put(bytes: &[u8], out: &mut BytesMut) -> Option<()> {
+fn push_value(bytes: &[u8], out: &mut BytesMut) -> Option<()> {
     out.put_i32(i32::try_from(bytes.len()).ok()?);
     out.put_slice(bytes);
     Some(())
@@ -235,35 +235,35 @@ fn put(bytes: &[u8], out: &mut BytesMut) -> Option<()> {
 #[derive(Clone, Debug)]
 struct Table {
     name: String,
-    columns: Vec<(String, Kind)>,
+    columns: Vec<(String, ColumnType)>,
     /// The columns of its primary key.
     key: Vec<String>,
     /// The tables referenced by foreign keys.
-    needs: Vec<String>,
+    references: Vec<String>,
     /// Columns with a sequence, and its name.
     sequences: Vec<(String, String)>,
 }
 
 impl Table {
-    fn names(&self) -> String {
-        list(self.columns.iter().map(|(name, _)| quoted(name)))
+    fn column_list(&self) -> String {
+        comma_separated(self.columns.iter().map(|(name, _)| quote_identifier(name)))
     }
 
     /// The `ORDER BY` list. SQLite compares text by bytes, so PostgreSQL has to do so, too.
-    fn order(&self, collate: &str) -> String {
+    fn order_by(&self, collate: &str) -> String {
         let kind = |key: &String| self.columns.iter().find(|(name, _)| name == key).map(|(_, kind)| *kind);
-        list(self.key.iter().map(|key| match kind(key) {
-            Some(Kind::Text) => format!("{}{collate}", quoted(key)),
-            _ => quoted(key),
+        comma_separated(self.key.iter().map(|key| match kind(key) {
+            Some(ColumnType::Text) => format!("{}{collate}", quote_identifier(key)),
+            _ => quote_identifier(key),
         }))
     }
 }
 
-fn list(names: impl Iterator<Item = String>) -> String {
+fn comma_separated(names: impl Iterator<Item = String>) -> String {
     names.collect::<Vec<_>>().join(", ")
 }
 
-fn quoted(name: &str) -> String {
+fn quote_identifier(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
 
@@ -294,10 +294,10 @@ const CATALOGUE: &str = "
     ORDER BY c.relname";
 
 /// The tables to move, each after the tables it references.
-async fn plan(client: &Client, source: &mut Source) -> Result<Vec<Table>> {
+async fn plan_tables(client: &Client, source: &mut SqliteSource) -> Result<Vec<Table>> {
     let migrations = client.query(MIGRATIONS, &[]).await?;
     if source.names(MIGRATIONS)? != migrations.iter().map(|row| row.get(0)).collect::<Vec<String>>() {
-        return refuse("the file has another schema version: set DATABASE_URL to it and run `fasttrack migrate`");
+        return fail("the file has another schema version: set DATABASE_URL to it and run `fasttrack migrate`");
     }
     let mut waiting = Vec::new();
     for row in client.query(CATALOGUE, &[]).await? {
@@ -305,30 +305,30 @@ async fn plan(client: &Client, source: &mut Source) -> Result<Vec<Table>> {
         let mut sequences = Vec::new();
         for column in &columns {
             let sequence = "SELECT pg_get_serial_sequence($1, $2)";
-            let sequence = client.query_one(sequence, &[&quoted(&name), column]).await?;
+            let sequence = client.query_one(sequence, &[&quote_identifier(&name), column]).await?;
             if let Some(sequence) = sequence.get(0) {
                 sequences.push((column.clone(), sequence));
             }
         }
-        let kinds = columns.into_iter().zip(kinds).map(|(column, kind)| match Kind::named(&kind) {
+        let kinds = columns.into_iter().zip(kinds).map(|(column, kind)| match ColumnType::from_name(&kind) {
             Some(kind) => Ok((column, kind)),
-            None => refuse(format!("{name}.{column} has type {kind}, which cannot be moved")),
+            None => fail(format!("{name}.{column} has type {kind}, which cannot be moved")),
         });
         let columns = kinds.collect::<Result<_>>()?;
-        waiting.push(Table { name, columns, key: row.get(3), needs: row.get(4), sequences });
+        waiting.push(Table { name, columns, key: row.get(3), references: row.get(4), sequences });
     }
     let here: Vec<&str> = waiting.iter().map(|table| table.name.as_str()).collect();
     let there = source.names(TABLES)?;
     if here != there {
         let (there, here) = (there.join(", "), here.join(", "));
-        return refuse(format!("the tables differ. The file has {there}; the target has {here}"));
+        return fail(format!("the tables differ. The file has {there}; the target has {here}"));
     }
     let mut tables: Vec<Table> = Vec::new();
     while !waiting.is_empty() {
         let known = |name: &String| tables.iter().any(|table| table.name == *name);
-        let (ready, rest): (Vec<_>, Vec<_>) = waiting.into_iter().partition(|table| table.needs.iter().all(known));
+        let (ready, rest): (Vec<_>, Vec<_>) = waiting.into_iter().partition(|table| table.references.iter().all(known));
         if ready.is_empty() {
-            return refuse("foreign keys between the tables form a cycle");
+            return fail("foreign keys between the tables form a cycle");
         }
         tables.extend(ready);
         waiting = rest;
@@ -338,19 +338,19 @@ async fn plan(client: &Client, source: &mut Source) -> Result<Vec<Table>> {
 
 /// Locks all tables of the target, refuses one with users, and deletes the rows that migrations
 /// inserted.
-async fn empty(tx: &Transaction<'_>, tables: &[Table]) -> Result<()> {
-    let names = list(tables.iter().map(|table| quoted(&table.name)));
+async fn truncate(tx: &Transaction<'_>, tables: &[Table]) -> Result<()> {
+    let names = comma_separated(tables.iter().map(|table| quote_identifier(&table.name)));
     tx.batch_execute(&format!("SET LOCAL lock_timeout = '10s'; LOCK TABLE {names} IN ACCESS EXCLUSIVE MODE")).await?;
     if tx.query_one("SELECT EXISTS (SELECT FROM users)", &[]).await?.get(0) {
-        return refuse("the target is in use: it has users. Choose an empty database");
+        return fail("the target is in use: it has users. Choose an empty database");
     }
     Ok(tx.batch_execute(&format!("TRUNCATE {names}")).await?)
 }
 
 /// Copies a table to the target.
-async fn send(tx: &Transaction<'_>, source: Source, table: Table, bar: &ProgressBar) -> Result<(Source, Checked)> {
+async fn copy_table(tx: &Transaction<'_>, source: SqliteSource, table: Table, bar: &ProgressBar) -> Result<(SqliteSource, VerifiedTable)> {
     // FREEZE spares a later VACUUM. It is allowed because this transaction truncated the table.
-    let copy = format!("COPY {} ({}) FROM STDIN (FORMAT binary, FREEZE)", quoted(&table.name), table.names());
+    let copy = format!("COPY {} ({}) FROM STDIN (FORMAT binary, FREEZE)", quote_identifier(&table.name), table.column_list());
     let (chunks, mut received) = mpsc::channel(16);
     let reading = tokio::task::spawn_blocking(move || source.read(&table, &chunks));
     let mut sink = std::pin::pin!(tx.copy_in::<_, Bytes>(&copy).await?);
@@ -362,16 +362,16 @@ async fn send(tx: &Transaction<'_>, source: Source, table: Table, bar: &Progress
     let (source, sent) = reading.await.map_err(Error::internal)??;
     let written = sink.finish().await?;
     if written != sent.rows {
-        return refuse(format!("{}: {} rows sent, {written} written", sent.name, sent.rows));
+        return fail(format!("{}: {} rows sent, {written} written", sent.name, sent.rows));
     }
     Ok((source, sent))
 }
 
 /// Reads a table back from the target.
-async fn read_back(tx: &Transaction<'_>, table: &Table, bar: &ProgressBar) -> Result<Checked> {
-    let name = quoted(&table.name);
+async fn read_back(tx: &Transaction<'_>, table: &Table, bar: &ProgressBar) -> Result<VerifiedTable> {
+    let name = quote_identifier(&table.name);
     let counted: i64 = tx.query_one(&format!("SELECT count(*) FROM {name}"), &[]).await?.get(0);
-    let (names, order) = (table.names(), table.order(" COLLATE \"C\""));
+    let (names, order) = (table.column_list(), table.order_by(" COLLATE \"C\""));
     let copy = format!("COPY (SELECT {names} FROM {name} ORDER BY {order}) TO STDOUT (FORMAT binary)");
     let mut stream = std::pin::pin!(tx.copy_out(&copy).await?);
     let mut hash = Context::new(&SHA256);
@@ -379,17 +379,17 @@ async fn read_back(tx: &Transaction<'_>, table: &Table, bar: &ProgressBar) -> Re
         hash.update(&row?);
         bar.inc(1);
     }
-    Ok(Checked { name: table.name.clone(), rows: counted.unsigned_abs(), hash: hex(hash) })
+    Ok(VerifiedTable { name: table.name.clone(), rows: counted.unsigned_abs(), hash: hex(hash) })
 }
 
 /// Sets the sequences to the counters of the file, which can exceed the largest key in use.
-async fn continue_sequences(tx: &Transaction<'_>, source: &mut Source, table: &Table) -> Result<()> {
+async fn continue_sequences(tx: &Transaction<'_>, source: &mut SqliteSource, table: &Table) -> Result<()> {
     for (column, sequence) in &table.sequences {
-        let reached = source.reached(&table.name)?;
+        let reached = source.sequence_value(&table.name)?;
         let set = format!(
             "SELECT setval($1::text::regclass, greatest($2, (SELECT max({}) FROM {}), 1))",
-            quoted(column),
-            quoted(&table.name)
+            quote_identifier(column),
+            quote_identifier(&table.name)
         );
         tx.query_one(&set, &[sequence, &reached]).await?;
     }
@@ -401,24 +401,24 @@ fn hex(hash: Context) -> String {
 }
 
 #[derive(QueryableByName)]
-struct Number {
+struct NumberRow {
     #[diesel(sql_type = BigInt)]
     number: i64,
 }
 
 #[derive(QueryableByName)]
-struct Name {
+struct NameRow {
     #[diesel(sql_type = Text)]
     name: String,
 }
 
 /// The SQLite file, locked exclusively.
-struct Source(SqliteConnection);
+struct SqliteSource(SqliteConnection);
 
-impl Source {
+impl SqliteSource {
     fn open(path: &Path) -> Result<Self> {
         if !path.is_file() {
-            return refuse(format!("{}: no such file", path.display()));
+            return fail(format!("{}: no such file", path.display()));
         }
         let mut conn = SqliteConnection::establish(&path.to_string_lossy()).map_err(Error::internal)?;
         // In exclusive mode SQLite opens a write-ahead log only if no other process has the file
@@ -427,36 +427,36 @@ impl Source {
         match conn.batch_execute(lock) {
             Ok(()) => Ok(Self(conn)),
             Err(error) if error.to_string().contains("locked") => {
-                refuse(format!("{} is in use. Stop the server first, so that no write is lost", path.display()))
+                fail(format!("{} is in use. Stop the server first, so that no write is lost", path.display()))
             }
-            Err(error) => refuse(format!("{}: {error}", path.display())),
+            Err(error) => fail(format!("{}: {error}", path.display())),
         }
     }
 
     /// The column `name` of a query.
     fn names(&mut self, query: &str) -> Result<Vec<String>> {
-        let names: Vec<Name> = sql_query(query).load(&mut self.0)?;
+        let names: Vec<NameRow> = sql_query(query).load(&mut self.0)?;
         Ok(names.into_iter().map(|row| row.name).collect())
     }
 
     fn count(&mut self, table: &str) -> Result<u64> {
-        let count = format!("SELECT count(*) AS number FROM {}", quoted(table));
-        Ok(sql_query(count).get_result::<Number>(&mut self.0)?.number.unsigned_abs())
+        let count = format!("SELECT count(*) AS number FROM {}", quote_identifier(table));
+        Ok(sql_query(count).get_result::<NumberRow>(&mut self.0)?.number.unsigned_abs())
     }
 
     /// The highest key that the table's AUTOINCREMENT counter has assigned.
-    fn reached(&mut self, table: &str) -> Result<i64> {
+    fn sequence_value(&mut self, table: &str) -> Result<i64> {
         let reached = sql_query("SELECT coalesce(max(seq), 0) AS number FROM sqlite_sequence WHERE name = ?");
-        Ok(reached.bind::<Text, _>(table).get_result::<Number>(&mut self.0)?.number)
+        Ok(reached.bind::<Text, _>(table).get_result::<NumberRow>(&mut self.0)?.number)
     }
 
     /// Reads a table in binary `COPY` format. Sends chunks with the number of rows in each.
-    fn read(mut self, table: &Table, chunks: &mpsc::Sender<(Bytes, u64)>) -> Result<(Self, Checked)> {
-        let select = format!("SELECT {} FROM {} ORDER BY {}", table.names(), quoted(&table.name), table.order(""));
+    fn read(mut self, table: &Table, chunks: &mpsc::Sender<(Bytes, u64)>) -> Result<(Self, VerifiedTable)> {
+        let select = format!("SELECT {} FROM {} ORDER BY {}", table.column_list(), quote_identifier(&table.name), table.order_by(""));
         let width = i16::try_from(table.columns.len()).map_err(Error::internal)?;
         let (mut rows, mut told) = (0, 0);
         let mut hash = Context::new(&SHA256);
-        let mut out = BytesMut::with_capacity(2 * CHUNK);
+        let mut out = BytesMut::with_capacity(2 * CHUNK_BYTES);
         out.put_slice(HEADER);
         let mut hand_on = |out: &mut BytesMut, rows: u64| {
             let chunk = out.split().freeze();
@@ -469,19 +469,19 @@ impl Source {
             out.put_i16(width);
             for (index, (column, kind)) in table.columns.iter().enumerate() {
                 let field = row.get(index).ok_or_else(|| Error::internal("a row has too few columns"))?;
-                if kind.put(field.value(), &mut out).is_none() {
-                    return refuse(format!("{}.{column} of row {} is not a {kind:?}", table.name, rows + 1));
+                if kind.encode(field.value(), &mut out).is_none() {
+                    return fail(format!("{}.{column} of row {} is not a {kind:?}", table.name, rows + 1));
                 }
             }
             rows += 1;
-            if out.len() >= CHUNK {
+            if out.len() >= CHUNK_BYTES {
                 hand_on(&mut out, rows - told)?;
                 told = rows;
             }
         }
         out.put_i16(TRAILER);
         hand_on(&mut out, rows - told)?;
-        let checked = Checked { name: table.name.clone(), rows, hash: hex(hash) };
+        let checked = VerifiedTable { name: table.name.clone(), rows, hash: hex(hash) };
         Ok((self, checked))
     }
 }

@@ -4,7 +4,7 @@ use std::fmt;
 
 /// The severity of a finding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Level {
+pub enum Severity {
     Ok,
     /// It works, but with a risk.
     Warn,
@@ -14,29 +14,29 @@ pub enum Level {
 
 /// Findings in order of discovery.
 #[derive(Debug, Default)]
-pub struct Report(Vec<(Level, String)>);
+pub struct Report(Vec<(Severity, String)>);
 
 impl Report {
     pub fn ok(&mut self, what: impl Into<String>) {
-        self.0.push((Level::Ok, what.into()));
+        self.0.push((Severity::Ok, what.into()));
     }
 
     pub fn warn(&mut self, what: impl Into<String>) {
-        self.0.push((Level::Warn, what.into()));
+        self.0.push((Severity::Warn, what.into()));
     }
 
     pub fn fail(&mut self, what: impl Into<String>) {
-        self.0.push((Level::Fail, what.into()));
+        self.0.push((Severity::Fail, what.into()));
     }
 
     /// Adds `ok` if the condition holds, otherwise the warning.
-    pub fn expect(&mut self, holds: bool, ok: impl Into<String>, warn: impl Into<String>) {
+    pub fn check(&mut self, holds: bool, ok: impl Into<String>, warn: impl Into<String>) {
         if holds { self.ok(ok) } else { self.warn(warn) }
     }
 
     /// The highest severity of all findings.
-    pub fn worst(&self) -> Level {
-        self.0.iter().map(|(level, _)| *level).max().unwrap_or(Level::Ok)
+    pub fn worst(&self) -> Severity {
+        self.0.iter().map(|(level, _)| *level).max().unwrap_or(Severity::Ok)
     }
 }
 
@@ -44,9 +44,9 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (level, text) in &self.0 {
             let level = match level {
-                Level::Ok => "ok",
-                Level::Warn => "warn",
-                Level::Fail => "fail",
+                Severity::Ok => "ok",
+                Severity::Warn => "warn",
+                Severity::Fail => "fail",
             };
             writeln!(f, "{level:<5} {text}")?;
         }

@@ -14,21 +14,21 @@ use crate::db::postgres::PgConnector;
 use crate::network::cover_all_addresses;
 
 /// Placeholders for keys that the first start will generate.
-const STAND_INS: [(&str, &str); 2] = [
+const PLACEHOLDER_KEYS: [(&str, &str); 2] = [
     ("SECRET_KEY", "a key that the first start will generate"),
     ("REFRESH_SECRET_KEY", "another key that the first start will generate"),
 ];
 /// Minimum cost of a password hash, in passes × KiB, as OWASP recommends for Argon2id.
-const LEAST_HASH_COST: u64 = 35_840;
+const MIN_HASH_COST: u64 = 35_840;
 
 /// Maximum password guesses per day from one address for one identifier. With more, the lockout is
 /// ineffective.
-const MOST_GUESSES: u64 = 5_000;
+const MAX_DAILY_GUESSES: u64 = 5_000;
 /// Maximum recommended lifetime of an access token: a stolen one works until it expires.
-const LONGEST_ACCESS: Duration = Duration::from_secs(3_600);
+const MAX_ACCESS_LIFETIME: Duration = Duration::from_secs(3_600);
 
 /// The settings and the findings about them.
-pub struct Checked {
+pub struct SettingsCheck {
     /// The configuration the server would use, if it is valid. Keys that the first start will
     /// generate are placeholders.
     pub config: Option<Config>,
@@ -36,7 +36,7 @@ pub struct Checked {
     rows: Vec<(&'static str, String, &'static str)>,
 }
 
-impl fmt::Display for Checked {
+impl fmt::Display for SettingsCheck {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (name, value, source) in &self.rows {
             writeln!(f, "{name:<36}{source:<13}{value}")?;
@@ -47,10 +47,10 @@ impl fmt::Display for Checked {
 }
 
 /// Checks the settings from `lookup`. `file` has the content of `.env`.
-pub fn check(lookup: Lookup<'_>, file: &BTreeMap<String, String>) -> Checked {
+pub fn check(lookup: Lookup<'_>, file: &BTreeMap<String, String>) -> SettingsCheck {
     let given = |name: &str| lookup(name).filter(|value| !value.trim().is_empty());
     let complete = |name: &str| {
-        let stand_in = || STAND_INS.iter().find(|(known, _)| *known == name).map(|(_, key)| (*key).to_owned());
+        let stand_in = || PLACEHOLDER_KEYS.iter().find(|(known, _)| *known == name).map(|(_, key)| (*key).to_owned());
         // An existing key file is read, so that a damaged one is found.
         given(name).or_else(|| if keys_are_missing(lookup) { stand_in() } else { None })
     };
@@ -58,7 +58,7 @@ pub fn check(lookup: Lookup<'_>, file: &BTreeMap<String, String>) -> Checked {
     let mut faults: Vec<String> = config::SETTING_NAMES
         .into_iter()
         .filter(|name| given(name).is_some())
-        .filter_map(|name| alone(name, &given).err())
+        .filter_map(|name| read_setting(name, &given).err())
         .map(|fault| fault.to_string())
         .collect();
     let explained = Config::from_with_values(&complete);
@@ -82,7 +82,7 @@ pub fn check(lookup: Lookup<'_>, file: &BTreeMap<String, String>) -> Checked {
         let value = match (config::is_secret(name), given(name)) {
             (true, Some(key)) => format!("({} bytes)", key.trim().len()),
             (true, None) => String::new(),
-            (false, _) => without_password(&value),
+            (false, _) => redact_password(&value),
         };
         (name, value, source(name))
     });
@@ -97,15 +97,15 @@ pub fn check(lookup: Lookup<'_>, file: &BTreeMap<String, String>) -> Checked {
             Some(path) => report.ok(format!("the keys are in {}", path.display())),
             None => report.ok("the keys are set"),
         }
-        risks(config, lookup, &mut report);
+        check_risks(config, lookup, &mut report);
     }
-    Checked { config, report, rows }
+    SettingsCheck { config, report, rows }
 }
 
 /// Parses one setting with all others unset, so that every invalid setting is reported, not only
 /// the first.
-fn alone(name: &str, given: &dyn Fn(&str) -> Option<String>) -> Result<Config, InvalidSetting> {
-    let lookup = |other: &str| match STAND_INS.iter().find(|(known, _)| *known == other) {
+fn read_setting(name: &str, given: &dyn Fn(&str) -> Option<String>) -> Result<Config, InvalidSetting> {
+    let lookup = |other: &str| match PLACEHOLDER_KEYS.iter().find(|(known, _)| *known == other) {
         _ if other == name => given(other),
         Some((_, key)) => Some((*key).to_owned()),
         None => None,
@@ -123,7 +123,7 @@ fn keys_are_missing(lookup: Lookup<'_>) -> bool {
 ///
 /// Passwords often contain unencoded reserved characters, so the password ends at the last `@` that
 /// can end it.
-fn without_password(value: &str) -> String {
+fn redact_password(value: &str) -> String {
     let Some((scheme, rest)) = value.split_once("://") else { return value.to_owned() };
     let before_query = rest.split('?').next().unwrap_or_default();
     let end = before_query.rfind('@').or_else(|| rest.rfind('@')).unwrap_or_default();
@@ -143,7 +143,7 @@ fn without_password(value: &str) -> String {
 }
 
 /// Whether the host of a URL is local.
-fn is_here(url: &str) -> bool {
+fn is_local(url: &str) -> bool {
     Url::parse(url).is_ok_and(|url| match url.host() {
         Some(Host::Domain(name)) => name == "localhost",
         // The URL standard parses IP addresses only for special schemes such as `http`, so others
@@ -154,7 +154,7 @@ fn is_here(url: &str) -> bool {
     } || url.host_str().is_some_and(|host| host.parse().is_ok_and(|address: std::net::IpAddr| address.is_loopback())))
 }
 
-fn risks(config: &Config, lookup: Lookup<'_>, report: &mut Report) {
+fn check_risks(config: &Config, lookup: Lookup<'_>, report: &mut Report) {
     let given = |name: &str| lookup(name).is_some_and(|value| !value.trim().is_empty());
     if let Location::Postgres(url) = &config.database {
         if keys_file(lookup, &config.database).is_some() {
@@ -175,14 +175,14 @@ fn risks(config: &Config, lookup: Lookup<'_>, report: &mut Report) {
     }
     if let Some(url) = config.redis_url.as_ref().map(|url| String::from_utf8_lossy(url.expose()).into_owned())
         && url.starts_with("redis://")
-        && !is_here(&url)
+        && !is_local(&url)
     {
         report.warn(
             "the connection to Redis leaves this machine unencrypted: use rediss:// in REDIS_URL, unless the network \
              is private",
         );
     }
-    let public = !is_here(&config.public_url);
+    let public = !is_local(&config.public_url);
     if !given("PUBLIC_URL") && !config.listen.ip().is_loopback() {
         report.warn(format!("PUBLIC_URL is not set: links in mail start with {}", config.public_url));
     } else if public && config.public_url.starts_with("http://") {
@@ -204,7 +204,7 @@ fn risks(config: &Config, lookup: Lookup<'_>, report: &mut Report) {
         None if public => report.warn("without SMTP_URL mail is written to the log, including its links"),
         None => {}
         Some(url) => {
-            if url.starts_with("smtp://") && !url.contains("tls=required") && !is_here(&url) {
+            if url.starts_with("smtp://") && !url.contains("tls=required") && !is_local(&url) {
                 report.warn("SMTP_URL does not require TLS: use smtps://, or add ?tls=required");
             }
             if !given("MAIL_FROM") {
@@ -217,25 +217,25 @@ fn risks(config: &Config, lookup: Lookup<'_>, report: &mut Report) {
         if traces.endpoint.port_u16() == Some(4317) {
             report.warn("OTEL_EXPORTER_OTLP_ENDPOINT has the port of OTLP over gRPC: OTLP over HTTP usually has 4318");
         }
-        if !traces.headers.is_empty() && endpoint.starts_with("http://") && !is_here(&endpoint) {
+        if !traces.headers.is_empty() && endpoint.starts_with("http://") && !is_local(&endpoint) {
             report.warn("OTEL_EXPORTER_OTLP_HEADERS are sent unencrypted: use https:// in OTEL_EXPORTER_OTLP_ENDPOINT");
         }
     }
-    if config.access_lifetime > LONGEST_ACCESS {
+    if config.access_lifetime > MAX_ACCESS_LIFETIME {
         report.warn("ACCESS_TOKEN_EXPIRE_MINUTES is over 60: a stolen access token stays valid for that long");
     }
     if cover_all_addresses(&config.trusted_proxies) {
         report.warn("TRUSTED_PROXIES contains all addresses: any client can forge its address");
     }
     let day = 86_400 * u64::try_from(config.lockout.failures).unwrap_or_default();
-    if day / config.lockout.duration.as_secs().max(1) > MOST_GUESSES {
+    if day / config.lockout.duration.as_secs().max(1) > MAX_DAILY_GUESSES {
         report.warn("LOCKOUT_FAILURES per LOCKOUT_MINUTES is too high: the lockout does not prevent password guessing");
     }
     if config.rate_limits.is_none() {
         report.warn("RATE_LIMIT_ENABLED is off: only the cost of hashing slows down password guessing");
     }
     let cost = config.hash_cost;
-    if u64::from(cost.memory_kib) * u64::from(cost.passes) < LEAST_HASH_COST {
+    if u64::from(cost.memory_kib) * u64::from(cost.passes) < MIN_HASH_COST {
         report.warn("ARGON2_MEMORY_KIB × ARGON2_PASSES is low: passwords in a stolen database are cheaper to crack");
     }
 }
@@ -259,7 +259,7 @@ mod tests {
             ("sqlite://a@b:c.db", "sqlite://a@b:c.db"),
             ("fasttrack <a@b:c>", "fasttrack <a@b:c>"),
         ] {
-            assert_eq!(without_password(url), shown);
+            assert_eq!(redact_password(url), shown);
         }
     }
 }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::process::{Command, Output};
 
-use fasttrack::admin::report::{Level, Report};
+use fasttrack::admin::report::{Severity, Report};
 use fasttrack::admin::{doctor, settings};
 use fasttrack::time::Clock;
 
@@ -23,15 +23,15 @@ fn look_up(values: &[(&str, &str)]) -> impl Fn(&str) -> Option<String> {
 }
 
 /// Worst level and report of `config check`.
-fn checked(values: &[(&str, &str)]) -> (Level, String) {
+fn checked(values: &[(&str, &str)]) -> (Severity, String) {
     let checked = settings::check(&look_up(values), &BTreeMap::new());
     (checked.report.worst(), checked.report.to_string())
 }
 
 /// Worst level and report of `doctor`.
-async fn examined(values: &[(&str, &str)]) -> (Level, String) {
+async fn examined(values: &[(&str, &str)]) -> (Severity, String) {
     let lookup = look_up(values);
-    let settings::Checked { config, mut report, .. } = settings::check(&lookup, &BTreeMap::new());
+    let settings::SettingsCheck { config, mut report, .. } = settings::check(&lookup, &BTreeMap::new());
     doctor::run(&config.expect("good settings"), &lookup, &Clock::system(), &mut report).await;
     (report.worst(), report.to_string())
 }
@@ -91,7 +91,7 @@ fn every_fault_is_told_and_ends_the_program_with_an_error() {
     }
     let same = [("SECRET_KEY", KEYS[0].1), ("REFRESH_SECRET_KEY", KEYS[0].1)];
     let (worst, text) = checked(&same);
-    assert_eq!(worst, Level::Fail, "an invalid combination of settings: {text}");
+    assert_eq!(worst, Severity::Fail, "an invalid combination of settings: {text}");
 }
 
 #[test]
@@ -125,7 +125,7 @@ fn what_is_risky_together_is_warned_of() {
         (&[("ARGON2_MEMORY_KIB", "4096")], "ARGON2_MEMORY_KIB"),
     ] {
         let (worst, text) = checked(settings);
-        assert_eq!(worst, Level::Warn, "{settings:?}: {text}");
+        assert_eq!(worst, Severity::Warn, "{settings:?}: {text}");
         assert!(text.lines().any(|line| line.starts_with("warn ") && line.contains(warning)), "{settings:?}: {text}");
     }
     let careful = [
@@ -139,7 +139,7 @@ fn what_is_risky_together_is_warned_of() {
     ];
     let (_, text) = checked(&careful);
     assert_eq!(text.matches("warn ").count(), 1, "only of PostgreSQL without TLS: {text}");
-    assert_eq!(checked(&[]).0, Level::Ok);
+    assert_eq!(checked(&[]).0, Severity::Ok);
 }
 
 #[tokio::test]
@@ -150,7 +150,7 @@ async fn a_healthy_server_is_found_healthy_and_left_as_it_is() {
     let before = server.dump().await;
     let (url, listen, smtp) = (server.database().url().to_owned(), server.address.to_string(), mailbox.url());
     let (worst, text) = examined(&[("DATABASE_URL", &url), ("LISTEN_ADDR", &listen), ("SMTP_URL", &smtp)]).await;
-    assert_ne!(worst, Level::Fail, "{text}");
+    assert_ne!(worst, Severity::Fail, "{text}");
     let mut findings =
         vec!["migrations are applied", "there is an admin", "and is ready", "SMTP server", "no mail keeps failing"];
     findings.extend(if is_postgres() {
@@ -173,16 +173,16 @@ async fn what_is_broken_is_found() {
         all.extend(settings);
         examined(&all).await
     };
-    let fails = |(worst, text): (Level, String), why: &str| {
-        assert_eq!(worst, Level::Fail, "{text}");
+    let fails = |(worst, text): (Severity, String), why: &str| {
+        assert_eq!(worst, Severity::Fail, "{text}");
         assert!(text.lines().any(|line| line.starts_with("fail ") && line.contains(why)), "{why} in {text}");
     };
     let (worst, text) = found(&[]).await;
-    assert!(worst < Level::Fail && text.contains("there is no admin"), "{text}");
+    assert!(worst < Severity::Fail && text.contains("there is no admin"), "{text}");
     fails(found(&[("REDIS_URL", "redis://127.0.0.1:1")]).await, "Redis");
     fails(found(&[("SMTP_URL", "smtp://127.0.0.1:1")]).await, "SMTP");
     let (worst, text) = found(&[("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")]).await;
-    assert!(worst < Level::Fail && text.contains("warn  the trace collector: "), "{text}");
+    assert!(worst < Severity::Fail && text.contains("warn  the trace collector: "), "{text}");
     let event = "INSERT INTO events (id, kind, occurred_at, data, xid)";
     if is_postgres() {
         let (_, text) = found(&[]).await;
@@ -212,11 +212,11 @@ async fn a_database_that_is_not_there_yet_is_none_to_complain_of_nor_to_make() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let url = format!("sqlite://{}", directory.path().join("new.db").display());
     let (worst, text) = examined(&[("DATABASE_URL", &url), ("LISTEN_ADDR", "127.0.0.1:0")]).await;
-    assert!(worst < Level::Fail && text.contains("the first start creates it"), "{text}");
+    assert!(worst < Severity::Fail && text.contains("the first start creates it"), "{text}");
     assert_eq!(std::fs::read_dir(directory.path()).expect("files").count(), 0);
     if let Some(bare) = Database::bare().await {
         let (worst, text) = examined(&[("DATABASE_URL", bare.url()), ("LISTEN_ADDR", "127.0.0.1:0")]).await;
-        assert!(worst < Level::Fail && text.contains("the first start creates the tables"), "{text}");
+        assert!(worst < Severity::Fail && text.contains("the first start creates the tables"), "{text}");
         assert!(bare.rows().await.is_empty());
         bare.remove().await;
     }
@@ -225,14 +225,14 @@ async fn a_database_that_is_not_there_yet_is_none_to_complain_of_nor_to_make() {
 #[test]
 fn a_report_is_as_bad_as_the_worst_of_it() {
     let mut report = Report::default();
-    assert_eq!((report.worst(), report.to_string()), (Level::Ok, String::new()));
-    report.expect(true, "fine", "not so fine");
+    assert_eq!((report.worst(), report.to_string()), (Severity::Ok, String::new()));
+    report.check(true, "fine", "not so fine");
     report.warn("hm");
-    assert_eq!(report.worst(), Level::Warn);
+    assert_eq!(report.worst(), Severity::Warn);
     report.fail("no");
     report.ok("yes");
     assert_eq!(
         (report.worst(), report.to_string().as_str()),
-        (Level::Fail, "ok    fine\nwarn  hm\nfail  no\nok    yes\n")
+        (Severity::Fail, "ok    fine\nwarn  hm\nfail  no\nok    yes\n")
     );
 }

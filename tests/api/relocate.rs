@@ -139,7 +139,7 @@ fn the_keys_go_along_and_never_over_others() {
     let carry = |settings: &'static [(&str, &str)]| {
         let lookup =
             |name: &str| settings.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned());
-        relocate::carry_keys(&lookup, &from, &to)
+        relocate::copy_keys(&lookup, &from, &to)
     };
     assert!(carry(&[]).contains("every session ends"), "there are no keys to move");
     std::fs::write(path("old.secrets"), "the keys").expect("a file");
