@@ -10,11 +10,11 @@
 mod requests;
 
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
-use requests::{Furnished, OPERATIONS};
+use requests::{Fixture, OPERATIONS};
 
 fn requests(criterion: &mut Criterion) {
     let directory = tempfile::tempdir().expect("a temporary directory");
-    let furnished = std::cell::RefCell::new(Furnished::new(directory.path()));
+    let furnished = std::cell::RefCell::new(Fixture::new(directory.path()));
     for (title, query) in OPERATIONS {
         criterion.bench_function(title, |bencher| {
             bencher.iter_batched(

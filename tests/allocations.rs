@@ -8,7 +8,7 @@ mod requests;
 
 use allocation_counter::measure;
 use axum::body::Bytes;
-use requests::{Furnished, OPERATIONS};
+use requests::{Fixture, OPERATIONS};
 use serde_json::{Value, json};
 
 /// Expected allocations per operation, ±10 %. Lower the number when an operation improves.
@@ -17,12 +17,12 @@ const EXPECTED: [u64; OPERATIONS.len()] = [93, 118, 356, 1945, 276];
 #[test]
 fn a_request_makes_as_many_allocations_as_it_did() {
     let directory = tempfile::tempdir().expect("a temporary directory");
-    let mut furnished = Furnished::new(directory.path());
+    let mut fixture = Fixture::new(directory.path());
     let mut wrong = Vec::new();
     for ((title, query), expected) in OPERATIONS.into_iter().zip(EXPECTED) {
         let counts = (0..10).map(|_| {
-            let request = furnished.request(query);
-            measure(|| drop(furnished.send(request))).count_total
+            let request = fixture.request(query);
+            measure(|| drop(fixture.send(request))).count_total
         });
         // The first runs fill caches.
         let least = counts.min().unwrap_or_default();
@@ -61,24 +61,24 @@ const ENDLESS: [(&str, &str); 4] = [
 #[test]
 fn an_answer_that_is_too_large_is_not_made_first() {
     let directory = tempfile::tempdir().expect("a temporary directory");
-    let mut furnished = Furnished::new(directory.path());
+    let mut fixture = Fixture::new(directory.path());
     let create = |number| {
         format!(r#"a{number}: createLabel(input: {{ projectId: $project, name: "{number}" }}) {{ label {{ id }} }} "#)
     };
     for tens in 0..5 {
         let labels: String = (0..10).map(|one| create(10 * tens + one)).collect();
-        let request = furnished.request(&format!("mutation ($project: ID!) {{ {labels} }}"));
-        furnished.send(request);
+        let request = fixture.request(&format!("mutation ($project: ID!) {{ {labels} }}"));
+        fixture.send(request);
     }
     let describe = "mutation ($project: ID!, $long: String!) {
         updateProject(input: { id: $project, description: $long }) { project { id } } }";
-    let request = furnished.request(describe);
-    furnished.send(request);
+    let request = fixture.request(describe);
+    fixture.send(request);
     let mut wrong = Vec::new();
     for (title, query) in ENDLESS {
-        let request = furnished.request(query);
+        let request = fixture.request(query);
         let mut answer = Bytes::new();
-        let most = measure(|| answer = furnished.ask(request)).bytes_max;
+        let most = measure(|| answer = fixture.ask(request)).bytes_max;
         println!("{title}: {most}");
         let answer = String::from_utf8_lossy(&answer[..answer.len().min(500)]);
         if !answer.contains("DOCUMENT_TOO_COMPLEX") || most > 24 * 1024 * 1024 {
@@ -94,7 +94,7 @@ type Variant<'a> = &'a dyn Fn(usize) -> (String, Value);
 #[test]
 fn a_subscription_that_waits_takes_little_memory_whatever_its_document() {
     let directory = tempfile::tempdir().expect("a temporary directory");
-    let mut furnished = Furnished::new(directory.path());
+    let mut fixture = Fixture::new(directory.path());
     let small = |number: usize| (format!("subscription S{number} {{ events {{ id }} }}"), json!({}));
     // As many tokens, selections, bytes and undeclared variables as a document may have.
     let large = |number: usize| {
@@ -116,7 +116,7 @@ fn a_subscription_that_waits_takes_little_memory_whatever_its_document() {
         let mut add = |numbers: std::ops::Range<usize>| {
             for number in numbers {
                 let (query, variables) = document(number);
-                open.push(furnished.open(&query, &variables));
+                open.push(fixture.open(&query, &variables));
             }
         };
         // The first subscriptions fill caches.

@@ -16,33 +16,33 @@ use crate::harness::{Frame, PATIENCE, Server};
 
 const RESPONSE: &str = "application/graphql-response+json";
 
-struct Told {
+struct HttpResponse {
     status: u16,
     headers: HeaderMap,
     body: Value,
 }
 
-impl Told {
+impl HttpResponse {
     fn code(&self) -> &str {
         self.body["errors"][0]["extensions"]["code"].as_str().unwrap_or_default()
     }
 }
 
-async fn post(server: &Server, headers: &[(&str, &str)], body: impl Into<String>) -> Told {
+async fn post(server: &Server, headers: &[(&str, &str)], body: impl Into<String>) -> HttpResponse {
     let mut request = server.request(Method::POST, "/graphql").body(body.into());
     for (name, value) in headers {
         request = request.header(*name, *value);
     }
-    told(request).await
+    send(request).await
 }
 
-async fn told(request: reqwest::RequestBuilder) -> Told {
+async fn send(request: reqwest::RequestBuilder) -> HttpResponse {
     let response = request.send().await.expect("an answer");
     let (status, headers) = (response.status().as_u16(), response.headers().clone());
-    Told { status, headers, body: response.json().await.unwrap_or_default() }
+    HttpResponse { status, headers, body: response.json().await.unwrap_or_default() }
 }
 
-async fn ask(server: &Server, accept: &str, query: &str) -> Told {
+async fn ask(server: &Server, accept: &str, query: &str) -> HttpResponse {
     let headers = [("content-type", "application/json"), ("accept", accept)];
     post(server, &headers, json!({ "query": query }).to_string()).await
 }
@@ -206,12 +206,12 @@ async fn a_stream_tells_a_query_or_a_mutation_by_one_event_and_is_complete() {
 async fn get_is_for_queries_and_not_for_pages_of_other_sites() {
     let server = Server::start().await;
     let get = |query: &str| server.request(Method::GET, "/graphql").query(&[("query", query)]);
-    assert_eq!(told(get("{ __typename }")).await.body["data"]["__typename"], "Query");
-    let mutation = told(get("mutation { __typename }")).await;
+    assert_eq!(send(get("{ __typename }")).await.body["data"]["__typename"], "Query");
+    let mutation = send(get("mutation { __typename }")).await;
     assert_eq!((mutation.status, mutation.code()), (405, "METHOD_NOT_ALLOWED"));
     assert_eq!(mutation.headers["allow"], "POST");
     for (name, value) in [("sec-fetch-site", "cross-site"), ("origin", "https://evil.example")] {
-        let told = told(get("{ __typename }").header(name, value)).await;
+        let told = send(get("{ __typename }").header(name, value)).await;
         assert_eq!((told.status, told.code()), (403, "FORBIDDEN"), "{name}");
     }
 }
@@ -220,7 +220,7 @@ async fn get_is_for_queries_and_not_for_pages_of_other_sites() {
 async fn every_answer_carries_the_headers_that_keep_browsers_careful() {
     let server =
         Server::with(&[("PUBLIC_URL", "https://tasks.example.org"), ("ALLOWED_HOSTS", "tasks.example.org")]).await;
-    let named = |path: &str, host: &str| told(server.request(Method::GET, path).header("host", host));
+    let named = |path: &str, host: &str| send(server.request(Method::GET, path).header("host", host));
     let answer = named("/nowhere", "tasks.example.org:443").await;
     assert_eq!(answer.status, 404);
     for (name, value) in [

@@ -72,7 +72,7 @@ impl Streams {
 }
 
 /// The expected events of a task that `owner` assigns and comments on and `assignee` starts.
-fn told(title: &str, owner: &str, assignee: &str) -> [Value; 3] {
+fn expected_events(title: &str, owner: &str, assignee: &str) -> [Value; 3] {
     let task = json!({ "title": title });
     let (owner, assignee) = (json!({ "username": owner }), json!({ "username": assignee }));
     [
@@ -104,15 +104,15 @@ async fn two_people_work_on_a_project_and_a_third_sees_nothing_of_it() {
 
     let project = alice.project("Apollo").await;
     let (task, comment) = work(&project, "Fly to the moon", &alice, &bob).await;
-    assert_eq!(to_bob.next().await, told("Fly to the moon", "alice", "bob"));
+    assert_eq!(to_bob.next().await, expected_events("Fly to the moon", "alice", "bob"));
     sees_nothing(&carol, &project, &task, &comment).await;
 
     // The next event of each stream is about the next task: no duplicates, and nothing about the
     // first task for Carol.
     work(&project, "Walk on it", &alice, &bob).await;
-    assert_eq!(to_bob.next().await, told("Walk on it", "alice", "bob"));
+    assert_eq!(to_bob.next().await, expected_events("Walk on it", "alice", "bob"));
     let own = carol.project("Gemini").await;
     work(&own, "Stay on the ground", &carol, &carol).await;
-    assert_eq!(to_carol.next().await, told("Stay on the ground", "carol", "carol"));
+    assert_eq!(to_carol.next().await, expected_events("Stay on the ground", "carol", "carol"));
     assert_eq!(all_to_carol.next().await["events"]["actor"]["username"], "carol");
 }

@@ -12,9 +12,9 @@ use tokio_util::sync::CancellationToken;
 use crate::harness::{Frame, PASSWORD, PATIENCE, Person, Reply, Server};
 
 /// The current metrics in text format.
-struct Told(String);
+struct Exposition(String);
 
-impl Told {
+impl Exposition {
     async fn by(server: &Server) -> Self {
         Self(server.run(async |app| metrics::exposition(&app)).await)
     }
@@ -67,7 +67,7 @@ async fn requests_and_operations_are_counted_by_route_name_and_outcome() {
     alice.query("{ viewer { id } }", json!({})).await;
     Reply::to(server.request(Method::GET, "/nowhere")).await;
     Reply::to(server.request(Method::from_bytes(b"BREW").expect("a method"), "/graphql")).await;
-    let told = Told::by(&server).await;
+    let told = Exposition::by(&server).await;
     let operations = |name: &str, kind: &str, outcome: &str| {
         told.value(&format!("graphql_operations_total{{operation=\"{name}\",kind=\"{kind}\",outcome=\"{outcome}\"}}"))
     };
@@ -103,7 +103,7 @@ async fn the_readme_has_a_row_for_each_metric() {
     let mut socket = alice.socket().await;
     socket.send(json!({ "type": "nonsense" })).await;
     while socket.receive().await != Frame::Closed(Some(4400)) {}
-    let told = Told::once(&server, &[("sockets{transport=\"websocket\"}", 0.0)]).await;
+    let told = Exposition::once(&server, &[("sockets{transport=\"websocket\"}", 0.0)]).await;
     let types = told.0.lines().filter_map(|line| line.strip_prefix("# TYPE fasttrack_")?.split_once(' '));
     let made: BTreeSet<String> = types
         .map(|(name, kind)| match kind {
@@ -128,14 +128,14 @@ async fn what_clients_make_up_adds_no_series() {
     ask(&server.nobody(), "query Stranger { __typename }", "Stranger").await;
     ask(&alice, "query Wrong { nothing }", "Wrong").await;
     ask(&alice, &format!("query {long} {{ __typename }}"), &long).await;
-    let before = Told::by(&server).await;
+    let before = Exposition::by(&server).await;
     assert_eq!(before.value("graphql_operations_total{operation=\"other\",kind=\"query\",outcome=\"ok\"}"), 2.0);
     for number in 0..230 {
         let name = format!("Name{number}");
         ask(&alice, &format!("query {name} {{ __typename }}"), &name).await;
         Reply::to(server.request(Method::GET, &format!("/{name}"))).await;
     }
-    let told = Told::by(&server).await;
+    let told = Exposition::by(&server).await;
     assert_eq!(told.count("graphql_operations_total{operation=\"Name"), 200);
     assert_eq!(told.value("graphql_operations_total{operation=\"other\",kind=\"query\",outcome=\"ok\"}"), 32.0);
     assert_eq!(told.count("http_requests_total{method=\"GET\""), 1, "{}", told.0);
@@ -151,14 +151,14 @@ async fn sockets_and_subscriptions_are_counted_while_they_are_open() {
     let stream =
         alice.post("/graphql").header("accept", "text/event-stream").json(&body).send().await.expect("a stream");
     let [websockets, streams] = ["sockets{transport=\"websocket\"}", "sockets{transport=\"sse\"}"];
-    let told = Told::once(&server, &[(websockets, 1.0), (streams, 1.0), ("subscriptions", 2.0)]).await;
+    let told = Exposition::once(&server, &[(websockets, 1.0), (streams, 1.0), ("subscriptions", 2.0)]).await;
     assert!(told.value("event_lag_seconds") < 5.0, "{}", told.0);
     drop(stream);
     let mut refused = alice.socket().await;
     refused.send(json!({ "type": "nonsense" })).await;
     while refused.receive().await != Frame::Closed(Some(4400)) {}
     drop((socket, refused));
-    let told = Told::once(&server, &[(websockets, 0.0), (streams, 0.0), ("subscriptions", 0.0)]).await;
+    let told = Exposition::once(&server, &[(websockets, 0.0), (streams, 0.0), ("subscriptions", 0.0)]).await;
     assert_eq!(told.value("socket_closes_total{code=\"4400\"}"), 1.0, "{}", told.0);
     let ended = "graphql_operations_total{operation=\"Live\",kind=\"subscription\",outcome=\"ok\"}";
     assert_eq!(told.value(ended), 1.0, "{}", told.0);
@@ -171,7 +171,7 @@ async fn limits_hashes_and_the_database_are_looked_at() {
     for _ in 0..4 {
         server.post("/auth/login", json!({ "username": "nobody", "password": PASSWORD })).await;
     }
-    let told = Told::by(&server).await;
+    let told = Exposition::by(&server).await;
     assert_eq!(told.value("rate_limit_refusals_total{limit=\"credentials\"}"), 2.0);
     assert_eq!(told.value("rate_limit_fallbacks_total"), 4.0);
     assert_eq!(told.value("password_hash_duration_seconds_count"), 2.0);

@@ -60,7 +60,7 @@ async fn a_server_without_its_redis_says_so_and_one_that_is_busy_is_ready() {
     let server = Server::with(&[("REDIS_URL", "redis://127.0.0.1:1"), ("DATABASE_CONNECTIONS", "1")]).await;
     let (status, told) = ready(&server).await;
     assert_eq!((status, &told["redis"]), (200, &json!("away")), "{told}");
-    let held = Held::connection(&server).await;
+    let held = HeldConnection::connection(&server).await;
     // Probes do not queue behind requests.
     let (status, told) = ready(&server).await;
     assert_eq!((status, &told["database"], &told["schema"]), (200, &json!("ok"), &json!("ok")), "{told}");
@@ -183,9 +183,9 @@ async fn what_goes_wrong_on_a_socket_or_a_stream_is_in_the_log_under_the_id_that
 }
 
 /// Holds the server's only database connection, so that every request waits.
-struct Held(Arc<Notify>);
+struct HeldConnection(Arc<Notify>);
 
-impl Held {
+impl HeldConnection {
     async fn connection(server: &Server) -> Self {
         let (held, release) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
         let (is_held, released) = (Arc::clone(&held), Arc::clone(&release));
@@ -224,13 +224,13 @@ impl Held {
 async fn what_was_begun_under_auth_is_done_though_its_client_goes_away() {
     let server = Server::with(&[("DATABASE_CONNECTIONS", "1"), ("LOCKOUT_FAILURES", "1")]).await;
     server.person("alice").await;
-    let held = Held::connection(&server).await;
+    let held = HeldConnection::connection(&server).await;
     let mut leaving = TcpStream::connect(server.address).await.expect("a connection");
     let body = json!({ "username": "alice", "password": "Wrong-Horse-7" }).to_string();
     let head = "POST /auth/login HTTP/1.1\r\nhost: x\r\ncontent-type: application/json";
     let request = format!("{head}\r\ncontent-length: {}\r\n\r\n{body}", body.len());
     leaving.write_all(request.as_bytes()).await.expect("sent");
-    Held::awaited(&server).await;
+    HeldConnection::awaited(&server).await;
     drop(leaving);
     // Later requests are answered, so the server has noticed the disconnect.
     for _ in 0..10 {
@@ -252,12 +252,12 @@ async fn requests_beyond_those_in_work_are_told_as_all_are_and_counted() {
     let settings = [("DATABASE_CONNECTIONS", "1"), ("MAX_REQUESTS_IN_FLIGHT", "1"), ("ALLOWED_HOSTS", "127.0.0.1")];
     let server = Server::with(&settings).await;
     let alice = server.person("alice").await;
-    let held = Held::connection(&server).await;
+    let held = HeldConnection::connection(&server).await;
     let asking = {
         let alice = alice.clone();
         tokio::spawn(async move { alice.query("{ tasks { totalCount } }", json!({})).await })
     };
-    Held::awaited(&server).await;
+    HeldConnection::awaited(&server).await;
     let query = json!({ "query": "{ tasks { totalCount } }" });
     let refused = Reply::to(alice.post("/graphql").json(&query)).await;
     let id = refused.headers["x-request-id"].to_str().expect("text");
@@ -290,7 +290,7 @@ async fn a_stream_that_cannot_be_opened_now_is_refused_with_a_status_of_its_own(
         let request = alice.post("/graphql").header("accept", "text/event-stream");
         request.json(&json!({ "query": "subscription { events { id } }" })).send().await.expect("an answer")
     };
-    let held = Held::connection(&server).await;
+    let held = HeldConnection::connection(&server).await;
     let refused = stream().await;
     assert_eq!((refused.status().as_u16(), &refused.headers()["retry-after"]), (503, &"1".parse().unwrap()));
     held.release();
@@ -315,7 +315,7 @@ async fn what_was_begun_is_answered_before_the_server_ends_and_nobody_is_told_an
     late.write_all(format!("{head}\r\ncontent-length: {}\r\n\r\n{first}", body.len()).as_bytes()).await.expect("sent");
     let mut expected = [0; "HTTP/1.1 100 Continue\r\n\r\n".len()];
     timeout(PATIENCE, late.read_exact(&mut expected)).await.expect("in time").expect("the server waits for the rest");
-    let held = Held::connection(&server).await;
+    let held = HeldConnection::connection(&server).await;
     socket.subscribe("1", "{ viewer { username } }", json!({})).await;
     // The second operation needs no connection of its own; its answer shows that the first one has
     // started.
@@ -380,7 +380,7 @@ async fn one_export_is_made_at_a_time_and_another_is_asked_to_come_back() {
     let server = Server::with(&[("DATABASE_CONNECTIONS", "1")]).await;
     let (alice, bob) = (server.person("alice").await, server.person("bob").await);
     let export = |person: &Person| Reply::to(person.post("/graphql").json(&json!({ "query": "{ exportViewerData }" })));
-    let held = Held::connection(&server).await;
+    let held = HeldConnection::connection(&server).await;
     let (one, other) = (std::pin::pin!(export(&alice)), std::pin::pin!(export(&bob)));
     let (first, second) = futures_util::future::select(one, other).await.factor_first();
     held.release();

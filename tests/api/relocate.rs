@@ -6,7 +6,7 @@ use fasttrack::admin::relocate;
 use fasttrack::db::Location;
 use serde_json::{Value, json};
 
-use crate::harness::{Database, Life, MAIL_WAITS, Person, Reply, Server, empty, text};
+use crate::harness::{Database, Scenario, MAIL_WAITS, Person, Reply, Server, empty, text};
 
 const LOG: &str = "query ($after: String) { events(first: 100, after: $after) {
     nodes { __typename id cursor occurredAt actor { id } }
@@ -36,7 +36,7 @@ async fn ids_sessions_cursors_and_inboxes_go_along_and_life_goes_on() {
     let Some(target) = Database::bare().await else { return };
     let server = Server::on(Database::sqlite().await, &MAIL_WAITS).await;
     let seen = server.person("carol").await.now().await;
-    let life = Life::lead(&server).await;
+    let life = Scenario::populate(&server).await;
     let before = life.bob.query(LOG, json!({ "after": seen })).await;
     let (inbox, tasks) = (life.bob.query(INBOX, json!({})).await, life.alice.query(TASKS, json!({})).await);
     let source = server.stop().await;
@@ -69,7 +69,7 @@ async fn ids_sessions_cursors_and_inboxes_go_along_and_life_goes_on() {
     assert_eq!(told["__typename"], "CommentAddedEvent");
     let after = bob.query(LOG, json!({ "after": names(&before).last() })).await;
     assert_eq!(names(&after), [text(&told["cursor"])], "new events come after the old ones: {comment}");
-    Life::settle(&server).await;
+    Scenario::settle(&server).await;
     let unread = |answer: &Value| answer["viewer"]["unreadCount"].as_i64();
     let now = bob.query(INBOX, json!({})).await;
     assert_eq!(unread(&now), unread(&inbox).map(|count| count + 1), "{now}");

@@ -100,7 +100,7 @@ async fn made(location: &Location) -> Columns {
 }
 
 /// The columns as declared in `schema.rs`, with their SQL types on this database.
-fn told() -> Columns {
+fn declared_columns() -> Columns {
     let source = read("src/db/schema.rs");
     let mut columns = Columns::new();
     let mut table = "";
@@ -137,7 +137,7 @@ fn migrations(database: &str) -> BTreeSet<String> {
 async fn the_migrations_make_the_tables_that_the_program_knows_and_go_down_and_up_again() {
     let database = Database::fresh().await;
     let location = Location::parse(database.url()).expect("a location");
-    assert_eq!(made(&location).await, told());
+    assert_eq!(made(&location).await, declared_columns());
     let count = migrations("sqlite").len();
     for _ in 0..count {
         migrate::down(&location).await.expect("a migration that goes down");
@@ -145,7 +145,7 @@ async fn the_migrations_make_the_tables_that_the_program_knows_and_go_down_and_u
     assert_eq!(made(&location).await, Columns::new(), "no tables are left");
     assert_eq!(migrate::up(&location).await.expect("migrations that go up"), count);
     assert_eq!(migrate::up(&location).await.expect("nothing to do"), 0);
-    assert_eq!(made(&location).await, told());
+    assert_eq!(made(&location).await, declared_columns());
     database.remove().await;
 }
 

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use crate::harness::{PASSWORD, Person, Server, is_postgres};
 
 /// Creates projects, tasks and comments, `size` of each per parent. Tasks refer to different users.
-async fn furnish(owner: &Person, assignee: &Person, size: usize) {
+async fn populate(owner: &Person, assignee: &Person, size: usize) {
     let project = async |_| {
         let project = owner.project("Apollo").await;
         let labels = [owner.label(&project, "red").await, owner.label(&project, "blue").await];
@@ -75,7 +75,7 @@ async fn an_operation_takes_no_more_statements_for_many_objects_than_for_one() {
     let server = Server::without_jobs().await;
     let (admin, bob) = (server.admin("admin").await, server.person("bob").await);
     for size in [1, 10] {
-        furnish(&admin, &bob, size).await;
+        populate(&admin, &bob, size).await;
         for number in 0..size {
             server.person(&format!("user-{size}-{number}")).await;
         }
@@ -90,7 +90,7 @@ async fn an_operation_takes_no_more_statements_for_many_objects_than_for_one() {
 async fn what_is_not_selected_is_not_read() {
     let server = Server::without_jobs().await;
     let alice = server.person("alice").await;
-    furnish(&alice, &alice, 2).await;
+    populate(&alice, &alice, 2).await;
     let counted = statements(&server, &alice, "{ tasks { totalCount nodes { id } } }").await;
     let uncounted = statements(&server, &alice, "{ tasks { nodes { id } } }").await;
     // One index scan for the viewer's own projects and one for tasks assigned elsewhere, each

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use fasttrack::db::migrate;
 use serde_json::Value;
 
-use crate::harness::{Life, MAIL_WAITS, Rows, Server, empty};
+use crate::harness::{Scenario, MAIL_WAITS, Rows, Server, empty};
 
 /// `rows` reduced to the tables, columns and projections of `like`, because a migration may add
 /// some. The data of events is left out: a migration may move it, which the tests of the history
@@ -29,7 +29,7 @@ fn within(rows: &Rows, like: &Rows) -> Rows {
 #[tokio::test]
 async fn every_migration_goes_down_and_up_again_with_data_in_the_tables() {
     let server = Server::with(&MAIL_WAITS).await;
-    let alice = Life::lead(&server).await.alice;
+    let alice = Scenario::populate(&server).await.alice;
     let database = server.stop().await;
     let full = database.rows().await;
     assert_eq!(empty(&full), BTreeSet::new(), "an empty table proves nothing: fill it in `Life`");

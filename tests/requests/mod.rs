@@ -80,7 +80,7 @@ impl Client {
     }
 
     /// Creates a project with `tasks` tasks; each of the first ten has five comments.
-    fn furnish(&mut self, tasks: usize) -> (Value, Value) {
+    fn populate(&mut self, tasks: usize) -> (Value, Value) {
         let me = self.ask("{ viewer { id } }", &json!({}))["viewer"]["id"].clone();
         let made = self.ask(r#"mutation { createProject(input: { name: "Apollo" }) { project { id } } }"#, &json!({}));
         let project = made["createProject"]["project"]["id"].clone();
@@ -124,14 +124,14 @@ fn client(directory: &Path) -> Client {
 }
 
 /// A server in this process on SQLite with ten projects of tasks, and its only user.
-pub struct Furnished {
+pub struct Fixture {
     client: Client,
     project: Value,
     task: Value,
     number: usize,
 }
 
-impl Furnished {
+impl Fixture {
     /// Creates the server with its database in `directory`.
     pub fn new(directory: &Path) -> Self {
         let mut client = client(directory);
@@ -141,7 +141,7 @@ impl Furnished {
         client.token = tokens["access_token"].as_str().map(ToOwned::to_owned);
         let (mut project, mut task) = (Value::Null, Value::Null);
         for tasks in [10, 10, 10, 10, 10, 10, 10, 10, 10, 60] {
-            (project, task) = client.furnish(tasks);
+            (project, task) = client.populate(tasks);
         }
         Self { client, project, task, number: 0 }
     }

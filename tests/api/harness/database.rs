@@ -25,7 +25,7 @@ pub type Rows = BTreeMap<String, Vec<serde_json::Map<String, serde_json::Value>>
 /// A test database. [`Database::remove`] deletes it.
 pub struct Database {
     url: String,
-    kept: Kept,
+    kept: Storage,
 }
 
 /// An open PostgreSQL transaction of the test, which blocks others.
@@ -65,7 +65,7 @@ struct Text {
     text: String,
 }
 
-enum Kept {
+enum Storage {
     Sqlite(TempDir),
     Postgres {
         server: Url,
@@ -100,7 +100,7 @@ impl Database {
 
     /// The same database, for a second server. It is not removed with this value.
     pub fn shared(&self) -> Self {
-        Self { url: self.url.clone(), kept: Kept::Elsewhere }
+        Self { url: self.url.clone(), kept: Storage::Elsewhere }
     }
 
     /// Like [`Database::fresh`], but always on SQLite.
@@ -108,7 +108,7 @@ impl Database {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let file = directory.path().join("fasttrack.db");
         std::fs::write(&file, sqlite_template().await).expect("a copy of the template");
-        Self { url: format!("sqlite://{}", file.display()), kept: Kept::Sqlite(directory) }
+        Self { url: format!("sqlite://{}", file.display()), kept: Storage::Sqlite(directory) }
     }
 
     /// A PostgreSQL database without tables; `None` when the tests run on SQLite.
@@ -120,7 +120,7 @@ impl Database {
         let name = format!("fasttrack_test_{}", Id::new());
         run(&server, &format!("CREATE DATABASE \"{name}\" {like}")).await;
         let url = on(&server, &name);
-        Self { url, kept: Kept::Postgres { server, name } }
+        Self { url, kept: Storage::Postgres { server, name } }
     }
 
     /// The value for `DATABASE_URL`.
@@ -215,11 +215,11 @@ impl Database {
     /// Deletes the database.
     pub async fn remove(self) {
         match self.kept {
-            Kept::Sqlite(directory) => directory.close().expect("the temporary directory can be removed"),
-            Kept::Postgres { server, name } => {
+            Storage::Sqlite(directory) => directory.close().expect("the temporary directory can be removed"),
+            Storage::Postgres { server, name } => {
                 run(&server, &format!("DROP DATABASE \"{name}\" WITH (FORCE)")).await;
             }
-            Kept::Elsewhere => {}
+            Storage::Elsewhere => {}
         }
     }
 }

@@ -16,7 +16,7 @@
 
 pub mod contract;
 mod database;
-mod life;
+mod scenario;
 mod mailbox;
 mod person;
 mod program;
@@ -44,7 +44,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use database::{Database, OpenTransaction, Rows, is_postgres};
-pub use life::{Life, MAIL_WAITS, empty};
+pub use scenario::{Scenario, MAIL_WAITS, empty};
 pub use mailbox::{Mail, Mailbox};
 pub use person::{Answer, Mutated, Person, Reply};
 pub use program::{Program, fasttrack};

@@ -16,7 +16,7 @@ use super::{PASSWORD, PATIENCE, Person, Rows, Server};
 pub const MAIL_WAITS: [(&str, &str); 1] = [("SMTP_URL", "smtp://127.0.0.1:1")];
 
 /// The main actors of the populated server.
-pub struct Life {
+pub struct Scenario {
     /// Owns a project.
     pub alice: Person,
     /// Is assigned a task and has been notified.
@@ -25,9 +25,9 @@ pub struct Life {
     pub task: String,
 }
 
-impl Life {
+impl Scenario {
     /// Populates a server that was started with [`MAIL_WAITS`].
-    pub async fn lead(server: &Server) -> Self {
+    pub async fn populate(server: &Server) -> Self {
         let (alice, bob) = (server.person("alice").await, server.person("bob").await);
         let wrong = json!({ "username": "alice", "password": "Wrong-Horse-7" });
         assert_eq!(server.post("/auth/login", wrong).await.status, 401);

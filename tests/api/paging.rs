@@ -42,14 +42,14 @@ const ACTIVITY: List = List { path: &["task(id: $parent)", "activity"], order: N
 
 /// A list read in one order.
 #[derive(Clone, Copy)]
-struct Reading<'a> {
+struct ListReading<'a> {
     list: &'a List,
     field: usize,
     descending: bool,
     parent: &'a str,
 }
 
-impl Reading<'_> {
+impl ListReading<'_> {
     fn key(&self) -> &'static str {
         self.list.fields[self.field].1
     }
@@ -107,7 +107,7 @@ fn in_order(key: &str, descending: bool, first: &Value, second: &Value) -> bool 
 }
 
 /// Reads a list to its end, page by page. Returns the ids in list order.
-async fn walk(reading: Reading<'_>, reader: &Person, size: usize, backward: bool) -> Vec<String> {
+async fn walk(reading: ListReading<'_>, reader: &Person, size: usize, backward: bool) -> Vec<String> {
     let mut pages: Vec<Vec<String>> = Vec::new();
     let mut cursor = Value::Null;
     loop {
@@ -144,7 +144,7 @@ async fn walk(reading: Reading<'_>, reader: &Person, size: usize, backward: bool
 }
 
 /// Creates several of each object, many with equal sort keys.
-async fn furnish(server: &Server, owner: &Person) -> (String, String) {
+async fn populate(server: &Server, owner: &Person) -> (String, String) {
     for index in 0..4 {
         server.person(["Dora", "dan", "Eve", "fay"][index]).await;
         owner.project(["beta", "Alpha", "alpha", "Gamma"][index]).await;
@@ -174,7 +174,7 @@ async fn furnish(server: &Server, owner: &Person) -> (String, String) {
 async fn every_list_reads_the_same_forward_and_backward_in_every_order() {
     let server = Server::start().await;
     let admin = server.admin("admin").await;
-    let (project, task) = furnish(&server, &admin).await;
+    let (project, task) = populate(&server, &admin).await;
     let lists = [USERS, PROJECTS, OWN_PROJECTS, TASKS, ASSIGNED, IN_PROJECT, COMMENTS, EVENTS, ACTIVITY];
     for list in &lists {
         let parent = if list.path[0].starts_with("project") { &project } else { &task };
@@ -183,7 +183,7 @@ async fn every_list_reads_the_same_forward_and_backward_in_every_order() {
                 if list.order.is_none() && descending {
                     continue;
                 }
-                let reading = Reading { list, field, descending, parent };
+                let reading = ListReading { list, field, descending, parent };
                 let whole = walk(reading, &admin, 100, false).await;
                 assert!(whole.len() >= 5, "{:?} has something to page through", list.path);
                 assert_eq!(whole.iter().collect::<HashSet<_>>().len(), whole.len());
@@ -203,7 +203,7 @@ async fn tasks_without_a_due_date_come_last_ascending_and_first_descending() {
     let late = alice.task(&project, "late", json!({ "dueAt": "9999-12-31T23:59:59.999999Z" })).await;
     let soon = alice.task(&project, "soon", json!({ "dueAt": server.moment(DAY) })).await;
     for (descending, expected) in [(false, [&soon, &late, &undated]), (true, [&undated, &late, &soon])] {
-        let reading = Reading { list: &TASKS, field: 2, descending, parent: "" };
+        let reading = ListReading { list: &TASKS, field: 2, descending, parent: "" };
         assert_eq!(walk(reading, &alice, 1, false).await.iter().collect::<Vec<_>>(), expected);
         assert_eq!(walk(reading, &alice, 1, true).await.iter().collect::<Vec<_>>(), expected);
     }
@@ -226,7 +226,7 @@ async fn priorities_are_ordered_by_urgency() {
 async fn the_total_counts_the_whole_list_and_not_the_page() {
     let server = Server::start().await;
     let admin = server.admin("admin").await;
-    let (project, task) = furnish(&server, &admin).await;
+    let (project, task) = populate(&server, &admin).await;
     let document = "query ($project: ID!, $task: ID!) {
         users(first: 1) { totalCount }
         projects(first: 1) { totalCount }
@@ -254,10 +254,10 @@ async fn the_total_counts_the_whole_list_and_not_the_page() {
 async fn a_page_has_one_to_a_hundred_and_is_counted_from_one_end() {
     let server = Server::start().await;
     let admin = server.admin("admin").await;
-    let (project, task) = furnish(&server, &admin).await;
+    let (project, task) = populate(&server, &admin).await;
     for list in [USERS, PROJECTS, OWN_PROJECTS, TASKS, ASSIGNED, IN_PROJECT, COMMENTS, EVENTS, ACTIVITY] {
         let parent = if list.path[0].starts_with("project") { &project } else { &task };
-        let reading = Reading { list: &list, field: 0, descending: false, parent };
+        let reading = ListReading { list: &list, field: 0, descending: false, parent };
         for paging in [
             json!({ "first": 0 }),
             json!({ "first": 101 }),
@@ -279,15 +279,15 @@ async fn a_page_has_one_to_a_hundred_and_is_counted_from_one_end() {
 async fn a_cursor_of_another_list_or_order_is_refused() {
     let server = Server::start().await;
     let admin = server.admin("admin").await;
-    let (project, task) = furnish(&server, &admin).await;
+    let (project, task) = populate(&server, &admin).await;
     let lists = [USERS, PROJECTS, OWN_PROJECTS, TASKS, ASSIGNED, IN_PROJECT, COMMENTS, EVENTS];
     let mut readings = Vec::new();
     for list in &lists {
         let parent = if list.path[0].starts_with("project") { &project } else { &task };
-        readings.push(Reading { list, field: 0, descending: false, parent });
+        readings.push(ListReading { list, field: 0, descending: false, parent });
     }
     for field in 0..TASK_FIELDS.len() {
-        readings.push(Reading { list: &TASKS, field, descending: true, parent: "" });
+        readings.push(ListReading { list: &TASKS, field, descending: true, parent: "" });
     }
     let mut cursors = Vec::new();
     for reading in &readings {
@@ -311,9 +311,9 @@ async fn a_cursor_that_was_tampered_with_is_an_error_of_the_user() {
     use base64::engine::general_purpose::URL_SAFE_NO_PAD;
     let server = Server::start().await;
     let admin = server.admin("admin").await;
-    let (project, _) = furnish(&server, &admin).await;
+    let (project, _) = populate(&server, &admin).await;
     for (field, value) in [(0, i64::MIN), (1, i64::MAX - 1), (2, i64::MIN), (2, -i64::MAX)] {
-        let reading = Reading { list: &IN_PROJECT, field, descending: false, parent: &project };
+        let reading = ListReading { list: &IN_PROJECT, field, descending: false, parent: &project };
         let cursor = text(&reading.page(&admin, json!({ "first": 1 })).await["pageInfo"]["endCursor"]);
         let mut bytes = URL_SAFE_NO_PAD.decode(cursor).expect("base64");
         let end = bytes.len() - 8;
@@ -327,7 +327,7 @@ async fn a_cursor_that_was_tampered_with_is_an_error_of_the_user() {
 async fn a_nested_list_is_the_root_list_filtered() {
     let server = Server::start().await;
     let alice = server.person("alice").await;
-    let (project, _) = furnish(&server, &alice).await;
+    let (project, _) = populate(&server, &alice).await;
     let other = alice.project("Other").await;
     let elsewhere = alice.task(&other, "elsewhere", json!({ "assigneeId": alice.id })).await;
     alice.task(&other, "nobody's", json!({})).await;
@@ -422,7 +422,7 @@ async fn walk_through_changes(server: &Server, owner: &Person, walk: &Walk) {
     }
     let mut stayed: HashSet<String> = there.iter().cloned().collect();
     let mut met: Vec<Value> = Vec::new();
-    let reading = Reading { list: &IN_PROJECT, field: walk.field, descending: walk.descending, parent: &project };
+    let reading = ListReading { list: &IN_PROJECT, field: walk.field, descending: walk.descending, parent: &project };
     let mut cursor = Value::Null;
     for (size, change) in walk.pages.iter().cycle() {
         let page = if walk.backward {

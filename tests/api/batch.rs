@@ -172,7 +172,7 @@ const LONG: [(&str, &str); 4] = [
 ];
 
 /// The generated selection, without or with all long fields.
-fn spelled(selection: &str, with_long: bool) -> String {
+fn expanded(selection: &str, with_long: bool) -> String {
     let mut spelled = String::new();
     let mut pieces = selection.split('<');
     spelled.push_str(pieces.next().unwrap_or_default());
@@ -249,13 +249,13 @@ const MOST_ERRORS: usize = 10;
 
 /// The data as serialized, and path, message and code of each error.
 #[derive(Debug)]
-struct Told {
+struct Outcome {
     data: String,
     errors: BTreeSet<String>,
     are_all: bool,
 }
 
-impl Told {
+impl Outcome {
     /// Whether both answers agree. One that reports all errors must include those of the other.
     fn agrees(&self, other: &Self) -> bool {
         let covers = |one: &Self, other: &Self| !one.are_all || other.errors.is_subset(&one.errors);
@@ -263,12 +263,12 @@ impl Told {
     }
 }
 
-async fn answer(person: &Person, selection: &str, task: &str) -> Told {
+async fn answer(person: &Person, selection: &str, task: &str) -> Outcome {
     let variables = json!({ "zero": 0, "yes": true, "task": task, "filter": { "priority": ["HIGH", "MEDIUM"] } });
     let answer = person.ask(&whole(selection), variables).await;
     let errors = answer.0["errors"].as_array().map(Vec::as_slice).unwrap_or_default();
     let told = |error: &Value| json!([error["path"], error["message"], error["extensions"]["code"]]).to_string();
-    Told {
+    Outcome {
         data: answer.0["data"].to_string(),
         // The order of errors is not deterministic.
         errors: errors.iter().map(told).collect(),
@@ -300,7 +300,7 @@ fn a_selection_resolved_by_level_is_answered_as_the_library_answers_it() {
     let executed = Cell::new(0);
     let compared = TestRunner::new(config).run(&(roots(&task, &project), 0..2_usize), |((root, selection), person)| {
         let ask = |selection: &str| runtime.block_on(answer(&people[person], selection, &task));
-        let selection = spelled(&selection, false);
+        let selection = expanded(&selection, false);
         let selection = format!("it: {root} {selection}");
         // A root field selected twice is executed by async-graphql.
         let by_library = ask(&format!("{selection} it: {root} {{ __typename }}"));
@@ -340,7 +340,7 @@ fn what_is_read_for_one_field_never_changes_another() {
     let compared = TestRunner::new(config).run(&(selections("Root", 7), 0..2_usize), |(selection, person)| {
         let variables = json!({ "zero": 0, "yes": true, "task": task, "ids": ids, "few": 2 });
         let ask = |with_long: bool| {
-            let selection = spelled(&selection, with_long);
+            let selection = expanded(&selection, with_long);
             let selection = selection.trim().trim_start_matches('{').trim_end_matches('}').to_owned();
             let answer = runtime.block_on(people[person].ask(&whole(&selection), variables.clone()));
             (selection, answer)

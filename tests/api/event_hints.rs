@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use crate::harness::{Database, PATIENCE, is_postgres};
 
 /// Asserts that a hint of one instance reaches the other but not itself.
-async fn carried(redis: Option<&str>) {
+async fn hints_are_delivered(redis: Option<&str>) {
     let database = Database::fresh().await;
     let db = Db::open(&Location::parse(database.url()).expect("a database"), 4).expect("pools");
     let redis = redis.map(|url| redis::Client::open(url).expect("a URL"));
@@ -42,7 +42,7 @@ async fn carried(redis: Option<&str>) {
 async fn postgres_carries_hints() {
     // SQLite supports one instance only, which needs no hints.
     if is_postgres() {
-        carried(None).await;
+        hints_are_delivered(None).await;
     }
 }
 
@@ -68,5 +68,5 @@ async fn redis_carries_hints() {
     let mut command = Command::new("redis-server");
     command.args(["--port", "0", "--save", "", "--unixsocket"]).arg(&socket).stdout(Stdio::null());
     let _redis = Redis(command.spawn().expect("redis-server on the path"));
-    carried(Some(&format!("redis+unix://{}", socket.display()))).await;
+    hints_are_delivered(Some(&format!("redis+unix://{}", socket.display()))).await;
 }
