@@ -500,7 +500,7 @@ impl Config {
         let (secret_key, refresh_secret_key) = keys(source, &database)?;
         // SQLite uses the cores of this process, so more concurrency only makes each operation
         // slower. With PostgreSQL, operations mostly wait.
-        let at_once = match &database {
+        let default_operations = match &database {
             Location::Sqlite(_) => std::thread::available_parallelism().map_or(8, |cores| cores.get() as u32 * 4),
             Location::Postgres(_) => 32,
         };
@@ -550,7 +550,7 @@ impl Config {
                 max: most_connections as usize,
                 per_address: source.positive("MAX_CONNECTIONS_PER_ADDRESS", (most_connections / 10).max(100))? as usize,
                 requests: source.positive("MAX_REQUESTS_IN_FLIGHT", 1_000)? as usize,
-                operations: source.positive("MAX_OPERATIONS_AT_ONCE", at_once)? as usize,
+                operations: source.positive("MAX_OPERATIONS_AT_ONCE", default_operations)? as usize,
                 header_timeout: source.seconds("HEADER_TIMEOUT_SECONDS", 10)?,
                 body_timeout: source.seconds("BODY_TIMEOUT_SECONDS", 30)?,
                 idle_timeout: source.seconds("KEEP_ALIVE_SECONDS", 75)?,

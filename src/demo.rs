@@ -153,8 +153,8 @@ async fn sign_in(app: &App, now: Timestamp, user_id: Id, role: Role, password_ha
         last_ip_address: None,
     };
     let viewer = Viewer { id: user_id, session_id: session.id, role };
-    let (shown, attempt) = (VerifiedPassword { hash: password_hash, rehashed: None }, PasswordAttempt::session(&viewer));
-    match session::create(&app.db, &session, &shown, &attempt, true, app.config.lockout).await? {
+    let (password, attempt) = (VerifiedPassword { hash: password_hash, rehashed: None }, PasswordAttempt::session(&viewer));
+    match session::create(&app.db, &session, &password, &attempt, true, app.config.lockout).await? {
         LoginOutcome::Created => Ok(viewer),
         _ => Err(Error::internal("an account that was just created cannot sign in")),
     }

@@ -346,8 +346,8 @@ mod tests {
             let who = ClientKey::address(IpAddr::V4(number.into()));
             limits.admit(RateLimitBucket::Auth, who, Timestamp::from_micros(0)).await.unwrap();
         }
-        let kept: usize = limits.shards.iter().map(|shard| shard.lock().unwrap().len()).sum();
-        assert!(kept <= SHARDS * KEYS_PER_SHARD, "{kept}");
+        let total: usize = limits.shards.iter().map(|shard| shard.lock().unwrap().len()).sum();
+        assert!(total <= SHARDS * KEYS_PER_SHARD, "{total}");
     }
 
     #[tokio::test]

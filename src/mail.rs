@@ -133,14 +133,14 @@ impl Mailer {
                     continue;
                 }
             };
-            let begun = clock.now();
+            let started = clock.now();
             match self.send(&mail, &letter).await {
                 Ok(()) => mail::complete(db, &mail).await?,
                 Err(reason) => {
                     if let Some(counted) = letter.quota_entry {
                         mail_quota::release(db, counted).await?;
                     }
-                    let kept = mail::postpone(db, begun, &mail, &reason).await?;
+                    let kept = mail::postpone(db, started, &mail, &reason).await?;
                     tracing::warn!(mail = %mail.id, reason, kept, "mail delivery failed");
                 }
             }

@@ -85,7 +85,7 @@ fn check_permissions(path: &Path, content: &str, report: &mut Report) {
 #[derive(QueryableByName)]
 struct TextRow {
     #[diesel(sql_type = Text)]
-    told: String,
+    text: String,
 }
 
 /// Checks specific to SQLite. Returns whether the database has tables.
@@ -107,8 +107,8 @@ async fn check_sqlite(path: &Path, report: &mut Report) -> Result<bool> {
         ));
     }
     let file = path.to_string_lossy().into_owned();
-    let asked = tokio::task::spawn_blocking(move || inspect_file(&file)).await;
-    let (version, mode, found, tables) = asked.map_err(Error::internal)??;
+    let inspected = tokio::task::spawn_blocking(move || inspect_file(&file)).await;
+    let (version, mode, found, tables) = inspected.map_err(Error::internal)??;
     report.ok(format!("SQLite {version}, {}, {} KiB", path.display(), bytes(path) >> 10));
     report.check(
         mode == "wal",
@@ -131,11 +131,11 @@ async fn check_sqlite(path: &Path, report: &mut Report) -> Result<bool> {
 fn inspect_file(file: &str) -> Result<(String, String, Vec<String>, bool)> {
     let mut conn = SqliteConnection::establish(file).map_err(Error::internal)?;
     conn.batch_execute("PRAGMA busy_timeout = 5000; PRAGMA query_only = ON")?;
-    let version: TextRow = sql_query("SELECT sqlite_version() AS told").get_result(&mut conn)?;
-    let mode: TextRow = sql_query("SELECT journal_mode AS told FROM pragma_journal_mode").get_result(&mut conn)?;
-    let tables = sql_query("SELECT name AS told FROM sqlite_schema WHERE name = 'events'");
+    let version: TextRow = sql_query("SELECT sqlite_version() AS text").get_result(&mut conn)?;
+    let mode: TextRow = sql_query("SELECT journal_mode AS text FROM pragma_journal_mode").get_result(&mut conn)?;
+    let tables = sql_query("SELECT name AS text FROM sqlite_schema WHERE name = 'events'");
     let tables: Vec<TextRow> = tables.load(&mut conn)?;
-    Ok((version.told, mode.told, check_integrity(&mut conn)?, !tables.is_empty()))
+    Ok((version.text, mode.text, check_integrity(&mut conn)?, !tables.is_empty()))
 }
 
 #[cfg(unix)]
@@ -180,7 +180,7 @@ async fn check_postgres(url: &str, config: &Config, clock: &Clock, report: &mut 
     let encrypted = "SELECT coalesce((SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()), false)";
     let encrypted: bool = client.query_one(encrypted, &[]).await?.get(0);
     report.ok(if encrypted { "the connection is encrypted" } else { "the connection is not encrypted" });
-    let (most, used): (i64, i64) = {
+    let (max, used): (i64, i64) = {
         let row = client
             .query_one(
                 "SELECT current_setting('max_connections')::bigint - \
@@ -193,9 +193,9 @@ async fn check_postgres(url: &str, config: &Config, clock: &Clock, report: &mut 
     };
     let needed = Db::connections(config.database_connections) as i64;
     report.check(
-        most >= needed,
-        format!("{used} of {most} connections are in use"),
-        format!("the server allows {most} connections, fewer than one node needs ({needed})"),
+        max >= needed,
+        format!("{used} of {max} connections are in use"),
+        format!("the server allows {max} connections, fewer than one node needs ({needed})"),
     );
     let there = "SELECT extract(epoch FROM clock_timestamp())::float8";
     let (there, here): (f64, f64) = (client.query_one(there, &[]).await?.get(0), clock.now().micros() as f64 / 1e6);

@@ -92,7 +92,7 @@ pub async fn run(from: &Location, to: &Location) -> Result<MoveReport> {
             );
         }
     };
-    let begun = Instant::now();
+    let started = Instant::now();
     let mut source = SqliteSource::open(path)?;
     let server = PgConnector::parse(url).map_err(Error::Internal)?;
     migrate::up(to).await?;
@@ -127,7 +127,7 @@ pub async fn run(from: &Location, to: &Location) -> Result<MoveReport> {
     bar.finish_and_clear();
     // Gives the planner statistics for the first queries.
     client.batch_execute("ANALYZE").await?;
-    Ok(MoveReport { tables: moved, elapsed: begun.elapsed() })
+    Ok(MoveReport { tables: moved, elapsed: started.elapsed() })
 }
 
 /// Copies the key file, without which all sessions would end, and returns instructions.
@@ -454,7 +454,7 @@ impl SqliteSource {
     fn read(mut self, table: &Table, chunks: &mpsc::Sender<(Bytes, u64)>) -> Result<(Self, VerifiedTable)> {
         let select = format!("SELECT {} FROM {} ORDER BY {}", table.column_list(), quote_identifier(&table.name), table.order_by(""));
         let width = i16::try_from(table.columns.len()).map_err(Error::internal)?;
-        let (mut rows, mut told) = (0, 0);
+        let (mut rows, mut reported) = (0, 0);
         let mut hash = Context::new(&SHA256);
         let mut out = BytesMut::with_capacity(2 * CHUNK_BYTES);
         out.put_slice(HEADER);
@@ -475,12 +475,12 @@ impl SqliteSource {
             }
             rows += 1;
             if out.len() >= CHUNK_BYTES {
-                hand_on(&mut out, rows - told)?;
-                told = rows;
+                hand_on(&mut out, rows - reported)?;
+                reported = rows;
             }
         }
         out.put_i16(TRAILER);
-        hand_on(&mut out, rows - told)?;
+        hand_on(&mut out, rows - reported)?;
         let checked = VerifiedTable { name: table.name.clone(), rows, hash: hex(hash) };
         Ok((self, checked))
     }

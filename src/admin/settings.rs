@@ -127,19 +127,19 @@ fn redact_password(value: &str) -> String {
     let Some((scheme, rest)) = value.split_once("://") else { return value.to_owned() };
     let before_query = rest.split('?').next().unwrap_or_default();
     let end = before_query.rfind('@').or_else(|| rest.rfind('@')).unwrap_or_default();
-    let shown = match rest[..end].split_once(':') {
+    let redacted = match rest[..end].split_once(':') {
         Some((user, _)) => format!("{user}:…{}", &rest[end..]),
         None => rest.to_owned(),
     };
     // libpq also accepts a password in the query.
-    let shown = match shown.split_once('?') {
+    let redacted = match redacted.split_once('?') {
         Some((path, query)) => {
             let pairs = query.split('&').map(|pair| if pair.starts_with("password=") { "password=…" } else { pair });
             format!("{path}?{}", pairs.collect::<Vec<_>>().join("&"))
         }
-        None => shown,
+        None => redacted,
     };
-    format!("{scheme}://{shown}")
+    format!("{scheme}://{redacted}")
 }
 
 /// Whether the host of a URL is local.
@@ -246,7 +246,7 @@ mod tests {
 
     #[test]
     fn a_url_is_shown_without_its_password() {
-        for (url, shown) in [
+        for (url, redacted) in [
             ("postgres://u:p@h:1,i:2/db?sslmode=require", "postgres://u:…@h:1,i:2/db?sslmode=require"),
             ("postgres://u@h/db?password=p&x=y", "postgres://u@h/db?password=…&x=y"),
             ("smtps://a%40b:p%40q:r@mail.example.org:465", "smtps://a%40b:…@mail.example.org:465"),
@@ -259,7 +259,7 @@ mod tests {
             ("sqlite://a@b:c.db", "sqlite://a@b:c.db"),
             ("fasttrack <a@b:c>", "fasttrack <a@b:c>"),
         ] {
-            assert_eq!(redact_password(url), shown);
+            assert_eq!(redact_password(url), redacted);
         }
     }
 }

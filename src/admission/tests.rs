@@ -262,9 +262,9 @@ mod limits {
     use super::*;
 
     /// Asserts that `document(most)` is admitted and `document(most + 1)` refused with `message`.
-    fn limited(most: usize, message: &str, document: impl Fn(usize) -> String) {
-        admitted(&document(most));
-        let refusal = refused(&document(most + 1));
+    fn limited(limit: usize, message: &str, document: impl Fn(usize) -> String) {
+        admitted(&document(limit));
+        let refusal = refused(&document(limit + 1));
         assert_eq!(refusal.message, message);
         assert_eq!(refusal.code, Code::DocumentTooComplex);
         assert_eq!(refusal.code.status(), 422);

@@ -309,9 +309,9 @@ impl Credentials {
     }
 
     /// Whether a refresh token was issued for this session.
-    pub fn verify_refresh(&self, session: &Session, shown: &RefreshToken) -> bool {
-        let tag = self.refresh_tag(session, shown.generation);
-        constant_time::verify_slices_are_equal(tag.as_ref(), &shown.tag).is_ok()
+    pub fn verify_refresh(&self, session: &Session, token: &RefreshToken) -> bool {
+        let tag = self.refresh_tag(session, token.generation);
+        constant_time::verify_slices_are_equal(tag.as_ref(), &token.tag).is_ok()
     }
 }
 

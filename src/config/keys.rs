@@ -17,9 +17,9 @@ pub(super) fn keys(source: &SettingsReader<'_>, database: &Location) -> Result<(
         (Some(access), Some(refresh)) => (access, refresh),
         (access, refresh) => {
             let path = secrets_file(source, database);
-            let kept = load_or_create_keys(&path)
+            let stored = load_or_create_keys(&path)
                 .map_err(|error| InvalidSetting::new("SECRETS_FILE", format!("{}: {error}", path.display())))?;
-            (access.unwrap_or(kept.0), refresh.unwrap_or(kept.1))
+            (access.unwrap_or(stored.0), refresh.unwrap_or(stored.1))
         }
     };
     if keys.0 == keys.1 {

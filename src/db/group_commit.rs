@@ -109,8 +109,8 @@ impl GroupCommit {
                 if !is_first {
                     run_inline(open.conn().execute_prepared("RELEASE member")).await?;
                 }
-                let (told, committed) = oneshot::channel();
-                group.members.push(told);
+                let (confirm, committed) = oneshot::channel();
+                group.members.push(confirm);
                 if group.members.len() >= MAX_GROUP_SIZE || self.waiting.load(Ordering::Relaxed) == 0 {
                     self.commit(db, &mut group, open).await?;
                 } else {

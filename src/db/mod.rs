@@ -297,9 +297,9 @@ impl Db {
 
     /// The maximum number of PostgreSQL connections of a server whose main pool has `kept`: the
     /// main, pipelined and background connections, the readiness check, and one for `LISTEN`.
-    pub const fn connections(kept: usize) -> usize {
-        let shared = if kept < PIPELINED_CONNECTIONS { kept } else { PIPELINED_CONNECTIONS };
-        kept + shared + BACKGROUND_CONNECTIONS + 2
+    pub const fn connections(count: usize) -> usize {
+        let shared = if count < PIPELINED_CONNECTIONS { count } else { PIPELINED_CONNECTIONS };
+        count + shared + BACKGROUND_CONNECTIONS + 2
     }
 
     /// The same database via the background pool. The event log reader and the jobs use it, so that

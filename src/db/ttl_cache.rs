@@ -63,17 +63,17 @@ impl<V: Clone> ShortTtlCache<V> {
 
     /// The fresh entries among these ids.
     pub fn get_many(&self, now: CacheStamp, ids: &[Id]) -> HashMap<Id, V> {
-        let known = self.lock();
-        ids.iter().filter_map(|id| Some((*id, known.get(id)?.fresh(now)?))).collect()
+        let cached = self.lock();
+        ids.iter().filter_map(|id| Some((*id, cached.get(id)?.fresh(now)?))).collect()
     }
 
     /// Stores rows that were read after `since` was taken.
     pub fn insert(&self, since: CacheStamp, rows: impl IntoIterator<Item = (Id, V)>) {
-        let mut known = self.lock();
-        if known.len() >= EVICTION_THRESHOLD {
-            known.retain(|_, known| known.stamp.is_valid_at(since));
+        let mut cached = self.lock();
+        if cached.len() >= EVICTION_THRESHOLD {
+            cached.retain(|_, cached| cached.stamp.is_valid_at(since));
         }
-        known.extend(rows.into_iter().map(|(id, value)| (id, CachedValue { value, stamp: since })));
+        cached.extend(rows.into_iter().map(|(id, value)| (id, CachedValue { value, stamp: since })));
     }
 
     /// Removes an entry whose row does not exist.
@@ -92,30 +92,30 @@ mod tests {
 
     #[test]
     fn an_entry_is_fresh_for_a_second_and_until_a_change() {
-        let (lately, id) = (ShortTtlCache::default(), Id::new());
+        let (cache, id) = (ShortTtlCache::default(), Id::new());
         let since = |micros: i64, changes| CacheStamp { at: Timestamp::from_micros(micros), generation: changes };
         let second = 1_000_000;
-        lately.insert(since(0, 1), [(id, 'a')]);
-        let known = |now| {
-            let one = lately.get(now, id);
-            assert_eq!(lately.get_many(now, &[id, Id::new()]), one.map(|value| (id, value)).into_iter().collect());
+        cache.insert(since(0, 1), [(id, 'a')]);
+        let cached = |now| {
+            let one = cache.get(now, id);
+            assert_eq!(cache.get_many(now, &[id, Id::new()]), one.map(|value| (id, value)).into_iter().collect());
             one
         };
-        assert_eq!(known(since(0, 1)), Some('a'));
-        assert_eq!(known(since(second - 1, 1)), Some('a'));
-        assert_eq!(known(since(second, 1)), None);
-        assert_eq!(known(since(-1, 1)), None, "the clock was set back");
-        assert_eq!(known(since(0, 2)), None);
-        lately.remove(id);
-        assert_eq!(known(since(0, 1)), None);
+        assert_eq!(cached(since(0, 1)), Some('a'));
+        assert_eq!(cached(since(second - 1, 1)), Some('a'));
+        assert_eq!(cached(since(second, 1)), None);
+        assert_eq!(cached(since(-1, 1)), None, "the clock was set back");
+        assert_eq!(cached(since(0, 2)), None);
+        cache.remove(id);
+        assert_eq!(cached(since(0, 1)), None);
     }
 
     #[test]
     fn expired_entries_are_evicted() {
-        let lately = ShortTtlCache::default();
+        let cache = ShortTtlCache::default();
         let since = |changes| CacheStamp { at: Timestamp::default(), generation: changes };
-        lately.insert(since(1), (0..EVICTION_THRESHOLD).map(|number| (Id::new(), number)));
-        lately.insert(since(2), [(Id::new(), 0)]);
-        assert_eq!(lately.lock().len(), 1);
+        cache.insert(since(1), (0..EVICTION_THRESHOLD).map(|number| (Id::new(), number)));
+        cache.insert(since(2), [(Id::new(), 0)]);
+        assert_eq!(cache.lock().len(), 1);
     }
 }

@@ -211,14 +211,14 @@ where
             })
             .await;
     }
-    let told = match &db.conn().await?.pooled {
+    let changed = match &db.conn().await?.pooled {
         PooledConn::Postgres(conn) => cached(ChangeAndEvent { change, event }).execute(&mut &**conn).await?,
         PooledConn::Sqlite(_) => 0,
     };
-    if told > 0 {
+    if changed > 0 {
         db.signal(CommitSignal::Log);
     }
-    Ok(told > 0)
+    Ok(changed > 0)
 }
 
 struct ChangeAndEvent<'a, C> {

@@ -344,19 +344,19 @@ events! {
 }
 
 impl Event {
-    fn of(told: EventView) -> Result<Self> {
-        Ok(match told.event.kind {
-            EventKind::TaskCreated => TaskCreatedEvent(told).into(),
-            EventKind::TaskUpdated => TaskUpdatedEvent(told).into(),
-            EventKind::TaskDeleted => TaskDeletedEvent(told).into(),
-            EventKind::TaskAssigned => TaskAssignedEvent(told).into(),
-            EventKind::TaskUnassigned => TaskUnassignedEvent(told).into(),
-            EventKind::StatusChanged => StatusChangedEvent(told).into(),
-            EventKind::CommentAdded => CommentAddedEvent(told).into(),
-            EventKind::CommentUpdated => CommentUpdatedEvent(told).into(),
-            EventKind::CommentDeleted => CommentDeletedEvent(told).into(),
-            EventKind::ProjectUpdated => ProjectUpdatedEvent(told).into(),
-            EventKind::ProjectDeleted => ProjectDeletedEvent(told).into(),
+    fn of(view: EventView) -> Result<Self> {
+        Ok(match view.event.kind {
+            EventKind::TaskCreated => TaskCreatedEvent(view).into(),
+            EventKind::TaskUpdated => TaskUpdatedEvent(view).into(),
+            EventKind::TaskDeleted => TaskDeletedEvent(view).into(),
+            EventKind::TaskAssigned => TaskAssignedEvent(view).into(),
+            EventKind::TaskUnassigned => TaskUnassignedEvent(view).into(),
+            EventKind::StatusChanged => StatusChangedEvent(view).into(),
+            EventKind::CommentAdded => CommentAddedEvent(view).into(),
+            EventKind::CommentUpdated => CommentUpdatedEvent(view).into(),
+            EventKind::CommentDeleted => CommentDeletedEvent(view).into(),
+            EventKind::ProjectUpdated => ProjectUpdatedEvent(view).into(),
+            EventKind::ProjectDeleted => ProjectDeletedEvent(view).into(),
             EventKind::SessionEnded | EventKind::UserChanged => {
                 return Err(Error::internal("internal event delivered to a client").into());
             }
@@ -508,9 +508,9 @@ pub fn trim<T>(events: &mut Vec<T>, stretch: LogRange) -> bool {
 /// Builds a page; `more` says whether another one follows in the direction of paging.
 pub fn connection(events: Vec<EventView>, more: bool, stretch: LogRange, cursors: &CursorCodec) -> Result<EventConnection> {
     let mut edges = Vec::with_capacity(events.len());
-    for told in events {
-        let cursor = cursors.encode(told.event.position());
-        edges.push(EventEdge { cursor, node: Event::of(told)? });
+    for view in events {
+        let cursor = cursors.encode(view.event.position());
+        edges.push(EventEdge { cursor, node: Event::of(view)? });
     }
     Ok(EventConnection {
         page_info: PageInfo {
@@ -554,11 +554,11 @@ impl EventQuery {
         }
         // Events before the retention horizon can still exist as the history of a task, but are not
         // part of the feed.
-        let kept = LogRange { after: Some(stretch.after.unwrap_or(floor)), ..with_lookahead(stretch) };
+        let range = LogRange { after: Some(stretch.after.unwrap_or(floor)), ..with_lookahead(stretch) };
         let field = SelectedField::of(ctx);
         let columns = required_node_columns(&field, true);
         let viewer = caller.viewer()?;
-        let mut events = store::page(&mut conn, viewer, &filter, kept, columns).await?;
+        let mut events = store::page(&mut conn, viewer, &filter, range, columns).await?;
         drop(conn);
         let more = trim(&mut events, stretch);
         let mut loaded = EventObjects::for_events(&caller.app().db, events, task_columns(&field)).await?;

@@ -198,10 +198,10 @@ impl LogFollower {
         check_retained(&self.app.cursors, retention_horizon(&mut conn).await?, self.position)?;
         drop(conn);
         let mut loaded = EventObjects::for_events(&self.app.db, events, TaskColumns::Full).await?;
-        let (read, kept) = (loaded.len(), events_to_keep(&loaded));
-        loaded.truncate(kept);
-        self.is_behind = read == self.batch || kept < read;
-        self.batch = if kept < read { kept } else { (2 * self.batch).min(MAX_BATCH) };
+        let (read, keep) = (loaded.len(), events_to_keep(&loaded));
+        loaded.truncate(keep);
+        self.is_behind = read == self.batch || keep < read;
+        self.batch = if keep < read { keep } else { (2 * self.batch).min(MAX_BATCH) };
         let delivery = |(event, objects)| Arc::new(Delivery::with(event, now, objects));
         self.caught_up = loaded.into_iter().map(delivery).collect();
         Ok(())

@@ -201,8 +201,8 @@ mod tests {
             "{ pet { ... on Dog { friend { name } } friend { ... on Dog { a: age } }
                 ... on Cat { friend { ... on Dog { a: size } } } } }",
         ] {
-            let told = conflict(document).unwrap_or_else(|| panic!("{document}"));
-            assert!(told.contains("different fields"), "{document}: {told}");
+            let message = conflict(document).unwrap_or_else(|| panic!("{document}"));
+            assert!(message.contains("different fields"), "{document}: {message}");
         }
     }
 
@@ -221,8 +221,8 @@ mod tests {
             "{ pet { ... on Dog { toys { name } } ... on Cat { toys { name } } } }",
             "{ pet { ... on Dog { owner { a: size } } ... on Cat { owner { a: size } } } }",
         ] {
-            let told = conflict(document).unwrap_or_else(|| panic!("{document}"));
-            assert!(told.contains("conflicting types"), "{document}: {told}");
+            let message = conflict(document).unwrap_or_else(|| panic!("{document}"));
+            assert!(message.contains("conflicting types"), "{document}: {message}");
         }
     }
 }

@@ -126,9 +126,9 @@ impl<L: Load> Loader<L> {
         let mut open = lock(self.open());
         let mut first = None;
         let batch = open.get_or_insert_with(|| {
-            let (sender, settled) = oneshot::channel();
+            let (sender, idle) = oneshot::channel();
             first = Some(sender);
-            let found = read_batch::<L>(Arc::clone(app), Arc::clone(viewer), Arc::downgrade(self.open()), settled);
+            let found = read_batch::<L>(Arc::clone(app), Arc::clone(viewer), Arc::downgrade(self.open()), idle);
             KeyBatch { keys: HashSet::new(), found: found.boxed().shared() }
         });
         batch.keys.extend(keys);
@@ -164,10 +164,10 @@ async fn read_batch<L: Load>(
     app: Arc<App>,
     viewer: Arc<TrackedViewer>,
     open: Weak<OpenBatch<L>>,
-    settled: oneshot::Receiver<()>,
+    idle: oneshot::Receiver<()>,
 ) -> Arc<LoadResult<L>> {
     // Nothing is ever sent: dropping the sender is the signal.
-    let _ = settled.await;
+    let _ = idle.await;
     let batch = open.upgrade().and_then(|open| lock(&open).take());
     let keys: Vec<L::Key> = batch.map(|batch| batch.keys.into_iter().collect()).unwrap_or_default();
     Arc::new(L::load(&app, &viewer, &keys).await.map_err(|error| {
@@ -287,9 +287,9 @@ loads! {
         let mut conn = app.db.conn().await?;
         let rows = label::by_ids(&mut conn, ids).await?;
         let projects: Vec<Id> = rows.iter().map(|label| label.project_id).collect();
-        let seen = project::select_by_ids(&mut conn, viewer.require()?, &projects, ProjectColumns::Summary).await?;
-        let seen = |label: &label::Label| seen.iter().any(|project| project.id == label.project_id);
-        Ok(rows.into_iter().filter(seen).map(|label| (label.id, Arc::new(label))).collect())
+        let visible = project::select_by_ids(&mut conn, viewer.require()?, &projects, ProjectColumns::Summary).await?;
+        let visible = |label: &label::Label| visible.iter().any(|project| project.id == label.project_id);
+        Ok(rows.into_iter().filter(visible).map(|label| (label.id, Arc::new(label))).collect())
     };
     /// Labels of projects.
     project_labels: ProjectLabels(Id => Vec<Arc<label::Label>>) |app, _asker, ids| {

@@ -287,7 +287,7 @@ impl RequestContext {
 
     /// The loaders of this operation, created on first use; fails with UNAUTHENTICATED.
     pub fn loaders(&self) -> Result<&Loaders> {
-        let ContextInner { app, viewer: viewer, event, loaders, .. } = &*self.0;
+        let ContextInner { app, viewer, event, loaders, .. } = &*self.0;
         viewer.viewer.ok_or_else(Error::unauthenticated)?;
         Ok(loaders.get_or_init(|| Loaders::new(app, viewer, event.clone())))
     }

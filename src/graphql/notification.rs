@@ -211,8 +211,8 @@ pub struct NotificationSubscription;
 /// The viewer's notification of an event, if the event concerns them. Waits until it is in the
 /// inbox, so that a client that receives it can mark it as read.
 async fn notification_for(app: &App, viewer: Id, event: &SubscriptionEvent) -> crate::error::Result<Option<Notification>> {
-    let told = store::recipients(&event.event, &event.objects.snapshot);
-    if told.into_iter().all(|(id, _)| id != viewer) {
+    let recipients = store::recipients(&event.event, &event.objects.snapshot);
+    if recipients.into_iter().all(|(id, _)| id != viewer) {
         return Ok(None);
     }
     let position = event.event.position();

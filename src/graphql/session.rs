@@ -129,8 +129,8 @@ pub async fn audit_log_page(ctx: &Context<'_>, user_id: Option<crate::id::Id>, p
     let window = paging.window(tag)?;
     let (caller, viewer) = (RequestContext::of(ctx), *RequestContext::of(ctx).viewer()?);
     let page = audit::page(&mut caller.app().db.conn().await?, user_id, &window).await?;
-    let shown = |entry: audit::Entry| AuditEntry(entry.redacted_for(&viewer));
-    Ok(Connection::new(tag, TotalCount::Audit(user_id), page, audit::Entry::position, shown))
+    let wrap = |entry: audit::Entry| AuditEntry(entry.redacted_for(&viewer));
+    Ok(Connection::new(tag, TotalCount::Audit(user_id), page, audit::Entry::position, wrap))
 }
 
 /// A document that is JSON already, so that it is not parsed and serialized again.

@@ -129,8 +129,8 @@ impl User {
     /// When the user last logged in; null if never. Visible to the user and ADMIN.
     #[graphql(guard = "guard::RequirePermission(Action::ReadAccount, AccountId(self.profile.id))")]
     async fn last_login_at(&self, ctx: &Context<'_>) -> Result<Option<Timestamp>> {
-        let told = RequestContext::of(ctx).loaders()?.last_login(self.profile.id).await?;
-        Ok(told.max(self.account(ctx).await?.last_login_at))
+        let recorded = RequestContext::of(ctx).loaders()?.last_login(self.profile.id).await?;
+        Ok(recorded.max(self.account(ctx).await?.last_login_at))
     }
 
     /// Project and task counts of the user. Visible to the user and ADMIN.

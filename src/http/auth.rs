@@ -346,8 +346,8 @@ async fn create_session(
         user_agent: origin.user_agent.clone(),
         last_ip_address: None,
     };
-    let shown = VerifiedPassword { hash: &found.password_hash, rehashed: rehashed.as_deref() };
-    match session::create(&app.db, &session, &shown, attempt, is_known, app.config.lockout).await? {
+    let verified = VerifiedPassword { hash: &found.password_hash, rehashed: rehashed.as_deref() };
+    match session::create(&app.db, &session, &verified, attempt, is_known, app.config.lockout).await? {
         LoginOutcome::Created => {}
         other => return Ok(Err(other)),
     }
@@ -428,14 +428,14 @@ async fn refresh(
     let now = app.clock.now();
     counted.admit(&app, RateLimitBucket::Auth, &client).await?;
     let refused = || Error::refused(Code::Unauthenticated, "The refresh token is not valid. Log in again.");
-    let shown = RefreshToken::parse(&body.refresh_token).ok_or_else(refused)?;
-    let session = session::find(&mut app.db.conn().await?, shown.session_id).await?.ok_or_else(refused)?;
-    if !app.credentials.verify_refresh(&session, &shown) {
+    let presented = RefreshToken::parse(&body.refresh_token).ok_or_else(refused)?;
+    let session = session::find(&mut app.db.conn().await?, presented.session_id).await?.ok_or_else(refused)?;
+    if !app.credentials.verify_refresh(&session, &presented) {
         return Err(refused().into());
     }
     let (end, grace) = (app.config.session_expires_at(now, session.created_at), app.config.refresh_grace);
     let origin = ClientInfo::from(&client);
-    match session::rotate(&app.db, now, session.id, shown.generation, end, grace, &origin).await? {
+    match session::rotate(&app.db, now, session.id, presented.generation, end, grace, &origin).await? {
         Rotation::Current(session) => Ok(token_response(app.credentials.issue_tokens(now, &session)?)),
         Rotation::Reused => {
             tracing::warn!(session = %session.id, "refresh token reused, session revoked");

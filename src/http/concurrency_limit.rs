@@ -215,11 +215,11 @@ impl ConcurrencyLimit {
                     WaitPolicy::Socket => Some(&guard.share.socket_queue),
                     WaitPolicy::Event => None,
                 };
-                let _place = queue.map(|queue| queue.try_acquire().map_err(|_| self.reject())).transpose()?;
+                let _queued = queue.map(|queue| queue.try_acquire().map_err(|_| self.reject())).transpose()?;
                 acquired(own, deadline).await.ok_or_else(|| self.reject())?
             }
         };
-        let _place = self.queue.try_acquire();
+        let _queued = self.queue.try_acquire();
         let Some(server) = acquired(Arc::clone(server), deadline).await else {
             *self.last_timeout.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
             return Err(Error::unavailable());
@@ -283,21 +283,21 @@ mod tests {
     #[tokio::test]
     async fn requests_are_shed_when_the_queue_is_full_soon_after_a_timeout() {
         let limit = limit(2, false);
-        let held = (
+        let permits = (
             limit.acquire(owner(0), WaitPolicy::Request).await.expect("free"),
             limit.acquire(owner(0), WaitPolicy::Request).await.expect("free"),
         );
         let crowd = || join_all((1..=2 * QUEUE_PER_PERMIT).map(|n| limit.acquire(owner(n), WaitPolicy::Request)));
-        let look = || async {
+        let watch = || async {
             tokio::task::yield_now().await;
             limit.should_shed()
         };
-        let (waited, shed) = tokio::join!(crowd(), look());
+        let (waited, shed) = tokio::join!(crowd(), watch());
         assert!(waited.iter().all(Result::is_err) && !shed, "a burst may be served");
-        let (waited, shed) = tokio::join!(crowd(), look());
+        let (waited, shed) = tokio::join!(crowd(), watch());
         assert!(waited.iter().all(Result::is_err) && shed, "an earlier one timed out");
         assert!(!limit.should_shed(), "the queue is empty");
-        drop(held);
+        drop(permits);
         assert!(limit.acquire(owner(1), WaitPolicy::Request).await.is_ok());
     }
 
@@ -315,14 +315,14 @@ mod tests {
     async fn an_owner_gets_a_share_and_others_find_the_rest_free() {
         let limit = limit(8, false);
         let free = |n| limit.acquire(owner(n), WaitPolicy::Request).now_or_never().and_then(Result::ok);
-        let held = (free(0).expect("free"), free(0).expect("free"));
+        let permits = (free(0).expect("free"), free(0).expect("free"));
         assert!(free(0).is_none() && free(1).is_some());
         let crowd = join_all((0..OWNER_QUEUE + 1).map(|_| limit.acquire(owner(0), WaitPolicy::Request)));
         let (waited, others) = tokio::join!(crowd, async { [1, 2, 3].map(|n| free(n).is_some()) });
         assert_eq!(others, [true; 3], "other owners do not wait");
         assert!(waited.into_iter().all(|refused| code(refused) == Code::RateLimited));
         assert_eq!(limit.rejected.get_or_create(&[("limit", "operations".into())]).get(), OWNER_QUEUE as u64 + 1);
-        drop(held);
+        drop(permits);
         assert!(free(0).is_some());
         assert_eq!(limit.owners(), 0, "an idle owner takes no memory");
     }

@@ -28,19 +28,19 @@ impl<V: Clone> FifoCache<V> {
 
     /// Stores a value of this size, unless the key exists or the value exceeds the capacity.
     pub fn insert(&self, key: &str, size: usize, value: V) {
-        let mut kept = self.lock();
-        if size > self.capacity || kept.values.contains_key(key) {
+        let mut state = self.lock();
+        if size > self.capacity || state.values.contains_key(key) {
             return;
         }
-        while kept.size + size > self.capacity {
-            let Some((oldest, size)) = kept.order.pop_front() else { break };
-            kept.values.remove(&oldest);
-            kept.size -= size;
+        while state.size + size > self.capacity {
+            let Some((oldest, size)) = state.order.pop_front() else { break };
+            state.values.remove(&oldest);
+            state.size -= size;
         }
         let key: Arc<str> = key.into();
-        kept.size += size;
-        kept.order.push_back((Arc::clone(&key), size));
-        kept.values.insert(key, value);
+        state.size += size;
+        state.order.push_back((Arc::clone(&key), size));
+        state.values.insert(key, value);
     }
 
     fn lock(&self) -> MutexGuard<'_, CacheState<V>> {

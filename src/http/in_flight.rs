@@ -276,8 +276,8 @@ fn budget_error(exceeded: BudgetExceeded, message: &'static str) -> Error {
 /// Counts the responses of routes without authentication by the address of the client.
 pub async fn limit_responses(State(app): State<Arc<App>>, client: Client, request: Request, next: Next) -> Response {
     let response = next.run(request).await;
-    let held = app.in_flight.count_body(ClientKey::address(client.address), false, response);
-    held.unwrap_or_else(|error| Problem::from(error).into_response())
+    let counted = app.in_flight.count_body(ClientKey::address(client.address), false, response);
+    counted.unwrap_or_else(|error| Problem::from(error).into_response())
 }
 
 /// A body that is passed on in parts. Each part is a copy that is counted separately, so that the
@@ -435,9 +435,9 @@ mod tests {
     #[tokio::test]
     async fn bytes_count_until_the_last_piece_of_them_is_let_go_of() {
         let in_flight = InFlight::default();
-        let held = in_flight.count_body(owner(1), false, answer(100_000)).expect("room");
+        let counted = in_flight.count_body(owner(1), false, answer(100_000)).expect("room");
         assert_eq!(in_flight.responses.used(), 100_000);
-        let mut body = held.into_body();
+        let mut body = counted.into_body();
         let first = body.frame().await.expect("a piece").expect("no error").into_data().expect("data");
         assert_eq!((first.len(), in_flight.responses.used()), (CHUNK_BYTES, 100_000));
         drop(first);
@@ -456,24 +456,24 @@ mod tests {
     #[test]
     fn one_owner_and_all_together_leave_no_more_unread_than_their_limits() {
         let in_flight = InFlight::default();
-        let code = |held: Result<Response>| held.err().map(|error| error.into_client().0);
-        let mut held = Vec::new();
+        let code = |counted: Result<Response>| counted.err().map(|error| error.into_client().0);
+        let mut counted = Vec::new();
         for number in 0..4 {
             for _ in 0..4 {
-                held.push(in_flight.count_body(owner(number), false, answer(MAX_RESPONSE_BYTES)).expect("room"));
+                counted.push(in_flight.count_body(owner(number), false, answer(MAX_RESPONSE_BYTES)).expect("room"));
             }
             if number < 3 {
                 assert_eq!(code(in_flight.count_body(owner(number), false, answer(UNCOUNTED_BYTES + 1))), Some(Code::RateLimited));
             }
         }
         assert_eq!(code(in_flight.count_body(owner(9), false, answer(UNCOUNTED_BYTES + 1))), Some(Code::Unavailable));
-        held.push(in_flight.count_body(owner(9), false, answer(UNCOUNTED_BYTES)).expect("small ones go on"));
-        held.push(in_flight.count_body(owner(1), true, answer(EXPORT_BYTES_PER_OWNER)).expect("exports count separately"));
+        counted.push(in_flight.count_body(owner(9), false, answer(UNCOUNTED_BYTES)).expect("small ones go on"));
+        counted.push(in_flight.count_body(owner(1), true, answer(EXPORT_BYTES_PER_OWNER)).expect("exports count separately"));
         assert_eq!(code(in_flight.count_body(owner(1), true, answer(UNCOUNTED_BYTES + 1))), Some(Code::RateLimited));
-        held.push(
+        counted.push(
             in_flight.count_body(owner(2), true, answer(EXPORT_BYTES_PER_OWNER)).expect("one export unread leaves room for another"),
         );
-        drop(held);
+        drop(counted);
         assert_eq!((in_flight.responses.used(), in_flight.exports.used()), (0, 0));
     }
 

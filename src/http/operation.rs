@@ -204,9 +204,9 @@ impl GraphqlService {
     /// instance.
     pub fn subscription_slot(&self, viewer: Option<Viewer>) -> Result<Option<UserSlot>, RequestError> {
         let Some(viewer) = viewer else { return Ok(None) };
-        let most = self.app.config.sockets.subscriptions_per_user;
-        let slot = self.user_subscriptions.take(viewer.id, most).ok_or_else(|| {
-            RequestError::new(Code::RateLimited, format!("A user may have at most {most} open subscriptions."))
+        let limit = self.app.config.sockets.subscriptions_per_user;
+        let slot = self.user_subscriptions.take(viewer.id, limit).ok_or_else(|| {
+            RequestError::new(Code::RateLimited, format!("A user may have at most {limit} open subscriptions."))
         })?;
         Ok(Some(slot))
     }

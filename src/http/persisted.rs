@@ -25,9 +25,9 @@ pub enum PersistedDocuments {
 impl PersistedDocuments {
     /// Creates an empty cache for `most` documents, or the list of trusted documents if one is
     /// given.
-    pub fn new(most: usize, trusted: Option<&HashMap<String, String>>) -> Self {
+    pub fn new(capacity: usize, trusted: Option<&HashMap<String, String>>) -> Self {
         match trusted {
-            None => Self::Automatic(FifoCache::new(most)),
+            None => Self::Automatic(FifoCache::new(capacity)),
             Some(listed) => {
                 let mut known = HashMap::with_capacity(listed.len() * 2);
                 for (id, document) in listed {
@@ -68,10 +68,10 @@ impl PersistedDocuments {
                 }
                 Ok(Some(hash))
             }
-            (Self::Automatic(seen), None, Some(hash)) => {
+            (Self::Automatic(cache), None, Some(hash)) => {
                 // Clients match this exact message.
                 let unknown = || RequestError::new(Code::PersistedQueryNotFound, "PersistedQueryNotFound");
-                graphql_request.query = Some(seen.get(&hash.to_ascii_lowercase()).ok_or_else(unknown)?.to_string());
+                graphql_request.query = Some(cache.get(&hash.to_ascii_lowercase()).ok_or_else(unknown)?.to_string());
                 Ok(None)
             }
         }
@@ -79,8 +79,8 @@ impl PersistedDocuments {
 
     /// Stores a document.
     pub fn insert(&self, hash: &str, document: &str) {
-        if let Self::Automatic(seen) = self {
-            seen.insert(hash, 1, document.into());
+        if let Self::Automatic(cache) = self {
+            cache.insert(hash, 1, document.into());
         }
     }
 }

@@ -116,8 +116,8 @@ impl PreparedDocument {
     /// The execution hints of an operation, or the conflict between its fields.
     pub fn hints(&self, name: Option<&str>, shape: &SchemaIndex) -> Result<ExecutionHints, FieldConflict> {
         let Some(place) = self.hints.get(name.unwrap_or_default()) else { return Ok(ExecutionHints::default()) };
-        let look = || field_merging::check(shape, &self.parsed, name).map(|()| shape.plan(&self.parsed, name).hints());
-        place.get_or_init(look).clone()
+        let compute = || field_merging::check(shape, &self.parsed, name).map(|()| shape.plan(&self.parsed, name).hints());
+        place.get_or_init(compute).clone()
     }
 
     pub fn is_validated(&self, form: &ValidationKey) -> bool {

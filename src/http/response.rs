@@ -183,7 +183,7 @@ impl GraphqlResponse {
         self.serialize(if self.is_export { MAX_RESPONSE_BYTES + export::MAX_EXPORT_BYTES } else { MAX_RESPONSE_BYTES })
     }
 
-    fn serialize(&self, most: usize) -> Option<Vec<u8>> {
+    fn serialize(&self, max: usize) -> Option<Vec<u8>> {
         let (errors, extensions) = (ViaSerde(&self.errors), ViaSerde(&self.extensions));
         let members: [Option<(&str, &dyn WriteJson)>; 3] = [
             (!self.errors.is_empty()).then_some(("errors", &errors)),
@@ -192,7 +192,7 @@ impl GraphqlResponse {
         ];
         let mut out = Vec::with_capacity(512);
         json::write_object(&mut out, members.into_iter().flatten(), |(name, value), out| json::write_member(out, name, value));
-        (out.len() <= most).then_some(out)
+        (out.len() <= max).then_some(out)
     }
 
     /// Serializes the response as text, for a socket or an event stream. Returns `None` if it is

@@ -103,7 +103,7 @@ pub async fn subscribe(
             () = ended => {}
             () = expired => {}
             () = out.closed() => {}
-            told = send_events(&service.app, subscription, &listener, &out) => if told.is_err() {
+            result = send_events(&service.app, subscription, &listener, &out) => if result.is_err() {
                 // Disconnects a client that does not read in time.
                 guard.connection.cancel();
             }
@@ -130,8 +130,8 @@ async fn session_ended(service: &GraphqlService, viewer: Option<Viewer>) {
     loop {
         // Subscribe before the check, so that no change in between is missed.
         let mut watch = service.app.hub.watch_session(viewer);
-        let held = service.app.sessions.viewer(&service.app.db, service.app.clock.now(), viewer.session_id);
-        if Box::pin(held).await.ok().flatten() != Some(viewer) {
+        let current = service.app.sessions.viewer(&service.app.db, service.app.clock.now(), viewer.session_id);
+        if Box::pin(current).await.ok().flatten() != Some(viewer) {
             return;
         }
         watch.ended().await;
@@ -154,7 +154,7 @@ async fn send_events(
         sent.map(drop).ok_or(ClientStalled)
     };
     let count = |text: String| match listener.viewer {
-        Some(viewer) => app.in_flight.reserve(ClientKey::User(viewer.id), text.len()).map(|held| reserved_bytes(text.into(), held)),
+        Some(viewer) => app.in_flight.reserve(ClientKey::User(viewer.id), text.len()).map(|reservation| reserved_bytes(text.into(), reservation)),
         None => Ok(text.into()),
     };
     // Sent immediately, so that the client sees the open stream.
@@ -231,12 +231,12 @@ mod tests {
             broken.notified().await;
             taken
         };
-        let told = with_keep_alive(load, Duration::from_millis(1), async || {
+        let result = with_keep_alive(load, Duration::from_millis(1), async || {
             breaks.set(breaks.get() + 1);
             broken.notify_one();
             Ok::<_, ClientStalled>(())
         });
-        assert!(matches!(told.await, Ok(Some("event"))));
+        assert!(matches!(result.await, Ok(Some("event"))));
         assert!(breaks.get() > 0, "the silence was broken");
     }
 }

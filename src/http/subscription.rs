@@ -275,7 +275,7 @@ impl GraphqlService {
                     events,
                     subscriber: SubscriptionClient {
                         subscriptions: Arc::clone(&self.subscriptions),
-                        shared_subscription: shared_subscription,
+                        shared_subscription,
                         viewer,
                         request_id,
                     },
@@ -353,7 +353,7 @@ impl ActiveSubscription {
 
 impl Drop for ActiveSubscription {
     fn drop(&mut self) {
-        let SubscriptionClient { subscriptions, shared_subscription: shared_subscription, viewer, .. } = &self.subscriber;
+        let SubscriptionClient { subscriptions, shared_subscription, viewer, .. } = &self.subscriber;
         subscriptions.app.metrics.record_operation(outcome(shared_subscription.name.as_deref(), self.failure, *viewer));
     }
 }
@@ -419,9 +419,9 @@ impl SubscriptionClient {
 
     /// Computes a response, and shares it with equal subscriptions unless it depends on the viewer.
     async fn compute(&self, event: SubscriptionEvent, claim: Claim) -> Result<Arc<str>, Box<GraphqlResponse>> {
-        let (answer, viewer_mattered) = self.execute(event).await;
-        self.shared_subscription.is_personal.fetch_or(viewer_mattered, Ordering::Relaxed);
-        let is_common = !viewer_mattered && !answer.has_errors();
+        let (answer, viewer_accessed) = self.execute(event).await;
+        self.shared_subscription.is_personal.fetch_or(viewer_accessed, Ordering::Relaxed);
+        let is_common = !viewer_accessed && !answer.has_errors();
         let payload = self.serialize(answer)?;
         if !is_common {
             claim.mark_personal();

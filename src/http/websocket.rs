@@ -365,22 +365,22 @@ impl SocketHandler {
     /// the session.
     async fn authenticate(&self, authorization: &str) -> Result<SocketSession, CloseReason> {
         let (viewer, expires) = self.verify_token(authorization).await?;
-        let most = self.service.app.config.sockets.per_user;
-        let slot = self.service.sockets.take(viewer.id, most).ok_or(CloseReason::TooManySockets)?;
+        let limit = self.service.app.config.sockets.per_user;
+        let slot = self.service.sockets.take(viewer.id, limit).ok_or(CloseReason::TooManySockets)?;
         let watch = self.watch(viewer).await?;
         Ok(SocketSession { viewer, expires, watch, _slot: slot })
     }
 
     /// Replaces the access token with a fresh one of the same user.
     async fn renew_session(&mut self, authorization: &str) -> Result<(), CloseReason> {
-        let Some(held) = self.session.as_ref().map(|session| session.viewer) else {
+        let Some(current) = self.session.as_ref().map(|session| session.viewer) else {
             return Err(CloseReason::Unauthorized);
         };
         let (viewer, expires) = self.verify_token(authorization).await?;
-        if viewer.id != held.id {
+        if viewer.id != current.id {
             return Err(CloseReason::Forbidden("Forbidden: the token belongs to another user"));
         }
-        let watch = if viewer == held { None } else { Some(self.watch(viewer).await?) };
+        let watch = if viewer == current { None } else { Some(self.watch(viewer).await?) };
         if let Some(session) = &mut self.session {
             session.expires = expires;
             session.viewer = viewer;
@@ -446,7 +446,7 @@ impl SocketHandler {
     }
 
     async fn start(&mut self, id: String, json: Box<str>, viewer: Viewer) -> Result<(), CloseReason> {
-        let most = self.service.app.config.sockets.operations_per_socket;
+        let limit = self.service.app.config.sockets.operations_per_socket;
         let mut operation = OperationRunner {
             service: self.service.clone(),
             out: self.out.clone(),
@@ -463,11 +463,11 @@ impl SocketHandler {
             if running.contains_key(&id) {
                 return Err(CloseReason::Duplicate(id));
             }
-            let reserved = if running.len() < most {
+            let reserved = if running.len() < limit {
                 let bytes = self.service.app.in_flight.reserve_request(ClientKey::User(viewer.id), json.len());
                 bytes.map_err(RequestError::from)
             } else {
-                let message = format!("A socket may have at most {most} running operations.");
+                let message = format!("A socket may have at most {limit} running operations.");
                 Err(RequestError::new(Code::RateLimited, message))
             };
             match reserved {
@@ -543,11 +543,11 @@ impl OperationRunner {
             Err(end) => return end,
         };
         loop {
-            let told = tokio::select! {
+            let message = tokio::select! {
                 () = self.stop.cancelled() => return OperationEnd::HandedOver,
-                told = subscription.next() => told,
+                message = subscription.next() => message,
             };
-            match told {
+            match message {
                 Some(SubscriptionMessage::Event { payload, .. }) => {
                     if let Err(refused) = self.send(next(id, &payload)).await {
                         return OperationEnd::Message(self.error(id, refused));
@@ -664,7 +664,7 @@ fn lock(running: &RunningOperations) -> std::sync::MutexGuard<'_, HashMap<String
 /// Unregisters an operation that has ended, unless another one reuses its id.
 fn remove_operation(running: &RunningOperations, id: &str, number: u64) {
     let mut running = lock(running);
-    if running.get(id).is_some_and(|(held, _)| *held == number) {
+    if running.get(id).is_some_and(|(current, _)| *current == number) {
         running.remove(id);
     }
 }

@@ -43,8 +43,8 @@ struct Usage<K> {
 
 impl<K: Clone + Eq + Hash> ByteBudget<K> {
     pub fn new(limit: usize, owner_limit: usize) -> Arc<Self> {
-        let held = Mutex::new(Usage { total: 0, owners: HashMap::new() });
-        Arc::new(Self { limit, owner_limit, usage: held })
+        let usage = Mutex::new(Usage { total: 0, owners: HashMap::new() });
+        Arc::new(Self { limit, owner_limit, usage })
     }
 
     /// Reserves bytes for an owner, all or none. A reservation of zero bytes always succeeds and
@@ -75,26 +75,26 @@ impl<K: Clone + Eq + Hash> ByteBudget<K> {
     }
 
     fn take(&self, owner: &K, bytes: usize) -> Result<(), BudgetExceeded> {
-        let mut held = self.lock();
-        let own = held.owners.get(owner).copied().unwrap_or_default();
+        let mut usage = self.lock();
+        let own = usage.owners.get(owner).copied().unwrap_or_default();
         if bytes > self.owner_limit.saturating_sub(own) {
             return Err(BudgetExceeded::Owner);
         }
-        if bytes > self.limit.saturating_sub(held.total) {
+        if bytes > self.limit.saturating_sub(usage.total) {
             return Err(BudgetExceeded::Process);
         }
-        held.total += bytes;
-        *held.owners.entry(owner.clone()).or_default() += bytes;
+        usage.total += bytes;
+        *usage.owners.entry(owner.clone()).or_default() += bytes;
         Ok(())
     }
 
     fn release(&self, owner: &K, bytes: usize) {
-        let mut held = self.lock();
-        held.total -= bytes;
-        if let Some(own) = held.owners.get_mut(owner) {
+        let mut usage = self.lock();
+        usage.total -= bytes;
+        if let Some(own) = usage.owners.get_mut(owner) {
             *own -= bytes;
             if *own == 0 {
-                held.owners.remove(owner);
+                usage.owners.remove(owner);
             }
         }
     }

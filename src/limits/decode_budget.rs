@@ -177,7 +177,7 @@ mod tests {
     async fn operations_together_hold_no_more_than_their_owner_and_the_process_may() {
         let decoding = DecodeBudget::default();
         let (owner, other) = (ClientKey::User(Id::new()), ClientKey::User(Id::new()));
-        let held = decoding.budget.reserve(owner, OWNER_BYTES).expect("free");
+        let reservation = decoding.budget.reserve(owner, OWNER_BYTES).expect("free");
         let long = || async { count(FREE_BYTES + 1) };
         assert_eq!(decoding.with_meter(owner, long()).await, Err(OverBudget::Busy(BudgetExceeded::Owner)));
         assert_eq!(decoding.with_meter(other, long()).await, Ok(()));
@@ -185,7 +185,7 @@ mod tests {
             (0..3).map(|_| decoding.budget.reserve(ClientKey::User(Id::new()), OWNER_BYTES).expect("free")).collect();
         assert_eq!(decoding.with_meter(other, long()).await, Err(OverBudget::Busy(BudgetExceeded::Process)));
         assert_eq!(decoding.with_meter(other, async { count(FREE_BYTES) }).await, Ok(()), "small reads are free");
-        drop((held, others));
+        drop((reservation, others));
         let aborted = decoding.with_meter(owner, async {
             assert_eq!(count(OPERATION_BYTES / 2), Ok(()));
             assert!(decoding.budget.used_by(&owner) > 0);

@@ -310,8 +310,8 @@ pub async fn delete(db: &Db, now: Timestamp, viewer: &Viewer) -> Result<()> {
         // After the row was changed: whoever makes notifications holds it until they are made, and makes none after.
         notification::delete_for_user(tx, user.id).await?;
         session::delete_for_user(tx, user.id).await?;
-        let told = NewEvent::new(EventKind::UserChanged, Some(user.id), now);
-        events::append(tx, &[NewEvent { owner_id: Some(user.id), ..told }]).await?;
+        let event = NewEvent::new(EventKind::UserChanged, Some(user.id), now);
+        events::append(tx, &[NewEvent { owner_id: Some(user.id), ..event }]).await?;
         audit::record(tx, now, audit::AuditKind::Deleted, Some(user.id), Some(user.id), &ClientInfo::default()).await
     })
     .await

@@ -47,7 +47,7 @@ pub struct EmailChange {
 ///
 /// A row is found by the folded address, but to a mail server another spelling may be another mailbox. So a verified
 /// address is never replaced by a spelling of it: the link in its mailbox would hand the account to the other one.
-pub async fn request(tx: &mut Conn, now: Timestamp, user: &User, wanted: &str) -> Result<()> {
+pub async fn request(tx: &mut Conn, now: Timestamp, user: &User, requested: &str) -> Result<()> {
     let (key, expires_at) = (fold(&user.email), now.plus(UNDO_PERIOD));
     let same = || email_changes::user_id.eq(user.id).and(email_changes::email_key.eq(&key));
     // Nobody has shown that this address was the owner's: links mailed to it must not restore another one.
@@ -83,7 +83,7 @@ pub async fn request(tx: &mut Conn, now: Timestamp, user: &User, wanted: &str) -
             row.id
         }
     };
-    let detail = format!("{id} {wanted}");
+    let detail = format!("{id} {requested}");
     mail::queue(tx, now, mail::MailKind::EmailChangeRequested, &user.email, Some(user.id), &detail).await
 }
 

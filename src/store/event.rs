@@ -78,20 +78,20 @@ impl Snapshot {
 }
 
 /// An event about a task.
-pub fn about_task(kind: EventKind, viewer: &Viewer, now: Timestamp, task: &Task, mut told: Snapshot) -> NewEvent {
+pub fn about_task(kind: EventKind, viewer: &Viewer, now: Timestamp, task: &Task, mut snapshot: Snapshot) -> NewEvent {
     let mut extract = TextExtractor::new(task.id, task.owner_id);
-    extract.changes(&mut told.changes);
+    extract.changes(&mut snapshot.changes);
     if kind == EventKind::TaskDeleted {
         let mut last = task.clone();
-        told.text = extract.text(&mut last.description);
-        told.task = Some(last);
+        snapshot.text = extract.text(&mut last.description);
+        snapshot.task = Some(last);
     }
     NewEvent {
         owner_id: Some(task.owner_id),
         project_id: Some(task.project_id),
         task_id: Some(task.id),
         assignee_id: task.assignee_id,
-        data: told.json(),
+        data: snapshot.json(),
         texts: extract.texts,
         ..NewEvent::new(kind, Some(viewer.id), now)
     }
@@ -114,8 +114,8 @@ pub fn about_comment(
 ) -> NewEvent {
     let deleted = || Comment { body: String::new(), ..comment.clone() };
     let comment_snapshot = (kind == EventKind::CommentDeleted).then(deleted);
-    let told = Snapshot { comment: comment_snapshot, mentions, ..Snapshot::default() };
-    NewEvent { comment_id: Some(comment.id), ..about_task(kind, viewer, now, task, told) }
+    let snapshot = Snapshot { comment: comment_snapshot, mentions, ..Snapshot::default() };
+    NewEvent { comment_id: Some(comment.id), ..about_task(kind, viewer, now, task, snapshot) }
 }
 
 /// An event about a project.
@@ -620,8 +620,8 @@ mod tests {
             ] {
                 assert_eq!(plan_of(part, backward), format!("SEARCH events USING {index}"), "{part:?}");
             }
-            let seen = plan_of(LogPart::Visible, backward);
-            assert!(seen.starts_with("SEARCH events USING INTEGER PRIMARY KEY (rowid>? AND rowid<?); "), "{seen}");
+            let visible = plan_of(LogPart::Visible, backward);
+            assert!(visible.starts_with("SEARCH events USING INTEGER PRIMARY KEY (rowid>? AND rowid<?); "), "{visible}");
             let assigned = plan_of(LogPart::Assigned, backward);
             for step in
                 ["INDEX events_task (task_id=? AND xid=? AND seq>? AND seq<?)", "COVERING INDEX tasks_assignee_"]

@@ -112,13 +112,13 @@ pub fn recipients(event: &Event, snapshot: &Snapshot) -> Vec<(Id, NotificationKi
         events::EventKind::StatusChanged => concerned(NotificationKind::StatusChanged).collect(),
         _ => Vec::new(),
     };
-    let mut told: Vec<(Id, NotificationKind)> = Vec::with_capacity(candidates.len());
+    let mut recipients: Vec<(Id, NotificationKind)> = Vec::with_capacity(candidates.len());
     for (id, kind) in candidates {
-        if event.actor_id != Some(id) && told.iter().all(|(other, _)| *other != id) {
-            told.push((id, kind));
+        if event.actor_id != Some(id) && recipients.iter().all(|(other, _)| *other != id) {
+            recipients.push((id, kind));
         }
     }
-    told
+    recipients
 }
 
 /// The viewer's notifications with these ids.
@@ -216,13 +216,13 @@ pub async fn purge_older(db: &Db, before: Timestamp) -> Result<usize> {
 /// The place that is kept moves on in the transaction that writes the rows, and only from where it was when the log was
 /// read: of several instances that do the same, one succeeds. A short stretch that notifies nobody is not worth a
 /// transaction; `seen` remembers it, and a restart reads it again.
-pub async fn advance_inboxes(db: &Db, seen: LogPosition) -> Result<(LogPosition, bool)> {
+pub async fn advance_inboxes(db: &Db, from: LogPosition) -> Result<(LogPosition, bool)> {
     let mut conn = db.conn().await?;
-    let kept = consumer_offset(&mut conn, CONSUMER).await?;
-    let seen = seen.max(kept);
-    let (events, _) = settled_after(&mut conn, seen, EVENT_BATCH).await?;
+    let offset = consumer_offset(&mut conn, CONSUMER).await?;
+    let from = from.max(offset);
+    let (events, _) = settled_after(&mut conn, from, EVENT_BATCH).await?;
     drop(conn);
-    let reached = events.last().map_or(seen, Event::position);
+    let reached = events.last().map_or(from, Event::position);
     let more = events.len() == EVENT_BATCH;
     let rows: Vec<Notification> = events
         .iter()
@@ -235,7 +235,7 @@ pub async fn advance_inboxes(db: &Db, seen: LogPosition) -> Result<(LogPosition,
     if rows.is_empty() && !more {
         return Ok((reached, false));
     }
-    if insert_and_advance(db, kept, reached, &rows).await? { Ok((reached, more)) } else { Ok((seen, true)) }
+    if insert_and_advance(db, offset, reached, &rows).await? { Ok((reached, more)) } else { Ok((from, true)) }
 }
 
 /// Writes the rows and moves the place on; false, and nothing is written, if it has moved meanwhile.
@@ -285,7 +285,7 @@ mod tests {
     const ASSIGNEE: Id = Id::from_bytes([3; 16]);
     const ADMIN: Id = Id::from_bytes([4; 16]);
 
-    fn told(kind: events::EventKind, owner: Id, assignee: Option<Id>, mentions: &[Id]) -> Vec<(Id, NotificationKind)> {
+    fn recipients(kind: events::EventKind, owner: Id, assignee: Option<Id>, mentions: &[Id]) -> Vec<(Id, NotificationKind)> {
         let event = Event {
             seq: 1,
             xid: 0,
@@ -308,17 +308,17 @@ mod tests {
     #[test]
     fn everybody_is_told_once_for_the_best_reason_and_nobody_of_their_own_doing() {
         use events::EventKind as On;
-        assert_eq!(told(On::TaskAssigned, OWNER, Some(ASSIGNEE), &[]), [(ASSIGNEE, NotificationKind::Assigned)]);
-        assert_eq!(told(On::TaskAssigned, OWNER, Some(ACTOR), &[]), []);
+        assert_eq!(recipients(On::TaskAssigned, OWNER, Some(ASSIGNEE), &[]), [(ASSIGNEE, NotificationKind::Assigned)]);
+        assert_eq!(recipients(On::TaskAssigned, OWNER, Some(ACTOR), &[]), []);
         assert_eq!(
-            told(On::CommentAdded, OWNER, Some(ASSIGNEE), &[ASSIGNEE, ADMIN, ACTOR]),
+            recipients(On::CommentAdded, OWNER, Some(ASSIGNEE), &[ASSIGNEE, ADMIN, ACTOR]),
             [(ASSIGNEE, NotificationKind::Mentioned), (ADMIN, NotificationKind::Mentioned), (OWNER, NotificationKind::Commented)]
         );
-        assert_eq!(told(On::CommentAdded, OWNER, Some(OWNER), &[]), [(OWNER, NotificationKind::Commented)]);
-        assert_eq!(told(On::CommentUpdated, OWNER, Some(ASSIGNEE), &[ADMIN]), [(ADMIN, NotificationKind::Mentioned)]);
-        assert_eq!(told(On::StatusChanged, ACTOR, Some(ASSIGNEE), &[]), [(ASSIGNEE, NotificationKind::StatusChanged)]);
+        assert_eq!(recipients(On::CommentAdded, OWNER, Some(OWNER), &[]), [(OWNER, NotificationKind::Commented)]);
+        assert_eq!(recipients(On::CommentUpdated, OWNER, Some(ASSIGNEE), &[ADMIN]), [(ADMIN, NotificationKind::Mentioned)]);
+        assert_eq!(recipients(On::StatusChanged, ACTOR, Some(ASSIGNEE), &[]), [(ASSIGNEE, NotificationKind::StatusChanged)]);
         for kind in [On::TaskCreated, On::TaskUpdated, On::TaskDeleted, On::TaskUnassigned, On::ProjectDeleted] {
-            assert_eq!(told(kind, OWNER, Some(ASSIGNEE), &[ADMIN]), []);
+            assert_eq!(recipients(kind, OWNER, Some(ASSIGNEE), &[ADMIN]), []);
             assert!(!NOTIFYING_KINDS.contains(&kind));
         }
     }

@@ -263,9 +263,9 @@ async fn search_ids(
     if owners.is_none() {
         candidates.iter_mut().for_each(|candidate| candidate.parent = None);
     }
-    let most = list.map_or(usize::MAX, |list| list.window.rows());
+    let limit = list.map_or(usize::MAX, |list| list.window.rows());
     let owners = owners.map_or(1, <[Id]>::len);
-    Ok(Some(scan!(conn, projects, TextScan::new(search, candidates, owners, most))))
+    Ok(Some(scan!(conn, projects, TextScan::new(search, candidates, owners, limit))))
 }
 
 /// One page of the projects that the viewer owns, or of all for ADMIN.

@@ -52,7 +52,7 @@ pub struct TextScan<'a> {
     /// There are more candidates than may be looked at.
     is_cut: bool,
     /// How many rows are wanted of each parent.
-    most: usize,
+    limit: usize,
     parents: usize,
     /// Bytes that may still be read.
     left: u64,
@@ -62,14 +62,14 @@ pub struct TextScan<'a> {
 
 impl<'a> TextScan<'a> {
     /// Searches the candidates, which are in the order of the list, for at most so many rows of each parent.
-    pub fn new(search: &'a Search, mut candidates: Vec<Candidate>, parents: usize, most: usize) -> Self {
+    pub fn new(search: &'a Search, mut candidates: Vec<Candidate>, parents: usize, limit: usize) -> Self {
         let is_cut = candidates.len() > MAX_CANDIDATES;
         candidates.truncate(MAX_CANDIDATES);
         Self {
             words: search.words().iter().map(Finder::new).collect(),
             candidates: candidates.into_iter(),
             is_cut,
-            most,
+            limit,
             parents,
             left: MAX_SEARCH_BYTES,
             chunk: Vec::new(),
@@ -86,7 +86,7 @@ impl<'a> TextScan<'a> {
             && !self.is_full()
             && let Some(candidate) = self.candidates.next()
         {
-            if self.found.get(&candidate.parent).is_none_or(|found| found.len() < self.most) {
+            if self.found.get(&candidate.parent).is_none_or(|found| found.len() < self.limit) {
                 bytes += u64::try_from(candidate.bytes).unwrap_or_default().max(ROW_BYTES);
                 self.chunk.push(candidate);
             }
@@ -107,7 +107,7 @@ impl<'a> TextScan<'a> {
         let matched: HashSet<Id> = texts.into_iter().filter(|(_, text)| matches(text)).map(|(id, _)| id).collect();
         for candidate in self.chunk.drain(..).filter(|candidate| matched.contains(&candidate.id)) {
             let found = self.found.entry(candidate.parent).or_default();
-            if found.len() < self.most {
+            if found.len() < self.limit {
                 found.push(candidate.id);
             }
         }
@@ -119,7 +119,7 @@ impl<'a> TextScan<'a> {
     }
 
     fn is_full(&self) -> bool {
-        self.found.len() == self.parents && self.found.values().all(|found| found.len() >= self.most)
+        self.found.len() == self.parents && self.found.values().all(|found| found.len() >= self.limit)
     }
 }
 
@@ -172,20 +172,20 @@ mod tests {
         fn a_scan_finds_what_a_plain_search_finds(
             texts in prop::collection::vec((0..3_usize, "[ab ]{0,6}"), 0..40),
             query in "[ab ]{0,4}",
-            most in 1..5_usize,
+            limit in 1..5_usize,
         ) {
             let parents = [Id::new(), Id::new(), Id::new()];
             let texts: Vec<_> = texts.into_iter().map(|(parent, text)| (Some(parents[parent]), text)).collect();
             let (candidates, by_id) = candidates(&texts);
             let search = Search::parse(&query).unwrap();
-            let found = run(TextScan::new(&search, candidates.clone(), 3, most), &by_id).unwrap();
+            let found = run(TextScan::new(&search, candidates.clone(), 3, limit), &by_id).unwrap();
             for parent in parents {
                 let expected: Vec<Id> = candidates
                     .iter()
                     .filter(|it| it.parent == Some(parent))
                     .filter(|it| query.split_whitespace().all(|word| by_id[&it.id].contains(word)))
                     .map(|it| it.id)
-                    .take(most)
+                    .take(limit)
                     .collect();
                 prop_assert_eq!(found.get(&Some(parent)).cloned().unwrap_or_default(), expected);
             }

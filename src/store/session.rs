@@ -179,7 +179,7 @@ pub enum LoginOutcome {
 pub async fn create(
     db: &Db,
     session: &Session,
-    shown: &VerifiedPassword<'_>,
+    password: &VerifiedPassword<'_>,
     attempt: &PasswordAttempt,
     is_known: bool,
     rule: LockoutPolicy,
@@ -189,11 +189,11 @@ pub async fn create(
         if verdict.locked_until.is_some() || (verdict.slowed_until.is_some() && !is_known) {
             return Ok(LoginOutcome::LockedOut);
         }
-        if let Some(hash) = shown.rehashed {
-            let user = diesel::update(users::table.find(session.user_id)).filter(users::password_hash.eq(shown.hash));
+        if let Some(hash) = password.rehashed {
+            let user = diesel::update(users::table.find(session.user_id)).filter(users::password_hash.eq(password.hash));
             on!(tx, |c| user.set(users::password_hash.eq(hash)).execute(c).await)?;
         }
-        if !begin(tx, session, shown.rehashed.unwrap_or(shown.hash)).await? {
+        if !begin(tx, session, password.rehashed.unwrap_or(password.hash)).await? {
             return Ok(LoginOutcome::CredentialsChanged);
         }
         if verdict.has_failures {
@@ -240,11 +240,11 @@ async fn begin(tx: &mut Conn, session: &Session, password_hash: &str) -> Result<
             session.user_agent.as_deref().into_sql::<sql::Nullable<sql::Text>>(),
         ));
     let sessions = diesel::insert_into(sessions::table);
-    let begun = match &mut tx.pooled {
+    let inserted = match &mut tx.pooled {
         PooledConn::Sqlite(c) => sessions.values(row).into_columns(columns).execute(&mut **c).await?,
         PooledConn::Postgres(c) => sessions.values(row.for_share()).into_columns(columns).execute(&mut &**c).await?,
     };
-    Ok(begun == 1)
+    Ok(inserted == 1)
 }
 
 /// When each of these users last logged in, as far as their sessions tell: of one whose sessions were forgotten, their
@@ -417,7 +417,7 @@ pub async fn end(tx: &mut Conn, now: Timestamp, user_id: Id, only: Option<Id>, e
         }
         lasting.load(c).await
     })?;
-    let mut told = Vec::new();
+    let mut events = Vec::new();
     for id in ended {
         let revoked = on!(tx, |c| diesel::update(sessions::table.find(id))
             .filter(sessions::revoked_at.is_null())
@@ -426,13 +426,13 @@ pub async fn end(tx: &mut Conn, now: Timestamp, user_id: Id, only: Option<Id>, e
             .await)?;
         if revoked == 1 {
             let event = NewEvent::new(EventKind::SessionEnded, Some(user_id), now);
-            told.push(NewEvent { owner_id: Some(user_id), session_id: Some(id), ..event });
+            events.push(NewEvent { owner_id: Some(user_id), session_id: Some(id), ..event });
         }
     }
-    if !told.is_empty() {
-        events::append(tx, &told).await?;
+    if !events.is_empty() {
+        events::append(tx, &events).await?;
     }
-    Ok(told.len())
+    Ok(events.len())
 }
 
 /// Forgets the sessions of a person who is leaving.

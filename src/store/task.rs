@@ -260,9 +260,9 @@ pub async fn create(db: &Db, now: Timestamp, viewer: &Viewer, new: &NewTask) -> 
             .execute(c)
             .await)?;
         add_labels(tx, &task, &new.label_ids, "labelIds").await?;
-        let mut told = vec![about_task(EventKind::TaskCreated, viewer, now, &task, Snapshot::default())];
-        told.extend(assign(tx, now, viewer, &task, assignee.as_ref(), None).await?);
-        events::append(tx, &told).await?;
+        let mut events = vec![about_task(EventKind::TaskCreated, viewer, now, &task, Snapshot::default())];
+        events.extend(assign(tx, now, viewer, &task, assignee.as_ref(), None).await?);
+        events::append(tx, &events).await?;
         quota::add_task(tx, db.quotas, &task).await?;
         Ok(task)
     })
@@ -319,11 +319,11 @@ pub async fn update(db: &Db, now: Timestamp, viewer: &Viewer, id: Id, changes: &
             Some(relabelling) => Some(relabelling.apply(tx, &old).await?),
             None => None,
         };
-        let mut told = events_for(viewer, &old, &new, labels);
+        let mut events = events_for(viewer, &old, &new, labels);
         if is_reassigned {
-            told.extend(assign(tx, now, viewer, &new, assignee.as_ref(), old.assignee_id).await?);
+            events.extend(assign(tx, now, viewer, &new, assignee.as_ref(), old.assignee_id).await?);
         }
-        let kept = events::append_with_texts(tx, &told).await?;
+        let kept = events::append_with_texts(tx, &events).await?;
         let text = (old.description.as_deref(), new.description.as_deref());
         quota::change_text(tx, db.quotas, new.owner_id, text, kept).await?;
         Ok(new)
@@ -351,8 +351,8 @@ async fn update_in_one_statement(db: &Db, now: Timestamp, viewer: &Viewer, id: I
     }
     new.version += 1;
     new.updated_at = now;
-    let told = events_for(viewer, &old, &new, None);
-    let [event] = told.as_slice() else {
+    let events = events_for(viewer, &old, &new, None);
+    let [event] = events.as_slice() else {
         return Ok(None);
     };
     if new.description != old.description {
@@ -406,16 +406,16 @@ impl<'a> TaskUpdate<'a> {
 
 /// What is told of a change, but for the assignee's.
 fn events_for(viewer: &Viewer, old: &Task, new: &Task, labels: Option<(String, String)>) -> Vec<NewEvent> {
-    let mut told = Vec::new();
-    let mut tell = |kind, snapshot| told.push(about_task(kind, viewer, new.updated_at, new, snapshot));
+    let mut events = Vec::new();
+    let mut push = |kind, snapshot| events.push(about_task(kind, viewer, new.updated_at, new, snapshot));
     let changes = diff(old, new, labels);
     if !changes.is_empty() {
-        tell(EventKind::TaskUpdated, Snapshot { changes, ..Snapshot::default() });
+        push(EventKind::TaskUpdated, Snapshot { changes, ..Snapshot::default() });
     }
     if new.status != old.status {
-        tell(EventKind::StatusChanged, Snapshot { status: Some((old.status, new.status)), ..Snapshot::default() });
+        push(EventKind::StatusChanged, Snapshot { status: Some((old.status, new.status)), ..Snapshot::default() });
     }
-    told
+    events
 }
 
 /// Deletes a task with its comments.
@@ -539,14 +539,14 @@ async fn assign(
     assignee: Option<&User>,
     previous: Option<Id>,
 ) -> Result<Vec<NewEvent>> {
-    let mut told = Vec::new();
+    let mut events = Vec::new();
     let event =
         |kind| NewEvent { previous_assignee_id: previous, ..about_task(kind, viewer, now, task, Snapshot::default()) };
     if previous.is_some() {
-        told.push(event(EventKind::TaskUnassigned));
+        events.push(event(EventKind::TaskUnassigned));
     }
     if let Some(assignee) = assignee {
-        told.push(event(EventKind::TaskAssigned));
+        events.push(event(EventKind::TaskAssigned));
         if assignee.id != viewer.id
             && assignee.wants_assignment_mail()
             && mail_quota::admit_assignment(tx, now, viewer.id, &assignee.email).await?
@@ -554,7 +554,7 @@ async fn assign(
             mail::queue(tx, now, mail::MailKind::TaskAssigned, &assignee.email, Some(assignee.id), &task.title).await?;
         }
     }
-    Ok(told)
+    Ok(events)
 }
 
 /// Puts labels of the task's own project on it that it does not have yet.

@@ -264,13 +264,13 @@ async fn search_ids(
     scope: &Scope,
     list: &TaskList,
     parents: Option<(TaskParent, &[Id])>,
-    most: usize,
+    limit: usize,
     now: Timestamp,
 ) -> Result<Option<HashMap<Option<Id>, Vec<Id>>>> {
     let Some(search) = list.filter.search.as_ref().filter(|search| !search.is_empty()) else { return Ok(None) };
     // All of the list is counted, of a page what the window has.
     let PageWindow { after, before, backward, .. } = list.window.clone();
-    let (after, before) = if most == usize::MAX { (None, None) } else { (after, before) };
+    let (after, before) = if limit == usize::MAX { (None, None) } else { (after, before) };
     let window = PageWindow { after, before, backward, limit: MAX_CANDIDATES, detect_more: true };
     let mut candidates: Vec<Candidate> = on!(conn, |c| {
         let bytes = octet_length(tasks::search);
@@ -293,7 +293,7 @@ async fn search_ids(
         candidates.iter_mut().for_each(|candidate| candidate.parent = None);
     }
     let parents = parents.map_or(1, |(_, ids)| ids.len());
-    Ok(Some(scan!(conn, tasks, TextScan::new(search, candidates, parents, most))))
+    Ok(Some(scan!(conn, tasks, TextScan::new(search, candidates, parents, limit))))
 }
 
 /// One page of a list: each scope is walked along its own index, and the walks are merged.

@@ -284,8 +284,8 @@ async fn search_ids(conn: &mut Conn, filter: &UserCriteria, list: Option<&UserLi
         }
     })?;
     candidates.iter_mut().for_each(|candidate| candidate.parent = None);
-    let most = list.map_or(usize::MAX, |list| list.window.rows());
-    Ok(scan!(conn, users, TextScan::new(search, candidates, 1, most)).into_values().next().or_else(|| Some(Vec::new())))
+    let limit = list.map_or(usize::MAX, |list| list.window.rows());
+    Ok(scan!(conn, users, TextScan::new(search, candidates, 1, limit)).into_values().next().or_else(|| Some(Vec::new())))
 }
 
 /// Every account, in the order of signing up.
@@ -444,10 +444,10 @@ pub async fn update_viewer(
         }
         user.assignment_emails = changes.assignment_emails.unwrap_or(user.assignment_emails);
         user.updated_at = now;
-        let wanted = User { email: changes.email.as_deref().unwrap_or(&user.email).to_owned(), ..user.clone() };
-        check_unique(tx, &wanted, changes.email.as_ref(), changes.username.as_ref()).await?;
+        let requested = User { email: changes.email.as_deref().unwrap_or(&user.email).to_owned(), ..user.clone() };
+        check_unique(tx, &requested, changes.email.as_ref(), changes.username.as_ref()).await?;
         if changes.email.is_some() {
-            request_email_change(tx, now, &user, &wanted.email, changes.password_verified, origin).await?;
+            request_email_change(tx, now, &user, &requested.email, changes.password_verified, origin).await?;
         }
         let updated = on!(tx, |c| diesel::update(users::table.find(user.id))
             .set((
@@ -487,18 +487,18 @@ async fn request_email_change(
     tx: &mut Conn,
     now: Timestamp,
     user: &User,
-    wanted: &str,
+    requested: &str,
     password_verified: bool,
     origin: &ClientInfo,
 ) -> Result<()> {
     let who = Some(user.id);
     let canceled = cancel_email_change(tx, user).await?;
-    if wanted != user.email {
+    if requested != user.email {
         if !password_verified {
             return Err(Error::UserErrors(vec![password_required()]));
         }
-        email_change::request(tx, now, user, wanted).await?;
-        mail::queue(tx, now, mail::MailKind::VerifyEmail, wanted, who, "").await?;
+        email_change::request(tx, now, user, requested).await?;
+        mail::queue(tx, now, mail::MailKind::VerifyEmail, requested, who, "").await?;
         return audit::record(tx, now, audit::AuditKind::EmailChangeRequested, who, who, origin).await;
     }
     if canceled {
@@ -633,8 +633,8 @@ async fn update_account(
         .set((users::role.eq(user.role), users::is_active.eq(user.is_active), users::updated_at.eq(now)))
         .execute(c)
         .await)?;
-    let told = NewEvent { owner_id: Some(id), ..NewEvent::new(EventKind::UserChanged, actor, now) };
-    events::append(tx, &[told]).await?;
+    let event = NewEvent { owner_id: Some(id), ..NewEvent::new(EventKind::UserChanged, actor, now) };
+    events::append(tx, &[event]).await?;
     if user.role != old.role {
         audit::record(tx, now, audit::AuditKind::RoleChanged, Some(id), actor, origin).await?;
     }
