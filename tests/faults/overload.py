@@ -7,7 +7,7 @@ import os
 import time
 
 from client import Http, Person
-from generators import HEAVY, LIGHT, Sockets, http, request, together
+from load import HEAVY, LIGHT, Sockets, http, request, together
 from rig import Server, Share, eventually, quantile
 
 # Latency has recovered when it is below this multiple of the earlier latency.

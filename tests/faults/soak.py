@@ -11,7 +11,7 @@ from collections import Counter
 
 import plot
 from client import Broken, Http
-from generators import HEAVY, LIGHT, Sockets
+from load import HEAVY, LIGHT, Sockets
 from rig import Server, Share, eventually, quantile
 from services import Tables
 from traffic import Load, told, verified

@@ -1,4 +1,4 @@
-"""Starts generator.py processes and controls them."""
+"""Starts load_worker.py processes and controls them."""
 
 import asyncio
 import json
@@ -20,7 +20,7 @@ def request(query, token, variables=None):
 
 async def start(order):
     return await asyncio.create_subprocess_exec(
-        sys.executable, str(HERE / "generator.py"), json.dumps(order), stdin=asyncio.subprocess.PIPE,
+        sys.executable, str(HERE / "load_worker.py"), json.dumps(order), stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
     )
 

@@ -19,21 +19,21 @@ PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
 async def run(rig):
     server = await Server(
-        rig, "ugly", MAX_CONNECTIONS=str(PLACES), HEADER_TIMEOUT_SECONDS=str(HEADERS), BODY_TIMEOUT_SECONDS=str(BODY),
+        rig, "misbehaving", MAX_CONNECTIONS=str(PLACES), HEADER_TIMEOUT_SECONDS=str(HEADERS), BODY_TIMEOUT_SECONDS=str(BODY),
         KEEP_ALIVE_SECONDS=str(IDLE), WS_WRITE_SECONDS=str(WRITE), WS_INIT_SECONDS="1",
     ).start()
     person = await Person.sign_up(server.address, "ada")
-    ugly = Ugly(rig, server, person)
+    misbehaving = MisbehavingClients(rig, server, person)
     for part in (
-        ugly.slowloris, ugly.half_closed, ugly.drips, ugly.never_reads, ugly.huge_headers, ugly.pipelined,
-        ugly.rapid_reset, ugly.disconnects,
+        misbehaving.slowloris, misbehaving.half_closed, misbehaving.drips, misbehaving.never_reads, misbehaving.huge_headers, misbehaving.pipelined,
+        misbehaving.rapid_reset, misbehaving.disconnects,
     ):
         await part()
-        await ugly.unharmed(part.__name__)
+        await misbehaving.unharmed(part.__name__)
     server.kill()
 
 
-class Ugly:
+class MisbehavingClients:
     def __init__(self, rig, server, person):
         self.rig, self.server, self.person = rig, server, person
         self.sockets = server.process.sockets()

@@ -1,6 +1,6 @@
 """Load generator, run as separate processes so that the measuring process is not the bottleneck.
 
-    python generator.py '{"mode": …}'     reads one JSON object, writes one per line; ends at the end of standard input
+    python load_worker.py '{"mode": …}'     reads one JSON object, writes one per line; ends at the end of standard input
 """
 
 import asyncio
