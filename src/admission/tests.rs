@@ -442,7 +442,7 @@ mod cycles {
     }
 
     #[test]
-    fn are_told_from_the_fragments_that_lead_to_them() {
+    fn are_distinguished_from_the_fragments_that_lead_to_them() {
         let document = "{ a }\nfragment A on T { ...B }\nfragment B on T { ...C }\n\
                         fragment C on T { ...C ...D }\nfragment D on T { a }";
         cyclic(document, "C", (4, 19));

@@ -216,7 +216,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn the_log_is_folded_into_the_file_beside_the_writer_and_begun_anew() {
+    async fn the_wal_is_checkpointed_beside_the_writer_and_restarted() {
         let directory = tempfile::tempdir().expect("a directory");
         let file = directory.path().join("a.db");
         let db = Db::open(&Location::Sqlite(file.clone()), 2).expect("a database");

@@ -103,7 +103,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn what_is_brief_is_done_on_the_spot_and_the_rest_elsewhere() {
+    async fn inline_work_stays_on_its_thread_and_the_rest_does_not() {
         async fn place() -> ThreadId {
             SqliteExecutor.spawn_blocking(|| current().id()).await.expect("no panic")
         }
@@ -115,7 +115,7 @@ mod tests {
 
     #[cfg(target_os = "linux")]
     #[tokio::test]
-    async fn what_waits_for_the_disk_gives_way_and_nothing_else_does() {
+    async fn disk_work_has_low_priority_and_nothing_else_has() {
         async fn niceness() -> i32 {
             let asked = SqliteExecutor.spawn_blocking(|| rustix::process::getpriority_process(None));
             asked.await.expect("no panic").expect("a niceness")

@@ -429,7 +429,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn sqlite_goes_to_a_place_in_the_log_and_reads_on_from_there() {
+    fn sqlite_seeks_to_a_position_and_reads_on_from_there() {
         let place = LogPosition { xid: 0, seq: 7 };
         let log = || events::table.select(Event::as_select()).limit(9);
         let (forward, backward) = ((events::xid, events::seq), (events::xid.desc(), events::seq.desc()));
@@ -443,7 +443,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_place_of_another_database_is_before_or_after_all_of_sqlite() {
+    fn a_position_of_another_database_is_before_or_after_all_of_sqlite() {
         let row = |xid| after(LogPosition { xid, seq: 7 }).row;
         assert_eq!((row(-1), row(0), row(1)), (i64::MIN, 7, i64::MAX));
     }

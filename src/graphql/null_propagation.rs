@@ -380,7 +380,7 @@ mod tests {
     }
 
     #[test]
-    fn where_one_type_allows_a_null_it_is_told_as_null() {
+    fn a_null_that_one_type_allows_is_returned_as_null() {
         let data = || value!({ "named": { "boss": null } });
         let places = ["... on User { boss { name } }", "... on Guest { boss { name } }"];
         for (one, other) in [(places[0], places[1]), (places[1], places[0])] {
@@ -390,7 +390,7 @@ mod tests {
     }
 
     #[test]
-    fn a_null_goes_up_to_where_it_is_allowed() {
+    fn a_null_propagates_to_the_nearest_nullable_parent() {
         let user = value!({ "user": { "boss": { "email": "e" } } });
         assert_eq!(
             completed("{ user { boss { name email } } }", user, &["user.boss.name"]),

@@ -433,7 +433,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn bytes_count_until_the_last_piece_of_them_is_let_go_of() {
+    async fn bytes_count_until_their_last_piece_is_dropped() {
         let in_flight = InFlight::default();
         let counted = in_flight.count_body(owner(1), false, answer(100_000)).expect("room");
         assert_eq!(in_flight.responses.used(), 100_000);

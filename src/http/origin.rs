@@ -80,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn pages_of_other_sites_are_told_from_everybody_else() {
+    fn cross_site_pages_are_recognized() {
         let settings = [
             ("SECRET_KEY", "the key of this test's access tokens"),
             ("REFRESH_SECRET_KEY", "the key of this test's refresh tokens"),

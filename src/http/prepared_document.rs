@@ -145,7 +145,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_form_tells_apart_what_may_differ_in_being_valid() {
+    fn a_validation_key_distinguishes_what_may_differ_in_validity() {
         let document = "query A($id: ID!, $n: Int, $s: [S!], $t: S) { a } query B($id: ID!) { a } query Bs { a }";
         let document = PreparedDocument::from(parse_query(document).expect("a document"));
         let form = |name, variables: Json| document.validation_key(Some(name), &Variables::from_json(variables));
@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn so_many_forms_are_remembered() {
+    fn a_limited_number_of_keys_is_cached() {
         let document = PreparedDocument::from(parse_query("query ($t: S) { a }").expect("a document"));
         let form = |number: usize| document.validation_key(None, &Variables::from_json(json!({ "t": number }))).expect("a form");
         (0..=MAX_VALIDATION_KEYS).for_each(|number| document.mark_validated(form(number)));

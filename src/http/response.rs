@@ -279,7 +279,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn extensions_tell_what_there_is_to_tell() {
+    fn extensions_have_what_is_set() {
         let written = |answer: &GraphqlResponse| answer.to_text().expect("small");
         let answer = || GraphqlResponse::from_response(Response::new(Value::Null), "1");
         assert_eq!(written(&answer()), r#"{"data":null}"#);

@@ -306,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn everybody_is_told_once_for_the_best_reason_and_nobody_of_their_own_doing() {
+    fn everybody_is_notified_once_and_never_of_their_own_actions() {
         use events::EventKind as On;
         assert_eq!(recipients(On::TaskAssigned, OWNER, Some(ASSIGNEE), &[]), [(ASSIGNEE, NotificationKind::Assigned)]);
         assert_eq!(recipients(On::TaskAssigned, OWNER, Some(ACTOR), &[]), []);

@@ -238,7 +238,7 @@ async fn a_users_fields_are_for_themselves_and_admin() {
 }
 
 #[tokio::test]
-async fn objects_tell_the_viewer_what_they_may_do() {
+async fn objects_report_the_permissions_of_the_viewer() {
     let server = Server::start().await;
     let people = People::new(&server).await;
     let scene = people.scene().await;
@@ -348,7 +348,7 @@ async fn what_is_refused_changes_nothing() {
 }
 
 #[tokio::test]
-async fn subscriptions_tell_each_role_as_the_table_says() {
+async fn subscriptions_deliver_to_each_role_as_the_table_says() {
     let server = Server::start().await;
     let people = People::new(&server).await;
     for (field, selection, expected) in SUBSCRIPTIONS {

@@ -60,13 +60,13 @@ async fn signing_up_answers_the_account_without_its_password() {
 }
 
 #[tokio::test]
-async fn without_a_display_name_the_username_is_shown() {
+async fn the_display_name_defaults_to_the_username() {
     let server = Server::start().await;
     assert_eq!(register(&server, json!({})).await.body["display_name"], "alice");
 }
 
 #[tokio::test]
-async fn what_is_wrong_with_a_sign_up_is_told_field_by_field() {
+async fn sign_up_errors_are_reported_field_by_field() {
     let server = Server::start().await;
     let long = |length| "a".repeat(length);
     for (field, value, code) in [
@@ -133,7 +133,7 @@ async fn one_logs_in_by_email_by_username_or_by_the_oauth2_form() {
 }
 
 #[tokio::test]
-async fn a_wrong_password_an_unknown_name_and_a_disabled_account_are_told_alike() {
+async fn a_wrong_password_an_unknown_name_and_a_disabled_account_get_the_same_answer() {
     let server = Server::start().await;
     let (admin, bob) = (server.admin("admin").await, server.person("bob").await);
     server.person("alice").await;

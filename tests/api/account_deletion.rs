@@ -11,7 +11,7 @@ async fn kinds(person: &crate::harness::Person, document: &str) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn whoever_leaves_takes_everything_personal_along() {
+async fn deleting_an_account_removes_everything_personal() {
     let server = Server::start().await;
     let (alice, bob) = (server.person("alice").await, server.person("bob").await);
     let own = alice.project("Her own").await;
@@ -52,7 +52,7 @@ async fn whoever_leaves_takes_everything_personal_along() {
 }
 
 #[tokio::test]
-async fn nobody_can_take_the_names_that_a_person_leaves_behind() {
+async fn deleted_names_cannot_be_registered() {
     let server = Server::start().await;
     let (alice, bob) = (server.person("alice").await, server.person("bob").await);
     let project = bob.project("Bob's").await;
@@ -74,7 +74,7 @@ async fn nobody_can_take_the_names_that_a_person_leaves_behind() {
 }
 
 #[tokio::test]
-async fn where_an_admin_was_is_shown_to_admins_alone_and_goes_with_them() {
+async fn the_address_of_an_admin_is_visible_to_admins_only_and_deleted_with_them() {
     let server = Server::start().await;
     let (root, ada, bob) = (server.admin("root").await, server.admin("ada").await, server.person("bob").await);
     ada.mutate("updateUser", json!({ "id": bob.id, "role": "ADMIN" })).await.ok();
@@ -159,7 +159,7 @@ async fn a_demoted_admin_takes_along_what_they_may_see_now() {
 }
 
 #[tokio::test]
-async fn what_is_done_is_noted_with_where_it_was_done_from() {
+async fn the_audit_log_has_the_address_and_user_agent() {
     let server = Server::start().await;
     let alice = server.person("alice").await;
     let query = "mutation { revokeOtherSessions { revokedCount } }";
@@ -172,7 +172,7 @@ async fn what_is_done_is_noted_with_where_it_was_done_from() {
 }
 
 #[tokio::test]
-async fn what_happens_to_accounts_is_noted_for_the_person_and_for_admins() {
+async fn account_events_are_audited_for_the_user_and_admins() {
     let server = Server::start().await;
     let root = server.admin("root").await;
     let alice = server.person("alice").await;

@@ -131,7 +131,7 @@ async fn growth<F: Future<Output = ()>>(
 }
 
 #[tokio::test]
-async fn a_body_in_chunks_of_one_byte_takes_the_room_of_its_bytes() {
+async fn a_body_in_one_byte_chunks_uses_memory_for_its_bytes_only() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let (program, address) = Program::server(directory.path(), &[("RATE_LIMIT_ENABLED", "false")]);
     for (path, count) in [("/graphql", 60_000), ("/auth/login", 8_000)] {
@@ -148,7 +148,7 @@ async fn a_body_in_chunks_of_one_byte_takes_the_room_of_its_bytes() {
 }
 
 #[tokio::test]
-async fn a_body_in_http_2_frames_of_one_byte_takes_the_room_of_its_bytes() {
+async fn a_body_in_one_byte_http_2_frames_uses_memory_for_its_bytes_only() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let (program, address) = Program::server(directory.path(), &[("RATE_LIMIT_ENABLED", "false")]);
     for (path, count) in [("/graphql", 60_000), ("/auth/login", 8_000)] {
@@ -173,7 +173,7 @@ async fn a_body_in_http_2_frames_of_one_byte_takes_the_room_of_its_bytes() {
 }
 
 #[tokio::test]
-async fn a_message_in_continuation_frames_of_one_byte_takes_the_room_of_its_bytes() {
+async fn a_message_in_one_byte_continuation_frames_uses_memory_for_its_bytes_only() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let (program, address) = Program::server(directory.path(), &[("WS_INIT_SECONDS", "60")]);
     let send = move |count: usize| {

@@ -139,7 +139,7 @@ fn secrets_are_made_once_kept_for_the_owner_alone_and_never_printed() {
 }
 
 #[test]
-fn whoever_starts_at_the_same_time_has_the_same_secrets() {
+fn concurrent_starts_share_the_same_secrets() {
     const STARTS: usize = 4;
     for _ in 0..50 {
         let directory = tempfile::tempdir().expect("a temporary directory");

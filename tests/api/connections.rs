@@ -66,7 +66,7 @@ impl Kept {
 }
 
 #[tokio::test]
-async fn the_connection_that_is_idle_for_longest_makes_room_for_a_new_one() {
+async fn the_longest_idle_connection_is_evicted_for_a_new_one() {
     let server = Server::with(&[("MAX_CONNECTIONS", "3")]).await;
     let mut kept = Vec::new();
     for request in [LIVEZ, OPERATION, LIVEZ] {
@@ -85,7 +85,7 @@ async fn the_connection_that_is_idle_for_longest_makes_room_for_a_new_one() {
 }
 
 #[tokio::test]
-async fn idle_connections_of_http_2_make_room_too() {
+async fn idle_http_2_connections_are_evicted_too() {
     let server = Server::with(&[("MAX_CONNECTIONS", "2")]).await;
     let mut idle = Vec::new();
     for _ in 0..2 {
@@ -280,7 +280,7 @@ async fn an_address_has_no_more_than_its_share_of_the_connections() {
 }
 
 #[tokio::test]
-async fn an_address_at_its_limit_makes_room_of_its_own_idle_connections() {
+async fn an_address_at_its_limit_evicts_its_own_idle_connections() {
     let server = Server::with(&[("MAX_CONNECTIONS", "100"), ("MAX_CONNECTIONS_PER_ADDRESS", "2")]).await;
     let mut elsewhere = Kept::from(Ipv4Addr::new(127, 0, 0, 2), server.address).await;
     assert_eq!(elsewhere.ask(OPERATION).await, Some(200), "from now on the longest idle connection");
@@ -393,7 +393,7 @@ async fn readiness_is_checked_once_a_second_over_a_connection_of_its_own() {
 }
 
 #[tokio::test]
-async fn a_redis_that_is_silent_holds_up_no_probe() {
+async fn a_silent_redis_delays_no_probe() {
     let silent = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free port");
     let url = format!("redis://{}", silent.local_addr().expect("an address"));
     let server = Server::with(&[("REDIS_URL", &url)]).await;
@@ -403,7 +403,7 @@ async fn a_redis_that_is_silent_holds_up_no_probe() {
 }
 
 #[tokio::test]
-async fn a_database_that_is_silent_holds_up_no_probe_and_is_told_of() {
+async fn a_silent_database_delays_no_probe_and_is_reported() {
     if !is_postgres() {
         // SQLite runs in this process and cannot be unreachable.
         return;
@@ -431,7 +431,7 @@ async fn a_database_that_is_silent_holds_up_no_probe_and_is_told_of() {
 }
 
 #[tokio::test]
-async fn a_socket_that_says_nothing_makes_room() {
+async fn a_silent_socket_is_evicted() {
     let server = Server::with(&[("MAX_CONNECTIONS", "2"), ("WS_INIT_SECONDS", "60")]).await;
     let mut silent = vec![Socket::open(server.address).await, Socket::open(server.address).await];
     let mut new = Kept::open(server.address).await;

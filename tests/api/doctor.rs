@@ -43,7 +43,7 @@ fn program(command: &[&str], directory: &Path, settings: &[(&str, &str)]) -> Out
 }
 
 #[test]
-fn each_setting_is_shown_with_its_source_and_no_secret() {
+fn each_setting_is_listed_with_its_source_and_without_secrets() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let file = "PASSWORD_POLICY=length\nDATABASE_CONNECTIONS=3\nRATE_LIMITS_ENABLED=false\n\
                 OTEL_RESOURCE_ATTRIBUTES=team=a\nOTEL_BSP_MAX_QUEUE_SIZE=100\n";
@@ -78,7 +78,7 @@ fn each_setting_is_shown_with_its_source_and_no_secret() {
 }
 
 #[test]
-fn every_fault_is_told_and_ends_the_program_with_an_error() {
+fn every_invalid_setting_is_reported_and_the_program_fails() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let faults = [("LISTEN_ADDR", "here"), ("SECRET_KEY", "short"), ("LOCKOUT_MINUTES", "0")];
     for command in [&["config", "check"][..], &["doctor"]] {

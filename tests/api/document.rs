@@ -121,7 +121,7 @@ async fn a_mutation_that_is_selected_in_several_places_is_executed_once() {
 }
 
 #[tokio::test]
-async fn a_subscription_in_several_places_is_told_with_all_that_is_selected() {
+async fn a_subscription_selected_in_several_places_returns_all_its_fields() {
     let server = Server::start().await;
     let alice = server.person("alice").await;
     let project = alice.project("Apollo").await;
@@ -185,7 +185,7 @@ async fn fields_that_cannot_be_one_are_refused_and_nothing_is_executed() {
 }
 
 #[tokio::test]
-async fn a_field_that_may_be_null_in_one_place_is_told_as_null() {
+async fn a_field_that_is_nullable_in_one_place_is_returned_as_null() {
     let server = Server::without_jobs().await;
     let (alice, bob) = (server.person("alice").await, server.person("bob").await);
     let project = alice.project("Apollo").await;

@@ -89,7 +89,7 @@ async fn another_spelling_of_the_address_is_another_address() {
 }
 
 #[tokio::test]
-async fn wrong_passwords_are_noted_and_lock_the_session_that_gives_them() {
+async fn wrong_passwords_are_audited_and_lock_the_session() {
     let (server, _mailbox) = start(&[]).await;
     let alice = server.person("alice").await;
     let owner = server.login("alice").await;
@@ -234,7 +234,7 @@ async fn asking_again_keeps_the_link_of_the_first_notice_good() {
 }
 
 #[tokio::test]
-async fn each_step_of_a_change_is_noted() {
+async fn each_step_of_a_change_is_audited() {
     let (server, mut mailbox) = start(&[]).await;
     let alice = alice(&server, &mut mailbox).await;
     let (_, link) = ask(&alice, &mut mailbox, "alice@example.org", "one@example.org").await;

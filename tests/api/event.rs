@@ -39,7 +39,7 @@ async fn update(person: &Person, task: &str, mut input: Value) {
 }
 
 #[tokio::test]
-async fn each_kind_of_event_is_told_with_its_fields() {
+async fn each_kind_of_event_has_its_fields() {
     let server = Server::start().await;
     let (alice, bob) = (server.person("alice").await, server.person("bob").await);
     let mut told = alice.subscribe(EVENTS, json!({})).await;
@@ -191,7 +191,7 @@ async fn a_subscriber_that_falls_behind_is_caught_up_from_the_log() {
 }
 
 #[tokio::test]
-async fn one_goes_on_from_the_cursor_of_the_last_event_seen() {
+async fn a_stream_resumes_from_the_cursor_of_the_last_event() {
     let server = Server::start().await;
     let alice = server.person("alice").await;
     let project = alice.project("Apollo").await;
@@ -256,7 +256,7 @@ async fn streams_are_narrowed_by_task_project_and_kind() {
 }
 
 #[tokio::test]
-async fn whoever_lost_a_task_hears_that_and_nothing_after_it() {
+async fn a_former_assignee_gets_the_unassignment_and_nothing_after_it() {
     let server = Server::start().await;
     let (alice, bob) = (server.person("alice").await, server.person("bob").await);
     let carol = server.person("carol").await;
@@ -289,7 +289,7 @@ async fn whoever_lost_a_task_hears_that_and_nothing_after_it() {
 }
 
 #[tokio::test]
-async fn the_log_and_a_stream_tell_the_same_events_with_the_same_cursors() {
+async fn the_log_and_a_stream_have_the_same_events_and_cursors() {
     let server = Server::start().await;
     let alice = server.person("alice").await;
     let start = alice.now().await;
@@ -314,7 +314,7 @@ async fn the_log_and_a_stream_tell_the_same_events_with_the_same_cursors() {
 }
 
 #[tokio::test]
-async fn a_long_log_tells_everybody_what_a_short_one_does() {
+async fn a_long_log_and_a_short_one_return_the_same_events() {
     let server = Server::start().await;
     let (alice, bob) = (server.person("alice").await, server.person("bob").await);
     let (carol, dave) = (server.person("carol").await, server.person("dave").await);
@@ -506,7 +506,7 @@ async fn an_event_of_a_slow_transaction_is_not_skipped() {
 }
 
 #[tokio::test]
-async fn several_operations_share_a_socket_and_a_completed_one_tells_nothing_more() {
+async fn several_operations_share_a_socket_and_a_completed_one_is_silent() {
     let server = Server::start().await;
     let alice = server.person("alice").await;
     let project = alice.project("Apollo").await;
@@ -539,7 +539,7 @@ async fn several_operations_share_a_socket_and_a_completed_one_tells_nothing_mor
 }
 
 #[tokio::test]
-async fn who_asks_the_same_is_told_what_is_theirs_alone() {
+async fn equal_subscriptions_get_only_their_own_personal_fields() {
     let server = Server::start().await;
     let (alice, bob) = (server.person("alice").await, server.person("bob").await);
     let project = alice.project("Apollo").await;
@@ -577,7 +577,7 @@ async fn who_asks_the_same_is_told_what_is_theirs_alone() {
 }
 
 #[tokio::test]
-async fn a_place_that_nobody_was_told_of_is_a_place_like_others() {
+async fn a_cursor_between_visible_events_works_like_any_other() {
     let server = Server::start().await;
     let alice = server.person("alice").await;
     let project = alice.project("Apollo").await;

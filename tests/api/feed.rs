@@ -58,7 +58,7 @@ async fn read(person: &Person, mut after: Value) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn a_cursor_that_has_expired_is_told_so_with_the_oldest_that_works() {
+async fn an_expired_cursor_is_reported_with_the_oldest_that_works() {
     let server = Server::with(&[("EVENT_RETENTION_DAYS", "2")]).await;
     let alice = server.person("alice").await;
     let start = alice.now().await;
@@ -190,7 +190,7 @@ async fn no_more_events_are_kept_than_configured() {
 }
 
 #[tokio::test]
-async fn nothing_expires_that_the_inboxes_have_not_seen() {
+async fn nothing_expires_before_the_inboxes_have_read_it() {
     let server = Server::without_jobs().await;
     let alice = server.person("alice").await;
     let project = alice.project("Apollo").await;
@@ -205,7 +205,7 @@ async fn nothing_expires_that_the_inboxes_have_not_seen() {
 }
 
 #[tokio::test]
-async fn a_quiet_stream_outlives_the_retention_and_one_that_lags_behind_it_is_told() {
+async fn a_quiet_stream_outlives_the_retention_and_a_lagging_one_ends_with_an_error() {
     let server = Server::with(&[("EVENT_RETENTION_DAYS", "1"), ("ACCESS_TOKEN_EXPIRE_MINUTES", "10000")]).await;
     let alice = server.person("alice").await;
     let project = alice.project("Apollo").await;
@@ -240,7 +240,7 @@ async fn a_quiet_stream_outlives_the_retention_and_one_that_lags_behind_it_is_to
 }
 
 #[tokio::test]
-async fn what_a_query_has_not_seen_comes_after_its_cursor() {
+async fn events_missing_from_a_query_come_after_its_cursor() {
     let server = Server::start().await;
     let alice = server.person("alice").await;
     let project = alice.project("Apollo").await;
@@ -355,7 +355,7 @@ async fn thirty_two_writers_lose_nothing_and_a_naive_reader_would_have() {
 }
 
 #[tokio::test]
-async fn what_one_instance_writes_another_tells() {
+async fn events_written_by_one_instance_reach_another() {
     let server = Server::start().await;
     let other = server.beside().await;
     let alice = server.person("alice").await;
@@ -398,7 +398,7 @@ async fn a_log_that_was_restored_on_another_server_goes_on_after_its_end() {
 }
 
 #[tokio::test]
-async fn a_cursor_tells_nothing_and_cannot_be_made_up() {
+async fn a_cursor_is_opaque_and_cannot_be_forged() {
     let server = Server::start().await;
     let alice = server.person("alice").await;
     alice.project("Apollo").await;

@@ -211,7 +211,7 @@ async fn a_device_token_is_proof_for_its_account_until_the_password_changes_or_a
 }
 
 #[tokio::test]
-async fn the_address_of_a_live_session_gets_in_and_tells_strangers_on_it_nothing() {
+async fn the_address_of_a_live_session_gets_in_and_reveals_nothing_to_others() {
     let server = start().await;
     let first = login(&server, "2001:db8:ffff:1::5", with(PASSWORD, json!({}))).await;
     let alice = server.nobody().with_tokens(&first.body);

@@ -137,7 +137,7 @@ async fn what_was_valid_is_checked_for_the_variables_that_come_next() {
 }
 
 #[tokio::test]
-async fn a_partial_answer_is_told_by_its_status() {
+async fn a_partial_response_has_its_own_status() {
     let server = Server::start().await;
     let query = "{ rateLimit { limit } user(username: \"nobody\") { id } }";
     assert_eq!(ask(&server, RESPONSE, "{ __typename }").await.status, 200);
@@ -168,7 +168,7 @@ async fn only_json_is_read_and_only_what_a_client_takes_is_sent() {
 }
 
 #[tokio::test]
-async fn who_takes_anything_gets_a_stream_for_subscriptions_only() {
+async fn accepting_anything_gets_a_stream_for_subscriptions_only() {
     let server = Server::start().await;
     let anything = "application/graphql-response+json, application/json, text/event-stream, multipart/mixed";
     for (accept, query, expected) in [
@@ -181,7 +181,7 @@ async fn who_takes_anything_gets_a_stream_for_subscriptions_only() {
 }
 
 #[tokio::test]
-async fn a_stream_tells_a_query_or_a_mutation_by_one_event_and_is_complete() {
+async fn a_query_or_mutation_over_sse_is_one_event_and_complete() {
     let server = Server::start().await;
     let alice = server.person("alice").await;
     for (query, data) in [
@@ -238,7 +238,7 @@ async fn every_answer_carries_the_headers_that_keep_browsers_careful() {
 }
 
 #[tokio::test]
-async fn the_schema_is_told_only_where_that_is_wanted() {
+async fn introspection_works_only_where_enabled() {
     let server = Server::with(&[("INTROSPECTION_ENABLED", "false"), ("GRAPHIQL_ENABLED", "false")]).await;
     for query in ["{ __schema { types { name } } }", "{ __type(name: \"Query\") { name } }"] {
         assert_eq!(ask(&server, RESPONSE, query).await.code(), "GRAPHQL_VALIDATION_FAILED");
@@ -313,7 +313,7 @@ async fn half_sent(server: &Server, path: &str) -> TcpStream {
 }
 
 #[tokio::test]
-async fn half_sent_requests_make_room_for_others_the_oldest_first() {
+async fn half_sent_requests_are_evicted_oldest_first() {
     let server = Server::with(&[("MAX_REQUESTS_IN_FLIGHT", "2")]).await;
     let mut half_sent_ones = Vec::new();
     for path in ["/graphql", "/auth/login", "/graphql", "/graphql", "/graphql"] {
@@ -355,7 +355,7 @@ async fn sockets_are_connections_for_as_long_as_they_are_open() {
 }
 
 #[tokio::test]
-async fn whoever_is_too_slow_is_dropped() {
+async fn slow_clients_are_disconnected() {
     let settings = [("HEADER_TIMEOUT_SECONDS", "1"), ("BODY_TIMEOUT_SECONDS", "1"), ("KEEP_ALIVE_SECONDS", "1")];
     let server = Server::with(&settings).await;
     for begun in ["", "P", "PRI * HTTP/2.0\r\n", "GET /livez HTTP/1.1\r\n"] {

@@ -193,7 +193,7 @@ async fn an_answer_that_is_not_taken_does_not_hold_up_the_end() {
 }
 
 #[tokio::test]
-async fn a_draining_server_tells_a_client_to_go_elsewhere_and_goes_on_with_what_was_begun() {
+async fn a_draining_server_sends_goaway_and_finishes_open_requests() {
     let server = Server::start().await;
     let alice = server.person("alice").await;
     let project = alice.project("Apollo").await;

@@ -8,7 +8,7 @@ use serde_json::json;
 use crate::harness::{Frame, Person, Reply, Server, Socket};
 
 #[tokio::test]
-async fn points_are_counted_and_told() {
+async fn points_are_counted_and_reported() {
     let settings = [("RATE_LIMIT_ENABLED", "true"), ("RATE_LIMIT_COST_PER_MINUTE", "5")];
     let server = Server::with(&settings).await;
     let ask = async || {
@@ -231,7 +231,7 @@ async fn a_project_has_at_most_100_labels() {
 }
 
 #[tokio::test]
-async fn an_export_has_a_price_a_size_and_a_turn_of_its_own() {
+async fn exports_have_their_own_cost_size_and_concurrency_limits() {
     let server = Server::without_jobs().await;
     let alice = server.person("alice").await;
     let project = alice.project("Apollo").await;

@@ -86,7 +86,7 @@ async fn an_unknown_identifier_takes_as_long_as_a_known_one() {
 }
 
 #[tokio::test]
-async fn a_burst_beyond_the_queue_is_told_to_come_back_and_the_rest_is_served() {
+async fn a_burst_beyond_the_queue_gets_retry_after_and_the_rest_is_served() {
     let server = Server::with(&[("ARGON2_MEMORY_KIB", "4096"), ("LOCKOUT_FAILURES", "1000000")]).await;
     server.person("alice").await;
     let logins = (0..200).map(|_| login(&server, "alice", PASSWORD));
@@ -188,7 +188,7 @@ async fn lockouts_and_ended_sessions_survive_a_restart() {
 }
 
 #[tokio::test]
-async fn the_last_login_is_told_when_its_session_is_forgotten_too() {
+async fn the_last_login_survives_the_purge_of_its_session() {
     let server = Server::start().await;
     let (root, bob) = (server.admin("root").await, server.person("bob").await);
     let last = async || {
@@ -280,7 +280,7 @@ async fn left(server: &Server, path: &str, body: serde_json::Value) -> TcpStream
 }
 
 #[tokio::test]
-async fn who_goes_away_in_the_middle_takes_nothing_back_and_nobody_else_along() {
+async fn a_client_that_disconnects_undoes_nothing_and_harms_nobody_else() {
     let server = Server::with(&[("LOCKOUT_FAILURES", "1000000")]).await;
     let alice = server.person("alice").await;
     let project = alice.project("Apollo").await;

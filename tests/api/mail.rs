@@ -67,7 +67,7 @@ async fn a_mail_server_that_is_down_delays_mail_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn an_assignment_is_mailed_to_whoever_has_verified_their_address_and_not_to_oneself() {
+async fn an_assignment_is_mailed_to_verified_addresses_and_not_to_oneself() {
     let (server, mut mailbox) = start(&[]).await;
     let (alice, carol, bob) = (server.person("alice").await, server.person("carol").await, server.person("bob").await);
     let links = [mailbox.next().await, mailbox.next().await, mailbox.next().await];
@@ -384,7 +384,7 @@ async fn mail_about_an_account_goes_before_assignments() {
 }
 
 #[tokio::test]
-async fn a_message_is_claimed_when_its_turn_comes_and_whoever_lost_the_claim_has_no_say() {
+async fn a_due_message_is_claimed_and_a_lost_claim_changes_nothing() {
     let server = Server::without_jobs().await;
     let (_, _) = (server.person("alice").await, server.person("bob").await);
     let claim = async || server.run(async |app| mail::claim(&app.db, app.clock.now()).await).await.expect("an answer");

@@ -185,7 +185,7 @@ async fn limits_hashes_and_the_database_are_looked_at() {
 }
 
 #[tokio::test]
-async fn metrics_are_told_on_an_address_of_their_own_and_nowhere_else() {
+async fn metrics_are_served_on_their_own_address_only() {
     let server = Server::start().await;
     assert_eq!(Reply::to(server.request(Method::GET, "/metrics")).await.status, 404);
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");

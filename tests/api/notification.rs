@@ -55,7 +55,7 @@ async fn added(live: &mut Subscription) -> Value {
 }
 
 #[tokio::test]
-async fn each_kind_comes_to_whom_it_concerns_and_never_to_whoever_did_it() {
+async fn each_kind_notifies_those_concerned_and_never_the_actor() {
     let server = Server::start().await;
     let root = server.admin("root").await;
     let (alice, bob) = (server.person("alice").await, server.person("bob").await);
@@ -83,7 +83,7 @@ async fn each_kind_comes_to_whom_it_concerns_and_never_to_whoever_did_it() {
 }
 
 #[tokio::test]
-async fn a_mention_reaches_whoever_may_see_the_task_and_beats_the_comment() {
+async fn a_mention_notifies_those_who_may_see_the_task_and_replaces_the_comment() {
     let server = Server::start().await;
     let root = server.admin("root").await;
     let (alice, bob, carol) = (server.person("alice").await, server.person("Bob").await, server.person("carol").await);
@@ -252,7 +252,7 @@ async fn live_and_replayed_each_comes_once_and_is_in_the_inbox_by_then() {
 }
 
 #[tokio::test]
-async fn rights_are_asked_when_a_notification_is_shown() {
+async fn permissions_are_checked_when_a_notification_is_read() {
     let server = Server::start().await;
     let (alice, bob) = (server.person("alice").await, server.person("bob").await);
     let project = alice.project("Apollo").await;

@@ -39,7 +39,7 @@ async fn ready_when(server: &Server, status: u16) -> (u16, Value) {
 }
 
 #[tokio::test]
-async fn readiness_is_told_part_by_part() {
+async fn readiness_is_reported_part_by_part() {
     let server = Server::start().await;
     let good = json!({ "ready": true, "server": "ok", "database": "ok", "schema": "ok", "events": "ok" });
     assert_eq!(ready(&server).await, (200, good.clone()));
@@ -129,7 +129,7 @@ impl io::Write for Log {
 }
 
 #[tokio::test]
-async fn what_goes_wrong_on_a_socket_or_a_stream_is_in_the_log_under_the_id_that_is_told() {
+async fn errors_on_sockets_and_streams_are_logged_under_the_reported_id() {
     tracing_subscriber::fmt().json().with_writer(|| Log).init();
     let server = Server::start().await;
     let alice = server.person("alice").await;
@@ -248,7 +248,7 @@ async fn what_was_begun_under_auth_is_done_though_its_client_goes_away() {
 }
 
 #[tokio::test]
-async fn requests_beyond_those_in_work_are_told_as_all_are_and_counted() {
+async fn requests_beyond_the_limit_get_the_usual_error_and_are_counted() {
     let settings = [("DATABASE_CONNECTIONS", "1"), ("MAX_REQUESTS_IN_FLIGHT", "1"), ("ALLOWED_HOSTS", "127.0.0.1")];
     let server = Server::with(&settings).await;
     let alice = server.person("alice").await;
@@ -298,7 +298,7 @@ async fn a_stream_that_cannot_be_opened_now_is_refused_with_a_status_of_its_own(
 }
 
 #[tokio::test]
-async fn what_was_begun_is_answered_before_the_server_ends_and_nobody_is_told_an_error() {
+async fn shutdown_answers_open_requests_without_errors() {
     let server = Server::with(&[("DATABASE_CONNECTIONS", "1")]).await;
     let alice = server.person("alice").await;
     let (mut socket, mut listening) = (alice.socket().await, alice.socket().await);

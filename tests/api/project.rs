@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::harness::{Server, text};
 
 #[tokio::test]
-async fn a_project_belongs_to_whoever_made_it() {
+async fn a_project_belongs_to_its_creator() {
     let server = Server::start().await;
     let alice = server.person("alice").await;
     let now = server.moment(Duration::ZERO);
@@ -105,7 +105,7 @@ async fn stats_count_the_tasks_as_they_stand() {
 }
 
 #[tokio::test]
-async fn a_deleted_project_is_gone_with_all_that_is_in_it_and_the_log_tells_each_task() {
+async fn deleting_a_project_deletes_its_contents_and_logs_each_task() {
     let server = Server::start().await;
     let (alice, bob) = (server.person("alice").await, server.person("bob").await);
     let project = alice.project("Apollo").await;

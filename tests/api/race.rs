@@ -189,7 +189,7 @@ async fn a_project_is_deleted_while_people_work_in_it_and_nothing_is_left_half_w
 }
 
 #[tokio::test]
-async fn the_log_tells_the_changes_of_a_task_in_the_order_in_which_they_came_about() {
+async fn the_log_has_the_changes_of_a_task_in_order() {
     let server = Server::start().await;
     let alice = server.person("alice").await;
     let task = task(&alice).await;

@@ -126,7 +126,7 @@ async fn of_two_who_verify_one_address_at_once_one_gets_it() {
 }
 
 #[tokio::test]
-async fn a_changed_address_holds_once_it_is_verified_and_the_old_one_is_told() {
+async fn a_changed_address_applies_once_verified_and_the_old_one_is_notified() {
     let (server, mut mailbox) = start(&[]).await;
     let (alice, bob) = (server.person("alice").await, server.person("bob").await);
     let (_, _) = (mailbox.next().await, mailbox.next().await);

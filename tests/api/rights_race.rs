@@ -111,7 +111,7 @@ impl Scene {
 }
 
 #[tokio::test]
-async fn whoever_loses_a_task_writes_nothing_about_it_after_that() {
+async fn a_former_assignee_cannot_write_to_the_task() {
     let scene = Scene::new().await;
     for write in ["title", "status", "labels", "assignee", "addComment", "updateComment", "deleteComment"] {
         let Ids { task, label, comment, .. } = scene.ids().await;

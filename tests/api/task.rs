@@ -283,7 +283,7 @@ async fn an_assignee_is_a_user() {
 
 /// Whether an account is active may be known only to its owner and ADMIN.
 #[tokio::test]
-async fn assigning_a_task_does_not_tell_whether_the_assignee_is_active() {
+async fn assigning_a_task_does_not_reveal_whether_the_assignee_is_active() {
     let server = Server::with(&MAIL_WAITS).await;
     let (admin, alice) = (server.admin("admin").await, server.person("alice").await);
     // Both addresses are verified.

@@ -258,7 +258,7 @@ async fn a_collector_that_never_answers_holds_up_neither_requests_nor_the_end() 
 
 #[cfg(unix)]
 #[tokio::test]
-async fn a_collector_that_is_away_is_told_once_and_the_log_has_the_trace() {
+async fn an_unreachable_collector_is_logged_once_and_the_log_has_the_trace() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let log = directory.path().join("log");
     let mut program = Command::new(env!("CARGO_BIN_EXE_fasttrack"));

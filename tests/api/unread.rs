@@ -41,7 +41,7 @@ async fn ask(client: &mut Frames, person: &Person, stream: u32, query: &str) {
 }
 
 #[tokio::test]
-async fn an_export_that_is_not_read_keeps_nobody_from_theirs() {
+async fn an_unread_export_blocks_no_other_export() {
     let server = Server::start().await;
     let (alice, bob) = (server.person("alice").await, server.person("bob").await);
     let mut client = Frames::connect(server.address, 0).await;

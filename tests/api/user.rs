@@ -152,7 +152,7 @@ async fn admin_cannot_be_given_a_role_that_is_null() {
 }
 
 #[tokio::test]
-async fn a_display_name_has_nothing_that_hides_or_turns_text_around() {
+async fn a_display_name_has_no_invisible_or_direction_characters() {
     let server = Server::start().await;
     let alice = server.person("alice").await;
     let bad = [
@@ -237,7 +237,7 @@ async fn names_that_pass_for_the_server_are_given_by_its_operator_alone() {
 }
 
 #[tokio::test]
-async fn a_new_username_and_an_export_are_noted() {
+async fn a_new_username_and_an_export_are_audited() {
     let server = Server::start().await;
     let alice = server.person("alice").await;
     alice.mutate("updateViewer", json!({ "username": "ada", "displayName": "Ada" })).await.ok();
