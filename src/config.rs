@@ -361,7 +361,7 @@ impl<'a> SettingsReader<'a> {
     }
 
     fn text(&self, name: &'static str) -> Option<String> {
-        debug_assert!(SETTING_NAMES.contains(&name), "{name} is not in NAMES");
+        debug_assert!(SETTING_NAMES.contains(&name), "{name} is not in SETTING_NAMES");
         let value = (self.lookup)(name).map(|value| value.trim().to_owned()).filter(|value| !value.is_empty());
         self.record(name, value.as_deref().unwrap_or_default());
         value

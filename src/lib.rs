@@ -42,7 +42,7 @@
 //! | [`telemetry`] | the log, and traces for a collector |
 //! | [`auth`] | from a token to its [`access::Viewer`], by the session in [`auth::sessions`]; password hashes and tokens in [`auth::credential`] |
 //! | [`graphql`] | the nouns' types, queries, inputs, mutations and subscriptions; guards, global ids, connections, loaders |
-//! | [`graphql::batch`], [`graphql::parse_json`] | a short cut for plain selections: all objects of a level at once, straight into JSON |
+//! | [`graphql::batch`], [`graphql::json`] | a short cut for plain selections: all objects of a level at once, straight into JSON |
 //! | [`graphql::root_fast_path`] | the same for a whole query of one root field, past the library |
 //! | [`graphql::null_propagation`] | what the library leaves undone of an answer: its order, and where a null goes up |
 //! | [`store`] | the nouns' rows, reads and transactions; [`store::value`] and [`store::password`] have what was checked, such as a `Title` |
@@ -52,7 +52,7 @@
 //! | [`store::task_list`] | lists of tasks: filters, orders, a page at a time, for many parents at once |
 //! | [`store::mail`], [`mail`] | the mail queue; its words and its sending |
 //! | [`events`] | the log (transactional outbox), [`events::hub`], which tails it and fans out, and [`events::hint`] between instances |
-//! | [`db`] | [`db::Db`], [`db::Conn`] and [`on!`]; types, tables, migrations, keyset paging; for SQLite `batch` commits for many at once and folds the log beside them, `brief` says on which thread it works, and [`db::rows`] makes rows on that one; `shared` reads for many at once from PostgreSQL; [`db::ttl_cache`] has what holds for a second |
+//! | [`db`] | [`db::Db`], [`db::Conn`] and [`on!`]; types, tables, migrations, keyset paging; for SQLite `group_commit` commits for many at once and folds the log beside them, `sqlite_executor` says on which thread it works, and [`db::rows`] makes rows on that one; `pipeline` reads for many at once from PostgreSQL; [`db::ttl_cache`] has what holds for a second |
 //! | [`admin::backup`], [`admin::relocate`] | a copy of SQLite while it is in use; everything carried over to PostgreSQL |
 //! | [`admin::settings`], [`admin::doctor`] | what is wrong with the settings, and with what they lead to |
 //! | [`jobs`] | what happens on time: mail, inboxes, clearing away |
@@ -97,7 +97,7 @@
 //! # How to add a noun
 //!
 //! 1. `migrations/{sqlite,postgres}/<time>_<what>/` with the same names on both sides, and the table in [`db::schema`].
-//! 2. `store/<noun>.rs`: the row, its `Subject` for [`access`], its reads (`by_ids`, `page`, `count`) and its writes.
+//! 2. `store/<noun>.rs`: the row, its `Resource` for [`access`], its reads (`by_ids`, `page`, `count`) and its writes.
 //! 3. An [`access::Action`] for each right and its line in [`access::allowed`]: the match has no wildcard.
 //! 4. `graphql/<noun>.rs`: type, connection, queries, mutations. Give it a number in [`graphql::node::NodeType`] and an arm in
 //!    `node`, its loads in [`graphql::loader`], and merge its roots in [`graphql`].
@@ -129,7 +129,7 @@
 //! A boxed query is built inside of it, by `into_boxed::<Backend>()`; conditions that several queries share are macros
 //! next to them (`narrow!`). [`db::types::sql`] has the column types that the databases keep differently: an
 //! [`id::Id`] is a `uuid` or 16 bytes, a [`time::Timestamp`] a `timestamptz` or microseconds. An expression that is
-//! spelled differently is a `spelled!` item, and what truly differs (a row lock) is one `match` where it is needed.
+//! spelled differently is a `backend_sql!` item, and what truly differs (a row lock) is one `match` where it is needed.
 //! Whatever depends on a locale is decided here and not there: text is folded by [`store::value`] before it is kept or
 //! compared, and keys are ordered byte by byte.
 //!

@@ -517,7 +517,7 @@ impl<'a> TextSizes<'a> {
     }
 }
 
-/// As [`TextSizes::page_size`], of a default value.
+/// As [`TextSizes::value_bytes`], of a default value.
 fn literal_bytes(value: &Literal) -> u64 {
     match value {
         Literal::String(text) => length(text),
@@ -527,7 +527,7 @@ fn literal_bytes(value: &Literal) -> u64 {
     }
 }
 
-/// As [`TextSizes::page_size`], of the value of a variable, whose nesting is bounded by [`Limits::variable_nesting`].
+/// As [`TextSizes::value_bytes`], of the value of a variable, whose nesting is bounded by [`DocumentLimits::variable_nesting`].
 fn json_bytes(value: &Value) -> u64 {
     match value {
         Value::String(text) => length(text),

@@ -14,7 +14,7 @@
 use super::{DocumentLimits, AdmissionError};
 use crate::error::Code;
 
-/// Upper bound of `Limits::nesting`: the size of the scan's stack.
+/// Upper bound of `DocumentLimits::nesting`: the size of the scan's stack.
 const MAX_NESTING: usize = 64;
 
 /// A finite double needs 309 digits before its point and never more than 17 significant ones.

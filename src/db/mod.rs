@@ -52,7 +52,7 @@ use crate::error::{Error, Result};
 use crate::limits::StorageQuotas;
 use crate::metrics;
 
-/// SQLite on tokio's blocking pool, except for [`sqlite_executor`] statements, which run inline.
+/// SQLite on tokio's blocking pool, except for [`run_inline`] statements, which run inline.
 pub type SqliteConn = SyncConnectionWrapper<SqliteConnection, sqlite_executor::SqliteExecutor>;
 
 /// How long a request waits for a free connection before it fails as unavailable.
@@ -374,7 +374,7 @@ impl Db {
         self.run_with_retries(work, false)
     }
 
-    /// Like [`transaction`](Self::transaction), for work whose statements are all [`sqlite_executor`].
+    /// Like [`transaction`](Self::transaction), for work whose statements are all [`run_inline`].
     pub fn inline_transaction<'a, T, F>(&'a self, work: F) -> impl Future<Output = Result<T>> + Send + 'a
     where
         F: AsyncFn(&mut Conn) -> Result<T> + for<'r> Work<'r, T> + Send + Sync + 'a,

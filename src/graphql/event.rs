@@ -1,5 +1,5 @@
 //! The event log in the schema: the types of the `Event` interface, `Query.events` and the
-//! subscriptions. The stream behind a subscription is in [`super::live`].
+//! subscriptions. The stream behind a subscription is in [`super::event_stream`].
 
 use std::borrow::Cow;
 use std::sync::Arc;

@@ -70,7 +70,7 @@ pub type EventStream = BoxStream<'static, Result<SubscriptionEvent>>;
 
 /// Hands the stream from a subscription's resolver to the transport. async-graphql executes the
 /// operation once, which checks it and its arguments; each event is then resolved by
-/// [`super::Telling`].
+/// [`super::EventSchema`].
 #[derive(Clone)]
 pub struct SubscriptionHandle {
     after: Option<Arc<str>>,

@@ -82,7 +82,7 @@ struct SharedSubscription {
 /// The parsed form of a subscription.
 struct ParsedSubscription {
     document: Arc<PreparedDocument>,
-    /// The document to execute for each event, as a query against [`Telling`].
+    /// The document to execute for each event, as a query against [`EventSchema`].
     executed: ExecutableDocument,
     variables: Variables,
 }
