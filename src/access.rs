@@ -88,7 +88,7 @@ pub enum Action {
 
 /// The relations that permit an action; any one is enough.
 pub const fn allowed(action: Action) -> &'static [Relation] {
-    use Relation::{Admin, Anyone, Assignee, Author, AccountHolder, Owner};
+    use Relation::{AccountHolder, Admin, Anyone, Assignee, Author, Owner};
     match action {
         Action::SeeUser => &[Anyone],
         Action::ReadAccount => &[AccountHolder, Admin],

@@ -16,7 +16,7 @@ use lettre::{AsyncSmtpTransport, Tokio1Executor};
 use tracing_subscriber::EnvFilter;
 
 use self::keys::keys;
-pub use self::keys::{keys_file, create_private_file};
+pub use self::keys::{create_private_file, keys_file};
 use crate::db::Location;
 use crate::db::postgres::PgConnector;
 use crate::error::Error;
@@ -387,7 +387,9 @@ impl<'a> SettingsReader<'a> {
 
     fn optional<T: std::str::FromStr>(&self, name: &'static str) -> Result<Option<T>, InvalidSetting> {
         let value = self.text(name);
-        value.map(|value| value.parse().map_err(|_| InvalidSetting::new(name, format!("cannot read {value:?}")))).transpose()
+        value
+            .map(|value| value.parse().map_err(|_| InvalidSetting::new(name, format!("cannot read {value:?}"))))
+            .transpose()
     }
 
     fn list<T: std::str::FromStr>(&self, name: &'static str) -> Result<Vec<T>, InvalidSetting> {
@@ -406,7 +408,9 @@ impl<'a> SettingsReader<'a> {
     /// A period, given in units of `unit` seconds.
     fn duration(&self, name: &'static str, default: u32, unit: u64) -> Result<Duration, InvalidSetting> {
         match u64::from(self.positive(name, default)?) * unit {
-            seconds if seconds > MAX_SECONDS => Err(InvalidSetting::new(name, format!("must be at most {}", MAX_SECONDS / unit))),
+            seconds if seconds > MAX_SECONDS => {
+                Err(InvalidSetting::new(name, format!("must be at most {}", MAX_SECONDS / unit)))
+            }
             seconds => Ok(Duration::from_secs(seconds)),
         }
     }
@@ -592,7 +596,12 @@ impl Config {
     }
 }
 
-fn page_url(source: &SettingsReader<'_>, name: &'static str, public_url: &str, path: &str) -> Result<String, InvalidSetting> {
+fn page_url(
+    source: &SettingsReader<'_>,
+    name: &'static str,
+    public_url: &str,
+    path: &str,
+) -> Result<String, InvalidSetting> {
     let url = source.text_or(name, || format!("{public_url}{path}"));
     match url::Url::parse(&url) {
         Ok(parsed) if parsed.fragment().is_none() => Ok(url),

@@ -14,8 +14,10 @@ use crate::store::audit::ClientInfo;
 use crate::store::lockout::PasswordAttempt;
 use crate::store::password::Password;
 use crate::store::session::{LoginOutcome, Session, VerifiedPassword};
-use crate::store::task::{TaskChanges, NewTask, Priority, TaskStatus};
-use crate::store::value::{CommentBody, Color, Description, DisplayName, Email, LabelName, ProjectName, Title, Username};
+use crate::store::task::{NewTask, Priority, TaskChanges, TaskStatus};
+use crate::store::value::{
+    Color, CommentBody, Description, DisplayName, Email, LabelName, ProjectName, Title, Username,
+};
 use crate::store::{comment, label, project, session, task, user};
 use crate::time::Timestamp;
 
@@ -153,7 +155,8 @@ async fn sign_in(app: &App, now: Timestamp, user_id: Id, role: Role, password_ha
         last_ip_address: None,
     };
     let viewer = Viewer { id: user_id, session_id: session.id, role };
-    let (password, attempt) = (VerifiedPassword { hash: password_hash, rehashed: None }, PasswordAttempt::session(&viewer));
+    let (password, attempt) =
+        (VerifiedPassword { hash: password_hash, rehashed: None }, PasswordAttempt::session(&viewer));
     match session::create(&app.db, &session, &password, &attempt, true, app.config.lockout).await? {
         LoginOutcome::Created => Ok(viewer),
         _ => Err(Error::internal("an account that was just created cannot sign in")),

@@ -52,7 +52,12 @@ pub fn start(app: &Arc<App>, stop: &CancellationToken) -> Result<TaskTracker> {
     tracker.spawn(app.hub.clone().tail(app.db.background_pool(), Arc::clone(&app.hints), stop.clone()));
     tracker.spawn(Arc::clone(&app.hints).run(app.db.background_pool(), stop.clone()));
     let mailer = Mailer::new(Arc::clone(app))?;
-    tracker.spawn(run_every(MAIL_POLL_INTERVAL, Some((app.db.clone(), CommitSignal::Mail)), stop.clone(), async move || mailer.send_due().await));
+    tracker.spawn(run_every(
+        MAIL_POLL_INTERVAL,
+        Some((app.db.clone(), CommitSignal::Mail)),
+        stop.clone(),
+        async move || mailer.send_due().await,
+    ));
     tracker.spawn(run_inbox(Arc::clone(app), stop.clone()));
     let cleaning = Arc::clone(app);
     tracker.spawn(run_every(PURGE_INTERVAL, None, stop.clone(), async move || {
@@ -119,7 +124,12 @@ async fn run_inbox(app: Arc<App>, stop: CancellationToken) {
 
 /// Runs a job repeatedly, after the pause or on the commit signal. A failed run is retried after
 /// the pause. A shutdown aborts a run, which every step of a job tolerates.
-async fn run_every(pause: Duration, signal: Option<(Db, CommitSignal)>, stop: CancellationToken, job: impl AsyncFn() -> Result<()>) {
+async fn run_every(
+    pause: Duration,
+    signal: Option<(Db, CommitSignal)>,
+    stop: CancellationToken,
+    job: impl AsyncFn() -> Result<()>,
+) {
     loop {
         let done = tokio::select! {
             () = stop.cancelled() => return,

@@ -112,7 +112,9 @@ impl ClientKey {
     /// Multiple of the limit that this owner gets.
     fn multiplier(&self) -> u32 {
         match self {
-            Self::Network(bits, _) => IPV6_NETWORKS.iter().find(|(known, _)| known == bits).map_or(1, |(_, share)| *share),
+            Self::Network(bits, _) => {
+                IPV6_NETWORKS.iter().find(|(known, _)| known == bits).map_or(1, |(_, share)| *share)
+            }
             Self::Sessions(_) => SESSIONS,
             Self::Address(_) | Self::User(_) | Self::Session(_) => 1,
         }
@@ -236,7 +238,13 @@ impl RateLimiter {
 
     /// Counts points if at least one is left, so an expensive request may overdraw the limit and
     /// delays later ones. Returns the state of the limit, or `None` if there is no limit.
-    pub async fn spend(&self, bucket: RateLimitBucket, who: ClientKey, points: u32, now: Timestamp) -> Result<Option<Quota>> {
+    pub async fn spend(
+        &self,
+        bucket: RateLimitBucket,
+        who: ClientKey,
+        points: u32,
+        now: Timestamp,
+    ) -> Result<Option<Quota>> {
         let Some(limits) = self.limits else {
             return Ok(None);
         };
@@ -277,7 +285,13 @@ impl RateLimiter {
         }
     }
 
-    fn count(&self, key: (RateLimitBucket, ClientKey), limit: u32, points: u32, now: Timestamp) -> (bool, WindowCounter, i64) {
+    fn count(
+        &self,
+        key: (RateLimitBucket, ClientKey),
+        limit: u32,
+        points: u32,
+        now: Timestamp,
+    ) -> (bool, WindowCounter, i64) {
         let shard = usize::try_from(self.hasher.hash_one(key)).unwrap_or_default() % SHARDS;
         let mut shard = self.shards[shard].lock().unwrap_or_else(PoisonError::into_inner);
         let minute = now.micros().div_euclid(WINDOW_MICROS);
@@ -374,7 +388,8 @@ mod tests {
                 assert!(one.admit(RateLimitBucket::Graphql, who, now).await.is_ok());
                 assert!(other.admit(RateLimitBucket::Graphql, who, now).await.is_ok());
             }
-            one.admit(RateLimitBucket::Graphql, who, now).await.is_err() && other.admit(RateLimitBucket::Graphql, who, now).await.is_err()
+            one.admit(RateLimitBucket::Graphql, who, now).await.is_err()
+                && other.admit(RateLimitBucket::Graphql, who, now).await.is_err()
         };
         // After one slow answer of Redis, as on a stalled machine, an instance counts alone for a
         // second.

@@ -16,7 +16,7 @@ use crate::auth::unsubscribe;
 use crate::error::{Error, Result};
 use crate::http::account_email::CANCEL_PAGE;
 use crate::id::Id;
-use crate::store::mail::{self, MailKind, Mail};
+use crate::store::mail::{self, Mail, MailKind};
 use crate::store::mail_quota::{self, QuotaDecision};
 use crate::store::token::{self, Purpose};
 use crate::store::user;
@@ -182,7 +182,8 @@ impl Mailer {
                     "If you did not request this, you can ignore this message.".to_owned(),
                 ];
                 let letter = notice("Verify your e-mail address", paragraphs);
-                self.compose_with_token(mail, Purpose::VerifyEmail, VERIFY_LIFETIME, &config.verify_email_url, letter).await
+                self.compose_with_token(mail, Purpose::VerifyEmail, VERIFY_LIFETIME, &config.verify_email_url, letter)
+                    .await
             }
             MailKind::ResetPassword => {
                 let paragraphs = [
@@ -190,7 +191,14 @@ impl Mailer {
                     "If you did not request this, ignore this message: your password stays unchanged.".to_owned(),
                 ];
                 let letter = notice("Set a new password", paragraphs);
-                self.compose_with_token(mail, Purpose::ResetPassword, RESET_LIFETIME, &config.reset_password_url, letter).await
+                self.compose_with_token(
+                    mail,
+                    Purpose::ResetPassword,
+                    RESET_LIFETIME,
+                    &config.reset_password_url,
+                    letter,
+                )
+                .await
             }
             MailKind::PasswordDisabled => {
                 let paragraphs = [
@@ -198,7 +206,14 @@ impl Mailer {
                     "To set a new password, open this link. It works once and expires in 30 minutes.".to_owned(),
                 ];
                 let letter = notice("Set a new password", paragraphs);
-                self.compose_with_token(mail, Purpose::ResetPassword, RESET_LIFETIME, &config.reset_password_url, letter).await
+                self.compose_with_token(
+                    mail,
+                    Purpose::ResetPassword,
+                    RESET_LIFETIME,
+                    &config.reset_password_url,
+                    letter,
+                )
+                .await
             }
             MailKind::PasswordChanged => {
                 let paragraphs = [
@@ -327,7 +342,9 @@ impl Mailer {
             }
         });
         Ok(match issued.await? {
-            Ok((recipient, counted)) => TokenOutcome::Token { recipient, token: token.into_string(), quota_entry: counted },
+            Ok((recipient, counted)) => {
+                TokenOutcome::Token { recipient, token: token.into_string(), quota_entry: counted }
+            }
             Err(none) => none,
         })
     }

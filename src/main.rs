@@ -10,7 +10,7 @@ use std::sync::Arc;
 use clap::{Args, Parser, Subcommand};
 use fasttrack::App;
 use fasttrack::access::Role;
-use fasttrack::admin::report::{Severity, Report};
+use fasttrack::admin::report::{Report, Severity};
 use fasttrack::admin::{backup, doctor, relocate, settings};
 use fasttrack::config::{Config, keys_file};
 use fasttrack::db::{Location, migrate};

@@ -96,7 +96,8 @@ mod tests {
 
     #[test]
     fn networks_may_have_everything_together() {
-        let have = |list: &str| cover_all_addresses(&list.split(' ').map(|item| item.parse().unwrap()).collect::<Vec<_>>());
+        let have =
+            |list: &str| cover_all_addresses(&list.split(' ').map(|item| item.parse().unwrap()).collect::<Vec<_>>());
         for all in ["0.0.0.0/0", "::/0", "10.0.0.0/8 7.7.7.7/0", "0.0.0.0/1 128.0.0.0/1", "::/1 8000::/2 c000::/2"] {
             assert!(have(all), "{all}");
         }

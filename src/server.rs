@@ -56,21 +56,21 @@ impl Server {
         let serve = |listener, router, stop: &CancellationToken| {
             http::serve(listener, router, connections, trusted.clone(), draining.clone(), stop.clone())
         };
-        let doors = tokio::spawn(serve(listener, router, &closing));
+        let http = tokio::spawn(serve(listener, router, &closing));
         let measured = |listener| tokio::spawn(serve(listener, http::metrics_router(app), &stop));
         let metrics = metrics.map(measured);
         jobs.spawn(http::health::monitor(Arc::clone(app), stop.clone()));
-        Ok(Self { app: Arc::clone(app), closing, http: doors, metrics, stop, jobs })
+        Ok(Self { app: Arc::clone(app), closing, http, metrics, stop, jobs })
     }
 
     /// Shuts down in order. Returns whether everything completed before the deadline.
     pub async fn shut_down(self) -> bool {
-        let Self { app, closing, http: mut doors, stop, jobs, metrics } = self;
+        let Self { app, closing, mut http, stop, jobs, metrics } = self;
         app.draining.cancel();
         tokio::time::sleep(app.config.drain).await;
         closing.cancel();
         let ended = tokio::time::timeout(SHUTDOWN_TIMEOUT, async {
-            let served = (&mut doors).await;
+            let served = (&mut http).await;
             app.writes.close();
             app.writes.wait().await;
             served
@@ -78,7 +78,7 @@ impl Server {
         let ended = matches!(ended.await, Ok(Ok(())));
         if !ended {
             tracing::warn!("shutdown deadline exceeded, aborting open connections");
-            doors.abort();
+            http.abort();
         }
         stop.cancel();
         jobs.wait().await;

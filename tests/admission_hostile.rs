@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use fasttrack::admission::{AdmittedOperation, DocumentLimits, AdmissionError, admit, parse};
+use fasttrack::admission::{AdmissionError, AdmittedOperation, DocumentLimits, admit, parse};
 use fasttrack::error::Code;
 use serde_json::{Map, Value, json};
 

@@ -13,7 +13,7 @@ use async_graphql::{
     },
 };
 use async_graphql_value::Value as Input;
-use fasttrack::admission::{self, AdmittedOperation, DocumentLimits, AdmissionError, parse};
+use fasttrack::admission::{self, AdmissionError, AdmittedOperation, DocumentLimits, parse};
 use fasttrack::error::Code;
 use proptest::{prelude::*, sample::select};
 use serde_json::{Map, Value, json};

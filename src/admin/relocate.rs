@@ -31,7 +31,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use tokio::sync::mpsc;
 use tokio_postgres::{Client, Transaction};
 
-use crate::config::{Lookup, keys_file, create_private_file};
+use crate::config::{Lookup, create_private_file, keys_file};
 use crate::db::postgres::PgConnector;
 use crate::db::types::POSTGRES_EPOCH;
 use crate::db::{Location, migrate};
@@ -348,9 +348,15 @@ async fn truncate(tx: &Transaction<'_>, tables: &[Table]) -> Result<()> {
 }
 
 /// Copies a table to the target.
-async fn copy_table(tx: &Transaction<'_>, source: SqliteSource, table: Table, bar: &ProgressBar) -> Result<(SqliteSource, VerifiedTable)> {
+async fn copy_table(
+    tx: &Transaction<'_>,
+    source: SqliteSource,
+    table: Table,
+    bar: &ProgressBar,
+) -> Result<(SqliteSource, VerifiedTable)> {
     // FREEZE spares a later VACUUM. It is allowed because this transaction truncated the table.
-    let copy = format!("COPY {} ({}) FROM STDIN (FORMAT binary, FREEZE)", quote_identifier(&table.name), table.column_list());
+    let copy =
+        format!("COPY {} ({}) FROM STDIN (FORMAT binary, FREEZE)", quote_identifier(&table.name), table.column_list());
     let (chunks, mut received) = mpsc::channel(16);
     let reading = tokio::task::spawn_blocking(move || source.read(&table, &chunks));
     let mut sink = std::pin::pin!(tx.copy_in::<_, Bytes>(&copy).await?);
@@ -452,7 +458,12 @@ impl SqliteSource {
 
     /// Reads a table in binary `COPY` format. Sends chunks with the number of rows in each.
     fn read(mut self, table: &Table, chunks: &mpsc::Sender<(Bytes, u64)>) -> Result<(Self, VerifiedTable)> {
-        let select = format!("SELECT {} FROM {} ORDER BY {}", table.column_list(), quote_identifier(&table.name), table.order_by(""));
+        let select = format!(
+            "SELECT {} FROM {} ORDER BY {}",
+            table.column_list(),
+            quote_identifier(&table.name),
+            table.order_by("")
+        );
         let width = i16::try_from(table.columns.len()).map_err(Error::internal)?;
         let (mut rows, mut reported) = (0, 0);
         let mut hash = Context::new(&SHA256);

@@ -25,7 +25,7 @@ use async_graphql::{
 use async_graphql_value::Value as Input;
 use serde_json::{Map, Number, Value};
 
-use super::{DocumentLimits, AdmissionError};
+use super::{AdmissionError, DocumentLimits};
 use crate::error::Code;
 
 /// The lists of the introspection schema.
@@ -220,7 +220,10 @@ impl<'a> ComplexityVisitor<'a> {
         Ok(())
     }
 
-    fn measure_operation(&mut self, operation: &'a Positioned<OperationDefinition>) -> Result<SelectionSize, AdmissionError> {
+    fn measure_operation(
+        &mut self,
+        operation: &'a Positioned<OperationDefinition>,
+    ) -> Result<SelectionSize, AdmissionError> {
         let limits = self.limits;
         let pos = Some(operation.pos);
         let definition = &operation.node;
@@ -258,10 +261,15 @@ impl<'a> ComplexityVisitor<'a> {
             self.count_directives(selection.node.directives(), selection.pos)?;
             measure = measure.merge(match &selection.node {
                 Selection::Field(field) => self.measure_field(field)?,
-                Selection::InlineFragment(inline) => self.measure_selection_set(&inline.node.selection_set)?.as_fragment(),
-                Selection::FragmentSpread(spread) => {
-                    self.fragments.get(spread.node.fragment_name.node.as_str()).copied().unwrap_or_default().as_fragment()
+                Selection::InlineFragment(inline) => {
+                    self.measure_selection_set(&inline.node.selection_set)?.as_fragment()
                 }
+                Selection::FragmentSpread(spread) => self
+                    .fragments
+                    .get(spread.node.fragment_name.node.as_str())
+                    .copied()
+                    .unwrap_or_default()
+                    .as_fragment(),
             });
         }
         if !set.node.items.is_empty() {
@@ -278,7 +286,10 @@ impl<'a> ComplexityVisitor<'a> {
         check_limit(limits.arguments, field.arguments.len(), "arguments", pos)?;
         let below = self.measure_selection_set(&field.selection_set)?;
 
-        let page = self.pages.page_size(field, below.connection).or(UNPAGED_LISTS.contains(&name).then_some(ASSUMED_LIST_LENGTH));
+        let page = self
+            .pages
+            .page_size(field, below.connection)
+            .or(UNPAGED_LISTS.contains(&name).then_some(ASSUMED_LIST_LENGTH));
         let searches = if self.pages.is_searched(field) || self.pages.is_filtered_log(field) {
             below.totals.saturating_add(1)
         } else {
@@ -462,7 +473,9 @@ impl PageSizes<'_> {
             Some(Value::Null) => self.limits.default_page_size,
             Some(Value::Number(number)) => self.clamp(number),
             Some(_) => self.limits.max_page_size,
-            None => self.default_value(name).map_or(self.limits.default_page_size, |default| self.literal_size(default)),
+            None => {
+                self.default_value(name).map_or(self.limits.default_page_size, |default| self.literal_size(default))
+            }
         }
     }
 
@@ -545,7 +558,12 @@ fn sum(bytes: impl Iterator<Item = u64>) -> u64 {
     bytes.fold(0, u64::saturating_add)
 }
 
-fn check_limit<N: PartialOrd + fmt::Display>(limit: N, found: N, what: &str, pos: Option<Pos>) -> Result<(), AdmissionError> {
+fn check_limit<N: PartialOrd + fmt::Display>(
+    limit: N,
+    found: N,
+    what: &str,
+    pos: Option<Pos>,
+) -> Result<(), AdmissionError> {
     if found <= limit {
         return Ok(());
     }

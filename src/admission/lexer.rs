@@ -11,7 +11,7 @@
 //! but it ends strings and comments where this pass does, so it cannot see a bracket that was not
 //! counted.
 
-use super::{DocumentLimits, AdmissionError};
+use super::{AdmissionError, DocumentLimits};
 use crate::error::Code;
 
 /// Upper bound of `DocumentLimits::nesting`: the size of the scan's stack.
@@ -165,7 +165,9 @@ impl Scanner<'_> {
         }
         if self.offset - start > MAX_NUMBER_BYTES {
             self.offset = start;
-            return Err(self.too_large(format!("A number is too long: at most {MAX_NUMBER_BYTES} characters are allowed")));
+            return Err(
+                self.too_large(format!("A number is too long: at most {MAX_NUMBER_BYTES} characters are allowed"))
+            );
         }
         // `1.2.3`, `0x1f` and `01` are mistakes, not two tokens.
         if self.peek().is_some_and(|byte| byte == b'.' || is_name(byte)) {

@@ -18,8 +18,8 @@
 //!
 //! All functions are pure, linear in the size of the request, and never panic.
 
-mod lexer;
 mod complexity;
+mod lexer;
 
 use std::fmt;
 

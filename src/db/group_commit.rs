@@ -16,7 +16,7 @@ use futures_util::future::BoxFuture;
 use tokio::sync::{Mutex, oneshot};
 
 use super::sqlite_executor::{run_inline, run_low_priority};
-use super::{Conn, Db, PoolGuard, TransactionGuard, PooledConn, SignalSet, SqliteConn, Work};
+use super::{Conn, Db, PoolGuard, PooledConn, SignalSet, SqliteConn, TransactionGuard, Work};
 use crate::error::{Error, Result};
 
 /// Maximum number of transactions in a group.
@@ -92,8 +92,10 @@ impl GroupCommit {
                 // Left behind when a dropped member closed the connection: dropping the senders
                 // fails their transactions.
                 group.members.clear();
-                let mut open =
-                    TransactionGuard(Some(Conn::new(PooledConn::Sqlite(PoolGuard::new(db.acquire(self.pool.get()).await?, None)))));
+                let mut open = TransactionGuard(Some(Conn::new(PooledConn::Sqlite(PoolGuard::new(
+                    db.acquire(self.pool.get()).await?,
+                    None,
+                )))));
                 open.conn().execute("BEGIN IMMEDIATE").await?;
                 open
             }
@@ -188,7 +190,8 @@ impl GroupCommit {
         async move {
             let folded = async {
                 const CHECKPOINT: &str = "PRAGMA wal_checkpoint(PASSIVE)";
-                let mut checkpoint_pool = Conn::new(PooledConn::Sqlite(PoolGuard::new(db.acquire(self.checkpoint_pool.get()).await?, None)));
+                let mut checkpoint_pool =
+                    Conn::new(PooledConn::Sqlite(PoolGuard::new(db.acquire(self.checkpoint_pool.get()).await?, None)));
                 for _ in 0..MAX_CONCURRENT_CHECKPOINTS {
                     run_low_priority(checkpoint_pool.execute(CHECKPOINT)).await?;
                 }

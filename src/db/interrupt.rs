@@ -71,7 +71,11 @@ pub(super) fn check() -> QueryResult<()> {
                 && (!rows.get().is_multiple_of(ROWS_PER_CLOCK_READ) || Instant::now() < *deadline)
         })
     });
-    if may_go_on { Ok(()) } else { Err(Error::DatabaseError(DatabaseErrorKind::Unknown, Box::new(TIMEOUT_MESSAGE.to_owned()))) }
+    if may_go_on {
+        Ok(())
+    } else {
+        Err(Error::DatabaseError(DatabaseErrorKind::Unknown, Box::new(TIMEOUT_MESSAGE.to_owned())))
+    }
 }
 
 define_sql_function! {

@@ -7,20 +7,20 @@
 //! expands it for both backends of [`Conn`], so the compiler checks it against both. The few
 //! statements that differ use a `match` in the function that needs them.
 
-mod group_commit;
-mod sqlite_executor;
 pub mod columns;
+mod group_commit;
 mod interrupt;
-pub mod ttl_cache;
-mod pool_guard;
 pub mod migrate;
 mod operation_scope;
 pub mod page;
+mod pipeline;
+mod pool_guard;
 pub mod postgres;
-mod statement_cache;
 pub mod rows;
 pub mod schema;
-mod pipeline;
+mod sqlite_executor;
+mod statement_cache;
+pub mod ttl_cache;
 pub mod types;
 
 use std::path::PathBuf;
@@ -41,13 +41,13 @@ use prometheus_client::metrics::histogram::Histogram;
 use tokio::sync::Notify;
 
 use self::group_commit::GroupCommit;
-use self::sqlite_executor::INLINE_ROWS;
-pub use self::sqlite_executor::{run_inline, inline_if_few};
 pub use self::interrupt::WithinDeadline;
-pub use self::pool_guard::{Detach, PoolGuard, PgConn, PooledConn};
 pub use self::operation_scope::OperationScope;
-pub use self::statement_cache::{uncached, cached};
 use self::pipeline::{PipelinedConn, PipelinedPool};
+pub use self::pool_guard::{Detach, PgConn, PoolGuard, PooledConn};
+use self::sqlite_executor::INLINE_ROWS;
+pub use self::sqlite_executor::{inline_if_few, run_inline};
+pub use self::statement_cache::{cached, uncached};
 use crate::error::{Error, Result};
 use crate::limits::StorageQuotas;
 use crate::metrics;
@@ -123,7 +123,9 @@ macro_rules! select_locked {
             ($crate::db::PooledConn::Postgres(c), $crate::db::Lock::Update) => {
                 $query.for_no_key_update().load(&mut &**c).await
             }
-            ($crate::db::PooledConn::Postgres(c), $crate::db::Lock::Delete) => $query.for_update().load(&mut &**c).await,
+            ($crate::db::PooledConn::Postgres(c), $crate::db::Lock::Delete) => {
+                $query.for_update().load(&mut &**c).await
+            }
         }
     };
 }
@@ -292,7 +294,16 @@ impl Db {
             }
         };
         let (waits, bells, changes) = (metrics::duration_histogram(), Arc::default(), Arc::default());
-        Ok(Self { quotas: StorageQuotas::default(), pools, background: aside, health_check: check, statements, waits, signals: bells, generations: changes })
+        Ok(Self {
+            quotas: StorageQuotas::default(),
+            pools,
+            background: aside,
+            health_check: check,
+            statements,
+            waits,
+            signals: bells,
+            generations: changes,
+        })
     }
 
     /// The maximum number of PostgreSQL connections of a server whose main pool has `kept`: the
@@ -322,7 +333,9 @@ impl Db {
     pub async fn conn(&self) -> Result<Conn> {
         let share = operation_scope::acquire().await?;
         let pooled = match &self.pools {
-            Pools::Sqlite { readers, .. } => PooledConn::Sqlite(PoolGuard::new(self.acquire(readers.get()).await?, share)),
+            Pools::Sqlite { readers, .. } => {
+                PooledConn::Sqlite(PoolGuard::new(self.acquire(readers.get()).await?, share))
+            }
             Pools::Postgres { exclusive: own, .. } => {
                 PooledConn::Postgres(PgConn::Exclusive(Box::new(PoolGuard::new(self.acquire(own.get()).await?, share))))
             }

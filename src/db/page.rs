@@ -17,8 +17,8 @@ use diesel::sql_types::{Bool, HasSqlType};
 use diesel::sqlite::Sqlite;
 
 use super::types::sql;
-use crate::id::Id;
 use crate::backend_sql;
+use crate::id::Id;
 use crate::time::Timestamp;
 
 /// The sort key of a row.

@@ -55,7 +55,8 @@ impl PgConnector {
                 _ => rest.push(pair),
             }
         }
-        let mut config: Config = format!("{base}?{}", rest.join("&")).parse().map_err(|error| error_with_source(&error))?;
+        let mut config: Config =
+            format!("{base}?{}", rest.join("&")).parse().map_err(|error| error_with_source(&error))?;
         // Detects a server that vanished: the time that sent data may stay unacknowledged.
         config
             .connect_timeout(CONNECT_TIMEOUT)
@@ -88,13 +89,15 @@ impl PgConnector {
 
     /// Connects for diesel.
     pub async fn connect(&self) -> ConnectionResult<AsyncPgConnection> {
-        let (client, connection) = self.open().await.map_err(|error| ConnectionError::BadConnection(error_with_source(&error)))?;
+        let (client, connection) =
+            self.open().await.map_err(|error| ConnectionError::BadConnection(error_with_source(&error)))?;
         AsyncPgConnection::try_from_client_and_connection(client, connection).await
     }
 
     /// Connects for diesel, and returns a token that is cancelled when the connection ends.
     pub async fn connect_with_end_token(&self) -> ConnectionResult<(AsyncPgConnection, CancellationToken)> {
-        let (client, connection) = self.open().await.map_err(|error| ConnectionError::BadConnection(error_with_source(&error)))?;
+        let (client, connection) =
+            self.open().await.map_err(|error| ConnectionError::BadConnection(error_with_source(&error)))?;
         let ended = spawn_driver(connection);
         Ok((AsyncPgConnection::try_from(client).await?, ended))
     }

@@ -109,7 +109,10 @@ mod tests {
         }
         let here = current().id();
         assert_eq!(run_inline(place()).await, here);
-        assert_eq!((inline_if_few(INLINE_ROWS, place()).await, inline_if_few(INLINE_ROWS + 1, place()).await == here), (here, false));
+        assert_eq!(
+            (inline_if_few(INLINE_ROWS, place()).await, inline_if_few(INLINE_ROWS + 1, place()).await == here),
+            (here, false)
+        );
         assert_ne!(place().await, here);
     }
 

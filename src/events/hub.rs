@@ -214,7 +214,12 @@ struct TailStatus {
 impl<T> Clone for Hub<T> {
     fn clone(&self) -> Self {
         let (index, reached) = (Arc::clone(&self.index), Arc::clone(&self.tail_position));
-        Self { index, queued_bytes: Arc::clone(&self.queued_bytes), tail_position: reached, tail_status: Arc::clone(&self.tail_status) }
+        Self {
+            index,
+            queued_bytes: Arc::clone(&self.queued_bytes),
+            tail_position: reached,
+            tail_status: Arc::clone(&self.tail_status),
+        }
     }
 }
 

@@ -4,10 +4,10 @@
 //! the log after a position. Here an event is a kind, ids and a JSON snapshot. Its meaning is
 //! defined by its writers in `store` and its readers in `graphql`.
 
-pub mod shared_response;
 pub mod cursor;
 pub mod hint;
 pub mod hub;
+pub mod shared_response;
 pub mod text;
 
 use diesel::deserialize::FromSqlRow;
@@ -20,11 +20,11 @@ use diesel::sqlite::Sqlite;
 use crate::db::rows::RunQueryDsl;
 use crate::db::schema::{events, projections};
 use crate::db::types::sql;
-use crate::db::{CommitSignal, Conn, Db, PooledConn, inline_if_few, cached};
+use crate::db::{CommitSignal, Conn, Db, PooledConn, cached, inline_if_few};
 use crate::error::Result;
 use crate::id::Id;
 use crate::time::Timestamp;
-use crate::{on, backend_sql, stored_as_smallint};
+use crate::{backend_sql, on, stored_as_smallint};
 
 /// The kind of an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, AsExpression, FromSqlRow)]

@@ -123,7 +123,8 @@ mod tests {
         let claim = answer.claim().expect("unclaimed again");
         answer.wait_claimed().await;
         let (bytes, payload) = (Arc::new(Semaphore::new(1)), Arc::from("{}"));
-        let share = async { claim.complete(ComputedResponse { payload, bytes: bytes.acquire_owned().await.expect("room") }) };
+        let share =
+            async { claim.complete(ComputedResponse { payload, bytes: bytes.acquire_owned().await.expect("room") }) };
         let (settled, ()) = tokio::join!(answer.finished(), share);
         assert_eq!(settled.as_deref(), Some("{}"));
         assert!(answer.claim().is_none());

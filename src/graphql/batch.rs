@@ -30,7 +30,7 @@ use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, try_join_all};
 
 use super::RequestContext;
-use super::collect::{PLACEHOLDER_KEY, OperationEnv};
+use super::collect::{OperationEnv, PLACEHOLDER_KEY};
 use super::json::{self, WriteJson};
 use super::loader::Load;
 use crate::error::{Error, Result};
@@ -203,7 +203,11 @@ impl<'a> SelectedField<'a> {
     /// Whether the predicate holds for every field that may be selected on the result, in fragments
     /// of any type.
     pub fn all_fields(&self, mut holds: impl FnMut(Self) -> bool) -> bool {
-        fn every<'a>(names: OperationEnv<'a>, set: &'a SelectionSet, holds: &mut dyn FnMut(SelectedField<'a>) -> bool) -> bool {
+        fn every<'a>(
+            names: OperationEnv<'a>,
+            set: &'a SelectionSet,
+            holds: &mut dyn FnMut(SelectedField<'a>) -> bool,
+        ) -> bool {
             set.items.iter().all(|selection| match &selection.node {
                 Selection::Field(field) => holds(SelectedField { names, field }),
                 Selection::InlineFragment(fragment) => every(names, &fragment.node.selection_set.node, holds),
@@ -219,7 +223,12 @@ impl<'a> SelectedField<'a> {
     /// The maximum of `needs` over all fields that may be selected on the result, at least `least`.
     /// The result is of one of `types`; fragments of other types are skipped.
     pub fn max_over_fields<C: Copy + Ord>(&self, types: &[&str], least: C, mut needs: impl FnMut(Self) -> C) -> C {
-        fn visit<'a>(names: OperationEnv<'a>, set: &'a SelectionSet, types: &[&str], visitor: &mut dyn FnMut(SelectedField<'a>)) {
+        fn visit<'a>(
+            names: OperationEnv<'a>,
+            set: &'a SelectionSet,
+            types: &[&str],
+            visitor: &mut dyn FnMut(SelectedField<'a>),
+        ) {
             for selection in &set.items {
                 let (condition, set) = match &selection.node {
                     Selection::Field(field) => {
@@ -258,7 +267,9 @@ impl<'a> SelectedField<'a> {
         let plan = self.plan::<T>()?;
         let resolved = async {
             match found.await? {
-                Some(object) => plan.resolve(std::slice::from_ref(&object), caller).await.map(JsonFragments::into_response),
+                Some(object) => {
+                    plan.resolve(std::slice::from_ref(&object), caller).await.map(JsonFragments::into_response)
+                }
                 None => Ok(b"null".to_vec()),
             }
         };
@@ -274,7 +285,9 @@ impl<'a> SelectedField<'a> {
 
     /// An object for each, already in memory.
     pub fn object<T: BatchObject, U: BatchObject>(&self, inner: fn(&T) -> U) -> Option<FieldResolver<'a, T>> {
-        self.batch(move |objects, _| ready(ChildObjects::one_per_parent(objects.iter().map(|object| Some(inner(object))))).boxed())
+        self.batch(move |objects, _| {
+            ready(ChildObjects::one_per_parent(objects.iter().map(|object| Some(inner(object))))).boxed()
+        })
     }
 
     /// A list of objects for each, already in memory.
@@ -283,7 +296,12 @@ impl<'a> SelectedField<'a> {
     }
 
     /// A list for each, loaded by its id.
-    pub fn list_by_id<T: BatchObject, U: BatchObject, L: Load<Key = Id, Value = Vec<V>>, V: Clone + Send + Sync + 'static>(
+    pub fn list_by_id<
+        T: BatchObject,
+        U: BatchObject,
+        L: Load<Key = Id, Value = Vec<V>>,
+        V: Clone + Send + Sync + 'static,
+    >(
         &self,
         id: fn(&T) -> Id,
         _: L,
@@ -418,7 +436,9 @@ where
                     ChildIndex::Null => None::<bool>.write(&mut texts.buffer),
                     ChildIndex::One(index) => texts.buffer.extend_from_slice(inner.get(index)),
                     ChildIndex::List(range) => {
-                        json::write_list(&mut texts.buffer, range, |index, out| out.extend_from_slice(inner.get(index)));
+                        json::write_list(&mut texts.buffer, range, |index, out| {
+                            out.extend_from_slice(inner.get(index))
+                        });
                     }
                 }
                 texts.end();
@@ -507,17 +527,23 @@ impl<'a, T: BatchObject> BatchPlan<'a, T> {
             let mut failed = Ok(());
             for (index, object) in objects.iter().enumerate() {
                 let mut hung = hung.iter();
-                json::write_object(&mut texts.buffer, &self.members, |BatchMember { name, resolver: step, .. }, out| {
-                    out.extend_from_slice(name);
-                    match step {
-                        FieldResolver::Inline(write) => {
-                            if let Err(error) = write(object, caller, out) {
-                                failed = Err(error);
+                json::write_object(
+                    &mut texts.buffer,
+                    &self.members,
+                    |BatchMember { name, resolver: step, .. }, out| {
+                        out.extend_from_slice(name);
+                        match step {
+                            FieldResolver::Inline(write) => {
+                                if let Err(error) = write(object, caller, out) {
+                                    failed = Err(error);
+                                }
+                            }
+                            FieldResolver::Batch(_) => {
+                                out.extend_from_slice(hung.next().map_or(b"", |texts| texts.get(index)))
                             }
                         }
-                        FieldResolver::Batch(_) => out.extend_from_slice(hung.next().map_or(b"", |texts| texts.get(index))),
-                    }
-                });
+                    },
+                );
                 texts.end();
                 texts.counted.grow_to(caller, texts.buffer.len())?;
             }

@@ -43,9 +43,12 @@ impl OperationEnv<'_> {
     fn without_undefined(self, argument: &Input) -> Option<Input> {
         Some(match argument {
             Input::Variable(name) if !self.variables.contains_key(name) => return None,
-            Input::List(items) => Input::List(items.iter().map(|item| self.without_undefined(item).unwrap_or_default()).collect()),
+            Input::List(items) => {
+                Input::List(items.iter().map(|item| self.without_undefined(item).unwrap_or_default()).collect())
+            }
             Input::Object(fields) => {
-                let fields = fields.iter().filter_map(|(name, value)| Some((name.clone(), self.without_undefined(value)?)));
+                let fields =
+                    fields.iter().filter_map(|(name, value)| Some((name.clone(), self.without_undefined(value)?)));
                 Input::Object(fields.collect())
             }
             other => other.clone(),
@@ -85,7 +88,8 @@ pub fn apply_defaults(variables: &mut Variables, operation: &OperationDefinition
 
 /// Whether every variable of an operation has a value.
 pub fn has_all_values(document: &ExecutableDocument, name: Option<&str>, variables: &Variables) -> bool {
-    let mut definitions = operation_named(document, name).into_iter().flat_map(|operation| &operation.variable_definitions);
+    let mut definitions =
+        operation_named(document, name).into_iter().flat_map(|operation| &operation.variable_definitions);
     definitions.all(|definition| variables.contains_key(&definition.node.name.node))
 }
 
@@ -185,10 +189,9 @@ impl<'a> FieldCollector<'a> {
     }
 
     fn field(&self, parent: &str, field: &Field, sets: &[&'a SelectionSet]) -> Field {
-        let arguments = field
-            .arguments
-            .iter()
-            .filter_map(|(name, value)| Some((name.clone(), value.position_node(self.names.without_undefined(&value.node)?))));
+        let arguments = field.arguments.iter().filter_map(|(name, value)| {
+            Some((name.clone(), value.position_node(self.names.without_undefined(&value.node)?)))
+        });
         let set = &field.selection_set;
         let selected = if set.node.items.is_empty() {
             SelectionSet::default()

@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use async_graphql::{Context, ID, InputObject, Object, Result, SimpleObject};
 
+use super::batch::{BatchObject, FieldResolver, SelectedField};
 use super::connection::max_required;
 use super::json::Base64Text;
-use super::batch::{BatchObject, SelectedField, FieldResolver};
 use super::node::{self, NodeType};
 use super::payload::{UserErrorPayload, run_mutation};
 use super::task::{self, Task};
@@ -83,9 +83,13 @@ impl BatchObject for Comment {
         Some(match field.name() {
             "id" => inline!(|comment| Base64Text(&node::bytes(NodeType::Comment, comment.0.id))),
             "body" => inline!(|comment| comment.0.body),
-            "author" => {
-                field.object_by_id(|comment: &Self| Some(comment.0.author_id), loader::Users, |id| id, User::from, true)?
-            }
+            "author" => field.object_by_id(
+                |comment: &Self| Some(comment.0.author_id),
+                loader::Users,
+                |id| id,
+                User::from,
+                true,
+            )?,
             "task" => {
                 let columns = task::required_columns(field);
                 let key = move |id| (columns, id);
@@ -111,7 +115,9 @@ pub fn required_columns(comment: &SelectedField<'_>) -> CommentColumns {
 
 /// The narrowest set of columns that serves a selection on a connection of comments.
 pub fn required_node_columns(connection: &SelectedField<'_>) -> CommentColumns {
-    max_required(connection, ["CommentConnection", "CommentEdge"], CommentColumns::Summary, |comment| required_columns(&comment))
+    max_required(connection, ["CommentConnection", "CommentEdge"], CommentColumns::Summary, |comment| {
+        required_columns(&comment)
+    })
 }
 
 /// Input of `addComment`.

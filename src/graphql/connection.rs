@@ -12,9 +12,9 @@ use futures_util::future::{BoxFuture, try_join_all};
 use futures_util::{FutureExt, TryFutureExt};
 
 use super::RequestContext;
+use super::batch::{BatchField, BatchObject, FieldResolver, JsonFragments, SelectedField};
 use super::json::Base64Text;
-use super::batch::{BatchField, BatchObject, SelectedField, FieldResolver, JsonFragments};
-use crate::db::page::{SortKey, Page, RowPosition, PageWindow};
+use crate::db::page::{Page, PageWindow, RowPosition, SortKey};
 use crate::error::Error;
 use crate::id::Id;
 use crate::inline;
@@ -223,7 +223,9 @@ pub fn max_required<'a, C: Copy + Ord>(
 ) -> C {
     connection.max_over_fields(&types[..1], least, |field| match field.name() {
         "nodes" => node(field),
-        "edges" => field.max_over_fields(&types[1..], least, |field| if field.name() == "node" { node(field) } else { least }),
+        "edges" => {
+            field.max_over_fields(&types[1..], least, |field| if field.name() == "node" { node(field) } else { least })
+        }
         _ => least,
     })
 }
@@ -260,8 +262,11 @@ impl<T> Connection<T> {
 
 impl<T: Clone> Connection<T> {
     fn all_edges(&self) -> Vec<Edge<T>> {
-        let edge =
-            |(position, node): &(RowPosition, T)| Edge { tag: self.tag, position: position.clone(), node: node.clone() };
+        let edge = |(position, node): &(RowPosition, T)| Edge {
+            tag: self.tag,
+            position: position.clone(),
+            node: node.clone(),
+        };
         self.nodes.iter().map(edge).collect()
     }
 
@@ -348,7 +353,11 @@ impl<T: BatchObject> BatchObject for Connection<T> {
 struct TotalCountField;
 
 impl<T: BatchObject> BatchField<Connection<T>> for TotalCountField {
-    fn resolve<'r>(&'r self, pages: &'r [Connection<T>], caller: &'r RequestContext) -> BoxFuture<'r, Result<JsonFragments, Error>> {
+    fn resolve<'r>(
+        &'r self,
+        pages: &'r [Connection<T>],
+        caller: &'r RequestContext,
+    ) -> BoxFuture<'r, Result<JsonFragments, Error>> {
         let counts = try_join_all(pages.iter().map(|page| page.total.count(caller)));
         counts.map_ok(JsonFragments::from_values).boxed()
     }

@@ -13,7 +13,7 @@ use async_graphql::{Name, Value, Variables};
 use async_graphql_value::Value as Literal;
 use serde::Serialize;
 
-use super::null_propagation::{operation_named, base_name, root_type};
+use super::null_propagation::{base_name, operation_named, root_type};
 
 /// Largest number of deprecations in a response.
 const MAX_REPORTED: usize = 20;

@@ -8,9 +8,9 @@ use async_graphql::{Context, Enum, ID, InputObject, Interface, Object, Result, S
 use futures_util::Stream;
 use futures_util::stream::Empty;
 
-use super::comment::{self, Comment};
-use super::connection::{PageInfo, PageArgs, max_required};
 use super::batch::SelectedField;
+use super::comment::{self, Comment};
+use super::connection::{PageArgs, PageInfo, max_required};
 use super::event_stream::{SubscriptionEvent, SubscriptionHandle, follow};
 use super::node::{self, NodeType};
 use super::notification::Notification;
@@ -24,9 +24,9 @@ use crate::error::Error;
 use crate::events::cursor::CursorCodec;
 use crate::events::{self as log, EventKind, LogPosition};
 use crate::id::Id;
-use crate::store::event::{self as store, EventColumns, EventCriteria, EventObjects, Snapshot, LogRange, can_see};
+use crate::store::event::{self as store, EventColumns, EventCriteria, EventObjects, LogRange, Snapshot, can_see};
 use crate::store::history::Change;
-use crate::store::task::{TaskStatus, Task as TaskRow, TaskColumns};
+use crate::store::task::{Task as TaskRow, TaskColumns, TaskStatus};
 use crate::time::Timestamp;
 
 /// An event with the rows that its fields are resolved from.
@@ -76,7 +76,11 @@ impl EventView {
 
 /// Fails with CURSOR_EXPIRED if events after this position have left the log. `floor` is the
 /// retention horizon, the oldest position kept.
-pub fn check_retained(cursors: &CursorCodec, floor: LogPosition, position: LogPosition) -> crate::error::Result<LogPosition> {
+pub fn check_retained(
+    cursors: &CursorCodec,
+    floor: LogPosition,
+    position: LogPosition,
+) -> crate::error::Result<LogPosition> {
     if position < floor { Err(Error::CursorExpired { oldest: cursors.encode(floor) }) } else { Ok(position) }
 }
 
@@ -421,7 +425,11 @@ pub struct EventFilter {
     types: Option<Vec<EventType>>,
 }
 
-fn filter(project_id: Option<ID>, task_id: Option<ID>, kinds: Option<Vec<EventKind>>) -> crate::error::Result<EventCriteria> {
+fn filter(
+    project_id: Option<ID>,
+    task_id: Option<ID>,
+    kinds: Option<Vec<EventKind>>,
+) -> crate::error::Result<EventCriteria> {
     Ok(EventCriteria {
         project_id: project_id.map(|id| node::decode_filter(NodeType::Project, &id)).transpose()?,
         task_id: task_id.map(|id| node::decode_filter(NodeType::Task, &id)).transpose()?,
@@ -506,7 +514,12 @@ pub fn trim<T>(events: &mut Vec<T>, stretch: LogRange) -> bool {
 }
 
 /// Builds a page; `more` says whether another one follows in the direction of paging.
-pub fn connection(events: Vec<EventView>, more: bool, stretch: LogRange, cursors: &CursorCodec) -> Result<EventConnection> {
+pub fn connection(
+    events: Vec<EventView>,
+    more: bool,
+    stretch: LogRange,
+    cursors: &CursorCodec,
+) -> Result<EventConnection> {
     let mut edges = Vec::with_capacity(events.len());
     for view in events {
         let cursor = cursors.encode(view.event.position());
@@ -570,8 +583,9 @@ impl EventQuery {
                 caller.tracked_viewer().add_deleted_project(project.clone());
             }
         }
-        let view =
-            |(event, objects): (_, EventObjects)| EventView::new(&Arc::new(event), &objects.snapshot, objects.task.as_ref());
+        let view = |(event, objects): (_, EventObjects)| {
+            EventView::new(&Arc::new(event), &objects.snapshot, objects.task.as_ref())
+        };
         connection(loaded.into_iter().map(view).collect(), more, stretch, cursors)
     }
 }

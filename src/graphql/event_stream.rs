@@ -96,7 +96,10 @@ impl SubscriptionHandle {
     }
 
     /// Leaves the stream of this operation. The stream that async-graphql gets is empty.
-    pub fn set_stream<T>(ctx: &Context<'_>, events: impl Stream<Item = Result<SubscriptionEvent>> + Send + 'static) -> Empty<T> {
+    pub fn set_stream<T>(
+        ctx: &Context<'_>,
+        events: impl Stream<Item = Result<SubscriptionEvent>> + Send + 'static,
+    ) -> Empty<T> {
         let Self { stream: opened, .. } = ctx.data_unchecked();
         *opened.lock().unwrap_or_else(PoisonError::into_inner) = Some(events.boxed());
         empty()

@@ -18,7 +18,7 @@ use async_graphql::parser::types::{
 };
 use async_graphql::{Name, Pos};
 
-use super::null_propagation::{TypedSet, SchemaIndex, operation_named, root_type};
+use super::null_propagation::{SchemaIndex, TypedSet, operation_named, root_type};
 
 /// Two fields that cannot be merged.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,7 +54,11 @@ impl<'a> MergeChecker<'a> {
         let mut groups = IndexMap::new();
         sets.into_iter().for_each(|(parent, set)| self.group_by_key(parent, set, &mut groups));
         for members in groups.into_values() {
-            self.check_all(&members, |one, other| self.same_response_shape(one, other), "they return conflicting types")?;
+            self.check_all(
+                &members,
+                |one, other| self.same_response_shape(one, other),
+                "they return conflicting types",
+            )?;
             if !is_one {
                 self.check_sets(self.subselections(&members), false)?;
                 continue;
@@ -71,7 +75,12 @@ impl<'a> MergeChecker<'a> {
         Ok(())
     }
 
-    fn group_by_key(&self, parent: &'a str, set: &'a SelectionSet, groups: &mut IndexMap<&'a str, Vec<ScopedField<'a>>>) {
+    fn group_by_key(
+        &self,
+        parent: &'a str,
+        set: &'a SelectionSet,
+        groups: &mut IndexMap<&'a str, Vec<ScopedField<'a>>>,
+    ) {
         for selection in &set.items {
             match &selection.node {
                 Selection::Field(field) => {
@@ -147,7 +156,9 @@ impl<'a> MergeChecker<'a> {
 
 fn same_type_shape(one: &Type, other: &Type, is_leaf: bool) -> bool {
     match (&one.base, &other.base) {
-        (BaseType::List(one), BaseType::List(other)) => one.nullable == other.nullable && same_type_shape(one, other, is_leaf),
+        (BaseType::List(one), BaseType::List(other)) => {
+            one.nullable == other.nullable && same_type_shape(one, other, is_leaf)
+        }
         (BaseType::Named(one), BaseType::Named(other)) => one == other || !is_leaf,
         _ => false,
     }

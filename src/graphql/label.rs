@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use async_graphql::{Context, ID, InputObject, MaybeUndefined, Object, Result, SimpleObject};
 
+use super::batch::{BatchObject, FieldResolver, SelectedField};
 use super::json::Base64Text;
-use super::batch::{BatchObject, SelectedField, FieldResolver};
 use super::node::{self, NodeType};
 use super::payload::{UserErrorPayload, run_mutation};
 use super::project::{self, Project};
@@ -15,7 +15,7 @@ use super::{RequestContext, guard, loader};
 use crate::error::Error;
 use crate::inline;
 use crate::store::label as store;
-use crate::store::value::{Color, UserErrors, LabelName};
+use crate::store::value::{Color, LabelName, UserErrors};
 
 #[derive(Clone)]
 pub struct Label(pub Arc<store::Label>);
@@ -185,7 +185,8 @@ impl LabelMutation {
         #[graphql(desc = "The label to delete.")] input: DeleteLabelInput,
     ) -> Result<DeleteLabelPayload> {
         let (deleted_label_id, user_errors) = run_mutation(ctx, |app, viewer| async move {
-            store::delete(&app.db, app.clock.now(), &viewer, node::decode_input(NodeType::Label, &input.id, "id")?).await?;
+            store::delete(&app.db, app.clock.now(), &viewer, node::decode_input(NodeType::Label, &input.id, "id")?)
+                .await?;
             Ok(input.id)
         })
         .await?;

@@ -22,7 +22,7 @@ use crate::error::{Code, Error, Result};
 use crate::events::Event;
 use crate::id::Id;
 use crate::store::comment::CommentColumns;
-use crate::store::event::{RelatedObjects, EventColumns, EventObjects, Snapshot, LogRange};
+use crate::store::event::{EventColumns, EventObjects, LogRange, RelatedObjects, Snapshot};
 use crate::store::project::ProjectColumns;
 use crate::store::task::TaskColumns;
 use crate::store::{comment, event, history, label, notification, project, session, task, task_list, user};
@@ -469,7 +469,11 @@ impl Loaders {
         Ok(self.one::<ProjectStats>(id).await?.unwrap_or_default())
     }
 
-    pub async fn project_page(&self, owner: Id, list: Arc<project::ProjectList>) -> Result<Page<Arc<project::Project>>> {
+    pub async fn project_page(
+        &self,
+        owner: Id,
+        list: Arc<project::ProjectList>,
+    ) -> Result<Page<Arc<project::Project>>> {
         self.one::<ProjectPages>((list, owner)).await?.ok_or_else(missing_page)
     }
 

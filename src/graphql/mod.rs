@@ -4,25 +4,25 @@
 //! Resolvers define what a client can request and parse it into values. SQL and rules are in
 //! `store`, permissions in `access`.
 
+pub mod batch;
 pub mod collect;
 pub mod comment;
-pub mod null_propagation;
-pub mod field_merging;
 pub mod connection;
 pub mod deprecation;
-pub mod root_fast_path;
 pub mod event;
+pub mod event_stream;
+pub mod field_merging;
 pub mod guard;
 pub mod json;
 pub mod label;
-pub mod batch;
-pub mod event_stream;
 pub mod loader;
 pub mod node;
 pub mod notification;
+pub mod null_propagation;
 pub mod payload;
 pub mod project;
 pub mod rate_limit;
+pub mod root_fast_path;
 pub mod scalar;
 pub mod session;
 pub mod task;
@@ -118,7 +118,9 @@ pub type EventSchema = async_graphql::Schema<event::EventRoot, EmptyMutation, Em
 
 /// Builds it. The event comes with each request as a [`event_stream::SubscriptionEvent`].
 pub fn event_schema() -> EventSchema {
-    EventSchema::build(event::EventRoot, EmptyMutation, EmptySubscription).validation_mode(ValidationMode::Fast).finish()
+    EventSchema::build(event::EventRoot, EmptyMutation, EmptySubscription)
+        .validation_mode(ValidationMode::Fast)
+        .finish()
 }
 
 /// The schema as SDL, the content of `schema.graphql`.
@@ -191,10 +193,19 @@ struct ContextInner {
 }
 
 impl ContextInner {
-    fn new(app: Arc<App>, viewer: Option<Viewer>, event: Option<(Arc<Event>, Arc<EventObjects>)>, hints: ExecutionHints) -> Self {
+    fn new(
+        app: Arc<App>,
+        viewer: Option<Viewer>,
+        event: Option<(Arc<Event>, Arc<EventObjects>)>,
+        hints: ExecutionHints,
+    ) -> Self {
         let checked_task = event.as_ref().and_then(|(event, _)| event.task_id);
-        let viewer =
-            Arc::new(TrackedViewer { viewer, accessed: AtomicBool::new(false), checked_task, deleted_projects: Mutex::default() });
+        let viewer = Arc::new(TrackedViewer {
+            viewer,
+            accessed: AtomicBool::new(false),
+            checked_task,
+            deleted_projects: Mutex::default(),
+        });
         let (bytes, members) = (AtomicUsize::new(0), AtomicUsize::new(0));
         Self { app, viewer, client: None, event, hints, loaders: OnceLock::new(), bytes, members }
     }
@@ -280,7 +291,8 @@ impl RequestContext {
         if before.saturating_add(list.len()) <= MAX_UNPAGED_ITEMS {
             Ok(list)
         } else {
-            let message = format!("Too many list items: at most {MAX_UNPAGED_ITEMS} items of unpaged lists are allowed.");
+            let message =
+                format!("Too many list items: at most {MAX_UNPAGED_ITEMS} items of unpaged lists are allowed.");
             Err(Error::refused(Code::DocumentTooComplex, message))
         }
     }

@@ -5,9 +5,9 @@ use async_graphql::{Context, ID, Interface, Object, Result};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
+use super::batch::SelectedField;
 use super::comment::{self, Comment};
 use super::label::Label;
-use super::batch::SelectedField;
 use super::notification::Notification;
 use super::project::{self, Project};
 use super::session::Session;
@@ -125,10 +125,14 @@ async fn find(ctx: &Context<'_>, id: &ID) -> Result<Option<Node>> {
     };
     Ok(match noun {
         NodeType::User => loaders.user(id).await?.map(User::from).map(Node::User),
-        NodeType::Project => loaders.project(id, project::required_columns(&field)).await?.map(Project).map(Node::Project),
+        NodeType::Project => {
+            loaders.project(id, project::required_columns(&field)).await?.map(Project).map(Node::Project)
+        }
         NodeType::Label => loaders.label(id).await?.map(Label).map(Node::Label),
         NodeType::Task => loaders.task(id, task::required_columns(&field)).await?.map(Task).map(Node::Task),
-        NodeType::Comment => loaders.comment(id, comment::required_columns(&field)).await?.map(Comment).map(Node::Comment),
+        NodeType::Comment => {
+            loaders.comment(id, comment::required_columns(&field)).await?.map(Comment).map(Node::Comment)
+        }
         NodeType::Session => session(ctx, id).await?.map(Node::Session),
         NodeType::Notification => loaders.notification(id).await?.map(Notification).map(Node::Notification),
         NodeType::Event | NodeType::AuditEntry => None,

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use async_graphql::{Context, ID, InputObject, Object, Result, SimpleObject};
 use futures_util::{Stream, StreamExt};
 
-use super::comment::{self, Comment};
-use super::connection::{Connection, Edge, PageInfo, PageArgs, CursorTag, TotalCount};
 use super::batch::SelectedField;
+use super::comment::{self, Comment};
+use super::connection::{Connection, CursorTag, Edge, PageArgs, PageInfo, TotalCount};
 use super::event_stream::{SubscriptionEvent, SubscriptionHandle, follow};
 use super::node::{self, NodeType};
 use super::payload::{UserErrorPayload, run_mutation};
@@ -129,7 +129,12 @@ impl NotificationConnection {
 }
 
 /// Loads a page of a user's inbox.
-pub async fn list(ctx: &Context<'_>, user_id: Id, paging: PageArgs, unread_only: bool) -> Result<NotificationConnection> {
+pub async fn list(
+    ctx: &Context<'_>,
+    user_id: Id,
+    paging: PageArgs,
+    unread_only: bool,
+) -> Result<NotificationConnection> {
     // Both lists are newest first, so that a cursor is valid with and without `unreadOnly`.
     let tag = CursorTag::new("User.notifications", Some(user_id), &(), true);
     let window = paging.window(tag)?;
@@ -172,9 +177,11 @@ impl MarkNotificationsReadInput {
         match (self.ids, self.all.unwrap_or_default()) {
             (None, true) => Ok(None),
             (Some(ids), false) if ids.len() > super::connection::MAX_PAGE => Err(invalid("At most 100 IDs at once.")),
-            (Some(ids), false) => {
-                ids.iter().map(|id| node::decode_input(NodeType::Notification, id, "ids")).collect::<Result<_, _>>().map(Some)
-            }
+            (Some(ids), false) => ids
+                .iter()
+                .map(|id| node::decode_input(NodeType::Notification, id, "ids"))
+                .collect::<Result<_, _>>()
+                .map(Some),
             (None, false) | (Some(_), true) => Err(invalid("Provide either `ids` or `all: true`.")),
         }
     }
@@ -210,7 +217,11 @@ pub struct NotificationSubscription;
 
 /// The viewer's notification of an event, if the event concerns them. Waits until it is in the
 /// inbox, so that a client that receives it can mark it as read.
-async fn notification_for(app: &App, viewer: Id, event: &SubscriptionEvent) -> crate::error::Result<Option<Notification>> {
+async fn notification_for(
+    app: &App,
+    viewer: Id,
+    event: &SubscriptionEvent,
+) -> crate::error::Result<Option<Notification>> {
     let recipients = store::recipients(&event.event, &event.objects.snapshot);
     if recipients.into_iter().all(|(id, _)| id != viewer) {
         return Ok(None);

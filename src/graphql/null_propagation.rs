@@ -70,7 +70,8 @@ impl SchemaIndex {
 
     /// The plan of the response to an operation.
     pub fn plan<'a>(&'a self, document: &'a ExecutableDocument, operation: Option<&str>) -> CompletionPlan<'a> {
-        let set = operation_named(document, operation).map(|operation| (root_type(operation.ty), &operation.selection_set.node));
+        let set = operation_named(document, operation)
+            .map(|operation| (root_type(operation.ty), &operation.selection_set.node));
         CompletionPlanner { shape: self, document }.plan(set.as_slice())
     }
 }
@@ -211,7 +212,11 @@ struct PlannedField<'a> {
 impl CompletionPlan<'_> {
     /// How the operation can be executed.
     pub fn hints(&self) -> ExecutionHints {
-        ExecutionHints { can_batch: !self.is_merged(), has_single_root: self.fields.len() == 1, as_written: self.as_written }
+        ExecutionHints {
+            can_batch: !self.is_merged(),
+            has_single_root: self.fields.len() == 1,
+            as_written: self.as_written,
+        }
     }
 
     /// Whether fields of an object are selected in several places.

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use async_graphql::{Context, ID, InputObject, MaybeUndefined, Object, Result, SimpleObject};
 use futures_util::FutureExt;
 
-use super::connection::{Connection, PageArgs, CursorTag, TotalCount, max_required};
+use super::batch::{BatchObject, Batched, ChildObjects, FieldResolver, SelectedField};
+use super::connection::{Connection, CursorTag, PageArgs, TotalCount, max_required};
 use super::json::Base64Text;
 use super::label::Label;
-use super::batch::{Batched, ChildObjects, BatchObject, SelectedField, FieldResolver};
 use super::node::{self, NodeType};
 use super::payload::{UserErrorPayload, run_mutation};
 use super::task::{self, Task, TaskFilter, TaskOrder};
@@ -20,10 +20,12 @@ use crate::db::page::Page;
 use crate::error::Error;
 use crate::id::Id;
 use crate::inline;
-use crate::store::project::{self as store, ProjectChanges, ProjectCriteria, ProjectList, ProjectOrderField, ProjectColumns, ProjectStatus};
+use crate::store::project::{
+    self as store, ProjectChanges, ProjectColumns, ProjectCriteria, ProjectList, ProjectOrderField, ProjectStatus,
+};
 use crate::store::task::{self as store_task, TaskColumns};
-use crate::store::task_list::{self, TaskParent, Scope};
-use crate::store::value::{Description, UserErrors, ProjectName, Search};
+use crate::store::task_list::{self, Scope, TaskParent};
+use crate::store::value::{Description, ProjectName, Search, UserErrors};
 use crate::time::Timestamp;
 
 #[derive(Clone)]
@@ -138,7 +140,12 @@ impl Project {
         task::parse_list("Project.tasks", Some(self.0.id), scopes, paging, filter, order_by, columns)
     }
 
-    fn task_connection(&self, tag: CursorTag, list: &Arc<task_list::TaskList>, page: Page<Arc<store_task::Task>>) -> Connection<Task> {
+    fn task_connection(
+        &self,
+        tag: CursorTag,
+        list: &Arc<task_list::TaskList>,
+        page: Page<Arc<store_task::Task>>,
+    ) -> Connection<Task> {
         task::connection(tag, TotalCount::TasksOf(TaskParent::Project, self.0.id, Arc::clone(list)), page, list)
     }
 }
@@ -155,9 +162,13 @@ impl BatchObject for Project {
             "version" => inline!(|project| project.0.version),
             "createdAt" => inline!(|project| project.0.created_at),
             "updatedAt" => inline!(|project| project.0.updated_at),
-            "owner" => {
-                field.object_by_id(|project: &Self| Some(project.0.owner_id), loader::Users, |id| id, User::from, true)?
-            }
+            "owner" => field.object_by_id(
+                |project: &Self| Some(project.0.owner_id),
+                loader::Users,
+                |id| id,
+                User::from,
+                true,
+            )?,
             "labels" => field.list_by_id(|project: &Self| project.0.id, loader::ProjectLabels, Label)?,
             "tasks" => {
                 let paging = PageArgs::from_field(field)?;
@@ -165,8 +176,9 @@ impl BatchObject for Project {
                 let order_by: Option<TaskOrder> = field.argument("orderBy")?;
                 let columns = task::required_node_columns(field);
                 field.batch(move |projects: &[Self], caller| {
-                    let list =
-                        |project: &Self| project.parse_tasks(caller, &paging, filter.clone(), order_by.clone(), columns);
+                    let list = |project: &Self| {
+                        project.parse_tasks(caller, &paging, filter.clone(), order_by.clone(), columns)
+                    };
                     let lists = projects.iter().map(list);
                     let lists = lists.collect::<crate::error::Result<Vec<_>>>();
                     async move {
@@ -263,7 +275,12 @@ pub fn parse_list(
 }
 
 /// Wraps a page of this list in a connection.
-pub fn connection(tag: CursorTag, total: TotalCount, page: Page<Arc<store::Project>>, list: &ProjectList) -> Connection<Project> {
+pub fn connection(
+    tag: CursorTag,
+    total: TotalCount,
+    page: Page<Arc<store::Project>>,
+    list: &ProjectList,
+) -> Connection<Project> {
     Connection::new(tag, total, page, |row| row.position(list.order), Project)
 }
 
@@ -302,7 +319,11 @@ impl ProjectQuery {
 }
 
 /// Loads a project by global ID.
-pub async fn find(caller: &RequestContext, field: &SelectedField<'_>, id: &ID) -> crate::error::Result<Option<Project>> {
+pub async fn find(
+    caller: &RequestContext,
+    field: &SelectedField<'_>,
+    id: &ID,
+) -> crate::error::Result<Option<Project>> {
     let Some(id) = node::decode_as(NodeType::Project, id) else {
         return Ok(None);
     };

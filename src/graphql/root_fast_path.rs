@@ -10,9 +10,9 @@
 use async_graphql::parser::types::{ExecutableDocument, OperationType};
 use async_graphql::{PathSegment, Response, Value, Variables};
 
-use super::null_propagation::operation_named;
-use super::connection::PageArgs;
 use super::batch::SelectedField;
+use super::connection::PageArgs;
+use super::null_propagation::operation_named;
 use super::{RequestContext, json, project, task};
 
 /// The response to a query that is known to be valid; `None` leaves it to async-graphql.

@@ -11,7 +11,7 @@ use async_graphql::{
 };
 use bytes::Bytes;
 
-use super::connection::{Connection, PageArgs, CursorTag, TotalCount};
+use super::connection::{Connection, CursorTag, PageArgs, TotalCount};
 use super::node::{self, NodeType};
 use super::payload::{UserErrorPayload, run_mutation};
 use super::task::user;
@@ -124,7 +124,11 @@ impl AuditEntry {
 }
 
 /// Loads a page of the audit log, of one account or of all.
-pub async fn audit_log_page(ctx: &Context<'_>, user_id: Option<crate::id::Id>, paging: PageArgs) -> Result<Connection<AuditEntry>> {
+pub async fn audit_log_page(
+    ctx: &Context<'_>,
+    user_id: Option<crate::id::Id>,
+    paging: PageArgs,
+) -> Result<Connection<AuditEntry>> {
     let tag = CursorTag::new("auditLog", user_id, &(), true);
     let window = paging.window(tag)?;
     let (caller, viewer) = (RequestContext::of(ctx), *RequestContext::of(ctx).viewer()?);
@@ -183,7 +187,9 @@ impl SessionQuery {
         drop(conn);
         let (app, who) = (caller.app(), Some(caller.viewer()?.id));
         let (now, origin) = (app.clock.now(), caller.client_info());
-        app.db.transaction(async |tx| audit::record(tx, now, audit::AuditKind::DataExported, who, who, &origin).await).await?;
+        app.db
+            .transaction(async |tx| audit::record(tx, now, audit::AuditKind::DataExported, who, who, &origin).await)
+            .await?;
         Ok(JsonDocument(document.into()))
     }
 }
@@ -351,12 +357,10 @@ impl SessionMutation {
     #[graphql(guard = "guard::require_viewer")]
     async fn revoke_other_sessions(&self, ctx: &Context<'_>) -> Result<RevokeOtherSessionsPayload> {
         let origin = RequestContext::of(ctx).client_info();
-        let (count, _) =
-            run_mutation(
-                ctx,
-                |app, viewer| async move { store::revoke_others(&app.db, app.clock.now(), &viewer, &origin).await },
-            )
-            .await?;
+        let (count, _) = run_mutation(ctx, |app, viewer| async move {
+            store::revoke_others(&app.db, app.clock.now(), &viewer, &origin).await
+        })
+        .await?;
         Ok(RevokeOtherSessionsPayload { revoked_count: count.unwrap_or_default() })
     }
 

@@ -6,12 +6,12 @@ use std::sync::Arc;
 use async_graphql::{Context, ID, InputObject, MaybeUndefined, Object, Result, SimpleObject};
 use futures_util::FutureExt;
 
+use super::batch::{BatchObject, Batched, ChildObjects, FieldResolver, SelectedField};
 use super::comment::{self, Comment};
-use super::connection::{Connection, PageArgs, CursorTag, TotalCount, max_required};
+use super::connection::{Connection, CursorTag, PageArgs, TotalCount, max_required};
 use super::event::EventConnection;
 use super::json::Base64Text;
 use super::label::Label;
-use super::batch::{Batched, ChildObjects, BatchObject, SelectedField, FieldResolver};
 use super::node::{self, NodeType};
 use super::payload::{UserErrorPayload, run_mutation};
 use super::project::{self, Project};
@@ -24,9 +24,9 @@ use crate::error::{Code, Error};
 use crate::id::Id;
 use crate::inline;
 use crate::store::comment as store_comment;
-use crate::store::task::{self as store, TaskChanges, NewTask, Priority, TaskStatus, TaskColumns};
-use crate::store::task_list::{self, TaskCriteria, TaskList, TaskOrderField, TimeRange, Scope};
-use crate::store::value::{Description, UserErrors, Search, Title};
+use crate::store::task::{self as store, NewTask, Priority, TaskChanges, TaskColumns, TaskStatus};
+use crate::store::task_list::{self, Scope, TaskCriteria, TaskList, TaskOrderField, TimeRange};
+use crate::store::value::{Description, Search, Title, UserErrors};
 use crate::time::Timestamp;
 
 #[derive(Clone)]
@@ -203,8 +203,12 @@ impl BatchObject for Task {
                 let key = move |id| (columns, id);
                 field.object_by_id(|task: &Self| Some(task.0.project_id), loader::Projects, key, Project, true)?
             }
-            "creator" => field.object_by_id(|task: &Self| task.0.creator_id, loader::Users, |id| id, User::from, false)?,
-            "assignee" => field.object_by_id(|task: &Self| task.0.assignee_id, loader::Users, |id| id, User::from, false)?,
+            "creator" => {
+                field.object_by_id(|task: &Self| task.0.creator_id, loader::Users, |id| id, User::from, false)?
+            }
+            "assignee" => {
+                field.object_by_id(|task: &Self| task.0.assignee_id, loader::Users, |id| id, User::from, false)?
+            }
             "labels" => field.list_by_id(|task: &Self| task.0.id, loader::TaskLabels, Label)?,
             "comments" => {
                 let window = Arc::new(PageArgs::from_field(field)?.window(comments_tag()).ok()?);
@@ -214,8 +218,10 @@ impl BatchObject for Task {
                     let keys = tasks.iter().map(key).collect::<Vec<_>>();
                     async move {
                         let pages = caller.loaders()?.all::<loader::CommentPages>(keys.iter().cloned()).await?;
-                        let pages =
-                            tasks.iter().zip(&keys).map(|(task, key)| Some(task.comment_connection(pages.get(key)?.clone())));
+                        let pages = tasks
+                            .iter()
+                            .zip(&keys)
+                            .map(|(task, key)| Some(task.comment_connection(pages.get(key)?.clone())));
                         ChildObjects::one_per_parent(pages)
                     }
                     .boxed()
@@ -368,7 +374,12 @@ pub fn parse_list(
 }
 
 /// Wraps a page of this list in a connection.
-pub fn connection(tag: CursorTag, total: TotalCount, page: Page<Arc<store::Task>>, list: &TaskList) -> Connection<Task> {
+pub fn connection(
+    tag: CursorTag,
+    total: TotalCount,
+    page: Page<Arc<store::Task>>,
+    list: &TaskList,
+) -> Connection<Task> {
     Connection::new(tag, total, page, |row| row.position(list.order), Task)
 }
 
@@ -521,7 +532,8 @@ fn label_ids(field: &'static str, ids: Option<Vec<ID>>) -> crate::error::Result<
     if ids.len() > MAX_LIST {
         return Err(Error::user_error(field, crate::error::UserErrorCode::TooLong, "At most 100 labels."));
     }
-    let mut labels = ids.iter().map(|id| node::decode_input(NodeType::Label, id, field)).collect::<Result<Vec<_>, _>>()?;
+    let mut labels =
+        ids.iter().map(|id| node::decode_input(NodeType::Label, id, field)).collect::<Result<Vec<_>, _>>()?;
     labels.sort_unstable();
     labels.dedup();
     Ok(labels)
@@ -552,7 +564,10 @@ impl TaskMutation {
                 description: description.flatten(),
                 priority: input.priority.unwrap_or(Priority::Medium),
                 due_at: input.due_at,
-                assignee_id: input.assignee_id.map(|id| node::decode_input(NodeType::User, &id, "assigneeId")).transpose()?,
+                assignee_id: input
+                    .assignee_id
+                    .map(|id| node::decode_input(NodeType::User, &id, "assigneeId"))
+                    .transpose()?,
                 label_ids: label_ids("labelIds", input.label_ids)?,
             };
             store::create(&app.db, app.clock.now(), &viewer, &new).await

@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use async_graphql::{Context, Enum, ID, InputObject, MaybeUndefined, Object, Result, SimpleObject};
 
-use super::connection::{Connection, PageArgs, CursorTag, TotalCount};
+use super::batch::{BatchObject, Batched, FieldResolver, SelectedField};
+use super::connection::{Connection, CursorTag, PageArgs, TotalCount};
 use super::json::Base64Text;
-use super::batch::{Batched, BatchObject, SelectedField, FieldResolver};
 use super::node::{self, NodeType};
 use super::notification::{self, NotificationConnection};
 use super::payload::{UserErrorPayload, run_mutation};
@@ -18,9 +18,9 @@ use super::{RequestContext, guard};
 use crate::access::{AccountId, Action, Role};
 use crate::error::{Error, UserError, UserErrorCode};
 use crate::inline;
-use crate::store::task_list::{TaskParent, Scope};
-use crate::store::user::{self as store, ViewerChanges, UserCriteria, UserList, UserOrderField, Profile};
-use crate::store::value::{DisplayName, Email, UserErrors, Search, Username};
+use crate::store::task_list::{Scope, TaskParent};
+use crate::store::user::{self as store, Profile, UserCriteria, UserList, UserOrderField, ViewerChanges};
+use crate::store::value::{DisplayName, Email, Search, UserErrors, Username};
 use crate::time::Timestamp;
 
 /// Sort direction.
@@ -207,9 +207,15 @@ impl User {
     ) -> Result<Option<Batched<Connection<Project>>>> {
         let field = SelectedField::of(ctx);
         let paging = PageArgs::new(first, after, last, before).for_selection(&field);
-        let (tag, list) = project::parse_list(&field, "User.projects", Some(self.profile.id), &paging, filter, order_by)?;
+        let (tag, list) =
+            project::parse_list(&field, "User.projects", Some(self.profile.id), &paging, filter, order_by)?;
         let page = RequestContext::of(ctx).loaders()?.project_page(self.profile.id, Arc::clone(&list)).await?;
-        Ok(Some(Batched(project::connection(tag, TotalCount::ProjectsOf(self.profile.id, Arc::clone(&list)), page, &list))))
+        Ok(Some(Batched(project::connection(
+            tag,
+            TotalCount::ProjectsOf(self.profile.id, Arc::clone(&list)),
+            page,
+            &list,
+        ))))
     }
 
     /// Tasks assigned to the user, oldest first by default. Visible to the user and ADMIN.
@@ -232,7 +238,10 @@ impl User {
         let scopes = vec![Scope::Everything];
         let (tag, list) =
             task::parse_list("User.assignedTasks", Some(self.profile.id), scopes, &paging, filter, order_by, columns)?;
-        let page = RequestContext::of(ctx).loaders()?.task_page(TaskParent::Assignee, self.profile.id, Arc::clone(&list)).await?;
+        let page = RequestContext::of(ctx)
+            .loaders()?
+            .task_page(TaskParent::Assignee, self.profile.id, Arc::clone(&list))
+            .await?;
         Ok(Some(Batched(task::connection(
             tag,
             TotalCount::TasksOf(TaskParent::Assignee, self.profile.id, Arc::clone(&list)),

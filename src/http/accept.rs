@@ -33,10 +33,10 @@ use tokio_util::task::TaskTracker;
 use tower::Service;
 
 use super::Overloaded;
-use super::in_flight::{CountingIo, BytesWritten};
-use super::pace::{Pace, PacedIo};
-use super::slots::{Slot, SlotLimits, SlotPool, EvictableGuard};
 use super::h2_streams::{ChunkedBody, ResponseStream, StreamExecutor};
+use super::in_flight::{BytesWritten, CountingIo};
+use super::pace::{Pace, PacedIo};
+use super::slots::{EvictableGuard, Slot, SlotLimits, SlotPool};
 use crate::config::ConnectionLimits;
 use crate::id::Id;
 use crate::network::Network;
@@ -169,7 +169,11 @@ pub async fn serve(
             per_address: requests_of_one,
             per_site: requests_of_one.saturating_mul(SITE_MULTIPLIER),
         }),
-        unread: SlotPool::new(SlotLimits { total: UNREAD_RESPONSES, per_address: UNREAD_RESPONSES_PER_ADDRESS, per_site: UNREAD_RESPONSES_PER_ADDRESS * SITE_MULTIPLIER }),
+        unread: SlotPool::new(SlotLimits {
+            total: UNREAD_RESPONSES,
+            per_address: UNREAD_RESPONSES_PER_ADDRESS,
+            per_site: UNREAD_RESPONSES_PER_ADDRESS * SITE_MULTIPLIER,
+        }),
         limits,
         builder,
         draining,
@@ -246,7 +250,8 @@ impl AcceptLoop {
         let mut stopping = None;
         loop {
             // While stopping, poll for the end of the last request.
-            let due = stopping.map_or_else(|| activity.next_deadline(&self.limits), |_| Instant::now() + CHECK_INTERVAL);
+            let due =
+                stopping.map_or_else(|| activity.next_deadline(&self.limits), |_| Instant::now() + CHECK_INTERVAL);
             tokio::select! {
                 served = connection.as_mut() => {
                     if let Err(error) = served {
@@ -316,7 +321,12 @@ impl AcceptLoop {
         busy.set_waits(true);
         let unread = if is_http_2 && !response.body().is_end_stream() { self.unread(&busy.activity) } else { None };
         response.map(|body| {
-            Body::new(BusyBody { body: ChunkedBody::new(body, stream, is_http_2, patience), is_polled: false, unread, busy })
+            Body::new(BusyBody {
+                body: ChunkedBody::new(body, stream, is_http_2, patience),
+                is_polled: false,
+                unread,
+                busy,
+            })
         })
     }
 
@@ -361,7 +371,8 @@ struct RequestCounts {
 
 impl ConnectionActivity {
     fn new(guard: ConnectionGuard, source: Option<IpAddr>, is_reserved: bool) -> Self {
-        let requests = RequestCounts { running: 0, waits: 0, ended: None, waiting: guard.allow_eviction(), is_closed: false };
+        let requests =
+            RequestCounts { running: 0, waits: 0, ended: None, waiting: guard.allow_eviction(), is_closed: false };
         Self {
             guard,
             source,

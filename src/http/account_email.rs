@@ -17,13 +17,13 @@ use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::auth::{JsonOrForm, AppliedQuota, device_cookie};
+use super::auth::{AppliedQuota, JsonOrForm, device_cookie};
 use super::openapi::{DocumentedErrors, ErrorResponses};
 use super::problem::Problem;
 use crate::App;
 use crate::auth::credential::MailToken;
 use crate::auth::unsubscribe;
-use crate::error::{Error, UserErrorCode, Result};
+use crate::error::{Error, Result, UserErrorCode};
 use crate::id::Id;
 use crate::limits::RateLimitBucket;
 use crate::network::Client;
@@ -220,7 +220,8 @@ struct KnownDevice {
 }
 
 impl DocumentedErrors for Confirmation {
-    const USER_ERRORS: &[UserErrorCode] = &[UserErrorCode::Invalid, UserErrorCode::TooLong, UserErrorCode::WeakPassword];
+    const USER_ERRORS: &[UserErrorCode] =
+        &[UserErrorCode::Invalid, UserErrorCode::TooLong, UserErrorCode::WeakPassword];
 }
 
 /// Reset a password
@@ -305,7 +306,8 @@ async fn unsubscribe_from_assignments(
     let mut parameters = url::form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes());
     let token = parameters.find(|(name, _)| name == "token").map(|(_, token)| token);
     let user_id = token.and_then(|token| unsubscribe::verify(&app.config.secret_key, &token));
-    let user_id = user_id.ok_or_else(|| Error::user_error("token", UserErrorCode::Invalid, "This link is not valid."))?;
+    let user_id =
+        user_id.ok_or_else(|| Error::user_error("token", UserErrorCode::Invalid, "This link is not valid."))?;
     user::unsubscribe(&app.db, app.clock.now(), user_id, &ClientInfo::from(&client)).await?;
     Ok(Json(Accepted { detail: "You will receive no more e-mails about assignments." }))
 }

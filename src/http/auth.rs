@@ -15,17 +15,17 @@ use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use super::account_email;
 use super::openapi::{DocumentedErrors, ErrorResponses};
 use super::problem::Problem;
-use super::account_email;
 use crate::App;
 use crate::access::Role;
 use crate::auth::credential::{self, DEVICE_LIFETIME, RefreshToken, Tokens};
 use crate::auth::{self, bearer};
-use crate::error::{Code, Error, UserError, UserErrorCode, Result};
+use crate::error::{Code, Error, Result, UserError, UserErrorCode};
 use crate::graphql::node::{self, NodeType};
 use crate::id::Id;
-use crate::limits::{self, RateLimitBucket, Quota, ClientKey};
+use crate::limits::{self, ClientKey, Quota, RateLimitBucket};
 use crate::network::Client;
 use crate::store::account::{self, Credential};
 use crate::store::audit::ClientInfo;
@@ -373,8 +373,9 @@ pub fn device_cookie(app: &App, user_id: Id, token: &str) -> Result<HeaderValue>
     let suffix = u32::from_be_bytes([a, b, c, d]);
     let age = DEVICE_LIFETIME.as_secs();
     let secure = if app.config.public_url.starts_with("https://") { "; Secure" } else { "" };
-    let cookie =
-        format!("{DEVICE_COOKIE_PREFIX}{suffix:08x}={token}; Path=/auth; Max-Age={age}; HttpOnly; SameSite=Strict{secure}");
+    let cookie = format!(
+        "{DEVICE_COOKIE_PREFIX}{suffix:08x}={token}; Path=/auth; Max-Age={age}; HttpOnly; SameSite=Strict{secure}"
+    );
     HeaderValue::from_str(&cookie).map_err(Error::internal)
 }
 

@@ -59,7 +59,7 @@ mod tests {
 
     use super::*;
 
-    fn seen(peer: &str, forwarded: &[&str], trusted: &[&str]) -> String {
+    fn resolved(peer: &str, forwarded: &[&str], trusted: &[&str]) -> String {
         let mut headers = HeaderMap::new();
         for value in forwarded {
             headers.append("x-forwarded-for", HeaderValue::from_bytes(value.as_bytes()).unwrap());
@@ -70,21 +70,21 @@ mod tests {
 
     #[test]
     fn a_forged_header_from_elsewhere_changes_nothing() {
-        assert_eq!(seen("192.0.2.1", &["203.0.113.9"], &[]), "192.0.2.1");
-        assert_eq!(seen("192.0.2.1", &["203.0.113.9"], &["10.0.0.0/8"]), "192.0.2.1");
+        assert_eq!(resolved("192.0.2.1", &["203.0.113.9"], &[]), "192.0.2.1");
+        assert_eq!(resolved("192.0.2.1", &["203.0.113.9"], &["10.0.0.0/8"]), "192.0.2.1");
     }
 
     #[test]
     fn the_nearest_address_that_no_trusted_proxy_has_is_the_client() {
         let trusted = ["10.0.0.0/8", "2001:db8::/32"];
-        assert_eq!(seen("10.1.2.3", &["203.0.113.9"], &trusted), "203.0.113.9");
-        assert_eq!(seen("::ffff:10.1.2.3", &["203.0.113.9"], &trusted), "203.0.113.9");
-        assert_eq!(seen("10.1.2.3", &["1.1.1.1, 203.0.113.9, 10.9.9.9"], &trusted), "203.0.113.9");
-        assert_eq!(seen("10.1.2.3", &["1.1.1.1", "203.0.113.9"], &trusted), "203.0.113.9");
-        assert_eq!(seen("2001:db8::7", &["[2a00::1]:443"], &trusted), "2a00::1");
-        assert_eq!(seen("10.1.2.3", &["nonsense"], &trusted), "10.1.2.3");
-        assert_eq!(seen("10.1.2.3", &["\u{e9}, 203.0.113.9"], &trusted), "203.0.113.9");
-        assert_eq!(seen("10.1.2.3", &["1.1.1.1, \u{e9}, 10.9.9.9"], &trusted), "10.9.9.9");
-        assert_eq!(seen("10.1.2.3", &[], &trusted), "10.1.2.3");
+        assert_eq!(resolved("10.1.2.3", &["203.0.113.9"], &trusted), "203.0.113.9");
+        assert_eq!(resolved("::ffff:10.1.2.3", &["203.0.113.9"], &trusted), "203.0.113.9");
+        assert_eq!(resolved("10.1.2.3", &["1.1.1.1, 203.0.113.9, 10.9.9.9"], &trusted), "203.0.113.9");
+        assert_eq!(resolved("10.1.2.3", &["1.1.1.1", "203.0.113.9"], &trusted), "203.0.113.9");
+        assert_eq!(resolved("2001:db8::7", &["[2a00::1]:443"], &trusted), "2a00::1");
+        assert_eq!(resolved("10.1.2.3", &["nonsense"], &trusted), "10.1.2.3");
+        assert_eq!(resolved("10.1.2.3", &["\u{e9}, 203.0.113.9"], &trusted), "203.0.113.9");
+        assert_eq!(resolved("10.1.2.3", &["1.1.1.1, \u{e9}, 10.9.9.9"], &trusted), "10.9.9.9");
+        assert_eq!(resolved("10.1.2.3", &[], &trusted), "10.1.2.3");
     }
 }

@@ -19,16 +19,16 @@ use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Map, Value};
 
-use super::response::{GraphqlResponse, RequestError, too_large, response_dropped};
 use super::concurrency_limit::WaitPolicy;
 use super::in_flight::{BodyReservation, InFlight};
-use super::negotiate::{Media, negotiate, is_json_utf8, accepts_stream};
-use super::operation::{DEADLINE, GraphqlService, GraphqlRequest, client_key};
-use super::origin::{is_cross_site_simple, is_allowed};
+use super::negotiate::{Media, accepts_stream, is_json_utf8, negotiate};
+use super::operation::{DEADLINE, GraphqlRequest, GraphqlService, client_key};
+use super::origin::{is_allowed, is_cross_site_simple};
+use super::response::{GraphqlResponse, RequestError, response_dropped, too_large};
 use super::sse::{self, StreamClient};
 use super::upgrade::Upgrade;
 use super::websocket::{self, SocketRequest};
-use super::{BodyError, ConnectionGuard, RequestId, Overloaded, read_body, set_rate_limit};
+use super::{BodyError, ConnectionGuard, Overloaded, RequestId, read_body, set_rate_limit};
 use crate::access::Viewer;
 use crate::auth::{self, bearer};
 use crate::error::{Code, Error};
@@ -49,7 +49,11 @@ pub async fn post(
 ) -> Response {
     if request.extensions().get::<Overloaded>().is_some() {
         service.app.metrics.record_refusal(Code::Unavailable);
-        return into_http(Media::GraphqlResponse, GraphqlResponse::from_error(Error::unavailable().into(), &id.0), &id.0);
+        return into_http(
+            Media::GraphqlResponse,
+            GraphqlResponse::from_error(Error::unavailable().into(), &id.0),
+            &id.0,
+        );
     }
     serve(&service, client, &id, guard, request).await
 }
@@ -74,11 +78,21 @@ pub async fn get(
     websocket::open(service, upgrade, SocketRequest { client, request_id: id.0, authorization, guard })
 }
 
-async fn serve(service: &GraphqlService, client: Client, id: &RequestId, guard: ConnectionGuard, request: Request) -> Response {
+async fn serve(
+    service: &GraphqlService,
+    client: Client,
+    id: &RequestId,
+    guard: ConnectionGuard,
+    request: Request,
+) -> Response {
     let Some(media) = negotiate(request.headers()) else {
         let message = "Accept application/graphql-response+json, application/json or, for subscriptions, \
                        text/event-stream.";
-        return into_http(Media::Json, GraphqlResponse::from_error(RequestError::new(Code::NotAcceptable, message), &id.0), &id.0);
+        return into_http(
+            Media::Json,
+            GraphqlResponse::from_error(RequestError::new(Code::NotAcceptable, message), &id.0),
+            &id.0,
+        );
     };
     match run(service, client, id, media, guard, request).await {
         Ok(response) => response,
@@ -174,7 +188,13 @@ async fn run(
 
 /// Response to a request that got no permit. A 429 carries the `RateLimit-*` headers of the owner,
 /// like every other response.
-async fn shed_response(service: &GraphqlService, owner: ClientKey, error: Error, media: Media, id: &RequestId) -> Response {
+async fn shed_response(
+    service: &GraphqlService,
+    owner: ClientKey,
+    error: Error,
+    media: Media,
+    id: &RequestId,
+) -> Response {
     let refused = RequestError::from(error);
     service.app.metrics.record_refusal(refused.code);
     let is_limited = refused.code == Code::RateLimited;

@@ -236,7 +236,10 @@ mod tests {
             assert!(ClientMessage::parse(wrong).is_err(), "{wrong}");
         }
         assert_eq!(ClientMessage::parse(r#"{"type":"pong","payload":null}"#), Ok(ClientMessage::Pong));
-        assert_eq!(ClientMessage::parse(r#"{"type":"complete","id":"1"}"#), Ok(ClientMessage::Complete { id: "1".into() }));
+        assert_eq!(
+            ClientMessage::parse(r#"{"type":"complete","id":"1"}"#),
+            Ok(ClientMessage::Complete { id: "1".into() })
+        );
         let request = r#"{ "query": "{ a }", "variables": null, "other": [7] }"#;
         assert_eq!(
             ClientMessage::parse(&format!(r#"{{"type":"subscribe","id":"1","payload": {request} }}"#)),

@@ -25,13 +25,13 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::timeout;
 
-use super::problem::Problem;
 use super::h2_streams::CHUNK_BYTES;
+use super::problem::Problem;
 use crate::App;
 use crate::error::{Code, Error, Result};
 use crate::graphql::MAX_RESPONSE_BYTES;
 use crate::limits::ClientKey;
-use crate::limits::byte_budget::{ByteBudget, BudgetExceeded, Reservation};
+use crate::limits::byte_budget::{BudgetExceeded, ByteBudget, Reservation};
 use crate::network::Client;
 use crate::store::export;
 
@@ -63,7 +63,10 @@ pub struct InFlight {
 impl Default for InFlight {
     fn default() -> Self {
         Self {
-            bodies: Arc::new(BodyBudget { budget: ByteBudget::new(BODY_BYTES, BODY_BYTES_PER_OWNER), waiting: Mutex::default() }),
+            bodies: Arc::new(BodyBudget {
+                budget: ByteBudget::new(BODY_BYTES, BODY_BYTES_PER_OWNER),
+                waiting: Mutex::default(),
+            }),
             responses: ByteBudget::new(RESPONSE_BYTES, RESPONSE_BYTES_PER_OWNER),
             exports: ByteBudget::new(EXPORT_BYTES, EXPORT_BYTES_PER_OWNER),
         }
@@ -254,7 +257,12 @@ impl HttpBody for ReceivedBody {
     }
 }
 
-fn reserve(budget: &Arc<ByteBudget>, owner: ClientKey, bytes: usize, message: &'static str) -> Result<Option<Reservation>> {
+fn reserve(
+    budget: &Arc<ByteBudget>,
+    owner: ClientKey,
+    bytes: usize,
+    message: &'static str,
+) -> Result<Option<Reservation>> {
     if bytes <= UNCOUNTED_BYTES {
         return Ok(None);
     }
@@ -463,15 +471,22 @@ mod tests {
                 counted.push(in_flight.count_body(owner(number), false, answer(MAX_RESPONSE_BYTES)).expect("room"));
             }
             if number < 3 {
-                assert_eq!(code(in_flight.count_body(owner(number), false, answer(UNCOUNTED_BYTES + 1))), Some(Code::RateLimited));
+                assert_eq!(
+                    code(in_flight.count_body(owner(number), false, answer(UNCOUNTED_BYTES + 1))),
+                    Some(Code::RateLimited)
+                );
             }
         }
         assert_eq!(code(in_flight.count_body(owner(9), false, answer(UNCOUNTED_BYTES + 1))), Some(Code::Unavailable));
         counted.push(in_flight.count_body(owner(9), false, answer(UNCOUNTED_BYTES)).expect("small ones go on"));
-        counted.push(in_flight.count_body(owner(1), true, answer(EXPORT_BYTES_PER_OWNER)).expect("exports count separately"));
+        counted.push(
+            in_flight.count_body(owner(1), true, answer(EXPORT_BYTES_PER_OWNER)).expect("exports count separately"),
+        );
         assert_eq!(code(in_flight.count_body(owner(1), true, answer(UNCOUNTED_BYTES + 1))), Some(Code::RateLimited));
         counted.push(
-            in_flight.count_body(owner(2), true, answer(EXPORT_BYTES_PER_OWNER)).expect("one export unread leaves room for another"),
+            in_flight
+                .count_body(owner(2), true, answer(EXPORT_BYTES_PER_OWNER))
+                .expect("one export unread leaves room for another"),
         );
         drop(counted);
         assert_eq!((in_flight.responses.used(), in_flight.exports.used()), (0, 0));

@@ -3,28 +3,28 @@
 //! router.
 
 pub mod accept;
-pub mod client_ip;
-pub mod response;
+pub mod account_email;
 pub mod auth;
+pub mod client_ip;
 pub mod concurrency_limit;
-pub mod openapi;
-pub mod prepared_document;
+pub mod fifo_cache;
+pub mod graphiql;
 pub mod graphql;
+pub mod graphql_transport_ws;
+pub mod h2_streams;
 pub mod health;
 pub mod in_flight;
 pub mod negotiate;
+pub mod openapi;
 pub mod operation;
 pub mod origin;
 pub mod pace;
 pub mod persisted;
-pub mod graphiql;
+pub mod prepared_document;
 pub mod problem;
-pub mod graphql_transport_ws;
-pub mod fifo_cache;
-pub mod account_email;
+pub mod response;
 pub mod slots;
 pub mod sse;
-pub mod h2_streams;
 pub mod subscription;
 pub mod upgrade;
 pub mod user_slots;
@@ -54,9 +54,9 @@ use crate::time::whole_seconds;
 use crate::{metrics, telemetry};
 pub use accept::{ConnectionGuard, serve};
 use auth::AppliedQuota;
+use h2_streams::CHUNK_BYTES;
 use origin::{host, is_cross_site};
 use problem::Problem;
-use h2_streams::CHUNK_BYTES;
 
 const MAX_AUTH_BODY_BYTES: usize = 8 * 1024;
 /// Step in which the buffer of a large body grows, in bytes.
@@ -216,7 +216,8 @@ async fn read_body(
             return Ok(data);
         }
         if bytes > read.capacity() {
-            let capacity = if bytes <= CHUNK_BYTES { bytes.next_power_of_two() } else { bytes.next_multiple_of(BODY_STEP) };
+            let capacity =
+                if bytes <= CHUNK_BYTES { bytes.next_power_of_two() } else { bytes.next_multiple_of(BODY_STEP) };
             let capacity = capacity.min(limit);
             admit(capacity).map_err(BodyError::Refused)?;
             read.reserve_exact(capacity - read.len());

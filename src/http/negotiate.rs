@@ -39,7 +39,8 @@ pub fn negotiate(headers: &HeaderMap) -> Option<Media> {
     if accepted.iter().all(|value| value.trim().is_empty()) {
         return Some(Media::Json);
     }
-    let ranges: Vec<MediaRange<'_>> = accepted.iter().flat_map(|value| value.split(',')).filter_map(MediaRange::parse).collect();
+    let ranges: Vec<MediaRange<'_>> =
+        accepted.iter().flat_map(|value| value.split(',')).filter_map(MediaRange::parse).collect();
     // On equal quality a named type wins over a wildcard, and among named types the later one in
     // this list. A client that accepts everything gets no event stream for a single response.
     let candidates = [Media::EventStream, Media::Json, Media::GraphqlResponse];

@@ -32,7 +32,12 @@ pub fn routes() -> Router {
         get(async move || ([(header::CONTENT_TYPE, kind)], [(header::CACHE_CONTROL, "no-cache")], file))
     };
     Router::new()
-        .route("/docs", get(async || ([(header::CONTENT_SECURITY_POLICY, CONTENT_SECURITY_POLICY)], Html(include_str!("openapi.html")))))
+        .route(
+            "/docs",
+            get(async || {
+                ([(header::CONTENT_SECURITY_POLICY, CONTENT_SECURITY_POLICY)], Html(include_str!("openapi.html")))
+            }),
+        )
         .route("/docs/page.js", file("text/javascript", Bytes::from_static(include_bytes!("openapi.js"))))
         .route("/docs/openapi.json", file("application/json", json))
 }
@@ -97,7 +102,10 @@ impl<T: DocumentedErrors> IntoResponses for ErrorResponses<T> {
             let status = if *fault == UserErrorCode::Taken { 409 } else { 422 };
             add(status, fault.as_str(), "`errors` names the field.");
         }
-        codes.into_iter().map(|(status, codes)| (status.to_string(), RefOr::T(error_response(status, &codes)))).collect()
+        codes
+            .into_iter()
+            .map(|(status, codes)| (status.to_string(), RefOr::T(error_response(status, &codes))))
+            .collect()
     }
 }
 

@@ -17,22 +17,22 @@ use serde_json::{Map, Value};
 use tokio::sync::Semaphore;
 use tokio::task::coop::unconstrained;
 
-use super::response::{GraphqlResponse, RequestError};
 use super::concurrency_limit::Permit;
-use super::prepared_document::{PreparedDocument, DocumentReader};
 use super::persisted::PersistedDocuments;
+use super::prepared_document::{DocumentReader, PreparedDocument};
+use super::response::{GraphqlResponse, RequestError};
 use super::subscription::Subscriptions;
 use super::user_slots::{UserSlot, UserSlots};
 use crate::App;
 use crate::access::Viewer;
 use crate::admission::{self, AdmittedOperation};
 use crate::error::{Code, Error};
-use crate::graphql::collect::{collect_fields, apply_defaults, has_all_values};
-use crate::graphql::null_propagation::{SchemaIndex, operation_named};
+use crate::graphql::collect::{apply_defaults, collect_fields, has_all_values};
 use crate::graphql::deprecation::{Deprecation, Deprecations};
+use crate::graphql::null_propagation::{SchemaIndex, operation_named};
 use crate::graphql::rate_limit::OperationCharge;
-use crate::graphql::{RequestContext, ExecutionHints, Schema, root_fast_path};
-use crate::limits::{RateLimitBucket as Limited, ClientKey};
+use crate::graphql::{ExecutionHints, RequestContext, Schema, root_fast_path};
+use crate::limits::{ClientKey, RateLimitBucket as Limited};
 use crate::metrics::OperationOutcome;
 use crate::network::Client;
 use crate::store::search;
@@ -158,7 +158,12 @@ impl GraphqlService {
     }
 
     /// Validates a request, computes its cost and charges it to the rate limit.
-    pub async fn admit(&self, graphql_request: GraphqlRequest, viewer: Option<Viewer>, client: Client) -> Result<Operation, RequestError> {
+    pub async fn admit(
+        &self,
+        graphql_request: GraphqlRequest,
+        viewer: Option<Viewer>,
+        client: Client,
+    ) -> Result<Operation, RequestError> {
         let who = client_key(viewer, client.address);
         let mut operation = self.prepare(graphql_request, client)?;
         let now = self.app.clock.now();
@@ -171,7 +176,12 @@ impl GraphqlService {
         let hash = self.documents.resolve(&mut graphql_request)?;
         let query = graphql_request.query.ok_or_else(|| RequestError::new(Code::BadRequest, "`query` is required."))?;
         let document = self.reader.read(&query)?;
-        let admitted = admission::admit(&document, graphql_request.operation_name.as_deref(), &graphql_request.variables, &self.limits)?;
+        let admitted = admission::admit(
+            &document,
+            graphql_request.operation_name.as_deref(),
+            &graphql_request.variables,
+            &self.limits,
+        )?;
         if let Some(hash) = hash {
             self.documents.insert(&hash, &query);
         }
@@ -181,7 +191,10 @@ impl GraphqlService {
         }
         let hints = document.hints(name.as_deref(), &self.shape)?;
         if kind == OperationType::Subscription && !hints.has_single_root {
-            return Err(RequestError::new(Code::ValidationFailed, "A subscription must select exactly one root field."));
+            return Err(RequestError::new(
+                Code::ValidationFailed,
+                "A subscription must select exactly one root field.",
+            ));
         }
         check_required_variables(&document, name.as_deref(), &graphql_request.variables)?;
         self.app.traces.set_operation(kind_name(kind), name.as_deref());
@@ -197,7 +210,18 @@ impl GraphqlService {
         let spent = OperationCharge { cost, quota: None };
         let search_bytes = searches.saturating_mul(search::MAX_SEARCH_BYTES);
         let deprecations = self.deprecations.find_used(&document, name.as_deref(), &request.variables);
-        Ok(Operation { kind, charge: spent, document, hints, deprecations, request, query, export, search_bytes, client })
+        Ok(Operation {
+            kind,
+            charge: spent,
+            document,
+            hints,
+            deprecations,
+            request,
+            query,
+            export,
+            search_bytes,
+            client,
+        })
     }
 
     /// Takes a subscription slot of the user, counted over all sockets and streams of this
@@ -221,7 +245,16 @@ impl GraphqlService {
         permit: Permit,
     ) -> GraphqlResponse {
         let Operation {
-            kind, charge: spent, document, hints, deprecations, mut request, export, search_bytes, client, ..
+            kind,
+            charge: spent,
+            document,
+            hints,
+            deprecations,
+            mut request,
+            export,
+            search_bytes,
+            client,
+            ..
         } = operation;
         let Ok(_making) = export.then(|| self.exports.try_acquire()).transpose() else {
             return GraphqlResponse::from_error(Error::unavailable().into(), request_id);
@@ -240,7 +273,8 @@ impl GraphqlService {
         // Boxed, so that the wrappers below move a pointer instead of the whole future.
         let executed = Box::pin(async {
             if is_known
-                && let Some(response) = root_fast_path::try_execute(&document, name.as_deref(), &request.variables, &caller).await
+                && let Some(response) =
+                    root_fast_path::try_execute(&document, name.as_deref(), &request.variables, &caller).await
             {
                 return response;
             }
@@ -350,7 +384,11 @@ pub(super) fn client_key(viewer: Option<Viewer>, address: IpAddr) -> ClientKey {
 
 /// Checks that all required variables have a value. The library checks this too, but only for
 /// variables that are used, and it does not separate this error from errors in the document.
-fn check_required_variables(document: &ExecutableDocument, name: Option<&str>, values: &Map<String, Value>) -> Result<(), RequestError> {
+fn check_required_variables(
+    document: &ExecutableDocument,
+    name: Option<&str>,
+    values: &Map<String, Value>,
+) -> Result<(), RequestError> {
     let chosen = document.operations.iter().find(|(candidate, _)| candidate.map(|name| name.as_str()) == name);
     let Some((_, operation)) = chosen else {
         return Ok(());

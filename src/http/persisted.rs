@@ -6,9 +6,9 @@ use std::sync::Arc;
 use aws_lc_rs::digest::{SHA256, digest};
 use serde_json::Value;
 
-use super::response::RequestError;
-use super::operation::GraphqlRequest;
 use super::fifo_cache::FifoCache;
+use super::operation::GraphqlRequest;
+use super::response::RequestError;
 use crate::error::Code;
 
 /// Maximum length of a hash or id, in bytes.
@@ -43,7 +43,10 @@ impl PersistedDocuments {
     /// Sets the document that the request refers to, and rejects one that is not allowed. Returns
     /// the hash under which a new document is to be stored once it is found valid.
     pub fn resolve(&self, graphql_request: &mut GraphqlRequest) -> Result<Option<String>, RequestError> {
-        let named = graphql_request.extensions.get("persistedQuery").map(|named| named.get("sha256Hash").and_then(Value::as_str));
+        let named = graphql_request
+            .extensions
+            .get("persistedQuery")
+            .map(|named| named.get("sha256Hash").and_then(Value::as_str));
         let hash = match named {
             None => None,
             Some(Some(hash)) if hash.len() <= MAX_ID => Some(hash),
@@ -106,13 +109,19 @@ mod tests {
     fn a_document_is_known_after_it_was_sent_with_its_hash() {
         let documents = PersistedDocuments::new(2, None);
         let hash = sha256("{ a }");
-        assert_eq!(documents.resolve(&mut graphql_request(None, Some(&hash))).unwrap_err().code, Code::PersistedQueryNotFound);
+        assert_eq!(
+            documents.resolve(&mut graphql_request(None, Some(&hash))).unwrap_err().code,
+            Code::PersistedQueryNotFound
+        );
         let remembered = documents.resolve(&mut graphql_request(Some("{ a }"), Some(&hash))).unwrap().unwrap();
         documents.insert(&remembered, "{ a }");
         let mut again = graphql_request(None, Some(&hash));
         assert_eq!(documents.resolve(&mut again).unwrap(), None);
         assert_eq!(again.query.as_deref(), Some("{ a }"));
-        assert_eq!(documents.resolve(&mut graphql_request(Some("{ b }"), Some(&hash))).unwrap_err().code, Code::BadRequest);
+        assert_eq!(
+            documents.resolve(&mut graphql_request(Some("{ b }"), Some(&hash))).unwrap_err().code,
+            Code::BadRequest
+        );
         for other in ["{ b }", "{ c }"] {
             documents.insert(&sha256(other), other);
         }
@@ -123,11 +132,19 @@ mod tests {
     fn only_listed_documents_are_trusted() {
         let listed = HashMap::from([("a".to_owned(), "{ a }".to_owned())]);
         let documents = PersistedDocuments::new(2, Some(&listed));
-        for mut trusted in [graphql_request(Some("{ a }"), None), graphql_request(None, Some(&sha256("{ a }"))), graphql_request(None, Some("a"))] {
+        for mut trusted in [
+            graphql_request(Some("{ a }"), None),
+            graphql_request(None, Some(&sha256("{ a }"))),
+            graphql_request(None, Some("a")),
+        ] {
             documents.resolve(&mut trusted).unwrap();
             assert_eq!(trusted.query.as_deref(), Some("{ a }"));
         }
-        for mut other in [graphql_request(Some("{ b }"), None), graphql_request(None, Some("b")), graphql_request(Some("{ b }"), Some("a"))] {
+        for mut other in [
+            graphql_request(Some("{ b }"), None),
+            graphql_request(None, Some("b")),
+            graphql_request(Some("{ b }"), Some("a")),
+        ] {
             assert_eq!(documents.resolve(&mut other).unwrap_err().code, Code::DocumentNotTrusted);
         }
     }

@@ -14,10 +14,10 @@ use async_graphql::parser::types::{BaseType, ExecutableDocument};
 use async_graphql::{Value, Variables};
 
 use super::fifo_cache::FifoCache;
-use crate::admission::{self, DocumentLimits, AdmissionError};
+use crate::admission::{self, AdmissionError, DocumentLimits};
 use crate::graphql::ExecutionHints;
-use crate::graphql::null_propagation::{SchemaIndex, operation_named};
 use crate::graphql::field_merging::{self, FieldConflict};
+use crate::graphql::null_propagation::{SchemaIndex, operation_named};
 
 /// Maximum number of validated forms per document, and maximum length of a form in bytes.
 const MAX_VALIDATION_KEYS: usize = 16;
@@ -116,7 +116,8 @@ impl PreparedDocument {
     /// The execution hints of an operation, or the conflict between its fields.
     pub fn hints(&self, name: Option<&str>, shape: &SchemaIndex) -> Result<ExecutionHints, FieldConflict> {
         let Some(place) = self.hints.get(name.unwrap_or_default()) else { return Ok(ExecutionHints::default()) };
-        let compute = || field_merging::check(shape, &self.parsed, name).map(|()| shape.plan(&self.parsed, name).hints());
+        let compute =
+            || field_merging::check(shape, &self.parsed, name).map(|()| shape.plan(&self.parsed, name).hints());
         place.get_or_init(compute).clone()
     }
 
@@ -173,8 +174,12 @@ mod tests {
     #[test]
     fn a_limited_number_of_keys_is_cached() {
         let document = PreparedDocument::from(parse_query("query ($t: S) { a }").expect("a document"));
-        let form = |number: usize| document.validation_key(None, &Variables::from_json(json!({ "t": number }))).expect("a form");
+        let form = |number: usize| {
+            document.validation_key(None, &Variables::from_json(json!({ "t": number }))).expect("a form")
+        };
         (0..=MAX_VALIDATION_KEYS).for_each(|number| document.mark_validated(form(number)));
-        assert!(document.is_validated(&form(MAX_VALIDATION_KEYS - 1)) && !document.is_validated(&form(MAX_VALIDATION_KEYS)));
+        assert!(
+            document.is_validated(&form(MAX_VALIDATION_KEYS - 1)) && !document.is_validated(&form(MAX_VALIDATION_KEYS))
+        );
     }
 }

@@ -13,9 +13,9 @@ use serde::Serialize;
 use crate::admission::AdmissionError;
 use crate::error::{Code, Error};
 use crate::graphql::MAX_RESPONSE_BYTES;
-use crate::graphql::field_merging::FieldConflict;
 use crate::graphql::deprecation::Deprecation;
-use crate::graphql::json::{self, WriteJson, ViaSerde};
+use crate::graphql::field_merging::FieldConflict;
+use crate::graphql::json::{self, ViaSerde, WriteJson};
 use crate::store::export;
 use crate::time::whole_seconds;
 
@@ -191,7 +191,9 @@ impl GraphqlResponse {
             (!self.extensions.is_empty()).then_some(("extensions", &extensions)),
         ];
         let mut out = Vec::with_capacity(512);
-        json::write_object(&mut out, members.into_iter().flatten(), |(name, value), out| json::write_member(out, name, value));
+        json::write_object(&mut out, members.into_iter().flatten(), |(name, value), out| {
+            json::write_member(out, name, value)
+        });
         (out.len() <= max).then_some(out)
     }
 

@@ -22,10 +22,10 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::ConnectionGuard;
-use super::response::{GraphqlResponse, RequestError, too_large};
 use super::in_flight::reserved_bytes;
 use super::negotiate::Media;
 use super::operation::{GraphqlService, Operation};
+use super::response::{GraphqlResponse, RequestError, too_large};
 use super::subscription::{ActiveSubscription, SubscriptionMessage};
 use crate::App;
 use crate::access::Viewer;
@@ -154,7 +154,10 @@ async fn send_events(
         sent.map(drop).ok_or(ClientStalled)
     };
     let count = |text: String| match listener.viewer {
-        Some(viewer) => app.in_flight.reserve(ClientKey::User(viewer.id), text.len()).map(|reservation| reserved_bytes(text.into(), reservation)),
+        Some(viewer) => app
+            .in_flight
+            .reserve(ClientKey::User(viewer.id), text.len())
+            .map(|reservation| reserved_bytes(text.into(), reservation)),
         None => Ok(text.into()),
     };
     // Sent immediately, so that the client sees the open stream.
@@ -187,7 +190,11 @@ async fn send_events(
 
 /// Waits for a future and calls `break_it` after each interval of `silence`. The same future is
 /// polled throughout, so nothing that it has already received is lost.
-async fn with_keep_alive<T, E, F>(wait: impl Future<Output = T>, silence: Duration, break_it: impl Fn() -> F) -> Result<T, E>
+async fn with_keep_alive<T, E, F>(
+    wait: impl Future<Output = T>,
+    silence: Duration,
+    break_it: impl Fn() -> F,
+) -> Result<T, E>
 where
     F: Future<Output = Result<(), E>>,
 {

@@ -20,12 +20,12 @@ use tokio::sync::Semaphore;
 use tokio::task::coop::unconstrained;
 use tracing::{Instrument, Span};
 
-use super::response::{GraphqlResponse, RequestError, too_large};
-use super::concurrency_limit::{Permit, WaitPolicy};
-use super::prepared_document::{PreparedDocument, MIN_CACHED_BYTES, DocumentReader};
 use super::background_span;
-use super::operation::{DEADLINE, GraphqlService, Operation, validation_request, kind_name};
+use super::concurrency_limit::{Permit, WaitPolicy};
 use super::fifo_cache::FifoCache;
+use super::operation::{DEADLINE, GraphqlService, Operation, kind_name, validation_request};
+use super::prepared_document::{DocumentReader, MIN_CACHED_BYTES, PreparedDocument};
+use super::response::{GraphqlResponse, RequestError, too_large};
 use super::user_slots::UserSlot;
 use crate::App;
 use crate::access::Viewer;
@@ -33,12 +33,12 @@ use crate::error::{Code, Error};
 use crate::events::LogPosition;
 use crate::events::shared_response::{Claim, ComputedResponse, ResponseState};
 use crate::graphql::collect::{collect_fields, has_all_values};
-use crate::graphql::null_propagation::{SchemaIndex, operation_named};
 use crate::graphql::deprecation::Deprecation;
-use crate::graphql::event_stream::{SubscriptionEvent, EventStream, SubscriptionHandle};
-use crate::graphql::{RequestContext, ExecutionHints, EventSchema, event_schema};
-use crate::limits::{RateLimitBucket as Limited, ClientKey};
-use crate::metrics::{OperationOutcome, OpenGauge};
+use crate::graphql::event_stream::{EventStream, SubscriptionEvent, SubscriptionHandle};
+use crate::graphql::null_propagation::{SchemaIndex, operation_named};
+use crate::graphql::{EventSchema, ExecutionHints, RequestContext, event_schema};
+use crate::limits::{ClientKey, RateLimitBucket as Limited};
+use crate::metrics::{OpenGauge, OperationOutcome};
 
 /// Maximum size of the variables of a subscription, in bytes. They stay in memory while it is open.
 const MAX_VARIABLE_BYTES: usize = 8 * 1024;
@@ -149,7 +149,8 @@ impl Subscriptions {
         search_bytes: u64,
     ) -> Result<Arc<SharedSubscription>, RequestError> {
         let name = request.operation_name.as_deref();
-        let root = operation_named(document, name).and_then(|operation| root_field(document, &operation.selection_set.node));
+        let root =
+            operation_named(document, name).and_then(|operation| root_field(document, &operation.selection_set.node));
         let variables = variables(query, document, root, request);
         let variables = serde_json::to_string(&variables).unwrap_or_default();
         if variables.len() > MAX_VARIABLE_BYTES {
@@ -247,16 +248,21 @@ impl GraphqlService {
         viewer: Option<Viewer>,
         request_id: Arc<str>,
     ) -> Result<ActiveSubscription, GraphqlResponse> {
-        let Operation { charge: spent, document, hints, deprecations, mut request, query, search_bytes, client, .. } =
-            operation;
-        let shared_subscription = self.subscriptions.shared_subscription(&query, &document, &request, spent.cost, search_bytes);
-        let shared_subscription = shared_subscription.map_err(|refused| GraphqlResponse::from_error(refused, &request_id))?;
-        let traced = self.app.traces.operation_span(kind_name(OperationType::Subscription), shared_subscription.name.as_deref());
+        let Operation {
+            charge: spent, document, hints, deprecations, mut request, query, search_bytes, client, ..
+        } = operation;
+        let shared_subscription =
+            self.subscriptions.shared_subscription(&query, &document, &request, spent.cost, search_bytes);
+        let shared_subscription =
+            shared_subscription.map_err(|refused| GraphqlResponse::from_error(refused, &request_id))?;
+        let traced =
+            self.app.traces.operation_span(kind_name(OperationType::Subscription), shared_subscription.name.as_deref());
         let opening = SubscriptionHandle::resume_after(after);
         let opened = async {
             let (name, variables) = (request.operation_name.as_deref(), &request.variables);
             let as_written = hints.as_written && has_all_values(&document, name, variables);
-            if !as_written && let Some(refused) = self.schema.execute_stream(validation_request(&document, &request)).next().await
+            if !as_written
+                && let Some(refused) = self.schema.execute_stream(validation_request(&document, &request)).next().await
             {
                 return Some(refused);
             }
@@ -315,8 +321,10 @@ impl ActiveSubscription {
                 Err(error) => {
                     let error = self.subscriber.span().in_scope(|| async_graphql::Error::from(error));
                     let error = error.into_server_error(Pos::default());
-                    let error = error.with_path(vec![PathSegment::Field(self.subscriber.shared_subscription.field.to_string())]);
-                    let answer = GraphqlResponse::from_response(Response::from_errors(vec![error]), &self.subscriber.request_id);
+                    let error = error
+                        .with_path(vec![PathSegment::Field(self.subscriber.shared_subscription.field.to_string())]);
+                    let answer =
+                        GraphqlResponse::from_response(Response::from_errors(vec![error]), &self.subscriber.request_id);
                     return Some(self.failed(answer, self.position));
                 }
             };
@@ -368,7 +376,10 @@ impl SubscriptionClient {
     ) -> Result<Option<Arc<str>>, Box<GraphqlResponse>> {
         let (app, shared_subscription) = (&self.subscriptions.app, &self.shared_subscription);
         let viewer = self.viewer.ok_or_else(|| self.refused(Error::unauthenticated()))?;
-        let paid = app.rate_limiter.spend(Limited::Deliveries, ClientKey::User(viewer.id), shared_subscription.cost, app.clock.now()).await;
+        let paid = app
+            .rate_limiter
+            .spend(Limited::Deliveries, ClientKey::User(viewer.id), shared_subscription.cost, app.clock.now())
+            .await;
         paid.map_err(|error| self.refused(error))?;
         let is_own = event.notification.is_some() || !deprecations.is_empty();
         let (mut event, mut permit) = (event, None);
@@ -401,10 +412,13 @@ impl SubscriptionClient {
                         return permit.scope(DEADLINE, shared_subscription.search_bytes).run(made).await.map(Some);
                     }
                 }
-                None | Some((_, ResponseState::Personal)) if permit.is_none() => permit = Some(self.permit(viewer).await?),
+                None | Some((_, ResponseState::Personal)) if permit.is_none() => {
+                    permit = Some(self.permit(viewer).await?)
+                }
                 None | Some((_, ResponseState::Personal)) => {
                     let Some(permit) = permit.take() else { continue };
-                    let (answer, _) = permit.scope(DEADLINE, shared_subscription.search_bytes).run(self.execute(event)).await;
+                    let (answer, _) =
+                        permit.scope(DEADLINE, shared_subscription.search_bytes).run(self.execute(event)).await;
                     return self.serialize(answer.with_deprecations(deprecations)).map(Some);
                 }
             }
@@ -446,7 +460,8 @@ impl SubscriptionClient {
         if !answer.is_executed() {
             return Err(Box::new(answer));
         }
-        let text = answer.to_text().ok_or_else(|| Box::new(GraphqlResponse::from_error(too_large(), &self.request_id)))?;
+        let text =
+            answer.to_text().ok_or_else(|| Box::new(GraphqlResponse::from_error(too_large(), &self.request_id)))?;
         Ok(text.into())
     }
 
@@ -473,8 +488,9 @@ impl SubscriptionClient {
         request.operation_name = name.map(ToOwned::to_owned);
         request.set_parsed_query(executed.clone());
         let response = telling.execute(request.data(caller.clone()).data(event));
-        let response =
-            unconstrained(app.rate_limiter.decoding.with_meter(ClientKey::User(viewer.id), response.instrument(self.span())));
+        let response = unconstrained(
+            app.rate_limiter.decoding.with_meter(ClientKey::User(viewer.id), response.instrument(self.span())),
+        );
         let answer = match app.with_deadline(DEADLINE, response).await {
             Ok(mut response) => {
                 shape.plan(document, name).complete(&mut response);

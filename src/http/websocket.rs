@@ -28,12 +28,12 @@ use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
-use super::response::{GraphqlResponse, RequestError, too_large, response_dropped};
 use super::concurrency_limit::WaitPolicy;
+use super::graphql_transport_ws::{ClientMessage, CloseReason, ServerMessage, next, plain};
 use super::in_flight::BytesWritten;
-use super::operation::{DEADLINE, GraphqlService, GraphqlRequest};
+use super::operation::{DEADLINE, GraphqlRequest, GraphqlService};
 use super::pace::{Pace, PacedIo};
-use super::graphql_transport_ws::{CloseReason, ClientMessage, ServerMessage, next, plain};
+use super::response::{GraphqlResponse, RequestError, response_dropped, too_large};
 use super::slots::EvictableGuard;
 use super::subscription::{ActiveSubscription, SubscriptionMessage};
 use super::upgrade::Upgrade;
@@ -248,7 +248,16 @@ struct SocketHandler {
 impl SocketHandler {
     fn new(service: GraphqlService, opening: SocketRequest, out: mpsc::Sender<OutboundMessage>) -> Self {
         let waiting = opening.guard.allow_eviction();
-        Self { service, opening, out, session: None, running: Arc::default(), tasks: JoinSet::new(), started: 0, waiting }
+        Self {
+            service,
+            opening,
+            out,
+            session: None,
+            running: Arc::default(),
+            tasks: JoinSet::new(),
+            started: 0,
+            waiting,
+        }
     }
 
     /// Serves the socket until one side or the writer ends it. Returns the close frame to send, if
@@ -336,7 +345,8 @@ impl SocketHandler {
             ClientMessage::ConnectionInit(_) if self.session.is_some() => return Err(CloseReason::TooManyInitRequests),
             ClientMessage::ConnectionInit(authorization) => {
                 let authorization = authorization.or_else(|| self.opening.authorization.clone());
-                let authorization = authorization.ok_or(CloseReason::Forbidden("Forbidden: an access token is required"))?;
+                let authorization =
+                    authorization.ok_or(CloseReason::Forbidden("Forbidden: an access token is required"))?;
                 self.session = Some(self.authenticate(&authorization).await?);
                 self.waiting = None;
                 self.send(plain::ACK).await;
@@ -553,8 +563,12 @@ impl OperationRunner {
                         return OperationEnd::Message(self.error(id, refused));
                     }
                 }
-                Some(SubscriptionMessage::Failed { answer, .. }) if answer.ends_session() => return OperationEnd::SessionEnded,
-                Some(SubscriptionMessage::Failed { answer, .. }) => return Box::pin(self.send_response(id, answer, false)).await,
+                Some(SubscriptionMessage::Failed { answer, .. }) if answer.ends_session() => {
+                    return OperationEnd::SessionEnded;
+                }
+                Some(SubscriptionMessage::Failed { answer, .. }) => {
+                    return Box::pin(self.send_response(id, answer, false)).await;
+                }
                 None => return complete(id),
             }
         }
@@ -562,7 +576,11 @@ impl OperationRunner {
 
     /// Opens a subscription. For any other operation, executes it, sends the response and returns
     /// how it ended.
-    async fn begin(&mut self, id: &str, request: Box<UnparsedRequest>) -> Result<Box<ActiveSubscription>, OperationEnd> {
+    async fn begin(
+        &mut self,
+        id: &str,
+        request: Box<UnparsedRequest>,
+    ) -> Result<Box<ActiveSubscription>, OperationEnd> {
         let admitted = async {
             let concurrency = &self.service.app.concurrency;
             let permit = concurrency.acquire(ClientKey::User(self.viewer.id), WaitPolicy::Socket).await?;
@@ -582,7 +600,10 @@ impl OperationRunner {
         })?;
         if operation.kind == OperationType::Subscription {
             let (request_id, viewer) = (Arc::clone(&self.request_id), Some(self.viewer));
-            let slot = self.service.subscription_slot(viewer).map_err(|refused| OperationEnd::Message(self.error(id, refused)))?;
+            let slot = self
+                .service
+                .subscription_slot(viewer)
+                .map_err(|refused| OperationEnd::Message(self.error(id, refused)))?;
             let opened = self.service.subscribe(operation, slot, None, viewer, request_id);
             return match permit.scope(DEADLINE, 0).run(opened).await {
                 Ok(subscription) => Ok(Box::new(subscription)),

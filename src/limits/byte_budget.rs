@@ -150,7 +150,11 @@ mod tests {
         let budget = ByteBudget::new(100, 60);
         let mut first = budget.reserve(1, 50).expect("within both limits");
         assert_eq!(first.grow(11), Err(BudgetExceeded::Owner));
-        assert_eq!(budget.reserve(1, 11).err(), Some(BudgetExceeded::Owner), "the limit covers all reservations of an owner");
+        assert_eq!(
+            budget.reserve(1, 11).err(),
+            Some(BudgetExceeded::Owner),
+            "the limit covers all reservations of an owner"
+        );
         let second = budget.reserve(2, 50).expect("within both limits");
         assert_eq!(budget.reserve(3, 1).err(), Some(BudgetExceeded::Process));
         assert!(budget.reserve(3, 0).is_ok());

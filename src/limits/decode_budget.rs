@@ -11,7 +11,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 
 use super::ClientKey;
-use super::byte_budget::{ByteBudget, BudgetExceeded, Reservation};
+use super::byte_budget::{BudgetExceeded, ByteBudget, Reservation};
 use crate::error::{Code, Error};
 use crate::metrics::Labels;
 
@@ -169,7 +169,10 @@ mod tests {
                 assert_eq!(count(OPERATION_BYTES), Err(OverBudget::Operation));
             })
             .await;
-        assert_eq!((used(), decoding.bytes.get()), (0, (FREE_BYTES + 1 + 3 * RESERVATION_STEP + OPERATION_BYTES) as u64));
+        assert_eq!(
+            (used(), decoding.bytes.get()),
+            (0, (FREE_BYTES + 1 + 3 * RESERVATION_STEP + OPERATION_BYTES) as u64)
+        );
         assert!(current().is_none(), "no meter outside an operation");
     }
 

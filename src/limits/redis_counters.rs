@@ -9,7 +9,7 @@ use redis::{Client, Script};
 use tokio::sync::OnceCell;
 use tokio::time::{Instant, timeout};
 
-use super::{RateLimitBucket, WINDOW_MICROS, ClientKey, WindowCounter};
+use super::{ClientKey, RateLimitBucket, WINDOW_MICROS, WindowCounter};
 
 /// Timeout of Redis. The local counters are an acceptable substitute for a while.
 const REDIS_TIMEOUT: Duration = Duration::from_millis(250);
@@ -59,7 +59,13 @@ impl RedisCounters {
 
     /// Counts the points if they fit. Returns whether they did, the window, and how much of the
     /// current minute has passed. Returns `None` if Redis does not answer.
-    pub async fn spend(&self, bucket: RateLimitBucket, who: ClientKey, limit: u32, points: u32) -> Option<(bool, WindowCounter, i64)> {
+    pub async fn spend(
+        &self,
+        bucket: RateLimitBucket,
+        who: ClientKey,
+        limit: u32,
+        points: u32,
+    ) -> Option<(bool, WindowCounter, i64)> {
         if self.is_unavailable() {
             return None;
         }

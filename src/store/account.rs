@@ -4,7 +4,7 @@ use diesel::prelude::*;
 
 use super::audit::{self, ClientInfo};
 use super::email_change;
-use super::lockout::{self, PasswordAttempt, LockoutPolicy, Verdict};
+use super::lockout::{self, LockoutPolicy, PasswordAttempt, Verdict};
 use super::mail;
 use super::project::{self, Project};
 use super::token::{self, Purpose};
@@ -15,11 +15,11 @@ use crate::access::Viewer;
 use crate::db::rows::RunQueryDsl;
 use crate::db::schema::{events as log, history_texts as texts, mail_tokens, projects, user_usage, users};
 use crate::db::{Conn, Db, Lock};
-use crate::error::{Code, Error, UserErrorCode, Result};
+use crate::error::{Code, Error, Result, UserErrorCode};
 use crate::events::{self, EventKind, NewEvent};
 use crate::id::Id;
 use crate::time::Timestamp;
-use crate::{select_locked, on};
+use crate::{on, select_locked};
 
 /// What a login is checked against.
 #[derive(Clone, Debug, Queryable)]
@@ -78,7 +78,8 @@ pub async fn record_login_failure(
 /// Records that a login with the right password was refused, because the address is not verified: somebody knows the
 /// password.
 pub async fn record_login_refusal(db: &Db, now: Timestamp, user_id: Id, origin: &ClientInfo) -> Result<()> {
-    db.transaction(async |tx| audit::record(tx, now, audit::AuditKind::LoginRefused, Some(user_id), None, origin).await).await
+    db.transaction(async |tx| audit::record(tx, now, audit::AuditKind::LoginRefused, Some(user_id), None, origin).await)
+        .await
 }
 
 /// Records that a signed-in person gave their password again; refuses when it is wrong or their session is locked out.
@@ -137,7 +138,13 @@ pub async fn verify_email(db: &Db, now: Timestamp, hash: &[u8], origin: &ClientI
 /// Takes a change of address back by the link that was mailed to the old one: the account has the old address again,
 /// which is verified by that. Whoever asked for the change knows the password, so it is replaced by one that nobody has,
 /// every session ends, and a link to set another one is mailed.
-pub async fn cancel_email_change(db: &Db, now: Timestamp, change: Id, unusable: &str, origin: &ClientInfo) -> Result<()> {
+pub async fn cancel_email_change(
+    db: &Db,
+    now: Timestamp,
+    change: Id,
+    unusable: &str,
+    origin: &ClientInfo,
+) -> Result<()> {
     db.transaction(async |tx| {
         let owner = email_change::owner(tx, now, change).await?.ok_or_else(invalid_token)?;
         let user = user::lock(tx, owner).await?.ok_or_else(invalid_token)?;
@@ -193,7 +200,13 @@ pub async fn reset_owner(conn: &mut Conn, now: Timestamp, hash: &[u8]) -> Result
 }
 
 /// Redeems a token that sets the password anew: every session ends, the account is unlocked from everywhere.
-pub async fn reset_password(db: &Db, now: Timestamp, hash: &[u8], password_hash: &str, origin: &ClientInfo) -> Result<()> {
+pub async fn reset_password(
+    db: &Db,
+    now: Timestamp,
+    hash: &[u8],
+    password_hash: &str,
+    origin: &ClientInfo,
+) -> Result<()> {
     db.transaction(async |tx| {
         let redeemed = token::redeem(tx, now, Purpose::ResetPassword, hash).await?;
         let (user_id, email) = redeemed.ok_or_else(invalid_token)?;

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::PURGE_BATCH;
 use crate::access::Viewer;
-use crate::db::page::{SortKey, Page, RowPosition, PageWindow, any_id};
+use crate::db::page::{Page, PageWindow, RowPosition, SortKey, any_id};
 use crate::db::rows::RunQueryDsl;
 use crate::db::schema::audit_entries;
 use crate::db::{Conn, Db};

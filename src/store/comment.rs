@@ -12,7 +12,7 @@ use super::value::CommentBody;
 use super::{mention, quota, session};
 use crate::access::{Action, Relation, Resource, Viewer};
 use crate::db::columns::Columns;
-use crate::db::page::{SortKey, Page, Parent, RowPosition, PageWindow, any_id, group_by_parent, lateral};
+use crate::db::page::{Page, PageWindow, Parent, RowPosition, SortKey, any_id, group_by_parent, lateral};
 use crate::db::rows::RunQueryDsl;
 use crate::db::schema::{comments, tasks};
 use crate::db::{Conn, Db, Lock, inline_if_few};
@@ -20,7 +20,7 @@ use crate::error::{Error, Result};
 use crate::events::{self, EventKind};
 use crate::id::Id;
 use crate::time::Timestamp;
-use crate::{keyset, select_locked, on};
+use crate::{keyset, on, select_locked};
 
 /// What a person wrote about a task. Whoever sees the task sees its comments.
 #[derive(Clone, Debug, PartialEq, Eq, Queryable, Selectable, Insertable, Serialize, Deserialize)]

@@ -13,7 +13,7 @@ use super::comment::{self, Comment};
 use super::history::{Change, TextExtractor, reference, snapshots};
 use super::project::{self, Project};
 use super::quota;
-use super::task::{self, TaskStatus, Task, TaskColumns};
+use super::task::{self, Task, TaskColumns, TaskStatus};
 use super::user::{self, Profile};
 use crate::access::Viewer;
 use crate::db::columns::Columns;
@@ -24,11 +24,12 @@ use crate::db::{Conn, Db, WithinDeadline};
 use crate::error::{Error, Result};
 use crate::events::shared_response::SharedResponses;
 use crate::events::{
-    Event, RETENTION_HORIZON, EventKind, NewEvent, LogPosition, Settled, after, before, retention_horizon, advance_offset, settled_end, text,
+    Event, EventKind, LogPosition, NewEvent, RETENTION_HORIZON, Settled, advance_offset, after, before,
+    retention_horizon, settled_end, text,
 };
 use crate::id::Id;
 use crate::time::Timestamp;
-use crate::{on, backend_sql};
+use crate::{backend_sql, on};
 
 /// What an event carries beside the ids in its columns: what changed, and of what is gone the last picture. The rest is
 /// read from the rows as they are. Long texts are kept apart; see [`super::history`].
@@ -457,7 +458,8 @@ impl LogPart {
     fn visible_to(viewer: &Viewer, after: LogPosition, before: LogPosition) -> &'static [Self] {
         // Both numbers, as places that clients make up may have one that is near and one that is far away.
         let is_within = |from: i64, to: i64, most| (0..=most).contains(&to.saturating_sub(from));
-        let is_short = is_within(after.seq, before.seq, SCAN_EVENTS) && is_within(after.xid, before.xid, SCAN_TRANSACTIONS);
+        let is_short =
+            is_within(after.seq, before.seq, SCAN_EVENTS) && is_within(after.xid, before.xid, SCAN_TRANSACTIONS);
         if viewer.is_admin() {
             &[Self::Everything]
         } else if is_short {
@@ -621,7 +623,10 @@ mod tests {
                 assert_eq!(plan_of(part, backward), format!("SEARCH events USING {index}"), "{part:?}");
             }
             let visible = plan_of(LogPart::Visible, backward);
-            assert!(visible.starts_with("SEARCH events USING INTEGER PRIMARY KEY (rowid>? AND rowid<?); "), "{visible}");
+            assert!(
+                visible.starts_with("SEARCH events USING INTEGER PRIMARY KEY (rowid>? AND rowid<?); "),
+                "{visible}"
+            );
             let assigned = plan_of(LogPart::Assigned, backward);
             for step in
                 ["INDEX events_task (task_id=? AND xid=? AND seq>? AND seq<?)", "COVERING INDEX tasks_assignee_"]
@@ -629,6 +634,10 @@ mod tests {
                 assert!(assigned.contains(step), "{assigned}");
             }
         }
-        assert_eq!((EventKind::TaskDeleted.code(), EventKind::TaskUnassigned.code()), (3, 5), "as the migration has it");
+        assert_eq!(
+            (EventKind::TaskDeleted.code(), EventKind::TaskUnassigned.code()),
+            (3, 5),
+            "as the migration has it"
+        );
     }
 }

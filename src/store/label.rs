@@ -9,10 +9,10 @@ use crate::db::page::any_id;
 use crate::db::rows::RunQueryDsl;
 use crate::db::schema::{labels, task_labels, tasks};
 use crate::db::{Conn, Db, Lock, inline_if_few};
-use crate::error::{Error, UserErrorCode, Result, is_unique_violation};
+use crate::error::{Error, Result, UserErrorCode, is_unique_violation};
 use crate::id::Id;
 use crate::time::Timestamp;
-use crate::{select_locked, on};
+use crate::{on, select_locked};
 
 /// So many labels at most has a project, and so each of its tasks.
 const MAX_LABELS: i64 = 100;

@@ -230,7 +230,12 @@ pub struct FailureOutcome {
 
 /// Counts a failure. While a network takes no more guesses they count for their source alone, so that a bucket leaks
 /// however many come. To be called last in a transaction: everybody who guesses at the same identifier waits for it.
-pub async fn count_failure(tx: &mut Conn, now: Timestamp, attempt: &PasswordAttempt, rule: LockoutPolicy) -> Result<FailureOutcome> {
+pub async fn count_failure(
+    tx: &mut Conn,
+    now: Timestamp,
+    attempt: &PasswordAttempt,
+    rule: LockoutPolicy,
+) -> Result<FailureOutcome> {
     // Rows to lock, made in the order in which they are locked.
     let none = attempt.sources().into_iter().map(|source| CounterRow::new(attempt, source, now));
     insert(tx, &none.collect::<Vec<_>>()).await?;

@@ -41,7 +41,12 @@ pub enum QuotaDecision {
 }
 
 /// Counts a mail about an account that is about to be sent to an address.
-pub async fn admit_account_mail(tx: &mut Conn, now: Timestamp, kind: MailKind, recipient: &str) -> Result<QuotaDecision> {
+pub async fn admit_account_mail(
+    tx: &mut Conn,
+    now: Timestamp,
+    kind: MailKind,
+    recipient: &str,
+) -> Result<QuotaDecision> {
     let recipient = hash(recipient);
     lock(tx, &recipient).await?;
     let recent = || {
@@ -53,7 +58,10 @@ pub async fn admit_account_mail(tx: &mut Conn, now: Timestamp, kind: MailKind, r
             .limit(ACCOUNT_MAILS as i64)
     };
     let recent: Vec<Timestamp> = if kind.is_requested() {
-        on!(tx, |c| recent().filter(mail_quota::kind.eq_any([MailKind::VerifyEmail, MailKind::ResetPassword])).load(c).await)?
+        on!(tx, |c| recent()
+            .filter(mail_quota::kind.eq_any([MailKind::VerifyEmail, MailKind::ResetPassword]))
+            .load(c)
+            .await)?
     } else {
         on!(tx, |c| recent().filter(mail_quota::kind.eq(kind)).load(c).await)?
     };

@@ -9,15 +9,15 @@ use serde::Serialize;
 use super::event::Snapshot;
 use super::{PURGE_BATCH, session};
 use crate::access::Viewer;
-use crate::db::page::{SortKey, Page, RowPosition as Place, PageWindow, any_id};
+use crate::db::page::{Page, PageWindow, RowPosition as Place, SortKey, any_id};
 use crate::db::rows::RunQueryDsl;
 use crate::db::schema::{notifications, users};
 use crate::db::{Conn, Db, Lock, PooledConn, inline_if_few};
 use crate::error::{Error, Result};
-use crate::events::{self, Event, LogPosition, consumer_offset, advance_offset, settled_after};
+use crate::events::{self, Event, LogPosition, advance_offset, consumer_offset, settled_after};
 use crate::id::Id;
 use crate::time::Timestamp;
-use crate::{keyset, select_locked, on, stored_as_smallint};
+use crate::{keyset, on, select_locked, stored_as_smallint};
 
 /// How many events are read from the log at once. Few: on PostgreSQL the log is settled only below the oldest open
 /// transaction, so the one that writes notifications must be short.
@@ -25,8 +25,12 @@ const EVENT_BATCH: usize = 100;
 /// The name of the inboxes' place in the log.
 const CONSUMER: &str = "notifications";
 /// The kinds of events that may notify anybody.
-pub const NOTIFYING_KINDS: [events::EventKind; 4] =
-    [events::EventKind::TaskAssigned, events::EventKind::CommentAdded, events::EventKind::CommentUpdated, events::EventKind::StatusChanged];
+pub const NOTIFYING_KINDS: [events::EventKind; 4] = [
+    events::EventKind::TaskAssigned,
+    events::EventKind::CommentAdded,
+    events::EventKind::CommentUpdated,
+    events::EventKind::StatusChanged,
+];
 
 /// Reasons for a notification.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, AsExpression, FromSqlRow, Serialize, async_graphql::Enum)]
@@ -285,7 +289,12 @@ mod tests {
     const ASSIGNEE: Id = Id::from_bytes([3; 16]);
     const ADMIN: Id = Id::from_bytes([4; 16]);
 
-    fn recipients(kind: events::EventKind, owner: Id, assignee: Option<Id>, mentions: &[Id]) -> Vec<(Id, NotificationKind)> {
+    fn recipients_of(
+        kind: events::EventKind,
+        owner: Id,
+        assignee: Option<Id>,
+        mentions: &[Id],
+    ) -> Vec<(Id, NotificationKind)> {
         let event = Event {
             seq: 1,
             xid: 0,
@@ -302,23 +311,36 @@ mod tests {
             session_id: None,
             data: String::new(),
         };
-        recipients(&event, &Snapshot { mentions: mentions.to_vec(), ..Snapshot::default() })
+        super::recipients(&event, &Snapshot { mentions: mentions.to_vec(), ..Snapshot::default() })
     }
 
     #[test]
     fn everybody_is_notified_once_and_never_of_their_own_actions() {
         use events::EventKind as On;
-        assert_eq!(recipients(On::TaskAssigned, OWNER, Some(ASSIGNEE), &[]), [(ASSIGNEE, NotificationKind::Assigned)]);
-        assert_eq!(recipients(On::TaskAssigned, OWNER, Some(ACTOR), &[]), []);
         assert_eq!(
-            recipients(On::CommentAdded, OWNER, Some(ASSIGNEE), &[ASSIGNEE, ADMIN, ACTOR]),
-            [(ASSIGNEE, NotificationKind::Mentioned), (ADMIN, NotificationKind::Mentioned), (OWNER, NotificationKind::Commented)]
+            recipients_of(On::TaskAssigned, OWNER, Some(ASSIGNEE), &[]),
+            [(ASSIGNEE, NotificationKind::Assigned)]
         );
-        assert_eq!(recipients(On::CommentAdded, OWNER, Some(OWNER), &[]), [(OWNER, NotificationKind::Commented)]);
-        assert_eq!(recipients(On::CommentUpdated, OWNER, Some(ASSIGNEE), &[ADMIN]), [(ADMIN, NotificationKind::Mentioned)]);
-        assert_eq!(recipients(On::StatusChanged, ACTOR, Some(ASSIGNEE), &[]), [(ASSIGNEE, NotificationKind::StatusChanged)]);
+        assert_eq!(recipients_of(On::TaskAssigned, OWNER, Some(ACTOR), &[]), []);
+        assert_eq!(
+            recipients_of(On::CommentAdded, OWNER, Some(ASSIGNEE), &[ASSIGNEE, ADMIN, ACTOR]),
+            [
+                (ASSIGNEE, NotificationKind::Mentioned),
+                (ADMIN, NotificationKind::Mentioned),
+                (OWNER, NotificationKind::Commented)
+            ]
+        );
+        assert_eq!(recipients_of(On::CommentAdded, OWNER, Some(OWNER), &[]), [(OWNER, NotificationKind::Commented)]);
+        assert_eq!(
+            recipients_of(On::CommentUpdated, OWNER, Some(ASSIGNEE), &[ADMIN]),
+            [(ADMIN, NotificationKind::Mentioned)]
+        );
+        assert_eq!(
+            recipients_of(On::StatusChanged, ACTOR, Some(ASSIGNEE), &[]),
+            [(ASSIGNEE, NotificationKind::StatusChanged)]
+        );
         for kind in [On::TaskCreated, On::TaskUpdated, On::TaskDeleted, On::TaskUnassigned, On::ProjectDeleted] {
-            assert_eq!(recipients(kind, OWNER, Some(ASSIGNEE), &[ADMIN]), []);
+            assert_eq!(recipients_of(kind, OWNER, Some(ASSIGNEE), &[ADMIN]), []);
             assert!(!NOTIFYING_KINDS.contains(&kind));
         }
     }

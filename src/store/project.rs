@@ -11,22 +11,22 @@ use serde::{Deserialize, Serialize};
 use super::event::about_project;
 use super::history::{Change, changes};
 use super::search::{Candidate, MAX_CANDIDATES, TextScan, flatten, octet_length, scan};
-use super::task::{self, TaskStatus as TaskStatus};
+use super::task::{self, TaskStatus};
 use super::value::{Description, ProjectName, Search, fold};
 use super::{quota, session};
 use crate::access::{Action, Relation, Resource, Viewer};
 use crate::db::columns::Columns;
-use crate::db::page::{SortKey, Page, Parent, RowPosition, PageWindow, any_id, group_by_parent, lateral};
+use crate::db::page::{Page, PageWindow, Parent, RowPosition, SortKey, any_id, group_by_parent, lateral};
 use crate::db::rows::RunQueryDsl;
 use crate::db::schema::{projects, tasks};
 use crate::db::types::sql;
 use crate::db::{Conn, Db, Lock, WithinDeadline, inline_if_few};
-use crate::error::{Error, UserErrorCode, Result};
+use crate::error::{Error, Result, UserErrorCode};
 use crate::events::{self, EventKind};
 use crate::id::Id;
 use crate::stored_as_smallint;
 use crate::time::Timestamp;
-use crate::{keyset, select_locked, on};
+use crate::{keyset, on, select_locked};
 
 /// Status of a project.
 #[derive(
@@ -410,7 +410,10 @@ pub async fn create(
     };
     db.transaction(async |tx| {
         session::lock(tx, now, viewer).await?;
-        on!(tx, |c| diesel::insert_into(projects::table).values((&project, ProjectKeys::of(&project))).execute(c).await)?;
+        on!(tx, |c| diesel::insert_into(projects::table)
+            .values((&project, ProjectKeys::of(&project)))
+            .execute(c)
+            .await)?;
         quota::add_project(tx, db.quotas, viewer.id, project.description.as_deref()).await
     })
     .await?;

@@ -1,4 +1,4 @@
-//! Quotas: how much an account, a project and a task hold. Each is a counter in a row of its own, changed in the
+//! StorageQuotas: how much an account, a project and a task hold. Each is a counter in a row of its own, changed in the
 //! transaction that changes what it counts. That is exact, also for concurrent writers, because each waits for the row,
 //! and cheap, because nothing is counted anew.
 //!
@@ -13,7 +13,7 @@ use crate::db::Conn;
 use crate::db::page::any_id;
 use crate::db::rows::RunQueryDsl;
 use crate::db::schema::{project_usage, task_usage, user_usage};
-use crate::error::{Error, UserErrorCode, Result};
+use crate::error::{Error, Result, UserErrorCode};
 use crate::events::text::text_bytes;
 use crate::id::Id;
 use crate::limits::StorageQuotas;

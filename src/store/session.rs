@@ -12,7 +12,7 @@ use diesel::sqlite::Sqlite;
 
 use super::PURGE_BATCH;
 use super::audit::{self, ClientInfo};
-use super::lockout::{self, PasswordAttempt, LockoutPolicy};
+use super::lockout::{self, LockoutPolicy, PasswordAttempt};
 use super::user;
 use crate::access::{Role, Viewer};
 use crate::db::page::any_id;
@@ -25,7 +25,7 @@ use crate::events::{self, EventKind, NewEvent};
 use crate::id::Id;
 use crate::limits;
 use crate::time::Timestamp;
-use crate::{select_locked, on};
+use crate::{on, select_locked};
 
 /// A login and the refresh tokens that came of it.
 #[derive(Clone, Debug, PartialEq, Eq, Queryable, Selectable, Insertable)]
@@ -190,7 +190,8 @@ pub async fn create(
             return Ok(LoginOutcome::LockedOut);
         }
         if let Some(hash) = password.rehashed {
-            let user = diesel::update(users::table.find(session.user_id)).filter(users::password_hash.eq(password.hash));
+            let user =
+                diesel::update(users::table.find(session.user_id)).filter(users::password_hash.eq(password.hash));
             on!(tx, |c| user.set(users::password_hash.eq(hash)).execute(c).await)?;
         }
         if !begin(tx, session, password.rehashed.unwrap_or(password.hash)).await? {

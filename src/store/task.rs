@@ -17,13 +17,13 @@ use crate::db::page::any_id;
 use crate::db::rows::RunQueryDsl;
 use crate::db::schema::{labels, task_labels, tasks};
 use crate::db::types::{OrDefault, sql};
-use crate::db::{Conn, Db, Lock, inline_if_few, cached};
-use crate::error::{Error, UserErrorCode, Result, is_fk_violation};
+use crate::db::{Conn, Db, Lock, cached, inline_if_few};
+use crate::error::{Error, Result, UserErrorCode, is_fk_violation};
 use crate::events::{self, EventKind, NewEvent};
 use crate::id::Id;
 use crate::stored_as_smallint;
 use crate::time::Timestamp;
-use crate::{select_locked, on};
+use crate::{on, select_locked};
 
 /// Status of a task. It changes one step at a time: TODO ↔ IN_PROGRESS ↔ DONE.
 #[derive(
@@ -338,7 +338,13 @@ pub async fn update(db: &Db, now: Timestamp, viewer: &Viewer, id: Id, changes: &
 /// Nothing of what decides can change between the two. The task's owner never does, its assignee not without its version,
 /// which the statement compares once it has the row's lock, with the newest row. The viewer's session and role are locked
 /// and compared by the statement too.
-async fn update_in_one_statement(db: &Db, now: Timestamp, viewer: &Viewer, id: Id, changes: &TaskChanges) -> Result<Option<Task>> {
+async fn update_in_one_statement(
+    db: &Db,
+    now: Timestamp,
+    viewer: &Viewer,
+    id: Id,
+    changes: &TaskChanges,
+) -> Result<Option<Task>> {
     let is_plain =
         changes.assignee_id.is_none() && changes.add_label_ids.is_empty() && changes.remove_label_ids.is_empty();
     if !is_plain {

@@ -7,11 +7,11 @@ use diesel::prelude::*;
 
 use super::project::Project;
 use super::search::{Candidate, MAX_CANDIDATES, TextScan, flatten, octet_length, scan};
-use super::task::{Priority, TaskStatus, Task, TaskColumns};
+use super::task::{Priority, Task, TaskColumns, TaskStatus};
 use super::value::Search;
 use crate::access::{Action, Viewer};
 use crate::db::columns::Columns;
-use crate::db::page::{SortKey, Page, Parent, RowPosition, PageWindow, any_id, group_by_parent, lateral};
+use crate::db::page::{Page, PageWindow, Parent, RowPosition, SortKey, any_id, group_by_parent, lateral};
 use crate::db::rows::RunQueryDsl;
 use crate::db::schema::{task_labels, tasks};
 use crate::db::{Conn, WithinDeadline, inline_if_few, uncached};
@@ -223,8 +223,9 @@ macro_rules! narrow {
             None => {}
         }
         if let Some(ids) = &$filter.label_ids {
-            let labelled =
-                task_labels::table.filter(task_labels::task_id.eq(tasks::id)).filter(any_id(task_labels::label_id, ids));
+            let labelled = task_labels::table
+                .filter(task_labels::task_id.eq(tasks::id))
+                .filter(any_id(task_labels::label_id, ids));
             $query = $query.filter(exists(labelled));
         }
         match $filter.overdue {
@@ -376,7 +377,13 @@ pub async fn pages(
 }
 
 /// How many tasks each parent has on all pages of the list.
-pub async fn counts(conn: &mut Conn, of: TaskParent, ids: &[Id], list: &TaskList, now: Timestamp) -> Result<HashMap<Id, i64>> {
+pub async fn counts(
+    conn: &mut Conn,
+    of: TaskParent,
+    ids: &[Id],
+    list: &TaskList,
+    now: Timestamp,
+) -> Result<HashMap<Id, i64>> {
     let mut totals: HashMap<Id, i64> = HashMap::new();
     for scope in &list.scopes {
         if let Some(found) = search_ids(conn, scope, list, Some((of, ids)), usize::MAX, now).await? {

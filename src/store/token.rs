@@ -70,7 +70,8 @@ pub async fn revoke(tx: &mut Conn, user_id: Id, purpose: Purpose) -> Result<()> 
 pub async fn purge_expired(db: &Db, now: Timestamp) -> Result<usize> {
     db.transaction(async |tx| {
         let ended = mail_tokens::table.filter(mail_tokens::expires_at.le(now));
-        let hashes: Vec<Vec<u8>> = on!(tx, |c| ended.select(mail_tokens::hash).limit(PURGE_BATCH as i64).load(c).await)?;
+        let hashes: Vec<Vec<u8>> =
+            on!(tx, |c| ended.select(mail_tokens::hash).limit(PURGE_BATCH as i64).load(c).await)?;
         let ended = mail_tokens::table.filter(mail_tokens::hash.eq_any(&hashes));
         Ok(on!(tx, |c| diesel::delete(ended).execute(c).await)?)
     })

@@ -12,16 +12,16 @@ use super::token::Purpose;
 use super::value::{DisplayName, Email, Search, Username, fold};
 use super::{email_change, mail, session, username_change};
 use crate::access::{Action, Role, Viewer};
-use crate::db::ttl_cache::{ShortTtlCache, CacheStamp};
-use crate::db::page::{SortKey, Page, RowPosition, PageWindow, any_id};
+use crate::db::page::{Page, PageWindow, RowPosition, SortKey, any_id};
 use crate::db::rows::RunQueryDsl;
 use crate::db::schema::{mail_tokens, mails, projects, tasks, users};
+use crate::db::ttl_cache::{CacheStamp, ShortTtlCache};
 use crate::db::{CommitSignal, Conn, Db, Lock, WithinDeadline, inline_if_few};
-use crate::error::{Error, UserError, UserErrorCode, Result, is_unique_violation};
+use crate::error::{Error, Result, UserError, UserErrorCode, is_unique_violation};
 use crate::events::{self, EventKind, NewEvent};
 use crate::id::Id;
 use crate::time::Timestamp;
-use crate::{keyset, select_locked, on};
+use crate::{keyset, on, select_locked};
 
 /// What everyone who is signed in may see of a person.
 #[derive(Clone, Debug, PartialEq, Eq, Queryable, Selectable)]
@@ -285,7 +285,10 @@ async fn search_ids(conn: &mut Conn, filter: &UserCriteria, list: Option<&UserLi
     })?;
     candidates.iter_mut().for_each(|candidate| candidate.parent = None);
     let limit = list.map_or(usize::MAX, |list| list.window.rows());
-    Ok(scan!(conn, users, TextScan::new(search, candidates, 1, limit)).into_values().next().or_else(|| Some(Vec::new())))
+    Ok(scan!(conn, users, TextScan::new(search, candidates, 1, limit))
+        .into_values()
+        .next()
+        .or_else(|| Some(Vec::new())))
 }
 
 /// Every account, in the order of signing up.
@@ -521,7 +524,12 @@ pub async fn set_email(tx: &mut Conn, now: Timestamp, user: &User, email: &str) 
     }
     let user = User { email: email.to_owned(), ..user.clone() };
     let updated = on!(tx, |c| diesel::update(users::table.find(user.id))
-        .set((users::email.eq(&user.email), users::email_verified.eq(true), users::updated_at.eq(now), UserKeys::of(&user)))
+        .set((
+            users::email.eq(&user.email),
+            users::email_verified.eq(true),
+            users::updated_at.eq(now),
+            UserKeys::of(&user)
+        ))
         .execute(c)
         .await);
     map_unique_violation(updated)?;

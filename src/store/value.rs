@@ -3,7 +3,7 @@
 use std::fmt;
 use std::ops::Deref;
 
-use crate::error::{Error, UserError, UserErrorCode, Result};
+use crate::error::{Error, Result, UserError, UserErrorCode};
 
 /// Collects what is wrong with an input, so that the caller is told everything at once.
 #[derive(Debug, Default)]
@@ -57,7 +57,11 @@ impl<const MIN: usize, const MAX: usize> BoundedText<MIN, MAX> {
             return Err(UserError::new(field, UserErrorCode::Blank, "Must not be blank."));
         }
         if length < MIN {
-            return Err(UserError::new(field, UserErrorCode::TooShort, format!("Must have at least {MIN} characters.")));
+            return Err(UserError::new(
+                field,
+                UserErrorCode::TooShort,
+                format!("Must have at least {MIN} characters."),
+            ));
         }
         if length > MAX {
             return Err(too_long(field, MAX));
@@ -135,7 +139,11 @@ impl Username {
     pub fn parse(field: &'static str, raw: &str) -> std::result::Result<Self, UserError> {
         let text = BoundedText::<3, 50>::parse(field, raw)?;
         if !text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-') {
-            return Err(UserError::new(field, UserErrorCode::Invalid, "Only letters A–Z, digits, _ and - are allowed."));
+            return Err(UserError::new(
+                field,
+                UserErrorCode::Invalid,
+                "Only letters A–Z, digits, _ and - are allowed.",
+            ));
         }
         Ok(Self(text.into_string()))
     }

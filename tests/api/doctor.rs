@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::process::{Command, Output};
 
-use fasttrack::admin::report::{Severity, Report};
+use fasttrack::admin::report::{Report, Severity};
 use fasttrack::admin::{doctor, settings};
 use fasttrack::time::Clock;
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use fasttrack::events::{self, EventKind, NewEvent, LogPosition};
+use fasttrack::events::{self, EventKind, LogPosition, NewEvent};
 use fasttrack::graphql::node;
 use serde_json::{Value, json};
 use tokio::sync::Notify;

@@ -13,7 +13,7 @@ use diesel_async::RunQueryDsl;
 use fasttrack::db::schema::events as table;
 use fasttrack::db::{Conn, migrate};
 use fasttrack::error::Error;
-use fasttrack::events::{self, EventKind, NewEvent, LogPosition};
+use fasttrack::events::{self, EventKind, LogPosition, NewEvent};
 use fasttrack::graphql::node;
 use fasttrack::id::Id;
 use fasttrack::on;
@@ -316,7 +316,8 @@ async fn thirty_two_writers_lose_nothing_and_a_naive_reader_would_have() {
         server.run(async move |app| {
             let mut written = Vec::new();
             for number in 0..EACH {
-                let event = NewEvent { owner_id: owner, ..NewEvent::new(EventKind::ProjectDeleted, None, app.clock.now()) };
+                let event =
+                    NewEvent { owner_id: owner, ..NewEvent::new(EventKind::ProjectDeleted, None, app.clock.now()) };
                 // Every eighth writer keeps its transaction open while the others commit.
                 let held = if writer % 8 == 0 { 400 + 100 * number } else { (writer * 7 + number * 13) % 20 };
                 let held = if is_postgres() { Duration::from_millis(held) } else { Duration::ZERO };

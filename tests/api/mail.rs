@@ -136,7 +136,8 @@ async fn no_hour_has_more_account_mails_than_the_limit() {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             let random = state >> 33;
             now = now.plus(Duration::from_secs(random % 900));
-            let kind = [MailKind::VerifyEmail, MailKind::ResetPassword, MailKind::PasswordChanged][(random / 900 % 3) as usize];
+            let kind = [MailKind::VerifyEmail, MailKind::ResetPassword, MailKind::PasswordChanged]
+                [(random / 900 % 3) as usize];
             let address = ["alice@example.org", "ALICE@example.org", "alice+tag@example.org"][step % 3];
             let admission = app.db.transaction(async |tx| admit_account_mail(tx, now, kind, address).await).await?;
             let recent = counted.iter().filter(|(other, at)| {

@@ -192,8 +192,14 @@ async fn metrics_are_served_on_their_own_address_only() {
     let address = listener.local_addr().expect("an address");
     let stop = CancellationToken::new();
     let limits = server.app.config.connections;
-    let served =
-        tokio::spawn(http::serve(listener, http::metrics_router(&server.app), limits, vec![], stop.clone(), stop.clone()));
+    let served = tokio::spawn(http::serve(
+        listener,
+        http::metrics_router(&server.app),
+        limits,
+        vec![],
+        stop.clone(),
+        stop.clone(),
+    ));
     let get = async |path: &str| reqwest::get(format!("http://{address}{path}")).await.expect("an answer");
     let told = get("/metrics").await;
     assert!(told.headers()["content-type"].to_str().expect("text").starts_with("application/openmetrics-text"));

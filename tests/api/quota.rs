@@ -1,4 +1,4 @@
-//! Quotas: how much an account, a project and a task hold, exactly, and what it costs to write it.
+//! StorageQuotas: how much an account, a project and a task hold, exactly, and what it costs to write it.
 
 use fasttrack::db::migrate;
 use fasttrack::error::Error;

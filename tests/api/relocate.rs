@@ -6,7 +6,7 @@ use fasttrack::admin::relocate;
 use fasttrack::db::Location;
 use serde_json::{Value, json};
 
-use crate::harness::{Database, Scenario, MAIL_WAITS, Person, Reply, Server, empty, text};
+use crate::harness::{Database, MAIL_WAITS, Person, Reply, Scenario, Server, empty, text};
 
 const LOG: &str = "query ($after: String) { events(first: 100, after: $after) {
     nodes { __typename id cursor occurredAt actor { id } }

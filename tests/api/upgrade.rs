@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use fasttrack::db::migrate;
 use serde_json::Value;
 
-use crate::harness::{Scenario, MAIL_WAITS, Rows, Server, empty};
+use crate::harness::{MAIL_WAITS, Rows, Scenario, Server, empty};
 
 /// `rows` reduced to the tables, columns and projections of `like`, because a migration may add
 /// some. The data of events is left out: a migration may move it, which the tests of the history

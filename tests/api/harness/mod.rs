@@ -16,10 +16,10 @@
 
 pub mod contract;
 mod database;
-mod scenario;
 mod mailbox;
 mod person;
 mod program;
+mod scenario;
 mod socket;
 
 use std::collections::HashMap;
@@ -44,10 +44,10 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use database::{Database, OpenTransaction, Rows, is_postgres};
-pub use scenario::{Scenario, MAIL_WAITS, empty};
 pub use mailbox::{Mail, Mailbox};
 pub use person::{Answer, Mutated, Person, Reply};
 pub use program::{Program, fasttrack};
+pub use scenario::{MAIL_WAITS, Scenario, empty};
 pub use socket::{Frame, Socket, Subscription};
 
 /// The time at which every test starts.
