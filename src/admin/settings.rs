@@ -197,6 +197,9 @@ fn check_risks(config: &Config, lookup: Lookup<'_>, report: &mut Report) {
     if public && config.allowed_hosts.is_empty() {
         report.warn("ALLOWED_HOSTS is empty: the server accepts any host name");
     }
+    if config.metrics.is_some_and(|address| !address.ip().is_loopback()) {
+        report.warn("METRICS_ADDR is not a loopback address: metrics need no authentication, keep its network private");
+    }
     match config.smtp_url.as_ref().map(|url| String::from_utf8_lossy(url.expose()).into_owned()) {
         None if config.require_verified_email => {
             report.warn("REQUIRE_VERIFIED_EMAIL without SMTP_URL: users cannot receive the mail they need to log in");

@@ -107,6 +107,7 @@ fn what_is_risky_together_is_warned_of() {
         (&[https], "TRUSTED_PROXIES is empty"),
         (&[https], "ALLOWED_HOSTS is empty"),
         (&[https], "mail is written to the log"),
+        (&[("METRICS_ADDR", "0.0.0.0:9464")], "METRICS_ADDR is not a loopback address"),
         (&[("REQUIRE_VERIFIED_EMAIL", "true")], "users cannot receive the mail"),
         (&[("SMTP_URL", "smtp://mail.example.org")], "does not require TLS"),
         (&[("SMTP_URL", "smtps://mail.example.org")], "MAIL_FROM is not set"),
