@@ -86,7 +86,7 @@ pub async fn select_by_ids(conn: &mut Conn, ids: &[Id], columns: CommentColumns)
 }
 
 /// Returns one page of comments for each task, oldest first. The page is empty for a task that the
-/// viewer may not see. For `reader` see [`task::visible_to`].
+/// viewer may not see. For `reader` see `task::visible_to`.
 pub async fn pages(
     conn: &mut Conn,
     reader: Option<&Viewer>,

@@ -502,7 +502,11 @@ fn diff(old: &Project, new: &Project) -> Vec<Change> {
 }
 
 fn version_conflict() -> Error {
-    Error::user_error("expectedVersion", UserErrorCode::Conflict, "The project was changed by another request. Reload it and try again.")
+    Error::user_error(
+        "expectedVersion",
+        UserErrorCode::Conflict,
+        "The project was changed by another request. Reload it and try again.",
+    )
 }
 
 #[cfg(test)]
