@@ -204,7 +204,6 @@ pub async fn purge_older(db: &Db, before: Timestamp) -> Result<usize> {
         let key = (notifications::occurred_at, notifications::id);
         let keys: Vec<(Timestamp, Id)> = on!(tx, |c| old.select(key).limit(PURGE_BATCH as i64).load(c).await)?;
         let (times, ids): (Vec<_>, Vec<_>) = keys.into_iter().unzip();
-        // Both databases have an index that starts with the time; only one has it with the id
         // The time bound lets both databases use an index; only one has an index that starts with
         // the id.
         let until = times.into_iter().max().unwrap_or(before);

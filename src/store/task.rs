@@ -87,7 +87,7 @@ pub struct Task {
     pub status: TaskStatus,
     pub priority: Priority,
     pub due_at: Option<Timestamp>,
-    /// When the status last became DONE.
+    /// When the status became DONE; null in any other status.
     pub completed_at: Option<Timestamp>,
     /// Incremented by each update.
     #[diesel(deserialize_as = OrDefault<i32>)]
