@@ -23,7 +23,6 @@ use crate::on;
 
 /// A changed field with its values before and after as text; `None` is a missing value. Long texts
 /// are stored separately ([`crate::events::text`]) and referenced by id.
-/// ([`crate::events::text`]) and referred to.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Change {
     /// The field's name in the schema.
