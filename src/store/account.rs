@@ -76,7 +76,7 @@ pub async fn record_login_failure(
 }
 
 /// Records that a login with the right password was refused because the e-mail address is not
-/// verified. The audit log has it because someone knows the password.
+/// verified. It is recorded because someone knows the password.
 pub async fn record_login_refusal(db: &Db, now: Timestamp, user_id: Id, origin: &ClientInfo) -> Result<()> {
     db.transaction(async |tx| audit::record(tx, now, audit::AuditKind::LoginRefused, Some(user_id), None, origin).await)
         .await
@@ -137,8 +137,8 @@ pub async fn verify_email(db: &Db, now: Timestamp, hash: &[u8], origin: &ClientI
 }
 
 /// Undoes an e-mail change through the link mailed to the old address. The account gets the old
-/// address back, which the link verifies. Whoever requested the change knows the password, so it is
-/// replaced by an unusable one, every session ends, and a link to set a new password is mailed.
+/// address back, which the link verifies. The requester knows the password, so it is replaced by an
+/// unusable one, every session ends, and a link to set a new password is mailed.
 pub async fn cancel_email_change(
     db: &Db,
     now: Timestamp,
@@ -308,8 +308,8 @@ pub async fn delete(db: &Db, now: Timestamp, viewer: &Viewer) -> Result<()> {
         }
         let own = projects::table.filter(projects::owner_id.eq(user.id)).order_by(projects::id);
         let own: Vec<Project> = select_locked!(tx, own.select(Project::as_select()), Lock::Delete)?;
-        // The log of these projects is deleted at once. The events of their deletion are delivered, and
-        // expire with the retention.
+        // The log of these projects is deleted at once. The events of their deletion are delivered,
+        // and expire with the retention.
         on!(tx, |c| diesel::delete(log::table.filter(log::owner_id.eq(user.id))).execute(c).await)?;
         on!(tx, |c| diesel::delete(texts::table.filter(texts::owner_id.eq(user.id))).execute(c).await)?;
         for project in &own {

@@ -50,8 +50,8 @@ pub struct EmailChange {
 pub async fn request(tx: &mut Conn, now: Timestamp, user: &User, requested: &str) -> Result<()> {
     let (key, expires_at) = (fold(&user.email), now.plus(UNDO_PERIOD));
     let same = || email_changes::user_id.eq(user.id).and(email_changes::email_key.eq(&key));
-    // Nobody has shown that this address was the owner's: links mailed to it must not restore
-    // another.
+    // An unverified address may belong to someone else: links mailed to it must not restore
+    // another address.
     let unverified = email_changes::was_verified.eq(false).and(email_changes::email.ne(&user.email));
     let replaced = same().and(unverified.or(email_changes::expires_at.le(now)));
     on!(tx, |c| diesel::delete(email_changes::table.filter(replaced)).execute(c).await)?;

@@ -271,8 +271,8 @@ pub struct LogRange {
     pub backward: bool,
 }
 
-/// The columns of events to read. An omitted column reads as empty, so it must not be needed for
-/// permissions.
+/// The columns of events to read. An omitted column reads as empty, so the requested fields must
+/// not need it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum EventColumns {
     /// Without `data`.
@@ -432,8 +432,8 @@ macro_rules! in_range {
     };
 }
 
-/// A range of at most this many events is scanned instead of searched by index. Clients that
-/// reconnect after a moment ask for such a range.
+/// A range of at most this many events is scanned, which costs less than a search in each index.
+/// Clients that reconnect after a moment ask for such a range.
 const SCAN_EVENTS: i64 = 1_000;
 /// The bound in transactions for the same range: most transactions write one event or none.
 const SCAN_TRANSACTIONS: i64 = 10 * SCAN_EVENTS;

@@ -152,8 +152,9 @@ pub async fn export(conn: &mut Conn, viewer: &Viewer) -> Result<Vec<u8>> {
         "name": label.name,
         "color": label.color,
     }));
-    // Others may have changed a task that the viewer created after the viewer lost access to it.
-    // The condition filters the rows again, because access may end between the two reads.
+    // Others may have changed a task after its creator lost access to it. So the export has only
+    // tasks that the viewer may see now. The condition filters the rows again, because access may
+    // end between the two reads.
     let visible = || {
         let is_admin = exists(users::table.filter(users::id.eq(me)).filter(users::role.eq(Role::Admin)));
         tasks::owner_id.eq(me).or(tasks::assignee_id.eq(me)).or(tasks::creator_id.eq(me).and(is_admin))

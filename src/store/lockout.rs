@@ -231,15 +231,16 @@ pub struct FailureOutcome {
     pub locks: bool,
 }
 
-/// Counts a failure. While a network takes no more guesses they count for their source alone, so that a bucket leaks
-/// however many come. To be called last in a transaction: everybody who guesses at the same identifier waits for it.
+/// Counts a failure. While a network refuses attempts, only the source is counted, so that the
+/// buckets drain under any number of attempts. Call it last in a transaction: every attempt for the
+/// same identifier waits for it.
 pub async fn count_failure(
     tx: &mut Conn,
     now: Timestamp,
     attempt: &PasswordAttempt,
     rule: LockoutPolicy,
 ) -> Result<FailureOutcome> {
-    // Inserts the rows to lock, in the order of locking.
+    // Insert the rows to lock, in the order of locking.
     let none = attempt.sources().into_iter().map(|source| CounterRow::new(attempt, source, now));
     insert(tx, &none.collect::<Vec<_>>()).await?;
     let mut counters = load_locked(tx, attempt).await?;

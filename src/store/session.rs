@@ -204,8 +204,8 @@ pub async fn create(
     .await
 }
 
-/// Inserts a session if its user is active and still has this password. A concurrent password
-/// change is waited for. A later one waits for this transaction and then ends the session.
+/// Inserts a session if its user is active and still has this password. It waits for a concurrent
+/// password change. A later change waits for this transaction and then ends the session.
 async fn begin(tx: &mut Conn, session: &Session, password_hash: &str) -> Result<bool> {
     let columns = (
         sessions::id,
@@ -441,7 +441,7 @@ pub async fn delete_for_user(tx: &mut Conn, user_id: Id) -> Result<()> {
 }
 
 /// Deletes a batch of sessions that ended before `before`; returns how many. The last login is
-/// copied to the user row first, because no session may be left to show it.
+/// copied to the user row first, because it may be the user's only session.
 pub async fn purge_expired(db: &Db, before: Timestamp) -> Result<usize> {
     db.transaction(async |tx| {
         let ended = sessions::expires_at.lt(before).or(sessions::revoked_at.lt(before));

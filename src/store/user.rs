@@ -99,7 +99,8 @@ impl User {
         Profile { id: self.id, username, display_name, created_at: self.created_at }
     }
 
-    /// Whether the user gets mail about assignments: only at a verified address.
+    /// Whether the user gets mail about assignments: only if the account is active and its address
+    /// is verified.
     pub const fn wants_assignment_mail(&self) -> bool {
         self.is_active && self.email_verified && self.assignment_emails
     }
@@ -680,7 +681,7 @@ fn map_unique_violation(written: QueryResult<usize>) -> Result<()> {
 
 fn already_taken(field: &'static str) -> UserError {
     let message =
-        if field == "email" { "An account with this e-mail address already exists." } else { "This username is taken." };
+        if field == "email" { "This e-mail address already has an account." } else { "This username is taken." };
     UserError::new(field, UserErrorCode::Taken, message)
 }
 
