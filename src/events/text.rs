@@ -1,6 +1,6 @@
-//! Long texts that events refer to. An event has what is short in its own row; a long text is kept once per object and
-//! content, however many events have it before or after. A text that an object still has is not kept here: the last one
-//! is in the object's row.
+//! Long texts in events. Short texts are stored in the event's own row. A long text is stored once
+//! per object and content, however many events refer to it. The current text of an object is not
+//! stored here; it is in the object's row.
 
 use std::collections::HashMap;
 
@@ -17,32 +17,31 @@ use crate::id::Id;
 use crate::on;
 
 diesel::define_sql_function! {
-    /// How many bytes a text has; neither database reads the text for it.
+    /// Length of a text in bytes. Neither database reads the text itself for it.
     fn octet_length(text: Text) -> Integer;
 }
 
-/// Texts of up to this many bytes are in the event itself: a reference takes about 50.
+/// Texts of up to this many bytes are stored in the event itself; a reference takes about 50.
 pub const INLINE_BYTES: usize = 256;
 
-/// A text to be kept, unless it is kept already.
+/// A text to store, unless its object has it already.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NewEventText {
-    /// The object whose history it belongs to: a task or a project.
+    /// The task or project whose history the text belongs to.
     pub object_id: Id,
-    /// Whose project the object belongs to, and so in whose quota it counts.
+    /// The owner of the project, whose quota the text counts in.
     pub owner_id: Id,
-    /// The text.
     pub body: String,
 }
 
 impl NewEventText {
-    /// By what it is found among the texts of its object: see [`Id::of_text`].
+    /// The key of the text within its object: see [`Id::of_text`].
     pub fn id(&self) -> Id {
         Id::of_text(&self.body)
     }
 }
 
-/// Keeps the texts of an event, in the transaction that appends it. Returns by how many bytes the history has grown.
+/// Stores the texts of an event, in the transaction that appends it. Returns the bytes added.
 pub async fn insert(tx: &mut Conn, event_id: Id, texts: &[NewEventText]) -> Result<i64> {
     let mut added = 0;
     for text in texts {
@@ -59,19 +58,19 @@ pub async fn insert(tx: &mut Conn, event_id: Id, texts: &[NewEventText]) -> Resu
             added += text_bytes(&text.body);
             continue;
         }
-        // The newest event that refers to it: with that one it expires.
+        // The text expires with the newest event that refers to it.
         let kept = history_texts::table.find((text.object_id, id));
         on!(tx, |c| diesel::update(kept).set(history_texts::event_id.eq(event_id)).execute(c).await)?;
     }
     Ok(added)
 }
 
-/// How much a text counts.
+/// Bytes that a text counts in the quota.
 pub fn text_bytes(text: &str) -> i64 {
     i64::try_from(text.len()).unwrap_or(i64::MAX)
 }
 
-/// The kept ones of these texts, each named by its object and id.
+/// Returns the stored texts among these; a key is the ids of object and text.
 pub async fn load(conn: &mut Conn, keys: &[(Id, Id)]) -> Result<HashMap<(Id, Id), String>> {
     let (objects, ids): (Vec<Id>, Vec<Id>) = keys.iter().copied().unzip();
     let rows: Vec<(Id, Id, String)> = on!(conn, |c| history_texts::table
@@ -83,8 +82,8 @@ pub async fn load(conn: &mut Conn, keys: &[(Id, Id)]) -> Result<HashMap<(Id, Id)
     Ok(rows.into_iter().map(|(object, id, body)| ((object, id), body)).collect())
 }
 
-/// Drops the texts of objects whose history has ended, and those that the last of these events referred to. Returns how
-/// many bytes that were, by owner.
+/// Deletes the texts of `ended` objects, whose whole history has expired, and those of `objects`
+/// that were last referred to by one of `events`. Returns the bytes freed, by owner.
 pub async fn delete_expired(tx: &mut Conn, ended: &[Id], objects: &[Id], events: &[Id]) -> Result<Vec<(Id, i64)>> {
     let of_ended = any_id(history_texts::object_id, ended);
     let of_events = any_id(history_texts::object_id, objects).and(any_id(history_texts::event_id, events));

@@ -1,15 +1,16 @@
-//! How much accounts and projects may hold. The counters are [`crate::store::quota`]'s.
+//! Storage quotas of accounts, projects and tasks. The usage counters are in
+//! [`crate::store::quota`].
 
-/// How much an account, a project and a task may hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StorageQuotas {
-    /// Projects of one account.
+    /// Projects per account.
     pub projects: i64,
-    /// Tasks of one project.
+    /// Tasks per project.
     pub tasks: i64,
-    /// Comments on one task.
+    /// Comments per task.
     pub comments: i64,
-    /// Bytes of descriptions and comments in all projects of one account, with the former texts that history keeps.
+    /// Bytes of text in all projects of an account: descriptions, comments, and former texts kept
+    /// in the history.
     pub text_bytes: i64,
 }
 
@@ -19,5 +20,4 @@ impl Default for StorageQuotas {
     }
 }
 
-/// Bytes of a mebibyte.
 pub const MIB: i64 = 1024 * 1024;

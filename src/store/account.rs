@@ -1,4 +1,5 @@
-//! The life of an account: what a login is checked against, the tokens that were mailed, a new password, leaving.
+//! Account lifecycle: credential checks, redeeming mailed tokens, password changes and account
+//! deletion. Profile fields and roles are in [`super::user`], session rows in [`super::session`].
 
 use diesel::prelude::*;
 
@@ -21,20 +22,19 @@ use crate::id::Id;
 use crate::time::Timestamp;
 use crate::{on, select_locked};
 
-/// What a login is checked against.
+/// The stored credential that a login is checked against.
 #[derive(Clone, Debug, Queryable)]
 pub struct Credential {
-    /// Whose it is.
     pub user_id: Id,
-    /// argon2, in PHC form.
+    /// Argon2 hash in PHC string format.
     pub password_hash: String,
-    /// Whether they may sign in.
+    /// Whether the user may sign in.
     pub is_active: bool,
-    /// Whether they have shown that mail to the address reaches them.
+    /// Whether the user has confirmed the e-mail address.
     pub email_verified: bool,
 }
 
-/// What a login by this e-mail address or username, folded, is checked against.
+/// Finds the credential for a folded e-mail address or username.
 pub async fn identify(conn: &mut Conn, identifier: &str) -> Result<Option<Credential>> {
     Ok(on!(conn, |c| users::table
         .filter(users::email_key.eq(identifier).or(users::username_key.eq(identifier)))
@@ -45,7 +45,7 @@ pub async fn identify(conn: &mut Conn, identifier: &str) -> Result<Option<Creden
         .optional())?)
 }
 
-/// The credential of the viewer, who wants to do something that needs the password again.
+/// The viewer's credential, for operations that ask for the password again.
 pub async fn credential_of(conn: &mut Conn, viewer: &Viewer) -> Result<Credential> {
     Ok(on!(conn, |c| users::table
         .find(viewer.id)
@@ -54,8 +54,8 @@ pub async fn credential_of(conn: &mut Conn, viewer: &Viewer) -> Result<Credentia
         .await)?)
 }
 
-/// Counts and records a login that failed: a wrong password, an identifier that is nobody's, or any password while
-/// guesses are refused. The answer is the same for all of them.
+/// Counts and records a failed login: a wrong password, an unknown identifier, or any password
+/// during a lockout. The response is the same in all three cases.
 pub async fn record_login_failure(
     db: &Db,
     now: Timestamp,
@@ -75,14 +75,15 @@ pub async fn record_login_failure(
     .await
 }
 
-/// Records that a login with the right password was refused, because the address is not verified: somebody knows the
-/// password.
+/// Records that a login with the right password was refused because the e-mail address is not
+/// verified. It is recorded because someone knows the password.
 pub async fn record_login_refusal(db: &Db, now: Timestamp, user_id: Id, origin: &ClientInfo) -> Result<()> {
     db.transaction(async |tx| audit::record(tx, now, audit::AuditKind::LoginRefused, Some(user_id), None, origin).await)
         .await
 }
 
-/// Records that a signed-in person gave their password again; refuses when it is wrong or their session is locked out.
+/// Records that a signed-in user entered the password again, right or wrong. The verdict says
+/// whether further attempts are locked out.
 pub async fn record_password_check(
     db: &Db,
     now: Timestamp,
@@ -111,12 +112,12 @@ pub async fn record_password_check(
     .await
 }
 
-/// The fault of a token that is not valid.
+/// The user error for a token that is invalid, used or expired.
 pub fn invalid_token() -> Error {
     Error::user_error("token", UserErrorCode::Invalid, "The token is not valid, was used, or has expired.")
 }
 
-/// Redeems a token that shows that mail to an address reaches its owner; the address becomes the account's.
+/// Redeems a token that proves ownership of an e-mail address, and makes it the account's address.
 pub async fn verify_email(db: &Db, now: Timestamp, hash: &[u8], origin: &ClientInfo) -> Result<()> {
     db.transaction(async |tx| {
         let redeemed = token::redeem(tx, now, Purpose::VerifyEmail, hash).await?;
@@ -127,7 +128,7 @@ pub async fn verify_email(db: &Db, now: Timestamp, hash: &[u8], origin: &ClientI
         if email == user.email {
             return audit::record(tx, now, audit::AuditKind::EmailVerified, Some(user_id), None, origin).await;
         }
-        // Whoever still reads the old address must not be able to take the account back with an old token.
+        // A reader of the old mailbox must not take the account back with an old token.
         token::revoke(tx, user_id, Purpose::ResetPassword).await?;
         mail::queue(tx, now, mail::MailKind::EmailChanged, &user.email, Some(user_id), &email).await?;
         audit::record(tx, now, audit::AuditKind::EmailChanged, Some(user_id), None, origin).await
@@ -135,9 +136,9 @@ pub async fn verify_email(db: &Db, now: Timestamp, hash: &[u8], origin: &ClientI
     .await
 }
 
-/// Takes a change of address back by the link that was mailed to the old one: the account has the old address again,
-/// which is verified by that. Whoever asked for the change knows the password, so it is replaced by one that nobody has,
-/// every session ends, and a link to set another one is mailed.
+/// Undoes an e-mail change through the link mailed to the old address. The account gets the old
+/// address back, which the link verifies. The requester knows the password, so it is replaced by an
+/// unusable one, every session ends, and a link to set a new password is mailed.
 pub async fn cancel_email_change(
     db: &Db,
     now: Timestamp,
@@ -150,7 +151,7 @@ pub async fn cancel_email_change(
         let user = user::lock(tx, owner).await?.ok_or_else(invalid_token)?;
         let change = email_change::take(tx, now, change).await?.ok_or_else(invalid_token)?;
         let is_confirmed = user.email != change.email;
-        // Nobody has shown that such an address was the owner's: the one that was confirmed is.
+        // An unverified old address was never shown to be the owner's. The confirmed new one was.
         if is_confirmed && !change.was_verified {
             return Err(invalid_token());
         }
@@ -169,7 +170,7 @@ pub async fn cancel_email_change(
     .await
 }
 
-/// Records that a pending change of address was called off, if one was.
+/// Records that a pending e-mail change was canceled, if there was one.
 async fn record_cancellation(
     tx: &mut Conn,
     now: Timestamp,
@@ -183,7 +184,7 @@ async fn record_cancellation(
     Ok(())
 }
 
-/// Whose password a mailed token sets anew, without using it up.
+/// The owner of a password reset token. Does not redeem the token.
 pub async fn reset_owner(conn: &mut Conn, now: Timestamp, hash: &[u8]) -> Result<User> {
     let owner: Option<User> = on!(conn, |c| mail_tokens::table
         .inner_join(users::table)
@@ -199,7 +200,8 @@ pub async fn reset_owner(conn: &mut Conn, now: Timestamp, hash: &[u8]) -> Result
     owner.ok_or_else(invalid_token)
 }
 
-/// Redeems a token that sets the password anew: every session ends, the account is unlocked from everywhere.
+/// Redeems a reset token: sets the password, ends every session and unlocks the account's
+/// identifiers.
 pub async fn reset_password(
     db: &Db,
     now: Timestamp,
@@ -220,7 +222,7 @@ pub async fn reset_password(
     .await
 }
 
-/// Sets the password of any account anew, from the shell.
+/// Sets the password of any account from the command line.
 pub async fn set_password(db: &Db, now: Timestamp, user: &User, password_hash: &str) -> Result<()> {
     db.transaction(async |tx| {
         let user = user::lock(tx, user.id).await?.ok_or_else(|| Error::not_found("id", "user"))?;
@@ -249,7 +251,7 @@ pub async fn change_password(
     .await
 }
 
-/// Replaces the password and tells the owner by mail.
+/// Replaces the password and notifies the owner by mail.
 async fn replace_password_and_notify(
     tx: &mut Conn,
     now: Timestamp,
@@ -263,8 +265,8 @@ async fn replace_password_and_notify(
     mail::queue(tx, now, mail::MailKind::PasswordChanged, &user.email, Some(user.id), "").await
 }
 
-/// Replaces the password and revokes everything obtained with the old one: sessions but the one to keep, reset tokens,
-/// a pending change of address. Whether there was one.
+/// Replaces the password and revokes everything obtained with the old one: sessions except `keep`,
+/// reset tokens, and a pending e-mail change. Returns whether an e-mail change was pending.
 async fn replace_password(
     tx: &mut Conn,
     now: Timestamp,
@@ -283,11 +285,12 @@ async fn replace_password(
     Ok(canceled)
 }
 
-/// Deletes the viewer's account. Their projects go with all that is in them, what is stored of the person goes, and a
-/// nameless row stays behind as the author of comments and the assignee of tasks in other people's projects.
+/// Deletes the viewer's account with their projects and personal data. An anonymous row remains as
+/// the author of comments and the assignee of tasks in other users' projects.
 pub async fn delete(db: &Db, now: Timestamp, viewer: &Viewer) -> Result<()> {
     db.transaction(async |tx| {
-        // What is deleted may be much. Only ADMIN holds the other ADMINs meanwhile, whose writes wait for it.
+        // Deleting may take long. Only the deletion of an ADMIN locks the other ADMINs, whose
+        // writes wait for it.
         let (user, admins) = if viewer.is_admin() {
             let (user, admins) = user::lock_with_admins(tx, viewer.id).await?;
             (user, Some(admins))
@@ -305,7 +308,8 @@ pub async fn delete(db: &Db, now: Timestamp, viewer: &Viewer) -> Result<()> {
         }
         let own = projects::table.filter(projects::owner_id.eq(user.id)).order_by(projects::id);
         let own: Vec<Project> = select_locked!(tx, own.select(Project::as_select()), Lock::Delete)?;
-        // What the log holds of their projects goes at once; that they were deleted is told, and goes with the retention.
+        // The log of these projects is deleted at once. The events of their deletion are delivered,
+        // and expire with the retention.
         on!(tx, |c| diesel::delete(log::table.filter(log::owner_id.eq(user.id))).execute(c).await)?;
         on!(tx, |c| diesel::delete(texts::table.filter(texts::owner_id.eq(user.id))).execute(c).await)?;
         for project in &own {
@@ -320,7 +324,8 @@ pub async fn delete(db: &Db, now: Timestamp, viewer: &Viewer) -> Result<()> {
         username_change::delete_for_user(tx, user.id).await?;
         audit::delete_for_user(tx, user.id).await?;
         user::anonymize(tx, now, &user).await?;
-        // After the row was changed: whoever makes notifications holds it until they are made, and makes none after.
+        // After the change of the user row: inserting notifications locks that row and skips
+        // deleted users.
         notification::delete_for_user(tx, user.id).await?;
         session::delete_for_user(tx, user.id).await?;
         let event = NewEvent::new(EventKind::UserChanged, Some(user.id), now);
@@ -330,7 +335,7 @@ pub async fn delete(db: &Db, now: Timestamp, viewer: &Viewer) -> Result<()> {
     .await
 }
 
-/// Right password, but the address must be verified first.
+/// The error for a login with the right password and an unverified e-mail address.
 pub fn email_not_verified() -> Error {
     Error::refused(Code::EmailNotVerified, "Verify your e-mail address first: follow the link in the mail we sent.")
 }

@@ -1,4 +1,5 @@
-//! What happened to accounts: written with the change it tells of, read by ADMIN, and by each person about themselves.
+//! The audit log of accounts. Each entry is written in the transaction of the change that it
+//! records. ADMIN reads all entries, users those about themselves.
 
 use diesel::deserialize::FromSqlRow;
 use diesel::expression::AsExpression;
@@ -101,12 +102,10 @@ stored_as_smallint!(AuditKind {
     Unsubscribed = 24,
 });
 
-/// Where a request came from, as far as it is known.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ClientInfo {
-    /// The client's address.
     pub ip_address: Option<String>,
-    /// What program it is, as it says.
+    /// The `User-Agent` header, at most 200 characters.
     pub user_agent: Option<String>,
 }
 
@@ -120,33 +119,28 @@ impl From<&Client> for ClientInfo {
     }
 }
 
-/// One line of the log.
+/// An entry of the audit log.
 #[derive(Clone, Debug, PartialEq, Eq, Queryable, Selectable, Insertable, Serialize)]
 #[diesel(table_name = audit_entries)]
 pub struct Entry {
-    /// Its id.
     pub id: Id,
-    /// What happened.
     pub kind: AuditKind,
-    /// When.
     pub occurred_at: Timestamp,
-    /// To whose account; none where the identifier is nobody's.
+    /// The account concerned; null after a failed login with an unknown identifier.
     pub user_id: Option<Id>,
-    /// Who did it, if they were signed in.
+    /// The user who did it, if signed in.
     pub actor_id: Option<Id>,
-    /// From where.
     pub ip_address: Option<String>,
-    /// With what program.
     pub user_agent: Option<String>,
 }
 
 impl Entry {
-    /// Its place in the order of its list.
+    /// The sort key of the entry in its list.
     pub fn position(&self) -> RowPosition {
         RowPosition { key: SortKey::Time(self.occurred_at), id: self.id }
     }
 
-    /// The line as the viewer may see it: where somebody else was when they did it is for ADMIN alone.
+    /// Removes the client of an action by another user, unless the viewer is ADMIN.
     pub fn redacted_for(self, viewer: &Viewer) -> Self {
         if viewer.is_admin() || self.actor_id.is_none_or(|actor| actor == viewer.id) {
             return self;
@@ -155,7 +149,7 @@ impl Entry {
     }
 }
 
-/// Writes a line, in the transaction of the change.
+/// Writes an entry, in the transaction of the change.
 pub async fn record(
     tx: &mut Conn,
     now: Timestamp,
@@ -177,7 +171,7 @@ pub async fn record(
     Ok(())
 }
 
-/// One page of the log, newest first; of one account, or of all.
+/// Returns one page of the log, newest first, of one account or of all.
 pub async fn page(conn: &mut Conn, user_id: Option<Id>, window: &PageWindow) -> Result<Page<Entry>> {
     let rows = on!(conn, |c| {
         let mut query = audit_entries::table.select(Entry::as_select()).into_boxed::<Backend>();
@@ -190,7 +184,7 @@ pub async fn page(conn: &mut Conn, user_id: Option<Id>, window: &PageWindow) -> 
     Ok(window.page(true, rows, Entry::position))
 }
 
-/// How many lines there are.
+/// Returns the number of entries of one account or of all.
 pub async fn count(conn: &mut Conn, user_id: Option<Id>) -> Result<i64> {
     Ok(on!(conn, |c| {
         let mut query = audit_entries::table.select(diesel::dsl::count_star()).into_boxed::<Backend>();
@@ -201,7 +195,8 @@ pub async fn count(conn: &mut Conn, user_id: Option<Id>) -> Result<i64> {
     })?)
 }
 
-/// Forgets a person who is leaving: all about their account, and of what they did to others where they were.
+/// Deletes all entries about a user whose account is being deleted, and clears the client in
+/// entries about the user's actions on other accounts.
 pub async fn delete_for_user(tx: &mut Conn, user_id: Id) -> Result<()> {
     on!(tx, |c| diesel::delete(audit_entries::table.filter(audit_entries::user_id.eq(user_id))).execute(c).await)?;
     let nowhere = (audit_entries::ip_address.eq(None::<String>), audit_entries::user_agent.eq(None::<String>));
@@ -210,7 +205,7 @@ pub async fn delete_for_user(tx: &mut Conn, user_id: Id) -> Result<()> {
     Ok(())
 }
 
-/// Forgets some of what is older than this moment; how much.
+/// Deletes a batch of entries older than `before` and returns how many.
 pub async fn purge_older(db: &Db, before: Timestamp) -> Result<usize> {
     db.transaction(async |tx| {
         let old = audit_entries::table.filter(audit_entries::occurred_at.lt(before));

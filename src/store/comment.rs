@@ -1,4 +1,4 @@
-//! Comments on tasks.
+//! Comments on tasks. Their visibility is that of their task.
 
 use std::collections::HashMap;
 
@@ -22,38 +22,31 @@ use crate::id::Id;
 use crate::time::Timestamp;
 use crate::{keyset, on, select_locked};
 
-/// What a person wrote about a task. Whoever sees the task sees its comments.
 #[derive(Clone, Debug, PartialEq, Eq, Queryable, Selectable, Insertable, Serialize, Deserialize)]
 #[diesel(table_name = comments)]
 pub struct Comment {
-    /// Its id.
     pub id: Id,
-    /// The task it is about.
     pub task_id: Id,
-    /// Who wrote it.
     pub author_id: Id,
-    /// The text.
     pub body: String,
-    /// Whether the text was changed after it was added.
+    /// Whether the body was changed after the comment was added.
     pub is_edited: bool,
-    /// When it was added.
     pub created_at: Timestamp,
-    /// When the text last changed.
+    /// Time of the last change of the body.
     pub updated_at: Timestamp,
 }
 
-/// Which columns of comments are read. What is left out is read as empty, and only of rows that are shown, never of rows
-/// that are written or recorded.
+/// Which columns of a comment are selected. The others are read as empty. Use partial columns only
+/// for rows that are displayed, never for rows that are written back or recorded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum CommentColumns {
-    /// Without the body, which may have 20 kB.
+    /// All but the body, which can be 20 kB.
     Summary,
-    /// All of them.
     Full,
 }
 
 impl CommentColumns {
-    /// In the order of [`Comment`].
+    /// The columns in the order of the fields of [`Comment`].
     const fn expression(self) -> Columns<Comment> {
         Columns::new(match self {
             Self::Summary => {
@@ -75,25 +68,25 @@ impl Resource for Comment {
 }
 
 impl Comment {
-    /// Its place in the order of its list.
+    /// The sort key of the comment in its list.
     pub fn position(&self) -> RowPosition {
         RowPosition { key: SortKey::Time(self.created_at), id: self.id }
     }
 }
 
-/// The comments with these ids; rights are those of their tasks, which the caller asks.
+/// Returns the comments with these ids. The caller checks the permission to see their tasks.
 pub async fn by_ids(conn: &mut Conn, ids: &[Id]) -> Result<Vec<Comment>> {
     select_by_ids(conn, ids, CommentColumns::Full).await
 }
 
-/// The same with these columns.
+/// Like [`by_ids`], with the given columns.
 pub async fn select_by_ids(conn: &mut Conn, ids: &[Id], columns: CommentColumns) -> Result<Vec<Comment>> {
     let found = comments::table.filter(any_id(comments::id, ids)).select(columns.expression());
     Ok(inline_if_few(ids.len(), async { on!(conn, |c| found.load(c).await) }).await?)
 }
 
-/// One page of the comments of each task, oldest first; an empty one of a task that the viewer may
-/// not see.
+/// Returns one page of comments for each task, oldest first. The page is empty for a task that the
+/// viewer may not see. For `reader` see `task::visible_to`.
 pub async fn pages(
     conn: &mut Conn,
     reader: Option<&Viewer>,
@@ -119,7 +112,7 @@ pub async fn pages(
         .collect())
 }
 
-/// How many comments each task has, of those that the viewer may see.
+/// Returns the number of comments on each task that the viewer may see.
 pub async fn counts(conn: &mut Conn, reader: Option<&Viewer>, ids: &[Id]) -> Result<HashMap<Id, i64>> {
     let visible = tasks::table.filter(any_id(tasks::id, ids)).filter(task::visible_to(reader));
     let counts: Vec<(Id, i64)> = on!(conn, |c| comments::table
@@ -131,7 +124,7 @@ pub async fn counts(conn: &mut Conn, reader: Option<&Viewer>, ids: &[Id]) -> Res
     Ok(counts.into_iter().collect())
 }
 
-/// Adds a comment to a task that the viewer sees.
+/// Adds a comment to a task that the viewer may see.
 pub async fn create(db: &Db, now: Timestamp, viewer: &Viewer, task_id: Id, body: &CommentBody) -> Result<Comment> {
     db.inline_transaction(async |tx| {
         let names = mention::parse_handles(body);
@@ -158,7 +151,7 @@ pub async fn create(db: &Db, now: Timestamp, viewer: &Viewer, task_id: Id, body:
     .await
 }
 
-/// Changes a comment's text.
+/// Changes the body of a comment.
 pub async fn update(db: &Db, now: Timestamp, viewer: &Viewer, id: Id, body: &CommentBody) -> Result<Comment> {
     db.inline_transaction(async |tx| {
         let found = by_ids(tx, &[id]).await?.pop().ok_or_else(not_found)?;
@@ -176,7 +169,7 @@ pub async fn update(db: &Db, now: Timestamp, viewer: &Viewer, id: Id, body: &Com
             .set((comments::body.eq(&comment.body), comments::is_edited.eq(true), comments::updated_at.eq(now)))
             .execute(c)
             .await)?;
-        // Whom the old text mentions was notified then.
+        // Users mentioned in the old body were notified at that time.
         let mentions = named.with_access_to(&task, &mention::added_handles(&old, body));
         events::append(tx, &[about_comment(EventKind::CommentUpdated, viewer, now, &task, &comment, mentions)]).await?;
         quota::change_comment(tx, db.quotas, &task, &old, body).await?;
@@ -185,7 +178,6 @@ pub async fn update(db: &Db, now: Timestamp, viewer: &Viewer, id: Id, body: &Com
     .await
 }
 
-/// Deletes a comment.
 pub async fn delete(db: &Db, now: Timestamp, viewer: &Viewer, id: Id) -> Result<()> {
     db.inline_transaction(async |tx| {
         let viewer = &session::lock(tx, now, viewer).await?;
@@ -200,8 +192,9 @@ pub async fn delete(db: &Db, now: Timestamp, viewer: &Viewer, id: Id) -> Result<
     .await
 }
 
-/// A comment on a task that the viewer sees, locked until the transaction ends. Its task decides who may see it and who
-/// receives its events: it is locked too, and first.
+/// Returns a comment on a task that the viewer may see, and the task, both locked until the
+/// transaction ends. The task decides who may see the comment and who receives its events; it is
+/// locked first.
 async fn lock(tx: &mut Conn, viewer: &Viewer, found: &Comment, lock: Lock) -> Result<(Task, Comment)> {
     let task = task::lock(tx, viewer, found.task_id, Lock::Share).await?.ok_or_else(not_found)?;
     let comment = comments::table.find(found.id);

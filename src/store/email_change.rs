@@ -1,5 +1,5 @@
-//! Changes of an account's e-mail address, as its old address sees them: the link mailed there takes a change back, also
-//! after it was confirmed, for [`UNDO_PERIOD`]. The token of the link is made from the row's id (`auth`).
+//! Requested e-mail changes. The link mailed to the old address undoes a change for
+//! [`UNDO_PERIOD`], even after it was confirmed. `auth` derives the link's token from the row's id.
 
 use std::time::Duration;
 
@@ -19,38 +19,39 @@ use crate::id::Id;
 use crate::on;
 use crate::time::Timestamp;
 
-/// How long after its request a change can be taken back.
+/// How long after its request a change can be undone.
 pub const UNDO_PERIOD: Duration = Duration::from_secs(3 * 86_400);
 
-/// An address that an account had when a change was asked for.
+/// The address that an account had when a change was requested.
 #[derive(Clone, Debug, PartialEq, Eq, Queryable, Selectable, Insertable)]
 #[diesel(table_name = email_changes)]
 pub struct EmailChange {
-    /// Its id, of which the link's token is made.
+    /// The link's token is derived from it.
     pub id: Id,
-    /// Whose account.
     pub user_id: Id,
     /// The old address.
     pub email: String,
-    /// The same folded.
+    /// The old address, folded.
     pub email_key: String,
-    /// Whether the account's owner had shown that the old address is theirs.
+    /// Whether the old address was verified.
     pub was_verified: bool,
-    /// When the change was first asked for.
+    /// When the change was first requested.
     pub requested_at: Timestamp,
     /// When the link expires.
     pub expires_at: Timestamp,
 }
 
-/// Records that the account's address is to change, and queues the mail to the present one. Asking again keeps the links
-/// good that were mailed before.
+/// Records a requested change, and queues the mail to the current address. Another request keeps
+/// the links of earlier mails valid.
 ///
-/// A row is found by the folded address, but to a mail server another spelling may be another mailbox. So a verified
-/// address is never replaced by a spelling of it: the link in its mailbox would hand the account to the other one.
+/// Rows are found by the folded address, but to a mail server another spelling may be another
+/// mailbox. So another spelling never replaces a verified address: the link in the first mailbox
+/// would give the account to the owner of the second.
 pub async fn request(tx: &mut Conn, now: Timestamp, user: &User, requested: &str) -> Result<()> {
     let (key, expires_at) = (fold(&user.email), now.plus(UNDO_PERIOD));
     let same = || email_changes::user_id.eq(user.id).and(email_changes::email_key.eq(&key));
-    // Nobody has shown that this address was the owner's: links mailed to it must not restore another one.
+    // An unverified address may belong to someone else: links mailed to it must not restore
+    // another address.
     let unverified = email_changes::was_verified.eq(false).and(email_changes::email.ne(&user.email));
     let replaced = same().and(unverified.or(email_changes::expires_at.le(now)));
     on!(tx, |c| diesel::delete(email_changes::table.filter(replaced)).execute(c).await)?;
@@ -63,7 +64,8 @@ pub async fn request(tx: &mut Conn, now: Timestamp, user: &User, requested: &str
     let id = match known {
         Some(id) => {
             if user.email_verified {
-                // No effect on a verified spelling. The same address may have been verified since.
+                // No change if the row is verified. If not, its address is the same and may now be
+                // verified.
                 let known = diesel::update(email_changes::table.find(id));
                 on!(tx, |c| known.set(email_changes::was_verified.eq(true)).execute(c).await)?;
             }
@@ -87,13 +89,13 @@ pub async fn request(tx: &mut Conn, now: Timestamp, user: &User, requested: &str
     mail::queue(tx, now, mail::MailKind::EmailChangeRequested, &user.email, Some(user.id), &detail).await
 }
 
-/// Whose change this is, if it can still be taken back.
+/// The user whose change this is, if it can still be undone.
 pub async fn owner(conn: &mut Conn, now: Timestamp, id: Id) -> Result<Option<Id>> {
     let change = email_changes::table.find(id).filter(email_changes::expires_at.gt(now));
     Ok(on!(conn, |c| change.select(email_changes::user_id).first(c).await.optional())?)
 }
 
-/// Takes a change out of the table, with all that were asked for later: they end with it.
+/// Deletes and returns a change. All changes requested after it are deleted too.
 pub async fn take(tx: &mut Conn, now: Timestamp, id: Id) -> Result<Option<EmailChange>> {
     let change = email_changes::table.find(id).filter(email_changes::expires_at.gt(now));
     let taken: Option<EmailChange> =
@@ -107,7 +109,7 @@ pub async fn take(tx: &mut Conn, now: Timestamp, id: Id) -> Result<Option<EmailC
     Ok(taken)
 }
 
-/// Whether an address is reserved for another account, which may still take it back.
+/// Whether an address is reserved for another account, which can still restore it.
 pub async fn is_reserved(conn: &mut Conn, now: Timestamp, email: &str, user_id: Id) -> Result<bool> {
     let reserved = email_changes::table
         .filter(email_changes::email_key.eq(fold(email)))
@@ -117,13 +119,13 @@ pub async fn is_reserved(conn: &mut Conn, now: Timestamp, email: &str, user_id: 
     Ok(on!(conn, |c| diesel::select(exists(reserved)).get_result(c).await)?)
 }
 
-/// Deletes the changes of a person who is leaving.
+/// Deletes the changes of an account that is being deleted.
 pub async fn delete_for_user(tx: &mut Conn, user_id: Id) -> Result<()> {
     on!(tx, |c| diesel::delete(email_changes::table.filter(email_changes::user_id.eq(user_id))).execute(c).await)?;
     Ok(())
 }
 
-/// Deletes some of the changes that can no longer be taken back; how many.
+/// Deletes a batch of changes that can no longer be undone; returns how many.
 pub async fn purge_expired(db: &Db, now: Timestamp) -> Result<usize> {
     db.transaction(async |tx| {
         let expired = email_changes::table.filter(email_changes::expires_at.le(now));

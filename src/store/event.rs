@@ -1,4 +1,5 @@
-//! What the log tells about the nouns: the snapshot that each event carries, and the events a viewer may see.
+//! Domain events: what an event carries (its snapshot), which events a viewer may see, and when
+//! events expire. The log itself is in [`crate::events`].
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -31,20 +32,21 @@ use crate::id::Id;
 use crate::time::Timestamp;
 use crate::{backend_sql, on};
 
-/// What an event carries beside the ids in its columns: what changed, and of what is gone the last picture. The rest is
-/// read from the rows as they are. Long texts are kept apart; see [`super::history`].
+/// The data of an event besides the ids in its columns: what changed, and the last state of a
+/// deleted object. Everything else is read from the current rows. Long texts are stored separately;
+/// see [`super::history`].
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Snapshot {
-    /// The task as it was when it was deleted. Events of older versions have the task as they left it.
+    /// The task at its deletion. Events written by older versions carry the task after the change.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub task: Option<Task>,
-    /// A comment that was deleted, without its text: that is in the row of the comment alone, and gone with it.
+    /// A deleted comment without its body. Only the comment's row had the body, and it is deleted.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub comment: Option<Comment>,
-    /// The project as the event left it; that of a deleted task without its description.
+    /// The project after the event. With a deleted task it has no description.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub project: Option<Project>,
-    /// The long description of that task or project, which is missing in it.
+    /// The id of the long description that was taken out of that task or project.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub text: Option<Id>,
     /// The status before and after.
@@ -53,13 +55,13 @@ pub struct Snapshot {
     /// The fields that changed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub changes: Vec<Change>,
-    /// Who is newly mentioned in the comment, of those who may see the task.
+    /// Users who are newly mentioned in the comment and may see the task.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub mentions: Vec<Id>,
 }
 
 impl Snapshot {
-    /// Reads what an event carries; an older form reads as empty rather than failing.
+    /// Parses the snapshot of an event. An older form yields an empty snapshot instead of an error.
     pub fn of(event: &Event) -> Self {
         serde_json::from_str(&event.data).unwrap_or_default()
     }
@@ -68,7 +70,7 @@ impl Snapshot {
         serde_json::to_string(self).unwrap_or_default()
     }
 
-    /// Puts the text that [`Self::text`] refers to back in its place.
+    /// Restores the description that [`Self::text`] refers to.
     pub(super) fn complete(&mut self, text: String) {
         if let Some(task) = &mut self.task {
             task.description = Some(text);
@@ -78,7 +80,7 @@ impl Snapshot {
     }
 }
 
-/// An event about a task.
+/// Builds an event about a task.
 pub fn about_task(kind: EventKind, viewer: &Viewer, now: Timestamp, task: &Task, mut snapshot: Snapshot) -> NewEvent {
     let mut extract = TextExtractor::new(task.id, task.owner_id);
     extract.changes(&mut snapshot.changes);
@@ -98,13 +100,14 @@ pub fn about_task(kind: EventKind, viewer: &Viewer, now: Timestamp, task: &Task,
     }
 }
 
-/// The deletion of a task. It carries the project as well, which may be deleted later.
+/// Builds the event for the deletion of a task. It carries the project too, which may be deleted
+/// later.
 pub fn about_deleted_task(viewer: &Viewer, now: Timestamp, task: &Task, project: &Project) -> NewEvent {
     let project = Project { description: None, ..project.clone() };
     about_task(EventKind::TaskDeleted, viewer, now, task, Snapshot { project: Some(project), ..Snapshot::default() })
 }
 
-/// An event about a comment, which newly mentions these people.
+/// Builds an event about a comment that newly mentions these users.
 pub fn about_comment(
     kind: EventKind,
     viewer: &Viewer,
@@ -119,7 +122,7 @@ pub fn about_comment(
     NewEvent { comment_id: Some(comment.id), ..about_task(kind, viewer, now, task, snapshot) }
 }
 
-/// An event about a project.
+/// Builds an event about a project.
 pub fn about_project(
     kind: EventKind,
     viewer: &Viewer,
@@ -144,38 +147,37 @@ pub fn about_project(
     }
 }
 
-/// What it takes to tell an event to whoever may see it, loaded once for all of them: the rows that its rights and
-/// fields hang on, as they are then.
+/// The objects that permissions and fields of an event need, in their current state. They are
+/// loaded once for all subscribers.
 #[derive(Debug)]
 pub struct EventObjects {
-    /// What the event carries.
     pub snapshot: Arc<Snapshot>,
-    /// The task, unless it is gone.
+    /// The current task; `None` if it is deleted.
     pub task: Option<Arc<Task>>,
-    /// The answers that subscriptions share.
+    /// Responses shared between subscriptions.
     pub answers: SharedResponses,
     related: OnceCell<RelatedObjects>,
 }
 
-/// What else hangs on an event, loaded when the first subscriber asks for any of it.
+/// Further objects of an event, loaded when the first subscriber asks for one of them.
 #[derive(Debug)]
 pub struct RelatedObjects {
-    /// The comment, unless it is gone.
+    /// The current comment; `None` if it is deleted.
     pub comment: Option<Arc<Comment>>,
-    /// The project of the task, unless that is gone.
+    /// The current project of the task. If the task is deleted, the project in the snapshot.
     pub project: Option<Arc<Project>>,
-    /// Who did it, and the people of the task and the comment.
+    /// The actor, and the users of the event, the task and the comment.
     pub people: HashMap<Id, Arc<Profile>>,
 }
 
 impl EventObjects {
-    /// Loads them.
+    /// Loads the objects of one event.
     pub async fn for_event(conn: &mut Conn, event: &Event) -> Result<Self> {
         let mut loaded = Self::load(conn, vec![event.clone()], TaskColumns::Full).await?;
-        loaded.pop().map(|(_, objects)| objects).ok_or_else(|| Error::internal("an event without its objects"))
+        loaded.pop().map(|(_, objects)| objects).ok_or_else(|| Error::internal("no objects loaded for an event"))
     }
 
-    /// The same for many events at once, each with its own. Of their tasks these columns are read.
+    /// Loads the objects of many events at once, with these columns of their tasks.
     pub async fn for_events(db: &Db, events: Vec<Event>, columns: TaskColumns) -> Result<Vec<(Event, Self)>> {
         if events.is_empty() {
             return Ok(Vec::new());
@@ -200,13 +202,13 @@ impl EventObjects {
         Ok(events.into_iter().zip(snapshots).map(with).collect())
     }
 
-    /// How many bytes the texts of the rows have, of which a task may be one of several events.
+    /// The size of the task's description in bytes. Several events may share one task.
     pub fn text_bytes(&self) -> usize {
         let task = self.task.as_deref().or(self.snapshot.task.as_ref());
         task.and_then(|task| task.description.as_deref()).map_or(0, str::len)
     }
 
-    /// What else hangs on the event, which is the one that these are the objects of.
+    /// Loads the further objects of `event`, which must be the event that `self` was loaded for.
     pub async fn related(&self, db: &Db, event: &Event) -> Result<&RelatedObjects> {
         let load = async || {
             let mut conn = db.conn().await?;
@@ -235,21 +237,19 @@ impl EventObjects {
     }
 }
 
-/// Which events are asked for; members are ANDed.
+/// Filter for events; the conditions are ANDed.
 #[derive(Clone, Debug, Default)]
 pub struct EventCriteria {
-    /// In this project.
     pub project_id: Option<Id>,
-    /// About this task.
     pub task_id: Option<Id>,
-    /// Of these kinds; an empty list matches nothing.
+    /// The kinds to include; an empty list matches nothing.
     pub kinds: Option<Vec<EventKind>>,
-    /// After which this user had the task.
+    /// The assignee of the task after the event.
     pub assignee_id: Option<Id>,
 }
 
 impl EventCriteria {
-    /// The same question asked of one event.
+    /// Whether an event matches the filter.
     pub fn matches(&self, event: &Event) -> bool {
         self.project_id.is_none_or(|id| event.project_id == Some(id))
             && self.task_id.is_none_or(|id| event.task_id == Some(id))
@@ -258,30 +258,30 @@ impl EventCriteria {
     }
 }
 
-/// Which stretch of the log is asked for.
+/// The requested range of the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct LogRange {
-    /// Only what comes after this place.
+    /// Exclusive lower bound.
     pub after: Option<LogPosition>,
-    /// Only what comes before this place.
+    /// Exclusive upper bound.
     pub before: Option<LogPosition>,
-    /// How many events at most.
+    /// The maximum number of events.
     pub limit: usize,
-    /// Counted from the end of the log.
+    /// Whether to start from the end of the range.
     pub backward: bool,
 }
 
-/// Which columns of events are read. What is left out is read as empty, and only of events that are shown.
+/// The columns of events to read. An omitted column reads as empty, so the requested fields must
+/// not need it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum EventColumns {
-    /// Without the snapshot.
+    /// Without `data`.
     Summary,
-    /// All of them.
     Full,
 }
 
 impl EventColumns {
-    /// In the order of [`Event`].
+    /// The columns in the order of the fields of [`Event`].
     pub(super) const fn expression(self) -> Columns<Event> {
         Columns::new(match self {
             Self::Summary => {
@@ -298,10 +298,11 @@ impl EventColumns {
     }
 }
 
-/// Whether a viewer may see an event, given its task as it is now (`None` when the task is gone).
+/// Whether a viewer may see an event. `task` is the current task; `None` if it is deleted.
 ///
-/// Whoever sees the task now sees its events. When it is gone, its project's owner does, and its last assignee sees
-/// that it went. Whoever lost a task sees that it was taken from them, and nothing after it.
+/// A user who may see the task now sees its events. After its deletion, the project owner still
+/// sees them, and the last assignee sees the deletion. A user who lost a task sees the event that
+/// unassigned them, and nothing after it.
 pub fn can_see(viewer: &Viewer, event: &Event, task: Option<&Task>) -> bool {
     if event.kind.is_internal() {
         return false;
@@ -313,23 +314,23 @@ pub fn can_see(viewer: &Viewer, event: &Event, task: Option<&Task>) -> bool {
         || (event.kind == EventKind::TaskUnassigned && event.previous_assignee_id == Some(viewer.id))
 }
 
-/// How far back the feed goes: whatever is past either bound is not told any more.
+/// How long events are kept. An event that exceeds either bound expires.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Retention {
-    /// So long.
+    /// Maximum age.
     pub age: Duration,
-    /// So many events; numbers that failed writes used up count as well.
+    /// Maximum number of events. Sequence numbers used up by failed writes count too.
     pub count: i64,
 }
 
-/// How many events expire in one transaction.
+/// Events that expire in one transaction.
 const EXPIRY_BATCH: i64 = 1_000;
 
-/// Moves the floor of the feed up to what is kept, but not past `done`, the place up to which everything has been made
-/// of the log that is made of it. Says whether there may be more to do.
+/// Advances the retention horizon past expired events, but not past `done`, the position up to
+/// which the consumers have read the log. Returns whether there may be more to expire.
 ///
-/// The events of a task that is there stay below the floor, as its history; those of one that is gone leave with the
-/// event of its deletion.
+/// Events of an existing task stay below the horizon, as its history. Those of a deleted task are
+/// deleted with the event of its deletion.
 pub async fn expire(db: &Db, retention: Retention, now: Timestamp, done: LogPosition) -> Result<bool> {
     let oldest = now.minus(retention.age);
     db.transaction(async |tx| {
@@ -352,7 +353,7 @@ pub async fn expire(db: &Db, retention: Retention, now: Timestamp, done: LogPosi
             return Ok(false);
         };
         if !advance_offset(tx, RETENTION_HORIZON, floor, reached).await? {
-            // Another instance has done it.
+            // Another instance has advanced the horizon.
             return Ok(true);
         }
         let mut tasks: Vec<Id> = expired.iter().filter_map(|event| event.task_id).collect();
@@ -371,7 +372,7 @@ pub async fn expire(db: &Db, retention: Retention, now: Timestamp, done: LogPosi
     .await
 }
 
-/// What of an event says whether it has expired, and what goes with it.
+/// The columns that decide whether an event has expired and what is deleted with it.
 #[derive(Queryable, Selectable)]
 #[diesel(table_name = events)]
 struct ExpiringEvent {
@@ -390,8 +391,8 @@ impl ExpiringEvent {
     }
 }
 
-/// Drops the long texts to which no event refers any more. Those of a task stay as long as the task; a deletion is the
-/// last event of its task or project.
+/// Deletes the long texts that no event refers to any more. The texts of a task live as long as the
+/// task. A deletion is the last event of its task or project.
 async fn expire_texts(tx: &mut Conn, expired: &[&ExpiringEvent]) -> Result<()> {
     let (mut ended, mut projects, mut events) = (Vec::new(), Vec::new(), Vec::new());
     for event in expired {
@@ -412,7 +413,8 @@ async fn expire_texts(tx: &mut Conn, expired: &[&ExpiringEvent]) -> Result<()> {
     Ok(())
 }
 
-/// Bounds and orders a boxed query on events, in both arms of `on!`.
+/// Applies the bounds, order and limit of a range to a boxed query on events, in both arms of
+/// `on!`.
 macro_rules! in_range {
     ($query:ident, $stretch:expr) => {
         if let Some(position) = $stretch.after {
@@ -430,33 +432,33 @@ macro_rules! in_range {
     };
 }
 
-/// So many events are sooner read through than looked for: it takes a millisecond, and whoever comes back after a moment
-/// has no more to read.
+/// A range of at most this many events is scanned, which costs less than a search in each index.
+/// Clients that reconnect after a moment ask for such a range.
 const SCAN_EVENTS: i64 = 1_000;
-/// So many transactions write hardly more events than that: most write none or one.
+/// The bound in transactions for the same range: most transactions write one event or none.
 const SCAN_TRANSACTIONS: i64 = 10 * SCAN_EVENTS;
 
-/// A part of the log that a viewer may see, which an index leads to. Parts may overlap.
+/// A part of the log that a viewer may see and that an index leads to. Parts may overlap.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum LogPart {
-    /// All of it.
+    /// All events.
     Everything,
-    /// What of it the viewer sees: for a stretch so short that it is read through.
+    /// All that the viewer may see, as a filter: for a range that is short enough to scan.
     Visible,
-    /// What happens in the viewer's own projects.
+    /// Events in the viewer's own projects.
     Owned,
-    /// What happened to the tasks that are the viewer's now.
+    /// Events of tasks that are assigned to the viewer now.
     Assigned,
-    /// The deletion of what was the viewer's then.
+    /// Deletions of tasks that were assigned to the viewer.
     Deleted,
-    /// That a task was taken from the viewer.
+    /// Events that unassigned a task from the viewer.
     Unassigned,
 }
 
 impl LogPart {
-    /// The parts that are together what [`can_see`] allows, of the stretch between two places.
+    /// The parts that together are what [`can_see`] allows between two positions.
     fn visible_to(viewer: &Viewer, after: LogPosition, before: LogPosition) -> &'static [Self] {
-        // Both numbers, as places that clients make up may have one that is near and one that is far away.
+        // Check both numbers: a forged cursor may have one that is near and one that is far away.
         let is_within = |from: i64, to: i64, most| (0..=most).contains(&to.saturating_sub(from));
         let is_short =
             is_within(after.seq, before.seq, SCAN_EVENTS) && is_within(after.xid, before.xid, SCAN_TRANSACTIONS);
@@ -471,26 +473,27 @@ impl LogPart {
 }
 
 backend_sql! {
-    /// A task was deleted, in the words of the index.
+    /// A task was deleted. Spelled as in the partial index.
     IsDeletion: diesel::sql_types::Bool,
     postgres "events.kind = 3",
     sqlite "events.kind = 3"
 }
 
 backend_sql! {
-    /// A task lost its assignee, in the words of the index.
+    /// A task was unassigned. Spelled as in the partial index.
     IsUnassignment: diesel::sql_types::Bool,
     postgres "events.kind = 5",
     sqlite "events.kind = 5"
 }
 
-/// Narrows a boxed query on events to a part of the log, in both arms of `on!`.
+/// Restricts a boxed query on events to a part of the log, in both arms of `on!`.
 macro_rules! log_part {
     ($query:ident, $part:expr, $viewer:expr) => {
         let theirs = tasks::table.filter(tasks::assignee_id.eq($viewer)).select(tasks::id.nullable());
         $query = match $part {
             LogPart::Everything => $query,
-            // Kinds are parameters here: with the words of the indexes SQLite would look in each of them.
+            // Kinds are parameters here: with literals SQLite would search each of the partial
+            // indexes.
             LogPart::Visible => $query.filter(
                 events::owner_id
                     .eq($viewer)
@@ -506,8 +509,8 @@ macro_rules! log_part {
     };
 }
 
-/// The events that a viewer may see, in the order of the log. However much others do, no more of it is read than a short
-/// stretch.
+/// The events that a viewer may see, in log order. However much other users write, at most a short
+/// range is scanned.
 pub async fn page(
     conn: &mut Conn,
     viewer: &Viewer,
@@ -515,7 +518,8 @@ pub async fn page(
     stretch: LogRange,
     columns: EventColumns,
 ) -> Result<Vec<Event>> {
-    // One end for all parts: what settled between two of them would be missed by whoever goes on after a later event.
+    // One upper bound for all parts. Otherwise a client that continues after a later event would
+    // miss what settles between two reads.
     let end = settled_end(conn).await?;
     let end = LogPosition { seq: end.seq + 1, ..end };
     let before = stretch.before.map_or(end, |before| before.min(end));
@@ -555,7 +559,8 @@ pub async fn page(
     Ok(rows)
 }
 
-/// The events of each of these tasks, of those that the viewer may see. The history of a task goes with it.
+/// The events of each of these tasks that the viewer may see now. A task's whole history is visible
+/// with the task.
 pub async fn pages_of_tasks(
     conn: &mut Conn,
     reader: Option<&Viewer>,
@@ -637,7 +642,7 @@ mod tests {
         assert_eq!(
             (EventKind::TaskDeleted.code(), EventKind::TaskUnassigned.code()),
             (3, 5),
-            "as the migration has it"
+            "the migration's indexes contain these codes"
         );
     }
 }

@@ -1,4 +1,4 @@
-//! Everything that is stored of one person, as one JSON document.
+//! Data export: everything stored about one user, as one JSON document.
 
 use diesel::dsl::exists;
 use diesel::prelude::*;
@@ -27,12 +27,12 @@ use crate::id::Id;
 use crate::on;
 use crate::time::Timestamp;
 
-/// Bytes of the longest document.
+/// Maximum size of the document in bytes.
 pub const MAX_EXPORT_BYTES: usize = 64 * 1024 * 1024;
-/// Rows that are read at once: of the longest it is a few megabytes.
+/// Rows that are read at once. A batch of the longest is a few megabytes.
 const BATCH_ROWS: usize = 200;
 
-/// A document that is being written.
+/// A JSON document under construction.
 struct JsonWriter(Vec<u8>);
 
 impl JsonWriter {
@@ -43,7 +43,7 @@ impl JsonWriter {
     }
 
     fn value(&mut self, value: &(impl Serialize + ?Sized)) {
-        // A buffer takes everything, and what is stored can be written.
+        // Writing to a buffer cannot fail, and stored values always serialize.
         let _ = serde_json::to_writer(&mut self.0, value);
     }
 
@@ -60,13 +60,15 @@ impl JsonWriter {
         if self.0.len() <= MAX_EXPORT_BYTES {
             return Ok(());
         }
-        let message = "What is stored of you is larger than 64 MiB. Ask who runs this server for it.";
+        let message = "Your data is larger than 64 MiB. Ask the operator of this server for an export.";
         Err(Error::refused(Code::DocumentTooComplex, message))
     }
 }
 
-/// Writes a list of the rows of a table that a condition holds for, in the order of a column, some at a time: which they
-/// are is read before, and takes little room. Where rows of others have the same ids, the condition comes again.
+/// Writes the rows of a table that match a condition as a list, ordered by a column. Their ids are
+/// read first, which takes little memory, and then the rows in batches. The second condition
+/// filters the rows again: where rows of other users have the same ids, or access may have ended
+/// meanwhile.
 macro_rules! rows {
     (
         $document:ident, $conn:ident, $name:literal, $table:ident by $order:ident, $of:expr $(, and $again:expr)?,
@@ -95,7 +97,7 @@ macro_rules! rows {
     };
 }
 
-/// The document. Ids are as the database has them; nothing that proves who somebody is goes into it.
+/// Exports the viewer's data. Ids are raw database ids. Credentials are left out.
 pub async fn export(conn: &mut Conn, viewer: &Viewer) -> Result<Vec<u8>> {
     let me = viewer.id;
     let user = user::any_by_ids(conn, &[me]).await?.pop().ok_or_else(Error::unauthenticated)?;
@@ -150,14 +152,15 @@ pub async fn export(conn: &mut Conn, viewer: &Viewer) -> Result<Vec<u8>> {
         "name": label.name,
         "color": label.color,
     }));
-    // What a viewer has created others may have changed since the viewer's right to see it ended. The condition comes again
-    // with the rows, as it may not hold any more by then.
+    // Others may have changed a task after its creator lost access to it. So the export has only
+    // tasks that the viewer may see now. The condition filters the rows again, because access may
+    // end between the two reads.
     let visible = || {
         let is_admin = exists(users::table.filter(users::id.eq(me)).filter(users::role.eq(Role::Admin)));
         tasks::owner_id.eq(me).or(tasks::assignee_id.eq(me)).or(tasks::creator_id.eq(me).and(is_admin))
     };
     rows!(document, conn, "tasks", tasks by created_at, visible(), and visible(), |task: Task| task);
-    // A comment says what the viewer wrote, and nobody else can change it.
+    // A comment is the viewer's own text, which nobody else can change.
     rows!(document, conn, "comments", comments by created_at, comments::author_id.eq(me), |comment: Comment| comment);
     let inbox = notifications::user_id.eq(me);
     rows!(document, conn, "notifications", notifications by occurred_at, inbox, and inbox, |row: Notification| row);

@@ -1,5 +1,6 @@
-//! What history keeps of the nouns: changes with one copy of each long text, and last pictures of what is gone. An event
-//! carries what is short; what is kept apart is read when it is asked for.
+//! History of tasks and projects: field changes with one stored copy of each long text, and the
+//! last state of deleted objects. An event carries short values itself. Long texts are stored
+//! separately and read when they are requested.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -20,27 +21,25 @@ use crate::events::{Event, EventKind};
 use crate::id::Id;
 use crate::on;
 
-/// A field that changed, with its value before and after as text; a missing value is `None`. Long texts are kept apart
-/// ([`crate::events::text`]) and referred to.
+/// A changed field with its values before and after as text; `None` is a missing value. Long texts
+/// are stored separately ([`crate::events::text`]) and referenced by id.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Change {
     /// The field's name in the schema.
     pub field: String,
-    /// Before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub from: Option<String>,
-    /// After.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub to: Option<String>,
-    /// The text before, if it is kept apart.
+    /// The id of the text before, if it is stored separately.
     #[serde(default, rename = "fromText", skip_serializing_if = "Option::is_none")]
     pub from_text: Option<Id>,
-    /// The text after, if it is kept apart or is still that of the object.
+    /// The id of the text after, if it is stored separately or is the object's current description.
     #[serde(default, rename = "toText", skip_serializing_if = "Option::is_none")]
     pub to_text: Option<Id>,
 }
 
-/// The fields of these that differ, each with its value before and after.
+/// The fields whose values differ.
 pub fn changes<const N: usize>(fields: [(&str, Option<String>, Option<String>); N]) -> Vec<Change> {
     fields
         .into_iter()
@@ -49,21 +48,22 @@ pub fn changes<const N: usize>(fields: [(&str, Option<String>, Option<String>); 
         .collect()
 }
 
-/// Takes long texts out of what an event carries.
+/// Moves long texts out of the data of an event.
 pub(super) struct TextExtractor {
     object_id: Id,
     owner_id: Id,
-    /// The texts to be kept.
+    /// The texts to store.
     pub(super) texts: Vec<NewEventText>,
 }
 
 impl TextExtractor {
-    /// Of an event about an object in a project of this owner.
+    /// For an event about an object in a project of this owner.
     pub(super) const fn new(object_id: Id, owner_id: Id) -> Self {
         Self { object_id, owner_id, texts: Vec::new() }
     }
 
-    /// Takes the long values out of changes. What a description is now, its object has: it is kept when it is replaced.
+    /// Takes the long values out of changes. The new description is only referenced: the object has
+    /// it, and it is stored when it is replaced.
     pub(super) fn changes(&mut self, changes: &mut [Change]) {
         for change in changes {
             change.from_text = self.text(&mut change.from);
@@ -72,7 +72,7 @@ impl TextExtractor {
         }
     }
 
-    /// Takes a text out, to be kept, if it is long; leaves its id.
+    /// Takes a text out to be stored if it is long, and returns its id.
     pub(super) fn text(&mut self, text: &mut Option<String>) -> Option<Id> {
         let body = text.take_if(|text| text.len() > INLINE_BYTES)?;
         let text = NewEventText { object_id: self.object_id, owner_id: self.owner_id, body };
@@ -82,12 +82,13 @@ impl TextExtractor {
     }
 }
 
-/// Takes a long text out that the object has; leaves its id.
+/// Takes a long text out that its object has, and returns its id.
 pub(super) fn reference(text: &mut Option<String>) -> Option<Id> {
     text.take_if(|text| text.len() > INLINE_BYTES).map(|text| Id::of_text(&text))
 }
 
-/// Long texts by their object and id. Those that are not kept are what the objects have now; one that is missing is gone.
+/// Loads long texts by object and id. Those that are not stored may be current descriptions; a text
+/// that is neither is missing from the result.
 pub async fn texts(conn: &mut Conn, keys: &[(Id, Id)]) -> Result<HashMap<(Id, Id), String>> {
     let mut found = load(conn, keys).await?;
     let missing = |found: &HashMap<(Id, Id), String>| -> Vec<(Id, Id)> {
@@ -106,13 +107,13 @@ pub async fn texts(conn: &mut Conn, keys: &[(Id, Id)]) -> Result<HashMap<(Id, Id
     }
     let replaced = missing(&found);
     if !replaced.is_empty() {
-        // Between the two reads.
+        // Replaced between the two reads.
         found.extend(load(conn, &replaced).await?);
     }
     Ok(found)
 }
 
-/// The descriptions that tasks and projects have now.
+/// The current descriptions of tasks and projects.
 async fn descriptions(conn: &mut Conn, ids: &[Id]) -> Result<Vec<(Id, String)>> {
     let of_tasks = tasks::table.filter(any_id(tasks::id, ids)).select((tasks::id, tasks::description));
     let mut rows: Vec<(Id, Option<String>)> = on!(conn, |c| of_tasks.load(c).await)?;
@@ -126,11 +127,12 @@ async fn descriptions(conn: &mut Conn, ids: &[Id]) -> Result<Vec<(Id, String)>> 
     Ok(rows.into_iter().filter_map(|(id, text)| Some((id, text?))).collect())
 }
 
-/// What events carry, completed by what is kept apart from them: the texts of last pictures, and the last picture of each
-/// task in `gone`, in the event of its deletion, for the events before that. Changes stay references.
+/// The snapshots of events, completed from separate storage: with the descriptions of deleted
+/// objects, and, in events before the deletion of a task in `gone`, with the last state of the
+/// task. Changes remain references.
 pub async fn snapshots(conn: &mut Conn, events: &[Event], gone: &HashSet<Id>) -> Result<Vec<Arc<Snapshot>>> {
     let mut snapshots: Vec<Snapshot> = events.iter().map(Snapshot::of).collect();
-    // What an event carries was not read where it is empty, and then no task is shown.
+    // Empty data was not read (`EventColumns::Summary`), and then no task is shown.
     let without_picture = |snapshot: &Snapshot, event: &Event| {
         event.task_id.filter(|id| !event.data.is_empty() && snapshot.task.is_none() && gone.contains(id))
     };
@@ -171,7 +173,7 @@ struct LastSnapshot {
     project: Option<Project>,
 }
 
-/// The last state of tasks that are gone, from the deletion, which is the last event of a task.
+/// The last states of deleted tasks. The deletion is the last event of a task.
 async fn last_snapshots(conn: &mut Conn, tasks: &[Id]) -> Result<HashMap<Id, LastSnapshot>> {
     if tasks.is_empty() {
         return Ok(HashMap::new());

@@ -1,4 +1,5 @@
-//! Labels: a project's own tags for its tasks. Whoever sees the project sees them, whoever may update it manages them.
+//! Labels: tags for tasks, defined per project. They are visible to everybody who may see the
+//! project; changing them needs the permission to update the project.
 
 use diesel::prelude::*;
 
@@ -14,32 +15,28 @@ use crate::id::Id;
 use crate::time::Timestamp;
 use crate::{on, select_locked};
 
-/// So many labels at most has a project, and so each of its tasks.
+/// Labels per project, and so per task.
 const MAX_LABELS: i64 = 100;
 
-/// A tag of a project.
 #[derive(Clone, Debug, PartialEq, Eq, Queryable, Selectable, Insertable)]
 #[diesel(table_name = labels)]
 pub struct Label {
-    /// Its id.
     pub id: Id,
-    /// The project it belongs to.
     pub project_id: Id,
-    /// Unique in its project, without case.
+    /// Unique in its project, ignoring case.
     pub name: String,
     /// `#rrggbb`.
     pub color: String,
-    /// When it was made.
     pub created_at: Timestamp,
 }
 
-/// The labels with these ids; rights are those of their projects, which the caller asks.
+/// Returns the labels with these ids. The caller checks the permission to see their projects.
 pub async fn by_ids(conn: &mut Conn, ids: &[Id]) -> Result<Vec<Label>> {
     let found = labels::table.filter(any_id(labels::id, ids));
     Ok(inline_if_few(ids.len(), async { on!(conn, |c| found.select(Label::as_select()).load(c).await) }).await?)
 }
 
-/// All labels of these projects, by name.
+/// Returns all labels of these projects, ordered by name.
 pub async fn of_projects(conn: &mut Conn, projects: &[Id]) -> Result<Vec<Label>> {
     Ok(on!(conn, |c| labels::table
         .filter(any_id(labels::project_id, projects))
@@ -49,7 +46,8 @@ pub async fn of_projects(conn: &mut Conn, projects: &[Id]) -> Result<Vec<Label>>
         .await)?)
 }
 
-/// The labels on a task, by name, for a write that has locked the task.
+/// Returns the labels of a task, ordered by name. No permission check: the calling write has locked
+/// the task.
 pub async fn of_task(tx: &mut Conn, id: Id) -> Result<Vec<Label>> {
     Ok(on!(tx, |c| task_labels::table
         .inner_join(labels::table)
@@ -60,8 +58,7 @@ pub async fn of_task(tx: &mut Conn, id: Id) -> Result<Vec<Label>> {
         .await)?)
 }
 
-/// The labels on these tasks, each with its task, by name; none of a task that the viewer may not
-/// see.
+/// Returns the labels of each task, ordered by name. Tasks that the viewer may not see have none.
 pub async fn of_tasks(conn: &mut Conn, reader: Option<&Viewer>, ids: &[Id]) -> Result<Vec<(Id, Label)>> {
     let visible = tasks::table.filter(any_id(tasks::id, ids)).filter(task::visible_to(reader));
     Ok(on!(conn, |c| task_labels::table
@@ -73,7 +70,6 @@ pub async fn of_tasks(conn: &mut Conn, reader: Option<&Viewer>, ids: &[Id]) -> R
         .await)?)
 }
 
-/// Adds a label to a project.
 pub async fn create(
     db: &Db,
     now: Timestamp,
@@ -84,11 +80,11 @@ pub async fn create(
 ) -> Result<Label> {
     db.inline_transaction(async |tx| {
         let viewer = &session::lock(tx, now, viewer).await?;
-        // Labels are added one after the other, so that they can be counted.
+        // The exclusive lock serializes additions, so that the count stays within the limit.
         project::lock(tx, viewer, Action::UpdateProject, project_id, "projectId", Lock::Update).await?;
         let of_project = labels::table.filter(labels::project_id.eq(project_id));
         if on!(tx, |c| of_project.count().get_result::<i64>(c).await)? >= MAX_LABELS {
-            let message = format!("The project has {MAX_LABELS} labels already.");
+            let message = format!("The project already has the maximum of {MAX_LABELS} labels.");
             return Err(Error::user_error("projectId", UserErrorCode::QuotaExceeded, message));
         }
         let label = Label {
@@ -110,7 +106,7 @@ pub async fn create(
     .await
 }
 
-/// Changes a label's name or colour.
+/// Changes the name or color of a label.
 pub async fn update(
     db: &Db,
     now: Timestamp,
@@ -140,9 +136,9 @@ pub async fn update(
     .await
 }
 
-/// Deletes a label and takes it off every task.
+/// Deletes a label and removes it from every task.
 pub async fn delete(db: &Db, now: Timestamp, viewer: &Viewer, id: Id) -> Result<()> {
-    // Not a brief one: it may be on many tasks.
+    // Not an inline transaction: the cascade may touch many tasks.
     db.transaction(async |tx| {
         let viewer = &session::lock(tx, now, viewer).await?;
         lock(tx, viewer, id, Lock::Delete).await?;
@@ -152,8 +148,8 @@ pub async fn delete(db: &Db, now: Timestamp, viewer: &Viewer, id: Id) -> Result<
     .await
 }
 
-/// A label that the viewer may change, locked until the transaction ends. Its project and that project's owner never
-/// change, so they need no lock.
+/// Returns a label that the viewer may change, locked until the transaction ends. The label's
+/// project and the project's owner never change, so they need no lock.
 async fn lock(tx: &mut Conn, viewer: &Viewer, id: Id, lock: Lock) -> Result<Label> {
     let missing = || Error::not_found("id", "label");
     let label = by_ids(tx, &[id]).await?.pop().ok_or_else(missing)?;
@@ -163,5 +159,5 @@ async fn lock(tx: &mut Conn, viewer: &Viewer, id: Id, lock: Lock) -> Result<Labe
 }
 
 fn name_taken() -> Error {
-    Error::user_error("name", UserErrorCode::Taken, "The project has a label of that name already.")
+    Error::user_error("name", UserErrorCode::Taken, "The project already has a label with this name.")
 }

@@ -1,14 +1,14 @@
-//! Limits on guessing passwords, kept in the database. Each wrong password counts by the identifier that was typed in,
-//! whether it is anybody's or not, together with where it came from:
+//! Lockout after wrong passwords, stored in the database. Each failure counts for the identifier
+//! that was entered, whether it belongs to an account or not, together with its origin:
 //!
-//! - The **source** is an address (IPv6 by /64), a device that the owner logged in from before, or a signed-in session.
-//!   A few failures lock it out of that identifier for a while.
-//! - **Networks** are the /56 and the /48 around an IPv6 address, and everywhere. Each is a leaky bucket: when it is
-//!   full, guesses are refused until one leaks out. Known devices and sessions have no networks, so that strangers
-//!   cannot keep the owner out.
+//! - The **source** is an address (IPv6 by /64), a device that the owner has logged in from before,
+//!   or a signed-in session. A few failures lock the source out of that identifier for a while.
+//! - **Networks** are the /56 and the /48 around an IPv6 address, and a global one. Each is a leaky
+//!   bucket: while it is full, attempts are refused until one leaks out. Known devices and sessions
+//!   have no networks, so that strangers cannot lock the owner out.
 //!
-//! Counting by identifier and not by account keeps the answers for known and unknown identifiers alike. An account has
-//! two identifiers, so it takes twice what one takes.
+//! Counting by identifier and not by account keeps the responses for known and unknown identifiers
+//! alike. An account has two identifiers, so guessing at both gets twice the limit.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -30,15 +30,16 @@ use crate::time::Timestamp;
 /// How many failures lock, and for how long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LockoutPolicy {
-    /// So many failures, each within the duration of the one before.
+    /// Failures that lock, each within `duration` of the one before.
     pub failures: i32,
-    /// Lock for this long.
+    /// Duration of a lockout.
     pub duration: Duration,
 }
 
-/// The time in which a full bucket leaks dry.
+/// The time in which a full bucket drains.
 const LEAK_TIME: Duration = Duration::from_secs(3_600);
-/// The buckets' sizes, in multiples of [`LockoutPolicy::failures`]. One /48 alone does not fill the bucket of everywhere.
+/// Bucket sizes in multiples of [`LockoutPolicy::failures`]. One /48 alone cannot fill the global
+/// bucket.
 const BUCKET_SIZE_56: i32 = 2;
 const BUCKET_SIZE_48: i32 = 3;
 const BUCKET_SIZE_GLOBAL: i32 = 5;
@@ -48,7 +49,7 @@ pub fn retention(rule: LockoutPolicy) -> Duration {
     rule.duration.max(LEAK_TIME)
 }
 
-/// Somebody who claims to know a password: for which identifier, and from where.
+/// An attempt to enter a password: for which identifier, and from where.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PasswordAttempt {
     identifier: String,
@@ -58,7 +59,8 @@ pub struct PasswordAttempt {
 }
 
 impl PasswordAttempt {
-    /// A login from an address, or from a device that the account's owner has logged in from before.
+    /// A login from an address, or from a device that the account's owner has logged in from
+    /// before.
     pub fn login(identifier: &str, address: IpAddr, device: Option<Id>) -> Self {
         let identifier = identifier.to_owned();
         if let Some(device) = device {
@@ -73,7 +75,7 @@ impl PasswordAttempt {
         Self { identifier, source: network_text(address), networks }
     }
 
-    /// A signed-in person who is asked for the password again.
+    /// A signed-in user who is asked for the password again.
     pub fn session(viewer: &Viewer) -> Self {
         let (identifier, source) = (format!("user {}", viewer.id), format!("session {}", viewer.session_id));
         Self { identifier, source, networks: Vec::new() }
@@ -82,7 +84,7 @@ impl PasswordAttempt {
     fn sources(&self) -> Vec<&str> {
         let mut sources: Vec<&str> = self.networks.iter().map(|(name, _)| name.as_str()).collect();
         sources.push(&self.source);
-        // In one order, so that two who lock the same rows do not wait for each other.
+        // In a fixed order, so that two transactions cannot deadlock.
         sources.sort_unstable();
         sources
     }
@@ -93,30 +95,30 @@ impl PasswordAttempt {
     }
 }
 
-/// Whether an attempt may be made.
+/// Whether an attempt is allowed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Verdict {
-    /// Until when its source is locked out.
+    /// When the lockout of the source ends.
     pub locked_until: Option<Timestamp>,
-    /// Until when its networks take no more guesses.
+    /// When the networks accept the next attempt.
     pub slowed_until: Option<Timestamp>,
-    /// Whether failures of its source are counted, which a right password clears.
+    /// Whether failures of the source are counted. The right password clears them.
     pub has_failures: bool,
 }
 
 impl Verdict {
-    /// The refusal, if it is one.
+    /// The error to return if the attempt is refused.
     pub fn refusal(&self, now: Timestamp) -> Option<Error> {
         let until = self.locked_until.max(self.slowed_until)?;
         Some(Error::Refused {
             code: Code::LockedOut,
-            message: "Too many wrong passwords. Try again later, or set a new password by mail.".into(),
+            message: "Too many wrong passwords. Try again later, or reset your password by mail.".into(),
             retry_after: Some(until.since(now)),
         })
     }
 }
 
-/// What is counted for one identifier and source.
+/// The counter of one identifier and source.
 #[derive(Clone, Debug, Queryable)]
 struct FailureCounter {
     source: String,
@@ -126,7 +128,7 @@ struct FailureCounter {
 }
 
 impl FailureCounter {
-    /// How full a bucket of this size is, and since when.
+    /// The level of a bucket of this size, and the time from which its next leak counts.
     fn level(&self, now: Timestamp, size: i32) -> (i32, Timestamp) {
         let elapsed = now.since(self.failed_at).as_micros();
         let leaked = elapsed / interval(size).as_micros();
@@ -138,7 +140,7 @@ impl FailureCounter {
         }
     }
 
-    /// Counts a failure of a source; whether it locks.
+    /// Counts a failure of a source; returns whether it locks.
     fn count(&mut self, now: Timestamp, rule: LockoutPolicy) -> bool {
         let is_recent = self.failed_at > now.minus(rule.duration);
         self.failures = if is_recent { self.failures.saturating_add(1) } else { 1 };
@@ -152,7 +154,7 @@ impl FailureCounter {
         locks
     }
 
-    /// Fills a bucket by one.
+    /// Adds one attempt to a bucket.
     fn fill(&mut self, now: Timestamp, size: i32) {
         let (level, since) = self.level(now, size);
         self.failures = level.saturating_add(1);
@@ -160,7 +162,7 @@ impl FailureCounter {
     }
 }
 
-/// The time in which a bucket of this size leaks one guess.
+/// The time in which a bucket of this size leaks one attempt.
 fn interval(size: i32) -> Duration {
     (LEAK_TIME / size.max(1).unsigned_abs()).max(Duration::from_micros(1))
 }
@@ -199,14 +201,15 @@ macro_rules! counters {
     };
 }
 
-/// Whether the attempt may be made now.
+/// Whether the attempt is allowed now.
 pub async fn check(conn: &mut Conn, now: Timestamp, attempt: &PasswordAttempt, rule: LockoutPolicy) -> Result<Verdict> {
     let sources = attempt.sources();
     let counters: Vec<FailureCounter> = on!(conn, |c| counters!(attempt, sources).load(c).await)?;
     Ok(evaluate(&counters, now, attempt, rule))
 }
 
-/// The same, with the counters locked until the transaction ends: of guesses at once, each sees those before it.
+/// The same, with the counters locked until the transaction ends: simultaneous attempts see each
+/// other's failures.
 pub async fn lock(tx: &mut Conn, now: Timestamp, attempt: &PasswordAttempt, rule: LockoutPolicy) -> Result<Verdict> {
     Ok(evaluate(&load_locked(tx, attempt).await?, now, attempt, rule))
 }
@@ -219,24 +222,25 @@ async fn load_locked(tx: &mut Conn, attempt: &PasswordAttempt) -> Result<Vec<Fai
     })
 }
 
-/// What came of a failure.
+/// The outcome of counting a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FailureOutcome {
-    /// Whether the attempt was refused, and therefore says nothing about the password.
+    /// If it refuses, the attempt says nothing about the password.
     pub verdict: Verdict,
-    /// Whether this failure locks its source out.
+    /// Whether this failure locks the source out.
     pub locks: bool,
 }
 
-/// Counts a failure. While a network takes no more guesses they count for their source alone, so that a bucket leaks
-/// however many come. To be called last in a transaction: everybody who guesses at the same identifier waits for it.
+/// Counts a failure. While a network refuses attempts, only the source is counted, so that the
+/// buckets drain under any number of attempts. Call it last in a transaction: every attempt for the
+/// same identifier waits for it.
 pub async fn count_failure(
     tx: &mut Conn,
     now: Timestamp,
     attempt: &PasswordAttempt,
     rule: LockoutPolicy,
 ) -> Result<FailureOutcome> {
-    // Rows to lock, made in the order in which they are locked.
+    // Insert the rows to lock, in the order of locking.
     let none = attempt.sources().into_iter().map(|source| CounterRow::new(attempt, source, now));
     insert(tx, &none.collect::<Vec<_>>()).await?;
     let mut counters = load_locked(tx, attempt).await?;
@@ -266,7 +270,7 @@ pub async fn count_failure(
     Ok(FailureOutcome { verdict, locks })
 }
 
-/// A counter to be written.
+/// A counter row to write.
 #[derive(Clone, Copy, Insertable)]
 #[diesel(table_name = login_failures)]
 struct CounterRow<'a> {
@@ -283,7 +287,7 @@ impl<'a> CounterRow<'a> {
     }
 }
 
-/// Inserts the rows that are missing: one round trip to PostgreSQL.
+/// Inserts the missing rows, in one round trip on PostgreSQL.
 async fn insert(tx: &mut Conn, rows: &[CounterRow<'_>]) -> Result<()> {
     match &mut tx.pooled {
         PooledConn::Sqlite(c) => {
@@ -300,7 +304,7 @@ async fn insert(tx: &mut Conn, rows: &[CounterRow<'_>]) -> Result<()> {
     Ok(())
 }
 
-/// Writes rows that are there, in one round trip to PostgreSQL.
+/// Updates existing rows, in one round trip on PostgreSQL.
 async fn update(tx: &mut Conn, rows: &[CounterRow<'_>]) -> Result<()> {
     let key = (login_failures::identifier, login_failures::source);
     let new = (
@@ -323,21 +327,21 @@ async fn update(tx: &mut Conn, rows: &[CounterRow<'_>]) -> Result<()> {
     Ok(())
 }
 
-/// Clears the failures of the attempt's source, after a right password.
+/// Clears the failures of the attempt's source, after the right password.
 pub async fn clear(tx: &mut Conn, attempt: &PasswordAttempt) -> Result<()> {
     let row = login_failures::table.find((&attempt.identifier, &attempt.source));
     on!(tx, |c| diesel::delete(row).execute(c).await)?;
     Ok(())
 }
 
-/// Unlocks identifiers from everywhere: after the password was set anew by mail.
+/// Unlocks identifiers for every source, for example after a password reset.
 pub async fn unlock(tx: &mut Conn, identifiers: &[&str]) -> Result<()> {
     let locked = login_failures::table.filter(login_failures::identifier.eq_any(identifiers));
     on!(tx, |c| diesel::delete(locked).execute(c).await)?;
     Ok(())
 }
 
-/// Forgets some of the failures that ended before this moment; how many.
+/// Deletes a batch of counters whose last failure is before `before`; returns how many.
 pub async fn purge_expired(db: &Db, before: Timestamp) -> Result<usize> {
     db.transaction(async |tx| {
         let old = login_failures::table.filter(login_failures::failed_at.lt(before));

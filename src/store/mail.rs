@@ -1,5 +1,5 @@
-//! The mail queue: what a message is about, written in the transaction of the change that asks for it. Words, and any
-//! token in them, are made when it is sent.
+//! The mail queue. A message is queued in the transaction of the change that causes it, with the
+//! data for its text. The text, and any token in it, is made when the message is sent.
 
 use std::time::Duration;
 
@@ -19,25 +19,26 @@ use crate::on;
 use crate::stored_as_smallint;
 use crate::time::Timestamp;
 
-/// What a message is about.
+/// The kinds of messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, AsExpression, FromSqlRow)]
 #[diesel(sql_type = diesel::sql_types::SmallInt)]
 pub enum MailKind {
-    /// A task was assigned to the recipient; the detail is its title.
+    /// A task was assigned to the recipient. `data` is its title.
     TaskAssigned,
-    /// The recipient is to show that the address is theirs.
+    /// Asks the recipient to verify the address.
     VerifyEmail,
-    /// Somebody, perhaps the recipient, wants to set the password of the account with this address anew.
+    /// Someone, perhaps the recipient, requested a password reset for this address.
     ResetPassword,
     /// The password of the recipient's account was changed.
     PasswordChanged,
-    /// The address of the recipient's account was changed; the detail is the new one.
+    /// The address of the recipient's account was changed. `data` is the new one.
     EmailChanged,
-    /// Another address was asked for for the recipient's account; the detail is the change's id and the new address.
+    /// A change of the recipient's address was requested. `data` is the change's id and the new
+    /// address.
     EmailChangeRequested,
-    /// A change of address was taken back, which disabled the password: a link to set a new one.
+    /// Undoing an e-mail change disabled the password. The message has a link to set a new one.
     PasswordDisabled,
-    /// The username of the recipient's account was changed; the detail is the new one.
+    /// The username of the recipient's account was changed. `data` is the new one.
     UsernameChanged,
 }
 stored_as_smallint!(MailKind {
@@ -52,7 +53,7 @@ stored_as_smallint!(MailKind {
 });
 
 impl MailKind {
-    /// Whether anybody can ask for it. The others are notices of what has happened to an account.
+    /// Whether anyone can request it. The others are notices about changes to an account.
     pub const fn is_requested(self) -> bool {
         match self {
             Self::TaskAssigned | Self::VerifyEmail | Self::ResetPassword => true,
@@ -65,48 +66,47 @@ impl MailKind {
     }
 }
 
-/// A message that waits in the queue.
+/// A queued message.
 #[derive(Clone, Debug, PartialEq, Eq, Queryable, Selectable, Insertable)]
 #[diesel(table_name = mails)]
 pub struct Mail {
-    /// Its id, also its Message-ID, so that one that is sent twice can be recognised.
+    /// Also the Message-ID, which identifies a message that was sent twice.
     pub id: Id,
-    /// What it is about.
     pub kind: MailKind,
-    /// The address it goes to. Without an account id it is folded and only finds the account: the mail goes to the
-    /// account's own address.
+    /// The recipient's address. Without a user id it is folded and only identifies the account: the
+    /// message goes to the account's own address.
     pub recipient: String,
-    /// Whose account it is about; none where only an address was given, which may be nobody's.
+    /// The account that the message is about. `None` if only an address was given, which may have
+    /// no account.
     pub user_id: Option<Id>,
-    /// What its words need to know.
+    /// Data for the text; see [`MailKind`].
     pub data: String,
-    /// When it was asked for.
     pub created_at: Timestamp,
-    /// Not before this moment.
+    /// The earliest time of the next attempt.
     pub next_attempt_at: Timestamp,
-    /// How often it was tried.
+    /// The number of failed attempts.
     pub attempts: i32,
-    /// Why the last attempt failed.
+    /// The error of the last failed attempt.
     pub last_error: Option<String>,
 }
 
-/// While one instance sends a message, which takes a fraction of it, the others leave it alone this long; a crash gives
-/// it back after that.
+/// How long other instances leave a message to the one that sends it. Sending takes a fraction of
+/// this. If that instance crashes, another one sends it afterwards.
 const CLAIM_DURATION: Duration = Duration::from_secs(120);
-/// A message that could not be sent in this many attempts, over about three days, is given up.
+/// A message is given up after this many attempts, about three days.
 const MAX_ATTEMPTS: i32 = 18;
-/// Maximum age of a message with a link. It can be requested again, and whatever strangers requested for an address
-/// must not be mailed to it for days.
+/// Maximum age of a message with a link. The link can be requested again, and what strangers
+/// request for an address must not be mailed to it for days.
 const LINK_AGE: Duration = Duration::from_secs(12 * 3_600);
 
 impl Mail {
-    /// Whether it is too old to be sent.
+    /// Whether the message is too old to send.
     pub fn is_expired(&self, now: Timestamp) -> bool {
         matches!(self.kind, MailKind::VerifyEmail | MailKind::ResetPassword) && now.since(self.created_at) >= LINK_AGE
     }
 }
 
-/// Puts a message into the queue, in the transaction of the change that asks for it.
+/// Queues a message, in the transaction of the change that causes it.
 pub async fn queue(
     tx: &mut Conn,
     now: Timestamp,
@@ -131,14 +131,15 @@ pub async fn queue(
     Ok(())
 }
 
-/// Queues a message to an address that may be nobody's: what is asked by a stranger costs the same either way.
+/// Queues a message to an address that may have no account. A stranger's request costs the same
+/// either way.
 ///
-/// One message per kind waits, for all spellings that find the same account. An address of ten letters has a thousand
-/// spellings, and each would be mailed in its turn.
+/// At most one message per kind is queued for all spellings of an address. An address of ten
+/// letters has a thousand spellings, and each would be mailed separately.
 pub async fn queue_for_address(db: &Db, now: Timestamp, kind: MailKind, recipient: &str) -> Result<()> {
     let recipient = fold(recipient);
     db.transaction(async |tx| {
-        // Otherwise simultaneous requests would not see each other's rows.
+        // Without the lock, simultaneous requests do not see each other's rows.
         mail_quota::lock(tx, recipient.as_bytes()).await?;
         on!(tx, |c| diesel::delete(mails::table)
             .filter(mails::kind.eq(kind))
@@ -151,8 +152,8 @@ pub async fn queue_for_address(db: &Db, now: Timestamp, kind: MailKind, recipien
     .await
 }
 
-/// Queues the notice of a new username. One waits per account: changes need no password, and there may be hundreds a
-/// minute.
+/// Queues the notice about a new username. It replaces a queued one: changes need no password, and
+/// there may be hundreds per minute.
 pub async fn queue_username_changed(
     tx: &mut Conn,
     now: Timestamp,
@@ -166,10 +167,12 @@ pub async fn queue_username_changed(
     queue(tx, now, kind, email, Some(user_id), username).await
 }
 
-/// Takes the next due message, so that no other instance sends it meanwhile. What is about accounts goes before
-/// assignments, of which anybody can have many sent, and links to verify an address last among it: strangers can have
-/// them sent to any address, and must not delay its owner's link to set a password. A link that was put off goes after
-/// those never tried: thousands that wait for the limit of one recipient must not delay everybody else's.
+/// Claims the next due message, so that no other instance sends it.
+///
+/// Account mails go before assignments, which anyone can cause in bulk. Verification links go after
+/// the other account mails: strangers can request them for any address, and must not delay its
+/// owner's reset link. Links that were deferred go after links never tried: thousands that wait for
+/// the limit of one recipient must not delay other recipients.
 pub async fn claim(db: &Db, now: Timestamp) -> Result<Option<Mail>> {
     let link = || mails::kind.eq_any([MailKind::VerifyEmail, MailKind::ResetPassword]);
     loop {
@@ -194,27 +197,27 @@ pub async fn claim(db: &Db, now: Timestamp) -> Result<Option<Mail>> {
             let free = diesel::update(mails::table.find(due.id)).filter(mails::next_attempt_at.eq(due.next_attempt_at));
             Ok(on!(tx, |c| free.set(mails::next_attempt_at.eq(claimed.next_attempt_at)).execute(c).await)?)
         });
-        // If not, another instance has it, and there may be more.
+        // Otherwise another instance has claimed it, and there may be more.
         if taken.await? == 1 {
             return Ok(Some(claimed));
         }
     }
 }
 
-/// Whether the claim to a message still holds, and nobody has taken the message away.
+/// Whether the claim is still valid and the message is still queued.
 pub async fn is_claimed(conn: &mut Conn, mail: &Mail) -> Result<bool> {
     let claimed = mails::table.find(mail.id).filter(mails::next_attempt_at.eq(mail.next_attempt_at));
     Ok(on!(conn, |c| diesel::select(exists(claimed)).get_result(c).await)?)
 }
 
-/// Has a claimed message wait until a moment.
+/// Defers a claimed message.
 pub async fn defer(tx: &mut Conn, mail: &Mail, until: Timestamp) -> Result<()> {
     let claimed = mails::table.find(mail.id).filter(mails::next_attempt_at.eq(mail.next_attempt_at));
     on!(tx, |c| diesel::update(claimed).set(mails::next_attempt_at.eq(until)).execute(c).await)?;
     Ok(())
 }
 
-/// Takes a message out of the queue, unless the claim to it was lost: it is sent, or has become pointless.
+/// Deletes a message that was sent or is obsolete, unless the claim was lost.
 pub async fn complete(db: &Db, mail: &Mail) -> Result<()> {
     db.transaction(async |tx| {
         let claimed = mails::table.find(mail.id).filter(mails::next_attempt_at.eq(mail.next_attempt_at));
@@ -224,7 +227,8 @@ pub async fn complete(db: &Db, mail: &Mail) -> Result<()> {
     .await
 }
 
-/// Puts a message back for later, each time longer: 30 s, doubling up to six hours. Whether it is kept at all.
+/// Defers a message after a failed attempt: for 30 s, doubling up to six hours. Returns false if
+/// the message was given up instead.
 pub async fn postpone(db: &Db, now: Timestamp, mail: &Mail, reason: &str) -> Result<bool> {
     let attempts = mail.attempts + 1;
     if attempts >= MAX_ATTEMPTS {
@@ -248,7 +252,7 @@ pub async fn postpone(db: &Db, now: Timestamp, mail: &Mail, reason: &str) -> Res
     .await
 }
 
-/// How many messages could not be sent at the third attempt or later, and why the newest of them could not.
+/// The number of messages that have failed at least three times, and the last error of the newest.
 pub async fn failing(conn: &mut Conn) -> Result<(i64, String)> {
     let failing = mails::table.filter(mails::attempts.ge(3));
     let count = on!(conn, |c| failing.count().get_result(c).await)?;
@@ -257,7 +261,7 @@ pub async fn failing(conn: &mut Conn) -> Result<(i64, String)> {
     Ok((count, why.flatten().unwrap_or_default()))
 }
 
-/// Forgets what waits for a person who is leaving.
+/// Deletes the queued messages of an account that is being deleted.
 pub async fn delete_for_user(tx: &mut Conn, user_id: Id, email: &str) -> Result<()> {
     let folded = fold(email);
     let theirs = mails::user_id.eq(user_id).or(mails::recipient.eq_any([email, &folded]));

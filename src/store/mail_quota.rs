@@ -1,5 +1,6 @@
-//! Limits on how much mail one address gets and one person causes, over a sliding hour. They are counted in the database,
-//! so that they hold across restarts and instances, by the hash of the mailbox, so that they outlast the account.
+//! Limits on mail per recipient and per sender, over a sliding hour. Mails are counted in the
+//! database, so that the limits hold across restarts and instances, and by a hash of the mailbox,
+//! so that they outlast the account.
 
 use std::time::Duration;
 
@@ -19,10 +20,11 @@ use crate::id::Id;
 use crate::on;
 use crate::time::Timestamp;
 
-/// The time over which mails are counted.
+/// The period over which mails are counted.
 pub const WINDOW: Duration = Duration::from_secs(3_600);
-/// Links to one address that anybody can ask for, and notices of one kind. Neither counts for the other: what strangers
-/// ask for must not keep a notice from the owner, and what happens to an account must not keep a link from them.
+/// Links to one address that anyone can request, or notices of one kind. Links and notices count
+/// separately: strangers' requests must not suppress a notice, and account changes must not
+/// suppress a link.
 pub const ACCOUNT_MAILS: usize = 5;
 /// Assignment mails from one sender to one recipient.
 pub const ASSIGNMENTS_PER_PAIR: usize = 5;
@@ -34,13 +36,13 @@ pub const ASSIGNMENTS_PER_SENDER: usize = 60;
 /// Whether a mail is within the limits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum QuotaDecision {
-    /// It was counted, under this id.
+    /// It was counted under this id.
     Counted(Id),
-    /// The limit is reached until this moment.
+    /// The limit is reached until this time.
     Full(Timestamp),
 }
 
-/// Counts a mail about an account that is about to be sent to an address.
+/// Counts a mail about an account before it is sent.
 pub async fn admit_account_mail(
     tx: &mut Conn,
     now: Timestamp,
@@ -71,10 +73,11 @@ pub async fn admit_account_mail(
     }
 }
 
-/// Counts an assignment mail; whether it is within the limits of its sender and its recipient.
+/// Counts an assignment mail if it is within the limits of its sender and its recipient; returns
+/// whether it is.
 pub async fn admit_assignment(tx: &mut Conn, now: Timestamp, sender_id: Id, recipient: &str) -> Result<bool> {
     let recipient = hash(recipient);
-    // Always in this order, and after every row lock: no two transactions wait for each other.
+    // Always in this order, and after every row lock, so that two transactions cannot deadlock.
     lock(tx, sender_id.as_bytes()).await?;
     lock(tx, &recipient).await?;
     let concerned = mail_quota::recipient.eq(&recipient).or(mail_quota::sender_id.eq(sender_id));
@@ -97,7 +100,7 @@ pub async fn admit_assignment(tx: &mut Conn, now: Timestamp, sender_id: Id, reci
     Ok(!is_full)
 }
 
-/// Takes back a mail that was counted and could not be sent.
+/// Releases a mail that was counted and could not be sent.
 pub async fn release(db: &Db, id: Id) -> Result<()> {
     db.transaction(async |tx| {
         on!(tx, |c| diesel::delete(mail_quota::table.find(id)).execute(c).await)?;
@@ -106,7 +109,7 @@ pub async fn release(db: &Db, id: Id) -> Result<()> {
     .await
 }
 
-/// Deletes some of the mails that count no longer; how many.
+/// Deletes a batch of mails older than the period; returns how many.
 pub async fn purge_expired(db: &Db, now: Timestamp) -> Result<usize> {
     db.transaction(async |tx| {
         let expired = mail_quota::table.filter(mail_quota::counted_at.le(now.minus(WINDOW)));
@@ -130,7 +133,7 @@ async fn insert(tx: &mut Conn, now: Timestamp, kind: MailKind, recipient: &[u8],
     Ok(id)
 }
 
-/// Has transactions that count by the same key wait for each other. SQLite has one writer.
+/// Serializes transactions that count by the same key. SQLite needs no lock: it has one writer.
 pub async fn lock(tx: &mut Conn, key: &[u8]) -> Result<()> {
     if let PooledConn::Postgres(c) = &mut tx.pooled {
         let digest = digest(&SHA256, key);
@@ -141,7 +144,8 @@ pub async fn lock(tx: &mut Conn, key: &[u8]) -> Result<()> {
     Ok(())
 }
 
-/// The hash of an address without its tag: many mail servers deliver `alice+anything@…` to `alice@…`.
+/// The hash of an address without its tag: many mail servers deliver `alice+anything@…` to
+/// `alice@…`.
 fn hash(address: &str) -> Vec<u8> {
     let folded = fold(address);
     let untagged = folded.rsplit_once('@').and_then(|(local, domain)| match local.split_once('+') {

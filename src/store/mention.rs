@@ -1,4 +1,4 @@
-//! `@username` in a comment: who is meant, of those who may see its task.
+//! `@username` mentions in comments, resolved to the users who may see the task.
 
 use std::collections::{HashMap, HashSet};
 
@@ -14,13 +14,12 @@ use crate::error::Result;
 use crate::id::Id;
 use crate::select_locked;
 
-/// So many people can be mentioned in one comment; further names are only text.
+/// Handles per comment that are resolved; further ones remain plain text.
 const MAX_MENTIONS: usize = 20;
-/// The longest handle.
 const MAX_LENGTH: usize = 50;
 
-/// The handles that a text mentions, folded, each once. What stands in the middle of a word, as in an e-mail address, is
-/// no mention.
+/// Returns the distinct handles mentioned in a text, case-folded. An `@` inside a word, as in an
+/// e-mail address, is not a mention.
 pub fn parse_handles(text: &str) -> Vec<String> {
     let glued = |c: Option<char>| c.is_some_and(|c| c.is_alphanumeric() || c == '@');
     let mut pieces = text.split('@').peekable();
@@ -38,17 +37,18 @@ pub fn parse_handles(text: &str) -> Vec<String> {
     found
 }
 
-/// The handles that a new text mentions and the old one did not.
+/// Returns the handles mentioned in the new text but not in the old one.
 pub fn added_handles(old: &str, new: &str) -> Vec<String> {
     let old: HashSet<String> = parse_handles(old).into_iter().collect();
     parse_handles(new).into_iter().filter(|name| !old.contains(name)).collect()
 }
 
-/// People whom a comment may mention, by their handles.
+/// Locked users by folded username.
 pub struct MentionedUsers(HashMap<String, (Id, Role)>);
 
-/// The people of these handles, locked until the transaction ends, as their roles decide who may see the task. The viewer
-/// is locked with them, so that all are in one order. Not all of the people have a right to the task yet: see
+/// Locks the users with these handles until the transaction ends, because their roles decide
+/// whether they may see the task. The viewer is locked in the same statement, so that all locks are
+/// taken in one order. The result is not filtered by permission; see
 /// [`MentionedUsers::with_access_to`].
 pub async fn lock(tx: &mut Conn, viewer: &Viewer, names: &[String]) -> Result<MentionedUsers> {
     if names.is_empty() {
@@ -65,20 +65,21 @@ pub async fn lock(tx: &mut Conn, viewer: &Viewer, names: &[String]) -> Result<Me
     Ok(MentionedUsers(people.into_iter().map(|(key, id, role)| (key, (id, role))).collect()))
 }
 
-/// A handle may end in `-` or `_`; where nobody has it so, the one without is meant, as in `_@ada_`.
+/// A handle may end in `-` or `_`. If nobody has that handle, the one without the suffix is used:
+/// `_@ada_` in Markdown mentions `ada`.
 fn trim_handle(name: &str) -> &str {
     name.trim_end_matches(['-', '_'])
 }
 
 impl MentionedUsers {
-    /// Those of these handles who may see the task.
+    /// Returns the users with these handles who may see the task.
     pub fn with_access_to(&self, task: &Task, names: &[String]) -> Vec<Id> {
         let mut people = Vec::new();
         for name in names.iter().take(MAX_MENTIONS) {
             let Some((id, role)) = self.0.get(name).or_else(|| self.0.get(trim_handle(name))).copied() else {
                 continue;
             };
-            // The table is asked as if they were here; they have no session.
+            // The permission check needs a viewer, but ignores the session.
             let person = Viewer { id, session_id: id, role };
             if person.may(Action::SeeTask, task) && !people.contains(&id) {
                 people.push(id);

@@ -1,5 +1,6 @@
-//! What the database does about each noun: a read is one query, a write is one transaction that changes rows *and*
-//! appends its event. Rights are asked of `access` where the row is read, inside the same transaction.
+//! Queries and transactions, one module per entity. A read is one query; a write is one transaction
+//! that changes the rows and appends the events. Permissions are checked with `access` on the row
+//! that was read, in the same transaction.
 
 pub mod account;
 pub mod audit;
@@ -26,5 +27,6 @@ pub mod user;
 pub mod username_change;
 pub mod value;
 
-/// So many rows are cleared away at once, or a few more: others who write are not kept waiting.
+/// Rows deleted per transaction of a purge, approximately. Small, so that other writers do not wait
+/// long.
 pub const PURGE_BATCH: usize = 1_000;

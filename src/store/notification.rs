@@ -1,5 +1,5 @@
-//! The inboxes: what of the log is whose to know. The rule is one pure function, [`recipients`]; the table is made from
-//! the log by it, and subscribers are found by it.
+//! Notification inboxes, derived from the event log. [`recipients`] decides who is notified of an
+//! event and why. Both the consumer that fills the table and live subscriptions use it.
 
 use diesel::deserialize::FromSqlRow;
 use diesel::expression::AsExpression;
@@ -19,12 +19,12 @@ use crate::id::Id;
 use crate::time::Timestamp;
 use crate::{keyset, on, select_locked, stored_as_smallint};
 
-/// How many events are read from the log at once. Few: on PostgreSQL the log is settled only below the oldest open
-/// transaction, so the one that writes notifications must be short.
+/// Events per read of the log. Small, because an open transaction on PostgreSQL keeps all later
+/// events unsettled, so the one that writes notifications must be short.
 const EVENT_BATCH: usize = 100;
-/// The name of the inboxes' place in the log.
+/// Name of the consumer offset.
 const CONSUMER: &str = "notifications";
-/// The kinds of events that may notify anybody.
+/// Kinds of events that can notify a user.
 pub const NOTIFYING_KINDS: [events::EventKind; 4] = [
     events::EventKind::TaskAssigned,
     events::EventKind::CommentAdded,
@@ -32,7 +32,7 @@ pub const NOTIFYING_KINDS: [events::EventKind; 4] = [
     events::EventKind::StatusChanged,
 ];
 
-/// Reasons for a notification.
+/// Reason for a notification.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, AsExpression, FromSqlRow, Serialize, async_graphql::Enum)]
 #[diesel(sql_type = diesel::sql_types::SmallInt)]
 #[graphql(name = "NotificationKind")]
@@ -41,39 +41,35 @@ pub enum NotificationKind {
     Assigned,
     /// A comment mentions the user as `@username`.
     Mentioned,
-    /// A comment was added to a task that is in a project of the user or assigned to them.
+    /// A comment was added to a task that is assigned to the user or belongs to one of the user's
+    /// projects.
     Commented,
-    /// The status of a task changed that is in a project of the user or assigned to them.
+    /// The status changed of a task that is assigned to the user or belongs to one of the user's
+    /// projects.
     StatusChanged,
 }
 stored_as_smallint!(NotificationKind { Assigned = 1, Mentioned = 2, Commented = 3, StatusChanged = 4 });
 
-/// Something that happened and is one person's to know.
 #[derive(Clone, Debug, PartialEq, Eq, Queryable, Selectable, Insertable, Serialize)]
 #[diesel(table_name = notifications, treat_none_as_default_value = false)]
 pub struct Notification {
-    /// Whose it is.
+    /// The recipient.
     #[serde(skip)]
     pub user_id: Id,
-    /// The event's id: a person has one notification of an event at most.
+    /// Equals the id of the event; a user has at most one notification of it.
     pub id: Id,
-    /// Why it is theirs.
     pub kind: NotificationKind,
-    /// When it happened.
     pub occurred_at: Timestamp,
-    /// Who did it.
     pub actor_id: Option<Id>,
-    /// The task it is about.
     pub task_id: Option<Id>,
-    /// The comment it is about.
     pub comment_id: Option<Id>,
-    /// The writing transaction of the event.
+    /// See [`LogPosition::xid`].
     #[serde(skip)]
     pub xid: i64,
-    /// The row of the event.
+    /// See [`LogPosition::seq`].
     #[serde(skip)]
     pub seq: i64,
-    /// When it was marked as read.
+    /// Null while unread.
     pub read_at: Option<Timestamp>,
 }
 
@@ -93,18 +89,19 @@ impl Notification {
         }
     }
 
-    /// Its place in the order of its list.
+    /// The sort key of the notification in its list.
     pub fn position(&self) -> Place {
         Place { key: SortKey::Time(self.occurred_at), id: self.id }
     }
 
-    /// Its event's place in the log.
+    /// The position of its event in the log.
     pub const fn event_position(&self) -> LogPosition {
         LogPosition { xid: self.xid, seq: self.seq }
     }
 }
 
-/// Who is notified of an event, and why: everybody once, for the first reason that holds, and never whoever did it.
+/// Returns the users to notify of an event. Each user gets one notification, for the first reason
+/// that applies; the actor gets none.
 pub fn recipients(event: &Event, snapshot: &Snapshot) -> Vec<(Id, NotificationKind)> {
     let (owner, assignee) = (event.owner_id, event.assignee_id);
     let mentioned = snapshot.mentions.iter().map(|id| (*id, NotificationKind::Mentioned));
@@ -125,7 +122,7 @@ pub fn recipients(event: &Event, snapshot: &Snapshot) -> Vec<(Id, NotificationKi
     recipients
 }
 
-/// The viewer's notifications with these ids.
+/// Returns the user's notifications with these ids.
 pub async fn by_ids(conn: &mut Conn, user_id: Id, ids: &[Id]) -> Result<Vec<Notification>> {
     Ok(on!(conn, |c| notifications::table
         .filter(notifications::user_id.eq(user_id))
@@ -135,8 +132,9 @@ pub async fn by_ids(conn: &mut Conn, user_id: Id, ids: &[Id]) -> Result<Vec<Noti
         .await)?)
 }
 
-/// One page of somebody's notifications, newest first; all, or those that are unread. What is unread and what is
-/// read are two stretches of an index; for all of them both are walked, and the walks are merged.
+/// Returns one page of a user's notifications, newest first; with `unread`, only unread ones.
+/// Unread and read notifications are separate index ranges; without the filter both are read and
+/// merged.
 pub async fn page(conn: &mut Conn, user_id: Id, unread: bool, window: &PageWindow) -> Result<Page<Notification>> {
     let stretches: &[bool] = if unread { &[false] } else { &[false, true] };
     let mut rows = Vec::new();
@@ -157,7 +155,7 @@ pub async fn page(conn: &mut Conn, user_id: Id, unread: bool, window: &PageWindo
     Ok(window.page(true, rows, Notification::position))
 }
 
-/// How many notifications somebody has; all, or those that are unread.
+/// Returns the number of a user's notifications; with `unread`, only of unread ones.
 pub async fn count(conn: &mut Conn, user_id: Id, unread: bool) -> Result<i64> {
     Ok(on!(conn, |c| {
         let mut query = notifications::table
@@ -171,7 +169,8 @@ pub async fn count(conn: &mut Conn, user_id: Id, unread: bool) -> Result<i64> {
     })?)
 }
 
-/// Marks the viewer's notifications as read, these or all, and says how many were not before.
+/// Marks the viewer's notifications with these ids as read, or all of them, and returns how many
+/// were unread.
 pub async fn mark_read(db: &Db, now: Timestamp, viewer: &Viewer, ids: Option<&[Id]>) -> Result<usize> {
     db.transaction(async |tx| {
         session::lock(tx, now, viewer).await?;
@@ -191,21 +190,22 @@ pub async fn mark_read(db: &Db, now: Timestamp, viewer: &Viewer, ids: Option<&[I
     .await
 }
 
-/// Empties the inbox of somebody who leaves.
+/// Deletes all notifications of a user whose account is being deleted.
 pub async fn delete_for_user(tx: &mut Conn, user_id: Id) -> Result<()> {
     let own = notifications::table.filter(notifications::user_id.eq(user_id));
     on!(tx, |c| diesel::delete(own).execute(c).await)?;
     Ok(())
 }
 
-/// Forgets some of what is older than this moment; how much. What one event made is as old.
+/// Deletes a batch of notifications older than `before` and returns how many.
 pub async fn purge_older(db: &Db, before: Timestamp) -> Result<usize> {
     db.transaction(async |tx| {
         let old = notifications::table.filter(notifications::occurred_at.lt(before));
         let key = (notifications::occurred_at, notifications::id);
         let keys: Vec<(Timestamp, Id)> = on!(tx, |c| old.select(key).limit(PURGE_BATCH as i64).load(c).await)?;
         let (times, ids): (Vec<_>, Vec<_>) = keys.into_iter().unzip();
-        // To the times an index leads on both databases, to the ids on one.
+        // The time bound lets both databases use an index; only one has an index that starts with
+        // the id.
         let until = times.into_iter().max().unwrap_or(before);
         let old =
             notifications::table.filter(notifications::occurred_at.le(until)).filter(any_id(notifications::id, &ids));
@@ -214,12 +214,14 @@ pub async fn purge_older(db: &Db, before: Timestamp) -> Result<usize> {
     .await
 }
 
-/// Makes the notifications of the next stretch of the log, which begins at `seen` or wherever another instance has come
-/// to. Says how far the inboxes are made now, and whether there may be more to do.
+/// Creates the notifications for the next batch of events, starting at `from` or at the consumer
+/// offset if another instance has got further. Returns the position reached, and whether there may
+/// be more events.
 ///
-/// The place that is kept moves on in the transaction that writes the rows, and only from where it was when the log was
-/// read: of several instances that do the same, one succeeds. A short stretch that notifies nobody is not worth a
-/// transaction; `seen` remembers it, and a restart reads it again.
+/// The transaction that writes the rows also advances the offset, and only if it is unchanged since
+/// the log was read. If several instances process the same batch, one succeeds. A partial batch
+/// without notifications does not write the offset; the caller keeps the position in memory, and a
+/// restart reads the batch again.
 pub async fn advance_inboxes(db: &Db, from: LogPosition) -> Result<(LogPosition, bool)> {
     let mut conn = db.conn().await?;
     let offset = consumer_offset(&mut conn, CONSUMER).await?;
@@ -242,7 +244,8 @@ pub async fn advance_inboxes(db: &Db, from: LogPosition) -> Result<(LogPosition,
     if insert_and_advance(db, offset, reached, &rows).await? { Ok((reached, more)) } else { Ok((from, true)) }
 }
 
-/// Writes the rows and moves the place on; false, and nothing is written, if it has moved meanwhile.
+/// Writes the rows and advances the offset. Returns false, and writes nothing, if another instance
+/// has advanced it.
 async fn insert_and_advance(db: &Db, from: LogPosition, to: LogPosition, rows: &[Notification]) -> Result<bool> {
     let mut people: Vec<Id> = rows.iter().map(|row| row.user_id).collect();
     people.sort_unstable();
@@ -251,7 +254,7 @@ async fn insert_and_advance(db: &Db, from: LogPosition, to: LogPosition, rows: &
         if !advance_offset(tx, CONSUMER, from, to).await? {
             return Ok(false);
         }
-        // Held until the commit, so that nothing comes into the inbox of somebody who is just leaving.
+        // Locks the recipients, so that an account being deleted gets no new notifications.
         let here = users::table
             .filter(any_id(users::id, &people))
             .filter(users::deleted_at.is_null())
@@ -260,7 +263,8 @@ async fn insert_and_advance(db: &Db, from: LogPosition, to: LogPosition, rows: &
         let here: Vec<Id> = select_locked!(tx, here, Lock::Share)?;
         let rows: Vec<Notification> = rows.iter().filter(|row| here.contains(&row.user_id)).cloned().collect();
         match &mut tx.pooled {
-            // A row a statement, so that it is prepared once; on another thread together, so that it is gone to once.
+            // One statement per row, so that it is prepared only once; all rows in one blocking
+            // call.
             PooledConn::Sqlite(c) => {
                 let insert = move |conn: &mut SqliteConnection| {
                     rows.iter().try_for_each(|row| {

@@ -1,4 +1,4 @@
-//! Passwords that fit the policy. What is kept of them, `auth` makes.
+//! The policy for new passwords. Hashing is in `auth`.
 
 use std::ops::Deref;
 
@@ -6,15 +6,15 @@ use super::value::fold;
 use crate::config::PasswordPolicy;
 use crate::error::{UserError, UserErrorCode};
 
-/// A password that fits the policy.
+/// A password that satisfies the policy.
 #[derive(Clone)]
 pub struct Password(String);
 
-/// Code points that a password may have.
+/// Maximum length in code points.
 pub const MAX_LENGTH: usize = 256;
 
 impl Password {
-    /// Checks a new password against the policy; `personal` is what it must not be.
+    /// Checks a new password against the policy. `personal` lists values that it must not equal.
     pub fn parse(
         field: &'static str,
         raw: &str,
@@ -45,7 +45,7 @@ impl Password {
             PasswordPolicy::Length => {}
         }
         if is_common(raw) {
-            return weak("This password is one of the first that anybody would guess.");
+            return weak("This password is too common.");
         }
         if personal.iter().any(|text| fold(text) == fold(raw)) {
             return weak("Must not be your username or e-mail address.");
@@ -61,11 +61,11 @@ impl Deref for Password {
     }
 }
 
-/// Passwords, and the words that most common passwords are made of, one a line in lower case.
+/// Common passwords and the words that most of them are based on, one per line in lower case.
 const COMMON: &str = include_str!("common.txt");
 
-/// Whether a password is a common one, or a common word dressed up: `P@ssw0rd1!` is `password` with what a policy asks
-/// for put around it.
+/// Whether a password is common, or a common word with substitutions and affixes: `P@ssw0rd1!` is
+/// `password` with what a composition policy requires.
 fn is_common(password: &str) -> bool {
     let plain = password.to_lowercase();
     let undressed: String = plain
@@ -81,7 +81,7 @@ fn is_common(password: &str) -> bool {
         })
         .collect();
     let bare = |text: &str| text.trim_matches(|c: char| !c.is_alphabetic()).to_owned();
-    // Digits at the end are decoration, but inside of a word they stand for letters.
+    // Digits at the end are affixes, but digits inside a word stand for letters.
     let core = undressed.get(..bare(&plain).len()).map(ToOwned::to_owned).unwrap_or_default();
     let candidates = [plain.clone(), bare(&plain), core, undressed];
     COMMON.lines().any(|common| candidates.iter().any(|candidate| candidate == common))

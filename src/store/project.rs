@@ -1,4 +1,4 @@
-//! Projects: owned by the person who made them. An assignee of one of its tasks sees the project too.
+//! Projects. The creator of a project owns it; assignees of its tasks can see it too.
 
 use std::collections::HashMap;
 
@@ -42,40 +42,32 @@ pub enum ProjectStatus {
 }
 stored_as_smallint!(ProjectStatus { Active = 0, Archived = 1 });
 
-/// A project.
 #[derive(Clone, Debug, PartialEq, Eq, Queryable, Selectable, Insertable, Serialize, Deserialize)]
 #[diesel(table_name = projects)]
 pub struct Project {
-    /// Its id.
     pub id: Id,
-    /// Who made it; never changes.
+    /// The creator; never changes.
     pub owner_id: Id,
-    /// Its name.
     pub name: String,
-    /// What it is about.
     pub description: Option<String>,
-    /// Whether it takes new tasks.
     pub status: ProjectStatus,
-    /// Grows by one with each change.
+    /// Incremented by each update.
     pub version: i32,
-    /// When it was made.
     pub created_at: Timestamp,
-    /// When it last changed.
     pub updated_at: Timestamp,
 }
 
-/// Which columns of projects are read. Those that are left out are read as null, and only of rows that are shown, never of
-/// rows that are written or recorded.
+/// Which columns of a project are selected. The others are read as null. Use partial columns only
+/// for rows that are displayed, never for rows that are written back or recorded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ProjectColumns {
-    /// Without the description, which may have 40 kB.
+    /// All but the description, which can be 40 kB.
     Summary,
-    /// All of them.
     Full,
 }
 
 impl ProjectColumns {
-    /// In the order of [`Project`].
+    /// The columns in the order of the fields of [`Project`].
     const fn expression(self) -> Columns<Project> {
         Columns::new(match self {
             Self::Summary => {
@@ -108,34 +100,28 @@ pub enum ProjectOrderField {
     Name,
 }
 
-/// Which projects are asked for; members are ANDed.
+/// Filter of a project list. The members are combined with AND.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct ProjectCriteria {
-    /// Words in name or description.
+    /// Matches name and description.
     pub search: Option<Search>,
-    /// In this status.
     pub status: Option<ProjectStatus>,
-    /// Owned by this user.
     pub owner_id: Option<Id>,
 }
 
-/// A list of projects and the page of it that is asked for.
+/// A list of projects and the requested page of it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ProjectList {
-    /// Which of them.
     pub filter: ProjectCriteria,
-    /// In which order.
     pub order: ProjectOrderField,
-    /// The other way round.
     pub descending: bool,
-    /// Which stretch.
     pub window: PageWindow,
-    /// What of the projects is read.
     pub columns: ProjectColumns,
 }
 
 impl ProjectList {
-    /// How many rows are read for a page, at most: what is filtered is walked past too.
+    /// Upper bound of the rows read for one page. Unbounded with a filter, because rows that do not
+    /// match are read too.
     pub fn max_rows_read(&self) -> usize {
         let is_stretch = self.filter.search.is_none() && self.filter.status.is_none();
         if is_stretch { self.window.limit } else { usize::MAX }
@@ -143,7 +129,7 @@ impl ProjectList {
 }
 
 impl Project {
-    /// Its place in the order of a list.
+    /// The sort key of the project in a list with this order.
     pub fn position(&self, order: ProjectOrderField) -> RowPosition {
         let key = match order {
             ProjectOrderField::CreatedAt => SortKey::Time(self.created_at),
@@ -154,7 +140,7 @@ impl Project {
     }
 }
 
-/// Narrows a boxed query on projects, in both arms of `on!`.
+/// Applies the filter to a boxed query on projects; `on!` expands it for both backends.
 macro_rules! narrow {
     ($query:ident, $filter:expr) => {
         if let Some(status) = $filter.status {
@@ -179,12 +165,12 @@ macro_rules! order {
     };
 }
 
-/// The projects among these that the viewer may see ([`Action::SeeProject`] as a query).
+/// Returns the projects with these ids that the viewer may see ([`Action::SeeProject`]).
 pub async fn by_ids(conn: &mut Conn, viewer: &Viewer, ids: &[Id]) -> Result<Vec<Project>> {
     select_by_ids(conn, viewer, ids, ProjectColumns::Full).await
 }
 
-/// The same with these columns.
+/// Like [`by_ids`], with the given columns.
 pub async fn select_by_ids(
     conn: &mut Conn,
     viewer: &Viewer,
@@ -203,19 +189,20 @@ pub async fn select_by_ids(
     })?)
 }
 
-/// The projects among these, whoever asks.
+/// Returns the projects with these ids without a permission check.
 pub async fn any_by_ids(conn: &mut Conn, ids: &[Id]) -> Result<Vec<Project>> {
     let found = projects::table.filter(any_id(projects::id, ids));
     Ok(inline_if_few(ids.len(), async { on!(conn, |c| found.select(Project::as_select()).load(c).await) }).await?)
 }
 
-/// One project that the viewer sees, or a fault of the field that named it.
+/// Returns a project that the viewer may see. Otherwise `field` is reported as `NOT_FOUND`.
 pub async fn get_visible(conn: &mut Conn, viewer: &Viewer, id: Id, field: &'static str) -> Result<Project> {
     by_ids(conn, viewer, &[id]).await?.pop().ok_or_else(|| Error::not_found(field, "project"))
 }
 
-/// One project on which the viewer may do what only its owner and ADMIN may, locked until the transaction ends. Rows that
-/// are not locked decide what others are answered.
+/// Locks a project until the transaction ends, for an action that only its owner and ADMIN may
+/// perform. For other viewers nothing is locked: an unlocked read decides between `NOT_FOUND` and
+/// `FORBIDDEN`.
 pub async fn lock(
     tx: &mut Conn,
     viewer: &Viewer,
@@ -235,8 +222,8 @@ pub async fn lock(
     Ok(project)
 }
 
-/// The projects of these owners, or of all, that a search finds, by owner. For a page at most so many of each owner, in
-/// the order of the list. None when nothing is searched for.
+/// Returns the ids that the search matches, by owner: within the page of `list` and at most its
+/// size per owner, or all of them without a `list`. `None` if the filter has no search.
 async fn search_ids(
     conn: &mut Conn,
     owners: Option<&[Id]>,
@@ -268,7 +255,7 @@ async fn search_ids(
     Ok(Some(scan!(conn, projects, TextScan::new(search, candidates, owners, limit))))
 }
 
-/// One page of the projects that the viewer owns, or of all for ADMIN.
+/// Returns one page of the viewer's own projects; ADMIN gets all projects.
 pub async fn page(conn: &mut Conn, viewer: &Viewer, list: &ProjectList) -> Result<Page<Project>> {
     let owners = [viewer.id];
     let owners = (!viewer.is_admin()).then_some(&owners[..]);
@@ -291,7 +278,7 @@ pub async fn page(conn: &mut Conn, viewer: &Viewer, list: &ProjectList) -> Resul
     Ok(list.window.page(list.descending, rows, |project: &Project| project.position(list.order)))
 }
 
-/// How many projects the same list has on all its pages.
+/// Returns the number of projects on all pages of the list.
 pub async fn count(conn: &mut Conn, viewer: &Viewer, filter: &ProjectCriteria) -> Result<i64> {
     let owners = [viewer.id];
     let owners = (!viewer.is_admin()).then_some(&owners[..]);
@@ -308,7 +295,7 @@ pub async fn count(conn: &mut Conn, viewer: &Viewer, filter: &ProjectCriteria) -
     })?)
 }
 
-/// One page of the projects of each owner.
+/// Returns one page of projects for each owner.
 pub async fn pages_of_owners(conn: &mut Conn, owners: &[Id], list: &ProjectList) -> Result<HashMap<Id, Page<Project>>> {
     let found = flatten(search_ids(conn, Some(owners), &list.filter, Some(list)).await?);
     let rows: Vec<Project> = on!(conn, |c| {
@@ -331,7 +318,7 @@ pub async fn pages_of_owners(conn: &mut Conn, owners: &[Id], list: &ProjectList)
         .collect())
 }
 
-/// How many projects each owner has.
+/// Returns the number of projects of each owner.
 pub async fn counts_of_owners(conn: &mut Conn, owners: &[Id], filter: &ProjectCriteria) -> Result<HashMap<Id, i64>> {
     if let Some(found) = search_ids(conn, Some(owners), filter, None).await? {
         return Ok(found.into_iter().filter_map(|(owner, ids)| Some((owner?, ids.len() as i64))).collect());
@@ -348,25 +335,23 @@ pub async fn counts_of_owners(conn: &mut Conn, owners: &[Id], filter: &ProjectCr
     Ok(counts.into_iter().collect())
 }
 
-/// How many tasks a project has, and how they stand.
+/// Task counts of a project, by status.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ProjectStatsRow {
-    /// In TODO.
     pub todo: i64,
-    /// In IN_PROGRESS.
     pub in_progress: i64,
-    /// In DONE.
     pub done: i64,
-    /// Past their due date and not DONE.
+    /// Past the due date and not DONE.
     pub overdue: i64,
 }
 
-/// The statistics of each project: counted when asked, so that they can never be wrong, from an index that has all of
-/// it.
+/// Returns the statistics of each project. They are counted on every read instead of being stored,
+/// so they cannot drift; a covering index serves the query.
 pub async fn stats(conn: &mut Conn, projects: &[Id], now: Timestamp) -> Result<HashMap<Id, ProjectStatsRow>> {
     use diesel::dsl::{case_when, count_star, sum};
     let rows: Vec<(Id, TaskStatus, i64, Option<i64>)> = on!(conn, |c| {
-        // Of 32-bit integers the sum is a BIGINT on both; of 64-bit ones PostgreSQL makes a NUMERIC.
+        // A sum of 32-bit integers is a BIGINT on both databases; PostgreSQL returns NUMERIC for
+        // 64-bit ones.
         let overdue = case_when::<_, _, diesel::sql_types::Integer>(tasks::due_at.lt(now), 1).otherwise(0);
         tasks::table
             .filter(any_id(tasks::project_id, projects))
@@ -390,7 +375,7 @@ pub async fn stats(conn: &mut Conn, projects: &[Id], now: Timestamp) -> Result<H
     Ok(stats)
 }
 
-/// Makes a project that the viewer owns.
+/// Creates a project that the viewer owns.
 pub async fn create(
     db: &Db,
     now: Timestamp,
@@ -420,20 +405,16 @@ pub async fn create(
     Ok(project)
 }
 
-/// What an update changes; `None` is left alone.
+/// Changes of an update. `None` leaves a field unchanged; `Some(None)` clears it.
 #[derive(Clone, Debug, Default)]
 pub struct ProjectChanges {
-    /// A new name.
     pub name: Option<ProjectName>,
-    /// A new description, or none.
     pub description: Option<Option<Description>>,
-    /// A new status.
     pub status: Option<ProjectStatus>,
-    /// Refuse when the project has moved on from this version.
+    /// The update fails with `CONFLICT` if the project has another version.
     pub expected_version: Option<i32>,
 }
 
-/// Changes a project.
 pub async fn update(db: &Db, now: Timestamp, viewer: &Viewer, id: Id, changes: &ProjectChanges) -> Result<Project> {
     db.transaction(async |tx| {
         let viewer = &session::lock(tx, now, viewer).await?;
@@ -474,7 +455,7 @@ pub async fn update(db: &Db, now: Timestamp, viewer: &Viewer, id: Id, changes: &
     .await
 }
 
-/// Deletes a project with all that is in it; every task that goes with it is told as deleted first.
+/// Deletes a project with everything in it. The deletion events of its tasks precede its own.
 pub async fn delete(db: &Db, now: Timestamp, viewer: &Viewer, id: Id) -> Result<()> {
     db.transaction(async |tx| {
         let viewer = &session::lock(tx, now, viewer).await?;
@@ -485,8 +466,9 @@ pub async fn delete(db: &Db, now: Timestamp, viewer: &Viewer, id: Id) -> Result<
     .await
 }
 
-/// Deletes a project that is locked for it. Returns by how many bytes the text grows that counts in the owner's quota,
-/// which is not changed yet. A task that is being added holds a lock on the row until it is committed, so none slips in.
+/// Deletes a project that the caller has locked with [`Lock::Delete`]. Returns the change of the
+/// owner's text usage in bytes, which the caller applies. No task can be added meanwhile, because
+/// adding one locks the project's row until its commit.
 pub async fn remove(tx: &mut Conn, now: Timestamp, viewer: &Viewer, project: &Project) -> Result<i64> {
     let of_tasks = task::append_deletions(tx, now, viewer, project).await?;
     on!(tx, |c| diesel::delete(projects::table.find(project.id)).execute(c).await)?;
@@ -495,7 +477,7 @@ pub async fn remove(tx: &mut Conn, now: Timestamp, viewer: &Viewer, project: &Pr
     Ok(of_tasks + kept - quota::size(project.description.as_deref()))
 }
 
-/// The columns that are made from others: what is searched and ordered by.
+/// Columns derived from others, for search and order.
 #[derive(Insertable, AsChangeset)]
 #[diesel(table_name = projects)]
 struct ProjectKeys {
@@ -520,7 +502,11 @@ fn diff(old: &Project, new: &Project) -> Vec<Change> {
 }
 
 fn version_conflict() -> Error {
-    Error::user_error("expectedVersion", UserErrorCode::Conflict, "The project has changed meanwhile. Read it again.")
+    Error::user_error(
+        "expectedVersion",
+        UserErrorCode::Conflict,
+        "The project was changed by another request. Reload it and try again.",
+    )
 }
 
 #[cfg(test)]

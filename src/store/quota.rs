@@ -1,10 +1,10 @@
-//! StorageQuotas: how much an account, a project and a task hold. Each is a counter in a row of its own, changed in the
-//! transaction that changes what it counts. That is exact, also for concurrent writers, because each waits for the row,
-//! and cheap, because nothing is counted anew.
+//! Storage quotas of accounts, projects and tasks. Each is a counter in a row of its own, updated
+//! in the transaction that changes what it counts. The counters are exact under concurrency,
+//! because writers wait for the row, and cheap, because nothing is recounted.
 //!
-//! **A transaction changes its counters last**, that of the account after the others: it holds them no longer than its
-//! commit takes, and two transactions never wait for each other. What counts in an account is in its own projects,
-//! whoever wrote it.
+//! **A transaction changes its counters last**, that of the account after the others. It locks them
+//! only while it commits, and two transactions cannot deadlock. Everything in an account's own
+//! projects counts for the account, regardless of the author.
 
 use diesel::prelude::*;
 
@@ -19,8 +19,8 @@ use crate::id::Id;
 use crate::limits::StorageQuotas;
 use crate::on;
 
-/// Raises a counter: false where that would exceed the quota. The row is made when it is first needed, by whichever of
-/// several transactions comes first.
+/// Increments a counter; false if that would exceed the quota. The row is inserted when it is first
+/// needed, by whichever transaction comes first.
 macro_rules! increment {
     ($tx:ident, $table:ident, $update:expr, $row:expr) => {{
         let mut raised = on!($tx, |c| $update.execute(c).await)? == 1;
@@ -37,18 +37,19 @@ fn exceeded(field: &'static str, message: String) -> Error {
     Error::user_error(field, UserErrorCode::QuotaExceeded, message)
 }
 
-/// Counts a new project.
+/// Counts a new project and its description.
 pub async fn add_project(tx: &mut Conn, quotas: StorageQuotas, owner: Id, text: Option<&str>) -> Result<()> {
     let row = user_usage::table.find(owner).filter(user_usage::projects.lt(quotas.projects));
     let update = || diesel::update(row).set(user_usage::projects.eq(user_usage::projects + 1));
     if !increment!(tx, user_usage, update(), empty_usage(owner)) {
-        let message = format!("You have {} projects already. Delete one first.", quotas.projects);
+        let message = format!("You already have {} projects, the maximum. Delete one first.", quotas.projects);
         return Err(exceeded("name", message));
     }
     add_text(tx, quotas, owner, size(text), "description").await
 }
 
-/// Counts a project less, with so many bytes of text more or less: what was deleted counts as long as history keeps it.
+/// Subtracts a project. `text_bytes` is the change in stored text: deleted text counts while
+/// history keeps it.
 pub async fn remove_project(tx: &mut Conn, owner: Id, text_bytes: i64) -> Result<()> {
     let changed = (
         user_usage::projects.eq(user_usage::projects - 1),
@@ -58,19 +59,19 @@ pub async fn remove_project(tx: &mut Conn, owner: Id, text_bytes: i64) -> Result
     Ok(())
 }
 
-/// Counts a new task.
+/// Counts a new task and its description.
 pub async fn add_task(tx: &mut Conn, quotas: StorageQuotas, task: &Task) -> Result<()> {
     let row = project_usage::table.find(task.project_id).filter(project_usage::tasks.lt(quotas.tasks));
     let update = || diesel::update(row).set(project_usage::tasks.eq(project_usage::tasks + 1));
     let none = (project_usage::project_id.eq(task.project_id), project_usage::tasks.eq(0));
     if !increment!(tx, project_usage, update(), none) {
-        let message = format!("The project has {} tasks already. Delete some, or use another project.", quotas.tasks);
+        let message = format!("The project already has {} tasks, the maximum. Delete some first.", quotas.tasks);
         return Err(exceeded("projectId", message));
     }
     add_text(tx, quotas, task.owner_id, size(task.description.as_deref()), "description").await
 }
 
-/// Counts a task less; see [`remove_project`].
+/// Subtracts a task; see [`remove_project`].
 pub async fn remove_task(tx: &mut Conn, task: &Task, text_bytes: i64) -> Result<()> {
     let row = project_usage::table.find(task.project_id);
     let changed = project_usage::tasks.eq(project_usage::tasks - 1);
@@ -87,13 +88,13 @@ pub async fn add_comment(tx: &mut Conn, quotas: StorageQuotas, task: &Task, body
     let update = || diesel::update(row).set(more);
     let none = (task_usage::task_id.eq(task.id), task_usage::comments.eq(0), task_usage::text_bytes.eq(0));
     if !increment!(tx, task_usage, update(), none) {
-        let message = format!("The task has {} comments already. Delete some first.", quotas.comments);
+        let message = format!("The task already has {} comments, the maximum. Delete some first.", quotas.comments);
         return Err(exceeded("taskId", message));
     }
     add_text(tx, quotas, task.owner_id, size, "body").await
 }
 
-/// Counts another text of a comment.
+/// Counts the changed text of a comment.
 pub async fn change_comment(tx: &mut Conn, quotas: StorageQuotas, task: &Task, old: &str, new: &str) -> Result<()> {
     let size = text_bytes(new) - text_bytes(old);
     let row = task_usage::table.find(task.id);
@@ -102,7 +103,7 @@ pub async fn change_comment(tx: &mut Conn, quotas: StorageQuotas, task: &Task, o
     add_text(tx, quotas, task.owner_id, size, "body").await
 }
 
-/// Counts a comment less. History keeps no text of comments.
+/// Subtracts a comment. History keeps no text of comments.
 pub async fn remove_comment(tx: &mut Conn, task: &Task, body: &str) -> Result<()> {
     let size = text_bytes(body);
     let row = task_usage::table.find(task.id);
@@ -112,14 +113,14 @@ pub async fn remove_comment(tx: &mut Conn, task: &Task, body: &str) -> Result<()
     adjust_text(tx, task.owner_id, -size).await
 }
 
-/// How many bytes the comments on these tasks have; nobody may add one meanwhile.
+/// The bytes of the comments on these tasks. The caller prevents new comments with its locks.
 pub async fn comment_bytes(tx: &mut Conn, tasks: &[Id]) -> Result<i64> {
     let of_tasks = task_usage::table.filter(any_id(task_usage::task_id, tasks)).select(task_usage::text_bytes);
     let sizes: Vec<i64> = on!(tx, |c| of_tasks.load(c).await)?;
     Ok(sizes.into_iter().sum())
 }
 
-/// Counts another description, with so many bytes that history keeps beside it.
+/// Counts a changed description, plus `kept` bytes that history keeps.
 pub async fn change_text(
     tx: &mut Conn,
     quotas: StorageQuotas,
@@ -130,9 +131,9 @@ pub async fn change_text(
     add_text(tx, quotas, owner, size(new) - size(old) + kept, "description").await
 }
 
-/// Gives back what has left the history of each owner.
+/// Subtracts text that has left the history, for each owner.
 pub async fn release(tx: &mut Conn, mut sizes: Vec<(Id, i64)>) -> Result<()> {
-    // Two that change several rows do so in the same order.
+    // In a fixed order, so that two transactions cannot deadlock.
     sizes.sort_unstable();
     for (owner, bytes) in sizes {
         adjust_text(tx, owner, -bytes).await?;
@@ -140,7 +141,7 @@ pub async fn release(tx: &mut Conn, mut sizes: Vec<(Id, i64)>) -> Result<()> {
     Ok(())
 }
 
-/// How many bytes a text has that may be missing.
+/// The bytes of an optional text.
 pub fn size(text: Option<&str>) -> i64 {
     text.map_or(0, text_bytes)
 }
@@ -155,14 +156,14 @@ async fn add_text(tx: &mut Conn, quotas: StorageQuotas, owner: Id, added: i64, f
         return Ok(());
     }
     let message = format!(
-        "The projects of this account hold {} MiB of text, all that they may. Delete what is not needed: it counts until \
+        "The projects of this account hold {} MiB of text, the maximum. Delete what you do not need. It counts until \
          it leaves the history.",
         quotas.text_bytes / crate::limits::MIB
     );
     Err(exceeded(field, message))
 }
 
-/// Changes the count of an account's text, which is never refused.
+/// Changes the text counter of an account without a limit.
 async fn adjust_text(tx: &mut Conn, owner: Id, by: i64) -> Result<()> {
     if by != 0 {
         let changed = user_usage::text_bytes.eq(user_usage::text_bytes + by);

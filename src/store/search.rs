@@ -1,12 +1,13 @@
-//! Search in text that users write: by a linear algorithm, over a bounded amount of text.
+//! Substring search in text written by users, with a linear algorithm over a bounded amount of
+//! text.
 //!
-//! `LIKE '%…%'`, `instr` and `strpos` compare the word anew at each character of the text, and a text of one letter makes
-//! that quadratic. Here a list is searched in two steps. First the candidates are read, in the order of the list: what
-//! its other filters leave, as ids and lengths. Then their texts are read, a chunk at a time, and matched in Rust until
-//! the page is full. Its rows are those among the ids that were found.
+//! `LIKE '%…%'`, `instr` and `strpos` restart the comparison at each character, which is quadratic
+//! for a text that repeats one letter. A search therefore has two steps. First, the list's other
+//! filters select the candidates, as ids and lengths in list order. Then the texts are read in
+//! chunks and matched in Rust until the page is full; the page is selected by the ids that matched.
 //!
-//! What is read is bounded for each search ([`MAX_SEARCH_BYTES`]) and for the operation, which pays for it in advance
-//! (`admission`).
+//! The text read is limited per search ([`MAX_SEARCH_BYTES`]) and per operation, which is charged
+//! for it in advance (see `admission`).
 
 use std::collections::{HashMap, HashSet};
 
@@ -20,38 +21,37 @@ use crate::id::Id;
 
 /// Bytes of text that one search may read.
 pub const MAX_SEARCH_BYTES: u64 = 16 * 1024 * 1024;
-/// A row counts as this many bytes at least: reading it costs as much.
+/// Bytes charged for a row at least, since short rows have a cost too.
 const ROW_BYTES: u64 = 256;
-/// Rows that one search may look at.
+/// Rows that one search may examine.
 pub const MAX_CANDIDATES: usize = (MAX_SEARCH_BYTES / ROW_BYTES) as usize;
-/// Bytes of text that are in memory at once, give or take one text.
+/// Bytes of text in memory at once; the last text may exceed it.
 const CHUNK_BYTES: u64 = 1024 * 1024;
-/// Texts that are read by one statement.
+/// Texts read per statement.
 const CHUNK_ROWS: usize = 500;
 
 diesel::define_sql_function! {
-    /// The bytes of a text. Neither database reads the text for it.
+    /// Length of a text in bytes. Neither database reads the text itself for it.
     fn octet_length(text: Text) -> Integer;
 }
 
 /// A row that may match.
 #[derive(Clone, Copy, Debug, diesel::Queryable)]
 pub struct Candidate {
-    /// The parent whose list it is in, if there are several.
+    /// The parent whose list the row is in; `None` in a top-level list.
     pub parent: Option<Id>,
-    /// The row.
     pub id: Id,
-    /// The length of its text.
+    /// Length of the row's text.
     pub bytes: i32,
 }
 
-/// A search under way.
+/// A search in progress.
 pub struct TextScan<'a> {
     words: Vec<Finder<'a>>,
     candidates: std::vec::IntoIter<Candidate>,
-    /// There are more candidates than may be looked at.
+    /// There are more candidates than [`MAX_CANDIDATES`].
     is_cut: bool,
-    /// How many rows are wanted of each parent.
+    /// Maximum of matches per parent.
     limit: usize,
     parents: usize,
     /// Bytes that may still be read.
@@ -61,7 +61,8 @@ pub struct TextScan<'a> {
 }
 
 impl<'a> TextScan<'a> {
-    /// Searches the candidates, which are in the order of the list, for at most so many rows of each parent.
+    /// Prepares a search of candidates, which must be in list order, for at most `limit` matches
+    /// per parent.
     pub fn new(search: &'a Search, mut candidates: Vec<Candidate>, parents: usize, limit: usize) -> Self {
         let is_cut = candidates.len() > MAX_CANDIDATES;
         candidates.truncate(MAX_CANDIDATES);
@@ -77,7 +78,8 @@ impl<'a> TextScan<'a> {
         }
     }
 
-    /// The rows whose texts are to be matched next; none when the search is complete.
+    /// Returns the ids of the rows whose texts to match next, or `None` when the search is
+    /// complete. Fails if the search exceeds a limit.
     pub fn next_chunk(&mut self) -> Result<Option<Vec<Id>>> {
         let mut bytes = 0;
         self.chunk.clear();
@@ -101,7 +103,7 @@ impl<'a> TextScan<'a> {
         Ok(Some(self.chunk.iter().map(|candidate| candidate.id).collect()))
     }
 
-    /// Matches the texts of these rows, which come in any order.
+    /// Matches the texts of the current chunk, in any order.
     pub fn check(&mut self, texts: Vec<(Id, String)>) {
         let matches = |text: &String| self.words.iter().all(|word| word.find(text.as_bytes()).is_some());
         let matched: HashSet<Id> = texts.into_iter().filter(|(_, text)| matches(text)).map(|(id, _)| id).collect();
@@ -113,7 +115,7 @@ impl<'a> TextScan<'a> {
         }
     }
 
-    /// What was found, in the order of the list.
+    /// Returns the matching ids by parent, in list order.
     pub fn found(self) -> HashMap<Option<Id>, Vec<Id>> {
         self.found
     }
@@ -123,13 +125,13 @@ impl<'a> TextScan<'a> {
     }
 }
 
-/// What was found of all parents, as one list of ids.
+/// Merges the matches of all parents into one list of ids.
 pub fn flatten(found: Option<HashMap<Option<Id>, Vec<Id>>>) -> Option<Vec<Id>> {
     found.map(|found| found.into_values().flatten().collect())
 }
 
 fn search_too_large() -> Error {
-    let message = "This search would read too much text. Narrow it by other filters, or search for less at once.";
+    let message = "This search would scan too much text. Add other filters or request fewer items.";
     Error::refused(Code::DocumentTooComplex, message)
 }
 

@@ -1,4 +1,5 @@
-//! Sessions: one row a login. It says who a token speaks for, and it is the list of revoked tokens as well.
+//! Sessions: one row per login. The row maps a token to its viewer and is also the revocation list:
+//! tokens are valid only while their session is.
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
@@ -27,49 +28,46 @@ use crate::limits;
 use crate::time::Timestamp;
 use crate::{on, select_locked};
 
-/// A login and the refresh tokens that came of it.
+/// One login and its refresh tokens.
 #[derive(Clone, Debug, PartialEq, Eq, Queryable, Selectable, Insertable)]
 #[diesel(table_name = sessions)]
 pub struct Session {
-    /// Its id, the `sid` of its tokens.
+    /// The `sid` claim of its tokens.
     pub id: Id,
-    /// Whose it is.
     pub user_id: Id,
-    /// Random; with the server's key it derives the refresh tokens.
+    /// Random. The refresh tokens are derived from it with the server's key.
     pub seed: Vec<u8>,
-    /// Which refresh token is the valid one.
+    /// The number of the valid refresh token.
     pub generation: i32,
-    /// When that one was given out.
+    /// When that token was issued.
     pub rotated_at: Timestamp,
-    /// When it began.
     pub created_at: Timestamp,
     /// When it was last refreshed.
     pub last_used_at: Timestamp,
     /// When it ends unless it is refreshed before.
     pub expires_at: Timestamp,
-    /// When it was ended.
     pub revoked_at: Option<Timestamp>,
-    /// Where the login came from.
+    /// The client address at login.
     pub ip_address: Option<String>,
-    /// What program it came from, as that said.
+    /// The `User-Agent` header at login.
     pub user_agent: Option<String>,
-    /// Where it was last refreshed from, if it was.
+    /// The client address of the last refresh, once it differs from `ip_address`.
     pub last_ip_address: Option<String>,
 }
 
 impl Session {
-    /// Where the login came from.
+    /// The client at login.
     pub fn client_info(&self) -> ClientInfo {
         ClientInfo { ip_address: self.ip_address.clone(), user_agent: self.user_agent.clone() }
     }
 
-    /// The address that last used it.
+    /// The address of the last login or refresh.
     pub fn last_address(&self) -> Option<&str> {
         self.last_ip_address.as_deref().or(self.ip_address.as_deref())
     }
 }
 
-/// Whom a session speaks for, if it still does: one row.
+/// The viewer of a session that is valid at `now`. Reads one row.
 pub async fn viewer(conn: &mut Conn, now: Timestamp, session_id: Id) -> Result<Option<Viewer>> {
     let row: Option<(Id, Role)> = on!(conn, |c| sessions::table
         .inner_join(users::table)
@@ -84,11 +82,12 @@ pub async fn viewer(conn: &mut Conn, now: Timestamp, session_id: Id) -> Result<O
     Ok(row.map(|(id, role)| Viewer { id, session_id, role }))
 }
 
-/// The viewer with their present role, locked until the transaction ends: until then nobody changes the role, disables the
-/// account or ends the session. UNAUTHENTICATED if that has happened since the request began.
+/// The viewer with their current role. The rows of the user and the session stay locked until the
+/// transaction ends: no other transaction can change the role, disable the account or end the
+/// session before. Fails with UNAUTHENTICATED if that has happened since the request began.
 ///
-/// Every write of a viewer begins with this. What the request knew of the viewer may be a second old, and would let the
-/// log have a change after the end of the right to it.
+/// Every write of a viewer begins with this. The request's copy of the viewer may be a second old.
+/// With it, the log could contain a change made after the right to it ended.
 pub async fn lock(tx: &mut Conn, now: Timestamp, viewer: &Viewer) -> Result<Viewer> {
     // The order of the tables is the order of the locks.
     let present = users::table
@@ -103,8 +102,8 @@ pub async fn lock(tx: &mut Conn, now: Timestamp, viewer: &Viewer) -> Result<View
     Ok(Viewer { id, role, ..*viewer })
 }
 
-/// The same as a condition of a statement: true if the viewer's session lasts and their role is still the same, which
-/// stays so until the statement is committed.
+/// The same check as a condition of a statement: true if the viewer's session is valid and their
+/// role unchanged. Neither can change before the statement commits.
 #[derive(Clone, Copy, Debug)]
 pub struct ViewerUnchanged<'a> {
     viewer: &'a Viewer,
@@ -112,7 +111,6 @@ pub struct ViewerUnchanged<'a> {
 }
 
 impl<'a> ViewerUnchanged<'a> {
-    /// For a write at this moment.
     pub const fn new(viewer: &'a Viewer, now: Timestamp) -> Self {
         Self { viewer, now }
     }
@@ -155,27 +153,26 @@ macro_rules! unchanged {
 unchanged!(Pg, " FOR SHARE)");
 unchanged!(Sqlite, ")");
 
-/// A password that somebody has shown at a login.
+/// A password that was verified at a login.
 pub struct VerifiedPassword<'a> {
-    /// The hash that it was verified by.
+    /// The stored hash that it was verified against.
     pub hash: &'a str,
-    /// Its new hash, when the cost has risen since that one.
+    /// A new hash of it, if the hashing cost has increased since.
     pub rehashed: Option<&'a str>,
 }
 
-/// What came of a login with the right password.
+/// The outcome of a login with the right password.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LoginOutcome {
-    /// There is a session.
     Created,
-    /// The password has changed while it was verified, or its owner may not sign in any more.
+    /// The password changed during verification, or the account was disabled.
     CredentialsChanged,
-    /// Guesses are refused meanwhile.
+    /// Attempts are refused for now.
     LockedOut,
 }
 
-/// Begins a session with a login. `is_known` says that the attempt comes from where the owner is known to be, which the
-/// limits for strangers do not hold for.
+/// Creates the session of a login. `is_known` means that the owner has a session from the same
+/// network; the limits on networks do not apply then.
 pub async fn create(
     db: &Db,
     session: &Session,
@@ -207,8 +204,8 @@ pub async fn create(
     .await
 }
 
-/// Inserts a session if its user may sign in and has this password. Whoever is just changing that is waited for, and
-/// whoever comes to change it waits for the transaction, and ends the session.
+/// Inserts a session if its user is active and still has this password. It waits for a concurrent
+/// password change. A later change waits for this transaction and then ends the session.
 async fn begin(tx: &mut Conn, session: &Session, password_hash: &str) -> Result<bool> {
     let columns = (
         sessions::id,
@@ -248,8 +245,8 @@ async fn begin(tx: &mut Conn, session: &Session, password_hash: &str) -> Result<
     Ok(inserted == 1)
 }
 
-/// When each of these users last logged in, as far as their sessions tell: of one whose sessions were forgotten, their
-/// row does.
+/// The last login of each of these users according to their sessions. For users without session
+/// rows, see `users.last_login_at`.
 pub async fn last_logins(conn: &mut Conn, user_ids: &[Id]) -> Result<HashMap<Id, Timestamp>> {
     let newest: Vec<(Id, Option<Timestamp>)> = on!(conn, |c| sessions::table
         .filter(any_id(sessions::user_id, user_ids))
@@ -272,8 +269,9 @@ pub async fn of_user(conn: &mut Conn, now: Timestamp, user_id: Id) -> Result<Vec
         .await)?)
 }
 
-/// Whether a user has a session that has not ended and was begun or last refreshed from this network. Nobody has an id
-/// that no user has: the question takes as long for an identifier that is nobody's.
+/// Whether a user has a session that has not ended and was created or last refreshed from this
+/// network. `None` stands for an unknown identifier: a random id is looked up, so that the answer
+/// takes the same time.
 pub async fn is_used_from(conn: &mut Conn, now: Timestamp, user_id: Option<Id>, network: &str) -> Result<bool> {
     let sessions = of_user(conn, now, user_id.unwrap_or_else(Id::new)).await?;
     Ok(sessions.iter().any(|session| {
@@ -282,7 +280,7 @@ pub async fn is_used_from(conn: &mut Conn, now: Timestamp, user_id: Option<Id>, 
     }))
 }
 
-/// The network of an address as it is stored.
+/// The network of a stored address.
 fn network_of(address: &str) -> Option<String> {
     address.parse().ok().map(limits::network_text)
 }
@@ -292,19 +290,19 @@ pub async fn find(conn: &mut Conn, id: Id) -> Result<Option<Session>> {
     Ok(on!(conn, |c| sessions::table.find(id).select(Session::as_select()).first(c).await.optional())?)
 }
 
-/// What came of showing a refresh token.
+/// The outcome of presenting a refresh token.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Rotation {
-    /// The session goes on with the token of this generation.
+    /// The session continues with the token of its current generation.
     Current(Session),
-    /// The token was replaced long ago: somebody else has it too, so the session was ended.
+    /// The token was replaced earlier: someone else has a copy, so the session was ended.
     Reused,
-    /// There is no such session any more.
+    /// The session has ended or expired, or its user is disabled.
     Gone,
 }
 
-/// Takes the session from `generation` to the next one, once: of many who try at the same time one does, and the
-/// others, like whoever tries again within `grace` because an answer was lost, are given the same successor.
+/// Rotates the session from `generation` to the next one, once. Of simultaneous requests one
+/// rotates. The others, and a retry within `grace` after a lost response, get the same successor.
 /// `expires_at` is when the session ends unless it is refreshed again.
 pub async fn rotate(
     db: &Db,
@@ -352,7 +350,7 @@ pub async fn rotate(
     .await
 }
 
-/// Keeps where a session was refreshed from, and records it when that is another network than before.
+/// Stores the address of a refresh, and records it in the audit log if the network changed.
 async fn record_address(tx: &mut Conn, now: Timestamp, session: &Session, origin: &ClientInfo) -> Result<()> {
     let address = origin.ip_address.as_deref();
     if address == session.last_address() {
@@ -367,8 +365,8 @@ async fn record_address(tx: &mut Conn, now: Timestamp, session: &Session, origin
     audit::record(tx, now, audit::AuditKind::SessionMoved, who, who, origin).await
 }
 
-/// Ends one session of the viewer; whether there was one. Its tokens are dead with the next request, its sockets are
-/// closed.
+/// Ends one session of the viewer; returns whether it existed. Its tokens fail from the next
+/// request on, and its sockets are closed.
 pub async fn revoke(db: &Db, now: Timestamp, viewer: &Viewer, id: Id, origin: &ClientInfo) -> Result<bool> {
     db.transaction(async |tx| {
         user::lock(tx, viewer.id).await?;
@@ -387,7 +385,7 @@ pub async fn revoke(db: &Db, now: Timestamp, viewer: &Viewer, id: Id, origin: &C
     .await
 }
 
-/// Ends every session of the viewer but the present one; how many.
+/// Ends every session of the viewer except the current one; returns how many.
 pub async fn revoke_others(db: &Db, now: Timestamp, viewer: &Viewer, origin: &ClientInfo) -> Result<usize> {
     db.transaction(async |tx| {
         user::lock(tx, viewer.id).await?;
@@ -401,7 +399,7 @@ pub async fn revoke_others(db: &Db, now: Timestamp, viewer: &Viewer, origin: &Cl
     .await
 }
 
-/// Ends sessions of a user whose account is held: one, or all, or all but one; how many.
+/// Ends sessions of a user whose row is locked: one, all, or all except one; returns how many.
 pub async fn end(tx: &mut Conn, now: Timestamp, user_id: Id, only: Option<Id>, except: Option<Id>) -> Result<usize> {
     let ended: Vec<Id> = on!(tx, |c| {
         let mut lasting = sessions::table
@@ -436,14 +434,14 @@ pub async fn end(tx: &mut Conn, now: Timestamp, user_id: Id, only: Option<Id>, e
     Ok(events.len())
 }
 
-/// Forgets the sessions of a person who is leaving.
+/// Deletes the sessions of an account that is being deleted.
 pub async fn delete_for_user(tx: &mut Conn, user_id: Id) -> Result<()> {
     on!(tx, |c| diesel::delete(sessions::table.filter(sessions::user_id.eq(user_id))).execute(c).await)?;
     Ok(())
 }
 
-/// Drops some of the sessions that ended before this moment; how many. When a user last logged in goes to their row, if no
-/// session tells it any more.
+/// Deletes a batch of sessions that ended before `before`; returns how many. The last login is
+/// copied to the user row first, because it may be the user's only session.
 pub async fn purge_expired(db: &Db, before: Timestamp) -> Result<usize> {
     db.transaction(async |tx| {
         let ended = sessions::expires_at.lt(before).or(sessions::revoked_at.lt(before));

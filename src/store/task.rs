@@ -1,4 +1,5 @@
-//! Tasks: in a project, perhaps assigned to somebody. The project's owner, the assignee and ADMIN see and change them.
+//! Tasks. Every task belongs to a project and has at most one assignee. Reading and writing single
+//! tasks lives here; lists with filters and pages are in [`super::task_list`].
 
 use diesel::deserialize::FromSqlRow;
 use diesel::expression::AsExpression;
@@ -42,7 +43,7 @@ pub enum TaskStatus {
 stored_as_smallint!(TaskStatus { Todo = 0, InProgress = 1, Done = 2 });
 
 impl TaskStatus {
-    /// Whether a task may go from this status to that one.
+    /// Whether a task may change from this status to `next`.
     pub const fn leads_to(self, next: Self) -> bool {
         matches!(
             (self, next),
@@ -71,57 +72,46 @@ pub enum Priority {
 }
 stored_as_smallint!(Priority { Low = 0, Medium = 1, High = 2, Urgent = 3 });
 
-/// A task.
 #[derive(Clone, Debug, PartialEq, Eq, Queryable, Selectable, Insertable, Serialize, Deserialize)]
 #[diesel(table_name = tasks, treat_none_as_default_value = false)]
 pub struct Task {
-    /// Its id.
     pub id: Id,
-    /// The project it is in; never changes.
+    /// Never changes.
     pub project_id: Id,
-    /// The project's owner.
+    /// The owner of the project; copied from its row.
     pub owner_id: Id,
-    /// Who made it.
     pub creator_id: Option<Id>,
-    /// Who is to do it.
     pub assignee_id: Option<Id>,
-    /// What is to be done.
     pub title: String,
-    /// At more length.
     pub description: Option<String>,
-    /// How far it is.
     pub status: TaskStatus,
-    /// How urgent it is.
     pub priority: Priority,
-    /// When it should be done.
     pub due_at: Option<Timestamp>,
-    /// When it was done.
+    /// When the status became DONE; null in any other status.
     pub completed_at: Option<Timestamp>,
-    /// Grows by one with each change.
+    /// Incremented by each update.
     #[diesel(deserialize_as = OrDefault<i32>)]
     pub version: i32,
-    /// When it was made.
     pub created_at: Timestamp,
-    /// When it last changed.
     #[diesel(deserialize_as = OrDefault<Timestamp>)]
     pub updated_at: Timestamp,
 }
 
-/// Which columns of tasks are read. Those that are left out are read as null, and only of rows that are shown, never of
-/// rows that are written or recorded. Each holds what the ones before it hold.
+/// Which columns of a task are selected, from fewest to most; each variant includes the previous
+/// ones. The others are read as null. Use partial columns only for rows that are displayed, never
+/// for rows that are written back or recorded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum TaskColumns {
-    /// What most lists show: without description, creator, completion, version and the time of the last change, by which
-    /// a page of fifty costs an eighth less.
+    /// Enough for most lists: no description, creator, completion time, version and time of the
+    /// last update.
     Summary,
-    /// Without the description alone, which may have 40 kB.
+    /// All but the description, which can be 40 kB.
     Short,
-    /// All of them.
     Full,
 }
 
 impl TaskColumns {
-    /// In the order of [`Task`].
+    /// The columns in the order of the fields of [`Task`].
     pub const fn expression(self) -> Columns<Task> {
         Columns::new(match self {
             Self::Summary => {
@@ -153,12 +143,11 @@ impl Resource for Task {
     }
 }
 
-/// Whether the viewer may see a task, as [`Action::SeeTask`] says it, in SQL. What belongs to tasks
-/// is read with this condition in the same statement: a task that was read a moment ago may have
-/// been taken from the viewer since.
+/// SQL form of [`Action::SeeTask`]. Queries for data that belongs to a task include this condition,
+/// because the task may have been reassigned since the viewer read it.
 ///
-/// `reader` is `None` where the right was checked already: on the task of an event that is being
-/// delivered. The response is then the same for all subscribers, who can share it.
+/// `reader` is `None` if the permission was already checked, on the task of an event that is being
+/// delivered. The response is then the same for all subscribers, which can share it.
 pub(super) fn visible_to(reader: Option<&Viewer>) -> visible {
     let nobody = Id::from_bytes([0; 16]);
     visible(reader.map_or(nobody, |viewer| viewer.id), reader.is_none_or(Viewer::is_admin))
@@ -171,70 +160,64 @@ fn visible(viewer: Id, is_admin: bool) -> _ {
     tasks::owner_id.eq(viewer).or(is_assignee).or(is_admin)
 }
 
-/// The tasks among these that the viewer may see.
+/// Returns the tasks with these ids that the viewer may see.
 pub async fn by_ids(conn: &mut Conn, viewer: &Viewer, ids: &[Id]) -> Result<Vec<Task>> {
     select_by_ids(conn, viewer, ids, TaskColumns::Full).await
 }
 
-/// The same with these columns.
+/// Like [`by_ids`], with the given columns.
 pub async fn select_by_ids(conn: &mut Conn, viewer: &Viewer, ids: &[Id], columns: TaskColumns) -> Result<Vec<Task>> {
     let mut rows = select_any_by_ids(conn, ids, columns).await?;
     rows.retain(|task| viewer.may(Action::SeeTask, task));
     Ok(rows)
 }
 
-/// The tasks with these ids, whoever may see them: for telling events, where the rights of many viewers are asked.
+/// Returns the tasks with these ids without a permission check. Event delivery uses it and then
+/// checks the permissions of many viewers on the same row.
 pub async fn any_by_ids(conn: &mut Conn, ids: &[Id]) -> Result<Vec<Task>> {
     select_any_by_ids(conn, ids, TaskColumns::Full).await
 }
 
-/// The same with these columns.
+/// Like [`any_by_ids`], with the given columns.
 pub async fn select_any_by_ids(conn: &mut Conn, ids: &[Id], columns: TaskColumns) -> Result<Vec<Task>> {
     let found = tasks::table.filter(any_id(tasks::id, ids)).select(columns.expression());
     Ok(inline_if_few(ids.len(), async { on!(conn, |c| found.load(c).await) }).await?)
 }
 
-/// One task that the viewer sees, or a fault of the field that named it.
+/// Returns a task that the viewer may see. Otherwise `field` is reported as `NOT_FOUND`.
 pub async fn get_visible(conn: &mut Conn, viewer: &Viewer, id: Id, field: &'static str) -> Result<Task> {
     by_ids(conn, viewer, &[id]).await?.pop().ok_or_else(|| Error::not_found(field, "task"))
 }
 
-/// One task that the viewer sees, locked until the transaction ends: who may do what with it, and who receives its events,
-/// stays so until the write is in the log. What the viewer does not see is not locked, so nobody can block others' tasks.
+/// Returns a task that the viewer may see, locked until the transaction ends, so that permissions
+/// and the recipients of its events stay the same until the write is in the event log. Tasks that
+/// the viewer may not see are not locked, so nobody can block other people's tasks.
 pub async fn lock(tx: &mut Conn, viewer: &Viewer, id: Id, lock: Lock) -> Result<Option<Task>> {
     let task = tasks::table.find(id).filter(visible_to(Some(viewer)));
     let task: Option<Task> = select_locked!(tx, task.select(Task::as_select()), lock)?.pop();
     Ok(task.filter(|task| viewer.may(Action::SeeTask, task)))
 }
 
-/// A task to be made.
 #[derive(Clone, Debug)]
 pub struct NewTask {
-    /// In this project.
     pub project_id: Id,
-    /// What is to be done.
     pub title: Title,
-    /// At more length.
     pub description: Option<Description>,
-    /// How urgent it is.
     pub priority: Priority,
-    /// When it should be done.
     pub due_at: Option<Timestamp>,
-    /// Who is to do it.
     pub assignee_id: Option<Id>,
-    /// With these labels of its project.
+    /// Labels of the same project.
     pub label_ids: Vec<Id>,
 }
 
-/// Adds a task to a project.
 pub async fn create(db: &Db, now: Timestamp, viewer: &Viewer, new: &NewTask) -> Result<Task> {
     db.inline_transaction(async |tx| {
         let assignee = lock_assignee(tx, viewer, new.assignee_id).await?;
         let viewer = &session::lock(tx, now, viewer).await?;
-        // Archiving and deleting the project wait for tasks that are being added.
+        // The lock makes archiving and deleting the project wait for this transaction.
         let project = project::lock(tx, viewer, Action::CreateTask, new.project_id, "projectId", Lock::Share).await?;
         if project.status == project::ProjectStatus::Archived {
-            let message = "The project is archived and takes no new tasks.";
+            let message = "The project is archived and accepts no new tasks.";
             return Err(Error::user_error("projectId", UserErrorCode::Archived, message));
         }
         check_due(now, new.due_at)?;
@@ -269,30 +252,22 @@ pub async fn create(db: &Db, now: Timestamp, viewer: &Viewer, new: &NewTask) -> 
     .await
 }
 
-/// What an update changes; `None` is left alone.
+/// Changes of an update. `None` leaves a field unchanged; `Some(None)` clears it.
 #[derive(Clone, Debug, Default)]
 pub struct TaskChanges {
-    /// A new title.
     pub title: Option<Title>,
-    /// A new description, or none.
     pub description: Option<Option<Description>>,
-    /// A new status.
     pub status: Option<TaskStatus>,
-    /// A new priority.
     pub priority: Option<Priority>,
-    /// A new due date, or none.
     pub due_at: Option<Option<Timestamp>>,
-    /// Somebody else, or nobody, is to do it.
     pub assignee_id: Option<Option<Id>>,
-    /// Labels to put on.
     pub add_label_ids: Vec<Id>,
-    /// Labels to take off.
     pub remove_label_ids: Vec<Id>,
-    /// Refuse when the task has moved on from this version.
+    /// The update fails with `CONFLICT` if the task has another version.
     pub expected_version: Option<i32>,
 }
 
-/// Changes a task. Each kind of change is told as an event of its own.
+/// Updates a task. Each kind of change appends its own event.
 pub async fn update(db: &Db, now: Timestamp, viewer: &Viewer, id: Id, changes: &TaskChanges) -> Result<Task> {
     if let Some(task) = update_in_one_statement(db, now, viewer, id, changes).await? {
         return Ok(task);
@@ -331,13 +306,15 @@ pub async fn update(db: &Db, now: Timestamp, viewer: &Viewer, id: Id, changes: &
     .await
 }
 
-/// The same for a change of the task alone that is one event, with the task read before anything is locked: what is left
-/// is one statement of PostgreSQL without a transaction around it, which is half of the work there, and of SQLite's one
-/// writer others wait the shorter. Nothing if it is more than that, or if somebody was faster.
+/// Optimistic fast path for updates that change only the task's row and append exactly one event.
+/// It reads the task without a lock, then updates it and appends the event: on PostgreSQL in a
+/// single statement without a transaction, and on SQLite with the writer held for a shorter time.
+/// Returns `None` if the update needs more than that, or if the row changed in between; the caller
+/// then takes the slow path.
 ///
-/// Nothing of what decides can change between the two. The task's owner never does, its assignee not without its version,
-/// which the statement compares once it has the row's lock, with the newest row. The viewer's session and role are locked
-/// and compared by the statement too.
+/// What the permission check read cannot change in between. The owner of a task never changes. Its
+/// assignee changes only together with the version, which the statement compares after locking the
+/// row. The statement also locks and compares the viewer's session and role.
 async fn update_in_one_statement(
     db: &Db,
     now: Timestamp,
@@ -362,7 +339,7 @@ async fn update_in_one_statement(
         return Ok(None);
     };
     if new.description != old.description {
-        // Counts in a quota.
+        // Changes the text quota, which needs a transaction.
         return Ok(None);
     }
     let row = TaskUpdate::of(&old, &new);
@@ -371,8 +348,8 @@ async fn update_in_one_statement(
     Ok(events::change_and_append(db, update, event).await?.then_some(new))
 }
 
-/// What an update writes: what has changed, so that of the indexes too only those are written that it is in (SQLite writes
-/// each one that an update names a column of).
+/// The changed columns of an update. SQLite rewrites every index on a column that the statement
+/// sets, even to the same value.
 #[derive(AsChangeset)]
 #[diesel(table_name = tasks)]
 struct TaskUpdate<'a> {
@@ -410,7 +387,7 @@ impl<'a> TaskUpdate<'a> {
     }
 }
 
-/// What is told of a change, but for the assignee's.
+/// The events for an update, except those about the assignee.
 fn events_for(viewer: &Viewer, old: &Task, new: &Task, labels: Option<(String, String)>) -> Vec<NewEvent> {
     let mut events = Vec::new();
     let mut push = |kind, snapshot| events.push(about_task(kind, viewer, new.updated_at, new, snapshot));
@@ -426,14 +403,14 @@ fn events_for(viewer: &Viewer, old: &Task, new: &Task, labels: Option<(String, S
 
 /// Deletes a task with its comments.
 pub async fn delete(db: &Db, now: Timestamp, viewer: &Viewer, id: Id) -> Result<()> {
-    // Not a brief one: it may have many comments.
+    // Not an inline transaction: the cascade may delete many comments.
     db.transaction(async |tx| {
         let viewer = &session::lock(tx, now, viewer).await?;
         let task = lock(tx, viewer, id, Lock::Delete).await?.ok_or_else(|| Error::not_found("id", "task"))?;
         viewer.require(Action::DeleteTask, &task)?;
         let freed = quota::size(task.description.as_deref()) + quota::comment_bytes(tx, &[id]).await?;
         on!(tx, |c| diesel::delete(tasks::table.find(id)).execute(c).await)?;
-        // Its project cannot be deleted before the task, which is locked.
+        // The project cannot be deleted meanwhile: that would need a lock on this task.
         let project = project::any_by_ids(tx, &[task.project_id]).await?.pop();
         let project = project.ok_or_else(|| Error::internal("task without a project"))?;
         let deletion = about_deleted_task(viewer, now, &task, &project);
@@ -443,11 +420,11 @@ pub async fn delete(db: &Db, now: Timestamp, viewer: &Viewer, id: Id) -> Result<
     .await
 }
 
-/// How many tasks of a project are read at once when it is deleted: 4 MB of the longest ones.
+/// Tasks of a deleted project that are loaded at once: at most 4 MB of descriptions.
 const DELETION_BATCH: usize = 100;
 
-/// Locks every task of a project that is locked itself, and appends that they are deleted, which the transaction goes on
-/// to do. Returns by how many bytes the text grows that counts in the quota.
+/// Locks every task of a locked project and appends their deletion events. The caller deletes the
+/// rows. Returns the change of the owner's text usage in bytes.
 pub async fn append_deletions(tx: &mut Conn, now: Timestamp, viewer: &Viewer, project: &Project) -> Result<i64> {
     let of_project = tasks::table.filter(tasks::project_id.eq(project.id)).order_by((tasks::created_at, tasks::id));
     let ids: Vec<Id> = select_locked!(tx, of_project.select(tasks::id), Lock::Delete)?;
@@ -473,11 +450,11 @@ fn check_due(now: Timestamp, due_at: Option<Timestamp>) -> Result<()> {
     }
 }
 
-/// The task as the viewer wants it to be, if they may.
+/// Checks an update and returns the task with the changes applied.
 fn apply(old: &Task, changes: &TaskChanges, viewer: &Viewer, now: Timestamp) -> Result<Task> {
     viewer.require(Action::UpdateTask, old)?;
     if changes.expected_version.is_some_and(|version| version != old.version) {
-        let message = "The task has changed meanwhile. Read it again.";
+        let message = "The task was changed by another request. Reload it and try again.";
         return Err(Error::user_error("expectedVersion", UserErrorCode::Conflict, message));
     }
     let mut new = old.clone();
@@ -504,7 +481,7 @@ fn apply(old: &Task, changes: &TaskChanges, viewer: &Viewer, now: Timestamp) -> 
             return Err(Error::user_error(
                 "status",
                 UserErrorCode::InvalidStatusTransition,
-                "A task goes TODO, IN_PROGRESS, DONE and back one step at a time.",
+                "The status can change only one step at a time: TODO ↔ IN_PROGRESS ↔ DONE.",
             ));
         }
         new.status = status;
@@ -513,7 +490,8 @@ fn apply(old: &Task, changes: &TaskChanges, viewer: &Viewer, now: Timestamp) -> 
     Ok(new)
 }
 
-/// Who is to get a task, locked until the transaction ends: nobody disables the account or changes its address meanwhile.
+/// Loads the new assignee and locks the account until the transaction ends, so that it cannot be
+/// disabled or change its e-mail address before the write is committed.
 async fn lock_assignee(tx: &mut Conn, viewer: &Viewer, id: Option<Id>) -> Result<Option<User>> {
     match id {
         Some(id) => user::lock_with_viewer(tx, viewer, id).await,
@@ -521,8 +499,9 @@ async fn lock_assignee(tx: &mut Conn, viewer: &Viewer, id: Option<Id>) -> Result
     }
 }
 
-/// Refuses an assignee who is nobody or has left. A disabled account is refused only where the viewer may know that it is
-/// disabled; the answer would tell everybody else.
+/// Rejects an assignee whose account does not exist or was deleted. A disabled account is rejected
+/// only if the viewer may read that account; for others the error would disclose that it is
+/// disabled.
 fn check_assignee(viewer: &Viewer, id: Option<Id>, assignee: Option<&User>) -> Result<()> {
     let Some(id) = id else { return Ok(()) };
     let assignee = assignee.ok_or_else(|| Error::not_found("assigneeId", "user"))?;
@@ -536,7 +515,9 @@ fn check_assignee(viewer: &Viewer, id: Option<Id>, assignee: Option<&User>) -> R
     Ok(())
 }
 
-/// Tells the new assignee, by event and, at an address that is known to be theirs, by mail, and whoever had the task before.
+/// Returns the events about a new assignee, addressed to the previous one too. Also queues a mail
+/// if the assignee is another user who accepts assignment mails, at a verified address, and the
+/// viewer's mail quota allows it.
 async fn assign(
     tx: &mut Conn,
     now: Timestamp,
@@ -563,7 +544,8 @@ async fn assign(
     Ok(events)
 }
 
-/// Puts labels of the task's own project on it that it does not have yet.
+/// Adds labels to a task. Fails if one of them is not a label of the task's project; labels that
+/// the task already has are ignored.
 async fn add_labels(tx: &mut Conn, task: &Task, ids: &[Id], field: &'static str) -> Result<()> {
     if ids.is_empty() {
         return Ok(());
@@ -590,7 +572,7 @@ async fn add_labels(tx: &mut Conn, task: &Task, ids: &[Id], field: &'static str)
     Ok(())
 }
 
-/// Labels that go on and come off in an update, and the names that were on before.
+/// The label changes of an update, and the names of the task's labels before it.
 struct LabelChanges {
     add: Vec<Id>,
     remove: Vec<Id>,
@@ -598,7 +580,7 @@ struct LabelChanges {
 }
 
 impl LabelChanges {
-    /// What is left of the request when labels that are on already, or are not on anyway, are left out.
+    /// Drops the requested changes that have no effect; `None` if nothing is left.
     async fn plan(tx: &mut Conn, task: &Task, changes: &TaskChanges) -> Result<Option<Self>> {
         if changes.add_label_ids.is_empty() && changes.remove_label_ids.is_empty() {
             return Ok(None);
@@ -615,7 +597,7 @@ impl LabelChanges {
         Ok((!add.is_empty() || !remove.is_empty()).then(|| Self { add, remove, before: label_names(&present) }))
     }
 
-    /// The names of the labels before and after.
+    /// Returns the names of the labels before and after.
     async fn apply(&self, tx: &mut Conn, task: &Task) -> Result<(String, String)> {
         on!(tx, |c| diesel::delete(task_labels::table)
             .filter(task_labels::task_id.eq(task.id))

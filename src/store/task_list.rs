@@ -1,4 +1,5 @@
-//! Lists of tasks: where they start, which of them, in which order, and a page at a time.
+//! Lists of tasks: scope, filter, order and keyset pagination, for top-level lists and for the
+//! lists of many parents at once.
 
 use std::collections::HashMap;
 
@@ -36,7 +37,7 @@ pub enum TaskOrderField {
 }
 
 impl Task {
-    /// Its place in the order of a list.
+    /// The sort key of the task in a list with this order.
     pub fn position(&self, order: TaskOrderField) -> RowPosition {
         let key = match order {
             TaskOrderField::CreatedAt => SortKey::Time(self.created_at),
@@ -48,70 +49,58 @@ impl Task {
     }
 }
 
-/// A stretch of time; members are ANDed.
+/// A time range. The given bounds are combined with AND.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct TimeRange {
-    /// Later than.
     pub gt: Option<Timestamp>,
-    /// Not earlier than.
     pub gte: Option<Timestamp>,
-    /// Earlier than.
     pub lt: Option<Timestamp>,
-    /// Not later than.
     pub lte: Option<Timestamp>,
 }
 
-/// Which tasks are asked for; members are ANDed, an empty list matches nothing.
+/// Filter of a task list. The members are combined with AND; an empty list matches nothing.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct TaskCriteria {
-    /// Words in title or description.
+    /// Matches title and description.
     pub search: Option<Search>,
-    /// In one of these statuses.
     pub status: Option<Vec<TaskStatus>>,
-    /// Of one of these priorities.
     pub priority: Option<Vec<Priority>>,
-    /// In this project.
     pub project_id: Option<Id>,
-    /// Assigned to this user.
     pub assignee_id: Option<Id>,
-    /// Assigned to nobody, or to somebody.
+    /// `true`: without an assignee, `false`: with one.
     pub unassigned: Option<bool>,
-    /// With one of these labels.
+    /// Tasks with at least one of these labels.
     pub label_ids: Option<Vec<Id>>,
-    /// Past its due date and not DONE, or not so.
+    /// `true`: past the due date and not DONE, `false`: all others.
     pub overdue: Option<bool>,
-    /// Due in this stretch.
     pub due_at: Option<TimeRange>,
-    /// Made in this stretch.
     pub created_at: Option<TimeRange>,
-    /// Last changed in this stretch.
     pub updated_at: Option<TimeRange>,
 }
 
 impl TaskCriteria {
-    /// Whether it asks for no more than a project and an assignee: there are few texts of that, and indexes in every
-    /// order.
+    /// Whether only project and assignee are filtered. Such statements have few texts, so they are
+    /// worth caching, and an index for every order.
     fn is_plain(&self) -> bool {
         let Self { project_id, assignee_id, .. } = *self;
         *self == Self { project_id, assignee_id, ..Self::default() }
     }
 }
 
-/// Which tasks a list starts from: each is one range of an index, and no two of a list overlap.
+/// The tasks that a list starts from. Each scope is one range of an index; the scopes of a list do
+/// not overlap.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Scope {
-    /// Every task.
     Everything,
-    /// The tasks in a user's own projects.
+    /// The tasks in the projects of a user.
     OwnedBy(Id),
-    /// The tasks assigned to a user.
     AssignedTo(Id),
-    /// The tasks assigned to a user in somebody else's projects.
+    /// The tasks assigned to a user in other users' projects.
     AssignedElsewhere(Id),
 }
 
 impl Scope {
-    /// Every task that the viewer may see ([`Action::SeeTask`] as a query).
+    /// The tasks that the viewer may see: [`Action::SeeTask`] as scopes.
     pub fn visible_to(viewer: &Viewer) -> Vec<Self> {
         if viewer.may(Action::SeeAllTasks, &()) {
             vec![Self::Everything]
@@ -120,7 +109,7 @@ impl Scope {
         }
     }
 
-    /// The tasks of one project that the viewer may see.
+    /// The tasks of a project that the viewer may see.
     pub fn in_project(viewer: &Viewer, project: &Project) -> Vec<Self> {
         if viewer.may(Action::SeeAllTasks, project) {
             vec![Self::Everything]
@@ -130,31 +119,26 @@ impl Scope {
     }
 }
 
-/// A list of tasks and the page of it that is asked for.
+/// A list of tasks and the requested page of it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct TaskList {
-    /// Starting from these.
     pub scopes: Vec<Scope>,
-    /// Which of them.
     pub filter: TaskCriteria,
-    /// In which order.
     pub order: TaskOrderField,
-    /// The other way round.
     pub descending: bool,
-    /// Which stretch.
     pub window: PageWindow,
-    /// What of the tasks is read.
     pub columns: TaskColumns,
 }
 
 impl TaskList {
     fn expression(&self) -> Columns<Task> {
-        // The position of a task in its list is made from the column that the list is ordered by.
+        // The cursor of a task needs the column that the list is ordered by.
         let needed = if self.order == TaskOrderField::UpdatedAt { TaskColumns::Short } else { TaskColumns::Summary };
         self.columns.max(needed).expression()
     }
 
-    /// How many rows are read for the pages of so many parents, at most: what is filtered is walked past too.
+    /// Upper bound of the rows read for one page of each parent. Unbounded with a filter, because
+    /// rows that do not match are read too.
     pub fn max_rows_read(&self, parents: usize) -> usize {
         let TaskCriteria { project_id, .. } = self.filter;
         let is_stretch = self.filter == TaskCriteria { project_id, ..TaskCriteria::default() }
@@ -163,12 +147,10 @@ impl TaskList {
     }
 }
 
-/// Whose tasks a nested list is of.
+/// The parent of nested task lists.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum TaskParent {
-    /// Of projects.
     Project,
-    /// Of the people they are assigned to.
     Assignee,
 }
 
@@ -191,7 +173,7 @@ macro_rules! in_time_range {
     };
 }
 
-/// Narrows a boxed query on tasks, in both arms of `on!`.
+/// Applies scope and filter to a boxed query on tasks; `on!` expands it for both backends.
 macro_rules! narrow {
     ($query:ident, $scope:expr, $filter:expr, $now:expr) => {
         if !$filter.is_plain() {
@@ -258,8 +240,8 @@ macro_rules! order {
     };
 }
 
-/// The tasks of a scope that a search finds, at most so many of each parent, in the order of the list. None when nothing
-/// is searched for.
+/// Returns the ids that the search of the list matches within a scope, at most `limit` per parent,
+/// in list order. `None` if the list has no search.
 async fn search_ids(
     conn: &mut Conn,
     scope: &Scope,
@@ -269,7 +251,7 @@ async fn search_ids(
     now: Timestamp,
 ) -> Result<Option<HashMap<Option<Id>, Vec<Id>>>> {
     let Some(search) = list.filter.search.as_ref().filter(|search| !search.is_empty()) else { return Ok(None) };
-    // All of the list is counted, of a page what the window has.
+    // A count (`limit` is `usize::MAX`) covers the whole list, a page only its window.
     let PageWindow { after, before, backward, .. } = list.window.clone();
     let (after, before) = if limit == usize::MAX { (None, None) } else { (after, before) };
     let window = PageWindow { after, before, backward, limit: MAX_CANDIDATES, detect_more: true };
@@ -297,7 +279,7 @@ async fn search_ids(
     Ok(Some(scan!(conn, tasks, TextScan::new(search, candidates, parents, limit))))
 }
 
-/// One page of a list: each scope is walked along its own index, and the walks are merged.
+/// Returns one page of a list. Each scope is read along its own index, and the results are merged.
 pub async fn page(conn: &mut Conn, list: &TaskList, now: Timestamp) -> Result<Page<Task>> {
     let mut rows: Vec<Task> = Vec::new();
     for scope in &list.scopes {
@@ -318,7 +300,7 @@ pub async fn page(conn: &mut Conn, list: &TaskList, now: Timestamp) -> Result<Pa
     Ok(list.window.page(list.descending, rows, |task| task.position(list.order)))
 }
 
-/// How many tasks the same list has on all its pages.
+/// Returns the number of tasks on all pages of the list.
 pub async fn count(conn: &mut Conn, list: &TaskList, now: Timestamp) -> Result<i64> {
     let mut total = 0;
     for scope in &list.scopes {
@@ -335,7 +317,7 @@ pub async fn count(conn: &mut Conn, list: &TaskList, now: Timestamp) -> Result<i
     Ok(total)
 }
 
-/// One page of the tasks of each parent, in one statement a scope.
+/// Returns one page of tasks for each parent, with one statement per scope.
 pub async fn pages(
     conn: &mut Conn,
     of: TaskParent,
@@ -376,7 +358,7 @@ pub async fn pages(
         .collect())
 }
 
-/// How many tasks each parent has on all pages of the list.
+/// Returns the number of tasks on all pages of the list, for each parent.
 pub async fn counts(
     conn: &mut Conn,
     of: TaskParent,

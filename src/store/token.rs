@@ -1,5 +1,6 @@
-//! Tokens that are mailed: to verify an address, to set a password anew. Single use, and only their hash is stored. A
-//! newer token does not end an older one: anybody can ask for one, and must not make the owner's link useless.
+//! Tokens sent by mail, to verify an e-mail address or to reset a password. Each works once, and
+//! only its hash is stored. A new token does not revoke older ones: anyone can request one, and
+//! must not invalidate the owner's link.
 
 use diesel::deserialize::FromSqlRow;
 use diesel::expression::AsExpression;
@@ -15,13 +16,13 @@ use crate::on;
 use crate::stored_as_smallint;
 use crate::time::Timestamp;
 
-/// What a mailed token is good for.
+/// What a mailed token is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, AsExpression, FromSqlRow)]
 #[diesel(sql_type = diesel::sql_types::SmallInt)]
 pub enum Purpose {
-    /// Shows that mail to an address reaches its owner.
+    /// Proves ownership of an e-mail address.
     VerifyEmail,
-    /// Sets the password anew.
+    /// Sets a new password.
     ResetPassword,
 }
 stored_as_smallint!(Purpose { VerifyEmail = 1, ResetPassword = 2 });
@@ -46,7 +47,7 @@ pub async fn insert(
     Ok(())
 }
 
-/// Takes a token out of use: whose it was and for which address, if it was good.
+/// Redeems a valid token: deletes it, and returns its user and e-mail address.
 pub async fn redeem(tx: &mut Conn, now: Timestamp, purpose: Purpose, hash: &[u8]) -> Result<Option<(Id, String)>> {
     let good = mail_tokens::table
         .filter(mail_tokens::hash.eq(hash))
@@ -59,14 +60,14 @@ pub async fn redeem(tx: &mut Conn, now: Timestamp, purpose: Purpose, hash: &[u8]
         .optional())?)
 }
 
-/// Revokes a person's tokens of a purpose.
+/// Revokes a user's tokens for one purpose.
 pub async fn revoke(tx: &mut Conn, user_id: Id, purpose: Purpose) -> Result<()> {
     let theirs = mail_tokens::table.filter(mail_tokens::user_id.eq(user_id)).filter(mail_tokens::purpose.eq(purpose));
     on!(tx, |c| diesel::delete(theirs).execute(c).await)?;
     Ok(())
 }
 
-/// Forgets some of the tokens that are no longer good; how many.
+/// Deletes a batch of expired tokens; returns how many.
 pub async fn purge_expired(db: &Db, now: Timestamp) -> Result<usize> {
     db.transaction(async |tx| {
         let ended = mail_tokens::table.filter(mail_tokens::expires_at.le(now));

@@ -1,4 +1,5 @@
-//! People with an account.
+//! User accounts: profiles, lists and search, sign-up, profile changes and roles. Credentials and
+//! account deletion are in [`super::account`], sessions in [`super::session`].
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -23,97 +24,88 @@ use crate::id::Id;
 use crate::time::Timestamp;
 use crate::{keyset, on, select_locked};
 
-/// What everyone who is signed in may see of a person.
+/// The part of an account that every signed-in user may see.
 #[derive(Clone, Debug, PartialEq, Eq, Queryable, Selectable)]
 #[diesel(table_name = users)]
 pub struct Profile {
-    /// Whose.
     pub id: Id,
-    /// The handle that others find them by.
+    /// Unique handle.
     pub username: String,
-    /// The name that others read.
+    /// The name shown to other users.
     pub display_name: String,
-    /// When they signed up.
+    /// When the user signed up.
     pub created_at: Timestamp,
 }
 
-/// A person's account, without what proves that it is theirs.
+/// An account without its credentials.
 #[derive(Clone, Debug, PartialEq, Eq, Queryable, Selectable, Insertable)]
 #[diesel(table_name = users)]
 pub struct User {
-    /// Its id.
     pub id: Id,
-    /// Where mail goes to.
     pub email: String,
-    /// The handle that others find them by.
+    /// Unique handle.
     pub username: String,
-    /// The name that others read.
+    /// The name shown to other users.
     pub display_name: String,
-    /// What they are on this server.
     pub role: Role,
-    /// Whether they may sign in.
+    /// Whether the user may sign in.
     pub is_active: bool,
-    /// Whether they have shown that mail to the address reaches them.
+    /// Whether the user has confirmed the e-mail address.
     pub email_verified: bool,
-    /// When they last logged in, of the sessions that are forgotten: the newest of the others tells it for itself.
+    /// The last login among the deleted sessions. Existing sessions have their own `created_at`.
     pub last_login_at: Option<Timestamp>,
-    /// When the account was deleted; a nameless row is left.
+    /// When the account was deleted. Its anonymous row remains.
     pub deleted_at: Option<Timestamp>,
-    /// When they signed up.
+    /// When the user signed up.
     pub created_at: Timestamp,
-    /// When the account last changed.
     pub updated_at: Timestamp,
-    /// Whether assignments are mailed to them.
+    /// Whether the user gets mail about assignments.
     pub assignment_emails: bool,
 }
 
-/// Fields to sort users by.
+/// Fields by which users can be sorted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, async_graphql::Enum)]
 #[graphql(name = "UserOrderField")]
 pub enum UserOrderField {
-    /// Time of creation.
+    /// The time at which the account was created.
     CreatedAt,
-    /// Username, ignoring case.
+    /// The username, ignoring case.
     Username,
 }
 
-/// Which users are asked for; members are ANDed.
+/// Filter for a list of users; the conditions are ANDed.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct UserCriteria {
-    /// Words in username, display name or e-mail.
+    /// Words in the username, display name or e-mail address.
     pub search: Option<Search>,
-    /// With this role.
     pub role: Option<Role>,
-    /// Who may sign in, or may not.
+    /// Whether the user may sign in.
     pub is_active: Option<bool>,
 }
 
-/// A list of users and the page of it that is asked for.
+/// A filtered list of users and the requested page of it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct UserList {
-    /// Which of them.
     pub filter: UserCriteria,
-    /// In which order.
     pub order: UserOrderField,
-    /// The other way round.
     pub descending: bool,
-    /// Which stretch.
     pub window: PageWindow,
 }
 
 impl User {
-    /// What of it everyone may see.
+    /// The part that every signed-in user may see.
     pub fn profile(&self) -> Profile {
         let (username, display_name) = (self.username.clone(), self.display_name.clone());
         Profile { id: self.id, username, display_name, created_at: self.created_at }
     }
 
-    /// Whether assignments are mailed to them, at an address that is known to be theirs.
+    /// Whether the user gets mail about assignments: only if the account is active and its address
+    /// is verified.
     pub const fn wants_assignment_mail(&self) -> bool {
         self.is_active && self.email_verified && self.assignment_emails
     }
 
-    /// Its place in the order of a list.
+    /// The user's position in a sorted list.
     pub fn position(&self, order: UserOrderField) -> RowPosition {
         let key = match order {
             UserOrderField::CreatedAt => SortKey::Time(self.created_at),
@@ -144,12 +136,12 @@ macro_rules! order {
     };
 }
 
-/// The profiles that were looked at lately.
+/// Recently read profiles.
 #[derive(Default)]
 pub struct ProfileCache(ShortTtlCache<Arc<Profile>>);
 
 impl ProfileCache {
-    /// Those of the users with these ids, as they are or were a second ago.
+    /// The profiles of the users with these ids, at most one second old.
     pub async fn by_ids(&self, db: &Db, now: Timestamp, ids: &[Id]) -> Result<HashMap<Id, Arc<Profile>>> {
         let since = CacheStamp::now(db, CommitSignal::Profiles, now);
         let mut found = self.0.get_many(since, ids);
@@ -170,19 +162,20 @@ pub async fn profiles(conn: &mut Conn, ids: &[Id]) -> Result<Vec<Profile>> {
     Ok(inline_if_few(ids.len(), async { on!(conn, |c| found.select(Profile::as_select()).load(c).await) }).await?)
 }
 
-/// The accounts of the users with these ids, for those who have the right to them.
+/// The accounts of the users with these ids. The caller checks the permission.
 pub async fn any_by_ids(conn: &mut Conn, ids: &[Id]) -> Result<Vec<User>> {
     let found = users::table.filter(any_id(users::id, ids));
     Ok(inline_if_few(ids.len(), async { on!(conn, |c| found.select(User::as_select()).load(c).await) }).await?)
 }
 
-/// The account with this id, held until the transaction ends: a change that comes meanwhile waits, and none is lost.
+/// Loads an account and locks its row until the transaction ends: concurrent updates wait, and none
+/// is lost.
 pub async fn lock(tx: &mut Conn, id: Id) -> Result<Option<User>> {
     Ok(select_locked!(tx, users::table.find(id).select(User::as_select()), Lock::Update)?.pop())
 }
 
-/// The same with the active ADMINs, who are held too. All at once, so that of two who hold the same one waits for the
-/// other and not each for the other.
+/// The same, with all active ADMINs locked too. One statement locks the rows in the order of their
+/// ids, so that two transactions cannot deadlock.
 pub async fn lock_with_admins(tx: &mut Conn, id: Id) -> Result<(Option<User>, ActiveAdmins)> {
     let admins = users::role.eq(Role::Admin).and(users::is_active.eq(true));
     let rows = users::table.filter(users::id.eq(id).or(admins)).order_by(users::id);
@@ -191,19 +184,19 @@ pub async fn lock_with_admins(tx: &mut Conn, id: Id) -> Result<(Option<User>, Ac
     Ok((rows.into_iter().find(|user| user.id == id), ActiveAdmins(admins)))
 }
 
-/// The account with this id, about which a write of the viewer is decided: both are locked against changes until the
-/// transaction ends, at once and in the order of their ids.
+/// Loads the account that a write of the viewer depends on. One statement locks both users against
+/// changes until the transaction ends, in the order of their ids.
 pub async fn lock_with_viewer(tx: &mut Conn, viewer: &Viewer, id: Id) -> Result<Option<User>> {
     let both = users::table.filter(users::id.eq(id).or(users::id.eq(viewer.id))).order_by(users::id);
     let both: Vec<User> = select_locked!(tx, both.select(User::as_select()), Lock::Share)?;
     Ok(both.into_iter().find(|user| user.id == id))
 }
 
-/// The active ADMINs.
+/// The ids of the active ADMINs, whose rows are locked.
 pub struct ActiveAdmins(Vec<Id>);
 
 impl ActiveAdmins {
-    /// Refuses when there would be none without this one.
+    /// Fails if there would be no active ADMIN without this one.
     pub fn require_another(&self, without: Id) -> Result<()> {
         if self.0.iter().any(|admin| *admin != without) {
             return Ok(());
@@ -213,7 +206,7 @@ impl ActiveAdmins {
     }
 }
 
-/// The user with that handle, without regard to case.
+/// Finds a user by username, ignoring case.
 pub async fn find_by_username(conn: &mut Conn, username: &str) -> Result<Option<User>> {
     if username.contains('\0') {
         return Ok(None);
@@ -227,12 +220,12 @@ pub async fn find_by_username(conn: &mut Conn, username: &str) -> Result<Option<
         .optional())?)
 }
 
-/// Whether there is an account, or there was one.
+/// Whether any account exists or has ever existed.
 pub async fn exists_any(conn: &mut Conn) -> Result<bool> {
     Ok(on!(conn, |c| diesel::select(exists(users::table.select(users::id))).get_result(c).await)?)
 }
 
-/// Whether anybody may manage the others.
+/// Whether an active ADMIN exists.
 pub async fn has_admin(conn: &mut Conn) -> Result<bool> {
     Ok(on!(conn, |c| diesel::select(exists(
         users::table.filter(users::role.eq(Role::Admin)).filter(users::is_active.eq(true))
@@ -241,7 +234,7 @@ pub async fn has_admin(conn: &mut Conn) -> Result<bool> {
     .await)?)
 }
 
-/// The user with that e-mail address.
+/// Finds a user by e-mail address, ignoring case.
 pub async fn find_by_email(conn: &mut Conn, email: &str) -> Result<Option<User>> {
     Ok(on!(conn, |c| users::table
         .filter(users::email_key.eq(fold(email)))
@@ -251,7 +244,7 @@ pub async fn find_by_email(conn: &mut Conn, email: &str) -> Result<Option<User>>
         .optional())?)
 }
 
-/// One page of all users. Only ADMIN gets here: the guard is on the field.
+/// One page of all users. ADMIN only: the guard on the GraphQL field checks it.
 pub async fn page(conn: &mut Conn, list: &UserList) -> Result<Page<User>> {
     let found = search_ids(conn, &list.filter, Some(list)).await?;
     let rows = on!(conn, |c| {
@@ -266,8 +259,8 @@ pub async fn page(conn: &mut Conn, list: &UserList) -> Result<Page<User>> {
     Ok(list.window.page(list.descending, rows, |user: &User| user.position(list.order)))
 }
 
-/// The accounts that a search finds; for a page no more than its window has, in the order of the list. None when nothing is
-/// searched for.
+/// The accounts that a search matches: for a page at most its window, in the order of the list.
+/// `None` without a search.
 async fn search_ids(conn: &mut Conn, filter: &UserCriteria, list: Option<&UserList>) -> Result<Option<Vec<Id>>> {
     let Some(search) = filter.search.as_ref().filter(|search| !search.is_empty()) else { return Ok(None) };
     let mut candidates: Vec<Candidate> = on!(conn, |c| {
@@ -291,7 +284,7 @@ async fn search_ids(conn: &mut Conn, filter: &UserCriteria, list: Option<&UserLi
         .or_else(|| Some(Vec::new())))
 }
 
-/// Every account, in the order of signing up.
+/// Every account, ordered by creation time.
 pub async fn all(conn: &mut Conn) -> Result<Vec<User>> {
     Ok(on!(conn, |c| users::table
         .filter(users::deleted_at.is_null())
@@ -301,7 +294,7 @@ pub async fn all(conn: &mut Conn) -> Result<Vec<User>> {
         .await)?)
 }
 
-/// How many users the same list has on all its pages.
+/// The number of users in a filtered list.
 pub async fn count(conn: &mut Conn, filter: &UserCriteria) -> Result<i64> {
     if let Some(found) = search_ids(conn, filter, None).await? {
         return Ok(found.len() as i64);
@@ -313,18 +306,16 @@ pub async fn count(conn: &mut Conn, filter: &UserCriteria) -> Result<i64> {
     })?)
 }
 
-/// What a person owns and has to do.
+/// Counters of a user's projects and tasks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct UserStatsRow {
-    /// Projects they own.
     pub owned_projects: i64,
-    /// Tasks assigned to them.
     pub assigned_tasks: i64,
-    /// Tasks assigned to them that are DONE.
+    /// Assigned tasks that are DONE.
     pub completed_tasks: i64,
 }
 
-/// The statistics of each of these users.
+/// The counters of each of these users.
 pub async fn stats(conn: &mut Conn, ids: &[Id]) -> Result<std::collections::HashMap<Id, UserStatsRow>> {
     use super::task::TaskStatus;
     use diesel::dsl::count_star;
@@ -355,24 +346,21 @@ pub async fn stats(conn: &mut Conn, ids: &[Id]) -> Result<std::collections::Hash
     Ok(stats)
 }
 
-/// An account to be made; the password is hashed already.
+/// An account to create. The password is already hashed.
 #[derive(Clone, Debug)]
 pub struct NewUser {
-    /// Where mail goes to.
     pub email: Email,
-    /// The handle.
     pub username: Username,
-    /// The name that others read.
+    /// The name shown to other users.
     pub display_name: DisplayName,
-    /// argon2, in PHC form.
+    /// Argon2 hash in PHC string format.
     pub password_hash: String,
-    /// What they are on this server.
     pub role: Role,
-    /// Whether somebody vouches for the address; if not, its owner is asked by mail.
+    /// Whether the address counts as verified. If not, a verification mail is queued.
     pub email_verified: bool,
 }
 
-/// Makes an account.
+/// Creates an account.
 pub async fn create(db: &Db, now: Timestamp, new: &NewUser, origin: &ClientInfo) -> Result<User> {
     let user = User {
         id: Id::new(),
@@ -404,23 +392,22 @@ pub async fn create(db: &Db, now: Timestamp, new: &NewUser, origin: &ClientInfo)
     .await
 }
 
-/// What an update of one's own account changes; `None` is left alone.
+/// Changes to the viewer's own account; `None` leaves a field unchanged.
 #[derive(Clone, Debug, Default)]
 pub struct ViewerChanges {
-    /// A new name to show.
     pub display_name: Option<DisplayName>,
-    /// A new handle.
     pub username: Option<Username>,
-    /// A new address, which holds once its owner has verified it; the present one calls a change off.
+    /// A new address, which takes effect once its owner has verified it. The current address
+    /// cancels a pending change.
     pub email: Option<Email>,
-    /// Whether assignments are mailed.
+    /// Whether the user gets mail about assignments.
     pub assignment_emails: Option<bool>,
-    /// Whether the viewer has just given their password, without which no other address is taken.
+    /// Whether the viewer has just entered their password, which a new address requires.
     pub password_verified: bool,
 }
 
-/// Changes the viewer's own account. A new address is asked to be verified by mail, and holds only then; the old one is
-/// sent a link that takes the change back.
+/// Updates the viewer's own account. A new e-mail address takes effect only after verification by
+/// mail. The old address gets a link that undoes the change.
 pub async fn update_viewer(
     db: &Db,
     now: Timestamp,
@@ -469,13 +456,13 @@ pub async fn update_viewer(
     .await
 }
 
-/// Ends assignment mails to a person, who followed the link in one.
+/// Disables assignment mails for a user who followed the unsubscribe link in one.
 pub async fn unsubscribe(db: &Db, now: Timestamp, id: Id, origin: &ClientInfo) -> Result<()> {
     db.transaction(async |tx| {
         let theirs = users::table.find(id);
         let theirs = theirs.filter(users::assignment_emails.eq(true)).filter(users::deleted_at.is_null());
         let changed = on!(tx, |c| diesel::update(theirs).set(users::assignment_emails.eq(false)).execute(c).await)?;
-        // The link works without a login and for years. Only what it changes is recorded.
+        // The link works without a login and for years, so only an actual change is recorded.
         if changed == 1 {
             audit::record(tx, now, audit::AuditKind::Unsubscribed, Some(id), None, origin).await?;
         }
@@ -484,8 +471,8 @@ pub async fn unsubscribe(db: &Db, now: Timestamp, id: Id, origin: &ClientInfo) -
     .await
 }
 
-/// Has another address verified, or calls a pending change off for the present one. Another spelling is another address:
-/// to a mail server it may be another mailbox.
+/// Requests verification of another address, or cancels a pending change if the current one is
+/// given. A different spelling is a different address: to a mail server it may be another mailbox.
 async fn request_email_change(
     tx: &mut Conn,
     now: Timestamp,
@@ -510,14 +497,14 @@ async fn request_email_change(
     Ok(())
 }
 
-/// The fault of a change of address without the password.
+/// The user error for an e-mail change without the password.
 pub fn password_required() -> UserError {
-    let message = "Give your current password to change the e-mail address.";
+    let message = "Enter your current password to change the e-mail address.";
     UserError::new("currentPassword", UserErrorCode::Blank, message)
 }
 
-/// Sets an account's address, which its owner has verified, and calls a change to another one off; whether one was
-/// pending.
+/// Sets the account's verified address and cancels a pending change to another one. Returns whether
+/// one was pending.
 pub async fn set_email(tx: &mut Conn, now: Timestamp, user: &User, email: &str) -> Result<bool> {
     if email_change::is_reserved(tx, now, email, user.id).await? {
         return Err(Error::UserErrors(vec![already_taken("email")]));
@@ -536,8 +523,8 @@ pub async fn set_email(tx: &mut Conn, now: Timestamp, user: &User, email: &str) 
     cancel_email_change(tx, &user).await
 }
 
-/// Calls off what asks for another address than the account's: whoever reads it must not take the account by an old link.
-/// Whether anything did.
+/// Cancels a pending change to another address: a reader of that mailbox must not take the account
+/// with an old link. Returns whether one was pending.
 pub async fn cancel_email_change(tx: &mut Conn, user: &User) -> Result<bool> {
     let tokens = mail_tokens::table
         .filter(mail_tokens::user_id.eq(user.id))
@@ -552,9 +539,9 @@ pub async fn cancel_email_change(tx: &mut Conn, user: &User) -> Result<bool> {
     Ok(tokens + queued > 0)
 }
 
-/// Takes everything personal out of an account's row, which stays behind nameless.
+/// Removes all personal data from an account's row. The anonymous row remains.
 pub async fn anonymize(tx: &mut Conn, now: Timestamp, user: &User) -> Result<()> {
-    // Not of the user's own id, which others know, and could make names of that are taken then.
+    // Not derived from the user's id: others know it and could take the resulting name first.
     let name = Id::new();
     let nobody = User {
         email: format!("{name}@deleted.invalid"),
@@ -587,7 +574,8 @@ pub async fn anonymize(tx: &mut Conn, now: Timestamp, user: &User) -> Result<()>
     Ok(())
 }
 
-/// Changes a user's role or whether they may sign in; their sessions feel it with the next request.
+/// Changes a user's role or whether they may sign in. It applies to their sessions from the next
+/// request on.
 pub async fn update(
     db: &Db,
     now: Timestamp,
@@ -600,7 +588,7 @@ pub async fn update(
     db.transaction(async |tx| update_account(tx, now, Some(viewer), id, role, is_active, origin).await).await
 }
 
-/// The same by whoever runs the server.
+/// The same from the command line, without a viewer.
 pub async fn update_from_shell(
     db: &Db,
     now: Timestamp,
@@ -656,7 +644,8 @@ async fn update_account(
     Ok(user)
 }
 
-/// Which of the two unique names are taken, both told at once. The unique indexes decide in a race.
+/// Checks both unique names, so that one response reports both. In a race the unique indexes
+/// decide.
 async fn check_unique(tx: &mut Conn, user: &User, email: Option<&Email>, username: Option<&Username>) -> Result<()> {
     let others: Vec<(String, String)> = on!(tx, |c| users::table
         .filter(users::id.ne(user.id))
@@ -669,7 +658,7 @@ async fn check_unique(tx: &mut Conn, user: &User, email: Option<&Email>, usernam
     if email.is_some() && (has || email_change::is_reserved(tx, user.updated_at, &user.email, user.id).await?) {
         faults.push(already_taken("email"));
     }
-    // After the accounts: a name that is given up meanwhile is seen there or here.
+    // Read after the accounts: a username that is given up in between is found in one of the two.
     let has = others.iter().any(|(_, key)| *key == fold(&user.username));
     if username.is_some() && (has || username_change::is_reserved(tx, user.updated_at, &user.username, user.id).await?)
     {
@@ -682,7 +671,7 @@ fn map_unique_violation(written: QueryResult<usize>) -> Result<()> {
     match written {
         Err(error) if is_unique_violation(&error) => {
             let diesel::result::Error::DatabaseError(_, info) = &error else { return Err(error.into()) };
-            // PostgreSQL names the constraint, SQLite the column; both have the column's name in them.
+            // PostgreSQL reports the constraint, SQLite the column. Both contain the column's name.
             let named = info.constraint_name().unwrap_or_else(|| info.message());
             Err(Error::UserErrors(vec![already_taken(if named.contains("username") { "username" } else { "email" })]))
         }
@@ -692,11 +681,11 @@ fn map_unique_violation(written: QueryResult<usize>) -> Result<()> {
 
 fn already_taken(field: &'static str) -> UserError {
     let message =
-        if field == "email" { "This e-mail address has an account already." } else { "This username is taken." };
+        if field == "email" { "This e-mail address already has an account." } else { "This username is taken." };
     UserError::new(field, UserErrorCode::Taken, message)
 }
 
-/// The columns that are made from others: what is unique, searched and ordered by.
+/// Columns derived from others: unique keys, sort keys and search text.
 #[derive(Insertable, AsChangeset)]
 #[diesel(table_name = users)]
 struct UserKeys {

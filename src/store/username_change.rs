@@ -1,5 +1,6 @@
-//! Former usernames, which stay reserved for their account for [`RESERVATION_PERIOD`]: whoever renames an account with a stolen
-//! token cannot pass for its owner under the old name, and the owner can take it back.
+//! Former usernames, which stay reserved for their account for [`RESERVATION_PERIOD`]. An attacker
+//! who renames an account with a stolen token cannot impersonate its owner under the old name, and
+//! the owner can take it back.
 
 use std::time::Duration;
 
@@ -19,23 +20,21 @@ use crate::time::Timestamp;
 
 /// How long a former username is reserved.
 pub const RESERVATION_PERIOD: Duration = Duration::from_secs(3 * 86_400);
-/// Former usernames that one account reserves. The oldest count, because the first one is the owner's: many changes
-/// neither end its reservation nor reserve names in bulk.
+/// Former usernames reserved per account. The oldest have priority, because the first is the
+/// owner's: many changes neither end its reservation nor reserve names in bulk.
 const MAX_RESERVED: i64 = 3;
 
-/// A username that an account had before.
+/// A former username of an account.
 #[derive(Clone, Debug, PartialEq, Eq, Queryable, Selectable, Insertable)]
 #[diesel(table_name = username_changes)]
 pub struct UsernameChange {
-    /// Its id.
     pub id: Id,
-    /// Whose account.
     pub user_id: Id,
-    /// The old username, folded.
+    /// The former username, folded.
     pub username_key: String,
     /// When it was first given up.
     pub changed_at: Timestamp,
-    /// When others may take it.
+    /// When other accounts may take it.
     pub expires_at: Timestamp,
 }
 
@@ -64,14 +63,14 @@ pub async fn is_reserved(conn: &mut Conn, now: Timestamp, username: &str, user_i
     Ok(on!(conn, |c| diesel::select(exists(reserved)).get_result(c).await)?)
 }
 
-/// Deletes the former usernames of an account that is deleted.
+/// Deletes the former usernames of an account that is being deleted.
 pub async fn delete_for_user(tx: &mut Conn, user_id: Id) -> Result<()> {
     let theirs = username_changes::table.filter(username_changes::user_id.eq(user_id));
     on!(tx, |c| diesel::delete(theirs).execute(c).await)?;
     Ok(())
 }
 
-/// Deletes some of the expired rows; how many.
+/// Deletes a batch of expired rows; returns how many.
 pub async fn purge_expired(db: &Db, now: Timestamp) -> Result<usize> {
     db.transaction(async |tx| {
         let expired = username_changes::table.filter(username_changes::expires_at.le(now));

@@ -1,50 +1,46 @@
-//! Values that were checked: whoever holds one need not ask again. Lengths count Unicode code points.
+//! Validated input values. Each type is constructed by its `parse`, so its values need no further
+//! checks. Lengths are in Unicode code points.
 
 use std::fmt;
 use std::ops::Deref;
 
 use crate::error::{Error, Result, UserError, UserErrorCode};
 
-/// Collects what is wrong with an input, so that the caller is told everything at once.
+/// Collects the user errors of an input, so that the client gets all of them at once.
 #[derive(Debug, Default)]
 pub struct UserErrors(Vec<UserError>);
 
 impl UserErrors {
-    /// The value, or its fault kept for later.
+    /// Returns the value, or records its error.
     pub fn take<T>(&mut self, checked: std::result::Result<T, UserError>) -> Option<T> {
         checked.map_err(|fault| self.0.push(fault)).ok()
     }
 
-    /// Adds a fault.
     pub fn push(&mut self, fault: UserError) {
         self.0.push(fault);
     }
 
-    /// Goes on only when there were none.
+    /// Fails with all recorded errors if there are any.
     pub fn check(self) -> Result<()> {
         if self.0.is_empty() { Ok(()) } else { Err(Error::UserErrors(self.0)) }
     }
 }
 
-/// Text without white space at its ends, at least `MIN` and at most `MAX` code points, without NUL.
+/// Text of `MIN` to `MAX` code points, without surrounding white space and NUL.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct BoundedText<const MIN: usize, const MAX: usize>(String);
 
-/// A task's title.
 pub type Title = BoundedText<1, 200>;
-/// A project's or task's description.
+/// Description of a project or task.
 pub type Description = BoundedText<0, 10_000>;
-/// A comment's text.
 pub type CommentBody = BoundedText<1, 5_000>;
-/// A project's name.
 pub type ProjectName = BoundedText<1, 120>;
-/// A label's name.
 pub type LabelName = BoundedText<1, 50>;
 
 impl<const MIN: usize, const MAX: usize> BoundedText<MIN, MAX> {
-    /// Trims and checks.
+    /// Trims and validates a text.
     pub fn parse(field: &'static str, raw: &str) -> std::result::Result<Self, UserError> {
-        // A cheap bound first: a code point is at most four bytes.
+        // Cheap limit before anything is scanned; a code point has at most four bytes.
         if raw.len() > (MAX + 1_000) * 4 {
             return Err(too_long(field, MAX));
         }
@@ -69,7 +65,6 @@ impl<const MIN: usize, const MAX: usize> BoundedText<MIN, MAX> {
         Ok(Self(text.to_owned()))
     }
 
-    /// The text itself.
     pub fn into_string(self) -> String {
         self.0
     }
@@ -92,12 +87,12 @@ fn too_long(field: &'static str, max: usize) -> UserError {
     UserError::new(field, UserErrorCode::TooLong, format!("Must have at most {max} characters."))
 }
 
-/// The name a person shows to others: 1–100 characters, of which none hides or changes the order of the text around it.
+/// Display name of a user: 1–100 characters, none of which hides or reorders the text around it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DisplayName(String);
 
 impl DisplayName {
-    /// Trims and checks.
+    /// Trims and validates a display name.
     pub fn parse(field: &'static str, raw: &str) -> std::result::Result<Self, UserError> {
         let text = BoundedText::<1, 100>::parse(field, raw)?;
         if text.chars().any(is_deceptive) || text.chars().all(is_blank) {
@@ -115,8 +110,9 @@ impl Deref for DisplayName {
     }
 }
 
-/// Control characters, those that set the direction of text (Unicode's `Bidi_Control`), line and paragraph separators,
-/// and format characters that show nothing. Joiners and variation selectors are part of some scripts and of emoji.
+/// Whether a character can disguise text: control characters, directional formatting (Unicode's
+/// `Bidi_Control`), line and paragraph separators, and invisible format characters. Joiners and
+/// variation selectors are allowed, because some scripts and emoji need them.
 pub const fn is_deceptive(c: char) -> bool {
     matches!(c,
         '\0'..='\u{1f}' | '\u{7f}'..='\u{9f}'
@@ -124,18 +120,18 @@ pub const fn is_deceptive(c: char) -> bool {
         | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
 }
 
-/// Characters that show nothing by themselves.
+/// Whether a character is invisible by itself.
 fn is_blank(c: char) -> bool {
     let fillers = ['\u{200c}', '\u{200d}', '\u{115f}', '\u{1160}', '\u{2800}', '\u{3164}', '\u{ffa0}'];
     c.is_whitespace() || fillers.contains(&c) || ('\u{fe00}'..='\u{fe0f}').contains(&c)
 }
 
-/// A handle: 3–50 of `A–Z a–z 0–9 _ -`, unique without case.
+/// Username: 3–50 of `A–Z a–z 0–9 _ -`, unique ignoring case.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Username(String);
 
 impl Username {
-    /// Checks.
+    /// Trims and validates a username.
     pub fn parse(field: &'static str, raw: &str) -> std::result::Result<Self, UserError> {
         let text = BoundedText::<3, 50>::parse(field, raw)?;
         if !text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-') {
@@ -148,23 +144,24 @@ impl Username {
         Ok(Self(text.into_string()))
     }
 
-    /// Whether it passes for the server or the people who run it, who alone give such names. Separators do not count.
+    /// Whether the name could be mistaken for the server or its operators, who alone can assign
+    /// such names. Separators are ignored.
     pub fn is_reserved(&self) -> bool {
         let is_separator = |c: char| matches!(c, '_' | '-');
         let folded = fold(&self.0);
-        // Accounts that were deleted are called so, followed by an id.
+        // Deleted accounts are renamed to `deleted` followed by an id.
         let rest = folded.trim_start_matches(is_separator).strip_prefix("deleted");
         let bare: String = folded.chars().filter(|c| !is_separator(*c)).collect();
         rest.is_some_and(|rest| !rest.starts_with(|c: char| c.is_ascii_alphabetic())) || RESERVED.contains(&&*bare)
     }
 
-    /// The fault of a person who takes a reserved one.
+    /// The user error for a reserved username.
     pub fn reserved(field: &'static str) -> UserError {
         UserError::new(field, UserErrorCode::Invalid, "This username is reserved.")
     }
 }
 
-/// Folded, without separators.
+/// Case-folded, without separators.
 const RESERVED: [&str; 32] = [
     "abuse",
     "admin",
@@ -207,12 +204,12 @@ impl Deref for Username {
     }
 }
 
-/// An e-mail address that mail can be sent to (RFC 5321), unique without case.
+/// E-mail address that mail can be sent to (RFC 5321), unique ignoring case.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Email(String);
 
 impl Email {
-    /// Checks the form; whether anybody reads there, only mail can tell.
+    /// Validates the syntax. Whether the mailbox exists is verified by mail.
     pub fn parse(field: &'static str, raw: &str) -> std::result::Result<Self, UserError> {
         let text = BoundedText::<1, 254>::parse(field, raw)?;
         let invalid = || UserError::new(field, UserErrorCode::Invalid, "Not a valid e-mail address.");
@@ -233,44 +230,43 @@ impl Deref for Email {
     }
 }
 
-/// Logs must not hold addresses.
+/// Redacted, because addresses must not appear in logs.
 impl fmt::Debug for Email {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Email(…)")
     }
 }
 
-/// A colour as `#rrggbb`, in lower case.
+/// Color as `#rrggbb`, in lower case.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Color(String);
 
 impl Color {
-    /// What a label has when none is given.
+    /// Default color of labels.
     pub fn grey() -> Self {
         Self("#808080".to_owned())
     }
 
-    /// Checks.
+    /// Validates and normalizes a color.
     pub fn parse(field: &'static str, raw: &str) -> std::result::Result<Self, UserError> {
         let digits = raw.strip_prefix('#').filter(|digits| digits.len() == 6);
         match digits {
             Some(digits) if digits.bytes().all(|byte| byte.is_ascii_hexdigit()) => Ok(Self(raw.to_ascii_lowercase())),
-            _ => Err(UserError::new(field, UserErrorCode::Invalid, "Must be a colour like #1f6feb.")),
+            _ => Err(UserError::new(field, UserErrorCode::Invalid, "Must be a color such as #1f6feb.")),
         }
     }
 
-    /// The text itself.
     pub fn into_string(self) -> String {
         self.0
     }
 }
 
-/// Without case, beyond ASCII too (Unicode full case folding): what keys and searches compare.
+/// Case-folds a text (full Unicode case folding), for keys and searches.
 pub fn fold(text: &str) -> String {
     unicase::UniCase::unicode(text).to_folded_case()
 }
 
-/// What somebody searches for: every word must occur, in any order, without regard to case.
+/// Search terms: every word must occur, in any order, ignoring case.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Search(Vec<String>);
 
@@ -278,27 +274,27 @@ impl Search {
     const MAX_LENGTH: usize = 200;
     const MAX_WORDS: usize = 10;
 
-    /// Checks; an empty search finds everything.
+    /// Validates and splits a search text. An empty one matches everything.
     pub fn parse(raw: &str) -> Result<Self> {
         if raw.contains('\0') {
             return Err(Error::bad_input("A search must not contain NUL characters."));
         }
         if raw.chars().take(Self::MAX_LENGTH + 1).count() > Self::MAX_LENGTH {
-            return Err(Error::bad_input("A search has at most 200 characters."));
+            return Err(Error::bad_input("A search must have at most 200 characters."));
         }
         let words: Vec<String> = fold(raw).split_whitespace().map(ToOwned::to_owned).collect();
         if words.len() > Self::MAX_WORDS {
-            return Err(Error::bad_input("A search has at most 10 words."));
+            return Err(Error::bad_input("A search must have at most 10 words."));
         }
         Ok(Self(words))
     }
 
-    /// The words, folded. A row matches when its folded text has all of them.
+    /// The case-folded words. A row matches if its folded text contains all of them.
     pub fn words(&self) -> &[String] {
         &self.0
     }
 
-    /// Whether it finds everything.
+    /// Whether the search matches everything.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }

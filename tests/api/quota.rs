@@ -99,7 +99,7 @@ async fn an_account_holds_so_much_text() {
         let more = json!({ "description": long(tasks.len()), "assigneeId": bob.id });
         tasks.push(alice.task(&project, "Fly", more).await);
     }
-    // Whoever writes: it counts in the account whose project it is.
+    // Text counts in the quota of the project's owner, no matter who writes it.
     let add = json!({ "taskId": tasks[0], "body": "ä".repeat(5_000) });
     assert_eq!(bob.mutate("addComment", add.clone()).await.faults(), ["body: QUOTA_EXCEEDED"]);
     let task = json!({ "projectId": project, "title": "Land", "description": long(0) });
