@@ -58,7 +58,7 @@ pub async fn run_inline<T>(statements: impl Future<Output = T>) -> T {
 }
 
 /// Runs SQLite statements that write many pages and sync on the low-priority threads.
-pub async fn run_low_priority<T>(statements: impl Future<Output = T>) -> T {
+pub(super) async fn run_low_priority<T>(statements: impl Future<Output = T>) -> T {
     MODE.scope(RunMode::LowPriority, statements).await
 }
 

@@ -1,11 +1,11 @@
-//! Fast path for queries with one root field whose whole selection [`level`] supports.
+//! Fast path for queries with one root field whose whole selection [`batch`] supports.
 //!
 //! It skips what async-graphql does around the fields (copying the document, applying directives,
-//! building contexts and a tree of values), about 10 % of a point read. The rules of [`level`]
+//! building contexts and a tree of values), about 10 % of a point read. The rules of [`batch`]
 //! apply: whatever it does not support, and every error that the slow path would not repeat, is
 //! left to async-graphql.
 //!
-//! [`level`]: super::level
+//! [`batch`]: super::batch
 
 use async_graphql::parser::types::{ExecutableDocument, OperationType};
 use async_graphql::{PathSegment, Response, Value, Variables};

@@ -43,7 +43,7 @@ end
 return {fits and 1 or 0, count, previous, elapsed}
 ";
 
-pub struct RedisCounters {
+pub(super) struct RedisCounters {
     client: Client,
     connection: OnceCell<ConnectionManager>,
     script: Script,
@@ -53,13 +53,13 @@ pub struct RedisCounters {
 
 impl RedisCounters {
     /// Connects on first use.
-    pub fn new(client: Client) -> Self {
+    pub(super) fn new(client: Client) -> Self {
         Self { client, connection: OnceCell::new(), script: Script::new(SCRIPT), retry_at: Mutex::new(None) }
     }
 
     /// Counts the points if they fit. Returns whether they did, the window, and how much of the
     /// current minute has passed. Returns `None` if Redis does not answer.
-    pub async fn spend(
+    pub(super) async fn spend(
         &self,
         bucket: RateLimitBucket,
         who: ClientKey,
@@ -87,7 +87,7 @@ impl RedisCounters {
         }
     }
 
-    pub async fn ping(&self) -> bool {
+    pub(super) async fn ping(&self) -> bool {
         let ping = async {
             let connection = self.connection.get_or_try_init(|| self.client.get_connection_manager()).await?;
             redis::cmd("PING").exec_async(&mut connection.clone()).await

@@ -15,51 +15,51 @@ use tokio::time::timeout;
 
 use crate::harness::{PATIENCE, Server};
 
-pub const DATA: u8 = 0;
-pub const HEADERS: u8 = 1;
-pub const RESET: u8 = 3;
-pub const SETTINGS: u8 = 4;
-pub const PING: u8 = 6;
-pub const WINDOW_UPDATE: u8 = 8;
+pub(crate) const DATA: u8 = 0;
+pub(crate) const HEADERS: u8 = 1;
+pub(crate) const RESET: u8 = 3;
+pub(crate) const SETTINGS: u8 = 4;
+pub(crate) const PING: u8 = 6;
+pub(crate) const WINDOW_UPDATE: u8 = 8;
 
 /// A client that sends raw frames (RFC 9113), to do what no library allows.
-pub struct Frames(TcpStream);
+pub(crate) struct Frames(TcpStream);
 
 impl Frames {
     /// Connects with the given initial flow control window.
-    pub async fn connect(address: SocketAddr, window: u32) -> Self {
+    pub(crate) async fn connect(address: SocketAddr, window: u32) -> Self {
         Self::over(TcpStream::connect(address).await.expect("a connection"), window).await
     }
 
     /// Starts HTTP/2 on an open connection, with the given initial flow control window.
-    pub async fn over(mut stream: TcpStream, window: u32) -> Self {
+    pub(crate) async fn over(mut stream: TcpStream, window: u32) -> Self {
         stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.expect("sent");
         let mut client = Self(stream);
         client.send(SETTINGS, 0, 0, &[&[0, 4], &window.to_be_bytes()[..]].concat()).await;
         client
     }
 
-    pub async fn send(&mut self, kind: u8, flags: u8, stream: u32, payload: &[u8]) {
+    pub(crate) async fn send(&mut self, kind: u8, flags: u8, stream: u32, payload: &[u8]) {
         self.try_send(kind, flags, stream, payload).await.expect("sent");
     }
 
     /// Sends a frame; fails if the server has closed the connection.
-    pub async fn try_send(&mut self, kind: u8, flags: u8, stream: u32, payload: &[u8]) -> std::io::Result<()> {
+    pub(crate) async fn try_send(&mut self, kind: u8, flags: u8, stream: u32, payload: &[u8]) -> std::io::Result<()> {
         let length = u32::try_from(payload.len()).expect("a short frame").to_be_bytes();
         let frame = [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat();
         self.0.write_all(&frame).await
     }
 
-    pub async fn get(&mut self, stream: u32, path: &str) {
+    pub(crate) async fn get(&mut self, stream: u32, path: &str) {
         self.get_as(stream, path, &[]).await;
     }
 
-    pub async fn get_as(&mut self, stream: u32, path: &str, more: &[(&str, &str)]) {
+    pub(crate) async fn get_as(&mut self, stream: u32, path: &str, more: &[(&str, &str)]) {
         self.begin(stream, "GET", path, more, 5).await;
     }
 
     /// Sends the head of a request; DATA frames follow.
-    pub async fn post(&mut self, stream: u32, path: &str) {
+    pub(crate) async fn post(&mut self, stream: u32, path: &str) {
         self.begin(stream, "POST", path, &[("content-type", "application/json")], 4).await;
     }
 
@@ -85,7 +85,7 @@ impl Frames {
     }
 
     /// Waits until the answer on this stream or the connection ends.
-    pub async fn ended(&mut self, stream: u32) {
+    pub(crate) async fn ended(&mut self, stream: u32) {
         let ended = async {
             let mut head = [0; 9];
             while self.0.read_exact(&mut head).await.is_ok() {
@@ -101,28 +101,28 @@ impl Frames {
     }
 
     /// Waits for the next frame of this type and returns its stream.
-    pub async fn next(&mut self, kind: u8) -> u32 {
+    pub(crate) async fn next(&mut self, kind: u8) -> u32 {
         self.next_frame(kind).await.0
     }
 
     /// Waits for the next frame of this type and returns its payload.
-    pub async fn next_payload(&mut self, kind: u8) -> Vec<u8> {
+    pub(crate) async fn next_payload(&mut self, kind: u8) -> Vec<u8> {
         self.next_frame(kind).await.1
     }
 
     /// Waits until the server closes the connection.
-    pub async fn closed(mut self) {
+    pub(crate) async fn closed(mut self) {
         let mut rest = Vec::new();
         drop(timeout(PATIENCE, self.0.read_to_end(&mut rest)).await.expect("the connection closes before the timeout"));
     }
 
     /// Waits for the next frame of this type and returns its length.
-    pub async fn next_length(&mut self, kind: u8) -> usize {
+    pub(crate) async fn next_length(&mut self, kind: u8) -> usize {
         self.next_frame(kind).await.1.len()
     }
 
     /// Stream of the next HEADERS frame, and whether its status is 200 (RFC 7541, appendix A).
-    pub async fn next_head(&mut self) -> (u32, bool) {
+    pub(crate) async fn next_head(&mut self) -> (u32, bool) {
         let (stream, head) = self.next_frame(HEADERS).await;
         // A dynamic table size update may come first.
         (stream, head.iter().find(|byte| **byte & 0xe0 != 0x20) == Some(&0x88))

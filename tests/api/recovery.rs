@@ -9,7 +9,7 @@ use crate::harness::{Mailbox, Mutated, PASSWORD, Person, Reply, Server};
 
 const NEW_PASSWORD: &str = "Another-Horse-8";
 
-pub async fn start(settings: &[(&str, &str)]) -> (Server, Mailbox) {
+pub(crate) async fn start(settings: &[(&str, &str)]) -> (Server, Mailbox) {
     let mailbox = Mailbox::open().await;
     let url = mailbox.url();
     let mut all = vec![("SMTP_URL", url.as_str()), ("PUBLIC_URL", "https://tasks.example.org")];
@@ -18,11 +18,11 @@ pub async fn start(settings: &[(&str, &str)]) -> (Server, Mailbox) {
 }
 
 /// Verifies an address with the token from a mailed link.
-pub async fn verify(server: &Server, token: &str) -> Reply {
+pub(crate) async fn verify(server: &Server, token: &str) -> Reply {
     server.post("/auth/verify-email", json!({ "token": token })).await
 }
 
-pub async fn confirm(server: &Server, token: &str, new_password: &str) -> Reply {
+pub(crate) async fn confirm(server: &Server, token: &str, new_password: &str) -> Reply {
     server.post("/auth/password-reset/confirm", json!({ "token": token, "new_password": new_password })).await
 }
 

@@ -20,7 +20,7 @@ use tower::Service;
 const PASSWORD: &str = "Correct-Horse-7";
 
 /// Name and document of each operation.
-pub const OPERATIONS: [(&str, &str); 5] = [
+pub(crate) const OPERATIONS: [(&str, &str); 5] = [
     ("nothing", "{ __typename }"),
     ("a task", "query ($task: ID!) { task(id: $task) { id title status priority } }"),
     (
@@ -124,7 +124,7 @@ fn client(directory: &Path) -> Client {
 }
 
 /// A server in this process on SQLite with ten projects of tasks, and its only user.
-pub struct Fixture {
+pub(crate) struct Fixture {
     client: Client,
     project: Value,
     task: Value,
@@ -133,7 +133,7 @@ pub struct Fixture {
 
 impl Fixture {
     /// Creates the server with its database in `directory`.
-    pub fn new(directory: &Path) -> Self {
+    pub(crate) fn new(directory: &Path) -> Self {
         let mut client = client(directory);
         let account = json!({ "username": "alice", "email": "alice@example.org", "password": PASSWORD });
         client.post("/auth/register", &account);
@@ -147,7 +147,7 @@ impl Fixture {
     }
 
     /// Builds the request of an operation, with a different title each time.
-    pub fn request(&mut self, query: &str) -> Request<Body> {
+    pub(crate) fn request(&mut self, query: &str) -> Request<Body> {
         self.number += 1;
         let title = self.number.to_string().into();
         let long = "\u{1f680}".repeat(10_000).into();
@@ -159,7 +159,7 @@ impl Fixture {
 
     /// Opens an event stream. It lasts until the returned body is dropped.
     #[allow(dead_code, reason = "the bench opens no streams")]
-    pub fn open(&mut self, query: &str, variables: &Value) -> Body {
+    pub(crate) fn open(&mut self, query: &str, variables: &Value) -> Body {
         let mut request = self.client.request("/graphql", &json!({ "query": query, "variables": variables }));
         request.headers_mut().insert("accept", HeaderValue::from_static("text/event-stream"));
         let answer = self.client.runtime.block_on(async { self.client.router.call(request).await });
@@ -169,12 +169,12 @@ impl Fixture {
     }
 
     /// Returns the body of the answer, whether or not it has errors.
-    pub fn ask(&mut self, request: Request<Body>) -> Bytes {
+    pub(crate) fn ask(&mut self, request: Request<Body>) -> Bytes {
         self.client.send(request)
     }
 
     /// Returns the body of an answer, which must have no errors.
-    pub fn send(&mut self, request: Request<Body>) -> Bytes {
+    pub(crate) fn send(&mut self, request: Request<Body>) -> Bytes {
         let answer = self.ask(request);
         assert!(!answer.windows(8).any(|part| part == b"\"errors\""), "{}", String::from_utf8_lossy(&answer));
         answer

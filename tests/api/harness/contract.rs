@@ -9,10 +9,10 @@ use serde_json::{Map, Value, json};
 
 use super::Reply;
 
-pub static DOCUMENT: LazyLock<Value> = LazyLock::new(|| serde_json::from_str(&openapi::document()).expect("JSON"));
+pub(crate) static DOCUMENT: LazyLock<Value> = LazyLock::new(|| serde_json::from_str(&openapi::document()).expect("JSON"));
 
 /// Builds a validator for a schema of the document. With `closed`, undeclared members are errors.
-pub fn validator(schema: &Value, closed: bool) -> Validator {
+pub(crate) fn validator(schema: &Value, closed: bool) -> Validator {
     let mut schema = schema.as_object().cloned().unwrap_or_else(Map::new);
     schema.insert("components".to_owned(), DOCUMENT["components"].clone());
     if closed {
@@ -22,7 +22,7 @@ pub fn validator(schema: &Value, closed: bool) -> Validator {
 }
 
 /// Asserts that status, content type and body of an answer are documented.
-pub fn check(request: &Request, reply: &Reply) {
+pub(crate) fn check(request: &Request, reply: &Reply) {
     let (method, path) = (request.method().as_str().to_ascii_lowercase(), request.url().path());
     let what = format!("{method} {path}: {} {}", reply.status, reply.body);
     if path.starts_with("/auth/") && method == "post" {

@@ -20,22 +20,22 @@ use super::PATIENCE;
 const LOCK: i64 = 0x7465_6d70_6c61_7465;
 
 /// Rows by table; each row maps column names to values.
-pub type Rows = BTreeMap<String, Vec<serde_json::Map<String, serde_json::Value>>>;
+pub(crate) type Rows = BTreeMap<String, Vec<serde_json::Map<String, serde_json::Value>>>;
 
 /// A test database. [`Database::remove`] deletes it.
-pub struct Database {
+pub(crate) struct Database {
     url: String,
     kept: Storage,
 }
 
 /// An open PostgreSQL transaction of the test, which blocks others.
-pub struct OpenTransaction {
+pub(crate) struct OpenTransaction {
     client: Client,
 }
 
 impl OpenTransaction {
     /// Waits until `count` statements on this database wait for a lock.
-    pub async fn blocked(&self, count: i64) {
+    pub(crate) async fn blocked(&self, count: i64) {
         let query =
             "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
         let waiting = async {
@@ -50,11 +50,11 @@ impl OpenTransaction {
         timeout(PATIENCE, waiting).await.expect("statements waiting for a lock");
     }
 
-    pub async fn execute(&self, statements: &str) {
+    pub(crate) async fn execute(&self, statements: &str) {
         self.client.batch_execute(statements).await.unwrap_or_else(|error| panic!("{statements}: {error:?}"));
     }
 
-    pub async fn commit(self) {
+    pub(crate) async fn commit(self) {
         self.execute("COMMIT").await;
     }
 }
@@ -82,13 +82,13 @@ fn server() -> Option<Url> {
 }
 
 /// Whether the tests run on PostgreSQL.
-pub fn is_postgres() -> bool {
+pub(crate) fn is_postgres() -> bool {
     server().is_some()
 }
 
 impl Database {
     /// An empty database with the current schema.
-    pub async fn fresh() -> Self {
+    pub(crate) async fn fresh() -> Self {
         match server() {
             Some(server) => {
                 let template = postgres_template(&server).await;
@@ -99,12 +99,12 @@ impl Database {
     }
 
     /// The same database, for a second server. It is not removed with this value.
-    pub fn shared(&self) -> Self {
+    pub(crate) fn shared(&self) -> Self {
         Self { url: self.url.clone(), kept: Storage::Elsewhere }
     }
 
     /// Like [`Database::fresh`], but always on SQLite.
-    pub async fn sqlite() -> Self {
+    pub(crate) async fn sqlite() -> Self {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let file = directory.path().join("fasttrack.db");
         std::fs::write(&file, sqlite_template().await).expect("a copy of the template");
@@ -112,7 +112,7 @@ impl Database {
     }
 
     /// A PostgreSQL database without tables; `None` when the tests run on SQLite.
-    pub async fn bare() -> Option<Self> {
+    pub(crate) async fn bare() -> Option<Self> {
         Some(Self::on(server()?, "TEMPLATE template0").await)
     }
 
@@ -124,15 +124,15 @@ impl Database {
     }
 
     /// The value for `DATABASE_URL`.
-    pub fn url(&self) -> &str {
+    pub(crate) fn url(&self) -> &str {
         &self.url
     }
 
-    pub fn location(&self) -> Location {
+    pub(crate) fn location(&self) -> Location {
         Location::parse(&self.url).expect("a location")
     }
 
-    pub async fn execute(&self, statements: &str) {
+    pub(crate) async fn execute(&self, statements: &str) {
         let db = Db::open(&self.location(), 1).expect("a database");
         let done = match &mut db.conn().await.expect("a connection").pooled {
             PooledConn::Sqlite(c) => c.batch_execute(&format!("PRAGMA query_only = OFF; {statements}")).await,
@@ -143,14 +143,14 @@ impl Database {
     }
 
     /// Opens a PostgreSQL transaction and runs statements in it, without committing.
-    pub async fn begin(&self, statements: &str) -> OpenTransaction {
+    pub(crate) async fn begin(&self, statements: &str) -> OpenTransaction {
         let client = connect(&self.url.parse().expect("a URL")).await;
         client.batch_execute(&format!("BEGIN; {statements}")).await.expect("a transaction");
         OpenTransaction { client }
     }
 
     /// The number that a query returns.
-    pub async fn number(&self, query: &str) -> i64 {
+    pub(crate) async fn number(&self, query: &str) -> i64 {
         let db = Db::open(&self.location(), 1).expect("a database");
         let mut conn = db.conn().await.expect("a connection");
         let query = format!("SELECT CAST(({query}) AS text) AS text");
@@ -162,7 +162,7 @@ impl Database {
 
     /// Bytes stored permanently. On PostgreSQL the tables in `updated` do not count: their old row
     /// versions are removed by autovacuum.
-    pub async fn stored_bytes(&self, updated: &[&str]) -> i64 {
+    pub(crate) async fn stored_bytes(&self, updated: &[&str]) -> i64 {
         if !self.url.starts_with("postgres") {
             return self.number("(SELECT sum(pgsize) FROM dbstat)").await;
         }
@@ -175,7 +175,7 @@ impl Database {
     }
 
     /// All rows of all tables, in unspecified order.
-    pub async fn rows(&self) -> Rows {
+    pub(crate) async fn rows(&self) -> Rows {
         let db = Db::open(&self.location(), 1).expect("a database");
         let mut conn = db.conn().await.expect("a connection");
         let tables = if conn.is_postgres() {
@@ -207,13 +207,13 @@ impl Database {
     }
 
     /// All rows as text.
-    pub async fn dump(&self) -> String {
+    pub(crate) async fn dump(&self) -> String {
         let rows = self.rows().await.into_iter();
         rows.flat_map(|(table, rows)| rows.into_iter().map(move |row| format!("{table}: {row:?}\n"))).collect()
     }
 
     /// Deletes the database.
-    pub async fn remove(self) {
+    pub(crate) async fn remove(self) {
         match self.kept {
             Storage::Sqlite(directory) => directory.close().expect("the temporary directory can be removed"),
             Storage::Postgres { server, name } => {

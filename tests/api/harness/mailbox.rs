@@ -12,7 +12,7 @@ use tokio::time::timeout;
 use super::PATIENCE;
 
 /// An SMTP server and its received mail.
-pub struct Mailbox {
+pub(crate) struct Mailbox {
     address: SocketAddr,
     refuses: Arc<AtomicBool>,
     refused: mpsc::UnboundedReceiver<()>,
@@ -21,7 +21,7 @@ pub struct Mailbox {
 
 /// A received message.
 #[derive(Debug)]
-pub struct Mail {
+pub(crate) struct Mail {
     /// The recipient.
     pub to: String,
     /// Headers and parts, decoded from quoted-printable.
@@ -29,12 +29,12 @@ pub struct Mail {
 }
 
 impl Mail {
-    pub fn subject(&self) -> &str {
+    pub(crate) fn subject(&self) -> &str {
         self.content.lines().find_map(|line| line.strip_prefix("Subject: ")).expect("a subject")
     }
 
     /// The token in the message's link.
-    pub fn token(&self) -> String {
+    pub(crate) fn token(&self) -> String {
         let (_, rest) = self.content.split_once("#token=").unwrap_or_else(|| panic!("no token in {}", self.content));
         rest.chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '-' || *c == '_').collect()
     }
@@ -42,7 +42,7 @@ impl Mail {
 
 impl Mailbox {
     /// Starts the SMTP server on a free port.
-    pub async fn open() -> Self {
+    pub(crate) async fn open() -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free port");
         let address = listener.local_addr().expect("an address");
         let refuses = Arc::new(AtomicBool::new(false));
@@ -58,17 +58,17 @@ impl Mailbox {
     }
 
     /// The value for `SMTP_URL`.
-    pub fn url(&self) -> String {
+    pub(crate) fn url(&self) -> String {
         format!("smtp://{}", self.address)
     }
 
     /// Waits for the next message.
-    pub async fn next(&mut self) -> Mail {
+    pub(crate) async fn next(&mut self) -> Mail {
         timeout(PATIENCE, self.arrived.recv()).await.expect("mail before the timeout").expect("an open mailbox")
     }
 
     /// Waits for the next message to this address and discards others.
-    pub async fn next_to(&mut self, address: &str) -> Mail {
+    pub(crate) async fn next_to(&mut self, address: &str) -> Mail {
         loop {
             let mail = self.next().await;
             if mail.to == address {
@@ -78,16 +78,16 @@ impl Mailbox {
     }
 
     /// Starts or stops refusing every message.
-    pub fn refuse(&self, refuses: bool) {
+    pub(crate) fn refuse(&self, refuses: bool) {
         self.refuses.store(refuses, Ordering::SeqCst);
     }
 
     /// Waits until a message has been refused.
-    pub async fn refused(&mut self) {
+    pub(crate) async fn refused(&mut self) {
         timeout(PATIENCE, self.refused.recv()).await.expect("a refusal before the timeout");
     }
 
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.arrived.is_empty()
     }
 }

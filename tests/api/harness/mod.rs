@@ -14,7 +14,7 @@
 //! the test advances it. When it goes out of scope it shuts down as the program does; a panic in
 //! the server, or a part that does not stop, fails the test.
 
-pub mod contract;
+pub(crate) mod contract;
 mod database;
 mod mailbox;
 mod person;
@@ -43,19 +43,19 @@ use tokio::runtime::{Builder, Handle, Runtime};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-pub use database::{Database, OpenTransaction, Rows, is_postgres};
-pub use mailbox::{Mail, Mailbox};
-pub use person::{Answer, Mutated, Person, Reply};
-pub use program::{Program, fasttrack};
-pub use scenario::{MAIL_WAITS, Scenario, empty};
-pub use socket::{Frame, Socket, Subscription};
+pub(crate) use database::{Database, OpenTransaction, Rows, is_postgres};
+pub(crate) use mailbox::{Mail, Mailbox};
+pub(crate) use person::{Answer, Mutated, Person, Reply};
+pub(crate) use program::{Program, fasttrack};
+pub(crate) use scenario::{MAIL_WAITS, Scenario, empty};
+pub(crate) use socket::{Frame, Socket, Subscription};
 
 /// The time at which every test starts.
-pub const START: &str = "2030-01-01T12:00:00.000000Z";
+pub(crate) const START: &str = "2030-01-01T12:00:00.000000Z";
 /// The password of every account.
-pub const PASSWORD: &str = "Correct-Horse-7";
+pub(crate) const PASSWORD: &str = "Correct-Horse-7";
 /// Upper bound for every wait; reached only when the test fails.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Differences from the defaults, for speed and isolation.
 const SETTINGS: [(&str, &str); 5] = [
@@ -67,7 +67,7 @@ const SETTINGS: [(&str, &str); 5] = [
 ];
 
 /// A running server with a database of its own.
-pub struct Server {
+pub(crate) struct Server {
     /// The server's shared state.
     pub app: Arc<App>,
     pub address: SocketAddr,
@@ -94,32 +94,32 @@ struct Running {
 
 impl Server {
     /// Starts a server with default settings.
-    pub async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         Self::with(&[]).await
     }
 
     /// Starts a server with settings, named as in the environment.
-    pub async fn with(settings: &[(&str, &str)]) -> Self {
+    pub(crate) async fn with(settings: &[(&str, &str)]) -> Self {
         Self::launch(Database::fresh().await, settings, jobs::start).await
     }
 
     /// Starts a server without background jobs: no mail, no live events.
-    pub async fn without_jobs() -> Self {
+    pub(crate) async fn without_jobs() -> Self {
         Self::without_jobs_with(&[]).await
     }
 
     /// Starts a server without background jobs, with settings.
-    pub async fn without_jobs_with(settings: &[(&str, &str)]) -> Self {
+    pub(crate) async fn without_jobs_with(settings: &[(&str, &str)]) -> Self {
         Self::launch(Database::fresh().await, settings, no_jobs).await
     }
 
     /// Starts a server on an existing database.
-    pub async fn on(database: Database, settings: &[(&str, &str)]) -> Self {
+    pub(crate) async fn on(database: Database, settings: &[(&str, &str)]) -> Self {
         Self::launch(database, settings, jobs::start).await
     }
 
     /// Stops the server and returns its database.
-    pub async fn stop(mut self) -> Database {
+    pub(crate) async fn stop(mut self) -> Database {
         let running = self.running.take().expect("running");
         let (database, ended) = self.end(running).await;
         self.check(&ended);
@@ -127,19 +127,19 @@ impl Server {
     }
 
     /// Restarts the server on the same database, with new settings.
-    pub async fn again(self, settings: &[(&str, &str)]) -> Self {
+    pub(crate) async fn again(self, settings: &[(&str, &str)]) -> Self {
         Self::on(self.stop().await, settings).await
     }
 
     /// Starts another instance on the same database. It must be stopped first.
-    pub async fn beside(&self) -> Self {
+    pub(crate) async fn beside(&self) -> Self {
         let database = self.running.as_ref().expect("running").database.shared();
         Self::launch(database, &[], jobs::start).await
     }
 
     /// Starts another instance on the same database that does not read the event log. Because its
     /// clock stands still, its cached sessions stay stale. It must be stopped first.
-    pub async fn beside_without_jobs(&self) -> Self {
+    pub(crate) async fn beside_without_jobs(&self) -> Self {
         let database = self.running.as_ref().expect("running").database.shared();
         Self::launch(database, &[], no_jobs).await
     }
@@ -167,7 +167,7 @@ impl Server {
     }
 
     /// Signs up a new user and logs in.
-    pub async fn person(&self, username: &str) -> Person {
+    pub(crate) async fn person(&self, username: &str) -> Person {
         let email = format!("{username}@example.org");
         let body = json!({ "email": email, "username": username, "password": PASSWORD });
         // On a slow machine the server may answer 503 although the account was created.
@@ -181,7 +181,7 @@ impl Server {
     }
 
     /// Creates an administrator, as `fasttrack user create --admin` does, and logs in.
-    pub async fn admin(&self, username: &str) -> Person {
+    pub(crate) async fn admin(&self, username: &str) -> Person {
         let (email, handle) = (format!("{username}@example.org"), username.to_owned());
         let made = self.run(async move |app| {
             let account = NewAccount {
@@ -200,7 +200,7 @@ impl Server {
     }
 
     /// Runs `work` on the server's own runtime, because database connections belong to it.
-    pub async fn run<T, F>(&self, work: impl FnOnce(Arc<App>) -> F) -> T
+    pub(crate) async fn run<T, F>(&self, work: impl FnOnce(Arc<App>) -> F) -> T
     where
         T: Send + 'static,
         F: Future<Output = T> + Send + 'static,
@@ -209,12 +209,12 @@ impl Server {
     }
 
     /// Logs a user in again.
-    pub async fn login(&self, username: &str) -> Person {
+    pub(crate) async fn login(&self, username: &str) -> Person {
         self.login_with(username, PASSWORD).await
     }
 
     /// Logs a user in with a given password.
-    pub async fn login_with(&self, username: &str, password: &str) -> Person {
+    pub(crate) async fn login_with(&self, username: &str, password: &str) -> Person {
         let reply = self.post("/auth/login", json!({ "username": username, "password": password })).await;
         assert_eq!(reply.status, 200, "{username} logs in: {}", reply.body);
         let mut person = Person { username: username.to_owned(), ..self.nobody() }.with_tokens(&reply.body);
@@ -223,7 +223,7 @@ impl Server {
     }
 
     /// An anonymous client.
-    pub fn nobody(&self) -> Person {
+    pub(crate) fn nobody(&self) -> Person {
         Person {
             id: String::new(),
             username: "nobody".to_owned(),
@@ -237,44 +237,44 @@ impl Server {
     }
 
     /// Builds a request to this server.
-    pub fn request(&self, method: Method, path: &str) -> RequestBuilder {
+    pub(crate) fn request(&self, method: Method, path: &str) -> RequestBuilder {
         self.http.request(method, format!("http://{}{path}", self.address))
     }
 
     /// Whether an access token is valid.
-    pub async fn is_signed_in(&self, access_token: &str) -> bool {
+    pub(crate) async fn is_signed_in(&self, access_token: &str) -> bool {
         let request = self.request(Method::POST, "/graphql").bearer_auth(access_token);
         Reply::to(request.json(&json!({ "query": "{ viewer { id } }" }))).await.body["data"]["viewer"]["id"].is_string()
     }
 
     /// Posts JSON without a token.
-    pub async fn post(&self, path: &str, body: Value) -> Reply {
+    pub(crate) async fn post(&self, path: &str, body: Value) -> Reply {
         Reply::to(self.request(Method::POST, path).json(&body)).await
     }
 
     /// The stored password hash of a user.
-    pub async fn stored_hash(&self, username: &str) -> String {
+    pub(crate) async fn stored_hash(&self, username: &str) -> String {
         let username = username.to_owned();
         let identified = self.run(async move |app| account::identify(&mut app.db.conn().await?, &username).await);
         identified.await.expect("an answer").expect("an account").password_hash
     }
 
-    pub fn database(&self) -> &Database {
+    pub(crate) fn database(&self) -> &Database {
         &self.running.as_ref().expect("running").database
     }
 
     /// The whole database as text.
-    pub async fn dump(&self) -> String {
+    pub(crate) async fn dump(&self) -> String {
         self.database().dump().await
     }
 
     /// Advances the clock.
-    pub fn advance(&self, span: Duration) {
+    pub(crate) fn advance(&self, span: Duration) {
         self.app.clock.advance(span);
     }
 
     /// The time `after_start` after [`START`], formatted as in the API.
-    pub fn moment(&self, after_start: Duration) -> String {
+    pub(crate) fn moment(&self, after_start: Duration) -> String {
         Timestamp::parse(START).expect("a moment").plus(after_start).to_string()
     }
 }
@@ -346,6 +346,6 @@ fn unique_name() -> String {
 }
 
 /// Returns the string in a JSON value.
-pub fn text(value: &Value) -> String {
+pub(crate) fn text(value: &Value) -> String {
     value.as_str().unwrap_or_else(|| panic!("not a string: {value}")).to_owned()
 }

@@ -42,7 +42,7 @@ const COMMENT: &str = "comment { id body isEdited createdAt updatedAt author { i
 
 /// A client: a signed-in user, or anonymous.
 #[derive(Clone)]
-pub struct Person {
+pub(crate) struct Person {
     pub id: String,
     pub username: String,
     pub access_token: Option<String>,
@@ -55,12 +55,12 @@ pub struct Person {
 
 impl Person {
     /// The access token. Panics for an anonymous client.
-    pub fn token(&self) -> &str {
+    pub(crate) fn token(&self) -> &str {
         self.access_token.as_deref().expect("signed in")
     }
 
     /// The same user with the tokens from a login or refresh.
-    pub fn with_tokens(&self, tokens: &Value) -> Self {
+    pub(crate) fn with_tokens(&self, tokens: &Value) -> Self {
         Self {
             access_token: Some(text(&tokens["access_token"])),
             refresh_token: text(&tokens["refresh_token"]),
@@ -69,27 +69,27 @@ impl Person {
     }
 
     /// Sends an operation and returns its answer.
-    pub async fn ask(&self, document: &str, variables: Value) -> Answer {
+    pub(crate) async fn ask(&self, document: &str, variables: Value) -> Answer {
         let request = self.post("/graphql").json(&json!({ "query": document, "variables": variables }));
         Answer(Reply::to(request).await.body)
     }
 
     /// Sends an operation that must succeed and returns its data.
-    pub async fn query(&self, document: &str, variables: Value) -> Value {
+    pub(crate) async fn query(&self, document: &str, variables: Value) -> Value {
         let answer = self.ask(document, variables).await;
         assert!(answer.0.get("errors").is_none(), "{}: {document} returned {}", self.username, answer.0);
         answer.0["data"].clone()
     }
 
     /// Calls a mutation and waits until its events are visible in the log.
-    pub async fn mutate(&self, name: &str, input: Value) -> Mutated {
+    pub(crate) async fn mutate(&self, name: &str, input: Value) -> Mutated {
         let done = self.send(name, input).await;
         self.settled().await;
         done
     }
 
     /// Calls a mutation.
-    pub async fn send(&self, name: &str, input: Value) -> Mutated {
+    pub(crate) async fn send(&self, name: &str, input: Value) -> Mutated {
         let selection = SELECTIONS.iter().find(|(known, _)| *known == name);
         let (_, selection) = selection.unwrap_or_else(|| panic!("{name} has no selection in the harness"));
         let kind = format!("{}{}Input", name[..1].to_uppercase(), &name[1..]);
@@ -103,7 +103,7 @@ impl Person {
 
     /// Opens a socket and subscribes. Sets the document's `$after`, if declared, to the current end
     /// of the log, so that no later event is missed.
-    pub async fn subscribe(&self, document: &str, mut variables: Value) -> Subscription {
+    pub(crate) async fn subscribe(&self, document: &str, mut variables: Value) -> Subscription {
         if document.contains("$after") && variables.get("after").is_none() {
             variables["after"] = self.now().await.into();
         }
@@ -113,14 +113,14 @@ impl Person {
     }
 
     /// Opens an authenticated socket without subscriptions.
-    pub async fn socket(&self) -> Socket {
+    pub(crate) async fn socket(&self) -> Socket {
         let mut socket = Socket::open(self.address).await;
         socket.init(self.access_token.as_deref()).await;
         socket
     }
 
     /// The cursor of the end of the event log.
-    pub async fn now(&self) -> String {
+    pub(crate) async fn now(&self) -> String {
         self.app.cursors.encode(self.settled().await)
     }
 
@@ -144,7 +144,7 @@ impl Person {
     }
 
     /// Builds a POST with this user's token.
-    pub fn post(&self, path: &str) -> RequestBuilder {
+    pub(crate) fn post(&self, path: &str) -> RequestBuilder {
         let request = self.http.post(format!("http://{}{path}", self.address));
         match &self.access_token {
             Some(token) => request.bearer_auth(token),
@@ -153,12 +153,12 @@ impl Person {
     }
 
     /// Creates a project and returns its id.
-    pub async fn project(&self, name: &str) -> String {
+    pub(crate) async fn project(&self, name: &str) -> String {
         text(&self.mutate("createProject", json!({ "name": name })).await.ok()["id"])
     }
 
     /// Creates a task and returns its id; `more` is merged into the input.
-    pub async fn task(&self, project: &str, title: &str, more: Value) -> String {
+    pub(crate) async fn task(&self, project: &str, title: &str, more: Value) -> String {
         let mut input = json!({ "projectId": project, "title": title });
         for (field, value) in more.as_object().expect("an object") {
             input[field] = value.clone();
@@ -167,19 +167,19 @@ impl Person {
     }
 
     /// Creates a label and returns its id.
-    pub async fn label(&self, project: &str, name: &str) -> String {
+    pub(crate) async fn label(&self, project: &str, name: &str) -> String {
         text(&self.mutate("createLabel", json!({ "projectId": project, "name": name })).await.ok()["id"])
     }
 
     /// Adds a comment and returns its id.
-    pub async fn comment(&self, task: &str, body: &str) -> String {
+    pub(crate) async fn comment(&self, task: &str, body: &str) -> String {
         text(&self.mutate("addComment", json!({ "taskId": task, "body": body })).await.ok()["id"])
     }
 }
 
 /// An HTTP answer.
 #[derive(Debug)]
-pub struct Reply {
+pub(crate) struct Reply {
     pub status: StatusCode,
     pub headers: HeaderMap,
     /// JSON if it parses, otherwise a string; null if empty.
@@ -188,7 +188,7 @@ pub struct Reply {
 
 impl Reply {
     /// Sends the request and checks the answer against the OpenAPI document.
-    pub async fn to(request: RequestBuilder) -> Self {
+    pub(crate) async fn to(request: RequestBuilder) -> Self {
         let (client, request) = request.build_split();
         let request = request.expect("a request");
         let response = client.execute(request.try_clone().expect("a body in one piece")).await.expect("an answer");
@@ -204,17 +204,17 @@ impl Reply {
 
 /// The answer to a GraphQL operation.
 #[derive(Debug)]
-pub struct Answer(pub Value);
+pub(crate) struct Answer(pub Value);
 
 impl Answer {
     /// The codes of all errors, in order.
-    pub fn codes(&self) -> Vec<&str> {
+    pub(crate) fn codes(&self) -> Vec<&str> {
         let errors = self.0["errors"].as_array().map(Vec::as_slice).unwrap_or_default();
         errors.iter().map(|error| error["extensions"]["code"].as_str().unwrap_or("an error without a code")).collect()
     }
 
     /// The code of the only error.
-    pub fn code(&self) -> &str {
+    pub(crate) fn code(&self) -> &str {
         match self.codes()[..] {
             [code] => code,
             _ => panic!("not one error: {}", self.0),
@@ -222,14 +222,14 @@ impl Answer {
     }
 
     /// The data, whether or not there are errors.
-    pub fn data(&self) -> &Value {
+    pub(crate) fn data(&self) -> &Value {
         &self.0["data"]
     }
 }
 
 /// The result of a mutation.
 #[derive(Debug)]
-pub struct Mutated {
+pub(crate) struct Mutated {
     object: String,
     payload: Value,
     answer: Answer,
@@ -237,26 +237,26 @@ pub struct Mutated {
 
 impl Mutated {
     /// The object or deleted id of a mutation, which must have succeeded.
-    pub fn ok(self) -> Value {
+    pub(crate) fn ok(self) -> Value {
         let object = &self.payload[&self.object];
         assert!(self.answer.codes().is_empty() && self.payload["userErrors"] == json!([]), "{}", self.answer.0);
         object.clone()
     }
 
     /// The user errors of a refused mutation, each as `field: CODE`.
-    pub fn faults(self) -> Vec<String> {
+    pub(crate) fn faults(self) -> Vec<String> {
         assert!(self.answer.codes().is_empty() && self.payload[&self.object].is_null(), "{}", self.answer.0);
         let faults = self.payload["userErrors"].as_array().expect("user errors").iter();
         faults.map(|fault| format!("{}: {}", text(&fault["field"][1]), text(&fault["code"]))).collect()
     }
 
     /// The code of the request error that refused the mutation.
-    pub fn code(&self) -> &str {
+    pub(crate) fn code(&self) -> &str {
         self.answer.code()
     }
 
     /// The outcome as one word: `ok`, a request error's code, or the user errors.
-    pub fn outcome(self) -> String {
+    pub(crate) fn outcome(self) -> String {
         if !self.answer.codes().is_empty() {
             self.answer.code().to_owned()
         } else if self.payload["userErrors"] == json!([]) {

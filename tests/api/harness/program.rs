@@ -9,13 +9,13 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use super::PATIENCE;
 
 /// A process whose output is read line by line. It is killed at the end of the test.
-pub struct Program {
+pub(crate) struct Program {
     child: Child,
     lines: Receiver<String>,
 }
 
 impl Program {
-    pub fn start(command: &mut Command) -> Self {
+    pub(crate) fn start(command: &mut Command) -> Self {
         let command = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("a program that starts");
         let (sender, lines) = channel();
@@ -25,7 +25,7 @@ impl Program {
     }
 
     /// Starts a server with a database file and keys in `directory`; returns its address.
-    pub fn server(directory: &Path, settings: &[(&str, &str)]) -> (Self, SocketAddr) {
+    pub(crate) fn server(directory: &Path, settings: &[(&str, &str)]) -> (Self, SocketAddr) {
         let mut command = fasttrack(directory, settings);
         let program = Self::start(&mut command);
         let line = program.line("listens on http://");
@@ -34,7 +34,7 @@ impl Program {
     }
 
     /// Waits for a line that contains `text`.
-    pub fn line(&self, text: &str) -> String {
+    pub(crate) fn line(&self, text: &str) -> String {
         loop {
             let line = self.lines.recv_timeout(PATIENCE).unwrap_or_else(|_| panic!("no line with {text:?}"));
             if line.contains(text) {
@@ -44,7 +44,7 @@ impl Program {
     }
 
     /// Peak memory so far, in KiB; `None` where the system does not report it.
-    pub fn peak_memory(&self) -> Option<usize> {
+    pub(crate) fn peak_memory(&self) -> Option<usize> {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).ok()?;
         let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
         Some(line.trim().trim_end_matches(" kB").parse().expect("a number"))
@@ -59,7 +59,7 @@ impl Drop for Program {
 }
 
 /// `fasttrack` with only these settings in its environment.
-pub fn fasttrack(directory: &Path, settings: &[(&str, &str)]) -> Command {
+pub(crate) fn fasttrack(directory: &Path, settings: &[(&str, &str)]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_fasttrack"));
     command.env_clear().current_dir(directory).env("LISTEN_ADDR", "127.0.0.1:0");
     command.envs(settings.iter().copied());

@@ -13,10 +13,10 @@ use tokio::time::timeout;
 use super::{PASSWORD, PATIENCE, Person, Rows, Server};
 
 /// Keeps mail in the queue: nothing listens at this address.
-pub const MAIL_WAITS: [(&str, &str); 1] = [("SMTP_URL", "smtp://127.0.0.1:1")];
+pub(crate) const MAIL_WAITS: [(&str, &str); 1] = [("SMTP_URL", "smtp://127.0.0.1:1")];
 
 /// The main actors of the populated server.
-pub struct Scenario {
+pub(crate) struct Scenario {
     /// Owns a project.
     pub alice: Person,
     /// Is assigned a task and has been notified.
@@ -27,7 +27,7 @@ pub struct Scenario {
 
 impl Scenario {
     /// Populates a server that was started with [`MAIL_WAITS`].
-    pub async fn populate(server: &Server) -> Self {
+    pub(crate) async fn populate(server: &Server) -> Self {
         let (alice, bob) = (server.person("alice").await, server.person("bob").await);
         let wrong = json!({ "username": "alice", "password": "Wrong-Horse-7" });
         assert_eq!(server.post("/auth/login", wrong).await.status, 401);
@@ -51,7 +51,7 @@ impl Scenario {
     }
 
     /// Waits until the inboxes are up to date and each mail has been attempted once.
-    pub async fn settle(server: &Server) {
+    pub(crate) async fn settle(server: &Server) {
         let settled = server.run(async |app| {
             let end = events::settled_end(&mut app.db.conn().await?).await?;
             let mut inbox = app.inbox.subscribe();
@@ -70,6 +70,6 @@ impl Scenario {
 }
 
 /// Names of the tables without rows.
-pub fn empty(rows: &Rows) -> BTreeSet<&str> {
+pub(crate) fn empty(rows: &Rows) -> BTreeSet<&str> {
     rows.iter().filter(|(_, rows)| rows.is_empty()).map(|(table, _)| table.as_str()).collect()
 }

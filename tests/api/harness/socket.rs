@@ -13,11 +13,11 @@ use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
 use super::PATIENCE;
 
 /// An open WebSocket.
-pub struct Socket(WebSocketStream<MaybeTlsStream<TcpStream>>);
+pub(crate) struct Socket(WebSocketStream<MaybeTlsStream<TcpStream>>);
 
 /// A received frame.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Frame {
+pub(crate) enum Frame {
     Message(Value),
     /// The connection closed, with its code.
     Closed(Option<u16>),
@@ -25,7 +25,7 @@ pub enum Frame {
 
 impl Socket {
     /// Opens a socket without `connection_init`.
-    pub async fn open(address: SocketAddr) -> Self {
+    pub(crate) async fn open(address: SocketAddr) -> Self {
         let mut request = format!("ws://{address}/graphql").into_client_request().expect("a request");
         request.headers_mut().insert("sec-websocket-protocol", "graphql-transport-ws".parse().expect("a header"));
         let (stream, _) = connect_async(request).await.expect("a socket");
@@ -33,25 +33,25 @@ impl Socket {
     }
 
     /// Sends `connection_init` and waits for the acknowledgment.
-    pub async fn init(&mut self, token: Option<&str>) {
+    pub(crate) async fn init(&mut self, token: Option<&str>) {
         let payload = token.map(|token| json!({ "Authorization": format!("Bearer {token}") }));
         self.send(json!({ "type": "connection_init", "payload": payload.unwrap_or_else(|| json!({})) })).await;
         assert_eq!(self.receive().await, Frame::Message(json!({ "type": "connection_ack" })));
     }
 
     /// Starts an operation.
-    pub async fn subscribe(&mut self, id: &str, document: &str, variables: Value) {
+    pub(crate) async fn subscribe(&mut self, id: &str, document: &str, variables: Value) {
         let payload = json!({ "query": document, "variables": variables });
         self.send(json!({ "id": id, "type": "subscribe", "payload": payload })).await;
     }
 
     /// Sends a protocol message.
-    pub async fn send(&mut self, message: Value) {
+    pub(crate) async fn send(&mut self, message: Value) {
         self.0.send(Message::text(message.to_string())).await.expect("an open socket");
     }
 
     /// The next frame, except pings and pongs.
-    pub async fn receive(&mut self) -> Frame {
+    pub(crate) async fn receive(&mut self) -> Frame {
         loop {
             let message = timeout(PATIENCE, self.0.next()).await.expect("a frame before the timeout");
             match message {
@@ -71,31 +71,31 @@ impl Socket {
 }
 
 /// An operation on a socket of its own.
-pub struct Subscription {
+pub(crate) struct Subscription {
     socket: Socket,
     id: String,
 }
 
 impl Subscription {
-    pub fn new(socket: Socket, id: &str) -> Self {
+    pub(crate) fn new(socket: Socket, id: &str) -> Self {
         Self { socket, id: id.to_owned() }
     }
 
     /// The underlying socket.
-    pub fn socket(&mut self) -> &mut Socket {
+    pub(crate) fn socket(&mut self) -> &mut Socket {
         &mut self.socket
     }
 
     /// The data of the next event. To check that an event is not delivered, check which one comes
     /// instead.
-    pub async fn next(&mut self) -> Value {
+    pub(crate) async fn next(&mut self) -> Value {
         let answer = self.answer().await;
         assert!(answer.get("errors").is_none(), "{answer}");
         answer["data"].clone()
     }
 
     /// The next result, including errors.
-    pub async fn answer(&mut self) -> Value {
+    pub(crate) async fn answer(&mut self) -> Value {
         match self.socket.receive().await {
             Frame::Message(message) if message["type"] == "next" && message["id"] == *self.id => {
                 message["payload"].clone()
@@ -105,7 +105,7 @@ impl Subscription {
     }
 
     /// How the operation ended: the code of its last error, `complete`, or `closed`.
-    pub async fn end(&mut self) -> String {
+    pub(crate) async fn end(&mut self) -> String {
         match self.socket.receive().await {
             Frame::Closed(_) => "closed".to_owned(),
             Frame::Message(message) if message["type"] == "complete" => "complete".to_owned(),
