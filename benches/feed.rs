@@ -72,15 +72,25 @@ impl Server {
     /// Resident memory in KiB.
     fn memory(&self) -> Result<usize> {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.process.id()))?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).ok_or("no VmRSS")?;
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix("VmRSS:"))
+            .ok_or("no VmRSS")?;
         Ok(line.trim().trim_end_matches(" kB").parse()?)
     }
 
     /// CPU time so far, user and system. The kernel counts it in ticks of 10 ms.
     fn processor(&self) -> Result<Duration> {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.process.id()))?;
-        let fields: Vec<&str> = stat.rsplit(')').next().ok_or("no fields")?.split_whitespace().collect();
-        Ok(Duration::from_millis(10 * (fields[11].parse::<u64>()? + fields[12].parse::<u64>()?)))
+        let fields: Vec<&str> = stat
+            .rsplit(')')
+            .next()
+            .ok_or("no fields")?
+            .split_whitespace()
+            .collect();
+        Ok(Duration::from_millis(
+            10 * (fields[11].parse::<u64>()? + fields[12].parse::<u64>()?),
+        ))
     }
 }
 
@@ -93,48 +103,95 @@ struct Person {
 
 impl Person {
     async fn sign_up(address: SocketAddr) -> Result<Self> {
-        let (http, at) = (Client::new(), |path: &str| format!("http://{address}{path}"));
-        while !http.get(at("/readyz")).send().await.is_ok_and(|answer| answer.status().is_success()) {
+        let (http, at) = (Client::new(), |path: &str| {
+            format!("http://{address}{path}")
+        });
+        while !http
+            .get(at("/readyz"))
+            .send()
+            .await
+            .is_ok_and(|answer| answer.status().is_success())
+        {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         let name = format!("bench-{}", std::process::id());
-        let account =
-            json!({ "email": format!("{name}@example.org"), "username": name, "password": "Correct-Horse-7" });
-        http.post(at("/auth/register")).json(&account).send().await?.error_for_status()?;
+        let account = json!({ "email": format!("{name}@example.org"), "username": name, "password": "Correct-Horse-7" });
+        http.post(at("/auth/register"))
+            .json(&account)
+            .send()
+            .await?
+            .error_for_status()?;
         let login = json!({ "username": name, "password": "Correct-Horse-7" });
-        let tokens: Value = http.post(at("/auth/login")).json(&login).send().await?.error_for_status()?.json().await?;
-        let token = tokens["access_token"].as_str().ok_or("no token")?.to_owned();
-        Ok(Self { http, address, token })
+        let tokens: Value = http
+            .post(at("/auth/login"))
+            .json(&login)
+            .send()
+            .await?
+            .error_for_status()?
+            .json()
+            .await?;
+        let token = tokens["access_token"]
+            .as_str()
+            .ok_or("no token")?
+            .to_owned();
+        Ok(Self {
+            http,
+            address,
+            token,
+        })
     }
 
     async fn ask(&self, query: &str, variables: Value) -> Result<Value> {
-        let request = self.http.post(format!("http://{}/graphql", self.address)).bearer_auth(&self.token);
-        let answer: Value =
-            request.json(&json!({ "query": query, "variables": variables })).send().await?.json().await?;
-        if answer.get("errors").is_some() { Err(answer.to_string().into()) } else { Ok(answer["data"].clone()) }
+        let request = self
+            .http
+            .post(format!("http://{}/graphql", self.address))
+            .bearer_auth(&self.token);
+        let answer: Value = request
+            .json(&json!({ "query": query, "variables": variables }))
+            .send()
+            .await?
+            .json()
+            .await?;
+        if answer.get("errors").is_some() {
+            Err(answer.to_string().into())
+        } else {
+            Ok(answer["data"].clone())
+        }
     }
 
     async fn project(&self, name: &str) -> Result<String> {
         let make = "mutation ($name: String!) { createProject(input: { name: $name }) { project { id } } }";
         let made = self.ask(make, json!({ "name": name })).await?;
-        Ok(made["createProject"]["project"]["id"].as_str().ok_or("no project")?.to_owned())
+        Ok(made["createProject"]["project"]["id"]
+            .as_str()
+            .ok_or("no project")?
+            .to_owned())
     }
 
     async fn tasks(&self, project: &str, count: usize) -> Result<()> {
         let fields: String = (0..count)
             .map(|n| format!("t{n}: createTask(input: {{ projectId: $id, title: \"{n}\" }}) {{ task {{ id }} }} "))
             .collect();
-        self.ask(&format!("mutation ($id: ID!) {{ {fields} }}"), json!({ "id": project })).await.map(|_| ())
+        self.ask(
+            &format!("mutation ($id: ID!) {{ {fields} }}"),
+            json!({ "id": project }),
+        )
+        .await
+        .map(|_| ())
     }
 
     async fn socket(&self) -> Result<WebSocketStream<TcpStream>> {
         let mut request = format!("ws://{}/graphql", self.address).into_client_request()?;
-        request.headers_mut().insert("sec-websocket-protocol", "graphql-transport-ws".parse()?);
+        request
+            .headers_mut()
+            .insert("sec-websocket-protocol", "graphql-transport-ws".parse()?);
         let stream = TcpStream::connect(self.address).await?;
-        let small = WebSocketConfig::default().read_buffer_size(1024).write_buffer_size(0);
-        let (mut socket, _) = tokio_tungstenite::client_async_with_config(request, stream, Some(small)).await?;
-        let greeting =
-            json!({ "type": "connection_init", "payload": { "Authorization": format!("Bearer {}", self.token) } });
+        let small = WebSocketConfig::default()
+            .read_buffer_size(1024)
+            .write_buffer_size(0);
+        let (mut socket, _) =
+            tokio_tungstenite::client_async_with_config(request, stream, Some(small)).await?;
+        let greeting = json!({ "type": "connection_init", "payload": { "Authorization": format!("Bearer {}", self.token) } });
         socket.send(Message::text(greeting.to_string())).await?;
         socket.next().await.ok_or("no ack")??;
         Ok(socket)
@@ -193,11 +250,19 @@ async fn measure(subscribers: usize) -> Result<()> {
     let (came, (times, mut heard)) = (Arc::new(AtomicUsize::new(0)), mpsc::unbounded_channel());
     let mut voices = Vec::new();
     while voices.len() < subscribers {
-        let opening: FuturesUnordered<_> = (0..100.min(subscribers - voices.len())).map(|_| person.socket()).collect();
+        let opening: FuturesUnordered<_> = (0..100.min(subscribers - voices.len()))
+            .map(|_| person.socket())
+            .collect();
         for socket in opening.collect::<Vec<_>>().await {
             let (voice, say) = mpsc::channel(4);
             voice.send(subscribe("1", &everybodys)).await?;
-            tokio::spawn(listen(socket?, say, Arc::clone(&came), times.clone(), voices.len()));
+            tokio::spawn(listen(
+                socket?,
+                say,
+                Arc::clone(&came),
+                times.clone(),
+                voices.len(),
+            ));
             voices.push(voice);
         }
     }
@@ -207,7 +272,8 @@ async fn measure(subscribers: usize) -> Result<()> {
         came.store(0, Ordering::Relaxed);
         person.tasks(&everybodys, 1).await?;
         let begun = Instant::now();
-        while came.load(Ordering::Relaxed) < subscribers && begun.elapsed() < Duration::from_secs(5) {
+        while came.load(Ordering::Relaxed) < subscribers && begun.elapsed() < Duration::from_secs(5)
+        {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         if came.load(Ordering::Relaxed) == subscribers {
@@ -215,13 +281,22 @@ async fn measure(subscribers: usize) -> Result<()> {
         }
     }
     let memory = server.memory()?;
-    row(&format!("memory with {subscribers} subscribers"), format!("{} MB", memory / 1024));
-    row("  per subscriber", format!("{:.1} KiB", (memory - at_rest) as f64 / subscribers as f64));
+    row(
+        &format!("memory with {subscribers} subscribers"),
+        format!("{} MB", memory / 1024),
+    );
+    row(
+        "  per subscriber",
+        format!("{:.1} KiB", (memory - at_rest) as f64 / subscribers as f64),
+    );
 
     let before = server.processor()?;
     tokio::time::sleep(Duration::from_secs(5)).await;
     let idle = server.processor()? - before;
-    row("CPU when idle", format!("{:.1} % of a core", idle.as_secs_f64() / 5.0 * 100.0));
+    row(
+        "CPU when idle",
+        format!("{:.1} % of a core", idle.as_secs_f64() / 5.0 * 100.0),
+    );
 
     while heard.try_recv().is_ok() {}
     for _ in 0..3 {
@@ -240,7 +315,10 @@ async fn measure(subscribers: usize) -> Result<()> {
             delays[subscribers - 1],
             took.as_micros() as f64 / subscribers as f64
         );
-        row(&format!("one event to {subscribers}, since the request"), spread);
+        row(
+            &format!("one event to {subscribers}, since the request"),
+            spread,
+        );
     }
 
     let mut projects = Vec::new();
@@ -250,7 +328,9 @@ async fn measure(subscribers: usize) -> Result<()> {
         projects.push(project);
     }
     for (number, voice) in voices.iter().take(PROJECTS * LISTENERS).enumerate() {
-        voice.send(subscribe("2", &projects[number % PROJECTS])).await?;
+        voice
+            .send(subscribe("2", &projects[number % PROJECTS]))
+            .await?;
     }
     let listeners = voices.len().min(PROJECTS * LISTENERS);
     // Waits for the subscriptions to be established. A fixed pause is good enough for a benchmark.
@@ -275,7 +355,8 @@ async fn measure(subscribers: usize) -> Result<()> {
         sent.push(Instant::now());
         let person = person.clone();
         deletions.push(tokio::spawn(async move {
-            let delete = "mutation ($id: ID!) { deleteProject(input: { id: $id }) { deletedProjectId } }";
+            let delete =
+                "mutation ($id: ID!) { deleteProject(input: { id: $id }) { deletedProjectId } }";
             person.ask(delete, json!({ "id": project })).await
         }));
     }
@@ -284,11 +365,18 @@ async fn measure(subscribers: usize) -> Result<()> {
     }
     let took = begun.elapsed();
     let times = delays.await?;
-    let mut delays: Vec<Duration> = times.iter().map(|(number, time)| *time - sent[number % PROJECTS]).collect();
+    let mut delays: Vec<Duration> = times
+        .iter()
+        .map(|(number, time)| *time - sent[number % PROJECTS])
+        .collect();
     delays.sort_unstable();
     let events = PROJECTS * (TASKS + 1);
     row(
-        &format!("{:.0} events/s, each to {}", events as f64 / took.as_secs_f64(), listeners / PROJECTS),
+        &format!(
+            "{:.0} events/s, each to {}",
+            events as f64 / took.as_secs_f64(),
+            listeners / PROJECTS
+        ),
         format!(
             "p50 {:?}, p99 {:?}, last {:?}; {} of {} delivered; {:.0} % of a core",
             quantile(&delays, 0.5),
@@ -299,12 +387,18 @@ async fn measure(subscribers: usize) -> Result<()> {
             (server.processor()? - before).as_secs_f64() / took.as_secs_f64() * 100.0
         ),
     );
-    row("memory at the end", format!("{} MB", server.memory()? / 1024));
+    row(
+        "memory at the end",
+        format!("{} MB", server.memory()? / 1024),
+    );
     Ok(())
 }
 
 fn main() -> Result<()> {
     // Cargo passes `--bench`.
-    let subscribers = std::env::args().skip(1).find_map(|argument| argument.parse().ok()).unwrap_or(10_000);
+    let subscribers = std::env::args()
+        .skip(1)
+        .find_map(|argument| argument.parse().ok())
+        .unwrap_or(10_000);
     fasttrack::server::runtime()?.block_on(measure(subscribers))
 }

@@ -15,7 +15,17 @@ use crate::stored_as_smallint;
 
 /// Role of a user on this server.
 #[derive(
-    Clone, Copy, Debug, PartialEq, Eq, Hash, async_graphql::Enum, Serialize, ToSchema, AsExpression, FromSqlRow,
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    Hash,
+    async_graphql::Enum,
+    Serialize,
+    ToSchema,
+    AsExpression,
+    FromSqlRow,
 )]
 #[diesel(sql_type = diesel::sql_types::SmallInt)]
 #[serde(rename_all = "UPPERCASE")]
@@ -150,6 +160,10 @@ impl Viewer {
     /// Fails with `FORBIDDEN` unless the table permits the action on this object. Call it only for
     /// an object that the viewer may see.
     pub fn require(&self, action: Action, subject: &impl Resource) -> Result<()> {
-        if self.may(action, subject) { Ok(()) } else { Err(Error::forbidden()) }
+        if self.may(action, subject) {
+            Ok(())
+        } else {
+            Err(Error::forbidden())
+        }
     }
 }

@@ -146,7 +146,7 @@ pub struct TraceConfig {
 pub struct Config {
     /// `DATABASE_URL`: `sqlite://path` (created if missing) or
     /// `postgres://user:password@host/database`, with `sslmode` and `sslrootcert` as described at
-    /// [`Server::parse`]. Default `sqlite://fasttrack.db`.
+    /// [`PgConnector::parse`]. Default `sqlite://fasttrack.db`.
     pub database: Location,
     /// `DATABASE_CONNECTIONS`: size of the connection pool. Default 8.
     pub database_connections: usize,
@@ -265,7 +265,10 @@ pub struct InvalidSetting {
 
 impl InvalidSetting {
     fn new(name: &'static str, problem: impl Into<String>) -> Self {
-        Self { name, problem: problem.into() }
+        Self {
+            name,
+            problem: problem.into(),
+        }
     }
 }
 
@@ -339,7 +342,10 @@ pub const SETTING_NAMES: [&str; 64] = [
 
 /// Whether the whole value of a setting is secret. Of URLs, only the password is.
 pub fn is_secret(name: &str) -> bool {
-    name.ends_with("_KEY") || name.ends_with("_TOKEN") || name.ends_with("_PASSWORD") || name.ends_with("_HEADERS")
+    name.ends_with("_KEY")
+        || name.ends_with("_TOKEN")
+        || name.ends_with("_PASSWORD")
+        || name.ends_with("_HEADERS")
 }
 
 /// Looks up the value of a setting by name.
@@ -353,7 +359,10 @@ struct SettingsReader<'a> {
 
 impl<'a> SettingsReader<'a> {
     fn new(lookup: Lookup<'a>) -> Self {
-        Self { lookup, effective: RefCell::default() }
+        Self {
+            lookup,
+            effective: RefCell::default(),
+        }
     }
 
     fn record(&self, name: &'static str, value: impl ToString) {
@@ -361,8 +370,13 @@ impl<'a> SettingsReader<'a> {
     }
 
     fn text(&self, name: &'static str) -> Option<String> {
-        debug_assert!(SETTING_NAMES.contains(&name), "{name} is not in SETTING_NAMES");
-        let value = (self.lookup)(name).map(|value| value.trim().to_owned()).filter(|value| !value.is_empty());
+        debug_assert!(
+            SETTING_NAMES.contains(&name),
+            "{name} is not in SETTING_NAMES"
+        );
+        let value = (self.lookup)(name)
+            .map(|value| value.trim().to_owned())
+            .filter(|value| !value.is_empty());
         self.record(name, value.as_deref().unwrap_or_default());
         value
     }
@@ -375,27 +389,48 @@ impl<'a> SettingsReader<'a> {
         })
     }
 
-    fn parse<T: std::str::FromStr + ToString>(&self, name: &'static str, default: T) -> Result<T, InvalidSetting> {
+    fn parse<T: std::str::FromStr + ToString>(
+        &self,
+        name: &'static str,
+        default: T,
+    ) -> Result<T, InvalidSetting> {
         match self.text(name) {
             None => {
                 self.record(name, default.to_string());
                 Ok(default)
             }
-            Some(value) => value.parse().map_err(|_| InvalidSetting::new(name, format!("cannot read {value:?}"))),
+            Some(value) => value
+                .parse()
+                .map_err(|_| InvalidSetting::new(name, format!("cannot read {value:?}"))),
         }
     }
 
-    fn optional<T: std::str::FromStr>(&self, name: &'static str) -> Result<Option<T>, InvalidSetting> {
+    fn optional<T: std::str::FromStr>(
+        &self,
+        name: &'static str,
+    ) -> Result<Option<T>, InvalidSetting> {
         let value = self.text(name);
         value
-            .map(|value| value.parse().map_err(|_| InvalidSetting::new(name, format!("cannot read {value:?}"))))
+            .map(|value| {
+                value
+                    .parse()
+                    .map_err(|_| InvalidSetting::new(name, format!("cannot read {value:?}")))
+            })
             .transpose()
     }
 
     fn list<T: std::str::FromStr>(&self, name: &'static str) -> Result<Vec<T>, InvalidSetting> {
         let text = self.text(name).unwrap_or_default();
-        let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
-        items.map(|item| item.parse().map_err(|_| InvalidSetting::new(name, format!("cannot read {item:?}")))).collect()
+        let items = text
+            .split(',')
+            .map(str::trim)
+            .filter(|item| !item.is_empty());
+        items
+            .map(|item| {
+                item.parse()
+                    .map_err(|_| InvalidSetting::new(name, format!("cannot read {item:?}")))
+            })
+            .collect()
     }
 
     fn positive(&self, name: &'static str, default: u32) -> Result<u32, InvalidSetting> {
@@ -406,11 +441,17 @@ impl<'a> SettingsReader<'a> {
     }
 
     /// A period, given in units of `unit` seconds.
-    fn duration(&self, name: &'static str, default: u32, unit: u64) -> Result<Duration, InvalidSetting> {
+    fn duration(
+        &self,
+        name: &'static str,
+        default: u32,
+        unit: u64,
+    ) -> Result<Duration, InvalidSetting> {
         match u64::from(self.positive(name, default)?) * unit {
-            seconds if seconds > MAX_SECONDS => {
-                Err(InvalidSetting::new(name, format!("must be at most {}", MAX_SECONDS / unit)))
-            }
+            seconds if seconds > MAX_SECONDS => Err(InvalidSetting::new(
+                name,
+                format!("must be at most {}", MAX_SECONDS / unit),
+            )),
             seconds => Ok(Duration::from_secs(seconds)),
         }
     }
@@ -428,18 +469,30 @@ impl<'a> SettingsReader<'a> {
     }
 
     fn flag(&self, name: &'static str, default: bool) -> Result<bool, InvalidSetting> {
-        match self.text(name).map(|value| value.to_ascii_lowercase()).as_deref() {
+        match self
+            .text(name)
+            .map(|value| value.to_ascii_lowercase())
+            .as_deref()
+        {
             None => {
                 self.record(name, default);
                 Ok(default)
             }
             Some("true" | "1" | "yes" | "on") => Ok(true),
             Some("false" | "0" | "no" | "off") => Ok(false),
-            Some(other) => Err(InvalidSetting::new(name, format!("must be true or false, not {other:?}"))),
+            Some(other) => Err(InvalidSetting::new(
+                name,
+                format!("must be true or false, not {other:?}"),
+            )),
         }
     }
 
-    fn choice<T>(&self, name: &'static str, default: T, choices: &[(&str, T)]) -> Result<T, InvalidSetting>
+    fn choice<T>(
+        &self,
+        name: &'static str,
+        default: T,
+        choices: &[(&str, T)],
+    ) -> Result<T, InvalidSetting>
     where
         T: Copy + PartialEq,
     {
@@ -452,7 +505,10 @@ impl<'a> SettingsReader<'a> {
         let known = choices.iter().find(|(text, _)| *text == value);
         known.map(|(_, choice)| *choice).ok_or_else(|| {
             let names: Vec<&str> = choices.iter().map(|(text, _)| *text).collect();
-            InvalidSetting::new(name, format!("must be one of {}, not {value:?}", names.join(", ")))
+            InvalidSetting::new(
+                name,
+                format!("must be one of {}, not {value:?}", names.join(", ")),
+            )
         })
     }
 }
@@ -474,7 +530,8 @@ impl Config {
 
     /// The expiry of a session that was created at `created_at` and is refreshed now.
     pub fn session_expires_at(&self, now: Timestamp, created_at: Timestamp) -> Timestamp {
-        now.plus(self.refresh_lifetime).min(created_at.plus(self.session_max))
+        now.plus(self.refresh_lifetime)
+            .min(created_at.plus(self.session_max))
     }
 
     /// Reads the settings from any lookup.
@@ -484,7 +541,9 @@ impl Config {
 
     /// Like [`from`](Self::from), with the value in effect of each setting as text. Includes
     /// secrets.
-    pub fn from_with_values(lookup: Lookup<'_>) -> Result<(Self, BTreeMap<&'static str, String>), InvalidSetting> {
+    pub fn from_with_values(
+        lookup: Lookup<'_>,
+    ) -> Result<(Self, BTreeMap<&'static str, String>), InvalidSetting> {
         let source = SettingsReader::new(lookup);
         let config = Self::read(&source)?;
         Ok((config, source.effective.into_inner()))
@@ -492,20 +551,27 @@ impl Config {
 
     fn read(source: &SettingsReader<'_>) -> Result<Self, InvalidSetting> {
         let log_filter = source.text_or("RUST_LOG", || "info".to_owned());
-        EnvFilter::try_new(&log_filter).map_err(|error| InvalidSetting::new("RUST_LOG", error.to_string()))?;
+        EnvFilter::try_new(&log_filter)
+            .map_err(|error| InvalidSetting::new("RUST_LOG", error.to_string()))?;
         let url = source.text_or("DATABASE_URL", || "sqlite://fasttrack.db".to_owned());
         let database = Location::parse(&url).ok_or_else(|| {
-            InvalidSetting::new("DATABASE_URL", "must start with sqlite:// or postgres:// and name a database")
+            InvalidSetting::new(
+                "DATABASE_URL",
+                "must start with sqlite:// or postgres:// and name a database",
+            )
         })?;
         if let Location::Postgres(url) = &database {
-            PgConnector::parse(url).map_err(|error| InvalidSetting::new("DATABASE_URL", error.to_string()))?;
+            PgConnector::parse(url)
+                .map_err(|error| InvalidSetting::new("DATABASE_URL", error.to_string()))?;
         }
         let listen = source.parse("LISTEN_ADDR", SocketAddr::from((Ipv4Addr::LOCALHOST, 8000)))?;
         let (secret_key, refresh_secret_key) = keys(source, &database)?;
         // SQLite uses the cores of this process, so more concurrency only makes each operation
         // slower. With PostgreSQL, operations mostly wait.
         let default_operations = match &database {
-            Location::Sqlite(_) => std::thread::available_parallelism().map_or(8, |cores| cores.get() as u32 * 4),
+            Location::Sqlite(_) => {
+                std::thread::available_parallelism().map_or(8, |cores| cores.get() as u32 * 4)
+            }
             Location::Postgres(_) => 32,
         };
         let most_connections = source.positive("MAX_CONNECTIONS", 10_000)?;
@@ -516,12 +582,13 @@ impl Config {
             cost_per_minute: source.positive("RATE_LIMIT_COST_PER_MINUTE", 6000)?,
         };
         let public_url = source.text_or("PUBLIC_URL", || format!("http://{listen}"));
-        url::Url::parse(&public_url).map_err(|error| InvalidSetting::new("PUBLIC_URL", error.to_string()))?;
+        url::Url::parse(&public_url)
+            .map_err(|error| InvalidSetting::new("PUBLIC_URL", error.to_string()))?;
         let public_url = public_url.trim_end_matches('/').to_owned();
         let mail_from = source.text_or("MAIL_FROM", || "fasttrack <noreply@localhost>".to_owned());
-        mail_from
-            .parse::<lettre::message::Mailbox>()
-            .map_err(|_| InvalidSetting::new("MAIL_FROM", "must be like `Name <address@example.org>`"))?;
+        mail_from.parse::<lettre::message::Mailbox>().map_err(|_| {
+            InvalidSetting::new("MAIL_FROM", "must be like `Name <address@example.org>`")
+        })?;
         Ok(Self {
             database,
             database_connections: source.positive("DATABASE_CONNECTIONS", 8)? as usize,
@@ -536,7 +603,10 @@ impl Config {
             password_policy: source.choice(
                 "PASSWORD_POLICY",
                 PasswordPolicy::Composition,
-                &[("composition", PasswordPolicy::Composition), ("length", PasswordPolicy::Length)],
+                &[
+                    ("composition", PasswordPolicy::Composition),
+                    ("length", PasswordPolicy::Length),
+                ],
             )?,
             hash_cost: hash_cost(source)?,
             cors_origins: origins(source)?,
@@ -552,7 +622,10 @@ impl Config {
             },
             connections: ConnectionLimits {
                 max: most_connections as usize,
-                per_address: source.positive("MAX_CONNECTIONS_PER_ADDRESS", (most_connections / 10).max(100))? as usize,
+                per_address: source.positive(
+                    "MAX_CONNECTIONS_PER_ADDRESS",
+                    (most_connections / 10).max(100),
+                )? as usize,
                 requests: source.positive("MAX_REQUESTS_IN_FLIGHT", 1_000)? as usize,
                 operations: source.positive("MAX_OPERATIONS_AT_ONCE", default_operations)? as usize,
                 header_timeout: source.seconds("HEADER_TIMEOUT_SECONDS", 10)?,
@@ -575,13 +648,28 @@ impl Config {
                 ..StorageQuotas::default()
             },
             redis_url: service_url(source, "REDIS_URL", |url| redis::Client::open(url))?,
-            smtp_url: service_url(source, "SMTP_URL", AsyncSmtpTransport::<Tokio1Executor>::from_url)?,
+            smtp_url: service_url(
+                source,
+                "SMTP_URL",
+                AsyncSmtpTransport::<Tokio1Executor>::from_url,
+            )?,
             mail_from,
-            verify_email_url: page_url(source, "VERIFY_EMAIL_URL", &public_url, "/auth/verify-email")?,
-            reset_password_url: page_url(source, "PASSWORD_RESET_URL", &public_url, "/auth/password-reset")?,
+            verify_email_url: page_url(
+                source,
+                "VERIFY_EMAIL_URL",
+                &public_url,
+                "/auth/verify-email",
+            )?,
+            reset_password_url: page_url(
+                source,
+                "PASSWORD_RESET_URL",
+                &public_url,
+                "/auth/password-reset",
+            )?,
             require_verified_email: source.flag("REQUIRE_VERIFIED_EMAIL", false)?,
             lockout: LockoutPolicy {
-                failures: i32::try_from(source.positive("LOCKOUT_FAILURES", 5)?).unwrap_or(i32::MAX),
+                failures: i32::try_from(source.positive("LOCKOUT_FAILURES", 5)?)
+                    .unwrap_or(i32::MAX),
                 duration: source.minutes("LOCKOUT_MINUTES", 30)?,
             },
             audit_retention: source.days("AUDIT_RETENTION_DAYS", 365)?,
@@ -605,7 +693,10 @@ fn page_url(
     let url = source.text_or(name, || format!("{public_url}{path}"));
     match url::Url::parse(&url) {
         Ok(parsed) if parsed.fragment().is_none() => Ok(url),
-        Ok(_) => Err(InvalidSetting::new(name, "must not have a fragment, because the token is appended as one")),
+        Ok(_) => Err(InvalidSetting::new(
+            name,
+            "must not have a fragment, because the token is appended as one",
+        )),
         Err(error) => Err(InvalidSetting::new(name, error.to_string())),
     }
 }
@@ -616,7 +707,9 @@ fn service_url<T, E: fmt::Display>(
     name: &'static str,
     read: impl Fn(&str) -> Result<T, E>,
 ) -> Result<Option<Secret>, InvalidSetting> {
-    let Some(url) = source.text(name) else { return Ok(None) };
+    let Some(url) = source.text(name) else {
+        return Ok(None);
+    };
     read(&url).map_err(|error| InvalidSetting::new(name, error.to_string()))?;
     Ok(Some(Secret::new(url)))
 }
@@ -626,15 +719,22 @@ fn hash_cost(source: &SettingsReader<'_>) -> Result<HashCost, InvalidSetting> {
     let passes = source.positive("ARGON2_PASSES", 2)?;
     let lanes = source.positive("ARGON2_LANES", 1)?;
     argon2::Params::new(memory_kib, passes, lanes, None).map_err(|error| match error {
-        argon2::Error::MemoryTooLittle => {
-            InvalidSetting::new("ARGON2_MEMORY_KIB", "must be at least 8 per lane of ARGON2_LANES")
-        }
+        argon2::Error::MemoryTooLittle => InvalidSetting::new(
+            "ARGON2_MEMORY_KIB",
+            "must be at least 8 per lane of ARGON2_LANES",
+        ),
         other => InvalidSetting::new("ARGON2_LANES", other.to_string()),
     })?;
-    Ok(HashCost { memory_kib, passes, lanes })
+    Ok(HashCost {
+        memory_kib,
+        passes,
+        lanes,
+    })
 }
 
-fn trusted_documents(source: &SettingsReader<'_>) -> Result<Option<HashMap<String, String>>, InvalidSetting> {
+fn trusted_documents(
+    source: &SettingsReader<'_>,
+) -> Result<Option<HashMap<String, String>>, InvalidSetting> {
     let Some(path) = source.text("TRUSTED_DOCUMENTS") else {
         return Ok(None);
     };
@@ -650,11 +750,15 @@ fn trusted_documents(source: &SettingsReader<'_>) -> Result<Option<HashMap<Strin
         Documents(HashMap<String, String>),
     }
     let read = std::fs::read(&path).map_err(|error| error.to_string());
-    let read = read.and_then(|bytes| serde_json::from_slice(&bytes).map_err(|error| error.to_string()));
+    let read =
+        read.and_then(|bytes| serde_json::from_slice(&bytes).map_err(|error| error.to_string()));
     let wrong = |error| InvalidSetting::new("TRUSTED_DOCUMENTS", format!("{path}: {error}"));
     let documents: HashMap<String, String> = match read.map_err(wrong)? {
         Manifest::Documents(documents) => documents,
-        Manifest::Operations { operations } => operations.into_iter().map(|listed| (listed.id, listed.body)).collect(),
+        Manifest::Operations { operations } => operations
+            .into_iter()
+            .map(|listed| (listed.id, listed.body))
+            .collect(),
     };
     match documents.keys().find(|id| id.len() > MAX_ID) {
         Some(id) => Err(wrong(format!("the id {id:?} has more than {MAX_ID} bytes"))),
@@ -671,20 +775,36 @@ fn traces(source: &SettingsReader<'_>) -> Result<Option<TraceConfig>, InvalidSet
     if !(0.0..=1.0).contains(&ratio) {
         return Err(InvalidSetting::new(name, "must be from 0 to 1"));
     }
-    let Some(base) = endpoint else { return Ok(None) };
-    let uri = format!("{}/v1/traces", base.trim_end_matches('/')).parse::<Uri>().ok();
-    let endpoint = uri.filter(|uri| matches!(uri.scheme_str(), Some("http" | "https")) && uri.query().is_none());
+    let Some(base) = endpoint else {
+        return Ok(None);
+    };
+    let uri = format!("{}/v1/traces", base.trim_end_matches('/'))
+        .parse::<Uri>()
+        .ok();
+    let endpoint = uri
+        .filter(|uri| matches!(uri.scheme_str(), Some("http" | "https")) && uri.query().is_none());
     let endpoint = endpoint.ok_or_else(|| {
-        InvalidSetting::new("OTEL_EXPORTER_OTLP_ENDPOINT", "must be a URL that starts with http:// or https://")
+        InvalidSetting::new(
+            "OTEL_EXPORTER_OTLP_ENDPOINT",
+            "must be a URL that starts with http:// or https://",
+        )
     })?;
-    Ok(Some(TraceConfig { endpoint, headers, service, ratio }))
+    Ok(Some(TraceConfig {
+        endpoint,
+        headers,
+        service,
+        ratio,
+    }))
 }
 
 /// Parses `name=value` pairs, comma-separated, with percent-encoded values.
 fn headers(source: &SettingsReader<'_>) -> Result<Vec<(HeaderName, HeaderValue)>, InvalidSetting> {
     let name = "OTEL_EXPORTER_OTLP_HEADERS";
     let text = source.text(name).unwrap_or_default();
-    let pairs = text.split(',').map(str::trim).filter(|pair| !pair.is_empty());
+    let pairs = text
+        .split(',')
+        .map(str::trim)
+        .filter(|pair| !pair.is_empty());
     pairs
         .map(|pair| {
             let (header, value) = pair.split_once('=')?;
@@ -693,17 +813,28 @@ fn headers(source: &SettingsReader<'_>) -> Result<Vec<(HeaderName, HeaderValue)>
             value.set_sensitive(true);
             Some((header.trim().parse().ok()?, value))
         })
-        .map(|header| header.ok_or_else(|| InvalidSetting::new(name, "must be like `name=value,other=value`")))
+        .map(|header| {
+            header.ok_or_else(|| InvalidSetting::new(name, "must be like `name=value,other=value`"))
+        })
         .collect()
 }
 
 fn origins(source: &SettingsReader<'_>) -> Result<Vec<String>, InvalidSetting> {
     let list = source.text("CORS_ORIGINS").unwrap_or_default();
     let mut origins = Vec::new();
-    for origin in list.split(',').map(str::trim).filter(|origin| !origin.is_empty()) {
-        let parsed = url::Url::parse(origin).ok().filter(|url| url.has_host() && origin != "*");
+    for origin in list
+        .split(',')
+        .map(str::trim)
+        .filter(|origin| !origin.is_empty())
+    {
+        let parsed = url::Url::parse(origin)
+            .ok()
+            .filter(|url| url.has_host() && origin != "*");
         let parsed = parsed.ok_or_else(|| {
-            InvalidSetting::new("CORS_ORIGINS", format!("{origin:?} is not an origin like https://app.example.org"))
+            InvalidSetting::new(
+                "CORS_ORIGINS",
+                format!("{origin:?} is not an origin like https://app.example.org"),
+            )
         })?;
         origins.push(url_origin(&parsed));
     }
@@ -718,6 +849,9 @@ fn url_origin(url: &url::Url) -> String {
         return origin.ascii_serialization();
     }
     let host = url.host_str().unwrap_or_default().to_ascii_lowercase();
-    let port = url.port().map(|port| format!(":{port}")).unwrap_or_default();
+    let port = url
+        .port()
+        .map(|port| format!(":{port}"))
+        .unwrap_or_default();
     format!("{}://{host}{port}", url.scheme())
 }

@@ -121,12 +121,18 @@ impl Code {
             Self::DocumentTooLarge => {
                 "The document has too many bytes, tokens or nested brackets, or an overlong name or number."
             }
-            Self::DocumentTooComplex => "The document requests too much, or its response would be too large.",
+            Self::DocumentTooComplex => {
+                "The document requests too much, or its response would be too large."
+            }
             Self::VariablesTooLarge => "The variables have too many values or nest too deeply.",
             Self::OperationNotFound => "The document has no operation with the requested name.",
-            Self::OperationNameRequired => "The document has several operations and `operationName` is missing.",
+            Self::OperationNameRequired => {
+                "The document has several operations and `operationName` is missing."
+            }
             Self::PersistedQueryNotFound => "The document hash is unknown: send the document, too.",
-            Self::DocumentNotTrusted => "The server executes listed documents only, and this one is not listed.",
+            Self::DocumentNotTrusted => {
+                "The server executes listed documents only, and this one is not listed."
+            }
             Self::BadUserInput => {
                 "An argument or variable is out of range or of the wrong kind, such as a cursor of another list."
             }
@@ -140,9 +146,13 @@ impl Code {
             }
             Self::Forbidden => "The action is not permitted for this viewer, origin or host name.",
             Self::NotFound => "The object does not exist or is not visible to the viewer.",
-            Self::RateLimited => "Too many requests. Try again after the time given in `Retry-After`.",
+            Self::RateLimited => {
+                "Too many requests. Try again after the time given in `Retry-After`."
+            }
             Self::CursorExpired => "The cursor is older than the oldest event in the log.",
-            Self::Unavailable => "The server is overloaded, timed out, or lacks a component it needs. Try again.",
+            Self::Unavailable => {
+                "The server is overloaded, timed out, or lacks a component it needs. Try again."
+            }
             Self::Internal => "An internal error. Find its cause in the server log by request id.",
         }
     }
@@ -261,8 +271,16 @@ pub struct UserError {
 
 impl UserError {
     /// A user error about one field.
-    pub fn new(field: &'static str, code: UserErrorCode, message: impl Into<Cow<'static, str>>) -> Self {
-        Self { field: Some(field), code, message: message.into() }
+    pub fn new(
+        field: &'static str,
+        code: UserErrorCode,
+        message: impl Into<Cow<'static, str>>,
+    ) -> Self {
+        Self {
+            field: Some(field),
+            code,
+            message: message.into(),
+        }
     }
 }
 
@@ -303,27 +321,49 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 impl Error {
     /// A request error.
     pub fn refused(code: Code, message: impl Into<Cow<'static, str>>) -> Self {
-        Self::Refused { code, message: message.into(), retry_after: None }
+        Self::Refused {
+            code,
+            message: message.into(),
+            retry_after: None,
+        }
     }
 
     /// A single user error about one field.
-    pub fn user_error(field: &'static str, code: UserErrorCode, message: impl Into<Cow<'static, str>>) -> Self {
+    pub fn user_error(
+        field: &'static str,
+        code: UserErrorCode,
+        message: impl Into<Cow<'static, str>>,
+    ) -> Self {
         Self::UserErrors(vec![UserError::new(field, code, message)])
     }
 
     /// A user error: the object named by `field` does not exist or is not visible to the viewer.
     pub fn not_found(field: &'static str, what: &'static str) -> Self {
-        Self::user_error(field, UserErrorCode::NotFound, format!("There is no such {what}."))
+        Self::user_error(
+            field,
+            UserErrorCode::NotFound,
+            format!("There is no such {what}."),
+        )
     }
 
     /// Whether the slow path would fail the same way.
     pub const fn is_permanent(&self) -> bool {
-        matches!(self, Self::Aborted(_) | Self::Refused { code: Code::Unavailable | Code::DocumentTooComplex, .. })
+        matches!(
+            self,
+            Self::Aborted(_)
+                | Self::Refused {
+                    code: Code::Unavailable | Code::DocumentTooComplex,
+                    ..
+                }
+        )
     }
 
     /// The response exceeds 4 MiB.
     pub fn too_large() -> Self {
-        Self::refused(Code::DocumentTooComplex, "The response would exceed 4 MiB. Request fewer items or fields.")
+        Self::refused(
+            Code::DocumentTooComplex,
+            "The response would exceed 4 MiB. Request fewer items or fields.",
+        )
     }
 
     /// An argument or variable is invalid.
@@ -333,7 +373,10 @@ impl Error {
 
     /// The operation requires an authenticated user.
     pub fn unauthenticated() -> Self {
-        Self::refused(Code::Unauthenticated, "Authentication required: send a valid access token.")
+        Self::refused(
+            Code::Unauthenticated,
+            "Authentication required: send a valid access token.",
+        )
     }
 
     /// The object is visible, but the action is not permitted.
@@ -368,13 +411,22 @@ impl Error {
     pub fn into_client(self) -> (Code, Cow<'static, str>, Option<Duration>) {
         match self {
             Self::UserErrors(faults) => {
-                let message = faults.into_iter().next().map_or(Cow::Borrowed("Invalid input."), |fault| fault.message);
+                let message = faults
+                    .into_iter()
+                    .next()
+                    .map_or(Cow::Borrowed("Invalid input."), |fault| fault.message);
                 (Code::BadUserInput, message, None)
             }
-            Self::Refused { code, message, retry_after } => (code, message, retry_after),
-            Self::RateLimited { retry_after, .. } => {
-                (Code::RateLimited, "Too many requests. Try again later.".into(), Some(retry_after))
-            }
+            Self::Refused {
+                code,
+                message,
+                retry_after,
+            } => (code, message, retry_after),
+            Self::RateLimited { retry_after, .. } => (
+                Code::RateLimited,
+                "Too many requests. Try again later.".into(),
+                Some(retry_after),
+            ),
             Self::CursorExpired { .. } => {
                 let message = "The cursor has expired. Reload your data, then continue after the \
                      `extensions.sync.cursor` of that response, or after `oldestCursor`.";
@@ -413,11 +465,17 @@ const TRANSIENT: [&str; 13] = [
 impl From<DieselError> for Error {
     fn from(error: DieselError) -> Self {
         match &error {
-            DieselError::DeserializationError(cause) if let Some(over) = cause.downcast_ref::<OverBudget>() => {
+            DieselError::DeserializationError(cause)
+                if let Some(over) = cause.downcast_ref::<OverBudget>() =>
+            {
                 (*over).into()
             }
-            DieselError::DatabaseError(DatabaseErrorKind::SerializationFailure, _) => Self::Aborted(error),
-            DieselError::DatabaseError(_, info) if info.message().contains("deadlock detected") => Self::Aborted(error),
+            DieselError::DatabaseError(DatabaseErrorKind::SerializationFailure, _) => {
+                Self::Aborted(error)
+            }
+            DieselError::DatabaseError(_, info) if info.message().contains("deadlock detected") => {
+                Self::Aborted(error)
+            }
             DieselError::DatabaseError(
                 DatabaseErrorKind::ClosedConnection | DatabaseErrorKind::UnableToSendCommand,
                 _,
@@ -438,10 +496,16 @@ impl From<DieselError> for Error {
 
 /// Whether a write violates a unique constraint.
 pub fn is_unique_violation(error: &DieselError) -> bool {
-    matches!(error, DieselError::DatabaseError(DatabaseErrorKind::UniqueViolation, _))
+    matches!(
+        error,
+        DieselError::DatabaseError(DatabaseErrorKind::UniqueViolation, _)
+    )
 }
 
 /// Whether a write violates a foreign key: a row it refers to does not exist.
 pub fn is_fk_violation(error: &DieselError) -> bool {
-    matches!(error, DieselError::DatabaseError(DatabaseErrorKind::ForeignKeyViolation, _))
+    matches!(
+        error,
+        DieselError::DatabaseError(DatabaseErrorKind::ForeignKeyViolation, _)
+    )
 }

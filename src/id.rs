@@ -10,7 +10,17 @@ use uuid::{Builder, Uuid};
 /// The id of a row in any table. The table follows from the column, the global id or the wrapper
 /// type.
 #[derive(
-    Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, AsExpression, FromSqlRow, serde::Serialize, serde::Deserialize,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    AsExpression,
+    FromSqlRow,
+    serde::Serialize,
+    serde::Deserialize,
 )]
 #[diesel(sql_type = crate::db::types::sql::Uuid)]
 #[serde(transparent)]
@@ -27,7 +37,10 @@ impl Id {
     pub fn of_text(text: &str) -> Self {
         let hash = digest(&SHA256, text.as_bytes());
         let mut bytes = [0; 16];
-        bytes.iter_mut().zip(hash.as_ref()).for_each(|(byte, hash)| *byte = *hash);
+        bytes
+            .iter_mut()
+            .zip(hash.as_ref())
+            .for_each(|(byte, hash)| *byte = *hash);
         Self(Builder::from_custom_bytes(bytes).into_uuid())
     }
 

@@ -16,7 +16,8 @@ use crate::error::Result;
 use crate::events::LogPosition;
 use crate::mail::Mailer;
 use crate::store::{
-    PURGE_BATCH, audit, email_change, event, lockout, mail_quota, notification, session, token, username_change,
+    PURGE_BATCH, audit, email_change, event, lockout, mail_quota, notification, session, token,
+    username_change,
 };
 
 /// Poll interval of the mail queue. Mail queued by this instance is sent at once.
@@ -49,7 +50,11 @@ macro_rules! purge_all {
 /// Starts the tail of the event log and all jobs. They end when the token is cancelled.
 pub fn start(app: &Arc<App>, stop: &CancellationToken) -> Result<TaskTracker> {
     let tracker = TaskTracker::new();
-    tracker.spawn(app.hub.clone().tail(app.db.background_pool(), Arc::clone(&app.hints), stop.clone()));
+    tracker.spawn(app.hub.clone().tail(
+        app.db.background_pool(),
+        Arc::clone(&app.hints),
+        stop.clone(),
+    ));
     tracker.spawn(Arc::clone(&app.hints).run(app.db.background_pool(), stop.clone()));
     let mailer = Mailer::new(Arc::clone(app))?;
     tracker.spawn(run_every(
@@ -60,28 +65,54 @@ pub fn start(app: &Arc<App>, stop: &CancellationToken) -> Result<TaskTracker> {
     ));
     tracker.spawn(run_inbox(Arc::clone(app), stop.clone()));
     let cleaning = Arc::clone(app);
-    tracker.spawn(run_every(PURGE_INTERVAL, None, stop.clone(), async move || {
-        let (db, config, now) = (&cleaning.db.background_pool(), &cleaning.config, cleaning.clock.now());
-        // All purges run, even if one fails.
-        let cleared = [
-            purge_all!(session::purge_expired(db, now.minus(ENDED_SESSION_RETENTION))),
-            purge_all!(token::purge_expired(db, now)),
-            purge_all!(mail_quota::purge_expired(db, now)),
-            purge_all!(email_change::purge_expired(db, now)),
-            purge_all!(username_change::purge_expired(db, now)),
-            purge_all!(lockout::purge_expired(db, now.minus(lockout::retention(config.lockout)))),
-            purge_all!(audit::purge_older(db, now.minus(config.audit_retention))),
-            purge_all!(notification::purge_older(db, now.minus(NOTIFICATION_RETENTION))),
-        ];
-        cleared.into_iter().collect()
-    }));
+    tracker.spawn(run_every(
+        PURGE_INTERVAL,
+        None,
+        stop.clone(),
+        async move || {
+            let (db, config, now) = (
+                &cleaning.db.background_pool(),
+                &cleaning.config,
+                cleaning.clock.now(),
+            );
+            // All purges run, even if one fails.
+            let cleared = [
+                purge_all!(session::purge_expired(
+                    db,
+                    now.minus(ENDED_SESSION_RETENTION)
+                )),
+                purge_all!(token::purge_expired(db, now)),
+                purge_all!(mail_quota::purge_expired(db, now)),
+                purge_all!(email_change::purge_expired(db, now)),
+                purge_all!(username_change::purge_expired(db, now)),
+                purge_all!(lockout::purge_expired(
+                    db,
+                    now.minus(lockout::retention(config.lockout))
+                )),
+                purge_all!(audit::purge_older(db, now.minus(config.audit_retention))),
+                purge_all!(notification::purge_older(
+                    db,
+                    now.minus(NOTIFICATION_RETENTION)
+                )),
+            ];
+            cleared.into_iter().collect()
+        },
+    ));
     let expiring = Arc::clone(app);
-    tracker.spawn(run_every(EXPIRY_INTERVAL, None, stop.clone(), async move || {
-        let (db, retention) = (&expiring.db.background_pool(), expiring.config.event_retention);
-        let done = *expiring.inbox.borrow();
-        while event::expire(db, retention, expiring.clock.now(), done).await? {}
-        Ok(())
-    }));
+    tracker.spawn(run_every(
+        EXPIRY_INTERVAL,
+        None,
+        stop.clone(),
+        async move || {
+            let (db, retention) = (
+                &expiring.db.background_pool(),
+                expiring.config.event_retention,
+            );
+            let done = *expiring.inbox.borrow();
+            while event::expire(db, retention, expiring.clock.now(), done).await? {}
+            Ok(())
+        },
+    ));
     tracker.close();
     Ok(tracker)
 }

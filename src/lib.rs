@@ -126,7 +126,11 @@ impl App {
         let is_embedded = !db.is_postgres();
         let credentials = Credentials::new(&config)?;
         let limits = RateLimiter::new(config.rate_limits, config.redis()?);
-        let Config { connections, database_connections, .. } = &config;
+        let Config {
+            connections,
+            database_connections,
+            ..
+        } = &config;
         let rejected = limits.refused.clone();
         Ok(Arc::new(Self {
             metrics: Metrics::new(&db, &limits, &credentials),
@@ -140,7 +144,12 @@ impl App {
             sessions: ViewerCache::default(),
             profiles: ProfileCache::default(),
             rate_limiter: limits,
-            concurrency: ConcurrencyLimit::new(connections.operations, *database_connections, is_embedded, rejected),
+            concurrency: ConcurrencyLimit::new(
+                connections.operations,
+                *database_connections,
+                is_embedded,
+                rejected,
+            ),
             in_flight: InFlight::default(),
             readiness: Readiness::default(),
             writes: TaskTracker::new(),
@@ -152,7 +161,11 @@ impl App {
 
     /// Runs database work until the deadline, or until the database stalls. The event log tail, which
     /// polls it continuously, notices that first.
-    pub async fn with_deadline<T>(&self, deadline: Duration, work: impl Future<Output = T>) -> Result<T> {
+    pub async fn with_deadline<T>(
+        &self,
+        deadline: Duration,
+        work: impl Future<Output = T>,
+    ) -> Result<T> {
         let since = Instant::now();
         let late = async {
             while since.elapsed() < deadline && self.hub.stalled_for() < DATABASE_STALL_LIMIT {

@@ -103,7 +103,8 @@ impl ClientKey {
         };
         v6.into_iter().flat_map(|v6| {
             IPV6_NETWORKS.map(|(bits, _)| {
-                let [a, b, c, d, e, f, g, h, ..] = (v6 >> (128 - bits) << (128 - bits)).to_be_bytes();
+                let [a, b, c, d, e, f, g, h, ..] =
+                    (v6 >> (128 - bits) << (128 - bits)).to_be_bytes();
                 Self::Network(bits, [a, b, c, d, e, f, g, h])
             })
         })
@@ -112,9 +113,10 @@ impl ClientKey {
     /// Multiple of the limit that this owner gets.
     fn multiplier(&self) -> u32 {
         match self {
-            Self::Network(bits, _) => {
-                IPV6_NETWORKS.iter().find(|(known, _)| known == bits).map_or(1, |(_, share)| *share)
-            }
+            Self::Network(bits, _) => IPV6_NETWORKS
+                .iter()
+                .find(|(known, _)| known == bits)
+                .map_or(1, |(_, share)| *share),
             Self::Sessions(_) => SESSIONS,
             Self::Address(_) | Self::User(_) | Self::Session(_) => 1,
         }
@@ -150,9 +152,11 @@ impl WindowCounter {
         // The previous minute must expire as far as needed, or all of it and a part of the current
         // one.
         let free_at = if self.count < limit {
-            WINDOW_MICROS - i64::from(limit - self.count) * WINDOW_MICROS / i64::from(self.previous.max(1))
+            WINDOW_MICROS
+                - i64::from(limit - self.count) * WINDOW_MICROS / i64::from(self.previous.max(1))
         } else {
-            WINDOW_MICROS + WINDOW_MICROS - i64::from(limit) * WINDOW_MICROS / i64::from(self.count.max(1))
+            WINDOW_MICROS + WINDOW_MICROS
+                - i64::from(limit) * WINDOW_MICROS / i64::from(self.count.max(1))
         };
         // At that moment the window is exactly full; one microsecond later a point fits.
         Duration::from_micros(u64::try_from(free_at - elapsed + 1).unwrap_or(1))
@@ -174,7 +178,11 @@ impl Quota {
     fn new(window: WindowCounter, limit: u32, elapsed: i64) -> Self {
         let used = (window.weight(elapsed) + WINDOW_MICROS - 1) / WINDOW_MICROS;
         let reset = Duration::from_micros(u64::try_from(WINDOW_MICROS - elapsed).unwrap_or(0));
-        Self { limit, used: u32::try_from(used).unwrap_or(u32::MAX), reset }
+        Self {
+            limit,
+            used: u32::try_from(used).unwrap_or(u32::MAX),
+            reset,
+        }
     }
 
     /// Points left.
@@ -214,7 +222,12 @@ impl RateLimiter {
     }
 
     /// Counts a request, or rejects it with the time to wait. A rejected request does not count.
-    pub async fn admit(&self, bucket: RateLimitBucket, who: ClientKey, now: Timestamp) -> Result<()> {
+    pub async fn admit(
+        &self,
+        bucket: RateLimitBucket,
+        who: ClientKey,
+        now: Timestamp,
+    ) -> Result<()> {
         self.spend(bucket, who, 1, now).await.map(|_| ())
     }
 
@@ -223,7 +236,8 @@ impl RateLimiter {
     /// requests rejected there do not count here.
     pub async fn admit_networks(&self, address: IpAddr, now: Timestamp) -> Result<()> {
         for network in ClientKey::enclosing_networks(address) {
-            self.admit(RateLimitBucket::Credentials, network, now).await?;
+            self.admit(RateLimitBucket::Credentials, network, now)
+                .await?;
         }
         Ok(())
     }
@@ -232,8 +246,18 @@ impl RateLimiter {
     /// that one with a stolen token cannot use up the attempts of the owner's; the limit of all
     /// sessions together keeps many of them from multiplying guesses.
     pub async fn admit_session(&self, viewer: &Viewer, now: Timestamp) -> Result<()> {
-        self.admit(RateLimitBucket::Credentials, ClientKey::Session(viewer.session_id), now).await?;
-        self.admit(RateLimitBucket::Credentials, ClientKey::Sessions(viewer.id), now).await
+        self.admit(
+            RateLimitBucket::Credentials,
+            ClientKey::Session(viewer.session_id),
+            now,
+        )
+        .await?;
+        self.admit(
+            RateLimitBucket::Credentials,
+            ClientKey::Sessions(viewer.id),
+            now,
+        )
+        .await
     }
 
     /// Counts points if at least one is left, so an expensive request may overdraw the limit and
@@ -264,12 +288,18 @@ impl RateLimiter {
         }
         // If Redis fails, each instance counts alone: too lenient for a while is better than an
         // outage.
-        let (fits, window, elapsed) = shared.unwrap_or_else(|| self.count((bucket, who), limit, points, now));
+        let (fits, window, elapsed) =
+            shared.unwrap_or_else(|| self.count((bucket, who), limit, points, now));
         if fits {
             return Ok(Some(Quota::new(window, limit, elapsed)));
         }
-        self.refused.get_or_create(&[("limit", bucket.as_str().into())]).inc();
-        Err(Error::RateLimited { limit, retry_after: window.wait(limit, elapsed) })
+        self.refused
+            .get_or_create(&[("limit", bucket.as_str().into())])
+            .inc();
+        Err(Error::RateLimited {
+            limit,
+            retry_after: window.wait(limit, elapsed),
+        })
     }
 
     /// Whether Redis is configured.
@@ -293,7 +323,9 @@ impl RateLimiter {
         now: Timestamp,
     ) -> (bool, WindowCounter, i64) {
         let shard = usize::try_from(self.hasher.hash_one(key)).unwrap_or_default() % SHARDS;
-        let mut shard = self.shards[shard].lock().unwrap_or_else(PoisonError::into_inner);
+        let mut shard = self.shards[shard]
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         let minute = now.micros().div_euclid(WINDOW_MICROS);
         if shard.len() >= KEYS_PER_SHARD && !shard.contains_key(&key) {
             shard.retain(|_, window| window.minute + 1 >= minute);
@@ -303,11 +335,27 @@ impl RateLimiter {
                 shard.clear();
             }
         }
-        let window = shard.entry(key).or_insert(WindowCounter { minute, count: 0, previous: 0 });
+        let window = shard.entry(key).or_insert(WindowCounter {
+            minute,
+            count: 0,
+            previous: 0,
+        });
         match minute - window.minute {
             0 => {}
-            1 => *window = WindowCounter { minute, count: 0, previous: window.count },
-            _ => *window = WindowCounter { minute, count: 0, previous: 0 },
+            1 => {
+                *window = WindowCounter {
+                    minute,
+                    count: 0,
+                    previous: window.count,
+                }
+            }
+            _ => {
+                *window = WindowCounter {
+                    minute,
+                    count: 0,
+                    previous: 0,
+                }
+            }
         }
         let elapsed = now.micros().rem_euclid(WINDOW_MICROS);
         let fits = window.weight(elapsed) < i64::from(limit) * WINDOW_MICROS;
@@ -322,8 +370,12 @@ impl RateLimiter {
 mod tests {
     use super::*;
 
-    const LIMITS: RateLimits =
-        RateLimits { credentials_per_minute: 5, auth_per_minute: 100, graphql_per_minute: 10, cost_per_minute: 100 };
+    const LIMITS: RateLimits = RateLimits {
+        credentials_per_minute: 5,
+        auth_per_minute: 100,
+        graphql_per_minute: 10,
+        cost_per_minute: 100,
+    };
 
     fn address(text: &str) -> ClientKey {
         ClientKey::address(text.parse().unwrap())
@@ -334,16 +386,48 @@ mod tests {
         let limits = RateLimiter::new(Some(LIMITS), None);
         let start = Timestamp::from_micros(WINDOW_MICROS * 1_000 + WINDOW_MICROS / 2);
         for _ in 0..5 {
-            assert!(limits.admit(RateLimitBucket::Credentials, address("192.0.2.1"), start).await.is_ok());
+            assert!(
+                limits
+                    .admit(RateLimitBucket::Credentials, address("192.0.2.1"), start)
+                    .await
+                    .is_ok()
+            );
         }
-        let Err(Error::RateLimited { retry_after: wait, limit: 5 }) =
-            limits.admit(RateLimitBucket::Credentials, address("192.0.2.1"), start).await
+        let Err(Error::RateLimited {
+            retry_after: wait,
+            limit: 5,
+        }) = limits
+            .admit(RateLimitBucket::Credentials, address("192.0.2.1"), start)
+            .await
         else {
             panic!("not refused")
         };
-        assert!(limits.admit(RateLimitBucket::Credentials, address("192.0.2.2"), start).await.is_ok());
-        assert!(limits.admit(RateLimitBucket::Credentials, address("192.0.2.1"), start.plus(wait / 2)).await.is_err());
-        assert!(limits.admit(RateLimitBucket::Credentials, address("192.0.2.1"), start.plus(wait)).await.is_ok());
+        assert!(
+            limits
+                .admit(RateLimitBucket::Credentials, address("192.0.2.2"), start)
+                .await
+                .is_ok()
+        );
+        assert!(
+            limits
+                .admit(
+                    RateLimitBucket::Credentials,
+                    address("192.0.2.1"),
+                    start.plus(wait / 2)
+                )
+                .await
+                .is_err()
+        );
+        assert!(
+            limits
+                .admit(
+                    RateLimitBucket::Credentials,
+                    address("192.0.2.1"),
+                    start.plus(wait)
+                )
+                .await
+                .is_ok()
+        );
     }
 
     #[test]
@@ -358,38 +442,89 @@ mod tests {
         let limits = RateLimiter::new(Some(LIMITS), None);
         for number in 0..1_000_000_u32 {
             let who = ClientKey::address(IpAddr::V4(number.into()));
-            limits.admit(RateLimitBucket::Auth, who, Timestamp::from_micros(0)).await.unwrap();
+            limits
+                .admit(RateLimitBucket::Auth, who, Timestamp::from_micros(0))
+                .await
+                .unwrap();
         }
-        let total: usize = limits.shards.iter().map(|shard| shard.lock().unwrap().len()).sum();
+        let total: usize = limits
+            .shards
+            .iter()
+            .map(|shard| shard.lock().unwrap().len())
+            .sum();
         assert!(total <= SHARDS * KEYS_PER_SHARD, "{total}");
     }
 
     #[tokio::test]
     async fn points_add_up_and_run_out() {
         let limits = RateLimiter::new(Some(LIMITS), None);
-        let (who, start) = (address("192.0.2.1"), Timestamp::from_micros(WINDOW_MICROS * 1_000));
-        let standing = limits.spend(RateLimitBucket::Cost, who, 70, start).await.unwrap().unwrap();
-        assert_eq!((standing.limit, standing.used, standing.remaining()), (100, 70, 30));
+        let (who, start) = (
+            address("192.0.2.1"),
+            Timestamp::from_micros(WINDOW_MICROS * 1_000),
+        );
+        let standing = limits
+            .spend(RateLimitBucket::Cost, who, 70, start)
+            .await
+            .unwrap()
+            .unwrap();
+        assert_eq!(
+            (standing.limit, standing.used, standing.remaining()),
+            (100, 70, 30)
+        );
         assert_eq!(standing.reset, Duration::from_secs(60));
-        assert_eq!(limits.spend(RateLimitBucket::Cost, who, 70, start).await.unwrap().unwrap().remaining(), 0);
-        assert!(limits.spend(RateLimitBucket::Cost, who, 1, start).await.is_err());
-        assert!(limits.spend(RateLimitBucket::Cost, who, 1, start.plus(Duration::from_secs(120))).await.is_ok());
+        assert_eq!(
+            limits
+                .spend(RateLimitBucket::Cost, who, 70, start)
+                .await
+                .unwrap()
+                .unwrap()
+                .remaining(),
+            0
+        );
+        assert!(
+            limits
+                .spend(RateLimitBucket::Cost, who, 1, start)
+                .await
+                .is_err()
+        );
+        assert!(
+            limits
+                .spend(
+                    RateLimitBucket::Cost,
+                    who,
+                    1,
+                    start.plus(Duration::from_secs(120))
+                )
+                .await
+                .is_ok()
+        );
     }
 
     /// Needs a Redis: `TEST_REDIS_URL=redis://127.0.0.1:6379 cargo test --lib limits`.
     #[tokio::test]
     async fn instances_share_what_is_counted_and_count_alone_when_redis_is_away() {
-        let Ok(url) = std::env::var("TEST_REDIS_URL") else { return };
-        let on = |url: &str| RateLimiter::new(Some(LIMITS), Some(redis::Client::open(url).unwrap()));
+        let Ok(url) = std::env::var("TEST_REDIS_URL") else {
+            return;
+        };
+        let on =
+            |url: &str| RateLimiter::new(Some(LIMITS), Some(redis::Client::open(url).unwrap()));
         let now = Timestamp::from_micros(0);
         let are_shared = async || {
             let (one, other, who) = (on(&url), on(&url), ClientKey::User(Id::new()));
             for _ in 0..5 {
                 assert!(one.admit(RateLimitBucket::Graphql, who, now).await.is_ok());
-                assert!(other.admit(RateLimitBucket::Graphql, who, now).await.is_ok());
+                assert!(
+                    other
+                        .admit(RateLimitBucket::Graphql, who, now)
+                        .await
+                        .is_ok()
+                );
             }
             one.admit(RateLimitBucket::Graphql, who, now).await.is_err()
-                && other.admit(RateLimitBucket::Graphql, who, now).await.is_err()
+                && other
+                    .admit(RateLimitBucket::Graphql, who, now)
+                    .await
+                    .is_err()
         };
         // After one slow answer of Redis, as on a stalled machine, an instance counts alone for a
         // second.
@@ -398,6 +533,10 @@ mod tests {
         for _ in 0..10 {
             assert!(away.admit(RateLimitBucket::Graphql, who, now).await.is_ok());
         }
-        assert!(away.admit(RateLimitBucket::Graphql, who, now).await.is_err());
+        assert!(
+            away.admit(RateLimitBucket::Graphql, who, now)
+                .await
+                .is_err()
+        );
     }
 }

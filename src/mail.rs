@@ -64,7 +64,11 @@ enum MailDecision {
 
 /// The token for a message, or what to do without one.
 enum TokenOutcome {
-    Token { recipient: String, token: String, quota_entry: Id },
+    Token {
+        recipient: String,
+        token: String,
+        quota_entry: Id,
+    },
     Defer,
     Drop,
 }
@@ -114,11 +118,16 @@ impl Mailer {
             None => None,
             Some(url) => {
                 let url = std::str::from_utf8(url.expose()).map_err(Error::internal)?;
-                let transport = AsyncSmtpTransport::<Tokio1Executor>::from_url(url).map_err(Error::internal)?;
+                let transport =
+                    AsyncSmtpTransport::<Tokio1Executor>::from_url(url).map_err(Error::internal)?;
                 Some(transport.timeout(Some(SMTP_TIMEOUT)).build())
             }
         };
-        Ok(Self { from: app.config.mail_from.parse().map_err(Error::internal)?, transport, app })
+        Ok(Self {
+            from: app.config.mail_from.parse().map_err(Error::internal)?,
+            transport,
+            app,
+        })
     }
 
     /// Sends every due message. A failed one is retried with growing delays.
@@ -164,26 +173,47 @@ impl Mailer {
         };
         match mail.kind {
             MailKind::TaskAssigned => {
-                let Some(id) = mail.user_id else { return Ok(MailDecision::Drop) };
+                let Some(id) = mail.user_id else {
+                    return Ok(MailDecision::Drop);
+                };
                 // The recipient may have unsubscribed or moved while the mail waited.
-                let user = user::any_by_ids(&mut self.app.db.conn().await?, &[id]).await?.pop();
-                if !user.is_some_and(|user| user.wants_assignment_mail() && user.email == mail.recipient) {
+                let user = user::any_by_ids(&mut self.app.db.conn().await?, &[id])
+                    .await?
+                    .pop();
+                if !user.is_some_and(|user| {
+                    user.wants_assignment_mail() && user.email == mail.recipient
+                }) {
                     return Ok(MailDecision::Drop);
                 }
                 let token = unsubscribe::token(&config.secret_key, id);
-                let unsubscribe = Some(format!("{}/auth/unsubscribe?token={token}", config.public_url));
-                let paragraphs =
-                    ["Someone assigned a task to you. They gave it this title:".to_owned(), quoted(&mail.data)];
-                Ok(MailDecision::Send(OutgoingMail { unsubscribe, ..notice("A task was assigned to you", paragraphs) }))
+                let unsubscribe = Some(format!(
+                    "{}/auth/unsubscribe?token={token}",
+                    config.public_url
+                ));
+                let paragraphs = [
+                    "Someone assigned a task to you. They gave it this title:".to_owned(),
+                    quoted(&mail.data),
+                ];
+                Ok(MailDecision::Send(OutgoingMail {
+                    unsubscribe,
+                    ..notice("A task was assigned to you", paragraphs)
+                }))
             }
             MailKind::VerifyEmail => {
                 let paragraphs = [
-                    "To verify your e-mail address, open this link. It expires in 24 hours.".to_owned(),
+                    "To verify your e-mail address, open this link. It expires in 24 hours."
+                        .to_owned(),
                     "If you did not request this, you can ignore this message.".to_owned(),
                 ];
                 let letter = notice("Verify your e-mail address", paragraphs);
-                self.compose_with_token(mail, Purpose::VerifyEmail, VERIFY_LIFETIME, &config.verify_email_url, letter)
-                    .await
+                self.compose_with_token(
+                    mail,
+                    Purpose::VerifyEmail,
+                    VERIFY_LIFETIME,
+                    &config.verify_email_url,
+                    letter,
+                )
+                .await
             }
             MailKind::ResetPassword => {
                 let paragraphs = [
@@ -217,10 +247,13 @@ impl Mailer {
             }
             MailKind::PasswordChanged => {
                 let paragraphs = [
-                    "The password of your account was changed, and all other sessions were ended.".to_owned(),
-                    "If this was not you, reset your password now and contact your administrator.".to_owned(),
+                    "The password of your account was changed, and all other sessions were ended."
+                        .to_owned(),
+                    "If this was not you, reset your password now and contact your administrator."
+                        .to_owned(),
                 ];
-                self.admit_notice(mail, notice("Your password was changed", paragraphs)).await
+                self.admit_notice(mail, notice("Your password was changed", paragraphs))
+                    .await
             }
             MailKind::UsernameChanged => {
                 let paragraphs = [
@@ -229,7 +262,8 @@ impl Mailer {
                      back. Nobody else can take it for 3 days."
                         .to_owned(),
                 ];
-                self.admit_notice(mail, notice("Your username was changed", paragraphs)).await
+                self.admit_notice(mail, notice("Your username was changed", paragraphs))
+                    .await
             }
             MailKind::EmailChanged => {
                 let paragraphs = [
@@ -238,12 +272,20 @@ impl Mailer {
                      undoes the change. If you did not receive that message, contact your administrator."
                         .to_owned(),
                 ];
-                self.admit_notice(mail, notice("Your e-mail address was changed", paragraphs)).await
+                self.admit_notice(mail, notice("Your e-mail address was changed", paragraphs))
+                    .await
             }
             MailKind::EmailChangeRequested => match self.email_change(mail) {
                 Some((link, paragraphs)) => {
                     let letter = notice("Your e-mail address is about to change", paragraphs);
-                    self.admit_notice(mail, OutgoingMail { link: Some(link), ..letter }).await
+                    self.admit_notice(
+                        mail,
+                        OutgoingMail {
+                            link: Some(link),
+                            ..letter
+                        },
+                    )
+                    .await
                 }
                 None => Ok(MailDecision::Drop),
             },
@@ -264,7 +306,13 @@ impl Mailer {
              set a new password. It expires in 3 days."
                 .to_owned(),
         ];
-        Some((link(&format!("{}{CANCEL_PAGE}", self.app.config.public_url), &token), paragraphs))
+        Some((
+            link(
+                &format!("{}{CANCEL_PAGE}", self.app.config.public_url),
+                &token,
+            ),
+            paragraphs,
+        ))
     }
 
     /// Adds a link with a new token to the letter.
@@ -277,9 +325,18 @@ impl Mailer {
         letter: OutgoingMail,
     ) -> Result<MailDecision> {
         Ok(match self.token(mail, purpose, lifetime).await? {
-            TokenOutcome::Token { recipient, token, quota_entry: counted } => {
+            TokenOutcome::Token {
+                recipient,
+                token,
+                quota_entry: counted,
+            } => {
                 let link = Some(link(page, &token));
-                MailDecision::Send(OutgoingMail { recipient, link, quota_entry: Some(counted), ..letter })
+                MailDecision::Send(OutgoingMail {
+                    recipient,
+                    link,
+                    quota_entry: Some(counted),
+                    ..letter
+                })
             }
             TokenOutcome::Defer => MailDecision::Defer,
             TokenOutcome::Drop => MailDecision::Drop,
@@ -289,12 +346,14 @@ impl Mailer {
     /// Sends a notice, unless the mail quota of its kind is exhausted.
     async fn admit_notice(&self, mail: &Mail, letter: OutgoingMail) -> Result<MailDecision> {
         let now = self.app.clock.now();
-        let admission = self
-            .app
-            .db
-            .transaction(async |tx| mail_quota::admit_account_mail(tx, now, mail.kind, &mail.recipient).await);
+        let admission = self.app.db.transaction(async |tx| {
+            mail_quota::admit_account_mail(tx, now, mail.kind, &mail.recipient).await
+        });
         Ok(match admission.await? {
-            QuotaDecision::Counted(id) => MailDecision::Send(OutgoingMail { quota_entry: Some(id), ..letter }),
+            QuotaDecision::Counted(id) => MailDecision::Send(OutgoingMail {
+                quota_entry: Some(id),
+                ..letter
+            }),
             QuotaDecision::Full(_) => MailDecision::Drop,
         })
     }
@@ -305,16 +364,25 @@ impl Mailer {
     /// An address entered by an anonymous client may differ from the account's in case or spelling
     /// and be another mailbox. So it only finds the account, and the mail goes to the address of
     /// the account.
-    async fn token(&self, mail: &Mail, purpose: Purpose, lifetime: Duration) -> Result<TokenOutcome> {
+    async fn token(
+        &self,
+        mail: &Mail,
+        purpose: Purpose,
+        lifetime: Duration,
+    ) -> Result<TokenOutcome> {
         let now = self.app.clock.now();
         let token = MailToken::new()?;
         let hash = token.hash();
         let issued = self.app.db.transaction(async |tx| {
             let id = match mail.user_id {
                 Some(id) => Some(id),
-                None => user::find_by_email(tx, &mail.recipient).await?.map(|user| user.id),
+                None => user::find_by_email(tx, &mail.recipient)
+                    .await?
+                    .map(|user| user.id),
             };
-            let Some(id) = id else { return Ok(Err(TokenOutcome::Drop)) };
+            let Some(id) = id else {
+                return Ok(Err(TokenOutcome::Drop));
+            };
             let Some(user) = user::lock(tx, id).await?.filter(|user| user.is_active) else {
                 return Ok(Err(TokenOutcome::Drop));
             };
@@ -322,13 +390,18 @@ impl Mailer {
             if !mail::is_claimed(tx, mail).await? {
                 return Ok(Err(TokenOutcome::Drop));
             }
-            let recipient = if mail.user_id.is_some() { &mail.recipient } else { &user.email };
+            let recipient = if mail.user_id.is_some() {
+                &mail.recipient
+            } else {
+                &user.email
+            };
             if purpose == Purpose::VerifyEmail && user.email_verified && user.email == *recipient {
                 return Ok(Err(TokenOutcome::Drop));
             }
             match mail_quota::admit_account_mail(tx, now, mail.kind, recipient).await? {
                 QuotaDecision::Counted(counted) => {
-                    token::insert(tx, user.id, purpose, &hash, recipient, now.plus(lifetime)).await?;
+                    token::insert(tx, user.id, purpose, &hash, recipient, now.plus(lifetime))
+                        .await?;
                     Ok(Ok((recipient.clone(), counted)))
                 }
                 // Messages to the account's own address are few, so they can wait. Users can request
@@ -342,9 +415,11 @@ impl Mailer {
             }
         });
         Ok(match issued.await? {
-            Ok((recipient, counted)) => {
-                TokenOutcome::Token { recipient, token: token.into_string(), quota_entry: counted }
-            }
+            Ok((recipient, counted)) => TokenOutcome::Token {
+                recipient,
+                token: token.into_string(),
+                quota_entry: counted,
+            },
             Err(none) => none,
         })
     }
@@ -360,7 +435,10 @@ impl Mailer {
             );
             return Ok(());
         };
-        let recipient: Mailbox = letter.recipient.parse().map_err(|_| "invalid recipient address".to_owned())?;
+        let recipient: Mailbox = letter
+            .recipient
+            .parse()
+            .map_err(|_| "invalid recipient address".to_owned())?;
         let mut message = Message::builder()
             .from(self.from.clone())
             .to(recipient)
@@ -374,7 +452,10 @@ impl Mailer {
             }
         }
         let message = message
-            .multipart(MultiPart::alternative_plain_html(letter.text(), letter.html()))
+            .multipart(MultiPart::alternative_plain_html(
+                letter.text(),
+                letter.html(),
+            ))
             .map_err(|error| error.to_string())?;
         // The transport's own timeout covers only the connection setup.
         match tokio::time::timeout(SMTP_TIMEOUT, transport.send(message)).await {
@@ -415,7 +496,10 @@ impl OutgoingMail {
             html.push_str(&format!("<p><a href=\"{link}\">{link}</a></p>"));
         }
         if let Some(address) = &self.unsubscribe {
-            html.push_str(&format!("<p><a href=\"{}\">{UNSUBSCRIBE_TEXT}</a></p>", escape_html(address)));
+            html.push_str(&format!(
+                "<p><a href=\"{}\">{UNSUBSCRIBE_TEXT}</a></p>",
+                escape_html(address)
+            ));
         }
         html.push_str("</body></html>");
         html
@@ -428,7 +512,10 @@ const MAX_QUOTE: usize = 200;
 /// A text from users without anything that looks like more than one line of text or changes its
 /// order.
 fn one_line(text: &str) -> String {
-    let visible: String = text.chars().map(|c| if is_deceptive(c) { ' ' } else { c }).collect();
+    let visible: String = text
+        .chars()
+        .map(|c| if is_deceptive(c) { ' ' } else { c })
+        .collect();
     let line = visible.split_whitespace().collect::<Vec<_>>().join(" ");
     line.chars().take(MAX_QUOTE).collect()
 }
@@ -440,5 +527,8 @@ fn quoted(text: &str) -> String {
 }
 
 fn escape_html(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+    text.replace('&', "&amp;")
+        .replace('<', "&lt;")
+        .replace('>', "&gt;")
+        .replace('"', "&quot;")
 }

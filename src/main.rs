@@ -182,7 +182,9 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     // The file is optional, but a malformed one must not be read halfway.
     match dotenvy::dotenv() {
-        Err(error) if !error.not_found() => return report_error(&CommandError(format!(".env: {error}"))),
+        Err(error) if !error.not_found() => {
+            return report_error(&CommandError(format!(".env: {error}")));
+        }
         _ => {}
     }
     let runtime = match server::runtime() {
@@ -213,19 +215,30 @@ async fn run(command: Command) -> Result<(), CommandError> {
         }
         Command::Move { from, to } => {
             let to = to.or_else(|| parse_location(&env_var("DATABASE_URL")?).ok());
-            let to = to.ok_or_else(|| CommandError("set the target with --to or DATABASE_URL".to_owned()))?;
+            let to = to.ok_or_else(|| {
+                CommandError("set the target with --to or DATABASE_URL".to_owned())
+            })?;
             println!("{}", relocate::run(&from, &to).await?);
-            println!("{}", relocate::copy_keys(&|name| std::env::var(name).ok(), &from, &to));
-            println!("Set DATABASE_URL to the new database and start the server. The SQLite file is unchanged.");
+            println!(
+                "{}",
+                relocate::copy_keys(&|name| std::env::var(name).ok(), &from, &to)
+            );
+            println!(
+                "Set DATABASE_URL to the new database and start the server. The SQLite file is unchanged."
+            );
             return Ok(());
         }
-        Command::Config { command: ConfigCommand::Check } => {
+        Command::Config {
+            command: ConfigCommand::Check,
+        } => {
             let checked = settings::check(&env_var, &env_file());
             print!("{checked}");
             return check_report(&checked.report);
         }
         Command::Doctor => {
-            let settings::SettingsCheck { config, mut report, .. } = settings::check(&env_var, &env_file());
+            let settings::SettingsCheck {
+                config, mut report, ..
+            } = settings::check(&env_var, &env_file());
             if let Some(config) = &config {
                 doctor::run(config, &env_var, &Clock::system(), &mut report).await;
             }
@@ -237,12 +250,19 @@ async fn run(command: Command) -> Result<(), CommandError> {
     let config = Config::from_env()?;
     telemetry::init_logging(&config);
     match command {
-        Command::Schema | Command::Openapi | Command::Move { .. } | Command::Config { .. } | Command::Doctor => Ok(()),
+        Command::Schema
+        | Command::Openapi
+        | Command::Move { .. }
+        | Command::Config { .. }
+        | Command::Doctor => Ok(()),
         Command::Backup { file } => {
             let bytes = backup::run(&config.database, file.clone()).await?;
             println!("Created and verified {}: {bytes} bytes.", file.display());
             if let Some(keys) = keys_file(&env_var, &config.database) {
-                println!("Back up {} as well: without its keys all users have to log in again.", keys.display());
+                println!(
+                    "Back up {} as well: without its keys all users have to log in again.",
+                    keys.display()
+                );
             }
             Ok(())
         }
@@ -262,7 +282,9 @@ async fn run(command: Command) -> Result<(), CommandError> {
         Command::Demo => {
             let app = open_app(config).await?;
             let password = demo::fill(&app).await?;
-            println!("Done. Log in as alice, bob, carol, dave or erin (admin) with password {password}");
+            println!(
+                "Done. Log in as alice, bob, carol, dave or erin (admin) with password {password}"
+            );
             app.db.close().await;
             Ok(())
         }
@@ -275,12 +297,16 @@ fn env_var(name: &str) -> Option<String> {
 
 /// The settings of `.env`, to distinguish them from the environment's.
 fn env_file() -> BTreeMap<String, String> {
-    dotenvy::dotenv_iter().map(|pairs| pairs.flatten().collect()).unwrap_or_default()
+    dotenvy::dotenv_iter()
+        .map(|pairs| pairs.flatten().collect())
+        .unwrap_or_default()
 }
 
 fn check_report(report: &Report) -> Result<(), CommandError> {
     match report.worst() {
-        Severity::Fail => Err(CommandError("see the lines that start with `fail`".to_owned())),
+        Severity::Fail => Err(CommandError(
+            "see the lines that start with `fail`".to_owned(),
+        )),
         Severity::Ok | Severity::Warn => Ok(()),
     }
 }
@@ -313,14 +339,22 @@ async fn serve(config: Config) -> Result<(), CommandError> {
 }
 
 /// Prints the addresses of the server.
-async fn print_addresses(app: &App, address: SocketAddr, metrics: Option<SocketAddr>) -> Result<(), CommandError> {
+async fn print_addresses(
+    app: &App,
+    address: SocketAddr,
+    metrics: Option<SocketAddr>,
+) -> Result<(), CommandError> {
     let database = match &app.config.database {
         Location::Sqlite(path) => format!("SQLite, {}", path.display()),
         Location::Postgres(_) => "PostgreSQL".to_owned(),
     };
     // The reader of standard output may be gone.
     let mut out = std::io::stdout();
-    let _ = writeln!(out, "fasttrack {} listens on http://{address} ({database})", env!("CARGO_PKG_VERSION"));
+    let _ = writeln!(
+        out,
+        "fasttrack {} listens on http://{address} ({database})",
+        env!("CARGO_PKG_VERSION")
+    );
     let _ = writeln!(out, "  GraphQL   http://{address}/graphql");
     if app.config.graphiql {
         let _ = writeln!(out, "  GraphiQL  http://{address}/graphiql");
@@ -333,7 +367,10 @@ async fn print_addresses(app: &App, address: SocketAddr, metrics: Option<SocketA
     }
     if !user::has_admin(&mut app.db.conn().await?).await? {
         let _ = writeln!(out, "There is no admin yet. Create one with:");
-        let _ = writeln!(out, "  fasttrack user create --email you@example.org --username you --admin");
+        let _ = writeln!(
+            out,
+            "  fasttrack user create --email you@example.org --username you --admin"
+        );
     }
     Ok(())
 }
@@ -343,7 +380,10 @@ fn shutdown_signal() -> impl Future<Output = ()> {
     #[cfg(unix)]
     let signals = {
         use tokio::signal::unix::{SignalKind, signal};
-        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+        (
+            signal(SignalKind::terminate()),
+            signal(SignalKind::interrupt()),
+        )
     };
     async move {
         #[cfg(unix)]
@@ -364,10 +404,13 @@ fn shutdown_signal() -> impl Future<Output = ()> {
 async fn manage_users(config: Config, command: UserCommand) -> Result<(), CommandError> {
     let app = open_app(config).await?;
     let now = app.clock.now();
-    let named = async |username: &str| match user::find_by_username(&mut app.db.conn().await?, username).await? {
-        Some(user) => Ok(user),
-        None => Err(CommandError(format!("no user named {username}"))),
-    };
+    let named =
+        async |username: &str| match user::find_by_username(&mut app.db.conn().await?, username)
+            .await?
+        {
+            Some(user) => Ok(user),
+            None => Err(CommandError(format!("no user named {username}"))),
+        };
     match command {
         UserCommand::Create(new) => {
             let password = read_password(new.password_stdin)?;
@@ -379,17 +422,30 @@ async fn manage_users(config: Config, command: UserCommand) -> Result<(), Comman
                 role: if new.admin { Role::Admin } else { Role::User },
                 email_verified: true,
             };
-            let user = user::create(&app.db, now, &account.check(&app).await?, &ClientInfo::default()).await?;
+            let user = user::create(
+                &app.db,
+                now,
+                &account.check(&app).await?,
+                &ClientInfo::default(),
+            )
+            .await?;
             println!("Created {} with role {:?}.", user.username, user.role);
         }
         UserCommand::List => {
             for user in user::all(&mut app.db.conn().await?).await? {
                 let state = if user.is_active { "active" } else { "disabled" };
-                println!("{}\t{}\t{:?}\t{state}\t{}", user.username, user.email, user.role, user.created_at);
+                println!(
+                    "{}\t{}\t{:?}\t{state}\t{}",
+                    user.username, user.email, user.role, user.created_at
+                );
             }
         }
         UserCommand::SetRole { username, role } => {
-            let role = if role == "admin" { Role::Admin } else { Role::User };
+            let role = if role == "admin" {
+                Role::Admin
+            } else {
+                Role::User
+            };
             let user = named(&username).await?;
             user::update_from_shell(&app.db, now, user.id, Some(role), None).await?;
             println!("{username} now has role {role:?}.");
@@ -404,13 +460,21 @@ async fn manage_users(config: Config, command: UserCommand) -> Result<(), Comman
             user::update_from_shell(&app.db, now, user.id, None, Some(true)).await?;
             println!("{username} is enabled.");
         }
-        UserCommand::ResetPassword { username, password_stdin } => {
+        UserCommand::ResetPassword {
+            username,
+            password_stdin,
+        } => {
             let user = named(&username).await?;
             let personal = [user.email.as_str(), user.username.as_str()];
-            let password =
-                Password::parse("password", &read_password(password_stdin)?, app.config.password_policy, &personal);
+            let password = Password::parse(
+                "password",
+                &read_password(password_stdin)?,
+                app.config.password_policy,
+                &personal,
+            );
             let password = password.map_err(|fault| Error::UserErrors(vec![fault]))?;
-            account::set_password(&app.db, now, &user, &app.credentials.hash(&password).await?).await?;
+            account::set_password(&app.db, now, &user, &app.credentials.hash(&password).await?)
+                .await?;
             println!("Set the password of {username} and ended all sessions.");
         }
     }

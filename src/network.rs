@@ -24,13 +24,19 @@ impl Network {
     pub fn contains(&self, address: IpAddr) -> bool {
         let address = address.to_canonical();
         let masked = |value: u128, width: u8| {
-            if self.bits == 0 { 0 } else { value >> (width - self.bits) }
+            if self.bits == 0 {
+                0
+            } else {
+                value >> (width - self.bits)
+            }
         };
         match (self.base, address) {
             (IpAddr::V4(base), IpAddr::V4(address)) => {
                 masked(u32::from(base).into(), 32) == masked(u32::from(address).into(), 32)
             }
-            (IpAddr::V6(base), IpAddr::V6(address)) => masked(base.into(), 128) == masked(address.into(), 128),
+            (IpAddr::V6(base), IpAddr::V6(address)) => {
+                masked(base.into(), 128) == masked(address.into(), 128)
+            }
             _ => false,
         }
     }
@@ -39,7 +45,9 @@ impl Network {
 /// Whether these networks together cover all of IPv4 or all of IPv6.
 pub fn cover_all_addresses(networks: &[Network]) -> bool {
     let of = |is_v4: bool, width: u8| {
-        let same = networks.iter().filter(|network| network.base.is_ipv4() == is_v4);
+        let same = networks
+            .iter()
+            .filter(|network| network.base.is_ipv4() == is_v4);
         let ranges: Vec<(u128, u8)> = same
             .map(|network| match network.base {
                 IpAddr::V4(base) => (u128::from(u32::from(base)) << 96, network.bits),
@@ -54,11 +62,17 @@ pub fn cover_all_addresses(networks: &[Network]) -> bool {
 /// Whether the ranges cover the range that begins with the first `bits` bits of `base`. A range is
 /// its first address, left-aligned in 128 bits, and its prefix length.
 fn covers(ranges: &[(u128, u8)], base: u128, bits: u8, width: u8) -> bool {
-    let begins_alike = |one: u128, other: u128, bits: u8| bits == 0 || (one ^ other) >> (128 - bits) == 0;
-    if ranges.iter().any(|(first, prefix)| *prefix <= bits && begins_alike(*first, base, *prefix)) {
+    let begins_alike =
+        |one: u128, other: u128, bits: u8| bits == 0 || (one ^ other) >> (128 - bits) == 0;
+    if ranges
+        .iter()
+        .any(|(first, prefix)| *prefix <= bits && begins_alike(*first, base, *prefix))
+    {
         return true;
     }
-    let inside = ranges.iter().any(|(first, _)| begins_alike(*first, base, bits));
+    let inside = ranges
+        .iter()
+        .any(|(first, _)| begins_alike(*first, base, bits));
     inside
         && bits < width
         && covers(ranges, base, bits + 1, width)
@@ -96,12 +110,30 @@ mod tests {
 
     #[test]
     fn networks_may_have_everything_together() {
-        let have =
-            |list: &str| cover_all_addresses(&list.split(' ').map(|item| item.parse().unwrap()).collect::<Vec<_>>());
-        for all in ["0.0.0.0/0", "::/0", "10.0.0.0/8 7.7.7.7/0", "0.0.0.0/1 128.0.0.0/1", "::/1 8000::/2 c000::/2"] {
+        let have = |list: &str| {
+            cover_all_addresses(
+                &list
+                    .split(' ')
+                    .map(|item| item.parse().unwrap())
+                    .collect::<Vec<_>>(),
+            )
+        };
+        for all in [
+            "0.0.0.0/0",
+            "::/0",
+            "10.0.0.0/8 7.7.7.7/0",
+            "0.0.0.0/1 128.0.0.0/1",
+            "::/1 8000::/2 c000::/2",
+        ] {
             assert!(have(all), "{all}");
         }
-        for some in ["10.0.0.0/8", "0.0.0.0/1 ::/1", "0.0.0.0/1 128.0.0.0/2", "127.0.0.1", "::1 8000::/1"] {
+        for some in [
+            "10.0.0.0/8",
+            "0.0.0.0/1 ::/1",
+            "0.0.0.0/1 128.0.0.0/2",
+            "127.0.0.1",
+            "::1 8000::/1",
+        ] {
             assert!(!have(some), "{some}");
         }
     }

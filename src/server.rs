@@ -25,7 +25,10 @@ const EVENT_INTERVAL: u32 = 7;
 
 /// Creates the tokio runtime.
 pub fn runtime() -> std::io::Result<Runtime> {
-    Builder::new_multi_thread().enable_all().event_interval(EVENT_INTERVAL).build()
+    Builder::new_multi_thread()
+        .enable_all()
+        .event_interval(EVENT_INTERVAL)
+        .build()
 }
 
 /// A running server.
@@ -54,18 +57,39 @@ impl Server {
         let connections = app.config.connections;
         let (draining, trusted) = (app.draining.clone(), &app.config.trusted_proxies);
         let serve = |listener, router, stop: &CancellationToken| {
-            http::serve(listener, router, connections, trusted.clone(), draining.clone(), stop.clone())
+            http::serve(
+                listener,
+                router,
+                connections,
+                trusted.clone(),
+                draining.clone(),
+                stop.clone(),
+            )
         };
         let http = tokio::spawn(serve(listener, router, &closing));
         let measured = |listener| tokio::spawn(serve(listener, http::metrics_router(app), &stop));
         let metrics = metrics.map(measured);
         jobs.spawn(http::health::monitor(Arc::clone(app), stop.clone()));
-        Ok(Self { app: Arc::clone(app), closing, http, metrics, stop, jobs })
+        Ok(Self {
+            app: Arc::clone(app),
+            closing,
+            http,
+            metrics,
+            stop,
+            jobs,
+        })
     }
 
     /// Shuts down in order. Returns whether everything completed before the deadline.
     pub async fn shut_down(self) -> bool {
-        let Self { app, closing, mut http, stop, jobs, metrics } = self;
+        let Self {
+            app,
+            closing,
+            mut http,
+            stop,
+            jobs,
+            metrics,
+        } = self;
         app.draining.cancel();
         tokio::time::sleep(app.config.drain).await;
         closing.cancel();

@@ -57,7 +57,9 @@ pub fn init_logging(config: &Config) {
     // Without a mail server the log is the only way to read a mail, so no log level hides it. The
     // more specific directive wins.
     let filter = EnvFilter::new(format!("{},{UNSENT_MAIL_TARGET}=info", config.log_filter));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
     // A line that cannot be written, as on a full disk, is dropped: reporting the error would
     // panic.
     let builder = builder.log_internal_errors(false);
@@ -80,10 +82,13 @@ struct ActiveTracer {
 impl TraceExporter {
     /// Starts the exporter. Must be called within the runtime that is to send the spans.
     pub fn open(config: Option<&config::TraceConfig>) -> Result<Self> {
-        let Some(config) = config else { return Ok(Self(None)) };
+        let Some(config) = config else {
+            return Ok(Self(None));
+        };
         let headers = config.headers.iter();
-        let headers: HashMap<String, String> =
-            headers.filter_map(|(name, value)| Some((name.to_string(), value.to_str().ok()?.to_owned()))).collect();
+        let headers: HashMap<String, String> = headers
+            .filter_map(|(name, value)| Some((name.to_string(), value.to_str().ok()?.to_owned())))
+            .collect();
         let exporter = SpanExporter::builder()
             .with_http()
             .with_http_client(CollectorClient::new(config)?)
@@ -98,11 +103,17 @@ impl TraceExporter {
             .with_attribute(KeyValue::new("service.instance.id", Id::new().to_string()));
         let provider = SdkTracerProvider::builder()
             .with_resource(resource.build())
-            .with_sampler(Sampler::ParentBased(Box::new(Sampler::TraceIdRatioBased(config.ratio))))
+            .with_sampler(Sampler::ParentBased(Box::new(Sampler::TraceIdRatioBased(
+                config.ratio,
+            ))))
             .with_batch_exporter(exporter)
             .build();
         let tracer = provider.tracer("fasttrack");
-        Ok(Self(Some(ActiveTracer { provider, tracer, propagator: TraceContextPropagator::new() })))
+        Ok(Self(Some(ActiveTracer {
+            provider,
+            tracer,
+            propagator: TraceContextPropagator::new(),
+        })))
     }
 
     /// Starts the span of a request, in the trace of its `traceparent` or in a new one.
@@ -110,13 +121,22 @@ impl TraceExporter {
         let running = self.0.as_ref()?;
         let headers = request.headers();
         let parent = match has_traceparent(headers) {
-            true => running.propagator.extract_with_context(&Context::new(), &HeaderExtractor(headers)),
+            true => running
+                .propagator
+                .extract_with_context(&Context::new(), &HeaderExtractor(headers)),
             false => Context::new(),
         };
         let method = request.method();
-        let known =
-            [Method::GET, Method::HEAD, Method::POST, Method::OPTIONS, Method::PUT, Method::PATCH, Method::DELETE]
-                .contains(method);
+        let known = [
+            Method::GET,
+            Method::HEAD,
+            Method::POST,
+            Method::OPTIONS,
+            Method::PUT,
+            Method::PATCH,
+            Method::DELETE,
+        ]
+        .contains(method);
         let method = if known { method.as_str() } else { "_OTHER" };
         let mut attributes = vec![
             KeyValue::new("http.request.method", method.to_owned()),
@@ -127,8 +147,14 @@ impl TraceExporter {
         attributes.extend(route.map(|route| KeyValue::new("http.route", route.to_owned())));
         let name = if known { method } else { "HTTP" };
         let name = route.map_or_else(|| name.to_owned(), |route| format!("{name} {route}"));
-        let span = running.tracer.span_builder(name).with_kind(SpanKind::Server).with_attributes(attributes);
-        Some(ActiveSpan(parent.with_span(running.tracer.build_with_context(span, &parent))))
+        let span = running
+            .tracer
+            .span_builder(name)
+            .with_kind(SpanKind::Server)
+            .with_attributes(attributes);
+        Some(ActiveSpan(
+            parent.with_span(running.tracer.build_with_context(span, &parent)),
+        ))
     }
 
     /// Starts the span of an operation or of opening a subscription: a child of the request span,
@@ -156,15 +182,25 @@ impl TraceExporter {
         let span = running
             .tracer
             .span_builder(span)
-            .with_kind(if within { SpanKind::Internal } else { SpanKind::Server })
+            .with_kind(if within {
+                SpanKind::Internal
+            } else {
+                SpanKind::Server
+            })
             .with_attributes(operation_attributes(kind, name));
-        Some(ActiveSpan(parent.with_span(running.tracer.build_with_context(span, &parent))))
+        Some(ActiveSpan(
+            parent.with_span(running.tracer.build_with_context(span, &parent)),
+        ))
     }
 
     /// Adds the operation to the span of the current request.
     pub fn set_operation(&self, kind: &'static str, name: Option<&str>) {
         if self.0.is_some() {
-            Context::map_current(|context| context.span().set_attributes(operation_attributes(kind, name)));
+            Context::map_current(|context| {
+                context
+                    .span()
+                    .set_attributes(operation_attributes(kind, name))
+            });
         }
     }
 
@@ -173,7 +209,10 @@ impl TraceExporter {
         let Some(running) = &self.0 else { return };
         let provider = running.provider.clone();
         // Blocks on the export thread. Spans that could not be sent are reported in the log.
-        drop(tokio::task::spawn_blocking(move || provider.shutdown_with_timeout(FLUSH_TIMEOUT)).await);
+        drop(
+            tokio::task::spawn_blocking(move || provider.shutdown_with_timeout(FLUSH_TIMEOUT))
+                .await,
+        );
     }
 }
 
@@ -188,9 +227,14 @@ impl ActiveSpan {
     /// Records the response of a request.
     pub fn record_response(&self, answer: &Answer, request_id: &str) {
         let (span, status) = (self.0.span(), answer.status());
-        span.set_attribute(KeyValue::new("http.response.status_code", i64::from(status.as_u16())));
+        span.set_attribute(KeyValue::new(
+            "http.response.status_code",
+            i64::from(status.as_u16()),
+        ));
         // The semantic conventions define header values as lists.
-        let id = Value::Array(Array::String(vec![StringValue::from(request_id.to_owned())]));
+        let id = Value::Array(Array::String(vec![StringValue::from(
+            request_id.to_owned(),
+        )]));
         span.set_attribute(KeyValue::new("http.response.header.x-request-id", id));
         if status.is_server_error() {
             span.set_attribute(KeyValue::new("error.type", status.as_str().to_owned()));
@@ -241,11 +285,18 @@ fn protocol_version(request: &Request) -> &'static str {
 /// shorter numbers.
 fn has_traceparent(headers: &HeaderMap) -> bool {
     let mut values = headers.get_all("traceparent").iter();
-    let (Some(value), None) = (values.next(), values.next()) else { return false };
-    let Ok(text) = value.to_str() else { return false };
+    let (Some(value), None) = (values.next(), values.next()) else {
+        return false;
+    };
+    let Ok(text) = value.to_str() else {
+        return false;
+    };
     let parts: Vec<&str> = text.split('-').collect();
     let hex = |part: &str, length: usize| {
-        part.len() == length && part.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+        part.len() == length
+            && part
+                .bytes()
+                .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
     };
     // Later versions may append fields to those of version 00.
     matches!(parts[..], [version, trace, parent, flags, ref more @ ..]
@@ -266,13 +317,20 @@ type HttpsClient = Client<HttpsConnector<HttpConnector>, Full<Bytes>>;
 impl CollectorClient {
     fn new(config: &config::TraceConfig) -> Result<Self> {
         let runtime = Handle::try_current().map_err(Error::internal)?;
-        Ok(Self { http: https_client(config)?, runtime, is_unreachable: Arc::default() })
+        Ok(Self {
+            http: https_client(config)?,
+            runtime,
+            is_unreachable: Arc::default(),
+        })
     }
 }
 
 #[async_trait]
 impl HttpClient for CollectorClient {
-    async fn send_bytes(&self, request: opentelemetry_http::Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
+    async fn send_bytes(
+        &self,
+        request: opentelemetry_http::Request<Bytes>,
+    ) -> Result<Response<Bytes>, HttpError> {
         let (http, away) = (self.http.clone(), Arc::clone(&self.is_unreachable));
         let sent = self.runtime.spawn(async move {
             let sent = send(&http, request).await;
@@ -305,19 +363,36 @@ fn https_client(config: &config::TraceConfig) -> Result<HttpsClient> {
     }
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let tls = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
-    let tls = tls.map_err(Error::internal)?.with_root_certificates(roots).with_no_client_auth();
-    let connector = HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1().build();
+    let tls = tls
+        .map_err(Error::internal)?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let connector = HttpsConnectorBuilder::new()
+        .with_tls_config(tls)
+        .https_or_http()
+        .enable_http1()
+        .build();
     Ok(Client::builder(TokioExecutor::new()).build(connector))
 }
 
-async fn send(http: &HttpsClient, request: axum::http::Request<Bytes>) -> Result<Response<Bytes>, String> {
+async fn send(
+    http: &HttpsClient,
+    request: axum::http::Request<Bytes>,
+) -> Result<Response<Bytes>, String> {
     let sent = async {
         let answer = http.request(request.map(Full::new)).await;
-        let (parts, body) = answer.map_err(|error| error_with_source(&error))?.into_parts();
-        let body = Limited::new(body, MAX_RESPONSE_BYTES).collect().await.map_err(|error| error.to_string())?;
+        let (parts, body) = answer
+            .map_err(|error| error_with_source(&error))?
+            .into_parts();
+        let body = Limited::new(body, MAX_RESPONSE_BYTES)
+            .collect()
+            .await
+            .map_err(|error| error.to_string())?;
         Ok(Response::from_parts(parts, body.to_bytes()))
     };
-    tokio::time::timeout(EXPORT_TIMEOUT, sent).await.unwrap_or_else(|_| Err("no response".to_owned()))
+    tokio::time::timeout(EXPORT_TIMEOUT, sent)
+        .await
+        .unwrap_or_else(|_| Err("no response".to_owned()))
 }
 
 /// Appends the source errors, because the error of the client itself does not state the reason.
@@ -333,15 +408,22 @@ fn error_with_source(error: &hyper_util::client::legacy::Error) -> String {
 
 /// Checks that the collector accepts traces. Returns the reason if it does not.
 pub async fn check_collector(config: &config::TraceConfig) -> Result<(), String> {
-    let mut request = axum::http::Request::post(&config.endpoint).header("content-type", "application/x-protobuf");
+    let mut request = axum::http::Request::post(&config.endpoint)
+        .header("content-type", "application/x-protobuf");
     for (name, value) in &config.headers {
         request = request.header(name, value);
     }
     // An export request without spans encodes to zero bytes.
-    let request = request.body(Bytes::new()).map_err(|error| error.to_string())?;
+    let request = request
+        .body(Bytes::new())
+        .map_err(|error| error.to_string())?;
     let http = https_client(config).map_err(|_| "TLS setup failed".to_owned())?;
     let answer = send(&http, request).await?;
-    if answer.status().is_success() { Ok(()) } else { Err(format!("it responded with {}", answer.status())) }
+    if answer.status().is_success() {
+        Ok(())
+    } else {
+        Err(format!("it responded with {}", answer.status()))
+    }
 }
 
 #[cfg(test)]
@@ -353,12 +435,21 @@ mod tests {
         let trace = "0af7651916cd43dd8448eb211c80319c";
         for (value, good) in [
             (format!("00-{trace}-b7ad6b7169203331-01"), true),
-            (format!("cc-{trace}-b7ad6b7169203331-01-what-the-future-will-be-like"), true),
+            (
+                format!("cc-{trace}-b7ad6b7169203331-01-what-the-future-will-be-like"),
+                true,
+            ),
             (format!("00-{trace}-b7ad6b7169203331-01-more"), false),
             (format!("00-{trace}-b7ad6b7169203331"), false),
             (format!("00-{trace}-b7ad6b7169203331-1"), false),
-            ("00-af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".to_owned(), false),
-            (format!("00-{}-b7ad6b7169203331-01", trace.to_uppercase()), false),
+            (
+                "00-af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".to_owned(),
+                false,
+            ),
+            (
+                format!("00-{}-b7ad6b7169203331-01", trace.to_uppercase()),
+                false,
+            ),
             (String::new(), false),
         ] {
             let value: axum::http::HeaderValue = value.parse().expect("a value");

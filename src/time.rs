@@ -15,7 +15,9 @@ use diesel::expression::AsExpression;
 /// Rounds up to whole seconds, at least one, so that a client that waits this long is not too
 /// early.
 pub fn whole_seconds(wait: Duration) -> u64 {
-    wait.as_secs().saturating_add(u64::from(wait.subsec_nanos() > 0)).max(1)
+    wait.as_secs()
+        .saturating_add(u64::from(wait.subsec_nanos() > 0))
+        .max(1)
 }
 
 /// A UTC timestamp with microsecond precision.
@@ -38,7 +40,8 @@ impl Timestamp {
     /// From an untrusted number: `None` unless it is [`Timestamp::MAX`] or in the range of RFC
     /// 3339.
     pub fn from_untrusted_micros(micros: i64) -> Option<Self> {
-        (micros == Self::MAX.0 || (Self::FIRST..=Self::LAST).contains(&micros)).then_some(Self(micros))
+        (micros == Self::MAX.0 || (Self::FIRST..=Self::LAST).contains(&micros))
+            .then_some(Self(micros))
     }
 
     /// Microseconds since 1970-01-01T00:00:00Z.
@@ -55,13 +58,16 @@ impl Timestamp {
     pub fn parse(text: &str) -> Option<Self> {
         // chrono reads a leap second as the following second, which RFC 3339 allows.
         let micros = DateTime::parse_from_rfc3339(text).ok()?.timestamp_micros();
-        (Self::FIRST..=Self::LAST).contains(&micros).then_some(Self(micros))
+        (Self::FIRST..=Self::LAST)
+            .contains(&micros)
+            .then_some(Self(micros))
     }
 
     /// Formats as RFC 3339 in UTC with microseconds. Values outside its range are clamped.
     pub fn text(self) -> [u8; 27] {
         let mut text = *b"0000-00-00T00:00:00.000000Z";
-        let moment = DateTime::from_timestamp_micros(self.0.clamp(Self::FIRST, Self::LAST)).unwrap_or_default();
+        let moment = DateTime::from_timestamp_micros(self.0.clamp(Self::FIRST, Self::LAST))
+            .unwrap_or_default();
         let parts = [
             (0..4, u32::try_from(moment.year()).unwrap_or_default()),
             (5..7, moment.month()),
@@ -81,11 +87,17 @@ impl Timestamp {
     }
 
     pub fn plus(self, span: Duration) -> Self {
-        Self(self.0.saturating_add(i64::try_from(span.as_micros()).unwrap_or(i64::MAX)))
+        Self(
+            self.0
+                .saturating_add(i64::try_from(span.as_micros()).unwrap_or(i64::MAX)),
+        )
     }
 
     pub fn minus(self, span: Duration) -> Self {
-        Self(self.0.saturating_sub(i64::try_from(span.as_micros()).unwrap_or(i64::MAX)))
+        Self(
+            self.0
+                .saturating_sub(i64::try_from(span.as_micros()).unwrap_or(i64::MAX)),
+        )
     }
 
     /// The duration since `earlier`, or zero if that is later.
@@ -133,7 +145,10 @@ impl Clock {
         Self(Some(Arc::new(AtomicI64::new(start.0))))
     }
 
-    #[expect(clippy::disallowed_methods, reason = "the only place that reads the system clock")]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the only place that reads the system clock"
+    )]
     pub fn now(&self) -> Timestamp {
         match &self.0 {
             None => Timestamp(Utc::now().timestamp_micros()),
@@ -144,7 +159,10 @@ impl Clock {
     /// Advances a fixed clock. The system clock is not affected.
     pub fn advance(&self, span: Duration) {
         if let Some(fixed) = &self.0 {
-            fixed.fetch_add(i64::try_from(span.as_micros()).unwrap_or(i64::MAX), Ordering::SeqCst);
+            fixed.fetch_add(
+                i64::try_from(span.as_micros()).unwrap_or(i64::MAX),
+                Ordering::SeqCst,
+            );
         }
     }
 }
@@ -158,7 +176,13 @@ mod tests {
 
     #[test]
     fn seconds_are_rounded_up() {
-        for (wait, seconds) in [(0, 1), (1, 1), (1_000_000_000, 1), (1_000_000_001, 2), (1_999_999_999, 2)] {
+        for (wait, seconds) in [
+            (0, 1),
+            (1, 1),
+            (1_000_000_000, 1),
+            (1_000_000_001, 2),
+            (1_999_999_999, 2),
+        ] {
             assert_eq!(whole_seconds(Duration::from_nanos(wait)), seconds, "{wait}");
         }
         assert_eq!(whole_seconds(Duration::MAX), u64::MAX);
@@ -183,7 +207,13 @@ mod tests {
 
     #[test]
     fn what_is_not_rfc_3339_is_refused() {
-        for text in ["", "2026-11-21", "2026-11-21T09:30:00", "2026-13-01T00:00:00Z", "+12026-01-01T00:00:00Z"] {
+        for text in [
+            "",
+            "2026-11-21",
+            "2026-11-21T09:30:00",
+            "2026-13-01T00:00:00Z",
+            "+12026-01-01T00:00:00Z",
+        ] {
             assert_eq!(Timestamp::parse(text), None, "{text}");
         }
     }

@@ -7,8 +7,8 @@ use async_graphql::{
     parser::{
         Positioned, parse_query,
         types::{
-            BaseType, Directive, ExecutableDocument, Field, OperationDefinition, OperationType, Selection,
-            SelectionSet, Type,
+            BaseType, Directive, ExecutableDocument, Field, OperationDefinition, OperationType,
+            Selection, SelectionSet, Type,
         },
     },
 };
@@ -21,7 +21,10 @@ use serde_json::{Map, Value, json};
 /// Replaces the variables of a value. A macro, because the type of such values has no public name.
 macro_rules! constant {
     ($value:expr) => {
-        $value.clone().into_const_with(|_| Ok::<_, std::convert::Infallible>(Literal::Null)).expect("infallible")
+        $value
+            .clone()
+            .into_const_with(|_| Ok::<_, std::convert::Infallible>(Literal::Null))
+            .expect("infallible")
     };
 }
 /// Limits that a document of a few lines can reach.
@@ -86,7 +89,14 @@ struct Reader<'a> {
 impl<'a> Reader<'a> {
     fn expand(&self, set: &'a SelectionSet) -> Naive {
         let mut naive = Naive::default();
-        let place = Place { level: 1, root: true, depth: 0, times: 1, introspection: None, spread: Vec::new() };
+        let place = Place {
+            level: 1,
+            root: true,
+            depth: 0,
+            times: 1,
+            introspection: None,
+            spread: Vec::new(),
+        };
         self.visit(set, &place, &mut naive);
         naive
     }
@@ -99,7 +109,10 @@ impl<'a> Reader<'a> {
         if !set.items.is_empty() {
             naive.levels = naive.levels.max(place.level);
         }
-        let inner = Place { level: place.level + 1, ..place.clone() };
+        let inner = Place {
+            level: place.level + 1,
+            ..place.clone()
+        };
         for selection in &set.items {
             naive.selections += 1;
             naive.values = naive.values.saturating_add(place.times);
@@ -127,9 +140,17 @@ impl<'a> Reader<'a> {
         naive.root_fields += u64::from(place.root);
         naive.aliases += u64::from(field.alias.is_some());
         place.root = false;
-        let list =
-            ["types", "fields", "args", "directives", "interfaces", "possibleTypes", "enumValues", "inputFields"]
-                .contains(&name);
+        let list = [
+            "types",
+            "fields",
+            "args",
+            "directives",
+            "interfaces",
+            "possibleTypes",
+            "enumValues",
+            "inputFields",
+        ]
+        .contains(&name);
         if let Some((depth, lists)) = &mut place.introspection {
             *depth += 1;
             *lists += u64::from(list);
@@ -139,7 +160,11 @@ impl<'a> Reader<'a> {
             place.depth += 1;
             naive.depth = naive.depth.max(place.depth);
         }
-        let page = if place.introspection.is_some() { list.then_some(10) } else { self.page(field) };
+        let page = if place.introspection.is_some() {
+            list.then_some(10)
+        } else {
+            self.page(field)
+        };
         if matches!(name, "__schema" | "__type") {
             naive.introspection = true;
             let (_, lists) = place.introspection.unwrap_or_default();
@@ -164,7 +189,12 @@ impl<'a> Reader<'a> {
         };
         let default = |name: &Name| {
             let mut variables = self.chosen.variable_definitions.iter();
-            variables.find(|variable| variable.node.name.node == *name)?.node.default_value.as_ref().map(|it| &it.node)
+            variables
+                .find(|variable| variable.node.name.node == *name)?
+                .node
+                .default_value
+                .as_ref()
+                .map(|it| &it.node)
         };
         let length = |length: usize| u64::try_from(length).expect("fits").min(100);
         let mut pages = Vec::new();
@@ -197,9 +227,17 @@ impl<'a> Reader<'a> {
                 },
             });
         }
-        let edges = || self.has_edges(&field.selection_set.node, &mut Vec::new()).then_some(20);
-        let is_list = ["changes", "labels", "sessions", "userErrors"].contains(&field.name.node.as_str());
-        pages.into_iter().max().or_else(edges).or(is_list.then_some(10))
+        let edges = || {
+            self.has_edges(&field.selection_set.node, &mut Vec::new())
+                .then_some(20)
+        };
+        let is_list =
+            ["changes", "labels", "sessions", "userErrors"].contains(&field.name.node.as_str());
+        pages
+            .into_iter()
+            .max()
+            .or_else(edges)
+            .or(is_list.then_some(10))
     }
 
     fn has_edges(&self, set: &'a SelectionSet, seen: &mut Vec<&'a str>) -> bool {
@@ -330,7 +368,10 @@ fn check(
         }
     };
     // The parser must not run on these, or cannot read them.
-    if matches!(code, Some(Code::DocumentTooLarge | Code::ParseFailed | Code::VariablesTooLarge)) {
+    if matches!(
+        code,
+        Some(Code::DocumentTooLarge | Code::ParseFailed | Code::VariablesTooLarge)
+    ) {
         return Ok(());
     }
     let document = parse_query(source).expect("a document that parses");
@@ -348,7 +389,11 @@ fn check(
         return Ok(());
     };
 
-    let reader = Reader { document: &document, chosen: &chosen.node, variables };
+    let reader = Reader {
+        document: &document,
+        chosen: &chosen.node,
+        variables,
+    };
     let written = Written::new(&document);
     prop_assert!(written.nesting <= limits.nesting, "{written:?}");
     let nesting = u64::try_from(limits.nesting).expect("fits");
@@ -394,7 +439,10 @@ fn check(
 
     match answer {
         Ok(admitted) => {
-            prop_assert!(within && !cyclic, "admitted: {source} {naive:?} {written:?}");
+            prop_assert!(
+                within && !cyclic,
+                "admitted: {source} {naive:?} {written:?}"
+            );
             prop_assert_eq!(u128::from(admitted.nodes), naive.nodes);
             prop_assert_eq!(u128::from(admitted.values), naive.values);
             prop_assert_eq!(admitted.introspection, naive.introspection);
@@ -414,9 +462,18 @@ fn check(
 
 #[derive(Clone, Debug)]
 enum Shape {
-    Field { head: String, set: Vec<Shape> },
-    Inline { head: String, set: Vec<Shape> },
-    Spread { fragment: usize, directive: &'static str },
+    Field {
+        head: String,
+        set: Vec<Shape>,
+    },
+    Inline {
+        head: String,
+        set: Vec<Shape>,
+    },
+    Spread {
+        fragment: usize,
+        directive: &'static str,
+    },
 }
 
 /// Writes selections. Fragments up to `from` are spread only when cycles are wanted.
@@ -430,7 +487,10 @@ fn write(set: &[Shape], from: usize, cycles: bool, text: &mut String) {
                     write(set, from, cycles, text);
                 }
             }
-            Shape::Spread { fragment, directive } => {
+            Shape::Spread {
+                fragment,
+                directive,
+            } => {
                 let fragment = if cycles { *fragment } else { from + fragment };
                 text.push_str(&format!(" ...F{fragment} {directive}"));
             }
@@ -476,10 +536,13 @@ fn selection() -> impl Strategy<Value = Shape> {
     ];
     let alias = prop_oneof![5 => Just(" "), 1 => Just(" x: "), 1 => Just(" # } \" \n y:")];
     let head = (alias, name, arguments, directives())
-        .prop_map(|(alias, name, arguments, directives)| format!("{alias}{name}{arguments} {directives}"))
+        .prop_map(|(alias, name, arguments, directives)| {
+            format!("{alias}{name}{arguments} {directives}")
+        })
         .boxed();
-    let inline_head =
-        (select(vec!["", "on T "]), directives()).prop_map(|(on, directives)| format!(" ... {on}{directives}")).boxed();
+    let inline_head = (select(vec!["", "on T "]), directives())
+        .prop_map(|(on, directives)| format!(" ... {on}{directives}"))
+        .boxed();
     let leaf = prop_oneof![
         3 => head.clone().prop_map(|head| Shape::Field { head, set: Vec::new() }),
         2 => (0_usize..3, directives())
@@ -535,7 +598,9 @@ fn variables() -> impl Strategy<Value = Map<String, Value>> {
     ];
     (value.clone(), value).prop_map(|(n, m)| {
         let given = [("n", n), ("m", m)].into_iter();
-        given.filter_map(|(name, value)| Some((name.to_owned(), value?))).collect()
+        given
+            .filter_map(|(name, value)| Some((name.to_owned(), value?)))
+            .collect()
     })
 }
 
@@ -546,9 +611,10 @@ fn name() -> impl Strategy<Value = Option<&'static str>> {
 /// Concatenated fragments of text that could confuse a lexer.
 fn soup() -> impl Strategy<Value = String> {
     let pieces = vec![
-        "{", "}", "[", "]", "(", ")", "\"", "\"\"\"", "\\\"", "\\", "#", "\n", "\r", "\u{feff}", "...", ".", "on", " ",
-        ",", "a", "query", "fragment", "F", "$", ":", "=", "@", "!", "-", "0", "1", "e", "+", "|", "&", "true", "null",
-        "é", "\u{0}", "{a", "a}", "{a(b:", ")}", "{a}",
+        "{", "}", "[", "]", "(", ")", "\"", "\"\"\"", "\\\"", "\\", "#", "\n", "\r", "\u{feff}",
+        "...", ".", "on", " ", ",", "a", "query", "fragment", "F", "$", ":", "=", "@", "!", "-",
+        "0", "1", "e", "+", "|", "&", "true", "null", "é", "\u{0}", "{a", "a}", "{a(b:", ")}",
+        "{a}",
     ];
     prop::collection::vec(select(pieces), 0..40).prop_map(|pieces| pieces.concat())
 }
@@ -603,7 +669,10 @@ fn the_random_documents_are_of_every_kind() {
     let mut runner = TestRunner::deterministic();
     let (mut admitted, mut complex, mut cyclic) = (0, 0, 0);
     for _ in 0..300 {
-        let source = document().new_tree(&mut runner).expect("a document").current();
+        let source = document()
+            .new_tree(&mut runner)
+            .expect("a document")
+            .current();
         match admit(&source, Some("Q0"), &Map::new(), &tight()).map_err(|refusal| refusal.code) {
             Ok(_) => admitted += 1,
             Err(Code::DocumentTooComplex) => complex += 1,
@@ -611,5 +680,8 @@ fn the_random_documents_are_of_every_kind() {
             Err(_) => {}
         }
     }
-    assert!(admitted > 30 && complex > 30 && cyclic > 10, "{admitted} {complex} {cyclic}");
+    assert!(
+        admitted > 30 && complex > 30 && cyclic > 10,
+        "{admitted} {complex} {cyclic}"
+    );
 }

@@ -63,7 +63,9 @@ fn an_answer_that_is_too_large_is_not_made_first() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let mut fixture = Fixture::new(directory.path());
     let create = |number| {
-        format!(r#"a{number}: createLabel(input: {{ projectId: $project, name: "{number}" }}) {{ label {{ id }} }} "#)
+        format!(
+            r#"a{number}: createLabel(input: {{ projectId: $project, name: "{number}" }}) {{ label {{ id }} }} "#
+        )
     };
     for tens in 0..5 {
         let labels: String = (0..10).map(|one| create(10 * tens + one)).collect();
@@ -95,22 +97,38 @@ type Variant<'a> = &'a dyn Fn(usize) -> (String, Value);
 fn a_subscription_that_waits_takes_little_memory_whatever_its_document() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let mut fixture = Fixture::new(directory.path());
-    let small = |number: usize| (format!("subscription S{number} {{ events {{ id }} }}"), json!({}));
+    let small = |number: usize| {
+        (
+            format!("subscription S{number} {{ events {{ id }} }}"),
+            json!({}),
+        )
+    };
     // As many tokens, selections, bytes and undeclared variables as a document may have.
     let large = |number: usize| {
-        let fields = "... on TaskCreatedEvent { task { id title description createdAt } } ".repeat(130);
+        let fields =
+            "... on TaskCreatedEvent { task { id title description createdAt } } ".repeat(130);
         let document = format!("subscription S{number} {{ events {{ id {fields} }} }} #");
         let padding = "x".repeat(16_384 - document.len());
-        (document + &padding, json!({ "unused": vec![json!({ "a": "b" }); 900] }))
+        (
+            document + &padding,
+            json!({ "unused": vec![json!({ "a": "b" }); 900] }),
+        )
     };
     let many = |number: usize| {
         let document = format!(
             "subscription S{number}($search: String, $ids: [ID!]) {{ events {{ ... on TaskCreatedEvent {{ task {{ project {{
                 tasks(first: 1, filter: {{ search: $search, labelIds: $ids }}) {{ nodes {{ id }} }} }} }} }} }} }}"
         );
-        (document, json!({ "search": "x".repeat(100), "ids": vec!["x"; 1_900] }))
+        (
+            document,
+            json!({ "search": "x".repeat(100), "ids": vec!["x"; 1_900] }),
+        )
     };
-    let documents: [(&str, Variant<'_>); 3] = [("small", &small), ("large", &large), ("many variables", &many)];
+    let documents: [(&str, Variant<'_>); 3] = [
+        ("small", &small),
+        ("large", &large),
+        ("many variables", &many),
+    ];
     for (title, document) in documents {
         let mut open = Vec::with_capacity(1_000);
         let mut add = |numbers: std::ops::Range<usize>| {

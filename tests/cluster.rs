@@ -44,7 +44,14 @@ struct Process(Child);
 
 impl Process {
     fn start(command: &mut Command) -> Self {
-        Self(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("a process"))
+        Self(
+            command
+                .stdin(Stdio::null())
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .spawn()
+                .expect("a process"),
+        )
     }
 }
 
@@ -57,11 +64,22 @@ impl Drop for Process {
 }
 
 fn free_port() -> u16 {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port").local_addr().expect("an address").port()
+    TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+        .expect("a port")
+        .local_addr()
+        .expect("an address")
+        .port()
 }
 
 fn redis(port: u16) -> Process {
-    Process::start(Command::new("redis-server").args(["--port", &port.to_string(), "--save", "", "--appendonly", "no"]))
+    Process::start(Command::new("redis-server").args([
+        "--port",
+        &port.to_string(),
+        "--save",
+        "",
+        "--appendonly",
+        "no",
+    ]))
 }
 
 fn instance(port: u16, database: &Url, redis: u16) -> Process {
@@ -89,7 +107,11 @@ fn balancer(directory: &Path, port: u16, instances: &[u16]) -> Process {
          listen tasks\n bind 127.0.0.1:{port}\n balance roundrobin\n option httpchk GET /readyz\n"
     );
     for (number, instance) in instances.iter().enumerate() {
-        writeln!(text, " server s{number} 127.0.0.1:{instance} check inter 500ms fall 2 rise 1").expect("text");
+        writeln!(
+            text,
+            " server s{number} 127.0.0.1:{instance} check inter 500ms fall 2 rise 1"
+        )
+        .expect("text");
     }
     let file = directory.join("haproxy.cfg");
     std::fs::write(&file, text).expect("a file");
@@ -107,26 +129,55 @@ impl Person {
     async fn sign_up(address: SocketAddr) -> Self {
         let http = Client::new();
         let post = async |path: &str, body: Value| loop {
-            let answer = http.post(format!("http://{address}{path}")).json(&body).send().await;
+            let answer = http
+                .post(format!("http://{address}{path}"))
+                .json(&body)
+                .send()
+                .await;
             match answer.and_then(reqwest::Response::error_for_status) {
                 Ok(answer) => break answer.json::<Value>().await.expect("JSON"),
-                Err(error) if error.status().is_some_and(|status| status.is_client_error()) => panic!("{error}"),
+                Err(error)
+                    if error
+                        .status()
+                        .is_some_and(|status| status.is_client_error()) =>
+                {
+                    panic!("{error}")
+                }
                 // HAProxy has not marked an instance as up yet.
                 Err(_) => sleep(Duration::from_millis(100)).await,
             }
         };
         let account = json!({ "email": "alice@example.org", "username": "alice", "password": "Correct-Horse-7" });
         post("/auth/register", account).await;
-        let tokens = post("/auth/login", json!({ "username": "alice", "password": "Correct-Horse-7" })).await;
-        Self { http: http.clone(), address, token: tokens["access_token"].as_str().expect("a token").to_owned() }
+        let tokens = post(
+            "/auth/login",
+            json!({ "username": "alice", "password": "Correct-Horse-7" }),
+        )
+        .await;
+        Self {
+            http: http.clone(),
+            address,
+            token: tokens["access_token"].as_str().expect("a token").to_owned(),
+        }
     }
 
     async fn ask(&self, query: &str, variables: Value) -> Result<Value, Failure> {
-        let request = self.http.post(format!("http://{}/graphql", self.address)).bearer_auth(&self.token);
+        let request = self
+            .http
+            .post(format!("http://{}/graphql", self.address))
+            .bearer_auth(&self.token);
         let request = request.timeout(Duration::from_secs(10));
-        let answer: Value =
-            request.json(&json!({ "query": query, "variables": variables })).send().await?.json().await?;
-        if answer.get("errors").is_some() { Err(answer.to_string().into()) } else { Ok(answer["data"].clone()) }
+        let answer: Value = request
+            .json(&json!({ "query": query, "variables": variables }))
+            .send()
+            .await?
+            .json()
+            .await?;
+        if answer.get("errors").is_some() {
+            Err(answer.to_string().into())
+        } else {
+            Ok(answer["data"].clone())
+        }
     }
 
     /// Reads events on one connection; returns whether the last one has arrived.
@@ -138,21 +189,38 @@ impl Person {
         greeted: &watch::Sender<usize>,
     ) -> Result<bool, Failure> {
         let mut request = format!("ws://{}/graphql", self.address).into_client_request()?;
-        request.headers_mut().insert("sec-websocket-protocol", "graphql-transport-ws".parse()?);
+        request
+            .headers_mut()
+            .insert("sec-websocket-protocol", "graphql-transport-ws".parse()?);
         let (mut socket, _) = connect_async(request).await?;
         let greeting = json!({ "Authorization": format!("Bearer {}", self.token) });
-        socket.send(Message::text(json!({ "type": "connection_init", "payload": greeting }).to_string())).await?;
+        socket
+            .send(Message::text(
+                json!({ "type": "connection_init", "payload": greeting }).to_string(),
+            ))
+            .await?;
         let document = "subscription ($id: ID!, $after: String) {
             events(after: $after, filter: { projectId: $id }) { __typename id cursor } }";
         let payload = json!({ "query": document, "variables": { "id": project, "after": after } });
-        socket.send(Message::text(json!({ "id": "1", "type": "subscribe", "payload": payload }).to_string())).await?;
+        socket
+            .send(Message::text(
+                json!({ "id": "1", "type": "subscribe", "payload": payload }).to_string(),
+            ))
+            .await?;
         while let Some(message) = socket.next().await {
-            let Message::Text(text) = message? else { continue };
+            let Message::Text(text) = message? else {
+                continue;
+            };
             let message: Value = serde_json::from_str(&text)?;
             match message["type"].as_str() {
                 Some("next") => {
                     let event = &message["payload"]["data"]["events"];
-                    seen.push(event["id"].as_str().ok_or_else(|| message.to_string())?.to_owned());
+                    seen.push(
+                        event["id"]
+                            .as_str()
+                            .ok_or_else(|| message.to_string())?
+                            .to_owned(),
+                    );
                     *after = event["cursor"].as_str().ok_or("no cursor")?.to_owned();
                     if event["__typename"] == "ProjectUpdatedEvent" {
                         return Ok(true);
@@ -175,10 +243,18 @@ async fn log(person: &Person, project: &str, mut after: Value) -> Vec<(String, O
         edges { cursor node { id ... on CommentAddedEvent { comment { id } } } } pageInfo { hasNextPage } } }";
     let mut events = Vec::new();
     loop {
-        let page = person.ask(document, json!({ "id": project, "after": after })).await.expect("a page");
+        let page = person
+            .ask(document, json!({ "id": project, "after": after }))
+            .await
+            .expect("a page");
         for edge in page["events"]["edges"].as_array().expect("edges") {
             let id = edge["node"]["id"].as_str().expect("an id").to_owned();
-            events.push((id, edge["node"]["comment"]["id"].as_str().map(ToOwned::to_owned)));
+            events.push((
+                id,
+                edge["node"]["comment"]["id"]
+                    .as_str()
+                    .map(ToOwned::to_owned),
+            ));
             after = edge["cursor"].clone();
         }
         if page["events"]["pageInfo"]["hasNextPage"] != true {
@@ -190,37 +266,68 @@ async fn log(person: &Person, project: &str, mut after: Value) -> Vec<(String, O
 /// Waits until an instance is ready.
 async fn ready(port: u16) {
     let url = format!("http://127.0.0.1:{port}/readyz");
-    while !reqwest::get(&url).await.is_ok_and(|answer| answer.status().is_success()) {
+    while !reqwest::get(&url)
+        .await
+        .is_ok_and(|answer| answer.status().is_success())
+    {
         sleep(Duration::from_millis(100)).await;
     }
 }
 
 async fn reached(count: &mut watch::Receiver<usize>, number: usize) {
-    count.wait_for(|reached| *reached >= number).await.expect("a sender");
+    count
+        .wait_for(|reached| *reached >= number)
+        .await
+        .expect("a sender");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nobody_misses_an_event_when_an_instance_and_redis_are_killed() {
-    let server = std::env::var("TEST_DATABASE_URL").ok().filter(|url| url.starts_with("postgres"));
+    let server = std::env::var("TEST_DATABASE_URL")
+        .ok()
+        .filter(|url| url.starts_with("postgres"));
     let Some(server) = server else {
         eprintln!("not run: needs TEST_DATABASE_URL=postgres://…");
         return;
     };
-    let installed = |name: &&str| Command::new(name).arg("-v").stdout(Stdio::null()).status().is_ok();
-    if let Some(missing) = ["haproxy", "redis-server"].into_iter().find(|name| !installed(name)) {
+    let installed = |name: &&str| {
+        Command::new(name)
+            .arg("-v")
+            .stdout(Stdio::null())
+            .status()
+            .is_ok()
+    };
+    if let Some(missing) = ["haproxy", "redis-server"]
+        .into_iter()
+        .find(|name| !installed(name))
+    {
         assert!(std::env::var("CI").is_err(), "{missing} not found");
         // The test harness captures `eprintln!` of tests that pass, but not this.
-        writeln!(std::io::stderr(), "CLUSTER TEST SKIPPED: {missing} not found").expect("a line");
+        writeln!(
+            std::io::stderr(),
+            "CLUSTER TEST SKIPPED: {missing} not found"
+        )
+        .expect("a line");
         return;
     }
-    let (client, connection) = tokio_postgres::connect(&server, NoTls).await.expect("PostgreSQL");
+    let (client, connection) = tokio_postgres::connect(&server, NoTls)
+        .await
+        .expect("PostgreSQL");
     tokio::spawn(connection);
     let name = format!("fasttrack_cluster_{}", std::process::id());
-    client.batch_execute(&format!("CREATE DATABASE {name}")).await.expect("a database");
+    client
+        .batch_execute(&format!("CREATE DATABASE {name}"))
+        .await
+        .expect("a database");
     let mut database: Url = server.parse().expect("a URL");
     database.set_path(&name);
-    timeout(PATIENCE, scenario(&database)).await.expect("in time");
-    client.batch_execute(&format!("DROP DATABASE {name} WITH (FORCE)")).await.expect("an end");
+    timeout(PATIENCE, scenario(&database))
+        .await
+        .expect("in time");
+    client
+        .batch_execute(&format!("DROP DATABASE {name} WITH (FORCE)"))
+        .await
+        .expect("an end");
 }
 
 async fn scenario(database: &Url) {
@@ -237,14 +344,30 @@ async fn scenario(database: &Url) {
     }
     let _balancer = balancer(directory.path(), balancer_port, &ports);
     let alice = Person::sign_up(SocketAddr::from((Ipv4Addr::LOCALHOST, balancer_port))).await;
-    let project = alice.ask("mutation { createProject(input: { name: \"x\" }) { project { id } } }", json!({})).await;
-    let project = project.expect("a project")["createProject"]["project"]["id"].as_str().expect("an id").to_owned();
+    let project = alice
+        .ask(
+            "mutation { createProject(input: { name: \"x\" }) { project { id } } }",
+            json!({}),
+        )
+        .await;
+    let project = project.expect("a project")["createProject"]["project"]["id"]
+        .as_str()
+        .expect("an id")
+        .to_owned();
     let task = "mutation ($id: ID!) { createTask(input: { projectId: $id, title: \"x\" }) { task { id } } }";
-    let task = alice.ask(task, json!({ "id": project })).await.expect("a task");
-    let task = task["createTask"]["task"]["id"].as_str().expect("an id").to_owned();
+    let task = alice
+        .ask(task, json!({ "id": project }))
+        .await
+        .expect("a task");
+    let task = task["createTask"]["task"]["id"]
+        .as_str()
+        .expect("an id")
+        .to_owned();
     let start = "{ events(last: 1) { pageInfo { endCursor } } }";
     let start = loop {
-        let found = alice.ask(start, json!({})).await.expect("the log")["events"]["pageInfo"]["endCursor"].clone();
+        let found =
+            alice.ask(start, json!({})).await.expect("the log")["events"]["pageInfo"]["endCursor"]
+                .clone();
         if let Some(cursor) = found.as_str() {
             break cursor.to_owned();
         }
@@ -259,7 +382,11 @@ async fn scenario(database: &Url) {
             let mut after = start.clone();
             tokio::spawn(async move {
                 let mut seen = Vec::new();
-                while !alice.listen(&project, &mut after, &mut seen, &greeted).await.unwrap_or(false) {
+                while !alice
+                    .listen(&project, &mut after, &mut seen, &greeted)
+                    .await
+                    .unwrap_or(false)
+                {
                     broken.fetch_add(1, Ordering::Relaxed);
                     sleep(Duration::from_millis(100)).await;
                 }
@@ -282,8 +409,13 @@ async fn scenario(database: &Url) {
                     let body = format!("{writer}-{number}");
                     // A refused or interrupted write may or may not have been committed; only
                     // acknowledged writes count.
-                    if let Ok(answer) = alice.ask(comment, json!({ "id": task, "body": body })).await {
-                        let id = answer["addComment"]["comment"]["id"].as_str().expect("an id");
+                    if let Ok(answer) = alice
+                        .ask(comment, json!({ "id": task, "body": body }))
+                        .await
+                    {
+                        let id = answer["addComment"]["comment"]["id"]
+                            .as_str()
+                            .expect("an id");
                         acknowledged.push(id.to_owned());
                         done.send_modify(|done| *done += 1);
                     }
@@ -309,7 +441,8 @@ async fn scenario(database: &Url) {
     for writer in writers {
         acknowledged.extend(writer.await.expect("a writer"));
     }
-    let last = "mutation ($id: ID!) { updateProject(input: { id: $id, name: \"y\" }) { project { id } } }";
+    let last =
+        "mutation ($id: ID!) { updateProject(input: { id: $id, name: \"y\" }) { project { id } } }";
     while alice.ask(last, json!({ "id": project })).await.is_err() {}
     let mut streams = Vec::new();
     for subscriber in subscribers {
@@ -318,10 +451,20 @@ async fn scenario(database: &Url) {
     let log = log(&alice, &project, json!(start)).await;
     let ids: Vec<&String> = log.iter().map(|(id, _)| id).collect();
     for stream in &streams {
-        assert_eq!(stream.iter().collect::<Vec<_>>(), ids, "every event exactly once, in log order");
+        assert_eq!(
+            stream.iter().collect::<Vec<_>>(),
+            ids,
+            "every event exactly once, in log order"
+        );
     }
-    let written: HashSet<&String> = log.iter().filter_map(|(_, comment)| comment.as_ref()).collect();
-    assert!(acknowledged.iter().all(|id| written.contains(id)), "no acknowledged write is lost");
+    let written: HashSet<&String> = log
+        .iter()
+        .filter_map(|(_, comment)| comment.as_ref())
+        .collect();
+    assert!(
+        acknowledged.iter().all(|id| written.contains(id)),
+        "no acknowledged write is lost"
+    );
     let broken = broken.load(Ordering::Relaxed);
     assert!(broken >= SUBSCRIBERS / 6, "only {broken} connections broke");
     drop((first, redis_process));

@@ -23,11 +23,15 @@ pub async fn run(database: &Location, to: PathBuf) -> Result<u64> {
         ));
     };
     let from = from.clone();
-    tokio::task::spawn_blocking(move || copy(&from, &to)).await.map_err(Error::internal)?
+    tokio::task::spawn_blocking(move || copy(&from, &to))
+        .await
+        .map_err(Error::internal)?
 }
 
 fn copy(from: &Path, to: &Path) -> Result<u64> {
-    let at = |path: &Path, why: &dyn std::fmt::Display| Error::internal(format!("{}: {why}", path.display()));
+    let at = |path: &Path, why: &dyn std::fmt::Display| {
+        Error::internal(format!("{}: {why}", path.display()))
+    };
     if !from.is_file() {
         return Err(at(from, &"no such file"));
     }
@@ -40,23 +44,38 @@ fn copy(from: &Path, to: &Path) -> Result<u64> {
     };
     // Created with mode 0600.
     let draft = NamedTempFile::new_in(directory).map_err(|error| at(directory, &error))?;
-    let mut source = SqliteConnection::establish(&from.to_string_lossy()).map_err(Error::internal)?;
+    let mut source =
+        SqliteConnection::establish(&from.to_string_lossy()).map_err(Error::internal)?;
     source.batch_execute("PRAGMA busy_timeout = 10000")?;
     let name = draft.path().to_string_lossy();
-    sql_query("VACUUM INTO ?").bind::<Text, _>(&*name).execute(&mut source)?;
+    sql_query("VACUUM INTO ?")
+        .bind::<Text, _>(&*name)
+        .execute(&mut source)?;
     let found = check_integrity(&mut SqliteConnection::establish(&name).map_err(Error::internal)?)?;
     if !found.is_empty() {
-        return Err(at(from, &format!("the database is damaged, no copy was made: {}", found.join("; "))));
+        return Err(at(
+            from,
+            &format!(
+                "the database is damaged, no copy was made: {}",
+                found.join("; ")
+            ),
+        ));
     }
     draft.as_file().sync_all().map_err(|error| at(to, &error))?;
-    let file = draft.persist_noclobber(to).map_err(|error| at(to, &error))?;
+    let file = draft
+        .persist_noclobber(to)
+        .map_err(|error| at(to, &error))?;
     sync(directory).map_err(|error| at(directory, &error))?;
     Ok(file.metadata().map_err(|error| at(to, &error))?.len())
 }
 
 /// Syncs the directory, which makes the new name durable.
 fn sync(directory: &Path) -> io::Result<()> {
-    if cfg!(unix) { std::fs::File::open(directory)?.sync_all() } else { Ok(()) }
+    if cfg!(unix) {
+        std::fs::File::open(directory)?.sync_all()
+    } else {
+        Ok(())
+    }
 }
 
 #[derive(QueryableByName)]
@@ -67,7 +86,9 @@ struct FindingRow {
 
 /// Problems that SQLite finds in a file: damaged pages and violated foreign keys (at most 10).
 pub fn check_integrity(conn: &mut SqliteConnection) -> Result<Vec<String>> {
-    let check = sql_query("SELECT quick_check AS finding FROM pragma_quick_check WHERE quick_check <> 'ok'");
+    let check = sql_query(
+        "SELECT quick_check AS finding FROM pragma_quick_check WHERE quick_check <> 'ok'",
+    );
     let mut found: Vec<FindingRow> = check.load(conn)?;
     let orphans = "SELECT 'a row of ' || \"table\" || ' refers to a missing row of ' || parent AS finding \
                    FROM pragma_foreign_key_check LIMIT 10";

@@ -67,7 +67,10 @@ fn error_text(error: Error) -> String {
 }
 
 /// Checks that only the owner can read a file.
-#[cfg_attr(not(unix), expect(unused_variables, reason = "file modes exist on Unix only"))]
+#[cfg_attr(
+    not(unix),
+    expect(unused_variables, reason = "file modes exist on Unix only")
+)]
 fn check_permissions(path: &Path, content: &str, report: &mut Report) {
     #[cfg(unix)]
     if let Ok(metadata) = path.metadata() {
@@ -77,7 +80,9 @@ fn check_permissions(path: &Path, content: &str, report: &mut Report) {
         report.check(
             mode & 0o077 == 0,
             format!("only the owner can read {path}"),
-            format!("{path} has mode {mode:o}: other users can read {content}. Run `chmod 600 {path}`"),
+            format!(
+                "{path} has mode {mode:o}: other users can read {content}. Run `chmod 600 {path}`"
+            ),
         );
     }
 }
@@ -90,12 +95,18 @@ struct TextRow {
 
 /// Checks specific to SQLite. Returns whether the database has tables.
 async fn check_sqlite(path: &Path, report: &mut Report) -> Result<bool> {
-    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let directory = path
+        .parent()
+        .filter(|parent| !parent.as_os_str().is_empty())
+        .unwrap_or(Path::new("."));
     let bytes = |path: &Path| path.metadata().map_or(0, |metadata| metadata.len());
     let needed = MIN_FREE_BYTES.max(2 * bytes(path));
     check_disk_space(directory, needed, report);
     if !path.exists() {
-        report.ok(format!("{} does not exist yet: the first start creates it", path.display()));
+        report.ok(format!(
+            "{} does not exist yet: the first start creates it",
+            path.display()
+        ));
         return Ok(false);
     }
     check_permissions(path, "the database", report);
@@ -109,7 +120,11 @@ async fn check_sqlite(path: &Path, report: &mut Report) -> Result<bool> {
     let file = path.to_string_lossy().into_owned();
     let inspected = tokio::task::spawn_blocking(move || inspect_file(&file)).await;
     let (version, mode, found, tables) = inspected.map_err(Error::internal)??;
-    report.ok(format!("SQLite {version}, {}, {} KiB", path.display(), bytes(path) >> 10));
+    report.ok(format!(
+        "SQLite {version}, {}, {} KiB",
+        path.display(),
+        bytes(path) >> 10
+    ));
     report.check(
         mode == "wal",
         "journal_mode is WAL and the server uses synchronous = FULL: an acknowledged write survives a power cut",
@@ -119,7 +134,9 @@ async fn check_sqlite(path: &Path, report: &mut Report) -> Result<bool> {
         report.ok("quick_check and foreign_key_check find nothing");
     }
     for problem in found {
-        report.fail(format!("{problem}. Restore a backup, or recover data with `sqlite3 … .recover`"));
+        report.fail(format!(
+            "{problem}. Restore a backup, or recover data with `sqlite3 … .recover`"
+        ));
     }
     if !tables {
         report.ok("the file is empty: the first start creates the tables");
@@ -132,15 +149,23 @@ fn inspect_file(file: &str) -> Result<(String, String, Vec<String>, bool)> {
     let mut conn = SqliteConnection::establish(file).map_err(Error::internal)?;
     conn.batch_execute("PRAGMA busy_timeout = 5000; PRAGMA query_only = ON")?;
     let version: TextRow = sql_query("SELECT sqlite_version() AS text").get_result(&mut conn)?;
-    let mode: TextRow = sql_query("SELECT journal_mode AS text FROM pragma_journal_mode").get_result(&mut conn)?;
+    let mode: TextRow =
+        sql_query("SELECT journal_mode AS text FROM pragma_journal_mode").get_result(&mut conn)?;
     let tables = sql_query("SELECT name AS text FROM sqlite_schema WHERE name = 'events'");
     let tables: Vec<TextRow> = tables.load(&mut conn)?;
-    Ok((version.text, mode.text, check_integrity(&mut conn)?, !tables.is_empty()))
+    Ok((
+        version.text,
+        mode.text,
+        check_integrity(&mut conn)?,
+        !tables.is_empty(),
+    ))
 }
 
 #[cfg(unix)]
 fn check_disk_space(directory: &Path, needed: u64, report: &mut Report) {
-    let Ok(disk) = rustix::fs::statvfs(directory) else { return };
+    let Ok(disk) = rustix::fs::statvfs(directory) else {
+        return;
+    };
     let free = disk.f_bavail.saturating_mul(disk.f_frsize);
     let (free, needed, directory) = (free >> 20, needed >> 20, directory.display());
     report.check(
@@ -154,32 +179,58 @@ fn check_disk_space(directory: &Path, needed: u64, report: &mut Report) {
 fn space(_: &Path, _: u64, _: &mut Report) {}
 
 /// Checks specific to PostgreSQL. Returns whether the database has tables.
-async fn check_postgres(url: &str, config: &Config, clock: &Clock, report: &mut Report) -> Result<bool> {
+async fn check_postgres(
+    url: &str,
+    config: &Config,
+    clock: &Clock,
+    report: &mut Report,
+) -> Result<bool> {
     let server = PgConnector::parse(url).map_err(Error::Internal)?;
     let client = timeout(CHECK_TIMEOUT, server.client()).await;
-    let client = client.map_err(|_| Error::internal("PostgreSQL does not respond"))?.map_err(Error::Internal)?;
-    client.batch_execute("SET default_transaction_read_only = on; SET statement_timeout = '5s'").await?;
+    let client = client
+        .map_err(|_| Error::internal("PostgreSQL does not respond"))?
+        .map_err(Error::Internal)?;
+    client
+        .batch_execute("SET default_transaction_read_only = on; SET statement_timeout = '5s'")
+        .await?;
     let setting = async |name: &str| -> Result<String> {
-        Ok(client.query_one("SELECT coalesce(current_setting($1, true), '')", &[&name]).await?.get(0))
+        Ok(client
+            .query_one("SELECT coalesce(current_setting($1, true), '')", &[&name])
+            .await?
+            .get(0))
     };
     let number: i32 = setting("server_version_num").await?.parse().unwrap_or(0);
     let version = setting("server_version").await?;
     if number >= 130_000 {
         report.ok(format!("PostgreSQL {version}"));
     } else {
-        report.fail(format!("PostgreSQL {version} is too old: version 13 or newer is required"));
+        report.fail(format!(
+            "PostgreSQL {version} is too old: version 13 or newer is required"
+        ));
     }
     for (name, loses) in [
         ("fsync", "a power cut can destroy the database"),
         ("full_page_writes", "a power cut can leave torn pages"),
-        ("synchronous_commit", "a power cut can lose the last acknowledged writes"),
+        (
+            "synchronous_commit",
+            "a power cut can lose the last acknowledged writes",
+        ),
     ] {
         let value = setting(name).await?;
-        report.check(value != "off", format!("{name} is {value}"), format!("{name} is off: {loses}"));
+        report.check(
+            value != "off",
+            format!("{name} is {value}"),
+            format!("{name} is off: {loses}"),
+        );
     }
-    let encrypted = "SELECT coalesce((SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()), false)";
+    let encrypted =
+        "SELECT coalesce((SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()), false)";
     let encrypted: bool = client.query_one(encrypted, &[]).await?.get(0);
-    report.ok(if encrypted { "the connection is encrypted" } else { "the connection is not encrypted" });
+    report.ok(if encrypted {
+        "the connection is encrypted"
+    } else {
+        "the connection is not encrypted"
+    });
     let (max, used): (i64, i64) = {
         let row = client
             .query_one(
@@ -198,14 +249,23 @@ async fn check_postgres(url: &str, config: &Config, clock: &Clock, report: &mut 
         format!("the server allows {max} connections, fewer than one node needs ({needed})"),
     );
     let there = "SELECT extract(epoch FROM clock_timestamp())::float8";
-    let (there, here): (f64, f64) = (client.query_one(there, &[]).await?.get(0), clock.now().micros() as f64 / 1e6);
+    let (there, here): (f64, f64) = (
+        client.query_one(there, &[]).await?.get(0),
+        clock.now().micros() as f64 / 1e6,
+    );
     report.check(
         (there - here).abs() <= MAX_CLOCK_SKEW_SECONDS,
         "the clocks of this machine and of PostgreSQL agree",
-        format!("the clock of PostgreSQL differs by {:.1} seconds: synchronize both machines with NTP", there - here),
+        format!(
+            "the clock of PostgreSQL differs by {:.1} seconds: synchronize both machines with NTP",
+            there - here
+        ),
     );
     check_long_transactions(&client, report).await?;
-    let tables: bool = client.query_one("SELECT to_regclass('events') IS NOT NULL", &[]).await?.get(0);
+    let tables: bool = client
+        .query_one("SELECT to_regclass('events') IS NOT NULL", &[])
+        .await?
+        .get(0);
     if !tables {
         report.ok("the database is empty: the first start creates the tables");
     }
@@ -223,7 +283,9 @@ async fn check_long_transactions(client: &Client, report: &mut Report) -> Result
     let rows = client.query(open, &[]).await?;
     for row in &rows {
         let (who, seconds): (String, i64) = (row.get(0), row.get(1));
-        report.warn(format!("{who} has been open for {seconds} seconds: no newer event is delivered until it ends"));
+        report.warn(format!(
+            "{who} has been open for {seconds} seconds: no newer event is delivered until it ends"
+        ));
     }
     if rows.is_empty() {
         report.ok("no long-running transactions");
@@ -238,7 +300,11 @@ async fn check_long_transactions(client: &Client, report: &mut Report) -> Result
 
 /// Checks that the event log on PostgreSQL is settled and belongs to this server.
 async fn check_event_log(url: &str, report: &mut Report) -> Result<()> {
-    let client = PgConnector::parse(url).map_err(Error::Internal)?.client().await.map_err(Error::Internal)?;
+    let client = PgConnector::parse(url)
+        .map_err(Error::Internal)?
+        .client()
+        .await
+        .map_err(Error::Internal)?;
     let state = "WITH now AS (SELECT events_epoch() + pg_snapshot_xmin(s)::text::bigint AS horizon, \
                      events_epoch() + pg_snapshot_xmax(s)::text::bigint AS next FROM pg_current_snapshot() AS s), \
                  newest AS (SELECT xid, occurred_at FROM events ORDER BY xid DESC, seq DESC LIMIT 1000) \
@@ -254,7 +320,9 @@ async fn check_event_log(url: &str, report: &mut Report) -> Result<()> {
         report.check(
             seconds < 5,
             format!("the event log is settled, {unsettled} events pending"),
-            format!("{unsettled} events wait for an open transaction, the oldest for {seconds} seconds"),
+            format!(
+                "{unsettled} events wait for an open transaction, the oldest for {seconds} seconds"
+            ),
         );
     }
     Ok(())
@@ -263,15 +331,23 @@ async fn check_event_log(url: &str, report: &mut Report) -> Result<()> {
 /// Checks of the content on either database: migrations, an admin, pending mail.
 async fn check_contents(config: &Config, report: &mut Report) -> Result<()> {
     let db = Db::open(&config.database, 1)?;
-    let (applied, known) = (migrate::applied_versions(&mut db.conn().await?).await?, migrate::known_versions()?);
-    let pending = known.iter().filter(|version| !applied.contains(version)).count();
+    let (applied, known) = (
+        migrate::applied_versions(&mut db.conn().await?).await?,
+        migrate::known_versions()?,
+    );
+    let pending = known
+        .iter()
+        .filter(|version| !applied.contains(version))
+        .count();
     if applied.iter().any(|version| !known.contains(version)) {
         report.fail("the database belongs to a newer version of fasttrack: use that version");
     } else {
         report.check(
             pending == 0,
             format!("all {} migrations are applied", known.len()),
-            format!("{pending} migrations are pending: start the server or run `fasttrack migrate`"),
+            format!(
+                "{pending} migrations are pending: start the server or run `fasttrack migrate`"
+            ),
         );
     }
     if pending > 0 {
@@ -281,20 +357,35 @@ async fn check_contents(config: &Config, report: &mut Report) -> Result<()> {
         check_event_log(url, report).await?;
     }
     let mut conn = db.conn().await?;
-    let admin = "there is no admin: create one with `fasttrack user create --email … --username … --admin`";
-    report.check(user::has_admin(&mut conn).await?, "there is an admin", admin);
+    let admin =
+        "there is no admin: create one with `fasttrack user create --email … --username … --admin`";
+    report.check(
+        user::has_admin(&mut conn).await?,
+        "there is an admin",
+        admin,
+    );
     match mail::failing(&mut conn).await? {
         (0, _) => report.ok("no mail keeps failing"),
-        (count, why) => report.warn(format!("{count} mails have failed three times or more: {why}")),
+        (count, why) => report.warn(format!(
+            "{count} mails have failed three times or more: {why}"
+        )),
     }
     Ok(())
 }
 
 async fn check_redis(config: &Config, report: &mut Report) {
     let ask = async {
-        let Some(client) = config.redis()? else { return Ok(false) };
-        let mut conn = client.get_multiplexed_async_connection().await.map_err(Error::internal)?;
-        redis::cmd("PING").exec_async(&mut conn).await.map_err(Error::internal)?;
+        let Some(client) = config.redis()? else {
+            return Ok(false);
+        };
+        let mut conn = client
+            .get_multiplexed_async_connection()
+            .await
+            .map_err(Error::internal)?;
+        redis::cmd("PING")
+            .exec_async(&mut conn)
+            .await
+            .map_err(Error::internal)?;
         Result::Ok(true)
     };
     match timeout(CHECK_TIMEOUT, ask).await {
@@ -309,8 +400,10 @@ async fn check_smtp(url: Option<&Secret>, report: &mut Report) {
     let Some(url) = url else { return };
     let ask = async {
         let url = std::str::from_utf8(url.expose()).map_err(Error::internal)?;
-        let transport = AsyncSmtpTransport::<Tokio1Executor>::from_url(url).map_err(Error::internal)?;
-        let transport: AsyncSmtpTransport<Tokio1Executor> = transport.timeout(Some(CHECK_TIMEOUT)).build();
+        let transport =
+            AsyncSmtpTransport::<Tokio1Executor>::from_url(url).map_err(Error::internal)?;
+        let transport: AsyncSmtpTransport<Tokio1Executor> =
+            transport.timeout(Some(CHECK_TIMEOUT)).build();
         transport.test_connection().await.map_err(Error::internal)
     };
     match timeout(CHECK_TIMEOUT, ask).await {
@@ -332,28 +425,41 @@ async fn check_collector(config: &Config, report: &mut Report) {
 async fn check_port(address: SocketAddr, report: &mut Report) {
     match TcpListener::bind(address).await {
         Ok(_) => report.ok(format!("{address} is free: no server is running")),
-        Err(_) if is_ready(address).await.is_ok() => report.ok(format!("a server listens on {address} and is ready")),
-        Err(error) => report.fail(format!("cannot listen on {address}, and no server is ready there: {error}")),
+        Err(_) if is_ready(address).await.is_ok() => {
+            report.ok(format!("a server listens on {address} and is ready"))
+        }
+        Err(error) => report.fail(format!(
+            "cannot listen on {address}, and no server is ready there: {error}"
+        )),
     }
 }
 
 /// Requests `/readyz` from the server on this address.
 pub async fn is_ready(mut address: SocketAddr) -> Result<()> {
     if address.ip().is_unspecified() {
-        let loopback =
-            if address.is_ipv4() { IpAddr::from(Ipv4Addr::LOCALHOST) } else { IpAddr::from(Ipv6Addr::LOCALHOST) };
+        let loopback = if address.is_ipv4() {
+            IpAddr::from(Ipv4Addr::LOCALHOST)
+        } else {
+            IpAddr::from(Ipv6Addr::LOCALHOST)
+        };
         address.set_ip(loopback);
     }
     let ask = async {
         let mut socket = TcpStream::connect(address).await?;
-        let request = format!("GET /readyz HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+        let request =
+            format!("GET /readyz HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
         socket.write_all(request.as_bytes()).await?;
         let mut answer = Vec::new();
         socket.take(1024).read_to_end(&mut answer).await?;
         std::io::Result::Ok(answer)
     };
     let answer = timeout(Duration::from_secs(3), ask).await;
-    let answer =
-        answer.map_err(|_| Error::internal(format!("{address} does not respond")))?.map_err(Error::internal)?;
-    if answer.starts_with(b"HTTP/1.1 200 ") { Ok(()) } else { Err(Error::internal(format!("{address} is not ready"))) }
+    let answer = answer
+        .map_err(|_| Error::internal(format!("{address} does not respond")))?
+        .map_err(Error::internal)?;
+    if answer.starts_with(b"HTTP/1.1 200 ") {
+        Ok(())
+    } else {
+        Err(Error::internal(format!("{address} is not ready")))
+    }
 }

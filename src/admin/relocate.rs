@@ -64,14 +64,21 @@ pub struct VerifiedTable {
 
 impl fmt::Display for MoveReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{:<24}{:>10}  SHA-256 of the rows, identical on both sides", "table", "rows")?;
+        writeln!(
+            f,
+            "{:<24}{:>10}  SHA-256 of the rows, identical on both sides",
+            "table", "rows"
+        )?;
         for VerifiedTable { name, rows, hash } in &self.tables {
             writeln!(f, "{name:<24}{rows:>10}  {hash}")?;
         }
         let rows: u64 = self.tables.iter().map(|table| table.rows).sum();
         let seconds = self.elapsed.as_secs_f64();
         let speed = rows as f64 / seconds.max(0.001);
-        write!(f, "Moved and verified {rows} rows in {seconds:.1} s ({speed:.0} rows/s).")
+        write!(
+            f,
+            "Moved and verified {rows} rows in {seconds:.1} s ({speed:.0} rows/s)."
+        )
     }
 }
 
@@ -80,7 +87,9 @@ pub async fn run(from: &Location, to: &Location) -> Result<MoveReport> {
     let (path, url) = match (from, to) {
         (Location::Sqlite(path), Location::Postgres(url)) => (path, url),
         (Location::Sqlite(_), Location::Sqlite(_)) => {
-            return fail("to copy an SQLite file use `fasttrack backup`, then put the copy in place");
+            return fail(
+                "to copy an SQLite file use `fasttrack backup`, then put the copy in place",
+            );
         }
         (Location::Postgres(_), Location::Postgres(_)) => {
             return fail("to copy a PostgreSQL database use pg_dump and pg_restore");
@@ -101,7 +110,10 @@ pub async fn run(from: &Location, to: &Location) -> Result<MoveReport> {
     let tx = client.transaction().await?;
     truncate(&tx, &tables).await?;
 
-    let total = tables.iter().map(|table| source.count(&table.name)).sum::<Result<u64>>()?;
+    let total = tables
+        .iter()
+        .map(|table| source.count(&table.name))
+        .sum::<Result<u64>>()?;
     // Draws nothing if standard error is not a terminal.
     let bar = ProgressBar::new(total * 2);
     bar.set_style(progress_style());
@@ -115,7 +127,10 @@ pub async fn run(from: &Location, to: &Location) -> Result<MoveReport> {
     for (table, sent) in tables.iter().zip(&moved) {
         bar.set_message(format!("verifying {}", table.name));
         continue_sequences(&tx, &mut source, table).await?;
-        let (counted, arrived) = (source.count(&table.name)?, read_back(&tx, table, &bar).await?);
+        let (counted, arrived) = (
+            source.count(&table.name)?,
+            read_back(&tx, table, &bar).await?,
+        );
         if counted != sent.rows || arrived != *sent {
             return fail(format!(
                 "{}: {counted} rows in the file, {} sent, {} received, or their content differs; nothing was moved",
@@ -127,20 +142,26 @@ pub async fn run(from: &Location, to: &Location) -> Result<MoveReport> {
     bar.finish_and_clear();
     // Gives the planner statistics for the first queries.
     client.batch_execute("ANALYZE").await?;
-    Ok(MoveReport { tables: moved, elapsed: started.elapsed() })
+    Ok(MoveReport {
+        tables: moved,
+        elapsed: started.elapsed(),
+    })
 }
 
 /// Copies the key file, without which all sessions would end, and returns instructions.
 pub fn copy_keys(lookup: Lookup<'_>, from: &Location, to: &Location) -> String {
     let (Some(old), Some(new)) = (keys_file(lookup, from), keys_file(lookup, to)) else {
-        return "Keep SECRET_KEY and REFRESH_SECRET_KEY unchanged, and sessions stay valid.".to_owned();
+        return "Keep SECRET_KEY and REFRESH_SECRET_KEY unchanged, and sessions stay valid."
+            .to_owned();
     };
     let (old_name, new_name) = (old.display(), new.display());
     if old == new {
         return format!("Keep the keys in {old_name}, and sessions stay valid.");
     }
     match copy_new(&old, &new) {
-        Ok(()) => format!("The keys were copied to {new_name}. Keep them there, and sessions stay valid."),
+        Ok(()) => {
+            format!("The keys were copied to {new_name}. Keep them there, and sessions stay valid.")
+        }
         Err(error) => format!(
             "The keys in {old_name} could not be copied to {new_name}: {error}. Set SECRETS_FILE to their location, or \
              every session ends."
@@ -205,14 +226,22 @@ impl ColumnType {
         match (self, value.value_type()?) {
             (Self::Text, SqliteType::Text) => push_value(value.read_text().as_bytes(), out)?,
             (Self::Binary, SqliteType::Binary) => push_value(value.read_blob(), out)?,
-            (Self::Uuid, SqliteType::Binary) => push_value(<&[u8; 16]>::try_from(value.read_blob()).ok()?, out)?,
+            (Self::Uuid, SqliteType::Binary) => {
+                push_value(<&[u8; 16]>::try_from(value.read_blob()).ok()?, out)?
+            }
             (kind, SqliteType::Long) => {
                 let number = value.read_long();
                 match kind {
                     // `Timestamp::MAX` is PostgreSQL's `infinity`.
-                    Self::Instant if number == Timestamp::MAX.micros() => push_value(&i64::MAX.to_be_bytes(), out)?,
-                    Self::Instant => push_value(&number.checked_sub(POSTGRES_EPOCH)?.to_be_bytes(), out)?,
-                    Self::Bool => push_value(&[u8::try_from(number).ok().filter(|bit| *bit < 2)?], out)?,
+                    Self::Instant if number == Timestamp::MAX.micros() => {
+                        push_value(&i64::MAX.to_be_bytes(), out)?
+                    }
+                    Self::Instant => {
+                        push_value(&number.checked_sub(POSTGRES_EPOCH)?.to_be_bytes(), out)?
+                    }
+                    Self::Bool => {
+                        push_value(&[u8::try_from(number).ok().filter(|bit| *bit < 2)?], out)?
+                    }
                     Self::SmallInt => push_value(&i16::try_from(number).ok()?.to_be_bytes(), out)?,
                     Self::Integer => push_value(&i32::try_from(number).ok()?.to_be_bytes(), out)?,
                     Self::BigInt => push_value(&number.to_be_bytes(), out)?,
@@ -251,7 +280,12 @@ impl Table {
 
     /// The `ORDER BY` list. SQLite compares text by bytes, so PostgreSQL has to do so, too.
     fn order_by(&self, collate: &str) -> String {
-        let kind = |key: &String| self.columns.iter().find(|(name, _)| name == key).map(|(_, kind)| *kind);
+        let kind = |key: &String| {
+            self.columns
+                .iter()
+                .find(|(name, _)| name == key)
+                .map(|(_, kind)| *kind)
+        };
         comma_separated(self.key.iter().map(|key| match kind(key) {
             Some(ColumnType::Text) => format!("{}{collate}", quote_identifier(key)),
             _ => quote_identifier(key),
@@ -296,37 +330,62 @@ const CATALOGUE: &str = "
 /// The tables to move, each after the tables it references.
 async fn plan_tables(client: &Client, source: &mut SqliteSource) -> Result<Vec<Table>> {
     let migrations = client.query(MIGRATIONS, &[]).await?;
-    if source.names(MIGRATIONS)? != migrations.iter().map(|row| row.get(0)).collect::<Vec<String>>() {
-        return fail("the file has another schema version: set DATABASE_URL to it and run `fasttrack migrate`");
+    if source.names(MIGRATIONS)?
+        != migrations
+            .iter()
+            .map(|row| row.get(0))
+            .collect::<Vec<String>>()
+    {
+        return fail(
+            "the file has another schema version: set DATABASE_URL to it and run `fasttrack migrate`",
+        );
     }
     let mut waiting = Vec::new();
     for row in client.query(CATALOGUE, &[]).await? {
-        let (name, columns, kinds): (String, Vec<String>, Vec<String>) = (row.get(0), row.get(1), row.get(2));
+        let (name, columns, kinds): (String, Vec<String>, Vec<String>) =
+            (row.get(0), row.get(1), row.get(2));
         let mut sequences = Vec::new();
         for column in &columns {
             let sequence = "SELECT pg_get_serial_sequence($1, $2)";
-            let sequence = client.query_one(sequence, &[&quote_identifier(&name), column]).await?;
+            let sequence = client
+                .query_one(sequence, &[&quote_identifier(&name), column])
+                .await?;
             if let Some(sequence) = sequence.get(0) {
                 sequences.push((column.clone(), sequence));
             }
         }
-        let kinds = columns.into_iter().zip(kinds).map(|(column, kind)| match ColumnType::from_name(&kind) {
-            Some(kind) => Ok((column, kind)),
-            None => fail(format!("{name}.{column} has type {kind}, which cannot be moved")),
-        });
+        let kinds =
+            columns.into_iter().zip(kinds).map(|(column, kind)| {
+                match ColumnType::from_name(&kind) {
+                    Some(kind) => Ok((column, kind)),
+                    None => fail(format!(
+                        "{name}.{column} has type {kind}, which cannot be moved"
+                    )),
+                }
+            });
         let columns = kinds.collect::<Result<_>>()?;
-        waiting.push(Table { name, columns, key: row.get(3), references: row.get(4), sequences });
+        waiting.push(Table {
+            name,
+            columns,
+            key: row.get(3),
+            references: row.get(4),
+            sequences,
+        });
     }
     let here: Vec<&str> = waiting.iter().map(|table| table.name.as_str()).collect();
     let there = source.names(TABLES)?;
     if here != there {
         let (there, here) = (there.join(", "), here.join(", "));
-        return fail(format!("the tables differ. The file has {there}; the target has {here}"));
+        return fail(format!(
+            "the tables differ. The file has {there}; the target has {here}"
+        ));
     }
     let mut tables: Vec<Table> = Vec::new();
     while !waiting.is_empty() {
         let known = |name: &String| tables.iter().any(|table| table.name == *name);
-        let (ready, rest): (Vec<_>, Vec<_>) = waiting.into_iter().partition(|table| table.references.iter().all(known));
+        let (ready, rest): (Vec<_>, Vec<_>) = waiting
+            .into_iter()
+            .partition(|table| table.references.iter().all(known));
         if ready.is_empty() {
             return fail("foreign keys between the tables form a cycle");
         }
@@ -340,8 +399,15 @@ async fn plan_tables(client: &Client, source: &mut SqliteSource) -> Result<Vec<T
 /// inserted.
 async fn truncate(tx: &Transaction<'_>, tables: &[Table]) -> Result<()> {
     let names = comma_separated(tables.iter().map(|table| quote_identifier(&table.name)));
-    tx.batch_execute(&format!("SET LOCAL lock_timeout = '10s'; LOCK TABLE {names} IN ACCESS EXCLUSIVE MODE")).await?;
-    if tx.query_one("SELECT EXISTS (SELECT FROM users)", &[]).await?.get(0) {
+    tx.batch_execute(&format!(
+        "SET LOCAL lock_timeout = '10s'; LOCK TABLE {names} IN ACCESS EXCLUSIVE MODE"
+    ))
+    .await?;
+    if tx
+        .query_one("SELECT EXISTS (SELECT FROM users)", &[])
+        .await?
+        .get(0)
+    {
         return fail("the target is in use: it has users. Choose an empty database");
     }
     Ok(tx.batch_execute(&format!("TRUNCATE {names}")).await?)
@@ -355,8 +421,11 @@ async fn copy_table(
     bar: &ProgressBar,
 ) -> Result<(SqliteSource, VerifiedTable)> {
     // FREEZE spares a later VACUUM. It is allowed because this transaction truncated the table.
-    let copy =
-        format!("COPY {} ({}) FROM STDIN (FORMAT binary, FREEZE)", quote_identifier(&table.name), table.column_list());
+    let copy = format!(
+        "COPY {} ({}) FROM STDIN (FORMAT binary, FREEZE)",
+        quote_identifier(&table.name),
+        table.column_list()
+    );
     let (chunks, mut received) = mpsc::channel(16);
     let reading = tokio::task::spawn_blocking(move || source.read(&table, &chunks));
     let mut sink = std::pin::pin!(tx.copy_in::<_, Bytes>(&copy).await?);
@@ -368,28 +437,47 @@ async fn copy_table(
     let (source, sent) = reading.await.map_err(Error::internal)??;
     let written = sink.finish().await?;
     if written != sent.rows {
-        return fail(format!("{}: {} rows sent, {written} written", sent.name, sent.rows));
+        return fail(format!(
+            "{}: {} rows sent, {written} written",
+            sent.name, sent.rows
+        ));
     }
     Ok((source, sent))
 }
 
 /// Reads a table back from the target.
-async fn read_back(tx: &Transaction<'_>, table: &Table, bar: &ProgressBar) -> Result<VerifiedTable> {
+async fn read_back(
+    tx: &Transaction<'_>,
+    table: &Table,
+    bar: &ProgressBar,
+) -> Result<VerifiedTable> {
     let name = quote_identifier(&table.name);
-    let counted: i64 = tx.query_one(&format!("SELECT count(*) FROM {name}"), &[]).await?.get(0);
+    let counted: i64 = tx
+        .query_one(&format!("SELECT count(*) FROM {name}"), &[])
+        .await?
+        .get(0);
     let (names, order) = (table.column_list(), table.order_by(" COLLATE \"C\""));
-    let copy = format!("COPY (SELECT {names} FROM {name} ORDER BY {order}) TO STDOUT (FORMAT binary)");
+    let copy =
+        format!("COPY (SELECT {names} FROM {name} ORDER BY {order}) TO STDOUT (FORMAT binary)");
     let mut stream = std::pin::pin!(tx.copy_out(&copy).await?);
     let mut hash = Context::new(&SHA256);
     while let Some(row) = stream.next().await {
         hash.update(&row?);
         bar.inc(1);
     }
-    Ok(VerifiedTable { name: table.name.clone(), rows: counted.unsigned_abs(), hash: hex(hash) })
+    Ok(VerifiedTable {
+        name: table.name.clone(),
+        rows: counted.unsigned_abs(),
+        hash: hex(hash),
+    })
 }
 
 /// Sets the sequences to the counters of the file, which can exceed the largest key in use.
-async fn continue_sequences(tx: &Transaction<'_>, source: &mut SqliteSource, table: &Table) -> Result<()> {
+async fn continue_sequences(
+    tx: &Transaction<'_>,
+    source: &mut SqliteSource,
+    table: &Table,
+) -> Result<()> {
     for (column, sequence) in &table.sequences {
         let reached = source.sequence_value(&table.name)?;
         let set = format!(
@@ -403,7 +491,11 @@ async fn continue_sequences(tx: &Transaction<'_>, source: &mut SqliteSource, tab
 }
 
 fn hex(hash: Context) -> String {
-    hash.finish().as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+    hash.finish()
+        .as_ref()
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
 }
 
 #[derive(QueryableByName)]
@@ -426,15 +518,17 @@ impl SqliteSource {
         if !path.is_file() {
             return fail(format!("{}: no such file", path.display()));
         }
-        let mut conn = SqliteConnection::establish(&path.to_string_lossy()).map_err(Error::internal)?;
+        let mut conn =
+            SqliteConnection::establish(&path.to_string_lossy()).map_err(Error::internal)?;
         // In exclusive mode SQLite opens a write-ahead log only if no other process has the file
         // open.
         let lock = "PRAGMA busy_timeout = 2000; PRAGMA locking_mode = EXCLUSIVE; BEGIN EXCLUSIVE";
         match conn.batch_execute(lock) {
             Ok(()) => Ok(Self(conn)),
-            Err(error) if error.to_string().contains("locked") => {
-                fail(format!("{} is in use. Stop the server first, so that no write is lost", path.display()))
-            }
+            Err(error) if error.to_string().contains("locked") => fail(format!(
+                "{} is in use. Stop the server first, so that no write is lost",
+                path.display()
+            )),
             Err(error) => fail(format!("{}: {error}", path.display())),
         }
     }
@@ -447,17 +541,28 @@ impl SqliteSource {
 
     fn count(&mut self, table: &str) -> Result<u64> {
         let count = format!("SELECT count(*) AS number FROM {}", quote_identifier(table));
-        Ok(sql_query(count).get_result::<NumberRow>(&mut self.0)?.number.unsigned_abs())
+        Ok(sql_query(count)
+            .get_result::<NumberRow>(&mut self.0)?
+            .number
+            .unsigned_abs())
     }
 
     /// The highest key that the table's AUTOINCREMENT counter has assigned.
     fn sequence_value(&mut self, table: &str) -> Result<i64> {
-        let reached = sql_query("SELECT coalesce(max(seq), 0) AS number FROM sqlite_sequence WHERE name = ?");
-        Ok(reached.bind::<Text, _>(table).get_result::<NumberRow>(&mut self.0)?.number)
+        let reached =
+            sql_query("SELECT coalesce(max(seq), 0) AS number FROM sqlite_sequence WHERE name = ?");
+        Ok(reached
+            .bind::<Text, _>(table)
+            .get_result::<NumberRow>(&mut self.0)?
+            .number)
     }
 
     /// Reads a table in binary `COPY` format. Sends chunks with the number of rows in each.
-    fn read(mut self, table: &Table, chunks: &mpsc::Sender<(Bytes, u64)>) -> Result<(Self, VerifiedTable)> {
+    fn read(
+        mut self,
+        table: &Table,
+        chunks: &mpsc::Sender<(Bytes, u64)>,
+    ) -> Result<(Self, VerifiedTable)> {
         let select = format!(
             "SELECT {} FROM {} ORDER BY {}",
             table.column_list(),
@@ -473,15 +578,23 @@ impl SqliteSource {
             let chunk = out.split().freeze();
             hash.update(&chunk);
             // The receiver reports the cause if it has stopped.
-            chunks.blocking_send((chunk, rows)).map_err(|_| Error::internal("the copy was aborted"))
+            chunks
+                .blocking_send((chunk, rows))
+                .map_err(|_| Error::internal("the copy was aborted"))
         };
         for row in self.0.load(sql_query(select))? {
             let row = row?;
             out.put_i16(width);
             for (index, (column, kind)) in table.columns.iter().enumerate() {
-                let field = row.get(index).ok_or_else(|| Error::internal("a row has too few columns"))?;
+                let field = row
+                    .get(index)
+                    .ok_or_else(|| Error::internal("a row has too few columns"))?;
                 if kind.encode(field.value(), &mut out).is_none() {
-                    return fail(format!("{}.{column} of row {} is not a {kind:?}", table.name, rows + 1));
+                    return fail(format!(
+                        "{}.{column} of row {} is not a {kind:?}",
+                        table.name,
+                        rows + 1
+                    ));
                 }
             }
             rows += 1;
@@ -492,7 +605,11 @@ impl SqliteSource {
         }
         out.put_i16(TRAILER);
         hand_on(&mut out, rows - reported)?;
-        let checked = VerifiedTable { name: table.name.clone(), rows, hash: hex(hash) };
+        let checked = VerifiedTable {
+            name: table.name.clone(),
+            rows,
+            hash: hex(hash),
+        };
         Ok((self, checked))
     }
 }

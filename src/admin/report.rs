@@ -36,7 +36,11 @@ impl Report {
 
     /// The highest severity of all findings.
     pub fn worst(&self) -> Severity {
-        self.0.iter().map(|(level, _)| *level).max().unwrap_or(Severity::Ok)
+        self.0
+            .iter()
+            .map(|(level, _)| *level)
+            .max()
+            .unwrap_or(Severity::Ok)
     }
 }
 

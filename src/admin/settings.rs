@@ -16,7 +16,10 @@ use crate::network::cover_all_addresses;
 /// Placeholders for keys that the first start will generate.
 const PLACEHOLDER_KEYS: [(&str, &str); 2] = [
     ("SECRET_KEY", "a key that the first start will generate"),
-    ("REFRESH_SECRET_KEY", "another key that the first start will generate"),
+    (
+        "REFRESH_SECRET_KEY",
+        "another key that the first start will generate",
+    ),
 ];
 /// Minimum cost of a password hash, in passes × KiB, as OWASP recommends for Argon2id.
 const MIN_HASH_COST: u64 = 35_840;
@@ -50,9 +53,20 @@ impl fmt::Display for SettingsCheck {
 pub fn check(lookup: Lookup<'_>, file: &BTreeMap<String, String>) -> SettingsCheck {
     let given = |name: &str| lookup(name).filter(|value| !value.trim().is_empty());
     let complete = |name: &str| {
-        let stand_in = || PLACEHOLDER_KEYS.iter().find(|(known, _)| *known == name).map(|(_, key)| (*key).to_owned());
+        let stand_in = || {
+            PLACEHOLDER_KEYS
+                .iter()
+                .find(|(known, _)| *known == name)
+                .map(|(_, key)| (*key).to_owned())
+        };
         // An existing key file is read, so that a damaged one is found.
-        given(name).or_else(|| if keys_are_missing(lookup) { stand_in() } else { None })
+        given(name).or_else(|| {
+            if keys_are_missing(lookup) {
+                stand_in()
+            } else {
+                None
+            }
+        })
     };
     let mut report = Report::default();
     let mut faults: Vec<String> = config::SETTING_NAMES
@@ -66,19 +80,28 @@ pub fn check(lookup: Lookup<'_>, file: &BTreeMap<String, String>) -> SettingsChe
         faults.push(fault.to_string());
     }
     let is_known = |name: &str| {
-        config::SETTING_NAMES.contains(&name) || name == "OTEL_RESOURCE_ATTRIBUTES" || name.starts_with("OTEL_BSP_")
+        config::SETTING_NAMES.contains(&name)
+            || name == "OTEL_RESOURCE_ATTRIBUTES"
+            || name.starts_with("OTEL_BSP_")
     };
     for name in file.keys().filter(|name| !is_known(name)) {
-        report.warn(format!("{name} in .env is not a setting of this program: check its spelling"));
+        report.warn(format!(
+            "{name} in .env is not a setting of this program: check its spelling"
+        ));
     }
     let source = |name: &str| match given(name) {
         None => "default",
         Some(value) if file.get(name).is_some_and(|written| *written == value) => ".env",
         Some(_) => "environment",
     };
-    let values = explained.as_ref().map(|(_, values)| values.clone()).unwrap_or_default();
+    let values = explained
+        .as_ref()
+        .map(|(_, values)| values.clone())
+        .unwrap_or_default();
     let rows = config::SETTING_NAMES.into_iter().map(|name| {
-        let value = given(name).or_else(|| values.get(name).cloned()).unwrap_or_default();
+        let value = given(name)
+            .or_else(|| values.get(name).cloned())
+            .unwrap_or_default();
         let value = match (config::is_secret(name), given(name)) {
             (true, Some(key)) => format!("({} bytes)", key.trim().len()),
             (true, None) => String::new(),
@@ -93,18 +116,27 @@ pub fn check(lookup: Lookup<'_>, file: &BTreeMap<String, String>) -> SettingsChe
     let config = explained.ok().map(|(config, _)| config);
     if let Some(config) = &config {
         match keys_file(lookup, &config.database) {
-            Some(path) if keys_are_missing(lookup) => report.ok(format!("keys will be created in {}", path.display())),
+            Some(path) if keys_are_missing(lookup) => {
+                report.ok(format!("keys will be created in {}", path.display()))
+            }
             Some(path) => report.ok(format!("the keys are in {}", path.display())),
             None => report.ok("the keys are set"),
         }
         check_risks(config, lookup, &mut report);
     }
-    SettingsCheck { config, report, rows }
+    SettingsCheck {
+        config,
+        report,
+        rows,
+    }
 }
 
 /// Parses one setting with all others unset, so that every invalid setting is reported, not only
 /// the first.
-fn read_setting(name: &str, given: &dyn Fn(&str) -> Option<String>) -> Result<Config, InvalidSetting> {
+fn read_setting(
+    name: &str,
+    given: &dyn Fn(&str) -> Option<String>,
+) -> Result<Config, InvalidSetting> {
     let lookup = |other: &str| match PLACEHOLDER_KEYS.iter().find(|(known, _)| *known == other) {
         _ if other == name => given(other),
         Some((_, key)) => Some((*key).to_owned()),
@@ -115,7 +147,8 @@ fn read_setting(name: &str, given: &dyn Fn(&str) -> Option<String>) -> Result<Co
 
 fn keys_are_missing(lookup: Lookup<'_>) -> bool {
     let url = lookup("DATABASE_URL").unwrap_or_default();
-    let database = Location::parse(url.trim()).unwrap_or_else(|| Location::Sqlite("fasttrack.db".into()));
+    let database =
+        Location::parse(url.trim()).unwrap_or_else(|| Location::Sqlite("fasttrack.db".into()));
     keys_file(lookup, &database).is_some_and(|path| !path.exists())
 }
 
@@ -124,9 +157,14 @@ fn keys_are_missing(lookup: Lookup<'_>) -> bool {
 /// Passwords often contain unencoded reserved characters, so the password ends at the last `@` that
 /// can end it.
 fn redact_password(value: &str) -> String {
-    let Some((scheme, rest)) = value.split_once("://") else { return value.to_owned() };
+    let Some((scheme, rest)) = value.split_once("://") else {
+        return value.to_owned();
+    };
     let before_query = rest.split('?').next().unwrap_or_default();
-    let end = before_query.rfind('@').or_else(|| rest.rfind('@')).unwrap_or_default();
+    let end = before_query
+        .rfind('@')
+        .or_else(|| rest.rfind('@'))
+        .unwrap_or_default();
     let redacted = match rest[..end].split_once(':') {
         Some((user, _)) => format!("{user}:…{}", &rest[end..]),
         None => rest.to_owned(),
@@ -134,7 +172,13 @@ fn redact_password(value: &str) -> String {
     // libpq also accepts a password in the query.
     let redacted = match redacted.split_once('?') {
         Some((path, query)) => {
-            let pairs = query.split('&').map(|pair| if pair.starts_with("password=") { "password=…" } else { pair });
+            let pairs = query.split('&').map(|pair| {
+                if pair.starts_with("password=") {
+                    "password=…"
+                } else {
+                    pair
+                }
+            });
             format!("{path}?{}", pairs.collect::<Vec<_>>().join("&"))
         }
         None => redacted,
@@ -173,7 +217,10 @@ fn check_risks(config: &Config, lookup: Lookup<'_>, report: &mut Report) {
             );
         }
     }
-    if let Some(url) = config.redis_url.as_ref().map(|url| String::from_utf8_lossy(url.expose()).into_owned())
+    if let Some(url) = config
+        .redis_url
+        .as_ref()
+        .map(|url| String::from_utf8_lossy(url.expose()).into_owned())
         && url.starts_with("redis://")
         && !is_local(&url)
     {
@@ -184,7 +231,10 @@ fn check_risks(config: &Config, lookup: Lookup<'_>, report: &mut Report) {
     }
     let public = !is_local(&config.public_url);
     if !given("PUBLIC_URL") && !config.listen.ip().is_loopback() {
-        report.warn(format!("PUBLIC_URL is not set: links in mail start with {}", config.public_url));
+        report.warn(format!(
+            "PUBLIC_URL is not set: links in mail start with {}",
+            config.public_url
+        ));
     } else if public && config.public_url.starts_with("http://") {
         report.warn("PUBLIC_URL starts with http://: passwords and tokens are sent unencrypted. Put TLS in front");
     }
@@ -197,21 +247,33 @@ fn check_risks(config: &Config, lookup: Lookup<'_>, report: &mut Report) {
     if public && config.allowed_hosts.is_empty() {
         report.warn("ALLOWED_HOSTS is empty: the server accepts any host name");
     }
-    if config.metrics.is_some_and(|address| !address.ip().is_loopback()) {
+    if config
+        .metrics
+        .is_some_and(|address| !address.ip().is_loopback())
+    {
         report.warn("METRICS_ADDR is not a loopback address: metrics need no authentication, keep its network private");
     }
-    match config.smtp_url.as_ref().map(|url| String::from_utf8_lossy(url.expose()).into_owned()) {
+    match config
+        .smtp_url
+        .as_ref()
+        .map(|url| String::from_utf8_lossy(url.expose()).into_owned())
+    {
         None if config.require_verified_email => {
             report.warn("REQUIRE_VERIFIED_EMAIL without SMTP_URL: users cannot receive the mail they need to log in");
         }
-        None if public => report.warn("without SMTP_URL mail is written to the log, including its links"),
+        None if public => {
+            report.warn("without SMTP_URL mail is written to the log, including its links")
+        }
         None => {}
         Some(url) => {
             if url.starts_with("smtp://") && !url.contains("tls=required") && !is_local(&url) {
                 report.warn("SMTP_URL does not require TLS: use smtps://, or add ?tls=required");
             }
             if !given("MAIL_FROM") {
-                report.warn(format!("MAIL_FROM is not set: mail is sent from {}", config.mail_from));
+                report.warn(format!(
+                    "MAIL_FROM is not set: mail is sent from {}",
+                    config.mail_from
+                ));
             }
         }
     }
@@ -235,7 +297,9 @@ fn check_risks(config: &Config, lookup: Lookup<'_>, report: &mut Report) {
         report.warn("LOCKOUT_FAILURES per LOCKOUT_MINUTES is too high: the lockout does not prevent password guessing");
     }
     if config.rate_limits.is_none() {
-        report.warn("RATE_LIMIT_ENABLED is off: only the cost of hashing slows down password guessing");
+        report.warn(
+            "RATE_LIMIT_ENABLED is off: only the cost of hashing slows down password guessing",
+        );
     }
     let cost = config.hash_cost;
     if u64::from(cost.memory_kib) * u64::from(cost.passes) < MIN_HASH_COST {
@@ -250,14 +314,26 @@ mod tests {
     #[test]
     fn a_url_is_shown_without_its_password() {
         for (url, redacted) in [
-            ("postgres://u:p@h:1,i:2/db?sslmode=require", "postgres://u:…@h:1,i:2/db?sslmode=require"),
-            ("postgres://u@h/db?password=p&x=y", "postgres://u@h/db?password=…&x=y"),
-            ("smtps://a%40b:p%40q:r@mail.example.org:465", "smtps://a%40b:…@mail.example.org:465"),
+            (
+                "postgres://u:p@h:1,i:2/db?sslmode=require",
+                "postgres://u:…@h:1,i:2/db?sslmode=require",
+            ),
+            (
+                "postgres://u@h/db?password=p&x=y",
+                "postgres://u@h/db?password=…&x=y",
+            ),
+            (
+                "smtps://a%40b:p%40q:r@mail.example.org:465",
+                "smtps://a%40b:…@mail.example.org:465",
+            ),
             ("redis://:p@h", "redis://:…@h"),
             ("postgres://u:p/q@h/db", "postgres://u:…@h/db"),
             ("postgres://u:p#q@r@h/db?x=y", "postgres://u:…@h/db?x=y"),
             ("postgres://u:p?q@h/db", "postgres://u:…@h/db"),
-            ("postgres://h/db?password=p&user=a@b", "postgres://h/db?password=…&user=a@b"),
+            (
+                "postgres://h/db?password=p&user=a@b",
+                "postgres://h/db?password=…&user=a@b",
+            ),
             ("redis://h:6379/0", "redis://h:6379/0"),
             ("sqlite://a@b:c.db", "sqlite://a@b:c.db"),
             ("fasttrack <a@b:c>", "fasttrack <a@b:c>"),

@@ -17,8 +17,8 @@ use async_graphql::{
     parser::{
         Pos, Positioned,
         types::{
-            Directive, ExecutableDocument, Field, FragmentDefinition, OperationDefinition, OperationType, Selection,
-            SelectionSet,
+            Directive, ExecutableDocument, Field, FragmentDefinition, OperationDefinition,
+            OperationType, Selection, SelectionSet,
         },
     },
 };
@@ -29,8 +29,16 @@ use super::{AdmissionError, DocumentLimits};
 use crate::error::Code;
 
 /// The lists of the introspection schema.
-const INTROSPECTION_LISTS: [&str; 8] =
-    ["args", "directives", "enumValues", "fields", "inputFields", "interfaces", "possibleTypes", "types"];
+const INTROSPECTION_LISTS: [&str; 8] = [
+    "args",
+    "directives",
+    "enumValues",
+    "fields",
+    "inputFields",
+    "interfaces",
+    "possibleTypes",
+    "types",
+];
 
 /// The lists of objects of the schema without pagination.
 pub(super) const UNPAGED_LISTS: [&str; 4] = ["changes", "labels", "sessions", "userErrors"];
@@ -69,9 +77,19 @@ pub(super) fn measure(
     let fragments = document.fragments.len();
     check_limit(limits.fragments, fragments, "fragments", None)?;
 
-    let pages = PageSizes { operation: chosen, variables, limits };
+    let pages = PageSizes {
+        operation: chosen,
+        variables,
+        limits,
+    };
     let texts = TextSizes::new(chosen, variables);
-    let mut walk = ComplexityVisitor { limits, pages, texts, fragments: HashMap::new(), directives: 0 };
+    let mut walk = ComplexityVisitor {
+        limits,
+        pages,
+        texts,
+        fragments: HashMap::new(),
+        directives: 0,
+    };
     walk.measure_fragments(document)?;
     let mut complexity = Complexity::default();
     let mut selections = 0_u64;
@@ -82,7 +100,9 @@ pub(super) fn measure(
         check_limit(limits.selections, selections, "selections", pos)?;
         if std::ptr::eq(&operation.node, chosen) {
             let (nodes, values) = match chosen.ty {
-                OperationType::Subscription => (limits.subscription_nodes, limits.subscription_values),
+                OperationType::Subscription => {
+                    (limits.subscription_nodes, limits.subscription_values)
+                }
                 OperationType::Query | OperationType::Mutation => (limits.nodes, limits.values),
             };
             check_limit(nodes, measure.load.nodes, "nodes", pos)?;
@@ -174,7 +194,10 @@ impl SelectionSize {
 
 impl Workload {
     fn merge(self, other: Self) -> Self {
-        Self { nodes: self.nodes.saturating_add(other.nodes), values: self.values.saturating_add(other.values) }
+        Self {
+            nodes: self.nodes.saturating_add(other.nodes),
+            values: self.values.saturating_add(other.values),
+        }
     }
 
     /// The load of one selection above this load, which is repeated for each node of the page.
@@ -199,17 +222,28 @@ struct ComplexityVisitor<'a> {
 
 impl<'a> ComplexityVisitor<'a> {
     /// Measures every fragment, including unused ones, because validation visits them, too.
-    fn measure_fragments(&mut self, document: &'a ExecutableDocument) -> Result<(), AdmissionError> {
-        let mut waiting: Vec<_> = document.fragments.iter().map(PendingFragment::new).collect();
+    fn measure_fragments(
+        &mut self,
+        document: &'a ExecutableDocument,
+    ) -> Result<(), AdmissionError> {
+        let mut waiting: Vec<_> = document
+            .fragments
+            .iter()
+            .map(PendingFragment::new)
+            .collect();
         waiting.sort_by_key(|fragment| fragment.definition.pos);
         while !waiting.is_empty() {
             let names: HashSet<_> = waiting.iter().map(|fragment| fragment.name).collect();
-            let (blocked, ready): (Vec<_>, Vec<_>) =
-                waiting.into_iter().partition(|fragment| fragment.find_spread(&names).is_some());
+            let (blocked, ready): (Vec<_>, Vec<_>) = waiting
+                .into_iter()
+                .partition(|fragment| fragment.find_spread(&names).is_some());
             if ready.is_empty() {
                 return Err(cycle_error(&blocked, &names));
             }
-            for PendingFragment { name, definition, .. } in ready {
+            for PendingFragment {
+                name, definition, ..
+            } in ready
+            {
                 self.count_directives(&definition.node.directives, definition.pos)?;
                 let measure = self.measure_selection_set(&definition.node.selection_set)?;
                 self.check_expanded(&measure, definition.pos)?;
@@ -249,21 +283,28 @@ impl<'a> ComplexityVisitor<'a> {
     /// Checks the limits common to operations and fragments. Depth and aliases of a fragment count
     /// where it is spread.
     fn check_expanded(&self, measure: &SelectionSize, pos: Pos) -> Result<(), AdmissionError> {
-        let DocumentLimits { selections, nesting, .. } = *self.limits;
+        let DocumentLimits {
+            selections,
+            nesting,
+            ..
+        } = *self.limits;
         let levels = usize::try_from(measure.nesting).unwrap_or(usize::MAX);
         check_limit(selections, measure.selections, "selections", Some(pos))?;
         check_limit(nesting, levels, "nested selection sets", Some(pos))
     }
 
-    fn measure_selection_set(&mut self, set: &'a Positioned<SelectionSet>) -> Result<SelectionSize, AdmissionError> {
+    fn measure_selection_set(
+        &mut self,
+        set: &'a Positioned<SelectionSet>,
+    ) -> Result<SelectionSize, AdmissionError> {
         let mut measure = SelectionSize::default();
         for selection in &set.node.items {
             self.count_directives(selection.node.directives(), selection.pos)?;
             measure = measure.merge(match &selection.node {
                 Selection::Field(field) => self.measure_field(field)?,
-                Selection::InlineFragment(inline) => {
-                    self.measure_selection_set(&inline.node.selection_set)?.as_fragment()
-                }
+                Selection::InlineFragment(inline) => self
+                    .measure_selection_set(&inline.node.selection_set)?
+                    .as_fragment(),
                 Selection::FragmentSpread(spread) => self
                     .fragments
                     .get(spread.node.fragment_name.node.as_str())
@@ -278,7 +319,10 @@ impl<'a> ComplexityVisitor<'a> {
         Ok(measure)
     }
 
-    fn measure_field(&mut self, field: &'a Positioned<Field>) -> Result<SelectionSize, AdmissionError> {
+    fn measure_field(
+        &mut self,
+        field: &'a Positioned<Field>,
+    ) -> Result<SelectionSize, AdmissionError> {
         let limits = self.limits;
         let pos = Some(field.pos);
         let field = &field.node;
@@ -299,18 +343,26 @@ impl<'a> ComplexityVisitor<'a> {
         let mut measure = SelectionSize {
             selections: below.selections.saturating_add(1),
             fields: 1,
-            aliases: below.aliases.saturating_add(u64::from(field.alias.is_some())),
-            exports: below.exports.saturating_add(u64::from(name == EXPORT_FIELD)),
+            aliases: below
+                .aliases
+                .saturating_add(u64::from(field.alias.is_some())),
+            exports: below
+                .exports
+                .saturating_add(u64::from(name == EXPORT_FIELD)),
             searches: below.searches.saturating_add(searches),
             totals: u64::from(name == "totalCount"),
-            text_bytes: below.text_bytes.saturating_add(self.texts.argument_bytes(field)),
+            text_bytes: below
+                .text_bytes
+                .saturating_add(self.texts.argument_bytes(field)),
             depth: below.depth.saturating_add(1),
             nesting: below.nesting,
             lists: below.lists.saturating_add(u64::from(list)),
             connection: matches!(name, "edges" | "nodes"),
             introspection: below.introspection,
             load: below.load.nested(page),
-            introspection_load: below.introspection_load.nested(list.then_some(ASSUMED_LIST_LENGTH)),
+            introspection_load: below
+                .introspection_load
+                .nested(list.then_some(ASSUMED_LIST_LENGTH)),
         };
         if matches!(name, "__schema" | "__type") {
             let (depth, lists) = (limits.introspection_depth, limits.introspection_lists);
@@ -324,14 +376,28 @@ impl<'a> ComplexityVisitor<'a> {
         Ok(measure)
     }
 
-    fn count_directives(&mut self, directives: &[Positioned<Directive>], pos: Pos) -> Result<(), AdmissionError> {
+    fn count_directives(
+        &mut self,
+        directives: &[Positioned<Directive>],
+        pos: Pos,
+    ) -> Result<(), AdmissionError> {
         let pos = Some(pos);
         self.directives = self.directives.saturating_add(directives.len());
         check_limit(self.limits.directives, self.directives, "directives", pos)?;
-        check_limit(self.limits.directives_per_location, directives.len(), "directives in one location", pos)?;
+        check_limit(
+            self.limits.directives_per_location,
+            directives.len(),
+            "directives in one location",
+            pos,
+        )?;
         for directive in directives {
             let arguments = directive.node.arguments.len();
-            check_limit(self.limits.arguments, arguments, "arguments", Some(directive.pos))?;
+            check_limit(
+                self.limits.arguments,
+                arguments,
+                "arguments",
+                Some(directive.pos),
+            )?;
         }
         Ok(())
     }
@@ -348,7 +414,11 @@ impl<'a> PendingFragment<'a> {
     fn new((name, definition): (&'a Name, &'a Positioned<FragmentDefinition>)) -> Self {
         let mut spreads = Vec::new();
         collect_spreads(&definition.node.selection_set.node, &mut spreads);
-        Self { name: name.as_str(), definition, spreads }
+        Self {
+            name: name.as_str(),
+            definition,
+            spreads,
+        }
     }
 
     /// The first of the named fragments that this one spreads.
@@ -400,15 +470,20 @@ impl PageSizes<'_> {
     /// or that loads objects by ids. The schema is not consulted: a field that only looks like a
     /// connection is overestimated, never underestimated.
     fn page_size(&self, field: &Field, connection: bool) -> Option<u64> {
-        let asked = field.arguments.iter().filter_map(|(name, value)| match name.node.as_str() {
-            "first" | "last" => Some(match value.node.clone().into_const_with(Err) {
-                Ok(literal) => self.literal_size(&literal),
-                Err(variable) => self.variable_size(&variable),
-            }),
-            "ids" => Some(self.list_length(&value.node)),
-            _ => None,
-        });
-        asked.max().or_else(|| connection.then_some(self.limits.default_page_size))
+        let asked = field
+            .arguments
+            .iter()
+            .filter_map(|(name, value)| match name.node.as_str() {
+                "first" | "last" => Some(match value.node.clone().into_const_with(Err) {
+                    Ok(literal) => self.literal_size(&literal),
+                    Err(variable) => self.variable_size(&variable),
+                }),
+                "ids" => Some(self.list_length(&value.node)),
+                _ => None,
+            });
+        asked
+            .max()
+            .or_else(|| connection.then_some(self.limits.default_page_size))
     }
 
     /// Whether a query reads the event log with a filter: no index serves all filters, so that
@@ -417,7 +492,9 @@ impl PageSizes<'_> {
         let is_filter = match field.get_argument("filter").map(|filter| &filter.node) {
             Some(Input::Variable(name)) => match self.variables.get(name.as_str()) {
                 Some(value) => !value.is_null(),
-                None => self.default_value(name).is_some_and(|default| *default != Literal::Null),
+                None => self
+                    .default_value(name)
+                    .is_some_and(|default| *default != Literal::Null),
             },
             Some(filter) => *filter != Input::Null,
             None => false,
@@ -427,15 +504,25 @@ impl PageSizes<'_> {
 
     /// Whether a field may search. A blank or missing search matches everything without reading.
     fn is_searched(&self, field: &Field) -> bool {
-        let is_text = |value: &Value| value.as_str().is_none_or(|text| !text.trim().is_empty()) && !value.is_null();
+        let is_text = |value: &Value| {
+            value.as_str().is_none_or(|text| !text.trim().is_empty()) && !value.is_null()
+        };
         let variable = |name: &Name| match self.variables.get(name.as_str()) {
             Some(value) => Some(value.clone()),
-            None => self.default_value(name).and_then(|default| default.clone().into_json().ok()),
+            None => self
+                .default_value(name)
+                .and_then(|default| default.clone().into_json().ok()),
         };
         match field.get_argument("filter").map(|filter| &filter.node) {
             Some(Input::Object(filter)) => match filter.get("search") {
-                Some(Input::Variable(name)) => variable(name).is_some_and(|search| is_text(&search)),
-                Some(search) => search.clone().into_json().ok().is_none_or(|search| is_text(&search)),
+                Some(Input::Variable(name)) => {
+                    variable(name).is_some_and(|search| is_text(&search))
+                }
+                Some(search) => search
+                    .clone()
+                    .into_json()
+                    .ok()
+                    .is_none_or(|search| is_text(&search)),
                 None => false,
             },
             Some(Input::Variable(name)) => {
@@ -449,14 +536,18 @@ impl PageSizes<'_> {
     fn list_length(&self, value: &Input) -> u64 {
         let length = match value {
             Input::List(items) => Some(items.len()),
-            Input::Variable(name) => match (self.variables.get(name.as_str()), self.default_value(name)) {
-                (Some(Value::Array(items)), _) => Some(items.len()),
-                (None, Some(Literal::List(items))) => Some(items.len()),
-                _ => None,
-            },
+            Input::Variable(name) => {
+                match (self.variables.get(name.as_str()), self.default_value(name)) {
+                    (Some(Value::Array(items)), _) => Some(items.len()),
+                    (None, Some(Literal::List(items))) => Some(items.len()),
+                    _ => None,
+                }
+            }
             _ => None,
         };
-        let length = length.and_then(|length| u64::try_from(length).ok()).unwrap_or(u64::MAX);
+        let length = length
+            .and_then(|length| u64::try_from(length).ok())
+            .unwrap_or(u64::MAX);
         length.min(self.limits.max_page_size)
     }
 
@@ -473,9 +564,11 @@ impl PageSizes<'_> {
             Some(Value::Null) => self.limits.default_page_size,
             Some(Value::Number(number)) => self.clamp(number),
             Some(_) => self.limits.max_page_size,
-            None => {
-                self.default_value(name).map_or(self.limits.default_page_size, |default| self.literal_size(default))
-            }
+            None => self
+                .default_value(name)
+                .map_or(self.limits.default_page_size, |default| {
+                    self.literal_size(default)
+                }),
         }
     }
 
@@ -483,7 +576,11 @@ impl PageSizes<'_> {
     fn default_value(&self, name: &Name) -> Option<&Literal> {
         let mut definitions = self.operation.variable_definitions.iter();
         let definition = definitions.find(|definition| definition.node.name.node == *name)?;
-        definition.node.default_value.as_ref().map(|default| &default.node)
+        definition
+            .node
+            .default_value
+            .as_ref()
+            .map(|default| &default.node)
     }
 
     /// Clamps a page size to the allowed range. The field itself reports a size that is out of
@@ -505,24 +602,38 @@ struct TextSizes<'a> {
 
 impl<'a> TextSizes<'a> {
     fn new(operation: &'a OperationDefinition, variables: &'a Map<String, Value>) -> Self {
-        let defaults = operation.variable_definitions.iter().filter_map(|definition| {
-            let default = &definition.node.default_value.as_ref()?.node;
-            Some((definition.node.name.node.as_str(), literal_bytes(default)))
-        });
-        let given = variables.iter().map(|(name, value)| (name.as_str(), json_bytes(value)));
+        let defaults = operation
+            .variable_definitions
+            .iter()
+            .filter_map(|definition| {
+                let default = &definition.node.default_value.as_ref()?.node;
+                Some((definition.node.name.node.as_str(), literal_bytes(default)))
+            });
+        let given = variables
+            .iter()
+            .map(|(name, value)| (name.as_str(), json_bytes(value)));
         // A given value takes the place of the default.
-        Self { variables: defaults.chain(given).collect() }
+        Self {
+            variables: defaults.chain(given).collect(),
+        }
     }
 
     fn argument_bytes(&self, field: &Field) -> u64 {
-        sum(field.arguments.iter().map(|(_, value)| self.value_bytes(&value.node)))
+        sum(field
+            .arguments
+            .iter()
+            .map(|(_, value)| self.value_bytes(&value.node)))
     }
 
     /// Recurses no deeper than the scan allows brackets to nest.
     fn value_bytes(&self, value: &Input) -> u64 {
         match value {
             Input::String(text) => length(text),
-            Input::Variable(name) => self.variables.get(name.as_str()).copied().unwrap_or_default(),
+            Input::Variable(name) => self
+                .variables
+                .get(name.as_str())
+                .copied()
+                .unwrap_or_default(),
             Input::List(items) => sum(items.iter().map(|item| self.value_bytes(item))),
             Input::Object(fields) => sum(fields.values().map(|field| self.value_bytes(field))),
             _ => 0,

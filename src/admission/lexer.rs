@@ -25,13 +25,20 @@ const MAX_NAME_BYTES: usize = 128;
 
 /// Checks the tokens of `source`, their number, and the nesting of brackets.
 pub(super) fn scan(source: &str, limits: &DocumentLimits) -> Result<(), AdmissionError> {
-    let mut scanner = Scanner { source, bytes: source.as_bytes(), offset: 0 };
+    let mut scanner = Scanner {
+        source,
+        bytes: source.as_bytes(),
+        offset: 0,
+    };
     let mut brackets = Brackets::new(limits.nesting);
     let mut tokens = 0;
     while scanner.skip_ignored() {
         tokens += 1;
         if tokens > limits.tokens {
-            let message = format!("The document is too long: at most {} tokens are allowed", limits.tokens);
+            let message = format!(
+                "The document is too long: at most {} tokens are allowed",
+                limits.tokens
+            );
             return Err(scanner.too_large(message));
         }
         scanner.token(&mut brackets)?;
@@ -52,7 +59,11 @@ struct Brackets {
 
 impl Brackets {
     fn new(limit: usize) -> Self {
-        Self { open: ['\0'; MAX_NESTING], depth: 0, limit: limit.min(MAX_NESTING) }
+        Self {
+            open: ['\0'; MAX_NESTING],
+            depth: 0,
+            limit: limit.min(MAX_NESTING),
+        }
     }
 
     /// Returns false if the limit is reached.
@@ -109,7 +120,11 @@ impl Scanner<'_> {
     }
 
     fn token(&mut self, brackets: &mut Brackets) -> Result<(), AdmissionError> {
-        let Some(character) = self.source.get(self.offset..).and_then(|rest| rest.chars().next()) else {
+        let Some(character) = self
+            .source
+            .get(self.offset..)
+            .and_then(|rest| rest.chars().next())
+        else {
             return Ok(());
         };
         match character {
@@ -145,7 +160,9 @@ impl Scanner<'_> {
         self.take_while(is_name);
         if self.offset - start > MAX_NAME_BYTES {
             self.offset = start;
-            return Err(self.too_large(format!("A name is too long: at most {MAX_NAME_BYTES} characters are allowed")));
+            return Err(self.too_large(format!(
+                "A name is too long: at most {MAX_NAME_BYTES} characters are allowed"
+            )));
         }
         Ok(())
     }
@@ -165,12 +182,15 @@ impl Scanner<'_> {
         }
         if self.offset - start > MAX_NUMBER_BYTES {
             self.offset = start;
-            return Err(
-                self.too_large(format!("A number is too long: at most {MAX_NUMBER_BYTES} characters are allowed"))
-            );
+            return Err(self.too_large(format!(
+                "A number is too long: at most {MAX_NUMBER_BYTES} characters are allowed"
+            )));
         }
         // `1.2.3`, `0x1f` and `01` are mistakes, not two tokens.
-        if self.peek().is_some_and(|byte| byte == b'.' || is_name(byte)) {
+        if self
+            .peek()
+            .is_some_and(|byte| byte == b'.' || is_name(byte))
+        {
             return Err(self.malformed("Invalid number"));
         }
         Ok(())
@@ -196,7 +216,12 @@ impl Scanner<'_> {
                     self.offset += 1;
                     return Ok(());
                 }
-                Some(b'\\') if self.bytes.get(self.offset + 1).is_some_and(u8::is_ascii_graphic) => {
+                Some(b'\\')
+                    if self
+                        .bytes
+                        .get(self.offset + 1)
+                        .is_some_and(u8::is_ascii_graphic) =>
+                {
                     self.offset += 2;
                 }
                 _ => {
@@ -226,7 +251,9 @@ impl Scanner<'_> {
     }
 
     fn starts_with(&self, text: &str) -> bool {
-        self.bytes.get(self.offset..).is_some_and(|rest| rest.starts_with(text.as_bytes()))
+        self.bytes
+            .get(self.offset..)
+            .is_some_and(|rest| rest.starts_with(text.as_bytes()))
     }
 
     fn take(&mut self, byte: u8) -> bool {
@@ -245,7 +272,10 @@ impl Scanner<'_> {
         if character.is_ascii_graphic() {
             self.malformed(format!("Unexpected \"{character}\""))
         } else {
-            self.malformed(format!("Unexpected character U+{:04X}", u32::from(character)))
+            self.malformed(format!(
+                "Unexpected character U+{:04X}",
+                u32::from(character)
+            ))
         }
     }
 

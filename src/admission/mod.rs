@@ -170,7 +170,11 @@ impl AdmissionError {
         if let Some((end, _)) = message.char_indices().nth(MAX_MESSAGE_CHARS) {
             message.truncate(end);
         }
-        Self { code, message, location: None }
+        Self {
+            code,
+            message,
+            location: None,
+        }
     }
 
     fn at(mut self, location: (usize, usize)) -> Self {
@@ -188,9 +192,15 @@ impl fmt::Display for AdmissionError {
 impl std::error::Error for AdmissionError {}
 
 /// Parses a document within the limits on size and nesting. The result depends only on the text.
-pub fn parse(document: &str, limits: &DocumentLimits) -> Result<ExecutableDocument, AdmissionError> {
+pub fn parse(
+    document: &str,
+    limits: &DocumentLimits,
+) -> Result<ExecutableDocument, AdmissionError> {
     if document.len() > limits.document_bytes {
-        let message = format!("The document is too long: at most {} bytes are allowed", limits.document_bytes);
+        let message = format!(
+            "The document is too long: at most {} bytes are allowed",
+            limits.document_bytes
+        );
         return Err(AdmissionError::new(Code::DocumentTooLarge, message));
     }
     lexer::scan(document, limits)?;
@@ -207,7 +217,10 @@ pub fn admit(
     limits: &DocumentLimits,
 ) -> Result<AdmittedOperation, AdmissionError> {
     check_variables(variables, limits)?;
-    let (name, operation) = select_operation(&document.operations, operation_name.filter(|name| !name.is_empty()))?;
+    let (name, operation) = select_operation(
+        &document.operations,
+        operation_name.filter(|name| !name.is_empty()),
+    )?;
     let complexity = complexity::measure(document, operation, variables, limits)?;
     Ok(AdmittedOperation {
         operation: operation.ty,
@@ -230,12 +243,22 @@ const WRITTEN_BYTES: u64 = 1024;
 /// account.
 fn cost(operation: OperationType, complexity: &complexity::Complexity) -> u32 {
     let (mutations, written) = match operation {
-        OperationType::Mutation => (complexity.root_fields, complexity.text_bytes / WRITTEN_BYTES),
+        OperationType::Mutation => (
+            complexity.root_fields,
+            complexity.text_bytes / WRITTEN_BYTES,
+        ),
         OperationType::Query | OperationType::Subscription => (0, 0),
     };
     let searches = complexity.searches.saturating_mul(SEARCH_POINTS);
     let exports = complexity.exports.saturating_mul(1_000);
-    let points = [1, complexity.values / 1_000, mutations.saturating_mul(10), written, searches, exports];
+    let points = [
+        1,
+        complexity.values / 1_000,
+        mutations.saturating_mul(10),
+        written,
+        searches,
+        exports,
+    ];
     u32::try_from(points.into_iter().fold(0, u64::saturating_add)).unwrap_or(u32::MAX)
 }
 
@@ -246,7 +269,9 @@ fn select_operation<'a>(
 ) -> Result<(Option<String>, &'a OperationDefinition), AdmissionError> {
     let mut candidates = operations.iter();
     match (name, candidates.next()) {
-        (None, Some((name, only))) if candidates.next().is_none() => Ok((name.map(ToString::to_string), &only.node)),
+        (None, Some((name, only))) if candidates.next().is_none() => {
+            Ok((name.map(ToString::to_string), &only.node))
+        }
         (None, _) => Err(AdmissionError::new(
             Code::OperationNameRequired,
             "The document has several operations: select one with operationName",
@@ -256,7 +281,10 @@ fn select_operation<'a>(
             .find(|(name, _)| name.is_some_and(|name| name.as_str() == wanted))
             .map(|(_, found)| (Some(wanted.to_owned()), &found.node))
             .ok_or_else(|| {
-                AdmissionError::new(Code::OperationNotFound, "The document has no operation with this operationName")
+                AdmissionError::new(
+                    Code::OperationNotFound,
+                    "The document has no operation with this operationName",
+                )
             }),
     }
 }
@@ -282,7 +310,10 @@ fn syntax_error(error: Error) -> AdmissionError {
 }
 
 /// Limits the variables, because the library copies and checks them at every use.
-fn check_variables(variables: &Map<String, Value>, limits: &DocumentLimits) -> Result<(), AdmissionError> {
+fn check_variables(
+    variables: &Map<String, Value>,
+    limits: &DocumentLimits,
+) -> Result<(), AdmissionError> {
     let too_large = |what, limit| {
         let message = format!("The variables have too many {what}: at most {limit} are allowed");
         Err(AdmissionError::new(Code::VariablesTooLarge, message))

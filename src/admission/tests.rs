@@ -52,7 +52,8 @@ mod operations {
     const TWO: &str = "query A { a } mutation B { b }";
 
     fn choose(document: &str, name: Option<&str>) -> Result<AdmittedOperation, Code> {
-        admit(document, name, &Map::new(), &DocumentLimits::default()).map_err(|refusal| refusal.code)
+        admit(document, name, &Map::new(), &DocumentLimits::default())
+            .map_err(|refusal| refusal.code)
     }
 
     #[test]
@@ -75,13 +76,19 @@ mod operations {
     #[test]
     fn a_name_must_exist() {
         assert_eq!(choose(TWO, Some("C")).err(), Some(Code::OperationNotFound));
-        assert_eq!(choose("{ a }", Some("C")).err(), Some(Code::OperationNotFound));
+        assert_eq!(
+            choose("{ a }", Some("C")).err(),
+            Some(Code::OperationNotFound)
+        );
     }
 
     #[test]
     fn several_need_a_name() {
         assert_eq!(choose(TWO, None).err(), Some(Code::OperationNameRequired));
-        assert_eq!(choose(TWO, Some("")).err(), Some(Code::OperationNameRequired));
+        assert_eq!(
+            choose(TWO, Some("")).err(),
+            Some(Code::OperationNameRequired)
+        );
     }
 }
 
@@ -114,9 +121,18 @@ mod lexical {
     #[test]
     fn brackets_match() {
         let parse = Code::ParseFailed;
-        assert_eq!(scanned("{ a "), (parse, "Expected \"}\"".into(), Some((1, 5))));
-        assert_eq!(scanned("{ a(b: [1) }"), (parse, "Unexpected \")\"".into(), Some((1, 10))));
-        assert_eq!(scanned("{ a }\n }"), (parse, "Unexpected \"}\"".into(), Some((2, 2))));
+        assert_eq!(
+            scanned("{ a "),
+            (parse, "Expected \"}\"".into(), Some((1, 5)))
+        );
+        assert_eq!(
+            scanned("{ a(b: [1) }"),
+            (parse, "Unexpected \")\"".into(), Some((1, 10)))
+        );
+        assert_eq!(
+            scanned("{ a }\n }"),
+            (parse, "Unexpected \"}\"".into(), Some((2, 2)))
+        );
     }
 
     #[test]
@@ -140,7 +156,9 @@ mod lexical {
     #[test]
     fn brackets_in_strings_and_comments_do_not_count() {
         let open = "[".repeat(200);
-        admitted(&format!("{{ a(b: \"{open}\", c: \"\"\"{open}\"\"\") # {open}\n }}"));
+        admitted(&format!(
+            "{{ a(b: \"{open}\", c: \"\"\"{open}\"\"\") # {open}\n }}"
+        ));
     }
 
     #[test]
@@ -153,7 +171,11 @@ mod lexical {
             "{ a(b: \"\"\"x\"\") }",
             "{ a(b: \"\"\"x\\\"\"\") }",
         ] {
-            let expected = (Code::ParseFailed, "Unterminated string".into(), Some((1, 8)));
+            let expected = (
+                Code::ParseFailed,
+                "Unterminated string".into(),
+                Some((1, 8)),
+            );
             assert_eq!(scanned(document), expected);
         }
     }
@@ -163,8 +185,13 @@ mod lexical {
         for number in ["0", "-0", "10", "0.5", "-1.5e-3", "1e+5", "1E5"] {
             admitted(&format!("{{ a(b: {number}) }}"));
         }
-        for number in ["01", "-", "1.", ".5", "1e", "1e+", "0x1F", "1_000", "1.2.3", "+1", "00"] {
-            assert_eq!(refused(&format!("{{ a(b: {number}) }}")).code, Code::ParseFailed);
+        for number in [
+            "01", "-", "1.", ".5", "1e", "1e+", "0x1F", "1_000", "1.2.3", "+1", "00",
+        ] {
+            assert_eq!(
+                refused(&format!("{{ a(b: {number}) }}")).code,
+                Code::ParseFailed
+            );
         }
     }
 
@@ -177,9 +204,16 @@ mod lexical {
         let name = scanned(&format!("{{ {} }}", "a".repeat(129)));
         assert_eq!((name.0, name.2), (Code::DocumentTooLarge, Some((1, 3))));
         // The parser checks the rest: these are not doubles.
-        for number in ["9".repeat(310), "1e309".to_owned(), "-1e999999999999999".to_owned()] {
+        for number in [
+            "9".repeat(310),
+            "1e309".to_owned(),
+            "-1e999999999999999".to_owned(),
+        ] {
             let refusal = refused(&format!("{{ a(b: {number}) }}"));
-            assert!(refusal.message.starts_with("Syntax error: invalid number"), "{refusal}");
+            assert!(
+                refusal.message.starts_with("Syntax error: invalid number"),
+                "{refusal}"
+            );
             assert!(!refusal.message.contains("column"), "{refusal}");
         }
     }
@@ -187,10 +221,22 @@ mod lexical {
     #[test]
     fn characters_outside_the_grammar_are_named() {
         let parse = Code::ParseFailed;
-        assert_eq!(scanned("{ a % }"), (parse, "Unexpected \"%\"".into(), Some((1, 5))));
-        assert_eq!(scanned("{ é }"), (parse, "Unexpected character U+00E9".into(), Some((1, 3))));
-        assert_eq!(scanned("#é\r\n\0"), (parse, "Unexpected character U+0000".into(), Some((2, 1))));
-        assert_eq!(scanned("{ .. }"), (parse, "Unexpected \".\"".into(), Some((1, 3))));
+        assert_eq!(
+            scanned("{ a % }"),
+            (parse, "Unexpected \"%\"".into(), Some((1, 5)))
+        );
+        assert_eq!(
+            scanned("{ é }"),
+            (parse, "Unexpected character U+00E9".into(), Some((1, 3)))
+        );
+        assert_eq!(
+            scanned("#é\r\n\0"),
+            (parse, "Unexpected character U+0000".into(), Some((2, 1)))
+        );
+        assert_eq!(
+            scanned("{ .. }"),
+            (parse, "Unexpected \".\"".into(), Some((1, 3)))
+        );
     }
 
     #[test]
@@ -211,7 +257,10 @@ mod lexical {
 
     #[test]
     fn the_configured_nesting_has_a_ceiling() {
-        let limits = DocumentLimits { nesting: usize::MAX, ..DocumentLimits::default() };
+        let limits = DocumentLimits {
+            nesting: usize::MAX,
+            ..DocumentLimits::default()
+        };
         let document = format!("{{ a(b: {}{}) }}", "[".repeat(63), "]".repeat(63));
         let refusal = admit(&document, None, &Map::new(), &limits).expect_err("65 brackets");
         assert_eq!(refusal.code, Code::DocumentTooLarge);
@@ -226,7 +275,10 @@ mod syntax {
         let refusal = refused("{ a(secret) }");
         assert_eq!(refusal.code.as_str(), "GRAPHQL_PARSE_FAILED");
         assert_eq!(refusal.location, Some((1, 5)));
-        assert!(refusal.message.starts_with("Syntax error: expected"), "{refusal}");
+        assert!(
+            refusal.message.starts_with("Syntax error: expected"),
+            "{refusal}"
+        );
         assert!(!refusal.message.contains("secret"), "{refusal}");
     }
 
@@ -235,7 +287,10 @@ mod syntax {
         for document in ["", " ,\n", "# only a comment"] {
             assert_eq!(refused(document).message, "The document is empty");
         }
-        assert_eq!(refused("fragment F on T { a }").message, "document does not contain an operation");
+        assert_eq!(
+            refused("fragment F on T { a }").message,
+            "document does not contain an operation"
+        );
     }
 
     #[test]
@@ -277,16 +332,29 @@ mod limits {
     #[test]
     fn operations() {
         let document = |n| numbered(n, |i| format!("query Q{i} {{ a }}"));
-        let choose = |n| admit(&document(n), Some("Q0"), &Map::new(), &DocumentLimits::default());
+        let choose = |n| {
+            admit(
+                &document(n),
+                Some("Q0"),
+                &Map::new(),
+                &DocumentLimits::default(),
+            )
+        };
         assert!(choose(10).is_ok());
         let refusal = choose(11).expect_err("eleven operations");
-        assert_eq!(refusal.message, "Too many operations: at most 10 are allowed");
+        assert_eq!(
+            refusal.message,
+            "Too many operations: at most 10 are allowed"
+        );
     }
 
     #[test]
     fn fragments() {
         limited(50, "Too many fragments: at most 50 are allowed", |n| {
-            format!("{{ a }} {}", numbered(n, |i| format!("fragment F{i} on T {{ a }}")))
+            format!(
+                "{{ a }} {}",
+                numbered(n, |i| format!("fragment F{i} on T {{ a }}"))
+            )
         });
     }
 
@@ -318,11 +386,15 @@ mod limits {
             "{ ...F } fragment F on T @d { a }",
             "{ a } fragment Unused on T { a @d }",
         ] {
-            limited(5, "Too many directives in one location: at most 5 are allowed", |n| {
-                place.replace("@d", &"@d ".repeat(n))
-            });
+            limited(
+                5,
+                "Too many directives in one location: at most 5 are allowed",
+                |n| place.replace("@d", &"@d ".repeat(n)),
+            );
         }
-        limited(50, "Too many directives: at most 50 are allowed", |n| format!("{{ z {{ {} }} }}", "a @d ".repeat(n)));
+        limited(50, "Too many directives: at most 50 are allowed", |n| {
+            format!("{{ z {{ {} }} }}", "a @d ".repeat(n))
+        });
     }
 
     #[test]
@@ -330,12 +402,25 @@ mod limits {
         let message = "Too many selections: at most 1000 are allowed";
         // 1 + 9 spreads of 110 fields each, and 1 to 11 fields more.
         limited(0, message, |n| {
-            format!("{{ z {{ {} {} }} }} fragment F on T {{ {} }}", "...F ".repeat(9), "a ".repeat(n), "a ".repeat(110))
+            format!(
+                "{{ z {{ {} {} }} }} fragment F on T {{ {} }}",
+                "...F ".repeat(9),
+                "a ".repeat(n),
+                "a ".repeat(110)
+            )
         });
         // Both operations count, whichever is chosen.
-        let document =
-            format!("query A {{ z {{ {} }} }} query B {{ z {{ {} }} }}", "a ".repeat(499), "a ".repeat(500),);
-        let refusal = admit(&document, Some("A"), &Map::new(), &DocumentLimits::default());
+        let document = format!(
+            "query A {{ z {{ {} }} }} query B {{ z {{ {} }} }}",
+            "a ".repeat(499),
+            "a ".repeat(500),
+        );
+        let refusal = admit(
+            &document,
+            Some("A"),
+            &Map::new(),
+            &DocumentLimits::default(),
+        );
         assert_eq!(refusal.expect_err("1001 selections").message, message);
     }
 
@@ -344,24 +429,40 @@ mod limits {
         let nested = |n: usize| format!("{}a{}", "a { ".repeat(n - 1), " }".repeat(n - 1));
         let message = "Too many nested fields: at most 12 are allowed";
         limited(12, message, |n| format!("{{ {} }}", nested(n)));
-        limited(12, message, |n| format!("{{ a {{ ... {{ ...F }} }} }} fragment F on T {{ {} }}", nested(n - 1)));
+        limited(12, message, |n| {
+            format!(
+                "{{ a {{ ... {{ ...F }} }} }} fragment F on T {{ {} }}",
+                nested(n - 1)
+            )
+        });
         limited(12, message, |n| format!("{{ a {} b {{ c }} }}", nested(n)));
         // An operation that is not chosen is validated like the others.
         let document = format!("query A {{ a }} query B {{ {} }}", nested(13));
-        let refusal = admit(&document, Some("A"), &Map::new(), &DocumentLimits::default());
+        let refusal = admit(
+            &document,
+            Some("A"),
+            &Map::new(),
+            &DocumentLimits::default(),
+        );
         assert_eq!(refusal.expect_err("thirteen deep").message, message);
     }
 
     #[test]
     fn introspection_has_its_own_depth() {
         let nested = |n: usize| format!("{}a{}", "a { ".repeat(n - 1), " }".repeat(n - 1));
-        limited(20, "Too many nested introspection fields: at most 20 are allowed", |n| {
-            format!("{{ __schema {{ {} b }} c }}", nested(n))
-        });
-        limited(3, "Too many nested introspection lists: at most 3 are allowed", |n| {
-            let lists = format!("{}a{}", "fields { ".repeat(n), " }".repeat(n));
-            format!("{{ ...F }} fragment F on Q {{ __type {{ {lists} b }} }}")
-        });
+        limited(
+            20,
+            "Too many nested introspection fields: at most 20 are allowed",
+            |n| format!("{{ __schema {{ {} b }} c }}", nested(n)),
+        );
+        limited(
+            3,
+            "Too many nested introspection lists: at most 3 are allowed",
+            |n| {
+                let lists = format!("{}a{}", "fields { ".repeat(n), " }".repeat(n));
+                format!("{{ ...F }} fragment F on Q {{ __type {{ {lists} b }} }}")
+            },
+        );
         assert!(admitted("{ ...F b } fragment F on Q { c __type { a } b }").introspection);
         assert!(!admitted("{ a { __typename } }").introspection);
     }
@@ -372,7 +473,11 @@ mod limits {
         let message = "Too many nested selection sets: at most 32 are allowed";
         let nested = |n: usize, it: &str| format!("{}{it}{}", "... {".repeat(n), "}".repeat(n));
         limited(15, message, |n| {
-            format!("{{ ...F }} fragment F on T {{ {} }} fragment G on T {{ {} }}", nested(14, "...G"), nested(n, "a"))
+            format!(
+                "{{ ...F }} fragment F on T {{ {} }} fragment G on T {{ {} }}",
+                nested(14, "...G"),
+                nested(n, "a")
+            )
         });
     }
 
@@ -391,7 +496,9 @@ mod limits {
             let fields = "a ".repeat(n - 6);
             format!("mutation {{ ...F ... {{ ...F }} {fields} }} fragment F on T {{ a a a }}")
         });
-        limited(50, "Too many root fields: at most 50 are allowed", |n| format!("{{ {} }}", "a ".repeat(n)));
+        limited(50, "Too many root fields: at most 50 are allowed", |n| {
+            format!("{{ {} }}", "a ".repeat(n))
+        });
     }
 
     #[test]
@@ -407,7 +514,10 @@ mod limits {
     fn variables_json() {
         let refused = |variables| {
             let refusal = with_variables("{ a }", variables).expect_err("variables too large");
-            assert_eq!((refusal.code, refusal.code.status()), (Code::VariablesTooLarge, 400));
+            assert_eq!(
+                (refusal.code, refusal.code.status()),
+                (Code::VariablesTooLarge, 400)
+            );
         };
         let nested = |n: usize| (0..n).fold(json!(1), |value, _| json!([value]));
         assert!(with_variables("{ a }", json!({ "v": nested(31) })).is_ok());
@@ -425,7 +535,10 @@ mod cycles {
 
     fn cyclic(document: &str, name: &str, location: (usize, usize)) {
         let refusal = refused(document);
-        assert_eq!(refusal.message, format!("The fragment \"{name}\" spreads itself"));
+        assert_eq!(
+            refusal.message,
+            format!("The fragment \"{name}\" spreads itself")
+        );
         assert_eq!(refusal.code.as_str(), "GRAPHQL_VALIDATION_FAILED");
         assert_eq!(refusal.location, Some(location));
     }
@@ -433,7 +546,11 @@ mod cycles {
     #[test]
     fn are_refused_and_named() {
         cyclic("{ ...F }\nfragment F on T { ...F }", "F", (2, 19));
-        cyclic("{ ...F }\nfragment F on T { a { ...G } }\nfragment G on T { ... { ...F } }", "F", (3, 25));
+        cyclic(
+            "{ ...F }\nfragment F on T { a { ...G } }\nfragment G on T { ... { ...F } }",
+            "F",
+            (3, 25),
+        );
     }
 
     #[test]
@@ -466,7 +583,13 @@ mod pages {
     #[test]
     fn have_a_default_size() {
         assert_eq!(nodes("{ a { edges { node { id } } } }", json!({})), 20);
-        assert_eq!(nodes("{ a { ... on C { ...F } } } fragment F on C { nodes { id } }", json!({})), 20);
+        assert_eq!(
+            nodes(
+                "{ a { ... on C { ...F } } } fragment F on C { nodes { id } }",
+                json!({})
+            ),
+            20
+        );
         assert_eq!(nodes("{ a { totalCount } }", json!({})), 0);
         assert_eq!(nodes("{ a(first: null) { totalCount } }", json!({})), 20);
     }
@@ -477,8 +600,14 @@ mod pages {
         assert_eq!(nodes(document, json!({ "n": 3 })), 3);
         assert_eq!(nodes(document, json!({ "n": null })), 20);
         assert_eq!(nodes(document, json!({})), 7);
-        assert_eq!(nodes("query($n: Int) { a(first: $n) { id } }", json!({})), 20);
-        assert_eq!(nodes("query($n: Int = null) { a(first: $n) { id } }", json!({})), 20);
+        assert_eq!(
+            nodes("query($n: Int) { a(first: $n) { id } }", json!({})),
+            20
+        );
+        assert_eq!(
+            nodes("query($n: Int = null) { a(first: $n) { id } }", json!({})),
+            20
+        );
         assert_eq!(nodes("{ a(first: $n) { id } }", json!({})), 20);
     }
 
@@ -486,10 +615,16 @@ mod pages {
     fn are_those_of_the_chosen_operation() {
         let document = "query A($n: Int = 2) { ...F } query B($n: Int = 100) { ...F ...F }
                         fragment F on Q { a(first: $n) { nodes { b(first: $n) { nodes { id } } } } }";
-        let limits = DocumentLimits { nodes: 6, ..DocumentLimits::default() };
+        let limits = DocumentLimits {
+            nodes: 6,
+            ..DocumentLimits::default()
+        };
         let chosen = |name| admit(document, Some(name), &Map::new(), &limits);
         assert_eq!(chosen("A").expect("few nodes").nodes, 6);
-        assert_eq!(chosen("B").expect_err("many nodes").code, Code::DocumentTooComplex);
+        assert_eq!(
+            chosen("B").expect_err("many nodes").code,
+            Code::DocumentTooComplex
+        );
     }
 
     #[test]
@@ -503,7 +638,10 @@ mod pages {
             ("\"5\"", 100),
             ("[$n]", 20),
         ] {
-            assert_eq!(nodes(&format!("{{ a(first: {size}) {{ id }} }}"), json!({})), expected);
+            assert_eq!(
+                nodes(&format!("{{ a(first: {size}) {{ id }} }}"), json!({})),
+                expected
+            );
         }
         assert_eq!(nodes("{ a(first: 2, last: 9) { id } }", json!({})), 9);
         assert_eq!(nodes("{ a(first: $n) { id } }", json!({ "n": [1] })), 100);
@@ -512,7 +650,10 @@ mod pages {
     #[test]
     fn of_lists_that_take_none_are_taken_to_be_short() {
         assert_eq!(
-            nodes("{ a(first: 5) { nodes { labels { id a { labels { id } } } } } }", json!({})),
+            nodes(
+                "{ a(first: 5) { nodes { labels { id a { labels { id } } } } } }",
+                json!({})
+            ),
             5 * (1 + 10 * 11)
         );
         assert_eq!(admitted("{ a { labels { id } } }").values, 1 + 1 + 10);
@@ -521,12 +662,17 @@ mod pages {
         let document = async_graphql::parser::parse_schema(&sdl).expect("SDL");
         let mut lists = BTreeSet::new();
         for definition in document.definitions {
-            let TypeSystemDefinition::Type(definition) = definition else { continue };
-            let TypeKind::Object(object) = definition.node.kind else { continue };
+            let TypeSystemDefinition::Type(definition) = definition else {
+                continue;
+            };
+            let TypeKind::Object(object) = definition.node.kind else {
+                continue;
+            };
             for field in object.fields {
                 let is_of_objects = |of: &Type| match &of.base {
                     BaseType::Named(name) => {
-                        sdl.contains(&format!("\ntype {name} ")) || sdl.contains(&format!("\ninterface {name} "))
+                        sdl.contains(&format!("\ntype {name} "))
+                            || sdl.contains(&format!("\ninterface {name} "))
                     }
                     BaseType::List(_) => true,
                 };
@@ -535,7 +681,11 @@ mod pages {
                 }
             }
         }
-        let known = complexity::UNPAGED_LISTS.into_iter().chain(["edges", "nodes"]).map(ToOwned::to_owned).collect();
+        let known = complexity::UNPAGED_LISTS
+            .into_iter()
+            .chain(["edges", "nodes"])
+            .map(ToOwned::to_owned)
+            .collect();
         assert_eq!(lists, known);
     }
 
@@ -543,22 +693,37 @@ mod pages {
     fn of_ids_are_as_long_as_their_list() {
         assert_eq!(nodes(r#"{ a(ids: ["x", $y, "z"]) { id } }"#, json!({})), 3);
         assert_eq!(nodes(r#"{ a(ids: "x") { id } }"#, json!({})), 100);
-        let document = r#"query($ids: [ID!] = ["x", "y"]) { a(ids: $ids) { b(first: 10) { id } } }"#;
+        let document =
+            r#"query($ids: [ID!] = ["x", "y"]) { a(ids: $ids) { b(first: 10) { id } } }"#;
         assert_eq!(nodes(document, json!({ "ids": ["x", "y", "z"] })), 3 * 11);
         assert_eq!(nodes(document, json!({})), 2 * 11);
-        assert_eq!(nodes("query($ids: [ID!]) { a(ids: $ids) { id } }", json!({ "ids": vec!["x"; 500] })), 100);
+        assert_eq!(
+            nodes(
+                "query($ids: [ID!]) { a(ids: $ids) { id } }",
+                json!({ "ids": vec!["x"; 500] })
+            ),
+            100
+        );
         for unknown in [json!({ "ids": "x" }), json!({ "ids": null }), json!({})] {
-            assert_eq!(nodes("query($ids: [ID!]) { a(ids: $ids) { id } }", unknown), 100);
+            assert_eq!(
+                nodes("query($ids: [ID!]) { a(ids: $ids) { id } }", unknown),
+                100
+            );
         }
     }
 
     #[test]
     fn are_at_most_ten_thousand_nodes() {
         let document = |n: u64| {
-            format!("{{ a(first: 99) {{ nodes {{ b(first: 100) {{ nodes {{ id }} }} }} }} c(first: {n}) {{ id }} }}")
+            format!(
+                "{{ a(first: 99) {{ nodes {{ b(first: 100) {{ nodes {{ id }} }} }} }} c(first: {n}) {{ id }} }}"
+            )
         };
         assert_eq!(nodes(&document(1), json!({})), 99 * 101 + 1);
-        assert_eq!(refused(&document(2)).message, "Too many nodes: at most 10000 are allowed");
+        assert_eq!(
+            refused(&document(2)).message,
+            "Too many nodes: at most 10000 are allowed"
+        );
     }
 }
 
@@ -579,39 +744,106 @@ mod costs {
             assert_eq!(u64::from(found.cost), 1 + 20 * found.searches, "{document}");
             found.searches
         };
-        assert_eq!(searches("{ a(filter: { search: \"x\" }) { nodes { id } } }"), 1);
-        assert_eq!(searches("{ a(filter: { search: \"x\" }) { totalCount n: totalCount } }"), 3);
-        assert_eq!(searches("{ a(filter: { search: \"x\" }) { ...F } } fragment F on C { totalCount }"), 2);
-        assert_eq!(searches("{ a(filter: { search: \"x\" }) { id } b: a(filter: { search: \"y\" }) { id } }"), 2);
-        assert_eq!(searches("{ a(filter: { search: \" \" }) { id } b(filter: { search: null }) { id } }"), 0);
-        assert_eq!(searches("query ($s: String = \"x\") { a(filter: { search: $s }) { id } }"), 1);
-        assert_eq!(searches("query ($f: F = { search: \"x\" }) { a(filter: $f) { id } }"), 1);
-        assert_eq!(searches("query ($f: F) { a(filter: $f) { totalCount } }"), 0);
-        let many: String = (0..11).map(|n| format!("a{n}: a(filter: {{ search: \"x\" }}) {{ id }} ")).collect();
-        assert_eq!(refused(&format!("{{ {many} }}")).message, "Too many searches: at most 10 are allowed");
+        assert_eq!(
+            searches("{ a(filter: { search: \"x\" }) { nodes { id } } }"),
+            1
+        );
+        assert_eq!(
+            searches("{ a(filter: { search: \"x\" }) { totalCount n: totalCount } }"),
+            3
+        );
+        assert_eq!(
+            searches("{ a(filter: { search: \"x\" }) { ...F } } fragment F on C { totalCount }"),
+            2
+        );
+        assert_eq!(
+            searches(
+                "{ a(filter: { search: \"x\" }) { id } b: a(filter: { search: \"y\" }) { id } }"
+            ),
+            2
+        );
+        assert_eq!(
+            searches("{ a(filter: { search: \" \" }) { id } b(filter: { search: null }) { id } }"),
+            0
+        );
+        assert_eq!(
+            searches("query ($s: String = \"x\") { a(filter: { search: $s }) { id } }"),
+            1
+        );
+        assert_eq!(
+            searches("query ($f: F = { search: \"x\" }) { a(filter: $f) { id } }"),
+            1
+        );
+        assert_eq!(
+            searches("query ($f: F) { a(filter: $f) { totalCount } }"),
+            0
+        );
+        let many: String = (0..11)
+            .map(|n| format!("a{n}: a(filter: {{ search: \"x\" }}) {{ id }} "))
+            .collect();
+        assert_eq!(
+            refused(&format!("{{ {many} }}")).message,
+            "Too many searches: at most 10 are allowed"
+        );
         let export = admitted("{ ...F } fragment F on Query { exportViewerData }");
         assert_eq!((export.cost, export.export), (1_001, true));
-        let twice = refused("{ exportViewerData ...F } fragment F on Query { b: exportViewerData }");
+        let twice =
+            refused("{ exportViewerData ...F } fragment F on Query { b: exportViewerData }");
         assert_eq!(twice.message, "Too many exports: at most 1 are allowed");
     }
     #[test]
     fn of_a_mutation_grow_with_the_text_that_it_writes() {
         let text = "ä".repeat(5_000);
-        let cost =
-            |document: &str, variables: Value| with_variables(document, variables).expect("an admitted document").cost;
+        let cost = |document: &str, variables: Value| {
+            with_variables(document, variables)
+                .expect("an admitted document")
+                .cost
+        };
         let create = "mutation ($t: String!) { a(input: { t: $t }) { id } }";
         assert_eq!(cost(create, json!({ "t": "x".repeat(1_023) })), 11);
         assert_eq!(cost(create, json!({ "t": "x".repeat(1_024) })), 12);
-        assert_eq!(cost(create, json!({ "t": text })), 11 + 9, "bytes, not characters");
+        assert_eq!(
+            cost(create, json!({ "t": text })),
+            11 + 9,
+            "bytes, not characters"
+        );
         // However the text gets there.
         let whole = "mutation ($in: In!) { a(input: $in) { id } }";
-        assert_eq!(cost(whole, json!({ "in": { "b": [{ "c": text }], "d": 7 } })), 11 + 9);
-        assert_eq!(cost(&format!("mutation {{ a(input: {{ b: [\"{text}\"] }}) {{ id }} }}"), json!({})), 11 + 9);
-        assert_eq!(cost(&format!("mutation ($t: String = \"{text}\") {{ a(t: $t) {{ id }} }}"), json!({})), 11 + 9);
+        assert_eq!(
+            cost(whole, json!({ "in": { "b": [{ "c": text }], "d": 7 } })),
+            11 + 9
+        );
+        assert_eq!(
+            cost(
+                &format!("mutation {{ a(input: {{ b: [\"{text}\"] }}) {{ id }} }}"),
+                json!({})
+            ),
+            11 + 9
+        );
+        assert_eq!(
+            cost(
+                &format!("mutation ($t: String = \"{text}\") {{ a(t: $t) {{ id }} }}"),
+                json!({})
+            ),
+            11 + 9
+        );
         let fragment = "mutation ($t: String!) { ...F b(t: $t) } fragment F on Mutation { a(t: $t) c: a(t: $t) }";
-        assert_eq!(cost(fragment, json!({ "t": text })), 31 + 29, "each use counts");
+        assert_eq!(
+            cost(fragment, json!({ "t": text })),
+            31 + 29,
+            "each use counts"
+        );
         // Reading writes nothing, and a variable that is not used is not written.
-        assert_eq!(cost("query ($t: String!) { a(t: $t) { id } }", json!({ "t": text })), 1);
-        assert_eq!(cost("mutation ($t: String) { a { id } }", json!({ "t": text })), 11);
+        assert_eq!(
+            cost(
+                "query ($t: String!) { a(t: $t) { id } }",
+                json!({ "t": text })
+            ),
+            1
+        );
+        assert_eq!(
+            cost("mutation ($t: String) { a { id } }", json!({ "t": text })),
+            11
+        );
     }
 }

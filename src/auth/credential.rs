@@ -121,9 +121,13 @@ impl CachedClaims {
 impl Credentials {
     /// Derives the keys and configures the password hash.
     pub fn new(config: &Config) -> Result<Self> {
-        let HashCost { memory_kib, passes, lanes } = config.hash_cost;
-        let params =
-            Params::new(memory_kib, passes, lanes, None).map_err(|error| Error::internal(error.to_string()))?;
+        let HashCost {
+            memory_kib,
+            passes,
+            lanes,
+        } = config.hash_cost;
+        let params = Params::new(memory_kib, passes, lanes, None)
+            .map_err(|error| Error::internal(error.to_string()))?;
         let argon2 = Argon2::new(Algorithm::Argon2id, Version::V0x13, params);
         let decoy = dummy_hash(argon2.params())?;
         let mut validation = Validation::new(jsonwebtoken::Algorithm::HS256);
@@ -134,7 +138,8 @@ impl Credentials {
         validation.validate_exp = false;
         validation.validate_nbf = false;
         let refresh = hmac::Key::new(hmac::HMAC_SHA256, config.refresh_secret_key.expose());
-        let derived = |use_: &[u8]| hmac::Key::new(hmac::HMAC_SHA256, hmac::sign(&refresh, use_).as_ref());
+        let derived =
+            |use_: &[u8]| hmac::Key::new(hmac::HMAC_SHA256, hmac::sign(&refresh, use_).as_ref());
         // Half of the cores, so that a burst of logins leaves the other half to other work.
         let cores = (std::thread::available_parallelism().map_or(2, usize::from) / 2).max(1);
         Ok(Self(Arc::new(CredentialsInner {
@@ -158,7 +163,8 @@ impl Credentials {
 
     pub async fn hash(&self, password: &Password) -> Result<String> {
         let password = password.to_string();
-        self.run(move |inner| hash(&inner.argon2, &password)).await?
+        self.run(move |inner| hash(&inner.argon2, &password))
+            .await?
     }
 
     /// Verifies a password. Without a hash, or with one of a lower cost, it takes the same time.
@@ -170,13 +176,20 @@ impl Credentials {
         self.run(move |inner| {
             let parsed = PasswordHash::new(hash.as_deref().unwrap_or(&inner.dummy_hash));
             let parsed = parsed.map_err(|error| Error::internal(error.to_string()))?;
-            let is_right = inner.argon2.verify_password(password.as_bytes(), &parsed).is_ok() && hash.is_some();
+            let is_right = inner
+                .argon2
+                .verify_password(password.as_bytes(), &parsed)
+                .is_ok()
+                && hash.is_some();
             // Otherwise a quick answer would reveal an account that is older than the current cost.
             // Also after a right password, because not every one of them is admitted.
             let stored = Params::try_from(&parsed).ok();
-            if let Some(rest) = stored.and_then(|stored| remaining_work(&stored, inner.argon2.params())) {
+            if let Some(rest) =
+                stored.and_then(|stored| remaining_work(&stored, inner.argon2.params()))
+            {
                 let decoy = dummy_hash(&rest)?;
-                let decoy = PasswordHash::new(&decoy).map_err(|error| Error::internal(error.to_string()))?;
+                let decoy = PasswordHash::new(&decoy)
+                    .map_err(|error| Error::internal(error.to_string()))?;
                 let _ = inner.argon2.verify_password(password.as_bytes(), &decoy);
             }
             Ok(is_right)
@@ -186,28 +199,39 @@ impl Credentials {
 
     /// Whether a hash has lower cost parameters than configured now.
     pub fn is_outdated(&self, hash: &str) -> bool {
-        let params = PasswordHash::new(hash).ok().and_then(|parsed| Params::try_from(&parsed).ok());
+        let params = PasswordHash::new(hash)
+            .ok()
+            .and_then(|parsed| Params::try_from(&parsed).ok());
         let now = self.0.argon2.params();
         params.is_some_and(|old| {
-            old.m_cost() < now.m_cost() || old.t_cost() < now.t_cost() || old.p_cost() < now.p_cost()
+            old.m_cost() < now.m_cost()
+                || old.t_cost() < now.t_cost()
+                || old.p_cost() < now.p_cost()
         })
     }
 
     /// Hashes a verified password again, with the current cost parameters.
     pub async fn rehash(&self, password: &str) -> Result<String> {
         let password = password.to_owned();
-        self.run(move |inner| hash(&inner.argon2, &password)).await?
+        self.run(move |inner| hash(&inner.argon2, &password))
+            .await?
     }
 
     /// Runs a hash on a blocking thread, with limited concurrency. Fails at once if too many are
     /// waiting.
-    async fn run<T: Send + 'static>(&self, work: impl FnOnce(&CredentialsInner) -> T + Send + 'static) -> Result<T> {
+    async fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&CredentialsInner) -> T + Send + 'static,
+    ) -> Result<T> {
         let since = Instant::now();
         let queued = Arc::clone(&self.0.queue).try_acquire_owned().map_err(|_| {
             self.0.refused.inc();
             Error::unavailable()
         })?;
-        let running = Arc::clone(&self.0.hash_permits).acquire_owned().await.map_err(Error::internal)?;
+        let running = Arc::clone(&self.0.hash_permits)
+            .acquire_owned()
+            .await
+            .map_err(Error::internal)?;
         let inner = Arc::clone(&self.0);
         // The permits move into the closure, so that a cancelled caller does not free them before
         // the work is done.
@@ -223,7 +247,10 @@ impl Credentials {
     /// Number of hashes that run, and that wait.
     pub fn hash_load(&self) -> (usize, usize) {
         let running = self.0.cores - self.0.hash_permits.available_permits();
-        (running, (MAX_QUEUED_HASHES - self.0.queue.available_permits()).saturating_sub(running))
+        (
+            running,
+            (MAX_QUEUED_HASHES - self.0.queue.available_permits()).saturating_sub(running),
+        )
     }
 
     /// Hashes rejected because too many were waiting.
@@ -249,9 +276,13 @@ impl Credentials {
             nbf: now.seconds(),
             exp: expires_at.seconds(),
         };
-        let header = Header { typ: Some(TOKEN_TYPE.to_owned()), ..Header::default() };
+        let header = Header {
+            typ: Some(TOKEN_TYPE.to_owned()),
+            ..Header::default()
+        };
         Ok(Tokens {
-            access_token: jsonwebtoken::encode(&header, &claims, &self.0.encoding).map_err(Error::internal)?,
+            access_token: jsonwebtoken::encode(&header, &claims, &self.0.encoding)
+                .map_err(Error::internal)?,
             refresh_token: self.refresh_token(session),
             token_type: "bearer",
             expires_in: expires_at.since(now).as_secs(),
@@ -267,17 +298,33 @@ impl Credentials {
             None => self.verify_jwt(now, token)?,
         };
         let expires_at = Timestamp::from_micros(claimed.expires.saturating_mul(1_000_000));
-        let CachedClaims { user_id, session_id, .. } = claimed;
-        claimed.is_valid_at(now.seconds()).then_some(AccessClaims { user_id, session_id, expires_at })
+        let CachedClaims {
+            user_id,
+            session_id,
+            ..
+        } = claimed;
+        claimed.is_valid_at(now.seconds()).then_some(AccessClaims {
+            user_id,
+            session_id,
+            expires_at,
+        })
     }
 
     fn verify_jwt(&self, now: Timestamp, token: &str) -> Option<CachedClaims> {
-        let data = jsonwebtoken::decode::<Claims>(token, &self.0.decoding, &self.0.validation).ok()?;
+        let data =
+            jsonwebtoken::decode::<Claims>(token, &self.0.decoding, &self.0.validation).ok()?;
         if data.header.typ.as_deref() != Some(TOKEN_TYPE) {
             return None;
         }
-        let Claims { sub, sid, nbf, exp, .. } = data.claims;
-        let claimed = CachedClaims { user_id: sub, session_id: sid, not_before: nbf, expires: exp };
+        let Claims {
+            sub, sid, nbf, exp, ..
+        } = data.claims;
+        let claimed = CachedClaims {
+            user_id: sub,
+            session_id: sid,
+            not_before: nbf,
+            expires: exp,
+        };
         if claimed.is_valid_at(now.seconds()) {
             let mut genuine = self.verified_tokens();
             if genuine.len() >= MAX_CACHED_TOKENS {
@@ -289,7 +336,10 @@ impl Credentials {
     }
 
     fn verified_tokens(&self) -> MutexGuard<'_, HashMap<Box<str>, CachedClaims>> {
-        self.0.verified_tokens.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0
+            .verified_tokens
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     fn refresh_token(&self, session: &Session) -> String {
@@ -323,7 +373,13 @@ impl Credentials {
 
     /// Issues a device token, which proves that the owner of an account has logged in on a device.
     /// A password change invalidates it, because others who knew the old password may have one too.
-    pub fn device_token(&self, now: Timestamp, device: Id, user_id: Id, password_hash: &str) -> String {
+    pub fn device_token(
+        &self,
+        now: Timestamp,
+        device: Id,
+        user_id: Id,
+        password_hash: &str,
+    ) -> String {
         let mut token = Vec::with_capacity(DEVICE_TOKEN_BYTES);
         token.extend_from_slice(device.as_bytes());
         token.extend_from_slice(&now.seconds().to_be_bytes());
@@ -332,12 +388,24 @@ impl Credentials {
     }
 
     /// The device of a valid device token for this account.
-    pub fn known_device(&self, now: Timestamp, token: &str, user_id: Id, password_hash: &str) -> Option<Id> {
-        let token: [u8; DEVICE_TOKEN_BYTES] = URL_SAFE_NO_PAD.decode(token).ok()?.try_into().ok()?;
+    pub fn known_device(
+        &self,
+        now: Timestamp,
+        token: &str,
+        user_id: Id,
+        password_hash: &str,
+    ) -> Option<Id> {
+        let token: [u8; DEVICE_TOKEN_BYTES] =
+            URL_SAFE_NO_PAD.decode(token).ok()?.try_into().ok()?;
         let (claims, tag) = token.split_at(24);
-        constant_time::verify_slices_are_equal(self.device_tag(claims, user_id, password_hash).as_ref(), tag).ok()?;
+        constant_time::verify_slices_are_equal(
+            self.device_tag(claims, user_id, password_hash).as_ref(),
+            tag,
+        )
+        .ok()?;
         let issued = i64::from_be_bytes(claims[16..].try_into().ok()?);
-        let expires = Timestamp::from_micros(issued.saturating_mul(1_000_000)).plus(DEVICE_LIFETIME);
+        let expires =
+            Timestamp::from_micros(issued.saturating_mul(1_000_000)).plus(DEVICE_LIFETIME);
         (now < expires).then_some(Id::from_bytes(claims[..16].try_into().ok()?))
     }
 
@@ -405,7 +473,9 @@ impl MailToken {
 
     /// The hash to store.
     pub fn hash(&self) -> Vec<u8> {
-        digest::digest(&digest::SHA256, self.0.as_bytes()).as_ref().to_vec()
+        digest::digest(&digest::SHA256, self.0.as_bytes())
+            .as_ref()
+            .to_vec()
     }
 
     /// The token itself, for the mail only.
@@ -424,9 +494,14 @@ pub fn random() -> Result<[u8; 32]> {
 /// A hash that no password matches, with the same cost parameters as any other. It is random
 /// instead of computed, because hashing at startup would take its full memory.
 fn dummy_hash(params: &Params) -> Result<String> {
-    let (salt, hash) = (STANDARD_NO_PAD.encode(&random()?[..16]), STANDARD_NO_PAD.encode(random()?));
+    let (salt, hash) = (
+        STANDARD_NO_PAD.encode(&random()?[..16]),
+        STANDARD_NO_PAD.encode(random()?),
+    );
     let (memory, passes, lanes) = (params.m_cost(), params.t_cost(), params.p_cost());
-    Ok(format!("$argon2id$v=19$m={memory},t={passes},p={lanes}${salt}${hash}"))
+    Ok(format!(
+        "$argon2id$v=19$m={memory},t={passes},p={lanes}${salt}${hash}"
+    ))
 }
 
 /// Parameters of a hash that costs as much as the current ones do beyond the stored ones; `None` if
@@ -440,7 +515,9 @@ fn remaining_work(stored: &Params, current: &Params) -> Option<Params> {
 
 fn hash(argon2: &Argon2<'_>, password: &str) -> Result<String> {
     let hash = argon2.hash_password(password.as_bytes());
-    Ok(hash.map_err(|error| Error::internal(error.to_string()))?.to_string())
+    Ok(hash
+        .map_err(|error| Error::internal(error.to_string()))?
+        .to_string())
 }
 
 #[cfg(test)]
@@ -452,13 +529,29 @@ mod tests {
         let params = |memory, passes| Params::new(memory, passes, 1, None).expect("a cost");
         let work = |params: &Params| params.m_cost() * params.t_cost();
         let current = params(64 * 1024, 3);
-        for stored in [params(8, 1), params(19 * 1024, 2), params(64 * 1024, 2), params(100_001, 1)] {
+        for stored in [
+            params(8, 1),
+            params(19 * 1024, 2),
+            params(64 * 1024, 2),
+            params(100_001, 1),
+        ] {
             let rest = remaining_work(&stored, &current).expect("more work");
             let sum = work(&stored) + work(&rest);
-            assert!(work(&current) - sum < current.t_cost(), "{sum} of {}", work(&current));
+            assert!(
+                work(&current) - sum < current.t_cost(),
+                "{sum} of {}",
+                work(&current)
+            );
         }
-        for stored in [params(64 * 1024, 3), params(64 * 1024, 4), params(512 * 1024, 1)] {
-            assert!(remaining_work(&stored, &current).is_none(), "the stored hash alone takes as long, or longer");
+        for stored in [
+            params(64 * 1024, 3),
+            params(64 * 1024, 4),
+            params(512 * 1024, 1),
+        ] {
+            assert!(
+                remaining_work(&stored, &current).is_none(),
+                "the stored hash alone takes as long, or longer"
+            );
         }
     }
 

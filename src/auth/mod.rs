@@ -19,7 +19,10 @@ pub fn bearer(authorization: &str) -> Option<&str> {
 /// others ([`sessions`]).
 pub async fn authenticate(app: &App, token: &str) -> Result<Viewer> {
     let now = app.clock.now();
-    let access = app.credentials.verify_access(now, token).ok_or_else(Error::unauthenticated)?;
+    let access = app
+        .credentials
+        .verify_access(now, token)
+        .ok_or_else(Error::unauthenticated)?;
     let viewer = app.sessions.viewer(&app.db, now, access.session_id).await?;
     viewer.ok_or_else(Error::unauthenticated)
 }

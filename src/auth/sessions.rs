@@ -20,9 +20,10 @@ impl ViewerCache {
         if let Some(viewer) = self.0.get(since, session_id) {
             return Ok(Some(viewer));
         }
-        let viewer =
-            with_acquire_timeout(async { session::viewer(&mut db.conn_for_rows(1).await?, now, session_id).await })
-                .await?;
+        let viewer = with_acquire_timeout(async {
+            session::viewer(&mut db.conn_for_rows(1).await?, now, session_id).await
+        })
+        .await?;
         match viewer {
             Some(viewer) => self.0.insert(since, [(session_id, viewer)]),
             None => self.0.remove(session_id),

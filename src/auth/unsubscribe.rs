@@ -25,5 +25,8 @@ pub fn verify(key: &Secret, token: &str) -> Option<Id> {
 
 fn tag(key: &Secret, user_id: Id) -> hmac::Tag {
     let derived = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, key.expose()), PURPOSE);
-    hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, derived.as_ref()), user_id.as_bytes())
+    hmac::sign(
+        &hmac::Key::new(hmac::HMAC_SHA256, derived.as_ref()),
+        user_id.as_bytes(),
+    )
 }

@@ -7,7 +7,9 @@
 use std::marker::PhantomData;
 
 use diesel::backend::Backend;
-use diesel::expression::{AppearsOnTable, Expression, SelectableExpression, ValidGrouping, is_aggregate};
+use diesel::expression::{
+    AppearsOnTable, Expression, SelectableExpression, ValidGrouping, is_aggregate,
+};
 use diesel::pg::Pg;
 use diesel::query_builder::{AstPass, QueryFragment, QueryId};
 use diesel::{QueryResult, Selectable};
@@ -22,7 +24,10 @@ pub struct Columns<Row> {
 impl<Row> Columns<Row> {
     /// The text must match the columns of `Row`; the compiler does not check it.
     pub const fn new(text: &'static str) -> Self {
-        Self { text, row: PhantomData }
+        Self {
+            text,
+            row: PhantomData,
+        }
     }
 }
 
@@ -38,7 +43,10 @@ impl<Row: Selectable<Pg>> Expression for Columns<Row> {
     type SqlType = <Row::SelectExpression as Expression>::SqlType;
 }
 
-impl<Row: Selectable<Pg>, QS> AppearsOnTable<QS> for Columns<Row> where Row::SelectExpression: AppearsOnTable<QS> {}
+impl<Row: Selectable<Pg>, QS> AppearsOnTable<QS> for Columns<Row> where
+    Row::SelectExpression: AppearsOnTable<QS>
+{
+}
 
 impl<Row: Selectable<Pg>, QS> SelectableExpression<QS> for Columns<Row> where
     Row::SelectExpression: SelectableExpression<QS>

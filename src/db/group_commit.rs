@@ -64,7 +64,12 @@ impl Drop for QueuedGuard<'_> {
 
 impl GroupCommit {
     pub(super) fn new(pool: Pool<SqliteConn>, checkpoint_pool: Pool<SqliteConn>) -> Self {
-        Self { pool, checkpoint_pool, group: Mutex::default(), waiting: AtomicUsize::new(0) }
+        Self {
+            pool,
+            checkpoint_pool,
+            group: Mutex::default(),
+            waiting: AtomicUsize::new(0),
+        }
     }
 
     pub(super) fn close(&self) {
@@ -84,7 +89,8 @@ impl GroupCommit {
     ) -> Result<T> {
         let mut group = {
             let _waiting = QueuedGuard::new(&self.waiting);
-            db.acquire(async { Ok::<_, std::convert::Infallible>(self.group.lock().await) }).await?
+            db.acquire(async { Ok::<_, std::convert::Infallible>(self.group.lock().await) })
+                .await?
         };
         let mut open = match group.conn.take() {
             Some(conn) => TransactionGuard(Some(conn)),
@@ -92,10 +98,9 @@ impl GroupCommit {
                 // Left behind when a dropped member closed the connection: dropping the senders
                 // fails their transactions.
                 group.members.clear();
-                let mut open = TransactionGuard(Some(Conn::new(PooledConn::Sqlite(PoolGuard::new(
-                    db.acquire(self.pool.get()).await?,
-                    None,
-                )))));
+                let mut open = TransactionGuard(Some(Conn::new(PooledConn::Sqlite(
+                    PoolGuard::new(db.acquire(self.pool.get()).await?, None),
+                ))));
                 open.conn().execute("BEGIN IMMEDIATE").await?;
                 open
             }
@@ -105,7 +110,11 @@ impl GroupCommit {
         if !is_first {
             run_inline(open.conn().execute_prepared("SAVEPOINT member")).await?;
         }
-        let done = if is_inline { run_inline(work(open.conn())).await } else { work(open.conn()).await };
+        let done = if is_inline {
+            run_inline(work(open.conn())).await
+        } else {
+            work(open.conn()).await
+        };
         match done {
             Ok(value) => {
                 if !is_first {
@@ -113,7 +122,9 @@ impl GroupCommit {
                 }
                 let (confirm, committed) = oneshot::channel();
                 group.members.push(confirm);
-                if group.members.len() >= MAX_GROUP_SIZE || self.waiting.load(Ordering::Relaxed) == 0 {
+                if group.members.len() >= MAX_GROUP_SIZE
+                    || self.waiting.load(Ordering::Relaxed) == 0
+                {
                     self.commit(db, &mut group, open).await?;
                 } else {
                     group.conn = Some(open.close());
@@ -122,7 +133,10 @@ impl GroupCommit {
                     }
                 }
                 drop(group);
-                committed.await.map(|()| value).map_err(|_| Error::unavailable())
+                committed
+                    .await
+                    .map(|()| value)
+                    .map_err(|_| Error::unavailable())
             }
             Err(error) => {
                 open.conn().signals = before;
@@ -130,7 +144,12 @@ impl GroupCommit {
                     if open.conn().execute("ROLLBACK").await.is_ok() {
                         open.close();
                     }
-                } else if open.conn().execute("ROLLBACK TO member; RELEASE member").await.is_ok() {
+                } else if open
+                    .conn()
+                    .execute("ROLLBACK TO member; RELEASE member")
+                    .await
+                    .is_ok()
+                {
                     // The rest of the group is committed by the task that its first member spawned.
                     group.conn = Some(open.close());
                 }
@@ -162,7 +181,12 @@ impl GroupCommit {
     }
 
     /// Commits the group and notifies its members.
-    async fn commit(self: &Arc<Self>, db: &Db, group: &mut CommitGroup, mut open: TransactionGuard) -> Result<()> {
+    async fn commit(
+        self: &Arc<Self>,
+        db: &Db,
+        group: &mut CommitGroup,
+        mut open: TransactionGuard,
+    ) -> Result<()> {
         let members = std::mem::take(&mut group.members);
         if let Err(error) = run_low_priority(open.conn().execute("COMMIT")).await {
             if open.conn().execute("ROLLBACK").await.is_ok() {
@@ -190,8 +214,10 @@ impl GroupCommit {
         async move {
             let folded = async {
                 const CHECKPOINT: &str = "PRAGMA wal_checkpoint(PASSIVE)";
-                let mut checkpoint_pool =
-                    Conn::new(PooledConn::Sqlite(PoolGuard::new(db.acquire(self.checkpoint_pool.get()).await?, None)));
+                let mut checkpoint_pool = Conn::new(PooledConn::Sqlite(PoolGuard::new(
+                    db.acquire(self.checkpoint_pool.get()).await?,
+                    None,
+                )));
                 for _ in 0..MAX_CONCURRENT_CHECKPOINTS {
                     run_low_priority(checkpoint_pool.execute(CHECKPOINT)).await?;
                 }
@@ -224,25 +250,41 @@ mod tests {
         let file = directory.path().join("a.db");
         let db = Db::open(&Location::Sqlite(file.clone()), 2).expect("a database");
         let written = async |sql: &'static str| {
-            db.transaction(async move |tx: &mut Conn| tx.execute(sql).await).await.expect("written");
+            db.transaction(async move |tx: &mut Conn| tx.execute(sql).await)
+                .await
+                .expect("written");
         };
         written("CREATE TABLE a (b BLOB)").await;
         for _ in 0..4 * CHECKPOINT_AFTER / 40 {
             join_all((0..40).map(|_| written("INSERT INTO a VALUES (zeroblob(3500))"))).await;
         }
-        let Pools::Sqlite { writer, .. } = &db.pools else { panic!("not SQLite") };
+        let Pools::Sqlite { writer, .. } = &db.pools else {
+            panic!("not SQLite")
+        };
         while writer.group.lock().await.is_checkpointing {
             tokio::task::yield_now().await;
         }
         let alone = directory.path().join("alone.db");
         std::fs::copy(&file, &alone).expect("a copy of the file without its WAL");
         let mut alone = SqliteConnection::establish(&alone.to_string_lossy()).expect("a database");
-        let check = diesel::select(sql::<Text>("(SELECT integrity_check FROM pragma_integrity_check)"));
+        let check = diesel::select(sql::<Text>(
+            "(SELECT integrity_check FROM pragma_integrity_check)",
+        ));
         assert_eq!(check.first::<String>(&mut alone).expect("a check"), "ok");
-        let rows: i64 = diesel::select(sql::<BigInt>("(SELECT count(*) FROM a)")).first(&mut alone).expect("a count");
-        assert!(rows >= 3 * CHECKPOINT_AFTER as i64, "{rows} rows are in the file");
+        let rows: i64 = diesel::select(sql::<BigInt>("(SELECT count(*) FROM a)"))
+            .first(&mut alone)
+            .expect("a count");
+        assert!(
+            rows >= 3 * CHECKPOINT_AFTER as i64,
+            "{rows} rows are in the file"
+        );
         // Each row fills a page of 4 KiB: without a restart the WAL would have all of them.
-        let log = std::fs::metadata(directory.path().join("a.db-wal")).expect("a log").len();
-        assert!(log < 4096 * 3 * CHECKPOINT_AFTER as u64, "the WAL has {log} bytes");
+        let log = std::fs::metadata(directory.path().join("a.db-wal"))
+            .expect("a log")
+            .len();
+        assert!(
+            log < 4096 * 3 * CHECKPOINT_AFTER as u64,
+            "the WAL has {log} bytes"
+        );
     }
 }

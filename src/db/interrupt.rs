@@ -48,12 +48,19 @@ impl Drop for CancelGuard {
 
 /// Wraps a statement, to be run on another thread, so that it observes the limits of the current
 /// operation.
-pub(super) fn with_limit<R>(statement: impl FnOnce() -> R) -> (Option<CancelGuard>, impl FnOnce() -> R) {
+pub(super) fn with_limit<R>(
+    statement: impl FnOnce() -> R,
+) -> (Option<CancelGuard>, impl FnOnce() -> R) {
     let is_abandoned = Arc::new(AtomicBool::new(false));
-    let deadline = OperationScope::current().map(|scope| scope.deadline().min(Instant::now() + STATEMENT_TIMEOUT));
+    let deadline = OperationScope::current()
+        .map(|scope| scope.deadline().min(Instant::now() + STATEMENT_TIMEOUT));
     let waiter = deadline.map(|_| CancelGuard(Arc::clone(&is_abandoned)));
     let statement = move || {
-        let limit = deadline.map(|deadline| StatementLimit { deadline, is_abandoned, rows: Cell::new(0) });
+        let limit = deadline.map(|deadline| StatementLimit {
+            deadline,
+            is_abandoned,
+            rows: Cell::new(0),
+        });
         LIMIT.set(limit);
         let done = statement();
         LIMIT.set(None);
@@ -65,16 +72,26 @@ pub(super) fn with_limit<R>(statement: impl FnOnce() -> R) -> (Option<CancelGuar
 /// Fails if the statement on this thread must end. Called for each row.
 pub(super) fn check() -> QueryResult<()> {
     let may_go_on = LIMIT.with_borrow(|limit| {
-        limit.as_ref().is_none_or(|StatementLimit { deadline, is_abandoned, rows }| {
-            rows.set(rows.get().wrapping_add(1));
-            !is_abandoned.load(Ordering::Relaxed)
-                && (!rows.get().is_multiple_of(ROWS_PER_CLOCK_READ) || Instant::now() < *deadline)
-        })
+        limit.as_ref().is_none_or(
+            |StatementLimit {
+                 deadline,
+                 is_abandoned,
+                 rows,
+             }| {
+                rows.set(rows.get().wrapping_add(1));
+                !is_abandoned.load(Ordering::Relaxed)
+                    && (!rows.get().is_multiple_of(ROWS_PER_CLOCK_READ)
+                        || Instant::now() < *deadline)
+            },
+        )
     });
     if may_go_on {
         Ok(())
     } else {
-        Err(Error::DatabaseError(DatabaseErrorKind::Unknown, Box::new(TIMEOUT_MESSAGE.to_owned())))
+        Err(Error::DatabaseError(
+            DatabaseErrorKind::Unknown,
+            Box::new(TIMEOUT_MESSAGE.to_owned()),
+        ))
     }
 }
 
@@ -133,14 +150,18 @@ mod tests {
         let rows = "(WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) \
                      SELECT count(*) FROM n WHERE within_deadline())";
         let mut conn = db.conn().await?;
-        Ok(on!(conn, |c| diesel::select(sql::<BigInt>(rows)).get_result::<i64>(c).await)?)
+        Ok(on!(conn, |c| diesel::select(sql::<BigInt>(rows))
+            .get_result::<i64>(c)
+            .await)?)
     }
 
     /// An endless statement that returns rows.
     async fn load(db: &Db) -> Result<i64> {
         let rows = "i FROM (WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT i FROM n)";
         let mut conn = db.conn().await?;
-        let rows = on!(conn, |c| diesel::select(sql::<BigInt>(rows)).load::<i64>(c).await)?;
+        let rows = on!(conn, |c| diesel::select(sql::<BigInt>(rows))
+            .load::<i64>(c)
+            .await)?;
         Ok(rows.len() as i64)
     }
 
@@ -148,12 +169,28 @@ mod tests {
     async fn a_statement_ends_at_the_deadline_of_its_operation() {
         let (_directory, db) = database();
         let deadline = Duration::from_millis(50);
-        for ended in [scope(deadline).run(count(&db)).await, scope(deadline).run(load(&db)).await] {
-            assert!(matches!(ended, Err(Error::Refused { code: Code::Unavailable, .. })), "{ended:?}");
+        for ended in [
+            scope(deadline).run(count(&db)).await,
+            scope(deadline).run(load(&db)).await,
+        ] {
+            assert!(
+                matches!(
+                    ended,
+                    Err(Error::Refused {
+                        code: Code::Unavailable,
+                        ..
+                    })
+                ),
+                "{ended:?}"
+            );
         }
         // The connection remains usable.
         let mut conn = db.conn().await.expect("a connection");
-        let one = on!(conn, |c| diesel::select(sql::<BigInt>("1 WHERE within_deadline()")).get_result::<i64>(c).await);
+        let one = on!(conn, |c| diesel::select(sql::<BigInt>(
+            "1 WHERE within_deadline()"
+        ))
+        .get_result::<i64>(c)
+        .await);
         assert_eq!(one, Ok(1));
     }
 
@@ -170,6 +207,8 @@ mod tests {
         abandoned.abort();
         // There is one connection, and its statement occupies it until it ends.
         let ended = async { while db.conn().await.is_err() {} };
-        tokio::time::timeout(Duration::from_secs(4), ended).await.expect("the statement ends");
+        tokio::time::timeout(Duration::from_secs(4), ended)
+            .await
+            .expect("the statement ends");
     }
 }

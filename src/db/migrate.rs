@@ -52,7 +52,10 @@ pub async fn down(location: &Location) -> Result<usize> {
 /// The versions embedded in this program, oldest first. Both backends have the same.
 pub fn known_versions() -> Result<Vec<String>> {
     let migrations = MigrationSource::<Sqlite>::migrations(&SQLITE).map_err(Error::Internal)?;
-    let mut versions: Vec<String> = migrations.iter().map(|it| it.name().version().to_string()).collect();
+    let mut versions: Vec<String> = migrations
+        .iter()
+        .map(|it| it.name().version().to_string())
+        .collect();
     versions.sort();
     Ok(versions)
 }
@@ -67,7 +70,9 @@ pub async fn applied_versions(conn: &mut Conn) -> Result<Vec<String>> {
 /// Whether every embedded migration is applied. Newer versions in the database do no harm.
 pub async fn is_complete(conn: &mut Conn) -> Result<bool> {
     let applied = applied_versions(conn).await?;
-    Ok(known_versions()?.iter().all(|version| applied.contains(version)))
+    Ok(known_versions()?
+        .iter()
+        .all(|version| applied.contains(version)))
 }
 
 #[derive(QueryableByName)]
@@ -90,7 +95,11 @@ async fn migrate(location: Location, back: bool) -> Result<usize> {
             conn.immediate_transaction(|conn| run(conn, SQLITE, back))
         }),
         Location::Postgres(url) => {
-            let conn = PgConnector::parse(&url).map_err(Error::Internal)?.connect().await.map_err(Error::internal)?;
+            let conn = PgConnector::parse(&url)
+                .map_err(Error::Internal)?
+                .connect()
+                .await
+                .map_err(Error::internal)?;
             tokio::task::spawn_blocking(move || {
                 let mut conn = BlockingConn::from(conn);
                 conn.batch_execute(&format!("SELECT pg_advisory_lock({POSTGRES_LOCK})"))?;
@@ -103,7 +112,9 @@ async fn migrate(location: Location, back: bool) -> Result<usize> {
             })
         }
     };
-    done.await.map_err(Error::internal)?.map_err(Error::Internal)
+    done.await
+        .map_err(Error::internal)?
+        .map_err(Error::Internal)
 }
 
 /// Creates a missing database file with mode 0600, since SQLite would make it world-readable.
@@ -119,7 +130,11 @@ fn create_private(path: &Path) -> io::Result<()> {
     }
 }
 
-fn run<DB, C>(conn: &mut C, source: impl MigrationSource<DB>, back: bool) -> std::result::Result<usize, BoxError>
+fn run<DB, C>(
+    conn: &mut C,
+    source: impl MigrationSource<DB>,
+    back: bool,
+) -> std::result::Result<usize, BoxError>
 where
     DB: diesel::backend::Backend,
     C: MigrationHarness<DB>,

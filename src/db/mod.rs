@@ -32,7 +32,9 @@ use diesel::connection::{Instrumentation, InstrumentationEvent};
 use diesel::sqlite::SqliteConnection;
 use diesel::{ConnectionError, ConnectionResult, sql_query};
 use diesel_async::pooled_connection::deadpool::Pool;
-use diesel_async::pooled_connection::{AsyncDieselConnectionManager, ManagerConfig, RecyclingMethod};
+use diesel_async::pooled_connection::{
+    AsyncDieselConnectionManager, ManagerConfig, RecyclingMethod,
+};
 use diesel_async::sync_connection_wrapper::SyncConnectionWrapper;
 use diesel_async::{AsyncConnection, AsyncPgConnection, SimpleAsyncConnection};
 use futures_util::FutureExt;
@@ -119,7 +121,9 @@ macro_rules! select_locked {
     ($tx:expr, $query:expr, $lock:expr) => {
         match (&mut $tx.pooled, $lock) {
             ($crate::db::PooledConn::Sqlite(c), _) => $query.load(&mut **c).await,
-            ($crate::db::PooledConn::Postgres(c), $crate::db::Lock::Share) => $query.for_share().load(&mut &**c).await,
+            ($crate::db::PooledConn::Postgres(c), $crate::db::Lock::Share) => {
+                $query.for_share().load(&mut &**c).await
+            }
             ($crate::db::PooledConn::Postgres(c), $crate::db::Lock::Update) => {
                 $query.for_no_key_update().load(&mut &**c).await
             }
@@ -155,7 +159,10 @@ pub enum CommitSignal {
 
 impl Conn {
     const fn new(pooled: PooledConn) -> Self {
-        Self { pooled, signals: [false; 4] }
+        Self {
+            pooled,
+            signals: [false; 4],
+        }
     }
 
     /// Raises the signal when this transaction commits. A rollback raises nothing.
@@ -174,7 +181,11 @@ impl Conn {
 
     /// Like `execute`, with a cached prepared statement.
     async fn execute_prepared(&mut self, sql: &'static str) -> Result<()> {
-        on!(self, |c| diesel_async::RunQueryDsl::execute(cached(sql_query(sql)), c).await)?;
+        on!(self, |c| diesel_async::RunQueryDsl::execute(
+            cached(sql_query(sql)),
+            c
+        )
+        .await)?;
         Ok(())
     }
 
@@ -190,8 +201,14 @@ impl Conn {
 
 #[derive(Clone)]
 enum Pools {
-    Sqlite { writer: Arc<GroupCommit>, readers: Pool<SqliteConn> },
-    Postgres { exclusive: Pool<AsyncPgConnection>, pipelined: Arc<PipelinedPool> },
+    Sqlite {
+        writer: Arc<GroupCommit>,
+        readers: Pool<SqliteConn>,
+    },
+    Postgres {
+        exclusive: Pool<AsyncPgConnection>,
+        pipelined: Arc<PipelinedPool>,
+    },
 }
 
 /// The body of a transaction: an async closure whose future is `Send`, which a bound on `AsyncFn`
@@ -210,10 +227,12 @@ where
 
 /// Limits database work on the path of every request to the connection timeout.
 pub async fn with_acquire_timeout<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
-    tokio::time::timeout(ACQUIRE_TIMEOUT, work).await.unwrap_or_else(|_| {
-        tracing::warn!("database timeout");
-        Err(Error::unavailable())
-    })
+    tokio::time::timeout(ACQUIRE_TIMEOUT, work)
+        .await
+        .unwrap_or_else(|_| {
+            tracing::warn!("database timeout");
+            Err(Error::unavailable())
+        })
 }
 
 /// The database and its pools. Cheap to clone.
@@ -279,21 +298,44 @@ impl Db {
                 // Checkpoints belong to no operation, so they are not counted.
                 let checkpoint_pool = sqlite_pool(&path, 1, &uncounted, SQLITE_CHECKPOINT)?;
                 let writer = Arc::new(GroupCommit::new(writer, checkpoint_pool));
-                let readers = |size, statements| sqlite_pool(&path, size, statements, SQLITE_READER);
-                let pools = |readers| Pools::Sqlite { writer: Arc::clone(&writer), readers };
+                let readers =
+                    |size, statements| sqlite_pool(&path, size, statements, SQLITE_READER);
+                let pools = |readers| Pools::Sqlite {
+                    writer: Arc::clone(&writer),
+                    readers,
+                };
                 let check = pools(readers(1, &uncounted)?);
-                (pools(readers(connections, &statements)?), pools(readers(BACKGROUND_CONNECTIONS, &statements)?), check)
+                (
+                    pools(readers(connections, &statements)?),
+                    pools(readers(BACKGROUND_CONNECTIONS, &statements)?),
+                    check,
+                )
             }
             Location::Postgres(url) => {
-                let shared = Arc::new(pipelined_pool(url, PIPELINED_CONNECTIONS.min(connections), &statements)?);
+                let shared = Arc::new(pipelined_pool(
+                    url,
+                    PIPELINED_CONNECTIONS.min(connections),
+                    &statements,
+                )?);
                 let pools = |size, statements| {
                     let own = exclusive_pool(url, size, statements)?;
-                    Ok::<_, Error>(Pools::Postgres { exclusive: own, pipelined: Arc::clone(&shared) })
+                    Ok::<_, Error>(Pools::Postgres {
+                        exclusive: own,
+                        pipelined: Arc::clone(&shared),
+                    })
                 };
-                (pools(connections, &statements)?, pools(BACKGROUND_CONNECTIONS, &statements)?, pools(1, &uncounted)?)
+                (
+                    pools(connections, &statements)?,
+                    pools(BACKGROUND_CONNECTIONS, &statements)?,
+                    pools(1, &uncounted)?,
+                )
             }
         };
-        let (waits, bells, changes) = (metrics::duration_histogram(), Arc::default(), Arc::default());
+        let (waits, bells, changes) = (
+            metrics::duration_histogram(),
+            Arc::default(),
+            Arc::default(),
+        );
         Ok(Self {
             quotas: StorageQuotas::default(),
             pools,
@@ -309,19 +351,29 @@ impl Db {
     /// The maximum number of PostgreSQL connections of a server whose main pool has `kept`: the
     /// main, pipelined and background connections, the readiness check, and one for `LISTEN`.
     pub const fn connections(count: usize) -> usize {
-        let shared = if count < PIPELINED_CONNECTIONS { count } else { PIPELINED_CONNECTIONS };
+        let shared = if count < PIPELINED_CONNECTIONS {
+            count
+        } else {
+            PIPELINED_CONNECTIONS
+        };
         count + shared + BACKGROUND_CONNECTIONS + 2
     }
 
     /// The same database via the background pool. The event log reader and the jobs use it, so that
     /// they make progress while requests occupy the main pool.
     pub fn background_pool(&self) -> Self {
-        Self { pools: self.background.clone(), ..self.clone() }
+        Self {
+            pools: self.background.clone(),
+            ..self.clone()
+        }
     }
 
     /// The same database via the connection of the readiness check. Its statements are not counted.
     pub fn health_check_pool(&self) -> Self {
-        Self { pools: self.health_check.clone(), ..self.clone() }
+        Self {
+            pools: self.health_check.clone(),
+            ..self.clone()
+        }
     }
 
     /// The generation of a signal on this instance. Data cached under another generation is stale.
@@ -336,9 +388,9 @@ impl Db {
             Pools::Sqlite { readers, .. } => {
                 PooledConn::Sqlite(PoolGuard::new(self.acquire(readers.get()).await?, share))
             }
-            Pools::Postgres { exclusive: own, .. } => {
-                PooledConn::Postgres(PgConn::Exclusive(Box::new(PoolGuard::new(self.acquire(own.get()).await?, share))))
-            }
+            Pools::Postgres { exclusive: own, .. } => PooledConn::Postgres(PgConn::Exclusive(
+                Box::new(PoolGuard::new(self.acquire(own.get()).await?, share)),
+            )),
         };
         Ok(Conn::new(pooled))
     }
@@ -347,9 +399,11 @@ impl Db {
     /// pipelined connection, which does not count against the operation's share.
     pub async fn conn_for_rows(&self, rows: usize) -> Result<Conn> {
         match &self.pools {
-            Pools::Postgres { pipelined: shared, .. } if rows <= INLINE_ROWS => {
-                Ok(Conn::new(PooledConn::Postgres(PgConn::Pipelined(self.acquire(shared.get()).await?))))
-            }
+            Pools::Postgres {
+                pipelined: shared, ..
+            } if rows <= INLINE_ROWS => Ok(Conn::new(PooledConn::Postgres(PgConn::Pipelined(
+                self.acquire(shared.get()).await?,
+            )))),
             _ => self.conn().await,
         }
     }
@@ -388,7 +442,10 @@ impl Db {
     }
 
     /// Like [`transaction`](Self::transaction), for work whose statements are all [`run_inline`].
-    pub fn inline_transaction<'a, T, F>(&'a self, work: F) -> impl Future<Output = Result<T>> + Send + 'a
+    pub fn inline_transaction<'a, T, F>(
+        &'a self,
+        work: F,
+    ) -> impl Future<Output = Result<T>> + Send + 'a
     where
         F: AsyncFn(&mut Conn) -> Result<T> + for<'r> Work<'r, T> + Send + Sync + 'a,
         T: Send + 'a,
@@ -396,8 +453,15 @@ impl Db {
         self.run_with_retries(work, true)
     }
 
-    #[expect(clippy::manual_async_fn, reason = "`Send` is promised here, where the compiler can see it")]
-    fn run_with_retries<'a, T, F>(&'a self, work: F, is_inline: bool) -> impl Future<Output = Result<T>> + Send + 'a
+    #[expect(
+        clippy::manual_async_fn,
+        reason = "`Send` is promised here, where the compiler can see it"
+    )]
+    fn run_with_retries<'a, T, F>(
+        &'a self,
+        work: F,
+        is_inline: bool,
+    ) -> impl Future<Output = Result<T>> + Send + 'a
     where
         F: for<'r> Work<'r, T> + Send + Sync + 'a,
         T: Send + 'a,
@@ -413,7 +477,11 @@ impl Db {
         }
     }
 
-    async fn run_once<T>(&self, work: &(impl for<'r> Work<'r, T> + Sync), is_inline: bool) -> Result<T> {
+    async fn run_once<T>(
+        &self,
+        work: &(impl for<'r> Work<'r, T> + Sync),
+        is_inline: bool,
+    ) -> Result<T> {
         match &self.pools {
             Pools::Sqlite { writer, .. } => writer.run(self, work, is_inline).await,
             Pools::Postgres { exclusive: own, .. } => {
@@ -443,7 +511,12 @@ impl Db {
     }
 
     fn signal_all(&self, rings: SignalSet) {
-        for signal in [CommitSignal::Sessions, CommitSignal::Profiles, CommitSignal::Log, CommitSignal::Mail] {
+        for signal in [
+            CommitSignal::Sessions,
+            CommitSignal::Profiles,
+            CommitSignal::Log,
+            CommitSignal::Mail,
+        ] {
             if rings[signal as usize] {
                 self.signal(signal);
             }
@@ -462,7 +535,10 @@ impl Db {
 
     /// Sends a PostgreSQL `NOTIFY`. The message is not escaped.
     pub async fn notify(&self, channel: &str, message: &str) -> Result<()> {
-        self.conn().await?.execute(&format!("NOTIFY {channel}, '{message}'")).await
+        self.conn()
+            .await?
+            .execute(&format!("NOTIFY {channel}, '{message}'"))
+            .await
     }
 
     /// A PostgreSQL connection that executes `LISTEN`. It leaves the pool for good.
@@ -493,7 +569,10 @@ impl Db {
     /// The current use of the pools.
     pub fn pools(&self) -> Vec<PoolStatus> {
         let pools = match &self.pools {
-            Pools::Sqlite { writer, readers } => vec![("writer", writer.pool.status()), ("readers", readers.status())],
+            Pools::Sqlite { writer, readers } => vec![
+                ("writer", writer.pool.status()),
+                ("readers", readers.status()),
+            ],
             Pools::Postgres { exclusive: own, .. } => vec![("all", own.status())],
         };
         let fill = pools.into_iter().map(|(pool, status)| PoolStatus {
@@ -520,7 +599,10 @@ impl Db {
                 }
                 writer.close();
             }
-            Pools::Postgres { exclusive: own, pipelined: shared } => {
+            Pools::Postgres {
+                exclusive: own,
+                pipelined: shared,
+            } => {
                 own.close();
                 shared.close().await;
             }
@@ -552,7 +634,10 @@ pub struct PoolStatus {
 struct TransactionGuard(Option<Conn>);
 
 impl TransactionGuard {
-    #[expect(clippy::expect_used, reason = "it is there until `close` consumes the guard")]
+    #[expect(
+        clippy::expect_used,
+        reason = "it is there until `close` consumes the guard"
+    )]
     fn conn(&mut self) -> &mut Conn {
         self.0.as_mut().expect("open until closed")
     }
@@ -613,13 +698,24 @@ where
 }
 
 /// Applies the settings to a new connection and starts counting its statements.
-async fn set_up(conn: &mut impl AsyncConnection, setup: &str, statements: Counter) -> ConnectionResult<()> {
-    conn.batch_execute(setup).await.map_err(ConnectionError::CouldntSetupConfiguration)?;
+async fn set_up(
+    conn: &mut impl AsyncConnection,
+    setup: &str,
+    statements: Counter,
+) -> ConnectionResult<()> {
+    conn.batch_execute(setup)
+        .await
+        .map_err(ConnectionError::CouldntSetupConfiguration)?;
     conn.set_instrumentation(StatementCounter(statements));
     Ok(())
 }
 
-fn sqlite_pool(path: &str, size: usize, statements: &Counter, setup: &'static str) -> Result<Pool<SqliteConn>> {
+fn sqlite_pool(
+    path: &str,
+    size: usize,
+    statements: &Counter,
+    setup: &'static str,
+) -> Result<Pool<SqliteConn>> {
     let path: Arc<str> = path.into();
     let manager = manager(statements, setup, move || {
         let path = Arc::clone(&path);
@@ -630,11 +726,17 @@ fn sqlite_pool(path: &str, size: usize, statements: &Counter, setup: &'static st
             Ok(conn)
         }
     });
-    Pool::builder(manager).max_size(size).build().map_err(Error::internal)
+    Pool::builder(manager)
+        .max_size(size)
+        .build()
+        .map_err(Error::internal)
 }
 
 fn pipelined_pool(url: &str, size: usize, statements: &Counter) -> Result<PipelinedPool> {
-    let (server, statements) = (postgres::PgConnector::parse(url).map_err(Error::Internal)?, statements.clone());
+    let (server, statements) = (
+        postgres::PgConnector::parse(url).map_err(Error::Internal)?,
+        statements.clone(),
+    );
     let connect = move || {
         let (server, statements) = (server.clone(), statements.clone());
         async move {
@@ -653,5 +755,8 @@ fn exclusive_pool(url: &str, size: usize, statements: &Counter) -> Result<Pool<A
         let server = server.clone();
         async move { server.connect().await }
     });
-    Pool::builder(manager).max_size(size).build().map_err(Error::internal)
+    Pool::builder(manager)
+        .max_size(size)
+        .build()
+        .map_err(Error::internal)
 }

@@ -40,7 +40,12 @@ impl OperationScope {
         permit: Arc<dyn Any + Send + Sync>,
         search_bytes: u64,
     ) -> Self {
-        Self(Arc::new(ScopeInner { connections, deadline, _permit: permit, search_bytes: search_bytes.into() }))
+        Self(Arc::new(ScopeInner {
+            connections,
+            deadline,
+            _permit: permit,
+            search_bytes: search_bytes.into(),
+        }))
     }
 
     /// Draws bytes from the search budget of the current operation and returns whether enough were
@@ -48,7 +53,10 @@ impl OperationScope {
     pub fn draw_search_bytes(bytes: u64) -> bool {
         Self::current().is_none_or(|Self(scope)| {
             let draw = |left: u64| left.checked_sub(bytes);
-            scope.search_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, draw).is_ok()
+            scope
+                .search_bytes
+                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, draw)
+                .is_ok()
         })
     }
 
@@ -80,7 +88,9 @@ impl OperationScope {
 
 /// Waits for a permit of the share, until the deadline of the operation.
 pub(super) async fn acquire() -> Result<Option<OwnedSemaphorePermit>> {
-    let Some(OperationScope(scope)) = OperationScope::current() else { return Ok(None) };
+    let Some(OperationScope(scope)) = OperationScope::current() else {
+        return Ok(None);
+    };
     let permit = Arc::clone(&scope.connections).acquire_owned();
     match tokio::time::timeout_at(scope.deadline.into(), permit).await {
         Ok(Ok(permit)) => Ok(Some(permit)),

@@ -8,7 +8,9 @@ use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
 
 use diesel::backend::Backend;
-use diesel::expression::{AppearsOnTable, Expression, SelectableExpression, ValidGrouping, is_aggregate};
+use diesel::expression::{
+    AppearsOnTable, Expression, SelectableExpression, ValidGrouping, is_aggregate,
+};
 use diesel::pg::Pg;
 use diesel::query_builder::{AstPass, Query, QueryFragment, QueryId};
 use diesel::result::QueryResult;
@@ -67,7 +69,12 @@ impl PageWindow {
     }
 
     /// Makes a page of the rows read. `rows` may be in any order and come from several ranges.
-    pub fn page<T>(&self, descending: bool, mut rows: Vec<T>, position: impl Fn(&T) -> RowPosition) -> Page<T> {
+    pub fn page<T>(
+        &self,
+        descending: bool,
+        mut rows: Vec<T>,
+        position: impl Fn(&T) -> RowPosition,
+    ) -> Page<T> {
         let reversed = descending != self.backward;
         rows.sort_by_cached_key(&position);
         if reversed {
@@ -79,8 +86,16 @@ impl PageWindow {
             rows.reverse();
         }
         Page {
-            has_next: if self.backward { self.before.is_some() } else { more },
-            has_previous: if self.backward { more } else { self.after.is_some() },
+            has_next: if self.backward {
+                self.before.is_some()
+            } else {
+                more
+            },
+            has_previous: if self.backward {
+                more
+            } else {
+                self.after.is_some()
+            },
             rows,
         }
     }
@@ -101,8 +116,16 @@ pub struct Page<T> {
 impl<T> Page<T> {
     /// The page with rows that are cheap to clone.
     pub fn into_shared(self) -> Page<Arc<T>> {
-        let Self { rows, has_next, has_previous } = self;
-        Page { rows: rows.into_iter().map(Arc::new).collect(), has_next, has_previous }
+        let Self {
+            rows,
+            has_next,
+            has_previous,
+        } = self;
+        Page {
+            rows: rows.into_iter().map(Arc::new).collect(),
+            has_next,
+            has_previous,
+        }
     }
 }
 
@@ -142,7 +165,13 @@ where
     P: diesel::expression::AsExpression<I::SqlType>,
 {
     let operator = if after { " > " } else { " < " };
-    KeysetAfter { column, id, operator, value: value.as_expression(), position: position.as_expression() }
+    KeysetAfter {
+        column,
+        id,
+        operator,
+        value: value.as_expression(),
+        position: position.as_expression(),
+    }
 }
 
 impl<C, I, V, P> Expression for KeysetAfter<C, I, V, P> {
@@ -271,7 +300,11 @@ pub struct AnyId<C> {
 
 /// Selects the rows whose column is one of these ids.
 pub fn any_id<C: Expression>(column: C, ids: &[Id]) -> AnyId<C> {
-    AnyId { column, ids: ids.to_vec(), hex: OnceLock::new() }
+    AnyId {
+        column,
+        ids: ids.to_vec(),
+        hex: OnceLock::new(),
+    }
 }
 
 impl<C> Expression for AnyId<C> {
@@ -363,7 +396,13 @@ pub struct Lateral<S, Q> {
 
 /// See [`Lateral`].
 pub fn lateral<S, Q>(parents: &[Id], table: &'static str, columns: S, query: Q) -> Lateral<S, Q> {
-    Lateral { parents: parents.to_vec(), hex: OnceLock::new(), table, columns, query }
+    Lateral {
+        parents: parents.to_vec(),
+        hex: OnceLock::new(),
+        table,
+        columns,
+        query,
+    }
 }
 
 impl<S, Q: Query> Query for Lateral<S, Q> {

@@ -22,7 +22,10 @@ pub struct PipelinedConn {
 
 impl PipelinedConn {
     pub(super) fn new(conn: AsyncPgConnection, ended: CancellationToken) -> Self {
-        Self { conn: Arc::new(conn), ended }
+        Self {
+            conn: Arc::new(conn),
+            ended,
+        }
     }
 
     pub(super) fn conn(&self) -> &AsyncPgConnection {
@@ -30,7 +33,8 @@ impl PipelinedConn {
     }
 }
 
-pub(super) type Connect = Box<dyn Fn() -> BoxFuture<'static, ConnectionResult<PipelinedConn>> + Send + Sync>;
+pub(super) type Connect =
+    Box<dyn Fn() -> BoxFuture<'static, ConnectionResult<PipelinedConn>> + Send + Sync>;
 
 /// A fixed number of connections, used round-robin.
 pub(super) struct PipelinedPool {
@@ -42,7 +46,11 @@ pub(super) struct PipelinedPool {
 impl PipelinedPool {
     /// Connects lazily.
     pub(super) fn new(count: usize, connect: Connect) -> Self {
-        Self { connect, conns: (0..count).map(|_| Mutex::default()).collect(), next: AtomicUsize::new(0) }
+        Self {
+            connect,
+            conns: (0..count).map(|_| Mutex::default()).collect(),
+            next: AtomicUsize::new(0),
+        }
     }
 
     /// The next connection, reconnected if it has ended.

@@ -60,7 +60,11 @@ pub struct PoolGuard<O: Detach> {
 
 impl<O: Detach> PoolGuard<O> {
     pub(super) const fn new(conn: O, share: Option<OwnedSemaphorePermit>) -> Self {
-        Self { conn: Some(conn), is_busy: false, share }
+        Self {
+            conn: Some(conn),
+            is_busy: false,
+            share,
+        }
     }
 
     /// Detaches the connection from its pool.

@@ -51,12 +51,15 @@ impl PgConnector {
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
             match form_urlencoded::parse(pair.as_bytes()).next() {
                 Some((name, value)) if name == "sslmode" => mode = Some(value.into_owned()),
-                Some((name, value)) if name == "sslrootcert" => authorities = Some(value.into_owned()),
+                Some((name, value)) if name == "sslrootcert" => {
+                    authorities = Some(value.into_owned())
+                }
                 _ => rest.push(pair),
             }
         }
-        let mut config: Config =
-            format!("{base}?{}", rest.join("&")).parse().map_err(|error| error_with_source(&error))?;
+        let mut config: Config = format!("{base}?{}", rest.join("&"))
+            .parse()
+            .map_err(|error| error_with_source(&error))?;
         // Detects a server that vanished: the time that sent data may stay unacknowledged.
         config
             .connect_timeout(CONNECT_TIMEOUT)
@@ -70,41 +73,59 @@ impl PgConnector {
             Some("disable") => SslMode::Disable,
             Some("require" | "verify-full") => SslMode::Require,
             Some(other) => {
-                return Err(format!("sslmode must be disable, prefer, require or verify-full, not {other:?}").into());
+                return Err(format!(
+                    "sslmode must be disable, prefer, require or verify-full, not {other:?}"
+                )
+                .into());
             }
         });
         if authorities.is_some() && !verified {
             return Err("sslrootcert requires sslmode=verify-full".into());
         }
         let provider = Arc::new(aws_lc_rs::default_provider());
-        let builder =
-            ClientConfig::builder_with_provider(Arc::clone(&provider)).with_safe_default_protocol_versions()?;
+        let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
+            .with_safe_default_protocol_versions()?;
         let builder = if verified {
             builder.with_root_certificates(roots(authorities.as_deref())?)
         } else {
-            builder.dangerous().with_custom_certificate_verifier(Arc::new(NoVerification(provider)))
+            builder
+                .dangerous()
+                .with_custom_certificate_verifier(Arc::new(NoVerification(provider)))
         };
-        Ok(Self { config, tls: MakeRustlsConnect::new(builder.with_no_client_auth()), verified })
+        Ok(Self {
+            config,
+            tls: MakeRustlsConnect::new(builder.with_no_client_auth()),
+            verified,
+        })
     }
 
     /// Connects for diesel.
     pub async fn connect(&self) -> ConnectionResult<AsyncPgConnection> {
-        let (client, connection) =
-            self.open().await.map_err(|error| ConnectionError::BadConnection(error_with_source(&error)))?;
+        let (client, connection) = self
+            .open()
+            .await
+            .map_err(|error| ConnectionError::BadConnection(error_with_source(&error)))?;
         AsyncPgConnection::try_from_client_and_connection(client, connection).await
     }
 
     /// Connects for diesel, and returns a token that is cancelled when the connection ends.
-    pub async fn connect_with_end_token(&self) -> ConnectionResult<(AsyncPgConnection, CancellationToken)> {
-        let (client, connection) =
-            self.open().await.map_err(|error| ConnectionError::BadConnection(error_with_source(&error)))?;
+    pub async fn connect_with_end_token(
+        &self,
+    ) -> ConnectionResult<(AsyncPgConnection, CancellationToken)> {
+        let (client, connection) = self
+            .open()
+            .await
+            .map_err(|error| ConnectionError::BadConnection(error_with_source(&error)))?;
         let ended = spawn_driver(connection);
         Ok((AsyncPgConnection::try_from(client).await?, ended))
     }
 
     /// Connects with the plain driver, for features that diesel lacks, such as COPY.
     pub async fn client(&self) -> Result<Client, BoxError> {
-        let (client, connection) = self.open().await.map_err(|error| error_with_source(&error))?;
+        let (client, connection) = self
+            .open()
+            .await
+            .map_err(|error| error_with_source(&error))?;
         spawn_driver(connection);
         Ok(client)
     }
@@ -137,7 +158,9 @@ fn spawn_driver(connection: Connection<Socket, TlsStream>) -> CancellationToken 
 /// The message of a driver error with its cause, which the driver keeps in `source`.
 fn error_with_source(error: &tokio_postgres::Error) -> String {
     match std::error::Error::source(error) {
-        Some(cause) if !error.to_string().contains(&cause.to_string()) => format!("{error}: {cause}"),
+        Some(cause) if !error.to_string().contains(&cause.to_string()) => {
+            format!("{error}: {cause}")
+        }
         _ => error.to_string(),
     }
 }
@@ -151,7 +174,12 @@ impl From<tokio_postgres::Error> for Error {
 /// Whether every host is local.
 fn is_local(config: &Config) -> bool {
     config.get_hosts().iter().all(|host| match host {
-        Host::Tcp(name) => name == "localhost" || name.parse().is_ok_and(|address: IpAddr| address.is_loopback()),
+        Host::Tcp(name) => {
+            name == "localhost"
+                || name
+                    .parse()
+                    .is_ok_and(|address: IpAddr| address.is_loopback())
+        }
         #[cfg(unix)]
         Host::Unix(_) => true,
     })
@@ -199,7 +227,12 @@ impl ServerCertVerifier for NoVerification {
         certificate: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls12_signature(message, certificate, signed, &self.0.signature_verification_algorithms)
+        verify_tls12_signature(
+            message,
+            certificate,
+            signed,
+            &self.0.signature_verification_algorithms,
+        )
     }
 
     fn verify_tls13_signature(
@@ -208,7 +241,12 @@ impl ServerCertVerifier for NoVerification {
         certificate: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, certificate, signed, &self.0.signature_verification_algorithms)
+        verify_tls13_signature(
+            message,
+            certificate,
+            signed,
+            &self.0.signature_verification_algorithms,
+        )
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {

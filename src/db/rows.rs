@@ -8,7 +8,9 @@ use diesel::connection::LoadConnection;
 use diesel::deserialize::FromSqlRow;
 use diesel::dsl::Limit;
 use diesel::pg::Pg;
-use diesel::query_builder::{AsQuery, CollectedQuery, MoveableBindCollector, QueryBuilder, QueryFragment, QueryId};
+use diesel::query_builder::{
+    AsQuery, CollectedQuery, MoveableBindCollector, QueryBuilder, QueryFragment, QueryId,
+};
 use diesel::query_dsl::CompatibleType;
 use diesel::query_dsl::methods::LimitDsl;
 use diesel::result::Error;
@@ -79,7 +81,10 @@ where
     U: FromSqlRow<ST, Pg> + Send + 'static,
 {
     fn load_rows(&'q mut self, query: Q) -> impl Future<Output = QueryResult<Vec<U>>> + Send {
-        let (rows, meter) = (AsyncConnectionCore::load(self, query), decode_budget::current());
+        let (rows, meter) = (
+            AsyncConnectionCore::load(self, query),
+            decode_budget::current(),
+        );
         async move {
             let (mut rows, mut decoded) = (rows.await?, Vec::new());
             while let Some(row) = rows.next().await {
@@ -127,7 +132,10 @@ fn meter_row<U, F: FnOnce() -> usize>(meter: Option<&Meter>, texts: F) -> QueryR
 }
 
 fn postgres_bytes<'r>(row: &impl Row<'r, Pg>) -> usize {
-    let field = |index| row.get(index).and_then(|field| field.value().map(|value| value.as_bytes().len()));
+    let field = |index| {
+        row.get(index)
+            .and_then(|field| field.value().map(|value| value.as_bytes().len()))
+    };
     (0..row.field_count()).filter_map(field).sum()
 }
 
@@ -141,13 +149,20 @@ fn sqlite_bytes<'r>(row: &impl Row<'r, Sqlite>) -> usize {
     (0..row.field_count()).filter_map(field).sum()
 }
 
-type Binds = <<Sqlite as Backend>::BindCollector<'static> as MoveableBindCollector<Sqlite>>::BindData;
+type Binds =
+    <<Sqlite as Backend>::BindCollector<'static> as MoveableBindCollector<Sqlite>>::BindData;
 
 /// The text and parameters of a query, in a form that can move to another thread.
-fn collect_query(query: &(impl QueryFragment<Sqlite> + QueryId)) -> QueryResult<CollectedQuery<Binds>> {
+fn collect_query(
+    query: &(impl QueryFragment<Sqlite> + QueryId),
+) -> QueryResult<CollectedQuery<Binds>> {
     let mut text = <Sqlite as Backend>::QueryBuilder::default();
     query.to_sql(&mut text, &Sqlite)?;
     let mut binds = <Sqlite as Backend>::BindCollector::default();
     query.collect_binds(&mut binds, &mut (), &Sqlite)?;
-    Ok(CollectedQuery::new(text.finish(), query.is_safe_to_cache_prepared(&Sqlite)?, binds.moveable()))
+    Ok(CollectedQuery::new(
+        text.finish(),
+        query.is_safe_to_cache_prepared(&Sqlite)?,
+        binds.moveable(),
+    ))
 }

@@ -1,6 +1,9 @@
 //! The tables, declared once for both databases with the types of [`super::types::sql`].
 
-#![allow(missing_docs, reason = "`table!` generates items that cannot be documented")]
+#![allow(
+    missing_docs,
+    reason = "`table!` generates items that cannot be documented"
+)]
 
 use diesel::allow_tables_to_appear_in_same_query;
 use diesel::prelude::*;

@@ -39,15 +39,21 @@ tokio::task_local! {
 }
 
 /// A runtime of its own, because a thread cannot lower its niceness again.
-#[expect(clippy::expect_used, reason = "without drivers there is nothing to fail")]
+#[expect(
+    clippy::expect_used,
+    reason = "without drivers there is nothing to fail"
+)]
 static LOW_PRIORITY: LazyLock<Runtime> = LazyLock::new(|| {
     let mut threads = runtime::Builder::new_current_thread();
-    threads.max_blocking_threads(LOW_PRIORITY_THREADS).thread_name("disk");
+    threads
+        .max_blocking_threads(LOW_PRIORITY_THREADS)
+        .thread_name("disk");
     #[cfg(target_os = "linux")]
     threads.on_thread_start(|| {
         use rustix::process::{getpriority_process, setpriority_process};
         // Priority is an optimization, so a failure is ignored.
-        let _ = getpriority_process(None).and_then(|others| setpriority_process(None, others + NICENESS));
+        let _ = getpriority_process(None)
+            .and_then(|others| setpriority_process(None, others + NICENESS));
     });
     threads.build().expect("a runtime for its threads alone")
 });
@@ -64,7 +70,11 @@ pub(super) async fn run_low_priority<T>(statements: impl Future<Output = T>) -> 
 
 /// Reads `rows` rows via an index, inline if they are few.
 pub async fn inline_if_few<T>(rows: usize, statement: impl Future<Output = T>) -> T {
-    if rows <= INLINE_ROWS { run_inline(statement).await } else { statement.await }
+    if rows <= INLINE_ROWS {
+        run_inline(statement).await
+    } else {
+        statement.await
+    }
 }
 
 /// Selects the thread: the blocking pool, the current one, or a low-priority one.
@@ -78,7 +88,10 @@ impl SpawnBlocking for SqliteExecutor {
     ) -> BoxFuture<'a, Result<R, Box<dyn Error + Send + Sync>>> {
         match MODE.try_with(|manner| *manner) {
             Ok(RunMode::Inline) => ready(Ok(task())).boxed(),
-            Ok(RunMode::LowPriority) => LOW_PRIORITY.spawn_blocking(task).map(|done| done.map_err(Into::into)).boxed(),
+            Ok(RunMode::LowPriority) => LOW_PRIORITY
+                .spawn_blocking(task)
+                .map(|done| done.map_err(Into::into))
+                .boxed(),
             Err(_) => {
                 let (waiter, task) = with_limit(task);
                 let running = tokio::task::spawn_blocking(task);
@@ -105,12 +118,18 @@ mod tests {
     #[tokio::test]
     async fn inline_work_stays_on_its_thread_and_the_rest_does_not() {
         async fn place() -> ThreadId {
-            SqliteExecutor.spawn_blocking(|| current().id()).await.expect("no panic")
+            SqliteExecutor
+                .spawn_blocking(|| current().id())
+                .await
+                .expect("no panic")
         }
         let here = current().id();
         assert_eq!(run_inline(place()).await, here);
         assert_eq!(
-            (inline_if_few(INLINE_ROWS, place()).await, inline_if_few(INLINE_ROWS + 1, place()).await == here),
+            (
+                inline_if_few(INLINE_ROWS, place()).await,
+                inline_if_few(INLINE_ROWS + 1, place()).await == here
+            ),
             (here, false)
         );
         assert_ne!(place().await, here);
@@ -120,10 +139,14 @@ mod tests {
     #[tokio::test]
     async fn disk_work_has_low_priority_and_nothing_else_has() {
         async fn niceness() -> i32 {
-            let asked = SqliteExecutor.spawn_blocking(|| rustix::process::getpriority_process(None));
+            let asked =
+                SqliteExecutor.spawn_blocking(|| rustix::process::getpriority_process(None));
             asked.await.expect("no panic").expect("a niceness")
         }
         let ours = run_inline(niceness()).await;
-        assert_eq!((run_low_priority(niceness()).await, niceness().await), ((ours + NICENESS).min(19), ours));
+        assert_eq!(
+            (run_low_priority(niceness()).await, niceness().await),
+            ((ours + NICENESS).min(19), ours)
+        );
     }
 }

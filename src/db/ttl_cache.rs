@@ -41,7 +41,10 @@ impl CacheStamp {
     /// The current stamp. Take it before reading: a change during the read then invalidates the
     /// result.
     pub fn now(db: &Db, signal: CommitSignal, now: Timestamp) -> Self {
-        Self { at: now, generation: db.generation(signal) }
+        Self {
+            at: now,
+            generation: db.generation(signal),
+        }
     }
 
     fn is_valid_at(self, now: Self) -> bool {
@@ -64,7 +67,9 @@ impl<V: Clone> ShortTtlCache<V> {
     /// The fresh entries among these ids.
     pub fn get_many(&self, now: CacheStamp, ids: &[Id]) -> HashMap<Id, V> {
         let cached = self.lock();
-        ids.iter().filter_map(|id| Some((*id, cached.get(id)?.fresh(now)?))).collect()
+        ids.iter()
+            .filter_map(|id| Some((*id, cached.get(id)?.fresh(now)?)))
+            .collect()
     }
 
     /// Stores rows that were read after `since` was taken.
@@ -73,7 +78,15 @@ impl<V: Clone> ShortTtlCache<V> {
         if cached.len() >= EVICTION_THRESHOLD {
             cached.retain(|_, cached| cached.stamp.is_valid_at(since));
         }
-        cached.extend(rows.into_iter().map(|(id, value)| (id, CachedValue { value, stamp: since })));
+        cached.extend(rows.into_iter().map(|(id, value)| {
+            (
+                id,
+                CachedValue {
+                    value,
+                    stamp: since,
+                },
+            )
+        }));
     }
 
     /// Removes an entry whose row does not exist.
@@ -93,12 +106,18 @@ mod tests {
     #[test]
     fn an_entry_is_fresh_for_a_second_and_until_a_change() {
         let (cache, id) = (ShortTtlCache::default(), Id::new());
-        let since = |micros: i64, changes| CacheStamp { at: Timestamp::from_micros(micros), generation: changes };
+        let since = |micros: i64, changes| CacheStamp {
+            at: Timestamp::from_micros(micros),
+            generation: changes,
+        };
         let second = 1_000_000;
         cache.insert(since(0, 1), [(id, 'a')]);
         let cached = |now| {
             let one = cache.get(now, id);
-            assert_eq!(cache.get_many(now, &[id, Id::new()]), one.map(|value| (id, value)).into_iter().collect());
+            assert_eq!(
+                cache.get_many(now, &[id, Id::new()]),
+                one.map(|value| (id, value)).into_iter().collect()
+            );
             one
         };
         assert_eq!(cached(since(0, 1)), Some('a'));
@@ -113,8 +132,14 @@ mod tests {
     #[test]
     fn expired_entries_are_evicted() {
         let cache = ShortTtlCache::default();
-        let since = |changes| CacheStamp { at: Timestamp::default(), generation: changes };
-        cache.insert(since(1), (0..EVICTION_THRESHOLD).map(|number| (Id::new(), number)));
+        let since = |changes| CacheStamp {
+            at: Timestamp::default(),
+            generation: changes,
+        };
+        cache.insert(
+            since(1),
+            (0..EVICTION_THRESHOLD).map(|number| (Id::new(), number)),
+        );
         cache.insert(since(2), [(Id::new(), 0)]);
         assert_eq!(cache.lock().len(), 1);
     }

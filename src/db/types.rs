@@ -21,13 +21,17 @@ pub mod sql {
     pub use diesel::sql_types::*;
 
     /// `uuid` on PostgreSQL, a 16-byte blob on SQLite.
-    #[derive(Debug, Clone, Copy, Default, diesel::query_builder::QueryId, diesel::sql_types::SqlType)]
+    #[derive(
+        Debug, Clone, Copy, Default, diesel::query_builder::QueryId, diesel::sql_types::SqlType,
+    )]
     #[diesel(postgres_type(oid = 2950, array_oid = 2951))]
     #[diesel(sqlite_type(name = "Binary"))]
     pub struct Uuid;
 
     /// `timestamptz` on PostgreSQL, integer microseconds since 1970 on SQLite.
-    #[derive(Debug, Clone, Copy, Default, diesel::query_builder::QueryId, diesel::sql_types::SqlType)]
+    #[derive(
+        Debug, Clone, Copy, Default, diesel::query_builder::QueryId, diesel::sql_types::SqlType,
+    )]
     #[diesel(postgres_type(oid = 1184, array_oid = 1185))]
     #[diesel(sqlite_type(name = "Long"))]
     pub struct Instant;
@@ -67,7 +71,11 @@ impl FromSql<sql::Uuid, Sqlite> for Id {
 
 impl ToSql<sql::Instant, Pg> for Timestamp {
     fn to_sql<'b>(&'b self, out: &mut Output<'b, '_, Pg>) -> serialize::Result {
-        let micros = if *self == Self::MAX { i64::MAX } else { self.micros() - POSTGRES_EPOCH };
+        let micros = if *self == Self::MAX {
+            i64::MAX
+        } else {
+            self.micros() - POSTGRES_EPOCH
+        };
         out.write_all(&micros.to_be_bytes())?;
         Ok(IsNull::No)
     }
@@ -90,7 +98,9 @@ impl ToSql<sql::Instant, Sqlite> for Timestamp {
 
 impl FromSql<sql::Instant, Sqlite> for Timestamp {
     fn from_sql(value: diesel::sqlite::SqliteValue<'_, '_, '_>) -> deserialize::Result<Self> {
-        Ok(Self::from_micros(<i64 as FromSql<sql::BigInt, Sqlite>>::from_sql(value)?))
+        Ok(Self::from_micros(
+            <i64 as FromSql<sql::BigInt, Sqlite>>::from_sql(value)?,
+        ))
     }
 }
 

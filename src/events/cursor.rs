@@ -41,7 +41,8 @@ impl CursorCodec {
             .expand(&[KEY_INFO], HKDF_SHA256)
             .and_then(|okm| okm.fill(&mut key))
             .and_then(|()| UnboundKey::new(&AES_256_GCM_SIV, &key));
-        key.map(|key| Self(LessSafeKey::new(key))).map_err(|_| Error::internal("no cursor key"))
+        key.map(|key| Self(LessSafeKey::new(key)))
+            .map_err(|_| Error::internal("no cursor key"))
     }
 
     pub fn encode(&self, position: LogPosition) -> String {
@@ -49,7 +50,9 @@ impl CursorCodec {
         bytes.extend(position.xid.to_be_bytes());
         bytes.extend(position.seq.to_be_bytes());
         // Fails only for inputs of gigabytes.
-        let _ = self.0.seal_in_place_append_tag(nonce(), Aad::empty(), &mut bytes);
+        let _ = self
+            .0
+            .seal_in_place_append_tag(nonce(), Aad::empty(), &mut bytes);
         URL_SAFE_NO_PAD.encode(bytes)
     }
 
@@ -61,13 +64,24 @@ impl CursorCodec {
         let forged = || Error::bad_input("The event cursor is invalid.");
         let mut bytes = URL_SAFE_NO_PAD.decode(cursor).map_err(|_| forged())?;
         if bytes.len() == PLAIN_LEN && bytes[0] == PLAIN_TAG {
-            return Ok(LogPosition { xid: i64::MIN, seq: i64::MIN });
+            return Ok(LogPosition {
+                xid: i64::MIN,
+                seq: i64::MIN,
+            });
         }
-        let plain = self.0.open_in_place(nonce(), Aad::empty(), &mut bytes).map_err(|_| forged())?;
-        let numbers = plain.split_at_checked(size_of::<i64>()).and_then(|(xid, seq)| {
-            let number = |bytes: &[u8]| bytes.try_into().map(i64::from_be_bytes).ok();
-            Some(LogPosition { xid: number(xid)?, seq: number(seq)? })
-        });
+        let plain = self
+            .0
+            .open_in_place(nonce(), Aad::empty(), &mut bytes)
+            .map_err(|_| forged())?;
+        let numbers = plain
+            .split_at_checked(size_of::<i64>())
+            .and_then(|(xid, seq)| {
+                let number = |bytes: &[u8]| bytes.try_into().map(i64::from_be_bytes).ok();
+                Some(LogPosition {
+                    xid: number(xid)?,
+                    seq: number(seq)?,
+                })
+            });
         numbers.ok_or_else(forged)
     }
 }
@@ -108,7 +122,8 @@ mod tests {
 
     #[test]
     fn a_cursor_of_an_older_version_is_from_before_everything() {
-        let plain = URL_SAFE_NO_PAD.encode([&[b'e'][..], &7_i64.to_be_bytes(), &9_i64.to_be_bytes()].concat());
+        let plain = URL_SAFE_NO_PAD
+            .encode([&[b'e'][..], &7_i64.to_be_bytes(), &9_i64.to_be_bytes()].concat());
         assert!(cursors(1).decode(&plain).expect("a cursor") < LogPosition::default());
     }
 }

@@ -36,7 +36,12 @@ pub struct Hints {
 impl Hints {
     /// Uses this Redis if there is one. Connects lazily.
     pub fn new(redis: Option<Client>) -> Self {
-        Self { instance: Id::new().to_string(), redis, outgoing: Notify::new(), incoming: Notify::new() }
+        Self {
+            instance: Id::new().to_string(),
+            redis,
+            outgoing: Notify::new(),
+            incoming: Notify::new(),
+        }
     }
 
     /// Announces that the log has new events.
@@ -72,7 +77,12 @@ impl Hints {
     /// Returns `Ok` only when there is no channel to send on.
     async fn send_loop(&self, db: &Db) -> Result<()> {
         let mut redis = match &self.redis {
-            Some(client) => Some(client.get_multiplexed_async_connection().await.map_err(redis_error)?),
+            Some(client) => Some(
+                client
+                    .get_multiplexed_async_connection()
+                    .await
+                    .map_err(redis_error)?,
+            ),
             None if db.is_postgres() => None,
             None => return Ok(()),
         };
@@ -80,7 +90,10 @@ impl Hints {
             self.outgoing.notified().await;
             match &mut redis {
                 Some(redis) => {
-                    redis.publish(CHANNEL, &self.instance).await.map_err(redis_error)?;
+                    redis
+                        .publish(CHANNEL, &self.instance)
+                        .await
+                        .map_err(redis_error)?;
                 }
                 None => db.notify(CHANNEL, &self.instance).await?,
             }
@@ -125,7 +138,10 @@ impl Backoff {
     async fn wait_after(&mut self, error: Error) {
         if !std::mem::replace(&mut self.0, true) {
             let (code, ..) = error.into_client();
-            tracing::warn!(code = code.as_str(), "event hints unavailable, falling back to polling");
+            tracing::warn!(
+                code = code.as_str(),
+                "event hints unavailable, falling back to polling"
+            );
         }
         tokio::time::sleep(RECONNECT_DELAY).await;
     }

@@ -58,19 +58,30 @@ pub struct Delivery<T> {
 impl<T> Delivery<T> {
     /// A delivery without loaded objects.
     pub fn new(event: Event) -> Self {
-        Self { event: Arc::new(event), objects: tokio::sync::Mutex::default(), _bytes: None }
+        Self {
+            event: Arc::new(event),
+            objects: tokio::sync::Mutex::default(),
+            _bytes: None,
+        }
     }
 
     /// A delivery with objects loaded at `loaded_at`.
     pub fn with(event: Event, loaded_at: Timestamp, objects: T) -> Self {
         let objects = tokio::sync::Mutex::new(Some((loaded_at, Arc::new(objects))));
-        Self { objects, ..Self::new(event) }
+        Self {
+            objects,
+            ..Self::new(event)
+        }
     }
 
     /// The objects, loaded by the first subscriber that needs them, and again once they are a
     /// second old: permissions are checked on them, and a stalled subscriber may need them much
     /// later.
-    pub async fn objects(&self, now: Timestamp, load: impl Future<Output = Result<T>>) -> Result<Arc<T>> {
+    pub async fn objects(
+        &self,
+        now: Timestamp,
+        load: impl Future<Output = Result<T>>,
+    ) -> Result<Arc<T>> {
         let mut objects = self.objects.lock().await;
         if let Some((loaded_at, loaded)) = &*objects
             // The clock may have been set back.
@@ -130,7 +141,10 @@ impl<T> Subscriber<T> {
             Sink::Events(events) => match events.topic {
                 Topic::Task(id) => (Some(Route::Task(id)), None),
                 Topic::Project(id) => (Some(Route::Project(id)), None),
-                Topic::Viewer => (Some(Route::User(self.viewer.id)), self.viewer.is_admin().then_some(Route::Admins)),
+                Topic::Viewer => (
+                    Some(Route::User(self.viewer.id)),
+                    self.viewer.is_admin().then_some(Route::Admins),
+                ),
             },
         };
         first.into_iter().chain(second)
@@ -159,7 +173,10 @@ impl<T> SubscriberIndex<T> {
     fn add(&mut self, subscriber: Subscriber<T>) -> u64 {
         let id = self.next_id;
         self.next_id += 1;
-        self.by_user.entry(subscriber.viewer.id).or_default().insert(id);
+        self.by_user
+            .entry(subscriber.viewer.id)
+            .or_default()
+            .insert(id);
         for route in subscriber.routes() {
             self.by_route.entry(route).or_default().insert(id);
         }
@@ -183,12 +200,23 @@ impl<T> SubscriberIndex<T> {
 
     /// The subscribers that an event may concern. Their permissions are checked when they respond.
     fn candidates(&self, event: &Event) -> Vec<u64> {
-        let people = [event.owner_id, event.assignee_id, event.previous_assignee_id];
+        let people = [
+            event.owner_id,
+            event.assignee_id,
+            event.previous_assignee_id,
+        ];
         let people = people.into_iter().flatten().map(Route::User);
-        let things = [event.task_id.map(Route::Task), event.project_id.map(Route::Project), Some(Route::Admins)];
+        let things = [
+            event.task_id.map(Route::Task),
+            event.project_id.map(Route::Project),
+            Some(Route::Admins),
+        ];
         let routes = people.chain(things.into_iter().flatten());
-        let mut ids: Vec<u64> =
-            routes.filter_map(|route| self.by_route.get(&route)).flat_map(HashSet::iter).copied().collect();
+        let mut ids: Vec<u64> = routes
+            .filter_map(|route| self.by_route.get(&route))
+            .flat_map(HashSet::iter)
+            .copied()
+            .collect();
         ids.sort_unstable();
         ids.dedup();
         ids
@@ -232,9 +260,17 @@ impl<T> Default for Hub<T> {
             by_user: HashMap::new(),
             by_route: HashMap::new(),
         };
-        let pulse = Arc::new(Mutex::new(TailStatus { last_read_at: None, caught_up_at: Instant::now() }));
+        let pulse = Arc::new(Mutex::new(TailStatus {
+            last_read_at: None,
+            caught_up_at: Instant::now(),
+        }));
         let queued_bytes = Arc::new(Semaphore::new(MAX_QUEUED_BYTES));
-        Self { index: Arc::new(Mutex::new(index)), queued_bytes, tail_position: Arc::default(), tail_status: pulse }
+        Self {
+            index: Arc::new(Mutex::new(index)),
+            queued_bytes,
+            tail_position: Arc::default(),
+            tail_status: pulse,
+        }
     }
 }
 
@@ -342,7 +378,8 @@ impl<T: Send + Sync + 'static> Hub<T> {
     /// Delivers new events. Returns whether more are written but not settled yet.
     async fn catch_up(&self, db: &Db, position: &mut LogPosition) -> Result<bool> {
         loop {
-            let (events, unsettled) = settled_after(&mut db.conn().await?, *position, READ_BATCH).await?;
+            let (events, unsettled) =
+                settled_after(&mut db.conn().await?, *position, READ_BATCH).await?;
             self.tail_status().last_read_at = Some(Instant::now());
             let full = events.len() == READ_BATCH;
             if events.iter().any(|event| event.kind.is_internal()) {
@@ -352,7 +389,8 @@ impl<T: Send + Sync + 'static> Hub<T> {
                 *position = event.position();
                 self.dispatch(event);
             }
-            self.tail_position.send_if_modified(|reached| reached.replace(*position) != Some(*position));
+            self.tail_position
+                .send_if_modified(|reached| reached.replace(*position) != Some(*position));
             if !full {
                 self.tail_status().caught_up_at = Instant::now();
                 return Ok(unsettled);
@@ -365,10 +403,16 @@ impl<T: Send + Sync + 'static> Hub<T> {
         let position = event.position();
         match event.kind {
             EventKind::SessionEnded | EventKind::UserChanged => {
-                let ids = event.owner_id.and_then(|user| index.by_user.get(&user)).cloned().unwrap_or_default();
+                let ids = event
+                    .owner_id
+                    .and_then(|user| index.by_user.get(&user))
+                    .cloned()
+                    .unwrap_or_default();
                 for id in ids {
                     let ended = index.subscribers.get(&id).is_some_and(|subscriber| {
-                        event.session_id.is_none_or(|session| session == subscriber.viewer.session_id)
+                        event
+                            .session_id
+                            .is_none_or(|session| session == subscriber.viewer.session_id)
                     });
                     if ended {
                         index.remove(id);
@@ -379,11 +423,20 @@ impl<T: Send + Sync + 'static> Hub<T> {
                 let concerned = index.candidates(&event);
                 let bytes = event.data.len().saturating_mul(BYTES_PER_DATA_BYTE);
                 let bytes = u32::try_from(bytes.min(MAX_QUEUED_BYTES)).unwrap_or(u32::MAX);
-                let bytes = Arc::clone(&self.queued_bytes).try_acquire_many_owned(bytes).ok();
+                let bytes = Arc::clone(&self.queued_bytes)
+                    .try_acquire_many_owned(bytes)
+                    .ok();
                 let fits = bytes.is_some();
-                let delivery = Arc::new(Delivery { _bytes: bytes, ..Delivery::new(event) });
+                let delivery = Arc::new(Delivery {
+                    _bytes: bytes,
+                    ..Delivery::new(event)
+                });
                 for id in concerned {
-                    let Some(Subscriber { outlet: Sink::Events(events), .. }) = index.subscribers.get_mut(&id) else {
+                    let Some(Subscriber {
+                        outlet: Sink::Events(events),
+                        ..
+                    }) = index.subscribers.get_mut(&id)
+                    else {
                         continue;
                     };
                     // The subscriber is behind or gone. It still reads its queue, then catches up
@@ -405,19 +458,34 @@ impl<T> Hub<T> {
     pub fn listen(&self, viewer: Viewer, topic: Topic, wants: EventPredicate) -> Listener<T> {
         let (sender, queue) = mpsc::channel(QUEUE_LENGTH);
         let until = Arc::new(OnceLock::new());
-        let events = EventQueue { topic, predicate: wants, queue: sender, last_position: Arc::clone(&until) };
-        Listener { queue, last_position: until, _guard: self.register(viewer, Sink::Events(events)) }
+        let events = EventQueue {
+            topic,
+            predicate: wants,
+            queue: sender,
+            last_position: Arc::clone(&until),
+        };
+        Listener {
+            queue,
+            last_position: until,
+            _guard: self.register(viewer, Sink::Events(events)),
+        }
     }
 
     /// Starts watching for the end of a viewer's session.
     pub fn watch_session(&self, viewer: Viewer) -> SessionWatch<T> {
         let (dropped, end) = oneshot::channel();
-        SessionWatch { end, _guard: self.register(viewer, Sink::End(dropped)) }
+        SessionWatch {
+            end,
+            _guard: self.register(viewer, Sink::End(dropped)),
+        }
     }
 
     fn register(&self, viewer: Viewer, outlet: Sink<T>) -> SubscriberGuard<T> {
         let id = self.lock().add(Subscriber { viewer, outlet });
-        SubscriberGuard { hub: self.clone(), id }
+        SubscriberGuard {
+            hub: self.clone(),
+            id,
+        }
     }
 
     /// The position that the tail has reached, once it has started. It notifies consumers that read
@@ -433,11 +501,15 @@ impl<T> Hub<T> {
 
     /// Time since the database responded to the tail, which polls at least twice a second.
     pub fn stalled_for(&self) -> Duration {
-        self.tail_status().last_read_at.map_or(Duration::ZERO, |answered| answered.elapsed())
+        self.tail_status()
+            .last_read_at
+            .map_or(Duration::ZERO, |answered| answered.elapsed())
     }
 
     fn tail_status(&self) -> MutexGuard<'_, TailStatus> {
-        self.tail_status.lock().unwrap_or_else(PoisonError::into_inner)
+        self.tail_status
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     pub fn subscribers(&self) -> usize {
@@ -476,7 +548,14 @@ mod tests {
 
     #[tokio::test]
     async fn queued_events_take_bounded_memory_and_the_rest_is_read_from_the_log() {
-        let (hub, viewer) = (Hub::<()>::default(), Viewer { id: Id::new(), session_id: Id::new(), role: Role::User });
+        let (hub, viewer) = (
+            Hub::<()>::default(),
+            Viewer {
+                id: Id::new(),
+                session_id: Id::new(),
+                role: Role::User,
+            },
+        );
         let mut listener = hub.listen(viewer, Topic::Viewer, Box::new(|_| true));
         let bytes = MAX_QUEUED_BYTES / BYTES_PER_DATA_BYTE / 4;
         (1..=5).for_each(|seq| hub.dispatch(event(seq, viewer.id, bytes)));
@@ -484,20 +563,35 @@ mod tests {
         while let Some(delivery) = listener.next().await {
             queued.push(delivery.event.seq);
         }
-        assert_eq!((queued, listener.last_position().seq), (vec![1, 2, 3, 4], 4));
+        assert_eq!(
+            (queued, listener.last_position().seq),
+            (vec![1, 2, 3, 4], 4)
+        );
         let mut listener = hub.listen(viewer, Topic::Viewer, Box::new(|_| true));
         hub.dispatch(event(6, viewer.id, bytes));
-        assert!(listener.next().await.is_some(), "what was delivered is freed");
+        assert!(
+            listener.next().await.is_some(),
+            "what was delivered is freed"
+        );
     }
 
     #[tokio::test]
     async fn objects_are_loaded_once_and_again_when_they_are_older_than_a_second() {
         let delivery = Delivery::<u32>::new(event(1, Id::new(), 0));
         let start = Timestamp::from_micros(10_000_000);
-        let at = async |now: Timestamp, value| *delivery.objects(now, async { Ok(value) }).await.expect("objects");
+        let at = async |now: Timestamp, value| {
+            *delivery
+                .objects(now, async { Ok(value) })
+                .await
+                .expect("objects")
+        };
         assert_eq!(at(start, 1).await, 1);
         assert_eq!(at(start.plus(OBJECTS_TTL / 2), 2).await, 1);
         assert_eq!(at(start.plus(OBJECTS_TTL), 3).await, 3);
-        assert_eq!(at(start.minus(OBJECTS_TTL), 4).await, 4, "the clock was set back");
+        assert_eq!(
+            at(start.minus(OBJECTS_TTL), 4).await,
+            4,
+            "the clock was set back"
+        );
     }
 }

@@ -120,7 +120,10 @@ pub struct Event {
 
 impl Event {
     pub const fn position(&self) -> LogPosition {
-        LogPosition { xid: self.xid, seq: self.seq }
+        LogPosition {
+            xid: self.xid,
+            seq: self.seq,
+        }
     }
 
     /// The object that its long texts belong to: the task, or the project where it is about none.
@@ -181,7 +184,10 @@ pub async fn append_with_texts(tx: &mut Conn, new: &[NewEvent]) -> Result<i64> {
     let mut added = 0;
     // One prepared statement per row: more than two rows at a time are rare.
     for event in new {
-        on!(tx, |c| diesel::insert_into(events::table).values(event).execute(c).await)?;
+        on!(tx, |c| diesel::insert_into(events::table)
+            .values(event)
+            .execute(c)
+            .await)?;
         added += text::insert(tx, event.id, &event.texts).await?;
         if event.kind.is_internal() {
             tx.signal_on_commit(CommitSignal::Sessions);
@@ -212,7 +218,11 @@ where
             .await;
     }
     let changed = match &db.conn().await?.pooled {
-        PooledConn::Postgres(conn) => cached(ChangeAndEvent { change, event }).execute(&mut &**conn).await?,
+        PooledConn::Postgres(conn) => {
+            cached(ChangeAndEvent { change, event })
+                .execute(&mut &**conn)
+                .await?
+        }
         PooledConn::Sqlite(_) => 0,
     };
     if changed > 0 {
@@ -233,7 +243,13 @@ impl<C> QueryId for ChangeAndEvent<'_, C> {
 
 impl<C: QueryFragment<Pg>> QueryFragment<Pg> for ChangeAndEvent<'_, C> {
     fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, Pg>) -> QueryResult<()> {
-        let NewEvent { id, kind, occurred_at, data, .. } = self.event;
+        let NewEvent {
+            id,
+            kind,
+            occurred_at,
+            data,
+            ..
+        } = self.event;
         let event = self.event;
         let about = [
             &event.actor_id,
@@ -292,7 +308,11 @@ impl PositionComparison {
             1.. => i64::MAX,
             _ => i64::MIN,
         };
-        Self { position, operator, row }
+        Self {
+            position,
+            operator,
+            row,
+        }
     }
 }
 
@@ -346,7 +366,11 @@ impl QueryFragment<Sqlite> for PositionComparison {
 
 /// Reads settled events after a position, oldest first and including internal ones. The flag is
 /// true if the batch ended at an event that is not settled yet.
-pub async fn settled_after(conn: &mut Conn, position: LogPosition, limit: usize) -> Result<(Vec<Event>, bool)> {
+pub async fn settled_after(
+    conn: &mut Conn,
+    position: LogPosition,
+    limit: usize,
+) -> Result<(Vec<Event>, bool)> {
     let read = async {
         on!(conn, |c| events::table
             .filter(after(position))
@@ -360,7 +384,10 @@ pub async fn settled_after(conn: &mut Conn, position: LogPosition, limit: usize)
     let settled = rows.iter().take_while(|(_, settled)| *settled).count();
     let unsettled = settled < rows.len();
     rows.truncate(settled);
-    Ok((rows.into_iter().map(|(event, _)| event).collect(), unsettled))
+    Ok((
+        rows.into_iter().map(|(event, _)| event).collect(),
+        unsettled,
+    ))
 }
 
 /// The position of the newest settled event, or the beginning if there is none.
@@ -369,7 +396,8 @@ pub async fn settled_end(conn: &mut Conn) -> Result<LogPosition> {
         .filter(Settled)
         .order_by((events::xid.desc(), events::seq.desc()))
         .select((events::xid, events::seq));
-    let end: Option<(i64, i64)> = inline_if_few(1, async { on!(conn, |c| newest.first(c).await.optional()) }).await?;
+    let end: Option<(i64, i64)> =
+        inline_if_few(1, async { on!(conn, |c| newest.first(c).await.optional()) }).await?;
     Ok(end.map_or_else(LogPosition::default, |(xid, seq)| LogPosition { xid, seq }))
 }
 
@@ -380,16 +408,25 @@ pub async fn end(conn: &mut Conn) -> Result<LogPosition> {
 
 /// The offset of a consumer: how far into the log it has read.
 pub async fn consumer_offset(conn: &mut Conn, name: &str) -> Result<LogPosition> {
-    let place = projections::table.find(name).select((projections::xid, projections::seq));
+    let place = projections::table
+        .find(name)
+        .select((projections::xid, projections::seq));
     let (xid, seq) = inline_if_few(1, async { on!(conn, |c| place.first(c).await) }).await?;
     Ok(LogPosition { xid, seq })
 }
 
 /// Advances a consumer's offset, in the transaction of the work it covers. Returns false if the
 /// offset has moved in the meantime.
-pub async fn advance_offset(tx: &mut Conn, name: &str, from: LogPosition, to: LogPosition) -> Result<bool> {
-    let place =
-        projections::table.find(name).filter(projections::xid.eq(from.xid)).filter(projections::seq.eq(from.seq));
+pub async fn advance_offset(
+    tx: &mut Conn,
+    name: &str,
+    from: LogPosition,
+    to: LogPosition,
+) -> Result<bool> {
+    let place = projections::table
+        .find(name)
+        .filter(projections::xid.eq(from.xid))
+        .filter(projections::seq.eq(from.seq));
     let moved = (projections::xid.eq(to.xid), projections::seq.eq(to.seq));
     Ok(on!(tx, |c| diesel::update(place).set(moved).execute(c).await)? == 1)
 }
@@ -421,10 +458,12 @@ pub(crate) mod tests {
     /// SQLite's query plan.
     pub(crate) fn plan(query: impl QueryFragment<Sqlite>) -> Vec<String> {
         let mut conn = SqliteConnection::establish(":memory:").expect("a database");
-        conn.run_pending_migrations(migrate::SQLITE).expect("migrations");
+        conn.run_pending_migrations(migrate::SQLITE)
+            .expect("migrations");
         let explain = format!("EXPLAIN QUERY PLAN {}", debug_query::<Sqlite, _>(&query));
         let (explain, _) = explain.split_once(" -- binds").expect("what is bound");
-        let steps: Vec<Step> = diesel::RunQueryDsl::load(sql_query(explain), &mut conn).expect("a plan");
+        let steps: Vec<Step> =
+            diesel::RunQueryDsl::load(sql_query(explain), &mut conn).expect("a plan");
         steps.into_iter().map(|step| step.detail).collect()
     }
 
@@ -432,14 +471,45 @@ pub(crate) mod tests {
     fn sqlite_seeks_to_a_position_and_reads_on_from_there() {
         let place = LogPosition { xid: 0, seq: 7 };
         let log = || events::table.select(Event::as_select()).limit(9);
-        let (forward, backward) = ((events::xid, events::seq), (events::xid.desc(), events::seq.desc()));
-        let to_row = |relation: &str| vec![format!("SEARCH events USING INTEGER PRIMARY KEY (rowid{relation}?)")];
-        assert_eq!(plan(log().filter(after(place)).order_by(forward)), to_row(">"));
-        assert_eq!(plan(log().filter(Settled).filter(before(place)).order_by(backward)), to_row("<"));
-        assert_eq!(plan(log().filter(Settled).order_by(backward)), ["SCAN events"]);
+        let (forward, backward) = (
+            (events::xid, events::seq),
+            (events::xid.desc(), events::seq.desc()),
+        );
+        let to_row = |relation: &str| {
+            vec![format!(
+                "SEARCH events USING INTEGER PRIMARY KEY (rowid{relation}?)"
+            )]
+        };
+        assert_eq!(
+            plan(log().filter(after(place)).order_by(forward)),
+            to_row(">")
+        );
+        assert_eq!(
+            plan(
+                log()
+                    .filter(Settled)
+                    .filter(before(place))
+                    .order_by(backward)
+            ),
+            to_row("<")
+        );
+        assert_eq!(
+            plan(log().filter(Settled).order_by(backward)),
+            ["SCAN events"]
+        );
         let task = events::task_id.eq(Id::new());
-        let to_row_of_task = "SEARCH events USING INDEX events_task (task_id=? AND xid=? AND seq>?)";
-        assert_eq!(plan(log().filter(Settled).filter(after(place)).filter(task).order_by(forward)), [to_row_of_task]);
+        let to_row_of_task =
+            "SEARCH events USING INDEX events_task (task_id=? AND xid=? AND seq>?)";
+        assert_eq!(
+            plan(
+                log()
+                    .filter(Settled)
+                    .filter(after(place))
+                    .filter(task)
+                    .order_by(forward)
+            ),
+            [to_row_of_task]
+        );
     }
 
     #[test]

@@ -16,7 +16,13 @@ pub struct SharedResponses(Mutex<HashMap<u64, Arc<SharedResponse>>>);
 impl SharedResponses {
     /// The response for a shared subscription, created unclaimed if it is new.
     pub fn get(&self, question: u64) -> Arc<SharedResponse> {
-        Arc::clone(self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(question).or_default())
+        Arc::clone(
+            self.0
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .entry(question)
+                .or_default(),
+        )
     }
 }
 
@@ -53,13 +59,20 @@ impl SharedResponse {
     /// Waits until the response is no longer unclaimed.
     pub async fn wait_claimed(&self) {
         // Fails only if the sender is dropped, which `self` owns.
-        let _ = self.0.subscribe().wait_for(|state| !matches!(state, ResponseState::Unclaimed)).await;
+        let _ = self
+            .0
+            .subscribe()
+            .wait_for(|state| !matches!(state, ResponseState::Unclaimed))
+            .await;
     }
 
     /// Waits until no subscription executes it, and returns the response if there is one.
     pub async fn finished(&self) -> Option<Arc<str>> {
         let mut states = self.0.subscribe();
-        let state = states.wait_for(|state| !matches!(state, ResponseState::Claimed)).await.ok()?;
+        let state = states
+            .wait_for(|state| !matches!(state, ResponseState::Claimed))
+            .await
+            .ok()?;
         match &*state {
             ResponseState::Ready(made) => Some(Arc::clone(&made.payload)),
             _ => None,
@@ -123,8 +136,12 @@ mod tests {
         let claim = answer.claim().expect("unclaimed again");
         answer.wait_claimed().await;
         let (bytes, payload) = (Arc::new(Semaphore::new(1)), Arc::from("{}"));
-        let share =
-            async { claim.complete(ComputedResponse { payload, bytes: bytes.acquire_owned().await.expect("room") }) };
+        let share = async {
+            claim.complete(ComputedResponse {
+                payload,
+                bytes: bytes.acquire_owned().await.expect("room"),
+            })
+        };
         let (settled, ()) = tokio::join!(answer.finished(), share);
         assert_eq!(settled.as_deref(), Some("{}"));
         assert!(answer.claim().is_none());

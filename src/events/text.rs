@@ -53,14 +53,19 @@ pub async fn insert(tx: &mut Conn, event_id: Id, texts: &[NewEventText]) -> Resu
             history_texts::event_id.eq(event_id),
             history_texts::body.eq(&text.body),
         );
-        let insert = diesel::insert_into(history_texts::table).values(row).on_conflict_do_nothing();
+        let insert = diesel::insert_into(history_texts::table)
+            .values(row)
+            .on_conflict_do_nothing();
         if on!(tx, |c| insert.execute(c).await)? == 1 {
             added += text_bytes(&text.body);
             continue;
         }
         // The text expires with the newest event that refers to it.
         let kept = history_texts::table.find((text.object_id, id));
-        on!(tx, |c| diesel::update(kept).set(history_texts::event_id.eq(event_id)).execute(c).await)?;
+        on!(tx, |c| diesel::update(kept)
+            .set(history_texts::event_id.eq(event_id))
+            .execute(c)
+            .await)?;
     }
     Ok(added)
 }
@@ -76,25 +81,41 @@ pub async fn load(conn: &mut Conn, keys: &[(Id, Id)]) -> Result<HashMap<(Id, Id)
     let rows: Vec<(Id, Id, String)> = on!(conn, |c| history_texts::table
         .filter(any_id(history_texts::object_id, &objects))
         .filter(any_id(history_texts::id, &ids))
-        .select((history_texts::object_id, history_texts::id, history_texts::body))
+        .select((
+            history_texts::object_id,
+            history_texts::id,
+            history_texts::body
+        ))
         .load(c)
         .await)?;
-    Ok(rows.into_iter().map(|(object, id, body)| ((object, id), body)).collect())
+    Ok(rows
+        .into_iter()
+        .map(|(object, id, body)| ((object, id), body))
+        .collect())
 }
 
 /// Deletes the texts of `ended` objects, whose whole history has expired, and those of `objects`
 /// that were last referred to by one of `events`. Returns the bytes freed, by owner.
-pub async fn delete_expired(tx: &mut Conn, ended: &[Id], objects: &[Id], events: &[Id]) -> Result<Vec<(Id, i64)>> {
+pub async fn delete_expired(
+    tx: &mut Conn,
+    ended: &[Id],
+    objects: &[Id],
+    events: &[Id],
+) -> Result<Vec<(Id, i64)>> {
     let of_ended = any_id(history_texts::object_id, ended);
-    let of_events = any_id(history_texts::object_id, objects).and(any_id(history_texts::event_id, events));
+    let of_events =
+        any_id(history_texts::object_id, objects).and(any_id(history_texts::event_id, events));
     let expired = history_texts::table.filter(of_ended.or(of_events));
-    let size = expired
-        .clone()
-        .group_by(history_texts::owner_id)
-        .select((history_texts::owner_id, sum(octet_length(history_texts::body))));
+    let size = expired.clone().group_by(history_texts::owner_id).select((
+        history_texts::owner_id,
+        sum(octet_length(history_texts::body)),
+    ));
     let sizes: Vec<(Id, Option<i64>)> = on!(tx, |c| size.load(c).await)?;
     if !sizes.is_empty() {
         on!(tx, |c| diesel::delete(expired.clone()).execute(c).await)?;
     }
-    Ok(sizes.into_iter().map(|(owner, bytes)| (owner, bytes.unwrap_or_default())).collect())
+    Ok(sizes
+        .into_iter()
+        .map(|(owner, bytes)| (owner, bytes.unwrap_or_default()))
+        .collect())
 }

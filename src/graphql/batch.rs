@@ -24,7 +24,8 @@ use async_graphql::parser::types::{
 };
 use async_graphql::registry::Registry;
 use async_graphql::{
-    Context, ContextBase, ContextSelectionSet, InputType, OutputType, Pos, Positioned, ServerResult, Value, Variables,
+    Context, ContextBase, ContextSelectionSet, InputType, OutputType, Pos, Positioned,
+    ServerResult, Value, Variables,
 };
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, try_join_all};
@@ -56,7 +57,11 @@ pub enum FieldResolver<'a, T> {
 /// A batch field.
 pub trait BatchField<T>: Send + Sync {
     /// The JSON of the field for each of the objects.
-    fn resolve<'r>(&'r self, objects: &'r [T], caller: &'r RequestContext) -> BoxFuture<'r, Result<JsonFragments>>;
+    fn resolve<'r>(
+        &'r self,
+        objects: &'r [T],
+        caller: &'r RequestContext,
+    ) -> BoxFuture<'r, Result<JsonFragments>>;
 }
 
 /// An inline field: an expression of the object and, where needed, the request context.
@@ -89,7 +94,9 @@ impl CountedBytes {
             return Ok(());
         }
         self.bytes = bytes;
-        self.caller.get_or_insert_with(|| caller.clone()).count_bytes(more)
+        self.caller
+            .get_or_insert_with(|| caller.clone())
+            .count_bytes(more)
     }
 
     /// Takes over the count of another.
@@ -146,7 +153,10 @@ impl JsonFragments {
 }
 
 fn operation_env<'a, T>(ctx: &ContextBase<'a, T>) -> OperationEnv<'a> {
-    OperationEnv { fragments: &ctx.query_env.fragments, variables: &ctx.query_env.variables }
+    OperationEnv {
+        fragments: &ctx.query_env.fragments,
+        variables: &ctx.query_env.variables,
+    }
 }
 
 /// A selected field.
@@ -159,7 +169,10 @@ pub struct SelectedField<'a> {
 impl<'a> SelectedField<'a> {
     /// The field that is being resolved.
     pub fn of(ctx: &Context<'a>) -> Self {
-        Self { names: operation_env(ctx), field: ctx.item }
+        Self {
+            names: operation_env(ctx),
+            field: ctx.item,
+        }
     }
 
     /// The root field of an operation, if there is only one.
@@ -168,11 +181,19 @@ impl<'a> SelectedField<'a> {
         operation: &'a OperationDefinition,
         variables: &'a Variables,
     ) -> Option<Self> {
-        let names = OperationEnv { fragments: &document.fragments, variables };
+        let names = OperationEnv {
+            fragments: &document.fragments,
+            variables,
+        };
         match operation.selection_set.node.items.as_slice() {
-            [Positioned { node: Selection::Field(field), .. }] => {
-                names.is_skipped(&field.node.directives).then_some(Self { names, field })
-            }
+            [
+                Positioned {
+                    node: Selection::Field(field),
+                    ..
+                },
+            ] => names
+                .is_skipped(&field.node.directives)
+                .then_some(Self { names, field }),
             _ => None,
         }
     }
@@ -210,10 +231,14 @@ impl<'a> SelectedField<'a> {
         ) -> bool {
             set.items.iter().all(|selection| match &selection.node {
                 Selection::Field(field) => holds(SelectedField { names, field }),
-                Selection::InlineFragment(fragment) => every(names, &fragment.node.selection_set.node, holds),
+                Selection::InlineFragment(fragment) => {
+                    every(names, &fragment.node.selection_set.node, holds)
+                }
                 Selection::FragmentSpread(spread) => {
                     let fragment = names.fragments.get(&spread.node.fragment_name.node);
-                    fragment.is_some_and(|fragment| every(names, &fragment.node.selection_set.node, holds))
+                    fragment.is_some_and(|fragment| {
+                        every(names, &fragment.node.selection_set.node, holds)
+                    })
                 }
             })
         }
@@ -222,7 +247,12 @@ impl<'a> SelectedField<'a> {
 
     /// The maximum of `needs` over all fields that may be selected on the result, at least `least`.
     /// The result is of one of `types`; fragments of other types are skipped.
-    pub fn max_over_fields<C: Copy + Ord>(&self, types: &[&str], least: C, mut needs: impl FnMut(Self) -> C) -> C {
+    pub fn max_over_fields<C: Copy + Ord>(
+        &self,
+        types: &[&str],
+        least: C,
+        mut needs: impl FnMut(Self) -> C,
+    ) -> C {
         fn visit<'a>(
             names: OperationEnv<'a>,
             set: &'a SelectionSet,
@@ -235,21 +265,32 @@ impl<'a> SelectedField<'a> {
                         visitor(SelectedField { names, field });
                         continue;
                     }
-                    Selection::InlineFragment(fragment) => {
-                        (fragment.node.type_condition.as_ref(), &fragment.node.selection_set)
-                    }
+                    Selection::InlineFragment(fragment) => (
+                        fragment.node.type_condition.as_ref(),
+                        &fragment.node.selection_set,
+                    ),
                     Selection::FragmentSpread(spread) => {
-                        let Some(fragment) = names.fragments.get(&spread.node.fragment_name.node) else { continue };
-                        (Some(&fragment.node.type_condition), &fragment.node.selection_set)
+                        let Some(fragment) = names.fragments.get(&spread.node.fragment_name.node)
+                        else {
+                            continue;
+                        };
+                        (
+                            Some(&fragment.node.type_condition),
+                            &fragment.node.selection_set,
+                        )
                     }
                 };
-                if condition.is_none_or(|condition| types.contains(&condition.node.on.node.as_str())) {
+                if condition
+                    .is_none_or(|condition| types.contains(&condition.node.on.node.as_str()))
+                {
                     visit(names, &set.node, types, visitor);
                 }
             }
         }
         let mut greatest = least;
-        visit(self.names, self.set(), types, &mut |field| greatest = greatest.max(needs(field)));
+        visit(self.names, self.set(), types, &mut |field| {
+            greatest = greatest.max(needs(field))
+        });
         greatest
     }
 
@@ -267,9 +308,10 @@ impl<'a> SelectedField<'a> {
         let plan = self.plan::<T>()?;
         let resolved = async {
             match found.await? {
-                Some(object) => {
-                    plan.resolve(std::slice::from_ref(&object), caller).await.map(JsonFragments::into_response)
-                }
+                Some(object) => plan
+                    .resolve(std::slice::from_ref(&object), caller)
+                    .await
+                    .map(JsonFragments::into_response),
                 None => Ok(b"null".to_vec()),
             }
         };
@@ -284,15 +326,26 @@ impl<'a> SelectedField<'a> {
     }
 
     /// An object for each, already in memory.
-    pub fn object<T: BatchObject, U: BatchObject>(&self, inner: fn(&T) -> U) -> Option<FieldResolver<'a, T>> {
+    pub fn object<T: BatchObject, U: BatchObject>(
+        &self,
+        inner: fn(&T) -> U,
+    ) -> Option<FieldResolver<'a, T>> {
         self.batch(move |objects, _| {
-            ready(ChildObjects::one_per_parent(objects.iter().map(|object| Some(inner(object))))).boxed()
+            ready(ChildObjects::one_per_parent(
+                objects.iter().map(|object| Some(inner(object))),
+            ))
+            .boxed()
         })
     }
 
     /// A list of objects for each, already in memory.
-    pub fn lists<T: BatchObject, U: BatchObject>(&self, list: fn(&T) -> Vec<U>) -> Option<FieldResolver<'a, T>> {
-        self.batch(move |objects, _| ready(Ok(ChildObjects::lists(objects.iter().map(list)))).boxed())
+    pub fn lists<T: BatchObject, U: BatchObject>(
+        &self,
+        list: fn(&T) -> Vec<U>,
+    ) -> Option<FieldResolver<'a, T>> {
+        self.batch(move |objects, _| {
+            ready(Ok(ChildObjects::lists(objects.iter().map(list)))).boxed()
+        })
     }
 
     /// A list for each, loaded by its id.
@@ -310,7 +363,15 @@ impl<'a> SelectedField<'a> {
         self.batch(move |objects, caller| {
             async move {
                 let loaded = caller.loaders()?.all::<L>(objects.iter().map(id)).await?;
-                let list = |object| loaded.get(&id(object)).into_iter().flatten().cloned().map(wrap).collect();
+                let list = |object| {
+                    loaded
+                        .get(&id(object))
+                        .into_iter()
+                        .flatten()
+                        .cloned()
+                        .map(wrap)
+                        .collect()
+                };
                 Ok(ChildObjects::lists(objects.iter().map(list)))
             }
             .boxed()
@@ -333,9 +394,15 @@ impl<'a> SelectedField<'a> {
                 ids.sort_unstable();
                 ids.dedup();
                 if ids.is_empty() {
-                    return Ok(ChildObjects::new(Vec::new(), objects.iter().map(|_| ChildIndex::Null).collect()));
+                    return Ok(ChildObjects::new(
+                        Vec::new(),
+                        objects.iter().map(|_| ChildIndex::Null).collect(),
+                    ));
                 }
-                let loaded = caller.loaders()?.all::<L>(ids.iter().copied().map(key)).await?;
+                let loaded = caller
+                    .loaders()?
+                    .all::<L>(ids.iter().copied().map(key))
+                    .await?;
                 ids.retain(|id| loaded.get(&key(*id)).is_some());
                 let places = objects.iter().map(|object| {
                     let place = id(object).and_then(|id| ids.binary_search(&id).ok());
@@ -346,7 +413,10 @@ impl<'a> SelectedField<'a> {
                     return Err(Error::internal("required object missing"));
                 }
                 let found = ids.iter().filter_map(|id| loaded.get(&key(*id)));
-                Ok(ChildObjects::new(found.cloned().map(wrap).collect(), places))
+                Ok(ChildObjects::new(
+                    found.cloned().map(wrap).collect(),
+                    places,
+                ))
             }
             .boxed()
         })
@@ -355,9 +425,15 @@ impl<'a> SelectedField<'a> {
     /// Objects found by a function of the caller.
     pub fn batch<T: BatchObject, U: BatchObject>(
         &self,
-        find: impl for<'r> Fn(&'r [T], &'r RequestContext) -> BoxFuture<'r, Result<ChildObjects<U>>> + Send + Sync + 'a,
+        find: impl for<'r> Fn(&'r [T], &'r RequestContext) -> BoxFuture<'r, Result<ChildObjects<U>>>
+        + Send
+        + Sync
+        + 'a,
     ) -> Option<FieldResolver<'a, T>> {
-        Some(FieldResolver::Batch(Box::new(ChildField { find, plan: self.plan()? })))
+        Some(FieldResolver::Batch(Box::new(ChildField {
+            find,
+            plan: self.plan()?,
+        })))
     }
 }
 
@@ -380,7 +456,9 @@ impl ChildIndex {
             Self::Null => 4,
             Self::One(index) => inner.get(*index).len(),
             // Including brackets and commas.
-            Self::List(range) => inner.start(range.end) - inner.start(range.start) + range.len() + 2,
+            Self::List(range) => {
+                inner.start(range.end) - inner.start(range.start) + range.len() + 2
+            }
         }
     }
 }
@@ -420,9 +498,15 @@ impl<T, U, F> BatchField<T> for ChildField<'_, U, F>
 where
     T: BatchObject,
     U: BatchObject,
-    F: for<'r> Fn(&'r [T], &'r RequestContext) -> BoxFuture<'r, Result<ChildObjects<U>>> + Send + Sync,
+    F: for<'r> Fn(&'r [T], &'r RequestContext) -> BoxFuture<'r, Result<ChildObjects<U>>>
+        + Send
+        + Sync,
 {
-    fn resolve<'r>(&'r self, objects: &'r [T], caller: &'r RequestContext) -> BoxFuture<'r, Result<JsonFragments>> {
+    fn resolve<'r>(
+        &'r self,
+        objects: &'r [T],
+        caller: &'r RequestContext,
+    ) -> BoxFuture<'r, Result<JsonFragments>> {
         async move {
             let found = (self.find)(objects, caller).await?;
             let mut inner = self.plan.resolve(&found.objects, caller).await?;
@@ -465,7 +549,9 @@ struct BatchMember<'a, T> {
 impl<'a, T: BatchObject> BatchPlan<'a, T> {
     /// `None` if any part is left to async-graphql.
     fn of(names: OperationEnv<'a>, set: &'a SelectionSet) -> Option<Self> {
-        let mut plan = Self { members: Vec::new() };
+        let mut plan = Self {
+            members: Vec::new(),
+        };
         plan.add(names, set)?;
         Some(plan)
     }
@@ -474,18 +560,28 @@ impl<'a, T: BatchObject> BatchPlan<'a, T> {
         for selection in &set.items {
             let (directives, condition, set) = match &selection.node {
                 Selection::Field(field) => {
-                    if names.is_skipped(&field.node.directives) && field.node.response_key().node != PLACEHOLDER_KEY {
+                    if names.is_skipped(&field.node.directives)
+                        && field.node.response_key().node != PLACEHOLDER_KEY
+                    {
                         self.add_field(SelectedField { names, field })?;
                     }
                     continue;
                 }
                 Selection::InlineFragment(fragment) => {
-                    let InlineFragment { directives, type_condition, selection_set } = &fragment.node;
+                    let InlineFragment {
+                        directives,
+                        type_condition,
+                        selection_set,
+                    } = &fragment.node;
                     (directives, type_condition.as_ref(), selection_set)
                 }
                 Selection::FragmentSpread(spread) => {
                     let fragment = &names.fragments.get(&spread.node.fragment_name.node)?.node;
-                    (&spread.node.directives, Some(&fragment.type_condition), &fragment.selection_set)
+                    (
+                        &spread.node.directives,
+                        Some(&fragment.type_condition),
+                        &fragment.selection_set,
+                    )
                 }
             };
             let applies = condition.is_none_or(|condition| {
@@ -508,29 +604,46 @@ impl<'a, T: BatchObject> BatchPlan<'a, T> {
         }
         let mut name = Vec::with_capacity(key.len() + 3);
         json::write_name(&mut name, key);
-        self.members.push(BatchMember { key, name, resolver: resolver(&field)? });
+        self.members.push(BatchMember {
+            key,
+            name,
+            resolver: resolver(&field)?,
+        });
         Some(())
     }
 
-    fn resolve<'r>(&'r self, objects: &'r [T], caller: &'r RequestContext) -> BoxFuture<'r, Result<JsonFragments>> {
+    fn resolve<'r>(
+        &'r self,
+        objects: &'r [T],
+        caller: &'r RequestContext,
+    ) -> BoxFuture<'r, Result<JsonFragments>> {
         async move {
             if objects.is_empty() {
                 return Ok(JsonFragments::default());
             }
-            let hung = self.members.iter().filter_map(|member| match &member.resolver {
-                FieldResolver::Inline(_) => None,
-                FieldResolver::Batch(hung) => Some(hung.resolve(objects, caller)),
-            });
+            let hung = self
+                .members
+                .iter()
+                .filter_map(|member| match &member.resolver {
+                    FieldResolver::Inline(_) => None,
+                    FieldResolver::Batch(hung) => Some(hung.resolve(objects, caller)),
+                });
             let mut hung = try_join_all(hung).await?;
             let mut texts = JsonFragments::default();
-            hung.iter_mut().for_each(|hung| texts.counted.absorb(&mut hung.counted));
+            hung.iter_mut()
+                .for_each(|hung| texts.counted.absorb(&mut hung.counted));
             let mut failed = Ok(());
             for (index, object) in objects.iter().enumerate() {
                 let mut hung = hung.iter();
                 json::write_object(
                     &mut texts.buffer,
                     &self.members,
-                    |BatchMember { name, resolver: step, .. }, out| {
+                    |BatchMember {
+                         name,
+                         resolver: step,
+                         ..
+                     },
+                     out| {
                         out.extend_from_slice(name);
                         match step {
                             FieldResolver::Inline(write) => {
@@ -538,9 +651,9 @@ impl<'a, T: BatchObject> BatchPlan<'a, T> {
                                     failed = Err(error);
                                 }
                             }
-                            FieldResolver::Batch(_) => {
-                                out.extend_from_slice(hung.next().map_or(b"", |texts| texts.get(index)))
-                            }
+                            FieldResolver::Batch(_) => out.extend_from_slice(
+                                hung.next().map_or(b"", |texts| texts.get(index)),
+                            ),
                         }
                     },
                 );
@@ -572,7 +685,11 @@ impl<T: BatchObject> OutputType for Batched<T> {
         T::create_type_info(registry)
     }
 
-    async fn resolve(&self, ctx: &ContextSelectionSet<'_>, field: &Positioned<Field>) -> ServerResult<Value> {
+    async fn resolve(
+        &self,
+        ctx: &ContextSelectionSet<'_>,
+        field: &Positioned<Field>,
+    ) -> ServerResult<Value> {
         let caller: &RequestContext = ctx.data_unchecked();
         if caller.hints().can_batch
             && let Some(plan) = BatchPlan::<T>::of(operation_env(ctx), &ctx.item.node)
@@ -606,7 +723,11 @@ mod tests {
         fn same<T: BatchObject>(sdl: &str) {
             let name = T::type_name();
             assert!(sdl.contains(&format!("\ntype {name} ")), "{name} is a type");
-            assert_eq!(T::IS_NODE, sdl.contains(&format!("\ntype {name} implements Node ")), "{name}");
+            assert_eq!(
+                T::IS_NODE,
+                sdl.contains(&format!("\ntype {name} implements Node ")),
+                "{name}"
+            );
         }
         let sdl = super::super::sdl();
         same::<Task>(&sdl);

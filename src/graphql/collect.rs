@@ -17,8 +17,8 @@ use std::collections::HashMap;
 use async_graphql::indexmap::IndexMap;
 use async_graphql::parser::Positioned;
 use async_graphql::parser::types::{
-    Directive, DocumentOperations, ExecutableDocument, Field, FragmentDefinition, InlineFragment, OperationDefinition,
-    OperationType, Selection, SelectionSet, TypeCondition,
+    Directive, DocumentOperations, ExecutableDocument, Field, FragmentDefinition, InlineFragment,
+    OperationDefinition, OperationType, Selection, SelectionSet, TypeCondition,
 };
 use async_graphql::{Name, Pos, Value, Variables};
 use async_graphql_value::Value as Input;
@@ -43,12 +43,16 @@ impl OperationEnv<'_> {
     fn without_undefined(self, argument: &Input) -> Option<Input> {
         Some(match argument {
             Input::Variable(name) if !self.variables.contains_key(name) => return None,
-            Input::List(items) => {
-                Input::List(items.iter().map(|item| self.without_undefined(item).unwrap_or_default()).collect())
-            }
+            Input::List(items) => Input::List(
+                items
+                    .iter()
+                    .map(|item| self.without_undefined(item).unwrap_or_default())
+                    .collect(),
+            ),
             Input::Object(fields) => {
-                let fields =
-                    fields.iter().filter_map(|(name, value)| Some((name.clone(), self.without_undefined(value)?)));
+                let fields = fields.iter().filter_map(|(name, value)| {
+                    Some((name.clone(), self.without_undefined(value)?))
+                });
                 Input::Object(fields.collect())
             }
             other => other.clone(),
@@ -57,7 +61,9 @@ impl OperationEnv<'_> {
 
     /// The value of an argument with its variables substituted.
     pub(super) fn resolve_value(self, argument: &Input) -> Option<Value> {
-        self.without_undefined(argument)?.into_const_with(|name| self.variables.get(&name).cloned().ok_or(())).ok()
+        self.without_undefined(argument)?
+            .into_const_with(|name| self.variables.get(&name).cloned().ok_or(()))
+            .ok()
     }
 
     /// Whether `@skip` and `@include` keep the selection.
@@ -68,7 +74,10 @@ impl OperationEnv<'_> {
                 "include" => false,
                 _ => return true,
             };
-            let condition = directive.node.get_argument("if").and_then(|condition| self.resolve_value(&condition.node));
+            let condition = directive
+                .node
+                .get_argument("if")
+                .and_then(|condition| self.resolve_value(&condition.node));
             condition != Some(Value::Boolean(without))
         })
     }
@@ -87,9 +96,14 @@ pub fn apply_defaults(variables: &mut Variables, operation: &OperationDefinition
 }
 
 /// Whether every variable of an operation has a value.
-pub fn has_all_values(document: &ExecutableDocument, name: Option<&str>, variables: &Variables) -> bool {
-    let mut definitions =
-        operation_named(document, name).into_iter().flat_map(|operation| &operation.variable_definitions);
+pub fn has_all_values(
+    document: &ExecutableDocument,
+    name: Option<&str>,
+    variables: &Variables,
+) -> bool {
+    let mut definitions = operation_named(document, name)
+        .into_iter()
+        .flat_map(|operation| &operation.variable_definitions);
     definitions.all(|definition| variables.contains_key(&definition.node.name.node))
 }
 
@@ -100,8 +114,13 @@ pub fn collect_fields(
     name: Option<&str>,
     variables: &Variables,
 ) -> ExecutableDocument {
-    let Some(operation) = operation_named(document, name) else { return document.clone() };
-    let names = OperationEnv { fragments: &document.fragments, variables };
+    let Some(operation) = operation_named(document, name) else {
+        return document.clone();
+    };
+    let names = OperationEnv {
+        fragments: &document.fragments,
+        variables,
+    };
     let set = &operation.selection_set;
     let selected = FieldCollector { shape, names }.set(root_type(operation.ty), &[&set.node]);
     let operation = OperationDefinition {
@@ -115,7 +134,10 @@ pub fn collect_fields(
         Some(name) => DocumentOperations::Multiple(HashMap::from([(Name::new(name), operation)])),
         None => DocumentOperations::Single(operation),
     };
-    ExecutableDocument { operations, fragments: HashMap::new() }
+    ExecutableDocument {
+        operations,
+        fragments: HashMap::new(),
+    }
 }
 
 struct FieldCollector<'a> {
@@ -136,7 +158,8 @@ impl<'a> FieldCollector<'a> {
     /// Merges selection sets on objects of this type.
     fn set(&self, parent: &str, sets: &[&'a SelectionSet]) -> SelectionSet {
         let mut collected = CollectedFields::default();
-        sets.iter().for_each(|set| self.collect(parent, set, &mut collected));
+        sets.iter()
+            .for_each(|set| self.collect(parent, set, &mut collected));
         let CollectedFields { fields, narrower } = collected;
         let mut items = Vec::with_capacity(fields.len().max(1) + narrower.len());
         // A subscription root of async-graphql has no `__typename`.
@@ -166,17 +189,26 @@ impl<'a> FieldCollector<'a> {
             let (condition, set) = match &selection.node {
                 Selection::Field(field) => {
                     let key = field.node.response_key().node.as_str();
-                    let (_, sets) = collected.fields.entry(key).or_insert_with(|| (field, Vec::new()));
+                    let (_, sets) = collected
+                        .fields
+                        .entry(key)
+                        .or_insert_with(|| (field, Vec::new()));
                     sets.push(&field.node.selection_set.node);
                     continue;
                 }
-                Selection::InlineFragment(fragment) => {
-                    (fragment.node.type_condition.as_ref(), &fragment.node.selection_set.node)
+                Selection::InlineFragment(fragment) => (
+                    fragment.node.type_condition.as_ref(),
+                    &fragment.node.selection_set.node,
+                ),
+                Selection::FragmentSpread(spread) => {
+                    match self.names.fragments.get(&spread.node.fragment_name.node) {
+                        Some(fragment) => (
+                            Some(&fragment.node.type_condition),
+                            &fragment.node.selection_set.node,
+                        ),
+                        None => continue,
+                    }
                 }
-                Selection::FragmentSpread(spread) => match self.names.fragments.get(&spread.node.fragment_name.node) {
-                    Some(fragment) => (Some(&fragment.node.type_condition), &fragment.node.selection_set.node),
-                    None => continue,
-                },
             };
             match condition {
                 Some(condition) if !self.shape.is_subtype(parent, &condition.node.on.node) => {
@@ -190,7 +222,10 @@ impl<'a> FieldCollector<'a> {
 
     fn field(&self, parent: &str, field: &Field, sets: &[&'a SelectionSet]) -> Field {
         let arguments = field.arguments.iter().filter_map(|(name, value)| {
-            Some((name.clone(), value.position_node(self.names.without_undefined(&value.node)?)))
+            Some((
+                name.clone(),
+                value.position_node(self.names.without_undefined(&value.node)?),
+            ))
         });
         let set = &field.selection_set;
         let selected = if set.node.items.is_empty() {
@@ -219,5 +254,8 @@ fn placeholder() -> Positioned<Selection> {
         directives: Vec::new(),
         selection_set: Positioned::new(SelectionSet::default(), Pos::default()),
     };
-    Positioned::new(Selection::Field(Positioned::new(field, Pos::default())), Pos::default())
+    Positioned::new(
+        Selection::Field(Positioned::new(field, Pos::default())),
+        Pos::default(),
+    )
 }

@@ -39,15 +39,25 @@ impl Comment {
 
     /// The user who wrote the comment. Deleted accounts appear as a user named `Deleted user`.
     async fn author(&self, ctx: &Context<'_>) -> Result<User> {
-        let author = RequestContext::of(ctx).loaders()?.user(self.0.author_id).await?;
-        Ok(author.ok_or_else(|| Error::internal("comment without an author"))?.into())
+        let author = RequestContext::of(ctx)
+            .loaders()?
+            .user(self.0.author_id)
+            .await?;
+        Ok(author
+            .ok_or_else(|| Error::internal("comment without an author"))?
+            .into())
     }
 
     /// The task that the comment belongs to.
     async fn task(&self, ctx: &Context<'_>) -> Result<Task> {
         let columns = task::required_columns(&SelectedField::of(ctx));
-        let task = RequestContext::of(ctx).loaders()?.task(self.0.task_id, columns).await?;
-        Ok(Task(task.ok_or_else(|| Error::refused(Code::NotFound, "The task no longer exists."))?))
+        let task = RequestContext::of(ctx)
+            .loaders()?
+            .task(self.0.task_id, columns)
+            .await?;
+        Ok(Task(task.ok_or_else(|| {
+            Error::refused(Code::NotFound, "The task no longer exists.")
+        })?))
     }
 
     /// When the comment was added.
@@ -93,13 +103,23 @@ impl BatchObject for Comment {
             "task" => {
                 let columns = task::required_columns(field);
                 let key = move |id| (columns, id);
-                field.object_by_id(|comment: &Self| Some(comment.0.task_id), loader::Tasks, key, Task, true)?
+                field.object_by_id(
+                    |comment: &Self| Some(comment.0.task_id),
+                    loader::Tasks,
+                    key,
+                    Task,
+                    true,
+                )?
             }
             "createdAt" => inline!(|comment| comment.0.created_at),
             "updatedAt" => inline!(|comment| comment.0.updated_at),
             "isEdited" => inline!(|comment| comment.0.is_edited),
-            "viewerCanUpdate" => inline!(|comment, caller| caller.may(Action::UpdateComment, &*comment.0)?),
-            "viewerCanDelete" => inline!(|comment, caller| caller.may(Action::DeleteComment, &*comment.0)?),
+            "viewerCanUpdate" => {
+                inline!(|comment, caller| caller.may(Action::UpdateComment, &*comment.0)?)
+            }
+            "viewerCanDelete" => {
+                inline!(|comment, caller| caller.may(Action::DeleteComment, &*comment.0)?)
+            }
             _ => return None,
         })
     }
@@ -107,17 +127,24 @@ impl BatchObject for Comment {
 
 /// The narrowest set of columns that serves a selection on a comment.
 pub fn required_columns(comment: &SelectedField<'_>) -> CommentColumns {
-    comment.max_over_fields(&["Comment", "Node"], CommentColumns::Summary, |field| match field.name() {
-        "body" => CommentColumns::Full,
-        _ => CommentColumns::Summary,
-    })
+    comment.max_over_fields(
+        &["Comment", "Node"],
+        CommentColumns::Summary,
+        |field| match field.name() {
+            "body" => CommentColumns::Full,
+            _ => CommentColumns::Summary,
+        },
+    )
 }
 
 /// The narrowest set of columns that serves a selection on a connection of comments.
 pub fn required_node_columns(connection: &SelectedField<'_>) -> CommentColumns {
-    max_required(connection, ["CommentConnection", "CommentEdge"], CommentColumns::Summary, |comment| {
-        required_columns(&comment)
-    })
+    max_required(
+        connection,
+        ["CommentConnection", "CommentEdge"],
+        CommentColumns::Summary,
+        |comment| required_columns(&comment),
+    )
 }
 
 /// Input of `addComment`.
@@ -189,11 +216,15 @@ impl CommentMutation {
     ) -> Result<AddCommentPayload> {
         let (comment, user_errors) = run_mutation(ctx, |app, viewer| async move {
             let task = node::decode_input(NodeType::Task, &input.task_id, "taskId")?;
-            let body = CommentBody::parse("body", &input.body).map_err(|fault| Error::UserErrors(vec![fault]))?;
+            let body = CommentBody::parse("body", &input.body)
+                .map_err(|fault| Error::UserErrors(vec![fault]))?;
             store::create(&app.db, app.clock.now(), &viewer, task, &body).await
         })
         .await?;
-        Ok(AddCommentPayload { comment: comment.map(|row| Comment(Arc::new(row))), user_errors })
+        Ok(AddCommentPayload {
+            comment: comment.map(|row| Comment(Arc::new(row))),
+            user_errors,
+        })
     }
 
     /// Edits the text of a comment. Allowed for its author. User errors: BLANK, TOO_LONG, INVALID,
@@ -206,11 +237,15 @@ impl CommentMutation {
     ) -> Result<UpdateCommentPayload> {
         let (comment, user_errors) = run_mutation(ctx, |app, viewer| async move {
             let id = node::decode_input(NodeType::Comment, &input.id, "id")?;
-            let body = CommentBody::parse("body", &input.body).map_err(|fault| Error::UserErrors(vec![fault]))?;
+            let body = CommentBody::parse("body", &input.body)
+                .map_err(|fault| Error::UserErrors(vec![fault]))?;
             store::update(&app.db, app.clock.now(), &viewer, id, &body).await
         })
         .await?;
-        Ok(UpdateCommentPayload { comment: comment.map(|row| Comment(Arc::new(row))), user_errors })
+        Ok(UpdateCommentPayload {
+            comment: comment.map(|row| Comment(Arc::new(row))),
+            user_errors,
+        })
     }
 
     /// Deletes a comment. Allowed for its author and ADMIN. User errors: NOT_FOUND.
@@ -226,6 +261,9 @@ impl CommentMutation {
             Ok(input.id)
         })
         .await?;
-        Ok(DeleteCommentPayload { deleted_comment_id, user_errors })
+        Ok(DeleteCommentPayload {
+            deleted_comment_id,
+            user_errors,
+        })
     }
 }

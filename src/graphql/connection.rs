@@ -51,8 +51,19 @@ pub struct PageArgs {
 }
 
 impl PageArgs {
-    pub fn new(first: Option<i32>, after: Option<String>, last: Option<i32>, before: Option<String>) -> Self {
-        Self { first, after, last, before, detect_more: true }
+    pub fn new(
+        first: Option<i32>,
+        after: Option<String>,
+        last: Option<i32>,
+        before: Option<String>,
+    ) -> Self {
+        Self {
+            first,
+            after,
+            last,
+            before,
+            detect_more: true,
+        }
     }
 
     /// The paging arguments of a selected field; `None` if one is invalid.
@@ -64,7 +75,10 @@ impl PageArgs {
 
     /// Saves the row that is read ahead unless the field may select `pageInfo`.
     pub fn for_selection(self, field: &SelectedField<'_>) -> Self {
-        Self { detect_more: field.may_select("pageInfo"), ..self }
+        Self {
+            detect_more: field.may_select("pageInfo"),
+            ..self
+        }
     }
 
     /// The page size, and whether it counts from the end.
@@ -79,14 +93,21 @@ impl PageArgs {
         };
         match usize::try_from(size) {
             Ok(size) if (1..=MAX_PAGE).contains(&size) => Ok((size, backward)),
-            _ => Err(Error::bad_input(format!("`{name}` must be between 1 and {MAX_PAGE}."))),
+            _ => Err(Error::bad_input(format!(
+                "`{name}` must be between 1 and {MAX_PAGE}."
+            ))),
         }
     }
 
     /// The window on a list whose cursors have this tag.
     pub fn window(&self, tag: CursorTag) -> crate::error::Result<PageWindow> {
         let (limit, backward) = self.size()?;
-        let read = |cursor: &Option<String>| cursor.as_deref().map(|cursor| tag.decode(cursor)).transpose();
+        let read = |cursor: &Option<String>| {
+            cursor
+                .as_deref()
+                .map(|cursor| tag.decode(cursor))
+                .transpose()
+        };
         Ok(PageWindow {
             after: read(&self.after)?,
             before: read(&self.before)?,
@@ -107,7 +128,10 @@ impl CursorTag {
     pub fn new(list: &str, parent: Option<Id>, order: &impl Hash, descending: bool) -> Self {
         // Fixed seed: a cursor is valid on every instance and after every restart.
         let hash = Fnv.hash_one((list, parent, order, descending));
-        #[expect(clippy::cast_possible_truncation, reason = "32 bits suffice to distinguish lists")]
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "32 bits suffice to distinguish lists"
+        )]
         Self((hash ^ (hash >> 32)) as u32)
     }
 
@@ -139,7 +163,9 @@ impl CursorTag {
     }
 
     fn decode(self, cursor: &str) -> crate::error::Result<RowPosition> {
-        self.read(cursor).ok_or_else(|| Error::bad_input("The cursor does not belong to this list in this order."))
+        self.read(cursor).ok_or_else(|| {
+            Error::bad_input("The cursor does not belong to this list in this order.")
+        })
     }
 
     fn read(self, cursor: &str) -> Option<RowPosition> {
@@ -148,12 +174,21 @@ impl CursorTag {
         let (id, rest) = rest.split_at_checked(16)?;
         let (kind, value) = rest.split_at_checked(1)?;
         let key = match kind {
-            b"t" => SortKey::Time(Timestamp::from_untrusted_micros(i64::from_be_bytes(value.try_into().ok()?))?),
+            b"t" => SortKey::Time(Timestamp::from_untrusted_micros(i64::from_be_bytes(
+                value.try_into().ok()?,
+            ))?),
             b"r" => SortKey::Rank(i16::from_be_bytes(value.try_into().ok()?)),
-            b"s" => SortKey::Text(String::from_utf8(value.to_vec()).ok().filter(|text| !text.contains('\0'))?),
+            b"s" => SortKey::Text(
+                String::from_utf8(value.to_vec())
+                    .ok()
+                    .filter(|text| !text.contains('\0'))?,
+            ),
             _ => return None,
         };
-        (tag == self.0.to_be_bytes()).then_some(RowPosition { key, id: Id::from_bytes(id.try_into().ok()?) })
+        (tag == self.0.to_be_bytes()).then_some(RowPosition {
+            key,
+            id: Id::from_bytes(id.try_into().ok()?),
+        })
     }
 }
 
@@ -202,12 +237,18 @@ impl TotalCount {
         let (app, viewer, loaders) = (caller.app(), caller.viewer()?, caller.loaders()?);
         match self {
             Self::Users(list) => user::count(&mut app.db.conn().await?, &list.filter).await,
-            Self::Projects(list) => project::count(&mut app.db.conn().await?, viewer, &list.filter).await,
+            Self::Projects(list) => {
+                project::count(&mut app.db.conn().await?, viewer, &list.filter).await
+            }
             Self::ProjectsOf(owner, list) => loaders.project_count(*owner, Arc::clone(list)).await,
-            Self::Tasks(list) => task_list::count(&mut app.db.conn().await?, list, app.clock.now()).await,
+            Self::Tasks(list) => {
+                task_list::count(&mut app.db.conn().await?, list, app.clock.now()).await
+            }
             Self::TasksOf(of, id, list) => loaders.task_count(*of, *id, Arc::clone(list)).await,
             Self::Comments(task) => loaders.comment_count(*task).await,
-            Self::Notifications(user, unread) => notification::count(&mut app.db.conn().await?, *user, *unread).await,
+            Self::Notifications(user, unread) => {
+                notification::count(&mut app.db.conn().await?, *user, *unread).await
+            }
             Self::Audit(user) => audit::count(&mut app.db.conn().await?, *user).await,
         }
     }
@@ -223,9 +264,13 @@ pub fn max_required<'a, C: Copy + Ord>(
 ) -> C {
     connection.max_over_fields(&types[..1], least, |field| match field.name() {
         "nodes" => node(field),
-        "edges" => {
-            field.max_over_fields(&types[1..], least, |field| if field.name() == "node" { node(field) } else { least })
-        }
+        "edges" => field.max_over_fields(&types[1..], least, |field| {
+            if field.name() == "node" {
+                node(field)
+            } else {
+                least
+            }
+        }),
         _ => least,
     })
 }
@@ -255,8 +300,18 @@ impl<T> Connection<T> {
         position: impl Fn(&R) -> RowPosition,
         wrap: impl Fn(R) -> T,
     ) -> Self {
-        let nodes = page.rows.into_iter().map(|row| (position(&row), wrap(row))).collect();
-        Self { tag, total, nodes, has_next: page.has_next, has_previous: page.has_previous }
+        let nodes = page
+            .rows
+            .into_iter()
+            .map(|row| (position(&row), wrap(row)))
+            .collect();
+        Self {
+            tag,
+            total,
+            nodes,
+            has_next: page.has_next,
+            has_previous: page.has_previous,
+        }
     }
 }
 
@@ -278,8 +333,14 @@ impl<T: Clone> Connection<T> {
         PageInfo {
             has_next_page: self.has_next,
             has_previous_page: self.has_previous,
-            start_cursor: self.nodes.first().map(|(position, _)| self.tag.encode(position)),
-            end_cursor: self.nodes.last().map(|(position, _)| self.tag.encode(position)),
+            start_cursor: self
+                .nodes
+                .first()
+                .map(|(position, _)| self.tag.encode(position)),
+            end_cursor: self
+                .nodes
+                .last()
+                .map(|(position, _)| self.tag.encode(position)),
         }
     }
 }

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use async_graphql::parser::Positioned;
 use async_graphql::parser::types::{
-    ConstDirective, ExecutableDocument, Field, InputValueDefinition, Selection, SelectionSet, TypeKind,
-    TypeSystemDefinition,
+    ConstDirective, ExecutableDocument, Field, InputValueDefinition, Selection, SelectionSet,
+    TypeKind, TypeSystemDefinition,
 };
 use async_graphql::{Name, Value, Variables};
 use async_graphql_value::Value as Literal;
@@ -50,20 +50,26 @@ type InputTypes = HashMap<Name, Name>;
 impl Deprecations {
     /// Reads the SDL of a schema.
     pub fn of(sdl: &str) -> Self {
-        let document = async_graphql::parser::parse_schema(sdl).map(|it| it.definitions).unwrap_or_default();
+        let document = async_graphql::parser::parse_schema(sdl)
+            .map(|it| it.definitions)
+            .unwrap_or_default();
         let mut all = Self::default();
         for definition in document {
-            let TypeSystemDefinition::Type(definition) = definition else { continue };
+            let TypeSystemDefinition::Type(definition) = definition else {
+                continue;
+            };
             let name = definition.node.name.node;
             let members = match definition.node.kind {
                 TypeKind::Object(object) => all.fields(&name, object.fields),
                 TypeKind::Interface(interface) => all.fields(&name, interface.fields),
-                TypeKind::InputObject(input) => {
-                    TypeMembers::Inputs(all.inputs(&input.fields, |field| format!("{name}.{field}")))
-                }
+                TypeKind::InputObject(input) => TypeMembers::Inputs(
+                    all.inputs(&input.fields, |field| format!("{name}.{field}")),
+                ),
                 TypeKind::Enum(kind) => {
                     for value in kind.values {
-                        all.record(&value.node.directives, || format!("{name}.{}", value.node.value.node));
+                        all.record(&value.node.directives, || {
+                            format!("{name}.{}", value.node.value.node)
+                        });
                     }
                     TypeMembers::Values
                 }
@@ -71,7 +77,11 @@ impl Deprecations {
             };
             all.types.insert(name, members);
         }
-        if all.reasons.is_empty() { Self::default() } else { all }
+        if all.reasons.is_empty() {
+            Self::default()
+        } else {
+            all
+        }
     }
 
     fn fields(
@@ -82,13 +92,19 @@ impl Deprecations {
         let fields = fields.into_iter().map(|field| {
             let (field, name) = (field.node.clone(), field.node.name.node);
             self.record(&field.directives, || format!("{parent}.{name}"));
-            let inputs = self.inputs(&field.arguments, |argument| format!("{parent}.{name}({argument}:)"));
+            let inputs = self.inputs(&field.arguments, |argument| {
+                format!("{parent}.{name}({argument}:)")
+            });
             (name, (Name::new(base_name(&field.ty.node.base)), inputs))
         });
         TypeMembers::Fields(fields.collect())
     }
 
-    fn inputs(&mut self, inputs: &[Positioned<InputValueDefinition>], at: impl Fn(&Name) -> String) -> InputTypes {
+    fn inputs(
+        &mut self,
+        inputs: &[Positioned<InputValueDefinition>],
+        at: impl Fn(&Name) -> String,
+    ) -> InputTypes {
         let inputs = inputs.iter().map(|input| {
             let name = &input.node.name.node;
             self.record(&input.node.directives, || at(name));
@@ -97,11 +113,22 @@ impl Deprecations {
         inputs.collect()
     }
 
-    fn record(&mut self, directives: &[Positioned<ConstDirective>], coordinate: impl Fn() -> String) {
-        let Some(deprecated) = directives.iter().find(|directive| directive.node.name.node == "deprecated") else {
+    fn record(
+        &mut self,
+        directives: &[Positioned<ConstDirective>],
+        coordinate: impl Fn() -> String,
+    ) {
+        let Some(deprecated) = directives
+            .iter()
+            .find(|directive| directive.node.name.node == "deprecated")
+        else {
             return;
         };
-        let reason = match deprecated.node.get_argument("reason").map(|reason| &reason.node) {
+        let reason = match deprecated
+            .node
+            .get_argument("reason")
+            .map(|reason| &reason.node)
+        {
             Some(Value::String(reason)) => reason.clone(),
             _ => "No longer supported".to_owned(),
         };
@@ -116,12 +143,24 @@ impl Deprecations {
         operation: Option<&str>,
         variables: &Variables,
     ) -> Arc<[Deprecation]> {
-        let operation = if self.reasons.is_empty() { None } else { operation_named(document, operation) };
-        let Some(operation) = operation else { return Arc::default() };
-        let defaults = operation.variable_definitions.iter().filter_map(|definition| {
-            let (name, default) = (&definition.node.name.node, definition.node.default_value.as_ref()?);
-            Some((name, &default.node))
-        });
+        let operation = if self.reasons.is_empty() {
+            None
+        } else {
+            operation_named(document, operation)
+        };
+        let Some(operation) = operation else {
+            return Arc::default();
+        };
+        let defaults = operation
+            .variable_definitions
+            .iter()
+            .filter_map(|definition| {
+                let (name, default) = (
+                    &definition.node.name.node,
+                    definition.node.default_value.as_ref()?,
+                );
+                Some((name, &default.node))
+            });
         let mut walk = DeprecationVisitor {
             deprecations: self,
             document,
@@ -150,11 +189,15 @@ impl<'a> DeprecationVisitor<'a> {
                 Selection::Field(field) => self.field(parent, &field.node),
                 Selection::InlineFragment(fragment) => {
                     let condition = fragment.node.type_condition.as_ref();
-                    let parent = condition.map_or(parent, |condition| condition.node.on.node.as_str());
+                    let parent =
+                        condition.map_or(parent, |condition| condition.node.on.node.as_str());
                     self.selection_set(parent, &fragment.node.selection_set.node);
                 }
                 Selection::FragmentSpread(spread) => {
-                    let fragment = self.document.fragments.get_key_value(&spread.node.fragment_name.node);
+                    let fragment = self
+                        .document
+                        .fragments
+                        .get_key_value(&spread.node.fragment_name.node);
                     if let Some((name, fragment)) = fragment
                         && self.visited.insert(name)
                     {
@@ -168,8 +211,12 @@ impl<'a> DeprecationVisitor<'a> {
 
     fn field(&mut self, parent: &'a str, field: &'a Field) {
         let name = &field.name.node;
-        let Some(TypeMembers::Fields(fields)) = self.deprecations.types.get(parent) else { return };
-        let Some((ty, inputs)) = fields.get(name) else { return };
+        let Some(TypeMembers::Fields(fields)) = self.deprecations.types.get(parent) else {
+            return;
+        };
+        let Some((ty, inputs)) = fields.get(name) else {
+            return;
+        };
         self.report(format!("{parent}.{name}"));
         for (argument, value) in &field.arguments {
             self.report(format!("{parent}.{name}({}:)", argument.node));
@@ -201,7 +248,9 @@ impl<'a> DeprecationVisitor<'a> {
             Value::List(items) => items.iter().for_each(|item| self.value(ty, item)),
             Value::Object(fields) => self.members(ty, fields.iter(), Self::value),
             Value::Enum(name) => self.report(format!("{ty}.{name}")),
-            Value::String(name) if matches!(self.deprecations.types.get(ty), Some(TypeMembers::Values)) => {
+            Value::String(name)
+                if matches!(self.deprecations.types.get(ty), Some(TypeMembers::Values)) =>
+            {
                 self.report(format!("{ty}.{name}"));
             }
             _ => {}
@@ -214,7 +263,9 @@ impl<'a> DeprecationVisitor<'a> {
         fields: impl Iterator<Item = (&'a Name, &'a V)>,
         go_on: fn(&mut Self, &Name, &'a V),
     ) {
-        let Some(TypeMembers::Inputs(inputs)) = self.deprecations.types.get(ty) else { return };
+        let Some(TypeMembers::Inputs(inputs)) = self.deprecations.types.get(ty) else {
+            return;
+        };
         for (name, value) in fields {
             self.report(format!("{ty}.{name}"));
             if let Some(ty) = inputs.get(name) {
@@ -224,9 +275,19 @@ impl<'a> DeprecationVisitor<'a> {
     }
 
     fn report(&mut self, coordinate: String) {
-        let Some(reason) = self.deprecations.reasons.get(&coordinate) else { return };
-        if self.found.len() < MAX_REPORTED && self.found.iter().all(|found| found.coordinate != coordinate) {
-            self.found.push(Deprecation { coordinate, reason: reason.clone() });
+        let Some(reason) = self.deprecations.reasons.get(&coordinate) else {
+            return;
+        };
+        if self.found.len() < MAX_REPORTED
+            && self
+                .found
+                .iter()
+                .all(|found| found.coordinate != coordinate)
+        {
+            self.found.push(Deprecation {
+                coordinate,
+                reason: reason.clone(),
+            });
         }
     }
 }
@@ -253,30 +314,63 @@ mod tests {
         let variables = Variables::from_json(variables);
         let document = parse_query(document).expect("a document");
         let found = Deprecations::of(SDL);
-        found.find_used(&document, Some("Op"), &variables).iter().map(|found| found.coordinate.clone()).collect()
+        found
+            .find_used(&document, Some("Op"), &variables)
+            .iter()
+            .map(|found| found.coordinate.clone())
+            .collect()
     }
 
     #[test]
     fn fields_are_found_by_every_way_that_leads_to_them() {
         assert_eq!(used("query Op { tasks { title } }", json!({})), [""; 0]);
-        assert_eq!(used("query Op { tasks { name a: name parent { name } } }", json!({})), ["Task.name"]);
-        assert_eq!(used("query Op { tasks { ... on Named { name } } }", json!({})), ["Named.name"]);
+        assert_eq!(
+            used(
+                "query Op { tasks { name a: name parent { name } } }",
+                json!({})
+            ),
+            ["Task.name"]
+        );
+        assert_eq!(
+            used("query Op { tasks { ... on Named { name } } }", json!({})),
+            ["Named.name"]
+        );
         let fragments = "query Op { tasks { ...F ...F } } fragment F on Task { parent { ...G } } \
                          fragment G on Task { name } fragment H on Named { name }";
         assert_eq!(used(fragments, json!({})), ["Task.name"]);
-        assert_eq!(used("subscription Op { moved { title } }", json!({})), ["Subscription.moved"]);
+        assert_eq!(
+            used("subscription Op { moved { title } }", json!({})),
+            ["Subscription.moved"]
+        );
         let two = "query Other { tasks { name } } query Op { tasks { title } }";
-        assert_eq!(used(two, json!({})), [""; 0], "only the executed operation counts");
+        assert_eq!(
+            used(two, json!({})),
+            [""; 0],
+            "only the executed operation counts"
+        );
     }
 
     #[test]
     fn arguments_input_fields_and_enum_values_are_found_written_out_and_in_variables() {
-        assert_eq!(used("query Op { tasks(limit: 1) { title } }", json!({})), ["Query.tasks(limit:)"]);
-        let written = "query Op { tasks(filter: { inner: { state: STUCK, text: \"STUCK\" } }) { title } }";
+        assert_eq!(
+            used("query Op { tasks(limit: 1) { title } }", json!({})),
+            ["Query.tasks(limit:)"]
+        );
+        let written =
+            "query Op { tasks(filter: { inner: { state: STUCK, text: \"STUCK\" } }) { title } }";
         assert_eq!(used(written, json!({})), ["Filter.state", "State.STUCK"]);
         let filter = "query Op($f: Filter) { tasks(filter: $f) { title } }";
-        assert_eq!(used(filter, json!({ "f": { "status": ["OPEN", "STUCK"], "text": "STUCK" } })), ["State.STUCK"]);
-        assert_eq!(used(filter, json!({ "f": { "inner": { "state": null } } })), ["Filter.state"]);
+        assert_eq!(
+            used(
+                filter,
+                json!({ "f": { "status": ["OPEN", "STUCK"], "text": "STUCK" } })
+            ),
+            ["State.STUCK"]
+        );
+        assert_eq!(
+            used(filter, json!({ "f": { "inner": { "state": null } } })),
+            ["Filter.state"]
+        );
         assert_eq!(used(filter, json!({})), [""; 0]);
         let inside = "query Op($s: [State!] = [STUCK]) { tasks(filter: { status: $s }) { title } }";
         assert_eq!(used(inside, json!({})), ["State.STUCK"]);
@@ -287,16 +381,25 @@ mod tests {
 
     #[test]
     fn each_has_its_reason_and_there_are_not_too_many() {
-        let document = parse_query("query Op { tasks(filter: { state: STUCK }) { name } }").expect("a document");
+        let document = parse_query("query Op { tasks(filter: { state: STUCK }) { name } }")
+            .expect("a document");
         let found = Deprecations::of(SDL).find_used(&document, Some("Op"), &Variables::default());
         let reasons: Vec<&str> = found.iter().map(|found| found.reason.as_str()).collect();
-        assert_eq!(reasons, ["No longer supported", "Use OPEN.", "Use `title`."]);
+        assert_eq!(
+            reasons,
+            ["No longer supported", "Use OPEN.", "Use `title`."]
+        );
 
-        let fields: String = (0..30).map(|number| format!(" f{number}: Int @deprecated")).collect();
+        let fields: String = (0..30)
+            .map(|number| format!(" f{number}: Int @deprecated"))
+            .collect();
         let asked: String = (0..30).map(|number| format!(" f{number}")).collect();
         let document = parse_query(format!("{{{asked} }}")).expect("a document");
         let all = Deprecations::of(&format!("type Query {{{fields} }}"));
-        assert_eq!(all.find_used(&document, None, &Variables::default()).len(), MAX_REPORTED);
+        assert_eq!(
+            all.find_used(&document, None, &Variables::default()).len(),
+            MAX_REPORTED
+        );
     }
 
     #[test]
@@ -305,15 +408,32 @@ mod tests {
         #[async_graphql::Object]
         impl Query {
             #[graphql(deprecation = "Use `all`.")]
-            async fn some(&self, #[graphql(deprecation = "Say nothing.")] first: Option<i32>) -> i32 {
+            async fn some(
+                &self,
+                #[graphql(deprecation = "Say nothing.")] first: Option<i32>,
+            ) -> i32 {
                 first.unwrap_or_default()
             }
         }
-        let schema = async_graphql::Schema::new(Query, async_graphql::EmptyMutation, async_graphql::EmptySubscription);
+        let schema = async_graphql::Schema::new(
+            Query,
+            async_graphql::EmptyMutation,
+            async_graphql::EmptySubscription,
+        );
         let document = parse_query("{ some(first: 1) }").expect("a document");
-        let found = Deprecations::of(&schema.sdl()).find_used(&document, None, &Variables::default());
-        let found: Vec<_> = found.iter().map(|it| (it.coordinate.as_str(), it.reason.as_str())).collect();
-        assert_eq!(found, [("Query.some", "Use `all`."), ("Query.some(first:)", "Say nothing.")]);
+        let found =
+            Deprecations::of(&schema.sdl()).find_used(&document, None, &Variables::default());
+        let found: Vec<_> = found
+            .iter()
+            .map(|it| (it.coordinate.as_str(), it.reason.as_str()))
+            .collect();
+        assert_eq!(
+            found,
+            [
+                ("Query.some", "Use `all`."),
+                ("Query.some(first:)", "Say nothing.")
+            ]
+        );
     }
 
     #[test]
@@ -321,6 +441,9 @@ mod tests {
         let unknown = "query Op { tasks(more: STUCK, filter: { more: STUCK }) { more { name } } none { name } }";
         assert_eq!(used(unknown, json!({})), [""; 0]);
         let nothing = Deprecations::of("type Query { a: Int }");
-        assert!(nothing.types.is_empty(), "nothing is kept and nothing searched");
+        assert!(
+            nothing.types.is_empty(),
+            "nothing is kept and nothing searched"
+        );
     }
 }

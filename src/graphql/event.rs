@@ -24,7 +24,9 @@ use crate::error::Error;
 use crate::events::cursor::CursorCodec;
 use crate::events::{self as log, EventKind, LogPosition};
 use crate::id::Id;
-use crate::store::event::{self as store, EventColumns, EventCriteria, EventObjects, LogRange, Snapshot, can_see};
+use crate::store::event::{
+    self as store, EventColumns, EventCriteria, EventObjects, LogRange, Snapshot, can_see,
+};
 use crate::store::history::Change;
 use crate::store::task::{Task as TaskRow, TaskColumns, TaskStatus};
 use crate::time::Timestamp;
@@ -41,18 +43,34 @@ pub struct EventView {
 impl EventView {
     /// Takes the current row of the task, or the one recorded with the event if the task has been
     /// deleted.
-    pub fn new(event: &Arc<log::Event>, snapshot: &Arc<Snapshot>, task: Option<&Arc<TaskRow>>) -> Self {
-        let task = task.cloned().or_else(|| snapshot.task.clone().map(Arc::new));
-        Self { event: Arc::clone(event), snapshot: Arc::clone(snapshot), task }
+    pub fn new(
+        event: &Arc<log::Event>,
+        snapshot: &Arc<Snapshot>,
+        task: Option<&Arc<TaskRow>>,
+    ) -> Self {
+        let task = task
+            .cloned()
+            .or_else(|| snapshot.task.clone().map(Arc::new));
+        Self {
+            event: Arc::clone(event),
+            snapshot: Arc::clone(snapshot),
+            task,
+        }
     }
 
     fn task(&self) -> Result<Task> {
-        let task = self.task.clone().ok_or_else(|| Error::internal("event without a task"))?;
+        let task = self
+            .task
+            .clone()
+            .ok_or_else(|| Error::internal("event without a task"))?;
         Ok(Task(task))
     }
 
     fn last_comment(&self) -> Option<Comment> {
-        self.snapshot.comment.clone().map(|row| Comment(Arc::new(row)))
+        self.snapshot
+            .comment
+            .clone()
+            .map(|row| Comment(Arc::new(row)))
     }
 
     async fn comment(&self, ctx: &Context<'_>) -> Result<Option<Comment>> {
@@ -60,16 +78,31 @@ impl EventView {
             return Ok(None);
         };
         let columns = comment::required_columns(&SelectedField::of(ctx));
-        Ok(RequestContext::of(ctx).loaders()?.comment(id, columns).await?.map(Comment))
+        Ok(RequestContext::of(ctx)
+            .loaders()?
+            .comment(id, columns)
+            .await?
+            .map(Comment))
     }
 
     fn changes(&self) -> Vec<FieldChange> {
         let object_id = self.event.object();
-        self.snapshot.changes.iter().map(|change| FieldChange { object_id, change: change.clone() }).collect()
+        self.snapshot
+            .changes
+            .iter()
+            .map(|change| FieldChange {
+                object_id,
+                change: change.clone(),
+            })
+            .collect()
     }
 
     fn project(&self) -> Result<Project> {
-        let project = self.snapshot.project.clone().ok_or_else(|| Error::internal("event without a project"))?;
+        let project = self
+            .snapshot
+            .project
+            .clone()
+            .ok_or_else(|| Error::internal("event without a project"))?;
         Ok(Project(Arc::new(project)))
     }
 }
@@ -81,7 +114,13 @@ pub fn check_retained(
     floor: LogPosition,
     position: LogPosition,
 ) -> crate::error::Result<LogPosition> {
-    if position < floor { Err(Error::CursorExpired { oldest: cursors.encode(floor) }) } else { Ok(position) }
+    if position < floor {
+        Err(Error::CursorExpired {
+            oldest: cursors.encode(floor),
+        })
+    } else {
+        Ok(position)
+    }
 }
 
 /// A change of one field. Long texts are loaded when they are selected.
@@ -100,12 +139,14 @@ impl FieldChange {
 
     /// Previous value as text; null if there was none. Labels are their names, separated by commas.
     async fn from(&self, ctx: &Context<'_>) -> Result<Option<CountedText<Cow<'_, str>>>> {
-        self.value(ctx, self.change.from.as_deref(), self.change.from_text).await
+        self.value(ctx, self.change.from.as_deref(), self.change.from_text)
+            .await
     }
 
     /// New value as text; null if there is none. Labels are their names, separated by commas.
     async fn to(&self, ctx: &Context<'_>) -> Result<Option<CountedText<Cow<'_, str>>>> {
-        self.value(ctx, self.change.to.as_deref(), self.change.to_text).await
+        self.value(ctx, self.change.to.as_deref(), self.change.to_text)
+            .await
     }
 }
 
@@ -119,7 +160,10 @@ impl FieldChange {
         let (Some(object), Some(id)) = (self.object_id, text_id) else {
             return Ok(inline.map(|text| CountedText(text.into())));
         };
-        let text = RequestContext::of(ctx).loaders()?.history_text(object, id).await?;
+        let text = RequestContext::of(ctx)
+            .loaders()?
+            .history_text(object, id)
+            .await?;
         Ok(text.map(|text| CountedText(text.to_string().into())))
     }
 }
@@ -431,8 +475,12 @@ fn filter(
     kinds: Option<Vec<EventKind>>,
 ) -> crate::error::Result<EventCriteria> {
     Ok(EventCriteria {
-        project_id: project_id.map(|id| node::decode_filter(NodeType::Project, &id)).transpose()?,
-        task_id: task_id.map(|id| node::decode_filter(NodeType::Task, &id)).transpose()?,
+        project_id: project_id
+            .map(|id| node::decode_filter(NodeType::Project, &id))
+            .transpose()?,
+        task_id: task_id
+            .map(|id| node::decode_filter(NodeType::Task, &id))
+            .transpose()?,
         kinds,
         assignee_id: None,
     })
@@ -441,7 +489,9 @@ fn filter(
 impl EventFilter {
     fn parse(self) -> crate::error::Result<EventCriteria> {
         check_lists(self.types.as_ref().map(Vec::len))?;
-        let kinds = self.types.map(|types| types.into_iter().map(EventKind::from).collect());
+        let kinds = self
+            .types
+            .map(|types| types.into_iter().map(EventKind::from).collect());
         filter(self.project_id, self.task_id, kinds)
     }
 }
@@ -469,37 +519,61 @@ pub struct EventConnection {
 
 /// The narrowest set of task columns that serves a selection on a connection of events.
 pub fn task_columns(connection: &SelectedField<'_>) -> TaskColumns {
-    max_required(connection, ["EventConnection", "EventEdge"], TaskColumns::Summary, |event| {
-        event.max_over_fields(TYPES, TaskColumns::Summary, |field| match field.name() {
-            "task" => task::required_columns(&field),
-            _ => TaskColumns::Summary,
-        })
-    })
+    max_required(
+        connection,
+        ["EventConnection", "EventEdge"],
+        TaskColumns::Summary,
+        |event| {
+            event.max_over_fields(TYPES, TaskColumns::Summary, |field| match field.name() {
+                "task" => task::required_columns(&field),
+                _ => TaskColumns::Summary,
+            })
+        },
+    )
 }
 
 /// The narrowest set of event columns that serves a selection on a connection of events. An
 /// existing task shows its current row, so that its snapshot is read only if it `may_be_gone`.
 pub fn required_node_columns(connection: &SelectedField<'_>, may_be_gone: bool) -> EventColumns {
-    max_required(connection, ["EventConnection", "EventEdge"], EventColumns::Summary, |event| {
-        event.max_over_fields(TYPES, EventColumns::Summary, |field| match field.name() {
-            "task" if !may_be_gone => EventColumns::Summary,
-            "__typename" | "id" | "cursor" | "occurredAt" | "actor" | "assignee" | "previousAssignee" | "taskId"
-            | "deletedTaskId" | "deletedCommentId" | "deletedProjectId" => EventColumns::Summary,
-            _ => EventColumns::Full,
-        })
-    })
+    max_required(
+        connection,
+        ["EventConnection", "EventEdge"],
+        EventColumns::Summary,
+        |event| {
+            event.max_over_fields(TYPES, EventColumns::Summary, |field| match field.name() {
+                "task" if !may_be_gone => EventColumns::Summary,
+                "__typename" | "id" | "cursor" | "occurredAt" | "actor" | "assignee"
+                | "previousAssignee" | "taskId" | "deletedTaskId" | "deletedCommentId"
+                | "deletedProjectId" => EventColumns::Summary,
+                _ => EventColumns::Full,
+            })
+        },
+    )
 }
 
 /// Parses paging arguments to a range of the log.
 pub fn parse_range(cursors: &CursorCodec, paging: &PageArgs) -> crate::error::Result<LogRange> {
     let (limit, backward) = paging.size()?;
-    let read = |cursor: &Option<String>| cursor.as_deref().map(|cursor| cursors.decode(cursor)).transpose();
-    Ok(LogRange { after: read(&paging.after)?, before: read(&paging.before)?, limit, backward })
+    let read = |cursor: &Option<String>| {
+        cursor
+            .as_deref()
+            .map(|cursor| cursors.decode(cursor))
+            .transpose()
+    };
+    Ok(LogRange {
+        after: read(&paging.after)?,
+        before: read(&paging.before)?,
+        limit,
+        backward,
+    })
 }
 
 /// Reads one event more than requested, which shows whether there is another page.
 pub fn with_lookahead(stretch: LogRange) -> LogRange {
-    LogRange { limit: stretch.limit + 1, ..stretch }
+    LogRange {
+        limit: stretch.limit + 1,
+        ..stretch
+    }
 }
 
 /// Removes the additional event that [`with_lookahead`] read. Returns whether there was one.
@@ -523,12 +597,23 @@ pub fn connection(
     let mut edges = Vec::with_capacity(events.len());
     for view in events {
         let cursor = cursors.encode(view.event.position());
-        edges.push(EventEdge { cursor, node: Event::of(view)? });
+        edges.push(EventEdge {
+            cursor,
+            node: Event::of(view)?,
+        });
     }
     Ok(EventConnection {
         page_info: PageInfo {
-            has_next_page: if stretch.backward { stretch.before.is_some() } else { more },
-            has_previous_page: if stretch.backward { more } else { stretch.after.is_some() },
+            has_next_page: if stretch.backward {
+                stretch.before.is_some()
+            } else {
+                more
+            },
+            has_previous_page: if stretch.backward {
+                more
+            } else {
+                stretch.after.is_some()
+            },
             start_cursor: edges.first().map(|edge| edge.cursor.clone()),
             end_cursor: edges.last().map(|edge| edge.cursor.clone()),
         },
@@ -552,14 +637,20 @@ impl EventQuery {
         ctx: &Context<'_>,
         #[graphql(desc = "Returns the first *n* items (1–100, default 20).")] first: Option<i32>,
         #[graphql(desc = "Returns only items after this cursor.")] after: Option<String>,
-        #[graphql(desc = "Returns the last *n* items (1–100). Cannot be combined with `first`.")] last: Option<i32>,
+        #[graphql(desc = "Returns the last *n* items (1–100). Cannot be combined with `first`.")]
+        last: Option<i32>,
         #[graphql(desc = "Returns only items before this cursor.")] before: Option<String>,
-        #[graphql(desc = "Returns only events that match this filter.")] filter: Option<EventFilter>,
+        #[graphql(desc = "Returns only events that match this filter.")] filter: Option<
+            EventFilter,
+        >,
     ) -> Result<EventConnection> {
         let caller = RequestContext::of(ctx);
         let cursors = &caller.app().cursors;
         let stretch = parse_range(cursors, &PageArgs::new(first, after, last, before))?;
-        let filter = filter.map(EventFilter::parse).transpose()?.unwrap_or_default();
+        let filter = filter
+            .map(EventFilter::parse)
+            .transpose()?
+            .unwrap_or_default();
         let mut conn = caller.app().db.conn().await?;
         let floor = log::retention_horizon(&mut conn).await?;
         for position in [stretch.after, stretch.before].into_iter().flatten() {
@@ -567,14 +658,18 @@ impl EventQuery {
         }
         // Events before the retention horizon can still exist as the history of a task, but are not
         // part of the feed.
-        let range = LogRange { after: Some(stretch.after.unwrap_or(floor)), ..with_lookahead(stretch) };
+        let range = LogRange {
+            after: Some(stretch.after.unwrap_or(floor)),
+            ..with_lookahead(stretch)
+        };
         let field = SelectedField::of(ctx);
         let columns = required_node_columns(&field, true);
         let viewer = caller.viewer()?;
         let mut events = store::page(&mut conn, viewer, &filter, range, columns).await?;
         drop(conn);
         let more = trim(&mut events, stretch);
-        let mut loaded = EventObjects::for_events(&caller.app().db, events, task_columns(&field)).await?;
+        let mut loaded =
+            EventObjects::for_events(&caller.app().db, events, task_columns(&field)).await?;
         // A task that was taken from the viewer after the events had been read shows what its
         // present assignee sees.
         loaded.retain(|(event, objects)| can_see(viewer, event, objects.task.as_deref()));
@@ -586,14 +681,23 @@ impl EventQuery {
         let view = |(event, objects): (_, EventObjects)| {
             EventView::new(&Arc::new(event), &objects.snapshot, objects.task.as_ref())
         };
-        connection(loaded.into_iter().map(view).collect(), more, stretch, cursors)
+        connection(
+            loaded.into_iter().map(view).collect(),
+            more,
+            stretch,
+            cursors,
+        )
     }
 }
 
 #[derive(Default)]
 pub struct EventSubscription;
 
-async fn open<T>(ctx: &Context<'_>, filter: EventCriteria, after: Option<String>) -> Result<Empty<Result<T>>> {
+async fn open<T>(
+    ctx: &Context<'_>,
+    filter: EventCriteria,
+    after: Option<String>,
+) -> Result<Empty<Result<T>>> {
     let after = SubscriptionHandle::start_position(ctx, after)?;
     let events = Box::pin(follow(RequestContext::of(ctx), filter, after)).await?;
     Ok(SubscriptionHandle::set_stream(ctx, events))
@@ -606,7 +710,8 @@ impl EventSubscription {
     async fn task_assigned(
         &self,
         ctx: &Context<'_>,
-        #[graphql(desc = "Resumes after this event cursor. By default the stream starts now.")] after: Option<String>,
+        #[graphql(desc = "Resumes after this event cursor. By default the stream starts now.")]
+        after: Option<String>,
     ) -> Result<impl Stream<Item = Result<TaskAssignedEvent>> + use<>> {
         let filter = EventCriteria {
             kinds: Some(vec![EventKind::TaskAssigned]),
@@ -623,7 +728,8 @@ impl EventSubscription {
         ctx: &Context<'_>,
         #[graphql(desc = "Delivers only events of this task.")] task_id: Option<ID>,
         #[graphql(desc = "Delivers only events in this project.")] project_id: Option<ID>,
-        #[graphql(desc = "Resumes after this event cursor. By default the stream starts now.")] after: Option<String>,
+        #[graphql(desc = "Resumes after this event cursor. By default the stream starts now.")]
+        after: Option<String>,
     ) -> Result<impl Stream<Item = Result<CommentAddedEvent>> + use<>> {
         let filter = filter(project_id, task_id, Some(vec![EventKind::CommentAdded]))?;
         open(ctx, filter, after).await
@@ -636,7 +742,8 @@ impl EventSubscription {
         ctx: &Context<'_>,
         #[graphql(desc = "Delivers only events of this task.")] task_id: Option<ID>,
         #[graphql(desc = "Delivers only events in this project.")] project_id: Option<ID>,
-        #[graphql(desc = "Resumes after this event cursor. By default the stream starts now.")] after: Option<String>,
+        #[graphql(desc = "Resumes after this event cursor. By default the stream starts now.")]
+        after: Option<String>,
     ) -> Result<impl Stream<Item = Result<StatusChangedEvent>> + use<>> {
         let filter = filter(project_id, task_id, Some(vec![EventKind::StatusChanged]))?;
         open(ctx, filter, after).await
@@ -648,10 +755,16 @@ impl EventSubscription {
     async fn events(
         &self,
         ctx: &Context<'_>,
-        #[graphql(desc = "Delivers only events that match this filter.")] filter: Option<EventFilter>,
-        #[graphql(desc = "Resumes after this event cursor. By default the stream starts now.")] after: Option<String>,
+        #[graphql(desc = "Delivers only events that match this filter.")] filter: Option<
+            EventFilter,
+        >,
+        #[graphql(desc = "Resumes after this event cursor. By default the stream starts now.")]
+        after: Option<String>,
     ) -> Result<impl Stream<Item = Result<Event>> + use<>> {
-        let filter = filter.map(EventFilter::parse).transpose()?.unwrap_or_default();
+        let filter = filter
+            .map(EventFilter::parse)
+            .transpose()?
+            .unwrap_or_default();
         open(ctx, filter, after).await
     }
 }
@@ -662,7 +775,11 @@ pub struct EventRoot;
 
 fn event_view(ctx: &Context<'_>) -> Result<EventView> {
     let SubscriptionEvent { event, objects, .. } = ctx.data_unchecked();
-    Ok(EventView::new(event, &objects.snapshot, objects.task.as_ref()))
+    Ok(EventView::new(
+        event,
+        &objects.snapshot,
+        objects.task.as_ref(),
+    ))
 }
 
 #[Object(name = "Subscription")]
@@ -685,6 +802,8 @@ impl EventRoot {
 
     async fn notification_added(&self, ctx: &Context<'_>) -> Result<Notification> {
         let SubscriptionEvent { notification, .. } = ctx.data_unchecked();
-        notification.clone().ok_or_else(|| Error::internal("event without a notification").into())
+        notification
+            .clone()
+            .ok_or_else(|| Error::internal("event without a notification").into())
     }
 }

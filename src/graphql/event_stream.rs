@@ -80,19 +80,29 @@ pub struct SubscriptionHandle {
 impl SubscriptionHandle {
     /// A cursor given here, such as `Last-Event-ID`, takes precedence over the `after` argument.
     pub fn resume_after(after: Option<&str>) -> Self {
-        Self { after: after.map(Arc::from), stream: Arc::default() }
+        Self {
+            after: after.map(Arc::from),
+            stream: Arc::default(),
+        }
     }
 
     /// Takes the stream that the resolver left.
     pub fn take_stream(&self) -> Option<EventStream> {
-        self.stream.lock().unwrap_or_else(PoisonError::into_inner).take()
+        self.stream
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take()
     }
 
     /// The position after which the subscription starts; `None` means now.
     pub fn start_position(ctx: &Context<'_>, after: Option<String>) -> Result<Option<LogPosition>> {
         let Self { after: resumed, .. } = ctx.data_unchecked();
         let position = |cursor| RequestContext::of(ctx).app().cursors.decode(cursor);
-        resumed.as_deref().or(after.as_deref()).map(position).transpose()
+        resumed
+            .as_deref()
+            .or(after.as_deref())
+            .map(position)
+            .transpose()
     }
 
     /// Leaves the stream of this operation. The stream that async-graphql gets is empty.
@@ -125,7 +135,11 @@ pub async fn follow(
     filter: EventCriteria,
     after: Option<LogPosition>,
 ) -> Result<impl Stream<Item = Result<SubscriptionEvent>> + use<>> {
-    let (app, viewer, filter) = (Arc::clone(caller.app()), *caller.viewer()?, Arc::new(filter));
+    let (app, viewer, filter) = (
+        Arc::clone(caller.app()),
+        *caller.viewer()?,
+        Arc::new(filter),
+    );
     let listener = listen(&app, viewer, &filter);
     // The socket may have been open for long. From here on the listener reports the end of the
     // session.
@@ -133,12 +147,23 @@ pub async fn follow(
     let position = {
         let mut conn = app.db.conn().await?;
         match after {
-            Some(position) => check_retained(&app.cursors, retention_horizon(&mut conn).await?, position)?,
+            Some(position) => {
+                check_retained(&app.cursors, retention_horizon(&mut conn).await?, position)?
+            }
             None => settled_end(&mut conn).await?,
         }
     };
     let (behind, batch, caught_up) = (after.is_some(), FIRST_BATCH, VecDeque::new());
-    let follower = LogFollower { app, viewer, filter, position, listener, is_behind: behind, batch, caught_up };
+    let follower = LogFollower {
+        app,
+        viewer,
+        filter,
+        position,
+        listener,
+        is_behind: behind,
+        batch,
+        caught_up,
+    };
     // Boxed, because `unfold` has room for its state more than once.
     Ok(unfold(Some(Box::new(follower)), async |follower| {
         let mut follower = follower?;
@@ -156,13 +181,21 @@ fn listen(app: &App, viewer: Viewer, filter: &Arc<EventCriteria>) -> Listener<Ev
         (None, None) => Topic::Viewer,
     };
     let filter = Arc::clone(filter);
-    app.hub.listen(viewer, topic, Box::new(move |event| filter.matches(event)))
+    app.hub
+        .listen(viewer, topic, Box::new(move |event| filter.matches(event)))
 }
 
 /// Fails with UNAUTHENTICATED if the session has ended or the viewer's role has changed.
 async fn check_session(app: &App, viewer: &Viewer) -> Result<()> {
-    let present = app.sessions.viewer(&app.db, app.clock.now(), viewer.session_id).await?;
-    if present.as_ref() == Some(viewer) { Ok(()) } else { Err(Error::unauthenticated()) }
+    let present = app
+        .sessions
+        .viewer(&app.db, app.clock.now(), viewer.session_id)
+        .await?;
+    if present.as_ref() == Some(viewer) {
+        Ok(())
+    } else {
+        Err(Error::unauthenticated())
+    }
 }
 
 impl LogFollower {
@@ -187,24 +220,50 @@ impl LogFollower {
             let objects = objects(&self.app, &delivery).await?;
             if can_see(&self.viewer, &delivery.event, objects.task.as_deref()) {
                 let event = Arc::clone(&delivery.event);
-                return Ok(SubscriptionEvent { event, objects, notification: None, before, delivery });
+                return Ok(SubscriptionEvent {
+                    event,
+                    objects,
+                    notification: None,
+                    before,
+                    delivery,
+                });
             }
         }
     }
 
     async fn catch_up(&mut self) -> Result<()> {
-        let stretch = LogRange { after: Some(self.position), before: None, limit: self.batch, backward: false };
+        let stretch = LogRange {
+            after: Some(self.position),
+            before: None,
+            limit: self.batch,
+            backward: false,
+        };
         let now = self.app.clock.now();
         let mut conn = self.app.db.conn().await?;
-        let events = event::page(&mut conn, &self.viewer, &self.filter, stretch, EventColumns::Full).await?;
+        let events = event::page(
+            &mut conn,
+            &self.viewer,
+            &self.filter,
+            stretch,
+            EventColumns::Full,
+        )
+        .await?;
         // Checked after the read, because events that expired meanwhile may be missing from it.
-        check_retained(&self.app.cursors, retention_horizon(&mut conn).await?, self.position)?;
+        check_retained(
+            &self.app.cursors,
+            retention_horizon(&mut conn).await?,
+            self.position,
+        )?;
         drop(conn);
         let mut loaded = EventObjects::for_events(&self.app.db, events, TaskColumns::Full).await?;
         let (read, keep) = (loaded.len(), events_to_keep(&loaded));
         loaded.truncate(keep);
         self.is_behind = read == self.batch || keep < read;
-        self.batch = if keep < read { keep } else { (2 * self.batch).min(MAX_BATCH) };
+        self.batch = if keep < read {
+            keep
+        } else {
+            (2 * self.batch).min(MAX_BATCH)
+        };
         let delivery = |(event, objects)| Arc::new(Delivery::with(event, now, objects));
         self.caught_up = loaded.into_iter().map(delivery).collect();
         Ok(())

@@ -29,10 +29,20 @@ pub struct FieldConflict {
 }
 
 /// Checks that the fields of an operation can be merged.
-pub fn check(shape: &SchemaIndex, document: &ExecutableDocument, name: Option<&str>) -> Result<(), FieldConflict> {
-    let Some(operation) = operation_named(document, name) else { return Ok(()) };
+pub fn check(
+    shape: &SchemaIndex,
+    document: &ExecutableDocument,
+    name: Option<&str>,
+) -> Result<(), FieldConflict> {
+    let Some(operation) = operation_named(document, name) else {
+        return Ok(());
+    };
     let sets = vec![(root_type(operation.ty), &operation.selection_set.node)];
-    MergeChecker { shape, fragments: &document.fragments }.check_sets(sets, true)
+    MergeChecker {
+        shape,
+        fragments: &document.fragments,
+    }
+    .check_sets(sets, true)
 }
 
 struct MergeChecker<'a> {
@@ -52,7 +62,8 @@ impl<'a> MergeChecker<'a> {
     /// several.
     fn check_sets(&self, sets: Vec<TypedSet<'a>>, is_one: bool) -> Result<(), FieldConflict> {
         let mut groups = IndexMap::new();
-        sets.into_iter().for_each(|(parent, set)| self.group_by_key(parent, set, &mut groups));
+        sets.into_iter()
+            .for_each(|(parent, set)| self.group_by_key(parent, set, &mut groups));
         for members in groups.into_values() {
             self.check_all(
                 &members,
@@ -65,7 +76,11 @@ impl<'a> MergeChecker<'a> {
             }
             let meeting = self.overlapping(&members);
             for members in &meeting {
-                self.check_all(members, same_field, "they are different fields or have different arguments")?;
+                self.check_all(
+                    members,
+                    same_field,
+                    "they are different fields or have different arguments",
+                )?;
                 self.check_sets(self.subselections(members), true)?;
             }
             if meeting.len() > 1 {
@@ -84,12 +99,15 @@ impl<'a> MergeChecker<'a> {
         for selection in &set.items {
             match &selection.node {
                 Selection::Field(field) => {
-                    let members = groups.entry(field.node.response_key().node.as_str()).or_default();
+                    let members = groups
+                        .entry(field.node.response_key().node.as_str())
+                        .or_default();
                     members.push(ScopedField { parent, field });
                 }
                 Selection::InlineFragment(fragment) => {
                     let condition = fragment.node.type_condition.as_ref();
-                    let parent = condition.map_or(parent, |condition| condition.node.on.node.as_str());
+                    let parent =
+                        condition.map_or(parent, |condition| condition.node.on.node.as_str());
                     self.group_by_key(parent, &fragment.node.selection_set.node, groups);
                 }
                 Selection::FragmentSpread(spread) => {
@@ -112,7 +130,9 @@ impl<'a> MergeChecker<'a> {
             return vec![members.to_vec()];
         }
         let of = |name: &str| {
-            let meet = |member: &&ScopedField| member.parent == name || !self.shape.is_object(member.parent);
+            let meet = |member: &&ScopedField| {
+                member.parent == name || !self.shape.is_object(member.parent)
+            };
             members.iter().filter(meet).copied().collect()
         };
         types.into_iter().map(of).collect()
@@ -126,31 +146,50 @@ impl<'a> MergeChecker<'a> {
         holds: impl Fn(ScopedField<'a>, ScopedField<'a>) -> bool,
         why: &str,
     ) -> Result<(), FieldConflict> {
-        let Some((first, rest)) = members.split_first() else { return Ok(()) };
+        let Some((first, rest)) = members.split_first() else {
+            return Ok(());
+        };
         match rest.iter().find(|other| !holds(*first, **other)) {
             None => Ok(()),
             Some(other) => {
                 let key = &other.field.node.response_key().node;
-                let message = format!("Fields \"{key}\" conflict because {why}. Use different aliases.");
-                Err(FieldConflict { message, position: other.field.pos })
+                let message =
+                    format!("Fields \"{key}\" conflict because {why}. Use different aliases.");
+                Err(FieldConflict {
+                    message,
+                    position: other.field.pos,
+                })
             }
         }
     }
 
     fn subselections(&self, members: &[ScopedField<'a>]) -> Vec<TypedSet<'a>> {
         let inner = members.iter().map(|ScopedField { parent, field }| {
-            let Field { name, selection_set, .. } = &field.node;
-            (self.shape.field_type(parent, &name.node), &selection_set.node)
+            let Field {
+                name,
+                selection_set,
+                ..
+            } = &field.node;
+            (
+                self.shape.field_type(parent, &name.node),
+                &selection_set.node,
+            )
         });
         inner.filter(|(_, set)| !set.items.is_empty()).collect()
     }
 
     /// Whether two fields return compatible types, apart from what is selected on them.
     fn same_response_shape(&self, one: ScopedField<'a>, other: ScopedField<'a>) -> bool {
-        let is_leaf = |member: ScopedField<'a>| member.field.node.selection_set.node.items.is_empty();
-        let ty = |member: ScopedField<'a>| self.shape.field(member.parent, &member.field.node.name.node);
+        let is_leaf =
+            |member: ScopedField<'a>| member.field.node.selection_set.node.items.is_empty();
+        let ty = |member: ScopedField<'a>| {
+            self.shape
+                .field(member.parent, &member.field.node.name.node)
+        };
         is_leaf(one) == is_leaf(other)
-            && ty(one).zip(ty(other)).is_none_or(|(ty, other)| same_type_shape(ty, other, is_leaf(one)))
+            && ty(one)
+                .zip(ty(other))
+                .is_none_or(|(ty, other)| same_type_shape(ty, other, is_leaf(one)))
     }
 }
 
@@ -186,7 +225,9 @@ mod tests {
 
     fn conflict(document: &str) -> Option<String> {
         let document = parse_query(document).expect("a document");
-        check(&SchemaIndex::of(SDL), &document, None).err().map(|conflict| conflict.message)
+        check(&SchemaIndex::of(SDL), &document, None)
+            .err()
+            .map(|conflict| conflict.message)
     }
 
     #[test]
@@ -213,7 +254,10 @@ mod tests {
                 ... on Cat { friend { ... on Dog { a: size } } } } }",
         ] {
             let message = conflict(document).unwrap_or_else(|| panic!("{document}"));
-            assert!(message.contains("different fields"), "{document}: {message}");
+            assert!(
+                message.contains("different fields"),
+                "{document}: {message}"
+            );
         }
     }
 
@@ -223,7 +267,11 @@ mod tests {
             "{ pet { ... on Dog { age owner { name } } ... on Cat { age owner { name } } } }",
             "{ pet { ... on Dog { a: size } ... on Cat { a: lives } } }",
         ] {
-            assert_eq!(conflict(document), None, "nullability may differ: {document}");
+            assert_eq!(
+                conflict(document),
+                None,
+                "nullability may differ: {document}"
+            );
         }
         for document in [
             "{ pet { ... on Dog { size } ... on Cat { size } } }",
@@ -233,7 +281,10 @@ mod tests {
             "{ pet { ... on Dog { owner { a: size } } ... on Cat { owner { a: size } } } }",
         ] {
             let message = conflict(document).unwrap_or_else(|| panic!("{document}"));
-            assert!(message.contains("conflicting types"), "{document}: {message}");
+            assert!(
+                message.contains("conflicting types"),
+                "{document}: {message}"
+            );
         }
     }
 }

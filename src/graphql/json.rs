@@ -29,7 +29,9 @@ impl<T: Serialize + ?Sized> WriteJson for ViaSerde<'_, T> {
 impl WriteJson for str {
     fn write(&self, out: &mut Vec<u8>) {
         // Without an early exit the compiler vectorizes the scan.
-        if self.bytes().fold(false, |found, byte| found | matches!(byte, 0..0x20 | b'"' | b'\\')) {
+        if self.bytes().fold(false, |found, byte| {
+            found | matches!(byte, 0..0x20 | b'"' | b'\\')
+        }) {
             ViaSerde(self).write(out);
         } else {
             write_quoted(out, self.as_bytes());
@@ -119,7 +121,12 @@ macro_rules! enums {
         })+
     };
 }
-enums!(Role, project::ProjectStatus, task::Priority, task::TaskStatus);
+enums!(
+    Role,
+    project::ProjectStatus,
+    task::Priority,
+    task::TaskStatus
+);
 
 /// `Binary` is JSON that is already serialized: no scalar of the schema uses it.
 impl WriteJson for Value {
@@ -132,18 +139,28 @@ impl WriteJson for Value {
             Self::Binary(json) => out.extend_from_slice(json),
             Self::Enum(name) => name.as_str().write(out),
             Self::List(items) => write_list(out, items, WriteJson::write),
-            Self::Object(fields) => write_object(out, fields, |(key, value), out| write_member(out, key, value)),
+            Self::Object(fields) => write_object(out, fields, |(key, value), out| {
+                write_member(out, key, value)
+            }),
         }
     }
 }
 
 /// Writes a list, each item with `write`.
-pub fn write_list<T>(out: &mut Vec<u8>, items: impl IntoIterator<Item = T>, write: impl FnMut(T, &mut Vec<u8>)) {
+pub fn write_list<T>(
+    out: &mut Vec<u8>,
+    items: impl IntoIterator<Item = T>,
+    write: impl FnMut(T, &mut Vec<u8>),
+) {
     separated(out, *b"[]", items, write);
 }
 
 /// Writes an object. `write` writes each member with its name.
-pub fn write_object<T>(out: &mut Vec<u8>, members: impl IntoIterator<Item = T>, write: impl FnMut(T, &mut Vec<u8>)) {
+pub fn write_object<T>(
+    out: &mut Vec<u8>,
+    members: impl IntoIterator<Item = T>,
+    write: impl FnMut(T, &mut Vec<u8>),
+) {
     separated(out, *b"{}", members, write);
 }
 
@@ -190,12 +207,22 @@ mod tests {
 
     #[test]
     fn a_value_is_written_as_serde_writes_it() {
-        let value = value!({ "a": [1, -2.5, null, true, { "b": "\u{0}\"\\\u{2028}ä" }], "c": {}, "d": [] });
-        assert_eq!(written(&value), serde_json::to_string(&value).expect("JSON"));
+        let value =
+            value!({ "a": [1, -2.5, null, true, { "b": "\u{0}\"\\\u{2028}ä" }], "c": {}, "d": [] });
+        assert_eq!(
+            written(&value),
+            serde_json::to_string(&value).expect("JSON")
+        );
         assert_eq!(written(&Value::Binary("[1]".into())), "[1]");
-        assert_eq!(written(&Some(task::TaskStatus::InProgress)), r#""IN_PROGRESS""#);
+        assert_eq!(
+            written(&Some(task::TaskStatus::InProgress)),
+            r#""IN_PROGRESS""#
+        );
         assert_eq!(written(&None::<bool>), "null");
-        assert_eq!((written(&i32::MIN), written(&i64::MAX)), (i32::MIN.to_string(), i64::MAX.to_string()));
+        assert_eq!(
+            (written(&i32::MIN), written(&i64::MAX)),
+            (i32::MIN.to_string(), i64::MAX.to_string())
+        );
     }
 
     proptest! {

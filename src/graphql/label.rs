@@ -42,10 +42,16 @@ impl Label {
     /// The project that the label belongs to.
     async fn project(&self, ctx: &Context<'_>) -> Result<Project> {
         let columns = project::required_columns(&SelectedField::of(ctx));
-        let project = RequestContext::of(ctx).loaders()?.project(self.0.project_id, columns).await?;
-        Ok(Project(
-            project.ok_or_else(|| Error::refused(crate::error::Code::NotFound, "The project no longer exists."))?,
-        ))
+        let project = RequestContext::of(ctx)
+            .loaders()?
+            .project(self.0.project_id, columns)
+            .await?;
+        Ok(Project(project.ok_or_else(|| {
+            Error::refused(
+                crate::error::Code::NotFound,
+                "The project no longer exists.",
+            )
+        })?))
     }
 }
 
@@ -60,7 +66,13 @@ impl BatchObject for Label {
             "project" => {
                 let columns = project::required_columns(field);
                 let key = move |id| (columns, id);
-                field.object_by_id(|label: &Self| Some(label.0.project_id), loader::Projects, key, Project, true)?
+                field.object_by_id(
+                    |label: &Self| Some(label.0.project_id),
+                    loader::Projects,
+                    key,
+                    Project,
+                    true,
+                )?
             }
             _ => return None,
         })
@@ -142,7 +154,9 @@ impl LabelMutation {
             let project = node::decode_input(NodeType::Project, &input.project_id, "projectId")?;
             let mut faults = UserErrors::default();
             let name = faults.take(LabelName::parse("name", &input.name));
-            let color = input.color.map_or(Ok(Color::grey()), |color| Color::parse("color", &color));
+            let color = input
+                .color
+                .map_or(Ok(Color::grey()), |color| Color::parse("color", &color));
             let color = faults.take(color);
             faults.check()?;
             let (Some(name), Some(color)) = (name, color) else {
@@ -151,7 +165,10 @@ impl LabelMutation {
             store::create(&app.db, app.clock.now(), &viewer, project, &name, &color).await
         })
         .await?;
-        Ok(CreateLabelPayload { label: label.map(|row| Label(Arc::new(row))), user_errors })
+        Ok(CreateLabelPayload {
+            label: label.map(|row| Label(Arc::new(row))),
+            user_errors,
+        })
     }
 
     /// Updates the name or color of a label. Allowed for the project's owner and ADMIN. User
@@ -170,10 +187,21 @@ impl LabelMutation {
             let color = required_field(&mut faults, "color", input.color);
             let color = color.and_then(|color| faults.take(Color::parse("color", &color)));
             faults.check()?;
-            store::update(&app.db, app.clock.now(), &viewer, id, name.as_ref(), color.as_ref()).await
+            store::update(
+                &app.db,
+                app.clock.now(),
+                &viewer,
+                id,
+                name.as_ref(),
+                color.as_ref(),
+            )
+            .await
         })
         .await?;
-        Ok(UpdateLabelPayload { label: label.map(|row| Label(Arc::new(row))), user_errors })
+        Ok(UpdateLabelPayload {
+            label: label.map(|row| Label(Arc::new(row))),
+            user_errors,
+        })
     }
 
     /// Deletes a label and removes it from all tasks. Allowed for the project's owner and ADMIN.
@@ -185,11 +213,19 @@ impl LabelMutation {
         #[graphql(desc = "The label to delete.")] input: DeleteLabelInput,
     ) -> Result<DeleteLabelPayload> {
         let (deleted_label_id, user_errors) = run_mutation(ctx, |app, viewer| async move {
-            store::delete(&app.db, app.clock.now(), &viewer, node::decode_input(NodeType::Label, &input.id, "id")?)
-                .await?;
+            store::delete(
+                &app.db,
+                app.clock.now(),
+                &viewer,
+                node::decode_input(NodeType::Label, &input.id, "id")?,
+            )
+            .await?;
             Ok(input.id)
         })
         .await?;
-        Ok(DeleteLabelPayload { deleted_label_id, user_errors })
+        Ok(DeleteLabelPayload {
+            deleted_label_id,
+            user_errors,
+        })
     }
 }

@@ -25,7 +25,9 @@ use crate::store::comment::CommentColumns;
 use crate::store::event::{EventColumns, EventObjects, LogRange, RelatedObjects, Snapshot};
 use crate::store::project::ProjectColumns;
 use crate::store::task::TaskColumns;
-use crate::store::{comment, event, history, label, notification, project, session, task, task_list, user};
+use crate::store::{
+    comment, event, history, label, notification, project, session, task, task_list, user,
+};
 use crate::time::Timestamp;
 
 /// Events, each with its snapshot.
@@ -51,7 +53,8 @@ pub trait Load: Send + Sync + 'static {
     ) -> impl Future<Output = Result<HashMap<Self::Key, Self::Value>>> + Send;
 }
 
-type LoadResult<L> = std::result::Result<HashMap<<L as Load>::Key, <L as Load>::Value>, (Code, String)>;
+type LoadResult<L> =
+    std::result::Result<HashMap<<L as Load>::Key, <L as Load>::Value>, (Code, String)>;
 
 /// The result of a batch, on which every field that requested one of its keys waits.
 type SharedResult<L> = Shared<BoxFuture<'static, Arc<LoadResult<L>>>>;
@@ -128,8 +131,16 @@ impl<L: Load> Loader<L> {
         let batch = open.get_or_insert_with(|| {
             let (sender, idle) = oneshot::channel();
             first = Some(sender);
-            let found = read_batch::<L>(Arc::clone(app), Arc::clone(viewer), Arc::downgrade(self.open()), idle);
-            KeyBatch { keys: HashSet::new(), found: found.boxed().shared() }
+            let found = read_batch::<L>(
+                Arc::clone(app),
+                Arc::clone(viewer),
+                Arc::downgrade(self.open()),
+                idle,
+            );
+            KeyBatch {
+                keys: HashSet::new(),
+                found: found.boxed().shared(),
+            }
         });
         batch.keys.extend(keys);
         (batch.found.clone(), first)
@@ -140,7 +151,9 @@ impl<L: Load> Loader<L> {
         let (mut joined, mut quiet) = (1, 0);
         while quiet < IDLE_POLLS {
             tokio::task::yield_now().await;
-            let now = lock(self.open()).as_ref().map_or(0, |batch| batch.keys.len());
+            let now = lock(self.open())
+                .as_ref()
+                .map_or(0, |batch| batch.keys.len());
             quiet = if now == joined { quiet + 1 } else { 0 };
             joined = now;
         }
@@ -169,7 +182,9 @@ async fn read_batch<L: Load>(
     // Nothing is ever sent: dropping the sender is the signal.
     let _ = idle.await;
     let batch = open.upgrade().and_then(|open| lock(&open).take());
-    let keys: Vec<L::Key> = batch.map(|batch| batch.keys.into_iter().collect()).unwrap_or_default();
+    let keys: Vec<L::Key> = batch
+        .map(|batch| batch.keys.into_iter().collect())
+        .unwrap_or_default();
     Arc::new(L::load(&app, &viewer, &keys).await.map_err(|error| {
         let (code, message, _) = error.into_client();
         (code, message.to_string())
@@ -402,30 +417,43 @@ fn collect_lists<K: Eq + Hash, V>(pairs: impl Iterator<Item = (K, V)>) -> HashMa
 
 impl Loaders {
     /// Loads all keys of a batch field, together with those of its sibling fields.
-    pub async fn all<L: Load>(&self, keys: impl IntoIterator<Item = L::Key>) -> Result<LoadedBatch<L>> {
-        L::of(self).load(&self.app, &self.viewer, keys, yield_to_siblings()).await
+    pub async fn all<L: Load>(
+        &self,
+        keys: impl IntoIterator<Item = L::Key>,
+    ) -> Result<LoadedBatch<L>> {
+        L::of(self)
+            .load(&self.app, &self.viewer, keys, yield_to_siblings())
+            .await
     }
 
     /// Loads one key.
     async fn one<L: Load>(&self, key: L::Key) -> Result<Option<L::Value>> {
         let loader = L::of(self);
-        let loaded = loader.load(&self.app, &self.viewer, [key.clone()], loader.wait_idle()).await?;
+        let loaded = loader
+            .load(&self.app, &self.viewer, [key.clone()], loader.wait_idle())
+            .await?;
         Ok(loaded.get(&key).cloned())
     }
 
     /// Loads the key of a root field, at once if that is the only root field.
     pub async fn root<L: Load>(&self, key: L::Key, is_only: bool) -> Result<Option<L::Value>> {
         if is_only {
-            return Ok(L::load(&self.app, &self.viewer, std::slice::from_ref(&key)).await?.remove(&key));
+            return Ok(L::load(&self.app, &self.viewer, std::slice::from_ref(&key))
+                .await?
+                .remove(&key));
         }
         self.one::<L>(key).await
     }
 
     /// The objects related to the delivered event, if there is one.
     async fn attached(&self) -> Result<Option<&RelatedObjects>> {
-        let Some((event, objects)) = &self.known else { return Ok(None) };
+        let Some((event, objects)) = &self.known else {
+            return Ok(None);
+        };
         // Boxed, because the future is part of every field that loads a user.
-        Box::pin(objects.related(&self.app.db, event)).await.map(Some)
+        Box::pin(objects.related(&self.app.db, event))
+            .await
+            .map(Some)
     }
 
     /// A user's account. The caller has checked the permission.
@@ -434,7 +462,11 @@ impl Loaders {
     }
 
     pub async fn user(&self, id: Id) -> Result<Option<Arc<user::Profile>>> {
-        if let Some(user) = self.attached().await?.and_then(|attached| attached.people.get(&id)) {
+        if let Some(user) = self
+            .attached()
+            .await?
+            .and_then(|attached| attached.people.get(&id))
+        {
             return Ok(Some(Arc::clone(user)));
         }
         self.one::<Users>(id).await
@@ -455,10 +487,17 @@ impl Loaders {
     }
 
     /// A project by id, if the viewer may see it.
-    pub async fn project(&self, id: Id, columns: ProjectColumns) -> Result<Option<Arc<project::Project>>> {
+    pub async fn project(
+        &self,
+        id: Id,
+        columns: ProjectColumns,
+    ) -> Result<Option<Arc<project::Project>>> {
         // It is reached through the task of the event, which the viewer may see, and with it the
         // project.
-        let attached = self.attached().await?.and_then(|attached| attached.project.as_ref());
+        let attached = self
+            .attached()
+            .await?
+            .and_then(|attached| attached.project.as_ref());
         if let Some(project) = attached.filter(|project| project.id == id) {
             return Ok(Some(Arc::clone(project)));
         }
@@ -474,11 +513,16 @@ impl Loaders {
         owner: Id,
         list: Arc<project::ProjectList>,
     ) -> Result<Page<Arc<project::Project>>> {
-        self.one::<ProjectPages>((list, owner)).await?.ok_or_else(missing_page)
+        self.one::<ProjectPages>((list, owner))
+            .await?
+            .ok_or_else(missing_page)
     }
 
     pub async fn project_count(&self, owner: Id, list: Arc<project::ProjectList>) -> Result<i64> {
-        Ok(self.one::<ProjectCounts>((list, owner)).await?.unwrap_or_default())
+        Ok(self
+            .one::<ProjectCounts>((list, owner))
+            .await?
+            .unwrap_or_default())
     }
 
     /// A label by id, if the viewer may see its project.
@@ -487,7 +531,10 @@ impl Loaders {
     }
 
     pub async fn project_labels(&self, project: Id) -> Result<Vec<Arc<label::Label>>> {
-        Ok(self.one::<ProjectLabels>(project).await?.unwrap_or_default())
+        Ok(self
+            .one::<ProjectLabels>(project)
+            .await?
+            .unwrap_or_default())
     }
 
     pub async fn task_labels(&self, task: Id) -> Result<Vec<Arc<label::Label>>> {
@@ -506,18 +553,35 @@ impl Loaders {
         id: Id,
         list: Arc<task_list::TaskList>,
     ) -> Result<Page<Arc<task::Task>>> {
-        self.one::<TaskPages>(((of, list), id)).await?.ok_or_else(missing_page)
+        self.one::<TaskPages>(((of, list), id))
+            .await?
+            .ok_or_else(missing_page)
     }
 
     /// The task count of a project or an assignee.
-    pub async fn task_count(&self, of: task_list::TaskParent, id: Id, list: Arc<task_list::TaskList>) -> Result<i64> {
-        Ok(self.one::<TaskCounts>(((of, list), id)).await?.unwrap_or_default())
+    pub async fn task_count(
+        &self,
+        of: task_list::TaskParent,
+        id: Id,
+        list: Arc<task_list::TaskList>,
+    ) -> Result<i64> {
+        Ok(self
+            .one::<TaskCounts>(((of, list), id))
+            .await?
+            .unwrap_or_default())
     }
 
     /// A comment by id, if the viewer may see its task.
-    pub async fn comment(&self, id: Id, columns: CommentColumns) -> Result<Option<Arc<comment::Comment>>> {
+    pub async fn comment(
+        &self,
+        id: Id,
+        columns: CommentColumns,
+    ) -> Result<Option<Arc<comment::Comment>>> {
         // A viewer who receives an event of an existing comment may see its task.
-        let attached = self.attached().await?.and_then(|attached| attached.comment.as_ref());
+        let attached = self
+            .attached()
+            .await?
+            .and_then(|attached| attached.comment.as_ref());
         if let Some(comment) = attached.filter(|comment| comment.id == id) {
             return Ok(Some(Arc::clone(comment)));
         }
@@ -530,7 +594,9 @@ impl Loaders {
         window: Arc<PageWindow>,
         columns: CommentColumns,
     ) -> Result<Page<Arc<comment::Comment>>> {
-        self.one::<CommentPages>(((columns, window), task)).await?.ok_or_else(missing_page)
+        self.one::<CommentPages>(((columns, window), task))
+            .await?
+            .ok_or_else(missing_page)
     }
 
     pub async fn comment_count(&self, task: Id) -> Result<i64> {
@@ -543,8 +609,16 @@ impl Loaders {
     }
 
     /// A range of a task's history.
-    pub async fn activity(&self, task: Id, stretch: LogRange, columns: EventColumns) -> Result<EventsWithSnapshots> {
-        Ok(self.one::<Activity>(((columns, stretch), task)).await?.unwrap_or_default())
+    pub async fn activity(
+        &self,
+        task: Id,
+        stretch: LogRange,
+        columns: EventColumns,
+    ) -> Result<EventsWithSnapshots> {
+        Ok(self
+            .one::<Activity>(((columns, stretch), task))
+            .await?
+            .unwrap_or_default())
     }
 
     /// A long text that an event about this object refers to.

@@ -34,8 +34,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use async_graphql::{
-    Context, EmptyMutation, EmptySubscription, ErrorExtensionValues, MergedObject, MergedSubscription,
-    SDLExportOptions, ValidationMode,
+    Context, EmptyMutation, EmptySubscription, ErrorExtensionValues, MergedObject,
+    MergedSubscription, SDLExportOptions, ValidationMode,
 };
 
 use crate::App;
@@ -88,7 +88,10 @@ pub struct Mutation(
 /// `extensions.oldestCursor`, the oldest cursor that is valid. Permissions are checked for each
 /// event.
 #[derive(Default, MergedSubscription)]
-pub struct Subscription(event::EventSubscription, notification::NotificationSubscription);
+pub struct Subscription(
+    event::EventSubscription,
+    notification::NotificationSubscription,
+);
 
 pub type Schema = async_graphql::Schema<Query, Mutation, Subscription>;
 
@@ -103,13 +106,24 @@ pub fn unvalidated_schema(introspection: bool) -> Schema {
 }
 
 fn build(introspection: bool, validation: ValidationMode) -> Schema {
-    let builder = Schema::build(Query::default(), Mutation::default(), Subscription::default())
-        .register_output_type::<node::Node>()
-        .limit_depth(16)
-        .limit_complexity(2_000)
-        .limit_recursive_depth(32)
-        .validation_mode(validation);
-    if introspection { builder.finish() } else { builder.disable_introspection().disable_suggestions().finish() }
+    let builder = Schema::build(
+        Query::default(),
+        Mutation::default(),
+        Subscription::default(),
+    )
+    .register_output_type::<node::Node>()
+    .limit_depth(16)
+    .limit_complexity(2_000)
+    .limit_recursive_depth(32)
+    .validation_mode(validation);
+    if introspection {
+        builder.finish()
+    } else {
+        builder
+            .disable_introspection()
+            .disable_suggestions()
+            .finish()
+    }
 }
 
 /// The schema that resolves delivered events. Its documents were validated against [`schema`] when
@@ -125,7 +139,10 @@ pub fn event_schema() -> EventSchema {
 
 /// The schema as SDL, the content of `schema.graphql`.
 pub fn sdl() -> String {
-    let options = SDLExportOptions::new().sorted_enum_items().include_specified_by().prefer_single_line_descriptions();
+    let options = SDLExportOptions::new()
+        .sorted_enum_items()
+        .include_specified_by()
+        .prefer_single_line_descriptions();
     schema(true).sdl_with_options(options)
 }
 
@@ -163,13 +180,22 @@ impl TrackedViewer {
 
     /// Keeps a deleted project, so that the tasks deleted with it still have one.
     pub fn add_deleted_project(&self, project: Project) {
-        let mut deleted = self.deleted_projects.lock().unwrap_or_else(PoisonError::into_inner);
-        deleted.entry(project.id).or_insert_with(|| Arc::new(project));
+        let mut deleted = self
+            .deleted_projects
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        deleted
+            .entry(project.id)
+            .or_insert_with(|| Arc::new(project));
     }
 
     /// The last state of a deleted project.
     pub fn deleted_project(&self, id: Id) -> Option<Arc<Project>> {
-        self.deleted_projects.lock().unwrap_or_else(PoisonError::into_inner).get(&id).cloned()
+        self.deleted_projects
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(&id)
+            .cloned()
     }
 }
 
@@ -207,7 +233,16 @@ impl ContextInner {
             deleted_projects: Mutex::default(),
         });
         let (bytes, members) = (AtomicUsize::new(0), AtomicUsize::new(0));
-        Self { app, viewer, client: None, event, hints, loaders: OnceLock::new(), bytes, members }
+        Self {
+            app,
+            viewer,
+            client: None,
+            event,
+            hints,
+            loaders: OnceLock::new(),
+            bytes,
+            members,
+        }
     }
 }
 
@@ -224,8 +259,16 @@ pub struct ExecutionHints {
 
 impl RequestContext {
     /// The context of a request, signed in or anonymous.
-    pub fn new(app: Arc<App>, viewer: Option<Viewer>, hints: ExecutionHints, client: Client) -> Self {
-        Self(Arc::new(ContextInner { client: Some(client), ..ContextInner::new(app, viewer, None, hints) }))
+    pub fn new(
+        app: Arc<App>,
+        viewer: Option<Viewer>,
+        hints: ExecutionHints,
+        client: Client,
+    ) -> Self {
+        Self(Arc::new(ContextInner {
+            client: Some(client),
+            ..ContextInner::new(app, viewer, None, hints)
+        }))
     }
 
     /// The viewer, and what is known for all loaders.
@@ -234,9 +277,19 @@ impl RequestContext {
     }
 
     /// The context in which an event is resolved for a subscriber, with the objects of the event.
-    pub fn for_event(app: Arc<App>, viewer: Option<Viewer>, event: &Arc<Event>, objects: &Arc<EventObjects>) -> Self {
+    pub fn for_event(
+        app: Arc<App>,
+        viewer: Option<Viewer>,
+        event: &Arc<Event>,
+        objects: &Arc<EventObjects>,
+    ) -> Self {
         let event = (Arc::clone(event), Arc::clone(objects));
-        Self(Arc::new(ContextInner::new(app, viewer, Some(event), ExecutionHints::default())))
+        Self(Arc::new(ContextInner::new(
+            app,
+            viewer,
+            Some(event),
+            ExecutionHints::default(),
+        )))
     }
 
     /// How the operation can be executed.
@@ -260,7 +313,11 @@ impl RequestContext {
 
     /// Where the request came from, for the audit log.
     pub fn client_info(&self) -> ClientInfo {
-        self.0.client.as_ref().map(ClientInfo::from).unwrap_or_default()
+        self.0
+            .client
+            .as_ref()
+            .map(ClientInfo::from)
+            .unwrap_or_default()
     }
 
     /// Whether the permission table allows the viewer the action on this object.
@@ -276,7 +333,11 @@ impl RequestContext {
     /// Counts bytes of the response. Fails as soon as it exceeds [`MAX_RESPONSE_BYTES`].
     pub fn count_bytes(&self, bytes: usize) -> Result<()> {
         let before = self.0.bytes.fetch_add(bytes, Ordering::Relaxed);
-        if before.saturating_add(bytes) <= MAX_RESPONSE_BYTES { Ok(()) } else { Err(Error::too_large()) }
+        if before.saturating_add(bytes) <= MAX_RESPONSE_BYTES {
+            Ok(())
+        } else {
+            Err(Error::too_large())
+        }
     }
 
     /// Uncounts bytes that were discarded.
@@ -291,15 +352,22 @@ impl RequestContext {
         if before.saturating_add(list.len()) <= MAX_UNPAGED_ITEMS {
             Ok(list)
         } else {
-            let message =
-                format!("Too many list items: at most {MAX_UNPAGED_ITEMS} items of unpaged lists are allowed.");
+            let message = format!(
+                "Too many list items: at most {MAX_UNPAGED_ITEMS} items of unpaged lists are allowed."
+            );
             Err(Error::refused(Code::DocumentTooComplex, message))
         }
     }
 
     /// The loaders of this operation, created on first use; fails with UNAUTHENTICATED.
     pub fn loaders(&self) -> Result<&Loaders> {
-        let ContextInner { app, viewer, event, loaders, .. } = &*self.0;
+        let ContextInner {
+            app,
+            viewer,
+            event,
+            loaders,
+            ..
+        } = &*self.0;
         viewer.viewer.ok_or_else(Error::unauthenticated)?;
         Ok(loaders.get_or_init(|| Loaders::new(app, viewer, event.clone())))
     }
@@ -316,6 +384,9 @@ impl From<Error> for async_graphql::Error {
         if let Some(wait) = retry_after {
             extensions.set("retryAfter", whole_seconds(wait));
         }
-        Self { extensions: Some(extensions), ..Self::new(message) }
+        Self {
+            extensions: Some(extensions),
+            ..Self::new(message)
+        }
     }
 }

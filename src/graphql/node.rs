@@ -76,14 +76,22 @@ pub fn bytes(noun: NodeType, id: Id) -> [u8; 17] {
 
 /// The type and row id in a global ID; `None` if the text is not a global ID.
 pub fn decode(id: &ID) -> Option<(NodeType, Id)> {
-    let bytes: [u8; 17] = URL_SAFE_NO_PAD.decode(id.as_bytes()).ok()?.try_into().ok()?;
-    let noun = NodeType::ALL.into_iter().find(|noun| *noun as u8 == bytes[0])?;
+    let bytes: [u8; 17] = URL_SAFE_NO_PAD
+        .decode(id.as_bytes())
+        .ok()?
+        .try_into()
+        .ok()?;
+    let noun = NodeType::ALL
+        .into_iter()
+        .find(|noun| *noun as u8 == bytes[0])?;
     Some((noun, Id::from_bytes(bytes[1..].try_into().ok()?)))
 }
 
 /// The row id in a global ID of this type; `None` for any other.
 pub fn decode_as(noun: NodeType, id: &ID) -> Option<Id> {
-    decode(id).filter(|(found, _)| *found == noun).map(|(_, id)| id)
+    decode(id)
+        .filter(|(found, _)| *found == noun)
+        .map(|(_, id)| id)
 }
 
 /// Decodes an ID in an input. An ID of another type is the user error NOT_FOUND, like one of a
@@ -94,13 +102,21 @@ pub fn decode_input(noun: NodeType, id: &ID, field: &'static str) -> crate::erro
 
 /// Decodes an ID in a filter. An ID of another type is rejected, not ignored.
 pub fn decode_filter(noun: NodeType, id: &ID) -> crate::error::Result<Id> {
-    decode_as(noun, id)
-        .ok_or_else(|| Error::bad_input(format!("The filter contains an ID that is not of type {}.", noun.name())))
+    decode_as(noun, id).ok_or_else(|| {
+        Error::bad_input(format!(
+            "The filter contains an ID that is not of type {}.",
+            noun.name()
+        ))
+    })
 }
 
 /// An object with a global ID.
 #[derive(Interface)]
-#[graphql(field(name = "id", ty = "ID", desc = "Global ID of the object. Opaque; never changes."))]
+#[graphql(field(
+    name = "id",
+    ty = "ID",
+    desc = "Global ID of the object. Opaque; never changes."
+))]
 pub enum Node {
     User(User),
     Project(Project),
@@ -115,7 +131,10 @@ pub enum Node {
 async fn session(ctx: &Context<'_>, id: Id) -> Result<Option<Session>> {
     let caller = RequestContext::of(ctx);
     let sessions = caller.loaders()?.sessions(caller.viewer()?.id).await?;
-    Ok(sessions.into_iter().find(|session| session.id == id).map(Session))
+    Ok(sessions
+        .into_iter()
+        .find(|session| session.id == id)
+        .map(Session))
 }
 
 async fn find(ctx: &Context<'_>, id: &ID) -> Result<Option<Node>> {
@@ -125,16 +144,28 @@ async fn find(ctx: &Context<'_>, id: &ID) -> Result<Option<Node>> {
     };
     Ok(match noun {
         NodeType::User => loaders.user(id).await?.map(User::from).map(Node::User),
-        NodeType::Project => {
-            loaders.project(id, project::required_columns(&field)).await?.map(Project).map(Node::Project)
-        }
+        NodeType::Project => loaders
+            .project(id, project::required_columns(&field))
+            .await?
+            .map(Project)
+            .map(Node::Project),
         NodeType::Label => loaders.label(id).await?.map(Label).map(Node::Label),
-        NodeType::Task => loaders.task(id, task::required_columns(&field)).await?.map(Task).map(Node::Task),
-        NodeType::Comment => {
-            loaders.comment(id, comment::required_columns(&field)).await?.map(Comment).map(Node::Comment)
-        }
+        NodeType::Task => loaders
+            .task(id, task::required_columns(&field))
+            .await?
+            .map(Task)
+            .map(Node::Task),
+        NodeType::Comment => loaders
+            .comment(id, comment::required_columns(&field))
+            .await?
+            .map(Comment)
+            .map(Node::Comment),
         NodeType::Session => session(ctx, id).await?.map(Node::Session),
-        NodeType::Notification => loaders.notification(id).await?.map(Notification).map(Node::Notification),
+        NodeType::Notification => loaders
+            .notification(id)
+            .await?
+            .map(Notification)
+            .map(Node::Notification),
         NodeType::Event | NodeType::AuditEntry => None,
     })
 }
@@ -181,7 +212,10 @@ mod tests {
         for noun in NodeType::ALL {
             let id = encode(noun, row);
             assert_eq!(decode(&id), Some((noun, row)));
-            assert_eq!(decode_as(NodeType::Task, &id).is_some(), noun == NodeType::Task);
+            assert_eq!(
+                decode_as(NodeType::Task, &id).is_some(),
+                noun == NodeType::Task
+            );
         }
         for text in ["", "x", "AAAA", "fwAAAAAAAAAAAAAAAAAAAAA", "ÄÖÜ"] {
             assert_eq!(decode(&ID(text.to_owned())), None, "{text}");

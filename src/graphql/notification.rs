@@ -60,7 +60,10 @@ impl Notification {
     /// Opaque cursor of the event in the event log. Pass it as `after` to `notificationAdded`,
     /// `events` or any other subscription to resume after it.
     async fn cursor(&self, ctx: &Context<'_>) -> String {
-        RequestContext::of(ctx).app().cursors.encode(self.0.event_position())
+        RequestContext::of(ctx)
+            .app()
+            .cursors
+            .encode(self.0.event_position())
     }
 
     /// The user who caused the event. Deleted accounts appear as a user named `Deleted user`.
@@ -74,7 +77,11 @@ impl Notification {
         match self.0.task_id {
             Some(id) => {
                 let columns = task::required_columns(&SelectedField::of(ctx));
-                Ok(RequestContext::of(ctx).loaders()?.task(id, columns).await?.map(Task))
+                Ok(RequestContext::of(ctx)
+                    .loaders()?
+                    .task(id, columns)
+                    .await?
+                    .map(Task))
             }
             None => Ok(None),
         }
@@ -86,7 +93,11 @@ impl Notification {
         match self.0.comment_id {
             Some(id) => {
                 let columns = comment::required_columns(&SelectedField::of(ctx));
-                Ok(RequestContext::of(ctx).loaders()?.comment(id, columns).await?.map(Comment))
+                Ok(RequestContext::of(ctx)
+                    .loaders()?
+                    .comment(id, columns)
+                    .await?
+                    .map(Comment))
             }
             None => Ok(None),
         }
@@ -138,7 +149,13 @@ pub async fn list(
     // Both lists are newest first, so that a cursor is valid with and without `unreadOnly`.
     let tag = CursorTag::new("User.notifications", Some(user_id), &(), true);
     let window = paging.window(tag)?;
-    let page = store::page(&mut RequestContext::of(ctx).app().db.conn().await?, user_id, unread_only, &window).await?;
+    let page = store::page(
+        &mut RequestContext::of(ctx).app().db.conn().await?,
+        user_id,
+        unread_only,
+        &window,
+    )
+    .await?;
     let wrap = |row| Notification(Arc::new(row));
     let total = TotalCount::Notifications(user_id, unread_only);
     let page = Connection::new(tag, total, page, store::Notification::position, wrap);
@@ -147,7 +164,12 @@ pub async fn list(
 
 /// Counts a user's unread notifications.
 pub async fn unread_count(ctx: &Context<'_>, user_id: Id) -> Result<i64> {
-    Ok(store::count(&mut RequestContext::of(ctx).app().db.conn().await?, user_id, true).await?)
+    Ok(store::count(
+        &mut RequestContext::of(ctx).app().db.conn().await?,
+        user_id,
+        true,
+    )
+    .await?)
 }
 
 /// Input of `markNotificationsRead`. Provide either `ids` or `all: true`.
@@ -173,10 +195,13 @@ pub struct MarkNotificationsReadPayload {
 impl MarkNotificationsReadInput {
     /// The ids to mark as read; `None` means all.
     fn parse(self) -> crate::error::Result<Option<Vec<Id>>> {
-        let invalid = |message: &'static str| Error::user_error("ids", UserErrorCode::Invalid, message);
+        let invalid =
+            |message: &'static str| Error::user_error("ids", UserErrorCode::Invalid, message);
         match (self.ids, self.all.unwrap_or_default()) {
             (None, true) => Ok(None),
-            (Some(ids), false) if ids.len() > super::connection::MAX_PAGE => Err(invalid("At most 100 IDs at once.")),
+            (Some(ids), false) if ids.len() > super::connection::MAX_PAGE => {
+                Err(invalid("At most 100 IDs at once."))
+            }
             (Some(ids), false) => ids
                 .iter()
                 .map(|id| node::decode_input(NodeType::Notification, id, "ids"))
@@ -203,12 +228,18 @@ impl NotificationMutation {
         let (done, user_errors) = run_mutation(ctx, |app, viewer| async move {
             let ids = input.parse()?;
             let count = store::mark_read(&app.db, app.clock.now(), &viewer, ids.as_deref()).await?;
-            let user = users::any_by_ids(&mut app.db.conn().await?, &[viewer.id]).await?.pop();
+            let user = users::any_by_ids(&mut app.db.conn().await?, &[viewer.id])
+                .await?
+                .pop();
             Ok((user.ok_or_else(Error::unauthenticated)?, count))
         })
         .await?;
         let (viewer, read_count) = done.map(|(user, count)| (User::from(user), count)).unzip();
-        Ok(MarkNotificationsReadPayload { viewer, read_count, user_errors })
+        Ok(MarkNotificationsReadPayload {
+            viewer,
+            read_count,
+            user_errors,
+        })
     }
 }
 
@@ -228,8 +259,14 @@ async fn notification_for(
     }
     let position = event.event.position();
     // Fails only if the sender was dropped, and `app` owns it.
-    let _ = app.inbox.subscribe().wait_for(|reached| *reached >= position).await;
-    let row = store::by_ids(&mut app.db.conn().await?, viewer, &[event.event.id]).await?.pop();
+    let _ = app
+        .inbox
+        .subscribe()
+        .wait_for(|reached| *reached >= position)
+        .await;
+    let row = store::by_ids(&mut app.db.conn().await?, viewer, &[event.event.id])
+        .await?
+        .pop();
     Ok(row.map(|row| Notification(Arc::new(row))))
 }
 
@@ -242,11 +279,18 @@ impl NotificationSubscription {
     async fn notification_added(
         &self,
         ctx: &Context<'_>,
-        #[graphql(desc = "Resumes after this event cursor. By default the stream starts now.")] after: Option<String>,
+        #[graphql(desc = "Resumes after this event cursor. By default the stream starts now.")]
+        after: Option<String>,
     ) -> Result<impl Stream<Item = Result<Notification>> + use<>> {
         let after = SubscriptionHandle::start_position(ctx, after)?;
-        let (app, viewer) = (Arc::clone(RequestContext::of(ctx).app()), RequestContext::of(ctx).viewer()?.id);
-        let filter = EventCriteria { kinds: Some(store::NOTIFYING_KINDS.to_vec()), ..EventCriteria::default() };
+        let (app, viewer) = (
+            Arc::clone(RequestContext::of(ctx).app()),
+            RequestContext::of(ctx).viewer()?.id,
+        );
+        let filter = EventCriteria {
+            kinds: Some(store::NOTIFYING_KINDS.to_vec()),
+            ..EventCriteria::default()
+        };
         let events = Box::pin(follow(RequestContext::of(ctx), filter, after)).await?;
         let events = events.filter_map(move |event| {
             let app = Arc::clone(&app);
@@ -255,7 +299,10 @@ impl NotificationSubscription {
                     Ok(event) => event,
                     Err(error) => return Some(Err(error)),
                 };
-                match Box::pin(notification_for(&app, viewer, &event)).await.transpose()? {
+                match Box::pin(notification_for(&app, viewer, &event))
+                    .await
+                    .transpose()?
+                {
                     Ok(notification) => {
                         event.notification = Some(notification);
                         Some(Ok(event))

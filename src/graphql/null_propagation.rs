@@ -11,8 +11,8 @@ use std::collections::HashMap;
 use async_graphql::indexmap::IndexMap;
 use async_graphql::indexmap::map::Entry;
 use async_graphql::parser::types::{
-    BaseType, DocumentOperations, ExecutableDocument, OperationDefinition, OperationType, Selection, SelectionSet,
-    Type, TypeKind, TypeSystemDefinition,
+    BaseType, DocumentOperations, ExecutableDocument, OperationDefinition, OperationType,
+    Selection, SelectionSet, Type, TypeKind, TypeSystemDefinition,
 };
 use async_graphql::{Name, PathSegment, Response, Value};
 
@@ -30,18 +30,25 @@ struct TypeInfo {
 impl SchemaIndex {
     /// Reads the types from the SDL.
     pub fn of(sdl: &str) -> Self {
-        let document =
-            async_graphql::parser::parse_schema(sdl).map(|document| document.definitions).unwrap_or_default();
+        let document = async_graphql::parser::parse_schema(sdl)
+            .map(|document| document.definitions)
+            .unwrap_or_default();
         let types = document.into_iter().filter_map(|definition| {
-            let TypeSystemDefinition::Type(definition) = definition else { return None };
+            let TypeSystemDefinition::Type(definition) = definition else {
+                return None;
+            };
             let definition = definition.node;
             let (fields, interfaces) = match definition.kind {
                 TypeKind::Object(object) => (object.fields, Some(object.implements)),
                 TypeKind::Interface(interface) => (interface.fields, None),
                 _ => return None,
             };
-            let fields = fields.into_iter().map(|field| (field.node.name.node, field.node.ty.node)).collect();
-            let interfaces = interfaces.map(|names| names.into_iter().map(|name| name.node).collect());
+            let fields = fields
+                .into_iter()
+                .map(|field| (field.node.name.node, field.node.ty.node))
+                .collect();
+            let interfaces =
+                interfaces.map(|names| names.into_iter().map(|name| name.node).collect());
             Some((definition.name.node, TypeInfo { fields, interfaces }))
         });
         Self(types.collect())
@@ -54,30 +61,49 @@ impl SchemaIndex {
     /// The named type of a field, inside any lists; empty for introspection, which the SDL does not
     /// contain.
     pub(super) fn field_type(&self, parent: &str, name: &str) -> &str {
-        self.field(parent, name).map_or("", |ty| base_name(&ty.base))
+        self.field(parent, name)
+            .map_or("", |ty| base_name(&ty.base))
     }
 
     /// Whether this is an object type, as all types of introspection are.
     pub(super) fn is_object(&self, name: &str) -> bool {
-        self.0.get(name).is_none_or(|kind| kind.interfaces.is_some())
+        self.0
+            .get(name)
+            .is_none_or(|kind| kind.interfaces.is_some())
     }
 
     /// Whether every object of type `name` is also of type `other`.
     pub(super) fn is_subtype(&self, name: &str, other: &str) -> bool {
-        let implements = |kind: &TypeInfo| kind.interfaces.iter().flatten().any(|interface| interface == other);
+        let implements = |kind: &TypeInfo| {
+            kind.interfaces
+                .iter()
+                .flatten()
+                .any(|interface| interface == other)
+        };
         name == other || self.0.get(name).is_none_or(implements)
     }
 
     /// The plan of the response to an operation.
-    pub fn plan<'a>(&'a self, document: &'a ExecutableDocument, operation: Option<&str>) -> CompletionPlan<'a> {
+    pub fn plan<'a>(
+        &'a self,
+        document: &'a ExecutableDocument,
+        operation: Option<&str>,
+    ) -> CompletionPlan<'a> {
         let set = operation_named(document, operation)
             .map(|operation| (root_type(operation.ty), &operation.selection_set.node));
-        CompletionPlanner { shape: self, document }.plan(set.as_slice())
+        CompletionPlanner {
+            shape: self,
+            document,
+        }
+        .plan(set.as_slice())
     }
 }
 
 /// The operation with this name, or the only one.
-pub fn operation_named<'a>(document: &'a ExecutableDocument, name: Option<&str>) -> Option<&'a OperationDefinition> {
+pub fn operation_named<'a>(
+    document: &'a ExecutableDocument,
+    name: Option<&str>,
+) -> Option<&'a OperationDefinition> {
     match &document.operations {
         DocumentOperations::Single(operation) => Some(&operation.node),
         DocumentOperations::Multiple(operations) => Some(&operations.get(name?)?.node),
@@ -111,7 +137,9 @@ fn mark_failure(data: &mut Value, path: &[PathSegment]) {
             }
             PathSegment::Index(index) => {
                 let Value::List(items) = value else { return };
-                let Some(item) = items.get_mut(*index) else { return };
+                let Some(item) = items.get_mut(*index) else {
+                    return;
+                };
                 item
             }
         };
@@ -146,10 +174,19 @@ impl<'a> CompletionPlanner<'a> {
         for (parent, set) in sets {
             self.collect(parent, set, true, &mut collected);
         }
-        let ObjectSelection { fields, is_unconditional: is_sure, is_repeated } = collected;
+        let ObjectSelection {
+            fields,
+            is_unconditional: is_sure,
+            is_repeated,
+        } = collected;
         let fields = fields.into_iter().map(|(key, (ty, sets))| {
             let plan = self.plan(&sets);
-            PlannedField { key, ty, is_merged: sets.len() > 1 || plan.is_merged(), plan }
+            PlannedField {
+                key,
+                ty,
+                is_merged: sets.len() > 1 || plan.is_merged(),
+                plan,
+            }
         });
         let fields: Vec<PlannedField> = fields.collect();
         let inside = || fields.iter().all(|field| field.plan.as_written);
@@ -157,12 +194,21 @@ impl<'a> CompletionPlanner<'a> {
         CompletionPlan { fields, as_written }
     }
 
-    fn collect(&self, parent: &'a str, set: &'a SelectionSet, is_sure: bool, collected: &mut ObjectSelection<'a>) {
+    fn collect(
+        &self,
+        parent: &'a str,
+        set: &'a SelectionSet,
+        is_sure: bool,
+        collected: &mut ObjectSelection<'a>,
+    ) {
         for selection in &set.items {
             let is_sure = is_sure && selection.node.directives().is_empty();
             let (condition, set) = match &selection.node {
                 Selection::Field(field) => {
-                    let (key, name) = (field.node.response_key().node.as_str(), field.node.name.node.as_str());
+                    let (key, name) = (
+                        field.node.response_key().node.as_str(),
+                        field.node.name.node.as_str(),
+                    );
                     let ty = self.shape.field(parent, name);
                     let place = collected.fields.entry(key);
                     collected.is_repeated |= matches!(place, Entry::Occupied(_));
@@ -173,23 +219,35 @@ impl<'a> CompletionPlanner<'a> {
                         *stored = ty;
                     }
                     if !field.node.selection_set.node.items.is_empty() {
-                        sets.push((self.shape.field_type(parent, name), &field.node.selection_set.node));
+                        sets.push((
+                            self.shape.field_type(parent, name),
+                            &field.node.selection_set.node,
+                        ));
                     }
                     collected.is_unconditional |= is_sure;
                     continue;
                 }
-                Selection::InlineFragment(fragment) => {
-                    (fragment.node.type_condition.as_ref(), &fragment.node.selection_set.node)
-                }
+                Selection::InlineFragment(fragment) => (
+                    fragment.node.type_condition.as_ref(),
+                    &fragment.node.selection_set.node,
+                ),
                 Selection::FragmentSpread(spread) => {
                     match self.document.fragments.get(&spread.node.fragment_name.node) {
-                        Some(fragment) => (Some(&fragment.node.type_condition), &fragment.node.selection_set.node),
+                        Some(fragment) => (
+                            Some(&fragment.node.type_condition),
+                            &fragment.node.selection_set.node,
+                        ),
                         None => continue,
                     }
                 }
             };
             let narrower = condition.map_or(parent, |condition| condition.node.on.node.as_str());
-            self.collect(narrower, set, is_sure && self.shape.is_subtype(parent, narrower), collected);
+            self.collect(
+                narrower,
+                set,
+                is_sure && self.shape.is_subtype(parent, narrower),
+                collected,
+            );
         }
     }
 }
@@ -238,10 +296,16 @@ impl CompletionPlan<'_> {
     fn object(&self, mut values: IndexMap<Name, Value>) -> Option<IndexMap<Name, Value>> {
         // Fields that resolve without waiting are in order already.
         let is_in_order = values.len() == self.fields.len()
-            && values.keys().zip(&self.fields).all(|(key, field)| key.as_str() == field.key);
+            && values
+                .keys()
+                .zip(&self.fields)
+                .all(|(key, field)| key.as_str() == field.key);
         if is_in_order {
             for (value, field) in values.values_mut().zip(&self.fields) {
-                if !matches!(value, Value::String(_) | Value::Number(_) | Value::Boolean(_)) {
+                if !matches!(
+                    value,
+                    Value::String(_) | Value::Number(_) | Value::Boolean(_)
+                ) {
                     *value = field.plan.value(field.ty, std::mem::take(value))?;
                 }
             }
@@ -271,7 +335,11 @@ impl CompletionPlan<'_> {
                     BaseType::List(item) => Some(&**item),
                     BaseType::Named(_) => None,
                 });
-                items.into_iter().map(|value| self.value(item, value)).collect::<Option<_>>().map(Value::List)
+                items
+                    .into_iter()
+                    .map(|value| self.value(item, value))
+                    .collect::<Option<_>>()
+                    .map(Value::List)
             }
             other => Some(other),
         };
@@ -311,21 +379,32 @@ mod tests {
             .map(|path| ServerError {
                 path: path
                     .split('.')
-                    .map(|part| part.parse().map_or_else(|_| PathSegment::Field(part.to_owned()), PathSegment::Index))
+                    .map(|part| {
+                        part.parse().map_or_else(
+                            |_| PathSegment::Field(part.to_owned()),
+                            PathSegment::Index,
+                        )
+                    })
                     .collect(),
                 ..ServerError::new("no", None)
             })
             .collect();
         let document = parse_query(document).expect("a document");
-        SchemaIndex::of(SDL).plan(&document, None).complete(&mut response);
+        SchemaIndex::of(SDL)
+            .plan(&document, None)
+            .complete(&mut response);
         serde_json::to_string(&response.data).expect("JSON")
     }
 
     #[test]
     fn fields_stand_in_the_order_of_the_query() {
-        let document = "{ b: users { name } a: user { ...F email } } fragment F on Named { x: name }";
+        let document =
+            "{ b: users { name } a: user { ...F email } } fragment F on Named { x: name }";
         let data = value!({ "a": { "email": "e", "x": "n" }, "b": [{ "name": "n" }] });
-        assert_eq!(completed(document, data, &[]), r#"{"b":[{"name":"n"}],"a":{"x":"n","email":"e"}}"#);
+        assert_eq!(
+            completed(document, data, &[]),
+            r#"{"b":[{"name":"n"}],"a":{"x":"n","email":"e"}}"#
+        );
     }
 
     #[test]
@@ -335,26 +414,41 @@ mod tests {
             let document = parse_query(text).expect("a document");
             shape.plan(&document, None).is_merged()
         };
-        assert!(!is_merged("{ user { name name ...F } users { name } } fragment F on User { email }"));
-        assert!(is_merged("{ user { name } ...F } fragment F on Query { user { email } }"));
+        assert!(!is_merged(
+            "{ user { name name ...F } users { name } } fragment F on User { email }"
+        ));
+        assert!(is_merged(
+            "{ user { name } ...F } fragment F on Query { user { email } }"
+        ));
         assert!(is_merged("{ user { boss { name } boss { email } } }"));
     }
 
     #[test]
     fn an_object_that_is_a_scalar_stays_as_it_is() {
         let data = value!({ "any": { "b": [{ "c": null }], "a": 1 } });
-        assert_eq!(completed("{ any }", data, &[]), r#"{"any":{"b":[{"c":null}],"a":1}}"#);
+        assert_eq!(
+            completed("{ any }", data, &[]),
+            r#"{"any":{"b":[{"c":null}],"a":1}}"#
+        );
     }
 
     #[test]
     fn a_nullable_field_that_failed_is_null() {
         let document = "{ user { name email } }";
         assert_eq!(
-            completed(document, value!({ "user": { "name": "n" } }), &["user.email"]),
+            completed(
+                document,
+                value!({ "user": { "name": "n" } }),
+                &["user.email"]
+            ),
             r#"{"user":{"name":"n","email":null}}"#
         );
         assert_eq!(
-            completed("{ user { email } }", value!({ "user": null }), &["user.email"]),
+            completed(
+                "{ user { email } }",
+                value!({ "user": null }),
+                &["user.email"]
+            ),
             r#"{"user":{"email":null}}"#
         );
     }
@@ -362,9 +456,17 @@ mod tests {
     #[test]
     fn an_object_of_which_nothing_is_selected_is_empty() {
         let document = "{ users { ... on Other { name } } maybe { ... on Other { name } } }";
-        let there = || Value::Object(IndexMap::from([(Name::new(PLACEHOLDER_KEY), Value::from("User"))]));
+        let there = || {
+            Value::Object(IndexMap::from([(
+                Name::new(PLACEHOLDER_KEY),
+                Value::from("User"),
+            )]))
+        };
         let data = value!({ "users": [(there()), (there())], "maybe": [null, (there())] });
-        assert_eq!(completed(document, data, &[]), r#"{"users":[{},{}],"maybe":[null,{}]}"#);
+        assert_eq!(
+            completed(document, data, &[]),
+            r#"{"users":[{},{}],"maybe":[null,{}]}"#
+        );
     }
 
     #[test]
@@ -374,10 +476,16 @@ mod tests {
             let document = parse_query(text).expect("a document");
             shape.plan(&document, None).hints().as_written
         };
-        assert!(as_written("{ user { name email @include(if: true) ...F } } fragment F on Named { x: name }"));
-        assert!(as_written("{ __schema { types { ...F } } } fragment F on __Type { name }"));
+        assert!(as_written(
+            "{ user { name email @include(if: true) ...F } } fragment F on Named { x: name }"
+        ));
+        assert!(as_written(
+            "{ __schema { types { ...F } } } fragment F on __Type { name }"
+        ));
         assert!(!as_written("{ user { name @include(if: true) } }"));
-        assert!(!as_written("{ must { boss { ... on Named @skip(if: true) { name } } } }"));
+        assert!(!as_written(
+            "{ must { boss { ... on Named @skip(if: true) { name } } } }"
+        ));
         assert!(!as_written("{ named { ... on User { name } } }"));
         assert!(!as_written("{ user @skip(if: true) { name } }"));
         assert!(!as_written("{ user { name } user { email } }"));
@@ -387,10 +495,16 @@ mod tests {
     #[test]
     fn a_null_that_one_type_allows_is_returned_as_null() {
         let data = || value!({ "named": { "boss": null } });
-        let places = ["... on User { boss { name } }", "... on Guest { boss { name } }"];
+        let places = [
+            "... on User { boss { name } }",
+            "... on Guest { boss { name } }",
+        ];
         for (one, other) in [(places[0], places[1]), (places[1], places[0])] {
             let document = format!("{{ named {{ {one} {other} }} }}");
-            assert_eq!(completed(&document, data(), &[]), r#"{"named":{"boss":null}}"#);
+            assert_eq!(
+                completed(&document, data(), &[]),
+                r#"{"named":{"boss":null}}"#
+            );
         }
     }
 
@@ -398,7 +512,11 @@ mod tests {
     fn a_null_propagates_to_the_nearest_nullable_parent() {
         let user = value!({ "user": { "boss": { "email": "e" } } });
         assert_eq!(
-            completed("{ user { boss { name email } } }", user, &["user.boss.name"]),
+            completed(
+                "{ user { boss { name email } } }",
+                user,
+                &["user.boss.name"]
+            ),
             r#"{"user":{"boss":null}}"#
         );
         let users = value!({ "users": [{ "name": "n" }, {}], "maybe": [{ "name": "n" }, {}] });
@@ -408,6 +526,9 @@ mod tests {
             r#"{"maybe":[{"name":"n"},null],"users":[{"name":"n"},{}]}"#
         );
         assert_eq!(completed(document, users, &["users.1.name"]), "null");
-        assert_eq!(completed("{ must { name } }", value!({}), &["must"]), "null");
+        assert_eq!(
+            completed("{ must { name } }", value!({}), &["must"]),
+            "null"
+        );
     }
 }

@@ -44,9 +44,18 @@ where
 {
     let caller = RequestContext::of(ctx);
     let work = OperationScope::inherit(work(Arc::clone(caller.app()), *caller.viewer()?));
-    match caller.app().writes.spawn(work).await.unwrap_or_else(|error| Err(Error::internal(error))) {
+    match caller
+        .app()
+        .writes
+        .spawn(work)
+        .await
+        .unwrap_or_else(|error| Err(Error::internal(error)))
+    {
         Ok(object) => Ok((Some(object), Vec::new())),
-        Err(Error::UserErrors(faults)) => Ok((None, faults.into_iter().map(UserErrorPayload::from).collect())),
+        Err(Error::UserErrors(faults)) => Ok((
+            None,
+            faults.into_iter().map(UserErrorPayload::from).collect(),
+        )),
         Err(other) => Err(other.into()),
     }
 }

@@ -21,7 +21,8 @@ use crate::error::Error;
 use crate::id::Id;
 use crate::inline;
 use crate::store::project::{
-    self as store, ProjectChanges, ProjectColumns, ProjectCriteria, ProjectList, ProjectOrderField, ProjectStatus,
+    self as store, ProjectChanges, ProjectColumns, ProjectCriteria, ProjectList, ProjectOrderField,
+    ProjectStatus,
 };
 use crate::store::task::{self as store_task, TaskColumns};
 use crate::store::task_list::{self, Scope, TaskParent};
@@ -57,8 +58,13 @@ impl Project {
 
     /// The user who created the project. Ownership never changes.
     async fn owner(&self, ctx: &Context<'_>) -> Result<User> {
-        let owner = RequestContext::of(ctx).loaders()?.user(self.0.owner_id).await?;
-        Ok(owner.ok_or_else(|| Error::internal("project without an owner"))?.into())
+        let owner = RequestContext::of(ctx)
+            .loaders()?
+            .user(self.0.owner_id)
+            .await?;
+        Ok(owner
+            .ok_or_else(|| Error::internal("project without an owner"))?
+            .into())
     }
 
     /// Starts at 1 and increases by 1 with each `updateProject` that changes the project's own
@@ -79,7 +85,10 @@ impl Project {
 
     /// Task counts. They include tasks that the viewer may not see.
     async fn stats(&self, ctx: &Context<'_>) -> Result<ProjectStats> {
-        let stats = RequestContext::of(ctx).loaders()?.project_stats(self.0.id).await?;
+        let stats = RequestContext::of(ctx)
+            .loaders()?
+            .project_stats(self.0.id)
+            .await?;
         Ok(ProjectStats {
             task_count: stats.todo + stats.in_progress + stats.done,
             todo_count: stats.todo,
@@ -103,15 +112,27 @@ impl Project {
         ctx: &Context<'_>,
         #[graphql(desc = "Returns the first *n* items (1–100, default 20).")] first: Option<i32>,
         #[graphql(desc = "Returns only items after this cursor.")] after: Option<String>,
-        #[graphql(desc = "Returns the last *n* items (1–100). Cannot be combined with `first`.")] last: Option<i32>,
+        #[graphql(desc = "Returns the last *n* items (1–100). Cannot be combined with `first`.")]
+        last: Option<i32>,
         #[graphql(desc = "Returns only items before this cursor.")] before: Option<String>,
         #[graphql(desc = "Returns only tasks that match this filter.")] filter: Option<TaskFilter>,
-        #[graphql(desc = "Sort order; CREATED_AT ascending by default.")] order_by: Option<TaskOrder>,
+        #[graphql(desc = "Sort order; CREATED_AT ascending by default.")] order_by: Option<
+            TaskOrder,
+        >,
     ) -> Result<Batched<Connection<Task>>> {
         let (caller, field) = (RequestContext::of(ctx), SelectedField::of(ctx));
         let paging = PageArgs::new(first, after, last, before).for_selection(&field);
-        let (tag, list) = self.parse_tasks(caller, &paging, filter, order_by, task::required_node_columns(&field))?;
-        let page = caller.loaders()?.task_page(TaskParent::Project, self.0.id, Arc::clone(&list)).await?;
+        let (tag, list) = self.parse_tasks(
+            caller,
+            &paging,
+            filter,
+            order_by,
+            task::required_node_columns(&field),
+        )?;
+        let page = caller
+            .loaders()?
+            .task_page(TaskParent::Project, self.0.id, Arc::clone(&list))
+            .await?;
         Ok(Batched(self.task_connection(tag, &list, page)))
     }
 
@@ -137,7 +158,15 @@ impl Project {
         columns: TaskColumns,
     ) -> crate::error::Result<(CursorTag, Arc<task_list::TaskList>)> {
         let scopes = Scope::in_project(caller.viewer()?, &self.0);
-        task::parse_list("Project.tasks", Some(self.0.id), scopes, paging, filter, order_by, columns)
+        task::parse_list(
+            "Project.tasks",
+            Some(self.0.id),
+            scopes,
+            paging,
+            filter,
+            order_by,
+            columns,
+        )
     }
 
     fn task_connection(
@@ -146,7 +175,12 @@ impl Project {
         list: &Arc<task_list::TaskList>,
         page: Page<Arc<store_task::Task>>,
     ) -> Connection<Task> {
-        task::connection(tag, TotalCount::TasksOf(TaskParent::Project, self.0.id, Arc::clone(list)), page, list)
+        task::connection(
+            tag,
+            TotalCount::TasksOf(TaskParent::Project, self.0.id, Arc::clone(list)),
+            page,
+            list,
+        )
     }
 }
 
@@ -169,7 +203,9 @@ impl BatchObject for Project {
                 User::from,
                 true,
             )?,
-            "labels" => field.list_by_id(|project: &Self| project.0.id, loader::ProjectLabels, Label)?,
+            "labels" => {
+                field.list_by_id(|project: &Self| project.0.id, loader::ProjectLabels, Label)?
+            }
             "tasks" => {
                 let paging = PageArgs::from_field(field)?;
                 let filter: Option<TaskFilter> = field.argument("filter")?;
@@ -177,17 +213,29 @@ impl BatchObject for Project {
                 let columns = task::required_node_columns(field);
                 field.batch(move |projects: &[Self], caller| {
                     let list = |project: &Self| {
-                        project.parse_tasks(caller, &paging, filter.clone(), order_by.clone(), columns)
+                        project.parse_tasks(
+                            caller,
+                            &paging,
+                            filter.clone(),
+                            order_by.clone(),
+                            columns,
+                        )
                     };
                     let lists = projects.iter().map(list);
                     let lists = lists.collect::<crate::error::Result<Vec<_>>>();
                     async move {
                         let lists = lists?;
                         let all = || projects.iter().zip(&lists);
-                        let key = |(project, (_, list)): (&Self, &(CursorTag, Arc<task_list::TaskList>))| {
+                        let key = |(project, (_, list)): (
+                            &Self,
+                            &(CursorTag, Arc<task_list::TaskList>),
+                        )| {
                             ((TaskParent::Project, Arc::clone(list)), project.0.id)
                         };
-                        let pages = caller.loaders()?.all::<loader::TaskPages>(all().map(key)).await?;
+                        let pages = caller
+                            .loaders()?
+                            .all::<loader::TaskPages>(all().map(key))
+                            .await?;
                         ChildObjects::one_per_parent(all().map(|(project, listed)| {
                             let page = pages.get(&key((project, listed)))?;
                             Some(project.task_connection(listed.0, &listed.1, page.clone()))
@@ -196,8 +244,12 @@ impl BatchObject for Project {
                     .boxed()
                 })?
             }
-            "viewerCanUpdate" => inline!(|project, caller| caller.may(Action::UpdateProject, &*project.0)?),
-            "viewerCanDelete" => inline!(|project, caller| caller.may(Action::DeleteProject, &*project.0)?),
+            "viewerCanUpdate" => {
+                inline!(|project, caller| caller.may(Action::UpdateProject, &*project.0)?)
+            }
+            "viewerCanDelete" => {
+                inline!(|project, caller| caller.may(Action::DeleteProject, &*project.0)?)
+            }
             _ => return None,
         })
     }
@@ -243,10 +295,14 @@ pub struct ProjectOrder {
 
 /// The narrowest set of columns that serves a selection on a project.
 pub fn required_columns(project: &SelectedField<'_>) -> ProjectColumns {
-    project.max_over_fields(&["Project", "Node"], ProjectColumns::Summary, |field| match field.name() {
-        "description" => ProjectColumns::Full,
-        _ => ProjectColumns::Summary,
-    })
+    project.max_over_fields(
+        &["Project", "Node"],
+        ProjectColumns::Summary,
+        |field| match field.name() {
+            "description" => ProjectColumns::Full,
+            _ => ProjectColumns::Summary,
+        },
+    )
 }
 
 /// Builds the list that the arguments of a field describe, and the tag of its cursors.
@@ -258,20 +314,39 @@ pub fn parse_list(
     filter: Option<ProjectFilter>,
     order_by: Option<ProjectOrder>,
 ) -> crate::error::Result<(CursorTag, Arc<ProjectList>)> {
-    let order = order_by.as_ref().map_or(ProjectOrderField::CreatedAt, |order| order.field);
+    let order = order_by
+        .as_ref()
+        .map_or(ProjectOrderField::CreatedAt, |order| order.field);
     let descending = order_by.is_some_and(|order| order.direction == OrderDirection::Desc);
     let tag = CursorTag::new(name, parent, &order, descending);
     let types = ["ProjectConnection", "ProjectEdge"];
-    let columns = max_required(field, types, ProjectColumns::Summary, |project| required_columns(&project));
+    let columns = max_required(field, types, ProjectColumns::Summary, |project| {
+        required_columns(&project)
+    });
     let filter = match filter {
         None => ProjectCriteria::default(),
-        Some(ProjectFilter { search, status, owner_id }) => ProjectCriteria {
+        Some(ProjectFilter {
+            search,
+            status,
+            owner_id,
+        }) => ProjectCriteria {
             search: search.as_deref().map(Search::parse).transpose()?,
             status,
-            owner_id: owner_id.map(|id| node::decode_filter(NodeType::User, &id)).transpose()?,
+            owner_id: owner_id
+                .map(|id| node::decode_filter(NodeType::User, &id))
+                .transpose()?,
         },
     };
-    Ok((tag, Arc::new(ProjectList { filter, order, descending, window: paging.window(tag)?, columns })))
+    Ok((
+        tag,
+        Arc::new(ProjectList {
+            filter,
+            order,
+            descending,
+            window: paging.window(tag)?,
+            columns,
+        }),
+    ))
 }
 
 /// Wraps a page of this list in a connection.
@@ -296,7 +371,9 @@ impl ProjectQuery {
         ctx: &Context<'_>,
         #[graphql(desc = "Global ID of the project.")] id: ID,
     ) -> Result<Option<Batched<Project>>> {
-        Ok(find(RequestContext::of(ctx), &SelectedField::of(ctx), &id).await?.map(Batched))
+        Ok(find(RequestContext::of(ctx), &SelectedField::of(ctx), &id)
+            .await?
+            .map(Batched))
     }
 
     /// Projects owned by the viewer, oldest first by default; all projects for ADMIN.
@@ -307,14 +384,21 @@ impl ProjectQuery {
         ctx: &Context<'_>,
         #[graphql(desc = "Returns the first *n* items (1–100, default 20).")] first: Option<i32>,
         #[graphql(desc = "Returns only items after this cursor.")] after: Option<String>,
-        #[graphql(desc = "Returns the last *n* items (1–100). Cannot be combined with `first`.")] last: Option<i32>,
+        #[graphql(desc = "Returns the last *n* items (1–100). Cannot be combined with `first`.")]
+        last: Option<i32>,
         #[graphql(desc = "Returns only items before this cursor.")] before: Option<String>,
-        #[graphql(desc = "Returns only projects that match this filter.")] filter: Option<ProjectFilter>,
-        #[graphql(desc = "Sort order; CREATED_AT ascending by default.")] order_by: Option<ProjectOrder>,
+        #[graphql(desc = "Returns only projects that match this filter.")] filter: Option<
+            ProjectFilter,
+        >,
+        #[graphql(desc = "Sort order; CREATED_AT ascending by default.")] order_by: Option<
+            ProjectOrder,
+        >,
     ) -> Result<Batched<Connection<Project>>> {
         let field = SelectedField::of(ctx);
         let paging = PageArgs::new(first, after, last, before).for_selection(&field);
-        Ok(Batched(list_page(RequestContext::of(ctx), &field, &paging, filter, order_by).await?))
+        Ok(Batched(
+            list_page(RequestContext::of(ctx), &field, &paging, filter, order_by).await?,
+        ))
     }
 }
 
@@ -328,7 +412,11 @@ pub async fn find(
         return Ok(None);
     };
     let key = (required_columns(field), id);
-    Ok(caller.loaders()?.root::<loader::Projects>(key, caller.hints().has_single_root).await?.map(Project))
+    Ok(caller
+        .loaders()?
+        .root::<loader::Projects>(key, caller.hints().has_single_root)
+        .await?
+        .map(Project))
 }
 
 /// Loads a page of the viewer's projects; of all projects for ADMIN.
@@ -342,7 +430,12 @@ pub async fn list_page(
     let (tag, list) = parse_list(field, "projects", None, paging, filter, order_by)?;
     let mut conn = caller.app().db.conn_for_rows(list.max_rows_read()).await?;
     let page = store::page(&mut conn, caller.viewer()?, &list).await?;
-    Ok(connection(tag, TotalCount::Projects(Arc::clone(&list)), page.into_shared(), &list))
+    Ok(connection(
+        tag,
+        TotalCount::Projects(Arc::clone(&list)),
+        page.into_shared(),
+        &list,
+    ))
 }
 
 /// Input of `createProject`.
@@ -405,11 +498,16 @@ pub struct DeleteProjectPayload {
 }
 
 /// Parses the `description` of an update input: absent, null or text.
-pub fn parse_description(faults: &mut UserErrors, value: MaybeUndefined<String>) -> Option<Option<Description>> {
+pub fn parse_description(
+    faults: &mut UserErrors,
+    value: MaybeUndefined<String>,
+) -> Option<Option<Description>> {
     match value {
         MaybeUndefined::Undefined => None,
         MaybeUndefined::Null => Some(None),
-        MaybeUndefined::Value(text) => faults.take(Description::parse("description", &text)).map(Some),
+        MaybeUndefined::Value(text) => faults
+            .take(Description::parse("description", &text))
+            .map(Some),
     }
 }
 
@@ -429,13 +527,25 @@ impl ProjectMutation {
         let (project, user_errors) = run_mutation(ctx, |app, viewer| async move {
             let mut faults = UserErrors::default();
             let name = faults.take(ProjectName::parse("name", &input.name));
-            let description = input.description.map(|text| faults.take(Description::parse("description", &text)));
+            let description = input
+                .description
+                .map(|text| faults.take(Description::parse("description", &text)));
             faults.check()?;
             let name = name.ok_or_else(|| Error::internal("no name and no user error"))?;
-            store::create(&app.db, app.clock.now(), &viewer, &name, description.flatten().as_ref()).await
+            store::create(
+                &app.db,
+                app.clock.now(),
+                &viewer,
+                &name,
+                description.flatten().as_ref(),
+            )
+            .await
         })
         .await?;
-        Ok(CreateProjectPayload { project: project.map(|row| Project(Arc::new(row))), user_errors })
+        Ok(CreateProjectPayload {
+            project: project.map(|row| Project(Arc::new(row))),
+            user_errors,
+        })
     }
 
     /// Updates a project. Allowed for its owner and ADMIN. User errors: BLANK, TOO_LONG, INVALID,
@@ -460,7 +570,10 @@ impl ProjectMutation {
             store::update(&app.db, app.clock.now(), &viewer, id, &changes).await
         })
         .await?;
-        Ok(UpdateProjectPayload { project: project.map(|row| Project(Arc::new(row))), user_errors })
+        Ok(UpdateProjectPayload {
+            project: project.map(|row| Project(Arc::new(row))),
+            user_errors,
+        })
     }
 
     /// Deletes a project with its labels, tasks and their comments. Allowed for its owner and
@@ -477,6 +590,9 @@ impl ProjectMutation {
             Ok(input.id)
         })
         .await?;
-        Ok(DeleteProjectPayload { deleted_project_id, user_errors })
+        Ok(DeleteProjectPayload {
+            deleted_project_id,
+            user_errors,
+        })
     }
 }

@@ -30,19 +30,40 @@ pub async fn try_execute(
     caller.viewer().ok()?;
     let field = SelectedField::root(document, operation, variables)?;
     let answered = match field.name() {
-        "task" => field.resolve_json(caller, task::find(caller, &field, &field.argument("id")?)).await,
-        "project" => field.resolve_json(caller, project::find(caller, &field, &field.argument("id")?)).await,
+        "task" => {
+            field
+                .resolve_json(caller, task::find(caller, &field, &field.argument("id")?))
+                .await
+        }
+        "project" => {
+            field
+                .resolve_json(
+                    caller,
+                    project::find(caller, &field, &field.argument("id")?),
+                )
+                .await
+        }
         "tasks" => {
-            let (paging, filter, order_by) =
-                (PageArgs::from_field(&field)?, field.argument("filter")?, field.argument("orderBy")?);
+            let (paging, filter, order_by) = (
+                PageArgs::from_field(&field)?,
+                field.argument("filter")?,
+                field.argument("orderBy")?,
+            );
             let page = task::list_page(caller, &field, &paging, filter, order_by);
-            field.resolve_json(caller, async { page.await.map(Some) }).await
+            field
+                .resolve_json(caller, async { page.await.map(Some) })
+                .await
         }
         "projects" => {
-            let (paging, filter, order_by) =
-                (PageArgs::from_field(&field)?, field.argument("filter")?, field.argument("orderBy")?);
+            let (paging, filter, order_by) = (
+                PageArgs::from_field(&field)?,
+                field.argument("filter")?,
+                field.argument("orderBy")?,
+            );
             let page = project::list_page(caller, &field, &paging, filter, order_by);
-            field.resolve_json(caller, async { page.await.map(Some) }).await
+            field
+                .resolve_json(caller, async { page.await.map(Some) })
+                .await
         }
         _ => None,
     };

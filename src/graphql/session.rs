@@ -6,8 +6,8 @@ use std::borrow::Cow;
 use async_graphql::parser::types::Field;
 use async_graphql::registry::Registry;
 use async_graphql::{
-    Context, ContextSelectionSet, ID, InputObject, Json, Object, OutputType, Positioned, Result, ServerResult,
-    SimpleObject, Value,
+    Context, ContextSelectionSet, ID, InputObject, Json, Object, OutputType, Positioned, Result,
+    ServerResult, SimpleObject, Value,
 };
 use bytes::Bytes;
 
@@ -134,7 +134,13 @@ pub async fn audit_log_page(
     let (caller, viewer) = (RequestContext::of(ctx), *RequestContext::of(ctx).viewer()?);
     let page = audit::page(&mut caller.app().db.conn().await?, user_id, &window).await?;
     let wrap = |entry: audit::Entry| AuditEntry(entry.redacted_for(&viewer));
-    Ok(Connection::new(tag, TotalCount::Audit(user_id), page, audit::Entry::position, wrap))
+    Ok(Connection::new(
+        tag,
+        TotalCount::Audit(user_id),
+        page,
+        audit::Entry::position,
+        wrap,
+    ))
 }
 
 /// A document that is JSON already, so that it is not parsed and serialized again.
@@ -149,7 +155,11 @@ impl OutputType for JsonDocument {
         <Json<serde_json::Value> as OutputType>::create_type_info(registry)
     }
 
-    async fn resolve(&self, _: &ContextSelectionSet<'_>, _: &Positioned<Field>) -> ServerResult<Value> {
+    async fn resolve(
+        &self,
+        _: &ContextSelectionSet<'_>,
+        _: &Positioned<Field>,
+    ) -> ServerResult<Value> {
         Ok(Value::Binary(self.0.clone()))
     }
 }
@@ -167,11 +177,14 @@ impl SessionQuery {
         ctx: &Context<'_>,
         #[graphql(desc = "Returns the first *n* items (1–100, default 20).")] first: Option<i32>,
         #[graphql(desc = "Returns only items after this cursor.")] after: Option<String>,
-        #[graphql(desc = "Returns the last *n* items (1–100). Cannot be combined with `first`.")] last: Option<i32>,
+        #[graphql(desc = "Returns the last *n* items (1–100). Cannot be combined with `first`.")]
+        last: Option<i32>,
         #[graphql(desc = "Returns only items before this cursor.")] before: Option<String>,
         #[graphql(desc = "Returns only entries of this user's account.")] user_id: Option<ID>,
     ) -> Result<Connection<AuditEntry>> {
-        let user_id = user_id.map(|id| node::decode_filter(NodeType::User, &id)).transpose()?;
+        let user_id = user_id
+            .map(|id| node::decode_filter(NodeType::User, &id))
+            .transpose()?;
         audit_log_page(ctx, user_id, PageArgs::new(first, after, last, before)).await
     }
 
@@ -188,7 +201,9 @@ impl SessionQuery {
         let (app, who) = (caller.app(), Some(caller.viewer()?.id));
         let (now, origin) = (app.clock.now(), caller.client_info());
         app.db
-            .transaction(async |tx| audit::record(tx, now, audit::AuditKind::DataExported, who, who, &origin).await)
+            .transaction(async |tx| {
+                audit::record(tx, now, audit::AuditKind::DataExported, who, who, &origin).await
+            })
             .await?;
         Ok(JsonDocument(document.into()))
     }
@@ -275,12 +290,20 @@ async fn verify_password(
     }
     let credential = account::credential_of(&mut conn, viewer).await?;
     drop(conn);
-    let is_right = app.credentials.verify(password, Some(&credential.password_hash)).await?;
-    let verdict = account::record_password_check(&app.db, now, viewer, is_right, origin, rule).await?;
+    let is_right = app
+        .credentials
+        .verify(password, Some(&credential.password_hash))
+        .await?;
+    let verdict =
+        account::record_password_check(&app.db, now, viewer, is_right, origin, rule).await?;
     match verdict.refusal(now) {
         Some(refusal) => Err(refusal),
         None if is_right => Ok(()),
-        None => Err(Error::user_error(field, UserErrorCode::WrongPassword, "The password is incorrect.")),
+        None => Err(Error::user_error(
+            field,
+            UserErrorCode::WrongPassword,
+            "The password is incorrect.",
+        )),
     }
 }
 
@@ -293,9 +316,13 @@ pub async fn confirm_email_change(
     password: Option<&str>,
     origin: &ClientInfo,
 ) -> crate::error::Result<bool> {
-    let user = users::any_by_ids(&mut app.db.conn().await?, &[viewer.id]).await?.pop();
+    let user = users::any_by_ids(&mut app.db.conn().await?, &[viewer.id])
+        .await?
+        .pop();
     if user.ok_or_else(Error::unauthenticated)?.email == **email {
-        app.rate_limiter.admit_session(viewer, app.clock.now()).await?;
+        app.rate_limiter
+            .admit_session(viewer, app.clock.now())
+            .await?;
         return Ok(false);
     }
     let password = password.ok_or_else(|| Error::UserErrors(vec![users::password_required()]))?;
@@ -320,16 +347,34 @@ impl SessionMutation {
     ) -> Result<ChangePasswordPayload> {
         let origin = RequestContext::of(ctx).client_info();
         let (viewer, user_errors) = run_mutation(ctx, |app, viewer| async move {
-            verify_password(&app, &viewer, "currentPassword", &input.current_password, &origin).await?;
-            let user = users::any_by_ids(&mut app.db.conn().await?, &[viewer.id]).await?.pop();
+            verify_password(
+                &app,
+                &viewer,
+                "currentPassword",
+                &input.current_password,
+                &origin,
+            )
+            .await?;
+            let user = users::any_by_ids(&mut app.db.conn().await?, &[viewer.id])
+                .await?
+                .pop();
             let user = user.ok_or_else(Error::unauthenticated)?;
-            let (policy, personal) = (app.config.password_policy, [user.email.as_str(), user.username.as_str()]);
+            let (policy, personal) = (
+                app.config.password_policy,
+                [user.email.as_str(), user.username.as_str()],
+            );
             let password = Password::parse("newPassword", &input.new_password, policy, &personal);
-            let hash = app.credentials.hash(&password.map_err(|fault| Error::UserErrors(vec![fault]))?).await?;
+            let hash = app
+                .credentials
+                .hash(&password.map_err(|fault| Error::UserErrors(vec![fault]))?)
+                .await?;
             account::change_password(&app.db, app.clock.now(), &viewer, &hash, &origin).await
         })
         .await?;
-        Ok(ChangePasswordPayload { viewer: viewer.map(User::from), user_errors })
+        Ok(ChangePasswordPayload {
+            viewer: viewer.map(User::from),
+            user_errors,
+        })
     }
 
     /// Ends a session of the viewer; the current one, too. Its tokens are rejected from the next
@@ -350,7 +395,10 @@ impl SessionMutation {
             }
         })
         .await?;
-        Ok(RevokeSessionPayload { revoked_session_id, user_errors })
+        Ok(RevokeSessionPayload {
+            revoked_session_id,
+            user_errors,
+        })
     }
 
     /// Ends all sessions of the viewer except the current one.
@@ -361,7 +409,9 @@ impl SessionMutation {
             store::revoke_others(&app.db, app.clock.now(), &viewer, &origin).await
         })
         .await?;
-        Ok(RevokeOtherSessionsPayload { revoked_count: count.unwrap_or_default() })
+        Ok(RevokeOtherSessionsPayload {
+            revoked_count: count.unwrap_or_default(),
+        })
     }
 
     /// Deletes the viewer's account with all their projects and the contents of these. Comments and
@@ -381,6 +431,9 @@ impl SessionMutation {
             Ok(node::encode(NodeType::User, viewer.id))
         })
         .await?;
-        Ok(DeleteViewerPayload { deleted_user_id, user_errors })
+        Ok(DeleteViewerPayload {
+            deleted_user_id,
+            user_errors,
+        })
     }
 }

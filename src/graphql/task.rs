@@ -94,8 +94,13 @@ impl Task {
     /// The project that the task belongs to.
     async fn project(&self, ctx: &Context<'_>) -> Result<Project> {
         let columns = project::required_columns(&SelectedField::of(ctx));
-        let project = RequestContext::of(ctx).loaders()?.project(self.0.project_id, columns).await?;
-        Ok(Project(project.ok_or_else(|| Error::refused(Code::NotFound, "The project no longer exists."))?))
+        let project = RequestContext::of(ctx)
+            .loaders()?
+            .project(self.0.project_id, columns)
+            .await?;
+        Ok(Project(project.ok_or_else(|| {
+            Error::refused(Code::NotFound, "The project no longer exists.")
+        })?))
     }
 
     /// The user who created the task. Deleted accounts appear as a user named `Deleted user`.
@@ -122,12 +127,16 @@ impl Task {
         ctx: &Context<'_>,
         #[graphql(desc = "Returns the first *n* items (1–100, default 20).")] first: Option<i32>,
         #[graphql(desc = "Returns only items after this cursor.")] after: Option<String>,
-        #[graphql(desc = "Returns the last *n* items (1–100). Cannot be combined with `first`.")] last: Option<i32>,
+        #[graphql(desc = "Returns the last *n* items (1–100). Cannot be combined with `first`.")]
+        last: Option<i32>,
         #[graphql(desc = "Returns only items before this cursor.")] before: Option<String>,
     ) -> Result<Batched<Connection<Comment>>> {
         let window = Arc::new(PageArgs::new(first, after, last, before).window(comments_tag())?);
         let columns = comment::required_node_columns(&SelectedField::of(ctx));
-        let page = RequestContext::of(ctx).loaders()?.comment_page(self.0.id, window, columns).await?;
+        let page = RequestContext::of(ctx)
+            .loaders()?
+            .comment_page(self.0.id, window, columns)
+            .await?;
         Ok(Batched(self.comment_connection(page)))
     }
 
@@ -137,16 +146,21 @@ impl Task {
         ctx: &Context<'_>,
         #[graphql(desc = "Returns the first *n* items (1–100, default 20).")] first: Option<i32>,
         #[graphql(desc = "Returns only items after this cursor.")] after: Option<String>,
-        #[graphql(desc = "Returns the last *n* items (1–100). Cannot be combined with `first`.")] last: Option<i32>,
+        #[graphql(desc = "Returns the last *n* items (1–100). Cannot be combined with `first`.")]
+        last: Option<i32>,
         #[graphql(desc = "Returns only items before this cursor.")] before: Option<String>,
     ) -> Result<EventConnection> {
         let cursors = &RequestContext::of(ctx).app().cursors;
         let stretch = event::parse_range(cursors, &PageArgs::new(first, after, last, before))?;
         let columns = event::required_node_columns(&SelectedField::of(ctx), false);
         let loaders = RequestContext::of(ctx).loaders()?;
-        let mut events = loaders.activity(self.0.id, event::with_lookahead(stretch), columns).await?;
+        let mut events = loaders
+            .activity(self.0.id, event::with_lookahead(stretch), columns)
+            .await?;
         let more = event::trim(&mut events, stretch);
-        let views = events.iter().map(|(event, snapshot)| event::EventView::new(event, snapshot, Some(&self.0)));
+        let views = events
+            .iter()
+            .map(|(event, snapshot)| event::EventView::new(event, snapshot, Some(&self.0)));
         event::connection(views.collect(), more, stretch, cursors)
     }
 
@@ -168,11 +182,21 @@ impl Task {
 
 impl Task {
     fn is_late(&self, caller: &RequestContext) -> bool {
-        self.0.status != TaskStatus::Done && self.0.due_at.is_some_and(|due| due < caller.app().clock.now())
+        self.0.status != TaskStatus::Done
+            && self
+                .0
+                .due_at
+                .is_some_and(|due| due < caller.app().clock.now())
     }
 
     fn comment_connection(&self, page: Page<Arc<store_comment::Comment>>) -> Connection<Comment> {
-        Connection::new(comments_tag(), TotalCount::Comments(self.0.id), page, |row| row.position(), Comment)
+        Connection::new(
+            comments_tag(),
+            TotalCount::Comments(self.0.id),
+            page,
+            |row| row.position(),
+            Comment,
+        )
     }
 }
 
@@ -201,14 +225,28 @@ impl BatchObject for Task {
             "project" => {
                 let columns = project::required_columns(field);
                 let key = move |id| (columns, id);
-                field.object_by_id(|task: &Self| Some(task.0.project_id), loader::Projects, key, Project, true)?
+                field.object_by_id(
+                    |task: &Self| Some(task.0.project_id),
+                    loader::Projects,
+                    key,
+                    Project,
+                    true,
+                )?
             }
-            "creator" => {
-                field.object_by_id(|task: &Self| task.0.creator_id, loader::Users, |id| id, User::from, false)?
-            }
-            "assignee" => {
-                field.object_by_id(|task: &Self| task.0.assignee_id, loader::Users, |id| id, User::from, false)?
-            }
+            "creator" => field.object_by_id(
+                |task: &Self| task.0.creator_id,
+                loader::Users,
+                |id| id,
+                User::from,
+                false,
+            )?,
+            "assignee" => field.object_by_id(
+                |task: &Self| task.0.assignee_id,
+                loader::Users,
+                |id| id,
+                User::from,
+                false,
+            )?,
             "labels" => field.list_by_id(|task: &Self| task.0.id, loader::TaskLabels, Label)?,
             "comments" => {
                 let window = Arc::new(PageArgs::from_field(field)?.window(comments_tag()).ok()?);
@@ -217,11 +255,13 @@ impl BatchObject for Task {
                     let key = |task: &Self| ((columns, Arc::clone(&window)), task.0.id);
                     let keys = tasks.iter().map(key).collect::<Vec<_>>();
                     async move {
-                        let pages = caller.loaders()?.all::<loader::CommentPages>(keys.iter().cloned()).await?;
-                        let pages = tasks
-                            .iter()
-                            .zip(&keys)
-                            .map(|(task, key)| Some(task.comment_connection(pages.get(key)?.clone())));
+                        let pages = caller
+                            .loaders()?
+                            .all::<loader::CommentPages>(keys.iter().cloned())
+                            .await?;
+                        let pages = tasks.iter().zip(&keys).map(|(task, key)| {
+                            Some(task.comment_connection(pages.get(key)?.clone()))
+                        });
                         ChildObjects::one_per_parent(pages)
                     }
                     .boxed()
@@ -238,7 +278,11 @@ impl BatchObject for Task {
 /// Loads the user with this id, if there is an id.
 pub async fn user(ctx: &Context<'_>, id: Option<Id>) -> Result<Option<User>> {
     match id {
-        Some(id) => Ok(RequestContext::of(ctx).loaders()?.user(id).await?.map(User::from)),
+        Some(id) => Ok(RequestContext::of(ctx)
+            .loaders()?
+            .user(id)
+            .await?
+            .map(User::from)),
         None => Ok(None),
     }
 }
@@ -298,7 +342,9 @@ const MAX_LIST: usize = 100;
 /// Rejects a filter with a list of more than `MAX_LIST` items.
 pub fn check_lists(lengths: impl IntoIterator<Item = usize>) -> crate::error::Result<()> {
     match lengths.into_iter().any(|length| length > MAX_LIST) {
-        true => Err(Error::bad_input("A list in a filter can have at most 100 items.")),
+        true => Err(Error::bad_input(
+            "A list in a filter can have at most 100 items.",
+        )),
         false => Ok(()),
     }
 }
@@ -310,13 +356,23 @@ impl TaskFilter {
             self.priority.as_ref().map_or(0, Vec::len),
             self.label_ids.as_ref().map_or(0, Vec::len),
         ])?;
-        let labels = |ids: Vec<ID>| ids.iter().map(|id| node::decode_filter(NodeType::Label, id)).collect();
+        let labels = |ids: Vec<ID>| {
+            ids.iter()
+                .map(|id| node::decode_filter(NodeType::Label, id))
+                .collect()
+        };
         Ok(TaskCriteria {
             search: self.search.as_deref().map(Search::parse).transpose()?,
             status: self.status,
             priority: self.priority,
-            project_id: self.project_id.map(|id| node::decode_filter(NodeType::Project, &id)).transpose()?,
-            assignee_id: self.assignee_id.map(|id| node::decode_filter(NodeType::User, &id)).transpose()?,
+            project_id: self
+                .project_id
+                .map(|id| node::decode_filter(NodeType::Project, &id))
+                .transpose()?,
+            assignee_id: self
+                .assignee_id
+                .map(|id| node::decode_filter(NodeType::User, &id))
+                .transpose()?,
             unassigned: self.unassigned,
             label_ids: self.label_ids.map(labels).transpose()?,
             overdue: self.overdue,
@@ -340,20 +396,28 @@ pub struct TaskOrder {
 /// The narrowest set of columns that serves a selection on a task. Related objects are loaded
 /// separately, by id; the events of `activity` show the task again and add to the set.
 pub fn required_columns(task: &SelectedField<'_>) -> TaskColumns {
-    task.max_over_fields(&["Task", "Node"], TaskColumns::Summary, |field| match field.name() {
-        "__typename" | "id" | "title" | "status" | "priority" | "dueAt" | "isOverdue" | "createdAt" | "project"
-        | "assignee" | "labels" | "comments" | "viewerCanUpdate" | "viewerCanDelete" | "viewerCanComment" => {
-            TaskColumns::Summary
-        }
-        "creator" | "completedAt" | "version" | "updatedAt" => TaskColumns::Short,
-        "activity" => event::task_columns(&field),
-        _ => TaskColumns::Full,
-    })
+    task.max_over_fields(
+        &["Task", "Node"],
+        TaskColumns::Summary,
+        |field| match field.name() {
+            "__typename" | "id" | "title" | "status" | "priority" | "dueAt" | "isOverdue"
+            | "createdAt" | "project" | "assignee" | "labels" | "comments" | "viewerCanUpdate"
+            | "viewerCanDelete" | "viewerCanComment" => TaskColumns::Summary,
+            "creator" | "completedAt" | "version" | "updatedAt" => TaskColumns::Short,
+            "activity" => event::task_columns(&field),
+            _ => TaskColumns::Full,
+        },
+    )
 }
 
 /// The narrowest set of columns that serves a selection on a connection of tasks.
 pub fn required_node_columns(connection: &SelectedField<'_>) -> TaskColumns {
-    max_required(connection, ["TaskConnection", "TaskEdge"], TaskColumns::Summary, |task| required_columns(&task))
+    max_required(
+        connection,
+        ["TaskConnection", "TaskEdge"],
+        TaskColumns::Summary,
+        |task| required_columns(&task),
+    )
 }
 
 /// Builds the list that the arguments of a field describe, and the tag of its cursors.
@@ -366,11 +430,26 @@ pub fn parse_list(
     order_by: Option<TaskOrder>,
     columns: TaskColumns,
 ) -> crate::error::Result<(CursorTag, Arc<TaskList>)> {
-    let order = order_by.as_ref().map_or(TaskOrderField::CreatedAt, |order| order.field);
+    let order = order_by
+        .as_ref()
+        .map_or(TaskOrderField::CreatedAt, |order| order.field);
     let descending = order_by.is_some_and(|order| order.direction == OrderDirection::Desc);
     let tag = CursorTag::new(field, parent, &order, descending);
-    let filter = filter.map(TaskFilter::parse).transpose()?.unwrap_or_default();
-    Ok((tag, Arc::new(TaskList { scopes, filter, order, descending, window: paging.window(tag)?, columns })))
+    let filter = filter
+        .map(TaskFilter::parse)
+        .transpose()?
+        .unwrap_or_default();
+    Ok((
+        tag,
+        Arc::new(TaskList {
+            scopes,
+            filter,
+            order,
+            descending,
+            window: paging.window(tag)?,
+            columns,
+        }),
+    ))
 }
 
 /// Wraps a page of this list in a connection.
@@ -395,7 +474,9 @@ impl TaskQuery {
         ctx: &Context<'_>,
         #[graphql(desc = "Global ID of the task.")] id: ID,
     ) -> Result<Option<Batched<Task>>> {
-        Ok(find(RequestContext::of(ctx), &SelectedField::of(ctx), &id).await?.map(Batched))
+        Ok(find(RequestContext::of(ctx), &SelectedField::of(ctx), &id)
+            .await?
+            .map(Batched))
     }
 
     /// Tasks that the viewer may see, oldest first by default: those in the viewer's projects and
@@ -407,24 +488,37 @@ impl TaskQuery {
         ctx: &Context<'_>,
         #[graphql(desc = "Returns the first *n* items (1–100, default 20).")] first: Option<i32>,
         #[graphql(desc = "Returns only items after this cursor.")] after: Option<String>,
-        #[graphql(desc = "Returns the last *n* items (1–100). Cannot be combined with `first`.")] last: Option<i32>,
+        #[graphql(desc = "Returns the last *n* items (1–100). Cannot be combined with `first`.")]
+        last: Option<i32>,
         #[graphql(desc = "Returns only items before this cursor.")] before: Option<String>,
         #[graphql(desc = "Returns only tasks that match this filter.")] filter: Option<TaskFilter>,
-        #[graphql(desc = "Sort order; CREATED_AT ascending by default.")] order_by: Option<TaskOrder>,
+        #[graphql(desc = "Sort order; CREATED_AT ascending by default.")] order_by: Option<
+            TaskOrder,
+        >,
     ) -> Result<Batched<Connection<Task>>> {
         let field = SelectedField::of(ctx);
         let paging = PageArgs::new(first, after, last, before).for_selection(&field);
-        Ok(Batched(list_page(RequestContext::of(ctx), &field, &paging, filter, order_by).await?))
+        Ok(Batched(
+            list_page(RequestContext::of(ctx), &field, &paging, filter, order_by).await?,
+        ))
     }
 }
 
 /// Loads a task by global ID.
-pub async fn find(caller: &RequestContext, field: &SelectedField<'_>, id: &ID) -> crate::error::Result<Option<Task>> {
+pub async fn find(
+    caller: &RequestContext,
+    field: &SelectedField<'_>,
+    id: &ID,
+) -> crate::error::Result<Option<Task>> {
     let Some(id) = node::decode_as(NodeType::Task, id) else {
         return Ok(None);
     };
     let key = (required_columns(field), id);
-    Ok(caller.loaders()?.root::<loader::Tasks>(key, caller.hints().has_single_root).await?.map(Task))
+    Ok(caller
+        .loaders()?
+        .root::<loader::Tasks>(key, caller.hints().has_single_root)
+        .await?
+        .map(Task))
 }
 
 /// Loads a page of the tasks that the viewer may see.
@@ -436,10 +530,28 @@ pub async fn list_page(
     order_by: Option<TaskOrder>,
 ) -> crate::error::Result<Connection<Task>> {
     let scopes = Scope::visible_to(caller.viewer()?);
-    let (tag, list) = parse_list("tasks", None, scopes, paging, filter, order_by, required_node_columns(field))?;
+    let (tag, list) = parse_list(
+        "tasks",
+        None,
+        scopes,
+        paging,
+        filter,
+        order_by,
+        required_node_columns(field),
+    )?;
     let app = caller.app();
-    let page = task_list::page(&mut app.db.conn_for_rows(list.max_rows_read(1)).await?, &list, app.clock.now()).await?;
-    Ok(connection(tag, TotalCount::Tasks(Arc::clone(&list)), page.into_shared(), &list))
+    let page = task_list::page(
+        &mut app.db.conn_for_rows(list.max_rows_read(1)).await?,
+        &list,
+        app.clock.now(),
+    )
+    .await?;
+    Ok(connection(
+        tag,
+        TotalCount::Tasks(Arc::clone(&list)),
+        page.into_shared(),
+        &list,
+    ))
 }
 
 /// Input of `createTask`. A new task has the status TODO.
@@ -530,10 +642,16 @@ pub struct DeleteTaskPayload {
 fn label_ids(field: &'static str, ids: Option<Vec<ID>>) -> crate::error::Result<Vec<Id>> {
     let ids = ids.unwrap_or_default();
     if ids.len() > MAX_LIST {
-        return Err(Error::user_error(field, crate::error::UserErrorCode::TooLong, "At most 100 labels."));
+        return Err(Error::user_error(
+            field,
+            crate::error::UserErrorCode::TooLong,
+            "At most 100 labels.",
+        ));
     }
-    let mut labels =
-        ids.iter().map(|id| node::decode_input(NodeType::Label, id, field)).collect::<Result<Vec<_>, _>>()?;
+    let mut labels = ids
+        .iter()
+        .map(|id| node::decode_input(NodeType::Label, id, field))
+        .collect::<Result<Vec<_>, _>>()?;
     labels.sort_unstable();
     labels.dedup();
     Ok(labels)
@@ -556,7 +674,9 @@ impl TaskMutation {
             let project_id = node::decode_input(NodeType::Project, &input.project_id, "projectId")?;
             let mut faults = UserErrors::default();
             let title = faults.take(Title::parse("title", &input.title));
-            let description = input.description.map(|text| faults.take(Description::parse("description", &text)));
+            let description = input
+                .description
+                .map(|text| faults.take(Description::parse("description", &text)));
             faults.check()?;
             let new = NewTask {
                 project_id,
@@ -573,7 +693,10 @@ impl TaskMutation {
             store::create(&app.db, app.clock.now(), &viewer, &new).await
         })
         .await?;
-        Ok(CreateTaskPayload { task: task.map(|row| Task(Arc::new(row))), user_errors })
+        Ok(CreateTaskPayload {
+            task: task.map(|row| Task(Arc::new(row))),
+            user_errors,
+        })
     }
 
     /// Updates a task. Allowed for the project's owner, the assignee and ADMIN. User errors: BLANK,
@@ -596,7 +719,11 @@ impl TaskMutation {
                 priority: required_field(&mut faults, "priority", input.priority),
                 due_at: nullable(input.due_at),
                 assignee_id: match nullable(input.assignee_id) {
-                    Some(Some(user)) => Some(Some(node::decode_input(NodeType::User, &user, "assigneeId")?)),
+                    Some(Some(user)) => Some(Some(node::decode_input(
+                        NodeType::User,
+                        &user,
+                        "assigneeId",
+                    )?)),
                     Some(None) => Some(None),
                     None => None,
                 },
@@ -609,7 +736,10 @@ impl TaskMutation {
             Ok(viewer.may(Action::SeeTask, &task).then_some(task))
         })
         .await?;
-        Ok(UpdateTaskPayload { task: task.flatten().map(|row| Batched(Task(Arc::new(row)))), user_errors })
+        Ok(UpdateTaskPayload {
+            task: task.flatten().map(|row| Batched(Task(Arc::new(row)))),
+            user_errors,
+        })
     }
 
     /// Deletes a task with its comments. Allowed for the project's owner and ADMIN. User errors:
@@ -626,7 +756,10 @@ impl TaskMutation {
             Ok(input.id)
         })
         .await?;
-        Ok(DeleteTaskPayload { deleted_task_id, user_errors })
+        Ok(DeleteTaskPayload {
+            deleted_task_id,
+            user_errors,
+        })
     }
 }
 

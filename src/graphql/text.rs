@@ -21,11 +21,18 @@ impl<T: AsRef<str> + Send + Sync> OutputType for CountedText<T> {
         <String as OutputType>::create_type_info(registry)
     }
 
-    async fn resolve(&self, ctx: &ContextSelectionSet<'_>, field: &Positioned<Field>) -> ServerResult<Value> {
+    async fn resolve(
+        &self,
+        ctx: &ContextSelectionSet<'_>,
+        field: &Positioned<Field>,
+    ) -> ServerResult<Value> {
         let (caller, text): (&RequestContext, &str) = (ctx.data_unchecked(), self.0.as_ref());
         match caller.count_bytes(text.len()) {
             Ok(()) => Ok(Value::String(text.to_owned())),
-            Err(error) => Err(ctx.set_error_path(async_graphql::Error::from(error).into_server_error(field.pos))),
+            Err(error) => {
+                Err(ctx
+                    .set_error_path(async_graphql::Error::from(error).into_server_error(field.pos)))
+            }
         }
     }
 }

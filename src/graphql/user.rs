@@ -19,7 +19,9 @@ use crate::access::{AccountId, Action, Role};
 use crate::error::{Error, UserError, UserErrorCode};
 use crate::inline;
 use crate::store::task_list::{Scope, TaskParent};
-use crate::store::user::{self as store, Profile, UserCriteria, UserList, UserOrderField, ViewerChanges};
+use crate::store::user::{
+    self as store, Profile, UserCriteria, UserList, UserOrderField, ViewerChanges,
+};
 use crate::store::value::{DisplayName, Email, Search, UserErrors, Username};
 use crate::time::Timestamp;
 
@@ -42,13 +44,19 @@ pub struct User {
 
 impl From<Arc<Profile>> for User {
     fn from(profile: Arc<Profile>) -> Self {
-        Self { profile, account: None }
+        Self {
+            profile,
+            account: None,
+        }
     }
 }
 
 impl From<Arc<store::User>> for User {
     fn from(account: Arc<store::User>) -> Self {
-        Self { profile: Arc::new(account.profile()), account: Some(account) }
+        Self {
+            profile: Arc::new(account.profile()),
+            account: Some(account),
+        }
     }
 }
 
@@ -64,7 +72,10 @@ impl User {
         if let Some(account) = &self.account {
             return Ok(Arc::clone(account));
         }
-        let account = RequestContext::of(ctx).loaders()?.account(self.profile.id).await?;
+        let account = RequestContext::of(ctx)
+            .loaders()?
+            .account(self.profile.id)
+            .await?;
         Ok(account.ok_or_else(|| Error::internal("profile without an account"))?)
     }
 }
@@ -129,7 +140,10 @@ impl User {
     /// When the user last logged in; null if never. Visible to the user and ADMIN.
     #[graphql(guard = "guard::RequirePermission(Action::ReadAccount, AccountId(self.profile.id))")]
     async fn last_login_at(&self, ctx: &Context<'_>) -> Result<Option<Timestamp>> {
-        let recorded = RequestContext::of(ctx).loaders()?.last_login(self.profile.id).await?;
+        let recorded = RequestContext::of(ctx)
+            .loaders()?
+            .last_login(self.profile.id)
+            .await?;
         Ok(recorded.max(self.account(ctx).await?.last_login_at))
     }
 
@@ -152,7 +166,8 @@ impl User {
     #[graphql(guard = "guard::RequirePermission(Action::ReadSessions, AccountId(self.profile.id))")]
     async fn sessions(&self, ctx: &Context<'_>) -> Result<Option<Vec<Session>>> {
         let caller = RequestContext::of(ctx);
-        let sessions = caller.check_list_size(caller.loaders()?.sessions(self.profile.id).await?)?;
+        let sessions =
+            caller.check_list_size(caller.loaders()?.sessions(self.profile.id).await?)?;
         Ok(Some(sessions.into_iter().map(Session).collect()))
     }
 
@@ -164,32 +179,55 @@ impl User {
         ctx: &Context<'_>,
         #[graphql(desc = "Returns the first *n* items (1–100, default 20).")] first: Option<i32>,
         #[graphql(desc = "Returns only items after this cursor.")] after: Option<String>,
-        #[graphql(desc = "Returns the last *n* items (1–100). Cannot be combined with `first`.")] last: Option<i32>,
+        #[graphql(desc = "Returns the last *n* items (1–100). Cannot be combined with `first`.")]
+        last: Option<i32>,
         #[graphql(desc = "Returns only items before this cursor.")] before: Option<String>,
     ) -> Result<Option<Connection<AuditEntry>>> {
-        Ok(Some(session::audit_log_page(ctx, Some(self.profile.id), PageArgs::new(first, after, last, before)).await?))
+        Ok(Some(
+            session::audit_log_page(
+                ctx,
+                Some(self.profile.id),
+                PageArgs::new(first, after, last, before),
+            )
+            .await?,
+        ))
     }
 
     /// Inbox of the user, newest first: assignments, mentions, and comments and status changes on
     /// tasks in the user's projects or assigned to the user. Visible to the user only.
-    #[graphql(guard = "guard::RequirePermission(Action::ReadNotifications, AccountId(self.profile.id))")]
+    #[graphql(
+        guard = "guard::RequirePermission(Action::ReadNotifications, AccountId(self.profile.id))"
+    )]
     async fn notifications(
         &self,
         ctx: &Context<'_>,
         #[graphql(desc = "Returns the first *n* items (1–100, default 20).")] first: Option<i32>,
         #[graphql(desc = "Returns only items after this cursor.")] after: Option<String>,
-        #[graphql(desc = "Returns the last *n* items (1–100). Cannot be combined with `first`.")] last: Option<i32>,
+        #[graphql(desc = "Returns the last *n* items (1–100). Cannot be combined with `first`.")]
+        last: Option<i32>,
         #[graphql(desc = "Returns only items before this cursor.")] before: Option<String>,
         #[graphql(desc = "Returns only unread notifications.")] unread_only: Option<bool>,
     ) -> Result<Option<NotificationConnection>> {
         let paging = PageArgs::new(first, after, last, before);
-        Ok(Some(notification::list(ctx, self.profile.id, paging, unread_only.unwrap_or_default()).await?))
+        Ok(Some(
+            notification::list(
+                ctx,
+                self.profile.id,
+                paging,
+                unread_only.unwrap_or_default(),
+            )
+            .await?,
+        ))
     }
 
     /// Number of unread notifications. Visible to the user only.
-    #[graphql(guard = "guard::RequirePermission(Action::ReadNotifications, AccountId(self.profile.id))")]
+    #[graphql(
+        guard = "guard::RequirePermission(Action::ReadNotifications, AccountId(self.profile.id))"
+    )]
     async fn unread_count(&self, ctx: &Context<'_>) -> Result<Option<i64>> {
-        Ok(Some(notification::unread_count(ctx, self.profile.id).await?))
+        Ok(Some(
+            notification::unread_count(ctx, self.profile.id).await?,
+        ))
     }
 
     /// Projects owned by the user, oldest first by default. Visible to the user and ADMIN.
@@ -200,16 +238,30 @@ impl User {
         ctx: &Context<'_>,
         #[graphql(desc = "Returns the first *n* items (1–100, default 20).")] first: Option<i32>,
         #[graphql(desc = "Returns only items after this cursor.")] after: Option<String>,
-        #[graphql(desc = "Returns the last *n* items (1–100). Cannot be combined with `first`.")] last: Option<i32>,
+        #[graphql(desc = "Returns the last *n* items (1–100). Cannot be combined with `first`.")]
+        last: Option<i32>,
         #[graphql(desc = "Returns only items before this cursor.")] before: Option<String>,
-        #[graphql(desc = "Returns only projects that match this filter.")] filter: Option<ProjectFilter>,
-        #[graphql(desc = "Sort order; CREATED_AT ascending by default.")] order_by: Option<ProjectOrder>,
+        #[graphql(desc = "Returns only projects that match this filter.")] filter: Option<
+            ProjectFilter,
+        >,
+        #[graphql(desc = "Sort order; CREATED_AT ascending by default.")] order_by: Option<
+            ProjectOrder,
+        >,
     ) -> Result<Option<Batched<Connection<Project>>>> {
         let field = SelectedField::of(ctx);
         let paging = PageArgs::new(first, after, last, before).for_selection(&field);
-        let (tag, list) =
-            project::parse_list(&field, "User.projects", Some(self.profile.id), &paging, filter, order_by)?;
-        let page = RequestContext::of(ctx).loaders()?.project_page(self.profile.id, Arc::clone(&list)).await?;
+        let (tag, list) = project::parse_list(
+            &field,
+            "User.projects",
+            Some(self.profile.id),
+            &paging,
+            filter,
+            order_by,
+        )?;
+        let page = RequestContext::of(ctx)
+            .loaders()?
+            .project_page(self.profile.id, Arc::clone(&list))
+            .await?;
         Ok(Some(Batched(project::connection(
             tag,
             TotalCount::ProjectsOf(self.profile.id, Arc::clone(&list)),
@@ -226,18 +278,28 @@ impl User {
         ctx: &Context<'_>,
         #[graphql(desc = "Returns the first *n* items (1–100, default 20).")] first: Option<i32>,
         #[graphql(desc = "Returns only items after this cursor.")] after: Option<String>,
-        #[graphql(desc = "Returns the last *n* items (1–100). Cannot be combined with `first`.")] last: Option<i32>,
+        #[graphql(desc = "Returns the last *n* items (1–100). Cannot be combined with `first`.")]
+        last: Option<i32>,
         #[graphql(desc = "Returns only items before this cursor.")] before: Option<String>,
         #[graphql(desc = "Returns only tasks that match this filter.")] filter: Option<TaskFilter>,
-        #[graphql(desc = "Sort order; CREATED_AT ascending by default.")] order_by: Option<TaskOrder>,
+        #[graphql(desc = "Sort order; CREATED_AT ascending by default.")] order_by: Option<
+            TaskOrder,
+        >,
     ) -> Result<Option<Batched<Connection<Task>>>> {
         let field = SelectedField::of(ctx);
         let paging = PageArgs::new(first, after, last, before).for_selection(&field);
         let columns = task::required_node_columns(&field);
         // `ReadAccount` includes the assigned tasks, so that no further restriction applies.
         let scopes = vec![Scope::Everything];
-        let (tag, list) =
-            task::parse_list("User.assignedTasks", Some(self.profile.id), scopes, &paging, filter, order_by, columns)?;
+        let (tag, list) = task::parse_list(
+            "User.assignedTasks",
+            Some(self.profile.id),
+            scopes,
+            &paging,
+            filter,
+            order_by,
+            columns,
+        )?;
         let page = RequestContext::of(ctx)
             .loaders()?
             .task_page(TaskParent::Assignee, self.profile.id, Arc::clone(&list))
@@ -319,9 +381,15 @@ impl UserQuery {
     /// Looks up a user by username, ignoring case, for example to assign a task to them. Null if
     /// there is none.
     #[graphql(guard = "guard::require_viewer")]
-    async fn user(&self, ctx: &Context<'_>, #[graphql(desc = "Username.")] username: String) -> Result<Option<User>> {
+    async fn user(
+        &self,
+        ctx: &Context<'_>,
+        #[graphql(desc = "Username.")] username: String,
+    ) -> Result<Option<User>> {
         let mut conn = RequestContext::of(ctx).app().db.conn().await?;
-        Ok(store::find_by_username(&mut conn, &username).await?.map(User::from))
+        Ok(store::find_by_username(&mut conn, &username)
+            .await?
+            .map(User::from))
     }
 
     /// All users, oldest account first by default. ADMIN only.
@@ -332,25 +400,47 @@ impl UserQuery {
         ctx: &Context<'_>,
         #[graphql(desc = "Returns the first *n* items (1–100, default 20).")] first: Option<i32>,
         #[graphql(desc = "Returns only items after this cursor.")] after: Option<String>,
-        #[graphql(desc = "Returns the last *n* items (1–100). Cannot be combined with `first`.")] last: Option<i32>,
+        #[graphql(desc = "Returns the last *n* items (1–100). Cannot be combined with `first`.")]
+        last: Option<i32>,
         #[graphql(desc = "Returns only items before this cursor.")] before: Option<String>,
         #[graphql(desc = "Returns only users that match this filter.")] filter: Option<UserFilter>,
-        #[graphql(desc = "Sort order; CREATED_AT ascending by default.")] order_by: Option<UserOrder>,
+        #[graphql(desc = "Sort order; CREATED_AT ascending by default.")] order_by: Option<
+            UserOrder,
+        >,
     ) -> Result<Connection<User>> {
-        let order = order_by.as_ref().map_or(UserOrderField::CreatedAt, |order| order.field);
+        let order = order_by
+            .as_ref()
+            .map_or(UserOrderField::CreatedAt, |order| order.field);
         let descending = order_by.is_some_and(|order| order.direction == OrderDirection::Desc);
         let tag = CursorTag::new("users", None, &order, descending);
         let filter = match filter {
             None => UserCriteria::default(),
-            Some(UserFilter { search, role, is_active }) => {
-                UserCriteria { search: search.as_deref().map(Search::parse).transpose()?, role, is_active }
-            }
+            Some(UserFilter {
+                search,
+                role,
+                is_active,
+            }) => UserCriteria {
+                search: search.as_deref().map(Search::parse).transpose()?,
+                role,
+                is_active,
+            },
         };
         let window = PageArgs::new(first, after, last, before).window(tag)?;
-        let list = Arc::new(UserList { filter, order, descending, window });
+        let list = Arc::new(UserList {
+            filter,
+            order,
+            descending,
+            window,
+        });
         let page = store::page(&mut RequestContext::of(ctx).app().db.conn().await?, &list).await?;
         let total = TotalCount::Users(Arc::clone(&list));
-        Ok(Connection::new(tag, total, page, |user| user.position(order), User::from))
+        Ok(Connection::new(
+            tag,
+            total,
+            page,
+            |user| user.position(order),
+            User::from,
+        ))
     }
 }
 
@@ -410,12 +500,20 @@ pub struct UpdateUserPayload {
 }
 
 /// The value of an input field that can be omitted but not cleared: null is the user error BLANK.
-pub fn required_field<T>(faults: &mut UserErrors, field: &'static str, value: MaybeUndefined<T>) -> Option<T> {
+pub fn required_field<T>(
+    faults: &mut UserErrors,
+    field: &'static str,
+    value: MaybeUndefined<T>,
+) -> Option<T> {
     match value {
         MaybeUndefined::Undefined => None,
         MaybeUndefined::Value(value) => Some(value),
         MaybeUndefined::Null => {
-            faults.push(UserError::new(field, UserErrorCode::Blank, "Cannot be cleared."));
+            faults.push(UserError::new(
+                field,
+                UserErrorCode::Blank,
+                "Cannot be cleared.",
+            ));
             None
         }
     }
@@ -441,10 +539,12 @@ impl UserMutation {
             let name = required_field(&mut faults, "displayName", input.display_name);
             let username = required_field(&mut faults, "username", input.username);
             let email = required_field(&mut faults, "email", input.email);
-            let assignment_emails = required_field(&mut faults, "assignmentEmails", input.assignment_emails);
+            let assignment_emails =
+                required_field(&mut faults, "assignmentEmails", input.assignment_emails);
             let mut changes = ViewerChanges {
                 password_verified: false,
-                display_name: name.and_then(|name| faults.take(DisplayName::parse("displayName", &name))),
+                display_name: name
+                    .and_then(|name| faults.take(DisplayName::parse("displayName", &name))),
                 username: username.and_then(|name| faults.take(Username::parse("username", &name))),
                 email: email.and_then(|email| faults.take(Email::parse("email", &email))),
                 assignment_emails,
@@ -458,7 +558,10 @@ impl UserMutation {
             store::update_viewer(&app.db, app.clock.now(), &viewer, &changes, &origin).await
         })
         .await?;
-        Ok(UpdateViewerPayload { viewer: viewer.map(User::from), user_errors })
+        Ok(UpdateViewerPayload {
+            viewer: viewer.map(User::from),
+            user_errors,
+        })
     }
 
     /// Changes a user's role or whether they can sign in. The change applies from the user's next
@@ -477,9 +580,21 @@ impl UserMutation {
             let is_active = required_field(&mut faults, "isActive", input.is_active);
             faults.check()?;
             let id = node::decode_input(NodeType::User, &input.id, "id")?;
-            store::update(&app.db, app.clock.now(), &viewer, id, role, is_active, &origin).await
+            store::update(
+                &app.db,
+                app.clock.now(),
+                &viewer,
+                id,
+                role,
+                is_active,
+                &origin,
+            )
+            .await
         })
         .await?;
-        Ok(UpdateUserPayload { user: user.map(User::from), user_errors })
+        Ok(UpdateUserPayload {
+            user: user.map(User::from),
+            user_errors,
+        })
     }
 }

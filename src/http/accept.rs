@@ -100,14 +100,19 @@ impl ConnectionGuard {
     /// Marks the connection as waiting for its client while the guard is alive. It may be evicted
     /// meanwhile, which cancels `connection`.
     pub fn allow_eviction(&self) -> Option<EvictableGuard> {
-        self.slot.as_ref().map(|slot| slot.allow_eviction(self.connection.clone()))
+        self.slot
+            .as_ref()
+            .map(|slot| slot.allow_eviction(self.connection.clone()))
     }
 }
 
 impl<S: Send + Sync> axum::extract::FromRequestParts<S> for ConnectionGuard {
     type Rejection = std::convert::Infallible;
 
-    async fn from_request_parts(parts: &mut axum::http::request::Parts, _: &S) -> Result<Self, Self::Rejection> {
+    async fn from_request_parts(
+        parts: &mut axum::http::request::Parts,
+        _: &S,
+    ) -> Result<Self, Self::Rejection> {
         Ok(parts.extensions.get().cloned().unwrap_or_default())
     }
 }
@@ -145,7 +150,11 @@ pub async fn serve(
 ) {
     let mut builder = Builder::new(StreamExecutor { stop: stop.clone() });
     // The deadlines below apply to both versions, so HTTP/1 needs no timeout of its own.
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(None).max_buf_size(32 * 1024);
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(None)
+        .max_buf_size(32 * 1024);
     builder
         .http2()
         .timer(TokioTimer::new())
@@ -189,7 +198,9 @@ pub async fn serve(
             Ok((stream, peer)) => {
                 // Admitted before the task is spawned, to keep the order of arrival.
                 if let Some(activity) = server.admit(peer) {
-                    server.tasks.spawn(Arc::clone(&server).serve_connection(stream, peer, activity));
+                    server
+                        .tasks
+                        .spawn(Arc::clone(&server).serve_connection(stream, peer, activity));
                 }
             }
             // A client that disconnected at once, or too many open files: the server goes on.
@@ -222,10 +233,19 @@ impl AcceptLoop {
             written: BytesWritten::default(),
             slot: Some(slot),
         };
-        Some(Arc::new(ConnectionActivity::new(guard, source, is_reserved)))
+        Some(Arc::new(ConnectionActivity::new(
+            guard,
+            source,
+            is_reserved,
+        )))
     }
 
-    async fn serve_connection(self: Arc<Self>, stream: TcpStream, peer: SocketAddr, activity: Arc<ConnectionActivity>) {
+    async fn serve_connection(
+        self: Arc<Self>,
+        stream: TcpStream,
+        peer: SocketAddr,
+        activity: Arc<ConnectionActivity>,
+    ) {
         // Responses are written in one piece, so delaying small packets only adds latency.
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(cause = %error, "setting TCP_NODELAY failed");
@@ -237,21 +257,30 @@ impl AcceptLoop {
         let service = hyper::service::service_fn(|request: Request<Incoming>| {
             let busy = RequestGuard::new(&activity, request.version());
             let (server, guard) = (Arc::clone(&self), guard.clone());
-            async move { Ok::<_, std::convert::Infallible>(server.serve_request(request, peer, guard, busy).await) }
+            async move {
+                Ok::<_, std::convert::Infallible>(
+                    server.serve_request(request, peer, guard, busy).await,
+                )
+            }
         });
         let stream = match activity.source {
             Some(_) => PacedIo::frames(stream, Pace::new(FRAMES_PER_SECOND, FRAMES_BURST)),
             None => PacedIo::unlimited(stream),
         };
-        let stream = TokioIo::new(CountingIo { io: stream, written: guard.written.clone() });
+        let stream = TokioIo::new(CountingIo {
+            io: stream,
+            written: guard.written.clone(),
+        });
         let mut connection = pin!(self.builder.serve_connection_with_upgrades(stream, service));
         let mut stuck = pin!(activity.stream.stalled(&self.stop));
         let mut is_leaving = false;
         let mut stopping = None;
         loop {
             // While stopping, poll for the end of the last request.
-            let due =
-                stopping.map_or_else(|| activity.next_deadline(&self.limits), |_| Instant::now() + CHECK_INTERVAL);
+            let due = stopping.map_or_else(
+                || activity.next_deadline(&self.limits),
+                |_| Instant::now() + CHECK_INTERVAL,
+            );
             tokio::select! {
                 served = connection.as_mut() => {
                     if let Err(error) = served {
@@ -298,7 +327,11 @@ impl AcceptLoop {
     ) -> Response<Body> {
         // Probes need an answer above all when the server is overloaded.
         let probe = matches!(request.uri().path(), "/livez" | "/readyz");
-        let slot = if probe || busy.activity.is_reserved { None } else { self.requests.acquire(busy.activity.source) };
+        let slot = if probe || busy.activity.is_reserved {
+            None
+        } else {
+            self.requests.acquire(busy.activity.source)
+        };
         if slot.is_none() && !probe {
             request.extensions_mut().insert(Overloaded);
         }
@@ -311,15 +344,29 @@ impl AcceptLoop {
         let due = Instant::now() + self.limits.body_timeout;
         let busy = Arc::new(busy);
         let waiting = Arc::clone(&busy);
-        let request =
-            request.map(|body| Body::new(DeadlineBody { body, due, slot: slot.clone(), late: None, busy: waiting }));
+        let request = request.map(|body| {
+            Body::new(DeadlineBody {
+                body,
+                due,
+                slot: slot.clone(),
+                late: None,
+                busy: waiting,
+            })
+        });
         let Ok(response) = self.router.clone().call(request).await;
-        let (is_http_2, patience) = (stream.is_some(), WRITE_STALL_TIMEOUT.min(self.limits.idle_timeout));
+        let (is_http_2, patience) = (
+            stream.is_some(),
+            WRITE_STALL_TIMEOUT.min(self.limits.idle_timeout),
+        );
         let stream = stream.unwrap_or_else(|| Arc::clone(&busy.activity.stream));
         // The response waits for the client from here on. Its body changes that if it has nothing to
         // read.
         busy.set_waits(true);
-        let unread = if is_http_2 && !response.body().is_end_stream() { self.unread(&busy.activity) } else { None };
+        let unread = if is_http_2 && !response.body().is_end_stream() {
+            self.unread(&busy.activity)
+        } else {
+            None
+        };
         response.map(|body| {
             Body::new(BusyBody {
                 body: ChunkedBody::new(body, stream, is_http_2, patience),
@@ -371,8 +418,13 @@ struct RequestCounts {
 
 impl ConnectionActivity {
     fn new(guard: ConnectionGuard, source: Option<IpAddr>, is_reserved: bool) -> Self {
-        let requests =
-            RequestCounts { running: 0, waits: 0, ended: None, waiting: guard.allow_eviction(), is_closed: false };
+        let requests = RequestCounts {
+            running: 0,
+            waits: 0,
+            ended: None,
+            waiting: guard.allow_eviction(),
+            is_closed: false,
+        };
         Self {
             guard,
             source,
@@ -445,7 +497,10 @@ impl RequestGuard {
         }
         activity.first_request.cancel();
         activity.change(|requests| requests.running += 1);
-        Self { activity: Arc::clone(activity), waits: AtomicBool::new(false) }
+        Self {
+            activity: Arc::clone(activity),
+            waits: AtomicBool::new(false),
+        }
     }
 
     /// Changes whether the request waits for the client. If it did and still does, the client has
@@ -507,12 +562,21 @@ impl HttpBody for DeadlineBody {
             }
             return Poll::Ready(frame.map(|frame| frame.map_err(Into::into)));
         }
-        let Self { due, slot, late: lateness, busy, .. } = &mut *self;
+        let Self {
+            due,
+            slot,
+            late: lateness,
+            busy,
+            ..
+        } = &mut *self;
         let lateness = lateness.get_or_insert_with(|| {
             busy.set_waits(true);
             Box::pin(deadline_or_eviction(*due, slot.clone()))
         });
-        lateness.as_mut().poll(cx).map(|()| Some(Err("request body timed out".into())))
+        lateness
+            .as_mut()
+            .poll(cx)
+            .map(|()| Some(Err("request body timed out".into())))
     }
 
     fn is_end_stream(&self) -> bool {

@@ -96,7 +96,9 @@ async fn verify_email(
     JsonOrForm(body): JsonOrForm<Verification>,
 ) -> Result<StatusCode, Problem> {
     let now = app.clock.now();
-    counted.admit(&app, RateLimitBucket::Credentials, &client).await?;
+    counted
+        .admit(&app, RateLimitBucket::Credentials, &client)
+        .await?;
     let hash = MailToken::from_input(&body.token).hash();
     account::verify_email(&app.db, now, &hash, &ClientInfo::from(&client)).await?;
     Ok(StatusCode::NO_CONTENT)
@@ -111,7 +113,11 @@ struct Address {
 }
 
 impl DocumentedErrors for Address {
-    const USER_ERRORS: &[UserErrorCode] = &[UserErrorCode::Blank, UserErrorCode::TooLong, UserErrorCode::Invalid];
+    const USER_ERRORS: &[UserErrorCode] = &[
+        UserErrorCode::Blank,
+        UserErrorCode::TooLong,
+        UserErrorCode::Invalid,
+    ];
 }
 
 /// The token of a link that cancels an address change.
@@ -145,10 +151,16 @@ async fn cancel_email_change(
     JsonOrForm(body): JsonOrForm<Cancellation>,
 ) -> Result<StatusCode, Problem> {
     let now = app.clock.now();
-    counted.admit(&app, RateLimitBucket::Credentials, &client).await?;
-    let change = app.credentials.verify_email_change(&body.token).ok_or_else(account::invalid_token)?;
+    counted
+        .admit(&app, RateLimitBucket::Credentials, &client)
+        .await?;
+    let change = app
+        .credentials
+        .verify_email_change(&body.token)
+        .ok_or_else(account::invalid_token)?;
     let unusable = app.credentials.unusable_hash()?;
-    account::cancel_email_change(&app.db, now, change, &unusable, &ClientInfo::from(&client)).await?;
+    account::cancel_email_change(&app.db, now, change, &unusable, &ClientInfo::from(&client))
+        .await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -169,7 +181,9 @@ async fn resend_verification(
     JsonOrForm(body): JsonOrForm<Address>,
 ) -> Result<Response, Problem> {
     queue_mail(&app, &counted, &client, MailKind::VerifyEmail, &body.email).await?;
-    Ok(accepted("If this address needs to be verified, a message is on its way."))
+    Ok(accepted(
+        "If this address needs to be verified, a message is on its way.",
+    ))
 }
 
 /// Request a password reset
@@ -188,12 +202,29 @@ async fn password_reset(
     Extension(counted): Extension<AppliedQuota>,
     JsonOrForm(body): JsonOrForm<Address>,
 ) -> Result<Response, Problem> {
-    queue_mail(&app, &counted, &client, MailKind::ResetPassword, &body.email).await?;
-    Ok(accepted("If this address has an account, a message is on its way."))
+    queue_mail(
+        &app,
+        &counted,
+        &client,
+        MailKind::ResetPassword,
+        &body.email,
+    )
+    .await?;
+    Ok(accepted(
+        "If this address has an account, a message is on its way.",
+    ))
 }
 
-async fn queue_mail(app: &App, counted: &AppliedQuota, client: &Client, kind: MailKind, email: &str) -> Result<()> {
-    counted.admit(app, RateLimitBucket::Credentials, client).await?;
+async fn queue_mail(
+    app: &App,
+    counted: &AppliedQuota,
+    client: &Client,
+    kind: MailKind,
+    email: &str,
+) -> Result<()> {
+    counted
+        .admit(app, RateLimitBucket::Credentials, client)
+        .await?;
     let email = Email::parse("email", email).map_err(|fault| Error::UserErrors(vec![fault]))?;
     mail::queue_for_address(&app.db, app.clock.now(), kind, &email).await
 }
@@ -220,8 +251,11 @@ struct KnownDevice {
 }
 
 impl DocumentedErrors for Confirmation {
-    const USER_ERRORS: &[UserErrorCode] =
-        &[UserErrorCode::Invalid, UserErrorCode::TooLong, UserErrorCode::WeakPassword];
+    const USER_ERRORS: &[UserErrorCode] = &[
+        UserErrorCode::Invalid,
+        UserErrorCode::TooLong,
+        UserErrorCode::WeakPassword,
+    ];
 }
 
 /// Reset a password
@@ -257,18 +291,35 @@ async fn confirm_password_reset(
     JsonOrForm(body): JsonOrForm<Confirmation>,
 ) -> Result<Response, Problem> {
     let now = app.clock.now();
-    counted.admit(&app, RateLimitBucket::Credentials, &client).await?;
+    counted
+        .admit(&app, RateLimitBucket::Credentials, &client)
+        .await?;
     let hash = MailToken::from_input(&body.token).hash();
     let owner = account::reset_owner(&mut app.db.conn().await?, now, &hash).await?;
-    let (policy, personal) = (app.config.password_policy, [owner.email.as_str(), owner.username.as_str()]);
+    let (policy, personal) = (
+        app.config.password_policy,
+        [owner.email.as_str(), owner.username.as_str()],
+    );
     let password = Password::parse("new_password", &body.new_password, policy, &personal);
     let password = password.map_err(|fault| Error::UserErrors(vec![fault]))?;
     let password_hash = app.credentials.hash(&password).await?;
-    account::reset_password(&app.db, now, &hash, &password_hash, &ClientInfo::from(&client)).await?;
+    account::reset_password(
+        &app.db,
+        now,
+        &hash,
+        &password_hash,
+        &ClientInfo::from(&client),
+    )
+    .await?;
     // The device tokens of earlier logins ended with the old password. Without a new one, strangers
     // who guess would keep the owner out from the first login on.
-    let device_token = app.credentials.device_token(now, Id::new(), owner.id, &password_hash);
-    let cookie = [(header::SET_COOKIE, device_cookie(&app, owner.id, &device_token)?)];
+    let device_token = app
+        .credentials
+        .device_token(now, Id::new(), owner.id, &password_hash);
+    let cookie = [(
+        header::SET_COOKIE,
+        device_cookie(&app, owner.id, &device_token)?,
+    )];
     // A body by default would break clients that expect 204.
     Ok(match body.issue_device_token {
         true => (cookie, Json(KnownDevice { device_token })).into_response(),
@@ -304,12 +355,23 @@ async fn unsubscribe_from_assignments(
 ) -> Result<Json<Accepted>, Problem> {
     counted.admit(&app, RateLimitBucket::Auth, &client).await?;
     let mut parameters = url::form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes());
-    let token = parameters.find(|(name, _)| name == "token").map(|(_, token)| token);
+    let token = parameters
+        .find(|(name, _)| name == "token")
+        .map(|(_, token)| token);
     let user_id = token.and_then(|token| unsubscribe::verify(&app.config.secret_key, &token));
-    let user_id =
-        user_id.ok_or_else(|| Error::user_error("token", UserErrorCode::Invalid, "This link is not valid."))?;
-    user::unsubscribe(&app.db, app.clock.now(), user_id, &ClientInfo::from(&client)).await?;
-    Ok(Json(Accepted { detail: "You will receive no more e-mails about assignments." }))
+    let user_id = user_id.ok_or_else(|| {
+        Error::user_error("token", UserErrorCode::Invalid, "This link is not valid.")
+    })?;
+    user::unsubscribe(
+        &app.db,
+        app.clock.now(),
+        user_id,
+        &ClientInfo::from(&client),
+    )
+    .await?;
+    Ok(Json(Accepted {
+        detail: "You will receive no more e-mails about assignments.",
+    }))
 }
 
 /// Content security policy of pages with one script of this server and inline styles.
@@ -321,9 +383,17 @@ pub const CONTENT_SECURITY_POLICY: HeaderValue = HeaderValue::from_static(
 /// The page that a mailed link opens. Loading it changes nothing, because mail scanners open links
 /// too.
 async fn page() -> Response {
-    ([(header::CONTENT_SECURITY_POLICY, CONTENT_SECURITY_POLICY)], Html(include_str!("page.html"))).into_response()
+    (
+        [(header::CONTENT_SECURITY_POLICY, CONTENT_SECURITY_POLICY)],
+        Html(include_str!("page.html")),
+    )
+        .into_response()
 }
 
 async fn script() -> Response {
-    ([(header::CONTENT_TYPE, "text/javascript")], include_str!("page.js")).into_response()
+    (
+        [(header::CONTENT_TYPE, "text/javascript")],
+        include_str!("page.js"),
+    )
+        .into_response()
 }

@@ -131,7 +131,9 @@ async fn register(
     JsonOrForm(body): JsonOrForm<Registration>,
 ) -> Result<impl IntoResponse, Problem> {
     let now = app.clock.now();
-    counted.admit(&app, RateLimitBucket::Credentials, &client).await?;
+    counted
+        .admit(&app, RateLimitBucket::Credentials, &client)
+        .await?;
     let account = NewAccount {
         email: &body.email,
         username: &body.username,
@@ -176,9 +178,16 @@ impl NewAccount<'_> {
         let checked = (
             faults.take(Email::parse("email", self.email)),
             faults.take(self.username()),
-            faults.take(Password::parse("password", self.password, policy, &personal)),
+            faults.take(Password::parse(
+                "password",
+                self.password,
+                policy,
+                &personal,
+            )),
         );
-        let display_name = self.display_name.map(|name| faults.take(DisplayName::parse("display_name", name)));
+        let display_name = self
+            .display_name
+            .map(|name| faults.take(DisplayName::parse("display_name", name)));
         faults.check()?;
         let (Some(email), Some(username), Some(password)) = checked else {
             return Err(Error::internal("invalid value without an error"));
@@ -186,11 +195,19 @@ impl NewAccount<'_> {
         let display_name = match display_name.flatten() {
             Some(name) => name,
             // Every valid username is a valid display name.
-            None => DisplayName::parse("display_name", &username).map_err(|fault| Error::UserErrors(vec![fault]))?,
+            None => DisplayName::parse("display_name", &username)
+                .map_err(|fault| Error::UserErrors(vec![fault]))?,
         };
         let password_hash = app.credentials.hash(&password).await?;
         let (role, email_verified) = (self.role, self.email_verified);
-        Ok(user::NewUser { email, username, display_name, password_hash, role, email_verified })
+        Ok(user::NewUser {
+            email,
+            username,
+            display_name,
+            password_hash,
+            role,
+            email_verified,
+        })
     }
 }
 
@@ -224,7 +241,11 @@ enum Login {
 }
 
 impl DocumentedErrors for Login {
-    const CODES: &[Code] = &[Code::InvalidCredentials, Code::EmailNotVerified, Code::LockedOut];
+    const CODES: &[Code] = &[
+        Code::InvalidCredentials,
+        Code::EmailNotVerified,
+        Code::LockedOut,
+    ];
 }
 
 /// Log in
@@ -260,14 +281,26 @@ async fn login(
     JsonOrForm(body): JsonOrForm<Login>,
 ) -> Result<Response, Problem> {
     let now = app.clock.now();
-    counted.admit(&app, RateLimitBucket::Credentials, &client).await?;
+    counted
+        .admit(&app, RateLimitBucket::Credentials, &client)
+        .await?;
     let (origin, rule) = (ClientInfo::from(&client), app.config.lockout);
-    let (Login::Email { email: typed, password, device_token }
-    | Login::Username { username: typed, password, device_token }) = body;
+    let (Login::Email {
+        email: typed,
+        password,
+        device_token,
+    }
+    | Login::Username {
+        username: typed,
+        password,
+        device_token,
+    }) = body;
     let identifier = normalize_identifier(&typed);
     loop {
         let found = account::identify(&mut app.db.conn().await?, &identifier).await?;
-        let device = found.as_ref().and_then(|found| known_device(&app, now, found, &headers, device_token.as_deref()));
+        let device = found
+            .as_ref()
+            .and_then(|found| known_device(&app, now, found, &headers, device_token.as_deref()));
         let attempt = PasswordAttempt::login(&identifier, client.address, device);
         let user_id = found.as_ref().map(|credential| credential.user_id);
         let verdict = lockout::check(&mut app.db.conn().await?, now, &attempt, rule).await?;
@@ -279,17 +312,27 @@ async fn login(
             let network = limits::network_text(client.address);
             session::is_used_from(&mut app.db.conn().await?, now, user_id, &network).await?
         };
-        let hash = found.as_ref().map(|credential| credential.password_hash.as_str());
+        let hash = found
+            .as_ref()
+            .map(|credential| credential.password_hash.as_str());
         // Verify even when the login is going to be rejected: the response time must not reveal
         // whether the account exists.
         let right = app.credentials.verify(&password, hash).await?;
-        let admitted = found.as_ref().filter(|found| right && found.is_active && (is_known || !is_slow));
+        let admitted = found
+            .as_ref()
+            .filter(|found| right && found.is_active && (is_known || !is_slow));
         if let Some(found) = admitted {
             if app.config.require_verified_email && !found.email_verified {
                 account::record_login_refusal(&app.db, now, found.user_id, &origin).await?;
                 return Err(account::email_not_verified().into());
             }
-            let login = VerifiedLogin { found, password: &password, device, attempt: &attempt, is_known };
+            let login = VerifiedLogin {
+                found,
+                password: &password,
+                device,
+                attempt: &attempt,
+                is_known,
+            };
             match create_session(&app, now, &origin, login).await? {
                 Ok(granted) => return Ok(granted),
                 // The account changed while the password was hashed. If the change was only a new
@@ -299,14 +342,20 @@ async fn login(
             }
         }
         // Unknown, wrong, disabled and rejected logins get the same response after the same time.
-        let verdict = account::record_login_failure(&app.db, now, &attempt, user_id, &origin, rule).await?;
+        let verdict =
+            account::record_login_failure(&app.db, now, &attempt, user_id, &origin, rule).await?;
         return Err(login_failure(&verdict, now));
     }
 }
 
 /// The response to a failed login. It reveals only whether the identifier is locked out.
 fn login_failure(verdict: &Verdict, now: Timestamp) -> Problem {
-    let wrong = || Error::refused(Code::InvalidCredentials, "Incorrect e-mail address, username or password.");
+    let wrong = || {
+        Error::refused(
+            Code::InvalidCredentials,
+            "Incorrect e-mail address, username or password.",
+        )
+    };
     verdict.refusal(now).unwrap_or_else(wrong).into()
 }
 
@@ -327,7 +376,13 @@ async fn create_session(
     origin: &ClientInfo,
     login: VerifiedLogin<'_>,
 ) -> Result<std::result::Result<Response, LoginOutcome>> {
-    let VerifiedLogin { found, password, device, attempt, is_known } = login;
+    let VerifiedLogin {
+        found,
+        password,
+        device,
+        attempt,
+        is_known,
+    } = login;
     let rehashed = match app.credentials.is_outdated(&found.password_hash) {
         true => Some(app.credentials.rehash(password).await?),
         false => None,
@@ -346,14 +401,28 @@ async fn create_session(
         user_agent: origin.user_agent.clone(),
         last_ip_address: None,
     };
-    let verified = VerifiedPassword { hash: &found.password_hash, rehashed: rehashed.as_deref() };
-    match session::create(&app.db, &session, &verified, attempt, is_known, app.config.lockout).await? {
+    let verified = VerifiedPassword {
+        hash: &found.password_hash,
+        rehashed: rehashed.as_deref(),
+    };
+    match session::create(
+        &app.db,
+        &session,
+        &verified,
+        attempt,
+        is_known,
+        app.config.lockout,
+    )
+    .await?
+    {
         LoginOutcome::Created => {}
         other => return Ok(Err(other)),
     }
     let mut tokens = app.credentials.issue_tokens(now, &session)?;
     let hash = rehashed.as_deref().unwrap_or(&found.password_hash);
-    let token = app.credentials.device_token(now, device.unwrap_or_else(Id::new), found.user_id, hash);
+    let token =
+        app.credentials
+            .device_token(now, device.unwrap_or_else(Id::new), found.user_id, hash);
     let cookie = device_cookie(app, found.user_id, &token)?;
     tokens.device_token = Some(token);
     let mut response = token_response(tokens);
@@ -372,7 +441,11 @@ pub fn device_cookie(app: &App, user_id: Id, token: &str) -> Result<HeaderValue>
     let [.., a, b, c, d] = *user_id.as_bytes();
     let suffix = u32::from_be_bytes([a, b, c, d]);
     let age = DEVICE_LIFETIME.as_secs();
-    let secure = if app.config.public_url.starts_with("https://") { "; Secure" } else { "" };
+    let secure = if app.config.public_url.starts_with("https://") {
+        "; Secure"
+    } else {
+        ""
+    };
     let cookie = format!(
         "{DEVICE_COOKIE_PREFIX}{suffix:08x}={token}; Path=/auth; Max-Age={age}; HttpOnly; SameSite=Strict{secure}"
     );
@@ -380,14 +453,30 @@ pub fn device_cookie(app: &App, user_id: Id, token: &str) -> Result<HeaderValue>
 }
 
 /// The device that the request proves to be known to the account, by `device_token` or by cookie.
-fn known_device(app: &App, now: Timestamp, found: &Credential, headers: &HeaderMap, given: Option<&str>) -> Option<Id> {
-    let cookies = headers.get_all(header::COOKIE).iter().filter_map(|value| value.to_str().ok());
-    let cookies = cookies.flat_map(|value| value.split(';')).filter_map(|pair| pair.trim().split_once('='));
-    let cookies = cookies.filter(|(name, _)| name.starts_with(DEVICE_COOKIE_PREFIX)).map(|(_, token)| token);
+fn known_device(
+    app: &App,
+    now: Timestamp,
+    found: &Credential,
+    headers: &HeaderMap,
+    given: Option<&str>,
+) -> Option<Id> {
+    let cookies = headers
+        .get_all(header::COOKIE)
+        .iter()
+        .filter_map(|value| value.to_str().ok());
+    let cookies = cookies
+        .flat_map(|value| value.split(';'))
+        .filter_map(|pair| pair.trim().split_once('='));
+    let cookies = cookies
+        .filter(|(name, _)| name.starts_with(DEVICE_COOKIE_PREFIX))
+        .map(|(_, token)| token);
     given
         .into_iter()
         .chain(cookies.take(MAX_DEVICE_COOKIES))
-        .find_map(|token| app.credentials.known_device(now, token, found.user_id, &found.password_hash))
+        .find_map(|token| {
+            app.credentials
+                .known_device(now, token, found.user_id, &found.password_hash)
+        })
 }
 
 /// Normalizes a login identifier for the failure counters. PostgreSQL cannot store NUL; its
@@ -428,16 +517,38 @@ async fn refresh(
 ) -> Result<Response, Problem> {
     let now = app.clock.now();
     counted.admit(&app, RateLimitBucket::Auth, &client).await?;
-    let refused = || Error::refused(Code::Unauthenticated, "The refresh token is not valid. Log in again.");
+    let refused = || {
+        Error::refused(
+            Code::Unauthenticated,
+            "The refresh token is not valid. Log in again.",
+        )
+    };
     let presented = RefreshToken::parse(&body.refresh_token).ok_or_else(refused)?;
-    let session = session::find(&mut app.db.conn().await?, presented.session_id).await?.ok_or_else(refused)?;
+    let session = session::find(&mut app.db.conn().await?, presented.session_id)
+        .await?
+        .ok_or_else(refused)?;
     if !app.credentials.verify_refresh(&session, &presented) {
         return Err(refused().into());
     }
-    let (end, grace) = (app.config.session_expires_at(now, session.created_at), app.config.refresh_grace);
+    let (end, grace) = (
+        app.config.session_expires_at(now, session.created_at),
+        app.config.refresh_grace,
+    );
     let origin = ClientInfo::from(&client);
-    match session::rotate(&app.db, now, session.id, presented.generation, end, grace, &origin).await? {
-        Rotation::Current(session) => Ok(token_response(app.credentials.issue_tokens(now, &session)?)),
+    match session::rotate(
+        &app.db,
+        now,
+        session.id,
+        presented.generation,
+        end,
+        grace,
+        &origin,
+    )
+    .await?
+    {
+        Rotation::Current(session) => {
+            Ok(token_response(app.credentials.issue_tokens(now, &session)?))
+        }
         Rotation::Reused => {
             tracing::warn!(session = %session.id, "refresh token reused, session revoked");
             Err(refused().into())
@@ -472,9 +583,19 @@ async fn logout(
 ) -> Result<StatusCode, Problem> {
     let now = app.clock.now();
     counted.admit(&app, RateLimitBucket::Auth, &client).await?;
-    let token = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()).and_then(bearer);
+    let token = headers
+        .get(header::AUTHORIZATION)
+        .and_then(|value| value.to_str().ok())
+        .and_then(bearer);
     let viewer = auth::authenticate(&app, token.ok_or_else(Error::unauthenticated)?).await?;
-    session::revoke(&app.db, now, &viewer, viewer.session_id, &ClientInfo::from(&client)).await?;
+    session::revoke(
+        &app.db,
+        now,
+        &viewer,
+        viewer.session_id,
+        &ClientInfo::from(&client),
+    )
+    .await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -490,7 +611,11 @@ impl AppliedQuota {
     /// Counts the request against the rate limit of its address. Fails when the limit is exceeded.
     pub async fn admit(&self, app: &App, bucket: RateLimitBucket, client: &Client) -> Result<()> {
         let now = app.clock.now();
-        if let Some(quota) = app.rate_limiter.spend(bucket, ClientKey::address(client.address), 1, now).await? {
+        if let Some(quota) = app
+            .rate_limiter
+            .spend(bucket, ClientKey::address(client.address), 1, now)
+            .await?
+        {
             // Set once: a request is counted once.
             let _ = self.0.set(quota);
         }
@@ -512,14 +637,21 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for JsonOrForm<T> {
     type Rejection = Problem;
 
     async fn from_request(request: Request, state: &S) -> std::result::Result<Self, Problem> {
-        let content_type = request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
-        let form = content_type.is_some_and(|value| value.starts_with("application/x-www-form-urlencoded"));
+        let content_type = request
+            .headers()
+            .get(header::CONTENT_TYPE)
+            .and_then(|value| value.to_str().ok());
+        let form = content_type
+            .is_some_and(|value| value.starts_with("application/x-www-form-urlencoded"));
         if form {
-            let Form(body) =
-                Form::from_request(request, state).await.map_err(|error| Problem::bad_body(error.status()))?;
+            let Form(body) = Form::from_request(request, state)
+                .await
+                .map_err(|error| Problem::bad_body(error.status()))?;
             return Ok(Self(body));
         }
-        let Json(body) = Json::from_request(request, state).await.map_err(|error| Problem::bad_body(error.status()))?;
+        let Json(body) = Json::from_request(request, state)
+            .await
+            .map_err(|error| Problem::bad_body(error.status()))?;
         Ok(Self(body))
     }
 }

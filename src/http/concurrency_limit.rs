@@ -111,7 +111,12 @@ impl Permit {
     /// disconnected.
     pub fn scope(self, deadline: Duration, search_bytes: u64) -> OperationScope {
         let connections = Arc::clone(&self.guard.share.connections);
-        OperationScope::new(connections, std::time::Instant::now() + deadline, Arc::new(self), search_bytes)
+        OperationScope::new(
+            connections,
+            std::time::Instant::now() + deadline,
+            Arc::new(self),
+            search_bytes,
+        )
     }
 }
 
@@ -123,8 +128,16 @@ const fn share_of(total: usize) -> usize {
 
 impl Shares {
     fn of(self: &Arc<Self>, owner: ClientKey) -> ShareGuard {
-        let share = self.lock().entry(owner).or_insert_with(|| Arc::new(self.share())).clone();
-        ShareGuard { shares: Arc::clone(self), owner, share }
+        let share = self
+            .lock()
+            .entry(owner)
+            .or_insert_with(|| Arc::new(self.share()))
+            .clone();
+        ShareGuard {
+            shares: Arc::clone(self),
+            owner,
+            share,
+        }
     }
 
     fn share(&self) -> Share {
@@ -159,8 +172,15 @@ impl Drop for ShareGuard {
 impl ConcurrencyLimit {
     /// Limits concurrent operations, and the share of each owner in them and in the database
     /// connections.
-    pub fn new(operations: usize, connections: usize, is_embedded: bool, rejected: Family<Labels<1>, Counter>) -> Self {
-        let queue = operations.saturating_mul(QUEUE_PER_PERMIT).min(Semaphore::MAX_PERMITS);
+    pub fn new(
+        operations: usize,
+        connections: usize,
+        is_embedded: bool,
+        rejected: Family<Labels<1>, Counter>,
+    ) -> Self {
+        let queue = operations
+            .saturating_mul(QUEUE_PER_PERMIT)
+            .min(Semaphore::MAX_PERMITS);
         let writes = SQLITE_WRITES.max(operations);
         let shares = Shares {
             by_owner: Mutex::default(),
@@ -183,14 +203,21 @@ impl ConcurrencyLimit {
     pub async fn acquire(&self, owner: ClientKey, wait: WaitPolicy) -> Result<Permit> {
         let guard = self.shares.of(owner);
         let own = Arc::clone(&guard.share.operations);
-        self.acquire_both(guard, own, &self.permits, wait, false).await
+        self.acquire_both(guard, own, &self.permits, wait, false)
+            .await
     }
 
     /// Exchanges the permit for a write permit, where those are counted separately: a mutation
     /// mostly waits for the disk, which should not block reads.
     pub async fn acquire_write(&self, permit: Permit, wait: WaitPolicy) -> Result<Permit> {
-        let Some(writes) = &self.writes else { return Ok(permit) };
-        let Permit { guard, _own, _server } = permit;
+        let Some(writes) = &self.writes else {
+            return Ok(permit);
+        };
+        let Permit {
+            guard,
+            _own,
+            _server,
+        } = permit;
         drop((_own, _server));
         let own = Arc::clone(&guard.share.writes);
         self.acquire_both(guard, own, writes, wait, true).await
@@ -215,24 +242,36 @@ impl ConcurrencyLimit {
                     WaitPolicy::Socket => Some(&guard.share.socket_queue),
                     WaitPolicy::Event => None,
                 };
-                let _queued = queue.map(|queue| queue.try_acquire().map_err(|_| self.reject())).transpose()?;
+                let _queued = queue
+                    .map(|queue| queue.try_acquire().map_err(|_| self.reject()))
+                    .transpose()?;
                 acquired(own, deadline).await.ok_or_else(|| self.reject())?
             }
         };
         let _queued = self.queue.try_acquire();
         let Some(server) = acquired(Arc::clone(server), deadline).await else {
-            *self.last_timeout.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+            *self
+                .last_timeout
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
             return Err(Error::unavailable());
         };
-        Ok(Permit { _own: own, _server: server, guard })
+        Ok(Permit {
+            _own: own,
+            _server: server,
+            guard,
+        })
     }
 
     /// The error for an owner with too many concurrent operations.
     fn reject(&self) -> Error {
-        self.rejected.get_or_create(&[("limit", "operations".into())]).inc();
+        self.rejected
+            .get_or_create(&[("limit", "operations".into())])
+            .inc();
         Error::Refused {
             code: Code::RateLimited,
-            message: "Too many concurrent operations. Try again when one of them has completed.".into(),
+            message: "Too many concurrent operations. Try again when one of them has completed."
+                .into(),
             retry_after: Some(RETRY_AFTER),
         }
     }
@@ -255,7 +294,10 @@ impl ConcurrencyLimit {
 }
 
 async fn acquired(semaphore: Arc<Semaphore>, deadline: Instant) -> Option<OwnedSemaphorePermit> {
-    timeout_at(deadline, semaphore.acquire_owned()).await.ok().and_then(std::result::Result::ok)
+    timeout_at(deadline, semaphore.acquire_owned())
+        .await
+        .ok()
+        .and_then(std::result::Result::ok)
 }
 
 #[cfg(test)]
@@ -284,18 +326,34 @@ mod tests {
     async fn requests_are_shed_when_the_queue_is_full_soon_after_a_timeout() {
         let limit = limit(2, false);
         let permits = (
-            limit.acquire(owner(0), WaitPolicy::Request).await.expect("free"),
-            limit.acquire(owner(0), WaitPolicy::Request).await.expect("free"),
+            limit
+                .acquire(owner(0), WaitPolicy::Request)
+                .await
+                .expect("free"),
+            limit
+                .acquire(owner(0), WaitPolicy::Request)
+                .await
+                .expect("free"),
         );
-        let crowd = || join_all((1..=2 * QUEUE_PER_PERMIT).map(|n| limit.acquire(owner(n), WaitPolicy::Request)));
+        let crowd = || {
+            join_all(
+                (1..=2 * QUEUE_PER_PERMIT).map(|n| limit.acquire(owner(n), WaitPolicy::Request)),
+            )
+        };
         let watch = || async {
             tokio::task::yield_now().await;
             limit.should_shed()
         };
         let (waited, shed) = tokio::join!(crowd(), watch());
-        assert!(waited.iter().all(Result::is_err) && !shed, "a burst may be served");
+        assert!(
+            waited.iter().all(Result::is_err) && !shed,
+            "a burst may be served"
+        );
         let (waited, shed) = tokio::join!(crowd(), watch());
-        assert!(waited.iter().all(Result::is_err) && shed, "an earlier one timed out");
+        assert!(
+            waited.iter().all(Result::is_err) && shed,
+            "an earlier one timed out"
+        );
         assert!(!limit.should_shed(), "the queue is empty");
         drop(permits);
         assert!(limit.acquire(owner(1), WaitPolicy::Request).await.is_ok());
@@ -305,23 +363,48 @@ mod tests {
     async fn a_writer_to_an_embedded_database_does_not_keep_others_from_reading() {
         for is_embedded in [false, true] {
             let limit = limit(1, is_embedded);
-            let permit = limit.acquire(owner(0), WaitPolicy::Request).await.expect("free");
-            let _writing = limit.acquire_write(permit, WaitPolicy::Request).await.expect("free");
-            assert_eq!(limit.acquire(owner(1), WaitPolicy::Request).await.is_ok(), is_embedded);
+            let permit = limit
+                .acquire(owner(0), WaitPolicy::Request)
+                .await
+                .expect("free");
+            let _writing = limit
+                .acquire_write(permit, WaitPolicy::Request)
+                .await
+                .expect("free");
+            assert_eq!(
+                limit.acquire(owner(1), WaitPolicy::Request).await.is_ok(),
+                is_embedded
+            );
         }
     }
 
     #[tokio::test]
     async fn an_owner_gets_a_share_and_others_find_the_rest_free() {
         let limit = limit(8, false);
-        let free = |n| limit.acquire(owner(n), WaitPolicy::Request).now_or_never().and_then(Result::ok);
+        let free = |n| {
+            limit
+                .acquire(owner(n), WaitPolicy::Request)
+                .now_or_never()
+                .and_then(Result::ok)
+        };
         let permits = (free(0).expect("free"), free(0).expect("free"));
         assert!(free(0).is_none() && free(1).is_some());
-        let crowd = join_all((0..OWNER_QUEUE + 1).map(|_| limit.acquire(owner(0), WaitPolicy::Request)));
+        let crowd =
+            join_all((0..OWNER_QUEUE + 1).map(|_| limit.acquire(owner(0), WaitPolicy::Request)));
         let (waited, others) = tokio::join!(crowd, async { [1, 2, 3].map(|n| free(n).is_some()) });
         assert_eq!(others, [true; 3], "other owners do not wait");
-        assert!(waited.into_iter().all(|refused| code(refused) == Code::RateLimited));
-        assert_eq!(limit.rejected.get_or_create(&[("limit", "operations".into())]).get(), OWNER_QUEUE as u64 + 1);
+        assert!(
+            waited
+                .into_iter()
+                .all(|refused| code(refused) == Code::RateLimited)
+        );
+        assert_eq!(
+            limit
+                .rejected
+                .get_or_create(&[("limit", "operations".into())])
+                .get(),
+            OWNER_QUEUE as u64 + 1
+        );
         drop(permits);
         assert!(free(0).is_some());
         assert_eq!(limit.owners(), 0, "an idle owner takes no memory");

@@ -19,7 +19,14 @@ struct CacheState<V> {
 impl<V: Clone> FifoCache<V> {
     /// An empty cache with this capacity.
     pub fn new(capacity: usize) -> Self {
-        Self { capacity, state: Mutex::new(CacheState { size: 0, values: HashMap::new(), order: VecDeque::new() }) }
+        Self {
+            capacity,
+            state: Mutex::new(CacheState {
+                size: 0,
+                values: HashMap::new(),
+                order: VecDeque::new(),
+            }),
+        }
     }
 
     pub fn get(&self, key: &str) -> Option<V> {
@@ -33,7 +40,9 @@ impl<V: Clone> FifoCache<V> {
             return;
         }
         while state.size + size > self.capacity {
-            let Some((oldest, size)) = state.order.pop_front() else { break };
+            let Some((oldest, size)) = state.order.pop_front() else {
+                break;
+            };
             state.values.remove(&oldest);
             state.size -= size;
         }
@@ -58,6 +67,9 @@ mod tests {
         for (key, size) in [("a", 2), ("b", 2), ("a", 1), ("c", 6), ("d", 3)] {
             recent.insert(key, size, key.to_owned());
         }
-        assert_eq!(["a", "b", "c", "d"].map(|key| recent.get(key).is_some()), [false, true, false, true]);
+        assert_eq!(
+            ["a", "b", "c", "d"].map(|key| recent.get(key).is_some()),
+            [false, true, false, true]
+        );
     }
 }

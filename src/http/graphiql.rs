@@ -36,11 +36,20 @@ pub fn routes() -> Router {
         let file = file(&path, &headers, "public, max-age=31536000, immutable");
         file.unwrap_or_else(|| StatusCode::NOT_FOUND.into_response())
     };
-    Router::new().route("/graphiql", get(page)).route("/graphiql/", get(page)).route("/graphiql/{*path}", get(asset))
+    Router::new()
+        .route("/graphiql", get(page))
+        .route("/graphiql/", get(page))
+        .route("/graphiql/{*path}", get(asset))
 }
 
 async fn page(headers: HeaderMap) -> Response {
-    let fallback = || ([(header::CONTENT_SECURITY_POLICY, FALLBACK_POLICY)], Html(FALLBACK)).into_response();
+    let fallback = || {
+        (
+            [(header::CONTENT_SECURITY_POLICY, FALLBACK_POLICY)],
+            Html(FALLBACK),
+        )
+            .into_response()
+    };
     file("index.html", &headers, "no-cache").unwrap_or_else(fallback)
 }
 
@@ -54,7 +63,10 @@ fn file(path: &str, headers: &HeaderMap, caching: &'static str) -> Option<Respon
     let packed = Assets::get(&format!("{path}.gz"))?.data;
     let kind = mime_guess::from_path(path).first_or_octet_stream();
     let about = [
-        (header::CONTENT_TYPE, HeaderValue::from_str(kind.as_ref()).ok()?),
+        (
+            header::CONTENT_TYPE,
+            HeaderValue::from_str(kind.as_ref()).ok()?,
+        ),
         (header::CACHE_CONTROL, HeaderValue::from_static(caching)),
         (header::VARY, HeaderValue::from_static("accept-encoding")),
         (header::CONTENT_SECURITY_POLICY, CONTENT_SECURITY_POLICY),
@@ -74,10 +86,16 @@ fn file(path: &str, headers: &HeaderMap, caching: &'static str) -> Option<Respon
 /// Whether `Accept-Encoding` allows gzip (RFC 9110 section 12.5.3). Without the header the response
 /// is not compressed, because the client may not decompress it.
 fn accepts_gzip(headers: &HeaderMap) -> bool {
-    let codings = headers.get_all(header::ACCEPT_ENCODING).iter().filter_map(|value| value.to_str().ok());
+    let codings = headers
+        .get_all(header::ACCEPT_ENCODING)
+        .iter()
+        .filter_map(|value| value.to_str().ok());
     codings.flat_map(|value| value.split(',')).any(|coding| {
         let (name, quality) = coding.split_once(';').unwrap_or((coding, ""));
-        let refused = quality.trim().strip_prefix("q=").is_some_and(|quality| quality.parse() == Ok(0.0));
+        let refused = quality
+            .trim()
+            .strip_prefix("q=")
+            .is_some_and(|quality| quality.parse() == Ok(0.0));
         name.trim().eq_ignore_ascii_case("gzip") && !refused
     })
 }
@@ -87,7 +105,10 @@ mod tests {
     use super::*;
 
     fn accepting(value: &str) -> HeaderMap {
-        HeaderMap::from_iter([(header::ACCEPT_ENCODING, HeaderValue::from_str(value).unwrap())])
+        HeaderMap::from_iter([(
+            header::ACCEPT_ENCODING,
+            HeaderValue::from_str(value).unwrap(),
+        )])
     }
 
     #[test]

@@ -71,11 +71,30 @@ pub async fn get(
     };
     let headers = request.headers();
     if !is_allowed(request.uri(), headers, &service.app.config) {
-        let refused = RequestError::new(Code::Forbidden, "WebSockets are not allowed from this origin.");
-        return into_http(Media::GraphqlResponse, GraphqlResponse::from_error(refused, &id.0), &id.0);
+        let refused = RequestError::new(
+            Code::Forbidden,
+            "WebSockets are not allowed from this origin.",
+        );
+        return into_http(
+            Media::GraphqlResponse,
+            GraphqlResponse::from_error(refused, &id.0),
+            &id.0,
+        );
     }
-    let authorization = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()).map(ToOwned::to_owned);
-    websocket::open(service, upgrade, SocketRequest { client, request_id: id.0, authorization, guard })
+    let authorization = headers
+        .get(header::AUTHORIZATION)
+        .and_then(|value| value.to_str().ok())
+        .map(ToOwned::to_owned);
+    websocket::open(
+        service,
+        upgrade,
+        SocketRequest {
+            client,
+            request_id: id.0,
+            authorization,
+            guard,
+        },
+    )
 }
 
 async fn serve(
@@ -98,7 +117,11 @@ async fn serve(
         Ok(response) => response,
         Err(refused) => {
             service.app.metrics.record_refusal(refused.code);
-            into_http(error_media(media), GraphqlResponse::from_error(refused, &id.0), &id.0)
+            into_http(
+                error_media(media),
+                GraphqlResponse::from_error(refused, &id.0),
+                &id.0,
+            )
         }
     }
 }
@@ -106,7 +129,11 @@ async fn serve(
 /// Media type of an error response. A request for an event stream that is rejected before the
 /// stream opens gets a status of its own.
 fn error_media(media: Media) -> Media {
-    if media == Media::EventStream { Media::GraphqlResponse } else { media }
+    if media == Media::EventStream {
+        Media::GraphqlResponse
+    } else {
+        media
+    }
 }
 
 async fn run(
@@ -124,7 +151,10 @@ async fn run(
         return Err(RequestError::new(Code::Forbidden, message));
     }
     if !get && !is_json_utf8(&parts.headers) {
-        return Err(RequestError::new(Code::UnsupportedMediaType, "Send `Content-Type: application/json` in UTF-8."));
+        return Err(RequestError::new(
+            Code::UnsupportedMediaType,
+            "Send `Content-Type: application/json` in UTF-8.",
+        ));
     }
     // The body is read before a permit is acquired, so that a slow client holds none.
     let body = if get {
@@ -135,7 +165,12 @@ async fn run(
         Some(read_request_body(body, &service.app.in_flight, client.address).await)
     };
     let owner = owner(service, &parts.headers, &client);
-    let mut permit = match service.app.concurrency.acquire(owner, WaitPolicy::Request).await {
+    let mut permit = match service
+        .app
+        .concurrency
+        .acquire(owner, WaitPolicy::Request)
+        .await
+    {
         Ok(permit) => permit,
         Err(error) => return Ok(shed_response(service, owner, error, media, id).await),
     };
@@ -149,14 +184,26 @@ async fn run(
     let operation = service.admit(graphql_request, viewer, client).await?;
     match operation.kind {
         OperationType::Mutation if get => {
-            return Err(RequestError::new(Code::MethodNotAllowed, "Mutations require POST."));
+            return Err(RequestError::new(
+                Code::MethodNotAllowed,
+                "Mutations require POST.",
+            ));
         }
-        OperationType::Mutation => match service.app.concurrency.acquire_write(permit, WaitPolicy::Request).await {
+        OperationType::Mutation => match service
+            .app
+            .concurrency
+            .acquire_write(permit, WaitPolicy::Request)
+            .await
+        {
             Ok(write) => permit = write,
             Err(error) => return Ok(shed_response(service, owner, error, media, id).await),
         },
         OperationType::Subscription if accepts_stream(&parts.headers) => {
-            let listener = StreamClient { viewer, request_id: Arc::clone(&id.0), guard };
+            let listener = StreamClient {
+                viewer,
+                request_id: Arc::clone(&id.0),
+                guard,
+            };
             // Boxed: subscriptions are rare compared to operations with one response.
             let opened = sse::subscribe(service, operation, &parts.headers, listener);
             return Box::pin(permit.scope(DEADLINE, 0).run(opened)).await;
@@ -174,14 +221,31 @@ async fn run(
         Media::EventStream => sse::single_response(&answer, &id.0),
         _ => into_http(media, answer, &id.0),
     };
-    let mut response = service.app.in_flight.count_body(owner, is_export, response).unwrap_or_else(|error| {
-        // A retry would execute the mutation twice.
-        let refused = if kind == OperationType::Mutation { response_dropped() } else { error.into() };
-        service.app.metrics.record_refusal(refused.code);
-        into_http(error_media(media), GraphqlResponse::from_error(refused, &id.0), &id.0)
-    });
+    let mut response = service
+        .app
+        .in_flight
+        .count_body(owner, is_export, response)
+        .unwrap_or_else(|error| {
+            // A retry would execute the mutation twice.
+            let refused = if kind == OperationType::Mutation {
+                response_dropped()
+            } else {
+                error.into()
+            };
+            service.app.metrics.record_refusal(refused.code);
+            into_http(
+                error_media(media),
+                GraphqlResponse::from_error(refused, &id.0),
+                &id.0,
+            )
+        });
     if let Some((standing, _)) = standing {
-        set_rate_limit(response.headers_mut(), standing.limit, standing.remaining(), standing.reset);
+        set_rate_limit(
+            response.headers_mut(),
+            standing.limit,
+            standing.remaining(),
+            standing.reset,
+        );
     }
     Ok(response)
 }
@@ -198,10 +262,29 @@ async fn shed_response(
     let refused = RequestError::from(error);
     service.app.metrics.record_refusal(refused.code);
     let is_limited = refused.code == Code::RateLimited;
-    let mut response = into_http(error_media(media), GraphqlResponse::from_error(refused, &id.0), &id.0);
+    let mut response = into_http(
+        error_media(media),
+        GraphqlResponse::from_error(refused, &id.0),
+        &id.0,
+    );
     if is_limited {
-        match service.app.rate_limiter.spend(limits::RateLimitBucket::Cost, owner, 0, service.app.clock.now()).await {
-            Ok(Some(quota)) => set_rate_limit(response.headers_mut(), quota.limit, quota.remaining(), quota.reset),
+        match service
+            .app
+            .rate_limiter
+            .spend(
+                limits::RateLimitBucket::Cost,
+                owner,
+                0,
+                service.app.clock.now(),
+            )
+            .await
+        {
+            Ok(Some(quota)) => set_rate_limit(
+                response.headers_mut(),
+                quota.limit,
+                quota.remaining(),
+                quota.reset,
+            ),
             Err(Error::RateLimited { limit, retry_after }) => {
                 set_rate_limit(response.headers_mut(), limit, 0, retry_after);
             }
@@ -215,17 +298,35 @@ async fn shed_response(
 /// token, otherwise the address. Does not query the database, because that would be work before the
 /// permit.
 fn owner(service: &GraphqlService, headers: &HeaderMap, client: &Client) -> ClientKey {
-    let token = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()).and_then(bearer);
-    let access = token.and_then(|token| service.app.credentials.verify_access(service.app.clock.now(), token));
-    access.map_or_else(|| ClientKey::address(client.address), |access| ClientKey::User(access.user_id))
+    let token = headers
+        .get(header::AUTHORIZATION)
+        .and_then(|value| value.to_str().ok())
+        .and_then(bearer);
+    let access = token.and_then(|token| {
+        service
+            .app
+            .credentials
+            .verify_access(service.app.clock.now(), token)
+    });
+    access.map_or_else(
+        || ClientKey::address(client.address),
+        |access| ClientKey::User(access.user_id),
+    )
 }
 
 /// The viewer of a request, or `None` without an `Authorization` header.
-pub async fn viewer(service: &GraphqlService, headers: &HeaderMap) -> Result<Option<Viewer>, Error> {
+pub async fn viewer(
+    service: &GraphqlService,
+    headers: &HeaderMap,
+) -> Result<Option<Viewer>, Error> {
     let Some(value) = headers.get(header::AUTHORIZATION) else {
         return Ok(None);
     };
-    let token = value.to_str().ok().and_then(bearer).ok_or_else(Error::unauthenticated)?;
+    let token = value
+        .to_str()
+        .ok()
+        .and_then(bearer)
+        .ok_or_else(Error::unauthenticated)?;
     auth::authenticate(&service.app, token).await.map(Some)
 }
 
@@ -236,10 +337,17 @@ async fn read_request_body(
     address: IpAddr,
 ) -> Result<(Bytes, Arc<BodyReservation>), RequestError> {
     let reservation = in_flight.body(ClientKey::address(address));
-    let read = read_body(reservation.receive(body), MAX_BODY_BYTES, |bytes| reservation.admit(bytes)).await;
+    let read = read_body(reservation.receive(body), MAX_BODY_BYTES, |bytes| {
+        reservation.admit(bytes)
+    })
+    .await;
     let read = read.map_err(|error| match error {
-        BodyError::TooLarge => RequestError::new(Code::PayloadTooLarge, "The request body exceeds 256 KiB."),
-        BodyError::Incomplete => RequestError::new(Code::BadRequest, "The request body is incomplete."),
+        BodyError::TooLarge => {
+            RequestError::new(Code::PayloadTooLarge, "The request body exceeds 256 KiB.")
+        }
+        BodyError::Incomplete => {
+            RequestError::new(Code::BadRequest, "The request body is incomplete.")
+        }
         BodyError::Refused(error) => error.into(),
     });
     Ok((read?, reservation))
@@ -256,7 +364,10 @@ fn request_from_query(query: &str) -> Result<GraphqlRequest, RequestError> {
             _ => continue,
         };
         if members.insert(name.into_owned(), value).is_some() {
-            return Err(RequestError::new(Code::BadRequest, "A query parameter occurs twice."));
+            return Err(RequestError::new(
+                Code::BadRequest,
+                "A query parameter occurs twice.",
+            ));
         }
     }
     GraphqlRequest::from_json(Value::Object(members))
@@ -264,13 +375,22 @@ fn request_from_query(query: &str) -> Result<GraphqlRequest, RequestError> {
 
 fn parse_json(bytes: &Bytes) -> Result<Value, RequestError> {
     let read = serde_json::from_slice(bytes);
-    read.map_err(|error| RequestError::new(Code::BadRequest, format!("Invalid JSON at line {}.", error.line())))
+    read.map_err(|error| {
+        RequestError::new(
+            Code::BadRequest,
+            format!("Invalid JSON at line {}.", error.line()),
+        )
+    })
 }
 
 /// Builds the HTTP response: status, headers and body.
 fn into_http(media: Media, answer: GraphqlResponse, request_id: &str) -> Response {
     let Some(body) = answer.to_body() else {
-        return into_http(media, GraphqlResponse::from_error(too_large(), request_id), request_id);
+        return into_http(
+            media,
+            GraphqlResponse::from_error(too_large(), request_id),
+            request_id,
+        );
     };
     let status = status(media, &answer);
     let mut response = (status, body).into_response();

@@ -66,7 +66,11 @@ struct RequestMembers<'a> {
 impl ClientMessage {
     /// Parses a text frame. The error is the reason of the close frame.
     pub fn parse(text: &str) -> Result<Self, &'static str> {
-        let RawMessage { r#type, id, payload } = serde_json::from_str(text).map_err(|_| "Invalid message")?;
+        let RawMessage {
+            r#type,
+            id,
+            payload,
+        } = serde_json::from_str(text).map_err(|_| "Invalid message")?;
         let payload = payload.map(RawValue::get);
         let id = || match id {
             Some(id) if !id.is_empty() && id.chars().nth(MAX_ID).is_none() => Ok(id),
@@ -81,9 +85,10 @@ impl ClientMessage {
             return Err("Invalid message: `payload` must be an object");
         }
         match (&*r#type, payload) {
-            ("subscribe", Some(request)) if is_request(request) => {
-                Ok(Self::Subscribe { id: id()?, request: request.into() })
-            }
+            ("subscribe", Some(request)) if is_request(request) => Ok(Self::Subscribe {
+                id: id()?,
+                request: request.into(),
+            }),
             ("subscribe", Some(_)) => Err("Invalid message: not a GraphQL request"),
             ("subscribe", None) => Err("Invalid message: `payload` must be an object"),
             ("connection_init", payload) => Ok(Self::ConnectionInit(authorization(payload)?)),
@@ -95,7 +100,9 @@ impl ClientMessage {
 
 /// Whether the members of a GraphQL request have the right types.
 fn is_request(request: &str) -> bool {
-    let is = |member: Option<&RawValue>, first: char| member.is_none_or(|member| member.get().starts_with(first));
+    let is = |member: Option<&RawValue>, first: char| {
+        member.is_none_or(|member| member.get().starts_with(first))
+    };
     serde_json::from_str(request).is_ok_and(|members: RequestMembers<'_>| {
         is(members.query, '"')
             && is(members.operation_name, '"')
@@ -106,12 +113,20 @@ fn is_request(request: &str) -> bool {
 
 /// The `Authorization` in a payload, spelled as in HTTP/1 or as in HTTP/2.
 fn authorization(payload: Option<&str>) -> Result<Option<String>, &'static str> {
-    let Some(payload) = payload else { return Ok(None) };
-    let mut members: Map<String, Value> = serde_json::from_str(payload).map_err(|_| "Invalid message")?;
-    Ok(match members.remove("Authorization").or_else(|| members.remove("authorization")) {
-        Some(Value::String(authorization)) => Some(authorization),
-        _ => None,
-    })
+    let Some(payload) = payload else {
+        return Ok(None);
+    };
+    let mut members: Map<String, Value> =
+        serde_json::from_str(payload).map_err(|_| "Invalid message")?;
+    Ok(
+        match members
+            .remove("Authorization")
+            .or_else(|| members.remove("authorization"))
+        {
+            Some(Value::String(authorization)) => Some(authorization),
+            _ => None,
+        },
+    )
 }
 
 /// A message from the server.
@@ -128,7 +143,13 @@ impl<'a, T: Serialize> ServerMessage<'a, T> {
     /// A message about an operation.
     pub fn with_id(id: &'a str, r#type: &'static str, payload: Option<T>) -> Box<str> {
         // Serializing these types cannot fail.
-        serde_json::to_string(&Self { r#type, id: Some(id), payload }).unwrap_or_default().into()
+        serde_json::to_string(&Self {
+            r#type,
+            id: Some(id),
+            payload,
+        })
+        .unwrap_or_default()
+        .into()
     }
 }
 
@@ -196,7 +217,9 @@ impl From<CloseReason> for CloseFrame {
             CloseReason::Forbidden(why) => (4403, why.into()),
             CloseReason::WrongProtocol => (4406, "Subprotocol not acceptable".into()),
             CloseReason::TimedOut(what) => (4408, what.into()),
-            CloseReason::Duplicate(id) => (4409, format!("Subscriber for {id} already exists").into()),
+            CloseReason::Duplicate(id) => {
+                (4409, format!("Subscriber for {id} already exists").into())
+            }
             CloseReason::TooManyInitRequests => (4429, "Too many initialisation requests".into()),
             CloseReason::TooLarge => (1009, "Message exceeds 64 KiB".into()),
             CloseReason::ProtocolError => (1002, "Protocol error".into()),
@@ -206,7 +229,10 @@ impl From<CloseReason> for CloseFrame {
             CloseReason::Unavailable => (1013, "Try again later".into()),
         };
         let end = reason.floor_char_boundary(MAX_REASON);
-        Self { code: code.into(), reason: Utf8Bytes::from(&reason[..end]) }
+        Self {
+            code: code.into(),
+            reason: Utf8Bytes::from(&reason[..end]),
+        }
     }
 }
 
@@ -235,21 +261,38 @@ mod tests {
         ] {
             assert!(ClientMessage::parse(wrong).is_err(), "{wrong}");
         }
-        assert_eq!(ClientMessage::parse(r#"{"type":"pong","payload":null}"#), Ok(ClientMessage::Pong));
+        assert_eq!(
+            ClientMessage::parse(r#"{"type":"pong","payload":null}"#),
+            Ok(ClientMessage::Pong)
+        );
         assert_eq!(
             ClientMessage::parse(r#"{"type":"complete","id":"1"}"#),
             Ok(ClientMessage::Complete { id: "1".into() })
         );
         let request = r#"{ "query": "{ a }", "variables": null, "other": [7] }"#;
         assert_eq!(
-            ClientMessage::parse(&format!(r#"{{"type":"subscribe","id":"1","payload": {request} }}"#)),
-            Ok(ClientMessage::Subscribe { id: "1".into(), request: request.into() })
+            ClientMessage::parse(&format!(
+                r#"{{"type":"subscribe","id":"1","payload": {request} }}"#
+            )),
+            Ok(ClientMessage::Subscribe {
+                id: "1".into(),
+                request: request.into()
+            })
         );
         for name in ["Authorization", "authorization"] {
             let init = format!(r#"{{"type":"connection_init","payload":{{"{name}":"Bearer x"}}}}"#);
-            assert_eq!(ClientMessage::parse(&init), Ok(ClientMessage::ConnectionInit(Some("Bearer x".into()))));
+            assert_eq!(
+                ClientMessage::parse(&init),
+                Ok(ClientMessage::ConnectionInit(Some("Bearer x".into())))
+            );
         }
-        assert!(ClientMessage::parse(&format!(r#"{{"type":"complete","id":"{}"}}"#, "x".repeat(129))).is_err());
+        assert!(
+            ClientMessage::parse(&format!(
+                r#"{{"type":"complete","id":"{}"}}"#,
+                "x".repeat(129)
+            ))
+            .is_err()
+        );
     }
 
     #[test]

@@ -104,15 +104,29 @@ pub struct ChunkedBody {
 }
 
 impl ChunkedBody {
-    pub fn new(body: Body, stream: Arc<ResponseStream>, is_http_2: bool, patience: Duration) -> Self {
-        Self { body, stream, is_http_2, rest: Bytes::new(), patience, remaining: patience, last_chunk: None }
+    pub fn new(
+        body: Body,
+        stream: Arc<ResponseStream>,
+        is_http_2: bool,
+        patience: Duration,
+    ) -> Self {
+        Self {
+            body,
+            stream,
+            is_http_2,
+            rest: Bytes::new(),
+            patience,
+            remaining: patience,
+            last_chunk: None,
+        }
     }
 
     /// hyper polls for more only after it has accepted the last part.
     fn on_taken(&mut self) {
         if let Some((since, length)) = self.last_chunk.take() {
             let earned = Duration::from_millis(length as u64 * 1_000 / MIN_BYTES_PER_SECOND);
-            self.remaining = (self.remaining.saturating_sub(since.elapsed()) + earned).min(self.patience);
+            self.remaining =
+                (self.remaining.saturating_sub(since.elapsed()) + earned).min(self.patience);
             self.stream.write_deadline.send_replace(None);
         }
     }
@@ -124,7 +138,9 @@ impl ChunkedBody {
         if self.is_http_2 || !self.is_end_stream() {
             let now = Instant::now();
             self.last_chunk = Some((now, part.len()));
-            self.stream.write_deadline.send_replace(Some(now + self.remaining));
+            self.stream
+                .write_deadline
+                .send_replace(Some(now + self.remaining));
         }
         part
     }
@@ -146,7 +162,9 @@ impl HttpBody for ChunkedBody {
     ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
         self.on_taken();
         if self.rest.is_empty() {
-            match ready!(Pin::new(&mut self.body).poll_frame(cx)).map(|frame| frame.map(Frame::into_data)) {
+            match ready!(Pin::new(&mut self.body).poll_frame(cx))
+                .map(|frame| frame.map(Frame::into_data))
+            {
                 Some(Ok(Ok(data))) => self.rest = data,
                 Some(Ok(Err(trailers))) => return Poll::Ready(Some(Ok(trailers))),
                 Some(Err(error)) => return Poll::Ready(Some(Err(error))),

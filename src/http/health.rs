@@ -66,7 +66,10 @@ async fn check_database(app: &App) {
             }
             Err(_) => None,
         };
-        app.readiness.database.send_replace(Some(DatabaseCheck { at: Instant::now(), is_migrated }));
+        app.readiness.database.send_replace(Some(DatabaseCheck {
+            at: Instant::now(),
+            is_migrated,
+        }));
     }
 }
 
@@ -74,7 +77,9 @@ async fn check_redis(app: &App) {
     let mut ticks = check_interval();
     loop {
         ticks.tick().await;
-        app.readiness.redis.send_replace(app.rate_limiter.ping_redis().await);
+        app.readiness
+            .redis
+            .send_replace(app.rate_limiter.ping_redis().await);
     }
 }
 
@@ -86,7 +91,9 @@ fn check_interval() -> tokio::time::Interval {
 
 /// `/livez` and `/readyz`.
 pub fn routes() -> Router<Arc<App>> {
-    Router::new().route("/livez", get(async || "ok")).route("/readyz", get(ready))
+    Router::new()
+        .route("/livez", get(async || "ok"))
+        .route("/readyz", get(ready))
 }
 
 /// Body of a readiness response. The reason for a failure is in the log.
@@ -112,9 +119,15 @@ async fn ready(State(app): State<Arc<App>>) -> Response {
     // No result exists yet only just after startup.
     let mut found = app.readiness.database.subscribe();
     let found = timeout(CHECK_TIMEOUT, found.wait_for(Option::is_some)).await;
-    let checked = found.ok().and_then(|found| *found.ok()?).filter(|checked| checked.at.elapsed() < STALE_AFTER);
+    let checked = found
+        .ok()
+        .and_then(|found| *found.ok()?)
+        .filter(|checked| checked.at.elapsed() < STALE_AFTER);
     let schema = checked.and_then(|checked| checked.is_migrated);
-    let redis = app.rate_limiter.uses_redis().then(|| app.readiness.redis.borrow().unwrap_or_default());
+    let redis = app
+        .rate_limiter
+        .uses_redis()
+        .then(|| app.readiness.redis.borrow().unwrap_or_default());
     let (draining, behind) = (app.draining.is_cancelled(), app.hub.lag() > MAX_EVENT_LAG);
     let report = ReadinessReport {
         ready: schema == Some(true) && !draining && !behind,
@@ -128,6 +141,15 @@ async fn ready(State(app): State<Arc<App>>) -> Response {
         events: if behind { "behind" } else { "ok" },
         redis: redis.map(|answers| if answers { "ok" } else { "away" }),
     };
-    let status = if report.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    (status, [(header::CACHE_CONTROL, HeaderValue::from_static("no-store"))], Json(report)).into_response()
+    let status = if report.ready {
+        StatusCode::OK
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
+    };
+    (
+        status,
+        [(header::CACHE_CONTROL, HeaderValue::from_static("no-store"))],
+        Json(report),
+    )
+        .into_response()
 }

@@ -52,7 +52,8 @@ const EXPORT_BYTES_PER_OWNER: usize = export::MAX_EXPORT_BYTES + MAX_RESPONSE_BY
 pub const MIN_BYTES_PER_SECOND: u64 = 8 * 1024;
 
 const TOO_MANY_REQUESTS: &str = "Too many large requests at once. Try again later.";
-const TOO_MANY_UNREAD: &str = "Too many bytes of earlier responses are unread. Read them, then try again.";
+const TOO_MANY_UNREAD: &str =
+    "Too many bytes of earlier responses are unread. Read them, then try again.";
 
 pub struct InFlight {
     bodies: Arc<BodyBudget>,
@@ -95,8 +96,12 @@ impl InFlight {
         if bytes <= UNCOUNTED_BYTES {
             return Ok(None);
         }
-        let reserved = self.bodies.or_evict(|| self.bodies.budget.reserve(owner, bytes));
-        reserved.map(Some).map_err(|exceeded| budget_error(exceeded, TOO_MANY_REQUESTS))
+        let reserved = self
+            .bodies
+            .or_evict(|| self.bodies.budget.reserve(owner, bytes));
+        reserved
+            .map(Some)
+            .map_err(|exceeded| budget_error(exceeded, TOO_MANY_REQUESTS))
     }
 
     /// Reserves the bytes of a message. Returns `None` if it is small.
@@ -105,15 +110,37 @@ impl InFlight {
     }
 
     /// Counts the body of a response until it is read.
-    pub fn count_body(&self, owner: ClientKey, is_export: bool, response: Response) -> Result<Response> {
-        let budget = if is_export { &self.exports } else { &self.responses };
+    pub fn count_body(
+        &self,
+        owner: ClientKey,
+        is_export: bool,
+        response: Response,
+    ) -> Result<Response> {
+        let budget = if is_export {
+            &self.exports
+        } else {
+            &self.responses
+        };
         let bytes = response.body().size_hint().exact().unwrap_or_default();
-        let reserved = reserve(budget, owner, usize::try_from(bytes).unwrap_or(usize::MAX), TOO_MANY_UNREAD)?;
+        let reserved = reserve(
+            budget,
+            owner,
+            usize::try_from(bytes).unwrap_or(usize::MAX),
+            TOO_MANY_UNREAD,
+        )?;
         Ok(match reserved {
             None => response,
             Some(reservation) => {
                 let budget = Arc::clone(budget);
-                response.map(|body| Body::new(UnreadBody { body, rest: Bytes::new(), budget, owner, reservation }))
+                response.map(|body| {
+                    Body::new(UnreadBody {
+                        body,
+                        rest: Bytes::new(),
+                        budget,
+                        owner,
+                        reservation,
+                    })
+                })
             }
         })
     }
@@ -139,7 +166,10 @@ impl BodyBudget {
     }
 
     /// Reserves bytes. If the budget of the process is exhausted, bodies that wait are given up.
-    fn or_evict<T>(&self, mut reserve: impl FnMut() -> Result<T, BudgetExceeded>) -> Result<T, BudgetExceeded> {
+    fn or_evict<T>(
+        &self,
+        mut reserve: impl FnMut() -> Result<T, BudgetExceeded>,
+    ) -> Result<T, BudgetExceeded> {
         loop {
             match reserve() {
                 Err(BudgetExceeded::Process) if self.evict() => {}
@@ -152,7 +182,9 @@ impl BodyBudget {
     /// there was one.
     fn evict(&self) -> bool {
         let mut waiting = self.waiting();
-        let Some((_, longest)) = waiting.by_age.pop_first() else { return false };
+        let Some((_, longest)) = waiting.by_age.pop_first() else {
+            return false;
+        };
         longest.is_evicted.store(true, Ordering::Relaxed);
         drop(waiting);
         longest.reservation().shrink(usize::MAX);
@@ -172,7 +204,9 @@ pub struct BodyReservation {
 
 impl BodyReservation {
     fn reservation(&self) -> MutexGuard<'_, Reservation> {
-        self.reservation.lock().unwrap_or_else(PoisonError::into_inner)
+        self.reservation
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Grows to `bytes` in total.
@@ -190,7 +224,11 @@ impl BodyReservation {
 
     /// Receives a body. It fails if it is given up.
     pub fn receive(self: &Arc<Self>, body: Body) -> ReceivedBody {
-        ReceivedBody { body, reservation: Arc::clone(self), number: None }
+        ReceivedBody {
+            body,
+            reservation: Arc::clone(self),
+            number: None,
+        }
     }
 }
 
@@ -266,7 +304,10 @@ fn reserve(
     if bytes <= UNCOUNTED_BYTES {
         return Ok(None);
     }
-    budget.reserve(owner, bytes).map(Some).map_err(|exceeded| budget_error(exceeded, message))
+    budget
+        .reserve(owner, bytes)
+        .map(Some)
+        .map_err(|exceeded| budget_error(exceeded, message))
 }
 
 /// RATE_LIMITED if the owner exceeds its limit, SERVICE_UNAVAILABLE if the process does.
@@ -282,9 +323,16 @@ fn budget_error(exceeded: BudgetExceeded, message: &'static str) -> Error {
 }
 
 /// Counts the responses of routes without authentication by the address of the client.
-pub async fn limit_responses(State(app): State<Arc<App>>, client: Client, request: Request, next: Next) -> Response {
+pub async fn limit_responses(
+    State(app): State<Arc<App>>,
+    client: Client,
+    request: Request,
+    next: Next,
+) -> Response {
     let response = next.run(request).await;
-    let counted = app.in_flight.count_body(ClientKey::address(client.address), false, response);
+    let counted = app
+        .in_flight
+        .count_body(ClientKey::address(client.address), false, response);
     counted.unwrap_or_else(|error| Problem::from(error).into_response())
 }
 
@@ -308,7 +356,9 @@ impl HttpBody for UnreadBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
         if self.rest.is_empty() {
-            match ready!(Pin::new(&mut self.body).poll_frame(cx)).map(|frame| frame.map(Frame::into_data)) {
+            match ready!(Pin::new(&mut self.body).poll_frame(cx))
+                .map(|frame| frame.map(Frame::into_data))
+            {
                 Some(Ok(Ok(data))) => self.rest = data,
                 Some(Ok(Err(trailers))) => return Poll::Ready(Some(Ok(trailers))),
                 Some(Err(error)) => return Poll::Ready(Some(Err(error))),
@@ -324,7 +374,10 @@ impl HttpBody for UnreadBody {
         self.reservation.shrink(length);
         // If another response took the bytes first, this part goes uncounted.
         let reservation = self.budget.reserve(self.owner, length).ok();
-        Poll::Ready(Some(Ok(Frame::data(Bytes::from_owner(ReservedBytes { bytes, _reservation: reservation })))))
+        Poll::Ready(Some(Ok(Frame::data(Bytes::from_owner(ReservedBytes {
+            bytes,
+            _reservation: reservation,
+        })))))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -353,7 +406,10 @@ impl AsRef<[u8]> for ReservedBytes {
 pub fn reserved_bytes(bytes: Vec<u8>, reservation: Option<Reservation>) -> Bytes {
     match reservation {
         None => bytes.into(),
-        some => Bytes::from_owner(ReservedBytes { bytes, _reservation: some }),
+        some => Bytes::from_owner(ReservedBytes {
+            bytes,
+            _reservation: some,
+        }),
     }
 }
 
@@ -363,7 +419,11 @@ pub struct BytesWritten(Arc<AtomicU64>);
 
 impl BytesWritten {
     /// Waits for a write while the client keeps reading. Returns `None` if it stops.
-    pub async fn wait_while_progressing<T>(&self, patience: Duration, work: impl Future<Output = T>) -> Option<T> {
+    pub async fn wait_while_progressing<T>(
+        &self,
+        patience: Duration,
+        work: impl Future<Output = T>,
+    ) -> Option<T> {
         let mut work = pin!(work);
         let enough = (patience.as_secs() * MIN_BYTES_PER_SECOND / 2).max(1);
         loop {
@@ -393,13 +453,21 @@ impl<S> CountingIo<S> {
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for CountingIo<S> {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         Pin::new(&mut self.io).poll_read(cx, buf)
     }
 }
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for CountingIo<S> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.io).poll_write(cx, buf);
         self.count(written)
     }
@@ -443,20 +511,38 @@ mod tests {
     #[tokio::test]
     async fn bytes_count_until_their_last_piece_is_dropped() {
         let in_flight = InFlight::default();
-        let counted = in_flight.count_body(owner(1), false, answer(100_000)).expect("room");
+        let counted = in_flight
+            .count_body(owner(1), false, answer(100_000))
+            .expect("room");
         assert_eq!(in_flight.responses.used(), 100_000);
         let mut body = counted.into_body();
-        let first = body.frame().await.expect("a piece").expect("no error").into_data().expect("data");
-        assert_eq!((first.len(), in_flight.responses.used()), (CHUNK_BYTES, 100_000));
+        let first = body
+            .frame()
+            .await
+            .expect("a piece")
+            .expect("no error")
+            .into_data()
+            .expect("data");
+        assert_eq!(
+            (first.len(), in_flight.responses.used()),
+            (CHUNK_BYTES, 100_000)
+        );
         drop(first);
         assert_eq!(in_flight.responses.used(), 100_000 - CHUNK_BYTES);
         let mut pieces = Vec::new();
         while let Some(piece) = body.frame().await {
             pieces.push(piece.expect("no error").into_data().expect("data"));
         }
-        assert_eq!(pieces.iter().map(Bytes::len).sum::<usize>(), 100_000 - CHUNK_BYTES);
+        assert_eq!(
+            pieces.iter().map(Bytes::len).sum::<usize>(),
+            100_000 - CHUNK_BYTES
+        );
         drop(body);
-        assert_eq!(in_flight.responses.used(), 100_000 - CHUNK_BYTES, "the parts are still alive");
+        assert_eq!(
+            in_flight.responses.used(),
+            100_000 - CHUNK_BYTES,
+            "the parts are still alive"
+        );
         drop(pieces);
         assert_eq!(in_flight.responses.used(), 0);
     }
@@ -468,7 +554,11 @@ mod tests {
         let mut counted = Vec::new();
         for number in 0..4 {
             for _ in 0..4 {
-                counted.push(in_flight.count_body(owner(number), false, answer(MAX_RESPONSE_BYTES)).expect("room"));
+                counted.push(
+                    in_flight
+                        .count_body(owner(number), false, answer(MAX_RESPONSE_BYTES))
+                        .expect("room"),
+                );
             }
             if number < 3 {
                 assert_eq!(
@@ -477,25 +567,50 @@ mod tests {
                 );
             }
         }
-        assert_eq!(code(in_flight.count_body(owner(9), false, answer(UNCOUNTED_BYTES + 1))), Some(Code::Unavailable));
-        counted.push(in_flight.count_body(owner(9), false, answer(UNCOUNTED_BYTES)).expect("small ones go on"));
-        counted.push(
-            in_flight.count_body(owner(1), true, answer(EXPORT_BYTES_PER_OWNER)).expect("exports count separately"),
+        assert_eq!(
+            code(in_flight.count_body(owner(9), false, answer(UNCOUNTED_BYTES + 1))),
+            Some(Code::Unavailable)
         );
-        assert_eq!(code(in_flight.count_body(owner(1), true, answer(UNCOUNTED_BYTES + 1))), Some(Code::RateLimited));
+        counted.push(
+            in_flight
+                .count_body(owner(9), false, answer(UNCOUNTED_BYTES))
+                .expect("small ones go on"),
+        );
+        counted.push(
+            in_flight
+                .count_body(owner(1), true, answer(EXPORT_BYTES_PER_OWNER))
+                .expect("exports count separately"),
+        );
+        assert_eq!(
+            code(in_flight.count_body(owner(1), true, answer(UNCOUNTED_BYTES + 1))),
+            Some(Code::RateLimited)
+        );
         counted.push(
             in_flight
                 .count_body(owner(2), true, answer(EXPORT_BYTES_PER_OWNER))
                 .expect("one export unread leaves room for another"),
         );
         drop(counted);
-        assert_eq!((in_flight.responses.used(), in_flight.exports.used()), (0, 0));
+        assert_eq!(
+            (in_flight.responses.used(), in_flight.exports.used()),
+            (0, 0)
+        );
     }
 
     #[tokio::test]
     async fn a_client_that_takes_nothing_is_not_waited_for() {
         let (written, patience) = (BytesWritten::default(), Duration::from_millis(10));
-        assert_eq!(written.wait_while_progressing(patience, std::future::pending::<()>()).await, None);
-        assert_eq!(written.wait_while_progressing(patience, std::future::ready(1)).await, Some(1));
+        assert_eq!(
+            written
+                .wait_while_progressing(patience, std::future::pending::<()>())
+                .await,
+            None
+        );
+        assert_eq!(
+            written
+                .wait_while_progressing(patience, std::future::ready(1))
+                .await,
+            Some(1)
+        );
     }
 }

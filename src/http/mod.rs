@@ -87,8 +87,13 @@ pub fn router(app: &Arc<App>, schema: Schema) -> Router {
         middleware::from_fn_with_state(Arc::clone(app), with_deadline),
     ));
     let auth = auth.with_state(Arc::clone(app));
-    let graphql = Router::new().route("/graphql", get(graphql::get).post(graphql::post)).with_state(service);
-    let mut router = Router::new().merge(health::routes().with_state(Arc::clone(app))).merge(auth).merge(graphql);
+    let graphql = Router::new()
+        .route("/graphql", get(graphql::get).post(graphql::post))
+        .with_state(service);
+    let mut router = Router::new()
+        .merge(health::routes().with_state(Arc::clone(app)))
+        .merge(auth)
+        .merge(graphql);
     let mut pages = Router::new();
     if app.config.graphiql {
         pages = pages.merge(graphiql::routes());
@@ -97,7 +102,10 @@ pub fn router(app: &Arc<App>, schema: Schema) -> Router {
         pages = pages.merge(openapi::routes());
     }
     if app.config.graphiql || app.config.docs {
-        router = router.merge(pages.layer(middleware::from_fn_with_state(Arc::clone(app), in_flight::limit_responses)));
+        router = router.merge(pages.layer(middleware::from_fn_with_state(
+            Arc::clone(app),
+            in_flight::limit_responses,
+        )));
     }
     router
         .fallback(async || Problem::new(Code::NotFound, "Not found."))
@@ -120,7 +128,10 @@ pub fn metrics_router(app: &Arc<App>) -> Router {
 }
 
 fn cors(origins: &[String]) -> CorsLayer {
-    let origins: Vec<HeaderValue> = origins.iter().filter_map(|origin| origin.parse().ok()).collect();
+    let origins: Vec<HeaderValue> = origins
+        .iter()
+        .filter_map(|origin| origin.parse().ok())
+        .collect();
     CorsLayer::new()
         .allow_origin(origins)
         .allow_credentials(true)
@@ -132,7 +143,13 @@ fn cors(origins: &[String]) -> CorsLayer {
             HeaderName::from_static("graphql-require-preflight"),
             HeaderName::from_static("last-event-id"),
         ])
-        .expose_headers([REQUEST_ID, header::RETRY_AFTER, RATE_LIMIT, RATE_LIMIT_REMAINING, RATE_LIMIT_RESET])
+        .expose_headers([
+            REQUEST_ID,
+            header::RETRY_AFTER,
+            RATE_LIMIT,
+            RATE_LIMIT_REMAINING,
+            RATE_LIMIT_RESET,
+        ])
         .max_age(Duration::from_secs(3_600))
 }
 
@@ -146,8 +163,14 @@ fn set_rate_limit(headers: &mut HeaderMap, limit: u32, remaining: u32, reset: Du
 /// Rejects cross-site form posts, which a browser sends without a preflight. Otherwise any page
 /// could lock a visitor out with failed logins.
 async fn reject_cross_site(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
-    if request.method() == Method::POST && is_cross_site(request.uri(), request.headers(), &app.config) {
-        return Problem::new(Code::Forbidden, "Cross-site requests are not allowed from this origin.").into_response();
+    if request.method() == Method::POST
+        && is_cross_site(request.uri(), request.headers(), &app.config)
+    {
+        return Problem::new(
+            Code::Forbidden,
+            "Cross-site requests are not allowed from this origin.",
+        )
+        .into_response();
     }
     next.run(request).await
 }
@@ -162,8 +185,12 @@ async fn with_deadline(State(app): State<Arc<App>>, request: Request, next: Next
         // No work begins before the body is complete.
         let body = match read_body(body, MAX_AUTH_BODY_BYTES, |_| Ok(())).await {
             Ok(body) => Body::from(body),
-            Err(BodyError::TooLarge) => return Problem::bad_body(StatusCode::PAYLOAD_TOO_LARGE).into_response(),
-            Err(BodyError::Incomplete) => return Problem::bad_body(StatusCode::BAD_REQUEST).into_response(),
+            Err(BodyError::TooLarge) => {
+                return Problem::bad_body(StatusCode::PAYLOAD_TOO_LARGE).into_response();
+            }
+            Err(BodyError::Incomplete) => {
+                return Problem::bad_body(StatusCode::BAD_REQUEST).into_response();
+            }
             Err(BodyError::Refused(error)) => return Problem::from(error).into_response(),
         };
         let work = next.run(Request::from_parts(parts, body)).in_current_span();
@@ -206,7 +233,9 @@ async fn read_body(
     let mut read = Vec::new();
     while let Some(frame) = body.frame().await {
         // Trailers are ignored.
-        let Ok(data) = frame.map_err(|_| BodyError::Incomplete)?.into_data() else { continue };
+        let Ok(data) = frame.map_err(|_| BodyError::Incomplete)?.into_data() else {
+            continue;
+        };
         if data.len() > limit - read.len() {
             return Err(BodyError::TooLarge);
         }
@@ -216,8 +245,11 @@ async fn read_body(
             return Ok(data);
         }
         if bytes > read.capacity() {
-            let capacity =
-                if bytes <= CHUNK_BYTES { bytes.next_power_of_two() } else { bytes.next_multiple_of(BODY_STEP) };
+            let capacity = if bytes <= CHUNK_BYTES {
+                bytes.next_power_of_two()
+            } else {
+                bytes.next_multiple_of(BODY_STEP)
+            };
             let capacity = capacity.min(limit);
             admit(capacity).map_err(BodyError::Refused)?;
             read.reserve_exact(capacity - read.len());
@@ -269,7 +301,8 @@ async fn observe(State(app): State<Arc<App>>, mut request: Request, next: Next) 
             true => next.run(request).await,
             false => Problem::from(Error::unavailable()).into_response(),
         };
-        app.metrics.record_request(&method, route, response.status(), Duration::ZERO);
+        app.metrics
+            .record_request(&method, route, response.status(), Duration::ZERO);
         add_headers(&app, &mut response, &id, is_kept);
         return response;
     }
@@ -292,7 +325,8 @@ async fn observe(State(app): State<Arc<App>>, mut request: Request, next: Next) 
         Problem::new(Code::Forbidden, "This host name is not allowed.").into_response()
     };
     let took = started.elapsed();
-    app.metrics.record_request(&method, route, response.status(), took);
+    app.metrics
+        .record_request(&method, route, response.status(), took);
     if let Some(traced) = traced {
         traced.record_response(&response, &id);
     }
@@ -314,18 +348,31 @@ fn add_headers(app: &App, response: &mut Response, id: &str, is_kept: bool) {
     if let Ok(id) = HeaderValue::from_str(id) {
         headers.insert(REQUEST_ID, id);
     }
-    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    headers.insert(
+        header::X_CONTENT_TYPE_OPTIONS,
+        HeaderValue::from_static("nosniff"),
+    );
     headers.insert(header::X_FRAME_OPTIONS, HeaderValue::from_static("DENY"));
-    headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
+    headers.insert(
+        header::REFERRER_POLICY,
+        HeaderValue::from_static("no-referrer"),
+    );
     if app.config.public_url.starts_with("https://") {
-        headers.insert(header::STRICT_TRANSPORT_SECURITY, HeaderValue::from_static("max-age=31536000"));
+        headers.insert(
+            header::STRICT_TRANSPORT_SECURITY,
+            HeaderValue::from_static("max-age=31536000"),
+        );
     }
     headers
         .entry(header::CONTENT_SECURITY_POLICY)
-        .or_insert(HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'"));
+        .or_insert(HeaderValue::from_static(
+            "default-src 'none'; frame-ancestors 'none'",
+        ));
     if is_kept && app.draining.is_cancelled() {
         // Makes the client open its next connection elsewhere, so that no request meets a
         // connection that is about to close.
-        headers.entry(header::CONNECTION).or_insert(HeaderValue::from_static("close"));
+        headers
+            .entry(header::CONNECTION)
+            .or_insert(HeaderValue::from_static("close"));
     }
 }

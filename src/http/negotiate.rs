@@ -35,22 +35,43 @@ impl Media {
 /// The supported type that the client prefers, or `None` if it accepts none. Without a preference
 /// it is `application/json`. An event stream must be requested by name.
 pub fn negotiate(headers: &HeaderMap) -> Option<Media> {
-    let accepted: Vec<&str> = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok()).collect();
+    let accepted: Vec<&str> = headers
+        .get_all(header::ACCEPT)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .collect();
     if accepted.iter().all(|value| value.trim().is_empty()) {
         return Some(Media::Json);
     }
-    let ranges: Vec<MediaRange<'_>> =
-        accepted.iter().flat_map(|value| value.split(',')).filter_map(MediaRange::parse).collect();
+    let ranges: Vec<MediaRange<'_>> = accepted
+        .iter()
+        .flat_map(|value| value.split(','))
+        .filter_map(MediaRange::parse)
+        .collect();
     // On equal quality a named type wins over a wildcard, and among named types the later one in
     // this list. A client that accepts everything gets no event stream for a single response.
     let candidates = [Media::EventStream, Media::Json, Media::GraphqlResponse];
     let liked = candidates.iter().enumerate().filter_map(|(order, media)| {
-        let range = ranges.iter().filter(|range| range.matches(*media)).max_by_key(|range| range.specificity())?;
+        let range = ranges
+            .iter()
+            .filter(|range| range.matches(*media))
+            .max_by_key(|range| range.specificity())?;
         let named = range.specificity() == 2;
         if range.quality == 0 || (*media == Media::EventStream && !named) {
             return None;
         }
-        Some(((range.quality, range.specificity(), if named { order } else { candidates.len() - order }), *media))
+        Some((
+            (
+                range.quality,
+                range.specificity(),
+                if named {
+                    order
+                } else {
+                    candidates.len() - order
+                },
+            ),
+            *media,
+        ))
     });
     liked.max_by_key(|(rank, _)| *rank).map(|(_, media)| media)
 }
@@ -58,16 +79,28 @@ pub fn negotiate(headers: &HeaderMap) -> Option<Media> {
 /// Whether the client accepts an event stream at all, as a subscription requires, whatever it
 /// prefers.
 pub fn accepts_stream(headers: &HeaderMap) -> bool {
-    let accepted = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
-    let mut ranges = accepted.flat_map(|value| value.split(',')).filter_map(MediaRange::parse);
-    ranges.any(|range| range.specificity() == 2 && range.quality > 0 && range.matches(Media::EventStream))
+    let accepted = headers
+        .get_all(header::ACCEPT)
+        .iter()
+        .filter_map(|value| value.to_str().ok());
+    let mut ranges = accepted
+        .flat_map(|value| value.split(','))
+        .filter_map(MediaRange::parse);
+    ranges.any(|range| {
+        range.specificity() == 2 && range.quality > 0 && range.matches(Media::EventStream)
+    })
 }
 
 /// Whether `Accept` names a media type of GraphQL responses. A browser never does so for an image
 /// or a script.
 pub fn accepts_graphql(headers: &HeaderMap) -> bool {
-    let accepted = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
-    let mut ranges = accepted.flat_map(|value| value.split(',')).filter_map(MediaRange::parse);
+    let accepted = headers
+        .get_all(header::ACCEPT)
+        .iter()
+        .filter_map(|value| value.to_str().ok());
+    let mut ranges = accepted
+        .flat_map(|value| value.split(','))
+        .filter_map(MediaRange::parse);
     ranges.any(|range| {
         let media = [Media::Json, Media::GraphqlResponse, Media::EventStream];
         range.specificity() == 2 && media.into_iter().any(|media| range.matches(media))
@@ -109,8 +142,16 @@ impl<'a> MediaRange<'a> {
         for parameter in parts {
             let (name, value) = parameter.split_once('=').unwrap_or((parameter, ""));
             if name.trim().eq_ignore_ascii_case("q") {
-                let value: f32 = value.trim().parse().ok().filter(|value| (0.0..=1.0).contains(value))?;
-                #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "from 0 to 1000")]
+                let value: f32 = value
+                    .trim()
+                    .parse()
+                    .ok()
+                    .filter(|value| (0.0..=1.0).contains(value))?;
+                #[expect(
+                    clippy::cast_possible_truncation,
+                    clippy::cast_sign_loss,
+                    reason = "from 0 to 1000"
+                )]
                 {
                     quality = (value * 1_000.0) as u16;
                 }
@@ -156,17 +197,41 @@ mod tests {
             ("application/*", Some(Media::Json)),
             ("application/json", Some(Media::Json)),
             ("APPLICATION/JSON; charset=UTF-8", Some(Media::Json)),
-            ("application/graphql-response+json", Some(Media::GraphqlResponse)),
-            ("application/graphql-response+json, application/json", Some(Media::GraphqlResponse)),
-            ("application/json, application/graphql-response+json", Some(Media::GraphqlResponse)),
-            ("application/graphql-response+json, application/json;q=0.9", Some(Media::GraphqlResponse)),
-            ("application/graphql-response+json;q=0.1, application/json", Some(Media::Json)),
+            (
+                "application/graphql-response+json",
+                Some(Media::GraphqlResponse),
+            ),
+            (
+                "application/graphql-response+json, application/json",
+                Some(Media::GraphqlResponse),
+            ),
+            (
+                "application/json, application/graphql-response+json",
+                Some(Media::GraphqlResponse),
+            ),
+            (
+                "application/graphql-response+json, application/json;q=0.9",
+                Some(Media::GraphqlResponse),
+            ),
+            (
+                "application/graphql-response+json;q=0.1, application/json",
+                Some(Media::Json),
+            ),
             ("text/event-stream", Some(Media::EventStream)),
-            ("text/event-stream, application/json;q=0.5", Some(Media::EventStream)),
-            ("application/json, text/event-stream, multipart/mixed", Some(Media::Json)),
+            (
+                "text/event-stream, application/json;q=0.5",
+                Some(Media::EventStream),
+            ),
+            (
+                "application/json, text/event-stream, multipart/mixed",
+                Some(Media::Json),
+            ),
             ("text/event-stream, */*", Some(Media::EventStream)),
             ("application/json;q=0, */*", Some(Media::GraphqlResponse)),
-            ("text/html, application/xhtml+xml, */*;q=0.8", Some(Media::Json)),
+            (
+                "text/html, application/xhtml+xml, */*;q=0.8",
+                Some(Media::Json),
+            ),
             ("text/*", None),
             ("text/html", None),
             ("application/json; charset=iso-8859-1", None),
@@ -180,22 +245,39 @@ mod tests {
 
     #[test]
     fn a_stream_has_to_be_named() {
-        for named in ["text/event-stream", "application/json, text/event-stream;q=0.1"] {
+        for named in [
+            "text/event-stream",
+            "application/json, text/event-stream;q=0.1",
+        ] {
             assert!(accepts_stream(&of(header::ACCEPT, named)), "{named}");
         }
-        for other in ["", "*/*", "text/*", "application/json", "text/event-stream;q=0"] {
+        for other in [
+            "",
+            "*/*",
+            "text/*",
+            "application/json",
+            "text/event-stream;q=0",
+        ] {
             assert!(!accepts_stream(&of(header::ACCEPT, other)), "{other}");
         }
     }
 
     #[test]
     fn only_json_in_utf8_is_read() {
-        for right in ["application/json", "Application/JSON; charset=\"UTF-8\"", "application/json;charset=utf-8; a=b"]
-        {
+        for right in [
+            "application/json",
+            "Application/JSON; charset=\"UTF-8\"",
+            "application/json;charset=utf-8; a=b",
+        ] {
             assert!(is_json_utf8(&of(header::CONTENT_TYPE, right)), "{right}");
         }
-        for wrong in ["text/plain", "application/json; charset=utf-16", "application/json5", "application/graphql", ""]
-        {
+        for wrong in [
+            "text/plain",
+            "application/json; charset=utf-16",
+            "application/json5",
+            "application/graphql",
+            "",
+        ] {
             assert!(!is_json_utf8(&of(header::CONTENT_TYPE, wrong)), "{wrong}");
         }
         assert!(!is_json_utf8(&HeaderMap::new()));

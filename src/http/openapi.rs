@@ -29,16 +29,31 @@ use crate::error::{Code, UserErrorCode};
 pub fn routes() -> Router {
     let json = Bytes::from(document());
     let file = |kind: &'static str, file: Bytes| {
-        get(async move || ([(header::CONTENT_TYPE, kind)], [(header::CACHE_CONTROL, "no-cache")], file))
+        get(async move || {
+            (
+                [(header::CONTENT_TYPE, kind)],
+                [(header::CACHE_CONTROL, "no-cache")],
+                file,
+            )
+        })
     };
     Router::new()
         .route(
             "/docs",
             get(async || {
-                ([(header::CONTENT_SECURITY_POLICY, CONTENT_SECURITY_POLICY)], Html(include_str!("openapi.html")))
+                (
+                    [(header::CONTENT_SECURITY_POLICY, CONTENT_SECURITY_POLICY)],
+                    Html(include_str!("openapi.html")),
+                )
             }),
         )
-        .route("/docs/page.js", file("text/javascript", Bytes::from_static(include_bytes!("openapi.js"))))
+        .route(
+            "/docs/page.js",
+            file(
+                "text/javascript",
+                Bytes::from_static(include_bytes!("openapi.js")),
+            ),
+        )
         .route("/docs/openapi.json", file("application/json", json))
 }
 
@@ -69,7 +84,10 @@ struct BearerAuth;
 
 impl Modify for BearerAuth {
     fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
-        let bearer = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).bearer_format("JWT").build();
+        let bearer = HttpBuilder::new()
+            .scheme(HttpAuthScheme::Bearer)
+            .bearer_format("JWT")
+            .build();
         let components = document.components.get_or_insert_default();
         components.add_security_scheme("access_token", SecurityScheme::Http(bearer));
     }
@@ -88,18 +106,40 @@ pub struct ErrorResponses<T>(PhantomData<T>);
 impl<T: DocumentedErrors> IntoResponses for ErrorResponses<T> {
     fn responses() -> BTreeMap<String, RefOr<Answer>> {
         let mut codes: BTreeMap<u16, Vec<(&str, &str)>> = BTreeMap::new();
-        let mut add = |status, code, meaning| codes.entry(status).or_default().push((code, meaning));
-        let of_any = [Code::Forbidden, Code::RateLimited, Code::Internal, Code::Unavailable];
-        let of_bodies = [Code::BadRequest, Code::PayloadTooLarge, Code::UnsupportedMediaType];
+        let mut add =
+            |status, code, meaning| codes.entry(status).or_default().push((code, meaning));
+        let of_any = [
+            Code::Forbidden,
+            Code::RateLimited,
+            Code::Internal,
+            Code::Unavailable,
+        ];
+        let of_bodies = [
+            Code::BadRequest,
+            Code::PayloadTooLarge,
+            Code::UnsupportedMediaType,
+        ];
         let of_bodies = of_bodies.iter().filter(|_| T::READS_BODY);
         for code in of_bodies.chain(T::CODES).chain(&of_any) {
-            add(code.status(), code.as_str(), code.description().trim_start_matches("REST: "));
+            add(
+                code.status(),
+                code.as_str(),
+                code.description().trim_start_matches("REST: "),
+            );
         }
         if T::READS_BODY {
-            add(422, Code::BadRequest.as_str(), "A field is missing or has the wrong type.");
+            add(
+                422,
+                Code::BadRequest.as_str(),
+                "A field is missing or has the wrong type.",
+            );
         }
         for fault in T::USER_ERRORS {
-            let status = if *fault == UserErrorCode::Taken { 409 } else { 422 };
+            let status = if *fault == UserErrorCode::Taken {
+                409
+            } else {
+                422
+            };
             add(status, fault.as_str(), "`errors` names the field.");
         }
         codes
@@ -110,25 +150,54 @@ impl<T: DocumentedErrors> IntoResponses for ErrorResponses<T> {
 }
 
 fn error_response(status: u16, codes: &[(&str, &str)]) -> Answer {
-    let description: Vec<String> = codes.iter().map(|(code, meaning)| format!("`{code}`: {meaning}")).collect();
-    let code = ObjectBuilder::new().schema_type(Type::String).enum_values(Some(codes.iter().map(|(code, _)| *code)));
+    let description: Vec<String> = codes
+        .iter()
+        .map(|(code, meaning)| format!("`{code}`: {meaning}"))
+        .collect();
+    let code = ObjectBuilder::new()
+        .schema_type(Type::String)
+        .enum_values(Some(codes.iter().map(|(code, _)| *code)));
     let narrowed = ObjectBuilder::new().property("code", code);
-    let schema = AllOfBuilder::new().item(Ref::from_schema_name("Problem")).item(narrowed);
+    let schema = AllOfBuilder::new()
+        .item(Ref::from_schema_name("Problem"))
+        .item(narrowed);
     let content = ContentBuilder::new().schema(Some(schema)).build();
-    let answer =
-        ResponseBuilder::new().description(description.join("\n\n")).content("application/problem+json", content);
+    let answer = ResponseBuilder::new()
+        .description(description.join("\n\n"))
+        .content("application/problem+json", content);
     let header = |kind, description: &str| {
         let schema = ObjectBuilder::new().schema_type(kind);
-        HeaderBuilder::new().schema(Some(schema)).description(Some(description)).build()
+        HeaderBuilder::new()
+            .schema(Some(schema))
+            .description(Some(description))
+            .build()
     };
     match status {
         401 => answer.header("WWW-Authenticate", header(Type::String, "`Bearer`")),
         429 => answer
-            .header("RateLimit-Limit", header(Type::Integer, "Requests per minute."))
-            .header("RateLimit-Remaining", header(Type::Integer, "Requests left."))
-            .header("RateLimit-Reset", header(Type::Integer, "Seconds until requests become available again."))
-            .header("Retry-After", header(Type::Integer, "Seconds to wait before a retry.")),
-        503 => answer.header("Retry-After", header(Type::Integer, "Seconds to wait before a retry.")),
+            .header(
+                "RateLimit-Limit",
+                header(Type::Integer, "Requests per minute."),
+            )
+            .header(
+                "RateLimit-Remaining",
+                header(Type::Integer, "Requests left."),
+            )
+            .header(
+                "RateLimit-Reset",
+                header(
+                    Type::Integer,
+                    "Seconds until requests become available again.",
+                ),
+            )
+            .header(
+                "Retry-After",
+                header(Type::Integer, "Seconds to wait before a retry."),
+            ),
+        503 => answer.header(
+            "Retry-After",
+            header(Type::Integer, "Seconds to wait before a retry."),
+        ),
         _ => answer,
     }
     .build()

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_graphql::parser::types::{
-    Directive, DocumentOperations, ExecutableDocument, InlineFragment, OperationType, Selection, SelectionSet,
+    Directive, DocumentOperations, ExecutableDocument, InlineFragment, OperationType, Selection,
+    SelectionSet,
 };
 use async_graphql::{Name, Positioned, Request, Response, Variables};
 use async_graphql_value::Value as Literal;
@@ -56,21 +57,34 @@ impl GraphqlRequest {
         let wrong = |message: &str| Err(RequestError::new(Code::BadRequest, message));
         let mut members = match members {
             Value::Object(members) => members,
-            Value::Array(_) => return wrong("Send one operation per request: batching is not supported."),
+            Value::Array(_) => {
+                return wrong("Send one operation per request: batching is not supported.");
+            }
             _ => return wrong("Send a JSON object with `query`, `variables` and `operationName`."),
         };
         let mut text = |name: &str| match members.remove(name) {
             None | Some(Value::Null) => Ok(None),
             Some(Value::String(text)) => Ok(Some(text)),
-            Some(_) => Err(RequestError::new(Code::BadRequest, format!("`{name}` must be a string."))),
+            Some(_) => Err(RequestError::new(
+                Code::BadRequest,
+                format!("`{name}` must be a string."),
+            )),
         };
         let (query, operation_name) = (text("query")?, text("operationName")?);
         let mut map = |name: &str| match members.remove(name) {
             None | Some(Value::Null) => Ok(Map::new()),
             Some(Value::Object(map)) => Ok(map),
-            Some(_) => Err(RequestError::new(Code::BadRequest, format!("`{name}` must be an object."))),
+            Some(_) => Err(RequestError::new(
+                Code::BadRequest,
+                format!("`{name}` must be an object."),
+            )),
         };
-        Ok(Self { query, operation_name, variables: map("variables")?, extensions: map("extensions")? })
+        Ok(Self {
+            query,
+            operation_name,
+            variables: map("variables")?,
+            extensions: map("extensions")?,
+        })
     }
 }
 
@@ -129,12 +143,19 @@ pub struct Operation {
 impl GraphqlService {
     pub fn new(app: Arc<App>, schema: Schema) -> Self {
         let sdl = crate::graphql::sdl();
-        let (shape, deprecations) = (Arc::new(SchemaIndex::of(&sdl)), Arc::new(Deprecations::of(&sdl)));
+        let (shape, deprecations) = (
+            Arc::new(SchemaIndex::of(&sdl)),
+            Arc::new(Deprecations::of(&sdl)),
+        );
         let config = &app.config;
         let limits = Arc::<admission::DocumentLimits>::default();
         let reader = Arc::new(DocumentReader::new(Arc::clone(&limits)));
-        let subscriptions = Subscriptions::new(Arc::clone(&app), Arc::clone(&shape), Arc::clone(&reader));
-        let documents = Arc::new(PersistedDocuments::new(config.persisted_queries, config.trusted_documents.as_ref()));
+        let subscriptions =
+            Subscriptions::new(Arc::clone(&app), Arc::clone(&shape), Arc::clone(&reader));
+        let documents = Arc::new(PersistedDocuments::new(
+            config.persisted_queries,
+            config.trusted_documents.as_ref(),
+        ));
         Self {
             reader,
             unchecked: crate::graphql::unvalidated_schema(config.introspection),
@@ -153,8 +174,19 @@ impl GraphqlService {
 
     /// Counts a request against the rate limit of the viewer, or of the address for an anonymous
     /// request.
-    pub async fn count_request(&self, viewer: Option<Viewer>, address: IpAddr) -> Result<(), Error> {
-        self.app.rate_limiter.admit(Limited::Graphql, client_key(viewer, address), self.app.clock.now()).await
+    pub async fn count_request(
+        &self,
+        viewer: Option<Viewer>,
+        address: IpAddr,
+    ) -> Result<(), Error> {
+        self.app
+            .rate_limiter
+            .admit(
+                Limited::Graphql,
+                client_key(viewer, address),
+                self.app.clock.now(),
+            )
+            .await
     }
 
     /// Validates a request, computes its cost and charges it to the rate limit.
@@ -167,14 +199,24 @@ impl GraphqlService {
         let who = client_key(viewer, client.address);
         let mut operation = self.prepare(graphql_request, client)?;
         let now = self.app.clock.now();
-        let standing = self.app.rate_limiter.spend(Limited::Cost, who, operation.charge.cost, now).await?;
+        let standing = self
+            .app
+            .rate_limiter
+            .spend(Limited::Cost, who, operation.charge.cost, now)
+            .await?;
         operation.charge.quota = standing.map(|standing| (standing, now.plus(standing.reset)));
         Ok(operation)
     }
 
-    fn prepare(&self, mut graphql_request: GraphqlRequest, client: Client) -> Result<Operation, RequestError> {
+    fn prepare(
+        &self,
+        mut graphql_request: GraphqlRequest,
+        client: Client,
+    ) -> Result<Operation, RequestError> {
         let hash = self.documents.resolve(&mut graphql_request)?;
-        let query = graphql_request.query.ok_or_else(|| RequestError::new(Code::BadRequest, "`query` is required."))?;
+        let query = graphql_request
+            .query
+            .ok_or_else(|| RequestError::new(Code::BadRequest, "`query` is required."))?;
         let document = self.reader.read(&query)?;
         let admitted = admission::admit(
             &document,
@@ -185,9 +227,20 @@ impl GraphqlService {
         if let Some(hash) = hash {
             self.documents.insert(&hash, &query);
         }
-        let AdmittedOperation { operation: kind, name, cost, export, searches, introspection, .. } = admitted;
+        let AdmittedOperation {
+            operation: kind,
+            name,
+            cost,
+            export,
+            searches,
+            introspection,
+            ..
+        } = admitted;
         if introspection && !self.app.config.introspection {
-            return Err(RequestError::new(Code::ValidationFailed, "Introspection is disabled."));
+            return Err(RequestError::new(
+                Code::ValidationFailed,
+                "Introspection is disabled.",
+            ));
         }
         let hints = document.hints(name.as_deref(), &self.shape)?;
         if kind == OperationType::Subscription && !hints.has_single_root {
@@ -197,7 +250,9 @@ impl GraphqlService {
             ));
         }
         check_required_variables(&document, name.as_deref(), &graphql_request.variables)?;
-        self.app.traces.set_operation(kind_name(kind), name.as_deref());
+        self.app
+            .traces
+            .set_operation(kind_name(kind), name.as_deref());
         if let Some(name) = &name {
             tracing::Span::current().record("operation", name.chars().take(80).collect::<String>());
         }
@@ -209,7 +264,9 @@ impl GraphqlService {
         }
         let spent = OperationCharge { cost, quota: None };
         let search_bytes = searches.saturating_mul(search::MAX_SEARCH_BYTES);
-        let deprecations = self.deprecations.find_used(&document, name.as_deref(), &request.variables);
+        let deprecations =
+            self.deprecations
+                .find_used(&document, name.as_deref(), &request.variables);
         Ok(Operation {
             kind,
             charge: spent,
@@ -226,12 +283,23 @@ impl GraphqlService {
 
     /// Takes a subscription slot of the user, counted over all sockets and streams of this
     /// instance.
-    pub fn subscription_slot(&self, viewer: Option<Viewer>) -> Result<Option<UserSlot>, RequestError> {
-        let Some(viewer) = viewer else { return Ok(None) };
+    pub fn subscription_slot(
+        &self,
+        viewer: Option<Viewer>,
+    ) -> Result<Option<UserSlot>, RequestError> {
+        let Some(viewer) = viewer else {
+            return Ok(None);
+        };
         let limit = self.app.config.sockets.subscriptions_per_user;
-        let slot = self.user_subscriptions.take(viewer.id, limit).ok_or_else(|| {
-            RequestError::new(Code::RateLimited, format!("A user may have at most {limit} open subscriptions."))
-        })?;
+        let slot = self
+            .user_subscriptions
+            .take(viewer.id, limit)
+            .ok_or_else(|| {
+                RequestError::new(
+                    Code::RateLimited,
+                    format!("A user may have at most {limit} open subscriptions."),
+                )
+            })?;
         Ok(Some(slot))
     }
 
@@ -260,33 +328,52 @@ impl GraphqlService {
             return GraphqlResponse::from_error(Error::unavailable().into(), request_id);
         };
         let form = document.validation_key(request.operation_name.as_deref(), &request.variables);
-        let is_known = form.as_ref().is_some_and(|form| document.is_validated(form));
+        let is_known = form
+            .as_ref()
+            .is_some_and(|form| document.is_validated(form));
         let (name, started) = (request.operation_name.clone(), Instant::now());
         let owner = client_key(viewer, client.address);
-        let traced = self.app.traces.operation_span(kind_name(kind), name.as_deref());
+        let traced = self
+            .app
+            .traces
+            .operation_span(kind_name(kind), name.as_deref());
         let caller = RequestContext::new(Arc::clone(&self.app), viewer, hints, client);
         // Taken before anything is read: a change that the operation does not observe has a later
         // position.
         let reached = *self.app.hub.tail_position().borrow();
         // Only signed-in users can subscribe.
-        let sync = viewer.and(reached).map(|reached| self.app.cursors.encode(reached));
+        let sync = viewer
+            .and(reached)
+            .map(|reached| self.app.cursors.encode(reached));
         // Boxed, so that the wrappers below move a pointer instead of the whole future.
         let executed = Box::pin(async {
             if is_known
-                && let Some(response) =
-                    root_fast_path::try_execute(&document, name.as_deref(), &request.variables, &caller).await
+                && let Some(response) = root_fast_path::try_execute(
+                    &document,
+                    name.as_deref(),
+                    &request.variables,
+                    &caller,
+                )
+                .await
             {
                 return response;
             }
             let (name, variables) = (name.as_deref(), &request.variables);
             let as_written = hints.as_written && has_all_values(&document, name, variables);
             if !as_written && !is_known {
-                let refused = self.schema.execute(validation_request(&document, &request)).await;
+                let refused = self
+                    .schema
+                    .execute(validation_request(&document, &request))
+                    .await;
                 if !refused.errors.is_empty() {
                     return refused;
                 }
             }
-            let schema = if as_written && !is_known { &self.schema } else { &self.unchecked };
+            let schema = if as_written && !is_known {
+                &self.schema
+            } else {
+                &self.unchecked
+            };
             request.set_parsed_query(if as_written {
                 ExecutableDocument::clone(&document)
             } else {
@@ -296,21 +383,30 @@ impl GraphqlService {
         });
         // Tokio's cooperative budget would yield in the middle of a batch, and the loaders would
         // then run more and smaller statements.
-        let executed =
-            unconstrained(AssertUnwindSafe(permit.scope(DEADLINE, search_bytes).run(executed)).catch_unwind());
+        let executed = unconstrained(
+            AssertUnwindSafe(permit.scope(DEADLINE, search_bytes).run(executed)).catch_unwind(),
+        );
         let executed = self.app.rate_limiter.decoding.with_meter(owner, executed);
         let answer = match self.app.with_deadline(DEADLINE, executed).await {
             Ok(Ok(mut response)) => {
                 if !is_complete(&response) {
-                    self.shape.plan(&document, name.as_deref()).complete(&mut response);
+                    self.shape
+                        .plan(&document, name.as_deref())
+                        .complete(&mut response);
                 }
                 let answer = GraphqlResponse::from_response(response, request_id);
                 if let Some(form) = form.filter(|_| !is_known && answer.is_executed()) {
                     document.mark_validated(form);
                 }
-                answer.with_extensions(spent.cost, sync).with_deprecations(deprecations).with_export_flag(export)
+                answer
+                    .with_extensions(spent.cost, sync)
+                    .with_deprecations(deprecations)
+                    .with_export_flag(export)
             }
-            Ok(Err(_)) => GraphqlResponse::from_error(Error::internal("panic during execution").into(), request_id),
+            Ok(Err(_)) => GraphqlResponse::from_error(
+                Error::internal("panic during execution").into(),
+                request_id,
+            ),
             Err(late) => GraphqlResponse::from_error(late.into(), request_id),
         };
         if let Some(traced) = traced {
@@ -333,15 +429,18 @@ pub(super) fn validation_request(document: &ExecutableDocument, request: &Reques
     let mut document = document.clone();
     let operation = match &mut document.operations {
         DocumentOperations::Single(operation) => Some(operation),
-        DocumentOperations::Multiple(operations) => {
-            request.operation_name.as_deref().and_then(|name| operations.get_mut(name))
-        }
+        DocumentOperations::Multiple(operations) => request
+            .operation_name
+            .as_deref()
+            .and_then(|name| operations.get_mut(name)),
     };
     if let Some(operation) = operation {
         let place = Positioned::new((), operation.node.selection_set.pos);
         let at = |name| place.position_node(Name::new(name));
-        let skip =
-            Directive { name: at("skip"), arguments: vec![(at("if"), place.position_node(Literal::Boolean(true)))] };
+        let skip = Directive {
+            name: at("skip"),
+            arguments: vec![(at("if"), place.position_node(Literal::Boolean(true)))],
+        };
         let all = InlineFragment {
             type_condition: None,
             directives: vec![place.position_node(skip)],
@@ -351,7 +450,12 @@ pub(super) fn validation_request(document: &ExecutableDocument, request: &Reques
             ),
         };
         let all = Selection::InlineFragment(place.position_node(all));
-        operation.node.selection_set.node.items.push(place.position_node(all));
+        operation
+            .node
+            .selection_set
+            .node
+            .items
+            .push(place.position_node(all));
     }
     let mut checked = Request::new(String::new()).variables(request.variables.clone());
     checked.operation_name.clone_from(&request.operation_name);
@@ -365,7 +469,9 @@ fn is_complete(response: &Response) -> bool {
     let is_whole = |value: &async_graphql::Value| matches!(value, async_graphql::Value::Binary(_));
     response.errors.is_empty()
         && match &response.data {
-            async_graphql::Value::Object(fields) => fields.len() == 1 && fields.values().all(is_whole),
+            async_graphql::Value::Object(fields) => {
+                fields.len() == 1 && fields.values().all(is_whole)
+            }
             data => is_whole(data),
         }
 }
@@ -379,7 +485,10 @@ pub(super) const fn kind_name(kind: OperationType) -> &'static str {
 }
 
 pub(super) fn client_key(viewer: Option<Viewer>, address: IpAddr) -> ClientKey {
-    viewer.map_or_else(|| ClientKey::address(address), |viewer| ClientKey::User(viewer.id))
+    viewer.map_or_else(
+        || ClientKey::address(address),
+        |viewer| ClientKey::User(viewer.id),
+    )
 }
 
 /// Checks that all required variables have a value. The library checks this too, but only for
@@ -389,7 +498,10 @@ fn check_required_variables(
     name: Option<&str>,
     values: &Map<String, Value>,
 ) -> Result<(), RequestError> {
-    let chosen = document.operations.iter().find(|(candidate, _)| candidate.map(|name| name.as_str()) == name);
+    let chosen = document
+        .operations
+        .iter()
+        .find(|(candidate, _)| candidate.map(|name| name.as_str()) == name);
     let Some((_, operation)) = chosen else {
         return Ok(());
     };

@@ -15,7 +15,9 @@ use crate::config::Config;
 
 /// The requested host, with its port.
 pub fn host<'a>(uri: &'a Uri, headers: &'a HeaderMap) -> Option<&'a str> {
-    let named = headers.get(header::HOST).and_then(|host| host.to_str().ok());
+    let named = headers
+        .get(header::HOST)
+        .and_then(|host| host.to_str().ok());
     uri.authority().map(Authority::as_str).or(named)
 }
 
@@ -61,13 +63,16 @@ pub fn is_cross_site_simple(uri: &Uri, headers: &HeaderMap, config: &Config) -> 
         return true;
     }
     // These headers trigger a preflight in a browser.
-    if headers.contains_key(header::AUTHORIZATION) || headers.contains_key("graphql-require-preflight") {
+    if headers.contains_key(header::AUTHORIZATION)
+        || headers.contains_key("graphql-require-preflight")
+    {
         return false;
     }
     if headers.contains_key("sec-fetch-site") {
         return is_cross_site(uri, headers, config);
     }
-    let program = !headers.contains_key(header::ACCEPT_LANGUAGE) || headers.contains_key("sec-fetch-mode");
+    let program =
+        !headers.contains_key(header::ACCEPT_LANGUAGE) || headers.contains_key("sec-fetch-mode");
     !program && !accepts_graphql(headers)
 }
 
@@ -76,23 +81,40 @@ mod tests {
     use super::*;
 
     fn of(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
-        pairs.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect::<HeaderMap>()
+        pairs
+            .iter()
+            .map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap()))
+            .collect::<HeaderMap>()
     }
 
     #[test]
     fn cross_site_pages_are_recognized() {
         let settings = [
             ("SECRET_KEY", "the key of this test's access tokens"),
-            ("REFRESH_SECRET_KEY", "the key of this test's refresh tokens"),
+            (
+                "REFRESH_SECRET_KEY",
+                "the key of this test's refresh tokens",
+            ),
             ("CORS_ORIGINS", "https://app.example.org"),
         ];
-        let setting = |name: &str| settings.iter().find(|(set, _)| *set == name).map(|(_, value)| (*value).to_owned());
+        let setting = |name: &str| {
+            settings
+                .iter()
+                .find(|(set, _)| *set == name)
+                .map(|(_, value)| (*value).to_owned())
+        };
         let config = Config::from(&setting).unwrap();
         let asked = |headers: &[(&'static str, &'static str)]| {
             is_cross_site_simple(&Uri::from_static("/graphql"), &of(headers), &config)
         };
-        let (foreign, known) = (("origin", "https://evil.example"), ("origin", "https://app.example.org"));
-        let (cross, own) = (("sec-fetch-site", "cross-site"), ("sec-fetch-site", "same-origin"));
+        let (foreign, known) = (
+            ("origin", "https://evil.example"),
+            ("origin", "https://app.example.org"),
+        );
+        let (cross, own) = (
+            ("sec-fetch-site", "cross-site"),
+            ("sec-fetch-site", "same-origin"),
+        );
         let browser = ("accept-language", "en");
         for simple in [
             &[cross] as &[_],
@@ -112,7 +134,11 @@ mod tests {
             &[("sec-fetch-site", "none"), browser],
             &[cross, ("graphql-require-preflight", "1")],
             &[browser, ("accept", "application/graphql-response+json")],
-            &[("host", "localhost:8000"), ("origin", "http://localhost:8000"), own],
+            &[
+                ("host", "localhost:8000"),
+                ("origin", "http://localhost:8000"),
+                own,
+            ],
         ] {
             assert!(!asked(meant), "{meant:?}");
         }

@@ -26,7 +26,11 @@ impl Pace {
     /// Allows `burst` units at once and `per_second` units sustained.
     pub fn new(per_second: u32, burst: u32) -> Self {
         let per_unit = Duration::from_secs(1) / per_second;
-        Self { per_unit, burst: per_unit * burst, due: Instant::now() }
+        Self {
+            per_unit,
+            burst: per_unit * burst,
+            due: Instant::now(),
+        }
     }
 
     /// Draws units that arrived at `now`. Returns when the next ones may arrive, if they must wait.
@@ -66,7 +70,11 @@ impl FrameCounter {
                 Self::Preface(read) if read + 1 < PREFACE.len() => (Self::Preface(read + 1), rest),
                 Self::Preface(_) => (Self::Header(0, 0), rest),
                 Self::Header(read, length) => {
-                    let length = if read < 3 { length << 8 | usize::from(*first) } else { length };
+                    let length = if read < 3 {
+                        length << 8 | usize::from(*first)
+                    } else {
+                        length
+                    };
                     if read + 1 < FRAME_HEADER {
                         (Self::Header(read + 1, length), rest)
                     } else {
@@ -74,7 +82,9 @@ impl FrameCounter {
                         (Self::Payload(length), rest)
                     }
                 }
-                Self::Payload(missing) if missing > bytes.len() => (Self::Payload(missing - bytes.len()), &[][..]),
+                Self::Payload(missing) if missing > bytes.len() => {
+                    (Self::Payload(missing - bytes.len()), &[][..])
+                }
                 Self::Payload(missing) => (Self::Header(0, 0), &bytes[missing..]),
             };
         }
@@ -94,22 +104,41 @@ pub struct PacedIo<T> {
 impl<T> PacedIo<T> {
     /// Limits reads to this rate, in bytes.
     pub fn new(inner: T, pace: Pace) -> Self {
-        Self { inner, frames: None, pace, pause: None }
+        Self {
+            inner,
+            frames: None,
+            pace,
+            pause: None,
+        }
     }
 
     /// Limits reads to this rate, in HTTP/2 frames. HTTP/1 is not limited.
     pub fn frames(inner: T, pace: Pace) -> Self {
-        Self { inner, frames: Some(FrameCounter::Preface(0)), pace, pause: None }
+        Self {
+            inner,
+            frames: Some(FrameCounter::Preface(0)),
+            pace,
+            pause: None,
+        }
     }
 
     /// Does not limit reads.
     pub fn unlimited(inner: T) -> Self {
-        Self { inner, frames: Some(FrameCounter::None), pace: Pace::new(1, 1), pause: None }
+        Self {
+            inner,
+            frames: Some(FrameCounter::None),
+            pace: Pace::new(1, 1),
+            pause: None,
+        }
     }
 }
 
 impl<T: AsyncRead + Unpin> AsyncRead for PacedIo<T> {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         let this = &mut *self;
         if let Some(pause) = &mut this.pause {
             ready!(pause.as_mut().poll(cx));
@@ -123,14 +152,21 @@ impl<T: AsyncRead + Unpin> AsyncRead for PacedIo<T> {
             None => u32::try_from(read.len()).unwrap_or(u32::MAX),
         };
         if units > 0 {
-            this.pause = this.pace.draw(Instant::now(), units).map(|until| Box::pin(sleep_until(until)));
+            this.pause = this
+                .pace
+                .draw(Instant::now(), units)
+                .map(|until| Box::pin(sleep_until(until)));
         }
         Poll::Ready(Ok(()))
     }
 }
 
 impl<T: AsyncWrite + Unpin> AsyncWrite for PacedIo<T> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.inner).poll_write(cx, buf)
     }
 
@@ -172,30 +208,49 @@ mod tests {
         assert_eq!(pace.draw(start, 1), Some(after(10)));
         assert_eq!(pace.draw(start, 5), Some(after(60)));
         let later = after(1_000);
-        assert!((0..10).all(|_| pace.draw(later, 1).is_none()), "unused units accumulate, up to the burst");
+        assert!(
+            (0..10).all(|_| pace.draw(later, 1).is_none()),
+            "unused units accumulate, up to the burst"
+        );
         assert_eq!(pace.draw(later, 1), Some(after(1_010)));
     }
 
     #[test]
     fn frames_are_counted_however_they_are_split() {
         let frame = |length: usize| {
-            let header = [&u32::try_from(length).expect("a length").to_be_bytes()[1..], &[6, 0, 0, 0, 0, 0]].concat();
+            let header = [
+                &u32::try_from(length).expect("a length").to_be_bytes()[1..],
+                &[6, 0, 0, 0, 0, 0],
+            ]
+            .concat();
             [header, vec![0xff; length]].concat()
         };
         let sent = [PREFACE, &frame(8), &frame(0), &frame(70_000), &frame(0)].concat();
         for size in [1, 2, 9, 10, 1_000, sent.len()] {
             let mut frames = FrameCounter::Preface(0);
-            assert_eq!(sent.chunks(size).map(|bytes| frames.read(bytes)).sum::<u32>(), 4, "{size}");
+            assert_eq!(
+                sent.chunks(size)
+                    .map(|bytes| frames.read(bytes))
+                    .sum::<u32>(),
+                4,
+                "{size}"
+            );
         }
         let mut frames = FrameCounter::Preface(0);
-        assert_eq!(frames.read(b"PRI / HTTP/1.1\r\n\r\n") + frames.read(&sent), 0);
+        assert_eq!(
+            frames.read(b"PRI / HTTP/1.1\r\n\r\n") + frames.read(&sent),
+            0
+        );
     }
 
     #[tokio::test]
     async fn frames_are_not_read_beyond_their_burst() {
         let (mut client, server) = duplex(100_000);
         client.write_all(PREFACE).await.expect("room");
-        client.write_all(&[0; FRAME_HEADER].repeat(10_000)).await.expect("room");
+        client
+            .write_all(&[0; FRAME_HEADER].repeat(10_000))
+            .await
+            .expect("room");
         let (mut server, mut taken) = (PacedIo::frames(server, Pace::new(1, 1_000)), 0);
         while let Some(read) = server.read(&mut [0; 900]).now_or_never() {
             taken += read.expect("bytes");

@@ -42,7 +42,10 @@ impl PersistedDocuments {
 
     /// Sets the document that the request refers to, and rejects one that is not allowed. Returns
     /// the hash under which a new document is to be stored once it is found valid.
-    pub fn resolve(&self, graphql_request: &mut GraphqlRequest) -> Result<Option<String>, RequestError> {
+    pub fn resolve(
+        &self,
+        graphql_request: &mut GraphqlRequest,
+    ) -> Result<Option<String>, RequestError> {
         let named = graphql_request
             .extensions
             .get("persistedQuery")
@@ -50,16 +53,26 @@ impl PersistedDocuments {
         let hash = match named {
             None => None,
             Some(Some(hash)) if hash.len() <= MAX_ID => Some(hash),
-            Some(_) => return Err(RequestError::new(Code::BadRequest, "`persistedQuery.sha256Hash` is not valid.")),
+            Some(_) => {
+                return Err(RequestError::new(
+                    Code::BadRequest,
+                    "`persistedQuery.sha256Hash` is not valid.",
+                ));
+            }
         };
         match (self, &graphql_request.query, hash) {
             (Self::Trusted(known), query, name) => {
                 let found = match query {
                     Some(query) => known.get(&sha256(query)),
                     // An id exactly as listed, or a hash in any case.
-                    None => name.and_then(|name| known.get(name).or_else(|| known.get(&name.to_ascii_lowercase()))),
+                    None => name.and_then(|name| {
+                        known
+                            .get(name)
+                            .or_else(|| known.get(&name.to_ascii_lowercase()))
+                    }),
                 };
-                let untrusted = || RequestError::new(Code::DocumentNotTrusted, "This document is not trusted.");
+                let untrusted =
+                    || RequestError::new(Code::DocumentNotTrusted, "This document is not trusted.");
                 graphql_request.query = Some(found.ok_or_else(untrusted)?.to_string());
                 Ok(None)
             }
@@ -67,14 +80,23 @@ impl PersistedDocuments {
             (Self::Automatic(_), Some(query), Some(hash)) => {
                 let hash = hash.to_ascii_lowercase();
                 if sha256(query) != hash {
-                    return Err(RequestError::new(Code::BadRequest, "The hash does not match the document."));
+                    return Err(RequestError::new(
+                        Code::BadRequest,
+                        "The hash does not match the document.",
+                    ));
                 }
                 Ok(Some(hash))
             }
             (Self::Automatic(cache), None, Some(hash)) => {
                 // Clients match this exact message.
-                let unknown = || RequestError::new(Code::PersistedQueryNotFound, "PersistedQueryNotFound");
-                graphql_request.query = Some(cache.get(&hash.to_ascii_lowercase()).ok_or_else(unknown)?.to_string());
+                let unknown =
+                    || RequestError::new(Code::PersistedQueryNotFound, "PersistedQueryNotFound");
+                graphql_request.query = Some(
+                    cache
+                        .get(&hash.to_ascii_lowercase())
+                        .ok_or_else(unknown)?
+                        .to_string(),
+                );
                 Ok(None)
             }
         }
@@ -91,7 +113,11 @@ impl PersistedDocuments {
 /// The SHA-256 hash of a text, in hexadecimal.
 fn sha256(text: &str) -> String {
     let bytes = digest(&SHA256, text.as_bytes());
-    bytes.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+    bytes
+        .as_ref()
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
 }
 
 #[cfg(test)]
@@ -101,7 +127,8 @@ mod tests {
     use super::*;
 
     fn graphql_request(query: Option<&str>, hash: Option<&str>) -> GraphqlRequest {
-        let extensions = hash.map(|hash| json!({ "persistedQuery": { "version": 1, "sha256Hash": hash } }));
+        let extensions =
+            hash.map(|hash| json!({ "persistedQuery": { "version": 1, "sha256Hash": hash } }));
         GraphqlRequest::from_json(json!({ "query": query, "extensions": extensions })).unwrap()
     }
 
@@ -110,22 +137,35 @@ mod tests {
         let documents = PersistedDocuments::new(2, None);
         let hash = sha256("{ a }");
         assert_eq!(
-            documents.resolve(&mut graphql_request(None, Some(&hash))).unwrap_err().code,
+            documents
+                .resolve(&mut graphql_request(None, Some(&hash)))
+                .unwrap_err()
+                .code,
             Code::PersistedQueryNotFound
         );
-        let remembered = documents.resolve(&mut graphql_request(Some("{ a }"), Some(&hash))).unwrap().unwrap();
+        let remembered = documents
+            .resolve(&mut graphql_request(Some("{ a }"), Some(&hash)))
+            .unwrap()
+            .unwrap();
         documents.insert(&remembered, "{ a }");
         let mut again = graphql_request(None, Some(&hash));
         assert_eq!(documents.resolve(&mut again).unwrap(), None);
         assert_eq!(again.query.as_deref(), Some("{ a }"));
         assert_eq!(
-            documents.resolve(&mut graphql_request(Some("{ b }"), Some(&hash))).unwrap_err().code,
+            documents
+                .resolve(&mut graphql_request(Some("{ b }"), Some(&hash)))
+                .unwrap_err()
+                .code,
             Code::BadRequest
         );
         for other in ["{ b }", "{ c }"] {
             documents.insert(&sha256(other), other);
         }
-        assert!(documents.resolve(&mut graphql_request(None, Some(&hash))).is_err());
+        assert!(
+            documents
+                .resolve(&mut graphql_request(None, Some(&hash)))
+                .is_err()
+        );
     }
 
     #[test]
@@ -145,7 +185,10 @@ mod tests {
             graphql_request(None, Some("b")),
             graphql_request(Some("{ b }"), Some("a")),
         ] {
-            assert_eq!(documents.resolve(&mut other).unwrap_err().code, Code::DocumentNotTrusted);
+            assert_eq!(
+                documents.resolve(&mut other).unwrap_err().code,
+                Code::DocumentNotTrusted
+            );
         }
     }
 }

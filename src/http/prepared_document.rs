@@ -38,7 +38,10 @@ pub struct DocumentReader {
 
 impl DocumentReader {
     pub fn new(limits: Arc<DocumentLimits>) -> Self {
-        Self { limits, cache: FifoCache::new(MAX_CACHED_BYTES) }
+        Self {
+            limits,
+            cache: FifoCache::new(MAX_CACHED_BYTES),
+        }
     }
 
     /// Returns a document from the cache, or parses and caches it.
@@ -46,8 +49,15 @@ impl DocumentReader {
         if let Some(document) = self.cache.get(query) {
             return Ok(document);
         }
-        let document = Arc::new(PreparedDocument::from(admission::parse(query, &self.limits)?));
-        self.cache.insert(query, query.len().max(MIN_CACHED_BYTES), Arc::clone(&document));
+        let document = Arc::new(PreparedDocument::from(admission::parse(
+            query,
+            &self.limits,
+        )?));
+        self.cache.insert(
+            query,
+            query.len().max(MIN_CACHED_BYTES),
+            Arc::clone(&document),
+        );
         Ok(document)
     }
 }
@@ -67,9 +77,16 @@ pub struct ValidationKey(String);
 
 impl From<ExecutableDocument> for PreparedDocument {
     fn from(read: ExecutableDocument) -> Self {
-        let names = read.operations.iter().map(|(name, _)| name.map_or("", |name| name.as_str()).to_owned());
+        let names = read
+            .operations
+            .iter()
+            .map(|(name, _)| name.map_or("", |name| name.as_str()).to_owned());
         let manners = names.map(|name| (name, OnceLock::new())).collect();
-        Self { parsed: read, hints: manners, validated: Mutex::default() }
+        Self {
+            parsed: read,
+            hints: manners,
+            validated: Mutex::default(),
+        }
     }
 }
 
@@ -83,13 +100,19 @@ impl Deref for PreparedDocument {
 
 impl PreparedDocument {
     /// The form of an operation. Returns `None` if it is too specific to be worth remembering.
-    pub fn validation_key(&self, name: Option<&str>, variables: &Variables) -> Option<ValidationKey> {
+    pub fn validation_key(
+        &self,
+        name: Option<&str>,
+        variables: &Variables,
+    ) -> Option<ValidationKey> {
         // A name contains no bracket, so its end is unambiguous.
         let mut form = format!("{}(", name.unwrap_or_default());
         for definition in &operation_named(&self.parsed, name)?.variable_definitions {
             let value = variables.get(&definition.node.name.node);
             let by_kind = match &definition.node.var_type.node.base {
-                BaseType::Named(name) => matches!(name.as_str(), "ID" | "String" | "Int" | "Float" | "Boolean"),
+                BaseType::Named(name) => {
+                    matches!(name.as_str(), "ID" | "String" | "Int" | "Float" | "Boolean")
+                }
                 BaseType::List(_) => false,
             };
             let kind = match value {
@@ -114,10 +137,18 @@ impl PreparedDocument {
     }
 
     /// The execution hints of an operation, or the conflict between its fields.
-    pub fn hints(&self, name: Option<&str>, shape: &SchemaIndex) -> Result<ExecutionHints, FieldConflict> {
-        let Some(place) = self.hints.get(name.unwrap_or_default()) else { return Ok(ExecutionHints::default()) };
-        let compute =
-            || field_merging::check(shape, &self.parsed, name).map(|()| shape.plan(&self.parsed, name).hints());
+    pub fn hints(
+        &self,
+        name: Option<&str>,
+        shape: &SchemaIndex,
+    ) -> Result<ExecutionHints, FieldConflict> {
+        let Some(place) = self.hints.get(name.unwrap_or_default()) else {
+            return Ok(ExecutionHints::default());
+        };
+        let compute = || {
+            field_merging::check(shape, &self.parsed, name)
+                .map(|()| shape.plan(&self.parsed, name).hints())
+        };
         place.get_or_init(compute).clone()
     }
 
@@ -134,7 +165,9 @@ impl PreparedDocument {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashSet<ValidationKey>> {
-        self.validated.lock().unwrap_or_else(PoisonError::into_inner)
+        self.validated
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -149,21 +182,40 @@ mod tests {
     fn a_validation_key_distinguishes_what_may_differ_in_validity() {
         let document = "query A($id: ID!, $n: Int, $s: [S!], $t: S) { a } query B($id: ID!) { a } query Bs { a }";
         let document = PreparedDocument::from(parse_query(document).expect("a document"));
-        let form = |name, variables: Json| document.validation_key(Some(name), &Variables::from_json(variables));
-        let same = |one, other| assert_eq!(form("A", one).expect("a form"), form("A", other).expect("a form"));
+        let form = |name, variables: Json| {
+            document.validation_key(Some(name), &Variables::from_json(variables))
+        };
+        let same = |one, other| {
+            assert_eq!(
+                form("A", one).expect("a form"),
+                form("A", other).expect("a form")
+            )
+        };
         let apart = |one, other| assert_ne!(form("A", one), form("A", other));
-        same(json!({ "id": "1", "n": 1, "unknown": 1 }), json!({ "id": "2", "n": 2 }));
-        same(json!({ "s": ["X"], "t": "X" }), json!({ "t": "X", "s": ["X"] }));
+        same(
+            json!({ "id": "1", "n": 1, "unknown": 1 }),
+            json!({ "id": "2", "n": 2 }),
+        );
+        same(
+            json!({ "s": ["X"], "t": "X" }),
+            json!({ "t": "X", "s": ["X"] }),
+        );
         apart(json!({ "id": "1" }), json!({ "id": 1 }));
         apart(json!({ "id": "1" }), json!({ "id": null }));
         apart(json!({ "id": "1" }), json!({}));
         apart(json!({ "id": 1 }), json!({ "id": 1.5 }));
-        apart(json!({ "id": 1 }), json!({ "id": 9_223_372_036_854_775_808_u64 }));
+        apart(
+            json!({ "id": 1 }),
+            json!({ "id": 9_223_372_036_854_775_808_u64 }),
+        );
         apart(json!({ "id": "1" }), json!({ "id": ["1"] }));
         apart(json!({ "s": ["X"] }), json!({ "s": ["Y"] }));
         apart(json!({ "s": ["X"] }), json!({ "s": "X" }));
         apart(json!({ "t": "X" }), json!({ "t": "Y" }));
-        apart(json!({ "s": [";"], "t": "X" }), json!({ "s": [], "t": ";" }));
+        apart(
+            json!({ "s": [";"], "t": "X" }),
+            json!({ "s": [], "t": ";" }),
+        );
         let named = |name| form(name, json!({ "id": "1" }));
         assert_ne!(named("A"), named("B"));
         assert_ne!(named("B"), named("Bs"));
@@ -173,13 +225,17 @@ mod tests {
 
     #[test]
     fn a_limited_number_of_keys_is_cached() {
-        let document = PreparedDocument::from(parse_query("query ($t: S) { a }").expect("a document"));
+        let document =
+            PreparedDocument::from(parse_query("query ($t: S) { a }").expect("a document"));
         let form = |number: usize| {
-            document.validation_key(None, &Variables::from_json(json!({ "t": number }))).expect("a form")
+            document
+                .validation_key(None, &Variables::from_json(json!({ "t": number })))
+                .expect("a form")
         };
         (0..=MAX_VALIDATION_KEYS).for_each(|number| document.mark_validated(form(number)));
         assert!(
-            document.is_validated(&form(MAX_VALIDATION_KEYS - 1)) && !document.is_validated(&form(MAX_VALIDATION_KEYS))
+            document.is_validated(&form(MAX_VALIDATION_KEYS - 1))
+                && !document.is_validated(&form(MAX_VALIDATION_KEYS))
         );
     }
 }

@@ -1,5 +1,5 @@
 //! Errors outside GraphQL: problem documents (RFC 9457) with a stable `code`. GraphQL errors are in
-//! [`super::answer`].
+//! [`super::response`].
 
 use std::borrow::Cow;
 use std::time::Duration;
@@ -59,7 +59,8 @@ pub struct ProblemDocument<'a> {
 impl Problem {
     /// A problem with a stable error code.
     pub fn new(code: Code, detail: impl Into<Cow<'static, str>>) -> Self {
-        let status = StatusCode::from_u16(code.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let status =
+            StatusCode::from_u16(code.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         Self {
             status,
             code: code.as_str(),
@@ -73,16 +74,23 @@ impl Problem {
     /// A problem with the request body. The status says which.
     pub fn bad_body(status: StatusCode) -> Self {
         let (code, detail) = match status {
-            StatusCode::PAYLOAD_TOO_LARGE => (Code::PayloadTooLarge, "The request body is too large."),
-            StatusCode::UNSUPPORTED_MEDIA_TYPE => {
-                (Code::UnsupportedMediaType, "Send `Content-Type: application/json`.")
+            StatusCode::PAYLOAD_TOO_LARGE => {
+                (Code::PayloadTooLarge, "The request body is too large.")
             }
-            StatusCode::UNPROCESSABLE_ENTITY => {
-                (Code::BadRequest, "A field of the request body is missing or has the wrong type.")
-            }
+            StatusCode::UNSUPPORTED_MEDIA_TYPE => (
+                Code::UnsupportedMediaType,
+                "Send `Content-Type: application/json`.",
+            ),
+            StatusCode::UNPROCESSABLE_ENTITY => (
+                Code::BadRequest,
+                "A field of the request body is missing or has the wrong type.",
+            ),
             _ => (Code::BadRequest, "The request body is malformed."),
         };
-        Self { status, ..Self::new(code, detail) }
+        Self {
+            status,
+            ..Self::new(code, detail)
+        }
     }
 
     /// The route exists, but not for this method.
@@ -95,14 +103,24 @@ impl From<Error> for Problem {
     fn from(error: Error) -> Self {
         match error {
             Error::UserErrors(faults) => {
-                let taken = faults.iter().all(|fault| fault.code == UserErrorCode::Taken);
+                let taken = faults
+                    .iter()
+                    .all(|fault| fault.code == UserErrorCode::Taken);
                 let errors: Vec<FieldError> = faults
                     .into_iter()
-                    .map(|fault| FieldError { field: fault.field, code: fault.code.as_str(), message: fault.message })
+                    .map(|fault| FieldError {
+                        field: fault.field,
+                        code: fault.code.as_str(),
+                        message: fault.message,
+                    })
                     .collect();
                 let first = errors.first();
                 Self {
-                    status: if taken { StatusCode::CONFLICT } else { StatusCode::UNPROCESSABLE_ENTITY },
+                    status: if taken {
+                        StatusCode::CONFLICT
+                    } else {
+                        StatusCode::UNPROCESSABLE_ENTITY
+                    },
                     code: first.map_or(Code::BadUserInput.as_str(), |error| error.code),
                     detail: first.map_or("Invalid input.".into(), |error| match error.field {
                         Some(field) => format!("{field}: {}", error.message).into(),
@@ -116,7 +134,11 @@ impl From<Error> for Problem {
             other => {
                 let rate_limit = other.rate_limit();
                 let (code, detail, retry_after) = other.into_client();
-                Self { retry_after, rate_limit, ..Self::new(code, detail) }
+                Self {
+                    retry_after,
+                    rate_limit,
+                    ..Self::new(code, detail)
+                }
             }
         }
     }
@@ -134,7 +156,10 @@ impl IntoResponse for Problem {
         };
         let mut response = (self.status, Json(document)).into_response();
         let headers = response.headers_mut();
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        headers.insert(
+            header::CONTENT_TYPE,
+            HeaderValue::from_static("application/problem+json"),
+        );
         if self.status == StatusCode::UNAUTHORIZED {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }

@@ -37,7 +37,13 @@ pub struct RequestError {
 
 impl RequestError {
     pub fn new(code: Code, message: impl Into<String>) -> Self {
-        Self { code, message: message.into(), position: None, retry_after: None, rate_limit: None }
+        Self {
+            code,
+            message: message.into(),
+            position: None,
+            retry_after: None,
+            rate_limit: None,
+        }
     }
 }
 
@@ -45,20 +51,30 @@ impl From<Error> for RequestError {
     fn from(error: Error) -> Self {
         let rate_limit = error.rate_limit();
         let (code, message, retry_after) = error.into_client();
-        Self { retry_after, rate_limit, ..Self::new(code, message) }
+        Self {
+            retry_after,
+            rate_limit,
+            ..Self::new(code, message)
+        }
     }
 }
 
 impl From<FieldConflict> for RequestError {
     fn from(FieldConflict { message, position }: FieldConflict) -> Self {
         let position = Some((position.line, position.column));
-        Self { position, ..Self::new(Code::ValidationFailed, message) }
+        Self {
+            position,
+            ..Self::new(Code::ValidationFailed, message)
+        }
     }
 }
 
 impl From<AdmissionError> for RequestError {
     fn from(refusal: AdmissionError) -> Self {
-        Self { position: refusal.location, ..Self::new(refusal.code, refusal.message) }
+        Self {
+            position: refusal.location,
+            ..Self::new(refusal.code, refusal.message)
+        }
     }
 }
 
@@ -80,13 +96,20 @@ pub struct GraphqlResponse {
 impl GraphqlResponse {
     /// Response to a request that is not executed.
     pub fn from_error(refused: RequestError, request_id: &str) -> Self {
-        let RequestError { code, message, position, retry_after, rate_limit } = refused;
+        let RequestError {
+            code,
+            message,
+            position,
+            retry_after,
+            rate_limit,
+        } = refused;
         let mut extensions = ErrorExtensionValues::default();
         extensions.set("code", code.as_str());
         if let Some(wait) = retry_after {
             extensions.set("retryAfter", whole_seconds(wait));
         }
-        let mut error = ServerError::new(message, position.map(|(line, column)| Pos { line, column }));
+        let mut error =
+            ServerError::new(message, position.map(|(line, column)| Pos { line, column }));
         error.extensions = Some(extensions);
         sanitize_error(&mut error, Code::BadRequest, request_id);
         Self {
@@ -101,20 +124,37 @@ impl GraphqlResponse {
 
     /// Converts a response of the library.
     pub fn from_response(response: Response, request_id: &str) -> Self {
-        let Response { data, mut errors, .. } = response;
+        let Response {
+            data, mut errors, ..
+        } = response;
         // A response that is too large has no usable part.
-        if let Some(error) = errors.iter().find(|error| has_code(error, Code::DocumentTooComplex)) {
-            return Self::from_error(RequestError::new(Code::DocumentTooComplex, error.message.clone()), request_id);
+        if let Some(error) = errors
+            .iter()
+            .find(|error| has_code(error, Code::DocumentTooComplex))
+        {
+            return Self::from_error(
+                RequestError::new(Code::DocumentTooComplex, error.message.clone()),
+                request_id,
+            );
         }
         // Execution errors have a path. An error without one concerns the document or its
         // variables.
-        let refused = data == Value::Null && !errors.is_empty() && errors.iter().all(|error| error.path.is_empty());
-        let default = if refused { Code::ValidationFailed } else { Code::BadUserInput };
+        let refused = data == Value::Null
+            && !errors.is_empty()
+            && errors.iter().all(|error| error.path.is_empty());
+        let default = if refused {
+            Code::ValidationFailed
+        } else {
+            Code::BadUserInput
+        };
         // Nothing was resolved, so the client can retry.
         let is_unavailable = |error| has_code(error, Code::Unavailable);
-        let unavailable = !errors.is_empty() && is_empty(&data) && errors.iter().all(is_unavailable);
+        let unavailable =
+            !errors.is_empty() && is_empty(&data) && errors.iter().all(is_unavailable);
         errors.truncate(MAX_ERRORS);
-        errors.iter_mut().for_each(|error| sanitize_error(error, default, request_id));
+        errors
+            .iter_mut()
+            .for_each(|error| sanitize_error(error, default, request_id));
         Self {
             data: (!refused && !unavailable).then_some(data),
             errors,
@@ -129,12 +169,25 @@ impl GraphqlResponse {
     /// the operation did not observe.
     pub fn with_extensions(self, cost: u32, sync: Option<String>) -> Self {
         let sync = sync.map(|cursor| SyncExtension { cursor });
-        Self { extensions: ResponseExtensions { cost: Some(cost), sync, ..self.extensions }, ..self }
+        Self {
+            extensions: ResponseExtensions {
+                cost: Some(cost),
+                sync,
+                ..self.extensions
+            },
+            ..self
+        }
     }
 
     /// Adds warnings about the deprecated parts of the schema that the operation uses.
     pub fn with_deprecations(self, deprecations: Arc<[Deprecation]>) -> Self {
-        Self { extensions: ResponseExtensions { deprecations, ..self.extensions }, ..self }
+        Self {
+            extensions: ResponseExtensions {
+                deprecations,
+                ..self.extensions
+            },
+            ..self
+        }
     }
 
     /// Marks whether the response contains an account export.
@@ -145,7 +198,10 @@ impl GraphqlResponse {
     /// Adds the cursor from which a failed subscription can resume.
     pub fn with_resume_cursor(mut self, cursor: &str) -> Self {
         if let Some(error) = self.errors.first_mut() {
-            error.extensions.get_or_insert_default().set("cursor", cursor);
+            error
+                .extensions
+                .get_or_insert_default()
+                .set("cursor", cursor);
         }
         self
     }
@@ -180,20 +236,28 @@ impl GraphqlResponse {
 
     /// Serializes the response for HTTP. Returns `None` if it is too large.
     pub fn to_body(&self) -> Option<Vec<u8>> {
-        self.serialize(if self.is_export { MAX_RESPONSE_BYTES + export::MAX_EXPORT_BYTES } else { MAX_RESPONSE_BYTES })
+        self.serialize(if self.is_export {
+            MAX_RESPONSE_BYTES + export::MAX_EXPORT_BYTES
+        } else {
+            MAX_RESPONSE_BYTES
+        })
     }
 
     fn serialize(&self, max: usize) -> Option<Vec<u8>> {
         let (errors, extensions) = (ViaSerde(&self.errors), ViaSerde(&self.extensions));
         let members: [Option<(&str, &dyn WriteJson)>; 3] = [
             (!self.errors.is_empty()).then_some(("errors", &errors)),
-            self.data.as_ref().map(|data| ("data", data as &dyn WriteJson)),
+            self.data
+                .as_ref()
+                .map(|data| ("data", data as &dyn WriteJson)),
             (!self.extensions.is_empty()).then_some(("extensions", &extensions)),
         ];
         let mut out = Vec::with_capacity(512);
-        json::write_object(&mut out, members.into_iter().flatten(), |(name, value), out| {
-            json::write_member(out, name, value)
-        });
+        json::write_object(
+            &mut out,
+            members.into_iter().flatten(),
+            |(name, value), out| json::write_member(out, name, value),
+        );
         (out.len() <= max).then_some(out)
     }
 
@@ -210,7 +274,10 @@ impl GraphqlResponse {
 }
 
 fn has_code(error: &ServerError, code: Code) -> bool {
-    let found = error.extensions.as_ref().and_then(|extensions| extensions.get("code"));
+    let found = error
+        .extensions
+        .as_ref()
+        .and_then(|extensions| extensions.get("code"));
     matches!(found, Some(Value::String(found)) if found == code.as_str())
 }
 
@@ -241,7 +308,10 @@ struct ResponseExtensions {
     cost: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     sync: Option<SyncExtension>,
-    #[serde(skip_serializing_if = "<[_]>::is_empty", serialize_with = "serialize_deprecations")]
+    #[serde(
+        skip_serializing_if = "<[_]>::is_empty",
+        serialize_with = "serialize_deprecations"
+    )]
     deprecations: Arc<[Deprecation]>,
 }
 
@@ -252,7 +322,10 @@ impl ResponseExtensions {
 }
 
 /// serde serializes `Arc` only with its `rc` feature.
-fn serialize_deprecations<S: serde::Serializer>(list: &Arc<[Deprecation]>, serializer: S) -> Result<S::Ok, S::Error> {
+fn serialize_deprecations<S: serde::Serializer>(
+    list: &Arc<[Deprecation]>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
     list.as_ref().serialize(serializer)
 }
 
@@ -285,9 +358,16 @@ mod tests {
         let written = |answer: &GraphqlResponse| answer.to_text().expect("small");
         let answer = || GraphqlResponse::from_response(Response::new(Value::Null), "1");
         assert_eq!(written(&answer()), r#"{"data":null}"#);
-        let deprecated = Deprecation { coordinate: "Task.name".to_owned(), reason: "Use `title`.".to_owned() };
+        let deprecated = Deprecation {
+            coordinate: "Task.name".to_owned(),
+            reason: "Use `title`.".to_owned(),
+        };
         assert_eq!(
-            written(&answer().with_extensions(3, None).with_deprecations([deprecated].into())),
+            written(
+                &answer()
+                    .with_extensions(3, None)
+                    .with_deprecations([deprecated].into())
+            ),
             r#"{"data":null,"extensions":{"cost":3,"deprecations":[{"coordinate":"Task.name","reason":"Use `title`."}]}}"#
         );
     }

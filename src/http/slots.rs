@@ -29,7 +29,11 @@ pub struct SlotLimits {
 impl SlotLimits {
     /// A limit on the total only.
     pub const fn total(total: usize) -> Self {
-        Self { total, per_address: usize::MAX, per_site: usize::MAX }
+        Self {
+            total,
+            per_address: usize::MAX,
+            per_site: usize::MAX,
+        }
     }
 }
 
@@ -45,14 +49,24 @@ enum SlotGroup {
 type Groups = [Option<SlotGroup>; 3];
 
 fn groups(source: Option<IpAddr>) -> Groups {
-    let network = |address: Ipv6Addr, bits: u32| Ipv6Addr::from(u128::from(address) & (u128::MAX << (128 - bits)));
+    let network = |address: Ipv6Addr, bits: u32| {
+        Ipv6Addr::from(u128::from(address) & (u128::MAX << (128 - bits)))
+    };
     match source.map(|address| address.to_canonical()) {
         None => [None, None, Some(SlotGroup::All)],
         Some(IpAddr::V6(address)) => {
             let (customer, site) = (network(address, CUSTOMER_BITS), network(address, SITE_BITS));
-            [Some(SlotGroup::Address(customer.into())), Some(SlotGroup::Site(site)), Some(SlotGroup::All)]
+            [
+                Some(SlotGroup::Address(customer.into())),
+                Some(SlotGroup::Site(site)),
+                Some(SlotGroup::All),
+            ]
         }
-        Some(address) => [Some(SlotGroup::Address(address)), None, Some(SlotGroup::All)],
+        Some(address) => [
+            Some(SlotGroup::Address(address)),
+            None,
+            Some(SlotGroup::All),
+        ],
     }
 }
 
@@ -86,7 +100,10 @@ struct Evictable {
 
 impl SlotPool {
     pub fn new(limits: SlotLimits) -> Arc<Self> {
-        Arc::new(Self { limits, state: Mutex::default() })
+        Arc::new(Self {
+            limits,
+            state: Mutex::default(),
+        })
     }
 
     /// Returns a free slot for this address, or the slot of the holder that has waited longest for
@@ -95,7 +112,10 @@ impl SlotPool {
         let groups = groups(source);
         let mut state = self.state();
         // An eviction from the narrowest full group frees a slot in all wider ones.
-        let full = groups.iter().flatten().find(|group| state.in_use(group) >= self.limit(group));
+        let full = groups
+            .iter()
+            .flatten()
+            .find(|group| state.in_use(group) >= self.limit(group));
         if let Some(group) = full
             && !state.evict(group)
         {
@@ -105,7 +125,11 @@ impl SlotPool {
             state.groups.entry(*group).or_default().in_use += 1;
         }
         drop(state);
-        Some(Arc::new(Slot { pool: Arc::clone(self), groups, is_evicted: AtomicBool::new(false) }))
+        Some(Arc::new(Slot {
+            pool: Arc::clone(self),
+            groups,
+            is_evicted: AtomicBool::new(false),
+        }))
     }
 
     const fn limit(&self, group: &SlotGroup) -> usize {
@@ -128,8 +152,13 @@ impl PoolState {
 
     /// Evicts the member of a group that has waited longest. Returns whether there was one.
     fn evict(&mut self, group: &SlotGroup) -> bool {
-        let longest = self.groups.get(group).and_then(|members| members.waiting.first_key_value());
-        let Some((number, Evictable { slot, evicted })) = longest.map(|(number, one)| (*number, one.clone())) else {
+        let longest = self
+            .groups
+            .get(group)
+            .and_then(|members| members.waiting.first_key_value());
+        let Some((number, Evictable { slot, evicted })) =
+            longest.map(|(number, one)| (*number, one.clone()))
+        else {
             return false;
         };
         self.stop_waiting(number, &slot.groups);
@@ -178,19 +207,32 @@ impl Slot {
             evicted.cancel();
         } else {
             for group in self.groups.iter().flatten() {
-                let one = Evictable { slot: Arc::clone(self), evicted: evicted.clone() };
-                state.groups.entry(*group).or_default().waiting.insert(number, one);
+                let one = Evictable {
+                    slot: Arc::clone(self),
+                    evicted: evicted.clone(),
+                };
+                state
+                    .groups
+                    .entry(*group)
+                    .or_default()
+                    .waiting
+                    .insert(number, one);
             }
         }
         drop(state);
-        EvictableGuard { slot: Arc::clone(self), number }
+        EvictableGuard {
+            slot: Arc::clone(self),
+            number,
+        }
     }
 }
 
 impl fmt::Debug for Slot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // Without the pool, which refers back to this slot.
-        f.debug_struct("Slot").field("groups", &self.groups).finish_non_exhaustive()
+        f.debug_struct("Slot")
+            .field("groups", &self.groups)
+            .finish_non_exhaustive()
     }
 }
 
@@ -229,7 +271,10 @@ impl EvictableGuard {
 impl Drop for EvictableGuard {
     fn drop(&mut self) {
         // This guard still holds the slot, so no slot is dropped under the lock.
-        self.slot.pool.state().stop_waiting(self.number, &self.slot.groups);
+        self.slot
+            .pool
+            .state()
+            .stop_waiting(self.number, &self.slot.groups);
     }
 }
 
@@ -245,16 +290,35 @@ mod tests {
 
     #[test]
     fn ipv6_counts_by_64_and_by_48_and_mapped_addresses_as_ipv4() {
-        let pool = SlotPool::new(SlotLimits { total: 100, per_address: 2, per_site: 3 });
-        let _customer = [pool.acquire(address("2001:db8:1:1::1")), pool.acquire(address("2001:db8:1:1:ffff::2"))];
-        assert!(pool.acquire(address("2001:db8:1:1::3")).is_none(), "the /64 is at its limit");
+        let pool = SlotPool::new(SlotLimits {
+            total: 100,
+            per_address: 2,
+            per_site: 3,
+        });
+        let _customer = [
+            pool.acquire(address("2001:db8:1:1::1")),
+            pool.acquire(address("2001:db8:1:1:ffff::2")),
+        ];
+        assert!(
+            pool.acquire(address("2001:db8:1:1::3")).is_none(),
+            "the /64 is at its limit"
+        );
         let neighbor = pool.acquire(address("2001:db8:1:2::1"));
         assert!(neighbor.is_some());
-        assert!(pool.acquire(address("2001:db8:1:3::1")).is_none(), "the /48 is at its limit");
-        assert!(pool.acquire(address("2001:db8:2:1::1")).is_some(), "another /48");
+        assert!(
+            pool.acquire(address("2001:db8:1:3::1")).is_none(),
+            "the /48 is at its limit"
+        );
+        assert!(
+            pool.acquire(address("2001:db8:2:1::1")).is_some(),
+            "another /48"
+        );
         drop(neighbor);
         assert!(pool.acquire(address("2001:db8:1:3::1")).is_some());
-        let _v4 = [pool.acquire(address("192.0.2.1")), pool.acquire(address("::ffff:192.0.2.1"))];
+        let _v4 = [
+            pool.acquire(address("192.0.2.1")),
+            pool.acquire(address("::ffff:192.0.2.1")),
+        ];
         assert!(pool.acquire(address("192.0.2.1")).is_none());
         assert!(pool.acquire(address("192.0.2.2")).is_some());
         assert!(pool.acquire(None).is_some());
@@ -262,9 +326,16 @@ mod tests {
 
     #[test]
     fn the_one_that_has_waited_longest_gives_up_its_slot_once() {
-        let pool = SlotPool::new(SlotLimits { total: 2, per_address: 2, per_site: 2 });
+        let pool = SlotPool::new(SlotLimits {
+            total: 2,
+            per_address: 2,
+            per_site: 2,
+        });
         let hold = |source: &str| {
-            let (slot, evicted) = (pool.acquire(address(source)).expect("a slot"), CancellationToken::new());
+            let (slot, evicted) = (
+                pool.acquire(address(source)).expect("a slot"),
+                CancellationToken::new(),
+            );
             (slot.allow_eviction(evicted.clone()), slot, evicted)
         };
         let (first, second) = (hold("192.0.2.1"), hold("192.0.2.2"));
@@ -272,28 +343,45 @@ mod tests {
         assert!(third.is_some() && first.2.is_cancelled() && !second.2.is_cancelled());
         let late = CancellationToken::new();
         let _again = first.1.allow_eviction(late.clone());
-        assert!(late.is_cancelled(), "an evicted connection does not wait again");
+        assert!(
+            late.is_cancelled(),
+            "an evicted connection does not wait again"
+        );
         drop(second.0);
         assert!(pool.acquire(None).is_none(), "no holder waits");
         drop(first.1);
         drop(first.0);
-        assert!(pool.acquire(None).is_none(), "an evicted holder frees nothing");
+        assert!(
+            pool.acquire(None).is_none(),
+            "an evicted holder frees nothing"
+        );
         drop((second.1, third, _again));
-        assert!(pool.state().groups.is_empty(), "nothing is kept of sources that are gone");
+        assert!(
+            pool.state().groups.is_empty(),
+            "nothing is kept of sources that are gone"
+        );
     }
 
     #[test]
     fn a_wait_that_starts_again_is_the_shortest() {
         let pool = SlotPool::new(SlotLimits::total(2));
         let hold = || {
-            let (slot, evicted) = (pool.acquire(None).expect("a slot"), CancellationToken::new());
+            let (slot, evicted) = (
+                pool.acquire(None).expect("a slot"),
+                CancellationToken::new(),
+            );
             (slot.allow_eviction(evicted.clone()), evicted)
         };
         let (mut first, second) = (hold(), hold());
         first.0.restart();
         let third = hold();
         assert!(second.1.is_cancelled() && !first.1.is_cancelled());
-        third.0.slot.pool.acquire(None).expect("the slot of the first");
+        third
+            .0
+            .slot
+            .pool
+            .acquire(None)
+            .expect("the slot of the first");
         assert!(first.1.is_cancelled());
         first.0.restart();
         drop((first, second, third));

@@ -66,18 +66,28 @@ pub async fn subscribe(
     let after = headers.get("last-event-id").and_then(|id| id.to_str().ok());
     let socket_slot = match listener.viewer {
         Some(viewer) => {
-            let slot = service.sockets.take(viewer.id, service.app.config.sockets.per_user);
-            Some(slot.ok_or_else(|| RequestError::new(Code::RateLimited, "Too many open streams. Close one first."))?)
+            let slot = service
+                .sockets
+                .take(viewer.id, service.app.config.sockets.per_user);
+            Some(slot.ok_or_else(|| {
+                RequestError::new(Code::RateLimited, "Too many open streams. Close one first.")
+            })?)
         }
         None => None,
     };
     let slot = service.subscription_slot(listener.viewer)?;
     let now = service.app.clock.now();
-    let token = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()).and_then(bearer);
+    let token = headers
+        .get(header::AUTHORIZATION)
+        .and_then(|value| value.to_str().ok())
+        .and_then(bearer);
     let access = token.and_then(|token| service.app.credentials.verify_access(now, token));
     let expires = access.map(|access| Instant::now() + access.expires_at.since(now));
     let request_id = Arc::clone(&listener.request_id);
-    let subscription = match service.subscribe(operation, slot, after, listener.viewer, request_id).await {
+    let subscription = match service
+        .subscribe(operation, slot, after, listener.viewer, request_id)
+        .await
+    {
         Ok(subscription) => Box::new(subscription),
         Err(refused) if listener.viewer.is_some() && refused.ends_session() => {
             return Err(Error::unauthenticated().into());
@@ -109,7 +119,11 @@ pub async fn subscribe(
             }
         }
     });
-    Ok(response(Body::from_stream(poll_fn(move |cx| queue.poll_recv(cx).map(|chunk| chunk.map(Ok::<_, Infallible>))))))
+    Ok(response(Body::from_stream(poll_fn(move |cx| {
+        queue
+            .poll_recv(cx)
+            .map(|chunk| chunk.map(Ok::<_, Infallible>))
+    }))))
 }
 
 fn response(body: Body) -> Response {
@@ -130,7 +144,11 @@ async fn session_ended(service: &GraphqlService, viewer: Option<Viewer>) {
     loop {
         // Subscribe before the check, so that no change in between is missed.
         let mut watch = service.app.hub.watch_session(viewer);
-        let current = service.app.sessions.viewer(&service.app.db, service.app.clock.now(), viewer.session_id);
+        let current = service.app.sessions.viewer(
+            &service.app.db,
+            service.app.clock.now(),
+            viewer.session_id,
+        );
         if Box::pin(current).await.ok().flatten() != Some(viewer) {
             return;
         }
@@ -150,7 +168,11 @@ async fn send_events(
 ) -> Result<(), ClientStalled> {
     let (request_id, patience) = (&listener.request_id, app.config.sockets.write_timeout);
     let send = async |chunk: Bytes| {
-        let sent = listener.guard.written.wait_while_progressing(patience, out.send(chunk)).await;
+        let sent = listener
+            .guard
+            .written
+            .wait_while_progressing(patience, out.send(chunk))
+            .await;
         sent.map(drop).ok_or(ClientStalled)
     };
     let count = |text: String| match listener.viewer {
@@ -163,15 +185,23 @@ async fn send_events(
     // Sent immediately, so that the client sees the open stream.
     send(KEEP_ALIVE_COMMENT.into()).await?;
     loop {
-        match with_keep_alive(subscription.next(), KEEP_ALIVE, || send(KEEP_ALIVE_COMMENT.into())).await? {
+        match with_keep_alive(subscription.next(), KEEP_ALIVE, || {
+            send(KEEP_ALIVE_COMMENT.into())
+        })
+        .await?
+        {
             None => break,
-            Some(SubscriptionMessage::Event { payload, cursor }) => match count(event(&payload, Some(&cursor))) {
-                Ok(chunk) => send(chunk).await?,
-                // Too many bytes are unread. The client resumes after the last event that it
-                // received.
-                Err(_) => return Ok(()),
-            },
-            Some(SubscriptionMessage::Failed { answer, .. }) if answer.ends_session() => return Ok(()),
+            Some(SubscriptionMessage::Event { payload, cursor }) => {
+                match count(event(&payload, Some(&cursor))) {
+                    Ok(chunk) => send(chunk).await?,
+                    // Too many bytes are unread. The client resumes after the last event that it
+                    // received.
+                    Err(_) => return Ok(()),
+                }
+            }
+            Some(SubscriptionMessage::Failed { answer, .. }) if answer.ends_session() => {
+                return Ok(());
+            }
             Some(SubscriptionMessage::Failed { answer, cursor }) => {
                 let text = match answer.to_text() {
                     Some(json) => event(&json, cursor.as_deref()),
@@ -210,12 +240,17 @@ where
 fn next(answer: &GraphqlResponse, request_id: &str) -> String {
     match answer.to_text() {
         Some(json) => event(&json, None),
-        None => next(&GraphqlResponse::from_error(too_large(), request_id), request_id),
+        None => next(
+            &GraphqlResponse::from_error(too_large(), request_id),
+            request_id,
+        ),
     }
 }
 
 fn event(json: &str, cursor: Option<&str>) -> String {
-    let id = cursor.map(|cursor| format!("id: {cursor}\n")).unwrap_or_default();
+    let id = cursor
+        .map(|cursor| format!("id: {cursor}\n"))
+        .unwrap_or_default();
     format!("event: next\n{id}data: {json}\n\n")
 }
 

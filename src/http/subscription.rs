@@ -149,17 +149,24 @@ impl Subscriptions {
         search_bytes: u64,
     ) -> Result<Arc<SharedSubscription>, RequestError> {
         let name = request.operation_name.as_deref();
-        let root =
-            operation_named(document, name).and_then(|operation| root_field(document, &operation.selection_set.node));
+        let root = operation_named(document, name)
+            .and_then(|operation| root_field(document, &operation.selection_set.node));
         let variables = variables(query, document, root, request);
         let variables = serde_json::to_string(&variables).unwrap_or_default();
         if variables.len() > MAX_VARIABLE_BYTES {
-            let message = format!("The variables of a subscription exceed {MAX_VARIABLE_BYTES} bytes.");
+            let message =
+                format!("The variables of a subscription exceed {MAX_VARIABLE_BYTES} bytes.");
             return Err(RequestError::new(Code::VariablesTooLarge, message));
         }
-        let graphql_request = digest(&SHA256, &serde_json::to_vec(&(query, name, &variables)).unwrap_or_default());
+        let graphql_request = digest(
+            &SHA256,
+            &serde_json::to_vec(&(query, name, &variables)).unwrap_or_default(),
+        );
         let graphql_request = graphql_request.as_ref().try_into().unwrap_or_default();
-        let mut questions = self.shared_subscriptions.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut questions = self
+            .shared_subscriptions
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         let place = questions.entry(graphql_request).or_default();
         if let Some(shared_subscription) = place.upgrade() {
             return Ok(shared_subscription);
@@ -168,7 +175,9 @@ impl Subscriptions {
             number: self.next_number.fetch_add(1, Ordering::Relaxed),
             query: query.into(),
             name: name.map(Into::into),
-            field: root.map(|root| root.response_key().node.as_str().into()).unwrap_or_default(),
+            field: root
+                .map(|root| root.response_key().node.as_str().into())
+                .unwrap_or_default(),
             variables: variables.into(),
             cost,
             search_bytes,
@@ -182,38 +191,58 @@ impl Subscriptions {
     }
 
     /// Returns the parsed form of a question, from the cache if possible.
-    fn parsed(&self, shared_subscription: &SharedSubscription) -> Result<Arc<ParsedSubscription>, RequestError> {
+    fn parsed(
+        &self,
+        shared_subscription: &SharedSubscription,
+    ) -> Result<Arc<ParsedSubscription>, RequestError> {
         let key = shared_subscription.number.to_string();
         if let Some(prepared) = self.parsed.get(&key) {
             return Ok(prepared);
         }
         let document = self.reader.read(&shared_subscription.query)?;
-        let variables = serde_json::from_str(&shared_subscription.variables).map_err(Error::internal)?;
+        let variables =
+            serde_json::from_str(&shared_subscription.variables).map_err(Error::internal)?;
         let variables = Variables::from_json(variables);
-        let mut executed = collect_fields(&self.shape, &document, shared_subscription.name.as_deref(), &variables);
+        let mut executed = collect_fields(
+            &self.shape,
+            &document,
+            shared_subscription.name.as_deref(),
+            &variables,
+        );
         match &mut executed.operations {
             DocumentOperations::Single(operation) => operation.node.ty = OperationType::Query,
             DocumentOperations::Multiple(operations) => {
-                operations.values_mut().for_each(|operation| operation.node.ty = OperationType::Query);
+                operations
+                    .values_mut()
+                    .for_each(|operation| operation.node.ty = OperationType::Query);
             }
         }
-        let prepared = Arc::new(ParsedSubscription { document, executed, variables });
+        let prepared = Arc::new(ParsedSubscription {
+            document,
+            executed,
+            variables,
+        });
         let bytes = shared_subscription.query.len() + shared_subscription.variables.len();
-        self.parsed.insert(&key, bytes.max(MIN_CACHED_BYTES), Arc::clone(&prepared));
+        self.parsed
+            .insert(&key, bytes.max(MIN_CACHED_BYTES), Arc::clone(&prepared));
         Ok(prepared)
     }
 }
 
 /// The root field. Admission ensures that there is exactly one.
 fn root_field<'a>(document: &'a ExecutableDocument, set: &'a SelectionSet) -> Option<&'a Field> {
-    set.items.iter().find_map(|selection| match &selection.node {
-        Selection::Field(field) => Some(&field.node),
-        Selection::InlineFragment(fragment) => root_field(document, &fragment.node.selection_set.node),
-        Selection::FragmentSpread(spread) => {
-            let fragment = document.fragments.get(&spread.node.fragment_name.node)?;
-            root_field(document, &fragment.node.selection_set.node)
-        }
-    })
+    set.items
+        .iter()
+        .find_map(|selection| match &selection.node {
+            Selection::Field(field) => Some(&field.node),
+            Selection::InlineFragment(fragment) => {
+                root_field(document, &fragment.node.selection_set.node)
+            }
+            Selection::FragmentSpread(spread) => {
+                let fragment = document.fragments.get(&spread.node.fragment_name.node)?;
+                root_field(document, &fragment.node.selection_set.node)
+            }
+        })
 }
 
 /// The declared variables, sorted by name. A variable that is only used as the `after` cursor is
@@ -225,9 +254,16 @@ fn variables(
     request: &Request,
 ) -> BTreeMap<String, serde_json::Value> {
     let definitions = operation_named(document, request.operation_name.as_deref()).into_iter();
-    let declared = definitions.flat_map(|operation| &operation.variable_definitions).map(|it| &it.node.name.node);
+    let declared = definitions
+        .flat_map(|operation| &operation.variable_definitions)
+        .map(|it| &it.node.name.node);
     let mut variables: BTreeMap<String, serde_json::Value> = declared
-        .filter_map(|name| Some((name.to_string(), request.variables.get(name)?.clone().into_json().ok()?)))
+        .filter_map(|name| {
+            Some((
+                name.to_string(),
+                request.variables.get(name)?.clone().into_json().ok()?,
+            ))
+        })
         .collect();
     if let Some(Literal::Variable(name)) = root.and_then(|root| root.get_argument("after")).map(|after| &after.node)
         // Occurs exactly twice: in its declaration and as the value of `after`.
@@ -249,30 +285,60 @@ impl GraphqlService {
         request_id: Arc<str>,
     ) -> Result<ActiveSubscription, GraphqlResponse> {
         let Operation {
-            charge: spent, document, hints, deprecations, mut request, query, search_bytes, client, ..
+            charge: spent,
+            document,
+            hints,
+            deprecations,
+            mut request,
+            query,
+            search_bytes,
+            client,
+            ..
         } = operation;
-        let shared_subscription =
-            self.subscriptions.shared_subscription(&query, &document, &request, spent.cost, search_bytes);
-        let shared_subscription =
-            shared_subscription.map_err(|refused| GraphqlResponse::from_error(refused, &request_id))?;
-        let traced =
-            self.app.traces.operation_span(kind_name(OperationType::Subscription), shared_subscription.name.as_deref());
+        let shared_subscription = self.subscriptions.shared_subscription(
+            &query,
+            &document,
+            &request,
+            spent.cost,
+            search_bytes,
+        );
+        let shared_subscription = shared_subscription
+            .map_err(|refused| GraphqlResponse::from_error(refused, &request_id))?;
+        let traced = self.app.traces.operation_span(
+            kind_name(OperationType::Subscription),
+            shared_subscription.name.as_deref(),
+        );
         let opening = SubscriptionHandle::resume_after(after);
         let opened = async {
             let (name, variables) = (request.operation_name.as_deref(), &request.variables);
             let as_written = hints.as_written && has_all_values(&document, name, variables);
             if !as_written
-                && let Some(refused) = self.schema.execute_stream(validation_request(&document, &request)).next().await
+                && let Some(refused) = self
+                    .schema
+                    .execute_stream(validation_request(&document, &request))
+                    .next()
+                    .await
             {
                 return Some(refused);
             }
             let (schema, document) = match as_written {
                 true => (&self.schema, ExecutableDocument::clone(&document)),
-                false => (&self.unchecked, collect_fields(&self.shape, &document, name, variables)),
+                false => (
+                    &self.unchecked,
+                    collect_fields(&self.shape, &document, name, variables),
+                ),
             };
             request.set_parsed_query(document);
-            let caller = RequestContext::new(Arc::clone(&self.app), viewer, ExecutionHints::default(), client);
-            schema.execute_stream(request.data(caller).data(spent).data(opening.clone())).next().await
+            let caller = RequestContext::new(
+                Arc::clone(&self.app),
+                viewer,
+                ExecutionHints::default(),
+                client,
+            );
+            schema
+                .execute_stream(request.data(caller).data(spent).data(opening.clone()))
+                .next()
+                .await
         };
         let opened = self.app.with_deadline(DEADLINE, Box::pin(opened)).await;
         let answer = match (opened, opening.take_stream()) {
@@ -302,14 +368,28 @@ impl GraphqlService {
         if let Some(traced) = traced {
             traced.record_outcome(answer.code());
         }
-        self.app.metrics.record_operation(outcome(shared_subscription.name.as_deref(), answer.code(), viewer));
+        self.app.metrics.record_operation(outcome(
+            shared_subscription.name.as_deref(),
+            answer.code(),
+            viewer,
+        ));
         Err(answer)
     }
 }
 
-fn outcome(name: Option<&str>, failure: Option<Code>, viewer: Option<Viewer>) -> OperationOutcome<'_> {
+fn outcome(
+    name: Option<&str>,
+    failure: Option<Code>,
+    viewer: Option<Viewer>,
+) -> OperationOutcome<'_> {
     let kind = kind_name(OperationType::Subscription);
-    OperationOutcome { name, kind, failure, signed_in: viewer.is_some(), duration: None }
+    OperationOutcome {
+        name,
+        kind,
+        failure,
+        signed_in: viewer.is_some(),
+        duration: None,
+    }
 }
 
 impl ActiveSubscription {
@@ -319,12 +399,18 @@ impl ActiveSubscription {
             let event = match self.events.next().await? {
                 Ok(event) => event,
                 Err(error) => {
-                    let error = self.subscriber.span().in_scope(|| async_graphql::Error::from(error));
+                    let error = self
+                        .subscriber
+                        .span()
+                        .in_scope(|| async_graphql::Error::from(error));
                     let error = error.into_server_error(Pos::default());
-                    let error = error
-                        .with_path(vec![PathSegment::Field(self.subscriber.shared_subscription.field.to_string())]);
-                    let answer =
-                        GraphqlResponse::from_response(Response::from_errors(vec![error]), &self.subscriber.request_id);
+                    let error = error.with_path(vec![PathSegment::Field(
+                        self.subscriber.shared_subscription.field.to_string(),
+                    )]);
+                    let answer = GraphqlResponse::from_response(
+                        Response::from_errors(vec![error]),
+                        &self.subscriber.request_id,
+                    );
                     return Some(self.failed(answer, self.position));
                 }
             };
@@ -335,7 +421,10 @@ impl ActiveSubscription {
             match Box::pin(self.subscriber.respond(event, deprecations)).await {
                 Ok(Some(payload)) => {
                     self.deprecations = Arc::default();
-                    return Some(SubscriptionMessage::Event { payload, cursor: self.cursor(position) });
+                    return Some(SubscriptionMessage::Event {
+                        payload,
+                        cursor: self.cursor(position),
+                    });
                 }
                 Ok(None) => {}
                 Err(answer) => return Some(self.failed(*answer, Some(before))),
@@ -347,7 +436,11 @@ impl ActiveSubscription {
         self.subscriber.subscriptions.app.cursors.encode(position)
     }
 
-    fn failed(&mut self, answer: GraphqlResponse, position: Option<LogPosition>) -> SubscriptionMessage {
+    fn failed(
+        &mut self,
+        answer: GraphqlResponse,
+        position: Option<LogPosition>,
+    ) -> SubscriptionMessage {
         self.failure = self.failure.or_else(|| answer.code());
         let cursor = position.map(|position| self.cursor(position));
         let answer = match &cursor {
@@ -361,8 +454,17 @@ impl ActiveSubscription {
 
 impl Drop for ActiveSubscription {
     fn drop(&mut self) {
-        let SubscriptionClient { subscriptions, shared_subscription, viewer, .. } = &self.subscriber;
-        subscriptions.app.metrics.record_operation(outcome(shared_subscription.name.as_deref(), self.failure, *viewer));
+        let SubscriptionClient {
+            subscriptions,
+            shared_subscription,
+            viewer,
+            ..
+        } = &self.subscriber;
+        subscriptions.app.metrics.record_operation(outcome(
+            shared_subscription.name.as_deref(),
+            self.failure,
+            *viewer,
+        ));
     }
 }
 
@@ -375,17 +477,27 @@ impl SubscriptionClient {
         deprecations: Arc<[Deprecation]>,
     ) -> Result<Option<Arc<str>>, Box<GraphqlResponse>> {
         let (app, shared_subscription) = (&self.subscriptions.app, &self.shared_subscription);
-        let viewer = self.viewer.ok_or_else(|| self.refused(Error::unauthenticated()))?;
+        let viewer = self
+            .viewer
+            .ok_or_else(|| self.refused(Error::unauthenticated()))?;
         let paid = app
             .rate_limiter
-            .spend(Limited::Deliveries, ClientKey::User(viewer.id), shared_subscription.cost, app.clock.now())
+            .spend(
+                Limited::Deliveries,
+                ClientKey::User(viewer.id),
+                shared_subscription.cost,
+                app.clock.now(),
+            )
             .await;
         paid.map_err(|error| self.refused(error))?;
         let is_own = event.notification.is_some() || !deprecations.is_empty();
         let (mut event, mut permit) = (event, None);
         // Start again after each wait, because permissions may have changed meanwhile.
         loop {
-            let current = event.refresh(app, &viewer).await.map_err(|error| self.refused(error))?;
+            let current = event
+                .refresh(app, &viewer)
+                .await
+                .map_err(|error| self.refused(error))?;
             event = match current {
                 Some(current) => current,
                 None => return Ok(None),
@@ -393,7 +505,9 @@ impl SubscriptionClient {
             let shared = (!is_own && !shared_subscription.is_personal.load(Ordering::Relaxed))
                 .then(|| event.objects.answers.get(shared_subscription.number));
             match shared.as_ref().map(|shared| (shared, shared.state())) {
-                Some((_, ResponseState::Ready(made))) => return Ok(Some(Arc::clone(&made.payload))),
+                Some((_, ResponseState::Ready(made))) => {
+                    return Ok(Some(Arc::clone(&made.payload)));
+                }
                 Some((shared, ResponseState::Claimed)) => {
                     permit = None;
                     if let Some(payload) = shared.finished().await {
@@ -409,17 +523,27 @@ impl SubscriptionClient {
                         && let Some(permit) = permit.take()
                     {
                         let made = self.compute(event, claim);
-                        return permit.scope(DEADLINE, shared_subscription.search_bytes).run(made).await.map(Some);
+                        return permit
+                            .scope(DEADLINE, shared_subscription.search_bytes)
+                            .run(made)
+                            .await
+                            .map(Some);
                     }
                 }
                 None | Some((_, ResponseState::Personal)) if permit.is_none() => {
                     permit = Some(self.permit(viewer).await?)
                 }
                 None | Some((_, ResponseState::Personal)) => {
-                    let Some(permit) = permit.take() else { continue };
-                    let (answer, _) =
-                        permit.scope(DEADLINE, shared_subscription.search_bytes).run(self.execute(event)).await;
-                    return self.serialize(answer.with_deprecations(deprecations)).map(Some);
+                    let Some(permit) = permit.take() else {
+                        continue;
+                    };
+                    let (answer, _) = permit
+                        .scope(DEADLINE, shared_subscription.search_bytes)
+                        .run(self.execute(event))
+                        .await;
+                    return self
+                        .serialize(answer.with_deprecations(deprecations))
+                        .map(Some);
                 }
             }
         }
@@ -427,14 +551,25 @@ impl SubscriptionClient {
 
     /// Acquires a concurrency permit for this subscriber.
     async fn permit(&self, viewer: Viewer) -> Result<Permit, Box<GraphqlResponse>> {
-        let acquired = self.subscriptions.app.concurrency.acquire(ClientKey::User(viewer.id), WaitPolicy::Event).await;
+        let acquired = self
+            .subscriptions
+            .app
+            .concurrency
+            .acquire(ClientKey::User(viewer.id), WaitPolicy::Event)
+            .await;
         acquired.map_err(|error| self.refused(error))
     }
 
     /// Computes a response, and shares it with equal subscriptions unless it depends on the viewer.
-    async fn compute(&self, event: SubscriptionEvent, claim: Claim) -> Result<Arc<str>, Box<GraphqlResponse>> {
+    async fn compute(
+        &self,
+        event: SubscriptionEvent,
+        claim: Claim,
+    ) -> Result<Arc<str>, Box<GraphqlResponse>> {
         let (answer, viewer_accessed) = self.execute(event).await;
-        self.shared_subscription.is_personal.fetch_or(viewer_accessed, Ordering::Relaxed);
+        self.shared_subscription
+            .is_personal
+            .fetch_or(viewer_accessed, Ordering::Relaxed);
         let is_common = !viewer_accessed && !answer.has_errors();
         let payload = self.serialize(answer)?;
         if !is_common {
@@ -443,8 +578,14 @@ impl SubscriptionClient {
         }
         let is_shared = Arc::strong_count(&self.shared_subscription) > 1;
         let bytes = u32::try_from(payload.len()).unwrap_or(u32::MAX);
-        if is_shared && let Ok(bytes) = Arc::clone(&self.subscriptions.shared_bytes).try_acquire_many_owned(bytes) {
-            claim.complete(ComputedResponse { payload: Arc::clone(&payload), bytes });
+        if is_shared
+            && let Ok(bytes) =
+                Arc::clone(&self.subscriptions.shared_bytes).try_acquire_many_owned(bytes)
+        {
+            claim.complete(ComputedResponse {
+                payload: Arc::clone(&payload),
+                bytes,
+            });
         }
         Ok(payload)
     }
@@ -460,8 +601,9 @@ impl SubscriptionClient {
         if !answer.is_executed() {
             return Err(Box::new(answer));
         }
-        let text =
-            answer.to_text().ok_or_else(|| Box::new(GraphqlResponse::from_error(too_large(), &self.request_id)))?;
+        let text = answer
+            .to_text()
+            .ok_or_else(|| Box::new(GraphqlResponse::from_error(too_large(), &self.request_id)))?;
         Ok(text.into())
     }
 
@@ -472,7 +614,12 @@ impl SubscriptionClient {
     /// Executes the subscription for an event. Also returns whether the response depends on the
     /// viewer.
     async fn execute(&self, event: SubscriptionEvent) -> (GraphqlResponse, bool) {
-        let Subscriptions { app, schema: telling, shape, .. } = &*self.subscriptions;
+        let Subscriptions {
+            app,
+            schema: telling,
+            shape,
+            ..
+        } = &*self.subscriptions;
         let prepared = match self.subscriptions.parsed(&self.shared_subscription) {
             Ok(prepared) => prepared,
             Err(refused) => return (GraphqlResponse::from_error(refused, &self.request_id), true),
@@ -480,16 +627,25 @@ impl SubscriptionClient {
         let Some(viewer) = self.viewer else {
             return (*self.refused(Error::unauthenticated()), true);
         };
-        let ParsedSubscription { document, executed, variables } = &*prepared;
+        let ParsedSubscription {
+            document,
+            executed,
+            variables,
+        } = &*prepared;
         let name = self.shared_subscription.name.as_deref();
-        let traced = app.traces.event_span(kind_name(OperationType::Subscription), name);
-        let caller = RequestContext::for_event(Arc::clone(app), self.viewer, &event.event, &event.objects);
+        let traced = app
+            .traces
+            .event_span(kind_name(OperationType::Subscription), name);
+        let caller =
+            RequestContext::for_event(Arc::clone(app), self.viewer, &event.event, &event.objects);
         let mut request = Request::new(String::new()).variables(variables.clone());
         request.operation_name = name.map(ToOwned::to_owned);
         request.set_parsed_query(executed.clone());
         let response = telling.execute(request.data(caller.clone()).data(event));
         let response = unconstrained(
-            app.rate_limiter.decoding.with_meter(ClientKey::User(viewer.id), response.instrument(self.span())),
+            app.rate_limiter
+                .decoding
+                .with_meter(ClientKey::User(viewer.id), response.instrument(self.span())),
         );
         let answer = match app.with_deadline(DEADLINE, response).await {
             Ok(mut response) => {

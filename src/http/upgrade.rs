@@ -3,7 +3,9 @@
 use aws_lc_rs::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
 use axum::body::Body;
 use axum::extract::Request;
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, Version, header};
+use axum::http::{
+    HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, Version, header,
+};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use hyper::upgrade::OnUpgrade;
@@ -37,12 +39,19 @@ impl Upgrade {
         let key = headers.get(header::SEC_WEBSOCKET_KEY)?.clone();
         let is_offered = has_value(headers, &header::SEC_WEBSOCKET_PROTOCOL, SUBPROTOCOL);
         let connection = request.extensions_mut().remove()?;
-        Some(Self { key, is_offered, connection })
+        Some(Self {
+            key,
+            is_offered,
+            connection,
+        })
     }
 
     /// The 101 response that switches protocols.
     pub fn response(&self) -> Response<Body> {
-        let accepted = digest(&SHA1_FOR_LEGACY_USE_ONLY, &[self.key.as_bytes(), KEY_SUFFIX.as_bytes()].concat());
+        let accepted = digest(
+            &SHA1_FOR_LEGACY_USE_ONLY,
+            &[self.key.as_bytes(), KEY_SUFFIX.as_bytes()].concat(),
+        );
         let mut response = Response::new(Body::empty());
         *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
         let headers = response.headers_mut();
@@ -52,7 +61,10 @@ impl Upgrade {
             headers.insert(header::SEC_WEBSOCKET_ACCEPT, accepted);
         }
         if self.is_offered {
-            headers.insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(SUBPROTOCOL));
+            headers.insert(
+                header::SEC_WEBSOCKET_PROTOCOL,
+                HeaderValue::from_static(SUBPROTOCOL),
+            );
         }
         response
     }
@@ -60,6 +72,11 @@ impl Upgrade {
 
 /// Whether the comma-separated values of a header contain `value`.
 fn has_value(headers: &HeaderMap, name: &HeaderName, value: &str) -> bool {
-    let values = headers.get_all(name).iter().filter_map(|values| values.to_str().ok());
-    values.flat_map(|values| values.split(',')).any(|given| given.trim().eq_ignore_ascii_case(value))
+    let values = headers
+        .get_all(name)
+        .iter()
+        .filter_map(|values| values.to_str().ok());
+    values
+        .flat_map(|values| values.split(','))
+        .any(|given| given.trim().eq_ignore_ascii_case(value))
 }

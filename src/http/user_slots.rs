@@ -22,7 +22,10 @@ impl UserSlots {
         let count = counts.entry(user).or_default();
         (*count < limit).then(|| {
             *count += 1;
-            UserSlot { slots: Arc::clone(self), user }
+            UserSlot {
+                slots: Arc::clone(self),
+                user,
+            }
         })
     }
 }

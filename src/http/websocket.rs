@@ -88,26 +88,47 @@ pub fn open(service: GraphqlService, upgrade: Upgrade, opening: SocketRequest) -
     let response = upgrade.response();
     let tasks = opening.guard.tasks.clone();
     let alive = tasks.token();
-    let Upgrade { connection, is_offered, .. } = upgrade;
+    let Upgrade {
+        connection,
+        is_offered,
+        ..
+    } = upgrade;
     tokio::spawn(async move {
         let connection = match connection.await {
             Ok(connection) => connection,
             Err(error) => return tracing::debug!(cause = %error, "websocket upgrade failed"),
         };
-        let connection = PacedIo::new(TokioIo::new(connection), Pace::new(BYTES_PER_SECOND, BYTES_BURST));
+        let connection = PacedIo::new(
+            TokioIo::new(connection),
+            Pace::new(BYTES_PER_SECOND, BYTES_BURST),
+        );
         let config = WebSocketConfig::default()
             .max_message_size(Some(MAX_MESSAGE_BYTES))
             .max_frame_size(Some(MAX_MESSAGE_BYTES))
             .read_buffer_size(BUFFER_BYTES)
             .write_buffer_size(BUFFER_BYTES);
-        let (sink, stream) = Socket::from_raw_socket(connection, Role::Server, Some(config)).await.split();
+        let (sink, stream) = Socket::from_raw_socket(connection, Role::Server, Some(config))
+            .await
+            .split();
         let (out, queue) = mpsc::channel(QUEUE_LENGTH);
         let (closing, closed) = oneshot::channel();
         let written = opening.guard.written.clone();
-        let writer = tokio::spawn(write(sink, queue, closed, service.app.config.sockets.write_timeout, written));
+        let writer = tokio::spawn(write(
+            sink,
+            queue,
+            closed,
+            service.app.config.sockets.write_timeout,
+            written,
+        ));
         // Spawned again, because the task that waited for the upgrade keeps the memory of that
         // future. The connection state is boxed, because a future stores its arguments twice.
-        tasks.spawn(run(Box::new(SocketHandler::new(service, opening, out)), stream, writer, closing, is_offered));
+        tasks.spawn(run(
+            Box::new(SocketHandler::new(service, opening, out)),
+            stream,
+            writer,
+            closing,
+            is_offered,
+        ));
         drop(alive);
     });
     response
@@ -122,7 +143,11 @@ async fn run(
 ) {
     let app = Arc::clone(&talk.service.app);
     let _open = app.metrics.open_socket(Transport::WebSocket);
-    let close = if agreed { talk.run(&mut stream, &mut closing).await } else { Some(CloseReason::WrongProtocol) };
+    let close = if agreed {
+        talk.run(&mut stream, &mut closing).await
+    } else {
+        Some(CloseReason::WrongProtocol)
+    };
     // Aborts the operations that still run.
     drop(talk);
     if let Some(close) = close {
@@ -134,7 +159,10 @@ async fn run(
         drop(closing);
     }
     let writing = writer.abort_handle();
-    if timeout(CLOSE_TIMEOUT, Box::pin(close_handshake(stream, writer))).await.is_err() {
+    if timeout(CLOSE_TIMEOUT, Box::pin(close_handshake(stream, writer)))
+        .await
+        .is_err()
+    {
         writing.abort();
     }
 }
@@ -142,10 +170,15 @@ async fn run(
 /// Waits until the close frame is written, then reads until the client closes: with unread bytes
 /// the connection would be reset and the close frame might be lost. The order matters, because the
 /// socket accepts no close frame after it has read the end of the stream.
-async fn close_handshake(mut stream: SplitStream<Socket>, writer: JoinHandle<SplitSink<Socket, Message>>) {
+async fn close_handshake(
+    mut stream: SplitStream<Socket>,
+    writer: JoinHandle<SplitSink<Socket, Message>>,
+) {
     let Ok(sink) = writer.await else { return };
     while let Some(Ok(_)) = stream.next().await {}
-    let Ok(socket) = stream.reunite(sink) else { return };
+    let Ok(socket) = stream.reunite(sink) else {
+        return;
+    };
     // After a protocol error the bytes are no longer parsed as frames, but the client may still be
     // sending.
     let mut connection = socket.into_inner();
@@ -163,7 +196,10 @@ struct OutboundMessage {
 
 impl From<Box<str>> for OutboundMessage {
     fn from(text: Box<str>) -> Self {
-        Self { text, reservation: None }
+        Self {
+            text,
+            reservation: None,
+        }
     }
 }
 
@@ -246,7 +282,11 @@ struct SocketHandler {
 }
 
 impl SocketHandler {
-    fn new(service: GraphqlService, opening: SocketRequest, out: mpsc::Sender<OutboundMessage>) -> Self {
+    fn new(
+        service: GraphqlService,
+        opening: SocketRequest,
+        out: mpsc::Sender<OutboundMessage>,
+    ) -> Self {
         let waiting = opening.guard.allow_eviction();
         Self {
             service,
@@ -275,7 +315,10 @@ impl SocketHandler {
         let mut awaits_pong = false;
         let (mut pace, mut paused) = (Pace::new(MESSAGES_PER_SECOND, MESSAGES_BURST), None);
         loop {
-            let due = self.session.as_ref().map_or(greet_by, |session| session.expires.min(ping_at));
+            let due = self
+                .session
+                .as_ref()
+                .map_or(greet_by, |session| session.expires.min(ping_at));
             let next = paused.map_or(due, |until| due.min(until));
             tokio::select! {
                 () = guard.stop.cancelled() => {
@@ -342,11 +385,14 @@ impl SocketHandler {
 
     async fn handle_message(&mut self, text: &str) -> Result<(), CloseReason> {
         match ClientMessage::parse(text).map_err(CloseReason::Invalid)? {
-            ClientMessage::ConnectionInit(_) if self.session.is_some() => return Err(CloseReason::TooManyInitRequests),
+            ClientMessage::ConnectionInit(_) if self.session.is_some() => {
+                return Err(CloseReason::TooManyInitRequests);
+            }
             ClientMessage::ConnectionInit(authorization) => {
                 let authorization = authorization.or_else(|| self.opening.authorization.clone());
-                let authorization =
-                    authorization.ok_or(CloseReason::Forbidden("Forbidden: an access token is required"))?;
+                let authorization = authorization.ok_or(CloseReason::Forbidden(
+                    "Forbidden: an access token is required",
+                ))?;
                 self.session = Some(self.authenticate(&authorization).await?);
                 self.waiting = None;
                 self.send(plain::ACK).await;
@@ -359,7 +405,11 @@ impl SocketHandler {
                 self.send(plain::PONG).await;
             }
             ClientMessage::Subscribe { id, request } => {
-                let viewer = self.session.as_ref().ok_or(CloseReason::Unauthorized)?.viewer;
+                let viewer = self
+                    .session
+                    .as_ref()
+                    .ok_or(CloseReason::Unauthorized)?
+                    .viewer;
                 self.start(id, request, viewer).await?;
             }
             ClientMessage::Complete { id } => {
@@ -376,9 +426,18 @@ impl SocketHandler {
     async fn authenticate(&self, authorization: &str) -> Result<SocketSession, CloseReason> {
         let (viewer, expires) = self.verify_token(authorization).await?;
         let limit = self.service.app.config.sockets.per_user;
-        let slot = self.service.sockets.take(viewer.id, limit).ok_or(CloseReason::TooManySockets)?;
+        let slot = self
+            .service
+            .sockets
+            .take(viewer.id, limit)
+            .ok_or(CloseReason::TooManySockets)?;
         let watch = self.watch(viewer).await?;
-        Ok(SocketSession { viewer, expires, watch, _slot: slot })
+        Ok(SocketSession {
+            viewer,
+            expires,
+            watch,
+            _slot: slot,
+        })
     }
 
     /// Replaces the access token with a fresh one of the same user.
@@ -388,9 +447,15 @@ impl SocketHandler {
         };
         let (viewer, expires) = self.verify_token(authorization).await?;
         if viewer.id != current.id {
-            return Err(CloseReason::Forbidden("Forbidden: the token belongs to another user"));
+            return Err(CloseReason::Forbidden(
+                "Forbidden: the token belongs to another user",
+            ));
         }
-        let watch = if viewer == current { None } else { Some(self.watch(viewer).await?) };
+        let watch = if viewer == current {
+            None
+        } else {
+            Some(self.watch(viewer).await?)
+        };
         if let Some(session) = &mut self.session {
             session.expires = expires;
             session.viewer = viewer;
@@ -402,26 +467,39 @@ impl SocketHandler {
     }
 
     async fn verify_token(&self, authorization: &str) -> Result<(Viewer, Instant), CloseReason> {
-        let examined = self.try_verify_token(authorization).instrument(background_span(&self.opening.request_id, None));
+        let examined = self
+            .try_verify_token(authorization)
+            .instrument(background_span(&self.opening.request_id, None));
         examined.await.map_err(|refusal| match refusal {
-            AuthFailure::Token => CloseReason::Forbidden("Forbidden: the access token is not valid"),
+            AuthFailure::Token => {
+                CloseReason::Forbidden("Forbidden: the access token is not valid")
+            }
             AuthFailure::Busy => CloseReason::Unavailable,
         })
     }
 
-    async fn try_verify_token(&self, authorization: &str) -> Result<(Viewer, Instant), AuthFailure> {
+    async fn try_verify_token(
+        &self,
+        authorization: &str,
+    ) -> Result<(Viewer, Instant), AuthFailure> {
         let app = &self.service.app;
         let token = bearer(authorization).ok_or(AuthFailure::Token)?;
         let now = app.clock.now();
         let viewer = auth::authenticate(app, token).await;
         // Rate limited like an HTTP request: by user, or by address if the token is not valid.
         let known = viewer.as_ref().ok().copied();
-        self.service.count_request(known, self.opening.client.address).await.map_err(|_| AuthFailure::Busy)?;
+        self.service
+            .count_request(known, self.opening.client.address)
+            .await
+            .map_err(|_| AuthFailure::Busy)?;
         let viewer = viewer.map_err(|error| match error.into_client().0 {
             Code::Unauthenticated => AuthFailure::Token,
             _ => AuthFailure::Busy,
         })?;
-        let access = app.credentials.verify_access(now, token).ok_or(AuthFailure::Token)?;
+        let access = app
+            .credentials
+            .verify_access(now, token)
+            .ok_or(AuthFailure::Token)?;
         Ok((viewer, Instant::now() + access.expires_at.since(now)))
     }
 
@@ -430,7 +508,11 @@ impl SocketHandler {
     async fn watch(&self, viewer: Viewer) -> Result<SessionWatch<EventObjects>, CloseReason> {
         let app = &self.service.app;
         let watch = app.hub.watch_session(viewer);
-        match app.sessions.viewer(&app.db, app.clock.now(), viewer.session_id).await {
+        match app
+            .sessions
+            .viewer(&app.db, app.clock.now(), viewer.session_id)
+            .await
+        {
             Ok(Some(found)) if found == viewer => Ok(watch),
             Ok(_) => Err(SESSION_ENDED),
             Err(error) => {
@@ -455,7 +537,12 @@ impl SocketHandler {
         }
     }
 
-    async fn start(&mut self, id: String, json: Box<str>, viewer: Viewer) -> Result<(), CloseReason> {
+    async fn start(
+        &mut self,
+        id: String,
+        json: Box<str>,
+        viewer: Viewer,
+    ) -> Result<(), CloseReason> {
         let limit = self.service.app.config.sockets.operations_per_socket;
         let mut operation = OperationRunner {
             service: self.service.clone(),
@@ -474,7 +561,11 @@ impl SocketHandler {
                 return Err(CloseReason::Duplicate(id));
             }
             let reserved = if running.len() < limit {
-                let bytes = self.service.app.in_flight.reserve_request(ClientKey::User(viewer.id), json.len());
+                let bytes = self
+                    .service
+                    .app
+                    .in_flight
+                    .reserve_request(ClientKey::User(viewer.id), json.len());
                 bytes.map_err(RequestError::from)
             } else {
                 let message = format!("A socket may have at most {limit} running operations.");
@@ -484,7 +575,10 @@ impl SocketHandler {
                 Err(refused) => refused,
                 Ok(reservation) => {
                     // Boxed: used once, in a long-lived task.
-                    let request = Box::new(UnparsedRequest { json, _reservation: reservation });
+                    let request = Box::new(UnparsedRequest {
+                        json,
+                        _reservation: reservation,
+                    });
                     let (noted, named) = (Arc::clone(&self.running), id.clone());
                     let task = self.tasks.spawn(async move {
                         let end = operation.run(&named, request).await;
@@ -492,7 +586,9 @@ impl SocketHandler {
                         // soon as it has read that message.
                         remove_operation(&noted, &named, number);
                         match end {
-                            OperationEnd::Message(last) => drop(operation.out.send(last.into()).await),
+                            OperationEnd::Message(last) => {
+                                drop(operation.out.send(last.into()).await)
+                            }
                             OperationEnd::HandedOver => {}
                             OperationEnd::SessionEnded => return true,
                         }
@@ -583,10 +679,16 @@ impl OperationRunner {
     ) -> Result<Box<ActiveSubscription>, OperationEnd> {
         let admitted = async {
             let concurrency = &self.service.app.concurrency;
-            let permit = concurrency.acquire(ClientKey::User(self.viewer.id), WaitPolicy::Socket).await?;
+            let permit = concurrency
+                .acquire(ClientKey::User(self.viewer.id), WaitPolicy::Socket)
+                .await?;
             let operation = self.admit(request.parse()?).await?;
             let permit = match operation.kind {
-                OperationType::Mutation => concurrency.acquire_write(permit, WaitPolicy::Socket).await?,
+                OperationType::Mutation => {
+                    concurrency
+                        .acquire_write(permit, WaitPolicy::Socket)
+                        .await?
+                }
                 _ => permit,
             };
             Ok::<_, RequestError>((permit, operation))
@@ -604,7 +706,9 @@ impl OperationRunner {
                 .service
                 .subscription_slot(viewer)
                 .map_err(|refused| OperationEnd::Message(self.error(id, refused)))?;
-            let opened = self.service.subscribe(operation, slot, None, viewer, request_id);
+            let opened = self
+                .service
+                .subscribe(operation, slot, None, viewer, request_id);
             return match permit.scope(DEADLINE, 0).run(opened).await {
                 Ok(subscription) => Ok(Box::new(subscription)),
                 Err(answer) if answer.ends_session() => Err(OperationEnd::SessionEnded),
@@ -612,28 +716,50 @@ impl OperationRunner {
             };
         }
         let is_mutation = operation.kind == OperationType::Mutation;
-        let answer = self.service.execute(operation, Some(self.viewer), &self.request_id, permit).await;
+        let answer = self
+            .service
+            .execute(operation, Some(self.viewer), &self.request_id, permit)
+            .await;
         Err(self.send_response(id, answer, is_mutation).await)
     }
 
-    async fn admit(&self, graphql_request: GraphqlRequest) -> Result<super::operation::Operation, RequestError> {
+    async fn admit(
+        &self,
+        graphql_request: GraphqlRequest,
+    ) -> Result<super::operation::Operation, RequestError> {
         let app = &self.service.app;
         // Session changes arrive with the event log, which may lag, so the session is checked here
         // too.
-        let present = app.sessions.viewer(&app.db, app.clock.now(), self.viewer.session_id).await?;
+        let present = app
+            .sessions
+            .viewer(&app.db, app.clock.now(), self.viewer.session_id)
+            .await?;
         if present != Some(self.viewer) {
             return Err(Error::unauthenticated().into());
         }
-        self.service.count_request(Some(self.viewer), self.client.address).await?;
-        let operation = self.service.admit(graphql_request, Some(self.viewer), self.client.clone()).await?;
+        self.service
+            .count_request(Some(self.viewer), self.client.address)
+            .await?;
+        let operation = self
+            .service
+            .admit(graphql_request, Some(self.viewer), self.client.clone())
+            .await?;
         if operation.kind == OperationType::Mutation && !self.service.app.config.sockets.mutations {
-            return Err(RequestError::new(Code::Forbidden, "Mutations over WebSocket are disabled. Use POST."));
+            return Err(RequestError::new(
+                Code::Forbidden,
+                "Mutations over WebSocket are disabled. Use POST.",
+            ));
         }
         Ok(operation)
     }
 
     /// Sends the only or last response of an operation.
-    async fn send_response(&mut self, id: &str, answer: GraphqlResponse, is_mutation: bool) -> OperationEnd {
+    async fn send_response(
+        &mut self,
+        id: &str,
+        answer: GraphqlResponse,
+        is_mutation: bool,
+    ) -> OperationEnd {
         if !answer.is_executed() {
             return failed(id, &answer);
         }
@@ -650,7 +776,11 @@ impl OperationRunner {
 
     /// Queues a message, unless the user has too many unread bytes.
     async fn send(&mut self, text: Box<str>) -> Result<(), RequestError> {
-        let reservation = self.service.app.in_flight.reserve(ClientKey::User(self.viewer.id), text.len())?;
+        let reservation = self
+            .service
+            .app
+            .in_flight
+            .reserve(ClientKey::User(self.viewer.id), text.len())?;
         // Fails only if the writer has ended.
         drop(self.out.send(OutboundMessage { text, reservation }).await);
         Ok(())
@@ -678,14 +808,19 @@ async fn session_changed(session: &mut Option<SocketSession>) {
     }
 }
 
-fn lock(running: &RunningOperations) -> std::sync::MutexGuard<'_, HashMap<String, (u64, AbortHandle)>> {
+fn lock(
+    running: &RunningOperations,
+) -> std::sync::MutexGuard<'_, HashMap<String, (u64, AbortHandle)>> {
     running.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Unregisters an operation that has ended, unless another one reuses its id.
 fn remove_operation(running: &RunningOperations, id: &str, number: u64) {
     let mut running = lock(running);
-    if running.get(id).is_some_and(|(current, _)| *current == number) {
+    if running
+        .get(id)
+        .is_some_and(|(current, _)| *current == number)
+    {
         running.remove(id);
     }
 }

@@ -43,13 +43,24 @@ struct Usage<K> {
 
 impl<K: Clone + Eq + Hash> ByteBudget<K> {
     pub fn new(limit: usize, owner_limit: usize) -> Arc<Self> {
-        let usage = Mutex::new(Usage { total: 0, owners: HashMap::new() });
-        Arc::new(Self { limit, owner_limit, usage })
+        let usage = Mutex::new(Usage {
+            total: 0,
+            owners: HashMap::new(),
+        });
+        Arc::new(Self {
+            limit,
+            owner_limit,
+            usage,
+        })
     }
 
     /// Reserves bytes for an owner, all or none. A reservation of zero bytes always succeeds and
     /// may grow.
-    pub fn reserve(self: &Arc<Self>, owner: K, bytes: usize) -> Result<Reservation<K>, BudgetExceeded> {
+    pub fn reserve(
+        self: &Arc<Self>,
+        owner: K,
+        bytes: usize,
+    ) -> Result<Reservation<K>, BudgetExceeded> {
         let mut reservation = self.empty_reservation(owner);
         reservation.grow(bytes)?;
         Ok(reservation)
@@ -57,7 +68,11 @@ impl<K: Clone + Eq + Hash> ByteBudget<K> {
 
     /// An empty reservation, which may grow.
     pub fn empty_reservation(self: &Arc<Self>, owner: K) -> Reservation<K> {
-        Reservation { budget: Arc::clone(self), owner, bytes: 0 }
+        Reservation {
+            budget: Arc::clone(self),
+            owner,
+            bytes: 0,
+        }
     }
 
     /// Bytes reserved by all owners.
@@ -158,13 +173,20 @@ mod tests {
         let second = budget.reserve(2, 50).expect("within both limits");
         assert_eq!(budget.reserve(3, 1).err(), Some(BudgetExceeded::Process));
         assert!(budget.reserve(3, 0).is_ok());
-        assert_eq!((budget.used(), budget.used_by(&1), budget.used_by(&3)), (100, 50, 0));
+        assert_eq!(
+            (budget.used(), budget.used_by(&1), budget.used_by(&3)),
+            (100, 50, 0)
+        );
         first.shrink(20);
         assert_eq!((first.bytes(), budget.used()), (30, 80));
         drop(second);
         assert_eq!((budget.used(), first.grow(30)), (30, Ok(())));
         first.shrink(usize::MAX);
-        assert_eq!((budget.used(), budget.lock().owners.len()), (0, 0), "owners without bytes take no memory");
+        assert_eq!(
+            (budget.used(), budget.lock().owners.len()),
+            (0, 0),
+            "owners without bytes take no memory"
+        );
     }
 
     #[test]
@@ -176,7 +198,9 @@ mod tests {
         });
         assert!(panicked.is_err());
         assert_eq!(budget.used(), 0);
-        let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .build()
+            .expect("a runtime");
         runtime.block_on(async {
             let reservation = budget.reserve(1, 70);
             let task = tokio::spawn(async move {

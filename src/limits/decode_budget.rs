@@ -46,7 +46,11 @@ impl Default for DecodeBudget {
         for limit in ["operation", "owner", "process"] {
             drop(refused.get_or_create(&[("limit", limit.into())]));
         }
-        Self { budget: ByteBudget::new(PROCESS_BYTES, OWNER_BYTES), bytes: Counter::default(), refused }
+        Self {
+            budget: ByteBudget::new(PROCESS_BYTES, OWNER_BYTES),
+            bytes: Counter::default(),
+            refused,
+        }
     }
 }
 
@@ -88,9 +92,10 @@ pub enum OverBudget {
 impl From<OverBudget> for Error {
     fn from(over: OverBudget) -> Self {
         match over {
-            OverBudget::Operation => {
-                Self::refused(Code::DocumentTooComplex, "The operation reads more than 16 MiB. Request less data.")
-            }
+            OverBudget::Operation => Self::refused(
+                Code::DocumentTooComplex,
+                "The operation reads more than 16 MiB. Request less data.",
+            ),
             OverBudget::Busy(exceeded) => exceeded.into(),
         }
     }
@@ -108,7 +113,10 @@ pub struct Meter {
 impl Meter {
     /// Counts bytes before they are decoded.
     pub fn count(&self, bytes: usize) -> Result<(), OverBudget> {
-        let decoded = self.decoded.fetch_add(bytes, Ordering::Relaxed).saturating_add(bytes);
+        let decoded = self
+            .decoded
+            .fetch_add(bytes, Ordering::Relaxed)
+            .saturating_add(bytes);
         let counted = if decoded > OPERATION_BYTES {
             Err(OverBudget::Operation)
         } else if decoded > FREE_BYTES + self.reserved.load(Ordering::Relaxed) {
@@ -128,11 +136,16 @@ impl Meter {
     }
 
     fn reserve(&self, bytes: usize) -> Result<(), BudgetExceeded> {
-        let mut reservation = self.reservation.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut reservation = self
+            .reservation
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         if let Some(reservation) = reservation.as_mut() {
             let missing = bytes.saturating_sub(reservation.bytes());
             if missing > 0 {
-                reservation.grow(missing.next_multiple_of(RESERVATION_STEP)).or_else(|_| reservation.grow(missing))?;
+                reservation
+                    .grow(missing.next_multiple_of(RESERVATION_STEP))
+                    .or_else(|_| reservation.grow(missing))?;
                 self.reserved.store(reservation.bytes(), Ordering::Relaxed);
             }
         }
@@ -161,17 +174,30 @@ mod tests {
         let (owner, used) = (ClientKey::User(Id::new()), || decoding.budget.used());
         decoding
             .with_meter(owner, async {
-                assert_eq!((count(FREE_BYTES), used()), (Ok(()), 0), "small reads are free");
+                assert_eq!(
+                    (count(FREE_BYTES), used()),
+                    (Ok(()), 0),
+                    "small reads are free"
+                );
                 assert_eq!((count(1), used()), (Ok(()), RESERVATION_STEP));
-                assert_eq!((count(RESERVATION_STEP), used()), (Ok(()), 2 * RESERVATION_STEP));
+                assert_eq!(
+                    (count(RESERVATION_STEP), used()),
+                    (Ok(()), 2 * RESERVATION_STEP)
+                );
                 assert!(without_meter(async { current().is_none() }).await);
-                assert_eq!((count(2 * RESERVATION_STEP), used()), (Ok(()), 4 * RESERVATION_STEP));
+                assert_eq!(
+                    (count(2 * RESERVATION_STEP), used()),
+                    (Ok(()), 4 * RESERVATION_STEP)
+                );
                 assert_eq!(count(OPERATION_BYTES), Err(OverBudget::Operation));
             })
             .await;
         assert_eq!(
             (used(), decoding.bytes.get()),
-            (0, (FREE_BYTES + 1 + 3 * RESERVATION_STEP + OPERATION_BYTES) as u64)
+            (
+                0,
+                (FREE_BYTES + 1 + 3 * RESERVATION_STEP + OPERATION_BYTES) as u64
+            )
         );
         assert!(current().is_none(), "no meter outside an operation");
     }
@@ -182,20 +208,46 @@ mod tests {
         let (owner, other) = (ClientKey::User(Id::new()), ClientKey::User(Id::new()));
         let reservation = decoding.budget.reserve(owner, OWNER_BYTES).expect("free");
         let long = || async { count(FREE_BYTES + 1) };
-        assert_eq!(decoding.with_meter(owner, long()).await, Err(OverBudget::Busy(BudgetExceeded::Owner)));
+        assert_eq!(
+            decoding.with_meter(owner, long()).await,
+            Err(OverBudget::Busy(BudgetExceeded::Owner))
+        );
         assert_eq!(decoding.with_meter(other, long()).await, Ok(()));
-        let others: Vec<_> =
-            (0..3).map(|_| decoding.budget.reserve(ClientKey::User(Id::new()), OWNER_BYTES).expect("free")).collect();
-        assert_eq!(decoding.with_meter(other, long()).await, Err(OverBudget::Busy(BudgetExceeded::Process)));
-        assert_eq!(decoding.with_meter(other, async { count(FREE_BYTES) }).await, Ok(()), "small reads are free");
+        let others: Vec<_> = (0..3)
+            .map(|_| {
+                decoding
+                    .budget
+                    .reserve(ClientKey::User(Id::new()), OWNER_BYTES)
+                    .expect("free")
+            })
+            .collect();
+        assert_eq!(
+            decoding.with_meter(other, long()).await,
+            Err(OverBudget::Busy(BudgetExceeded::Process))
+        );
+        assert_eq!(
+            decoding
+                .with_meter(other, async { count(FREE_BYTES) })
+                .await,
+            Ok(()),
+            "small reads are free"
+        );
         drop((reservation, others));
         let aborted = decoding.with_meter(owner, async {
             assert_eq!(count(OPERATION_BYTES / 2), Ok(()));
             assert!(decoding.budget.used_by(&owner) > 0);
             std::future::pending::<()>().await;
         });
-        assert!(tokio::time::timeout(std::time::Duration::ZERO, aborted).await.is_err());
-        assert_eq!(decoding.budget.used(), 0, "an aborted operation releases its bytes");
+        assert!(
+            tokio::time::timeout(std::time::Duration::ZERO, aborted)
+                .await
+                .is_err()
+        );
+        assert_eq!(
+            decoding.budget.used(),
+            0,
+            "an aborted operation releases its bytes"
+        );
         assert_eq!(decoding.with_meter(owner, long()).await, Ok(()));
         assert_eq!(decoding.budget.used(), 0);
     }

@@ -16,7 +16,12 @@ pub struct StorageQuotas {
 
 impl Default for StorageQuotas {
     fn default() -> Self {
-        Self { projects: 1_000, tasks: 50_000, comments: 5_000, text_bytes: 4096 * MIB }
+        Self {
+            projects: 1_000,
+            tasks: 50_000,
+            comments: 5_000,
+            text_bytes: 4096 * MIB,
+        }
     }
 }
 

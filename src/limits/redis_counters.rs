@@ -54,7 +54,12 @@ pub(super) struct RedisCounters {
 impl RedisCounters {
     /// Connects on first use.
     pub(super) fn new(client: Client) -> Self {
-        Self { client, connection: OnceCell::new(), script: Script::new(SCRIPT), retry_at: Mutex::new(None) }
+        Self {
+            client,
+            connection: OnceCell::new(),
+            script: Script::new(SCRIPT),
+            retry_at: Mutex::new(None),
+        }
     }
 
     /// Counts the points if they fit. Returns whether they did, the window, and how much of the
@@ -69,17 +74,33 @@ impl RedisCounters {
         if self.is_unavailable() {
             return None;
         }
-        let patience = if self.connection.initialized() { REDIS_TIMEOUT } else { CONNECT_TIMEOUT };
+        let patience = if self.connection.initialized() {
+            REDIS_TIMEOUT
+        } else {
+            CONNECT_TIMEOUT
+        };
         match timeout(patience, self.run_script(&key(bucket, who), limit, points)).await {
             Ok(Ok((fits, count, previous, elapsed))) => {
                 if self.retry_at().take().is_some() {
                     tracing::info!("redis available again");
                 }
-                Some((fits == 1, WindowCounter { minute: 0, count, previous }, elapsed.clamp(0, WINDOW_MICROS)))
+                Some((
+                    fits == 1,
+                    WindowCounter {
+                        minute: 0,
+                        count,
+                        previous,
+                    },
+                    elapsed.clamp(0, WINDOW_MICROS),
+                ))
             }
             failed => {
                 let kind = failed.ok().and_then(Result::err).map(|error| error.kind());
-                if self.retry_at().replace(Instant::now() + RETRY_INTERVAL).is_none() {
+                if self
+                    .retry_at()
+                    .replace(Instant::now() + RETRY_INTERVAL)
+                    .is_none()
+                {
                     tracing::warn!(?kind, "redis unavailable, counting rate limits locally");
                 }
                 None
@@ -89,7 +110,10 @@ impl RedisCounters {
 
     pub(super) async fn ping(&self) -> bool {
         let ping = async {
-            let connection = self.connection.get_or_try_init(|| self.client.get_connection_manager()).await?;
+            let connection = self
+                .connection
+                .get_or_try_init(|| self.client.get_connection_manager())
+                .await?;
             redis::cmd("PING").exec_async(&mut connection.clone()).await
         };
         matches!(timeout(CONNECT_TIMEOUT, ping).await, Ok(Ok(())))
@@ -113,18 +137,37 @@ impl RedisCounters {
         self.retry_at.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn run_script(&self, key: &str, limit: u32, points: u32) -> redis::RedisResult<(i64, u32, u32, i64)> {
-        let connection = self.connection.get_or_try_init(|| self.client.get_connection_manager()).await?;
-        self.script.key(key).arg(limit).arg(points).invoke_async(&mut connection.clone()).await
+    async fn run_script(
+        &self,
+        key: &str,
+        limit: u32,
+        points: u32,
+    ) -> redis::RedisResult<(i64, u32, u32, i64)> {
+        let connection = self
+            .connection
+            .get_or_try_init(|| self.client.get_connection_manager())
+            .await?;
+        self.script
+            .key(key)
+            .arg(limit)
+            .arg(points)
+            .invoke_async(&mut connection.clone())
+            .await
     }
 }
 
 fn key(bucket: RateLimitBucket, who: ClientKey) -> String {
     let bucket = bucket.as_str();
     match who {
-        ClientKey::Address(network) => format!("fasttrack:limit:{bucket}:a{:016x}", u64::from_be_bytes(network)),
+        ClientKey::Address(network) => format!(
+            "fasttrack:limit:{bucket}:a{:016x}",
+            u64::from_be_bytes(network)
+        ),
         ClientKey::Network(bits, network) => {
-            format!("fasttrack:limit:{bucket}:n{bits}:{:016x}", u64::from_be_bytes(network))
+            format!(
+                "fasttrack:limit:{bucket}:n{bits}:{:016x}",
+                u64::from_be_bytes(network)
+            )
         }
         ClientKey::User(id) => format!("fasttrack:limit:{bucket}:u{id}"),
         ClientKey::Session(id) => format!("fasttrack:limit:{bucket}:s{id}"),

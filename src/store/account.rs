@@ -14,7 +14,9 @@ use super::value::fold;
 use super::{notification, session, username_change};
 use crate::access::Viewer;
 use crate::db::rows::RunQueryDsl;
-use crate::db::schema::{events as log, history_texts as texts, mail_tokens, projects, user_usage, users};
+use crate::db::schema::{
+    events as log, history_texts as texts, mail_tokens, projects, user_usage, users,
+};
 use crate::db::{Conn, Db, Lock};
 use crate::error::{Code, Error, Result, UserErrorCode};
 use crate::events::{self, EventKind, NewEvent};
@@ -37,9 +39,18 @@ pub struct Credential {
 /// Finds the credential for a folded e-mail address or username.
 pub async fn identify(conn: &mut Conn, identifier: &str) -> Result<Option<Credential>> {
     Ok(on!(conn, |c| users::table
-        .filter(users::email_key.eq(identifier).or(users::username_key.eq(identifier)))
+        .filter(
+            users::email_key
+                .eq(identifier)
+                .or(users::username_key.eq(identifier))
+        )
         .filter(users::deleted_at.is_null())
-        .select((users::id, users::password_hash, users::is_active, users::email_verified))
+        .select((
+            users::id,
+            users::password_hash,
+            users::is_active,
+            users::email_verified
+        ))
         .first(c)
         .await
         .optional())?)
@@ -49,7 +60,12 @@ pub async fn identify(conn: &mut Conn, identifier: &str) -> Result<Option<Creden
 pub async fn credential_of(conn: &mut Conn, viewer: &Viewer) -> Result<Credential> {
     Ok(on!(conn, |c| users::table
         .find(viewer.id)
-        .select((users::id, users::password_hash, users::is_active, users::email_verified))
+        .select((
+            users::id,
+            users::password_hash,
+            users::is_active,
+            users::email_verified
+        ))
         .first(c)
         .await)?)
 }
@@ -65,7 +81,15 @@ pub async fn record_login_failure(
     rule: LockoutPolicy,
 ) -> Result<Verdict> {
     db.transaction(async |tx| {
-        audit::record(tx, now, audit::AuditKind::LoginFailed, user_id, None, origin).await?;
+        audit::record(
+            tx,
+            now,
+            audit::AuditKind::LoginFailed,
+            user_id,
+            None,
+            origin,
+        )
+        .await?;
         let failure = lockout::count_failure(tx, now, attempt, rule).await?;
         if failure.locks {
             audit::record(tx, now, audit::AuditKind::LockedOut, user_id, None, origin).await?;
@@ -77,9 +101,24 @@ pub async fn record_login_failure(
 
 /// Records that a login with the right password was refused because the e-mail address is not
 /// verified. It is recorded because someone knows the password.
-pub async fn record_login_refusal(db: &Db, now: Timestamp, user_id: Id, origin: &ClientInfo) -> Result<()> {
-    db.transaction(async |tx| audit::record(tx, now, audit::AuditKind::LoginRefused, Some(user_id), None, origin).await)
+pub async fn record_login_refusal(
+    db: &Db,
+    now: Timestamp,
+    user_id: Id,
+    origin: &ClientInfo,
+) -> Result<()> {
+    db.transaction(async |tx| {
+        audit::record(
+            tx,
+            now,
+            audit::AuditKind::LoginRefused,
+            Some(user_id),
+            None,
+            origin,
+        )
         .await
+    })
+    .await
 }
 
 /// Records that a signed-in user entered the password again, right or wrong. The verdict says
@@ -102,7 +141,15 @@ pub async fn record_password_check(
             return Ok(verdict);
         }
         let who = Some(viewer.id);
-        audit::record(tx, now, audit::AuditKind::PasswordCheckFailed, who, who, origin).await?;
+        audit::record(
+            tx,
+            now,
+            audit::AuditKind::PasswordCheckFailed,
+            who,
+            who,
+            origin,
+        )
+        .await?;
         let failure = lockout::count_failure(tx, now, &attempt, rule).await?;
         if failure.locks {
             audit::record(tx, now, audit::AuditKind::LockedOut, who, who, origin).await?;
@@ -114,7 +161,11 @@ pub async fn record_password_check(
 
 /// The user error for a token that is invalid, used or expired.
 pub fn invalid_token() -> Error {
-    Error::user_error("token", UserErrorCode::Invalid, "The token is not valid, was used, or has expired.")
+    Error::user_error(
+        "token",
+        UserErrorCode::Invalid,
+        "The token is not valid, was used, or has expired.",
+    )
 }
 
 /// Redeems a token that proves ownership of an e-mail address, and makes it the account's address.
@@ -126,12 +177,36 @@ pub async fn verify_email(db: &Db, now: Timestamp, hash: &[u8], origin: &ClientI
         let canceled = user::set_email(tx, now, &user, &email).await?;
         record_cancellation(tx, now, user_id, canceled, origin).await?;
         if email == user.email {
-            return audit::record(tx, now, audit::AuditKind::EmailVerified, Some(user_id), None, origin).await;
+            return audit::record(
+                tx,
+                now,
+                audit::AuditKind::EmailVerified,
+                Some(user_id),
+                None,
+                origin,
+            )
+            .await;
         }
         // A reader of the old mailbox must not take the account back with an old token.
         token::revoke(tx, user_id, Purpose::ResetPassword).await?;
-        mail::queue(tx, now, mail::MailKind::EmailChanged, &user.email, Some(user_id), &email).await?;
-        audit::record(tx, now, audit::AuditKind::EmailChanged, Some(user_id), None, origin).await
+        mail::queue(
+            tx,
+            now,
+            mail::MailKind::EmailChanged,
+            &user.email,
+            Some(user_id),
+            &email,
+        )
+        .await?;
+        audit::record(
+            tx,
+            now,
+            audit::AuditKind::EmailChanged,
+            Some(user_id),
+            None,
+            origin,
+        )
+        .await
     })
     .await
 }
@@ -147,9 +222,13 @@ pub async fn cancel_email_change(
     origin: &ClientInfo,
 ) -> Result<()> {
     db.transaction(async |tx| {
-        let owner = email_change::owner(tx, now, change).await?.ok_or_else(invalid_token)?;
+        let owner = email_change::owner(tx, now, change)
+            .await?
+            .ok_or_else(invalid_token)?;
         let user = user::lock(tx, owner).await?.ok_or_else(invalid_token)?;
-        let change = email_change::take(tx, now, change).await?.ok_or_else(invalid_token)?;
+        let change = email_change::take(tx, now, change)
+            .await?
+            .ok_or_else(invalid_token)?;
         let is_confirmed = user.email != change.email;
         // An unverified old address was never shown to be the owner's. The confirmed new one was.
         if is_confirmed && !change.was_verified {
@@ -158,14 +237,49 @@ pub async fn cancel_email_change(
         user::set_email(tx, now, &user, &change.email).await?;
         let owner = Some(user.id);
         if is_confirmed {
-            mail::queue(tx, now, mail::MailKind::EmailChanged, &user.email, owner, &change.email).await?;
+            mail::queue(
+                tx,
+                now,
+                mail::MailKind::EmailChanged,
+                &user.email,
+                owner,
+                &change.email,
+            )
+            .await?;
             audit::record(tx, now, audit::AuditKind::EmailChanged, owner, None, origin).await?;
         }
-        audit::record(tx, now, audit::AuditKind::EmailChangeCanceled, owner, None, origin).await?;
-        let user = User { email: change.email, ..user };
+        audit::record(
+            tx,
+            now,
+            audit::AuditKind::EmailChangeCanceled,
+            owner,
+            None,
+            origin,
+        )
+        .await?;
+        let user = User {
+            email: change.email,
+            ..user
+        };
         replace_password(tx, now, &user, unusable, None).await?;
-        mail::queue(tx, now, mail::MailKind::PasswordDisabled, &user.email, owner, "").await?;
-        audit::record(tx, now, audit::AuditKind::PasswordDisabled, owner, None, origin).await
+        mail::queue(
+            tx,
+            now,
+            mail::MailKind::PasswordDisabled,
+            &user.email,
+            owner,
+            "",
+        )
+        .await?;
+        audit::record(
+            tx,
+            now,
+            audit::AuditKind::PasswordDisabled,
+            owner,
+            None,
+            origin,
+        )
+        .await
     })
     .await
 }
@@ -179,7 +293,15 @@ async fn record_cancellation(
     origin: &ClientInfo,
 ) -> Result<()> {
     if canceled {
-        audit::record(tx, now, audit::AuditKind::EmailChangeCanceled, Some(user_id), None, origin).await?;
+        audit::record(
+            tx,
+            now,
+            audit::AuditKind::EmailChangeCanceled,
+            Some(user_id),
+            None,
+            origin,
+        )
+        .await?;
     }
     Ok(())
 }
@@ -212,12 +334,22 @@ pub async fn reset_password(
     db.transaction(async |tx| {
         let redeemed = token::redeem(tx, now, Purpose::ResetPassword, hash).await?;
         let (user_id, email) = redeemed.ok_or_else(invalid_token)?;
-        let user = user::lock(tx, user_id).await?.filter(|user| user.is_active && user.email == email);
+        let user = user::lock(tx, user_id)
+            .await?
+            .filter(|user| user.is_active && user.email == email);
         let user = user.ok_or_else(invalid_token)?;
         let canceled = user::set_email(tx, now, &user, &email).await?;
         record_cancellation(tx, now, user_id, canceled, origin).await?;
         replace_password_and_notify(tx, now, &user, password_hash, None, origin).await?;
-        audit::record(tx, now, audit::AuditKind::PasswordReset, Some(user_id), None, origin).await
+        audit::record(
+            tx,
+            now,
+            audit::AuditKind::PasswordReset,
+            Some(user_id),
+            None,
+            origin,
+        )
+        .await
     })
     .await
 }
@@ -225,10 +357,20 @@ pub async fn reset_password(
 /// Sets the password of any account from the command line.
 pub async fn set_password(db: &Db, now: Timestamp, user: &User, password_hash: &str) -> Result<()> {
     db.transaction(async |tx| {
-        let user = user::lock(tx, user.id).await?.ok_or_else(|| Error::not_found("id", "user"))?;
+        let user = user::lock(tx, user.id)
+            .await?
+            .ok_or_else(|| Error::not_found("id", "user"))?;
         let nowhere = ClientInfo::default();
         replace_password_and_notify(tx, now, &user, password_hash, None, &nowhere).await?;
-        audit::record(tx, now, audit::AuditKind::PasswordReset, Some(user.id), None, &nowhere).await
+        audit::record(
+            tx,
+            now,
+            audit::AuditKind::PasswordReset,
+            Some(user.id),
+            None,
+            &nowhere,
+        )
+        .await
     })
     .await
 }
@@ -242,10 +384,28 @@ pub async fn change_password(
     origin: &ClientInfo,
 ) -> Result<User> {
     db.transaction(async |tx| {
-        let user = user::lock(tx, viewer.id).await?.ok_or_else(Error::unauthenticated)?;
+        let user = user::lock(tx, viewer.id)
+            .await?
+            .ok_or_else(Error::unauthenticated)?;
         session::lock(tx, now, viewer).await?;
-        replace_password_and_notify(tx, now, &user, password_hash, Some(viewer.session_id), origin).await?;
-        audit::record(tx, now, audit::AuditKind::PasswordChanged, Some(user.id), Some(user.id), origin).await?;
+        replace_password_and_notify(
+            tx,
+            now,
+            &user,
+            password_hash,
+            Some(viewer.session_id),
+            origin,
+        )
+        .await?;
+        audit::record(
+            tx,
+            now,
+            audit::AuditKind::PasswordChanged,
+            Some(user.id),
+            Some(user.id),
+            origin,
+        )
+        .await?;
         Ok(user)
     })
     .await
@@ -262,7 +422,15 @@ async fn replace_password_and_notify(
 ) -> Result<()> {
     let canceled = replace_password(tx, now, user, password_hash, keep).await?;
     record_cancellation(tx, now, user.id, canceled, origin).await?;
-    mail::queue(tx, now, mail::MailKind::PasswordChanged, &user.email, Some(user.id), "").await
+    mail::queue(
+        tx,
+        now,
+        mail::MailKind::PasswordChanged,
+        &user.email,
+        Some(user.id),
+        "",
+    )
+    .await
 }
 
 /// Replaces the password and revokes everything obtained with the old one: sessions except `keep`,
@@ -275,7 +443,10 @@ async fn replace_password(
     keep: Option<Id>,
 ) -> Result<bool> {
     on!(tx, |c| diesel::update(users::table.find(user.id))
-        .set((users::password_hash.eq(password_hash), users::updated_at.eq(now)))
+        .set((
+            users::password_hash.eq(password_hash),
+            users::updated_at.eq(now)
+        ))
         .execute(c)
         .await)?;
     session::end(tx, now, user.id, None, keep).await?;
@@ -306,20 +477,36 @@ pub async fn delete(db: &Db, now: Timestamp, viewer: &Viewer) -> Result<()> {
             };
             admins.require_another(user.id)?;
         }
-        let own = projects::table.filter(projects::owner_id.eq(user.id)).order_by(projects::id);
+        let own = projects::table
+            .filter(projects::owner_id.eq(user.id))
+            .order_by(projects::id);
         let own: Vec<Project> = select_locked!(tx, own.select(Project::as_select()), Lock::Delete)?;
         // The log of these projects is deleted at once. The events of their deletion are delivered,
         // and expire with the retention.
-        on!(tx, |c| diesel::delete(log::table.filter(log::owner_id.eq(user.id))).execute(c).await)?;
-        on!(tx, |c| diesel::delete(texts::table.filter(texts::owner_id.eq(user.id))).execute(c).await)?;
+        on!(tx, |c| diesel::delete(
+            log::table.filter(log::owner_id.eq(user.id))
+        )
+        .execute(c)
+        .await)?;
+        on!(tx, |c| diesel::delete(
+            texts::table.filter(texts::owner_id.eq(user.id))
+        )
+        .execute(c)
+        .await)?;
         for project in &own {
             project::remove(tx, now, viewer, project).await?;
         }
-        on!(tx, |c| diesel::delete(user_usage::table.find(user.id)).execute(c).await)?;
+        on!(tx, |c| diesel::delete(user_usage::table.find(user.id))
+            .execute(c)
+            .await)?;
         session::end(tx, now, user.id, None, None).await?;
         lockout::unlock(tx, &[&fold(&user.email), &fold(&user.username)]).await?;
         mail::delete_for_user(tx, user.id, &user.email).await?;
-        on!(tx, |c| diesel::delete(mail_tokens::table.filter(mail_tokens::user_id.eq(user.id))).execute(c).await)?;
+        on!(tx, |c| diesel::delete(
+            mail_tokens::table.filter(mail_tokens::user_id.eq(user.id))
+        )
+        .execute(c)
+        .await)?;
         email_change::delete_for_user(tx, user.id).await?;
         username_change::delete_for_user(tx, user.id).await?;
         audit::delete_for_user(tx, user.id).await?;
@@ -329,13 +516,31 @@ pub async fn delete(db: &Db, now: Timestamp, viewer: &Viewer) -> Result<()> {
         notification::delete_for_user(tx, user.id).await?;
         session::delete_for_user(tx, user.id).await?;
         let event = NewEvent::new(EventKind::UserChanged, Some(user.id), now);
-        events::append(tx, &[NewEvent { owner_id: Some(user.id), ..event }]).await?;
-        audit::record(tx, now, audit::AuditKind::Deleted, Some(user.id), Some(user.id), &ClientInfo::default()).await
+        events::append(
+            tx,
+            &[NewEvent {
+                owner_id: Some(user.id),
+                ..event
+            }],
+        )
+        .await?;
+        audit::record(
+            tx,
+            now,
+            audit::AuditKind::Deleted,
+            Some(user.id),
+            Some(user.id),
+            &ClientInfo::default(),
+        )
+        .await
     })
     .await
 }
 
 /// The error for a login with the right password and an unverified e-mail address.
 pub fn email_not_verified() -> Error {
-    Error::refused(Code::EmailNotVerified, "Verify your e-mail address first: follow the link in the mail we sent.")
+    Error::refused(
+        Code::EmailNotVerified,
+        "Verify your e-mail address first: follow the link in the mail we sent.",
+    )
 }

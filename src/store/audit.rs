@@ -20,7 +20,18 @@ use crate::time::Timestamp;
 use crate::{keyset, on};
 
 /// Kinds of events in the audit log.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, AsExpression, FromSqlRow, Serialize, async_graphql::Enum)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    Hash,
+    AsExpression,
+    FromSqlRow,
+    Serialize,
+    async_graphql::Enum,
+)]
 #[diesel(sql_type = diesel::sql_types::SmallInt)]
 #[graphql(name = "AuditKind")]
 pub enum AuditKind {
@@ -111,7 +122,10 @@ pub struct ClientInfo {
 
 impl From<&Client> for ClientInfo {
     fn from(client: &Client) -> Self {
-        let program = client.user_agent.as_ref().and_then(|program| program.to_str().ok());
+        let program = client
+            .user_agent
+            .as_ref()
+            .and_then(|program| program.to_str().ok());
         Self {
             ip_address: Some(client.address.to_canonical().to_string()),
             user_agent: program.map(|program| program.chars().take(200).collect()),
@@ -137,7 +151,10 @@ pub struct Entry {
 impl Entry {
     /// The sort key of the entry in its list.
     pub fn position(&self) -> RowPosition {
-        RowPosition { key: SortKey::Time(self.occurred_at), id: self.id }
+        RowPosition {
+            key: SortKey::Time(self.occurred_at),
+            id: self.id,
+        }
     }
 
     /// Removes the client of an action by another user, unless the viewer is ADMIN.
@@ -145,7 +162,11 @@ impl Entry {
         if viewer.is_admin() || self.actor_id.is_none_or(|actor| actor == viewer.id) {
             return self;
         }
-        Self { ip_address: None, user_agent: None, ..self }
+        Self {
+            ip_address: None,
+            user_agent: None,
+            ..self
+        }
     }
 }
 
@@ -167,14 +188,23 @@ pub async fn record(
         ip_address: origin.ip_address.clone(),
         user_agent: origin.user_agent.clone(),
     };
-    on!(tx, |c| diesel::insert_into(audit_entries::table).values(&entry).execute(c).await)?;
+    on!(tx, |c| diesel::insert_into(audit_entries::table)
+        .values(&entry)
+        .execute(c)
+        .await)?;
     Ok(())
 }
 
 /// Returns one page of the log, newest first, of one account or of all.
-pub async fn page(conn: &mut Conn, user_id: Option<Id>, window: &PageWindow) -> Result<Page<Entry>> {
+pub async fn page(
+    conn: &mut Conn,
+    user_id: Option<Id>,
+    window: &PageWindow,
+) -> Result<Page<Entry>> {
     let rows = on!(conn, |c| {
-        let mut query = audit_entries::table.select(Entry::as_select()).into_boxed::<Backend>();
+        let mut query = audit_entries::table
+            .select(Entry::as_select())
+            .into_boxed::<Backend>();
         if let Some(id) = user_id {
             query = query.filter(audit_entries::user_id.eq(id));
         }
@@ -187,7 +217,9 @@ pub async fn page(conn: &mut Conn, user_id: Option<Id>, window: &PageWindow) -> 
 /// Returns the number of entries of one account or of all.
 pub async fn count(conn: &mut Conn, user_id: Option<Id>) -> Result<i64> {
     Ok(on!(conn, |c| {
-        let mut query = audit_entries::table.select(diesel::dsl::count_star()).into_boxed::<Backend>();
+        let mut query = audit_entries::table
+            .select(diesel::dsl::count_star())
+            .into_boxed::<Backend>();
         if let Some(id) = user_id {
             query = query.filter(audit_entries::user_id.eq(id));
         }
@@ -198,8 +230,15 @@ pub async fn count(conn: &mut Conn, user_id: Option<Id>) -> Result<i64> {
 /// Deletes all entries about a user whose account is being deleted, and clears the client in
 /// entries about the user's actions on other accounts.
 pub async fn delete_for_user(tx: &mut Conn, user_id: Id) -> Result<()> {
-    on!(tx, |c| diesel::delete(audit_entries::table.filter(audit_entries::user_id.eq(user_id))).execute(c).await)?;
-    let nowhere = (audit_entries::ip_address.eq(None::<String>), audit_entries::user_agent.eq(None::<String>));
+    on!(tx, |c| diesel::delete(
+        audit_entries::table.filter(audit_entries::user_id.eq(user_id))
+    )
+    .execute(c)
+    .await)?;
+    let nowhere = (
+        audit_entries::ip_address.eq(None::<String>),
+        audit_entries::user_agent.eq(None::<String>),
+    );
     let done = diesel::update(audit_entries::table.filter(audit_entries::actor_id.eq(user_id)));
     on!(tx, |c| done.set(nowhere).execute(c).await)?;
     Ok(())
@@ -209,7 +248,11 @@ pub async fn delete_for_user(tx: &mut Conn, user_id: Id) -> Result<()> {
 pub async fn purge_older(db: &Db, before: Timestamp) -> Result<usize> {
     db.transaction(async |tx| {
         let old = audit_entries::table.filter(audit_entries::occurred_at.lt(before));
-        let old: Vec<Id> = on!(tx, |c| old.select(audit_entries::id).limit(PURGE_BATCH as i64).load(c).await)?;
+        let old: Vec<Id> = on!(tx, |c| old
+            .select(audit_entries::id)
+            .limit(PURGE_BATCH as i64)
+            .load(c)
+            .await)?;
         let old = audit_entries::table.filter(any_id(audit_entries::id, &old));
         Ok(on!(tx, |c| diesel::delete(old).execute(c).await)?)
     })

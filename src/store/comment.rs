@@ -12,7 +12,9 @@ use super::value::CommentBody;
 use super::{mention, quota, session};
 use crate::access::{Action, Relation, Resource, Viewer};
 use crate::db::columns::Columns;
-use crate::db::page::{Page, PageWindow, Parent, RowPosition, SortKey, any_id, group_by_parent, lateral};
+use crate::db::page::{
+    Page, PageWindow, Parent, RowPosition, SortKey, any_id, group_by_parent, lateral,
+};
 use crate::db::rows::RunQueryDsl;
 use crate::db::schema::{comments, tasks};
 use crate::db::{Conn, Db, Lock, inline_if_few};
@@ -22,7 +24,9 @@ use crate::id::Id;
 use crate::time::Timestamp;
 use crate::{keyset, on, select_locked};
 
-#[derive(Clone, Debug, PartialEq, Eq, Queryable, Selectable, Insertable, Serialize, Deserialize)]
+#[derive(
+    Clone, Debug, PartialEq, Eq, Queryable, Selectable, Insertable, Serialize, Deserialize,
+)]
 #[diesel(table_name = comments)]
 pub struct Comment {
     pub id: Id,
@@ -70,7 +74,10 @@ impl Resource for Comment {
 impl Comment {
     /// The sort key of the comment in its list.
     pub fn position(&self) -> RowPosition {
-        RowPosition { key: SortKey::Time(self.created_at), id: self.id }
+        RowPosition {
+            key: SortKey::Time(self.created_at),
+            id: self.id,
+        }
     }
 }
 
@@ -80,8 +87,14 @@ pub async fn by_ids(conn: &mut Conn, ids: &[Id]) -> Result<Vec<Comment>> {
 }
 
 /// Like [`by_ids`], with the given columns.
-pub async fn select_by_ids(conn: &mut Conn, ids: &[Id], columns: CommentColumns) -> Result<Vec<Comment>> {
-    let found = comments::table.filter(any_id(comments::id, ids)).select(columns.expression());
+pub async fn select_by_ids(
+    conn: &mut Conn,
+    ids: &[Id],
+    columns: CommentColumns,
+) -> Result<Vec<Comment>> {
+    let found = comments::table
+        .filter(any_id(comments::id, ids))
+        .select(columns.expression());
     Ok(inline_if_few(ids.len(), async { on!(conn, |c| found.load(c).await) }).await?)
 }
 
@@ -98,23 +111,42 @@ pub async fn pages(
         on!(conn, |c| {
             let task = tasks::table.filter(tasks::id.eq(Parent));
             let is_visible = exists(task.filter(task::visible_to(reader)));
-            let all = comments::table.filter(comments::task_id.eq(Parent)).filter(is_visible);
+            let all = comments::table
+                .filter(comments::task_id.eq(Parent))
+                .filter(is_visible);
             let mut query = all.select(columns.expression()).into_boxed::<Backend>();
             keyset!(query, window, false, (), comments { () => created_at as Time });
-            lateral(tasks, "comments", columns.expression(), query).load(c).await
+            lateral(tasks, "comments", columns.expression(), query)
+                .load(c)
+                .await
         })
     };
     let rows: Vec<Comment> = inline_if_few(window.limit * tasks.len(), walk).await?;
     let mut groups = group_by_parent(rows, |comment| comment.task_id);
     Ok(tasks
         .iter()
-        .map(|id| (*id, window.page(false, groups.remove(id).unwrap_or_default(), Comment::position)))
+        .map(|id| {
+            (
+                *id,
+                window.page(
+                    false,
+                    groups.remove(id).unwrap_or_default(),
+                    Comment::position,
+                ),
+            )
+        })
         .collect())
 }
 
 /// Returns the number of comments on each task that the viewer may see.
-pub async fn counts(conn: &mut Conn, reader: Option<&Viewer>, ids: &[Id]) -> Result<HashMap<Id, i64>> {
-    let visible = tasks::table.filter(any_id(tasks::id, ids)).filter(task::visible_to(reader));
+pub async fn counts(
+    conn: &mut Conn,
+    reader: Option<&Viewer>,
+    ids: &[Id],
+) -> Result<HashMap<Id, i64>> {
+    let visible = tasks::table
+        .filter(any_id(tasks::id, ids))
+        .filter(task::visible_to(reader));
     let counts: Vec<(Id, i64)> = on!(conn, |c| comments::table
         .filter(comments::task_id.eq_any(visible.select(tasks::id)))
         .group_by(comments::task_id)
@@ -125,7 +157,13 @@ pub async fn counts(conn: &mut Conn, reader: Option<&Viewer>, ids: &[Id]) -> Res
 }
 
 /// Adds a comment to a task that the viewer may see.
-pub async fn create(db: &Db, now: Timestamp, viewer: &Viewer, task_id: Id, body: &CommentBody) -> Result<Comment> {
+pub async fn create(
+    db: &Db,
+    now: Timestamp,
+    viewer: &Viewer,
+    task_id: Id,
+    body: &CommentBody,
+) -> Result<Comment> {
     db.inline_transaction(async |tx| {
         let names = mention::parse_handles(body);
         let named = mention::lock(tx, viewer, &names).await?;
@@ -142,9 +180,23 @@ pub async fn create(db: &Db, now: Timestamp, viewer: &Viewer, task_id: Id, body:
             created_at: now,
             updated_at: now,
         };
-        on!(tx, |c| diesel::insert_into(comments::table).values(&comment).execute(c).await)?;
+        on!(tx, |c| diesel::insert_into(comments::table)
+            .values(&comment)
+            .execute(c)
+            .await)?;
         let mentions = named.with_access_to(&task, &names);
-        events::append(tx, &[about_comment(EventKind::CommentAdded, viewer, now, &task, &comment, mentions)]).await?;
+        events::append(
+            tx,
+            &[about_comment(
+                EventKind::CommentAdded,
+                viewer,
+                now,
+                &task,
+                &comment,
+                mentions,
+            )],
+        )
+        .await?;
         quota::add_comment(tx, db.quotas, &task, body).await?;
         Ok(comment)
     })
@@ -152,7 +204,13 @@ pub async fn create(db: &Db, now: Timestamp, viewer: &Viewer, task_id: Id, body:
 }
 
 /// Changes the body of a comment.
-pub async fn update(db: &Db, now: Timestamp, viewer: &Viewer, id: Id, body: &CommentBody) -> Result<Comment> {
+pub async fn update(
+    db: &Db,
+    now: Timestamp,
+    viewer: &Viewer,
+    id: Id,
+    body: &CommentBody,
+) -> Result<Comment> {
     db.inline_transaction(async |tx| {
         let found = by_ids(tx, &[id]).await?.pop().ok_or_else(not_found)?;
         let named = mention::lock(tx, viewer, &mention::added_handles(&found.body, body)).await?;
@@ -166,12 +224,27 @@ pub async fn update(db: &Db, now: Timestamp, viewer: &Viewer, id: Id, body: &Com
         comment.is_edited = true;
         comment.updated_at = now;
         on!(tx, |c| diesel::update(comments::table.find(id))
-            .set((comments::body.eq(&comment.body), comments::is_edited.eq(true), comments::updated_at.eq(now)))
+            .set((
+                comments::body.eq(&comment.body),
+                comments::is_edited.eq(true),
+                comments::updated_at.eq(now)
+            ))
             .execute(c)
             .await)?;
         // Users mentioned in the old body were notified at that time.
         let mentions = named.with_access_to(&task, &mention::added_handles(&old, body));
-        events::append(tx, &[about_comment(EventKind::CommentUpdated, viewer, now, &task, &comment, mentions)]).await?;
+        events::append(
+            tx,
+            &[about_comment(
+                EventKind::CommentUpdated,
+                viewer,
+                now,
+                &task,
+                &comment,
+                mentions,
+            )],
+        )
+        .await?;
         quota::change_comment(tx, db.quotas, &task, &old, body).await?;
         Ok(comment)
     })
@@ -184,8 +257,17 @@ pub async fn delete(db: &Db, now: Timestamp, viewer: &Viewer, id: Id) -> Result<
         let found = by_ids(tx, &[id]).await?.pop().ok_or_else(not_found)?;
         let (task, comment) = lock(tx, viewer, &found, Lock::Delete).await?;
         viewer.require(Action::DeleteComment, &comment)?;
-        on!(tx, |c| diesel::delete(comments::table.find(id)).execute(c).await)?;
-        let deletion = about_comment(EventKind::CommentDeleted, viewer, now, &task, &comment, Vec::new());
+        on!(tx, |c| diesel::delete(comments::table.find(id))
+            .execute(c)
+            .await)?;
+        let deletion = about_comment(
+            EventKind::CommentDeleted,
+            viewer,
+            now,
+            &task,
+            &comment,
+            Vec::new(),
+        );
         events::append(tx, &[deletion]).await?;
         quota::remove_comment(tx, &task, &comment.body).await
     })
@@ -195,10 +277,18 @@ pub async fn delete(db: &Db, now: Timestamp, viewer: &Viewer, id: Id) -> Result<
 /// Returns a comment on a task that the viewer may see, and the task, both locked until the
 /// transaction ends. The task decides who may see the comment and who receives its events; it is
 /// locked first.
-async fn lock(tx: &mut Conn, viewer: &Viewer, found: &Comment, lock: Lock) -> Result<(Task, Comment)> {
-    let task = task::lock(tx, viewer, found.task_id, Lock::Share).await?.ok_or_else(not_found)?;
+async fn lock(
+    tx: &mut Conn,
+    viewer: &Viewer,
+    found: &Comment,
+    lock: Lock,
+) -> Result<(Task, Comment)> {
+    let task = task::lock(tx, viewer, found.task_id, Lock::Share)
+        .await?
+        .ok_or_else(not_found)?;
     let comment = comments::table.find(found.id);
-    let comment: Option<Comment> = select_locked!(tx, comment.select(Comment::as_select()), lock)?.pop();
+    let comment: Option<Comment> =
+        select_locked!(tx, comment.select(Comment::as_select()), lock)?.pop();
     Ok((task, comment.ok_or_else(not_found)?))
 }
 
@@ -216,11 +306,18 @@ mod tests {
     #[test]
     fn the_columns_are_those_of_a_comment() {
         let plain = |query: String| query.replace('`', "");
-        let full = plain(debug_query::<Sqlite, _>(&comments::table.select(Comment::as_select())).to_string());
+        let full = plain(
+            debug_query::<Sqlite, _>(&comments::table.select(Comment::as_select())).to_string(),
+        );
         let read = |columns: CommentColumns| {
-            plain(debug_query::<Sqlite, _>(&comments::table.select(columns.expression())).to_string())
+            plain(
+                debug_query::<Sqlite, _>(&comments::table.select(columns.expression())).to_string(),
+            )
         };
         assert_eq!(read(CommentColumns::Full), full);
-        assert_eq!(read(CommentColumns::Summary), full.replace("comments.body", "''"));
+        assert_eq!(
+            read(CommentColumns::Summary),
+            full.replace("comments.body", "''")
+        );
     }
 }

@@ -49,12 +49,22 @@ pub struct EmailChange {
 /// would give the account to the owner of the second.
 pub async fn request(tx: &mut Conn, now: Timestamp, user: &User, requested: &str) -> Result<()> {
     let (key, expires_at) = (fold(&user.email), now.plus(UNDO_PERIOD));
-    let same = || email_changes::user_id.eq(user.id).and(email_changes::email_key.eq(&key));
+    let same = || {
+        email_changes::user_id
+            .eq(user.id)
+            .and(email_changes::email_key.eq(&key))
+    };
     // An unverified address may belong to someone else: links mailed to it must not restore
     // another address.
-    let unverified = email_changes::was_verified.eq(false).and(email_changes::email.ne(&user.email));
+    let unverified = email_changes::was_verified
+        .eq(false)
+        .and(email_changes::email.ne(&user.email));
     let replaced = same().and(unverified.or(email_changes::expires_at.le(now)));
-    on!(tx, |c| diesel::delete(email_changes::table.filter(replaced)).execute(c).await)?;
+    on!(tx, |c| diesel::delete(
+        email_changes::table.filter(replaced)
+    )
+    .execute(c)
+    .await)?;
     let known: Option<Id> = on!(tx, |c| diesel::update(email_changes::table.filter(same()))
         .set(email_changes::expires_at.eq(expires_at))
         .returning(email_changes::id)
@@ -67,7 +77,10 @@ pub async fn request(tx: &mut Conn, now: Timestamp, user: &User, requested: &str
                 // No change if the row is verified. If not, its address is the same and may now be
                 // verified.
                 let known = diesel::update(email_changes::table.find(id));
-                on!(tx, |c| known.set(email_changes::was_verified.eq(true)).execute(c).await)?;
+                on!(tx, |c| known
+                    .set(email_changes::was_verified.eq(true))
+                    .execute(c)
+                    .await)?;
             }
             id
         }
@@ -81,25 +94,47 @@ pub async fn request(tx: &mut Conn, now: Timestamp, user: &User, requested: &str
                 requested_at: now,
                 expires_at,
             };
-            on!(tx, |c| diesel::insert_into(email_changes::table).values(&row).execute(c).await)?;
+            on!(tx, |c| diesel::insert_into(email_changes::table)
+                .values(&row)
+                .execute(c)
+                .await)?;
             row.id
         }
     };
     let detail = format!("{id} {requested}");
-    mail::queue(tx, now, mail::MailKind::EmailChangeRequested, &user.email, Some(user.id), &detail).await
+    mail::queue(
+        tx,
+        now,
+        mail::MailKind::EmailChangeRequested,
+        &user.email,
+        Some(user.id),
+        &detail,
+    )
+    .await
 }
 
 /// The user whose change this is, if it can still be undone.
 pub async fn owner(conn: &mut Conn, now: Timestamp, id: Id) -> Result<Option<Id>> {
-    let change = email_changes::table.find(id).filter(email_changes::expires_at.gt(now));
-    Ok(on!(conn, |c| change.select(email_changes::user_id).first(c).await.optional())?)
+    let change = email_changes::table
+        .find(id)
+        .filter(email_changes::expires_at.gt(now));
+    Ok(on!(conn, |c| change
+        .select(email_changes::user_id)
+        .first(c)
+        .await
+        .optional())?)
 }
 
 /// Deletes and returns a change. All changes requested after it are deleted too.
 pub async fn take(tx: &mut Conn, now: Timestamp, id: Id) -> Result<Option<EmailChange>> {
-    let change = email_changes::table.find(id).filter(email_changes::expires_at.gt(now));
-    let taken: Option<EmailChange> =
-        on!(tx, |c| diesel::delete(change).returning(EmailChange::as_select()).get_result(c).await.optional())?;
+    let change = email_changes::table
+        .find(id)
+        .filter(email_changes::expires_at.gt(now));
+    let taken: Option<EmailChange> = on!(tx, |c| diesel::delete(change)
+        .returning(EmailChange::as_select())
+        .get_result(c)
+        .await
+        .optional())?;
     if let Some(change) = &taken {
         let later = email_changes::table
             .filter(email_changes::user_id.eq(change.user_id))
@@ -110,18 +145,29 @@ pub async fn take(tx: &mut Conn, now: Timestamp, id: Id) -> Result<Option<EmailC
 }
 
 /// Whether an address is reserved for another account, which can still restore it.
-pub async fn is_reserved(conn: &mut Conn, now: Timestamp, email: &str, user_id: Id) -> Result<bool> {
+pub async fn is_reserved(
+    conn: &mut Conn,
+    now: Timestamp,
+    email: &str,
+    user_id: Id,
+) -> Result<bool> {
     let reserved = email_changes::table
         .filter(email_changes::email_key.eq(fold(email)))
         .filter(email_changes::user_id.ne(user_id))
         .filter(email_changes::was_verified.eq(true))
         .filter(email_changes::expires_at.gt(now));
-    Ok(on!(conn, |c| diesel::select(exists(reserved)).get_result(c).await)?)
+    Ok(on!(conn, |c| diesel::select(exists(reserved))
+        .get_result(c)
+        .await)?)
 }
 
 /// Deletes the changes of an account that is being deleted.
 pub async fn delete_for_user(tx: &mut Conn, user_id: Id) -> Result<()> {
-    on!(tx, |c| diesel::delete(email_changes::table.filter(email_changes::user_id.eq(user_id))).execute(c).await)?;
+    on!(tx, |c| diesel::delete(
+        email_changes::table.filter(email_changes::user_id.eq(user_id))
+    )
+    .execute(c)
+    .await)?;
     Ok(())
 }
 
@@ -129,7 +175,11 @@ pub async fn delete_for_user(tx: &mut Conn, user_id: Id) -> Result<()> {
 pub async fn purge_expired(db: &Db, now: Timestamp) -> Result<usize> {
     db.transaction(async |tx| {
         let expired = email_changes::table.filter(email_changes::expires_at.le(now));
-        let ids: Vec<Id> = on!(tx, |c| expired.select(email_changes::id).limit(PURGE_BATCH as i64).load(c).await)?;
+        let ids: Vec<Id> = on!(tx, |c| expired
+            .select(email_changes::id)
+            .limit(PURGE_BATCH as i64)
+            .load(c)
+            .await)?;
         let expired = email_changes::table.filter(any_id(email_changes::id, &ids));
         Ok(on!(tx, |c| diesel::delete(expired).execute(c).await)?)
     })

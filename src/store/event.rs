@@ -25,8 +25,8 @@ use crate::db::{Conn, Db, WithinDeadline};
 use crate::error::{Error, Result};
 use crate::events::shared_response::SharedResponses;
 use crate::events::{
-    Event, EventKind, LogPosition, NewEvent, RETENTION_HORIZON, Settled, advance_offset, after, before,
-    retention_horizon, settled_end, text,
+    Event, EventKind, LogPosition, NewEvent, RETENTION_HORIZON, Settled, advance_offset, after,
+    before, retention_horizon, settled_end, text,
 };
 use crate::id::Id;
 use crate::time::Timestamp;
@@ -81,7 +81,13 @@ impl Snapshot {
 }
 
 /// Builds an event about a task.
-pub fn about_task(kind: EventKind, viewer: &Viewer, now: Timestamp, task: &Task, mut snapshot: Snapshot) -> NewEvent {
+pub fn about_task(
+    kind: EventKind,
+    viewer: &Viewer,
+    now: Timestamp,
+    task: &Task,
+    mut snapshot: Snapshot,
+) -> NewEvent {
     let mut extract = TextExtractor::new(task.id, task.owner_id);
     extract.changes(&mut snapshot.changes);
     if kind == EventKind::TaskDeleted {
@@ -102,9 +108,26 @@ pub fn about_task(kind: EventKind, viewer: &Viewer, now: Timestamp, task: &Task,
 
 /// Builds the event for the deletion of a task. It carries the project too, which may be deleted
 /// later.
-pub fn about_deleted_task(viewer: &Viewer, now: Timestamp, task: &Task, project: &Project) -> NewEvent {
-    let project = Project { description: None, ..project.clone() };
-    about_task(EventKind::TaskDeleted, viewer, now, task, Snapshot { project: Some(project), ..Snapshot::default() })
+pub fn about_deleted_task(
+    viewer: &Viewer,
+    now: Timestamp,
+    task: &Task,
+    project: &Project,
+) -> NewEvent {
+    let project = Project {
+        description: None,
+        ..project.clone()
+    };
+    about_task(
+        EventKind::TaskDeleted,
+        viewer,
+        now,
+        task,
+        Snapshot {
+            project: Some(project),
+            ..Snapshot::default()
+        },
+    )
 }
 
 /// Builds an event about a comment that newly mentions these users.
@@ -116,10 +139,20 @@ pub fn about_comment(
     comment: &Comment,
     mentions: Vec<Id>,
 ) -> NewEvent {
-    let deleted = || Comment { body: String::new(), ..comment.clone() };
+    let deleted = || Comment {
+        body: String::new(),
+        ..comment.clone()
+    };
     let comment_snapshot = (kind == EventKind::CommentDeleted).then(deleted);
-    let snapshot = Snapshot { comment: comment_snapshot, mentions, ..Snapshot::default() };
-    NewEvent { comment_id: Some(comment.id), ..about_task(kind, viewer, now, task, snapshot) }
+    let snapshot = Snapshot {
+        comment: comment_snapshot,
+        mentions,
+        ..Snapshot::default()
+    };
+    NewEvent {
+        comment_id: Some(comment.id),
+        ..about_task(kind, viewer, now, task, snapshot)
+    }
 }
 
 /// Builds an event about a project.
@@ -141,7 +174,13 @@ pub fn about_project(
     NewEvent {
         owner_id: Some(project.owner_id),
         project_id: Some(project.id),
-        data: Snapshot { project: Some(project), text, changes, ..Snapshot::default() }.json(),
+        data: Snapshot {
+            project: Some(project),
+            text,
+            changes,
+            ..Snapshot::default()
+        }
+        .json(),
         texts: extract.texts,
         ..NewEvent::new(kind, Some(viewer.id), now)
     }
@@ -174,29 +213,50 @@ impl EventObjects {
     /// Loads the objects of one event.
     pub async fn for_event(conn: &mut Conn, event: &Event) -> Result<Self> {
         let mut loaded = Self::load(conn, vec![event.clone()], TaskColumns::Full).await?;
-        loaded.pop().map(|(_, objects)| objects).ok_or_else(|| Error::internal("no objects loaded for an event"))
+        loaded
+            .pop()
+            .map(|(_, objects)| objects)
+            .ok_or_else(|| Error::internal("no objects loaded for an event"))
     }
 
     /// Loads the objects of many events at once, with these columns of their tasks.
-    pub async fn for_events(db: &Db, events: Vec<Event>, columns: TaskColumns) -> Result<Vec<(Event, Self)>> {
+    pub async fn for_events(
+        db: &Db,
+        events: Vec<Event>,
+        columns: TaskColumns,
+    ) -> Result<Vec<(Event, Self)>> {
         if events.is_empty() {
             return Ok(Vec::new());
         }
         Self::load(&mut db.conn().await?, events, columns).await
     }
 
-    async fn load(conn: &mut Conn, events: Vec<Event>, columns: TaskColumns) -> Result<Vec<(Event, Self)>> {
+    async fn load(
+        conn: &mut Conn,
+        events: Vec<Event>,
+        columns: TaskColumns,
+    ) -> Result<Vec<(Event, Self)>> {
         let ids: HashSet<Id> = events.iter().filter_map(|event| event.task_id).collect();
         let mut tasks = HashMap::new();
         if !ids.is_empty() {
-            let rows = task::select_any_by_ids(conn, &ids.iter().copied().collect::<Vec<_>>(), columns).await?;
+            let rows =
+                task::select_any_by_ids(conn, &ids.iter().copied().collect::<Vec<_>>(), columns)
+                    .await?;
             tasks.extend(rows.into_iter().map(|task| (task.id, Arc::new(task))));
         }
-        let gone = ids.into_iter().filter(|id| !tasks.contains_key(id)).collect();
+        let gone = ids
+            .into_iter()
+            .filter(|id| !tasks.contains_key(id))
+            .collect();
         let snapshots = snapshots(conn, &events, &gone).await?;
         let with = |(event, snapshot): (Event, Arc<Snapshot>)| {
             let task = event.task_id.and_then(|id| tasks.get(&id).cloned());
-            let objects = Self { snapshot, task, answers: SharedResponses::default(), related: OnceCell::new() };
+            let objects = Self {
+                snapshot,
+                task,
+                answers: SharedResponses::default(),
+                related: OnceCell::new(),
+            };
             (event, objects)
         };
         Ok(events.into_iter().zip(snapshots).map(with).collect())
@@ -205,7 +265,8 @@ impl EventObjects {
     /// The size of the task's description in bytes. Several events may share one task.
     pub fn text_bytes(&self) -> usize {
         let task = self.task.as_deref().or(self.snapshot.task.as_ref());
-        task.and_then(|task| task.description.as_deref()).map_or(0, str::len)
+        task.and_then(|task| task.description.as_deref())
+            .map_or(0, str::len)
     }
 
     /// Loads the further objects of `event`, which must be the event that `self` was loaded for.
@@ -217,11 +278,23 @@ impl EventObjects {
                 if let Some(id) = event.comment_id {
                     comment = comment::by_ids(&mut conn, &[id]).await?.pop().map(Arc::new);
                 }
-                project = project::any_by_ids(&mut conn, &[task.project_id]).await?.pop().map(Arc::new);
+                project = project::any_by_ids(&mut conn, &[task.project_id])
+                    .await?
+                    .pop()
+                    .map(Arc::new);
             }
             let project = project.or_else(|| self.snapshot.project.clone().map(Arc::new));
-            let mut people = vec![event.actor_id, event.assignee_id, event.previous_assignee_id, event.owner_id];
-            people.extend(self.task.iter().flat_map(|task| [task.creator_id, task.assignee_id]));
+            let mut people = vec![
+                event.actor_id,
+                event.assignee_id,
+                event.previous_assignee_id,
+                event.owner_id,
+            ];
+            people.extend(
+                self.task
+                    .iter()
+                    .flat_map(|task| [task.creator_id, task.assignee_id]),
+            );
             people.extend(comment.iter().map(|comment| Some(comment.author_id)));
             let mut people: Vec<Id> = people.into_iter().flatten().collect();
             people.sort_unstable();
@@ -230,7 +303,10 @@ impl EventObjects {
             Ok(RelatedObjects {
                 comment,
                 project,
-                people: people.into_iter().map(|profile| (profile.id, Arc::new(profile))).collect(),
+                people: people
+                    .into_iter()
+                    .map(|profile| (profile.id, Arc::new(profile)))
+                    .collect(),
             })
         };
         self.related.get_or_try_init(load).await
@@ -251,10 +327,16 @@ pub struct EventCriteria {
 impl EventCriteria {
     /// Whether an event matches the filter.
     pub fn matches(&self, event: &Event) -> bool {
-        self.project_id.is_none_or(|id| event.project_id == Some(id))
+        self.project_id
+            .is_none_or(|id| event.project_id == Some(id))
             && self.task_id.is_none_or(|id| event.task_id == Some(id))
-            && self.kinds.as_ref().is_none_or(|kinds| kinds.contains(&event.kind))
-            && self.assignee_id.is_none_or(|id| event.assignee_id == Some(id))
+            && self
+                .kinds
+                .as_ref()
+                .is_none_or(|kinds| kinds.contains(&event.kind))
+            && self
+                .assignee_id
+                .is_none_or(|id| event.assignee_id == Some(id))
     }
 }
 
@@ -311,7 +393,8 @@ pub fn can_see(viewer: &Viewer, event: &Event, task: Option<&Task>) -> bool {
         || event.owner_id == Some(viewer.id)
         || task.is_some_and(|task| task.assignee_id == Some(viewer.id))
         || (event.kind == EventKind::TaskDeleted && event.assignee_id == Some(viewer.id))
-        || (event.kind == EventKind::TaskUnassigned && event.previous_assignee_id == Some(viewer.id))
+        || (event.kind == EventKind::TaskUnassigned
+            && event.previous_assignee_id == Some(viewer.id))
 }
 
 /// How long events are kept. An event that exceeds either bound expires.
@@ -331,7 +414,12 @@ const EXPIRY_BATCH: i64 = 1_000;
 ///
 /// Events of an existing task stay below the horizon, as its history. Those of a deleted task are
 /// deleted with the event of its deletion.
-pub async fn expire(db: &Db, retention: Retention, now: Timestamp, done: LogPosition) -> Result<bool> {
+pub async fn expire(
+    db: &Db,
+    retention: Retention,
+    now: Timestamp,
+    done: LogPosition,
+) -> Result<bool> {
     let oldest = now.minus(retention.age);
     db.transaction(async |tx| {
         let (floor, end) = (retention_horizon(tx).await?, settled_end(tx).await?);
@@ -359,13 +447,26 @@ pub async fn expire(db: &Db, retention: Retention, now: Timestamp, done: LogPosi
         let mut tasks: Vec<Id> = expired.iter().filter_map(|event| event.task_id).collect();
         tasks.sort_unstable();
         tasks.dedup();
-        let alone: Vec<i64> = expired.iter().filter(|event| event.task_id.is_none()).map(|event| event.seq).collect();
+        let alone: Vec<i64> = expired
+            .iter()
+            .filter(|event| event.task_id.is_none())
+            .map(|event| event.seq)
+            .collect();
         let gone = events::table
             .filter(any_id(events::task_id, &tasks))
-            .filter(before(LogPosition { seq: reached.seq + 1, ..reached }))
-            .filter(not(exists(tasks::table.filter(tasks::id.nullable().eq(events::task_id)))));
+            .filter(before(LogPosition {
+                seq: reached.seq + 1,
+                ..reached
+            }))
+            .filter(not(exists(
+                tasks::table.filter(tasks::id.nullable().eq(events::task_id)),
+            )));
         on!(tx, |c| diesel::delete(gone).execute(c).await)?;
-        on!(tx, |c| diesel::delete(events::table.filter(events::seq.eq_any(&alone))).execute(c).await)?;
+        on!(tx, |c| diesel::delete(
+            events::table.filter(events::seq.eq_any(&alone))
+        )
+        .execute(c)
+        .await)?;
         expire_texts(tx, &expired).await?;
         Ok(expired.len() as i64 == EXPIRY_BATCH)
     })
@@ -387,7 +488,10 @@ struct ExpiringEvent {
 
 impl ExpiringEvent {
     const fn position(&self) -> LogPosition {
-        LogPosition { xid: self.xid, seq: self.seq }
+        LogPosition {
+            xid: self.xid,
+            seq: self.seq,
+        }
     }
 }
 
@@ -460,8 +564,8 @@ impl LogPart {
     fn visible_to(viewer: &Viewer, after: LogPosition, before: LogPosition) -> &'static [Self] {
         // Check both numbers: a forged cursor may have one that is near and one that is far away.
         let is_within = |from: i64, to: i64, most| (0..=most).contains(&to.saturating_sub(from));
-        let is_short =
-            is_within(after.seq, before.seq, SCAN_EVENTS) && is_within(after.xid, before.xid, SCAN_TRANSACTIONS);
+        let is_short = is_within(after.seq, before.seq, SCAN_EVENTS)
+            && is_within(after.xid, before.xid, SCAN_TRANSACTIONS);
         if viewer.is_admin() {
             &[Self::Everything]
         } else if is_short {
@@ -489,7 +593,9 @@ backend_sql! {
 /// Restricts a boxed query on events to a part of the log, in both arms of `on!`.
 macro_rules! log_part {
     ($query:ident, $part:expr, $viewer:expr) => {
-        let theirs = tasks::table.filter(tasks::assignee_id.eq($viewer)).select(tasks::id.nullable());
+        let theirs = tasks::table
+            .filter(tasks::assignee_id.eq($viewer))
+            .select(tasks::id.nullable());
         $query = match $part {
             LogPart::Everything => $query,
             // Kinds are parameters here: with literals SQLite would search each of the partial
@@ -498,13 +604,21 @@ macro_rules! log_part {
                 events::owner_id
                     .eq($viewer)
                     .or(events::task_id.eq_any(theirs))
-                    .or(events::kind.eq(EventKind::TaskDeleted).and(events::assignee_id.eq($viewer)))
-                    .or(events::kind.eq(EventKind::TaskUnassigned).and(events::previous_assignee_id.eq($viewer))),
+                    .or(events::kind
+                        .eq(EventKind::TaskDeleted)
+                        .and(events::assignee_id.eq($viewer)))
+                    .or(events::kind
+                        .eq(EventKind::TaskUnassigned)
+                        .and(events::previous_assignee_id.eq($viewer))),
             ),
             LogPart::Owned => $query.filter(events::owner_id.eq($viewer)),
             LogPart::Assigned => $query.filter(events::task_id.eq_any(theirs)),
-            LogPart::Deleted => $query.filter(IsDeletion).filter(events::assignee_id.eq($viewer)),
-            LogPart::Unassigned => $query.filter(IsUnassignment).filter(events::previous_assignee_id.eq($viewer)),
+            LogPart::Deleted => $query
+                .filter(IsDeletion)
+                .filter(events::assignee_id.eq($viewer)),
+            LogPart::Unassigned => $query
+                .filter(IsUnassignment)
+                .filter(events::previous_assignee_id.eq($viewer)),
         };
     };
 }
@@ -521,9 +635,15 @@ pub async fn page(
     // One upper bound for all parts. Otherwise a client that continues after a later event would
     // miss what settles between two reads.
     let end = settled_end(conn).await?;
-    let end = LogPosition { seq: end.seq + 1, ..end };
+    let end = LogPosition {
+        seq: end.seq + 1,
+        ..end
+    };
     let before = stretch.before.map_or(end, |before| before.min(end));
-    let stretch = LogRange { before: Some(before), ..stretch };
+    let stretch = LogRange {
+        before: Some(before),
+        ..stretch
+    };
     let mut rows: Vec<Event> = Vec::new();
     for part in LogPart::visible_to(viewer, stretch.after.unwrap_or_default(), before) {
         rows.extend(on!(conn, |c| {
@@ -578,12 +698,17 @@ pub async fn pages_of_tasks(
             .filter(exists(task.filter(task::visible_to(reader))))
             .into_boxed::<Backend>();
         in_range!(query, stretch);
-        lateral(tasks, "events", columns.expression(), query).load(c).await
+        lateral(tasks, "events", columns.expression(), query)
+            .load(c)
+            .await
     })?;
     rows.sort_by_key(Event::position);
     let mut groups: HashMap<Id, Vec<Event>> = HashMap::new();
     for event in rows {
-        groups.entry(event.task_id.unwrap_or(event.id)).or_default().push(event);
+        groups
+            .entry(event.task_id.unwrap_or(event.id))
+            .or_default()
+            .push(event);
     }
     Ok(groups)
 }
@@ -599,48 +724,86 @@ mod tests {
     #[test]
     fn the_columns_are_those_of_an_event() {
         let plain = |query: String| query.replace('`', "");
-        let full = plain(debug_query::<Sqlite, _>(&events::table.select(Event::as_select())).to_string());
+        let full =
+            plain(debug_query::<Sqlite, _>(&events::table.select(Event::as_select())).to_string());
         let read = |columns: EventColumns| {
             plain(debug_query::<Sqlite, _>(&events::table.select(columns.expression())).to_string())
         };
         assert_eq!(read(EventColumns::Full), full);
-        assert_eq!(read(EventColumns::Summary), full.replace("events.data", "''"));
+        assert_eq!(
+            read(EventColumns::Summary),
+            full.replace("events.data", "''")
+        );
     }
 
     #[test]
     fn an_index_leads_to_each_part_of_the_log() {
         let place = |seq| LogPosition { xid: 0, seq };
-        let stretch = LogRange { after: Some(place(7)), before: Some(place(9)), limit: 9, backward: false };
+        let stretch = LogRange {
+            after: Some(place(7)),
+            before: Some(place(9)),
+            limit: 9,
+            backward: false,
+        };
         let plan_of = |part: LogPart, backward: bool| {
-            let (stretch, viewer) = (LogRange { backward, ..stretch }, Id::new());
-            let mut query = events::table.select(Event::as_select()).into_boxed::<Sqlite>();
+            let (stretch, viewer) = (
+                LogRange {
+                    backward,
+                    ..stretch
+                },
+                Id::new(),
+            );
+            let mut query = events::table
+                .select(Event::as_select())
+                .into_boxed::<Sqlite>();
             log_part!(query, part, viewer);
             in_range!(query, stretch);
             plan(query).join("; ")
         };
         for backward in [false, true] {
             for (part, index) in [
-                (LogPart::Everything, "INTEGER PRIMARY KEY (rowid>? AND rowid<?)"),
-                (LogPart::Owned, "INDEX events_owner (owner_id=? AND xid=? AND seq>? AND seq<?)"),
-                (LogPart::Deleted, "INDEX events_deleted (assignee_id=? AND xid=? AND seq>? AND seq<?)"),
-                (LogPart::Unassigned, "INDEX events_unassigned (previous_assignee_id=? AND xid=? AND seq>? AND seq<?)"),
+                (
+                    LogPart::Everything,
+                    "INTEGER PRIMARY KEY (rowid>? AND rowid<?)",
+                ),
+                (
+                    LogPart::Owned,
+                    "INDEX events_owner (owner_id=? AND xid=? AND seq>? AND seq<?)",
+                ),
+                (
+                    LogPart::Deleted,
+                    "INDEX events_deleted (assignee_id=? AND xid=? AND seq>? AND seq<?)",
+                ),
+                (
+                    LogPart::Unassigned,
+                    "INDEX events_unassigned (previous_assignee_id=? AND xid=? AND seq>? AND seq<?)",
+                ),
             ] {
-                assert_eq!(plan_of(part, backward), format!("SEARCH events USING {index}"), "{part:?}");
+                assert_eq!(
+                    plan_of(part, backward),
+                    format!("SEARCH events USING {index}"),
+                    "{part:?}"
+                );
             }
             let visible = plan_of(LogPart::Visible, backward);
             assert!(
-                visible.starts_with("SEARCH events USING INTEGER PRIMARY KEY (rowid>? AND rowid<?); "),
+                visible
+                    .starts_with("SEARCH events USING INTEGER PRIMARY KEY (rowid>? AND rowid<?); "),
                 "{visible}"
             );
             let assigned = plan_of(LogPart::Assigned, backward);
-            for step in
-                ["INDEX events_task (task_id=? AND xid=? AND seq>? AND seq<?)", "COVERING INDEX tasks_assignee_"]
-            {
+            for step in [
+                "INDEX events_task (task_id=? AND xid=? AND seq>? AND seq<?)",
+                "COVERING INDEX tasks_assignee_",
+            ] {
                 assert!(assigned.contains(step), "{assigned}");
             }
         }
         assert_eq!(
-            (EventKind::TaskDeleted.code(), EventKind::TaskUnassigned.code()),
+            (
+                EventKind::TaskDeleted.code(),
+                EventKind::TaskUnassigned.code()
+            ),
             (3, 5),
             "the migration's indexes contain these codes"
         );

@@ -20,7 +20,8 @@ use crate::db::Conn;
 use crate::db::page::any_id;
 use crate::db::rows::RunQueryDsl;
 use crate::db::schema::{
-    audit_entries, comments, email_changes, labels, notifications, projects, sessions, tasks, username_changes, users,
+    audit_entries, comments, email_changes, labels, notifications, projects, sessions, tasks,
+    username_changes, users,
 };
 use crate::error::{Code, Error, Result};
 use crate::id::Id;
@@ -60,7 +61,8 @@ impl JsonWriter {
         if self.0.len() <= MAX_EXPORT_BYTES {
             return Ok(());
         }
-        let message = "Your data is larger than 64 MiB. Ask the operator of this server for an export.";
+        let message =
+            "Your data is larger than 64 MiB. Ask the operator of this server for an export.";
         Err(Error::refused(Code::DocumentTooComplex, message))
     }
 }
@@ -100,7 +102,10 @@ macro_rules! rows {
 /// Exports the viewer's data. Ids are raw database ids. Credentials are left out.
 pub async fn export(conn: &mut Conn, viewer: &Viewer) -> Result<Vec<u8>> {
     let me = viewer.id;
-    let user = user::any_by_ids(conn, &[me]).await?.pop().ok_or_else(Error::unauthenticated)?;
+    let user = user::any_by_ids(conn, &[me])
+        .await?
+        .pop()
+        .ok_or_else(Error::unauthenticated)?;
     let last_login: Option<Timestamp> = on!(conn, |c| sessions::table
         .filter(sessions::user_id.eq(me))
         .select(diesel::dsl::max(sessions::created_at))
@@ -145,7 +150,9 @@ pub async fn export(conn: &mut Conn, viewer: &Viewer) -> Result<Vec<u8>> {
         "expiresAt": change.expires_at,
     }));
     rows!(document, conn, "projects", projects by created_at, projects::owner_id.eq(me), |project: Project| project);
-    let theirs = projects::table.filter(projects::owner_id.eq(me)).select(projects::id);
+    let theirs = projects::table
+        .filter(projects::owner_id.eq(me))
+        .select(projects::id);
     rows!(document, conn, "labels", labels by created_at, labels::project_id.eq_any(theirs), |label: Label| &json!({
         "id": label.id,
         "projectId": label.project_id,
@@ -156,8 +163,15 @@ pub async fn export(conn: &mut Conn, viewer: &Viewer) -> Result<Vec<u8>> {
     // tasks that the viewer may see now. The condition filters the rows again, because access may
     // end between the two reads.
     let visible = || {
-        let is_admin = exists(users::table.filter(users::id.eq(me)).filter(users::role.eq(Role::Admin)));
-        tasks::owner_id.eq(me).or(tasks::assignee_id.eq(me)).or(tasks::creator_id.eq(me).and(is_admin))
+        let is_admin = exists(
+            users::table
+                .filter(users::id.eq(me))
+                .filter(users::role.eq(Role::Admin)),
+        );
+        tasks::owner_id
+            .eq(me)
+            .or(tasks::assignee_id.eq(me))
+            .or(tasks::creator_id.eq(me).and(is_admin))
     };
     rows!(document, conn, "tasks", tasks by created_at, visible(), and visible(), |task: Task| task);
     // A comment is the viewer's own text, which nobody else can change.

@@ -44,7 +44,12 @@ pub fn changes<const N: usize>(fields: [(&str, Option<String>, Option<String>); 
     fields
         .into_iter()
         .filter(|(_, from, to)| from != to)
-        .map(|(field, from, to)| Change { field: field.to_owned(), from, to, ..Change::default() })
+        .map(|(field, from, to)| Change {
+            field: field.to_owned(),
+            from,
+            to,
+            ..Change::default()
+        })
         .collect()
 }
 
@@ -59,7 +64,11 @@ pub(super) struct TextExtractor {
 impl TextExtractor {
     /// For an event about an object in a project of this owner.
     pub(super) const fn new(object_id: Id, owner_id: Id) -> Self {
-        Self { object_id, owner_id, texts: Vec::new() }
+        Self {
+            object_id,
+            owner_id,
+            texts: Vec::new(),
+        }
     }
 
     /// Takes the long values out of changes. The new description is only referenced: the object has
@@ -67,15 +76,22 @@ impl TextExtractor {
     pub(super) fn changes(&mut self, changes: &mut [Change]) {
         for change in changes {
             change.from_text = self.text(&mut change.from);
-            change.to_text =
-                if change.field == "description" { reference(&mut change.to) } else { self.text(&mut change.to) };
+            change.to_text = if change.field == "description" {
+                reference(&mut change.to)
+            } else {
+                self.text(&mut change.to)
+            };
         }
     }
 
     /// Takes a text out to be stored if it is long, and returns its id.
     pub(super) fn text(&mut self, text: &mut Option<String>) -> Option<Id> {
         let body = text.take_if(|text| text.len() > INLINE_BYTES)?;
-        let text = NewEventText { object_id: self.object_id, owner_id: self.owner_id, body };
+        let text = NewEventText {
+            object_id: self.object_id,
+            owner_id: self.owner_id,
+            body,
+        };
         let id = text.id();
         self.texts.push(text);
         Some(id)
@@ -84,7 +100,8 @@ impl TextExtractor {
 
 /// Takes a long text out that its object has, and returns its id.
 pub(super) fn reference(text: &mut Option<String>) -> Option<Id> {
-    text.take_if(|text| text.len() > INLINE_BYTES).map(|text| Id::of_text(&text))
+    text.take_if(|text| text.len() > INLINE_BYTES)
+        .map(|text| Id::of_text(&text))
 }
 
 /// Loads long texts by object and id. Those that are not stored may be current descriptions; a text
@@ -92,7 +109,10 @@ pub(super) fn reference(text: &mut Option<String>) -> Option<Id> {
 pub async fn texts(conn: &mut Conn, keys: &[(Id, Id)]) -> Result<HashMap<(Id, Id), String>> {
     let mut found = load(conn, keys).await?;
     let missing = |found: &HashMap<(Id, Id), String>| -> Vec<(Id, Id)> {
-        keys.iter().copied().filter(|key| !found.contains_key(key)).collect()
+        keys.iter()
+            .copied()
+            .filter(|key| !found.contains_key(key))
+            .collect()
     };
     let wanted = missing(&found);
     if wanted.is_empty() {
@@ -115,42 +135,76 @@ pub async fn texts(conn: &mut Conn, keys: &[(Id, Id)]) -> Result<HashMap<(Id, Id
 
 /// The current descriptions of tasks and projects.
 async fn descriptions(conn: &mut Conn, ids: &[Id]) -> Result<Vec<(Id, String)>> {
-    let of_tasks = tasks::table.filter(any_id(tasks::id, ids)).select((tasks::id, tasks::description));
+    let of_tasks = tasks::table
+        .filter(any_id(tasks::id, ids))
+        .select((tasks::id, tasks::description));
     let mut rows: Vec<(Id, Option<String>)> = on!(conn, |c| of_tasks.load(c).await)?;
-    let others: Vec<Id> = ids.iter().copied().filter(|id| rows.iter().all(|(known, _)| known != id)).collect();
+    let others: Vec<Id> = ids
+        .iter()
+        .copied()
+        .filter(|id| rows.iter().all(|(known, _)| known != id))
+        .collect();
     if !others.is_empty() {
-        let of_projects =
-            projects::table.filter(any_id(projects::id, &others)).select((projects::id, projects::description));
+        let of_projects = projects::table
+            .filter(any_id(projects::id, &others))
+            .select((projects::id, projects::description));
         let of_projects: Vec<(Id, Option<String>)> = on!(conn, |c| of_projects.load(c).await)?;
         rows.extend(of_projects);
     }
-    Ok(rows.into_iter().filter_map(|(id, text)| Some((id, text?))).collect())
+    Ok(rows
+        .into_iter()
+        .filter_map(|(id, text)| Some((id, text?)))
+        .collect())
 }
 
 /// The snapshots of events, completed from separate storage: with the descriptions of deleted
 /// objects, and, in events before the deletion of a task in `gone`, with the last state of the
 /// task. Changes remain references.
-pub async fn snapshots(conn: &mut Conn, events: &[Event], gone: &HashSet<Id>) -> Result<Vec<Arc<Snapshot>>> {
+pub async fn snapshots(
+    conn: &mut Conn,
+    events: &[Event],
+    gone: &HashSet<Id>,
+) -> Result<Vec<Arc<Snapshot>>> {
     let mut snapshots: Vec<Snapshot> = events.iter().map(Snapshot::of).collect();
     // Empty data was not read (`EventColumns::Summary`), and then no task is shown.
     let without_picture = |snapshot: &Snapshot, event: &Event| {
-        event.task_id.filter(|id| !event.data.is_empty() && snapshot.task.is_none() && gone.contains(id))
+        event
+            .task_id
+            .filter(|id| !event.data.is_empty() && snapshot.task.is_none() && gone.contains(id))
     };
     let pairs = || events.iter();
-    let lacking: HashSet<Id> =
-        snapshots.iter().zip(pairs()).filter_map(|(snapshot, event)| without_picture(snapshot, event)).collect();
+    let lacking: HashSet<Id> = snapshots
+        .iter()
+        .zip(pairs())
+        .filter_map(|(snapshot, event)| without_picture(snapshot, event))
+        .collect();
     let mut pictures = last_snapshots(conn, &lacking.into_iter().collect::<Vec<_>>()).await?;
 
-    let mut keys: HashSet<(Id, Id)> = pictures.iter().filter_map(|(id, last)| Some((*id, last.text?))).collect();
-    keys.extend(snapshots.iter().zip(pairs()).filter_map(|(snapshot, event)| Some((event.object()?, snapshot.text?))));
+    let mut keys: HashSet<(Id, Id)> = pictures
+        .iter()
+        .filter_map(|(id, last)| Some((*id, last.text?)))
+        .collect();
+    keys.extend(
+        snapshots
+            .iter()
+            .zip(pairs())
+            .filter_map(|(snapshot, event)| Some((event.object()?, snapshot.text?))),
+    );
     if !keys.is_empty() {
         let found = texts(conn, &keys.into_iter().collect::<Vec<_>>()).await?;
         let text = |object, id: Option<Id>| id.and_then(|id| found.get(&(object, id)).cloned());
         for (id, last) in &mut pictures {
-            last.task.description = last.task.description.take().or_else(|| text(*id, last.text));
+            last.task.description = last
+                .task
+                .description
+                .take()
+                .or_else(|| text(*id, last.text));
         }
         for (snapshot, event) in snapshots.iter_mut().zip(pairs()) {
-            if let Some(text) = event.object().and_then(|object| text(object, snapshot.text)) {
+            if let Some(text) = event
+                .object()
+                .and_then(|object| text(object, snapshot.text))
+            {
                 snapshot.complete(text);
             }
         }
@@ -186,11 +240,27 @@ async fn last_snapshots(conn: &mut Conn, tasks: &[Id]) -> Result<HashMap<Id, Las
             .order_by((events::xid.desc(), events::seq.desc()))
             .limit(1)
             .into_boxed::<Backend>();
-        lateral(tasks, "events", EventColumns::Full.expression(), query).load(c).await
+        lateral(tasks, "events", EventColumns::Full.expression(), query)
+            .load(c)
+            .await
     })?;
     let picture = |event: &Event| {
-        let Snapshot { task, text, project, .. } = Snapshot::of(event);
-        task.map(|task| (task.id, LastSnapshot { task, text, project }))
+        let Snapshot {
+            task,
+            text,
+            project,
+            ..
+        } = Snapshot::of(event);
+        task.map(|task| {
+            (
+                task.id,
+                LastSnapshot {
+                    task,
+                    text,
+                    project,
+                },
+            )
+        })
     };
     Ok(deletions.iter().filter_map(picture).collect())
 }

@@ -33,7 +33,10 @@ pub struct Label {
 /// Returns the labels with these ids. The caller checks the permission to see their projects.
 pub async fn by_ids(conn: &mut Conn, ids: &[Id]) -> Result<Vec<Label>> {
     let found = labels::table.filter(any_id(labels::id, ids));
-    Ok(inline_if_few(ids.len(), async { on!(conn, |c| found.select(Label::as_select()).load(c).await) }).await?)
+    Ok(inline_if_few(ids.len(), async {
+        on!(conn, |c| found.select(Label::as_select()).load(c).await)
+    })
+    .await?)
 }
 
 /// Returns all labels of these projects, ordered by name.
@@ -59,8 +62,14 @@ pub async fn of_task(tx: &mut Conn, id: Id) -> Result<Vec<Label>> {
 }
 
 /// Returns the labels of each task, ordered by name. Tasks that the viewer may not see have none.
-pub async fn of_tasks(conn: &mut Conn, reader: Option<&Viewer>, ids: &[Id]) -> Result<Vec<(Id, Label)>> {
-    let visible = tasks::table.filter(any_id(tasks::id, ids)).filter(task::visible_to(reader));
+pub async fn of_tasks(
+    conn: &mut Conn,
+    reader: Option<&Viewer>,
+    ids: &[Id],
+) -> Result<Vec<(Id, Label)>> {
+    let visible = tasks::table
+        .filter(any_id(tasks::id, ids))
+        .filter(task::visible_to(reader));
     Ok(on!(conn, |c| task_labels::table
         .inner_join(labels::table)
         .filter(task_labels::task_id.eq_any(visible.select(tasks::id)))
@@ -81,11 +90,23 @@ pub async fn create(
     db.inline_transaction(async |tx| {
         let viewer = &session::lock(tx, now, viewer).await?;
         // The exclusive lock serializes additions, so that the count stays within the limit.
-        project::lock(tx, viewer, Action::UpdateProject, project_id, "projectId", Lock::Update).await?;
+        project::lock(
+            tx,
+            viewer,
+            Action::UpdateProject,
+            project_id,
+            "projectId",
+            Lock::Update,
+        )
+        .await?;
         let of_project = labels::table.filter(labels::project_id.eq(project_id));
         if on!(tx, |c| of_project.count().get_result::<i64>(c).await)? >= MAX_LABELS {
             let message = format!("The project already has the maximum of {MAX_LABELS} labels.");
-            return Err(Error::user_error("projectId", UserErrorCode::QuotaExceeded, message));
+            return Err(Error::user_error(
+                "projectId",
+                UserErrorCode::QuotaExceeded,
+                message,
+            ));
         }
         let label = Label {
             id: Id::new(),
@@ -125,7 +146,11 @@ pub async fn update(
             label.color = color.clone().into_string();
         }
         let updated = on!(tx, |c| diesel::update(labels::table.find(id))
-            .set((labels::name.eq(&label.name), labels::name_key.eq(fold(&label.name)), labels::color.eq(&label.color)))
+            .set((
+                labels::name.eq(&label.name),
+                labels::name_key.eq(fold(&label.name)),
+                labels::color.eq(&label.color)
+            ))
             .execute(c)
             .await);
         match updated {
@@ -142,7 +167,9 @@ pub async fn delete(db: &Db, now: Timestamp, viewer: &Viewer, id: Id) -> Result<
     db.transaction(async |tx| {
         let viewer = &session::lock(tx, now, viewer).await?;
         lock(tx, viewer, id, Lock::Delete).await?;
-        on!(tx, |c| diesel::delete(labels::table.find(id)).execute(c).await)?;
+        on!(tx, |c| diesel::delete(labels::table.find(id))
+            .execute(c)
+            .await)?;
         Ok(())
     })
     .await
@@ -153,11 +180,20 @@ pub async fn delete(db: &Db, now: Timestamp, viewer: &Viewer, id: Id) -> Result<
 async fn lock(tx: &mut Conn, viewer: &Viewer, id: Id, lock: Lock) -> Result<Label> {
     let missing = || Error::not_found("id", "label");
     let label = by_ids(tx, &[id]).await?.pop().ok_or_else(missing)?;
-    let project = project::by_ids(tx, viewer, &[label.project_id]).await?.pop().ok_or_else(missing)?;
+    let project = project::by_ids(tx, viewer, &[label.project_id])
+        .await?
+        .pop()
+        .ok_or_else(missing)?;
     viewer.require(Action::UpdateProject, &project)?;
-    select_locked!(tx, labels::table.find(id).select(Label::as_select()), lock)?.pop().ok_or_else(missing)
+    select_locked!(tx, labels::table.find(id).select(Label::as_select()), lock)?
+        .pop()
+        .ok_or_else(missing)
 }
 
 fn name_taken() -> Error {
-    Error::user_error("name", UserErrorCode::Taken, "The project already has a label with this name.")
+    Error::user_error(
+        "name",
+        UserErrorCode::Taken,
+        "The project already has a label with this name.",
+    )
 }

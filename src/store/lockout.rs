@@ -64,25 +64,47 @@ impl PasswordAttempt {
     pub fn login(identifier: &str, address: IpAddr, device: Option<Id>) -> Self {
         let identifier = identifier.to_owned();
         if let Some(device) = device {
-            return Self { identifier, source: format!("device {device}"), networks: Vec::new() };
+            return Self {
+                identifier,
+                source: format!("device {device}"),
+                networks: Vec::new(),
+            };
         }
         let mut networks = vec![("everywhere".to_owned(), BUCKET_SIZE_GLOBAL)];
         if let IpAddr::V6(v6) = address.to_canonical() {
             let [a, b, c, d, ..] = v6.segments();
-            networks.push((format!("{a:x}:{b:x}:{c:x}:{:x}::/56", d & 0xff00), BUCKET_SIZE_56));
+            networks.push((
+                format!("{a:x}:{b:x}:{c:x}:{:x}::/56", d & 0xff00),
+                BUCKET_SIZE_56,
+            ));
             networks.push((format!("{a:x}:{b:x}:{c:x}::/48"), BUCKET_SIZE_48));
         }
-        Self { identifier, source: network_text(address), networks }
+        Self {
+            identifier,
+            source: network_text(address),
+            networks,
+        }
     }
 
     /// A signed-in user who is asked for the password again.
     pub fn session(viewer: &Viewer) -> Self {
-        let (identifier, source) = (format!("user {}", viewer.id), format!("session {}", viewer.session_id));
-        Self { identifier, source, networks: Vec::new() }
+        let (identifier, source) = (
+            format!("user {}", viewer.id),
+            format!("session {}", viewer.session_id),
+        );
+        Self {
+            identifier,
+            source,
+            networks: Vec::new(),
+        }
     }
 
     fn sources(&self) -> Vec<&str> {
-        let mut sources: Vec<&str> = self.networks.iter().map(|(name, _)| name.as_str()).collect();
+        let mut sources: Vec<&str> = self
+            .networks
+            .iter()
+            .map(|(name, _)| name.as_str())
+            .collect();
         sources.push(&self.source);
         // In a fixed order, so that two transactions cannot deadlock.
         sources.sort_unstable();
@@ -112,7 +134,8 @@ impl Verdict {
         let until = self.locked_until.max(self.slowed_until)?;
         Some(Error::Refused {
             code: Code::LockedOut,
-            message: "Too many wrong passwords. Try again later, or reset your password by mail.".into(),
+            message: "Too many wrong passwords. Try again later, or reset your password by mail."
+                .into(),
             retry_after: Some(until.since(now)),
         })
     }
@@ -132,10 +155,15 @@ impl FailureCounter {
     fn level(&self, now: Timestamp, size: i32) -> (i32, Timestamp) {
         let elapsed = now.since(self.failed_at).as_micros();
         let leaked = elapsed / interval(size).as_micros();
-        match i32::try_from(leaked).ok().and_then(|leaked| Some((leaked, self.failures.checked_sub(leaked)?))) {
-            Some((leaked, level @ 1..)) => {
-                (level, self.failed_at.plus(interval(size).saturating_mul(leaked.unsigned_abs())))
-            }
+        match i32::try_from(leaked)
+            .ok()
+            .and_then(|leaked| Some((leaked, self.failures.checked_sub(leaked)?)))
+        {
+            Some((leaked, level @ 1..)) => (
+                level,
+                self.failed_at
+                    .plus(interval(size).saturating_mul(leaked.unsigned_abs())),
+            ),
             _ => (0, now),
         }
     }
@@ -143,7 +171,11 @@ impl FailureCounter {
     /// Counts a failure of a source; returns whether it locks.
     fn count(&mut self, now: Timestamp, rule: LockoutPolicy) -> bool {
         let is_recent = self.failed_at > now.minus(rule.duration);
-        self.failures = if is_recent { self.failures.saturating_add(1) } else { 1 };
+        self.failures = if is_recent {
+            self.failures.saturating_add(1)
+        } else {
+            1
+        };
         self.failed_at = now;
         self.locked_until = None;
         let locks = self.failures >= rule.failures;
@@ -167,7 +199,12 @@ fn interval(size: i32) -> Duration {
     (LEAK_TIME / size.max(1).unsigned_abs()).max(Duration::from_micros(1))
 }
 
-fn evaluate(counters: &[FailureCounter], now: Timestamp, attempt: &PasswordAttempt, rule: LockoutPolicy) -> Verdict {
+fn evaluate(
+    counters: &[FailureCounter],
+    now: Timestamp,
+    attempt: &PasswordAttempt,
+    rule: LockoutPolicy,
+) -> Verdict {
     let mut verdict = Verdict::default();
     for counter in counters {
         match attempt.bucket(&counter.source, rule) {
@@ -178,7 +215,8 @@ fn evaluate(counters: &[FailureCounter], now: Timestamp, attempt: &PasswordAttem
             Some(size) => {
                 let (level, since) = counter.level(now, size);
                 if level >= size {
-                    verdict.slowed_until = verdict.slowed_until.max(Some(since.plus(interval(size))));
+                    verdict.slowed_until =
+                        verdict.slowed_until.max(Some(since.plus(interval(size))));
                 }
             }
         }
@@ -202,7 +240,12 @@ macro_rules! counters {
 }
 
 /// Whether the attempt is allowed now.
-pub async fn check(conn: &mut Conn, now: Timestamp, attempt: &PasswordAttempt, rule: LockoutPolicy) -> Result<Verdict> {
+pub async fn check(
+    conn: &mut Conn,
+    now: Timestamp,
+    attempt: &PasswordAttempt,
+    rule: LockoutPolicy,
+) -> Result<Verdict> {
     let sources = attempt.sources();
     let counters: Vec<FailureCounter> = on!(conn, |c| counters!(attempt, sources).load(c).await)?;
     Ok(evaluate(&counters, now, attempt, rule))
@@ -210,15 +253,30 @@ pub async fn check(conn: &mut Conn, now: Timestamp, attempt: &PasswordAttempt, r
 
 /// The same, with the counters locked until the transaction ends: simultaneous attempts see each
 /// other's failures.
-pub async fn lock(tx: &mut Conn, now: Timestamp, attempt: &PasswordAttempt, rule: LockoutPolicy) -> Result<Verdict> {
-    Ok(evaluate(&load_locked(tx, attempt).await?, now, attempt, rule))
+pub async fn lock(
+    tx: &mut Conn,
+    now: Timestamp,
+    attempt: &PasswordAttempt,
+    rule: LockoutPolicy,
+) -> Result<Verdict> {
+    Ok(evaluate(
+        &load_locked(tx, attempt).await?,
+        now,
+        attempt,
+        rule,
+    ))
 }
 
 async fn load_locked(tx: &mut Conn, attempt: &PasswordAttempt) -> Result<Vec<FailureCounter>> {
     let sources = attempt.sources();
     Ok(match &mut tx.pooled {
         PooledConn::Sqlite(c) => counters!(attempt, sources).load(&mut **c).await?,
-        PooledConn::Postgres(c) => counters!(attempt, sources).for_update().load(&mut &**c).await?,
+        PooledConn::Postgres(c) => {
+            counters!(attempt, sources)
+                .for_update()
+                .load(&mut &**c)
+                .await?
+        }
     })
 }
 
@@ -241,12 +299,18 @@ pub async fn count_failure(
     rule: LockoutPolicy,
 ) -> Result<FailureOutcome> {
     // Insert the rows to lock, in the order of locking.
-    let none = attempt.sources().into_iter().map(|source| CounterRow::new(attempt, source, now));
+    let none = attempt
+        .sources()
+        .into_iter()
+        .map(|source| CounterRow::new(attempt, source, now));
     insert(tx, &none.collect::<Vec<_>>()).await?;
     let mut counters = load_locked(tx, attempt).await?;
     let verdict = evaluate(&counters, now, attempt, rule);
     if verdict.locked_until.is_some() {
-        return Ok(FailureOutcome { verdict, locks: false });
+        return Ok(FailureOutcome {
+            verdict,
+            locks: false,
+        });
     }
     let (mut locks, is_slow) = (false, verdict.slowed_until.is_some());
     for counter in &mut counters {
@@ -256,7 +320,9 @@ pub async fn count_failure(
             Some(_) => {}
         }
     }
-    let rows = counters.iter().filter(|counter| !is_slow || counter.source == attempt.source);
+    let rows = counters
+        .iter()
+        .filter(|counter| !is_slow || counter.source == attempt.source);
     let rows: Vec<CounterRow<'_>> = rows
         .map(|counter| CounterRow {
             identifier: &attempt.identifier,
@@ -283,7 +349,13 @@ struct CounterRow<'a> {
 
 impl<'a> CounterRow<'a> {
     fn new(attempt: &'a PasswordAttempt, source: &'a str, now: Timestamp) -> Self {
-        Self { identifier: &attempt.identifier, source, failures: 0, failed_at: now, locked_until: None }
+        Self {
+            identifier: &attempt.identifier,
+            source,
+            failures: 0,
+            failed_at: now,
+            locked_until: None,
+        }
     }
 }
 
@@ -292,12 +364,16 @@ async fn insert(tx: &mut Conn, rows: &[CounterRow<'_>]) -> Result<()> {
     match &mut tx.pooled {
         PooledConn::Sqlite(c) => {
             for row in rows {
-                let row = diesel::insert_into(login_failures::table).values(row).on_conflict_do_nothing();
+                let row = diesel::insert_into(login_failures::table)
+                    .values(row)
+                    .on_conflict_do_nothing();
                 row.execute(&mut **c).await?;
             }
         }
         PooledConn::Postgres(c) => {
-            let rows = diesel::insert_into(login_failures::table).values(rows).on_conflict_do_nothing();
+            let rows = diesel::insert_into(login_failures::table)
+                .values(rows)
+                .on_conflict_do_nothing();
             rows.execute(&mut &**c).await?;
         }
     }
@@ -315,12 +391,18 @@ async fn update(tx: &mut Conn, rows: &[CounterRow<'_>]) -> Result<()> {
     match &mut tx.pooled {
         PooledConn::Sqlite(c) => {
             for row in rows {
-                let row = diesel::insert_into(login_failures::table).values(row).on_conflict(key).do_update();
+                let row = diesel::insert_into(login_failures::table)
+                    .values(row)
+                    .on_conflict(key)
+                    .do_update();
                 row.set(new).execute(&mut **c).await?;
             }
         }
         PooledConn::Postgres(c) => {
-            let rows = diesel::insert_into(login_failures::table).values(rows).on_conflict(key).do_update();
+            let rows = diesel::insert_into(login_failures::table)
+                .values(rows)
+                .on_conflict(key)
+                .do_update();
             rows.set(new).execute(&mut &**c).await?;
         }
     }
@@ -346,10 +428,15 @@ pub async fn purge_expired(db: &Db, before: Timestamp) -> Result<usize> {
     db.transaction(async |tx| {
         let old = login_failures::table.filter(login_failures::failed_at.lt(before));
         let key = (login_failures::identifier, login_failures::source);
-        let keys: Vec<(String, String)> = on!(tx, |c| old.select(key).limit(PURGE_BATCH as i64).load(c).await)?;
+        let keys: Vec<(String, String)> = on!(tx, |c| old
+            .select(key)
+            .limit(PURGE_BATCH as i64)
+            .load(c)
+            .await)?;
         let (identifiers, sources): (Vec<_>, Vec<_>) = keys.into_iter().unzip();
-        let old =
-            old.filter(login_failures::identifier.eq_any(&identifiers)).filter(login_failures::source.eq_any(&sources));
+        let old = old
+            .filter(login_failures::identifier.eq_any(&identifiers))
+            .filter(login_failures::source.eq_any(&sources));
         Ok(on!(tx, |c| diesel::delete(old).execute(c).await)?)
     })
     .await
@@ -361,10 +448,18 @@ mod tests {
 
     use super::*;
 
-    const RULE: LockoutPolicy = LockoutPolicy { failures: 5, duration: Duration::from_secs(1_800) };
+    const RULE: LockoutPolicy = LockoutPolicy {
+        failures: 5,
+        duration: Duration::from_secs(1_800),
+    };
 
     fn counter(source: &str) -> FailureCounter {
-        FailureCounter { source: source.to_owned(), failures: 0, failed_at: Timestamp::default(), locked_until: None }
+        FailureCounter {
+            source: source.to_owned(),
+            failures: 0,
+            failed_at: Timestamp::default(),
+            locked_until: None,
+        }
     }
 
     proptest! {
@@ -419,7 +514,10 @@ mod tests {
         let address = "2001:db8::1".parse().unwrap();
         let device = PasswordAttempt::login("alice", address, Some(Id::new()));
         assert_eq!(device.sources().len(), 1);
-        assert_ne!(device, PasswordAttempt::login("alice", address, Some(Id::new())));
+        assert_ne!(
+            device,
+            PasswordAttempt::login("alice", address, Some(Id::new()))
+        );
         assert_eq!(
             PasswordAttempt::login("alice", "::ffff:192.0.2.1".parse().unwrap(), None).sources(),
             ["192.0.2.1", "everywhere"]

@@ -102,7 +102,8 @@ const LINK_AGE: Duration = Duration::from_secs(12 * 3_600);
 impl Mail {
     /// Whether the message is too old to send.
     pub fn is_expired(&self, now: Timestamp) -> bool {
-        matches!(self.kind, MailKind::VerifyEmail | MailKind::ResetPassword) && now.since(self.created_at) >= LINK_AGE
+        matches!(self.kind, MailKind::VerifyEmail | MailKind::ResetPassword)
+            && now.since(self.created_at) >= LINK_AGE
     }
 }
 
@@ -126,7 +127,10 @@ pub async fn queue(
         attempts: 0,
         last_error: None,
     };
-    on!(tx, |c| diesel::insert_into(mails::table).values(&mail).execute(c).await)?;
+    on!(tx, |c| diesel::insert_into(mails::table)
+        .values(&mail)
+        .execute(c)
+        .await)?;
     tx.signal_on_commit(CommitSignal::Mail);
     Ok(())
 }
@@ -136,7 +140,12 @@ pub async fn queue(
 ///
 /// At most one message per kind is queued for all spellings of an address. An address of ten
 /// letters has a thousand spellings, and each would be mailed separately.
-pub async fn queue_for_address(db: &Db, now: Timestamp, kind: MailKind, recipient: &str) -> Result<()> {
+pub async fn queue_for_address(
+    db: &Db,
+    now: Timestamp,
+    kind: MailKind,
+    recipient: &str,
+) -> Result<()> {
     let recipient = fold(recipient);
     db.transaction(async |tx| {
         // Without the lock, simultaneous requests do not see each other's rows.
@@ -162,7 +171,9 @@ pub async fn queue_username_changed(
     username: &str,
 ) -> Result<()> {
     let kind = MailKind::UsernameChanged;
-    let earlier = mails::table.filter(mails::user_id.eq(user_id)).filter(mails::kind.eq(kind));
+    let earlier = mails::table
+        .filter(mails::user_id.eq(user_id))
+        .filter(mails::kind.eq(kind));
     on!(tx, |c| diesel::delete(earlier).execute(c).await)?;
     queue(tx, now, kind, email, Some(user_id), username).await
 }
@@ -192,10 +203,17 @@ pub async fn claim(db: &Db, now: Timestamp) -> Result<Option<Mail>> {
             .optional())?;
         drop(conn);
         let Some(due) = due else { return Ok(None) };
-        let claimed = Mail { next_attempt_at: now.plus(CLAIM_DURATION), ..due.clone() };
+        let claimed = Mail {
+            next_attempt_at: now.plus(CLAIM_DURATION),
+            ..due.clone()
+        };
         let taken = db.transaction(async |tx| {
-            let free = diesel::update(mails::table.find(due.id)).filter(mails::next_attempt_at.eq(due.next_attempt_at));
-            Ok(on!(tx, |c| free.set(mails::next_attempt_at.eq(claimed.next_attempt_at)).execute(c).await)?)
+            let free = diesel::update(mails::table.find(due.id))
+                .filter(mails::next_attempt_at.eq(due.next_attempt_at));
+            Ok(on!(tx, |c| free
+                .set(mails::next_attempt_at.eq(claimed.next_attempt_at))
+                .execute(c)
+                .await)?)
         });
         // Otherwise another instance has claimed it, and there may be more.
         if taken.await? == 1 {
@@ -206,21 +224,32 @@ pub async fn claim(db: &Db, now: Timestamp) -> Result<Option<Mail>> {
 
 /// Whether the claim is still valid and the message is still queued.
 pub async fn is_claimed(conn: &mut Conn, mail: &Mail) -> Result<bool> {
-    let claimed = mails::table.find(mail.id).filter(mails::next_attempt_at.eq(mail.next_attempt_at));
-    Ok(on!(conn, |c| diesel::select(exists(claimed)).get_result(c).await)?)
+    let claimed = mails::table
+        .find(mail.id)
+        .filter(mails::next_attempt_at.eq(mail.next_attempt_at));
+    Ok(on!(conn, |c| diesel::select(exists(claimed))
+        .get_result(c)
+        .await)?)
 }
 
 /// Defers a claimed message.
 pub async fn defer(tx: &mut Conn, mail: &Mail, until: Timestamp) -> Result<()> {
-    let claimed = mails::table.find(mail.id).filter(mails::next_attempt_at.eq(mail.next_attempt_at));
-    on!(tx, |c| diesel::update(claimed).set(mails::next_attempt_at.eq(until)).execute(c).await)?;
+    let claimed = mails::table
+        .find(mail.id)
+        .filter(mails::next_attempt_at.eq(mail.next_attempt_at));
+    on!(tx, |c| diesel::update(claimed)
+        .set(mails::next_attempt_at.eq(until))
+        .execute(c)
+        .await)?;
     Ok(())
 }
 
 /// Deletes a message that was sent or is obsolete, unless the claim was lost.
 pub async fn complete(db: &Db, mail: &Mail) -> Result<()> {
     db.transaction(async |tx| {
-        let claimed = mails::table.find(mail.id).filter(mails::next_attempt_at.eq(mail.next_attempt_at));
+        let claimed = mails::table
+            .find(mail.id)
+            .filter(mails::next_attempt_at.eq(mail.next_attempt_at));
         on!(tx, |c| diesel::delete(claimed).execute(c).await)?;
         Ok(())
     })
@@ -238,7 +267,9 @@ pub async fn postpone(db: &Db, now: Timestamp, mail: &Mail, reason: &str) -> Res
     let doublings = mail.attempts.clamp(0, 10).unsigned_abs();
     let pause = Duration::from_secs(30 << doublings).min(Duration::from_secs(6 * 3_600));
     db.transaction(async |tx| {
-        let claimed = mails::table.find(mail.id).filter(mails::next_attempt_at.eq(mail.next_attempt_at));
+        let claimed = mails::table
+            .find(mail.id)
+            .filter(mails::next_attempt_at.eq(mail.next_attempt_at));
         on!(tx, |c| diesel::update(claimed)
             .set((
                 mails::attempts.eq(attempts),
@@ -264,7 +295,11 @@ pub async fn failing(conn: &mut Conn) -> Result<(i64, String)> {
 /// Deletes the queued messages of an account that is being deleted.
 pub async fn delete_for_user(tx: &mut Conn, user_id: Id, email: &str) -> Result<()> {
     let folded = fold(email);
-    let theirs = mails::user_id.eq(user_id).or(mails::recipient.eq_any([email, &folded]));
-    on!(tx, |c| diesel::delete(mails::table.filter(theirs)).execute(c).await)?;
+    let theirs = mails::user_id
+        .eq(user_id)
+        .or(mails::recipient.eq_any([email, &folded]));
+    on!(tx, |c| diesel::delete(mails::table.filter(theirs))
+        .execute(c)
+        .await)?;
     Ok(())
 }

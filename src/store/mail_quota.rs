@@ -65,22 +65,34 @@ pub async fn admit_account_mail(
             .load(c)
             .await)?
     } else {
-        on!(tx, |c| recent().filter(mail_quota::kind.eq(kind)).load(c).await)?
+        on!(tx, |c| recent()
+            .filter(mail_quota::kind.eq(kind))
+            .load(c)
+            .await)?
     };
     match recent.get(ACCOUNT_MAILS - 1) {
         Some(oldest) => Ok(QuotaDecision::Full(oldest.plus(WINDOW))),
-        None => Ok(QuotaDecision::Counted(insert(tx, now, kind, &recipient, None).await?)),
+        None => Ok(QuotaDecision::Counted(
+            insert(tx, now, kind, &recipient, None).await?,
+        )),
     }
 }
 
 /// Counts an assignment mail if it is within the limits of its sender and its recipient; returns
 /// whether it is.
-pub async fn admit_assignment(tx: &mut Conn, now: Timestamp, sender_id: Id, recipient: &str) -> Result<bool> {
+pub async fn admit_assignment(
+    tx: &mut Conn,
+    now: Timestamp,
+    sender_id: Id,
+    recipient: &str,
+) -> Result<bool> {
     let recipient = hash(recipient);
     // Always in this order, and after every row lock, so that two transactions cannot deadlock.
     lock(tx, sender_id.as_bytes()).await?;
     lock(tx, &recipient).await?;
-    let concerned = mail_quota::recipient.eq(&recipient).or(mail_quota::sender_id.eq(sender_id));
+    let concerned = mail_quota::recipient
+        .eq(&recipient)
+        .or(mail_quota::sender_id.eq(sender_id));
     let rows: Vec<(Vec<u8>, Option<Id>)> = on!(tx, |c| mail_quota::table
         .filter(concerned)
         .filter(mail_quota::counted_at.gt(now.minus(WINDOW)))
@@ -89,7 +101,9 @@ pub async fn admit_assignment(tx: &mut Conn, now: Timestamp, sender_id: Id, reci
         .load(c)
         .await)?;
     let count = |is_counted: &dyn Fn(bool, bool) -> bool| {
-        rows.iter().filter(|(to, from)| is_counted(*to == recipient, *from == Some(sender_id))).count()
+        rows.iter()
+            .filter(|(to, from)| is_counted(*to == recipient, *from == Some(sender_id)))
+            .count()
     };
     let is_full = count(&|to, from| to && from) >= ASSIGNMENTS_PER_PAIR
         || count(&|to, _| to) >= ASSIGNMENTS_PER_RECIPIENT
@@ -103,7 +117,9 @@ pub async fn admit_assignment(tx: &mut Conn, now: Timestamp, sender_id: Id, reci
 /// Releases a mail that was counted and could not be sent.
 pub async fn release(db: &Db, id: Id) -> Result<()> {
     db.transaction(async |tx| {
-        on!(tx, |c| diesel::delete(mail_quota::table.find(id)).execute(c).await)?;
+        on!(tx, |c| diesel::delete(mail_quota::table.find(id))
+            .execute(c)
+            .await)?;
         Ok(())
     })
     .await
@@ -113,14 +129,24 @@ pub async fn release(db: &Db, id: Id) -> Result<()> {
 pub async fn purge_expired(db: &Db, now: Timestamp) -> Result<usize> {
     db.transaction(async |tx| {
         let expired = mail_quota::table.filter(mail_quota::counted_at.le(now.minus(WINDOW)));
-        let ids: Vec<Id> = on!(tx, |c| expired.select(mail_quota::id).limit(PURGE_BATCH as i64).load(c).await)?;
+        let ids: Vec<Id> = on!(tx, |c| expired
+            .select(mail_quota::id)
+            .limit(PURGE_BATCH as i64)
+            .load(c)
+            .await)?;
         let expired = mail_quota::table.filter(mail_quota::id.eq_any(&ids));
         Ok(on!(tx, |c| diesel::delete(expired).execute(c).await)?)
     })
     .await
 }
 
-async fn insert(tx: &mut Conn, now: Timestamp, kind: MailKind, recipient: &[u8], sender_id: Option<Id>) -> Result<Id> {
+async fn insert(
+    tx: &mut Conn,
+    now: Timestamp,
+    kind: MailKind,
+    recipient: &[u8],
+    sender_id: Option<Id>,
+) -> Result<Id> {
     let id = Id::new();
     let row = (
         mail_quota::id.eq(id),
@@ -129,7 +155,10 @@ async fn insert(tx: &mut Conn, now: Timestamp, kind: MailKind, recipient: &[u8],
         mail_quota::sender_id.eq(sender_id),
         mail_quota::counted_at.eq(now),
     );
-    on!(tx, |c| diesel::insert_into(mail_quota::table).values(row).execute(c).await)?;
+    on!(tx, |c| diesel::insert_into(mail_quota::table)
+        .values(row)
+        .execute(c)
+        .await)?;
     Ok(id)
 }
 
@@ -137,7 +166,11 @@ async fn insert(tx: &mut Conn, now: Timestamp, kind: MailKind, recipient: &[u8],
 pub async fn lock(tx: &mut Conn, key: &[u8]) -> Result<()> {
     if let PooledConn::Postgres(c) = &mut tx.pooled {
         let digest = digest(&SHA256, key);
-        let number = digest.as_ref().iter().take(8).fold(0_i64, |number, byte| number << 8 | i64::from(*byte));
+        let number = digest
+            .as_ref()
+            .iter()
+            .take(8)
+            .fold(0_i64, |number, byte| number << 8 | i64::from(*byte));
         let lock = sql_query("SELECT pg_advisory_xact_lock($1)").bind::<BigInt, _>(number);
         lock.execute(&mut &**c).await?;
     }
@@ -148,9 +181,14 @@ pub async fn lock(tx: &mut Conn, key: &[u8]) -> Result<()> {
 /// `alice@…`.
 fn hash(address: &str) -> Vec<u8> {
     let folded = fold(address);
-    let untagged = folded.rsplit_once('@').and_then(|(local, domain)| match local.split_once('+') {
-        Some((mailbox, _)) if !mailbox.is_empty() => Some(format!("{mailbox}@{domain}")),
-        _ => None,
-    });
-    digest(&SHA256, untagged.as_ref().unwrap_or(&folded).as_bytes()).as_ref().to_vec()
+    let untagged =
+        folded
+            .rsplit_once('@')
+            .and_then(|(local, domain)| match local.split_once('+') {
+                Some((mailbox, _)) if !mailbox.is_empty() => Some(format!("{mailbox}@{domain}")),
+                _ => None,
+            });
+    digest(&SHA256, untagged.as_ref().unwrap_or(&folded).as_bytes())
+        .as_ref()
+        .to_vec()
 }

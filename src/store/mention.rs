@@ -26,10 +26,16 @@ pub fn parse_handles(text: &str) -> Vec<String> {
     let mut before = pieces.next().and_then(|piece| piece.chars().next_back());
     let (mut found, mut seen) = (Vec::new(), HashSet::new());
     while let Some(piece) = pieces.next() {
-        let end = piece.find(|c: char| !(c.is_ascii_alphanumeric() || c == '_' || c == '-')).unwrap_or(piece.len());
+        let end = piece
+            .find(|c: char| !(c.is_ascii_alphanumeric() || c == '_' || c == '-'))
+            .unwrap_or(piece.len());
         let (name, rest) = piece.split_at(end);
         let after = rest.chars().next().or_else(|| pieces.peek().map(|_| '@'));
-        if !glued(before) && !glued(after) && (1..=MAX_LENGTH).contains(&name.len()) && seen.insert(fold(name)) {
+        if !glued(before)
+            && !glued(after)
+            && (1..=MAX_LENGTH).contains(&name.len())
+            && seen.insert(fold(name))
+        {
             found.push(fold(name));
         }
         before = piece.chars().next_back().or(Some('@'));
@@ -40,7 +46,10 @@ pub fn parse_handles(text: &str) -> Vec<String> {
 /// Returns the handles mentioned in the new text but not in the old one.
 pub fn added_handles(old: &str, new: &str) -> Vec<String> {
     let old: HashSet<String> = parse_handles(old).into_iter().collect();
-    parse_handles(new).into_iter().filter(|name| !old.contains(name)).collect()
+    parse_handles(new)
+        .into_iter()
+        .filter(|name| !old.contains(name))
+        .collect()
 }
 
 /// Locked users by folded username.
@@ -55,14 +64,26 @@ pub async fn lock(tx: &mut Conn, viewer: &Viewer, names: &[String]) -> Result<Me
         return Ok(MentionedUsers(HashMap::new()));
     }
     let names = &names[..names.len().min(MAX_MENTIONS)];
-    let keys: Vec<&str> = names.iter().flat_map(|name| [name.as_str(), trim_handle(name)]).collect();
+    let keys: Vec<&str> = names
+        .iter()
+        .flat_map(|name| [name.as_str(), trim_handle(name)])
+        .collect();
     let people = users::table
-        .filter(users::username_key.eq_any(&keys).or(users::id.eq(viewer.id)))
+        .filter(
+            users::username_key
+                .eq_any(&keys)
+                .or(users::id.eq(viewer.id)),
+        )
         .filter(users::deleted_at.is_null())
         .order_by(users::id)
         .select((users::username_key, users::id, users::role));
     let people: Vec<(String, Id, Role)> = select_locked!(tx, people, Lock::Share)?;
-    Ok(MentionedUsers(people.into_iter().map(|(key, id, role)| (key, (id, role))).collect()))
+    Ok(MentionedUsers(
+        people
+            .into_iter()
+            .map(|(key, id, role)| (key, (id, role)))
+            .collect(),
+    ))
 }
 
 /// A handle may end in `-` or `_`. If nobody has that handle, the one without the suffix is used:
@@ -76,11 +97,20 @@ impl MentionedUsers {
     pub fn with_access_to(&self, task: &Task, names: &[String]) -> Vec<Id> {
         let mut people = Vec::new();
         for name in names.iter().take(MAX_MENTIONS) {
-            let Some((id, role)) = self.0.get(name).or_else(|| self.0.get(trim_handle(name))).copied() else {
+            let Some((id, role)) = self
+                .0
+                .get(name)
+                .or_else(|| self.0.get(trim_handle(name)))
+                .copied()
+            else {
                 continue;
             };
             // The permission check needs a viewer, but ignores the session.
-            let person = Viewer { id, session_id: id, role };
+            let person = Viewer {
+                id,
+                session_id: id,
+                role,
+            };
             if person.may(Action::SeeTask, task) && !people.contains(&id) {
                 people.push(id);
             }
@@ -95,10 +125,23 @@ mod tests {
 
     #[test]
     fn a_mention_stands_by_itself() {
-        assert_eq!(parse_handles("@Ada, could you ask @bob-2? (@CAROL_)"), ["ada", "bob-2", "carol_"]);
+        assert_eq!(
+            parse_handles("@Ada, could you ask @bob-2? (@CAROL_)"),
+            ["ada", "bob-2", "carol_"]
+        );
         assert_eq!(parse_handles("**@ada** and @ada and @ADA."), ["ada"]);
         assert_eq!(parse_handles("ü @ada\n@bob"), ["ada", "bob"]);
-        for text in ["ada", "@", "@ ada", "me@ada.org", "é@ada", "@adaé", "@@ada", "@ada@social", "a@b@c"] {
+        for text in [
+            "ada",
+            "@",
+            "@ ada",
+            "me@ada.org",
+            "é@ada",
+            "@adaé",
+            "@@ada",
+            "@ada@social",
+            "a@b@c",
+        ] {
             assert_eq!(parse_handles(text), [""; 0], "{text}");
         }
         assert_eq!(parse_handles(&format!("@{}", "x".repeat(51))), [""; 0]);

@@ -33,7 +33,18 @@ pub const NOTIFYING_KINDS: [events::EventKind; 4] = [
 ];
 
 /// Reason for a notification.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, AsExpression, FromSqlRow, Serialize, async_graphql::Enum)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    Hash,
+    AsExpression,
+    FromSqlRow,
+    Serialize,
+    async_graphql::Enum,
+)]
 #[diesel(sql_type = diesel::sql_types::SmallInt)]
 #[graphql(name = "NotificationKind")]
 pub enum NotificationKind {
@@ -91,12 +102,18 @@ impl Notification {
 
     /// The sort key of the notification in its list.
     pub fn position(&self) -> Place {
-        Place { key: SortKey::Time(self.occurred_at), id: self.id }
+        Place {
+            key: SortKey::Time(self.occurred_at),
+            id: self.id,
+        }
     }
 
     /// The position of its event in the log.
     pub const fn event_position(&self) -> LogPosition {
-        LogPosition { xid: self.xid, seq: self.seq }
+        LogPosition {
+            xid: self.xid,
+            seq: self.seq,
+        }
     }
 }
 
@@ -104,11 +121,24 @@ impl Notification {
 /// that applies; the actor gets none.
 pub fn recipients(event: &Event, snapshot: &Snapshot) -> Vec<(Id, NotificationKind)> {
     let (owner, assignee) = (event.owner_id, event.assignee_id);
-    let mentioned = snapshot.mentions.iter().map(|id| (*id, NotificationKind::Mentioned));
-    let concerned = |kind| [owner, assignee].into_iter().flatten().map(move |id| (id, kind));
+    let mentioned = snapshot
+        .mentions
+        .iter()
+        .map(|id| (*id, NotificationKind::Mentioned));
+    let concerned = |kind| {
+        [owner, assignee]
+            .into_iter()
+            .flatten()
+            .map(move |id| (id, kind))
+    };
     let candidates: Vec<(Id, NotificationKind)> = match event.kind {
-        events::EventKind::TaskAssigned => assignee.into_iter().map(|id| (id, NotificationKind::Assigned)).collect(),
-        events::EventKind::CommentAdded => mentioned.chain(concerned(NotificationKind::Commented)).collect(),
+        events::EventKind::TaskAssigned => assignee
+            .into_iter()
+            .map(|id| (id, NotificationKind::Assigned))
+            .collect(),
+        events::EventKind::CommentAdded => mentioned
+            .chain(concerned(NotificationKind::Commented))
+            .collect(),
         events::EventKind::CommentUpdated => mentioned.collect(),
         events::EventKind::StatusChanged => concerned(NotificationKind::StatusChanged).collect(),
         _ => Vec::new(),
@@ -135,7 +165,12 @@ pub async fn by_ids(conn: &mut Conn, user_id: Id, ids: &[Id]) -> Result<Vec<Noti
 /// Returns one page of a user's notifications, newest first; with `unread`, only unread ones.
 /// Unread and read notifications are separate index ranges; without the filter both are read and
 /// merged.
-pub async fn page(conn: &mut Conn, user_id: Id, unread: bool, window: &PageWindow) -> Result<Page<Notification>> {
+pub async fn page(
+    conn: &mut Conn,
+    user_id: Id,
+    unread: bool,
+    window: &PageWindow,
+) -> Result<Page<Notification>> {
     let stretches: &[bool] = if unread { &[false] } else { &[false, true] };
     let mut rows = Vec::new();
     for is_read in stretches {
@@ -171,21 +206,33 @@ pub async fn count(conn: &mut Conn, user_id: Id, unread: bool) -> Result<i64> {
 
 /// Marks the viewer's notifications with these ids as read, or all of them, and returns how many
 /// were unread.
-pub async fn mark_read(db: &Db, now: Timestamp, viewer: &Viewer, ids: Option<&[Id]>) -> Result<usize> {
+pub async fn mark_read(
+    db: &Db,
+    now: Timestamp,
+    viewer: &Viewer,
+    ids: Option<&[Id]>,
+) -> Result<usize> {
     db.transaction(async |tx| {
         session::lock(tx, now, viewer).await?;
-        let unread =
-            notifications::table.filter(notifications::user_id.eq(viewer.id)).filter(notifications::is_read.eq(false));
+        let unread = notifications::table
+            .filter(notifications::user_id.eq(viewer.id))
+            .filter(notifications::is_read.eq(false));
         let read = notifications::read_at.eq(now);
         let Some(ids) = ids else {
-            return Ok(on!(tx, |c| diesel::update(unread).set(read).execute(c).await)?);
+            return Ok(on!(tx, |c| diesel::update(unread)
+                .set(read)
+                .execute(c)
+                .await)?);
         };
         let found = by_ids(tx, viewer.id, ids).await?;
         if ids.iter().any(|id| found.iter().all(|row| row.id != *id)) {
             return Err(Error::not_found("ids", "notification"));
         }
         let unread = unread.filter(any_id(notifications::id, ids));
-        Ok(on!(tx, |c| diesel::update(unread).set(read).execute(c).await)?)
+        Ok(on!(tx, |c| diesel::update(unread)
+            .set(read)
+            .execute(c)
+            .await)?)
     })
     .await
 }
@@ -202,13 +249,18 @@ pub async fn purge_older(db: &Db, before: Timestamp) -> Result<usize> {
     db.transaction(async |tx| {
         let old = notifications::table.filter(notifications::occurred_at.lt(before));
         let key = (notifications::occurred_at, notifications::id);
-        let keys: Vec<(Timestamp, Id)> = on!(tx, |c| old.select(key).limit(PURGE_BATCH as i64).load(c).await)?;
+        let keys: Vec<(Timestamp, Id)> = on!(tx, |c| old
+            .select(key)
+            .limit(PURGE_BATCH as i64)
+            .load(c)
+            .await)?;
         let (times, ids): (Vec<_>, Vec<_>) = keys.into_iter().unzip();
         // The time bound lets both databases use an index; only one has an index that starts with
         // the id.
         let until = times.into_iter().max().unwrap_or(before);
-        let old =
-            notifications::table.filter(notifications::occurred_at.le(until)).filter(any_id(notifications::id, &ids));
+        let old = notifications::table
+            .filter(notifications::occurred_at.le(until))
+            .filter(any_id(notifications::id, &ids));
         Ok(on!(tx, |c| diesel::delete(old).execute(c).await)?)
     })
     .await
@@ -235,18 +287,29 @@ pub async fn advance_inboxes(db: &Db, from: LogPosition) -> Result<(LogPosition,
         .filter(|event| NOTIFYING_KINDS.contains(&event.kind))
         .flat_map(|event| {
             let recipients = recipients(event, &Snapshot::of(event)).into_iter();
-            recipients.map(|recipient| Notification::new(event, recipient)).collect::<Vec<_>>()
+            recipients
+                .map(|recipient| Notification::new(event, recipient))
+                .collect::<Vec<_>>()
         })
         .collect();
     if rows.is_empty() && !more {
         return Ok((reached, false));
     }
-    if insert_and_advance(db, offset, reached, &rows).await? { Ok((reached, more)) } else { Ok((from, true)) }
+    if insert_and_advance(db, offset, reached, &rows).await? {
+        Ok((reached, more))
+    } else {
+        Ok((from, true))
+    }
 }
 
 /// Writes the rows and advances the offset. Returns false, and writes nothing, if another instance
 /// has advanced it.
-async fn insert_and_advance(db: &Db, from: LogPosition, to: LogPosition, rows: &[Notification]) -> Result<bool> {
+async fn insert_and_advance(
+    db: &Db,
+    from: LogPosition,
+    to: LogPosition,
+    rows: &[Notification],
+) -> Result<bool> {
     let mut people: Vec<Id> = rows.iter().map(|row| row.user_id).collect();
     people.sort_unstable();
     people.dedup();
@@ -261,21 +324,29 @@ async fn insert_and_advance(db: &Db, from: LogPosition, to: LogPosition, rows: &
             .order_by(users::id)
             .select(users::id);
         let here: Vec<Id> = select_locked!(tx, here, Lock::Share)?;
-        let rows: Vec<Notification> = rows.iter().filter(|row| here.contains(&row.user_id)).cloned().collect();
+        let rows: Vec<Notification> = rows
+            .iter()
+            .filter(|row| here.contains(&row.user_id))
+            .cloned()
+            .collect();
         match &mut tx.pooled {
             // One statement per row, so that it is prepared only once; all rows in one blocking
             // call.
             PooledConn::Sqlite(c) => {
                 let insert = move |conn: &mut SqliteConnection| {
                     rows.iter().try_for_each(|row| {
-                        let insert = diesel::insert_into(notifications::table).values(row).on_conflict_do_nothing();
+                        let insert = diesel::insert_into(notifications::table)
+                            .values(row)
+                            .on_conflict_do_nothing();
                         diesel::RunQueryDsl::execute(insert, conn).map(drop)
                     })
                 };
                 c.spawn_blocking(insert).await?;
             }
             PooledConn::Postgres(c) => {
-                let insert = diesel::insert_into(notifications::table).values(rows).on_conflict_do_nothing();
+                let insert = diesel::insert_into(notifications::table)
+                    .values(rows)
+                    .on_conflict_do_nothing();
                 insert.execute(&mut &**c).await?;
             }
         }
@@ -315,7 +386,13 @@ mod tests {
             session_id: None,
             data: String::new(),
         };
-        super::recipients(&event, &Snapshot { mentions: mentions.to_vec(), ..Snapshot::default() })
+        super::recipients(
+            &event,
+            &Snapshot {
+                mentions: mentions.to_vec(),
+                ..Snapshot::default()
+            },
+        )
     }
 
     #[test]
@@ -327,14 +404,22 @@ mod tests {
         );
         assert_eq!(recipients_of(On::TaskAssigned, OWNER, Some(ACTOR), &[]), []);
         assert_eq!(
-            recipients_of(On::CommentAdded, OWNER, Some(ASSIGNEE), &[ASSIGNEE, ADMIN, ACTOR]),
+            recipients_of(
+                On::CommentAdded,
+                OWNER,
+                Some(ASSIGNEE),
+                &[ASSIGNEE, ADMIN, ACTOR]
+            ),
             [
                 (ASSIGNEE, NotificationKind::Mentioned),
                 (ADMIN, NotificationKind::Mentioned),
                 (OWNER, NotificationKind::Commented)
             ]
         );
-        assert_eq!(recipients_of(On::CommentAdded, OWNER, Some(OWNER), &[]), [(OWNER, NotificationKind::Commented)]);
+        assert_eq!(
+            recipients_of(On::CommentAdded, OWNER, Some(OWNER), &[]),
+            [(OWNER, NotificationKind::Commented)]
+        );
         assert_eq!(
             recipients_of(On::CommentUpdated, OWNER, Some(ASSIGNEE), &[ADMIN]),
             [(ADMIN, NotificationKind::Mentioned)]
@@ -343,7 +428,13 @@ mod tests {
             recipients_of(On::StatusChanged, ACTOR, Some(ASSIGNEE), &[]),
             [(ASSIGNEE, NotificationKind::StatusChanged)]
         );
-        for kind in [On::TaskCreated, On::TaskUpdated, On::TaskDeleted, On::TaskUnassigned, On::ProjectDeleted] {
+        for kind in [
+            On::TaskCreated,
+            On::TaskUpdated,
+            On::TaskDeleted,
+            On::TaskUnassigned,
+            On::ProjectDeleted,
+        ] {
             assert_eq!(recipients_of(kind, OWNER, Some(ASSIGNEE), &[ADMIN]), []);
             assert!(!NOTIFYING_KINDS.contains(&kind));
         }

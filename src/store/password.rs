@@ -22,12 +22,22 @@ impl Password {
         personal: &[&str],
     ) -> std::result::Result<Self, UserError> {
         let length = raw.chars().take(MAX_LENGTH + 1).count();
-        let weak = |message: &'static str| Err(UserError::new(field, UserErrorCode::WeakPassword, message));
+        let weak = |message: &'static str| {
+            Err(UserError::new(field, UserErrorCode::WeakPassword, message))
+        };
         if length > MAX_LENGTH {
-            return Err(UserError::new(field, UserErrorCode::TooLong, "Must have at most 256 characters."));
+            return Err(UserError::new(
+                field,
+                UserErrorCode::TooLong,
+                "Must have at most 256 characters.",
+            ));
         }
         if raw.contains('\0') {
-            return Err(UserError::new(field, UserErrorCode::Invalid, "NUL characters are not allowed."));
+            return Err(UserError::new(
+                field,
+                UserErrorCode::Invalid,
+                "NUL characters are not allowed.",
+            ));
         }
         match policy {
             PasswordPolicy::Composition => {
@@ -82,9 +92,14 @@ fn is_common(password: &str) -> bool {
         .collect();
     let bare = |text: &str| text.trim_matches(|c: char| !c.is_alphabetic()).to_owned();
     // Digits at the end are affixes, but digits inside a word stand for letters.
-    let core = undressed.get(..bare(&plain).len()).map(ToOwned::to_owned).unwrap_or_default();
+    let core = undressed
+        .get(..bare(&plain).len())
+        .map(ToOwned::to_owned)
+        .unwrap_or_default();
     let candidates = [plain.clone(), bare(&plain), core, undressed];
-    COMMON.lines().any(|common| candidates.iter().any(|candidate| candidate == common))
+    COMMON
+        .lines()
+        .any(|common| candidates.iter().any(|candidate| candidate == common))
 }
 
 #[cfg(test)]
@@ -92,20 +107,47 @@ mod tests {
     use super::*;
 
     fn code(policy: PasswordPolicy, password: &str) -> Option<UserErrorCode> {
-        Password::parse("password", password, policy, &["alice", "alice@example.org"]).err().map(|fault| fault.code)
+        Password::parse(
+            "password",
+            password,
+            policy,
+            &["alice", "alice@example.org"],
+        )
+        .err()
+        .map(|fault| fault.code)
     }
 
     #[test]
     fn a_password_needs_what_the_policy_asks_for() {
         use PasswordPolicy::{Composition, Length};
-        for weak in ["", "Ab1-xyz", "lowercase-1", "UPPERCASE-1", "No-Digits", "NoSpecial1"] {
-            assert_eq!(code(Composition, weak), Some(UserErrorCode::WeakPassword), "{weak}");
+        for weak in [
+            "",
+            "Ab1-xyz",
+            "lowercase-1",
+            "UPPERCASE-1",
+            "No-Digits",
+            "NoSpecial1",
+        ] {
+            assert_eq!(
+                code(Composition, weak),
+                Some(UserErrorCode::WeakPassword),
+                "{weak}"
+            );
         }
         assert_eq!(code(Composition, "Gr0ße-Wörter"), None);
-        assert_eq!(code(Length, "fourteen chars"), Some(UserErrorCode::WeakPassword));
+        assert_eq!(
+            code(Length, "fourteen chars"),
+            Some(UserErrorCode::WeakPassword)
+        );
         assert_eq!(code(Length, "correct horse battery"), None);
-        assert_eq!(code(Composition, &format!("Aa1-{}", "x".repeat(253))), Some(UserErrorCode::TooLong));
-        assert_eq!(code(Composition, "Abcd-123\0"), Some(UserErrorCode::Invalid));
+        assert_eq!(
+            code(Composition, &format!("Aa1-{}", "x".repeat(253))),
+            Some(UserErrorCode::TooLong)
+        );
+        assert_eq!(
+            code(Composition, "Abcd-123\0"),
+            Some(UserErrorCode::Invalid)
+        );
     }
 
     #[test]
@@ -120,11 +162,18 @@ mod tests {
             "Admin123!",
             "Iloveyou1!",
         ] {
-            assert_eq!(code(PasswordPolicy::Composition, common), Some(UserErrorCode::WeakPassword), "{common}");
+            assert_eq!(
+                code(PasswordPolicy::Composition, common),
+                Some(UserErrorCode::WeakPassword),
+                "{common}"
+            );
         }
         for fine in ["Passwort-Regal-7", "Secret-1234", "Tr0ub4dor&3"] {
             assert_eq!(code(PasswordPolicy::Composition, fine), None, "{fine}");
         }
-        assert_eq!(code(PasswordPolicy::Length, "ALICE@example.org"), Some(UserErrorCode::WeakPassword));
+        assert_eq!(
+            code(PasswordPolicy::Length, "ALICE@example.org"),
+            Some(UserErrorCode::WeakPassword)
+        );
     }
 }

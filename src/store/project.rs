@@ -16,7 +16,9 @@ use super::value::{Description, ProjectName, Search, fold};
 use super::{quota, session};
 use crate::access::{Action, Relation, Resource, Viewer};
 use crate::db::columns::Columns;
-use crate::db::page::{Page, PageWindow, Parent, RowPosition, SortKey, any_id, group_by_parent, lateral};
+use crate::db::page::{
+    Page, PageWindow, Parent, RowPosition, SortKey, any_id, group_by_parent, lateral,
+};
 use crate::db::rows::RunQueryDsl;
 use crate::db::schema::{projects, tasks};
 use crate::db::types::sql;
@@ -30,7 +32,17 @@ use crate::{keyset, on, select_locked};
 
 /// Status of a project.
 #[derive(
-    Clone, Copy, Debug, PartialEq, Eq, Hash, AsExpression, FromSqlRow, Serialize, Deserialize, async_graphql::Enum,
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    Hash,
+    AsExpression,
+    FromSqlRow,
+    Serialize,
+    Deserialize,
+    async_graphql::Enum,
 )]
 #[diesel(sql_type = diesel::sql_types::SmallInt)]
 #[graphql(name = "ProjectStatus")]
@@ -42,7 +54,9 @@ pub enum ProjectStatus {
 }
 stored_as_smallint!(ProjectStatus { Active = 0, Archived = 1 });
 
-#[derive(Clone, Debug, PartialEq, Eq, Queryable, Selectable, Insertable, Serialize, Deserialize)]
+#[derive(
+    Clone, Debug, PartialEq, Eq, Queryable, Selectable, Insertable, Serialize, Deserialize,
+)]
 #[diesel(table_name = projects)]
 pub struct Project {
     pub id: Id,
@@ -124,7 +138,11 @@ impl ProjectList {
     /// match are read too.
     pub fn max_rows_read(&self) -> usize {
         let is_stretch = self.filter.search.is_none() && self.filter.status.is_none();
-        if is_stretch { self.window.limit } else { usize::MAX }
+        if is_stretch {
+            self.window.limit
+        } else {
+            usize::MAX
+        }
     }
 }
 
@@ -178,11 +196,14 @@ pub async fn select_by_ids(
     columns: ProjectColumns,
 ) -> Result<Vec<Project>> {
     Ok(on!(conn, |c| {
-        let mut query =
-            projects::table.filter(any_id(projects::id, ids)).select(columns.expression()).into_boxed::<Backend>();
+        let mut query = projects::table
+            .filter(any_id(projects::id, ids))
+            .select(columns.expression())
+            .into_boxed::<Backend>();
         if !viewer.is_admin() {
-            let assigned =
-                tasks::table.filter(tasks::project_id.eq(projects::id)).filter(tasks::assignee_id.eq(viewer.id));
+            let assigned = tasks::table
+                .filter(tasks::project_id.eq(projects::id))
+                .filter(tasks::assignee_id.eq(viewer.id));
             query = query.filter(projects::owner_id.eq(viewer.id).or(exists(assigned)));
         }
         query.load(c).await
@@ -192,12 +213,23 @@ pub async fn select_by_ids(
 /// Returns the projects with these ids without a permission check.
 pub async fn any_by_ids(conn: &mut Conn, ids: &[Id]) -> Result<Vec<Project>> {
     let found = projects::table.filter(any_id(projects::id, ids));
-    Ok(inline_if_few(ids.len(), async { on!(conn, |c| found.select(Project::as_select()).load(c).await) }).await?)
+    Ok(inline_if_few(ids.len(), async {
+        on!(conn, |c| found.select(Project::as_select()).load(c).await)
+    })
+    .await?)
 }
 
 /// Returns a project that the viewer may see. Otherwise `field` is reported as `NOT_FOUND`.
-pub async fn get_visible(conn: &mut Conn, viewer: &Viewer, id: Id, field: &'static str) -> Result<Project> {
-    by_ids(conn, viewer, &[id]).await?.pop().ok_or_else(|| Error::not_found(field, "project"))
+pub async fn get_visible(
+    conn: &mut Conn,
+    viewer: &Viewer,
+    id: Id,
+    field: &'static str,
+) -> Result<Project> {
+    by_ids(conn, viewer, &[id])
+        .await?
+        .pop()
+        .ok_or_else(|| Error::not_found(field, "project"))
 }
 
 /// Locks a project until the transaction ends, for an action that only its owner and ADMIN may
@@ -211,9 +243,12 @@ pub async fn lock(
     field: &'static str,
     lock: Lock,
 ) -> Result<Project> {
-    let managed = projects::owner_id.eq(viewer.id).or(viewer.is_admin().into_sql::<sql::Bool>());
+    let managed = projects::owner_id
+        .eq(viewer.id)
+        .or(viewer.is_admin().into_sql::<sql::Bool>());
     let project = projects::table.find(id).filter(managed);
-    let project: Option<Project> = select_locked!(tx, project.select(Project::as_select()), lock)?.pop();
+    let project: Option<Project> =
+        select_locked!(tx, project.select(Project::as_select()), lock)?.pop();
     let project = match project {
         Some(project) => project,
         None => get_visible(tx, viewer, id, field).await?,
@@ -230,17 +265,30 @@ async fn search_ids(
     filter: &ProjectCriteria,
     list: Option<&ProjectList>,
 ) -> Result<Option<HashMap<Option<Id>, Vec<Id>>>> {
-    let Some(search) = filter.search.as_ref().filter(|search| !search.is_empty()) else { return Ok(None) };
+    let Some(search) = filter.search.as_ref().filter(|search| !search.is_empty()) else {
+        return Ok(None);
+    };
     let mut candidates: Vec<Candidate> = on!(conn, |c| {
-        let candidate = (projects::owner_id.nullable(), projects::id, octet_length(projects::search));
-        let mut query = projects::table.filter(WithinDeadline).select(candidate).into_boxed::<Backend>();
+        let candidate = (
+            projects::owner_id.nullable(),
+            projects::id,
+            octet_length(projects::search),
+        );
+        let mut query = projects::table
+            .filter(WithinDeadline)
+            .select(candidate)
+            .into_boxed::<Backend>();
         if let Some(owners) = owners {
             query = query.filter(any_id(projects::owner_id, owners));
         }
         narrow!(query, filter);
         match list {
             Some(list) => {
-                let window = PageWindow { limit: MAX_CANDIDATES, detect_more: true, ..list.window.clone() };
+                let window = PageWindow {
+                    limit: MAX_CANDIDATES,
+                    detect_more: true,
+                    ..list.window.clone()
+                };
                 order!(query, list, window);
                 query.load(c).await
             }
@@ -248,11 +296,17 @@ async fn search_ids(
         }
     })?;
     if owners.is_none() {
-        candidates.iter_mut().for_each(|candidate| candidate.parent = None);
+        candidates
+            .iter_mut()
+            .for_each(|candidate| candidate.parent = None);
     }
     let limit = list.map_or(usize::MAX, |list| list.window.rows());
     let owners = owners.map_or(1, <[Id]>::len);
-    Ok(Some(scan!(conn, projects, TextScan::new(search, candidates, owners, limit))))
+    Ok(Some(scan!(
+        conn,
+        projects,
+        TextScan::new(search, candidates, owners, limit)
+    )))
 }
 
 /// Returns one page of the viewer's own projects; ADMIN gets all projects.
@@ -262,7 +316,9 @@ pub async fn page(conn: &mut Conn, viewer: &Viewer, list: &ProjectList) -> Resul
     let found = flatten(search_ids(conn, owners, &list.filter, Some(list)).await?);
     let walk = async {
         on!(conn, |c| {
-            let mut query = projects::table.select(list.columns.expression()).into_boxed::<Backend>();
+            let mut query = projects::table
+                .select(list.columns.expression())
+                .into_boxed::<Backend>();
             if let Some(ids) = &found {
                 query = query.filter(any_id(projects::id, ids));
             }
@@ -275,7 +331,11 @@ pub async fn page(conn: &mut Conn, viewer: &Viewer, list: &ProjectList) -> Resul
         })
     };
     let rows = inline_if_few(list.max_rows_read(), walk).await?;
-    Ok(list.window.page(list.descending, rows, |project: &Project| project.position(list.order)))
+    Ok(list
+        .window
+        .page(list.descending, rows, |project: &Project| {
+            project.position(list.order)
+        }))
 }
 
 /// Returns the number of projects on all pages of the list.
@@ -286,7 +346,9 @@ pub async fn count(conn: &mut Conn, viewer: &Viewer, filter: &ProjectCriteria) -
         return Ok(ids.len() as i64);
     }
     Ok(on!(conn, |c| {
-        let mut query = projects::table.select(diesel::dsl::count_star()).into_boxed::<Backend>();
+        let mut query = projects::table
+            .select(diesel::dsl::count_star())
+            .into_boxed::<Backend>();
         if !viewer.is_admin() {
             query = query.filter(projects::owner_id.eq(viewer.id));
         }
@@ -296,32 +358,52 @@ pub async fn count(conn: &mut Conn, viewer: &Viewer, filter: &ProjectCriteria) -
 }
 
 /// Returns one page of projects for each owner.
-pub async fn pages_of_owners(conn: &mut Conn, owners: &[Id], list: &ProjectList) -> Result<HashMap<Id, Page<Project>>> {
+pub async fn pages_of_owners(
+    conn: &mut Conn,
+    owners: &[Id],
+    list: &ProjectList,
+) -> Result<HashMap<Id, Page<Project>>> {
     let found = flatten(search_ids(conn, Some(owners), &list.filter, Some(list)).await?);
     let rows: Vec<Project> = on!(conn, |c| {
         let owned = projects::table.filter(projects::owner_id.eq(Parent));
-        let mut query = owned.select(list.columns.expression()).into_boxed::<Backend>();
+        let mut query = owned
+            .select(list.columns.expression())
+            .into_boxed::<Backend>();
         if let Some(ids) = &found {
             query = query.filter(any_id(projects::id, ids));
         }
         narrow!(query, list.filter);
         order!(query, list);
-        lateral(owners, "projects", list.columns.expression(), query).load(c).await
+        lateral(owners, "projects", list.columns.expression(), query)
+            .load(c)
+            .await
     })?;
     let mut groups = group_by_parent(rows, |project| project.owner_id);
     Ok(owners
         .iter()
         .map(|id| {
             let rows = groups.remove(id).unwrap_or_default();
-            (*id, list.window.page(list.descending, rows, |project| project.position(list.order)))
+            (
+                *id,
+                list.window.page(list.descending, rows, |project| {
+                    project.position(list.order)
+                }),
+            )
         })
         .collect())
 }
 
 /// Returns the number of projects of each owner.
-pub async fn counts_of_owners(conn: &mut Conn, owners: &[Id], filter: &ProjectCriteria) -> Result<HashMap<Id, i64>> {
+pub async fn counts_of_owners(
+    conn: &mut Conn,
+    owners: &[Id],
+    filter: &ProjectCriteria,
+) -> Result<HashMap<Id, i64>> {
     if let Some(found) = search_ids(conn, Some(owners), filter, None).await? {
-        return Ok(found.into_iter().filter_map(|(owner, ids)| Some((owner?, ids.len() as i64))).collect());
+        return Ok(found
+            .into_iter()
+            .filter_map(|(owner, ids)| Some((owner?, ids.len() as i64)))
+            .collect());
     }
     let counts: Vec<(Id, i64)> = on!(conn, |c| {
         let mut query = projects::table
@@ -347,12 +429,17 @@ pub struct ProjectStatsRow {
 
 /// Returns the statistics of each project. They are counted on every read instead of being stored,
 /// so they cannot drift; a covering index serves the query.
-pub async fn stats(conn: &mut Conn, projects: &[Id], now: Timestamp) -> Result<HashMap<Id, ProjectStatsRow>> {
+pub async fn stats(
+    conn: &mut Conn,
+    projects: &[Id],
+    now: Timestamp,
+) -> Result<HashMap<Id, ProjectStatsRow>> {
     use diesel::dsl::{case_when, count_star, sum};
     let rows: Vec<(Id, TaskStatus, i64, Option<i64>)> = on!(conn, |c| {
         // A sum of 32-bit integers is a BIGINT on both databases; PostgreSQL returns NUMERIC for
         // 64-bit ones.
-        let overdue = case_when::<_, _, diesel::sql_types::Integer>(tasks::due_at.lt(now), 1).otherwise(0);
+        let overdue =
+            case_when::<_, _, diesel::sql_types::Integer>(tasks::due_at.lt(now), 1).otherwise(0);
         tasks::table
             .filter(any_id(tasks::project_id, projects))
             .group_by((tasks::project_id, tasks::status))
@@ -415,11 +502,20 @@ pub struct ProjectChanges {
     pub expected_version: Option<i32>,
 }
 
-pub async fn update(db: &Db, now: Timestamp, viewer: &Viewer, id: Id, changes: &ProjectChanges) -> Result<Project> {
+pub async fn update(
+    db: &Db,
+    now: Timestamp,
+    viewer: &Viewer,
+    id: Id,
+    changes: &ProjectChanges,
+) -> Result<Project> {
     db.transaction(async |tx| {
         let viewer = &session::lock(tx, now, viewer).await?;
         let old = lock(tx, viewer, Action::UpdateProject, id, "id", Lock::Update).await?;
-        if changes.expected_version.is_some_and(|version| version != old.version) {
+        if changes
+            .expected_version
+            .is_some_and(|version| version != old.version)
+        {
             return Err(version_conflict());
         }
         let mut new = old.clone();
@@ -446,7 +542,13 @@ pub async fn update(db: &Db, now: Timestamp, viewer: &Viewer, id: Id, changes: &
             ))
             .execute(c)
             .await)?;
-        let event = about_project(EventKind::ProjectUpdated, viewer, now, &new, diff(&old, &new));
+        let event = about_project(
+            EventKind::ProjectUpdated,
+            viewer,
+            now,
+            &new,
+            diff(&old, &new),
+        );
         let kept = events::append_with_texts(tx, &[event]).await?;
         let text = (old.description.as_deref(), new.description.as_deref());
         quota::change_text(tx, db.quotas, new.owner_id, text, kept).await?;
@@ -469,9 +571,16 @@ pub async fn delete(db: &Db, now: Timestamp, viewer: &Viewer, id: Id) -> Result<
 /// Deletes a project that the caller has locked with [`Lock::Delete`]. Returns the change of the
 /// owner's text usage in bytes, which the caller applies. No task can be added meanwhile, because
 /// adding one locks the project's row until its commit.
-pub async fn remove(tx: &mut Conn, now: Timestamp, viewer: &Viewer, project: &Project) -> Result<i64> {
+pub async fn remove(
+    tx: &mut Conn,
+    now: Timestamp,
+    viewer: &Viewer,
+    project: &Project,
+) -> Result<i64> {
     let of_tasks = task::append_deletions(tx, now, viewer, project).await?;
-    on!(tx, |c| diesel::delete(projects::table.find(project.id)).execute(c).await)?;
+    on!(tx, |c| diesel::delete(projects::table.find(project.id))
+        .execute(c)
+        .await)?;
     let deletion = about_project(EventKind::ProjectDeleted, viewer, now, project, Vec::new());
     let kept = events::append_with_texts(tx, &[deletion]).await?;
     Ok(of_tasks + kept - quota::size(project.description.as_deref()))
@@ -487,8 +596,15 @@ struct ProjectKeys {
 
 impl ProjectKeys {
     fn of(project: &Project) -> Self {
-        let search = fold(&format!("{}\n{}", project.name, project.description.as_deref().unwrap_or_default()));
-        Self { name_key: fold(&project.name), search }
+        let search = fold(&format!(
+            "{}\n{}",
+            project.name,
+            project.description.as_deref().unwrap_or_default()
+        ));
+        Self {
+            name_key: fold(&project.name),
+            search,
+        }
     }
 }
 
@@ -496,7 +612,11 @@ fn diff(old: &Project, new: &Project) -> Vec<Change> {
     let status = |project: &Project| Some(format!("{:?}", project.status).to_uppercase());
     changes([
         ("name", Some(old.name.clone()), Some(new.name.clone())),
-        ("description", old.description.clone(), new.description.clone()),
+        (
+            "description",
+            old.description.clone(),
+            new.description.clone(),
+        ),
         ("status", status(old), status(new)),
     ])
 }
@@ -519,11 +639,18 @@ mod tests {
     #[test]
     fn the_columns_are_those_of_a_project() {
         let plain = |query: String| query.replace('`', "");
-        let full = plain(debug_query::<Sqlite, _>(&projects::table.select(Project::as_select())).to_string());
+        let full = plain(
+            debug_query::<Sqlite, _>(&projects::table.select(Project::as_select())).to_string(),
+        );
         let read = |columns: ProjectColumns| {
-            plain(debug_query::<Sqlite, _>(&projects::table.select(columns.expression())).to_string())
+            plain(
+                debug_query::<Sqlite, _>(&projects::table.select(columns.expression())).to_string(),
+            )
         };
         assert_eq!(read(ProjectColumns::Full), full);
-        assert_eq!(read(ProjectColumns::Summary), full.replace("projects.description", "NULL"));
+        assert_eq!(
+            read(ProjectColumns::Summary),
+            full.replace("projects.description", "NULL")
+        );
     }
 }

@@ -63,7 +63,12 @@ pub struct TextScan<'a> {
 impl<'a> TextScan<'a> {
     /// Prepares a search of candidates, which must be in list order, for at most `limit` matches
     /// per parent.
-    pub fn new(search: &'a Search, mut candidates: Vec<Candidate>, parents: usize, limit: usize) -> Self {
+    pub fn new(
+        search: &'a Search,
+        mut candidates: Vec<Candidate>,
+        parents: usize,
+        limit: usize,
+    ) -> Self {
         let is_cut = candidates.len() > MAX_CANDIDATES;
         candidates.truncate(MAX_CANDIDATES);
         Self {
@@ -88,26 +93,50 @@ impl<'a> TextScan<'a> {
             && !self.is_full()
             && let Some(candidate) = self.candidates.next()
         {
-            if self.found.get(&candidate.parent).is_none_or(|found| found.len() < self.limit) {
-                bytes += u64::try_from(candidate.bytes).unwrap_or_default().max(ROW_BYTES);
+            if self
+                .found
+                .get(&candidate.parent)
+                .is_none_or(|found| found.len() < self.limit)
+            {
+                bytes += u64::try_from(candidate.bytes)
+                    .unwrap_or_default()
+                    .max(ROW_BYTES);
                 self.chunk.push(candidate);
             }
         }
         if self.chunk.is_empty() {
-            return if self.is_cut && !self.is_full() { Err(search_too_large()) } else { Ok(None) };
+            return if self.is_cut && !self.is_full() {
+                Err(search_too_large())
+            } else {
+                Ok(None)
+            };
         }
         self.left = self.left.checked_sub(bytes).ok_or_else(search_too_large)?;
         if !OperationScope::draw_search_bytes(bytes) {
             return Err(search_too_large());
         }
-        Ok(Some(self.chunk.iter().map(|candidate| candidate.id).collect()))
+        Ok(Some(
+            self.chunk.iter().map(|candidate| candidate.id).collect(),
+        ))
     }
 
     /// Matches the texts of the current chunk, in any order.
     pub fn check(&mut self, texts: Vec<(Id, String)>) {
-        let matches = |text: &String| self.words.iter().all(|word| word.find(text.as_bytes()).is_some());
-        let matched: HashSet<Id> = texts.into_iter().filter(|(_, text)| matches(text)).map(|(id, _)| id).collect();
-        for candidate in self.chunk.drain(..).filter(|candidate| matched.contains(&candidate.id)) {
+        let matches = |text: &String| {
+            self.words
+                .iter()
+                .all(|word| word.find(text.as_bytes()).is_some())
+        };
+        let matched: HashSet<Id> = texts
+            .into_iter()
+            .filter(|(_, text)| matches(text))
+            .map(|(id, _)| id)
+            .collect();
+        for candidate in self
+            .chunk
+            .drain(..)
+            .filter(|candidate| matched.contains(&candidate.id))
+        {
             let found = self.found.entry(candidate.parent).or_default();
             if found.len() < self.limit {
                 found.push(candidate.id);
@@ -121,7 +150,8 @@ impl<'a> TextScan<'a> {
     }
 
     fn is_full(&self) -> bool {
-        self.found.len() == self.parents && self.found.values().all(|found| found.len() >= self.limit)
+        self.found.len() == self.parents
+            && self.found.values().all(|found| found.len() >= self.limit)
     }
 }
 
@@ -141,7 +171,10 @@ macro_rules! scan {
         let mut scan = $scan;
         while let Some(ids) = scan.next_chunk()? {
             let texts = $table::table.filter($crate::db::page::any_id($table::id, &ids));
-            scan.check($crate::on!($conn, |c| texts.select(($table::id, $table::search)).load(c).await)?);
+            scan.check($crate::on!($conn, |c| texts
+                .select(($table::id, $table::search))
+                .load(c)
+                .await)?);
         }
         scan.found()
     }};
@@ -156,15 +189,27 @@ mod tests {
 
     fn candidates(texts: &[(Option<Id>, String)]) -> (Vec<Candidate>, HashMap<Id, String>) {
         let rows = texts.iter().map(|(parent, text)| {
-            let candidate = Candidate { parent: *parent, id: Id::new(), bytes: text.len() as i32 };
+            let candidate = Candidate {
+                parent: *parent,
+                id: Id::new(),
+                bytes: text.len() as i32,
+            };
             (candidate, (candidate.id, text.clone()))
         });
         rows.unzip()
     }
 
-    fn run(mut scan: TextScan<'_>, texts: &HashMap<Id, String>) -> Result<HashMap<Option<Id>, Vec<Id>>> {
+    fn run(
+        mut scan: TextScan<'_>,
+        texts: &HashMap<Id, String>,
+    ) -> Result<HashMap<Option<Id>, Vec<Id>>> {
         while let Some(ids) = scan.next_chunk()? {
-            scan.check(ids.into_iter().rev().map(|id| (id, texts[&id].clone())).collect());
+            scan.check(
+                ids.into_iter()
+                    .rev()
+                    .map(|id| (id, texts[&id].clone()))
+                    .collect(),
+            );
         }
         Ok(scan.found())
     }
@@ -199,13 +244,26 @@ mod tests {
         let search = Search::parse("b").unwrap();
         let text = |bytes: usize| (None, "a".repeat(bytes));
         let (long, by_id) = candidates(&vec![text(40_000); 500]);
-        assert!(run(TextScan::new(&search, long.clone(), 1, 1), &by_id).is_err(), "20 MB");
-        assert!(run(TextScan::new(&search, long[..400].to_vec(), 1, 1), &by_id).is_ok(), "16 MB");
+        assert!(
+            run(TextScan::new(&search, long.clone(), 1, 1), &by_id).is_err(),
+            "20 MB"
+        );
+        assert!(
+            run(TextScan::new(&search, long[..400].to_vec(), 1, 1), &by_id).is_ok(),
+            "16 MB"
+        );
         let (short, by_id) = candidates(&vec![text(0); MAX_CANDIDATES + 1]);
-        assert!(run(TextScan::new(&search, short.clone(), 1, 1), &by_id).is_err(), "too many rows");
+        assert!(
+            run(TextScan::new(&search, short.clone(), 1, 1), &by_id).is_err(),
+            "too many rows"
+        );
         assert!(run(TextScan::new(&search, short[1..].to_vec(), 1, 1), &by_id).is_ok());
         let everything = Search::parse("").unwrap();
         let found = run(TextScan::new(&everything, short, 1, 20), &by_id).unwrap();
-        assert_eq!(found[&None].len(), 20, "a page that is full early has read little");
+        assert_eq!(
+            found[&None].len(),
+            20,
+            "a page that is full early has read little"
+        );
     }
 }

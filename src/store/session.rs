@@ -58,12 +58,17 @@ pub struct Session {
 impl Session {
     /// The client at login.
     pub fn client_info(&self) -> ClientInfo {
-        ClientInfo { ip_address: self.ip_address.clone(), user_agent: self.user_agent.clone() }
+        ClientInfo {
+            ip_address: self.ip_address.clone(),
+            user_agent: self.user_agent.clone(),
+        }
     }
 
     /// The address of the last login or refresh.
     pub fn last_address(&self) -> Option<&str> {
-        self.last_ip_address.as_deref().or(self.ip_address.as_deref())
+        self.last_ip_address
+            .as_deref()
+            .or(self.ip_address.as_deref())
     }
 }
 
@@ -79,7 +84,11 @@ pub async fn viewer(conn: &mut Conn, now: Timestamp, session_id: Id) -> Result<O
         .first(c)
         .await
         .optional())?;
-    Ok(row.map(|(id, role)| Viewer { id, session_id, role }))
+    Ok(row.map(|(id, role)| Viewer {
+        id,
+        session_id,
+        role,
+    }))
 }
 
 /// The viewer with their current role. The rows of the user and the session stay locked until the
@@ -99,7 +108,11 @@ pub async fn lock(tx: &mut Conn, now: Timestamp, viewer: &Viewer) -> Result<View
         .select((users::id, users::role));
     let rows: Vec<(Id, Role)> = select_locked!(tx, present, Lock::Share)?;
     let (id, role) = rows.into_iter().next().ok_or_else(Error::unauthenticated)?;
-    Ok(Viewer { id, role, ..*viewer })
+    Ok(Viewer {
+        id,
+        role,
+        ..*viewer
+    })
 }
 
 /// The same check as a condition of a statement: true if the viewer's session is valid and their
@@ -187,9 +200,12 @@ pub async fn create(
             return Ok(LoginOutcome::LockedOut);
         }
         if let Some(hash) = password.rehashed {
-            let user =
-                diesel::update(users::table.find(session.user_id)).filter(users::password_hash.eq(password.hash));
-            on!(tx, |c| user.set(users::password_hash.eq(hash)).execute(c).await)?;
+            let user = diesel::update(users::table.find(session.user_id))
+                .filter(users::password_hash.eq(password.hash));
+            on!(tx, |c| user
+                .set(users::password_hash.eq(hash))
+                .execute(c)
+                .await)?;
         }
         if !begin(tx, session, password.rehashed.unwrap_or(password.hash)).await? {
             return Ok(LoginOutcome::CredentialsChanged);
@@ -198,7 +214,15 @@ pub async fn create(
             lockout::clear(tx, attempt).await?;
         }
         let who = Some(session.user_id);
-        audit::record(tx, session.created_at, audit::AuditKind::LoggedIn, who, who, &session.client_info()).await?;
+        audit::record(
+            tx,
+            session.created_at,
+            audit::AuditKind::LoggedIn,
+            who,
+            who,
+            &session.client_info(),
+        )
+        .await?;
         Ok(LoginOutcome::Created)
     })
     .await
@@ -234,13 +258,31 @@ async fn begin(tx: &mut Conn, session: &Session, password_hash: &str) -> Result<
             session.last_used_at.into_sql::<sql::Instant>(),
             session.expires_at.into_sql::<sql::Instant>(),
             session.revoked_at.into_sql::<sql::Nullable<sql::Instant>>(),
-            session.ip_address.as_deref().into_sql::<sql::Nullable<sql::Text>>(),
-            session.user_agent.as_deref().into_sql::<sql::Nullable<sql::Text>>(),
+            session
+                .ip_address
+                .as_deref()
+                .into_sql::<sql::Nullable<sql::Text>>(),
+            session
+                .user_agent
+                .as_deref()
+                .into_sql::<sql::Nullable<sql::Text>>(),
         ));
     let sessions = diesel::insert_into(sessions::table);
     let inserted = match &mut tx.pooled {
-        PooledConn::Sqlite(c) => sessions.values(row).into_columns(columns).execute(&mut **c).await?,
-        PooledConn::Postgres(c) => sessions.values(row.for_share()).into_columns(columns).execute(&mut &**c).await?,
+        PooledConn::Sqlite(c) => {
+            sessions
+                .values(row)
+                .into_columns(columns)
+                .execute(&mut **c)
+                .await?
+        }
+        PooledConn::Postgres(c) => {
+            sessions
+                .values(row.for_share())
+                .into_columns(columns)
+                .execute(&mut &**c)
+                .await?
+        }
     };
     Ok(inserted == 1)
 }
@@ -254,7 +296,10 @@ pub async fn last_logins(conn: &mut Conn, user_ids: &[Id]) -> Result<HashMap<Id,
         .select((sessions::user_id, max(sessions::created_at)))
         .load(c)
         .await)?;
-    Ok(newest.into_iter().filter_map(|(id, at)| Some((id, at?))).collect())
+    Ok(newest
+        .into_iter()
+        .filter_map(|(id, at)| Some((id, at?)))
+        .collect())
 }
 
 /// The sessions of a user that have not ended, newest first.
@@ -272,11 +317,22 @@ pub async fn of_user(conn: &mut Conn, now: Timestamp, user_id: Id) -> Result<Vec
 /// Whether a user has a session that has not ended and was created or last refreshed from this
 /// network. `None` stands for an unknown identifier: a random id is looked up, so that the answer
 /// takes the same time.
-pub async fn is_used_from(conn: &mut Conn, now: Timestamp, user_id: Option<Id>, network: &str) -> Result<bool> {
+pub async fn is_used_from(
+    conn: &mut Conn,
+    now: Timestamp,
+    user_id: Option<Id>,
+    network: &str,
+) -> Result<bool> {
     let sessions = of_user(conn, now, user_id.unwrap_or_else(Id::new)).await?;
     Ok(sessions.iter().any(|session| {
-        let addresses = [session.ip_address.as_deref(), session.last_ip_address.as_deref()];
-        addresses.into_iter().flatten().any(|address| network_of(address).as_deref() == Some(network))
+        let addresses = [
+            session.ip_address.as_deref(),
+            session.last_ip_address.as_deref(),
+        ];
+        addresses
+            .into_iter()
+            .flatten()
+            .any(|address| network_of(address).as_deref() == Some(network))
     }))
 }
 
@@ -287,7 +343,12 @@ fn network_of(address: &str) -> Option<String> {
 
 /// The session with this id, ended or not.
 pub async fn find(conn: &mut Conn, id: Id) -> Result<Option<Session>> {
-    Ok(on!(conn, |c| sessions::table.find(id).select(Session::as_select()).first(c).await.optional())?)
+    Ok(on!(conn, |c| sessions::table
+        .find(id)
+        .select(Session::as_select())
+        .first(c)
+        .await
+        .optional())?)
 }
 
 /// The outcome of presenting a refresh token.
@@ -338,26 +399,43 @@ pub async fn rotate(
         let Some((session, true)) = session else {
             return Ok(Rotation::Gone);
         };
-        let is_retry = session.generation == generation + 1 && now <= session.rotated_at.plus(grace);
+        let is_retry =
+            session.generation == generation + 1 && now <= session.rotated_at.plus(grace);
         if rotated == 1 || is_retry {
             record_address(tx, now, &session, origin).await?;
             return Ok(Rotation::Current(session));
         }
         end(tx, now, session.user_id, Some(id), None).await?;
-        audit::record(tx, now, audit::AuditKind::RefreshReused, Some(session.user_id), None, origin).await?;
+        audit::record(
+            tx,
+            now,
+            audit::AuditKind::RefreshReused,
+            Some(session.user_id),
+            None,
+            origin,
+        )
+        .await?;
         Ok(Rotation::Reused)
     })
     .await
 }
 
 /// Stores the address of a refresh, and records it in the audit log if the network changed.
-async fn record_address(tx: &mut Conn, now: Timestamp, session: &Session, origin: &ClientInfo) -> Result<()> {
+async fn record_address(
+    tx: &mut Conn,
+    now: Timestamp,
+    session: &Session,
+    origin: &ClientInfo,
+) -> Result<()> {
     let address = origin.ip_address.as_deref();
     if address == session.last_address() {
         return Ok(());
     }
     let row = diesel::update(sessions::table.find(session.id));
-    on!(tx, |c| row.set(sessions::last_ip_address.eq(address)).execute(c).await)?;
+    on!(tx, |c| row
+        .set(sessions::last_ip_address.eq(address))
+        .execute(c)
+        .await)?;
     if address.and_then(network_of) == session.last_address().and_then(network_of) {
         return Ok(());
     }
@@ -367,7 +445,13 @@ async fn record_address(tx: &mut Conn, now: Timestamp, session: &Session, origin
 
 /// Ends one session of the viewer; returns whether it existed. Its tokens fail from the next
 /// request on, and its sockets are closed.
-pub async fn revoke(db: &Db, now: Timestamp, viewer: &Viewer, id: Id, origin: &ClientInfo) -> Result<bool> {
+pub async fn revoke(
+    db: &Db,
+    now: Timestamp,
+    viewer: &Viewer,
+    id: Id,
+    origin: &ClientInfo,
+) -> Result<bool> {
     db.transaction(async |tx| {
         user::lock(tx, viewer.id).await?;
         let own = id == viewer.session_id;
@@ -378,7 +462,11 @@ pub async fn revoke(db: &Db, now: Timestamp, viewer: &Viewer, id: Id, origin: &C
         if ended == 0 {
             return Ok(false);
         }
-        let kind = if own { audit::AuditKind::LoggedOut } else { audit::AuditKind::SessionRevoked };
+        let kind = if own {
+            audit::AuditKind::LoggedOut
+        } else {
+            audit::AuditKind::SessionRevoked
+        };
         audit::record(tx, now, kind, Some(viewer.id), Some(viewer.id), origin).await?;
         Ok(true)
     })
@@ -386,13 +474,26 @@ pub async fn revoke(db: &Db, now: Timestamp, viewer: &Viewer, id: Id, origin: &C
 }
 
 /// Ends every session of the viewer except the current one; returns how many.
-pub async fn revoke_others(db: &Db, now: Timestamp, viewer: &Viewer, origin: &ClientInfo) -> Result<usize> {
+pub async fn revoke_others(
+    db: &Db,
+    now: Timestamp,
+    viewer: &Viewer,
+    origin: &ClientInfo,
+) -> Result<usize> {
     db.transaction(async |tx| {
         user::lock(tx, viewer.id).await?;
         lock(tx, now, viewer).await?;
         let ended = end(tx, now, viewer.id, None, Some(viewer.session_id)).await?;
         for _ in 0..ended {
-            audit::record(tx, now, audit::AuditKind::SessionRevoked, Some(viewer.id), Some(viewer.id), origin).await?;
+            audit::record(
+                tx,
+                now,
+                audit::AuditKind::SessionRevoked,
+                Some(viewer.id),
+                Some(viewer.id),
+                origin,
+            )
+            .await?;
         }
         Ok(ended)
     })
@@ -400,7 +501,13 @@ pub async fn revoke_others(db: &Db, now: Timestamp, viewer: &Viewer, origin: &Cl
 }
 
 /// Ends sessions of a user whose row is locked: one, all, or all except one; returns how many.
-pub async fn end(tx: &mut Conn, now: Timestamp, user_id: Id, only: Option<Id>, except: Option<Id>) -> Result<usize> {
+pub async fn end(
+    tx: &mut Conn,
+    now: Timestamp,
+    user_id: Id,
+    only: Option<Id>,
+    except: Option<Id>,
+) -> Result<usize> {
     let ended: Vec<Id> = on!(tx, |c| {
         let mut lasting = sessions::table
             .filter(sessions::user_id.eq(user_id))
@@ -425,7 +532,11 @@ pub async fn end(tx: &mut Conn, now: Timestamp, user_id: Id, only: Option<Id>, e
             .await)?;
         if revoked == 1 {
             let event = NewEvent::new(EventKind::SessionEnded, Some(user_id), now);
-            events.push(NewEvent { owner_id: Some(user_id), session_id: Some(id), ..event });
+            events.push(NewEvent {
+                owner_id: Some(user_id),
+                session_id: Some(id),
+                ..event
+            });
         }
     }
     if !events.is_empty() {
@@ -436,7 +547,11 @@ pub async fn end(tx: &mut Conn, now: Timestamp, user_id: Id, only: Option<Id>, e
 
 /// Deletes the sessions of an account that is being deleted.
 pub async fn delete_for_user(tx: &mut Conn, user_id: Id) -> Result<()> {
-    on!(tx, |c| diesel::delete(sessions::table.filter(sessions::user_id.eq(user_id))).execute(c).await)?;
+    on!(tx, |c| diesel::delete(
+        sessions::table.filter(sessions::user_id.eq(user_id))
+    )
+    .execute(c)
+    .await)?;
     Ok(())
 }
 
@@ -444,7 +559,9 @@ pub async fn delete_for_user(tx: &mut Conn, user_id: Id) -> Result<()> {
 /// copied to the user row first, because it may be the user's only session.
 pub async fn purge_expired(db: &Db, before: Timestamp) -> Result<usize> {
     db.transaction(async |tx| {
-        let ended = sessions::expires_at.lt(before).or(sessions::revoked_at.lt(before));
+        let ended = sessions::expires_at
+            .lt(before)
+            .or(sessions::revoked_at.lt(before));
         let ended: Vec<(Id, Id, Timestamp)> = on!(tx, |c| sessions::table
             .filter(ended)
             .limit(PURGE_BATCH as i64)
@@ -457,9 +574,14 @@ pub async fn purge_expired(db: &Db, before: Timestamp) -> Result<usize> {
             *last = (*last).max(*login);
         }
         for (user_id, last) in logins {
-            let earlier = users::last_login_at.is_null().or(users::last_login_at.lt(last));
+            let earlier = users::last_login_at
+                .is_null()
+                .or(users::last_login_at.lt(last));
             let user = diesel::update(users::table.find(user_id)).filter(earlier);
-            on!(tx, |c| user.set(users::last_login_at.eq(last)).execute(c).await)?;
+            on!(tx, |c| user
+                .set(users::last_login_at.eq(last))
+                .execute(c)
+                .await)?;
         }
         let ids: Vec<Id> = ended.iter().map(|(id, ..)| *id).collect();
         let ended = sessions::table.filter(any_id(sessions::id, &ids));

@@ -28,7 +28,17 @@ use crate::{on, select_locked};
 
 /// Status of a task. It changes one step at a time: TODO ↔ IN_PROGRESS ↔ DONE.
 #[derive(
-    Clone, Copy, Debug, PartialEq, Eq, Hash, AsExpression, FromSqlRow, Serialize, Deserialize, async_graphql::Enum,
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    Hash,
+    AsExpression,
+    FromSqlRow,
+    Serialize,
+    Deserialize,
+    async_graphql::Enum,
 )]
 #[diesel(sql_type = diesel::sql_types::SmallInt)]
 #[graphql(name = "TaskStatus")]
@@ -56,7 +66,17 @@ impl TaskStatus {
 
 /// Priority of a task, in ascending order LOW, MEDIUM, HIGH, URGENT.
 #[derive(
-    Clone, Copy, Debug, PartialEq, Eq, Hash, AsExpression, FromSqlRow, Serialize, Deserialize, async_graphql::Enum,
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    Hash,
+    AsExpression,
+    FromSqlRow,
+    Serialize,
+    Deserialize,
+    async_graphql::Enum,
 )]
 #[diesel(sql_type = diesel::sql_types::SmallInt)]
 #[graphql(name = "TaskPriority")]
@@ -72,7 +92,9 @@ pub enum Priority {
 }
 stored_as_smallint!(Priority { Low = 0, Medium = 1, High = 2, Urgent = 3 });
 
-#[derive(Clone, Debug, PartialEq, Eq, Queryable, Selectable, Insertable, Serialize, Deserialize)]
+#[derive(
+    Clone, Debug, PartialEq, Eq, Queryable, Selectable, Insertable, Serialize, Deserialize,
+)]
 #[diesel(table_name = tasks, treat_none_as_default_value = false)]
 pub struct Task {
     pub id: Id,
@@ -150,7 +172,10 @@ impl Resource for Task {
 /// delivered. The response is then the same for all subscribers, which can share it.
 pub(super) fn visible_to(reader: Option<&Viewer>) -> visible {
     let nobody = Id::from_bytes([0; 16]);
-    visible(reader.map_or(nobody, |viewer| viewer.id), reader.is_none_or(Viewer::is_admin))
+    visible(
+        reader.map_or(nobody, |viewer| viewer.id),
+        reader.is_none_or(Viewer::is_admin),
+    )
 }
 
 #[diesel::dsl::auto_type]
@@ -166,7 +191,12 @@ pub async fn by_ids(conn: &mut Conn, viewer: &Viewer, ids: &[Id]) -> Result<Vec<
 }
 
 /// Like [`by_ids`], with the given columns.
-pub async fn select_by_ids(conn: &mut Conn, viewer: &Viewer, ids: &[Id], columns: TaskColumns) -> Result<Vec<Task>> {
+pub async fn select_by_ids(
+    conn: &mut Conn,
+    viewer: &Viewer,
+    ids: &[Id],
+    columns: TaskColumns,
+) -> Result<Vec<Task>> {
     let mut rows = select_any_by_ids(conn, ids, columns).await?;
     rows.retain(|task| viewer.may(Action::SeeTask, task));
     Ok(rows)
@@ -179,14 +209,28 @@ pub async fn any_by_ids(conn: &mut Conn, ids: &[Id]) -> Result<Vec<Task>> {
 }
 
 /// Like [`any_by_ids`], with the given columns.
-pub async fn select_any_by_ids(conn: &mut Conn, ids: &[Id], columns: TaskColumns) -> Result<Vec<Task>> {
-    let found = tasks::table.filter(any_id(tasks::id, ids)).select(columns.expression());
+pub async fn select_any_by_ids(
+    conn: &mut Conn,
+    ids: &[Id],
+    columns: TaskColumns,
+) -> Result<Vec<Task>> {
+    let found = tasks::table
+        .filter(any_id(tasks::id, ids))
+        .select(columns.expression());
     Ok(inline_if_few(ids.len(), async { on!(conn, |c| found.load(c).await) }).await?)
 }
 
 /// Returns a task that the viewer may see. Otherwise `field` is reported as `NOT_FOUND`.
-pub async fn get_visible(conn: &mut Conn, viewer: &Viewer, id: Id, field: &'static str) -> Result<Task> {
-    by_ids(conn, viewer, &[id]).await?.pop().ok_or_else(|| Error::not_found(field, "task"))
+pub async fn get_visible(
+    conn: &mut Conn,
+    viewer: &Viewer,
+    id: Id,
+    field: &'static str,
+) -> Result<Task> {
+    by_ids(conn, viewer, &[id])
+        .await?
+        .pop()
+        .ok_or_else(|| Error::not_found(field, "task"))
 }
 
 /// Returns a task that the viewer may see, locked until the transaction ends, so that permissions
@@ -215,10 +259,22 @@ pub async fn create(db: &Db, now: Timestamp, viewer: &Viewer, new: &NewTask) -> 
         let assignee = lock_assignee(tx, viewer, new.assignee_id).await?;
         let viewer = &session::lock(tx, now, viewer).await?;
         // The lock makes archiving and deleting the project wait for this transaction.
-        let project = project::lock(tx, viewer, Action::CreateTask, new.project_id, "projectId", Lock::Share).await?;
+        let project = project::lock(
+            tx,
+            viewer,
+            Action::CreateTask,
+            new.project_id,
+            "projectId",
+            Lock::Share,
+        )
+        .await?;
         if project.status == project::ProjectStatus::Archived {
             let message = "The project is archived and accepts no new tasks.";
-            return Err(Error::user_error("projectId", UserErrorCode::Archived, message));
+            return Err(Error::user_error(
+                "projectId",
+                UserErrorCode::Archived,
+                message,
+            ));
         }
         check_due(now, new.due_at)?;
         let task = Task {
@@ -243,7 +299,13 @@ pub async fn create(db: &Db, now: Timestamp, viewer: &Viewer, new: &NewTask) -> 
             .execute(c)
             .await)?;
         add_labels(tx, &task, &new.label_ids, "labelIds").await?;
-        let mut events = vec![about_task(EventKind::TaskCreated, viewer, now, &task, Snapshot::default())];
+        let mut events = vec![about_task(
+            EventKind::TaskCreated,
+            viewer,
+            now,
+            &task,
+            Snapshot::default(),
+        )];
         events.extend(assign(tx, now, viewer, &task, assignee.as_ref(), None).await?);
         events::append(tx, &events).await?;
         quota::add_task(tx, db.quotas, &task).await?;
@@ -268,14 +330,22 @@ pub struct TaskChanges {
 }
 
 /// Updates a task. Each kind of change appends its own event.
-pub async fn update(db: &Db, now: Timestamp, viewer: &Viewer, id: Id, changes: &TaskChanges) -> Result<Task> {
+pub async fn update(
+    db: &Db,
+    now: Timestamp,
+    viewer: &Viewer,
+    id: Id,
+    changes: &TaskChanges,
+) -> Result<Task> {
     if let Some(task) = update_in_one_statement(db, now, viewer, id, changes).await? {
         return Ok(task);
     }
     db.inline_transaction(async |tx| {
         let assignee = lock_assignee(tx, viewer, changes.assignee_id.flatten()).await?;
         let viewer = &session::lock(tx, now, viewer).await?;
-        let old = lock(tx, viewer, id, Lock::Update).await?.ok_or_else(|| Error::not_found("id", "task"))?;
+        let old = lock(tx, viewer, id, Lock::Update)
+            .await?
+            .ok_or_else(|| Error::not_found("id", "task"))?;
         let mut new = apply(&old, changes, viewer, now)?;
         let relabelling = LabelChanges::plan(tx, &old, changes).await?;
         if new == old && relabelling.is_none() {
@@ -322,8 +392,9 @@ async fn update_in_one_statement(
     id: Id,
     changes: &TaskChanges,
 ) -> Result<Option<Task>> {
-    let is_plain =
-        changes.assignee_id.is_none() && changes.add_label_ids.is_empty() && changes.remove_label_ids.is_empty();
+    let is_plain = changes.assignee_id.is_none()
+        && changes.add_label_ids.is_empty()
+        && changes.remove_label_ids.is_empty();
     if !is_plain {
         return Ok(None);
     }
@@ -343,9 +414,15 @@ async fn update_in_one_statement(
         return Ok(None);
     }
     let row = TaskUpdate::of(&old, &new);
-    let is_unchanged = tasks::version.eq(old.version).and(session::ViewerUnchanged::new(viewer, now));
-    let update = diesel::update(tasks::table.find(id)).filter(is_unchanged).set(&row);
-    Ok(events::change_and_append(db, update, event).await?.then_some(new))
+    let is_unchanged = tasks::version
+        .eq(old.version)
+        .and(session::ViewerUnchanged::new(viewer, now));
+    let update = diesel::update(tasks::table.find(id))
+        .filter(is_unchanged)
+        .set(&row);
+    Ok(events::change_and_append(db, update, event)
+        .await?
+        .then_some(new))
 }
 
 /// The changed columns of an update. SQLite rewrites every index on a column that the statement
@@ -388,15 +465,33 @@ impl<'a> TaskUpdate<'a> {
 }
 
 /// The events for an update, except those about the assignee.
-fn events_for(viewer: &Viewer, old: &Task, new: &Task, labels: Option<(String, String)>) -> Vec<NewEvent> {
+fn events_for(
+    viewer: &Viewer,
+    old: &Task,
+    new: &Task,
+    labels: Option<(String, String)>,
+) -> Vec<NewEvent> {
     let mut events = Vec::new();
-    let mut push = |kind, snapshot| events.push(about_task(kind, viewer, new.updated_at, new, snapshot));
+    let mut push =
+        |kind, snapshot| events.push(about_task(kind, viewer, new.updated_at, new, snapshot));
     let changes = diff(old, new, labels);
     if !changes.is_empty() {
-        push(EventKind::TaskUpdated, Snapshot { changes, ..Snapshot::default() });
+        push(
+            EventKind::TaskUpdated,
+            Snapshot {
+                changes,
+                ..Snapshot::default()
+            },
+        );
     }
     if new.status != old.status {
-        push(EventKind::StatusChanged, Snapshot { status: Some((old.status, new.status)), ..Snapshot::default() });
+        push(
+            EventKind::StatusChanged,
+            Snapshot {
+                status: Some((old.status, new.status)),
+                ..Snapshot::default()
+            },
+        );
     }
     events
 }
@@ -406,10 +501,15 @@ pub async fn delete(db: &Db, now: Timestamp, viewer: &Viewer, id: Id) -> Result<
     // Not an inline transaction: the cascade may delete many comments.
     db.transaction(async |tx| {
         let viewer = &session::lock(tx, now, viewer).await?;
-        let task = lock(tx, viewer, id, Lock::Delete).await?.ok_or_else(|| Error::not_found("id", "task"))?;
+        let task = lock(tx, viewer, id, Lock::Delete)
+            .await?
+            .ok_or_else(|| Error::not_found("id", "task"))?;
         viewer.require(Action::DeleteTask, &task)?;
-        let freed = quota::size(task.description.as_deref()) + quota::comment_bytes(tx, &[id]).await?;
-        on!(tx, |c| diesel::delete(tasks::table.find(id)).execute(c).await)?;
+        let freed =
+            quota::size(task.description.as_deref()) + quota::comment_bytes(tx, &[id]).await?;
+        on!(tx, |c| diesel::delete(tasks::table.find(id))
+            .execute(c)
+            .await)?;
         // The project cannot be deleted meanwhile: that would need a lock on this task.
         let project = project::any_by_ids(tx, &[task.project_id]).await?.pop();
         let project = project.ok_or_else(|| Error::internal("task without a project"))?;
@@ -425,12 +525,21 @@ const DELETION_BATCH: usize = 100;
 
 /// Locks every task of a locked project and appends their deletion events. The caller deletes the
 /// rows. Returns the change of the owner's text usage in bytes.
-pub async fn append_deletions(tx: &mut Conn, now: Timestamp, viewer: &Viewer, project: &Project) -> Result<i64> {
-    let of_project = tasks::table.filter(tasks::project_id.eq(project.id)).order_by((tasks::created_at, tasks::id));
+pub async fn append_deletions(
+    tx: &mut Conn,
+    now: Timestamp,
+    viewer: &Viewer,
+    project: &Project,
+) -> Result<i64> {
+    let of_project = tasks::table
+        .filter(tasks::project_id.eq(project.id))
+        .order_by((tasks::created_at, tasks::id));
     let ids: Vec<Id> = select_locked!(tx, of_project.select(tasks::id), Lock::Delete)?;
     let mut growth = 0;
     for ids in ids.chunks(DELETION_BATCH) {
-        let batch = tasks::table.filter(any_id(tasks::id, ids)).order_by((tasks::created_at, tasks::id));
+        let batch = tasks::table
+            .filter(any_id(tasks::id, ids))
+            .order_by((tasks::created_at, tasks::id));
         let rows: Vec<Task> = on!(tx, |c| batch.select(Task::as_select()).load(c).await)?;
         growth -= quota::comment_bytes(tx, ids).await?;
         let mut deletions = Vec::with_capacity(rows.len());
@@ -445,7 +554,11 @@ pub async fn append_deletions(tx: &mut Conn, now: Timestamp, viewer: &Viewer, pr
 
 fn check_due(now: Timestamp, due_at: Option<Timestamp>) -> Result<()> {
     match due_at {
-        Some(due) if due <= now => Err(Error::user_error("dueAt", UserErrorCode::InThePast, "Must be in the future.")),
+        Some(due) if due <= now => Err(Error::user_error(
+            "dueAt",
+            UserErrorCode::InThePast,
+            "Must be in the future.",
+        )),
         _ => Ok(()),
     }
 }
@@ -453,9 +566,16 @@ fn check_due(now: Timestamp, due_at: Option<Timestamp>) -> Result<()> {
 /// Checks an update and returns the task with the changes applied.
 fn apply(old: &Task, changes: &TaskChanges, viewer: &Viewer, now: Timestamp) -> Result<Task> {
     viewer.require(Action::UpdateTask, old)?;
-    if changes.expected_version.is_some_and(|version| version != old.version) {
+    if changes
+        .expected_version
+        .is_some_and(|version| version != old.version)
+    {
         let message = "The task was changed by another request. Reload it and try again.";
-        return Err(Error::user_error("expectedVersion", UserErrorCode::Conflict, message));
+        return Err(Error::user_error(
+            "expectedVersion",
+            UserErrorCode::Conflict,
+            message,
+        ));
     }
     let mut new = old.clone();
     if let Some(title) = &changes.title {
@@ -505,7 +625,13 @@ async fn lock_assignee(tx: &mut Conn, viewer: &Viewer, id: Option<Id>) -> Result
 fn check_assignee(viewer: &Viewer, id: Option<Id>, assignee: Option<&User>) -> Result<()> {
     let Some(id) = id else { return Ok(()) };
     let assignee = assignee.ok_or_else(|| Error::not_found("assigneeId", "user"))?;
-    let refused = |message| Err(Error::user_error("assigneeId", UserErrorCode::Invalid, message));
+    let refused = |message| {
+        Err(Error::user_error(
+            "assigneeId",
+            UserErrorCode::Invalid,
+            message,
+        ))
+    };
     if assignee.deleted_at.is_some() {
         return refused("This account was deleted.");
     }
@@ -527,8 +653,10 @@ async fn assign(
     previous: Option<Id>,
 ) -> Result<Vec<NewEvent>> {
     let mut events = Vec::new();
-    let event =
-        |kind| NewEvent { previous_assignee_id: previous, ..about_task(kind, viewer, now, task, Snapshot::default()) };
+    let event = |kind| NewEvent {
+        previous_assignee_id: previous,
+        ..about_task(kind, viewer, now, task, Snapshot::default())
+    };
     if previous.is_some() {
         events.push(event(EventKind::TaskUnassigned));
     }
@@ -538,7 +666,15 @@ async fn assign(
             && assignee.wants_assignment_mail()
             && mail_quota::admit_assignment(tx, now, viewer.id, &assignee.email).await?
         {
-            mail::queue(tx, now, mail::MailKind::TaskAssigned, &assignee.email, Some(assignee.id), &task.title).await?;
+            mail::queue(
+                tx,
+                now,
+                mail::MailKind::TaskAssigned,
+                &assignee.email,
+                Some(assignee.id),
+                &task.title,
+            )
+            .await?;
         }
     }
     Ok(events)
@@ -561,9 +697,15 @@ async fn add_labels(tx: &mut Conn, task: &Task, ids: &[Id], field: &'static str)
         return Err(missing());
     }
     for id in known {
-        let row = (task_labels::task_id.eq(task.id), task_labels::label_id.eq(id));
-        let inserted =
-            on!(tx, |c| diesel::insert_into(task_labels::table).values(row).on_conflict_do_nothing().execute(c).await);
+        let row = (
+            task_labels::task_id.eq(task.id),
+            task_labels::label_id.eq(id),
+        );
+        let inserted = on!(tx, |c| diesel::insert_into(task_labels::table)
+            .values(row)
+            .on_conflict_do_nothing()
+            .execute(c)
+            .await);
         match inserted {
             Err(error) if is_fk_violation(&error) => return Err(missing()),
             other => other?,
@@ -587,14 +729,23 @@ impl LabelChanges {
         }
         let present = super::label::of_task(tx, task.id).await?;
         let is_on = |id: &Id| present.iter().any(|label| label.id == *id);
-        let add: Vec<Id> = changes.add_label_ids.iter().copied().filter(|id| !is_on(id)).collect();
+        let add: Vec<Id> = changes
+            .add_label_ids
+            .iter()
+            .copied()
+            .filter(|id| !is_on(id))
+            .collect();
         let remove: Vec<Id> = changes
             .remove_label_ids
             .iter()
             .copied()
             .filter(|id| is_on(id) && !changes.add_label_ids.contains(id))
             .collect();
-        Ok((!add.is_empty() || !remove.is_empty()).then(|| Self { add, remove, before: label_names(&present) }))
+        Ok((!add.is_empty() || !remove.is_empty()).then(|| Self {
+            add,
+            remove,
+            before: label_names(&present),
+        }))
     }
 
     /// Returns the names of the labels before and after.
@@ -611,11 +762,19 @@ impl LabelChanges {
 }
 
 fn label_names(labels: &[super::label::Label]) -> String {
-    labels.iter().map(|label| label.name.as_str()).collect::<Vec<_>>().join(", ")
+    labels
+        .iter()
+        .map(|label| label.name.as_str())
+        .collect::<Vec<_>>()
+        .join(", ")
 }
 
 fn search(task: &Task) -> String {
-    fold(&format!("{}\n{}", task.title, task.description.as_deref().unwrap_or_default()))
+    fold(&format!(
+        "{}\n{}",
+        task.title,
+        task.description.as_deref().unwrap_or_default()
+    ))
 }
 
 fn diff(old: &Task, new: &Task, labels: Option<(String, String)>) -> Vec<Change> {
@@ -624,7 +783,11 @@ fn diff(old: &Task, new: &Task, labels: Option<(String, String)>) -> Vec<Change>
     let (from, to) = labels.unzip();
     changes([
         ("title", Some(old.title.clone()), Some(new.title.clone())),
-        ("description", old.description.clone(), new.description.clone()),
+        (
+            "description",
+            old.description.clone(),
+            new.description.clone(),
+        ),
         ("priority", priority(old), priority(new)),
         ("dueAt", due(old), due(new)),
         ("labels", from, to),
@@ -640,21 +803,35 @@ mod tests {
 
     #[test]
     fn the_columns_are_those_of_a_task() {
-        let words =
-            |query: String| query.replace(['`', '"'], "").split([' ', ',']).map(ToOwned::to_owned).collect::<Vec<_>>();
+        let words = |query: String| {
+            query
+                .replace(['`', '"'], "")
+                .split([' ', ','])
+                .map(ToOwned::to_owned)
+                .collect::<Vec<_>>()
+        };
         let read = |columns: TaskColumns| {
             words(debug_query::<Sqlite, _>(&tasks::table.select(columns.expression())).to_string())
         };
-        let full = words(debug_query::<Sqlite, _>(&tasks::table.select(Task::as_select())).to_string());
+        let full =
+            words(debug_query::<Sqlite, _>(&tasks::table.select(Task::as_select())).to_string());
         assert_eq!(read(TaskColumns::Full), full);
         let left_out = |columns: TaskColumns| {
             let read = read(columns);
             assert_eq!(read.len(), full.len());
             let left_out = full.iter().zip(read).filter(|(full, read)| *full != read);
-            left_out.map(|(full, read)| (full.clone(), read)).collect::<Vec<_>>()
+            left_out
+                .map(|(full, read)| (full.clone(), read))
+                .collect::<Vec<_>>()
         };
-        assert_eq!(left_out(TaskColumns::Short), [("tasks.description".to_owned(), "NULL".to_owned())]);
+        assert_eq!(
+            left_out(TaskColumns::Short),
+            [("tasks.description".to_owned(), "NULL".to_owned())]
+        );
         let left_out = left_out(TaskColumns::Summary);
-        assert!(left_out.len() == 5 && left_out.iter().all(|(_, read)| read == "NULL"), "{left_out:?}");
+        assert!(
+            left_out.len() == 5 && left_out.iter().all(|(_, read)| read == "NULL"),
+            "{left_out:?}"
+        );
     }
 }

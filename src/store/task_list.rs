@@ -12,7 +12,9 @@ use super::task::{Priority, Task, TaskColumns, TaskStatus};
 use super::value::Search;
 use crate::access::{Action, Viewer};
 use crate::db::columns::Columns;
-use crate::db::page::{Page, PageWindow, Parent, RowPosition, SortKey, any_id, group_by_parent, lateral};
+use crate::db::page::{
+    Page, PageWindow, Parent, RowPosition, SortKey, any_id, group_by_parent, lateral,
+};
 use crate::db::rows::RunQueryDsl;
 use crate::db::schema::{task_labels, tasks};
 use crate::db::{Conn, WithinDeadline, inline_if_few, uncached};
@@ -82,8 +84,17 @@ impl TaskCriteria {
     /// Whether only project and assignee are filtered. Such statements have few texts, so they are
     /// worth caching, and an index for every order.
     fn is_plain(&self) -> bool {
-        let Self { project_id, assignee_id, .. } = *self;
-        *self == Self { project_id, assignee_id, ..Self::default() }
+        let Self {
+            project_id,
+            assignee_id,
+            ..
+        } = *self;
+        *self
+            == Self {
+                project_id,
+                assignee_id,
+                ..Self::default()
+            }
     }
 }
 
@@ -133,7 +144,11 @@ pub struct TaskList {
 impl TaskList {
     fn expression(&self) -> Columns<Task> {
         // The cursor of a task needs the column that the list is ordered by.
-        let needed = if self.order == TaskOrderField::UpdatedAt { TaskColumns::Short } else { TaskColumns::Summary };
+        let needed = if self.order == TaskOrderField::UpdatedAt {
+            TaskColumns::Short
+        } else {
+            TaskColumns::Summary
+        };
         self.columns.max(needed).expression()
     }
 
@@ -141,9 +156,20 @@ impl TaskList {
     /// rows that do not match are read too.
     pub fn max_rows_read(&self, parents: usize) -> usize {
         let TaskCriteria { project_id, .. } = self.filter;
-        let is_stretch = self.filter == TaskCriteria { project_id, ..TaskCriteria::default() }
-            && !self.scopes.iter().any(|it| matches!(it, Scope::AssignedElsewhere(_)));
-        if is_stretch { self.window.limit * parents } else { usize::MAX }
+        let is_stretch = self.filter
+            == TaskCriteria {
+                project_id,
+                ..TaskCriteria::default()
+            }
+            && !self
+                .scopes
+                .iter()
+                .any(|it| matches!(it, Scope::AssignedElsewhere(_)));
+        if is_stretch {
+            self.window.limit * parents
+        } else {
+            usize::MAX
+        }
     }
 }
 
@@ -184,7 +210,9 @@ macro_rules! narrow {
             Scope::OwnedBy(id) => $query = $query.filter(tasks::owner_id.eq(*id)),
             Scope::AssignedTo(id) => $query = $query.filter(tasks::assignee_id.eq(*id)),
             Scope::AssignedElsewhere(id) => {
-                $query = $query.filter(tasks::assignee_id.eq(*id)).filter(tasks::owner_id.ne(*id));
+                $query = $query
+                    .filter(tasks::assignee_id.eq(*id))
+                    .filter(tasks::owner_id.ne(*id));
             }
         }
         if let Some(status) = &$filter.status {
@@ -212,9 +240,17 @@ macro_rules! narrow {
         }
         match $filter.overdue {
             Some(true) => {
-                $query = $query.filter(tasks::due_order.lt($now)).filter(tasks::status.ne(TaskStatus::Done));
+                $query = $query
+                    .filter(tasks::due_order.lt($now))
+                    .filter(tasks::status.ne(TaskStatus::Done));
             }
-            Some(false) => $query = $query.filter(tasks::due_order.ge($now).or(tasks::status.eq(TaskStatus::Done))),
+            Some(false) => {
+                $query = $query.filter(
+                    tasks::due_order
+                        .ge($now)
+                        .or(tasks::status.eq(TaskStatus::Done)),
+                )
+            }
             None => {}
         }
         in_time_range!($query, due_at, $filter.due_at);
@@ -250,15 +286,39 @@ async fn search_ids(
     limit: usize,
     now: Timestamp,
 ) -> Result<Option<HashMap<Option<Id>, Vec<Id>>>> {
-    let Some(search) = list.filter.search.as_ref().filter(|search| !search.is_empty()) else { return Ok(None) };
+    let Some(search) = list
+        .filter
+        .search
+        .as_ref()
+        .filter(|search| !search.is_empty())
+    else {
+        return Ok(None);
+    };
     // A count (`limit` is `usize::MAX`) covers the whole list, a page only its window.
-    let PageWindow { after, before, backward, .. } = list.window.clone();
-    let (after, before) = if limit == usize::MAX { (None, None) } else { (after, before) };
-    let window = PageWindow { after, before, backward, limit: MAX_CANDIDATES, detect_more: true };
+    let PageWindow {
+        after,
+        before,
+        backward,
+        ..
+    } = list.window.clone();
+    let (after, before) = if limit == usize::MAX {
+        (None, None)
+    } else {
+        (after, before)
+    };
+    let window = PageWindow {
+        after,
+        before,
+        backward,
+        limit: MAX_CANDIDATES,
+        detect_more: true,
+    };
     let mut candidates: Vec<Candidate> = on!(conn, |c| {
         let bytes = octet_length(tasks::search);
         let mut query = match parents {
-            None => tasks::table.select((tasks::project_id.nullable(), tasks::id, bytes)).into_boxed::<Backend>(),
+            None => tasks::table
+                .select((tasks::project_id.nullable(), tasks::id, bytes))
+                .into_boxed::<Backend>(),
             Some((TaskParent::Project, ids)) => tasks::table
                 .filter(any_id(tasks::project_id, ids))
                 .select((tasks::project_id.nullable(), tasks::id, bytes))
@@ -273,10 +333,16 @@ async fn search_ids(
         query.load(c).await
     })?;
     if parents.is_none() {
-        candidates.iter_mut().for_each(|candidate| candidate.parent = None);
+        candidates
+            .iter_mut()
+            .for_each(|candidate| candidate.parent = None);
     }
     let parents = parents.map_or(1, |(_, ids)| ids.len());
-    Ok(Some(scan!(conn, tasks, TextScan::new(search, candidates, parents, limit))))
+    Ok(Some(scan!(
+        conn,
+        tasks,
+        TextScan::new(search, candidates, parents, limit)
+    )))
 }
 
 /// Returns one page of a list. Each scope is read along its own index, and the results are merged.
@@ -286,7 +352,9 @@ pub async fn page(conn: &mut Conn, list: &TaskList, now: Timestamp) -> Result<Pa
         let found = flatten(search_ids(conn, scope, list, None, list.window.rows(), now).await?);
         let walk = async {
             on!(conn, |c| {
-                let mut query = tasks::table.select(list.expression()).into_boxed::<Backend>();
+                let mut query = tasks::table
+                    .select(list.expression())
+                    .into_boxed::<Backend>();
                 narrow!(query, scope, list.filter, now);
                 if let Some(ids) = &found {
                     query = query.filter(any_id(tasks::id, ids));
@@ -297,7 +365,9 @@ pub async fn page(conn: &mut Conn, list: &TaskList, now: Timestamp) -> Result<Pa
         };
         rows.extend(inline_if_few(list.max_rows_read(1), walk).await?);
     }
-    Ok(list.window.page(list.descending, rows, |task| task.position(list.order)))
+    Ok(list
+        .window
+        .page(list.descending, rows, |task| task.position(list.order)))
 }
 
 /// Returns the number of tasks on all pages of the list.
@@ -309,7 +379,9 @@ pub async fn count(conn: &mut Conn, list: &TaskList, now: Timestamp) -> Result<i
             continue;
         }
         total += on!(conn, |c| {
-            let mut query = tasks::table.select(diesel::dsl::count_star()).into_boxed::<Backend>();
+            let mut query = tasks::table
+                .select(diesel::dsl::count_star())
+                .into_boxed::<Backend>();
             narrow!(query, scope, list.filter, now);
             query.first::<i64>(c).await
         })?;
@@ -327,10 +399,13 @@ pub async fn pages(
 ) -> Result<HashMap<Id, Page<Task>>> {
     let mut rows: Vec<Task> = Vec::new();
     for scope in &list.scopes {
-        let found = flatten(search_ids(conn, scope, list, Some((of, ids)), list.window.rows(), now).await?);
+        let found =
+            flatten(search_ids(conn, scope, list, Some((of, ids)), list.window.rows(), now).await?);
         let walk = async {
             on!(conn, |c| {
-                let mut query = tasks::table.select(list.expression()).into_boxed::<Backend>();
+                let mut query = tasks::table
+                    .select(list.expression())
+                    .into_boxed::<Backend>();
                 if let Some(ids) = &found {
                     query = query.filter(any_id(tasks::id, ids));
                 }
@@ -340,7 +415,9 @@ pub async fn pages(
                 };
                 narrow!(query, scope, list.filter, now);
                 order!(query, list);
-                lateral(ids, "tasks", list.expression(), query).load::<Task>(c).await
+                lateral(ids, "tasks", list.expression(), query)
+                    .load::<Task>(c)
+                    .await
             })
         };
         rows.extend(inline_if_few(list.max_rows_read(ids.len()), walk).await?);
@@ -353,7 +430,11 @@ pub async fn pages(
         .iter()
         .map(|id| {
             let rows = groups.remove(id).unwrap_or_default();
-            (*id, list.window.page(list.descending, rows, |task| task.position(list.order)))
+            (
+                *id,
+                list.window
+                    .page(list.descending, rows, |task| task.position(list.order)),
+            )
         })
         .collect())
 }
@@ -368,7 +449,8 @@ pub async fn counts(
 ) -> Result<HashMap<Id, i64>> {
     let mut totals: HashMap<Id, i64> = HashMap::new();
     for scope in &list.scopes {
-        if let Some(found) = search_ids(conn, scope, list, Some((of, ids)), usize::MAX, now).await? {
+        if let Some(found) = search_ids(conn, scope, list, Some((of, ids)), usize::MAX, now).await?
+        {
             for (parent, ids) in found {
                 if let Some(parent) = parent {
                     *totals.entry(parent).or_default() += ids.len() as i64;

@@ -43,12 +43,20 @@ pub async fn insert(
         mail_tokens::email.eq(email),
         mail_tokens::expires_at.eq(expires_at),
     );
-    on!(tx, |c| diesel::insert_into(mail_tokens::table).values(row).execute(c).await)?;
+    on!(tx, |c| diesel::insert_into(mail_tokens::table)
+        .values(row)
+        .execute(c)
+        .await)?;
     Ok(())
 }
 
 /// Redeems a valid token: deletes it, and returns its user and e-mail address.
-pub async fn redeem(tx: &mut Conn, now: Timestamp, purpose: Purpose, hash: &[u8]) -> Result<Option<(Id, String)>> {
+pub async fn redeem(
+    tx: &mut Conn,
+    now: Timestamp,
+    purpose: Purpose,
+    hash: &[u8],
+) -> Result<Option<(Id, String)>> {
     let good = mail_tokens::table
         .filter(mail_tokens::hash.eq(hash))
         .filter(mail_tokens::purpose.eq(purpose))
@@ -62,7 +70,9 @@ pub async fn redeem(tx: &mut Conn, now: Timestamp, purpose: Purpose, hash: &[u8]
 
 /// Revokes a user's tokens for one purpose.
 pub async fn revoke(tx: &mut Conn, user_id: Id, purpose: Purpose) -> Result<()> {
-    let theirs = mail_tokens::table.filter(mail_tokens::user_id.eq(user_id)).filter(mail_tokens::purpose.eq(purpose));
+    let theirs = mail_tokens::table
+        .filter(mail_tokens::user_id.eq(user_id))
+        .filter(mail_tokens::purpose.eq(purpose));
     on!(tx, |c| diesel::delete(theirs).execute(c).await)?;
     Ok(())
 }
@@ -71,8 +81,11 @@ pub async fn revoke(tx: &mut Conn, user_id: Id, purpose: Purpose) -> Result<()> 
 pub async fn purge_expired(db: &Db, now: Timestamp) -> Result<usize> {
     db.transaction(async |tx| {
         let ended = mail_tokens::table.filter(mail_tokens::expires_at.le(now));
-        let hashes: Vec<Vec<u8>> =
-            on!(tx, |c| ended.select(mail_tokens::hash).limit(PURGE_BATCH as i64).load(c).await)?;
+        let hashes: Vec<Vec<u8>> = on!(tx, |c| ended
+            .select(mail_tokens::hash)
+            .limit(PURGE_BATCH as i64)
+            .load(c)
+            .await)?;
         let ended = mail_tokens::table.filter(mail_tokens::hash.eq_any(&hashes));
         Ok(on!(tx, |c| diesel::delete(ended).execute(c).await)?)
     })

@@ -96,7 +96,12 @@ impl User {
     /// The part that every signed-in user may see.
     pub fn profile(&self) -> Profile {
         let (username, display_name) = (self.username.clone(), self.display_name.clone());
-        Profile { id: self.id, username, display_name, created_at: self.created_at }
+        Profile {
+            id: self.id,
+            username,
+            display_name,
+            created_at: self.created_at,
+        }
     }
 
     /// Whether the user gets mail about assignments: only if the account is active and its address
@@ -142,13 +147,25 @@ pub struct ProfileCache(ShortTtlCache<Arc<Profile>>);
 
 impl ProfileCache {
     /// The profiles of the users with these ids, at most one second old.
-    pub async fn by_ids(&self, db: &Db, now: Timestamp, ids: &[Id]) -> Result<HashMap<Id, Arc<Profile>>> {
+    pub async fn by_ids(
+        &self,
+        db: &Db,
+        now: Timestamp,
+        ids: &[Id],
+    ) -> Result<HashMap<Id, Arc<Profile>>> {
         let since = CacheStamp::now(db, CommitSignal::Profiles, now);
         let mut found = self.0.get_many(since, ids);
-        let missing: Vec<Id> = ids.iter().copied().filter(|id| !found.contains_key(id)).collect();
+        let missing: Vec<Id> = ids
+            .iter()
+            .copied()
+            .filter(|id| !found.contains_key(id))
+            .collect();
         if !missing.is_empty() {
             let rows = profiles(&mut db.conn_for_rows(missing.len()).await?, &missing).await?;
-            let rows: Vec<_> = rows.into_iter().map(|profile| (profile.id, Arc::new(profile))).collect();
+            let rows: Vec<_> = rows
+                .into_iter()
+                .map(|profile| (profile.id, Arc::new(profile)))
+                .collect();
             self.0.insert(since, rows.iter().cloned());
             found.extend(rows);
         }
@@ -159,35 +176,57 @@ impl ProfileCache {
 /// The profiles of the users with these ids.
 pub async fn profiles(conn: &mut Conn, ids: &[Id]) -> Result<Vec<Profile>> {
     let found = users::table.filter(any_id(users::id, ids));
-    Ok(inline_if_few(ids.len(), async { on!(conn, |c| found.select(Profile::as_select()).load(c).await) }).await?)
+    Ok(inline_if_few(ids.len(), async {
+        on!(conn, |c| found.select(Profile::as_select()).load(c).await)
+    })
+    .await?)
 }
 
 /// The accounts of the users with these ids. The caller checks the permission.
 pub async fn any_by_ids(conn: &mut Conn, ids: &[Id]) -> Result<Vec<User>> {
     let found = users::table.filter(any_id(users::id, ids));
-    Ok(inline_if_few(ids.len(), async { on!(conn, |c| found.select(User::as_select()).load(c).await) }).await?)
+    Ok(inline_if_few(ids.len(), async {
+        on!(conn, |c| found.select(User::as_select()).load(c).await)
+    })
+    .await?)
 }
 
 /// Loads an account and locks its row until the transaction ends: concurrent updates wait, and none
 /// is lost.
 pub async fn lock(tx: &mut Conn, id: Id) -> Result<Option<User>> {
-    Ok(select_locked!(tx, users::table.find(id).select(User::as_select()), Lock::Update)?.pop())
+    Ok(select_locked!(
+        tx,
+        users::table.find(id).select(User::as_select()),
+        Lock::Update
+    )?
+    .pop())
 }
 
 /// The same, with all active ADMINs locked too. One statement locks the rows in the order of their
 /// ids, so that two transactions cannot deadlock.
 pub async fn lock_with_admins(tx: &mut Conn, id: Id) -> Result<(Option<User>, ActiveAdmins)> {
     let admins = users::role.eq(Role::Admin).and(users::is_active.eq(true));
-    let rows = users::table.filter(users::id.eq(id).or(admins)).order_by(users::id);
+    let rows = users::table
+        .filter(users::id.eq(id).or(admins))
+        .order_by(users::id);
     let rows: Vec<User> = select_locked!(tx, rows.select(User::as_select()), Lock::Update)?;
-    let admins = rows.iter().filter(|user| user.role == Role::Admin && user.is_active).map(|user| user.id).collect();
-    Ok((rows.into_iter().find(|user| user.id == id), ActiveAdmins(admins)))
+    let admins = rows
+        .iter()
+        .filter(|user| user.role == Role::Admin && user.is_active)
+        .map(|user| user.id)
+        .collect();
+    Ok((
+        rows.into_iter().find(|user| user.id == id),
+        ActiveAdmins(admins),
+    ))
 }
 
 /// Loads the account that a write of the viewer depends on. One statement locks both users against
 /// changes until the transaction ends, in the order of their ids.
 pub async fn lock_with_viewer(tx: &mut Conn, viewer: &Viewer, id: Id) -> Result<Option<User>> {
-    let both = users::table.filter(users::id.eq(id).or(users::id.eq(viewer.id))).order_by(users::id);
+    let both = users::table
+        .filter(users::id.eq(id).or(users::id.eq(viewer.id)))
+        .order_by(users::id);
     let both: Vec<User> = select_locked!(tx, both.select(User::as_select()), Lock::Share)?;
     Ok(both.into_iter().find(|user| user.id == id))
 }
@@ -202,7 +241,11 @@ impl ActiveAdmins {
             return Ok(());
         }
         let message = "The last active ADMIN cannot be demoted, disabled or deleted.";
-        Err(Error::UserErrors(vec![UserError { field: None, code: UserErrorCode::Invalid, message: message.into() }]))
+        Err(Error::UserErrors(vec![UserError {
+            field: None,
+            code: UserErrorCode::Invalid,
+            message: message.into(),
+        }]))
     }
 }
 
@@ -222,13 +265,19 @@ pub async fn find_by_username(conn: &mut Conn, username: &str) -> Result<Option<
 
 /// Whether any account exists or has ever existed.
 pub async fn exists_any(conn: &mut Conn) -> Result<bool> {
-    Ok(on!(conn, |c| diesel::select(exists(users::table.select(users::id))).get_result(c).await)?)
+    Ok(on!(conn, |c| diesel::select(exists(
+        users::table.select(users::id)
+    ))
+    .get_result(c)
+    .await)?)
 }
 
 /// Whether an active ADMIN exists.
 pub async fn has_admin(conn: &mut Conn) -> Result<bool> {
     Ok(on!(conn, |c| diesel::select(exists(
-        users::table.filter(users::role.eq(Role::Admin)).filter(users::is_active.eq(true))
+        users::table
+            .filter(users::role.eq(Role::Admin))
+            .filter(users::is_active.eq(true))
     ))
     .get_result(c)
     .await)?)
@@ -248,7 +297,9 @@ pub async fn find_by_email(conn: &mut Conn, email: &str) -> Result<Option<User>>
 pub async fn page(conn: &mut Conn, list: &UserList) -> Result<Page<User>> {
     let found = search_ids(conn, &list.filter, Some(list)).await?;
     let rows = on!(conn, |c| {
-        let mut query = users::table.select(User::as_select()).into_boxed::<Backend>();
+        let mut query = users::table
+            .select(User::as_select())
+            .into_boxed::<Backend>();
         narrow!(query, list.filter);
         if let Some(ids) = &found {
             query = query.filter(any_id(users::id, ids));
@@ -256,32 +307,51 @@ pub async fn page(conn: &mut Conn, list: &UserList) -> Result<Page<User>> {
         order!(query, list, list.window);
         query.load(c).await
     })?;
-    Ok(list.window.page(list.descending, rows, |user: &User| user.position(list.order)))
+    Ok(list.window.page(list.descending, rows, |user: &User| {
+        user.position(list.order)
+    }))
 }
 
 /// The accounts that a search matches: for a page at most its window, in the order of the list.
 /// `None` without a search.
-async fn search_ids(conn: &mut Conn, filter: &UserCriteria, list: Option<&UserList>) -> Result<Option<Vec<Id>>> {
-    let Some(search) = filter.search.as_ref().filter(|search| !search.is_empty()) else { return Ok(None) };
+async fn search_ids(
+    conn: &mut Conn,
+    filter: &UserCriteria,
+    list: Option<&UserList>,
+) -> Result<Option<Vec<Id>>> {
+    let Some(search) = filter.search.as_ref().filter(|search| !search.is_empty()) else {
+        return Ok(None);
+    };
     let mut candidates: Vec<Candidate> = on!(conn, |c| {
         let candidate = (users::id.nullable(), users::id, octet_length(users::search));
-        let mut query = users::table.filter(WithinDeadline).select(candidate).into_boxed::<Backend>();
+        let mut query = users::table
+            .filter(WithinDeadline)
+            .select(candidate)
+            .into_boxed::<Backend>();
         narrow!(query, filter);
         match list {
             Some(list) => {
-                let window = PageWindow { limit: MAX_CANDIDATES, detect_more: true, ..list.window.clone() };
+                let window = PageWindow {
+                    limit: MAX_CANDIDATES,
+                    detect_more: true,
+                    ..list.window.clone()
+                };
                 order!(query, list, window);
                 query.load(c).await
             }
             None => query.limit(MAX_CANDIDATES as i64 + 1).load(c).await,
         }
     })?;
-    candidates.iter_mut().for_each(|candidate| candidate.parent = None);
+    candidates
+        .iter_mut()
+        .for_each(|candidate| candidate.parent = None);
     let limit = list.map_or(usize::MAX, |list| list.window.rows());
-    Ok(scan!(conn, users, TextScan::new(search, candidates, 1, limit))
-        .into_values()
-        .next()
-        .or_else(|| Some(Vec::new())))
+    Ok(
+        scan!(conn, users, TextScan::new(search, candidates, 1, limit))
+            .into_values()
+            .next()
+            .or_else(|| Some(Vec::new())),
+    )
 }
 
 /// Every account, ordered by creation time.
@@ -300,7 +370,9 @@ pub async fn count(conn: &mut Conn, filter: &UserCriteria) -> Result<i64> {
         return Ok(found.len() as i64);
     }
     Ok(on!(conn, |c| {
-        let mut query = users::table.select(diesel::dsl::count_star()).into_boxed::<Backend>();
+        let mut query = users::table
+            .select(diesel::dsl::count_star())
+            .into_boxed::<Backend>();
         narrow!(query, filter);
         query.first(c).await
     })?)
@@ -316,7 +388,10 @@ pub struct UserStatsRow {
 }
 
 /// The counters of each of these users.
-pub async fn stats(conn: &mut Conn, ids: &[Id]) -> Result<std::collections::HashMap<Id, UserStatsRow>> {
+pub async fn stats(
+    conn: &mut Conn,
+    ids: &[Id],
+) -> Result<std::collections::HashMap<Id, UserStatsRow>> {
     use super::task::TaskStatus;
     use diesel::dsl::count_star;
     let owned: Vec<(Id, i64)> = on!(conn, |c| projects::table
@@ -379,14 +454,34 @@ pub async fn create(db: &Db, now: Timestamp, new: &NewUser, origin: &ClientInfo)
     db.transaction(async |tx| {
         check_unique(tx, &user, Some(&new.email), Some(&new.username)).await?;
         let inserted = on!(tx, |c| diesel::insert_into(users::table)
-            .values((&user, UserKeys::of(&user), users::password_hash.eq(&new.password_hash)))
+            .values((
+                &user,
+                UserKeys::of(&user),
+                users::password_hash.eq(&new.password_hash)
+            ))
             .execute(c)
             .await);
         map_unique_violation(inserted)?;
         if !user.email_verified {
-            mail::queue(tx, now, mail::MailKind::VerifyEmail, &user.email, Some(user.id), "").await?;
+            mail::queue(
+                tx,
+                now,
+                mail::MailKind::VerifyEmail,
+                &user.email,
+                Some(user.id),
+                "",
+            )
+            .await?;
         }
-        audit::record(tx, now, audit::AuditKind::Registered, Some(user.id), None, origin).await?;
+        audit::record(
+            tx,
+            now,
+            audit::AuditKind::Registered,
+            Some(user.id),
+            None,
+            origin,
+        )
+        .await?;
         Ok(user.clone())
     })
     .await
@@ -416,12 +511,18 @@ pub async fn update_viewer(
     origin: &ClientInfo,
 ) -> Result<User> {
     db.transaction(async |tx| {
-        let mut user = lock(tx, viewer.id).await?.ok_or_else(Error::unauthenticated)?;
+        let mut user = lock(tx, viewer.id)
+            .await?
+            .ok_or_else(Error::unauthenticated)?;
         session::lock(tx, now, viewer).await?;
         if let Some(name) = &changes.display_name {
             user.display_name = name.to_string();
         }
-        if let Some(username) = changes.username.as_ref().filter(|username| ***username != user.username) {
+        if let Some(username) = changes
+            .username
+            .as_ref()
+            .filter(|username| ***username != user.username)
+        {
             if username.is_reserved() && fold(username) != fold(&user.username) {
                 return Err(Error::UserErrors(vec![Username::reserved("username")]));
             }
@@ -430,14 +531,39 @@ pub async fn update_viewer(
             }
             user.username = username.to_string();
             mail::queue_username_changed(tx, now, user.id, &user.email, &user.username).await?;
-            audit::record(tx, now, audit::AuditKind::UsernameChanged, Some(user.id), Some(user.id), origin).await?;
+            audit::record(
+                tx,
+                now,
+                audit::AuditKind::UsernameChanged,
+                Some(user.id),
+                Some(user.id),
+                origin,
+            )
+            .await?;
         }
         user.assignment_emails = changes.assignment_emails.unwrap_or(user.assignment_emails);
         user.updated_at = now;
-        let requested = User { email: changes.email.as_deref().unwrap_or(&user.email).to_owned(), ..user.clone() };
-        check_unique(tx, &requested, changes.email.as_ref(), changes.username.as_ref()).await?;
+        let requested = User {
+            email: changes.email.as_deref().unwrap_or(&user.email).to_owned(),
+            ..user.clone()
+        };
+        check_unique(
+            tx,
+            &requested,
+            changes.email.as_ref(),
+            changes.username.as_ref(),
+        )
+        .await?;
         if changes.email.is_some() {
-            request_email_change(tx, now, &user, &requested.email, changes.password_verified, origin).await?;
+            request_email_change(
+                tx,
+                now,
+                &user,
+                &requested.email,
+                changes.password_verified,
+                origin,
+            )
+            .await?;
         }
         let updated = on!(tx, |c| diesel::update(users::table.find(user.id))
             .set((
@@ -460,11 +586,24 @@ pub async fn update_viewer(
 pub async fn unsubscribe(db: &Db, now: Timestamp, id: Id, origin: &ClientInfo) -> Result<()> {
     db.transaction(async |tx| {
         let theirs = users::table.find(id);
-        let theirs = theirs.filter(users::assignment_emails.eq(true)).filter(users::deleted_at.is_null());
-        let changed = on!(tx, |c| diesel::update(theirs).set(users::assignment_emails.eq(false)).execute(c).await)?;
+        let theirs = theirs
+            .filter(users::assignment_emails.eq(true))
+            .filter(users::deleted_at.is_null());
+        let changed = on!(tx, |c| diesel::update(theirs)
+            .set(users::assignment_emails.eq(false))
+            .execute(c)
+            .await)?;
         // The link works without a login and for years, so only an actual change is recorded.
         if changed == 1 {
-            audit::record(tx, now, audit::AuditKind::Unsubscribed, Some(id), None, origin).await?;
+            audit::record(
+                tx,
+                now,
+                audit::AuditKind::Unsubscribed,
+                Some(id),
+                None,
+                origin,
+            )
+            .await?;
         }
         Ok(())
     })
@@ -489,10 +628,26 @@ async fn request_email_change(
         }
         email_change::request(tx, now, user, requested).await?;
         mail::queue(tx, now, mail::MailKind::VerifyEmail, requested, who, "").await?;
-        return audit::record(tx, now, audit::AuditKind::EmailChangeRequested, who, who, origin).await;
+        return audit::record(
+            tx,
+            now,
+            audit::AuditKind::EmailChangeRequested,
+            who,
+            who,
+            origin,
+        )
+        .await;
     }
     if canceled {
-        audit::record(tx, now, audit::AuditKind::EmailChangeCanceled, who, who, origin).await?;
+        audit::record(
+            tx,
+            now,
+            audit::AuditKind::EmailChangeCanceled,
+            who,
+            who,
+            origin,
+        )
+        .await?;
     }
     Ok(())
 }
@@ -509,7 +664,10 @@ pub async fn set_email(tx: &mut Conn, now: Timestamp, user: &User, email: &str) 
     if email_change::is_reserved(tx, now, email, user.id).await? {
         return Err(Error::UserErrors(vec![already_taken("email")]));
     }
-    let user = User { email: email.to_owned(), ..user.clone() };
+    let user = User {
+        email: email.to_owned(),
+        ..user.clone()
+    };
     let updated = on!(tx, |c| diesel::update(users::table.find(user.id))
         .set((
             users::email.eq(&user.email),
@@ -566,7 +724,10 @@ pub async fn anonymize(tx: &mut Conn, now: Timestamp, user: &User) -> Result<()>
             users::password_hash.eq(""),
             users::deleted_at.eq(now),
             users::updated_at.eq(now),
-            UserKeys { search: String::new(), ..UserKeys::of(&nobody) },
+            UserKeys {
+                search: String::new(),
+                ..UserKeys::of(&nobody)
+            },
         ))
         .execute(c)
         .await)?;
@@ -585,7 +746,10 @@ pub async fn update(
     is_active: Option<bool>,
     origin: &ClientInfo,
 ) -> Result<User> {
-    db.transaction(async |tx| update_account(tx, now, Some(viewer), id, role, is_active, origin).await).await
+    db.transaction(async |tx| {
+        update_account(tx, now, Some(viewer), id, role, is_active, origin).await
+    })
+    .await
 }
 
 /// The same from the command line, without a viewer.
@@ -596,7 +760,10 @@ pub async fn update_from_shell(
     role: Option<Role>,
     is_active: Option<bool>,
 ) -> Result<User> {
-    db.transaction(async |tx| update_account(tx, now, None, id, role, is_active, &ClientInfo::default()).await).await
+    db.transaction(async |tx| {
+        update_account(tx, now, None, id, role, is_active, &ClientInfo::default()).await
+    })
+    .await
 }
 
 async fn update_account(
@@ -610,9 +777,13 @@ async fn update_account(
 ) -> Result<User> {
     let (old, admins) = lock_with_admins(tx, id).await?;
     if let Some(viewer) = viewer {
-        session::lock(tx, now, viewer).await?.require(Action::ManageUsers, &())?;
+        session::lock(tx, now, viewer)
+            .await?
+            .require(Action::ManageUsers, &())?;
     }
-    let old = old.filter(|user| user.deleted_at.is_none()).ok_or_else(|| Error::not_found("id", "user"))?;
+    let old = old
+        .filter(|user| user.deleted_at.is_none())
+        .ok_or_else(|| Error::not_found("id", "user"))?;
     let mut user = old.clone();
     user.role = role.unwrap_or(old.role);
     user.is_active = is_active.unwrap_or(old.is_active);
@@ -626,19 +797,38 @@ async fn update_account(
     let actor = viewer.map(|viewer| viewer.id);
     user.updated_at = now;
     on!(tx, |c| diesel::update(users::table.find(id))
-        .set((users::role.eq(user.role), users::is_active.eq(user.is_active), users::updated_at.eq(now)))
+        .set((
+            users::role.eq(user.role),
+            users::is_active.eq(user.is_active),
+            users::updated_at.eq(now)
+        ))
         .execute(c)
         .await)?;
-    let event = NewEvent { owner_id: Some(id), ..NewEvent::new(EventKind::UserChanged, actor, now) };
+    let event = NewEvent {
+        owner_id: Some(id),
+        ..NewEvent::new(EventKind::UserChanged, actor, now)
+    };
     events::append(tx, &[event]).await?;
     if user.role != old.role {
-        audit::record(tx, now, audit::AuditKind::RoleChanged, Some(id), actor, origin).await?;
+        audit::record(
+            tx,
+            now,
+            audit::AuditKind::RoleChanged,
+            Some(id),
+            actor,
+            origin,
+        )
+        .await?;
     }
     if user.is_active != old.is_active {
         if !user.is_active {
             session::end(tx, now, id, None, None).await?;
         }
-        let kind = if user.is_active { audit::AuditKind::Enabled } else { audit::AuditKind::Disabled };
+        let kind = if user.is_active {
+            audit::AuditKind::Enabled
+        } else {
+            audit::AuditKind::Disabled
+        };
         audit::record(tx, now, kind, Some(id), actor, origin).await?;
     }
     Ok(user)
@@ -646,42 +836,70 @@ async fn update_account(
 
 /// Checks both unique names, so that one response reports both. In a race the unique indexes
 /// decide.
-async fn check_unique(tx: &mut Conn, user: &User, email: Option<&Email>, username: Option<&Username>) -> Result<()> {
+async fn check_unique(
+    tx: &mut Conn,
+    user: &User,
+    email: Option<&Email>,
+    username: Option<&Username>,
+) -> Result<()> {
     let others: Vec<(String, String)> = on!(tx, |c| users::table
         .filter(users::id.ne(user.id))
-        .filter(users::email_key.eq(fold(&user.email)).or(users::username_key.eq(fold(&user.username))))
+        .filter(
+            users::email_key
+                .eq(fold(&user.email))
+                .or(users::username_key.eq(fold(&user.username)))
+        )
         .select((users::email_key, users::username_key))
         .load(c)
         .await)?;
     let mut faults = Vec::new();
     let has = others.iter().any(|(key, _)| *key == fold(&user.email));
-    if email.is_some() && (has || email_change::is_reserved(tx, user.updated_at, &user.email, user.id).await?) {
+    if email.is_some()
+        && (has || email_change::is_reserved(tx, user.updated_at, &user.email, user.id).await?)
+    {
         faults.push(already_taken("email"));
     }
     // Read after the accounts: a username that is given up in between is found in one of the two.
     let has = others.iter().any(|(_, key)| *key == fold(&user.username));
-    if username.is_some() && (has || username_change::is_reserved(tx, user.updated_at, &user.username, user.id).await?)
+    if username.is_some()
+        && (has
+            || username_change::is_reserved(tx, user.updated_at, &user.username, user.id).await?)
     {
         faults.push(already_taken("username"));
     }
-    if faults.is_empty() { Ok(()) } else { Err(Error::UserErrors(faults)) }
+    if faults.is_empty() {
+        Ok(())
+    } else {
+        Err(Error::UserErrors(faults))
+    }
 }
 
 fn map_unique_violation(written: QueryResult<usize>) -> Result<()> {
     match written {
         Err(error) if is_unique_violation(&error) => {
-            let diesel::result::Error::DatabaseError(_, info) = &error else { return Err(error.into()) };
+            let diesel::result::Error::DatabaseError(_, info) = &error else {
+                return Err(error.into());
+            };
             // PostgreSQL reports the constraint, SQLite the column. Both contain the column's name.
             let named = info.constraint_name().unwrap_or_else(|| info.message());
-            Err(Error::UserErrors(vec![already_taken(if named.contains("username") { "username" } else { "email" })]))
+            Err(Error::UserErrors(vec![already_taken(
+                if named.contains("username") {
+                    "username"
+                } else {
+                    "email"
+                },
+            )]))
         }
         other => Ok(other.map(|_| ())?),
     }
 }
 
 fn already_taken(field: &'static str) -> UserError {
-    let message =
-        if field == "email" { "This e-mail address already has an account." } else { "This username is taken." };
+    let message = if field == "email" {
+        "This e-mail address already has an account."
+    } else {
+        "This username is taken."
+    };
     UserError::new(field, UserErrorCode::Taken, message)
 }
 
@@ -699,7 +917,10 @@ impl UserKeys {
         Self {
             email_key: fold(&user.email),
             username_key: fold(&user.username),
-            search: fold(&format!("{}\n{}\n{}", user.username, user.display_name, user.email)),
+            search: fold(&format!(
+                "{}\n{}\n{}",
+                user.username, user.display_name, user.email
+            )),
         }
     }
 }

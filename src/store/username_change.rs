@@ -45,22 +45,41 @@ pub async fn reserve(tx: &mut Conn, now: Timestamp, user_id: Id, username: &str)
     let expired = theirs().filter(username_changes::expires_at.le(now));
     on!(tx, |c| diesel::delete(expired).execute(c).await)?;
     let known = theirs().filter(username_changes::username_key.eq(&key));
-    let known = on!(tx, |c| diesel::update(known).set(username_changes::expires_at.eq(expires_at)).execute(c).await)?;
+    let known = on!(tx, |c| diesel::update(known)
+        .set(username_changes::expires_at.eq(expires_at))
+        .execute(c)
+        .await)?;
     let count: i64 = on!(tx, |c| theirs().count().get_result(c).await)?;
     if known == 0 && count < MAX_RESERVED {
-        let row = UsernameChange { id: Id::new(), user_id, username_key: key, changed_at: now, expires_at };
-        on!(tx, |c| diesel::insert_into(username_changes::table).values(&row).execute(c).await)?;
+        let row = UsernameChange {
+            id: Id::new(),
+            user_id,
+            username_key: key,
+            changed_at: now,
+            expires_at,
+        };
+        on!(tx, |c| diesel::insert_into(username_changes::table)
+            .values(&row)
+            .execute(c)
+            .await)?;
     }
     Ok(())
 }
 
 /// Whether a username is reserved for another account.
-pub async fn is_reserved(conn: &mut Conn, now: Timestamp, username: &str, user_id: Id) -> Result<bool> {
+pub async fn is_reserved(
+    conn: &mut Conn,
+    now: Timestamp,
+    username: &str,
+    user_id: Id,
+) -> Result<bool> {
     let reserved = username_changes::table
         .filter(username_changes::username_key.eq(fold(username)))
         .filter(username_changes::user_id.ne(user_id))
         .filter(username_changes::expires_at.gt(now));
-    Ok(on!(conn, |c| diesel::select(exists(reserved)).get_result(c).await)?)
+    Ok(on!(conn, |c| diesel::select(exists(reserved))
+        .get_result(c)
+        .await)?)
 }
 
 /// Deletes the former usernames of an account that is being deleted.
@@ -74,7 +93,9 @@ pub async fn delete_for_user(tx: &mut Conn, user_id: Id) -> Result<()> {
 pub async fn purge_expired(db: &Db, now: Timestamp) -> Result<usize> {
     db.transaction(async |tx| {
         let expired = username_changes::table.filter(username_changes::expires_at.le(now));
-        let expired = expired.select(username_changes::id).limit(PURGE_BATCH as i64);
+        let expired = expired
+            .select(username_changes::id)
+            .limit(PURGE_BATCH as i64);
         let ids: Vec<Id> = on!(tx, |c| expired.load(c).await)?;
         let expired = username_changes::table.filter(any_id(username_changes::id, &ids));
         Ok(on!(tx, |c| diesel::delete(expired).execute(c).await)?)

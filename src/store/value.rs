@@ -22,7 +22,11 @@ impl UserErrors {
 
     /// Fails with all recorded errors if there are any.
     pub fn check(self) -> Result<()> {
-        if self.0.is_empty() { Ok(()) } else { Err(Error::UserErrors(self.0)) }
+        if self.0.is_empty() {
+            Ok(())
+        } else {
+            Err(Error::UserErrors(self.0))
+        }
     }
 }
 
@@ -46,11 +50,19 @@ impl<const MIN: usize, const MAX: usize> BoundedText<MIN, MAX> {
         }
         let text = raw.trim();
         if text.contains('\0') {
-            return Err(UserError::new(field, UserErrorCode::Invalid, "NUL characters are not allowed."));
+            return Err(UserError::new(
+                field,
+                UserErrorCode::Invalid,
+                "NUL characters are not allowed.",
+            ));
         }
         let length = text.chars().count();
         if length == 0 && MIN > 0 {
-            return Err(UserError::new(field, UserErrorCode::Blank, "Must not be blank."));
+            return Err(UserError::new(
+                field,
+                UserErrorCode::Blank,
+                "Must not be blank.",
+            ));
         }
         if length < MIN {
             return Err(UserError::new(
@@ -84,7 +96,11 @@ impl<const MIN: usize, const MAX: usize> Deref for BoundedText<MIN, MAX> {
 }
 
 fn too_long(field: &'static str, max: usize) -> UserError {
-    UserError::new(field, UserErrorCode::TooLong, format!("Must have at most {max} characters."))
+    UserError::new(
+        field,
+        UserErrorCode::TooLong,
+        format!("Must have at most {max} characters."),
+    )
 }
 
 /// Display name of a user: 1–100 characters, none of which hides or reorders the text around it.
@@ -122,7 +138,9 @@ pub const fn is_deceptive(c: char) -> bool {
 
 /// Whether a character is invisible by itself.
 fn is_blank(c: char) -> bool {
-    let fillers = ['\u{200c}', '\u{200d}', '\u{115f}', '\u{1160}', '\u{2800}', '\u{3164}', '\u{ffa0}'];
+    let fillers = [
+        '\u{200c}', '\u{200d}', '\u{115f}', '\u{1160}', '\u{2800}', '\u{3164}', '\u{ffa0}',
+    ];
     c.is_whitespace() || fillers.contains(&c) || ('\u{fe00}'..='\u{fe0f}').contains(&c)
 }
 
@@ -134,7 +152,10 @@ impl Username {
     /// Trims and validates a username.
     pub fn parse(field: &'static str, raw: &str) -> std::result::Result<Self, UserError> {
         let text = BoundedText::<3, 50>::parse(field, raw)?;
-        if !text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-') {
+        if !text
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-')
+        {
             return Err(UserError::new(
                 field,
                 UserErrorCode::Invalid,
@@ -150,9 +171,12 @@ impl Username {
         let is_separator = |c: char| matches!(c, '_' | '-');
         let folded = fold(&self.0);
         // Deleted accounts are renamed to `deleted` followed by an id.
-        let rest = folded.trim_start_matches(is_separator).strip_prefix("deleted");
+        let rest = folded
+            .trim_start_matches(is_separator)
+            .strip_prefix("deleted");
         let bare: String = folded.chars().filter(|c| !is_separator(*c)).collect();
-        rest.is_some_and(|rest| !rest.starts_with(|c: char| c.is_ascii_alphabetic())) || RESERVED.contains(&&*bare)
+        rest.is_some_and(|rest| !rest.starts_with(|c: char| c.is_ascii_alphabetic()))
+            || RESERVED.contains(&&*bare)
     }
 
     /// The user error for a reserved username.
@@ -212,10 +236,12 @@ impl Email {
     /// Validates the syntax. Whether the mailbox exists is verified by mail.
     pub fn parse(field: &'static str, raw: &str) -> std::result::Result<Self, UserError> {
         let text = BoundedText::<1, 254>::parse(field, raw)?;
-        let invalid = || UserError::new(field, UserErrorCode::Invalid, "Not a valid e-mail address.");
+        let invalid =
+            || UserError::new(field, UserErrorCode::Invalid, "Not a valid e-mail address.");
         let (local, domain) = text.rsplit_once('@').ok_or_else(invalid)?;
-        let fits =
-            local.len() <= 64 && domain.contains('.') && !text.chars().any(|c| c.is_whitespace() || c.is_control());
+        let fits = local.len() <= 64
+            && domain.contains('.')
+            && !text.chars().any(|c| c.is_whitespace() || c.is_control());
         if !fits || text.parse::<lettre::Address>().is_err() {
             return Err(invalid());
         }
@@ -251,8 +277,14 @@ impl Color {
     pub fn parse(field: &'static str, raw: &str) -> std::result::Result<Self, UserError> {
         let digits = raw.strip_prefix('#').filter(|digits| digits.len() == 6);
         match digits {
-            Some(digits) if digits.bytes().all(|byte| byte.is_ascii_hexdigit()) => Ok(Self(raw.to_ascii_lowercase())),
-            _ => Err(UserError::new(field, UserErrorCode::Invalid, "Must be a color such as #1f6feb.")),
+            Some(digits) if digits.bytes().all(|byte| byte.is_ascii_hexdigit()) => {
+                Ok(Self(raw.to_ascii_lowercase()))
+            }
+            _ => Err(UserError::new(
+                field,
+                UserErrorCode::Invalid,
+                "Must be a color such as #1f6feb.",
+            )),
         }
     }
 
@@ -277,12 +309,19 @@ impl Search {
     /// Validates and splits a search text. An empty one matches everything.
     pub fn parse(raw: &str) -> Result<Self> {
         if raw.contains('\0') {
-            return Err(Error::bad_input("A search must not contain NUL characters."));
+            return Err(Error::bad_input(
+                "A search must not contain NUL characters.",
+            ));
         }
         if raw.chars().take(Self::MAX_LENGTH + 1).count() > Self::MAX_LENGTH {
-            return Err(Error::bad_input("A search must have at most 200 characters."));
+            return Err(Error::bad_input(
+                "A search must have at most 200 characters.",
+            ));
         }
-        let words: Vec<String> = fold(raw).split_whitespace().map(ToOwned::to_owned).collect();
+        let words: Vec<String> = fold(raw)
+            .split_whitespace()
+            .map(ToOwned::to_owned)
+            .collect();
         if words.len() > Self::MAX_WORDS {
             return Err(Error::bad_input("A search must have at most 10 words."));
         }
@@ -307,17 +346,32 @@ mod tests {
     #[test]
     fn lengths_count_code_points_after_trimming() {
         assert_eq!(
-            Title::parse("title", &format!("  {}  ", "ü".repeat(200))).map(|title| title.chars().count()),
+            Title::parse("title", &format!("  {}  ", "ü".repeat(200)))
+                .map(|title| title.chars().count()),
             Ok(200)
         );
-        assert_eq!(Title::parse("title", &"ü".repeat(201)).map_err(|fault| fault.code), Err(UserErrorCode::TooLong));
-        assert_eq!(Title::parse("title", " \t\n ").map_err(|fault| fault.code), Err(UserErrorCode::Blank));
-        assert_eq!(Title::parse("title", "a\0b").map_err(|fault| fault.code), Err(UserErrorCode::Invalid));
+        assert_eq!(
+            Title::parse("title", &"ü".repeat(201)).map_err(|fault| fault.code),
+            Err(UserErrorCode::TooLong)
+        );
+        assert_eq!(
+            Title::parse("title", " \t\n ").map_err(|fault| fault.code),
+            Err(UserErrorCode::Blank)
+        );
+        assert_eq!(
+            Title::parse("title", "a\0b").map_err(|fault| fault.code),
+            Err(UserErrorCode::Invalid)
+        );
     }
 
     #[test]
     fn an_email_needs_a_mailbox_and_a_domain() {
-        for good in ["a@b.co", "first.last+tag@sub.example.org", "üser@example.org", " a@b.co\n"] {
+        for good in [
+            "a@b.co",
+            "first.last+tag@sub.example.org",
+            "üser@example.org",
+            " a@b.co\n",
+        ] {
             assert_eq!(Email::parse("email", good).as_deref(), Ok(good.trim()));
         }
         for bad in [
@@ -341,12 +395,29 @@ mod tests {
         let is_reserved = |name: &str| Username::parse("username", name).unwrap().is_reserved();
         for name in RESERVED {
             assert_eq!(name, fold(name), "as it is compared");
-            assert!(is_reserved(name) && is_reserved(&name.to_uppercase()) && is_reserved(&format!("-{name}_")));
+            assert!(
+                is_reserved(name)
+                    && is_reserved(&name.to_uppercase())
+                    && is_reserved(&format!("-{name}_"))
+            );
         }
-        for name in ["deleted", "Deleted-user", "deleted-ada", "deleted_1", "deleted7", "_deleted-x"] {
+        for name in [
+            "deleted",
+            "Deleted-user",
+            "deleted-ada",
+            "deleted_1",
+            "deleted7",
+            "_deleted-x",
+        ] {
             assert!(is_reserved(name), "{name}");
         }
-        for name in ["admiral", "rootkit", "deletedalice", "undeleted", "ada-admin"] {
+        for name in [
+            "admiral",
+            "rootkit",
+            "deletedalice",
+            "undeleted",
+            "ada-admin",
+        ] {
             assert!(!is_reserved(name), "{name}");
         }
     }
@@ -356,8 +427,7 @@ mod tests {
         for c in (0..=0x10_ffff).filter_map(char::from_u32) {
             let name = format!("a{c}b");
             let refused = DisplayName::parse("displayName", &name).is_err();
-            let direction =
-                matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+            let direction = matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
             if c.is_control() || direction {
                 assert!(refused, "{c:?}");
             }

@@ -49,14 +49,20 @@ impl http_body::Body for OneByOne {
     type Data = Bytes;
     type Error = std::convert::Infallible;
 
-    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
-        self.most.fetch_max(self.kept.load(Ordering::SeqCst), Ordering::SeqCst);
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        self.most
+            .fetch_max(self.kept.load(Ordering::SeqCst), Ordering::SeqCst);
         if self.left == 0 {
             return Poll::Ready(None);
         }
         self.left -= 1;
         self.kept.fetch_add(1, Ordering::SeqCst);
-        Poll::Ready(Some(Ok(Frame::data(Bytes::from_owner(Piece(Arc::clone(&self.kept)))))))
+        Poll::Ready(Some(Ok(Frame::data(Bytes::from_owner(Piece(Arc::clone(
+            &self.kept,
+        )))))))
     }
 }
 
@@ -70,17 +76,28 @@ async fn no_frame_of_a_body_is_kept_once_the_next_one_is_read() {
         ("/auth/login", 9_000, 413),
     ] {
         let (kept, most) = (Arc::<AtomicUsize>::default(), Arc::<AtomicUsize>::default());
-        let body = OneByOne { left: bytes, kept: Arc::clone(&kept), most: Arc::clone(&most) };
-        let request = Request::post(path).header("content-type", "application/json").body(Body::new(body));
+        let body = OneByOne {
+            left: bytes,
+            kept: Arc::clone(&kept),
+            most: Arc::clone(&most),
+        };
+        let request = Request::post(path)
+            .header("content-type", "application/json")
+            .body(Body::new(body));
         let answered = server.run(async move |app| {
-            let answer = http::router(&app, graphql::schema(true)).oneshot(request.expect("a request")).await;
+            let answer = http::router(&app, graphql::schema(true))
+                .oneshot(request.expect("a request"))
+                .await;
             let answer = answer.expect("an answer");
             let status = answer.status().as_u16();
             answer.into_body().collect().await.expect("a whole answer");
             status
         });
         assert_eq!(answered.await, status, "{path}: {bytes}");
-        assert!(most.load(Ordering::SeqCst) <= 1, "{path}: {most:?} frames alive at once");
+        assert!(
+            most.load(Ordering::SeqCst) <= 1,
+            "{path}: {most:?} frames alive at once"
+        );
         assert_eq!(kept.load(Ordering::SeqCst), 0, "{path}");
     }
 }
@@ -93,7 +110,13 @@ fn send_one_by_one(stream: &mut TcpStream, piece: &[u8], count: usize) {
         match stream.write_all(piece) {
             Ok(()) => thread::yield_now(),
             Err(error) => {
-                assert!(matches!(error.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset), "{error}");
+                assert!(
+                    matches!(
+                        error.kind(),
+                        ErrorKind::BrokenPipe | ErrorKind::ConnectionReset
+                    ),
+                    "{error}"
+                );
                 return;
             }
         }
@@ -137,7 +160,8 @@ async fn a_body_in_one_byte_chunks_uses_memory_for_its_bytes_only() {
     for (path, count) in [("/graphql", 60_000), ("/auth/login", 8_000)] {
         for at_once in [1, 4] {
             let grown = growth(&program, at_once, count, async |count| {
-                let status = tokio::task::spawn_blocking(move || chunked(address, path, count)).await;
+                let status =
+                    tokio::task::spawn_blocking(move || chunked(address, path, count)).await;
                 assert_eq!(status.expect("no panic"), "HTTP/1.1 400");
             });
             let grown = grown.await.unwrap_or_default();
@@ -191,11 +215,16 @@ async fn a_message_in_one_byte_continuation_frames_uses_memory_for_its_bytes_onl
         send_one_by_one(&mut stream, &[0x80, 0x80, 0, 0, 0, 0], 1);
         let mut answer = Vec::new();
         stream.read_to_end(&mut answer).expect("the socket closes");
-        assert!(answer.starts_with(b"HTTP/1.1 101") && answer.windows(2).any(|code| code == 4400_u16.to_be_bytes()));
+        assert!(
+            answer.starts_with(b"HTTP/1.1 101")
+                && answer.windows(2).any(|code| code == 4400_u16.to_be_bytes())
+        );
     };
     for at_once in [1, 4] {
         let grown = growth(&program, at_once, 60_000, async |count| {
-            tokio::task::spawn_blocking(move || send(count)).await.expect("no panic");
+            tokio::task::spawn_blocking(move || send(count))
+                .await
+                .expect("no panic");
         });
         let grown = grown.await.unwrap_or_default();
         println!("{at_once} at once: {grown} KiB");
@@ -208,7 +237,9 @@ async fn what_an_address_has_half_sent_is_limited_and_harms_nobody_else() {
     let server = Server::start().await;
     let connect = async |source: u8| {
         let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
-        socket.bind(([127, 0, 0, source], 0).into()).expect("an address of this machine");
+        socket
+            .bind(([127, 0, 0, source], 0).into())
+            .expect("an address of this machine");
         socket.connect(server.address).await.expect("a connection")
     };
     let begin = async |source: u8, length: usize, sent: usize| {
@@ -242,12 +273,27 @@ async fn what_an_address_has_half_sent_is_limited_and_harms_nobody_else() {
             }
         }
     };
-    assert_eq!(tokio::time::timeout(PATIENCE, refused).await.expect("a refusal"), "429");
-    assert_eq!(status(begin(1, 100, 100).await).await, "200", "a small body is still accepted");
-    assert_eq!(status(begin(2, 250_000, 250_000).await).await, "200", "other addresses are not affected");
+    assert_eq!(
+        tokio::time::timeout(PATIENCE, refused)
+            .await
+            .expect("a refusal"),
+        "429"
+    );
+    assert_eq!(
+        status(begin(1, 100, 100).await).await,
+        "200",
+        "a small body is still accepted"
+    );
+    assert_eq!(
+        status(begin(2, 250_000, 250_000).await).await,
+        "200",
+        "other addresses are not affected"
+    );
     drop(half_sent);
     let again = async { while status(begin(1, 250_000, 250_000).await).await != "200" {} };
-    tokio::time::timeout(PATIENCE, again).await.expect("room again");
+    tokio::time::timeout(PATIENCE, again)
+        .await
+        .expect("room again");
 }
 
 #[tokio::test]
@@ -258,7 +304,9 @@ async fn bodies_that_do_not_arrive_make_room_for_others_in_the_budget_of_the_pro
     let server = Server::start().await;
     let connect = async |source: u8| {
         let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
-        socket.bind(([127, 0, 1, source], 0).into()).expect("an address of this machine");
+        socket
+            .bind(([127, 0, 1, source], 0).into())
+            .expect("an address of this machine");
         socket.connect(server.address).await.expect("a connection")
     };
     let post = async |source: u8, sent: usize, length: usize| {
@@ -267,7 +315,10 @@ async fn bodies_that_do_not_arrive_make_room_for_others_in_the_budget_of_the_pro
             "POST /graphql HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n"
         );
         let body = r#"{"query":"{ __typename }"}"#.to_owned() + &" ".repeat(sent - 26);
-        stream.write_all((head + &body).as_bytes()).await.expect("sent");
+        stream
+            .write_all((head + &body).as_bytes())
+            .await
+            .expect("sent");
         stream
     };
     let status = async |stream: &mut tokio::net::TcpStream| {
@@ -287,11 +338,15 @@ async fn bodies_that_do_not_arrive_make_room_for_others_in_the_budget_of_the_pro
             tokio::task::yield_now().await;
         }
     };
-    tokio::time::timeout(PATIENCE, arrived).await.expect("the budget is exhausted");
+    tokio::time::timeout(PATIENCE, arrived)
+        .await
+        .expect("the budget is exhausted");
     for _ in 0..3 {
         assert_eq!(status(&mut post(100, 250_000, 250_000).await).await, "200");
     }
-    let first = select_all(half_sent.iter_mut().map(|stream| Box::pin(status(stream)))).await.0;
+    let first = select_all(half_sent.iter_mut().map(|stream| Box::pin(status(stream))))
+        .await
+        .0;
     assert_eq!(first, "400", "a body that has waited is given up");
 }
 
@@ -301,7 +356,9 @@ async fn a_body_that_arrives_in_pieces_is_given_up_after_one_that_does_not_arriv
     let query = r#"{"query":"{ __typename }"}"#;
     let (piece, rest) = (" ".repeat(20_000), " ".repeat(20_000) + query);
     let begin = async || {
-        let mut stream = tokio::net::TcpStream::connect(server.address).await.expect("a connection");
+        let mut stream = tokio::net::TcpStream::connect(server.address)
+            .await
+            .expect("a connection");
         let length = piece.len() + rest.len();
         let head = format!(
             "POST /graphql HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\
@@ -311,7 +368,10 @@ async fn a_body_that_arrives_in_pieces_is_given_up_after_one_that_does_not_arriv
         let mut answer = [0; 25];
         let read = tokio::time::timeout(PATIENCE, stream.read_exact(&mut answer)).await;
         read.expect("an answer in time").expect("an answer");
-        assert_eq!(&answer, b"HTTP/1.1 100 Continue\r\n\r\n", "the server waits for the body");
+        assert_eq!(
+            &answer, b"HTTP/1.1 100 Continue\r\n\r\n",
+            "the server waits for the body"
+        );
         stream
     };
     let status = async |stream: &mut tokio::net::TcpStream| {
@@ -327,7 +387,9 @@ async fn a_body_that_arrives_in_pieces_is_given_up_after_one_that_does_not_arriv
             tokio::task::yield_now().await;
         }
     };
-    tokio::time::timeout(PATIENCE, arrived).await.expect("the piece arrives");
+    tokio::time::timeout(PATIENCE, arrived)
+        .await
+        .expect("the piece arrives");
     let _third = begin().await;
     assert_eq!(status(&mut silent).await, "400");
     slow.write_all(rest.as_bytes()).await.expect("sent");

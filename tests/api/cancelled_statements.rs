@@ -13,9 +13,14 @@ use crate::harness::{Database, is_postgres};
 
 /// Runs one statement that takes a moment.
 async fn linger(conn: &mut Conn) -> Result<()> {
-    const SQLITE: &str = "WITH RECURSIVE a(b) AS (SELECT 1 UNION ALL SELECT b + 1 FROM a WHERE b < 1000000)
+    const SQLITE: &str =
+        "WITH RECURSIVE a(b) AS (SELECT 1 UNION ALL SELECT b + 1 FROM a WHERE b < 1000000)
         SELECT count(*) FROM a";
-    let statement = if is_postgres() { "SELECT pg_sleep(0.3)" } else { SQLITE };
+    let statement = if is_postgres() {
+        "SELECT pg_sleep(0.3)"
+    } else {
+        SQLITE
+    };
     Ok(on!(conn, |c| c.batch_execute(statement).await)?)
 }
 
@@ -37,7 +42,10 @@ async fn a_statement_that_nobody_waits_for_keeps_its_connection_until_it_ends() 
     let database = Database::fresh().await;
     let db = Db::open(&database.location(), 1).expect("a database");
     let mut conn = db.conn().await.expect("a connection");
-    assert!(poll!(pin!(linger(&mut conn))).is_pending(), "the statement is running");
+    assert!(
+        poll!(pin!(linger(&mut conn))).is_pending(),
+        "the statement is running"
+    );
     drop(conn);
     assert_eq!(busy(&db), 1, "the connection is still in use");
     let mut conn = answered(async || db.conn().await).await;
@@ -62,8 +70,16 @@ async fn a_transaction_that_nobody_waits_for_keeps_its_connection_until_its_stat
         () = begun.notified() => {}
     }
     assert_eq!(busy(&db), 1, "the connection is still in use");
-    answered(async || db.transaction(async |tx| Ok(on!(tx, |c| c.batch_execute("SELECT 1").await)?)).await).await;
-    assert_eq!((busy(&db), db.generation(CommitSignal::Log)), (0, 0), "the transaction was rolled back");
+    answered(async || {
+        db.transaction(async |tx| Ok(on!(tx, |c| c.batch_execute("SELECT 1").await)?))
+            .await
+    })
+    .await;
+    assert_eq!(
+        (busy(&db), db.generation(CommitSignal::Log)),
+        (0, 0),
+        "the transaction was rolled back"
+    );
     db.close().await;
     database.remove().await;
 }

@@ -10,7 +10,9 @@ async fn start() -> (Server, Person, Person, String) {
     let server = Server::start().await;
     let (alice, bob) = (server.person("alice").await, server.person("bob").await);
     let project = alice.project("Apollo").await;
-    let task = alice.task(&project, "Fly", json!({ "assigneeId": bob.id })).await;
+    let task = alice
+        .task(&project, "Fly", json!({ "assigneeId": bob.id }))
+        .await;
     (server, alice, bob, task)
 }
 
@@ -24,9 +26,13 @@ async fn a_comment_has_one_to_five_thousand_characters() {
         (" \n\t".to_owned(), "body: BLANK"),
         ("a\u{0}b".to_owned(), "body: INVALID"),
     ] {
-        let added = alice.mutate("addComment", json!({ "taskId": task, "body": body })).await;
+        let added = alice
+            .mutate("addComment", json!({ "taskId": task, "body": body }))
+            .await;
         assert_eq!(added.outcome(), outcome);
-        let updated = alice.mutate("updateComment", json!({ "id": comment, "body": body })).await;
+        let updated = alice
+            .mutate("updateComment", json!({ "id": comment, "body": body }))
+            .await;
         assert_eq!(updated.outcome(), outcome);
     }
 }
@@ -34,14 +40,33 @@ async fn a_comment_has_one_to_five_thousand_characters() {
 #[tokio::test]
 async fn an_edited_comment_says_so() {
     let (server, _, bob, task) = start().await;
-    let comment = bob.mutate("addComment", json!({ "taskId": task, "body": "  Soon " })).await.ok();
-    assert_eq!((&comment["body"], &comment["isEdited"]), (&json!("Soon"), &json!(false)));
+    let comment = bob
+        .mutate("addComment", json!({ "taskId": task, "body": "  Soon " }))
+        .await
+        .ok();
+    assert_eq!(
+        (&comment["body"], &comment["isEdited"]),
+        (&json!("Soon"), &json!(false))
+    );
     server.advance(Duration::from_secs(1));
-    let update = async |body| bob.mutate("updateComment", json!({ "id": comment["id"], "body": body })).await.ok();
+    let update = async |body| {
+        bob.mutate(
+            "updateComment",
+            json!({ "id": comment["id"], "body": body }),
+        )
+        .await
+        .ok()
+    };
     let same = update("Soon").await;
-    assert_eq!((&same["isEdited"], &same["updatedAt"]), (&json!(false), &comment["createdAt"]));
+    assert_eq!(
+        (&same["isEdited"], &same["updatedAt"]),
+        (&json!(false), &comment["createdAt"])
+    );
     let edited = update("Now").await;
-    assert_eq!((&edited["body"], &edited["isEdited"]), (&json!("Now"), &json!(true)));
+    assert_eq!(
+        (&edited["body"], &edited["isEdited"]),
+        (&json!("Now"), &json!(true))
+    );
     assert_eq!(edited["updatedAt"], server.moment(Duration::from_secs(1)));
 }
 
@@ -58,13 +83,29 @@ async fn the_text_of_a_comment_is_gone_with_it() {
         )
         .await;
     let comment = bob.comment(&task, "A first secret for @alice").await;
-    bob.mutate("updateComment", json!({ "id": comment, "body": "Another secret for @alice" })).await.ok();
+    bob.mutate(
+        "updateComment",
+        json!({ "id": comment, "body": "Another secret for @alice" }),
+    )
+    .await
+    .ok();
     let dump = server.dump().await;
-    assert!(!dump.contains("first secret") && dump.matches("Another secret").count() == 1, "only in its row: {dump}");
-    bob.mutate("deleteComment", json!({ "id": comment })).await.ok();
+    assert!(
+        !dump.contains("first secret") && dump.matches("Another secret").count() == 1,
+        "only in its row: {dump}"
+    );
+    bob.mutate("deleteComment", json!({ "id": comment }))
+        .await
+        .ok();
     let last = json!({ "body": "", "author": { "username": "bob" } });
-    assert_eq!(live.next().await["events"], json!({ "comment": last, "deletedCommentId": comment }));
-    alice.mutate("updateTask", json!({ "id": task, "assigneeId": carol.id })).await.ok();
+    assert_eq!(
+        live.next().await["events"],
+        json!({ "comment": last, "deletedCommentId": comment })
+    );
+    alice
+        .mutate("updateTask", json!({ "id": task, "assigneeId": carol.id }))
+        .await
+        .ok();
 
     let events = "nodes { __typename ... on CommentAddedEvent { comment { body } }
         ... on CommentUpdatedEvent { comment { body } } ... on CommentDeletedEvent { comment { body } } }";
@@ -73,8 +114,15 @@ async fn the_text_of_a_comment_is_gone_with_it() {
             viewer {{ notifications {{ nodes {{ kind comment {{ body }} }} }} }} }}"
     );
     for reader in [&alice, &carol, &admin] {
-        let seen = reader.query(&document, json!({ "task": task })).await.to_string();
-        assert!(seen.contains("CommentDeletedEvent") && !seen.contains("secret"), "{} reads {seen}", reader.username);
+        let seen = reader
+            .query(&document, json!({ "task": task }))
+            .await
+            .to_string();
+        assert!(
+            seen.contains("CommentDeletedEvent") && !seen.contains("secret"),
+            "{} reads {seen}",
+            reader.username
+        );
     }
     assert!(!server.dump().await.contains("secret"));
 }
@@ -83,7 +131,9 @@ async fn the_text_of_a_comment_is_gone_with_it() {
 async fn texts_of_comments_that_earlier_versions_left_in_the_log_are_removed() {
     let (server, _, bob, task) = start().await;
     let comment = bob.comment(&task, "Soon").await;
-    bob.mutate("deleteComment", json!({ "id": comment })).await.ok();
+    bob.mutate("deleteComment", json!({ "id": comment }))
+        .await
+        .ok();
     let database = server.database();
     database
         .execute(
@@ -100,24 +150,41 @@ async fn texts_of_comments_that_earlier_versions_left_in_the_log_are_removed() {
         })
         .await;
     let dump = server.dump().await;
-    assert!(!dump.contains("a secret") && dump.contains("mentions"), "{dump}");
+    assert!(
+        !dump.contains("a secret") && dump.contains("mentions"),
+        "{dump}"
+    );
     let document = "query ($task: ID!) { task(id: $task) { activity { nodes {
         ... on CommentDeletedEvent { comment { body author { username } } deletedCommentId }
     } } } }";
-    let seen = bob.query(document, json!({ "task": task })).await["task"]["activity"]["nodes"].clone();
+    let seen =
+        bob.query(document, json!({ "task": task })).await["task"]["activity"]["nodes"].clone();
     let last = json!({ "body": "", "author": { "username": "bob" } });
     let last = json!({ "comment": last, "deletedCommentId": comment });
-    assert!(seen.as_array().is_some_and(|events| events.contains(&last)), "{seen}");
+    assert!(
+        seen.as_array().is_some_and(|events| events.contains(&last)),
+        "{seen}"
+    );
 }
 
 #[tokio::test]
 async fn an_author_who_lost_the_task_has_lost_the_comment_too() {
     let (_server, alice, bob, task) = start().await;
     let comment = bob.comment(&task, "Soon").await;
-    alice.mutate("updateTask", json!({ "id": task, "assigneeId": null })).await.ok();
-    let updated = bob.mutate("updateComment", json!({ "id": comment, "body": "Now" })).await;
+    alice
+        .mutate("updateTask", json!({ "id": task, "assigneeId": null }))
+        .await
+        .ok();
+    let updated = bob
+        .mutate("updateComment", json!({ "id": comment, "body": "Now" }))
+        .await;
     assert_eq!(updated.faults(), ["id: NOT_FOUND"]);
-    let seen = bob.query("query ($id: ID!) { node(id: $id) { id } }", json!({ "id": comment })).await;
+    let seen = bob
+        .query(
+            "query ($id: ID!) { node(id: $id) { id } }",
+            json!({ "id": comment }),
+        )
+        .await;
     assert_eq!(seen, json!({ "node": null }));
 }
 
@@ -125,9 +192,36 @@ async fn an_author_who_lost_the_task_has_lost_the_comment_too() {
 async fn the_owner_of_the_project_deletes_only_what_they_wrote() {
     let (server, alice, bob, task) = start().await;
     let admin = server.admin("admin").await;
-    let (by_bob, by_alice) = (bob.comment(&task, "b").await, alice.comment(&task, "a").await);
-    assert_eq!(alice.mutate("deleteComment", json!({ "id": by_bob })).await.code(), "FORBIDDEN");
-    assert_eq!(alice.mutate("deleteComment", json!({ "id": by_alice })).await.ok(), by_alice);
-    assert_eq!(admin.mutate("deleteComment", json!({ "id": by_bob })).await.ok(), by_bob);
-    assert_eq!(admin.mutate("deleteComment", json!({ "id": by_bob })).await.faults(), ["id: NOT_FOUND"]);
+    let (by_bob, by_alice) = (
+        bob.comment(&task, "b").await,
+        alice.comment(&task, "a").await,
+    );
+    assert_eq!(
+        alice
+            .mutate("deleteComment", json!({ "id": by_bob }))
+            .await
+            .code(),
+        "FORBIDDEN"
+    );
+    assert_eq!(
+        alice
+            .mutate("deleteComment", json!({ "id": by_alice }))
+            .await
+            .ok(),
+        by_alice
+    );
+    assert_eq!(
+        admin
+            .mutate("deleteComment", json!({ "id": by_bob }))
+            .await
+            .ok(),
+        by_bob
+    );
+    assert_eq!(
+        admin
+            .mutate("deleteComment", json!({ "id": by_bob }))
+            .await
+            .faults(),
+        ["id: NOT_FOUND"]
+    );
 }

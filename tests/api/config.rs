@@ -8,9 +8,16 @@ use fasttrack::config::{Config, InvalidSetting};
 use fasttrack::db::Location;
 
 fn read(settings: &[(&str, &str)]) -> Result<Config, InvalidSetting> {
-    let keys = [("SECRET_KEY", "k".repeat(32)), ("REFRESH_SECRET_KEY", "r".repeat(32))];
+    let keys = [
+        ("SECRET_KEY", "k".repeat(32)),
+        ("REFRESH_SECRET_KEY", "r".repeat(32)),
+    ];
     let mut values: HashMap<String, String> = keys.map(|(name, key)| (name.to_owned(), key)).into();
-    values.extend(settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
+    values.extend(
+        settings
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned())),
+    );
     Config::from(&|name| values.get(name).cloned())
 }
 
@@ -28,7 +35,12 @@ fn without_any_setting_but_keys_everything_has_its_default() {
 
 #[test]
 fn an_empty_value_counts_as_none() {
-    let config = read(&[("LISTEN_ADDR", " "), ("RATE_LIMIT_ENABLED", ""), ("SMTP_URL", "")]).expect("defaults");
+    let config = read(&[
+        ("LISTEN_ADDR", " "),
+        ("RATE_LIMIT_ENABLED", ""),
+        ("SMTP_URL", ""),
+    ])
+    .expect("defaults");
     assert_eq!(config.listen.port(), 8000);
     assert!(config.rate_limits.is_some() && config.smtp_url.is_none());
 }
@@ -38,10 +50,19 @@ fn the_url_says_which_database() {
     for (url, location) in [
         ("sqlite://data/x.db", Location::Sqlite("data/x.db".into())),
         ("sqlite:///var/x.db", Location::Sqlite("/var/x.db".into())),
-        ("postgres://u:p@host/db", Location::Postgres("postgres://u:p@host/db".to_owned())),
-        ("postgresql://host/db", Location::Postgres("postgresql://host/db".to_owned())),
+        (
+            "postgres://u:p@host/db",
+            Location::Postgres("postgres://u:p@host/db".to_owned()),
+        ),
+        (
+            "postgresql://host/db",
+            Location::Postgres("postgresql://host/db".to_owned()),
+        ),
     ] {
-        assert_eq!(read(&[("DATABASE_URL", url)]).expect("a good URL").database, location);
+        assert_eq!(
+            read(&[("DATABASE_URL", url)]).expect("a good URL").database,
+            location
+        );
     }
 }
 
@@ -83,37 +104,80 @@ fn a_setting_that_cannot_be_used_is_named() {
         assert!(problem.starts_with(&format!("{name}: ")), "{problem}");
     }
     let same = "k".repeat(32);
-    let problem = read(&[("REFRESH_SECRET_KEY", &same)]).expect_err("the same key twice").to_string();
+    let problem = read(&[("REFRESH_SECRET_KEY", &same)])
+        .expect_err("the same key twice")
+        .to_string();
     assert!(problem.contains("SECRET_KEY"), "{problem}");
 }
 
 #[test]
 fn what_is_to_last_for_ever_lasts_a_hundred_years() {
-    let config = read(&[("AUDIT_RETENTION_DAYS", "36500"), ("LOCKOUT_MINUTES", "52560000")]).expect("good settings");
+    let config = read(&[
+        ("AUDIT_RETENTION_DAYS", "36500"),
+        ("LOCKOUT_MINUTES", "52560000"),
+    ])
+    .expect("good settings");
     let century = Duration::from_secs(36_500 * 86_400);
-    assert_eq!((config.audit_retention, config.lockout.duration), (century, century));
+    assert_eq!(
+        (config.audit_retention, config.lockout.duration),
+        (century, century)
+    );
 }
 
 #[test]
 fn an_origin_is_a_page_s_or_an_app_s() {
     let listed = "https://App.Example.org:443/path, capacitor://localhost, Tauri://LocalHost:1420/";
     let config = read(&[("CORS_ORIGINS", listed)]).expect("origins");
-    assert_eq!(config.cors_origins, ["https://app.example.org", "capacitor://localhost", "tauri://localhost:1420"]);
+    assert_eq!(
+        config.cors_origins,
+        [
+            "https://app.example.org",
+            "capacitor://localhost",
+            "tauri://localhost:1420"
+        ]
+    );
 }
 
 #[test]
 fn traces_go_to_the_collector_that_is_named_with_headers_that_never_print() {
-    assert_eq!(read(&[("OTEL_SERVICE_NAME", "tasks")]).expect("defaults").traces, None);
+    assert_eq!(
+        read(&[("OTEL_SERVICE_NAME", "tasks")])
+            .expect("defaults")
+            .traces,
+        None
+    );
     let settings = [
-        ("OTEL_EXPORTER_OTLP_ENDPOINT", "https://collector.example.org/otlp/"),
-        ("OTEL_EXPORTER_OTLP_HEADERS", "authorization=Bearer%20hush, x-team = a"),
+        (
+            "OTEL_EXPORTER_OTLP_ENDPOINT",
+            "https://collector.example.org/otlp/",
+        ),
+        (
+            "OTEL_EXPORTER_OTLP_HEADERS",
+            "authorization=Bearer%20hush, x-team = a",
+        ),
         ("OTEL_TRACES_SAMPLER_ARG", "0.25"),
     ];
-    let traces = read(&settings).expect("good settings").traces.expect("a collector");
-    assert_eq!(traces.endpoint.to_string(), "https://collector.example.org/otlp/v1/traces");
+    let traces = read(&settings)
+        .expect("good settings")
+        .traces
+        .expect("a collector");
+    assert_eq!(
+        traces.endpoint.to_string(),
+        "https://collector.example.org/otlp/v1/traces"
+    );
     assert_eq!((traces.service.as_str(), traces.ratio), ("fasttrack", 0.25));
-    let headers: Vec<_> = traces.headers.iter().map(|(name, value)| (name.as_str(), value.to_str().ok())).collect();
-    assert_eq!(headers, [("authorization", Some("Bearer hush")), ("x-team", Some("a"))]);
+    let headers: Vec<_> = traces
+        .headers
+        .iter()
+        .map(|(name, value)| (name.as_str(), value.to_str().ok()))
+        .collect();
+    assert_eq!(
+        headers,
+        [
+            ("authorization", Some("Bearer hush")),
+            ("x-team", Some("a"))
+        ]
+    );
     assert!(!format!("{traces:?}").contains("hush"));
 }
 
@@ -122,7 +186,14 @@ fn secrets_are_made_once_kept_for_the_owner_alone_and_never_printed() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let file = directory.path().join("secrets");
     let path = file.to_string_lossy().into_owned();
-    let made = || read(&[("SECRET_KEY", ""), ("REFRESH_SECRET_KEY", ""), ("SECRETS_FILE", &path)]).expect("keys");
+    let made = || {
+        read(&[
+            ("SECRET_KEY", ""),
+            ("REFRESH_SECRET_KEY", ""),
+            ("SECRETS_FILE", &path),
+        ])
+        .expect("keys")
+    };
     let (first, second) = (made(), made());
     assert_eq!(first.secret_key, second.secret_key);
     assert_eq!(first.refresh_secret_key, second.refresh_secret_key);
@@ -130,12 +201,19 @@ fn secrets_are_made_once_kept_for_the_owner_alone_and_never_printed() {
     #[cfg(unix)]
     {
         use std::os::unix::fs::PermissionsExt;
-        let mode = std::fs::metadata(&file).expect("the file").permissions().mode();
+        let mode = std::fs::metadata(&file)
+            .expect("the file")
+            .permissions()
+            .mode();
         assert_eq!(mode & 0o777, 0o600);
     }
     let kept = std::fs::read_to_string(&file).expect("the file");
     let printed = format!("{first:?}");
-    assert!(kept.split_whitespace().all(|key| key.len() >= 32 && !printed.contains(key)), "{printed}");
+    assert!(
+        kept.split_whitespace()
+            .all(|key| key.len() >= 32 && !printed.contains(key)),
+        "{printed}"
+    );
 }
 
 #[test]
@@ -143,19 +221,36 @@ fn concurrent_starts_share_the_same_secrets() {
     const STARTS: usize = 4;
     for _ in 0..50 {
         let directory = tempfile::tempdir().expect("a temporary directory");
-        let path = directory.path().join("secrets").to_string_lossy().into_owned();
+        let path = directory
+            .path()
+            .join("secrets")
+            .to_string_lossy()
+            .into_owned();
         let at_once = Barrier::new(STARTS);
         let start = || {
             at_once.wait();
-            let config = read(&[("SECRET_KEY", ""), ("REFRESH_SECRET_KEY", ""), ("SECRETS_FILE", &path)]);
-            config.map(|config| (config.secret_key, config.refresh_secret_key)).expect("keys")
+            let config = read(&[
+                ("SECRET_KEY", ""),
+                ("REFRESH_SECRET_KEY", ""),
+                ("SECRETS_FILE", &path),
+            ]);
+            config
+                .map(|config| (config.secret_key, config.refresh_secret_key))
+                .expect("keys")
         };
         let keys: Vec<_> = std::thread::scope(|threads| {
             let starts: Vec<_> = (0..STARTS).map(|_| threads.spawn(start)).collect();
-            starts.into_iter().map(|start| start.join().expect("a start")).collect()
+            starts
+                .into_iter()
+                .map(|start| start.join().expect("a start"))
+                .collect()
         });
         assert!(keys.iter().all(|other| *other == keys[0]));
-        assert_eq!(std::fs::read_dir(directory.path()).expect("files").count(), 1, "no temporary file is left");
+        assert_eq!(
+            std::fs::read_dir(directory.path()).expect("files").count(),
+            1,
+            "no temporary file is left"
+        );
     }
 }
 
@@ -164,7 +259,11 @@ fn a_trusted_document_whose_id_nobody_could_send_stops_the_start() {
     let file = tempfile::NamedTempFile::new().expect("a temporary file");
     let path = file.path().to_string_lossy().into_owned();
     let listed = |id: &str| {
-        std::fs::write(&path, serde_json::json!({ id: "{ __typename }" }).to_string()).expect("written");
+        std::fs::write(
+            &path,
+            serde_json::json!({ id: "{ __typename }" }).to_string(),
+        )
+        .expect("written");
         read(&[("TRUSTED_DOCUMENTS", &path)])
     };
     assert!(listed(&"x".repeat(128)).is_ok());

@@ -15,15 +15,16 @@ use url::Url;
 use crate::harness::{Database, Frame, PATIENCE, Server, Socket, is_postgres};
 use crate::http_2::{DATA, Frames, HEADERS, PING, SETTINGS, WINDOW_UPDATE};
 
-const OPERATION: &str =
-    "GET /graphql?query=%7B__typename%7D HTTP/1.1\r\nhost: x\r\ngraphql-require-preflight: 1\r\n\r\n";
+const OPERATION: &str = "GET /graphql?query=%7B__typename%7D HTTP/1.1\r\nhost: x\r\ngraphql-require-preflight: 1\r\n\r\n";
 const LIVEZ: &str = "GET /livez HTTP/1.1\r\nhost: x\r\n\r\n";
 const READYZ: &str = "GET /readyz HTTP/1.1\r\nhost: x\r\n\r\n";
 
 /// Connects from a given loopback address.
 async fn connect_from(source: Ipv4Addr, address: SocketAddr) -> TcpStream {
     let socket = TcpSocket::new_v4().expect("a socket");
-    socket.bind((source, 0).into()).expect("an address of this machine");
+    socket
+        .bind((source, 0).into())
+        .expect("an address of this machine");
     socket.connect(address).await.expect("a connection")
 }
 
@@ -50,18 +51,27 @@ impl Kept {
                 head.push(self.0.read_u8().await.ok()?);
             }
             let head = String::from_utf8_lossy(&head).to_lowercase();
-            let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")).expect("a length");
+            let length = head
+                .lines()
+                .find_map(|line| line.strip_prefix("content-length: "))
+                .expect("a length");
             let mut body = vec![0; length.parse().expect("a number")];
             self.0.read_exact(&mut body).await.ok()?;
             head.split(' ').nth(1).expect("a status").parse().ok()
         };
-        timeout(PATIENCE, answer).await.expect("an answer before the timeout")
+        timeout(PATIENCE, answer)
+            .await
+            .expect("an answer before the timeout")
     }
 
     /// Waits until the server closes the connection.
     async fn closed(mut self) {
         let mut rest = Vec::new();
-        drop(timeout(PATIENCE, self.0.read_to_end(&mut rest)).await.expect("the connection closes before the timeout"));
+        drop(
+            timeout(PATIENCE, self.0.read_to_end(&mut rest))
+                .await
+                .expect("the connection closes before the timeout"),
+        );
     }
 }
 
@@ -74,7 +84,11 @@ async fn the_longest_idle_connection_is_evicted_for_a_new_one() {
         assert_eq!(one.ask(request).await, Some(200));
         kept.push(one);
     }
-    assert_eq!(kept[0].ask(OPERATION).await, Some(200), "now the second one has been idle longest");
+    assert_eq!(
+        kept[0].ask(OPERATION).await,
+        Some(200),
+        "now the second one has been idle longest"
+    );
     let mut new = Kept::open(server.address).await;
     assert_eq!(new.ask(OPERATION).await, Some(200));
     kept.remove(1).closed().await;
@@ -94,7 +108,10 @@ async fn idle_http_2_connections_are_evicted_too() {
         assert_eq!(client.next(HEADERS).await, 1);
         idle.push(client);
     }
-    assert_eq!(Kept::open(server.address).await.ask(OPERATION).await, Some(200));
+    assert_eq!(
+        Kept::open(server.address).await.ask(OPERATION).await,
+        Some(200)
+    );
 }
 
 #[tokio::test]
@@ -107,7 +124,10 @@ async fn connections_with_unread_responses_make_room() {
         assert_eq!(client.next(HEADERS).await, 1);
         unread.push(client);
     }
-    assert_eq!(Kept::open(server.address).await.ask(OPERATION).await, Some(200));
+    assert_eq!(
+        Kept::open(server.address).await.ask(OPERATION).await,
+        Some(200)
+    );
     unread.remove(0).closed().await;
 }
 
@@ -124,12 +144,21 @@ async fn a_connection_whose_response_is_read_is_evicted_after_one_whose_response
     // The first response has several parts. The server passes the next one on when the last byte of
     // this one is read.
     let mut left = 16 * 1024;
-    clients[0].send(WINDOW_UPDATE, 0, 1, &16_385_u32.to_be_bytes()).await;
+    clients[0]
+        .send(WINDOW_UPDATE, 0, 1, &16_385_u32.to_be_bytes())
+        .await;
     while left > 0 {
         left -= clients[0].next_length(DATA).await.min(left);
     }
-    assert_eq!(clients[0].next_length(DATA).await, 1, "the first byte of the second part");
-    assert_eq!(Kept::open(server.address).await.ask(OPERATION).await, Some(200));
+    assert_eq!(
+        clients[0].next_length(DATA).await,
+        1,
+        "the first byte of the second part"
+    );
+    assert_eq!(
+        Kept::open(server.address).await.ask(OPERATION).await,
+        Some(200)
+    );
     clients.remove(1).closed().await;
     clients[0].send(PING, 0, 0, &[0; 8]).await;
     clients[0].next(PING).await;
@@ -140,7 +169,10 @@ async fn connections_whose_request_does_not_arrive_make_room() {
     let server = Server::with(&[("MAX_CONNECTIONS", "2")]).await;
     let first = half_sent(Ipv4Addr::LOCALHOST, &server).await;
     let _second = half_sent(Ipv4Addr::LOCALHOST, &server).await;
-    assert_eq!(Kept::open(server.address).await.ask(OPERATION).await, Some(200));
+    assert_eq!(
+        Kept::open(server.address).await.ask(OPERATION).await,
+        Some(200)
+    );
     first.closed().await;
 }
 
@@ -172,7 +204,10 @@ async fn an_address_leaves_no_more_than_its_share_of_http_2_responses_unread() {
     }
     let mut client = Frames::connect(server.address, 0).await;
     let settings = client.next_payload(SETTINGS).await;
-    let streams = settings.chunks(6).find(|setting| setting[..2] == [0, 3]).expect("a limit on streams");
+    let streams = settings
+        .chunks(6)
+        .find(|setting| setting[..2] == [0, 3])
+        .expect("a limit on streams");
     assert_eq!(streams[2..], STREAMS.to_be_bytes());
 }
 
@@ -183,8 +218,14 @@ async fn half_sent(source: Ipv4Addr, server: &Server) -> Kept {
         expect: 100-continue\r\n\r\n";
     one.0.write_all(head.as_bytes()).await.expect("sent");
     let mut answer = [0; 25];
-    timeout(PATIENCE, one.0.read_exact(&mut answer)).await.expect("in time").expect("an answer");
-    assert_eq!(String::from_utf8_lossy(&answer), "HTTP/1.1 100 Continue\r\n\r\n");
+    timeout(PATIENCE, one.0.read_exact(&mut answer))
+        .await
+        .expect("in time")
+        .expect("an answer");
+    assert_eq!(
+        String::from_utf8_lossy(&answer),
+        "HTTP/1.1 100 Continue\r\n\r\n"
+    );
     one
 }
 
@@ -197,7 +238,11 @@ async fn an_address_has_no_more_than_its_share_of_the_requests() {
     for _ in 0..=PER_ADDRESS {
         half_sent_ones.push(half_sent(Ipv4Addr::LOCALHOST, &server).await);
     }
-    assert_eq!(half_sent_ones.remove(0).ask("").await, Some(400), "the address made room of its own requests");
+    assert_eq!(
+        half_sent_ones.remove(0).ask("").await,
+        Some(400),
+        "the address made room of its own requests"
+    );
     let body = r#"{"query":"{ __typename }"}"#;
     assert_eq!(elsewhere.ask(body).await, Some(200));
     assert_eq!(half_sent_ones.remove(0).ask(body).await, Some(200));
@@ -210,22 +255,33 @@ async fn a_flood_of_http_2_control_frames_is_read_slowly() {
     let ping = [&[0, 0, 8, PING, 0, 0, 0, 0, 0][..], &[0; 8]].concat();
     let settings = vec![0, 0, 0, SETTINGS, 0, 0, 0, 0, 0];
     let unknown = vec![0, 0, 0, 77, 0, 0, 0, 0, 0];
-    for (title, frame) in [("PING", ping), ("SETTINGS", settings), ("an unknown type", unknown)] {
+    for (title, frame) in [
+        ("PING", ping),
+        ("SETTINGS", settings),
+        ("an unknown type", unknown),
+    ] {
         let socket = TcpSocket::new_v4().expect("a socket");
         // A small buffer, so that data the server does not read blocks the client soon.
         socket.set_send_buffer_size(4_096).expect("a size");
         let stream = socket.connect(server.address).await.expect("a connection");
         let (mut read, mut write) = stream.into_split();
-        write.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.expect("sent");
+        write
+            .write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0")
+            .await
+            .expect("sent");
         let flood = frame.repeat(1_000);
         let mut sent = 0;
         let flooding = async {
             loop {
-                sent += write.write(&flood[sent % flood.len()..]).await.expect("sent");
+                sent += write
+                    .write(&flood[sent % flood.len()..])
+                    .await
+                    .expect("sent");
             }
         };
         let mut answers = vec![0; 64 * 1024];
-        let reading = async { while read.read(&mut answers).await.expect("an open connection") > 0 {} };
+        let reading =
+            async { while read.read(&mut answers).await.expect("an open connection") > 0 {} };
         tokio::select! {
             () = flooding => {}
             () = reading => panic!("{title}: the server closed"),
@@ -235,7 +291,10 @@ async fn a_flood_of_http_2_control_frames_is_read_slowly() {
         let frames = sent / frame.len();
         println!("{title}: {frames} frames accepted in {SECONDS} seconds");
         // A burst, the rate, and what fits into the buffers of both sides.
-        assert!(sent < (20_000 + 10_000 * SECONDS as usize) * frame.len() + 1_000_000, "{title}: {frames} frames");
+        assert!(
+            sent < (20_000 + 10_000 * SECONDS as usize) * frame.len() + 1_000_000,
+            "{title}: {frames} frames"
+        );
     }
 }
 
@@ -258,11 +317,18 @@ async fn a_crowd_of_idle_connections_keeps_nobody_out() {
 
 #[tokio::test]
 async fn an_address_has_no_more_than_its_share_of_the_connections() {
-    let settings = [("MAX_CONNECTIONS", "100"), ("MAX_CONNECTIONS_PER_ADDRESS", "2"), ("WS_INIT_SECONDS", "60")];
+    let settings = [
+        ("MAX_CONNECTIONS", "100"),
+        ("MAX_CONNECTIONS_PER_ADDRESS", "2"),
+        ("WS_INIT_SECONDS", "60"),
+    ];
     let server = Server::with(&settings).await;
     let alice = server.person("alice").await;
     let _sockets = [alice.socket().await, alice.socket().await];
-    assert_eq!(Kept::open(server.address).await.ask(OPERATION).await, Some(503));
+    assert_eq!(
+        Kept::open(server.address).await.ask(OPERATION).await,
+        Some(503)
+    );
     let mut elsewhere = Kept::from(Ipv4Addr::new(127, 0, 0, 2), server.address).await;
     assert_eq!(elsewhere.ask(OPERATION).await, Some(200));
 
@@ -275,15 +341,27 @@ async fn an_address_has_no_more_than_its_share_of_the_connections() {
         kept.push(one);
     }
     for one in &mut kept {
-        assert_eq!(one.ask(OPERATION).await, Some(200), "proxies are exempt from the limit per address");
+        assert_eq!(
+            one.ask(OPERATION).await,
+            Some(200),
+            "proxies are exempt from the limit per address"
+        );
     }
 }
 
 #[tokio::test]
 async fn an_address_at_its_limit_evicts_its_own_idle_connections() {
-    let server = Server::with(&[("MAX_CONNECTIONS", "100"), ("MAX_CONNECTIONS_PER_ADDRESS", "2")]).await;
+    let server = Server::with(&[
+        ("MAX_CONNECTIONS", "100"),
+        ("MAX_CONNECTIONS_PER_ADDRESS", "2"),
+    ])
+    .await;
     let mut elsewhere = Kept::from(Ipv4Addr::new(127, 0, 0, 2), server.address).await;
-    assert_eq!(elsewhere.ask(OPERATION).await, Some(200), "from now on the longest idle connection");
+    assert_eq!(
+        elsewhere.ask(OPERATION).await,
+        Some(200),
+        "from now on the longest idle connection"
+    );
     let mut kept = Vec::new();
     for _ in 0..3 {
         let mut one = Kept::open(server.address).await;
@@ -324,7 +402,11 @@ async fn probe(server: &Server) -> (Duration, u16, Value) {
     let mut last = (0, Value::Null);
     for _ in 0..20 {
         let began = Instant::now();
-        let answer = server.request(Method::GET, "/readyz").send().await.expect("an answer");
+        let answer = server
+            .request(Method::GET, "/readyz")
+            .send()
+            .await
+            .expect("an answer");
         let status = answer.status().as_u16();
         last = (status, answer.json().await.expect("JSON"));
         shortest = shortest.min(began.elapsed());
@@ -340,26 +422,45 @@ struct Relay {
 
 impl Relay {
     async fn before(server: &mut Url) -> Self {
-        let behind = (server.host_str().expect("a host").to_owned(), server.port().unwrap_or(5432));
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free port");
-        server.set_port(Some(listener.local_addr().expect("an address").port())).expect("a port");
+        let behind = (
+            server.host_str().expect("a host").to_owned(),
+            server.port().unwrap_or(5432),
+        );
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+            .await
+            .expect("a free port");
+        server
+            .set_port(Some(listener.local_addr().expect("an address").port()))
+            .expect("a port");
         let (stalled, watched) = watch::channel(false);
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
-                let Ok(server) = TcpStream::connect(behind.clone()).await else { continue };
-                let ((from_client, to_client), (from_server, to_server)) = (client.into_split(), server.into_split());
+                let Ok(server) = TcpStream::connect(behind.clone()).await else {
+                    continue;
+                };
+                let ((from_client, to_client), (from_server, to_server)) =
+                    (client.into_split(), server.into_split());
                 tokio::spawn(carry(from_client, to_server, watched.clone()));
                 tokio::spawn(carry(from_server, to_client, watched.clone()));
             }
         });
-        Self { url: server.clone(), stalled }
+        Self {
+            url: server.clone(),
+            stalled,
+        }
     }
 }
 
-async fn carry(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut stalled: watch::Receiver<bool>) {
+async fn carry(
+    mut from: OwnedReadHalf,
+    mut to: OwnedWriteHalf,
+    mut stalled: watch::Receiver<bool>,
+) {
     let mut bytes = [0; 4096];
     while let Ok(length @ 1..) = from.read(&mut bytes).await {
-        if stalled.wait_for(|is_stalled| !is_stalled).await.is_err() || to.write_all(&bytes[..length]).await.is_err() {
+        if stalled.wait_for(|is_stalled| !is_stalled).await.is_err()
+            || to.write_all(&bytes[..length]).await.is_err()
+        {
             return;
         }
     }
@@ -388,13 +489,19 @@ async fn readiness_is_checked_once_a_second_over_a_connection_of_its_own() {
     let (took, status, told) = probe(&server).await;
     assert_eq!((status, &told["ready"]), (200, &json!(true)), "{told}");
     assert!(took < PROMPT, "{took:?}");
-    assert_eq!(server.app.db.statements(), statements, "a probe executes no statement");
+    assert_eq!(
+        server.app.db.statements(),
+        statements,
+        "a probe executes no statement"
+    );
     server.run(async move |_| drop(held)).await;
 }
 
 #[tokio::test]
 async fn a_silent_redis_delays_no_probe() {
-    let silent = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free port");
+    let silent = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+        .await
+        .expect("a free port");
     let url = format!("redis://{}", silent.local_addr().expect("an address"));
     let server = Server::with(&[("REDIS_URL", &url)]).await;
     let (took, status, told) = probe(&server).await;
@@ -423,8 +530,14 @@ async fn a_silent_database_delays_no_probe_and_is_reported() {
             }
         }
     };
-    let told = timeout(PATIENCE, told_of).await.expect("a report of the outage");
-    assert_eq!((&told["ready"], &told["database"]), (&json!(false), &json!("away")), "{told}");
+    let told = timeout(PATIENCE, told_of)
+        .await
+        .expect("a report of the outage");
+    assert_eq!(
+        (&told["ready"], &told["database"]),
+        (&json!(false), &json!("away")),
+        "{told}"
+    );
     relay.stalled.send_replace(false);
     // Awaited, because the proxy runs on this test's thread.
     server.stop().await.remove().await;
@@ -433,9 +546,14 @@ async fn a_silent_database_delays_no_probe_and_is_reported() {
 #[tokio::test]
 async fn a_silent_socket_is_evicted() {
     let server = Server::with(&[("MAX_CONNECTIONS", "2"), ("WS_INIT_SECONDS", "60")]).await;
-    let mut silent = vec![Socket::open(server.address).await, Socket::open(server.address).await];
+    let mut silent = vec![
+        Socket::open(server.address).await,
+        Socket::open(server.address).await,
+    ];
     let mut new = Kept::open(server.address).await;
     assert_eq!(new.ask(OPERATION).await, Some(200));
-    let first = timeout(PATIENCE, silent.remove(0).receive()).await.expect("an end");
+    let first = timeout(PATIENCE, silent.remove(0).receive())
+        .await
+        .expect("an end");
     assert!(matches!(first, Frame::Closed(_)), "{first:?}");
 }

@@ -24,7 +24,9 @@ fn operations() -> Vec<(String, Option<Value>)> {
         assert_eq!(methods, ["post"], "{path}");
         (
             path.clone(),
-            item["post"]["requestBody"]["content"].get("application/json").map(|body| body["schema"].clone()),
+            item["post"]["requestBody"]["content"]
+                .get("application/json")
+                .map(|body| body["schema"].clone()),
         )
     });
     all.collect()
@@ -44,20 +46,38 @@ fn variants(schema: &Value) -> Vec<Value> {
 /// A valid body built from the examples in the document.
 fn example(schema: &Value) -> Value {
     let properties = schema["properties"].as_object().expect("members").iter();
-    properties.map(|(name, property)| (name.clone(), property.get("example").cloned().unwrap_or(json!("x")))).collect()
+    properties
+        .map(|(name, property)| {
+            (
+                name.clone(),
+                property.get("example").cloned().unwrap_or(json!("x")),
+            )
+        })
+        .collect()
 }
 
 async fn send(server: &Server, path: &str, kind: &str, body: impl Into<reqwest::Body>) -> Reply {
-    Reply::to(server.request(Method::POST, path).header("content-type", kind).body(body)).await
+    Reply::to(
+        server
+            .request(Method::POST, path)
+            .header("content-type", kind)
+            .body(body),
+    )
+    .await
 }
 
 #[test]
 fn every_route_under_auth_is_in_the_document() {
     let mut routes = BTreeSet::new();
     for file in ["src/http/auth.rs", "src/http/account_email.rs"] {
-        let source = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(file)).expect("a source");
+        let source = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(file))
+            .expect("a source");
         let quoted = source.split('"').filter(|word| word.starts_with("/auth/"));
-        routes.extend(quoted.map(ToOwned::to_owned).filter(|route| route != "/auth/page.js"));
+        routes.extend(
+            quoted
+                .map(ToOwned::to_owned)
+                .filter(|route| route != "/auth/page.js"),
+        );
     }
     let known: BTreeSet<String> = operations().into_iter().map(|(path, _)| path).collect();
     assert_eq!(routes, known);
@@ -70,10 +90,15 @@ async fn no_other_method_is_taken() {
         for method in [Method::GET, Method::PUT, Method::PATCH, Method::DELETE] {
             let reply = Reply::to(server.request(method.clone(), &path)).await;
             // Two paths also serve an HTML page.
-            let page = method == Method::GET && reply.headers["content-type"] == "text/html; charset=utf-8";
+            let page = method == Method::GET
+                && reply.headers["content-type"] == "text/html; charset=utf-8";
             let refused = reply.status == 405 && reply.body["code"] == "METHOD_NOT_ALLOWED";
             assert!(
-                page || (refused && reply.headers["allow"].to_str().expect("text").contains("POST")),
+                page || (refused
+                    && reply.headers["allow"]
+                        .to_str()
+                        .expect("text")
+                        .contains("POST")),
                 "{method} {path}"
             );
         }
@@ -83,8 +108,16 @@ async fn no_other_method_is_taken() {
 #[tokio::test]
 async fn a_body_that_is_not_as_documented_is_refused_and_nothing_breaks() {
     let server = Server::start().await;
-    let odd =
-        [json!(null), json!(0), json!([]), json!({}), json!(""), json!("\0"), json!("ü".repeat(300)), json!("' --")];
+    let odd = [
+        json!(null),
+        json!(0),
+        json!([]),
+        json!({}),
+        json!(""),
+        json!("\0"),
+        json!("ü".repeat(300)),
+        json!("' --"),
+    ];
     let mut sent = 0;
     for (path, schema) in operations() {
         let Some(schema) = schema else { continue };
@@ -105,9 +138,14 @@ async fn a_body_that_is_not_as_documented_is_refused_and_nothing_breaks() {
                 without.as_object_mut().expect("an object").remove(name);
                 bodies.push(without);
                 for body in bodies {
-                    let status = send(&server, &path, "application/json", body.to_string()).await.status;
+                    let status = send(&server, &path, "application/json", body.to_string())
+                        .await
+                        .status;
                     assert!(!status.is_server_error(), "{path} {body}: {status}");
-                    assert!(valid.is_valid(&body) || status.is_client_error(), "{path} {body}: {status}");
+                    assert!(
+                        valid.is_valid(&body) || status.is_client_error(),
+                        "{path} {body}: {status}"
+                    );
                     sent += 1;
                 }
             }
@@ -119,18 +157,32 @@ async fn a_body_that_is_not_as_documented_is_refused_and_nothing_breaks() {
 /// Identifies an answer: path, status, code.
 fn known(path: &str, reply: &Reply) -> (String, String, String) {
     let code = reply.body.get("code").map(text);
-    (path.to_owned(), reply.status.as_str().to_owned(), code.unwrap_or_default())
+    (
+        path.to_owned(),
+        reply.status.as_str().to_owned(),
+        code.unwrap_or_default(),
+    )
 }
 
 /// Every documented answer, except server errors.
 fn documented() -> BTreeSet<(String, String, String)> {
     let mut all = BTreeSet::new();
     for (path, _) in operations() {
-        let responses = DOCUMENT["paths"][&path]["post"]["responses"].as_object().expect("responses");
-        for (status, response) in responses.iter().filter(|(status, _)| !status.starts_with('5')) {
-            let codes = response.pointer("/content/application~1problem+json/schema/allOf/1/properties/code/enum");
+        let responses = DOCUMENT["paths"][&path]["post"]["responses"]
+            .as_object()
+            .expect("responses");
+        for (status, response) in responses
+            .iter()
+            .filter(|(status, _)| !status.starts_with('5'))
+        {
+            let codes = response
+                .pointer("/content/application~1problem+json/schema/allOf/1/properties/code/enum");
             match codes.and_then(Value::as_array) {
-                Some(codes) => all.extend(codes.iter().map(|code| (path.clone(), status.clone(), text(code)))),
+                Some(codes) => all.extend(
+                    codes
+                        .iter()
+                        .map(|code| (path.clone(), status.clone(), text(code))),
+                ),
                 None => assert!(all.insert((path.clone(), status.clone(), String::new()))),
             }
         }
@@ -142,15 +194,27 @@ fn documented() -> BTreeSet<(String, String, String)> {
 async fn everything_that_the_document_lists_is_answered() {
     let mut seen = BTreeSet::new();
     // Errors common to all operations.
-    let limits = [("RATE_LIMIT_CREDENTIALS_PER_MINUTE", "1"), ("RATE_LIMIT_AUTH_PER_MINUTE", "1")];
-    let strict =
-        Server::with(&[limits[0], limits[1], ("RATE_LIMIT_ENABLED", "true"), ("ALLOWED_HOSTS", "tasks.example.org")])
-            .await;
+    let limits = [
+        ("RATE_LIMIT_CREDENTIALS_PER_MINUTE", "1"),
+        ("RATE_LIMIT_AUTH_PER_MINUTE", "1"),
+    ];
+    let strict = Server::with(&[
+        limits[0],
+        limits[1],
+        ("RATE_LIMIT_ENABLED", "true"),
+        ("ALLOWED_HOSTS", "tasks.example.org"),
+    ])
+    .await;
     for (path, schema) in operations() {
         let Some(schema) = schema else {
-            seen.insert(known(&path, &Reply::to(strict.request(Method::POST, &path)).await));
+            seen.insert(known(
+                &path,
+                &Reply::to(strict.request(Method::POST, &path)).await,
+            ));
             for _ in 0..2 {
-                let request = strict.request(Method::POST, &path).header("host", "tasks.example.org");
+                let request = strict
+                    .request(Method::POST, &path)
+                    .header("host", "tasks.example.org");
                 seen.insert(known(&path, &Reply::to(request).await));
             }
             continue;
@@ -165,22 +229,29 @@ async fn everything_that_the_document_lists_is_answered() {
         ] {
             for host in ["tasks.example.org", "elsewhere.example.org"] {
                 for _ in 0..2 {
-                    let request = strict.request(Method::POST, &path).header("content-type", kind).header("host", host);
+                    let request = strict
+                        .request(Method::POST, &path)
+                        .header("content-type", kind)
+                        .header("host", host);
                     seen.insert(known(&path, &Reply::to(request.body(body.clone())).await));
                 }
             }
         }
     }
     // Errors specific to each operation.
-    let (server, mut mailbox): (Server, Mailbox) = recovery::start(&[("REQUIRE_VERIFIED_EMAIL", "true")]).await;
+    let (server, mut mailbox): (Server, Mailbox) =
+        recovery::start(&[("REQUIRE_VERIFIED_EMAIL", "true")]).await;
     let mut ask = async |path: &str, body: Value| {
         let reply = server.post(path, body).await;
         seen.insert(known(path, &reply));
         reply.body
     };
     let account = |change: Value| {
-        let mut body = json!({ "email": "alice@example.org", "username": "alice", "password": PASSWORD });
-        body.as_object_mut().expect("an object").extend(change.as_object().expect("an object").clone());
+        let mut body =
+            json!({ "email": "alice@example.org", "username": "alice", "password": PASSWORD });
+        body.as_object_mut()
+            .expect("an object")
+            .extend(change.as_object().expect("an object").clone());
         body
     };
     for change in [
@@ -195,52 +266,106 @@ async fn everything_that_the_document_lists_is_answered() {
         ask("/auth/register", account(change)).await;
     }
     let link = mailbox.next().await.token();
-    ask("/auth/login", json!({ "username": "alice", "password": PASSWORD })).await;
-    ask("/auth/verify-email/resend", json!({ "email": "nobody@example.org" })).await;
+    ask(
+        "/auth/login",
+        json!({ "username": "alice", "password": PASSWORD }),
+    )
+    .await;
+    ask(
+        "/auth/verify-email/resend",
+        json!({ "email": "nobody@example.org" }),
+    )
+    .await;
     for wrong in ["no address", " ", &"x".repeat(255)] {
         ask("/auth/verify-email/resend", json!({ "email": wrong })).await;
         ask("/auth/password-reset", json!({ "email": wrong })).await;
     }
     ask("/auth/verify-email", json!({ "token": link })).await;
     ask("/auth/verify-email", json!({ "token": link })).await;
-    let tokens = ask("/auth/login", json!({ "email": "alice@example.org", "password": PASSWORD })).await;
-    let tokens = ask("/auth/refresh", json!({ "refresh_token": tokens["refresh_token"] })).await;
+    let tokens = ask(
+        "/auth/login",
+        json!({ "email": "alice@example.org", "password": PASSWORD }),
+    )
+    .await;
+    let tokens = ask(
+        "/auth/refresh",
+        json!({ "refresh_token": tokens["refresh_token"] }),
+    )
+    .await;
     ask("/auth/refresh", json!({ "refresh_token": "x" })).await;
     // Two users want the same address; the second to verify it loses.
     let alice = server.nobody().with_tokens(&tokens);
-    alice.mutate("updateViewer", json!({ "email": "carol@example.org", "currentPassword": PASSWORD })).await.ok();
+    alice
+        .mutate(
+            "updateViewer",
+            json!({ "email": "carol@example.org", "currentPassword": PASSWORD }),
+        )
+        .await
+        .ok();
     let undo = mailbox.next().await.token();
     let late = mailbox.next().await.token();
-    ask("/auth/register", json!({ "email": "carol@example.org", "username": "carol", "password": PASSWORD })).await;
+    ask(
+        "/auth/register",
+        json!({ "email": "carol@example.org", "username": "carol", "password": PASSWORD }),
+    )
+    .await;
     ask("/auth/verify-email", json!({ "token": late })).await;
     mailbox.next().await;
     ask("/auth/email-change/cancel", json!({ "token": undo })).await;
     ask("/auth/email-change/cancel", json!({ "token": undo })).await;
     mailbox.next().await;
-    ask("/auth/password-reset", json!({ "email": "alice@example.org" })).await;
+    ask(
+        "/auth/password-reset",
+        json!({ "email": "alice@example.org" }),
+    )
+    .await;
     let link = mailbox.next().await.token();
     for password in ["weak", &"x".repeat(257), PASSWORD, PASSWORD] {
-        ask("/auth/password-reset/confirm", json!({ "token": link, "new_password": password })).await;
+        ask(
+            "/auth/password-reset/confirm",
+            json!({ "token": link, "new_password": password }),
+        )
+        .await;
     }
     assert_eq!(mailbox.next().await.subject(), "Your password was changed");
-    ask("/auth/password-reset", json!({ "email": "alice@example.org" })).await;
+    ask(
+        "/auth/password-reset",
+        json!({ "email": "alice@example.org" }),
+    )
+    .await;
     let again = json!({ "token": mailbox.next().await.token(), "new_password": PASSWORD, "issue_device_token": true });
     ask("/auth/password-reset/confirm", again).await;
     for _ in 0..6 {
-        ask("/auth/login", json!({ "username": "nobody", "password": "x" })).await;
+        ask(
+            "/auth/login",
+            json!({ "username": "nobody", "password": "x" }),
+        )
+        .await;
     }
-    let again = ask("/auth/login", json!({ "email": "alice@example.org", "password": PASSWORD })).await;
+    let again = ask(
+        "/auth/login",
+        json!({ "email": "alice@example.org", "password": PASSWORD }),
+    )
+    .await;
     let again = server.nobody().with_tokens(&again);
     let list = "/auth/unsubscribe";
     let of_alice = server.run(async |app| {
-        let alice = user::find_by_username(&mut app.db.conn().await?, "alice").await?.expect("an account");
+        let alice = user::find_by_username(&mut app.db.conn().await?, "alice")
+            .await?
+            .expect("an account");
         Result::<String, Error>::Ok(unsubscribe::token(&app.config.secret_key, alice.id))
     });
     for token in [of_alice.await.expect("a token"), "x".to_owned()] {
-        seen.insert(known(list, &Reply::to(server.request(Method::POST, &format!("{list}?token={token}"))).await));
+        seen.insert(known(
+            list,
+            &Reply::to(server.request(Method::POST, &format!("{list}?token={token}"))).await,
+        ));
     }
     for _ in 0..2 {
-        seen.insert(known("/auth/logout", &Reply::to(again.post("/auth/logout")).await));
+        seen.insert(known(
+            "/auth/logout",
+            &Reply::to(again.post("/auth/logout")).await,
+        ));
     }
     assert_eq!(seen, documented());
 }
@@ -250,18 +375,44 @@ async fn the_document_and_its_page_are_served_unless_switched_off() {
     let server = Server::start().await;
     let get = |path: &str| Reply::to(server.request(Method::GET, path));
     assert_eq!(get("/docs/openapi.json").await.body, *DOCUMENT);
-    assert!(DOCUMENT["openapi"].as_str().expect("a version").starts_with("3.1."));
+    assert!(
+        DOCUMENT["openapi"]
+            .as_str()
+            .expect("a version")
+            .starts_with("3.1.")
+    );
     let page = get("/docs").await;
-    let (page, policy) = (text(&page.body), page.headers["content-security-policy"].clone());
-    assert!(policy.to_str().expect("text").contains("script-src 'self';"), "{policy:?}");
-    for (_, rest) in page.match_indices("src=\"").map(|(at, found)| page.split_at(at + found.len())) {
+    let (page, policy) = (
+        text(&page.body),
+        page.headers["content-security-policy"].clone(),
+    );
+    assert!(
+        policy
+            .to_str()
+            .expect("text")
+            .contains("script-src 'self';"),
+        "{policy:?}"
+    );
+    for (_, rest) in page
+        .match_indices("src=\"")
+        .map(|(at, found)| page.split_at(at + found.len()))
+    {
         let file = rest.split('"').next().expect("an address");
-        assert!(file.starts_with('/') && get(file).await.status == 200, "{file}");
+        assert!(
+            file.starts_with('/') && get(file).await.status == 200,
+            "{file}"
+        );
     }
-    assert!(!page.contains("http"), "nothing is loaded from other origins");
+    assert!(
+        !page.contains("http"),
+        "nothing is loaded from other origins"
+    );
     let server = server.again(&[("DOCS_ENABLED", "false")]).await;
     for path in ["/docs", "/docs/openapi.json"] {
-        assert_eq!(Reply::to(server.request(Method::GET, path)).await.status, 404);
+        assert_eq!(
+            Reply::to(server.request(Method::GET, path)).await.status,
+            404
+        );
     }
 }
 
@@ -269,9 +420,14 @@ async fn the_document_and_its_page_are_served_unless_switched_off() {
 async fn graphiql_is_sent_compressed_to_who_reads_that_and_unpacked_to_who_does_not() {
     let server = Server::start().await;
     let get = async |encoding: &str| {
-        let request = server.request(Method::GET, "/graphiql").header("accept-encoding", encoding);
+        let request = server
+            .request(Method::GET, "/graphiql")
+            .header("accept-encoding", encoding);
         let answer = request.send().await.expect("an answer");
-        let packed = answer.headers().get("content-encoding").is_some_and(|encoding| encoding == "gzip");
+        let packed = answer
+            .headers()
+            .get("content-encoding")
+            .is_some_and(|encoding| encoding == "gzip");
         (packed, answer.bytes().await.expect("a body"))
     };
     let (packed, small) = get("gzip").await;
@@ -279,7 +435,9 @@ async fn graphiql_is_sent_compressed_to_who_reads_that_and_unpacked_to_who_does_
     assert!(!unpacked && page.starts_with(b"<!doctype html>"));
     let mut same = Vec::new();
     if packed {
-        GzDecoder::new(&*small).read_to_end(&mut same).expect("gzip");
+        GzDecoder::new(&*small)
+            .read_to_end(&mut same)
+            .expect("gzip");
     } else {
         // The fallback page of a build without GraphiQL.
         same.extend_from_slice(&small);

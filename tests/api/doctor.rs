@@ -17,8 +17,11 @@ const KEYS: [(&str, &str); 2] = [
 ];
 
 fn look_up(values: &[(&str, &str)]) -> impl Fn(&str) -> Option<String> {
-    let values: HashMap<String, String> =
-        KEYS.iter().chain(values).map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+    let values: HashMap<String, String> = KEYS
+        .iter()
+        .chain(values)
+        .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+        .collect();
     move |name| values.get(name).cloned()
 }
 
@@ -31,14 +34,26 @@ fn checked(values: &[(&str, &str)]) -> (Severity, String) {
 /// Worst level and report of `doctor`.
 async fn examined(values: &[(&str, &str)]) -> (Severity, String) {
     let lookup = look_up(values);
-    let settings::SettingsCheck { config, mut report, .. } = settings::check(&lookup, &BTreeMap::new());
-    doctor::run(&config.expect("good settings"), &lookup, &Clock::system(), &mut report).await;
+    let settings::SettingsCheck {
+        config, mut report, ..
+    } = settings::check(&lookup, &BTreeMap::new());
+    doctor::run(
+        &config.expect("good settings"),
+        &lookup,
+        &Clock::system(),
+        &mut report,
+    )
+    .await;
     (report.worst(), report.to_string())
 }
 
 fn program(command: &[&str], directory: &Path, settings: &[(&str, &str)]) -> Output {
     let mut program = Command::new(env!("CARGO_BIN_EXE_fasttrack"));
-    program.args(command).current_dir(directory).env_clear().envs(settings.iter().copied());
+    program
+        .args(command)
+        .current_dir(directory)
+        .env_clear()
+        .envs(settings.iter().copied());
     program.output().expect("a program that runs")
 }
 
@@ -56,31 +71,59 @@ fn each_setting_is_listed_with_its_source_and_without_secrets() {
     let told = program(&["config", "check"], directory.path(), &environment);
     let text = String::from_utf8(told.stdout).expect("text");
     assert!(told.status.success(), "{text}");
-    let lines: Vec<Vec<&str>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
+    let lines: Vec<Vec<&str>> = text
+        .lines()
+        .map(|line| line.split_whitespace().collect())
+        .collect();
     for line in [
-        vec!["DATABASE_URL", "environment", "postgres://ada:…@127.0.0.1/tasks"],
+        vec![
+            "DATABASE_URL",
+            "environment",
+            "postgres://ada:…@127.0.0.1/tasks",
+        ],
         vec!["DATABASE_CONNECTIONS", "environment", "5"],
         vec!["PASSWORD_POLICY", ".env", "length"],
         vec!["SECRET_KEY", "environment", "(40", "bytes)"],
         vec!["REFRESH_SECRET_KEY", "default"],
         vec!["LISTEN_ADDR", "default", "127.0.0.1:8000"],
-        vec!["VERIFY_EMAIL_URL", "default", "http://127.0.0.1:8000/auth/verify-email"],
+        vec![
+            "VERIFY_EMAIL_URL",
+            "default",
+            "http://127.0.0.1:8000/auth/verify-email",
+        ],
     ] {
         assert!(lines.contains(&line), "{line:?} in {text}");
     }
     for name in fasttrack::config::SETTING_NAMES {
-        assert!(lines.iter().any(|line| line.first() == Some(&name)), "{name}");
+        assert!(
+            lines.iter().any(|line| line.first() == Some(&name)),
+            "{name}"
+        );
     }
-    assert!(text.contains("RATE_LIMITS_ENABLED in .env is not a setting"), "{text}");
+    assert!(
+        text.contains("RATE_LIMITS_ENABLED in .env is not a setting"),
+        "{text}"
+    );
     assert_eq!(text.matches("is not a setting").count(), 1, "{text}");
-    assert!(!text.contains("hush") && !text.contains("0123456789"), "{text}");
-    assert_eq!(std::fs::read_dir(directory.path()).expect("files").count(), 1, "no keys were generated");
+    assert!(
+        !text.contains("hush") && !text.contains("0123456789"),
+        "{text}"
+    );
+    assert_eq!(
+        std::fs::read_dir(directory.path()).expect("files").count(),
+        1,
+        "no keys were generated"
+    );
 }
 
 #[test]
 fn every_invalid_setting_is_reported_and_the_program_fails() {
     let directory = tempfile::tempdir().expect("a temporary directory");
-    let faults = [("LISTEN_ADDR", "here"), ("SECRET_KEY", "short"), ("LOCKOUT_MINUTES", "0")];
+    let faults = [
+        ("LISTEN_ADDR", "here"),
+        ("SECRET_KEY", "short"),
+        ("LOCKOUT_MINUTES", "0"),
+    ];
     for command in [&["config", "check"][..], &["doctor"]] {
         let told = program(command, directory.path(), &faults);
         let text = String::from_utf8(told.stdout).expect("text");
@@ -91,7 +134,11 @@ fn every_invalid_setting_is_reported_and_the_program_fails() {
     }
     let same = [("SECRET_KEY", KEYS[0].1), ("REFRESH_SECRET_KEY", KEYS[0].1)];
     let (worst, text) = checked(&same);
-    assert_eq!(worst, Severity::Fail, "an invalid combination of settings: {text}");
+    assert_eq!(
+        worst,
+        Severity::Fail,
+        "an invalid combination of settings: {text}"
+    );
 }
 
 #[test]
@@ -99,38 +146,87 @@ fn what_is_risky_together_is_warned_of() {
     let remote = ("DATABASE_URL", "postgres://db.example.org/tasks");
     let https = ("PUBLIC_URL", "https://tasks.example.org");
     for (settings, warning) in [
-        (&[remote, ("SECRET_KEY", "")][..], "SECRET_KEY and REFRESH_SECRET_KEY are not both set"),
+        (
+            &[remote, ("SECRET_KEY", "")][..],
+            "SECRET_KEY and REFRESH_SECRET_KEY are not both set",
+        ),
         (&[remote], "without REDIS_URL"),
         (&[remote], "sslmode=verify-full"),
         (&[("LISTEN_ADDR", "0.0.0.0:80")], "PUBLIC_URL is not set"),
-        (&[("PUBLIC_URL", "http://tasks.example.org")], "sent unencrypted"),
+        (
+            &[("PUBLIC_URL", "http://tasks.example.org")],
+            "sent unencrypted",
+        ),
         (&[https], "TRUSTED_PROXIES is empty"),
         (&[https], "ALLOWED_HOSTS is empty"),
         (&[https], "mail is written to the log"),
-        (&[("METRICS_ADDR", "0.0.0.0:9464")], "METRICS_ADDR is not a loopback address"),
-        (&[("REQUIRE_VERIFIED_EMAIL", "true")], "users cannot receive the mail"),
-        (&[("SMTP_URL", "smtp://mail.example.org")], "does not require TLS"),
-        (&[("SMTP_URL", "smtps://mail.example.org")], "MAIL_FROM is not set"),
-        (&[("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:4317")], "OTLP over gRPC"),
         (
-            &[("OTEL_EXPORTER_OTLP_ENDPOINT", "http://otel.example.org"), ("OTEL_EXPORTER_OTLP_HEADERS", "key=x")],
+            &[("METRICS_ADDR", "0.0.0.0:9464")],
+            "METRICS_ADDR is not a loopback address",
+        ),
+        (
+            &[("REQUIRE_VERIFIED_EMAIL", "true")],
+            "users cannot receive the mail",
+        ),
+        (
+            &[("SMTP_URL", "smtp://mail.example.org")],
+            "does not require TLS",
+        ),
+        (
+            &[("SMTP_URL", "smtps://mail.example.org")],
+            "MAIL_FROM is not set",
+        ),
+        (
+            &[("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:4317")],
+            "OTLP over gRPC",
+        ),
+        (
+            &[
+                ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://otel.example.org"),
+                ("OTEL_EXPORTER_OTLP_HEADERS", "key=x"),
+            ],
             "sent unencrypted",
         ),
-        (&[("RATE_LIMIT_ENABLED", "off")], "RATE_LIMIT_ENABLED is off"),
-        (&[("ACCESS_TOKEN_EXPIRE_MINUTES", "61")], "ACCESS_TOKEN_EXPIRE_MINUTES"),
-        (&[("TRUSTED_PROXIES", "10.0.0.0/8, 0.0.0.0/0")], "TRUSTED_PROXIES contains all addresses"),
-        (&[("TRUSTED_PROXIES", "::/0")], "TRUSTED_PROXIES contains all addresses"),
-        (&[("TRUSTED_PROXIES", "0.0.0.0/1, 128.0.0.0/1")], "TRUSTED_PROXIES contains all addresses"),
-        (&[("LOCKOUT_FAILURES", "1000000")], "the lockout does not prevent"),
+        (
+            &[("RATE_LIMIT_ENABLED", "off")],
+            "RATE_LIMIT_ENABLED is off",
+        ),
+        (
+            &[("ACCESS_TOKEN_EXPIRE_MINUTES", "61")],
+            "ACCESS_TOKEN_EXPIRE_MINUTES",
+        ),
+        (
+            &[("TRUSTED_PROXIES", "10.0.0.0/8, 0.0.0.0/0")],
+            "TRUSTED_PROXIES contains all addresses",
+        ),
+        (
+            &[("TRUSTED_PROXIES", "::/0")],
+            "TRUSTED_PROXIES contains all addresses",
+        ),
+        (
+            &[("TRUSTED_PROXIES", "0.0.0.0/1, 128.0.0.0/1")],
+            "TRUSTED_PROXIES contains all addresses",
+        ),
+        (
+            &[("LOCKOUT_FAILURES", "1000000")],
+            "the lockout does not prevent",
+        ),
         (&[("LOCKOUT_MINUTES", "1")], "the lockout does not prevent"),
         (&[("ARGON2_MEMORY_KIB", "4096")], "ARGON2_MEMORY_KIB"),
     ] {
         let (worst, text) = checked(settings);
         assert_eq!(worst, Severity::Warn, "{settings:?}: {text}");
-        assert!(text.lines().any(|line| line.starts_with("warn ") && line.contains(warning)), "{settings:?}: {text}");
+        assert!(
+            text.lines()
+                .any(|line| line.starts_with("warn ") && line.contains(warning)),
+            "{settings:?}: {text}"
+        );
     }
     let careful = [
-        ("DATABASE_URL", "postgres://db.example.org/tasks?sslmode=disable"),
+        (
+            "DATABASE_URL",
+            "postgres://db.example.org/tasks?sslmode=disable",
+        ),
         ("REDIS_URL", "redis://127.0.0.1"),
         https,
         ("TRUSTED_PROXIES", "10.0.0.0/8"),
@@ -139,7 +235,11 @@ fn what_is_risky_together_is_warned_of() {
         ("MAIL_FROM", "tasks@example.org"),
     ];
     let (_, text) = checked(&careful);
-    assert_eq!(text.matches("warn ").count(), 1, "only of PostgreSQL without TLS: {text}");
+    assert_eq!(
+        text.matches("warn ").count(),
+        1,
+        "only of PostgreSQL without TLS: {text}"
+    );
     assert_eq!(checked(&[]).0, Severity::Ok);
 }
 
@@ -149,18 +249,48 @@ async fn a_healthy_server_is_found_healthy_and_left_as_it_is() {
     let server = Server::start().await;
     server.admin("root").await;
     let before = server.dump().await;
-    let (url, listen, smtp) = (server.database().url().to_owned(), server.address.to_string(), mailbox.url());
-    let (worst, text) = examined(&[("DATABASE_URL", &url), ("LISTEN_ADDR", &listen), ("SMTP_URL", &smtp)]).await;
+    let (url, listen, smtp) = (
+        server.database().url().to_owned(),
+        server.address.to_string(),
+        mailbox.url(),
+    );
+    let (worst, text) = examined(&[
+        ("DATABASE_URL", &url),
+        ("LISTEN_ADDR", &listen),
+        ("SMTP_URL", &smtp),
+    ])
+    .await;
     assert_ne!(worst, Severity::Fail, "{text}");
-    let mut findings =
-        vec!["migrations are applied", "there is an admin", "and is ready", "SMTP server", "no mail keeps failing"];
+    let mut findings = vec![
+        "migrations are applied",
+        "there is an admin",
+        "and is ready",
+        "SMTP server",
+        "no mail keeps failing",
+    ];
     findings.extend(if is_postgres() {
-        ["PostgreSQL 1", "fsync is on", "log is settled", "connections are in use", "and of PostgreSQL agree"]
+        [
+            "PostgreSQL 1",
+            "fsync is on",
+            "log is settled",
+            "connections are in use",
+            "and of PostgreSQL agree",
+        ]
     } else {
-        ["SQLite 3", "quick_check and foreign_key_check find nothing", "WAL", "are free in", "survives a power cut"]
+        [
+            "SQLite 3",
+            "quick_check and foreign_key_check find nothing",
+            "WAL",
+            "are free in",
+            "survives a power cut",
+        ]
     });
     for finding in findings {
-        assert!(text.lines().any(|line| line.starts_with("ok ") && line.contains(finding)), "{finding} in {text}");
+        assert!(
+            text.lines()
+                .any(|line| line.starts_with("ok ") && line.contains(finding)),
+            "{finding} in {text}"
+        );
     }
     assert_eq!(server.dump().await, before);
 }
@@ -170,40 +300,68 @@ async fn what_is_broken_is_found() {
     let database = Database::fresh().await;
     let url = database.url().to_owned();
     let found = async |settings: &[(&str, &str)]| {
-        let mut all = vec![("DATABASE_URL", url.as_str()), ("LISTEN_ADDR", "127.0.0.1:0")];
+        let mut all = vec![
+            ("DATABASE_URL", url.as_str()),
+            ("LISTEN_ADDR", "127.0.0.1:0"),
+        ];
         all.extend(settings);
         examined(&all).await
     };
     let fails = |(worst, text): (Severity, String), why: &str| {
         assert_eq!(worst, Severity::Fail, "{text}");
-        assert!(text.lines().any(|line| line.starts_with("fail ") && line.contains(why)), "{why} in {text}");
+        assert!(
+            text.lines()
+                .any(|line| line.starts_with("fail ") && line.contains(why)),
+            "{why} in {text}"
+        );
     };
     let (worst, text) = found(&[]).await;
-    assert!(worst < Severity::Fail && text.contains("there is no admin"), "{text}");
-    fails(found(&[("REDIS_URL", "redis://127.0.0.1:1")]).await, "Redis");
+    assert!(
+        worst < Severity::Fail && text.contains("there is no admin"),
+        "{text}"
+    );
+    fails(
+        found(&[("REDIS_URL", "redis://127.0.0.1:1")]).await,
+        "Redis",
+    );
     fails(found(&[("SMTP_URL", "smtp://127.0.0.1:1")]).await, "SMTP");
     let (worst, text) = found(&[("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")]).await;
-    assert!(worst < Severity::Fail && text.contains("warn  the trace collector: "), "{text}");
+    assert!(
+        worst < Severity::Fail && text.contains("warn  the trace collector: "),
+        "{text}"
+    );
     let event = "INSERT INTO events (id, kind, occurred_at, data, xid)";
     if is_postgres() {
         let (_, text) = found(&[]).await;
-        let most = text.split_once(" connections are in use").and_then(|(told, _)| told.rsplit(' ').next());
+        let most = text
+            .split_once(" connections are in use")
+            .and_then(|(told, _)| told.rsplit(' ').next());
         let most = most.expect("the maximum number of connections");
         let (_, text) = found(&[("DATABASE_CONNECTIONS", most)]).await;
         assert!(text.contains("fewer than one node needs"), "{text}");
-        database.execute(&format!("{event} VALUES (gen_random_uuid(), 1, now(), '{{}}', 1::bigint << 60)")).await;
+        database
+            .execute(&format!(
+                "{event} VALUES (gen_random_uuid(), 1, now(), '{{}}', 1::bigint << 60)"
+            ))
+            .await;
         let (_, text) = found(&[]).await;
         assert!(text.contains("restored from another server"), "{text}");
         let nowhere = "postgres://nobody:hush@127.0.0.1:1/nothing";
-        let (worst, text) = examined(&[("DATABASE_URL", nowhere), ("LISTEN_ADDR", "127.0.0.1:0")]).await;
+        let (worst, text) =
+            examined(&[("DATABASE_URL", nowhere), ("LISTEN_ADDR", "127.0.0.1:0")]).await;
         assert!(!text.contains("hush"), "{text}");
         fails((worst, text), "error connecting");
     } else {
         let orphan = "PRAGMA foreign_keys = OFF; INSERT INTO task_labels VALUES (zeroblob(16), zeroblob(16))";
         database.execute(orphan).await;
-        fails(found(&[]).await, "a row of task_labels refers to a missing row of");
+        fails(
+            found(&[]).await,
+            "a row of task_labels refers to a missing row of",
+        );
     }
-    database.execute("INSERT INTO __diesel_schema_migrations (version) VALUES ('29990101000000')").await;
+    database
+        .execute("INSERT INTO __diesel_schema_migrations (version) VALUES ('29990101000000')")
+        .await;
     fails(found(&[]).await, "newer version");
     database.remove().await;
 }
@@ -213,11 +371,21 @@ async fn a_database_that_is_not_there_yet_is_none_to_complain_of_nor_to_make() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let url = format!("sqlite://{}", directory.path().join("new.db").display());
     let (worst, text) = examined(&[("DATABASE_URL", &url), ("LISTEN_ADDR", "127.0.0.1:0")]).await;
-    assert!(worst < Severity::Fail && text.contains("the first start creates it"), "{text}");
-    assert_eq!(std::fs::read_dir(directory.path()).expect("files").count(), 0);
+    assert!(
+        worst < Severity::Fail && text.contains("the first start creates it"),
+        "{text}"
+    );
+    assert_eq!(
+        std::fs::read_dir(directory.path()).expect("files").count(),
+        0
+    );
     if let Some(bare) = Database::bare().await {
-        let (worst, text) = examined(&[("DATABASE_URL", bare.url()), ("LISTEN_ADDR", "127.0.0.1:0")]).await;
-        assert!(worst < Severity::Fail && text.contains("the first start creates the tables"), "{text}");
+        let (worst, text) =
+            examined(&[("DATABASE_URL", bare.url()), ("LISTEN_ADDR", "127.0.0.1:0")]).await;
+        assert!(
+            worst < Severity::Fail && text.contains("the first start creates the tables"),
+            "{text}"
+        );
         assert!(bare.rows().await.is_empty());
         bare.remove().await;
     }
@@ -226,7 +394,10 @@ async fn a_database_that_is_not_there_yet_is_none_to_complain_of_nor_to_make() {
 #[test]
 fn a_report_is_as_bad_as_the_worst_of_it() {
     let mut report = Report::default();
-    assert_eq!((report.worst(), report.to_string()), (Severity::Ok, String::new()));
+    assert_eq!(
+        (report.worst(), report.to_string()),
+        (Severity::Ok, String::new())
+    );
     report.check(true, "fine", "not so fine");
     report.warn("hm");
     assert_eq!(report.worst(), Severity::Warn);
@@ -234,6 +405,9 @@ fn a_report_is_as_bad_as_the_worst_of_it() {
     report.ok("yes");
     assert_eq!(
         (report.worst(), report.to_string().as_str()),
-        (Severity::Fail, "ok    fine\nwarn  hm\nfail  no\nok    yes\n")
+        (
+            Severity::Fail,
+            "ok    fine\nwarn  hm\nfail  no\nok    yes\n"
+        )
     );
 }

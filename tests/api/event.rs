@@ -47,8 +47,13 @@ async fn each_kind_of_event_has_its_fields() {
     let label = alice.label(&project, "red").await;
     let fly = json!({ "title": "Fly" });
 
-    let task = alice.task(&project, "Fly", json!({ "assigneeId": alice.id })).await;
-    assert_eq!(event(&mut told).await, json!({ "__typename": "TaskCreatedEvent", "task": fly }));
+    let task = alice
+        .task(&project, "Fly", json!({ "assigneeId": alice.id }))
+        .await;
+    assert_eq!(
+        event(&mut told).await,
+        json!({ "__typename": "TaskCreatedEvent", "task": fly })
+    );
     assert_eq!(
         event(&mut told).await,
         json!({ "__typename": "TaskAssignedEvent", "task": fly, "assignee": { "username": "alice" },
@@ -56,8 +61,12 @@ async fn each_kind_of_event_has_its_fields() {
     );
 
     let due = server.moment(Duration::from_secs(60));
-    update(&alice, &task, json!({ "description": "x", "priority": "HIGH", "dueAt": due, "addLabelIds": [label] }))
-        .await;
+    update(
+        &alice,
+        &task,
+        json!({ "description": "x", "priority": "HIGH", "dueAt": due, "addLabelIds": [label] }),
+    )
+    .await;
     assert_eq!(
         event(&mut told).await,
         json!({ "__typename": "TaskUpdatedEvent", "task": fly, "changes": [
@@ -68,7 +77,12 @@ async fn each_kind_of_event_has_its_fields() {
         ] })
     );
 
-    update(&alice, &task, json!({ "status": "IN_PROGRESS", "assigneeId": bob.id })).await;
+    update(
+        &alice,
+        &task,
+        json!({ "status": "IN_PROGRESS", "assigneeId": bob.id }),
+    )
+    .await;
     assert_eq!(
         event(&mut told).await,
         json!({ "__typename": "StatusChangedEvent", "task": fly, "from": "TODO", "to": "IN_PROGRESS" })
@@ -90,20 +104,33 @@ async fn each_kind_of_event_has_its_fields() {
         event(&mut told).await,
         json!({ "__typename": "CommentAddedEvent", "task": fly, "comment": body("Soon") })
     );
-    bob.mutate("updateComment", json!({ "id": comment, "body": "Now" })).await.ok();
+    bob.mutate("updateComment", json!({ "id": comment, "body": "Now" }))
+        .await
+        .ok();
     assert_eq!(
         event(&mut told).await,
         json!({ "__typename": "CommentUpdatedEvent", "task": fly, "comment": body("Now") })
     );
-    bob.mutate("deleteComment", json!({ "id": comment })).await.ok();
+    bob.mutate("deleteComment", json!({ "id": comment }))
+        .await
+        .ok();
     assert_eq!(
         event(&mut told).await,
         json!({ "__typename": "CommentDeletedEvent", "task": fly, "last": body(""), "deletedCommentId": comment })
     );
 
     alice.mutate("deleteTask", json!({ "id": task })).await.ok();
-    assert_eq!(event(&mut told).await, json!({ "__typename": "TaskDeletedEvent", "task": fly, "deletedTaskId": task }));
-    alice.mutate("updateProject", json!({ "id": project, "name": "Gemini", "status": "ARCHIVED" })).await.ok();
+    assert_eq!(
+        event(&mut told).await,
+        json!({ "__typename": "TaskDeletedEvent", "task": fly, "deletedTaskId": task })
+    );
+    alice
+        .mutate(
+            "updateProject",
+            json!({ "id": project, "name": "Gemini", "status": "ARCHIVED" }),
+        )
+        .await
+        .ok();
     assert_eq!(
         event(&mut told).await,
         json!({ "__typename": "ProjectUpdatedEvent", "project": { "name": "Gemini" }, "changes": [
@@ -111,7 +138,10 @@ async fn each_kind_of_event_has_its_fields() {
             { "field": "status", "from": "ACTIVE", "to": "ARCHIVED" },
         ] })
     );
-    alice.mutate("deleteProject", json!({ "id": project })).await.ok();
+    alice
+        .mutate("deleteProject", json!({ "id": project }))
+        .await
+        .ok();
     assert_eq!(
         event(&mut told).await,
         json!({ "__typename": "ProjectDeletedEvent", "project": { "name": "Gemini" }, "deletedProjectId": project })
@@ -124,7 +154,12 @@ async fn a_stream_without_a_cursor_begins_now() {
     let alice = server.person("alice").await;
     let project = alice.project("Apollo").await;
     let task = alice.task(&project, "Fly", json!({})).await;
-    let mut told = alice.subscribe("subscription { commentAdded { comment { body } } }", json!({})).await;
+    let mut told = alice
+        .subscribe(
+            "subscription { commentAdded { comment { body } } }",
+            json!({}),
+        )
+        .await;
     // Only the first event shows that the stream is open; create tasks until one arrives.
     let mut first = 0;
     let came = loop {
@@ -134,9 +169,14 @@ async fn a_stream_without_a_cursor_begins_now() {
             Err(_) => first += 1,
         }
     };
-    let begin: usize = text(&came["commentAdded"]["comment"]["body"]).parse().expect("a number");
+    let begin: usize = text(&came["commentAdded"]["comment"]["body"])
+        .parse()
+        .expect("a number");
     for next in begin + 1..=first {
-        assert_eq!(told.next().await["commentAdded"]["comment"]["body"], next.to_string());
+        assert_eq!(
+            told.next().await["commentAdded"]["comment"]["body"],
+            next.to_string()
+        );
     }
     alice.comment(&task, "live").await;
     assert_eq!(told.next().await["commentAdded"]["comment"]["body"], "live");
@@ -168,7 +208,11 @@ async fn a_stream_goes_from_a_cursor_to_now_and_on_while_a_writer_goes_on() {
                 ids.push(text(&event["id"]));
             }
         }
-        assert_eq!(ids[..40], ids[40..80], "event ids are the same in every stream");
+        assert_eq!(
+            ids[..40],
+            ids[40..80],
+            "event ids are the same in every stream"
+        );
     };
     tokio::join!(write, read);
 }
@@ -183,7 +227,10 @@ async fn a_subscriber_that_falls_behind_is_caught_up_from_the_log() {
         alice.task(&project, &number.to_string(), json!({})).await;
     }
     let mut told = alice.subscribe(EVENTS, json!({})).await;
-    alice.mutate("deleteProject", json!({ "id": project })).await.ok();
+    alice
+        .mutate("deleteProject", json!({ "id": project }))
+        .await
+        .ok();
     for number in 0..150 {
         assert_eq!(event(&mut told).await["task"]["title"], number.to_string());
     }
@@ -196,7 +243,8 @@ async fn a_stream_resumes_from_the_cursor_of_the_last_event() {
     let alice = server.person("alice").await;
     let project = alice.project("Apollo").await;
     let task = alice.task(&project, "Fly", json!({})).await;
-    let document = "subscription ($after: String) { commentAdded(after: $after) { cursor comment { body } } }";
+    let document =
+        "subscription ($after: String) { commentAdded(after: $after) { cursor comment { body } } }";
     let mut told = alice.subscribe(document, json!({})).await;
     alice.comment(&task, "seen").await;
     let cursor = told.next().await["commentAdded"]["cursor"].clone();
@@ -226,13 +274,41 @@ async fn streams_are_narrowed_by_task_project_and_kind() {
     };
     let filtered = async |filter: Value| alice.subscribe(EVENTS, json!({ "filter": filter })).await;
     let mut streams = vec![
-        (subscribe("commentAdded", json!({ "task": task })).await, "commentAdded", vec!["Fly"]),
-        (subscribe("commentAdded", json!({ "project": project })).await, "commentAdded", vec!["Land", "Fly"]),
-        (subscribe("statusChanged", json!({ "task": task })).await, "statusChanged", vec!["Fly"]),
-        (subscribe("statusChanged", json!({ "project": other })).await, "statusChanged", vec!["Wait"]),
-        (filtered(json!({ "taskId": task })).await, "events", vec!["Fly", "Fly"]),
-        (filtered(json!({ "types": ["STATUS_CHANGED"] })).await, "events", vec!["Wait", "Land", "Fly"]),
-        (filtered(json!({ "projectId": project, "types": ["COMMENT_ADDED"] })).await, "events", vec!["Land", "Fly"]),
+        (
+            subscribe("commentAdded", json!({ "task": task })).await,
+            "commentAdded",
+            vec!["Fly"],
+        ),
+        (
+            subscribe("commentAdded", json!({ "project": project })).await,
+            "commentAdded",
+            vec!["Land", "Fly"],
+        ),
+        (
+            subscribe("statusChanged", json!({ "task": task })).await,
+            "statusChanged",
+            vec!["Fly"],
+        ),
+        (
+            subscribe("statusChanged", json!({ "project": other })).await,
+            "statusChanged",
+            vec!["Wait"],
+        ),
+        (
+            filtered(json!({ "taskId": task })).await,
+            "events",
+            vec!["Fly", "Fly"],
+        ),
+        (
+            filtered(json!({ "types": ["STATUS_CHANGED"] })).await,
+            "events",
+            vec!["Wait", "Land", "Fly"],
+        ),
+        (
+            filtered(json!({ "projectId": project, "types": ["COMMENT_ADDED"] })).await,
+            "events",
+            vec!["Land", "Fly"],
+        ),
     ];
     for task in [&elsewhere, &sibling, &task] {
         alice.comment(task, "x").await;
@@ -240,19 +316,45 @@ async fn streams_are_narrowed_by_task_project_and_kind() {
     }
     for (stream, field, titles) in &mut streams {
         for title in titles {
-            assert_eq!(stream.next().await[*field]["task"]["title"], *title, "{field}");
+            assert_eq!(
+                stream.next().await[*field]["task"]["title"],
+                *title,
+                "{field}"
+            );
         }
     }
-    for nothing in [json!({ "types": [] }), json!({ "taskId": task, "projectId": other })] {
+    for nothing in [
+        json!({ "types": [] }),
+        json!({ "taskId": task, "projectId": other }),
+    ] {
         let log = "query ($filter: EventFilter) { events(filter: $filter) { nodes { id } } }";
         let log = alice.query(log, json!({ "filter": nothing })).await;
         assert_eq!(log["events"]["nodes"], json!([]), "{nothing}");
     }
-    for variables in [json!({ "filter": { "taskId": project } }), json!({ "filter": { "projectId": task } })] {
-        assert_eq!(alice.subscribe(EVENTS, variables).await.end().await, "BAD_USER_INPUT");
+    for variables in [
+        json!({ "filter": { "taskId": project } }),
+        json!({ "filter": { "projectId": task } }),
+    ] {
+        assert_eq!(
+            alice.subscribe(EVENTS, variables).await.end().await,
+            "BAD_USER_INPUT"
+        );
     }
-    assert_eq!(subscribe("commentAdded", json!({ "task": project })).await.end().await, "BAD_USER_INPUT");
-    assert_eq!(alice.subscribe(EVENTS, json!({ "after": "x" })).await.end().await, "BAD_USER_INPUT");
+    assert_eq!(
+        subscribe("commentAdded", json!({ "task": project }))
+            .await
+            .end()
+            .await,
+        "BAD_USER_INPUT"
+    );
+    assert_eq!(
+        alice
+            .subscribe(EVENTS, json!({ "after": "x" }))
+            .await
+            .end()
+            .await,
+        "BAD_USER_INPUT"
+    );
 }
 
 #[tokio::test]
@@ -261,13 +363,20 @@ async fn a_former_assignee_gets_the_unassignment_and_nothing_after_it() {
     let (alice, bob) = (server.person("alice").await, server.person("bob").await);
     let carol = server.person("carol").await;
     let project = alice.project("Apollo").await;
-    let task = alice.task(&project, "Fly", json!({ "assigneeId": bob.id })).await;
+    let task = alice
+        .task(&project, "Fly", json!({ "assigneeId": bob.id }))
+        .await;
     let mut told = bob.subscribe(EVENTS, json!({})).await;
     let start = bob.now().await;
 
     update(&alice, &task, json!({ "assigneeId": carol.id })).await;
     alice.comment(&task, "Not for Bob").await;
-    update(&carol, &task, json!({ "status": "IN_PROGRESS", "title": "Secret" })).await;
+    update(
+        &carol,
+        &task,
+        json!({ "status": "IN_PROGRESS", "title": "Secret" }),
+    )
+    .await;
     let last = json!({ "__typename": "TaskUnassignedEvent", "gone": null, "taskId": task,
                        "previousAssignee": { "username": "bob" } });
     assert_eq!(event(&mut told).await, last);
@@ -278,14 +387,20 @@ async fn a_former_assignee_gets_the_unassignment_and_nothing_after_it() {
     let mut replayed = bob.subscribe(EVENTS, json!({ "after": start })).await;
     assert_eq!(event(&mut replayed).await, last);
     assert_eq!(event(&mut replayed).await["task"]["title"], "own");
-    let log = bob.query("{ events { nodes { __typename } } }", json!({})).await;
+    let log = bob
+        .query("{ events { nodes { __typename } } }", json!({}))
+        .await;
     assert_eq!(
         log["events"]["nodes"],
         json!([{ "__typename": "TaskUnassignedEvent" }, { "__typename": "TaskCreatedEvent" }]),
         "older events are no longer visible"
     );
     update(&carol, &task, json!({ "assigneeId": bob.id })).await;
-    assert_eq!(event(&mut told).await["gone"]["title"], "Secret", "visible again once reassigned");
+    assert_eq!(
+        event(&mut told).await["gone"]["title"],
+        "Secret",
+        "visible again once reassigned"
+    );
 }
 
 #[tokio::test]
@@ -294,7 +409,9 @@ async fn the_log_and_a_stream_have_the_same_events_and_cursors() {
     let alice = server.person("alice").await;
     let start = alice.now().await;
     let project = alice.project("Apollo").await;
-    let task = alice.task(&project, "Fly", json!({ "assigneeId": alice.id })).await;
+    let task = alice
+        .task(&project, "Fly", json!({ "assigneeId": alice.id }))
+        .await;
     alice.comment(&task, "Soon").await;
     update(&alice, &task, json!({ "status": "IN_PROGRESS" })).await;
     let log = "query ($task: ID!) {
@@ -303,7 +420,8 @@ async fn the_log_and_a_stream_have_the_same_events_and_cursors() {
     }";
     let log = alice.query(log, json!({ "task": task })).await;
     assert_eq!(log["events"], log["task"]["activity"]);
-    let document = "subscription ($after: String) { events(after: $after) { id cursor __typename } }";
+    let document =
+        "subscription ($after: String) { events(after: $after) { id cursor __typename } }";
     let mut told = alice.subscribe(document, json!({ "after": start })).await;
     let edges = log["events"]["edges"].as_array().expect("edges");
     assert_eq!(edges.len(), 4);
@@ -354,7 +472,10 @@ async fn a_long_log_and_a_short_one_return_the_same_events() {
     let short = told().await;
     let kinds = |events: &Value| -> Vec<String> {
         let edges = events["edges"].as_array().expect("edges");
-        edges.iter().map(|edge| text(&edge["node"]["__typename"]).replace("Event", "")).collect()
+        edges
+            .iter()
+            .map(|edge| text(&edge["node"]["__typename"]).replace("Event", ""))
+            .collect()
     };
     assert_eq!(
         kinds(&short[6]),
@@ -390,7 +511,9 @@ async fn an_event_of_a_deleted_task_has_its_last_picture_and_nothing_that_hung_o
     let (alice, bob) = (server.person("alice").await, server.person("bob").await);
     let project = alice.project("Apollo").await;
     let label = alice.label(&project, "red").await;
-    let task = alice.task(&project, "Fly", json!({ "labelIds": [label] })).await;
+    let task = alice
+        .task(&project, "Fly", json!({ "labelIds": [label] }))
+        .await;
     alice.comment(&task, "Before Bob").await;
     update(&alice, &task, json!({ "assigneeId": bob.id })).await;
     alice.mutate("deleteTask", json!({ "id": task })).await.ok();
@@ -406,7 +529,10 @@ async fn an_event_of_a_deleted_task_has_its_last_picture_and_nothing_that_hung_o
     }
     let documents = "{ events { nodes { __typename ... on CommentAddedEvent { comment { id } task { title } } } } }";
     let nodes = alice.query(documents, json!({})).await["events"]["nodes"].clone();
-    assert_eq!(nodes[1], json!({ "__typename": "CommentAddedEvent", "comment": null, "task": { "title": "Fly" } }));
+    assert_eq!(
+        nodes[1],
+        json!({ "__typename": "CommentAddedEvent", "comment": null, "task": { "title": "Fly" } })
+    );
 }
 
 /// Asserts that the stream has ended, with or just before its socket.
@@ -428,8 +554,15 @@ async fn a_stream_ends_when_its_session_or_its_user_does() {
     assert_over(&mut told).await;
     let project = elsewhere.project("Apollo").await;
     elsewhere.task(&project, "Fly", json!({})).await;
-    assert_eq!(event(&mut told_elsewhere).await["task"]["title"], "Fly", "the other session is not affected");
-    admin.mutate("updateUser", json!({ "id": bob.id, "isActive": false })).await.ok();
+    assert_eq!(
+        event(&mut told_elsewhere).await["task"]["title"],
+        "Fly",
+        "the other session is not affected"
+    );
+    admin
+        .mutate("updateUser", json!({ "id": bob.id, "isActive": false }))
+        .await
+        .ok();
     assert_over(&mut told_elsewhere).await;
 }
 
@@ -442,7 +575,10 @@ async fn a_stream_of_a_former_admin_ends() {
     let project = alice.project("Apollo").await;
     alice.task(&project, "Fly", json!({})).await;
     assert_eq!(event(&mut told).await["task"]["title"], "Fly");
-    admin.mutate("updateUser", json!({ "id": other.id, "role": "USER" })).await.ok();
+    admin
+        .mutate("updateUser", json!({ "id": other.id, "role": "USER" }))
+        .await
+        .ok();
     alice.task(&project, "Land", json!({})).await;
     assert_over(&mut told).await;
 }
@@ -488,7 +624,9 @@ async fn an_event_of_a_slow_transaction_is_not_skipped() {
         // SQLite has a single writer: the second change waits for the first.
         if is_postgres() {
             assert!(quick.await.codes().is_empty());
-            let log = alice.query("{ events(last: 1) { nodes { __typename } } }", json!({})).await;
+            let log = alice
+                .query("{ events(last: 1) { nodes { __typename } } }", json!({}))
+                .await;
             assert_eq!(
                 log["events"]["nodes"][0]["__typename"], "TaskCreatedEvent",
                 "later events wait for earlier ones"
@@ -512,9 +650,12 @@ async fn several_operations_share_a_socket_and_a_completed_one_is_silent() {
     let project = alice.project("Apollo").await;
     let task = alice.task(&project, "Fly", json!({})).await;
     let mut socket: Socket = alice.socket().await;
-    let document = "subscription ($after: String) { commentAdded(after: $after) { comment { body } } }";
+    let document =
+        "subscription ($after: String) { commentAdded(after: $after) { comment { body } } }";
     for id in ["a", "b"] {
-        socket.subscribe(id, document, json!({ "after": alice.now().await })).await;
+        socket
+            .subscribe(id, document, json!({ "after": alice.now().await }))
+            .await;
     }
     let next = |id: &str, body: &str| {
         let data = json!({ "commentAdded": { "comment": { "body": body } } });
@@ -522,11 +663,16 @@ async fn several_operations_share_a_socket_and_a_completed_one_is_silent() {
     };
     alice.comment(&task, "to both").await;
     let came = [socket.receive().await, socket.receive().await];
-    assert!(came.contains(&next("a", "to both")) && came.contains(&next("b", "to both")), "{came:?}");
+    assert!(
+        came.contains(&next("a", "to both")) && came.contains(&next("b", "to both")),
+        "{came:?}"
+    );
     socket.send(json!({ "type": "complete", "id": "a" })).await;
     // Operations on a socket are received in order: the answer shows that the `complete` before it
     // arrived.
-    socket.subscribe("c", "{ viewer { username } }", json!({})).await;
+    socket
+        .subscribe("c", "{ viewer { username } }", json!({}))
+        .await;
     let mut answered = false;
     while !answered {
         let frame = socket.receive().await;
@@ -543,7 +689,9 @@ async fn equal_subscriptions_get_only_their_own_personal_fields() {
     let server = Server::start().await;
     let (alice, bob) = (server.person("alice").await, server.person("bob").await);
     let project = alice.project("Apollo").await;
-    let task = alice.task(&project, "Fly", json!({ "assigneeId": bob.id })).await;
+    let task = alice
+        .task(&project, "Fly", json!({ "assigneeId": bob.id }))
+        .await;
     let common = "subscription ($after: String) { statusChanged(after: $after) { to actor { username } task { project { name } } } }";
     let own = "subscription ($after: String) { statusChanged(after: $after) { to task { viewerCanDelete viewerCanUpdate } } }";
     let refused = "subscription ($after: String) { statusChanged(after: $after) { to actor { username email } } }";
@@ -551,7 +699,10 @@ async fn equal_subscriptions_get_only_their_own_personal_fields() {
     for person in [&alice, &bob] {
         let mut streams = Vec::new();
         for document in [common, own, refused] {
-            streams.push((person.subscribe(document, json!({})).await, person.subscribe(document, json!({})).await));
+            streams.push((
+                person.subscribe(document, json!({})).await,
+                person.subscribe(document, json!({})).await,
+            ));
         }
         listeners.push(streams);
     }
@@ -569,7 +720,10 @@ async fn equal_subscriptions_get_only_their_own_personal_fields() {
                 for stream in [first, second] {
                     let answer = stream.answer().await;
                     assert_eq!(answer["data"]["statusChanged"], told);
-                    assert_eq!(answer.get("errors").is_some(), told["actor"].get("email") == Some(&Value::Null));
+                    assert_eq!(
+                        answer.get("errors").is_some(),
+                        told["actor"].get("email") == Some(&Value::Null)
+                    );
                 }
             }
         }
@@ -582,10 +736,20 @@ async fn a_cursor_between_visible_events_works_like_any_other() {
     let alice = server.person("alice").await;
     let project = alice.project("Apollo").await;
     alice.task(&project, "Fly", json!({})).await;
-    let end = server.app.cursors.decode(&alice.now().await).expect("a place");
+    let end = server
+        .app
+        .cursors
+        .decode(&alice.now().await)
+        .expect("a place");
     let at = |xid: i64, seq: i64| server.app.cursors.encode(LogPosition { xid, seq });
-    let later = [at(end.xid + 1, i64::MIN), at(end.xid, i64::MAX), at(i64::MAX, i64::MAX)];
-    let first = alice.query("{ events(first: 1) { edges { cursor } } }", json!({})).await;
+    let later = [
+        at(end.xid + 1, i64::MIN),
+        at(end.xid, i64::MAX),
+        at(i64::MAX, i64::MAX),
+    ];
+    let first = alice
+        .query("{ events(first: 1) { edges { cursor } } }", json!({}))
+        .await;
     let first = &first["events"]["edges"][0]["cursor"];
     let events = async |bounds: Value| {
         let document = "query ($after: String, $before: String) {
@@ -614,8 +778,13 @@ async fn a_filter_has_at_most_100_types() {
     let mut socket = alice.socket().await;
     let stream = "subscription ($filter: EventFilter) { events(filter: $filter) { id } }";
     socket.subscribe("1", stream, types(101)).await;
-    let Frame::Message(refused) = socket.receive().await else { panic!("closed") };
-    assert_eq!(refused["payload"][0]["extensions"]["code"], "BAD_USER_INPUT", "{refused}");
+    let Frame::Message(refused) = socket.receive().await else {
+        panic!("closed")
+    };
+    assert_eq!(
+        refused["payload"][0]["extensions"]["code"], "BAD_USER_INPUT",
+        "{refused}"
+    );
 }
 
 #[tokio::test]
@@ -624,15 +793,31 @@ async fn the_events_of_what_is_gone_still_have_their_project() {
     let (alice, bob) = (server.person("alice").await, server.person("bob").await);
     let project = alice.project("Apollo").await;
     let (first, _second) = (
-        alice.task(&project, "Fly", json!({ "assigneeId": bob.id })).await,
-        alice.task(&project, "Land", json!({ "assigneeId": bob.id })).await,
+        alice
+            .task(&project, "Fly", json!({ "assigneeId": bob.id }))
+            .await,
+        alice
+            .task(&project, "Land", json!({ "assigneeId": bob.id }))
+            .await,
     );
-    let fields = "__typename ... on TaskDeletedEvent { task { title project { name owner { username } } } }
+    let fields =
+        "__typename ... on TaskDeletedEvent { task { title project { name owner { username } } } }
         ... on TaskCreatedEvent { task { title project { name } } }";
-    let mut live = bob.subscribe(&format!("subscription {{ events {{ {fields} }} }}"), json!({})).await;
-    alice.mutate("deleteTask", json!({ "id": first })).await.ok();
+    let mut live = bob
+        .subscribe(
+            &format!("subscription {{ events {{ {fields} }} }}"),
+            json!({}),
+        )
+        .await;
+    alice
+        .mutate("deleteTask", json!({ "id": first }))
+        .await
+        .ok();
     live.next().await;
-    alice.mutate("deleteProject", json!({ "id": project })).await.ok();
+    alice
+        .mutate("deleteProject", json!({ "id": project }))
+        .await
+        .ok();
 
     let deleted = |title: &str| {
         let project = json!({ "name": "Apollo", "owner": { "username": "alice" } });
@@ -640,10 +825,16 @@ async fn the_events_of_what_is_gone_still_have_their_project() {
     };
     assert_eq!(live.next().await["events"], deleted("Land"));
     let log = format!("{{ events(last: 100) {{ nodes {{ {fields} }} }} }}");
-    assert_eq!(bob.query(&log, json!({})).await["events"]["nodes"], json!([deleted("Fly"), deleted("Land")]));
+    assert_eq!(
+        bob.query(&log, json!({})).await["events"]["nodes"],
+        json!([deleted("Fly"), deleted("Land")])
+    );
     let all = alice.query(&log, json!({})).await;
     let created = json!({ "title": "Fly", "project": { "name": "Apollo" } });
-    assert_eq!(all["events"]["nodes"][0], json!({ "__typename": "TaskCreatedEvent", "task": created }));
+    assert_eq!(
+        all["events"]["nodes"][0],
+        json!({ "__typename": "TaskCreatedEvent", "task": created })
+    );
 }
 
 #[tokio::test]
@@ -651,8 +842,13 @@ async fn a_filtered_log_costs_what_a_search_costs() {
     let server = Server::start().await;
     let alice = server.person("alice").await;
     let cost = async |arguments: &str, variables: Value| {
-        let document = format!("query ($filter: EventFilter) {{ events{arguments} {{ nodes {{ id }} }} }}");
-        let document = if arguments.contains('$') { document } else { document.replace("($filter: EventFilter)", "") };
+        let document =
+            format!("query ($filter: EventFilter) {{ events{arguments} {{ nodes {{ id }} }} }}");
+        let document = if arguments.contains('$') {
+            document
+        } else {
+            document.replace("($filter: EventFilter)", "")
+        };
         alice.ask(&document, variables).await.0["extensions"]["cost"].clone()
     };
     let types = json!({ "filter": { "types": ["PROJECT_DELETED"] } });
@@ -660,5 +856,8 @@ async fn a_filtered_log_costs_what_a_search_costs() {
     assert_eq!(cost("(filter: null)", json!({})).await, 1);
     assert_eq!(cost("(filter: $filter)", json!({})).await, 1);
     assert_eq!(cost("(filter: $filter)", types).await, 21);
-    assert_eq!(cost("(filter: { types: [PROJECT_DELETED] })", json!({})).await, 21);
+    assert_eq!(
+        cost("(filter: { types: [PROJECT_DELETED] })", json!({})).await,
+        21
+    );
 }

@@ -17,7 +17,8 @@ async fn hints_are_delivered(redis: Option<&str>) {
     let redis = redis.map(|url| redis::Client::open(url).expect("a URL"));
     let instance = || Arc::new(Hints::new(redis.clone()));
     let (one, other, stop) = (instance(), instance(), CancellationToken::new());
-    let carrying = [&one, &other].map(|hints| tokio::spawn(Arc::clone(hints).run(db.clone(), stop.clone())));
+    let carrying =
+        [&one, &other].map(|hints| tokio::spawn(Arc::clone(hints).run(db.clone(), stop.clone())));
     // Hints are best effort: one sent before the other instance listens is lost. Repeat until one
     // arrives.
     let heard = async {
@@ -29,7 +30,10 @@ async fn hints_are_delivered(redis: Option<&str>) {
         }
     };
     timeout(PATIENCE, heard).await.expect("a hint");
-    assert!(timeout(PATIENCE / 100, one.received()).await.is_err(), "an instance does not receive its own hints");
+    assert!(
+        timeout(PATIENCE / 100, one.received()).await.is_err(),
+        "an instance does not receive its own hints"
+    );
     stop.cancel();
     for carried in carrying {
         carried.await.expect("an end");
@@ -66,7 +70,10 @@ async fn redis_carries_hints() {
     let directory = tempfile::tempdir().expect("a directory");
     let socket = directory.path().join("redis");
     let mut command = Command::new("redis-server");
-    command.args(["--port", "0", "--save", "", "--unixsocket"]).arg(&socket).stdout(Stdio::null());
+    command
+        .args(["--port", "0", "--save", "", "--unixsocket"])
+        .arg(&socket)
+        .stdout(Stdio::null());
     let _redis = Redis(command.spawn().expect("redis-server on the path"));
     hints_are_delivered(Some(&format!("redis+unix://{}", socket.display()))).await;
 }

@@ -34,39 +34,63 @@ const SETTINGS: [(&str, &str); 8] = [
 const SHARE: usize = 2;
 
 fn owner(server: &Server, person: &Person) -> ClientKey {
-    let access = server.app.credentials.verify_access(server.app.clock.now(), person.token());
+    let access = server
+        .app
+        .credentials
+        .verify_access(server.app.clock.now(), person.token());
     ClientKey::User(access.expect("a good token").user_id)
 }
 
 /// Acquires all permits of an owner's share.
 async fn share(server: &Server, owner: ClientKey) -> Vec<Permit> {
     let acquire = || server.app.concurrency.acquire(owner, WaitPolicy::Request);
-    join_all((0..SHARE).map(|_| acquire())).await.into_iter().map(|permit| permit.expect("a permit")).collect()
+    join_all((0..SHARE).map(|_| acquire()))
+        .await
+        .into_iter()
+        .map(|permit| permit.expect("a permit"))
+        .collect()
 }
 
 fn posted(request: RequestBuilder, accept: &str, address: &str) -> impl Future<Output = Reply> {
-    let request = request.header("accept", accept).header("x-forwarded-for", address);
+    let request = request
+        .header("accept", accept)
+        .header("x-forwarded-for", address);
     Reply::to(request.json(&json!({ "query": QUERY })))
 }
 
 fn is_refused(error: &Value) {
     let extensions = &error["extensions"];
-    assert_eq!((&extensions["code"], &extensions["retryAfter"]), (&json!("RATE_LIMITED"), &json!(1)), "{error}");
+    assert_eq!(
+        (&extensions["code"], &extensions["retryAfter"]),
+        (&json!("RATE_LIMITED"), &json!(1)),
+        "{error}"
+    );
 }
 
 #[tokio::test]
 async fn an_owner_whose_share_is_taken_is_refused_over_http_and_others_are_not() {
     let server = Server::with(&SETTINGS).await;
-    let (alice, bob, nobody) = (server.person("alice").await, server.person("bob").await, server.nobody());
+    let (alice, bob, nobody) = (
+        server.person("alice").await,
+        server.person("bob").await,
+        server.nobody(),
+    );
     let (taken, other) = ("192.0.2.1", "192.0.2.2");
     let held = (
         share(&server, owner(&server, &alice)).await,
-        share(&server, ClientKey::address(taken.parse().expect("an address"))).await,
+        share(
+            &server,
+            ClientKey::address(taken.parse().expect("an address")),
+        )
+        .await,
     );
     for accept in ["application/graphql-response+json", "text/event-stream"] {
         for (person, address) in [(&alice, other), (&nobody, taken)] {
             let refused = posted(person.post("/graphql"), accept, address).await;
-            assert_eq!((refused.status.as_u16(), &refused.headers["retry-after"]), (429, &"1".parse().unwrap()));
+            assert_eq!(
+                (refused.status.as_u16(), &refused.headers["retry-after"]),
+                (429, &"1".parse().unwrap())
+            );
             is_refused(&refused.body["errors"][0]);
         }
         for (person, address) in [(&bob, taken), (&nobody, other)] {
@@ -75,7 +99,10 @@ async fn an_owner_whose_share_is_taken_is_refused_over_http_and_others_are_not()
         }
     }
     drop(held);
-    assert_eq!(posted(alice.post("/graphql"), "*/*", other).await.status, 200);
+    assert_eq!(
+        posted(alice.post("/graphql"), "*/*", other).await.status,
+        200
+    );
     assert_eq!(server.app.concurrency.owners(), 0);
 }
 
@@ -88,7 +115,9 @@ async fn an_owner_whose_share_is_taken_is_refused_on_a_socket_and_others_are_not
     hers.subscribe("1", QUERY, json!({})).await;
     his.subscribe("1", QUERY, json!({})).await;
     assert!(matches!(his.receive().await, Frame::Message(message) if message["type"] == "next"));
-    let Frame::Message(refused) = hers.receive().await else { panic!("closed") };
+    let Frame::Message(refused) = hers.receive().await else {
+        panic!("closed")
+    };
     assert_eq!(refused["type"], "error");
     is_refused(&refused["payload"][0]);
     drop(held);
@@ -100,7 +129,10 @@ async fn an_owner_whose_share_is_taken_is_refused_on_a_socket_and_others_are_not
 async fn database_connections_are_shared_fairly() {
     let server = Server::with(&SETTINGS).await;
     let (alice, bob) = (server.person("alice").await, server.person("bob").await);
-    let permit = share(&server, owner(&server, &alice)).await.pop().expect("a permit");
+    let permit = share(&server, owner(&server, &alice))
+        .await
+        .pop()
+        .expect("a permit");
     let (release, released) = oneshot::channel::<()>();
     let (hold, held) = oneshot::channel();
     let app = Arc::clone(&server.app);
@@ -137,18 +169,37 @@ async fn others_are_answered_while_one_user_floods_the_server_with_searches() {
     let (alice, bob) = (server.person("alice").await, server.person("bob").await);
     let project = alice.project("Apollo").await;
     for number in 0..60 {
-        alice.task(&project, &number.to_string(), json!({ "description": "a".repeat(10_000) })).await;
+        alice
+            .task(
+                &project,
+                &number.to_string(),
+                json!({ "description": "a".repeat(10_000) }),
+            )
+            .await;
     }
     let word = format!("{}b", "a".repeat(199));
-    let field = |number: usize| format!("a{number}: tasks(filter: {{ search: \"{word}\" }}) {{ totalCount }} ");
+    let field = |number: usize| {
+        format!("a{number}: tasks(filter: {{ search: \"{word}\" }}) {{ totalCount }} ")
+    };
     let flood: String = format!("{{ {} }}", (0..5).map(field).collect::<String>());
-    let (stop, started) = (Arc::new(AtomicBool::new(false)), Arc::new(tokio::sync::Semaphore::new(0)));
+    let (stop, started) = (
+        Arc::new(AtomicBool::new(false)),
+        Arc::new(tokio::sync::Semaphore::new(0)),
+    );
     let attackers: Vec<_> = (0..16)
         .map(|_| {
-            let (alice, flood, stop, started) = (alice.clone(), flood.clone(), Arc::clone(&stop), Arc::clone(&started));
+            let (alice, flood, stop, started) = (
+                alice.clone(),
+                flood.clone(),
+                Arc::clone(&stop),
+                Arc::clone(&started),
+            );
             tokio::spawn(async move {
                 while !stop.load(Ordering::Relaxed) {
-                    let sent = alice.post("/graphql").json(&json!({ "query": flood })).send();
+                    let sent = alice
+                        .post("/graphql")
+                        .json(&json!({ "query": flood }))
+                        .send();
                     started.add_permits(1);
                     drop(sent.await);
                 }
@@ -160,23 +211,41 @@ async fn others_are_answered_while_one_user_floods_the_server_with_searches() {
     for _ in 0..20 {
         let answer = Reply::to(bob.post("/graphql").json(&json!({ "query": asked }))).await;
         assert_eq!(
-            (answer.status.as_u16(), &answer.body["data"]["tasks"]["totalCount"]),
+            (
+                answer.status.as_u16(),
+                &answer.body["data"]["tasks"]["totalCount"]
+            ),
             (200, &json!(0)),
             "{}",
             answer.body
         );
         let request = bob.post("/graphql").header("accept", "text/event-stream");
-        let answer = request.json(&json!({ "query": asked })).send().await.expect("an answer");
+        let answer = request
+            .json(&json!({ "query": asked }))
+            .send()
+            .await
+            .expect("an answer");
         assert_eq!(answer.status(), 200);
         assert!(!answer.text().await.expect("text").contains("errors"));
     }
     let mut socket = bob.socket().await;
     for number in 0..20 {
-        socket.subscribe(&number.to_string(), asked, json!({})).await;
-        let Frame::Message(answer) = socket.receive().await else { panic!("closed") };
-        assert_eq!(answer["payload"]["data"]["tasks"]["totalCount"], 0, "{answer}");
-        assert!(matches!(socket.receive().await, Frame::Message(message) if message["type"] == "complete"));
+        socket
+            .subscribe(&number.to_string(), asked, json!({}))
+            .await;
+        let Frame::Message(answer) = socket.receive().await else {
+            panic!("closed")
+        };
+        assert_eq!(
+            answer["payload"]["data"]["tasks"]["totalCount"], 0,
+            "{answer}"
+        );
+        assert!(
+            matches!(socket.receive().await, Frame::Message(message) if message["type"] == "complete")
+        );
     }
     stop.store(true, Ordering::Relaxed);
-    timeout(PATIENCE + Duration::from_secs(10), join_all(attackers)).await.expect("the flood ends");
+    timeout(PATIENCE + Duration::from_secs(10), join_all(attackers))
+        .await
+        .expect("the flood ends");
 }

@@ -23,7 +23,8 @@ use serde_json::{Value, json};
 use crate::harness::{Frame, Person, Server, is_postgres, text};
 
 const DAY: Duration = Duration::from_secs(86_400);
-const STREAM: &str = "subscription ($after: String) { events(after: $after) { id cursor __typename } }";
+const STREAM: &str =
+    "subscription ($after: String) { events(after: $after) { id cursor __typename } }";
 const PAGE: &str = "query ($after: String) {
     events(first: 100, after: $after) { edges { cursor node { id __typename } } pageInfo { hasNextPage } } }";
 
@@ -63,10 +64,17 @@ async fn an_expired_cursor_is_reported_with_the_oldest_that_works() {
     let alice = server.person("alice").await;
     let start = alice.now().await;
     let project = alice.project("Apollo").await;
-    let (kept, gone) = (alice.task(&project, "Kept", json!({})).await, alice.task(&project, "Gone", json!({})).await);
+    let (kept, gone) = (
+        alice.task(&project, "Kept", json!({})).await,
+        alice.task(&project, "Gone", json!({})).await,
+    );
     alice.mutate("deleteTask", json!({ "id": gone })).await.ok();
     expire(&server).await;
-    assert_eq!(read(&alice, json!(start)).await.len(), 3, "no event has expired yet");
+    assert_eq!(
+        read(&alice, json!(start)).await.len(),
+        3,
+        "no event has expired yet"
+    );
 
     server.advance(3 * DAY);
     let alice = server.login("alice").await;
@@ -77,22 +85,43 @@ async fn an_expired_cursor_is_reported_with_the_oldest_that_works() {
     assert_eq!(refused.codes(), ["CURSOR_EXPIRED"]);
     let oldest = refused.0["errors"][0]["extensions"]["oldestCursor"].clone();
     let before = "query ($before: String) { events(last: 5, before: $before) { nodes { id } } }";
-    assert_eq!(alice.ask(before, json!({ "before": start })).await.codes(), ["CURSOR_EXPIRED"]);
-    assert_eq!(alice.subscribe(STREAM, json!({ "after": start })).await.end().await, "CURSOR_EXPIRED");
+    assert_eq!(
+        alice.ask(before, json!({ "before": start })).await.codes(),
+        ["CURSOR_EXPIRED"]
+    );
+    assert_eq!(
+        alice
+            .subscribe(STREAM, json!({ "after": start }))
+            .await
+            .end()
+            .await,
+        "CURSOR_EXPIRED"
+    );
 
     let mut told = alice.subscribe(STREAM, json!({ "after": oldest })).await;
-    assert_eq!(told.next().await["events"]["__typename"], "CommentAddedEvent");
+    assert_eq!(
+        told.next().await["events"]["__typename"],
+        "CommentAddedEvent"
+    );
     assert_eq!(read(&alice, oldest).await.len(), 1);
-    assert_eq!(read(&alice, Value::Null).await.len(), 1, "the log starts there");
+    assert_eq!(
+        read(&alice, Value::Null).await.len(),
+        1,
+        "the log starts there"
+    );
 
     let history = "query ($task: ID!) { task(id: $task) { activity { nodes { __typename } } } }";
-    let history = alice.query(history, json!({ "task": kept })).await["task"]["activity"]["nodes"].clone();
+    let history =
+        alice.query(history, json!({ "task": kept })).await["task"]["activity"]["nodes"].clone();
     assert_eq!(
         history,
         json!([{ "__typename": "TaskCreatedEvent" }, { "__typename": "CommentAddedEvent" }]),
         "an existing task keeps its whole history"
     );
-    assert!(!server.dump().await.contains("Gone"), "nothing is kept about a deleted task");
+    assert!(
+        !server.dump().await.contains("Gone"),
+        "nothing is kept about a deleted task"
+    );
 }
 
 #[tokio::test]
@@ -101,7 +130,10 @@ async fn now_is_no_expired_place_where_nothing_is_left_of_the_log() {
     let server = Server::with(&retention).await;
     let alice = server.person("alice").await;
     let project = alice.project("Apollo").await;
-    let (kept, gone) = (alice.task(&project, "Kept", json!({})).await, alice.task(&project, "Gone", json!({})).await);
+    let (kept, gone) = (
+        alice.task(&project, "Kept", json!({})).await,
+        alice.task(&project, "Gone", json!({})).await,
+    );
     alice.mutate("deleteTask", json!({ "id": gone })).await.ok();
     server.advance(3 * DAY);
     expire(&server).await;
@@ -112,7 +144,10 @@ async fn now_is_no_expired_place_where_nothing_is_left_of_the_log() {
     let mut told = alice.subscribe(STREAM, json!({ "after": cursor })).await;
     assert_eq!(read(&alice, cursor.clone()).await, [""; 0]);
     alice.comment(&kept, "New").await;
-    assert_eq!(read(&alice, cursor).await, [text(&told.next().await["events"]["id"])]);
+    assert_eq!(
+        read(&alice, cursor).await,
+        [text(&told.next().await["events"]["id"])]
+    );
 }
 
 #[tokio::test]
@@ -121,7 +156,9 @@ async fn an_event_that_the_database_was_too_busy_for_comes_when_one_goes_on() {
     let alice = server.person("alice").await;
     let project = alice.project("Apollo").await;
     let label = alice.label(&project, "urgent").await;
-    let task = alice.task(&project, "Fly", json!({ "labelIds": [label] })).await;
+    let task = alice
+        .task(&project, "Fly", json!({ "labelIds": [label] }))
+        .await;
     let document = "subscription ($after: String) {
         commentAdded(after: $after) { cursor task { labels { name } } comment { body } } }";
     let stream = async |after: &Value| {
@@ -130,13 +167,19 @@ async fn an_event_that_the_database_was_too_busy_for_comes_when_one_goes_on() {
             Some(after) => request.header("last-event-id", after),
             None => request,
         };
-        request.json(&json!({ "query": document })).send().await.expect("a stream")
+        request
+            .json(&json!({ "query": document }))
+            .send()
+            .await
+            .expect("a stream")
     };
     let mut socket = alice.socket().await;
     socket.subscribe("1", document, json!({})).await;
     let streamed = stream(&Value::Null).await;
     alice.comment(&task, "told").await;
-    let Frame::Message(told) = socket.receive().await else { panic!("an end") };
+    let Frame::Message(told) = socket.receive().await else {
+        panic!("an end")
+    };
     let cursor = told["payload"]["data"]["commentAdded"]["cursor"].clone();
 
     let fails = if is_postgres() {
@@ -145,27 +188,50 @@ async fn an_event_that_the_database_was_too_busy_for_comes_when_one_goes_on() {
         "json_extract('{}', 'lock timeout' || name) = 1"
     };
     let labels = format!("CREATE VIEW labels AS SELECT * FROM kept WHERE {fails}");
-    server.database().execute(&format!("ALTER TABLE labels RENAME TO kept; {labels}")).await;
+    server
+        .database()
+        .execute(&format!("ALTER TABLE labels RENAME TO kept; {labels}"))
+        .await;
     alice.comment(&task, "missed").await;
-    let Frame::Message(failed) = socket.receive().await else { panic!("an end") };
+    let Frame::Message(failed) = socket.receive().await else {
+        panic!("an end")
+    };
     assert_eq!(
         (&failed["type"], &failed["payload"][0]["extensions"]["code"]),
         (&json!("error"), &json!("SERVICE_UNAVAILABLE"))
     );
     let text = streamed.text().await.expect("a stream that ends");
-    let told = text.split_terminator("\n\n").filter(|event| !event.starts_with(':')).collect::<Vec<_>>();
-    let [first, failed] = told[..] else { panic!("{text}") };
-    assert!(first.contains(&format!("id: {}\n", cursor.as_str().expect("a cursor"))), "{first}");
+    let told = text
+        .split_terminator("\n\n")
+        .filter(|event| !event.starts_with(':'))
+        .collect::<Vec<_>>();
+    let [first, failed] = told[..] else {
+        panic!("{text}")
+    };
+    assert!(
+        first.contains(&format!("id: {}\n", cursor.as_str().expect("a cursor"))),
+        "{first}"
+    );
     assert!(failed.contains("SERVICE_UNAVAILABLE"), "{failed}");
     assert!(
         failed.contains(&format!("id: {}\n", cursor.as_str().expect("a cursor"))),
         "the cursor before the missed event: {failed}"
     );
 
-    server.database().execute("DROP VIEW labels; ALTER TABLE kept RENAME TO labels").await;
-    socket.subscribe("2", document, json!({ "after": cursor })).await;
-    let Frame::Message(told) = socket.receive().await else { panic!("an end") };
-    assert_eq!(told["payload"]["data"]["commentAdded"]["comment"]["body"], "missed");
+    server
+        .database()
+        .execute("DROP VIEW labels; ALTER TABLE kept RENAME TO labels")
+        .await;
+    socket
+        .subscribe("2", document, json!({ "after": cursor }))
+        .await;
+    let Frame::Message(told) = socket.receive().await else {
+        panic!("an end")
+    };
+    assert_eq!(
+        told["payload"]["data"]["commentAdded"]["comment"]["body"],
+        "missed"
+    );
     let mut resumed = stream(&cursor).await;
     let mut text = String::new();
     while !text.contains("missed") {
@@ -183,9 +249,17 @@ async fn no_more_events_are_kept_than_configured() {
         alice.task(&project, &number.to_string(), json!({})).await;
     }
     expire(&server).await;
-    let nodes = alice.query("{ events { nodes { ... on TaskCreatedEvent { task { title } } } } }", json!({})).await;
+    let nodes = alice
+        .query(
+            "{ events { nodes { ... on TaskCreatedEvent { task { title } } } } }",
+            json!({}),
+        )
+        .await;
     let titles: Vec<String> = (7..12).map(|number| number.to_string()).collect();
-    let titles: Vec<Value> = titles.iter().map(|title| json!({ "task": { "title": title } })).collect();
+    let titles: Vec<Value> = titles
+        .iter()
+        .map(|title| json!({ "task": { "title": title } }))
+        .collect();
     assert_eq!(nodes["events"]["nodes"], json!(titles));
 }
 
@@ -197,7 +271,13 @@ async fn nothing_expires_before_the_inboxes_have_read_it() {
     alice.task(&project, "Fly", json!({})).await;
     server.advance(30 * DAY);
     let more = server.run(async move |app| {
-        store::expire(&app.db, app.config.event_retention, app.clock.now(), LogPosition::default()).await
+        store::expire(
+            &app.db,
+            app.config.event_retention,
+            app.clock.now(),
+            LogPosition::default(),
+        )
+        .await
     });
     assert!(!more.await.expect("an answer"));
     let alice = server.login("alice").await;
@@ -206,14 +286,22 @@ async fn nothing_expires_before_the_inboxes_have_read_it() {
 
 #[tokio::test]
 async fn a_quiet_stream_outlives_the_retention_and_a_lagging_one_ends_with_an_error() {
-    let server = Server::with(&[("EVENT_RETENTION_DAYS", "1"), ("ACCESS_TOKEN_EXPIRE_MINUTES", "10000")]).await;
+    let server = Server::with(&[
+        ("EVENT_RETENTION_DAYS", "1"),
+        ("ACCESS_TOKEN_EXPIRE_MINUTES", "10000"),
+    ])
+    .await;
     let alice = server.person("alice").await;
     let project = alice.project("Apollo").await;
     let task = alice.task(&project, "Fly", json!({})).await;
-    let document = "subscription ($after: String) { commentAdded(after: $after) { comment { body } } }";
+    let document =
+        "subscription ($after: String) { commentAdded(after: $after) { comment { body } } }";
     let mut quiet = alice.subscribe(document, json!({})).await;
     alice.comment(&task, "first").await;
-    assert_eq!(quiet.next().await["commentAdded"]["comment"]["body"], "first");
+    assert_eq!(
+        quiet.next().await["commentAdded"]["comment"]["body"],
+        "first"
+    );
 
     // No event for this stream for longer than the retention period.
     for _ in 0..3 {
@@ -230,8 +318,15 @@ async fn a_quiet_stream_outlives_the_retention_and_a_lagging_one_ends_with_an_er
         ..NewEvent::new(EventKind::CommentAdded, None, server.app.clock.now())
     };
     let written = server.run(async move |app| {
-        let many: Vec<NewEvent> = (0..100).map(|_| NewEvent { id: Id::new(), ..many.clone() }).collect();
-        app.db.transaction(async |tx: &mut Conn| events::append(tx, &many).await).await
+        let many: Vec<NewEvent> = (0..100)
+            .map(|_| NewEvent {
+                id: Id::new(),
+                ..many.clone()
+            })
+            .collect();
+        app.db
+            .transaction(async |tx: &mut Conn| events::append(tx, &many).await)
+            .await
     });
     written.await.expect("a hundred events");
     for _ in 0..100 {
@@ -245,11 +340,14 @@ async fn events_missing_from_a_query_come_after_its_cursor() {
     let alice = server.person("alice").await;
     let project = alice.project("Apollo").await;
     let seen = |answer: &Value| -> HashSet<String> {
-        let nodes = answer["data"]["project"]["tasks"]["nodes"].as_array().expect("tasks");
+        let nodes = answer["data"]["project"]["tasks"]["nodes"]
+            .as_array()
+            .expect("tasks");
         nodes.iter().map(|task| text(&task["id"])).collect()
     };
     let document = "query ($id: ID!) { project(id: $id) { tasks(first: 100) { nodes { id } } } }";
-    let stream = "subscription ($after: String) { events(after: $after, filter: { types: [TASK_CREATED] }) {
+    let stream =
+        "subscription ($after: String) { events(after: $after, filter: { types: [TASK_CREATED] }) {
         ... on TaskCreatedEvent { task { id title } } } }";
     let writers = (0..4).map(|writer| {
         let (alice, project) = (alice.clone(), project.clone());
@@ -274,12 +372,26 @@ async fn events_missing_from_a_query_come_after_its_cursor() {
     };
     let ((), _) = tokio::join!(reader, futures_util::future::join_all(writers));
 
-    let made = alice.ask("mutation { createProject(input: { name: \"x\" }) { project { id } } }", json!({})).await;
-    assert!(made.0["extensions"]["sync"]["cursor"].is_string(), "{}", made.0);
+    let made = alice
+        .ask(
+            "mutation { createProject(input: { name: \"x\" }) { project { id } } }",
+            json!({}),
+        )
+        .await;
+    assert!(
+        made.0["extensions"]["sync"]["cursor"].is_string(),
+        "{}",
+        made.0
+    );
     let mut socket = alice.socket().await;
     socket.subscribe("1", "{ viewer { id } }", json!({})).await;
-    let Frame::Message(next) = socket.receive().await else { panic!("no answer") };
-    assert!(next["payload"]["extensions"]["sync"]["cursor"].is_string(), "also on a socket: {next}");
+    let Frame::Message(next) = socket.receive().await else {
+        panic!("no answer")
+    };
+    assert!(
+        next["payload"]["extensions"]["sync"]["cursor"].is_string(),
+        "also on a socket: {next}"
+    );
 }
 
 /// Compares the feed with a naive reader (`id > last`) while writers keep transactions open.
@@ -300,7 +412,10 @@ async fn thirty_two_writers_lose_nothing_and_a_naive_reader_would_have() {
             // Check before reading the log, so that the last read comes after the last commit.
             let over = !AtomicBool::load(&going_on, Ordering::SeqCst);
             let mut conn = app.db.conn().await?;
-            let next = table::table.filter(table::seq.gt(last)).order_by(table::seq).select((table::seq, table::id));
+            let next = table::table
+                .filter(table::seq.gt(last))
+                .order_by(table::seq)
+                .select((table::seq, table::id));
             let next: Vec<(i64, Id)> = on!(conn, |c| next.load(c).await)?;
             for (seq, id) in next {
                 last = seq;
@@ -316,11 +431,21 @@ async fn thirty_two_writers_lose_nothing_and_a_naive_reader_would_have() {
         server.run(async move |app| {
             let mut written = Vec::new();
             for number in 0..EACH {
-                let event =
-                    NewEvent { owner_id: owner, ..NewEvent::new(EventKind::ProjectDeleted, None, app.clock.now()) };
+                let event = NewEvent {
+                    owner_id: owner,
+                    ..NewEvent::new(EventKind::ProjectDeleted, None, app.clock.now())
+                };
                 // Every eighth writer keeps its transaction open while the others commit.
-                let held = if writer % 8 == 0 { 400 + 100 * number } else { (writer * 7 + number * 13) % 20 };
-                let held = if is_postgres() { Duration::from_millis(held) } else { Duration::ZERO };
+                let held = if writer % 8 == 0 {
+                    400 + 100 * number
+                } else {
+                    (writer * 7 + number * 13) % 20
+                };
+                let held = if is_postgres() {
+                    Duration::from_millis(held)
+                } else {
+                    Duration::ZERO
+                };
                 let work = async |tx: &mut Conn| {
                     events::append(tx, std::slice::from_ref(&event)).await?;
                     tokio::time::sleep(held).await;
@@ -347,9 +472,17 @@ async fn thirty_two_writers_lose_nothing_and_a_naive_reader_would_have() {
     let (naive, written, streamed) = tokio::join!(naive, writing, streaming);
     let global = |id: &Id| node::encode(node::NodeType::Event, *id).to_string();
     let expected: HashSet<String> = written.iter().map(global).collect();
-    assert_eq!(streamed.iter().cloned().collect::<HashSet<_>>(), expected, "every event exactly once");
+    assert_eq!(
+        streamed.iter().cloned().collect::<HashSet<_>>(),
+        expected,
+        "every event exactly once"
+    );
     assert_eq!(streamed.len(), expected.len(), "none twice");
-    assert_eq!(read(&alice, json!(start)).await, streamed, "the query returns the same order");
+    assert_eq!(
+        read(&alice, json!(start)).await,
+        streamed,
+        "the query returns the same order"
+    );
     let naive: HashSet<Id> = naive.expect("an answer").into_iter().collect();
     let lost = written.difference(&naive).count();
     assert_eq!(lost > 0, is_postgres(), "the naive reader lost {lost}");
@@ -364,7 +497,10 @@ async fn events_written_by_one_instance_reach_another() {
     let mut told = elsewhere.subscribe(STREAM, json!({})).await;
     let project = alice.project("Apollo").await;
     alice.task(&project, "Fly", json!({})).await;
-    assert_eq!(told.next().await["events"]["__typename"], "TaskCreatedEvent");
+    assert_eq!(
+        told.next().await["events"]["__typename"],
+        "TaskCreatedEvent"
+    );
 }
 
 #[tokio::test]
@@ -393,7 +529,13 @@ async fn a_log_that_was_restored_on_another_server_goes_on_after_its_end() {
     let mut told = alice.subscribe(STREAM, json!({ "after": cursor })).await;
     alice.task(&project, "New", json!({})).await;
     let new = told.next().await["events"].clone();
-    let place = |cursor: &Value| server.app.cursors.decode(cursor.as_str().unwrap_or_default()).expect("a cursor");
+    let place = |cursor: &Value| {
+        server
+            .app
+            .cursors
+            .decode(cursor.as_str().unwrap_or_default())
+            .expect("a cursor")
+    };
     assert!(place(&new["cursor"]) > place(&cursor));
     assert_eq!(read(&alice, cursor).await, [text(&new["id"])]);
 }
@@ -404,22 +546,54 @@ async fn a_cursor_is_opaque_and_cannot_be_forged() {
     let alice = server.person("alice").await;
     alice.project("Apollo").await;
     let anonymous = server.nobody().ask("{ __typename }", json!({})).await.0;
-    assert!(anonymous["extensions"]["cost"].is_u64() && anonymous["extensions"].get("sync").is_none(), "{anonymous}");
+    assert!(
+        anonymous["extensions"]["cost"].is_u64() && anonymous["extensions"].get("sync").is_none(),
+        "{anonymous}"
+    );
 
     let answer = alice.ask("{ viewer { id } }", json!({})).await.0;
     let cursor = text(&answer["extensions"]["sync"]["cursor"]);
     let bytes = URL_SAFE_NO_PAD.decode(&cursor).expect("base64");
     let position = server.app.cursors.decode(&cursor).expect("a position");
-    assert!(!bytes.windows(8).any(|part| part == position.seq.to_be_bytes()), "the sequence number is not readable");
+    assert!(
+        !bytes
+            .windows(8)
+            .any(|part| part == position.seq.to_be_bytes()),
+        "the sequence number is not readable"
+    );
     let forged = URL_SAFE_NO_PAD.encode([&bytes[..31], &[bytes[31] ^ 1]].concat());
-    let plain = URL_SAFE_NO_PAD.encode([&b"e"[..], &position.xid.to_be_bytes(), &position.seq.to_be_bytes()].concat());
+    let plain = URL_SAFE_NO_PAD.encode(
+        [
+            &b"e"[..],
+            &position.xid.to_be_bytes(),
+            &position.seq.to_be_bytes(),
+        ]
+        .concat(),
+    );
     for (cursor, code) in [(&forged, "BAD_USER_INPUT"), (&plain, "CURSOR_EXPIRED")] {
         let refused = alice.ask(PAGE, json!({ "after": cursor })).await;
         assert_eq!(refused.code(), code);
-        assert_eq!(alice.subscribe(STREAM, json!({ "after": cursor })).await.end().await, code);
-        let request = alice.post("/graphql").header("accept", "text/event-stream").header("last-event-id", cursor);
-        let stream = request.json(&json!({ "query": STREAM })).send().await.expect("an answer");
-        assert!(stream.text().await.expect("a stream").contains(code), "{code}");
+        assert_eq!(
+            alice
+                .subscribe(STREAM, json!({ "after": cursor }))
+                .await
+                .end()
+                .await,
+            code
+        );
+        let request = alice
+            .post("/graphql")
+            .header("accept", "text/event-stream")
+            .header("last-event-id", cursor);
+        let stream = request
+            .json(&json!({ "query": STREAM }))
+            .send()
+            .await
+            .expect("an answer");
+        assert!(
+            stream.text().await.expect("a stream").contains(code),
+            "{code}"
+        );
         if let Some(oldest) = refused.0["errors"][0]["extensions"].get("oldestCursor") {
             alice.query(PAGE, json!({ "after": oldest })).await;
         }

@@ -20,7 +20,8 @@ const ELSEWHERE: &str = "203.0.113.9";
 
 async fn start() -> Server {
     let server = Server::with(&[PROXIED]).await;
-    let account = json!({ "email": "alice@example.org", "username": "alice", "password": PASSWORD });
+    let account =
+        json!({ "email": "alice@example.org", "username": "alice", "password": PASSWORD });
     assert_eq!(server.post("/auth/register", account).await.status, 201);
     server
 }
@@ -28,7 +29,9 @@ async fn start() -> Server {
 /// Logs in; retries on 503, because a slow machine may run out of database connections.
 async fn login(server: &Server, from: &str, body: Value) -> Reply {
     loop {
-        let request = server.request(Method::POST, "/auth/login").header("x-forwarded-for", from);
+        let request = server
+            .request(Method::POST, "/auth/login")
+            .header("x-forwarded-for", from);
         let reply = Reply::to(request.json(&body)).await;
         if reply.status != 503 {
             return reply;
@@ -46,7 +49,11 @@ fn with(password: &str, more: Value) -> Value {
 
 async fn code(server: &Server, from: &str, body: Value) -> String {
     let reply = login(server, from, body).await;
-    if reply.status == 200 { "ok".to_owned() } else { text(&reply.body["code"]) }
+    if reply.status == 200 {
+        "ok".to_owned()
+    } else {
+        text(&reply.body["code"])
+    }
 }
 
 /// Sends one wrong guess from each address and counts those that were evaluated.
@@ -54,9 +61,18 @@ async fn evaluated(server: &Server, identifier: &str, from: impl Iterator<Item =
     let from: Vec<String> = from.collect();
     let mut evaluated = 0;
     for from in from.chunks(20) {
-        let guess = |from| code(server, from, json!({ "username": identifier, "password": WRONG }));
+        let guess = |from| {
+            code(
+                server,
+                from,
+                json!({ "username": identifier, "password": WRONG }),
+            )
+        };
         for code in join_all(from.iter().map(|from| guess(from))).await {
-            assert!(["INVALID_CREDENTIALS", "LOCKED_OUT"].contains(&code.as_str()), "{code}");
+            assert!(
+                ["INVALID_CREDENTIALS", "LOCKED_OUT"].contains(&code.as_str()),
+                "{code}"
+            );
             evaluated += usize::from(code == "INVALID_CREDENTIALS");
         }
     }
@@ -71,7 +87,11 @@ fn everywhere(number: usize) -> String {
 /// Exhausts the guesses, so that only known devices can log in.
 async fn attack(server: &Server) {
     for identifier in ["alice", "alice@example.org"] {
-        assert_eq!(evaluated(server, identifier, (0..80).map(everywhere)).await, 25, "{identifier}");
+        assert_eq!(
+            evaluated(server, identifier, (0..80).map(everywhere)).await,
+            25,
+            "{identifier}"
+        );
     }
     assert_eq!(
         code(server, ELSEWHERE, with(PASSWORD, json!({}))).await,
@@ -97,7 +117,10 @@ async fn an_account_takes_at_most_a_hundred_guesses_an_hour_from_all_addresses_t
     }
     for (minute, hour) in history.windows(60).enumerate() {
         let count: usize = hour.iter().sum();
-        assert!((40..=100).contains(&count), "{count} guesses in the hour from minute {minute}");
+        assert!(
+            (40..=100).contains(&count),
+            "{count} guesses in the hour from minute {minute}"
+        );
     }
     assert_eq!(history[0], 50);
 }
@@ -105,10 +128,19 @@ async fn an_account_takes_at_most_a_hundred_guesses_an_hour_from_all_addresses_t
 #[tokio::test]
 async fn networks_of_one_ipv6_customer_count_together() {
     let server = start().await;
-    let of_48 = (0..320).map(|number: usize| format!("2001:db8:1:{:x}::{number:x}", (number % 80) << 8));
-    assert_eq!(evaluated(&server, "alice", of_48).await, 15, "80 /64 networks in one /48");
+    let of_48 =
+        (0..320).map(|number: usize| format!("2001:db8:1:{:x}::{number:x}", (number % 80) << 8));
+    assert_eq!(
+        evaluated(&server, "alice", of_48).await,
+        15,
+        "80 /64 networks in one /48"
+    );
     let of_56 = (0..80).map(|number: usize| format!("2001:db8:2:{:x}::1", number % 20));
-    assert_eq!(evaluated(&server, "alice@example.org", of_56).await, 10, "20 /64 networks in one /56");
+    assert_eq!(
+        evaluated(&server, "alice@example.org", of_56).await,
+        10,
+        "20 /64 networks in one /56"
+    );
     assert_eq!(
         code(&server, &everywhere(9), with(WRONG, json!({}))).await,
         "INVALID_CREDENTIALS",
@@ -122,7 +154,12 @@ async fn a_device_that_logged_in_before_gets_in_while_strangers_guess() {
     let first = login(&server, HOME, with(PASSWORD, json!({}))).await;
     let token = text(&first.body["device_token"]);
     let cookie = first.headers[SET_COOKIE].to_str().expect("text").to_owned();
-    for attribute in ["Path=/auth", "HttpOnly", "SameSite=Strict", "Max-Age=31536000"] {
+    for attribute in [
+        "Path=/auth",
+        "HttpOnly",
+        "SameSite=Strict",
+        "Max-Age=31536000",
+    ] {
         assert!(cookie.contains(attribute), "{attribute} in {cookie}");
     }
     assert!(!cookie.contains("Secure"), "PUBLIC_URL is plain HTTP here");
@@ -130,31 +167,66 @@ async fn a_device_that_logged_in_before_gets_in_while_strangers_guess() {
     assert_eq!(Reply::to(out.post("/auth/logout")).await.status, 204);
     attack(&server).await;
     // From a new address, apps send the device token in the body and browsers send it as a cookie.
-    let by_token = login(&server, ELSEWHERE, with(PASSWORD, json!({ "device_token": token }))).await;
+    let by_token = login(
+        &server,
+        ELSEWHERE,
+        with(PASSWORD, json!({ "device_token": token })),
+    )
+    .await;
     assert_eq!(by_token.status, 200, "{}", by_token.body);
     let by_cookie = async |from: &str, cookies: &str, password: &str| {
-        let request = server.request(Method::POST, "/auth/login").header("x-forwarded-for", from);
-        Reply::to(request.header(COOKIE, cookies).json(&with(password, json!({})))).await
+        let request = server
+            .request(Method::POST, "/auth/login")
+            .header("x-forwarded-for", from);
+        Reply::to(
+            request
+                .header(COOKIE, cookies)
+                .json(&with(password, json!({}))),
+        )
+        .await
     };
     let pair = cookie.split(';').next().expect("a pair").to_owned();
-    assert_eq!(by_cookie("203.0.113.10", &format!("theme=dark; {pair}; a"), PASSWORD).await.status, 200);
     assert_eq!(
-        by_cookie("203.0.113.10", &format!("theme=dark; {pair}; a"), WRONG).await.body["code"],
+        by_cookie("203.0.113.10", &format!("theme=dark; {pair}; a"), PASSWORD)
+            .await
+            .status,
+        200
+    );
+    assert_eq!(
+        by_cookie("203.0.113.10", &format!("theme=dark; {pair}; a"), WRONG)
+            .await
+            .body["code"],
         "INVALID_CREDENTIALS"
     );
-    assert_eq!(by_cookie("203.0.113.12", "theme=dark", PASSWORD).await.body["code"], "LOCKED_OUT");
-    let form = [("username", "alice"), ("password", PASSWORD), ("device_token", &token)];
-    let form = server.request(Method::POST, "/auth/login").header("x-forwarded-for", "203.0.113.11").form(&form);
+    assert_eq!(
+        by_cookie("203.0.113.12", "theme=dark", PASSWORD).await.body["code"],
+        "LOCKED_OUT"
+    );
+    let form = [
+        ("username", "alice"),
+        ("password", PASSWORD),
+        ("device_token", &token),
+    ];
+    let form = server
+        .request(Method::POST, "/auth/login")
+        .header("x-forwarded-for", "203.0.113.11")
+        .form(&form);
     assert_eq!(Reply::to(form).await.status, 200);
 }
 
 #[tokio::test]
 async fn wrong_passwords_from_a_known_device_lock_that_device_alone() {
     let server = start().await;
-    let device = async || text(&login(&server, HOME, with(PASSWORD, json!({}))).await.body["device_token"]);
+    let device =
+        async || text(&login(&server, HOME, with(PASSWORD, json!({}))).await.body["device_token"]);
     let (phone, laptop) = (device().await, device().await);
     let from = async |token: &str, address: &str, password: &str| {
-        code(&server, address, with(password, json!({ "device_token": token }))).await
+        code(
+            &server,
+            address,
+            with(password, json!({ "device_token": token })),
+        )
+        .await
     };
     for number in 0..5 {
         let address = format!("203.0.113.{number}");
@@ -168,9 +240,15 @@ async fn wrong_passwords_from_a_known_device_lock_that_device_alone() {
     assert_eq!(from(&laptop, HOME, PASSWORD).await, "ok");
     // Another client at the same address locks the address, not the device.
     for _ in 0..5 {
-        assert_eq!(code(&server, HOME, with(WRONG, json!({}))).await, "INVALID_CREDENTIALS");
+        assert_eq!(
+            code(&server, HOME, with(WRONG, json!({}))).await,
+            "INVALID_CREDENTIALS"
+        );
     }
-    assert_eq!(code(&server, HOME, with(PASSWORD, json!({}))).await, "LOCKED_OUT");
+    assert_eq!(
+        code(&server, HOME, with(PASSWORD, json!({}))).await,
+        "LOCKED_OUT"
+    );
     assert_eq!(from(&laptop, HOME, PASSWORD).await, "ok");
 }
 
@@ -192,7 +270,11 @@ async fn a_device_token_is_proof_for_its_account_until_the_password_changes_or_a
     let long = "x".repeat(1_000);
     for token in [bobs.as_str(), &forged, &refresh, "", "x", "ü\u{0}", &long] {
         let body = with(PASSWORD, json!({ "device_token": token }));
-        assert_eq!(code(&server, ELSEWHERE, body).await, "LOCKED_OUT", "{token}");
+        assert_eq!(
+            code(&server, ELSEWHERE, body).await,
+            "LOCKED_OUT",
+            "{token}"
+        );
     }
     let known = with(PASSWORD, json!({ "device_token": own }));
     assert_eq!(code(&server, ELSEWHERE, known.clone()).await, "ok");
@@ -200,9 +282,17 @@ async fn a_device_token_is_proof_for_its_account_until_the_password_changes_or_a
     let signed_in = server.nobody().with_tokens(&reply.body);
     let changed = json!({ "currentPassword": PASSWORD, "newPassword": "Another-Horse-8" });
     signed_in.mutate("changePassword", changed).await.ok();
-    assert_eq!(evaluated(&server, "alice", (0..80).map(everywhere)).await, 25, "a new password resets the count");
+    assert_eq!(
+        evaluated(&server, "alice", (0..80).map(everywhere)).await,
+        25,
+        "a new password resets the count"
+    );
     let old = with("Another-Horse-8", json!({ "device_token": own }));
-    assert_eq!(code(&server, ELSEWHERE, old).await, "LOCKED_OUT", "old device tokens are void");
+    assert_eq!(
+        code(&server, ELSEWHERE, old).await,
+        "LOCKED_OUT",
+        "old device tokens are void"
+    );
 
     server.advance(Duration::from_secs(365 * 86_400));
     assert_eq!(evaluated(&server, "bob", (0..80).map(everywhere)).await, 25);
@@ -219,19 +309,35 @@ async fn the_address_of_a_live_session_gets_in_and_reveals_nothing_to_others() {
     let (neighbor, same) = ("2001:db8:ffff:2::5", "2001:db8:ffff:1::9");
     let stranger = login(&server, neighbor, with(WRONG, json!({}))).await;
     let here = login(&server, same, with(WRONG, json!({}))).await;
-    assert_eq!((stranger.status, &stranger.body), (here.status, &here.body), "indistinguishable answers");
+    assert_eq!(
+        (stranger.status, &stranger.body),
+        (here.status, &here.body),
+        "indistinguishable answers"
+    );
     assert_eq!(stranger.headers["retry-after"], here.headers["retry-after"]);
-    assert_eq!(code(&server, neighbor, with(PASSWORD, json!({}))).await, "LOCKED_OUT");
+    assert_eq!(
+        code(&server, neighbor, with(PASSWORD, json!({}))).await,
+        "LOCKED_OUT"
+    );
     assert_eq!(code(&server, same, with(PASSWORD, json!({}))).await, "ok");
     // The address of the last refresh counts too.
-    let moved = server.request(Method::POST, "/auth/refresh").header("x-forwarded-for", neighbor);
+    let moved = server
+        .request(Method::POST, "/auth/refresh")
+        .header("x-forwarded-for", neighbor);
     let moved = Reply::to(moved.json(&json!({ "refresh_token": alice.refresh_token }))).await;
-    assert_eq!(code(&server, neighbor, with(PASSWORD, json!({}))).await, "ok");
+    assert_eq!(
+        code(&server, neighbor, with(PASSWORD, json!({}))).await,
+        "ok"
+    );
     let all = "mutation { revokeOtherSessions { revokedCount } }";
     let alice = alice.with_tokens(&moved.body);
     alice.query(all, json!({})).await;
     assert_eq!(Reply::to(alice.post("/auth/logout")).await.status, 204);
-    assert_eq!(code(&server, same, with(PASSWORD, json!({}))).await, "LOCKED_OUT", "there is no session left");
+    assert_eq!(
+        code(&server, same, with(PASSWORD, json!({}))).await,
+        "LOCKED_OUT",
+        "there is no session left"
+    );
 }
 
 #[tokio::test]
@@ -244,7 +350,11 @@ async fn an_identifier_that_is_nobodys_is_slowed_down_alike() {
         for number in 0..30 {
             let body = json!({ "username": identifier, "password": WRONG });
             let reply = login(&server, &everywhere(number), body).await;
-            replies.push((reply.status.as_u16(), reply.headers.get("retry-after").cloned(), reply.body));
+            replies.push((
+                reply.status.as_u16(),
+                reply.headers.get("retry-after").cloned(),
+                reply.body,
+            ));
         }
         told.push(replies);
     }
@@ -258,16 +368,26 @@ async fn the_slow_mode_survives_a_restart_and_its_rows_outlive_the_hour_only() {
     let server = start().await;
     attack(&server).await;
     let server = server.again(&[PROXIED]).await;
-    assert_eq!(code(&server, ELSEWHERE, with(PASSWORD, json!({}))).await, "LOCKED_OUT");
+    assert_eq!(
+        code(&server, ELSEWHERE, with(PASSWORD, json!({}))).await,
+        "LOCKED_OUT"
+    );
     server.advance(Duration::from_secs(144));
-    assert_eq!(code(&server, ELSEWHERE, with(PASSWORD, json!({}))).await, "ok", "one chance");
+    assert_eq!(
+        code(&server, ELSEWHERE, with(PASSWORD, json!({}))).await,
+        "ok",
+        "one chance"
+    );
     server.advance(MINUTE * 61);
     let cleared = server.run(async |app| {
         let before = app.clock.now().minus(Duration::from_secs(3_600));
         fasttrack::store::lockout::purge_expired(&app.db, before).await
     });
     cleared.await.expect("cleared");
-    assert!(!server.dump().await.contains("login_failures: "), "the rows are deleted");
+    assert!(
+        !server.dump().await.contains("login_failures: "),
+        "the rows are deleted"
+    );
 }
 
 #[tokio::test]
@@ -278,15 +398,34 @@ async fn credentials_are_limited_by_ipv6_network_too() {
         for number in 0..120 {
             let body = json!({ "username": format!("nobody{number}"), "password": WRONG });
             let code = code(&server, &from(number), body).await;
-            assert!(["INVALID_CREDENTIALS", "RATE_LIMITED"].contains(&code.as_str()), "{code}");
+            assert!(
+                ["INVALID_CREDENTIALS", "RATE_LIMITED"].contains(&code.as_str()),
+                "{code}"
+            );
             admitted += usize::from(code == "INVALID_CREDENTIALS");
         }
         admitted
     };
-    assert_eq!(admitted(&|number| format!("2001:db8:1:1::{number:x}")).await, 5, "a /64");
-    assert_eq!(admitted(&|number| format!("2001:db8:2:{:x}::1", number % 256)).await, 20, "a /56");
-    assert_eq!(admitted(&|number| format!("2001:db8:3:{:x}::1", number << 8)).await, 80, "a /48");
-    assert_eq!(admitted(&|number| format!("192.0.2.{number}")).await, 120, "IPv4 addresses count individually");
+    assert_eq!(
+        admitted(&|number| format!("2001:db8:1:1::{number:x}")).await,
+        5,
+        "a /64"
+    );
+    assert_eq!(
+        admitted(&|number| format!("2001:db8:2:{:x}::1", number % 256)).await,
+        20,
+        "a /56"
+    );
+    assert_eq!(
+        admitted(&|number| format!("2001:db8:3:{:x}::1", number << 8)).await,
+        80,
+        "a /48"
+    );
+    assert_eq!(
+        admitted(&|number| format!("192.0.2.{number}")).await,
+        120,
+        "IPv4 addresses count individually"
+    );
 }
 
 #[tokio::test]
@@ -297,28 +436,62 @@ async fn a_password_reset_makes_the_device_known_while_strangers_guess() {
     mailbox.next().await;
     let mut devices = Vec::new();
     for wants_body in [false, true] {
-        server.post("/auth/password-reset", json!({ "email": "alice@example.org" })).await;
-        let mut body = json!({ "token": mailbox.next().await.token(), "new_password": "Another-Horse-8" });
+        server
+            .post(
+                "/auth/password-reset",
+                json!({ "email": "alice@example.org" }),
+            )
+            .await;
+        let mut body =
+            json!({ "token": mailbox.next().await.token(), "new_password": "Another-Horse-8" });
         if wants_body {
             body["issue_device_token"] = true.into();
         }
         let reply = server.post("/auth/password-reset/confirm", body).await;
-        assert_eq!(reply.status, if wants_body { 200 } else { 204 }, "{}", reply.body);
+        assert_eq!(
+            reply.status,
+            if wants_body { 200 } else { 204 },
+            "{}",
+            reply.body
+        );
         assert_eq!(mailbox.next().await.subject(), "Your password was changed");
         devices.push(reply);
     }
     let cookie = |reply: &Reply| reply.headers[SET_COOKIE].to_str().expect("text").to_owned();
-    for attribute in ["Path=/auth", "HttpOnly", "SameSite=Strict", "Max-Age=31536000"] {
-        assert!(cookie(&devices[0]).contains(attribute), "{attribute} in {}", cookie(&devices[0]));
+    for attribute in [
+        "Path=/auth",
+        "HttpOnly",
+        "SameSite=Strict",
+        "Max-Age=31536000",
+    ] {
+        assert!(
+            cookie(&devices[0]).contains(attribute),
+            "{attribute} in {}",
+            cookie(&devices[0])
+        );
     }
     attack(&server).await;
     let by_cookie = async |reply: &Reply| {
-        let request = server.request(Method::POST, "/auth/login").header("x-forwarded-for", ELSEWHERE);
+        let request = server
+            .request(Method::POST, "/auth/login")
+            .header("x-forwarded-for", ELSEWHERE);
         let pair = cookie(reply).split(';').next().expect("a pair").to_owned();
-        Reply::to(request.header(COOKIE, pair).json(&with("Another-Horse-8", json!({})))).await
+        Reply::to(
+            request
+                .header(COOKIE, pair)
+                .json(&with("Another-Horse-8", json!({}))),
+        )
+        .await
     };
-    assert_eq!(by_cookie(&devices[0]).await.body["code"], "LOCKED_OUT", "the second reset voids the first device");
+    assert_eq!(
+        by_cookie(&devices[0]).await.body["code"],
+        "LOCKED_OUT",
+        "the second reset voids the first device"
+    );
     assert_eq!(by_cookie(&devices[1]).await.status, 200);
     let token = json!({ "device_token": devices[1].body["device_token"] });
-    assert_eq!(code(&server, ELSEWHERE, with("Another-Horse-8", token)).await, "ok");
+    assert_eq!(
+        code(&server, ELSEWHERE, with("Another-Horse-8", token)).await,
+        "ok"
+    );
 }

@@ -28,24 +28,48 @@ pub(crate) struct Frames(TcpStream);
 impl Frames {
     /// Connects with the given initial flow control window.
     pub(crate) async fn connect(address: SocketAddr, window: u32) -> Self {
-        Self::over(TcpStream::connect(address).await.expect("a connection"), window).await
+        Self::over(
+            TcpStream::connect(address).await.expect("a connection"),
+            window,
+        )
+        .await
     }
 
     /// Starts HTTP/2 on an open connection, with the given initial flow control window.
     pub(crate) async fn over(mut stream: TcpStream, window: u32) -> Self {
-        stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.expect("sent");
+        stream
+            .write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+            .await
+            .expect("sent");
         let mut client = Self(stream);
-        client.send(SETTINGS, 0, 0, &[&[0, 4], &window.to_be_bytes()[..]].concat()).await;
+        client
+            .send(
+                SETTINGS,
+                0,
+                0,
+                &[&[0, 4], &window.to_be_bytes()[..]].concat(),
+            )
+            .await;
         client
     }
 
     pub(crate) async fn send(&mut self, kind: u8, flags: u8, stream: u32, payload: &[u8]) {
-        self.try_send(kind, flags, stream, payload).await.expect("sent");
+        self.try_send(kind, flags, stream, payload)
+            .await
+            .expect("sent");
     }
 
     /// Sends a frame; fails if the server has closed the connection.
-    pub(crate) async fn try_send(&mut self, kind: u8, flags: u8, stream: u32, payload: &[u8]) -> std::io::Result<()> {
-        let length = u32::try_from(payload.len()).expect("a short frame").to_be_bytes();
+    pub(crate) async fn try_send(
+        &mut self,
+        kind: u8,
+        flags: u8,
+        stream: u32,
+        payload: &[u8],
+    ) -> std::io::Result<()> {
+        let length = u32::try_from(payload.len())
+            .expect("a short frame")
+            .to_be_bytes();
         let frame = [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat();
         self.0.write_all(&frame).await
     }
@@ -60,13 +84,35 @@ impl Frames {
 
     /// Sends the head of a request; DATA frames follow.
     pub(crate) async fn post(&mut self, stream: u32, path: &str) {
-        self.begin(stream, "POST", path, &[("content-type", "application/json")], 4).await;
+        self.begin(
+            stream,
+            "POST",
+            path,
+            &[("content-type", "application/json")],
+            4,
+        )
+        .await;
     }
 
-    async fn begin(&mut self, stream: u32, method: &str, path: &str, more: &[(&str, &str)], flags: u8) {
+    async fn begin(
+        &mut self,
+        stream: u32,
+        method: &str,
+        path: &str,
+        more: &[(&str, &str)],
+        flags: u8,
+    ) {
         let mut head = Vec::new();
-        for (name, value) in
-            [&[(":method", method), (":scheme", "http"), (":authority", "x"), (":path", path)], more].concat()
+        for (name, value) in [
+            &[
+                (":method", method),
+                (":scheme", "http"),
+                (":authority", "x"),
+                (":path", path),
+            ],
+            more,
+        ]
+        .concat()
         {
             // A literal header field without Huffman coding (RFC 7541, sections 6.2.2 and 5.1).
             head.push(0);
@@ -74,9 +120,11 @@ impl Frames {
                 match text.len().checked_sub(127) {
                     None => head.push(text.len() as u8),
                     Some(rest) if rest < 128 => head.extend([127, rest as u8]),
-                    Some(rest) => {
-                        head.extend([127, (rest % 128) as u8 | 128, u8::try_from(rest / 128).expect("short")])
-                    }
+                    Some(rest) => head.extend([
+                        127,
+                        (rest % 128) as u8 | 128,
+                        u8::try_from(rest / 128).expect("short"),
+                    ]),
                 }
                 head.extend(text.as_bytes());
             }
@@ -91,13 +139,16 @@ impl Frames {
             while self.0.read_exact(&mut head).await.is_ok() {
                 let [a, b, c, came, _, of @ ..] = head;
                 let mut payload = vec![0; u32::from_be_bytes([0, a, b, c]) as usize];
-                if (came, u32::from_be_bytes(of)) == (HEADERS, stream) || self.0.read_exact(&mut payload).await.is_err()
+                if (came, u32::from_be_bytes(of)) == (HEADERS, stream)
+                    || self.0.read_exact(&mut payload).await.is_err()
                 {
                     return;
                 }
             }
         };
-        timeout(PATIENCE, ended).await.expect("the stream ends before the timeout");
+        timeout(PATIENCE, ended)
+            .await
+            .expect("the stream ends before the timeout");
     }
 
     /// Waits for the next frame of this type and returns its stream.
@@ -113,7 +164,11 @@ impl Frames {
     /// Waits until the server closes the connection.
     pub(crate) async fn closed(mut self) {
         let mut rest = Vec::new();
-        drop(timeout(PATIENCE, self.0.read_to_end(&mut rest)).await.expect("the connection closes before the timeout"));
+        drop(
+            timeout(PATIENCE, self.0.read_to_end(&mut rest))
+                .await
+                .expect("the connection closes before the timeout"),
+        );
     }
 
     /// Waits for the next frame of this type and returns its length.
@@ -125,23 +180,34 @@ impl Frames {
     pub(crate) async fn next_head(&mut self) -> (u32, bool) {
         let (stream, head) = self.next_frame(HEADERS).await;
         // A dynamic table size update may come first.
-        (stream, head.iter().find(|byte| **byte & 0xe0 != 0x20) == Some(&0x88))
+        (
+            stream,
+            head.iter().find(|byte| **byte & 0xe0 != 0x20) == Some(&0x88),
+        )
     }
 
     async fn next_frame(&mut self, kind: u8) -> (u32, Vec<u8>) {
         let next = async {
             loop {
                 let mut head = [0; 9];
-                self.0.read_exact(&mut head).await.expect("an open connection");
+                self.0
+                    .read_exact(&mut head)
+                    .await
+                    .expect("an open connection");
                 let [a, b, c, came, _, stream @ ..] = head;
                 let mut payload = vec![0; u32::from_be_bytes([0, a, b, c]) as usize];
-                self.0.read_exact(&mut payload).await.expect("a whole frame");
+                self.0
+                    .read_exact(&mut payload)
+                    .await
+                    .expect("a whole frame");
                 if came == kind {
                     return (u32::from_be_bytes(stream), payload);
                 }
             }
         };
-        timeout(PATIENCE, next).await.expect("a frame before the timeout")
+        timeout(PATIENCE, next)
+            .await
+            .expect("a frame before the timeout")
     }
 }
 
@@ -165,10 +231,22 @@ async fn a_stream_of_events_that_is_not_read_ends_and_its_connection_goes_on() {
     let server = Server::with(&[("WS_WRITE_SECONDS", "1")]).await;
     let alice = server.person("alice").await;
     let project = alice.project("Apollo").await;
-    let path = format!("/graphql?query=subscription%7Bevents(after:%22{}%22)%7Bid%7D%7D", alice.now().await);
+    let path = format!(
+        "/graphql?query=subscription%7Bevents(after:%22{}%22)%7Bid%7D%7D",
+        alice.now().await
+    );
     let authorization = format!("Bearer {}", alice.token());
     let mut client = Frames::connect(server.address, 0).await;
-    client.get_as(1, &path, &[("accept", "text/event-stream"), ("authorization", &authorization)]).await;
+    client
+        .get_as(
+            1,
+            &path,
+            &[
+                ("accept", "text/event-stream"),
+                ("authorization", &authorization),
+            ],
+        )
+        .await;
     assert_eq!(client.next(HEADERS).await, 1);
     // More events than fit into the send buffer.
     for _ in 0..12 {
@@ -197,25 +275,44 @@ async fn a_draining_server_sends_goaway_and_finishes_open_requests() {
     let server = Server::start().await;
     let alice = server.person("alice").await;
     let project = alice.project("Apollo").await;
-    let stream = TcpStream::connect(server.address).await.expect("a connection");
+    let stream = TcpStream::connect(server.address)
+        .await
+        .expect("a connection");
     let builder = http2::Builder::new(TokioExecutor::new());
-    let (mut client, connection) = builder.handshake(TokioIo::new(stream)).await.expect("HTTP/2");
+    let (mut client, connection) = builder
+        .handshake(TokioIo::new(stream))
+        .await
+        .expect("HTTP/2");
     let connection = tokio::spawn(connection);
-    let query = format!("query=subscription%7Bevents(after:%22{}%22)%7B__typename%7D%7D", alice.now().await);
+    let query = format!(
+        "query=subscription%7Bevents(after:%22{}%22)%7B__typename%7D%7D",
+        alice.now().await
+    );
     let request = Request::get(format!("http://{}/graphql?{query}", server.address))
         .header("accept", "text/event-stream")
         .header("authorization", format!("Bearer {}", alice.token()))
         .body(Empty::<Bytes>::new());
-    let answer = client.send_request(request.expect("a request")).await.expect("an answer");
+    let answer = client
+        .send_request(request.expect("a request"))
+        .await
+        .expect("an answer");
     let mut events = answer.into_body();
     let mut next = async || {
-        let frame = timeout(PATIENCE, events.frame()).await.expect("in time").expect("no end").expect("no error");
+        let frame = timeout(PATIENCE, events.frame())
+            .await
+            .expect("in time")
+            .expect("no end")
+            .expect("no error");
         String::from_utf8_lossy(frame.data_ref().expect("data")).into_owned()
     };
     assert_eq!(next().await, ":\n\n");
     server.app.draining.cancel();
     let refused = async {
-        let request = || Request::get("http://x/livez").body(Empty::new()).expect("a request");
+        let request = || {
+            Request::get("http://x/livez")
+                .body(Empty::new())
+                .expect("a request")
+        };
         while let Ok(answer) = client.send_request(request()).await {
             assert_eq!(answer.status(), 200, "requests before GOAWAY are answered");
         }

@@ -28,17 +28,45 @@ async fn sees_nothing(stranger: &Person, project: &str, task: &str, comment: &st
         })
     );
     for (mutation, input, fault) in [
-        ("updateProject", json!({ "id": project, "name": "Mine" }), "id: NOT_FOUND"),
+        (
+            "updateProject",
+            json!({ "id": project, "name": "Mine" }),
+            "id: NOT_FOUND",
+        ),
         ("deleteProject", json!({ "id": project }), "id: NOT_FOUND"),
-        ("createLabel", json!({ "projectId": project, "name": "x" }), "projectId: NOT_FOUND"),
-        ("createTask", json!({ "projectId": project, "title": "x" }), "projectId: NOT_FOUND"),
-        ("updateTask", json!({ "id": task, "title": "x" }), "id: NOT_FOUND"),
+        (
+            "createLabel",
+            json!({ "projectId": project, "name": "x" }),
+            "projectId: NOT_FOUND",
+        ),
+        (
+            "createTask",
+            json!({ "projectId": project, "title": "x" }),
+            "projectId: NOT_FOUND",
+        ),
+        (
+            "updateTask",
+            json!({ "id": task, "title": "x" }),
+            "id: NOT_FOUND",
+        ),
         ("deleteTask", json!({ "id": task }), "id: NOT_FOUND"),
-        ("addComment", json!({ "taskId": task, "body": "x" }), "taskId: NOT_FOUND"),
-        ("updateComment", json!({ "id": comment, "body": "x" }), "id: NOT_FOUND"),
+        (
+            "addComment",
+            json!({ "taskId": task, "body": "x" }),
+            "taskId: NOT_FOUND",
+        ),
+        (
+            "updateComment",
+            json!({ "id": comment, "body": "x" }),
+            "id: NOT_FOUND",
+        ),
         ("deleteComment", json!({ "id": comment }), "id: NOT_FOUND"),
     ] {
-        assert_eq!(stranger.mutate(mutation, input).await.faults(), [fault], "{mutation}");
+        assert_eq!(
+            stranger.mutate(mutation, input).await.faults(),
+            [fault],
+            "{mutation}"
+        );
     }
 }
 
@@ -52,12 +80,22 @@ struct Streams {
 impl Streams {
     async fn open(person: &Person) -> Self {
         let subscribe = async |field: &str, selection: &str| {
-            let document = format!("subscription ($after: String) {{ {field}(after: $after) {{ {selection} }} }}");
+            let document = format!(
+                "subscription ($after: String) {{ {field}(after: $after) {{ {selection} }} }}"
+            );
             person.subscribe(&document, json!({})).await
         };
         Self {
-            assigned: subscribe("taskAssigned", "actor { username } assignee { username } task { title }").await,
-            commented: subscribe("commentAdded", "actor { username } comment { body } task { title }").await,
+            assigned: subscribe(
+                "taskAssigned",
+                "actor { username } assignee { username } task { title }",
+            )
+            .await,
+            commented: subscribe(
+                "commentAdded",
+                "actor { username } comment { body } task { title }",
+            )
+            .await,
             moved: subscribe("statusChanged", "actor { username } from to task { title }").await,
         }
     }
@@ -74,7 +112,10 @@ impl Streams {
 /// The expected events of a task that `owner` assigns and comments on and `assignee` starts.
 fn expected_events(title: &str, owner: &str, assignee: &str) -> [Value; 3] {
     let task = json!({ "title": title });
-    let (owner, assignee) = (json!({ "username": owner }), json!({ "username": assignee }));
+    let (owner, assignee) = (
+        json!({ "username": owner }),
+        json!({ "username": assignee }),
+    );
     [
         json!({ "actor": owner, "assignee": assignee, "task": task }),
         json!({ "actor": owner, "comment": { "body": format!("About {title}") }, "task": task }),
@@ -85,9 +126,14 @@ fn expected_events(title: &str, owner: &str, assignee: &str) -> [Value; 3] {
 /// Assigns a task, comments on it, and starts it as the assignee. Returns the ids of task and
 /// comment.
 async fn work(project: &str, title: &str, owner: &Person, assignee: &Person) -> (String, String) {
-    let task = owner.task(project, title, json!({ "assigneeId": assignee.id })).await;
+    let task = owner
+        .task(project, title, json!({ "assigneeId": assignee.id }))
+        .await;
     let comment = owner.comment(&task, &format!("About {title}")).await;
-    assignee.mutate("updateTask", json!({ "id": task, "status": "IN_PROGRESS" })).await.ok();
+    assignee
+        .mutate("updateTask", json!({ "id": task, "status": "IN_PROGRESS" }))
+        .await
+        .ok();
     (task, comment)
 }
 
@@ -99,20 +145,35 @@ async fn two_people_work_on_a_project_and_a_third_sees_nothing_of_it() {
     let mut to_bob = Streams::open(&bob).await;
     let mut to_carol = Streams::open(&carol).await;
     let mut all_to_carol = carol
-        .subscribe("subscription ($after: String) { events(after: $after) { actor { username } } }", json!({}))
+        .subscribe(
+            "subscription ($after: String) { events(after: $after) { actor { username } } }",
+            json!({}),
+        )
         .await;
 
     let project = alice.project("Apollo").await;
     let (task, comment) = work(&project, "Fly to the moon", &alice, &bob).await;
-    assert_eq!(to_bob.next().await, expected_events("Fly to the moon", "alice", "bob"));
+    assert_eq!(
+        to_bob.next().await,
+        expected_events("Fly to the moon", "alice", "bob")
+    );
     sees_nothing(&carol, &project, &task, &comment).await;
 
     // The next event of each stream is about the next task: no duplicates, and nothing about the
     // first task for Carol.
     work(&project, "Walk on it", &alice, &bob).await;
-    assert_eq!(to_bob.next().await, expected_events("Walk on it", "alice", "bob"));
+    assert_eq!(
+        to_bob.next().await,
+        expected_events("Walk on it", "alice", "bob")
+    );
     let own = carol.project("Gemini").await;
     work(&own, "Stay on the ground", &carol, &carol).await;
-    assert_eq!(to_carol.next().await, expected_events("Stay on the ground", "carol", "carol"));
-    assert_eq!(all_to_carol.next().await["events"]["actor"]["username"], "carol");
+    assert_eq!(
+        to_carol.next().await,
+        expected_events("Stay on the ground", "carol", "carol")
+    );
+    assert_eq!(
+        all_to_carol.next().await["events"]["actor"]["username"],
+        "carol"
+    );
 }

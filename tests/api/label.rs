@@ -15,10 +15,18 @@ async fn start() -> (Server, Person, String) {
 async fn a_label_has_a_name_and_a_colour() {
     let (_server, alice, project) = start().await;
     let create = async |name: &str, color: Value| {
-        alice.mutate("createLabel", json!({ "projectId": project, "name": name, "color": color })).await
+        alice
+            .mutate(
+                "createLabel",
+                json!({ "projectId": project, "name": name, "color": color }),
+            )
+            .await
     };
     let label = create("  Red ", json!("#FF00aa")).await.ok();
-    assert_eq!((&label["name"], &label["color"]), (&json!("Red"), &json!("#ff00aa")));
+    assert_eq!(
+        (&label["name"], &label["color"]),
+        (&json!("Red"), &json!("#ff00aa"))
+    );
     assert_eq!(create("plain", Value::Null).await.ok()["color"], "#808080");
     for (name, color, fault) in [
         ("", "#000000", "name: BLANK"),
@@ -30,7 +38,11 @@ async fn a_label_has_a_name_and_a_colour() {
         ("x", "#12345g", "color: INVALID"),
         ("x", "", "color: INVALID"),
     ] {
-        assert_eq!(create(name, json!(color)).await.faults(), [fault], "{name:?} {color:?}");
+        assert_eq!(
+            create(name, json!(color)).await.faults(),
+            [fault],
+            "{name:?} {color:?}"
+        );
     }
     create(&"ü".repeat(50), Value::Null).await.ok();
 }
@@ -42,22 +54,41 @@ async fn a_name_is_unique_in_its_project_without_regard_to_case() {
     let street = alice.label(&project, "Straße").await;
     alice.label(&other, "STRASSE").await;
     let create = json!({ "projectId": project, "name": " STRASSE" });
-    assert_eq!(alice.mutate("createLabel", create).await.faults(), ["name: TAKEN"]);
+    assert_eq!(
+        alice.mutate("createLabel", create).await.faults(),
+        ["name: TAKEN"]
+    );
     let road = alice.label(&project, "Road").await;
-    let renamed = alice.mutate("updateLabel", json!({ "id": road, "name": "straSSe" })).await;
+    let renamed = alice
+        .mutate("updateLabel", json!({ "id": road, "name": "straSSe" }))
+        .await;
     assert_eq!(renamed.faults(), ["name: TAKEN"]);
-    let renamed = alice.mutate("updateLabel", json!({ "id": street, "name": "STRASSE" })).await.ok();
-    assert_eq!(renamed["name"], "STRASSE", "renaming to another spelling of the same name");
+    let renamed = alice
+        .mutate("updateLabel", json!({ "id": street, "name": "STRASSE" }))
+        .await
+        .ok();
+    assert_eq!(
+        renamed["name"], "STRASSE",
+        "renaming to another spelling of the same name"
+    );
 }
 
 #[tokio::test]
 async fn an_absent_field_is_left_alone_and_null_is_refused() {
     let (_server, alice, project) = start().await;
     let label = alice.label(&project, "red").await;
-    let left = alice.mutate("updateLabel", json!({ "id": label, "color": "#112233" })).await.ok();
-    assert_eq!((&left["name"], &left["color"]), (&json!("red"), &json!("#112233")));
+    let left = alice
+        .mutate("updateLabel", json!({ "id": label, "color": "#112233" }))
+        .await
+        .ok();
+    assert_eq!(
+        (&left["name"], &left["color"]),
+        (&json!("red"), &json!("#112233"))
+    );
     for field in ["name", "color"] {
-        let done = alice.mutate("updateLabel", json!({ "id": label, field: null })).await;
+        let done = alice
+            .mutate("updateLabel", json!({ "id": label, field: null }))
+            .await;
         assert_eq!(done.faults(), [format!("{field}: BLANK")]);
     }
 }
@@ -69,26 +100,58 @@ async fn labels_are_listed_by_name_on_projects_and_tasks() {
     for name in ["b", "A", "ä", "C"] {
         ids.push(alice.label(&project, name).await);
     }
-    let task = alice.task(&project, "Fly", json!({ "labelIds": ids })).await;
+    let task = alice
+        .task(&project, "Fly", json!({ "labelIds": ids }))
+        .await;
     let document = "query ($project: ID!, $task: ID!) {
         project(id: $project) { labels { name } }
         task(id: $task) { labels { name project { id } } }
     }";
-    let seen = alice.query(document, json!({ "project": project, "task": task })).await;
+    let seen = alice
+        .query(document, json!({ "project": project, "task": task }))
+        .await;
     let names = json!([{ "name": "A" }, { "name": "b" }, { "name": "C" }, { "name": "ä" }]);
     assert_eq!(seen["project"]["labels"], names);
     let of_task = seen["task"]["labels"].as_array().expect("labels").iter();
-    assert!(of_task.clone().all(|label| label["project"]["id"] == project));
-    assert_eq!(of_task.map(|label| json!({ "name": label["name"] })).collect::<Value>(), names);
+    assert!(
+        of_task
+            .clone()
+            .all(|label| label["project"]["id"] == project)
+    );
+    assert_eq!(
+        of_task
+            .map(|label| json!({ "name": label["name"] }))
+            .collect::<Value>(),
+        names
+    );
 }
 
 #[tokio::test]
 async fn a_deleted_label_comes_off_every_task() {
     let (_server, alice, project) = start().await;
     let label = alice.label(&project, "red").await;
-    let task = alice.task(&project, "Fly", json!({ "labelIds": [label] })).await;
-    assert_eq!(alice.mutate("deleteLabel", json!({ "id": label })).await.ok(), label);
-    assert_eq!(alice.mutate("deleteLabel", json!({ "id": label })).await.faults(), ["id: NOT_FOUND"]);
-    let seen = alice.query("query ($id: ID!) { task(id: $id) { labels { id } } }", json!({ "id": task })).await;
+    let task = alice
+        .task(&project, "Fly", json!({ "labelIds": [label] }))
+        .await;
+    assert_eq!(
+        alice
+            .mutate("deleteLabel", json!({ "id": label }))
+            .await
+            .ok(),
+        label
+    );
+    assert_eq!(
+        alice
+            .mutate("deleteLabel", json!({ "id": label }))
+            .await
+            .faults(),
+        ["id: NOT_FOUND"]
+    );
+    let seen = alice
+        .query(
+            "query ($id: ID!) { task(id: $id) { labels { id } } }",
+            json!({ "id": task }),
+        )
+        .await;
     assert_eq!(seen["task"]["labels"], json!([]));
 }

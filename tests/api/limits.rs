@@ -9,11 +9,19 @@ use crate::harness::{Frame, Person, Reply, Server, Socket};
 
 #[tokio::test]
 async fn points_are_counted_and_reported() {
-    let settings = [("RATE_LIMIT_ENABLED", "true"), ("RATE_LIMIT_COST_PER_MINUTE", "5")];
+    let settings = [
+        ("RATE_LIMIT_ENABLED", "true"),
+        ("RATE_LIMIT_COST_PER_MINUTE", "5"),
+    ];
     let server = Server::with(&settings).await;
     let ask = async || {
         let body = json!({ "query": "{ rateLimit { limit remaining used resetAt cost } }" });
-        server.request(Method::POST, "/graphql").json(&body).send().await.expect("an answer")
+        server
+            .request(Method::POST, "/graphql")
+            .json(&body)
+            .send()
+            .await
+            .expect("an answer")
     };
     let first = ask().await;
     assert_eq!(first.headers()["ratelimit-limit"], "5");
@@ -28,17 +36,29 @@ async fn points_are_counted_and_reported() {
         assert_eq!(ask().await.status(), 200);
     }
     let refused = ask().await;
-    assert_eq!((refused.status().as_u16(), &refused.headers()["ratelimit-remaining"]), (429, &"0".parse().unwrap()));
+    assert_eq!(
+        (
+            refused.status().as_u16(),
+            &refused.headers()["ratelimit-remaining"]
+        ),
+        (429, &"0".parse().unwrap())
+    );
     assert_eq!(refused.headers()["ratelimit-limit"], "5");
-    let wait: u64 = refused.headers()["retry-after"].to_str().expect("text").parse().expect("seconds");
+    let wait: u64 = refused.headers()["retry-after"]
+        .to_str()
+        .expect("text")
+        .parse()
+        .expect("seconds");
     assert!((60..=120).contains(&wait), "{wait}");
 }
 
 /// The three `RateLimit-*` headers as numbers.
 fn rate_limit(reply: &Reply) -> [u64; 3] {
     ["ratelimit-limit", "ratelimit-remaining", "ratelimit-reset"].map(|name| {
-        let value =
-            reply.headers.get(name).unwrap_or_else(|| panic!("no {name} in {} {:?}", reply.status, reply.headers));
+        let value = reply
+            .headers
+            .get(name)
+            .unwrap_or_else(|| panic!("no {name} in {} {:?}", reply.status, reply.headers));
         value.to_str().expect("text").parse().expect("a number")
     })
 }
@@ -52,30 +72,82 @@ async fn every_answer_that_counts_says_what_is_left_and_a_refusal_says_the_same(
         ("RATE_LIMIT_GRAPHQL_PER_MINUTE", "2"),
     ])
     .await;
-    let login = async || server.post("/auth/login", json!({ "username": "nobody", "password": "x" })).await;
+    let login = async || {
+        server
+            .post(
+                "/auth/login",
+                json!({ "username": "nobody", "password": "x" }),
+            )
+            .await
+    };
     let replies = [login().await, login().await, login().await];
-    assert_eq!(replies.each_ref().map(|reply| reply.status.as_u16()), [401, 401, 429]);
+    assert_eq!(
+        replies.each_ref().map(|reply| reply.status.as_u16()),
+        [401, 401, 429]
+    );
     let told = replies.each_ref().map(rate_limit);
-    assert_eq!(told.map(|[limit, remaining, _]| (limit, remaining)), [(2, 1), (2, 0), (2, 0)]);
+    assert_eq!(
+        told.map(|[limit, remaining, _]| (limit, remaining)),
+        [(2, 1), (2, 0), (2, 0)]
+    );
     assert_eq!(told[0][2], 60);
-    assert_eq!(replies[2].headers["retry-after"], told[2][2].to_string().as_str(), "until the next request fits");
-    let refresh = async || server.post("/auth/refresh", json!({ "refresh_token": "x" })).await;
+    assert_eq!(
+        replies[2].headers["retry-after"],
+        told[2][2].to_string().as_str(),
+        "until the next request fits"
+    );
+    let refresh = async || {
+        server
+            .post("/auth/refresh", json!({ "refresh_token": "x" }))
+            .await
+    };
     let (first, refused) = (refresh().await, refresh().await);
-    assert_eq!((rate_limit(&first)[..2].to_vec(), rate_limit(&refused)[..2].to_vec()), (vec![1, 0], vec![1, 0]));
+    assert_eq!(
+        (
+            rate_limit(&first)[..2].to_vec(),
+            rate_limit(&refused)[..2].to_vec()
+        ),
+        (vec![1, 0], vec![1, 0])
+    );
     assert_eq!((first.status.as_u16(), refused.status.as_u16()), (401, 429));
 
-    for media in ["application/json", "application/graphql-response+json", "text/event-stream"] {
-        let server = Server::with(&[("RATE_LIMIT_ENABLED", "true"), ("RATE_LIMIT_GRAPHQL_PER_MINUTE", "2")]).await;
+    for media in [
+        "application/json",
+        "application/graphql-response+json",
+        "text/event-stream",
+    ] {
+        let server = Server::with(&[
+            ("RATE_LIMIT_ENABLED", "true"),
+            ("RATE_LIMIT_GRAPHQL_PER_MINUTE", "2"),
+        ])
+        .await;
         let ask = async || {
-            let request = server.request(Method::POST, "/graphql").header("accept", media);
+            let request = server
+                .request(Method::POST, "/graphql")
+                .header("accept", media);
             Reply::to(request.json(&json!({ "query": "{ __typename }" }))).await
         };
         let replies = [ask().await, ask().await, ask().await];
-        assert_eq!(replies.each_ref().map(|reply| reply.status.as_u16()), [200, 200, 429], "{media}");
-        assert_eq!(rate_limit(&replies[0])[..2], [6_000, 5_999], "{media}: in points");
+        assert_eq!(
+            replies.each_ref().map(|reply| reply.status.as_u16()),
+            [200, 200, 429],
+            "{media}"
+        );
+        assert_eq!(
+            rate_limit(&replies[0])[..2],
+            [6_000, 5_999],
+            "{media}: in points"
+        );
         let [limit, remaining, reset] = rate_limit(&replies[2]);
-        assert_eq!((limit, remaining), (2, 0), "{media}: in requests, the exhausted quota");
-        assert_eq!(replies[2].headers["retry-after"], reset.to_string().as_str());
+        assert_eq!(
+            (limit, remaining),
+            (2, 0),
+            "{media}: in requests, the exhausted quota"
+        );
+        assert_eq!(
+            replies[2].headers["retry-after"],
+            reset.to_string().as_str()
+        );
     }
 }
 
@@ -95,28 +167,46 @@ async fn greetings_on_sockets_count_for_who_greets_and_not_for_their_address() {
     }
     let greeting = json!({ "Authorization": format!("Bearer {}", alice.token()) });
     let mut refused = Socket::open(server.address).await;
-    refused.send(json!({ "type": "connection_init", "payload": greeting })).await;
+    refused
+        .send(json!({ "type": "connection_init", "payload": greeting }))
+        .await;
     assert_eq!(refused.receive().await, Frame::Closed(Some(1013)));
     sockets.push(bob.socket().await);
-    assert_eq!(server.nobody().query("{ __typename }", json!({})).await["__typename"], "Query");
+    assert_eq!(
+        server.nobody().query("{ __typename }", json!({})).await["__typename"],
+        "Query"
+    );
 }
 
 #[tokio::test]
 async fn a_forged_address_changes_nothing_and_that_of_a_trusted_proxy_counts() {
-    let limited = [("RATE_LIMIT_ENABLED", "true"), ("RATE_LIMIT_CREDENTIALS_PER_MINUTE", "2")];
+    let limited = [
+        ("RATE_LIMIT_ENABLED", "true"),
+        ("RATE_LIMIT_CREDENTIALS_PER_MINUTE", "2"),
+    ];
     let statuses = async |server: &Server| {
         let mut statuses = Vec::new();
         for number in 0..4 {
-            let request =
-                server.request(Method::POST, "/auth/login").header("x-forwarded-for", format!("192.0.2.{number}"));
-            let answer = request.json(&json!({ "username": "nobody", "password": "x" })).send().await;
+            let request = server
+                .request(Method::POST, "/auth/login")
+                .header("x-forwarded-for", format!("192.0.2.{number}"));
+            let answer = request
+                .json(&json!({ "username": "nobody", "password": "x" }))
+                .send()
+                .await;
             statuses.push(answer.expect("an answer").status().as_u16());
         }
         statuses
     };
-    assert_eq!(statuses(&Server::with(&limited).await).await, [401, 401, 429, 429]);
+    assert_eq!(
+        statuses(&Server::with(&limited).await).await,
+        [401, 401, 429, 429]
+    );
     let trusting = [limited[0], limited[1], ("TRUSTED_PROXIES", "127.0.0.0/8")];
-    assert_eq!(statuses(&Server::with(&trusting).await).await, [401, 401, 401, 401]);
+    assert_eq!(
+        statuses(&Server::with(&trusting).await).await,
+        [401, 401, 401, 401]
+    );
 }
 
 /// The longest possible description: 40,000 bytes.
@@ -134,8 +224,17 @@ async fn labels(person: &Person, project: &str, numbers: Range<usize>) {
             )
         };
         let fields: String = numbers.iter().map(create).collect();
-        let made = person.query(&format!("mutation ($id: ID!) {{ {fields} }}"), json!({ "id": project })).await;
-        assert!(made.as_object().is_some_and(|made| made.values().all(|one| one["userErrors"] == json!([]))), "{made}");
+        let made = person
+            .query(
+                &format!("mutation ($id: ID!) {{ {fields} }}"),
+                json!({ "id": project }),
+            )
+            .await;
+        assert!(
+            made.as_object()
+                .is_some_and(|made| made.values().all(|one| one["userErrors"] == json!([]))),
+            "{made}"
+        );
     }
 }
 
@@ -171,7 +270,10 @@ async fn ids_count_as_a_page() {
     assert!(ask(&[&project]).await.codes().is_empty());
     assert_eq!(ask(&[&project; 100]).await.code(), "DOCUMENT_TOO_COMPLEX");
     let named = format!(r#"{{ nodes(ids: ["{project}", "{project}"]) {inner} }}"#);
-    assert_eq!(alice.ask(&named, json!({})).await.code(), "DOCUMENT_TOO_COMPLEX");
+    assert_eq!(
+        alice.ask(&named, json!({})).await.code(),
+        "DOCUMENT_TOO_COMPLEX"
+    );
 }
 
 #[tokio::test]
@@ -180,23 +282,46 @@ async fn an_answer_over_4_mib_is_refused_and_not_worth_sending_again() {
     let alice = server.person("alice").await;
     let project = alice.project("Apollo").await;
     for number in 0..11 {
-        alice.task(&project, &number.to_string(), json!({ "description": long() })).await;
+        alice
+            .task(
+                &project,
+                &number.to_string(),
+                json!({ "description": long() }),
+            )
+            .await;
     }
     let whole = "nodes { project { tasks(first: 100) { nodes { description } } } }";
-    let many: String = (0..11).map(|number| format!("a{number}: tasks {{ nodes {{ description }} }} ")).collect();
+    let many: String = (0..11)
+        .map(|number| format!("a{number}: tasks {{ nodes {{ description }} }} "))
+        .collect();
     for (way, document) in [
         ("by level", format!("{{ tasks {{ {whole} }} }}")),
-        ("by async-graphql", format!("{{ tasks {{ {whole} }} tasks {{ nodes {{ id }} }} }}")),
+        (
+            "by async-graphql",
+            format!("{{ tasks {{ {whole} }} tasks {{ nodes {{ id }} }} }}"),
+        ),
         ("in many fields", format!("{{ {many} }}")),
     ] {
         let body = json!({ "query": document });
-        let request = alice.post("/graphql").header("accept", "application/graphql-response+json").json(&body);
+        let request = alice
+            .post("/graphql")
+            .header("accept", "application/graphql-response+json")
+            .json(&body);
         let reply = Reply::to(request).await;
-        let (code, retry) = (&reply.body["errors"][0]["extensions"]["code"], reply.headers.get("retry-after"));
-        assert_eq!((code, reply.status.as_u16(), retry), (&json!("DOCUMENT_TOO_COMPLEX"), 422, None), "{way}");
+        let (code, retry) = (
+            &reply.body["errors"][0]["extensions"]["code"],
+            reply.headers.get("retry-after"),
+        );
+        assert_eq!(
+            (code, reply.status.as_u16(), retry),
+            (&json!("DOCUMENT_TOO_COMPLEX"), 422, None),
+            "{way}"
+        );
         assert_eq!(reply.body.get("data"), None, "{way}");
     }
-    let one = alice.query("{ tasks { nodes { description } } }", json!({})).await;
+    let one = alice
+        .query("{ tasks { nodes { description } } }", json!({}))
+        .await;
     assert_eq!(one["tasks"]["nodes"][10]["description"], long());
 }
 
@@ -212,8 +337,14 @@ async fn labels_of_labels_are_counted_as_they_are() {
         );
         alice.ask(&document, json!({ "id": project })).await
     };
-    assert!(ask("labels { id }").await.codes().is_empty(), "in batches: 2 MiB of text");
-    assert_eq!(ask("labels { id } labels { name }").await.code(), "DOCUMENT_TOO_COMPLEX");
+    assert!(
+        ask("labels { id }").await.codes().is_empty(),
+        "in batches: 2 MiB of text"
+    );
+    assert_eq!(
+        ask("labels { id } labels { name }").await.code(),
+        "DOCUMENT_TOO_COMPLEX"
+    );
 }
 
 #[tokio::test]
@@ -223,10 +354,24 @@ async fn a_project_has_at_most_100_labels() {
     let (project, other) = (alice.project("Apollo").await, alice.project("Gemini").await);
     labels(&alice, &project, 0..100).await;
     let create = json!({ "projectId": project, "name": "one more" });
-    assert_eq!(alice.mutate("createLabel", create.clone()).await.faults(), ["projectId: QUOTA_EXCEEDED"]);
+    assert_eq!(
+        alice.mutate("createLabel", create.clone()).await.faults(),
+        ["projectId: QUOTA_EXCEEDED"]
+    );
     alice.label(&other, "another").await;
-    let seen = alice.query("query ($id: ID!) { project(id: $id) { labels { id } } }", json!({ "id": project })).await;
-    alice.mutate("deleteLabel", json!({ "id": seen["project"]["labels"][0]["id"] })).await.ok();
+    let seen = alice
+        .query(
+            "query ($id: ID!) { project(id: $id) { labels { id } } }",
+            json!({ "id": project }),
+        )
+        .await;
+    alice
+        .mutate(
+            "deleteLabel",
+            json!({ "id": seen["project"]["labels"][0]["id"] }),
+        )
+        .await
+        .ok();
     alice.mutate("createLabel", create).await.ok();
 }
 
@@ -236,12 +381,29 @@ async fn exports_have_their_own_cost_size_and_concurrency_limits() {
     let alice = server.person("alice").await;
     let project = alice.project("Apollo").await;
     for number in 0..110 {
-        alice.task(&project, &number.to_string(), json!({ "description": long() })).await;
+        alice
+            .task(
+                &project,
+                &number.to_string(),
+                json!({ "description": long() }),
+            )
+            .await;
     }
     let answer = alice.ask("{ exportViewerData }", json!({})).await.0;
-    assert_eq!(answer["data"]["exportViewerData"]["tasks"].as_array().map(Vec::len), Some(110), "more than 4 MiB");
-    assert_eq!(answer["data"]["exportViewerData"]["tasks"][109]["description"], long());
+    assert_eq!(
+        answer["data"]["exportViewerData"]["tasks"]
+            .as_array()
+            .map(Vec::len),
+        Some(110),
+        "more than 4 MiB"
+    );
+    assert_eq!(
+        answer["data"]["exportViewerData"]["tasks"][109]["description"],
+        long()
+    );
     assert_eq!(answer["extensions"]["cost"], 1_001);
-    let twice = alice.ask("{ exportViewerData again: exportViewerData }", json!({})).await;
+    let twice = alice
+        .ask("{ exportViewerData again: exportViewerData }", json!({}))
+        .await;
     assert_eq!(twice.code(), "DOCUMENT_TOO_COMPLEX");
 }

@@ -8,7 +8,9 @@ use fasttrack::db::schema::mails;
 use fasttrack::error::Error;
 use fasttrack::on;
 use fasttrack::store::mail::{self, MailKind};
-use fasttrack::store::mail_quota::{self, ACCOUNT_MAILS, QuotaDecision, WINDOW, admit_account_mail};
+use fasttrack::store::mail_quota::{
+    self, ACCOUNT_MAILS, QuotaDecision, WINDOW, admit_account_mail,
+};
 use fasttrack::time::Timestamp;
 use reqwest::Method;
 use serde_json::json;
@@ -25,7 +27,8 @@ async fn idle(server: &Server) {
             let soon = app.clock.now().plus(Duration::from_secs(120));
             let due = mails::table.filter(mails::next_attempt_at.le(soon)).count();
             let mut conn = app.db.conn().await?;
-            let due: i64 = on!(conn, |c| diesel_async::RunQueryDsl::get_result(due, c).await)?;
+            let due: i64 = on!(conn, |c| diesel_async::RunQueryDsl::get_result(due, c)
+                .await)?;
             drop(conn);
             if due == 0 {
                 return Result::<(), Error>::Ok(());
@@ -33,7 +36,10 @@ async fn idle(server: &Server) {
             tokio::task::yield_now().await;
         }
     });
-    timeout(PATIENCE, idle).await.expect("an idle queue").expect("an answer");
+    timeout(PATIENCE, idle)
+        .await
+        .expect("an idle queue")
+        .expect("an answer");
 }
 
 /// Waits for the queue and returns everything that has arrived.
@@ -59,59 +65,109 @@ async fn a_mail_server_that_is_down_delays_mail_and_nothing_else() {
     mailbox.refuse(false);
     // The next attempt is 30 seconds later; a new mail then wakes the queue.
     server.advance(Duration::from_secs(31));
-    server.post("/auth/password-reset", json!({ "email": "alice@example.org" })).await;
-    let mut subjects = [mailbox.next().await.subject().to_owned(), mailbox.next().await.subject().to_owned()];
+    server
+        .post(
+            "/auth/password-reset",
+            json!({ "email": "alice@example.org" }),
+        )
+        .await;
+    let mut subjects = [
+        mailbox.next().await.subject().to_owned(),
+        mailbox.next().await.subject().to_owned(),
+    ];
     subjects.sort();
-    assert_eq!(subjects, ["Set a new password", "Verify your e-mail address"]);
+    assert_eq!(
+        subjects,
+        ["Set a new password", "Verify your e-mail address"]
+    );
     assert!(mailbox.is_empty());
 }
 
 #[tokio::test]
 async fn an_assignment_is_mailed_to_verified_addresses_and_not_to_oneself() {
     let (server, mut mailbox) = start(&[]).await;
-    let (alice, carol, bob) = (server.person("alice").await, server.person("carol").await, server.person("bob").await);
-    let links = [mailbox.next().await, mailbox.next().await, mailbox.next().await];
+    let (alice, carol, bob) = (
+        server.person("alice").await,
+        server.person("carol").await,
+        server.person("bob").await,
+    );
+    let links = [
+        mailbox.next().await,
+        mailbox.next().await,
+        mailbox.next().await,
+    ];
     for link in links.iter().filter(|link| link.to != "carol@example.org") {
         assert_eq!(verify(&server, &link.token()).await.status, 204);
     }
     let project = alice.project("Apollo").await;
-    alice.task(&project, "For me <b>", json!({ "assigneeId": alice.id })).await;
-    alice.task(&project, "For Carol <b>", json!({ "assigneeId": carol.id })).await;
-    alice.task(&project, "For Bob <b>", json!({ "assigneeId": bob.id })).await;
+    alice
+        .task(&project, "For me <b>", json!({ "assigneeId": alice.id }))
+        .await;
+    alice
+        .task(&project, "For Carol <b>", json!({ "assigneeId": carol.id }))
+        .await;
+    alice
+        .task(&project, "For Bob <b>", json!({ "assigneeId": bob.id }))
+        .await;
     let mail = mailbox.next().await;
-    assert_eq!((mail.to.as_str(), mail.subject()), ("bob@example.org", "A task was assigned to you"));
-    assert!(mail.content.contains("For Bob &lt;b&gt;"), "escaped in HTML: {}", mail.content);
+    assert_eq!(
+        (mail.to.as_str(), mail.subject()),
+        ("bob@example.org", "A task was assigned to you")
+    );
+    assert!(
+        mail.content.contains("For Bob &lt;b&gt;"),
+        "escaped in HTML: {}",
+        mail.content
+    );
     assert!(arrived(&server, &mut mailbox).await.is_empty());
 }
 
 #[tokio::test]
-async fn a_recipient_gets_at_most_5_account_mails_an_hour_and_what_is_asked_for_beyond_that_later() {
+async fn a_recipient_gets_at_most_5_account_mails_an_hour_and_what_is_asked_for_beyond_that_later()
+{
     let (server, mut mailbox) = start(&[]).await;
     let alice = server.person("alice").await;
     let mut mails = arrived(&server, &mut mailbox).await;
     let mut answers = Vec::new();
-    for path in ["/auth/password-reset", "/auth/verify-email/resend"].into_iter().cycle().take(12) {
-        let (hers, nobodys) =
-            (ask(&server, path, "alice@example.org").await, ask(&server, path, "x@example.org").await);
+    for path in ["/auth/password-reset", "/auth/verify-email/resend"]
+        .into_iter()
+        .cycle()
+        .take(12)
+    {
+        let (hers, nobodys) = (
+            ask(&server, path, "alice@example.org").await,
+            ask(&server, path, "x@example.org").await,
+        );
         assert_eq!((hers.status.as_u16(), &hers.body), (202, &nobodys.body));
         answers.push((path, hers.body));
         mails.extend(arrived(&server, &mut mailbox).await);
     }
     assert_eq!(mails.len(), 5, "{mails:?}");
-    assert!(answers.iter().all(|(path, body)| answers.iter().all(|(other, same)| path != other || body == same)));
+    assert!(answers.iter().all(|(path, body)| {
+        answers
+            .iter()
+            .all(|(other, same)| path != other || body == same)
+    }));
 
     // The limit survives a restart, and requests by another account for the same address count too.
     let server = server.again(&[("SMTP_URL", &mailbox.url())]).await;
     let mallory = server.person("mallory").await;
-    assert_eq!(arrived(&server, &mut mailbox).await.len(), 1, "the limit is per recipient");
+    assert_eq!(
+        arrived(&server, &mut mailbox).await.len(),
+        1,
+        "the limit is per recipient"
+    );
     for number in 0..3 {
         for email in [&format!("{number}@example.org"), "bob@example.org"] {
             let input = json!({ "email": email, "currentPassword": PASSWORD });
             mallory.mutate("updateViewer", input).await.ok();
         }
     }
-    let to_bob: Vec<_> =
-        arrived(&server, &mut mailbox).await.into_iter().filter(|mail| mail.to == "bob@example.org").collect();
+    let to_bob: Vec<_> = arrived(&server, &mut mailbox)
+        .await
+        .into_iter()
+        .filter(|mail| mail.to == "bob@example.org")
+        .collect();
     assert!(to_bob.len() <= 3, "{to_bob:?}");
 
     server.advance(Duration::from_secs(3_600));
@@ -120,9 +176,21 @@ async fn a_recipient_gets_at_most_5_account_mails_an_hour_and_what_is_asked_for_
     late.retain(|mail| mail.to == "alice@example.org");
     let mut subjects: Vec<_> = late.iter().map(|mail| mail.subject()).collect();
     subjects.sort_unstable();
-    assert_eq!(subjects, ["Set a new password", "Verify your e-mail address"], "one delayed mail of each kind");
-    let reset = late.iter().find(|mail| mail.subject() == "Set a new password").expect("a link");
-    assert_eq!(confirm(&server, &reset.token(), "Another-Horse-8").await.status, 204);
+    assert_eq!(
+        subjects,
+        ["Set a new password", "Verify your e-mail address"],
+        "one delayed mail of each kind"
+    );
+    let reset = late
+        .iter()
+        .find(|mail| mail.subject() == "Set a new password")
+        .expect("a link");
+    assert_eq!(
+        confirm(&server, &reset.token(), "Another-Horse-8")
+            .await
+            .status,
+        204
+    );
     assert!(!server.is_signed_in(alice.token()).await);
 }
 
@@ -130,33 +198,58 @@ async fn a_recipient_gets_at_most_5_account_mails_an_hour_and_what_is_asked_for_
 async fn no_hour_has_more_account_mails_than_the_limit() {
     let server = Server::without_jobs().await;
     let checked = server.run(async |app| {
-        let (mut now, mut state, mut counted) = (app.clock.now(), 7_u64, Vec::<(MailKind, Timestamp)>::new());
+        let (mut now, mut state, mut counted) =
+            (app.clock.now(), 7_u64, Vec::<(MailKind, Timestamp)>::new());
         let mut refused = 0;
         for step in 0..400 {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
             let random = state >> 33;
             now = now.plus(Duration::from_secs(random % 900));
-            let kind = [MailKind::VerifyEmail, MailKind::ResetPassword, MailKind::PasswordChanged]
-                [(random / 900 % 3) as usize];
-            let address = ["alice@example.org", "ALICE@example.org", "alice+tag@example.org"][step % 3];
-            let admission = app.db.transaction(async |tx| admit_account_mail(tx, now, kind, address).await).await?;
+            let kind = [
+                MailKind::VerifyEmail,
+                MailKind::ResetPassword,
+                MailKind::PasswordChanged,
+            ][(random / 900 % 3) as usize];
+            let address = [
+                "alice@example.org",
+                "ALICE@example.org",
+                "alice+tag@example.org",
+            ][step % 3];
+            let admission = app
+                .db
+                .transaction(async |tx| admit_account_mail(tx, now, kind, address).await)
+                .await?;
             let recent = counted.iter().filter(|(other, at)| {
-                now.since(*at) < WINDOW && (kind == MailKind::PasswordChanged) == (*other == MailKind::PasswordChanged)
+                now.since(*at) < WINDOW
+                    && (kind == MailKind::PasswordChanged) == (*other == MailKind::PasswordChanged)
             });
             let recent: Vec<Timestamp> = recent.map(|(_, at)| *at).collect();
             match admission {
                 QuotaDecision::Counted(_) => {
-                    assert!(recent.len() < ACCOUNT_MAILS, "step {step}: {kind:?} after {recent:?}");
+                    assert!(
+                        recent.len() < ACCOUNT_MAILS,
+                        "step {step}: {kind:?} after {recent:?}"
+                    );
                     counted.push((kind, now));
                 }
                 QuotaDecision::Full(until) => {
                     refused += 1;
                     let oldest = recent.len().checked_sub(ACCOUNT_MAILS).map(|at| recent[at]);
-                    assert_eq!(oldest.map(|at| at.plus(WINDOW)), Some(until), "step {step}: {kind:?}");
+                    assert_eq!(
+                        oldest.map(|at| at.plus(WINDOW)),
+                        Some(until),
+                        "step {step}: {kind:?}"
+                    );
                 }
             }
         }
-        assert!(refused > 50 && counted.len() > 50, "{refused} {}", counted.len());
+        assert!(
+            refused > 50 && counted.len() > 50,
+            "{refused} {}",
+            counted.len()
+        );
         let purged = mail_quota::purge_expired(&app.db, now.plus(WINDOW)).await?;
         assert_eq!(purged, counted.len());
         Result::<(), Error>::Ok(())
@@ -170,9 +263,14 @@ async fn a_link_over_plain_http_is_not_for_one_click() {
     let (alice, root) = (server.person("alice").await, server.admin("root").await);
     mailbox.next().await;
     let project = alice.project("Apollo").await;
-    alice.task(&project, "Fly", json!({ "assigneeId": root.id })).await;
+    alice
+        .task(&project, "Fly", json!({ "assigneeId": root.id }))
+        .await;
     let mail = mailbox.next().await;
-    assert!(header(&mail, "List-Unsubscribe").is_some_and(|value| value.starts_with("<http://tasks.example.org/")));
+    assert!(
+        header(&mail, "List-Unsubscribe")
+            .is_some_and(|value| value.starts_with("<http://tasks.example.org/"))
+    );
     assert_eq!(header(&mail, "List-Unsubscribe-Post"), None);
 }
 
@@ -186,14 +284,25 @@ async fn requests_of_strangers_do_not_keep_a_notice_from_the_owner() {
     }
     assert_eq!(arrived(&server, &mut mailbox).await.len(), 5);
     let change = async |old: &str, new: &str| {
-        alice.mutate("changePassword", json!({ "currentPassword": old, "newPassword": new })).await.ok();
+        alice
+            .mutate(
+                "changePassword",
+                json!({ "currentPassword": old, "newPassword": new }),
+            )
+            .await
+            .ok();
     };
     let mut notices = 0;
     for _ in 0..4 {
         change(PASSWORD, "Another-Horse-8").await;
         change("Another-Horse-8", PASSWORD).await;
         let mails = arrived(&server, &mut mailbox).await;
-        assert!(mails.iter().all(|mail| mail.subject() == "Your password was changed"), "{mails:?}");
+        assert!(
+            mails
+                .iter()
+                .all(|mail| mail.subject() == "Your password was changed"),
+            "{mails:?}"
+        );
         notices += mails.len();
     }
     assert_eq!(notices, 5, "each kind of notice has its own limit");
@@ -216,12 +325,27 @@ async fn a_mail_that_could_not_be_sent_does_not_count() {
 }
 
 /// Assigns `count` tasks and returns the number of mails about them.
-async fn assign(server: &Server, mailbox: &mut Mailbox, from: &Person, to: &Person, count: usize) -> usize {
+async fn assign(
+    server: &Server,
+    mailbox: &mut Mailbox,
+    from: &Person,
+    to: &Person,
+    count: usize,
+) -> usize {
     let project = from.project("Apollo").await;
     for number in 0..count {
-        from.task(&project, &format!("Task {number}"), json!({ "assigneeId": to.id })).await;
+        from.task(
+            &project,
+            &format!("Task {number}"),
+            json!({ "assigneeId": to.id }),
+        )
+        .await;
     }
-    arrived(server, mailbox).await.iter().filter(|mail| mail.subject() == "A task was assigned to you").count()
+    arrived(server, mailbox)
+        .await
+        .iter()
+        .filter(|mail| mail.subject() == "A task was assigned to you")
+        .count()
 }
 
 #[tokio::test]
@@ -232,7 +356,11 @@ async fn assignment_mails_are_limited_by_sender_and_recipient() {
     for number in 0..5 {
         senders.push(server.person(&format!("sender-{number}")).await);
     }
-    assert_eq!(assign(&server, &mut mailbox, &senders[0], &root, 7).await, 5, "one sender, one recipient");
+    assert_eq!(
+        assign(&server, &mut mailbox, &senders[0], &root, 7).await,
+        5,
+        "one sender, one recipient"
+    );
     let mut sum = 5;
     for sender in &senders[1..] {
         sum += assign(&server, &mut mailbox, sender, &root, 6).await;
@@ -254,9 +382,11 @@ async fn assignments_made_at_once_do_not_pass_the_limit() {
     let (root, alice) = (server.admin("root").await, server.person("alice").await);
     mailbox.next().await;
     let project = alice.project("Apollo").await;
-    let create = "mutation ($input: CreateTaskInput!) { createTask(input: $input) { userErrors { code } } }";
+    let create =
+        "mutation ($input: CreateTaskInput!) { createTask(input: $input) { userErrors { code } } }";
     let make = async |number: usize| {
-        let input = json!({ "projectId": project, "title": number.to_string(), "assigneeId": root.id });
+        let input =
+            json!({ "projectId": project, "title": number.to_string(), "assigneeId": root.id });
         alice.query(create, json!({ "input": input })).await;
     };
     futures_util::future::join_all((0..20).map(make)).await;
@@ -265,27 +395,58 @@ async fn assignments_made_at_once_do_not_pass_the_limit() {
 
 /// The value of a header.
 fn header<'a>(mail: &'a Mail, name: &str) -> Option<&'a str> {
-    mail.content.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
+    mail.content
+        .lines()
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
 }
 
 #[tokio::test]
 async fn one_click_ends_assignment_mails_and_a_setting_brings_them_back() {
     let (server, mut mailbox) = start(&[]).await;
     let (alice, root) = (server.person("alice").await, server.admin("root").await);
-    assert_eq!(header(&mailbox.next().await, "List-Unsubscribe"), None, "no unsubscribe link in account mail");
+    assert_eq!(
+        header(&mailbox.next().await, "List-Unsubscribe"),
+        None,
+        "no unsubscribe link in account mail"
+    );
     let project = alice.project("Apollo").await;
-    let assign = async || alice.task(&project, "Fly", json!({ "assigneeId": root.id })).await;
+    let assign = async || {
+        alice
+            .task(&project, "Fly", json!({ "assigneeId": root.id }))
+            .await
+    };
     assign().await;
     let mail = mailbox.next().await;
-    assert_eq!(header(&mail, "List-Unsubscribe-Post"), Some("List-Unsubscribe=One-Click"), "{}", mail.content);
+    assert_eq!(
+        header(&mail, "List-Unsubscribe-Post"),
+        Some("List-Unsubscribe=One-Click"),
+        "{}",
+        mail.content
+    );
     let address = header(&mail, "List-Unsubscribe").expect("an address");
-    let address = address.strip_prefix("<https://tasks.example.org").and_then(|rest| rest.strip_suffix('>'));
-    let path = address.unwrap_or_else(|| panic!("an https URI in angle brackets: {}", mail.content)).to_owned();
-    assert!(mail.content.matches(&path).count() >= 3, "the link is in the text too: {}", mail.content);
-    let setting = async || root.query("{ viewer { assignmentEmails } }", json!({})).await["viewer"].clone();
+    let address = address
+        .strip_prefix("<https://tasks.example.org")
+        .and_then(|rest| rest.strip_suffix('>'));
+    let path = address
+        .unwrap_or_else(|| panic!("an https URI in angle brackets: {}", mail.content))
+        .to_owned();
+    assert!(
+        mail.content.matches(&path).count() >= 3,
+        "the link is in the text too: {}",
+        mail.content
+    );
+    let setting = async || {
+        root.query("{ viewer { assignmentEmails } }", json!({}))
+            .await["viewer"]
+            .clone()
+    };
 
     // Mail scanners open links, so GET must not unsubscribe.
-    let page = server.request(Method::GET, &path).send().await.expect("an answer");
+    let page = server
+        .request(Method::GET, &path)
+        .send()
+        .await
+        .expect("an answer");
     assert_eq!(
         (page.status().as_u16(), &page.headers()["content-type"]),
         (200, &"text/html; charset=utf-8".parse().unwrap())
@@ -294,19 +455,31 @@ async fn one_click_ends_assignment_mails_and_a_setting_brings_them_back() {
 
     let form = "application/x-www-form-urlencoded";
     let multipart = "--b\r\nContent-Disposition: form-data; name=\"List-Unsubscribe\"\r\n\r\nOne-Click\r\n--b--\r\n";
-    for (kind, body) in [(form, "List-Unsubscribe=One-Click"), ("multipart/form-data; boundary=b", multipart)] {
+    for (kind, body) in [
+        (form, "List-Unsubscribe=One-Click"),
+        ("multipart/form-data; boundary=b", multipart),
+    ] {
         let input = json!({ "assignmentEmails": true });
         let changed = root.mutate("updateViewer", input).await.ok();
         assert_eq!(changed["email"], "root@example.org");
         assert_eq!(setting().await["assignmentEmails"], true);
-        let request = server.request(Method::POST, &path).header("content-type", kind).body(body);
+        let request = server
+            .request(Method::POST, &path)
+            .header("content-type", kind)
+            .body(body);
         assert_eq!(Reply::to(request).await.status, 200, "{kind}");
         assert_eq!(setting().await["assignmentEmails"], false, "{kind}");
-        assert_eq!(Reply::to(server.request(Method::POST, &path)).await.status, 200, "once more");
+        assert_eq!(
+            Reply::to(server.request(Method::POST, &path)).await.status,
+            200,
+            "once more"
+        );
     }
     assign().await;
     assert!(arrived(&server, &mut mailbox).await.is_empty());
-    root.mutate("updateViewer", json!({ "assignmentEmails": true })).await.ok();
+    root.mutate("updateViewer", json!({ "assignmentEmails": true }))
+        .await
+        .ok();
     assign().await;
     assert_eq!(mailbox.next().await.to, "root@example.org");
 
@@ -319,17 +492,39 @@ async fn one_click_ends_assignment_mails_and_a_setting_brings_them_back() {
     }));
     for token in forged {
         let reply = Reply::to(server.request(Method::POST, &format!("{base}token={token}"))).await;
-        assert_eq!((reply.status.as_u16(), &reply.body["code"]), (422, &json!("INVALID")), "{token}");
+        assert_eq!(
+            (reply.status.as_u16(), &reply.body["code"]),
+            (422, &json!("INVALID")),
+            "{token}"
+        );
     }
     assert_eq!(setting().await["assignmentEmails"], true);
     let export = root.query("{ exportViewerData }", json!({})).await;
-    assert_eq!(export["exportViewerData"]["account"]["assignmentEmails"], true);
+    assert_eq!(
+        export["exportViewerData"]["account"]["assignmentEmails"],
+        true
+    );
     let of_root = "query ($id: ID!) { node(id: $id) { ... on User { assignmentEmails } } }";
-    assert_eq!(alice.ask(of_root, json!({ "id": root.id })).await.code(), "FORBIDDEN");
-    let log = root.query("{ viewer { securityLog(first: 9) { nodes { kind ipAddress } } } }", json!({})).await;
-    let log = log["viewer"]["securityLog"]["nodes"].as_array().expect("entries").clone();
+    assert_eq!(
+        alice.ask(of_root, json!({ "id": root.id })).await.code(),
+        "FORBIDDEN"
+    );
+    let log = root
+        .query(
+            "{ viewer { securityLog(first: 9) { nodes { kind ipAddress } } } }",
+            json!({}),
+        )
+        .await;
+    let log = log["viewer"]["securityLog"]["nodes"]
+        .as_array()
+        .expect("entries")
+        .clone();
     let entry = json!({ "kind": "UNSUBSCRIBED", "ipAddress": "127.0.0.1" });
-    assert_eq!(log.iter().filter(|other| **other == entry).count(), 2, "one entry per change: {log:?}");
+    assert_eq!(
+        log.iter().filter(|other| **other == entry).count(),
+        2,
+        "one entry per change: {log:?}"
+    );
 }
 
 #[test]
@@ -337,10 +532,18 @@ fn without_a_mail_server_a_mail_is_written_whatever_is_logged_and_no_file_is_for
     for filter in ["off", "error", "fasttrack=off", "fasttrack::mail=off,warn"] {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let (server, address) = Program::server(directory.path(), &[("RUST_LOG", filter)]);
-        let body = json!({ "email": "alice@example.org", "username": "alice", "password": PASSWORD });
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let body =
+            json!({ "email": "alice@example.org", "username": "alice", "password": PASSWORD });
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .expect("a runtime");
         let signed_up = runtime.block_on(async {
-            reqwest::Client::new().post(format!("http://{address}/auth/register")).json(&body).send().await
+            reqwest::Client::new()
+                .post(format!("http://{address}/auth/register"))
+                .json(&body)
+                .send()
+                .await
         });
         assert_eq!(signed_up.expect("an answer").status(), 201);
         let mail = server.line("#token=");
@@ -352,11 +555,22 @@ fn without_a_mail_server_a_mail_is_written_whatever_is_logged_and_no_file_is_for
             for entry in std::fs::read_dir(directory.path()).expect("files") {
                 let entry = entry.expect("a file");
                 let mode = entry.metadata().expect("its mode").permissions().mode() & 0o777;
-                seen.push((entry.file_name().into_string().expect("a name"), format!("{mode:o}")));
+                seen.push((
+                    entry.file_name().into_string().expect("a name"),
+                    format!("{mode:o}"),
+                ));
             }
             seen.sort();
-            let expected = ["fasttrack.db", "fasttrack.db-shm", "fasttrack.db-wal", "fasttrack.secrets"];
-            assert_eq!(seen, expected.map(|name| (name.to_owned(), "600".to_owned())));
+            let expected = [
+                "fasttrack.db",
+                "fasttrack.db-shm",
+                "fasttrack.db-wal",
+                "fasttrack.secrets",
+            ];
+            assert_eq!(
+                seen,
+                expected.map(|name| (name.to_owned(), "600".to_owned()))
+            );
         }
     }
 }
@@ -369,10 +583,17 @@ async fn mail_about_an_account_goes_before_assignments() {
     let project = alice.project("Apollo").await;
     mailbox.refuse(true);
     for _ in 0..3 {
-        alice.task(&project, "Fly", json!({ "assigneeId": root.id })).await;
+        alice
+            .task(&project, "Fly", json!({ "assigneeId": root.id }))
+            .await;
         mailbox.refused().await;
     }
-    server.post("/auth/password-reset", json!({ "email": "alice@example.org" })).await;
+    server
+        .post(
+            "/auth/password-reset",
+            json!({ "email": "alice@example.org" }),
+        )
+        .await;
     mailbox.refused().await;
     mailbox.refuse(false);
     server.advance(Duration::from_secs(31));
@@ -388,14 +609,23 @@ async fn mail_about_an_account_goes_before_assignments() {
 async fn a_due_message_is_claimed_and_a_lost_claim_changes_nothing() {
     let server = Server::without_jobs().await;
     let (_, _) = (server.person("alice").await, server.person("bob").await);
-    let claim = async || server.run(async |app| mail::claim(&app.db, app.clock.now()).await).await.expect("an answer");
+    let claim = async || {
+        server
+            .run(async |app| mail::claim(&app.db, app.clock.now()).await)
+            .await
+            .expect("an answer")
+    };
     let slow = claim().await.expect("a message");
     server.advance(Duration::from_secs(100));
     let other = claim().await.expect("another message");
     assert_ne!(slow.id, other.id);
     server.advance(Duration::from_secs(20));
     let again = claim().await.expect("the first message again");
-    assert_eq!((again.id, claim().await), (slow.id, None), "the second claim is valid");
+    assert_eq!(
+        (again.id, claim().await),
+        (slow.id, None),
+        "the second claim is valid"
+    );
     let late = server.run(async move |app| {
         mail::postpone(&app.db, app.clock.now(), &slow, "late").await?;
         mail::complete(&app.db, &slow).await
@@ -419,7 +649,13 @@ async fn spellings_of_one_address_wait_as_one_message_of_each_kind() {
     server.person("alice").await;
     let spelling = |mask: u32| -> String {
         let letters = "alice".chars().enumerate();
-        let letters = letters.map(|(at, c)| if mask >> at & 1 == 1 { c.to_ascii_uppercase() } else { c });
+        let letters = letters.map(|(at, c)| {
+            if mask >> at & 1 == 1 {
+                c.to_ascii_uppercase()
+            } else {
+                c
+            }
+        });
         letters.chain("@example.org".chars()).collect()
     };
     let mut mails = arrived(&server, &mut mailbox).await;
@@ -465,11 +701,19 @@ async fn a_link_that_waited_for_half_a_day_is_dropped_and_a_notice_is_not() {
 async fn a_message_that_was_put_off_does_not_delay_new_ones() {
     let server = Server::without_jobs().await;
     server.person("alice").await;
-    let claim = async || server.run(async |app| mail::claim(&app.db, app.clock.now()).await).await.expect("an answer");
+    let claim = async || {
+        server
+            .run(async |app| mail::claim(&app.db, app.clock.now()).await)
+            .await
+            .expect("an answer")
+    };
     let first = claim().await.expect("a message");
     let until = first.created_at.plus(Duration::from_secs(10));
-    let deferred =
-        server.run(async move |app| app.db.transaction(async |tx| mail::defer(tx, &first, until).await).await);
+    let deferred = server.run(async move |app| {
+        app.db
+            .transaction(async |tx| mail::defer(tx, &first, until).await)
+            .await
+    });
     deferred.await.expect("an answer");
     server.advance(Duration::from_secs(20));
     server.person("bob").await;
@@ -485,14 +729,24 @@ async fn address_changes_of_others_delay_a_sign_up_mail_and_do_not_suppress_it()
     for _ in 0..5 {
         let input = json!({ "email": "newcomer@example.org", "currentPassword": PASSWORD });
         mallory.mutate("updateViewer", input).await.ok();
-        assert_eq!(arrived(&server, &mut mailbox).await.len(), 2, "a notice and a link");
+        assert_eq!(
+            arrived(&server, &mut mailbox).await.len(),
+            2,
+            "a notice and a link"
+        );
     }
     server.person("newcomer").await;
-    assert!(arrived(&server, &mut mailbox).await.is_empty(), "over the limit");
+    assert!(
+        arrived(&server, &mut mailbox).await.is_empty(),
+        "over the limit"
+    );
     server.advance(Duration::from_secs(3_600));
     server.app.db.signal(CommitSignal::Mail);
     let mail = mailbox.next().await;
-    assert_eq!((mail.to.as_str(), mail.subject()), ("newcomer@example.org", "Verify your e-mail address"));
+    assert_eq!(
+        (mail.to.as_str(), mail.subject()),
+        ("newcomer@example.org", "Verify your e-mail address")
+    );
     assert_eq!(verify(&server, &mail.token()).await.status, 204);
 }
 
@@ -501,8 +755,18 @@ async fn notices_leave_the_limit_of_links_alone() {
     let (server, mut mailbox) = start(&[]).await;
     let alice = server.person("alice").await;
     arrived(&server, &mut mailbox).await;
-    for (old, new) in [(PASSWORD, "Another-Horse-8"), ("Another-Horse-8", PASSWORD)].into_iter().cycle().take(4) {
-        alice.mutate("changePassword", json!({ "currentPassword": old, "newPassword": new })).await.ok();
+    for (old, new) in [(PASSWORD, "Another-Horse-8"), ("Another-Horse-8", PASSWORD)]
+        .into_iter()
+        .cycle()
+        .take(4)
+    {
+        alice
+            .mutate(
+                "changePassword",
+                json!({ "currentPassword": old, "newPassword": new }),
+            )
+            .await
+            .ok();
         assert_eq!(arrived(&server, &mut mailbox).await.len(), 1);
     }
     ask(&server, "/auth/password-reset", "alice@example.org").await;
@@ -514,12 +778,21 @@ async fn plus_addresses_of_one_mailbox_count_together() {
     let (server, mut mailbox) = start(&[]).await;
     for number in 0..8 {
         let email = format!("box+{number}@example.org");
-        let body = json!({ "email": email, "username": format!("user-{number}"), "password": PASSWORD });
-        assert_eq!(server.post("/auth/register", body).await.status, 201, "each may have an account");
+        let body =
+            json!({ "email": email, "username": format!("user-{number}"), "password": PASSWORD });
+        assert_eq!(
+            server.post("/auth/register", body).await.status,
+            201,
+            "each may have an account"
+        );
     }
     assert_eq!(arrived(&server, &mut mailbox).await.len(), 5);
     server.person("boxer").await;
-    assert_eq!(mailbox.next().await.to, "boxer@example.org", "other mailboxes are not affected");
+    assert_eq!(
+        mailbox.next().await.to,
+        "boxer@example.org",
+        "other mailboxes are not affected"
+    );
     let odd = json!({ "email": "+tag@example.org", "username": "tag", "password": PASSWORD });
     assert_eq!(server.post("/auth/register", odd).await.status, 201);
     assert_eq!(mailbox.next().await.to, "+tag@example.org");
@@ -531,28 +804,49 @@ async fn an_assignment_mail_shows_the_title_on_one_line_and_in_quotes() {
     let (alice, root) = (server.person("alice").await, server.admin("root").await);
     mailbox.next().await;
     let project = alice.project("Apollo").await;
-    let title =
-        "Fly\"\n\nYour password\texpires.\u{202e}\u{2028}Set a new one:\r\n\u{1}\nhttps://evil.example/\n-- \nThe team";
-    alice.task(&project, title, json!({ "assigneeId": root.id })).await;
+    let title = "Fly\"\n\nYour password\texpires.\u{202e}\u{2028}Set a new one:\r\n\u{1}\nhttps://evil.example/\n-- \nThe team";
+    alice
+        .task(&project, title, json!({ "assigneeId": root.id }))
+        .await;
     let mail = mailbox.next().await;
     let line = "\"Fly' Your password expires. Set a new one: https://evil.example/ -- The team\"";
-    assert!(mail.content.lines().any(|text| text == line), "{}", mail.content);
-    assert!(mail.content.contains(&format!("<p>{}</p>", line.replace('"', "&quot;"))), "{}", mail.content);
+    assert!(
+        mail.content.lines().any(|text| text == line),
+        "{}",
+        mail.content
+    );
+    assert!(
+        mail.content
+            .contains(&format!("<p>{}</p>", line.replace('"', "&quot;"))),
+        "{}",
+        mail.content
+    );
 }
 
 #[tokio::test]
 async fn an_assignment_is_not_mailed_after_the_recipient_has_unsubscribed_or_moved() {
     let (server, mut mailbox) = start(&[]).await;
-    let (alice, root, other) = (server.person("alice").await, server.admin("root").await, server.admin("other").await);
+    let (alice, root, other) = (
+        server.person("alice").await,
+        server.admin("root").await,
+        server.admin("other").await,
+    );
     mailbox.next().await;
     let project = alice.project("Apollo").await;
     mailbox.refuse(true);
     for person in [&root, &other] {
-        alice.task(&project, "Fly", json!({ "assigneeId": person.id })).await;
+        alice
+            .task(&project, "Fly", json!({ "assigneeId": person.id }))
+            .await;
         mailbox.refused().await;
     }
-    root.mutate("updateViewer", json!({ "assignmentEmails": false })).await.ok();
-    other.mutate("deleteViewer", json!({ "password": PASSWORD })).await.ok();
+    root.mutate("updateViewer", json!({ "assignmentEmails": false }))
+        .await
+        .ok();
+    other
+        .mutate("deleteViewer", json!({ "password": PASSWORD }))
+        .await
+        .ok();
     mailbox.refuse(false);
     server.advance(Duration::from_secs(31));
     server.app.db.signal(CommitSignal::Mail);

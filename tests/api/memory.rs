@@ -34,11 +34,25 @@ async fn populate(owner: &Person, projects: usize, tasks: usize) -> Vec<String> 
     let mut ids = Vec::new();
     for _ in 0..projects {
         let project = text(
-            &owner.mutate("createProject", json!({ "name": "Apollo", "description": long(LONG) })).await.ok()["id"],
+            &owner
+                .mutate(
+                    "createProject",
+                    json!({ "name": "Apollo", "description": long(LONG) }),
+                )
+                .await
+                .ok()["id"],
         );
         let document = format!("mutation ($project: ID!, $long: String!) {{ {create} }}");
-        let created = owner.query(&document, json!({ "project": project, "long": long(LONG) })).await;
-        ids.extend(created.as_object().expect("tasks").values().map(|task| text(&task["task"]["id"])));
+        let created = owner
+            .query(&document, json!({ "project": project, "long": long(LONG) }))
+            .await;
+        ids.extend(
+            created
+                .as_object()
+                .expect("tasks")
+                .values()
+                .map(|task| text(&task["task"]["id"])),
+        );
     }
     ids
 }
@@ -89,7 +103,10 @@ async fn what_is_long_is_read_only_when_it_is_selected() {
     let (alice, bob) = (server.person("alice").await, server.person("bob").await);
     let tasks = populate(&alice, 3, 5).await;
     let id = &tasks[0];
-    alice.mutate("updateTask", json!({ "id": id, "assigneeId": bob.id })).await.ok();
+    alice
+        .mutate("updateTask", json!({ "id": id, "assigneeId": bob.id }))
+        .await
+        .ok();
     for _ in 0..4 {
         let comment = json!({ "taskId": id, "body": long(LONG / 2) });
         bob.mutate("addComment", comment).await.ok();
@@ -110,7 +127,10 @@ async fn what_is_long_is_read_only_when_it_is_selected() {
     for document in WITH_DESCRIPTIONS {
         let decoded = decoded(&server, &alice, document, variables(document)).await;
         let least = (tasks.len() * LONG * 4) as u64;
-        assert!((least..2 * least).contains(&decoded), "{decoded} bytes for {document}");
+        assert!(
+            (least..2 * least).contains(&decoded),
+            "{decoded} bytes for {document}"
+        );
     }
     // Eight concurrent operations decode no more than eight sequential ones.
     let before = server.app.rate_limiter.decoding.bytes.get();
@@ -129,17 +149,35 @@ async fn an_operation_that_reads_too_much_is_refused_as_a_whole() {
     }
     // 450 tasks of 40 kB each.
     let long = "{ projects(first: 100) { nodes { tasks(first: 99) { nodes { description } } } } }";
-    let request = alice.post("/graphql").header(ACCEPT, "application/graphql-response+json");
+    let request = alice
+        .post("/graphql")
+        .header(ACCEPT, "application/graphql-response+json");
     let reply = Reply::to(request.json(&json!({ "query": long }))).await;
     assert_eq!(reply.status, 422, "{}", reply.body);
-    assert_eq!(reply.body["errors"][0]["extensions"]["code"], "DOCUMENT_TOO_COMPLEX");
-    assert_eq!(reply.body["errors"][0]["message"], "The operation reads more than 16 MiB. Request less data.");
+    assert_eq!(
+        reply.body["errors"][0]["extensions"]["code"],
+        "DOCUMENT_TOO_COMPLEX"
+    );
+    assert_eq!(
+        reply.body["errors"][0]["message"],
+        "The operation reads more than 16 MiB. Request less data."
+    );
     assert!(reply.body.get("data").is_none());
     assert_eq!(server.app.rate_limiter.decoding.budget.used(), 0);
     // The same rows without the long text are within the limit.
-    let short = alice.query(&long.replace("description", "version"), json!({})).await;
-    let tasks = short["projects"]["nodes"].as_array().expect("projects").iter();
-    assert_eq!(tasks.map(|project| project["tasks"]["nodes"].as_array().expect("tasks").len()).sum::<usize>(), 450);
+    let short = alice
+        .query(&long.replace("description", "version"), json!({}))
+        .await;
+    let tasks = short["projects"]["nodes"]
+        .as_array()
+        .expect("projects")
+        .iter();
+    assert_eq!(
+        tasks
+            .map(|project| project["tasks"]["nodes"].as_array().expect("tasks").len())
+            .sum::<usize>(),
+        450
+    );
 }
 
 #[tokio::test]
@@ -150,40 +188,76 @@ async fn operations_are_refused_while_others_hold_too_much() {
     populate(&bob, 1, 5).await;
     let long = "{ tasks { nodes { description } } }";
     let budget = &server.app.rate_limiter.decoding.budget;
-    let ask = async |person: &Person| Reply::to(person.post("/graphql").json(&json!({ "query": long }))).await;
+    let ask = async |person: &Person| {
+        Reply::to(person.post("/graphql").json(&json!({ "query": long }))).await
+    };
     let hold = |who: ClientKey| budget.reserve(who, OWNER_BYTES).expect("a free budget");
 
     let own = hold(ClientKey::User(id(&alice)));
     let refused = ask(&alice).await;
-    assert_eq!((refused.status.as_u16(), &refused.headers["retry-after"]), (503, &"1".parse().expect("a header")));
-    assert_eq!(refused.body["errors"][0]["extensions"]["code"], "SERVICE_UNAVAILABLE");
+    assert_eq!(
+        (refused.status.as_u16(), &refused.headers["retry-after"]),
+        (503, &"1".parse().expect("a header"))
+    );
+    assert_eq!(
+        refused.body["errors"][0]["extensions"]["code"],
+        "SERVICE_UNAVAILABLE"
+    );
     assert_eq!(ask(&bob).await.status, 200, "other users are not affected");
     drop(own);
     assert_eq!(ask(&alice).await.status, 200);
 
-    let all: Vec<_> = (0..PROCESS_BYTES / OWNER_BYTES).map(|_| hold(ClientKey::User(Id::new()))).collect();
+    let all: Vec<_> = (0..PROCESS_BYTES / OWNER_BYTES)
+        .map(|_| hold(ClientKey::User(Id::new())))
+        .collect();
     for person in [&alice, &bob] {
         let refused = ask(person).await;
-        assert_eq!((refused.status.as_u16(), &refused.headers["retry-after"]), (503, &"1".parse().expect("a header")));
+        assert_eq!(
+            (refused.status.as_u16(), &refused.headers["retry-after"]),
+            (503, &"1".parse().expect("a header"))
+        );
     }
     let mut socket = alice.socket().await;
     socket.subscribe("1", long, json!({})).await;
-    let Frame::Message(refused) = socket.receive().await else { panic!("no answer") };
-    assert!(refused.to_string().contains("SERVICE_UNAVAILABLE"), "{refused}");
+    let Frame::Message(refused) = socket.receive().await else {
+        panic!("no answer")
+    };
+    assert!(
+        refused.to_string().contains("SERVICE_UNAVAILABLE"),
+        "{refused}"
+    );
     // Small reads and all writes still succeed. A payload object that is too large is null, with an
     // error.
-    let renamed = alice.mutate("updateTask", json!({ "id": tasks[0], "title": "Land" })).await.ok();
+    let renamed = alice
+        .mutate("updateTask", json!({ "id": tasks[0], "title": "Land" }))
+        .await
+        .ok();
     assert_eq!(renamed["title"], "Land");
     let document = "mutation ($id: ID!) { updateTask(input: { id: $id, title: \"Dock\" }) {
         task { title project { tasks { nodes { description } } } } } }";
     let half = alice.ask(document, json!({ "id": tasks[0] })).await;
-    assert_eq!((half.data(), half.code()), (&json!({ "updateTask": { "task": null } }), "SERVICE_UNAVAILABLE"));
+    assert_eq!(
+        (half.data(), half.code()),
+        (
+            &json!({ "updateTask": { "task": null } }),
+            "SERVICE_UNAVAILABLE"
+        )
+    );
     drop(all);
     assert_eq!(ask(&alice).await.status, 200);
-    let titles = alice.query("{ tasks { nodes { title } } }", json!({})).await;
-    let titles: BTreeSet<String> =
-        titles["tasks"]["nodes"].as_array().expect("tasks").iter().map(|task| text(&task["title"])).collect();
-    assert_eq!(titles, BTreeSet::from(["Dock".to_owned(), "Fly".to_owned()]));
+    let titles = alice
+        .query("{ tasks { nodes { title } } }", json!({}))
+        .await;
+    let titles: BTreeSet<String> = titles["tasks"]["nodes"]
+        .as_array()
+        .expect("tasks")
+        .iter()
+        .map(|task| text(&task["title"]))
+        .collect();
+    assert_eq!(
+        titles,
+        BTreeSet::from(["Dock".to_owned(), "Fly".to_owned()])
+    );
     assert_eq!(budget.used(), 0);
 }
 
@@ -194,7 +268,10 @@ async fn what_an_operation_holds_is_released_when_its_client_goes_away() {
     populate(&alice, 3, 10).await;
     let long = "{ tasks(first: 100) { nodes { description project { tasks(first: 10) { nodes { description } } } } } }";
     for wait in 0..20 {
-        let ask = alice.post("/graphql").json(&json!({ "query": long })).send();
+        let ask = alice
+            .post("/graphql")
+            .json(&json!({ "query": long }))
+            .send();
         let _ = timeout(Duration::from_millis(5 * wait), ask).await;
     }
     let released = async {
@@ -207,5 +284,7 @@ async fn what_an_operation_holds_is_released_when_its_client_goes_away() {
 
 fn id(person: &Person) -> Id {
     let id = async_graphql::ID(person.id.clone());
-    fasttrack::graphql::node::decode(&id).expect("a global id").1
+    fasttrack::graphql::node::decode(&id)
+        .expect("a global id")
+        .1
 }

@@ -11,15 +11,25 @@ async fn a_project_belongs_to_its_creator() {
     let server = Server::start().await;
     let alice = server.person("alice").await;
     let now = server.moment(Duration::ZERO);
-    let mut project =
-        alice.mutate("createProject", json!({ "name": "  Apollo ", "description": "To the moon" })).await.ok();
+    let mut project = alice
+        .mutate(
+            "createProject",
+            json!({ "name": "  Apollo ", "description": "To the moon" }),
+        )
+        .await
+        .ok();
     let id = project["id"].take();
     assert_eq!(
         project,
         json!({ "id": null, "name": "Apollo", "description": "To the moon", "status": "ACTIVE", "version": 1,
                 "createdAt": now, "updatedAt": now })
     );
-    let owner = alice.query("query ($id: ID!) { project(id: $id) { owner { username } } }", json!({ "id": id })).await;
+    let owner = alice
+        .query(
+            "query ($id: ID!) { project(id: $id) { owner { username } } }",
+            json!({ "id": id }),
+        )
+        .await;
     assert_eq!(owner["project"]["owner"]["username"], "alice");
 }
 
@@ -40,9 +50,17 @@ async fn a_name_has_one_to_a_hundred_and_twenty_characters() {
         let mut input = json!({ "name": "x" });
         input[field] = value.clone().into();
         let length = value.chars().count();
-        assert_eq!(alice.mutate("createProject", input).await.outcome(), outcome, "create {field} {length}");
+        assert_eq!(
+            alice.mutate("createProject", input).await.outcome(),
+            outcome,
+            "create {field} {length}"
+        );
         let input = json!({ "id": project, field: value });
-        assert_eq!(alice.mutate("updateProject", input).await.outcome(), outcome, "update {field} {length}");
+        assert_eq!(
+            alice.mutate("updateProject", input).await.outcome(),
+            outcome,
+            "update {field} {length}"
+        );
     }
 }
 
@@ -52,12 +70,29 @@ async fn an_absent_field_is_left_alone_and_null_clears_it() {
     let alice = server.person("alice").await;
     let input = json!({ "name": "Apollo", "description": "To the moon" });
     let project = text(&alice.mutate("createProject", input).await.ok()["id"]);
-    let left = alice.mutate("updateProject", json!({ "id": project, "name": "Gemini" })).await.ok();
-    assert_eq!((&left["name"], &left["description"]), (&json!("Gemini"), &json!("To the moon")));
-    let cleared = alice.mutate("updateProject", json!({ "id": project, "description": null })).await.ok();
-    assert_eq!((&cleared["name"], &cleared["description"]), (&json!("Gemini"), &Value::Null));
+    let left = alice
+        .mutate("updateProject", json!({ "id": project, "name": "Gemini" }))
+        .await
+        .ok();
+    assert_eq!(
+        (&left["name"], &left["description"]),
+        (&json!("Gemini"), &json!("To the moon"))
+    );
+    let cleared = alice
+        .mutate(
+            "updateProject",
+            json!({ "id": project, "description": null }),
+        )
+        .await
+        .ok();
+    assert_eq!(
+        (&cleared["name"], &cleared["description"]),
+        (&json!("Gemini"), &Value::Null)
+    );
     for field in ["name", "status"] {
-        let done = alice.mutate("updateProject", json!({ "id": project, field: null })).await;
+        let done = alice
+            .mutate("updateProject", json!({ "id": project, field: null }))
+            .await;
         assert_eq!(done.faults(), [format!("{field}: BLANK")]);
     }
 }
@@ -71,10 +106,30 @@ async fn each_change_counts_one_version_and_an_old_one_is_a_conflict() {
         input["id"] = json!(project);
         alice.mutate("updateProject", input).await
     };
-    assert_eq!(update(json!({ "name": "Gemini", "status": "ARCHIVED" })).await.ok()["version"], 2);
-    assert_eq!(update(json!({ "name": "Gemini", "status": "ARCHIVED" })).await.ok()["version"], 2);
-    assert_eq!(update(json!({ "name": "x", "expectedVersion": 1 })).await.faults(), ["expectedVersion: CONFLICT"]);
-    assert_eq!(update(json!({ "name": "x", "expectedVersion": 2 })).await.ok()["version"], 3);
+    assert_eq!(
+        update(json!({ "name": "Gemini", "status": "ARCHIVED" }))
+            .await
+            .ok()["version"],
+        2
+    );
+    assert_eq!(
+        update(json!({ "name": "Gemini", "status": "ARCHIVED" }))
+            .await
+            .ok()["version"],
+        2
+    );
+    assert_eq!(
+        update(json!({ "name": "x", "expectedVersion": 1 }))
+            .await
+            .faults(),
+        ["expectedVersion: CONFLICT"]
+    );
+    assert_eq!(
+        update(json!({ "name": "x", "expectedVersion": 2 }))
+            .await
+            .ok()["version"],
+        3
+    );
 }
 
 #[tokio::test]
@@ -86,7 +141,10 @@ async fn stats_count_the_tasks_as_they_stand() {
         let due = server.moment(Duration::from_secs(60));
         let task = alice.task(&project, "Fly", json!({ "dueAt": due })).await;
         for status in steps {
-            alice.mutate("updateTask", json!({ "id": task, "status": status })).await.ok();
+            alice
+                .mutate("updateTask", json!({ "id": task, "status": status }))
+                .await
+                .ok();
         }
     }
     alice.task(&project, "Some day", json!({})).await;
@@ -110,14 +168,28 @@ async fn deleting_a_project_deletes_its_contents_and_logs_each_task() {
     let (alice, bob) = (server.person("alice").await, server.person("bob").await);
     let project = alice.project("Apollo").await;
     let label = alice.label(&project, "red").await;
-    let task = alice.task(&project, "Fly", json!({ "labelIds": [label], "assigneeId": bob.id })).await;
+    let task = alice
+        .task(
+            &project,
+            "Fly",
+            json!({ "labelIds": [label], "assigneeId": bob.id }),
+        )
+        .await;
     let other = alice.task(&project, "Land", json!({})).await;
     let comment = alice.comment(&task, "Soon").await;
     let before = alice.now().await;
-    assert_eq!(alice.mutate("deleteProject", json!({ "id": project })).await.ok(), project);
+    assert_eq!(
+        alice
+            .mutate("deleteProject", json!({ "id": project }))
+            .await
+            .ok(),
+        project
+    );
 
     let ids = json!({ "ids": [project, label, task, other, comment] });
-    let seen = alice.query("query ($ids: [ID!]!) { nodes(ids: $ids) { id } }", ids).await;
+    let seen = alice
+        .query("query ($ids: [ID!]!) { nodes(ids: $ids) { id } }", ids)
+        .await;
     assert_eq!(seen["nodes"], json!([null, null, null, null, null]));
     let events = "query ($after: String) { events(after: $after) { nodes {
         __typename
@@ -126,10 +198,13 @@ async fn deleting_a_project_deletes_its_contents_and_logs_each_task() {
     } } }";
     let fly = json!({ "__typename": "TaskDeletedEvent", "deletedTaskId": task, "task": { "title": "Fly" } });
     let land = json!({ "__typename": "TaskDeletedEvent", "deletedTaskId": other, "task": { "title": "Land" } });
-    let gone =
-        json!({ "__typename": "ProjectDeletedEvent", "deletedProjectId": project, "project": { "name": "Apollo" } });
+    let gone = json!({ "__typename": "ProjectDeletedEvent", "deletedProjectId": project, "project": { "name": "Apollo" } });
     let told = alice.query(events, json!({ "after": before })).await;
     assert_eq!(told["events"]["nodes"], json!([fly, land, gone]));
     let told = bob.query(events, json!({ "after": before })).await;
-    assert_eq!(told["events"]["nodes"], json!([fly]), "the assignee receives the deletion of their task");
+    assert_eq!(
+        told["events"]["nodes"],
+        json!([fly]),
+        "the assignee receives the deletion of their task"
+    );
 }

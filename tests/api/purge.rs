@@ -9,7 +9,11 @@ use crate::harness::{Database, PATIENCE, Server, is_postgres};
 /// Inserts 2,500 expired rows into each table; rows that need a user belong to an existing one.
 async fn write_old(database: &Database) {
     let (id, old, numbers) = if is_postgres() {
-        ("gen_random_uuid()", "'2020-01-01Z'", "SELECT generate_series(1, 2500) AS n")
+        (
+            "gen_random_uuid()",
+            "'2020-01-01Z'",
+            "SELECT generate_series(1, 2500) AS n",
+        )
     } else {
         let numbers = "WITH RECURSIVE a(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM a WHERE n < 2500) SELECT n FROM a";
         ("randomblob(16)", "1577836800000000", numbers)
@@ -47,17 +51,29 @@ async fn no_transaction_clears_away_more_than_others_can_wait_for() {
     });
     assert_eq!(dropped.await, [[1_000; 4], [1_000; 4], [500; 4], [0; 4]]);
     assert_eq!(
-        server.run(async |app| mail_quota::purge_expired(&app.db, app.clock.now()).await).await.expect("done"),
+        server
+            .run(async |app| mail_quota::purge_expired(&app.db, app.clock.now()).await)
+            .await
+            .expect("done"),
         0
     );
-    assert_eq!(server.run(async |app| token::purge_expired(&app.db, app.clock.now()).await).await.expect("done"), 0);
+    assert_eq!(
+        server
+            .run(async |app| token::purge_expired(&app.db, app.clock.now()).await)
+            .await
+            .expect("done"),
+        0
+    );
 }
 
 #[tokio::test]
 async fn what_cannot_be_cleared_away_keeps_nothing_else() {
     let server = Server::start().await;
     let alice = server.person("alice").await;
-    let known = server.run(async |app| audit::count(&mut app.db.conn().await?, None).await).await.expect("a count");
+    let known = server
+        .run(async |app| audit::count(&mut app.db.conn().await?, None).await)
+        .await
+        .expect("a count");
     let database = server.stop().await;
     write_old(&database).await;
     let kept = if is_postgres() {
@@ -72,6 +88,9 @@ async fn what_cannot_be_cleared_away_keeps_nothing_else() {
         while audit::count(&mut app.db.conn().await?, None).await? > known {}
         Result::<(), Error>::Ok(())
     });
-    timeout(PATIENCE, cleared).await.expect("expired entries are deleted").expect("an answer");
+    timeout(PATIENCE, cleared)
+        .await
+        .expect("expired entries are deleted")
+        .expect("an answer");
     assert!(server.is_signed_in(alice.token()).await);
 }

@@ -19,7 +19,10 @@ fn tally(outcomes: impl IntoIterator<Item = String>) -> BTreeMap<String, usize> 
 }
 
 fn counts<const N: usize>(expected: [(&str, usize); N]) -> BTreeMap<String, usize> {
-    expected.into_iter().map(|(outcome, times)| (outcome.to_owned(), times)).collect()
+    expected
+        .into_iter()
+        .map(|(outcome, times)| (outcome.to_owned(), times))
+        .collect()
 }
 
 async fn task(alice: &Person) -> String {
@@ -31,15 +34,24 @@ async fn task(alice: &Person) -> String {
 async fn of_many_who_sign_up_with_one_address_one_wins() {
     let server = Server::start().await;
     let register = async |number: usize, email: &str, username: &str| {
-        let (email, username) = (email.replace('#', &number.to_string()), username.replace('#', &number.to_string()));
+        let (email, username) = (
+            email.replace('#', &number.to_string()),
+            username.replace('#', &number.to_string()),
+        );
         let body = json!({ "email": email, "username": username, "password": PASSWORD });
         let reply = server.post("/auth/register", body).await;
-        format!("{} {}", reply.status.as_u16(), reply.body["code"].as_str().unwrap_or("-"))
+        format!(
+            "{} {}",
+            reply.status.as_u16(),
+            reply.body["code"].as_str().unwrap_or("-")
+        )
     };
     let expected = counts([("201 -", 1), ("409 TAKEN", 7)]);
-    let by_email = join_all((0..8).map(|number| register(number, "one@example.org", "user-#"))).await;
+    let by_email =
+        join_all((0..8).map(|number| register(number, "one@example.org", "user-#"))).await;
     assert_eq!(tally(by_email), expected);
-    let by_name = join_all((0..8).map(|number| register(number, "other-#@example.org", "One"))).await;
+    let by_name =
+        join_all((0..8).map(|number| register(number, "other-#@example.org", "One"))).await;
     assert_eq!(tally(by_name), expected);
 }
 
@@ -48,20 +60,47 @@ async fn of_many_who_expect_the_same_version_one_writes() {
     let server = Server::start().await;
     let (alice, bob) = (server.person("alice").await, server.person("bob").await);
     let project = alice.project("Apollo").await;
-    let task = alice.task(&project, "Fly", json!({ "assigneeId": bob.id })).await;
+    let task = alice
+        .task(&project, "Fly", json!({ "assigneeId": bob.id }))
+        .await;
     let update = async |number: usize| {
         let input = json!({ "id": task, "title": number.to_string(), "expectedVersion": 1 });
-        let who = if number.is_multiple_of(2) { &alice } else { &bob };
+        let who = if number.is_multiple_of(2) {
+            &alice
+        } else {
+            &bob
+        };
         who.mutate("updateTask", input).await.outcome()
     };
     let done = join_all((0..8).map(update)).await;
-    let winner = done.iter().position(|outcome| outcome == "ok").expect("one successful write");
-    assert_eq!(tally(done), counts([("ok", 1), ("expectedVersion: CONFLICT", 7)]));
-    let seen = alice.query("{ tasks { nodes { title version } } events { nodes { __typename } } }", json!({})).await;
-    assert_eq!(seen["tasks"]["nodes"], json!([{ "title": winner.to_string(), "version": 2 }]));
-    let told: Vec<_> =
-        seen["events"]["nodes"].as_array().into_iter().flatten().map(|event| text(&event["__typename"])).collect();
-    assert_eq!(told, ["TaskCreatedEvent", "TaskAssignedEvent", "TaskUpdatedEvent"]);
+    let winner = done
+        .iter()
+        .position(|outcome| outcome == "ok")
+        .expect("one successful write");
+    assert_eq!(
+        tally(done),
+        counts([("ok", 1), ("expectedVersion: CONFLICT", 7)])
+    );
+    let seen = alice
+        .query(
+            "{ tasks { nodes { title version } } events { nodes { __typename } } }",
+            json!({}),
+        )
+        .await;
+    assert_eq!(
+        seen["tasks"]["nodes"],
+        json!([{ "title": winner.to_string(), "version": 2 }])
+    );
+    let told: Vec<_> = seen["events"]["nodes"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .map(|event| text(&event["__typename"]))
+        .collect();
+    assert_eq!(
+        told,
+        ["TaskCreatedEvent", "TaskAssignedEvent", "TaskUpdatedEvent"]
+    );
 }
 
 #[tokio::test]
@@ -88,11 +127,27 @@ async fn without_an_expected_version_no_change_is_lost() {
     };
     let mut versions = join_all(changes.into_iter().map(update)).await;
     versions.sort_unstable();
-    assert_eq!(versions, (2..=11).map(Some).collect::<Vec<_>>(), "each change gets its own version");
+    assert_eq!(
+        versions,
+        (2..=11).map(Some).collect::<Vec<_>>(),
+        "each change gets its own version"
+    );
     let seen = alice.mutate("updateTask", json!({ "id": task })).await.ok();
     assert_eq!(
-        (&seen["title"], &seen["description"], &seen["priority"], &seen["status"], &seen["assignee"]["id"]),
-        (&json!("Fly!"), &json!("x"), &json!("HIGH"), &json!("IN_PROGRESS"), &json!(alice.id))
+        (
+            &seen["title"],
+            &seen["description"],
+            &seen["priority"],
+            &seen["status"],
+            &seen["assignee"]["id"]
+        ),
+        (
+            &json!("Fly!"),
+            &json!("x"),
+            &json!("HIGH"),
+            &json!("IN_PROGRESS"),
+            &json!(alice.id)
+        )
     );
     assert_eq!(seen["labels"].as_array().map(Vec::len), Some(5));
 }
@@ -105,17 +160,24 @@ async fn stats_stay_right_while_many_change_the_tasks() {
     let work = async |number: usize| {
         let task = alice.task(&project, "Fly", json!({})).await;
         if number % 4 >= 1 {
-            alice.mutate("updateTask", json!({ "id": task, "status": "IN_PROGRESS" })).await.ok();
+            alice
+                .mutate("updateTask", json!({ "id": task, "status": "IN_PROGRESS" }))
+                .await
+                .ok();
         }
         if number % 4 >= 2 {
-            alice.mutate("updateTask", json!({ "id": task, "status": "DONE" })).await.ok();
+            alice
+                .mutate("updateTask", json!({ "id": task, "status": "DONE" }))
+                .await
+                .ok();
         }
         if number % 4 >= 3 {
             alice.mutate("deleteTask", json!({ "id": task })).await.ok();
         }
     };
     join_all((0..16).map(work)).await;
-    let stats = "{ projects { nodes { stats { taskCount todoCount inProgressCount doneCount } } } }";
+    let stats =
+        "{ projects { nodes { stats { taskCount todoCount inProgressCount doneCount } } } }";
     assert_eq!(
         alice.query(stats, json!({})).await["projects"]["nodes"][0]["stats"],
         json!({ "taskCount": 12, "todoCount": 4, "inProgressCount": 4, "doneCount": 4 })
@@ -127,8 +189,12 @@ async fn of_many_labels_of_one_name_one_is_made() {
     let server = Server::start().await;
     let alice = server.person("alice").await;
     let project = alice.project("Apollo").await;
-    let create =
-        async |name: &str| alice.mutate("createLabel", json!({ "projectId": project, "name": name })).await.outcome();
+    let create = async |name: &str| {
+        alice
+            .mutate("createLabel", json!({ "projectId": project, "name": name }))
+            .await
+            .outcome()
+    };
     let done = join_all(["red", "RED", "Red", "rEd", "reD", "red"].map(create)).await;
     assert_eq!(tally(done), counts([("ok", 1), ("name: TAKEN", 5)]));
 }
@@ -141,7 +207,11 @@ async fn a_project_is_deleted_while_people_work_in_it_and_nothing_is_left_half_w
     let label = alice.label(&project, "red").await;
     let mut tasks = Vec::new();
     for _ in 0..4 {
-        tasks.push(alice.task(&project, "Fly", json!({ "labelIds": [label] })).await);
+        tasks.push(
+            alice
+                .task(&project, "Fly", json!({ "labelIds": [label] }))
+                .await,
+        );
     }
     let work = async |number: usize| {
         let task = &tasks[number % 4];
@@ -151,21 +221,44 @@ async fn a_project_is_deleted_while_people_work_in_it_and_nothing_is_left_half_w
                 json!({ "projectId": project, "title": "x", "labelIds": [label], "assigneeId": alice.id }),
             ),
             1 => ("addComment", json!({ "taskId": task, "body": "x" })),
-            2 => ("updateTask", json!({ "id": task, "removeLabelIds": [label], "assigneeId": alice.id })),
-            3 => ("createLabel", json!({ "projectId": project, "name": number.to_string() })),
-            _ => ("updateTask", json!({ "id": task, "addLabelIds": [label], "title": number.to_string() })),
+            2 => (
+                "updateTask",
+                json!({ "id": task, "removeLabelIds": [label], "assigneeId": alice.id }),
+            ),
+            3 => (
+                "createLabel",
+                json!({ "projectId": project, "name": number.to_string() }),
+            ),
+            _ => (
+                "updateTask",
+                json!({ "id": task, "addLabelIds": [label], "title": number.to_string() }),
+            ),
         };
         if number == 12 {
-            alice.mutate("deleteProject", json!({ "id": project })).await.outcome()
+            alice
+                .mutate("deleteProject", json!({ "id": project }))
+                .await
+                .outcome()
         } else {
             alice.mutate(mutation, input).await.outcome()
         }
     };
     for (outcome, times) in tally(join_all((0..30).map(work)).await) {
-        assert!(outcome == "ok" || outcome.ends_with(": NOT_FOUND"), "{outcome} came {times} times");
+        assert!(
+            outcome == "ok" || outcome.ends_with(": NOT_FOUND"),
+            "{outcome} came {times} times"
+        );
     }
-    let seen = alice.query("{ tasks { totalCount } projects { totalCount } }", json!({})).await;
-    assert_eq!(seen, json!({ "tasks": { "totalCount": 0 }, "projects": { "totalCount": 0 } }));
+    let seen = alice
+        .query(
+            "{ tasks { totalCount } projects { totalCount } }",
+            json!({}),
+        )
+        .await;
+    assert_eq!(
+        seen,
+        json!({ "tasks": { "totalCount": 0 }, "projects": { "totalCount": 0 } })
+    );
     let document =
         "query ($after: String) { events(first: 100, after: $after) { pageInfo { hasNextPage endCursor } nodes {
         __typename ... on TaskCreatedEvent { task { id } } ... on TaskDeletedEvent { deletedTaskId }
@@ -173,7 +266,11 @@ async fn a_project_is_deleted_while_people_work_in_it_and_nothing_is_left_half_w
     let log = alice.query(document, json!({})).await["events"].clone();
     assert_eq!(log["pageInfo"]["hasNextPage"], false);
     let ids = |kind: &str, id: fn(&Value) -> &Value| {
-        let nodes = log["nodes"].as_array().expect("nodes").iter().filter(|event| event["__typename"] == kind);
+        let nodes = log["nodes"]
+            .as_array()
+            .expect("nodes")
+            .iter()
+            .filter(|event| event["__typename"] == kind);
         let mut ids: Vec<String> = nodes.map(|event| text(id(event))).collect();
         ids.sort_unstable();
         ids
@@ -184,8 +281,14 @@ async fn a_project_is_deleted_while_people_work_in_it_and_nothing_is_left_half_w
         ids("TaskDeletedEvent", |event| &event["deletedTaskId"]),
         "each created task has a deletion event"
     );
-    let last = log["nodes"].as_array().and_then(|nodes| nodes.last()).expect("an event");
-    assert_eq!(last["__typename"], "ProjectDeletedEvent", "no event follows the deletion");
+    let last = log["nodes"]
+        .as_array()
+        .and_then(|nodes| nodes.last())
+        .expect("an event");
+    assert_eq!(
+        last["__typename"], "ProjectDeletedEvent",
+        "no event follows the deletion"
+    );
 }
 
 #[tokio::test]
@@ -195,9 +298,16 @@ async fn the_log_has_the_changes_of_a_task_in_order() {
     let task = task(&alice).await;
     let work = async |number: usize| {
         for turn in 0..6 {
-            let status = if (number + turn).is_multiple_of(2) { "IN_PROGRESS" } else { "TODO" };
+            let status = if (number + turn).is_multiple_of(2) {
+                "IN_PROGRESS"
+            } else {
+                "TODO"
+            };
             alice
-                .mutate("updateTask", json!({ "id": task, "status": status, "title": format!("{number} {turn}") }))
+                .mutate(
+                    "updateTask",
+                    json!({ "id": task, "status": status, "title": format!("{number} {turn}") }),
+                )
                 .await
                 .ok();
         }
@@ -209,8 +319,11 @@ async fn the_log_has_the_changes_of_a_task_in_order() {
     let log = alice.query(document, json!({ "task": task })).await["events"]["nodes"].clone();
     let (mut status, mut title) = (json!("TODO"), json!("Fly"));
     for event in log.as_array().expect("nodes") {
-        let (present, change) =
-            if event["from"].is_string() { (&mut status, event) } else { (&mut title, &event["changes"][0]) };
+        let (present, change) = if event["from"].is_string() {
+            (&mut status, event)
+        } else {
+            (&mut title, &event["changes"][0])
+        };
         if change.is_object() {
             assert_eq!(change["from"], *present, "{log}");
             *present = change["to"].clone();
@@ -226,9 +339,18 @@ async fn of_writes_that_come_together_each_stands_or_fails_by_itself() {
     let task = alice.task(&project, "Fly", json!({})).await;
     let write = async |number: usize| {
         let (name, input) = match number % 3 {
-            0 => ("createTask", json!({ "projectId": project, "title": number.to_string() })),
-            1 => ("createLabel", json!({ "projectId": project, "name": (number % 5).to_string(), "color": "#ff0000" })),
-            _ => ("updateTask", json!({ "id": task, "title": number.to_string() })),
+            0 => (
+                "createTask",
+                json!({ "projectId": project, "title": number.to_string() }),
+            ),
+            1 => (
+                "createLabel",
+                json!({ "projectId": project, "name": (number % 5).to_string(), "color": "#ff0000" }),
+            ),
+            _ => (
+                "updateTask",
+                json!({ "id": task, "title": number.to_string() }),
+            ),
         };
         loop {
             let outcome = alice.mutate(name, input.clone()).await.outcome();
@@ -238,18 +360,37 @@ async fn of_writes_that_come_together_each_stands_or_fails_by_itself() {
             }
         }
     };
-    let done = timeout(PATIENCE, join_all((0..60).map(write))).await.expect("answers before the timeout");
+    let done = timeout(PATIENCE, join_all((0..60).map(write)))
+        .await
+        .expect("answers before the timeout");
     assert_eq!(
         tally(done),
-        counts([("createTask ok", 20), ("createLabel ok", 5), ("createLabel name: TAKEN", 15), ("updateTask ok", 20),])
+        counts([
+            ("createTask ok", 20),
+            ("createLabel ok", 5),
+            ("createLabel name: TAKEN", 15),
+            ("updateTask ok", 20),
+        ])
     );
-    let seen =
-        alice.query("{ tasks { totalCount nodes { title version } } events(first: 100) { nodes { id } } }", json!({}));
+    let seen = alice.query(
+        "{ tasks { totalCount nodes { title version } } events(first: 100) { nodes { id } } }",
+        json!({}),
+    );
     let seen = seen.await;
     assert_eq!(seen["tasks"]["totalCount"], 21);
     let events = seen["events"]["nodes"].as_array().map(Vec::len);
-    assert_eq!(events, Some(1 + 20 + 20), "one event per created task and per changed title");
-    assert!(seen["tasks"]["nodes"].as_array().into_iter().flatten().any(|task| task["version"] == 21));
+    assert_eq!(
+        events,
+        Some(1 + 20 + 20),
+        "one event per created task and per changed title"
+    );
+    assert!(
+        seen["tasks"]["nodes"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .any(|task| task["version"] == 21)
+    );
 }
 
 #[tokio::test]
@@ -259,7 +400,12 @@ async fn of_many_who_take_one_name_one_gets_it() {
     for number in 0..6 {
         people.push(server.person(&format!("user-{number}")).await);
     }
-    let rename = async |person: &Person| person.mutate("updateViewer", json!({ "username": "Ada" })).await.outcome();
+    let rename = async |person: &Person| {
+        person
+            .mutate("updateViewer", json!({ "username": "Ada" }))
+            .await
+            .outcome()
+    };
     let done = join_all(people.iter().map(rename)).await;
     assert_eq!(tally(done), counts([("ok", 1), ("username: TAKEN", 5)]));
 }
@@ -276,7 +422,10 @@ async fn of_labels_that_are_made_and_renamed_to_one_name_one_has_it() {
     let name = async |number: usize| {
         let (mutation, input) = match labels.get(number) {
             Some(label) => ("updateLabel", json!({ "id": label, "name": "Red" })),
-            None => ("createLabel", json!({ "projectId": project, "name": "red" })),
+            None => (
+                "createLabel",
+                json!({ "projectId": project, "name": "red" }),
+            ),
         };
         alice.mutate(mutation, input).await.outcome()
     };
@@ -288,14 +437,31 @@ async fn of_labels_that_are_made_and_renamed_to_one_name_one_has_it() {
 async fn of_admins_who_demote_one_another_or_leave_at_once_one_stays() {
     for round in 0..3 {
         let server = Server::start().await;
-        let admins = [server.admin("root").await, server.admin("ada").await, server.admin("grace").await];
+        let admins = [
+            server.admin("root").await,
+            server.admin("ada").await,
+            server.admin("grace").await,
+        ];
         let demote = async |who: usize, whom: usize| {
-            admins[who].mutate("updateUser", json!({ "id": admins[whom].id, "role": "USER" })).await;
+            admins[who]
+                .mutate(
+                    "updateUser",
+                    json!({ "id": admins[whom].id, "role": "USER" }),
+                )
+                .await;
         };
         let leave = async |who: usize| {
-            admins[who].mutate("deleteViewer", json!({ "password": PASSWORD })).await;
+            admins[who]
+                .mutate("deleteViewer", json!({ "password": PASSWORD }))
+                .await;
         };
-        tokio::join!(demote(0, 1), demote(1, 0), demote(0, 0), demote(1, 1), leave(2));
+        tokio::join!(
+            demote(0, 1),
+            demote(1, 0),
+            demote(0, 0),
+            demote(1, 1),
+            leave(2)
+        );
         let mut left = 0;
         for admin in &admins {
             let answer = admin.ask("{ viewer { role } }", json!({})).await;
@@ -308,15 +474,23 @@ async fn of_admins_who_demote_one_another_or_leave_at_once_one_stays() {
 #[tokio::test]
 async fn of_two_admins_who_demote_one_another_one_does_though_another_stays() {
     let server = Server::start().await;
-    let (root, one, other) = (server.admin("root").await, server.admin("ada").await, server.admin("grace").await);
+    let (root, one, other) = (
+        server.admin("root").await,
+        server.admin("ada").await,
+        server.admin("grace").await,
+    );
     let demote = async |by: &Person, whom: &Person| {
-        by.mutate("updateUser", json!({ "id": whom.id, "role": "USER" })).await.outcome()
+        by.mutate("updateUser", json!({ "id": whom.id, "role": "USER" }))
+            .await
+            .outcome()
     };
     for _ in 0..10 {
         let done = <[_; 2]>::from(tokio::join!(demote(&one, &other), demote(&other, &one)));
         assert_eq!(tally(done), counts([("ok", 1), ("FORBIDDEN", 1)]));
         for admin in [&one, &other] {
-            root.mutate("updateUser", json!({ "id": admin.id, "role": "ADMIN" })).await.ok();
+            root.mutate("updateUser", json!({ "id": admin.id, "role": "ADMIN" }))
+                .await
+                .ok();
         }
     }
 }
@@ -331,7 +505,13 @@ async fn no_change_of_an_account_is_lost() {
     for round in 0..10 {
         let (name, username) = (format!("Alice {round}"), format!("alice-{round}"));
         let email = format!("alice-{round}@example.net");
-        alice.mutate("updateViewer", json!({ "email": email, "currentPassword": PASSWORD })).await.ok();
+        alice
+            .mutate(
+                "updateViewer",
+                json!({ "email": email, "currentPassword": PASSWORD }),
+            )
+            .await
+            .ok();
         let token = mailbox.next_to(&email).await.token();
         let (shown, renamed, verified) = tokio::join!(
             alice.mutate("updateViewer", json!({ "displayName": name })),
@@ -342,15 +522,29 @@ async fn no_change_of_an_account_is_lost() {
         renamed.ok();
         assert_eq!(verified.status, 204);
         mailbox.next().await;
-        let seen = alice.query("{ viewer { displayName username email } }", json!({})).await["viewer"].clone();
-        assert_eq!(seen, json!({ "displayName": name, "username": username, "email": email }), "round {round}");
+        let seen = alice
+            .query("{ viewer { displayName username email } }", json!({}))
+            .await["viewer"]
+            .clone();
+        assert_eq!(
+            seen,
+            json!({ "displayName": name, "username": username, "email": email }),
+            "round {round}"
+        );
         server.login(&username).await;
         server.login(&email).await;
 
         let role = if round % 2 == 0 { "ADMIN" } else { "USER" };
-        tokio::join!(change(json!({ "id": bob.id, "role": role })), change(json!({ "id": bob.id, "isActive": false })),);
+        tokio::join!(
+            change(json!({ "id": bob.id, "role": role })),
+            change(json!({ "id": bob.id, "isActive": false })),
+        );
         let seen = change(json!({ "id": bob.id })).await;
-        assert_eq!((&seen["role"], &seen["isActive"]), (&json!(role), &json!(false)), "round {round}");
+        assert_eq!(
+            (&seen["role"], &seen["isActive"]),
+            (&json!(role), &json!(false)),
+            "round {round}"
+        );
         change(json!({ "id": bob.id, "isActive": true })).await;
     }
 }
@@ -361,20 +555,41 @@ async fn a_logout_ends_the_session_whatever_is_refreshed_meanwhile() {
     server.person("alice").await;
     for round in 0..5 {
         let alice = server.login("alice").await;
-        let refresh = async |_| server.post("/auth/refresh", json!({ "refresh_token": alice.refresh_token })).await;
+        let refresh = async |_| {
+            server
+                .post(
+                    "/auth/refresh",
+                    json!({ "refresh_token": alice.refresh_token }),
+                )
+                .await
+        };
         let logout = async {
             // The logout takes a different place among the refreshes in each round.
             join_all((0..round).map(refresh)).await;
-            alice.post("/auth/logout").send().await.expect("an answer").status()
+            alice
+                .post("/auth/logout")
+                .send()
+                .await
+                .expect("an answer")
+                .status()
         };
         let (replies, status) = tokio::join!(join_all((0..6).map(refresh)), logout);
         assert_eq!(status, 204);
         for reply in replies {
-            assert!([200, 401].contains(&reply.status.as_u16()), "{}", reply.body);
+            assert!(
+                [200, 401].contains(&reply.status.as_u16()),
+                "{}",
+                reply.body
+            );
             if reply.status == 200 {
                 let fresh = alice.with_tokens(&reply.body);
                 assert!(!server.is_signed_in(fresh.token()).await, "round {round}");
-                let again = server.post("/auth/refresh", json!({ "refresh_token": fresh.refresh_token })).await;
+                let again = server
+                    .post(
+                        "/auth/refresh",
+                        json!({ "refresh_token": fresh.refresh_token }),
+                    )
+                    .await;
                 assert_eq!(again.status, 401, "round {round}");
             }
         }

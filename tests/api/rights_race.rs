@@ -36,7 +36,10 @@ impl Scene {
     async fn new() -> Self {
         let server = Server::start().await;
         let (root, admin) = (server.admin("root").await, server.admin("admin").await);
-        let (owner, assignee) = (server.person("owner").await, server.person("assignee").await);
+        let (owner, assignee) = (
+            server.person("owner").await,
+            server.person("assignee").await,
+        );
         let next = server.person("next").await;
         if is_postgres() {
             // Transactions that append to the event log wait for as long as the test holds the
@@ -46,24 +49,47 @@ impl Scene {
                 CREATE TRIGGER gate BEFORE INSERT ON events FOR EACH ROW EXECUTE FUNCTION wait_at_gate()";
             server.database().execute(gate).await;
         }
-        Self { server, root, admin, owner, assignee, next }
+        Self {
+            server,
+            root,
+            admin,
+            owner,
+            assignee,
+            next,
+        }
     }
 
     async fn ids(&self) -> Ids {
         let project = self.owner.project("Apollo").await;
-        let task = self.owner.task(&project, "Fly", json!({ "assigneeId": self.assignee.id })).await;
+        let task = self
+            .owner
+            .task(&project, "Fly", json!({ "assigneeId": self.assignee.id }))
+            .await;
         let label = self.owner.label(&project, "red").await;
         let comment = self.assignee.comment(&task, "Soon").await;
-        Ids { project, task, label, comment }
+        Ids {
+            project,
+            task,
+            label,
+            comment,
+        }
     }
 
     /// Runs `change` up to its events, then starts `write`. Lets both continue once `write` waits
     /// for a lock or finishes.
-    async fn beside<A, B>(&self, change: impl Future<Output = A>, write: impl Future<Output = B>) -> (A, B) {
+    async fn beside<A, B>(
+        &self,
+        change: impl Future<Output = A>,
+        write: impl Future<Output = B>,
+    ) -> (A, B) {
         if !is_postgres() {
             return (change.await, write.await);
         }
-        let gate: OpenTransaction = self.server.database().begin("SELECT pg_advisory_xact_lock(1)").await;
+        let gate: OpenTransaction = self
+            .server
+            .database()
+            .begin("SELECT pg_advisory_xact_lock(1)")
+            .await;
         let write = async {
             gate.blocked(1).await;
             let mut write = pin!(write);
@@ -81,30 +107,59 @@ impl Scene {
     }
 
     /// The outcome of a write that races with a successful change.
-    async fn outcome(&self, change: (&Person, &str, Value), write: (&Person, &str, Value)) -> String {
-        let (changed, written) = self.beside(change.0.send(change.1, change.2), write.0.send(write.1, write.2)).await;
+    async fn outcome(
+        &self,
+        change: (&Person, &str, Value),
+        write: (&Person, &str, Value),
+    ) -> String {
+        let (changed, written) = self
+            .beside(
+                change.0.send(change.1, change.2),
+                write.0.send(write.1, write.2),
+            )
+            .await;
         changed.ok();
         written.outcome()
     }
 
     async fn admin_again(&self) {
-        self.root.mutate("updateUser", json!({ "id": self.admin.id, "role": "ADMIN" })).await.ok();
+        self.root
+            .mutate(
+                "updateUser",
+                json!({ "id": self.admin.id, "role": "ADMIN" }),
+            )
+            .await
+            .ok();
     }
 
     /// Events read directly from the table: kind, actor and assignee.
     async fn log(&self, kinds: &[i64]) -> Vec<(i64, String, String)> {
         let rows = self.server.database().rows().await;
         let key = |id: &Value| text(id).to_lowercase();
-        let people: Vec<_> = rows["users"].iter().map(|user| (key(&user["id"]), text(&user["username"]))).collect();
+        let people: Vec<_> = rows["users"]
+            .iter()
+            .map(|user| (key(&user["id"]), text(&user["username"])))
+            .collect();
         let name = |id: &Value| {
-            let known = people.iter().find(|(known, _)| id.is_string() && *known == key(id));
+            let known = people
+                .iter()
+                .find(|(known, _)| id.is_string() && *known == key(id));
             known.map_or_else(|| "-".to_owned(), |(_, name)| name.clone())
         };
-        let number = |row: &serde_json::Map<String, Value>, column: &str| row[column].as_i64().expect("a number");
-        let mut events: Vec<_> = rows["events"].iter().filter(|event| kinds.contains(&number(event, "kind"))).collect();
+        let number = |row: &serde_json::Map<String, Value>, column: &str| {
+            row[column].as_i64().expect("a number")
+        };
+        let mut events: Vec<_> = rows["events"]
+            .iter()
+            .filter(|event| kinds.contains(&number(event, "kind")))
+            .collect();
         events.sort_by_key(|event| (number(event, "xid"), number(event, "seq")));
         let told = |event: &&serde_json::Map<String, Value>| {
-            (number(event, "kind"), name(&event["actor_id"]), name(&event["assignee_id"]))
+            (
+                number(event, "kind"),
+                name(&event["actor_id"]),
+                name(&event["assignee_id"]),
+            )
         };
         events.iter().map(told).collect()
     }
@@ -113,19 +168,62 @@ impl Scene {
 #[tokio::test]
 async fn a_former_assignee_cannot_write_to_the_task() {
     let scene = Scene::new().await;
-    for write in ["title", "status", "labels", "assignee", "addComment", "updateComment", "deleteComment"] {
-        let Ids { task, label, comment, .. } = scene.ids().await;
+    for write in [
+        "title",
+        "status",
+        "labels",
+        "assignee",
+        "addComment",
+        "updateComment",
+        "deleteComment",
+    ] {
+        let Ids {
+            task,
+            label,
+            comment,
+            ..
+        } = scene.ids().await;
         let (mutation, input, outcome) = match write {
-            "title" => ("updateTask", json!({ "id": task, "title": "x" }), "id: NOT_FOUND"),
-            "status" => ("updateTask", json!({ "id": task, "status": "IN_PROGRESS" }), "id: NOT_FOUND"),
-            "labels" => ("updateTask", json!({ "id": task, "addLabelIds": [label] }), "id: NOT_FOUND"),
-            "assignee" => ("updateTask", json!({ "id": task, "assigneeId": scene.assignee.id }), "id: NOT_FOUND"),
-            "addComment" => ("addComment", json!({ "taskId": task, "body": "x" }), "taskId: NOT_FOUND"),
-            "updateComment" => ("updateComment", json!({ "id": comment, "body": "x" }), "id: NOT_FOUND"),
+            "title" => (
+                "updateTask",
+                json!({ "id": task, "title": "x" }),
+                "id: NOT_FOUND",
+            ),
+            "status" => (
+                "updateTask",
+                json!({ "id": task, "status": "IN_PROGRESS" }),
+                "id: NOT_FOUND",
+            ),
+            "labels" => (
+                "updateTask",
+                json!({ "id": task, "addLabelIds": [label] }),
+                "id: NOT_FOUND",
+            ),
+            "assignee" => (
+                "updateTask",
+                json!({ "id": task, "assigneeId": scene.assignee.id }),
+                "id: NOT_FOUND",
+            ),
+            "addComment" => (
+                "addComment",
+                json!({ "taskId": task, "body": "x" }),
+                "taskId: NOT_FOUND",
+            ),
+            "updateComment" => (
+                "updateComment",
+                json!({ "id": comment, "body": "x" }),
+                "id: NOT_FOUND",
+            ),
             _ => ("deleteComment", json!({ "id": comment }), "id: NOT_FOUND"),
         };
-        let unassign = (&scene.owner, "updateTask", json!({ "id": task, "assigneeId": scene.next.id }));
-        let done = scene.outcome(unassign, (&scene.assignee, mutation, input)).await;
+        let unassign = (
+            &scene.owner,
+            "updateTask",
+            json!({ "id": task, "assigneeId": scene.next.id }),
+        );
+        let done = scene
+            .outcome(unassign, (&scene.assignee, mutation, input))
+            .await;
         assert_eq!(done, outcome, "{write}");
     }
 }
@@ -134,22 +232,63 @@ async fn a_former_assignee_cannot_write_to_the_task() {
 async fn a_demoted_admin_writes_nothing_after_that() {
     let scene = Scene::new().await;
     for write in 0..12 {
-        let Ids { project, task, label, comment } = scene.ids().await;
+        let Ids {
+            project,
+            task,
+            label,
+            comment,
+        } = scene.ids().await;
         let (mutation, input, outcome) = match write {
-            0 => ("updateProject", json!({ "id": project, "name": "x" }), "id: NOT_FOUND"),
+            0 => (
+                "updateProject",
+                json!({ "id": project, "name": "x" }),
+                "id: NOT_FOUND",
+            ),
             1 => ("deleteProject", json!({ "id": project }), "id: NOT_FOUND"),
-            2 => ("createLabel", json!({ "projectId": project, "name": "x" }), "projectId: NOT_FOUND"),
-            3 => ("updateLabel", json!({ "id": label, "name": "x" }), "id: NOT_FOUND"),
+            2 => (
+                "createLabel",
+                json!({ "projectId": project, "name": "x" }),
+                "projectId: NOT_FOUND",
+            ),
+            3 => (
+                "updateLabel",
+                json!({ "id": label, "name": "x" }),
+                "id: NOT_FOUND",
+            ),
             4 => ("deleteLabel", json!({ "id": label }), "id: NOT_FOUND"),
-            5 => ("createTask", json!({ "projectId": project, "title": "x" }), "projectId: NOT_FOUND"),
-            6 => ("updateTask", json!({ "id": task, "title": "x" }), "id: NOT_FOUND"),
-            7 => ("updateTask", json!({ "id": task, "addLabelIds": [label] }), "id: NOT_FOUND"),
+            5 => (
+                "createTask",
+                json!({ "projectId": project, "title": "x" }),
+                "projectId: NOT_FOUND",
+            ),
+            6 => (
+                "updateTask",
+                json!({ "id": task, "title": "x" }),
+                "id: NOT_FOUND",
+            ),
+            7 => (
+                "updateTask",
+                json!({ "id": task, "addLabelIds": [label] }),
+                "id: NOT_FOUND",
+            ),
             8 => ("deleteTask", json!({ "id": task }), "id: NOT_FOUND"),
-            9 => ("addComment", json!({ "taskId": task, "body": "x" }), "taskId: NOT_FOUND"),
+            9 => (
+                "addComment",
+                json!({ "taskId": task, "body": "x" }),
+                "taskId: NOT_FOUND",
+            ),
             10 => ("deleteComment", json!({ "id": comment }), "id: NOT_FOUND"),
-            _ => ("updateUser", json!({ "id": scene.owner.id, "isActive": false }), "FORBIDDEN"),
+            _ => (
+                "updateUser",
+                json!({ "id": scene.owner.id, "isActive": false }),
+                "FORBIDDEN",
+            ),
         };
-        let demote = (&scene.root, "updateUser", json!({ "id": scene.admin.id, "role": "USER" }));
+        let demote = (
+            &scene.root,
+            "updateUser",
+            json!({ "id": scene.admin.id, "role": "USER" }),
+        );
         let done = scene.outcome(demote, (&scene.admin, mutation, input)).await;
         assert_eq!(done, outcome, "{mutation}");
         scene.admin_again().await;
@@ -159,7 +298,12 @@ async fn a_demoted_admin_writes_nothing_after_that() {
 #[tokio::test]
 async fn after_the_end_of_a_session_it_writes_nothing() {
     let scene = Scene::new().await;
-    for (round, change) in ["disable", "revoke", "password", "leave"].into_iter().cycle().take(12).enumerate() {
+    for (round, change) in ["disable", "revoke", "password", "leave"]
+        .into_iter()
+        .cycle()
+        .take(12)
+        .enumerate()
+    {
         let name = format!("somebody-{round}");
         let somebody = scene.server.person(&name).await;
         let elsewhere = scene.server.login(&name).await;
@@ -167,16 +311,26 @@ async fn after_the_end_of_a_session_it_writes_nothing() {
         let sessions = somebody.query(ids, json!({})).await["viewer"]["sessions"].clone();
         let sessions = sessions.as_array().expect("sessions").clone();
         let session = |current: bool| {
-            text(&sessions.iter().find(|session| session["isCurrent"] == current).expect("a session")["id"])
+            text(
+                &sessions
+                    .iter()
+                    .find(|session| session["isCurrent"] == current)
+                    .expect("a session")["id"],
+            )
         };
         let project = somebody.project("Own").await;
         let task = somebody.task(&project, "Fly", json!({})).await;
         let label = somebody.label(&project, "red").await;
         let (by, changing, with) = match change {
-            "disable" => (&scene.root, "updateUser", json!({ "id": somebody.id, "isActive": false })),
+            "disable" => (
+                &scene.root,
+                "updateUser",
+                json!({ "id": somebody.id, "isActive": false }),
+            ),
             "revoke" => (&somebody, "revokeSession", json!({ "id": session(false) })),
             "password" => {
-                let input = json!({ "currentPassword": PASSWORD, "newPassword": "Another-Horse-8" });
+                let input =
+                    json!({ "currentPassword": PASSWORD, "newPassword": "Another-Horse-8" });
                 (&somebody, "changePassword", input)
             }
             _ => (&somebody, "deleteViewer", json!({ "password": PASSWORD })),
@@ -184,7 +338,10 @@ async fn after_the_end_of_a_session_it_writes_nothing() {
         let (mutation, input) = match round {
             0 => ("addComment", json!({ "taskId": task, "body": "x" })),
             1 => ("updateTask", json!({ "id": task, "title": "x" })),
-            2 => ("updateTask", json!({ "id": task, "title": "x", "status": "IN_PROGRESS" })),
+            2 => (
+                "updateTask",
+                json!({ "id": task, "title": "x", "status": "IN_PROGRESS" }),
+            ),
             3 => ("createProject", json!({ "name": "x" })),
             4 => ("updateProject", json!({ "id": project, "name": "x" })),
             5 => ("markNotificationsRead", json!({ "all": true })),
@@ -195,7 +352,9 @@ async fn after_the_end_of_a_session_it_writes_nothing() {
             10 => ("createTask", json!({ "projectId": project, "title": "x" })),
             _ => ("deleteTask", json!({ "id": task })),
         };
-        let done = scene.outcome((by, changing, with), (&elsewhere, mutation, input)).await;
+        let done = scene
+            .outcome((by, changing, with), (&elsewhere, mutation, input))
+            .await;
         assert_eq!(done, NO, "{mutation} beside {change}");
     }
 }
@@ -204,27 +363,69 @@ async fn after_the_end_of_a_session_it_writes_nothing() {
 async fn events_go_to_the_assignee_at_the_time_of_their_commit() {
     let scene = Scene::new().await;
     let document = "subscription ($after: String) { events(after: $after) { __typename } }";
-    for write in ["addComment", "updateComment", "deleteComment", "updateTask", "labels", "deleteTask", "deleteProject"]
-    {
-        let Ids { project, task, label, .. } = scene.ids().await;
+    for write in [
+        "addComment",
+        "updateComment",
+        "deleteComment",
+        "updateTask",
+        "labels",
+        "deleteTask",
+        "deleteProject",
+    ] {
+        let Ids {
+            project,
+            task,
+            label,
+            ..
+        } = scene.ids().await;
         let comment = scene.owner.comment(&task, "Later").await;
         let mut live = scene.next.subscribe(document, json!({})).await;
         let (mutation, input, event) = match write {
-            "addComment" => (write, json!({ "taskId": task, "body": "x" }), "CommentAddedEvent"),
-            "updateComment" => (write, json!({ "id": comment, "body": "x" }), "CommentUpdatedEvent"),
+            "addComment" => (
+                write,
+                json!({ "taskId": task, "body": "x" }),
+                "CommentAddedEvent",
+            ),
+            "updateComment" => (
+                write,
+                json!({ "id": comment, "body": "x" }),
+                "CommentUpdatedEvent",
+            ),
             "deleteComment" => (write, json!({ "id": comment }), "CommentDeletedEvent"),
-            "updateTask" => (write, json!({ "id": task, "title": "x" }), "TaskUpdatedEvent"),
-            "labels" => ("updateTask", json!({ "id": task, "addLabelIds": [label] }), "TaskUpdatedEvent"),
+            "updateTask" => (
+                write,
+                json!({ "id": task, "title": "x" }),
+                "TaskUpdatedEvent",
+            ),
+            "labels" => (
+                "updateTask",
+                json!({ "id": task, "addLabelIds": [label] }),
+                "TaskUpdatedEvent",
+            ),
             "deleteTask" => (write, json!({ "id": task }), "TaskDeletedEvent"),
             _ => (write, json!({ "id": project }), "TaskDeletedEvent"),
         };
-        let reassign = (&scene.root, "updateTask", json!({ "id": task, "assigneeId": scene.next.id }));
-        assert_eq!(scene.outcome(reassign, (&scene.owner, mutation, input)).await, "ok", "{write}");
+        let reassign = (
+            &scene.root,
+            "updateTask",
+            json!({ "id": task, "assigneeId": scene.next.id }),
+        );
+        assert_eq!(
+            scene
+                .outcome(reassign, (&scene.owner, mutation, input))
+                .await,
+            "ok",
+            "{write}"
+        );
         // Skip the events of the assignment, which come first.
         while live.next().await["events"]["__typename"] != event {}
         let log = scene.log(&[2, 3, 7, 8, 9]).await;
         let (_, actor, assignee) = log.last().expect("an event");
-        assert_eq!((actor.as_str(), assignee.as_str()), ("owner", "next"), "{write}");
+        assert_eq!(
+            (actor.as_str(), assignee.as_str()),
+            ("owner", "next"),
+            "{write}"
+        );
     }
 }
 
@@ -232,19 +433,33 @@ async fn events_go_to_the_assignee_at_the_time_of_their_commit() {
 #[tokio::test]
 async fn an_admin_does_not_wait_for_somebody_who_leaves() {
     let scene = Scene::new().await;
-    let leave = scene.assignee.send("deleteViewer", json!({ "password": PASSWORD }));
+    let leave = scene
+        .assignee
+        .send("deleteViewer", json!({ "password": PASSWORD }));
     if is_postgres() {
-        let gate = scene.server.database().begin("SELECT pg_advisory_xact_lock(1)").await;
+        let gate = scene
+            .server
+            .database()
+            .begin("SELECT pg_advisory_xact_lock(1)")
+            .await;
         let beside = async {
             gate.blocked(1).await;
-            scene.root.send("createProject", json!({ "name": "x" })).await.ok();
+            scene
+                .root
+                .send("createProject", json!({ "name": "x" }))
+                .await
+                .ok();
             gate.commit().await;
         };
         let (left, ()) = tokio::join!(leave, beside);
         left.ok();
     } else {
         leave.await.ok();
-        scene.root.mutate("createProject", json!({ "name": "x" })).await.ok();
+        scene
+            .root
+            .mutate("createProject", json!({ "name": "x" }))
+            .await
+            .ok();
     }
 }
 
@@ -258,10 +473,19 @@ async fn a_mention_is_of_somebody_who_may_see_the_task_at_the_time_of_its_commit
             "addComment" => json!({ "taskId": task, "body": "For @admin" }),
             _ => json!({ "id": comment, "body": "For @admin" }),
         };
-        let demote = (&scene.root, "updateUser", json!({ "id": scene.admin.id, "role": "USER" }));
-        assert_eq!(scene.outcome(demote, (&scene.owner, write, input)).await, "ok");
+        let demote = (
+            &scene.root,
+            "updateUser",
+            json!({ "id": scene.admin.id, "role": "USER" }),
+        );
+        assert_eq!(
+            scene.outcome(demote, (&scene.owner, write, input)).await,
+            "ok"
+        );
         let rows = scene.server.database().rows().await;
-        let mentions = rows["events"].iter().any(|event| text(&event["data"]).contains("mentions"));
+        let mentions = rows["events"]
+            .iter()
+            .any(|event| text(&event["data"]).contains("mentions"));
         assert!(!mentions, "{write}");
         scene.admin_again().await;
     }
@@ -273,12 +497,29 @@ async fn somebody_whose_account_is_being_disabled_is_not_assigned_a_task_by_an_a
     for write in ["createTask", "updateTask"] {
         let Ids { project, task, .. } = scene.ids().await;
         let input = match write {
-            "createTask" => json!({ "projectId": project, "title": "x", "assigneeId": scene.next.id }),
+            "createTask" => {
+                json!({ "projectId": project, "title": "x", "assigneeId": scene.next.id })
+            }
             _ => json!({ "id": task, "assigneeId": scene.next.id }),
         };
-        let disable = (&scene.root, "updateUser", json!({ "id": scene.next.id, "isActive": false }));
-        assert_eq!(scene.outcome(disable, (&scene.admin, write, input)).await, "assigneeId: INVALID", "{write}");
-        scene.root.mutate("updateUser", json!({ "id": scene.next.id, "isActive": true })).await.ok();
+        let disable = (
+            &scene.root,
+            "updateUser",
+            json!({ "id": scene.next.id, "isActive": false }),
+        );
+        assert_eq!(
+            scene.outcome(disable, (&scene.admin, write, input)).await,
+            "assigneeId: INVALID",
+            "{write}"
+        );
+        scene
+            .root
+            .mutate(
+                "updateUser",
+                json!({ "id": scene.next.id, "isActive": true }),
+            )
+            .await
+            .ok();
     }
 }
 
@@ -287,15 +528,25 @@ async fn somebody_whose_account_is_being_disabled_is_not_assigned_a_task_by_an_a
 async fn the_log_has_comments_of_the_assignee_alone() {
     const ROUNDS: usize = 20;
     let scene = Scene::new().await;
-    let Scene { owner, assignee, next, .. } = &scene;
+    let Scene {
+        owner,
+        assignee,
+        next,
+        ..
+    } = &scene;
     let task = scene.ids().await.task;
     let reassign = async |person: &Person| {
-        owner.send("updateTask", json!({ "id": task, "assigneeId": person.id })).await.ok();
+        owner
+            .send("updateTask", json!({ "id": task, "assigneeId": person.id }))
+            .await
+            .ok();
     };
     let commenting = async |person: &Person| {
         let mut written = 0;
         for _ in 0..2 * ROUNDS {
-            let done: Mutated = person.send("addComment", json!({ "taskId": task, "body": "x" })).await;
+            let done: Mutated = person
+                .send("addComment", json!({ "taskId": task, "body": "x" }))
+                .await;
             written += usize::from(done.outcome() == "ok");
         }
         written
@@ -307,13 +558,15 @@ async fn the_log_has_comments_of_the_assignee_alone() {
         }
     };
     let (_, ours, theirs) = tokio::join!(reassigning, commenting(assignee), commenting(next));
-    let document =
-        "subscription ($after: String) { events(after: $after) { ... on CommentAddedEvent { comment { body } } } }";
+    let document = "subscription ($after: String) { events(after: $after) { ... on CommentAddedEvent { comment { body } } } }";
     let mut live = next.subscribe(document, json!({})).await;
     reassign(next).await;
     let last: Vec<String> = (0..5).map(|number| number.to_string()).collect();
     join_all(last.iter().map(async |body| {
-        owner.send("addComment", json!({ "taskId": task, "body": body })).await.ok();
+        owner
+            .send("addComment", json!({ "taskId": task, "body": body }))
+            .await
+            .ok();
     }))
     .await;
     let mut told = Vec::new();
@@ -350,7 +603,10 @@ async fn of_two_changes_of_one_label_none_is_lost() {
     let rename = owner.send("updateLabel", json!({ "id": label, "name": "blue" }));
     let recolor = owner.send("updateLabel", json!({ "id": label, "color": "#0000ff" }));
     if is_postgres() {
-        let held = server.database().begin("SELECT FROM labels FOR SHARE").await;
+        let held = server
+            .database()
+            .begin("SELECT FROM labels FOR SHARE")
+            .await;
         let release = async {
             held.blocked(2).await;
             held.commit().await;
@@ -363,8 +619,16 @@ async fn of_two_changes_of_one_label_none_is_lost() {
         rename.ok();
         recolor.ok();
     }
-    let seen = owner.query("{ projects { nodes { labels { name color } } } }", json!({})).await;
-    assert_eq!(seen["projects"]["nodes"][0]["labels"], json!([{ "name": "blue", "color": "#0000ff" }]));
+    let seen = owner
+        .query(
+            "{ projects { nodes { labels { name color } } } }",
+            json!({}),
+        )
+        .await;
+    assert_eq!(
+        seen["projects"]["nodes"][0]["labels"],
+        json!([{ "name": "blue", "color": "#0000ff" }])
+    );
 }
 
 #[tokio::test]
@@ -377,12 +641,17 @@ async fn a_deadlock_is_found_and_the_write_tried_again() {
     let owner = server.person("owner").await;
     let project = owner.project("Apollo").await;
     let task = owner.task(&project, "Fly", json!({})).await;
-    let other = server.database().begin("UPDATE tasks SET title = 'x'").await;
+    let other = server
+        .database()
+        .begin("UPDATE tasks SET title = 'x'")
+        .await;
     let write = owner.send("addComment", json!({ "taskId": task, "body": "x" }));
     let against = async {
         // The write has locked its author's row; from here each transaction waits for the other.
         other.blocked(1).await;
-        other.execute("SET LOCAL deadlock_timeout = '10s'; UPDATE users SET display_name = 'x'").await;
+        other
+            .execute("SET LOCAL deadlock_timeout = '10s'; UPDATE users SET display_name = 'x'")
+            .await;
         other.commit().await;
     };
     let (written, ()) = tokio::join!(write, against);
@@ -397,25 +666,53 @@ async fn what_belongs_to_a_task_is_read_with_the_right_to_the_task() {
     }
     let scene = Scene::new().await;
     let fields = [
-        ("comments", "comments { nodes { body } totalCount }", json!({ "nodes": [], "totalCount": 0 })),
-        ("events", "activity { nodes { id } }", json!({ "nodes": [] })),
+        (
+            "comments",
+            "comments { nodes { body } totalCount }",
+            json!({ "nodes": [], "totalCount": 0 }),
+        ),
+        (
+            "events",
+            "activity { nodes { id } }",
+            json!({ "nodes": [] }),
+        ),
         ("task_labels", "labels { name }", json!([])),
     ];
     for (table, field, nothing) in fields {
         let Ids { task, label, .. } = scene.ids().await;
-        scene.owner.mutate("updateTask", json!({ "id": task, "addLabelIds": [label] })).await.ok();
+        scene
+            .owner
+            .mutate("updateTask", json!({ "id": task, "addLabelIds": [label] }))
+            .await
+            .ok();
         let document = format!("query ($id: ID!) {{ task(id: $id) {{ title {field} }} }}");
         let before = scene.assignee.query(&document, json!({ "id": task })).await;
-        assert!(before["task"].as_object().expect("a task").values().all(|value| *value != nothing), "{before}");
+        assert!(
+            before["task"]
+                .as_object()
+                .expect("a task")
+                .values()
+                .all(|value| *value != nothing),
+            "{before}"
+        );
 
-        let taken = format!("LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE; UPDATE tasks SET assignee_id = NULL");
+        let taken = format!(
+            "LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE; UPDATE tasks SET assignee_id = NULL"
+        );
         let gate = scene.server.database().begin(&taken).await;
         let commit = async {
             gate.blocked(1).await;
             gate.commit().await;
         };
-        let (read, ()) = tokio::join!(scene.assignee.query(&document, json!({ "id": task })), commit);
+        let (read, ()) = tokio::join!(
+            scene.assignee.query(&document, json!({ "id": task })),
+            commit
+        );
         let name = field.split(' ').next().expect("a name");
-        assert_eq!(read["task"], json!({ "title": "Fly", name: nothing }), "the task was read before it was taken");
+        assert_eq!(
+            read["task"],
+            json!({ "title": "Fly", name: nothing }),
+            "the task was read before it was taken"
+        );
     }
 }

@@ -13,9 +13,18 @@ use crate::harness::{PASSWORD, Person, Server, is_postgres};
 async fn populate(owner: &Person, assignee: &Person, size: usize) {
     let project = async |_| {
         let project = owner.project("Apollo").await;
-        let labels = [owner.label(&project, "red").await, owner.label(&project, "blue").await];
+        let labels = [
+            owner.label(&project, "red").await,
+            owner.label(&project, "blue").await,
+        ];
         for _ in 0..size {
-            let task = owner.task(&project, "Fly", json!({ "assigneeId": assignee.id, "labelIds": labels })).await;
+            let task = owner
+                .task(
+                    &project,
+                    "Fly",
+                    json!({ "assigneeId": assignee.id, "labelIds": labels }),
+                )
+                .await;
             owner.comment(&task, "Soon").await;
             for _ in 1..size.min(3) {
                 assignee.comment(&task, "Now").await;
@@ -81,7 +90,10 @@ async fn an_operation_takes_no_more_statements_for_many_objects_than_for_one() {
         }
         for (document, most) in OPERATIONS {
             let taken = statements(&server, &admin, document).await;
-            assert!((most - 1..=most).contains(&taken), "{taken} instead of {most} statements for {document}");
+            assert!(
+                (most - 1..=most).contains(&taken),
+                "{taken} instead of {most} statements for {document}"
+            );
         }
     }
 }
@@ -104,7 +116,12 @@ async fn a_login_takes_five_statements_and_one_more_to_clear_failures() {
     server.person("alice").await;
     let login = async |password: &str, status: u16| {
         let before = server.app.db.statements();
-        let reply = server.post("/auth/login", json!({ "username": "alice", "password": password })).await;
+        let reply = server
+            .post(
+                "/auth/login",
+                json!({ "username": "alice", "password": password }),
+            )
+            .await;
         assert_eq!(reply.status, status);
         // BEGIN and COMMIT do not count.
         server.app.db.statements() - before - 2
@@ -112,7 +129,10 @@ async fn a_login_takes_five_statements_and_one_more_to_clear_failures() {
     login(PASSWORD, 200).await;
     assert_eq!(login(PASSWORD, 200).await, 5);
     login("Wrong-Horse-7", 401).await;
-    assert_eq!((login(PASSWORD, 200).await, login(PASSWORD, 200).await), (6, 5));
+    assert_eq!(
+        (login(PASSWORD, 200).await, login(PASSWORD, 200).await),
+        (6, 5)
+    );
 }
 
 #[tokio::test]
@@ -129,7 +149,9 @@ async fn filters_leave_no_statements_behind() {
             let mut conn = app.db.conn().await?;
             let count = diesel::dsl::sql::<BigInt>("SELECT count(*) FROM pg_prepared_statements");
             match &mut conn.pooled {
-                PooledConn::Postgres(conn) => Ok::<i64, Error>(count.get_result(&mut &**conn).await?),
+                PooledConn::Postgres(conn) => {
+                    Ok::<i64, Error>(count.get_result(&mut &**conn).await?)
+                }
                 PooledConn::Sqlite(_) => Ok(0),
             }
         });
@@ -137,7 +159,10 @@ async fn filters_leave_no_statements_behind() {
     };
     let ask = async |filter: Value| {
         alice
-            .query("query ($f: TaskFilter) { tasks(filter: $f) { totalCount nodes { id } } }", json!({ "f": filter }))
+            .query(
+                "query ($f: TaskFilter) { tasks(filter: $f) { totalCount nodes { id } } }",
+                json!({ "f": filter }),
+            )
             .await
     };
     ask(json!({ "unassigned": true })).await;
@@ -155,13 +180,20 @@ async fn many_nodes_are_read_together() {
     let server = Server::without_jobs().await;
     let alice = server.person("alice").await;
     let project = alice.project("Apollo").await;
-    let mut ids = vec![project.clone(), alice.id.clone(), alice.label(&project, "red").await];
+    let mut ids = vec![
+        project.clone(),
+        alice.id.clone(),
+        alice.label(&project, "red").await,
+    ];
     let ask = async |ids: &[String]| {
         server.app.db.signal(CommitSignal::Profiles);
         let before = server.app.db.statements();
         let document = "query ($ids: [ID!]!) { nodes(ids: $ids) { id } }";
         let nodes = alice.query(document, json!({ "ids": ids })).await["nodes"].clone();
-        assert_eq!(nodes, ids.iter().map(|id| json!({ "id": id })).collect::<Value>());
+        assert_eq!(
+            nodes,
+            ids.iter().map(|id| json!({ "id": id })).collect::<Value>()
+        );
         server.app.db.statements() - before
     };
     ids.push(alice.task(&project, "Fly", json!({})).await);

@@ -35,8 +35,15 @@ async fn append(server: &Server, owner: &Person, project: &str, count: usize) {
         ..NewEvent::new(EventKind::ProjectUpdated, None, server.app.clock.now())
     };
     let appended = server.run(async move |app| {
-        let events: Vec<NewEvent> = (0..count).map(|_| NewEvent { id: Id::new(), ..event.clone() }).collect();
-        app.db.transaction(async |tx: &mut Conn| events::append(tx, &events).await).await
+        let events: Vec<NewEvent> = (0..count)
+            .map(|_| NewEvent {
+                id: Id::new(),
+                ..event.clone()
+            })
+            .collect();
+        app.db
+            .transaction(async |tx: &mut Conn| events::append(tx, &events).await)
+            .await
     });
     appended.await.expect("events");
 }
@@ -47,17 +54,40 @@ async fn used(person: &Person) -> u64 {
 }
 
 async fn stream(person: &Person, document: &str, variables: Value) -> Response {
-    let request = person.post("/graphql").header("accept", "text/event-stream");
-    request.json(&json!({ "query": document, "variables": variables })).send().await.expect("an answer")
+    let request = person
+        .post("/graphql")
+        .header("accept", "text/event-stream");
+    request
+        .json(&json!({ "query": document, "variables": variables }))
+        .send()
+        .await
+        .expect("an answer")
 }
 
 /// Reads a stream to its end: the `id` and data of each event.
 async fn rest(stream: Response) -> Vec<(Option<String>, Value)> {
-    let text = timeout(PATIENCE, stream.text()).await.expect("the end before the timeout").expect("a complete stream");
-    let events = text.split_terminator("\n\n").filter(|event| !event.starts_with(':'));
-    let field = |event: &str, name: &str| event.lines().find_map(|line| line.strip_prefix(name).map(ToOwned::to_owned));
-    let parsed = |event| (field(event, "id: "), serde_json::from_str(&field(event, "data: ").unwrap_or_default()));
-    events.map(parsed).map(|(id, data)| (id, data.unwrap_or_default())).collect()
+    let text = timeout(PATIENCE, stream.text())
+        .await
+        .expect("the end before the timeout")
+        .expect("a complete stream");
+    let events = text
+        .split_terminator("\n\n")
+        .filter(|event| !event.starts_with(':'));
+    let field = |event: &str, name: &str| {
+        event
+            .lines()
+            .find_map(|line| line.strip_prefix(name).map(ToOwned::to_owned))
+    };
+    let parsed = |event| {
+        (
+            field(event, "id: "),
+            serde_json::from_str(&field(event, "data: ").unwrap_or_default()),
+        )
+    };
+    events
+        .map(parsed)
+        .map(|(id, data)| (id, data.unwrap_or_default()))
+        .collect()
 }
 
 const LIMIT: u64 = 60;
@@ -86,12 +116,28 @@ async fn delivered_events_have_points_of_their_own_and_a_stream_ends_when_there_
     for _ in 1..LIMIT {
         last = events.next().await["events"]["cursor"].clone();
     }
-    let Frame::Message(refused) = events.socket().receive().await else { panic!("an end") };
+    let Frame::Message(refused) = events.socket().receive().await else {
+        panic!("an end")
+    };
     let error = &refused["payload"][0]["extensions"];
-    assert_eq!((&refused["type"], &error["code"]), (&json!("error"), &json!("RATE_LIMITED")), "{refused}");
-    assert_eq!(error["cursor"], last, "the stream can be resumed from there");
-    assert!(error["retryAfter"].as_u64().is_some_and(|wait| wait > 0), "{error}");
-    assert_eq!(used(&alice).await - before, 1, "what others cause leaves the points for operations alone");
+    assert_eq!(
+        (&refused["type"], &error["code"]),
+        (&json!("error"), &json!("RATE_LIMITED")),
+        "{refused}"
+    );
+    assert_eq!(
+        error["cursor"], last,
+        "the stream can be resumed from there"
+    );
+    assert!(
+        error["retryAfter"].as_u64().is_some_and(|wait| wait > 0),
+        "{error}"
+    );
+    assert_eq!(
+        used(&alice).await - before,
+        1,
+        "what others cause leaves the points for operations alone"
+    );
 
     server.advance(Duration::from_secs(120));
     let mut resumed = alice.subscribe(STREAM, json!({ "after": last })).await;
@@ -106,8 +152,13 @@ async fn an_event_stream_without_points_ends_with_the_cursor_to_go_on_from() {
     let start = alice.now().await;
     append(&server, &alice, &project, 100).await;
     let told = rest(stream(&alice, STREAM, json!({ "after": start })).await).await;
-    let [.., (last, _), (cursor, refused)] = &told[..] else { panic!("{told:?}") };
-    assert_eq!(refused["errors"][0]["extensions"]["code"], "RATE_LIMITED", "{refused}");
+    let [.., (last, _), (cursor, refused)] = &told[..] else {
+        panic!("{told:?}")
+    };
+    assert_eq!(
+        refused["errors"][0]["extensions"]["code"], "RATE_LIMITED",
+        "{refused}"
+    );
     assert_eq!(refused["errors"][0]["extensions"]["cursor"], json!(last));
     assert_eq!(cursor, last, "a browser's EventSource resumes from there");
     assert_eq!(told.len() as u64, LIMIT + 1);
@@ -130,42 +181,76 @@ async fn the_first_event_that_is_refused_is_not_lost_either() {
     let stream = stream(&alice, "subscription { events { id } }", json!({})).await;
     append(&server, &alice, &project, 1).await;
     let told = rest(stream).await;
-    let [(Some(cursor), refused)] = &told[..] else { panic!("{told:?}") };
+    let [(Some(cursor), refused)] = &told[..] else {
+        panic!("{told:?}")
+    };
     assert_eq!(refused["errors"][0]["extensions"]["code"], "RATE_LIMITED");
     server.advance(Duration::from_secs(120));
-    alice.subscribe(STREAM, json!({ "after": cursor })).await.next().await;
+    alice
+        .subscribe(STREAM, json!({ "after": cursor }))
+        .await
+        .next()
+        .await;
 }
 
 #[tokio::test]
 async fn a_subscription_may_ask_for_less_than_a_query() {
     let server = Server::without_jobs().await;
     let alice = server.person("alice").await;
-    let task = alice.task(&alice.project("Apollo").await, "Fly", json!({})).await;
+    let task = alice
+        .task(&alice.project("Apollo").await, "Fly", json!({}))
+        .await;
     let nodes = |first: usize| format!("comments(first: {first}) {{ nodes {{ id }} }}");
-    let values = |fields: usize| format!("comments(first: 100) {{ nodes {{ {} }} }}", "id ".repeat(fields));
+    let values = |fields: usize| {
+        format!(
+            "comments(first: 100) {{ nodes {{ {} }} }}",
+            "id ".repeat(fields)
+        )
+    };
     for (fields, is_allowed) in [
         (
-            nodes(66) + &nodes(66).replace("comments", "a: comments") + &nodes(66).replace("comments", "b: comments"),
+            nodes(66)
+                + &nodes(66).replace("comments", "a: comments")
+                + &nodes(66).replace("comments", "b: comments"),
             true,
         ),
         (
-            nodes(67) + &nodes(67).replace("comments", "a: comments") + &nodes(67).replace("comments", "b: comments"),
+            nodes(67)
+                + &nodes(67).replace("comments", "a: comments")
+                + &nodes(67).replace("comments", "b: comments"),
             false,
         ),
         (values(18), true),
         (values(19), false),
     ] {
         let query = format!("query ($id: ID!) {{ task(id: $id) {{ {fields} }} }}");
-        assert!(alice.ask(&query, json!({ "id": task })).await.codes().is_empty(), "{fields}");
+        assert!(
+            alice
+                .ask(&query, json!({ "id": task }))
+                .await
+                .codes()
+                .is_empty(),
+            "{fields}"
+        );
         let subscription = format!("subscription {{ commentAdded {{ task {{ {fields} }} }} }}");
         let mut streamed = stream(&alice, &subscription, json!({})).await;
         if is_allowed {
-            assert_eq!(streamed.chunk().await.expect("a stream").as_deref(), Some(&b":\n\n"[..]), "{fields}");
+            assert_eq!(
+                streamed.chunk().await.expect("a stream").as_deref(),
+                Some(&b":\n\n"[..]),
+                "{fields}"
+            );
             continue;
         }
         let refused: Value = streamed.json().await.expect("JSON");
-        assert_eq!(refused["errors"][0]["extensions"]["code"], "DOCUMENT_TOO_COMPLEX");
-        assert_eq!(alice.subscribe(&subscription, json!({})).await.end().await, "DOCUMENT_TOO_COMPLEX");
+        assert_eq!(
+            refused["errors"][0]["extensions"]["code"],
+            "DOCUMENT_TOO_COMPLEX"
+        );
+        assert_eq!(
+            alice.subscribe(&subscription, json!({})).await.end().await,
+            "DOCUMENT_TOO_COMPLEX"
+        );
     }
 }
 
@@ -179,7 +264,11 @@ async fn the_variables_of_a_subscription_are_few() {
         // Undeclared variables are not kept and do not count.
         let variables = json!({ "search": "x".repeat(search), "unknown": "x".repeat(20_000) });
         let mut streamed = stream(&alice, document, variables.clone()).await;
-        let first = streamed.chunk().await.expect("a stream").expect("a beginning");
+        let first = streamed
+            .chunk()
+            .await
+            .expect("a stream")
+            .expect("a beginning");
         match code {
             None => assert_eq!(first.as_ref(), b":\n\n"),
             Some(code) => {
@@ -203,9 +292,19 @@ async fn a_user_has_a_number_of_subscriptions_over_all_sockets_and_streams() {
     let streamed = stream(&alice, STREAM, json!({})).await;
     assert_eq!(streamed.status(), 200);
     assert_eq!(stream(&alice, STREAM, json!({})).await.status(), 429);
-    assert_eq!(alice.subscribe(STREAM, json!({})).await.end().await, "RATE_LIMITED");
-    assert_eq!(stream(&bob, STREAM, json!({})).await.status(), 200, "the limit is per user");
-    other.socket().send(json!({ "type": "complete", "id": "1" })).await;
+    assert_eq!(
+        alice.subscribe(STREAM, json!({})).await.end().await,
+        "RATE_LIMITED"
+    );
+    assert_eq!(
+        stream(&bob, STREAM, json!({})).await.status(),
+        200,
+        "the limit is per user"
+    );
+    other
+        .socket()
+        .send(json!({ "type": "complete", "id": "1" }))
+        .await;
     let freed = async { while stream(&alice, STREAM, json!({})).await.status() != 200 {} };
     timeout(PATIENCE, freed).await.expect("one less");
 }
@@ -215,43 +314,81 @@ async fn a_subscriber_that_does_not_read_sees_nothing_written_after_its_rights_e
     let server = Server::with(&[("WS_WRITE_SECONDS", "60")]).await;
     let (alice, bob) = (server.person("alice").await, server.person("bob").await);
     let project = alice.project("Apollo").await;
-    let task = alice.task(&project, "Fly", json!({ "assigneeId": bob.id })).await;
+    let task = alice
+        .task(&project, "Fly", json!({ "assigneeId": bob.id }))
+        .await;
     let after = bob.now().await;
-    let mut reading = bob.subscribe("subscription ($after: String) { events(after: $after) { id } }", json!({})).await;
+    let mut reading = bob
+        .subscribe(
+            "subscription ($after: String) { events(after: $after) { id } }",
+            json!({}),
+        )
+        .await;
 
     // Over HTTP/2 the client limits how much it is sent, here to 1 KiB.
-    let connection = TcpStream::connect(server.address).await.expect("a connection");
+    let connection = TcpStream::connect(server.address)
+        .await
+        .expect("a connection");
     let mut builder = http2::Builder::new(TokioExecutor::new());
-    builder.initial_stream_window_size(1_024).initial_connection_window_size(65_535);
-    let (mut client, connection) = builder.handshake(TokioIo::new(connection)).await.expect("HTTP/2");
+    builder
+        .initial_stream_window_size(1_024)
+        .initial_connection_window_size(65_535);
+    let (mut client, connection) = builder
+        .handshake(TokioIo::new(connection))
+        .await
+        .expect("HTTP/2");
     let connection = tokio::spawn(connection);
-    let document = "subscription($after:String){events(after:$after){__typename ...on StatusChangedEvent{
+    let document =
+        "subscription($after:String){events(after:$after){__typename ...on StatusChangedEvent{
         task{description comments(last:5){nodes{body}}}}}}";
-    let query = url_encoded(&[("query", document), ("variables", &json!({ "after": after }).to_string())]);
+    let query = url_encoded(&[
+        ("query", document),
+        ("variables", &json!({ "after": after }).to_string()),
+    ]);
     let request = Request::get(format!("http://{}/graphql?{query}", server.address))
         .header("accept", "text/event-stream")
         .header("authorization", format!("Bearer {}", bob.token()))
         .body(Empty::<Bytes>::new());
-    let answer = client.send_request(request.expect("a request")).await.expect("an answer");
+    let answer = client
+        .send_request(request.expect("a request"))
+        .await
+        .expect("an answer");
     let mut stalled = answer.into_body();
 
     for number in 0..30 {
-        let status = if number % 2 == 0 { "IN_PROGRESS" } else { "TODO" };
-        alice.mutate("updateTask", json!({ "id": task, "status": status })).await.ok();
+        let status = if number % 2 == 0 {
+            "IN_PROGRESS"
+        } else {
+            "TODO"
+        };
+        alice
+            .mutate("updateTask", json!({ "id": task, "status": status }))
+            .await
+            .ok();
         // A client that reads causes the rows of each event to be loaded, for all subscribers.
         reading.next().await;
     }
-    alice.mutate("updateTask", json!({ "id": task, "assigneeId": null })).await.ok();
+    alice
+        .mutate("updateTask", json!({ "id": task, "assigneeId": null }))
+        .await
+        .ok();
     alice.comment(&task, "secret").await;
     server.advance(Duration::from_secs(2));
 
     let mut text = String::new();
     while !text.contains("TaskUnassignedEvent") {
-        let frame = timeout(PATIENCE, stalled.frame()).await.expect("in time").expect("no end").expect("no error");
+        let frame = timeout(PATIENCE, stalled.frame())
+            .await
+            .expect("in time")
+            .expect("no end")
+            .expect("no error");
         text.push_str(&String::from_utf8_lossy(frame.data_ref().expect("data")));
     }
     let told = text.matches("StatusChangedEvent").count();
-    assert!((1..30).contains(&told), "{told} events were delivered before");
+    assert!(
+        (1..30).contains(&told),
+        "{told} events were delivered before"
+    );
     assert!(!text.contains("secret"), "{text}");
     drop((stalled, client));
     timeout(PATIENCE, connection)
@@ -262,7 +399,9 @@ async fn a_subscriber_that_does_not_read_sees_nothing_written_after_its_rights_e
 }
 
 fn url_encoded(pairs: &[(&str, &str)]) -> String {
-    url::form_urlencoded::Serializer::new(String::new()).extend_pairs(pairs).finish()
+    url::form_urlencoded::Serializer::new(String::new())
+        .extend_pairs(pairs)
+        .finish()
 }
 
 #[tokio::test]
@@ -272,12 +411,24 @@ async fn a_subscription_waits_for_a_permit_to_execute_and_another_may_be_faster(
     let project = alice.project("Apollo").await;
     let mut events = alice.subscribe(STREAM, json!({})).await;
     let mut same = alice.subscribe(STREAM, json!({})).await;
-    let permit = server.app.concurrency.acquire(ClientKey::address([127, 0, 0, 1].into()), WaitPolicy::Event).await;
+    let permit = server
+        .app
+        .concurrency
+        .acquire(ClientKey::address([127, 0, 0, 1].into()), WaitPolicy::Event)
+        .await;
     let permit = permit.expect("a permit");
     append(&server, &alice, &project, 1).await;
     // The log contains the event, but no permit is available to execute it.
     alice.now().await;
-    assert!(timeout(Duration::from_millis(500), events.next()).await.is_err(), "no permit is available");
+    assert!(
+        timeout(Duration::from_millis(500), events.next())
+            .await
+            .is_err(),
+        "no permit is available"
+    );
     drop(permit);
-    assert_eq!(text(&events.next().await["events"]["id"]), text(&same.next().await["events"]["id"]));
+    assert_eq!(
+        text(&events.next().await["events"]["id"]),
+        text(&same.next().await["events"]["id"])
+    );
 }

@@ -36,7 +36,13 @@ async fn update(person: &Person, task: &str, more: Value) -> Mutated {
 async fn a_new_task_is_todo_medium_and_of_version_one() {
     let (server, alice, project) = start().await;
     let now = server.moment(Duration::ZERO);
-    let mut task = create(&alice, &project, json!({ "title": " \t Fly to the moon\n" })).await.ok();
+    let mut task = create(
+        &alice,
+        &project,
+        json!({ "title": " \t Fly to the moon\n" }),
+    )
+    .await
+    .ok();
     assert!(task["id"].take().is_string());
     assert_eq!(
         task,
@@ -51,7 +57,10 @@ async fn a_new_task_is_todo_medium_and_of_version_one() {
 #[tokio::test]
 async fn a_new_task_takes_everything_it_is_given() {
     let (server, alice, project) = start().await;
-    let (red, blue) = (alice.label(&project, "red").await, alice.label(&project, "Blue").await);
+    let (red, blue) = (
+        alice.label(&project, "red").await,
+        alice.label(&project, "Blue").await,
+    );
     let due = server.moment(MINUTE);
     let input = json!({
         "description": "With care", "priority": "URGENT", "dueAt": due, "assigneeId": alice.id,
@@ -63,7 +72,10 @@ async fn a_new_task_takes_everything_it_is_given() {
         (&json!("With care"), &json!("URGENT"), &json!(due))
     );
     assert_eq!(task["assignee"]["id"], alice.id);
-    assert_eq!(task["labels"], json!([{ "id": blue, "name": "Blue" }, { "id": red, "name": "red" }]));
+    assert_eq!(
+        task["labels"],
+        json!([{ "id": blue, "name": "Blue" }, { "id": red, "name": "red" }])
+    );
 }
 
 #[tokio::test]
@@ -82,14 +94,34 @@ async fn lengths_count_code_points_after_trimming() {
         let text = format!("  {}\n", rocket.repeat(length));
         // Larger documents are refused before execution, with another error.
         if text.len() < 60_000 {
-            assert_eq!(create(&alice, &project, json!({ field: text })).await.outcome(), outcome, "{field} {length}");
+            assert_eq!(
+                create(&alice, &project, json!({ field: text }))
+                    .await
+                    .outcome(),
+                outcome,
+                "{field} {length}"
+            );
         }
     }
     for (field, text) in [("title", "a\u{0}b"), ("description", "a\u{0}b")] {
-        assert_eq!(create(&alice, &project, json!({ field: text })).await.faults(), [format!("{field}: INVALID")]);
+        assert_eq!(
+            create(&alice, &project, json!({ field: text }))
+                .await
+                .faults(),
+            [format!("{field}: INVALID")]
+        );
     }
-    let both = create(&alice, &project, json!({ "title": "", "description": "\u{0}" })).await;
-    assert_eq!(both.faults(), ["title: BLANK", "description: INVALID"], "all fields are reported at once");
+    let both = create(
+        &alice,
+        &project,
+        json!({ "title": "", "description": "\u{0}" }),
+    )
+    .await;
+    assert_eq!(
+        both.faults(),
+        ["title: BLANK", "description: INVALID"],
+        "all fields are reported at once"
+    );
 }
 
 #[tokio::test]
@@ -104,33 +136,70 @@ async fn a_lone_surrogate_is_an_error_of_the_user() {
                  "variables": {{ "t": "\ud800" }} }}"#
         ),
     ] {
-        let post = alice.post("/graphql").header("content-type", "application/json").body(request);
+        let post = alice
+            .post("/graphql")
+            .header("content-type", "application/json")
+            .body(request);
         let reply = Reply::to(post).await;
-        assert!(reply.status.as_u16() < 500, "{} {}", reply.status, reply.body);
+        assert!(
+            reply.status.as_u16() < 500,
+            "{} {}",
+            reply.status,
+            reply.body
+        );
         let code = &reply.body["errors"][0]["extensions"]["code"];
         assert!(
-            ["BAD_REQUEST", "GRAPHQL_PARSE_FAILED", "GRAPHQL_VALIDATION_FAILED"].contains(&code.as_str().unwrap_or("")),
+            [
+                "BAD_REQUEST",
+                "GRAPHQL_PARSE_FAILED",
+                "GRAPHQL_VALIDATION_FAILED"
+            ]
+            .contains(&code.as_str().unwrap_or("")),
             "{code}"
         );
     }
-    assert_eq!(alice.query("{ tasks { totalCount } }", json!({})).await["tasks"]["totalCount"], 0);
+    assert_eq!(
+        alice.query("{ tasks { totalCount } }", json!({})).await["tasks"]["totalCount"],
+        0
+    );
 }
 
 #[tokio::test]
 async fn a_due_date_must_be_in_the_future_when_it_is_set() {
     let (server, alice, project) = start().await;
-    let (now, later) = (server.moment(Duration::ZERO), server.moment(Duration::from_micros(1)));
-    assert_eq!(create(&alice, &project, json!({ "dueAt": now })).await.faults(), ["dueAt: IN_THE_PAST"]);
+    let (now, later) = (
+        server.moment(Duration::ZERO),
+        server.moment(Duration::from_micros(1)),
+    );
+    assert_eq!(
+        create(&alice, &project, json!({ "dueAt": now }))
+            .await
+            .faults(),
+        ["dueAt: IN_THE_PAST"]
+    );
     let task = alice.task(&project, "Fly", json!({ "dueAt": later })).await;
     server.advance(MINUTE);
-    assert_eq!(update(&alice, &task, json!({ "dueAt": now })).await.faults(), ["dueAt: IN_THE_PAST"]);
-    let task = update(&alice, &task, json!({ "title": "Fly!", "dueAt": later })).await.ok();
+    assert_eq!(
+        update(&alice, &task, json!({ "dueAt": now }))
+            .await
+            .faults(),
+        ["dueAt: IN_THE_PAST"]
+    );
+    let task = update(&alice, &task, json!({ "title": "Fly!", "dueAt": later }))
+        .await
+        .ok();
     assert_eq!(
         (&task["isOverdue"], &task["dueAt"]),
         (&json!(true), &json!(later)),
         "an unchanged date in the past is accepted"
     );
-    for text in ["tomorrow", "2030-01-01", "", "2030-01-01T00:00:00", "99999-01-01T00:00:00Z"] {
+    for text in [
+        "tomorrow",
+        "2030-01-01",
+        "",
+        "2030-01-01T00:00:00",
+        "99999-01-01T00:00:00Z",
+    ] {
         let answer = create(&alice, &project, json!({ "dueAt": text })).await;
         assert_eq!(answer.code(), "BAD_USER_INPUT", "{text}");
     }
@@ -140,10 +209,15 @@ async fn a_due_date_must_be_in_the_future_when_it_is_set() {
 async fn a_moment_keeps_its_microseconds_and_comes_back_in_utc() {
     let (_server, alice, project) = start().await;
     for (given, kept) in [
-        ("2031-06-01T10:30:00.123456789+02:00", "2031-06-01T08:30:00.123456Z"),
+        (
+            "2031-06-01T10:30:00.123456789+02:00",
+            "2031-06-01T08:30:00.123456Z",
+        ),
         ("9999-12-31T23:59:59.999999Z", "9999-12-31T23:59:59.999999Z"),
     ] {
-        let task = create(&alice, &project, json!({ "dueAt": given })).await.ok();
+        let task = create(&alice, &project, json!({ "dueAt": given }))
+            .await
+            .ok();
         assert_eq!(task["dueAt"], kept);
     }
 }
@@ -156,12 +230,18 @@ async fn a_status_goes_one_step_at_a_time() {
         for (to, end) in statuses.into_iter().enumerate() {
             let task = alice.task(&project, "Fly", json!({})).await;
             for status in &statuses[1..=from] {
-                update(&alice, &task, json!({ "status": status })).await.ok();
+                update(&alice, &task, json!({ "status": status }))
+                    .await
+                    .ok();
             }
             server.advance(Duration::from_secs(1));
             let done = update(&alice, &task, json!({ "status": end })).await;
             if from.abs_diff(to) > 1 {
-                assert_eq!(done.faults(), ["status: INVALID_STATUS_TRANSITION"], "{start} to {end}");
+                assert_eq!(
+                    done.faults(),
+                    ["status: INVALID_STATUS_TRANSITION"],
+                    "{start} to {end}"
+                );
                 continue;
             }
             let task = done.ok();
@@ -179,17 +259,30 @@ async fn a_status_goes_one_step_at_a_time() {
 #[tokio::test]
 async fn a_task_done_late_is_no_longer_overdue() {
     let (server, alice, project) = start().await;
-    let task = alice.task(&project, "Fly", json!({ "dueAt": server.moment(MINUTE) })).await;
+    let task = alice
+        .task(&project, "Fly", json!({ "dueAt": server.moment(MINUTE) }))
+        .await;
     server.advance(MINUTE);
-    let begun = update(&alice, &task, json!({ "status": "IN_PROGRESS" })).await.ok();
-    assert_eq!(begun["isOverdue"], false, "not overdue at the exact due time");
+    let begun = update(&alice, &task, json!({ "status": "IN_PROGRESS" }))
+        .await
+        .ok();
+    assert_eq!(
+        begun["isOverdue"], false,
+        "not overdue at the exact due time"
+    );
     server.advance(Duration::from_micros(1));
-    let document = "{ tasks { nodes { isOverdue } } projects { nodes { stats { overdueCount } } } }";
+    let document =
+        "{ tasks { nodes { isOverdue } } projects { nodes { stats { overdueCount } } } }";
     let seen = alice.query(document, json!({})).await;
     assert_eq!(seen["tasks"]["nodes"][0]["isOverdue"], true);
     assert_eq!(seen["projects"]["nodes"][0]["stats"]["overdueCount"], 1);
-    let done = update(&alice, &task, json!({ "status": "DONE" })).await.ok();
-    assert_eq!((&done["isOverdue"], &done["completedAt"]), (&json!(false), &json!(server.app.clock.now().to_string())));
+    let done = update(&alice, &task, json!({ "status": "DONE" }))
+        .await
+        .ok();
+    assert_eq!(
+        (&done["isOverdue"], &done["completedAt"]),
+        (&json!(false), &json!(server.app.clock.now().to_string()))
+    );
 }
 
 #[tokio::test]
@@ -198,15 +291,31 @@ async fn an_absent_field_is_left_alone_and_null_clears_it() {
     let given = json!({ "description": "With care", "dueAt": server.moment(MINUTE), "assigneeId": alice.id });
     let task = alice.task(&project, "Fly", given).await;
     let left = update(&alice, &task, json!({ "title": "Fly!" })).await.ok();
-    assert_eq!((&left["description"], &left["dueAt"]), (&json!("With care"), &json!(server.moment(MINUTE))));
-    assert_eq!(left["assignee"]["id"], alice.id);
-    let cleared = update(&alice, &task, json!({ "description": null, "dueAt": null, "assigneeId": null })).await.ok();
     assert_eq!(
-        (&cleared["description"], &cleared["dueAt"], &cleared["assignee"]),
+        (&left["description"], &left["dueAt"]),
+        (&json!("With care"), &json!(server.moment(MINUTE)))
+    );
+    assert_eq!(left["assignee"]["id"], alice.id);
+    let cleared = update(
+        &alice,
+        &task,
+        json!({ "description": null, "dueAt": null, "assigneeId": null }),
+    )
+    .await
+    .ok();
+    assert_eq!(
+        (
+            &cleared["description"],
+            &cleared["dueAt"],
+            &cleared["assignee"]
+        ),
         (&Value::Null, &Value::Null, &Value::Null)
     );
     for field in ["title", "status", "priority"] {
-        assert_eq!(update(&alice, &task, json!({ field: null })).await.faults(), [format!("{field}: BLANK")]);
+        assert_eq!(
+            update(&alice, &task, json!({ field: null })).await.faults(),
+            [format!("{field}: BLANK")]
+        );
     }
 }
 
@@ -217,45 +326,102 @@ async fn each_change_counts_one_version_and_no_change_counts_none() {
     let label = alice.label(&project, "red").await;
     server.advance(MINUTE);
     let several = json!({ "title": "Fly!", "priority": "HIGH", "status": "IN_PROGRESS", "assigneeId": alice.id });
-    assert_eq!(update(&alice, &task, several.clone()).await.ok()["version"], 2);
-    assert_eq!(update(&alice, &task, json!({ "addLabelIds": [label] })).await.ok()["version"], 3);
+    assert_eq!(
+        update(&alice, &task, several.clone()).await.ok()["version"],
+        2
+    );
+    assert_eq!(
+        update(&alice, &task, json!({ "addLabelIds": [label] }))
+            .await
+            .ok()["version"],
+        3
+    );
     let updated_at = server.moment(MINUTE);
     server.advance(MINUTE);
-    for same in [several, json!({}), json!({ "addLabelIds": [label] }), json!({ "removeLabelIds": [] })] {
+    for same in [
+        several,
+        json!({}),
+        json!({ "addLabelIds": [label] }),
+        json!({ "removeLabelIds": [] }),
+    ] {
         let task = update(&alice, &task, same).await.ok();
-        assert_eq!((&task["version"], &task["updatedAt"]), (&json!(3), &json!(updated_at)));
+        assert_eq!(
+            (&task["version"], &task["updatedAt"]),
+            (&json!(3), &json!(updated_at))
+        );
     }
-    assert_eq!(update(&alice, &task, json!({ "removeLabelIds": [label] })).await.ok()["version"], 4);
+    assert_eq!(
+        update(&alice, &task, json!({ "removeLabelIds": [label] }))
+            .await
+            .ok()["version"],
+        4
+    );
 }
 
 #[tokio::test]
 async fn an_update_that_expects_another_version_is_a_conflict() {
     let (_server, alice, project) = start().await;
     let task = alice.task(&project, "Fly", json!({})).await;
-    assert_eq!(update(&alice, &task, json!({ "title": "a", "expectedVersion": 1 })).await.ok()["version"], 2);
+    assert_eq!(
+        update(&alice, &task, json!({ "title": "a", "expectedVersion": 1 }))
+            .await
+            .ok()["version"],
+        2
+    );
     for expected in [1, 3, 0, -1] {
-        let late = update(&alice, &task, json!({ "title": "b", "expectedVersion": expected })).await;
+        let late = update(
+            &alice,
+            &task,
+            json!({ "title": "b", "expectedVersion": expected }),
+        )
+        .await;
         assert_eq!(late.faults(), ["expectedVersion: CONFLICT"]);
     }
-    assert_eq!(update(&alice, &task, json!({})).await.ok()["title"], "a", "the refused change has no effect");
+    assert_eq!(
+        update(&alice, &task, json!({})).await.ok()["title"],
+        "a",
+        "the refused change has no effect"
+    );
 }
 
 #[tokio::test]
 async fn labels_are_those_of_the_tasks_own_project() {
     let (_server, alice, project) = start().await;
-    let (red, blue) = (alice.label(&project, "red").await, alice.label(&project, "blue").await);
+    let (red, blue) = (
+        alice.label(&project, "red").await,
+        alice.label(&project, "blue").await,
+    );
     let other = alice.project("Gemini").await;
     let foreign = alice.label(&other, "red").await;
     for wrong in [&foreign, &project, "x"] {
         let created = create(&alice, &project, json!({ "labelIds": [red, wrong] })).await;
         assert_eq!(created.faults(), ["labelIds: NOT_FOUND"]);
     }
-    let task = alice.task(&project, "Fly", json!({ "labelIds": [red] })).await;
-    let added = update(&alice, &task, json!({ "title": "x", "addLabelIds": [blue, foreign] })).await;
+    let task = alice
+        .task(&project, "Fly", json!({ "labelIds": [red] }))
+        .await;
+    let added = update(
+        &alice,
+        &task,
+        json!({ "title": "x", "addLabelIds": [blue, foreign] }),
+    )
+    .await;
     assert_eq!(added.faults(), ["addLabelIds: NOT_FOUND"]);
-    let task = update(&alice, &task, json!({ "addLabelIds": [blue], "removeLabelIds": [red, foreign] })).await.ok();
-    assert_eq!((&task["labels"], &task["title"]), (&json!([{ "id": blue, "name": "blue" }]), &json!("Fly")));
-    assert_eq!(alice.query("{ tasks { totalCount } }", json!({})).await["tasks"]["totalCount"], 1);
+    let task = update(
+        &alice,
+        &task,
+        json!({ "addLabelIds": [blue], "removeLabelIds": [red, foreign] }),
+    )
+    .await
+    .ok();
+    assert_eq!(
+        (&task["labels"], &task["title"]),
+        (&json!([{ "id": blue, "name": "blue" }]), &json!("Fly"))
+    );
+    assert_eq!(
+        alice.query("{ tasks { totalCount } }", json!({})).await["tasks"]["totalCount"],
+        1
+    );
 }
 
 #[tokio::test]
@@ -263,7 +429,9 @@ async fn an_assignee_is_a_user() {
     let (server, alice, project) = start().await;
     let task = alice.task(&project, "Fly", json!({})).await;
     let gone = server.person("gone").await;
-    gone.mutate("deleteViewer", json!({ "password": PASSWORD })).await.ok();
+    gone.mutate("deleteViewer", json!({ "password": PASSWORD }))
+        .await
+        .ok();
     // A well-formed id of a user who does not exist.
     let nobody = format!("AQ{}", "A".repeat(21));
     for (assignee, fault) in [
@@ -272,13 +440,35 @@ async fn an_assignee_is_a_user() {
         (nobody.as_str(), "assigneeId: NOT_FOUND"),
         ("x", "assigneeId: NOT_FOUND"),
     ] {
-        assert_eq!(create(&alice, &project, json!({ "assigneeId": assignee })).await.faults(), [fault]);
-        let updated = update(&alice, &task, json!({ "title": "x", "assigneeId": assignee })).await;
+        assert_eq!(
+            create(&alice, &project, json!({ "assigneeId": assignee }))
+                .await
+                .faults(),
+            [fault]
+        );
+        let updated = update(
+            &alice,
+            &task,
+            json!({ "title": "x", "assigneeId": assignee }),
+        )
+        .await;
         assert_eq!(updated.faults(), [fault]);
     }
-    let seen = alice.query("{ tasks { nodes { title version } } events { nodes { __typename } } }", json!({})).await;
-    assert_eq!(seen["tasks"]["nodes"], json!([{ "title": "Fly", "version": 1 }]), "nothing was written");
-    assert_eq!(seen["events"]["nodes"], json!([{ "__typename": "TaskCreatedEvent" }]));
+    let seen = alice
+        .query(
+            "{ tasks { nodes { title version } } events { nodes { __typename } } }",
+            json!({}),
+        )
+        .await;
+    assert_eq!(
+        seen["tasks"]["nodes"],
+        json!([{ "title": "Fly", "version": 1 }]),
+        "nothing was written"
+    );
+    assert_eq!(
+        seen["events"]["nodes"],
+        json!([{ "__typename": "TaskCreatedEvent" }])
+    );
 }
 
 /// Whether an account is active may be known only to its owner and ADMIN.
@@ -288,7 +478,13 @@ async fn assigning_a_task_does_not_reveal_whether_the_assignee_is_active() {
     let (admin, alice) = (server.admin("admin").await, server.person("alice").await);
     // Both addresses are verified.
     let (active, disabled) = (server.admin("active").await, server.admin("disabled").await);
-    admin.mutate("updateUser", json!({ "id": disabled.id, "isActive": false })).await.ok();
+    admin
+        .mutate(
+            "updateUser",
+            json!({ "id": disabled.id, "isActive": false }),
+        )
+        .await
+        .ok();
     let project = alice.project("Apollo").await;
     let mut answers = Vec::new();
     for (number, assignee) in [&active, &disabled].into_iter().enumerate() {
@@ -297,22 +493,49 @@ async fn assigning_a_task_does_not_reveal_whether_the_assignee_is_active() {
         let document = "mutation ($input: CreateTaskInput!) { createTask(input: $input) {
             task { assignee { username } } userErrors { code message }
         } }";
-        let answer = alice.ask(document, json!({ "input": input })).await.0.to_string();
+        let answer = alice
+            .ask(document, json!({ "input": input }))
+            .await
+            .0
+            .to_string();
         let task = alice.task(&project, "Fly", json!({})).await;
-        let updated = update(&alice, &task, json!({ "assigneeId": assignee.id })).await.ok();
+        let updated = update(&alice, &task, json!({ "assigneeId": assignee.id }))
+            .await
+            .ok();
         let updated = updated["version"].clone();
-        let answer = answer.split(r#","extensions":{"cost""#).next().expect("an answer");
+        let answer = answer
+            .split(r#","extensions":{"cost""#)
+            .next()
+            .expect("an answer");
         answers.push(format!("{answer} {updated}").replace(&assignee.username, "somebody"));
-        let expected = if number == 0 { "ok" } else { "assigneeId: INVALID" };
+        let expected = if number == 0 {
+            "ok"
+        } else {
+            "assigneeId: INVALID"
+        };
         let project = admin.project("Gemini").await;
-        assert_eq!(create(&admin, &project, json!({ "assigneeId": assignee.id })).await.outcome(), expected);
+        assert_eq!(
+            create(&admin, &project, json!({ "assigneeId": assignee.id }))
+                .await
+                .outcome(),
+            expected
+        );
         let task = admin.task(&project, "Fly", json!({})).await;
-        assert_eq!(update(&admin, &task, json!({ "assigneeId": assignee.id })).await.outcome(), expected);
+        assert_eq!(
+            update(&admin, &task, json!({ "assigneeId": assignee.id }))
+                .await
+                .outcome(),
+            expected
+        );
     }
     assert_eq!(answers[0], answers[1]);
     let mails = server.database().rows().await["mails"].clone();
-    let to =
-        |person: &Person| mails.iter().filter(|mail| text(&mail["recipient"]).starts_with(&person.username)).count();
+    let to = |person: &Person| {
+        mails
+            .iter()
+            .filter(|mail| text(&mail["recipient"]).starts_with(&person.username))
+            .count()
+    };
     assert!(to(&active) > 0);
     assert_eq!(to(&disabled), 0, "no mail to a disabled account");
 }
@@ -321,11 +544,28 @@ async fn assigning_a_task_does_not_reveal_whether_the_assignee_is_active() {
 async fn an_archived_project_takes_no_new_tasks_but_its_tasks_go_on() {
     let (_server, alice, project) = start().await;
     let task = alice.task(&project, "Fly", json!({})).await;
-    alice.mutate("updateProject", json!({ "id": project, "status": "ARCHIVED" })).await.ok();
-    assert_eq!(create(&alice, &project, json!({})).await.faults(), ["projectId: ARCHIVED"]);
-    update(&alice, &task, json!({ "status": "IN_PROGRESS" })).await.ok();
+    alice
+        .mutate(
+            "updateProject",
+            json!({ "id": project, "status": "ARCHIVED" }),
+        )
+        .await
+        .ok();
+    assert_eq!(
+        create(&alice, &project, json!({})).await.faults(),
+        ["projectId: ARCHIVED"]
+    );
+    update(&alice, &task, json!({ "status": "IN_PROGRESS" }))
+        .await
+        .ok();
     alice.comment(&task, "Still here").await;
-    alice.mutate("updateProject", json!({ "id": project, "status": "ACTIVE" })).await.ok();
+    alice
+        .mutate(
+            "updateProject",
+            json!({ "id": project, "status": "ACTIVE" }),
+        )
+        .await
+        .ok();
     create(&alice, &project, json!({})).await.ok();
 }
 
@@ -333,22 +573,49 @@ async fn an_archived_project_takes_no_new_tasks_but_its_tasks_go_on() {
 async fn an_assignee_who_hands_a_task_on_does_not_see_it_any_more() {
     let (server, alice, project) = start().await;
     let (bob, carol) = (server.person("bob").await, server.person("carol").await);
-    let task = alice.task(&project, "Fly", json!({ "assigneeId": bob.id })).await;
-    assert_eq!(update(&bob, &task, json!({ "assigneeId": carol.id })).await.ok(), Value::Null);
-    assert_eq!(update(&bob, &task, json!({ "assigneeId": bob.id })).await.faults(), ["id: NOT_FOUND"]);
-    update(&carol, &task, json!({ "status": "IN_PROGRESS" })).await.ok();
+    let task = alice
+        .task(&project, "Fly", json!({ "assigneeId": bob.id }))
+        .await;
+    assert_eq!(
+        update(&bob, &task, json!({ "assigneeId": carol.id }))
+            .await
+            .ok(),
+        Value::Null
+    );
+    assert_eq!(
+        update(&bob, &task, json!({ "assigneeId": bob.id }))
+            .await
+            .faults(),
+        ["id: NOT_FOUND"]
+    );
+    update(&carol, &task, json!({ "status": "IN_PROGRESS" }))
+        .await
+        .ok();
 }
 
 #[tokio::test]
 async fn a_deleted_task_is_gone_with_its_comments_and_label_ties() {
     let (_server, alice, project) = start().await;
     let label = alice.label(&project, "red").await;
-    let task = alice.task(&project, "Fly", json!({ "labelIds": [label] })).await;
+    let task = alice
+        .task(&project, "Fly", json!({ "labelIds": [label] }))
+        .await;
     let comment = alice.comment(&task, "Soon").await;
-    assert_eq!(alice.mutate("deleteTask", json!({ "id": task })).await.ok(), task);
-    assert_eq!(alice.mutate("deleteTask", json!({ "id": task })).await.faults(), ["id: NOT_FOUND"]);
+    assert_eq!(
+        alice.mutate("deleteTask", json!({ "id": task })).await.ok(),
+        task
+    );
+    assert_eq!(
+        alice
+            .mutate("deleteTask", json!({ "id": task }))
+            .await
+            .faults(),
+        ["id: NOT_FOUND"]
+    );
     let document = "query ($ids: [ID!]!) { nodes(ids: $ids) { id } }";
-    let seen = alice.query(document, json!({ "ids": [task, comment, label] })).await;
+    let seen = alice
+        .query(document, json!({ "ids": [task, comment, label] }))
+        .await;
     assert_eq!(seen["nodes"], json!([null, null, { "id": label }]));
 }
 
@@ -356,8 +623,17 @@ async fn a_deleted_task_is_gone_with_its_comments_and_label_ties() {
 async fn ids_of_other_types_name_no_task() {
     let (_server, alice, project) = start().await;
     for id in [project.as_str(), alice.id.as_str(), "", "x", "ä\u{0}"] {
-        let answer = alice.query("query ($id: ID!) { task(id: $id) { id } }", json!({ "id": id })).await;
+        let answer = alice
+            .query(
+                "query ($id: ID!) { task(id: $id) { id } }",
+                json!({ "id": id }),
+            )
+            .await;
         assert_eq!(answer["task"], Value::Null, "{id:?}");
-        assert_eq!(update(&alice, id, json!({ "title": "x" })).await.faults(), ["id: NOT_FOUND"], "{id:?}");
+        assert_eq!(
+            update(&alice, id, json!({ "title": "x" })).await.faults(),
+            ["id: NOT_FOUND"],
+            "{id:?}"
+        );
     }
 }

@@ -28,8 +28,12 @@ struct Front {
 impl Front {
     /// Starts a proxy in front of a server. Without `tls` it answers SSLRequest with a refusal.
     async fn before(server: &Url, tls: bool) -> Self {
-        let behind = (server.host_str().expect("a host").to_owned(), server.port().unwrap_or(5432));
-        let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate");
+        let behind = (
+            server.host_str().expect("a host").to_owned(),
+            server.port().unwrap_or(5432),
+        );
+        let made =
+            rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate");
         let key = rustls::pki_types::PrivateKeyDer::Pkcs8(made.signing_key.serialize_der().into());
         let config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
             .with_safe_default_protocol_versions()
@@ -38,17 +42,24 @@ impl Front {
             .with_single_cert(vec![made.cert.der().clone()], key)
             .expect("a certificate and its key");
         let acceptor = tls.then(|| TlsAcceptor::from(Arc::new(config)));
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free port");
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+            .await
+            .expect("a free port");
         let port = listener.local_addr().expect("an address").port();
         let handshakes = Arc::new(AtomicUsize::new(0));
         let counted = Arc::clone(&handshakes);
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
-                let (acceptor, behind, counted) = (acceptor.clone(), behind.clone(), Arc::clone(&counted));
+                let (acceptor, behind, counted) =
+                    (acceptor.clone(), behind.clone(), Arc::clone(&counted));
                 tokio::spawn(async move { pass_on(client, acceptor, behind, &counted).await });
             }
         });
-        Self { port, certificate: made.cert.pem(), handshakes }
+        Self {
+            port,
+            certificate: made.cert.pem(),
+            handshakes,
+        }
     }
 }
 
@@ -82,28 +93,48 @@ async fn pass_on(
 
 #[tokio::test]
 async fn sslmode_says_whether_and_how_postgresql_is_reached_over_tls() {
-    let Some(database) = Database::bare().await else { return };
+    let Some(database) = Database::bare().await else {
+        return;
+    };
     let server: Url = database.url().parse().expect("a URL");
-    let (front, plain) = (Front::before(&server, true).await, Front::before(&server, false).await);
+    let (front, plain) = (
+        Front::before(&server, true).await,
+        Front::before(&server, false).await,
+    );
     let directory = tempfile::tempdir().expect("a temporary directory");
     let pem = |name: &str, text: &str| {
         let path = directory.path().join(name);
         std::fs::write(&path, text).expect("a file");
         path.display().to_string()
     };
-    let (ours, other) = (pem("ours.pem", &front.certificate), pem("other.pem", &plain.certificate));
+    let (ours, other) = (
+        pem("ours.pem", &front.certificate),
+        pem("other.pem", &plain.certificate),
+    );
     let reach = async |port: u16, host: &str, words: &str| {
         let mut url = server.clone();
         url.set_host(Some(host)).expect("a host");
         url.set_port(Some(port)).expect("a port");
         let url = format!("{url}&{words}");
         let before = front.handshakes.load(Ordering::SeqCst);
-        let client = match postgres::PgConnector::parse(&url).expect("a URL").client().await {
+        let client = match postgres::PgConnector::parse(&url)
+            .expect("a URL")
+            .client()
+            .await
+        {
             Err(error) => return error.to_string(),
             Ok(client) => client,
         };
-        let told = if front.handshakes.load(Ordering::SeqCst) > before { "TLS" } else { "plain" };
-        let answer: String = client.query_one("SELECT current_database()::text", &[]).await.expect("an answer").get(0);
+        let told = if front.handshakes.load(Ordering::SeqCst) > before {
+            "TLS"
+        } else {
+            "plain"
+        };
+        let answer: String = client
+            .query_one("SELECT current_database()::text", &[])
+            .await
+            .expect("an answer")
+            .get(0);
         assert_eq!(format!("/{answer}"), server.path());
         let pool = Db::open(&Location::Postgres(url), 1).expect("a database");
         drop(pool.conn().await.expect("a connection through the pool"));
@@ -111,45 +142,103 @@ async fn sslmode_says_whether_and_how_postgresql_is_reached_over_tls() {
     };
     let verified = |file: &str| format!("sslmode=verify-full&sslrootcert={file}");
 
-    assert_eq!(reach(front.port, "localhost", "").await, "plain", "loopback needs no TLS");
-    assert_eq!(reach(front.port, "localhost", "sslmode=disable").await, "plain");
-    assert_eq!(reach(front.port, "localhost", "sslmode=prefer").await, "TLS");
-    assert_eq!(reach(front.port, "127.0.0.1", "sslmode=require").await, "TLS");
-    assert_eq!(reach(front.port, "localhost", &verified(&ours)).await, "TLS");
-    assert_eq!(reach(plain.port, "localhost", "sslmode=prefer").await, "plain");
+    assert_eq!(
+        reach(front.port, "localhost", "").await,
+        "plain",
+        "loopback needs no TLS"
+    );
+    assert_eq!(
+        reach(front.port, "localhost", "sslmode=disable").await,
+        "plain"
+    );
+    assert_eq!(
+        reach(front.port, "localhost", "sslmode=prefer").await,
+        "TLS"
+    );
+    assert_eq!(
+        reach(front.port, "127.0.0.1", "sslmode=require").await,
+        "TLS"
+    );
+    assert_eq!(
+        reach(front.port, "localhost", &verified(&ours)).await,
+        "TLS"
+    );
+    assert_eq!(
+        reach(plain.port, "localhost", "sslmode=prefer").await,
+        "plain"
+    );
 
     let refused = async |port: u16, host: &str, words: &str, why: &str| {
         let told = reach(port, host, words).await;
         assert!(told.contains(why), "{words}: {told}");
     };
-    refused(plain.port, "localhost", "sslmode=require", "does not support TLS").await;
-    refused(plain.port, "localhost", &verified(&other), "does not support TLS").await;
+    refused(
+        plain.port,
+        "localhost",
+        "sslmode=require",
+        "does not support TLS",
+    )
+    .await;
+    refused(
+        plain.port,
+        "localhost",
+        &verified(&other),
+        "does not support TLS",
+    )
+    .await;
     refused(front.port, "localhost", &verified(&other), "certificate").await;
-    refused(front.port, "127.0.0.1", &verified(&ours), "not valid for name").await;
-    refused(front.port, "localhost", "sslmode=verify-full", "certificate").await;
+    refused(
+        front.port,
+        "127.0.0.1",
+        &verified(&ours),
+        "not valid for name",
+    )
+    .await;
+    refused(
+        front.port,
+        "localhost",
+        "sslmode=verify-full",
+        "certificate",
+    )
+    .await;
     database.remove().await;
 }
 
 #[test]
 fn what_cannot_be_meant_is_refused() {
     let refused = |words: &str| {
-        let parsed = postgres::PgConnector::parse(&format!("postgres://u:secret@db.example.org/db?{words}"));
-        let told = parsed.err().unwrap_or_else(|| panic!("{words} is refused")).to_string();
+        let parsed =
+            postgres::PgConnector::parse(&format!("postgres://u:secret@db.example.org/db?{words}"));
+        let told = parsed
+            .err()
+            .unwrap_or_else(|| panic!("{words} is refused"))
+            .to_string();
         assert!(!told.contains("secret"), "{told}");
         told
     };
     assert!(refused("sslmode=verify-ca").contains("verify-full"));
     assert!(refused("sslmode=require&sslrootcert=/ca.pem").contains("verify-full"));
-    assert!(refused("sslmode=verify-full&sslrootcert=/nothing/here.pem").contains("/nothing/here.pem"));
+    assert!(
+        refused("sslmode=verify-full&sslrootcert=/nothing/here.pem").contains("/nothing/here.pem")
+    );
     assert!(refused("unheard=of").contains("unheard"));
-    postgres::PgConnector::parse("postgres://db.example.org/db?sslmode=verify-full").map(drop).unwrap_or_else(|told| {
-        assert!(told.to_string().contains("authority"), "a system without root certificates: {told}");
-    });
+    postgres::PgConnector::parse("postgres://db.example.org/db?sslmode=verify-full")
+        .map(drop)
+        .unwrap_or_else(|told| {
+            assert!(
+                told.to_string().contains("authority"),
+                "a system without root certificates: {told}"
+            );
+        });
 }
 
 #[tokio::test]
 async fn rediss_reaches_a_redis_over_tls_whose_certificate_is_verified() {
-    if std::process::Command::new("redis-server").arg("--version").output().is_err() {
+    if std::process::Command::new("redis-server")
+        .arg("--version")
+        .output()
+        .is_err()
+    {
         assert!(std::env::var_os("CI").is_none(), "redis-server is missing");
         return;
     }
@@ -161,21 +250,57 @@ async fn rediss_reaches_a_redis_over_tls_whose_certificate_is_verified() {
     };
     let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate");
     let other = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("another");
-    let (certificate, key) = (write("ours.pem", made.cert.pem()), write("key.pem", made.signing_key.serialize_pem()));
+    let (certificate, key) = (
+        write("ours.pem", made.cert.pem()),
+        write("key.pem", made.signing_key.serialize_pem()),
+    );
     let stranger = write("other.pem", other.cert.pem());
-    let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a port").local_addr().expect("it").port();
-    let tls = ["--tls-cert-file", &certificate, "--tls-key-file", &key, "--tls-auth-clients", "no"];
+    let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+        .await
+        .expect("a port")
+        .local_addr()
+        .expect("it")
+        .port();
+    let tls = [
+        "--tls-cert-file",
+        &certificate,
+        "--tls-key-file",
+        &key,
+        "--tls-auth-clients",
+        "no",
+    ];
     let redis = Program::start(
         std::process::Command::new("redis-server")
-            .args(["--port", "0", "--tls-port", &port.to_string(), "--bind", "127.0.0.1", "--save", ""])
-            .args(["--appendonly", "no", "--dir", &directory.path().display().to_string()])
+            .args([
+                "--port",
+                "0",
+                "--tls-port",
+                &port.to_string(),
+                "--bind",
+                "127.0.0.1",
+                "--save",
+                "",
+            ])
+            .args([
+                "--appendonly",
+                "no",
+                "--dir",
+                &directory.path().display().to_string(),
+            ])
             .args(tls),
     );
     redis.line("Ready to accept connections");
 
     let doctor = |url: String, authority: &str| {
-        let settings = [("REDIS_URL", url.as_str()), ("SSL_CERT_FILE", authority), ("RUST_LOG", "off")];
-        let output = fasttrack(directory.path(), &settings).arg("doctor").output().expect("its output");
+        let settings = [
+            ("REDIS_URL", url.as_str()),
+            ("SSL_CERT_FILE", authority),
+            ("RUST_LOG", "off"),
+        ];
+        let output = fasttrack(directory.path(), &settings)
+            .arg("doctor")
+            .output()
+            .expect("its output");
         String::from_utf8(output.stdout).expect("text")
     };
     let told = doctor(format!("rediss://localhost:{port}"), &certificate);
@@ -187,13 +312,19 @@ async fn rediss_reaches_a_redis_over_tls_whose_certificate_is_verified() {
         (format!("rediss://localhost:{port}/#insecure"), &stranger),
     ] {
         let told = doctor(url.clone(), authority);
-        assert!(!told.contains("Redis responds") && told.contains("fail"), "{url}: {told}");
+        assert!(
+            !told.contains("Redis responds") && told.contains("fail"),
+            "{url}: {told}"
+        );
     }
 
     // Two instances share rate limits through this Redis.
     let url = format!("rediss://localhost:{port}");
-    let settings =
-        [("REDIS_URL", url.as_str()), ("SSL_CERT_FILE", &certificate), ("RATE_LIMIT_CREDENTIALS_PER_MINUTE", "2")];
+    let settings = [
+        ("REDIS_URL", url.as_str()),
+        ("SSL_CERT_FILE", &certificate),
+        ("RATE_LIMIT_CREDENTIALS_PER_MINUTE", "2"),
+    ];
     let mut statuses = Vec::new();
     for name in ["one", "other"] {
         let home = directory.path().join(name);
@@ -201,7 +332,11 @@ async fn rediss_reaches_a_redis_over_tls_whose_certificate_is_verified() {
         let (_server, address) = Program::server(&home, &settings);
         for _ in 0..2 {
             let login = reqwest::Client::new().post(format!("http://{address}/auth/verify-email"));
-            let answer = login.json(&serde_json::json!({ "token": "x" })).send().await.expect("an answer");
+            let answer = login
+                .json(&serde_json::json!({ "token": "x" }))
+                .send()
+                .await
+                .expect("an answer");
             statuses.push(answer.status().as_u16());
         }
     }

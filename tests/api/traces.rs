@@ -36,9 +36,13 @@ impl Collector {
         let take = async move |headers: HeaderMap, body: Bytes| {
             sender.send((headers, body)).expect("a receiver");
         };
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free port");
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+            .await
+            .expect("a free port");
         let url = format!("http://{}", listener.local_addr().expect("an address"));
-        tokio::spawn(async move { axum::serve(listener, Router::new().route("/v1/traces", post(take))).await });
+        tokio::spawn(async move {
+            axum::serve(listener, Router::new().route("/v1/traces", post(take))).await
+        });
         Self { url, sent }
     }
 
@@ -84,7 +88,9 @@ async fn traced(collector: &Collector, ratio: &str) -> Server {
 }
 
 async fn ask(server: &Server, traceparent: Option<&str>, query: &str) -> u16 {
-    let request = server.request(Method::POST, "/graphql").json(&json!({ "query": query }));
+    let request = server
+        .request(Method::POST, "/graphql")
+        .json(&json!({ "query": query }));
     let request = match traceparent {
         Some(parent) => request.header("traceparent", parent),
         None => request,
@@ -96,22 +102,41 @@ async fn ask(server: &Server, traceparent: Option<&str>, query: &str) -> u16 {
 async fn a_request_goes_on_in_the_trace_of_its_caller() {
     let mut collector = Collector::open().await;
     let server = traced(&collector, "1").await;
-    ask(&server, Some(&format!("00-{TRACE}-{CALLER}-01")), "query Hello { __typename }").await;
+    ask(
+        &server,
+        Some(&format!("00-{TRACE}-{CALLER}-01")),
+        "query Hello { __typename }",
+    )
+    .await;
     ask(&server, Some("00-1-2-01"), "query Alone { __typename }").await;
     ask(&server, None, "{ nothing }").await;
-    assert_eq!(server.request(Method::GET, "/nowhere").send().await.expect("an answer").status(), 404);
+    assert_eq!(
+        server
+            .request(Method::GET, "/nowhere")
+            .send()
+            .await
+            .expect("an answer")
+            .status(),
+        404
+    );
     server.stop().await.remove().await;
 
     let spans = collector.spans();
-    let named = |name: &str| -> Vec<&Span> { spans.iter().filter(|span| span.name == name).collect() };
+    let named =
+        |name: &str| -> Vec<&Span> { spans.iter().filter(|span| span.name == name).collect() };
     let of = |spans: &[&Span], operation: &str| -> Span {
-        let mut found = spans.iter().filter(|span| value(&span.attributes, "graphql.operation.name") == operation);
+        let mut found = spans
+            .iter()
+            .filter(|span| value(&span.attributes, "graphql.operation.name") == operation);
         (*found.next().expect(operation)).clone()
     };
     let (requests, operations) = (named("POST /graphql"), named("query"));
     assert_eq!((requests.len(), operations.len()), (3, 3), "{spans:#?}");
     let request = of(&requests, "Hello");
-    assert_eq!((hex(&request.trace_id), hex(&request.parent_span_id)), (TRACE.to_owned(), CALLER.to_owned()));
+    assert_eq!(
+        (hex(&request.trace_id), hex(&request.parent_span_id)),
+        (TRACE.to_owned(), CALLER.to_owned())
+    );
     assert_eq!(request.kind, 2, "SPAN_KIND_SERVER");
     for (name, expected) in [
         ("http.request.method", "POST"),
@@ -122,17 +147,35 @@ async fn a_request_goes_on_in_the_trace_of_its_caller() {
         assert_eq!(value(&request.attributes, name), expected, "{name}");
     }
     let operation = of(&operations, "Hello");
-    assert_eq!((&operation.trace_id, &operation.parent_span_id), (&request.trace_id, &request.span_id));
+    assert_eq!(
+        (&operation.trace_id, &operation.parent_span_id),
+        (&request.trace_id, &request.span_id)
+    );
     assert!(operation.end_time_unix_nano <= request.end_time_unix_nano);
 
     let alone = of(&requests, "Alone");
-    assert!(alone.parent_span_id.is_empty() && hex(&alone.trace_id) != TRACE, "a malformed header is ignored");
+    assert!(
+        alone.parent_span_id.is_empty() && hex(&alone.trace_id) != TRACE,
+        "a malformed header is ignored"
+    );
     let wrong = of(&operations, "");
-    assert_eq!(value(&wrong.attributes, "error.type"), "GRAPHQL_VALIDATION_FAILED");
-    assert_eq!(wrong.status.map_or(0, |status| status.code), 0, "the caller's error, not the server's");
-    let [nowhere] = named("GET")[..] else { panic!("{spans:#?}") };
+    assert_eq!(
+        value(&wrong.attributes, "error.type"),
+        "GRAPHQL_VALIDATION_FAILED"
+    );
+    assert_eq!(
+        wrong.status.map_or(0, |status| status.code),
+        0,
+        "the caller's error, not the server's"
+    );
+    let [nowhere] = named("GET")[..] else {
+        panic!("{spans:#?}")
+    };
     assert_eq!(value(&nowhere.attributes, "url.path"), "/nowhere");
-    assert!(!format!("{spans:?}").contains("__typename"), "no document is exported");
+    assert!(
+        !format!("{spans:?}").contains("__typename"),
+        "no document is exported"
+    );
 }
 
 #[tokio::test]
@@ -142,17 +185,25 @@ async fn an_operation_on_a_socket_has_a_trace_of_its_own() {
     let alice = server.person("alice").await;
     let mut socket = alice.socket().await;
     for id in ["1", "2"] {
-        socket.subscribe(id, "query Live { viewer { id } }", json!({})).await;
+        socket
+            .subscribe(id, "query Live { viewer { id } }", json!({}))
+            .await;
         socket.receive().await;
         socket.receive().await;
     }
     drop((socket, alice));
     server.stop().await.remove().await;
     let spans = collector.spans();
-    let live: Vec<&Span> =
-        spans.iter().filter(|span| value(&span.attributes, "graphql.operation.name") == "Live").collect();
-    let [first, second] = live[..] else { panic!("{spans:#?}") };
-    assert!(first.parent_span_id.is_empty() && first.kind == 2 && first.trace_id != second.trace_id);
+    let live: Vec<&Span> = spans
+        .iter()
+        .filter(|span| value(&span.attributes, "graphql.operation.name") == "Live")
+        .collect();
+    let [first, second] = live[..] else {
+        panic!("{spans:#?}")
+    };
+    assert!(
+        first.parent_span_id.is_empty() && first.kind == 2 && first.trace_id != second.trace_id
+    );
 }
 
 #[tokio::test]
@@ -162,17 +213,33 @@ async fn an_operation_that_is_answered_by_a_stream_is_in_the_trace_of_its_reques
     let alice = server.person("alice").await;
     let query = json!({ "query": "query Once { viewer { id } }" });
     let request = alice.post("/graphql").header("accept", "text/event-stream");
-    let request = request.header("traceparent", format!("00-{TRACE}-{CALLER}-01")).json(&query);
-    let told = request.send().await.expect("a stream").text().await.expect("text");
+    let request = request
+        .header("traceparent", format!("00-{TRACE}-{CALLER}-01"))
+        .json(&query);
+    let told = request
+        .send()
+        .await
+        .expect("a stream")
+        .text()
+        .await
+        .expect("text");
     assert!(told.contains(&alice.id), "{told}");
     drop(alice);
     server.stop().await.remove().await;
     let spans = collector.spans();
-    let once = spans.iter().filter(|span| value(&span.attributes, "graphql.operation.name") == "Once");
-    let (requests, operations): (Vec<&Span>, Vec<&Span>) = once.partition(|span| span.name == "POST /graphql");
-    let ([request], [operation]) = (&requests[..], &operations[..]) else { panic!("{spans:#?}") };
+    let once = spans
+        .iter()
+        .filter(|span| value(&span.attributes, "graphql.operation.name") == "Once");
+    let (requests, operations): (Vec<&Span>, Vec<&Span>) =
+        once.partition(|span| span.name == "POST /graphql");
+    let ([request], [operation]) = (&requests[..], &operations[..]) else {
+        panic!("{spans:#?}")
+    };
     assert_eq!(hex(&request.trace_id), TRACE);
-    assert_eq!((&operation.trace_id, &operation.parent_span_id), (&request.trace_id, &request.span_id));
+    assert_eq!(
+        (&operation.trace_id, &operation.parent_span_id),
+        (&request.trace_id, &request.span_id)
+    );
     assert!(operation.end_time_unix_nano <= request.end_time_unix_nano);
 }
 
@@ -184,22 +251,37 @@ async fn a_subscription_is_traced_where_it_is_opened_and_where_an_event_is_answe
     let project = alice.project("Apollo").await;
     let task = alice.task(&project, "Fly", json!({})).await;
     let document = "subscription Live($after: String) { commentAdded(after: $after) { task { labels { name } } } }";
-    let mut listeners = [alice.subscribe(document, json!({})).await, alice.subscribe(document, json!({})).await];
+    let mut listeners = [
+        alice.subscribe(document, json!({})).await,
+        alice.subscribe(document, json!({})).await,
+    ];
     // Answers with errors are not shared between listeners; error-free ones are.
     for table in [Some("labels"), None] {
         if let Some(table) = table {
-            server.database().execute(&format!("ALTER TABLE {table} RENAME TO away")).await;
+            server
+                .database()
+                .execute(&format!("ALTER TABLE {table} RENAME TO away"))
+                .await;
         }
         alice.comment(&task, "Ready").await;
         for listener in &mut listeners {
-            assert_eq!(listener.answer().await.get("errors").is_some(), table.is_some());
+            assert_eq!(
+                listener.answer().await.get("errors").is_some(),
+                table.is_some()
+            );
         }
         if let Some(table) = table {
-            server.database().execute(&format!("ALTER TABLE away RENAME TO {table}")).await;
+            server
+                .database()
+                .execute(&format!("ALTER TABLE away RENAME TO {table}"))
+                .await;
         }
     }
     let refused = "subscription Refused { commentAdded(taskId: \"nonsense\") { id } }";
-    assert_eq!(alice.subscribe(refused, json!({})).await.end().await, "BAD_USER_INPUT");
+    assert_eq!(
+        alice.subscribe(refused, json!({})).await.end().await,
+        "BAD_USER_INPUT"
+    );
     let body = json!({ "query": "subscription Streamed { events { id } }" });
     let request = alice.post("/graphql").header("accept", "text/event-stream");
     let request = request.header("traceparent", format!("00-{TRACE}-{CALLER}-01"));
@@ -210,19 +292,35 @@ async fn a_subscription_is_traced_where_it_is_opened_and_where_an_event_is_answe
     let spans = collector.spans();
     let of = |operation: &str, name: &str| -> Vec<&Span> {
         let named = spans.iter().filter(|span| span.name == name);
-        named.filter(|span| value(&span.attributes, "graphql.operation.name") == operation).collect()
+        named
+            .filter(|span| value(&span.attributes, "graphql.operation.name") == operation)
+            .collect()
     };
     assert_eq!(of("Live", "subscription").len(), 2, "{spans:#?}");
     let events = of("Live", "event");
-    let failed = events.iter().filter(|span| value(&span.attributes, "error.type") == "INTERNAL_SERVER_ERROR").count();
+    let failed = events
+        .iter()
+        .filter(|span| value(&span.attributes, "error.type") == "INTERNAL_SERVER_ERROR")
+        .count();
     assert_eq!((events.len(), failed), (3, 2), "{spans:#?}");
-    assert!(events.iter().all(|span| span.parent_span_id.is_empty()), "{spans:#?}");
-    let [refused] = of("Refused", "subscription")[..] else { panic!("{spans:#?}") };
-    assert_eq!(value(&refused.attributes, "error.type"), "BAD_USER_INPUT");
-    let ([request], [opened]) = (&of("Streamed", "POST /graphql")[..], &of("Streamed", "subscription")[..]) else {
+    assert!(
+        events.iter().all(|span| span.parent_span_id.is_empty()),
+        "{spans:#?}"
+    );
+    let [refused] = of("Refused", "subscription")[..] else {
         panic!("{spans:#?}")
     };
-    assert_eq!((hex(&opened.trace_id), &opened.parent_span_id), (TRACE.to_owned(), &request.span_id));
+    assert_eq!(value(&refused.attributes, "error.type"), "BAD_USER_INPUT");
+    let ([request], [opened]) = (
+        &of("Streamed", "POST /graphql")[..],
+        &of("Streamed", "subscription")[..],
+    ) else {
+        panic!("{spans:#?}")
+    };
+    assert_eq!(
+        (hex(&opened.trace_id), &opened.parent_span_id),
+        (TRACE.to_owned(), &request.span_id)
+    );
 }
 
 #[tokio::test]
@@ -230,15 +328,31 @@ async fn what_is_traced_is_decided_where_a_trace_begins() {
     let mut collector = Collector::open().await;
     let server = traced(&collector, "0").await;
     ask(&server, None, "{ __typename }").await;
-    ask(&server, Some(&format!("00-{TRACE}-{CALLER}-00")), "{ __typename }").await;
-    ask(&server, Some(&format!("00-{TRACE}-{CALLER}-01")), "{ __typename }").await;
+    ask(
+        &server,
+        Some(&format!("00-{TRACE}-{CALLER}-00")),
+        "{ __typename }",
+    )
+    .await;
+    ask(
+        &server,
+        Some(&format!("00-{TRACE}-{CALLER}-01")),
+        "{ __typename }",
+    )
+    .await;
     server.stop().await.remove().await;
-    assert_eq!(collector.spans().len(), 2, "only spans of the sampled caller");
+    assert_eq!(
+        collector.spans().len(),
+        2,
+        "only spans of the sampled caller"
+    );
 }
 
 #[tokio::test]
 async fn a_collector_that_never_answers_holds_up_neither_requests_nor_the_end() {
-    let silent = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free port");
+    let silent = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+        .await
+        .expect("a free port");
     let url = format!("http://{}", silent.local_addr().expect("an address"));
     let server = Server::with(&[("OTEL_EXPORTER_OTLP_ENDPOINT", &url)]).await;
     let mut slowest = Duration::ZERO;
@@ -269,24 +383,49 @@ async fn an_unreachable_collector_is_logged_once_and_the_log_has_the_trace() {
         ("OTEL_BSP_SCHEDULE_DELAY", "100"),
     ]);
     let log_file = File::create(&log).expect("a file");
-    let mut running = program.stdout(Stdio::piped()).stderr(log_file).spawn().expect("a program that runs");
+    let mut running = program
+        .stdout(Stdio::piped())
+        .stderr(log_file)
+        .spawn()
+        .expect("a program that runs");
     let mut first = String::new();
     let mut output = BufReader::new(running.stdout.take().expect("its output"));
     output.read_line(&mut first).expect("a line");
-    let url = first.split_whitespace().find(|word| word.starts_with("http://")).expect("an address").to_owned();
+    let url = first
+        .split_whitespace()
+        .find(|word| word.starts_with("http://"))
+        .expect("an address")
+        .to_owned();
     let http = reqwest::Client::new();
     let began = Instant::now();
     let mut asked = 0;
-    while asked < 20 || std::fs::read_to_string(&log).expect("a log").matches("collector unavailable").count() < 1 {
-        let request = http.get(format!("{url}/livez")).header("traceparent", format!("00-{TRACE}-{CALLER}-01"));
+    while asked < 20
+        || std::fs::read_to_string(&log)
+            .expect("a log")
+            .matches("collector unavailable")
+            .count()
+            < 1
+    {
+        let request = http
+            .get(format!("{url}/livez"))
+            .header("traceparent", format!("00-{TRACE}-{CALLER}-01"));
         assert_eq!(request.send().await.expect("an answer").status(), 200);
         asked += 1;
-        assert!(began.elapsed() < PATIENCE, "no log line about the collector");
+        assert!(
+            began.elapsed() < PATIENCE,
+            "no log line about the collector"
+        );
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    let told = Command::new("kill").arg(running.id().to_string()).status().expect("kill");
+    let told = Command::new("kill")
+        .arg(running.id().to_string())
+        .status()
+        .expect("kill");
     assert!(told.success());
-    let ended = tokio::task::spawn_blocking(move || running.wait()).await.expect("a thread").expect("an end");
+    let ended = tokio::task::spawn_blocking(move || running.wait())
+        .await
+        .expect("a thread")
+        .expect("an end");
     assert!(ended.success(), "{ended}");
     let log = std::fs::read_to_string(&log).expect("a log");
     assert_eq!(log.matches("collector unavailable").count(), 1, "{log}");

@@ -25,7 +25,9 @@ async fn with_texts(server: &Server, username: &str) -> Person {
     let project = person.project("Apollo").await;
     let text = "\u{1f680}".repeat(10_000);
     for _ in 0..30 {
-        person.task(&project, "Fly", json!({ "description": text })).await;
+        person
+            .task(&project, "Fly", json!({ "description": text }))
+            .await;
     }
     person
 }
@@ -37,7 +39,9 @@ fn path(query: &str) -> String {
 
 async fn ask(client: &mut Frames, person: &Person, stream: u32, query: &str) {
     let authorization = format!("Bearer {}", person.token());
-    client.get_as(stream, &path(query), &[("authorization", &authorization)]).await;
+    client
+        .get_as(stream, &path(query), &[("authorization", &authorization)])
+        .await;
 }
 
 #[tokio::test]
@@ -47,8 +51,16 @@ async fn an_unread_export_blocks_no_other_export() {
     let mut client = Frames::connect(server.address, 0).await;
     ask(&mut client, &alice, 1, "{ exportViewerData }").await;
     assert_eq!(client.next_head().await, (1, true));
-    let other = Reply::to(bob.post("/graphql").json(&json!({ "query": "{ exportViewerData }" }))).await;
-    assert_eq!(other.body["data"]["exportViewerData"]["account"]["username"], "bob", "{}", other.body);
+    let other = Reply::to(
+        bob.post("/graphql")
+            .json(&json!({ "query": "{ exportViewerData }" })),
+    )
+    .await;
+    assert_eq!(
+        other.body["data"]["exportViewerData"]["account"]["username"], "bob",
+        "{}",
+        other.body
+    );
 }
 
 #[tokio::test]
@@ -62,7 +74,10 @@ async fn what_a_user_leaves_unread_is_limited_and_harms_nobody_else() {
         ("RATE_LIMIT_COST_PER_MINUTE", many),
     ])
     .await;
-    let (alice, bob) = (with_texts(&server, "alice").await, with_texts(&server, "bob").await);
+    let (alice, bob) = (
+        with_texts(&server, "alice").await,
+        with_texts(&server, "bob").await,
+    );
     let mut client = Frames::connect(server.address, 0).await;
     let mut taken = Vec::new();
     for number in 0..MANY {
@@ -79,12 +94,21 @@ async fn what_a_user_leaves_unread_is_limited_and_harms_nobody_else() {
     let refused = alice.post("/graphql").json(&json!({ "query": LARGE }));
     let refused = Reply::to(refused).await;
     assert_eq!(
-        (refused.status.as_u16(), &refused.body["errors"][0]["extensions"]["code"]),
+        (
+            refused.status.as_u16(),
+            &refused.body["errors"][0]["extensions"]["code"]
+        ),
         (429, &json!("RATE_LIMITED"))
     );
     assert!(refused.headers.contains_key("retry-after"));
-    assert_eq!(alice.ask("{ viewer { username } }", json!({})).await.data()["viewer"]["username"], "alice");
-    assert!(bob.ask(LARGE, json!({})).await.codes().is_empty(), "other users are not affected");
+    assert_eq!(
+        alice.ask("{ viewer { username } }", json!({})).await.data()["viewer"]["username"],
+        "alice"
+    );
+    assert!(
+        bob.ask(LARGE, json!({})).await.codes().is_empty(),
+        "other users are not affected"
+    );
     // Answers the client cancels no longer count.
     for stream in taken {
         client.send(RESET, 0, stream, &8_u32.to_be_bytes()).await;
@@ -101,23 +125,34 @@ async fn what_is_unread_on_sockets_counts_too() {
     for _ in 0..2 {
         let mut socket = alice.socket().await;
         for number in 0..MANY {
-            socket.subscribe(&number.to_string(), LARGE, json!({})).await;
+            socket
+                .subscribe(&number.to_string(), LARGE, json!({}))
+                .await;
         }
         deaf.push(socket);
     }
     let mut socket = alice.socket().await;
     let refused = async {
         for number in 0.. {
-            socket.subscribe(&number.to_string(), LARGE, json!({})).await;
-            let Frame::Message(message) = socket.receive().await else { panic!("no message") };
+            socket
+                .subscribe(&number.to_string(), LARGE, json!({}))
+                .await;
+            let Frame::Message(message) = socket.receive().await else {
+                panic!("no message")
+            };
             if message["type"] == "error" {
                 return message["payload"][0]["extensions"]["code"].clone();
             }
-            assert!(matches!(socket.receive().await, Frame::Message(message) if message["type"] == "complete"));
+            assert!(
+                matches!(socket.receive().await, Frame::Message(message) if message["type"] == "complete")
+            );
         }
         Value::Null
     };
-    assert_eq!(timeout(PATIENCE, refused).await.expect("a refusal"), "RATE_LIMITED");
+    assert_eq!(
+        timeout(PATIENCE, refused).await.expect("a refusal"),
+        "RATE_LIMITED"
+    );
     drop(deaf);
     let again = async { while !alice.ask(LARGE, json!({})).await.codes().is_empty() {} };
     timeout(PATIENCE, again).await.expect("room again");
@@ -126,7 +161,9 @@ async fn what_is_unread_on_sockets_counts_too() {
 /// Connects with a small receive buffer.
 async fn narrow(address: SocketAddr) -> TcpStream {
     let socket = TcpSocket::new_v4().expect("a socket");
-    socket.set_recv_buffer_size(16 * 1024).expect("a small buffer");
+    socket
+        .set_recv_buffer_size(16 * 1024)
+        .expect("a small buffer");
     socket.connect(address).await.expect("a connection")
 }
 
@@ -137,7 +174,10 @@ async fn read_slowly(stream: &mut TcpStream, mut bytes: usize) {
         // The slow pace is what the test is about.
         sleep(Duration::from_millis(80)).await;
         let most = bytes.min(piece.len());
-        stream.read_exact(&mut piece[..most]).await.expect("an open connection");
+        stream
+            .read_exact(&mut piece[..most])
+            .await
+            .expect("an open connection");
         bytes -= most;
     }
 }
@@ -190,7 +230,9 @@ async fn a_slow_reader_over_a_websocket_is_not_cut_off() {
         json!({ "type": "subscribe", "id": "1", "payload": query }),
     ] {
         let text = message.to_string();
-        let length = u16::try_from(text.len()).expect("a short message").to_be_bytes();
+        let length = u16::try_from(text.len())
+            .expect("a short message")
+            .to_be_bytes();
         // A text frame with an all-zero mask.
         let frame = [&[0x81, 0xfe], &length[..], &[0; 4], text.as_bytes()].concat();
         stream.write_all(&frame).await.expect("sent");

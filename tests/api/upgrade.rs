@@ -15,12 +15,14 @@ fn within(rows: &Rows, like: &Rows) -> Rows {
     rows.retain(|table, _| like.contains_key(table));
     for (table, rows) in &mut rows {
         if table == "events" {
-            rows.iter_mut().for_each(|event| event.retain(|column, _| column != "data"));
+            rows.iter_mut()
+                .for_each(|event| event.retain(|column, _| column != "data"));
         }
         let known = |name: Option<&Value>| like[table].iter().any(|row| row.get("name") == name);
         rows.retain(|kept| table != "projections" || known(kept.get("name")));
         if let Some(row) = like[table].first() {
-            rows.iter_mut().for_each(|kept| kept.retain(|column, _| row.contains_key(column)));
+            rows.iter_mut()
+                .for_each(|kept| kept.retain(|column, _| row.contains_key(column)));
         }
     }
     rows
@@ -32,7 +34,11 @@ async fn every_migration_goes_down_and_up_again_with_data_in_the_tables() {
     let alice = Scenario::populate(&server).await.alice;
     let database = server.stop().await;
     let full = database.rows().await;
-    assert_eq!(empty(&full), BTreeSet::new(), "an empty table proves nothing: fill it in `Life`");
+    assert_eq!(
+        empty(&full),
+        BTreeSet::new(),
+        "an empty table proves nothing: fill it in `Life`"
+    );
 
     // Go down one migration further each time, so that each one is reverted once with data in its
     // tables.
@@ -41,19 +47,37 @@ async fn every_migration_goes_down_and_up_again_with_data_in_the_tables() {
         let location = database.location();
         let above = database.rows().await;
         for _ in 0..steps {
-            migrate::down(&location).await.expect("a migration that goes down with data");
+            migrate::down(&location)
+                .await
+                .expect("a migration that goes down with data");
         }
         let below = database.rows().await;
-        assert_eq!(within(&above, &below), within(&below, &below), "{steps} down");
-        assert_eq!(migrate::up(&location).await.expect("migrations that go up with data"), steps);
+        assert_eq!(
+            within(&above, &below),
+            within(&below, &below),
+            "{steps} down"
+        );
+        assert_eq!(
+            migrate::up(&location)
+                .await
+                .expect("migrations that go up with data"),
+            steps
+        );
         let again = database.rows().await;
-        assert_eq!(within(&again, &below), within(&below, &below), "{steps} down and up");
+        assert_eq!(
+            within(&again, &below),
+            within(&below, &below),
+            "{steps} down and up"
+        );
         assert!(again.keys().eq(full.keys()));
         if below.is_empty() {
             break;
         }
         let server = Server::on(database, &MAIL_WAITS).await;
-        assert!(server.is_signed_in(alice.token()).await, "{steps} down and up");
+        assert!(
+            server.is_signed_in(alice.token()).await,
+            "{steps} down and up"
+        );
         database = server.stop().await;
     }
     database.remove().await;

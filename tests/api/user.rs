@@ -21,7 +21,12 @@ async fn one_changes_ones_own_names_and_address() {
     let left = alice.mutate("updateViewer", json!({})).await.ok();
     assert_eq!(left, viewer, "an absent field is unchanged");
     server.login("ALICE-2").await;
-    assert_eq!(alice.query("{ user(username: \"alice\") { id } }", json!({})).await["user"], Value::Null);
+    assert_eq!(
+        alice
+            .query("{ user(username: \"alice\") { id } }", json!({}))
+            .await["user"],
+        Value::Null
+    );
 }
 
 #[tokio::test]
@@ -29,24 +34,37 @@ async fn a_new_name_is_read_at_once_and_on_another_instance_within_a_second() {
     let server = Server::start().await;
     let (alice, bob) = (server.person("alice").await, server.person("bob").await);
     let project = alice.project("Apollo").await;
-    alice.task(&project, "Fly", json!({ "assigneeId": bob.id })).await;
+    alice
+        .task(&project, "Fly", json!({ "assigneeId": bob.id }))
+        .await;
     let name = async |reader: &Person| {
-        let data = reader.query("{ tasks { nodes { assignee { displayName } } } }", json!({})).await;
+        let data = reader
+            .query(
+                "{ tasks { nodes { assignee { displayName } } } }",
+                json!({}),
+            )
+            .await;
         data["tasks"]["nodes"][0]["assignee"]["displayName"].clone()
     };
     assert_eq!(name(&alice).await, "bob");
-    bob.mutate("updateViewer", json!({ "displayName": "Bob Moreau" })).await.ok();
+    bob.mutate("updateViewer", json!({ "displayName": "Bob Moreau" }))
+        .await
+        .ok();
     assert_eq!(name(&alice).await, "Bob Moreau");
     if is_postgres() {
         let other = server.beside().await;
         let elsewhere = other.login("alice").await;
         assert_eq!(name(&elsewhere).await, "Bob Moreau");
-        bob.mutate("updateViewer", json!({ "displayName": "Bob" })).await.ok();
+        bob.mutate("updateViewer", json!({ "displayName": "Bob" }))
+            .await
+            .ok();
         other.advance(Duration::from_secs(1));
         assert_eq!(name(&elsewhere).await, "Bob");
         other.stop().await;
     }
-    bob.mutate("deleteViewer", json!({ "password": PASSWORD })).await.ok();
+    bob.mutate("deleteViewer", json!({ "password": PASSWORD }))
+        .await
+        .ok();
     assert_eq!(name(&alice).await, "Deleted user");
 }
 
@@ -69,12 +87,22 @@ async fn the_rules_of_signing_up_hold_for_changes_too() {
         ("email", json!("Bob@Example.org"), "TAKEN"),
         ("email", Value::Null, "BLANK"),
     ] {
-        let done = alice.mutate("updateViewer", json!({ field: value, "currentPassword": PASSWORD })).await;
+        let done = alice
+            .mutate(
+                "updateViewer",
+                json!({ field: value, "currentPassword": PASSWORD }),
+            )
+            .await;
         assert_eq!(done.faults(), [format!("{field}: {code}")], "{value}");
     }
-    let both = json!({ "username": "bob", "email": "bob@example.org", "currentPassword": PASSWORD });
-    assert_eq!(alice.mutate("updateViewer", both).await.faults(), ["email: TAKEN", "username: TAKEN"]);
-    let spelling = json!({ "username": "ALICE", "email": "ALICE@example.org", "currentPassword": PASSWORD });
+    let both =
+        json!({ "username": "bob", "email": "bob@example.org", "currentPassword": PASSWORD });
+    assert_eq!(
+        alice.mutate("updateViewer", both).await.faults(),
+        ["email: TAKEN", "username: TAKEN"]
+    );
+    let spelling =
+        json!({ "username": "ALICE", "email": "ALICE@example.org", "currentPassword": PASSWORD });
     alice.mutate("updateViewer", spelling).await.ok();
 }
 
@@ -87,7 +115,15 @@ async fn a_user_is_found_by_handle_without_regard_to_case() {
         alice.query(document, json!({ "name": name })).await["user"].clone()
     };
     assert_eq!(find("bOB").await, json!({ "id": bob.id }));
-    for name in ["nobody", "", "b%", "bo_", "bob@example.org", "\u{0}", "bob\u{0}"] {
+    for name in [
+        "nobody",
+        "",
+        "b%",
+        "bo_",
+        "bob@example.org",
+        "\u{0}",
+        "bob\u{0}",
+    ] {
         assert_eq!(find(name).await, Value::Null, "{name:?}");
     }
 }
@@ -98,7 +134,10 @@ async fn admin_filters_the_users() {
     let admin = server.admin("admin").await;
     let bob = server.person("bob").await;
     server.person("carol").await;
-    admin.mutate("updateUser", json!({ "id": bob.id, "isActive": false })).await.ok();
+    admin
+        .mutate("updateUser", json!({ "id": bob.id, "isActive": false }))
+        .await
+        .ok();
     for (filter, expected) in [
         (json!({}), json!(["admin", "bob", "carol"])),
         (json!({ "role": "ADMIN" }), json!(["admin"])),
@@ -110,8 +149,12 @@ async fn admin_filters_the_users() {
     ] {
         let document = "query ($filter: UserFilter) { users(filter: $filter) { totalCount nodes { username } } }";
         let users = admin.query(document, json!({ "filter": filter })).await["users"].clone();
-        let names: Value =
-            users["nodes"].as_array().expect("nodes").iter().map(|user| user["username"].clone()).collect();
+        let names: Value = users["nodes"]
+            .as_array()
+            .expect("nodes")
+            .iter()
+            .map(|user| user["username"].clone())
+            .collect();
         assert_eq!(names, expected, "{filter}");
         assert_eq!(users["totalCount"], expected.as_array().map_or(0, Vec::len));
     }
@@ -124,9 +167,14 @@ async fn stats_count_what_a_person_owns_and_has_to_do() {
     let project = alice.project("Apollo").await;
     alice.project("Gemini").await;
     for steps in [&[][..], &["IN_PROGRESS"], &["IN_PROGRESS", "DONE"]] {
-        let task = alice.task(&project, "Fly", json!({ "assigneeId": alice.id })).await;
+        let task = alice
+            .task(&project, "Fly", json!({ "assigneeId": alice.id }))
+            .await;
         for status in steps {
-            alice.mutate("updateTask", json!({ "id": task, "status": status })).await.ok();
+            alice
+                .mutate("updateTask", json!({ "id": task, "status": status }))
+                .await
+                .ok();
         }
     }
     alice.task(&project, "nobody's", json!({})).await;
@@ -144,10 +192,14 @@ async fn admin_cannot_be_given_a_role_that_is_null() {
     let server = Server::start().await;
     let admin = server.admin("admin").await;
     for field in ["role", "isActive"] {
-        let done = admin.mutate("updateUser", json!({ "id": admin.id, field: null })).await;
+        let done = admin
+            .mutate("updateUser", json!({ "id": admin.id, field: null }))
+            .await;
         assert_eq!(done.faults(), [format!("{field}: BLANK")]);
     }
-    let done = admin.mutate("updateUser", json!({ "id": "x", "role": "USER" })).await;
+    let done = admin
+        .mutate("updateUser", json!({ "id": "x", "role": "USER" }))
+        .await;
     assert_eq!(done.faults(), ["id: NOT_FOUND"]);
 }
 
@@ -180,7 +232,9 @@ async fn a_display_name_has_no_invisible_or_direction_characters() {
         "\u{2800}",
     ];
     for name in bad {
-        let done = alice.mutate("updateViewer", json!({ "displayName": name })).await;
+        let done = alice
+            .mutate("updateViewer", json!({ "displayName": name }))
+            .await;
         assert_eq!(done.faults(), ["displayName: INVALID"], "{name:?}");
         let body = json!({ "email": "x@example.org", "username": "xyz", "password": PASSWORD, "display_name": name });
         let reply = server.post("/auth/register", body).await;
@@ -192,9 +246,18 @@ async fn a_display_name_has_no_invisible_or_direction_characters() {
     }
     // Joiners are regular characters in Persian and in emoji, and right-to-left letters need no
     // control characters.
-    for name in ["Zoë O’Brien-Łuczak", "می\u{200c}خواهم", "👩\u{200d}💻 Ada", "עדה", "阿達", "❤\u{fe0f}"]
-    {
-        let viewer = alice.mutate("updateViewer", json!({ "displayName": name })).await.ok();
+    for name in [
+        "Zoë O’Brien-Łuczak",
+        "می\u{200c}خواهم",
+        "👩\u{200d}💻 Ada",
+        "עדה",
+        "阿達",
+        "❤\u{fe0f}",
+    ] {
+        let viewer = alice
+            .mutate("updateViewer", json!({ "displayName": name }))
+            .await
+            .ok();
         assert_eq!(viewer["displayName"], name);
     }
 }
@@ -221,32 +284,64 @@ async fn names_that_pass_for_the_server_are_given_by_its_operator_alone() {
         "fasttrack",
     ];
     for name in reserved {
-        let done = alice.mutate("updateViewer", json!({ "username": name })).await;
+        let done = alice
+            .mutate("updateViewer", json!({ "username": name }))
+            .await;
         assert_eq!(done.faults(), ["username: INVALID"], "{name}");
         let body = json!({ "email": "x@example.org", "username": name, "password": PASSWORD });
         let reply = server.post("/auth/register", body).await;
-        assert_eq!((reply.status.as_u16(), &reply.body["code"]), (422, &json!("INVALID")), "{name}");
+        assert_eq!(
+            (reply.status.as_u16(), &reply.body["code"]),
+            (422, &json!("INVALID")),
+            "{name}"
+        );
     }
     for name in ["admiral", "rooty", "supporter", "undeleted"] {
-        alice.mutate("updateViewer", json!({ "username": name })).await.ok();
+        alice
+            .mutate("updateViewer", json!({ "username": name }))
+            .await
+            .ok();
     }
     // A user who already has such a name keeps it, in any spelling.
     let admin = server.admin("admin").await;
-    admin.mutate("updateViewer", json!({ "username": "Admin" })).await.ok();
-    admin.mutate("updateViewer", json!({ "displayName": "Root" })).await.ok();
+    admin
+        .mutate("updateViewer", json!({ "username": "Admin" }))
+        .await
+        .ok();
+    admin
+        .mutate("updateViewer", json!({ "displayName": "Root" }))
+        .await
+        .ok();
 }
 
 #[tokio::test]
 async fn a_new_username_and_an_export_are_audited() {
     let server = Server::start().await;
     let alice = server.person("alice").await;
-    alice.mutate("updateViewer", json!({ "username": "ada", "displayName": "Ada" })).await.ok();
-    alice.mutate("updateViewer", json!({ "username": "ada", "displayName": "Ada L." })).await.ok();
+    alice
+        .mutate(
+            "updateViewer",
+            json!({ "username": "ada", "displayName": "Ada" }),
+        )
+        .await
+        .ok();
+    alice
+        .mutate(
+            "updateViewer",
+            json!({ "username": "ada", "displayName": "Ada L." }),
+        )
+        .await
+        .ok();
     alice.query("{ exportViewerData }", json!({})).await;
-    let document = "{ viewer { securityLog(first: 2) { nodes { kind ipAddress actor { username } } } } }";
+    let document =
+        "{ viewer { securityLog(first: 2) { nodes { kind ipAddress actor { username } } } } }";
     let log = alice.query(document, json!({})).await["viewer"]["securityLog"]["nodes"].clone();
-    let entry = |kind| json!({ "kind": kind, "ipAddress": "127.0.0.1", "actor": { "username": "ada" } });
-    assert_eq!(log, json!([entry("DATA_EXPORTED"), entry("USERNAME_CHANGED")]));
+    let entry =
+        |kind| json!({ "kind": kind, "ipAddress": "127.0.0.1", "actor": { "username": "ada" } });
+    assert_eq!(
+        log,
+        json!([entry("DATA_EXPORTED"), entry("USERNAME_CHANGED")])
+    );
 }
 
 #[tokio::test]
@@ -254,27 +349,56 @@ async fn a_new_username_is_mailed_to_the_owner_and_nobody_takes_the_old_one_for_
     let (server, mut mailbox) = start(&[]).await;
     let (alice, bob) = (server.person("Alice").await, server.person("bob").await);
     let links = [mailbox.next().await, mailbox.next().await];
-    assert!(links.iter().all(|mail| mail.subject() == "Verify your e-mail address"));
-    alice.mutate("updateViewer", json!({ "username": "ALICE" })).await.ok();
+    assert!(
+        links
+            .iter()
+            .all(|mail| mail.subject() == "Verify your e-mail address")
+    );
+    alice
+        .mutate("updateViewer", json!({ "username": "ALICE" }))
+        .await
+        .ok();
     let mail = mailbox.next().await;
-    assert_eq!((mail.to.as_str(), mail.subject()), ("Alice@example.org", "Your username was changed"));
-    alice.mutate("updateViewer", json!({ "username": "zed" })).await.ok();
+    assert_eq!(
+        (mail.to.as_str(), mail.subject()),
+        ("Alice@example.org", "Your username was changed")
+    );
+    alice
+        .mutate("updateViewer", json!({ "username": "zed" }))
+        .await
+        .ok();
     let mail = mailbox.next().await;
     assert!(mail.content.contains("username zed"), "{}", mail.content);
 
     let squatter = json!({ "email": "x@example.org", "username": "alice", "password": PASSWORD });
     let refused = server.post("/auth/register", squatter.clone()).await;
-    assert_eq!((refused.status.as_u16(), &refused.body["code"]), (409, &json!("TAKEN")));
+    assert_eq!(
+        (refused.status.as_u16(), &refused.body["code"]),
+        (409, &json!("TAKEN"))
+    );
     assert_eq!(refused.body["errors"][0]["field"], "username");
-    let taken = async || bob.mutate("updateViewer", json!({ "username": "aLiCe" })).await.faults();
+    let taken = async || {
+        bob.mutate("updateViewer", json!({ "username": "aLiCe" }))
+            .await
+            .faults()
+    };
     assert_eq!(taken().await, ["username: TAKEN"]);
     let export = alice.query("{ exportViewerData }", json!({})).await["exportViewerData"].clone();
     assert_eq!(export["usernameChanges"][0]["from"], "alice");
 
-    alice.mutate("updateViewer", json!({ "username": "alice" })).await.ok();
-    alice.mutate("updateViewer", json!({ "username": "zed" })).await.ok();
+    alice
+        .mutate("updateViewer", json!({ "username": "alice" }))
+        .await
+        .ok();
+    alice
+        .mutate("updateViewer", json!({ "username": "zed" }))
+        .await
+        .ok();
     server.advance(Duration::from_secs(3 * 86_400 - 1));
-    assert_eq!(server.post("/auth/register", squatter.clone()).await.status, 409);
+    assert_eq!(
+        server.post("/auth/register", squatter.clone()).await.status,
+        409
+    );
     server.advance(Duration::from_secs(1));
     assert_eq!(server.post("/auth/register", squatter).await.status, 201);
 }
@@ -284,7 +408,12 @@ async fn an_account_reserves_three_former_usernames_the_oldest_first() {
     let server = Server::start().await;
     let (dave, eve) = (server.person("dave").await, server.person("eve").await);
     for number in 1..6 {
-        dave.mutate("updateViewer", json!({ "username": format!("dave-{number}") })).await.ok();
+        dave.mutate(
+            "updateViewer",
+            json!({ "username": format!("dave-{number}") }),
+        )
+        .await
+        .ok();
     }
     for (name, outcome) in [
         ("dave", "username: TAKEN"),
@@ -294,8 +423,18 @@ async fn an_account_reserves_three_former_usernames_the_oldest_first() {
         ("dave-4", "ok"),
         ("dave-5", "username: TAKEN"),
     ] {
-        assert_eq!(eve.mutate("updateViewer", json!({ "username": name })).await.outcome(), outcome, "{name}");
+        assert_eq!(
+            eve.mutate("updateViewer", json!({ "username": name }))
+                .await
+                .outcome(),
+            outcome,
+            "{name}"
+        );
     }
-    dave.mutate("deleteViewer", json!({ "password": PASSWORD })).await.ok();
-    eve.mutate("updateViewer", json!({ "username": "dave" })).await.ok();
+    dave.mutate("deleteViewer", json!({ "password": PASSWORD }))
+        .await
+        .ok();
+    eve.mutate("updateViewer", json!({ "username": "dave" }))
+        .await
+        .ok();
 }

@@ -22,33 +22,50 @@ struct Raw(WebSocketStream<MaybeTlsStream<TcpStream>>);
 
 impl Raw {
     async fn open(server: &Server) -> Self {
-        let mut request = format!("ws://{}/graphql", server.address).into_client_request().expect("a request");
-        request.headers_mut().insert("sec-websocket-protocol", "graphql-transport-ws".parse().expect("a header"));
+        let mut request = format!("ws://{}/graphql", server.address)
+            .into_client_request()
+            .expect("a request");
+        request.headers_mut().insert(
+            "sec-websocket-protocol",
+            "graphql-transport-ws".parse().expect("a header"),
+        );
         Self(connect_async(request).await.expect("a socket").0)
     }
 
     async fn greeted(server: &Server, person: &Person) -> Self {
         let mut raw = Self::open(server).await;
         let payload = json!({ "Authorization": format!("Bearer {}", person.token()) });
-        raw.send(json!({ "type": "connection_init", "payload": payload })).await;
+        raw.send(json!({ "type": "connection_init", "payload": payload }))
+            .await;
         assert_eq!(raw.receive().await, Ok(json!({ "type": "connection_ack" })));
         raw
     }
 
     async fn send(&mut self, message: Value) {
-        self.0.send(Message::text(message.to_string())).await.expect("an open socket");
+        self.0
+            .send(Message::text(message.to_string()))
+            .await
+            .expect("an open socket");
     }
 
     async fn subscribe(&mut self, id: &str, query: &str) {
-        self.send(json!({ "type": "subscribe", "id": id, "payload": { "query": query } })).await;
+        self.send(json!({ "type": "subscribe", "id": id, "payload": { "query": query } }))
+            .await;
     }
 
     /// The next message, or the close code.
     async fn receive(&mut self) -> Result<Value, u16> {
         loop {
-            match timeout(PATIENCE, self.0.next()).await.expect("a frame before the timeout") {
-                Some(Ok(Message::Text(text))) => return Ok(serde_json::from_str(&text).expect("JSON")),
-                Some(Ok(Message::Close(frame))) => return Err(frame.map_or(1005, |frame| frame.code.into())),
+            match timeout(PATIENCE, self.0.next())
+                .await
+                .expect("a frame before the timeout")
+            {
+                Some(Ok(Message::Text(text))) => {
+                    return Ok(serde_json::from_str(&text).expect("JSON"));
+                }
+                Some(Ok(Message::Close(frame))) => {
+                    return Err(frame.map_or(1005, |frame| frame.code.into()));
+                }
                 Some(Ok(_)) => {}
                 Some(Err(_)) | None => return Err(1006),
             }
@@ -71,16 +88,25 @@ async fn each_breach_of_the_protocol_has_its_code() {
     let operation = json!({ "type": "subscribe", "id": "1", "payload": { "query": "subscription { events { id } }" } });
     for (first, code) in [
         (json!({ "type": "nonsense" }), 4400),
-        (json!({ "type": "subscribe", "id": "1", "payload": 7 }), 4400),
+        (
+            json!({ "type": "subscribe", "id": "1", "payload": 7 }),
+            4400,
+        ),
         (operation.clone(), 4401),
         (json!({ "type": "connection_init" }), 4403),
-        (json!({ "type": "connection_init", "payload": { "Authorization": "Bearer x" } }), 4403),
+        (
+            json!({ "type": "connection_init", "payload": { "Authorization": "Bearer x" } }),
+            4403,
+        ),
     ] {
         let mut raw = Raw::open(&server).await;
         raw.send(first.clone()).await;
         assert_eq!(raw.closed().await, code, "{first}");
     }
-    for (again, code) in [(operation.clone(), 4409), (json!({ "type": "connection_init" }), 4429)] {
+    for (again, code) in [
+        (operation.clone(), 4409),
+        (json!({ "type": "connection_init" }), 4429),
+    ] {
         let mut raw = Raw::greeted(&server, &alice).await;
         raw.send(operation.clone()).await;
         raw.send(again.clone()).await;
@@ -113,7 +139,9 @@ async fn a_socket_ends_with_its_session_and_a_change_of_its_user() {
     // Another session of the same user is not affected.
     other.subscribe("1", "{ __typename }").await;
     assert_eq!(other.receive().await.expect("an answer")["type"], "next");
-    root.mutate("updateUser", json!({ "id": alice.id, "role": "ADMIN" })).await.ok();
+    root.mutate("updateUser", json!({ "id": alice.id, "role": "ADMIN" }))
+        .await
+        .ok();
     assert_eq!(other.closed().await, 4403);
 }
 
@@ -125,7 +153,8 @@ async fn a_socket_ends_with_a_session_that_one_of_its_streams_was_opened_in() {
     let mut raw = Raw::greeted(&server, &alice).await;
     raw.subscribe("1", "subscription { events { id } }").await;
     let payload = json!({ "Authorization": format!("Bearer {}", fresh.token()) });
-    raw.send(json!({ "type": "ping", "payload": payload })).await;
+    raw.send(json!({ "type": "ping", "payload": payload }))
+        .await;
     assert_eq!(raw.receive().await, Ok(json!({ "type": "pong" })));
     alice.post("/auth/logout").send().await.expect("an answer");
     assert_eq!(raw.receive().await, Err(4403));
@@ -138,17 +167,36 @@ async fn nothing_is_done_for_a_session_whose_end_was_not_heard_of_yet() {
     let server = Server::without_jobs().await;
     let root = server.admin("root").await;
     let (ended, changed) = (server.admin("alice").await, server.admin("bob").await);
-    let (mut of_ended, mut of_changed) = (Raw::greeted(&server, &ended).await, Raw::greeted(&server, &changed).await);
+    let (mut of_ended, mut of_changed) = (
+        Raw::greeted(&server, &ended).await,
+        Raw::greeted(&server, &changed).await,
+    );
     for raw in [&mut of_ended, &mut of_changed] {
         raw.subscribe("1", "{ users { totalCount } }").await;
-        assert_eq!(raw.receive().await.expect("an answer")["payload"]["data"]["users"]["totalCount"], 3);
-        assert_eq!(raw.receive().await, Ok(json!({ "type": "complete", "id": "1" })));
+        assert_eq!(
+            raw.receive().await.expect("an answer")["payload"]["data"]["users"]["totalCount"],
+            3
+        );
+        assert_eq!(
+            raw.receive().await,
+            Ok(json!({ "type": "complete", "id": "1" }))
+        );
     }
     ended.post("/auth/logout").send().await.expect("an answer");
-    of_ended.subscribe("2", "mutation { createProject(input: { name: \"x\" }) { project { id } } }").await;
+    of_ended
+        .subscribe(
+            "2",
+            "mutation { createProject(input: { name: \"x\" }) { project { id } } }",
+        )
+        .await;
     assert_eq!(of_ended.receive().await, Err(4403));
-    assert!(!server.dump().await.contains("projects: "), "no project was created");
-    root.mutate("updateUser", json!({ "id": changed.id, "role": "USER" })).await.ok();
+    assert!(
+        !server.dump().await.contains("projects: "),
+        "no project was created"
+    );
+    root.mutate("updateUser", json!({ "id": changed.id, "role": "USER" }))
+        .await
+        .ok();
     of_changed.subscribe("2", "{ users { totalCount } }").await;
     assert_eq!(of_changed.receive().await, Err(4403));
 }
@@ -159,14 +207,22 @@ async fn a_fresh_token_prolongs_a_socket() {
     let alice = server.person("alice").await;
     // 52 seconds later the token is valid for 8 more seconds.
     server.advance(Duration::from_secs(52));
-    let (mut prolonged, mut forgotten) = (Raw::greeted(&server, &alice).await, Raw::greeted(&server, &alice).await);
+    let (mut prolonged, mut forgotten) = (
+        Raw::greeted(&server, &alice).await,
+        Raw::greeted(&server, &alice).await,
+    );
     let fresh = server.login("alice").await;
     let payload = json!({ "Authorization": format!("Bearer {}", fresh.token()) });
-    prolonged.send(json!({ "type": "ping", "payload": payload })).await;
+    prolonged
+        .send(json!({ "type": "ping", "payload": payload }))
+        .await;
     assert_eq!(prolonged.receive().await, Ok(json!({ "type": "pong" })));
     assert_eq!(forgotten.closed().await, 4403);
     prolonged.subscribe("1", "{ __typename }").await;
-    assert_eq!(prolonged.receive().await.expect("an answer")["type"], "next");
+    assert_eq!(
+        prolonged.receive().await.expect("an answer")["type"],
+        "next"
+    );
 }
 
 #[tokio::test]
@@ -190,8 +246,14 @@ async fn a_client_that_does_not_read_is_dropped() {
     let flood = async {
         for number in 0.. {
             let payload = json!({ "query": query });
-            let message = json!({ "type": "subscribe", "id": number.to_string(), "payload": payload });
-            if raw.0.send(Message::text(message.to_string())).await.is_err() {
+            let message =
+                json!({ "type": "subscribe", "id": number.to_string(), "payload": payload });
+            if raw
+                .0
+                .send(Message::text(message.to_string()))
+                .await
+                .is_err()
+            {
                 break;
             }
         }
@@ -204,24 +266,52 @@ async fn mutations_are_refused_where_they_are_not_wanted() {
     let server = Server::with(&[("WS_MUTATIONS", "false")]).await;
     let alice = server.person("alice").await;
     let mut raw = Raw::greeted(&server, &alice).await;
-    raw.subscribe("1", "mutation { createProject(input: { name: \"x\" }) { project { id } } }").await;
+    raw.subscribe(
+        "1",
+        "mutation { createProject(input: { name: \"x\" }) { project { id } } }",
+    )
+    .await;
     let refused = raw.receive().await.expect("a message");
     assert_eq!(
-        (&refused["type"], &refused["payload"][0]["extensions"]["code"]),
+        (
+            &refused["type"],
+            &refused["payload"][0]["extensions"]["code"]
+        ),
         (&json!("error"), &json!("FORBIDDEN"))
     );
 }
 
 #[tokio::test]
 async fn a_page_of_another_site_opens_no_socket() {
-    let server = Server::with(&[("CORS_ORIGINS", "https://app.example.org, capacitor://localhost")]).await;
-    let (page, app) = (("https://app.example.org", 101), ("capacitor://localhost", 101));
-    for (origin, status) in [("https://evil.example", 403), ("null", 403), ("capacitor://evil", 403), page, app] {
-        let request = server.request(Method::GET, "/graphql").header("origin", origin);
-        let request = request.header("connection", "upgrade").header("upgrade", "websocket");
-        let request =
-            request.header("sec-websocket-version", "13").header("sec-websocket-key", "AAAAAAAAAAAAAAAAAAAAAA==");
-        let answer = request.header("sec-websocket-protocol", "graphql-transport-ws").send().await;
+    let server = Server::with(&[(
+        "CORS_ORIGINS",
+        "https://app.example.org, capacitor://localhost",
+    )])
+    .await;
+    let (page, app) = (
+        ("https://app.example.org", 101),
+        ("capacitor://localhost", 101),
+    );
+    for (origin, status) in [
+        ("https://evil.example", 403),
+        ("null", 403),
+        ("capacitor://evil", 403),
+        page,
+        app,
+    ] {
+        let request = server
+            .request(Method::GET, "/graphql")
+            .header("origin", origin);
+        let request = request
+            .header("connection", "upgrade")
+            .header("upgrade", "websocket");
+        let request = request
+            .header("sec-websocket-version", "13")
+            .header("sec-websocket-key", "AAAAAAAAAAAAAAAAAAAAAA==");
+        let answer = request
+            .header("sec-websocket-protocol", "graphql-transport-ws")
+            .send()
+            .await;
         assert_eq!(answer.expect("an answer").status(), status, "{origin}");
     }
 }
@@ -245,7 +335,10 @@ impl Frames {
         }
         let answer = String::from_utf8(answer).expect("text").to_lowercase();
         // Key and accept value from RFC 6455, section 1.3.
-        assert!(answer.contains("sec-websocket-accept: s3pplmbitxaq9kygzzhzrbk+xoo=\r\n"), "{answer}");
+        assert!(
+            answer.contains("sec-websocket-accept: s3pplmbitxaq9kygzzhzrbk+xoo=\r\n"),
+            "{answer}"
+        );
         Self(stream)
     }
 
@@ -258,7 +351,9 @@ impl Frames {
             self.0.read_exact(&mut payload).await.expect("a payload");
             (first, payload)
         };
-        timeout(PATIENCE, next).await.expect("a frame before the timeout")
+        timeout(PATIENCE, next)
+            .await
+            .expect("a frame before the timeout")
     }
 }
 
@@ -268,7 +363,11 @@ fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
     let length = payload.len();
     let length = match u8::try_from(length) {
         Ok(short @ 0..126) => vec![0x80 | short],
-        _ => [&[0x80 | 126][..], &u16::try_from(length).expect("a short frame").to_be_bytes()].concat(),
+        _ => [
+            &[0x80 | 126][..],
+            &u16::try_from(length).expect("a short frame").to_be_bytes(),
+        ]
+        .concat(),
     };
     [&[first][..], &length, &[0; 4], payload].concat()
 }
@@ -280,21 +379,53 @@ async fn frames_that_break_the_protocol_close_the_socket_with_the_code_of_rfc_64
     let ping = "x".repeat(126);
     for (title, frames, code) in [
         ("invalid UTF-8", frame(0x81, b"\xff"), 1007),
-        ("invalid UTF-8 in fragments", [frame(0x01, b"\xc3"), frame(0x80, b"\xff")].concat(), 1007),
-        ("invalid UTF-8 in a close frame", frame(0x88, b"\x03\xe8\xff"), 1007),
-        ("a character in two fragments", [frame(0x01, b"\xc3"), frame(0x80, b"\xbc")].concat(), 4400),
+        (
+            "invalid UTF-8 in fragments",
+            [frame(0x01, b"\xc3"), frame(0x80, b"\xff")].concat(),
+            1007,
+        ),
+        (
+            "invalid UTF-8 in a close frame",
+            frame(0x88, b"\x03\xe8\xff"),
+            1007,
+        ),
+        (
+            "a character in two fragments",
+            [frame(0x01, b"\xc3"), frame(0x80, b"\xbc")].concat(),
+            4400,
+        ),
         ("an unmasked frame", unmasked, 1002),
         ("a reserved bit", frame(0xc1, b"{}"), 1002),
         ("a reserved bit of a control frame", frame(0xa9, b""), 1002),
         ("an unknown data frame", frame(0x83, b""), 1002),
         ("an unknown control frame", frame(0x8b, b""), 1002),
-        ("a control frame that is too long", frame(0x89, ping.as_bytes()), 1002),
-        ("a close frame that is too long", frame(0x88, [b"\x03\xe8", ping.as_bytes()].concat().as_slice()), 1002),
+        (
+            "a control frame that is too long",
+            frame(0x89, ping.as_bytes()),
+            1002,
+        ),
+        (
+            "a close frame that is too long",
+            frame(0x88, [b"\x03\xe8", ping.as_bytes()].concat().as_slice()),
+            1002,
+        ),
         ("a fragment of a control frame", frame(0x09, b""), 1002),
         ("a continuation of nothing", frame(0x80, b""), 1002),
-        ("a message within another", [frame(0x01, b"{"), frame(0x81, b"}")].concat(), 1002),
-        ("a close frame without a whole code", frame(0x88, b"\x03"), 1002),
-        ("a message that is too long", [frame(0x01, &[32; 65_000]), frame(0x80, &[32; 65_000])].concat(), 1009),
+        (
+            "a message within another",
+            [frame(0x01, b"{"), frame(0x81, b"}")].concat(),
+            1002,
+        ),
+        (
+            "a close frame without a whole code",
+            frame(0x88, b"\x03"),
+            1002,
+        ),
+        (
+            "a message that is too long",
+            [frame(0x01, &[32; 65_000]), frame(0x80, &[32; 65_000])].concat(),
+            1009,
+        ),
     ] {
         for more in [0, 60_000] {
             let mut raw = Frames::open(&server).await;
@@ -305,11 +436,22 @@ async fn frames_that_break_the_protocol_close_the_socket_with_the_code_of_rfc_64
             drop(write.write_all(&sent).await);
             drop(write.shutdown().await);
             let mut got = Vec::new();
-            timeout(PATIENCE, read.read_to_end(&mut got)).await.expect("the end before the timeout").expect(title);
+            timeout(PATIENCE, read.read_to_end(&mut got))
+                .await
+                .expect("the end before the timeout")
+                .expect(title);
             let close = got.windows(2).position(|at| at[0] == 0x88);
-            let close =
-                close.unwrap_or_else(|| panic!("{title} and {more} bytes: {:?}", String::from_utf8_lossy(&got)));
-            assert_eq!(u16::from_be_bytes([got[close + 2], got[close + 3]]), code, "{title} and {more} bytes");
+            let close = close.unwrap_or_else(|| {
+                panic!(
+                    "{title} and {more} bytes: {:?}",
+                    String::from_utf8_lossy(&got)
+                )
+            });
+            assert_eq!(
+                u16::from_be_bytes([got[close + 2], got[close + 3]]),
+                code,
+                "{title} and {more} bytes"
+            );
         }
     }
 }
@@ -320,7 +462,11 @@ async fn a_flood_of_small_messages_is_read_slowly() {
     let alice = server.person("alice").await;
     let text = |message: Value| frame(0x81, message.to_string().as_bytes());
     let operation = json!({ "type": "subscribe", "id": "1", "payload": { "query": "subscription { events { id } }" } });
-    let churn = [text(operation), text(json!({ "type": "complete", "id": "1" }))].concat();
+    let churn = [
+        text(operation),
+        text(json!({ "type": "complete", "id": "1" })),
+    ]
+    .concat();
     for (title, flood, most) in [
         ("pongs", frame(0x8a, &[0; 125]), 1_000_000),
         ("pings", frame(0x89, &[0; 125]), 1_000_000),
@@ -332,25 +478,46 @@ async fn a_flood_of_small_messages_is_read_slowly() {
         ("subscriptions that are opened and closed", churn, 1_000_000),
         (
             "empty fragments",
-            [frame(0x01, b""), frame(0x00, b"").repeat(10_000), frame(0x80, br#"{"type":"pong"}"#)].concat(),
+            [
+                frame(0x01, b""),
+                frame(0x00, b"").repeat(10_000),
+                frame(0x80, br#"{"type":"pong"}"#),
+            ]
+            .concat(),
             3_500_000,
         ),
     ] {
         let mut raw = Frames::open(&server).await;
         let payload = json!({ "Authorization": format!("Bearer {}", alice.token()) });
-        raw.0.write_all(&text(json!({ "type": "connection_init", "payload": payload }))).await.expect("sent");
+        raw.0
+            .write_all(&text(
+                json!({ "type": "connection_init", "payload": payload }),
+            ))
+            .await
+            .expect("sent");
         assert_eq!(raw.next().await.1, br#"{"type":"connection_ack"}"#);
         let (mut read, mut write) = raw.0.split();
         let mut sent = 0;
         let flooding = async {
             loop {
-                sent += write.write(&flood[sent % flood.len()..]).await.expect("sent");
+                sent += write
+                    .write(&flood[sent % flood.len()..])
+                    .await
+                    .expect("sent");
             }
         };
         let mut got = Vec::new();
         let three_seconds = async {
-            while got.windows(15).filter(|part| part == br#"{"type":"ping"}"#).count() < 3 {
-                assert!(read.read_buf(&mut got).await.expect("an open socket") > 0, "{title}: the server closed");
+            while got
+                .windows(15)
+                .filter(|part| part == br#"{"type":"ping"}"#)
+                .count()
+                < 3
+            {
+                assert!(
+                    read.read_buf(&mut got).await.expect("an open socket") > 0,
+                    "{title}: the server closed"
+                );
             }
         };
         tokio::select! {
@@ -358,14 +525,19 @@ async fn a_flood_of_small_messages_is_read_slowly() {
             taken = timeout(PATIENCE, three_seconds) => taken.expect("three pings before the timeout"),
         }
         println!("{title}: {sent} bytes accepted in three seconds");
-        assert!(sent < most, "{title}: {sent} bytes accepted in three seconds");
+        assert!(
+            sent < most,
+            "{title}: {sent} bytes accepted in three seconds"
+        );
     }
 }
 
 /// Resident memory of this process, in KiB; `None` where the system does not report it.
 fn resident() -> Option<usize> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))?;
     line.trim().trim_end_matches(" kB").parse().ok()
 }
 
@@ -377,22 +549,34 @@ async fn operations_that_wait_take_the_memory_of_their_text() {
     let server = Server::with(&[("MAX_OPERATIONS_AT_ONCE", "8")]).await;
     let (alice, bob) = (server.person("alice").await, server.person("bob").await);
     let owner = |person: &Person| {
-        let access = server.app.credentials.verify_access(server.app.clock.now(), person.token());
+        let access = server
+            .app
+            .credentials
+            .verify_access(server.app.clock.now(), person.token());
         ClientKey::User(access.expect("a good token").user_id)
     };
     let mut sockets = Vec::new();
     for _ in 0..SOCKETS {
         sockets.push(Raw::greeted(&server, &alice).await);
     }
-    let acquire = || server.app.concurrency.acquire(owner(&alice), WaitPolicy::Request);
-    let held = (acquire().await.expect("a permit"), acquire().await.expect("a permit"));
+    let acquire = || {
+        server
+            .app
+            .concurrency
+            .acquire(owner(&alice), WaitPolicy::Request)
+    };
+    let held = (
+        acquire().await.expect("a permit"),
+        acquire().await.expect("a permit"),
+    );
     // 64 KiB of JSON take more than 1 MiB when parsed.
     let values = vec![json!({ "a": 0 }); 7_900];
     let payload = json!({ "query": "{ __typename }", "variables": { "v": values } });
     let before = resident();
     for raw in &mut sockets {
         for number in 0..OPERATIONS {
-            raw.send(json!({ "type": "subscribe", "id": number.to_string(), "payload": payload })).await;
+            raw.send(json!({ "type": "subscribe", "id": number.to_string(), "payload": payload }))
+                .await;
         }
         // The server reads the messages of a socket in order.
         raw.send(json!({ "type": "ping" })).await;
@@ -404,7 +588,10 @@ async fn operations_that_wait_take_the_memory_of_their_text() {
             match message["type"].as_str() {
                 Some("pong") => break,
                 Some("error") => {
-                    assert_eq!(message["payload"][0]["extensions"]["code"], "RATE_LIMITED", "{message}");
+                    assert_eq!(
+                        message["payload"][0]["extensions"]["code"], "RATE_LIMITED",
+                        "{message}"
+                    );
                     refused += 1;
                 }
                 _ => panic!("{message}"),
@@ -417,21 +604,34 @@ async fn operations_that_wait_take_the_memory_of_their_text() {
         assert!(grown < 64 * 1024, "{grown} KiB");
     }
     let waiting = SOCKETS * OPERATIONS - refused;
-    assert!((130..135).contains(&waiting), "{waiting} operations wait: 8 MiB of text");
+    assert!(
+        (130..135).contains(&waiting),
+        "{waiting} operations wait: 8 MiB of text"
+    );
     let mut his = Raw::greeted(&server, &bob).await;
-    his.send(json!({ "type": "subscribe", "id": "1", "payload": payload })).await;
-    assert_eq!(his.receive().await.expect("an answer")["payload"][0]["extensions"]["code"], "VARIABLES_TOO_LARGE");
+    his.send(json!({ "type": "subscribe", "id": "1", "payload": payload }))
+        .await;
+    assert_eq!(
+        his.receive().await.expect("an answer")["payload"][0]["extensions"]["code"],
+        "VARIABLES_TOO_LARGE"
+    );
     drop(held);
     let mut answered = 0;
     for raw in &mut sockets {
-        raw.send(json!({ "type": "subscribe", "id": "last", "payload": { "query": "{ __typename }" } })).await;
+        raw.send(
+            json!({ "type": "subscribe", "id": "last", "payload": { "query": "{ __typename }" } }),
+        )
+        .await;
         loop {
             let message = raw.receive().await.expect("a message");
             match message["type"].as_str() {
                 Some("complete") => break,
                 Some("next") => {}
                 _ => {
-                    assert_eq!(message["payload"][0]["extensions"]["code"], "VARIABLES_TOO_LARGE", "{message}");
+                    assert_eq!(
+                        message["payload"][0]["extensions"]["code"], "VARIABLES_TOO_LARGE",
+                        "{message}"
+                    );
                     answered += 1;
                 }
             }
@@ -443,19 +643,35 @@ async fn operations_that_wait_take_the_memory_of_their_text() {
 #[tokio::test]
 async fn the_operations_of_a_user_that_wait_are_limited_and_harm_nobody_else() {
     const MAX_WAITING: usize = 400;
-    let server = Server::with(&[("MAX_OPERATIONS_AT_ONCE", "8"), ("WS_OPERATIONS_PER_SOCKET", "500")]).await;
+    let server = Server::with(&[
+        ("MAX_OPERATIONS_AT_ONCE", "8"),
+        ("WS_OPERATIONS_PER_SOCKET", "500"),
+    ])
+    .await;
     let (alice, bob) = (server.person("alice").await, server.person("bob").await);
-    let access = server.app.credentials.verify_access(server.app.clock.now(), alice.token());
+    let access = server
+        .app
+        .credentials
+        .verify_access(server.app.clock.now(), alice.token());
     let owner = ClientKey::User(access.expect("a good token").user_id);
-    let (mut hers, mut his) = (Raw::greeted(&server, &alice).await, Raw::greeted(&server, &bob).await);
+    let (mut hers, mut his) = (
+        Raw::greeted(&server, &alice).await,
+        Raw::greeted(&server, &bob).await,
+    );
     let acquire = || server.app.concurrency.acquire(owner, WaitPolicy::Request);
-    let held = (acquire().await.expect("a permit"), acquire().await.expect("a permit"));
+    let held = (
+        acquire().await.expect("a permit"),
+        acquire().await.expect("a permit"),
+    );
     for number in 0..=MAX_WAITING {
         hers.subscribe(&number.to_string(), "{ __typename }").await;
     }
     let refused = hers.receive().await.expect("a message");
     assert_eq!(
-        (&refused["type"], &refused["payload"][0]["extensions"]["code"]),
+        (
+            &refused["type"],
+            &refused["payload"][0]["extensions"]["code"]
+        ),
         (&json!("error"), &json!("RATE_LIMITED"))
     );
     // Sooner than the operations that wait are given up.

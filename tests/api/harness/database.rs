@@ -36,22 +36,33 @@ pub(crate) struct OpenTransaction {
 impl OpenTransaction {
     /// Waits until `count` statements on this database wait for a lock.
     pub(crate) async fn blocked(&self, count: i64) {
-        let query =
-            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+        let query = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
         let waiting = async {
             loop {
                 // Within a transaction PostgreSQL caches the statistics view; clear the cache.
                 self.execute("SELECT pg_stat_clear_snapshot()").await;
-                if self.client.query_one(query, &[]).await.expect("a count").get::<_, i64>(0) >= count {
+                if self
+                    .client
+                    .query_one(query, &[])
+                    .await
+                    .expect("a count")
+                    .get::<_, i64>(0)
+                    >= count
+                {
                     break;
                 }
             }
         };
-        timeout(PATIENCE, waiting).await.expect("statements waiting for a lock");
+        timeout(PATIENCE, waiting)
+            .await
+            .expect("statements waiting for a lock");
     }
 
     pub(crate) async fn execute(&self, statements: &str) {
-        self.client.batch_execute(statements).await.unwrap_or_else(|error| panic!("{statements}: {error:?}"));
+        self.client
+            .batch_execute(statements)
+            .await
+            .unwrap_or_else(|error| panic!("{statements}: {error:?}"));
     }
 
     pub(crate) async fn commit(self) {
@@ -77,7 +88,9 @@ enum Storage {
 
 /// The PostgreSQL server to test on, if `TEST_DATABASE_URL` names one.
 fn server() -> Option<Url> {
-    let url = std::env::var("TEST_DATABASE_URL").ok().filter(|url| url.starts_with("postgres"))?;
+    let url = std::env::var("TEST_DATABASE_URL")
+        .ok()
+        .filter(|url| url.starts_with("postgres"))?;
     Some(url.parse().expect("TEST_DATABASE_URL is a URL"))
 }
 
@@ -100,7 +113,10 @@ impl Database {
 
     /// The same database, for a second server. It is not removed with this value.
     pub(crate) fn shared(&self) -> Self {
-        Self { url: self.url.clone(), kept: Storage::Elsewhere }
+        Self {
+            url: self.url.clone(),
+            kept: Storage::Elsewhere,
+        }
     }
 
     /// Like [`Database::fresh`], but always on SQLite.
@@ -108,7 +124,10 @@ impl Database {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let file = directory.path().join("fasttrack.db");
         std::fs::write(&file, sqlite_template().await).expect("a copy of the template");
-        Self { url: format!("sqlite://{}", file.display()), kept: Storage::Sqlite(directory) }
+        Self {
+            url: format!("sqlite://{}", file.display()),
+            kept: Storage::Sqlite(directory),
+        }
     }
 
     /// A PostgreSQL database without tables; `None` when the tests run on SQLite.
@@ -120,7 +139,10 @@ impl Database {
         let name = format!("fasttrack_test_{}", Id::new());
         run(&server, &format!("CREATE DATABASE \"{name}\" {like}")).await;
         let url = on(&server, &name);
-        Self { url, kept: Storage::Postgres { server, name } }
+        Self {
+            url,
+            kept: Storage::Postgres { server, name },
+        }
     }
 
     /// The value for `DATABASE_URL`.
@@ -135,7 +157,10 @@ impl Database {
     pub(crate) async fn execute(&self, statements: &str) {
         let db = Db::open(&self.location(), 1).expect("a database");
         let done = match &mut db.conn().await.expect("a connection").pooled {
-            PooledConn::Sqlite(c) => c.batch_execute(&format!("PRAGMA query_only = OFF; {statements}")).await,
+            PooledConn::Sqlite(c) => {
+                c.batch_execute(&format!("PRAGMA query_only = OFF; {statements}"))
+                    .await
+            }
             PooledConn::Postgres(c) => (&mut &**c).batch_execute(statements).await,
         };
         done.unwrap_or_else(|error| panic!("{statements}: {error}"));
@@ -145,7 +170,10 @@ impl Database {
     /// Opens a PostgreSQL transaction and runs statements in it, without committing.
     pub(crate) async fn begin(&self, statements: &str) -> OpenTransaction {
         let client = connect(&self.url.parse().expect("a URL")).await;
-        client.batch_execute(&format!("BEGIN; {statements}")).await.expect("a transaction");
+        client
+            .batch_execute(&format!("BEGIN; {statements}"))
+            .await
+            .expect("a transaction");
         OpenTransaction { client }
     }
 
@@ -157,7 +185,9 @@ impl Database {
         let found = texts(&mut conn, &query).await;
         drop(conn);
         db.close().await;
-        found[0].parse().unwrap_or_else(|_| panic!("{query} finds {found:?}"))
+        found[0]
+            .parse()
+            .unwrap_or_else(|_| panic!("{query} finds {found:?}"))
     }
 
     /// Bytes stored permanently. On PostgreSQL the tables in `updated` do not count: their old row
@@ -166,7 +196,11 @@ impl Database {
         if !self.url.starts_with("postgres") {
             return self.number("(SELECT sum(pgsize) FROM dbstat)").await;
         }
-        let updated = updated.iter().map(|table| format!("'{table}'")).collect::<Vec<_>>().join(", ");
+        let updated = updated
+            .iter()
+            .map(|table| format!("'{table}'"))
+            .collect::<Vec<_>>()
+            .join(", ");
         self.number(&format!(
             "SELECT sum(pg_total_relation_size(quote_ident(tablename)::regclass)) FROM pg_tables
              WHERE schemaname = 'public' AND tablename NOT IN ({updated})"
@@ -193,8 +227,11 @@ impl Database {
             } else {
                 let columns = format!("SELECT name AS text FROM pragma_table_info('{table}')");
                 let columns = texts(&mut conn, &columns).await.into_iter();
-                let value =
-                    |name| format!("'{name}', CASE typeof({name}) WHEN 'blob' THEN hex({name}) ELSE {name} END");
+                let value = |name| {
+                    format!(
+                        "'{name}', CASE typeof({name}) WHEN 'blob' THEN hex({name}) ELSE {name} END"
+                    )
+                };
                 let object = columns.map(value).collect::<Vec<_>>().join(", ");
                 format!("SELECT json_object({object}) AS text FROM {table}")
             };
@@ -209,13 +246,19 @@ impl Database {
     /// All rows as text.
     pub(crate) async fn dump(&self) -> String {
         let rows = self.rows().await.into_iter();
-        rows.flat_map(|(table, rows)| rows.into_iter().map(move |row| format!("{table}: {row:?}\n"))).collect()
+        rows.flat_map(|(table, rows)| {
+            rows.into_iter()
+                .map(move |row| format!("{table}: {row:?}\n"))
+        })
+        .collect()
     }
 
     /// Deletes the database.
     pub(crate) async fn remove(self) {
         match self.kept {
-            Storage::Sqlite(directory) => directory.close().expect("the temporary directory can be removed"),
+            Storage::Sqlite(directory) => directory
+                .close()
+                .expect("the temporary directory can be removed"),
             Storage::Postgres { server, name } => {
                 run(&server, &format!("DROP DATABASE \"{name}\" WITH (FORCE)")).await;
             }
@@ -237,7 +280,9 @@ async fn sqlite_template() -> &'static [u8] {
     let make = async || {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let file = directory.path().join("template.db");
-        migrate::up(&Location::Sqlite(file.clone())).await.expect("migrations that apply");
+        migrate::up(&Location::Sqlite(file.clone()))
+            .await
+            .expect("migrations that apply");
         std::fs::read(&file).expect("a migrated file")
     };
     TEMPLATE.get_or_init(make).await
@@ -248,18 +293,33 @@ async fn sqlite_template() -> &'static [u8] {
 async fn postgres_template(server: &Url) -> &'static str {
     static TEMPLATE: OnceCell<String> = OnceCell::const_new();
     let make = async || {
-        let name = format!("fasttrack_template_{:016x}", hash_of(Path::new("migrations/postgres")));
+        let name = format!(
+            "fasttrack_template_{:016x}",
+            hash_of(Path::new("migrations/postgres"))
+        );
         let client = connect(server).await;
-        client.execute("SELECT pg_advisory_lock($1)", &[&LOCK]).await.expect("the lock");
-        let made = client.query("SELECT FROM pg_database WHERE datname = $1", &[&name]).await.expect("an answer");
+        client
+            .execute("SELECT pg_advisory_lock($1)", &[&LOCK])
+            .await
+            .expect("the lock");
+        let made = client
+            .query("SELECT FROM pg_database WHERE datname = $1", &[&name])
+            .await
+            .expect("an answer");
         if made.is_empty() {
             // Create it under a temporary name: an interrupted run must not leave an incomplete
             // template.
             let draft = format!("{name}_draft");
             run(server, &format!("DROP DATABASE IF EXISTS \"{draft}\"")).await;
             run(server, &format!("CREATE DATABASE \"{draft}\"")).await;
-            migrate::up(&Location::Postgres(on(server, &draft))).await.expect("migrations that apply");
-            run(server, &format!("ALTER DATABASE \"{draft}\" RENAME TO \"{name}\"")).await;
+            migrate::up(&Location::Postgres(on(server, &draft)))
+                .await
+                .expect("migrations that apply");
+            run(
+                server,
+                &format!("ALTER DATABASE \"{draft}\" RENAME TO \"{name}\""),
+            )
+            .await;
         }
         name
     };
@@ -268,12 +328,18 @@ async fn postgres_template(server: &Url) -> &'static str {
 
 fn hash_of(directory: &Path) -> u64 {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join(directory);
-    let migrations = std::fs::read_dir(directory).expect("migrations").map(|entry| entry.expect("an entry").path());
+    let migrations = std::fs::read_dir(directory)
+        .expect("migrations")
+        .map(|entry| entry.expect("an entry").path());
     let mut migrations: Vec<_> = migrations.collect();
     migrations.sort();
     let mut hasher = DefaultHasher::new();
     for migration in migrations {
-        (migration.file_name(), std::fs::read(migration.join("up.sql")).expect("up.sql")).hash(&mut hasher);
+        (
+            migration.file_name(),
+            std::fs::read(migration.join("up.sql")).expect("up.sql"),
+        )
+            .hash(&mut hasher);
     }
     hasher.finish()
 }
@@ -283,12 +349,15 @@ fn hash_of(directory: &Path) -> u64 {
 fn on(server: &Url, database: &str) -> String {
     let mut url = server.clone();
     url.set_path(database);
-    url.query_pairs_mut().append_pair("options", "-csynchronous_commit=off");
+    url.query_pairs_mut()
+        .append_pair("options", "-csynchronous_commit=off");
     url.into()
 }
 
 async fn connect(server: &Url) -> Client {
-    let (client, connection) = tokio_postgres::connect(server.as_str(), NoTls).await.expect("the PostgreSQL server");
+    let (client, connection) = tokio_postgres::connect(server.as_str(), NoTls)
+        .await
+        .expect("the PostgreSQL server");
     tokio::spawn(connection);
     client
 }

@@ -30,20 +30,30 @@ pub(crate) struct Mail {
 
 impl Mail {
     pub(crate) fn subject(&self) -> &str {
-        self.content.lines().find_map(|line| line.strip_prefix("Subject: ")).expect("a subject")
+        self.content
+            .lines()
+            .find_map(|line| line.strip_prefix("Subject: "))
+            .expect("a subject")
     }
 
     /// The token in the message's link.
     pub(crate) fn token(&self) -> String {
-        let (_, rest) = self.content.split_once("#token=").unwrap_or_else(|| panic!("no token in {}", self.content));
-        rest.chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '-' || *c == '_').collect()
+        let (_, rest) = self
+            .content
+            .split_once("#token=")
+            .unwrap_or_else(|| panic!("no token in {}", self.content));
+        rest.chars()
+            .take_while(|c| c.is_ascii_alphanumeric() || *c == '-' || *c == '_')
+            .collect()
     }
 }
 
 impl Mailbox {
     /// Starts the SMTP server on a free port.
     pub(crate) async fn open() -> Self {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free port");
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+            .await
+            .expect("a free port");
         let address = listener.local_addr().expect("an address");
         let refuses = Arc::new(AtomicBool::new(false));
         let (refusals, refused) = mpsc::unbounded_channel();
@@ -51,10 +61,20 @@ impl Mailbox {
         let closed = Arc::clone(&refuses);
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                tokio::spawn(receive(stream, arrivals.clone(), refusals.clone(), Arc::clone(&closed)));
+                tokio::spawn(receive(
+                    stream,
+                    arrivals.clone(),
+                    refusals.clone(),
+                    Arc::clone(&closed),
+                ));
             }
         });
-        Self { address, refuses, refused, arrived }
+        Self {
+            address,
+            refuses,
+            refused,
+            arrived,
+        }
     }
 
     /// The value for `SMTP_URL`.
@@ -64,7 +84,10 @@ impl Mailbox {
 
     /// Waits for the next message.
     pub(crate) async fn next(&mut self) -> Mail {
-        timeout(PATIENCE, self.arrived.recv()).await.expect("mail before the timeout").expect("an open mailbox")
+        timeout(PATIENCE, self.arrived.recv())
+            .await
+            .expect("mail before the timeout")
+            .expect("an open mailbox")
     }
 
     /// Waits for the next message to this address and discards others.
@@ -84,7 +107,9 @@ impl Mailbox {
 
     /// Waits until a message has been refused.
     pub(crate) async fn refused(&mut self) {
-        timeout(PATIENCE, self.refused.recv()).await.expect("a refusal before the timeout");
+        timeout(PATIENCE, self.refused.recv())
+            .await
+            .expect("a refusal before the timeout");
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -120,7 +145,12 @@ async fn receive(
                     raw.push_str(line.strip_prefix("..").map_or(&line, |_| &line[1..]));
                     raw.push('\n');
                 }
-                arrivals.send(Mail { to: to.clone(), content: decoded(&raw) }).ok()?;
+                arrivals
+                    .send(Mail {
+                        to: to.clone(),
+                        content: decoded(&raw),
+                    })
+                    .ok()?;
                 b"250 taken\r\n"
             }
             "QUIT" => b"221 bye\r\n",
@@ -133,5 +163,7 @@ async fn receive(
 
 /// Decodes quoted-printable (RFC 2045), for ASCII only.
 fn decoded(raw: &str) -> String {
-    raw.replace("=\n", "").replace("=3D", "=").replace("=3d", "=")
+    raw.replace("=\n", "")
+        .replace("=3D", "=")
+        .replace("=3d", "=")
 }

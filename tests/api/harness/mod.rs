@@ -79,7 +79,10 @@ pub(crate) struct Server {
 
 type StartJobs = fn(&Arc<App>, &CancellationToken) -> fasttrack::error::Result<TaskTracker>;
 
-#[expect(clippy::unnecessary_wraps, reason = "same signature as the function that starts the jobs")]
+#[expect(
+    clippy::unnecessary_wraps,
+    reason = "same signature as the function that starts the jobs"
+)]
 fn no_jobs(_: &Arc<App>, _: &CancellationToken) -> fasttrack::error::Result<TaskTracker> {
     let none = TaskTracker::new();
     none.close();
@@ -148,22 +151,40 @@ impl Server {
         let mut values: HashMap<&str, &str> = SETTINGS.into_iter().collect();
         values.insert("DATABASE_URL", database.url());
         values.extend(settings.iter().copied());
-        let config = Config::from(&|name| values.get(name).map(ToString::to_string)).expect("good settings");
+        let config =
+            Config::from(&|name| values.get(name).map(ToString::to_string)).expect("good settings");
         let clock = Clock::fixed(Timestamp::parse(START).expect("a moment"));
         let name = unique_name();
-        let runtime = Builder::new_multi_thread().worker_threads(2).thread_name(&name).enable_all().build();
+        let runtime = Builder::new_multi_thread()
+            .worker_threads(2)
+            .thread_name(&name)
+            .enable_all()
+            .build();
         let runtime = runtime.expect("a runtime");
         let starting = runtime.spawn(async move {
             let app = App::open(config, clock).expect("the application");
-            let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free port");
+            let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+                .await
+                .expect("a free port");
             let address = listener.local_addr().expect("an address");
             let server = server::Server::start(&app, listener, None, start_jobs).expect("jobs");
             (app, address, server)
         });
         let (app, address, server) = starting.await.expect("a server that starts");
         let threads = runtime.handle().clone();
-        let running = Some(Running { runtime, server, database });
-        Self { app, address, http: reqwest::Client::new(), threads, name, running }
+        let running = Some(Running {
+            runtime,
+            server,
+            database,
+        });
+        Self {
+            app,
+            address,
+            http: reqwest::Client::new(),
+            threads,
+            name,
+            running,
+        }
     }
 
     /// Signs up a new user and logs in.
@@ -171,12 +192,18 @@ impl Server {
         let email = format!("{username}@example.org");
         let body = json!({ "email": email, "username": username, "password": PASSWORD });
         // On a slow machine the server may answer 503 although the account was created.
-        let (mut status, mut was_refused) = (self.post("/auth/register", body.clone()).await.status, false);
+        let (mut status, mut was_refused) = (
+            self.post("/auth/register", body.clone()).await.status,
+            false,
+        );
         while status == 503 {
             was_refused = true;
             status = self.post("/auth/register", body.clone()).await.status;
         }
-        assert!(status == 201 || (was_refused && status == 409), "{username} signs up: {status}");
+        assert!(
+            status == 201 || (was_refused && status == 409),
+            "{username} signs up: {status}"
+        );
         self.login(username).await
     }
 
@@ -205,7 +232,10 @@ impl Server {
         T: Send + 'static,
         F: Future<Output = T> + Send + 'static,
     {
-        self.threads.spawn(work(Arc::clone(&self.app))).await.expect("work without a panic")
+        self.threads
+            .spawn(work(Arc::clone(&self.app)))
+            .await
+            .expect("work without a panic")
     }
 
     /// Logs a user in again.
@@ -215,9 +245,18 @@ impl Server {
 
     /// Logs a user in with a given password.
     pub(crate) async fn login_with(&self, username: &str, password: &str) -> Person {
-        let reply = self.post("/auth/login", json!({ "username": username, "password": password })).await;
+        let reply = self
+            .post(
+                "/auth/login",
+                json!({ "username": username, "password": password }),
+            )
+            .await;
         assert_eq!(reply.status, 200, "{username} logs in: {}", reply.body);
-        let mut person = Person { username: username.to_owned(), ..self.nobody() }.with_tokens(&reply.body);
+        let mut person = Person {
+            username: username.to_owned(),
+            ..self.nobody()
+        }
+        .with_tokens(&reply.body);
         person.id = text(&person.query("{ viewer { id } }", json!({})).await["viewer"]["id"]);
         person
     }
@@ -238,13 +277,19 @@ impl Server {
 
     /// Builds a request to this server.
     pub(crate) fn request(&self, method: Method, path: &str) -> RequestBuilder {
-        self.http.request(method, format!("http://{}{path}", self.address))
+        self.http
+            .request(method, format!("http://{}{path}", self.address))
     }
 
     /// Whether an access token is valid.
     pub(crate) async fn is_signed_in(&self, access_token: &str) -> bool {
-        let request = self.request(Method::POST, "/graphql").bearer_auth(access_token);
-        Reply::to(request.json(&json!({ "query": "{ viewer { id } }" }))).await.body["data"]["viewer"]["id"].is_string()
+        let request = self
+            .request(Method::POST, "/graphql")
+            .bearer_auth(access_token);
+        Reply::to(request.json(&json!({ "query": "{ viewer { id } }" })))
+            .await
+            .body["data"]["viewer"]["id"]
+            .is_string()
     }
 
     /// Posts JSON without a token.
@@ -255,8 +300,13 @@ impl Server {
     /// The stored password hash of a user.
     pub(crate) async fn stored_hash(&self, username: &str) -> String {
         let username = username.to_owned();
-        let identified = self.run(async move |app| account::identify(&mut app.db.conn().await?, &username).await);
-        identified.await.expect("an answer").expect("an account").password_hash
+        let identified = self
+            .run(async move |app| account::identify(&mut app.db.conn().await?, &username).await);
+        identified
+            .await
+            .expect("an answer")
+            .expect("an account")
+            .password_hash
     }
 
     pub(crate) fn database(&self) -> &Database {
@@ -275,7 +325,10 @@ impl Server {
 
     /// The time `after_start` after [`START`], formatted as in the API.
     pub(crate) fn moment(&self, after_start: Duration) -> String {
-        Timestamp::parse(START).expect("a moment").plus(after_start).to_string()
+        Timestamp::parse(START)
+            .expect("a moment")
+            .plus(after_start)
+            .to_string()
     }
 }
 
@@ -285,21 +338,36 @@ type Ended = Result<bool, tokio::time::error::Elapsed>;
 impl Server {
     /// Stops everything and returns the database.
     fn end(&self, running: Running) -> impl Future<Output = (Database, Ended)> + Send + use<> {
-        let Running { runtime, server, database } = running;
+        let Running {
+            runtime,
+            server,
+            database,
+        } = running;
         let (sender, ended) = tokio::sync::oneshot::channel();
         // On a separate thread, because the test's runtime cannot block on another runtime.
         std::thread::spawn(move || {
-            let ended = runtime.block_on(async { tokio::time::timeout(PATIENCE, server.shut_down()).await });
+            let ended = runtime
+                .block_on(async { tokio::time::timeout(PATIENCE, server.shut_down()).await });
             drop(runtime);
-            sender.send((database, ended)).map_err(|_| "no receiver").expect("a receiver");
+            sender
+                .send((database, ended))
+                .map_err(|_| "no receiver")
+                .expect("a receiver");
         });
         async move { ended.await.expect("the end") }
     }
 
     fn check(&self, ended: &Ended) {
-        assert!(matches!(ended, Ok(true)), "the server did not shut down cleanly: {ended:?}");
+        assert!(
+            matches!(ended, Ok(true)),
+            "the server did not shut down cleanly: {ended:?}"
+        );
         let panics = PANICS.lock().expect("an unpoisoned lock");
-        let panics: Vec<&String> = panics.iter().filter(|(thread, _)| *thread == self.name).map(|(_, at)| at).collect();
+        let panics: Vec<&String> = panics
+            .iter()
+            .filter(|(thread, _)| *thread == self.name)
+            .map(|(_, at)| at)
+            .collect();
         assert!(panics.is_empty(), "the server panicked: {panics:?}");
     }
 }
@@ -311,7 +379,10 @@ impl Drop for Server {
         };
         let ended = self.end(running);
         let ended = std::thread::spawn(move || {
-            let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
+            let runtime = Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .expect("a runtime");
             runtime.block_on(async {
                 let (database, ended) = ended.await;
                 database.remove().await;
@@ -347,5 +418,8 @@ fn unique_name() -> String {
 
 /// Returns the string in a JSON value.
 pub(crate) fn text(value: &Value) -> String {
-    value.as_str().unwrap_or_else(|| panic!("not a string: {value}")).to_owned()
+    value
+        .as_str()
+        .unwrap_or_else(|| panic!("not a string: {value}"))
+        .to_owned()
 }

@@ -27,7 +27,10 @@ const SELECTIONS: [(&str, &str); 18] = [
     ("addComment", COMMENT),
     ("updateComment", COMMENT),
     ("deleteComment", "deletedCommentId"),
-    ("updateViewer", "viewer { id username displayName email emailVerified }"),
+    (
+        "updateViewer",
+        "viewer { id username displayName email emailVerified }",
+    ),
     ("updateUser", "user { id username role isActive }"),
     ("changePassword", "viewer { id }"),
     ("revokeSession", "revokedSessionId"),
@@ -70,14 +73,21 @@ impl Person {
 
     /// Sends an operation and returns its answer.
     pub(crate) async fn ask(&self, document: &str, variables: Value) -> Answer {
-        let request = self.post("/graphql").json(&json!({ "query": document, "variables": variables }));
+        let request = self
+            .post("/graphql")
+            .json(&json!({ "query": document, "variables": variables }));
         Answer(Reply::to(request).await.body)
     }
 
     /// Sends an operation that must succeed and returns its data.
     pub(crate) async fn query(&self, document: &str, variables: Value) -> Value {
         let answer = self.ask(document, variables).await;
-        assert!(answer.0.get("errors").is_none(), "{}: {document} returned {}", self.username, answer.0);
+        assert!(
+            answer.0.get("errors").is_none(),
+            "{}: {document} returned {}",
+            self.username,
+            answer.0
+        );
         answer.0["data"].clone()
     }
 
@@ -91,14 +101,19 @@ impl Person {
     /// Calls a mutation.
     pub(crate) async fn send(&self, name: &str, input: Value) -> Mutated {
         let selection = SELECTIONS.iter().find(|(known, _)| *known == name);
-        let (_, selection) = selection.unwrap_or_else(|| panic!("{name} has no selection in the harness"));
+        let (_, selection) =
+            selection.unwrap_or_else(|| panic!("{name} has no selection in the harness"));
         let kind = format!("{}{}Input", name[..1].to_uppercase(), &name[1..]);
         let document = format!(
             "mutation ($input: {kind}!) {{ {name}(input: $input) {{ {selection} userErrors {{ field code }} }} }}"
         );
         let answer = self.ask(&document, json!({ "input": input })).await;
         let object = selection.split([' ', '{']).next().unwrap_or_default();
-        Mutated { object: object.to_owned(), payload: answer.0["data"][name].clone(), answer }
+        Mutated {
+            object: object.to_owned(),
+            payload: answer.0["data"][name].clone(),
+            answer,
+        }
     }
 
     /// Opens a socket and subscribes. Sets the document's `$after`, if declared, to the current end
@@ -133,14 +148,24 @@ impl Person {
             loop {
                 // Acquire a connection each time, so that the transaction we wait for can get one
                 // too.
-                let Ok(mut conn) = app.db.conn().await else { continue };
-                let end = events::settled_end(&mut conn).await.expect("the end of the log");
-                if let (_, false) = events::settled_after(&mut conn, end, 1).await.expect("the events after it") {
+                let Ok(mut conn) = app.db.conn().await else {
+                    continue;
+                };
+                let end = events::settled_end(&mut conn)
+                    .await
+                    .expect("the end of the log");
+                if let (_, false) = events::settled_after(&mut conn, end, 1)
+                    .await
+                    .expect("the events after it")
+                {
                     return end;
                 }
             }
         };
-        timeout(PATIENCE, self.threads.spawn(settled)).await.expect("a log that settles").expect("no panic")
+        timeout(PATIENCE, self.threads.spawn(settled))
+            .await
+            .expect("a log that settles")
+            .expect("no panic")
     }
 
     /// Builds a POST with this user's token.
@@ -154,7 +179,12 @@ impl Person {
 
     /// Creates a project and returns its id.
     pub(crate) async fn project(&self, name: &str) -> String {
-        text(&self.mutate("createProject", json!({ "name": name })).await.ok()["id"])
+        text(
+            &self
+                .mutate("createProject", json!({ "name": name }))
+                .await
+                .ok()["id"],
+        )
     }
 
     /// Creates a task and returns its id; `more` is merged into the input.
@@ -168,12 +198,22 @@ impl Person {
 
     /// Creates a label and returns its id.
     pub(crate) async fn label(&self, project: &str, name: &str) -> String {
-        text(&self.mutate("createLabel", json!({ "projectId": project, "name": name })).await.ok()["id"])
+        text(
+            &self
+                .mutate("createLabel", json!({ "projectId": project, "name": name }))
+                .await
+                .ok()["id"],
+        )
     }
 
     /// Adds a comment and returns its id.
     pub(crate) async fn comment(&self, task: &str, body: &str) -> String {
-        text(&self.mutate("addComment", json!({ "taskId": task, "body": body })).await.ok()["id"])
+        text(
+            &self
+                .mutate("addComment", json!({ "taskId": task, "body": body }))
+                .await
+                .ok()["id"],
+        )
     }
 }
 
@@ -191,12 +231,24 @@ impl Reply {
     pub(crate) async fn to(request: RequestBuilder) -> Self {
         let (client, request) = request.build_split();
         let request = request.expect("a request");
-        let response = client.execute(request.try_clone().expect("a body in one piece")).await.expect("an answer");
+        let response = client
+            .execute(request.try_clone().expect("a body in one piece"))
+            .await
+            .expect("an answer");
         let (status, headers) = (response.status(), response.headers().clone());
         let body = response.text().await.expect("a body");
-        let body =
-            serde_json::from_str(&body).unwrap_or_else(|_| if body.is_empty() { Value::Null } else { body.into() });
-        let reply = Self { status, headers, body };
+        let body = serde_json::from_str(&body).unwrap_or_else(|_| {
+            if body.is_empty() {
+                Value::Null
+            } else {
+                body.into()
+            }
+        });
+        let reply = Self {
+            status,
+            headers,
+            body,
+        };
         contract::check(&request, &reply);
         reply
     }
@@ -209,8 +261,18 @@ pub(crate) struct Answer(pub Value);
 impl Answer {
     /// The codes of all errors, in order.
     pub(crate) fn codes(&self) -> Vec<&str> {
-        let errors = self.0["errors"].as_array().map(Vec::as_slice).unwrap_or_default();
-        errors.iter().map(|error| error["extensions"]["code"].as_str().unwrap_or("an error without a code")).collect()
+        let errors = self.0["errors"]
+            .as_array()
+            .map(Vec::as_slice)
+            .unwrap_or_default();
+        errors
+            .iter()
+            .map(|error| {
+                error["extensions"]["code"]
+                    .as_str()
+                    .unwrap_or("an error without a code")
+            })
+            .collect()
     }
 
     /// The code of the only error.
@@ -239,15 +301,28 @@ impl Mutated {
     /// The object or deleted id of a mutation, which must have succeeded.
     pub(crate) fn ok(self) -> Value {
         let object = &self.payload[&self.object];
-        assert!(self.answer.codes().is_empty() && self.payload["userErrors"] == json!([]), "{}", self.answer.0);
+        assert!(
+            self.answer.codes().is_empty() && self.payload["userErrors"] == json!([]),
+            "{}",
+            self.answer.0
+        );
         object.clone()
     }
 
     /// The user errors of a refused mutation, each as `field: CODE`.
     pub(crate) fn faults(self) -> Vec<String> {
-        assert!(self.answer.codes().is_empty() && self.payload[&self.object].is_null(), "{}", self.answer.0);
-        let faults = self.payload["userErrors"].as_array().expect("user errors").iter();
-        faults.map(|fault| format!("{}: {}", text(&fault["field"][1]), text(&fault["code"]))).collect()
+        assert!(
+            self.answer.codes().is_empty() && self.payload[&self.object].is_null(),
+            "{}",
+            self.answer.0
+        );
+        let faults = self.payload["userErrors"]
+            .as_array()
+            .expect("user errors")
+            .iter();
+        faults
+            .map(|fault| format!("{}: {}", text(&fault["field"][1]), text(&fault["code"])))
+            .collect()
     }
 
     /// The code of the request error that refused the mutation.

@@ -16,7 +16,10 @@ pub(crate) struct Program {
 
 impl Program {
     pub(crate) fn start(command: &mut Command) -> Self {
-        let command = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let command = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
         let mut child = command.spawn().expect("a program that starts");
         let (sender, lines) = channel();
         send_lines(child.stdout.take().expect("its output"), sender.clone());
@@ -29,14 +32,21 @@ impl Program {
         let mut command = fasttrack(directory, settings);
         let program = Self::start(&mut command);
         let line = program.line("listens on http://");
-        let address = line.split("http://").nth(1).and_then(|rest| rest.split(' ').next()).expect("an address");
+        let address = line
+            .split("http://")
+            .nth(1)
+            .and_then(|rest| rest.split(' ').next())
+            .expect("an address");
         (program, address.parse().expect("an address"))
     }
 
     /// Waits for a line that contains `text`.
     pub(crate) fn line(&self, text: &str) -> String {
         loop {
-            let line = self.lines.recv_timeout(PATIENCE).unwrap_or_else(|_| panic!("no line with {text:?}"));
+            let line = self
+                .lines
+                .recv_timeout(PATIENCE)
+                .unwrap_or_else(|_| panic!("no line with {text:?}"));
             if line.contains(text) {
                 return line;
             }
@@ -46,8 +56,15 @@ impl Program {
     /// Peak memory so far, in KiB; `None` where the system does not report it.
     pub(crate) fn peak_memory(&self) -> Option<usize> {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).ok()?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-        Some(line.trim().trim_end_matches(" kB").parse().expect("a number"))
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix("VmHWM:"))?;
+        Some(
+            line.trim()
+                .trim_end_matches(" kB")
+                .parse()
+                .expect("a number"),
+        )
     }
 }
 
@@ -61,7 +78,10 @@ impl Drop for Program {
 /// `fasttrack` with only these settings in its environment.
 pub(crate) fn fasttrack(directory: &Path, settings: &[(&str, &str)]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_fasttrack"));
-    command.env_clear().current_dir(directory).env("LISTEN_ADDR", "127.0.0.1:0");
+    command
+        .env_clear()
+        .current_dir(directory)
+        .env("LISTEN_ADDR", "127.0.0.1:0");
     command.envs(settings.iter().copied());
     command
 }
@@ -69,6 +89,9 @@ pub(crate) fn fasttrack(directory: &Path, settings: &[(&str, &str)]) -> Command 
 fn send_lines(output: impl Read + Send + 'static, lines: Sender<String>) {
     // Ends with the process or with the test.
     std::thread::spawn(move || {
-        BufReader::new(output).lines().map_while(Result::ok).try_for_each(|line| lines.send(line))
+        BufReader::new(output)
+            .lines()
+            .map_while(Result::ok)
+            .try_for_each(|line| lines.send(line))
     });
 }

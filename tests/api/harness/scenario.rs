@@ -33,19 +33,38 @@ impl Scenario {
         assert_eq!(server.post("/auth/login", wrong).await.status, 401);
         let project = alice.project("Apollo").await;
         let label = alice.label(&project, "urgent").await;
-        let due = json!({ "assigneeId": bob.id, "labelIds": [label], "dueAt": "2031-05-01T08:00:00.5Z" });
+        let due =
+            json!({ "assigneeId": bob.id, "labelIds": [label], "dueAt": "2031-05-01T08:00:00.5Z" });
         let task = alice.task(&project, "Fly", due).await;
         let long = format!("with\nlines {}", "\u{1f680} \\ \t\" '' ü".repeat(30));
-        let land = alice.task(&project, "Land: \u{1f680} \\ \t\" '' ü", json!({ "description": long })).await;
-        alice.mutate("updateTask", json!({ "id": land, "description": "with\nlines" })).await.ok();
+        let land = alice
+            .task(
+                &project,
+                "Land: \u{1f680} \\ \t\" '' ü",
+                json!({ "description": long }),
+            )
+            .await;
+        alice
+            .mutate(
+                "updateTask",
+                json!({ "id": land, "description": "with\nlines" }),
+            )
+            .await
+            .ok();
         // Changing a verified address queues a mail to it.
         let dave = server.admin("dave").await;
-        alice.task(&project, "Orbit", json!({ "assigneeId": dave.id })).await;
+        alice
+            .task(&project, "Orbit", json!({ "assigneeId": dave.id }))
+            .await;
         alice.comment(&task, "Ready, @bob?").await;
-        bob.mutate("updateTask", json!({ "id": task, "status": "IN_PROGRESS" })).await.ok();
+        bob.mutate("updateTask", json!({ "id": task, "status": "IN_PROGRESS" }))
+            .await
+            .ok();
         let moving = json!({ "email": "dave@example.net", "currentPassword": PASSWORD });
         dave.mutate("updateViewer", moving).await.ok();
-        dave.mutate("updateViewer", json!({ "username": "dave-2" })).await.ok();
+        dave.mutate("updateViewer", json!({ "username": "dave-2" }))
+            .await
+            .ok();
         Self::settle(server).await;
         Self { alice, bob, task }
     }
@@ -55,7 +74,10 @@ impl Scenario {
         let settled = server.run(async |app| {
             let end = events::settled_end(&mut app.db.conn().await?).await?;
             let mut inbox = app.inbox.subscribe();
-            inbox.wait_for(|reached| *reached >= end).await.expect("a running server");
+            inbox
+                .wait_for(|reached| *reached >= end)
+                .await
+                .expect("a running server");
             loop {
                 let mut conn = app.db.conn().await?;
                 let untried = mails::table.filter(mails::last_error.is_null()).count();
@@ -65,11 +87,17 @@ impl Scenario {
                 }
             }
         });
-        timeout(PATIENCE, settled).await.expect("a server without pending work").expect("an answer");
+        timeout(PATIENCE, settled)
+            .await
+            .expect("a server without pending work")
+            .expect("an answer");
     }
 }
 
 /// Names of the tables without rows.
 pub(crate) fn empty(rows: &Rows) -> BTreeSet<&str> {
-    rows.iter().filter(|(_, rows)| rows.is_empty()).map(|(table, _)| table.as_str()).collect()
+    rows.iter()
+        .filter(|(_, rows)| rows.is_empty())
+        .map(|(table, _)| table.as_str())
+        .collect()
 }

@@ -26,8 +26,13 @@ pub(crate) enum Frame {
 impl Socket {
     /// Opens a socket without `connection_init`.
     pub(crate) async fn open(address: SocketAddr) -> Self {
-        let mut request = format!("ws://{address}/graphql").into_client_request().expect("a request");
-        request.headers_mut().insert("sec-websocket-protocol", "graphql-transport-ws".parse().expect("a header"));
+        let mut request = format!("ws://{address}/graphql")
+            .into_client_request()
+            .expect("a request");
+        request.headers_mut().insert(
+            "sec-websocket-protocol",
+            "graphql-transport-ws".parse().expect("a header"),
+        );
         let (stream, _) = connect_async(request).await.expect("a socket");
         Self(stream)
     }
@@ -35,25 +40,37 @@ impl Socket {
     /// Sends `connection_init` and waits for the acknowledgment.
     pub(crate) async fn init(&mut self, token: Option<&str>) {
         let payload = token.map(|token| json!({ "Authorization": format!("Bearer {token}") }));
-        self.send(json!({ "type": "connection_init", "payload": payload.unwrap_or_else(|| json!({})) })).await;
-        assert_eq!(self.receive().await, Frame::Message(json!({ "type": "connection_ack" })));
+        self.send(
+            json!({ "type": "connection_init", "payload": payload.unwrap_or_else(|| json!({})) }),
+        )
+        .await;
+        assert_eq!(
+            self.receive().await,
+            Frame::Message(json!({ "type": "connection_ack" }))
+        );
     }
 
     /// Starts an operation.
     pub(crate) async fn subscribe(&mut self, id: &str, document: &str, variables: Value) {
         let payload = json!({ "query": document, "variables": variables });
-        self.send(json!({ "id": id, "type": "subscribe", "payload": payload })).await;
+        self.send(json!({ "id": id, "type": "subscribe", "payload": payload }))
+            .await;
     }
 
     /// Sends a protocol message.
     pub(crate) async fn send(&mut self, message: Value) {
-        self.0.send(Message::text(message.to_string())).await.expect("an open socket");
+        self.0
+            .send(Message::text(message.to_string()))
+            .await
+            .expect("an open socket");
     }
 
     /// The next frame, except pings and pongs.
     pub(crate) async fn receive(&mut self) -> Frame {
         loop {
-            let message = timeout(PATIENCE, self.0.next()).await.expect("a frame before the timeout");
+            let message = timeout(PATIENCE, self.0.next())
+                .await
+                .expect("a frame before the timeout");
             match message {
                 Some(Ok(Message::Text(text))) => {
                     let message: Value = serde_json::from_str(&text).expect("JSON");
@@ -62,7 +79,9 @@ impl Socket {
                         return Frame::Message(message);
                     }
                 }
-                Some(Ok(Message::Close(frame))) => return Frame::Closed(frame.map(|frame| frame.code.into())),
+                Some(Ok(Message::Close(frame))) => {
+                    return Frame::Closed(frame.map(|frame| frame.code.into()));
+                }
                 Some(Ok(_)) => {}
                 Some(Err(_)) | None => return Frame::Closed(None),
             }
@@ -78,7 +97,10 @@ pub(crate) struct Subscription {
 
 impl Subscription {
     pub(crate) fn new(socket: Socket, id: &str) -> Self {
-        Self { socket, id: id.to_owned() }
+        Self {
+            socket,
+            id: id.to_owned(),
+        }
     }
 
     /// The underlying socket.
@@ -110,10 +132,14 @@ impl Subscription {
             Frame::Closed(_) => "closed".to_owned(),
             Frame::Message(message) if message["type"] == "complete" => "complete".to_owned(),
             Frame::Message(message) => {
-                let errors =
-                    if message["type"] == "error" { &message["payload"] } else { &message["payload"]["errors"] };
+                let errors = if message["type"] == "error" {
+                    &message["payload"]
+                } else {
+                    &message["payload"]["errors"]
+                };
                 let code = errors[0]["extensions"]["code"].as_str();
-                code.unwrap_or_else(|| panic!("instead of the end came {message}")).to_owned()
+                code.unwrap_or_else(|| panic!("instead of the end came {message}"))
+                    .to_owned()
             }
         }
     }
