@@ -623,7 +623,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn any_text_is_answered(text in any::<String>(), soup in soup()) {
+    fn arbitrary_text_never_panics(text in any::<String>(), soup in soup()) {
         for source in [text, soup] {
             check(&source, None, &Map::new(), &tight())?;
             check(&format!("{{ a {source} }}"), None, &Map::new(), &tight())?;
@@ -632,7 +632,7 @@ proptest! {
     }
 
     #[test]
-    fn documents_are_read_as_the_naive_do(
+    fn admission_agrees_with_naive_expansion(
         source in document(), name in name(), variables in variables(),
     ) {
         check(&source, name, &variables, &DocumentLimits::default())?;
@@ -641,7 +641,7 @@ proptest! {
 
     /// Cuts a piece out of a document and inserts it elsewhere, a few times.
     #[test]
-    fn damaged_documents_are_answered(
+    fn damaged_documents_never_panic(
         source in document(),
         from in any::<prop::sample::Index>(),
         to in any::<prop::sample::Index>(),
@@ -663,7 +663,7 @@ proptest! {
 /// The generator covers every outcome: an admission that refused everything would pass the other
 /// properties too.
 #[test]
-fn the_random_documents_are_of_every_kind() {
+fn generator_covers_every_outcome() {
     use proptest::{strategy::ValueTree, test_runner::TestRunner};
 
     let mut runner = TestRunner::deterministic();

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 const EXPECTED: [u64; OPERATIONS.len()] = [93, 118, 356, 1945, 276];
 
 #[test]
-fn a_request_makes_as_many_allocations_as_it_did() {
+fn allocations_per_request_do_not_change() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let mut fixture = Fixture::new(directory.path());
     let mut wrong = Vec::new();
@@ -59,7 +59,7 @@ const ENDLESS: [(&str, &str); 4] = [
 ];
 
 #[test]
-fn an_answer_that_is_too_large_is_not_made_first() {
+fn oversized_answers_are_refused_before_they_are_built() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let mut fixture = Fixture::new(directory.path());
     let create = |number| {
@@ -94,7 +94,7 @@ fn an_answer_that_is_too_large_is_not_made_first() {
 type Variant<'a> = &'a dyn Fn(usize) -> (String, Value);
 
 #[test]
-fn a_subscription_that_waits_takes_little_memory_whatever_its_document() {
+fn idle_subscriptions_use_bounded_memory() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let mut fixture = Fixture::new(directory.path());
     let small = |number: usize| {

@@ -282,7 +282,7 @@ async fn reached(count: &mut watch::Receiver<usize>, number: usize) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nobody_misses_an_event_when_an_instance_and_redis_are_killed() {
+async fn no_event_is_lost_when_an_instance_and_redis_are_killed() {
     let server = std::env::var("TEST_DATABASE_URL")
         .ok()
         .filter(|url| url.starts_with("postgres"));

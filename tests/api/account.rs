@@ -51,7 +51,7 @@ async fn logout(person: &Person) -> Reply {
 }
 
 #[tokio::test]
-async fn signing_up_answers_the_account_without_its_password() {
+async fn sign_up_returns_the_account_without_the_password() {
     let server = Server::start().await;
     let reply = register(
         &server,
@@ -143,7 +143,7 @@ async fn sign_up_errors_are_reported_field_by_field() {
 }
 
 #[tokio::test]
-async fn an_email_and_a_username_are_taken_without_regard_to_case() {
+async fn email_and_username_are_unique_ignoring_case() {
     let server = Server::start().await;
     assert_eq!(register(&server, json!({})).await.status, 201);
     let reply = register(
@@ -168,7 +168,7 @@ async fn an_email_and_a_username_are_taken_without_regard_to_case() {
 }
 
 #[tokio::test]
-async fn one_logs_in_by_email_by_username_or_by_the_oauth2_form() {
+async fn login_accepts_email_username_or_oauth2_form() {
     let server = Server::start().await;
     let alice = server.person("alice").await;
     let login = server.request(Method::POST, "/auth/login");
@@ -245,7 +245,7 @@ async fn a_wrong_password_an_unknown_name_and_a_disabled_account_get_the_same_an
 }
 
 #[tokio::test]
-async fn an_access_token_is_good_for_fifteen_minutes() {
+async fn access_token_expires_after_fifteen_minutes() {
     let server = Server::start().await;
     let alice = server.person("alice").await;
     server.advance(MINUTE * 15 - Duration::from_secs(1));
@@ -255,7 +255,7 @@ async fn an_access_token_is_good_for_fifteen_minutes() {
 }
 
 #[tokio::test]
-async fn a_token_that_is_not_ours_or_not_for_access_signs_nobody_in() {
+async fn foreign_and_non_access_tokens_are_rejected() {
     let server = Server::start().await;
     let alice = server.person("alice").await;
     let good = alice.access_token.clone().expect("a token");
@@ -297,7 +297,7 @@ async fn a_token_that_is_not_ours_or_not_for_access_signs_nobody_in() {
 }
 
 #[tokio::test]
-async fn refreshing_gives_a_new_pair_and_the_old_refresh_token_is_dead() {
+async fn refresh_rotates_both_tokens() {
     let server = Server::start().await;
     let alice = server.person("alice").await;
     server.advance(MINUTE);
@@ -317,7 +317,7 @@ async fn refreshing_gives_a_new_pair_and_the_old_refresh_token_is_dead() {
 }
 
 #[tokio::test]
-async fn within_the_grace_an_old_refresh_token_gets_the_same_successor() {
+async fn previous_refresh_token_returns_the_same_successor_within_grace() {
     let server = Server::start().await;
     let alice = server.person("alice").await;
     let first = refresh(&server, &alice.refresh_token).await.body;
@@ -338,7 +338,7 @@ async fn within_the_grace_an_old_refresh_token_gets_the_same_successor() {
 }
 
 #[tokio::test]
-async fn of_many_refreshes_at_once_one_successor_comes() {
+async fn concurrent_refreshes_create_one_successor() {
     let server = Server::start().await;
     let alice = server.person("alice").await;
     let replies =
@@ -366,7 +366,7 @@ async fn a_session_lasts_seven_days_after_its_last_refresh() {
 }
 
 #[tokio::test]
-async fn a_refresh_token_that_is_not_ours_is_refused() {
+async fn foreign_refresh_token_is_rejected() {
     let server = Server::start().await;
     let alice = server.person("alice").await;
     let mut forged = alice.refresh_token.clone().into_bytes();
@@ -393,7 +393,7 @@ async fn a_refresh_token_that_is_not_ours_is_refused() {
 }
 
 #[tokio::test]
-async fn logging_out_kills_both_tokens_at_once_and_no_other_session() {
+async fn logout_revokes_both_tokens_of_this_session_only() {
     let server = Server::start().await;
     let here = server.person("alice").await;
     let there = server.login("alice").await;
@@ -410,7 +410,7 @@ async fn logging_out_kills_both_tokens_at_once_and_no_other_session() {
 }
 
 #[tokio::test]
-async fn a_disabled_account_is_out_with_the_next_request() {
+async fn disabling_an_account_takes_effect_with_the_next_request() {
     let server = Server::start().await;
     let (admin, bob) = (server.admin("admin").await, server.person("bob").await);
     admin
@@ -427,7 +427,7 @@ async fn a_disabled_account_is_out_with_the_next_request() {
 }
 
 #[tokio::test]
-async fn a_body_that_cannot_be_read_is_a_problem_of_the_client() {
+async fn unreadable_body_is_a_client_error() {
     let server = Server::start().await;
     let large = format!(r#"{{ "email": "{}" }}"#, "x".repeat(9_000));
     for path in ["/auth/register", "/auth/login", "/auth/refresh"] {

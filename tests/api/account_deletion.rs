@@ -191,7 +191,7 @@ async fn the_address_of_an_admin_is_visible_to_admins_only_and_deleted_with_them
 }
 
 #[tokio::test]
-async fn the_last_admin_cannot_leave() {
+async fn last_admin_cannot_be_deleted() {
     let server = Server::start().await;
     let root = server.admin("root").await;
     let document = "mutation ($password: String!) {
@@ -206,7 +206,7 @@ async fn the_last_admin_cannot_leave() {
 }
 
 #[tokio::test]
-async fn everything_that_is_stored_of_a_person_can_be_taken_along() {
+async fn export_contains_all_stored_data() {
     let server = Server::start().await;
     let (alice, bob) = (server.person("alice").await, server.person("bob").await);
     let project = alice.project("Apollo").await;
@@ -237,7 +237,7 @@ async fn everything_that_is_stored_of_a_person_can_be_taken_along() {
 }
 
 #[tokio::test]
-async fn a_demoted_admin_takes_along_what_they_may_see_now() {
+async fn export_of_a_demoted_admin_follows_current_permissions() {
     let server = Server::start().await;
     let (root, ada, alice) = (
         server.admin("root").await,

@@ -7,7 +7,7 @@ use serde_json::json;
 use crate::harness::{Database, Server};
 
 #[tokio::test]
-async fn a_copy_made_while_the_server_writes_is_of_one_moment_and_serves() {
+async fn backup_during_writes_is_consistent_and_usable() {
     let server = Server::on(Database::sqlite().await, &[]).await;
     let alice = server.person("alice").await;
     let project = alice.project("Apollo").await;
@@ -73,7 +73,7 @@ async fn a_copy_made_while_the_server_writes_is_of_one_moment_and_serves() {
 }
 
 #[tokio::test]
-async fn what_is_not_there_is_not_copied_and_postgresql_has_its_own_tools() {
+async fn backup_refuses_a_missing_file_and_postgresql() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let missing = Location::Sqlite(directory.path().join("missing.db"));
     let copy = directory.path().join("copy.db");

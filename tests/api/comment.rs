@@ -38,7 +38,7 @@ async fn a_comment_has_one_to_five_thousand_characters() {
 }
 
 #[tokio::test]
-async fn an_edited_comment_says_so() {
+async fn edited_comment_is_marked_as_edited() {
     let (server, _, bob, task) = start().await;
     let comment = bob
         .mutate("addComment", json!({ "taskId": task, "body": "  Soon " }))
@@ -71,7 +71,7 @@ async fn an_edited_comment_says_so() {
 }
 
 #[tokio::test]
-async fn the_text_of_a_comment_is_gone_with_it() {
+async fn deleting_a_comment_removes_its_text() {
     let (server, alice, bob, task) = start().await;
     let (carol, admin) = (server.person("carol").await, server.admin("admin").await);
     let mut live = alice
@@ -128,7 +128,7 @@ async fn the_text_of_a_comment_is_gone_with_it() {
 }
 
 #[tokio::test]
-async fn texts_of_comments_that_earlier_versions_left_in_the_log_are_removed() {
+async fn migration_removes_comment_texts_from_the_log() {
     let (server, _, bob, task) = start().await;
     let comment = bob.comment(&task, "Soon").await;
     bob.mutate("deleteComment", json!({ "id": comment }))
@@ -168,7 +168,7 @@ async fn texts_of_comments_that_earlier_versions_left_in_the_log_are_removed() {
 }
 
 #[tokio::test]
-async fn an_author_who_lost_the_task_has_lost_the_comment_too() {
+async fn author_without_the_task_cannot_edit_the_comment() {
     let (_server, alice, bob, task) = start().await;
     let comment = bob.comment(&task, "Soon").await;
     alice
@@ -189,7 +189,7 @@ async fn an_author_who_lost_the_task_has_lost_the_comment_too() {
 }
 
 #[tokio::test]
-async fn the_owner_of_the_project_deletes_only_what_they_wrote() {
+async fn project_owner_deletes_only_their_own_comments() {
     let (server, alice, bob, task) = start().await;
     let admin = server.admin("admin").await;
     let (by_bob, by_alice) = (

@@ -22,7 +22,7 @@ fn read(settings: &[(&str, &str)]) -> Result<Config, InvalidSetting> {
 }
 
 #[test]
-fn without_any_setting_but_keys_everything_has_its_default() {
+fn defaults_apply_without_settings() {
     let config = read(&[]).expect("defaults");
     assert_eq!(config.database, Location::Sqlite("fasttrack.db".into()));
     assert_eq!(config.listen.to_string(), "127.0.0.1:8000");
@@ -34,7 +34,7 @@ fn without_any_setting_but_keys_everything_has_its_default() {
 }
 
 #[test]
-fn an_empty_value_counts_as_none() {
+fn empty_value_counts_as_unset() {
     let config = read(&[
         ("LISTEN_ADDR", " "),
         ("RATE_LIMIT_ENABLED", ""),
@@ -46,7 +46,7 @@ fn an_empty_value_counts_as_none() {
 }
 
 #[test]
-fn the_url_says_which_database() {
+fn url_scheme_selects_the_database() {
     for (url, location) in [
         ("sqlite://data/x.db", Location::Sqlite("data/x.db".into())),
         ("sqlite:///var/x.db", Location::Sqlite("/var/x.db".into())),
@@ -67,7 +67,7 @@ fn the_url_says_which_database() {
 }
 
 #[test]
-fn a_setting_that_cannot_be_used_is_named() {
+fn invalid_setting_is_named_in_the_error() {
     for (name, value) in [
         ("DATABASE_URL", "mysql://host/db"),
         ("DATABASE_URL", "sqlite://"),
@@ -111,7 +111,7 @@ fn a_setting_that_cannot_be_used_is_named() {
 }
 
 #[test]
-fn what_is_to_last_for_ever_lasts_a_hundred_years() {
+fn durations_are_capped_at_a_hundred_years() {
     let config = read(&[
         ("AUDIT_RETENTION_DAYS", "36500"),
         ("LOCKOUT_MINUTES", "52560000"),
@@ -125,7 +125,7 @@ fn what_is_to_last_for_ever_lasts_a_hundred_years() {
 }
 
 #[test]
-fn an_origin_is_a_page_s_or_an_app_s() {
+fn origins_of_pages_and_apps_are_accepted() {
     let listed = "https://App.Example.org:443/path, capacitor://localhost, Tauri://LocalHost:1420/";
     let config = read(&[("CORS_ORIGINS", listed)]).expect("origins");
     assert_eq!(
@@ -139,7 +139,7 @@ fn an_origin_is_a_page_s_or_an_app_s() {
 }
 
 #[test]
-fn traces_go_to_the_collector_that_is_named_with_headers_that_never_print() {
+fn otlp_settings_are_read_and_headers_are_not_printed() {
     assert_eq!(
         read(&[("OTEL_SERVICE_NAME", "tasks")])
             .expect("defaults")
@@ -182,7 +182,7 @@ fn traces_go_to_the_collector_that_is_named_with_headers_that_never_print() {
 }
 
 #[test]
-fn secrets_are_made_once_kept_for_the_owner_alone_and_never_printed() {
+fn secrets_are_generated_once_private_and_not_printed() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let file = directory.path().join("secrets");
     let path = file.to_string_lossy().into_owned();
@@ -255,7 +255,7 @@ fn concurrent_starts_share_the_same_secrets() {
 }
 
 #[test]
-fn a_trusted_document_whose_id_nobody_could_send_stops_the_start() {
+fn trusted_document_with_an_overlong_id_is_rejected() {
     let file = tempfile::NamedTempFile::new().expect("a temporary file");
     let path = file.path().to_string_lossy().into_owned();
     let listed = |id: &str| {

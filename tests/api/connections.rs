@@ -299,7 +299,7 @@ async fn a_flood_of_http_2_control_frames_is_read_slowly() {
 }
 
 #[tokio::test]
-async fn a_crowd_of_idle_connections_keeps_nobody_out() {
+async fn many_idle_connections_do_not_block_new_ones() {
     // Both ends of each connection count toward this process's limit of open files.
     let server = Server::with(&[("MAX_CONNECTIONS", "300")]).await;
     let mut idle = Vec::new();
@@ -316,7 +316,7 @@ async fn a_crowd_of_idle_connections_keeps_nobody_out() {
 }
 
 #[tokio::test]
-async fn an_address_has_no_more_than_its_share_of_the_connections() {
+async fn connections_are_limited_per_address() {
     let settings = [
         ("MAX_CONNECTIONS", "100"),
         ("MAX_CONNECTIONS_PER_ADDRESS", "2"),
@@ -373,7 +373,7 @@ async fn an_address_at_its_limit_evicts_its_own_idle_connections() {
 }
 
 #[tokio::test]
-async fn probes_are_answered_when_every_place_is_taken() {
+async fn probes_are_answered_when_all_slots_are_taken() {
     let server = Server::with(&[("MAX_CONNECTIONS", "2"), ("HEADER_TIMEOUT_SECONDS", "60")]).await;
     let alice = server.person("alice").await;
     let _sockets = [alice.socket().await, alice.socket().await];
@@ -469,7 +469,7 @@ async fn carry(
 const PROMPT: Duration = Duration::from_millis(10);
 
 #[tokio::test]
-async fn readiness_is_checked_once_a_second_over_a_connection_of_its_own() {
+async fn readiness_check_has_its_own_connection() {
     let server = Server::start().await;
     probe(&server).await;
     // Take all other connections: those for requests, and those for the event log and background

@@ -6,7 +6,7 @@ use fasttrack::error::Error;
 use crate::harness::{Server, text};
 
 #[tokio::test]
-async fn an_empty_database_is_filled_and_one_in_use_is_left_as_it_is() {
+async fn demo_fills_only_an_empty_database() {
     let server = Server::start().await;
     let fill = async || server.run(async |app| demo::fill(&app).await).await;
     let password = fill().await.expect("the demo data");

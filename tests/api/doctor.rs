@@ -142,7 +142,7 @@ fn every_invalid_setting_is_reported_and_the_program_fails() {
 }
 
 #[test]
-fn what_is_risky_together_is_warned_of() {
+fn risky_combinations_are_warned_about() {
     let remote = ("DATABASE_URL", "postgres://db.example.org/tasks");
     let https = ("PUBLIC_URL", "https://tasks.example.org");
     for (settings, warning) in [
@@ -244,7 +244,7 @@ fn what_is_risky_together_is_warned_of() {
 }
 
 #[tokio::test]
-async fn a_healthy_server_is_found_healthy_and_left_as_it_is() {
+async fn doctor_passes_on_a_healthy_server_and_changes_nothing() {
     let mailbox = Mailbox::open().await;
     let server = Server::start().await;
     server.admin("root").await;
@@ -296,7 +296,7 @@ async fn a_healthy_server_is_found_healthy_and_left_as_it_is() {
 }
 
 #[tokio::test]
-async fn what_is_broken_is_found() {
+async fn doctor_finds_defects() {
     let database = Database::fresh().await;
     let url = database.url().to_owned();
     let found = async |settings: &[(&str, &str)]| {
@@ -367,7 +367,7 @@ async fn what_is_broken_is_found() {
 }
 
 #[tokio::test]
-async fn a_database_that_is_not_there_yet_is_none_to_complain_of_nor_to_make() {
+async fn doctor_accepts_a_missing_database_without_creating_it() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let url = format!("sqlite://{}", directory.path().join("new.db").display());
     let (worst, text) = examined(&[("DATABASE_URL", &url), ("LISTEN_ADDR", "127.0.0.1:0")]).await;
@@ -392,7 +392,7 @@ async fn a_database_that_is_not_there_yet_is_none_to_complain_of_nor_to_make() {
 }
 
 #[test]
-fn a_report_is_as_bad_as_the_worst_of_it() {
+fn report_level_is_the_worst_finding() {
     let mut report = Report::default();
     assert_eq!(
         (report.worst(), report.to_string()),

@@ -90,7 +90,7 @@ async fn ask(person: &Person, mailbox: &mut Mailbox, old: &str, new: &str) -> (S
 }
 
 #[tokio::test]
-async fn an_access_token_alone_changes_no_address() {
+async fn email_change_requires_the_password() {
     let (server, mut mailbox) = start(&[]).await;
     let alice = alice(&server, &mut mailbox).await;
     let change = async |input: Value| alice.mutate("updateViewer", input).await.faults();
@@ -124,7 +124,7 @@ async fn an_access_token_alone_changes_no_address() {
 }
 
 #[tokio::test]
-async fn another_spelling_of_the_address_is_another_address() {
+async fn different_spelling_is_a_different_address() {
     let (server, mut mailbox) = start(&[]).await;
     let alice = alice(&server, &mut mailbox).await;
     for spelling in ["ALICE@example.org", "Alice@Example.org"] {
@@ -214,7 +214,7 @@ async fn wrong_passwords_are_audited_and_lock_the_session() {
 }
 
 #[tokio::test]
-async fn the_old_address_calls_a_change_off_before_it_is_confirmed() {
+async fn old_address_cancels_a_pending_change() {
     let (server, mut mailbox) = start(&[]).await;
     let alice = alice(&server, &mut mailbox).await;
     let (notice, link) = ask(
@@ -275,7 +275,7 @@ async fn the_old_address_calls_a_change_off_before_it_is_confirmed() {
 }
 
 #[tokio::test]
-async fn the_old_address_takes_a_change_back_after_it_was_confirmed() {
+async fn old_address_reverts_a_confirmed_change() {
     let (server, mut mailbox) = start(&[]).await;
     let thief = alice(&server, &mut mailbox).await;
     let (notice, link) = ask(
@@ -368,7 +368,7 @@ async fn the_old_address_takes_a_change_back_after_it_was_confirmed() {
 }
 
 #[tokio::test]
-async fn a_change_can_be_taken_back_for_three_days() {
+async fn change_can_be_reverted_for_three_days() {
     let (server, mut mailbox) = start(&[]).await;
     let alice = alice(&server, &mut mailbox).await;
     let (notice, link) = ask(&alice, &mut mailbox, "alice@example.org", "new@example.org").await;
@@ -387,7 +387,7 @@ async fn a_change_can_be_taken_back_for_three_days() {
 }
 
 #[tokio::test]
-async fn an_address_that_was_never_verified_takes_no_confirmed_change_back() {
+async fn unverified_old_address_cannot_revert_a_confirmed_change() {
     let (server, mut mailbox) = start(&[]).await;
     // A typo at sign-up: the address belongs to someone else.
     let alice = server.person("alice").await;
@@ -419,7 +419,7 @@ async fn an_address_that_was_never_verified_takes_no_confirmed_change_back() {
 }
 
 #[tokio::test]
-async fn asking_again_keeps_the_link_of_the_first_notice_good() {
+async fn repeated_request_keeps_the_first_cancel_link_valid() {
     let (server, mut mailbox) = start(&[]).await;
     let alice = alice(&server, &mut mailbox).await;
     let (first, _) = ask(&alice, &mut mailbox, "alice@example.org", "one@example.org").await;
@@ -467,7 +467,7 @@ async fn each_step_of_a_change_is_audited() {
 }
 
 #[tokio::test]
-async fn the_page_that_calls_a_change_off_does_nothing_by_itself() {
+async fn opening_the_cancel_page_changes_nothing() {
     let server = Server::start().await;
     let page = Reply::to(server.request(Method::GET, "/auth/email-change/cancel")).await;
     assert_eq!(page.status, 200);

@@ -149,7 +149,7 @@ async fn each_kind_of_event_has_its_fields() {
 }
 
 #[tokio::test]
-async fn a_stream_without_a_cursor_begins_now() {
+async fn stream_without_cursor_starts_now() {
     let server = Server::start().await;
     let alice = server.person("alice").await;
     let project = alice.project("Apollo").await;
@@ -183,7 +183,7 @@ async fn a_stream_without_a_cursor_begins_now() {
 }
 
 #[tokio::test]
-async fn a_stream_goes_from_a_cursor_to_now_and_on_while_a_writer_goes_on() {
+async fn stream_replays_from_a_cursor_and_continues_live() {
     let server = Server::start().await;
     let alice = server.person("alice").await;
     let project = alice.project("Apollo").await;
@@ -218,7 +218,7 @@ async fn a_stream_goes_from_a_cursor_to_now_and_on_while_a_writer_goes_on() {
 }
 
 #[tokio::test]
-async fn a_subscriber_that_falls_behind_is_caught_up_from_the_log() {
+async fn slow_subscriber_catches_up_from_the_log() {
     let server = Server::start().await;
     let alice = server.person("alice").await;
     let project = alice.project("Apollo").await;
@@ -258,7 +258,7 @@ async fn a_stream_resumes_from_the_cursor_of_the_last_event() {
 }
 
 #[tokio::test]
-async fn streams_are_narrowed_by_task_project_and_kind() {
+async fn streams_filter_by_task_project_and_type() {
     let server = Server::start().await;
     let alice = server.person("alice").await;
     let (project, other) = (alice.project("Apollo").await, alice.project("Gemini").await);
@@ -506,7 +506,7 @@ async fn a_long_log_and_a_short_one_return_the_same_events() {
 }
 
 #[tokio::test]
-async fn an_event_of_a_deleted_task_has_its_last_picture_and_nothing_that_hung_on_it() {
+async fn deletion_event_has_the_last_state_without_relations() {
     let server = Server::start().await;
     let (alice, bob) = (server.person("alice").await, server.person("bob").await);
     let project = alice.project("Apollo").await;
@@ -542,7 +542,7 @@ async fn assert_over(told: &mut Subscription) {
 }
 
 #[tokio::test]
-async fn a_stream_ends_when_its_session_or_its_user_does() {
+async fn stream_ends_with_its_session_or_account() {
     let server = Server::start().await;
     let admin = server.admin("admin").await;
     let bob = server.person("bob").await;
@@ -567,7 +567,7 @@ async fn a_stream_ends_when_its_session_or_its_user_does() {
 }
 
 #[tokio::test]
-async fn a_stream_of_a_former_admin_ends() {
+async fn stream_ends_when_its_admin_is_demoted() {
     let server = Server::start().await;
     let (admin, other) = (server.admin("admin").await, server.admin("other").await);
     let alice = server.person("alice").await;
@@ -593,7 +593,7 @@ async fn a_socket_ends_with_its_session() {
 }
 
 #[tokio::test]
-async fn an_event_of_a_slow_transaction_is_not_skipped() {
+async fn events_of_slow_transactions_are_not_skipped() {
     let server = Server::start().await;
     let alice = server.person("alice").await;
     let project = alice.project("Apollo").await;

@@ -43,7 +43,7 @@ async fn hints_are_delivered(redis: Option<&str>) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn postgres_carries_hints() {
+async fn hints_travel_through_postgresql_notify() {
     // SQLite supports one instance only, which needs no hints.
     if is_postgres() {
         hints_are_delivered(None).await;
@@ -61,7 +61,7 @@ impl Drop for Redis {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn redis_carries_hints() {
+async fn hints_travel_through_redis() {
     // Runs where TEST_REDIS_URL is set, which implies that `redis-server` is installed. Uses a
     // server of its own, because all instances on a Redis receive each other's hints.
     if std::env::var("TEST_REDIS_URL").is_err() {

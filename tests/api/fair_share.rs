@@ -68,7 +68,7 @@ fn is_refused(error: &Value) {
 }
 
 #[tokio::test]
-async fn an_owner_whose_share_is_taken_is_refused_over_http_and_others_are_not() {
+async fn exhausted_share_refuses_only_its_owner_over_http() {
     let server = Server::with(&SETTINGS).await;
     let (alice, bob, nobody) = (
         server.person("alice").await,
@@ -107,7 +107,7 @@ async fn an_owner_whose_share_is_taken_is_refused_over_http_and_others_are_not()
 }
 
 #[tokio::test]
-async fn an_owner_whose_share_is_taken_is_refused_on_a_socket_and_others_are_not() {
+async fn exhausted_share_refuses_only_its_owner_on_a_socket() {
     let server = Server::with(&SETTINGS).await;
     let (alice, bob) = (server.person("alice").await, server.person("bob").await);
     let (mut hers, mut his) = (alice.socket().await, bob.socket().await);
@@ -164,7 +164,7 @@ async fn database_connections_are_shared_fairly() {
 }
 
 #[tokio::test]
-async fn others_are_answered_while_one_user_floods_the_server_with_searches() {
+async fn search_flood_does_not_block_other_users() {
     let server = Server::with(&SETTINGS).await;
     let (alice, bob) = (server.person("alice").await, server.person("bob").await);
     let project = alice.project("Apollo").await;

@@ -54,7 +54,7 @@ async fn ask(server: &Server, accept: &str, query: &str) -> HttpResponse {
 }
 
 #[tokio::test]
-async fn each_failure_has_its_status_and_its_code() {
+async fn each_failure_has_a_status_and_code() {
     let server = Server::start().await;
     let bomb = (0..20)
         .map(|n| format!("fragment f{n} on Query {{ ...f{0} ...f{0} }}", n + 1))
@@ -100,7 +100,7 @@ async fn each_failure_has_its_status_and_its_code() {
 }
 
 #[tokio::test]
-async fn what_was_valid_is_checked_for_the_variables_that_come_next() {
+async fn cached_validation_rechecks_variable_types() {
     let server = Server::without_jobs().await;
     let alice = server.person("alice").await;
     let project = alice.project("Apollo").await;
@@ -185,7 +185,7 @@ async fn a_partial_response_has_its_own_status() {
 }
 
 #[tokio::test]
-async fn only_json_is_read_and_only_what_a_client_takes_is_sent() {
+async fn content_types_are_negotiated() {
     let server = Server::start().await;
     let body = r#"{"query":"{ __typename }"}"#;
     for content_type in [
@@ -290,7 +290,7 @@ async fn a_query_or_mutation_over_sse_is_one_event_and_complete() {
 }
 
 #[tokio::test]
-async fn get_is_for_queries_and_not_for_pages_of_other_sites() {
+async fn get_executes_queries_and_rejects_cross_site_requests() {
     let server = Server::start().await;
     let get = |query: &str| {
         server
@@ -317,7 +317,7 @@ async fn get_is_for_queries_and_not_for_pages_of_other_sites() {
 }
 
 #[tokio::test]
-async fn every_answer_carries_the_headers_that_keep_browsers_careful() {
+async fn every_response_has_security_headers() {
     let server = Server::with(&[
         ("PUBLIC_URL", "https://tasks.example.org"),
         ("ALLOWED_HOSTS", "tasks.example.org"),
@@ -378,7 +378,7 @@ async fn introspection_works_only_where_enabled() {
 }
 
 #[test]
-fn every_code_is_in_the_table_once() {
+fn every_error_code_is_documented() {
     let page = std::fs::read_to_string(concat!(
         env!("CARGO_MANIFEST_DIR"),
         "/docs/reference/error-codes.md"
@@ -421,7 +421,7 @@ async fn rest(stream: &mut TcpStream) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn thousands_of_half_open_requests_hold_up_nobody_else() {
+async fn half_open_requests_do_not_block_others() {
     // Each takes two file descriptors, because both ends are in this process.
     let half_open = 2_000;
     let server = Server::with(&[
@@ -515,7 +515,7 @@ async fn half_sent_requests_are_evicted_oldest_first() {
 }
 
 #[tokio::test]
-async fn sockets_are_connections_for_as_long_as_they_are_open() {
+async fn open_sockets_count_as_connections() {
     let server = Server::with(&[("MAX_CONNECTIONS", "2"), ("WS_INIT_SECONDS", "60")]).await;
     let alice = server.person("alice").await;
     let mut sockets = [alice.socket().await, alice.socket().await];
@@ -573,7 +573,7 @@ async fn slow_clients_are_disconnected() {
 }
 
 #[tokio::test]
-async fn http_2_is_spoken_without_being_asked_for_first() {
+async fn http_2_works_with_prior_knowledge() {
     let server = Server::start().await;
     let client = reqwest::Client::builder()
         .http2_prior_knowledge()
@@ -592,7 +592,7 @@ async fn http_2_is_spoken_without_being_asked_for_first() {
 }
 
 #[tokio::test]
-async fn a_trusted_document_is_named_by_its_id_as_it_is_listed() {
+async fn trusted_documents_are_identified_by_id() {
     let file = tempfile::NamedTempFile::new().expect("a temporary file");
     std::fs::write(
         file.path(),

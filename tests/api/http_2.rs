@@ -212,7 +212,7 @@ impl Frames {
 }
 
 #[tokio::test]
-async fn an_answer_that_is_not_taken_is_given_up_and_its_connection_goes_on() {
+async fn unread_response_is_reset_and_the_connection_survives() {
     let server = Server::with(&[("KEEP_ALIVE_SECONDS", "2")]).await;
     for window in [0, 1, 20_000] {
         let mut client = Frames::connect(server.address, window).await;
@@ -227,7 +227,7 @@ async fn an_answer_that_is_not_taken_is_given_up_and_its_connection_goes_on() {
 }
 
 #[tokio::test]
-async fn a_stream_of_events_that_is_not_read_ends_and_its_connection_goes_on() {
+async fn unread_event_stream_is_reset_and_the_connection_survives() {
     let server = Server::with(&[("WS_WRITE_SECONDS", "1")]).await;
     let alice = server.person("alice").await;
     let project = alice.project("Apollo").await;
@@ -258,7 +258,7 @@ async fn a_stream_of_events_that_is_not_read_ends_and_its_connection_goes_on() {
 }
 
 #[tokio::test]
-async fn an_answer_that_is_not_taken_does_not_hold_up_the_end() {
+async fn unread_response_does_not_delay_shutdown() {
     let server = Server::start().await;
     let mut client = Frames::connect(server.address, 0).await;
     for (stream, path) in [(1, "/docs/openapi.json"), (3, "/livez")] {

@@ -12,7 +12,7 @@ async fn start() -> (Server, Person, String) {
 }
 
 #[tokio::test]
-async fn a_label_has_a_name_and_a_colour() {
+async fn label_name_and_color_are_validated() {
     let (_server, alice, project) = start().await;
     let create = async |name: &str, color: Value| {
         alice
@@ -74,7 +74,7 @@ async fn a_name_is_unique_in_its_project_without_regard_to_case() {
 }
 
 #[tokio::test]
-async fn an_absent_field_is_left_alone_and_null_is_refused() {
+async fn absent_field_is_unchanged_and_null_is_refused() {
     let (_server, alice, project) = start().await;
     let label = alice.label(&project, "red").await;
     let left = alice
@@ -127,7 +127,7 @@ async fn labels_are_listed_by_name_on_projects_and_tasks() {
 }
 
 #[tokio::test]
-async fn a_deleted_label_comes_off_every_task() {
+async fn deleting_a_label_removes_it_from_tasks() {
     let (_server, alice, project) = start().await;
     let label = alice.label(&project, "red").await;
     let task = alice

@@ -64,7 +64,7 @@ fn rate_limit(reply: &Reply) -> [u64; 3] {
 }
 
 #[tokio::test]
-async fn every_answer_that_counts_says_what_is_left_and_a_refusal_says_the_same() {
+async fn rate_limit_headers_are_on_answers_and_refusals() {
     let server = Server::with(&[
         ("RATE_LIMIT_ENABLED", "true"),
         ("RATE_LIMIT_CREDENTIALS_PER_MINUTE", "2"),
@@ -152,7 +152,7 @@ async fn every_answer_that_counts_says_what_is_left_and_a_refusal_says_the_same(
 }
 
 #[tokio::test]
-async fn greetings_on_sockets_count_for_who_greets_and_not_for_their_address() {
+async fn connection_init_counts_per_user_not_per_address() {
     let server = Server::with(&[
         ("RATE_LIMIT_ENABLED", "true"),
         ("RATE_LIMIT_CREDENTIALS_PER_MINUTE", "100"),
@@ -179,7 +179,7 @@ async fn greetings_on_sockets_count_for_who_greets_and_not_for_their_address() {
 }
 
 #[tokio::test]
-async fn a_forged_address_changes_nothing_and_that_of_a_trusted_proxy_counts() {
+async fn forwarded_address_is_used_only_from_trusted_proxies() {
     let limited = [
         ("RATE_LIMIT_ENABLED", "true"),
         ("RATE_LIMIT_CREDENTIALS_PER_MINUTE", "2"),
@@ -239,7 +239,7 @@ async fn labels(person: &Person, project: &str, numbers: Range<usize>) {
 }
 
 #[tokio::test]
-async fn a_list_without_pages_counts_as_ten_members() {
+async fn unpaged_list_counts_as_ten_items() {
     let server = Server::without_jobs().await;
     let alice = server.person("alice").await;
     let project = alice.project("Apollo").await;
@@ -258,7 +258,7 @@ async fn a_list_without_pages_counts_as_ten_members() {
 }
 
 #[tokio::test]
-async fn ids_count_as_a_page() {
+async fn ids_argument_counts_as_a_page() {
     let server = Server::without_jobs().await;
     let alice = server.person("alice").await;
     let project = alice.project("Apollo").await;
@@ -277,7 +277,7 @@ async fn ids_count_as_a_page() {
 }
 
 #[tokio::test]
-async fn an_answer_over_4_mib_is_refused_and_not_worth_sending_again() {
+async fn response_over_4_mib_is_refused_as_not_retryable() {
     let server = Server::without_jobs().await;
     let alice = server.person("alice").await;
     let project = alice.project("Apollo").await;
@@ -326,7 +326,7 @@ async fn an_answer_over_4_mib_is_refused_and_not_worth_sending_again() {
 }
 
 #[tokio::test]
-async fn labels_of_labels_are_counted_as_they_are() {
+async fn nested_unpaged_lists_count_their_actual_length() {
     let server = Server::without_jobs().await;
     let alice = server.person("alice").await;
     let project = alice.project("Apollo").await;

@@ -22,7 +22,7 @@ async fn login(server: &Server, username: &str, password: &str) -> Reply {
 }
 
 #[tokio::test]
-async fn five_failures_lock_an_identifier_for_its_source_known_or_not() {
+async fn five_failures_lock_the_identifier_for_the_address() {
     let server = Server::start().await;
     server.person("alice").await;
     for identifier in ["alice", "nobody", "ALICE@example.org"] {
@@ -53,7 +53,7 @@ async fn five_failures_lock_an_identifier_for_its_source_known_or_not() {
 }
 
 #[tokio::test]
-async fn a_right_password_forgets_failures_and_so_does_time() {
+async fn success_and_time_reset_failures() {
     let server = Server::start().await;
     server.person("alice").await;
     for _ in 0..3 {
@@ -71,7 +71,7 @@ async fn a_right_password_forgets_failures_and_so_does_time() {
 }
 
 #[tokio::test]
-async fn an_unknown_identifier_takes_as_long_as_a_known_one() {
+async fn login_time_does_not_reveal_accounts() {
     let server = Server::with(&[
         ("ARGON2_MEMORY_KIB", "2048"),
         ("LOCKOUT_FAILURES", "1000000"),
@@ -136,7 +136,7 @@ async fn a_burst_beyond_the_queue_gets_retry_after_and_the_rest_is_served() {
 }
 
 #[tokio::test]
-async fn a_password_hash_is_renewed_when_its_cost_has_risen() {
+async fn password_is_rehashed_when_the_cost_rises() {
     let server = Server::start().await;
     let alice = server.person("alice").await;
     let cheap = server.stored_hash("alice").await;
@@ -156,7 +156,7 @@ async fn a_password_hash_is_renewed_when_its_cost_has_risen() {
 }
 
 #[tokio::test]
-async fn logins_at_once_may_all_find_that_the_cost_has_risen() {
+async fn concurrent_logins_can_rehash() {
     let server = Server::start().await;
     server.person("alice").await;
     let dearer = server.again(&[("ARGON2_MEMORY_KIB", "1024")]).await;
@@ -167,7 +167,7 @@ async fn logins_at_once_may_all_find_that_the_cost_has_risen() {
 }
 
 #[tokio::test]
-async fn a_login_under_way_does_not_outlive_the_password() {
+async fn login_in_progress_fails_when_the_password_changes() {
     let server = Server::start().await;
     server.person("alice").await;
     let (old, new) = (PASSWORD, "Another-Horse-8");
@@ -208,7 +208,7 @@ async fn a_login_under_way_does_not_outlive_the_password() {
 }
 
 #[tokio::test]
-async fn what_a_session_does_under_way_does_not_outlive_it() {
+async fn operations_in_progress_fail_when_the_session_ends() {
     let server = Server::with(&[("ARGON2_MEMORY_KIB", "16384")]).await;
     let (alice, bob) = (server.person("alice").await, server.person("bob").await);
     let (old, new) = (PASSWORD, "Another-Horse-8");
@@ -319,7 +319,7 @@ async fn the_last_login_survives_the_purge_of_its_session() {
 }
 
 #[tokio::test]
-async fn the_password_is_asked_again_before_it_is_changed() {
+async fn password_change_requires_the_current_password() {
     let server = Server::start().await;
     let phone = server.person("alice").await;
     let alice = server.login("alice").await;
@@ -357,7 +357,7 @@ async fn the_password_is_asked_again_before_it_is_changed() {
 }
 
 #[tokio::test]
-async fn a_page_of_another_site_does_not_get_in_through_a_visitors_browser() {
+async fn cross_site_login_is_rejected() {
     let (listed, public) = ("https://app.example.org", "https://tasks.example.org/at");
     let server = Server::with(&[("CORS_ORIGINS", listed), ("PUBLIC_URL", public)]).await;
     server.person("ada").await;

@@ -57,7 +57,7 @@ async fn ask(server: &Server, path: &str, email: &str) -> Reply {
 }
 
 #[tokio::test]
-async fn a_mail_server_that_is_down_delays_mail_and_nothing_else() {
+async fn unavailable_smtp_server_only_delays_mail() {
     let (server, mut mailbox) = start(&[]).await;
     mailbox.refuse(true);
     server.person("alice").await;
@@ -123,8 +123,7 @@ async fn an_assignment_is_mailed_to_verified_addresses_and_not_to_oneself() {
 }
 
 #[tokio::test]
-async fn a_recipient_gets_at_most_5_account_mails_an_hour_and_what_is_asked_for_beyond_that_later()
-{
+async fn account_mail_beyond_5_an_hour_is_delayed() {
     let (server, mut mailbox) = start(&[]).await;
     let alice = server.person("alice").await;
     let mut mails = arrived(&server, &mut mailbox).await;
@@ -258,7 +257,7 @@ async fn no_hour_has_more_account_mails_than_the_limit() {
 }
 
 #[tokio::test]
-async fn a_link_over_plain_http_is_not_for_one_click() {
+async fn one_click_unsubscribe_requires_https() {
     let (server, mut mailbox) = start(&[("PUBLIC_URL", "http://tasks.example.org")]).await;
     let (alice, root) = (server.person("alice").await, server.admin("root").await);
     mailbox.next().await;
@@ -275,7 +274,7 @@ async fn a_link_over_plain_http_is_not_for_one_click() {
 }
 
 #[tokio::test]
-async fn requests_of_strangers_do_not_keep_a_notice_from_the_owner() {
+async fn stranger_requests_cannot_suppress_security_notices() {
     let (server, mut mailbox) = start(&[]).await;
     let alice = server.person("alice").await;
     for _ in 0..6 {
@@ -309,7 +308,7 @@ async fn requests_of_strangers_do_not_keep_a_notice_from_the_owner() {
 }
 
 #[tokio::test]
-async fn a_mail_that_could_not_be_sent_does_not_count() {
+async fn undelivered_mail_does_not_count_toward_the_limit() {
     let (server, mut mailbox) = start(&[]).await;
     server.person("alice").await;
     mailbox.next().await;
@@ -377,7 +376,7 @@ async fn assignment_mails_are_limited_by_sender_and_recipient() {
 }
 
 #[tokio::test]
-async fn assignments_made_at_once_do_not_pass_the_limit() {
+async fn concurrent_assignments_respect_the_mail_limit() {
     let (server, mut mailbox) = start(&[]).await;
     let (root, alice) = (server.admin("root").await, server.person("alice").await);
     mailbox.next().await;
@@ -401,7 +400,7 @@ fn header<'a>(mail: &'a Mail, name: &str) -> Option<&'a str> {
 }
 
 #[tokio::test]
-async fn one_click_ends_assignment_mails_and_a_setting_brings_them_back() {
+async fn one_click_unsubscribes_and_a_setting_resubscribes() {
     let (server, mut mailbox) = start(&[]).await;
     let (alice, root) = (server.person("alice").await, server.admin("root").await);
     assert_eq!(
@@ -528,7 +527,7 @@ async fn one_click_ends_assignment_mails_and_a_setting_brings_them_back() {
 }
 
 #[test]
-fn without_a_mail_server_a_mail_is_written_whatever_is_logged_and_no_file_is_for_others() {
+fn mail_without_smtp_is_logged_at_any_level_to_private_files() {
     for filter in ["off", "error", "fasttrack=off", "fasttrack::mail=off,warn"] {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let (server, address) = Program::server(directory.path(), &[("RUST_LOG", filter)]);

@@ -98,7 +98,7 @@ const WITH_DESCRIPTIONS: [&str; 4] = [
 ];
 
 #[tokio::test]
-async fn what_is_long_is_read_only_when_it_is_selected() {
+async fn long_columns_are_read_only_when_selected() {
     let server = Server::start().await;
     let (alice, bob) = (server.person("alice").await, server.person("bob").await);
     let tasks = populate(&alice, 3, 5).await;
@@ -141,7 +141,7 @@ async fn what_is_long_is_read_only_when_it_is_selected() {
 }
 
 #[tokio::test]
-async fn an_operation_that_reads_too_much_is_refused_as_a_whole() {
+async fn operation_over_the_row_budget_is_refused() {
     let server = Server::without_jobs().await;
     let alice = server.person("alice").await;
     for _ in 0..5 {
@@ -181,7 +181,7 @@ async fn an_operation_that_reads_too_much_is_refused_as_a_whole() {
 }
 
 #[tokio::test]
-async fn operations_are_refused_while_others_hold_too_much() {
+async fn operations_are_refused_when_the_shared_row_budget_is_used_up() {
     let server = Server::without_jobs().await;
     let (alice, bob) = (server.person("alice").await, server.person("bob").await);
     let tasks = populate(&alice, 1, 5).await;
@@ -262,7 +262,7 @@ async fn operations_are_refused_while_others_hold_too_much() {
 }
 
 #[tokio::test]
-async fn what_an_operation_holds_is_released_when_its_client_goes_away() {
+async fn row_budget_is_released_on_disconnect() {
     let server = Server::without_jobs().await;
     let alice = server.person("alice").await;
     populate(&alice, 3, 10).await;

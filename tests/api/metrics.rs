@@ -129,7 +129,7 @@ async fn requests_and_operations_are_counted_by_route_name_and_outcome() {
 }
 
 #[tokio::test]
-async fn the_readme_has_a_row_for_each_metric() {
+async fn every_metric_is_documented() {
     // Most series appear only after their first event.
     let limits = [
         ("RATE_LIMIT_ENABLED", "true"),
@@ -173,7 +173,7 @@ async fn the_readme_has_a_row_for_each_metric() {
 }
 
 #[tokio::test]
-async fn what_clients_make_up_adds_no_series() {
+async fn clients_cannot_add_metric_series() {
     let server = Server::start().await;
     let alice = server.person("alice").await;
     let long = "x".repeat(81);
@@ -257,7 +257,7 @@ async fn sockets_and_subscriptions_are_counted_while_they_are_open() {
 }
 
 #[tokio::test]
-async fn limits_hashes_and_the_database_are_looked_at() {
+async fn limits_hashing_and_database_have_metrics() {
     let limited = [
         ("RATE_LIMIT_ENABLED", "true"),
         ("RATE_LIMIT_CREDENTIALS_PER_MINUTE", "2"),

@@ -196,7 +196,7 @@ async fn a_mention_notifies_those_who_may_see_the_task_and_replaces_the_comment(
 }
 
 #[tokio::test]
-async fn what_is_read_is_no_longer_unread() {
+async fn marking_as_read_updates_the_unread_count() {
     let server = Server::start().await;
     let (alice, bob) = (server.person("alice").await, server.person("bob").await);
     let project = alice.project("Apollo").await;
@@ -376,7 +376,7 @@ async fn what_is_read_is_no_longer_unread() {
 }
 
 #[tokio::test]
-async fn live_and_replayed_each_comes_once_and_is_in_the_inbox_by_then() {
+async fn live_and_replayed_notifications_arrive_once_and_are_stored() {
     let server = Server::start().await;
     let (alice, bob, carol) = (
         server.person("alice").await,
@@ -508,7 +508,7 @@ async fn permissions_are_checked_when_a_notification_is_read() {
 }
 
 #[tokio::test]
-async fn an_inbox_is_exported_forgotten_in_time_and_goes_with_its_owner() {
+async fn inbox_is_exported_expires_and_is_deleted_with_the_account() {
     let server = Server::start().await;
     let (alice, bob) = (server.person("alice").await, server.person("bob").await);
     let project = alice.project("Apollo").await;

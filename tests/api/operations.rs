@@ -77,7 +77,7 @@ async fn readiness_is_reported_part_by_part() {
 }
 
 #[tokio::test]
-async fn a_server_without_its_redis_says_so_and_one_that_is_busy_is_ready() {
+async fn missing_redis_is_reported_and_a_busy_server_is_ready() {
     let server = Server::with(&[
         ("REDIS_URL", "redis://127.0.0.1:1"),
         ("DATABASE_CONNECTIONS", "1"),
@@ -313,7 +313,7 @@ impl HeldConnection {
 }
 
 #[tokio::test]
-async fn what_was_begun_under_auth_is_done_though_its_client_goes_away() {
+async fn auth_writes_complete_after_disconnect() {
     let server = Server::with(&[("DATABASE_CONNECTIONS", "1"), ("LOCKOUT_FAILURES", "1")]).await;
     server.person("alice").await;
     let held = HeldConnection::connection(&server).await;
@@ -423,7 +423,7 @@ async fn requests_beyond_the_limit_get_the_usual_error_and_are_counted() {
 }
 
 #[tokio::test]
-async fn a_stream_that_cannot_be_opened_now_is_refused_with_a_status_of_its_own() {
+async fn stream_that_cannot_start_gets_503() {
     let server = Server::with(&[("DATABASE_CONNECTIONS", "1")]).await;
     let alice = server.person("alice").await;
     let stream = async || {
@@ -533,7 +533,7 @@ async fn shutdown_answers_open_requests_without_errors() {
 }
 
 #[tokio::test]
-async fn a_draining_server_goes_on_answering_until_the_time_is_over() {
+async fn draining_server_answers_until_drain_seconds_have_passed() {
     let server = Server::with(&[("DRAIN_SECONDS", "3")]).await;
     let alice = server.person("alice").await;
     let mut socket = alice.socket().await;
@@ -575,7 +575,7 @@ async fn a_draining_server_goes_on_answering_until_the_time_is_over() {
 }
 
 #[tokio::test]
-async fn one_export_is_made_at_a_time_and_another_is_asked_to_come_back() {
+async fn concurrent_export_gets_503() {
     let server = Server::with(&[("DATABASE_CONNECTIONS", "1")]).await;
     let (alice, bob) = (server.person("alice").await, server.person("bob").await);
     let export = |person: &Person| {

@@ -65,7 +65,7 @@ async fn a_name_has_one_to_a_hundred_and_twenty_characters() {
 }
 
 #[tokio::test]
-async fn an_absent_field_is_left_alone_and_null_clears_it() {
+async fn absent_field_is_unchanged_and_null_clears_it() {
     let server = Server::start().await;
     let alice = server.person("alice").await;
     let input = json!({ "name": "Apollo", "description": "To the moon" });
@@ -98,7 +98,7 @@ async fn an_absent_field_is_left_alone_and_null_clears_it() {
 }
 
 #[tokio::test]
-async fn each_change_counts_one_version_and_an_old_one_is_a_conflict() {
+async fn each_change_increments_the_version_and_stale_versions_conflict() {
     let server = Server::start().await;
     let alice = server.person("alice").await;
     let project = alice.project("Apollo").await;
@@ -133,7 +133,7 @@ async fn each_change_counts_one_version_and_an_old_one_is_a_conflict() {
 }
 
 #[tokio::test]
-async fn stats_count_the_tasks_as_they_stand() {
+async fn stats_count_current_tasks() {
     let server = Server::start().await;
     let alice = server.person("alice").await;
     let project = alice.project("Apollo").await;

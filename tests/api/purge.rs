@@ -32,7 +32,7 @@ async fn write_old(database: &Database) {
 }
 
 #[tokio::test]
-async fn no_transaction_clears_away_more_than_others_can_wait_for() {
+async fn purge_deletes_in_bounded_batches() {
     let server = Server::without_jobs().await;
     server.person("alice").await;
     write_old(server.database()).await;
@@ -67,7 +67,7 @@ async fn no_transaction_clears_away_more_than_others_can_wait_for() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_cleared_away_keeps_nothing_else() {
+async fn purge_failure_does_not_block_other_tables() {
     let server = Server::start().await;
     let alice = server.person("alice").await;
     let known = server

@@ -63,7 +63,7 @@ async fn account(person: &Person) -> Value {
 }
 
 #[tokio::test]
-async fn a_new_address_is_verified_by_the_link_that_was_mailed_to_it_once() {
+async fn verification_link_works_once() {
     let (server, mut mailbox) = start(&[]).await;
     let alice = server.person("alice").await;
     let mail = mailbox.next().await;
@@ -96,7 +96,7 @@ async fn a_new_address_is_verified_by_the_link_that_was_mailed_to_it_once() {
 }
 
 #[tokio::test]
-async fn a_link_stays_good_for_its_time_whatever_a_stranger_asks_for() {
+async fn links_stay_valid_when_others_are_requested() {
     let (server, mut mailbox) = start(&[]).await;
     server.person("alice").await;
     let first = mailbox.next().await.token();
@@ -142,7 +142,7 @@ async fn a_link_stays_good_for_its_time_whatever_a_stranger_asks_for() {
 }
 
 #[tokio::test]
-async fn unverified_people_may_be_kept_out() {
+async fn login_can_require_a_verified_address() {
     let (server, mut mailbox) = start(&[("REQUIRE_VERIFIED_EMAIL", "true")]).await;
     let body = json!({ "email": "alice@example.org", "username": "alice", "password": PASSWORD });
     assert_eq!(server.post("/auth/register", body).await.status, 201);
@@ -186,7 +186,7 @@ async fn unverified_people_may_be_kept_out() {
 }
 
 #[tokio::test]
-async fn of_two_who_verify_one_address_at_once_one_gets_it() {
+async fn concurrent_verification_of_one_address_has_one_winner() {
     let (server, mut mailbox) = start(&[]).await;
     let (alice, bob) = (server.person("alice").await, server.person("bob").await);
     let (_, _) = (mailbox.next().await, mailbox.next().await);
@@ -251,7 +251,7 @@ async fn a_changed_address_applies_once_verified_and_the_old_one_is_notified() {
 }
 
 #[tokio::test]
-async fn a_password_is_set_anew_by_mail_which_ends_every_session_and_unlocks() {
+async fn password_reset_ends_all_sessions_and_the_lockout() {
     let (server, mut mailbox) = start(&[]).await;
     let alice = server.person("alice").await;
     mailbox.next().await;
@@ -313,7 +313,7 @@ async fn a_password_is_set_anew_by_mail_which_ends_every_session_and_unlocks() {
 }
 
 #[tokio::test]
-async fn a_change_of_address_does_not_outlive_a_new_password() {
+async fn new_password_cancels_a_pending_address_change() {
     let (server, mut mailbox) = start(&[]).await;
     // The account was created with an address that belongs to someone else.
     let mallory = server.person("alice").await;
@@ -368,7 +368,7 @@ async fn a_change_of_address_does_not_outlive_a_new_password() {
 }
 
 #[tokio::test]
-async fn asking_for_the_present_address_calls_a_change_off() {
+async fn requesting_the_current_address_cancels_a_change() {
     let (server, mut mailbox) = start(&[]).await;
     let alice = server.person("alice").await;
     let change = async |email: &str| {
@@ -417,7 +417,7 @@ async fn asking_for_the_present_address_calls_a_change_off() {
 }
 
 #[tokio::test]
-async fn only_the_address_that_was_asked_for_last_is_written_to() {
+async fn only_the_latest_requested_address_gets_mail() {
     let (server, mut mailbox) = start(&[]).await;
     let alice = server.person("alice").await;
     mailbox.next().await;
@@ -446,7 +446,7 @@ async fn only_the_address_that_was_asked_for_last_is_written_to() {
 }
 
 #[tokio::test]
-async fn changes_of_address_are_limited_by_user_and_other_changes_are_not() {
+async fn address_changes_are_rate_limited_per_user() {
     let (server, _mailbox) = start(&[("RATE_LIMIT_ENABLED", "true")]).await;
     let alice = server.person("alice").await;
     for number in 0..5 {
@@ -471,7 +471,7 @@ async fn changes_of_address_are_limited_by_user_and_other_changes_are_not() {
 }
 
 #[tokio::test]
-async fn a_mailbox_that_is_only_spelt_alike_gets_no_link() {
+async fn similar_looking_address_gets_no_link() {
     let (server, mut mailbox) = start(&[]).await;
     server.person("mike").await;
     mailbox.next().await;
@@ -490,7 +490,7 @@ async fn a_mailbox_that_is_only_spelt_alike_gets_no_link() {
 }
 
 #[tokio::test]
-async fn a_reset_link_is_good_for_half_an_hour() {
+async fn reset_link_expires_after_thirty_minutes() {
     let (server, mut mailbox) = start(&[]).await;
     server.person("alice").await;
     mailbox.next().await;
@@ -509,7 +509,7 @@ async fn a_reset_link_is_good_for_half_an_hour() {
 }
 
 #[tokio::test]
-async fn mailed_links_open_a_page_that_changes_nothing_by_itself() {
+async fn opening_a_mailed_link_changes_nothing() {
     let server = Server::start().await;
     for path in ["/auth/verify-email", "/auth/password-reset"] {
         let page = Reply::to(server.request(reqwest::Method::GET, path)).await;

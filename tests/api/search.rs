@@ -195,7 +195,7 @@ fn matches(task: &Value, filter: &Value) -> bool {
 }
 
 #[test]
-fn members_of_a_filter_are_anded_and_each_means_what_it_says() {
+fn filters_match_the_reference_implementation() {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -378,7 +378,7 @@ async fn a_search_ignores_case_beyond_ascii_and_takes_wildcards_literally() {
 }
 
 #[tokio::test]
-async fn a_title_is_searched_as_it_is_after_a_change() {
+async fn search_follows_title_changes() {
     let server = Server::start().await;
     let alice = server.person("alice").await;
     let project = alice.project("Apollo").await;
@@ -408,7 +408,7 @@ async fn a_title_is_searched_as_it_is_after_a_change() {
 }
 
 #[tokio::test]
-async fn a_search_that_cannot_be_is_refused() {
+async fn invalid_search_is_refused() {
     let server = Server::start().await;
     let admin = server.admin("admin").await;
     for search in ["a\u{0}b".to_owned(), "ü".repeat(201), "a ".repeat(11)] {
@@ -469,7 +469,7 @@ async fn filled(
 }
 
 #[tokio::test]
-async fn a_search_reads_a_bounded_amount_of_text_and_costs_accordingly() {
+async fn search_text_is_bounded_and_charged() {
     let server = Server::without_jobs().await;
     let alice = server.person("alice").await;
     // 20 MB and 10 MB of text.
@@ -575,7 +575,7 @@ fn processor_time() -> Duration {
 /// word.
 #[cfg(unix)]
 #[tokio::test]
-async fn a_longer_word_does_not_take_longer_to_search_for() {
+async fn search_time_does_not_depend_on_word_length() {
     let server = Server::without_jobs().await;
     let alice = server.person("alice").await;
     let project = filled(&server, &alice, "Apollo", 400, 10_000).await;

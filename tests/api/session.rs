@@ -11,7 +11,7 @@ use crate::harness::{PASSWORD, PATIENCE, Server, text};
 const SESSIONS: &str = "{ viewer { sessions { id isCurrent userAgent ipAddress } } }";
 
 #[tokio::test]
-async fn a_hundred_refreshes_at_once_give_one_successor() {
+async fn a_hundred_concurrent_refreshes_create_one_successor() {
     let server = Server::start().await;
     let alice = server.person("alice").await;
     // Retry on 503, because a slow machine may run out of database connections.
@@ -40,7 +40,7 @@ async fn a_hundred_refreshes_at_once_give_one_successor() {
 }
 
 #[tokio::test]
-async fn a_retry_within_the_grace_gets_the_same_successor_and_after_it_ends_the_session() {
+async fn reuse_after_the_grace_period_ends_the_session() {
     let server = Server::start().await;
     let alice = server.person("alice").await;
     let refresh = async |token: &str| {
@@ -77,7 +77,7 @@ async fn a_retry_within_the_grace_gets_the_same_successor_and_after_it_ends_the_
 }
 
 #[tokio::test]
-async fn an_older_generation_ends_the_session_even_within_the_grace() {
+async fn older_generation_ends_the_session_within_grace() {
     let server = Server::start().await;
     let alice = server.person("alice").await;
     let refresh = async |token: &str| {
@@ -122,7 +122,7 @@ async fn a_forged_refresh_token_does_not_end_the_session() {
 }
 
 #[tokio::test]
-async fn a_session_lasts_as_long_as_it_is_refreshed() {
+async fn refresh_extends_the_session() {
     let server = Server::start().await;
     let alice = server.person("alice").await;
     let mut token = alice.refresh_token.clone();
@@ -145,7 +145,7 @@ async fn a_session_lasts_as_long_as_it_is_refreshed() {
 }
 
 #[tokio::test]
-async fn a_person_sees_and_ends_their_own_sessions_and_nobody_elses() {
+async fn users_list_and_revoke_only_their_own_sessions() {
     let server = Server::start().await;
     let phone = server.person("alice").await;
     let laptop = server.login("alice").await;
@@ -204,7 +204,7 @@ async fn a_person_sees_and_ends_their_own_sessions_and_nobody_elses() {
 }
 
 #[tokio::test]
-async fn all_other_sessions_end_at_once() {
+async fn revoke_other_sessions_ends_all_others() {
     let server = Server::start().await;
     let first = server.person("alice").await;
     let second = server.login("alice").await;
@@ -225,7 +225,7 @@ async fn all_other_sessions_end_at_once() {
 }
 
 #[tokio::test]
-async fn streams_end_with_their_session_and_others_go_on() {
+async fn only_streams_of_the_ended_session_close() {
     let server = Server::start().await;
     let alice = server.person("alice").await;
     let other = server.login("alice").await;
@@ -267,7 +267,7 @@ async fn streams_end_with_their_session_and_others_go_on() {
 }
 
 #[tokio::test]
-async fn a_change_of_role_holds_from_the_next_request_on() {
+async fn role_change_takes_effect_with_the_next_request() {
     let server = Server::start().await;
     let (root, bob) = (server.admin("root").await, server.person("bob").await);
     let users = "{ users { totalCount } }";
@@ -283,7 +283,7 @@ async fn a_change_of_role_holds_from_the_next_request_on() {
 }
 
 #[tokio::test]
-async fn the_last_active_admin_stays() {
+async fn last_active_admin_cannot_be_demoted() {
     let server = Server::start().await;
     let (first, second) = (server.admin("first").await, server.admin("second").await);
     let demote = async |by: &crate::harness::Person, whom: &str| {
@@ -323,7 +323,7 @@ async fn the_last_active_admin_stays() {
 }
 
 #[tokio::test]
-async fn nothing_that_is_stored_is_a_usable_token() {
+async fn database_contains_no_usable_tokens() {
     let server = Server::start().await;
     let alice = server.person("alice").await;
     let export = alice
@@ -342,7 +342,7 @@ async fn nothing_that_is_stored_is_a_usable_token() {
 }
 
 #[tokio::test]
-async fn a_session_ends_by_its_age_however_often_it_is_refreshed() {
+async fn session_ends_at_its_maximum_age() {
     let day = Duration::from_secs(86_400);
     for (settings, days) in [
         (&[][..], 90),
@@ -387,7 +387,7 @@ async fn a_session_ends_by_its_age_however_often_it_is_refreshed() {
 }
 
 #[tokio::test]
-async fn a_shorter_age_holds_for_sessions_that_are_there() {
+async fn shorter_maximum_age_applies_to_existing_sessions() {
     let server = Server::start().await;
     let mut alice = server.person("alice").await;
     for _ in 0..3 {
@@ -416,7 +416,7 @@ async fn a_shorter_age_holds_for_sessions_that_are_there() {
 }
 
 #[tokio::test]
-async fn a_refresh_notes_where_it_came_from() {
+async fn refresh_records_a_new_network() {
     let server = Server::with(&[("TRUSTED_PROXIES", "127.0.0.0/8")]).await;
     let mut alice = server.person("alice").await;
     for (from, agent) in [
@@ -457,7 +457,7 @@ async fn a_refresh_notes_where_it_came_from() {
 }
 
 #[tokio::test]
-async fn an_access_token_may_come_from_a_clock_that_is_five_seconds_ahead() {
+async fn access_token_tolerates_five_seconds_of_clock_skew() {
     for (ahead, good) in [(5, true), (6, false)] {
         let server = Server::start().await;
         server.person("alice").await;

@@ -80,7 +80,7 @@ const OPERATIONS: [(&str, u64); 9] = [
 ];
 
 #[tokio::test]
-async fn an_operation_takes_no_more_statements_for_many_objects_than_for_one() {
+async fn statement_count_does_not_grow_with_list_sizes() {
     let server = Server::without_jobs().await;
     let (admin, bob) = (server.admin("admin").await, server.person("bob").await);
     for size in [1, 10] {
@@ -99,7 +99,7 @@ async fn an_operation_takes_no_more_statements_for_many_objects_than_for_one() {
 }
 
 #[tokio::test]
-async fn what_is_not_selected_is_not_read() {
+async fn unselected_connections_are_not_read() {
     let server = Server::without_jobs().await;
     let alice = server.person("alice").await;
     populate(&alice, &alice, 2).await;
@@ -111,7 +111,7 @@ async fn what_is_not_selected_is_not_read() {
 }
 
 #[tokio::test]
-async fn a_login_takes_five_statements_and_one_more_to_clear_failures() {
+async fn login_statement_count_is_fixed() {
     let server = Server::without_jobs().await;
     server.person("alice").await;
     let login = async |password: &str, status: u16| {
@@ -136,7 +136,7 @@ async fn a_login_takes_five_statements_and_one_more_to_clear_failures() {
 }
 
 #[tokio::test]
-async fn filters_leave_no_statements_behind() {
+async fn filters_do_not_accumulate_prepared_statements() {
     // SQLite does not list its prepared statements.
     if !is_postgres() {
         return;
@@ -176,7 +176,7 @@ async fn filters_leave_no_statements_behind() {
 }
 
 #[tokio::test]
-async fn many_nodes_are_read_together() {
+async fn nodes_are_loaded_in_batches() {
     let server = Server::without_jobs().await;
     let alice = server.person("alice").await;
     let project = alice.project("Apollo").await;

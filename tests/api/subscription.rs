@@ -145,7 +145,7 @@ async fn delivered_events_have_points_of_their_own_and_a_stream_ends_when_there_
 }
 
 #[tokio::test]
-async fn an_event_stream_without_points_ends_with_the_cursor_to_go_on_from() {
+async fn sse_stream_without_points_ends_with_a_resume_cursor() {
     let server = limited().await;
     let alice = server.person("alice").await;
     let project = alice.project("Apollo").await;
@@ -171,7 +171,7 @@ async fn an_event_stream_without_points_ends_with_the_cursor_to_go_on_from() {
 }
 
 #[tokio::test]
-async fn the_first_event_that_is_refused_is_not_lost_either() {
+async fn first_refused_event_is_not_lost() {
     let server = limited().await;
     let alice = server.person("alice").await;
     let project = alice.project("Apollo").await;
@@ -194,7 +194,7 @@ async fn the_first_event_that_is_refused_is_not_lost_either() {
 }
 
 #[tokio::test]
-async fn a_subscription_may_ask_for_less_than_a_query() {
+async fn subscriptions_have_lower_complexity_limits() {
     let server = Server::without_jobs().await;
     let alice = server.person("alice").await;
     let task = alice
@@ -255,7 +255,7 @@ async fn a_subscription_may_ask_for_less_than_a_query() {
 }
 
 #[tokio::test]
-async fn the_variables_of_a_subscription_are_few() {
+async fn subscription_variables_are_limited() {
     let server = Server::without_jobs().await;
     let alice = server.person("alice").await;
     let document = "subscription ($after: String, $search: String) { events(after: $after) {
@@ -280,7 +280,7 @@ async fn the_variables_of_a_subscription_are_few() {
 }
 
 #[tokio::test]
-async fn a_user_has_a_number_of_subscriptions_over_all_sockets_and_streams() {
+async fn subscriptions_are_limited_per_user() {
     let server = Server::with(&[("WS_SUBSCRIPTIONS_PER_USER", "3")]).await;
     let (alice, bob) = (server.person("alice").await, server.person("bob").await);
     let project = alice.project("Apollo").await;
@@ -310,7 +310,7 @@ async fn a_user_has_a_number_of_subscriptions_over_all_sockets_and_streams() {
 }
 
 #[tokio::test]
-async fn a_subscriber_that_does_not_read_sees_nothing_written_after_its_rights_ended() {
+async fn stalled_subscriber_sees_nothing_after_losing_access() {
     let server = Server::with(&[("WS_WRITE_SECONDS", "60")]).await;
     let (alice, bob) = (server.person("alice").await, server.person("bob").await);
     let project = alice.project("Apollo").await;
@@ -405,7 +405,7 @@ fn url_encoded(pairs: &[(&str, &str)]) -> String {
 }
 
 #[tokio::test]
-async fn a_subscription_waits_for_a_permit_to_execute_and_another_may_be_faster() {
+async fn subscription_execution_waits_for_a_permit() {
     let server = Server::with(&[("MAX_OPERATIONS_AT_ONCE", "1")]).await;
     let alice = server.person("alice").await;
     let project = alice.project("Apollo").await;

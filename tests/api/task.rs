@@ -33,7 +33,7 @@ async fn update(person: &Person, task: &str, more: Value) -> Mutated {
 }
 
 #[tokio::test]
-async fn a_new_task_is_todo_medium_and_of_version_one() {
+async fn new_task_has_defaults() {
     let (server, alice, project) = start().await;
     let now = server.moment(Duration::ZERO);
     let mut task = create(
@@ -55,7 +55,7 @@ async fn a_new_task_is_todo_medium_and_of_version_one() {
 }
 
 #[tokio::test]
-async fn a_new_task_takes_everything_it_is_given() {
+async fn new_task_accepts_every_input_field() {
     let (server, alice, project) = start().await;
     let (red, blue) = (
         alice.label(&project, "red").await,
@@ -125,7 +125,7 @@ async fn lengths_count_code_points_after_trimming() {
 }
 
 #[tokio::test]
-async fn a_lone_surrogate_is_an_error_of_the_user() {
+async fn lone_surrogate_is_bad_user_input() {
     let (_server, alice, project) = start().await;
     for request in [
         format!(
@@ -206,7 +206,7 @@ async fn a_due_date_must_be_in_the_future_when_it_is_set() {
 }
 
 #[tokio::test]
-async fn a_moment_keeps_its_microseconds_and_comes_back_in_utc() {
+async fn timestamps_keep_microseconds_in_utc() {
     let (_server, alice, project) = start().await;
     for (given, kept) in [
         (
@@ -223,7 +223,7 @@ async fn a_moment_keeps_its_microseconds_and_comes_back_in_utc() {
 }
 
 #[tokio::test]
-async fn a_status_goes_one_step_at_a_time() {
+async fn status_changes_one_step_at_a_time() {
     let (server, alice, project) = start().await;
     let statuses = ["TODO", "IN_PROGRESS", "DONE"];
     for (from, start) in statuses.into_iter().enumerate() {
@@ -286,7 +286,7 @@ async fn a_task_done_late_is_no_longer_overdue() {
 }
 
 #[tokio::test]
-async fn an_absent_field_is_left_alone_and_null_clears_it() {
+async fn absent_field_is_unchanged_and_null_clears_it() {
     let (server, alice, project) = start().await;
     let given = json!({ "description": "With care", "dueAt": server.moment(MINUTE), "assigneeId": alice.id });
     let task = alice.task(&project, "Fly", given).await;
@@ -320,7 +320,7 @@ async fn an_absent_field_is_left_alone_and_null_clears_it() {
 }
 
 #[tokio::test]
-async fn each_change_counts_one_version_and_no_change_counts_none() {
+async fn only_actual_changes_increment_the_version() {
     let (server, alice, project) = start().await;
     let task = alice.task(&project, "Fly", json!({})).await;
     let label = alice.label(&project, "red").await;
@@ -425,7 +425,7 @@ async fn labels_are_those_of_the_tasks_own_project() {
 }
 
 #[tokio::test]
-async fn an_assignee_is_a_user() {
+async fn assignee_must_be_an_existing_user() {
     let (server, alice, project) = start().await;
     let task = alice.task(&project, "Fly", json!({})).await;
     let gone = server.person("gone").await;
@@ -541,7 +541,7 @@ async fn assigning_a_task_does_not_reveal_whether_the_assignee_is_active() {
 }
 
 #[tokio::test]
-async fn an_archived_project_takes_no_new_tasks_but_its_tasks_go_on() {
+async fn archived_project_accepts_no_new_tasks_but_updates() {
     let (_server, alice, project) = start().await;
     let task = alice.task(&project, "Fly", json!({})).await;
     alice
@@ -570,7 +570,7 @@ async fn an_archived_project_takes_no_new_tasks_but_its_tasks_go_on() {
 }
 
 #[tokio::test]
-async fn an_assignee_who_hands_a_task_on_does_not_see_it_any_more() {
+async fn reassigning_assignee_loses_access() {
     let (server, alice, project) = start().await;
     let (bob, carol) = (server.person("bob").await, server.person("carol").await);
     let task = alice
@@ -594,7 +594,7 @@ async fn an_assignee_who_hands_a_task_on_does_not_see_it_any_more() {
 }
 
 #[tokio::test]
-async fn a_deleted_task_is_gone_with_its_comments_and_label_ties() {
+async fn deleting_a_task_deletes_comments_and_label_links() {
     let (_server, alice, project) = start().await;
     let label = alice.label(&project, "red").await;
     let task = alice
@@ -620,7 +620,7 @@ async fn a_deleted_task_is_gone_with_its_comments_and_label_ties() {
 }
 
 #[tokio::test]
-async fn ids_of_other_types_name_no_task() {
+async fn ids_of_other_types_are_not_found() {
     let (_server, alice, project) = start().await;
     for id in [project.as_str(), alice.id.as_str(), "", "x", "ä\u{0}"] {
         let answer = alice

@@ -92,7 +92,7 @@ async fn pass_on(
 }
 
 #[tokio::test]
-async fn sslmode_says_whether_and_how_postgresql_is_reached_over_tls() {
+async fn sslmode_controls_tls_to_postgresql() {
     let Some(database) = Database::bare().await else {
         return;
     };
@@ -205,7 +205,7 @@ async fn sslmode_says_whether_and_how_postgresql_is_reached_over_tls() {
 }
 
 #[test]
-fn what_cannot_be_meant_is_refused() {
+fn invalid_tls_parameters_are_refused() {
     let refused = |words: &str| {
         let parsed =
             postgres::PgConnector::parse(&format!("postgres://u:secret@db.example.org/db?{words}"));
@@ -233,7 +233,7 @@ fn what_cannot_be_meant_is_refused() {
 }
 
 #[tokio::test]
-async fn rediss_reaches_a_redis_over_tls_whose_certificate_is_verified() {
+async fn rediss_verifies_the_certificate() {
     if std::process::Command::new("redis-server")
         .arg("--version")
         .output()

@@ -99,7 +99,7 @@ async fn ask(server: &Server, traceparent: Option<&str>, query: &str) -> u16 {
 }
 
 #[tokio::test]
-async fn a_request_goes_on_in_the_trace_of_its_caller() {
+async fn request_continues_the_callers_trace() {
     let mut collector = Collector::open().await;
     let server = traced(&collector, "1").await;
     ask(
@@ -179,7 +179,7 @@ async fn a_request_goes_on_in_the_trace_of_its_caller() {
 }
 
 #[tokio::test]
-async fn an_operation_on_a_socket_has_a_trace_of_its_own() {
+async fn socket_operation_starts_its_own_trace() {
     let mut collector = Collector::open().await;
     let server = traced(&collector, "1").await;
     let alice = server.person("alice").await;
@@ -207,7 +207,7 @@ async fn an_operation_on_a_socket_has_a_trace_of_its_own() {
 }
 
 #[tokio::test]
-async fn an_operation_that_is_answered_by_a_stream_is_in_the_trace_of_its_request() {
+async fn streamed_operation_is_in_the_request_trace() {
     let mut collector = Collector::open().await;
     let server = traced(&collector, "1").await;
     let alice = server.person("alice").await;
@@ -244,7 +244,7 @@ async fn an_operation_that_is_answered_by_a_stream_is_in_the_trace_of_its_reques
 }
 
 #[tokio::test]
-async fn a_subscription_is_traced_where_it_is_opened_and_where_an_event_is_answered() {
+async fn subscription_start_and_events_are_traced() {
     let mut collector = Collector::open().await;
     let server = traced(&collector, "1").await;
     let alice = server.person("alice").await;
@@ -324,7 +324,7 @@ async fn a_subscription_is_traced_where_it_is_opened_and_where_an_event_is_answe
 }
 
 #[tokio::test]
-async fn what_is_traced_is_decided_where_a_trace_begins() {
+async fn sampling_follows_the_callers_decision() {
     let mut collector = Collector::open().await;
     let server = traced(&collector, "0").await;
     ask(&server, None, "{ __typename }").await;
@@ -349,7 +349,7 @@ async fn what_is_traced_is_decided_where_a_trace_begins() {
 }
 
 #[tokio::test]
-async fn a_collector_that_never_answers_holds_up_neither_requests_nor_the_end() {
+async fn silent_collector_delays_neither_requests_nor_shutdown() {
     let silent = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
         .await
         .expect("a free port");

@@ -8,7 +8,7 @@ use crate::harness::{PASSWORD, Person, Server, is_postgres};
 use crate::recovery::start;
 
 #[tokio::test]
-async fn one_changes_ones_own_names_and_address() {
+async fn viewer_updates_their_names_and_address() {
     let server = Server::start().await;
     let alice = server.person("alice").await;
     let input = json!({ "displayName": " Alice Moreau ", "username": "Alice-2", "email": "alice@example.org" });
@@ -30,7 +30,7 @@ async fn one_changes_ones_own_names_and_address() {
 }
 
 #[tokio::test]
-async fn a_new_name_is_read_at_once_and_on_another_instance_within_a_second() {
+async fn name_change_is_visible_at_once_and_elsewhere_within_a_second() {
     let server = Server::start().await;
     let (alice, bob) = (server.person("alice").await, server.person("bob").await);
     let project = alice.project("Apollo").await;
@@ -69,7 +69,7 @@ async fn a_new_name_is_read_at_once_and_on_another_instance_within_a_second() {
 }
 
 #[tokio::test]
-async fn the_rules_of_signing_up_hold_for_changes_too() {
+async fn updates_are_validated_like_sign_up() {
     let server = Server::start().await;
     let alice = server.person("alice").await;
     server.person("bob").await;
@@ -107,7 +107,7 @@ async fn the_rules_of_signing_up_hold_for_changes_too() {
 }
 
 #[tokio::test]
-async fn a_user_is_found_by_handle_without_regard_to_case() {
+async fn user_lookup_ignores_case() {
     let server = Server::start().await;
     let (alice, bob) = (server.person("alice").await, server.person("Bob").await);
     let find = async |name: &str| {
@@ -161,7 +161,7 @@ async fn admin_filters_the_users() {
 }
 
 #[tokio::test]
-async fn stats_count_what_a_person_owns_and_has_to_do() {
+async fn user_stats_count_owned_projects_and_open_tasks() {
     let server = Server::start().await;
     let alice = server.person("alice").await;
     let project = alice.project("Apollo").await;
@@ -188,7 +188,7 @@ async fn stats_count_what_a_person_owns_and_has_to_do() {
 }
 
 #[tokio::test]
-async fn admin_cannot_be_given_a_role_that_is_null() {
+async fn null_role_is_refused() {
     let server = Server::start().await;
     let admin = server.admin("admin").await;
     for field in ["role", "isActive"] {
@@ -263,7 +263,7 @@ async fn a_display_name_has_no_invisible_or_direction_characters() {
 }
 
 #[tokio::test]
-async fn names_that_pass_for_the_server_are_given_by_its_operator_alone() {
+async fn reserved_names_can_be_set_only_by_the_operator() {
     let server = Server::start().await;
     let alice = server.person("alice").await;
     let reserved = [

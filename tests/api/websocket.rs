@@ -82,7 +82,7 @@ impl Raw {
 }
 
 #[tokio::test]
-async fn each_breach_of_the_protocol_has_its_code() {
+async fn protocol_violations_have_close_codes() {
     let server = Server::start().await;
     let alice = server.person("alice").await;
     let operation = json!({ "type": "subscribe", "id": "1", "payload": { "query": "subscription { events { id } }" } });
@@ -115,7 +115,7 @@ async fn each_breach_of_the_protocol_has_its_code() {
 }
 
 #[tokio::test]
-async fn a_silent_socket_is_closed_before_and_after_the_greeting() {
+async fn silent_socket_is_closed_before_and_after_init() {
     let server = Server::with(&[("WS_INIT_SECONDS", "2"), ("WS_PING_SECONDS", "2")]).await;
     let alice = server.person("alice").await;
     assert_eq!(Raw::open(&server).await.closed().await, 4408);
@@ -128,7 +128,7 @@ async fn a_silent_socket_is_closed_before_and_after_the_greeting() {
 }
 
 #[tokio::test]
-async fn a_socket_ends_with_its_session_and_a_change_of_its_user() {
+async fn socket_closes_when_its_session_or_account_changes() {
     let server = Server::start().await;
     let (alice, root) = (server.person("alice").await, server.admin("root").await);
     let mut raw = Raw::greeted(&server, &alice).await;
@@ -146,7 +146,7 @@ async fn a_socket_ends_with_its_session_and_a_change_of_its_user() {
 }
 
 #[tokio::test]
-async fn a_socket_ends_with_a_session_that_one_of_its_streams_was_opened_in() {
+async fn socket_closes_when_a_streams_original_session_ends() {
     let server = Server::start().await;
     let alice = server.person("alice").await;
     let fresh = server.login("alice").await;
@@ -161,7 +161,7 @@ async fn a_socket_ends_with_a_session_that_one_of_its_streams_was_opened_in() {
 }
 
 #[tokio::test]
-async fn nothing_is_done_for_a_session_whose_end_was_not_heard_of_yet() {
+async fn ended_session_is_rejected_before_the_event_arrives() {
     // The server does not read the event log here, as on PostgreSQL while an older transaction is
     // open.
     let server = Server::without_jobs().await;
@@ -202,7 +202,7 @@ async fn nothing_is_done_for_a_session_whose_end_was_not_heard_of_yet() {
 }
 
 #[tokio::test]
-async fn a_fresh_token_prolongs_a_socket() {
+async fn fresh_token_extends_the_socket() {
     let server = Server::with(&[("ACCESS_TOKEN_EXPIRE_MINUTES", "1")]).await;
     let alice = server.person("alice").await;
     // 52 seconds later the token is valid for 8 more seconds.
@@ -226,7 +226,7 @@ async fn a_fresh_token_prolongs_a_socket() {
 }
 
 #[tokio::test]
-async fn a_socket_says_that_the_server_restarts() {
+async fn shutdown_closes_sockets_with_1012() {
     let server = Server::start().await;
     let alice = server.person("alice").await;
     let mut raw = Raw::greeted(&server, &alice).await;
@@ -262,7 +262,7 @@ async fn a_client_that_does_not_read_is_dropped() {
 }
 
 #[tokio::test]
-async fn mutations_are_refused_where_they_are_not_wanted() {
+async fn mutations_on_sockets_can_be_disabled() {
     let server = Server::with(&[("WS_MUTATIONS", "false")]).await;
     let alice = server.person("alice").await;
     let mut raw = Raw::greeted(&server, &alice).await;
@@ -282,7 +282,7 @@ async fn mutations_are_refused_where_they_are_not_wanted() {
 }
 
 #[tokio::test]
-async fn a_page_of_another_site_opens_no_socket() {
+async fn cross_site_page_cannot_open_a_socket() {
     let server = Server::with(&[(
         "CORS_ORIGINS",
         "https://app.example.org, capacitor://localhost",
@@ -373,7 +373,7 @@ fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn frames_that_break_the_protocol_close_the_socket_with_the_code_of_rfc_6455() {
+async fn invalid_frames_close_with_rfc_6455_codes() {
     let server = Server::without_jobs().await;
     let unmasked = [&[0x81, 2][..], b"{}"].concat();
     let ping = "x".repeat(126);
@@ -457,7 +457,7 @@ async fn frames_that_break_the_protocol_close_the_socket_with_the_code_of_rfc_64
 }
 
 #[tokio::test]
-async fn a_flood_of_small_messages_is_read_slowly() {
+async fn message_flood_is_throttled() {
     let server = Server::with(&[("WS_PING_SECONDS", "1")]).await;
     let alice = server.person("alice").await;
     let text = |message: Value| frame(0x81, message.to_string().as_bytes());

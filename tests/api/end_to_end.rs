@@ -138,7 +138,7 @@ async fn work(project: &str, title: &str, owner: &Person, assignee: &Person) -> 
 }
 
 #[tokio::test]
-async fn two_people_work_on_a_project_and_a_third_sees_nothing_of_it() {
+async fn two_users_collaborate_and_a_stranger_sees_nothing() {
     let server = Server::start().await;
     let (alice, bob) = (server.person("alice").await, server.person("bob").await);
     let carol = server.person("carol").await;

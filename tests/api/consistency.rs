@@ -21,7 +21,7 @@ fn read(path: &str) -> String {
 }
 
 #[test]
-fn schema_graphql_is_what_the_program_prints() {
+fn schema_graphql_is_up_to_date() {
     assert!(
         read("schema.graphql") == graphql::sdl(),
         "run `cargo run -- schema > schema.graphql`"
@@ -29,7 +29,7 @@ fn schema_graphql_is_what_the_program_prints() {
 }
 
 #[test]
-fn schema_graphql_can_be_read() {
+fn schema_graphql_parses() {
     // async-graphql writes a deprecation reason unescaped, so quotation marks would break the SDL.
     async_graphql::parser::parse_schema(graphql::sdl()).expect("no quotation marks in a reason");
 }
@@ -171,7 +171,7 @@ fn migrations(database: &str) -> BTreeSet<String> {
 }
 
 #[tokio::test]
-async fn the_migrations_make_the_tables_that_the_program_knows_and_go_down_and_up_again() {
+async fn migrations_match_the_schema_and_are_reversible() {
     let database = Database::fresh().await;
     let location = Location::parse(database.url()).expect("a location");
     assert_eq!(made(&location).await, declared_columns());
@@ -340,7 +340,7 @@ fn modules_use_only_modules_further_in() {
 }
 
 #[test]
-fn the_example_of_settings_lists_each_of_them_once() {
+fn env_example_lists_every_setting_once() {
     let example = read(".env.example");
     let names = example
         .lines()
@@ -373,7 +373,7 @@ fn the_settings_page_has_one_row_for_each_setting() {
 }
 
 #[test]
-fn the_image_is_built_from_all_that_the_manifest_names() {
+fn dockerfile_copies_every_target_in_the_manifest() {
     let (ignored, recipe, manifest) = (
         read(".dockerignore"),
         read("Dockerfile"),
@@ -406,7 +406,7 @@ fn the_image_is_built_from_all_that_the_manifest_names() {
 }
 
 #[test]
-fn the_examples_of_deployment_trust_no_network_of_strangers() {
+fn deployment_examples_trust_only_private_proxies() {
     for file in [
         "docker-compose.yml",
         "deploy/three-nodes/compose.yml",
@@ -429,7 +429,7 @@ fn the_examples_of_deployment_trust_no_network_of_strangers() {
 }
 
 #[test]
-fn the_examples_of_deployment_name_settings_that_there_are() {
+fn deployment_examples_use_existing_settings() {
     for file in [
         "docker-compose.yml",
         "deploy/three-nodes/compose.yml",

@@ -370,7 +370,7 @@ async fn answer(person: &Person, selection: &str, task: &str) -> Outcome {
 }
 
 #[test]
-fn a_selection_resolved_by_level_is_answered_as_the_library_answers_it() {
+fn batch_execution_matches_async_graphql() {
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     let (people, task, project, _server) = runtime.block_on(async {
         let server = Server::without_jobs().await;
@@ -428,7 +428,7 @@ fn a_selection_resolved_by_level_is_answered_as_the_library_answers_it() {
 }
 
 #[test]
-fn what_is_read_for_one_field_never_changes_another() {
+fn columns_read_for_one_field_do_not_change_others() {
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     let (people, task, ids, _server) = runtime.block_on(async {
         let server = Server::start().await;
@@ -524,7 +524,7 @@ fn what_is_read_for_one_field_never_changes_another() {
 }
 
 #[tokio::test]
-async fn a_list_shows_of_a_task_what_the_task_shows_itself() {
+async fn task_is_the_same_in_a_list_and_on_its_own() {
     let server = Server::without_jobs().await;
     let (alice, bob) = (server.person("alice").await, server.person("bob").await);
     let project = alice.project("Apollo").await;
@@ -579,7 +579,7 @@ async fn a_list_shows_of_a_task_what_the_task_shows_itself() {
 }
 
 #[tokio::test]
-async fn what_is_asked_for_in_two_places_is_put_together() {
+async fn repeated_fields_are_merged() {
     let server = Server::without_jobs().await;
     let alice = server.person("alice").await;
     let project = alice.project("Apollo").await;

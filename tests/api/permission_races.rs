@@ -229,7 +229,7 @@ async fn a_former_assignee_cannot_write_to_the_task() {
 }
 
 #[tokio::test]
-async fn a_demoted_admin_writes_nothing_after_that() {
+async fn demoted_admin_cannot_write_afterwards() {
     let scene = Scene::new().await;
     for write in 0..12 {
         let Ids {
@@ -296,7 +296,7 @@ async fn a_demoted_admin_writes_nothing_after_that() {
 }
 
 #[tokio::test]
-async fn after_the_end_of_a_session_it_writes_nothing() {
+async fn ended_session_cannot_write() {
     let scene = Scene::new().await;
     for (round, change) in ["disable", "revoke", "password", "leave"]
         .into_iter()
@@ -360,7 +360,7 @@ async fn after_the_end_of_a_session_it_writes_nothing() {
 }
 
 #[tokio::test]
-async fn events_go_to_the_assignee_at_the_time_of_their_commit() {
+async fn events_go_to_the_assignee_at_commit() {
     let scene = Scene::new().await;
     let document = "subscription ($after: String) { events(after: $after) { __typename } }";
     for write in [
@@ -431,7 +431,7 @@ async fn events_go_to_the_assignee_at_the_time_of_their_commit() {
 
 /// Deleting an account with many projects takes a while.
 #[tokio::test]
-async fn an_admin_does_not_wait_for_somebody_who_leaves() {
+async fn admin_write_does_not_wait_for_an_account_deletion() {
     let scene = Scene::new().await;
     let leave = scene
         .assignee
@@ -464,7 +464,7 @@ async fn an_admin_does_not_wait_for_somebody_who_leaves() {
 }
 
 #[tokio::test]
-async fn a_mention_is_of_somebody_who_may_see_the_task_at_the_time_of_its_commit() {
+async fn mentions_are_resolved_with_permissions_at_commit() {
     let scene = Scene::new().await;
     for write in ["addComment", "updateComment"] {
         let Ids { task, .. } = scene.ids().await;
@@ -492,7 +492,7 @@ async fn a_mention_is_of_somebody_who_may_see_the_task_at_the_time_of_its_commit
 }
 
 #[tokio::test]
-async fn somebody_whose_account_is_being_disabled_is_not_assigned_a_task_by_an_admin() {
+async fn task_cannot_be_assigned_to_an_account_being_disabled() {
     let scene = Scene::new().await;
     for write in ["createTask", "updateTask"] {
         let Ids { project, task, .. } = scene.ids().await;
@@ -525,7 +525,7 @@ async fn somebody_whose_account_is_being_disabled_is_not_assigned_a_task_by_an_a
 
 /// Two users comment on a task that is reassigned back and forth between them.
 #[tokio::test]
-async fn the_log_has_comments_of_the_assignee_alone() {
+async fn only_the_current_assignee_comments() {
     const ROUNDS: usize = 20;
     let scene = Scene::new().await;
     let Scene {
@@ -595,7 +595,7 @@ async fn the_log_has_comments_of_the_assignee_alone() {
 }
 
 #[tokio::test]
-async fn of_two_changes_of_one_label_none_is_lost() {
+async fn concurrent_label_changes_are_all_applied() {
     let server = Server::start().await;
     let owner = server.person("owner").await;
     let project = owner.project("Apollo").await;
@@ -632,7 +632,7 @@ async fn of_two_changes_of_one_label_none_is_lost() {
 }
 
 #[tokio::test]
-async fn a_deadlock_is_found_and_the_write_tried_again() {
+async fn deadlocked_write_is_retried() {
     // SQLite has a single writer and cannot deadlock.
     if !is_postgres() {
         return;

@@ -31,7 +31,7 @@ async fn task(alice: &Person) -> String {
 }
 
 #[tokio::test]
-async fn of_many_who_sign_up_with_one_address_one_wins() {
+async fn concurrent_sign_ups_with_one_address_create_one_account() {
     let server = Server::start().await;
     let register = async |number: usize, email: &str, username: &str| {
         let (email, username) = (
@@ -56,7 +56,7 @@ async fn of_many_who_sign_up_with_one_address_one_wins() {
 }
 
 #[tokio::test]
-async fn of_many_who_expect_the_same_version_one_writes() {
+async fn concurrent_updates_of_one_version_have_one_winner() {
     let server = Server::start().await;
     let (alice, bob) = (server.person("alice").await, server.person("bob").await);
     let project = alice.project("Apollo").await;
@@ -104,7 +104,7 @@ async fn of_many_who_expect_the_same_version_one_writes() {
 }
 
 #[tokio::test]
-async fn without_an_expected_version_no_change_is_lost() {
+async fn concurrent_updates_without_expected_version_are_all_applied() {
     let server = Server::start().await;
     let alice = server.person("alice").await;
     let project = alice.project("Apollo").await;
@@ -153,7 +153,7 @@ async fn without_an_expected_version_no_change_is_lost() {
 }
 
 #[tokio::test]
-async fn stats_stay_right_while_many_change_the_tasks() {
+async fn stats_are_exact_under_concurrent_changes() {
     let server = Server::start().await;
     let alice = server.person("alice").await;
     let project = alice.project("Apollo").await;
@@ -185,7 +185,7 @@ async fn stats_stay_right_while_many_change_the_tasks() {
 }
 
 #[tokio::test]
-async fn of_many_labels_of_one_name_one_is_made() {
+async fn concurrent_labels_of_one_name_create_one() {
     let server = Server::start().await;
     let alice = server.person("alice").await;
     let project = alice.project("Apollo").await;
@@ -200,7 +200,7 @@ async fn of_many_labels_of_one_name_one_is_made() {
 }
 
 #[tokio::test]
-async fn a_project_is_deleted_while_people_work_in_it_and_nothing_is_left_half_way() {
+async fn deleting_a_project_in_use_leaves_no_partial_state() {
     let server = Server::start().await;
     let alice = server.person("alice").await;
     let project = alice.project("Apollo").await;
@@ -332,7 +332,7 @@ async fn the_log_has_the_changes_of_a_task_in_order() {
 }
 
 #[tokio::test]
-async fn of_writes_that_come_together_each_stands_or_fails_by_itself() {
+async fn writes_in_one_group_commit_fail_independently() {
     let server = Server::start().await;
     let alice = server.person("alice").await;
     let project = alice.project("Apollo").await;
@@ -394,7 +394,7 @@ async fn of_writes_that_come_together_each_stands_or_fails_by_itself() {
 }
 
 #[tokio::test]
-async fn of_many_who_take_one_name_one_gets_it() {
+async fn concurrent_username_changes_have_one_winner() {
     let server = Server::start().await;
     let mut people = Vec::new();
     for number in 0..6 {
@@ -411,7 +411,7 @@ async fn of_many_who_take_one_name_one_gets_it() {
 }
 
 #[tokio::test]
-async fn of_labels_that_are_made_and_renamed_to_one_name_one_has_it() {
+async fn concurrent_label_creation_and_renaming_have_one_winner() {
     let server = Server::start().await;
     let alice = server.person("alice").await;
     let project = alice.project("Apollo").await;
@@ -434,7 +434,7 @@ async fn of_labels_that_are_made_and_renamed_to_one_name_one_has_it() {
 }
 
 #[tokio::test]
-async fn of_admins_who_demote_one_another_or_leave_at_once_one_stays() {
+async fn concurrent_demotions_and_deletions_keep_one_admin() {
     for round in 0..3 {
         let server = Server::start().await;
         let admins = [
@@ -472,7 +472,7 @@ async fn of_admins_who_demote_one_another_or_leave_at_once_one_stays() {
 }
 
 #[tokio::test]
-async fn of_two_admins_who_demote_one_another_one_does_though_another_stays() {
+async fn mutual_demotion_succeeds_once() {
     let server = Server::start().await;
     let (root, one, other) = (
         server.admin("root").await,
@@ -496,7 +496,7 @@ async fn of_two_admins_who_demote_one_another_one_does_though_another_stays() {
 }
 
 #[tokio::test]
-async fn no_change_of_an_account_is_lost() {
+async fn concurrent_account_changes_are_all_applied() {
     let (server, mut mailbox) = start(&[]).await;
     let root = server.admin("root").await;
     let (alice, bob) = (server.person("alice").await, server.person("bob").await);
@@ -550,7 +550,7 @@ async fn no_change_of_an_account_is_lost() {
 }
 
 #[tokio::test]
-async fn a_logout_ends_the_session_whatever_is_refreshed_meanwhile() {
+async fn logout_wins_over_concurrent_refreshes() {
     let server = Server::start().await;
     server.person("alice").await;
     for round in 0..5 {

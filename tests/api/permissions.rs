@@ -376,7 +376,7 @@ fn names<'a>(rows: impl IntoIterator<Item = &'a Row<'a>>) -> BTreeSet<String> {
 }
 
 #[tokio::test]
-async fn somebody_has_said_who_may_use_each_field() {
+async fn every_field_has_a_permission_row() {
     let server = Server::start().await;
     assert_eq!(fields_of(&server, "Query").await, names(&QUERIES));
     let mut mutations = names(&MUTATIONS);
@@ -400,7 +400,7 @@ async fn somebody_has_said_who_may_use_each_field() {
 }
 
 #[tokio::test]
-async fn queries_answer_each_role_as_the_table_says() {
+async fn queries_follow_the_permission_table() {
     let server = Server::start().await;
     let people = People::new(&server).await;
     let scene = people.scene().await;
@@ -443,7 +443,7 @@ async fn queries_answer_each_role_as_the_table_says() {
 }
 
 #[tokio::test]
-async fn a_users_fields_are_for_themselves_and_admin() {
+async fn account_fields_are_for_the_user_and_admin() {
     let server = Server::start().await;
     let people = People::new(&server).await;
     people.scene().await;
@@ -494,7 +494,7 @@ async fn objects_report_the_permissions_of_the_viewer() {
 }
 
 #[tokio::test]
-async fn mutations_answer_each_role_as_the_table_says() {
+async fn mutations_follow_the_permission_table() {
     let server = Server::start().await;
     let people = People::new(&server).await;
     for (mutation, input, expected) in MUTATIONS {
@@ -516,7 +516,7 @@ async fn mutations_answer_each_role_as_the_table_says() {
 /// An instance may cache a viewer for up to a second. Here the cache stays stale, because the
 /// second instance does not read the event log.
 #[tokio::test]
-async fn mutations_are_decided_by_the_rights_at_the_time_of_the_write() {
+async fn mutations_use_current_permissions_not_cached_ones() {
     let server = Server::start().await;
     let people = People::new(&server).await;
     let elsewhere = server.beside_without_jobs().await;
@@ -575,7 +575,7 @@ async fn mutations_are_decided_by_the_rights_at_the_time_of_the_write() {
 }
 
 #[tokio::test]
-async fn everybody_who_is_signed_in_ends_their_own_other_sessions() {
+async fn any_user_can_revoke_their_other_sessions() {
     let server = Server::start().await;
     for person in People::new(&server).await.0 {
         let answer = person
@@ -599,7 +599,7 @@ async fn everybody_who_is_signed_in_ends_their_own_other_sessions() {
 }
 
 #[tokio::test]
-async fn what_is_refused_changes_nothing() {
+async fn refused_mutations_write_nothing() {
     let server = Server::start().await;
     let people = People::new(&server).await;
     let [_, stranger, assignee, owner, _] = &people.0;
@@ -677,7 +677,7 @@ async fn subscriptions_deliver_to_each_role_as_the_table_says() {
 }
 
 #[tokio::test]
-async fn an_assignee_sees_of_a_project_only_the_tasks_they_may_see() {
+async fn assignee_sees_only_assigned_tasks_of_a_project() {
     let server = Server::start().await;
     let (alice, bob) = (server.person("alice").await, server.person("bob").await);
     let project = alice.project("Apollo").await;
@@ -731,7 +731,7 @@ async fn an_assignee_sees_of_a_project_only_the_tasks_they_may_see() {
 }
 
 #[tokio::test]
-async fn a_change_of_role_holds_from_the_next_request_on() {
+async fn role_change_takes_effect_with_the_next_request() {
     let server = Server::start().await;
     let (admin, bob) = (server.admin("admin").await, server.person("bob").await);
     let users = "{ users { totalCount } }";

@@ -64,7 +64,7 @@ async fn an_unread_export_blocks_no_other_export() {
 }
 
 #[tokio::test]
-async fn what_a_user_leaves_unread_is_limited_and_harms_nobody_else() {
+async fn unread_bytes_are_limited_per_user() {
     // With rate limits enabled, because a refusal must also carry the RateLimit headers.
     let many = "100000";
     let server = Server::with(&[
@@ -118,7 +118,7 @@ async fn what_a_user_leaves_unread_is_limited_and_harms_nobody_else() {
 }
 
 #[tokio::test]
-async fn what_is_unread_on_sockets_counts_too() {
+async fn unread_socket_bytes_count_toward_the_limit() {
     let server = Server::with(&[("WS_WRITE_SECONDS", "60")]).await;
     let alice = with_texts(&server, "alice").await;
     let mut deaf = Vec::new();
@@ -183,7 +183,7 @@ async fn read_slowly(stream: &mut TcpStream, mut bytes: usize) {
 }
 
 #[tokio::test]
-async fn a_slow_reader_over_http_1_is_not_cut_off() {
+async fn slow_but_steady_http_1_reader_is_served() {
     let server = Server::with(&[("KEEP_ALIVE_SECONDS", DEADLINE)]).await;
     let alice = with_texts(&server, "alice").await;
     let mut stream = narrow(server.address).await;

@@ -1,7 +1,7 @@
 //! Hostile documents: admission must answer each one quickly and on a small stack. The largest
 //! legitimate documents must still pass.
 //!
-//! `cargo test --release --test admission_hostile -- --nocapture` prints the time of each.
+//! `cargo test --release --test hostile_documents -- --nocapture` prints the time of each.
 
 use std::time::Duration;
 
@@ -156,7 +156,7 @@ fn the_introspection_query_passes() {
 }
 
 #[test]
-fn introspection_is_not_endless() {
+fn recursive_introspection_is_refused() {
     let complex = Code::DocumentTooComplex;
     let lists =
         "{ __schema { types { fields { type { fields { type { fields { name } } } } } } } }";
@@ -220,7 +220,7 @@ fn nesting_is_refused() {
 }
 
 #[test]
-fn nesting_to_the_limit_passes() {
+fn nesting_up_to_the_limit_passes() {
     let nested = |open: &str, inner: &str, close: &str, n: usize| {
         format!("{}{inner}{}", open.repeat(n), close.repeat(n))
     };
@@ -313,7 +313,7 @@ fn cycles_are_refused() {
 }
 
 #[test]
-fn floods_are_refused() {
+fn excessive_repetition_is_refused() {
     let complex = Code::DocumentTooComplex;
     let large = Code::DocumentTooLarge;
     refused("fields", &flood("{ z {", "a ", "} }", 1), complex);
@@ -358,7 +358,7 @@ fn floods_are_refused() {
 }
 
 #[test]
-fn pages_of_pages_are_refused() {
+fn nested_pages_beyond_the_node_limit_are_refused() {
     let complex = Code::DocumentTooComplex;
     let open = "a(first: 100) { edges { node { ".repeat(4);
     let nested = format!("{{ {open} id {} }}", "} } }".repeat(4));
@@ -376,7 +376,7 @@ fn pages_of_pages_are_refused() {
 }
 
 #[test]
-fn numbers_and_strings_are_bounded() {
+fn number_and_string_sizes_are_limited() {
     let parse = Code::ParseFailed;
     let large = Code::DocumentTooLarge;
     let argument = |value: &str| format!("{{ a(b: {value}) }}");
@@ -471,7 +471,7 @@ fn numbers_and_strings_are_bounded() {
 /// Backtracking: the parser tries an alias before a name and an inline fragment before a spread,
 /// and skips whitespace before each attempt.
 #[test]
-fn the_parser_does_not_look_back_far() {
+fn parser_backtracking_is_bounded() {
     let empty = json!({});
     let _ = timed(
         "comments between all tokens",
@@ -551,7 +551,7 @@ fn the_parser_does_not_look_back_far() {
 }
 
 #[test]
-fn variables_are_bounded() {
+fn variables_are_limited() {
     let large = Code::VariablesTooLarge;
     let nested = (0..120).fold(json!(1), |value, _| json!({ "a": value }));
     refused_with("deep variables", "{ a }", &json!({ "v": nested }), large);

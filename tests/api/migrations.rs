@@ -29,7 +29,7 @@ fn within(rows: &Rows, like: &Rows) -> Rows {
 }
 
 #[tokio::test]
-async fn every_migration_goes_down_and_up_again_with_data_in_the_tables() {
+async fn migrations_preserve_data_down_and_up() {
     let server = Server::with(&MAIL_WAITS).await;
     let alice = Scenario::populate(&server).await.alice;
     let database = server.stop().await;

@@ -28,7 +28,7 @@ const UPDATE: &str =
 }";
 
 #[tokio::test]
-async fn a_variable_that_is_not_sent_leaves_its_field_alone_and_null_clears_it() {
+async fn omitted_variable_keeps_the_field_and_null_clears_it() {
     let (server, alice, project) = start().await;
     let due = server.moment(std::time::Duration::from_secs(3_600));
     let more = json!({ "description": "To the moon", "assigneeId": alice.id });
@@ -64,7 +64,7 @@ fn in_fragments(document: &str) -> String {
 }
 
 #[tokio::test]
-async fn a_variable_that_is_not_sent_gives_way_to_the_default_of_its_place_and_in_a_list_is_null() {
+async fn omitted_variable_uses_the_argument_default_and_is_null_in_a_list() {
     let (_server, alice, project) = start().await;
     for (title, priority) in [("Fly", "HIGH"), ("Land", "LOW")] {
         alice
@@ -114,7 +114,7 @@ async fn a_variable_that_is_not_sent_gives_way_to_the_default_of_its_place_and_i
 }
 
 #[tokio::test]
-async fn include_and_skip_heed_the_default_of_a_variable() {
+async fn include_and_skip_use_variable_defaults() {
     let (_server, alice, project) = start().await;
     let task = alice.task(&project, "Fly", json!({})).await;
     let document = "query ($id: ID!, $full: Boolean! = true, $less: Boolean = true) {
@@ -150,7 +150,7 @@ async fn include_and_skip_heed_the_default_of_a_variable() {
 }
 
 #[tokio::test]
-async fn a_mutation_that_is_selected_in_several_places_is_executed_once() {
+async fn repeated_mutation_field_is_executed_once() {
     let (_server, alice, project) = start().await;
     let task = alice.task(&project, "Fly", json!({})).await;
     let documents = [
@@ -201,7 +201,7 @@ async fn a_subscription_selected_in_several_places_returns_all_its_fields() {
 }
 
 #[tokio::test]
-async fn fields_that_cannot_be_one_are_refused_and_nothing_is_executed() {
+async fn conflicting_fields_are_refused_before_execution() {
     let (_server, alice, project) = start().await;
     let (fly, land) = (
         alice.task(&project, "Fly", json!({})).await,
@@ -299,7 +299,7 @@ async fn a_field_that_is_nullable_in_one_place_is_returned_as_null() {
 }
 
 #[tokio::test]
-async fn an_object_of_which_nothing_is_selected_is_empty_and_what_is_not_there_is_null() {
+async fn empty_selection_returns_an_empty_object_and_missing_object_is_null() {
     let (_server, alice, project) = start().await;
     let task = alice.task(&project, "Fly", json!({})).await;
     let gone = alice.task(&project, "Land", json!({})).await;

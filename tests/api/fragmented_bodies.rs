@@ -67,7 +67,7 @@ impl http_body::Body for OneByOne {
 }
 
 #[tokio::test]
-async fn no_frame_of_a_body_is_kept_once_the_next_one_is_read() {
+async fn body_frames_are_released_as_they_are_read() {
     let server = Server::without_jobs().await;
     for (path, bytes, status) in [
         ("/graphql", 200_000, 400),
@@ -233,7 +233,7 @@ async fn a_message_in_one_byte_continuation_frames_uses_memory_for_its_bytes_onl
 }
 
 #[tokio::test]
-async fn what_an_address_has_half_sent_is_limited_and_harms_nobody_else() {
+async fn half_sent_bodies_are_limited_per_address() {
     let server = Server::start().await;
     let connect = async |source: u8| {
         let socket = tokio::net::TcpSocket::new_v4().expect("a socket");

@@ -101,7 +101,7 @@ async fn attack(server: &Server) {
 }
 
 #[tokio::test]
-async fn an_account_takes_at_most_a_hundred_guesses_an_hour_from_all_addresses_together() {
+async fn at_most_a_hundred_guesses_an_hour_are_evaluated_per_account() {
     let server = start().await;
     let (mut history, mut next) = (Vec::new(), 0);
     for minute in 0..150 {
@@ -126,7 +126,7 @@ async fn an_account_takes_at_most_a_hundred_guesses_an_hour_from_all_addresses_t
 }
 
 #[tokio::test]
-async fn networks_of_one_ipv6_customer_count_together() {
+async fn ipv6_networks_share_a_guessing_limit() {
     let server = start().await;
     let of_48 =
         (0..320).map(|number: usize| format!("2001:db8:1:{:x}::{number:x}", (number % 80) << 8));
@@ -149,7 +149,7 @@ async fn networks_of_one_ipv6_customer_count_together() {
 }
 
 #[tokio::test]
-async fn a_device_that_logged_in_before_gets_in_while_strangers_guess() {
+async fn known_device_can_log_in_during_an_attack() {
     let server = start().await;
     let first = login(&server, HOME, with(PASSWORD, json!({}))).await;
     let token = text(&first.body["device_token"]);
@@ -215,7 +215,7 @@ async fn a_device_that_logged_in_before_gets_in_while_strangers_guess() {
 }
 
 #[tokio::test]
-async fn wrong_passwords_from_a_known_device_lock_that_device_alone() {
+async fn wrong_passwords_lock_only_the_known_device() {
     let server = start().await;
     let device =
         async || text(&login(&server, HOME, with(PASSWORD, json!({}))).await.body["device_token"]);
@@ -253,7 +253,7 @@ async fn wrong_passwords_from_a_known_device_lock_that_device_alone() {
 }
 
 #[tokio::test]
-async fn a_device_token_is_proof_for_its_account_until_the_password_changes_or_a_year_has_passed() {
+async fn device_token_is_valid_until_password_change_or_one_year() {
     let server = start().await;
     let bob = json!({ "email": "bob@example.org", "username": "bob", "password": PASSWORD });
     assert_eq!(server.post("/auth/register", bob).await.status, 201);
@@ -341,7 +341,7 @@ async fn the_address_of_a_live_session_gets_in_and_reveals_nothing_to_others() {
 }
 
 #[tokio::test]
-async fn an_identifier_that_is_nobodys_is_slowed_down_alike() {
+async fn unknown_identifiers_are_limited_alike() {
     let server = start().await;
     login(&server, HOME, with(PASSWORD, json!({}))).await;
     let mut told = Vec::new();
@@ -364,7 +364,7 @@ async fn an_identifier_that_is_nobodys_is_slowed_down_alike() {
 }
 
 #[tokio::test]
-async fn the_slow_mode_survives_a_restart_and_its_rows_outlive_the_hour_only() {
+async fn guessing_limit_survives_a_restart_and_expires() {
     let server = start().await;
     attack(&server).await;
     let server = server.again(&[PROXIED]).await;

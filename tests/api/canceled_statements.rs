@@ -38,7 +38,7 @@ async fn answered<T>(ask: impl AsyncFn() -> Result<T>) -> T {
 }
 
 #[tokio::test]
-async fn a_statement_that_nobody_waits_for_keeps_its_connection_until_it_ends() {
+async fn canceled_statement_keeps_its_connection_until_it_ends() {
     let database = Database::fresh().await;
     let db = Db::open(&database.location(), 1).expect("a database");
     let mut conn = db.conn().await.expect("a connection");
@@ -57,7 +57,7 @@ async fn a_statement_that_nobody_waits_for_keeps_its_connection_until_it_ends() 
 }
 
 #[tokio::test]
-async fn a_transaction_that_nobody_waits_for_keeps_its_connection_until_its_statement_ends() {
+async fn canceled_transaction_keeps_its_connection_until_its_statement_ends() {
     let database = Database::fresh().await;
     let db = Db::open(&database.location(), 1).expect("a database");
     let begun = Notify::new();

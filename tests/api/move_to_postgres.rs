@@ -37,7 +37,7 @@ fn names(cursors: &Value) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn ids_sessions_cursors_and_inboxes_go_along_and_life_goes_on() {
+async fn move_keeps_ids_sessions_cursors_and_inboxes() {
     let Some(target) = Database::bare().await else {
         return;
     };
@@ -107,7 +107,7 @@ async fn ids_sessions_cursors_and_inboxes_go_along_and_life_goes_on() {
 }
 
 #[tokio::test]
-async fn it_is_all_or_nothing() {
+async fn move_is_atomic() {
     let (Some(target), source) = (Database::bare().await, Database::sqlite().await) else {
         return;
     };
@@ -161,7 +161,7 @@ async fn it_is_all_or_nothing() {
 }
 
 #[tokio::test]
-async fn what_a_server_has_open_and_what_cannot_be_moved_is_refused() {
+async fn move_refuses_an_open_database_and_unsupported_directions() {
     let nowhere = Location::Postgres("postgres://nobody@127.0.0.1:1/nothing".to_owned());
     let server = Server::on(Database::sqlite().await, &[]).await;
     let alice = server.person("alice").await;
@@ -198,7 +198,7 @@ async fn what_a_server_has_open_and_what_cannot_be_moved_is_refused() {
 }
 
 #[test]
-fn the_keys_go_along_and_never_over_others() {
+fn move_copies_keys_without_overwriting() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let path = |name: &str| directory.path().join(name);
     let from = Location::Sqlite(path("old.db"));

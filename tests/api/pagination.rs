@@ -414,7 +414,7 @@ async fn the_total_counts_the_whole_list_and_not_the_page() {
 }
 
 #[tokio::test]
-async fn a_page_has_one_to_a_hundred_and_is_counted_from_one_end() {
+async fn page_size_is_1_to_100_and_first_excludes_last() {
     let server = Server::start().await;
     let admin = server.admin("admin").await;
     let (project, task) = populate(&server, &admin).await;
@@ -529,7 +529,7 @@ async fn a_cursor_of_another_list_or_order_is_refused() {
 }
 
 #[tokio::test]
-async fn a_cursor_that_was_tampered_with_is_an_error_of_the_user() {
+async fn tampered_cursor_is_bad_user_input() {
     use base64::Engine;
     use base64::engine::general_purpose::URL_SAFE_NO_PAD;
     let server = Server::start().await;
@@ -746,7 +746,7 @@ async fn walk_through_changes(server: &Server, owner: &Person, walk: &Walk) {
 }
 
 #[test]
-fn rows_that_come_and_go_make_no_page_skip_or_repeat_one() {
+fn paging_is_stable_under_inserts_and_deletes() {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
