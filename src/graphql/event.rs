@@ -20,6 +20,7 @@ use super::text::CountedText;
 use super::user::User;
 use super::{RequestContext, guard};
 use crate::access::Action;
+use crate::db::Conn;
 use crate::error::Error;
 use crate::events::cursor::CursorCodec;
 use crate::events::{self as log, EventKind, LogPosition};
@@ -121,6 +122,23 @@ pub fn check_retained(
     } else {
         Ok(position)
     }
+}
+
+/// Fails with CURSOR_EXPIRED unless the log continues from this position. A position beyond the end
+/// belongs to a log that has been replaced by an older copy: the client would miss every event
+/// until the new log has grown past it.
+pub async fn check_cursor(
+    conn: &mut Conn,
+    cursors: &CursorCodec,
+    position: LogPosition,
+) -> crate::error::Result<LogPosition> {
+    let horizon = log::retention_horizon(conn).await?;
+    if position > log::end(conn).await? {
+        return Err(Error::CursorExpired {
+            oldest: cursors.encode(horizon),
+        });
+    }
+    check_retained(cursors, horizon, position)
 }
 
 /// A change of one field. Long texts are loaded when they are selected.
@@ -652,14 +670,17 @@ impl EventQuery {
             .transpose()?
             .unwrap_or_default();
         let mut conn = caller.app().db.conn().await?;
-        let floor = log::retention_horizon(&mut conn).await?;
-        for position in [stretch.after, stretch.before].into_iter().flatten() {
-            check_retained(cursors, floor, position)?;
+        let horizon = log::retention_horizon(&mut conn).await?;
+        if let Some(position) = stretch.before {
+            check_retained(cursors, horizon, position)?;
+        }
+        if let Some(position) = stretch.after {
+            check_cursor(&mut conn, cursors, position).await?;
         }
         // Events before the retention horizon can still exist as the history of a task, but are not
         // part of the feed.
         let range = LogRange {
-            after: Some(stretch.after.unwrap_or(floor)),
+            after: Some(stretch.after.unwrap_or(horizon)),
             ..with_lookahead(stretch)
         };
         let field = SelectedField::of(ctx);

@@ -13,7 +13,7 @@ use futures_util::stream::{BoxStream, Empty, empty, unfold};
 use futures_util::{Stream, StreamExt};
 
 use super::RequestContext;
-use super::event::check_retained;
+use super::event::{check_cursor, check_retained};
 use super::notification::Notification;
 use crate::App;
 use crate::access::Viewer;
@@ -147,9 +147,7 @@ pub async fn follow(
     let position = {
         let mut conn = app.db.conn().await?;
         match after {
-            Some(position) => {
-                check_retained(&app.cursors, retention_horizon(&mut conn).await?, position)?
-            }
+            Some(position) => check_cursor(&mut conn, &app.cursors, position).await?,
             None => settled_end(&mut conn).await?,
         }
     };
