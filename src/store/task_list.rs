@@ -202,9 +202,7 @@ macro_rules! in_time_range {
 /// Applies scope and filter to a boxed query on tasks; `on!` expands it for both backends.
 macro_rules! narrow {
     ($query:ident, $scope:expr, $filter:expr, $now:expr) => {
-        if !$filter.is_plain() {
-            $query = $query.filter(WithinDeadline);
-        }
+        $query = $query.filter(WithinDeadline);
         match $scope {
             Scope::Everything => {}
             Scope::OwnedBy(id) => $query = $query.filter(tasks::owner_id.eq(*id)),
