@@ -1,8 +1,8 @@
 //! The error type of the program, and what clients see of it.
 //!
 //! [`Error`] has no `Display`, so that internal details, such as a database message, cannot reach a
-//! client by accident. The entry points in `graphql` and `http` call [`Error::into_client`], which returns
-//! a [`Code`] and a safe message, and logs an internal cause once.
+//! client by accident. The entry points in `graphql` and `http` call [`Error::into_client`], which
+//! returns a [`Code`] and a safe message, and logs an internal cause once.
 
 use std::borrow::Cow;
 use std::time::Duration;
@@ -346,7 +346,8 @@ impl Error {
         )
     }
 
-    /// Whether the slow path would fail the same way.
+    /// Whether the slow path would fail the same way: async-graphql's executor, which takes over
+    /// when batch resolution (`graphql::batch`) fails. Not about retries by the client.
     pub const fn is_permanent(&self) -> bool {
         matches!(
             self,

@@ -1,7 +1,7 @@
 //! `fasttrack`: a GraphQL server for task management on SQLite or PostgreSQL.
 //!
-//! The modules from the outside in. Each may use those below it; those from `access` to `time` share
-//! types and may use each other. A test checks the direction and lists the exceptions.
+//! The modules from the outside in. Each may use those below it; those from `access` to `time`
+//! share types and may use each other. A test checks the direction and lists the exceptions.
 //!
 //! - [`server`]: the running server, and the order of shutdown
 //! - [`jobs`]: background jobs: event log tail, mail, inboxes, purging
@@ -70,7 +70,7 @@ use events::hub::Hub;
 use futures_util::future::{Either, select};
 use http::concurrency_limit::ConcurrencyLimit;
 use http::health::Readiness;
-use http::in_flight::InFlight;
+use http::in_flight::BodyBudgets;
 use limits::RateLimiter;
 use metrics::Metrics;
 use store::user::ProfileCache;
@@ -109,7 +109,7 @@ pub struct App {
     /// Limits how many operations run at once.
     pub concurrency: ConcurrencyLimit,
     /// Limits the bytes of request and response bodies in memory.
-    pub in_flight: InFlight,
+    pub in_flight: BodyBudgets,
     /// Latest check results of the database and Redis.
     pub readiness: Readiness,
     /// Running mutations. They complete even if the client disconnects; shutdown waits for them.
@@ -150,7 +150,7 @@ impl App {
                 is_embedded,
                 rejected,
             ),
-            in_flight: InFlight::default(),
+            in_flight: BodyBudgets::default(),
             readiness: Readiness::default(),
             writes: TaskTracker::new(),
             draining: CancellationToken::new(),
@@ -159,8 +159,8 @@ impl App {
         }))
     }
 
-    /// Runs database work until the deadline, or until the database stalls. The event log tail, which
-    /// polls it continuously, notices that first.
+    /// Runs database work until the deadline, or until the database stalls. The event log tail,
+    /// which polls it continuously, notices that first.
     pub async fn with_deadline<T>(
         &self,
         deadline: Duration,

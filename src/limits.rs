@@ -1,4 +1,5 @@
-//! Rate limits per minute, per address or user, counted in a sliding window.
+//! Rate limits per minute, per address or user, counted in a sliding window. The submodules have
+//! the other limits: bytes in memory, bytes decoded from rows, and storage quotas.
 //!
 //! Each key has two counters: the current minute, and the previous one weighted by the part of it
 //! that the window still covers. This bounds memory. The count is exact if the requests of the
@@ -44,8 +45,8 @@ pub enum RateLimitBucket {
     Graphql,
     /// Cost of GraphQL operations, in points.
     Cost,
-    /// Cost of the events that are delivered to a user, in points. Others cause events, so these must
-    /// not use up what the user has for operations.
+    /// Cost of the events that are delivered to a user, in points. Others cause events, so these
+    /// must not use up what the user has for operations.
     Deliveries,
 }
 
@@ -165,7 +166,7 @@ impl WindowCounter {
 
 /// State of a rate limit after a request was counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Quota {
+pub struct RateLimitStatus {
     /// Points per minute.
     pub limit: u32,
     /// Points used in the window.
@@ -174,7 +175,7 @@ pub struct Quota {
     pub reset: Duration,
 }
 
-impl Quota {
+impl RateLimitStatus {
     fn new(window: WindowCounter, limit: u32, elapsed: i64) -> Self {
         let used = (window.weight(elapsed) + WINDOW_MICROS - 1) / WINDOW_MICROS;
         let reset = Duration::from_micros(u64::try_from(WINDOW_MICROS - elapsed).unwrap_or(0));
@@ -268,7 +269,7 @@ impl RateLimiter {
         who: ClientKey,
         points: u32,
         now: Timestamp,
-    ) -> Result<Option<Quota>> {
+    ) -> Result<Option<RateLimitStatus>> {
         let Some(limits) = self.limits else {
             return Ok(None);
         };
@@ -291,7 +292,7 @@ impl RateLimiter {
         let (fits, window, elapsed) =
             shared.unwrap_or_else(|| self.count((bucket, who), limit, points, now));
         if fits {
-            return Ok(Some(Quota::new(window, limit, elapsed)));
+            return Ok(Some(RateLimitStatus::new(window, limit, elapsed)));
         }
         self.refused
             .get_or_create(&[("limit", bucket.as_str().into())])

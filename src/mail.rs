@@ -315,7 +315,7 @@ impl Mailer {
         ))
     }
 
-    /// Adds a link with a new token to the letter.
+    /// Adds a link with a new token to a composed message.
     async fn compose_with_token(
         &self,
         mail: &Mail,
@@ -404,9 +404,9 @@ impl Mailer {
                         .await?;
                     Ok(Ok((recipient.clone(), counted)))
                 }
-                // Messages to the account's own address are few, so they can wait. Users can request
-                // a change to any address, so links for these may be many per address. They are
-                // dropped, and their users can request another.
+                // Messages to the account's own address are few, so they can wait. Users can
+                // request a change to any address, so links for these may be many per address. They
+                // are dropped, and their users can request another.
                 QuotaDecision::Full(until) if user.email == *recipient => {
                     mail::defer(tx, mail, until).await?;
                     Ok(Err(TokenOutcome::Defer))
@@ -509,8 +509,8 @@ impl OutgoingMail {
 /// Maximum length of a text from users in a mail.
 const MAX_QUOTE: usize = 200;
 
-/// A text from users without anything that looks like more than one line of text or changes its
-/// order.
+/// Reduces a text from users to one line of at most [`MAX_QUOTE`] characters, without characters
+/// that hide or reorder text.
 fn one_line(text: &str) -> String {
     let visible: String = text
         .chars()
@@ -520,7 +520,8 @@ fn one_line(text: &str) -> String {
     line.chars().take(MAX_QUOTE).collect()
 }
 
-/// The same in quotation marks, which it cannot close. It must not pass for a text of the server.
+/// Like [`one_line`], in quotation marks, which the text cannot close: it must not pass for a text
+/// of the server.
 fn quoted(text: &str) -> String {
     let is_quote = |c: char| matches!(c, '"' | '\u{201c}'..='\u{201f}' | '\u{ff02}');
     format!("\"{}\"", one_line(text).replace(is_quote, "'"))

@@ -1,9 +1,10 @@
 //! Metrics in the OpenMetrics text format, which Prometheus scrapes.
 //!
 //! Label values are bounded, whatever clients send: routes of the router, known error codes, and
-//! the first [`MAX_OPERATION_NAMES`] operation names that signed-in users have executed without an error. Any
-//! other name is `other`. Counters that live in another module, such as [`RateLimiter::refused`], are
-//! registered here. Gauges of pools and queues are read on each scrape.
+//! the first [`MAX_OPERATION_NAMES`] operation names that signed-in users have executed without an
+//! error. Any other name is `other`. Counters that live in another module, such as
+//! [`RateLimiter::refused`], are registered here. Gauges of pools and queues are read on each
+//! scrape.
 
 use std::borrow::Cow;
 use std::collections::HashSet;

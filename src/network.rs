@@ -1,4 +1,4 @@
-//! Clients, and ranges of network addresses as used in settings.
+//! The client of a request, and ranges of network addresses (CIDR) as used in settings.
 
 use std::net::IpAddr;
 use std::str::FromStr;

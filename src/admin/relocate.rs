@@ -33,7 +33,7 @@ use tokio_postgres::{Client, Transaction};
 
 use crate::config::{Lookup, create_private_file, keys_file};
 use crate::db::postgres::PgConnector;
-use crate::db::types::POSTGRES_EPOCH;
+use crate::db::types::POSTGRES_EPOCH_MICROS;
 use crate::db::{Location, migrate};
 use crate::error::{Error, Result};
 use crate::time::Timestamp;
@@ -236,9 +236,10 @@ impl ColumnType {
                     Self::Instant if number == Timestamp::MAX.micros() => {
                         push_value(&i64::MAX.to_be_bytes(), out)?
                     }
-                    Self::Instant => {
-                        push_value(&number.checked_sub(POSTGRES_EPOCH)?.to_be_bytes(), out)?
-                    }
+                    Self::Instant => push_value(
+                        &number.checked_sub(POSTGRES_EPOCH_MICROS)?.to_be_bytes(),
+                        out,
+                    )?,
                     Self::Bool => {
                         push_value(&[u8::try_from(number).ok().filter(|bit| *bit < 2)?], out)?
                     }

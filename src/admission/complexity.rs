@@ -651,7 +651,8 @@ fn literal_bytes(value: &Literal) -> u64 {
     }
 }
 
-/// As [`TextSizes::value_bytes`], of the value of a variable, whose nesting is bounded by [`DocumentLimits::variable_nesting`].
+/// As [`TextSizes::value_bytes`], of the value of a variable, whose nesting is bounded by
+/// [`DocumentLimits::variable_nesting`].
 fn json_bytes(value: &Value) -> u64 {
     match value {
         Value::String(text) => length(text),

@@ -82,8 +82,8 @@ pub struct DocumentLimits {
     /// other lists, assuming ten each.
     pub nodes: u64,
     /// Values that the library resolves for the chosen operation: its expanded selections, each
-    /// multiplied by the nodes of the pages above it. [`DocumentLimits::nodes`] alone would let a client
-    /// select a thousand fields on each of ten thousand nodes.
+    /// multiplied by the nodes of the pages above it. [`DocumentLimits::nodes`] alone would let a
+    /// client select a thousand fields on each of ten thousand nodes.
     pub values: u64,
     /// Like [`DocumentLimits::nodes`] for a subscription, which is executed for each event.
     pub subscription_nodes: u64,
@@ -207,7 +207,8 @@ pub fn parse(
     parse_query(document).map_err(syntax_error)
 }
 
-/// Decides whether a document from [`parse`] may be executed: selects its operation and measures it.
+/// Decides whether a document from [`parse`] may be executed: selects its operation and measures
+/// it.
 ///
 /// An empty `operation_name` counts as absent, since no operation can have it.
 pub fn admit(

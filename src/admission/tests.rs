@@ -657,7 +657,8 @@ mod pages {
             5 * (1 + 10 * 11)
         );
         assert_eq!(admitted("{ a { labels { id } } }").values, 1 + 1 + 10);
-        // Every list of objects in the schema is in `UNPAGED_LISTS`, in a connection, or loaded by ids.
+        // Every list of objects in the schema is in `UNPAGED_LISTS`, in a connection, or loaded by
+        // ids.
         let sdl = crate::graphql::sdl();
         let document = async_graphql::parser::parse_schema(&sdl).expect("SDL");
         let mut lists = BTreeSet::new();

@@ -28,7 +28,7 @@ const POSTGRES_LOCK: i64 = 0x6661_7374_7472_6163;
 ///
 /// Such a log can be ahead of this server's transaction ids, and new events would sort before old
 /// ones. From here on, `events_epoch()` is the newest position in the log.
-const POSTGRES_EPOCH: &str = "DO $$
+const RAISE_EVENTS_EPOCH: &str = "DO $$
 DECLARE newest bigint := (SELECT max(xid) FROM events);
 BEGIN
     IF newest >= events_epoch() + pg_snapshot_xmax(pg_current_snapshot())::text::bigint THEN
@@ -105,7 +105,7 @@ async fn migrate(location: Location, back: bool) -> Result<usize> {
                 conn.batch_execute(&format!("SELECT pg_advisory_lock({POSTGRES_LOCK})"))?;
                 let done = run(&mut conn, POSTGRES, back);
                 if done.is_ok() && !back {
-                    conn.batch_execute(POSTGRES_EPOCH)?;
+                    conn.batch_execute(RAISE_EVENTS_EPOCH)?;
                 }
                 conn.batch_execute(&format!("SELECT pg_advisory_unlock({POSTGRES_LOCK})"))?;
                 done

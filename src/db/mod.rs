@@ -112,7 +112,8 @@ pub enum Lock {
     Delete,
 }
 
-/// Loads the rows of a query and, on PostgreSQL, locks them: `select_locked!(tx, query, Lock::Share)`.
+/// Loads the rows of a query and, on PostgreSQL, locks them:
+/// `select_locked!(tx, query, Lock::Share)`.
 ///
 /// The statement waits for uncommitted changes to these rows and returns the committed result.
 /// SQLite needs no row locks, since it has a single writer.
@@ -348,7 +349,7 @@ impl Db {
         })
     }
 
-    /// The maximum number of PostgreSQL connections of a server whose main pool has `kept`: the
+    /// The maximum number of PostgreSQL connections of a server whose main pool has `count`: the
     /// main, pipelined and background connections, the readiness check, and one for `LISTEN`.
     pub const fn connections(count: usize) -> usize {
         let shared = if count < PIPELINED_CONNECTIONS {

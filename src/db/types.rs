@@ -41,7 +41,7 @@ pub mod sql {
 }
 
 /// PostgreSQL counts microseconds from 2000-01-01.
-pub(crate) const POSTGRES_EPOCH: i64 = 946_684_800_000_000;
+pub(crate) const POSTGRES_EPOCH_MICROS: i64 = 946_684_800_000_000;
 
 impl ToSql<sql::Uuid, Pg> for Id {
     fn to_sql<'b>(&'b self, out: &mut Output<'b, '_, Pg>) -> serialize::Result {
@@ -74,7 +74,7 @@ impl ToSql<sql::Instant, Pg> for Timestamp {
         let micros = if *self == Self::MAX {
             i64::MAX
         } else {
-            self.micros() - POSTGRES_EPOCH
+            self.micros() - POSTGRES_EPOCH_MICROS
         };
         out.write_all(&micros.to_be_bytes())?;
         Ok(IsNull::No)
@@ -85,7 +85,9 @@ impl FromSql<sql::Instant, Pg> for Timestamp {
     fn from_sql(value: PgValue<'_>) -> deserialize::Result<Self> {
         let micros = i64::from_be_bytes(value.as_bytes().try_into()?);
         // PostgreSQL's `infinity` is `i64::MAX`, which saturates to `Timestamp::MAX`.
-        Ok(Self::from_micros(micros.saturating_add(POSTGRES_EPOCH)))
+        Ok(Self::from_micros(
+            micros.saturating_add(POSTGRES_EPOCH_MICROS),
+        ))
     }
 }
 

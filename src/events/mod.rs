@@ -1,8 +1,10 @@
 //! The event log, a transactional outbox.
 //!
 //! An event is written in the transaction of its change. Queries, subscriptions and the hub read
-//! the log after a position. Here an event is a kind, ids and a JSON snapshot. Its meaning is
-//! defined by its writers in `store` and its readers in `graphql`.
+//! the log after a position. They read only *settled* events, before which no running transaction
+//! can still insert one, so that a reader who moves on never misses an event. Here an event is a
+//! kind, ids and a JSON snapshot. Its meaning is defined by its writers in `store` and its readers
+//! in `graphql`.
 
 pub mod cursor;
 pub mod hint;
@@ -179,7 +181,7 @@ pub async fn append(tx: &mut Conn, new: &[NewEvent]) -> Result<()> {
     append_with_texts(tx, new).await.map(drop)
 }
 
-/// The same. Returns by how many bytes the texts in the history have grown.
+/// Like [`append`]. Returns by how many bytes the texts in the history have grown.
 pub async fn append_with_texts(tx: &mut Conn, new: &[NewEvent]) -> Result<i64> {
     let mut added = 0;
     // One prepared statement per row: more than two rows at a time are rare.

@@ -325,7 +325,7 @@ impl<'a> SelectedField<'a> {
         BatchPlan::of(self.names, self.set())
     }
 
-    /// An object for each, already in memory.
+    /// A field whose value is one object, already in memory.
     pub fn object<T: BatchObject, U: BatchObject>(
         &self,
         inner: fn(&T) -> U,
@@ -338,7 +338,7 @@ impl<'a> SelectedField<'a> {
         })
     }
 
-    /// A list of objects for each, already in memory.
+    /// A field whose value is a list of objects, already in memory.
     pub fn lists<T: BatchObject, U: BatchObject>(
         &self,
         list: fn(&T) -> Vec<U>,
@@ -348,7 +348,7 @@ impl<'a> SelectedField<'a> {
         })
     }
 
-    /// A list for each, loaded by its id.
+    /// A field whose value is a list, loaded by the id of the parent.
     pub fn list_by_id<
         T: BatchObject,
         U: BatchObject,
@@ -378,8 +378,8 @@ impl<'a> SelectedField<'a> {
         })
     }
 
-    /// An object for each, or null, loaded by the key of its id. Null is an error if the object is
-    /// `required`.
+    /// A field whose value is one object or null, loaded by a key. Null is an error if the object
+    /// is `required`.
     pub fn object_by_id<T: BatchObject, U: BatchObject, L: Load>(
         &self,
         id: fn(&T) -> Option<Id>,
@@ -422,7 +422,7 @@ impl<'a> SelectedField<'a> {
         })
     }
 
-    /// Objects found by a function of the caller.
+    /// A field whose objects `find` returns for all parents at once.
     pub fn batch<T: BatchObject, U: BatchObject>(
         &self,
         find: impl for<'r> Fn(&'r [T], &'r RequestContext) -> BoxFuture<'r, Result<ChildObjects<U>>>
@@ -468,7 +468,7 @@ impl<U> ChildObjects<U> {
         Self { objects, places }
     }
 
-    /// One for each; a missing one is an error.
+    /// One object per parent; a missing one is an error.
     pub fn one_per_parent(objects: impl IntoIterator<Item = Option<U>>) -> Result<Self> {
         let objects = objects.into_iter().collect::<Option<Vec<U>>>();
         let objects = objects.ok_or_else(|| Error::internal("related object missing"))?;
@@ -476,7 +476,7 @@ impl<U> ChildObjects<U> {
         Ok(Self::new(objects, places))
     }
 
-    /// A list for each.
+    /// A list of objects per parent.
     pub fn lists(lists: impl IntoIterator<Item = Vec<U>>) -> Self {
         let mut objects = Vec::new();
         let places = lists.into_iter().map(|list| {

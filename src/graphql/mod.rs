@@ -100,7 +100,7 @@ pub fn schema(introspection: bool) -> Schema {
     build(introspection, ValidationMode::Strict)
 }
 
-/// The same with reduced validation, for documents that [`schema`] has found valid.
+/// Like [`schema`], with reduced validation, for documents that it has found valid.
 pub fn unvalidated_schema(introspection: bool) -> Schema {
     build(introspection, ValidationMode::Fast)
 }
@@ -170,7 +170,8 @@ impl TrackedViewer {
         self.viewer.as_ref().ok_or_else(Error::unauthenticated)
     }
 
-    /// Whose right to these tasks a statement has to check; `None` if it was checked already.
+    /// The viewer whose permission to see these tasks a statement has to check; `None` if it was
+    /// already checked when the event was delivered.
     pub fn reader_of(&self, mut tasks: impl Iterator<Item = Id>) -> Result<Option<&Viewer>> {
         if self.checked_task.is_some() && tasks.all(|task| self.checked_task == Some(task)) {
             return Ok(None);

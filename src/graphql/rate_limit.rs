@@ -2,7 +2,7 @@
 
 use async_graphql::{Context, Object, SimpleObject};
 
-use crate::limits::Quota;
+use crate::limits::RateLimitStatus;
 use crate::time::Timestamp;
 
 /// Cost of an operation, the remaining quota, and when the window ends.
@@ -11,7 +11,7 @@ pub struct OperationCharge {
     /// In points.
     pub cost: u32,
     /// `None` when rate limits are disabled.
-    pub quota: Option<(Quota, Timestamp)>,
+    pub quota: Option<(RateLimitStatus, Timestamp)>,
 }
 
 /// Rate limit in points over a sliding window of one minute, counted per user or, for anonymous

@@ -5,9 +5,9 @@
 //! must arrive and responses must be read in time. When all slots are in use, or those of one
 //! address or network, the connection that has waited longest for its client is evicted: an idle
 //! one, or one whose requests all wait for the client to send a body or to read a response. Among
-//! running requests it is the one that has waited longest for its body. A few slots beyond the limit
-//! are reserved for probes: a connection that gets no other slot has one request answered there,
-//! with 503 unless it is a probe.
+//! running requests it is the one that has waited longest for its body. A few slots beyond the
+//! limit are reserved for health probes: a connection that gets no other slot has one request
+//! answered there, with 503 unless it is a probe.
 
 use std::net::{IpAddr, SocketAddr};
 use std::pin::{Pin, pin};
@@ -33,10 +33,10 @@ use tokio_util::task::TaskTracker;
 use tower::Service;
 
 use super::Overloaded;
-use super::h2_streams::{ChunkedBody, ResponseStream, StreamExecutor};
 use super::in_flight::{BytesWritten, CountingIo};
 use super::pace::{Pace, PacedIo};
 use super::slots::{EvictableGuard, Slot, SlotLimits, SlotPool};
+use super::write_timeout::{ChunkedBody, ResponseStream, StreamExecutor};
 use crate::config::ConnectionLimits;
 use crate::id::Id;
 use crate::network::Network;
@@ -75,7 +75,7 @@ const SEND_BUFFER: usize = 256 * 1024;
 
 /// Handle of a request that outlives its response head, such as a socket or an event stream.
 #[derive(Clone, Debug, Default)]
-pub struct ConnectionGuard {
+pub struct ConnectionHandle {
     /// Cancelled on shutdown.
     pub stop: CancellationToken,
     /// Tasks that shutdown waits for.
@@ -89,7 +89,7 @@ pub struct ConnectionGuard {
     slot: Option<Arc<Slot>>,
 }
 
-impl ConnectionGuard {
+impl ConnectionHandle {
     /// Waits for shutdown plus a random delay of up to one second, so that clients do not all
     /// reconnect at once.
     pub async fn shutting_down(&self) {
@@ -106,7 +106,7 @@ impl ConnectionGuard {
     }
 }
 
-impl<S: Send + Sync> axum::extract::FromRequestParts<S> for ConnectionGuard {
+impl<S: Send + Sync> axum::extract::FromRequestParts<S> for ConnectionHandle {
     type Rejection = std::convert::Infallible;
 
     async fn from_request_parts(
@@ -226,7 +226,7 @@ impl AcceptLoop {
         // This succeeds even when all are in use: the holder of a reserved slot can be evicted at
         // any time.
         let slot = slot.or_else(|| self.reserved.acquire(None))?;
-        let guard = ConnectionGuard {
+        let guard = ConnectionHandle {
             stop: self.stop.clone(),
             tasks: self.tasks.clone(),
             connection: CancellationToken::new(),
@@ -322,7 +322,7 @@ impl AcceptLoop {
         &self,
         mut request: Request<Incoming>,
         peer: SocketAddr,
-        mut guard: ConnectionGuard,
+        mut guard: ConnectionHandle,
         busy: RequestGuard,
     ) -> Response<Body> {
         // Probes need an answer above all when the server is overloaded.
@@ -359,8 +359,8 @@ impl AcceptLoop {
             WRITE_STALL_TIMEOUT.min(self.limits.idle_timeout),
         );
         let stream = stream.unwrap_or_else(|| Arc::clone(&busy.activity.stream));
-        // The response waits for the client from here on. Its body changes that if it has nothing to
-        // read.
+        // The response waits for the client from here on. Its body changes that if it has nothing
+        // to read.
         busy.set_waits(true);
         let unread = if is_http_2 && !response.body().is_end_stream() {
             self.unread(&busy.activity)
@@ -387,7 +387,7 @@ impl AcceptLoop {
 
 /// State of a connection.
 struct ConnectionActivity {
-    guard: ConnectionGuard,
+    guard: ConnectionHandle,
     /// Address that the limits per address apply to. Trusted proxies have none.
     source: Option<IpAddr>,
     /// Whether it uses a reserved slot and gets one response.
@@ -417,7 +417,7 @@ struct RequestCounts {
 }
 
 impl ConnectionActivity {
-    fn new(guard: ConnectionGuard, source: Option<IpAddr>, is_reserved: bool) -> Self {
+    fn new(guard: ConnectionHandle, source: Option<IpAddr>, is_reserved: bool) -> Self {
         let requests = RequestCounts {
             running: 0,
             waits: 0,

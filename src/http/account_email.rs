@@ -17,7 +17,7 @@ use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::auth::{AppliedQuota, JsonOrForm, device_cookie};
+use super::auth::{AppliedRateLimit, JsonOrForm, device_cookie};
 use super::openapi::{DocumentedErrors, ErrorResponses};
 use super::problem::Problem;
 use crate::App;
@@ -92,7 +92,7 @@ impl DocumentedErrors for Verification {
 async fn verify_email(
     State(app): State<Arc<App>>,
     client: Client,
-    Extension(counted): Extension<AppliedQuota>,
+    Extension(counted): Extension<AppliedRateLimit>,
     JsonOrForm(body): JsonOrForm<Verification>,
 ) -> Result<StatusCode, Problem> {
     let now = app.clock.now();
@@ -147,7 +147,7 @@ impl DocumentedErrors for Cancellation {
 async fn cancel_email_change(
     State(app): State<Arc<App>>,
     client: Client,
-    Extension(counted): Extension<AppliedQuota>,
+    Extension(counted): Extension<AppliedRateLimit>,
     JsonOrForm(body): JsonOrForm<Cancellation>,
 ) -> Result<StatusCode, Problem> {
     let now = app.clock.now();
@@ -177,7 +177,7 @@ async fn cancel_email_change(
 async fn resend_verification(
     State(app): State<Arc<App>>,
     client: Client,
-    Extension(counted): Extension<AppliedQuota>,
+    Extension(counted): Extension<AppliedRateLimit>,
     JsonOrForm(body): JsonOrForm<Address>,
 ) -> Result<Response, Problem> {
     queue_mail(&app, &counted, &client, MailKind::VerifyEmail, &body.email).await?;
@@ -199,7 +199,7 @@ async fn resend_verification(
 async fn password_reset(
     State(app): State<Arc<App>>,
     client: Client,
-    Extension(counted): Extension<AppliedQuota>,
+    Extension(counted): Extension<AppliedRateLimit>,
     JsonOrForm(body): JsonOrForm<Address>,
 ) -> Result<Response, Problem> {
     queue_mail(
@@ -217,7 +217,7 @@ async fn password_reset(
 
 async fn queue_mail(
     app: &App,
-    counted: &AppliedQuota,
+    counted: &AppliedRateLimit,
     client: &Client,
     kind: MailKind,
     email: &str,
@@ -287,7 +287,7 @@ impl DocumentedErrors for Confirmation {
 async fn confirm_password_reset(
     State(app): State<Arc<App>>,
     client: Client,
-    Extension(counted): Extension<AppliedQuota>,
+    Extension(counted): Extension<AppliedRateLimit>,
     JsonOrForm(body): JsonOrForm<Confirmation>,
 ) -> Result<Response, Problem> {
     let now = app.clock.now();
@@ -350,7 +350,7 @@ impl DocumentedErrors for Unsubscription {
 async fn unsubscribe_from_assignments(
     State(app): State<Arc<App>>,
     client: Client,
-    Extension(counted): Extension<AppliedQuota>,
+    Extension(counted): Extension<AppliedRateLimit>,
     uri: Uri,
 ) -> Result<Json<Accepted>, Problem> {
     counted.admit(&app, RateLimitBucket::Auth, &client).await?;

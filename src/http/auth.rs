@@ -1,7 +1,7 @@
 //! Registration, login, token refresh and logout under `/auth`. Bodies are JSON in snake_case or
 //! forms; errors are problem documents (RFC 9457) with a stable `code`. Doc comments of handlers
 //! and schemas become the OpenAPI document. E-mail verification and password reset are in
-//! the module of account e-mails.
+//! [`account_email`].
 
 use std::sync::{Arc, OnceLock};
 
@@ -25,9 +25,9 @@ use crate::auth::{self, bearer};
 use crate::error::{Code, Error, Result, UserError, UserErrorCode};
 use crate::graphql::node::{self, NodeType};
 use crate::id::Id;
-use crate::limits::{self, ClientKey, Quota, RateLimitBucket};
+use crate::limits::{self, ClientKey, RateLimitBucket, RateLimitStatus};
 use crate::network::Client;
-use crate::store::account::{self, Credential};
+use crate::store::account::{self, LoginCredential};
 use crate::store::audit::ClientInfo;
 use crate::store::lockout::{self, PasswordAttempt, Verdict};
 use crate::store::password::Password;
@@ -127,7 +127,7 @@ impl From<User> for Account {
 async fn register(
     State(app): State<Arc<App>>,
     client: Client,
-    Extension(counted): Extension<AppliedQuota>,
+    Extension(counted): Extension<AppliedRateLimit>,
     JsonOrForm(body): JsonOrForm<Registration>,
 ) -> Result<impl IntoResponse, Problem> {
     let now = app.clock.now();
@@ -276,7 +276,7 @@ impl DocumentedErrors for Login {
 async fn login(
     State(app): State<Arc<App>>,
     client: Client,
-    Extension(counted): Extension<AppliedQuota>,
+    Extension(counted): Extension<AppliedRateLimit>,
     headers: HeaderMap,
     JsonOrForm(body): JsonOrForm<Login>,
 ) -> Result<Response, Problem> {
@@ -361,7 +361,7 @@ fn login_failure(verdict: &Verdict, now: Timestamp) -> Problem {
 
 /// A login with the correct password.
 struct VerifiedLogin<'a> {
-    found: &'a Credential,
+    found: &'a LoginCredential,
     password: &'a str,
     device: Option<Id>,
     attempt: &'a PasswordAttempt,
@@ -456,7 +456,7 @@ pub fn device_cookie(app: &App, user_id: Id, token: &str) -> Result<HeaderValue>
 fn known_device(
     app: &App,
     now: Timestamp,
-    found: &Credential,
+    found: &LoginCredential,
     headers: &HeaderMap,
     given: Option<&str>,
 ) -> Option<Id> {
@@ -512,7 +512,7 @@ impl DocumentedErrors for Refreshing {
 async fn refresh(
     State(app): State<Arc<App>>,
     client: Client,
-    Extension(counted): Extension<AppliedQuota>,
+    Extension(counted): Extension<AppliedRateLimit>,
     JsonOrForm(body): JsonOrForm<Refreshing>,
 ) -> Result<Response, Problem> {
     let now = app.clock.now();
@@ -578,7 +578,7 @@ impl DocumentedErrors for Logout {
 async fn logout(
     State(app): State<Arc<App>>,
     client: Client,
-    Extension(counted): Extension<AppliedQuota>,
+    Extension(counted): Extension<AppliedRateLimit>,
     headers: HeaderMap,
 ) -> Result<StatusCode, Problem> {
     let now = app.clock.now();
@@ -605,9 +605,9 @@ fn token_response(tokens: Tokens) -> Response {
 
 /// The rate limit state after a request was counted, for its response headers.
 #[derive(Clone, Default)]
-pub struct AppliedQuota(Arc<OnceLock<Quota>>);
+pub struct AppliedRateLimit(Arc<OnceLock<RateLimitStatus>>);
 
-impl AppliedQuota {
+impl AppliedRateLimit {
     /// Counts the request against the rate limit of its address. Fails when the limit is exceeded.
     pub async fn admit(&self, app: &App, bucket: RateLimitBucket, client: &Client) -> Result<()> {
         let now = app.clock.now();
@@ -625,7 +625,7 @@ impl AppliedQuota {
         Ok(())
     }
 
-    pub fn quota(&self) -> Option<Quota> {
+    pub fn quota(&self) -> Option<RateLimitStatus> {
         self.0.get().copied()
     }
 }

@@ -20,7 +20,7 @@ use axum::response::{IntoResponse, Response};
 use serde_json::{Map, Value};
 
 use super::concurrency_limit::WaitPolicy;
-use super::in_flight::{BodyReservation, InFlight};
+use super::in_flight::{BodyBudgets, BodyReservation};
 use super::negotiate::{Media, accepts_stream, is_json_utf8, negotiate};
 use super::operation::{DEADLINE, GraphqlRequest, GraphqlService, client_key};
 use super::origin::{is_allowed, is_cross_site_simple};
@@ -28,7 +28,7 @@ use super::response::{GraphqlResponse, RequestError, response_dropped, too_large
 use super::sse::{self, StreamClient};
 use super::upgrade::Upgrade;
 use super::websocket::{self, SocketRequest};
-use super::{BodyError, ConnectionGuard, Overloaded, RequestId, read_body, set_rate_limit};
+use super::{BodyError, ConnectionHandle, Overloaded, RequestId, read_body, set_rate_limit};
 use crate::access::Viewer;
 use crate::auth::{self, bearer};
 use crate::error::{Code, Error};
@@ -44,7 +44,7 @@ pub async fn post(
     State(service): State<GraphqlService>,
     client: Client,
     Extension(id): Extension<RequestId>,
-    guard: ConnectionGuard,
+    guard: ConnectionHandle,
     request: Request,
 ) -> Response {
     if request.extensions().get::<Overloaded>().is_some() {
@@ -63,7 +63,7 @@ pub async fn get(
     State(service): State<GraphqlService>,
     client: Client,
     Extension(id): Extension<RequestId>,
-    guard: ConnectionGuard,
+    guard: ConnectionHandle,
     mut request: Request,
 ) -> Response {
     let Some(upgrade) = Upgrade::from_request(&mut request) else {
@@ -101,7 +101,7 @@ async fn serve(
     service: &GraphqlService,
     client: Client,
     id: &RequestId,
-    guard: ConnectionGuard,
+    guard: ConnectionHandle,
     request: Request,
 ) -> Response {
     let Some(media) = negotiate(request.headers()) else {
@@ -141,7 +141,7 @@ async fn run(
     client: Client,
     id: &RequestId,
     media: Media,
-    guard: ConnectionGuard,
+    guard: ConnectionHandle,
     request: Request,
 ) -> Result<Response, RequestError> {
     let (parts, body) = request.into_parts();
@@ -333,7 +333,7 @@ pub async fn viewer(
 /// Reads a body. Its bytes count against the budget of the address until the body is parsed.
 async fn read_request_body(
     body: axum::body::Body,
-    in_flight: &InFlight,
+    in_flight: &BodyBudgets,
     address: IpAddr,
 ) -> Result<(Bytes, Arc<BodyReservation>), RequestError> {
     let reservation = in_flight.body(ClientKey::address(address));

@@ -1,11 +1,13 @@
 //! Byte budgets for bodies in flight: per user or address, and for the whole process.
 //!
 //! Request bodies count from their first byte until they are parsed, responses until the operating
-//! system has accepted them. Only bodies larger than [`UNCOUNTED_BYTES`] count. Smaller ones are bounded by
-//! the number of connections, and still work when the budget of the process is exhausted.
+//! system has accepted them. Only bodies larger than [`UNCOUNTED_BYTES`] count. Smaller ones are
+//! bounded by the number of connections, and still work when the budget of the process is
+//! exhausted.
 //!
 //! When the request bodies of the process exhaust their budget, the one that has waited longest for
-//! its client is given up. Otherwise a few addresses could keep everybody else from sending.
+//! its client is evicted: its request fails. Otherwise a few addresses could keep everybody else
+//! from sending.
 
 use std::collections::BTreeMap;
 use std::io::{self, IoSlice};
@@ -25,8 +27,8 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::timeout;
 
-use super::h2_streams::CHUNK_BYTES;
 use super::problem::Problem;
+use super::write_timeout::CHUNK_BYTES;
 use crate::App;
 use crate::error::{Code, Error, Result};
 use crate::graphql::MAX_RESPONSE_BYTES;
@@ -44,7 +46,7 @@ const BODY_BYTES_PER_OWNER: usize = 8 * 1024 * 1024;
 /// Unread response bytes in the process, and of one user, or one address for an anonymous request.
 const RESPONSE_BYTES: usize = 64 * 1024 * 1024;
 const RESPONSE_BYTES_PER_OWNER: usize = 16 * 1024 * 1024;
-/// The same for responses with an account export, which are larger than all others. Two may be
+/// Unread bytes of responses with an account export, which are larger than all others. Two may be
 /// unread at once, one per user.
 const EXPORT_BYTES: usize = 2 * EXPORT_BYTES_PER_OWNER;
 const EXPORT_BYTES_PER_OWNER: usize = export::MAX_EXPORT_BYTES + MAX_RESPONSE_BYTES;
@@ -55,13 +57,14 @@ const TOO_MANY_REQUESTS: &str = "Too many large requests at once. Try again late
 const TOO_MANY_UNREAD: &str =
     "Too many bytes of earlier responses are unread. Read them, then try again.";
 
-pub struct InFlight {
+/// The byte budgets of request bodies, responses and exports.
+pub struct BodyBudgets {
     bodies: Arc<BodyBudget>,
     responses: Arc<ByteBudget>,
     exports: Arc<ByteBudget>,
 }
 
-impl Default for InFlight {
+impl Default for BodyBudgets {
     fn default() -> Self {
         Self {
             bodies: Arc::new(BodyBudget {
@@ -74,7 +77,7 @@ impl Default for InFlight {
     }
 }
 
-impl InFlight {
+impl BodyBudgets {
     /// An empty reservation for a body that starts to arrive.
     pub fn body(&self, owner: ClientKey) -> Arc<BodyReservation> {
         Arc::new(BodyReservation {
@@ -146,7 +149,7 @@ impl InFlight {
     }
 }
 
-/// The budget of request bodies, with the bodies that can be given up.
+/// The budget of request bodies, with the bodies that can be evicted.
 struct BodyBudget {
     budget: Arc<ByteBudget>,
     waiting: Mutex<WaitingBodies>,
@@ -165,7 +168,7 @@ impl BodyBudget {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Reserves bytes. If the budget of the process is exhausted, bodies that wait are given up.
+    /// Reserves bytes. If the budget of the process is exhausted, waiting bodies are evicted.
     fn or_evict<T>(
         &self,
         mut reserve: impl FnMut() -> Result<T, BudgetExceeded>,
@@ -178,7 +181,7 @@ impl BodyBudget {
         }
     }
 
-    /// Gives up the body that has waited longest. Its bytes are released at once. Returns whether
+    /// Evicts the body that has waited longest. Its bytes are released at once. Returns whether
     /// there was one.
     fn evict(&self) -> bool {
         let mut waiting = self.waiting();
@@ -222,7 +225,7 @@ impl BodyReservation {
         grown.map_err(|exceeded| budget_error(exceeded, TOO_MANY_REQUESTS))
     }
 
-    /// Receives a body. It fails if it is given up.
+    /// Receives a body. Reading it fails once it is evicted.
     pub fn receive(self: &Arc<Self>, body: Body) -> ReceivedBody {
         ReceivedBody {
             body,
@@ -232,7 +235,7 @@ impl BodyReservation {
     }
 }
 
-/// A request body that may be given up while it waits for its next frame.
+/// A request body that may be evicted while it waits for its next frame.
 pub struct ReceivedBody {
     body: Body,
     reservation: Arc<BodyReservation>,
@@ -510,7 +513,7 @@ mod tests {
 
     #[tokio::test]
     async fn bytes_count_until_their_last_piece_is_dropped() {
-        let in_flight = InFlight::default();
+        let in_flight = BodyBudgets::default();
         let counted = in_flight
             .count_body(owner(1), false, answer(100_000))
             .expect("room");
@@ -549,7 +552,7 @@ mod tests {
 
     #[test]
     fn one_owner_and_all_together_leave_no_more_unread_than_their_limits() {
-        let in_flight = InFlight::default();
+        let in_flight = BodyBudgets::default();
         let code = |counted: Result<Response>| counted.err().map(|error| error.into_client().0);
         let mut counted = Vec::new();
         for number in 0..4 {

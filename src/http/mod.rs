@@ -11,7 +11,6 @@ pub mod fifo_cache;
 pub mod graphiql;
 pub mod graphql;
 pub mod graphql_transport_ws;
-pub mod h2_streams;
 pub mod health;
 pub mod in_flight;
 pub mod negotiate;
@@ -29,6 +28,7 @@ pub mod subscription;
 pub mod upgrade;
 pub mod user_slots;
 pub mod websocket;
+pub mod write_timeout;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -52,11 +52,11 @@ use crate::graphql::Schema;
 use crate::id::Id;
 use crate::time::whole_seconds;
 use crate::{metrics, telemetry};
-pub use accept::{ConnectionGuard, serve};
-use auth::AppliedQuota;
-use h2_streams::CHUNK_BYTES;
+pub use accept::{ConnectionHandle, serve};
+use auth::AppliedRateLimit;
 use origin::{host, is_cross_site};
 use problem::Problem;
+use write_timeout::CHUNK_BYTES;
 
 const MAX_AUTH_BODY_BYTES: usize = 8 * 1024;
 /// Step in which the buffer of a large body grows, in bytes.
@@ -178,7 +178,10 @@ async fn reject_cross_site(State(app): State<Arc<App>>, request: Request, next: 
 /// Applies [`AUTH_DEADLINE`]. Work that has begun runs to its end in a task of its own, even when
 /// the deadline passes or the client disconnects.
 async fn with_deadline(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
-    let (counted, is_post) = (AppliedQuota::default(), request.method() == Method::POST);
+    let (counted, is_post) = (
+        AppliedRateLimit::default(),
+        request.method() == Method::POST,
+    );
     let answered = async {
         let (mut parts, body) = request.into_parts();
         parts.extensions.insert(counted.clone());

@@ -23,8 +23,7 @@ pub enum PersistedDocuments {
 }
 
 impl PersistedDocuments {
-    /// Creates an empty cache for `most` documents, or the list of trusted documents if one is
-    /// given.
+    /// Creates an empty cache of this capacity, or the list of trusted documents if one is given.
     pub fn new(capacity: usize, trusted: Option<&HashMap<String, String>>) -> Self {
         match trusted {
             None => Self::Automatic(FifoCache::new(capacity)),

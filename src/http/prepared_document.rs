@@ -1,4 +1,4 @@
-//! Cache of parsed documents and of what is known about their operations.
+//! Cache of parsed documents, with the operations that were found valid and their execution hints.
 //!
 //! The library validates an operation on every execution. Validity depends only on the document,
 //! the operation name and the kinds of the variable values, so a combination that was valid is not
@@ -19,7 +19,7 @@ use crate::graphql::ExecutionHints;
 use crate::graphql::field_merging::{self, FieldConflict};
 use crate::graphql::null_propagation::{SchemaIndex, operation_named};
 
-/// Maximum number of validated forms per document, and maximum length of a form in bytes.
+/// Maximum number of validation keys per document, and maximum length of a key in bytes.
 const MAX_VALIDATION_KEYS: usize = 16;
 const MAX_KEY_BYTES: usize = 128;
 
@@ -99,7 +99,8 @@ impl Deref for PreparedDocument {
 }
 
 impl PreparedDocument {
-    /// The form of an operation. Returns `None` if it is too specific to be worth remembering.
+    /// The validation key of an operation. Returns `None` if it is too specific to be worth
+    /// remembering.
     pub fn validation_key(
         &self,
         name: Option<&str>,
@@ -156,7 +157,7 @@ impl PreparedDocument {
         self.lock().contains(form)
     }
 
-    /// Records that an operation of this form is valid.
+    /// Records that operations with this key are valid.
     pub fn mark_validated(&self, form: ValidationKey) {
         let mut valid = self.lock();
         if valid.len() < MAX_VALIDATION_KEYS {

@@ -1,7 +1,7 @@
 //! Slots limit how many connections or requests exist at once, in total and per source.
 //!
 //! A holder that waits for its client can be evicted: when no slot is free, the holder that has
-//! waited longest loses its slot to the newcomer. The slot moves at once, without waiting until the
+//! waited longest loses its slot to the new one. The slot moves at once, without waiting until the
 //! evicted connection has closed, so that a flood of new connections does not queue.
 
 use std::collections::{BTreeMap, HashMap};

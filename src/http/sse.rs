@@ -21,7 +21,7 @@ use futures_util::stream::poll_fn;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::ConnectionGuard;
+use super::ConnectionHandle;
 use super::in_flight::reserved_bytes;
 use super::negotiate::Media;
 use super::operation::{GraphqlService, Operation};
@@ -48,7 +48,7 @@ pub struct StreamClient {
     pub viewer: Option<Viewer>,
     pub request_id: Arc<str>,
     /// Delays shutdown while the stream is open.
-    pub guard: ConnectionGuard,
+    pub guard: ConnectionHandle,
 }
 
 /// Responds with a stream of one response, followed by `complete`.
@@ -218,8 +218,9 @@ async fn send_events(
     send(COMPLETE.into()).await
 }
 
-/// Waits for a future and calls `break_it` after each interval of `silence`. The same future is
-/// polled throughout, so nothing that it has already received is lost.
+/// Waits for a future and runs `break_it`, which sends a keep-alive, after each interval of
+/// `silence`. The same future is polled throughout, so nothing that it has already received is
+/// lost.
 async fn with_keep_alive<T, E, F>(
     wait: impl Future<Output = T>,
     silence: Duration,

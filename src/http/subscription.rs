@@ -2,8 +2,9 @@
 //! arguments; after that each event is executed as a query of its own.
 //!
 //! Subscriptions with the same document and variables share the response to an event, unless a
-//! resolver asked the [`RequestContext`] for its viewer while it was computed. Whether a viewer may see the
-//! event at all is checked for each subscriber before that ([`crate::graphql::event_stream`]).
+//! resolver asked the [`RequestContext`] for its viewer while it was computed. Whether a viewer may
+//! see the event at all is checked for each subscriber before that
+//! ([`crate::graphql::event_stream`]).
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -190,7 +191,7 @@ impl Subscriptions {
         Ok(shared_subscription)
     }
 
-    /// Returns the parsed form of a question, from the cache if possible.
+    /// Returns the parsed form of a shared subscription, from the cache if possible.
     fn parsed(
         &self,
         shared_subscription: &SharedSubscription,

@@ -38,7 +38,7 @@ use super::slots::EvictableGuard;
 use super::subscription::{ActiveSubscription, SubscriptionMessage};
 use super::upgrade::Upgrade;
 use super::user_slots::UserSlot;
-use super::{ConnectionGuard, background_span};
+use super::{ConnectionHandle, background_span};
 use crate::access::Viewer;
 use crate::auth::{self, bearer};
 use crate::error::{Code, Error};
@@ -78,7 +78,7 @@ pub struct SocketRequest {
     /// `Authorization` header of the upgrade request. Browsers cannot set it on a WebSocket.
     pub authorization: Option<String>,
     /// Delays shutdown while the socket is open.
-    pub guard: ConnectionGuard,
+    pub guard: ConnectionHandle,
 }
 
 type Socket = WebSocketStream<PacedIo<TokioIo<Upgraded>>>;
@@ -582,8 +582,8 @@ impl SocketHandler {
                     let (noted, named) = (Arc::clone(&self.running), id.clone());
                     let task = self.tasks.spawn(async move {
                         let end = operation.run(&named, request).await;
-                        // Unregistered before the last message, because a client may reuse the id as
-                        // soon as it has read that message.
+                        // Unregistered before the last message, because a client may reuse the id
+                        // as soon as it has read that message.
                         remove_operation(&noted, &named, number);
                         match end {
                             OperationEnd::Message(last) => {

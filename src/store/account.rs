@@ -26,7 +26,7 @@ use crate::{on, select_locked};
 
 /// The stored credential that a login is checked against.
 #[derive(Clone, Debug, Queryable)]
-pub struct Credential {
+pub struct LoginCredential {
     pub user_id: Id,
     /// Argon2 hash in PHC string format.
     pub password_hash: String,
@@ -37,7 +37,7 @@ pub struct Credential {
 }
 
 /// Finds the credential for a folded e-mail address or username.
-pub async fn identify(conn: &mut Conn, identifier: &str) -> Result<Option<Credential>> {
+pub async fn identify(conn: &mut Conn, identifier: &str) -> Result<Option<LoginCredential>> {
     Ok(on!(conn, |c| users::table
         .filter(
             users::email_key
@@ -57,7 +57,7 @@ pub async fn identify(conn: &mut Conn, identifier: &str) -> Result<Option<Creden
 }
 
 /// The viewer's credential, for operations that ask for the password again.
-pub async fn credential_of(conn: &mut Conn, viewer: &Viewer) -> Result<Credential> {
+pub async fn credential_of(conn: &mut Conn, viewer: &Viewer) -> Result<LoginCredential> {
     Ok(on!(conn, |c| users::table
         .find(viewer.id)
         .select((

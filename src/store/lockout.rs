@@ -251,8 +251,8 @@ pub async fn check(
     Ok(evaluate(&counters, now, attempt, rule))
 }
 
-/// The same, with the counters locked until the transaction ends: simultaneous attempts see each
-/// other's failures.
+/// Like [`check`], with the counter rows locked until the transaction ends, so that simultaneous
+/// attempts see each other's failures. It locks nobody out.
 pub async fn lock(
     tx: &mut Conn,
     now: Timestamp,

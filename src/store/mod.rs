@@ -1,6 +1,6 @@
-//! Queries and transactions, one module per entity. A read is one query; a write is one transaction
-//! that changes the rows and appends the events. Permissions are checked with `access` on the row
-//! that was read, in the same transaction.
+//! Queries and transactions, one module per domain object. A read is one query; a write is one
+//! transaction that changes the rows and appends the events. Permissions are checked with `access`
+//! on the row that was read, in the same transaction.
 
 pub mod account;
 pub mod audit;

@@ -95,8 +95,8 @@ pub async fn viewer(conn: &mut Conn, now: Timestamp, session_id: Id) -> Result<O
 /// transaction ends: no other transaction can change the role, disable the account or end the
 /// session before. Fails with UNAUTHENTICATED if that has happened since the request began.
 ///
-/// Every write of a viewer begins with this. The request's copy of the viewer may be a second old.
-/// With it, the log could contain a change made after the right to it ended.
+/// Every write of a viewer begins with this. The request's copy of the viewer may be a second old;
+/// a write that relied on it could add a change to the log after the right to it ended.
 pub async fn lock(tx: &mut Conn, now: Timestamp, viewer: &Viewer) -> Result<Viewer> {
     // The order of the tables is the order of the locks.
     let present = users::table
@@ -115,8 +115,8 @@ pub async fn lock(tx: &mut Conn, now: Timestamp, viewer: &Viewer) -> Result<View
     })
 }
 
-/// The same check as a condition of a statement: true if the viewer's session is valid and their
-/// role unchanged. Neither can change before the statement commits.
+/// The check of [`lock`] as a condition of a statement: true if the viewer's session is valid and
+/// their role unchanged. Neither can change before the statement commits.
 #[derive(Clone, Copy, Debug)]
 pub struct ViewerUnchanged<'a> {
     viewer: &'a Viewer,

@@ -202,8 +202,8 @@ pub async fn lock(tx: &mut Conn, id: Id) -> Result<Option<User>> {
     .pop())
 }
 
-/// The same, with all active ADMINs locked too. One statement locks the rows in the order of their
-/// ids, so that two transactions cannot deadlock.
+/// Like [`lock`], with all active ADMINs locked too. One statement locks the rows in the order of
+/// their ids, so that two transactions cannot deadlock.
 pub async fn lock_with_admins(tx: &mut Conn, id: Id) -> Result<(Option<User>, ActiveAdmins)> {
     let admins = users::role.eq(Role::Admin).and(users::is_active.eq(true));
     let rows = users::table
@@ -752,7 +752,7 @@ pub async fn update(
     .await
 }
 
-/// The same from the command line, without a viewer.
+/// Like [`update`], from the command line and without a viewer.
 pub async fn update_from_shell(
     db: &Db,
     now: Timestamp,
