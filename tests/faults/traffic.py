@@ -217,31 +217,37 @@ def contradictions(ledger, tables):
     if it is consistent."""
     found = []
     tasks, comments, events = tables.tasks(), tables.comments(), tables.events()
-    written, changed, created, added = set(), {}, Counter(), Counter()
+    written, steps, created, added = set(), {}, Counter(), Counter()
     # The text of a comment is stored only in its row, not in its event.
     bodies = {comment: body for comment, _, body in comments}
     for kind, task, comment, data in events:
-        told = json.loads(data)
+        event = json.loads(data)
         if kind == TASK_CREATED:
             created[task] += 1
-            written.add(told["task"]["title"])
-        elif kind in (TASK_UPDATED, STATUS_CHANGED):
-            changed.setdefault(task, {}).setdefault(kind, []).append(told["task"])
-            if kind == TASK_UPDATED:
-                written.add(told["task"]["title"])
+        elif kind == TASK_UPDATED:
+            titles = [(c["from"], c["to"]) for c in event["changes"] if c["field"] == "title"]
+            steps.setdefault(task, {}).setdefault(kind, []).extend(titles)
+            written.update(title for pair in titles for title in pair)
+        elif kind == STATUS_CHANGED:
+            status = tuple(STORED[word] for word in event["status"])
+            steps.setdefault(task, {}).setdefault(kind, []).append(status)
         elif kind == COMMENT_ADDED:
             added[comment] += 1
             written.add(bodies.get(comment))
     for task, title, status, version in tasks:
         if created.pop(task, 0) != 1:
             found.append(f"task {title} does not have exactly one creation event")
-        expected = list(range(2, int(version) + 1))
-        for kind in (TASK_UPDATED, STATUS_CHANGED):
-            steps = changed.get(task, {}).get(kind, [])
-            if [step["version"] for step in steps] != expected:
+        for kind, now in ((TASK_UPDATED, title), (STATUS_CHANGED, status)):
+            taken = steps.get(task, {}).get(kind, [])
+            if len(taken) != int(version) - 1:
                 found.append(f"task {title} is at version {version}, but its events of kind {kind} disagree")
-            elif steps and (steps[-1]["title"] != title or STORED.get(steps[-1]["status"], status) != status):
+            elif any(before[1] != after[0] for before, after in zip(taken, taken[1:])):
+                found.append(f"events of kind {kind} about task {title} do not follow each other")
+            elif taken and taken[-1][1] != now:
                 found.append(f"task {title} differs from its last event")
+        # The creation event refers to the task's row.
+        titles = steps.get(task, {}).get(TASK_UPDATED)
+        written.add(titles[0][0] if titles else title)
     found += [f"event for the missing task {task}" for task in created]
     for comment, _, body in comments:
         if added.pop(comment, 0) != 1:
