@@ -751,9 +751,9 @@ async fn a_cursor_between_visible_events_works_like_any_other() {
         .query("{ events(first: 1) { edges { cursor } } }", json!({}))
         .await;
     let first = &first["events"]["edges"][0]["cursor"];
+    let document = "query ($after: String, $before: String) {
+        events(after: $after, before: $before) { nodes { __typename } } }";
     let events = async |bounds: Value| {
-        let document = "query ($after: String, $before: String) {
-            events(after: $after, before: $before) { nodes { __typename } } }";
         let answer = alice.ask(document, bounds.clone()).await;
         let nodes = answer.data()["events"]["nodes"].as_array().map(Vec::len);
         nodes.unwrap_or_else(|| panic!("{bounds}: {}", answer.0))
@@ -761,10 +761,13 @@ async fn a_cursor_between_visible_events_works_like_any_other() {
     let all = events(json!({})).await;
     assert!(all > 0);
     for later in &later {
-        assert_eq!(events(json!({ "after": later })).await, 0);
+        let refused = alice.ask(document, json!({ "after": later })).await;
+        assert_eq!(refused.code(), "CURSOR_EXPIRED", "it is beyond the end");
         assert_eq!(events(json!({ "before": later })).await, all);
-        assert_eq!(events(json!({ "after": later, "before": first })).await, 0);
     }
+    let end = alice.now().await;
+    assert_eq!(events(json!({ "after": end })).await, 0);
+    assert_eq!(events(json!({ "after": end, "before": first })).await, 0);
 }
 
 #[tokio::test]
