@@ -621,20 +621,21 @@ impl<'a, T: BatchObject> BatchPlan<'a, T> {
             if objects.is_empty() {
                 return Ok(JsonFragments::default());
             }
-            let hung = self
+            let batches = self
                 .members
                 .iter()
                 .filter_map(|member| match &member.resolver {
                     FieldResolver::Inline(_) => None,
-                    FieldResolver::Batch(hung) => Some(hung.resolve(objects, caller)),
+                    FieldResolver::Batch(field) => Some(field.resolve(objects, caller)),
                 });
-            let mut hung = try_join_all(hung).await?;
+            let mut batches = try_join_all(batches).await?;
             let mut texts = JsonFragments::default();
-            hung.iter_mut()
-                .for_each(|hung| texts.counted.absorb(&mut hung.counted));
+            batches
+                .iter_mut()
+                .for_each(|fragments| texts.counted.absorb(&mut fragments.counted));
             let mut failed = Ok(());
             for (index, object) in objects.iter().enumerate() {
-                let mut hung = hung.iter();
+                let mut fragments = batches.iter();
                 json::write_object(
                     &mut texts.buffer,
                     &self.members,
@@ -652,7 +653,7 @@ impl<'a, T: BatchObject> BatchPlan<'a, T> {
                                 }
                             }
                             FieldResolver::Batch(_) => out.extend_from_slice(
-                                hung.next().map_or(b"", |texts| texts.get(index)),
+                                fragments.next().map_or(b"", |texts| texts.get(index)),
                             ),
                         }
                     },
